@@ -1,0 +1,116 @@
+"""Build the sdist and the wheel, install the wheel elsewhere, and use it there.
+
+The second environment lies outside the checkout and gets the wheel alone. A ``.pth`` line lends it
+the dependencies of the environment that runs this file; ``.pth`` files inside that folder are not
+read then, so the editable install cannot stand in for the wheel.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+INSIDE = """
+import importlib.metadata, importlib.util, pathlib, sys
+
+import spikeformer_lt
+from spikeformer_lt import list_datasets, list_models, list_searches
+
+home = pathlib.Path(sys.prefix).resolve()
+package = pathlib.Path(spikeformer_lt.__file__).resolve()
+assert home in package.parents, f"{package} is not in {home}: another copy was imported"
+
+files = importlib.metadata.files("spikeformer_lt")
+top = {path.parts[0] for path in files}
+foreign = {name for name in top if name.split("-")[0] != "spikeformer_lt"}
+assert not foreign, f"the wheel also installed {sorted(foreign)}"
+for name in ("models", "datasets", "recipes", "tests"):
+    found = importlib.util.find_spec(name)
+    places = list(found.submodule_search_locations or [found.origin]) if found else []
+    assert not any(str(home) in str(place) for place in places), f"top-level {name}: {places}"
+assert (package.parent / "py.typed").is_file(), "py.typed is missing: users would get no types"
+
+root = pathlib.Path(sys.argv[1])
+for folder in ("spikeformer_lt", "models", "datasets"):
+    for source in sorted((root / folder).rglob("*.py")):
+        target = source.relative_to(root)
+        if folder != "spikeformer_lt":
+            target = "spikeformer_lt" / target
+        assert (package.parents[1] / target).is_file(), f"the wheel lacks {target}"
+
+shelves = {"models": list_models(), "datasets": list_datasets(), "searches": list_searches()}
+for shelf, names in shelves.items():
+    assert names, f"list_{shelf}() is empty in the installed wheel"
+print(", ".join(f"{len(names)} {shelf}" for shelf, names in shelves.items()), "in the wheel")
+"""
+
+
+def run(what: str, *command: str | Path, cwd: Path) -> None:
+    """Run one command away from the checkout; all its output is shown only when it fails."""
+    print(what, flush=True)
+    env = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        sys.exit(f"{done.stdout}wheel check failed at: {what}")
+    if last := done.stdout.strip().splitlines()[-1:]:
+        print(f"  {last[0]}", flush=True)
+
+
+def main() -> None:
+    """Build, install, import; any failure is a non-zero exit status."""
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="wheel-check-") as name:
+        folder = Path(name).resolve()
+        if ROOT in folder.parents:
+            sys.exit(f"TMPDIR is inside the checkout ({folder}): the check would prove nothing")
+        here = [sys.executable, "-P", "-m"]
+        run(
+            "Building the sdist, and the wheel from the sdist (half a minute)",
+            *[*here, "build", "--outdir", folder / "dist", ROOT],
+            cwd=folder,
+        )
+        (wheel,) = (folder / "dist").glob("*.whl")
+
+        venv.create(folder / "venv", with_pip=False)
+        python = folder / "venv" / "bin" / "python"
+        run(
+            f"Installing {wheel.name} in a fresh environment",
+            *[
+                *here,
+                "pip",
+                "--python",
+                python,
+                "install",
+                "--quiet",
+                "--no-deps",
+                "--no-index",
+                wheel,
+            ],
+            cwd=folder,
+        )
+        places = {"base": str(folder / "venv"), "platbase": str(folder / "venv")}
+        site = Path(sysconfig.get_path("purelib", "venv", vars=places))
+        (site / "lent.pth").write_text(sysconfig.get_path("purelib") + "\n")
+
+        run("Importing it from there", python, "-P", "-c", INSIDE, ROOT, cwd=folder)
+    print(f"The wheel works ({time.monotonic() - start:.0f} s)", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""The 1,797 handwritten digits that scikit-learn ships: real images that need no download.
+
+Source: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI repository, 1998
+(its test set, 8 x 8 pixels of 0 to 16), as `sklearn.datasets.load_digits` gives it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from spikeformer_lt.errors import ConfigError
+from spikeformer_lt.images.arrays import ArrayImages
+from spikeformer_lt.images.hashed import VAL_FRACTION, hashed_validation
+from spikeformer_lt.images.splits import Splits, make_splits
+from spikeformer_lt.registry import register_dataset
+
+_GRID = 8  # pixels a side in the source
+_INK = 16  # its brightest value
+_TEST_FRACTION = 0.2
+_LARGEST = 256  # pixels a side; beyond it the set takes gigabytes and shows nothing new
+
+
+@register_dataset
+def digits(
+    root: str = "data",
+    download: bool = False,
+    image_size: int | None = None,
+    val_fraction: float = VAL_FRACTION,
+    limit_train: int | None = None,
+    limit_test: int | None = None,
+    duplicates: str = "report",
+) -> Splits:
+    """scikit-learn's digits as RGB images: 1,438 to train and validate, 359 to test, 10 classes.
+
+    One fifth of each class, chosen by hashes, is the test set; it is the same for every size,
+    seed and option.
+
+    Args:
+        root: not used; taken so that one configuration fits every data set.
+        download: not used; nothing needs to be fetched.
+        image_size: height and width in pixels, a multiple of 8 up to 256; None is 32.
+        val_fraction: part of each class of the training images that is validation.
+        limit_train: images to train on, classes in proportion; None is all.
+        limit_test: images to test on, classes in proportion; None is all.
+        duplicates: "report" or "refuse" images that two parts share.
+
+    Raises:
+        ConfigError: an option out of range.
+    """
+    del root, download
+    size = 32 if image_size is None else image_size
+    if size % _GRID or not _GRID <= size <= _LARGEST:
+        raise ConfigError(
+            f"image_size={size} is not allowed: digits come in multiples of {_GRID} from {_GRID} "
+            f"to {_LARGEST} pixels, such as 16 or 32"
+        )
+    from sklearn.datasets import load_digits
+
+    source = load_digits()
+    labels = torch.from_numpy(source.target).to(torch.int64)
+    pixels = enlarge(torch.from_numpy(source.images), size)
+    pool, held = hashed_validation("digits/test", labels, _TEST_FRACTION)
+    mean, std = _moments(pixels[pool])
+    everything = ArrayImages(
+        "digits", pixels, labels, num_classes=10, mean=[mean] * 3, std=[std] * 3
+    )
+    return make_splits(
+        "digits",
+        everything.take(pool, "digits train"),
+        everything.take(held, "digits test"),
+        val_fraction=val_fraction,
+        limit_train=limit_train,
+        limit_test=limit_test,
+        duplicates=duplicates,
+        augment="digits",
+    )
+
+
+def enlarge(ink: Tensor, size: int) -> Tensor:
+    """Return grey 8 x 8 images as RGB, bilinearly enlarged.
+
+    Shape: real [N, 8, 8] of 0 to 16 -> uint8 [N, 3, size, size] of 0 to 255.
+    """
+    grey = torch.nn.functional.interpolate(
+        ink.to(torch.float64)[:, None], size=(size, size), mode="bilinear", align_corners=False
+    )
+    return (grey * 255 / _INK).round().to(torch.uint8).repeat(1, 3, 1, 1)
+
+
+def _moments(pixels: Tensor) -> tuple[float, float]:
+    """Return mean and standard deviation of pixels in [0, 1], to four decimals."""
+    scaled = pixels[:, 0].to(torch.float64) / 255
+    return round(float(scaled.mean()), 4), round(float(scaled.std(correction=0)), 4)

@@ -1,0 +1,77 @@
+"""Evaluate a run or a ticket on any split, with its sparsity ledger.
+
+accelerate launch recipes/evaluate.py --run runs/x                       # its own data set, test split
+accelerate launch recipes/evaluate.py --run runs/x --split val
+accelerate launch recipes/evaluate.py --run runs/x --data.name cifar10 --data.root data
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from spikeformer_lt.config import check, run_recipe
+from spikeformer_lt.training.experiment import DataConfig
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Accuracy, ledger and purity audit of a ticket on disk."""
+
+    run: str = ""
+    """A run directory, or a ticket folder."""
+    split: str = "test"
+    """train, val or test."""
+    out: str = ""
+    """JSON file for the result; empty prints only."""
+    batch_size: int = 256
+    """Images per step."""
+    T: int | None = None
+    """Time steps, if others than the ticket was trained with."""
+    cpu: bool = False
+    """Stay on the CPU even where a GPU is present."""
+    data: DataConfig = field(default_factory=DataConfig)
+
+    def __post_init__(self) -> None:
+        check(self.split in ("train", "val", "test"), "split", self.split, "train, val or test")
+        check(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
+
+
+def main(cfg: Evaluate) -> None:
+    """Load, evaluate, print."""
+    from accelerate import Accelerator
+
+    from spikeformer_lt import Ticket
+    from spikeformer_lt.reports.run_report import describe
+    from spikeformer_lt.tickets.rebuild import model_from_ticket
+    from spikeformer_lt.training.experiment import load_splits
+
+    check(bool(cfg.run), "run", cfg.run, "a run directory or a ticket folder: --run DIR")
+    folder = Path(cfg.run)
+    ticket = Ticket.load(folder / "ticket" if (folder / "ticket").is_dir() else folder)
+    known = ticket.provenance
+    data = cfg.data
+    if data.name == "auto":
+        data = replace(data, name=known["dataset"], **known.get("data", {}))
+    splits = load_splits(data)
+    if splits.name == known["dataset"] and splits.split_sha256 != known["split_sha256"]:
+        print(f"NOTICE: split {splits.split_sha256[:12]} is not the ticket's own "
+              f"({known['split_sha256'][:12]}); its train and test images may be mixed up")  # fmt: skip
+    model = model_from_ticket(ticket, **({"T": cfg.T} if cfg.T else {}))
+    accelerator = Accelerator(cpu=cfg.cpu)
+    model.to(accelerator.device)
+    metrics, ledger = describe(model, splits, cfg.split, accelerator, batch_size=cfg.batch_size)
+    accelerator.print(
+        f"{splits.name} {cfg.split}: {metrics.accuracy:.2f} % of {metrics.count} "
+        f"(top-5 {metrics.top5:.2f} %, loss {metrics.loss:.4f})"
+    )
+    for name in ("sparsity", "conv_pep_bits_per_weight", "macs", "sops", "params"):
+        accelerator.print(f"  {name}: {ledger[name]}")
+    if cfg.out and accelerator.is_main_process:
+        result = {"accuracy": metrics.accuracy, "count": metrics.count, "loss": metrics.loss}
+        Path(cfg.out).write_text(json.dumps({**result, "split": cfg.split, **ledger}, indent=2))
+
+
+if __name__ == "__main__":
+    run_recipe(main, Evaluate)

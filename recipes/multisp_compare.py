@@ -1,0 +1,117 @@
+"""Compare MultiSp variants over seeds: independent, resumable runs, one table with mean and spread.
+
+python recipes/multisp_compare.py --suite demo --out runs/demo                 # 3 runs, minutes
+python recipes/multisp_compare.py --suite ablation --seeds 0 1 2 --jobs 2      # each level, controls
+python recipes/multisp_compare.py --suite curves --seeds 0 1 2 --jobs 2        # where it breaks
+
+A comparison that was killed goes on where it stopped: finished runs are kept, the others resume.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from spikeformer_lt.config import check, run_recipe
+
+W, P, A = "--multisp.weights.", "--multisp.patches.", "--multisp.activation."
+NO_WEIGHTS = f"{W}method off"
+NO_PATCHES = f"{P}sparsity 0"
+DENSE = f"{NO_WEIGHTS} {NO_PATCHES}"
+HARD_WEIGHTS, HARD_PATCHES = 0.95, 0.8
+SUITES: dict[str, dict[str, str]] = {
+    "demo": {
+        "dense": DENSE,
+        "MultiSp": "",
+        "random control": f"{W}method random {P}score random",
+    },
+    "ablation": {
+        "dense": DENSE,
+        "level 1 only (patches)": NO_WEIGHTS,
+        "level 2 only (weights)": NO_PATCHES,
+        "level 3 only: heaviside": f"{DENSE} {A}kind heaviside",
+        "level 3 only: sign": f"{DENSE} {A}kind sign",
+        "level 3 only: relu (reference)": f"{DENSE} {A}kind relu",
+        "all levels (default)": "",
+        "all levels, heaviside": f"{A}kind heaviside",
+        "all levels, sign": f"{A}kind sign",
+        "all levels, iand residual": f"{A}residual iand",
+        "all levels, random patches": f"{P}score random",
+        "all levels, random mask": f"{W}method random",
+        "sequential": "--multisp.schedule sequential",
+        "reverse": "--multisp.schedule reverse",
+        "literal Algorithm 1": "--multisp.preset literal",
+    },
+    "parts": {
+        "frozen scores": f"{W}method scores",
+        "latent (default)": "",
+        "scores over latent": f"{W}method both",
+        "magnitude, fixed": f"{W}method magnitude",
+        "per-filter gains": f"{W}gain filter",
+        "annealed scores over latent": f"{W}method both {W}anneal 4",
+        "from dense weights": "--multisp.dense_epochs 20",
+        "from dense, distilled": "--multisp.dense_epochs 20 --multisp.distill 0.5",
+        "sequential, finetuned": "--multisp.schedule sequential --multisp.stem finetune",
+    },
+    "curves": {
+        **{f"weights {s}": f"{W}sparsity {s}" for s in (0.5, 0.8, 0.9, 0.95, 0.98)},
+        **{
+            f"random mask {s}": f"{W}sparsity {s} {W}method random"
+            for s in (0.5, 0.8, 0.9, 0.95, 0.98)
+        },
+        **{f"patches {s}": f"{P}sparsity {s}" for s in (0.314, 0.5, 0.65, 0.8)},
+        **{
+            f"random patches {s}": f"{P}sparsity {s} {P}score random"
+            for s in (0.314, 0.5, 0.65, 0.8)
+        },
+        "dense": DENSE,
+    },
+}
+
+
+@dataclass(frozen=True)
+class MultiSpCompare:
+    """Run a suite of MultiSp variants over seeds and write one table."""
+
+    suite: str = "demo"
+    """demo, ablation, parts or curves."""
+    data: str = "digits"
+    """Data set of all runs."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds; the table shows mean and standard deviation."""
+    jobs: int = 1
+    """Runs at a time, one thread each when more than one."""
+    out: str = "runs/compare"
+    """Directory of the comparison; runs go into runs/ below it."""
+    options: str = ""
+    """Further options for every run, in quotes."""
+
+    def __post_init__(self) -> None:
+        check(self.suite in SUITES, "suite", self.suite, f"one of {', '.join(SUITES)}")
+        check(self.jobs >= 1, "jobs", self.jobs, "at least 1")
+        check(len(self.seeds) > 0, "seeds", self.seeds, "at least one seed")
+
+
+def main(cfg: MultiSpCompare) -> None:
+    """Run what is not finished, then write table, CSV and curves."""
+    from spikeformer_lt.reports.comparison import write_comparison
+    from spikeformer_lt.training.jobs import Job, run_jobs
+
+    recipe = Path(__file__).with_name("multisp_cifar.py")
+    jobs = [
+        Job(
+            variant,
+            seed,
+            Path(cfg.out) / "runs" / f"{variant.replace(' ', '_').replace(':', '')}-{seed}",
+            f"{recipe} --data.name {cfg.data} {options} {cfg.options}".split()
+            + ["--train.seed", str(seed)],
+        )
+        for seed in cfg.seeds
+        for variant, options in SUITES[cfg.suite].items()
+    ]
+    run_jobs(jobs, at_once=cfg.jobs)
+    print(write_comparison(Path(cfg.out), jobs, title=f"MultiSp: {cfg.suite} on {cfg.data}"))
+
+
+if __name__ == "__main__":
+    run_recipe(main, MultiSpCompare)

@@ -1,0 +1,82 @@
+"""The errors that a user may see. A message says what was given, what is allowed, what to do."""
+
+from __future__ import annotations
+
+import difflib
+import signal
+from collections.abc import Iterable
+
+
+class SpikeformerError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class ConfigError(SpikeformerError, ValueError):
+    """An option, a name or a keyword is not allowed."""
+
+
+class DataError(SpikeformerError, ValueError):
+    """A data set, a recording or a batch is not what it should be."""
+
+
+class MaskError(SpikeformerError, ValueError):
+    """A mask cannot be made, or does not belong to the weights at hand."""
+
+
+class TicketError(SpikeformerError, ValueError):
+    """A ticket is damaged, incomplete or of another model."""
+
+
+class CheckpointError(SpikeformerError, ValueError):
+    """A tensor file or a checkpoint is damaged, foreign or from a newer version."""
+
+
+class ExportError(SpikeformerError, ValueError):
+    """A network cannot be exported, or an export does not repeat its source."""
+
+
+class NonFiniteError(SpikeformerError):
+    """A NaN or an infinity appeared where only finite numbers may be."""
+
+
+class Interrupted(SpikeformerError):
+    """A signal asked the run to stop and everything that is needed to resume is saved.
+
+    Args:
+        signum: number of the signal; the exit status of a recipe is ``128 + signum``.
+        message: what was saved and how to go on.
+    """
+
+    def __init__(self, signum: int, message: str = "") -> None:
+        super().__init__(message or f"stopped by {_signal_name(signum)}")
+        self.signum = int(signum)
+
+
+def _signal_name(signum: int) -> str:
+    try:
+        return signal.Signals(signum).name
+    except ValueError:
+        return f"signal {signum}"
+
+
+def near(name: str, allowed: Iterable[str]) -> str:
+    """Hint at the allowed name that resembles `name` most.
+
+    Returns:
+        ``"; did you mean 'x'?"``, or ``""`` if nothing comes near.
+    """
+    by_lower = {option.lower(): option for option in sorted(allowed, reverse=True)}
+    found = difflib.get_close_matches(str(name)[:200].lower(), by_lower, n=1)
+    return f"; did you mean {by_lower[found[0]]!r}?" if found else ""
+
+
+def shown(value: object, limit: int = 80) -> str:
+    """Return `value` as one short printable line, whatever a stranger put into it.
+
+    Line breaks and other control characters come back escaped and a long text loses its middle.
+    """
+    text = ascii(value) if isinstance(value, bytes) else repr(value)
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    if len(text) <= limit:
+        return text
+    return f"{text[: limit - 20]}...{text[-10:]} ({len(text)} characters)"

@@ -1,0 +1,154 @@
+"""What a recording is: events in one structured array, on a sensor of known size.
+
+A reader gives whatever the file says, in any numeric type; `validate.validate` turns it into
+`EVENTS`, and only that is made into frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spikeformer_lt.errors import ConfigError, DataError, near, shown
+
+Events = NDArray[np.void]
+
+# 16 bytes an event, each field aligned: column, row, polarity (0 off, 1 on), microseconds.
+EVENTS = np.dtype(
+    {
+        "names": ["x", "y", "p", "t_us"],
+        "formats": ["<u2", "<u2", "u1", "<i8"],
+        "offsets": [0, 2, 4, 8],
+        "itemsize": 16,
+    }
+)
+FIELDS: tuple[str, ...] = ("x", "y", "p", "t_us")
+LARGEST_SIDE = 4096  # pixels; the largest event sensors have 1280
+
+
+@dataclass(frozen=True)
+class Sensor:
+    """Size of an event sensor, in pixels: rows, then columns.
+
+    Raises:
+        ConfigError: a side below 1 or above 4096.
+    """
+
+    height: int
+    width: int
+
+    def __post_init__(self) -> None:
+        for side in (self.height, self.width):
+            if isinstance(side, bool) or not isinstance(side, int) or not 1 <= side <= LARGEST_SIDE:
+                raise ConfigError(
+                    f"sensor={self.height!r}x{self.width!r} is not allowed: rows x columns, each a "
+                    f"whole number from 1 to {LARGEST_SIDE}"
+                )
+
+    def __str__(self) -> str:
+        return f"{self.height}x{self.width}"
+
+    @classmethod
+    def parse(cls, text: str) -> Sensor:
+        """Read "128x128", rows first.
+
+        Raises:
+            ConfigError: another form.
+        """
+        parts = text.lower().split("x")
+        if len(parts) != 2 or not all(part.isascii() and part.isdecimal() for part in parts):
+            raise ConfigError(f"sensor={shown(text)} is not allowed: rows x columns, as 128x128")
+        return cls(*(int(part[:9]) for part in parts))
+
+
+def make_events(x: Any, y: Any, p: Any, t_us: Any) -> Events:
+    """Put four columns of valid values together; nothing is checked but that they fit the types.
+
+    Args:
+        x: columns, [N].
+        y: rows, [N].
+        p: polarities 0 or 1, [N].
+        t_us: times in microseconds, [N].
+    """
+    columns = [np.asarray(column) for column in (x, y, p, t_us)]
+    events = np.empty(len(columns[3]), EVENTS)
+    for name, column in zip(FIELDS, columns, strict=True):
+        events[name] = column
+    return events
+
+
+def columns_of(events: Any, source: str, order: Sequence[str] = FIELDS) -> dict[str, NDArray[Any]]:
+    """Return the four columns of a recording in whatever form it comes.
+
+    Args:
+        events: a structured array with the fields x, y, p and t_us (or t, in microseconds); a
+            mapping of such columns; or a plain [N, 4] array.
+        source: the file's name, for messages.
+        order: what the columns of a plain array are.
+
+    Returns:
+        {"x", "y", "p", "t_us"}: one-dimensional arrays of one length, each of a boolean, integer or
+        float type; views where that is possible.
+
+    Raises:
+        DataError: a missing field, another type or shape; the message names it.
+    """
+    if isinstance(events, Mapping):
+        found = {str(name): np.asarray(column) for name, column in events.items()}
+    elif isinstance(events, np.ndarray) and events.dtype.names:
+        if events.ndim != 1:
+            raise DataError(f"{source}: events have the shape {list(events.shape)}; needed is [N]")
+        found = {name: events[name] for name in events.dtype.names}
+    elif isinstance(events, np.ndarray):
+        if events.ndim != 2 or events.shape[1] != len(order):
+            raise DataError(
+                f"{source}: an array of shape {list(events.shape)} and dtype {events.dtype}; needed "
+                f"is [N, {len(order)}] with the columns {', '.join(order)}, or a structured array"
+            )
+        found = {name: events[:, place] for place, name in enumerate(order)}
+    else:
+        raise DataError(f"{source}: events are {type(events).__name__}; needed is an array")
+    if "t_us" not in found and "t" in found:
+        found["t_us"] = found["t"]
+    for name in FIELDS:
+        if name not in found:
+            raise DataError(
+                f"{source}: no field {name!r}{near(name, found) or ';'} found: "
+                f"{', '.join(map(shown, found)) or 'none'}; needed: x, y, p and t_us"
+            )
+        column = found[name]
+        if column.ndim != 1 or column.dtype.kind not in "biuf":
+            raise DataError(
+                f"{source}: field {name!r} is {column.dtype} {list(column.shape)}; needed are "
+                "numbers in one dimension"
+            )
+    lengths = {name: len(found[name]) for name in FIELDS}
+    if len(set(lengths.values())) > 1:
+        raise DataError(f"{source}: fields of different length: {lengths}")
+    return {name: found[name] for name in FIELDS}
+
+
+def fit(events: Events, sensor: Sensor, size: int) -> Events:
+    """Move events onto a square of `size` pixels a side: none is lost, none is made.
+
+    A sensor that is larger is scaled down by one factor for both axes, so that events of several
+    pixels meet in one; what is smaller is put into the middle.
+
+    Args:
+        events: valid events of `sensor`.
+        sensor: where they were recorded.
+        size: side of the square, in pixels.
+    """
+    longest = max(sensor.height, sensor.width)
+    scale = max(longest, size)  # pixels of the sensor that become `size` pixels
+    if (sensor.height, sensor.width) == (size, size):
+        return events
+    moved = events.copy()
+    for name, side in (("x", sensor.width), ("y", sensor.height)):
+        margin = (size - -(-side * size // scale)) // 2
+        moved[name] = events[name].astype(np.int64) * size // scale + margin
+    return moved

@@ -1,0 +1,257 @@
+"""The gate that every recording passes: each kind of fault is refused, dropped or repaired, and told.
+
+What tonic does silently with such arrays (1.7.0): x = -1 counts in the last column, unsorted times
+give empty frames, a time of 2**62 asks for 336 TiB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spikeformer_lt.errors import ConfigError, DataError, near
+from spikeformer_lt.events.recording import FIELDS, Events, Sensor, columns_of, make_events
+
+TIME_LIMIT_US = 2**53  # 285 years; above it a float64 time has lost its microseconds
+_HOUR_US = 3_600_000_000
+
+# fault: (actions allowed, what "count" does with such events)
+_ALLOWED: dict[str, tuple[str, ...]] = {
+    "nonfinite": ("error", "drop"),
+    "fractional": ("error", "drop", "count"),
+    "coordinates": ("error", "drop"),
+    "polarity": ("error", "drop", "count"),
+    "time": ("error", "drop"),
+    "order": ("error", "drop", "count"),
+    "span": ("error", "count"),
+}
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What to do about each fault: "error" refuses the recording, "drop" leaves the events out,
+    "count" keeps them in the stated way. All three are reported.
+
+    Attributes:
+        nonfinite: a NaN or an infinity in any field.
+        fractional: a number that is not whole; "count" rounds down.
+        coordinates: x or y off the sensor, negative ones included.
+        polarity: neither 0 nor 1; "count" takes above 0 for 1 and the rest for 0.
+        time: below 0 or from 2**53 us on (a wrapped counter, a wrong unit).
+        order: earlier than an event before it; "count" sorts, equal times staying in file order.
+        span: first and last event further apart than `longest_us`; "count" keeps all.
+        signed_polarity: the file's polarities are -1 and 1: -1 is no fault then, 0 is one.
+        longest_us: the longest credible recording, in microseconds.
+    """
+
+    nonfinite: str = "error"
+    fractional: str = "error"
+    coordinates: str = "error"
+    polarity: str = "error"
+    time: str = "error"
+    order: str = "count"
+    span: str = "error"
+    signed_polarity: bool = False
+    longest_us: int = _HOUR_US
+
+    def __post_init__(self) -> None:
+        for name, allowed in _ALLOWED.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                raise ConfigError(
+                    f"{name}={value!r} is not allowed{near(str(value), allowed) or ';'} "
+                    f"use {', '.join(allowed)}"
+                )
+        if self.longest_us < 1:
+            raise ConfigError(f"longest_us={self.longest_us} is not allowed: 1 microsecond or more")
+
+    @classmethod
+    def lenient(cls) -> Policy:
+        """Return the policy that refuses nothing it can report: bad events are dropped."""
+        actions = {name: allowed[-1] for name, allowed in _ALLOWED.items()}
+        return cls(**{**actions, "polarity": "drop", "fractional": "drop"})  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found in one recording; empty `faults` is a clean one.
+
+    Attributes:
+        source: the file.
+        given: events in the file.
+        kept: events that passed.
+        faults: number of events with each fault, by the names of `Policy`.
+        examples: the first event with each fault, in words.
+        duration_us: last time minus first time of what was kept.
+        on: kept events of polarity 1.
+    """
+
+    source: str
+    given: int
+    kept: int
+    faults: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, str] = field(default_factory=dict)
+    duration_us: int = 0
+    on: int = 0
+
+    @property
+    def dropped(self) -> int:
+        """Events that were left out."""
+        return self.given - self.kept
+
+    @property
+    def rate_hz(self) -> float:
+        """Kept events a second; 0 where the duration is 0."""
+        return self.kept * 1e6 / self.duration_us if self.duration_us else 0.0
+
+    def line(self) -> str:
+        """Return the faults on one line, or "no faults"."""
+        if not self.faults:
+            return "no faults"
+        told = [f"{name} {count} ({self.examples[name]})" for name, count in self.faults.items()]
+        return f"{'; '.join(told)}; {self.dropped} of {self.given} events left out"
+
+
+def validate(
+    events: Any,
+    sensor: Sensor,
+    policy: Policy | None = None,
+    source: str = "recording",
+    columns: Sequence[str] = FIELDS,
+) -> tuple[Events, Report]:
+    """Check a recording and return it as `EVENTS`, in time order.
+
+    Args:
+        events: structured array, mapping of columns, or [N, 4]; see `columns_of`. Not changed.
+        sensor: the size that its coordinates must fit.
+        policy: what to do about faults; default `Policy()`.
+        source: the file's name, for messages and the report.
+        columns: what the columns of a plain [N, 4] array are.
+
+    Returns:
+        The valid events, and the report on all of them.
+
+    Raises:
+        DataError: wrong fields or types, or a fault that the policy refuses: file, first event,
+            value and limit are named.
+    """
+    gate = _Gate(columns_of(events, source, columns), policy or Policy(), source)
+    gate.whole_numbers()
+    gate.coordinates(sensor)
+    gate.polarity()
+    gate.times()
+    return gate.result()
+
+
+class _Gate:
+    """One recording on its way through the checks; `places` are the original positions left."""
+
+    def __init__(self, columns: dict[str, NDArray[Any]], policy: Policy, source: str) -> None:
+        self.columns = columns
+        self.policy = policy
+        self.source = source
+        self.given = len(columns["x"])
+        self.places: NDArray[np.int64] | None = None
+        self.faults: dict[str, int] = {}
+        self.examples: dict[str, str] = {}
+
+    def whole_numbers(self) -> None:
+        """Leave only finite, whole numbers, in integer types."""
+        real = [name for name in FIELDS if self.columns[name].dtype.kind == "f"]
+        for name in real:
+            column = self.columns[name]
+            self._found("nonfinite", ~np.isfinite(column), name, "a finite number")
+        for name in real:
+            column = self.columns[name]
+            whole = np.floor(column)
+            self._found("fractional", whole != column, name, "a whole number")
+            # Beyond the type's range a cast would give any number: hold it at what is refused anyway.
+            limited = np.clip(np.floor(self.columns[name]), -(2.0**62), 2.0**62)
+            self.columns[name] = limited.astype(np.int64)
+
+    def coordinates(self, sensor: Sensor) -> None:
+        """Leave only events on the sensor."""
+        for name, side in (("x", sensor.width), ("y", sensor.height)):
+            column = self.columns[name]
+            if len(column) and (column.min() < 0 or column.max() >= side):
+                limit = f"in [0, {side}), the sensor being {sensor}; the file's {name} is "
+                limit += f"{column.min()} to {column.max()}"
+                self._found("coordinates", (column < 0) | (column >= side), name, limit)
+
+    def polarity(self) -> None:
+        """Leave only 0 and 1."""
+        column = self.columns["p"]
+        if column.dtype.kind == "b":
+            return
+        if self.policy.signed_polarity:
+            self._found("polarity", (column != 1) & (column != -1), "p", "-1 or 1")
+        elif len(column) and (column.min() < 0 or column.max() > 1):
+            self._found("polarity", (column != 0) & (column != 1), "p", "0 or 1")
+        self.columns["p"] = self.columns["p"] > 0
+
+    def times(self) -> None:
+        """Leave times in range, in order, and not too far apart."""
+        column = self.columns["t_us"]
+        if len(column) and (column.min() < 0 or column.max() >= TIME_LIMIT_US):
+            bad = (column < 0) | (column >= TIME_LIMIT_US)
+            self._found("time", bad, "t_us", f"in [0, {TIME_LIMIT_US}) microseconds")
+        column = self.columns["t_us"] = self.columns["t_us"].astype(np.int64)
+        if (column[1:] < column[:-1]).any():
+            late = column < np.maximum.accumulate(column)
+            self._found("order", late, "t_us", "no earlier than the events before it")
+            if self.policy.order == "count":
+                order = np.argsort(self.columns["t_us"], kind="stable")
+                self._take(order)
+        column = self.columns["t_us"]
+        if len(column) and int(column[-1]) - int(column[0]) > self.policy.longest_us:
+            last = np.zeros(len(column), np.bool_)
+            last[-1] = True
+            limit = f"within {self.policy.longest_us} us of the first, {int(column[0])}"
+            self._found("span", last, "t_us", limit)
+
+    def result(self) -> tuple[Events, Report]:
+        """Return the events that are left, and the report."""
+        c = self.columns
+        events = make_events(c["x"], c["y"], c["p"], c["t_us"])
+        duration = int(events["t_us"][-1] - events["t_us"][0]) if len(events) else 0
+        report = Report(
+            source=self.source,
+            given=self.given,
+            kept=len(events),
+            faults=self.faults,
+            examples=self.examples,
+            duration_us=duration,
+            on=int(np.count_nonzero(events["p"])),
+        )
+        return events, report
+
+    def _found(self, fault: str, bad: NDArray[np.bool_], name: str, needed: str) -> None:
+        """Count the events marked in `bad`; refuse them or leave them out as the policy says."""
+        count = int(np.count_nonzero(bad))
+        if not count:
+            return
+        first = int(np.argmax(bad))
+        place = first if self.places is None else int(self.places[first])
+        example = f"event {place}: {name}={self.columns[name][first]}, must be {needed}"
+        action = getattr(self.policy, fault)
+        if action == "error":
+            hint = f"use {fault}={' or '.join(a for a in _ALLOWED[fault] if a != 'error')}"
+            raise DataError(
+                f"{self.source}: {example}; {count} of {self.given} events; repair the file, or to "
+                f"go on without them {hint}"
+            )
+        self.faults[fault] = self.faults.get(fault, 0) + count
+        self.examples.setdefault(fault, example)
+        if action == "drop":
+            self._take(np.flatnonzero(~bad))
+
+    def _take(self, places: NDArray[np.int64]) -> None:
+        self.places = places if self.places is None else self.places[places]
+        self.columns = {name: column[places] for name, column in self.columns.items()}
+
+
+assert set(_ALLOWED) < {item.name for item in fields(Policy)}

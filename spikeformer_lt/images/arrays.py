@@ -1,0 +1,150 @@
+"""Images that are held in memory, and what a data set must offer to be loaded."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from spikeformer_lt.errors import DataError
+
+
+class ImageDataset(Protocol):
+    """What a loader asks of a data set.
+
+    Attributes:
+        name: what messages call it, e.g. "cifar10 train".
+        labels: [N] int64, each in [0, K).
+        mean: per channel, of pixels in [0, 1].
+        std: per channel, of pixels in [0, 1].
+    """
+
+    name: str
+    labels: Tensor
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        ...
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Return one sample: uint8 or float32 [C, H, W], and its label."""
+        ...
+
+
+class ArrayImages(torch.utils.data.Dataset[tuple[Tensor, int]]):
+    """Labelled images in one uint8 tensor, as a map-style data set.
+
+    Args:
+        name: what messages call it, e.g. "cifar10 train".
+        images: uint8 [N, C, H, W].
+        labels: int64 [N], each in [0, `num_classes`).
+        num_classes: number of classes, K.
+        mean: per channel, of pixels in [0, 1]; loaders normalise with it.
+        std: per channel, of pixels in [0, 1], above 0.
+        indices: int64 [N], where each image stood in its source; default 0..N-1.
+
+    Raises:
+        DataError: another dtype or shape, a label out of range (index and label are named), or a
+            mean or std that does not fit the channels.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        num_classes: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        indices: Tensor | None = None,
+    ) -> None:
+        _check_images(name, images)
+        _check_labels(name, labels, len(images), num_classes)
+        channels = images.shape[1]
+        if len(mean) != channels or len(std) != channels or min(std) <= 0:
+            raise DataError(
+                f"{name}: mean {tuple(mean)} and std {tuple(std)} do not fit images of {channels} "
+                "channels; one number a channel is needed, each std above 0"
+            )
+        if indices is None:
+            indices = torch.arange(len(images))
+        if indices.shape != labels.shape or indices.dtype != torch.int64:
+            raise DataError(f"{name}: indices must be int64 [{len(images)}], one for each image")
+        self.name = name
+        self.images = images.contiguous()
+        self.labels = labels.contiguous()
+        self.indices = indices.contiguous()
+        self.num_classes = num_classes
+        self.mean = tuple(float(value) for value in mean)
+        self.std = tuple(float(value) for value in std)
+        self._digests: list[bytes] | None = None
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Return image `index` as uint8 [C, H, W], and its label."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"{self.name} has {len(self)} images, no number {index}")
+        return self.images[index], int(self.labels[index])
+
+    def take(self, positions: Tensor, name: str | None = None) -> ArrayImages:
+        """Return the images at `positions` (int64 [n]) as a data set of their own."""
+        return ArrayImages(
+            name or self.name,
+            self.images[positions],
+            self.labels[positions],
+            num_classes=self.num_classes,
+            mean=self.mean,
+            std=self.std,
+            indices=self.indices[positions],
+        )
+
+    def digests(self) -> list[bytes]:
+        """Return a hash of the pixels of each image, in order; computed once."""
+        if self._digests is None:
+            rows = self.images.flatten(1).numpy()
+            self._digests = [hashlib.blake2b(row.data, digest_size=16).digest() for row in rows]
+        return self._digests
+
+
+def _check_images(name: str, images: Tensor) -> None:
+    if not isinstance(images, Tensor) or images.dtype != torch.uint8:
+        given = images.dtype if isinstance(images, Tensor) else type(images).__name__
+        raise DataError(f"{name}: images are {given}; allowed is uint8, 0 to 255: convert them")
+    if images.ndim != 4 or 0 in images.shape:
+        raise DataError(
+            f"{name}: images have the shape {list(images.shape)}; "
+            "needed is [N, C, H, W] with nothing empty: images first, then channels"
+        )
+    if images.shape[1] not in (1, 3):
+        raise DataError(
+            f"{name}: images have the shape {list(images.shape)}, so {images.shape[1]} channels; "
+            "allowed are 3 (RGB) and 1 (grey) at dimension 1: drop alpha, or move channels there"
+        )
+
+
+def _check_labels(name: str, labels: Tensor, count: int, num_classes: int) -> None:
+    if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.ndim != 1:
+        given = (
+            f"{labels.dtype} {list(labels.shape)}"
+            if isinstance(labels, Tensor)
+            else type(labels).__name__
+        )
+        raise DataError(f"{name}: labels are {given}; needed is int64 [{count}]")
+    if len(labels) != count:
+        raise DataError(f"{name}: {len(labels)} labels for {count} images; one each is needed")
+    wrong = torch.nonzero((labels < 0) | (labels >= num_classes)).flatten()
+    if len(wrong):
+        first = int(wrong[0])
+        raise DataError(
+            f"{name}: label {int(labels[first])} at index {first} is outside [0, {num_classes}); "
+            f"{len(wrong)} labels are"
+        )

@@ -1,0 +1,236 @@
+"""Training augmentation of one image: a plain configuration, built into a transform when used."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spikeformer_lt.errors import ConfigError, near
+
+_INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "random")
+# The operations that Spikformer's authors left on in their copy of timm's list (cifar10/aa_snn.py).
+_SPIKFORMER_OPS = ("Equalize", "Rotate", "ShearX", "TranslateXRel", "TranslateYRel")
+_OPS: dict[str, tuple[str, ...] | None] = {"timm": None, "spikformer": _SPIKFORMER_OPS}
+
+
+@dataclass(frozen=True)
+class Augment:
+    """What happens to a training image, in this order; all off by default.
+
+    Attributes:
+        crop_padding: pixels of black put around, then a crop of the old size at a random place.
+        hflip: probability of a left-right flip.
+        auto_augment: RandAugment in timm's notation, e.g. "rand-m9-n1-mstd0.4-inc1", or "".
+        auto_augment_ops: operations that it chooses from: "timm" (all 15) or "spikformer" (the
+            5 that Spikformer's code uses).
+        interpolation: of its rotations and shears: nearest, bilinear, bicubic or random.
+        color_jitter: strength of brightness, contrast and saturation changes; 0 is off. Not
+            together with `auto_augment`, which timm would let win silently.
+        erasing: probability of a rectangle set to the mean colour, after normalisation.
+
+    Source: RandAugment, arXiv:1909.13719; random erasing, arXiv:1708.04896; presets: see
+    `standard`.
+    """
+
+    crop_padding: int = 0
+    hflip: float = 0.0
+    auto_augment: str = ""
+    auto_augment_ops: str = "timm"
+    interpolation: str = "bicubic"
+    color_jitter: float = 0.0
+    erasing: float = 0.0
+
+    @classmethod
+    def standard(cls, name: str) -> Augment:
+        """Return a preset: "spikformer_cifar", "digits" or "none".
+
+        Raises:
+            ConfigError: no such preset.
+
+        Source: "spikformer_cifar" is cifar10.yml of Spikformer (arXiv:2209.15425) with the
+        operations of its aa_snn.py; its random resized crop has scale and ratio 1, so none is
+        made. "digits" shifts only: a flipped digit is another sign.
+        """
+        if name not in _PRESETS:
+            raise ConfigError(
+                f"augment={name!r} is not a preset{near(name, _PRESETS) or ';'} "
+                f"allowed: {', '.join(sorted(_PRESETS))}"
+            )
+        return _PRESETS[name]
+
+    def check(self) -> None:
+        """Refuse values out of range.
+
+        Raises:
+            ConfigError: with the field, the value and what is allowed.
+        """
+        for field in ("hflip", "erasing"):
+            value = getattr(self, field)
+            if not 0 <= value <= 1:
+                raise ConfigError(f"{field}={value!r} is not allowed: a probability, 0 to 1")
+        if not isinstance(self.crop_padding, int) or self.crop_padding < 0:
+            raise ConfigError(
+                f"crop_padding={self.crop_padding!r} is not allowed: 0 pixels or more"
+            )
+        if not 0 <= self.color_jitter <= 1:
+            raise ConfigError(f"color_jitter={self.color_jitter!r} is not allowed: 0 to 1")
+        for field, allowed in (("interpolation", _INTERPOLATIONS), ("auto_augment_ops", _OPS)):
+            value = getattr(self, field)
+            if value not in allowed:
+                raise ConfigError(
+                    f"{field}={value!r} is not allowed{near(value, allowed) or ';'} "
+                    f"use {', '.join(allowed)}"
+                )
+        if self.auto_augment and not self.auto_augment.startswith("rand-"):
+            raise ConfigError(
+                f"auto_augment={self.auto_augment!r} is not allowed: RandAugment in timm's "
+                'notation, e.g. "rand-m9-n1-mstd0.4-inc1", or "" for none'
+            )
+        if self.auto_augment and self.color_jitter:
+            raise ConfigError(
+                f"color_jitter={self.color_jitter} is not allowed with auto_augment, which changes "
+                "colours itself (timm ignores the jitter then); set one of the two to off"
+            )
+
+    def is_identity(self) -> bool:
+        """Return whether nothing random is on."""
+        return (
+            dataclasses.replace(self, interpolation="bicubic", auto_augment_ops="timm") == Augment()
+        )
+
+    def build(self, mean: Sequence[float], std: Sequence[float], image_size: int) -> TrainTransform:
+        """Make the transform of one image.
+
+        Args:
+            mean: per channel, of pixels in [0, 1].
+            std: per channel, of pixels in [0, 1].
+            image_size: height and width, in pixels.
+
+        Raises:
+            ConfigError: as `check`, or a value that timm refuses.
+        """
+        return TrainTransform(self, mean, std, image_size)
+
+
+_PRESETS = {
+    "none": Augment(),
+    "digits": Augment(crop_padding=2),
+    "spikformer_cifar": Augment(
+        hflip=0.5,
+        auto_augment="rand-m9-n1-mstd0.4-inc1",
+        auto_augment_ops="spikformer",
+        erasing=0.25,
+    ),
+}
+
+
+def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Return images as float32, less the mean and over the standard deviation of each channel.
+
+    Shape: uint8 (0 to 255) or float (0 to 1) [..., C, H, W] -> float32 [..., C, H, W].
+    """
+    scaled = images.to(torch.float32, copy=True)
+    if images.dtype == torch.uint8:
+        scaled.div_(255)
+    return scaled.sub_(torch.tensor(mean)[:, None, None]).div_(torch.tensor(std)[:, None, None])
+
+
+class TrainTransform:
+    """One image to one augmented, normalised image; made by `Augment.build`.
+
+    Draws from the global generators of Python, NumPy and torch, as timm's operations do: seed all
+    three around a call.
+
+    Shape: uint8 [C, H, W] -> float32 [C, H, W].
+    """
+
+    def __init__(
+        self, augment: Augment, mean: Sequence[float], std: Sequence[float], image_size: int
+    ) -> None:
+        augment.check()
+        self.augment = augment
+        self.mean = tuple(mean)
+        self.std = tuple(std)
+        self._on_pil: list[Callable[[Any], Any]] = []
+        if augment.auto_augment:
+            self._on_pil.append(self._rand_augment(image_size))
+        if augment.color_jitter:
+            from torchvision.transforms import ColorJitter
+
+            self._on_pil.append(ColorJitter(*[augment.color_jitter] * 3))
+        self._erase: Callable[[Tensor], Tensor] | None = None
+        if augment.erasing:
+            from timm.data.random_erasing import RandomErasing
+
+            erase = RandomErasing(  # type: ignore[no-untyped-call]
+                augment.erasing, mode="const", device="cpu"
+            )
+            self._erase = erase
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """Return `image` augmented and normalised; `image` itself is not changed."""
+        if self.augment.crop_padding:
+            image = self._crop(image)
+        if self.augment.hflip and random.random() < self.augment.hflip:
+            image = image.flip(-1)
+        if self._on_pil:
+            image = self._through_pil(image)
+        out = normalize(image, self.mean, self.std)
+        return out if self._erase is None else self._erase(out)
+
+    def _crop(self, image: Tensor) -> Tensor:
+        pad = self.augment.crop_padding
+        _, height, width = image.shape
+        down, right = random.randint(-pad, pad), random.randint(-pad, pad)
+        out = torch.zeros_like(image)
+        if abs(down) < height and abs(right) < width:
+            out[:, max(down, 0) : height + min(down, 0), max(right, 0) : width + min(right, 0)] = (
+                image[
+                    :, max(-down, 0) : height - max(down, 0), max(-right, 0) : width - max(right, 0)
+                ]
+            )
+        return out
+
+    def _through_pil(self, image: Tensor) -> Tensor:
+        from PIL import Image
+
+        picture = Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
+        for step in self._on_pil:
+            picture = step(picture)
+        return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+
+    def _rand_augment(self, image_size: int) -> Callable[[Any], Any]:
+        from timm.data.auto_augment import rand_augment_transform
+        from timm.data.transforms import str_to_pil_interp
+
+        augment = self.augment
+        if len(self.mean) != 3:
+            raise ConfigError(
+                f"auto_augment={augment.auto_augment!r} needs 3 channels, not {len(self.mean)}"
+            )
+        # The numbers below are those of timm's own create_transform.
+        hparams: dict[str, Any] = {
+            "translate_const": int(image_size * 0.45),
+            "img_mean": tuple(min(255, round(255 * value)) for value in self.mean),
+        }
+        if augment.interpolation != "random":
+            hparams["interpolation"] = str_to_pil_interp(  # type: ignore[no-untyped-call]
+                augment.interpolation
+            )
+        ops = _OPS[augment.auto_augment_ops]
+        try:
+            made: Callable[[Any], Any] = rand_augment_transform(
+                augment.auto_augment, hparams, transforms=list(ops) if ops else None
+            )
+        except (AssertionError, ValueError, KeyError) as fault:
+            raise ConfigError(
+                f"auto_augment={augment.auto_augment!r} is not understood by timm: {fault}"
+            ) from fault
+        return made

@@ -1,0 +1,201 @@
+"""Batches in a fixed order: a function of (seed, epoch, index), whatever number of workers.
+
+Training keys are (epoch, index): the order of an epoch is drawn from its own seed, and each sample
+is augmented under a seed of its own, so that worker count, process count and a resumed start change
+nothing.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from spikeformer_lt.errors import ConfigError, DataError, shown
+from spikeformer_lt.images.arrays import ImageDataset
+from spikeformer_lt.images.augment import Augment
+from spikeformer_lt.images.reading import Batch, BatchReader, Fault, Key
+from spikeformer_lt.rng import seed_for
+
+
+class Loader:
+    """Batches of one pass: (images float32 [B, C, H, W], labels int64 [B], indices int64 [B]).
+
+    Made by `train_loader` and `eval_loader`. It can be iterated again and gives the same.
+
+    Raises:
+        DataError: while iterating, a sample cannot be read (it is named) or a worker died.
+    """
+
+    def __init__(
+        self, reader: BatchReader, batches: Sequence[Sequence[Key]], workers: int, pin_memory: bool
+    ) -> None:
+        if workers < 0:
+            raise ConfigError(f"workers={workers} is not allowed: 0 (none) or more processes")
+        self._reader = reader
+        self._batches = batches
+        self._workers = workers
+        self._pin_memory = pin_memory
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the batches in order."""
+        # A generator of its own: by default a DataLoader draws from the global stream.
+        loader: DataLoader[Batch] = DataLoader(
+            cast("Dataset[Batch]", self._reader),
+            batch_sampler=cast("list[list[int]]", self._batches),
+            num_workers=self._workers,
+            collate_fn=_as_it_is,
+            pin_memory=self._pin_memory,
+            worker_init_fn=_leave_signals_to_main if self._workers else None,
+            generator=torch.Generator(),
+        )
+        waiting = iter(loader)
+        for step, keys in enumerate(self._batches):
+            try:
+                batch: Batch | Fault = next(waiting)
+            except RuntimeError as fault:
+                if not self._workers:
+                    raise
+                raise DataError(
+                    f"{self._reader.dataset.name}: a worker died before batch {step} (samples "
+                    f"{keys[0][1]} to {keys[-1][1]} of its order) was ready: "
+                    f"{shown(str(fault), 300)}; with workers=0 the fault shows where it happens"
+                ) from fault
+            if isinstance(batch, Fault):
+                raise DataError(batch.message)
+            yield batch
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _leave_signals_to_main(worker: int) -> None:
+    # A Ctrl-C or a scheduler's SIGTERM reaches the whole group: the main process saves and stops,
+    # and the workers end with it.
+    del worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def steps_per_epoch(dataset: ImageDataset, batch_size: int, world_size: int = 1) -> int:
+    """Return the number of whole global batches in `dataset`.
+
+    Args:
+        dataset: training images.
+        batch_size: samples a process takes in one step.
+        world_size: number of processes.
+
+    Raises:
+        ConfigError: a number below 1.
+        DataError: `dataset` is smaller than one global batch.
+    """
+    for field, value in (("batch_size", batch_size), ("world_size", world_size)):
+        if value < 1:
+            raise ConfigError(f"{field}={value} is not allowed: 1 or more")
+    if len(dataset) < batch_size * world_size:
+        raise DataError(
+            f"{dataset.name} has {len(dataset)} samples, less than one global batch of "
+            f"{batch_size * world_size} (batch_size={batch_size} in {world_size} processes): no "
+            "step would be made; use a smaller batch_size or more samples"
+        )
+    return len(dataset) // (batch_size * world_size)
+
+
+def train_loader(
+    dataset: ImageDataset,
+    augment: Augment,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    start_step: int = 0,
+    workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    *,
+    pin_memory: bool = False,
+) -> Loader:
+    """Return the training batches of one epoch, shuffled and augmented.
+
+    The batches of all ranks at one step, put together in rank order, are the batch that a single
+    process with ``batch_size * world_size`` would get. Samples that fill no global batch are left
+    out of this epoch.
+
+    Args:
+        dataset: training images.
+        augment: what happens to each.
+        batch_size: samples a process takes in one step.
+        seed: of the run.
+        epoch: number of the epoch, from 0.
+        start_step: steps to skip, without loading them.
+        workers: processes that load; 0 loads in this one.
+        rank: number of this process.
+        world_size: number of processes.
+        pin_memory: put batches into page-locked memory, for a GPU.
+
+    Raises:
+        ConfigError: a number out of range, or as `Augment.check`.
+        DataError: as `steps_per_epoch`.
+    """
+    steps = steps_per_epoch(dataset, batch_size, world_size)
+    _check_rank(rank, world_size)
+    if not 0 <= start_step <= steps:
+        raise ConfigError(f"start_step={start_step} is not allowed: an epoch has {steps} steps")
+    augment.check()
+    transform = None
+    if not augment.is_identity():
+        # Built here, not in the workers: each of them would import timm anew.
+        transform = augment.build(dataset.mean, dataset.std, dataset[0][0].shape[-1])
+    generator = torch.Generator().manual_seed(seed_for(seed, "order", epoch))
+    order = torch.randperm(len(dataset), generator=generator)[: steps * batch_size * world_size]
+    mine = order.view(steps, world_size, batch_size)[start_step:, rank].tolist()
+    batches = [[(epoch, index) for index in batch] for batch in mine]
+    return Loader(BatchReader(dataset, transform, seed), batches, workers, pin_memory)
+
+
+def eval_loader(
+    dataset: ImageDataset,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 0,
+    *,
+    pin_memory: bool = False,
+) -> Loader:
+    """Return every sample exactly once over all ranks, in order, normalised and else unchanged.
+
+    Rank r gets samples r, r + world_size, ...; nothing is padded, so ranks may differ by one
+    sample, and the last batch may be short.
+
+    Args:
+        dataset: images to evaluate.
+        batch_size: samples in a batch.
+        rank: number of this process.
+        world_size: number of processes.
+        workers: processes that load; 0 loads in this one.
+        pin_memory: put batches into page-locked memory, for a GPU.
+
+    Raises:
+        ConfigError: a number out of range.
+    """
+    if batch_size < 1:
+        raise ConfigError(f"batch_size={batch_size} is not allowed: 1 or more")
+    _check_rank(rank, world_size)
+    mine = range(rank, len(dataset), world_size)
+    batches = [
+        [(0, index) for index in mine[first : first + batch_size]]
+        for first in range(0, len(mine), batch_size)
+    ]
+    return Loader(BatchReader(dataset, None), batches, workers, pin_memory)
+
+
+def _check_rank(rank: int, world_size: int) -> None:
+    if world_size < 1 or not 0 <= rank < world_size:
+        raise ConfigError(f"rank={rank} of world_size={world_size} is not allowed: 0 to size - 1")

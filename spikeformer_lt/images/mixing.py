@@ -1,0 +1,103 @@
+"""Mixup, CutMix and label smoothing of one batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spikeformer_lt.errors import ConfigError
+from spikeformer_lt.rng import isolated_rng
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """How the images of a batch are blended and their labels softened; off by default.
+
+    Attributes:
+        mixup: alpha of the Beta distribution of mixup's weight; 0 is off.
+        cutmix: alpha of CutMix's; 0 is off.
+        prob: probability that a batch is mixed at all.
+        switch_prob: probability of CutMix instead of mixup where both are on.
+        smoothing: part of each label that is spread over all classes, in [0, 1).
+
+    Source: mixup, arXiv:1710.09412; CutMix, arXiv:1905.04899; run by timm.data.Mixup, which pairs
+    sample i of a batch with sample B-1-i.
+    """
+
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    prob: float = 1.0
+    switch_prob: float = 0.5
+    smoothing: float = 0.0
+
+    @classmethod
+    def standard(cls) -> Mixing:
+        """Return the setting of Spikformer on CIFAR (cifar10.yml, arXiv:2209.15425)."""
+        return cls(mixup=0.5, smoothing=0.1)
+
+    def check(self, batch_size: int | None = None) -> None:
+        """Refuse values out of range, and a batch that cannot be paired; call it before training.
+
+        Args:
+            batch_size: samples in a batch of one process.
+
+        Raises:
+            ConfigError: with the field, the value and what is allowed.
+        """
+        for field in ("mixup", "cutmix"):
+            value = getattr(self, field)
+            if not 0 <= value < float("inf"):
+                raise ConfigError(f"{field}={value!r} is not allowed: 0 (off) or more")
+        for field in ("prob", "switch_prob"):
+            value = getattr(self, field)
+            if not 0 <= value <= 1:
+                raise ConfigError(f"{field}={value!r} is not allowed: a probability, 0 to 1")
+        if not 0 <= self.smoothing < 1:
+            raise ConfigError(f"smoothing={self.smoothing!r} is not allowed: it lies in [0, 1)")
+        if batch_size is not None and batch_size % 2 and self._mixes():
+            raise ConfigError(
+                f"batch_size={batch_size} is not allowed with mixup or cutmix, which pair the "
+                f"samples of a batch; use an even number, such as {batch_size + 1}"
+            )
+
+    def apply(
+        self, images: Tensor, labels: Tensor, num_classes: int, seed: int, *, mix: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Return mixed images and soft targets; the arguments are not changed.
+
+        Args:
+            images: float [B, ...].
+            labels: int64 [B].
+            num_classes: number of classes, K.
+            seed: decides weight and box, and nothing else does.
+            mix: False only smooths, as in the last epochs of a run.
+
+        Returns:
+            Images as given in shape and dtype, and float32 targets [B, K] that sum to 1.
+
+        Raises:
+            ConfigError: as `check`.
+        """
+        self.check(len(images) if mix else None)
+        if not (mix and self._mixes()):
+            off = self.smoothing / num_classes
+            targets = torch.full((len(labels), num_classes), off, device=labels.device)
+            return images, targets.scatter_(1, labels[:, None], 1 - self.smoothing + off)
+        from timm.data.mixup import Mixup
+
+        mixer = Mixup(  # type: ignore[no-untyped-call]
+            mixup_alpha=self.mixup,
+            cutmix_alpha=self.cutmix,
+            prob=self.prob,
+            switch_prob=self.switch_prob,
+            label_smoothing=self.smoothing,
+            num_classes=num_classes,
+        )
+        with isolated_rng(seed):
+            mixed, targets = mixer(images.clone(), labels)
+        return mixed, targets
+
+    def _mixes(self) -> bool:
+        return self.prob > 0 and (self.mixup > 0 or self.cutmix > 0)

@@ -1,0 +1,77 @@
+"""Spiking self attention (SSA): integer attention between spikes, without softmax."""
+
+from __future__ import annotations
+
+from einops import rearrange
+from torch import Tensor, nn
+
+from spikeformer_lt.errors import ConfigError
+from spikeformer_lt.layers.neuron import make_activation
+from spikeformer_lt.layers.units import LinearUnit
+
+
+def spiking_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """``q k^T v`` of ``[T, B, h, N, d]`` spikes, associated the cheaper way.
+
+    Both orders are exact: every partial sum is an integer far below 2^24.
+    """
+    tokens, width = q.shape[-2:]
+    if tokens >= width:
+        return q @ (k.transpose(-2, -1) @ v)
+    return (q @ k.transpose(-2, -1)) @ v
+
+
+class SpikingSelfAttention(nn.Module):
+    """SSA of Spikformer: ``proj(LIF((q k^T) v * scale))`` with spiking q, k, v.
+
+    Args:
+        dim: embedding width D.
+        num_heads: heads h; D must be a multiple of h.
+        scale: factor of the integer attention sums (0.125 on images, 0.25 on DVS in the
+            reference; it does not follow 1/sqrt(d)).
+        attn_threshold: firing threshold of the neuron after the attention sum.
+        bias: bias of the four linear maps.
+        qkv_bias: whether q, k and v share in that; False leaves it to the projection.
+        neuron: keywords of the LIF neurons.
+
+    Shape: in ``[T|1, B, N, D]`` -> out ``[T, B, N, D]`` spikes.
+
+    Source: Zhou et al., Spikformer, ICLR 2023, eq. 6-9; thresholds from the published code.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        scale: float = 0.125,
+        attn_threshold: float = 0.5,
+        bias: bool = True,
+        qkv_bias: bool = True,
+        neuron: dict[str, object] | None = None,
+    ) -> None:
+        super().__init__()
+        if num_heads < 1 or dim % num_heads:
+            raise ConfigError(f"num_heads={num_heads} must divide the embedding dim={dim}")
+        self.num_heads, self.scale = num_heads, scale
+        self.key_gain = 1.0  # N/K when removed keys are compensated
+        self.q = LinearUnit(dim, dim, bias=bias and qkv_bias, neuron=neuron)
+        self.k = LinearUnit(dim, dim, bias=bias and qkv_bias, neuron=neuron)
+        self.v = LinearUnit(dim, dim, bias=bias and qkv_bias, neuron=neuron)
+        self.attn_act = make_activation("lif", **{**(neuron or {}), "v_threshold": attn_threshold})
+        self.proj = LinearUnit(dim, dim, bias=bias, neuron=neuron)
+
+    def forward(self, tokens: Tensor, T: int) -> Tensor:
+        """Attend between the tokens of each step."""
+        q, k, v = (self._heads(unit(tokens, T)) for unit in (self.q, self.k, self.v))
+        summed = spiking_attention(q, k, v) * (self.scale * self.key_gain)
+        mixed = self.attn_act(rearrange(summed, "t b h n d -> t b n (h d)"), T)
+        return self.proj(mixed, T)  # type: ignore[no-any-return]
+
+    def received(self, tokens: Tensor, T: int) -> Tensor:
+        """Attention that each token receives, ``[B, N]``: mean over T and heads of sum_i A_ij."""
+        q, k = self._heads(self.q(tokens, T)), self._heads(self.k(tokens, T))
+        return (k @ q.sum(-2).unsqueeze(-1)).squeeze(-1).mean((0, 2))
+
+    def _heads(self, spikes: Tensor) -> Tensor:
+        return rearrange(spikes, "t b n (h d) -> t b h n d", h=self.num_heads)

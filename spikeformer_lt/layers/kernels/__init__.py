@@ -1,0 +1,89 @@
+"""CPU kernels of the LIF neuron, alone and after BatchNorm; plain torch wherever they do not apply."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from torch import Tensor
+
+from spikeformer_lt.layers.kernels import choice
+from spikeformer_lt.layers.kernels.choice import KernelError
+from spikeformer_lt.layers.kernels.reference import LIFParams, lif_loop, spike
+
+__all__ = ["LIFParams", "lif", "norm_lif"]
+
+
+def _functions() -> ModuleType:
+    try:
+        from spikeformer_lt.layers.kernels import functions
+    except Exception as error:
+        raise KernelError("numba cannot be loaded") from error
+    return functions
+
+
+def lif(x: Tensor, v: Tensor | None, T: int, params: LIFParams) -> tuple[Tensor, Tensor]:
+    """Run `T` steps of LIF neurons by the fastest path that applies.
+
+    Args:
+        x: input current, [T, ...], or [1, ...] for the same current at every step.
+        v: voltage before the first step, shape ``x.shape[1:]``, without gradient; None is rest.
+        T: number of steps.
+        params: constants of the neuron.
+
+    Returns:
+        Spikes [T, ...] in {0, 1}, and the voltage after the last step.
+    """
+    if choice.takes_numba(x, x.numel() // x.shape[0] * T):
+        start = None if v is None else v.contiguous()
+        try:
+            spikes, last = _functions().LIFFunction.apply(x.contiguous(), start, T, params)
+            return spikes, last
+        except KernelError as error:
+            choice.give_up(error)
+    start = x.new_full(x.shape[1:], params.v_rest) if v is None else v
+    return lif_loop(x, start, T, params, lambda u: spike(u, params.surrogate, params.alpha))
+
+
+def norm_lif(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    known: tuple[Tensor, Tensor] | None,
+    eps: float,
+    v: Tensor | None,
+    T: int,
+    params: LIFParams,
+) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+    """Batch normalisation over the last axis and `T` steps of LIF neurons in one operation.
+
+    Args:
+        x: [T, ..., C], or [1, ..., C] for the same values at every step.
+        weight: scale per channel, or None.
+        bias: shift per channel, or None.
+        known: mean and variance to normalise with; None takes those of `x`, and differentiates them.
+        eps: added to the variance.
+        v: voltage before the first step, shape ``x.shape[1:]``, without gradient; None is rest.
+        T: number of steps.
+        params: constants of the neuron.
+
+    Returns:
+        Spikes [T, ..., C], the last voltage, and the mean and biased variance used; None where the fused
+        kernel does not apply.
+    """
+    if not choice.takes_numba(x, x.numel() // x.shape[0] * T):
+        return None
+    others = [o for o in (weight, bias, v, *(known or ())) if o is not None]
+    if any(o.dtype != x.dtype or not choice.is_plain(o) for o in others):
+        return None
+    try:
+        functions = _functions()
+        x = x.contiguous()
+        mean, var = functions.moments(x) if known is None else known
+        start = None if v is None else v.contiguous()
+        spikes, last = functions.NormLIFFunction.apply(
+            x, weight, bias, mean, var, known is None, eps, start, T, params
+        )
+        return spikes, last, mean, var
+    except KernelError as error:
+        choice.give_up(error)
+        return None

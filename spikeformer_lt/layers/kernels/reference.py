@@ -1,0 +1,119 @@
+"""The update rule of the LIF neuron in plain torch operations: the definition the compiled kernels are held to.
+
+    charge  h[t] = v[t-1] + (x[t] - (v[t-1] - r)) / tau      (decay_input)
+            h[t] = v[t-1] - (v[t-1] - r) / tau + x[t]        (otherwise)
+    fire    s[t] = 1 if h[t] >= v_threshold else 0
+    reset   v[t] = h[t] (1 - s[t]) + v_reset s[t]            (hard, r = v_reset)
+            v[t] = h[t] - v_threshold s[t]                   (soft, r = 0)
+
+The derivative of s with respect to u = h - v_threshold is replaced by that of a smooth function:
+sigmoid: a y (1 - y) with y = 1 / (1 + exp(-a u));  atan: (a / 2) / (1 + (pi / 2 a u)^2).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class LIFParams(NamedTuple):
+    """Constants of one layer of LIF neurons; `tau` is in time steps, voltages are dimensionless."""
+
+    tau: float = 2.0
+    v_threshold: float = 1.0
+    v_reset: float | None = 0.0
+    decay_input: bool = True
+    detach_reset: bool = True
+    surrogate: str = "sigmoid"
+    alpha: float = 4.0
+
+    @property
+    def v_rest(self) -> float:
+        """Voltage a sequence starts from and leaks to."""
+        return 0.0 if self.v_reset is None else self.v_reset
+
+
+def surrogate_derivative(u: Tensor, surrogate: str, alpha: float) -> Tensor:
+    """Derivative of the smooth stand-in of the threshold at ``u = h - v_threshold``."""
+    if surrogate == "sigmoid":
+        y = (u * alpha).sigmoid()
+        return (1.0 - y) * y * alpha
+    if surrogate == "atan":
+        a = alpha / 2
+        return a / (1 + (math.pi * a * u).square())
+    assert surrogate == "hardtanh", surrogate
+    return (u.abs() * alpha <= 1).to(u.dtype) * alpha
+
+
+class _Spike(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, surrogate: str, alpha: float) -> Tensor:
+        ctx.save_for_backward(u)
+        ctx.surrogate, ctx.alpha = surrogate, alpha
+        return (u >= 0).to(u.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (u,) = ctx.saved_tensors
+        return grad * surrogate_derivative(u, ctx.surrogate, ctx.alpha), None, None
+
+
+def spike(u: Tensor, surrogate: str, alpha: float) -> Tensor:
+    """1 where ``u >= 0``, else 0; differentiable (twice, too) through the surrogate."""
+    if torch.is_grad_enabled() and u.requires_grad:
+        out: Tensor = _Spike.apply(u, surrogate, alpha)  # type: ignore[no-untyped-call]
+        return out
+    return (u >= 0).to(u.dtype)
+
+
+def charge(x: Tensor, v: Tensor | float, params: LIFParams) -> Tensor:
+    """Membrane voltage before firing; the order of operations is spikingjelly's, rounding included."""
+    if params.decay_input:
+        return v + (x - (v - params.v_rest)) / params.tau
+    return v - (v - params.v_rest) / params.tau + x
+
+
+def after_spike(h: Tensor, s: Tensor, params: LIFParams) -> Tensor:
+    """Membrane voltage after the reset that the spikes `s` cause."""
+    if params.detach_reset:
+        s = s.detach()
+    if params.v_reset is None:
+        return h - s * params.v_threshold
+    return h * (1.0 - s) + s * params.v_reset
+
+
+def lif_loop(
+    x: Tensor,
+    v: Tensor,
+    T: int,
+    params: LIFParams,
+    fire: Callable[[Tensor], Tensor],
+    trace: list[Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Run `T` steps; every operation is one of torch's, so any tool that traces torch can follow.
+
+    Args:
+        x: input current, [T, ...], or [1, ...] for the same current at every step.
+        v: voltage before the first step, shape ``x.shape[1:]``.
+        T: number of steps.
+        params: constants of the neuron.
+        fire: the spike function, of ``h - v_threshold``.
+        trace: a list that receives the voltage after each step.
+
+    Returns:
+        Spikes [T, ...] and the voltage after the last step.
+    """
+    static = x.shape[0] == 1
+    spikes = []
+    for t in range(T):
+        h = charge(x[0 if static else t], v, params)
+        s = fire(h - params.v_threshold)
+        v = after_spike(h, s, params)
+        spikes.append(s)
+        if trace is not None:
+            trace.append(v)
+    return torch.stack(spikes), v

@@ -1,0 +1,288 @@
+"""Activations: the LIF neuron (spikingjelly's, over our kernels) and its stateless stand-ins.
+
+All take ``[T|1, ...]``, time first. A leading axis of size 1 stands for T equal steps; a LIF expands it
+to T, a stateless activation leaves it as it is.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any, ClassVar, Literal
+
+import torch
+from spikingjelly.activation_based import surrogate as sj_surrogate
+from spikingjelly.activation_based.neuron import LIFNode
+from torch import Tensor, nn
+
+from spikeformer_lt.errors import ConfigError, DataError, near
+from spikeformer_lt.layers import kernels
+from spikeformer_lt.layers.kernels import LIFParams
+from spikeformer_lt.layers.kernels.reference import lif_loop, spike, surrogate_derivative
+
+__all__ = ["LIF", "Activation", "Heaviside", "Relu", "Sign", "make_activation", "make_lif"]
+
+Kind = Literal["lif", "heaviside", "sign", "relu"]
+
+_SURROGATES = {"sigmoid": (sj_surrogate.Sigmoid, 4.0), "atan": (sj_surrogate.ATan, 2.0)}
+
+
+def count_steps(x: Tensor, T: int | None, who: str) -> int:
+    """Number of steps that `x` stands for, refused unless its leading axis is 1 or T."""
+    size = x.shape[0]
+    if T is None:
+        return size
+    if T < 1 or size not in (1, T):
+        raise DataError(
+            f"{who} got a leading axis of size {size} for T={T}; it must be 1 or T >= 1"
+        )
+    return T
+
+
+def _surrogate(name: str, alpha: float | None, allowed: dict[str, float]) -> tuple[str, float]:
+    if name not in allowed:
+        raise ConfigError(
+            f"surrogate={name!r} is not one of {sorted(allowed)}{near(name, list(allowed))}"
+        )
+    value = allowed[name] if alpha is None else float(alpha)
+    if not (math.isfinite(value) and value > 0):
+        raise ConfigError(f"alpha={alpha!r} is not allowed: a finite number above 0")
+    return name, value
+
+
+def _finite(field: str, value: float) -> float:
+    if not math.isfinite(value):
+        raise ConfigError(f"{field}={value!r} is not allowed: a finite number")
+    return float(value)
+
+
+class LIF(LIFNode):  # type: ignore[misc]
+    """Leaky integrate-and-fire neurons over a whole sequence; equations in kernels/reference.py.
+
+    State is carried from one forward to the next (`v`, detached) until ``functional.reset_net``.
+
+    Shape: [T|1, ...] -> [T, ...], spikes in {0, 1}.
+
+    Args:
+        tau: membrane time constant in steps, above 1.
+        v_threshold: firing voltage.
+        v_reset: voltage after a spike; None subtracts `v_threshold` instead (soft reset).
+        decay_input: whether the input, too, is divided by `tau`.
+        surrogate: "sigmoid" or "atan", the derivative used for the threshold.
+        alpha: its steepness; None means 4.0 for sigmoid, 2.0 for atan.
+        detach_reset: whether gradients skip the path through the reset.
+        store_v_seq: keep the voltage after every step in `v_seq`, [T, ...], detached.
+
+    Raises:
+        ConfigError: a constant outside its range, or an unknown surrogate.
+        DataError: (forward) a leading axis that is neither 1 nor T.
+
+    Source: Zhou et al. 2023 (Spikformer), arXiv:2209.15425, section 3; spikingjelly 2.0 LIFNode.
+    """
+
+    stateful: ClassVar[bool] = True
+    spiking: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        *,
+        tau: float = 2.0,
+        v_threshold: float = 1.0,
+        v_reset: float | None = 0.0,
+        decay_input: bool = True,
+        surrogate: str = "sigmoid",
+        alpha: float | None = None,
+        detach_reset: bool = True,
+        store_v_seq: bool = False,
+    ) -> None:
+        if not (math.isfinite(tau) and tau > 1.0):
+            raise ConfigError(f"tau={tau!r} is not allowed: a finite number of steps above 1")
+        name, value = _surrogate(surrogate, alpha, {k: a for k, (_, a) in _SURROGATES.items()})
+        super().__init__(
+            tau=float(tau),
+            decay_input=bool(decay_input),
+            v_threshold=_finite("v_threshold", v_threshold),
+            v_reset=None if v_reset is None else _finite("v_reset", v_reset),
+            surrogate_function=_SURROGATES[name][0](alpha=value),
+            detach_reset=bool(detach_reset),
+            step_mode="m",
+            store_v_seq=store_v_seq,
+        )
+
+    def supported_step_mode(self) -> tuple[str, ...]:
+        """Multi-step only: a single step is a sequence with T = 1."""
+        return ("m",)
+
+    def params(self) -> LIFParams | None:
+        """Constants for the kernels, read anew; None if `surrogate_function` is not one they know."""
+        fn = self.surrogate_function
+        for name, (kind, _) in _SURROGATES.items():
+            if type(fn) is kind and fn.spiking:
+                alpha = float(fn.alpha)
+                return self._params(name, alpha)
+        return None
+
+    def _params(self, surrogate: str, alpha: float) -> LIFParams:
+        return LIFParams(
+            self.tau,
+            self.v_threshold,
+            self.v_reset,
+            self.decay_input,
+            self.detach_reset,
+            surrogate,
+            alpha,
+        )
+
+    def start(self, x: Tensor) -> Tensor | None:
+        """Voltage before the first step of `x`: the state, if it has that shape; None is rest."""
+        v = self.v
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        if isinstance(v, Tensor):
+            return v.to(x.device, dtype) if v.shape == x.shape[1:] else None
+        if v == (self.v_reset or 0.0):
+            return None
+        return torch.full(x.shape[1:], v, dtype=dtype, device=x.device)
+
+    def keep(self, v: Tensor) -> None:
+        """Carry `v` to the next forward; not while a graph is traced, which would hold its symbols."""
+        if not (torch.jit.is_tracing() or torch.compiler.is_exporting()):
+            self.v = v.detach()
+
+    def forward(self, x: Tensor, T: int | None = None) -> Tensor:
+        """Spikes [T, ...] of the current `x`, [T, ...], or [1, ...] for T equal steps."""
+        steps = count_steps(x, T, "LIF")
+        v = self.start(x)
+        current = x if x.dtype == torch.float64 else x.float()
+        params = self.params()
+        if params is not None and not self.store_v_seq:
+            spikes, v = kernels.lif(current, v, steps, params)
+        else:
+            spikes, v = self._record(current, v, steps)
+        self.keep(v)
+        return spikes.to(x.dtype)
+
+    def _record(self, x: Tensor, v: Tensor | None, T: int) -> tuple[Tensor, Tensor]:
+        """The plain loop: for a surrogate of the user's, and to store the voltages of all steps."""
+        params = self._params("sigmoid", 1.0)
+        start = x.new_full(x.shape[1:], params.v_rest) if v is None else v
+        trace: list[Tensor] = []
+        spikes, last = lif_loop(x, start, T, params, self.surrogate_function, trace)
+        if self.store_v_seq:
+            self.v_seq = torch.stack(trace).detach()
+        return spikes, last
+
+
+class _SignSTE(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, alpha: float) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.alpha = alpha
+        return torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        return grad * surrogate_derivative(x, "hardtanh", ctx.alpha), None
+
+
+class Activation(nn.Module):
+    """A stateless activation behind the LIF's signature: [T|1, ...] -> the same shape."""
+
+    stateful: ClassVar[bool] = False
+    spiking: ClassVar[bool] = False
+
+    def forward(self, x: Tensor, T: int | None = None) -> Tensor:
+        """Activation of `x`; a leading axis of size 1 stays of size 1."""
+        count_steps(x, T, type(self).__name__)
+        return self.activate(x)
+
+    def activate(self, x: Tensor) -> Tensor:
+        """Element-wise function of `x`."""
+        raise NotImplementedError
+
+
+class Heaviside(Activation):
+    """1 where ``x >= v_threshold``, else 0, with a surrogate derivative.
+
+    Args:
+        v_threshold: the threshold.
+        surrogate: "sigmoid", "atan" or "hardtanh" (`alpha` inside ``|x - v_threshold| <= 1 / alpha``).
+        alpha: its steepness; None means 4.0, 2.0 and 1.0.
+    """
+
+    spiking: ClassVar[bool] = True
+
+    def __init__(
+        self, *, v_threshold: float = 1.0, surrogate: str = "sigmoid", alpha: float | None = None
+    ) -> None:
+        super().__init__()
+        self.v_threshold = _finite("v_threshold", v_threshold)
+        allowed = {k: a for k, (_, a) in _SURROGATES.items()} | {"hardtanh": 1.0}
+        self.surrogate, self.alpha = _surrogate(surrogate, alpha, allowed)
+
+    def activate(self, x: Tensor) -> Tensor:
+        """Spikes in {0, 1}."""
+        return spike(x - self.v_threshold, self.surrogate, self.alpha)
+
+    def extra_repr(self) -> str:
+        """Constants for ``print(model)``."""
+        return f"v_threshold={self.v_threshold}, surrogate={self.surrogate}, alpha={self.alpha}"
+
+
+class Sign(Activation):
+    """+1 where ``x >= 0``, else -1; the gradient passes where ``|x| <= 1`` (that of hard tanh).
+
+    Source: Courbariaux et al. 2016, arXiv:1602.02830, section 2.3.
+    """
+
+    def activate(self, x: Tensor) -> Tensor:
+        """Values in {-1, +1}."""
+        if torch.is_grad_enabled() and x.requires_grad:
+            out: Tensor = _SignSTE.apply(x, 1.0)  # type: ignore[no-untyped-call]
+            return out
+        return torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
+
+
+class Relu(Activation):
+    """max(x, 0): the full-precision reference."""
+
+    def activate(self, x: Tensor) -> Tensor:
+        """Values >= 0."""
+        return torch.relu(x)
+
+
+def make_lif(**kw: Any) -> LIF:
+    """A :class:`LIF` from its keyword arguments."""
+    return _make(LIF, kw)
+
+
+def _make(cls: type, kw: dict[str, Any]) -> Any:
+    import inspect
+
+    allowed = list(inspect.signature(LIF).parameters)
+    for name in kw:
+        if name not in allowed:
+            raise ConfigError(
+                f"{name!r} is not an option of a neuron{near(name, allowed)}; {allowed}"
+            )
+    known = inspect.signature(cls).parameters
+    return cls(**{k: v for k, v in kw.items() if k in known})
+
+
+def make_activation(kind: Kind | str, **lif_kw: Any) -> LIF | Activation:
+    """An activation by name, from the options of the LIF that stands or would stand there.
+
+    Args:
+        kind: "lif", "heaviside", "sign" or "relu".
+        lif_kw: options of :class:`LIF`; a stateless kind uses those it has and ignores the others.
+
+    Raises:
+        ConfigError: an unknown kind, or an option that no neuron has.
+    """
+    kinds: dict[str, type] = {"lif": LIF, "heaviside": Heaviside, "sign": Sign, "relu": Relu}
+    if kind not in kinds:
+        raise ConfigError(
+            f"activation {kind!r} is not one of {list(kinds)}{near(kind, list(kinds))}"
+        )
+    out: LIF | Activation = _make(kinds[kind], lif_kw)
+    return out

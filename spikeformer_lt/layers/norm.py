@@ -1,0 +1,180 @@
+"""Batch normalisation over the last axis of ``[T|1, ..., C]``, and with the activation that follows it."""
+
+from __future__ import annotations
+
+from typing import Literal, overload
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules import module as nn_module
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from spikeformer_lt.errors import DataError
+from spikeformer_lt.layers import kernels
+from spikeformer_lt.layers.neuron import LIF, Activation, count_steps
+
+__all__ = ["BatchNorm", "norm_act"]
+
+
+class BatchNorm(_BatchNorm):
+    """Batch normalisation of rows: channels are the last axis, every other axis is samples.
+
+    Parameters, buffers and their names are those of ``torch.nn.BatchNorm2d``. Statistics and output
+    are computed in float32 at least.
+
+    Shape: [T|1, ..., C] -> the same.
+
+    Raises:
+        DataError: (forward) the last axis is not C; a training batch with one value per channel.
+    """
+
+    def forward(self, x: Tensor, repeats: int = 1) -> Tensor:
+        """Normalise `x`, which stands for `repeats` equal copies of itself along time."""
+        y = self._normalise(x if x.dtype == torch.float64 else x.float(), repeats)
+        return y.to(x.dtype)
+
+    def _normalise(self, x: Tensor, repeats: int) -> Tensor:
+        count = self.check(x)
+        rows = channels_last_rows(x)
+        if not (self.training or self.running_mean is None):
+            y = F.batch_norm(
+                rows,
+                self.running_mean,
+                self.running_var,
+                self.weight,
+                self.bias,
+                False,
+                0.0,
+                self.eps,
+            )
+            return y.permute(0, 2, 3, 1).reshape(x.shape)
+        mean = x.new_zeros(self.num_features)
+        var = x.new_zeros(self.num_features)
+        y = F.batch_norm(rows, mean, var, self.weight, self.bias, True, 1.0, self.eps)
+        self.track(mean, var * ((count - 1) / count), count * repeats)
+        return y.permute(0, 2, 3, 1).reshape(x.shape)
+
+    def check(self, x: Tensor) -> int:
+        """Number of values per channel, refused where no statistics can be had from them."""
+        if x.dim() < 2 or x.shape[-1] != self.num_features:
+            raise DataError(
+                f"BatchNorm got {list(x.shape)}; it must be [T|1, ..., {self.num_features}]"
+            )
+        count = x.numel() // self.num_features
+        if count < 2 and (self.training or self.running_mean is None):
+            raise DataError(
+                f"BatchNorm got {list(x.shape)} in training: one value per channel has no variance; "
+                "use a larger batch, or drop the last partial one"
+            )
+        return count
+
+    @torch.no_grad()
+    def track(self, mean: Tensor, var: Tensor, count: int) -> None:
+        """Move the running statistics by a batch of `count` samples with this (biased) variance."""
+        if not (self.training and self.track_running_stats) or self.running_mean is None:
+            return
+        assert self.running_var is not None and self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        step = (
+            1.0 / float(self.num_batches_tracked) if self.momentum is None else float(self.momentum)
+        )
+        unbiased = var * (count / (count - 1))
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), step)
+        self.running_var.lerp_(unbiased.to(self.running_var.dtype), step)
+
+
+def channels_last_rows(x: Tensor) -> Tensor:
+    """View rows [..., C] as an image [1, C, n, 1] whose channels are innermost, torch's fast layout."""
+    rows = x.reshape(1, -1, 1, x.shape[-1])
+    return rows.permute(0, 3, 1, 2)
+
+
+@overload
+def norm_act(
+    norm: BatchNorm,
+    act: LIF | Activation,
+    x: Tensor,
+    T: int | None = None,
+    repeats: int = 1,
+    *,
+    need_current: Literal[False] = False,
+) -> Tensor: ...
+@overload
+def norm_act(
+    norm: BatchNorm,
+    act: LIF | Activation,
+    x: Tensor,
+    T: int | None = None,
+    repeats: int = 1,
+    *,
+    need_current: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
+def norm_act(
+    norm: BatchNorm,
+    act: LIF | Activation,
+    x: Tensor,
+    T: int | None = None,
+    repeats: int = 1,
+    *,
+    need_current: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """``act(norm(x, repeats), T)``, as one operation where that is faster.
+
+    Args:
+        norm: the normalisation.
+        act: the activation after it.
+        x: [T|1, ..., C].
+        T: number of time steps that the output of a LIF has; None means ``x.shape[0]``.
+        repeats: how many equal copies along time `x` stands for, as in :class:`BatchNorm`.
+        need_current: also return the output of `norm`, [T|1, ..., C].
+
+    Returns:
+        The activation: [T, ..., C] from a LIF, else [T|1, ..., C]; with `need_current`, a pair.
+    """
+    if not need_current:
+        fused = _fused(norm, act, x, T, repeats)
+        if fused is not None:
+            return fused
+    current = norm(x, repeats)
+    out: Tensor = act(current, T)
+    return (out, current) if need_current else out
+
+
+def _fused(
+    norm: BatchNorm, act: LIF | Activation, x: Tensor, T: int | None, repeats: int
+) -> Tensor | None:
+    """Spikes by the fused kernel, or None where it does not apply."""
+    if type(norm) is not BatchNorm or type(act) is not LIF or act.store_v_seq:
+        return None
+    params = act.params()
+    if params is None or _hooked(norm) or _hooked(act):
+        return None
+    steps = count_steps(x, T, "LIF")
+    count = norm.check(x)
+    batch = norm.training or norm.running_mean is None
+    known = None if batch else (norm.running_mean, norm.running_var)
+    result = kernels.norm_lif(
+        x, norm.weight, norm.bias, known, norm.eps, act.start(x), steps, params
+    )
+    if result is None:
+        return None
+    spikes, last, mean, var = result
+    if batch:
+        norm.track(mean, var, count * repeats)
+    act.keep(last)
+    return spikes
+
+
+def _hooked(module: nn.Module) -> bool:
+    """Whether something wants to see this module called."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or nn_module._global_forward_hooks
+        or nn_module._global_forward_pre_hooks
+        or nn_module._global_backward_hooks
+        or nn_module._global_backward_pre_hooks
+    )

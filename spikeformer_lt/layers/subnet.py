@@ -1,0 +1,135 @@
+"""Convolutions that run on a part of their weights, found by learned scores or by magnitude."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spikeformer_lt.errors import ConfigError, MaskError
+from spikeformer_lt.layers.binary import EffectiveWeight
+from spikeformer_lt.mask import Mask
+
+LEARN = ("scores", "weights", "both")
+
+
+class SubnetConv2d(nn.Conv2d):
+    """A convolution whose effective weight is ``w * M`` or ``alpha * sign(w) * M``.
+
+    Args:
+        conv: the convolution to take over (weight is shared, not copied).
+        learn: ``scores`` over frozen weights (edge-popup, biprop), latent ``weights`` through
+            the straight-through estimator, or ``both``.
+        binary: binarize the kept weights with a gain.
+        per_filter: one gain for each output filter instead of one for the layer.
+
+    The mask is a buffer that only :func:`set_masks` changes, so that a forward is a pure
+    function of the state and every rank, step and checkpoint sees the same subnetwork.
+    ``anneal`` narrows the score gradient to entries near the threshold (0 = the papers' rule).
+
+    Source: arXiv 1911.13299 (edge-popup); arXiv 2103.09377 (biprop); arXiv 2311.12060, alg. 1.
+    """
+
+    mask: Tensor
+    threshold: Tensor
+
+    def __init__(
+        self, conv: nn.Conv2d, learn: str, *, binary: bool = True, per_filter: bool = False
+    ) -> None:
+        if learn not in LEARN:
+            raise ConfigError(f"learn={learn!r} is not one of {', '.join(LEARN)}")
+        if conv.bias is not None:
+            raise ConfigError("a subnet convolution has no bias; give one with bias=False")
+        super().__init__(**_geometry(conv))
+        self.learn, self.binary, self.per_filter = learn, binary, per_filter
+        self.anneal = 0.0
+        self.weight = conv.weight
+        self.weight.requires_grad_(learn != "scores")
+        self.scores: nn.Parameter | None = None
+        if learn != "weights":
+            self.scores = nn.Parameter(torch.empty_like(conv.weight))
+            nn.init.kaiming_uniform_(self.scores, a=math.sqrt(5))
+        self.register_buffer("mask", torch.ones_like(conv.weight, dtype=torch.bool))
+        self.register_buffer("threshold", torch.zeros((), dtype=conv.weight.dtype))
+
+    def ranking(self) -> Tensor:
+        """What the mask ranks: |scores| where they are learned, else |weight|."""
+        return (self.weight if self.scores is None else self.scores).detach().abs()
+
+    def effective_weight(self) -> Tensor:
+        """The weight that the convolution runs on, ``[out, in, kH, kW]``."""
+        window = None
+        if self.anneal > 0 and self.scores is not None:
+            distance = (self.ranking() - self.threshold) / self.ranking().std().clamp(min=1e-12)
+            soft = torch.sigmoid(self.anneal * distance)
+            window = 4 * soft * (1 - soft)
+        weight: Tensor = EffectiveWeight.apply(  # type: ignore[no-untyped-call]
+            self.weight, self.scores, self.mask, self.binary, self.per_filter, window
+        )
+        return weight
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve ``[N, C, H, W]`` with the effective weight."""
+        out: Tensor = self._conv_forward(input, self.effective_weight(), None)
+        return out
+
+    def collapse(self) -> nn.Conv2d:
+        """A plain convolution with the effective weight: removed entries are exactly 0."""
+        conv = nn.Conv2d(**_geometry(self))
+        conv.weight = nn.Parameter(self.effective_weight().detach().clone())
+        return conv
+
+
+def _geometry(conv: nn.Conv2d) -> dict[str, Any]:
+    """Constructor arguments of a convolution of the same shape, without a bias or values."""
+    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation")
+    same = {name: getattr(conv, name) for name in (*names, "groups", "padding_mode")}
+    return {**same, "bias": False, "device": "meta"}
+
+
+def subnets(model: nn.Module) -> Iterator[tuple[str, SubnetConv2d]]:
+    """The subnet convolutions of a model with the state_dict name of their weight."""
+    for name, module in model.named_modules():
+        if isinstance(module, SubnetConv2d):
+            yield f"{name}.weight", module
+
+
+def rankings(model: nn.Module) -> dict[str, Tensor]:
+    """The score of every weight of every subnet layer, larger is kept."""
+    return {name: layer.ranking() for name, layer in subnets(model)}
+
+
+def get_masks(model: nn.Module) -> Mask:
+    """The masks in force."""
+    return Mask({name: layer.mask.cpu().clone() for name, layer in subnets(model)})
+
+
+def set_masks(model: nn.Module, mask: Mask) -> None:
+    """Put a mask in force; its keys must be exactly the subnet layers of the model."""
+    layers = dict(subnets(model))
+    if set(layers) != set(mask):
+        raise MaskError(
+            f"mask names {sorted(set(mask) ^ set(layers))[:5]} do not match the subnet layers"
+        )
+    for name, layer in layers.items():
+        if mask[name].shape != layer.mask.shape:
+            raise MaskError(
+                f"layer {name!r}: the mask has shape {list(mask[name].shape)}, the weight has "
+                f"{list(layer.mask.shape)}; make the mask for this model"
+            )
+    for name, layer in layers.items():
+        layer.mask.copy_(mask[name])
+        if layer.anneal > 0 and bool(layer.mask.any()):
+            layer.threshold.copy_(layer.ranking()[layer.mask].min())
+
+
+def collapse(model: nn.Module) -> nn.Module:
+    """Replace every subnet layer, in place, by the plain convolution it amounts to."""
+    for parent in model.modules():
+        for name, child in parent.named_children():
+            if isinstance(child, SubnetConv2d):
+                setattr(parent, name, child.collapse())
+    return model

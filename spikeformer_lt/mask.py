@@ -1,0 +1,250 @@
+"""Which weights are kept: the one currency of every search, report and export."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from spikeformer_lt.errors import MaskError, near, shown
+from spikeformer_lt.rng import seed_for
+from spikeformer_lt.selection import select
+from spikeformer_lt.tensorfile import read_tensors, write_tensors
+
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of an entry
+
+
+class Mask(Mapping[str, Tensor]):
+    """Bool tensors by plain `state_dict` name; True means kept. It never changes.
+
+    Args:
+        kept: one bool tensor per masked weight, shaped as that weight. Tensors of exact zeros and
+            ones are taken too. They are copied to the CPU; do not write into the copies.
+
+    Raises:
+        MaskError: no layer, an empty layer, or a value other than 0 and 1.
+    """
+
+    def __init__(self, kept: Mapping[str, Tensor]) -> None:
+        if not kept:
+            raise MaskError("a mask needs at least one layer; none was given")
+        self._kept = {name: _as_bool(name, tensor) for name, tensor in kept.items()}
+        self._bits: dict[tuple[str, torch.device, int], Tensor] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._kept[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._kept)
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Mask) and self.sha256 == other.sha256
+
+    def __hash__(self) -> int:
+        return hash(self.sha256)
+
+    def __repr__(self) -> str:
+        return f"Mask({len(self)} layers, {self.removed} of {self.total} entries removed)"
+
+    @classmethod
+    def from_scores(
+        cls,
+        scores: Mapping[str, Tensor],
+        sparsity: float,
+        scope: Literal["global", "layer"] = "global",
+        within: Mask | None = None,
+        floor: float = 0.0,
+    ) -> Mask:
+        """Remove the lowest-scoring entries, to the exact count.
+
+        Args:
+            scores: one real tensor per prunable weight, shaped as that weight; larger is kept.
+            sparsity: fraction of all entries to remove, in [0, 1), those that `within` already
+                removed included.
+            scope: "global" ranks all layers together and removes ``round(sparsity * n)`` entries;
+                "layer" removes that many of each layer's own n.
+            within: previous mask; the result keeps nothing that it dropped.
+            floor: least fraction of each layer that stays, in [0, 1]; of what `within` left, if
+                that is less.
+
+        Returns:
+            Mask that does not depend on the device of the scores. Of equal scores those with the
+            lower flat index are kept, layers counted in the order of `scores`.
+
+        Raises:
+            MaskError: a NaN score; a name or shape that differs from `within`; a fraction outside
+                its range; a count that `within` or `floor` makes impossible.
+        """
+        if within is not None:
+            within._check_names(scores, "scores")
+        return cls(select(scores, sparsity, scope, within, floor))
+
+    @classmethod
+    def random_like(cls, mask: Mask, seed: int) -> Mask:
+        """Draw a mask that removes as many entries of each layer, at random places.
+
+        Args:
+            mask: gives names, shapes and counts.
+            seed: the same seed gives the same mask; layers are drawn independently of each other.
+        """
+        drawn = {}
+        for name, kept in mask.items():
+            generator = torch.Generator().manual_seed(seed_for(seed, "random mask", name))
+            order = torch.randperm(kept.numel(), generator=generator)
+            flat = torch.zeros(kept.numel(), dtype=torch.bool)
+            flat[order[: int(kept.sum())]] = True
+            drawn[name] = flat.view(kept.shape)
+        return cls(drawn)
+
+    @cached_property
+    def total(self) -> int:
+        """Number of entries."""
+        return sum(kept.numel() for kept in self._kept.values())
+
+    @cached_property
+    def removed(self) -> int:
+        """Number of entries removed."""
+        return self.total - sum(int(kept.sum()) for kept in self._kept.values())
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of all entries removed, in [0, 1]."""
+        return self.removed / self.total
+
+    def layer_sparsity(self) -> dict[str, float]:
+        """Return the fraction of entries removed, for each layer."""
+        return {name: int((~kept).sum()) / kept.numel() for name, kept in self._kept.items()}
+
+    def hamming(self, other: Mask) -> float:
+        """Return the fraction of entries in which two masks differ, in [0, 1].
+
+        Raises:
+            MaskError: the masks are not of the same layers.
+        """
+        self._check_names(other, "the other mask")
+        differing = sum(int((kept != other[name]).sum()) for name, kept in self._kept.items())
+        return differing / self.total
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of names, shapes and entries; the order of the layers does not count."""
+        digest = hashlib.sha256()
+        for name in sorted(self._kept):
+            kept = self._kept[name]
+            digest.update(f"{name!r} {list(kept.shape)}\n".encode("utf-8", "surrogatepass"))
+            digest.update(np.packbits(kept.numpy().reshape(-1)).tobytes())
+        return digest.hexdigest()
+
+    def apply_(self, model: nn.Module) -> None:
+        """Set the removed weights of `model` to exactly +0.0, in place, even if they were NaN.
+
+        Raises:
+            MaskError: a name or shape of the mask is not in `model`.
+        """
+        weights = _weights(model)
+        self._check_names(weights, "the model", more_allowed=True)
+        with torch.no_grad():
+            for name in self._kept:
+                weight = weights[name].detach()
+                bits = self._bits_for(name, weight)
+                weight.view(bits.dtype).bitwise_and_(bits)
+
+    def check(self, model: nn.Module, allow_layer_collapse: bool = False) -> None:
+        """Refuse a mask that does not fit `model`, before anything is computed with it.
+
+        Raises:
+            MaskError: a name or shape differs, a weight of a masked layer is NaN or infinite, or
+                all entries of a layer are removed and `allow_layer_collapse` is not set.
+        """
+        weights = _weights(model)
+        self._check_names(weights, "the model", more_allowed=True)
+        for name, kept in self._kept.items():
+            bad = int((~torch.isfinite(weights[name].detach())).sum())
+            if bad:
+                raise MaskError(
+                    f"layer {shown(name)}: {bad} of {kept.numel()} weights are NaN or infinite; "
+                    "go back to a checkpoint with finite weights"
+                )
+            if not allow_layer_collapse and not bool(kept.any()):
+                raise MaskError(
+                    f"layer {shown(name)}: all {kept.numel()} weights are removed, so nothing "
+                    "passes it; lower the sparsity, set a floor, or pass --allow-layer-collapse"
+                )
+
+    def save(self, path: str | Path) -> None:
+        """Write the mask to one safetensors file, atomically."""
+        about = {"kind": "mask", "mask_sha256": self.sha256, "sparsity": self.sparsity}
+        write_tensors(path, self._kept, about)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Mask:
+        """Read a mask that `save` wrote.
+
+        Raises:
+            CheckpointError: the file is damaged or foreign.
+            MaskError: the file holds something other than a mask.
+        """
+        tensors, about = read_tensors(path)
+        where = shown(str(path), 300)
+        if about.get("kind") != "mask":
+            kind = shown(about.get("kind"))
+            raise MaskError(f"{where}: not a mask (its kind is {kind}); give a file of Mask.save")
+        mask = cls(tensors)
+        if mask.sha256 != about.get("mask_sha256"):
+            raise MaskError(f"{where}: the mask's own checksum differs; restore it from a copy")
+        return mask
+
+    def _check_names(
+        self, tensors: Mapping[str, Tensor], whose: str, more_allowed: bool = False
+    ) -> None:
+        for name, kept in self._kept.items():
+            if name not in tensors:
+                hint = near(name, tensors) or "; use plain state_dict names of the unwrapped model"
+                raise MaskError(f"layer {shown(name)} of the mask is not in {whose}{hint}")
+            if kept.shape != tensors[name].shape:
+                raise MaskError(
+                    f"layer {shown(name)}: the mask has shape {list(kept.shape)}, {whose} has "
+                    f"{list(tensors[name].shape)}; make the mask for this model"
+                )
+        if not more_allowed and len(tensors) > len(self):
+            extra = next(name for name in tensors if name not in self._kept)
+            raise MaskError(f"layer {shown(extra)} of {whose} is not in the mask")
+
+    def _bits_for(self, name: str, weight: Tensor) -> Tensor:
+        """Return all-ones or all-zeros words of the weight's size: `and` is exact and fast."""
+        if not weight.dtype.is_floating_point:
+            raise MaskError(f"layer {shown(name)}: {weight.dtype} weights cannot be masked")
+        key = (name, weight.device, weight.dtype.itemsize)
+        if key not in self._bits:
+            words = self._kept[name].to(_BITS[weight.dtype.itemsize]).neg_()
+            self._bits[key] = words.to(weight.device)
+        return self._bits[key]
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"_kept": self._kept, "_bits": {}}
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    return {**dict(model.named_buffers()), **dict(model.named_parameters(remove_duplicate=False))}
+
+
+def _as_bool(name: str, tensor: Tensor) -> Tensor:
+    if not isinstance(tensor, Tensor) or tensor.numel() == 0:
+        raise MaskError(f"layer {shown(name)}: a mask needs a tensor with at least one entry")
+    if tensor.dtype is not torch.bool:
+        odd = int(((tensor != 0) & (tensor != 1)).sum())
+        if odd:
+            raise MaskError(
+                f"layer {shown(name)}: {odd} of {tensor.numel()} mask values are neither 0 nor 1; "
+                "give bool tensors, True for kept"
+            )
+    return tensor.detach().to("cpu", torch.bool).clone(memory_format=torch.contiguous_format)

@@ -1,0 +1,148 @@
+"""Runs of several variants over seeds, side by side: table, CSV and curves."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from spikeformer_lt.errors import DataError
+
+COLUMNS = {
+    "test accuracy %": ("test_accuracy", 1.0, 2),
+    "val %": ("val_accuracy", 1.0, 2),
+    "patches removed %": ("sparsity.patch", 100.0, 1),
+    "ConvPEP weights removed %": ("sparsity.conv_pep_weight", 100.0, 1),
+    "all weights removed %": ("sparsity.total_weight", 100.0, 1),
+    "ConvPEP bits/weight": ("conv_pep_bits_per_weight", 1.0, 2),
+    "MACs (M)": ("macs", 1e-6, 2),
+    "SOPs (M)": ("sops", 1e-6, 3),
+    "firing rate": ("mean_firing_rate", 1.0, 3),
+}
+
+
+class Finished(Protocol):
+    """A run with a report."""
+
+    @property
+    def variant(self) -> str:
+        """Row of the table."""
+
+    @property
+    def report(self) -> Path:
+        """Its report.json."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One variant: the values of each column, one for each seed."""
+
+    variant: str
+    values: Mapping[str, list[float]]
+
+    @property
+    def seeds(self) -> int:
+        """How many runs stand behind the row."""
+        return len(self.values["test accuracy %"])
+
+    def cell(self, column: str) -> str:
+        """Mean, with the standard deviation where there are several seeds."""
+        values, digits = self.values[column], COLUMNS[column][2]
+        if not values:
+            return "-"
+        mean = f"{statistics.fmean(values):.{digits}f}"
+        spread = statistics.stdev(values) if len(values) > 1 else 0.0
+        return f"{mean} ± {spread:.{digits}f}" if spread else mean
+
+
+def read_rows(runs: Iterable[Finished]) -> list[Row]:
+    """Collect the finished runs, in the order their variants first appear.
+
+    Raises:
+        DataError: runs of different test sets or splits, which are not comparable.
+    """
+    collected: dict[str, dict[str, list[float]]] = {}
+    splits: dict[str, Path] = {}
+    for run in runs:
+        if not run.report.exists():
+            continue
+        report = json.loads(run.report.read_text())
+        splits.setdefault(f"{report['dataset']} {report['split_sha256']}", run.report)
+        if len(splits) > 1:
+            raise DataError(f"runs of different splits are not comparable: {splits}")
+        report["mean_firing_rate"] = _mean(report["firing_rate"].values())
+        row = collected.setdefault(run.variant, {column: [] for column in COLUMNS})
+        for column, (path, scale, _) in COLUMNS.items():
+            value = _dig(report, path)
+            if value is not None:
+                row[column].append(scale * value)
+    return [Row(variant, values) for variant, values in collected.items()]
+
+
+def write_comparison(folder: Path, runs: Iterable[Finished], title: str) -> str:
+    """Write ``comparison.md``, ``comparison.csv`` and, where rows form series, ``curves``.
+
+    Returns:
+        The Markdown table.
+    """
+    from spikeformer_lt.reports.plots import plot_curves
+    from spikeformer_lt.reports.tables import markdown_table, write_csv
+
+    runs = list(runs)
+    rows = read_rows(runs)
+    header = ["variant", "seeds", *COLUMNS]
+    cells = [[r.variant, str(r.seeds), *(r.cell(c) for c in COLUMNS)] for r in rows]
+    table = markdown_table(header, cells)
+    missing = sorted({run.variant for run in runs} - {row.variant for row in rows})
+    note = f"\nNot run: {', '.join(missing)}.\n" if missing else ""
+    text = f"# {title}\n\n{table}\n{note}"
+    (folder / "comparison.md").write_text(text)
+    write_csv(folder / "comparison.csv", header, cells)
+    write_csv(
+        folder / "runs.csv",
+        ["variant", "run", "test accuracy %"],
+        [[r.variant, str(i), f"{v:.4f}"] for r in rows for i, v in enumerate(r.values["test accuracy %"])],
+    )
+    for level, series in series_of(rows).items():
+        dense = [v for r in rows if r.variant == "dense" for v in r.values["test accuracy %"]]
+        plot_curves(
+            folder / f"curve-{level}.png",
+            series,
+            x_label=f"{level} removed (fraction)",
+            y_label="test accuracy (%)",
+            reference=_mean(dense) if dense else None,
+        )
+    return text
+
+
+def series_of(rows: Iterable[Row]) -> dict[str, dict[str, list[tuple[float, list[float]]]]]:
+    """Rows called ``NAME NUMBER`` as curves: level -> series name -> (x, accuracies) points."""
+    found: dict[str, dict[str, list[tuple[float, list[float]]]]] = {}
+    for row in rows:
+        name, _, number = row.variant.rpartition(" ")
+        try:
+            x = float(number)
+        except ValueError:
+            continue
+        level = "patches" if "patches" in name else "ConvPEP weights"
+        points = found.setdefault(level, {}).setdefault(name, [])
+        points.append((x, row.values["test accuracy %"]))
+    return {
+        level: {name: sorted(points) for name, points in series.items()}
+        for level, series in found.items()
+    }
+
+
+def _dig(report: Mapping[str, Any], path: str) -> float | None:
+    value: Any = report
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return None if value is None else float(value)
+
+
+def _mean(values: Iterable[float]) -> float:
+    values = list(values)
+    return statistics.fmean(values) if values else 0.0

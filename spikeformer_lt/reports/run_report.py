@@ -1,0 +1,76 @@
+"""The report of a run: test once, count what is left, write it down."""
+
+from __future__ import annotations
+
+import logging
+import platform
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import nn
+
+from spikeformer_lt.images.loader import eval_loader
+from spikeformer_lt.images.splits import Splits
+from spikeformer_lt.reports.ledger import build_ledger
+from spikeformer_lt.reports.plots import plot_training
+from spikeformer_lt.reports.purity import audit
+from spikeformer_lt.ticket import Ticket
+from spikeformer_lt.training.evaluation import Metrics, evaluate
+from spikeformer_lt.training.experiment import Experiment
+
+log = logging.getLogger(__name__)
+LEDGER_IMAGES = 256
+"""Test images that firing rates, SOPs and the purity audit are measured on."""
+
+
+def describe(
+    model: nn.Module, data: Splits, split: str, accelerator: Any, batch_size: int = 256
+) -> tuple[Metrics, dict[str, Any]]:
+    """Evaluate one split and build the ledger on its first images."""
+    dataset = getattr(data, split)
+    metrics = evaluate(model, dataset, data, accelerator, batch_size=batch_size)
+    loader = eval_loader(dataset, min(64, len(dataset)))
+    some = islice(loader, max(1, LEDGER_IMAGES // 64))
+    batches = [images.to(accelerator.device) for images, _, _ in some]
+    model.eval()
+    return metrics, {**build_ledger(model, batches), "purity": audit(model, batches[0])}
+
+
+def write_report(
+    experiment: Experiment, model: nn.Module, ticket: Ticket | None, split: str = "test"
+) -> dict[str, Any]:
+    """Evaluate the finished network on the test set, once, and write ``report.json``.
+
+    The report holds what design and papers ask for: accuracies, sparsities apart, bits per
+    ConvPEP weight, firing rates, MACs, SOPs, the split's hash, versions and every choice made.
+    """
+    trainer = experiment.trainer
+    metrics, ledger = describe(model, experiment.data, split, trainer.accelerator)
+    phases = ticket.provenance.get("phases", []) if ticket else []
+    report: dict[str, Any] = {
+        "run_id": experiment.run.run_id,
+        "seed": experiment.cfg.train.seed,
+        "dataset": experiment.data.name,
+        "split_sha256": experiment.data.split_sha256,
+        "test_accuracy": metrics.accuracy,
+        "test_count": metrics.count,
+        "test_loss": metrics.loss,
+        "top5": metrics.top5,
+        "accuracy_at_t": list(metrics.accuracy_at_t),
+        "confusion": metrics.confusion.tolist(),
+        "val_accuracy": phases[-1]["val_accuracy"] if phases else None,
+        "best_on_test": None,
+        "seconds": sum(phase["seconds"] for phase in phases),
+        "choices": ticket.provenance.get("config", {}) if ticket else {},
+        **ledger,
+        "mask_sha256": ticket.mask.sha256 if ticket else None,
+        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+    }
+    if trainer.main:
+        experiment.run.write_report(report)
+        plot_training(experiment.run.path / "summary.csv", experiment.run.path / "plots")
+        log.info("test %.2f %% of %d images", metrics.accuracy, metrics.count)
+        log.info("sparsity %s", {k: round(v, 4) for k, v in report["sparsity"].items()})
+        log.info("report: %s", experiment.run.path / "report.json")
+    return report

@@ -1,0 +1,74 @@
+"""Seeds that depend on names only, and a way to draw numbers without disturbing anybody else."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import operator
+import random
+from collections.abc import Iterator
+from typing import SupportsIndex
+
+import numpy as np
+
+from spikeformer_lt.errors import ConfigError, shown
+
+
+def seed_for(*parts: SupportsIndex | str) -> int:
+    """Derive a seed from integers and words, e.g. ``seed_for(seed, "augment", epoch, 7)``.
+
+    The same parts give the same seed on every machine and Python; ``1`` and ``"1"`` differ, and so
+    do ``("a", "b")`` and ``("ab",)``.
+
+    Returns:
+        Integer in [0, 2**63).
+
+    Raises:
+        ConfigError: there is no part, or one is neither an integer nor a string.
+    """
+    if not parts:
+        raise ConfigError("seed_for() was given nothing; give it at least one integer or string")
+    text = json.dumps([_plain(part) for part in parts])
+    digest = hashlib.sha256(text.encode("ascii")).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def _plain(part: SupportsIndex | str) -> int | str:
+    if isinstance(part, str):
+        return part
+    try:
+        if isinstance(part, bool):
+            raise TypeError
+        return operator.index(part)
+    except TypeError:
+        raise ConfigError(
+            f"seed_for() was given {shown(part)} of type {type(part).__name__}; "
+            "allowed are integers and strings; convert it first"
+        ) from None
+
+
+@contextlib.contextmanager
+def isolated_rng(seed: int) -> Iterator[None]:
+    """Seed Python's, NumPy's and torch's CPU generators inside; outside nothing is noticed.
+
+    The three global streams go on after the block, or after an exception in it, as if it had not
+    been. Accelerators keep their own streams, which are left alone.
+
+    Args:
+        seed: any integer; NumPy's old global generator takes its lowest 32 bits.
+    """
+    import torch
+
+    python_state = random.getstate()
+    numpy_state = np.random.get_state()  # noqa: NPY002
+    torch_state = torch.get_rng_state()
+    try:
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        torch.default_generator.manual_seed(seed % 2**63)
+        yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        torch.set_rng_state(torch_state)

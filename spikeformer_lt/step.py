@@ -1,0 +1,96 @@
+"""A point in training, in epochs and iterations: "2ep", "500it", "2ep50it"."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Self
+
+from spikeformer_lt.errors import ConfigError, shown
+
+_FORM = re.compile(r"(?:([0-9]{1,12})ep)?(?:([0-9]{1,12})it)?")
+
+
+@dataclass(frozen=True, init=False)
+class Step:
+    """So many epochs and then so many iterations (optimizer steps).
+
+    Args:
+        epochs: whole epochs, 0 or more.
+        iterations: further iterations, 0 or more; more than an epoch has is allowed.
+
+    Two steps compare by their count of iterations. Where the answer depends on how many iterations
+    an epoch has ("1ep50it" against "2ep"), a comparison raises and `iterations` is to be used.
+
+    Raises:
+        ConfigError: a negative number, or something that is no integer.
+    """
+
+    epochs: int
+    extra: int
+
+    def __init__(self, epochs: int = 0, iterations: int = 0) -> None:
+        for field, value in (("epochs", epochs), ("iterations", iterations)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise ConfigError(f"{field}={shown(value)} is not allowed: an integer >= 0")
+        object.__setattr__(self, "epochs", epochs)
+        object.__setattr__(self, "extra", iterations)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read "2ep", "500it" or "2ep50it".
+
+        Raises:
+            ConfigError: any other form.
+        """
+        found = _FORM.fullmatch(text) if isinstance(text, str) and text else None
+        if found is None:
+            raise ConfigError(
+                f"step {shown(text)} is not allowed: write epochs and iterations as '2ep', "
+                "'500it' or '2ep50it'"
+            )
+        return cls(int(found[1] or 0), int(found[2] or 0))
+
+    def __str__(self) -> str:
+        epochs = f"{self.epochs}ep" if self.epochs else ""
+        return epochs + (f"{self.extra}it" if self.extra or not epochs else "")
+
+    def iterations(self, steps_per_epoch: int) -> int:
+        """Return the count of iterations from the start of training.
+
+        Args:
+            steps_per_epoch: optimizer steps in one epoch, 1 or more.
+
+        Raises:
+            ConfigError: `steps_per_epoch` is not positive.
+        """
+        if steps_per_epoch < 1:
+            raise ConfigError(f"steps_per_epoch={steps_per_epoch} is not allowed: 1 or more")
+        return self.epochs * steps_per_epoch + self.extra
+
+    def __lt__(self, other: Step) -> bool:
+        return _is_after(other, self, 1)
+
+    def __le__(self, other: Step) -> bool:
+        return _is_after(other, self, 0)
+
+    def __gt__(self, other: Step) -> bool:
+        return _is_after(self, other, 1)
+
+    def __ge__(self, other: Step) -> bool:
+        return _is_after(self, other, 0)
+
+
+def _is_after(late: Step, early: Step, least: int) -> bool:
+    """Tell whether late - early >= `least` iterations, whatever the length of an epoch."""
+    if not (isinstance(late, Step) and isinstance(early, Step)):
+        raise TypeError("a Step compares with a Step only; read a text with Step.parse")
+    epochs, extra = late.epochs - early.epochs, late.extra - early.extra
+    if epochs >= 0 and epochs + extra >= least:
+        return True
+    if epochs <= 0 and epochs + extra < least:
+        return False
+    raise ConfigError(
+        f"which of '{late}' and '{early}' comes first depends on the iterations in an epoch; "
+        "compare step.iterations(steps_per_epoch)"
+    )

@@ -1,0 +1,48 @@
+"""From a ticket on disk back to the network it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from spikeformer_lt.errors import TicketError
+from spikeformer_lt.layers.patch_scores import make_score
+from spikeformer_lt.layers.patch_select import PatchSelect
+from spikeformer_lt.registry import create_model
+from spikeformer_lt.ticket import Ticket
+
+
+def model_from_ticket(ticket: Ticket, **overrides: Any) -> nn.Module:
+    """Build the model that a ticket's provenance names and put the ticket's weights into it.
+
+    Args:
+        ticket: a ticket that a recipe saved; its provenance holds ``model: {name, args}`` and,
+            for MultiSp, the search's ``config``.
+        overrides: model arguments to change, such as T.
+
+    Raises:
+        TicketError: the provenance names no model, or the weights do not fit it.
+    """
+    known = ticket.provenance.get("model")
+    if not isinstance(known, dict) or "name" not in known:
+        raise TicketError("the ticket's provenance names no model; save it with a recipe of ours")
+    model = create_model(known["name"], **{**known.get("args", {}), **overrides})
+    if ticket.provenance.get("search") == "multisp":
+        dress(model, ticket.provenance["config"])
+    try:
+        ticket.apply_(model)
+    except (RuntimeError, KeyError) as error:
+        raise TicketError(f"the ticket does not fit {known['name']}: {error}") from error
+    return model.eval()
+
+
+def dress(model: Any, config: dict[str, Any]) -> None:
+    """Give a fresh model MultiSp's level 3 activation and level 1 selection."""
+    level3, patches = config["activation"], config["patches"]
+    model.conv_pep.set_activation(level3["kind"], level3["residual"])
+    if patches["sparsity"] > 0:
+        score = make_score(patches["score"], model.embed_dim, model.num_classes, model.num_heads)
+        model.patch = PatchSelect(
+            score, patches["sparsity"], space=patches["space"], rescale=patches["rescale"]
+        )

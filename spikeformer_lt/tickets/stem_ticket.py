@@ -1,0 +1,117 @@
+"""The ConvPEP ticket (level 2): surgery, mask updates, and the temporary head of the search."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from spikeformer_lt.layers.conv_pep import ConvPEP
+from spikeformer_lt.layers.state import reset_state
+from spikeformer_lt.layers.subnet import SubnetConv2d, get_masks, rankings, set_masks, subnets
+from spikeformer_lt.mask import Mask
+from spikeformer_lt.tickets.multisp_config import WeightConfig
+from spikeformer_lt.training.phase import Progress
+
+LEARNS = {"latent": "weights", "magnitude": "weights", "random": "weights"}
+
+
+class StemProbe(nn.Module):
+    """ConvPEP with a temporary linear head: the network that a stem search trains.
+
+    Shape: images ``[B, C, H, W]`` or frames ``[B, T, C, H, W]`` -> logits ``[B, T, K]``.
+
+    Source: arXiv 2311.12060, Algorithm 1, phase 1; the head is dropped afterwards.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.conv_pep: ConvPEP = model.conv_pep  # type: ignore[assignment]
+        self.T = int(model.T)  # type: ignore[arg-type]
+        self.head = nn.Linear(self.conv_pep.dim, int(model.num_classes))  # type: ignore[arg-type]
+        self._door = model.time_first
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mean token of each step, classified."""
+        reset_state(self)
+        try:
+            tokens, _ = self.conv_pep(self._door(x), self.T)  # type: ignore[operator]
+            logits: Tensor = self.head(tokens.mean(2))
+            return logits.expand(self.T, -1, -1).transpose(0, 1)
+        finally:
+            reset_state(self)
+
+
+def install_subnets(conv_pep: ConvPEP, config: WeightConfig) -> None:
+    """Replace the ConvPEP's convolutions by subnet convolutions, in place.
+
+    Start weights are initialised first if asked for; scores and inits draw from torch's stream.
+    """
+    for unit in conv_pep.units():
+        if unit is conv_pep.rpe and not config.include_rpe:
+            continue
+        _init_weight(unit.conv, config)
+        spikes_in = conv_pep.in_channels == 2
+        binary = config.binary
+        if unit is conv_pep.stages[0]:
+            auto = config.first_conv == "auto"
+            binary = binary and (spikes_in if auto else config.first_conv == "binary")
+        unit.conv = SubnetConv2d(
+            unit.conv,
+            LEARNS.get(config.method, config.method),
+            binary=binary,
+            per_filter=config.gain == "filter",
+        )
+
+
+def _init_weight(conv: nn.Conv2d, config: WeightConfig) -> None:
+    """Kaiming or signed-constant start weights; the fan counts kept weights only (scale_fan)."""
+    if config.init == "keep":
+        return
+    fan = conv.weight[0].numel() * (1 - config.sparsity)
+    std = (2 / fan) ** 0.5
+    with torch.no_grad():
+        drawn = torch.randn(conv.weight.shape)
+        conv.weight.copy_(std * (drawn.sign() if config.init == "signed" else drawn))
+
+
+class MaskController:
+    """Keeps the stem's masks at the sparsity that the schedule asks for, before every step."""
+
+    def __init__(self, model: nn.Module, config: WeightConfig, seed: int) -> None:
+        self.model, self.config = model, config
+        self.fixed = config.method in ("magnitude", "random")
+        if config.method == "random":
+            drawn = Mask.from_scores(rankings(model), config.sparsity, scope=config.scope)
+            set_masks(model, Mask.random_like(drawn, seed))
+        else:
+            self.update(0.0 if config.ramp_epochs and not self.fixed else 1.0)
+
+    @property
+    def settled_from(self) -> int:
+        """First epoch that trains wholly at the final sparsity."""
+        return 0 if self.fixed else int(-(-self.config.ramp_epochs // 1))
+
+    def __call__(self, progress: Progress) -> None:
+        """Update masks and annealing for the step to come."""
+        if self.fixed:
+            return
+        for _, layer in subnets(self.model):
+            layer.anneal = self.config.anneal * min(progress.fraction, self.config.freeze_mask_at)
+        if progress.fraction > self.config.freeze_mask_at:
+            return
+        ramp = self.config.ramp_epochs
+        self.update(min(1.0, progress.epochs_done / ramp) if ramp else 1.0)
+
+    def update(self, done: float) -> None:
+        """Recompute the masks with `done` of the ramp behind: s (1 - (1 - done)^3)."""
+        sparsity = self.config.sparsity * (1 - (1 - done) ** 3)
+        within = get_masks(self.model) if self.config.monotone and done > 0 else None
+        layered = self.config.scope == "layer"
+        mask = Mask.from_scores(
+            rankings(self.model),
+            sparsity,
+            scope=self.config.scope,
+            within=within,
+            floor=0.0 if layered else self.config.floor,
+        )
+        set_masks(self.model, mask)

@@ -1,0 +1,270 @@
+"""What every recipe does around its search: data, model, run directory, trainer, ticket."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from spikeformer_lt.config import check
+from spikeformer_lt.errors import DataError
+from spikeformer_lt.images.augment import Augment
+from spikeformer_lt.images.loader import train_loader
+from spikeformer_lt.images.mixing import Mixing
+from spikeformer_lt.images.splits import Splits
+from spikeformer_lt.registry import create_dataset, create_model
+from spikeformer_lt.rng import seed_for
+from spikeformer_lt.ticket import Ticket
+from spikeformer_lt.training.estimate import estimate_step
+from spikeformer_lt.training.progress import clock
+from spikeformer_lt.training.rundir import RunDir
+from spikeformer_lt.training.signals import StopRequest
+from spikeformer_lt.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
+SPLIT_OPTIONS = ("root", "image_size", "limit_train", "limit_test")
+"""Options of a data set that a ticket must repeat to meet its own splits again."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images, and what training does to them."""
+
+    name: str = "auto"
+    """A registered data set; auto takes cifar10 where it is on disk, else the embedded digits."""
+    root: str = "data"
+    """Folder that holds the data set's published files."""
+    download: bool = False
+    """Fetch missing files; nothing touches the network otherwise."""
+    image_size: int | None = None
+    """Side of the images, in pixels; None is the data set's own."""
+    limit_train: int | None = None
+    """Train on this many images, classes in proportion; None is all."""
+    limit_test: int | None = None
+    """Test on this many images, classes in proportion; None is all."""
+    augment: str = "auto"
+    """auto (the data set's usual), none, digits or spikformer_cifar."""
+    mixup: float | None = None
+    """Alpha of mixup; None is the papers' value for the data set."""
+    cutmix: float = 0.0
+    """Alpha of CutMix."""
+    smoothing: float | None = None
+    """Label smoothing; None is the papers' value for the data set."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which network; a size left at None is the named model's own."""
+
+    name: str = "spikformer_cifar"
+    """A registered model."""
+    T: int = 4
+    """Time steps."""
+    embed_dim: int | None = None
+    """Embedding width D."""
+    depth: int | None = None
+    """Encoder blocks L."""
+    num_heads: int | None = None
+    """Attention heads h."""
+    mlp_ratio: float | None = None
+    """Hidden width of the MLP over D."""
+    tau: float | None = None
+    """Membrane time constant, in steps."""
+    v_threshold: float | None = None
+    """Firing threshold, dimensionless."""
+
+    def args(self) -> dict[str, Any]:
+        """Keywords for `create_model`: what was set."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "name"}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where the run lives."""
+
+    out: str = ""
+    """Run directory; empty makes a new one under runs/."""
+    resume: str = "never"
+    """never, auto (go on where --run.out stopped, start if it is new), or a run directory."""
+    allow_config_change: tuple[str, ...] = ()
+    """Fields that may differ from the run that is resumed."""
+
+
+def load_splits(data: DataConfig) -> Splits:
+    """Create the data set that a configuration names."""
+    splits = create_dataset(
+        data.name,
+        root=data.root,
+        download=data.download,
+        image_size=data.image_size,
+        limit_train=data.limit_train,
+        limit_test=data.limit_test,
+    )
+    if not isinstance(splits, Splits):
+        raise DataError(f"data set {data.name} gave {type(splits).__name__}, not Splits")
+    return splits
+
+
+class Experiment:
+    """Context of one run; leaves signal handlers and logging as they were.
+
+    Args:
+        cfg: a recipe's configuration with ``data, model, train, run`` groups.
+        fallback: embedded data set for ``data.name auto``.
+        small: option values for the fallback, where the user left the default.
+    """
+
+    def __init__(self, cfg: Any, *, fallback: str, small: dict[str, Any]) -> None:
+        self.asked, self.cfg = cfg, cfg
+        self.fallback, self.small = fallback, small
+        self.stop = StopRequest()
+
+    def __enter__(self) -> Experiment:
+        cfg = self.cfg = self._with_data(self.cfg)
+        train = cfg.train
+        self.accelerator = Accelerator(cpu=train.cpu, mixed_precision=train.mixed_precision)
+        self.run = RunDir.open(
+            cfg.run.out,
+            cfg,
+            slug=f"{cfg.model.name}-{cfg.data.name}",
+            resume=cfg.run.resume,
+            allow=cfg.run.allow_config_change,
+            seed=train.seed,
+        )
+        self.stop.__enter__()
+        try:
+            self.data = load_splits(cfg.data)
+            augment = self.data.augment if cfg.data.augment == "auto" else cfg.data.augment
+            usual = Mixing.standard() if augment == "spikformer_cifar" else Mixing()
+            mixup, smoothing = cfg.data.mixup, cfg.data.smoothing
+            mixing = replace(
+                usual,
+                mixup=usual.mixup if mixup is None else mixup,
+                cutmix=cfg.data.cutmix,
+                smoothing=usual.smoothing if smoothing is None else smoothing,
+            )
+            self.trainer = Trainer(
+                self.data,
+                train,
+                self.run,
+                self.accelerator,
+                augment=Augment.standard(augment),
+                mixing=mixing,
+                stop=self.stop,
+            )
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop.__exit__(kind, error, trace)
+        self.run.close()
+
+    def _with_data(self, cfg: Any) -> Any:
+        """Settle ``data.name auto`` and, on the fallback, the small defaults."""
+        name = cfg.data.name
+        if name == "auto":
+            root = Path(cfg.data.root)
+            on_disk = [root / "cifar-10-batches-py", root / "cifar-10-python.tar.gz"]
+            found = cfg.data.download or any(path.exists() for path in on_disk)
+            name = "cifar10" if found else self.fallback
+            self.notice = "" if found else (
+                f"CIFAR-10 is not under {root}/: running on the embedded {name} instead. "
+                "Its results are not CIFAR results; --data.download fetches CIFAR-10."
+            )  # fmt: skip
+        else:
+            self.notice = ""
+        cfg = replace(cfg, data=replace(cfg.data, name=name))
+        if name != self.fallback:
+            return cfg
+        plain = type(cfg)()
+        for path, value in self.small.items():
+            if _get(cfg, path) == _get(plain, path):
+                cfg = _set(cfg, path, value)
+        return cfg
+
+    def model_args(self) -> dict[str, Any]:
+        """Keywords that build this run's model."""
+        data = self.data
+        own = {"num_classes": data.num_classes, "in_channels": data.in_channels}
+        return {**own, "image_size": data.image_size, **self.cfg.model.args()}
+
+    def model(self) -> nn.Module:
+        """Create the model from the run's seed and announce the run."""
+        torch.manual_seed(seed_for(self.cfg.train.seed, "init"))
+        model: nn.Module = create_model(self.cfg.model.name, **self.model_args())
+        self._announce(model)
+        return model
+
+    def save_ticket(self, ticket: Ticket) -> Ticket:
+        """Save the ticket into the run with what is needed to build it again."""
+        known = {"name": self.cfg.model.name, "args": self.model_args()}
+        origin = {
+            "model": known,
+            "dataset": self.data.name,
+            "split_sha256": self.data.split_sha256,
+            "data": {name: getattr(self.cfg.data, name) for name in SPLIT_OPTIONS},
+            "seed": self.cfg.train.seed,
+            "run_id": self.run.run_id,
+        }
+        ticket = Ticket(ticket.mask, ticket.tensors, {**ticket.provenance, **origin})
+        if self.trainer.main:
+            ticket.save(self.run.path / "ticket", overwrite=True)
+        return ticket
+
+    def _announce(self, model: nn.Module) -> None:
+        trainer, data, train = self.trainer, self.data, self.cfg.train
+        if not trainer.main:
+            return
+        log.info("***** %s *****", self.run.run_id)
+        if self.notice:
+            log.warning("NOTICE: %s", self.notice)
+        log.info(
+            "data %s: %d train, %d val, %d test (split %s)",
+            data.name, len(data.train), len(data.val), len(data.test), data.split_sha256[:12],
+        )  # fmt: skip
+        count = sum(p.numel() for p in model.parameters())
+        log.info(
+            "model %s: %.2f M parameters, T %d", self.cfg.model.name, count / 1e6, self.cfg.model.T
+        )
+        total = train.batch_size * train.accumulate * trainer.world
+        log.info(
+            "batch %d x %d accumulated x %d processes = %d, lr %g, on %s, %d threads",
+            train.batch_size, train.accumulate, trainer.world, total, train.optim.lr,
+            trainer.accelerator.device, torch.get_num_threads(),
+        )  # fmt: skip
+        size = min(8, train.batch_size)
+        images, _, _ = next(iter(train_loader(data.train, trainer.augment, size, 0, 0)))
+        model.to(trainer.accelerator.device)
+        guess = estimate_step(model, images.to(trainer.accelerator.device), train.batch_size)
+        steps = len(data.train) // total
+        log.info(
+            "estimate: %.0f MB for a step (%.0f saved for backward), %.3f s a step, %s an epoch",
+            guess.total_mb, guess.saved_mb, guess.seconds_per_step * train.accumulate,
+            clock(guess.seconds_per_step * train.accumulate * steps),
+        )  # fmt: skip
+
+
+def _get(cfg: Any, path: str) -> Any:
+    for name in path.split("."):
+        cfg = getattr(cfg, name)
+    return cfg
+
+
+def _set(cfg: Any, path: str, value: Any) -> Any:
+    name, _, rest = path.partition(".")
+    check(is_dataclass(cfg) and hasattr(cfg, name), path, value, "a field of the configuration")
+    return replace(cfg, **{name: _set(getattr(cfg, name), rest, value) if rest else value})

@@ -1,0 +1,92 @@
+"""Independent runs of recipes as resumable child processes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from spikeformer_lt.errors import SpikeformerError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: which variant and seed it is, where it lives, the recipe's command line."""
+
+    variant: str
+    seed: int
+    folder: Path
+    command: Sequence[str]
+
+    @property
+    def report(self) -> Path:
+        """The file whose presence says that the run is finished."""
+        return self.folder / "report.json"
+
+
+def run_jobs(jobs: Sequence[Job], at_once: int = 1) -> None:
+    """Run what has no report yet; each run resumes by itself where it had stopped.
+
+    Args:
+        jobs: the runs.
+        at_once: processes at a time; the machine's threads are shared out between them.
+
+    Raises:
+        SpikeformerError: a run failed; the message names it and its output file. The other runs
+            are finished first, and nothing of them is lost.
+    """
+    waiting = [job for job in jobs if not job.report.exists()]
+    log.info("%d runs, %d of them finished before", len(jobs), len(jobs) - len(waiting))
+    running: dict[Job, subprocess.Popen[bytes]] = {}
+    failed: list[tuple[Job, int]] = []
+    total, start = len(waiting), time.monotonic()
+    try:
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                job = waiting.pop(0)
+                running[job] = _start(job, at_once)
+            for job, process in list(running.items()):
+                code = process.poll()
+                if code is None:
+                    continue
+                del running[job]
+                done = total - len(waiting) - len(running)
+                left = (time.monotonic() - start) / done * (total - done)
+                state = "finished" if code == 0 else f"failed (exit {code})"
+                log.info(
+                    "[%d/%d] %s seed %d %s; about %.0f min left",
+                    done, total, job.variant, job.seed, state, left / 60,
+                )  # fmt: skip
+                if code != 0:
+                    failed.append((job, code))
+            time.sleep(0.2)
+    finally:
+        for process in running.values():
+            process.terminate()
+        for process in running.values():
+            process.wait()
+    if failed:
+        job, code = failed[0]
+        raise SpikeformerError(
+            f"{len(failed)} of {len(jobs)} runs failed; the first, {job.variant} seed {job.seed}, "
+            f"with exit {code}: see {job.folder}.out, then start the comparison again"
+        )
+
+
+def _start(job: Job, at_once: int) -> subprocess.Popen[bytes]:
+    job.folder.parent.mkdir(parents=True, exist_ok=True)
+    threads = max(1, (os.cpu_count() or 1) // at_once)
+    env = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    command = [sys.executable, *job.command]
+    command += ["--run.out", str(job.folder), "--run.resume", "auto"]
+    with Path(f"{job.folder}.out").open("ab") as out:
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env=env
+        )

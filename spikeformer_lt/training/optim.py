@@ -1,0 +1,102 @@
+"""Optimizers and schedules by timm's names, with groups for decay and for scores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from spikeformer_lt.errors import ConfigError
+from spikeformer_lt.training.phase import OptimConfig
+
+
+def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
+    """Trainable parameters in three groups: decayed, not decayed (1-D), scores."""
+    decayed, plain, scores = [], [], []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if name.endswith(".scores"):
+            scores.append(parameter)
+        elif parameter.ndim < 2:
+            plain.append(parameter)
+        else:
+            decayed.append(parameter)
+    groups = [
+        {"params": decayed, "lr": config.lr, "weight_decay": config.weight_decay},
+        {"params": plain, "lr": config.lr, "weight_decay": 0.0},
+        {"params": scores, "lr": config.score_lr, "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if not groups:
+        raise ConfigError("nothing to train: every parameter is frozen")
+    return groups
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """Create the optimizer.
+
+    Raises:
+        ConfigError: a name that timm does not know.
+    """
+    groups = parameter_groups(model, config)
+    if config.opt in ("adamw", "adam"):  # torch's fused step: 4x the loop on the CPU
+        kind = torch.optim.AdamW if config.opt == "adamw" else torch.optim.Adam
+        return kind(groups, lr=config.lr, fused=True)
+    from timm.optim import create_optimizer_v2, list_optimizers
+
+    if config.opt not in list_optimizers():
+        raise ConfigError(f"optim.opt={config.opt!r} is not one of timm's: {list_optimizers()}")
+    return create_optimizer_v2(  # type: ignore[no-any-return]
+        groups, opt=config.opt, lr=config.lr, weight_decay=0.0, momentum=config.momentum
+    )
+
+
+class Schedule:
+    """Learning rate as a function of the update number alone, so that it needs no saved state.
+
+    Every group keeps its own peak: scores and weights share the shape of the curve.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, config: OptimConfig, updates: int, per_epoch: int
+    ) -> None:
+        from timm.scheduler import CosineLRScheduler, StepLRScheduler
+
+        self.optimizer = optimizer
+        warmup = round(config.warmup_epochs * per_epoch)
+        common: dict[str, Any] = {
+            "warmup_t": warmup,
+            "warmup_lr_init": min(config.warmup_lr, config.lr),
+            "t_in_epochs": False,
+        }
+        self.timm: Any = None
+        self.linear: tuple[int, int, float] | None = None
+        if config.sched == "cosine":
+            self.timm = CosineLRScheduler(
+                optimizer, t_initial=max(1, updates), lr_min=config.min_lr, **common
+            )
+        elif config.sched == "step":
+            self.timm = StepLRScheduler(
+                optimizer, decay_t=max(1, updates // 3), decay_rate=0.1, **common
+            )
+        else:
+            end = 1.0 if config.sched == "constant" else config.min_lr / config.lr
+            self.linear = (warmup, max(1, updates), end)
+            for group in optimizer.param_groups:
+                group.setdefault("initial_lr", group["lr"])
+
+    def set(self, update: int) -> float:
+        """Put the learning rates of update number `update` in force; returns the first group's."""
+        if self.timm is not None:
+            self.timm.step_update(update)
+        else:
+            assert self.linear is not None
+            warmup, updates, end = self.linear
+            factor = 1 - (1 - end) * min(1.0, update / updates)
+            if update < warmup:
+                factor *= (update + 1) / warmup
+            for group in self.optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * factor
+        return float(self.optimizer.param_groups[0]["lr"])

@@ -1,0 +1,118 @@
+"""A phase: one stretch of training with its own epochs, optimizer and hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from spikeformer_lt.config import check
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Optimizer and learning-rate schedule of a phase (timm's names)."""
+
+    opt: str = "adamw"
+    """Optimizer, any of timm's."""
+    lr: float = 5e-4
+    """Peak learning rate at the batch size in use."""
+    weight_decay: float = 0.06
+    """Decoupled weight decay; never on BatchNorm, biases or scores."""
+    momentum: float = 0.9
+    """Momentum of optimizers that have one."""
+    sched: str = "cosine"
+    """Learning-rate schedule: cosine, linear, step or constant."""
+    min_lr: float = 1e-5
+    """Learning rate at the end of the schedule."""
+    warmup_epochs: float = 0.0
+    """Epochs of linear warm-up from warmup_lr."""
+    warmup_lr: float = 1e-5
+    """Learning rate at the start of the warm-up."""
+    score_lr: float = 0.01
+    """Learning rate of subnetwork scores (they follow the same schedule, without decay)."""
+    clip_grad: float = 5.0
+    """Largest gradient norm; 0 does not clip."""
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "score_lr"):
+            value = getattr(self, name)
+            check(0 < value < 1e3, f"optim.{name}", value, "a positive finite number")
+        for name in ("weight_decay", "min_lr", "warmup_epochs", "warmup_lr", "clip_grad"):
+            value = getattr(self, name)
+            check(0 <= value < 1e9, f"optim.{name}", value, "a finite number >= 0")
+        check(0 <= self.momentum < 1, "optim.momentum", self.momentum, "in [0, 1)")
+        scheds = ("cosine", "linear", "step", "constant")
+        check(self.sched in scheds, "optim.sched", self.sched, f"one of {', '.join(scheds)}")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a phase stands, before a step."""
+
+    epoch: int
+    step: int
+    steps_per_epoch: int
+    epochs: int
+
+    @property
+    def epochs_done(self) -> float:
+        """Epochs behind, with the fraction of the present one."""
+        return self.epoch + self.step / self.steps_per_epoch
+
+    @property
+    def fraction(self) -> float:
+        """Fraction of the phase that is done, in [0, 1)."""
+        return self.epochs_done / self.epochs
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What a search asks of `fit`.
+
+    Attributes:
+        name: unique in the run: key of its checkpoints, seeds and summary rows.
+        epochs: epochs to train; 0 returns at once.
+        optim: overrides the run's optimizer.
+        before_step: called before every optimizer step (mask updates, annealing).
+        after_step: called after it (re-applying a weight mask).
+        settled_from: first epoch whose validation may choose the best weights; earlier ones
+            have not reached the sparsity asked for.
+        teacher: frozen network whose softened logits are distilled.
+        distill: weight of the distillation term, in [0, 1].
+        frozen: prefixes of parameter names that do not train, and whose BatchNorms stay in eval.
+    """
+
+    name: str
+    epochs: int
+    optim: OptimConfig | None = None
+    before_step: Callable[[Progress], None] | None = None
+    after_step: Callable[[], None] | None = None
+    settled_from: int = 0
+    teacher: nn.Module | None = None
+    distill: float = 0.0
+    frozen: tuple[str, ...] = ()
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a phase reached: the model holds its best validated weights."""
+
+    phase: str
+    val_accuracy: float
+    best_epoch: int
+    epochs: int
+    seconds: float
+
+
+class Fit(Protocol):
+    """Train `model` in place through one phase; resumable, deterministic for a given seed."""
+
+    def __call__(self, model: nn.Module, phase: Phase) -> FitResult:
+        """Train and return what was reached."""
+
+
+Batch = tuple[Tensor, Tensor, Tensor]

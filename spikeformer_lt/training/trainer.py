@@ -1,0 +1,97 @@
+"""The trainer of a run: phases one after another, resumable to the bit, on accelerate."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from spikeformer_lt.images.augment import Augment
+from spikeformer_lt.images.mixing import Mixing
+from spikeformer_lt.images.splits import Splits
+from spikeformer_lt.training.checkpoint import CheckpointStore
+from spikeformer_lt.training.evaluation import Metrics, evaluate
+from spikeformer_lt.training.phase import FitResult, Phase
+from spikeformer_lt.training.phase_run import PhaseRun
+from spikeformer_lt.training.rundir import RunDir
+from spikeformer_lt.training.settings import TrainConfig
+from spikeformer_lt.training.signals import StopRequest
+
+log = logging.getLogger(__name__)
+
+
+class Trainer:
+    """Trains phases of one run; an instance's :meth:`fit` is what searches are given.
+
+    Args:
+        data: splits; only ``train`` and ``val`` are ever read here.
+        config: how to train.
+        augment, mixing: of the training images.
+        run: run directory; checkpoints, rows and phase results live there.
+        accelerator: device, precision and process group.
+        stop: stop request to honour between steps; the caller owns the signal handlers.
+    """
+
+    def __init__(
+        self,
+        data: Splits,
+        config: TrainConfig,
+        run: RunDir,
+        accelerator: Accelerator,
+        *,
+        augment: Augment,
+        mixing: Mixing,
+        stop: StopRequest | None = None,
+    ) -> None:
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        mixing.check(config.batch_size)
+        self.data, self.config, self.run = data, config, run
+        self.augment, self.mixing, self.stop = augment, mixing, stop
+        self.accelerator = accelerator
+        self.main = self.accelerator.is_main_process
+        self.world, self.rank = self.accelerator.num_processes, self.accelerator.process_index
+        self.last = CheckpointStore(run.path / "last", keep=2)
+        self.estimated = False
+        self.board: Any = None
+        if config.tensorboard and self.main:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(str(run.path / "tb"))  # type: ignore[no-untyped-call]
+
+    def fit(self, model: nn.Module, phase: Phase) -> FitResult:
+        """Train `model` in place; afterwards it holds its best validated weights.
+
+        A phase that had finished is restored from its own folder; one that was interrupted goes
+        on at the very step.
+        """
+        model.to(self.accelerator.device)
+        store = CheckpointStore(self.run.path / "phases" / phase.name, keep=1)
+        finished = store.load()
+        if finished is not None:
+            model.load_state_dict(finished.tensors["model"])
+            log.info("phase %s was finished before: %s", phase.name, finished.path)
+            return FitResult(**finished.state["result"])
+        if phase.epochs == 0:
+            return FitResult(phase.name, float("nan"), -1, 0, 0.0)
+        result, tensors = PhaseRun(self, model, phase).train()
+        model.load_state_dict(tensors)
+        if self.main:
+            store.save(0, {"model": tensors}, {"result": asdict(result)})
+        self.accelerator.wait_for_everyone()
+        return result
+
+    def evaluate(self, model: nn.Module, split: str) -> Metrics:
+        """Evaluate on ``train``, ``val`` or ``test``: every sample exactly once."""
+        return evaluate(
+            model,
+            getattr(self.data, split),
+            self.data,
+            self.accelerator,
+            batch_size=self.config.eval_batch_size,
+            workers=self.config.workers,
+        )

@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spikeformer_lt.errors import ConfigError, DataError
+from spikeformer_lt.images import (
+    Augment,
+    eval_loader,
+    normalize,
+    steps_per_epoch,
+    train_loader,
+)
+
+PAPER = Augment.standard("spikformer_cifar")
+
+
+def same(first, second):
+    assert len(first) == len(second)
+    for one, other in zip(first, second, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.fixture
+def data(random_images):
+    return random_images(50, size=16)
+
+
+@pytest.fixture
+def epoch(data):
+    return list(train_loader(data, PAPER, 8, seed=1, epoch=2))
+
+
+def test_a_batch_is_float_images_with_their_labels_and_indices(data, epoch):
+    assert len(epoch) == 6  # 50 samples: two are left out
+    for images, labels, indices in epoch:
+        assert (images.dtype, images.shape) == (torch.float32, (8, 3, 16, 16))
+        assert labels.dtype == indices.dtype == torch.int64
+        assert torch.equal(labels, data.labels[indices])
+    seen = torch.cat([indices for _, _, indices in epoch]).tolist()
+    assert len(set(seen)) == 48
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_nothing(data, epoch, workers):
+    same(epoch, list(train_loader(data, PAPER, 8, seed=1, epoch=2, workers=workers)))
+    same(list(eval_loader(data, 8)), list(eval_loader(data, 8, workers=workers)))
+
+
+@pytest.mark.parametrize("start", [0, 1, 4, 6])
+def test_a_resumed_epoch_goes_on_as_if_it_had_not_stopped(data, epoch, start):
+    loader = train_loader(data, PAPER, 8, seed=1, epoch=2, start_step=start)
+    assert len(loader) == 6 - start
+    same(list(loader), epoch[start:])
+
+
+def test_a_second_pass_gives_the_same(data):
+    loader = train_loader(data, PAPER, 8, seed=1, epoch=2)
+    same(list(loader), list(loader))
+
+
+@pytest.mark.parametrize("augment", [PAPER, Augment()])
+def test_ranks_together_see_what_one_process_sees(data, augment):
+    whole = list(train_loader(data, augment, 12, seed=1, epoch=2))
+    ranks = [
+        list(train_loader(data, augment, 4, seed=1, epoch=2, rank=r, world_size=3))
+        for r in range(3)
+    ]
+    joined = [
+        tuple(torch.cat(parts) for parts in zip(*step, strict=True))
+        for step in zip(*ranks, strict=True)
+    ]
+    same(joined, whole)
+
+
+def test_epochs_and_seeds_differ(data):
+    def order(seed, epoch):
+        loader = train_loader(data, Augment(), 8, seed=seed, epoch=epoch)
+        return torch.cat([indices for _, _, indices in loader]).tolist()
+
+    assert order(0, 0) == order(0, 0)
+    assert order(0, 0) != order(0, 1)
+    assert order(0, 0) != order(1, 0)
+
+
+@given(st.integers(1, 40), st.integers(1, 7), st.integers(1, 4))
+def test_evaluation_gives_every_sample_once_over_all_ranks(count, batch_size, world_size):
+    from spikeformer_lt.images import ArrayImages
+
+    images = torch.arange(count, dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 2, 2)
+    data = ArrayImages("n", images, torch.zeros(count).long(), num_classes=1, mean=[0.5], std=[0.5])
+    seen = []
+    for rank in range(world_size):
+        batches = list(eval_loader(data, batch_size, rank=rank, world_size=world_size))
+        mine = [i for _, _, indices in batches for i in indices.tolist()]
+        assert mine == list(range(rank, count, world_size))
+        assert all(len(indices) == batch_size for _, _, indices in batches[:-1])
+        for pixels, _, indices in batches:
+            assert torch.equal(pixels, normalize(data.images[indices], [0.5], [0.5]))
+        seen += mine
+    assert sorted(seen) == list(range(count))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_global_random_streams_do_not_notice(data, workers):
+    def streams():
+        numpy_state = np.random.get_state()
+        return random.getstate(), numpy_state[1].tolist(), torch.get_rng_state().tolist()
+
+    before = streams()
+    for _ in train_loader(data, PAPER, 8, seed=1, epoch=0, workers=workers):
+        pass
+    for _ in eval_loader(data, 8, workers=workers):
+        pass
+    assert streams() == before
+
+
+class Faulty:
+    """Reads a data set, and does something else at sample 13."""
+
+    def __init__(self, data, act):
+        self.data, self.act = data, act
+        self.name, self.labels, self.mean, self.std = data.name, data.labels, data.mean, data.std
+        self.read = []
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, index):
+        self.read.append(index)
+        if index == 13:
+            self.act()
+        return self.data[index]
+
+
+def fail():
+    raise OSError("file photos/13.png is cut")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_sample_that_fails_stops_the_run_by_its_name(data, workers):
+    loader = eval_loader(Faulty(data, fail), 8, workers=workers)
+    got = []
+    with pytest.raises(DataError) as caught:
+        got.extend(loader)
+    assert len(got) == 1
+    assert str(caught.value) == (
+        "made up: cannot read sample 13: OSError: 'file photos/13.png is cut'"
+    )
+
+
+def test_a_worker_that_dies_is_an_error_with_its_batch(data):
+    loader = eval_loader(Faulty(data, lambda: os._exit(9)), 8, workers=1)
+    with pytest.raises(DataError, match=r"made up: a worker died before batch 1 \(samples 8 to 15"):
+        list(loader)
+
+
+def test_skipped_steps_are_not_loaded(data, epoch):
+    counted = Faulty(data, lambda: None)
+    loader = train_loader(counted, PAPER, 8, seed=1, epoch=2, start_step=5)
+    counted.read.clear()  # one sample was read for its size
+    list(loader)
+    assert counted.read == epoch[5][2].tolist()
+
+
+def test_a_signal_to_the_group_leaves_the_workers_to_the_main_process(data, epoch):
+    got = []
+    for batch in train_loader(data, PAPER, 8, seed=1, epoch=2, workers=2):
+        if not got:
+            workers = multiprocessing.active_children()
+            assert len(workers) == 2
+            for worker in workers:
+                os.kill(worker.pid, signal.SIGTERM)
+                os.kill(worker.pid, signal.SIGINT)
+        got.append(batch)
+    same(got, epoch)
+
+
+def test_a_set_smaller_than_a_global_batch_is_refused_with_both_numbers(data):
+    assert steps_per_epoch(data, 25, 2) == 1
+    with pytest.raises(DataError, match=r"has 50 samples, less than one global batch of 52 "):
+        train_loader(data, PAPER, 26, seed=0, epoch=0, world_size=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"start_step": 7}, "an epoch has 6 steps"),
+        ({"start_step": -1}, "start_step=-1"),
+        ({"workers": -1}, "workers=-1"),
+        ({"rank": 1}, "rank=1 of world_size=1"),
+        ({"world_size": 0}, "world_size=0"),
+        ({"augment": Augment(hflip=2.0)}, "hflip=2.0"),
+    ],
+)
+def test_a_number_out_of_range_is_refused_by_name(data, options, complaint):
+    options = {"augment": PAPER, "batch_size": 8, "seed": 0, "epoch": 0} | options
+    with pytest.raises(ConfigError, match=complaint):
+        train_loader(data, **options)
+
+
+@pytest.mark.parametrize(
+    "options", [{"batch_size": 0}, {"rank": 2, "world_size": 2}, {"workers": -1}]
+)
+def test_evaluation_refuses_a_number_out_of_range(data, options):
+    with pytest.raises(ConfigError, match="is not allowed"):
+        eval_loader(data, **({"batch_size": 8} | options))

@@ -1,0 +1,266 @@
+"""MultiSp as a whole: schedules, levels, presets, and the ticket that comes out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from spikeformer_lt import create_model, create_search
+from spikeformer_lt.errors import ConfigError
+from spikeformer_lt.layers.patch_select import kept_count
+from spikeformer_lt.layers.subnet import SubnetConv2d, rankings
+from spikeformer_lt.tickets.multisp import LITERAL_SCORES, MultiSp
+from spikeformer_lt.tickets.multisp_config import (
+    ActivationConfig,
+    MultiSpConfig,
+    PatchConfig,
+    WeightConfig,
+)
+from spikeformer_lt.tickets.rebuild import model_from_ticket
+from spikeformer_lt.training.phase import FitResult, Phase, Progress
+
+SIZES = {"image_size": 16, "embed_dim": 16, "depth": 1, "num_heads": 2, "T": 2}
+
+
+def toy(**kwargs) -> nn.Module:
+    torch.manual_seed(0)
+    return create_model("spikformer_toy", **{**SIZES, **kwargs})
+
+
+class Recorder:
+    """A fit that makes two real steps an epoch and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.phases: list[Phase] = []
+
+    def __call__(self, model: nn.Module, phase: Phase) -> FitResult:
+        self.phases.append(phase)
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, lr=0.01)
+        generator = torch.Generator().manual_seed(1)
+        for epoch in range(phase.epochs):
+            model.train()
+            for name, module in model.named_modules():
+                if any(name == p or name.startswith(p + ".") for p in phase.frozen):
+                    module.eval()
+            for step in range(2):
+                if phase.before_step is not None:
+                    phase.before_step(Progress(epoch, step, 2, phase.epochs))
+                images = torch.rand(8, 3, 16, 16, generator=generator) * 4
+                labels = torch.randint(10, (8,), generator=generator)
+                optimizer.zero_grad()
+                F.cross_entropy(model(images).mean(1), labels).backward()
+                optimizer.step()
+        return FitResult(phase.name, 50.0, phase.epochs - 1, phase.epochs, 0.0)
+
+
+def conv_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {
+        k: v for k, v in model.state_dict().items() if k.startswith("conv_pep") and v.ndim == 4
+    }
+
+
+@pytest.mark.parametrize("schedule", ["joint", "sequential", "reverse"])
+@pytest.mark.parametrize("method", ["latent", "scores", "both", "magnitude", "random"])
+def test_every_schedule_and_method_gives_an_exact_binary_ticket(schedule, method):
+    config = MultiSpConfig(
+        schedule=schedule,
+        epochs=1,
+        stem_epochs=1,
+        weights=WeightConfig(method=method, sparsity=0.7),
+        patches=PatchConfig(sparsity=0.5),
+    )
+    model, fit = toy(), Recorder()
+    ticket = MultiSp(config, seed=3).find(model, fit)
+    for name, weight in conv_weights(model).items():
+        removed = weight.numel() - int((weight != 0).sum())
+        assert removed == round(0.7 * weight.numel()), name
+        assert torch.equal(ticket.mask[name], weight != 0)
+        if "stages.0" not in name:  # the first convolution stays full precision on images
+            assert len(weight.abs().unique()) == 2, name
+    assert not any(isinstance(m, SubnetConv2d) for m in model.modules())
+    assert model.patch.sparsity == 0.5
+    images = torch.rand(4, 3, 16, 16)
+    model.eval()(images)
+    assert model.patch.index.shape == (4, kept_count(16, 0.5))
+
+
+def test_a_rebuilt_ticket_computes_the_same_logits():
+    config = MultiSpConfig(
+        epochs=1,
+        patches=PatchConfig(score="gumbel"),
+        activation=ActivationConfig("heaviside", "iand"),
+    )
+    model = toy()
+    ticket = MultiSp(config).find(model, Recorder())
+    ticket.provenance["model"] = {"name": "spikformer_toy", "args": SIZES}
+    images = torch.rand(4, 3, 16, 16)
+    assert torch.equal(model_from_ticket(ticket)(images), model.eval()(images))
+
+
+def test_a_search_repeated_gives_the_same_ticket():
+    tickets = [MultiSp(MultiSpConfig(epochs=2), seed=5).find(toy(), Recorder()) for _ in range(2)]
+    assert tickets[0].mask.sha256 == tickets[1].mask.sha256
+    assert all(torch.equal(tickets[0].tensors[k], v) for k, v in tickets[1].tensors.items())
+
+
+def test_frozen_scores_leave_the_weights_as_they_were():
+    model = toy()
+    before = {k: v.clone() for k, v in conv_weights(model).items()}
+    config = MultiSpConfig(
+        schedule="sequential",
+        epochs=2,
+        stem_epochs=2,
+        weights=WeightConfig(method="scores", binary=False),
+    )
+    ticket = MultiSp(config).find(model, Recorder())
+    for name, weight in conv_weights(model).items():
+        assert torch.equal(weight, before[name] * ticket.mask[name])
+
+
+def test_a_frozen_stem_does_not_move_while_the_encoder_trains():
+    class Watching(Recorder):
+        def __call__(self, model, phase):
+            before = {k: v.clone() for k, v in model.state_dict().items() if "conv_pep" in k}
+            result = super().__call__(model, phase)
+            if phase.name == "sequential":
+                after = model.state_dict()
+                self.moved = [k for k, v in before.items() if not torch.equal(v, after[k])]
+            return result
+
+    fit = Watching()
+    MultiSp(MultiSpConfig(schedule="sequential", epochs=2, stem_epochs=1)).find(toy(), fit)
+    assert [p.name for p in fit.phases] == ["conv_pep", "sequential"]
+    assert fit.moved == []
+
+
+def test_the_literal_preset_is_algorithm_1():
+    search = MultiSp(MultiSpConfig(preset="literal", epochs=1, stem_epochs=1, dense_epochs=9))
+    weights = search.config.weights
+    assert (weights.method, weights.scope, weights.gain) == ("scores", "global", "layer")
+    assert search.config.schedule == "sequential"
+    assert search.config.dense_epochs == 0
+    fit = Recorder()
+    search.find(toy(), fit)
+    assert fit.phases[0].optim == LITERAL_SCORES
+
+
+def test_the_dense_control_is_the_plain_model():
+    config = MultiSpConfig(
+        epochs=1, patches=PatchConfig(sparsity=0), weights=WeightConfig(method="off")
+    )
+    model = toy()
+    ticket = MultiSp(config).find(model, Recorder())
+    assert model.patch is None
+    assert ticket.mask.sparsity == 0
+
+
+def test_a_ramp_reaches_the_budget_and_validation_waits_for_it():
+    seen = []
+
+    class Watching(Recorder):
+        def __call__(self, model, phase):
+            inner = phase.before_step
+
+            def before(progress):
+                inner(progress)
+                masks = [m.mask for m in model.modules() if isinstance(m, SubnetConv2d)]
+                kept = sum(int(m.sum()) for m in masks)
+                seen.append(1 - kept / sum(m.numel() for m in masks))
+
+            assert phase.settled_from == 2
+            return super().__call__(
+                model, Phase(phase.name, phase.epochs, before_step=before)
+            )
+
+    config = MultiSpConfig(epochs=4, weights=WeightConfig(sparsity=0.8, ramp_epochs=2.0))
+    MultiSp(config).find(toy(), Watching())
+    assert seen[0] == 0
+    assert seen == sorted(seen)
+    assert seen[4] == pytest.approx(0.8, abs=1e-3)
+
+
+def test_monotone_masks_only_shrink():
+    masks = []
+
+    class Watching(Recorder):
+        def __call__(self, model, phase):
+            inner = phase.before_step
+
+            def before(progress):
+                inner(progress)
+                masks.append(
+                    {n: m.mask.clone() for n, m in model.named_modules() if hasattr(m, "mask")}
+                )
+
+            return super().__call__(model, Phase(phase.name, phase.epochs, before_step=before))
+
+    weights = WeightConfig(sparsity=0.8, ramp_epochs=3.0, monotone=True, method="scores")
+    MultiSp(MultiSpConfig(epochs=4, weights=weights)).find(toy(), Watching())
+    for earlier, later in zip(masks, masks[1:], strict=False):
+        assert all(not (later[n] & ~earlier[n]).any() for n in later)
+
+
+def test_a_global_budget_keeps_the_floor_of_each_layer():
+    class Skewed(Recorder):
+        def __call__(self, model, phase):
+            with torch.no_grad():  # one layer with hopeless scores would be emptied
+                for name, layer in model.named_modules():
+                    if isinstance(layer, SubnetConv2d) and "stages.1" in name:
+                        layer.weight.mul_(1e-9)
+            return super().__call__(model, phase)
+
+    weights = WeightConfig(sparsity=0.9, scope="global", floor=0.05)
+    model = toy()
+    MultiSp(MultiSpConfig(epochs=1, weights=weights)).find(model, Skewed())
+    found = conv_weights(model)
+    total = sum(w.numel() for w in found.values())
+    assert sum(int((w == 0).sum()) for w in found.values()) == round(0.9 * total)
+    assert all(int((w != 0).sum()) >= round(0.05 * w.numel()) for w in found.values())
+
+
+def test_the_attention_selector_is_trained_on_a_frozen_stem_and_then_frozen():
+    fit = Recorder()
+    model = toy()
+    config = MultiSpConfig(epochs=1, patches=PatchConfig(score="attention", selector_epochs=2))
+    MultiSp(config).find(model, fit)
+    assert [(p.name, p.epochs) for p in fit.phases] == [("selector", 2), ("joint", 1)]
+    assert not any(p.requires_grad for p in model.patch.parameters())
+    assert all(p.requires_grad for p in model.conv_pep.parameters())
+
+
+def test_a_model_without_conv_pep_is_refused():
+    with pytest.raises(ConfigError, match="ConvPEP"):
+        create_search("multisp").find(nn.Linear(2, 2), Recorder())
+
+
+@pytest.mark.parametrize(
+    ("make", "field"),
+    [
+        (lambda: WeightConfig(sparsity=1.0), "weights.sparsity"),
+        (lambda: WeightConfig(method="topk"), "weights.method"),
+        (lambda: PatchConfig(sparsity=-0.1), "patches.sparsity"),
+        (lambda: PatchConfig(sparsity=float("nan")), "patches.sparsity"),
+        (lambda: ActivationConfig(kind="gelu"), "activation.kind"),
+        (lambda: MultiSpConfig(epochs=0), "epochs"),
+        (lambda: MultiSpConfig(distill=0.5), "distill"),
+    ],
+)
+def test_options_out_of_range_are_refused_by_name(make, field):
+    with pytest.raises(ConfigError, match=field):
+        make()
+
+
+def test_rankings_are_named_as_the_weights_of_the_state_dict():
+    seen = []
+
+    class Watching(Recorder):
+        def __call__(self, model, phase):
+            seen.extend(rankings(model))
+            return super().__call__(model, phase)
+
+    model = toy()
+    MultiSp(MultiSpConfig(epochs=1)).find(model, Watching())
+    assert sorted(seen) == sorted(conv_weights(model))

@@ -14,6 +14,7 @@ from spikeformer_lt.layers.conv_pep import ConvPEP
 from spikeformer_lt.layers.mlp import EncoderBlock, SpikingMLP
 from spikeformer_lt.layers.patch_select import PatchSelect, gather_tokens, kept_count
 from spikeformer_lt.layers.state import reset_state
+from spikeformer_lt.models import spikformer_convert
 from spikeformer_lt.registry import register_model
 
 
@@ -41,6 +42,8 @@ class Spikformer(nn.Module):
         ConfigError: a size, head count or choice that cannot be built, or an input of another
             T, size, channel count or dtype than the model's.
     """
+
+    translate = staticmethod(spikformer_convert.translate)  # published checkpoints
 
     def __init__(
         self,

@@ -18,7 +18,7 @@ W, P, A = "--multisp.weights.", "--multisp.patches.", "--multisp.activation."
 NO_WEIGHTS = f"{W}method off"
 NO_PATCHES = f"{P}sparsity 0"
 DENSE = f"{NO_WEIGHTS} {NO_PATCHES}"
-HARD_WEIGHTS, HARD_PATCHES = 0.95, 0.8
+HARD = f"{W}sparsity 0.95 {P}sparsity 0.65"
 SUITES: dict[str, dict[str, str]] = {
     "demo": {
         "dense": DENSE,
@@ -43,21 +43,22 @@ SUITES: dict[str, dict[str, str]] = {
         "literal Algorithm 1": "--multisp.preset literal",
     },
     "parts": {
-        "frozen scores": f"{W}method scores",
-        "latent (default)": "",
-        "scores over latent": f"{W}method both",
-        "magnitude, fixed": f"{W}method magnitude",
-        "per-filter gains": f"{W}gain filter",
-        "annealed scores over latent": f"{W}method both {W}anneal 4",
-        "from dense weights": "--multisp.dense_epochs 20",
-        "from dense, distilled": "--multisp.dense_epochs 20 --multisp.distill 0.5",
-        "sequential, finetuned": "--multisp.schedule sequential --multisp.stem finetune",
+        "latent (default)": HARD,
+        "frozen scores": f"{HARD} {W}method scores",
+        "scores over latent": f"{HARD} {W}method both",
+        "annealed scores over latent": f"{HARD} {W}method both {W}anneal 4",
+        "magnitude, fixed": f"{HARD} {W}method magnitude",
+        "per-filter gains": f"{HARD} {W}gain filter",
+        "global budget": f"{HARD} {W}scope global {W}floor 0.02",
+        "ramp over 5 epochs": f"{HARD} {W}ramp-epochs 5",
+        "from dense weights": f"{HARD} --multisp.dense-epochs 15",
+        "from dense, distilled": f"{HARD} --multisp.dense-epochs 15 --multisp.distill 0.5",
+        "sequential, finetuned": f"{HARD} --multisp.schedule sequential --multisp.stem finetune",
     },
     "curves": {
         **{f"weights {s}": f"{W}sparsity {s}" for s in (0.5, 0.8, 0.9, 0.95, 0.98)},
         **{
-            f"random mask {s}": f"{W}sparsity {s} {W}method random"
-            for s in (0.5, 0.8, 0.9, 0.95, 0.98)
+            f"random mask {s}": f"{W}sparsity {s} {W}method random" for s in (0.5, 0.8, 0.9, 0.95)
         },
         **{f"patches {s}": f"{P}sparsity {s}" for s in (0.314, 0.5, 0.65, 0.8)},
         **{

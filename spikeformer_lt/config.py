@@ -162,16 +162,28 @@ def _as_config_error(
         if isinstance(cause, SpikeformerError):
             return cause
         cause = cause.__context__
-    lines: list[str] = []
-    for line in re.sub(r"\x1b\[[0-9;]*m", "", printed).splitlines():
-        inner = line.strip("│|").strip()
-        if line.startswith(("╭", "+")):
-            continue
-        if not inner or set(inner) <= set("─-╰╯+"):
-            break
-        lines.append(inner)
-    text = " ".join(lines).removeprefix("Error parsing ") or "the options cannot be read"
+    text = _first_block(printed).removeprefix("Error parsing ") or "the options cannot be read"
     named = re.search(r"--([\w.-]+)", text)
     kind = options.get(named[1].replace("-", "_")) if named else None
     allowed = f"; allowed: {allowed_words(kind)}" if kind is not None else ""
     return ConfigError(f"{text.rstrip('.')}{allowed}; see {prog} --help")
+
+
+def _first_block(printed: str) -> str:
+    """Return as one line what tyro's box says below its title.
+
+    The box is drawn with lines where stdout takes UTF-8, and its title is in the upper line; else
+    with blanks, and the title has a line of its own above a rule.
+    """
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", printed)
+    blocks: list[list[str]] = [[]]
+    for line in plain.splitlines():
+        inner = line.strip("│ ")
+        if line.startswith("╭"):
+            continue
+        if inner and set(inner) <= set("─-╰╯"):
+            blocks.append([])
+        elif inner:
+            blocks[-1].append(inner)
+    chosen = blocks[0] if "╭" in plain or len(blocks) == 1 else blocks[1]
+    return "".join(c for c in " ".join(chosen) if c.isprintable())

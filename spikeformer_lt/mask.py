@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -60,7 +59,7 @@ class Mask(Mapping[str, Tensor]):
         cls,
         scores: Mapping[str, Tensor],
         sparsity: float,
-        scope: Literal["global", "layer"] = "global",
+        scope: str = "global",
         within: Mask | None = None,
         floor: float = 0.0,
     ) -> Mask:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -97,8 +98,6 @@ def test_plain_values_and_configuration_are_inverse(cfg: Config) -> None:
 
 @given(CONFIGS)
 def test_a_saved_configuration_comes_back(cfg: Config) -> None:
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         save_config(cfg, f"{folder}/config.json")
         assert load_config(Config, f"{folder}/config.json") == cfg
@@ -203,6 +202,17 @@ def test_differences_name_each_field_old_and_new() -> None:
     assert len(found) == 4
     assert not differences(old, old)
     assert not differences(Config(train=Train(lr=1.0)), Config(train=Train(lr=1)))
+
+
+def test_true_is_not_one_among_literals() -> None:
+    @dataclass(frozen=True)
+    class Bits:
+        bits: Literal[1, 8] = 8
+
+    assert from_dict(Bits, {"bits": 1}) == Bits(1)
+    for odd in (True, 1.0, "1"):
+        with pytest.raises(ConfigError, match="is not allowed: one of 1, 8"):
+            from_dict(Bits, {"bits": odd})
 
 
 def test_a_missing_field_without_default_is_named() -> None:

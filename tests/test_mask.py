@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,11 @@ def test_a_floor_keeps_that_much_of_each_layer(scores: dict[str, Tensor], floor:
     mask = Mask.from_scores(scores, sparsity, floor=floor)
     assert mask.removed == round(sparsity * n)
     assert all(kept.sum() >= floor * kept.numel() - 1e-6 for kept in mask.values())
+
+
+def test_a_floor_is_not_raised_by_rounding() -> None:
+    assert 0.07 * 100 > 7
+    assert Mask.from_scores({"a": torch.rand(100)}, 0.93, floor=0.07).removed == 93
 
 
 def test_a_nan_score_is_refused_with_layer_and_count() -> None:
@@ -288,10 +294,11 @@ def test_what_is_no_mask_is_refused(kept: dict[str, Tensor], words: str) -> None
 
 
 def test_zeros_and_ones_of_any_type_are_a_mask_and_are_copied() -> None:
-    given_ = torch.tensor([0.0, 1.0])
-    mask = Mask({"a": given_})
-    given_.fill_(0)
-    assert mask["a"].tolist() == [False, True]
+    for dtype in (torch.float32, torch.bool, torch.uint8):
+        given_ = torch.tensor([0, 1]).to(dtype)
+        mask = Mask({"a": given_})
+        given_.fill_(0)
+        assert mask["a"].tolist() == [False, True]
     assert mask == Mask({"a": torch.tensor([False, True])})
 
 
@@ -308,8 +315,6 @@ def test_the_hash_follows_names_shapes_and_entries_only() -> None:
 
 @given(SCORES, SPARSITY)
 def test_a_saved_mask_comes_back(scores: dict[str, Tensor], sparsity: float) -> None:
-    import tempfile
-
     mask = Mask.from_scores(scores, sparsity)
     with tempfile.TemporaryDirectory() as folder:
         mask.save(f"{folder}/m")

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import random
+import tempfile
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -72,8 +73,6 @@ JSON = st.recursive(
 
 @given(st.dictionaries(NAMES, TENSORS, max_size=4), st.dictionaries(st.text(), JSON, max_size=3))
 def test_what_is_written_is_read(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         write_tensors(f"{folder}/x", tensors, metadata)
         found, about = read_tensors(f"{folder}/x")

@@ -106,7 +106,7 @@ def columns_of(events: Any, source: str, order: Sequence[str] = FIELDS) -> dict[
     elif isinstance(events, np.ndarray):
         if events.ndim != 2 or events.shape[1] != len(order):
             raise DataError(
-                f"{source}: an array of shape {list(events.shape)} and dtype {events.dtype}; needed "
+                f"{source}: an array {list(events.shape)} of {events.dtype}; needed "
                 f"is [N, {len(order)}] with the columns {', '.join(order)}, or a structured array"
             )
         found = {name: events[:, place] for place, name in enumerate(order)}

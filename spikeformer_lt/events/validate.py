@@ -1,4 +1,4 @@
-"""The gate that every recording passes: each kind of fault is refused, dropped or repaired, and told.
+"""The gate that every recording passes: a fault is refused, dropped or repaired, and told.
 
 What tonic does silently with such arrays (1.7.0): x = -1 counts in the last column, unsorted times
 give empty frames, a time of 2**62 asks for 336 TiB.
@@ -7,7 +7,7 @@ give empty frames, a time of 2**62 asks for 336 TiB.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from spikeformer_lt.errors import ConfigError, DataError, near
 from spikeformer_lt.events.recording import FIELDS, Events, Sensor, columns_of, make_events
+from spikeformer_lt.events.report import Report
 
 TIME_LIMIT_US = 2**53  # 285 years; above it a float64 time has lost its microseconds
 _HOUR_US = 3_600_000_000
 
-# fault: (actions allowed, what "count" does with such events)
-_ALLOWED: dict[str, tuple[str, ...]] = {
+# What may be done about each fault, the mildest last.
+ACTIONS: dict[str, tuple[str, ...]] = {
     "nonfinite": ("error", "drop"),
     "fractional": ("error", "drop", "count"),
     "coordinates": ("error", "drop"),
@@ -33,8 +34,9 @@ _ALLOWED: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Policy:
-    """What to do about each fault: "error" refuses the recording, "drop" leaves the events out,
-    "count" keeps them in the stated way. All three are reported.
+    """What to do about each fault; whatever is done is reported.
+
+    "error" refuses the recording, "drop" leaves the events out, "count" keeps them as stated here.
 
     Attributes:
         nonfinite: a NaN or an infinity in any field.
@@ -59,7 +61,7 @@ class Policy:
     longest_us: int = _HOUR_US
 
     def __post_init__(self) -> None:
-        for name, allowed in _ALLOWED.items():
+        for name, allowed in ACTIONS.items():
             value = getattr(self, name)
             if value not in allowed:
                 raise ConfigError(
@@ -68,52 +70,6 @@ class Policy:
                 )
         if self.longest_us < 1:
             raise ConfigError(f"longest_us={self.longest_us} is not allowed: 1 microsecond or more")
-
-    @classmethod
-    def lenient(cls) -> Policy:
-        """Return the policy that refuses nothing it can report: bad events are dropped."""
-        actions = {name: allowed[-1] for name, allowed in _ALLOWED.items()}
-        return cls(**{**actions, "polarity": "drop", "fractional": "drop"})  # type: ignore[arg-type]
-
-
-@dataclass(frozen=True)
-class Report:
-    """What was found in one recording; empty `faults` is a clean one.
-
-    Attributes:
-        source: the file.
-        given: events in the file.
-        kept: events that passed.
-        faults: number of events with each fault, by the names of `Policy`.
-        examples: the first event with each fault, in words.
-        duration_us: last time minus first time of what was kept.
-        on: kept events of polarity 1.
-    """
-
-    source: str
-    given: int
-    kept: int
-    faults: dict[str, int] = field(default_factory=dict)
-    examples: dict[str, str] = field(default_factory=dict)
-    duration_us: int = 0
-    on: int = 0
-
-    @property
-    def dropped(self) -> int:
-        """Events that were left out."""
-        return self.given - self.kept
-
-    @property
-    def rate_hz(self) -> float:
-        """Kept events a second; 0 where the duration is 0."""
-        return self.kept * 1e6 / self.duration_us if self.duration_us else 0.0
-
-    def line(self) -> str:
-        """Return the faults on one line, or "no faults"."""
-        if not self.faults:
-            return "no faults"
-        told = [f"{name} {count} ({self.examples[name]})" for name, count in self.faults.items()]
-        return f"{'; '.join(told)}; {self.dropped} of {self.given} events left out"
 
 
 def validate(
@@ -169,7 +125,7 @@ class _Gate:
             column = self.columns[name]
             whole = np.floor(column)
             self._found("fractional", whole != column, name, "a whole number")
-            # Beyond the type's range a cast would give any number: hold it at what is refused anyway.
+            # Beyond the type's range a cast gives any number: hold it at what is refused anyway.
             limited = np.clip(np.floor(self.columns[name]), -(2.0**62), 2.0**62)
             self.columns[name] = limited.astype(np.int64)
 
@@ -239,7 +195,7 @@ class _Gate:
         example = f"event {place}: {name}={self.columns[name][first]}, must be {needed}"
         action = getattr(self.policy, fault)
         if action == "error":
-            hint = f"use {fault}={' or '.join(a for a in _ALLOWED[fault] if a != 'error')}"
+            hint = f"use {fault}={' or '.join(a for a in ACTIONS[fault] if a != 'error')}"
             raise DataError(
                 f"{self.source}: {example}; {count} of {self.given} events; repair the file, or to "
                 f"go on without them {hint}"
@@ -252,6 +208,3 @@ class _Gate:
     def _take(self, places: NDArray[np.int64]) -> None:
         self.places = places if self.places is None else self.places[places]
         self.columns = {name: column[places] for name, column in self.columns.items()}
-
-
-assert set(_ALLOWED) < {item.name for item in fields(Policy)}

@@ -169,9 +169,7 @@ class TrainTransform:
         if augment.erasing:
             from timm.data.random_erasing import RandomErasing
 
-            erase = RandomErasing(  # type: ignore[no-untyped-call]
-                augment.erasing, mode="const", device="cpu"
-            )
+            erase = RandomErasing(augment.erasing, mode="const", device="cpu")
             self._erase = erase
 
     def __call__(self, image: Tensor) -> Tensor:
@@ -221,9 +219,7 @@ class TrainTransform:
             "img_mean": tuple(min(255, round(255 * value)) for value in self.mean),
         }
         if augment.interpolation != "random":
-            hparams["interpolation"] = str_to_pil_interp(  # type: ignore[no-untyped-call]
-                augment.interpolation
-            )
+            hparams["interpolation"] = str_to_pil_interp(augment.interpolation)
         ops = _OPS[augment.auto_augment_ops]
         try:
             made: Callable[[Any], Any] = rand_augment_transform(

@@ -7,7 +7,9 @@ nothing.
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
@@ -57,20 +59,30 @@ class Loader:
             generator=torch.Generator(),
         )
         waiting = iter(loader)
-        for step, keys in enumerate(self._batches):
-            try:
-                batch: Batch | Fault = next(waiting)
-            except RuntimeError as fault:
-                if not self._workers:
-                    raise
-                raise DataError(
-                    f"{self._reader.dataset.name}: a worker died before batch {step} (samples "
-                    f"{keys[0][1]} to {keys[-1][1]} of its order) was ready: "
-                    f"{shown(str(fault), 300)}; with workers=0 the fault shows where it happens"
-                ) from fault
-            if isinstance(batch, Fault):
-                raise DataError(batch.message)
-            yield batch
+        try:
+            for step in range(len(self)):
+                yield self._next(waiting, step)
+        finally:
+            # Left to itself the iterator ends its workers when it is collected, which the traceback
+            # of an error, or the end of the program, can put off too long.
+            if self._workers:
+                cast("Any", waiting)._shutdown_workers()
+
+    def _next(self, waiting: Iterator[Batch | Fault], step: int) -> Batch:
+        try:
+            batch = next(waiting)
+        except RuntimeError as fault:
+            if not self._workers:
+                raise
+            keys = self._batches[step]
+            raise DataError(
+                f"{self._reader.dataset.name}: a worker died before batch {step} (samples "
+                f"{keys[0][1]} to {keys[-1][1]} of its order) was ready: {shown(str(fault), 300)}; "
+                "with workers=0 the fault shows where it happens"
+            ) from fault
+        if isinstance(batch, Fault):
+            raise DataError(batch.message)
+        return batch
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -78,11 +90,22 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def _leave_signals_to_main(worker: int) -> None:
-    # A Ctrl-C or a scheduler's SIGTERM reaches the whole group: the main process saves and stops,
-    # and the workers end with it.
+    """Let a Ctrl-C or a scheduler's SIGTERM to the whole group stop the main process only.
+
+    It saves and stops, and its workers end with it: a worker heeds no SIGTERM but its parent's.
+    """
     del worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # Linux
+        parent = os.getppid()
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=_end_on_word_of, args=(parent,), daemon=True).start()
+
+
+def _end_on_word_of(parent: int) -> None:
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid not in (parent, os.getpid()):
+        pass
+    os._exit(0)
 
 
 def steps_per_epoch(dataset: ImageDataset, batch_size: int, world_size: int = 1) -> int:

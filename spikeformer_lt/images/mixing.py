@@ -87,7 +87,7 @@ class Mixing:
             return images, targets.scatter_(1, labels[:, None], 1 - self.smoothing + off)
         from timm.data.mixup import Mixup
 
-        mixer = Mixup(  # type: ignore[no-untyped-call]
+        mixer = Mixup(
             mixup_alpha=self.mixup,
             cutmix_alpha=self.cutmix,
             prob=self.prob,

@@ -62,7 +62,8 @@ class TemporalSpatial(PatchScore):
         )
         mean = tokens.mean(0)
         height, width = grid_of(count, images.shape[-2:])
-        grid = mean.transpose(1, 2).unflatten(2, (height, width))
+        # One layout whatever the batch: a lone image would be summed in another order.
+        grid = mean.transpose(1, 2).contiguous().unflatten(2, (height, width))
         around = F.avg_pool2d(grid, 3, stride=1, padding=1, count_include_pad=False)
         spatial = -F.cosine_similarity(mean, around.flatten(2).transpose(1, 2), dim=2)
         return temporal.softmax(1) + spatial.softmax(1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from spikeformer_lt.layers.neuron import make_activation
 from spikeformer_lt.layers.norm import BatchNorm, norm_act
@@ -86,5 +85,5 @@ class LinearUnit(nn.Module):
 
     def forward(self, tokens: Tensor, T: int) -> Tensor:
         """Map tokens to spikes; a static input is multiplied once and expanded by the neuron."""
-        current = F.linear(tokens, self.linear.weight, self.linear.bias)
+        current = self.linear(tokens)
         return norm_act(self.norm, self.act, current, T, T // current.shape[0])

@@ -104,7 +104,11 @@ def write_comparison(folder: Path, runs: Iterable[Finished], title: str) -> str:
     write_csv(
         folder / "runs.csv",
         ["variant", "run", "test accuracy %"],
-        [[r.variant, str(i), f"{v:.4f}"] for r in rows for i, v in enumerate(r.values["test accuracy %"])],
+        [
+            [r.variant, str(i), f"{v:.4f}"]
+            for r in rows
+            for i, v in enumerate(r.values["test accuracy %"])
+        ],
     )
     for level, series in series_of(rows).items():
         dense = [v for r in rows if r.variant == "dense" for v in r.values["test accuracy %"]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from spikeformer_lt.errors import CheckpointError, NonFiniteError, shown
-from spikeformer_lt.paths import safe_name, sha256_of, write_atomic
+from spikeformer_lt.paths import safe_name, sha256_of, sync_folder
 from spikeformer_lt.tensorfile import read_tensors, write_tensors
 from spikeformer_lt.textfile import parse_json
 from spikeformer_lt.training.guard import count_nonfinite
@@ -47,7 +48,7 @@ def write_folder(folder: Path, number: int, tensors: Content, state: Mapping[str
     Raises:
         NonFiniteError: a NaN or infinity in a tensor; nothing was written.
         CheckpointError: a value that cannot be stored, or (from an OSError) a disk that refuses.
-        OSError: the folder cannot be made.
+        OSError: the system refuses.
     """
     for group, members in tensors.items():
         if safe_name(group) != group or group != group.lower():
@@ -61,13 +62,14 @@ def write_folder(folder: Path, number: int, tensors: Content, state: Mapping[str
     for group, members in tensors.items():
         own = {"group": group, "number": number}
         write_tensors(folder / f"{group}.safetensors", members, own)
-    write_atomic(folder / STATE, text.encode())
+    _write_through(folder / STATE, text)
     files = {
         path.name: {"size": path.stat().st_size, "sha256": sha256_of(path)}
         for path in sorted(folder.iterdir())
     }
     body = {"format": FORMAT, "format_version": VERSION, "number": number, "files": files}
-    write_atomic(folder / MANIFEST, json.dumps({**body, "seal": _seal(body)}, indent=1).encode())
+    _write_through(folder / MANIFEST, json.dumps({**body, "seal": _seal(body)}, indent=1))
+    sync_folder(folder)
 
 
 def read_folder(folder: Path, number: int) -> Checkpoint:
@@ -105,6 +107,14 @@ def read_folder(folder: Path, number: int) -> Checkpoint:
         if name == STATE:
             state = parse_json(path.read_text("utf-8"), where, CheckpointError)
     return Checkpoint(number, folder, tensors, state)
+
+
+def _write_through(path: Path, text: str) -> None:
+    """Write a file to the disk; nobody reads it before its folder is published."""
+    with open(path, "xb") as file:
+        file.write(text.encode())
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _manifest_files(path: Path, number: int) -> dict[str, dict[str, Any]]:

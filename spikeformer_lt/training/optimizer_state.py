@@ -75,6 +75,14 @@ def restore_optimizer(
                     f"in the checkpoint, {list(parameter.shape)} in the optimizer"
                 )
     optimizer.load_state_dict({"state": members, "param_groups": groups})
+    # torch casts state to the dtype of its parameter, and takes a text for a list of letters.
+    for place, parameter in zip(places, parameters, strict=True):
+        for name, value in members.get(place, {}).items():
+            own = optimizer.state[parameter]
+            if isinstance(value, str):
+                own[name] = value
+            elif isinstance(value, Tensor) and own[name].dtype != value.dtype:
+                own[name] = value.to(own[name].device)
 
 
 def _encode(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:

@@ -238,4 +238,3 @@ class PhaseRun:
             stop.signum, f"stopped at {self.phase.name} epoch {self.at.epoch + 1} step "
             f"{self.at.step}; everything is saved: go on with --resume auto"
         )  # fmt: skip
-

@@ -36,7 +36,10 @@ def python2_batch(data: np.ndarray, labels: list[int], label_key: str = "labels"
         return b"K" + bytes([value]) if value < 256 else b"J" + struct.pack("<i", value)
 
     rows, width = data.shape
-    dtype = b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    dtype = (
+        b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNN"
+        b"J\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    )
     array = (
         b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01"
         + number(rows)

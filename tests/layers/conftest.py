@@ -19,7 +19,8 @@ def _awaken(
     """Give every BatchNorm a random affine map and the statistics of `run(model)`.
 
     Currents then have the mean `centre` and the deviation 1.4 in each layer, against a threshold
-    of 1; q, k and v have the mean `q_k_v`, so that their products reach the attention neuron's.
+    of 1; q, k and v have the mean `q_k_v`, so that their products reach the attention neuron's,
+    and currents that are pooled start lower, because the maximum of nine is high.
     """
     generator = torch.Generator().manual_seed(seed)
     norms = {name: m for name, m in model.named_modules() if isinstance(m, _BatchNorm)}
@@ -28,6 +29,9 @@ def _awaken(
     with torch.no_grad():
         for name, norm in norms.items():
             mean = q_k_v if name.endswith(("q.norm", "k.norm", "v.norm")) else centre
+            unit = model.get_submodule(name.rpartition(".")[0])
+            if getattr(unit, "pool", None) is not None and unit.pool_before_act:
+                mean -= 1.2
             drawn = torch.rand(2, norm.num_features, generator=generator)
             norm.weight.copy_(1.2 + 0.4 * drawn[0])
             norm.bias.copy_(mean - 0.15 + 0.3 * drawn[1])

@@ -14,9 +14,9 @@ def charged(module: nn.Module) -> bool:
 
 
 def test_reset_makes_two_forwards_equal() -> None:
-    layers = nn.Sequential(make_lif(), nn.Linear(4, 4), make_lif(tau=1.5, v_reset=None))
-    nn.init.constant_(layers[1].weight, 0.7)
-    x = torch.rand(5, 3, 4) * 2
+    layers = nn.Sequential(make_lif(), nn.Linear(64, 64), make_lif(tau=1.5, v_reset=None))
+    nn.init.constant_(layers[1].weight, 0.1)
+    x = torch.rand(5, 30, 64) * 2
     first = layers(x)
     assert 0.05 < first.mean() < 0.6
     assert charged(layers)

@@ -26,7 +26,10 @@ def main() -> None:
     for line in sys.stdin:
         pid = os.fork()
         if pid == 0:
-            out = os.open(os.devnull if len(sys.argv) < 3 else sys.argv[2], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            out = os.open(
+                os.devnull if len(sys.argv) < 3 else sys.argv[2],
+                os.O_WRONLY | os.O_CREAT | os.O_APPEND,
+            )
             os.dup2(out, 1)
             os.dup2(out, 2)
             sys.argv = [recipe, *json.loads(line)]

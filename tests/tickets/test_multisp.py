@@ -57,9 +57,7 @@ class Recorder:
 
 
 def conv_weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {
-        k: v for k, v in model.state_dict().items() if k.startswith("conv_pep") and v.ndim == 4
-    }
+    return {k: v for k, v in model.state_dict().items() if k.startswith("conv_pep") and v.ndim == 4}
 
 
 @pytest.mark.parametrize("schedule", ["joint", "sequential", "reverse"])
@@ -171,9 +169,7 @@ def test_a_ramp_reaches_the_budget_and_validation_waits_for_it():
                 seen.append(1 - kept / sum(m.numel() for m in masks))
 
             assert phase.settled_from == 2
-            return super().__call__(
-                model, Phase(phase.name, phase.epochs, before_step=before)
-            )
+            return super().__call__(model, Phase(phase.name, phase.epochs, before_step=before))
 
     config = MultiSpConfig(epochs=4, weights=WeightConfig(sparsity=0.8, ramp_epochs=2.0))
     MultiSp(config).find(toy(), Watching())

@@ -23,7 +23,7 @@ Array = NDArray[Any]
 _BLOCK = (
     2048  # elements of a block: its voltages and inputs fit the first cache, T rows of h the second
 )
-_SCRATCH = 32768  # elements of h that a block may hold over all steps
+_SCRATCH = 65536  # voltages that a block may hold for the backward pass
 _SUMS_BLOCK = 1024  # the same for the statistics, whose sums are float64
 _PER_THREAD = 32768  # element updates worth waking a thread for
 _HUGE = 1 << 22  # bytes from which numpy asks for huge pages
@@ -99,14 +99,16 @@ class _Work:
         self.dtype = self.flat.dtype
         self.n = self.flat.size // x.shape[0]
         self.v0 = self.flat[:0] if v is None else _flat(v)
+        self.static = True if x.shape[0] == 1 else None
         self.channels = x.shape[-1] if rows else 1
         self.width = self.channels * max(1, max(256, min(_BLOCK, _SCRATCH // T)) // self.channels)
-        self.tiles = self.tile(rows) if rows else np.empty((0, 0), self.dtype)
+        self.tiles = self.tile(rows) if rows else None
         self.cuts = _cuts(self.n, self.n * T, self.width)
 
     def tile(self, rows: Sequence[Any]) -> Array:
-        """Values per channel [rows, C], repeated to the width of a block."""
-        return np.tile(np.asarray(rows, self.dtype), self.width // self.channels)
+        """Values per channel [rows, C], each row repeated to the width of a block."""
+        tiled: Array = np.tile(np.asarray(rows, self.dtype), self.width // self.channels).ravel()
+        return tiled
 
     def constants(self) -> Array:
         """The array that native.py calls k."""
@@ -114,31 +116,45 @@ class _Work:
         hard = p.v_reset is not None
         steepness = p.alpha if p.surrogate == "sigmoid" else p.alpha / 2
         values = [p.tau, p.v_threshold, p.v_rest, p.v_rest if hard else -p.v_threshold, hard, 1.0]
-        values += [not p.detach_reset, steepness, np.pi * steepness]
+        values += [steepness, np.pi * steepness]
         values += [1.0 / p.tau if p.decay_input else 1.0, 1.0 - 1.0 / p.tau]
         return np.array(values, self.dtype)
+
+    def flags(self) -> tuple[bool | None, ...]:
+        """decay, sigmoid and through: True or None, so that numba compiles for the one in use."""
+        p = self.p
+        asked = (p.decay_input, p.surrogate == "sigmoid", not p.detach_reset)
+        return tuple(flag or None for flag in asked)
 
     def forward(self, T: int) -> tuple[Tensor, Tensor]:
         """Spikes and the last voltage."""
         spikes = _new(self.x, (T, *self.x.shape[1:]))
         v_last = _new(self.x, self.x.shape[1:])
-        args = (self.flat, self.tiles, self.v0, _flat(spikes), _flat(v_last), self.n)
-        args += (self.constants(), self.p.decay_input, self.width)
+        args = (self.flat, self.static, self.tiles, self.v0, _flat(spikes), _flat(v_last), self.n)
+        args += (self.constants(), self.flags()[0], self.width)
         _run(native.forward, native.forward_parallel, self.cuts, args, None)
         return spikes, v_last
 
     def backward(self, grad: Tensor) -> tuple[Tensor, Array]:
         """Gradient of the current, and per channel the sums of it and of it times (x - mean)."""
         gx = _new(self.x, self.x.shape)
-        sums = np.zeros((self.cuts.size - 1, 2, self.width if self.tiles.size else 0))
-        args = (self.flat, self.tiles, self.v0, _flat(grad.contiguous()), _flat(gx), self.n)
-        args += (self.constants(), self.p.decay_input, self.p.surrogate == "sigmoid", self.width)
+        sums = np.zeros((self.cuts.size - 1, 0 if self.tiles is None else 2 * self.width))
+        args = (
+            self.flat,
+            self.static,
+            self.tiles,
+            self.v0,
+            _flat(grad.contiguous()),
+            _flat(gx),
+            self.n,
+        )
+        args += (self.constants(), *self.flags(), self.width)
         _run(native.backward, native.backward_parallel, self.cuts, args, sums)
         return gx, _fold(sums, self.channels)
 
 
 def _fold(sums: Array, channels: int) -> Array:
-    """Sums [parts, 2, width] over the parts and the repeats of a channel: [2, channels]."""
+    """Sums [parts, 2 width] over the parts and the repeats of a channel: [2, channels]."""
     folded: Array = sums.reshape(sums.shape[0], 2, -1, channels).sum(axis=(0, 2))
     return folded
 
@@ -149,7 +165,7 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     width = channels * max(1, _SUMS_BLOCK // channels)
     pivot = flat[:channels]
     cuts = _cuts(flat.size, flat.size, width)
-    sums = np.zeros((cuts.size - 1, 2, width))
+    sums = np.zeros((cuts.size - 1, 2 * width))
     args = (flat, np.tile(pivot, width // channels))
     _run(native.statistics, native.statistics_parallel, cuts, args, sums)
     first, second = _fold(sums, channels) * (channels / flat.size)
@@ -261,7 +277,7 @@ class NormLIFFunction(torch.autograd.Function):
                 slope = -scale * product * inverse * inverse
                 offset = -scale * total - middle * slope
             cuts = _cuts(gx.numel(), gx.numel(), work.width)
-            args = (_flat(gx), work.flat, work.tiles, work.tile([slope, offset]))
+            args = (_flat(gx), work.flat, work.tiles, work.tile([slope, offset]), work.width)
             _run(native.centre, native.centre_parallel, cuts, args, None)
             g_weight, g_bias = (product * inverse).astype(work.dtype), total.astype(work.dtype)
             return (

@@ -1,43 +1,58 @@
 """The numba kernels; imported at first use only, because numba takes half a second to load.
 
-All of them are in this one file: numba renews a cached kernel when its own file changes, not when another
-file that it calls into does. Arrays are flat. Work is cut into blocks of W elements, so that the voltages,
-the normalised input and (backward) the recomputed h[t] stay in cache over all T steps. Inner loops are
-functions over slices that start at 0 and have at most two written arrays: only then does LLVM prove, or
-check at run time, that they do not overlap, and vectorises (40 times, measured by reading the assembly and
-the clock). `one` and `zero` come from an array of the data's own type, since a literal would turn float32
-arithmetic into float64.
+Arrays are flat. Steps go four at a time, so that their voltages and their gradients stay in registers; the
+voltage passes from one four to the next through a block of `width` elements in cache, and the backward
+pass recomputes each four from the voltage before it. Read the assembly after a change: a loop that lost
+its vector instructions is ten times slower.
 
-`tiles` holds the scale and the shift of a normalisation, per channel and repeated to the width of a block;
-it is empty where there is none.
+`tiles` is the scale and then the shift of a normalisation, per channel and repeated to the width of a
+block. It and the flags `static`, `decay`, `sigmoid` and `through` are None where they do not apply: numba
+compiles one kernel for each such combination in use. `k` holds the constants that functions.py lists; 1 is
+among them, because a literal would turn float32 arithmetic into float64.
 """
 
 from __future__ import annotations
 
 import logging
-import math
+import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numba
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic, overload
+
+from spikeformer_lt.layers.kernels import vector
+from spikeformer_lt.layers.kernels.vector import (
+    get,
+    get_gv,
+    get_gx,
+    get_product,
+    get_total,
+    get_v,
+    inner,
+    put0,
+    put1,
+    put2,
+    put3,
+    put_gv,
+    put_product,
+    put_total,
+    put_v,
+    slope,
+)
 
 _LOG = logging.getLogger(__name__)
+_VECTOR = zlib.crc32(Path(vector.__file__).read_bytes())
 
 
-def _jit(parallel: bool = False, fastmath: Any = False) -> Callable[[Any], Any]:
-    """numba.njit that is cached on disk, or compiled in each process where no folder can be written."""
-    options: dict[str, Any] = {
-        "nogil": True,
-        "error_model": "numpy",
-        "parallel": parallel,
-        "fastmath": fastmath,
-    }
+def _outer(parallel: bool = False) -> Callable[[Any], Any]:
+    """A kernel, cached on disk, or compiled in each process where no folder can be written."""
 
     def decorate(function: Any) -> Any:
+        # numba renews its cache when this file changes; the name makes it see a change of the other.
+        function.__qualname__ += f"_{_VECTOR:08x}"
+        options = {"nogil": True, "error_model": "numpy", "parallel": parallel}
         try:
             return numba.njit(cache=True, **options)(function)
         except RuntimeError as error:
@@ -47,211 +62,251 @@ def _jit(parallel: bool = False, fastmath: Any = False) -> Callable[[Any], Any]:
     return decorate
 
 
-@intrinsic
-def _power_of_two(_context: Any, shifted: Any) -> Any:
-    """2^n for the n that adding 1.5 * 2^(mantissa bits) left in the low bits of a float."""
-    wide = shifted == types.float64
-    bits, mantissa, bias = (64, 52, 1023) if wide else (32, 23, 127)
-
-    def generate(_: Any, builder: Any, signature: Any, args: Any) -> Any:
-        integer = ir.IntType(bits)
-        n = builder.bitcast(args[0], integer)
-        exponent = builder.add(builder.shl(n, integer(mantissa)), integer(bias << mantissa))
-        return builder.bitcast(exponent, ir.DoubleType() if wide else ir.FloatType())
-
-    return shifted(shifted), generate
+@inner()
+def _constants(k):
+    return k[0], k[1], k[2], k[3], k[4], k[5], k[6], k[7], k[8], k[9]
 
 
-def _exp_minus(z: float) -> float:
-    """exp(-z) for z >= 0 in operations that vectorise (libm's exp is a call per element)."""
-    raise NotImplementedError
+@inner()
+def _current(x, tiles, j, width):
+    return x if tiles is None else x * get(tiles, j) + get(tiles, width + j)
 
 
-@overload(_exp_minus, jit_options={"fastmath": {"contract"}, "error_model": "numpy"})
-def _exp_minus_for(z: Any) -> Any:
-    single = z == types.float32
-    f = np.float32 if single else np.float64
-    # exp(-z) = 2^n exp(r), n = round(-z / ln 2), r = -z - n ln 2 with ln 2 in two parts; Taylor on |r| < 0.35
-    top, magic = (f(87.0), f(12582912.0)) if single else (f(708.0), f(6755399441055744.0))
-    head = f(0.693359375)
-    tail = f(math.log(2.0) - 0.693359375)
-    log2e = f(-1.0 / math.log(2.0))
-    c = [f(1.0 / math.factorial(k)) for k in range(14)]
-    c0, c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11, c12, c13 = c
-
-    def reduced(z: Any) -> Any:  # pragma: no cover
-        bounded = top if z > top else z  # noqa: FURB136 - a NaN must stay
-        shifted = bounded * log2e + magic
-        n = shifted - magic
-        return shifted, (-bounded - n * head) - n * tail
-
-    split = numba.njit(fastmath={"contract"}, error_model="numpy")(reduced)
-
-    def exp_single(z: Any) -> Any:  # pragma: no cover
-        shifted, r = split(z)
-        p = (((((c7 * r + c6) * r + c5) * r + c4) * r + c3) * r + c2) * r + c1
-        return (p * r + c0) * _power_of_two(shifted)
-
-    def exp_double(z: Any) -> Any:  # pragma: no cover
-        shifted, r = split(z)
-        p = (((((c13 * r + c12) * r + c11) * r + c10) * r + c9) * r + c8) * r + c7
-        p = (((((p * r + c6) * r + c5) * r + c4) * r + c3) * r + c2) * r + c1
-        return (p * r + c0) * _power_of_two(shifted)
-
-    return exp_single if single else exp_double
-
-
-# Rounding may differ from torch's in the derivative, never in the voltage: no contraction anywhere else.
-@_jit(fastmath={"contract"})
-def _slope(u, sigmoid, a, b, one):  # type: ignore[no-untyped-def]
-    if sigmoid:
-        e = _exp_minus(abs(u * a))
-        return a * e / ((one + e) * (one + e))
-    return a / (one + (b * u) * (b * u))
-
-
-@_jit()
-def _fire(current, v, k, decay):  # type: ignore[no-untyped-def]
+@inner()
+def _fire(current, v, c, decay):
     """Charge, spike and next voltage."""
-    tau, threshold, rest, jump, hard, one = k
-    h = v + (current - (v - rest)) / tau if decay else v - (v - rest) / tau + current
+    tau, threshold, rest, jump, hard, one = c[0], c[1], c[2], c[3], c[4], c[5]
+    if decay is None:
+        h = v - (v - rest) / tau + current
+    else:
+        h = v + (current - (v - rest)) / tau
     s = one if h >= threshold else one - one
     return h, s, h - h * s * hard + jump * s
 
 
-@_jit()
-def _step(x, v, out, k, decay, voltage):  # type: ignore[no-untyped-def]
-    c = (k[0], k[1], k[2], k[3], k[4], k[5])
-    for j in range(v.size):
-        h, s, v[j] = _fire(x[j], v[j], c, decay)
-        out[j] = h if voltage else s
+@inner()
+def _fire_back(h, s, g, gv, c, sigmoid, through):
+    """Gradients of the current and of the voltage before, from those of the spike and the voltage after."""
+    threshold, jump, hard, one = c[1], c[3], c[4], c[5]
+    if through is not None:
+        g += gv * (jump - h * hard)
+    gh = g * slope(h - threshold, sigmoid, c[6], c[7], one) + gv * (one - s * hard)
+    return gh * c[8], gh * c[9]
 
 
-@_jit()
-def _step_norm(x, scale, shift, v, out, k, decay, voltage):  # type: ignore[no-untyped-def]
-    c = (k[0], k[1], k[2], k[3], k[4], k[5])
-    for j in range(v.size):
-        h, s, v[j] = _fire(x[j] * scale[j] + shift[j], v[j], c, decay)
-        out[j] = h if voltage else s
+@inner()
+def _one(x, o, tiles, width, v, i, spikes, so, m, k, decay):
+    c = _constants(k)
+    for j in range(m):
+        current = _current(get(x, o + j), tiles, j, width)
+        _, s, u = _fire(current, get_v(v, i + j), c, decay)
+        if spikes is not None:
+            put0(spikes, so + j, s)
+        put_v(v, i + j, u)
 
 
-@_jit()
-def _step_back(h, g, gv, gx, k, sigmoid, add):  # type: ignore[no-untyped-def]
-    threshold, jump, hard, one = k[1], k[3], k[4], k[5]
-    through, a, b, gain, leak = k[6], k[7], k[8], k[9], k[10]
-    zero = one - one
-    for j in range(gv.size):
-        s = hard if h[j] >= threshold else zero
-        gs = g[j] + gv[j] * ((jump - h[j] * hard) * through)
-        gh = gs * _slope(h[j] - threshold, sigmoid, a, b, one) + gv[j] * (one - s)
-        gv[j] = gh * leak
-        gx[j] = gx[j] + gh * gain if add else gh * gain
+@inner()
+def _four(x, o, dx, tiles, width, v, i, spikes, so, n, m, k, decay):
+    c = _constants(k)
+    for j in range(m):
+        u = get_v(v, i + j)
+        p = o + j
+        q = so + j
+        _, s, u = _fire(_current(get(x, p), tiles, j, width), u, c, decay)
+        put0(spikes, q, s)
+        _, s, u = _fire(_current(get(x, p + dx), tiles, j, width), u, c, decay)
+        put1(spikes, q + n, s)
+        _, s, u = _fire(_current(get(x, p + 2 * dx), tiles, j, width), u, c, decay)
+        put2(spikes, q + 2 * n, s)
+        _, s, u = _fire(_current(get(x, p + 3 * dx), tiles, j, width), u, c, decay)
+        put3(spikes, q + 3 * n, s)
+        put_v(v, i + j, u)
 
 
-@_jit()
-def _reduce(gy, x, total, product):  # type: ignore[no-untyped-def]
-    for j in range(gy.size):
-        total[j] += gy[j]
-        product[j] += np.float64(gy[j]) * np.float64(x[j])
+@inner()
+def _one_back(x, o, tiles, width, v, i, g, go, gv, gx, add, near, m, k, decay, sigmoid, through):
+    c = _constants(k)
+    for j in range(m):
+        x0 = get(x, o + j)
+        h, s, _ = _fire(_current(x0, tiles, j, width), get_v(v, i + j), c, decay)
+        y, q = _fire_back(h, s, get(g, go + j), get_gv(gv, j), c, sigmoid, through)
+        put_gv(gv, j, q)
+        if add is None:
+            put0(gx, o + j, y)
+        else:
+            put0(gx, o + j, get_gx(gx, o + j) * add + y)
+        if tiles is not None:
+            put_total(near, j, get_total(near, j) + y)
+            put_product(near, width + j, get_product(near, width + j) + y * x0)
 
 
-@_jit()
-def _squares(x, pivot, total, square):  # type: ignore[no-untyped-def]
-    for j in range(x.size):
-        d = np.float64(x[j] - pivot[j])
-        total[j] += d
-        square[j] += d * d
+@inner()
+def _four_back(
+    x, o, dx, tiles, width, v, i, g, go, n, gv, gx, add, near, m, k, decay, sigmoid, through
+):
+    c = _constants(k)
+    for j in range(m):
+        p = o + j
+        u = get_v(v, i + j)
+        x0, x1, x2, x3 = get(x, p), get(x, p + dx), get(x, p + 2 * dx), get(x, p + 3 * dx)
+        h0, s0, u = _fire(_current(x0, tiles, j, width), u, c, decay)
+        h1, s1, u = _fire(_current(x1, tiles, j, width), u, c, decay)
+        h2, s2, u = _fire(_current(x2, tiles, j, width), u, c, decay)
+        h3, s3, u = _fire(_current(x3, tiles, j, width), u, c, decay)
+        r = go + j
+        y3, q = _fire_back(h3, s3, get(g, r + 3 * n), get_gv(gv, j), c, sigmoid, through)
+        y2, q = _fire_back(h2, s2, get(g, r + 2 * n), q, c, sigmoid, through)
+        y1, q = _fire_back(h1, s1, get(g, r + n), q, c, sigmoid, through)
+        y0, q = _fire_back(h0, s0, get(g, r), q, c, sigmoid, through)
+        put_gv(gv, j, q)
+        total = (y0 + y1) + (y2 + y3)
+        if add is None:
+            put0(gx, p, y0)
+            put1(gx, p + dx, y1)
+            put2(gx, p + 2 * dx, y2)
+            put3(gx, p + 3 * dx, y3)
+        else:
+            put0(gx, p, get_gx(gx, p) * add + total)
+        if tiles is not None:
+            product = (y0 * x0 + y1 * x1) + (y2 * x2 + y3 * x3)
+            put_total(near, j, get_total(near, j) + total)
+            put_product(near, width + j, get_product(near, width + j) + product)
 
 
-@_jit()
-def _through_norm(gx, x, scale, slope, offset):  # type: ignore[no-untyped-def]
-    for j in range(gx.size):
-        gx[j] = gx[j] * scale[j] + (x[j] * slope[j] + offset[j])
-
-
-@_jit()
-def forward(x, tiles, v0, spikes, v_last, n, k, decay, width, lo, hi):  # type: ignore[no-untyped-def]
-    static = x.size == n
+@_outer()
+def forward(x, static, tiles, v0, spikes, v_last, n, k, decay, width, lo, hi):
+    dx = n if static is None else 0
+    steps = spikes.size // n
     for i in range(lo, hi, width):
         m = min(width, hi - i)
-        v = v_last[i : i + m]
         if v0.size:
-            v[:] = v0[i : i + m]
+            v_last[i : i + m] = v0[i : i + m]
         else:
-            v[:] = k[2]
-        for t in range(spikes.size // n):
-            o = i if static else t * n + i
-            out = spikes[t * n + i : t * n + i + m]
-            if tiles.size:
-                _step_norm(x[o : o + m], tiles[0], tiles[1], v, out, k, decay, False)
-            else:
-                _step(x[o : o + m], v, out, k, decay, False)
+            v_last[i : i + m] = k[2]
+        for t in range(0, steps - 3, 4):
+            _four(x, i + t * dx, dx, tiles, width, v_last, i, spikes, i + t * n, n, m, k, decay)
+        for t in range(steps - steps % 4, steps):
+            _one(x, i + t * dx, tiles, width, v_last, i, spikes, i + t * n, m, k, decay)
 
 
-@_jit()
-def backward(x, tiles, v0, g, gx, n, k, decay, sigmoid, width, sums, lo, hi):  # type: ignore[no-untyped-def]
-    static = x.size == n
+@_outer()
+def backward(x, static, tiles, v0, g, gx, n, k, decay, sigmoid, through, width, sums, lo, hi):
+    dx = n if static is None else 0
     steps = g.size // n
-    h = np.empty((steps, width), x.dtype)
-    voltage = np.empty(width, x.dtype)
+    fours = steps // 4
+    parts = fours + steps % 4
+    zero = k[5] - k[5]
+    v = np.empty(parts * width, x.dtype)  # the voltage before each part
+    gv = np.empty(width, x.dtype)
+    near = np.zeros(sums.size, x.dtype)  # the sums of one block, in its own precision
     for i in range(lo, hi, width):
         m = min(width, hi - i)
-        v = voltage[:m]
         if v0.size:
-            v[:] = v0[i : i + m]
+            v[:m] = v0[i : i + m]
         else:
-            v[:] = k[2]
-        for t in range(steps):
-            o = i if static else t * n + i
-            if tiles.size:
-                _step_norm(x[o : o + m], tiles[0], tiles[1], v, h[t, :m], k, decay, True)
+            v[:m] = k[2]
+        for p in range(parts - 1):
+            at = (p + 1) * width
+            v[at : at + m] = v[at - width : at - width + m]
+            first = 4 * p if p < fours else 3 * fours + p
+            for t in range(first, first + (4 if p < fours else 1)):
+                _one(x, i + t * dx, tiles, width, v, at, None, 0, m, k, decay)
+        gv[:m] = zero
+        for p in range(parts - 1, -1, -1):
+            at = p * width
+            if static is None:
+                add = None
             else:
-                _step(x[o : o + m], v, h[t, :m], k, decay, True)
-        v[:] = k[5] - k[5]
-        for t in range(steps - 1, -1, -1):
-            o = i if static else t * n + i
-            later = static and t < steps - 1
-            out = gx[o : o + m]
-            _step_back(h[t, :m], g[t * n + i : t * n + i + m], v, out, k, sigmoid, later)
-            if tiles.size and (t == 0 or not static):
-                _reduce(out, x[o : o + m], sums[0], sums[1])
+                add = k[5] if p < parts - 1 else zero
+            if p < fours:
+                o, r = i + 4 * p * dx, i + 4 * p * n
+                _four_back(
+                    x,
+                    o,
+                    dx,
+                    tiles,
+                    width,
+                    v,
+                    at,
+                    g,
+                    r,
+                    n,
+                    gv,
+                    gx,
+                    add,
+                    near,
+                    m,
+                    k,
+                    decay,
+                    sigmoid,
+                    through,
+                )
+            else:
+                o, r = i + (3 * fours + p) * dx, i + (3 * fours + p) * n
+                _one_back(
+                    x,
+                    o,
+                    tiles,
+                    width,
+                    v,
+                    at,
+                    g,
+                    r,
+                    gv,
+                    gx,
+                    add,
+                    near,
+                    m,
+                    k,
+                    decay,
+                    sigmoid,
+                    through,
+                )
+        for j in range(near.size):
+            put_total(sums, j, get_total(sums, j) + get_product(near, j))
+            put_product(near, j, zero)
 
 
-@_jit()
-def statistics(x, pivot, sums, lo, hi):  # type: ignore[no-untyped-def]
+@_outer()
+def statistics(x, pivot, sums, lo, hi):
     width = pivot.size
     for i in range(lo, hi, width):
-        m = min(width, hi - i)
-        _squares(x[i : i + m], pivot, sums[0], sums[1])
+        for j in range(min(width, hi - i)):
+            d = np.float64(get(x, i + j) - get(pivot, j))
+            put_total(sums, j, get_total(sums, j) + d)
+            put_product(sums, width + j, get_product(sums, width + j) + d * d)
 
 
-@_jit()
-def centre(gx, x, tiles, more, lo, hi):  # type: ignore[no-untyped-def]
-    width = tiles.shape[1]
+@_outer()
+def centre(gx, x, tiles, more, width, lo, hi):
     for i in range(lo, hi, width):
-        m = min(width, hi - i)
-        _through_norm(gx[i : i + m], x[i : i + m], tiles[0], more[0], more[1])
+        for j in range(min(width, hi - i)):
+            other = get(x, i + j) * get(more, j) + get(more, width + j)
+            put0(gx, i + j, get_gx(gx, i + j) * get(tiles, j) + other)
 
 
-@_jit(parallel=True)
-def forward_parallel(x, tiles, v0, spikes, v_last, n, k, decay, width, cuts):  # type: ignore[no-untyped-def]
+@_outer(parallel=True)
+def forward_parallel(x, static, tiles, v0, spikes, v_last, n, k, decay, width, cuts):
     for p in numba.prange(cuts.size - 1):
-        forward(x, tiles, v0, spikes, v_last, n, k, decay, width, cuts[p], cuts[p + 1])
+        forward(x, static, tiles, v0, spikes, v_last, n, k, decay, width, cuts[p], cuts[p + 1])
 
 
-@_jit(parallel=True)
-def backward_parallel(x, tiles, v0, g, gx, n, k, decay, sigmoid, width, sums, cuts):  # type: ignore[no-untyped-def]
+@_outer(parallel=True)
+def backward_parallel(
+    x, static, tiles, v0, g, gx, n, k, decay, sigmoid, through, width, sums, cuts
+):
     for p in numba.prange(cuts.size - 1):
-        backward(x, tiles, v0, g, gx, n, k, decay, sigmoid, width, sums[p], cuts[p], cuts[p + 1])
+        lo, hi = cuts[p], cuts[p + 1]
+        backward(x, static, tiles, v0, g, gx, n, k, decay, sigmoid, through, width, sums[p], lo, hi)
 
 
-@_jit(parallel=True)
-def statistics_parallel(x, pivot, sums, cuts):  # type: ignore[no-untyped-def]
+@_outer(parallel=True)
+def statistics_parallel(x, pivot, sums, cuts):
     for p in numba.prange(cuts.size - 1):
         statistics(x, pivot, sums[p], cuts[p], cuts[p + 1])
 
 
-@_jit(parallel=True)
-def centre_parallel(gx, x, tiles, more, cuts):  # type: ignore[no-untyped-def]
+@_outer(parallel=True)
+def centre_parallel(gx, x, tiles, more, width, cuts):
     for p in numba.prange(cuts.size - 1):
-        centre(gx, x, tiles, more, cuts[p], cuts[p + 1])
+        centre(gx, x, tiles, more, width, cuts[p], cuts[p + 1])

@@ -1,0 +1,153 @@
+"""CIFAR10-DVS: pictures of CIFAR-10 moved on a screen before a DVS128 camera.
+
+Source: H. Li et al., "CIFAR10-DVS: An Event-Stream Dataset for Object Classification", Frontiers in
+Neuroscience 11:309, 2017. Its own AEDAT 2 files (figshare 4724671; md5 sums as in spikingjelly) and
+tonic's AEDAT 4 files (figshare 38023437) are both read. figshare's old download addresses answer
+programs with an empty page; those of its interface, used here, serve the same files.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from spikeformer_lt.errors import DataError
+from spikeformer_lt.events.dataset import Source
+from spikeformer_lt.events.options import EventOptions
+from spikeformer_lt.events.parts import split_fields
+from spikeformer_lt.events.published import Archive, provide, unpack
+from spikeformer_lt.events.reading import FileReader
+from spikeformer_lt.events.recording import Sensor
+from spikeformer_lt.events.samples import Sample, accept, check_counts, find_folder, label_of, scan
+from spikeformer_lt.events.source import name_of
+from spikeformer_lt.events.split import Split, first_of_each_class, hold_out
+from spikeformer_lt.images.hashed import VAL_FRACTION
+from spikeformer_lt.images.splits import Splits
+from spikeformer_lt.registry import register_dataset
+
+_FIGSHARE = "https://api.figshare.com/v2/file/download/"
+_FILES = {
+    "airplane": (7712788, "0afd5c4bf9ae06af762a77b180354fdd"),
+    "automobile": (7712791, "8438dfeba3bc970c94962d995b1b9bdd"),
+    "bird": (7712794, "a9c207c91c55b9dc2002dc21c684d785"),
+    "cat": (7712812, "52c63c677c2b15fa5146a8daf4d56687"),
+    "deer": (7712815, "b6bf21f6c04d21ba4e23fc3e36c8a4a3"),
+    "dog": (7712818, "f379ebdf6703d16e0a690782e62639c3"),
+    "frog": (7712842, "cad6ed91214b1c7388a5f6ee56d08803"),
+    "horse": (7712851, "e7cbbf77bec584ffbf913f00e682782a"),
+    "ship": (7712836, "41c7bd7d6b251be82557c6cce9a7d5c9"),
+    "truck": (7712839, "89f3922fd147d9aeff89e76a2b0b70a7"),
+}
+CLASSES = tuple(_FILES)
+PER_CLASS = 1000
+_TRAIN_FRACTION = 0.9
+ORIGINAL = tuple(
+    Archive(
+        name=f"{name}.zip",
+        url=f"{_FIGSHARE}{number}",
+        md5=md5,
+        page="https://figshare.com/articles/dataset/CIFAR10-DVS_New/4724671",
+        at_most=3_000_000_000,
+        unpacked=6_000_000_000,
+        members=2000,
+        into="CIFAR10DVS",
+    )
+    for name, (number, md5) in _FILES.items()
+)
+TONIC = Archive(
+    name="CIFAR10DVS.zip",
+    url=f"{_FIGSHARE}38023437",
+    md5="ce3a4a0682dc0943703bd8f749a7701c",
+    page="https://figshare.com/ndownloader/files/38023437",
+    at_most=20_000_000_000,
+    unpacked=20_000_000_000,
+    members=100,
+    into="CIFAR10DVS",
+)
+
+
+@register_dataset
+def cifar10_dvs(
+    root: str = "data",
+    download: bool = False,
+    image_size: int | None = None,
+    val_fraction: float = VAL_FRACTION,
+    limit_train: int | None = None,
+    limit_test: int | None = None,
+    duplicates: str = "report",
+    events: EventOptions | None = None,
+) -> Splits:
+    """CIFAR10-DVS: 9,000 recordings to train and validate, 1,000 to test, 128 x 128 pixels.
+
+    The split is the field's: of each class, sorted by path, the first 90 % train.
+
+    Args:
+        root: folder that holds the ten folders of the classes, or the archives: ``airplane.zip`` and
+            so on, or tonic's ``CIFAR10DVS.zip`` (whose files need the package aedat).
+        download: fetch the ten archives if nothing is there.
+        image_size: side of a frame in pixels; None is 128. 64 joins four pixels in one.
+        val_fraction: part of each class of the training recordings that is validation.
+        limit_train: recordings to train on, classes in proportion; None is all.
+        limit_test: recordings to test on, classes in proportion; None is all.
+        duplicates: "report" or "refuse" recordings that two parts share.
+        events: framing, faults and cache; see `EventOptions`.
+
+    Raises:
+        ConfigError: an option out of range.
+        DataError: files are missing, damaged or not the published ones.
+    """
+    options = events or EventOptions()
+    tonic = (Path(root) / TONIC.name).is_file()
+    archives = [TONIC] if tonic else list(ORIGINAL)
+    provide("cifar10_dvs", archives, root, download, lambda: _home(root, tonic) is not None)
+    home = _home(root, tonic)
+    assert home is not None
+    form, samples = _samples(home, options)
+    pool, test = first_of_each_class(samples, _TRAIN_FRACTION)
+    train, val = hold_out("cifar10_dvs", pool, val_fraction)
+    return Splits(
+        **split_fields(
+            Split("cifar10_dvs", CLASSES, tuple(train), tuple(val), tuple(test)),
+            Source(FileReader(home, form), Sensor(128, 128), root=home),
+            options,
+            image_size=image_size,
+            limit_train=limit_train,
+            limit_test=limit_test,
+            duplicates=duplicates,
+            augment="spikformer_dvs",
+        )
+    )
+
+
+def _home(root: str, tonic: bool) -> Path | None:
+    """Return the folder of the classes; the zips inside tonic's zip are unpacked for it."""
+    outer = Path(root) / TONIC.into
+    if tonic and outer.is_dir():
+        for name in CLASSES:
+            inner = outer / f"{name}.zip"
+            if inner.is_file() and not (outer / name).is_dir():
+                unpack(inner, outer, ORIGINAL[0].unpacked, ORIGINAL[0].members)
+    found = [find_folder(root, (name,)) for name in CLASSES]
+    homes = {folder.parent for folder in found if folder is not None}
+    if len(homes) > 1:
+        raise DataError(
+            f"cifar10_dvs: the folders of the classes lie in {', '.join(map(name_of, sorted(homes)))};"
+            " move them into one"
+        )
+    return homes.pop() if homes else None
+
+
+def _samples(home: Path, options: EventOptions) -> tuple[str, list[Sample]]:
+    classes = {name: label for label, name in enumerate(CLASSES)}
+    paths = {suffix: scan(home, (suffix,)) for suffix in (".aedat", ".aedat4")}
+    if all(paths.values()):
+        raise DataError(
+            f"{name_of(home)} holds both AEDAT 2 files ({paths['.aedat'][0]}) and AEDAT 4 files "
+            f"({paths['.aedat4'][0]}) of the same recordings: move one kind away"
+        )
+    form, found = (
+        ("aedat4", paths[".aedat4"]) if paths[".aedat4"] else ("cifar10_dvs", paths[".aedat"])
+    )
+    samples = [Sample(p, label=label_of(p.split("/")[0], classes, p)) for p in found]
+    expected = dict.fromkeys(CLASSES, PER_CLASS)
+    accept(check_counts("cifar10_dvs", samples, CLASSES, expected), options.incomplete)
+    return form, samples

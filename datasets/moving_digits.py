@@ -1,0 +1,136 @@
+"""scikit-learn's digits, moved before a simulated event camera: recordings that need no download.
+
+Source: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI repository,
+1998, through `sklearn.datasets.load_digits`; the camera is `spikeformer_lt.events.simulate`.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from spikeformer_lt.errors import ConfigError
+from spikeformer_lt.events.dataset import Source
+from spikeformer_lt.events.options import EventOptions
+from spikeformer_lt.events.parts import split_fields
+from spikeformer_lt.events.recording import Sensor
+from spikeformer_lt.events.samples import Sample
+from spikeformer_lt.events.simulate import Camera
+from spikeformer_lt.events.source import Raw
+from spikeformer_lt.events.split import Split, hold_out
+from spikeformer_lt.images.hashed import VAL_FRACTION, hashed_validation
+from spikeformer_lt.images.splits import Splits
+from spikeformer_lt.registry import register_dataset
+from spikeformer_lt.rng import seed_for
+
+_GRID, _INK = 8, 16  # pixels a side, and the brightest value, in the source
+_SIZES = range(16, 129, 8)
+_TEST_FRACTION = 0.2  # and the same digits as in the data set `digits`
+
+
+@register_dataset
+def moving_digits(
+    root: str = "data",
+    download: bool = False,
+    image_size: int | None = None,
+    val_fraction: float = VAL_FRACTION,
+    limit_train: int | None = None,
+    limit_test: int | None = None,
+    duplicates: str = "report",
+    events: EventOptions | None = None,
+) -> Splits:
+    """scikit-learn's digits as event recordings: 1,438 to train and validate, 359 to test.
+
+    Each of the 1,797 digits makes three saccades of 100 ms; a recording depends on nothing but the
+    number of its digit and the sensor's size. They are simulated: their results are no results on
+    recordings of a camera.
+
+    Args:
+        root: not used; taken so that one configuration fits every data set.
+        download: not used; nothing needs to be fetched.
+        image_size: side of the sensor, a multiple of 8 from 16 to 128; None is 32.
+        val_fraction: part of each class of the training recordings that is validation.
+        limit_train: recordings to train on, classes in proportion; None is all.
+        limit_test: recordings to test on, classes in proportion; None is all.
+        duplicates: "report" or "refuse"; no two recordings are the same.
+        events: framing and the like; see `EventOptions`. Frames are kept in memory unless
+            `events.cache` names a folder.
+
+    Raises:
+        ConfigError: an option out of range.
+    """
+    del root, download
+    size = 32 if image_size is None else image_size
+    if size not in _SIZES:
+        raise ConfigError(
+            f"image_size={size} is not allowed: moving_digits have multiples of {_SIZES.step} from "
+            f"{_SIZES[0]} to {_SIZES[-1]} pixels, such as 32 or 64"
+        )
+    labels = _digits()[1]
+    pool, held = hashed_validation("digits/test", torch.from_numpy(labels), _TEST_FRACTION)
+    samples = [Sample(f"digit-{i:04d}", label=int(label)) for i, label in enumerate(labels)]
+    train, val = hold_out("moving_digits", [samples[i] for i in pool.tolist()], val_fraction)
+    split = Split(
+        "moving_digits",
+        tuple(str(digit) for digit in range(10)),
+        tuple(train),
+        tuple(val),
+        tuple(samples[i] for i in held.tolist()),
+    )
+    return Splits(
+        **split_fields(
+            split,
+            Source(MovingDigit(size), Sensor(size, size)),
+            events or EventOptions(),
+            image_size=size,
+            limit_train=limit_train,
+            limit_test=limit_test,
+            duplicates=duplicates,
+            augment="moving_digits",
+        )
+    )
+
+
+@dataclass(frozen=True)
+class MovingDigit:
+    """Records a digit, by the number in its sample's path.
+
+    Attributes:
+        size: side of the sensor, in pixels; the digit takes 3/4 of it.
+        camera: what it is recorded with.
+    """
+
+    size: int
+    camera: Camera = field(default_factory=Camera)
+
+    def __call__(self, sample: Sample) -> Raw:
+        """Return the recording of a digit."""
+        number = int(sample.path.removeprefix("digit-"))
+        ink = _digits()[0][number]
+        rng = np.random.default_rng(seed_for("moving_digits", number, self.size))
+        return Raw(self.camera.record(_enlarge(ink, self.size * 3 // 4), self.size, rng))
+
+    def fingerprint(self, sample: Sample) -> str:
+        """Return the same for all: a digit never changes."""
+        del sample
+        return "made"
+
+
+@functools.cache
+def _digits() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return brightness [1797, 8, 8] in [0, 1], and labels [1797]."""
+    from sklearn.datasets import load_digits
+
+    source = load_digits()
+    return source.images / _INK, source.target.astype(np.int64)
+
+
+def _enlarge(ink: NDArray[np.float64], side: int) -> NDArray[np.float64]:
+    """Return an 8 x 8 picture bilinearly enlarged to `side` pixels a side."""
+    pixels = torch.from_numpy(np.ascontiguousarray(ink))[None, None]
+    large = torch.nn.functional.interpolate(pixels, size=(side, side), mode="bilinear")
+    return large[0, 0].numpy()

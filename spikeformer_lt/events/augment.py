@@ -1,0 +1,196 @@
+"""Training augmentation of one recording's frames: the same change at all times and polarities."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spikeformer_lt.errors import ConfigError, DataError, near
+from spikeformer_lt.events.warp import affine, cut_out
+
+_BINS = 31  # strengths of an operation, evenly spaced
+_SHEAR, _SHIFT, _TURN = 0.3, 5, 30.0  # largest: columns a row, pixels, degrees
+_CUT = (0.001, 0.11)  # area of the rectangle, as a fraction of the frame
+_OPERATIONS = ("identity", "shear_x", "translate_x", "translate_y", "rotate", "cutout")
+_DROPS = ("none", "time", "area", "random")
+
+
+@dataclass(frozen=True)
+class EventAugment:
+    """What happens to a training recording, in this order; all off by default.
+
+    It takes the place of `images.Augment` in a loader: the same three methods.
+
+    Attributes:
+        hflip: probability of a left-right flip.
+        roll: largest shift in pixels, both axes, what leaves on one side entering on the other.
+        wide: one operation of identity, shear, shift in x or y, rotation or cutout, at random.
+        event_drop: probability of EventDrop: all of one stretch of time, all of one rectangle, or
+            single events at random go.
+
+    Source: `wide` is Neuromorphic Data Augmentation (Li et al. 2022, arXiv:2203.06145) in the form
+    of SNNAugmentWide in Spikformer's cifar10dvs/autoaugment.py; `roll` as in TET (Deng et al. 2022,
+    arXiv:2202.11946); `event_drop`: EventDrop (Gu et al. 2021, arXiv:2106.05836), Algorithm 1.
+
+    Differs: EventDrop drops events before they are framed. Here they are counts already: single
+    events go by binomial thinning, which has the same distribution, rectangles are the same, and a
+    stretch of time begins and ends on frames.
+    """
+
+    hflip: float = 0.0
+    roll: int = 0
+    wide: bool = False
+    event_drop: float = 0.0
+
+    @classmethod
+    def standard(cls, name: str) -> EventAugment:
+        """Return a preset: "none", "moving_digits", "spikformer_dvs", "tet_dvs" or "event_drop".
+
+        Raises:
+            ConfigError: no such preset.
+
+        Source: "spikformer_dvs": cifar10dvs/train.py of Spikformer (also Spikingformer, QKFormer);
+        "tet_dvs": TET's data_loaders.py. "moving_digits" shifts only: a flipped digit is another.
+        """
+        if name not in _PRESETS:
+            raise ConfigError(
+                f"augment={name!r} is not a preset for events{near(name, _PRESETS) or ';'} "
+                f"allowed: {', '.join(sorted(_PRESETS))}"
+            )
+        return _PRESETS[name]
+
+    def check(self) -> None:
+        """Refuse values out of range.
+
+        Raises:
+            ConfigError: with the field, the value and what is allowed.
+        """
+        for name in ("hflip", "event_drop"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise ConfigError(f"{name}={value!r} is not allowed: a probability, 0 to 1")
+        if isinstance(self.roll, bool) or not isinstance(self.roll, int) or self.roll < 0:
+            raise ConfigError(f"roll={self.roll!r} is not allowed: 0 pixels or more")
+
+    def is_identity(self) -> bool:
+        """Return whether nothing random is on."""
+        return all(getattr(self, item.name) == item.default for item in fields(self))
+
+    def build(self, mean: Sequence[float], std: Sequence[float], image_size: int) -> EventTransform:
+        """Make the transform of one recording.
+
+        Args:
+            mean: per polarity; must be 0, since frames are counts.
+            std: per polarity; must be 1.
+            image_size: not used; sizes are those of the frames.
+
+        Raises:
+            ConfigError: as `check`, or a mean or std that would change counts.
+        """
+        del image_size
+        self.check()
+        if set(mean) != {0.0} or set(std) != {1.0}:
+            raise ConfigError(
+                f"mean={tuple(mean)} and std={tuple(std)} are not allowed for events: frames are "
+                "counts, with means 0 and deviations 1"
+            )
+        return EventTransform(self)
+
+    def __call__(self, frames: Tensor, rng: np.random.Generator) -> Tensor:
+        """Return augmented frames; `frames` itself is not changed.
+
+        Args:
+            frames: counts, float or integer, [T, P, H, W].
+            rng: where all choices come from: the same state, the same result.
+
+        Raises:
+            DataError: another number of dimensions.
+        """
+        if frames.ndim != 4:
+            raise DataError(
+                f"frames have the shape {list(frames.shape)}; needed is [T, P, H, W]: one recording"
+            )
+        if self.hflip and rng.random() < self.hflip:
+            frames = frames.flip(-1)
+        if self.roll:
+            dy, dx = rng.integers(-self.roll, self.roll + 1, 2).tolist()
+            frames = frames.roll((dy, dx), (-2, -1))
+        if self.wide:
+            frames = _wide(frames, rng)
+        if self.event_drop and rng.random() < self.event_drop:
+            frames = _event_drop(frames, rng)
+        return frames
+
+
+_PRESETS = {
+    "none": EventAugment(),
+    "moving_digits": EventAugment(roll=2),
+    "spikformer_dvs": EventAugment(hflip=0.5, wide=True),
+    "tet_dvs": EventAugment(hflip=0.5, roll=5),
+    "event_drop": EventAugment(event_drop=0.5),
+}
+
+
+class EventTransform:
+    """One recording's frames to augmented ones; made by `EventAugment.build`.
+
+    All choices follow from one draw of Python's global generator: seed that around a call.
+
+    Shape: [T, P, H, W] -> float32 [T, P, H, W].
+    """
+
+    def __init__(self, augment: EventAugment) -> None:
+        self.augment = augment
+
+    def __call__(self, frames: Tensor) -> Tensor:
+        """Return `frames` augmented; `frames` itself is not changed."""
+        rng = np.random.default_rng(random.getrandbits(64))
+        return self.augment(frames, rng).to(torch.float32)
+
+
+def _wide(frames: Tensor, rng: np.random.Generator) -> Tensor:
+    operation = _OPERATIONS[rng.integers(len(_OPERATIONS))]
+    # -1 to 1 in even steps: the sign that the source draws beside it changes no distribution.
+    strength = float(rng.integers(_BINS)) * 2 / (_BINS - 1) - 1
+    height, width = frames.shape[-2:]
+    if operation == "shear_x":
+        return affine(frames, shear_x=strength * _SHEAR)
+    if operation == "translate_x":
+        return affine(frames, dx=int(strength * _SHIFT))
+    if operation == "translate_y":
+        return affine(frames, dy=int(strength * _SHIFT))
+    if operation == "rotate":
+        return affine(frames, angle=strength * _TURN)
+    if operation == "cutout":
+        side = round(float(np.sqrt(height * width * rng.uniform(*_CUT))))
+        side = min(side, height, width)
+        top, left = rng.integers(height - side + 1), rng.integers(width - side + 1)
+        return cut_out(frames, int(top), int(left), side, side)
+    return frames
+
+
+def _event_drop(frames: Tensor, rng: np.random.Generator) -> Tensor:
+    T, _, height, width = frames.shape
+    way = _DROPS[rng.integers(len(_DROPS))]
+    # Algorithm 1: a part of 1/10 to 9/10 for time and events, 1/20 to 5/20 of each side for areas.
+    part = rng.integers(1, 10) / 10
+    if way == "time":
+        length = max(1, round(T * part))
+        first = int(rng.integers(0, T - length + 1))
+        out = frames.clone()
+        out[first : first + length] = 0
+        return out
+    if way == "area":
+        side = rng.integers(1, 6) / 20
+        top, left = int(rng.integers(height)), int(rng.integers(width))
+        return cut_out(frames, top, left, round(height * side), round(width * side))
+    if way == "random":
+        counts = np.rint(frames.numpy()).astype(np.int64)
+        kept = rng.binomial(counts, 1 - part)
+        return torch.from_numpy(kept).to(frames.dtype)
+    return frames

@@ -1,0 +1,194 @@
+"""Frames kept between epochs and runs, one file a recording.
+
+An entry is found only under a key that hashes every parameter and the code that made it, is used
+only if its checksum and its source's size and date fit, and is otherwise made again. Writing is a
+temporary file and a rename, so that two processes may build one cache: the later rename wins with
+the same bytes. A crash can leave an entry without its data; the checksum sees that too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import logging
+import os
+import sys
+import time
+import uuid
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spikeformer_lt.errors import DataError
+from spikeformer_lt.paths import free_bytes, safe_name
+
+_log = logging.getLogger(__name__)
+_MAGIC = b"SLTFRM1\n"
+_HEAD = len(_MAGIC) + 8  # magic, length of the header, checksum of the header
+_HEADER_LIMIT = 1_000_000
+_KINDS = ("uint8", "uint16", "int32")
+_STALE_S = 24 * 3600  # an unfinished file of that age belongs to nobody
+
+
+@functools.cache
+def code_version() -> str:
+    """Return a hash of the source of this package: another code, another cache."""
+    return _hash_of(sorted(Path(__file__).parent.glob("*.py")))
+
+
+def source_of(thing: object) -> str:
+    """Return a hash of the source file that defines the class of `thing`, or ""."""
+    module = sys.modules.get(type(thing).__module__)
+    path = getattr(module, "__file__", None)
+    return _hash_of([Path(path)]) if path else ""
+
+
+def _hash_of(paths: list[Path]) -> str:
+    state = hashlib.sha256()
+    for path in paths:
+        with contextlib.suppress(OSError):
+            state.update(f"{path.name}\n".encode() + path.read_bytes())
+    return state.hexdigest()[:16]
+
+
+class FrameCache:
+    """Frames on disk under the hash of what they depend on.
+
+    Args:
+        folder: where caches live; this one takes a folder of its own in there.
+        name: of the data set, the first part of that folder's name.
+        parameters: whatever the frames depend on, as JSON values; the code's version is added.
+
+    Raises:
+        DataError: a parameter is no JSON value.
+    """
+
+    def __init__(self, folder: str | Path, name: str, parameters: Mapping[str, Any]) -> None:
+        everything = {**parameters, "code": code_version(), "name": name}
+        try:
+            text = json.dumps(everything, sort_keys=True, allow_nan=False, indent=1)
+        except (TypeError, ValueError) as fault:
+            raise DataError(f"cache of {name}: a parameter is not JSON: {fault}") from fault
+        self.key = hashlib.sha256(text.encode()).hexdigest()[:20]
+        self.folder = Path(folder) / f"{safe_name(name)}-{self.key}"
+        self._describe = text
+        self._described = False
+        self._writes = True
+
+    def get(self, name: str, fingerprint: str) -> NDArray[Any] | None:
+        """Return the frames stored for a recording, or None if they must be made.
+
+        Args:
+            name: of the recording, unique in the data set.
+            fingerprint: of its source; frames of another one are not returned.
+        """
+        path = self._path(name)
+        try:
+            data = path.read_bytes()
+        except OSError:
+            return None
+        frames = _unpack(data, name, fingerprint)
+        if frames is None:
+            _log.info("cache entry %s is stale or damaged: it is made again", path)
+        return frames
+
+    def put(self, name: str, fingerprint: str, frames: NDArray[Any]) -> None:
+        """Store frames; where the disk refuses, say so once and go on without.
+
+        Args:
+            name: as in `get`.
+            fingerprint: as in `get`.
+            frames: [T, 2, H, W] of uint8, uint16 or int32.
+        """
+        if not self._writes:
+            return
+        path = self._path(name)
+        stage = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:12]}")
+        try:
+            self._open(path.parent)
+            try:
+                with open(stage, "xb") as file:
+                    file.writelines(_pack(frames, name, fingerprint))
+                os.replace(stage, path)
+            except BaseException:
+                stage.unlink(missing_ok=True)
+                raise
+        except OSError as fault:
+            self._writes = False
+            _log.warning(
+                "frames are not cached in %s: %s (%s bytes free); each is made again when needed",
+                self.folder,
+                fault.strerror or fault,
+                free_bytes(self.folder),
+            )
+
+    def _path(self, name: str) -> Path:
+        digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
+        return self.folder / digest[:2] / f"{digest[2:26]}.frames"
+
+    def _open(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        if self._described:
+            return
+        self._described = True
+        (self.folder / "key.json").write_text(self._describe)
+        for left in self.folder.glob("??/.*.tmp-*"):
+            with contextlib.suppress(OSError):
+                if time.time() - left.stat().st_mtime > _STALE_S:
+                    left.unlink()
+
+
+def _pack(frames: NDArray[Any], name: str, fingerprint: str) -> list[bytes | memoryview]:
+    assert frames.dtype.name in _KINDS
+    payload = np.ascontiguousarray(frames)
+    header = json.dumps(
+        {
+            "name": name,
+            "fingerprint": fingerprint,
+            "dtype": frames.dtype.name,
+            "shape": list(frames.shape),
+            "crc32": zlib.crc32(payload.data),
+        }
+    ).encode()
+    lead = _MAGIC + len(header).to_bytes(4, "little") + zlib.crc32(header).to_bytes(4, "little")
+    return [lead, header, payload.data]
+
+
+def _unpack(data: bytes, name: str, fingerprint: str) -> NDArray[Any] | None:
+    length = int.from_bytes(data[8:12], "little")
+    header = data[_HEAD : _HEAD + length]
+    if data[:8] != _MAGIC or length > _HEADER_LIMIT or len(header) != length:
+        return None
+    if zlib.crc32(header) != int.from_bytes(data[12:_HEAD], "little"):
+        return None
+    told = json.loads(header)
+    if told["name"] != name or told["fingerprint"] != fingerprint:
+        return None
+    payload = memoryview(data)[_HEAD + length :]
+    kind = np.dtype(told["dtype"])
+    if len(payload) != int(np.prod(told["shape"])) * kind.itemsize:
+        return None
+    if zlib.crc32(payload) != told["crc32"]:
+        return None
+    return np.frombuffer(payload, kind).reshape(told["shape"])
+
+
+class MemoryCache:
+    """Frames kept in this process, for recordings that are made rather than read."""
+
+    def __init__(self) -> None:
+        self._frames: dict[str, NDArray[Any]] = {}
+
+    def get(self, name: str, fingerprint: str) -> NDArray[Any] | None:
+        """Return the frames stored for a recording, or None."""
+        return self._frames.get(f"{fingerprint} {name}")
+
+    def put(self, name: str, fingerprint: str, frames: NDArray[Any]) -> None:
+        """Store frames."""
+        self._frames[f"{fingerprint} {name}"] = frames

@@ -1,0 +1,248 @@
+"""The data report: counts, durations, rates and every fault of a folder of recordings."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from spikeformer_lt.errors import DataError
+from spikeformer_lt.events.duplicates import find_shared
+from spikeformer_lt.events.options import EventOptions
+from spikeformer_lt.events.reading import SUFFIXES, FileReader, form_of
+from spikeformer_lt.events.recording import FIELDS, LARGEST_SIDE, Sensor
+from spikeformer_lt.events.report import Report
+from spikeformer_lt.events.samples import Sample, scan
+from spikeformer_lt.events.source import name_of
+from spikeformer_lt.events.split import PARTS, Split
+from spikeformer_lt.events.validate import validate
+from spikeformer_lt.registry import create_dataset
+
+_SHOWN = 20  # files listed by name
+_TEST, _VAL = re.compile("test", re.IGNORECASE), re.compile("val", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One recording of a report: where it belongs, and what is in it or why it cannot be read."""
+
+    part: str
+    label: str
+    key: str
+    report: Report | None
+    error: str = ""
+    extent: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """What `check_folder` and `check_dataset` find.
+
+    Attributes:
+        title: folder or data set.
+        recordings: in order of parts and paths.
+        split_sha256: fingerprint of parts, paths and labels.
+        shared: pairs of files of two parts with the same bytes.
+    """
+
+    title: str
+    recordings: tuple[Checked, ...]
+    split_sha256: str
+    shared: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def clean(self) -> bool:
+        """Whether there is no fault, no unreadable, empty or shared recording."""
+        return not self.shared and all(
+            c.report is not None and not c.report.faults and not c.report.empty
+            for c in self.recordings
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report as JSON values."""
+        return {
+            "title": self.title,
+            "clean": self.clean,
+            "split_sha256": self.split_sha256,
+            "shared": [list(pair) for pair in self.shared],
+            "recordings": [
+                {
+                    "part": c.part,
+                    "class": c.label,
+                    "key": c.key,
+                    "error": c.error,
+                    **({} if c.report is None else _numbers(c.report)),
+                }
+                for c in self.recordings
+            ],
+        }
+
+    def text(self) -> str:
+        """Return the report as a person reads it."""
+        lines = [f"{self.title}: {len(self.recordings)} recordings", ""]
+        lines.append(
+            f"{'part':6} {'class':28} {'recordings':>10} {'events':>10} "
+            f"{'seconds (least, median, most)':>30} {'events/s':>10}"
+        )
+        for part in PARTS:
+            for label in dict.fromkeys(c.label for c in self.recordings if c.part == part):
+                lines.append(self._row(part, label))
+        width = max((c.extent[0] for c in self.recordings), default=0)
+        height = max((c.extent[1] for c in self.recordings), default=0)
+        lines += ["", f"largest coordinates: {height} rows, {width} columns"]
+        lines += [*self._faults(), f"split sha256: {self.split_sha256}"]
+        return "\n".join(lines)
+
+    def _row(self, part: str, label: str) -> str:
+        mine = [c for c in self.recordings if (c.part, c.label) == (part, label)]
+        read = [c.report for c in mine if c.report is not None]
+        if not read:
+            return f"{part:6} {label[:28]:28} {len(mine):10}    none can be read"
+        seconds = [r.duration_us / 1e6 for r in read]
+        span = f"{min(seconds):.3f} {statistics.median(seconds):.3f} {max(seconds):.3f}"
+        events = round(statistics.median(r.kept for r in read))
+        rate = round(statistics.median(r.rate_hz for r in read))
+        return f"{part:6} {label[:28]:28} {len(mine):10} {events:10} {span:>30} {rate:10}"
+
+    def _faults(self) -> Iterator[str]:
+        read = [c for c in self.recordings if c.report is not None]
+        faults: Counter[str] = Counter()
+        for kind in dict.fromkeys(f for c in read if c.report for f in c.report.faults):
+            hit = [c for c in read if c.report and kind in c.report.faults]
+            count = sum(c.report.faults[kind] for c in hit if c.report)
+            first = hit[0].report
+            assert first is not None
+            yield f"{kind}: {count} events in {len(hit)} recordings; first: {first.source}: " + (
+                first.examples[kind]
+            )
+            faults[kind] += count
+        for kind in dict.fromkeys(s for c in read if c.report for s in c.report.skipped):
+            count = sum(c.report.skipped.get(kind, 0) for c in read if c.report)
+            yield f"passed over as {kind}: {count} entries"
+        for word, listed in (
+            ("nothing to see", [f"{c.key}: {c.report.empty}" for c in read if c.report and c.report.empty]),
+            ("unreadable", [c.error for c in self.recordings if c.report is None]),
+            ("the same in two parts", [f"{one} = {other}" for one, other in self.shared]),
+        ):
+            if listed:
+                yield f"{word}: {len(listed)}"
+                yield from (f"  {line}" for line in listed[:_SHOWN])
+        if self.clean:
+            yield "no faults"
+
+
+def check_folder(
+    root: str | Path,
+    sensor: Sensor | None = None,
+    columns: Sequence[str] = FIELDS,
+    microseconds_per_tick: int = 1,
+) -> DataReport:
+    """Read every recording below a folder; nothing is refused, everything is counted.
+
+    A folder above a file whose name has "test" or "val" in it makes the part, else it is "train";
+    the folder around a file, or the file's own name where that is a number, is its class.
+
+    Args:
+        root: the folder.
+        sensor: the size that coordinates must fit; None allows any up to 4096.
+        columns: what the columns of plain npy arrays are.
+        microseconds_per_tick: unit of times in npy files.
+
+    Raises:
+        DataError: `root` is no folder, holds no recording or a link out of it.
+    """
+    root = Path(root)
+    paths = scan(root, SUFFIXES)
+    if not paths:
+        raise DataError(f"{name_of(root)} holds no recording: {', '.join(SUFFIXES)}")
+    classes = tuple(sorted({_class_of(path) for path in paths}))
+    parts: dict[str, list[Sample]] = {part: [] for part in PARTS}
+    for path in paths:
+        parts[_part_of(path)].append(Sample(path, label=classes.index(_class_of(path))))
+    split = Split("folder", classes, *(tuple(parts[part]) for part in PARTS))
+    policy = EventOptions(bad_events="count").policy()
+
+    def read(sample: Sample) -> tuple[Any, Report]:
+        path = root / sample.path
+        reader = FileReader(root, form_of(path), tuple(columns), microseconds_per_tick)
+        raw = reader(sample)
+        side = sensor or Sensor(LARGEST_SIDE, LARGEST_SIDE)
+        events, report = validate(raw.events, side, policy, name_of(sample.path), columns)
+        return events, replace(report, skipped=raw.skipped)
+
+    checked = [
+        _checked(part, classes[sample.label], sample, read)
+        for part in PARTS
+        for sample in parts[part]
+    ]
+    shared = tuple(find_shared(root, parts))
+    return DataReport(name_of(root), tuple(checked), split.sha256, shared)
+
+
+def check_dataset(name: str, root: str | Path, image_size: int | None = None) -> DataReport:
+    """Read every recording of a data set, in the parts that training takes them in.
+
+    Args:
+        name: a registered data set of events.
+        root: where it lies.
+        image_size: as the data set takes it.
+
+    Raises:
+        ConfigError: no such data set, or one that is not of events.
+        DataError: it is not there.
+    """
+    options = EventOptions(bad_events="count", incomplete="report", empty="zero", cache="none")
+    splits = create_dataset(name, root=str(root), image_size=image_size, events=options)
+    checked = []
+    for part in PARTS:
+        data = getattr(splits, part)
+        for index, sample in enumerate(data.samples):
+
+            def read(_: Sample, index: int = index, data: Any = data) -> tuple[Any, Report]:
+                found: tuple[Any, Report] = data.events(index)
+                return found
+
+            checked.append(_checked(part, str(sample.label), sample, read))
+    samples = {part: getattr(splits, part).samples for part in PARTS}
+    home = splits.train.source.root
+    shared = () if home is None else tuple(find_shared(home, samples))
+    return DataReport(f"{name} in {name_of(root)}", tuple(checked), splits.split_sha256, shared)
+
+
+def _checked(part: str, label: str, sample: Sample, read: Any) -> Checked:
+    try:
+        events, report = read(sample)
+    except DataError as fault:
+        return Checked(part, label, sample.key, None, str(fault))
+    extent = (int(events["x"].max()) + 1, int(events["y"].max()) + 1) if len(events) else (0, 0)
+    return Checked(part, label, sample.key, report, "", extent)
+
+
+def _numbers(report: Report) -> dict[str, Any]:
+    return {
+        "given": report.given,
+        "kept": report.kept,
+        "on": report.on,
+        "duration_us": report.duration_us,
+        "rate_hz": report.rate_hz,
+        "faults": report.faults,
+        "examples": report.examples,
+        "skipped": report.skipped,
+        "empty": report.empty,
+    }
+
+
+def _class_of(path: str) -> str:
+    stem = Path(path).stem
+    return stem if stem.isdecimal() and "/" in path and len(stem) < 4 else Path(path).parent.name
+
+
+def _part_of(path: str) -> str:
+    above = path.split("/")[:-1]
+    if any(_TEST.search(name) for name in above):
+        return "test"
+    return "val" if any(_VAL.search(name) for name in above) else "train"

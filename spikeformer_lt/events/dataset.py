@@ -1,0 +1,147 @@
+"""Recordings as a map-style data set of frames: read, validated, framed, cached."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from spikeformer_lt.errors import DataError
+from spikeformer_lt.events.cache import FrameCache, MemoryCache
+from spikeformer_lt.events.frame import narrow, to_frames
+from spikeformer_lt.events.options import EventOptions
+from spikeformer_lt.events.recording import Events, Sensor, fit
+from spikeformer_lt.events.report import Report
+from spikeformer_lt.events.samples import Sample
+from spikeformer_lt.events.source import Raw, name_of
+from spikeformer_lt.events.validate import Policy, validate
+
+_log = logging.getLogger(__name__)
+MEAN, STD = (0.0, 0.0), (1.0, 1.0)  # frames are counts: a loader leaves them as they are
+
+
+class Reader(Protocol):
+    """Reads one recording; a frozen dataclass, so that its repr tells all that it depends on."""
+
+    def __call__(self, sample: Sample) -> Raw:
+        """Return what the file holds."""
+        ...
+
+    def fingerprint(self, sample: Sample) -> str:
+        """Return what changes when the recording does, such as size and date."""
+        ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the recordings of a set come from and what they are.
+
+    Attributes:
+        read: reads one.
+        sensor: the size that coordinates must fit.
+        policy: what the set itself allows; a user's `bad_events` goes over it.
+        root: folder of the set, or None for recordings that are made in memory.
+    """
+
+    read: Reader
+    sensor: Sensor
+    policy: Policy = field(default_factory=Policy)
+    root: Path | None = None
+
+
+class EventFrames(torch.utils.data.Dataset[tuple[Tensor, int]]):
+    """Labelled recordings, given as frames.
+
+    Args:
+        name: what messages call it, e.g. "poker_dvs train".
+        samples: the recordings.
+        source: where they come from.
+        options: framing and faults.
+        size: height and width of a frame, in pixels.
+        cache: where frames are kept, or None.
+
+    Shape: [i] -> (float32 [T, 2, size, size], label).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        samples: Sequence[Sample],
+        source: Source,
+        options: EventOptions,
+        size: int,
+        cache: FrameCache | MemoryCache | None = None,
+    ) -> None:
+        self.name = name
+        self.samples = tuple(samples)
+        self.source = source
+        self.options = options
+        self.size = size
+        self.cache = cache
+        self.labels = torch.tensor([sample.label for sample in samples], dtype=torch.int64)
+        self.mean, self.std = MEAN, STD
+        self._policy = options.policy(source.policy)
+
+    def __len__(self) -> int:
+        """Return the number of recordings."""
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Return frames float32 [T, 2, size, size] of recording `index`, and its label.
+
+        Raises:
+            DataError: the recording cannot be read or has a fault that the options refuse.
+        """
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"{self.name} has {len(self)} recordings, no number {index}")
+        frames = torch.from_numpy(self.counts(index).astype(np.float32))
+        return frames, int(self.labels[index])
+
+    def counts(self, index: int) -> NDArray[Any]:
+        """Return the frames of recording `index` as whole numbers, from the cache if there.
+
+        Shape: uint8, uint16 or int32 [T, 2, size, size].
+        """
+        sample = self.samples[index]
+        fingerprint = self.source.read.fingerprint(sample)
+        found = None if self.cache is None else self.cache.get(sample.key, fingerprint)
+        if found is not None:
+            return found
+        frames, report = self._make(sample)
+        if report.empty and self.options.empty == "error":
+            raise DataError(
+                f"{self.name}: {report.source} has {report.empty}, {report.kept} events in all; "
+                "remove it, or use empty=zero or empty=skip"
+            )
+        if self.cache is not None:
+            self.cache.put(sample.key, fingerprint, frames)
+        return frames
+
+    def events(self, index: int) -> tuple[Events, Report]:
+        """Return the valid events of recording `index` on the sensor, and the report on it."""
+        return self._read(self.samples[index])
+
+    def _read(self, sample: Sample) -> tuple[Events, Report]:
+        raw = self.source.read(sample)
+        where = name_of(sample.key if self.source.root is None else self.source.root / sample.key)
+        events, report = validate(raw.events, self.source.sensor, self._policy, where)
+        report = replace(report, skipped=raw.skipped)
+        if report.faults:
+            _log.warning("%s: %s: %s", self.name, where, report.line())
+        return events, report
+
+    def _make(self, sample: Sample) -> tuple[NDArray[Any], Report]:
+        events, report = self._read(sample)
+        square = Sensor(self.size, self.size)
+        moved = fit(events, self.source.sensor, self.size)
+        frames, left_out = to_frames(moved, self.options.framing, square, report.source)
+        if left_out:
+            _log.info("%s: %d events after the last window", report.source, left_out)
+        return narrow(frames), report

@@ -1,0 +1,216 @@
+"""Events to frames: every event is counted once, or said to be left out."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spikeformer_lt.errors import ConfigError, DataError, near
+from spikeformer_lt.events.recording import EVENTS, Events, Sensor
+
+_log = logging.getLogger(__name__)
+
+Frames = NDArray[np.int32]
+Counter = Callable[[Any, Any, Any, NDArray[np.int64], Frames], int]
+
+WAYS = ("n_event_bins", "n_time_bins", "time_window")
+VALUES = ("counts", "binary")
+LARGEST_T = 4096
+LARGEST_FRAMES = 2**28  # values in the frames of one recording: 1 GiB
+_VARIABLE = "SPIKEFORMER_KERNELS"
+_FEW = 2000  # events; below, NumPy is as fast and numba need not be loaded
+
+_ready = False
+_broken = False
+
+
+@dataclass(frozen=True)
+class Framing:
+    """How a recording is cut into frames.
+
+    With n events over a span of s microseconds, frame i < T - 1 takes
+
+    - "n_event_bins": events i*w to (i+1)*w - 1, w = max(1, n // T);
+    - "n_time_bins": times t0 + i*w to t0 + (i+1)*w - 1, w = max(1, s // T);
+    - "time_window": times as above with w = `window_us`;
+
+    and in the first two ways frame T - 1 takes all the rest. These are tonic's borders; tonic
+    (1.7.0) loses what follows the last of them, the last event at least by time bins and n mod T by
+    event bins, and everything where w is 0.
+
+    Attributes:
+        T: number of frames. None, with "time_window" only, makes as many as the recording needs.
+        by: one of the three ways, under tonic's names.
+        window_us: length of a window in microseconds, for "time_window" only.
+        values: "counts", or "binary": 1 where at least one event fell.
+    """
+
+    T: int | None = 16
+    by: str = "n_event_bins"
+    window_us: int | None = None
+    values: str = "counts"
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("by", WAYS), ("values", VALUES)):
+            value = getattr(self, name)
+            if value not in allowed:
+                raise ConfigError(
+                    f"{name}={value!r} is not allowed{near(str(value), allowed) or ';'} "
+                    f"use {', '.join(allowed)}"
+                )
+        by_window = self.by == "time_window"
+        if self.T is None and not by_window:
+            raise ConfigError(f"T=None is not allowed with by={self.by}; only time_window has it")
+        if self.T is not None and (not _whole(self.T) or not 1 <= self.T <= LARGEST_T):
+            raise ConfigError(f"T={self.T!r} is not allowed: a whole number, 1 to {LARGEST_T}")
+        if by_window != (self.window_us is not None):
+            raise ConfigError(
+                f"window_us={self.window_us!r} is not allowed with by={self.by}: it belongs to "
+                "time_window, which needs it"
+            )
+        if self.window_us is not None and (not _whole(self.window_us) or self.window_us < 1):
+            raise ConfigError(f"window_us={self.window_us!r} is not allowed: 1 microsecond or more")
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def to_frames(
+    events: Events, framing: Framing, sensor: Sensor, source: str = "recording"
+) -> tuple[Frames, int]:
+    """Count events per frame, polarity and pixel.
+
+    No event gives frames of zeros; events of one time fall into the first frame by time. Memory
+    depends on T and the sensor, never on the times.
+
+    Args:
+        events: `EVENTS` in time order, as `validate` gives them.
+        framing: how to cut.
+        sensor: size of a frame.
+        source: the file's name, for messages.
+
+    Returns:
+        int32 [T, 2, H, W], polarity 0 first, and the number of events that no frame took: with
+        "time_window" those after T windows, else 0.
+
+    Raises:
+        DataError: another dtype, times out of order, an event off the sensor or of another
+            polarity; more than 4096 windows.
+        ConfigError: the frames would take more than 1 GiB.
+
+    Shape: [N] events -> [T, 2, H, W].
+    """
+    if events.dtype != EVENTS or events.ndim != 1:
+        raise DataError(
+            f"{source}: events are {events.dtype} {list(events.shape)}; give what validate() gives"
+        )
+    times = events["t_us"]
+    if (times[1:] < times[:-1]).any():
+        raise DataError(f"{source}: times out of order; pass the recording through validate()")
+    edges = _edges(times, framing, source)
+    shape = (len(edges) - 1, 2, sensor.height, sensor.width)
+    if np.prod(shape, dtype=np.int64) > LARGEST_FRAMES:
+        raise ConfigError(
+            f"T={shape[0]} on a sensor of {sensor} is not allowed: frames of {list(shape)} have "
+            f"more than {LARGEST_FRAMES} values; take fewer frames"
+        )
+    frames = np.zeros(shape, np.int32)
+    bad = _counter(len(events))(events["x"], events["y"], events["p"], edges, frames)
+    if bad >= 0:
+        x, y, p = (int(events[name][bad]) for name in ("x", "y", "p"))
+        raise DataError(
+            f"{source}: event {bad} has x={x}, y={y}, p={p}: not on a sensor of {sensor} with "
+            "polarities 0 and 1; pass the recording through validate()"
+        )
+    if framing.values == "binary":
+        np.minimum(frames, 1, out=frames)
+    return frames, len(events) - int(edges[-1])
+
+
+def _edges(times: NDArray[np.int64], framing: Framing, source: str) -> NDArray[np.int64]:
+    """Return T + 1 positions: frame i takes the events from edges[i] up to edges[i + 1]."""
+    count = len(times)
+    span = int(times[-1]) - int(times[0]) if count else 0
+    T = framing.T
+    if T is None:
+        assert framing.window_us is not None
+        T = span // framing.window_us + 1
+        if T > LARGEST_T:
+            raise DataError(
+                f"{source}: {span} us in windows of {framing.window_us} us are {T} frames, more "
+                f"than {LARGEST_T}; use longer windows or give T"
+            )
+    if not count:
+        return np.zeros(T + 1, np.int64)
+    if framing.by == "n_event_bins":
+        edges = np.minimum(np.arange(T + 1, dtype=np.int64) * max(1, count // T), count)
+    else:
+        width = framing.window_us or max(1, span // T)
+        # Times are below 2**53, yet T windows of any length may reach beyond int64.
+        borders = [min(int(times[0]) + i * width, 2**62) for i in range(T + 1)]
+        edges = np.searchsorted(times, np.array(borders, np.int64)).astype(np.int64)
+    if framing.by != "time_window":
+        edges[-1] = count
+    return edges
+
+
+def count_numpy(x: Any, y: Any, p: Any, edges: NDArray[np.int64], frames: Frames) -> int:
+    """Add the events to `frames`; the slow path, equal to the kernel.
+
+    Returns:
+        Position of the first event that does not fit into a frame, or -1.
+    """
+    _, polarities, height, width = frames.shape
+    taken = int(edges[-1])
+    x, y, p = (column[:taken] for column in (x, y, p))
+    bad = (x >= width) | (y >= height) | (p >= polarities)
+    if bad.any():
+        return int(np.argmax(bad))
+    places = (p.astype(np.int64) * height + y) * width + x
+    for i, frame in enumerate(frames.reshape(len(frames), -1)):
+        found = np.bincount(places[edges[i] : edges[i + 1]], minlength=frame.size)
+        np.copyto(frame, found, casting="same_kind")
+    return -1
+
+
+def _counter(events: int) -> Counter:
+    """Choose the kernel: numba from a few thousand events on, or what the variable says."""
+    global _broken, _ready
+    mode = os.environ.get(_VARIABLE, "auto")
+    if mode not in ("auto", "torch", "numba"):
+        raise ConfigError(f"{_VARIABLE}={mode!r} is not allowed: auto, torch or numba")
+    if mode == "torch" or (mode == "auto" and (_broken or events < _FEW)):
+        return count_numpy
+    try:
+        from spikeformer_lt.events.frame_kernel import count_numba
+
+        if not _ready:  # compile here, where a failure can still be met
+            none = np.empty(0, EVENTS)
+            first = np.zeros(2, np.int64)
+            count_numba(none["x"], none["y"], none["p"], first, np.zeros((1, 2, 1, 1), np.int32))
+            _ready = True
+    except Exception as fault:  # numba raises its own kinds where its cache or LLVM fails
+        if mode == "numba":
+            raise ConfigError(
+                f"{_VARIABLE}=numba, but numba cannot be used ({fault}); use auto or torch"
+            ) from fault
+        _broken = True
+        _log.warning("frames are counted by NumPy, half as fast: numba failed (%s)", fault)
+        return count_numpy
+    return count_numba
+
+
+def narrow(frames: Frames) -> NDArray[Any]:
+    """Return frames in the smallest of uint8, uint16 and int32 that holds every count."""
+    most = int(frames.max()) if frames.size else 0
+    for kind in (np.uint8, np.uint16):
+        if most <= np.iinfo(kind).max:
+            return frames.astype(kind)
+    return frames

@@ -1,0 +1,134 @@
+"""A picture moved before a simulated event camera: recordings that need no download.
+
+A pixel sends an event whenever the logarithm of its brightness has changed by its threshold since
+the event before (Lichtsteiner et al. 2008, doi:10.1109/JSSC.2007.914337; the model of ESIM, Rebecq
+et al. 2018, with linear interpolation in time). The picture moves along three saccades that form a
+triangle, as in N-MNIST (Orchard et al. 2015).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spikeformer_lt.events.recording import Events, make_events
+
+_FLOOR = 0.1  # brightness of black, so that its logarithm exists; white is 1
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A simulated sensor and the motion before it.
+
+    Attributes:
+        threshold: change of log brightness that makes an event.
+        mismatch: standard deviation of the thresholds over the pixels, as a fraction of it.
+        noise_hz: rate of events of each pixel without any change.
+        saccade_us: length of each of the three saccades, in microseconds.
+        reach: length of a saccade as a fraction of the sensor's side.
+        steps: pictures that a saccade is computed from.
+    """
+
+    threshold: float = 0.25
+    mismatch: float = 0.03
+    noise_hz: float = 0.5
+    saccade_us: int = 100_000
+    reach: float = 0.12
+    steps: int = 24
+
+    def record(self, picture: NDArray[np.float64], size: int, rng: np.random.Generator) -> Events:
+        """Record one picture.
+
+        Args:
+            picture: brightness in [0, 1], [h, w]; it is put into the middle, over black.
+            size: side of the square sensor, in pixels, at least the picture's.
+            rng: of path, thresholds and noise: the same state, the same recording.
+
+        Returns:
+            Valid events, from time 0 to three saccades.
+        """
+        assert max(picture.shape) <= size
+        times, shifts = self._path(size, rng)
+        level = np.log(_FLOOR + (1 - _FLOOR) * _moved(picture, size, shifts))
+        spread = rng.standard_normal((size, size)) * self.mismatch
+        threshold = self.threshold * np.clip(1 + spread, 0.5, 1.5)
+        steps = self._crossings(level, threshold, times)
+        columns = [*steps, self._noise(size, rng)]
+        x, y, p, t = (np.concatenate([part[i] for part in columns]) for i in range(4))
+        order = np.argsort(t, kind="stable")
+        return make_events(x[order], y[order], p[order], t[order])
+
+    @property
+    def duration_us(self) -> int:
+        """Length of a recording."""
+        return 3 * self.saccade_us
+
+    def _path(
+        self, size: int, rng: np.random.Generator
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return times [S] in microseconds and shifts [S, 2] in pixels (x, y) of a triangle."""
+        angle, scale = rng.uniform(-0.3, 0.3), rng.uniform(0.8, 1.2) * self.reach * size
+        corners = angle + np.pi / 2 + np.arange(4) * 2 * np.pi / 3
+        points = np.stack([np.cos(corners), np.sin(corners)], 1) * scale / np.sqrt(3)
+        where = np.linspace(0, 3, 3 * self.steps + 1)
+        times = where * self.saccade_us
+        shifts = np.stack([np.interp(where, np.arange(4), points[:, i]) for i in range(2)], 1)
+        return times, shifts
+
+    def _crossings(
+        self, level: NDArray[np.float64], threshold: NDArray[np.float64], times: NDArray[np.float64]
+    ) -> list[tuple[NDArray[Any], ...]]:
+        """Return (x, y, p, t) of the events between each two pictures."""
+        last = level[0].copy()
+        found = []
+        for step in range(1, len(times)):
+            before, after = level[step - 1], level[step]
+            count = np.floor(np.abs(after - last) / threshold).astype(np.int64)
+            rows, columns = np.nonzero(count)
+            if not len(rows):
+                continue
+            n = count[rows, columns]
+            sign = np.sign(after - last)[rows, columns]
+            # The j-th event of a pixel comes where the line from `before` to `after` meets
+            # last + j thresholds.
+            pixel = np.repeat(np.arange(len(n)), n)
+            j = np.arange(int(n.sum())) - np.repeat(np.cumsum(n) - n, n) + 1
+            r, c = rows[pixel], columns[pixel]
+            goal = last[r, c] + sign[pixel] * j * threshold[r, c]
+            change = after[r, c] - before[r, c]
+            part = np.divide(goal - before[r, c], change, where=change != 0, out=np.ones(len(j)))
+            t = times[step - 1] + np.clip(part, 0, 1) * (times[step] - times[step - 1])
+            # A time on the end belongs to the end: nothing may come after the last picture.
+            whole = np.minimum(t.astype(np.int64), self.duration_us - 1)
+            found.append((c, r, (sign[pixel] > 0).astype(np.int64), whole))
+            last[rows, columns] += sign * n * threshold[rows, columns]
+        return found
+
+    def _noise(self, size: int, rng: np.random.Generator) -> tuple[NDArray[Any], ...]:
+        count = rng.poisson(self.noise_hz * size * size * self.duration_us / 1e6)
+        x, y = rng.integers(0, size, (2, count))
+        return x, y, rng.integers(0, 2, count), rng.integers(0, self.duration_us, count)
+
+
+def _moved(
+    picture: NDArray[np.float64], size: int, shifts: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the picture on a black square at each shift, bilinearly: [S, size, size]."""
+    height, width = picture.shape
+    top, left = (size - height) / 2, (size - width) / 2
+    padded = np.pad(picture, 1)
+    places = []
+    for axis, (side, margin) in enumerate(((width, left), (height, top))):
+        # Position in the padded picture of each pixel of the square, held just outside it.
+        at = np.arange(size)[None, :] - margin - shifts[:, axis, None] + 1
+        at = np.clip(at, 0, side + 1)
+        low = np.minimum(at.astype(np.int64), side)
+        places.append((low, at - low))
+    (x, u), (y, v) = places
+    rows = padded[y] * (1 - v)[..., None] + padded[y + 1] * v[..., None]  # [S, size, w + 2]
+    x, u = x[:, None, :], u[:, None, :]
+    near, far = np.take_along_axis(rows, x, 2), np.take_along_axis(rows, x + 1, 2)
+    return np.asarray(near * (1 - u) + far * u)

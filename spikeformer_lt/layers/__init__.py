@@ -1,0 +1,1 @@
+"""Neurons, synapses, ConvPEP, attention, subnetworks and patch selection."""

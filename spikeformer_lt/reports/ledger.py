@@ -1,0 +1,133 @@
+"""The sparsity ledger: each kind of sparsity apart, never blended into one number."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spikeformer_lt.layers.subnet import SubnetConv2d
+from spikeformer_lt.reports.operations import count_operations
+from spikeformer_lt.training.watch import FiringWatch
+
+MAC_PJ, AC_PJ = 4.6, 0.9
+"""Energy of a 32-bit multiply-accumulate and accumulate at 45 nm, pJ (Horowitz, ISSCC 2014)."""
+
+
+@torch.no_grad()
+def build_ledger(model: Any, batches: Sequence[Tensor]) -> dict[str, Any]:
+    """Count what is left of a model, and measure its firing and operations on real images.
+
+    Args:
+        model: with ``conv_pep``, ``patch``, ``num_tokens`` and ``T``.
+        batches: images or frames, on the model's device.
+
+    Returns:
+        JSON-ready values. ``sparsity``: patch, conv_pep_weight, total_weight (over all convolution
+        and linear weights). ``conv_pep_bits_per_weight``: see `bits_per_weight`. ``macs`` and
+        ``sops`` are per sample over all T steps. ``energy_pj`` is a theoretical estimate, and None
+        with a reason when a layer is dead: a silent network would look brilliant.
+    """
+    convs = [unit.conv for unit in model.conv_pep.units()]
+    stem = [_weight(conv) for conv in convs]
+    every = [_weight(m) for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    with FiringWatch(model, always=True) as watch:
+        counted = count_operations(model, batches, model.T)
+        rates = watch.rates()
+    dead = [name for name, rate in rates.items() if rate == 0]
+    macs = counted.per_sample("macs_nonspiking")
+    sops = counted.per_sample("sops")
+    return {
+        "sparsity": {
+            "patch": _patch_sparsity(model),
+            "conv_pep_weight": _removed(stem),
+            "total_weight": _removed(every),
+        },
+        "conv_pep_bits_per_weight": bits_per_weight(convs),
+        "binary_layers": [
+            name
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Conv2d) and is_binary(_weight(module))
+        ],
+        "params": sum(p.numel() for p in model.parameters()),
+        "nonzero_params": sum(int((_value(m, p) != 0).sum()) for m, p in _parameters(model)),
+        "firing_rate": rates,
+        "dead_layers": dead,
+        "saturated_layers": [name for name, rate in rates.items() if rate == 1],
+        "macs": counted.per_sample("macs"),
+        "macs_t_fold": counted.per_sample("macs_t_fold"),
+        "sops": sops,
+        "macs_nonspiking": macs,
+        "layers": counted.table(),
+        "ledger_samples": counted.samples,
+        "energy_pj": None if dead else MAC_PJ * macs + AC_PJ * sops,
+        "energy_note": (
+            f"refused: {len(dead)} spiking layers never fired ({', '.join(dead[:3])})"
+            if dead
+            else f"estimate at 45 nm: {MAC_PJ} pJ a MAC, {AC_PJ} pJ a SOP; memory not counted"
+        ),
+    }
+
+
+def is_binary(weight: Tensor) -> bool:
+    """Whether the weights that are not 0 share one magnitude, in the layer or in each filter."""
+    flat = weight.flatten(1).abs()
+    kept = flat[flat > 0]
+    if kept.numel() == 0 or kept.numel() == len(flat):
+        return False
+    if bool((kept == kept[0]).all()):
+        return True
+    top = flat.max(1, keepdim=True).values
+    return bool(((flat == top) | (flat == 0)).all())
+
+
+def bits_per_weight(convs: Sequence[nn.Conv2d]) -> float:
+    """Bits that the ConvPEP's weights need, over their number.
+
+    A layer costs the entropy of its mask, n H(kept/n), plus for each kept weight 1 bit where it is
+    binary and 32 otherwise, plus 32 bits for each gain.
+    """
+    bits, count = 0.0, 0
+    for conv in convs:
+        weight = _weight(conv)
+        n, kept = weight.numel(), int((weight != 0).sum())
+        p = kept / n
+        entropy = 0.0 if p in (0.0, 1.0) else -p * math.log2(p) - (1 - p) * math.log2(1 - p)
+        binary = is_binary(weight)
+        magnitudes = weight.flatten(1).abs().max(1).values
+        gains = len(magnitudes[magnitudes > 0].unique()) if binary else 0
+        bits += n * entropy + kept * (1 if binary else 32) + 32 * gains
+        count += n
+    return bits / count
+
+
+def _patch_sparsity(model: Any) -> float:
+    if model.patch is None or model.patch.index is None:
+        return 0.0
+    return float(1 - model.patch.index.shape[1] / model.num_tokens)
+
+
+def _weight(module: nn.Module) -> Tensor:
+    weight = module.effective_weight() if isinstance(module, SubnetConv2d) else module.weight
+    assert isinstance(weight, Tensor)
+    return weight.detach()
+
+
+def _removed(weights: Sequence[Tensor]) -> float:
+    total = sum(w.numel() for w in weights)
+    return 1 - sum(int((w != 0).sum()) for w in weights) / total
+
+
+def _parameters(model: nn.Module) -> list[tuple[nn.Module, str]]:
+    return [(m, name) for m in model.modules() for name, _ in m.named_parameters(recurse=False)]
+
+
+def _value(module: nn.Module, name: str) -> Tensor:
+    if name == "weight":
+        return _weight(module)
+    value = getattr(module, name)
+    assert isinstance(value, Tensor)
+    return value.detach()

@@ -1,0 +1,77 @@
+"""Pictures: headless, colour-blind-safe, with units on the axes and a CSV beside each."""
+
+from __future__ import annotations
+
+import csv
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from spikeformer_lt.reports.tables import write_csv
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+"""Okabe and Ito's palette."""
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+Points = Sequence[tuple[float, Sequence[float]]]
+
+
+def figure(width: float = 6.0, height: float = 4.0) -> tuple[Any, Any]:
+    """A figure that needs no display and leaves matplotlib's global state alone."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    made = Figure(figsize=(width, height), dpi=120, layout="constrained")
+    FigureCanvasAgg(made)
+    axes = made.add_subplot()
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    return made, axes
+
+
+def plot_curves(
+    path: Path,
+    series: Mapping[str, Points],
+    *,
+    x_label: str,
+    y_label: str,
+    reference: float | None = None,
+) -> None:
+    """Mean and standard deviation of several series; `reference` is a dashed line (dense)."""
+    made, axes = figure()
+    rows: list[list[object]] = []
+    for (name, points), colour, marker in zip(series.items(), COLOURS, MARKERS, strict=False):
+        xs = [x for x, _ in points]
+        means = [statistics.fmean(values) for _, values in points]
+        spread = [statistics.stdev(v) if len(v) > 1 else 0.0 for _, v in points]
+        axes.errorbar(xs, means, yerr=spread, label=name, color=colour, marker=marker, capsize=3)
+        rows += [
+            [name, x, m, s, len(v)] for (x, v), m, s in zip(points, means, spread, strict=True)
+        ]
+    if reference is not None:
+        axes.axhline(reference, color="#555555", linestyle="--", label="dense")
+        rows.append(["dense", "", reference, "", ""])
+    axes.set(xlabel=x_label, ylabel=y_label)
+    axes.legend(frameon=False)
+    made.savefig(path)
+    write_csv(path.with_suffix(".csv"), ["series", "x", "mean", "sd", "runs"], rows)
+
+
+def plot_training(summary: Path, folder: Path) -> None:
+    """Loss and accuracy of every phase over epochs, from a run's summary.csv."""
+    with summary.open(newline="") as file:
+        table = list(csv.DictReader(file))
+    if not table:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    made, axes = figure(7.0)
+    epochs = range(1, len(table) + 1)
+    for name, colour in (("train_accuracy", COLOURS[0]), ("val_accuracy", COLOURS[1])):
+        known = [(e, float(row[name])) for e, row in zip(epochs, table, strict=True) if row[name]]
+        axes.plot(*zip(*known, strict=True), color=colour, label=name.replace("_", " "))
+    for at in [i for i in range(1, len(table)) if table[i]["phase"] != table[i - 1]["phase"]]:
+        axes.axvline(at + 0.5, color="#999999", linewidth=1)
+        axes.annotate(table[at]["phase"], (at + 0.6, axes.get_ylim()[0]), fontsize=8)
+    axes.set(xlabel="epoch (all phases)", ylabel="accuracy (%)")
+    axes.legend(frameon=False)
+    made.savefig(folder / "training.png")

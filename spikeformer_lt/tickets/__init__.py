@@ -1,0 +1,1 @@
+"""Searches: `find(model, fit) -> Ticket`, one a file."""

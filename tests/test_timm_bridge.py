@@ -1,0 +1,161 @@
+"""Our models in timm's registry, whichever package comes first; each case in a fresh process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+
+CHECKS = """
+    from spikeformer_lt import create_model, list_models
+    from spikeformer_lt.errors import ConfigError
+    names = list_models()
+    assert names, "no model is registered"
+    assert set(names) <= set(timm.list_models()), set(names) - set(timm.list_models())
+    assert [n for n in timm.list_models("spikformer*")] == [
+        n for n in timm.list_models() if n.startswith("spikformer")
+    ]
+    name = "spikformer_toy" if "spikformer_toy" in names else names[0]
+    model = timm.create_model(name, num_classes=7)
+    assert type(model) is type(create_model(name, num_classes=7))
+    shapes = lambda m: {k: v.shape for k, v in m.state_dict().items()}
+    assert shapes(model) == shapes(create_model(name, num_classes=7))
+    timm.create_model(name, pretrained=False, pretrained_cfg={}, cache_dir="x", drop_rate=None)
+    for keywords in ({"pretrained": True}, {"no_such_word": 3}):
+        try:
+            timm.create_model(name, **keywords)
+        except ConfigError as fault:
+            assert next(iter(keywords)) in str(fault), fault
+        else:
+            raise AssertionError(keywords)
+    assert timm.is_model("resnet18")
+    assert not timm.is_model_pretrained(name)
+"""
+
+
+def run(*parts: str) -> str:
+    code = "\n".join(textwrap.dedent(part) for part in parts)
+    done = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning:timm", "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_timm_after_us_finds_our_models() -> None:
+    before = """
+        import importlib.util, sys
+        import spikeformer_lt
+        assert "torch" not in sys.modules and "timm" not in sys.modules
+        spec = importlib.util.find_spec("timm")  # only looking must not count as the import
+        assert spec.origin.endswith("__init__.py") and "timm" not in sys.modules
+        assert spec.loader.get_filename("timm") == spec.origin
+        hooks = len(sys.meta_path)
+        import timm
+        assert type(timm.__spec__.loader).__name__ == "SourceFileLoader", timm.__spec__
+        assert timm.__loader__ is timm.__spec__.loader
+        assert len(sys.meta_path) == hooks - 1
+        import importlib
+        importlib.reload(timm)
+    """
+    after = """
+        from spikeformer_lt.registry import register_model
+        from torch import nn
+        @register_model
+        def a_model_of_a_user(num_classes: int = 2) -> nn.Module:
+            return nn.Linear(1, num_classes)
+        assert timm.create_model("a_model_of_a_user", num_classes=5).out_features == 5
+        assert timm.list_models(module="spikformer") == timm.list_models("spikformer*")
+    """
+    run(before, CHECKS, after)
+
+
+def test_timm_before_us_finds_our_models() -> None:
+    run("import timm\nimport spikeformer_lt", CHECKS, "import sys; print(len(sys.meta_path))")
+
+
+TINY_TIMM = """
+    import sys, types, pathlib, tempfile
+    root = pathlib.Path(tempfile.mkdtemp())
+    (root / "timm" / "models").mkdir(parents=True)
+    (root / "timm" / "__init__.py").write_text({init!r})
+    (root / "timm" / "models" / "__init__.py").write_text(
+        "made = {{'taken': None}}\\n"
+        "def is_model(name): return name in made\\n"
+        "def register_model(fn): made[fn.__name__] = fn\\n"
+    )
+    sys.path.insert(0, str(root))
+    import spikeformer_lt
+    from spikeformer_lt import registry
+    registry._models._discovered = True
+"""
+
+
+def tiny(init: str = "create_model = None") -> str:
+    """Put a stand-in for timm first on the path; it starts in a moment and can be broken."""
+    return textwrap.dedent(TINY_TIMM).format(init=init)
+
+
+def test_a_submodule_of_timm_is_enough() -> None:
+    code = """
+        @registry.register_model
+        def toy(): return 3
+        from timm.models import made
+        assert made["toy"]() == 3
+    """
+    run(tiny(), code)
+
+
+def test_a_failed_import_of_timm_is_tried_again() -> None:
+    code = """
+        for _ in range(2):
+            try:
+                import timm
+            except ZeroDivisionError:
+                pass
+        (root / "timm" / "__init__.py").write_text("create_model = None")
+        @registry.register_model
+        def toy(): return 3
+        import importlib
+        importlib.invalidate_caches()
+        import timm, timm.models
+        assert timm.models.made["toy"]() == 3
+    """
+    run(tiny("1 / 0"), code)
+
+
+def test_a_name_of_timms_own_is_not_taken_from_it() -> None:
+    code = """
+        @registry.register_model
+        def taken(): return 3
+        import timm, timm.models
+        assert timm.models.made == {"taken": None}
+    """
+    run(tiny(), code)
+
+
+def test_a_broken_model_of_ours_does_not_break_timm() -> None:
+    code = """
+        registry._models.names = lambda: 1 / 0
+        import timm
+        assert timm.create_model is None
+        assert not any("timm_bridge" in type(f).__module__ for f in sys.meta_path)
+    """
+    run(tiny(), code)
+
+
+def test_a_missing_timm_is_still_missing() -> None:
+    code = """
+        import sys
+        sys.path = [entry for entry in sys.path if "site-packages" not in entry]
+        try:
+            import timm
+        except ModuleNotFoundError as fault:
+            assert fault.name == "timm"
+        else:
+            raise AssertionError(timm)
+    """
+    run("import spikeformer_lt", code)

@@ -1,0 +1,254 @@
+"""Kills at every file operation and at random moments; the process under test forks from one that
+has imported torch already."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from spikeformer_lt.training.checkpoint import CheckpointStore
+
+KILLS = 30
+
+
+def content(number: int) -> dict[str, dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(number)
+    return {
+        "model": {"w": torch.randn(40, 30, generator=generator), "n": torch.tensor(number)},
+        "optimizer": {"m": torch.randn(40, 30, generator=generator)},
+    }
+
+
+def fault_of(found, numbers: set[int]) -> str:
+    """Say what is wrong with what was loaded; nothing if it is one of `numbers`, to the bit."""
+    if found is None:
+        return "" if -1 in numbers else "nothing was loaded"
+    if found.number not in numbers:
+        return f"{found.number} was loaded, not one of {sorted(numbers)}"
+    expected = content(found.number)
+    same = found.tensors.keys() == expected.keys() and all(
+        found.tensors[group].keys() == members.keys()
+        and all(torch.equal(found.tensors[group][n], v) for n, v in members.items())
+        for group, members in expected.items()
+    )
+    return "" if same and found.state == {"number": found.number} else "other tensors were loaded"
+
+
+def save(folder: Path, number: int) -> None:
+    CheckpointStore(folder).save(number, content(number), {"number": number})
+
+
+class Killed(BaseException):
+    """Ends work inside this process; nothing that changes the disk works after it."""
+
+
+class Bomb:
+    """Ends work at the n-th operation that changes the disk, and lets none happen after it.
+
+    Args:
+        real: end the process, as a kill does; else raise, which is the same to the disk and faster.
+    """
+
+    CHANGING = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "os.link")
+
+    def __init__(self) -> None:
+        self.fuse: int | None = None
+        self.real = False
+        self.open = builtins.open
+        sys.addaudithook(self.hear)
+        builtins.open = self.opened  # type: ignore[assignment]
+        # A kill, unlike a power cut, spares what the system holds; an fsync is only counted.
+        os.fsync = lambda handle: self.tick()
+
+    def tick(self) -> bool:
+        if self.fuse is None:
+            return False
+        self.fuse -= 1
+        if self.fuse >= 0:
+            return False
+        if self.real:
+            os._exit(9)
+        raise Killed
+
+    def hear(self, event: str, arguments: tuple) -> None:
+        if event in self.CHANGING or (event == "open" and arguments[2] & os.O_CREAT):
+            self.tick()
+
+    def opened(self, path, mode="r", *rest, **more):
+        file = self.open(path, mode, *rest, **more)
+        if "r" in mode or self.fuse is None:
+            return file
+
+        def torn(data):
+            half = len(data) // 2
+            write(data[:half])
+            flush()
+            self.tick()
+            return half + write(data[half:])
+
+        write, flush = file.write, file.flush
+        return Handle(file, torn)
+
+    def survives(self, work, fuse: int, real: bool) -> bool:
+        """Whether `work` is done before operation number `fuse`."""
+        if real:
+
+            def child() -> None:
+                self.fuse, self.real = fuse, True
+                work()
+
+            status = os.waitstatus_to_exitcode(os.waitpid(forked(child), 0)[1])
+            assert status in (0, 9), status
+            return status == 0
+        self.fuse = fuse
+        try:
+            work()
+        except Killed:
+            return False
+        finally:
+            self.fuse = None
+        return True
+
+
+class Handle:
+    """A file whose writes can tear."""
+
+    def __init__(self, file, write) -> None:
+        self.file, self.write = file, write
+        self.flush, self.fileno = file.flush, file.fileno
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.file.close()
+
+
+def forked(work) -> int:
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+        except BaseException as fault:
+            print(f"child: {fault!r}", file=sys.stderr)
+            os._exit(1)
+        os._exit(0)
+    return pid
+
+
+def kill_at_every_operation(bomb: Bomb, root: Path, before: list[int], number: int, real: bool):
+    """Save `before`, then `number` with a kill at operation 0, 1, 2 ... until one save survives."""
+    base = root / "base"
+    base.mkdir(parents=True)
+    for earlier in before:
+        save(base, earlier)
+    allowed = {before[-1] if before else -1, number}
+    faults, fuse, survived = [], 0, False
+    while not survived:
+        folder = root / str(fuse)
+        shutil.copytree(base, folder)
+        survived = bomb.survives(lambda folder=folder: save(folder, number), fuse, real)
+        store = CheckpointStore(folder)
+        fault = fault_of(store.load(), {number} if survived else allowed)
+        # A second life: the same save again, over whatever the kill has left behind.
+        save(folder, number)
+        fault = fault or fault_of(store.load(), {number})
+        left = [name for name in os.listdir(folder) if ".tmp" in name]
+        if fault or left:
+            faults.append([fuse, fault, left])
+        shutil.rmtree(folder)
+        fuse += 1
+    return {"operations": fuse - 1, "faults": faults}
+
+
+def kill_at_random(root: Path) -> dict:
+    """Kill -9 a process that saves one checkpoint after the other, again and again."""
+    folder = root / "random"
+    chance = random.Random(0)
+    faults, last, saves = [], -1, 0
+    for kill in range(KILLS):
+        reader, writer = os.pipe()
+
+        def work(writer: int = writer) -> None:
+            os.write(writer, b"+")
+            found = CheckpointStore(folder).load()
+            number = 0 if found is None else found.number + 1
+            while True:
+                save(folder, number)
+                os.write(writer, b".")
+                number += 1
+
+        pid = forked(work)
+        os.close(writer)
+        os.read(reader, 1)
+        time.sleep(chance.uniform(0.0, 0.03))
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        told = b""
+        while more := os.read(reader, 65536):
+            told += more
+        os.close(reader)
+        saves += len(told)
+        found = CheckpointStore(folder).load()
+        # The kill may have come between a publication and the word of it.
+        fault = fault_of(found, {last + len(told), last + len(told) + 1})
+        if fault:
+            faults.append([kill, fault])
+        last = found.number if found else -1
+    return {"saves": saves, "faults": faults}
+
+
+CASES = {
+    "the first save": ([], 0, False),
+    "the second save": ([3], 4, False),
+    "a save that deletes an old one": ([2, 3], 4, False),
+    "the same, in a process that is really gone": ([2, 3], 4, True),
+    "the same number once more": ([3, 4], 4, False),
+    "a number before the latest": ([3, 9], 5, False),
+}
+
+
+def main(root: Path) -> None:
+    torch.set_num_threads(1)
+    bomb = Bomb()
+    report = {
+        name: kill_at_every_operation(bomb, root / f"case{index}", *case)
+        for index, (name, case) in enumerate(CASES.items())
+    }
+    report["random"] = kill_at_random(root)
+    print(json.dumps(report))
+
+
+def test_after_a_kill_at_any_moment_a_good_checkpoint_is_loaded(tmp_path):
+    done = subprocess.run(
+        [sys.executable, __file__, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    chance = report.pop("random")
+    assert report.keys() == CASES.keys()
+    for name, found in report.items():
+        assert found["faults"] == [], name
+        # At least: folder; create, write and fsync of 4 files; publish; LATEST with its rename.
+        assert found["operations"] >= 18, name
+    assert chance["faults"] == []
+    assert chance["saves"] > 3, "the kills came before anything was saved"
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

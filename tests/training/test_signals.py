@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from spikeformer_lt.training.signals import StopRequest
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_only_sets_a_flag(signum, capfd):
+    with StopRequest() as stop:
+        assert not stop.requested
+        assert stop.signum == 0
+        os.kill(os.getpid(), signum)
+        assert stop.requested
+        assert stop.signum == signum
+    assert signal.Signals(signum).name in capfd.readouterr().err
+
+
+def test_handlers_are_given_back_also_after_an_exception_and_when_nested():
+    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    with pytest.raises(RuntimeError), StopRequest():
+        raise RuntimeError
+    with StopRequest() as outer:
+        with StopRequest() as inner:
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert inner.requested
+        assert not outer.requested
+        os.kill(os.getpid(), signal.SIGINT)
+        assert outer.signum == signal.SIGINT
+    assert {s: signal.getsignal(s) for s in before} == before
+
+
+def test_a_handler_that_was_set_outside_python_becomes_the_default(monkeypatch):
+    given = []
+    monkeypatch.setattr(signal, "signal", lambda signum, handler: given.append(handler))
+    with StopRequest([signal.SIGTERM]):
+        pass
+    assert given[1] == signal.SIG_DFL
+
+
+def test_outside_the_main_thread_it_is_there_and_does_nothing():
+    before = signal.getsignal(signal.SIGINT)
+    seen = []
+
+    def work() -> None:
+        with StopRequest() as stop:
+            seen.append((stop.requested, signal.getsignal(signal.SIGINT) is before))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [(False, True)]
+
+
+LOOP = """
+import os, signal, sys, time
+from spikeformer_lt.training.signals import StopRequest
+with StopRequest() as stop:
+    child = os.fork() if sys.argv[1] == "fork" else 1
+    if child:
+        print("ready", flush=True)
+    while not (child and stop.requested):
+        time.sleep(0.005)
+    if child > 1:
+        time.sleep(0.2)
+        print("child alive" if os.waitpid(child, os.WNOHANG) == (0, 0) else "child gone", flush=True)
+        os.kill(child, signal.SIGKILL)
+        os._exit(0)
+    print("saving", flush=True)
+    time.sleep(30)
+    print("saved", flush=True)
+"""
+
+
+def started(how: str) -> subprocess.Popen:
+    process = subprocess.Popen(
+        [sys.executable, "-c", LOOP, how],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "status"),
+    [
+        (signal.SIGINT, signal.SIGINT, 130),
+        (signal.SIGTERM, signal.SIGTERM, 143),
+        (signal.SIGTERM, signal.SIGINT, 130),
+    ],
+)
+def test_the_second_signal_ends_the_process_at_once(first, second, status):
+    process = started("alone")
+    process.send_signal(first)
+    assert process.stdout.readline() == "saving\n"
+    process.send_signal(second)
+    out, err = process.communicate(timeout=10)
+    assert process.returncode == status
+    assert out == "", "the save was cut off"
+    assert f"{first.name}: saving after this step" in err
+    assert "Traceback" not in err
+
+
+def test_forked_workers_survive_a_signal_to_the_whole_group_and_stay_silent():
+    process = started("fork")
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=10)
+    assert out == "child alive\n"
+    assert err.count("SIGINT") == 1

@@ -1,0 +1,216 @@
+"""The trainer: phases that resume to the bit, and that choose by validation alone."""
+
+from __future__ import annotations
+
+import csv
+import signal
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import nn
+
+from spikeformer_lt import create_dataset, create_model
+from spikeformer_lt.errors import Interrupted, NonFiniteError
+from spikeformer_lt.images.augment import Augment
+from spikeformer_lt.images.mixing import Mixing
+from spikeformer_lt.training.phase import OptimConfig, Phase
+from spikeformer_lt.training.rundir import RunDir
+from spikeformer_lt.training.settings import TrainConfig
+from spikeformer_lt.training.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class Config:
+    """Stands for a recipe's configuration."""
+
+    run: str = ""
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return create_dataset("digits", image_size=16, limit_train=96, limit_test=40)
+
+
+def toy() -> nn.Module:
+    torch.manual_seed(0)
+    return create_model("spikformer_toy", image_size=16, embed_dim=16, depth=1, num_heads=2, T=2)
+
+
+def settings(**kwargs) -> TrainConfig:
+    optim = OptimConfig(lr=5e-3, warmup_epochs=1)
+    return TrainConfig(**{"batch_size": 16, "cpu": True, "optim": optim, **kwargs})
+
+
+def trainer(folder, data, config, *, mixing=None, stop=None) -> Trainer:
+    run = RunDir.open(str(folder), Config(train=config), resume="auto")
+    return Trainer(
+        data,
+        config,
+        run,
+        Accelerator(cpu=True),
+        augment=Augment.standard("digits"),
+        mixing=mixing or Mixing(),
+        stop=stop,
+    )
+
+
+class StopAfter:
+    """A stop request that comes true when it has been asked `count` times."""
+
+    signum = signal.SIGTERM
+
+    def __init__(self, count: int) -> None:
+        self.left = count
+
+    @property
+    def requested(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+
+def rows(folder) -> list[dict[str, str]]:
+    with (folder / "summary.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+CASES = {
+    "plain": {},
+    "ema": {"ema_decay": 0.9},
+    "accumulate": {"accumulate": 2, "batch_size": 8},
+    "workers": {"workers": 1},
+    "momentum": {"optim": OptimConfig(opt="sgd", lr=0.05, momentum=0.9)},
+    "tet": {"loss": "tet"},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_stopped_phase_goes_on_to_the_same_bits(case, data, tmp_path):
+    config = settings(checkpoint_steps=1, **CASES[case])
+    phase, mixing = Phase("joint", 3), Mixing(mixup=0.5, smoothing=0.1)
+    whole, parts = toy(), toy()
+    result = trainer(tmp_path / "whole", data, config, mixing=mixing).fit(whole, phase)
+    for stops in (2, 5):
+        with pytest.raises(Interrupted) as caught:
+            once = trainer(tmp_path / "parts", data, config, mixing=mixing, stop=StopAfter(stops))
+            try:
+                once.fit(parts, phase)
+            finally:
+                once.run.close()
+        assert caught.value.signum == signal.SIGTERM
+        parts = toy()  # a new process starts from nothing
+    again = trainer(tmp_path / "parts", data, config, mixing=mixing).fit(parts, phase)
+    assert again.val_accuracy == result.val_accuracy
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, parts.state_dict()[name]), name
+    assert rows(tmp_path / "whole") == rows(tmp_path / "parts")
+
+
+def test_a_finished_phase_is_not_trained_again(data, tmp_path):
+    first, second = toy(), toy()
+    one = trainer(tmp_path, data, settings())
+    result = one.fit(first, Phase("joint", 2))
+    one.run.close()
+    again = trainer(tmp_path, data, settings()).fit(second, Phase("joint", 2))
+    assert again == result
+    assert all(torch.equal(v, second.state_dict()[k]) for k, v in first.state_dict().items())
+    assert len(rows(tmp_path)) == 2
+
+
+def test_results_do_not_depend_on_the_number_of_workers(data, tmp_path):
+    models = []
+    for workers in (0, 2):
+        model = toy()
+        config = settings(workers=workers)
+        trainer(tmp_path / str(workers), data, config).fit(model, Phase("joint", 1))
+        models.append(model.state_dict())
+    assert all(torch.equal(v, models[1][k]) for k, v in models[0].items())
+
+
+def test_accumulated_batches_make_fewer_steps(data, tmp_path):
+    seen = []
+    phase = Phase("joint", 1, before_step=seen.append)
+    trainer(tmp_path, data, settings(batch_size=8, accumulate=2)).fit(toy(), phase)
+    assert len(seen) == len(data.train) // 16
+    assert {p.steps_per_epoch for p in seen} == {len(seen)}
+
+
+def test_only_settled_epochs_are_chosen(data, tmp_path):
+    result = trainer(tmp_path, data, settings()).fit(toy(), Phase("joint", 3, settled_from=2))
+    assert result.best_epoch == 2
+
+
+def test_frozen_modules_do_not_move_and_keep_their_statistics(data, tmp_path):
+    model = toy()
+    model.conv_pep.requires_grad_(False)
+    before = {k: v.clone() for k, v in model.conv_pep.state_dict().items()}
+    trainer(tmp_path, data, settings()).fit(model, Phase("joint", 1, frozen=("conv_pep",)))
+    assert all(torch.equal(v, before[k]) for k, v in model.conv_pep.state_dict().items())
+
+
+def test_a_teacher_changes_the_training(data, tmp_path):
+    models = []
+    for weight in (0.0, 0.9):
+        model, teacher = toy(), toy().requires_grad_(False)
+        phase = Phase("joint", 1, teacher=teacher, distill=weight)
+        trainer(tmp_path / str(weight), data, settings()).fit(model, phase)
+        models.append(model.head.weight.detach())
+    assert not torch.equal(*models)
+
+
+def test_training_lowers_the_loss_and_learns(data, tmp_path):
+    fast = OptimConfig(lr=0.02, warmup_epochs=1)
+    trainer(tmp_path, data, settings()).fit(toy(), Phase("joint", 16, optim=fast))
+    losses = [float(row["train_loss"]) for row in rows(tmp_path)]
+    assert losses[-1] < 0.9 * losses[0]
+
+
+class Poisoned(nn.Module):
+    """Turns one batch of the training into NaN."""
+
+    def __init__(self, model: nn.Module, at: int) -> None:
+        super().__init__()
+        self.model, self.at, self.calls = model, at, 0
+
+    def forward(self, x):
+        if self.training:
+            self.calls += 1
+            if self.calls == self.at:
+                x = x.clone()
+                x[0, 0, 0, 0] = float("nan")
+        return self.model(x)
+
+
+def test_a_nan_inside_stops_the_run_although_its_loss_is_finite(data, tmp_path):
+    with pytest.raises(NonFiniteError, match="NaN or infinity"):
+        trainer(tmp_path, data, settings()).fit(Poisoned(toy(), 3), Phase("joint", 1))
+
+
+def test_a_skipped_step_leaves_no_trace_in_weights_or_statistics(data, tmp_path):
+    model = Poisoned(toy(), 3)
+    trainer(tmp_path, data, settings(nonfinite="skip")).fit(model, Phase("joint", 1))
+    assert all(torch.isfinite(v).all() for v in model.state_dict().values())
+
+
+def test_bf16_trains_with_float32_neurons(data, tmp_path):
+    AcceleratorState._reset_state()
+    config = settings(mixed_precision="bf16")
+    run = RunDir.open(str(tmp_path), Config(train=config))
+    made = Trainer(
+        data,
+        config,
+        run,
+        Accelerator(cpu=True, mixed_precision="bf16"),
+        augment=Augment.standard("none"),
+        mixing=Mixing(),
+    )
+    kinds = set()
+    model = toy()
+    model.blocks[0].attn.q.act.register_forward_hook(lambda m, i, o: kinds.add(m.v.dtype))
+    result = made.fit(model, Phase("joint", 1))
+    AcceleratorState._reset_state()
+    assert kinds == {torch.float32}
+    assert result.val_accuracy >= 0

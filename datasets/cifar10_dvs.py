@@ -81,8 +81,8 @@ def cifar10_dvs(
     The split is the field's: of each class, sorted by path, the first 90 % train.
 
     Args:
-        root: folder that holds the ten folders of the classes, or the archives: ``airplane.zip`` and
-            so on, or tonic's ``CIFAR10DVS.zip`` (whose files need the package aedat).
+        root: folder that holds the ten folders of the classes, or the archives: ``airplane.zip``
+            and so on, or tonic's ``CIFAR10DVS.zip`` (whose files need the package aedat).
         download: fetch the ten archives if nothing is there.
         image_size: side of a frame in pixels; None is 128. 64 joins four pixels in one.
         val_fraction: part of each class of the training recordings that is validation.
@@ -130,8 +130,8 @@ def _home(root: str, tonic: bool) -> Path | None:
     homes = {folder.parent for folder in found if folder is not None}
     if len(homes) > 1:
         raise DataError(
-            f"cifar10_dvs: the folders of the classes lie in {', '.join(map(name_of, sorted(homes)))};"
-            " move them into one"
+            f"cifar10_dvs: the folders of the classes lie in "
+            f"{', '.join(map(name_of, sorted(homes)))}; move them into one"
         )
     return homes.pop() if homes else None
 
@@ -144,9 +144,8 @@ def _samples(home: Path, options: EventOptions) -> tuple[str, list[Sample]]:
             f"{name_of(home)} holds both AEDAT 2 files ({paths['.aedat'][0]}) and AEDAT 4 files "
             f"({paths['.aedat4'][0]}) of the same recordings: move one kind away"
         )
-    form, found = (
-        ("aedat4", paths[".aedat4"]) if paths[".aedat4"] else ("cifar10_dvs", paths[".aedat"])
-    )
+    form = "aedat4" if paths[".aedat4"] else "cifar10_dvs"
+    found = paths[".aedat4"] or paths[".aedat"]
     samples = [Sample(p, label=label_of(p.split("/")[0], classes, p)) for p in found]
     expected = dict.fromkeys(CLASSES, PER_CLASS)
     accept(check_counts("cifar10_dvs", samples, CLASSES, expected), options.incomplete)

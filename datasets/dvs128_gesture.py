@@ -80,8 +80,8 @@ def dvs128_gesture(
     Validation is whole people of the training part, as the test is: nobody is in two parts.
 
     Args:
-        root: folder that holds tonic's ``ibmGestureTrain`` and ``ibmGestureTest`` or their archives,
-            or the original ``DvsGesture`` or its archive.
+        root: folder that holds tonic's ``ibmGestureTrain`` and ``ibmGestureTest`` or their
+            archives, or the original ``DvsGesture`` or its archive.
         download: fetch tonic's archives (3.5 GB) if nothing is there.
         image_size: side of a frame in pixels; None is 128.
         val_fraction: least part of the training recordings that is validation.
@@ -139,11 +139,12 @@ def dvs128_recordings(
     duplicates: str = "report",
     events: EventOptions | None = None,
 ) -> Splits:
-    """Own recordings of a DVS128 in the form that tonic gives DVS128 Gesture: any classes, any number.
+    """Own recordings of a DVS128 in the form that tonic gives DVS128 Gesture, of any classes.
 
     Files are ``ibmGestureTrain/user<number>_<light>/<class>.npy`` and the same in
-    ``ibmGestureTest``: [N, 4] of x, y, polarity and time in ms. Classes are numbers from 0; each has a
-    training file, and the test may lack some. Results on such a set are not results on DVS128 Gesture.
+    ``ibmGestureTest``: [N, 4] of x, y, polarity and time in ms. Classes are numbers from 0; each
+    has a training file, and the test may lack some. Results on such a set are not results on DVS128
+    Gesture.
 
     Args:
         root: folder that holds the two folders, at most three levels down.
@@ -164,7 +165,7 @@ def dvs128_recordings(
     if home is None:
         raise DataError(
             f"{name_of(Path(root).absolute())} does not hold the folders "
-            f"{' and '.join(_NPY_FOLDERS.values())} with recordings user<number>_<light>/<class>.npy"
+            f"{' and '.join(_NPY_FOLDERS.values())} with user<number>_<light>/<class>.npy"
         )
     parts = _npy_parts(home)
     found = {sample.label for sample in parts["train"]}
@@ -201,8 +202,8 @@ def _npy_parts(home: Path) -> dict[str, list[Sample]]:
             named = _NPY_NAME.fullmatch(path)
             if named is None:
                 raise DataError(
-                    f"{name_of(home / folder / path)} is not named user<number>_<light>/<class>.npy: "
-                    "move it out of the set"
+                    f"{name_of(home / folder / path)} is not named "
+                    "user<number>_<light>/<class>.npy: move it out of the set"
                 )
             parts[part].append(
                 Sample(f"{folder}/{path}", label=int(named[2]), group=named[1].removeprefix("user"))

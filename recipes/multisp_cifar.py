@@ -24,8 +24,8 @@ SMALL = {
     "data.image_size": 16,
     "train.batch_size": 32,
     "train.optim": OptimConfig(lr=5e-3, weight_decay=0.01, min_lr=1e-4, warmup_epochs=1),
-    "multisp.epochs": 15,
-    "multisp.stem_epochs": 8,
+    "multisp.epochs": 10,
+    "multisp.stem_epochs": 6,
 }
 
 

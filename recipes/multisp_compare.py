@@ -9,6 +9,7 @@ A comparison that was killed goes on where it stopped: finished runs are kept, t
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,22 +51,15 @@ SUITES: dict[str, dict[str, str]] = {
         "magnitude, fixed": f"{HARD} {W}method magnitude",
         "per-filter gains": f"{HARD} {W}gain filter",
         "global budget": f"{HARD} {W}scope global {W}floor 0.02",
-        "ramp over 5 epochs": f"{HARD} {W}ramp-epochs 5",
-        "from dense weights": f"{HARD} --multisp.dense-epochs 15",
-        "from dense, distilled": f"{HARD} --multisp.dense-epochs 15 --multisp.distill 0.5",
-        "sequential, finetuned": f"{HARD} --multisp.schedule sequential --multisp.stem finetune",
+        "from dense weights": f"{HARD} --multisp.dense-epochs 10",
+        "from dense, distilled": f"{HARD} --multisp.dense-epochs 10 --multisp.distill 0.5",
     },
     "curves": {
-        **{f"weights {s}": f"{W}sparsity {s}" for s in (0.5, 0.8, 0.9, 0.95, 0.98)},
-        **{
-            f"random mask {s}": f"{W}sparsity {s} {W}method random" for s in (0.5, 0.8, 0.9, 0.95)
-        },
-        **{f"patches {s}": f"{P}sparsity {s}" for s in (0.314, 0.5, 0.65, 0.8)},
-        **{
-            f"random patches {s}": f"{P}sparsity {s} {P}score random"
-            for s in (0.314, 0.5, 0.65, 0.8)
-        },
         "dense": DENSE,
+        **{f"weights {s}": f"{W}sparsity {s}" for s in (0.5, 0.8, 0.9, 0.95, 0.98)},
+        **{f"random mask {s}": f"{W}sparsity {s} {W}method random" for s in (0.5, 0.9, 0.95)},
+        **{f"patches {s}": f"{P}sparsity {s}" for s in (0.314, 0.5, 0.65, 0.8)},
+        **{f"random patches {s}": f"{P}sparsity {s} {P}score random" for s in (0.314, 0.65, 0.8)},
     },
 }
 
@@ -98,14 +92,17 @@ def main(cfg: MultiSpCompare) -> None:
     from spikeformer_lt.reports.comparison import write_comparison
     from spikeformer_lt.training.jobs import Job, run_jobs
 
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     recipe = Path(__file__).with_name("multisp_cifar.py")
     jobs = [
         Job(
             variant,
             seed,
             Path(cfg.out) / "runs" / f"{variant.replace(' ', '_').replace(':', '')}-{seed}",
-            f"{recipe} --data.name {cfg.data} {options} {cfg.options}".split()
-            + ["--train.seed", str(seed)],
+            (
+                *f"{recipe} --data.name {cfg.data} {options} {cfg.options}".split(),
+                *("--train.seed", str(seed)),
+            ),
         )
         for seed in cfg.seeds
         for variant, options in SUITES[cfg.suite].items()

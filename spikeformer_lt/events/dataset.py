@@ -65,6 +65,7 @@ class EventFrames(torch.utils.data.Dataset[tuple[Tensor, int]]):
         source: where they come from.
         options: framing and faults.
         size: height and width of a frame, in pixels.
+        classes: names by class number; default the numbers.
         cache: where frames are kept, or None.
 
     Shape: [i] -> (float32 [T, 2, size, size], label).
@@ -77,6 +78,7 @@ class EventFrames(torch.utils.data.Dataset[tuple[Tensor, int]]):
         source: Source,
         options: EventOptions,
         size: int,
+        classes: Sequence[str] = (),
         cache: FrameCache | MemoryCache | None = None,
     ) -> None:
         self.name = name
@@ -85,6 +87,8 @@ class EventFrames(torch.utils.data.Dataset[tuple[Tensor, int]]):
         self.options = options
         self.size = size
         self.cache = cache
+        found = max((sample.label for sample in samples), default=-1) + 1
+        self.classes = tuple(classes) or tuple(str(label) for label in range(found))
         self.labels = torch.tensor([sample.label for sample in samples], dtype=torch.int64)
         self.mean, self.std = MEAN, STD
         self._policy = options.policy(source.policy)

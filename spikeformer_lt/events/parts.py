@@ -76,7 +76,13 @@ def split_fields(
     cache = _cache(split.name, source, options, size)
     parts = {
         part: EventFrames(
-            f"{split.name} {part}", getattr(split, part), source, options, size, cache
+            f"{split.name} {part}",
+            getattr(split, part),
+            source,
+            options,
+            size,
+            split.classes,
+            cache,
         )
         for part in PARTS
     }
@@ -156,4 +162,6 @@ def _without_empty(data: EventFrames) -> EventFrames:
     left = [s for i, s in enumerate(data.samples) if not data.events(i)[1].empty]
     if len(left) < len(data):
         _log.warning("%s: %d empty recordings skipped", data.name, len(data) - len(left))
-    return EventFrames(data.name, left, data.source, data.options, data.size, data.cache)
+    return EventFrames(
+        data.name, left, data.source, data.options, data.size, data.classes, data.cache
+    )

@@ -56,7 +56,7 @@ class Camera:
         spread = rng.standard_normal((size, size)) * self.mismatch
         threshold = self.threshold * np.clip(1 + spread, 0.5, 1.5)
         steps = self._crossings(level, threshold, times)
-        columns = [*steps, self._noise(size, rng)]
+        columns: list[tuple[NDArray[Any], ...]] = [*steps, self._noise(size, rng)]
         x, y, p, t = (np.concatenate([part[i] for part in columns]) for i in range(4))
         order = np.argsort(t, kind="stable")
         return make_events(x[order], y[order], p[order], t[order])
@@ -83,7 +83,7 @@ class Camera:
     ) -> list[tuple[NDArray[Any], ...]]:
         """Return (x, y, p, t) of the events between each two pictures."""
         last = level[0].copy()
-        found = []
+        found: list[tuple[NDArray[Any], ...]] = []
         for step in range(1, len(times)):
             before, after = level[step - 1], level[step]
             count = np.floor(np.abs(after - last) / threshold).astype(np.int64)

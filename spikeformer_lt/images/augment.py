@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -101,9 +101,8 @@ class Augment:
 
     def is_identity(self) -> bool:
         """Return whether nothing random is on."""
-        return (
-            dataclasses.replace(self, interpolation="bicubic", auto_augment_ops="timm") == Augment()
-        )
+        on = (self.crop_padding, self.hflip, self.auto_augment, self.color_jitter, self.erasing)
+        return not any(on)
 
     def build(self, mean: Sequence[float], std: Sequence[float], image_size: int) -> TrainTransform:
         """Make the transform of one image.
@@ -139,7 +138,13 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     scaled = images.to(torch.float32, copy=True)
     if images.dtype == torch.uint8:
         scaled.div_(255)
-    return scaled.sub_(torch.tensor(mean)[:, None, None]).div_(torch.tensor(std)[:, None, None])
+    return scaled.sub_(_column(tuple(mean))).div_(_column(tuple(std)))
+
+
+@functools.cache
+def _column(values: tuple[float, ...]) -> Tensor:
+    """Return [C, 1, 1]; made once, because that takes as long as normalising a small image."""
+    return torch.tensor(values, dtype=torch.float32)[:, None, None]
 
 
 class TrainTransform:
@@ -222,11 +227,24 @@ class TrainTransform:
             hparams["interpolation"] = str_to_pil_interp(augment.interpolation)
         ops = _OPS[augment.auto_augment_ops]
         try:
-            made: Callable[[Any], Any] = rand_augment_transform(
+            made = rand_augment_transform(
                 augment.auto_augment, hparams, transforms=list(ops) if ops else None
             )
         except (AssertionError, ValueError, KeyError) as fault:
             raise ConfigError(
                 f"auto_augment={augment.auto_augment!r} is not understood by timm: {fault}"
             ) from fault
-        return made
+        for op in made.ops:
+            if op.name.startswith("Posterize"):
+                op.aug_fn = _posterize
+        return cast("Callable[[Any], Any]", made)
+
+
+def _posterize(picture: Any, bits: int, **options: Any) -> Any:
+    """Keep the highest `bits` of each pixel, one at least.
+
+    At full magnitude timm asks for none, which recent Pillow refuses (older gave a black image).
+    """
+    from timm.data.auto_augment import posterize
+
+    return posterize(picture, max(1, bits), **options)

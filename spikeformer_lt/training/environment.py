@@ -16,6 +16,7 @@ import torch
 
 __all__ = ["describe_environment", "environment_changes"]
 
+CPUINFO = Path("/proc/cpuinfo")  # Linux
 PACKAGES = (
     "spikeformer_lt",
     "torch",
@@ -87,7 +88,7 @@ def _versions() -> dict[str, str | None]:
 
 def _cpu_model() -> str:
     try:
-        text = Path("/proc/cpuinfo").read_text("utf-8", "replace")
+        text = CPUINFO.read_text("utf-8", "replace")
     except OSError:
         text = ""
     for line in text.splitlines():

@@ -93,9 +93,9 @@ class NonFiniteGuard:
         Costs one read of the buffers and membranes and one synchronisation with the device.
 
         Args:
-            grad_norm: total norm of all gradients. Take it by ``get_total_norm`` and clip afterwards:
-                clipping by a norm that is not finite spreads it over all gradients, and then the
-                first of them is named, not the one it came from.
+            grad_norm: total norm of all gradients. Take it by ``get_total_norm`` and clip after
+                this: clipping by a norm that is not finite spreads it over all gradients, and then
+                the first of them is named, not the one it came from.
             logits: [B, ...] of the last batch.
             model: the network.
 

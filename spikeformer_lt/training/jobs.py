@@ -23,7 +23,7 @@ class Job:
     variant: str
     seed: int
     folder: Path
-    command: Sequence[str]
+    command: tuple[str, ...]
 
     @property
     def report(self) -> Path:

@@ -15,7 +15,7 @@ from spikeformer_lt.config import check, flat_values, save_config, to_dict
 from spikeformer_lt.config import run_id as name_run
 from spikeformer_lt.errors import ConfigError, near, shown
 from spikeformer_lt.paths import safe_name, write_atomic
-from spikeformer_lt.textfile import parse_json
+from spikeformer_lt.textfile import read_mapping
 from spikeformer_lt.training.environment import describe_environment, environment_changes
 from spikeformer_lt.training.jsonfile import dump_json
 from spikeformer_lt.training.runchoice import CONFIG, RunChoice, holds_run
@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 ENV = "env.json"
 WORLD = "world_size"
+CHANGED = "changed_on_resume"
 
 
 class RunDir:
@@ -148,9 +149,8 @@ class RunDir:
     def _compare(self, choice: RunChoice, env: dict[str, Any]) -> list[str]:
         """Refuse a change that is not allowed, note the others in `env`, and return them."""
         path = self.path / ENV
-        old: dict[str, Any] = {}
-        if path.exists():
-            old = parse_json(path.read_text("utf-8"), shown(str(path), 300))
+        old = read_mapping(path) if path.exists() else {}
+        before = old.pop(CHANGED, [])
         changed = choice.changes(self.path)
         if old.get(WORLD, env[WORLD]) != env[WORLD]:
             changed.append(f"{WORLD}: {old[WORLD]} -> {env[WORLD]}")
@@ -165,7 +165,7 @@ class RunDir:
         drift = environment_changes(old, env) if old else []
         if drift:
             logger.warning("resumed elsewhere: the last bits may differ: %s", "; ".join(drift))
-        env["changed_on_resume"] = [*old.get("changed_on_resume", []), *changed, *drift]
+        env[CHANGED] = [*before, *changed, *drift]
         return changed
 
     def rows(self) -> int:

@@ -35,11 +35,13 @@ class FiringWatch:
         self._model, self._always = model, always
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
-        self._handles: list[RemovableHandle] = [
-            module.register_forward_hook(partial(self._count, name))
-            for name, module in model.named_modules()
-            if getattr(module, "spiking", False) is True
-        ]
+        self._handles: list[RemovableHandle] = []
+        for name, module in model.named_modules():
+            if getattr(module, "spiking", False) is True:
+                hook = partial(self._count, name)
+                # Who computes a layer by a fused kernel may call this with the output alone.
+                hook.observes_output = True  # type: ignore[attr-defined]
+                self._handles.append(module.register_forward_hook(hook))
 
     def __enter__(self) -> FiringWatch:
         return self

@@ -77,6 +77,13 @@ def test_rand_augment_and_erasing_are_timms_to_the_bit(seed):
     assert torch.equal(drawn(ours, picture, seed), theirs)
 
 
+def test_no_magnitude_and_no_draw_breaks_an_operation():
+    transform = Augment(auto_augment="rand-m10-n2-mstd2-inc1").build(MEAN, STD, 16)
+    picture = smooth(16)
+    with isolated_rng(0):  # one draw in a hundred asks to keep no bit of a pixel
+        assert all(transform(picture).isfinite().all() for _ in range(1000))
+
+
 def test_the_spikformer_preset_uses_the_five_operations_of_its_authors():
     augment = Augment.standard("spikformer_cifar")
     transform = augment.build(MEAN, STD, 32)

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +22,8 @@ from spikeformer_lt.registry import create_model, list_models
 
 SMALL = {"image_size": 16, "embed_dim": 32, "depth": 2, "num_heads": 4, "mlp_ratio": 2.0}
 T, B, K, N = 4, 3, 10, 16
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+COMMITTED = json.loads((GOLDEN / "spikformer_toy.json").read_text())
 
 
 def pictures(batch: int = B, seed: int = 0) -> torch.Tensor:
@@ -608,6 +613,22 @@ def spikingjelly_twin(ours: Spikformer) -> nn.Module:
     target |= {name: value for name, value in source.items() if name.startswith("head.")}
     theirs.load_state_dict(target)
     return theirs
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("name", COMMITTED["cases"])
+def test_the_committed_logits_and_gradients_are_still_computed(name: str) -> None:
+    made = runpy.run_path(str(GOLDEN / "make_spikformer_toy.py"))
+    assert made["CASES"].keys() == COMMITTED["cases"].keys()
+    expected = COMMITTED["cases"][name]
+    assert all(0.05 < rate < 0.7 for rate in expected["firing_rates"].values())
+    found = made["compute"](made["CASES"][name])
+    tolerance = COMMITTED["tolerance"]
+    for key in ("logits", "loss"):
+        now, then = (torch.tensor(x[key], dtype=torch.float64) for x in (found, expected))
+        assert torch.allclose(now, then, rtol=0, atol=tolerance), key
+    for key in ("firing_rates", "gradient_norms"):
+        assert found[key] == pytest.approx(expected[key], rel=1e-8, abs=tolerance), key
 
 
 @pytest.mark.parametrize("training", [False, True])

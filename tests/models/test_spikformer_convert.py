@@ -234,7 +234,7 @@ def test_code_in_a_pickle_is_never_run(tmp_path: Path, form: str) -> None:
     if form == "beside the weights":
         content = {"state_dict": published(), "args": Payload(mark)}
     if form == "bare pickle":
-        path.write_bytes(pickle.dumps(content))
+        path.write_bytes(pickle.dumps({"head.bias": Payload(mark)}, protocol=2))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=form != "legacy")
     with pytest.raises(CheckpointError) as caught:
@@ -321,6 +321,6 @@ def test_the_published_networks_logits_are_ours(shared: Path, compute_once: bool
     with torch.no_grad():
         logits = model(golden["input"].double())
     assert len(rates) == 19
-    assert min(rates.values()) > 0.01, "a silent layer would prove nothing"
+    assert all(0.05 < rate < 0.6 for rate in rates.values()), "a silent layer would prove nothing"
     assert torch.allclose(logits.mean(1), golden["logits"], rtol=0, atol=1e-9)
     assert golden["logits"].std() > 1e-3

@@ -210,7 +210,6 @@ def kill_at_random(root: Path) -> dict:
 
 CASES = {
     "the first save": ([], 0, False),
-    "the second save": ([3], 4, False),
     "a save that deletes an old one": ([2, 3], 4, False),
     "the same, in a process that is really gone": ([2, 3], 4, True),
     "the same number once more": ([3, 4], 4, False),

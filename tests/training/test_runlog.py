@@ -68,8 +68,8 @@ def test_a_rank_without_a_file_logs_nothing():
 
 
 def test_a_file_that_cannot_be_written_is_an_error_with_its_path(tmp_path):
+    (tmp_path / "log.txt").mkdir()
     with pytest.raises(ConfigError, match=r"cannot write .*log\.txt.*Is a directory"):
-        (tmp_path / "log.txt").mkdir()
         RunLog(tmp_path / "log.txt")
 
 

@@ -69,7 +69,8 @@ with StopRequest() as stop:
         time.sleep(0.005)
     if child > 1:
         time.sleep(0.2)
-        print("child alive" if os.waitpid(child, os.WNOHANG) == (0, 0) else "child gone", flush=True)
+        alive = os.waitpid(child, os.WNOHANG) == (0, 0)
+        print("child", "alive" if alive else "gone", flush=True)
         os.kill(child, signal.SIGKILL)
         os._exit(0)
     print("saving", flush=True)

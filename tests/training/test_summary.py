@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spikeformer_lt.errors import ConfigError
@@ -89,6 +89,7 @@ def test_rows_that_were_lost_leave_gaps_so_that_later_counts_fit(tmp_path, caplo
     assert table(summary.path) == [["epoch", "loss"], ["0", "1"], ["", ""], ["", ""]]
 
 
+@settings(max_examples=40)
 @given(st.lists(st.text(max_size=12), min_size=1, max_size=4))
 def test_no_text_becomes_a_formula_a_second_line_or_a_second_cell(tmp_path_factory, texts):
     path = tmp_path_factory.mktemp("csv") / "s.csv"

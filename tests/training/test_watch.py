@@ -146,6 +146,15 @@ def test_a_resumed_epoch_ends_with_the_same_rates():
     assert resumed.mean_rate() == straight.mean_rate()
 
 
+def test_the_hook_says_that_it_needs_the_output_alone():
+    model = net(1)
+    watch = FiringWatch(model)
+    (hook,) = model["layer0"]._forward_hooks.values()
+    assert hook.observes_output is True
+    assert hook(model["layer0"], (), spikes(0.5)) is None
+    assert watch.rates() == {"layer0": 0.5}
+
+
 def test_reset_and_close():
     model = net(1)
     watch = FiringWatch(model)

@@ -1,4 +1,4 @@
-"""What the numba kernels need below the arithmetic: scoped reads and writes, and exp, all vectorisable.
+"""What the numba kernels share: how they are compiled, scoped reads and writes, the surrogates.
 
 Loops vectorise only if LLVM knows that no array is written through another, which numba cannot say of its
 arrays. So elements are read and written by functions that do say it: each written array has a scope, and
@@ -7,8 +7,11 @@ no memory may be reached under two of them. Indices are taken as they are, neith
 
 from __future__ import annotations
 
+import logging
 import math
+import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -17,6 +20,26 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
+
+
+_LOG = logging.getLogger(__name__)
+_HERE = zlib.crc32(Path(__file__).read_bytes())
+
+
+def outer(parallel: bool = False) -> Callable[[Any], Any]:
+    """A kernel, cached on disk, or compiled in each process where no folder can be written."""
+
+    def decorate(function: Any) -> Any:
+        # numba renews a cached kernel when its own file changes; its name makes it see this one.
+        function.__qualname__ += f"_{_HERE:08x}"
+        options = {"nogil": True, "error_model": "numpy", "parallel": parallel}
+        try:
+            return numba.njit(cache=True, **options)(function)
+        except RuntimeError as error:
+            _LOG.info("kernels are compiled anew in this process: %s", error)
+            return numba.njit(**options)(function)
+
+    return decorate
 
 
 def inner(fastmath: Any = False) -> Callable[[Any], Any]:

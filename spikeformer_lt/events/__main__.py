@@ -1,0 +1,73 @@
+"""``python -m spikeformer_lt.events check DIR``: the data report of a folder of recordings.
+
+Exit status: 0 without a fault, 1 with faults, 2 for wrong input (one line on standard error).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+
+from spikeformer_lt.errors import SpikeformerError
+from spikeformer_lt.events.recording import FIELDS, Sensor
+
+_CLEAN, _FAULTS, _WRONG = 0, 1, 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: arguments; None takes those of the process.
+
+    Returns:
+        The exit status.
+    """
+    options = _parser().parse_args(argv)
+    # Each fault is in the report, once; the same lines as warnings would bury it.
+    logging.getLogger("spikeformer_lt").setLevel(logging.ERROR)
+    try:
+        from spikeformer_lt.events.check import check_dataset, check_folder
+
+        if options.data:
+            report = check_dataset(options.data, options.dir, options.image_size)
+        else:
+            sensor = Sensor.parse(options.sensor) if options.sensor else None
+            ticks = 1000 if options.unit == "ms" else 1
+            report = check_folder(options.dir, sensor, options.columns.split(","), ticks)
+    except SpikeformerError as fault:
+        if options.debug:
+            raise
+        sys.stderr.write(f"error: {fault}\n")
+        return _WRONG
+    text = json.dumps(report.as_dict(), indent=1) if options.json else report.text()
+    sys.stdout.write(f"{text}\n")
+    return _CLEAN if report.clean else _FAULTS
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m spikeformer_lt.events")
+    commands = parser.add_subparsers(dest="command", required=True)
+    check = commands.add_parser(
+        "check", help="read every recording and report counts, durations, rates and faults"
+    )
+    check.add_argument("dir", metavar="DIR", help="folder of recordings, or root of a data set")
+    check.add_argument("--data", metavar="NAME", help="a data set, for its parts and split")
+    check.add_argument("--image-size", type=int, help="with --data: as the data set takes it")
+    check.add_argument(
+        "--sensor", metavar="HxW", help="size that coordinates must fit (rows first)"
+    )
+    check.add_argument(
+        "--columns", default=",".join(FIELDS), help="order of plain npy columns (x,y,p,t_us)"
+    )
+    check.add_argument("--unit", choices=("us", "ms"), default="us", help="of times in npy files")
+    check.add_argument("--json", action="store_true", help="print JSON")
+    check.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

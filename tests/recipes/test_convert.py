@@ -1,0 +1,162 @@
+"""recipes/convert.py, as a user runs it and from the inside."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from spikeformer_lt.errors import CheckpointError, ConfigError
+from spikeformer_lt.registry import create_model
+from spikeformer_lt.tensorfile import read_tensors
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPE = ROOT / "recipes" / "convert.py"
+
+pytestmark = pytest.mark.recipe
+
+
+def published(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The state of a toy of ours under the published names."""
+    out = {}
+    for name, value in model.state_dict().items():
+        theirs = re.sub(r"conv_pep\.stages\.0\.(conv|norm)", r"patch_embed.proj_\1", name)
+        theirs = re.sub(r"conv_pep\.stages\.(\d)\.(conv|norm)", r"patch_embed.proj_\2\1", theirs)
+        theirs = re.sub(r"conv_pep\.rpe\.(conv|norm)", r"patch_embed.rpe_\1", theirs)
+        theirs = re.sub(r"^blocks\.(\d+)\.(\w+)\.(\w+)\.", r"block.\1.\2.\3_", theirs)
+        out[re.sub(r"_norm(\d?)\.", r"_bn\1.", theirs)] = value
+    for i in range(len(model.blocks)):
+        out[f"block.{i}.norm1.weight"] = torch.ones(32)
+    return out
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A training checkpoint of a toy whose layers fire."""
+    model = create_model("spikformer_toy", num_classes=7)
+    for name, value in model.named_parameters():
+        if name.endswith("norm.bias"):
+            torch.nn.init.uniform_(value, 0.4, 2.0)
+    path = tmp_path / "checkpoint.pth.tar"
+    torch.save({"state_dict": published(model), "epoch": 3, "metric": 91.5}, path)
+    return path
+
+
+def convert(**options: object) -> None:
+    """Run the recipe's own main in this process."""
+    recipe = runpy.run_path(str(RECIPE))
+    recipe["main"](recipe["Convert"](**{n: str(v) if isinstance(v, Path) else v
+                                        for n, v in options.items()}))  # fmt: skip
+
+
+def run(*argv: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(RECIPE), *map(str, argv)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+
+
+def rebuilt(folder: Path) -> torch.nn.Module:
+    tensors, about = read_tensors(folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    assert about["model"] == config["model"] and about["source"] == config["source"]
+    model = create_model(config["model"]["name"], **config["model"]["args"])
+    model.load_state_dict(tensors)
+    return model.eval()
+
+
+def test_a_published_checkpoint_becomes_a_folder_of_ours(source: Path, tmp_path: Path) -> None:
+    done = run("--source", source, "--model", "spikformer_toy", "--out", tmp_path / "new" / "toy")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "num_classes=7" in done.stdout and "mlp_ratio=2.0" in done.stdout
+    assert "dropped   2 tensors" in done.stdout and "block.0.norm1.weight" in done.stdout
+    assert "num_heads=4" in done.stdout and "none from the options" in done.stdout
+    folder = tmp_path / "new" / "toy"
+    assert {p.name for p in folder.iterdir()} == {"model.safetensors", "config.json"}
+    model = rebuilt(folder)
+    stored = torch.load(source, weights_only=True)["state_dict"]
+    ours = published(model)
+    assert all(torch.equal(ours[name], value) for name, value in stored.items())
+    logits = model.double()(torch.rand(2, 3, 32, 32, dtype=torch.float64))
+    assert logits.shape == (2, 4, 7) and logits.std() > 0
+
+
+def test_a_hostile_checkpoint_is_refused_in_one_line(tmp_path: Path) -> None:
+    class Payload:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.system, (f"echo run > {tmp_path / 'mark'}",)
+
+    torch.save({"state_dict": {"head.weight": Payload()}}, tmp_path / "bad.pth")
+    done = run("--source", tmp_path / "bad.pth", "--out", tmp_path / "out")
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: .*nothing in it was run.*system.*\n", done.stderr)
+    assert not (tmp_path / "mark").exists() and not (tmp_path / "out").exists()
+
+
+def test_what_no_tensor_tells_can_be_given(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    options = {"T": 2, "num_heads": 8, "image_size": 16, "attn_scale": 0.25}
+    convert(source=source, model="spikformer_cifar", out=out, **options)
+    model = rebuilt(out)
+    assert (model.T, model.num_heads, model.image_size) == (2, 8, (16, 16))
+    assert model.blocks[0].attn.scale == 0.25
+    assert model(torch.rand(2, 3, 16, 16)).shape == (2, 2, 7)
+
+
+def test_heads_that_do_not_divide_the_width_ask_for_the_option(
+    source: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"num_heads=12 .*embed_dim=32.*give --num-heads"):
+        convert(source=source, model="spikformer_cifar", out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_overwritten(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("mine")
+    with pytest.raises(ConfigError, match=r"already holds config\.json"):
+        convert(source=source, model="spikformer_toy", out=tmp_path)
+    assert (tmp_path / "config.json").read_text() == "mine"
+
+
+def test_a_checkpoint_that_does_not_fit_writes_nothing(source: Path, tmp_path: Path) -> None:
+    content = torch.load(source, weights_only=True)
+    del content["state_dict"]["block.1.attn.q_linear.weight"]
+    torch.save(content, source)
+    with pytest.raises(CheckpointError, match=r"missing: 'blocks\.1\.attn\.q\.linear\.weight'"):
+        convert(source=source, model="spikformer_toy", out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_and_wrong_options_are_named(source: Path, tmp_path: Path) -> None:
+    for options, message in (
+        ({}, "source='' is not allowed"),
+        ({"source": source}, "out='' is not allowed"),
+        ({"source": source, "out": tmp_path / "out", "model": "spikformer_toi"}, "spikformer_toy"),
+        ({"source": source, "out": tmp_path / "out", "model": "spikformer_toy", "T": 0}, "T=0"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            convert(**options)
+
+
+@pytest.mark.golden
+def test_the_published_network_survives_the_whole_way(shared: Path, tmp_path: Path) -> None:
+    golden = load_file(shared / "golden" / "spikformer_cifar10_d64_l2_h4_t4.safetensors")
+    state = {n.removeprefix("model."): v for n, v in golden.items() if n.startswith("model.")}
+    torch.save({"state_dict": state}, tmp_path / "published.pth.tar")
+    options = {"model": "spikformer_cifar", "num_heads": 4}
+    convert(source=tmp_path / "published.pth.tar", out=tmp_path / "out", **options)
+    with torch.no_grad():
+        logits = rebuilt(tmp_path / "out").double()(golden["input"].double())
+    assert torch.allclose(logits.mean(1), golden["logits"], rtol=0, atol=1e-9)

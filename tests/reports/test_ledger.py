@@ -1,0 +1,97 @@
+"""The ledger's figures on networks whose figures are known."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from spikeformer_lt import create_model
+from spikeformer_lt.layers.patch_scores import Rate
+from spikeformer_lt.layers.patch_select import PatchSelect
+from spikeformer_lt.reports.ledger import AC_PJ, MAC_PJ, bits_per_weight, build_ledger, is_binary
+
+
+def lively() -> nn.Module:
+    torch.manual_seed(0)
+    model = create_model("spikformer_toy", image_size=16, embed_dim=16, depth=1, num_heads=2, T=2)
+    for module in model.modules():
+        if type(module).__name__ == "BatchNorm":
+            nn.init.constant_(module.bias, 1.2)
+            nn.init.constant_(module.weight, 2.0)
+    for _ in range(40):  # BatchNorm statistics of real activity: every layer fires
+        model.train()(torch.rand(8, 3, 16, 16))
+    return model
+
+
+IMAGES = [torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(1)) for _ in range(2)]
+
+
+def test_every_kind_of_sparsity_is_counted_apart():
+    model = lively()
+    with torch.no_grad():
+        for unit in model.conv_pep.units():
+            flat = unit.conv.weight.view(-1)
+            flat[: flat.numel() // 2] = 0
+    model.patch = PatchSelect(Rate(), 0.25)
+    ledger = build_ledger(model, IMAGES)
+    assert ledger["sparsity"]["conv_pep_weight"] == 0.5
+    assert ledger["sparsity"]["patch"] == 0.25
+    weights = [m.weight for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    removed = sum(int((w == 0).sum()) for w in weights)
+    assert ledger["sparsity"]["total_weight"] == removed / sum(w.numel() for w in weights)
+    assert ledger["ledger_samples"] == 8
+    json.dumps(ledger)
+
+
+def test_energy_is_the_sum_over_layers_by_the_stated_constants():
+    ledger = build_ledger(lively(), IMAGES)
+    sops = sum(layer["sops"] for layer in ledger["layers"].values())
+    macs = sum(layer["macs_nonspiking"] for layer in ledger["layers"].values())
+    assert all(rate > 0 for rate in ledger["firing_rate"].values())
+    assert ledger["sops"] == pytest.approx(sops)
+    assert ledger["energy_pj"] == pytest.approx(MAC_PJ * macs + AC_PJ * sops)
+
+
+def test_a_dead_network_gets_no_energy_headline():
+    model = lively()
+    with torch.no_grad():
+        model.blocks[0].attn.q.norm.bias.fill_(-100)
+    ledger = build_ledger(model, IMAGES)
+    assert "blocks.0.attn.q.act" in ledger["dead_layers"]
+    assert ledger["energy_pj"] is None
+    assert "refused" in ledger["energy_note"]
+
+
+def conv_with(weight: torch.Tensor) -> nn.Conv2d:
+    conv = nn.Conv2d(weight.shape[1], weight.shape[0], 3, bias=False)
+    conv.weight.data = weight
+    return conv
+
+
+def test_bits_of_a_binary_half_empty_layer():
+    weight = torch.ones(8, 4, 3, 3) * 0.3
+    weight.view(-1)[::2] = 0
+    weight.view(-1)[1::4] *= -1
+    n = weight.numel()
+    assert is_binary(weight)
+    assert bits_per_weight([conv_with(weight)]) == pytest.approx((n + n / 2 + 32) / n)
+
+
+def test_bits_of_a_full_precision_layer():
+    weight = torch.randn(8, 4, 3, 3)
+    assert bits_per_weight([conv_with(weight)]) == 32
+    weight.view(-1)[: weight.numel() // 4] = 0
+    entropy = -(0.75 * math.log2(0.75) + 0.25 * math.log2(0.25))
+    assert bits_per_weight([conv_with(weight)]) == pytest.approx(entropy + 0.75 * 32)
+
+
+def test_binary_is_recognised_per_layer_and_per_filter():
+    signs = torch.where(torch.rand(4, 2, 3, 3) < 0.5, -1.0, 1.0)
+    assert is_binary(signs)
+    assert is_binary(signs * torch.tensor([0.1, 0.2, 0.3, 0.4])[:, None, None, None])
+    assert not is_binary(torch.randn(4, 2, 3, 3))
+    assert not is_binary(torch.zeros(4, 2, 3, 3))

@@ -1,0 +1,160 @@
+"""Operation counts against counts made by hand, and the published totals."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from spikeformer_lt import create_model
+from spikeformer_lt.layers.patch_select import PatchSelect
+from spikeformer_lt.layers.patch_scores import Rate
+from spikeformer_lt.reports.operations import count_operations, kind_of
+
+
+class OneConv(nn.Module):
+    T = 1
+
+    def __init__(self, weight: torch.Tensor, padding: int = 0) -> None:
+        super().__init__()
+        out, into, size, _ = weight.shape
+        self.conv = nn.Conv2d(into, out, size, padding=padding, bias=False)
+        self.conv.weight.data.copy_(weight)
+
+    def forward(self, x):
+        return self.conv(x)
+
+
+def layer(model, images, T=1):
+    return next(iter(count_operations(model, [images], T).layers.values()))
+
+
+def test_one_spike_meets_its_nonzero_fan_out():
+    weight = torch.zeros(3, 2, 3, 3)
+    weight[0, 0, 1, 1], weight[2, 0, 0, 0], weight[1, 1, 2, 2] = 1.0, -2.0, 5.0
+    image = torch.zeros(1, 2, 5, 5)
+    image[0, 0, 2, 2] = 1  # in the middle: every tap of channel 0 reaches it
+    count = layer(OneConv(weight), image)
+    assert (count.sops, count.macs_nonspiking, count.kind) == (2, 0, "{0,1}")
+    assert count.macs == 3 * 3 * 3 * 2 * 9
+    image[0, 1, 4, 4] = 3  # an integer counts by value; only the last tap reaches the corner
+    count = layer(OneConv(weight), image)
+    assert (count.sops, count.kind) == (2 + 3, "integers")
+
+
+def test_a_brute_force_loop_counts_the_same():
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(4, 3, 3, 3, generator=generator)
+    weight[torch.rand(weight.shape, generator=generator) < 0.6] = 0
+    x = (torch.rand(2, 3, 6, 5, generator=generator) < 0.3).float()
+    brute = 0
+    for b in range(2):
+        for o in range(4):
+            for i in range(6):
+                for j in range(5):
+                    for c in range(3):
+                        for di in range(3):
+                            for dj in range(3):
+                                y, z = i + di - 1, j + dj - 1
+                                if 0 <= y < 6 and 0 <= z < 5 and weight[o, c, di, dj] != 0:
+                                    brute += int(x[b, c, y, z])
+    assert layer(OneConv(weight, padding=1), x).sops == brute
+
+
+def test_halving_a_mask_halves_its_sops_exactly():
+    weight = torch.ones(4, 2, 3, 3)
+    x = (torch.rand(3, 2, 8, 8) < 0.4).float()
+    whole = layer(OneConv(weight, padding=1), x).sops
+    weight[::2] = 0  # half of the filters: half of every spike's fan-out
+    assert layer(OneConv(weight, padding=1), x).sops == whole / 2
+    assert layer(OneConv(torch.zeros(4, 2, 3, 3)), x).sops == 0
+
+
+def test_real_inputs_are_multiplications_at_nonzero_weights():
+    weight = torch.ones(2, 3, 1, 1)
+    weight[0] = 0
+    count = layer(OneConv(weight), torch.rand(5, 3, 4, 4))
+    assert (count.sops, count.macs_nonspiking) == (0, 5 * 3 * 16)
+
+
+def test_silence_costs_nothing():
+    count = layer(OneConv(torch.ones(2, 2, 3, 3)), torch.zeros(2, 2, 8, 8))
+    assert count.sops == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [([0, 1], "{0,1}"), ([-1, 1], "{-1,0,1}"), ([0, 2], "integers"), ([0.5, 1], "real")],
+)
+def test_kinds_of_values(values, kind):
+    assert kind_of(torch.tensor(values, dtype=torch.float32)) == kind
+
+
+def macs_of(model, images):
+    with torch.no_grad():
+        return count_operations(model, [images], model.T)
+
+
+def test_macs_of_spikformer_4_384_are_the_published_ones():
+    model = create_model("spikformer_cifar", compute_once=False)
+    counted = macs_of(model, torch.rand(1, 3, 32, 32))
+    per_step = {name: layer.macs / model.T / 1e6 for name, layer in counted.layers.items()}
+    stem = [v for k, v in per_step.items() if k.startswith("conv_pep")]
+    assert [round(v, 2) for v in stem] == [1.33, 42.47, 169.87, 169.87, 84.93]
+    block = sum(v for k, v in per_step.items() if k.startswith("blocks.0"))
+    # q k^T and A v cost 2 N^2 D either way round at N = 64; ours at d = 32 costs 2 N d D.
+    assert block == pytest.approx((12 * 64 * 384**2 + 2 * 64 * 32 * 384) / 1e6)
+    paper = block + (2 * 64 * 64 * 384 - 2 * 64 * 32 * 384) / 1e6
+    assert round(paper, 1) == 116.4
+
+
+@pytest.mark.parametrize(
+    ("rho", "published"),
+    [(1.0, 3.74), (0.9, 3.45), (0.8, 3.23), (0.7, 3.03), (0.6, 2.87), (0.5, 2.74)],
+)
+def test_totals_of_the_token_schedules_are_reproduced(rho, published):
+    """SparseSpikformer's six totals: tokens 64, then int(64 rho^i) in blocks 1, 2, 3."""
+    D, T, stem = 384, 4, 468.5
+    counts = [64, *(int(64 * rho**i) for i in (1, 2, 3))]
+    blocks = sum(12 * n * D**2 + 2 * n * n * D for n in counts) / 1e6
+    assert round(T * (stem + blocks) / 1e3, 2) == pytest.approx(published, abs=0.0051)
+
+
+def test_a_static_image_is_embedded_once_and_said_so():
+    for activation, once in (("lif", 1), ("heaviside", 5)):
+        model = create_model(
+            "spikformer_toy", image_size=16, embed_dim=16, depth=1, num_heads=2,
+            activation=activation,
+        )  # fmt: skip
+        counted = macs_of(model, torch.rand(2, 3, 16, 16))
+        stem = [layer for name, layer in counted.layers.items() if "conv_pep" in name]
+        folds = [layer.macs_t_fold / layer.macs for layer in stem]
+        assert folds == [4.0] * once + [1.0] * (5 - once)
+
+
+def test_removed_patches_cost_nothing():
+    model = create_model("spikformer_toy", image_size=16, embed_dim=16, depth=1, num_heads=2)
+    images = torch.rand(2, 3, 16, 16)
+    dense = macs_of(model, images).layers["blocks.0.mlp.fc1.linear"].macs
+    model.patch = PatchSelect(Rate(), 0.5)
+    assert macs_of(model, images).layers["blocks.0.mlp.fc1.linear"].macs == dense / 2
+
+
+def test_dvs_stem_share_is_the_published_one():
+    model = create_model("spikformer_dvs", num_classes=10)
+    counted = macs_of(model, torch.rand(1, 16, 2, 128, 128).round())
+    stem = sum(v.macs for k, v in counted.layers.items() if "conv_pep" in k) / 16 / 1e6
+    assert round(stem, 1) == 273.7
+    block = (12 * 64 * 256**2 + 2 * 64 * 64 * 256) / 1e6
+    assert round(block, 1) == 52.4
+    assert round(100 * stem / (stem + 2 * block), 1) == 72.3
+
+
+def test_counting_leaves_the_model_as_it_was():
+    model = create_model("spikformer_toy", image_size=16, embed_dim=16, depth=1, num_heads=2)
+    model.train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    macs_of(model, torch.rand(2, 3, 16, 16))
+    assert model.training
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert not any(m._forward_hooks for m in model.modules())

@@ -1,0 +1,46 @@
+"""Pictures are made without a display, with their numbers beside them."""
+
+from __future__ import annotations
+
+import csv
+import random
+
+import torch
+
+from spikeformer_lt.reports.plots import plot_curves, plot_training
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def test_curves_come_with_their_numbers(tmp_path):
+    path = tmp_path / "c.png"
+    series = {"ours": [(0.5, [90.0, 92.0]), (0.9, [80.0])], "random": [(0.5, [70.0])]}
+    plot_curves(path, series, x_label="removed", y_label="accuracy (%)", reference=95.0)
+    assert path.read_bytes().startswith(PNG)
+    with path.with_suffix(".csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert (rows[0]["mean"], rows[0]["runs"]) == ("91.0", "2")
+    assert float(rows[0]["sd"]) > 1.4
+    assert [row["series"] for row in rows] == ["ours", "ours", "random", "dense"]
+
+
+def test_training_curves_read_a_summary_with_gaps(tmp_path):
+    summary = tmp_path / "summary.csv"
+    summary.write_text(
+        "phase,epoch,train_accuracy,val_accuracy\nstem,1,10,\nstem,2,20,15\njoint,1,30,25\n"
+    )
+    plot_training(summary, tmp_path / "plots")
+    assert (tmp_path / "plots" / "training.png").read_bytes().startswith(PNG)
+
+
+def test_an_empty_summary_makes_no_picture(tmp_path):
+    (tmp_path / "s.csv").write_text("phase,epoch,train_accuracy,val_accuracy\n")
+    plot_training(tmp_path / "s.csv", tmp_path / "plots")
+    assert not (tmp_path / "plots").exists()
+
+
+def test_plotting_leaves_the_random_streams_alone(tmp_path):
+    state, torch_state = random.getstate(), torch.get_rng_state()
+    plot_curves(tmp_path / "c.png", {"a": [(0.1, [1.0])]}, x_label="x", y_label="y")
+    assert random.getstate() == state
+    assert torch.equal(torch.get_rng_state(), torch_state)

@@ -22,9 +22,9 @@ PAPER = OptimConfig(lr=5e-4, weight_decay=0.06, min_lr=1e-5, warmup_epochs=20, w
 SMALL = {
     "model.name": "spikformer_digits",
     "data.image_size": 16,
-    "train.batch_size": 32,
+    "train.batch_size": 16,
     "train.optim": OptimConfig(lr=5e-3, weight_decay=0.01, min_lr=1e-4, warmup_epochs=1),
-    "multisp.epochs": 10,
+    "multisp.epochs": 12,
     "multisp.stem_epochs": 6,
 }
 

@@ -51,8 +51,8 @@ SUITES: dict[str, dict[str, str]] = {
         "magnitude, fixed": f"{HARD} {W}method magnitude",
         "per-filter gains": f"{HARD} {W}gain filter",
         "global budget": f"{HARD} {W}scope global {W}floor 0.02",
-        "from dense weights": f"{HARD} --multisp.dense-epochs 10",
-        "from dense, distilled": f"{HARD} --multisp.dense-epochs 10 --multisp.distill 0.5",
+        "from dense weights": f"{HARD} --multisp.dense-epochs 12",
+        "from dense, distilled": f"{HARD} --multisp.dense-epochs 12 --multisp.distill 0.5",
     },
     "curves": {
         "dense": DENSE,

@@ -14,11 +14,11 @@ import numpy as np
 
 from spikeformer_lt.errors import DataError
 from spikeformer_lt.events.recording import EVENTS, Events
-from spikeformer_lt.events.source import Raw, name_of, opened, read_comments, unwrap
+from spikeformer_lt.events.source import Clock, Raw, name_of, opened, read_comments
 
 SIDE = 128  # pixels of the camera
 _WORDS = np.dtype([("address", ">u4"), ("clock", ">u4")])
-_CHUNK = 1 << 18  # events read at once
+_CHUNK = 1 << 16  # events read at once
 
 
 def read_aedat2(path: str | Path) -> Raw:
@@ -46,7 +46,7 @@ def read_aedat2(path: str | Path) -> Raw:
             )
         count = left // _WORDS.itemsize
         events = np.empty(count, EVENTS)
-        clock = np.empty(count, np.uint32)
+        clock = Clock()
         kept = special = 0
         for first in range(0, count, _CHUNK):
             words = np.fromfile(file, _WORDS, min(_CHUNK, count - first))
@@ -61,14 +61,12 @@ def read_aedat2(path: str | Path) -> Raw:
             special += len(words) - int(np.count_nonzero(pixel))
             address = address[pixel]
             part = slice(kept, kept + len(address))
-            clock[part] = words["clock"][pixel]
+            events["t_us"][part] = clock.times(words["clock"][pixel])
             events["x"][part] = (address >> 1) & 0x7F
             events["y"][part] = (address >> 8) & 0x7F
             events["p"][part] = address & 1
             kept += len(address)
-    events = events[:kept]
-    events["t_us"] = unwrap(clock[:kept])
-    return Raw(events, {"special": special} if special else {})
+    return Raw(events[:kept], {"special": special} if special else {})
 
 
 def as_cifar10_dvs(raw: Raw) -> Raw:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -14,7 +15,7 @@ from spikeformer_lt.errors import ConfigError, DataError, near
 from spikeformer_lt.events.warp import affine, cut_out
 
 _BINS = 31  # strengths of an operation, evenly spaced
-_SHEAR, _SHIFT, _TURN = 0.3, 5, 30.0  # largest: columns a row, pixels, degrees
+_SHEAR, _SHIFT, _TURN = 0.3, 5, 30.0  # largest: radians, pixels, degrees
 _CUT = (0.001, 0.11)  # area of the rectangle, as a fraction of the frame
 _OPERATIONS = ("identity", "shear_x", "translate_x", "translate_y", "rotate", "cutout")
 _DROPS = ("none", "time", "area", "random")
@@ -159,7 +160,7 @@ def _wide(frames: Tensor, rng: np.random.Generator) -> Tensor:
     strength = float(rng.integers(_BINS)) * 2 / (_BINS - 1) - 1
     height, width = frames.shape[-2:]
     if operation == "shear_x":
-        return affine(frames, shear_x=strength * _SHEAR)
+        return affine(frames, shear_x=math.tan(strength * _SHEAR))
     if operation == "translate_x":
         return affine(frames, dx=int(strength * _SHIFT))
     if operation == "translate_y":

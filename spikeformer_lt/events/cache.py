@@ -163,7 +163,7 @@ def _pack(frames: NDArray[Any], name: str, fingerprint: str) -> list[bytes | mem
 def _unpack(data: bytes, name: str, fingerprint: str) -> NDArray[Any] | None:
     length = int.from_bytes(data[8:12], "little")
     header = data[_HEAD : _HEAD + length]
-    if data[:8] != _MAGIC or length > _HEADER_LIMIT or len(header) != length:
+    if data[:8] != _MAGIC or not 0 < length <= _HEADER_LIMIT or len(header) != length:
         return None
     if zlib.crc32(header) != int.from_bytes(data[12:_HEAD], "little"):
         return None

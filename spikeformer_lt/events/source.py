@@ -109,15 +109,29 @@ def read_comments(file: BinaryIO, path: str | Path, version: str) -> list[str]:
             return lines
 
 
-def unwrap(clock: NDArray[np.uint32]) -> NDArray[np.int64]:
-    """Return the times of a 32-bit microsecond clock with its restarts (each 71 minutes) undone.
+class Clock:
+    """A 32-bit microsecond clock, read piece by piece, with its restarts (each 71 minutes) undone.
 
     A step of more than half the range is taken for a restart, forward or, where events are out of
     order around one, back.
     """
-    times = clock.astype(np.int64)
-    if len(times) > 1:
-        steps = np.diff(times)
+
+    def __init__(self) -> None:
+        self._last: int | None = None
+        self._turns = 0
+
+    def times(self, clock: NDArray[np.uint32]) -> NDArray[np.int64]:
+        """Return the times of the next events of a file.
+
+        Shape: uint32 [N] -> int64 [N].
+        """
+        times = clock.astype(np.int64)
+        if not len(times):
+            return times
+        first = int(times[0]) if self._last is None else self._last
+        self._last = int(times[-1])
+        steps = np.diff(times, prepend=first)
         turns = (steps < -_WRAP // 2).astype(np.int64) - (steps > _WRAP // 2)
-        times[1:] += np.cumsum(turns) * _WRAP
-    return times
+        turns = self._turns + np.cumsum(turns)
+        self._turns = int(turns[-1])
+        return np.asarray(times + turns * _WRAP)

@@ -163,13 +163,15 @@ def _fused(
     if batch:
         norm.track(mean, var, count * repeats)
     act.keep(last)
+    for hook in act._forward_hooks.values():  # observers alone: `_hooked` let nothing else pass
+        hook(act, (), spikes)
     return spikes
 
 
 def _hooked(module: nn.Module) -> bool:
     """Whether something wants to see this module called."""
     return bool(
-        module._forward_hooks
+        any(not getattr(h, "observes_output", False) for h in module._forward_hooks.values())
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks

@@ -121,6 +121,7 @@ class PhaseRun:
 
     def _step(self, batches: Any) -> float:
         at, config = self.at, self.config
+        loss_sum, correct, seen = 0.0, 0.0, 0
         update = at.epoch * self.steps + at.step
         if self.phase.before_step is not None:
             self.phase.before_step(Progress(at.epoch, at.step, self.steps, self.phase.epochs))
@@ -136,16 +137,17 @@ class PhaseRun:
             with sync:
                 logits, loss = self._loss(images, labels, update * config.accumulate + part)
                 (loss / config.accumulate).backward()  # type: ignore[no-untyped-call]
-            at.loss_sum += float(loss.detach()) / config.accumulate
-            at.correct += float((logits.detach().mean(1).argmax(1) == labels).sum())
-            at.seen += len(labels)
-        norm = nn.utils.clip_grad_norm_(
-            [p for p in self.model.parameters() if p.grad is not None],
-            self.optim.clip_grad or float("inf"),
-        )
+            loss_sum += float(loss.detach()) / config.accumulate
+            correct += float((logits.detach().mean(1).argmax(1) == labels).sum())
+            seen += len(labels)
+        trained = [p for p in self.model.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
         if self.guard.check_step(norm, logits, self.model):
             self.guard.restore_buffers(self.model, kept)
             return lr
+        if self.optim.clip_grad:
+            nn.utils.clip_grads_with_norm_(trained, self.optim.clip_grad, norm)
+        at.loss_sum, at.correct, at.seen = at.loss_sum + loss_sum, at.correct + correct, at.seen + seen
         self.optimizer.step()
         if self.phase.after_step is not None:
             self.phase.after_step()
@@ -182,11 +184,12 @@ class PhaseRun:
 
     def _end_epoch(self, speed: float, lr: float) -> None:
         trainer, at, phase = self.trainer, self.at, self.phase
+        per_step = self.config.batch_size * self.config.accumulate
         last = at.epoch + 1 == phase.epochs
         row: dict[str, Any] = {
             "phase": phase.name,
             "epoch": at.epoch + 1,
-            "train_loss": at.loss_sum / self.steps,
+            "train_loss": at.loss_sum / max(1, at.seen) * per_step,
             "train_accuracy": 100 * at.correct / max(1, at.seen),
             "lr": lr,
             "firing_rate": self.watch.mean_rate(),

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from spikeformer_lt.errors import CheckpointError
 from spikeformer_lt.training.checkpoint import Checkpoint, CheckpointStore
 from spikeformer_lt.training.optimizer_state import flatten_optimizer, restore_optimizer
+from spikeformer_lt.training.weights import load_weights
 
 if TYPE_CHECKING:
     from spikeformer_lt.training.phase_run import PhaseRun
@@ -48,6 +48,7 @@ def save_position(run: PhaseRun, store: CheckpointStore) -> None:
         "position": asdict(run.at),
         "optimizer": opt_state,
         "firing": run.watch.state(),
+        "guard": run.guard.state(),
     }
     latest = store.latest_number()
     store.save(0 if latest is None else latest + 1, tensors, state)
@@ -59,13 +60,11 @@ def restore_position(run: PhaseRun, found: Checkpoint) -> None:
     Raises:
         CheckpointError: the checkpoint belongs to another model or optimizer.
     """
-    try:
-        run.model.load_state_dict(found.tensors["model"])
-        restore_optimizer(run.optimizer, found.tensors["optimizer"], found.state["optimizer"])
-    except (RuntimeError, KeyError, ValueError) as error:
-        raise CheckpointError(f"{found.path} does not fit this model: {error}") from error
+    load_weights(run.model, found.tensors["model"], str(found.path))
+    restore_optimizer(run.optimizer, found.tensors["optimizer"], found.state["optimizer"])
     if run.ema is not None:
         run.ema.load(found.tensors["ema"])
     run.best = found.tensors.get("best")
     run.at = Position(**found.state["position"])
     run.watch.load_state(found.state["firing"])
+    run.guard.load_state(found.state["guard"])

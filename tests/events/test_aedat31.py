@@ -47,6 +47,14 @@ def test_a_stretch_has_its_beginning_and_not_its_end(files, tmp_path):
         assert np.array_equal(read_aedat31(tmp_path / "a.aedat", start, end).events, expected)
 
 
+def refusal(path):
+    try:
+        assert len(read_aedat31(path).events) in (0, 4, 8, 10)
+    except DataError as fault:
+        return str(fault)
+    return ""
+
+
 def test_every_cut_is_one_error_that_names_the_file_or_falls_between_packets(files, tmp_path):
     path = tmp_path / "a.aedat"
     files.write_aedat31(path, files.some_events(10), packet=4)
@@ -54,11 +62,9 @@ def test_every_cut_is_one_error_that_names_the_file_or_falls_between_packets(fil
     clean = 0
     for cut in range(len(whole)):
         path.write_bytes(whole[:cut])
-        try:
-            assert len(read_aedat31(path).events) in (0, 4, 8, 10)
-            clean += 1
-        except DataError as fault:
-            assert "a.aedat" in str(fault) and "\n" not in str(fault)
+        message = refusal(path)
+        clean += not message
+        assert not message or ("a.aedat" in message and "\n" not in message)
     # After each line of the header but within the first, and after 5 of 6 packets.
     assert clean == len(files.AEDAT31_HEADER.splitlines()) + 5
 

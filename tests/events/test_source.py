@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from spikeformer_lt.errors import DataError
-from spikeformer_lt.events.source import opened, read_comments, read_exactly, unwrap
+from spikeformer_lt.events.source import Clock, opened, read_comments, read_exactly
 
 
 def test_a_missing_an_empty_and_a_wrong_kind_of_path_are_named(tmp_path):
@@ -76,6 +76,8 @@ def test_a_clock_that_starts_again_goes_on():
     true = np.array([2**32 - 20, 2**32 - 5, 2**32 + 1, 2**32 - 2, 2**32 + 9, 2**33 + 3], np.int64)
     # The fourth event is out of order around the restart; the last comes after another one.
     clock = np.array([*true[:5], true[4] + 2**31 - 1, true[5]], np.int64)
-    assert np.array_equal(unwrap((clock % 2**32).astype(np.uint32)), clock)
-    assert unwrap(np.array([], np.uint32)).tolist() == []
-    assert unwrap(np.array([7], np.uint32)).tolist() == [7]
+    wrapped = (clock % 2**32).astype(np.uint32)
+    for cuts in ([], [3], [1, 2, 3, 4, 5, 6], [0, 0, 6]):
+        one = Clock()
+        pieces = [one.times(piece) for piece in np.split(wrapped, cuts)]
+        assert np.array_equal(np.concatenate(pieces), clock)

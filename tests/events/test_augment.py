@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from spikeformer_lt.errors import ConfigError, DataError
+from spikeformer_lt.events import augment as augment_module
+from spikeformer_lt.events.augment import EventAugment, EventTransform
+from spikeformer_lt.images.loader import train_loader
+
+PRESETS = ["none", "moving_digits", "spikformer_dvs", "tet_dvs", "event_drop"]
+
+
+def counts(T=6, size=20, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.poisson(torch.full((T, 2, size, size), 1.5), generator)
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_same_seed_gives_the_same_frames_and_the_input_stays(name):
+    augment, frames = EventAugment.standard(name), counts()
+    before = frames.clone()
+    results = [augment(frames, rng(seed)) for seed in range(40)]
+    again = [augment(frames, rng(seed)) for seed in range(40)]
+    assert all(torch.equal(a, b) for a, b in zip(results, again, strict=True))
+    assert torch.equal(frames, before)
+    for out in results:
+        assert out.shape == frames.shape and out.dtype == frames.dtype
+        assert torch.equal(out, out.round()) and (out >= 0).all() and out.sum() <= frames.sum()
+    assert augment.is_identity() == (name == "none")
+    distinct = {out.numpy().tobytes() for out in results}
+    assert len(distinct) == 1 if name == "none" else len(distinct) > 10
+
+
+def test_a_flip_is_of_all_times_and_comes_as_often_as_asked():
+    frames = counts()
+    assert torch.equal(EventAugment(hflip=1)(frames, rng()), frames.flip(-1))
+    half = [EventAugment(hflip=0.5)(frames, rng(i)) for i in range(400)]
+    flipped = sum(torch.equal(out, frames.flip(-1)) for out in half)
+    assert 160 < flipped < 240 and flipped + sum(torch.equal(o, frames) for o in half) == 400
+
+
+def test_a_roll_keeps_every_event_and_stays_in_its_reach():
+    frames = torch.zeros(2, 2, 20, 20)
+    frames[:, :, 10, 10] = 1
+    places = set()
+    for seed in range(300):
+        out = EventAugment(roll=2)(frames, rng(seed))
+        assert out.sum() == 4
+        (_, _, y, x) = out.nonzero()[0].tolist()
+        assert torch.equal(out[..., y, x], torch.ones(2, 2))
+        places.add((y - 10, x - 10))
+    assert places == {(dy, dx) for dy in range(-2, 3) for dx in range(-2, 3)}
+
+
+def test_wide_uses_each_operation_alike_with_the_sources_largest_strengths(monkeypatch):
+    seen: dict[str, list[float]] = {}
+
+    def note(frames, **change):
+        for name, value in change.items():
+            seen.setdefault(name, []).append(value)
+        return frames
+
+    def note_cut(frames, top, left, height, width):
+        seen.setdefault("cut", []).append(height * width / 20**2)
+        assert height == width and 0 <= top <= 20 - height and 0 <= left <= 20 - width
+        return frames
+
+    monkeypatch.setattr(augment_module, "affine", note)
+    monkeypatch.setattr(augment_module, "cut_out", note_cut)
+    frames = counts()
+    for seed in range(3000):
+        EventAugment(wide=True)(frames, rng(seed))
+    shares = {name: len(values) / 3000 for name, values in seen.items()}
+    assert set(shares) == {"angle", "shear_x", "dx", "dy", "cut"}
+    assert all(abs(share - 1 / 6) < 0.03 for share in shares.values())
+    limits = {"angle": 30.0, "shear_x": math.tan(0.3), "dx": 5, "dy": 5}
+    for name, limit in limits.items():
+        assert max(seen[name]) == pytest.approx(limit) and min(seen[name]) == pytest.approx(-limit)
+        assert abs(np.mean(seen[name])) < 0.1 * limit
+    assert len({round(angle, 6) for angle in seen["angle"]}) == 31
+    assert max(seen["cut"]) <= 0.13
+
+
+def test_event_drop_takes_stretches_rectangles_or_single_events():
+    frames = torch.full((10, 2, 20, 20), 4.0)
+    ways = {"none": 0, "time": 0, "area": 0, "random": 0}
+    for seed in range(800):
+        out = EventAugment(event_drop=1)(frames, rng(seed))
+        gone_frames = [t for t in range(10) if not out[t].any()]
+        gone_pixels = (out == 0).all(dim=0).all(dim=0)
+        if torch.equal(out, frames):
+            ways["none"] += 1
+        elif gone_frames:
+            ways["time"] += 1
+            assert gone_frames == list(range(gone_frames[0], gone_frames[-1] + 1))
+            assert 1 <= len(gone_frames) <= 9 and set(out.unique().tolist()) <= {0.0, 4.0}
+        elif gone_pixels.any() and set(out.unique().tolist()) == {0.0, 4.0}:
+            ways["area"] += 1
+            rows, columns = gone_pixels.any(1).sum().item(), gone_pixels.any(0).sum().item()
+            assert gone_pixels.sum() == rows * columns and max(rows, columns) <= 5
+        else:
+            ways["random"] += 1
+    assert all(150 < count < 250 for count in ways.values())
+
+
+def test_single_events_go_by_the_binomial_law(monkeypatch):
+    frames = torch.full((10, 2, 50, 50), 8.0)
+    monkeypatch.setattr(augment_module, "_DROPS", ("random",))
+    kept = {}
+    for seed in range(30):
+        part = rng_part(seed)
+        out = EventAugment(event_drop=1)(frames, rng(seed))
+        kept[part] = out
+    for part, out in kept.items():
+        p = 1 - part
+        assert out.mean().item() == pytest.approx(8 * p, abs=0.05)
+        assert out.var().item() == pytest.approx(8 * p * (1 - p), abs=0.1)
+    assert len(kept) > 5
+
+
+def rng_part(seed):
+    """The part that `_event_drop` draws after the chance and the way."""
+    generator = rng(seed)
+    generator.random()
+    generator.integers(1)
+    return generator.integers(1, 10) / 10
+
+
+def test_the_transform_follows_pythons_generator_alone():
+    transform = EventAugment.standard("spikformer_dvs").build((0.0, 0.0), (1.0, 1.0), 20)
+    assert isinstance(transform, EventTransform)
+    frames = counts().to(torch.uint8)
+
+    def run(seed):
+        random.seed(seed)
+        np.random.seed(None)  # noqa: NPY002
+        return transform(frames)
+
+    first = [run(seed) for seed in range(20)]
+    assert all(torch.equal(a, run(seed)) for seed, a in enumerate(first))
+    assert all(out.dtype == torch.float32 for out in first)
+    assert len({out.numpy().tobytes() for out in first}) > 5
+
+
+class Frames:
+    """A data set in memory, as a loader takes it."""
+
+    name, mean, std = "made", (0.0, 0.0), (1.0, 1.0)
+    labels = torch.arange(12) % 3
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        return counts(seed=index), int(self.labels[index])
+
+
+def test_in_a_loader_each_sample_has_its_own_seed_whatever_the_workers():
+    def epoch(number, workers):
+        loader = train_loader(
+            Frames(),
+            EventAugment.standard("spikformer_dvs"),
+            4,
+            seed=1,
+            epoch=number,
+            workers=workers,
+        )
+        return {
+            int(i): f for frames, _, places in loader for i, f in zip(places, frames, strict=True)
+        }
+
+    alone, two, later = epoch(0, 0), epoch(0, 2), epoch(1, 0)
+    assert set(alone) == set(range(12))
+    assert all(torch.equal(alone[i], two[i]) for i in alone)
+    assert any(not torch.equal(alone[i], later[i]) for i in alone)
+    assert alone[0].shape == (6, 2, 20, 20)
+    # Without augmentation a loader gives the counts as they are.
+    plain = {int(i): f for fs, _, ps in train_loader(Frames(), EventAugment(), 4, 1, 0)
+             for i, f in zip(ps, fs, strict=True)}  # fmt: skip
+    assert all(torch.equal(plain[i], counts(seed=i)) for i in plain)
+
+
+def test_values_out_of_range_are_refused_by_field():
+    for fields, words in (
+        ({"hflip": 1.5}, "hflip=1.5"),
+        ({"event_drop": -0.1}, "event_drop=-0.1"),
+        ({"roll": -1}, "roll=-1"),
+        ({"roll": 1.5}, "roll=1.5"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            EventAugment(**fields).check()
+    with pytest.raises(ConfigError, match="did you mean 'spikformer_dvs'"):
+        EventAugment.standard("spikformer_dv")
+    with pytest.raises(ConfigError, match="frames are counts"):
+        EventAugment().build((0.5, 0.5), (1.0, 1.0), 20)
+    with pytest.raises(DataError, match=r"\[T, P, H, W\]"):
+        EventAugment()(torch.zeros(2, 4, 4), rng())

@@ -1,6 +1,6 @@
 """Evaluate a run or a ticket on any split, with its sparsity ledger.
 
-accelerate launch recipes/evaluate.py --run runs/x                       # its own data set, test split
+accelerate launch recipes/evaluate.py --run runs/x              # its own data set, test split
 accelerate launch recipes/evaluate.py --run runs/x --split val
 accelerate launch recipes/evaluate.py --run runs/x --data.name cifar10 --data.root data
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from spikeformer_lt.config import check, run_recipe
-from spikeformer_lt.training.experiment import DataConfig
+from spikeformer_lt.training.options import DataConfig
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def main(cfg: Evaluate) -> None:
     from spikeformer_lt import Ticket
     from spikeformer_lt.reports.run_report import describe
     from spikeformer_lt.tickets.rebuild import model_from_ticket
-    from spikeformer_lt.training.experiment import load_splits
+    from spikeformer_lt.training.options import load_splits
 
     check(bool(cfg.run), "run", cfg.run, "a run directory or a ticket folder: --run DIR")
     folder = Path(cfg.run)
@@ -56,8 +56,9 @@ def main(cfg: Evaluate) -> None:
         data = replace(data, name=known["dataset"], **known.get("data", {}))
     splits = load_splits(data)
     if splits.name == known["dataset"] and splits.split_sha256 != known["split_sha256"]:
-        print(f"NOTICE: split {splits.split_sha256[:12]} is not the ticket's own "
-              f"({known['split_sha256'][:12]}); its train and test images may be mixed up")  # fmt: skip
+        own = known["split_sha256"][:12]
+        print(f"NOTICE: split {splits.split_sha256[:12]} is not the ticket's own ({own}); "
+              "its training images may be among these")  # fmt: skip
     model = model_from_ticket(ticket, **({"T": cfg.T} if cfg.T else {}))
     accelerator = Accelerator(cpu=cfg.cpu)
     model.to(accelerator.device)

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 
 from spikeformer_lt.config import run_recipe
 from spikeformer_lt.tickets.multisp_config import MultiSpConfig
-from spikeformer_lt.training.experiment import DataConfig, Experiment, ModelConfig, RunConfig
+from spikeformer_lt.training.experiment import Experiment
+from spikeformer_lt.training.options import DataConfig, ModelConfig, RunConfig
 from spikeformer_lt.training.phase import OptimConfig
 from spikeformer_lt.training.settings import TrainConfig
 

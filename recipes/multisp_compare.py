@@ -1,7 +1,7 @@
 """Compare MultiSp variants over seeds: independent, resumable runs, one table with mean and spread.
 
 python recipes/multisp_compare.py --suite demo --out runs/demo                 # 3 runs, minutes
-python recipes/multisp_compare.py --suite ablation --seeds 0 1 2 --jobs 2      # each level, controls
+python recipes/multisp_compare.py --suite ablation --seeds 0 1 2 --jobs 2   # each level, controls
 python recipes/multisp_compare.py --suite curves --seeds 0 1 2 --jobs 2        # where it breaks
 
 A comparison that was killed goes on where it stopped: finished runs are kept, the others resume.

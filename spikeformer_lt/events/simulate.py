@@ -117,18 +117,10 @@ def _moved(
     picture: NDArray[np.float64], size: int, shifts: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Return the picture on a black square at each shift, bilinearly: [S, size, size]."""
-    height, width = picture.shape
-    top, left = (size - height) / 2, (size - width) / 2
-    padded = np.pad(picture, 1)
-    places = []
-    for axis, (side, margin) in enumerate(((width, left), (height, top))):
-        # Position in the padded picture of each pixel of the square, held just outside it.
-        at = np.arange(size)[None, :] - margin - shifts[:, axis, None] + 1
-        at = np.clip(at, 0, side + 1)
-        low = np.minimum(at.astype(np.int64), side)
-        places.append((low, at - low))
-    (x, u), (y, v) = places
-    rows = padded[y] * (1 - v)[..., None] + padded[y + 1] * v[..., None]  # [S, size, w + 2]
-    x, u = x[:, None, :], u[:, None, :]
-    near, far = np.take_along_axis(rows, x, 2), np.take_along_axis(rows, x + 1, 2)
-    return np.asarray(near * (1 - u) + far * u)
+    hats = []
+    for axis, side in enumerate(reversed(picture.shape)):
+        # Where each pixel of the square looks into the picture, and how much of each pixel it sees.
+        at = np.arange(size)[None, :] - (size - side) / 2 - shifts[:, axis, None]
+        hats.append(np.maximum(1 - np.abs(at[..., None] - np.arange(side)), 0))
+    across, down = hats  # [S, size, w], [S, size, h]
+    return np.asarray(down @ picture @ across.transpose(0, 2, 1))

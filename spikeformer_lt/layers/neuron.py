@@ -1,12 +1,12 @@
 """Activations: the LIF neuron (spikingjelly's, over our kernels) and its stateless stand-ins.
 
-All take ``[T|1, ...]``, time first. A leading axis of size 1 stands for T equal steps; a LIF expands it
-to T, a stateless activation leaves it as it is.
+All take ``[T|1, ...]``, time first. A leading axis of size 1 stands for T equal steps; a LIF
+expands it to T, a stateless activation leaves it as it is.
 """
 
 from __future__ import annotations
 
-import logging
+import inspect
 import math
 from typing import Any, ClassVar, Literal
 
@@ -29,14 +29,15 @@ _SURROGATES = {"sigmoid": (sj_surrogate.Sigmoid, 4.0), "atan": (sj_surrogate.ATa
 
 def count_steps(x: Tensor, T: int | None, who: str) -> int:
     """Number of steps that `x` stands for, refused unless its leading axis is 1 or T."""
+    if x.dim() == 0 or not x.is_floating_point():
+        raise DataError(f"{who} got {x.dtype} {list(x.shape)}; it must be floats [T|1, ...]")
     size = x.shape[0]
-    if T is None:
-        return size
-    if T < 1 or size not in (1, T):
+    steps = size if T is None else T
+    if steps < 1 or size not in (1, steps):
         raise DataError(
-            f"{who} got a leading axis of size {size} for T={T}; it must be 1 or T >= 1"
+            f"{who} got a leading axis of size {size} for T={T}; it must be 1 or T, at least 1"
         )
-    return T
+    return steps
 
 
 def _surrogate(name: str, alpha: float | None, allowed: dict[str, float]) -> tuple[str, float]:
@@ -114,12 +115,11 @@ class LIF(LIFNode):  # type: ignore[misc]
         return ("m",)
 
     def params(self) -> LIFParams | None:
-        """Constants for the kernels, read anew; None if `surrogate_function` is not one they know."""
+        """Constants for the kernels; None if they do not know the `surrogate_function`."""
         fn = self.surrogate_function
         for name, (kind, _) in _SURROGATES.items():
             if type(fn) is kind and fn.spiking:
-                alpha = float(fn.alpha)
-                return self._params(name, alpha)
+                return self._params(name, float(fn.alpha))
         return None
 
     def _params(self, surrogate: str, alpha: float) -> LIFParams:
@@ -138,13 +138,13 @@ class LIF(LIFNode):  # type: ignore[misc]
         v = self.v
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         if isinstance(v, Tensor):
-            return v.to(x.device, dtype) if v.shape == x.shape[1:] else None
+            return v.detach().to(x.device, dtype) if v.shape == x.shape[1:] else None
         if v == (self.v_reset or 0.0):
             return None
         return torch.full(x.shape[1:], v, dtype=dtype, device=x.device)
 
     def keep(self, v: Tensor) -> None:
-        """Carry `v` to the next forward; not while a graph is traced, which would hold its symbols."""
+        """Carry `v` to the next forward; a graph that is traced is stateless."""
         if not (torch.jit.is_tracing() or torch.compiler.is_exporting()):
             self.v = v.detach()
 
@@ -206,7 +206,7 @@ class Heaviside(Activation):
 
     Args:
         v_threshold: the threshold.
-        surrogate: "sigmoid", "atan" or "hardtanh" (`alpha` inside ``|x - v_threshold| <= 1 / alpha``).
+        surrogate: "sigmoid", "atan" or "hardtanh" (`alpha` where ``|u| <= 1 / alpha``).
         alpha: its steepness; None means 4.0, 2.0 and 1.0.
     """
 
@@ -253,12 +253,11 @@ class Relu(Activation):
 
 def make_lif(**kw: Any) -> LIF:
     """A :class:`LIF` from its keyword arguments."""
-    return _make(LIF, kw)
+    lif: LIF = _make(LIF, kw)
+    return lif
 
 
 def _make(cls: type, kw: dict[str, Any]) -> Any:
-    import inspect
-
     allowed = list(inspect.signature(LIF).parameters)
     for name in kw:
         if name not in allowed:

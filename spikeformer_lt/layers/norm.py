@@ -1,4 +1,4 @@
-"""Batch normalisation over the last axis of ``[T|1, ..., C]``, and with the activation that follows it."""
+"""Batch normalisation over the last axis of ``[T|1, ..., C]``, alone or with the activation."""
 
 from __future__ import annotations
 
@@ -62,10 +62,10 @@ class BatchNorm(_BatchNorm):
                 f"BatchNorm got {list(x.shape)}; it must be [T|1, ..., {self.num_features}]"
             )
         count = x.numel() // self.num_features
-        if count < 2 and (self.training or self.running_mean is None):
+        if (self.training or self.running_mean is None) and count < 2:
             raise DataError(
-                f"BatchNorm got {list(x.shape)} in training: one value per channel has no variance; "
-                "use a larger batch, or drop the last partial one"
+                f"BatchNorm got {list(x.shape)} in training: one value per channel has no "
+                "variance; use a larger batch, or drop the last partial one"
             )
         return count
 
@@ -85,7 +85,7 @@ class BatchNorm(_BatchNorm):
 
 
 def channels_last_rows(x: Tensor) -> Tensor:
-    """View rows [..., C] as an image [1, C, n, 1] whose channels are innermost, torch's fast layout."""
+    """View rows [..., C] as an image [1, C, n, 1] with its channels innermost, torch's fast way."""
     rows = x.reshape(1, -1, 1, x.shape[-1])
     return rows.permute(0, 3, 1, 2)
 
@@ -153,7 +153,10 @@ def _fused(
     steps = count_steps(x, T, "LIF")
     count = norm.check(x)
     batch = norm.training or norm.running_mean is None
-    known = None if batch else (norm.running_mean, norm.running_var)
+    known = None
+    if not batch:
+        assert norm.running_mean is not None and norm.running_var is not None
+        known = (norm.running_mean, norm.running_var)
     result = kernels.norm_lif(
         x, norm.weight, norm.bias, known, norm.eps, act.start(x), steps, params
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from spikeformer_lt.reports.operations import count_operations
 
@@ -20,7 +20,6 @@ def audit(model: Any, images: Tensor) -> dict[str, Any]:
         ``impure``: {layer: kind of values}; ``pure_after_first``: whether only the first
         convolution, which reads the image, and the head, which reads a mean, are listed.
     """
-    assert isinstance(model, nn.Module)
     counted = count_operations(model, [images], model.T)
     impure = {n: layer.kind for n, layer in counted.layers.items() if layer.kind != "{0,1}"}
     first = next(iter(counted.layers))

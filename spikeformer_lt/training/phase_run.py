@@ -25,7 +25,7 @@ from spikeformer_lt.training.phase_state import (
     save_position,
     state_of,
 )
-from spikeformer_lt.training.progress import EpochProgress, clock
+from spikeformer_lt.training.progress import EpochProgress, clock, removed
 from spikeformer_lt.training.watch import FiringWatch
 
 if TYPE_CHECKING:
@@ -100,6 +100,7 @@ class PhaseRun:
             world_size=trainer.world,
         )
         self._train_mode()
+        gone = removed(self.model)
         start, batches = time.monotonic(), iter(loader)
         rest = (self.phase.epochs - at.epoch - 1) * self.steps
         per_step = config.batch_size * config.accumulate * trainer.world
@@ -108,7 +109,7 @@ class PhaseRun:
             while at.step < self.steps:
                 lr = self._step(batches)
                 at.step += 1
-                bar.step(loss=at.loss_sum / max(1, at.step), lr=lr, rate=self.watch.mean_rate())
+                bar.step(loss=at.loss_sum / max(1, at.step), rate=self.watch.mean_rate(), **gone)
                 every = config.checkpoint_steps
                 if every and at.step % every == 0 and at.step < self.steps:
                     at.seconds += time.monotonic() - start
@@ -136,7 +137,7 @@ class PhaseRun:
             sync = contextlib.nullcontext() if last else self._no_sync()
             with sync:
                 logits, loss = self._loss(images, labels, update * config.accumulate + part)
-                (loss / config.accumulate).backward()  # type: ignore[no-untyped-call]
+                (loss / config.accumulate).backward()
             loss_sum += float(loss.detach()) / config.accumulate
             correct += float((logits.detach().mean(1).argmax(1) == labels).sum())
             seen += len(labels)
@@ -147,7 +148,9 @@ class PhaseRun:
             return lr
         if self.optim.clip_grad:
             nn.utils.clip_grads_with_norm_(trained, self.optim.clip_grad, norm)
-        at.loss_sum, at.correct, at.seen = at.loss_sum + loss_sum, at.correct + correct, at.seen + seen
+        at.loss_sum += loss_sum
+        at.correct += correct
+        at.seen += seen
         self.optimizer.step()
         if self.phase.after_step is not None:
             self.phase.after_step()
@@ -193,6 +196,7 @@ class PhaseRun:
             "train_accuracy": 100 * at.correct / max(1, at.seen),
             "lr": lr,
             "firing_rate": self.watch.mean_rate(),
+            **removed(self.model),
             "val_loss": None,
             "val_accuracy": None,
         }
@@ -209,10 +213,11 @@ class PhaseRun:
         if trainer.main:
             trainer.run.append_row(row | phase.tags)
             log.info(
-                "%s epoch %d/%d  loss %.4f  train %.2f %%  val %s  rate %.3f  %.0f images/s  ETA %s",
+                "%s epoch %d/%d  loss %.4f  train %.2f %%  val %s  rate %.3f  "
+                "removed: weights %.1f %% patches %.1f %%  %.0f images/s  ETA %s",
                 phase.name, at.epoch + 1, phase.epochs, row["train_loss"], row["train_accuracy"],
                 "-" if row["val_accuracy"] is None else f"{row['val_accuracy']:.2f} %",
-                row["firing_rate"], speed,
+                row["firing_rate"], 100 * row["weight_sparsity"], 100 * row["patch_sparsity"], speed,
                 clock(at.seconds / (at.epoch + 1) * (phase.epochs - at.epoch - 1)),
             )  # fmt: skip
             if self.board is not None:

@@ -7,6 +7,11 @@ import sys
 import time
 from types import TracebackType
 
+from torch import nn
+
+from spikeformer_lt.layers.patch_select import PatchSelect
+from spikeformer_lt.layers.subnet import subnets
+
 log = logging.getLogger(__name__)
 
 
@@ -78,6 +83,18 @@ class EpochProgress:
             "%s  [%d/%d]  %s  %.0f images/s  ETA %s",
             self.title, self.done, self.steps, values, self.images_per_s, clock(left),
         )  # fmt: skip
+
+
+def removed(model: nn.Module) -> dict[str, float]:
+    """What a model in training has removed now: sparsity of ConvPEP weights and of patches."""
+    masks = [layer.mask for _, layer in subnets(model)]
+    total = sum(mask.numel() for mask in masks)
+    kept = sum(int(mask.sum()) for mask in masks)
+    selects = [m.sparsity for m in model.modules() if isinstance(m, PatchSelect)]
+    return {
+        "weight_sparsity": 1 - kept / total if total else 0.0,
+        "patch_sparsity": selects[0] if selects else 0.0,
+    }
 
 
 def clock(seconds: float) -> str:

@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.images.augment import Augment
 from spikeformer_lt.images.mixing import Mixing
 from spikeformer_lt.images.splits import Splits
@@ -59,9 +60,15 @@ class Trainer:
         self.estimated = False
         self.board: Any = None
         if config.tensorboard and self.main:
-            from torch.utils.tensorboard import SummaryWriter
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as missing:
+                raise ConfigError(
+                    f"train.tensorboard needs a package that is not installed ({missing}): "
+                    "pip install tensorboard, or leave the flag out; summary.csv is always written"
+                ) from None
 
-            self.board = SummaryWriter(str(run.path / "tb"))  # type: ignore[no-untyped-call]
+            self.board = SummaryWriter(str(run.path / "tb"))
 
     def fit(self, model: nn.Module, phase: Phase) -> FitResult:
         """Train `model` in place; afterwards it holds its best validated weights.

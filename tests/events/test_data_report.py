@@ -35,7 +35,10 @@ def test_a_clean_report_has_a_line_for_each_part_and_class():
 
 def test_each_fault_is_a_line_with_sum_files_and_the_first():
     faulty = [
-        recording(str(i), faults={"order": i}, examples={"order": f"event {i}: t_us=3"}, skipped={"special": 2})
+        recording(
+            str(i), faults={"order": i}, examples={"order": f"event {i}: t_us=3"},
+            skipped={"special": 2},
+        )
         for i in (4, 5)
     ]  # fmt: skip
     broken = Checked("train", "dog", "x.npy", None, "x.npy is empty")

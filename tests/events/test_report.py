@@ -6,7 +6,8 @@ from spikeformer_lt.events.report import Report
 def test_a_line_tells_each_fault_with_its_first_event_and_what_was_left_out():
     report = Report(
         "a.npy", given=10, kept=7, faults={"coordinates": 3, "order": 2},
-        examples={"coordinates": "event 4: x=-1", "order": "event 5: t_us=3"}, duration_us=2_000_000,
+        examples={"coordinates": "event 4: x=-1", "order": "event 5: t_us=3"},
+        duration_us=2_000_000,
     )  # fmt: skip
     assert report.line() == (
         "coordinates 3 (event 4: x=-1); order 2 (event 5: t_us=3); 3 of 10 events left out"

@@ -39,8 +39,8 @@ def test_without_light_or_motion_there_is_noise_alone():
     dark = np.zeros((24, 24))
     assert len(QUIET.record(dark, 32, rng())) == 0
     assert len(Camera(noise_hz=0, mismatch=0, reach=0).record(disc(), 32, rng())) == 0
-    noise = [len(Camera(noise_hz=10).record(dark, 32, rng(i))) for i in range(40)]
-    assert np.mean(noise) == pytest.approx(10 * 32 * 32 * 0.3, rel=0.02)
+    noise = [len(Camera(noise_hz=20, steps=2).record(dark, 32, rng(i))) for i in range(20)]
+    assert np.mean(noise) == pytest.approx(20 * 32 * 32 * 0.3, rel=0.02)
 
 
 def test_events_add_up_to_the_change_of_log_brightness():
@@ -51,7 +51,9 @@ def test_events_add_up_to_the_change_of_log_brightness():
     level = np.log(0.1 + 0.9 * _moved(disc(), 32, shifts))
     balance = np.zeros((32, 32))
     np.add.at(balance, (events["y"], events["x"]), events["p"].astype(float) * 2 - 1)
-    assert np.abs(balance * QUIET.threshold - (level[-1] - level[0])).max() < QUIET.threshold
+    assert np.abs(balance * QUIET.threshold - (level[-1] - level[0])).max() < QUIET.threshold * (
+        1 + 1e-9
+    )
     assert np.abs(np.diff(level, axis=0)).sum() / QUIET.threshold >= len(events)
 
 
@@ -63,7 +65,8 @@ def test_finer_steps_change_little():
 
 def test_a_larger_threshold_makes_fewer_events():
     counts = [
-        len(Camera(threshold=c, noise_hz=0).record(disc(), 32, rng())) for c in (0.1, 0.2, 0.4, 2.5)
+        len(Camera(threshold=c, noise_hz=0, mismatch=0).record(disc(), 32, rng()))
+        for c in (0.1, 0.2, 0.4, 2.5)
     ]
     assert counts == sorted(counts, reverse=True) and counts[0] > 3 * counts[2] and counts[3] == 0
 

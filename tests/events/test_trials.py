@@ -23,7 +23,9 @@ def test_stretches_have_their_file_times_class_from_0_and_person(home):
     parts = read_trials(home, 11)
     name = "user01_led.aedat"
     assert parts["train"] == [
-        Sample(name, 100, 200, 0, "1"), Sample(name, 200, 300, 1, "1"), Sample(name, 350, 400, 1, "1")
+        Sample(name, 100, 200, 0, "1"),
+        Sample(name, 200, 300, 1, "1"),
+        Sample(name, 350, 400, 1, "1"),
     ]  # fmt: skip
     assert [s.group for s in parts["test"]] == ["24"] * 3
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from spikeformer_lt import create_model
-from spikeformer_lt.layers.patch_select import PatchSelect
 from spikeformer_lt.layers.patch_scores import Rate
+from spikeformer_lt.layers.patch_select import PatchSelect
 from spikeformer_lt.reports.operations import count_operations, kind_of
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -195,7 +197,7 @@ def test_monotone_masks_only_shrink():
 
     weights = WeightConfig(sparsity=0.8, ramp_epochs=3.0, monotone=True, method="scores")
     MultiSp(MultiSpConfig(epochs=4, weights=weights)).find(toy(), Watching())
-    for earlier, later in zip(masks, masks[1:], strict=False):
+    for earlier, later in pairwise(masks):
         assert all(not (later[n] & ~earlier[n]).any() for n in later)
 
 

@@ -94,12 +94,10 @@ def test_a_stopped_phase_goes_on_to_the_same_bits(case, data, tmp_path):
     whole, parts = toy(), toy()
     result = trainer(tmp_path / "whole", data, config, mixing=mixing).fit(whole, phase)
     for stops in (2, 5):
+        once = trainer(tmp_path / "parts", data, config, mixing=mixing, stop=StopAfter(stops))
         with pytest.raises(Interrupted) as caught:
-            once = trainer(tmp_path / "parts", data, config, mixing=mixing, stop=StopAfter(stops))
-            try:
-                once.fit(parts, phase)
-            finally:
-                once.run.close()
+            once.fit(parts, phase)
+        once.run.close()
         assert caught.value.signum == signal.SIGTERM
         parts = toy()  # a new process starts from nothing
     again = trainer(tmp_path / "parts", data, config, mixing=mixing).fit(parts, phase)

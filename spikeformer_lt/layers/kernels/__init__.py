@@ -1,4 +1,4 @@
-"""CPU kernels of the LIF neuron, alone and after BatchNorm; plain torch wherever they do not apply."""
+"""CPU kernels of the LIF neuron, alone and after BatchNorm; torch wherever they do not apply."""
 
 from __future__ import annotations
 
@@ -60,15 +60,15 @@ def norm_lif(
         x: [T, ..., C], or [1, ..., C] for the same values at every step.
         weight: scale per channel, or None.
         bias: shift per channel, or None.
-        known: mean and variance to normalise with; None takes those of `x`, and differentiates them.
+        known: mean and variance to normalise with; None takes, and differentiates, those of `x`.
         eps: added to the variance.
         v: voltage before the first step, shape ``x.shape[1:]``, without gradient; None is rest.
         T: number of steps.
         params: constants of the neuron.
 
     Returns:
-        Spikes [T, ..., C], the last voltage, and the mean and biased variance used; None where the fused
-        kernel does not apply.
+        Spikes [T, ..., C], the last voltage, and the mean and biased variance used; None where the
+        fused kernel does not apply.
     """
     if not choice.takes_numba(x, x.numel() // x.shape[0] * T):
         return None

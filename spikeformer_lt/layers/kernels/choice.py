@@ -1,8 +1,8 @@
 """Which path a tensor takes: the numba kernels or plain torch operations.
 
-The environment variable SPIKEFORMER_KERNELS chooses: "auto" (default) takes the numba kernels for plain
-float32 tensors on the CPU that are large enough to matter, "torch" never, "numba" for every plain CPU
-tensor of float32 or float64, and then a kernel that fails is an error rather than a warning.
+The environment variable SPIKEFORMER_KERNELS chooses: "auto" (default) takes the numba kernels for
+plain float32 tensors on the CPU that are large enough to matter, "torch" never, "numba" for every
+plain CPU tensor of float32 or float64, and then a kernel that fails is an error, not a warning.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from spikeformer_lt.errors import ConfigError
 
@@ -34,12 +35,13 @@ def _mode() -> str:
 
 
 def is_plain(x: Tensor) -> bool:
-    """Whether `x` holds numbers in memory: not traced, not wrapped by a transform, not on a device."""
+    """Whether `x` is numbers in memory, and nothing traces, transforms or counts operations."""
     return (
         type(x) in (Tensor, torch.nn.Parameter)
         and x.device.type == "cpu"
         and x.layout == torch.strided
         and not torch.jit.is_tracing()
+        and _get_current_dispatch_mode() is None
         and not torch._C._functorch.is_functorch_wrapped_tensor(x)
     )
 

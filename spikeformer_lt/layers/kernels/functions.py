@@ -32,7 +32,7 @@ def _once(kernels: Callable[[], tuple[Tensor | None, ...]]) -> tuple[Tensor | No
 def _again(
     operations: Callable[..., Tensor], inputs: Sequence[Tensor | None], grad: Tensor
 ) -> tuple[Tensor | None, ...]:
-    """Gradients by running plain torch operations once more, differentiable if that was asked for."""
+    """Gradients by running plain torch operations once more, differentiable if asked for."""
     graph = torch.is_grad_enabled()
     wanted = [x for x in inputs if x is not None and x.requires_grad]
     with torch.enable_grad():
@@ -131,8 +131,8 @@ class NormLIFFunction(torch.autograd.Function):
             )
 
         def operations(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-            known = (None, None) if batch else (mean, var)
-            y = F.batch_norm(x.reshape(-1, x.shape[-1]), *known, weight, bias, batch, 0.0, eps)
+            m, s = (None, None) if batch else (mean, var)
+            y = F.batch_norm(x.reshape(-1, x.shape[-1]), m, s, weight, bias, batch, 0.0, eps)
             return _spikes(y.reshape(x.shape), v, T, p)
 
         gradients = _once(kernels)

@@ -1,15 +1,20 @@
-"""The numba kernels of the LIF neuron, forward and backward through time, with or without a normalisation.
+"""The numba kernels of the LIF neuron, forward and backward, with or without a normalisation.
 
-Arrays are flat. Steps go four at a time, so that their voltages and their gradients stay in registers; the
-voltage passes from one four to the next through a block of elements in cache, and the backward pass
-recomputes each four from the voltage before it. Read the assembly after a change: a loop that lost its
-vector instructions is ten times slower.
+Arrays are flat. Steps go four at a time, so that their voltages and gradients stay in registers;
+the voltage passes from one four to the next through a block of elements in cache, and the backward
+pass recomputes each four from the voltage before it. Read the assembly after a change: a loop that
+lost its vector instructions is ten times slower.
 
-`tiles` is the scale and then the shift of a normalisation, per channel and repeated to the `width` of a
-block. It and the flags `static`, `decay`, `sigmoid` and `through` are None where they do not apply: numba
-compiles one kernel for each such combination in use. `k` holds the constants that work.py lists; 1 is
+`tiles` is the scale and then the shift of a normalisation, per channel and repeated to the `width`
+of a block. It and the flags `static` (x has one step for all), `decay` (of the input), `sigmoid`
+(else atan) and `through` (gradients pass the reset) are None where they do not apply: numba
+compiles a kernel for each combination in use. `k` holds the constants that work.py lists; 1 is
 among them, because a literal would turn float32 arithmetic into float64.
 """
+
+# numba infers the types:
+# ruff: noqa: ANN001, ANN201, ANN202, D103
+# mypy: allow-untyped-defs, allow-untyped-decorators
 
 from __future__ import annotations
 
@@ -51,7 +56,7 @@ def _current(x, tiles, j):
 def _fire(current, v, c, decay):
     """Charge, spike and next voltage."""
     tau, threshold, rest, jump, hard, one = c[0], c[1], c[2], c[3], c[4], c[5]
-    if decay is None:
+    if decay is None:  # noqa: SIM108 - numba leaves out a whole branch, not half an expression
         h = v - (v - rest) / tau + current
     else:
         h = v + (current - (v - rest)) / tau
@@ -61,7 +66,7 @@ def _fire(current, v, c, decay):
 
 @inner()
 def _fire_back(h, s, g, gv, c, sigmoid, through):
-    """Gradients of the current and of the voltage before, from those of the spike and the voltage after."""
+    """Gradients of current and voltage before, from those of spike and voltage after."""
     threshold, jump, hard, one = c[1], c[3], c[4], c[5]
     if through is not None:
         g += gv * (jump - h * hard)

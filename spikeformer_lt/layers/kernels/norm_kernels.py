@@ -1,7 +1,11 @@
-"""The numba kernels of batch normalisation around the LIF: its statistics, and its gradient.
+"""The numba kernels of batch normalisation around the LIF: its statistics and its gradient.
 
-Arrays are flat rows of channels; a block is as wide as the values per channel that are repeated to fill it.
+Arrays are flat rows of channels; a block is as wide as the values per channel, repeated to fill it.
 """
+
+# numba infers the types:
+# ruff: noqa: ANN001, ANN201, D103
+# mypy: allow-untyped-defs, allow-untyped-decorators
 
 from __future__ import annotations
 
@@ -33,8 +37,9 @@ def statistics(x, pivot, sums, lo, hi):
 
 @outer()
 def centre(gx, x, tiles, lo, hi):
-    """Gradient of x in place of that of the output: a scale of it, and a line in x that removes its share
-    in the mean and in the variance; `tiles` holds scale, slope and offset.
+    """Turn the gradient of the output into that of x, with the scale, slope and offset in tiles.
+
+    The line in x takes out what x does to the mean and to the variance.
     """
     width = tiles.size // 3
     for i in range(lo, hi, width):

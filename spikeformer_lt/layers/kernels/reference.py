@@ -1,4 +1,4 @@
-"""The update rule of the LIF neuron in plain torch operations: the definition the compiled kernels are held to.
+"""The LIF neuron in plain torch operations: the definition that the kernels are held to.
 
     charge  h[t] = v[t-1] + (x[t] - (v[t-1] - r)) / tau      (decay_input)
             h[t] = v[t-1] - (v[t-1] - r) / tau + x[t]        (otherwise)
@@ -71,7 +71,7 @@ def spike(u: Tensor, surrogate: str, alpha: float) -> Tensor:
 
 
 def charge(x: Tensor, v: Tensor | float, params: LIFParams) -> Tensor:
-    """Membrane voltage before firing; the order of operations is spikingjelly's, rounding included."""
+    """Membrane voltage before firing, in spikingjelly's order of operations: equal to the bit."""
     if params.decay_input:
         return v + (x - (v - params.v_rest)) / params.tau
     return v - (v - params.v_rest) / params.tau + x

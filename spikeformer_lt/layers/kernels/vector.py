@@ -1,9 +1,13 @@
 """What the numba kernels share: how they are compiled, scoped reads and writes, the surrogates.
 
-Loops vectorise only if LLVM knows that no array is written through another, which numba cannot say of its
-arrays. So elements are read and written by functions that do say it: each written array has a scope, and
-no memory may be reached under two of them. Indices are taken as they are, neither checked nor wrapped.
+Loops vectorise only if LLVM knows that no array is written through another, which numba cannot say
+of its arrays. So elements are read and written by functions that do say it: each written array has
+a scope, and no memory may be reached under two of them. Indices are neither checked nor wrapped.
 """
+
+# numba infers the types:
+# ruff: noqa: ANN001, ANN201, D103
+# mypy: allow-untyped-defs, allow-untyped-decorators
 
 from __future__ import annotations
 
@@ -20,7 +24,6 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
-
 
 _LOG = logging.getLogger(__name__)
 _HERE = zlib.crc32(Path(__file__).read_bytes())
@@ -74,7 +77,8 @@ def _exp_minus(z: float) -> float:
 def _exp_minus_for(z: Any) -> Any:
     single = z == types.float32
     f = np.float32 if single else np.float64
-    # exp(-z) = 2^n exp(r), n = round(-z / ln 2), r = -z - n ln 2 with ln 2 in two parts; Taylor on |r| < 0.35
+    # exp(-z) = 2^n exp(r) with n = round(-z / ln 2) and r = -z - n ln 2, ln 2 being in two parts;
+    # the Taylor series of exp(r), |r| < 0.35, to the last bit but one.
     top, magic = (f(87.0), f(12582912.0)) if single else (f(708.0), f(6755399441055744.0))
     head = f(0.693359375)
     tail = f(math.log(2.0) - 0.693359375)
@@ -83,7 +87,7 @@ def _exp_minus_for(z: Any) -> Any:
     c0, c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11, c12, c13 = c
 
     def reduced(z: Any) -> Any:  # pragma: no cover
-        bounded = top if z > top else z  # noqa: FURB136 - a NaN must stay
+        bounded = top if z > top else z  # a NaN stays
         shifted = bounded * log2e + magic
         n = shifted - magic
         return shifted, (-bounded - n * head) - n * tail
@@ -151,7 +155,7 @@ get_v, get_gv, get_total, get_product, get_gx = map(
 put_v, put_gv, put_total, put_product, put0, put1, put2, put3 = map(_writer, _SCOPES)
 
 
-# Rounding may differ from torch's in the derivative, never in the voltage: no contraction anywhere else.
+# Only the derivative may round otherwise than torch's: the voltage is computed without contraction.
 @inner(fastmath={"contract"})
 def slope(u, sigmoid, a, b, one):
     if sigmoid is None:

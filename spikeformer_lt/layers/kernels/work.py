@@ -1,4 +1,4 @@
-"""Calls of the numba kernels: torch memory as arrays, the parts of the threads, constants, new tensors."""
+"""Calls of the numba kernels: torch memory as arrays, parts for the threads, new tensors."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def flat(x: Tensor) -> Array:
 def new(like: Tensor, shape: Sequence[int]) -> Tensor:
     """An empty tensor; a large one lies in huge pages, where the system gives them on demand.
 
-    The C library hands large blocks back to the system, and every step would fault them in anew, page by
-    page: 27 ms for 64 MB in pages of 4 kB, 4 ms in huge ones (measured).
+    The C library hands large blocks back to the system, and every step would fault them in anew:
+    27 ms for 64 MB in pages of 4 kB, 4 ms in huge ones (measured).
     """
     count = math.prod(shape)
     if count * like.element_size() < _HUGE:
@@ -68,7 +68,7 @@ def _cuts(n: int, work: int, width: int) -> Array:
 
 
 def _run(alone: Any, parallel: Any, cuts: Array, args: tuple[Any, ...], *sums: Array) -> None:
-    """Run a kernel over all parts, each with its own row of `sums`; numba's setting stays as it was."""
+    """Run a kernel over all parts, each with its own row of `sums`."""
     try:
         if cuts.size == 2:
             alone(*args, *(rows[0] for rows in sums), cuts[0], cuts[1])
@@ -138,8 +138,8 @@ class Work:
         """Spikes and the last voltage."""
         spikes = new(self.x, (self.T, *self.x.shape[1:]))
         v_last = new(self.x, self.x.shape[1:])
-        args = (*self.head, flat(spikes), flat(v_last), self.n, self.constants())
-        args = (*args, self.p.decay_input or None, self.width)
+        out = (flat(spikes), flat(v_last), self.n, self.constants())
+        args = (*self.head, *out, self.p.decay_input or None, self.width)
         _run(lif_kernels.forward, lif_kernels.forward_parallel, self.cuts, args)
         return spikes, v_last
 
@@ -164,7 +164,7 @@ class Work:
         return gx, _fold(sums, self.channels)
 
     def centre(self, gx: Tensor, rows: Sequence[Array]) -> None:
-        """Turn `gx` into gx * scale + (x * slope + offset), with these rows of values per channel."""
+        """Turn `gx` into gx * scale + (x * slope + offset), with rows of values per channel."""
         cuts = _cuts(gx.numel(), gx.numel(), self.width)
         _run(
             norm_kernels.centre,
@@ -175,7 +175,7 @@ class Work:
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance over all axes but the last, added up in float64 about the first row."""
+    """Mean and biased variance over all axes but the last, summed in float64."""
     data, channels = flat(x), x.shape[-1]
     pivot = data[:channels]
     repeats = max(1, _SUMS_BLOCK // channels)

@@ -28,7 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(argv)
     # Each fault is in the report, once; the same lines as warnings would bury it.
-    logging.getLogger("spikeformer_lt").setLevel(logging.ERROR)
+    logger = logging.getLogger("spikeformer_lt")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
         from spikeformer_lt.events.check import check_dataset, check_folder
 
@@ -43,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         sys.stderr.write(f"error: {fault}\n")
         return _WRONG
+    finally:
+        logger.setLevel(level)
     text = json.dumps(report.as_dict(), indent=1) if options.json else report.text()
     sys.stdout.write(f"{text}\n")
     return _CLEAN if report.clean else _FAULTS

@@ -90,7 +90,8 @@ class EventFrames(torch.utils.data.Dataset[tuple[Tensor, int]]):
         found = max((sample.label for sample in samples), default=-1) + 1
         self.classes = tuple(classes) or tuple(str(label) for label in range(found))
         self.labels = torch.tensor([sample.label for sample in samples], dtype=torch.int64)
-        self.mean, self.std = MEAN, STD
+        self.mean: tuple[float, ...] = MEAN
+        self.std: tuple[float, ...] = STD
         self._policy = options.policy(source.policy)
 
     def __len__(self) -> int:

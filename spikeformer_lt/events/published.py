@@ -16,6 +16,7 @@ from spikeformer_lt.archive import extract_tar
 from spikeformer_lt.errors import ConfigError, DataError, shown
 from spikeformer_lt.events.source import name_of
 from spikeformer_lt.events.unzip import extract_zip
+from spikeformer_lt.paths import sha256_of, write_atomic
 
 _log = logging.getLogger(__name__)
 _TIMEOUT_S = 30.0
@@ -79,15 +80,41 @@ def provide(
         raise _not_there(name, archives, root, download)
     for archive in archives:
         path = root / archive.name
+        sha256 = archive.sha256 or _pinned(path)
         if archive in missing:
             size = ask_size(archive.url, archive.at_most)
-            fetch.download(archive.url, path, md5=archive.md5, size=size, sha256=archive.sha256)
+            fetch.download(archive.url, path, md5=archive.md5, size=size, sha256=sha256)
         else:
-            fetch.check_file(path, md5=archive.md5, sha256=archive.sha256)
+            fetch.check_file(path, md5=archive.md5, sha256=sha256)
+        if not sha256:
+            _pin(path)
         _log.info("unpacking %s", path)
         unpack(path, root / archive.into, archive.unpacked, archive.members)
     if not present():
         raise DataError(f"{name}: the archives in {name_of(root)} do not hold what they should")
+
+
+def _pin_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _pinned(path: Path) -> str:
+    """Return the sha256 that an archive had when it was first used, or ""."""
+    try:
+        text = _pin_of(path).read_text().strip()
+    except OSError:
+        return ""
+    if not re.fullmatch(r"[0-9a-f]{64}", text):
+        raise DataError(f"{name_of(_pin_of(path))} holds no sha256; remove it")
+    return text
+
+
+def _pin(path: Path) -> None:
+    """Note the sha256 of an archive whose md5 was right: publishers give md5 sums only."""
+    try:
+        write_atomic(_pin_of(path), f"{sha256_of(path)}\n".encode(), DataError)
+    except DataError as fault:  # a read-only root is no reason not to train
+        _log.warning("%s", fault)
 
 
 def unpack(path: Path, folder: Path, max_bytes: int, max_members: int) -> list[Path]:

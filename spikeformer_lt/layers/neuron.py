@@ -1,4 +1,4 @@
-"""Activations: the LIF neuron (spikingjelly's, over our kernels) and its stateless stand-ins.
+"""The LIF neuron (spikingjelly's, over our kernels), and activations by name.
 
 All take ``[T|1, ...]``, time first. A leading axis of size 1 stands for T equal steps; a LIF
 expands it to T, a stateless activation leaves it as it is.
@@ -13,48 +13,27 @@ from typing import Any, ClassVar, Literal
 import torch
 from spikingjelly.activation_based import surrogate as sj_surrogate
 from spikingjelly.activation_based.neuron import LIFNode
-from torch import Tensor, nn
+from torch import Tensor
 
-from spikeformer_lt.errors import ConfigError, DataError, near
+from spikeformer_lt.errors import ConfigError, near
 from spikeformer_lt.layers import kernels
+from spikeformer_lt.layers.activation import (
+    Activation,
+    Heaviside,
+    Relu,
+    Sign,
+    checked_number,
+    checked_surrogate,
+    count_steps,
+)
 from spikeformer_lt.layers.kernels import LIFParams
-from spikeformer_lt.layers.kernels.reference import lif_loop, spike, surrogate_derivative
+from spikeformer_lt.layers.kernels.reference import lif_loop
 
 __all__ = ["LIF", "Activation", "Heaviside", "Relu", "Sign", "make_activation", "make_lif"]
 
 Kind = Literal["lif", "heaviside", "sign", "relu"]
 
-_SURROGATES = {"sigmoid": (sj_surrogate.Sigmoid, 4.0), "atan": (sj_surrogate.ATan, 2.0)}
-
-
-def count_steps(x: Tensor, T: int | None, who: str) -> int:
-    """Number of steps that `x` stands for, refused unless its leading axis is 1 or T."""
-    if x.dim() == 0 or not x.is_floating_point():
-        raise DataError(f"{who} got {x.dtype} {list(x.shape)}; it must be floats [T|1, ...]")
-    size = x.shape[0]
-    steps = size if T is None else T
-    if steps < 1 or size not in (1, steps):
-        raise DataError(
-            f"{who} got a leading axis of size {size} for T={T}; it must be 1 or T, at least 1"
-        )
-    return steps
-
-
-def _surrogate(name: str, alpha: float | None, allowed: dict[str, float]) -> tuple[str, float]:
-    if name not in allowed:
-        raise ConfigError(
-            f"surrogate={name!r} is not one of {sorted(allowed)}{near(name, list(allowed))}"
-        )
-    value = allowed[name] if alpha is None else float(alpha)
-    if not (math.isfinite(value) and value > 0):
-        raise ConfigError(f"alpha={alpha!r} is not allowed: a finite number above 0")
-    return name, value
-
-
-def _finite(field: str, value: float) -> float:
-    if not math.isfinite(value):
-        raise ConfigError(f"{field}={value!r} is not allowed: a finite number")
-    return float(value)
+_SURROGATES = {"sigmoid": sj_surrogate.Sigmoid, "atan": sj_surrogate.ATan}
 
 
 class LIF(LIFNode):  # type: ignore[misc]
@@ -98,13 +77,13 @@ class LIF(LIFNode):  # type: ignore[misc]
     ) -> None:
         if not (math.isfinite(tau) and tau > 1.0):
             raise ConfigError(f"tau={tau!r} is not allowed: a finite number of steps above 1")
-        name, value = _surrogate(surrogate, alpha, {k: a for k, (_, a) in _SURROGATES.items()})
+        name, value = checked_surrogate(surrogate, alpha, tuple(_SURROGATES))
         super().__init__(
             tau=float(tau),
             decay_input=bool(decay_input),
-            v_threshold=_finite("v_threshold", v_threshold),
-            v_reset=None if v_reset is None else _finite("v_reset", v_reset),
-            surrogate_function=_SURROGATES[name][0](alpha=value),
+            v_threshold=checked_number("v_threshold", v_threshold),
+            v_reset=None if v_reset is None else checked_number("v_reset", v_reset),
+            surrogate_function=_SURROGATES[name](alpha=value),
             detach_reset=bool(detach_reset),
             step_mode="m",
             store_v_seq=store_v_seq,
@@ -117,7 +96,7 @@ class LIF(LIFNode):  # type: ignore[misc]
     def params(self) -> LIFParams | None:
         """Constants for the kernels; None if they do not know the `surrogate_function`."""
         fn = self.surrogate_function
-        for name, (kind, _) in _SURROGATES.items():
+        for name, kind in _SURROGATES.items():
             if type(fn) is kind and fn.spiking:
                 return self._params(name, float(fn.alpha))
         return None
@@ -170,85 +149,6 @@ class LIF(LIFNode):  # type: ignore[misc]
         if self.store_v_seq:
             self.v_seq = torch.stack(trace).detach()
         return spikes, last
-
-
-class _SignSTE(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, alpha: float) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.alpha = alpha
-        return torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (x,) = ctx.saved_tensors
-        return grad * surrogate_derivative(x, "hardtanh", ctx.alpha), None
-
-
-class Activation(nn.Module):
-    """A stateless activation behind the LIF's signature: [T|1, ...] -> the same shape."""
-
-    stateful: ClassVar[bool] = False
-    spiking: ClassVar[bool] = False
-
-    def forward(self, x: Tensor, T: int | None = None) -> Tensor:
-        """Activation of `x`; a leading axis of size 1 stays of size 1."""
-        count_steps(x, T, type(self).__name__)
-        return self.activate(x)
-
-    def activate(self, x: Tensor) -> Tensor:
-        """Element-wise function of `x`."""
-        raise NotImplementedError
-
-
-class Heaviside(Activation):
-    """1 where ``x >= v_threshold``, else 0, with a surrogate derivative.
-
-    Args:
-        v_threshold: the threshold.
-        surrogate: "sigmoid", "atan" or "hardtanh" (`alpha` where ``|u| <= 1 / alpha``).
-        alpha: its steepness; None means 4.0, 2.0 and 1.0.
-    """
-
-    spiking: ClassVar[bool] = True
-
-    def __init__(
-        self, *, v_threshold: float = 1.0, surrogate: str = "sigmoid", alpha: float | None = None
-    ) -> None:
-        super().__init__()
-        self.v_threshold = _finite("v_threshold", v_threshold)
-        allowed = {k: a for k, (_, a) in _SURROGATES.items()} | {"hardtanh": 1.0}
-        self.surrogate, self.alpha = _surrogate(surrogate, alpha, allowed)
-
-    def activate(self, x: Tensor) -> Tensor:
-        """Spikes in {0, 1}."""
-        return spike(x - self.v_threshold, self.surrogate, self.alpha)
-
-    def extra_repr(self) -> str:
-        """Constants for ``print(model)``."""
-        return f"v_threshold={self.v_threshold}, surrogate={self.surrogate}, alpha={self.alpha}"
-
-
-class Sign(Activation):
-    """+1 where ``x >= 0``, else -1; the gradient passes where ``|x| <= 1`` (that of hard tanh).
-
-    Source: Courbariaux et al. 2016, arXiv:1602.02830, section 2.3.
-    """
-
-    def activate(self, x: Tensor) -> Tensor:
-        """Values in {-1, +1}."""
-        if torch.is_grad_enabled() and x.requires_grad:
-            out: Tensor = _SignSTE.apply(x, 1.0)  # type: ignore[no-untyped-call]
-            return out
-        return torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
-
-
-class Relu(Activation):
-    """max(x, 0): the full-precision reference."""
-
-    def activate(self, x: Tensor) -> Tensor:
-        """Values >= 0."""
-        return torch.relu(x)
 
 
 def make_lif(**kw: Any) -> LIF:

@@ -12,7 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from spikeformer_lt.errors import DataError
 from spikeformer_lt.layers import kernels
-from spikeformer_lt.layers.neuron import LIF, Activation, count_steps
+from spikeformer_lt.layers.activation import Activation, count_steps
+from spikeformer_lt.layers.neuron import LIF
 
 __all__ = ["BatchNorm", "norm_act"]
 

@@ -19,6 +19,7 @@ COLUMNS = {
     "all weights removed %": ("sparsity.total_weight", 100.0, 1),
     "ConvPEP bits/weight": ("conv_pep_bits_per_weight", 1.0, 2),
     "MACs (M)": ("macs", 1e-6, 2),
+    "of real inputs (M)": ("macs_nonspiking", 1e-6, 3),
     "SOPs (M)": ("sops", 1e-6, 3),
     "firing rate": ("mean_firing_rate", 1.0, 3),
 }

@@ -48,7 +48,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
 
     if config.opt not in list_optimizers():
         raise ConfigError(f"optim.opt={config.opt!r} is not one of timm's: {list_optimizers()}")
-    return create_optimizer_v2(  # type: ignore[no-any-return]
+    return create_optimizer_v2(
         groups, opt=config.opt, lr=config.lr, weight_decay=0.0, momentum=config.momentum
     )
 

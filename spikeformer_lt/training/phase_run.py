@@ -217,7 +217,8 @@ class PhaseRun:
                 "removed: weights %.1f %% patches %.1f %%  %.0f images/s  ETA %s",
                 phase.name, at.epoch + 1, phase.epochs, row["train_loss"], row["train_accuracy"],
                 "-" if row["val_accuracy"] is None else f"{row['val_accuracy']:.2f} %",
-                row["firing_rate"], 100 * row["weight_sparsity"], 100 * row["patch_sparsity"], speed,
+                row["firing_rate"], 100 * row["weight_sparsity"], 100 * row["patch_sparsity"],
+                speed,
                 clock(at.seconds / (at.epoch + 1) * (phase.epochs - at.epoch - 1)),
             )  # fmt: skip
             if self.board is not None:

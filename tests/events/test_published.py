@@ -139,6 +139,26 @@ def test_an_archive_in_the_root_is_checked_and_unpacked_without_network(
     assert no_network == []
 
 
+def test_the_sha256_of_the_first_use_is_asked_for_at_the_next(tmp_path, no_network):
+    data = zip_of(b"content")
+    (tmp_path / "a.zip").write_bytes(data)
+    file, pin = tmp_path / "home" / "set" / "1.npy", tmp_path / "a.zip.sha256"
+    archive = archive_of(data, "a.zip")
+    provide("made", [archive], tmp_path, False, file.is_file)
+    assert pin.read_text().strip() == hashlib.sha256(data).hexdigest()
+    file.unlink()
+    provide("made", [archive], tmp_path, False, file.is_file)
+    file.unlink()
+    # Another file that has the published md5 (here: another md5 is published) is noticed.
+    other = zip_of(b"changed")
+    (tmp_path / "a.zip").write_bytes(other)
+    with pytest.raises(DataError, match=r"a\.zip.* has sha256"):
+        provide("made", [archive_of(other, "a.zip")], tmp_path, False, file.is_file)
+    pin.write_text("nonsense")
+    with pytest.raises(DataError, match=r"a\.zip\.sha256.* holds no sha256"):
+        provide("made", [archive_of(other, "a.zip")], tmp_path, False, file.is_file)
+
+
 def test_what_is_there_is_left_alone(tmp_path, no_network):
     provide("made", [archive_of(b"", "a.zip")], tmp_path / "gone", True, lambda: True)
     assert no_network == []

@@ -44,7 +44,7 @@ def test_without_light_or_motion_there_is_noise_alone():
 
 
 def test_events_add_up_to_the_change_of_log_brightness():
-    """At each pixel: on minus off events, times the threshold, is last minus first, to a threshold."""
+    """On minus off events, times the threshold, is last minus first, to one threshold."""
     generator = rng(3)
     events = QUIET.record(disc(), 32, generator)
     _, shifts = QUIET._path(32, rng(3))

@@ -81,7 +81,7 @@ def _exp_minus_for(z: Any) -> Any:
     # the Taylor series of exp(r), |r| < 0.35, to the last bit but one.
     top, magic = (f(87.0), f(12582912.0)) if single else (f(708.0), f(6755399441055744.0))
     head = f(0.693359375)
-    tail = f(math.log(2.0) - 0.693359375)
+    tail = f(-2.1219444005469058277e-4)
     log2e = f(-1.0 / math.log(2.0))
     c = [f(1.0 / math.factorial(k)) for k in range(14)]
     c0, c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11, c12, c13 = c

@@ -1,0 +1,54 @@
+"""Memory, threads and forks around the kernels."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from spikeformer_lt.layers import kernels
+from spikeformer_lt.layers.kernels import LIFParams, work
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_new_tensors_are_aligned_and_of_the_shape_asked_for(dtype: torch.dtype) -> None:
+    like = torch.zeros(2, dtype=dtype)
+    for shape in ((3, 5), (2, 1 << 20), (0, 4), ()):
+        made = work.new(like, shape)
+        assert made.shape == shape
+        assert made.dtype == dtype
+        assert made.is_contiguous()
+        assert made.numel() == 0 or made.data_ptr() % 64 == 0
+        made.fill_(1.0)
+
+
+@pytest.mark.parametrize(("n", "width"), [(1, 4), (100, 7), (4096, 4096), (10**6, 3000)])
+def test_parts_cover_everything_once_in_whole_blocks(n: int, width: int) -> None:
+    cuts = work._cuts(n, 10 * n, width)
+    assert cuts[0] == 0
+    assert cuts[-1] == n
+    assert (np.diff(cuts) > 0).all()
+    assert (cuts[:-1] % width == 0).all()
+    assert cuts.size - 1 <= max(1, torch.get_num_threads())
+
+
+def test_little_work_wakes_no_threads() -> None:
+    assert work._cuts(1000, 4000, 256).size == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_process_runs_the_kernels_without_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SPIKEFORMER_KERNELS", "numba")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    x = torch.full((1, 1 << 17), 1.5)
+    expected = kernels.lif(x, None, 2, LIFParams())[0].numpy()
+    child = os.fork()
+    if child == 0:
+        got = kernels.lif(x, None, 2, LIFParams())[0].numpy()
+        os._exit(0 if np.array_equal(got, expected) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 
@@ -46,6 +47,14 @@ def test_json_columns_and_unit_are_options(folder, capsys):
     assert main(["check", str(folder), "--columns", "t_us,x,y,p", "--unit", "ms", "--json"]) == 0
     (told,) = json.loads(capsys.readouterr().out)["recordings"]
     assert (told["duration_us"], told["kept"], told["on"], told["class"]) == (7000, 2, 1, "cat")
+
+
+def test_the_callers_logging_stays_as_it_was(folder):
+    log = logging.getLogger("spikeformer_lt")
+    level = log.level
+    main(["check", str(folder)])
+    main(["check", str(folder / "gone")])
+    assert log.level == level
 
 
 @pytest.mark.recipe

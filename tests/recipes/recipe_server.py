@@ -1,43 +1,85 @@
 """Starts recipes from a process that has imported everything already: a fork each, no start-up.
 
-Reads one JSON list of recipe arguments a line; answers with the child's pid, then its exit status.
+Reads one JSON object a line: ``argv`` (recipe and options), ``out`` and ``err`` (files), ``cwd``
+and ``signals``, a list of [method, n, signum]: the child signals itself after the n-th call of
+that method. Answers with the child's pid, then with its exit status.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib
 import json
 import os
 import runpy
 import sys
+import traceback
+from pathlib import Path
 
 import accelerate  # noqa: F401
+import sklearn.datasets
 import timm.data
 import timm.optim
 import timm.scheduler  # noqa: F401
 import torch
+import tyro  # noqa: F401
 
 import spikeformer_lt.reports.run_report
+import spikeformer_lt.tickets.rebuild
 import spikeformer_lt.training.experiment  # noqa: F401
+from spikeformer_lt.registry import list_datasets, list_models, list_searches
+
+
+def signal_after(method: str, nth: int, signum: int) -> None:
+    """Wrap a method, given as module:Class.method, so that its n-th call ends with a signal."""
+    module, _, path = method.partition(":")
+    owner, _, name = path.partition(".")
+    cls = getattr(importlib.import_module(module), owner)
+    inner, calls = getattr(cls, name), 0
+
+    @functools.wraps(inner)
+    def wrapper(*args: object, **kwargs: object) -> object:
+        nonlocal calls
+        calls += 1
+        result = inner(*args, **kwargs)
+        if calls == nth:
+            os.kill(os.getpid(), signum)
+        return result
+
+    setattr(cls, name, wrapper)
+
+
+def run(job: dict) -> int:
+    """Be the recipe; return its exit status."""
+    for stream, name in ((1, "out"), (2, "err")):
+        file = os.open(job[name], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(file, stream)
+    os.chdir(job["cwd"])
+    sys.stdin.close()
+    sys.argv = job["argv"]
+    sys.path[0] = str(Path(sys.argv[0]).parent)
+    for method, nth, signum in job["signals"]:
+        signal_after(method, nth, signum)
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    recipe = sys.argv[1]
+    list_models(), list_datasets(), list_searches()  # a user's run imports them, too
     for line in sys.stdin:
         pid = os.fork()
         if pid == 0:
-            out = os.open(
-                os.devnull if len(sys.argv) < 3 else sys.argv[2],
-                os.O_WRONLY | os.O_CREAT | os.O_APPEND,
-            )
-            os.dup2(out, 1)
-            os.dup2(out, 2)
-            sys.argv = [recipe, *json.loads(line)]
-            try:
-                runpy.run_path(recipe, run_name="__main__")
-            except SystemExit as stop:
-                os._exit(stop.code if isinstance(stop.code, int) else 1)
-            os._exit(0)
+            status = run(json.loads(line))
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
         print(pid, flush=True)
         _, status = os.waitpid(pid, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)

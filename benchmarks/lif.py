@@ -1,0 +1,141 @@
+"""Time of the LIF neuron, alone and after BatchNorm: ours against spikingjelly's multi-step LIFNode.
+
+python benchmarks/lif.py
+python benchmarks/lif.py --threads 1 --rounds 15
+
+All variants run in turn, round after round, so that a busy machine slows them alike; figures are
+medians over rounds, ratios are medians of the ratios within a round. The same run checks that the
+spikes are equal: bit for bit in float32 for the LIF alone, in float64 after BatchNorm, where the
+order of sums differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+
+import torch
+from spikingjelly.activation_based.neuron import LIFNode
+from torch import Tensor
+
+from spikeformer_lt.layers.neuron import make_lif
+from spikeformer_lt.layers.norm import BatchNorm, norm_act
+
+SHAPES = [(4, 16, 32, 32, 96), (16, 2, 128, 128, 32), (4, 16, 64, 384)]  # [T, ..., C]
+PEER = "spikingjelly"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="torch threads")
+    parser.add_argument("--rounds", type=int, default=7, help="measured rounds per shape")
+    args = parser.parse_args()
+    kernels = os.environ.get("SPIKEFORMER_KERNELS", "auto")
+    print(
+        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, kernels {kernels}"
+    )
+    print(", ".join(f"{p} {version(p)}" for p in ("torch", "spikingjelly", "numba")))
+    check()
+    for threads in args.threads:
+        torch.set_num_threads(threads)
+        print(f"\n{threads} thread(s): ms ours / ms {PEER} = times faster")
+        for shape in SHAPES:
+            for name, variants in cases(shape).items():
+                seconds = measure(variants, args.rounds)
+                ours, peer = seconds["ours"], seconds[PEER]
+                ratio = statistics.median(p / o for o, p in zip(ours, peer, strict=True))
+                times = [1e3 * statistics.median(s) for s in (ours, peer)]
+                print(f"{shape!s:24} {name:22} {times[0]:8.2f} / {times[1]:8.2f} = {ratio:5.1f}x")
+
+
+def cases(shape: tuple[int, ...]) -> dict[str, dict[str, Callable[[], object]]]:
+    """Pairs of functions to time, by the name of what they do."""
+    torch.manual_seed(0)
+    x = torch.randn(shape).mul_(1.5).requires_grad_()
+    once = x.detach()[:1].clone().requires_grad_()
+    weight = torch.randn(shape)
+    T = shape[0]
+    norm, lif = BatchNorm(shape[-1]), make_lif()
+    peer = LIFNode(detach_reset=True, step_mode="m")
+    affine = [x, norm.weight, norm.bias]
+
+    def ours(current: Tensor) -> Tensor:
+        lif.reset()
+        return lif(current, T)
+
+    def fused() -> Tensor:
+        lif.reset()
+        return norm_act(norm, lif, x, T)
+
+    def theirs(current: Tensor) -> Tensor:
+        peer.reset()
+        return peer(current)
+
+    def copies() -> Tensor:
+        return once.expand(shape)
+
+    def grad(out: Tensor, of: Tensor | list[Tensor]) -> object:
+        return torch.autograd.grad(out, of, weight)
+
+    return {
+        "lif, forward": {
+            "ours": torch.no_grad()(lambda: ours(x)),
+            PEER: torch.no_grad()(lambda: theirs(x)),
+        },
+        "lif, with backward": {
+            "ours": lambda: grad(ours(x), x),
+            PEER: lambda: grad(theirs(x), x),
+        },
+        "lif, static input": {
+            "ours": lambda: grad(ours(once), once),
+            PEER: lambda: grad(theirs(copies()), once),
+        },
+        "bn + lif, forward": {
+            "ours": torch.no_grad()(fused),
+            PEER: torch.no_grad()(lambda: theirs(norm(x))),
+        },
+        "bn + lif, with backward": {
+            "ours": lambda: grad(fused(), affine),
+            PEER: lambda: grad(theirs(norm(x)), affine),
+        },
+    }
+
+
+def measure(variants: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each variant in each round; the first round warms up and is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(rounds + 1):
+        for name, run in variants.items():
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: values[1:] for name, values in seconds.items()}
+
+
+def check() -> None:
+    """Refuse to time what is not equal."""
+    torch.manual_seed(1)
+    x = torch.randn(5, 64, 96) * 1.5
+    peer = LIFNode(detach_reset=True, step_mode="m")
+    spikes = make_lif()(x)
+    if not torch.equal(spikes, peer(x)):
+        raise SystemExit("float32 spikes of the LIF differ")
+    peer.reset()
+    before = os.environ.get("SPIKEFORMER_KERNELS")
+    os.environ.setdefault("SPIKEFORMER_KERNELS", "numba")  # in float64, too
+    norm = BatchNorm(96).double()
+    fused = norm_act(norm, make_lif(), x.double())
+    if before is None:
+        del os.environ["SPIKEFORMER_KERNELS"]
+    if not torch.equal(fused, peer(norm(x.double()))):
+        raise SystemExit("float64 spikes after BatchNorm differ")
+    print(f"spikes equal (firing rate {spikes.mean():.2f} and {fused.mean():.2f})")
+
+
+if __name__ == "__main__":
+    main()

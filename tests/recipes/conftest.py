@@ -1,0 +1,140 @@
+"""Runs of recipes: by a server that forks, and one whole run that several tests look at."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = tuple(
+    "--data.name digits --data.limit-train 64 --data.limit-test 40 --data.image-size 16 "
+    "--model.name spikformer_toy --model.embed-dim 16 --model.T 2 --multisp.epochs 1 "
+    "--train.cpu".split()
+)
+LAUNCH = (
+    "-m accelerate.commands.launch --num_processes 1 --num_machines 1 --mixed_precision no "
+    "--dynamo_backend no --cpu".split()
+)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What a user sees of a recipe that has ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The one line that an error is."""
+        assert self.code == 2, (self.code, self.err)
+        assert "Traceback" not in self.err
+        lines = self.err.splitlines()
+        assert len(lines) == 1 and lines[0].startswith("error: "), self.err
+        return lines[0]
+
+
+class Recipes:
+    """Runs recipes one after another, each in a process of its own."""
+
+    tiny = TINY
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.count = folder, 0
+        self.server = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("recipe_server.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"},
+        )
+
+    def start(
+        self,
+        recipe: str | Path,
+        *argv: object,
+        signals: Sequence[tuple[str, int, int]] = (),
+        cwd: Path = ROOT,
+    ) -> int:
+        """Start a recipe of ours, or the one at a path; returns its pid."""
+        self.count += 1
+        path = recipe if isinstance(recipe, Path) else ROOT / "recipes" / f"{recipe}.py"
+        self.files = [self.folder / f"{self.count}.{name}" for name in ("out", "err")]
+        job = {
+            "argv": [str(path), *map(str, argv)],
+            **{name: str(file) for name, file in zip(("out", "err"), self.files, strict=True)},
+            "cwd": str(cwd),
+            "signals": list(signals),
+        }
+        assert self.server.stdin is not None
+        self.server.stdin.write(json.dumps(job) + "\n")
+        self.server.stdin.flush()
+        return int(self._answer())
+
+    def wait(self) -> Ended:
+        """Wait for what `start` started."""
+        code = int(self._answer())
+        return Ended(code, *(file.read_text() for file in self.files))
+
+    def run(self, recipe: str | Path, *argv: object, **kwargs: object) -> Ended:
+        """Start a recipe and wait for it."""
+        self.start(recipe, *argv, **kwargs)
+        return self.wait()
+
+    def close(self) -> None:
+        """End the server."""
+        assert self.server.stdin is not None
+        self.server.stdin.close()
+        self.server.wait(60)
+
+    def _answer(self) -> str:
+        assert self.server.stdout is not None
+        return self.server.stdout.readline()
+
+
+@pytest.fixture(scope="session")
+def recipes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recipes]:
+    server = Recipes(tmp_path_factory.mktemp("recipes"))
+    yield server
+    server.close()
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run and what it printed."""
+
+    path: Path
+    err: str
+
+    @property
+    def report(self) -> dict:
+        return json.loads((self.path / "report.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """A run of a few minutes in small, started as the README says, through accelerate."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    ended = subprocess.run(
+        [
+            *(sys.executable, *LAUNCH, str(ROOT / "recipes" / "multisp_cifar.py"), *TINY),
+            *("--train.optim.lr", "0.02", "--run.out", str(out)),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=out.parent,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert ended.returncode == 0, ended.stderr
+    return Finished(out, re.sub(r"\x1b\[[0-9;]*m", "", ended.stderr))

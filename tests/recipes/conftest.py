@@ -15,14 +15,39 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = tuple(
-    "--data.name digits --data.limit-train 64 --data.limit-test 40 --data.image-size 16 "
-    "--model.name spikformer_toy --model.embed-dim 16 --model.T 2 --multisp.epochs 1 "
-    "--train.cpu".split()
+    [
+        "--data.name",
+        "digits",
+        "--data.limit-train",
+        "64",
+        "--data.limit-test",
+        "40",
+        "--data.image-size",
+        "16",
+        "--model.name",
+        "spikformer_toy",
+        "--model.embed-dim",
+        "16",
+        "--model.T",
+        "2",
+        "--multisp.epochs",
+        "1",
+        "--train.cpu",
+    ]
 )
-LAUNCH = (
-    "-m accelerate.commands.launch --num_processes 1 --num_machines 1 --mixed_precision no "
-    "--dynamo_backend no --cpu".split()
-)
+LAUNCH = [
+    "-m",
+    "accelerate.commands.launch",
+    "--num_processes",
+    "1",
+    "--num_machines",
+    "1",
+    "--mixed_precision",
+    "no",
+    "--dynamo_backend",
+    "no",
+    "--cpu",
+]
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ import traceback
 from pathlib import Path
 
 import accelerate  # noqa: F401
-import sklearn.datasets
 import timm.data
 import timm.optim
 import timm.scheduler  # noqa: F401

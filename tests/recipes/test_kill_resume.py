@@ -6,105 +6,138 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from spikeformer_lt.ticket import Ticket
+from spikeformer_lt.training.checkpoint import CheckpointStore
 
-ROOT = Path(__file__).parents[2]
 OPTIONS = [
-    "--data.name", "digits", "--data.limit-train", "128", "--data.limit-test", "40",
-    "--data.mixup", "0.5", "--model.name", "spikformer_toy", "--data.image-size", "16",
-    "--model.embed-dim", "16", "--model.T", "2", "--train.batch-size", "16",
-    "--train.checkpoint-steps", "1", "--train.ema-decay", "0.9", "--train.cpu",
-    "--multisp.schedule", "sequential", "--multisp.stem", "finetune", "--multisp.dense-epochs", "2",
-    "--multisp.stem-epochs", "2", "--multisp.epochs", "2", "--multisp.weights.method", "both",
-    "--multisp.patches.score", "gumbel", "--run.resume", "auto",
-]  # fmt: skip
+    "--data.name",
+    "digits",
+    "--data.limit-train",
+    "128",
+    "--data.limit-test",
+    "40",
+    "--data.mixup",
+    "0.5",
+    "--data.image-size",
+    "16",
+    "--model.name",
+    "spikformer_toy",
+    "--model.embed-dim",
+    "16",
+    "--model.T",
+    "2",
+    "--train.batch-size",
+    "16",
+    "--train.ema-decay",
+    "0.9",
+    "--train.cpu",
+    "--multisp.schedule",
+    "sequential",
+    "--multisp.stem",
+    "finetune",
+    "--multisp.dense-epochs",
+    "2",
+    "--multisp.stem-epochs",
+    "2",
+    "--multisp.epochs",
+    "2",
+    "--multisp.distill",
+    "0.5",
+    "--multisp.weights.method",
+    "both",
+    "--multisp.patches.score",
+    "gumbel",
+    "--run.resume",
+    "auto",
+]
+EVERY_STEP = ("--train.checkpoint-steps", "1")
+PHASES = ("dense", "conv_pep", "sequential")
 
 
-class Server:
-    def __init__(self, log: Path) -> None:
-        script = Path(__file__).with_name("recipe_server.py")
-        self.process = subprocess.Popen(
-            [sys.executable, str(script), str(ROOT / "recipes/multisp_cifar.py"), str(log)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-
-    def start(self, out: Path) -> int:
-        self.process.stdin.write(json.dumps([*OPTIONS, "--run.out", str(out)]) + "\n")
-        self.process.stdin.flush()
-        return int(self.process.stdout.readline())
-
-    def status(self) -> int:
-        return int(self.process.stdout.readline())
-
-    def close(self) -> None:
-        self.process.stdin.close()
-        self.process.wait(30)
-
-
-def final(out: Path) -> tuple[dict[str, bytes], dict]:
-    ticket = Ticket.load(out / "ticket")
+def final(out: Path) -> tuple[dict[str, bytes], dict[str, Any], str]:
+    """All that a run leaves, but the seconds that it took."""
+    tensors = Ticket.load(out / "ticket").tensors
     report = json.loads((out / "report.json").read_text())
-    for changing in ("seconds", "run_id"):
-        report.pop(changing)
-    return {k: v.numpy().tobytes() for k, v in ticket.tensors.items()}, report
+    assert report.pop("seconds") > 0
+    bits = {name: value.numpy().tobytes() for name, value in tensors.items()}
+    return bits, report, (out / "summary.csv").read_text()
 
 
-def kill_loop(folder: Path, kills: int) -> list[str]:
-    """Kill `kills` times; returns where each kill fell (the phase of the last checkpoint)."""
-    server = Server(folder / "out.log")
-    try:
-        start = time.monotonic()
-        server.start(folder / "whole")
-        assert server.status() == 0, (folder / "out.log").read_text()[-3000:]
-        length = time.monotonic() - start
-        expected = final(folder / "whole")
-        draw = random.Random(0)
-        where: list[str] = []
-        attempt = 0
-        while len(where) < kills:
-            attempt += 1
-            out = folder / f"killed-{attempt}"
-            while not (out / "report.json").exists() and len(where) < kills:
-                pid = server.start(out)
-                time.sleep(draw.uniform(0.05, 0.6 * length))
-                finished = (out / "report.json").exists()
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    finished = True
-                code = server.status()
-                if code == -signal.SIGKILL and not finished:
-                    phases = sorted(p.name for p in (out / "phases").glob("*"))
-                    where.append("+".join(phases) or "start")
-                else:
-                    assert code in (0, -signal.SIGKILL), (folder / "out.log").read_text()[-3000:]
-            server.start(out)
-            assert server.status() == 0, (folder / "out.log").read_text()[-3000:]
-            assert final(out) == expected
-        return where
-    finally:
-        server.close()
+def place(out: Path) -> str:
+    """Where the files say that a run was killed."""
+    if (out / "phases" / PHASES[-1] / "LATEST").exists():
+        return "ticket and report"
+    found = CheckpointStore(out / "last").load() if (out / "last").exists() else None
+    return "before the first checkpoint" if found is None else f"{found.state['phase']}"
+
+
+def kill_loop(recipes: Any, folder: Path, kills: int) -> list[str]:
+    """Kill `kills` times, each killed run in the end resumed to its finish; return the places."""
+
+    def start(out: Path) -> int:
+        return recipes.start("multisp_cifar", *OPTIONS, *EVERY_STEP, "--run.out", out)
+
+    begun = time.monotonic()
+    start(folder / "whole")
+    ended = recipes.wait()
+    assert ended.code == 0, ended.err
+    length = time.monotonic() - begun
+    expected = final(folder / "whole")
+    draw, where, runs = random.Random(0), [], 0
+    while len(where) < kills:
+        runs += 1
+        out = folder / f"killed-{runs}"
+        while len(where) < kills and not (out / "report.json").exists():
+            pid = start(out)
+            time.sleep(draw.uniform(0.02, 0.6) * length)
+            os.kill(pid, signal.SIGKILL)  # until it is waited for, nobody else has its pid
+            ended = recipes.wait()
+            if ended.code == -signal.SIGKILL and not (out / "report.json").exists():
+                where.append(place(out))
+            else:
+                assert ended.code in (0, -signal.SIGKILL), ended.err
+        start(out)
+        ended = recipes.wait()
+        assert ended.code == 0, ended.err
+        assert final(out) == expected, f"run {runs}, killed at {where}"
+    return where
 
 
 @pytest.mark.recipe
-def test_four_kills_resume_to_the_same_bits(tmp_path):
-    assert len(kill_loop(tmp_path, 4)) == 4
+def test_four_kills_resume_to_the_same_bits(recipes: Any, tmp_path: Path) -> None:
+    assert len(kill_loop(recipes, tmp_path, 4)) == 4
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_fifty_kills_resume_to_the_same_bits(tmp_path):
-    where = kill_loop(tmp_path, 50)
+@pytest.mark.timeout(3600)
+def test_fifty_kills_resume_to_the_same_bits(recipes: Any, tmp_path: Path) -> None:
+    where = kill_loop(recipes, tmp_path, 50)
+    print({name: where.count(name) for name in sorted(set(where))})
     assert len(where) == 50
     assert len(set(where)) >= 3, where  # they fell into different phases
-    print({place: where.count(place) for place in sorted(set(where))})
+
+
+@pytest.mark.recipe
+@pytest.mark.parametrize("row", [1, 3])
+def test_a_kill_between_an_epochs_row_and_its_checkpoint_writes_no_row_twice(
+    recipes: Any, tmp_path: Path, row: int
+) -> None:
+    options = ("--multisp.epochs", 1, "--multisp.stem-epochs", 1, "--multisp.distill", 0)
+    run = ("multisp_cifar", *OPTIONS, *options, "--run.out", tmp_path / "run")
+    killed = recipes.run(
+        *run, signals=[("spikeformer_lt.training.rundir:RunDir.append_row", row, signal.SIGKILL)]
+    )
+    assert killed.code == -signal.SIGKILL, killed.err
+    assert len((tmp_path / "run" / "summary.csv").read_text().splitlines()) == 1 + row
+    assert recipes.run(*run).code == 0
+    rows = [
+        tuple(line.split(",")[:2])
+        for line in (tmp_path / "run" / "summary.csv").read_text().splitlines()[1:]
+    ]
+    assert rows == [("dense", "1"), ("dense", "2"), ("conv_pep", "1"), ("sequential", "1")]

@@ -1,0 +1,36 @@
+"""MultiSp's options: presets override what they must, ranges are refused by name."""
+
+from __future__ import annotations
+
+import pytest
+
+from spikeformer_lt.config import from_dict, to_dict
+from spikeformer_lt.errors import ConfigError
+from spikeformer_lt.tickets.multisp_config import MultiSpConfig, PatchConfig, WeightConfig
+
+
+def test_the_default_preset_changes_nothing():
+    config = MultiSpConfig(schedule="reverse", epochs=3)
+    assert config.resolved() is config
+
+
+def test_the_literal_preset_keeps_budgets_and_overrides_the_method():
+    config = MultiSpConfig(
+        preset="literal", epochs=7, stem_epochs=4, weights=WeightConfig(sparsity=0.7, gain="filter")
+    ).resolved()
+    assert (config.epochs, config.stem_epochs, config.weights.sparsity) == (7, 4, 0.7)
+    assert (config.weights.gain, config.weights.init) == ("layer", "kaiming")
+    assert config.weights.freeze_mask_at == 1.0
+
+
+def test_a_config_survives_the_way_through_json():
+    config = MultiSpConfig(epochs=3, patches=PatchConfig(score="tp"))
+    assert from_dict(MultiSpConfig, to_dict(config)) == config
+
+
+@pytest.mark.parametrize("value", [1.0, -0.1, float("nan"), 90])
+def test_a_sparsity_is_a_fraction_below_one(value):
+    with pytest.raises(ConfigError, match="sparsity"):
+        PatchConfig(sparsity=value)
+    with pytest.raises(ConfigError, match="sparsity"):
+        WeightConfig(sparsity=value)

@@ -1,0 +1,77 @@
+"""Evaluation counts each sample once, over however many ranks."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from spikeformer_lt import create_dataset
+from spikeformer_lt.errors import DataError
+from spikeformer_lt.training.evaluation import evaluate
+
+
+class FirstPixel(nn.Module):
+    """Predicts class 1 at step 0 and class 0 with growing weight afterwards."""
+
+    def forward(self, x):
+        logits = torch.zeros(len(x), 3, 10)
+        logits[:, 0, 1] = 1.0
+        logits[:, 1:, 0] = 2.0
+        return logits
+
+
+@pytest.fixture(scope="module")
+def data():
+    return create_dataset("digits", image_size=16, limit_train=64, limit_test=40)
+
+
+def test_accuracy_confusion_and_early_answers_by_hand(data):
+    labels = data.test.labels
+    metrics = evaluate(FirstPixel(), data.test, data, Accelerator(cpu=True), batch_size=7)
+    zeros, ones = int((labels == 0).sum()), int((labels == 1).sum())
+    assert metrics.count == len(labels) == int(metrics.confusion.sum())
+    assert metrics.correct == zeros
+    assert metrics.accuracy == pytest.approx(100 * zeros / len(labels))
+    wanted = [100 * n / len(labels) for n in (ones, zeros, zeros)]
+    assert metrics.accuracy_at_t == pytest.approx(wanted)
+    assert metrics.confusion[:, 0].tolist() == torch.bincount(labels, minlength=10).tolist()
+
+
+def test_the_training_mode_is_put_back_even_after_an_error(data):
+    class Broken(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.frozen = nn.Linear(1, 1).eval()
+
+        def forward(self, x):
+            raise RuntimeError("broken")
+
+    model = Broken().train()
+    model.frozen.eval()
+    with pytest.raises(RuntimeError, match="broken"):
+        evaluate(model, data.test, data, Accelerator(cpu=True), batch_size=8)
+    assert model.training
+    assert not model.frozen.training
+
+
+def test_two_ranks_together_see_each_sample_once(data):
+    class Rank(SimpleNamespace):
+        def autocast(self):
+            return torch.autocast("cpu", enabled=False)
+
+        def reduce(self, value, reduction):
+            parts.append(value)
+            return value
+
+    parts: list[torch.Tensor] = []
+    for rank in (0, 1):
+        fake = Rank(device=torch.device("cpu"), process_index=rank, num_processes=2)
+        with pytest.raises(DataError, match="ranks lost or repeated"):
+            evaluate(FirstPixel(), data.test, data, fake, batch_size=8)
+    both = parts[0] + parts[3]
+    alone = evaluate(FirstPixel(), data.test, data, Accelerator(cpu=True), batch_size=8)
+    assert torch.equal(both, alone.confusion)

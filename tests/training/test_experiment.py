@@ -1,0 +1,93 @@
+"""What a recipe gets around its search."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from spikeformer_lt.errors import ConfigError
+from spikeformer_lt.tickets.multisp import MultiSp
+from spikeformer_lt.tickets.multisp_config import MultiSpConfig
+from spikeformer_lt.tickets.rebuild import model_from_ticket
+from spikeformer_lt.training.experiment import Experiment
+from spikeformer_lt.training.options import DataConfig, ModelConfig, RunConfig
+from spikeformer_lt.training.settings import TrainConfig
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A small recipe."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(cpu=True, batch_size=16))
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+SMALL = {
+    "model.name": "spikformer_toy",
+    "model.embed_dim": 16,
+    "model.num_heads": 2,
+    "data.image_size": 16,
+    "data.limit_train": 48,
+    "data.limit_test": 40,
+}
+
+
+def opened(tmp_path, **groups) -> Experiment:
+    run = RunConfig(out=str(tmp_path / "run"))
+    data = groups.pop("data", DataConfig(root=str(tmp_path)))
+    return Experiment(Recipe(run=run, data=data, **groups), fallback="digits", small=SMALL)
+
+
+def test_without_cifar_the_digits_are_used_and_said_so(tmp_path):
+    with opened(tmp_path) as experiment:
+        assert experiment.data.name == "digits"
+        assert "not CIFAR results" in experiment.notice
+        experiment.model()
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "NOTICE" in log
+    assert "estimate:" in log
+
+
+def test_cifar_on_disk_is_taken(tmp_path):
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    experiment = opened(tmp_path)
+    assert experiment._with_data(experiment.cfg).data.name == "cifar10"
+
+
+def test_small_values_yield_to_what_the_user_set(tmp_path):
+    with opened(tmp_path, model=ModelConfig(embed_dim=32)) as experiment:
+        assert experiment.cfg.model.embed_dim == 32
+        assert experiment.cfg.model.name == "spikformer_toy"
+        assert experiment.cfg.data.image_size == 16
+
+
+def test_a_saved_ticket_knows_its_model_and_its_splits(tmp_path):
+    with opened(tmp_path) as experiment:
+        model = experiment.model()
+        ticket = MultiSp(MultiSpConfig(epochs=1)).find(model, experiment.trainer.fit)
+        ticket = experiment.save_ticket(ticket)
+        experiment.save_ticket(ticket)  # a resumed run saves it again
+        assert ticket.provenance["split_sha256"] == experiment.data.split_sha256
+        assert ticket.provenance["data"]["limit_train"] == 48
+        accuracy = experiment.trainer.evaluate(model, "test").accuracy
+        again = experiment.trainer.evaluate(model_from_ticket(ticket), "test").accuracy
+    assert again == accuracy
+
+
+def test_a_directory_in_use_by_another_configuration_is_refused(tmp_path):
+    with opened(tmp_path):
+        pass
+    other = opened(tmp_path, train=TrainConfig(cpu=True, batch_size=8))
+    other.cfg = replace(other.cfg, run=replace(other.cfg.run, resume="auto"))
+    with pytest.raises(ConfigError, match=r"batch_size: 16 -> 8"), other:
+        pass
+
+
+def test_a_field_that_does_not_exist_cannot_be_made_small(tmp_path):
+    experiment = opened(tmp_path)
+    experiment.small = {"model.widht": 3}
+    with pytest.raises(AttributeError), experiment:
+        pass

@@ -1,0 +1,78 @@
+"""Groups, names and schedules."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from spikeformer_lt import create_model
+from spikeformer_lt.errors import ConfigError
+from spikeformer_lt.tickets.multisp_config import WeightConfig
+from spikeformer_lt.tickets.stem_ticket import install_subnets
+from spikeformer_lt.training.optim import Schedule, build_optimizer, parameter_groups
+from spikeformer_lt.training.phase import OptimConfig
+
+
+def test_scores_have_their_own_rate_and_nothing_thin_decays():
+    model = create_model("spikformer_toy", image_size=16, embed_dim=16, depth=1, num_heads=2)
+    install_subnets(model.conv_pep, WeightConfig(method="both"))
+    decayed, plain, scores = parameter_groups(model, OptimConfig(lr=1e-3, score_lr=0.05))
+    assert {p.ndim for p in plain["params"]} == {1}
+    assert min(p.ndim for p in decayed["params"]) >= 2
+    assert len(scores["params"]) == 5
+    assert (scores["lr"], scores["weight_decay"], plain["weight_decay"]) == (0.05, 0.0, 0.0)
+    counted = sum(len(group["params"]) for group in (decayed, plain, scores))
+    assert counted == len([p for p in model.parameters() if p.requires_grad])
+
+
+def test_frozen_parameters_are_left_out_and_an_empty_training_is_refused():
+    net = nn.Linear(3, 3)
+    net.bias.requires_grad_(False)
+    assert len(parameter_groups(net, OptimConfig())) == 1
+    with pytest.raises(ConfigError, match="nothing to train"):
+        build_optimizer(net.requires_grad_(False), OptimConfig())
+
+
+def test_optimizers_are_timms_and_an_unknown_one_is_refused():
+    assert type(build_optimizer(nn.Linear(2, 2), OptimConfig(opt="lamb"))).__name__ == "Lamb"
+    with pytest.raises(ConfigError, match="optim.opt"):
+        build_optimizer(nn.Linear(2, 2), OptimConfig(opt="adamww"))
+
+
+@pytest.mark.parametrize("sched", ["cosine", "linear", "step", "constant"])
+def test_a_rate_is_a_function_of_the_update_alone(sched):
+    config = OptimConfig(lr=0.1, sched=sched, warmup_epochs=1, warmup_lr=0.01, min_lr=0.001)
+
+    def fresh():
+        return Schedule(build_optimizer(nn.Linear(2, 2), config), config, 100, 10)
+
+    walked = fresh()
+    rates = [walked.set(update) for update in range(100)]
+    for update in (0, 5, 10, 55, 99):
+        assert fresh().set(update) == rates[update]
+    assert rates[0] < rates[5] < max(rates)
+    if sched in ("cosine", "linear"):
+        assert rates[99] < 0.1 * max(rates)
+        assert rates[99] >= 0.001
+    if sched == "constant":
+        assert rates[50] == rates[99] == 0.1
+
+
+def test_groups_keep_their_ratio_through_the_schedule():
+    net = nn.Sequential(nn.Linear(2, 2))
+    net.scores = nn.Parameter(torch.ones(2, 2))
+    net.register_parameter("x", None)
+
+    class Holder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.part = nn.Linear(2, 2), nn.Module()
+            self.part.scores = nn.Parameter(torch.ones(2, 2))
+
+    config = OptimConfig(lr=0.1, score_lr=0.4, min_lr=0.0)
+    optimizer = build_optimizer(Holder(), config)
+    schedule = Schedule(optimizer, config, 100, 10)
+    schedule.set(50)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    assert rates[-1] == pytest.approx(4 * rates[0])

@@ -1,0 +1,65 @@
+"""One phase: rows, skipped steps, dead layers, and the same bits for the same seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from spikeformer_lt import create_dataset, create_model
+from spikeformer_lt.errors import ConfigError, DataError
+from spikeformer_lt.images.augment import Augment
+from spikeformer_lt.images.mixing import Mixing
+from spikeformer_lt.training.phase import OptimConfig, Phase
+from spikeformer_lt.training.rundir import RunDir
+from spikeformer_lt.training.settings import TrainConfig
+from spikeformer_lt.training.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class Config:
+    """Stands for a recipe's configuration."""
+
+    run: str = ""
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+def fitted(folder, epochs=2, **kwargs):
+    config = TrainConfig(**{"batch_size": 16, "cpu": True, "optim": OptimConfig(lr=5e-3), **kwargs})
+    data = create_dataset("digits", image_size=16, limit_train=48, limit_test=40)
+    torch.manual_seed(0)
+    model = create_model("spikformer_toy", image_size=16, embed_dim=16, depth=1, num_heads=2, T=2)
+    run = RunDir.open(str(folder), Config(train=config))
+    trainer = Trainer(
+        data,
+        config,
+        run,
+        Accelerator(cpu=True),
+        augment=Augment.standard("digits"),
+        mixing=Mixing(),
+    )
+    trainer.fit(model, Phase("joint", epochs))
+    run.close()
+    return model
+
+
+def test_the_same_seed_writes_the_same_summary_twice(tmp_path):
+    for name in ("a", "b"):
+        fitted(tmp_path / name)
+    assert (tmp_path / "a/summary.csv").read_bytes() == (tmp_path / "b/summary.csv").read_bytes()
+    fitted(tmp_path / "c", seed=43)
+    assert (tmp_path / "a/summary.csv").read_bytes() != (tmp_path / "c/summary.csv").read_bytes()
+
+
+def test_validation_can_be_rarer_but_never_misses_the_last_epoch(tmp_path):
+    fitted(tmp_path / "a", epochs=3, validate_every=2)
+    header, *rows = (tmp_path / "a/summary.csv").read_text().splitlines()
+    at = header.split(",").index("val_accuracy")
+    assert [bool(row.split(",")[at]) for row in rows] == [False, True, True]
+
+
+def test_a_batch_larger_than_the_training_set_is_refused(tmp_path):
+    with pytest.raises((ConfigError, DataError), match="batch"):
+        fitted(tmp_path / "a", batch_size=64)

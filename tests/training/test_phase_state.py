@@ -1,0 +1,55 @@
+"""What a checkpoint of a phase holds comes back to the bit."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from spikeformer_lt.errors import CheckpointError
+from spikeformer_lt.training.checkpoint import CheckpointStore
+from spikeformer_lt.training.ema import Ema
+from spikeformer_lt.training.guard import NonFiniteGuard
+from spikeformer_lt.training.phase import Phase
+from spikeformer_lt.training.phase_state import Position, restore_position, save_position, state_of
+from spikeformer_lt.training.watch import FiringWatch
+
+
+def run_of(width: int = 3, seed: int = 0):
+    torch.manual_seed(seed)
+    model = nn.Linear(width, 2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    model(torch.ones(1, width)).sum().backward()
+    optimizer.step()
+    ema = Ema(model, 0.9)
+    ema.update(model)
+    return SimpleNamespace(
+        model=model, optimizer=optimizer, ema=ema, best=state_of(nn.Linear(width, 2)),
+        at=Position(epoch=2, step=seed, best_accuracy=71.5), phase=Phase("joint", 4),
+        watch=FiringWatch(model), guard=NonFiniteGuard("skip", 5),
+    )  # fmt: skip
+
+
+def test_everything_comes_back(tmp_path):
+    store, old, new = CheckpointStore(tmp_path), run_of(seed=1), run_of(seed=2)
+    old.guard.in_a_row = 3
+    save_position(old, store)
+    save_position(old, store)
+    assert store.latest_number() == 1
+    restore_position(new, store.load())
+    assert new.at == old.at
+    assert new.guard.in_a_row == 3
+    assert torch.equal(new.model.weight, old.model.weight)
+    assert all(torch.equal(new.ema.weights()[k], v) for k, v in old.ema.weights().items())
+    assert all(torch.equal(new.best[k], v) for k, v in old.best.items())
+    moments = [o.state_dict()["state"][0]["exp_avg"] for o in (old.optimizer, new.optimizer)]
+    assert torch.equal(*moments)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    store = CheckpointStore(tmp_path)
+    save_position(run_of(3), store)
+    with pytest.raises(CheckpointError, match="weight"):
+        restore_position(run_of(5), store.load())

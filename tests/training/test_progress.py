@@ -1,0 +1,55 @@
+"""Progress lines, clocks and what has been removed."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+from spikeformer_lt import create_model
+from spikeformer_lt.layers.patch_scores import Rate
+from spikeformer_lt.layers.patch_select import PatchSelect
+from spikeformer_lt.tickets.multisp_config import WeightConfig
+from spikeformer_lt.tickets.stem_ticket import MaskController, install_subnets
+from spikeformer_lt.training.progress import EpochProgress, clock, removed
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0:00:00"), (61.4, "0:01:01"), (3600 * 30 + 59, "30:00:59")]
+)
+def test_clock(seconds, text):
+    assert clock(seconds) == text
+
+
+def test_plain_lines_carry_values_speed_and_eta(caplog):
+    with (
+        caplog.at_level(logging.INFO, "spikeformer_lt"),
+        EpochProgress("joint epoch 1/2", 4, 4, 8, every_s=0.0) as bar,
+    ):
+        bar.bar = None
+        bar.step(loss=1.5)
+    (message,) = [r.getMessage() for r in caplog.records]
+    for part in ("joint epoch 1/2", "[1/4]", "loss 1.5", "images/s", "ETA"):
+        assert part in message
+
+
+def test_other_ranks_are_silent(caplog):
+    with caplog.at_level(logging.INFO), EpochProgress("x", 2, 0, 1, show=False, every_s=0.0) as bar:
+        bar.step(loss=1.0)
+    assert not caplog.records
+    assert bar.done == 1
+
+
+def test_what_is_removed_is_read_off_the_model():
+    model = create_model("spikformer_toy", image_size=16, embed_dim=16, depth=1, num_heads=2)
+    assert removed(model) == {"weight_sparsity": 0.0, "patch_sparsity": 0.0}
+    config = WeightConfig(sparsity=0.75)
+    install_subnets(model.conv_pep, config)
+    MaskController(model, config, 0)
+    model.patch = PatchSelect(Rate(), 0.5)
+    assert removed(model) == {
+        "weight_sparsity": pytest.approx(0.75, abs=1e-3),
+        "patch_sparsity": 0.5,
+    }
+    assert torch.is_tensor(model.conv_pep.rpe.conv.mask)

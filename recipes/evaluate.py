@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from spikeformer_lt.config import check, run_recipe
+from spikeformer_lt.errors import ConfigError, TicketError, shown
+from spikeformer_lt.paths import write_atomic
 from spikeformer_lt.training.options import DataConfig
 
 
@@ -51,6 +53,12 @@ def main(cfg: Evaluate) -> None:
     folder = Path(cfg.run)
     ticket = Ticket.load(folder / "ticket" if (folder / "ticket").is_dir() else folder)
     known = ticket.provenance
+    missing = [name for name in ("model", "dataset", "split_sha256") if name not in known]
+    if missing:
+        raise TicketError(
+            f"the ticket in {shown(cfg.run)} does not say its {', '.join(missing)}; "
+            "tickets that recipes save do"
+        )
     data = cfg.data
     if data.name == "auto":
         data = replace(data, name=known["dataset"], **known.get("data", {}))
@@ -59,7 +67,7 @@ def main(cfg: Evaluate) -> None:
         own = known["split_sha256"][:12]
         print(f"NOTICE: split {splits.split_sha256[:12]} is not the ticket's own ({own}); "
               "its training images may be among these")  # fmt: skip
-    model = model_from_ticket(ticket, **({"T": cfg.T} if cfg.T else {}))
+    model = model_from_ticket(ticket, **({} if cfg.T is None else {"T": cfg.T}))
     accelerator = Accelerator(cpu=cfg.cpu)
     model.to(accelerator.device)
     metrics, ledger = describe(model, splits, cfg.split, accelerator, batch_size=cfg.batch_size)
@@ -71,7 +79,8 @@ def main(cfg: Evaluate) -> None:
         accelerator.print(f"  {name}: {ledger[name]}")
     if cfg.out and accelerator.is_main_process:
         result = {"accuracy": metrics.accuracy, "count": metrics.count, "loss": metrics.loss}
-        Path(cfg.out).write_text(json.dumps({**result, "split": cfg.split, **ledger}, indent=2))
+        text = json.dumps({**result, "split": cfg.split, **ledger}, indent=2)
+        write_atomic(cfg.out, f"{text}\n".encode(), ConfigError)
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ class MultiSpCompare:
     out: str = "runs/compare"
     """Directory of the comparison; runs go into runs/ below it."""
     options: str = ""
-    """Further options for every run, in quotes."""
+    """Further options for every run, in quotes: --options="--model.T 2"."""
 
     def __post_init__(self) -> None:
         check(self.suite in SUITES, "suite", self.suite, f"one of {', '.join(SUITES)}")
@@ -100,7 +100,8 @@ def main(cfg: MultiSpCompare) -> None:
             seed,
             Path(cfg.out) / "runs" / f"{variant.replace(' ', '_').replace(':', '')}-{seed}",
             (
-                *f"{recipe} --data.name {cfg.data} {options} {cfg.options}".split(),
+                str(recipe),
+                *f"--data.name {cfg.data} {options} {cfg.options}".split(),
                 *("--train.seed", str(seed)),
             ),
         )

@@ -37,24 +37,24 @@ class BatchNorm(_BatchNorm):
 
     def _normalise(self, x: Tensor, repeats: int) -> Tensor:
         count = self.check(x)
-        rows = channels_last_rows(x)
         if not (self.training or self.running_mean is None):
-            y = F.batch_norm(
-                rows,
-                self.running_mean,
-                self.running_var,
-                self.weight,
-                self.bias,
-                False,
-                0.0,
-                self.eps,
-            )
-            return y.permute(0, 2, 3, 1).reshape(x.shape)
+            assert self.running_mean is not None and self.running_var is not None
+            return self._apply_rows(x, self.running_mean, self.running_var, False)
         mean = x.new_zeros(self.num_features)
         var = x.new_zeros(self.num_features)
-        y = F.batch_norm(rows, mean, var, self.weight, self.bias, True, 1.0, self.eps)
+        y = self._apply_rows(x, mean, var, True)  # which writes mean and unbiased variance
         self.track(mean, var * ((count - 1) / count), count * repeats)
-        return y.permute(0, 2, 3, 1).reshape(x.shape)
+        return y
+
+    def _apply_rows(self, x: Tensor, mean: Tensor, var: Tensor, batch: bool) -> Tensor:
+        channels = x.shape[-1]
+        if torch.compiler.is_compiling():  # rows say nothing of strides, and any batch size goes
+            rows = x.reshape(-1, channels)
+        else:  # an image [1, C, n, 1] with its channels innermost is torch's fast way
+            rows = x.reshape(1, -1, 1, channels).permute(0, 3, 1, 2)
+        momentum = 1.0 if batch else 0.0
+        y = F.batch_norm(rows, mean, var, self.weight, self.bias, batch, momentum, self.eps)
+        return (y if y.dim() == 2 else y.permute(0, 2, 3, 1)).reshape(x.shape)
 
     def check(self, x: Tensor) -> int:
         """Number of values per channel, refused where no statistics can be had from them."""
@@ -83,12 +83,6 @@ class BatchNorm(_BatchNorm):
         unbiased = var * (count / (count - 1))
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), step)
         self.running_var.lerp_(unbiased.to(self.running_var.dtype), step)
-
-
-def channels_last_rows(x: Tensor) -> Tensor:
-    """View rows [..., C] as an image [1, C, n, 1] with its channels innermost, torch's fast way."""
-    rows = x.reshape(1, -1, 1, x.shape[-1])
-    return rows.permute(0, 3, 1, 2)
 
 
 @overload
@@ -121,6 +115,9 @@ def norm_act(
     need_current: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """``act(norm(x, repeats), T)``, as one operation where that is faster.
+
+    One operation calls neither module, so hooks on them send it the slow way round; but a forward
+    hook of `act` that has an attribute ``observes_output`` set is called with the spikes alone.
 
     Args:
         norm: the normalisation.

@@ -114,7 +114,7 @@ def write_comparison(folder: Path, runs: Iterable[Finished], title: str) -> str:
     for level, series in series_of(rows).items():
         dense = [v for r in rows if r.variant == "dense" for v in r.values["test accuracy %"]]
         plot_curves(
-            folder / f"curve-{level}.png",
+            folder / f"curve-{level.replace(' ', '-')}.png",
             series,
             x_label=f"{level} removed (fraction)",
             y_label="test accuracy (%)",

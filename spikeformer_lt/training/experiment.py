@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from spikeformer_lt.config import check
+from spikeformer_lt.errors import ConfigError, DataError
 from spikeformer_lt.images.augment import Augment
 from spikeformer_lt.images.loader import train_loader
 from spikeformer_lt.images.mixing import Mixing
@@ -76,8 +77,8 @@ class Experiment:
                 mixing=mixing,
                 stop=self.stop,
             )
-        except BaseException:
-            self.__exit__(None, None, None)
+        except BaseException as fault:
+            self.__exit__(type(fault), fault, None)
             raise
         return self
 
@@ -88,6 +89,8 @@ class Experiment:
         trace: TracebackType | None,
     ) -> None:
         self.stop.__exit__(kind, error, trace)
+        if isinstance(error, (ConfigError, DataError)):
+            self.run.abandon()
         self.run.close()
 
     def _with_data(self, cfg: Any) -> Any:

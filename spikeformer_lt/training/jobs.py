@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from spikeformer_lt.errors import SpikeformerError
+from spikeformer_lt.errors import Interrupted, SpikeformerError
+from spikeformer_lt.training.signals import StopRequest
 
 log = logging.getLogger(__name__)
 
@@ -41,37 +42,45 @@ def run_jobs(jobs: Sequence[Job], at_once: int = 1) -> None:
     Raises:
         SpikeformerError: a run failed; the message names it and its output file. The other runs
             are finished first, and nothing of them is lost.
+        Interrupted: SIGINT or SIGTERM; the runs in progress were stopped by one SIGTERM and saved.
     """
     waiting = [job for job in jobs if not job.report.exists()]
     log.info("%d runs, %d of them finished before", len(jobs), len(jobs) - len(waiting))
     running: dict[Job, subprocess.Popen[bytes]] = {}
     failed: list[tuple[Job, int]] = []
     total, start = len(waiting), time.monotonic()
-    try:
-        while waiting or running:
-            while waiting and len(running) < at_once:
-                job = waiting.pop(0)
-                running[job] = _start(job, at_once)
-            for job, process in list(running.items()):
-                code = process.poll()
-                if code is None:
-                    continue
-                del running[job]
-                done = total - len(waiting) - len(running)
-                left = (time.monotonic() - start) / done * (total - done)
-                state = "finished" if code == 0 else f"failed (exit {code})"
-                log.info(
-                    "[%d/%d] %s seed %d %s; about %.0f min left",
-                    done, total, job.variant, job.seed, state, left / 60,
-                )  # fmt: skip
-                if code != 0:
-                    failed.append((job, code))
-            time.sleep(0.2)
-    finally:
-        for process in running.values():
-            process.terminate()
-        for process in running.values():
-            process.wait()
+    with StopRequest() as stop:
+        try:
+            while (waiting or running) and not stop.requested:
+                while waiting and len(running) < at_once:
+                    job = waiting.pop(0)
+                    running[job] = _start(job, at_once)
+                for job, process in list(running.items()):
+                    code = process.poll()
+                    if code is None:
+                        continue
+                    del running[job]
+                    done = total - len(waiting) - len(running)
+                    left = (time.monotonic() - start) / done * (total - done)
+                    state = "finished" if code == 0 else f"failed (exit {code})"
+                    log.info(
+                        "[%d/%d] %s seed %d %s; about %.0f min left",
+                        done, total, job.variant, job.seed, state, left / 60,
+                    )  # fmt: skip
+                    if code != 0:
+                        failed.append((job, code))
+                time.sleep(0.2)
+        finally:
+            for process in running.values():
+                process.terminate()
+            for process in running.values():
+                process.wait()
+    if stop.requested:
+        raise Interrupted(
+            stop.signum,
+            f"{len(waiting) + len(running)} of {len(jobs)} runs are not finished; they are saved: "
+            "start the comparison again to go on",
+        )
     if failed:
         job, code = failed[0]
         raise SpikeformerError(
@@ -88,5 +97,10 @@ def _start(job: Job, at_once: int) -> subprocess.Popen[bytes]:
     command += ["--run.out", str(job.folder), "--run.resume", "auto"]
     with Path(f"{job.folder}.out").open("ab") as out:
         return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env=env
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env=env,
+            process_group=0,  # a Ctrl-C of the terminal and our SIGTERM would be two signals
         )

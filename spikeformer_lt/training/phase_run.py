@@ -62,12 +62,15 @@ class PhaseRun:
             save_position(self, self.trainer.last)
 
     def _restore(self) -> None:
-        found = self.trainer.last.load() if self.trainer.run.resumed else None
-        if found is None or found.state["phase"] != self.phase.name:
+        if not self.trainer.run.resumed:
             return
-        restore_position(self, found)
+        found = self.trainer.last.load()
+        if found is not None and found.state["phase"] == self.phase.name:
+            restore_position(self, found)
+            log.info("resumed %s at epoch %d step %d", self.phase.name, self.at.epoch, self.at.step)
+        else:  # the row of an epoch whose checkpoint was never published comes again
+            self.at.rows = 0 if found is None else int(found.state["position"]["rows"])
         self.trainer.run.truncate(self.at.rows)
-        log.info("resumed %s at epoch %d step %d", self.phase.name, self.at.epoch, self.at.step)
 
     # -- training ------------------------------------------------------------------------
 
@@ -76,13 +79,8 @@ class PhaseRun:
         while self.at.epoch < self.phase.epochs:
             self._epoch()
         assert self.best is not None
-        result = FitResult(
-            self.phase.name,
-            self.at.best_accuracy,
-            self.at.best_epoch,
-            self.phase.epochs,
-            self.at.seconds,
-        )
+        at, phase = self.at, self.phase
+        result = FitResult(phase.name, at.best_accuracy, at.best_epoch, phase.epochs, at.seconds)
         self.watch.close()
         return result, self.best
 

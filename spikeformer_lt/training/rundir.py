@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +21,7 @@ from spikeformer_lt.textfile import read_mapping
 from spikeformer_lt.training.environment import describe_environment, environment_changes
 from spikeformer_lt.training.jsonfile import dump_json
 from spikeformer_lt.training.runchoice import CONFIG, RunChoice, holds_run
-from spikeformer_lt.training.runlock import take_lock
+from spikeformer_lt.training.runlock import LOCK, take_lock
 from spikeformer_lt.training.runlog import RunLog
 from spikeformer_lt.training.summary import Summary
 
@@ -28,6 +30,7 @@ __all__ = ["RunDir"]
 logger = logging.getLogger(__name__)
 
 ENV = "env.json"
+LOG = "log.txt"
 WORLD = "world_size"
 CHANGED = "changed_on_resume"
 
@@ -138,7 +141,7 @@ class RunDir:
                 save_config(choice.config, folder / CONFIG)
             text = dump_json(env, "env", ConfigError, indent=2)
             write_atomic(folder / ENV, f"{text}\n".encode(), ConfigError)
-            run._log = RunLog(folder / "log.txt")
+            run._log = RunLog(folder / LOG)
         except BaseException:
             run.close()
             raise
@@ -196,6 +199,22 @@ class RunDir:
     def inside(self, *names: str) -> Path:
         """Return a path in this directory, whatever the names hold: each becomes one component."""
         return self.path.joinpath(*(safe_name(name) for name in names))
+
+    def abandon(self) -> None:
+        """Take back a run whose start failed, so that it can be started again in the same place.
+
+        Only where this process began it and nothing but the beginning is there; then `close`.
+        """
+        if self._log is not None:
+            self._log.close()
+        self._log = None
+        began = {CONFIG, ENV, LOG, LOCK}
+        if self.writer and not self.resumed and set(os.listdir(self.path)) <= began:
+            for name in began:
+                (self.path / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self.path.rmdir()
+        self.close()
 
     def close(self) -> None:
         """Let go of log.txt and of the directory."""

@@ -189,6 +189,29 @@ def test_watched_layers_are_called_one_by_one() -> None:
     assert seen["norm"][0].shape == out.shape
 
 
+class Unit(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.act = awake(BatchNorm(8)), make_lif()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return norm_act(self.norm, self.act, x, 4)
+
+
+@pytest.mark.parametrize("strict", [False, True], ids=["fake tensors", "bytecode"])
+def test_an_export_takes_any_batch_size_and_repeats_its_source(strict: bool) -> None:
+    unit = Unit().eval()
+    x = torch.randn(4, 6, 8, dtype=torch.float64)
+    batch = torch.export.Dim("batch", max=1024)
+    exported = torch.export.export(unit, (x,), dynamic_shapes=({1: batch},), strict=strict)
+    for size in (6, 9):
+        x = torch.randn(4, size, 8, dtype=torch.float64) + 0.5
+        expected = unit(x)
+        unit.act.reset()
+        assert 0 < expected.mean() < 1
+        assert torch.equal(exported.module()(x), expected)
+
+
 def test_a_hook_that_only_observes_the_output_sees_the_fused_spikes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -4,50 +4,25 @@ from __future__ import annotations
 
 import json
 import os
-import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = tuple(
-    [
-        "--data.name",
-        "digits",
-        "--data.limit-train",
-        "64",
-        "--data.limit-test",
-        "40",
-        "--data.image-size",
-        "16",
-        "--model.name",
-        "spikformer_toy",
-        "--model.embed-dim",
-        "16",
-        "--model.T",
-        "2",
-        "--multisp.epochs",
-        "1",
-        "--train.cpu",
-    ]
+SMALL = shlex.split(
+    "--data.limit-train 64 --data.limit-test 40 --data.image-size 16 --model.name spikformer_toy "
+    "--model.embed-dim 16 --model.T 2 --multisp.epochs 1 --multisp.stem-epochs 1 --train.cpu"
 )
-LAUNCH = [
-    "-m",
-    "accelerate.commands.launch",
-    "--num_processes",
-    "1",
-    "--num_machines",
-    "1",
-    "--mixed_precision",
-    "no",
-    "--dynamo_backend",
-    "no",
-    "--cpu",
-]
+LAUNCH = shlex.split(
+    "-P -m accelerate.commands.launch --num_processes 1 --num_machines 1 --mixed_precision no "
+    "--dynamo_backend no"
+)
 
 
 @dataclass(frozen=True)
@@ -71,10 +46,11 @@ class Ended:
 class Recipes:
     """Runs recipes one after another, each in a process of its own."""
 
-    tiny = TINY
+    small = ("--data.name", "digits", *SMALL)
+    small_anywhere = tuple(SMALL)
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.count = folder, 0
+        self.folder, self.count, self.running = folder, 0, False
         self.server = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("recipe_server.py"))],
             stdin=subprocess.PIPE,
@@ -92,6 +68,8 @@ class Recipes:
         cwd: Path = ROOT,
     ) -> int:
         """Start a recipe of ours, or the one at a path; returns its pid."""
+        if self.running:
+            self.wait()
         self.count += 1
         path = recipe if isinstance(recipe, Path) else ROOT / "recipes" / f"{recipe}.py"
         self.files = [self.folder / f"{self.count}.{name}" for name in ("out", "err")]
@@ -104,14 +82,16 @@ class Recipes:
         assert self.server.stdin is not None
         self.server.stdin.write(json.dumps(job) + "\n")
         self.server.stdin.flush()
+        self.running = True
         return int(self._answer())
 
     def wait(self) -> Ended:
         """Wait for what `start` started."""
         code = int(self._answer())
-        return Ended(code, *(file.read_text() for file in self.files))
+        self.running = False
+        return Ended(code, *(file.read_text("utf-8") for file in self.files))
 
-    def run(self, recipe: str | Path, *argv: object, **kwargs: object) -> Ended:
+    def run(self, recipe: str | Path, *argv: object, **kwargs: Any) -> Ended:
         """Start a recipe and wait for it."""
         self.start(recipe, *argv, **kwargs)
         return self.wait()
@@ -136,25 +116,26 @@ def recipes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recipes]:
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished run and what it printed."""
+    """A finished run, the command that made it, and what it printed."""
 
     path: Path
+    options: tuple[str, ...]
+    out: str
     err: str
 
     @property
-    def report(self) -> dict:
+    def report(self) -> dict[str, Any]:
         return json.loads((self.path / "report.json").read_text())
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """A run of a few minutes in small, started as the README says, through accelerate."""
+    """A run that is started as the README says, through accelerate, in a process of its own."""
     out = tmp_path_factory.mktemp("finished") / "run"
+    # At this threshold all layers fire from the first step on.
+    options = (*Recipes.small, "--model.v-threshold", "0.3", "--run.out", str(out))
     ended = subprocess.run(
-        [
-            *(sys.executable, *LAUNCH, str(ROOT / "recipes" / "multisp_cifar.py"), *TINY),
-            *("--train.optim.lr", "0.02", "--run.out", str(out)),
-        ],
+        [sys.executable, *LAUNCH, str(ROOT / "recipes" / "multisp_cifar.py"), *options],
         capture_output=True,
         text=True,
         check=False,
@@ -162,4 +143,4 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert ended.returncode == 0, ended.stderr
-    return Finished(out, re.sub(r"\x1b\[[0-9;]*m", "", ended.stderr))
+    return Finished(out, options, ended.stdout, ended.stderr)

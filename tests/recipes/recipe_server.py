@@ -21,12 +21,17 @@ import timm.data
 import timm.optim
 import timm.scheduler  # noqa: F401
 import torch
-import tyro  # noqa: F401
+from matplotlib import pyplot
+from sklearn.datasets import load_digits
 
 import spikeformer_lt.reports.run_report
 import spikeformer_lt.tickets.rebuild
 import spikeformer_lt.training.experiment  # noqa: F401
-from spikeformer_lt.registry import list_datasets, list_models, list_searches
+from spikeformer_lt.config import parse
+from spikeformer_lt.registry import create_model, list_datasets, list_searches
+from spikeformer_lt.tickets.multisp_config import MultiSpConfig
+from spikeformer_lt.training.options import DataConfig, ModelConfig, RunConfig
+from spikeformer_lt.training.settings import TrainConfig
 
 
 def signal_after(method: str, nth: int, signum: int) -> None:
@@ -69,9 +74,22 @@ def run(job: dict) -> int:
     return 0
 
 
+def warm() -> None:
+    """Do once what each run would do again: imports, compiled kernels, read docstrings."""
+    torch.set_num_threads(1)  # a kernel that has once had threads cannot be forked
+    list_datasets(), list_searches()
+    load_digits()
+    model = create_model("spikformer_toy", image_size=16, embed_dim=16, T=2)
+    model(torch.rand(2, 3, 16, 16)).mean().backward()
+    with torch.no_grad():
+        model.eval()(torch.rand(2, 3, 16, 16))
+    for group in (DataConfig, ModelConfig, RunConfig, TrainConfig, MultiSpConfig):
+        parse(group, [])
+    pyplot.figure().savefig(os.devnull, format="png")
+
+
 def main() -> None:
-    torch.set_num_threads(1)
-    list_models(), list_datasets(), list_searches()  # a user's run imports them, too
+    warm()
     for line in sys.stdin:
         pid = os.fork()
         if pid == 0:

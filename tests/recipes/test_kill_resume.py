@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -96,7 +97,8 @@ def kill_loop(recipes: Any, folder: Path, kills: int) -> list[str]:
         while len(where) < kills and not (out / "report.json").exists():
             pid = start(out)
             time.sleep(draw.uniform(0.02, 0.6) * length)
-            os.kill(pid, signal.SIGKILL)  # until it is waited for, nobody else has its pid
+            with contextlib.suppress(ProcessLookupError):  # it may have finished before
+                os.kill(pid, signal.SIGKILL)
             ended = recipes.wait()
             if ended.code == -signal.SIGKILL and not (out / "report.json").exists():
                 where.append(place(out))

@@ -61,4 +61,4 @@ def test_what_was_not_run_is_said(tmp_path):
     assert "Not run: sequential." in text
     assert (tmp_path / "comparison.md").read_text() == text
     assert (tmp_path / "comparison.csv").exists()
-    assert (tmp_path / "curve-ConvPEP weights.png").exists()
+    assert (tmp_path / "curve-ConvPEP-weights.png").exists()

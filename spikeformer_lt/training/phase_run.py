@@ -243,5 +243,5 @@ class PhaseRun:
         self.trainer.accelerator.wait_for_everyone()
         raise Interrupted(
             stop.signum, f"stopped at {self.phase.name} epoch {self.at.epoch + 1} step "
-            f"{self.at.step}; everything is saved: go on with --resume auto"
+            f"{self.at.step}; everything is saved: go on with --run.resume auto"
         )  # fmt: skip

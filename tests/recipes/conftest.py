@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -96,6 +97,18 @@ class Recipes:
         self.start(recipe, *argv, **kwargs)
         return self.wait()
 
+    def help_of(self, recipe: str) -> dict[str, str]:
+        """What --help says of each option: name -> metavar, words, default."""
+        ended = self.run(recipe, "--help")
+        assert (ended.code, ended.err) == (0, "")
+        plain = re.sub(r"\x1b\[[0-9;]*m|[│╭╰╮╯─]", " ", ended.out)
+        starts = list(re.finditer(r"^ *--([\w.-]+)", plain, re.MULTILINE))
+        ends = [at.start() for at in starts[1:]] + [len(plain)]
+        return {
+            at[1].replace("-", "_"): " ".join(plain[at.end() : end].split())
+            for at, end in zip(starts, ends, strict=True)
+        }
+
     def close(self) -> None:
         """End the server."""
         assert self.server.stdin is not None
@@ -132,8 +145,9 @@ class Finished:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """A run that is started as the README says, through accelerate, in a process of its own."""
     out = tmp_path_factory.mktemp("finished") / "run"
-    # At this threshold all layers fire from the first step on.
-    options = (*Recipes.small, "--model.v-threshold", "0.3", "--run.out", str(out))
+    # Enough of a training that no layer is dead and the accuracy is not that of a constant answer.
+    more = "--train.batch-size 8 --multisp.epochs 8 --model.v-threshold 0.2 --train.optim.lr 0.01"
+    options = (*Recipes.small, *shlex.split(more), "--run.out", str(out))
     ended = subprocess.run(
         [sys.executable, *LAUNCH, str(ROOT / "recipes" / "multisp_cifar.py"), *options],
         capture_output=True,

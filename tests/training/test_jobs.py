@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 import sys
+import time
 
 import pytest
 
@@ -51,3 +55,56 @@ def test_a_failed_job_is_named_after_the_others_have_finished(script, tmp_path):
     assert good.report.exists()
     assert "it broke" in (tmp_path / "bad.out").read_text()
     assert sys.executable
+
+
+STOPPED = """
+import pathlib, signal, sys, time
+out = pathlib.Path(sys.argv[sys.argv.index("--run.out") + 1])
+out.mkdir(parents=True, exist_ok=True)
+came = []
+for signum in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(signum, lambda signum, frame: came.append(signum))
+(out / "ready").touch()
+until = time.monotonic() + 60
+while not came and time.monotonic() < until:
+    time.sleep(0.01)
+time.sleep(0.5)  # saving; a second signal would come now
+(out / "signals").write_text(" ".join(str(int(signum)) for signum in came))
+sys.exit(143)
+"""
+COMPARISON = """
+import sys
+from pathlib import Path
+from spikeformer_lt.errors import Interrupted
+from spikeformer_lt.training.jobs import Job, run_jobs
+script, folder = sys.argv[1], Path(sys.argv[2])
+try:
+    run_jobs([Job("a", seed, folder / f"a-{seed}", (script,)) for seed in range(3)], at_once=2)
+except Interrupted as stop:
+    print(stop)
+    sys.exit(128 + stop.signum)
+"""
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_to_the_whole_group_reaches_each_run_once_and_is_waited_for(
+    tmp_path, signum, code
+):
+    """As a terminal's Ctrl-C does: two signals would make a run stop without a save."""
+    (tmp_path / "stopped.py").write_text(STOPPED)
+    command = [sys.executable, "-c", COMPARISON, str(tmp_path / "stopped.py"), str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    ready = [tmp_path / f"a-{seed}" / "ready" for seed in (0, 1)]
+    until = time.monotonic() + 60
+    while not all(path.exists() for path in ready):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    os.killpg(process.pid, signum)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert said == (
+        "3 of 3 runs are not finished; they are saved: start the comparison again to go on\n"
+    )
+    for seed in (0, 1):
+        assert (tmp_path / f"a-{seed}" / "signals").read_text() == str(int(signal.SIGTERM))
+    assert not (tmp_path / "a-2").exists()

@@ -307,3 +307,31 @@ def test_ranks_share_one_directory_which_the_first_makes(tmp_path):
     assert names(tmp_path / "runs") == [said[0][0]]
     env = json.loads((tmp_path / "runs" / said[0][0] / "env.json").read_text())
     assert env["world_size"] == 2
+
+
+def test_an_abandoned_start_gives_the_place_back(tmp_path):
+    before = logging.getLogger("spikeformer_lt").handlers[:]
+    for path in (str(tmp_path / "run"), ""):
+        first = RunDir.open(path, Config(), root=tmp_path / "runs")
+        first.abandon()
+        assert not first.path.exists()
+        with RunDir.open(path, Config(train=Train(epochs=4)), root=tmp_path / "runs") as again:
+            assert not again.resumed
+    assert logging.getLogger("spikeformer_lt").handlers == before
+
+
+@pytest.mark.parametrize("kept", ["row", "checkpoint", "resumed"])
+def test_a_run_that_did_something_is_never_abandoned(tmp_path, kept):
+    run = RunDir.open(tmp_path / "run", Config())
+    if kept == "row":
+        run.append_row({"epoch": 1})
+    elif kept == "checkpoint":
+        (run.path / "last").mkdir()
+    else:
+        run.close()
+        run = RunDir.open(tmp_path / "run", Config(), resume="auto")
+    before = names(run.path)
+    run.abandon()
+    assert names(run.path) == before
+    with RunDir.open(tmp_path / "run", Config(), resume="auto") as again:  # it is free, too
+        assert again.resumed

@@ -1,0 +1,128 @@
+"""recipes/evaluate.py, as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spikeformer_lt import Ticket
+
+pytestmark = pytest.mark.recipe
+
+LEDGER = (
+    "sparsity", "conv_pep_bits_per_weight", "macs", "sops", "params", "firing_rate", "purity",
+    "layers", "energy_pj",
+)  # fmt: skip
+
+
+def evaluated(recipes: Any, out: Path, *options: object, **kwargs: Any) -> dict[str, Any]:
+    ended = recipes.run("evaluate", "--cpu", "--out", out, *options, **kwargs)
+    assert (ended.code, ended.err) == (0, ""), ended.err
+    return {**json.loads(out.read_text()), "printed": ended.out}
+
+
+def test_a_run_evaluates_to_the_accuracy_and_ledger_of_its_report(
+    recipes: Any, finished: Any, tmp_path: Path
+) -> None:
+    found = evaluated(recipes, tmp_path / "new" / "place" / "test.json", "--run", finished.path)
+    report = finished.report
+    assert found["accuracy"] == report["test_accuracy"]
+    assert (found["count"], found["split"]) == (report["test_count"], "test")
+    assert found["loss"] == report["test_loss"]
+    assert {name: found[name] for name in LEDGER} == {name: report[name] for name in LEDGER}
+    first, *lines = found["printed"].splitlines()
+    assert first.startswith(f"digits test: {report['test_accuracy']:.2f} % of 40 (top-5 ")
+    assert f"  sops: {report['sops']}" in lines
+
+
+def test_validation_repeats_what_chose_the_ticket(
+    recipes: Any, finished: Any, tmp_path: Path
+) -> None:
+    found = evaluated(recipes, tmp_path / "val.json", "--run", finished.path, "--split", "val")
+    assert found["accuracy"] == finished.report["val_accuracy"]
+    assert found["count"] == 10
+
+
+def test_a_ticket_folder_that_was_moved_is_enough(
+    recipes: Any, finished: Any, tmp_path: Path
+) -> None:
+    shutil.copytree(finished.path / "ticket", tmp_path / "elsewhere" / "mine")
+    where = tmp_path / "elsewhere"
+    found = evaluated(recipes, tmp_path / "a.json", "--run", "mine", cwd=where)
+    assert found["loss"] == finished.report["test_loss"]
+    assert {path.name for path in where.iterdir()} == {"mine"}  # nothing is left behind
+
+
+def test_other_time_steps_cost_in_proportion_and_none_are_refused(
+    recipes: Any, finished: Any, tmp_path: Path
+) -> None:
+    longer = evaluated(recipes, tmp_path / "a.json", "--run", finished.path, "--T", 4)
+    assert longer["macs"] > 1.9 * finished.report["macs"]  # the first layer is computed once
+    error = recipes.run("evaluate", "--run", finished.path, "--cpu", "--T", 0).error
+    assert "T=0 is not allowed" in error
+
+
+def test_other_images_than_the_tickets_own_are_said_so(
+    recipes: Any, finished: Any, tmp_path: Path
+) -> None:
+    options = ("--data.name", "digits", "--data.image-size", 16)
+    found = evaluated(recipes, tmp_path / "a.json", "--run", finished.path, *options)
+    assert found["count"] > 300
+    own = finished.report["split_sha256"][:12]
+    assert re.match(rf"NOTICE: split \w{{12}} is not the ticket's own \({own}\)", found["printed"])
+    options = ("--data.name", "digits", "--data.image-size", 32)
+    ended = recipes.run("evaluate", "--run", finished.path, "--cpu", *options)
+    assert ended.error.startswith("error: input shape [256, 3, 32, 32] is neither")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("", r"run='' is not allowed: a run directory or a ticket folder: --run DIR"),
+        ("--run nowhere", "'nowhere': no ticket"),
+        ("--run RUN --split tset", "split='tset' is not allowed: train, val or test"),
+        ("--run RUN --batch-size 0", "batch_size=0 is not allowed: at least 1"),
+        ("--run RUN --data.name cifar10 --data.root nowhere", "cifar10 is not in '.*nowhere'"),
+        ("--run RUN --data.nmae digits", "unknown option '--data.nmae'; did you mean"),
+        ("--run RUN --out RUN", "cannot write .*directory"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_2(
+    recipes: Any, finished: Any, options: str, words: str
+) -> None:
+    argv = options.replace("RUN", str(finished.path)).split()
+    assert re.match(f"error: .*{words}", recipes.run("evaluate", *argv, "--cpu").error)
+
+
+def test_a_damaged_ticket_is_refused_by_file(recipes: Any, finished: Any, tmp_path: Path) -> None:
+    shutil.copytree(finished.path / "ticket", tmp_path / "ticket")
+    path = tmp_path / "ticket" / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    error = recipes.run("evaluate", "--run", tmp_path, "--cpu").error
+    assert "model.safetensors changed since the ticket was saved" in error
+    ended = recipes.run("evaluate", "--run", tmp_path, "--cpu", "--debug")
+    assert ended.code == 2 and ended.err.startswith("Traceback (most recent call last):\n")
+
+
+def test_a_ticket_that_does_not_say_where_it_is_from_is_refused(
+    recipes: Any, finished: Any, tmp_path: Path
+) -> None:
+    ticket = Ticket.load(finished.path / "ticket")
+    Ticket(ticket.mask, ticket.tensors, {}).save(tmp_path / "bare")
+    error = recipes.run("evaluate", "--run", tmp_path / "bare", "--cpu").error
+    assert "does not say its model, dataset, split_sha256" in error
+
+
+def test_help_has_words_and_default_for_every_option(recipes: Any) -> None:
+    told = recipes.help_of("evaluate")
+    assert {"run", "split", "out", "batch_size", "T", "cpu", "data.name"} <= set(told)
+    for name, text in told.items():
+        words, default, _ = text.partition("(default:")
+        assert default and len(re.findall(r"[a-z]{2,}", words)) >= 2, (name, text)

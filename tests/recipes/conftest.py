@@ -66,6 +66,7 @@ class Recipes:
         recipe: str | Path,
         *argv: object,
         signals: Sequence[tuple[str, int, int]] = (),
+        file_limit: int | None = None,
         cwd: Path = ROOT,
     ) -> int:
         """Start a recipe of ours, or the one at a path; returns its pid."""
@@ -79,6 +80,7 @@ class Recipes:
             **{name: str(file) for name, file in zip(("out", "err"), self.files, strict=True)},
             "cwd": str(cwd),
             "signals": list(signals),
+            "file_limit": file_limit,
         }
         assert self.server.stdin is not None
         self.server.stdin.write(json.dumps(job) + "\n")

@@ -1,8 +1,9 @@
 """Starts recipes from a process that has imported everything already: a fork each, no start-up.
 
-Reads one JSON object a line: ``argv`` (recipe and options), ``out`` and ``err`` (files), ``cwd``
-and ``signals``, a list of [method, n, signum]: the child signals itself after the n-th call of
-that method. Answers with the child's pid, then with its exit status.
+Reads one JSON object a line: ``argv`` (recipe and options), ``out`` and ``err`` (files), ``cwd``,
+``signals``, a list of [method, n, signum]: the child signals itself after the n-th call of that
+method, and ``file_limit``: bytes after which a file is too large, or null. Answers with the child's
+pid, then with its exit status.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import functools
 import importlib
 import json
 import os
+import resource
 import runpy
 import sys
 import traceback
@@ -64,6 +66,8 @@ def run(job: dict) -> int:
     sys.path[0] = str(Path(sys.argv[0]).parent)
     for method, nth, signum in job["signals"]:
         signal_after(method, nth, signum)
+    if job["file_limit"]:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (job["file_limit"],) * 2)
     try:
         runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as stop:

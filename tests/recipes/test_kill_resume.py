@@ -65,8 +65,9 @@ def kill_loop(recipes: Any, folder: Path, kills: int) -> list[str]:
         runs += 1
         out = folder / f"killed-{runs}"
         while len(where) < kills and not (out / "report.json").exists():
+            fresh, waited = not out.exists(), draw.uniform(0.02, 0.6) * length
             pid = start(out)
-            time.sleep(draw.uniform(0.02, 0.6) * length)
+            time.sleep(waited)
             with contextlib.suppress(ProcessLookupError):  # it may have finished before
                 os.kill(pid, signal.SIGKILL)
             ended = recipes.wait()
@@ -74,6 +75,7 @@ def kill_loop(recipes: Any, folder: Path, kills: int) -> list[str]:
                 where.append(place(out))
             else:
                 assert ended.code in (0, -signal.SIGKILL), ended.err
+                length = min(length, waited) if fresh else length  # the machine has become faster
         start(out)
         ended = recipes.wait()
         assert ended.code == 0, ended.err

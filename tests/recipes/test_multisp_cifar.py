@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import time
@@ -61,7 +62,8 @@ def test_the_run_directory_is_complete_and_holds_no_pickle(finished: Any) -> Non
     assert not suffixes & {".pkl", ".pickle", ".pt", ".pth", ".bin", ".npy"}
     rows = (finished.path / "summary.csv").read_text().splitlines()
     assert [row.split(",")[:2] for row in rows[1:]] == [["joint", str(i)] for i in range(1, 9)]
-    for word in ("estimate:", "joint epoch 8/8", "images/s", "ETA", "report: "):
+    said = ("x 1 processes = 8,", "estimate:", "joint epoch 8/8", "images/s", "ETA", "report: ")
+    for word in said:
         assert word in finished.err, word
     assert "Traceback" not in finished.err
 
@@ -258,16 +260,55 @@ def test_schedules_and_the_literal_preset_run_to_a_ticket(
         assert (chosen["weights"]["method"], chosen["weights"]["scope"]) == ("scores", "global")
 
 
+def test_removing_nothing_keeps_every_weight_binary(recipes: Any, tmp_path: Path) -> None:
+    none = (
+        "--multisp.weights.method scores --multisp.weights.sparsity 0 --multisp.patches.sparsity 0"
+    )
+    run = tmp_path / "run"
+    ended = recipes.run("multisp_cifar", *recipes.small, *none.split(), "--run.out", run)
+    assert ended.code == 0, ended.err
+    report = json.loads((run / "report.json").read_text())
+    assert set(report["sparsity"].values()) == {0.0}
+    ticket = Ticket.load(run / "ticket")
+    binary = [name for name in ticket.mask if ticket.tensors[name].abs().unique().numel() == 1]
+    assert len(ticket.mask) == 5 and len(binary) == 4  # all convolutions but the first
+
+
 # -- signals -----------------------------------------------------------------------------
 
 
+MOMENTUM = shlex.split(  # all that could bring removed weights back, and a run of two epochs
+    "--multisp.epochs 2 --train.ema-decay 0.9 --train.optim.opt sgd --train.optim.weight-decay 0.1"
+)
+
+
+@pytest.fixture(scope="module")
+def whole(recipes: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing disturbed."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    ended = recipes.run("multisp_cifar", *recipes.small, *MOMENTUM, "--run.out", run)
+    assert ended.code == 0, ended.err
+    return run
+
+
+def assert_same_end(run: Path, whole: Path) -> None:
+    assert ticket_hashes(run) == ticket_hashes(whole)
+    assert (run / "summary.csv").read_text() == (whole / "summary.csv").read_text()
+
+
+def test_momentum_decay_and_average_leave_removed_weights_at_zero(whole: Path) -> None:
+    ticket = Ticket.load(whole / "ticket")
+    assert ticket.mask.sparsity == 0.5
+    for name, kept in ticket.mask.items():
+        assert ticket.tensors[name][~kept].count_nonzero() == 0
+        assert ticket.tensors[name][kept].count_nonzero() == kept.sum()
+
+
 def test_a_run_that_sigterm_stopped_ends_like_one_that_was_left_alone(
-    recipes: Any, tmp_path: Path
+    recipes: Any, whole: Path, tmp_path: Path
 ) -> None:
-    options = (*recipes.small, "--multisp.epochs", 2, "--train.ema-decay", 0.9)
-    whole, run = tmp_path / "whole", tmp_path / "run"
-    assert recipes.run("multisp_cifar", *options, "--run.out", whole).code == 0
-    options = (*options, "--run.out", run)
+    run = tmp_path / "run"
+    options = (*recipes.small, *MOMENTUM, "--run.out", run)
     # Two steps into the second epoch of four, by a run that saves at the ends of epochs only.
     stopped = recipes.run("multisp_cifar", *options, signals=[(STEP, 6, signal.SIGTERM)])
     assert stopped.code == 143
@@ -279,8 +320,21 @@ def test_a_run_that_sigterm_stopped_ends_like_one_that_was_left_alone(
     ended = recipes.run("multisp_cifar", *options, "--run.resume", "auto")
     assert ended.code == 0, ended.err
     assert "resumed joint at epoch 1 step 2" in ended.err
-    assert ticket_hashes(run) == ticket_hashes(whole)
-    assert (run / "summary.csv").read_text() == (whole / "summary.csv").read_text()
+    assert_same_end(run, whole)
+
+
+def test_a_full_disk_ends_the_run_in_one_line_and_it_goes_on_when_there_is_room(
+    recipes: Any, whole: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    options = (*recipes.small, *MOMENTUM, "--run.out", run)
+    full = recipes.run("multisp_cifar", *options, file_limit=30_000)
+    last = full.err.splitlines()[-1]
+    assert full.code == 2 and "Traceback" not in full.err, full.err
+    assert re.match(r"error: cannot save checkpoint 0 in .*; \d+ bytes needed, \d+ free; ", last)
+    ended = recipes.run("multisp_cifar", *options, "--run.resume", "auto")
+    assert ended.code == 0, ended.err
+    assert_same_end(run, whole)
 
 
 def test_ctrl_c_from_outside_exits_130_after_a_save(recipes: Any, tmp_path: Path) -> None:

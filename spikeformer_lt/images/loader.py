@@ -7,6 +7,7 @@ nothing.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -58,7 +59,8 @@ class Loader:
             worker_init_fn=_leave_signals_to_main if self._workers else None,
             generator=torch.Generator(),
         )
-        waiting = iter(loader)
+        with _stop_signals_held(self._workers > 0):
+            waiting = iter(loader)
         try:
             for step in range(len(self)):
                 yield self._next(waiting, step)
@@ -89,17 +91,28 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _leave_signals_to_main(worker: int) -> None:
-    """Let a Ctrl-C or a scheduler's SIGTERM to the whole group stop the main process only.
+@contextlib.contextmanager
+def _stop_signals_held(really: bool) -> Iterator[None]:
+    """Keep stop signals waiting while workers start, who inherit that: there is no moment between.
 
-    It saves and stops, and its workers end with it: a worker heeds no SIGTERM but its parent's.
+    A Ctrl-C or a scheduler's SIGTERM to the whole group is for the main process only. It saves and
+    stops, and its workers end with it: a worker heeds no SIGTERM but its parent's.
     """
+    if not (really and hasattr(signal, "sigwaitinfo")):  # Linux
+        yield
+        return
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+
+
+def _leave_signals_to_main(worker: int) -> None:
     del worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # Linux
-        parent = os.getppid()
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-        threading.Thread(target=_end_on_word_of, args=(parent,), daemon=True).start()
+    if hasattr(signal, "sigwaitinfo"):
+        threading.Thread(target=_end_on_word_of, args=(os.getppid(),), daemon=True).start()
 
 
 def _end_on_word_of(parent: int) -> None:

@@ -177,11 +177,10 @@ def test_skipped_steps_are_not_loaded(data, epoch):
     assert counted.read == epoch[5][2].tolist()
 
 
-@pytest.mark.xfail(strict=False, reason="under load a worker has been seen to heed a SIGTERM")
 def test_a_signal_to_the_group_leaves_the_workers_to_the_main_process(data, epoch):
     got = []
     for batch in train_loader(data, PAPER, 8, seed=1, epoch=2, workers=2):
-        if len(got) == 1:  # both workers have given a batch, so both are up
+        if not got:  # one worker has given a batch, the other may still be starting
             workers = multiprocessing.active_children()
             assert len(workers) == 2
             for worker in workers:

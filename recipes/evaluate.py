@@ -2,7 +2,7 @@
 
 accelerate launch recipes/evaluate.py --run runs/x              # its own data set, test split
 accelerate launch recipes/evaluate.py --run runs/x --split val
-accelerate launch recipes/evaluate.py --run runs/x --data.name cifar10 --data.root data
+accelerate launch recipes/evaluate.py --run runs/x --data.name dvs128_gesture --data.root data
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from spikeformer_lt.config import check, run_recipe
 from spikeformer_lt.errors import ConfigError, TicketError, shown
 from spikeformer_lt.paths import write_atomic
-from spikeformer_lt.training.options import DataConfig
+from spikeformer_lt.training.options import EventDataConfig
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Evaluate:
     """Time steps, if others than the ticket was trained with."""
     cpu: bool = False
     """Stay on the CPU even where a GPU is present."""
-    data: DataConfig = field(default_factory=DataConfig)
+    data: EventDataConfig = field(default_factory=EventDataConfig)
 
     def __post_init__(self) -> None:
         check(self.split in ("train", "val", "test"), "split", self.split, "train, val or test")
@@ -62,7 +62,8 @@ def main(cfg: Evaluate) -> None:
     data = cfg.data
     if data.name == "auto":
         data = replace(data, name=known["dataset"], **known.get("data", {}))
-    splits = load_splits(data)
+    steps = known["model"]["args"]["T"] if cfg.T is None else cfg.T
+    splits = load_splits(data, steps)
     if splits.name == known["dataset"] and splits.split_sha256 != known["split_sha256"]:
         own = known["split_sha256"][:12]
         print(f"NOTICE: split {splits.split_sha256[:12]} is not the ticket's own ({own}); "

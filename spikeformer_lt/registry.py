@@ -185,6 +185,15 @@ def create_model(name: str, /, **keywords: Any) -> nn.Module:
     return typing.cast("nn.Module", _models.create(name, keywords))
 
 
+def dataset_factory(name: str) -> Callable[..., Any]:
+    """Return the function that makes the data set called `name`.
+
+    Raises:
+        ConfigError: unknown name; the message offers the nearest one.
+    """
+    return _datasets.factory(name)
+
+
 def create_dataset(name: str, /, **keywords: Any) -> Any:
     """Make the splits of the data set called `name`.
 

@@ -19,8 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from spikeformer_lt.errors import ConfigError, DataError, shown
 from spikeformer_lt.images.arrays import ImageDataset
-from spikeformer_lt.images.augment import Augment
-from spikeformer_lt.images.reading import Batch, BatchReader, Fault, Key
+from spikeformer_lt.images.reading import Augmentation, Batch, BatchReader, Fault, Key
 from spikeformer_lt.rng import seed_for
 
 
@@ -147,7 +146,7 @@ def steps_per_epoch(dataset: ImageDataset, batch_size: int, world_size: int = 1)
 
 def train_loader(
     dataset: ImageDataset,
-    augment: Augment,
+    augment: Augmentation,
     batch_size: int,
     seed: int,
     epoch: int,

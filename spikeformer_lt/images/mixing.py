@@ -33,9 +33,14 @@ class Mixing:
     smoothing: float = 0.0
 
     @classmethod
-    def standard(cls) -> Mixing:
-        """Return the setting of Spikformer on CIFAR (cifar10.yml, arXiv:2209.15425)."""
-        return cls(mixup=0.5, smoothing=0.1)
+    def standard(cls, augment: str) -> Mixing:
+        """Return what goes with a preset of `Augment` or `EventAugment`; off for most.
+
+        Source: "spikformer_cifar": Spikformer's cifar10.yml; "spikformer_dvs": its
+        cifar10dvs/train.py, which mixes half of the batches (arXiv:2209.15425).
+        """
+        prob = {"spikformer_cifar": 1.0, "spikformer_dvs": 0.5}.get(augment)
+        return cls() if prob is None else cls(mixup=0.5, prob=prob, smoothing=0.1)
 
     def check(self, batch_size: int | None = None) -> None:
         """Refuse values out of range, and a batch that cannot be paired; call it before training.
@@ -68,7 +73,7 @@ class Mixing:
         """Return mixed images and soft targets; the arguments are not changed.
 
         Args:
-            images: float [B, ...].
+            images: float [B, C, H, W], or frames [B, T, C, H, W], mixed alike at all T.
             labels: int64 [B].
             num_classes: number of classes, K.
             seed: decides weight and box, and nothing else does.
@@ -96,8 +101,9 @@ class Mixing:
             num_classes=num_classes,
         )
         with isolated_rng(seed):
-            mixed, targets = mixer(images.clone(), labels)
-        return mixed, targets
+            # CutMix cuts dimensions 2 and 3: they must be height and width.
+            mixed, targets = mixer(images.clone().flatten(1, -3), labels)
+        return mixed.view_as(images), targets
 
     def _mixes(self) -> bool:
         return self.prob > 0 and (self.mixup > 0 or self.cutmix > 0)

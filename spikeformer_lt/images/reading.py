@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -12,10 +13,12 @@ from torch import Tensor
 
 from spikeformer_lt.errors import DataError, shown
 from spikeformer_lt.images.arrays import ArrayImages, ImageDataset
-from spikeformer_lt.images.augment import TrainTransform, normalize
+from spikeformer_lt.images.augment import normalize
 from spikeformer_lt.rng import isolated_rng, seed_for
 
 Batch = tuple[Tensor, Tensor, Tensor]
+Transform = Callable[[Tensor], Tensor]
+"""One training sample, as its data set gives it, to augmented and normalised float32."""
 Key = tuple[int, int]  # (epoch, index)
 
 
@@ -24,6 +27,19 @@ class Fault:
     """An error on its way out of a worker, as data, so that it is raised whole where it is read."""
 
     message: str
+
+
+class Augmentation(Protocol):
+    """What happens to training samples: `images.Augment`, or `events.EventAugment`."""
+
+    def check(self) -> None:
+        """Refuse values out of range."""
+
+    def is_identity(self) -> bool:
+        """Whether nothing random is on."""
+
+    def build(self, mean: Sequence[float], std: Sequence[float], image_size: int) -> Transform:
+        """Make the transform of one sample."""
 
 
 class BatchReader:
@@ -35,9 +51,7 @@ class BatchReader:
         seed: of the run; with epoch and index it seeds the augmentation of a sample.
     """
 
-    def __init__(
-        self, dataset: ImageDataset, transform: TrainTransform | None, seed: int = 0
-    ) -> None:
+    def __init__(self, dataset: ImageDataset, transform: Transform | None, seed: int = 0) -> None:
         self.dataset = dataset
         self.transform = transform
         self.seed = seed
@@ -63,7 +77,7 @@ class BatchReader:
             return self.dataset.images[places]
         return torch.stack([self._read(int(place)) for place in places])
 
-    def _augmented(self, keys: Sequence[Key], transform: TrainTransform) -> Tensor:
+    def _augmented(self, keys: Sequence[Key], transform: Transform) -> Tensor:
         images = []
         # Saving the three global states costs more than an augmentation: once a batch is enough.
         with isolated_rng(0):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import is_dataclass, replace
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -12,16 +10,14 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from spikeformer_lt.config import check
 from spikeformer_lt.errors import ConfigError, DataError
-from spikeformer_lt.images.augment import Augment
 from spikeformer_lt.images.loader import train_loader
-from spikeformer_lt.images.mixing import Mixing
 from spikeformer_lt.registry import create_model
 from spikeformer_lt.rng import seed_for
 from spikeformer_lt.ticket import Ticket
+from spikeformer_lt.training.datachoice import CIFAR10, Wanted, augmentation, settle
 from spikeformer_lt.training.estimate import estimate_step
-from spikeformer_lt.training.options import SPLIT_OPTIONS, load_splits
+from spikeformer_lt.training.options import load_splits, split_options
 from spikeformer_lt.training.progress import clock
 from spikeformer_lt.training.rundir import RunDir
 from spikeformer_lt.training.signals import StopRequest
@@ -37,15 +33,19 @@ class Experiment:
         cfg: a recipe's configuration with ``data, model, train, run`` groups.
         fallback: embedded data set for ``data.name auto``.
         small: option values for the fallback, where the user left the default.
+        wanted: what ``data.name auto`` stands for where it is on disk.
     """
 
-    def __init__(self, cfg: Any, *, fallback: str, small: dict[str, Any]) -> None:
-        self.asked, self.cfg = cfg, cfg
-        self.fallback, self.small = fallback, small
+    def __init__(
+        self, cfg: Any, *, fallback: str, small: dict[str, Any], wanted: Wanted = CIFAR10
+    ) -> None:
+        self.asked, self.cfg, self.wanted = cfg, cfg, wanted
+        self.fallback, self.small, self.notice = fallback, small, ""
         self.stop = StopRequest()
 
     def __enter__(self) -> Experiment:
-        cfg = self.cfg = self._with_data(self.cfg)
+        self.cfg, self.notice = settle(self.cfg, self.wanted, self.fallback, self.small)
+        cfg = self.cfg
         train = cfg.train
         self.accelerator = Accelerator(cpu=train.cpu, mixed_precision=train.mixed_precision)
         self.run = RunDir.open(
@@ -58,22 +58,14 @@ class Experiment:
         )
         self.stop.__enter__()
         try:
-            self.data = load_splits(cfg.data)
-            augment = self.data.augment if cfg.data.augment == "auto" else cfg.data.augment
-            usual = Mixing.standard() if augment == "spikformer_cifar" else Mixing()
-            mixup, smoothing = cfg.data.mixup, cfg.data.smoothing
-            mixing = replace(
-                usual,
-                mixup=usual.mixup if mixup is None else mixup,
-                cutmix=cfg.data.cutmix,
-                smoothing=usual.smoothing if smoothing is None else smoothing,
-            )
+            self.data = load_splits(cfg.data, cfg.model.T)
+            augment, mixing = augmentation(cfg.data, self.data)
             self.trainer = Trainer(
                 self.data,
                 train,
                 self.run,
                 self.accelerator,
-                augment=Augment.standard(augment),
+                augment=augment,
                 mixing=mixing,
                 stop=self.stop,
             )
@@ -92,29 +84,6 @@ class Experiment:
         if isinstance(error, (ConfigError, DataError)):
             self.run.abandon()
         self.run.close()
-
-    def _with_data(self, cfg: Any) -> Any:
-        """Settle ``data.name auto`` and, on the fallback, the small defaults."""
-        name = cfg.data.name
-        if name == "auto":
-            root = Path(cfg.data.root)
-            on_disk = [root / "cifar-10-batches-py", root / "cifar-10-python.tar.gz"]
-            found = cfg.data.download or any(path.exists() for path in on_disk)
-            name = "cifar10" if found else self.fallback
-            self.notice = "" if found else (
-                f"CIFAR-10 is not under {root}/: running on the embedded {name} instead. "
-                "Its results are not CIFAR results; --data.download fetches CIFAR-10."
-            )  # fmt: skip
-        else:
-            self.notice = ""
-        cfg = replace(cfg, data=replace(cfg.data, name=name))
-        if name != self.fallback:
-            return cfg
-        plain = type(cfg)()
-        for path, value in self.small.items():
-            if _get(cfg, path) == _get(plain, path):
-                cfg = _set(cfg, path, value)
-        return cfg
 
     def model_args(self) -> dict[str, Any]:
         """Keywords that build this run's model."""
@@ -136,7 +105,7 @@ class Experiment:
             "model": known,
             "dataset": self.data.name,
             "split_sha256": self.data.split_sha256,
-            "data": {name: getattr(self.cfg.data, name) for name in SPLIT_OPTIONS},
+            "data": split_options(self.cfg.data),
             "seed": self.cfg.train.seed,
             "run_id": self.run.run_id,
         }
@@ -176,15 +145,3 @@ class Experiment:
             guess.total_mb, guess.saved_mb, guess.seconds_per_step * train.accumulate,
             clock(guess.seconds_per_step * train.accumulate * steps),
         )  # fmt: skip
-
-
-def _get(cfg: Any, path: str) -> Any:
-    for name in path.split("."):
-        cfg = getattr(cfg, name)
-    return cfg
-
-
-def _set(cfg: Any, path: str, value: Any) -> Any:
-    name, _, rest = path.partition(".")
-    check(is_dataclass(cfg) and hasattr(cfg, name), path, value, "a field of the configuration")
-    return replace(cfg, **{name: _set(getattr(cfg, name), rest, value) if rest else value})

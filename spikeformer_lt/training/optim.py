@@ -65,6 +65,7 @@ class Schedule:
         from timm.scheduler import CosineLRScheduler, StepLRScheduler
 
         self.optimizer = optimizer
+        updates -= round(config.cooldown_epochs * per_epoch)
         warmup = round(config.warmup_epochs * per_epoch)
         common: dict[str, Any] = {
             "warmup_t": warmup,

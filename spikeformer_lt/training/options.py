@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, fields
 from typing import Any
 
+from spikeformer_lt.config import check
 from spikeformer_lt.errors import DataError
+from spikeformer_lt.events.options import EventOptions
 from spikeformer_lt.images.splits import Splits
-from spikeformer_lt.registry import create_dataset
+from spikeformer_lt.registry import create_dataset, dataset_factory
 
 SPLIT_OPTIONS = ("root", "image_size", "limit_train", "limit_test")
 """Options of a data set that a ticket must repeat to meet its own splits again."""
+EVENT_OPTIONS = (
+    *("by", "window_us", "values", "bad_events", "empty", "incomplete", "cache", "split_file"),
+)
+"""The same for event data."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,33 @@ class DataConfig:
     """Alpha of CutMix."""
     smoothing: float | None = None
     """Label smoothing; None is the papers' value for the data set."""
+
+
+@dataclass(frozen=True)
+class EventDataConfig(DataConfig):
+    """Which recordings, how they become frames, and what training does to them.
+
+    Frames are as many as the model has time steps: ``model.T``.
+    """
+
+    augment: str = "auto"
+    """auto (the data set's usual), none, spikformer_dvs, tet_dvs, event_drop or moving_digits."""
+    by: str = EventOptions.by
+    """n_event_bins (equal counts), n_time_bins (equal times) or time_window (window_us each)."""
+    window_us: int | None = EventOptions.window_us
+    """Length of a frame in microseconds, for by=time_window."""
+    values: str = EventOptions.values
+    """counts, or binary: 1 where at least one event fell."""
+    bad_events: str = EventOptions.bad_events
+    """error, drop, or count (keep what can be kept) for events off the sensor and the like."""
+    empty: str = EventOptions.empty
+    """error, zero or skip for recordings with no event, or with all events at one time."""
+    incomplete: str = EventOptions.incomplete
+    """error or report if recordings of the published set are missing."""
+    cache: str = EventOptions.cache
+    """Folder for frames that were made once; auto is .frames in the root, none keeps none."""
+    split_file: str | None = EventOptions.split_file
+    """JSON file of the split: read where it is, written where it is not."""
 
 
 @dataclass(frozen=True)
@@ -78,16 +112,32 @@ class RunConfig:
     """Fields that may differ from the run that is resumed."""
 
 
-def load_splits(data: DataConfig) -> Splits:
-    """Create the data set that a configuration names."""
-    splits = create_dataset(
-        data.name,
-        root=data.root,
-        download=data.download,
-        image_size=data.image_size,
-        limit_train=data.limit_train,
-        limit_test=data.limit_test,
-    )
+def split_options(data: DataConfig) -> dict[str, Any]:
+    """Return what a ticket must remember of its data options."""
+    names = SPLIT_OPTIONS + (EVENT_OPTIONS if isinstance(data, EventDataConfig) else ())
+    return {name: getattr(data, name) for name in names}
+
+
+def load_splits(data: DataConfig, T: int) -> Splits:
+    """Create the data set that a configuration names.
+
+    Args:
+        data: the options; event options are refused for a set of still images.
+        T: frames that an event recording is cut into; still images do not need it.
+
+    Raises:
+        ConfigError: an option that is out of range or that the set does not have.
+        DataError: as the data set.
+    """
+    keywords: dict[str, Any] = {name: getattr(data, name) for name in (*SPLIT_OPTIONS, "download")}
+    chosen = {name: getattr(data, name) for name in EVENT_OPTIONS if hasattr(data, name)}
+    if "events" in inspect.signature(dataset_factory(data.name)).parameters:
+        keywords["events"] = EventOptions(T=T, **chosen)
+    else:
+        for name, value in chosen.items():
+            usual = getattr(EventOptions, name)
+            check(value == usual, f"data.{name}", value, f"{usual}: {data.name} are still images")
+    splits = create_dataset(data.name, **keywords)
     if not isinstance(splits, Splits):
         raise DataError(f"data set {data.name} gave {type(splits).__name__}, not Splits")
     return splits

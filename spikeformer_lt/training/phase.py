@@ -31,6 +31,8 @@ class OptimConfig:
     """Epochs of linear warm-up from warmup_lr."""
     warmup_lr: float = 1e-5
     """Learning rate at the start of the warm-up."""
+    cooldown_epochs: float = 0.0
+    """Epochs at min_lr after the schedule, the last of the phase's."""
     score_lr: float = 0.01
     """Learning rate of subnetwork scores (they follow the same schedule, without decay)."""
     clip_grad: float = 5.0
@@ -40,7 +42,8 @@ class OptimConfig:
         for name in ("lr", "score_lr"):
             value = getattr(self, name)
             check(0 < value < 1e3, f"optim.{name}", value, "a positive finite number")
-        for name in ("weight_decay", "min_lr", "warmup_epochs", "warmup_lr", "clip_grad"):
+        lengths = ("warmup_epochs", "cooldown_epochs")
+        for name in ("weight_decay", "min_lr", "warmup_lr", "clip_grad", *lengths):
             value = getattr(self, name)
             check(0 <= value < 1e9, f"optim.{name}", value, "a finite number >= 0")
         check(0 <= self.momentum < 1, "optim.momentum", self.momentum, "in [0, 1)")

@@ -11,8 +11,8 @@ from accelerate import Accelerator
 from torch import nn
 
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.images.augment import Augment
 from spikeformer_lt.images.mixing import Mixing
+from spikeformer_lt.images.reading import Augmentation
 from spikeformer_lt.images.splits import Splits
 from spikeformer_lt.training.checkpoint import CheckpointStore
 from spikeformer_lt.training.evaluation import Metrics, evaluate
@@ -44,7 +44,7 @@ class Trainer:
         run: RunDir,
         accelerator: Accelerator,
         *,
-        augment: Augment,
+        augment: Augmentation,
         mixing: Mixing,
         stop: StopRequest | None = None,
     ) -> None:

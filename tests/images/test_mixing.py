@@ -70,7 +70,10 @@ def test_all_off_gives_one_hot_targets(images):
 
 
 def test_targets_sum_to_one_in_float32(images):
-    for mixing in (Mixing.standard(), Mixing(cutmix=1.0, mixup=0.8, smoothing=0.1)):
+    for mixing in (
+        Mixing.standard("spikformer_cifar"),
+        Mixing(cutmix=1.0, mixup=0.8, smoothing=0.1),
+    ):
         for seed in range(10):
             targets = mixing.apply(images, LABELS, 4, seed)[1]
             assert targets.dtype == torch.float32
@@ -100,7 +103,7 @@ def test_probability_is_that_of_a_batch(images):
 
 
 def test_the_standard_is_that_of_spikformer():
-    assert Mixing.standard() == Mixing(mixup=0.5, cutmix=0.0, smoothing=0.1)
+    assert Mixing.standard("spikformer_cifar") == Mixing(mixup=0.5, cutmix=0.0, smoothing=0.1)
 
 
 def test_an_odd_batch_is_refused_before_training_where_it_would_be_paired(images):

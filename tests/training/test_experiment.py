@@ -53,8 +53,10 @@ def test_without_cifar_the_digits_are_used_and_said_so(tmp_path):
 
 def test_cifar_on_disk_is_taken(tmp_path):
     (tmp_path / "cifar-10-batches-py").mkdir()
-    experiment = opened(tmp_path)
-    assert experiment._with_data(experiment.cfg).data.name == "cifar10"
+    assert settle(Recipe(data=DataConfig(root=str(tmp_path))), CIFAR10, "digits", SMALL) == (
+        Recipe(data=DataConfig(name="cifar10", root=str(tmp_path))),
+        "",
+    )
 
 
 def test_small_values_yield_to_what_the_user_set(tmp_path):

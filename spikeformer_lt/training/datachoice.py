@@ -1,0 +1,104 @@
+"""Which data a run meets: the set that is there, its usual augmentation and mixing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from spikeformer_lt.config import check
+from spikeformer_lt.events.augment import EventAugment
+from spikeformer_lt.images.augment import Augment
+from spikeformer_lt.images.mixing import Mixing
+from spikeformer_lt.images.splits import Splits
+from spikeformer_lt.training.options import DataConfig
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The set that ``data.name auto`` stands for where it is on disk.
+
+    Attributes:
+        name: registered name.
+        title: what messages call it.
+        signs: files or folders, at most two levels below the root, that show it is there.
+    """
+
+    name: str
+    title: str
+    signs: tuple[str, ...]
+
+    def is_under(self, root: Path) -> bool:
+        """Whether a sign of the set is there."""
+        return any(
+            any(root.glob(f"{level}{sign}")) for sign in self.signs for level in ("", "*/", "*/*/")
+        )
+
+
+CIFAR10 = Wanted("cifar10", "CIFAR-10", ("cifar-10-batches-py", "cifar-10-python.tar.gz"))
+DVS128_GESTURE = Wanted(
+    "dvs128_gesture",
+    "DVS128 Gesture",
+    (
+        *("ibmGestureTrain", "ibmGestureTrain.tar.gz"),
+        *("DvsGesture", "DvsGesture.tar.gz"),
+    ),
+)
+CIFAR10_DVS = Wanted("cifar10_dvs", "CIFAR10-DVS", ("CIFAR10DVS", "CIFAR10DVS.zip", "airplane.zip"))
+
+
+def settle(cfg: Any, wanted: Wanted, fallback: str, small: dict[str, Any]) -> tuple[Any, str]:
+    """Settle ``data.name auto`` and, on the fallback, the values for small machines.
+
+    Args:
+        cfg: a recipe's configuration.
+        wanted: what auto stands for.
+        fallback: the embedded set that auto takes where `wanted` is missing.
+        small: option values for the fallback, where the user left the default.
+
+    Returns:
+        The configuration, and a notice for the user, or "".
+    """
+    name, notice = cfg.data.name, ""
+    if name == "auto":
+        root = Path(cfg.data.root)
+        name = wanted.name if cfg.data.download or wanted.is_under(root) else fallback
+        if name == fallback:
+            notice = (
+                f"{wanted.title} is not under {root}/: running on the embedded {name} instead. "
+                f"Its results are not {wanted.title} results; --data.download fetches it."
+            )
+    cfg = replace(cfg, data=replace(cfg.data, name=name))
+    if name != fallback:
+        return cfg, notice
+    plain = type(cfg)()
+    for path, value in small.items():
+        if _get(cfg, path) == _get(plain, path):
+            cfg = _set(cfg, path, value)
+    return cfg, notice
+
+
+def augmentation(data: DataConfig, splits: Splits) -> tuple[Augment | EventAugment, Mixing]:
+    """Return what training does to samples and batches: the set's usual, or what was asked for."""
+    name = splits.augment if data.augment == "auto" else data.augment
+    usual = Mixing.standard(name)
+    mixing = replace(
+        usual,
+        mixup=usual.mixup if data.mixup is None else data.mixup,
+        cutmix=data.cutmix,
+        smoothing=usual.smoothing if data.smoothing is None else data.smoothing,
+    )
+    kind = EventAugment if splits.kind == "events" else Augment
+    return kind.standard(name), mixing
+
+
+def _get(cfg: Any, path: str) -> Any:
+    for name in path.split("."):
+        cfg = getattr(cfg, name)
+    return cfg
+
+
+def _set(cfg: Any, path: str, value: Any) -> Any:
+    name, _, rest = path.partition(".")
+    check(is_dataclass(cfg) and hasattr(cfg, name), path, value, "a field of the configuration")
+    return replace(cfg, **{name: _set(getattr(cfg, name), rest, value) if rest else value})

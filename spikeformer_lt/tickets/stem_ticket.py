@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -9,7 +12,7 @@ from spikeformer_lt.layers.conv_pep import ConvPEP
 from spikeformer_lt.layers.state import reset_state
 from spikeformer_lt.layers.subnet import SubnetConv2d, get_masks, rankings, set_masks, subnets
 from spikeformer_lt.mask import Mask
-from spikeformer_lt.tickets.multisp_config import WeightConfig
+from spikeformer_lt.tickets.multisp_config import MOVING, WeightConfig
 from spikeformer_lt.training.phase import Progress
 
 LEARNS = {"latent": "weights", "magnitude": "weights", "random": "weights"}
@@ -79,7 +82,7 @@ class MaskController:
 
     def __init__(self, model: nn.Module, config: WeightConfig, seed: int) -> None:
         self.model, self.config = model, config
-        self.fixed = config.method in ("magnitude", "random")
+        self.fixed = config.method not in MOVING
         if config.method == "random":
             drawn = Mask.from_scores(rankings(model), config.sparsity, scope=config.scope)
             set_masks(model, Mask.random_like(drawn, seed))
@@ -90,6 +93,12 @@ class MaskController:
     def settled_from(self) -> int:
         """First epoch that trains wholly at the final sparsity."""
         return 0 if self.fixed else int(-(-self.config.ramp_epochs // 1))
+
+    def at_full_sparsity(self) -> MaskController:
+        """Return a controller that goes on from here: the ramp is behind it."""
+        after = copy.copy(self)
+        after.config = replace(self.config, ramp_epochs=0.0)
+        return after
 
     def __call__(self, progress: Progress) -> None:
         """Update masks and annealing for the step to come."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import is_dataclass, replace
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from spikeformer_lt.config import check
+from spikeformer_lt.config import check, given_options
 from spikeformer_lt.errors import ConfigError, DataError
 from spikeformer_lt.images.augment import Augment
 from spikeformer_lt.images.loader import train_loader
@@ -36,13 +37,15 @@ class Experiment:
     Args:
         cfg: a recipe's configuration with ``data, model, train, run`` groups.
         fallback: embedded data set for ``data.name auto``.
-        small: option values for the fallback, where the user left the default.
+        small: option values for the fallback, where the user named none; a group stands for
+            each of its fields.
     """
 
     def __init__(self, cfg: Any, *, fallback: str, small: dict[str, Any]) -> None:
         self.asked, self.cfg = cfg, cfg
         self.fallback, self.small = fallback, small
         self.stop = StopRequest()
+        self.notice = self.taken = ""
 
     def __enter__(self) -> Experiment:
         cfg = self.cfg = self._with_data(self.cfg)
@@ -61,13 +64,13 @@ class Experiment:
             self.data = load_splits(cfg.data)
             augment = self.data.augment if cfg.data.augment == "auto" else cfg.data.augment
             usual = Mixing.standard() if augment == "spikformer_cifar" else Mixing()
-            mixup, smoothing = cfg.data.mixup, cfg.data.smoothing
-            mixing = replace(
-                usual,
-                mixup=usual.mixup if mixup is None else mixup,
-                cutmix=cfg.data.cutmix,
-                smoothing=usual.smoothing if smoothing is None else smoothing,
-            )
+            asked = {
+                "mixup": cfg.data.mixup,
+                "cutmix": cfg.data.cutmix,
+                "smoothing": cfg.data.smoothing,
+                "until": cfg.data.mix_until,
+            }
+            mixing = replace(usual, **{k: v for k, v in asked.items() if v is not None})
             self.trainer = Trainer(
                 self.data,
                 train,
@@ -105,15 +108,15 @@ class Experiment:
                 f"CIFAR-10 is not under {root}/: running on the embedded {name} instead. "
                 "Its results are not CIFAR results; --data.download fetches CIFAR-10."
             )  # fmt: skip
-        else:
-            self.notice = ""
         cfg = replace(cfg, data=replace(cfg.data, name=name))
         if name != self.fallback:
             return cfg
-        plain = type(cfg)()
-        for path, value in self.small.items():
-            if _get(cfg, path) == _get(plain, path):
+        plain, given, small = type(cfg)(), given_options(self.cfg), []
+        for path, value in _leaves(self.small):
+            if path not in given and _get(cfg, path) == _get(plain, path) != value:
                 cfg = _set(cfg, path, value)
+                small.append(f"{path}={value}")
+        self.taken = ", ".join(small)
         return cfg
 
     def model_args(self) -> dict[str, Any]:
@@ -156,6 +159,8 @@ class Experiment:
             "data %s: %d train, %d val, %d test (split %s)",
             data.name, len(data.train), len(data.val), len(data.test), data.split_sha256[:12],
         )  # fmt: skip
+        if self.taken:
+            log.info("values for %s, where no option names another: %s", data.name, self.taken)
         count = sum(p.numel() for p in model.parameters())
         log.info(
             "model %s: %.2f M parameters, T %d", self.cfg.model.name, count / 1e6, self.cfg.model.T
@@ -182,6 +187,14 @@ def _get(cfg: Any, path: str) -> Any:
     for name in path.split("."):
         cfg = getattr(cfg, name)
     return cfg
+
+
+def _leaves(values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    for path, value in values.items():
+        if is_dataclass(value):
+            yield from ((f"{path}.{f.name}", getattr(value, f.name)) for f in fields(value))
+        else:
+            yield path, value
 
 
 def _set(cfg: Any, path: str, value: Any) -> Any:

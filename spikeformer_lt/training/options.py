@@ -35,6 +35,8 @@ class DataConfig:
     """Alpha of mixup; None is the papers' value for the data set."""
     cutmix: float = 0.0
     """Alpha of CutMix."""
+    mix_until: float | None = None
+    """Fraction of each phase after which mixup and CutMix are off; None is the papers' value."""
     smoothing: float | None = None
     """Label smoothing; None is the papers' value for the data set."""
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from torch import Tensor, nn
+from torch import nn
 
 from spikeformer_lt.config import check
 
@@ -106,6 +106,8 @@ class FitResult:
     best_epoch: int
     epochs: int
     seconds: float
+    best_on_test: float | None = None
+    """Best test accuracy of all validated epochs, %, where it was asked for."""
 
 
 class Fit(Protocol):
@@ -113,6 +115,3 @@ class Fit(Protocol):
 
     def __call__(self, model: nn.Module, phase: Phase) -> FitResult:
         """Train and return what was reached."""
-
-
-Batch = tuple[Tensor, Tensor, Tensor]

@@ -100,7 +100,7 @@ def test_probability_is_that_of_a_batch(images):
 
 
 def test_the_standard_is_that_of_spikformer():
-    assert Mixing.standard() == Mixing(mixup=0.5, cutmix=0.0, smoothing=0.1)
+    assert Mixing.standard() == Mixing(mixup=0.5, cutmix=0.0, smoothing=0.1, until=2 / 3)
 
 
 def test_an_odd_batch_is_refused_before_training_where_it_would_be_paired(images):

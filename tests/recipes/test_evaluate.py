@@ -67,17 +67,27 @@ def test_other_time_steps_cost_in_proportion_and_none_are_refused(
     assert "T=0 is not allowed" in error
 
 
+def test_an_option_of_the_data_goes_over_what_the_ticket_says(
+    recipes: Any, finished: Any, tmp_path: Path
+) -> None:
+    for name in ((), ("--data.name", "digits")):
+        options = (*name, "--data.limit-test", 20)
+        found = evaluated(recipes, tmp_path / "a.json", "--run", finished.path, *options)
+        assert found["count"] == 20
+        assert "NOTICE" not in found["printed"].splitlines()[-1]
+
+
 def test_other_images_than_the_tickets_own_are_said_so(
     recipes: Any, finished: Any, tmp_path: Path
 ) -> None:
-    options = ("--data.name", "digits", "--data.image-size", 16)
+    options = ("--data.name", "digits", "--data.limit-train", "None", "--data.limit-test", "None")
     found = evaluated(recipes, tmp_path / "a.json", "--run", finished.path, *options)
     assert found["count"] > 300
     own = finished.report["split_sha256"][:12]
     assert re.match(rf"NOTICE: split \w{{12}} is not the ticket's own \({own}\)", found["printed"])
     options = ("--data.name", "digits", "--data.image-size", 32)
     ended = recipes.run("evaluate", "--run", finished.path, "--cpu", *options)
-    assert ended.error.startswith("error: input shape [256, 3, 32, 32] is neither")
+    assert ended.error.startswith("error: input shape [40, 3, 32, 32] is neither")
 
 
 @pytest.mark.parametrize(

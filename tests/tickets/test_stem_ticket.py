@@ -62,6 +62,17 @@ def test_the_ramp_is_cubic_and_ends_at_the_budget():
         assert get_masks(model).sparsity == pytest.approx(wanted, abs=0.01)
 
 
+def test_a_ramp_is_not_climbed_a_second_time():
+    config = WeightConfig(sparsity=0.8, ramp_epochs=2.0)
+    model = dressed(config)
+    controller = MaskController(model, config, seed=0)
+    controller(Progress(2, 0, 10, 4))
+    after = controller.at_full_sparsity()
+    after(Progress(0, 0, 10, 4))
+    assert get_masks(model).sparsity == pytest.approx(0.8, abs=0.01)
+    assert after.settled_from == 0
+
+
 @pytest.mark.parametrize("method", ["magnitude", "random"])
 def test_fixed_masks_never_move(method):
     config = WeightConfig(method=method, sparsity=0.6)

@@ -6,12 +6,15 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
+from spikeformer_lt.config import parse
 from spikeformer_lt.errors import ConfigError
+from spikeformer_lt.images.mixing import Mixing
 from spikeformer_lt.tickets.multisp import MultiSp
 from spikeformer_lt.tickets.multisp_config import MultiSpConfig
 from spikeformer_lt.tickets.rebuild import model_from_ticket
 from spikeformer_lt.training.experiment import Experiment
 from spikeformer_lt.training.options import DataConfig, ModelConfig, RunConfig
+from spikeformer_lt.training.phase import OptimConfig
 from spikeformer_lt.training.settings import TrainConfig
 
 
@@ -62,6 +65,28 @@ def test_small_values_yield_to_what_the_user_set(tmp_path):
         assert experiment.cfg.model.embed_dim == 32
         assert experiment.cfg.model.name == "spikformer_toy"
         assert experiment.cfg.data.image_size == 16
+
+
+def test_small_values_yield_to_an_option_that_names_the_usual_default(tmp_path):
+    usual = Recipe()
+    named = f"--model.name {usual.model.name} --train.optim.lr {usual.train.optim.lr}"
+    cfg = parse(Recipe, ["--data.name", "digits", *named.split()])
+    quick = OptimConfig(lr=0.25, warmup_epochs=1, weight_decay=0.5)
+    experiment = Experiment(cfg, fallback="digits", small={**SMALL, "train.optim": quick})
+    small = experiment._with_data(cfg)
+    assert small.model.name == usual.model.name
+    assert small.train.optim == replace(quick, lr=usual.train.optim.lr)
+    assert (small.model.embed_dim, small.data.limit_train) == (16, 48)
+    assert "train.optim.weight_decay=0.5" in experiment.taken
+    assert "lr=" not in experiment.taken
+
+
+def test_mixing_is_the_papers_unless_an_option_says_else(tmp_path):
+    with opened(tmp_path, data=DataConfig(root=str(tmp_path), augment="spikformer_cifar")) as found:
+        assert found.trainer.mixing == Mixing(mixup=0.5, smoothing=0.1, until=2 / 3)
+    data = DataConfig(root=str(tmp_path), mixup=0.2, mix_until=0.5)
+    with opened(tmp_path / "b", data=data) as found:
+        assert found.trainer.mixing == Mixing(mixup=0.2, until=0.5)
 
 
 def test_a_saved_ticket_knows_its_model_and_its_splits(tmp_path):

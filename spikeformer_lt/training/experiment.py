@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from spikeformer_lt.config import check, given_options
-from spikeformer_lt.errors import ConfigError, DataError
+from spikeformer_lt.errors import CheckpointError, ConfigError, DataError
 from spikeformer_lt.images.augment import Augment
 from spikeformer_lt.images.loader import train_loader
 from spikeformer_lt.images.mixing import Mixing
@@ -27,6 +27,7 @@ from spikeformer_lt.training.progress import clock
 from spikeformer_lt.training.rundir import RunDir
 from spikeformer_lt.training.signals import StopRequest
 from spikeformer_lt.training.trainer import Trainer
+from spikeformer_lt.training.weights import load_weights
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +93,7 @@ class Experiment:
         trace: TracebackType | None,
     ) -> None:
         self.stop.__exit__(kind, error, trace)
-        if isinstance(error, (ConfigError, DataError)):
+        if isinstance(error, (CheckpointError, ConfigError, DataError)):
             self.run.abandon()
         self.run.close()
 
@@ -126,9 +127,16 @@ class Experiment:
         return {**own, "image_size": data.image_size, **self.cfg.model.args()}
 
     def model(self) -> nn.Module:
-        """Create the model from the run's seed and announce the run."""
+        """Create the model, from the run's seed or from given weights, and announce the run.
+
+        Raises:
+            CheckpointError: the weights of ``model.init_from`` are damaged or of another model.
+        """
         torch.manual_seed(seed_for(self.cfg.train.seed, "init"))
         model: nn.Module = create_model(self.cfg.model.name, **self.model_args())
+        start = self.cfg.model.start_weights()
+        if start is not None:
+            load_weights(model, start, self.cfg.model.init_from)
         self._announce(model)
         return model
 
@@ -163,8 +171,10 @@ class Experiment:
             log.info("values for %s, where no option names another: %s", data.name, self.taken)
         count = sum(p.numel() for p in model.parameters())
         log.info(
-            "model %s: %.2f M parameters, T %d", self.cfg.model.name, count / 1e6, self.cfg.model.T
-        )
+            "model %s: %.2f M parameters, T %d%s",
+            self.cfg.model.name, count / 1e6, self.cfg.model.T,
+            f", weights of {self.cfg.model.init_from}" if self.cfg.model.init_from else "",
+        )  # fmt: skip
         total = train.batch_size * train.accumulate * trainer.world
         log.info(
             "batch %d x %d accumulated x %d processes = %d, lr %g, on %s, %d threads",

@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import pytest
+import torch
 
+from spikeformer_lt import create_model
 from spikeformer_lt.config import parse
-from spikeformer_lt.errors import ConfigError
+from spikeformer_lt.errors import CheckpointError, ConfigError
 from spikeformer_lt.images.mixing import Mixing
+from spikeformer_lt.tensorfile import write_tensors
 from spikeformer_lt.tickets.multisp import MultiSp
 from spikeformer_lt.tickets.multisp_config import MultiSpConfig
 from spikeformer_lt.tickets.rebuild import model_from_ticket
@@ -116,3 +119,38 @@ def test_a_field_that_does_not_exist_cannot_be_made_small(tmp_path):
     experiment.small = {"model.widht": 3}
     with pytest.raises(AttributeError), experiment:
         pass
+
+
+def test_a_run_starts_from_the_weights_it_is_given(tmp_path):
+    sizes = {"image_size": 16, "embed_dim": 16, "num_heads": 2}
+    torch.manual_seed(5)
+    given = create_model("spikformer_toy", T=4, **sizes)
+    write_tensors(tmp_path / "mine" / "model.safetensors", given.state_dict(), {"kind": "model"})
+    with opened(tmp_path, model=ModelConfig(init_from=str(tmp_path / "mine"))) as experiment:
+        model = experiment.model()
+        for name, value in given.state_dict().items():
+            assert torch.equal(model.state_dict()[name], value), name
+        ticket = MultiSp(MultiSpConfig(epochs=1)).find(model, experiment.trainer.fit)
+        experiment.save_ticket(ticket)
+    again = ModelConfig(init_from=str(tmp_path / "run"))  # a run stands for its ticket
+    with opened(tmp_path / "second", model=again) as experiment:
+        weight = experiment.model().conv_pep.rpe.conv.weight
+        assert torch.equal(weight, ticket.tensors["conv_pep.rpe.conv.weight"])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "error", "words"),
+    [
+        ({"embed_dim": 24}, CheckpointError, "does not fit the model"),
+        (None, ConfigError, r"model.init_from=.*a folder with model.safetensors"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused_and_leave_no_run(tmp_path, sizes, error, words):
+    folder = tmp_path / "mine"
+    if sizes:
+        other = create_model("spikformer_toy", image_size=16, num_heads=2, **sizes)
+        write_tensors(folder / "model.safetensors", other.state_dict(), {"kind": "model"})
+    config = ModelConfig(init_from=str(folder))
+    with pytest.raises(error, match=words), opened(tmp_path, model=config) as experiment:
+        experiment.model()
+    assert not (tmp_path / "run").exists()

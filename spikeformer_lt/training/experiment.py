@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from spikeformer_lt.config import check, given_options
+from spikeformer_lt.config import check, flat_values, given_options, to_dict
 from spikeformer_lt.errors import CheckpointError, ConfigError, DataError
 from spikeformer_lt.images.augment import Augment
 from spikeformer_lt.images.loader import train_loader
@@ -24,6 +24,7 @@ from spikeformer_lt.ticket import Ticket
 from spikeformer_lt.training.estimate import estimate_step
 from spikeformer_lt.training.options import SPLIT_OPTIONS, load_splits
 from spikeformer_lt.training.progress import clock
+from spikeformer_lt.training.ranks import refuse_differences
 from spikeformer_lt.training.rundir import RunDir
 from spikeformer_lt.training.signals import StopRequest
 from spikeformer_lt.training.trainer import Trainer
@@ -63,6 +64,9 @@ class Experiment:
         self.stop.__enter__()
         try:
             self.data = load_splits(cfg.data)
+            facts = {name: str(value) for name, value in flat_values(to_dict(cfg))}
+            facts |= {"data split": self.data.split_sha256, "torch": str(torch.__version__)}
+            refuse_differences(facts)
             augment = self.data.augment if cfg.data.augment == "auto" else cfg.data.augment
             usual = Mixing.standard() if augment == "spikformer_cifar" else Mixing()
             asked = {

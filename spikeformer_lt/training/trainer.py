@@ -18,6 +18,7 @@ from spikeformer_lt.training.checkpoint import CheckpointStore
 from spikeformer_lt.training.evaluation import Metrics, evaluate
 from spikeformer_lt.training.phase import FitResult, Phase
 from spikeformer_lt.training.phase_run import PhaseRun
+from spikeformer_lt.training.ranks import share_buffers
 from spikeformer_lt.training.rundir import RunDir
 from spikeformer_lt.training.settings import TrainConfig
 from spikeformer_lt.training.signals import StopRequest
@@ -92,7 +93,8 @@ class Trainer:
         return result
 
     def evaluate(self, model: nn.Module, split: str) -> Metrics:
-        """Evaluate on ``train``, ``val`` or ``test``: every sample exactly once."""
+        """Evaluate on ``train``, ``val`` or ``test``: every sample once, by one network."""
+        share_buffers(model)
         return evaluate(
             model,
             getattr(self.data, split),

@@ -1,0 +1,58 @@
+"""Processes of one run evaluate one network, and are refused where they differ."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from torch import nn
+
+from spikeformer_lt.training.ranks import refuse_differences, share_buffers
+
+RANKS = """
+import sys, torch
+from torch import nn
+from spikeformer_lt.errors import ConfigError
+from spikeformer_lt.training.ranks import refuse_differences, share_buffers
+
+rank = int(sys.argv[1])
+torch.distributed.init_process_group(
+    "gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2
+)
+model = nn.BatchNorm1d(2)
+model.running_mean.fill_(rank + 1)
+model.register_buffer("mask", torch.tensor([rank == 0, True]))
+share_buffers(model)
+print(model.running_mean.tolist(), model.mask.tolist())
+refuse_differences({"data": "a", "seed": "1"})
+try:
+    refuse_differences({"data": "a", "seed": str(rank)})
+except ConfigError as fault:
+    print(fault)
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_ranks_get_the_buffers_of_the_first_and_agree_that_they_differ(tmp_path):
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANKS, str(rank), str(tmp_path / "store")],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for rank in ranks:
+        buffers, fault = rank.communicate(timeout=60)[0].splitlines()
+        assert buffers == "[1.0, 1.0] [True, True]"
+        assert fault == (
+            "the processes of this run differ in seed: '0' on rank 0, '1' on rank 1; "
+            "start all of them alike"
+        )
+
+
+def test_one_process_is_left_alone():
+    norm = nn.BatchNorm1d(2)
+    share_buffers(norm)
+    refuse_differences({"seed": "1"})
+    assert norm.running_mean.tolist() == [0.0, 0.0]

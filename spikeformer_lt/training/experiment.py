@@ -24,7 +24,7 @@ from spikeformer_lt.ticket import Ticket
 from spikeformer_lt.training.estimate import estimate_step
 from spikeformer_lt.training.options import SPLIT_OPTIONS, load_splits
 from spikeformer_lt.training.progress import clock
-from spikeformer_lt.training.ranks import refuse_differences
+from spikeformer_lt.training.ranks import launcher_notices, refuse_differences
 from spikeformer_lt.training.rundir import RunDir
 from spikeformer_lt.training.signals import StopRequest
 from spikeformer_lt.training.trainer import Trainer
@@ -167,6 +167,8 @@ class Experiment:
         log.info("***** %s *****", self.run.run_id)
         if self.notice:
             log.warning("NOTICE: %s", self.notice)
+        for line in launcher_notices(trainer.world, train.mixed_precision, train.accumulate):
+            log.warning("NOTICE: %s", line)
         log.info(
             "data %s: %d train, %d val, %d test (split %s)",
             data.name, len(data.train), len(data.val), len(data.test), data.split_sha256[:12],

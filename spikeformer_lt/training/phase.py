@@ -20,7 +20,8 @@ class OptimConfig:
     lr: float = 5e-4
     """Peak learning rate at the batch size in use."""
     weight_decay: float = 0.06
-    """Decoupled weight decay; never on BatchNorm, biases or scores."""
+    """Weight decay, decoupled with adamw and added to the gradient with adam and sgd; never on
+    BatchNorm, biases or scores."""
     momentum: float = 0.9
     """Momentum of optimizers that have one."""
     sched: str = "cosine"

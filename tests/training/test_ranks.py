@@ -5,9 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
 from torch import nn
 
-from spikeformer_lt.training.ranks import refuse_differences, share_buffers
+from spikeformer_lt.training.ranks import launcher_notices, refuse_differences, share_buffers
 
 RANKS = """
 import sys, torch
@@ -56,3 +57,32 @@ def test_one_process_is_left_alone():
     share_buffers(norm)
     refuse_differences({"seed": "1"})
     assert norm.running_mean.tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("asked", "processes", "words"),
+    [
+        ({}, 1, []),
+        ({"MASTER_ADDR": "127.0.0.1"}, 1, ["asked for several processes and started one"]),
+        ({"MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2"}, 2, []),
+        ({"ACCELERATE_MIXED_PRECISION": "fp16"}, 1, ["--mixed_precision fp16 has no effect"]),
+        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, 1, []),  # what the run does
+        ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, 1, ["accumulates 2, by --train.accum"]),
+        ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "2"}, 1, []),
+    ],
+)
+def test_what_the_launcher_was_asked_in_vain_is_said(monkeypatch, asked, processes, words):
+    for name in ("MASTER_ADDR", "WORLD_SIZE", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    for name, value in asked.items():
+        monkeypatch.setenv(name, value)
+    found = launcher_notices(processes, "bf16", 2)
+    assert len(found) == len(words)
+    assert all(word in line for word, line in zip(words, found, strict=True))
+
+
+def test_without_accelerates_launcher_nothing_is_said(monkeypatch):
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    assert launcher_notices(1, "no", 1) == []

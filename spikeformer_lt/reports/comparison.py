@@ -46,6 +46,8 @@ class Row:
     values: Mapping[str, list[float]]
     seed: tuple[int, ...] = ()
     """Seed of each run, in the order of the values."""
+    dead: int = 0
+    """Runs in which a spiking layer never fired."""
 
     @property
     def seeds(self) -> int:
@@ -70,6 +72,7 @@ def read_rows(runs: Iterable[Finished]) -> list[Row]:
     """
     collected: dict[str, dict[str, list[float]]] = {}
     seeds: dict[str, list[int]] = {}
+    dead: Counter[str] = Counter()
     splits: dict[str, Path] = {}
     for run in runs:
         if not run.report.exists():
@@ -81,11 +84,12 @@ def read_rows(runs: Iterable[Finished]) -> list[Row]:
         report["mean_firing_rate"] = _mean(report["firing_rate"].values())
         row = collected.setdefault(run.variant, {column: [] for column in COLUMNS})
         seeds.setdefault(run.variant, []).append(int(report["seed"]))
+        dead[run.variant] += bool(report.get("dead_layers"))
         for column, (path, scale, _) in COLUMNS.items():
             value = _dig(report, path)
             if value is not None:
                 row[column].append(scale * value)
-    return [Row(name, values, tuple(seeds[name])) for name, values in collected.items()]
+    return [Row(name, values, tuple(seeds[name]), dead[name]) for name, values in collected.items()]
 
 
 def write_comparison(folder: Path, runs: Iterable[Finished], title: str) -> str:
@@ -107,6 +111,12 @@ def write_comparison(folder: Path, runs: Iterable[Finished], title: str) -> str:
     short = [f"{name} ({done.get(name, 0)} of {n})" for name, n in asked.items()
              if done.get(name, 0) < n]  # fmt: skip
     note = f"\nRuns missing, finished of asked: {', '.join(short)}.\n" if short else ""
+    silent = [f"{row.variant} ({row.dead} of {row.seeds})" for row in rows if row.dead]
+    if silent:
+        note += (
+            "\nRuns with a spiking layer that never fired, whose few operations are no saving: "
+            f"{', '.join(silent)}.\n"
+        )
     text = f"# {title}\n\n{table}\n{note}"
     (folder / "comparison.md").write_text(text)
     write_csv(folder / "comparison.csv", header, cells)

@@ -69,5 +69,7 @@ def write_report(experiment: Experiment, model: nn.Module, ticket: Ticket | None
         plot_training(experiment.run.path / "summary.csv", experiment.run.path / "plots")
         log.info("test %.2f %% of %d images", metrics.accuracy, metrics.count)
         log.info("sparsity %s", {k: round(v, 4) for k, v in report["sparsity"].items()})
+        if report["dead_layers"]:
+            log.warning("no energy headline: %s", report["energy_note"])
         log.info("report: %s", experiment.run.path / "report.json")
     return report

@@ -76,6 +76,15 @@ def test_runs_are_listed_by_their_seeds(tmp_path):
     assert table == ["variant,seed,test accuracy %", "a,7,7.0000", "a,3,3.0000"]
 
 
+def test_networks_with_silent_layers_are_pointed_out(tmp_path):
+    runs = [finished(tmp_path, "a", 90.0), finished(tmp_path, "b", 90.0, seed=1)]
+    assert "never fired" not in write_comparison(tmp_path, runs, "title")
+    report = json.loads(runs[1].report.read_text()) | {"dead_layers": ["conv_pep.stages.0.act"]}
+    runs[1].report.write_text(json.dumps(report))
+    text = write_comparison(tmp_path, runs, "title")
+    assert "never fired, whose few operations are no saving: b (1 of 1)." in text
+
+
 def test_what_was_not_run_is_said(tmp_path):
     missing = [Run("sequential", tmp_path / "none.json"), Run("weights 0.5", tmp_path / "no.json")]
     runs = [finished(tmp_path, "weights 0.5", 90.0), *missing]

@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from spikeformer_lt.config import check, run_recipe
+from spikeformer_lt.config import check, given_options, run_recipe
 from spikeformer_lt.errors import ConfigError, TicketError, shown
 from spikeformer_lt.paths import write_atomic
 from spikeformer_lt.training.options import EventDataConfig
@@ -59,9 +59,12 @@ def main(cfg: Evaluate) -> None:
             f"the ticket in {shown(cfg.run)} does not say its {', '.join(missing)}; "
             "tickets that recipes save do"
         )
-    data = cfg.data
-    if data.name == "auto":
-        data = replace(data, name=known["dataset"], **known.get("data", {}))
+    data, given, own = cfg.data, given_options(cfg), known.get("data", {})
+    if data.name in ("auto", known["dataset"]):
+        data = replace(data, name=known["dataset"])
+    else:
+        own = {}
+    data = replace(data, **{n: value for n, value in own.items() if f"data.{n}" not in given})
     steps = known["model"]["args"]["T"] if cfg.T is None else cfg.T
     splits = load_splits(data, steps)
     if splits.name == known["dataset"] and splits.split_sha256 != known["split_sha256"]:

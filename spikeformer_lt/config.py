@@ -28,9 +28,11 @@ from spikeformer_lt.configtree import run_id as run_id
 from spikeformer_lt.configtree import save_config as save_config
 from spikeformer_lt.configtree import to_dict as to_dict
 from spikeformer_lt.errors import ConfigError, Interrupted, SpikeformerError, near, shown
+from spikeformer_lt.textfile import read_mapping
 
 C = TypeVar("C")
 _ALWAYS = ("help", "config", "debug")
+_GIVEN = "_given_options"
 _HELP = (
     "Beside the options below: --config FILE (.yaml or .json) gives values that options override; "
     "--debug shows the traceback of an error."
@@ -70,7 +72,21 @@ def parse(cls: type[C], argv: Sequence[str] | None = None, prog: str | None = No
         if stop.code in (0, None):
             raise
         raise _as_config_error(stop, complaint.getvalue(), options, prog) from None
+    named = {name for token in rest if (name := _option_of(token, options)) in options}
+    if config_file is not None:
+        in_file = flat_values(read_mapping(config_file))
+        named |= {name.replace("-", "_") for name, _ in in_file}
+    object.__setattr__(made, _GIVEN, frozenset(named))
     return typing.cast(C, made)
+
+
+def given_options(cfg: object) -> frozenset[str]:
+    """Options "group.field" that the user named, also where they gave the default's value.
+
+    Empty for a configuration that `parse` did not make, and for one changed since.
+    """
+    named: frozenset[str] = getattr(cfg, _GIVEN, frozenset())
+    return named
 
 
 def run_recipe(
@@ -140,16 +156,23 @@ def _refuse_unknown(argv: Sequence[str], options: dict[str, Any]) -> None:
         if not token.startswith("--"):
             continue
         given = token.partition("=")[0]
-        name = given[2:].replace("-", "_")
-        group, dot, leaf = name.rpartition(".")
-        negated = leaf.startswith("no_") and options.get(f"{group}{dot}{leaf[3:]}") is bool
-        if name in options or name in _ALWAYS or negated:
+        name = _option_of(token, options)
+        leaf = name.rpartition(".")[2]
+        if name in options or name in _ALWAYS:
             continue
         # Whoever leaves out the group is offered the options that end so.
         same = [f"--{option}" for option in options if option.rpartition(".")[2] == leaf]
         flags = [f"--{option.replace('_', '-')}" for option in options]
         hint = f"; did you mean {' or '.join(same)}?" if same else near(given, flags)
         raise ConfigError(f"unknown option {shown(given)}{hint or ';'} see --help")
+
+
+def _option_of(token: str, options: dict[str, Any]) -> str:
+    """Name the option of a token ``--group.field=value`` as "group.field", negated or not."""
+    name = token.partition("=")[0].removeprefix("--").replace("-", "_")
+    group, dot, leaf = name.rpartition(".")
+    positive = f"{group}{dot}{leaf[3:]}"
+    return positive if leaf.startswith("no_") and options.get(positive) is bool else name
 
 
 def _as_config_error(

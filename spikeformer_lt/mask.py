@@ -176,7 +176,7 @@ class Mask(Mapping[str, Tensor]):
             if not allow_layer_collapse and not bool(kept.any()):
                 raise MaskError(
                     f"layer {shown(name)}: all {kept.numel()} weights are removed, so nothing "
-                    "passes it; lower the sparsity, set a floor, or pass --allow-layer-collapse"
+                    "passes it; lower the sparsity, set a floor, or pass allow_layer_collapse"
                 )
 
     def save(self, path: str | Path) -> None:

@@ -12,7 +12,7 @@ from typing import Literal
 
 import pytest
 
-from spikeformer_lt.config import check, parse, run_recipe
+from spikeformer_lt.config import check, given_options, parse, run_recipe
 from spikeformer_lt.errors import ConfigError, Interrupted, NonFiniteError
 
 
@@ -280,3 +280,13 @@ def test_a_configuration_error_waits_for_no_heavy_library() -> None:
         "unknown option '--sed'; did you mean '--seed'? see --help",
         "[]",
     ]
+
+
+def test_what_the_user_named_is_known_even_where_it_is_the_default(tmp_path) -> None:
+    assert given_options(options("")) == given_options(Recipe()) == frozenset()
+    found = options("--seed 0 --data.num-workers=0 --data.no-download --train.betas 0.5 0.6")
+    assert given_options(found) == {"seed", "data.num_workers", "data.download", "train.betas"}
+    file = tmp_path / "c.yaml"
+    file.write_text("seed: 0\ntrain:\n  lr: 1.0e-3\n")
+    found = options(f"--config {file} --data.name digits")
+    assert given_options(found) == {"seed", "train.lr", "data.name"}

@@ -262,7 +262,7 @@ def test_a_mask_that_does_not_fit_is_refused_by_layer() -> None:
 def test_check_refuses_a_dead_layer_unless_told() -> None:
     model = make_model()
     dead = Mask({"0.weight": torch.zeros(3, 2, 3, 3), "3.weight": torch.ones(4, 12)})
-    with pytest.raises(MaskError, match=r"layer '0.weight': all 54 .*--allow-layer-collapse"):
+    with pytest.raises(MaskError, match=r"layer '0.weight': all 54 .*pass allow_layer_collapse"):
         dead.check(model)
     dead.check(model, allow_layer_collapse=True)
 

@@ -21,6 +21,7 @@ class Mixing:
         prob: probability that a batch is mixed at all.
         switch_prob: probability of CutMix instead of mixup where both are on.
         smoothing: part of each label that is spread over all classes, in [0, 1).
+        until: fraction of a training after which nothing is mixed any more; labels stay smooth.
 
     Source: mixup, arXiv:1710.09412; CutMix, arXiv:1905.04899; run by timm.data.Mixup, which pairs
     sample i of a batch with sample B-1-i.
@@ -31,16 +32,19 @@ class Mixing:
     prob: float = 1.0
     switch_prob: float = 0.5
     smoothing: float = 0.0
+    until: float = 1.0
 
     @classmethod
     def standard(cls, augment: str) -> Mixing:
         """Return what goes with a preset of `Augment` or `EventAugment`; off for most.
 
-        Source: "spikformer_cifar": Spikformer's cifar10.yml; "spikformer_dvs": its
-        cifar10dvs/train.py, which mixes half of the batches (arXiv:2209.15425).
+        Source: "spikformer_cifar": Spikformer's cifar10.yml, off after 200 of 300 epochs;
+        "spikformer_dvs": its cifar10dvs/train.py, half of the batches (arXiv:2209.15425).
         """
-        prob = {"spikformer_cifar": 1.0, "spikformer_dvs": 0.5}.get(augment)
-        return cls() if prob is None else cls(mixup=0.5, prob=prob, smoothing=0.1)
+        return {
+            "spikformer_cifar": cls(mixup=0.5, smoothing=0.1, until=2 / 3),
+            "spikformer_dvs": cls(mixup=0.5, smoothing=0.1, prob=0.5),
+        }.get(augment, cls())
 
     def check(self, batch_size: int | None = None) -> None:
         """Refuse values out of range, and a batch that cannot be paired; call it before training.
@@ -55,10 +59,10 @@ class Mixing:
             value = getattr(self, field)
             if not 0 <= value < float("inf"):
                 raise ConfigError(f"{field}={value!r} is not allowed: 0 (off) or more")
-        for field in ("prob", "switch_prob"):
+        for field in ("prob", "switch_prob", "until"):
             value = getattr(self, field)
             if not 0 <= value <= 1:
-                raise ConfigError(f"{field}={value!r} is not allowed: a probability, 0 to 1")
+                raise ConfigError(f"{field}={value!r} is not allowed: a fraction, 0 to 1")
         if not 0 <= self.smoothing < 1:
             raise ConfigError(f"smoothing={self.smoothing!r} is not allowed: it lies in [0, 1)")
         if batch_size is not None and batch_size % 2 and self._mixes():

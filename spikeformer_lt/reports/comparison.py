@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,10 @@ class Row:
 
     variant: str
     values: Mapping[str, list[float]]
+    seed: tuple[int, ...] = ()
+    """Seed of each run, in the order of the values."""
+    dead: int = 0
+    """Runs in which a spiking layer never fired."""
 
     @property
     def seeds(self) -> int:
@@ -66,6 +71,8 @@ def read_rows(runs: Iterable[Finished]) -> list[Row]:
         DataError: runs of different test sets or splits, which are not comparable.
     """
     collected: dict[str, dict[str, list[float]]] = {}
+    seeds: dict[str, list[int]] = {}
+    dead: Counter[str] = Counter()
     splits: dict[str, Path] = {}
     for run in runs:
         if not run.report.exists():
@@ -76,11 +83,13 @@ def read_rows(runs: Iterable[Finished]) -> list[Row]:
             raise DataError(f"runs of different splits are not comparable: {splits}")
         report["mean_firing_rate"] = _mean(report["firing_rate"].values())
         row = collected.setdefault(run.variant, {column: [] for column in COLUMNS})
+        seeds.setdefault(run.variant, []).append(int(report["seed"]))
+        dead[run.variant] += bool(report.get("dead_layers"))
         for column, (path, scale, _) in COLUMNS.items():
             value = _dig(report, path)
             if value is not None:
                 row[column].append(scale * value)
-    return [Row(variant, values) for variant, values in collected.items()]
+    return [Row(name, values, tuple(seeds[name]), dead[name]) for name, values in collected.items()]
 
 
 def write_comparison(folder: Path, runs: Iterable[Finished], title: str) -> str:
@@ -97,18 +106,27 @@ def write_comparison(folder: Path, runs: Iterable[Finished], title: str) -> str:
     header = ["variant", "seeds", *COLUMNS]
     cells = [[r.variant, str(r.seeds), *(r.cell(c) for c in COLUMNS)] for r in rows]
     table = markdown_table(header, cells)
-    missing = sorted({run.variant for run in runs} - {row.variant for row in rows})
-    note = f"\nNot run: {', '.join(missing)}.\n" if missing else ""
+    asked = Counter(run.variant for run in runs)
+    done = {row.variant: row.seeds for row in rows}
+    short = [f"{name} ({done.get(name, 0)} of {n})" for name, n in asked.items()
+             if done.get(name, 0) < n]  # fmt: skip
+    note = f"\nRuns missing, finished of asked: {', '.join(short)}.\n" if short else ""
+    silent = [f"{row.variant} ({row.dead} of {row.seeds})" for row in rows if row.dead]
+    if silent:
+        note += (
+            "\nRuns with a spiking layer that never fired, whose few operations are no saving: "
+            f"{', '.join(silent)}.\n"
+        )
     text = f"# {title}\n\n{table}\n{note}"
     (folder / "comparison.md").write_text(text)
     write_csv(folder / "comparison.csv", header, cells)
     write_csv(
         folder / "runs.csv",
-        ["variant", "run", "test accuracy %"],
+        ["variant", "seed", "test accuracy %"],
         [
-            [r.variant, str(i), f"{v:.4f}"]
+            [r.variant, str(seed), f"{v:.4f}"]
             for r in rows
-            for i, v in enumerate(r.values["test accuracy %"])
+            for seed, v in zip(r.seed, r.values["test accuracy %"], strict=True)
         ],
     )
     for level, series in series_of(rows).items():
@@ -124,16 +142,22 @@ def write_comparison(folder: Path, runs: Iterable[Finished], title: str) -> str:
 
 
 def series_of(rows: Iterable[Row]) -> dict[str, dict[str, list[tuple[float, list[float]]]]]:
-    """Rows called ``NAME NUMBER`` as curves: level -> series name -> (x, accuracies) points."""
+    """Rows called ``NAME SPARSITY`` as curves: level -> series name -> (x, accuracies) points.
+
+    x is what was removed, which the row's name only asks for: 0.65 of 16 patches are 10.
+    """
     found: dict[str, dict[str, list[tuple[float, list[float]]]]] = {}
     for row in rows:
         name, _, number = row.variant.rpartition(" ")
         try:
-            x = float(number)
+            asked = float(number)
         except ValueError:
+            continue
+        if not 0 <= asked < 1:  # a name that ends in a number, such as "Algorithm 1"
             continue
         level = "patches" if "patches" in name else "ConvPEP weights"
         points = found.setdefault(level, {}).setdefault(name, [])
+        x = _mean(row.values[f"{level} removed %"]) / 100
         points.append((x, row.values["test accuracy %"]))
     return {
         level: {name: sorted(points) for name, points in series.items()}

@@ -73,13 +73,16 @@ def build_ledger(model: Any, batches: Sequence[Tensor]) -> dict[str, Any]:
 
 
 def is_binary(weight: Tensor) -> bool:
-    """Whether the weights that are not 0 share one magnitude, in the layer or in each filter."""
+    """Whether the weights that are not 0 share one magnitude, in the layer or in each filter.
+
+    A lone weight shares its magnitude with none, so that it takes a filter with two to tell.
+    """
     flat = weight.flatten(1).abs()
     kept = flat[flat > 0]
-    if kept.numel() == 0 or kept.numel() == len(flat):
-        return False
-    if bool((kept == kept[0]).all()):
+    if kept.numel() > 1 and bool((kept == kept[0]).all()):
         return True
+    if int((flat > 0).sum(1).max()) < 2:
+        return False
     top = flat.max(1, keepdim=True).values
     return bool(((flat == top) | (flat == 0)).all())
 

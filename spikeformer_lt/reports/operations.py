@@ -170,7 +170,10 @@ def _linear_hook(name: str, total: Operations) -> Any:
         real = layer.kind == "real"
         values = torch.ones_like(x) if real else x.abs()
         operations = float((values.double().flatten(0, -2).sum(0) * fan_out).sum())
-        _add(layer, output.numel() * x.shape[-1], operations, total.T / x.shape[0], real)
+        # Time comes first, except in a score that reads one mean over time, [B, N, D].
+        timed = x.shape[0] in (1, total.T) and x.shape[1] == total.batch
+        folds = total.T / x.shape[0] if timed else 1.0
+        _add(layer, output.numel() * x.shape[-1], operations, folds, real)
 
     return hook
 

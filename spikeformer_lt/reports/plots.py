@@ -16,17 +16,22 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 Points = Sequence[tuple[float, Sequence[float]]]
 
 
-def figure(width: float = 6.0, height: float = 4.0) -> tuple[Any, Any]:
-    """A figure that needs no display and leaves matplotlib's global state alone."""
+def figure(width: float = 6.0, height: float = 4.0, rows: int = 1) -> tuple[Any, Any]:
+    """A figure that needs no display and leaves matplotlib's global state alone.
+
+    Returns:
+        The figure and its uppermost axes; ``.axes`` of the figure are all of them.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     made = Figure(figsize=(width, height), dpi=120, layout="constrained")
     FigureCanvasAgg(made)
-    axes = made.add_subplot()
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    return made, axes
+    every = made.subplots(rows, 1, sharex=True, squeeze=False)[:, 0]
+    for axes in every:
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    return made, every[0]
 
 
 def plot_curves(
@@ -64,14 +69,21 @@ def plot_training(summary: Path, folder: Path) -> None:
     if not table:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    made, axes = figure(7.0)
-    epochs = range(1, len(table) + 1)
-    for name, colour in (("train_accuracy", COLOURS[0]), ("val_accuracy", COLOURS[1])):
-        known = [(e, float(row[name])) for e, row in zip(epochs, table, strict=True) if row[name]]
-        axes.plot(*zip(*known, strict=True), color=colour, label=name.replace("_", " "))
-    for at in [i for i in range(1, len(table)) if table[i]["phase"] != table[i - 1]["phase"]]:
-        axes.axvline(at + 0.5, color="#999999", linewidth=1)
-        axes.annotate(table[at]["phase"], (at + 0.6, axes.get_ylim()[0]), fontsize=8)
-    axes.set(xlabel="epoch (all phases)", ylabel="accuracy (%)")
-    axes.legend(frameon=False)
+    made, upper = figure(7.0, 6.0, rows=2)
+    lower = made.axes[1]
+    changes = [i for i in range(1, len(table)) if table[i]["phase"] != table[i - 1]["phase"]]
+    for axes, what, unit in ((upper, "accuracy", " (%)"), (lower, "loss", "")):
+        for part, colour, marker in (("train", COLOURS[0], "o"), ("val", COLOURS[1], "s")):
+            cells = [row.get(f"{part}_{what}") for row in table]
+            xs = [i for i, cell in enumerate(cells, start=1) if cell]
+            ys = [float(cell) for cell in cells if cell]
+            label = "validation" if part == "val" else part
+            axes.plot(xs, ys, color=colour, marker=marker, markersize=3, label=label)
+        for at in changes:
+            axes.axvline(at + 0.5, color="#999999", linewidth=1)
+        axes.set_ylabel(what + unit)
+    for at in [0, *changes] if changes else []:
+        upper.annotate(table[at]["phase"], (at + 0.6, upper.get_ylim()[0]), fontsize=8)
+    lower.set_xlabel("epoch (all phases)")
+    upper.legend(frameon=False)
     made.savefig(folder / "training.png")

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import platform
 from itertools import islice
 from typing import Any
 
-import torch
 from torch import nn
 
 from spikeformer_lt.images.loader import eval_loader
@@ -16,6 +14,7 @@ from spikeformer_lt.reports.ledger import build_ledger
 from spikeformer_lt.reports.plots import plot_training
 from spikeformer_lt.reports.purity import audit
 from spikeformer_lt.ticket import Ticket
+from spikeformer_lt.training.environment import describe_environment
 from spikeformer_lt.training.evaluation import Metrics, evaluate
 from spikeformer_lt.training.experiment import Experiment
 
@@ -37,16 +36,14 @@ def describe(
     return metrics, {**build_ledger(model, batches), "purity": audit(model, batches[0])}
 
 
-def write_report(
-    experiment: Experiment, model: nn.Module, ticket: Ticket | None, split: str = "test"
-) -> dict[str, Any]:
+def write_report(experiment: Experiment, model: nn.Module, ticket: Ticket | None) -> dict[str, Any]:
     """Evaluate the finished network on the test set, once, and write ``report.json``.
 
     The report holds what design and papers ask for: accuracies, sparsities apart, bits per
     ConvPEP weight, firing rates, MACs, SOPs, the split's hash, versions and every choice made.
     """
     trainer = experiment.trainer
-    metrics, ledger = describe(model, experiment.data, split, trainer.accelerator)
+    metrics, ledger = describe(model, experiment.data, "test", trainer.accelerator)
     phases = ticket.provenance.get("phases", []) if ticket else []
     report: dict[str, Any] = {
         "run_id": experiment.run.run_id,
@@ -60,17 +57,19 @@ def write_report(
         "accuracy_at_t": list(metrics.accuracy_at_t),
         "confusion": metrics.confusion.tolist(),
         "val_accuracy": phases[-1]["val_accuracy"] if phases else None,
-        "best_on_test": None,
+        "best_on_test": phases[-1].get("best_on_test") if phases else None,
         "seconds": sum(phase["seconds"] for phase in phases),
         "choices": ticket.provenance.get("config", {}) if ticket else {},
         **ledger,
         "mask_sha256": ticket.mask.sha256 if ticket else None,
-        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+        "versions": describe_environment()["versions"],
     }
     if trainer.main:
         experiment.run.write_report(report)
         plot_training(experiment.run.path / "summary.csv", experiment.run.path / "plots")
         log.info("test %.2f %% of %d images", metrics.accuracy, metrics.count)
         log.info("sparsity %s", {k: round(v, 4) for k, v in report["sparsity"].items()})
+        if report["dead_layers"]:
+            log.warning("no energy headline: %s", report["energy_note"])
         log.info("report: %s", experiment.run.path / "report.json")
     return report

@@ -102,7 +102,9 @@ class MultiSp:
                 _convs(model).requires_grad_(False)
                 final = replace(final, frozen=("conv_pep",))
             else:
-                final = replace(final, before_step=searched.before_step)
+                controller = searched.before_step
+                if isinstance(controller, MaskController):
+                    final = replace(final, before_step=controller.at_full_sparsity())
         self._select_patches(model, fit)
         self._fit(fit, model, final)
 

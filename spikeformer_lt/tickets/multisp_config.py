@@ -10,6 +10,8 @@ from spikeformer_lt.layers.patch_scores import SCORES
 
 METHODS = ("latent", "scores", "both", "magnitude", "random", "off")
 SCHEDULES = ("joint", "sequential", "reverse")
+MOVING = ("latent", "scores", "both")
+"""Methods whose mask moves during the training."""
 INITS = ("keep", "kaiming", "signed")
 
 
@@ -137,6 +139,21 @@ class MultiSpConfig:
         check(0 <= self.distill <= 1, "multisp.distill", self.distill, "in [0, 1]")
         if self.distill > 0 and self.dense_epochs == 0:
             check(False, "multisp.distill", self.distill, "0 unless dense_epochs > 0 (the teacher)")
+        if self.preset == "default":
+            self._check_ramp()
+
+    def _check_ramp(self) -> None:
+        """Refuse a ramp that the freezing of the mask would cut off below its sparsity."""
+        weights = self.weights
+        searched = self.epochs if self.schedule == "joint" else max(1, self.stem_epochs)
+        whole = int(weights.freeze_mask_at * searched)
+        check(
+            weights.ramp_epochs <= whole or weights.method not in MOVING,
+            "multisp.weights.ramp_epochs",
+            weights.ramp_epochs,
+            f"at most {whole}, as freeze_mask_at={weights.freeze_mask_at} of the {searched} epochs "
+            "ends it: the mask would never reach its sparsity",
+        )
 
     def resolved(self) -> MultiSpConfig:
         """The configuration that runs: the literal preset overrides what Algorithm 1 fixes."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
+from spikeformer_lt.config import check
 from spikeformer_lt.layers.conv_pep import ConvPEP
 from spikeformer_lt.layers.state import reset_state
 from spikeformer_lt.layers.subnet import SubnetConv2d, get_masks, rankings, set_masks, subnets
 from spikeformer_lt.mask import Mask
-from spikeformer_lt.tickets.multisp_config import WeightConfig
+from spikeformer_lt.tickets.multisp_config import MOVING, WeightConfig
 from spikeformer_lt.training.phase import Progress
 
 LEARNS = {"latent": "weights", "magnitude": "weights", "random": "weights"}
@@ -75,14 +79,17 @@ def _init_weight(conv: nn.Conv2d, config: WeightConfig) -> None:
 
 
 class MaskController:
-    """Keeps the stem's masks at the sparsity that the schedule asks for, before every step."""
+    """Keeps the stem's masks at the sparsity that the schedule asks for, before every step.
+
+    Raises:
+        ConfigError: a layer would lose all its weights, and nothing would pass it.
+    """
 
     def __init__(self, model: nn.Module, config: WeightConfig, seed: int) -> None:
         self.model, self.config = model, config
-        self.fixed = config.method in ("magnitude", "random")
+        self.fixed = config.method not in MOVING
         if config.method == "random":
-            drawn = Mask.from_scores(rankings(model), config.sparsity, scope=config.scope)
-            set_masks(model, Mask.random_like(drawn, seed))
+            set_masks(model, Mask.random_like(self._mask(config.sparsity), seed))
         else:
             self.update(0.0 if config.ramp_epochs and not self.fixed else 1.0)
 
@@ -90,6 +97,12 @@ class MaskController:
     def settled_from(self) -> int:
         """First epoch that trains wholly at the final sparsity."""
         return 0 if self.fixed else int(-(-self.config.ramp_epochs // 1))
+
+    def at_full_sparsity(self) -> MaskController:
+        """Return a controller that goes on from here: the ramp is behind it."""
+        after = copy.copy(self)
+        after.config = replace(self.config, ramp_epochs=0.0)
+        return after
 
     def __call__(self, progress: Progress) -> None:
         """Update masks and annealing for the step to come."""
@@ -106,12 +119,16 @@ class MaskController:
         """Recompute the masks with `done` of the ramp behind: s (1 - (1 - done)^3)."""
         sparsity = self.config.sparsity * (1 - (1 - done) ** 3)
         within = get_masks(self.model) if self.config.monotone and done > 0 else None
-        layered = self.config.scope == "layer"
-        mask = Mask.from_scores(
-            rankings(self.model),
-            sparsity,
-            scope=self.config.scope,
-            within=within,
-            floor=0.0 if layered else self.config.floor,
-        )
-        set_masks(self.model, mask)
+        set_masks(self.model, self._mask(sparsity, within))
+
+    def _mask(self, sparsity: float, within: Mask | None = None) -> Mask:
+        """Rank the weights; a mask that leaves nothing of a layer is refused."""
+        config = self.config
+        floor = config.floor if config.scope == "global" else 0.0
+        mask = Mask.from_scores(rankings(self.model), sparsity, config.scope, within, floor)
+        for name, kept in mask.items():
+            rule = f"lower, as it removes all {kept.numel()} weights of {name}"
+            if config.scope == "global":
+                rule += ", or multisp.weights.floor above 0"
+            check(bool(kept.any()), "multisp.weights.sparsity", config.sparsity, rule)
+        return mask

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, is_dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from spikeformer_lt.config import check
+from spikeformer_lt.config import check, given_options
 from spikeformer_lt.events.augment import EventAugment
 from spikeformer_lt.images.augment import Augment
 from spikeformer_lt.images.mixing import Mixing
@@ -47,17 +48,18 @@ DVS128_GESTURE = Wanted(
 CIFAR10_DVS = Wanted("cifar10_dvs", "CIFAR10-DVS", ("CIFAR10DVS", "CIFAR10DVS.zip", "airplane.zip"))
 
 
-def settle(cfg: Any, wanted: Wanted, fallback: str, small: dict[str, Any]) -> tuple[Any, str]:
+def settle(cfg: Any, wanted: Wanted, fallback: str, small: dict[str, Any]) -> tuple[Any, str, str]:
     """Settle ``data.name auto`` and, on the fallback, the values for small machines.
 
     Args:
-        cfg: a recipe's configuration.
+        cfg: a recipe's configuration, as it was read.
         wanted: what auto stands for.
         fallback: the embedded set that auto takes where `wanted` is missing.
-        small: option values for the fallback, where the user left the default.
+        small: option values for the fallback, where the user named none; a group stands for each
+            of its fields.
 
     Returns:
-        The configuration, and a notice for the user, or "".
+        The configuration; a notice for the user, or ""; and the small values taken, in words.
     """
     name, notice = cfg.data.name, ""
     if name == "auto":
@@ -68,26 +70,28 @@ def settle(cfg: Any, wanted: Wanted, fallback: str, small: dict[str, Any]) -> tu
                 f"{wanted.title} is not under {root}/: running on the embedded {name} instead. "
                 f"Its results are not {wanted.title} results; --data.download fetches it."
             )
-    cfg = replace(cfg, data=replace(cfg.data, name=name))
+    settled = replace(cfg, data=replace(cfg.data, name=name))
     if name != fallback:
-        return cfg, notice
-    plain = type(cfg)()
-    for path, value in small.items():
-        if _get(cfg, path) == _get(plain, path):
-            cfg = _set(cfg, path, value)
-    return cfg, notice
+        return settled, notice, ""
+    plain, given, taken = type(cfg)(), given_options(cfg), []
+    for path, value in _leaves(small):
+        if path not in given and _get(settled, path) == _get(plain, path) != value:
+            settled = _set(settled, path, value)
+            taken.append(f"{path}={value}")
+    return settled, notice, ", ".join(taken)
 
 
 def augmentation(data: DataConfig, splits: Splits) -> tuple[Augment | EventAugment, Mixing]:
     """Return what training does to samples and batches: the set's usual, or what was asked for."""
     name = splits.augment if data.augment == "auto" else data.augment
-    usual = Mixing.standard(name)
-    mixing = replace(
-        usual,
-        mixup=usual.mixup if data.mixup is None else data.mixup,
-        cutmix=data.cutmix,
-        smoothing=usual.smoothing if data.smoothing is None else data.smoothing,
-    )
+    asked = {
+        "mixup": data.mixup,
+        "cutmix": data.cutmix,
+        "smoothing": data.smoothing,
+        "until": data.mix_until,
+    }
+    given = {field: value for field, value in asked.items() if value is not None}
+    mixing = replace(Mixing.standard(name), **given)
     kind = EventAugment if splits.kind == "events" else Augment
     return kind.standard(name), mixing
 
@@ -96,6 +100,14 @@ def _get(cfg: Any, path: str) -> Any:
     for name in path.split("."):
         cfg = getattr(cfg, name)
     return cfg
+
+
+def _leaves(values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    for path, value in values.items():
+        if is_dataclass(value):
+            yield from ((f"{path}.{f.name}", getattr(value, f.name)) for f in fields(value))
+        else:
+            yield path, value
 
 
 def _set(cfg: Any, path: str, value: Any) -> Any:

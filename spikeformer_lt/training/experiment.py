@@ -10,7 +10,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from spikeformer_lt.errors import ConfigError, DataError
+from spikeformer_lt.config import flat_values, to_dict
+from spikeformer_lt.errors import CheckpointError, ConfigError, DataError
 from spikeformer_lt.images.loader import train_loader
 from spikeformer_lt.registry import create_model
 from spikeformer_lt.rng import seed_for
@@ -19,9 +20,11 @@ from spikeformer_lt.training.datachoice import CIFAR10, Wanted, augmentation, se
 from spikeformer_lt.training.estimate import estimate_step
 from spikeformer_lt.training.options import load_splits, split_options
 from spikeformer_lt.training.progress import clock
+from spikeformer_lt.training.ranks import launcher_notices, refuse_differences
 from spikeformer_lt.training.rundir import RunDir
 from spikeformer_lt.training.signals import StopRequest
 from spikeformer_lt.training.trainer import Trainer
+from spikeformer_lt.training.weights import load_weights
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +35,8 @@ class Experiment:
     Args:
         cfg: a recipe's configuration with ``data, model, train, run`` groups.
         fallback: embedded data set for ``data.name auto``.
-        small: option values for the fallback, where the user left the default.
+        small: option values for the fallback, where the user named none; a group stands for
+            each of its fields.
         wanted: what ``data.name auto`` stands for where it is on disk.
     """
 
@@ -40,11 +44,12 @@ class Experiment:
         self, cfg: Any, *, fallback: str, small: dict[str, Any], wanted: Wanted = CIFAR10
     ) -> None:
         self.asked, self.cfg, self.wanted = cfg, cfg, wanted
-        self.fallback, self.small, self.notice = fallback, small, ""
+        self.fallback, self.small = fallback, small
         self.stop = StopRequest()
+        self.notice = self.taken = ""
 
     def __enter__(self) -> Experiment:
-        self.cfg, self.notice = settle(self.cfg, self.wanted, self.fallback, self.small)
+        self.cfg, self.notice, self.taken = settle(self.cfg, self.wanted, self.fallback, self.small)
         cfg = self.cfg
         train = cfg.train
         self.accelerator = Accelerator(cpu=train.cpu, mixed_precision=train.mixed_precision)
@@ -59,6 +64,9 @@ class Experiment:
         self.stop.__enter__()
         try:
             self.data = load_splits(cfg.data, cfg.model.T)
+            facts = {name: str(value) for name, value in flat_values(to_dict(cfg))}
+            facts |= {"data split": self.data.split_sha256, "torch": str(torch.__version__)}
+            refuse_differences(facts)
             augment, mixing = augmentation(cfg.data, self.data)
             self.trainer = Trainer(
                 self.data,
@@ -81,7 +89,7 @@ class Experiment:
         trace: TracebackType | None,
     ) -> None:
         self.stop.__exit__(kind, error, trace)
-        if isinstance(error, (ConfigError, DataError)):
+        if isinstance(error, (CheckpointError, ConfigError, DataError)):
             self.run.abandon()
         self.run.close()
 
@@ -92,9 +100,16 @@ class Experiment:
         return {**own, "image_size": data.image_size, **self.cfg.model.args()}
 
     def model(self) -> nn.Module:
-        """Create the model from the run's seed and announce the run."""
+        """Create the model, from the run's seed or from given weights, and announce the run.
+
+        Raises:
+            CheckpointError: the weights of ``model.init_from`` are damaged or of another model.
+        """
         torch.manual_seed(seed_for(self.cfg.train.seed, "init"))
         model: nn.Module = create_model(self.cfg.model.name, **self.model_args())
+        start = self.cfg.model.start_weights()
+        if start is not None:
+            load_weights(model, start, self.cfg.model.init_from)
         self._announce(model)
         return model
 
@@ -121,14 +136,20 @@ class Experiment:
         log.info("***** %s *****", self.run.run_id)
         if self.notice:
             log.warning("NOTICE: %s", self.notice)
+        for line in launcher_notices(trainer.world, train.mixed_precision, train.accumulate):
+            log.warning("NOTICE: %s", line)
         log.info(
             "data %s: %d train, %d val, %d test (split %s)",
             data.name, len(data.train), len(data.val), len(data.test), data.split_sha256[:12],
         )  # fmt: skip
+        if self.taken:
+            log.info("values for %s, where no option names another: %s", data.name, self.taken)
         count = sum(p.numel() for p in model.parameters())
         log.info(
-            "model %s: %.2f M parameters, T %d", self.cfg.model.name, count / 1e6, self.cfg.model.T
-        )
+            "model %s: %.2f M parameters, T %d%s",
+            self.cfg.model.name, count / 1e6, self.cfg.model.T,
+            f", weights of {self.cfg.model.init_from}" if self.cfg.model.init_from else "",
+        )  # fmt: skip
         total = train.batch_size * train.accumulate * trainer.world
         log.info(
             "batch %d x %d accumulated x %d processes = %d, lr %g, on %s, %d threads",

@@ -73,7 +73,7 @@ class Schedule:
             "t_in_epochs": False,
         }
         self.timm: Any = None
-        self.linear: tuple[int, int, float] | None = None
+        self.linear: tuple[int, int, float, float] | None = None
         if config.sched == "cosine":
             self.timm = CosineLRScheduler(
                 optimizer, t_initial=max(1, updates), lr_min=config.min_lr, **common
@@ -84,7 +84,7 @@ class Schedule:
             )
         else:
             end = 1.0 if config.sched == "constant" else config.min_lr / config.lr
-            self.linear = (warmup, max(1, updates), end)
+            self.linear = (warmup, max(1, updates), end, common["warmup_lr_init"])
             for group in optimizer.param_groups:
                 group.setdefault("initial_lr", group["lr"])
 
@@ -94,10 +94,10 @@ class Schedule:
             self.timm.step_update(update)
         else:
             assert self.linear is not None
-            warmup, updates, end = self.linear
+            warmup, updates, end, first = self.linear
             factor = 1 - (1 - end) * min(1.0, update / updates)
-            if update < warmup:
-                factor *= (update + 1) / warmup
             for group in self.optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * factor
+                peak = group["initial_lr"]
+                warm = first + (peak - first) * update / warmup if update < warmup else None
+                group["lr"] = peak * factor if warm is None else warm
         return float(self.optimizer.param_groups[0]["lr"])

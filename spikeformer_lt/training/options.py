@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from spikeformer_lt.config import check
 from spikeformer_lt.errors import DataError
 from spikeformer_lt.events.options import EventOptions
 from spikeformer_lt.images.splits import Splits
 from spikeformer_lt.registry import create_dataset, dataset_factory
+from spikeformer_lt.tensorfile import read_tensors
 
 SPLIT_OPTIONS = ("root", "image_size", "limit_train", "limit_test")
 """Options of a data set that a ticket must repeat to meet its own splits again."""
@@ -42,6 +46,8 @@ class DataConfig:
     """Alpha of mixup; None is the papers' value for the data set."""
     cutmix: float = 0.0
     """Alpha of CutMix."""
+    mix_until: float | None = None
+    """Fraction of each phase after which mixup and CutMix are off; None is the papers' value."""
     smoothing: float | None = None
     """Label smoothing; None is the papers' value for the data set."""
 
@@ -79,6 +85,8 @@ class ModelConfig:
 
     name: str = "spikformer_cifar"
     """A registered model."""
+    init_from: str = ""
+    """Start from the weights in this folder: a converted checkpoint, a ticket or a run with one."""
     T: int = 4
     """Time steps."""
     embed_dim: int | None = None
@@ -96,8 +104,24 @@ class ModelConfig:
 
     def args(self) -> dict[str, Any]:
         """Keywords for `create_model`: what was set."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "name"}
-        return {name: value for name, value in values.items() if value is not None}
+        own = [f.name for f in fields(self) if f.name not in ("name", "init_from")]
+        return {name: value for name in own if (value := getattr(self, name)) is not None}
+
+    def start_weights(self) -> dict[str, Tensor] | None:
+        """Tensors of the folder `init_from`, by their state_dict names; None without one.
+
+        Raises:
+            ConfigError: the folder holds no model.
+            CheckpointError: its file is damaged, or a pickle.
+        """
+        if not self.init_from:
+            return None
+        places = [Path(self.init_from) / sub for sub in ("ticket", "")]
+        files = [place / "model.safetensors" for place in places]
+        found = [file for file in files if file.is_file()]
+        rule = "a folder with model.safetensors: a ticket, a finished run, or recipes/convert.py's"
+        check(bool(found), "model.init_from", self.init_from, rule)
+        return read_tensors(found[0])[0]
 
 
 @dataclass(frozen=True)

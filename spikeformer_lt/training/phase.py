@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from torch import Tensor, nn
+from torch import nn
 
 from spikeformer_lt.config import check
 
@@ -20,7 +20,8 @@ class OptimConfig:
     lr: float = 5e-4
     """Peak learning rate at the batch size in use."""
     weight_decay: float = 0.06
-    """Decoupled weight decay; never on BatchNorm, biases or scores."""
+    """Weight decay, decoupled with adamw and added to the gradient with adam and sgd; never on
+    BatchNorm, biases or scores."""
     momentum: float = 0.9
     """Momentum of optimizers that have one."""
     sched: str = "cosine"
@@ -109,6 +110,8 @@ class FitResult:
     best_epoch: int
     epochs: int
     seconds: float
+    best_on_test: float | None = None
+    """Best test accuracy of all validated epochs, %, where it was asked for."""
 
 
 class Fit(Protocol):
@@ -116,6 +119,3 @@ class Fit(Protocol):
 
     def __call__(self, model: nn.Module, phase: Phase) -> FitResult:
         """Train and return what was reached."""
-
-
-Batch = tuple[Tensor, Tensor, Tensor]

@@ -80,7 +80,10 @@ class PhaseRun:
             self._epoch()
         assert self.best is not None
         at, phase = self.at, self.phase
-        result = FitResult(phase.name, at.best_accuracy, at.best_epoch, phase.epochs, at.seconds)
+        on_test = at.best_on_test if self.config.best_on_test else None
+        result = FitResult(
+            phase.name, at.best_accuracy, at.best_epoch, phase.epochs, at.seconds, on_test
+        )
         self.watch.close()
         return result, self.best
 
@@ -159,9 +162,9 @@ class PhaseRun:
     def _loss(self, images: Tensor, labels: Tensor, batch: int) -> tuple[Tensor, Tensor]:
         phase, config = self.phase, self.config
         seed = seed_for(config.seed, phase.name, "mix", batch, self.trainer.rank)
-        images, target = self.trainer.mixing.apply(
-            images, labels, self.trainer.data.num_classes, seed
-        )
+        mixing, classes = self.trainer.mixing, self.trainer.data.num_classes
+        mix = self.at.epoch < mixing.until * phase.epochs
+        images, target = mixing.apply(images, labels, classes, seed, mix=mix)
         with self.trainer.accelerator.autocast():
             logits = self.wrapped(images)
         loss = task_loss(logits, target, config.loss)
@@ -203,6 +206,9 @@ class PhaseRun:
                 metrics = trainer.evaluate(self.model, "val")
                 row |= {"val_loss": metrics.loss, "val_accuracy": metrics.accuracy}
                 settled = at.epoch >= min(phase.settled_from, phase.epochs - 1)
+                if settled and self.config.best_on_test:
+                    on_test = trainer.evaluate(self.model, "test").accuracy
+                    at.best_on_test = max(at.best_on_test, on_test)
                 if settled and metrics.accuracy >= at.best_accuracy:
                     at.best_accuracy, at.best_epoch = metrics.accuracy, at.epoch
                     self.best = {k: v.clone() for k, v in state_of(self.model).items()}
@@ -219,20 +225,16 @@ class PhaseRun:
                 speed,
                 clock(at.seconds / (at.epoch + 1) * (phase.epochs - at.epoch - 1)),
             )  # fmt: skip
-            if self.board is not None:
+            if trainer.board is not None:
                 for key, value in row.items():
                     if isinstance(value, float):
-                        self.board.add_scalar(f"{phase.name}/{key}", value, at.epoch + 1)
+                        trainer.board.add_scalar(f"{phase.name}/{key}", value, at.epoch + 1)
+                trainer.board.flush()
         at.rows += 1
         at.epoch, at.step = at.epoch + 1, 0
         at.loss_sum, at.correct, at.seen = 0.0, 0.0, 0
         self._save()
         self._honour_stop(saved=True)
-
-    @property
-    def board(self) -> Any:
-        """The TensorBoard writer, if asked for."""
-        return self.trainer.board
 
     def _honour_stop(self, saved: bool = False) -> None:
         stop = self.trainer.stop

@@ -23,6 +23,7 @@ class Position:
     step: int = 0
     best_accuracy: float = -1.0
     best_epoch: int = -1
+    best_on_test: float = -1.0
     rows: int = 0
     seconds: float = 0.0
     loss_sum: float = 0.0

@@ -9,8 +9,8 @@ from types import TracebackType
 
 from torch import nn
 
-from spikeformer_lt.layers.patch_select import PatchSelect
-from spikeformer_lt.layers.subnet import subnets
+from spikeformer_lt.layers.patch_select import PatchSelect, kept_count
+from spikeformer_lt.layers.subnet import SubnetConv2d
 
 log = logging.getLogger(__name__)
 
@@ -86,14 +86,19 @@ class EpochProgress:
 
 
 def removed(model: nn.Module) -> dict[str, float]:
-    """What a model in training has removed now: sparsity of ConvPEP weights and of patches."""
-    masks = [layer.mask for _, layer in subnets(model)]
-    total = sum(mask.numel() for mask in masks)
-    kept = sum(int(mask.sum()) for mask in masks)
-    selects = [m.sparsity for m in model.modules() if isinstance(m, PatchSelect)]
+    """What a model in training has removed now: sparsity of convolution weights and of patches."""
+    convs = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    total = sum(conv.weight.numel() for conv in convs)
+    kept = sum(
+        int((conv.mask if isinstance(conv, SubnetConv2d) else conv.weight).count_nonzero())
+        for conv in convs
+    )
+    tokens = int(getattr(model, "num_tokens", 0))
+    asked = [m.sparsity for m in model.modules() if isinstance(m, PatchSelect)]
+    gone = 1 - kept_count(tokens, asked[0]) / tokens if asked and tokens else 0.0
     return {
         "weight_sparsity": 1 - kept / total if total else 0.0,
-        "patch_sparsity": selects[0] if selects else 0.0,
+        "patch_sparsity": gone,
     }
 
 

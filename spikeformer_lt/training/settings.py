@@ -37,6 +37,9 @@ class TrainConfig:
     """Optimizer steps between checkpoints; 0 saves at the end of each epoch."""
     validate_every: int = 1
     """Epochs between validations; the last epoch is always validated."""
+    best_on_test: bool = False
+    """Also test at each validation and report the best, as much of the literature does; it is for
+    comparison only and chooses nothing."""
     distill_temperature: float = 2.0
     """Softmax temperature of the distillation term."""
     tensorboard: bool = False

@@ -18,6 +18,7 @@ from spikeformer_lt.training.checkpoint import CheckpointStore
 from spikeformer_lt.training.evaluation import Metrics, evaluate
 from spikeformer_lt.training.phase import FitResult, Phase
 from spikeformer_lt.training.phase_run import PhaseRun
+from spikeformer_lt.training.ranks import share_buffers
 from spikeformer_lt.training.rundir import RunDir
 from spikeformer_lt.training.settings import TrainConfig
 from spikeformer_lt.training.signals import StopRequest
@@ -29,7 +30,7 @@ class Trainer:
     """Trains phases of one run; an instance's :meth:`fit` is what searches are given.
 
     Args:
-        data: splits; only ``train`` and ``val`` are ever read here.
+        data: splits; only ``train`` and ``val`` are read here, and test for ``best_on_test``.
         config: how to train.
         augment, mixing: of the training images.
         run: run directory; checkpoints, rows and phase results live there.
@@ -57,7 +58,6 @@ class Trainer:
         self.main = self.accelerator.is_main_process
         self.world, self.rank = self.accelerator.num_processes, self.accelerator.process_index
         self.last = CheckpointStore(run.path / "last", keep=2)
-        self.estimated = False
         self.board: Any = None
         if config.tensorboard and self.main:
             try:
@@ -73,11 +73,11 @@ class Trainer:
     def fit(self, model: nn.Module, phase: Phase) -> FitResult:
         """Train `model` in place; afterwards it holds its best validated weights.
 
-        A phase that had finished is restored from its own folder; one that was interrupted goes
-        on at the very step.
+        A phase that had finished is restored from ``best/`` of the run; one that was interrupted
+        goes on at the very step.
         """
         model.to(self.accelerator.device)
-        store = CheckpointStore(self.run.path / "phases" / phase.name, keep=1)
+        store = CheckpointStore(self.run.path / "best" / phase.name, keep=1)
         finished = store.load()
         if finished is not None:
             model.load_state_dict(finished.tensors["model"])
@@ -93,7 +93,8 @@ class Trainer:
         return result
 
     def evaluate(self, model: nn.Module, split: str) -> Metrics:
-        """Evaluate on ``train``, ``val`` or ``test``: every sample exactly once."""
+        """Evaluate on ``train``, ``val`` or ``test``: every sample once, by one network."""
+        share_buffers(model)
         return evaluate(
             model,
             getattr(self.data, split),

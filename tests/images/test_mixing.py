@@ -103,7 +103,9 @@ def test_probability_is_that_of_a_batch(images):
 
 
 def test_the_standard_is_that_of_spikformer():
-    assert Mixing.standard("spikformer_cifar") == Mixing(mixup=0.5, cutmix=0.0, smoothing=0.1)
+    assert Mixing.standard("none") == Mixing()
+    assert Mixing.standard("spikformer_cifar") == Mixing(mixup=0.5, smoothing=0.1, until=2 / 3)
+    assert Mixing.standard("spikformer_dvs") == Mixing(mixup=0.5, smoothing=0.1, prob=0.5)
 
 
 def test_an_odd_batch_is_refused_before_training_where_it_would_be_paired(images):
@@ -133,3 +135,17 @@ def test_a_value_out_of_range_is_refused_by_field(fields):
     (field,) = fields
     with pytest.raises(ConfigError, match=f"{field}=.* is not allowed"):
         Mixing(**fields).check()
+
+
+def test_cutmix_of_frames_cuts_the_same_box_of_height_and_width_at_all_steps():
+    frames = torch.arange(4.0)[:, None, None, None, None].expand(4, 3, 2, 8, 8)
+    mixing, boxes = Mixing(cutmix=1.0), 0
+    for seed in range(10):
+        mixed = mixing.apply(frames, LABELS, 4, seed)[0]
+        assert mixed.shape == frames.shape
+        assert (mixed == mixed[:, :1, :1]).all()
+        inside = mixed[0, 0, 0] != 0
+        rows, columns = inside.any(1), inside.any(0)
+        assert (inside == rows[:, None] & columns[None]).all()
+        boxes += 0 < inside.sum() < 64
+    assert boxes >= 5

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -67,17 +69,27 @@ def test_other_time_steps_cost_in_proportion_and_none_are_refused(
     assert "T=0 is not allowed" in error
 
 
+def test_an_option_of_the_data_goes_over_what_the_ticket_says(
+    recipes: Any, finished: Any, tmp_path: Path
+) -> None:
+    for name in ((), ("--data.name", "digits")):
+        options = (*name, "--data.limit-test", 20)
+        found = evaluated(recipes, tmp_path / "a.json", "--run", finished.path, *options)
+        assert found["count"] == 20
+        assert "NOTICE" not in found["printed"].splitlines()[-1]
+
+
 def test_other_images_than_the_tickets_own_are_said_so(
     recipes: Any, finished: Any, tmp_path: Path
 ) -> None:
-    options = ("--data.name", "digits", "--data.image-size", 16)
+    options = ("--data.name", "digits", "--data.limit-train", "None", "--data.limit-test", "None")
     found = evaluated(recipes, tmp_path / "a.json", "--run", finished.path, *options)
     assert found["count"] > 300
     own = finished.report["split_sha256"][:12]
     assert re.match(rf"NOTICE: split \w{{12}} is not the ticket's own \({own}\)", found["printed"])
     options = ("--data.name", "digits", "--data.image-size", 32)
     ended = recipes.run("evaluate", "--run", finished.path, "--cpu", *options)
-    assert ended.error.startswith("error: input shape [256, 3, 32, 32] is neither")
+    assert ended.error.startswith("error: input shape [40, 3, 32, 32] is neither")
 
 
 @pytest.mark.parametrize(
@@ -126,3 +138,23 @@ def test_help_has_words_and_default_for_every_option(recipes: Any) -> None:
     for name, text in told.items():
         words, default, _ = text.partition("(default:")
         assert default and len(re.findall(r"[a-z]{2,}", words)) >= 2, (name, text)
+
+
+@pytest.mark.slow
+def test_two_processes_report_the_network_that_they_save(recipes: Any, tmp_path: Path) -> None:
+    """Each rank's BatchNorm has seen other batches: validation and test are of rank 0's."""
+    run = tmp_path / "run"
+    recipe = Path(__file__).resolve().parents[2] / "recipes" / "multisp_cifar.py"
+    words = [sys.executable, "-P", "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    small = "--data.name digits --data.limit-train 200 --multisp.epochs 2 --train.cpu"
+    done = subprocess.run(
+        [*words, str(recipe), *small.split(), "--run.out", str(run)],
+        capture_output=True, text=True, timeout=250, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "x 2 processes" in done.stderr
+    report = json.loads((run / "report.json").read_text())
+    found = evaluated(recipes, tmp_path / "test.json", "--run", run)
+    assert found["loss"] == pytest.approx(report["test_loss"], abs=1e-6)
+    found = evaluated(recipes, tmp_path / "val.json", "--run", run, "--split", "val")
+    assert found["accuracy"] == report["val_accuracy"]

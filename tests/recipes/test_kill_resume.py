@@ -40,7 +40,7 @@ def final(out: Path) -> tuple[dict[str, bytes], dict[str, Any], str]:
 
 def place(out: Path) -> str:
     """Where the files say that a run was killed."""
-    if (out / "phases" / PHASES[-1] / "LATEST").exists():
+    if (out / "best" / PHASES[-1] / "LATEST").exists():
         return "ticket and report"
     found = CheckpointStore(out / "last").load() if (out / "last").exists() else None
     return "before the first checkpoint" if found is None else f"{found.state['phase']}"

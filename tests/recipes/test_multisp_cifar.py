@@ -167,7 +167,7 @@ def test_wrong_input_is_one_line_and_exit_2_and_leaves_nothing(
 ) -> None:
     run = tmp_path / "run"
     ended = recipes.run("multisp_cifar", *recipes.small, "--run.out", run, *options.split())
-    log = r"(\*{5}|data|model|batch|estimate:) .*"  # a run that had begun to say what it is
+    log = r"(\*{5}|data|values|model|batch|estimate:) .*"  # a run that had begun to say what it is
     kept = [line for line in ended.err.splitlines() if not re.fullmatch(log, line)]
     assert (ended.code, len(kept)) == (2, 1), ended.err
     assert re.match(f"error: .*{words}", kept[0]), kept[0]

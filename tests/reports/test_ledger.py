@@ -95,3 +95,13 @@ def test_binary_is_recognised_per_layer_and_per_filter():
     assert is_binary(signs * torch.tensor([0.1, 0.2, 0.3, 0.4])[:, None, None, None])
     assert not is_binary(torch.randn(4, 2, 3, 3))
     assert not is_binary(torch.zeros(4, 2, 3, 3))
+
+
+def test_one_weight_in_each_filter_is_told_by_its_magnitude():
+    one_each = torch.zeros(4, 2, 3, 3)
+    one_each[range(4), 0, 1, 1] = torch.tensor([0.5, -0.5, 0.5, 0.5])
+    assert is_binary(one_each)
+    one_each[range(4), 0, 1, 1] = torch.tensor([0.5, -0.25, 0.125, 1.0])
+    assert not is_binary(one_each)
+    one_each[0] = 0  # a filter without any does not make the others' gains
+    assert not is_binary(one_each)

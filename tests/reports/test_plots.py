@@ -7,7 +7,8 @@ import random
 
 import torch
 
-from spikeformer_lt.reports.plots import plot_curves, plot_training
+from spikeformer_lt.reports import plots
+from spikeformer_lt.reports.plots import figure, plot_curves, plot_training
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -31,6 +32,20 @@ def test_training_curves_read_a_summary_with_gaps(tmp_path):
     )
     plot_training(summary, tmp_path / "plots")
     assert (tmp_path / "plots" / "training.png").read_bytes().startswith(PNG)
+
+
+def test_a_training_shows_loss_and_accuracy_of_every_epoch_even_of_one(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(plots, "figure", lambda *a, **k: made.append(figure(*a, **k)) or made[-1])
+    summary = tmp_path / "summary.csv"
+    columns = "phase,epoch,train_accuracy,val_accuracy,train_loss,val_loss"
+    summary.write_text(f"{columns}\njoint,1,10,20,2.5,2.25\n")
+    plot_training(summary, tmp_path / "plots")
+    upper, lower = made[0][0].axes
+    shown = {axes.get_ylabel(): [line.get_ydata()[0] for line in axes.lines]
+             for axes in (upper, lower)}  # fmt: skip
+    assert shown == {"accuracy (%)": [10, 20], "loss": [2.5, 2.25]}
+    assert all(line.get_marker() not in ("", "None") for line in (*upper.lines, *lower.lines))
 
 
 def test_an_empty_summary_makes_no_picture(tmp_path):

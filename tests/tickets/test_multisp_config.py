@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from spikeformer_lt.config import from_dict, to_dict
@@ -34,3 +36,14 @@ def test_a_sparsity_is_a_fraction_below_one(value):
         PatchConfig(sparsity=value)
     with pytest.raises(ConfigError, match="sparsity"):
         WeightConfig(sparsity=value)
+
+
+def test_a_ramp_that_the_frozen_mask_would_cut_short_is_refused():
+    ramp = WeightConfig(ramp_epochs=9.0)
+    assert MultiSpConfig(epochs=12, weights=ramp).weights.ramp_epochs == 9
+    MultiSpConfig(epochs=1, weights=replace(ramp, method="magnitude"))  # does not ramp
+    MultiSpConfig(epochs=1, weights=ramp, preset="literal")  # nor does Algorithm 1
+    with pytest.raises(ConfigError, match=r"ramp_epochs=9.0 .* at most 8"):
+        MultiSpConfig(epochs=11, weights=ramp)
+    with pytest.raises(ConfigError, match=r"ramp_epochs=9.0 .* at most 7"):
+        MultiSpConfig(epochs=50, stem_epochs=10, schedule="sequential", weights=ramp)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from spikeformer_lt import create_model
+from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.subnet import SubnetConv2d, get_masks
 from spikeformer_lt.tickets.multisp_config import WeightConfig
 from spikeformer_lt.tickets.stem_ticket import MaskController, StemProbe, install_subnets
@@ -60,6 +63,17 @@ def test_the_ramp_is_cubic_and_ends_at_the_budget():
     for epoch, wanted in ((0, 0.0), (2, 0.8 * (1 - 0.5**3)), (4, 0.8)):
         controller(Progress(epoch, 0, 10, 8))
         assert get_masks(model).sparsity == pytest.approx(wanted, abs=0.01)
+
+
+def test_a_ramp_is_not_climbed_a_second_time():
+    config = WeightConfig(sparsity=0.8, ramp_epochs=2.0)
+    model = dressed(config)
+    controller = MaskController(model, config, seed=0)
+    controller(Progress(2, 0, 10, 4))
+    after = controller.at_full_sparsity()
+    after(Progress(0, 0, 10, 4))
+    assert get_masks(model).sparsity == pytest.approx(0.8, abs=0.01)
+    assert after.settled_from == 0
 
 
 @pytest.mark.parametrize("method", ["magnitude", "random"])
@@ -117,3 +131,19 @@ def test_the_probe_classifies_mean_tokens_at_every_step():
         probe = StemProbe(toy(activation=activation))
         assert probe(torch.rand(3, 3, 16, 16)).shape == (3, 2, 10)
     assert not any(name.startswith("blocks") for name, _ in probe.named_parameters())
+
+
+@pytest.mark.parametrize("method", ["latent", "magnitude", "random"])
+def test_a_sparsity_that_leaves_nothing_of_a_layer_is_refused_by_its_name(method):
+    config = WeightConfig(method=method, sparsity=0.999)
+    model = dressed(config)
+    with pytest.raises(ConfigError, match=r"sparsity=0.999 .*of conv_pep.stages.0.conv.weight"):
+        MaskController(model, config, seed=0)
+    MaskController(model, replace(config, sparsity=0.98, scope="global", floor=0.01), seed=0)
+    for name, removed in get_masks(model).layer_sparsity().items():
+        assert removed <= 0.99, name  # the control, too, keeps the floor
+    with torch.no_grad():  # a layer whose weights are all smaller than the others'
+        model.conv_pep.stages[0].conv.weight.mul_(1e-6)
+    none = replace(config, sparsity=0.9, scope="global", floor=0.0)
+    with pytest.raises(ConfigError, match=r"stages.0.conv.weight, or .*floor above 0"):
+        MaskController(model, none, seed=0)

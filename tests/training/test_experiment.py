@@ -5,13 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import pytest
+import torch
 
-from spikeformer_lt.errors import ConfigError
+from spikeformer_lt import create_model
+from spikeformer_lt.config import parse
+from spikeformer_lt.errors import CheckpointError, ConfigError
+from spikeformer_lt.images.mixing import Mixing
+from spikeformer_lt.tensorfile import write_tensors
 from spikeformer_lt.tickets.multisp import MultiSp
 from spikeformer_lt.tickets.multisp_config import MultiSpConfig
 from spikeformer_lt.tickets.rebuild import model_from_ticket
+from spikeformer_lt.training.datachoice import CIFAR10, settle
 from spikeformer_lt.training.experiment import Experiment
 from spikeformer_lt.training.options import DataConfig, ModelConfig, RunConfig
+from spikeformer_lt.training.phase import OptimConfig
 from spikeformer_lt.training.settings import TrainConfig
 
 
@@ -44,7 +51,7 @@ def opened(tmp_path, **groups) -> Experiment:
 def test_without_cifar_the_digits_are_used_and_said_so(tmp_path):
     with opened(tmp_path) as experiment:
         assert experiment.data.name == "digits"
-        assert "not CIFAR results" in experiment.notice
+        assert "not CIFAR-10 results" in experiment.notice
         experiment.model()
     log = (tmp_path / "run" / "log.txt").read_text()
     assert "NOTICE" in log
@@ -53,10 +60,9 @@ def test_without_cifar_the_digits_are_used_and_said_so(tmp_path):
 
 def test_cifar_on_disk_is_taken(tmp_path):
     (tmp_path / "cifar-10-batches-py").mkdir()
-    assert settle(Recipe(data=DataConfig(root=str(tmp_path))), CIFAR10, "digits", SMALL) == (
-        Recipe(data=DataConfig(name="cifar10", root=str(tmp_path))),
-        "",
-    )
+    asked = Recipe(data=DataConfig(root=str(tmp_path)))
+    taken = Recipe(data=DataConfig(name="cifar10", root=str(tmp_path)))
+    assert settle(asked, CIFAR10, "digits", SMALL) == (taken, "", "")
 
 
 def test_small_values_yield_to_what_the_user_set(tmp_path):
@@ -64,6 +70,28 @@ def test_small_values_yield_to_what_the_user_set(tmp_path):
         assert experiment.cfg.model.embed_dim == 32
         assert experiment.cfg.model.name == "spikformer_toy"
         assert experiment.cfg.data.image_size == 16
+
+
+def test_small_values_yield_to_an_option_that_names_the_usual_default(tmp_path):
+    usual = Recipe()
+    named = f"--model.name {usual.model.name} --train.optim.lr {usual.train.optim.lr}"
+    cfg = parse(Recipe, ["--data.name", "digits", *named.split()])
+    quick = OptimConfig(lr=0.25, warmup_epochs=1, weight_decay=0.5)
+    experiment = Experiment(cfg, fallback="digits", small={**SMALL, "train.optim": quick})
+    small = experiment._with_data(cfg)
+    assert small.model.name == usual.model.name
+    assert small.train.optim == replace(quick, lr=usual.train.optim.lr)
+    assert (small.model.embed_dim, small.data.limit_train) == (16, 48)
+    assert "train.optim.weight_decay=0.5" in experiment.taken
+    assert "lr=" not in experiment.taken
+
+
+def test_mixing_is_the_papers_unless_an_option_says_else(tmp_path):
+    with opened(tmp_path, data=DataConfig(root=str(tmp_path), augment="spikformer_cifar")) as found:
+        assert found.trainer.mixing == Mixing(mixup=0.5, smoothing=0.1, until=2 / 3)
+    data = DataConfig(root=str(tmp_path), mixup=0.2, mix_until=0.5)
+    with opened(tmp_path / "b", data=data) as found:
+        assert found.trainer.mixing == Mixing(mixup=0.2, until=0.5)
 
 
 def test_a_saved_ticket_knows_its_model_and_its_splits(tmp_path):
@@ -93,3 +121,38 @@ def test_a_field_that_does_not_exist_cannot_be_made_small(tmp_path):
     experiment.small = {"model.widht": 3}
     with pytest.raises(AttributeError), experiment:
         pass
+
+
+def test_a_run_starts_from_the_weights_it_is_given(tmp_path):
+    sizes = {"image_size": 16, "embed_dim": 16, "num_heads": 2}
+    torch.manual_seed(5)
+    given = create_model("spikformer_toy", T=4, **sizes)
+    write_tensors(tmp_path / "mine" / "model.safetensors", given.state_dict(), {"kind": "model"})
+    with opened(tmp_path, model=ModelConfig(init_from=str(tmp_path / "mine"))) as experiment:
+        model = experiment.model()
+        for name, value in given.state_dict().items():
+            assert torch.equal(model.state_dict()[name], value), name
+        ticket = MultiSp(MultiSpConfig(epochs=1)).find(model, experiment.trainer.fit)
+        experiment.save_ticket(ticket)
+    again = ModelConfig(init_from=str(tmp_path / "run"))  # a run stands for its ticket
+    with opened(tmp_path / "second", model=again) as experiment:
+        weight = experiment.model().conv_pep.rpe.conv.weight
+        assert torch.equal(weight, ticket.tensors["conv_pep.rpe.conv.weight"])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "error", "words"),
+    [
+        ({"embed_dim": 24}, CheckpointError, "does not fit the model"),
+        (None, ConfigError, r"model.init_from=.*a folder with model.safetensors"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused_and_leave_no_run(tmp_path, sizes, error, words):
+    folder = tmp_path / "mine"
+    if sizes:
+        other = create_model("spikformer_toy", image_size=16, num_heads=2, **sizes)
+        write_tensors(folder / "model.safetensors", other.state_dict(), {"kind": "model"})
+    config = ModelConfig(init_from=str(folder))
+    with pytest.raises(error, match=words), opened(tmp_path, model=config) as experiment:
+        experiment.model()
+    assert not (tmp_path / "run").exists()

@@ -76,3 +76,23 @@ def test_groups_keep_their_ratio_through_the_schedule():
     schedule.set(50)
     rates = [group["lr"] for group in optimizer.param_groups]
     assert rates[-1] == pytest.approx(4 * rates[0])
+
+
+@pytest.mark.parametrize("sched", ["cosine", "linear", "step", "constant"])
+def test_every_warm_up_starts_at_its_rate_and_ends_at_the_peak(sched):
+    config = OptimConfig(lr=0.1, sched=sched, warmup_epochs=2, warmup_lr=0.02, min_lr=0.001)
+    schedule = Schedule(build_optimizer(nn.Linear(2, 2), config), config, 1000, 10)
+    rates = [schedule.set(update) for update in range(21)]
+    assert rates[0] == pytest.approx(0.02)
+    assert rates[10] == pytest.approx(0.06)
+    assert rates[20] == pytest.approx(0.1, rel=0.05)
+
+
+def test_the_cooldown_stays_at_the_last_learning_rate():
+    model = nn.Linear(2, 2)
+    for sched, end in (("cosine", 0.1), ("linear", 0.1)):
+        config = OptimConfig(lr=1.0, min_lr=0.1, sched=sched, cooldown_epochs=2)
+        schedule = Schedule(build_optimizer(model, config), config, updates=50, per_epoch=10)
+        rates = [schedule.set(update) for update in range(50)]
+        assert rates[30:] == pytest.approx([end] * 20)
+        assert rates[29] > end

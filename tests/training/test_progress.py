@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 
 import pytest
-import torch
 
 from spikeformer_lt import create_model
 from spikeformer_lt.layers.patch_scores import Rate
 from spikeformer_lt.layers.patch_select import PatchSelect
+from spikeformer_lt.layers.subnet import collapse
 from spikeformer_lt.tickets.multisp_config import WeightConfig
 from spikeformer_lt.tickets.stem_ticket import MaskController, install_subnets
 from spikeformer_lt.training.progress import EpochProgress, clock, removed
@@ -52,4 +52,8 @@ def test_what_is_removed_is_read_off_the_model():
         "weight_sparsity": pytest.approx(0.75, abs=1e-3),
         "patch_sparsity": 0.5,
     }
-    assert torch.is_tensor(model.conv_pep.rpe.conv.mask)
+    model.patch = PatchSelect(Rate(), 0.314)  # 5 of 16
+    assert removed(collapse(model)) == {
+        "weight_sparsity": pytest.approx(0.75, abs=1e-3),
+        "patch_sparsity": 5 / 16,
+    }

@@ -107,6 +107,44 @@ def test_a_stopped_phase_goes_on_to_the_same_bits(case, data, tmp_path):
     assert rows(tmp_path / "whole") == rows(tmp_path / "parts")
 
 
+@pytest.mark.parametrize(("until", "mixed"), [(1.0, 3), (2 / 3, 2), (0.0, 0)])
+def test_mixup_ends_where_it_is_told_to(data, tmp_path, monkeypatch, until, mixed):
+    asked, apply = [], Mixing.apply
+
+    def seen(self, *given, mix=True):
+        asked.append(mix)
+        return apply(self, *given, mix=mix)
+
+    monkeypatch.setattr(Mixing, "apply", seen)
+    mixing = Mixing(mixup=0.5, until=until)
+    trainer(tmp_path, data, settings(), mixing=mixing).fit(toy(), Phase("joint", 3))
+    steps = len(asked) // 3
+    assert asked == [True] * steps * mixed + [False] * steps * (3 - mixed)
+
+
+def test_the_best_on_test_is_a_by_product_that_chooses_nothing(data, tmp_path):
+    plain, watched = toy(), toy()
+    phase = Phase("joint", 3)
+    without = trainer(tmp_path / "a", data, settings()).fit(plain, phase)
+    made = trainer(tmp_path / "b", data, settings(best_on_test=True))
+    seen, test_once = [], made.evaluate
+
+    def noted(model, split):
+        found = test_once(model, split)
+        seen.append((split, found.accuracy))
+        return found
+
+    made.evaluate = noted
+    found = made.fit(watched, phase)
+    on_test = [accuracy for split, accuracy in seen if split == "test"]
+    assert len(on_test) == 3
+    assert (without.best_on_test, found.best_on_test) == (None, max(on_test))
+    assert found.best_epoch == without.best_epoch
+    for name, tensor in plain.state_dict().items():
+        assert torch.equal(tensor, watched.state_dict()[name]), name
+    assert (tmp_path / "b" / "best" / "joint" / "LATEST").is_file()
+
+
 def test_a_finished_phase_is_not_trained_again(data, tmp_path):
     first, second = toy(), toy()
     one = trainer(tmp_path, data, settings())

@@ -1,0 +1,61 @@
+"""Which data a run meets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from spikeformer_lt.errors import ConfigError
+from spikeformer_lt.events.augment import EventAugment
+from spikeformer_lt.images.augment import Augment
+from spikeformer_lt.images.mixing import Mixing
+from spikeformer_lt.training.datachoice import (
+    CIFAR10,
+    CIFAR10_DVS,
+    DVS128_GESTURE,
+    augmentation,
+    settle,
+)
+from spikeformer_lt.training.options import DataConfig, EventDataConfig, ModelConfig, load_splits
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What settle needs."""
+
+    data: EventDataConfig = field(default_factory=EventDataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "sign"),
+    [
+        (CIFAR10, "cifar-10-python.tar.gz"),
+        (DVS128_GESTURE, "DVSGesture/ibmGestureTrain"),
+        (DVS128_GESTURE, "a/b/DvsGesture"),
+        (CIFAR10_DVS, "CIFAR10DVS"),
+    ],
+)
+def test_auto_takes_what_is_on_disk_and_else_the_embedded_set_and_says_so(tmp_path, wanted, sign):
+    asked = Recipe(data=EventDataConfig(root=str(tmp_path)))
+    cfg, notice, taken = settle(asked, wanted, "moving_digits", {"model.T": 8})
+    assert (cfg.data.name, cfg.model.T, taken) == ("moving_digits", 8, "model.T=8")
+    assert f"{wanted.title} is not under {tmp_path}/" in notice
+    (tmp_path / sign).mkdir(parents=True)
+    cfg, notice, taken = settle(asked, wanted, "moving_digits", {"model.T": 8})
+    assert (cfg.data.name, cfg.model.T, notice, taken) == (wanted.name, 4, "", "")
+
+
+def test_recordings_and_images_have_their_own_augmentation():
+    events = load_splits(DataConfig(name="moving_digits", limit_train=20, limit_test=10), 2)
+    config = EventDataConfig(augment="spikformer_dvs", mixup=0.25)
+    assert augmentation(config, events) == (
+        EventAugment.standard("spikformer_dvs"),
+        Mixing(mixup=0.25, smoothing=0.1, prob=0.5),
+    )
+    assert augmentation(DataConfig(), events) == (EventAugment(roll=2), Mixing())
+    images = load_splits(DataConfig(name="digits", limit_train=20, limit_test=10), 2)
+    assert augmentation(DataConfig(), images) == (Augment.standard("digits"), Mixing())
+    with pytest.raises(ConfigError, match="'spikformer_dvs' is not a preset"):
+        augmentation(config, images)

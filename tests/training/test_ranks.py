@@ -1,0 +1,88 @@
+"""Processes of one run evaluate one network, and are refused where they differ."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from torch import nn
+
+from spikeformer_lt.training.ranks import launcher_notices, refuse_differences, share_buffers
+
+RANKS = """
+import sys, torch
+from torch import nn
+from spikeformer_lt.errors import ConfigError
+from spikeformer_lt.training.ranks import refuse_differences, share_buffers
+
+rank = int(sys.argv[1])
+torch.distributed.init_process_group(
+    "gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2
+)
+model = nn.BatchNorm1d(2)
+model.running_mean.fill_(rank + 1)
+model.register_buffer("mask", torch.tensor([rank == 0, True]))
+share_buffers(model)
+print(model.running_mean.tolist(), model.mask.tolist())
+refuse_differences({"data": "a", "seed": "1"})
+try:
+    refuse_differences({"data": "a", "seed": str(rank)})
+except ConfigError as fault:
+    print(fault)
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_ranks_get_the_buffers_of_the_first_and_agree_that_they_differ(tmp_path):
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANKS, str(rank), str(tmp_path / "store")],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for rank in ranks:
+        buffers, fault = rank.communicate(timeout=60)[0].splitlines()
+        assert buffers == "[1.0, 1.0] [True, True]"
+        assert fault == (
+            "the processes of this run differ in seed: '0' on rank 0, '1' on rank 1; "
+            "start all of them alike"
+        )
+
+
+def test_one_process_is_left_alone():
+    norm = nn.BatchNorm1d(2)
+    share_buffers(norm)
+    refuse_differences({"seed": "1"})
+    assert norm.running_mean.tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("asked", "processes", "words"),
+    [
+        ({}, 1, []),
+        ({"MASTER_ADDR": "127.0.0.1"}, 1, ["asked for several processes and started one"]),
+        ({"MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2"}, 2, []),
+        ({"ACCELERATE_MIXED_PRECISION": "fp16"}, 1, ["--mixed_precision fp16 has no effect"]),
+        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, 1, []),  # what the run does
+        ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, 1, ["accumulates 2, by --train.accum"]),
+        ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "2"}, 1, []),
+    ],
+)
+def test_what_the_launcher_was_asked_in_vain_is_said(monkeypatch, asked, processes, words):
+    for name in ("MASTER_ADDR", "WORLD_SIZE", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    for name, value in asked.items():
+        monkeypatch.setenv(name, value)
+    found = launcher_notices(processes, "bf16", 2)
+    assert len(found) == len(words)
+    assert all(word in line for word, line in zip(words, found, strict=True))
+
+
+def test_without_accelerates_launcher_nothing_is_said(monkeypatch):
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    assert launcher_notices(1, "no", 1) == []

@@ -2,7 +2,8 @@
 
 python recipes/multisp_compare.py --suite demo --out runs/demo                 # 3 runs, minutes
 python recipes/multisp_compare.py --suite ablation --seeds 0 1 2 --jobs 2   # each level, controls
-python recipes/multisp_compare.py --suite curves --seeds 0 1 2 --jobs 2        # where it breaks
+python recipes/multisp_compare.py --suite curves --seeds 0 1 2 --jobs 2     # where it breaks
+python recipes/multisp_compare.py --recipe multisp_dvs128 --data moving_digits --seeds 0 1 2
 
 A comparison that was killed goes on where it stopped: finished runs are kept, the others resume.
 """
@@ -18,6 +19,7 @@ from spikeformer_lt.config import check, run_recipe
 W, P, A = "--multisp.weights.", "--multisp.patches.", "--multisp.activation."
 NO_WEIGHTS = f"{W}method off"
 NO_PATCHES = f"{P}sparsity 0"
+RECIPES = ("multisp_cifar", "multisp_dvs128", "multisp_cifar10_dvs")
 DENSE = f"{NO_WEIGHTS} {NO_PATCHES}"
 HARD = f"{W}sparsity 0.95 {P}sparsity 0.65"
 SUITES: dict[str, dict[str, str]] = {
@@ -68,6 +70,8 @@ SUITES: dict[str, dict[str, str]] = {
 class MultiSpCompare:
     """Run a suite of MultiSp variants over seeds and write one table."""
 
+    recipe: str = "multisp_cifar"
+    """multisp_cifar, multisp_dvs128 or multisp_cifar10_dvs."""
     suite: str = "demo"
     """demo, ablation, parts or curves."""
     data: str = "digits"
@@ -82,6 +86,7 @@ class MultiSpCompare:
     """Further options for every run, in quotes: --options="--model.T 2"."""
 
     def __post_init__(self) -> None:
+        check(self.recipe in RECIPES, "recipe", self.recipe, f"one of {', '.join(RECIPES)}")
         check(self.suite in SUITES, "suite", self.suite, f"one of {', '.join(SUITES)}")
         check(self.jobs >= 1, "jobs", self.jobs, "at least 1")
         check(len(self.seeds) > 0, "seeds", self.seeds, "at least one seed")
@@ -93,7 +98,7 @@ def main(cfg: MultiSpCompare) -> None:
     from spikeformer_lt.training.jobs import Job, run_jobs
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    recipe = Path(__file__).with_name("multisp_cifar.py")
+    recipe = Path(__file__).with_name(f"{cfg.recipe}.py")
     jobs = [
         Job(
             variant,

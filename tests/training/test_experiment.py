@@ -77,13 +77,12 @@ def test_small_values_yield_to_an_option_that_names_the_usual_default(tmp_path):
     named = f"--model.name {usual.model.name} --train.optim.lr {usual.train.optim.lr}"
     cfg = parse(Recipe, ["--data.name", "digits", *named.split()])
     quick = OptimConfig(lr=0.25, warmup_epochs=1, weight_decay=0.5)
-    experiment = Experiment(cfg, fallback="digits", small={**SMALL, "train.optim": quick})
-    small = experiment._with_data(cfg)
+    small, _, taken = settle(cfg, CIFAR10, "digits", {**SMALL, "train.optim": quick})
     assert small.model.name == usual.model.name
     assert small.train.optim == replace(quick, lr=usual.train.optim.lr)
     assert (small.model.embed_dim, small.data.limit_train) == (16, 48)
-    assert "train.optim.weight_decay=0.5" in experiment.taken
-    assert "lr=" not in experiment.taken
+    assert "train.optim.weight_decay=0.5" in taken
+    assert "lr=" not in taken
 
 
 def test_mixing_is_the_papers_unless_an_option_says_else(tmp_path):

@@ -1,0 +1,129 @@
+"""MultiSp on recordings, as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from spikeformer_lt.ticket import Ticket
+
+SMALL = shlex.split(
+    "--data.limit-train 60 --data.limit-test 40 --data.image-size 16 --model.embed-dim 16 "
+    "--model.T 2 --train.cpu"
+)
+SHORT = shlex.split("--multisp.epochs 2")
+LONG = shlex.split(  # long enough that no layer is silent
+    "--multisp.epochs 6 --train.batch-size 8 --model.v-threshold 0.1 --train.optim.lr 0.01 "
+    "--data.values binary --train.loss tet"
+)
+
+
+@pytest.fixture(scope="module")
+def run(recipes: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("dvs") / "run"
+    named = ("--data.name", "moving_digits", *SMALL, *LONG)
+    ended = recipes.run("multisp_dvs128", *named, "--run.out", out)
+    assert ended.code == 0, ended.err
+    return out
+
+
+def test_binary_frames_make_every_convolution_binary_and_every_input_a_spike(run: Path) -> None:
+    report = json.loads((run / "report.json").read_text())
+    assert report["dataset"] == "moving_digits"
+    assert report["sparsity"]["conv_pep_weight"] == pytest.approx(0.5, abs=1e-3)
+    assert report["sparsity"]["patch"] == 0.25  # one of four tokens: 31.4 % rounded
+    assert len(report["binary_layers"]) == 5  # the first convolution as well
+    assert report["purity"]["impure"].keys() <= {"head", *_residual(report)}
+    assert report["macs_nonspiking"] == 16 * 10 * 2  # the head reads a mean: D x K x T
+    assert len(report["accuracy_at_t"]) == 2
+
+
+def _residual(report: dict[str, Any]) -> set[str]:
+    """Layers that read sums of spikes, as the additive residuals make them."""
+    return {name for name, kind in report["purity"]["impure"].items() if kind == "integers"}
+
+
+def test_evaluate_meets_the_same_frames_again(recipes: Any, run: Path, tmp_path: Path) -> None:
+    report = json.loads((run / "report.json").read_text())
+    out = tmp_path / "result.json"
+    ended = recipes.run("evaluate", "--run", run, "--out", out, "--cpu")
+    assert ended.code == 0, ended.err
+    again = json.loads(out.read_text())
+    assert (again["accuracy"], again["count"]) == (report["test_accuracy"], report["test_count"])
+    assert again["sops"] == report["sops"]
+
+
+def test_counted_frames_are_said_to_be_no_spikes(recipes: Any, tmp_path: Path) -> None:
+    named = ("--data.name", "moving_digits", *SMALL, *SHORT)
+    for recipe in ("multisp_dvs128", "multisp_cifar10_dvs"):
+        out = tmp_path / recipe
+        ended = recipes.run(recipe, *named, "--run.out", out)
+        assert ended.code == 0, ended.err
+        report = json.loads((out / "report.json").read_text())
+        assert "conv_pep.stages.0.conv" in report["purity"]["impure"]
+        kept = Ticket.load(out / "ticket").tensors["conv_pep.stages.0.conv.weight"]
+        assert len(kept[kept != 0].abs().unique()) == 1  # its input counts spikes: binary too
+
+
+def test_without_recordings_the_moving_digits_are_used_and_said_so(
+    recipes: Any, tmp_path: Path
+) -> None:
+    root = ("--data.root", tmp_path, *SMALL, *SHORT)
+    for recipe, title in (
+        ("multisp_dvs128", "DVS128 Gesture"),
+        ("multisp_cifar10_dvs", "CIFAR10-DVS"),
+    ):
+        ended = recipes.run(recipe, *root, "--run.out", tmp_path / recipe)
+        assert ended.code == 0, ended.err
+        assert f"NOTICE: {title} is not under {tmp_path}/" in ended.err
+
+
+def test_gesture_files_train_and_evaluate(recipes: Any, tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    for folder, users in (("ibmGestureTrain", (1, 2, 3)), ("ibmGestureTest", (24,))):
+        for user in users:
+            place = tmp_path / "DVSGesture" / folder / f"user{user:02d}_led"
+            place.mkdir(parents=True)
+            for label in range(11):
+                n = 300
+                columns = [draw.integers(0, 128, n), draw.integers(0, 128, n)]
+                columns += [draw.integers(0, 2, n), np.sort(draw.integers(0, 500, n))]
+                np.save(place / f"{label}.npy", np.stack(columns, 1).astype(np.int32))
+    small = shlex.split(
+        "--data.incomplete report --data.image-size 32 --model.embed-dim 16 --model.T 2 "
+        "--model.num-heads 2 --model.depth 1 --multisp.epochs 1 --train.cpu --train.batch-size 4"
+    )
+    out = tmp_path / "run"
+    root = ("--data.root", tmp_path, "--data.cache", tmp_path / "frames")
+    ended = recipes.run("multisp_dvs128", *root, *small, "--run.out", out)
+    assert ended.code == 0, ended.err
+    report = json.loads((out / "report.json").read_text())
+    assert (report["dataset"], report["test_count"]) == ("dvs128_gesture", 11)
+    named = ("--data.name", "dvs128_gesture", *root, "--data.incomplete", "report")
+    ended = recipes.run("evaluate", "--run", out, *named, "--cpu")
+    assert ended.code == 0, ended.err
+    assert f"dvs128_gesture test: {report['test_accuracy']:.2f} % of 11" in ended.out
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ("--data.name digits --data.values binary", "data.values"),
+        ("--data.by time_window", "window_us"),
+        ("--data.augment spikformer_cifar", "not a preset for events"),
+        ("--model.T 0", "T=0"),
+    ],
+)
+def test_wrong_event_options_are_one_line(
+    recipes: Any, tmp_path: Path, options: str, complaint: str
+) -> None:
+    given = ("--data.root", tmp_path, *SMALL[:-1], *SHORT, *options.split())
+    ended = recipes.run("multisp_dvs128", *given, "--run.out", tmp_path / "run")
+    assert ended.code == 2 and "Traceback" not in ended.err
+    last = ended.err.splitlines()[-1]  # the split's fingerprint may come before
+    assert last.startswith("error: ") and complaint in last

@@ -93,11 +93,12 @@ def read_rows(runs: Iterable[Finished]) -> list[Row]:
 
 
 def write_comparison(folder: Path, runs: Iterable[Finished], title: str) -> str:
-    """Write ``comparison.md``, ``comparison.csv`` and, where rows form series, ``curves``.
+    """Write ``comparison.md``, ``comparison.csv``, confusion matrices and the curves of series.
 
     Returns:
         The Markdown table.
     """
+    from spikeformer_lt.reports.confusion import write_confusions
     from spikeformer_lt.reports.plots import plot_curves
     from spikeformer_lt.reports.tables import markdown_table, write_csv
 
@@ -129,6 +130,7 @@ def write_comparison(folder: Path, runs: Iterable[Finished], title: str) -> str:
             for seed, v in zip(r.seed, r.values["test accuracy %"], strict=True)
         ],
     )
+    write_confusions(folder, [(run.variant, run.report) for run in runs])
     for level, series in series_of(rows).items():
         dense = [v for r in rows if r.variant == "dense" for v in r.values["test accuracy %"]]
         plot_curves(

@@ -1,0 +1,18 @@
+"""Confusion matrices over seeds."""
+
+from __future__ import annotations
+
+import json
+
+from spikeformer_lt.reports.confusion import write_confusions
+
+
+def test_seeds_add_up_and_runs_that_are_not_there_are_left_out(tmp_path):
+    for seed, counts in enumerate(([[3, 1], [0, 6]], [[4, 0], [2, 4]])):
+        (tmp_path / f"{seed}.json").write_text(json.dumps({"confusion": counts}))
+    runs = [("a b", tmp_path / f"{seed}.json") for seed in range(3)]
+    write_confusions(tmp_path, runs)
+    text = (tmp_path / "confusion.md").read_text()
+    assert "2 seeds, 17 of 20 right (85.00 %; always the largest class: 60.00 %)" in text
+    rows = (tmp_path / "confusion-a_b.csv").read_text().splitlines()[1:]
+    assert rows == ["0,7,1", "1,2,10"]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikeformer_lt.layers.subnet import SubnetConv2d
+from spikeformer_lt.layers.subnet import Subnet
 from spikeformer_lt.reports.operations import count_operations
 from spikeformer_lt.training.watch import FiringWatch
 
@@ -114,7 +114,7 @@ def _patch_sparsity(model: Any) -> float:
 
 
 def _weight(module: nn.Module) -> Tensor:
-    weight = module.effective_weight() if isinstance(module, SubnetConv2d) else module.weight
+    weight = module.effective_weight() if isinstance(module, Subnet) else module.weight
     assert isinstance(weight, Tensor)
     return weight.detach()
 

@@ -16,6 +16,7 @@ from spikeformer_lt.images.loader import train_loader
 from spikeformer_lt.rng import seed_for
 from spikeformer_lt.training.ema import Ema
 from spikeformer_lt.training.guard import NonFiniteGuard
+from spikeformer_lt.training.hook import Hooks
 from spikeformer_lt.training.losses import distill_loss, task_loss
 from spikeformer_lt.training.optim import Schedule, build_optimizer
 from spikeformer_lt.training.phase import FitResult, Phase, Progress
@@ -39,14 +40,18 @@ class PhaseRun:
 
     def __init__(self, trainer: Trainer, model: nn.Module, phase: Phase) -> None:
         self.trainer, self.model, self.phase, self.config = trainer, model, phase, trainer.config
-        self.optim = phase.optim or trainer.config.optim
+        self.optim = phase.optimizer(trainer.config.optim)
         accelerator = trainer.accelerator
         size = self.config.batch_size * trainer.world * self.config.accumulate
         self.steps = len(trainer.data.train) // size
         if self.steps == 0:
             check(False, "train.batch_size", size, f"at most {len(trainer.data.train)} (train set)")
+        self.hooks = Hooks(phase.hooks)
+        self.hooks.start(model, self.steps, phase.epochs)
         optimizer = build_optimizer(model, self.optim)
-        self.schedule = Schedule(optimizer, self.optim, phase.epochs * self.steps, self.steps)
+        self.entry = phase.lr_from.iterations(self.steps)
+        updates = self.entry + phase.epochs * self.steps
+        self.schedule = Schedule(optimizer, self.optim, updates, self.steps)
         self.ema = Ema(model, self.config.ema_decay) if self.config.ema_decay else None
         self.watch = FiringWatch(model)
         self.guard = NonFiniteGuard(self.config.nonfinite, self.config.skip_limit)
@@ -76,13 +81,14 @@ class PhaseRun:
 
     def train(self) -> tuple[FitResult, dict[str, Tensor]]:
         """Run the epochs that are left."""
-        while self.at.epoch < self.phase.epochs:
-            self._epoch()
-        assert self.best is not None
         at, phase = self.at, self.phase
+        while at.epoch < phase.epochs and not self.hooks.before_epoch(self.model, at.epoch):
+            self._epoch()
+        if self.best is None:  # a hook ended the phase before any validation counted
+            self.best = {k: v.clone() for k, v in state_of(self.model).items()}
         on_test = at.best_on_test if self.config.best_on_test else None
         result = FitResult(
-            phase.name, at.best_accuracy, at.best_epoch, phase.epochs, at.seconds, on_test
+            phase.name, at.best_accuracy, at.best_epoch, at.epoch, at.seconds, on_test
         )
         self.watch.close()
         return result, self.best
@@ -107,6 +113,7 @@ class PhaseRun:
         per_step = config.batch_size * config.accumulate * trainer.world
         title = f"{self.phase.name} epoch {at.epoch + 1}/{self.phase.epochs}"
         with EpochProgress(title, self.steps - at.step, rest, per_step, show=trainer.main) as bar:
+            lr = float(self.optimizer.param_groups[0]["lr"])  # resumed after the last step
             while at.step < self.steps:
                 lr = self._step(batches)
                 at.step += 1
@@ -127,7 +134,7 @@ class PhaseRun:
         update = at.epoch * self.steps + at.step
         if self.phase.before_step is not None:
             self.phase.before_step(Progress(at.epoch, at.step, self.steps, self.phase.epochs))
-        lr = self.schedule.set(update)
+        lr = self.schedule.set(self.entry + update)
         torch.manual_seed(seed_for(config.seed, self.phase.name, "noise", update))
         self.optimizer.zero_grad(set_to_none=True)
         kept = self.guard.keep_buffers(self.model)
@@ -142,6 +149,8 @@ class PhaseRun:
             loss_sum += float(loss.detach()) / config.accumulate
             correct += float((logits.detach().mean(1).argmax(1) == labels).sum())
             seen += len(labels)
+        progress = Progress(at.epoch, at.step, self.steps, self.phase.epochs)
+        self.hooks.after_backward(self.model, self.optimizer, progress)
         trained = [p for p in self.model.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
         if self.guard.check_step(norm, logits, self.model):
@@ -155,8 +164,7 @@ class PhaseRun:
         self.optimizer.step()
         if self.phase.after_step is not None:
             self.phase.after_step()
-        if self.ema is not None:
-            self.ema.update(self.model)
+        self.hooks.after_step(self.model, update + 1, self.ema)
         return lr
 
     def _loss(self, images: Tensor, labels: Tensor, batch: int) -> tuple[Tensor, Tensor]:

@@ -37,7 +37,7 @@ def find_groups(model: nn.Module, images: Tensor, labels: Tensor | None = None) 
     """Find the channels of a network that nothing but one layer reads.
 
     Candidates are a layer, the BatchNorm after it and the next layer of as many inputs. Each is
-    tried on a copy with random norms, where three things must hold exactly: with the consumer's
+    tried on a copy with random norms and weights, where three things must hold exactly: with the consumer's
     columns at 0 the norm's entries change nothing (nobody else reads them); with the norm's
     entries at 0 the columns change nothing (a silent channel gives 0, and no residual shares it);
     and the network with a channel cut out computes the same.
@@ -145,6 +145,8 @@ def _holds(model: nn.Module, group: Group, images: Tensor) -> bool:
         if isinstance(module, _BatchNorm) and module.weight is not None:
             module.weight.uniform_(0.5, 1.5)
             module.bias.normal_(0.5, 1.0)
+        elif isinstance(module, (nn.Conv2d, nn.Linear)):  # initial heads can be too faint to feel
+            nn.init.kaiming_normal_(module.weight)
     norm, consumer = probe.get_submodule(group.norm), probe.get_submodule(group.consumer)
     scale, shift, weight = norm.weight, norm.bias, consumer.weight
     assert isinstance(scale, Tensor) and isinstance(shift, Tensor) and isinstance(weight, Tensor)

@@ -19,11 +19,11 @@ LEARN = ("scores", "weights", "both")
 class _Subnet(nn.Module):
     """What subnet layers share: weight, scores, mask, and the weight that comes of them."""
 
-    weight: nn.Parameter
+    weight: Tensor
     mask: Tensor
     threshold: Tensor
 
-    def _take(self, weight: nn.Parameter, learn: str, binary: bool, per_filter: bool) -> None:
+    def _take(self, weight: Tensor, learn: str, binary: bool, per_filter: bool) -> None:
         if learn not in LEARN:
             raise ConfigError(f"learn={learn!r} is not one of {', '.join(LEARN)}")
         self.learn, self.binary, self.per_filter = learn, binary, per_filter

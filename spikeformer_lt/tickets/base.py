@@ -33,7 +33,7 @@ class PruneConfig:
     inside: tuple[str, ...] = ()
     """Only layers whose name starts with one of these; all where none is given."""
 
-    def weights(self, model: nn.Module) -> dict[str, nn.Parameter]:
+    def weights(self, model: nn.Module) -> dict[str, Tensor]:
         """The prunable weights by their state_dict name, in the order of the modules.
 
         Raises:

@@ -33,14 +33,16 @@ class Group:
         return f"{self.norm}.weight"
 
 
-def find_groups(model: nn.Module, images: Tensor, labels: Tensor | None = None) -> tuple[Group, ...]:
+def find_groups(
+    model: nn.Module, images: Tensor, labels: Tensor | None = None
+) -> tuple[Group, ...]:
     """Find the channels of a network that nothing but one layer reads.
 
     Candidates are a layer, the BatchNorm after it and the next layer of as many inputs. Each is
-    tried on a copy with random norms and weights, where three things must hold exactly: with the consumer's
-    columns at 0 the norm's entries change nothing (nobody else reads them); with the norm's
-    entries at 0 the columns change nothing (a silent channel gives 0, and no residual shares it);
-    and the network with a channel cut out computes the same.
+    tried on a copy with random norms and weights, where three things must hold: with the
+    consumer's columns at 0 the norm's entries change nothing (nobody else reads them); with the
+    norm's entries at 0 the columns change nothing (a silent channel gives 0, and no residual
+    shares it); and the network with a channel cut out computes the same.
 
     Args:
         model: is not changed.
@@ -116,7 +118,9 @@ def shrink(model: nn.Module, groups: Sequence[Group], mask: Mapping[str, Tensor]
     """
     for group in groups:
         if group.scale not in mask:
-            raise MaskError(f"the mask has no channels {group.scale}; it is not of the channel form")
+            raise MaskError(
+                f"the mask has no channels {group.scale}; it is not of the channel form"
+            )
         stays = mask[group.scale].nonzero().flatten()
         _cut(model.get_submodule(group.producer), stays, 0)
         _cut(model.get_submodule(group.norm), stays, 0)
@@ -129,14 +133,11 @@ def _sizes_fit(model: nn.Module, group: Group) -> bool:
         model.get_submodule(name) for name in (group.producer, group.norm, group.consumer)
     )
     weight = getattr(consumer, "weight", None)
-    one = getattr(producer, "groups", 1) == getattr(consumer, "groups", 1) == 1
-    return (
-        one
-        and isinstance(weight, Tensor)
-        and weight.ndim > 1
-        and len(producer.weight) == norm.num_features == weight.shape[1]  # type: ignore[arg-type]
-        and norm.weight is not None
-    )
+    alone = getattr(producer, "groups", 1) == getattr(consumer, "groups", 1) == 1
+    made, scale = producer.weight, norm.weight
+    if not (isinstance(weight, Tensor) and isinstance(made, Tensor) and isinstance(scale, Tensor)):
+        return False
+    return alone and weight.ndim > 1 and len(made) == len(scale) == weight.shape[1]
 
 
 def _holds(model: nn.Module, group: Group, images: Tensor) -> bool:

@@ -161,7 +161,7 @@ class EarlyTime:
     @property
     def start(self) -> dict[str, Tensor]:
         """Start weights of the search inside."""
-        return self.inner.start  # type: ignore[no-any-return]
+        return self.inner.start
 
     def find(self, model: nn.Module, fit: Fit) -> Ticket:
         """Choose the time, search with it, give T back.

@@ -30,7 +30,7 @@ class GraspConfig(SnipConfig):
 
 @torch.no_grad()
 def hessian_gradient(
-    weights: Mapping[str, nn.Parameter], gradients: Callable[[], dict[str, Tensor]], step: float
+    weights: Mapping[str, Tensor], gradients: Callable[[], dict[str, Tensor]], step: float
 ) -> dict[str, Tensor]:
     """``H g`` by a central difference of gradients along g; the weights come back bit for bit.
 

@@ -29,7 +29,7 @@ class SnipConfig(OneShotConfig):
 
 
 def loss_gradients(
-    model: nn.Module, weights: Mapping[str, nn.Parameter], images: Tensor, labels: Tensor
+    model: nn.Module, weights: Mapping[str, Tensor], images: Tensor, labels: Tensor
 ) -> dict[str, Tensor]:
     """Gradient of the cross entropy of the mean logits; the model is left as it was.
 

@@ -74,9 +74,7 @@ class SparseTrainingConfig:
         return replace(made, start_sparsity=min(begin, made.sparsity))
 
 
-def exchange(
-    weight: Tensor, kept: Tensor, count: int, grow: Tensor
-) -> Tensor:
+def exchange(weight: Tensor, kept: Tensor, count: int, grow: Tensor) -> Tensor:
     """Drop the `count` smallest kept weights, then grow as many where `grow` is largest.
 
     A weight just dropped may come back. Of equals the lower index wins. The count stays.
@@ -171,8 +169,6 @@ class SparseTraining(Search):
 
 
 @register_search
-def sparse_training(
-    config: SparseTrainingConfig | None = None, seed: int = 0
-) -> SparseTraining:
+def sparse_training(config: SparseTrainingConfig | None = None, seed: int = 0) -> SparseTraining:
     """Dynamic sparse training: SET, RigL, or a GraNet-style schedule."""
     return SparseTraining(config, seed)

@@ -88,11 +88,13 @@ class Synflow(Search):
         return mask
 
 
-def flow(twin: nn.Module, weights: Mapping[str, nn.Parameter], ones: Tensor) -> dict[str, Tensor]:
+def flow(twin: nn.Module, weights: Mapping[str, Tensor], ones: Tensor) -> dict[str, Tensor]:
     """``|w * dR/dw|`` of each weight, over the largest of them: a scale ranks nothing."""
     with torch.enable_grad():
         total = twin(ones).sum()
-        found = torch.autograd.grad(total / total.detach().clamp(min=1e-300), list(weights.values()))
+        found = torch.autograd.grad(
+            total / total.detach().clamp(min=1e-300), list(weights.values())
+        )
     return {
         name: (grad * weight.detach()).abs()
         for (name, weight), grad in zip(weights.items(), found, strict=True)
@@ -100,8 +102,6 @@ def flow(twin: nn.Module, weights: Mapping[str, nn.Parameter], ones: Tensor) -> 
 
 
 @register_search
-def synflow(
-    config: SynflowConfig | None = None, seed: int = 0, batch: Any = None
-) -> Synflow:
+def synflow(config: SynflowConfig | None = None, seed: int = 0, batch: Any = None) -> Synflow:
     """Pruning at initialisation by synaptic flow (SynFlow)."""
     return Synflow(config, seed, batch)

@@ -86,7 +86,7 @@ class Hooks:
 
     def tensors(self) -> dict[str, Tensor]:
         """Tensors of all hooks, as one group of a checkpoint."""
-        found = {}
+        found: dict[str, Tensor] = {}
         for place, hook in enumerate(self.hooks):
             found |= {f"{place}.{name}": value for name, value in hook.tensors().items()}
         return found

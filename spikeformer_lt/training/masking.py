@@ -67,9 +67,7 @@ class Rewired(Masked):
     The mask is saved with the phase. Weights that return start at 0 with fresh optimizer moments.
     """
 
-    def change(
-        self, mask: Mask, model: nn.Module, optimizer: torch.optim.Optimizer
-    ) -> None:
+    def change(self, mask: Mask, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Put another mask in force, between a backward and its step."""
         returned = {name: mask[name] & ~self.mask[name] for name in mask}
         self.mask, self._factors = mask, {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -32,9 +33,7 @@ class SpikingCNN(nn.Module):
         super().__init__()
         self.T, self.num_classes = T, 10
         widths = (3, 8, 12, 16)
-        self.features = nn.ModuleList(
-            ConvUnit(a, b, pool=True) for a, b in zip(widths, widths[1:], strict=False)
-        )
+        self.features = nn.ModuleList(ConvUnit(a, b, pool=True) for a, b in pairwise(widths))
         self.head = nn.Linear(16, 10)
 
     def forward(self, x: Tensor) -> Tensor:

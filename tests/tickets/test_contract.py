@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -32,45 +33,56 @@ from spikeformer_lt.tickets.synflow import SynflowConfig
 S = 0.7
 IMP = ImpConfig(levels=(0.4, S), epochs=2, rewind="1it")
 DST = {"sparsity": S, "epochs": 2, "every": 2}
-CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "random": ("random", {"config": RandomConfig(S)}),
-    "random erk": ("random", {"config": RandomConfig(S, "erk")}),
-    "magnitude": ("magnitude", {"config": MagnitudeConfig(S)}),
-    "magnitude trained": ("magnitude", {"config": MagnitudeConfig(S, epochs=1, start="trained")}),
-    "imp": ("imp", {"config": IMP}),
-    "imp layer": ("imp", {"config": ImpConfig(levels=(0.4, S), epochs=2, scope="layer", buffers="reset", lr="resume", rewind="1ep")}),
-    "early_bird": ("early_bird", {"config": EarlyBirdConfig(sparsity=S, epochs=3, window=2, tolerance=0.5)}),
-    "early_time imp": ("early_time", {"config": EarlyTimeConfig(epochs=1, images=20)}),
-    "early_time early_bird": ("early_time", {"config": EarlyTimeConfig(epochs=1, images=20, order="code")}),
-    "edge_popup": ("edge_popup", {"config": EdgePopupConfig(sparsity=S, epochs=2)}),
-    "biprop": ("biprop", {"config": BipropConfig(sparsity=S, epochs=2)}),
-    "biprop global": ("biprop", {"config": BipropConfig(sparsity=S, epochs=2, scope="global", ramp_epochs=1.0)}),
-    "snip": ("snip", {"config": SnipConfig(S, images=8)}),
-    "grasp": ("grasp", {"config": GraspConfig(S, images=8)}),
-    "synflow": ("synflow", {"config": SynflowConfig(S, rounds=5)}),
-    "set": ("sparse_training", {"config": SparseTrainingConfig("set", **DST)}),
-    "rigl": ("sparse_training", {"config": SparseTrainingConfig("rigl", **DST)}),
-    "granet": ("sparse_training", {"config": SparseTrainingConfig("granet", **DST)}),
-    "nm": ("nm", {"config": NmConfig()}),
-    "early_bird channels": ("early_bird", {"config": EarlyBirdConfig(kind="channels", sparsity=0.5, epochs=2)}),
-    "joint": ("joint", {"config": JointConfig(PatchConfig(0.5), ImpConfig(levels=(0.4, S), epochs=1, rewind="1it", prune=PruneConfig(inside=("blocks.",))))}),
-}  # fmt: skip
+EB = EarlyBirdConfig(sparsity=S, epochs=3, window=2, tolerance=0.5)
+CHANNELS = EarlyBirdConfig(kind="channels", sparsity=0.5, epochs=2)
+ET = EarlyTimeConfig(epochs=1, images=20)
+BIPROP = BipropConfig(sparsity=S, epochs=2)
+ENCODER = ImpConfig(levels=(0.4, S), epochs=1, rewind="1it", prune=PruneConfig(inside=("blocks.",)))
+CASES: dict[str, tuple[str, Any]] = {
+    "random": ("random", RandomConfig(S)),
+    "random erk": ("random", RandomConfig(S, "erk")),
+    "magnitude": ("magnitude", MagnitudeConfig(S)),
+    "magnitude trained": ("magnitude", MagnitudeConfig(S, epochs=1, start="trained")),
+    "imp": ("imp", IMP),
+    "imp layer": ("imp", replace(IMP, scope="layer", buffers="reset", lr="resume", rewind="1ep")),
+    "early_bird": ("early_bird", EB),
+    "early_time imp": ("early_time", ET),
+    "early_time early_bird": ("early_time", replace(ET, order="code")),
+    "early_time edge_popup": ("early_time", ET),
+    "edge_popup": ("edge_popup", EdgePopupConfig(sparsity=S, epochs=2)),
+    "biprop": ("biprop", BIPROP),
+    "biprop global": ("biprop", replace(BIPROP, scope="global", ramp_epochs=1.0)),
+    "snip": ("snip", SnipConfig(S, images=8)),
+    "grasp": ("grasp", GraspConfig(S, images=8)),
+    "synflow": ("synflow", SynflowConfig(S, rounds=5)),
+    "set": ("sparse_training", SparseTrainingConfig("set", **DST)),
+    "rigl": ("sparse_training", SparseTrainingConfig("rigl", **DST)),
+    "granet": ("sparse_training", SparseTrainingConfig("granet", **DST)),
+    "nm": ("nm", NmConfig()),
+    "early_bird channels": ("early_bird", CHANNELS),
+    "joint": ("joint", JointConfig(PatchConfig(0.5), ENCODER)),
+}
 WITH_IMAGES = {"early_bird", "early_time", "snip", "grasp", "synflow"}
 PATTERNED = {"nm", "early_bird channels"}  # their sparsity has tests of its own
-LAYERED = {"imp layer", "edge_popup", "biprop"}  # the same fraction of each layer
+LAYERED = {
+    "imp layer",
+    "edge_popup",
+    "early_time edge_popup",
+    "biprop",
+}  # the same fraction of each layer
 TRAINING = {name for name in CASES if name not in
             ("random", "random erk", "magnitude", "snip", "grasp", "synflow", "nm")}  # fmt: skip
 Make = Callable[[], nn.Module]
 
 
 def search_of(case: str, batch: Any = None) -> Any:
-    name, options = CASES[case]
-    options = dict(options)
+    name, config = CASES[case]
+    options: dict[str, Any] = {"config": config}
     if name in WITH_IMAGES:
         options["batch"] = batch
     if name == "early_time":
         inner = case.partition(" ")[2]
-        options["search"] = create_search(inner, **CASES[inner][1])
+        options["search"] = create_search(inner, config=CASES[inner][1])
     return create_search(name, **options)
 
 

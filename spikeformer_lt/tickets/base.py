@@ -24,7 +24,7 @@ Batch = Callable[[int], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class PruneConfig:
-    """Which weights may be removed: those of convolutions and linear maps, never biases or norms."""
+    """Which weights may be removed: of convolutions and linear maps, never of biases or norms."""
 
     first_conv: bool = True
     """Prune the first convolution, which sees the image."""
@@ -144,6 +144,7 @@ class Search:
                 "search_seed": self.seed,
                 "trained": self.trained,
                 "phases": [asdict(result) for result in self.results],
+                "search_seconds": sum(result.seconds for result in self.results),
                 "prunable_weights": mask.total,
                 "prunable_sparsity": mask.sparsity,
                 "total_sparsity": mask.removed / parameters,
@@ -190,6 +191,12 @@ def retrain(
     """
     ticket.apply_(model)
     return fit(model, Phase(name, epochs, optim, hooks=(Masked(ticket.mask),)))
+
+
+def with_phase(ticket: Ticket, result: FitResult) -> Ticket:
+    """The ticket with one more phase in its provenance: what was trained from it."""
+    phases = [*ticket.provenance.get("phases", []), asdict(result)]
+    return Ticket(ticket.mask, ticket.tensors, {**ticket.provenance, "phases": phases})
 
 
 @torch.no_grad()

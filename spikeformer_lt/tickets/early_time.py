@@ -184,6 +184,7 @@ class EarlyTime:
         about = {"T": own, "T_early": self.T, "divergences": values, "config": asdict(config)}
         phases = [asdict(probed), *ticket.provenance.get("phases", [])]
         found = {**ticket.provenance, "early_time": about, "phases": phases}
+        found["search_seconds"] = sum(phase["seconds"] for phase in phases)
         return Ticket(ticket.mask, ticket.tensors, found)
 
 

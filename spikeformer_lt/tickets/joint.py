@@ -73,6 +73,7 @@ class Joint:
         }
         phases = [asdict(result) for result in levels.results] + about["phases"]
         found = {**about, "search": "joint", "config": asdict(self.config), "phases": phases}
+        found["search_seconds"] = sum(phase["seconds"] for phase in phases)
         return Ticket(ticket.mask, ticket.tensors, {**found, "ledger": ledger})
 
 

@@ -26,18 +26,9 @@ SEARCHES = {
     "biprop": "biprop_cifar.py --biprop.sparsity {s}",
     **{
         name: f"{SPARSE} {name} --sparsity {{s}}"
-        for name in [
-            "random",
-            "erk",
-            "magnitude",
-            "snip",
-            "grasp",
-            "synflow",
-            "set",
-            "rigl",
-            "granet",
-        ]
+        for name in ("random", "erk", "magnitude", "snip", "grasp", "synflow")
     },
+    **{name: f"{SPARSE} {name} --sparsity {{s}}" for name in ("set", "rigl", "granet")},
 }
 DENSE = f"{SPARSE} random --sparsity 0"
 

@@ -10,7 +10,9 @@ a notice; options left alone then take small values.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from spikeformer_lt.config import check, run_recipe
 from spikeformer_lt.tickets.base import retrain, with_phase
@@ -26,7 +28,7 @@ from spikeformer_lt.training.phase import OptimConfig
 from spikeformer_lt.training.settings import TrainConfig
 
 MOVING = ("set", "rigl", "granet")
-FIXED = {
+FIXED: dict[str, Callable[[float], Any]] = {
     "random": RandomConfig,
     "erk": lambda sparsity: RandomConfig(sparsity, "erk"),
     "magnitude": MagnitudeConfig,

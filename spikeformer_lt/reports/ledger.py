@@ -27,9 +27,10 @@ def build_ledger(model: Any, batches: Sequence[Tensor]) -> dict[str, Any]:
 
     Returns:
         JSON-ready values. ``sparsity``: patch, conv_pep_weight, total_weight (over all convolution
-        and linear weights); what is said of the ConvPEP is None where there is none. ``conv_pep_bits_per_weight``: see `bits_per_weight`. ``macs`` and
-        ``sops`` are per sample over all T steps. ``energy_pj`` is a theoretical estimate, and None
-        with a reason when a layer is dead: a silent network would look brilliant.
+        and linear weights). ``conv_pep_bits_per_weight``: see `bits_per_weight`. Both ConvPEP
+        values are None where there is none. ``macs`` and ``sops`` are per sample over all T steps.
+        ``energy_pj`` is a theoretical estimate, and None with a reason when a layer is dead: a
+        silent network would look brilliant.
     """
     stem_units = model.conv_pep.units() if hasattr(model, "conv_pep") else ()
     convs = [unit.conv for unit in stem_units]

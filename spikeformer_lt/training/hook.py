@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeformer_lt.errors import CheckpointError, ConfigError, shown
+from spikeformer_lt.mask import Mask
 from spikeformer_lt.step import Step
 from spikeformer_lt.training.ema import Ema
 from spikeformer_lt.training.phase import Progress
@@ -22,6 +23,9 @@ class Hook:
     `tensors` and `state` are saved with every checkpoint of the phase and with its result; `load`
     gets them back, also when the phase had finished before and does not train again.
     """
+
+    mask: Mask | None = None
+    """The mask that it keeps in force, if any."""
 
     def start(self, model: nn.Module, steps_per_epoch: int, epochs: int) -> None:
         """Called before the optimizer is made; on a resumed run, too, and then before `load`."""
@@ -90,6 +94,11 @@ class Hooks:
         for place, hook in enumerate(self.hooks):
             found |= {f"{place}.{name}": value for name, value in hook.tensors().items()}
         return found
+
+    def removed(self) -> tuple[int, int]:
+        """Weights that their masks remove, and have."""
+        masks = [hook.mask for hook in self.hooks if hook.mask is not None]
+        return sum(mask.removed for mask in masks), sum(mask.total for mask in masks)
 
     def state(self) -> list[dict[str, Any]]:
         """State of each hook."""

@@ -30,6 +30,8 @@ class Masked(Hook):
         MaskError: (start) the mask does not fit the model.
     """
 
+    mask: Mask
+
     def __init__(self, mask: Mask) -> None:
         self.mask = mask
         self._factors: dict[str, Tensor] = {}

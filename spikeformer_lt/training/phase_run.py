@@ -107,7 +107,7 @@ class PhaseRun:
             world_size=trainer.world,
         )
         self._train_mode()
-        gone = removed(self.model)
+        gone = removed(self.model, *self.hooks.removed())
         start, batches = time.monotonic(), iter(loader)
         rest = (self.phase.epochs - at.epoch - 1) * self.steps
         per_step = config.batch_size * config.accumulate * trainer.world
@@ -205,7 +205,7 @@ class PhaseRun:
             "train_accuracy": 100 * at.correct / max(1, at.seen),
             "lr": lr,
             "firing_rate": self.watch.mean_rate(),
-            **removed(self.model),
+            **removed(self.model, *self.hooks.removed()),
             "val_loss": None,
             "val_accuracy": None,
         }

@@ -85,14 +85,22 @@ class EpochProgress:
         )  # fmt: skip
 
 
-def removed(model: nn.Module) -> dict[str, float]:
-    """What a model in training has removed now: sparsity of convolution weights and of patches."""
+def removed(model: nn.Module, masked: int = 0, of: int = 0) -> dict[str, float]:
+    """What a model in training has removed now: sparsity of weights and of patches.
+
+    Args:
+        model: its convolutions and patch selection are counted.
+        masked, of: weights that the search's own mask removes, and has; they count instead of the
+            convolutions.
+    """
     convs = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
     total = sum(conv.weight.numel() for conv in convs)
     kept = sum(
         int((conv.mask if isinstance(conv, SubnetConv2d) else conv.weight).count_nonzero())
         for conv in convs
     )
+    if of:
+        total, kept = of, of - masked
     tokens = int(getattr(model, "num_tokens", 0))
     asked = [m.sparsity for m in model.modules() if isinstance(m, PatchSelect)]
     gone = 1 - kept_count(tokens, asked[0]) / tokens if asked and tokens else 0.0

@@ -57,3 +57,8 @@ def test_what_is_removed_is_read_off_the_model():
         "weight_sparsity": pytest.approx(0.75, abs=1e-3),
         "patch_sparsity": 5 / 16,
     }
+
+
+def test_a_mask_of_the_search_is_what_counts():
+    found = removed(nn.Linear(2, 2), 30, 40)
+    assert found == {"weight_sparsity": 0.75, "patch_sparsity": 0.0}

@@ -26,7 +26,7 @@ from spikeformer_lt.training.phase_state import (
     save_position,
     state_of,
 )
-from spikeformer_lt.training.progress import EpochProgress, clock, removed
+from spikeformer_lt.training.progress import EpochProgress, epoch_line, removed
 from spikeformer_lt.training.watch import FiringWatch
 
 if TYPE_CHECKING:
@@ -224,15 +224,8 @@ class PhaseRun:
         self.watch.reset()
         if trainer.main:
             trainer.run.append_row(row | phase.tags)
-            log.info(
-                "%s epoch %d/%d  loss %.4f  train %.2f %%  val %s  rate %.3f  "
-                "removed: weights %.1f %% patches %.1f %%  %.0f images/s  ETA %s",
-                phase.name, at.epoch + 1, phase.epochs, row["train_loss"], row["train_accuracy"],
-                "-" if row["val_accuracy"] is None else f"{row['val_accuracy']:.2f} %",
-                row["firing_rate"], 100 * row["weight_sparsity"], 100 * row["patch_sparsity"],
-                speed,
-                clock(at.seconds / (at.epoch + 1) * (phase.epochs - at.epoch - 1)),
-            )  # fmt: skip
+            left = at.seconds / (at.epoch + 1) * (phase.epochs - at.epoch - 1)
+            log.info("%s", epoch_line(row, phase.epochs, speed, left))
             if trainer.board is not None:
                 for key, value in row.items():
                     if isinstance(value, float):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections.abc import Mapping
 from types import TracebackType
+from typing import Any
 
 from torch import nn
 
@@ -108,6 +110,18 @@ def removed(model: nn.Module, masked: int = 0, of: int = 0) -> dict[str, float]:
         "weight_sparsity": 1 - kept / total if total else 0.0,
         "patch_sparsity": gone,
     }
+
+
+def epoch_line(row: Mapping[str, Any], epochs: int, images_per_s: float, left_s: float) -> str:
+    """One line for the end of an epoch, from its row of the summary."""
+    val = "-" if row["val_accuracy"] is None else f"{row['val_accuracy']:.2f} %"
+    return (
+        f"{row['phase']} epoch {row['epoch']}/{epochs}  loss {row['train_loss']:.4f}  "
+        f"train {row['train_accuracy']:.2f} %  val {val}  rate {row['firing_rate']:.3f}  "
+        f"removed: weights {100 * row['weight_sparsity']:.1f} % "
+        f"patches {100 * row['patch_sparsity']:.1f} %  {images_per_s:.0f} images/s  "
+        f"ETA {clock(left_s)}"
+    )
 
 
 def clock(seconds: float) -> str:

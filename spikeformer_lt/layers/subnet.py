@@ -1,4 +1,4 @@
-"""Convolutions that run on a part of their weights, found by learned scores or by magnitude."""
+"""Layers that run on a part of their weights, found by learned scores or by magnitude."""
 
 from __future__ import annotations
 
@@ -16,7 +16,45 @@ from spikeformer_lt.mask import Mask
 LEARN = ("scores", "weights", "both")
 
 
-class SubnetConv2d(nn.Conv2d):
+class _Subnet(nn.Module):
+    """What subnet layers share: weight, scores, mask, and the weight that comes of them."""
+
+    weight: Tensor
+    mask: Tensor
+    threshold: Tensor
+
+    def _take(self, weight: Tensor, learn: str, binary: bool, per_filter: bool) -> None:
+        if learn not in LEARN:
+            raise ConfigError(f"learn={learn!r} is not one of {', '.join(LEARN)}")
+        self.learn, self.binary, self.per_filter = learn, binary, per_filter
+        self.anneal = 0.0
+        self.weight = weight
+        self.weight.requires_grad_(learn != "scores")
+        self.scores: nn.Parameter | None = None
+        if learn != "weights":
+            self.scores = nn.Parameter(torch.empty_like(weight))
+            nn.init.kaiming_uniform_(self.scores, a=math.sqrt(5))
+        self.register_buffer("mask", torch.ones_like(weight, dtype=torch.bool))
+        self.register_buffer("threshold", torch.zeros((), dtype=weight.dtype))
+
+    def ranking(self) -> Tensor:
+        """What the mask ranks: |scores| where they are learned, else |weight|."""
+        return (self.weight if self.scores is None else self.scores).detach().abs()
+
+    def effective_weight(self) -> Tensor:
+        """The weight that the layer runs on, shaped as the weight."""
+        window = None
+        if self.anneal > 0 and self.scores is not None:
+            distance = (self.ranking() - self.threshold) / self.ranking().std().clamp(min=1e-12)
+            soft = torch.sigmoid(self.anneal * distance)
+            window = 4 * soft * (1 - soft)
+        weight: Tensor = EffectiveWeight.apply(  # type: ignore[no-untyped-call]
+            self.weight, self.scores, self.mask, self.binary, self.per_filter, window
+        )
+        return weight
+
+
+class SubnetConv2d(_Subnet, nn.Conv2d):
     """A convolution whose effective weight is ``w * M`` or ``alpha * sign(w) * M``.
 
     Args:
@@ -33,43 +71,13 @@ class SubnetConv2d(nn.Conv2d):
     Source: arXiv 1911.13299 (edge-popup); arXiv 2103.09377 (biprop); arXiv 2311.12060, alg. 1.
     """
 
-    mask: Tensor
-    threshold: Tensor
-
     def __init__(
         self, conv: nn.Conv2d, learn: str, *, binary: bool = True, per_filter: bool = False
     ) -> None:
-        if learn not in LEARN:
-            raise ConfigError(f"learn={learn!r} is not one of {', '.join(LEARN)}")
         if conv.bias is not None:
             raise ConfigError("a subnet convolution has no bias; give one with bias=False")
         super().__init__(**_geometry(conv))
-        self.learn, self.binary, self.per_filter = learn, binary, per_filter
-        self.anneal = 0.0
-        self.weight = conv.weight
-        self.weight.requires_grad_(learn != "scores")
-        self.scores: nn.Parameter | None = None
-        if learn != "weights":
-            self.scores = nn.Parameter(torch.empty_like(conv.weight))
-            nn.init.kaiming_uniform_(self.scores, a=math.sqrt(5))
-        self.register_buffer("mask", torch.ones_like(conv.weight, dtype=torch.bool))
-        self.register_buffer("threshold", torch.zeros((), dtype=conv.weight.dtype))
-
-    def ranking(self) -> Tensor:
-        """What the mask ranks: |scores| where they are learned, else |weight|."""
-        return (self.weight if self.scores is None else self.scores).detach().abs()
-
-    def effective_weight(self) -> Tensor:
-        """The weight that the convolution runs on, ``[out, in, kH, kW]``."""
-        window = None
-        if self.anneal > 0 and self.scores is not None:
-            distance = (self.ranking() - self.threshold) / self.ranking().std().clamp(min=1e-12)
-            soft = torch.sigmoid(self.anneal * distance)
-            window = 4 * soft * (1 - soft)
-        weight: Tensor = EffectiveWeight.apply(  # type: ignore[no-untyped-call]
-            self.weight, self.scores, self.mask, self.binary, self.per_filter, window
-        )
-        return weight
+        self._take(conv.weight, learn, binary, per_filter)
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve ``[N, C, H, W]`` with the effective weight."""
@@ -83,6 +91,52 @@ class SubnetConv2d(nn.Conv2d):
         return conv
 
 
+class SubnetLinear(_Subnet, nn.Linear):
+    """A linear map whose effective weight is that of a :class:`SubnetConv2d`; its bias stays.
+
+    Args:
+        linear: the map to take over (weight and bias are shared, not copied).
+        learn, binary, per_filter: as of a :class:`SubnetConv2d`.
+    """
+
+    def __init__(
+        self, linear: nn.Linear, learn: str, *, binary: bool = True, per_filter: bool = False
+    ) -> None:
+        super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
+        self.bias = linear.bias
+        self._take(linear.weight, learn, binary, per_filter)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map ``[..., in]`` to ``[..., out]``."""
+        return nn.functional.linear(input, self.effective_weight(), self.bias)
+
+    def collapse(self) -> nn.Linear:
+        """A plain linear map with the effective weight."""
+        plain = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
+        plain.weight = nn.Parameter(self.effective_weight().detach().clone())
+        plain.bias = self.bias
+        return plain
+
+
+Subnet = SubnetConv2d | SubnetLinear
+
+
+def install(model: nn.Module, name: str, learn: str, *, binary: bool) -> None:
+    """Replace the convolution or linear map called `name` by a subnet layer, in place.
+
+    A convolution's bias, which a subnet layer has none of, is refused.
+    """
+    parent = model.get_submodule(name.rpartition(".")[0])
+    layer = model.get_submodule(name)
+    if isinstance(layer, nn.Linear):
+        made: Subnet = SubnetLinear(layer, learn, binary=binary)
+    elif isinstance(layer, nn.Conv2d):
+        made = SubnetConv2d(layer, learn, binary=binary)
+    else:
+        raise ConfigError(f"{name}: no subnet form of {type(layer).__name__}; exclude it")
+    setattr(parent, name.rpartition(".")[2], made)
+
+
 def _geometry(conv: nn.Conv2d) -> dict[str, Any]:
     """Constructor arguments of a convolution of the same shape, without a bias or values."""
     names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation")
@@ -90,10 +144,10 @@ def _geometry(conv: nn.Conv2d) -> dict[str, Any]:
     return {**same, "bias": False, "device": "meta"}
 
 
-def subnets(model: nn.Module) -> Iterator[tuple[str, SubnetConv2d]]:
-    """The subnet convolutions of a model with the state_dict name of their weight."""
+def subnets(model: nn.Module) -> Iterator[tuple[str, Subnet]]:
+    """The subnet layers of a model with the state_dict name of their weight."""
     for name, module in model.named_modules():
-        if isinstance(module, SubnetConv2d):
+        if isinstance(module, Subnet):
             yield f"{name}.weight", module
 
 
@@ -130,6 +184,6 @@ def collapse(model: nn.Module) -> nn.Module:
     """Replace every subnet layer, in place, by the plain convolution it amounts to."""
     for parent in model.modules():
         for name, child in parent.named_children():
-            if isinstance(child, SubnetConv2d):
+            if isinstance(child, Subnet):
                 setattr(parent, name, child.collapse())
     return model

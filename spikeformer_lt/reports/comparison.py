@@ -18,6 +18,9 @@ COLUMNS = {
     "patches removed %": ("sparsity.patch", 100.0, 1),
     "ConvPEP weights removed %": ("sparsity.conv_pep_weight", 100.0, 1),
     "all weights removed %": ("sparsity.total_weight", 100.0, 1),
+    "prunable weights removed %": ("ticket.prunable_sparsity", 100.0, 2),
+    "search (s)": ("ticket.search_seconds", 1.0, 1),
+    "T in search": ("ticket.T_search", 1.0, 1),
     "ConvPEP bits/weight": ("conv_pep_bits_per_weight", 1.0, 2),
     "MACs (M)": ("macs", 1e-6, 2),
     "of real inputs (M)": ("macs_nonspiking", 1e-6, 3),
@@ -92,8 +95,16 @@ def read_rows(runs: Iterable[Finished]) -> list[Row]:
     return [Row(name, values, tuple(seeds[name]), dead[name]) for name, values in collected.items()]
 
 
-def write_comparison(folder: Path, runs: Iterable[Finished], title: str) -> str:
-    """Write ``comparison.md``, ``comparison.csv``, confusion matrices and the curves of series.
+def write_comparison(
+    folder: Path, runs: Iterable[Finished], title: str, level: str = "ConvPEP weights"
+) -> str:
+    """Write ``comparison.md``, ``comparison.csv`` confusion matrices and the curves of series.
+
+    Args:
+        folder: of the comparison.
+        runs: finished or not.
+        title: of the table.
+        level: what series are a fraction of, unless their name says patches.
 
     Returns:
         The Markdown table.
@@ -104,8 +115,9 @@ def write_comparison(folder: Path, runs: Iterable[Finished], title: str) -> str:
 
     runs = list(runs)
     rows = read_rows(runs)
-    header = ["variant", "seeds", *COLUMNS]
-    cells = [[r.variant, str(r.seeds), *(r.cell(c) for c in COLUMNS)] for r in rows]
+    columns = [c for c in COLUMNS if not rows or any(r.values[c] for r in rows)]
+    header = ["variant", "seeds", *columns]
+    cells = [[r.variant, str(r.seeds), *(r.cell(c) for c in columns)] for r in rows]
     table = markdown_table(header, cells)
     asked = Counter(run.variant for run in runs)
     done = {row.variant: row.seeds for row in rows}
@@ -131,19 +143,21 @@ def write_comparison(folder: Path, runs: Iterable[Finished], title: str) -> str:
         ],
     )
     write_confusions(folder, [(run.variant, run.report) for run in runs])
-    for level, series in series_of(rows).items():
+    for name, series in series_of(rows, level).items():
         dense = [v for r in rows if r.variant == "dense" for v in r.values["test accuracy %"]]
         plot_curves(
-            folder / f"curve-{level.replace(' ', '-')}.png",
+            folder / f"curve-{name.replace(' ', '-')}.png",
             series,
-            x_label=f"{level} removed (fraction)",
+            x_label=f"{name} removed (fraction)",
             y_label="test accuracy (%)",
             reference=_mean(dense) if dense else None,
         )
     return text
 
 
-def series_of(rows: Iterable[Row]) -> dict[str, dict[str, list[tuple[float, list[float]]]]]:
+def series_of(
+    rows: Iterable[Row], usual: str = "ConvPEP weights"
+) -> dict[str, dict[str, list[tuple[float, list[float]]]]]:
     """Rows called ``NAME SPARSITY`` as curves: level -> series name -> (x, accuracies) points.
 
     x is what was removed, which the row's name only asks for: 0.65 of 16 patches are 10.
@@ -157,7 +171,7 @@ def series_of(rows: Iterable[Row]) -> dict[str, dict[str, list[tuple[float, list
             continue
         if not 0 <= asked < 1:  # a name that ends in a number, such as "Algorithm 1"
             continue
-        level = "patches" if "patches" in name else "ConvPEP weights"
+        level = "patches" if "patches" in name else usual
         points = found.setdefault(level, {}).setdefault(name, [])
         x = _mean(row.values[f"{level} removed %"]) / 100
         points.append((x, row.values["test accuracy %"]))

@@ -14,7 +14,7 @@ def write_confusions(folder: Path, runs: Iterable[tuple[str, Path]]) -> None:
 
     Args:
         folder: where to.
-        runs: (variant, report.json) of each run; reports that are not there are left out.
+        runs: (variant, report.json) of each run; runs without one are left out.
 
     Rows are true classes, columns predictions, cells the number of test samples over all seeds.
     """
@@ -23,7 +23,9 @@ def write_confusions(folder: Path, runs: Iterable[tuple[str, Path]]) -> None:
     for variant, path in runs:
         if not path.exists():
             continue
-        counts = json.loads(path.read_text())["confusion"]
+        counts = json.loads(path.read_text()).get("confusion")
+        if counts is None:
+            continue
         before = sums.get(variant, [[0] * len(row) for row in counts])
         sums[variant] = [
             [a + b for a, b in zip(x, y, strict=True)] for x, y in zip(before, counts, strict=True)
@@ -42,4 +44,5 @@ def write_confusions(folder: Path, runs: Iterable[tuple[str, Path]]) -> None:
             f"{100 * largest / total:.2f} %).\n\n{markdown_table(header, rows)}\n"
         )
         write_csv(folder / f"confusion-{variant.replace(' ', '_')}.csv", header, rows)
-    (folder / "confusion.md").write_text("\n".join(parts))
+    if sums:
+        (folder / "confusion.md").write_text("\n".join(parts))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikeformer_lt.layers.subnet import SubnetConv2d
+from spikeformer_lt.layers.subnet import Subnet
 from spikeformer_lt.reports.operations import count_operations
 from spikeformer_lt.training.watch import FiringWatch
 
@@ -22,16 +22,18 @@ def build_ledger(model: Any, batches: Sequence[Tensor]) -> dict[str, Any]:
     """Count what is left of a model, and measure its firing and operations on real images.
 
     Args:
-        model: with ``conv_pep``, ``patch``, ``num_tokens`` and ``T``.
+        model: with ``T``; a ConvPEP and patches are looked at where there are any.
         batches: images or frames, on the model's device.
 
     Returns:
         JSON-ready values. ``sparsity``: patch, conv_pep_weight, total_weight (over all convolution
-        and linear weights). ``conv_pep_bits_per_weight``: see `bits_per_weight`. ``macs`` and
-        ``sops`` are per sample over all T steps. ``energy_pj`` is a theoretical estimate, and None
-        with a reason when a layer is dead: a silent network would look brilliant.
+        and linear weights). ``conv_pep_bits_per_weight``: see `bits_per_weight`. Both ConvPEP
+        values are None where there is none. ``macs`` and ``sops`` are per sample over all T steps.
+        ``energy_pj`` is a theoretical estimate, and None with a reason when a layer is dead: a
+        silent network would look brilliant.
     """
-    convs = [unit.conv for unit in model.conv_pep.units()]
+    stem_units = model.conv_pep.units() if hasattr(model, "conv_pep") else ()
+    convs = [unit.conv for unit in stem_units]
     stem = [_weight(conv) for conv in convs]
     every = [_weight(m) for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     with FiringWatch(model, always=True) as watch:
@@ -43,10 +45,10 @@ def build_ledger(model: Any, batches: Sequence[Tensor]) -> dict[str, Any]:
     return {
         "sparsity": {
             "patch": _patch_sparsity(model),
-            "conv_pep_weight": _removed(stem),
+            "conv_pep_weight": _removed(stem) if stem else None,
             "total_weight": _removed(every),
         },
-        "conv_pep_bits_per_weight": bits_per_weight(convs),
+        "conv_pep_bits_per_weight": bits_per_weight(convs) if convs else None,
         "binary_layers": [
             name
             for name, module in model.named_modules()
@@ -108,13 +110,13 @@ def bits_per_weight(convs: Sequence[nn.Conv2d]) -> float:
 
 
 def _patch_sparsity(model: Any) -> float:
-    if model.patch is None or model.patch.index is None:
+    if getattr(model, "patch", None) is None or model.patch.index is None:
         return 0.0
     return float(1 - model.patch.index.shape[1] / model.num_tokens)
 
 
 def _weight(module: nn.Module) -> Tensor:
-    weight = module.effective_weight() if isinstance(module, SubnetConv2d) else module.weight
+    weight = module.effective_weight() if isinstance(module, Subnet) else module.weight
     assert isinstance(weight, Tensor)
     return weight.detach()
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spikeformer_lt.layers.attention import SpikingSelfAttention
-from spikeformer_lt.layers.subnet import SubnetConv2d
+from spikeformer_lt.layers.subnet import Subnet
 
 
 @dataclass
@@ -150,7 +150,7 @@ def _conv_hook(name: str, total: Operations) -> Any:
     def hook(module: nn.Conv2d, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         x = inputs[0]
         layer = _layer(total, name, x)
-        weight = module.effective_weight() if isinstance(module, SubnetConv2d) else module.weight
+        weight = module.effective_weight() if isinstance(module, Subnet) else module.weight
         fan_out = (weight != 0).sum(0, keepdim=True).double()
         real = layer.kind == "real"
         values = torch.ones_like(x[:1]) if real else x.abs()

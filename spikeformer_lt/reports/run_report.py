@@ -61,6 +61,7 @@ def write_report(experiment: Experiment, model: nn.Module, ticket: Ticket | None
         "seconds": sum(phase["seconds"] for phase in phases),
         "choices": ticket.provenance.get("config", {}) if ticket else {},
         **ledger,
+        "ticket": _about(ticket) if ticket else {},
         "mask_sha256": ticket.mask.sha256 if ticket else None,
         "versions": describe_environment()["versions"],
     }
@@ -68,8 +69,18 @@ def write_report(experiment: Experiment, model: nn.Module, ticket: Ticket | None
         experiment.run.write_report(report)
         plot_training(experiment.run.path / "summary.csv", experiment.run.path / "plots")
         log.info("test %.2f %% of %d images", metrics.accuracy, metrics.count)
-        log.info("sparsity %s", {k: round(v, 4) for k, v in report["sparsity"].items()})
+        shares = {k: round(v, 4) for k, v in report["sparsity"].items() if v is not None}
+        log.info("sparsity %s", shares)
         if report["dead_layers"]:
             log.warning("no energy headline: %s", report["energy_note"])
         log.info("report: %s", experiment.run.path / "report.json")
     return report
+
+
+def _about(ticket: Ticket) -> dict[str, Any]:
+    """What a ticket says of its search: names, sparsities, cost."""
+    known = ticket.provenance
+    names = ("search", "trained", "prunable_sparsity", "total_sparsity", "search_seconds")
+    found = {name: known.get(name) for name in names}
+    steps = known.get("early_time", {}).get("T_early")
+    return found if steps is None else {**found, "T_search": steps}

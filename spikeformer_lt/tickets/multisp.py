@@ -83,7 +83,7 @@ class MultiSp:
     # -- schedules -----------------------------------------------------------------------
 
     def _joint(self, model: nn.Module, fit: Fit, final: Phase) -> None:
-        self._select_patches(model, fit)
+        self.select_patches(model, fit)
         self._fit(fit, model, self._with_masks(model, final))
 
     def _sequential(self, model: nn.Module, fit: Fit, final: Phase) -> None:
@@ -105,11 +105,11 @@ class MultiSp:
                 controller = searched.before_step
                 if isinstance(controller, MaskController):
                     final = replace(final, before_step=controller.at_full_sparsity())
-        self._select_patches(model, fit)
+        self.select_patches(model, fit)
         self._fit(fit, model, final)
 
     def _reverse(self, model: nn.Module, fit: Fit, final: Phase) -> None:
-        self._select_patches(model, fit)
+        self.select_patches(model, fit)
         self._fit(fit, model, replace(final, name="patches", teacher=None, distill=0.0))
         stem = replace(final, name="conv_pep", epochs=max(1, self.config.stem_epochs))
         self._fit(fit, model, self._with_masks(model, stem))
@@ -127,7 +127,7 @@ class MultiSp:
         controller = MaskController(model, weights, seed)
         return replace(phase, before_step=controller, settled_from=controller.settled_from)
 
-    def _select_patches(self, model: nn.Module, fit: Fit) -> None:
+    def select_patches(self, model: nn.Module, fit: Fit) -> None:
         """Turn level 1 on, training its selector first where it has one."""
         patches = self.config.patches
         if patches.sparsity == 0:

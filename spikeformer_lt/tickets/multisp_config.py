@@ -54,7 +54,9 @@ class WeightConfig:
     floor: float = 0.01
     """Least fraction that a global budget leaves in each layer."""
     ramp_epochs: float = 0.0
-    """Epochs of a cubic ramp of the sparsity from 0."""
+    """Epochs of a cubic ramp of the sparsity from ramp_from."""
+    ramp_from: float = 0.0
+    """Sparsity at which the ramp starts, in [0, 1); never above the final one."""
     gain: str = "layer"
     """One gain for each layer (biprop) or each output filter (XNOR-Net)."""
     first_conv: str = "auto"
@@ -76,6 +78,7 @@ class WeightConfig:
         check(0 <= self.sparsity < 1, "weights.sparsity", self.sparsity, "in [0, 1)")
         check(0 <= self.floor < 1, "weights.floor", self.floor, "in [0, 1)")
         check(0 <= self.anneal < 1e3, "weights.anneal", self.anneal, "in [0, 1000)")
+        check(0 <= self.ramp_from < 1, "weights.ramp_from", self.ramp_from, "in [0, 1)")
         check(self.ramp_epochs >= 0, "weights.ramp_epochs", self.ramp_epochs, "at least 0")
         frozen = self.freeze_mask_at
         check(0 <= frozen <= 1, "weights.freeze_mask_at", frozen, "in [0, 1]")

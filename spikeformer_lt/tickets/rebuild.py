@@ -18,7 +18,7 @@ def model_from_ticket(ticket: Ticket, **overrides: Any) -> nn.Module:
 
     Args:
         ticket: a ticket that a recipe saved; its provenance holds ``model: {name, args}`` and,
-            for MultiSp, the search's ``config``.
+            for MultiSp and joint tickets, the search's ``config``.
         overrides: model arguments to change, such as T.
 
     Raises:
@@ -30,6 +30,8 @@ def model_from_ticket(ticket: Ticket, **overrides: Any) -> nn.Module:
     model = create_model(known["name"], **{**known.get("args", {}), **overrides})
     if ticket.provenance.get("search") == "multisp":
         dress(model, ticket.provenance["config"])
+    elif ticket.provenance.get("search") == "joint":
+        select(model, ticket.provenance["config"]["patches"])
     try:
         ticket.apply_(model)
     except (RuntimeError, KeyError) as error:
@@ -39,8 +41,13 @@ def model_from_ticket(ticket: Ticket, **overrides: Any) -> nn.Module:
 
 def dress(model: Any, config: dict[str, Any]) -> None:
     """Give a fresh model MultiSp's level 3 activation and level 1 selection."""
-    level3, patches = config["activation"], config["patches"]
+    level3 = config["activation"]
     model.conv_pep.set_activation(level3["kind"], level3["residual"])
+    select(model, config["patches"])
+
+
+def select(model: Any, patches: dict[str, Any]) -> None:
+    """Give a fresh model the patch selection of level 1."""
     if patches["sparsity"] > 0:
         score = make_score(patches["score"], model.embed_dim, model.num_classes, model.num_heads)
         model.patch = PatchSelect(

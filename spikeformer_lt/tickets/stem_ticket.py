@@ -53,7 +53,7 @@ def install_subnets(conv_pep: ConvPEP, config: WeightConfig) -> None:
     for unit in conv_pep.units():
         if unit is conv_pep.rpe and not config.include_rpe:
             continue
-        _init_weight(unit.conv, config)
+        init_weight(unit.conv.weight, config.init, config.sparsity)
         spikes_in = conv_pep.in_channels == 2
         binary = config.binary
         if unit is conv_pep.stages[0]:
@@ -67,15 +67,15 @@ def install_subnets(conv_pep: ConvPEP, config: WeightConfig) -> None:
         )
 
 
-def _init_weight(conv: nn.Conv2d, config: WeightConfig) -> None:
+def init_weight(weight: Tensor, init: str, sparsity: float) -> None:
     """Kaiming or signed-constant start weights; the fan counts kept weights only (scale_fan)."""
-    if config.init == "keep":
+    if init == "keep":
         return
-    fan = conv.weight[0].numel() * (1 - config.sparsity)
+    fan = weight[0].numel() * (1 - sparsity)
     std = (2 / fan) ** 0.5
     with torch.no_grad():
-        drawn = torch.randn(conv.weight.shape)
-        conv.weight.copy_(std * (drawn.sign() if config.init == "signed" else drawn))
+        drawn = torch.randn(weight.shape)
+        weight.copy_(std * (drawn.sign() if init == "signed" else drawn))
 
 
 class MaskController:
@@ -116,8 +116,10 @@ class MaskController:
         self.update(min(1.0, progress.epochs_done / ramp) if ramp else 1.0)
 
     def update(self, done: float) -> None:
-        """Recompute the masks with `done` of the ramp behind: s (1 - (1 - done)^3)."""
-        sparsity = self.config.sparsity * (1 - (1 - done) ** 3)
+        """Recompute the masks with `done` of the ramp behind: r + (s - r)(1 - (1 - done)^3)."""
+        end = self.config.sparsity
+        begin = min(end, self.config.ramp_from)
+        sparsity = begin + (end - begin) * (1 - (1 - done) ** 3)
         within = get_masks(self.model) if self.config.monotone and done > 0 else None
         set_masks(self.model, self._mask(sparsity, within))
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Protocol
 
 from torch import nn
 
 from spikeformer_lt.config import check
+from spikeformer_lt.step import Step
+
+if TYPE_CHECKING:
+    from spikeformer_lt.training.hook import Hook
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,10 @@ class Phase:
         teacher: frozen network whose softened logits are distilled.
         distill: weight of the distillation term, in [0, 1].
         frozen: prefixes of parameter names that do not train, and whose BatchNorms stay in eval.
+        hooks: what the search does inside; their state is saved and restored with the phase.
+        lr_factor: multiplies the peak learning rate, also that of scores.
+        lr_from: point of the learning-rate schedule to start at: the schedule is that of a phase
+            which is longer by so much, entered there.
     """
 
     name: str
@@ -98,12 +106,23 @@ class Phase:
     teacher: nn.Module | None = None
     distill: float = 0.0
     frozen: tuple[str, ...] = ()
+    hooks: tuple[Hook, ...] = ()
+    lr_factor: float = 1.0
+    lr_from: Step = field(default_factory=Step)
     tags: dict[str, str] = field(default_factory=dict)
+
+    def optimizer(self, usual: OptimConfig) -> OptimConfig:
+        """The optimizer of this phase in a run whose `usual` one is given."""
+        chosen, by = self.optim or usual, self.lr_factor
+        return replace(chosen, lr=chosen.lr * by, score_lr=chosen.score_lr * by)
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """What a phase reached: the model holds its best validated weights."""
+    """What a phase reached: the model holds its best validated weights.
+
+    `epochs` is how many it trained: fewer than asked for where a hook ended it.
+    """
 
     phase: str
     val_accuracy: float

@@ -16,6 +16,7 @@ from spikeformer_lt.images.loader import train_loader
 from spikeformer_lt.rng import seed_for
 from spikeformer_lt.training.ema import Ema
 from spikeformer_lt.training.guard import NonFiniteGuard
+from spikeformer_lt.training.hook import Hooks
 from spikeformer_lt.training.losses import distill_loss, task_loss
 from spikeformer_lt.training.optim import Schedule, build_optimizer
 from spikeformer_lt.training.phase import FitResult, Phase, Progress
@@ -25,7 +26,7 @@ from spikeformer_lt.training.phase_state import (
     save_position,
     state_of,
 )
-from spikeformer_lt.training.progress import EpochProgress, clock, removed
+from spikeformer_lt.training.progress import EpochProgress, epoch_line, removed
 from spikeformer_lt.training.watch import FiringWatch
 
 if TYPE_CHECKING:
@@ -39,14 +40,18 @@ class PhaseRun:
 
     def __init__(self, trainer: Trainer, model: nn.Module, phase: Phase) -> None:
         self.trainer, self.model, self.phase, self.config = trainer, model, phase, trainer.config
-        self.optim = phase.optim or trainer.config.optim
+        self.optim = phase.optimizer(trainer.config.optim)
         accelerator = trainer.accelerator
         size = self.config.batch_size * trainer.world * self.config.accumulate
         self.steps = len(trainer.data.train) // size
         if self.steps == 0:
             check(False, "train.batch_size", size, f"at most {len(trainer.data.train)} (train set)")
+        self.hooks = Hooks(phase.hooks)
+        self.hooks.start(model, self.steps, phase.epochs)
         optimizer = build_optimizer(model, self.optim)
-        self.schedule = Schedule(optimizer, self.optim, phase.epochs * self.steps, self.steps)
+        self.entry = phase.lr_from.iterations(self.steps)
+        updates = self.entry + phase.epochs * self.steps
+        self.schedule = Schedule(optimizer, self.optim, updates, self.steps)
         self.ema = Ema(model, self.config.ema_decay) if self.config.ema_decay else None
         self.watch = FiringWatch(model)
         self.guard = NonFiniteGuard(self.config.nonfinite, self.config.skip_limit)
@@ -76,13 +81,14 @@ class PhaseRun:
 
     def train(self) -> tuple[FitResult, dict[str, Tensor]]:
         """Run the epochs that are left."""
-        while self.at.epoch < self.phase.epochs:
-            self._epoch()
-        assert self.best is not None
         at, phase = self.at, self.phase
+        while at.epoch < phase.epochs and not self.hooks.before_epoch(self.model, at.epoch):
+            self._epoch()
+        if self.best is None:  # a hook ended the phase before any validation counted
+            self.best = {k: v.clone() for k, v in state_of(self.model).items()}
         on_test = at.best_on_test if self.config.best_on_test else None
         result = FitResult(
-            phase.name, at.best_accuracy, at.best_epoch, phase.epochs, at.seconds, on_test
+            phase.name, at.best_accuracy, at.best_epoch, at.epoch, at.seconds, on_test
         )
         self.watch.close()
         return result, self.best
@@ -101,12 +107,13 @@ class PhaseRun:
             world_size=trainer.world,
         )
         self._train_mode()
-        gone = removed(self.model)
+        gone = removed(self.model, *self.hooks.removed())
         start, batches = time.monotonic(), iter(loader)
         rest = (self.phase.epochs - at.epoch - 1) * self.steps
         per_step = config.batch_size * config.accumulate * trainer.world
         title = f"{self.phase.name} epoch {at.epoch + 1}/{self.phase.epochs}"
         with EpochProgress(title, self.steps - at.step, rest, per_step, show=trainer.main) as bar:
+            lr = float(self.optimizer.param_groups[0]["lr"])  # resumed after the last step
             while at.step < self.steps:
                 lr = self._step(batches)
                 at.step += 1
@@ -127,7 +134,7 @@ class PhaseRun:
         update = at.epoch * self.steps + at.step
         if self.phase.before_step is not None:
             self.phase.before_step(Progress(at.epoch, at.step, self.steps, self.phase.epochs))
-        lr = self.schedule.set(update)
+        lr = self.schedule.set(self.entry + update)
         torch.manual_seed(seed_for(config.seed, self.phase.name, "noise", update))
         self.optimizer.zero_grad(set_to_none=True)
         kept = self.guard.keep_buffers(self.model)
@@ -142,6 +149,8 @@ class PhaseRun:
             loss_sum += float(loss.detach()) / config.accumulate
             correct += float((logits.detach().mean(1).argmax(1) == labels).sum())
             seen += len(labels)
+        progress = Progress(at.epoch, at.step, self.steps, self.phase.epochs)
+        self.hooks.after_backward(self.model, self.optimizer, progress)
         trained = [p for p in self.model.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
         if self.guard.check_step(norm, logits, self.model):
@@ -155,8 +164,7 @@ class PhaseRun:
         self.optimizer.step()
         if self.phase.after_step is not None:
             self.phase.after_step()
-        if self.ema is not None:
-            self.ema.update(self.model)
+        self.hooks.after_step(self.model, update + 1, self.ema)
         return lr
 
     def _loss(self, images: Tensor, labels: Tensor, batch: int) -> tuple[Tensor, Tensor]:
@@ -197,7 +205,7 @@ class PhaseRun:
             "train_accuracy": 100 * at.correct / max(1, at.seen),
             "lr": lr,
             "firing_rate": self.watch.mean_rate(),
-            **removed(self.model),
+            **removed(self.model, *self.hooks.removed()),
             "val_loss": None,
             "val_accuracy": None,
         }
@@ -216,15 +224,8 @@ class PhaseRun:
         self.watch.reset()
         if trainer.main:
             trainer.run.append_row(row | phase.tags)
-            log.info(
-                "%s epoch %d/%d  loss %.4f  train %.2f %%  val %s  rate %.3f  "
-                "removed: weights %.1f %% patches %.1f %%  %.0f images/s  ETA %s",
-                phase.name, at.epoch + 1, phase.epochs, row["train_loss"], row["train_accuracy"],
-                "-" if row["val_accuracy"] is None else f"{row['val_accuracy']:.2f} %",
-                row["firing_rate"], 100 * row["weight_sparsity"], 100 * row["patch_sparsity"],
-                speed,
-                clock(at.seconds / (at.epoch + 1) * (phase.epochs - at.epoch - 1)),
-            )  # fmt: skip
+            left = at.seconds / (at.epoch + 1) * (phase.epochs - at.epoch - 1)
+            log.info("%s", epoch_line(row, phase.epochs, speed, left))
             if trainer.board is not None:
                 for key, value in row.items():
                     if isinstance(value, float):

@@ -44,12 +44,15 @@ def save_position(run: PhaseRun, store: CheckpointStore) -> None:
         tensors["ema"] = run.ema.tensors()
     if run.best is not None:
         tensors["best"] = run.best
+    if own := run.hooks.tensors():
+        tensors["hooks"] = own
     state = {
         "phase": run.phase.name,
         "position": asdict(run.at),
         "optimizer": opt_state,
         "firing": run.watch.state(),
         "guard": run.guard.state(),
+        "hooks": run.hooks.state(),
     }
     latest = store.latest_number()
     store.save(0 if latest is None else latest + 1, tensors, state)
@@ -69,3 +72,4 @@ def restore_position(run: PhaseRun, found: Checkpoint) -> None:
     run.at = Position(**found.state["position"])
     run.watch.load_state(found.state["firing"])
     run.guard.load_state(found.state["guard"])
+    run.hooks.load(found.tensors.get("hooks", {}), found.state.get("hooks", []))

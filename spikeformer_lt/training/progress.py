@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections.abc import Mapping
 from types import TracebackType
+from typing import Any
 
 from torch import nn
 
@@ -85,14 +87,22 @@ class EpochProgress:
         )  # fmt: skip
 
 
-def removed(model: nn.Module) -> dict[str, float]:
-    """What a model in training has removed now: sparsity of convolution weights and of patches."""
+def removed(model: nn.Module, masked: int = 0, of: int = 0) -> dict[str, float]:
+    """What a model in training has removed now: sparsity of weights and of patches.
+
+    Args:
+        model: its convolutions and patch selection are counted.
+        masked, of: weights that the search's own mask removes, and has; they count instead of the
+            convolutions.
+    """
     convs = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
     total = sum(conv.weight.numel() for conv in convs)
     kept = sum(
         int((conv.mask if isinstance(conv, SubnetConv2d) else conv.weight).count_nonzero())
         for conv in convs
     )
+    if of:
+        total, kept = of, of - masked
     tokens = int(getattr(model, "num_tokens", 0))
     asked = [m.sparsity for m in model.modules() if isinstance(m, PatchSelect)]
     gone = 1 - kept_count(tokens, asked[0]) / tokens if asked and tokens else 0.0
@@ -100,6 +110,18 @@ def removed(model: nn.Module) -> dict[str, float]:
         "weight_sparsity": 1 - kept / total if total else 0.0,
         "patch_sparsity": gone,
     }
+
+
+def epoch_line(row: Mapping[str, Any], epochs: int, images_per_s: float, left_s: float) -> str:
+    """One line for the end of an epoch, from its row of the summary."""
+    val = "-" if row["val_accuracy"] is None else f"{row['val_accuracy']:.2f} %"
+    return (
+        f"{row['phase']} epoch {row['epoch']}/{epochs}  loss {row['train_loss']:.4f}  "
+        f"train {row['train_accuracy']:.2f} %  val {val}  rate {row['firing_rate']:.3f}  "
+        f"removed: weights {100 * row['weight_sparsity']:.1f} % "
+        f"patches {100 * row['patch_sparsity']:.1f} %  {images_per_s:.0f} images/s  "
+        f"ETA {clock(left_s)}"
+    )
 
 
 def clock(seconds: float) -> str:

@@ -8,14 +8,16 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from spikeformer_lt.errors import ConfigError
+from spikeformer_lt.images.loader import eval_loader
 from spikeformer_lt.images.mixing import Mixing
 from spikeformer_lt.images.reading import Augmentation
 from spikeformer_lt.images.splits import Splits
 from spikeformer_lt.training.checkpoint import CheckpointStore
 from spikeformer_lt.training.evaluation import Metrics, evaluate
+from spikeformer_lt.training.hook import Hooks
 from spikeformer_lt.training.phase import FitResult, Phase
 from spikeformer_lt.training.phase_run import PhaseRun
 from spikeformer_lt.training.ranks import share_buffers
@@ -81,16 +83,32 @@ class Trainer:
         finished = store.load()
         if finished is not None:
             model.load_state_dict(finished.tensors["model"])
+            saved = finished.state.get("hooks", [])
+            Hooks(phase.hooks).load(finished.tensors.get("hooks", {}), saved)
             log.info("phase %s was finished before: %s", phase.name, finished.path)
             return FitResult(**finished.state["result"])
         if phase.epochs == 0:
             return FitResult(phase.name, float("nan"), -1, 0, 0.0)
+        hooks = Hooks(phase.hooks)
         result, tensors = PhaseRun(self, model, phase).train()
         model.load_state_dict(tensors)
         if self.main:
-            store.save(0, {"model": tensors}, {"result": asdict(result)})
+            own = hooks.tensors()
+            groups = {"model": tensors, **({"hooks": own} if own else {})}
+            store.save(0, groups, {"result": asdict(result), "hooks": hooks.state()})
         self.accelerator.wait_for_everyone()
         return result
+
+    def batch(self, count: int) -> tuple[Tensor, Tensor]:
+        """The first `count` training images, not augmented, and their labels, on the device.
+
+        They are the same for every search of a run; fewer come if the training set is smaller.
+        """
+        wanted = min(count, len(self.data.train))
+        loader = eval_loader(self.data.train, wanted, workers=0)
+        images, labels, _ = next(iter(loader))
+        device = self.accelerator.device
+        return images.to(device), labels.to(device)
 
     def evaluate(self, model: nn.Module, split: str) -> Metrics:
         """Evaluate on ``train``, ``val`` or ``test``: every sample once, by one network."""

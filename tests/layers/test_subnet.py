@@ -13,8 +13,10 @@ from spikeformer_lt.layers.binary import gains
 from spikeformer_lt.layers.subnet import (
     LEARN,
     SubnetConv2d,
+    SubnetLinear,
     collapse,
     get_masks,
+    install,
     rankings,
     set_masks,
     subnets,
@@ -254,3 +256,26 @@ def test_what_cannot_be_a_subnet_is_refused() -> None:
         SubnetConv2d(nn.Conv2d(3, 4, 3, bias=False), "score")
     with pytest.raises(ConfigError, match="bias"):
         SubnetConv2d(nn.Conv2d(3, 4, 3), "scores")
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_a_linear_subnet_is_the_map_of_its_effective_weight(binary: bool) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 3))
+    bias = net[0].bias
+    install(net, "0", "scores", binary=binary)
+    install(net, "1", "weights", binary=binary)
+    set_masks(net, Mask.from_scores(rankings(net), 0.5, scope="layer"))
+    assert isinstance(net[0], SubnetLinear) and net[0].bias is bias
+    x = torch.randn(5, 6)
+    expected = net(x)
+    assert list(dict(subnets(net))) == ["0.weight", "1.weight"]
+    collapse(net)
+    assert type(net[0]) is nn.Linear
+    assert torch.equal(net(x), expected)
+    assert int((net[0].weight == 0).sum()) == 12
+
+
+def test_a_layer_of_another_kind_has_no_subnet_form() -> None:
+    with pytest.raises(ConfigError, match="no subnet form of ReLU"):
+        install(nn.Sequential(nn.ReLU()), "0", "scores", binary=True)

@@ -30,3 +30,10 @@ def test_progress_counts_parts_of_epochs():
 def test_a_phase_trains_everything_by_default():
     phase = Phase("joint", 3)
     assert (phase.frozen, phase.settled_from, phase.distill) == ((), 0, 0.0)
+
+
+def test_a_factor_scales_the_peaks_of_whatever_optimizer_runs():
+    usual, own = OptimConfig(lr=0.1, score_lr=0.2), OptimConfig(lr=1.0, opt="momentum")
+    scaled = Phase("a", 1, lr_factor=2.0).optimizer(usual)
+    assert (scaled.lr, scaled.score_lr) == (0.2, 0.4)
+    assert Phase("a", 1, own).optimizer(usual) == own

@@ -12,6 +12,7 @@ from spikeformer_lt.errors import CheckpointError
 from spikeformer_lt.training.checkpoint import CheckpointStore
 from spikeformer_lt.training.ema import Ema
 from spikeformer_lt.training.guard import NonFiniteGuard
+from spikeformer_lt.training.hook import Hooks
 from spikeformer_lt.training.phase import Phase
 from spikeformer_lt.training.phase_state import Position, restore_position, save_position, state_of
 from spikeformer_lt.training.watch import FiringWatch
@@ -28,7 +29,7 @@ def run_of(width: int = 3, seed: int = 0):
     return SimpleNamespace(
         model=model, optimizer=optimizer, ema=ema, best=state_of(nn.Linear(width, 2)),
         at=Position(epoch=2, step=seed, best_accuracy=71.5), phase=Phase("joint", 4),
-        watch=FiringWatch(model), guard=NonFiniteGuard("skip", 5),
+        watch=FiringWatch(model), guard=NonFiniteGuard("skip", 5), hooks=Hooks(()),
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 import pytest
+from torch import nn
 
 from spikeformer_lt import create_model
 from spikeformer_lt.layers.patch_scores import Rate
@@ -12,7 +13,7 @@ from spikeformer_lt.layers.patch_select import PatchSelect
 from spikeformer_lt.layers.subnet import collapse
 from spikeformer_lt.tickets.multisp_config import WeightConfig
 from spikeformer_lt.tickets.stem_ticket import MaskController, install_subnets
-from spikeformer_lt.training.progress import EpochProgress, clock, removed
+from spikeformer_lt.training.progress import EpochProgress, clock, epoch_line, removed
 
 
 @pytest.mark.parametrize(
@@ -57,3 +58,19 @@ def test_what_is_removed_is_read_off_the_model():
         "weight_sparsity": pytest.approx(0.75, abs=1e-3),
         "patch_sparsity": 5 / 16,
     }
+
+
+def test_a_mask_of_the_search_is_what_counts():
+    found = removed(nn.Linear(2, 2), 30, 40)
+    assert found == {"weight_sparsity": 0.75, "patch_sparsity": 0.0}
+
+
+def test_an_epoch_s_line_has_its_row_speed_and_eta():
+    row = {
+        "phase": "imp-1", "epoch": 2, "train_loss": 1.5, "train_accuracy": 40.0, "firing_rate": 0.1,
+        "val_accuracy": None, "weight_sparsity": 0.25, "patch_sparsity": 0.0,
+    }  # fmt: skip
+    line = epoch_line(row, 5, 120.4, 61.0)
+    assert line.startswith("imp-1 epoch 2/5  loss 1.5000  train 40.00 %  val -  ")
+    assert "weights 25.0 %" in line and line.endswith("120 images/s  ETA 0:01:01")
+    assert "val 7.00 %" in epoch_line(row | {"val_accuracy": 7.0}, 5, 1.0, 0.0)

@@ -16,6 +16,8 @@ from spikeformer_lt import create_dataset, create_model
 from spikeformer_lt.errors import Interrupted, NonFiniteError
 from spikeformer_lt.images.augment import Augment
 from spikeformer_lt.images.mixing import Mixing
+from spikeformer_lt.step import Step
+from spikeformer_lt.training.hook import Capture, Hook
 from spikeformer_lt.training.phase import OptimConfig, Phase
 from spikeformer_lt.training.rundir import RunDir
 from spikeformer_lt.training.settings import TrainConfig
@@ -250,3 +252,66 @@ def test_bf16_trains_with_float32_neurons(data, tmp_path):
     AcceleratorState._reset_state()
     assert kinds == {torch.float32}
     assert result.val_accuracy >= 0
+
+
+def test_a_stop_right_after_an_epoch_s_last_step_resumes_there(tmp_path, data):
+    """96 images less validation, batches of 16: the step count of an epoch is the stop's."""
+    config = settings()
+    whole = trainer(tmp_path / "whole", data, config)
+    expected = toy()
+    whole.fit(expected, Phase("joint", 2))
+    steps = len(data.train) // 16
+    model = toy()
+    cut = trainer(tmp_path / "cut", data, config, stop=StopAfter(steps - 1))
+    with pytest.raises(Interrupted, match=f"step {steps}"):
+        cut.fit(model, Phase("joint", 2))
+    cut.run.close()
+    model = toy()
+    trainer(tmp_path / "cut", data, config).fit(model, Phase("joint", 2))
+    assert all(torch.equal(v, expected.state_dict()[k]) for k, v in model.state_dict().items())
+    rates = [[row["lr"] for row in rows(tmp_path / name)] for name in ("whole", "cut")]
+    assert rates[0] == rates[1]
+
+
+def test_a_schedule_is_entered_where_the_phase_says(tmp_path, data):
+    """The last learning rates of a long phase are those of a short one that starts late."""
+    rates = []
+    for name, phase in {
+        "long": Phase("a", 3),
+        "late": Phase("a", 1, lr_from=Step(2)),
+    }.items():
+        trainer(tmp_path / name, data, settings()).fit(toy(), phase)
+        rates.append(rows(tmp_path / name)[-1]["lr"])
+    assert rates[0] == rates[1]
+
+
+def test_a_hook_ends_a_phase_and_finds_its_state_when_it_is_asked_again(tmp_path, data):
+    class Ends(Hook):
+        seen = 0
+
+        def before_epoch(self, model, epoch):
+            self.seen = epoch
+            return epoch == 2
+
+        def state(self):
+            return {"seen": self.seen}
+
+        def load(self, tensors, state):
+            self.seen = state["seen"]
+
+    captured = []
+    for _ in range(2):  # the second time the phase is finished and only restored
+        hooks = (Ends(), Capture(Step(1)))
+        result = trainer(tmp_path, data, settings()).fit(toy(), Phase("a", 9, hooks=hooks))
+        assert (result.epochs, hooks[0].seen) == (2, 2)
+        captured.append(hooks[1].captured["head.weight"])
+    assert torch.equal(*captured)
+
+
+def test_a_batch_is_the_first_training_images_without_augmentation(tmp_path, data):
+    made = trainer(tmp_path, data, settings())
+    images, labels = made.batch(5)
+    again, _ = made.batch(10**6)
+    assert images.shape[0] == len(labels) == 5
+    assert len(again) == len(data.train)
+    assert torch.equal(images, again[:5])

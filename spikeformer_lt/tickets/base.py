@@ -1,0 +1,211 @@
+"""What all weight searches share: prunable weights, phases, and the ticket with its provenance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from spikeformer_lt.config import check
+from spikeformer_lt.errors import ConfigError
+from spikeformer_lt.layers.state import reset_state
+from spikeformer_lt.mask import Mask
+from spikeformer_lt.selection import SCOPES
+from spikeformer_lt.ticket import Ticket
+from spikeformer_lt.training.masking import Masked
+from spikeformer_lt.training.phase import Fit, FitResult, OptimConfig, Phase
+
+Batch = Callable[[int], tuple[Tensor, Tensor]]
+"""Gives so many training images and their labels, not augmented; `Trainer.batch` is one."""
+
+
+@dataclass(frozen=True)
+class PruneConfig:
+    """Which weights may be removed: of convolutions and linear maps, never of biases or norms."""
+
+    first_conv: bool = True
+    """Prune the first convolution, which sees the image."""
+    head: bool = True
+    """Prune the last linear map, which gives the logits."""
+    inside: tuple[str, ...] = ()
+    """Only layers whose name starts with one of these; all where none is given."""
+
+    def weights(self, model: nn.Module) -> dict[str, Tensor]:
+        """The prunable weights by their state_dict name, in the order of the modules.
+
+        Raises:
+            ConfigError: nothing is left to prune.
+        """
+        kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+        layers = {n: m for n, m in model.named_modules() if isinstance(m, kinds)}
+        convs = [n for n, m in layers.items() if not isinstance(m, nn.Linear)]
+        linears = [n for n, m in layers.items() if isinstance(m, nn.Linear)]
+        spared = set() if self.first_conv else set(convs[:1])
+        spared |= set() if self.head else set(linears[-1:])
+        found = {
+            f"{name}.weight": layer.weight
+            for name, layer in layers.items()
+            if name not in spared and (not self.inside or name.startswith(self.inside))
+        }
+        if not found:
+            raise ConfigError(
+                f"prune.inside={list(self.inside)} leaves nothing to prune in "
+                f"{type(model).__name__}; its layers are {', '.join(layers) or 'none'}"
+            )
+        return found
+
+
+@dataclass(frozen=True)
+class OneShotConfig:
+    """A mask by one ranking of all prunable weights."""
+
+    sparsity: float = 0.9
+    """Fraction of the prunable weights removed, in [0, 1): exactly round(sparsity * n) of n."""
+    scope: str = "global"
+    """global ranks all layers together; layer removes the same fraction of each."""
+    floor: float = 0.0
+    """Least fraction of each layer that stays, in [0, 1]."""
+    prune: PruneConfig = field(default_factory=PruneConfig)
+
+    def __post_init__(self) -> None:
+        check_mask_options(self)
+
+    def mask(self, scores: Mapping[str, Tensor], within: Mask | None = None) -> Mask:
+        """Remove the lowest scores."""
+        return Mask.from_scores(scores, self.sparsity, self.scope, within, self.floor)
+
+
+def check_mask_options(config: Any) -> None:
+    """Refuse a sparsity, scope or floor that no mask can have, by the field's name."""
+    check(0 <= config.sparsity < 1, "sparsity", config.sparsity, "in [0, 1)")
+    check(config.scope in SCOPES, "scope", config.scope, f"one of {', '.join(SCOPES)}")
+    check(0 <= config.floor <= 1, "floor", config.floor, "in [0, 1]")
+
+
+class Search:
+    """Base of weight searches.
+
+    Args:
+        config: a frozen dataclass, stored in the ticket.
+        seed: of everything that the search draws.
+        batch: where training images come from, for searches that look at some.
+
+    Attributes:
+        start: whole state_dict that the ticket's weights are taken from: its weights are
+            ``mask * start``, bit for bit. Set by `find`.
+        results: the phases that `find` trained: what the search cost.
+        trained: the ticket's weights are trained ones, not a point to start from.
+    """
+
+    name: ClassVar[str]
+    trained: ClassVar[bool] = False
+
+    def __init__(self, config: Any, seed: int = 0, batch: Batch | None = None) -> None:
+        self.config, self.seed, self.batch = config, seed, batch
+        self.results: list[FitResult] = []
+        self.start: dict[str, Tensor] = {}
+
+    def find(self, model: nn.Module, fit: Fit) -> Ticket:
+        """Find a ticket; `model` ends holding its weights, plain and ready to train."""
+        self.results = []
+        self.start = snapshot(model)
+        mask = self._search(model, fit)
+        reset_state(model)
+        return self._ticket(model, mask)
+
+    def _search(self, model: nn.Module, fit: Fit) -> Mask:
+        raise NotImplementedError
+
+    def _fit(self, fit: Fit, model: nn.Module, phase: Phase) -> FitResult:
+        self.results.append(fit(model, phase))
+        return self.results[-1]
+
+    def _images(self, count: int) -> tuple[Tensor, Tensor]:
+        if self.batch is None:
+            raise ConfigError(
+                f"{self.name} looks at training images: give batch=trainer.batch, or a function "
+                "from a count to (images, labels)"
+            )
+        return self.batch(count)
+
+    def _ticket(self, model: nn.Module, mask: Mask) -> Ticket:
+        model.load_state_dict(self.start)
+        mask.apply_(model)
+        parameters = sum(p.numel() for p in model.parameters())
+        return Ticket.of(
+            model,
+            mask,
+            {
+                "search": self.name,
+                "config": asdict(self.config),
+                "search_seed": self.seed,
+                "trained": self.trained,
+                "phases": [asdict(result) for result in self.results],
+                "search_seconds": sum(result.seconds for result in self.results),
+                "prunable_weights": mask.total,
+                "prunable_sparsity": mask.sparsity,
+                "total_sparsity": mask.removed / parameters,
+                "dead_filters": dead_filters(mask),
+            },
+        )
+
+
+def snapshot(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of the whole state_dict on the CPU."""
+    return {k: v.detach().to("cpu", copy=True) for k, v in model.state_dict().items()}
+
+
+def magnitudes(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """|w| of each weight."""
+    return {name: weight.detach().abs() for name, weight in weights.items()}
+
+
+def dead_filters(mask: Mask) -> dict[str, int]:
+    """Output rows of which no weight is left, where there are any.
+
+    Such a row gives 0, so that after its BatchNorm the neuron sees the norm's bias alone: it is
+    silent or fires at a fixed rate, whatever the input.
+    """
+    counts = {n: int((~kept.flatten(1).any(1)).sum()) for n, kept in mask.items() if kept.ndim > 1}
+    return {name: count for name, count in counts.items() if count}
+
+
+def retrain(
+    model: nn.Module,
+    ticket: Ticket,
+    fit: Fit,
+    epochs: int,
+    optim: OptimConfig | None = None,
+    name: str = "retrain",
+) -> FitResult:
+    """Train a ticket from its start weights; what its mask removes stays exactly 0.
+
+    Args:
+        model: of the ticket's architecture; changed in place.
+        ticket: mask and start weights.
+        fit: the trainer's.
+        epochs, optim, name: of the phase.
+    """
+    ticket.apply_(model)
+    return fit(model, Phase(name, epochs, optim, hooks=(Masked(ticket.mask),)))
+
+
+def with_phase(ticket: Ticket, result: FitResult) -> Ticket:
+    """The ticket with one more phase in its provenance: what was trained from it."""
+    phases = [*ticket.provenance.get("phases", []), asdict(result)]
+    return Ticket(ticket.mask, ticket.tensors, {**ticket.provenance, "phases": phases})
+
+
+@torch.no_grad()
+def shuffled(state: Mapping[str, Tensor], names: Mapping[str, Any], seed: int) -> dict[str, Tensor]:
+    """The state with each named tensor's values permuted at random: an untouched distribution."""
+    out = dict(state)
+    generator = torch.Generator().manual_seed(seed)
+    for name in names:
+        flat = state[name].flatten()
+        order = torch.randperm(flat.numel(), generator=generator)
+        out[name] = flat[order].view(state[name].shape)
+    return out

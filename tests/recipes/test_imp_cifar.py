@@ -1,0 +1,101 @@
+"""The recipes that find a ticket, as a user runs them; one of them killed amid its rounds."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shlex
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spikeformer_lt.ticket import Ticket
+from spikeformer_lt.tickets.rebuild import model_from_ticket
+
+pytestmark = pytest.mark.recipe
+
+SMALL = shlex.split(
+    "--data.name digits --data.limit-train 64 --data.limit-test 40 --data.image-size 16 "
+    "--model.name spikformer_toy --model.embed-dim 16 --model.T 3 --train.cpu "
+    "--train.batch-size 16 --run.resume auto"
+)
+RUNS = {
+    "imp_cifar": "--imp.epochs 2 --imp.rounds 3 --epochs 1 --imp.rewind 3it",
+    "early_bird_cifar": "--early-bird.epochs 2 --early-bird.sparsity 0.8 --epochs 1",
+    "early_time_cifar": "--search early_bird --early-bird.epochs 1 --early-time.epochs 1 "
+    "--early-bird.sparsity 0.8 --epochs 1",
+    "edge_popup_cifar": "--edge-popup.epochs 1 --edge-popup.sparsity 0.8",
+    "biprop_cifar": "--biprop.epochs 1 --biprop.sparsity 0.8 --biprop.scope global",
+    "sparse_training_cifar": "--method granet --sparsity 0.8 --epochs 2 --every 2",
+}
+
+
+@pytest.mark.parametrize("recipe", RUNS)
+def test_a_recipe_leaves_a_ticket_and_a_report(recipes: Any, tmp_path: Path, recipe: str) -> None:
+    ended = recipes.run(recipe, *SMALL, *shlex.split(RUNS[recipe]), "--run.out", tmp_path / "run")
+    assert ended.code == 0, ended.err
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    ticket = Ticket.load(tmp_path / "run" / "ticket")
+    assert report["mask_sha256"] == ticket.mask.sha256
+    assert report["ticket"]["prunable_sparsity"] == ticket.mask.sparsity
+    target = 1 - 0.75**3 if recipe == "imp_cifar" else 0.8
+    assert abs(ticket.mask.sparsity - target) < 1e-3
+    assert abs(report["sparsity"]["total_weight"] - target) < 0.02  # what was trained is sparse
+    assert report["test_count"] == 40 and report["ticket"]["search_seconds"] > 0
+    assert model_from_ticket(ticket) is not None
+
+
+@pytest.mark.parametrize("method", ["random", "erk", "magnitude", "snip", "grasp", "synflow"])
+def test_masks_from_before_training_are_kept_through_it(
+    recipes: Any, tmp_path: Path, method: str
+) -> None:
+    options = f"--method {method} --sparsity 0.7 --epochs 1"
+    out = tmp_path / "run"
+    ended = recipes.run("sparse_training_cifar", *SMALL, *options.split(), "--run.out", out)
+    assert ended.code == 0, ended.err
+    report = json.loads((out / "report.json").read_text())
+    assert report["sparsity"]["total_weight"] == pytest.approx(0.7, abs=1e-3)
+
+
+def test_imp_killed_at_any_moment_ends_with_the_same_mask(recipes: Any, tmp_path: Path) -> None:
+    line = shlex.split(RUNS["imp_cifar"])
+    line += ["--train.checkpoint-steps", "1", "--train.optim.opt", "momentum"]
+    hashes, kills = [], 0
+    begun = time.monotonic()
+    ended = recipes.run("imp_cifar", *SMALL, *line, "--run.out", tmp_path / "whole")
+    length = time.monotonic() - begun
+    assert ended.code == 0, ended.err
+    out = tmp_path / "killed"
+    for share in (0.3, 0.45, 0.6, 0.75):
+        pid = recipes.start("imp_cifar", *SMALL, *line, "--run.out", out)
+        time.sleep(share * length)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        kills += recipes.wait().code == -signal.SIGKILL
+    ended = recipes.run("imp_cifar", *SMALL, *line, "--run.out", out)
+    assert ended.code == 0, ended.err
+    for folder in (tmp_path / "whole", out):
+        hashes.append(Ticket.load(folder / "ticket").mask.sha256)
+        hashes.append(json.loads((folder / "report.json").read_text())["test_accuracy"])
+    assert kills >= 1
+    assert hashes[:2] == hashes[2:]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options", "words"),
+    [
+        ("sparse_training_cifar", "--method prune", "method='prune' .*set, rigl, granet"),
+        ("early_time_cifar", "--search snip", "search='snip' .*imp, early_bird"),
+        ("imp_cifar", "--imp.rewind late", "step 'late' is not allowed"),
+    ],
+)
+def test_a_bad_option_is_one_clear_line(
+    recipes: Any, tmp_path: Path, recipe: str, options: str, words: str
+) -> None:
+    ended = recipes.run(recipe, *SMALL, *options.split(), "--run.out", tmp_path / "run")
+    assert re.search(words, ended.error)

@@ -1,0 +1,110 @@
+"""Small networks and a real trainer for searches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+
+from spikeformer_lt import create_dataset, create_model, list_models
+from spikeformer_lt.images.augment import Augment
+from spikeformer_lt.images.mixing import Mixing
+from spikeformer_lt.layers.state import reset_state
+from spikeformer_lt.layers.units import ConvUnit
+from spikeformer_lt.training.phase import OptimConfig
+from spikeformer_lt.training.rundir import RunDir
+from spikeformer_lt.training.settings import TrainConfig
+from spikeformer_lt.training.trainer import Trainer
+
+SIZES = {"image_size": 16, "embed_dim": 16, "depth": 1, "num_heads": 2, "T": 3}
+
+
+class SpikingCNN(nn.Module):
+    """Three spiking convolutions and a head: the smallest network of the VGG kind."""
+
+    def __init__(self, T: int = 3) -> None:
+        super().__init__()
+        self.T, self.num_classes = T, 10
+        widths = (3, 8, 12, 16)
+        self.features = nn.ModuleList(ConvUnit(a, b, pool=True) for a, b in pairwise(widths))
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        reset_state(self)
+        try:
+            rows = x.permute(0, 2, 3, 1).unsqueeze(0)
+            for unit in self.features:
+                rows = unit(rows, self.T)[0]
+            return self.head(rows.mean((2, 3))).transpose(0, 1)
+        finally:
+            reset_state(self)
+
+
+def spikformer() -> nn.Module:
+    torch.manual_seed(0)
+    return create_model("spikformer_toy", **SIZES)
+
+
+def vgg() -> nn.Module:
+    torch.manual_seed(0)
+    if "spiking_vgg_toy" in list_models():
+        return create_model("spiking_vgg_toy", image_size=16, T=3)
+    return SpikingCNN()
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {"spikformer": spikformer, "vgg": vgg}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Stands for a recipe's configuration."""
+
+    run: str = ""
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+OPTIMS = {
+    "adamw": OptimConfig(lr=5e-3, weight_decay=0.05),
+    "momentum": OptimConfig(opt="momentum", lr=0.05, weight_decay=0.01, momentum=0.9),
+}
+
+
+class Bench:
+    """Makes trainers over the same digits, each in a run directory."""
+
+    def __init__(self) -> None:
+        self.data = create_dataset("digits", image_size=16, limit_train=60, limit_test=20)
+
+    def trainer(self, folder: Path, stop: object = None, **train: object) -> Trainer:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        options = {"batch_size": 16, "cpu": True, "optim": "adamw", **train}
+        options["optim"] = OPTIMS[options["optim"]]
+        config = TrainConfig(**options)
+        run = RunDir.open(str(folder), Config(train=config), resume="auto")
+        return Trainer(
+            self.data,
+            config,
+            run,
+            Accelerator(cpu=True, mixed_precision=config.mixed_precision),
+            augment=Augment.standard("digits"),
+            mixing=Mixing(),
+            stop=stop,
+        )
+
+
+@pytest.fixture(scope="session")
+def bench() -> Bench:
+    return Bench()
+
+
+@pytest.fixture(params=list(MODELS))
+def make(request: pytest.FixtureRequest) -> Callable[[], nn.Module]:
+    """One network after the other, always with the same initial weights."""
+    return MODELS[request.param]

@@ -1,0 +1,63 @@
+"""What may be pruned, and what a ticket says of itself."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from spikeformer_lt.errors import ConfigError
+from spikeformer_lt.mask import Mask
+from spikeformer_lt.tickets.base import OneShotConfig, PruneConfig, dead_filters, shuffled, snapshot
+from spikeformer_lt.tickets.snip import Snip
+
+
+def test_only_matrices_and_kernels_can_be_pruned(make):
+    model = make()
+    weights = PruneConfig().weights(model)
+    assert all(weight.ndim > 1 for weight in weights.values())
+    others = sum(p.numel() for n, p in model.named_parameters() if n not in weights)
+    assert others == sum(p.numel() for p in model.parameters() if p.ndim == 1)
+
+
+def test_the_first_convolution_and_the_head_can_be_spared(make):
+    model = make()
+    whole = list(PruneConfig().weights(model))
+    spared = list(PruneConfig(first_conv=False, head=False).weights(model))
+    assert spared == whole[1:-1]
+    assert whole[-1].startswith(("head", "classifier"))
+
+
+def test_inside_chooses_by_name_and_refuses_nothing(make):
+    model = make()
+    first = next(iter(PruneConfig().weights(model)))
+    assert list(PruneConfig(inside=(first.removesuffix(".weight"),)).weights(model)) == [first]
+    with pytest.raises(ConfigError, match="leaves nothing to prune"):
+        PruneConfig(inside=("nowhere",)).weights(model)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("sparsity", 1.0), ("sparsity", -0.1), ("scope", "all"), ("floor", 2.0)]
+)
+def test_options_out_of_range_are_refused_by_name(field, value):
+    with pytest.raises(ConfigError, match=field):
+        OneShotConfig(**{field: value})
+
+
+def test_dead_filters_are_counted():
+    kept = torch.ones(4, 3, 3, 3, dtype=torch.bool)
+    kept[1] = kept[2] = False
+    assert dead_filters(Mask({"a.weight": kept, "b.bias": torch.ones(3)})) == {"a.weight": 2}
+
+
+def test_a_shuffled_state_has_the_same_values_elsewhere(make):
+    state = snapshot(make())
+    name = next(iter(PruneConfig().weights(make())))
+    drawn = shuffled(state, {name: None}, 3)
+    assert not torch.equal(drawn[name], state[name])
+    assert torch.equal(drawn[name].flatten().sort().values, state[name].flatten().sort().values)
+    assert all(torch.equal(drawn[k], v) for k, v in state.items() if k != name)
+
+
+def test_a_search_that_needs_images_says_so(make):
+    with pytest.raises(ConfigError, match="batch=trainer.batch"):
+        Snip().find(make(), None)

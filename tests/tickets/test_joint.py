@@ -1,0 +1,51 @@
+"""Joint tickets: patches and encoder weights, one ledger."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from spikeformer_lt import create_model
+from spikeformer_lt.errors import ConfigError
+from spikeformer_lt.layers.patch_select import kept_count
+from spikeformer_lt.tickets.base import PruneConfig
+from spikeformer_lt.tickets.imp import ImpConfig
+from spikeformer_lt.tickets.joint import Joint, JointConfig
+from spikeformer_lt.tickets.multisp_config import PatchConfig
+from spikeformer_lt.tickets.rebuild import model_from_ticket
+
+SIZES = {"image_size": 16, "embed_dim": 16, "depth": 1, "num_heads": 2, "T": 3}
+IMP = ImpConfig(levels=(0.5, 0.8), epochs=1, rewind="1it", prune=PruneConfig(inside=("blocks.",)))
+
+
+@pytest.mark.parametrize("score", ["rate", "gumbel", "attention"])
+def test_both_levels_are_in_force_and_in_one_ledger(bench, tmp_path, score):
+    torch.manual_seed(0)
+    model = create_model("spikformer_toy", **SIZES)
+    seen = []
+    trainer = bench.trainer(tmp_path)
+
+    def fit(net, phase):
+        if phase.name.startswith("imp"):
+            net.eval()(torch.rand(2, 3, 16, 16))
+            seen.append(net.patch.index.shape[1])
+        return trainer.fit(net, phase)
+
+    config = JointConfig(PatchConfig(0.5, score=score, selector_epochs=1), IMP)
+    ticket = Joint(config).find(model, fit)
+    assert seen == [kept_count(16, 0.5)] * 2
+    assert all(name.startswith("blocks.") for name in ticket.mask)
+    ledger = ticket.provenance["ledger"]
+    assert ledger["patch"] == 0.5
+    assert ledger["weight"] == ticket.mask.sparsity == pytest.approx(0.8, abs=1e-3)
+    zeros = ticket.mask.removed / sum(p.numel() for p in model.parameters())
+    assert ledger["total_weight"] == zeros
+    ticket.provenance["model"] = {"name": "spikformer_toy", "args": SIZES}
+    images = torch.rand(4, 3, 16, 16)
+    assert torch.equal(model_from_ticket(ticket)(images), model.eval()(images))
+
+
+def test_a_model_without_patches_is_refused():
+    with pytest.raises(ConfigError, match="needs a model with patches"):
+        Joint().find(nn.Linear(2, 2), None)

@@ -90,7 +90,7 @@ def update_masks(model: Any, args: argparse.Namespace) -> None:
 
 
 def peer(args: argparse.Namespace) -> Any:
-    """spikingjelly's own Spikformer with the weights of our dense one, logits time first."""
+    """Their own Spikformer with the weights of our dense one, logits time first."""
     from spikingjelly.activation_based.model.spikformer import Spikformer
 
     own, size = ours(args), SIZES[args.size]

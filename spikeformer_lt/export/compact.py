@@ -9,10 +9,9 @@ from typing import Any, Self, cast
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from spikeformer_lt.errors import ExportError
-from spikeformer_lt.export.folding import FoldedConv, can_fold, fold_linear
+from spikeformer_lt.export.folding import FoldedConv, can_fold, fold_linear, product
 from spikeformer_lt.layers.attention import SpikingSelfAttention, spiking_attention
 from spikeformer_lt.layers.mlp import SpikingMLP
 from spikeformer_lt.layers.neuron import LIF
@@ -54,7 +53,7 @@ class CompactLinearUnit(nn.Module):
 
     def forward(self, tokens: Tensor, T: int, rows: int | None = None) -> Tensor:
         """Spikes ``[T, B, N, rows]`` of ``[T|1, B, N, D]``; all rows by default."""
-        out: Tensor = self.act(F.linear(tokens, self.weight[:rows], self.bias[:rows]), T)
+        out: Tensor = self.act(product(tokens, self.weight[:rows], self.bias[:rows]), T)
         return out
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from spikeformer_lt.export import folding
-from spikeformer_lt.export.folding import FoldedConv, affine, can_fold, fold_linear
+from spikeformer_lt.export.folding import FoldedConv, affine, can_fold, fold_linear, product
 from spikeformer_lt.layers.norm import BatchNorm
 
 
@@ -86,3 +86,14 @@ def test_bytes_are_for_binary_weights_and_float32_alone(norm: BatchNorm) -> None
     assert FoldedConv(real, norm, spikes_in=True).as_bytes
     assert not FoldedConv(real, norm, spikes_in=False).as_bytes
     assert not FoldedConv(real.double(), norm.double(), spikes_in=True).as_bytes
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (2, 3, 4, 7), (1, 7)])
+def test_the_product_is_a_linear_map(shape: tuple[int, ...]) -> None:
+    weight, bias = torch.randn(11, 7), torch.randn(11)
+    for x in (torch.randn(shape), torch.randn(*shape[:-1], 14)[..., ::2]):
+        wanted = nn.functional.linear(x.double(), weight.double(), bias.double())
+        for kind in (torch.float32, torch.float64):
+            found = product(x.to(kind), weight.to(kind), bias.to(kind))
+            assert found.dtype == kind and found.shape == (*shape[:-1], 11)
+            torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)

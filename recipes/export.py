@@ -69,12 +69,12 @@ def main(cfg: Export) -> None:
     )
     print(f"wrote {cfg.out}")
     if cfg.graphs:
-        from spikeformer_lt.export import graphs
+        from spikeformer_lt.export.graphs import write
 
         model = load_exported(cfg.out)
         for name in cfg.graphs.split(","):
             path = Path(f"{cfg.out.rstrip('/')}.{name}")
-            print(f"wrote {path}: {graphs.write(model, path)}")
+            print(f"wrote {path}: {write(model, path)}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ from pathlib import Path
 
 TESTS = Path(__file__).parent
 TEXT = (TESTS.parent / "docs" / "faults.md").read_text("utf-8")
-NAMED = sorted(set(re.findall(r"`([\w/]+\.py)::(\w+)`", TEXT)))
+EXPORT = (TESTS.parent / "docs" / "export.md").read_text("utf-8")
+NAMED = sorted(set(re.findall(r"`([\w/]+\.py)::(\w+)`", TEXT + EXPORT)))
 
 
 def test_every_test_that_the_page_names_exists() -> None:

@@ -32,7 +32,8 @@ ROOT_FILES = {
 SHELVES = {
     **{"layers": 2, "criteria": 2, "events": 2, "images": 2},
     **{"training": 3},
-    **{"tickets": 4, "reports": 4, "export": 4},
+    **{"tickets": 4, "reports": 4},
+    **{"export": 5},  # rebuilds any ticket, so it stands on the searches; models it knows by name
     **{"models": 5, "datasets": 5},
 }
 RECIPES = 6

@@ -15,7 +15,7 @@ from spikeformer_lt.layers import kernels
 from spikeformer_lt.layers.activation import Activation, count_steps
 from spikeformer_lt.layers.neuron import LIF
 
-__all__ = ["BatchNorm", "norm_act"]
+__all__ = ["BatchNorm", "hooked", "norm_act"]
 
 
 class BatchNorm(_BatchNorm):
@@ -146,7 +146,7 @@ def _fused(
     if type(norm) is not BatchNorm or type(act) is not LIF or act.store_v_seq:
         return None
     params = act.params()
-    if params is None or _hooked(norm) or _hooked(act):
+    if params is None or hooked(norm) or hooked(act):
         return None
     steps = count_steps(x, T, "LIF")
     count = norm.check(x)
@@ -164,12 +164,12 @@ def _fused(
     if batch:
         norm.track(mean, var, count * repeats)
     act.keep(last)
-    for hook in act._forward_hooks.values():  # observers alone: `_hooked` let nothing else pass
+    for hook in act._forward_hooks.values():  # observers alone: `hooked` let nothing else pass
         hook(act, (), spikes)
     return spikes
 
 
-def _hooked(module: nn.Module) -> bool:
+def hooked(module: nn.Module) -> bool:
     """Whether something wants to see this module called."""
     return bool(
         any(not getattr(h, "observes_output", False) for h in module._forward_hooks.values())

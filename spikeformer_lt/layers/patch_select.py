@@ -20,6 +20,12 @@ def kept_count(tokens: int, sparsity: float) -> int:
 
 def top_tokens(scores: Tensor, keep: int) -> Tensor:
     """Indices ``[B, keep]``, ascending, of the best tokens; ties keep the lower index."""
+    if torch.compiler.is_exporting():  # ONNX has no stable sort; ranks by comparison are as exact
+        place = torch.arange(scores.shape[1], device=scores.device)
+        ahead = scores[:, None, :] > scores[:, :, None]
+        ahead |= (scores[:, None, :] == scores[:, :, None]) & (place < place[:, None])
+        late = torch.where(ahead.sum(2) < keep, place, scores.shape[1] + place)
+        return late.topk(keep, dim=1, largest=False, sorted=True).indices
     order = torch.sort(scores, dim=1, descending=True, stable=True).indices[:, :keep]
     return order.sort(dim=1).values
 
@@ -82,7 +88,8 @@ class PatchSelect(nn.Module):
         with full, torch.set_grad_enabled(learns and torch.is_grad_enabled()):
             scores = self.score(tokens.detach().to(wide), current.detach().to(wide), images, T)
         index = top_tokens(scores.detach(), kept_count(tokens.shape[2], self.sparsity))
-        self.index = index
+        if not torch.compiler.is_exporting():
+            self.index = index
         if not learns:
             return index, None
         soft = torch.sigmoid(scores.gather(1, index))

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from spikeformer_lt.layers.neuron import make_activation
 from spikeformer_lt.layers.norm import BatchNorm, norm_act
+from spikeformer_lt.layers.products import linear_rows
 
 
 def map_rows(rows: Tensor, layer: nn.Module) -> Tensor:
@@ -85,5 +86,5 @@ class LinearUnit(nn.Module):
 
     def forward(self, tokens: Tensor, T: int) -> Tensor:
         """Map tokens to spikes; a static input is multiplied once and expanded by the neuron."""
-        current = self.linear(tokens)
+        current = linear_rows(tokens, self.linear)
         return norm_act(self.norm, self.act, current, T, T // current.shape[0])

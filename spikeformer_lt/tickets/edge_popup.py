@@ -30,8 +30,9 @@ class EdgePopupConfig:
     """Fraction of the prunable weights removed, in [0, 1): exactly round(sparsity * n) of n."""
     scope: str = "layer"
     """layer: the same sparsity in each layer; global: one threshold over all scores."""
-    floor: float = 0.0
-    """Least fraction of each layer that a global threshold leaves, in [0, 1]."""
+    floor: float = 0.005
+    """Least fraction of each layer that a global threshold leaves, in [0, 1]; at 0 a layer may
+    lose all its weights, which ends the search."""
     epochs: int = 30
     """Epochs of score learning."""
     ramp_epochs: float = 0.0

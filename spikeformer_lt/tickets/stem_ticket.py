@@ -131,6 +131,6 @@ class MaskController:
         for name, kept in mask.items():
             rule = f"lower, as it removes all {kept.numel()} weights of {name}"
             if config.scope == "global":
-                rule += ", or multisp.weights.floor above 0"
-            check(bool(kept.any()), "multisp.weights.sparsity", config.sparsity, rule)
+                rule += ", or a floor above 0"
+            check(bool(kept.any()), "weights.sparsity", config.sparsity, rule)
         return mask

@@ -1,0 +1,7 @@
+"""Tickets that are really smaller and really faster: packed files, compact runtime, graphs."""
+
+from __future__ import annotations
+
+from spikeformer_lt.export.publish import Exported as Exported
+from spikeformer_lt.export.publish import export_ticket as export_ticket
+from spikeformer_lt.export.publish import load_exported as load_exported

@@ -1,0 +1,80 @@
+"""An export in the form of the Hugging Face hub: from_pretrained, save_pretrained, offline."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import PyTorchModelHubMixin, snapshot_download
+
+from spikeformer_lt.errors import ExportError, shown
+from spikeformer_lt.export.compact import CompactModel, compact
+from spikeformer_lt.export.packed import CONFIG, TENSORS, read_packed
+from spikeformer_lt.tickets.rebuild import model_from_ticket
+
+__all__ = ["HubTicket"]
+
+FILES = (CONFIG, TENSORS, "README.md")
+
+
+class HubTicket(
+    CompactModel,
+    PyTorchModelHubMixin,
+    library_name="spikeformer_lt",
+    tags=["spiking-neural-network", "lottery-ticket", "pruning"],
+    pipeline_tag="image-classification",
+):
+    """A compact network that remembers the folder it was packed in.
+
+    ``HubTicket.from_pretrained("exported/x")`` reads a folder without any network, and a name of
+    the hub through huggingface_hub; every byte is verified as by `load_exported`.
+    ``save_pretrained`` writes the packed files again, as they are.
+
+    Args:
+        folder: an export.
+
+    Raises:
+        ExportError: no export, a newer one, or an edited config.json.
+        CheckpointError: a damaged tensor file.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.about = read_packed(folder)
+        made = compact(model_from_ticket(self.about.ticket))
+        super().__init__(made.net, made.removed)
+        self.folder = Path(folder)
+        self.eval()
+
+    @classmethod
+    def _from_pretrained(
+        cls,
+        *,
+        model_id: str,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        **options: Any,
+    ) -> HubTicket:
+        if Path(model_id).is_dir():
+            return cls(model_id)
+        try:
+            folder = snapshot_download(
+                model_id, revision=revision, cache_dir=cache_dir, token=token,
+                force_download=force_download, local_files_only=local_files_only,
+                allow_patterns=list(FILES),
+            )  # fmt: skip
+        except Exception as fault:
+            raise ExportError(
+                f"{shown(model_id)} is no folder here, and the hub did not give it: "
+                f"{shown(str(fault), 200)}"
+            ) from fault
+        return cls(folder)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        for name in FILES:
+            source = self.folder / name
+            if source.is_file() and source.resolve() != (save_directory / name).resolve():
+                shutil.copyfile(source, save_directory / name)

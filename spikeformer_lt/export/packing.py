@@ -1,0 +1,222 @@
+"""One tensor as masks, signs, gains and values, each in the cheapest of its forms."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from spikeformer_lt.errors import CheckpointError, ExportError, shown
+from spikeformer_lt.export.coder import decode_bits, encode_bits
+from spikeformer_lt.export.forms import binary_gains, contexts_of, digest_of, from_signs
+
+__all__ = ["PRECISIONS", "Reader", "Row", "Writer"]
+
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+STREAMS = {"bits": torch.uint8, "gains": torch.float32, "raw": torch.uint8}
+MAX_ENTRIES = 1 << 34
+Bits = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Row:
+    """How one tensor is stored.
+
+    ``form`` is "dense", "raw" (not float32: its own bytes), "sparse" (values of the kept entries)
+    or "binary" (signs of the kept entries, and one gain or one for each output filter). ``mask``
+    and ``signs`` are pairs (code, bytes): "bits", "one" context, "out" or "in" (one context for
+    each output or input channel), "all" kept; "none" means that the ticket has no mask here.
+    """
+
+    name: str
+    dtype: str
+    shape: Sequence[int]
+    form: str
+    mask: Sequence[str | int]
+    signs: Sequence[str | int]
+    gains: int
+    sha256: str
+
+    def as_list(self) -> list[object]:
+        """Values in the order of the fields, for JSON."""
+        return list(astuple(self))
+
+
+@dataclass
+class Writer:
+    """Packs tensors one after another into four streams.
+
+    Args:
+        precision: of the dense values and of kept values that are not binary.
+    """
+
+    precision: str = "fp32"
+    rows: list[Row] = field(default_factory=list)
+    parts: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    def add(self, name: str, tensor: Tensor, kept: Tensor | None) -> None:
+        """Pack a tensor whose removed entries are 0; -0.0 there comes back as 0.0.
+
+        Raises:
+            ExportError: float64, or a value too large for the precision.
+        """
+        plain = tensor.detach().cpu().contiguous()
+        if plain.dtype == torch.float64:
+            raise ExportError(f"tensor {shown(name)} is float64; convert the model with .float()")
+        if plain.dtype != torch.float32:
+            self._put("raw", plain.reshape(-1).view(torch.uint8))
+            mask = self._bits(kept, plain.shape) if kept is not None else ("none", 0)
+            self._row(name, plain, plain, kept, "raw", mask, ("all", 0), 0)
+            return
+        chosen = torch.ones_like(plain, dtype=torch.bool) if kept is None else kept.cpu()
+        gains = binary_gains(plain, chosen)
+        if kept is None and gains is None:
+            value = self._round(plain, name)
+            self._row(name, plain, value, None, "dense", ("none", 0), ("all", 0), 0)
+            return
+        mask = self._bits(chosen, plain.shape) if kept is not None else ("none", 0)
+        if gains is None:
+            value = torch.zeros_like(plain)
+            value[chosen] = self._round(plain[chosen], name)
+            self._row(name, plain, value, kept, "sparse", mask, ("all", 0), 0)
+            return
+        negative = plain[chosen] < 0
+        signs = self._bits(negative, negative.shape)
+        self._put("gains", gains)
+        value = from_signs(chosen, negative, gains)
+        self._row(name, plain, value, kept, "binary", mask, signs, len(gains))
+
+    def streams(self) -> dict[str, Tensor]:
+        """The four streams as flat tensors."""
+        kinds = {**STREAMS, "values": PRECISIONS[self.precision]}
+        return {
+            name: torch.cat(self.parts[name]) if name in self.parts else torch.empty(0, dtype=kind)
+            for name, kind in kinds.items()
+        }
+
+    def _round(self, values: Tensor, name: str) -> Tensor:
+        narrow = values.reshape(-1).to(PRECISIONS[self.precision])
+        if not bool(torch.isfinite(narrow).all()):
+            top = float(values.abs().max())
+            raise ExportError(
+                f"tensor {shown(name)} reaches {top:g}, more than {self.precision} can hold; "
+                "take bf16 or fp32"
+            )
+        self._put("values", narrow)
+        return narrow.float().view(values.shape)
+
+    def _bits(self, bits: Tensor, shape: Sequence[int]) -> tuple[str, int]:
+        flat = bits.reshape(-1).numpy().astype(np.uint8)
+        if flat.all():
+            return "all", 0
+        codes: dict[str, Bits] = {"bits": np.packbits(flat)}
+        for code in ("one", "out", "in")[: 3 if len(shape) > 1 else 1]:
+            codes[code] = encode_bits(flat, *contexts_of(code, shape))
+        best = min(codes, key=lambda code: len(codes[code]))  # of equal ones the plainer
+        self._put("bits", torch.from_numpy(codes[best]))
+        return best, len(codes[best])
+
+    def _put(self, stream: str, part: Tensor) -> None:
+        self.parts.setdefault(stream, []).append(part.reshape(-1))
+
+    def _row(
+        self,
+        name: str,
+        plain: Tensor,
+        value: Tensor,
+        kept: Tensor | None,
+        form: str,
+        mask: Sequence[str | int],
+        signs: Sequence[str | int],
+        gains: int,
+    ) -> None:
+        dtype = str(plain.dtype).removeprefix("torch.")
+        digest = digest_of(value, kept)
+        self.rows.append(Row(name, dtype, list(plain.shape), form, mask, signs, gains, digest))
+
+
+class Reader:
+    """Unpacks what a `Writer` packed, every length checked.
+
+    Args:
+        streams: the streams.
+        where: the file, for messages.
+    """
+
+    def __init__(self, streams: dict[str, Tensor], where: str) -> None:
+        self.streams, self.where = streams, where
+        self.places = dict.fromkeys(streams, 0)
+
+    def get(self, row: Row) -> tuple[Tensor, Tensor | None]:
+        """A tensor and its mask.
+
+        Raises:
+            CheckpointError: a row that does not fit the streams, or another sha256; it is named.
+        """
+        count = math.prod(row.shape)
+        if count > MAX_ENTRIES:
+            raise self._fault(row, f"{count} entries are more than any model has")
+        dtype = getattr(torch, row.dtype, None)
+        if not isinstance(dtype, torch.dtype):
+            raise self._fault(row, f"dtype {shown(row.dtype)} is unknown")
+        kept: Tensor | None = None
+        if row.form == "raw":
+            raw = self._take(row, "raw", count * dtype.itemsize)
+            value = raw.clone().view(dtype).view(list(row.shape))
+        if row.mask[0] != "none":
+            kept = self._bits(row, row.mask, row.shape).bool()
+        chosen = torch.ones(list(row.shape), dtype=torch.bool) if kept is None else kept
+        number = int(chosen.sum())
+        if row.form == "dense":
+            value = self._take(row, "values", count).float().view(list(row.shape))
+        elif row.form == "sparse":
+            value = torch.zeros(list(row.shape))
+            value[chosen] = self._take(row, "values", number).float()
+        elif row.form == "binary":
+            if row.gains not in (1, row.shape[0]):
+                raise self._fault(row, f"{row.gains} gains for {row.shape[0]} filters")
+            negative = self._bits(row, row.signs, [number]).bool()
+            value = from_signs(chosen, negative, self._take(row, "gains", row.gains))
+        elif row.form != "raw":
+            raise self._fault(row, f"form {shown(row.form)} is unknown")
+        if digest_of(value, kept) != row.sha256:
+            raise self._fault(row, "its values have another sha256 than was written")
+        return value, kept
+
+    def end(self) -> None:
+        """Refuse streams that are longer than their rows."""
+        for name, stream in self.streams.items():
+            if self.places[name] != stream.numel():
+                left = stream.numel() - self.places[name]
+                raise CheckpointError(f"{self.where}: stream {name} has {left} entries too many")
+
+    def _bits(self, row: Row, code: Sequence[str | int], shape: Sequence[int]) -> Tensor:
+        kind, size, count = str(code[0]), int(code[1]), math.prod(shape)
+        data = self._take(row, "bits", size).numpy()
+        if kind == "all":
+            bits = np.ones(count, np.uint8)
+        elif kind == "bits":
+            if size != -(-count // 8):
+                raise self._fault(row, f"{size} bytes for {count} bits")
+            bits = np.unpackbits(data, count=count)
+        elif kind in ("one", "out", "in") and (kind == "one" or len(shape) > 1):
+            bits = decode_bits(np.ascontiguousarray(data), count, *contexts_of(kind, shape))
+        else:
+            raise self._fault(row, f"code {shown(kind)} is unknown")
+        return torch.from_numpy(bits).view(list(shape))
+
+    def _take(self, row: Row, stream: str, count: int) -> Tensor:
+        begin = self.places[stream]
+        part = self.streams[stream][begin : begin + count]
+        if count < 0 or len(part) != count:
+            raise self._fault(row, f"stream {stream} ends early")
+        self.places[stream] = begin + count
+        return part
+
+    def _fault(self, row: Row, what: str) -> CheckpointError:
+        return CheckpointError(f"{self.where}: damaged: tensor {shown(row.name)}: {what}")

@@ -1,0 +1,133 @@
+"""Event frames one by one: neurons carry their state, logits are those of the whole clip."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spikeformer_lt.errors import DataError, ExportError
+from spikeformer_lt.export.compact import CompactModel
+from spikeformer_lt.layers.neuron import LIF
+from spikeformer_lt.layers.patch_select import gather_tokens
+from spikeformer_lt.layers.state import reset_state
+
+__all__ = ["Stream"]
+
+
+class Stream:
+    """One clip that is still arriving.
+
+    Without patch selection every frame gives its logits at once, also beyond the T steps of the
+    training. A selection scores its tokens over the whole clip: then the ConvPEP, most of the work
+    on events, runs frame by frame, and the encoder when the T-th frame is there.
+
+    Several streams may share one network: the state lies in the stream.
+
+    Args:
+        model: a Spikformer, plain or compact, in eval mode.
+
+    Raises:
+        ExportError: the network has no ConvPEP and encoder to run step by step.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        net: Any = model.net if isinstance(model, CompactModel) else model
+        parts = ("conv_pep", "blocks", "head", "time_first", "patch")
+        if not all(hasattr(net, part) for part in parts):
+            raise ExportError(f"{type(net).__name__} cannot run frame by frame: it has no ConvPEP")
+        if net.training:
+            raise ExportError("a network in training mode cannot stream; call .eval() first")
+        self.net, self.frames = net, 0
+        self._lifs = [module for module in net.modules() if isinstance(module, LIF)]
+        self._state: list[Any] = []
+        self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def reset(self) -> None:
+        """Forget the clip."""
+        self.frames = 0
+        self._state.clear()
+        self._seen.clear()
+
+    @torch.no_grad()
+    def push(self, frame: Tensor) -> Tensor:
+        """Take the next frame.
+
+        Args:
+            frame: ``[B, C, H, W]``, the same B throughout a clip.
+
+        Returns:
+            The logits that became known, ``[B, n, K]``: n is 1, or with patch selection 0 until the
+            T-th frame and then T; that frame ends the clip and the next one starts another.
+
+        Raises:
+            ConfigError: a frame of another shape or dtype than the model's.
+            DataError: another batch size than the clip began with.
+        """
+        images = self._checked(frame)
+        with _Borrowed(self):
+            need = self.net.patch is not None and self.net.patch.score.needs_current
+            tokens, current = self.net.conv_pep(images, 1, need)
+            self.frames += 1
+            if self.net.patch is None:
+                return self._encode(tokens, 1)
+            self._seen.append((images, tokens, current))
+        if self.frames < self.net.T:
+            return frame.new_zeros(frame.shape[0], 0, self.net.num_classes)
+        try:
+            reset_state(self.net)
+            return self._finish()
+        finally:
+            reset_state(self.net)
+            self.reset()
+
+    def _encode(self, tokens: Tensor, T: int) -> Tensor:
+        for block in self.net.blocks:
+            tokens = block(tokens, T)
+        logits: Tensor = self.net.head(tokens.mean(2))
+        return logits.transpose(0, 1)
+
+    def _finish(self) -> Tensor:
+        images, tokens, current = (torch.cat(part) for part in zip(*self._seen, strict=True))
+        patch, T = self.net.patch, self.net.T
+        index, _ = patch(tokens, current, images, T)
+        if patch.space == "pixel":
+            reset_state(self.net.conv_pep)
+            tokens, _ = self.net.conv_pep(patch.mask_pixels(images, index, tokens.shape[2]), T)
+        return self._encode(gather_tokens(tokens, index), T)
+
+    def _checked(self, frame: Tensor) -> Tensor:
+        if frame.ndim != 4:
+            raise DataError(f"a frame is [B, C, H, W]; got {list(frame.shape)}")
+        images: Tensor = self.net.time_first(frame)[:1]
+        for v in self._state:
+            if isinstance(v, Tensor) and v.shape[0] != frame.shape[0]:
+                raise DataError(
+                    f"the clip began with a batch of {v.shape[0]}, this frame has "
+                    f"{frame.shape[0]}; call reset() for another clip"
+                )
+        return images.contiguous()
+
+
+class _Borrowed:
+    """The network's neurons hold the stream's state inside, and none outside."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+
+    def __enter__(self) -> None:
+        reset_state(self.stream.net)
+        for lif, v in zip(self.stream._lifs, self.stream._state, strict=False):
+            lif.v = v
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self.stream._state = [lif.v for lif in self.stream._lifs]
+        reset_state(self.stream.net)

@@ -1,0 +1,161 @@
+"""An export checks itself: reload it, run it, and compare it with where it came from."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spikeformer_lt.errors import ExportError, shown
+from spikeformer_lt.export.compact import compact
+from spikeformer_lt.export.packed import Packed, read_packed
+from spikeformer_lt.export.packing import PRECISIONS
+from spikeformer_lt.layers.activation import Relu
+from spikeformer_lt.ticket import Ticket
+from spikeformer_lt.tickets.rebuild import model_from_ticket
+
+__all__ = ["Check", "fixed_batch", "spike_mismatch", "verify"]
+
+EXACT = 1e-9  # design: logits of a re-formulation in float64
+BATCH = 4
+
+
+@dataclass(frozen=True)
+class Check:
+    """What the comparison on the fixed batch found, all logits being absolute differences.
+
+    Args:
+        reload_gap: logits of the source against the reloaded network, float32; 0 at fp32.
+        compact_gap_float64: the reloaded network against its compact form, float64.
+        compact_gap_float32: the same in float32, where rounding may flip spikes.
+        same_class: fraction of the batch that source and compact form (float32) classify alike.
+        logit_scale: largest absolute logit of the source.
+    """
+
+    reload_gap: float
+    compact_gap_float64: float
+    compact_gap_float32: float
+    same_class: float
+    logit_scale: float
+
+    def as_dict(self) -> dict[str, float]:
+        """Values for JSON."""
+        return asdict(self)
+
+
+def fixed_batch(model: Any, batch: int = BATCH) -> Tensor:
+    """Images ``[B, C, H, W]``, or frames ``[B, T, 2, H, W]`` for a network of events; seeded.
+
+    Raises:
+        ExportError: the network does not say its input: in_channels and image_size.
+    """
+    channels, size = getattr(model, "in_channels", None), getattr(model, "image_size", None)
+    if channels is None or size is None:
+        raise ExportError(
+            f"{type(model).__name__} does not say its in_channels and image_size; give images"
+        )
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    generator = torch.Generator().manual_seed(0)
+    if channels != 2:
+        return torch.rand(batch, channels, *sides, generator=generator)
+    rate = torch.full((batch, int(model.T), channels, *sides), 0.3)
+    return torch.poisson(rate, generator=generator)
+
+
+@torch.no_grad()
+def verify(source: Ticket, folder: Path, images: Tensor | None = None) -> tuple[Packed, Check]:
+    """Read an export back and compare it with its ticket.
+
+    Args:
+        source: the ticket that was exported.
+        folder: the export.
+        images: float32 batch to compare on; None is `fixed_batch`.
+
+    Raises:
+        ExportError: a mask, tensor or logit that differs more than the precision accounts for.
+    """
+    found = read_packed(folder)
+    _same_tensors(source, found)
+    before, after = model_from_ticket(source).eval(), model_from_ticket(found.ticket).eval()
+    x = fixed_batch(before) if images is None else images
+    wanted, again = before(x), after(x)
+    if not bool(torch.isfinite(wanted).all()):
+        raise ExportError("the ticket's own logits are not finite; it cannot be exported")
+    fast = compact(after)(x)
+    exact = after.double()
+    wide = _gap(compact(exact)(x.double()), exact(x.double()))
+    check = Check(
+        reload_gap=_gap(wanted, again),
+        compact_gap_float64=wide,
+        compact_gap_float32=_gap(again, fast),
+        same_class=float((_classes(wanted) == _classes(fast)).double().mean()),
+        logit_scale=float(wanted.abs().max()),
+    )
+    if found.precision == "fp32" and check.reload_gap != 0:
+        raise ExportError(f"the reloaded logits differ by {check.reload_gap:g}; nothing is written")
+    # A sum may be rounded in its last bits, and a NaN must fail.
+    if not wide <= EXACT * max(1.0, check.logit_scale):
+        raise ExportError(
+            f"the compact network differs by {wide:g} in float64, more than {EXACT:g}: a spike "
+            "flipped or folding is wrong; nothing is written"
+        )
+    return found, check
+
+
+def _same_tensors(source: Ticket, found: Packed) -> None:
+    if found.ticket.mask != source.mask or found.ticket.tensors.keys() != source.tensors.keys():
+        raise ExportError("the reloaded masks or names differ from the ticket's")
+    narrow = PRECISIONS[found.precision]
+    forms = {row.name: row.form for row in found.rows}
+    for name, tensor in source.tensors.items():
+        plain = tensor.detach().cpu()
+        if plain.dtype == torch.float32 and forms[name] in ("dense", "sparse"):
+            plain = plain.to(narrow).float()
+        if not torch.equal(plain, found.ticket.tensors[name]):
+            raise ExportError(f"tensor {shown(name)} was not stored as it is; nothing is written")
+
+
+def _gap(a: Tensor, b: Tensor) -> float:
+    return float((a - b).abs().max())
+
+
+def _classes(logits: Tensor) -> Tensor:
+    return logits.mean(1).argmax(1)
+
+
+def spike_mismatch(model: nn.Module, images: Tensor) -> dict[str, float]:
+    """Fraction of spikes that differ between a network and its compact form, by layer.
+
+    q, k and v count as one layer; layers of real values and those that lost channels are left out.
+    Both run on `images` in the network's own precision.
+    """
+    parts = ("act", "attn_act")
+    seen: list[dict[str, Tensor]] = []
+    for net in (model, compact(model).net):
+        found: dict[str, Tensor] = {}
+        hooks = [
+            module.register_forward_hook(
+                lambda m, a, out, name=name, found=found: found.__setitem__(name, out.clone())
+            )
+            for name, module in net.named_modules()
+            if name.split(".")[-1] in parts and not isinstance(module, Relu)
+        ]
+        with torch.no_grad():
+            net(images)
+        for hook in hooks:
+            hook.remove()
+        seen.append(found)
+    plain, fast = seen
+    out = {}
+    for name, spikes in fast.items():
+        if name.endswith("qkv.act"):
+            names = [name.replace("qkv.act", f"{part}.act") for part in "qkv"]
+            wanted = torch.cat([plain[part] for part in names if part in plain], -1)
+        else:
+            wanted = plain[name.replace(".out.act", ".proj.act")]
+        if wanted.shape == spikes.shape:  # not where channels were removed
+            out[name] = float((wanted != spikes).double().mean())
+    return out

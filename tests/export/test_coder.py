@@ -1,0 +1,75 @@
+"""The coder gives back every bit, on any machine the same bytes, near the entropy."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spikeformer_lt.export import coder
+from spikeformer_lt.export.coder import decode_bits, encode_bits
+
+
+@given(
+    st.lists(st.booleans(), max_size=300),
+    st.integers(min_value=1, max_value=9),
+    st.integers(min_value=1, max_value=5),
+)
+def test_every_stream_comes_back(bits: list[bool], stride: int, contexts: int) -> None:
+    given_ = np.array(bits, np.uint8)
+    data = encode_bits(given_, stride, contexts)
+    assert np.array_equal(decode_bits(data, len(bits), stride, contexts), given_)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.001, 0.02, 0.1, 0.5, 0.9, 1.0])
+def test_the_length_is_the_entropy_plus_what_is_promised(rate: float) -> None:
+    bits = (np.random.default_rng(0).random(50_000) < rate).astype(np.uint8)
+    p = bits.mean()
+    entropy = 0.0 if p in (0, 1) else -p * math.log2(p) - (1 - p) * math.log2(1 - p)
+    bound = bits.size * entropy + math.log2(bits.size) / 2 + 8
+    coded = 8 * encode_bits(bits).size
+    assert coded <= bound + 32 + 2e-4 * bits.size
+    assert coded >= bits.size * entropy - 1
+
+
+def test_contexts_pay_where_filters_differ() -> None:
+    bits = np.zeros((8, 1000), np.uint8)
+    bits[::2] = 1
+    flat = bits.reshape(-1)
+    assert encode_bits(flat, 1000, 8).size < 30 < 900 < encode_bits(flat).size
+
+
+def test_the_plain_loops_write_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    bits = (np.random.default_rng(1).random(3000) < 0.2).astype(np.uint8)
+    fast = encode_bits(bits, 30, 7)
+    plain = {"split": coder._split, "encode": coder._encode, "decode": coder._decode}
+    monkeypatch.setattr(coder, "_compiled", plain)
+    assert np.array_equal(encode_bits(bits, 30, 7), fast)
+    assert np.array_equal(decode_bits(fast, 3000, 30, 7), bits)
+
+
+def test_the_worst_stream_fits_its_buffer() -> None:
+    # 255 zeros teach the counter that a one costs most, again and again.
+    bits = np.tile(np.r_[np.zeros(255, np.uint8), np.uint8(1)], 400)
+    assert np.array_equal(decode_bits(encode_bits(bits), bits.size), bits)
+    for n in (0, 1, 2, 7):
+        ones = np.ones(n, np.uint8)
+        assert np.array_equal(decode_bits(encode_bits(ones), n), ones)
+
+
+@pytest.mark.golden
+def test_the_bytes_never_change() -> None:
+    bits = np.array([int(c) for c in bin(3**200)[2:]], np.uint8)
+    digest = hashlib.sha256(encode_bits(bits, 4, 3).tobytes()).hexdigest()
+    assert digest[:16] == "6b2f9908f5728095"
+
+
+def test_other_bytes_give_other_bits_and_no_error() -> None:
+    rng = np.random.default_rng(2)
+    for size in (0, 1, 5, 200):
+        found = decode_bits(rng.integers(0, 256, size, dtype=np.uint8), 500, 3, 4)
+        assert found.shape == (500,) and set(found.tolist()) <= {0, 1}

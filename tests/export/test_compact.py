@@ -1,0 +1,129 @@
+"""The compact form is the same network: in float64 spike for spike, in float32 nearly."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from spikeformer_lt.errors import ExportError
+from spikeformer_lt.export.compact import CompactAttention, CompactConvUnit, compact
+from spikeformer_lt.export.verify import spike_mismatch
+from spikeformer_lt.layers.neuron import LIF
+from spikeformer_lt.layers.norm import BatchNorm
+from spikeformer_lt.layers.units import LinearUnit
+
+CHOICES = [
+    {"activation": "lif", "residual": "add"},
+    {"activation": "lif", "residual": "iand", "in_channels": 2, "score": "random"},
+    {"activation": "heaviside", "residual": "or", "score": "l2"},
+    {"activation": "heaviside", "residual": "add", "patches": 0.0},
+    {"activation": "sign", "residual": "or", "score": "tp"},
+    {"activation": "relu", "residual": "add", "score": "gumbel"},
+    {"activation": "lif", "pool_before_act": True, "score": "attention", "linear_bias": False},
+    {"activation": "lif", "v_reset": None, "decay_input": False, "qkv_bias": False},
+]
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=str)
+def test_float64_logits_and_spikes_are_those_of_the_network(choice, net, images) -> None:
+    model, _, _ = net(**choice)
+    model.double()
+    x = images(model).double()
+    fast = compact(model)
+    with torch.no_grad():
+        wanted = model(x)
+    assert wanted.std() > 1e-4
+    torch.testing.assert_close(fast(x), wanted, rtol=0, atol=1e-9)
+    assert max(spike_mismatch(model, x).values()) == 0
+    assert torch.equal(fast(x), fast(x)), "state was left behind"
+
+
+@pytest.mark.parametrize("choice", CHOICES[:3], ids=str)
+def test_float32_spikes_differ_in_less_than_one_of_a_thousand(choice, net, images) -> None:
+    model, _, _ = net(**choice)
+    rates = spike_mismatch(model, images(model, 8))
+    assert rates and max(rates.values()) <= 1e-3
+
+
+def test_nothing_of_the_training_form_is_left_and_the_network_is_untouched(net) -> None:
+    model, _, _ = net()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    kinds = [type(module) for module in model.modules()]
+    fast = compact(model)
+    assert not any(isinstance(m, (BatchNorm, LinearUnit)) for m in fast.modules())
+    assert sum(isinstance(m, CompactConvUnit) for m in fast.modules()) == 5
+    assert sum(isinstance(m, CompactAttention) for m in fast.modules()) == 1
+    assert not any(p.requires_grad for p in fast.parameters())
+    assert kinds == [type(module) for module in model.modules()]
+    assert all(torch.equal(before[name], v) for name, v in model.state_dict().items())
+
+
+def test_it_refuses_to_train(net) -> None:
+    fast = compact(net()[0])
+    with pytest.raises(ExportError, match="cannot be trained"):
+        fast.train()
+    assert fast.eval() is fast
+
+
+def killed(model) -> None:
+    """Silence filters, and let nothing read others, as structured pruning does."""
+    stages, mlp = model.conv_pep.stages, model.blocks[0].mlp
+    with torch.no_grad():
+        stages[0].conv.weight[1] = 0
+        stages[0].norm.bias[1], stages[0].norm.running_mean[1] = -0.5, 0.0
+        stages[2].conv.weight[:, 3] = 0
+        mlp.fc1.linear.weight[5:9] = 0
+        mlp.fc1.norm.bias[5:9] = mlp.fc1.norm.running_mean[5:9] = 0
+        mlp.fc1.linear.bias[5:9] = 0
+        mlp.fc2.linear.weight[:, 20:22] = 0
+
+
+@pytest.mark.parametrize("activation", ["lif", "heaviside"])
+def test_dead_channels_are_gone_and_missed_by_nobody(activation: str, net, images) -> None:
+    model, _, _ = net(activation=activation)
+    killed(model)
+    model.double()
+    fast = compact(model)
+    assert fast.removed["conv_pep.stages.0"] >= 1
+    assert fast.removed["conv_pep.stages.1"] >= 1
+    assert fast.removed["blocks.0.mlp.fc1"] == 6
+    stem = fast.net.conv_pep.stages
+    assert stem[1].conv.weight.shape[1] == len(stem[0].conv.bias) < model.conv_pep.dim // 8
+    x = images(model).double()
+    with torch.no_grad():
+        torch.testing.assert_close(fast(x), model(x), rtol=0, atol=1e-9)
+
+
+def test_a_dead_filter_whose_constant_current_fires_stays(net, images) -> None:
+    model, _, _ = net()
+    with torch.no_grad():
+        model.conv_pep.stages[0].conv.weight[1] = 0
+        model.conv_pep.stages[0].norm.running_mean[1] = 0
+        model.conv_pep.stages[0].norm.bias[1] = 5.0
+    model.double()
+    fast = compact(model)
+    assert "conv_pep.stages.0" not in fast.removed
+    x = images(model).double()
+    with torch.no_grad():
+        torch.testing.assert_close(fast(x), model(x), rtol=0, atol=1e-9)
+
+
+def test_removed_tokens_are_never_computed(net, images) -> None:
+    model, _, _ = net(patches=0.5)
+    fast = compact(model)
+    seen: list[int] = []
+    for module in fast.net.blocks.modules():
+        if isinstance(module, LIF):
+            module.register_forward_hook(lambda m, a, out: seen.append(out.shape[2]))
+    fast(images(model))
+    assert seen and set(seen) == {model.num_tokens // 2}
+
+
+def test_a_stateless_stem_is_computed_once(net, images) -> None:
+    model, _, _ = net(activation="heaviside")
+    fast = compact(model)
+    steps: list[int] = []
+    for unit in fast.net.conv_pep.units():
+        unit.register_forward_hook(lambda m, a, out: steps.append(out[0].shape[0]))
+    fast(images(model))
+    assert steps == [1] * 5

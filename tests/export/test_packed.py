@@ -1,0 +1,154 @@
+"""A packed ticket comes back whole, or its fault is named: never a wrong network."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from spikeformer_lt import Mask, Ticket
+from spikeformer_lt.errors import SpikeformerError
+from spikeformer_lt.export import packed as packing
+from spikeformer_lt.export.packed import CONFIG, TENSORS, read_packed, write_packed
+from spikeformer_lt.tensorfile import write_tensors
+
+
+@pytest.fixture
+def small() -> Ticket:
+    kept = torch.rand(6, 5, 3, 3) < 0.4
+    half = torch.rand(7, 5) < 0.5
+    tensors = {
+        "conv_pep.w": torch.where(kept, torch.randn(kept.shape).sign() * 0.25, 0.0),
+        "norm.bias": torch.randn(6),
+        "norm.num_batches_tracked": torch.tensor(17),
+        "head.w": torch.where(half, torch.randn(7, 5), 0.0),
+    }
+    return Ticket(Mask({"head.w": half, "conv_pep.w": kept}), tensors, {"run_id": "x", "seed": 3})
+
+
+def same(a: Ticket, b: Ticket) -> bool:
+    return (
+        a.mask == b.mask
+        and list(a.mask) == list(b.mask)
+        and list(a.tensors) == list(b.tensors)
+        and all(torch.equal(a.tensors[name], b.tensors[name]) for name in a.tensors)
+        and a.provenance == b.provenance
+    )
+
+
+def test_a_ticket_comes_back_with_its_provenance(small: Ticket, tmp_path: Path) -> None:
+    write_packed(tmp_path, small, about={"accuracy": 91.5})
+    found = read_packed(tmp_path)
+    assert same(found.ticket, small)
+    assert found.about == {"accuracy": 91.5} and found.precision == "fp32"
+    assert {row.name: row.form for row in found.rows} == {
+        "conv_pep.w": "binary",
+        "norm.bias": "dense",
+        "norm.num_batches_tracked": "raw",
+        "head.w": "sparse",
+    }
+
+
+def test_equal_tickets_make_equal_files(small: Ticket, tmp_path: Path) -> None:
+    for name in "ab":
+        write_packed(tmp_path / name, small)
+    for name in (CONFIG, TENSORS):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+@pytest.mark.parametrize("name", [CONFIG, TENSORS])
+def test_every_prefix_is_refused(name: str, small: Ticket, tmp_path: Path) -> None:
+    write_packed(tmp_path, small)
+    data = (tmp_path / name).read_bytes()
+    end = len(data) - (name == CONFIG)  # its last byte is a line break
+    for length in range(end):
+        (tmp_path / name).write_bytes(data[:length])
+        with pytest.raises(SpikeformerError) as caught:
+            read_packed(tmp_path)
+        assert str(tmp_path) in str(caught.value)
+
+
+def test_2000_flipped_bits_are_refused_or_change_nothing(small: Ticket, tmp_path: Path) -> None:
+    write_packed(tmp_path, small)
+    data = {name: (tmp_path / name).read_bytes() for name in (CONFIG, TENSORS)}
+    places = [(name, bit) for name in data for bit in range(8 * len(data[name]))]
+    refused = 0
+    for name, place in random.Random(0).sample(places, 2000):
+        flipped = bytearray(data[name])
+        flipped[place // 8] ^= 1 << place % 8
+        (tmp_path / name).write_bytes(flipped)
+        try:
+            found = read_packed(tmp_path)
+        except SpikeformerError as fault:
+            refused += str(tmp_path) in str(fault)
+        else:
+            assert same(found.ticket, small)
+        (tmp_path / name).write_bytes(data[name])
+    assert refused > 1900
+    assert same(read_packed(tmp_path).ticket, small)
+
+
+def edit(folder: Path, **changes: object) -> None:
+    """Change config.json as an editor would, with a fitting seal."""
+    body = json.loads((folder / CONFIG).read_text())
+    del body["seal"]
+    body |= changes
+    body["seal"] = packing._seal(body)
+    (folder / CONFIG).write_text(json.dumps(body))
+
+
+def test_newer_foreign_and_edited_exports_are_refused(small: Ticket, tmp_path: Path) -> None:
+    write_packed(tmp_path, small)
+    text = (tmp_path / CONFIG).read_text()
+    edit(tmp_path, format_version=2)
+    with pytest.raises(SpikeformerError, match=r"format v2, supports <= v1; install a newer"):
+        read_packed(tmp_path)
+    for key, value, match in (
+        ("format", "other", "not that of an export"),
+        ("precision", "fp8", "no known precision"),
+        ("sha256", {}, "not the file that config.json was written for"),
+        ("mask_order", ["head.w"], "other masks"),
+        ("provenance", [], "lacks provenance"),
+    ):
+        (tmp_path / CONFIG).write_text(text)
+        edit(tmp_path, **{key: value})
+        with pytest.raises(SpikeformerError, match=match):
+            read_packed(tmp_path)
+    (tmp_path / CONFIG).write_text(text.replace('"seed":3', '"seed":4'))
+    with pytest.raises(SpikeformerError, match="damaged or was edited"):
+        read_packed(tmp_path)
+
+
+def test_files_of_two_exports_do_not_mix(small: Ticket, tmp_path: Path) -> None:
+    write_packed(tmp_path / "a", small)
+    other = {name: tensor.clone() for name, tensor in small.tensors.items()}
+    other["norm.bias"] += 1
+    write_packed(tmp_path / "b", Ticket(small.mask, other, {}))
+    (tmp_path / "a" / TENSORS).write_bytes((tmp_path / "b" / TENSORS).read_bytes())
+    with pytest.raises(SpikeformerError, match="not the file that"):
+        read_packed(tmp_path / "a")
+    write_tensors(tmp_path / "a" / TENSORS, small.tensors)
+    with pytest.raises(SpikeformerError, match="not a packed ticket"):
+        read_packed(tmp_path / "a")
+
+
+def test_missing_folders_and_pickles_are_named(small: Ticket, tmp_path: Path) -> None:
+    with pytest.raises(SpikeformerError, match=r"no export: config\.json"):
+        read_packed(tmp_path / "nowhere")
+    write_packed(tmp_path / "a", small)
+    torch.save({"w": torch.ones(2)}, tmp_path / "a" / TENSORS)
+    with pytest.raises(SpikeformerError, match="zip archive"):
+        read_packed(tmp_path / "a")
+    with pytest.raises(SpikeformerError, match="an export is a folder"):
+        read_packed(tmp_path / "a" / TENSORS)
+
+
+def test_bad_values_are_refused_before_anything_is_written(small: Ticket, tmp_path: Path) -> None:
+    with pytest.raises(SpikeformerError, match="precision='int4' is not one of fp32, fp16, bf16"):
+        write_packed(tmp_path / "a", small, "int4")
+    assert not (tmp_path / "a").exists()
+    with pytest.raises(SpikeformerError, match="cannot be stored as JSON"):
+        write_packed(tmp_path / "a", small, about={"x": object()})

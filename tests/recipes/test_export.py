@@ -1,0 +1,68 @@
+"""recipes/export.py as a user runs it."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+from spikeformer_lt import Mask, Ticket, create_model, load_exported
+
+pytestmark = pytest.mark.recipe
+ARGS = {"image_size": 16, "embed_dim": 16, "depth": 1, "num_heads": 2, "T": 2}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    model = create_model("spikformer_toy", **ARGS).eval()
+    weights = {n: torch.rand(t.shape) for n, t in model.state_dict().items() if t.ndim == 4}
+    known = {"model": {"name": "spikformer_toy", "args": ARGS}, "run_id": "toy-1"}
+    ticket = Ticket.of(model, Mask.from_scores(weights, 0.8), known)
+    ticket.save(tmp_path / "run" / "ticket")
+    (tmp_path / "run" / "report.json").write_text('{"test_accuracy": 41.25, "macs": 7}')
+    return tmp_path
+
+
+def test_a_run_becomes_a_folder_that_loads(recipes, folder: Path) -> None:
+    out = folder / "exported"
+    done = recipes.run("export", "--run", folder / "run", "--out", out, "--graphs", "pt2")
+    assert done.code == 0, done.err
+    assert "over bound" in done.out and "verified: reloaded logits within 0;" in done.out
+    assert sorted(p.name for p in out.iterdir()) == [
+        *("README.md", "config.json", "model.safetensors"),
+    ]
+    assert "| test accuracy | 41.25 |" in (out / "README.md").read_text()
+    ticket = Ticket.load(folder / "run" / "ticket")
+    found = load_exported(out, plain=True).state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in ticket.tensors.items())
+    assert (folder / "exported.pt2").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "run"),
+        (["--run", "RUN"], "out"),
+        (["--run", "RUN", "--out", "X", "--precision", "int4"], "fp32, fp16, bf16"),
+        (["--run", "RUN", "--out", "X", "--graphs", "tflite"], "pt2, onnx, nir"),
+        (["--run", "nowhere", "--out", "X"], "no ticket"),
+        (["--run", "RUN", "--out", "RUN"], "already holds"),
+    ],
+)
+def test_wrong_input_is_one_line_and_writes_nothing(
+    options: list[str], message: str, recipes, folder: Path
+) -> None:
+    names = {"RUN": str(folder / "run"), "X": str(folder / "x")}
+    done = recipes.run("export", *(names.get(o, o) for o in options))
+    assert message in done.error
+    assert not (folder / "x").exists()
+
+
+def test_onnx_without_its_packages_is_an_error_with_advice(recipes, folder: Path) -> None:
+    if importlib.util.find_spec("onnxruntime") is not None:
+        pytest.skip("the extra 'onnx' is installed")
+    out = folder / "exported"
+    done = recipes.run("export", "--run", folder / "run", "--out", out, "--graphs", "onnx")
+    assert "spikeformer_lt[onnx,nir]" in done.error

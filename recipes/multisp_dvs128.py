@@ -29,7 +29,7 @@ SMALL = {
     "model.T": 8,
     "model.num_heads": None,
     "train.optim": OptimConfig(lr=5e-3, weight_decay=0.01, min_lr=1e-4, warmup_epochs=1),
-    "multisp.epochs": 12,
+    "multisp.epochs": 20,
     "multisp.stem_epochs": 6,
 }
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 
 from spikeformer_lt.config import check, flat_values, given_options, to_dict
@@ -22,9 +24,10 @@ from spikeformer_lt.registry import create_model
 from spikeformer_lt.rng import seed_for
 from spikeformer_lt.ticket import Ticket
 from spikeformer_lt.training.estimate import estimate_step
+from spikeformer_lt.training.lost_ranks import gather_peers, name_lost
 from spikeformer_lt.training.options import SPLIT_OPTIONS, load_splits
 from spikeformer_lt.training.progress import clock
-from spikeformer_lt.training.ranks import launcher_notices, refuse_differences
+from spikeformer_lt.training.ranks import digest, launcher_notices, refuse_differences
 from spikeformer_lt.training.rundir import RunDir
 from spikeformer_lt.training.signals import StopRequest
 from spikeformer_lt.training.trainer import Trainer
@@ -52,7 +55,11 @@ class Experiment:
     def __enter__(self) -> Experiment:
         cfg = self.cfg = self._with_data(self.cfg)
         train = cfg.train
-        self.accelerator = Accelerator(cpu=train.cpu, mixed_precision=train.mixed_precision)
+        waiting = InitProcessGroupKwargs(timeout=timedelta(seconds=train.timeout_s))
+        self.accelerator = Accelerator(
+            cpu=train.cpu, mixed_precision=train.mixed_precision, kwargs_handlers=[waiting]
+        )
+        self.peers = gather_peers()
         self.run = RunDir.open(
             cfg.run.out,
             cfg,
@@ -100,6 +107,7 @@ class Experiment:
         if isinstance(error, (CheckpointError, ConfigError, DataError)):
             self.run.abandon()
         self.run.close()
+        name_lost(self.peers, error, self.cfg.train.timeout_s)
 
     def _with_data(self, cfg: Any) -> Any:
         """Settle ``data.name auto`` and, on the fallback, the small defaults."""
@@ -156,6 +164,8 @@ class Experiment:
             "run_id": self.run.run_id,
         }
         ticket = Ticket(ticket.mask, ticket.tensors, {**ticket.provenance, **origin})
+        found = {"mask": ticket.mask.sha256, "weights": digest(ticket.tensors)}
+        refuse_differences({f"the ticket's {name}": value for name, value in found.items()})
         if self.trainer.main:
             ticket.save(self.run.path / "ticket", overwrite=True)
         return ticket

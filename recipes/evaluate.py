@@ -65,13 +65,12 @@ def main(cfg: Evaluate) -> None:
     else:
         own = {}
     data = replace(data, **{n: value for n, value in own.items() if f"data.{n}" not in given})
-    steps = known["model"]["args"]["T"] if cfg.T is None else cfg.T
-    splits = load_splits(data, steps)
+    model = model_from_ticket(ticket, **({} if cfg.T is None else {"T": cfg.T}))
+    splits = load_splits(data, int(model.T))  # type: ignore[arg-type]
     if splits.name == known["dataset"] and splits.split_sha256 != known["split_sha256"]:
         own = known["split_sha256"][:12]
         print(f"NOTICE: split {splits.split_sha256[:12]} is not the ticket's own ({own}); "
               "its training images may be among these")  # fmt: skip
-    model = model_from_ticket(ticket, **({} if cfg.T is None else {"T": cfg.T}))
     accelerator = Accelerator(cpu=cfg.cpu)
     model.to(accelerator.device)
     metrics, ledger = describe(model, splits, cfg.split, accelerator, batch_size=cfg.batch_size)

@@ -39,6 +39,10 @@ class NonFiniteError(SpikeformerError):
     """A NaN or an infinity appeared where only finite numbers may be."""
 
 
+class RankError(SpikeformerError):
+    """A process of the run died or does not answer."""
+
+
 class Interrupted(SpikeformerError):
     """A signal asked the run to stop and everything that is needed to resume is saved.
 

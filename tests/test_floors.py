@@ -18,6 +18,7 @@ ROOT_FILES = {
     0: {
         "config",
         "configtree",
+        "doctor",
         "errors",
         "paths",
         "registry",

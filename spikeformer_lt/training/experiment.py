@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from datetime import timedelta
 from types import TracebackType
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 
 from spikeformer_lt.config import flat_values, to_dict
@@ -18,9 +20,10 @@ from spikeformer_lt.rng import seed_for
 from spikeformer_lt.ticket import Ticket
 from spikeformer_lt.training.datachoice import CIFAR10, Wanted, augmentation, settle
 from spikeformer_lt.training.estimate import estimate_step
+from spikeformer_lt.training.lost_ranks import gather_peers, name_lost
 from spikeformer_lt.training.options import load_splits, split_options
 from spikeformer_lt.training.progress import clock
-from spikeformer_lt.training.ranks import launcher_notices, refuse_differences
+from spikeformer_lt.training.ranks import digest, launcher_notices, refuse_differences
 from spikeformer_lt.training.rundir import RunDir
 from spikeformer_lt.training.signals import StopRequest
 from spikeformer_lt.training.trainer import Trainer
@@ -52,7 +55,11 @@ class Experiment:
         self.cfg, self.notice, self.taken = settle(self.cfg, self.wanted, self.fallback, self.small)
         cfg = self.cfg
         train = cfg.train
-        self.accelerator = Accelerator(cpu=train.cpu, mixed_precision=train.mixed_precision)
+        waiting = InitProcessGroupKwargs(timeout=timedelta(seconds=train.timeout_s))
+        self.accelerator = Accelerator(
+            cpu=train.cpu, mixed_precision=train.mixed_precision, kwargs_handlers=[waiting]
+        )
+        self.peers = gather_peers()
         self.run = RunDir.open(
             cfg.run.out,
             cfg,
@@ -92,6 +99,7 @@ class Experiment:
         if isinstance(error, (CheckpointError, ConfigError, DataError)):
             self.run.abandon()
         self.run.close()
+        name_lost(self.peers, error, self.cfg.train.timeout_s)
 
     def model_args(self) -> dict[str, Any]:
         """Keywords that build this run's model."""
@@ -125,6 +133,8 @@ class Experiment:
             "run_id": self.run.run_id,
         }
         ticket = Ticket(ticket.mask, ticket.tensors, {**ticket.provenance, **origin})
+        found = {"mask": ticket.mask.sha256, "weights": digest(ticket.tensors)}
+        refuse_differences({f"the ticket's {name}": value for name, value in found.items()})
         if self.trainer.main:
             ticket.save(self.run.path / "ticket", overwrite=True)
         return ticket

@@ -27,6 +27,7 @@ from spikeformer_lt.training.phase_state import (
     state_of,
 )
 from spikeformer_lt.training.progress import EpochProgress, epoch_line, removed
+from spikeformer_lt.training.ranks import agreed_signal
 from spikeformer_lt.training.watch import FiringWatch
 
 if TYPE_CHECKING:
@@ -231,20 +232,19 @@ class PhaseRun:
                     if isinstance(value, float):
                         trainer.board.add_scalar(f"{phase.name}/{key}", value, at.epoch + 1)
                 trainer.board.flush()
-        at.rows += 1
-        at.epoch, at.step = at.epoch + 1, 0
+        at.rows, at.epoch, at.step = at.rows + 1, at.epoch + 1, 0
         at.loss_sum, at.correct, at.seen = 0.0, 0.0, 0
         self._save()
         self._honour_stop(saved=True)
 
     def _honour_stop(self, saved: bool = False) -> None:
-        stop = self.trainer.stop
-        if stop is None or not stop.requested:
+        signum = agreed_signal(getattr(self.trainer.stop, "signum", 0))
+        if not signum:
             return
         if not saved:
             self._save()
         self.trainer.accelerator.wait_for_everyone()
         raise Interrupted(
-            stop.signum, f"stopped at {self.phase.name} epoch {self.at.epoch + 1} step "
+            signum, f"stopped at {self.phase.name} epoch {self.at.epoch + 1} step "
             f"{self.at.step}; everything is saved: go on with --run.resume auto"
         )  # fmt: skip

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from spikeformer_lt.errors import ConfigError, shown
 
-__all__ = ["launcher_notices", "refuse_differences", "share_buffers"]
+__all__ = [
+    "agreed_signal",
+    "digest",
+    "launcher_notices",
+    "refuse_differences",
+    "share_buffers",
+    "together",
+]
 
 
 def refuse_differences(facts: Mapping[str, str]) -> None:
@@ -22,7 +30,7 @@ def refuse_differences(facts: Mapping[str, str]) -> None:
     Raises:
         ConfigError: on every rank alike, with the first fact that differs, and whose it is.
     """
-    if not _together():
+    if not together():
         return
     everywhere: list[dict[str, str]] = [{} for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather_object(everywhere, dict(facts))
@@ -42,7 +50,7 @@ def share_buffers(model: nn.Module) -> None:
     Each rank's statistics hold its own last batch until the next forward shares them, so that
     without this the ranks would validate slightly different networks.
     """
-    if not _together():
+    if not together():
         return
     for buffer in model.buffers():
         torch.distributed.broadcast(buffer, 0)
@@ -80,7 +88,31 @@ def launcher_notices(processes: int, mixed_precision: str, accumulate: int) -> l
     return found
 
 
-def _together() -> bool:
+def agreed_signal(signum: int) -> int:
+    """The signal that any rank got, on every rank: all stop after the same step, or none.
+
+    A scheduler may tell one process only; alone, it would save and leave the others waiting.
+    """
+    if not together():
+        return signum
+    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+    flag = torch.tensor(signum, device=device)
+    torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+    return int(flag)
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, types, shapes and bytes."""
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        found.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        found.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def together() -> bool:
+    """Whether several processes make this run."""
     distributed = torch.distributed
     ready = distributed.is_available() and distributed.is_initialized()
     return ready and distributed.get_world_size() > 1

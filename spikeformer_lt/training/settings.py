@@ -48,10 +48,19 @@ class TrainConfig:
     """Stay on the CPU even where a GPU is present."""
     threads: int = 0
     """CPU threads; 0 leaves torch's own choice."""
+    timeout_s: int = 600
+    """Seconds that a process waits for the others before the run ends and names the missing."""
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "eval_batch_size", "accumulate", "validate_every", "skip_limit"):
+        for name in (
+            "batch_size",
+            "eval_batch_size",
+            "accumulate",
+            "validate_every",
+            "skip_limit",
+            "timeout_s",
+        ):
             check(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
         for name in ("workers", "checkpoint_steps", "threads"):
             check(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "at least 0")

@@ -6,9 +6,17 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from torch import nn
 
-from spikeformer_lt.training.ranks import launcher_notices, refuse_differences, share_buffers
+from spikeformer_lt.training.ranks import (
+    agreed_signal,
+    digest,
+    launcher_notices,
+    refuse_differences,
+    share_buffers,
+    together,
+)
 
 RANKS = """
 import sys, torch
@@ -86,3 +94,21 @@ def test_without_accelerates_launcher_nothing_is_said(monkeypatch):
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     assert launcher_notices(1, "no", 1) == []
+
+
+def test_a_digest_tells_names_types_shapes_and_values_apart():
+    one = {"a": torch.arange(4.0), "b": torch.ones(2)}
+    assert digest(one) == digest(dict(reversed(one.items())))
+    others = [
+        {"a": torch.arange(4.0), "c": torch.ones(2)},
+        {"a": torch.arange(4.0).view(2, 2), "b": torch.ones(2)},
+        {"a": torch.arange(4.0), "b": torch.tensor([1.0, 1.0000001])},
+        {"a": torch.arange(4.0).int(), "b": torch.ones(2)},
+    ]
+    assert len({digest(tensors) for tensors in [one, *others]}) == 5
+    assert digest({"a": torch.ones(3, dtype=torch.bfloat16), "b": torch.tensor(True)})
+
+
+def test_a_signal_of_one_process_is_its_own():
+    assert [agreed_signal(n) for n in (0, 15)] == [0, 15]
+    assert not together()

@@ -63,15 +63,13 @@ def trainer(folder, data, config, *, mixing=None, stop=None) -> Trainer:
 class StopAfter:
     """A stop request that comes true when it has been asked `count` times."""
 
-    signum = signal.SIGTERM
-
     def __init__(self, count: int) -> None:
         self.left = count
 
     @property
-    def requested(self) -> bool:
+    def signum(self) -> int:
         self.left -= 1
-        return self.left < 0
+        return signal.SIGTERM if self.left < 0 else 0
 
 
 def rows(folder) -> list[dict[str, str]]:

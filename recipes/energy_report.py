@@ -1,0 +1,69 @@
+"""Energy of finished runs, layer by layer, beside the papers' formula.
+
+python recipes/energy_report.py --runs runs/x --out energy/                  # one network
+python recipes/energy_report.py --runs runs/dense runs/x --out energy/       # dense against ticket
+
+The first run is what the others are divided by. Operations are counted at the spikes and weights
+that are there, on test images; every energy is an estimate and says so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from spikeformer_lt.config import check, run_recipe
+from spikeformer_lt.training.options import EventDataConfig
+
+
+@dataclass(frozen=True)
+class EnergyReport:
+    """Per-layer operations and energy estimates of runs or tickets: table, JSON, CSV, bars."""
+
+    runs: tuple[str, ...] = ()
+    """Run directories or ticket folders; the first is the reference."""
+    out: str = ""
+    """Folder for energy.md, energy.json, energy.csv and energy-bars.png; empty prints only."""
+    split: str = "test"
+    """train, val or test: which images the operations are counted on."""
+    images: int = 256
+    """How many of them."""
+    batch_size: int = 64
+    """Images per forward."""
+    T: int | None = None
+    """Time steps, if others than the tickets were trained with."""
+    data: EventDataConfig = field(default_factory=EventDataConfig)
+
+    def __post_init__(self) -> None:
+        check(self.split in ("train", "val", "test"), "split", self.split, "train, val or test")
+        for name in ("images", "batch_size"):
+            check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        check(self.T is None or self.T >= 1, "T", self.T, "at least 1")
+
+
+def main(cfg: EnergyReport) -> None:
+    """Open, count, write, print."""
+    check(len(cfg.runs) > 0, "runs", cfg.runs, "run directories or ticket folders: --runs DIR ...")
+
+    from spikeformer_lt.reports.energy import measure_energy
+    from spikeformer_lt.reports.energy_plots import plot_energy
+    from spikeformer_lt.reports.energy_tables import energy_markdown, write_energy
+    from spikeformer_lt.reports.finished import open_run
+    from spikeformer_lt.tickets.rebuild import model_from_ticket
+
+    networks = {}
+    for path in cfg.runs:
+        run = open_run(path, model_from_ticket, cfg.data, **({} if cfg.T is None else {"T": cfg.T}))
+        if not run.own_split:
+            print(f"NOTICE: {path} was made with another split; its training images may be here")
+        name = run.name if run.name not in networks else str(run.path)
+        batches = run.batches(cfg.split, cfg.images, cfg.batch_size)
+        networks[name] = measure_energy(run.model, batches, run.model.T)
+    if cfg.out:
+        write_energy(Path(cfg.out), networks)
+        plot_energy(Path(cfg.out) / "energy-bars.png", networks)
+    print(energy_markdown(networks))
+
+
+if __name__ == "__main__":
+    run_recipe(main, EnergyReport)

@@ -1,0 +1,79 @@
+"""Energy bars: each network by layer group, counted and by the papers' formula."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from textwrap import wrap
+
+from spikeformer_lt.reports.energy import Energy, LayerEnergy
+from spikeformer_lt.reports.energy_costs import HOROWITZ, Costs
+from spikeformer_lt.reports.plots import COLOURS, figure
+from spikeformer_lt.reports.tables import write_csv
+
+GROUPS = ("first convolution", "ConvPEP", "attention", "linear maps", "head")
+
+
+def group_of(row: LayerEnergy, first: bool) -> str:
+    """Which bar a layer belongs to."""
+    if first:
+        return "first convolution"
+    if row.name.startswith("conv_pep"):
+        return "ConvPEP"
+    if row.name.endswith(".attention"):
+        return "attention"
+    return "head" if row.name == "head" else "linear maps"
+
+
+def energy_by_group(energy: Energy, costs: Costs) -> dict[str, tuple[float, float]]:
+    """Group -> (counted, formula) energy in pJ; groups sum to the whole."""
+    found = dict.fromkeys(GROUPS, (0.0, 0.0))
+    for i, row in enumerate(energy.layers):
+        name = group_of(row, i == 0)
+        counted, formula = found[name]
+        found[name] = (
+            counted + costs.energy_pj(row.macs, row.acs),
+            formula + costs.energy_pj(row.formula_macs, row.formula_acs),
+        )
+    return found
+
+
+def plot_energy(path: Path, networks: Mapping[str, Energy], costs: Costs = HOROWITZ) -> None:
+    """Stacked bars, uJ a sample; a network with a dead layer gets a label instead of a bar."""
+    made, axes = figure(2.6 + 1.7 * len(networks), 4.0)
+    rows: list[list[object]] = []
+    ticks: list[str] = []
+    labelled: set[str] = set()
+    for at, (name, energy) in enumerate(networks.items()):
+        label = "\n".join(wrap(name.replace("_", " "), 18))
+        ticks += ["counted", "formula"]
+        axes.annotate(
+            label, (2 * at + 0.5, 0), (0, -24), textcoords="offset points", ha="center", va="top",
+            fontsize=8, annotation_clip=False,
+        )  # fmt: skip
+        if energy.dead:
+            axes.annotate(
+                "refused:\ndead layers", (2 * at + 0.5, 0), ha="center", va="bottom", fontsize=9
+            )
+            continue
+        base = [0.0, 0.0]
+        for colour, (group, values) in zip(
+            COLOURS, energy_by_group(energy, costs).items(), strict=False
+        ):
+            for kind, pj in enumerate(values):
+                shown = group if group not in labelled else None
+                labelled.add(group)
+                axes.bar(
+                    2 * at + kind, pj / 1e6, bottom=base[kind], color=colour, label=shown,
+                    width=0.8, hatch="//" if kind else None, edgecolor="white", linewidth=0.5,
+                )  # fmt: skip
+                base[kind] += pj / 1e6
+                rows.append([name, ("counted", "formula")[kind], group, pj / 1e6])
+    axes.set_xticks(range(len(ticks)), ticks, fontsize=8)
+    axes.set_ylabel(f"energy per sample (uJ, estimate, {costs.name})")
+    axes.grid(axis="x", visible=False)
+    if labelled:
+        axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made.savefig(path)
+    write_csv(path.with_suffix(".csv"), ["network", "kind", "group", "energy_uj"], rows)

@@ -1,0 +1,106 @@
+"""A finished run, opened to be looked at: its network, its splits, its report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spikeformer_lt.errors import DataError, TicketError, shown
+from spikeformer_lt.images.loader import eval_loader
+from spikeformer_lt.images.splits import Splits
+from spikeformer_lt.ticket import Ticket
+from spikeformer_lt.training.options import EventDataConfig, load_splits
+
+NEEDED = ("model", "dataset", "split_sha256")
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """What a run left: in eval mode, on the CPU."""
+
+    path: Path
+    name: str
+    ticket: Ticket
+    model: Any
+    splits: Splits
+    report: dict[str, Any] | None
+    """Its report.json; None for a ticket alone."""
+    own_split: bool
+    """Whether the splits are those that the ticket was made with."""
+
+    def batches(self, split: str, images: int, batch_size: int = 64) -> list[Tensor]:
+        """The first images or frames of a split, in batches."""
+        return [x for x, _ in self.labelled(split, images, batch_size)]
+
+    def labelled(
+        self, split: str, images: int, batch_size: int = 64
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The first images of a split with their labels."""
+        dataset = getattr(self.splits, split)
+        left = min(images, len(dataset))
+        for x, labels, _ in eval_loader(dataset, min(batch_size, left)):
+            yield x[:left], labels[:left]
+            left -= len(x)
+            if left <= 0:
+                return
+
+
+def open_run(
+    path: str | Path,
+    build: Callable[..., nn.Module],
+    data: EventDataConfig | None = None,
+    **overrides: Any,
+) -> FinishedRun:
+    """Open a run directory or a ticket folder.
+
+    Args:
+        path: the directory.
+        build: makes the network of a ticket; `model_from_ticket`.
+        data: where its data set is; None, or ``name auto``, asks the ticket.
+        overrides: model arguments to change, such as T.
+
+    Raises:
+        TicketError: no ticket there, or one that does not say its model and data.
+        DataError: its data set cannot be found, or its report cannot be read.
+    """
+    folder = Path(path)
+    ticket = Ticket.load(folder / "ticket" if (folder / "ticket").is_dir() else folder)
+    known = ticket.provenance
+    missing = [name for name in NEEDED if name not in known]
+    if missing:
+        raise TicketError(
+            f"the ticket in {shown(str(path))} does not say its {', '.join(missing)}; "
+            "tickets that recipes save do"
+        )
+    data = data or EventDataConfig()
+    if data.name == "auto":
+        data = replace(data, name=known["dataset"], **known.get("data", {}))
+    model = build(ticket, **overrides)
+    splits = load_splits(data, int(model.T))  # type: ignore[arg-type]
+    return FinishedRun(
+        path=folder,
+        name=folder.name,
+        ticket=ticket,
+        model=model.to(torch.device("cpu")),
+        splits=splits,
+        report=_read_report(folder / "report.json"),
+        own_split=splits.name == known["dataset"] and splits.split_sha256 == known["split_sha256"],
+    )
+
+
+def _read_report(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as fault:
+        raise DataError(f"{shown(str(path))} cannot be read: {fault}") from fault
+    if not isinstance(found, dict):
+        raise DataError(f"{shown(str(path))} holds no report: a JSON object is needed")
+    return found

@@ -1,0 +1,199 @@
+"""Two processes on the CPU: one network, one ticket, each sample once; a lost one is named."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from spikeformer_lt import Ticket
+from spikeformer_lt.reports.finished import open_run
+from spikeformer_lt.tickets.rebuild import model_from_ticket
+from spikeformer_lt.training.evaluation import evaluate
+
+pytestmark = pytest.mark.recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+MULTISP = ROOT / "recipes" / "multisp_cifar.py"
+SMALL = shlex.split(
+    "--data.name digits --data.limit-train 64 --data.limit-test 41 --data.image-size 16 "
+    "--model.name spikformer_toy --model.embed-dim 16 --model.T 2 --model.v-threshold 0.2 "
+    "--multisp.stem-epochs 1 --train.cpu --train.batch-size 8 --train.optim.lr 0.01"
+)
+WATCHED = """
+import json, runpy, sys
+from spikeformer_lt.images.loader import eval_loader
+from spikeformer_lt.training.experiment import Experiment
+from spikeformer_lt.training.ranks import digest
+
+save = Experiment.save_ticket
+
+def shown(self, ticket):
+    ticket = save(self, ticket)
+    world, rank = self.trainer.world, self.trainer.rank
+    loader = eval_loader(self.data.test, 16, rank=rank, world_size=world)
+    seen = [int(i) for _, _, indices in loader for i in indices]
+    print("SEEN", json.dumps({"rank": rank, "mask": ticket.mask.sha256, "seen": seen,
+                              "weights": digest(ticket.tensors)}))
+    return ticket
+
+Experiment.save_ticket = shown
+sys.argv[0] = RECIPE
+runpy.run_path(RECIPE, run_name="__main__")
+"""
+
+
+@dataclass
+class Ranks:
+    folder: Path
+    process: subprocess.Popen[str]
+    pids: list[int]
+
+    def err(self, rank: int) -> str:
+        path = self.folder / f"{rank}.err"
+        return path.read_text() if path.exists() else ""
+
+    def out(self, rank: int) -> str:
+        return (self.folder / f"{rank}.out").read_text()
+
+    def end(self, timeout: float) -> list[int]:
+        printed, _ = self.process.communicate(timeout=timeout)
+        return [int(status) for status in printed.split()]
+
+    def wait_for(self, path: Path, timeout: float = 60) -> None:
+        until = time.monotonic() + timeout
+        while not path.exists():
+            assert time.monotonic() < until and self.process.poll() is None, self.err(0)
+            time.sleep(0.05)
+
+
+def start(folder: Path, recipe: Path, *options: str) -> Ranks:
+    folder.mkdir(parents=True, exist_ok=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    fork = Path(__file__).with_name("rank_fork.py")
+    process = subprocess.Popen(
+        [sys.executable, str(fork), str(folder), "2", port, str(recipe), *SMALL, *options],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+    )
+    assert process.stdout is not None
+    return Ranks(folder, process, [int(pid) for pid in process.stdout.readline().split()])
+
+
+@pytest.fixture
+def long_run(tmp_path: Path) -> Iterator[Ranks]:
+    """Two ranks amid a training that would take hours."""
+    options = ("--multisp.epochs", "100000", "--train.timeout-s", "4")
+    ranks = start(tmp_path / "ranks", MULTISP, *options, "--run.out", str(tmp_path / "run"))
+    ranks.wait_for(tmp_path / "run" / "summary.csv")
+    yield ranks
+    for pid in ranks.pids if ranks.process.poll() is None else ():
+        os.kill(pid, signal.SIGKILL)
+    ranks.process.wait(20)
+
+
+def test_two_ranks_make_one_ticket_and_count_each_sample_once(tmp_path: Path) -> None:
+    recipe = tmp_path / "watched.py"
+    recipe.write_text(WATCHED.replace("RECIPE", repr(str(MULTISP))))
+    out = tmp_path / "run"
+    ranks = start(tmp_path / "ranks", recipe, "--multisp.epochs", "3", "--run.out", str(out))
+    assert ranks.end(100) == [0, 0], ranks.err(0) + ranks.err(1)
+    said = [
+        json.loads(line.removeprefix("SEEN "))
+        for rank in (0, 1)
+        for line in ranks.out(rank).splitlines()
+        if line.startswith("SEEN ")
+    ]
+    assert [one["rank"] for one in said] == [0, 1]
+    assert said[0]["mask"] == said[1]["mask"] == Ticket.load(out / "ticket").mask.sha256
+    assert said[0]["weights"] == said[1]["weights"]
+    # Without duplicates, and nothing is left out, though 41 is no multiple of 2.
+    assert sorted(said[0]["seen"] + said[1]["seen"]) == list(range(41))
+    assert abs(len(said[0]["seen"]) - len(said[1]["seen"])) <= 16
+    report = json.loads((out / "report.json").read_text())
+    assert report["test_count"] == 41 == sum(map(sum, report["confusion"]))
+    # One process counts the same.
+    run = open_run(out, model_from_ticket)
+    alone = evaluate(run.model, run.splits.test, run.splits, Alone(), batch_size=16)
+    assert (alone.count, alone.accuracy) == (41, report["test_accuracy"])
+    assert alone.confusion.tolist() == report["confusion"]
+    assert json.loads((out / "env.json").read_text())["world_size"] == 2
+
+
+class Alone:
+    """What evaluation asks of an accelerator, for one process on the CPU."""
+
+    device, process_index, num_processes = torch.device("cpu"), 0, 1
+
+    def autocast(self):
+        return torch.autocast("cpu", enabled=False)
+
+
+def test_a_killed_rank_is_named_and_the_run_goes_on_after_it(
+    long_run: Ranks, tmp_path: Path
+) -> None:
+    os.kill(long_run.pids[1], signal.SIGKILL)
+    begun = time.monotonic()
+    assert long_run.end(30) == [2, -signal.SIGKILL]
+    assert time.monotonic() - begun < 20
+    error = long_run.err(0).splitlines()[-1]
+    assert error.startswith(f"error: rank 1 (process {long_run.pids[1]} on ")
+    assert "died" in error and "--run.resume auto" in error
+    assert "Traceback" not in long_run.err(0)
+
+
+def test_a_rank_that_hangs_is_named_within_the_time_out(long_run: Ranks) -> None:
+    os.kill(long_run.pids[1], signal.SIGSTOP)
+    until = time.monotonic() + 25
+    while "error: " not in long_run.err(0):
+        assert time.monotonic() < until, long_run.err(0)
+        time.sleep(0.1)
+    assert f"rank 1 (process {long_run.pids[1]} on " in long_run.err(0)
+    assert "is stopped" in long_run.err(0)
+    os.kill(long_run.pids[1], signal.SIGKILL)
+    assert long_run.end(20)[0] == 2
+
+
+def test_a_signal_to_one_rank_stops_both_after_the_same_step(
+    long_run: Ranks, tmp_path: Path
+) -> None:
+    os.kill(long_run.pids[1], signal.SIGTERM)
+    assert long_run.end(30) == [143, 143], long_run.err(0) + long_run.err(1)
+    stopped = [
+        [line for line in long_run.err(rank).splitlines() if line.startswith("stopped: ")]
+        for rank in (0, 1)
+    ]
+    assert len(stopped[0]) == 1 and stopped[0] == stopped[1]
+    assert list((tmp_path / "run" / "last").iterdir())
+
+
+def test_two_processes_that_became_one_are_told_of(tmp_path: Path) -> None:
+    command = shlex.split(
+        "-P -m accelerate.commands.launch --num_processes 2 --cpu --num_machines 1 "
+        "--mixed_precision no --dynamo_backend no"
+    )
+    ended = subprocess.run(
+        [sys.executable, *command, str(MULTISP), *SMALL, "--multisp.epochs", "1",
+         "--run.out", str(tmp_path / "run")],
+        capture_output=True, text=True, check=False, cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    text = ended.stdout + ended.stderr
+    assert "x 1 processes" in text
+    assert "asked for several processes and started one" in text and "torchrun" in text

@@ -1,0 +1,99 @@
+"""What the doctor finds, and the fix it prints."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from spikeformer_lt.doctor import (
+    Finding,
+    check_data,
+    check_disk,
+    check_extras,
+    check_imports,
+    check_pair,
+    check_python,
+    check_threads,
+    check_world,
+    main,
+)
+
+
+@pytest.mark.parametrize(
+    ("torch", "vision", "state"),
+    [
+        ("2.13.0+cpu", "0.28.0+cpu", "ok"),
+        ("2.13.0+cu130", "0.28.0+cu130", "ok"),
+        ("2.13.0", "0.28.0", "ok"),
+        ("2.13.0+cpu", "0.28.0+cu130", "FAIL"),
+        ("2.13.0+cpu", "0.27.1+cpu", "FAIL"),
+        ("2.13.0", "garbage", "FAIL"),
+        ("2.4.0", "0.19.0", "note"),
+    ],
+)
+def test_a_pair_that_does_not_match_is_told_with_the_line_that_mends_it(torch, vision, state):
+    found = check_pair(torch, vision)
+    assert found.state == state
+    assert (found.fix == "") == (state == "ok")
+    assert torch in found.found and vision in found.found
+
+
+def test_a_package_that_fails_to_load_is_a_failure_with_its_own_words(tmp_path, monkeypatch):
+    (tmp_path / "broken_wheel.py").write_text("raise RuntimeError('operator nms does not exist')")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = list(check_imports({"broken_wheel": "broken", "no_such_module_x": "lost", "re": "re"}))
+    assert [f.state for f in found] == ["FAIL", "FAIL", "ok"]
+    assert "operator nms" in found[0].found and "constraints.txt" in found[0].fix
+    assert "no_such_module_x" in found[1].found
+
+
+def test_an_extra_that_is_missing_names_its_extra():
+    found = list(check_extras({"no_such_module_x": "onnx", "json": "trackers"}))
+    assert [f.state for f in found] == ["note", "ok"]
+    assert "spikeformer_lt[onnx]" in found[0].fix
+
+
+def test_threads_disk_and_world_say_what_to_do(tmp_path):
+    assert check_threads(2, 2, "2").state == "ok"
+    assert "OMP_NUM_THREADS=8" in check_threads(1, 8, None).fix
+    assert check_disk(tmp_path, 0.0).state == "ok"
+    assert "--run.out" in check_disk(tmp_path, 1e12).fix
+    assert check_world({}, 0).state == "ok"
+    assert "torchrun" in check_world({"MASTER_ADDR": "127.0.0.1"}, 0).fix
+    assert "--num_processes 4" in check_world({}, 4).fix
+    assert check_world({"WORLD_SIZE": "4", "MASTER_ADDR": "a"}, 4).state == "ok"
+    assert check_python().state == "ok"
+
+
+def test_data_that_is_there_is_counted_and_data_that_is_not_says_where_to_put_it(tmp_path):
+    found = {f.what: f for f in check_data(str(tmp_path))}
+    assert found["digits"].state == "ok" and " test (split " in found["digits"].found
+    assert found["cifar10"].state == "note" and str(tmp_path) in found["cifar10"].found
+    assert "cifar-10-python.tar.gz" in found["cifar10"].fix
+
+
+def test_a_finding_prints_as_one_line_and_its_fix_below():
+    assert str(Finding("ok", "a", "b")) == "ok    a               b"
+    assert str(Finding("FAIL", "a", "b", "c")).splitlines()[1].strip() == "fix: c"
+
+
+def test_the_status_is_1_only_where_something_needed_fails(monkeypatch, capsys):
+    assert main(["--no-data"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.endswith("everything that is needed works\n")
+    assert "torch pair" in printed and "world size" in printed
+    monkeypatch.setattr("spikeformer_lt.doctor.NEEDED", {})
+    bad = Finding("FAIL", "x", "y", "z")
+    monkeypatch.setattr("spikeformer_lt.doctor.check_python", lambda: bad)
+    assert main(["--no-data"]) == 1
+    assert "1 thing(s) to repair" in capsys.readouterr().out
+
+
+def test_the_module_runs_as_a_command():
+    ended = subprocess.run(
+        [sys.executable, "-P", "-m", "spikeformer_lt.doctor", "--help"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 0 and "--no-data" in ended.stdout

@@ -165,15 +165,13 @@ def test_nothing_removed_comes_back_in_training(case, model, training, bench, tm
 class StopAfter:
     """A stop request that comes true when it has been asked `count` times."""
 
-    signum = signal.SIGTERM
-
     def __init__(self, count: int) -> None:
         self.left = count
 
     @property
-    def requested(self) -> bool:
+    def signum(self) -> int:
         self.left -= 1
-        return self.left < 0
+        return signal.SIGTERM if self.left < 0 else 0
 
 
 @pytest.mark.parametrize("case", sorted(TRAINING))

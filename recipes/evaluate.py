@@ -75,7 +75,8 @@ def main(cfg: Evaluate) -> None:
         f"{splits.name} {cfg.split}: {metrics.accuracy:.2f} % of {metrics.count} "
         f"(top-5 {metrics.top5:.2f} %, loss {metrics.loss:.4f})"
     )
-    for name in ("sparsity", "conv_pep_bits_per_weight", "macs", "sops", "params"):
+    bits = [name for name in ledger if name.endswith("bits_per_weight")]
+    for name in ("sparsity", *bits, "macs", "sops", "params"):
         accelerator.print(f"  {name}: {ledger[name]}")
     if cfg.out and accelerator.is_main_process:
         result = {"accuracy": metrics.accuracy, "count": metrics.count, "loss": metrics.loss}

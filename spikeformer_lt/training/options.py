@@ -59,6 +59,8 @@ class ModelConfig:
     """Membrane time constant, in steps."""
     v_threshold: float | None = None
     """Firing threshold, dimensionless."""
+    neuron: str | None = None
+    """lif, or relu for the network without time, of models that have the choice (CNNs)."""
 
     def args(self) -> dict[str, Any]:
         """Keywords for `create_model`: what was set."""

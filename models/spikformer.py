@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.attention import SpikingSelfAttention
 from spikeformer_lt.layers.conv_pep import ConvPEP
+from spikeformer_lt.layers.door import time_first
 from spikeformer_lt.layers.mlp import EncoderBlock, SpikingMLP
 from spikeformer_lt.layers.patch_select import PatchSelect, gather_tokens, kept_count
 from spikeformer_lt.layers.state import reset_state
@@ -169,28 +170,14 @@ class Spikformer(nn.Module):
 
     def time_first(self, x: Tensor) -> Tensor:
         """Check the door and put time first: ``[1, B, C, H, W]`` or ``[T, B, C, H, W]``."""
-        expected = f"[B, {self.in_channels}, {self.image_size[0]}, {self.image_size[1]}]"
-        if not x.is_floating_point():
-            raise ConfigError(
-                f"input dtype {x.dtype} is not floating point; normalise images first"
-            )
-        own, mixed = self.head.weight.dtype, torch.is_autocast_enabled(x.device.type)
-        if x.dtype != own and not (mixed and x.dtype != torch.float64):
-            raise ConfigError(f"input dtype {x.dtype} is not the model's {own}; convert one")
-        if x.ndim not in (4, 5) or x.shape[-3:] != (self.in_channels, *self.image_size):
-            raise ConfigError(
-                f"input shape {list(x.shape)} is neither images {expected} nor frames "
-                f"{expected.replace('[B,', f'[B, T={self.T},')}"
-            )
-        if x.ndim == 5:
-            if x.shape[1] != self.T:
-                raise ConfigError(
-                    f"expected T={self.T} at dimension 1 of frames [B, T, C, H, W], "
-                    f"got {x.shape[1]} in {list(x.shape)}"
-                )
-            return x.transpose(0, 1)
-        images = x.unsqueeze(0)
-        return images if self.compute_once else images.expand(self.T, -1, -1, -1, -1)
+        return time_first(
+            x,
+            T=self.T,
+            in_channels=self.in_channels,
+            image_size=self.image_size,
+            dtype=self.head.weight.dtype,
+            compute_once=self.compute_once,
+        )
 
 
 def sized(defaults: dict[str, Any], kwargs: dict[str, Any]) -> Spikformer:

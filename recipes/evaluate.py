@@ -78,8 +78,12 @@ def main(cfg: Evaluate) -> None:
         f"{splits.name} {cfg.split}: {metrics.accuracy:.2f} % of {metrics.count} "
         f"(top-5 {metrics.top5:.2f} %, loss {metrics.loss:.4f})"
     )
-    for name in ("sparsity", "conv_pep_bits_per_weight", "macs", "sops", "params"):
-        accelerator.print(f"  {name}: {ledger[name]}")
+    bits = [name for name in ledger if name.endswith("bits_per_weight")]
+    told = {name: ledger[name] for name in ("sparsity", *bits, "macs", "sops", "params")}
+    told["sparsity"] = {kind: s for kind, s in told["sparsity"].items() if s is not None}
+    for name, value in told.items():
+        if value is not None:
+            accelerator.print(f"  {name}: {value}")
     if cfg.out and accelerator.is_main_process:
         result = {"accuracy": metrics.accuracy, "count": metrics.count, "loss": metrics.loss}
         text = json.dumps({**result, "split": cfg.split, **ledger}, indent=2)

@@ -49,14 +49,15 @@ class Augment:
 
     @classmethod
     def standard(cls, name: str) -> Augment:
-        """Return a preset: "spikformer_cifar", "digits" or "none".
+        """Return a preset: "spikformer_cifar", "crop4_flip", "crop8_flip", "digits" or "none".
 
         Raises:
             ConfigError: no such preset.
 
         Source: "spikformer_cifar" is cifar10.yml of Spikformer (arXiv:2209.15425) with the
         operations of its aa_snn.py; its random resized crop has scale and ratio 1, so none is
-        made. "digits" shifts only: a flipped digit is another sign.
+        made. "crop4_flip" (SVHN, Fashion-MNIST) and "crop8_flip" (Tiny-ImageNet) are those of the
+        code of arXiv:2207.01382. "digits" shifts only: a flipped digit is another sign.
         """
         if name not in _PRESETS:
             raise ConfigError(
@@ -121,6 +122,8 @@ class Augment:
 _PRESETS = {
     "none": Augment(),
     "digits": Augment(crop_padding=2),
+    "crop4_flip": Augment(crop_padding=4, hflip=0.5),
+    "crop8_flip": Augment(crop_padding=8, hflip=0.5),
     "spikformer_cifar": Augment(
         hflip=0.5,
         auto_augment="rand-m9-n1-mstd0.4-inc1",
@@ -241,10 +244,7 @@ class TrainTransform:
 
 
 def _posterize(picture: Any, bits: int, **options: Any) -> Any:
-    """Keep the highest `bits` of each pixel, one at least.
-
-    At full magnitude timm asks for none, which recent Pillow refuses (older gave a black image).
-    """
+    """Keep the highest `bits` of each pixel, one at least: timm asks for none, Pillow refuses."""
     from timm.data.auto_augment import posterize
 
     return posterize(picture, max(1, bits), **options)

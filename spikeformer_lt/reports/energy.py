@@ -183,7 +183,7 @@ def _layer(
         formula_macs=dense / (counted.T if first and static else 1) if multiplied else 0.0,
         formula_acs=0.0 if multiplied else rate * dense,
         weight_bits=0.0 if weighed is None or weight is None
-        else bits_per_weight([weighed]) * weight.numel(),  # type: ignore[list-item]
+        else bits_per_weight([weighed]) * weight.numel(),
         input_bits=count.inputs / n * INPUT_BITS[count.kind],
     )  # fmt: skip
 

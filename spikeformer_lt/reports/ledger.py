@@ -27,15 +27,15 @@ def build_ledger(model: Any, batches: Sequence[Tensor]) -> dict[str, Any]:
 
     Returns:
         JSON-ready values. ``sparsity``: patch, conv_pep_weight, total_weight (over all convolution
-        and linear weights). ``conv_pep_bits_per_weight``: see `bits_per_weight`. Both ConvPEP
-        values are None where there is none. ``macs`` and ``sops`` are per sample over all T steps.
-        ``energy_pj`` is a theoretical estimate, and None with a reason when a layer is dead: a
-        silent network would look brilliant.
+        and linear weights). ``conv_pep_bits_per_weight`` and ``bits_per_weight`` (of the same
+        layers as total_weight): see `bits_per_weight`. Both ConvPEP values are None where there
+        is none. ``macs`` and ``sops`` are per sample over all T steps. ``energy_pj`` is a
+        theoretical estimate, and None with a reason when a layer is dead: a silent network would
+        look brilliant.
     """
-    stem_units = model.conv_pep.units() if hasattr(model, "conv_pep") else ()
-    convs = [unit.conv for unit in stem_units]
-    stem = [_weight(conv) for conv in convs]
-    every = [_weight(m) for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    pep = getattr(model, "conv_pep", None)
+    stem = [] if pep is None else [unit.conv for unit in pep.units()]
+    every = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     with FiringWatch(model, always=True) as watch:
         counted = count_operations(model, batches, model.T)
         rates = watch.rates()
@@ -48,7 +48,8 @@ def build_ledger(model: Any, batches: Sequence[Tensor]) -> dict[str, Any]:
             "conv_pep_weight": _removed(stem) if stem else None,
             "total_weight": _removed(every),
         },
-        "conv_pep_bits_per_weight": bits_per_weight(convs) if convs else None,
+        "conv_pep_bits_per_weight": bits_per_weight(stem) if stem else None,
+        "bits_per_weight": bits_per_weight(every),
         "binary_layers": [
             name
             for name, module in model.named_modules()
@@ -89,15 +90,15 @@ def is_binary(weight: Tensor) -> bool:
     return bool(((flat == top) | (flat == 0)).all())
 
 
-def bits_per_weight(convs: Sequence[nn.Conv2d]) -> float:
-    """Bits that the ConvPEP's weights need, over their number.
+def bits_per_weight(layers: Sequence[nn.Module]) -> float:
+    """Bits that the weights of convolutions and linear maps need, over their number.
 
     A layer costs the entropy of its mask, n H(kept/n), plus for each kept weight 1 bit where it is
     binary and 32 otherwise, plus 32 bits for each gain.
     """
     bits, count = 0.0, 0
-    for conv in convs:
-        weight = _weight(conv)
+    for layer in layers:
+        weight = _weight(layer)
         n, kept = weight.numel(), int((weight != 0).sum())
         p = kept / n
         entropy = 0.0 if p in (0.0, 1.0) else -p * math.log2(p) - (1 - p) * math.log2(1 - p)
@@ -110,9 +111,10 @@ def bits_per_weight(convs: Sequence[nn.Conv2d]) -> float:
 
 
 def _patch_sparsity(model: Any) -> float:
-    if getattr(model, "patch", None) is None or model.patch.index is None:
+    patch = getattr(model, "patch", None)
+    if patch is None or patch.index is None:
         return 0.0
-    return float(1 - model.patch.index.shape[1] / model.num_tokens)
+    return float(1 - patch.index.shape[1] / model.num_tokens)
 
 
 def _weight(module: nn.Module) -> Tensor:
@@ -121,7 +123,8 @@ def _weight(module: nn.Module) -> Tensor:
     return weight.detach()
 
 
-def _removed(weights: Sequence[Tensor]) -> float:
+def _removed(layers: Sequence[nn.Module]) -> float:
+    weights = [_weight(layer) for layer in layers]
     total = sum(w.numel() for w in weights)
     return 1 - sum(int((w != 0).sum()) for w in weights) / total
 

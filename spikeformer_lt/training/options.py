@@ -41,7 +41,7 @@ class DataConfig:
     limit_test: int | None = None
     """Test on this many images, classes in proportion; None is all."""
     augment: str = "auto"
-    """auto (the data set's usual), none, digits or spikformer_cifar."""
+    """auto (the data set's usual), none, digits, spikformer_cifar, crop4_flip or crop8_flip."""
     mixup: float | None = None
     """Alpha of mixup; None is the papers' value for the data set."""
     cutmix: float = 0.0
@@ -101,6 +101,8 @@ class ModelConfig:
     """Membrane time constant, in steps."""
     v_threshold: float | None = None
     """Firing threshold, dimensionless."""
+    neuron: str | None = None
+    """lif, or relu for the network without time, of models that have the choice (CNNs)."""
 
     def args(self) -> dict[str, Any]:
         """Keywords for `create_model`: what was set."""

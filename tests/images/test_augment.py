@@ -157,6 +157,11 @@ def test_digits_are_shifted_only():
     assert Augment.standard("digits") == Augment(crop_padding=2)
 
 
+def test_crops_and_flips_are_those_of_the_published_code():
+    assert Augment.standard("crop4_flip") == Augment(crop_padding=4, hflip=0.5)
+    assert Augment.standard("crop8_flip") == Augment(crop_padding=8, hflip=0.5)
+
+
 def test_an_unknown_preset_is_refused_with_the_nearest():
     with pytest.raises(ConfigError, match="did you mean 'spikformer_cifar'"):
         Augment.standard("spikeformer_cifar")

@@ -113,9 +113,9 @@ class Recipes:
 
     def close(self) -> None:
         """End the server."""
-        assert self.server.stdin is not None
-        self.server.stdin.close()
-        self.server.wait(60)
+        if self.running:
+            self.wait()
+        self.server.communicate("end\n", timeout=60)
 
     def _answer(self) -> str:
         assert self.server.stdout is not None

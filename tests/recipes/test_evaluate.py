@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from spikeformer_lt import Ticket
+from spikeformer_lt import Mask, Ticket, create_dataset, create_model
 
 pytestmark = pytest.mark.recipe
 
@@ -48,6 +49,34 @@ def test_validation_repeats_what_chose_the_ticket(
     found = evaluated(recipes, tmp_path / "val.json", "--run", finished.path, "--split", "val")
     assert found["accuracy"] == finished.report["val_accuracy"]
     assert found["count"] == 10
+
+
+def test_a_cnn_is_evaluated_by_the_name_in_its_ticket(recipes: Any, tmp_path: Path) -> None:
+    """Weights whose first layer is half removed; nothing of it is a Spikformer."""
+    options = {"image_size": 8, "limit_train": 48, "limit_test": 40}
+    splits = create_dataset("digits", **options)
+    args = {"T": 2, "image_size": 8, "num_classes": 10, "in_channels": 3}
+    model = create_model("spiking_vgg_toy", **args)
+    name = "layers.0.conv.weight"
+    kept = torch.arange(16 * 27).view(16, 3, 3, 3) % 2 == 0
+    known = {
+        "model": {"name": "spiking_vgg_toy", "args": args},
+        "dataset": "digits",
+        "split_sha256": splits.split_sha256,
+        "data": options,
+    }
+    Ticket.of(model, Mask({name: kept}), known).save(tmp_path / "ticket")
+    found = evaluated(recipes, tmp_path / "cnn.json", "--run", tmp_path / "ticket")
+    assert found["count"] == 40
+    assert found["sparsity"] == {
+        "patch": 0.0,
+        "conv_pep_weight": None,
+        "total_weight": pytest.approx(216 / 30_000),
+    }
+    assert "NOTICE" not in found["printed"] and "conv_pep" not in found["printed"]
+    assert f"  bits_per_weight: {found['bits_per_weight']}" in found["printed"].splitlines()
+    one = evaluated(recipes, tmp_path / "one.json", "--run", tmp_path / "ticket", "--T", "1")
+    assert 0 < one["sops"] < found["sops"]
 
 
 def test_a_ticket_folder_that_was_moved_is_enough(

@@ -44,6 +44,27 @@ def test_every_kind_of_sparsity_is_counted_apart():
     removed = sum(int((w == 0).sum()) for w in weights)
     assert ledger["sparsity"]["total_weight"] == removed / sum(w.numel() for w in weights)
     assert ledger["ledger_samples"] == 8
+    assert ledger["conv_pep_bits_per_weight"] == bits_per_weight(
+        [unit.conv for unit in model.conv_pep.units()]
+    )
+    assert ledger["conv_pep_bits_per_weight"] < ledger["bits_per_weight"] < 32
+    json.dumps(ledger)
+
+
+def test_a_model_without_a_stem_has_the_figures_that_it_can_have():
+    torch.manual_seed(0)
+    model = create_model("spiking_vgg_toy", T=2)
+    with torch.no_grad():
+        model.layers[0].conv.weight.view(-1)[:100] = 0
+    ledger = build_ledger(model.eval(), IMAGES)
+    assert ledger["sparsity"] == {
+        "patch": 0.0,
+        "conv_pep_weight": None,
+        "total_weight": pytest.approx(100 / 30_000),
+    }
+    assert ledger["conv_pep_bits_per_weight"] is None
+    assert ledger["bits_per_weight"] > 31
+    assert ledger["macs"] > 0 and ledger["params"] == 30_266
     json.dumps(ledger)
 
 

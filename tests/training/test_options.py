@@ -18,6 +18,7 @@ from spikeformer_lt.training.options import (
 def test_only_sizes_that_were_set_reach_the_model():
     assert ModelConfig().args() == {"T": 4}
     assert ModelConfig(embed_dim=64, T=2).args() == {"T": 2, "embed_dim": 64}
+    assert ModelConfig(neuron="relu").args() == {"T": 4, "neuron": "relu"}
 
 
 def test_splits_follow_the_options():

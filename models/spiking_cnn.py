@@ -1,0 +1,240 @@
+"""What spiking CNNs share: layers, the door, the classifier, and the state between two inputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from spikeformer_lt.errors import ConfigError
+from spikeformer_lt.layers.door import time_first
+from spikeformer_lt.layers.neuron import make_activation
+from spikeformer_lt.layers.norm import BatchNorm, norm_act
+from spikeformer_lt.layers.state import reset_state
+from spikeformer_lt.layers.units import map_rows
+
+
+class ConvLayer(nn.Module):
+    """Convolution, BatchNorm and, unless it ends before a sum, the neuron.
+
+    Args:
+        in_channels: input channels.
+        out_channels: output channels.
+        kernel_size: odd; the map keeps its size but for the stride.
+        stride: of the convolution; an odd map is rounded up.
+        bias: bias of the convolution, which BatchNorm makes idle: published VGGs count it.
+        neuron: options of :func:`make_activation` with its ``kind``, or None for no neuron.
+
+    Shape: in ``[T|1, B, H, W, C]`` -> out ``[T|1, B, H', W', C']``; a LIF puts out T steps.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        kernel_size: int = 3,
+        stride: int = 1,
+        bias: bool = False,
+        neuron: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        padding = kernel_size // 2
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=bias)
+        self.norm = BatchNorm(out_channels)
+        self.act = None if neuron is None else make_activation(**neuron)
+
+    def forward(self, rows: Tensor, T: int) -> Tensor:
+        """Spikes, or the current where there is no neuron."""
+        rows = map_rows(rows, self.conv)
+        repeats = T // rows.shape[0]
+        if self.act is None:
+            current: Tensor = self.norm(rows, repeats)
+            return current
+        return norm_act(self.norm, self.act, rows, T, repeats)
+
+
+class HiddenLayer(nn.Module):
+    """Linear map with a bias, BatchNorm on request, and the neuron.
+
+    Shape: in ``[T|1, B, F]`` -> out ``[T|1, B, F']``; a LIF puts out T steps.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, *, norm: bool, neuron: dict[str, Any]
+    ) -> None:
+        super().__init__()
+        self.linear = nn.Linear(in_features, out_features)
+        self.norm = BatchNorm(out_features) if norm else None
+        self.act = make_activation(**neuron)
+
+    def forward(self, values: Tensor, T: int) -> Tensor:
+        """Spikes of the hidden neurons."""
+        current = self.linear(values)
+        if self.norm is None:
+            spikes: Tensor = self.act(current, T)
+            return spikes
+        return norm_act(self.norm, self.act, current, T, T // current.shape[0])
+
+
+class SpikingCNN(nn.Module):
+    """A convolutional spiking classifier; a subclass gives the feature maps.
+
+    Args:
+        num_classes: classes K.
+        T: time steps. A static image is presented T times; event frames bring T themselves. The
+            attribute may be changed at any time.
+        in_channels: 3 for RGB, 1 for grey, 2 for events.
+        image_size: side of the square input, or (H, W); other sizes are refused.
+        neuron: ``lif``, or ``relu``, ``heaviside`` or ``sign``: the same network without time, with
+            the same names in its state_dict, so that weights go from one to the other.
+        tau, v_threshold, v_reset, decay_input, surrogate, alpha, detach_reset: of every LIF.
+        compute_once: compute what is the same at every step of a static image once; the result is
+            identical, only the time differs.
+
+    Shape: images ``[B, C, H, W]`` or frames ``[B, T, C, H, W]`` -> logits ``[B, T, K]``.
+
+    Raises:
+        ConfigError: a size or choice that cannot be built, or an input of another T, size,
+            channel count or dtype than the model's.
+
+    Source: neuron constants of Kim et al., ECCV 2022, arXiv 2207.01382 (its code: tau 4/3, ATan).
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        T: int = 4,
+        *,
+        in_channels: int = 3,
+        image_size: int | tuple[int, int] = 32,
+        neuron: str = "lif",
+        tau: float = 4 / 3,
+        v_threshold: float = 1.0,
+        v_reset: float | None = 0.0,
+        decay_input: bool = True,
+        surrogate: str = "atan",
+        alpha: float | None = None,
+        detach_reset: bool = True,
+        compute_once: bool = True,
+    ) -> None:
+        super().__init__()
+        for field, value in {
+            "T": T,
+            "num_classes": num_classes,
+            "in_channels": in_channels,
+        }.items():
+            at_least_one(field, value)
+        size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        if len(size) != 2 or min(size) < 1:
+            raise ConfigError(f"image_size={image_size} is not allowed: a side, or (H, W)")
+        self.T, self.num_classes, self.compute_once = T, num_classes, compute_once
+        self.in_channels, self.image_size = in_channels, (int(size[0]), int(size[1]))
+        self.neuron: dict[str, Any] = {
+            "tau": tau,
+            "v_threshold": v_threshold,
+            "v_reset": v_reset,
+            "decay_input": decay_input,
+            "surrogate": surrogate,
+            "alpha": alpha,
+            "detach_reset": detach_reset,
+        }
+        make_activation(neuron, **self.neuron)  # refuses before anything is built
+        self.neuron["kind"] = neuron
+
+    def build_classifier(
+        self, channels: int, maps: tuple[int, int], pooled: int, hidden: int | None, norm: bool
+    ) -> None:
+        """Add average pooling, the hidden layer and the head; called by the subclass.
+
+        Args:
+            channels: of the last feature map.
+            maps: height and width of that map.
+            pooled: side that it is averaged to.
+            hidden: neurons of the hidden layer, or None for no such layer.
+            norm: BatchNorm in the hidden layer.
+
+        Raises:
+            ConfigError: a map smaller than `pooled`, or a number below 1.
+        """
+        at_least_one("pooled", pooled)
+        if min(maps) < pooled:
+            raise ConfigError(
+                f"pooled={pooled} is not allowed: an input of {self.image_size[0]} x "
+                f"{self.image_size[1]} leaves a map of {maps[0]} x {maps[1]}; use a larger "
+                "image_size or less pooling"
+            )
+        self.pooled, width = pooled, channels * pooled**2
+        self.hidden: HiddenLayer | None = None
+        if hidden is not None:
+            at_least_one("hidden", hidden)
+            self.hidden = HiddenLayer(width, hidden, norm=norm, neuron=self.neuron)
+            width = hidden
+        self.head = nn.Linear(width, self.num_classes)
+
+    def features(self, rows: Tensor) -> Tensor:
+        """Feature maps ``[T|1, B, H', W', C']`` of the input ``[T|1, B, H, W, C]``."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Classify images or frames; neuron state is clean before and after."""
+        reset_state(self)
+        try:
+            images = time_first(
+                x,
+                T=self.T,
+                in_channels=self.in_channels,
+                image_size=self.image_size,
+                dtype=self.head.weight.dtype,
+                compute_once=self.compute_once,
+            )
+            maps = self.features(images.permute(0, 1, 3, 4, 2).contiguous())
+            values = _average(maps, self.pooled).flatten(2)
+            if self.hidden is not None:
+                values = self.hidden(values, self.T)
+            logits: Tensor = self.head(values)
+            return logits.expand(self.T, -1, -1).transpose(0, 1)
+        finally:
+            if not torch.compiler.is_compiling():
+                reset_state(self)
+
+    def set_neuron(self, kind: str) -> None:
+        """Swap every neuron in place, by the names of the argument `neuron`; weights stay.
+
+        Raises:
+            ConfigError: an unknown kind; nothing is changed then.
+        """
+        options = {**self.neuron, "kind": kind}
+        make_activation(**options)
+        self.neuron = options
+        for module in self.modules():
+            if getattr(module, "act", None) is not None:
+                module.act = make_activation(**options)
+
+
+def at_least_one(field: str, value: Any) -> None:
+    """Refuse what is no whole number from 1 on.
+
+    Raises:
+        ConfigError: with field and value.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigError(f"{field}={value} is not allowed: a whole number, at least 1")
+
+
+def halved(size: tuple[int, int]) -> tuple[int, int]:
+    """Size of a map after a stride of 2: an odd one is rounded up."""
+    return (size[0] + 1) // 2, (size[1] + 1) // 2
+
+
+def _average(maps: Tensor, side: int) -> Tensor:
+    """Average ``[T, B, H, W, C]`` to ``[T, B, side, side, C]``; a map of that size stays."""
+    if maps.shape[2:4] == (side, side):
+        return maps
+    if side == 1:
+        return maps.mean((2, 3), keepdim=True)
+    flat = maps.flatten(0, 1).permute(0, 3, 1, 2)
+    pooled = F.adaptive_avg_pool2d(flat, side).permute(0, 2, 3, 1)
+    return pooled.unflatten(0, maps.shape[:2])

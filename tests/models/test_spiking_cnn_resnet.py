@@ -1,0 +1,107 @@
+"""Spiking ResNet-19 against torch's own modules, step by step, and the published count."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from spikeformer_lt.errors import ConfigError
+from spikeformer_lt.models.spiking_cnn_resnet import ResidualBlock, SpikingResNet
+from spikeformer_lt.registry import create_model
+
+T = 4
+
+
+def test_resnet19_has_the_published_number_of_parameters() -> None:
+    """Every trainable number counts: weights, biases of the linear maps, BatchNorm's two."""
+    with torch.device("meta"):
+        model = create_model("spiking_resnet19")
+    layers = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    weights = sum(layer.weight.numel() for layer in layers)
+    biases = sum(layer.bias.numel() for layer in layers if layer.bias is not None)
+    norms = [m for m in model.modules() if hasattr(m, "running_mean")]
+    affine = sum(norm.weight.numel() + norm.bias.numel() for norm in norms)
+    assert (weights, biases, affine) == (12_619_968, 266, 10_624)
+    assert sum(p.numel() for p in model.parameters()) == 12_630_858
+    shortcuts = [m for m in layers if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1)]
+    assert len(layers) - len(shortcuts) == 19
+
+
+def test_its_maps_shrink_at_each_stage() -> None:
+    with torch.device("meta"):
+        model = create_model("spiking_resnet19")
+    strides = [block.conv1.conv.stride[0] for block in model.blocks]
+    assert strides == [2, 1, 1, 2, 1, 1, 2, 1]
+    assert [block.shortcut is not None for block in model.blocks] == [s == 2 for s in strides]
+
+
+class PlainLIF:
+    """One step at a time, tau 4/3."""
+
+    def __init__(self) -> None:
+        self.v: Tensor | float = 0.0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.v = 0.25 * self.v + 0.75 * x
+        spikes = (self.v >= 1).to(x)
+        self.v = self.v * (1 - spikes)
+        return spikes
+
+
+def current(layer: nn.Module, x: Tensor) -> Tensor:
+    norm = layer.norm
+    return F.batch_norm(
+        layer.conv(x), norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps
+    )
+
+
+def by_steps(model: SpikingResNet, x: Tensor, neuron: type) -> Tensor:
+    """Logits ``[B, T, K]`` of frames ``[B, T, C, H, W]``, each step after the other."""
+    acts: dict[nn.Module, object] = {module: neuron() for module in model.modules()}
+    out = []
+    for t in range(x.shape[1]):
+        maps = acts[model.stem](current(model.stem, x[:, t]))
+        for block in model.blocks:
+            assert isinstance(block, ResidualBlock)
+            inner = acts[block.conv1](current(block.conv1, maps))
+            straight = maps if block.shortcut is None else current(block.shortcut, maps)
+            maps = acts[block](current(block.conv2, inner) + straight)
+        hidden = acts[model.hidden](model.hidden.linear(maps.mean((2, 3))))
+        out.append(model.head(hidden))
+    return torch.stack(out, 1)
+
+
+@pytest.mark.parametrize("neuron", ["lif", "relu"])
+@pytest.mark.parametrize("side", [8, 9])
+def test_it_computes_what_torchs_own_modules_compute(awaken, neuron: str, side: int) -> None:
+    torch.manual_seed(0)
+    model = SpikingResNet(
+        5, T, stem=4, widths=(6, 8), depths=(2, 1), strides=(2, 2), image_size=side, neuron=neuron
+    ).double()
+    nn.init.normal_(model.hidden.linear.weight, std=0.8)  # so that hidden neurons fire
+    x = torch.rand(3, T, 3, side, side, dtype=torch.float64)
+    awaken(model, lambda m: m(x))
+    rates: list[float] = []
+    model.hidden.act.register_forward_hook(lambda m, i, o: rates.append(float(o.mean())))
+    with torch.no_grad():
+        found = model.eval()(x)
+        wanted = by_steps(model, x, PlainLIF if neuron == "lif" else lambda: F.relu)
+    assert rates[0] > 0.02
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"widths": (8, 8)}, r"widths=\[8, 8\].*one entry for each stage"),
+        ({"widths": (), "depths": (), "strides": ()}, "one entry for each stage"),
+        ({"strides": (2, 3, 1)}, r"strides=\[2, 3, 1\] is not allowed: each 1 or 2"),
+        ({"depths": (1, 0, 1)}, "depths=0"),
+        ({"stem": 0}, "stem=0"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_by_name(options: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        SpikingResNet(**options)

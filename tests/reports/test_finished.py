@@ -7,31 +7,12 @@ import json
 import pytest
 import torch
 
-from spikeformer_lt import Ticket, create_dataset, create_model
 from spikeformer_lt.errors import DataError, TicketError
-from spikeformer_lt.mask import Mask
 from spikeformer_lt.reports.finished import open_run
 from spikeformer_lt.tickets.rebuild import model_from_ticket
 
 
-def saved(folder, **provenance):
-    args = {"image_size": 16, "embed_dim": 16, "depth": 1, "num_heads": 2, "T": 2}
-    torch.manual_seed(0)
-    model = create_model("spikformer_toy", num_classes=10, **args)
-    known = {
-        "model": {"name": "spikformer_toy", "args": args},
-        "dataset": "digits",
-        "split_sha256": create_dataset("digits", image_size=16, limit_test=30).split_sha256,
-        "data": {"image_size": 16, "limit_test": 30},
-        **provenance,
-    }
-    known = {name: value for name, value in known.items() if value is not None}
-    mask = Mask({k: torch.ones_like(v).bool() for k, v in model.state_dict().items() if v.ndim > 3})
-    Ticket(mask, model.state_dict(), known).save(folder / "ticket")
-    return model
-
-
-def test_a_run_opens_with_its_model_split_and_report(tmp_path):
+def test_a_run_opens_with_its_model_split_and_report(saved, tmp_path):
     model = saved(tmp_path / "run")
     (tmp_path / "run" / "report.json").write_text(json.dumps({"test_accuracy": 12.5}))
     run = open_run(tmp_path / "run", model_from_ticket)
@@ -43,14 +24,14 @@ def test_a_run_opens_with_its_model_split_and_report(tmp_path):
         assert torch.equal(run.model(images[0]), model.eval()(images[0]))
 
 
-def test_another_split_is_noticed_and_T_can_be_changed(tmp_path):
+def test_another_split_is_noticed_and_T_can_be_changed(saved, tmp_path):
     saved(tmp_path / "run", split_sha256="0" * 64)
     run = open_run(tmp_path / "run", model_from_ticket, T=3)
     assert not run.own_split and run.report is None
     assert run.model(run.batches("val", 2)[0]).shape == (2, 3, 10)
 
 
-def test_a_ticket_without_origin_and_a_broken_report_are_named(tmp_path):
+def test_a_ticket_without_origin_and_a_broken_report_are_named(saved, tmp_path):
     saved(tmp_path / "a", dataset=None)
     with pytest.raises(TicketError, match="does not say its dataset"):
         open_run(tmp_path / "a", model_from_ticket)

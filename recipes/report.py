@@ -1,0 +1,56 @@
+"""One self-contained report.html of a run, or of several runs side by side.
+
+python recipes/report.py --runs runs/x                             # into runs/x
+python recipes/report.py --runs runs/dense runs/x --out compare/   # a comparison
+
+The page opens in any browser without a server: pictures are inside it. Beside it lie the pictures,
+a CSV for each, and the energy ledger.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from spikeformer_lt.config import check, run_recipe
+from spikeformer_lt.training.options import EventDataConfig
+
+
+@dataclass(frozen=True)
+class Report:
+    """Pictures, ledger and energy of finished runs as one HTML page."""
+
+    runs: tuple[str, ...] = ()
+    """Run directories or ticket folders; more than one makes a comparison."""
+    out: str = ""
+    """Folder for report.html; empty is the run itself, and required for a comparison."""
+    title: str = "Comparison of tickets"
+    """Heading of a comparison."""
+    images: int = 256
+    """Test inputs that operations, rates and kept patches are measured on."""
+    data: EventDataConfig = field(default_factory=EventDataConfig)
+
+    def __post_init__(self) -> None:
+        check(self.images >= 1, "images", self.images, "at least 1")
+
+
+def main(cfg: Report) -> None:
+    """Open, draw, write."""
+    check(len(cfg.runs) > 0, "runs", cfg.runs, "run directories or ticket folders: --runs DIR ...")
+    check(len(cfg.runs) == 1 or bool(cfg.out), "out", cfg.out, "a folder for the comparison")
+
+    from spikeformer_lt.reports.finished import open_run
+    from spikeformer_lt.reports.run_page import write_comparison_page, write_run_page
+    from spikeformer_lt.tickets.rebuild import model_from_ticket
+
+    runs = [open_run(path, model_from_ticket, cfg.data) for path in cfg.runs]
+    out = Path(cfg.out or cfg.runs[0])
+    if len(runs) == 1:
+        page = write_run_page(runs[0], out, cfg.images)
+    else:
+        page = write_comparison_page(runs, out, cfg.title, cfg.images)
+    print(f"wrote {page} ({page.stat().st_size / 1e6:.1f} MB)")
+
+
+if __name__ == "__main__":
+    run_recipe(main, Report)

@@ -1,0 +1,96 @@
+"""One self-contained HTML page: text, tables and pictures inside it, no script, no server."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Sequence
+from pathlib import Path
+
+from spikeformer_lt.errors import DataError, shown
+from spikeformer_lt.paths import write_atomic
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;
+       max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.6rem; } h2 { font-size: 1.25rem; margin-top: 2.2rem; }
+table { border-collapse: collapse; margin: 1rem 0; font-size: .9rem; display: block;
+        overflow-x: auto; }
+th, td { border: 1px solid #ccc; padding: .3rem .6rem; text-align: right; }
+th:first-child, td:first-child { text-align: left; }
+thead th { background: #f2f2f2; }
+figure { margin: 1.2rem 0; } img { max-width: 100%; height: auto; border: 1px solid #ddd; }
+figcaption { color: #444; font-size: .9rem; }
+.notice { border-left: 4px solid #D55E00; padding: .4rem .8rem; background: #fff6f0; }
+nav a { margin-right: 1rem; } code { background: #f4f4f4; padding: 0 .2rem; }
+"""
+TYPES = {".png": "image/png", ".gif": "image/gif"}
+
+
+class Page:
+    """Collects parts and writes them as one file.
+
+    Args:
+        title: heading and window title; every text is escaped.
+    """
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self._parts: list[str] = []
+        self._sections: list[str] = []
+
+    def section(self, title: str) -> None:
+        """Begin a section; it gets a link at the top."""
+        self._sections.append(title)
+        number = len(self._sections)
+        self._parts.append(f'<h2 id="s{number}">{html.escape(title)}</h2>')
+
+    def text(self, words: str, notice: bool = False) -> None:
+        """Add a paragraph; a notice stands out."""
+        mark = ' class="notice"' if notice else ""
+        self._parts.append(f"<p{mark}>{html.escape(words)}</p>")
+
+    def table(self, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        """Add a table; the first column holds names."""
+        head = "".join(f'<th scope="col">{html.escape(str(cell))}</th>' for cell in header)
+        body = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>"
+            for row in rows
+        )
+        self._parts.append(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
+
+    def image(self, path: Path, caption: str) -> None:
+        """Add a picture, inside the page; the caption is also its text for who cannot see it.
+
+        Raises:
+            DataError: neither PNG nor GIF, or it cannot be read.
+        """
+        kind = TYPES.get(path.suffix)
+        if kind is None:
+            raise DataError(f"{shown(path.name)} is no picture of a report: {', '.join(TYPES)}")
+        try:
+            data = base64.b64encode(path.read_bytes()).decode()
+        except OSError as fault:
+            raise DataError(f"{shown(str(path))} cannot be read: {fault.strerror}") from None
+        words = html.escape(caption)
+        self._parts.append(
+            f'<figure><img alt="{words}" src="data:{kind};base64,{data}">'
+            f"<figcaption>{words}</figcaption></figure>"
+        )
+
+    def render(self) -> str:
+        """The whole page."""
+        links = "".join(
+            f'<a href="#s{i}">{html.escape(name)}</a>' for i, name in enumerate(self._sections, 1)
+        )
+        return (
+            '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">'
+            f"<title>{html.escape(self.title)}</title><style>{STYLE}</style></head><body>"
+            f"<h1>{html.escape(self.title)}</h1><nav>{links}</nav>" + "\n".join(self._parts)
+            + "</body></html>\n"
+        )  # fmt: skip
+
+    def write(self, path: Path) -> None:
+        """Write it, all at once or not at all."""
+        write_atomic(path, self.render().encode(), DataError)

@@ -1,0 +1,133 @@
+"""What a network does on a few inputs: kept patches, spikes, membranes; the pictures' raw data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spikeformer_lt.errors import DataError
+
+MEMBRANES = 6
+
+
+@dataclass
+class Probe:
+    """Of one batch; spikes and membranes are those of its first sample."""
+
+    inputs: Tensor
+    """``[B, C, H, W]`` images or ``[B, T, C, H, W]`` frames, as the model saw them."""
+    logits: Tensor
+    """``[B, T, K]``."""
+    kept: Tensor | None
+    """Kept token indices ``[B, K]``; None where no patch is removed."""
+    grid: tuple[int, int]
+    """Rows and columns of the tokens."""
+    spikes: dict[str, Tensor] = field(default_factory=dict)
+    """Layer -> ``[T, neurons]``, values 0 and 1."""
+    membrane: dict[str, tuple[Tensor, Tensor, float]] = field(default_factory=dict)
+    """Layer -> membranes and spikes ``[T, n]`` of its neurons that move most, and the threshold."""
+
+
+@torch.no_grad()
+def run_probe(model: Any, inputs: Tensor, membranes: Sequence[str] = ()) -> Probe:
+    """Run a batch in eval mode and keep what the pictures show.
+
+    Args:
+        model: with ``T``, ``num_tokens``, ``conv_pep``, ``patch`` and ``image_size``.
+        inputs: ``[B, C, H, W]`` or ``[B, T, C, H, W]``.
+        membranes: spiking layers whose membranes are wanted; empty takes the first one.
+
+    Raises:
+        DataError: a name that is no spiking layer of the model.
+    """
+    layers = _spiking_layers(model)
+    wanted = list(membranes) or list(layers)[:1]
+    for name in wanted:
+        if name not in layers:
+            raise DataError(f"{name} is no spiking layer; they are {', '.join(layers)}")
+    stride = model.conv_pep.stride
+    grid = (model.image_size[0] // stride, model.image_size[1] // stride)
+    found = Probe(inputs, torch.empty(0), None, grid)
+    training = model.training
+    model.eval()
+    with _recorded(found, layers, wanted, len(inputs)):
+        found.logits = model(inputs)
+    model.train(training)
+    if model.patch is not None:
+        found.kept = model.patch.index.clone()
+    return found
+
+
+def _spiking_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Neurons; their surrogate functions say that they spike, too."""
+    found: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        if getattr(module, "spiking", False) is True and name.rpartition(".")[0] not in found:
+            found[name] = module
+    return found
+
+
+@contextmanager
+def _recorded(
+    found: Probe, layers: dict[str, nn.Module], wanted: Sequence[str], batch: int
+) -> Iterator[None]:
+    handles, before = [], {}
+    for name, module in layers.items():
+        handles.append(module.register_forward_hook(_hook(found, name, name in wanted, batch)))
+        if name in wanted and hasattr(module, "store_v_seq"):
+            before[name] = module.store_v_seq
+            module.store_v_seq = True  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for name, value in before.items():
+            layers[name].store_v_seq = value
+
+
+def _first_sample(x: Tensor, batch: int) -> Tensor:
+    """``[T, B, ...]`` (or time and batch folded) -> ``[T, neurons]`` of sample 0."""
+    if x.shape[1] != batch:
+        x = x.unflatten(0, (-1, batch))
+    return x[:, 0].flatten(1)
+
+
+def _hook(found: Probe, name: str, membrane: bool, batch: int) -> Any:
+    def hook(module: nn.Module, inputs: object, output: Tensor) -> None:
+        spikes = _first_sample(output.detach(), batch)
+        found.spikes[name] = spikes.cpu()
+        v = getattr(module, "v_seq", None)
+        if membrane and isinstance(v, Tensor):
+            moving = _first_sample(v.detach(), batch).std(0, unbiased=False)
+            busy = moving.sort(descending=True, stable=True).indices[:MEMBRANES]
+            threshold = float(module.v_threshold)  # type: ignore[arg-type]
+            trace = _first_sample(v.detach(), batch)[:, busy]
+            found.membrane[name] = (trace.cpu(), spikes[:, busy].cpu(), threshold)
+
+    return hook
+
+
+@torch.no_grad()
+def keep_frequency(model: Any, batches: Sequence[Tensor]) -> Tensor | None:
+    """How often each token is kept over a set, ``[rows, columns]`` in [0, 1]; None without level 1.
+
+    Its mean is exactly the kept fraction.
+    """
+    if model.patch is None:
+        return None
+    stride = model.conv_pep.stride
+    rows, columns = model.image_size[0] // stride, model.image_size[1] // stride
+    counts, seen = torch.zeros(rows * columns, dtype=torch.float64), 0
+    model.eval()
+    for inputs in batches:
+        model(inputs)
+        index = model.patch.index.cpu()
+        counts += torch.bincount(index.flatten(), minlength=rows * columns).double()
+        seen += len(index)
+    return (counts / seen).view(rows, columns)

@@ -1,0 +1,149 @@
+"""``report.html`` of a run, and of several runs side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from spikeformer_lt.errors import MaskError
+from spikeformer_lt.reports.energy import Energy, measure_energy
+from spikeformer_lt.reports.energy_costs import COSTS
+from spikeformer_lt.reports.energy_plots import plot_energy
+from spikeformer_lt.reports.energy_tables import ESTIMATE, write_energy
+from spikeformer_lt.reports.finished import FinishedRun
+from spikeformer_lt.reports.gallery import draw_run
+from spikeformer_lt.reports.page import Page
+from spikeformer_lt.reports.result_pictures import plot_anytime
+from spikeformer_lt.reports.weight_pictures import plot_mask_distances
+
+FACTS = {
+    "test accuracy (%)": ("test_accuracy", 1.0, "{:.2f}"),
+    "test inputs": ("test_count", 1.0, "{:.0f}"),
+    "validation accuracy (%)": ("val_accuracy", 1.0, "{:.2f}"),
+    "patches removed (%)": ("sparsity.patch", 100.0, "{:.1f}"),
+    "ConvPEP weights removed (%)": ("sparsity.conv_pep_weight", 100.0, "{:.1f}"),
+    "all weights removed (%)": ("sparsity.total_weight", 100.0, "{:.1f}"),
+    "bits per ConvPEP weight": ("conv_pep_bits_per_weight", 1.0, "{:.2f}"),
+    "parameters": ("params", 1.0, "{:,.0f}"),
+    "MACs per input": ("macs", 1.0, "{:,.0f}"),
+    "SOPs per input": ("sops", 1.0, "{:,.0f}"),
+}
+
+
+def fact(report: Mapping[str, Any] | None, path: str, scale: float, form: str) -> str:
+    """One figure of a report, or a dash where it was not measured."""
+    value: Any = report or {}
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return "-" if value is None else form.format(scale * float(value))
+
+
+def write_run_page(run: FinishedRun, out: Path, images: int = 256) -> Path:
+    """Draw a run's pictures into ``plots/`` below `out` and write its ``report.html``.
+
+    Returns:
+        The page.
+    """
+    pictures, energy = draw_run(run, out / "plots", images)
+    write_energy(out / "energy", {run.name: energy})
+    report = run.report or {}
+    page = Page(f"{run.name}: {report.get('run_id', run.path.name)}")
+    _notices(page, run, energy)
+    page.section("Ledger")
+    rows = [[name, fact(run.report, *how)] for name, how in FACTS.items()]
+    known = run.ticket.provenance
+    rows += [["data set", known["dataset"]], ["split", str(known["split_sha256"])[:12]]]
+    rows += [["seed", known.get("seed", "-")], ["search", known.get("search", "-")]]
+    page.table(["quantity", "value"], rows)
+    for section, group in groupby(pictures, key=lambda picture: picture.section):
+        page.section(section)
+        for picture in group:
+            page.image(picture.path, picture.caption)
+    _energy_tables(page, {run.name: energy})
+    page.section("Layers")
+    page.table(
+        ["layer", "input", "weights", "removed (%)", "MACs", "ACs", "formula ACs"],
+        [[r.name, r.input, "binary" if r.binary else "real", f"{100 * r.weight_sparsity:.1f}",
+          f"{r.macs:,.0f}", f"{r.acs:,.0f}", f"{r.formula_acs:,.0f}"] for r in energy.layers],
+    )  # fmt: skip
+    page.write(out / "report.html")
+    return out / "report.html"
+
+
+def write_comparison_page(
+    runs: Sequence[FinishedRun], out: Path, title: str, images: int = 256
+) -> Path:
+    """Write the ``report.html`` of several runs: ledger, accuracy at t, energy, mask distances.
+
+    Returns:
+        The page.
+    """
+    plots = out / "plots"
+    plots.mkdir(parents=True, exist_ok=True)
+    names = [r.name for r in runs]
+    names = [n if names.count(n) == 1 else str(r.path) for n, r in zip(names, runs, strict=True)]
+    energies = {
+        name: measure_energy(run.model, run.batches("test", images), run.model.T)
+        for name, run in zip(names, runs, strict=True)
+    }
+    write_energy(out / "energy", energies)
+    page = Page(title)
+    for run, energy in zip(runs, energies.values(), strict=True):
+        _notices(page, run, energy)
+    if len({run.ticket.provenance["split_sha256"] for run in runs}) > 1:
+        page.text("These runs have different splits: their accuracies do not compare.", True)
+    page.section("Ledger")
+    rows = [[name, *(fact(run.report, *how) for run in runs)] for name, how in FACTS.items()]
+    page.table(["quantity", *names], rows)
+    found = {
+        name: run.report["accuracy_at_t"]
+        for name, run in zip(names, runs, strict=True)
+        if run.report and "accuracy_at_t" in run.report
+    }
+    if found:
+        page.section("Accuracy")
+        plot_anytime(plots / "anytime.png", found)
+        page.image(plots / "anytime.png", "Test accuracy from the first t steps.")
+    page.section("Energy")
+    plot_energy(plots / "energy-bars.png", energies)
+    page.image(plots / "energy-bars.png", "Energy by group of layers, counted and by formula.")
+    _energy_tables(page, energies)
+    try:
+        plot_mask_distances(plots / "masks.png", [run.ticket.mask for run in runs], names)
+    except MaskError as differ:
+        page.section("Masks")
+        page.text(f"No distances: {differ}")
+    else:
+        page.section("Masks")
+        page.image(plots / "masks.png", "Fraction of mask entries in which two runs differ.")
+    page.write(out / "report.html")
+    return out / "report.html"
+
+
+def _notices(page: Page, run: FinishedRun, energy: Energy) -> None:
+    if run.report is None:
+        page.text(f"{run.name}: a ticket without report.json; accuracies are not known.", True)
+    if not run.own_split:
+        page.text(f"{run.name}: measured on another split than its own.", True)
+    if energy.dead:
+        page.text(f"{run.name}: energy {energy.refusal()}.", True)
+    if run.splits.name in ("digits", "moving_digits"):
+        page.text(
+            f"{run.name}: {run.splits.name} is a small embedded test bed; its figures stand for no "
+            "CIFAR or Gesture result."
+        )
+
+
+def _energy_tables(page: Page, energies: Mapping[str, Energy]) -> None:
+    page.text(ESTIMATE)
+    rows: list[list[object]] = []
+    for name, energy in energies.items():
+        cells: list[object] = [name]
+        for costs in COSTS.values():
+            pj, formula = energy.headline_pj(costs), energy.formula_pj(costs)
+            cells += ["refused"] * 2 if pj is None else [f"{pj / 1e6:.4f}", f"{formula / 1e6:.4f}"]
+        rows.append(cells)
+    header = [f"{kind}, {name} (uJ)" for name in COSTS for kind in ("counted", "formula")]
+    page.table(["network", *header], rows)

@@ -1,0 +1,125 @@
+"""Spikes: rasters, firing rates by layer and over epochs, membrane traces."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from spikeformer_lt.reports.patch_pictures import bare_figure
+from spikeformer_lt.reports.plots import COLOURS, figure
+from spikeformer_lt.reports.tables import write_csv
+
+NEURONS = 200
+"""Neurons of a layer that a raster shows, evenly chosen."""
+
+
+def plot_raster(path: Path, spikes: Mapping[str, Tensor], layers: int = 6) -> None:
+    """Spikes over time of some layers, one panel each: layer -> ``[T, neurons]``."""
+    names = list(spikes)
+    if len(names) > layers:  # first, last, and evenly between
+        names = [names[round(i * (len(names) - 1) / (layers - 1))] for i in range(layers)]
+    columns = min(3, len(names))
+    height = -(-len(names) // columns)
+    made, axes = bare_figure(height, columns, 3.0 * columns, 2.3 * height)
+    rows: list[list[object]] = []
+    for at, where in enumerate(axes.flat):
+        if at >= len(names):
+            where.set_axis_off()
+            continue
+        name, all_spikes = names[at], spikes[names[at]]
+        T, neurons = all_spikes.shape
+        chosen = torch.linspace(0, neurons - 1, min(NEURONS, neurons)).round().long()
+        fired = all_spikes[:, chosen].nonzero()
+        where.scatter(fired[:, 0] + 1, chosen[fired[:, 1]], s=6, marker="|", color=COLOURS[0],
+                      linewidths=1.2)  # fmt: skip
+        rate = float(all_spikes.float().mean())
+        where.set_title(f"{name}\nrate {rate:.3f}", fontsize=7)
+        where.set(xlim=(0.5, T + 0.5), ylim=(-0.5, neurons - 0.5))
+        where.set_xticks(range(1, T + 1, max(1, T // 8)))
+        where.tick_params(labelsize=7)
+        where.set_xlabel("time step", fontsize=7)
+        where.set_ylabel("neuron", fontsize=7)
+        rows += [[name, int(t) + 1, int(chosen[n])] for t, n in fired]
+    made.savefig(path)
+    write_csv(path.with_suffix(".csv"), ["layer", "t", "neuron"], rows)
+
+
+def plot_layer_rates(path: Path, rates: Mapping[str, float]) -> None:
+    """Firing rate of every layer as bars; dead layers are marked by name."""
+    names = list(rates)
+    made, axes = figure(6.5, 0.24 * len(names) + 1.2)
+    values = [rates[name] for name in names]
+    axes.barh(range(len(names)), values, color=COLOURS[0])
+    for i, value in enumerate(values):
+        text = "dead" if value == 0 else f"{value:.3f}"
+        axes.text(value, i, f" {text}", va="center", fontsize=7,
+                  color=COLOURS[1] if value == 0 else "black")  # fmt: skip
+    axes.set_yticks(range(len(names)), names, fontsize=7)
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    axes.set_xlabel("firing rate (spikes per neuron and step)")
+    axes.grid(axis="y", visible=False)
+    made.savefig(path)
+    write_csv(path.with_suffix(".csv"), ["layer", "firing_rate"], list(rates.items()))
+
+
+def plot_epoch_rates(path: Path, summary: Path) -> bool:
+    """Mean firing rate, and the sparsities where they are recorded, over the epochs of a run.
+
+    Returns:
+        Whether there was anything to draw.
+    """
+    with summary.open(newline="") as file:
+        table = list(csv.DictReader(file))
+    wanted = {
+        "firing_rate": "firing rate",
+        "weight_sparsity": "ConvPEP weights removed",
+        "patch_sparsity": "patches removed",
+    }
+    found = {
+        column: [(i, float(row[column])) for i, row in enumerate(table, 1) if row.get(column)]
+        for column in wanted
+    }
+    if not found["firing_rate"]:
+        return False
+    made, axes = figure(7.0, 3.4)
+    for (column, points), colour, marker in zip(found.items(), COLOURS, "os^", strict=False):
+        if points:
+            axes.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=3,
+                      label=wanted[column])  # fmt: skip
+    axes.set(xlabel="epoch (all phases)", ylabel="fraction")
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
+    made.savefig(path)
+    write_csv(
+        path.with_suffix(".csv"),
+        ["quantity", "epoch", "value"],
+        [[column, *point] for column, points in found.items() for point in points],
+    )
+    return True
+
+
+def plot_membrane(path: Path, trace: Tensor, spikes: Tensor, threshold: float, layer: str) -> None:
+    """Membranes ``[T, n]`` after each step, with the steps at which their neurons fired."""
+    T, neurons = trace.shape
+    made, axes = figure(6.5, 3.6)
+    steps = torch.arange(1, T + 1)
+    rows: list[list[object]] = []
+    for n, colour in zip(range(neurons), COLOURS, strict=False):
+        axes.plot(steps, trace[:, n], color=colour, marker="o", markersize=3, label=f"neuron {n}")
+        fired = spikes[:, n] > 0
+        axes.plot(steps[fired], torch.full((int(fired.sum()),), threshold * (1.08 + 0.07 * n)),
+                  linestyle="", marker="|", color=colour, markersize=6)  # fmt: skip
+        rows += [[n, int(t), float(trace[t - 1, n]), int(spikes[t - 1, n])] for t in steps]
+    axes.axhline(threshold, color="#555555", linestyle="--", linewidth=1, label="threshold")
+    axes.set(xlabel="time step", ylabel="membrane after the step (threshold units)",
+             title=f"{layer}: its neurons that move most; ticks above are spikes")  # fmt: skip
+    axes.title.set_fontsize(8)
+    axes.set_xticks(steps.tolist())
+    axes.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    made.savefig(path)
+    write_csv(path.with_suffix(".csv"), ["neuron", "t", "membrane", "spike"], rows)

@@ -1,0 +1,36 @@
+"""recipes/report.py, as a user runs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.recipe
+
+
+def test_a_run_and_a_comparison_get_one_page_each(
+    recipes: Any, finished: Any, tmp_path: Path
+) -> None:
+    one = tmp_path / "one"
+    ended = recipes.run("report", "--runs", finished.path, "--out", one, "--images", 16)
+    assert (ended.code, ended.err) == (0, ""), ended.err
+    text = (one / "report.html").read_text()
+    assert finished.report["run_id"] in text
+    assert f"{finished.report['test_accuracy']:.2f}" in text
+    drawn = {path.name for path in (one / "plots").glob("*.png")}
+    assert {"training.png", "confusion.png", "kept-patches.png", "epoch-rates.png"} <= drawn
+    assert text.count("data:image/png") == len(drawn)
+    assert "http" not in text and "<script" not in text
+    both = tmp_path / "both"
+    ticket = finished.path / "ticket"
+    ended = recipes.run("report", "--runs", finished.path, ticket, "--out", both, "--images", 16)
+    assert (ended.code, ended.err) == (0, ""), ended.err
+    text = (both / "report.html").read_text()
+    assert "a ticket without report.json" in text and "Comparison of tickets" in text
+
+
+def test_what_is_missing_is_one_line(recipes: Any, finished: Any) -> None:
+    assert "--runs DIR" in recipes.run("report").error
+    assert "out" in recipes.run("report", "--runs", finished.path, finished.path).error

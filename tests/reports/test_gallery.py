@@ -1,0 +1,58 @@
+"""Every picture of a run of images and of a run of events."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+
+from spikeformer_lt import Ticket, create_dataset, create_model
+from spikeformer_lt.mask import Mask
+from spikeformer_lt.reports.finished import open_run
+from spikeformer_lt.reports.gallery import draw_run
+from spikeformer_lt.tickets.multisp_config import MultiSpConfig
+from spikeformer_lt.tickets.rebuild import dress, model_from_ticket
+
+
+def event_ticket(folder):
+    """A ticket for event clips with half of the patches removed, not trained."""
+    from dataclasses import asdict, replace
+
+    splits = create_dataset("moving_digits", limit_train=40, limit_test=8)
+    x = next(iter(splits.test))[0]
+    T, channels, size = x.shape[0], x.shape[1], x.shape[-1]
+    args = {"image_size": size, "in_channels": channels, "T": T, "num_heads": 2, "depth": 1}
+    args |= {"embed_dim": 16, "v_threshold": 0.2}
+    torch.manual_seed(0)
+    model = create_model("spikformer_toy", num_classes=10, **args)
+    config = MultiSpConfig().resolved()
+    config = asdict(replace(config, patches=replace(config.patches, sparsity=0.5)))
+    dress(model, config)
+    mask = Mask({k: torch.ones_like(v).bool() for k, v in model.state_dict().items() if v.ndim > 3})
+    known = {
+        "model": {"name": "spikformer_toy", "args": args},
+        "search": "multisp",
+        "config": config,
+        "dataset": "moving_digits",
+        "split_sha256": splits.split_sha256,
+        "data": {"limit_train": 40, "limit_test": 8},
+    }
+    Ticket(mask, model.state_dict(), known).save(folder / "ticket")
+
+
+@pytest.mark.parametrize("images", [6])
+def test_a_ticket_of_events_is_drawn_with_its_clip(tmp_path, images):
+    event_ticket(tmp_path / "run")
+    run = open_run(tmp_path / "run", model_from_ticket)
+    pictures, energy = draw_run(run, tmp_path / "plots", images=images)
+    names = {picture.path.name for picture in pictures}
+    assert {"kept-clip.png", "kept-clip.gif", "kept-patches.png", "keep-frequency.png"} <= names
+    assert {"raster.png", "membrane.png", "layer-rates.png", "energy-bars.png"} <= names
+    assert "training.png" not in names and "confusion.png" not in names  # a ticket alone
+    assert sum(name.startswith("kernels-") for name in names) == 5
+    for picture in pictures:
+        assert picture.path.stat().st_size > 1000 and picture.caption.endswith(".")
+        assert picture.path.with_suffix(".csv").exists()
+    assert energy.samples == images
+    shutil.rmtree(tmp_path / "plots")

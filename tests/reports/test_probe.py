@@ -1,0 +1,50 @@
+"""What is recorded of a network is what it did."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from spikeformer_lt.errors import DataError
+from spikeformer_lt.layers.patch_scores import Rate
+from spikeformer_lt.layers.patch_select import PatchSelect
+from spikeformer_lt.reports.probe import keep_frequency, run_probe
+from spikeformer_lt.training.watch import FiringWatch
+
+
+def test_recorded_spikes_are_those_of_the_first_sample(lively, probe):
+    one = probe[0][:1]
+    found = run_probe(lively, one)
+    with FiringWatch(lively, always=True) as watch:
+        lively(one)
+    rates = watch.rates()
+    assert set(found.spikes) == {n for n in rates if not n.endswith("surrogate_function")}
+    for name, spikes in found.spikes.items():
+        assert spikes.shape[0] == lively.T and set(spikes.unique().tolist()) <= {0.0, 1.0}
+        assert float(spikes.double().mean()) == pytest.approx(rates[name])
+    many = run_probe(lively, probe[0])  # the others in the batch change nothing
+    assert all(torch.equal(many.spikes[n], s) for n, s in found.spikes.items())
+    with torch.no_grad():
+        assert torch.equal(found.logits, lively(one))
+
+
+def test_a_membrane_is_below_threshold_after_each_step_and_zero_after_a_spike(lively, probe):
+    name = "conv_pep.stages.1.act"
+    before = dict(lively.named_modules())[name].store_v_seq
+    trace, spikes, threshold = run_probe(lively, probe[0], [name]).membrane[name]
+    assert trace.shape == spikes.shape == (lively.T, 6)
+    assert bool((trace < threshold).all()) and bool((trace[spikes > 0] == 0).all())
+    assert float(trace.abs().sum()) > 0
+    assert dict(lively.named_modules())[name].store_v_seq is before
+    with pytest.raises(DataError, match="no spiking layer"):
+        run_probe(lively, probe[0], ["head"])
+
+
+def test_keep_frequency_has_the_kept_fraction_as_its_mean(lively, probe):
+    assert keep_frequency(lively, probe) is None and run_probe(lively, probe[0]).kept is None
+    lively.patch = PatchSelect(Rate(), 0.25)
+    often = keep_frequency(lively, probe)
+    assert often.shape == (4, 4)
+    assert float(often.mean()) == 0.75
+    kept = run_probe(lively, probe[0]).kept
+    assert kept.shape == (4, 12)

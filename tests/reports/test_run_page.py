@@ -1,0 +1,45 @@
+"""report.html of a run and of a comparison; real runs are in recipes/test_report.py."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from spikeformer_lt.reports.finished import open_run
+from spikeformer_lt.reports.run_page import fact, write_comparison_page, write_run_page
+from spikeformer_lt.tickets.rebuild import model_from_ticket
+
+
+def test_a_figure_that_was_not_measured_is_a_dash():
+    report = {"sparsity": {"patch": 0.25}, "val_accuracy": None}
+    assert fact(report, "sparsity.patch", 100, "{:.1f}") == "25.0"
+    for path in ("val_accuracy", "sparsity.other", "nothing.at.all"):
+        assert fact(report, path, 1, "{}") == "-"
+    assert fact(None, "x", 1, "{}") == "-"
+
+
+@pytest.fixture
+def two(saved, tmp_path):
+    for name in ("a", "b"):
+        saved(tmp_path / name)
+        report = {"test_accuracy": 12.5, "accuracy_at_t": [10.0, 12.5], "confusion": [[1, 2]] * 2}
+        (tmp_path / name / "report.json").write_text(json.dumps({**report, "run_id": name}))
+    return [open_run(tmp_path / name, model_from_ticket) for name in ("a", "b")]
+
+
+def test_a_run_has_one_page_with_its_pictures_inside(two, tmp_path):
+    page = write_run_page(two[0], tmp_path / "out", images=8)
+    text = page.read_text()
+    assert page == tmp_path / "out" / "report.html"
+    assert text.count("data:image/png") == len(list((tmp_path / "out" / "plots").glob("*.png")))
+    assert "12.50" in text and "embedded test bed" in text
+    assert (tmp_path / "out" / "energy" / "energy.json").exists()
+
+
+def test_a_comparison_has_all_runs_side_by_side_and_says_what_is_dead(two, tmp_path):
+    page = write_comparison_page(two, tmp_path / "out", "Two", images=8)
+    text = page.read_text()
+    assert "<h1>Two</h1>" in text and text.count(">12.50<") == 2
+    # Nobody trained these: their energy is no headline.
+    assert "refused" in text and (tmp_path / "out" / "plots" / "masks.csv").exists()

@@ -1,0 +1,55 @@
+"""Kernel mosaics and distances between masks."""
+
+from __future__ import annotations
+
+import csv
+
+import pytest
+import torch
+
+from spikeformer_lt.errors import DataError, MaskError
+from spikeformer_lt.mask import Mask
+from spikeformer_lt.reports.weight_pictures import (
+    mask_distances,
+    plot_kernels,
+    plot_mask_distances,
+)
+
+
+def test_a_mosaic_counts_signs_of_every_filter(tmp_path):
+    weight = torch.randn(20, 5, 3, 3)
+    weight[:, ::2] = 0
+    plot_kernels(tmp_path / "a.png", weight, "layer")
+    rows = list(csv.DictReader((tmp_path / "a.csv").open()))
+    assert len(rows) == 20
+    for row, own in zip(rows, weight, strict=True):
+        assert int(row["plus"]) == int((own > 0).sum())
+        assert (int(row["zero"]), int(row["minus"])) == (27, int((own < 0).sum()))
+    with pytest.raises(DataError, match="four axes"):
+        plot_kernels(tmp_path / "b.png", torch.ones(2, 2), "linear")
+
+
+def masks(count, names=("a",)):
+    generator = torch.Generator().manual_seed(0)
+    return [Mask({n: torch.rand(4, 5, generator=generator) < 0.5 for n in names})
+            for _ in range(count)]  # fmt: skip
+
+
+def test_distances_are_a_metric_and_drawn_as_they_are(tmp_path):
+    found = masks(4)
+    distances = plot_mask_distances(tmp_path / "a.png", found, list("wxyz"))
+    assert torch.equal(distances, distances.T) and not bool(distances.diagonal().any())
+    assert float(distances[0, 1]) == found[0].hamming(found[1]) > 0
+    for i in range(4):
+        for j in range(4):
+            for k in range(4):
+                assert distances[i, j] <= distances[i, k] + distances[k, j] + 1e-12
+    rows = list(csv.DictReader((tmp_path / "a.csv").open()))
+    assert float(rows[2]["w"]) == float(distances[2, 0])
+
+
+def test_masks_of_other_layers_and_missing_names_are_refused(tmp_path):
+    with pytest.raises(MaskError):
+        mask_distances([*masks(1), *masks(1, ("b",))])
+    with pytest.raises(DataError, match="one for each"):
+        plot_mask_distances(tmp_path / "a.png", masks(2), ["x"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 
 import pytest
@@ -9,13 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from spikeformer_lt.errors import ConfigError
+from spikeformer_lt.layers import kernels
 from spikeformer_lt.layers.neuron import LIF
+from spikeformer_lt.mask import Mask
 from spikeformer_lt.models.spiking_cnn import ConvLayer, SpikingCNN, halved
-from spikeformer_lt.models.spiking_cnn_resnet import SpikingResNet
-from spikeformer_lt.models.spiking_cnn_vgg import SpikingVGG
+from spikeformer_lt.models.spiking_resnet import SpikingResNet
+from spikeformer_lt.models.spiking_vgg import SpikingVGG
 from spikeformer_lt.registry import create_model, list_models
 from spikeformer_lt.reports.ledger import build_ledger
 from spikeformer_lt.reports.purity import audit
+from spikeformer_lt.ticket import Ticket
+from spikeformer_lt.tickets.rebuild import model_from_ticket
 from spikeformer_lt.training.experiment import Experiment
 from spikeformer_lt.training.options import DataConfig, ModelConfig, RunConfig
 from spikeformer_lt.training.phase import Phase
@@ -113,6 +118,34 @@ def test_a_static_image_is_the_same_as_its_frames(make, name, neuron, training) 
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("training", [False, True])
+def test_the_fused_and_the_plain_way_agree(make, monkeypatch, name: str, training: bool) -> None:
+    first = make(name).train(training)
+    models = {"numba": first, "torch": copy.deepcopy(first)}
+    taken: list[bool] = []
+    kernel = kernels.norm_lif
+
+    def watched(*args: object) -> object:
+        result = kernel(*args)
+        taken.append(result is not None)
+        return result
+
+    monkeypatch.setattr(kernels, "norm_lif", watched)
+    logits = []
+    for kind, model in models.items():
+        monkeypatch.setenv("SPIKEFORMER_KERNELS", kind)
+        logits.append(model(frames()))
+        logits[-1].square().sum().backward()
+    units = {"vgg": 4, "resnet": 5}[name]  # with a norm of their own; block ends add first
+    assert taken == [True] * units + [False] * units
+    torch.testing.assert_close(logits[0], logits[1], rtol=0, atol=1e-10)
+    states = [model.state_dict() for model in models.values()]
+    torch.testing.assert_close(states[0], states[1], rtol=0, atol=1e-12)
+    grads = [{k: p.grad for k, p in m.named_parameters()} for m in models.values()]
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_state_is_clean_before_and_after(make, name: str) -> None:
     model = make(name)
     first = model(pictures())
@@ -158,6 +191,23 @@ def test_neurons_are_swapped_in_place_and_back(make, name: str) -> None:
     assert torch.equal(model(pictures()), plain(pictures()))
     model.set_neuron("lif")
     assert torch.equal(model(pictures()), spiking)
+
+
+def test_a_ticket_of_the_relu_network_is_one_of_the_spiking_network() -> None:
+    torch.manual_seed(0)
+    args = {"neuron": "relu", "T": 1, "image_size": SIDE}
+    plain = create_model("spiking_vgg_toy", **args)
+    kept = {
+        f"{key}.weight": torch.rand_like(module.weight) > 0.7
+        for key, module in plain.named_modules()
+        if isinstance(module, (nn.Conv2d, nn.Linear))
+    }
+    ticket = Ticket.of(plain, Mask(kept), {"model": {"name": "spiking_vgg_toy", "args": args}})
+    model = model_from_ticket(ticket, neuron="lif", T=T)
+    assert model.T == T and sum(isinstance(m, LIF) for m in model.modules()) == 4
+    own = plain.state_dict()
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, own[key] * kept[key] if key in kept else own[key]), key
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -50,6 +50,25 @@ def test_a_recipe_leaves_a_ticket_and_a_report(recipes: Any, tmp_path: Path, rec
     assert model_from_ticket(ticket) is not None
 
 
+def test_weights_of_a_relu_cnn_start_a_spiking_one(recipes: Any, tmp_path: Path) -> None:
+    options = shlex.split(
+        "--data.name digits --data.limit-train 64 --data.limit-test 40 --data.image-size 8 "
+        "--model.name spiking_vgg_toy --model.T 2 --train.cpu --train.batch-size 16 --epochs 1 "
+        "--imp.epochs 1 --imp.rounds 2 --imp.rewind 1it"
+    )
+    plain, spiking = tmp_path / "relu", tmp_path / "lif"
+    ended = recipes.run("imp_cifar", *options, "--model.neuron", "relu", "--run.out", plain)
+    assert ended.code == 0, ended.err
+    ended = recipes.run("imp_cifar", *options, "--model.init-from", plain, "--run.out", spiking)
+    assert ended.code == 0, ended.err
+    reports = [json.loads((run / "report.json").read_text()) for run in (plain, spiking)]
+    assert reports[0]["firing_rate"] == {} and len(reports[1]["firing_rate"]) == 4
+    assert reports[0]["sops"] == 0 < reports[1]["sops"]
+    for report in reports:
+        assert report["sparsity"]["conv_pep_weight"] is None
+        assert abs(report["ticket"]["prunable_sparsity"] - (1 - 0.75**2)) < 1e-3
+
+
 @pytest.mark.parametrize("method", ["random", "erk", "magnitude", "snip", "grasp", "synflow"])
 def test_masks_from_before_training_are_kept_through_it(
     recipes: Any, tmp_path: Path, method: str

@@ -4,47 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from torch import Tensor, nn
+from torch import nn
 
-from spikeformer_lt import create_dataset, create_model, list_models
+from spikeformer_lt import create_dataset, create_model
 from spikeformer_lt.images.augment import Augment
 from spikeformer_lt.images.mixing import Mixing
-from spikeformer_lt.layers.state import reset_state
-from spikeformer_lt.layers.units import ConvUnit
 from spikeformer_lt.training.phase import OptimConfig
 from spikeformer_lt.training.rundir import RunDir
 from spikeformer_lt.training.settings import TrainConfig
 from spikeformer_lt.training.trainer import Trainer
 
 SIZES = {"image_size": 16, "embed_dim": 16, "depth": 1, "num_heads": 2, "T": 3}
-
-
-class SpikingCNN(nn.Module):
-    """Three spiking convolutions and a head: the smallest network of the VGG kind."""
-
-    def __init__(self, T: int = 3) -> None:
-        super().__init__()
-        self.T, self.num_classes = T, 10
-        widths = (3, 8, 12, 16)
-        self.features = nn.ModuleList(ConvUnit(a, b, pool=True) for a, b in pairwise(widths))
-        self.head = nn.Linear(16, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        reset_state(self)
-        try:
-            rows = x.permute(0, 2, 3, 1).unsqueeze(0)
-            for unit in self.features:
-                rows = unit(rows, self.T)[0]
-            return self.head(rows.mean((2, 3))).transpose(0, 1)
-        finally:
-            reset_state(self)
 
 
 def spikformer() -> nn.Module:
@@ -54,9 +30,7 @@ def spikformer() -> nn.Module:
 
 def vgg() -> nn.Module:
     torch.manual_seed(0)
-    if "spiking_vgg_toy" in list_models():
-        return create_model("spiking_vgg_toy", image_size=16, T=3)
-    return SpikingCNN()
+    return create_model("spiking_vgg_toy", image_size=16, T=3)
 
 
 MODELS: dict[str, Callable[[], nn.Module]] = {"spikformer": spikformer, "vgg": vgg}

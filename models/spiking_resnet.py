@@ -53,8 +53,7 @@ class SpikingResNet(SpikingCNN):
         depths: blocks of each stage.
         strides: stride of the first block of each stage, 1 or 2.
         hidden: neurons of the hidden layer after global average pooling, or None.
-        hidden_norm: BatchNorm in the hidden layer. The published network has none; its hidden
-            neurons are silent until training has raised their weights.
+        hidden_norm: BatchNorm in the hidden layer. The published network has none.
         options: of :class:`SpikingCNN`.
 
     Source: as for :class:`ResidualBlock`; strides and the hidden layer are those of the code of Kim

@@ -136,5 +136,5 @@ def spiking_vgg9(**kwargs: Any) -> SpikingVGG:
 
 @register_model
 def spiking_vgg_toy(**kwargs: Any) -> SpikingVGG:
-    """A VGG of 30 k weights for 8x8 to 16x16 images: documentation, tests, small machines."""
+    """A VGG of 30 k weights for 8x8 to 32x32 images: documentation, tests, small machines."""
     return _sized({"layers": TOY, "pooled": 2, "conv_bias": False, "image_size": 16}, kwargs)

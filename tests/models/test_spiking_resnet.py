@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.models.spiking_cnn_resnet import ResidualBlock, SpikingResNet
+from spikeformer_lt.models.spiking_resnet import ResidualBlock, SpikingResNet
 from spikeformer_lt.registry import create_model
 
 T = 4
@@ -27,6 +27,20 @@ def test_resnet19_has_the_published_number_of_parameters() -> None:
     assert sum(p.numel() for p in model.parameters()) == 12_630_858
     shortcuts = [m for m in layers if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1)]
     assert len(layers) - len(shortcuts) == 19
+
+
+@pytest.mark.parametrize("neuron", ["lif", "relu"])
+def test_at_its_start_every_weight_of_the_published_size_is_felt(neuron: str) -> None:
+    """Without BatchNorm, hidden neurons that never fire would leave the head without gradient."""
+    torch.manual_seed(0)
+    model = create_model("spiking_resnet19", T=2, image_size=16, neuron=neuron).train()
+    rates: list[float] = []
+    model.hidden.act.register_forward_hook(lambda m, i, o: rates.append(float((o > 0).mean(
+        dtype=torch.float32))))  # fmt: skip
+    model(torch.randn(4, 3, 16, 16)).square().sum().backward()
+    assert 0.05 < rates[0] < 0.6
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is not None and bool(parameter.grad.any()), key
 
 
 def test_its_maps_shrink_at_each_stage() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.models.spiking_cnn_vgg import SpikingVGG
+from spikeformer_lt.models.spiking_vgg import SpikingVGG
 from spikeformer_lt.registry import create_model
 
 T = 4
@@ -50,7 +50,7 @@ def test_vgg9_has_the_2_26_million_weights_of_the_paper() -> None:
 def test_the_toy_is_small_and_has_no_idle_bias() -> None:
     model = create_model("spiking_vgg_toy")
     assert counts(model)["weights"] == 30_000 and counts(model)["conv bias"] == 0
-    for side in (8, 12, 16):
+    for side in (8, 12, 16, 28, 32):
         toy = create_model("spiking_vgg_toy", image_size=side)
         assert toy(torch.rand(2, 3, side, side)).shape == (2, 4, 10)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from dataclasses import dataclass, field
 
@@ -86,6 +87,29 @@ def test_a_file_that_changed_is_read_again(folder, tmp_path, files):
     assert data[0][0].sum() == 500
     files.write_npy(folder / "0.npy", files.some_events(300, seed=9))
     assert data[0][0].sum() == 300
+
+
+def test_a_damaged_cache_entry_is_made_again_and_a_full_disk_costs_no_recording(
+    folder, tmp_path, monkeypatch, caplog
+):
+    cache = FrameCache(tmp_path / "cache", "made", {})
+    data = data_set(folder, cache=cache)
+    first = data[0][0]
+    (entry,) = cache.folder.glob("??/*.frames")
+    whole = entry.read_bytes()
+    for damaged in (whole[:-1] + bytes([whole[-1] ^ 1]), whole[:40], b""):
+        entry.write_bytes(damaged)
+        assert torch.equal(data[0][0], first)
+        assert entry.read_bytes() == whole
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with caplog.at_level(logging.WARNING):
+        assert [data[i][0].sum() for i in range(6)] == [500, 501, 502, 503, 504, 505]
+    assert "No space left" in caplog.text
+    assert list(cache.folder.glob("??/*.frames")) == [entry]
 
 
 def test_a_bad_event_is_refused_dropped_or_counted_and_always_told(folder, files, caplog):

@@ -69,8 +69,8 @@ def transfer(
     mask = Mask({name: kept for name, kept in ticket.mask.items() if not is_fresh(name)})
     Ticket(mask, tensors).apply_(model)
     if norm == "reset":
-        for layer in _norms(model):
-            layer.reset_running_stats()
+        for module in _norms(model):
+            module.reset_running_stats()
     elif norm == "estimate":
         estimate_norms(model, listed)
     provenance = dict(ticket.provenance)

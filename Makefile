@@ -58,7 +58,7 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	@echo "Tests (not slow, not gpu): under 10 minutes on 2 cores"
-	@$(PY) -m pytest -q $(ARGS)
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile $(ARGS)
 
 lint: $(STAMP)
 	@$(PY) -m ruff check .

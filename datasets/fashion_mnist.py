@@ -1,8 +1,8 @@
 """Fashion-MNIST, read from the files that its authors publish.
 
 Source: H. Xiao, K. Rasul, R. Vollgraf, arXiv 1708.07747; md5 sums and addresses are those of
-https://github.com/zalandoresearch/fashion-mnist, sizes and sha256 sums those of TensorFlow
-Datasets. Mean and deviation are the customary ones of the training images.
+https://github.com/zalandoresearch/fashion-mnist, sizes and sha256 sums of TensorFlow Datasets.
+Mean and deviation are the customary ones of the training images.
 """
 
 from __future__ import annotations

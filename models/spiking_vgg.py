@@ -32,6 +32,8 @@ class SpikingVGG(SpikingCNN):
         pooled: side that the last map is averaged to before the classifier.
         hidden: neurons of the hidden layer, or None.
         hidden_norm: BatchNorm in the hidden layer.
+        head_std: of the head's initial weights, as published; None draws them as those of the
+            convolutions, so that no global pruning before training removes the whole head.
         options: of :class:`SpikingCNN`.
 
     Source: Simonyan and Zisserman, arXiv 1409.1556; as a spiking network: Kim et al., ECCV 2022,
@@ -49,6 +51,7 @@ class SpikingVGG(SpikingCNN):
         pooled: int = 1,
         hidden: int | None = None,
         hidden_norm: bool = True,
+        head_std: float | None = 0.01,
         in_channels: int = 3,
         image_size: int | tuple[int, int] = 32,
         neuron: str = "lif",
@@ -98,7 +101,10 @@ class SpikingVGG(SpikingCNN):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        nn.init.normal_(self.head.weight, std=0.01)
+        if head_std is None:
+            nn.init.kaiming_normal_(self.head.weight, nonlinearity="relu")
+        else:
+            nn.init.normal_(self.head.weight, std=head_std)
         nn.init.zeros_(self.head.bias)
 
     def features(self, rows: Tensor) -> Tensor:
@@ -130,11 +136,12 @@ def spiking_vgg9(**kwargs: Any) -> SpikingVGG:
     arXiv 2311.12060 does not list the layers of its VGG-9; these have its 2.26 M weights
     (2,263,744 at 10 classes). The hidden layer reads the last map averaged to 2 x 2.
     """
-    sizes = {"layers": VGG9, "pooled": 2, "hidden": 512, "conv_bias": False}
+    sizes = {"layers": VGG9, "pooled": 2, "hidden": 512, "conv_bias": False, "head_std": None}
     return _sized(sizes, kwargs)
 
 
 @register_model
 def spiking_vgg_toy(**kwargs: Any) -> SpikingVGG:
     """A VGG of 30 k weights for 8x8 to 32x32 images: documentation, tests, small machines."""
-    return _sized({"layers": TOY, "pooled": 2, "conv_bias": False, "image_size": 16}, kwargs)
+    sizes = {"layers": TOY, "pooled": 2, "conv_bias": False, "head_std": None, "image_size": 16}
+    return _sized(sizes, kwargs)

@@ -27,7 +27,7 @@ ROOT_FILES = {
         "tensorfile",
         "textfile",
     }
-    | {"archive", "fetch", "timm_bridge"},
+    | {"archive", "fetch", "timm_bridge", "unzip"},
     1: {"mask", "selection", "ticket"},
 }
 SHELVES = {

@@ -15,8 +15,8 @@ from spikeformer_lt import fetch
 from spikeformer_lt.archive import extract_tar
 from spikeformer_lt.errors import ConfigError, DataError, shown
 from spikeformer_lt.events.source import name_of
-from spikeformer_lt.events.unzip import extract_zip
 from spikeformer_lt.paths import sha256_of, write_atomic
+from spikeformer_lt.unzip import extract_zip
 
 _log = logging.getLogger(__name__)
 _TIMEOUT_S = 30.0

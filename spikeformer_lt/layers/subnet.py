@@ -58,7 +58,8 @@ class SubnetConv2d(_Subnet, nn.Conv2d):
     """A convolution whose effective weight is ``w * M`` or ``alpha * sign(w) * M``.
 
     Args:
-        conv: the convolution to take over (weight is shared, not copied).
+        conv: the convolution to take over (weight and bias are shared, not copied; the bias stays
+            as it is).
         learn: ``scores`` over frozen weights (edge-popup, biprop), latent ``weights`` through
             the straight-through estimator, or ``both``.
         binary: binarize the kept weights with a gain.
@@ -74,20 +75,20 @@ class SubnetConv2d(_Subnet, nn.Conv2d):
     def __init__(
         self, conv: nn.Conv2d, learn: str, *, binary: bool = True, per_filter: bool = False
     ) -> None:
-        if conv.bias is not None:
-            raise ConfigError("a subnet convolution has no bias; give one with bias=False")
         super().__init__(**_geometry(conv))
+        self.bias = conv.bias
         self._take(conv.weight, learn, binary, per_filter)
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve ``[N, C, H, W]`` with the effective weight."""
-        out: Tensor = self._conv_forward(input, self.effective_weight(), None)
+        out: Tensor = self._conv_forward(input, self.effective_weight(), self.bias)
         return out
 
     def collapse(self) -> nn.Conv2d:
         """A plain convolution with the effective weight: removed entries are exactly 0."""
         conv = nn.Conv2d(**_geometry(self))
         conv.weight = nn.Parameter(self.effective_weight().detach().clone())
+        conv.bias = self.bias
         return conv
 
 
@@ -122,10 +123,7 @@ Subnet = SubnetConv2d | SubnetLinear
 
 
 def install(model: nn.Module, name: str, learn: str, *, binary: bool) -> None:
-    """Replace the convolution or linear map called `name` by a subnet layer, in place.
-
-    A convolution's bias, which a subnet layer has none of, is refused.
-    """
+    """Replace the convolution or linear map called `name` by a subnet layer, in place."""
     parent = model.get_submodule(name.rpartition(".")[0])
     layer = model.get_submodule(name)
     if isinstance(layer, nn.Linear):

@@ -79,9 +79,6 @@ class EdgePopup(Search):
         config: sparsity, schedule and start weights.
         seed: of start weights and scores.
 
-    Raises:
-        ConfigError: (find) a convolution with a bias.
-
     Source: Ramanujan et al., CVPR 2020 (arXiv 1911.13299), section 4.
     """
 

@@ -254,8 +254,18 @@ def test_a_mask_of_other_layers_or_shapes_changes_nothing_and_is_named() -> None
 def test_what_cannot_be_a_subnet_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"learn='score'.*scores, weights, both"):
         SubnetConv2d(nn.Conv2d(3, 4, 3, bias=False), "score")
-    with pytest.raises(ConfigError, match="bias"):
-        SubnetConv2d(nn.Conv2d(3, 4, 3), "scores")
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_the_bias_of_a_convolution_is_shared_and_stays(binary: bool) -> None:
+    conv = nn.Conv2d(3, 4, 3)
+    layer = SubnetConv2d(conv, "scores", binary=binary)
+    assert layer.bias is conv.bias and not layer.weight.requires_grad
+    x = torch.randn(2, 3, 6, 6)
+    expected = F.conv2d(x, layer.effective_weight(), conv.bias)
+    assert torch.equal(layer(x), expected)
+    plain = layer.collapse()
+    assert plain.bias is conv.bias and torch.equal(plain(x), expected)
 
 
 @pytest.mark.parametrize("binary", [True, False])

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from spikeformer_lt.errors import ConfigError
+from spikeformer_lt.mask import Mask
 from spikeformer_lt.models.spiking_vgg import SpikingVGG
 from spikeformer_lt.registry import create_model
+from spikeformer_lt.tickets.base import PruneConfig, magnitudes
 
 T = 4
 
@@ -127,8 +129,14 @@ def test_what_cannot_be_built_is_refused_by_name(options: dict, message: str) ->
 
 
 def test_it_starts_as_published() -> None:
-    model = create_model("spiking_vgg9", hidden=None, conv_bias=True)
+    model = create_model("spiking_vgg9", hidden=None, conv_bias=True, head_std=0.01)
     conv = model.layers[-2].conv
     assert float(conv.weight.detach().std()) == pytest.approx((2 / (256 * 9)) ** 0.5, rel=0.02)
     assert float(model.head.weight.detach().std()) == pytest.approx(0.01, rel=0.05)
     assert not conv.bias.any() and not model.head.bias.any()
+
+
+def test_a_small_network_keeps_its_head_in_the_first_global_pruning() -> None:
+    model = create_model("spiking_vgg_toy")
+    mask = Mask.from_scores(magnitudes(PruneConfig().weights(model)), 0.9)
+    assert max(mask.layer_sparsity().values()) < 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from spikeformer_lt import create_model
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.subnet import Subnet, subnets
 from spikeformer_lt.tickets.base import PruneConfig
@@ -51,6 +52,16 @@ def test_norms_and_biases_learn_only_if_asked(make, bench, tmp_path, learn):
     others = [name for name in spy.learning if not name.endswith(".scores")]
     assert bool(others) == learn
     assert not set(others) & set(spy.weights)
+
+
+def test_convolutions_with_a_bias_are_searched_too(bench, tmp_path):
+    model = create_model("spiking_vgg_toy", conv_bias=True, T=2)
+    with torch.no_grad():
+        model.layers[0].conv.bias.copy_(torch.arange(16))
+    config = EdgePopupConfig(epochs=1, learn_norm=False)
+    ticket = EdgePopup(config).find(model, bench.trainer(tmp_path).fit)
+    assert ticket.tensors["layers.0.conv.bias"].tolist() == list(range(16))
+    assert ticket.mask.sparsity == config.sparsity
 
 
 def test_nothing_removed_is_the_frozen_network(make, bench, tmp_path):

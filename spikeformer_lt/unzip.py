@@ -13,7 +13,6 @@ import zlib
 from pathlib import Path, PurePosixPath
 
 from spikeformer_lt.errors import DataError, shown
-from spikeformer_lt.events.source import name_of
 from spikeformer_lt.paths import free_bytes
 
 _log = logging.getLogger(__name__)
@@ -43,7 +42,7 @@ def extract_zip(
             of one name (letter case aside), encryption, more bytes or members than allowed, a
             damaged archive, a full disk; nothing was moved into `folder`.
     """
-    folder, name = Path(folder), name_of(archive)
+    folder, name = Path(folder), shown(str(archive), 300)
     stage: Path | None = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -57,7 +56,7 @@ def extract_zip(
         raise DataError(f"{name} is not a whole zip archive: {shown(str(fault), 200)}") from fault
     except OSError as fault:
         raise DataError(
-            f"cannot unpack {name} into {name_of(folder)}: {fault.strerror or fault}; "
+            f"cannot unpack {name} into {shown(str(folder), 300)}: {fault.strerror or fault}; "
             f"{free_bytes(folder)} bytes free"
         ) from fault
     finally:

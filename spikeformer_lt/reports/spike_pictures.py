@@ -108,15 +108,16 @@ def plot_membrane(path: Path, trace: Tensor, spikes: Tensor, threshold: float, l
     T, neurons = trace.shape
     made, axes = figure(6.5, 3.6)
     steps = torch.arange(1, T + 1)
+    gap = 0.05 * max(threshold - min(float(trace.min()), 0.0), 1e-9)  # of the picture's height
     rows: list[list[object]] = []
     for n, colour in zip(range(neurons), COLOURS, strict=False):
         axes.plot(steps, trace[:, n], color=colour, marker="o", markersize=3, label=f"neuron {n}")
         fired = spikes[:, n] > 0
-        axes.plot(steps[fired], torch.full((int(fired.sum()),), threshold * (1.08 + 0.07 * n)),
+        axes.plot(steps[fired], torch.full((int(fired.sum()),), threshold + gap * (n + 1)),
                   linestyle="", marker="|", color=colour, markersize=6)  # fmt: skip
         rows += [[n, int(t), float(trace[t - 1, n]), int(spikes[t - 1, n])] for t in steps]
     axes.axhline(threshold, color="#555555", linestyle="--", linewidth=1, label="threshold")
-    axes.set(xlabel="time step", ylabel="membrane after the step (threshold units)",
+    axes.set(xlabel="time step", ylabel="membrane after the step (dimensionless)",
              title=f"{layer}: its neurons that move most; ticks above are spikes")  # fmt: skip
     axes.title.set_fontsize(8)
     axes.set_xticks(steps.tolist())

@@ -51,7 +51,7 @@ def test_any_masked_tensor_comes_back(data: st.DataObject) -> None:
         torch.arange(4, dtype=torch.int32),
         torch.tensor([-0.0, 0.0, 1e-45]),
     ],
-    ids=str,
+    ids=lambda value: f"{value.dtype}-{list(value.shape)}",
 )
 def test_odd_tensors_come_back_bit_for_bit(value: torch.Tensor) -> None:
     writer = Writer()

@@ -60,6 +60,7 @@ def test_another_hash_is_refused_before_anything_is_unpacked(tmp_path: Path) -> 
         (gzip.compress(idx(VALUES[:0])), "0 values, but holds 0"),
         (gzip.compress(bytes(5000)), "unpacks to more than the 1000 bytes allowed"),
     ],
+    ids=range(13),
 )
 def test_a_damaged_file_is_refused_by_name(tmp_path: Path, content: bytes, message: str) -> None:
     with pytest.raises(DataError, match=rf"images\.gz.*{message}"):

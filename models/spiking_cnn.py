@@ -15,9 +15,6 @@ from spikeformer_lt.layers.norm import BatchNorm, norm_act
 from spikeformer_lt.layers.state import reset_state
 from spikeformer_lt.layers.units import map_rows
 
-START_RATE = 0.15
-"""Rate at which blocks fire before training, about: what a hidden layer without norm expects."""
-
 
 class ConvLayer(nn.Module):
     """Convolution, BatchNorm and, unless it ends before a sum, the neuron.
@@ -62,9 +59,9 @@ class ConvLayer(nn.Module):
 class HiddenLayer(nn.Module):
     """Linear map with a bias, BatchNorm on request, and the neuron.
 
-    Without BatchNorm the weights start at a deviation of ``1 / (START_RATE sqrt(F))``, which makes
-    currents of about the threshold from rates: torch's own start is so faint that no neuron would
-    fire, and the head would get no gradient at all.
+    Without BatchNorm the biases start where the neurons just reach their threshold: from torch's
+    own start no neuron would fire, and the head would get no gradient at all. Larger weights would
+    do, too, but a global pruning by magnitude would then spare this layer and empty others.
 
     Shape: in ``[T|1, B, F]`` -> out ``[T|1, B, F']``; a LIF puts out T steps.
     """
@@ -76,8 +73,9 @@ class HiddenLayer(nn.Module):
         self.linear = nn.Linear(in_features, out_features)
         self.norm = BatchNorm(out_features) if norm else None
         if not norm:
-            nn.init.normal_(self.linear.weight, std=in_features**-0.5 / START_RATE)
-            nn.init.zeros_(self.linear.bias)
+            rise = neuron["v_threshold"] - (neuron["v_reset"] or 0.0)
+            gain = neuron["tau"] if neuron["decay_input"] else 1.0
+            nn.init.constant_(self.linear.bias, rise * gain)
         self.act = make_activation(**neuron)
 
     def forward(self, values: Tensor, T: int) -> Tensor:

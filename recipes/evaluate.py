@@ -73,6 +73,11 @@ def main(cfg: Evaluate) -> None:
               "its training images may be among these")  # fmt: skip
     accelerator = Accelerator(cpu=cfg.cpu)
     model.to(accelerator.device)
+    if known.get("trained") is False:
+        accelerator.print(
+            "NOTICE: this ticket holds its start weights, to be trained again; "
+            "the report of its run has the accuracy of the trained network"
+        )
     metrics, ledger = describe(model, splits, cfg.split, accelerator, batch_size=cfg.batch_size)
     accelerator.print(
         f"{splits.name} {cfg.split}: {metrics.accuracy:.2f} % of {metrics.count} "

@@ -42,6 +42,9 @@ def test_a_recipe_leaves_a_ticket_and_a_report(recipes: Any, tmp_path: Path, rec
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     ticket = Ticket.load(tmp_path / "run" / "ticket")
     assert report["mask_sha256"] == ticket.mask.sha256
+    if not ticket.provenance["trained"]:
+        told = recipes.run("evaluate", "--run", tmp_path / "run", "--cpu")
+        assert "NOTICE: this ticket holds its start weights" in told.out, told.err
     assert report["ticket"]["prunable_sparsity"] == ticket.mask.sparsity
     target = 1 - 0.75**3 if recipe == "imp_cifar" else 0.8
     assert abs(ticket.mask.sparsity - target) < 1e-3

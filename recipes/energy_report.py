@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from spikeformer_lt.config import check, run_recipe
+from spikeformer_lt.config import check, given_options, run_recipe
 from spikeformer_lt.training.options import EventDataConfig
 
 
@@ -51,9 +51,10 @@ def main(cfg: EnergyReport) -> None:
     from spikeformer_lt.reports.finished import open_run
     from spikeformer_lt.tickets.rebuild import model_from_ticket
 
+    given, changed = given_options(cfg), {} if cfg.T is None else {"T": cfg.T}
     networks = {}
     for path in cfg.runs:
-        run = open_run(path, model_from_ticket, cfg.data, **({} if cfg.T is None else {"T": cfg.T}))
+        run = open_run(path, model_from_ticket, cfg.data, given, **changed)
         if not run.own_split:
             print(f"NOTICE: {path} was made with another split; its training images may be here")
         name = run.name if run.name not in networks else str(run.path)

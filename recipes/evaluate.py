@@ -8,11 +8,10 @@ accelerate launch recipes/evaluate.py --run runs/x --data.name dvs128_gesture --
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 
 from spikeformer_lt.config import check, given_options, run_recipe
-from spikeformer_lt.errors import ConfigError, TicketError, shown
+from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.paths import write_atomic
 from spikeformer_lt.training.options import EventDataConfig
 
@@ -44,30 +43,15 @@ def main(cfg: Evaluate) -> None:
     """Load, evaluate, print."""
     from accelerate import Accelerator
 
-    from spikeformer_lt import Ticket
+    from spikeformer_lt.reports.finished import open_ticket
     from spikeformer_lt.reports.run_report import describe
     from spikeformer_lt.tickets.rebuild import model_from_ticket
-    from spikeformer_lt.training.options import load_splits
 
     check(bool(cfg.run), "run", cfg.run, "a run directory or a ticket folder: --run DIR")
-    folder = Path(cfg.run)
-    ticket = Ticket.load(folder / "ticket" if (folder / "ticket").is_dir() else folder)
-    known = ticket.provenance
-    missing = [name for name in ("model", "dataset", "split_sha256") if name not in known]
-    if missing:
-        raise TicketError(
-            f"the ticket in {shown(cfg.run)} does not say its {', '.join(missing)}; "
-            "tickets that recipes save do"
-        )
-    data, given, own = cfg.data, given_options(cfg), known.get("data", {})
-    if data.name in ("auto", known["dataset"]):
-        data = replace(data, name=known["dataset"])
-    else:
-        own = {}
-    data = replace(data, **{n: value for n, value in own.items() if f"data.{n}" not in given})
-    model = model_from_ticket(ticket, **({} if cfg.T is None else {"T": cfg.T}))
-    splits = load_splits(data, int(model.T))  # type: ignore[arg-type]
-    if splits.name == known["dataset"] and splits.split_sha256 != known["split_sha256"]:
+    changed = {} if cfg.T is None else {"T": cfg.T}
+    run = open_ticket(cfg.run, model_from_ticket, cfg.data, given_options(cfg), **changed)
+    model, splits, known = run.model, run.splits, run.ticket.provenance
+    if splits.name == known["dataset"] and not run.own_split:
         own = known["split_sha256"][:12]
         print(f"NOTICE: split {splits.split_sha256[:12]} is not the ticket's own ({own}); "
               "its training images may be among these")  # fmt: skip

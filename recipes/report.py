@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from spikeformer_lt.config import check, run_recipe
+from spikeformer_lt.config import check, given_options, run_recipe
 from spikeformer_lt.training.options import EventDataConfig
 
 
@@ -43,7 +43,7 @@ def main(cfg: Report) -> None:
     from spikeformer_lt.reports.run_page import write_comparison_page, write_run_page
     from spikeformer_lt.tickets.rebuild import model_from_ticket
 
-    runs = [open_run(path, model_from_ticket, cfg.data) for path in cfg.runs]
+    runs = [open_run(path, model_from_ticket, cfg.data, given_options(cfg)) for path in cfg.runs]
     out = Path(cfg.out or cfg.runs[0])
     if len(runs) == 1:
         page = write_run_page(runs[0], out, cfg.images)

@@ -98,7 +98,7 @@ def read_rows(runs: Iterable[Finished]) -> list[Row]:
 def write_comparison(
     folder: Path, runs: Iterable[Finished], title: str, level: str = "ConvPEP weights"
 ) -> str:
-    """Write ``comparison.md``, ``comparison.csv`` confusion matrices and the curves of series.
+    """Write ``comparison.md``, ``comparison.csv``, confusion matrices and the curves of series.
 
     Args:
         folder: of the comparison.

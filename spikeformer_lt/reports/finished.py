@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -55,19 +55,42 @@ def open_run(
     path: str | Path,
     build: Callable[..., nn.Module],
     data: EventDataConfig | None = None,
+    given: Collection[str] = (),
     **overrides: Any,
 ) -> FinishedRun:
-    """Open a run directory or a ticket folder.
+    """Open a run directory or a ticket folder, with its report where there is one.
+
+    Args:
+        path, build, data, given, overrides: as `open_ticket`.
+
+    Raises:
+        TicketError: as `open_ticket`.
+        DataError: as `open_ticket`, or its report cannot be read.
+    """
+    run = open_ticket(path, build, data, given, **overrides)
+    return replace(run, report=_read_report(run.path / "report.json"))
+
+
+def open_ticket(
+    path: str | Path,
+    build: Callable[..., nn.Module],
+    data: EventDataConfig | None = None,
+    given: Collection[str] = (),
+    **overrides: Any,
+) -> FinishedRun:
+    """Open the ticket of a run directory or a ticket folder, without a report.
 
     Args:
         path: the directory.
         build: makes the network of a ticket; `model_from_ticket`.
-        data: where its data set is; None, or ``name auto``, asks the ticket.
+        data: where its data set is. None, ``name auto`` and the name of the ticket's own set take
+            the ticket's own data options, but for those in `given`.
+        given: options that the user named, as `given_options` tells them.
         overrides: model arguments to change, such as T.
 
     Raises:
         TicketError: no ticket there, or one that does not say its model and data.
-        DataError: its data set cannot be found, or its report cannot be read.
+        DataError: its data set cannot be found.
     """
     folder = Path(path)
     ticket = Ticket.load(folder / "ticket" if (folder / "ticket").is_dir() else folder)
@@ -79,17 +102,18 @@ def open_run(
             "tickets that recipes save do"
         )
     data = data or EventDataConfig()
-    if data.name == "auto":
-        data = replace(data, name=known["dataset"], **known.get("data", {}))
-    model = build(ticket, **overrides)
-    splits = load_splits(data, int(model.T))  # type: ignore[arg-type]
+    if data.name in ("auto", known["dataset"]):
+        own = {n: v for n, v in known.get("data", {}).items() if f"data.{n}" not in given}
+        data = replace(data, name=known["dataset"], **own)
+    model: Any = build(ticket, **overrides)
+    splits = load_splits(data, model.T)
     return FinishedRun(
         path=folder,
         name=folder.name,
         ticket=ticket,
         model=model.to(torch.device("cpu")),
         splits=splits,
-        report=_read_report(folder / "report.json"),
+        report=None,
         own_split=splits.name == known["dataset"] and splits.split_sha256 == known["split_sha256"],
     )
 
@@ -100,7 +124,7 @@ def _read_report(path: Path) -> dict[str, Any] | None:
     try:
         found = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as fault:
-        raise DataError(f"{shown(str(path))} cannot be read: {fault}") from fault
+        raise DataError(f"{shown(str(path), 300)} cannot be read: {fault}") from fault
     if not isinstance(found, dict):
-        raise DataError(f"{shown(str(path))} holds no report: a JSON object is needed")
+        raise DataError(f"{shown(str(path), 300)} holds no report: a JSON object is needed")
     return found

@@ -38,5 +38,5 @@ def test_a_ticket_without_origin_and_a_broken_report_are_named(saved, tmp_path):
     saved(tmp_path / "b")
     for text in ("{", "[]"):
         (tmp_path / "b" / "report.json").write_text(text)
-        with pytest.raises(DataError, match=r"port\.json"):
+        with pytest.raises(DataError, match=r"report\.json"):
             open_run(tmp_path / "b", model_from_ticket)

@@ -12,7 +12,8 @@ from spikeformer_lt.training import environment
 from spikeformer_lt.training.environment import describe_environment, environment_changes
 
 
-def test_everything_that_a_number_depends_on_is_there():
+def test_everything_that_a_number_depends_on_is_there(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["pytest", "-q"])  # a test process of its own has another
     found = describe_environment(seed=7, world_size=2)
     assert json.loads(json.dumps(found)) == found
     versions = found["versions"]
@@ -24,7 +25,7 @@ def test_everything_that_a_number_depends_on_is_there():
     assert found["threads"] == torch.get_num_threads()
     assert found["cpu_count"] >= 1
     assert found["cpu"]
-    assert sys.argv[0] in found["command"]
+    assert "pytest" in found["command"]
 
 
 def test_a_package_that_is_not_installed_is_none(monkeypatch):

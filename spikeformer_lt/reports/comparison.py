@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from spikeformer_lt.errors import DataError
+from spikeformer_lt.reports.search_cost import early_time_table, steps_of_run
 
 COLUMNS = {
     "test accuracy %": ("test_accuracy", 1.0, 2),
@@ -20,6 +21,7 @@ COLUMNS = {
     "all weights removed %": ("sparsity.total_weight", 100.0, 1),
     "prunable weights removed %": ("ticket.prunable_sparsity", 100.0, 2),
     "search (s)": ("ticket.search_seconds", 1.0, 1),
+    "search (epochs x T)": ("search_steps", 1.0, 0),
     "T in search": ("ticket.T_search", 1.0, 1),
     "ConvPEP bits/weight": ("conv_pep_bits_per_weight", 1.0, 2),
     "MACs (M)": ("macs", 1e-6, 2),
@@ -85,6 +87,7 @@ def read_rows(runs: Iterable[Finished]) -> list[Row]:
         if len(splits) > 1:
             raise DataError(f"runs of different splits are not comparable: {splits}")
         report["mean_firing_rate"] = _mean(report["firing_rate"].values())
+        report["search_steps"] = steps_of_run(run.report)
         row = collected.setdefault(run.variant, {column: [] for column in COLUMNS})
         seeds.setdefault(run.variant, []).append(int(report["seed"]))
         dead[run.variant] += bool(report.get("dead_layers"))
@@ -129,6 +132,11 @@ def write_comparison(
         note += (
             "\nRuns with a spiking layer that never fired, whose few operations are no saving: "
             f"{', '.join(silent)}.\n"
+        )
+    if saved := early_time_table(rows):
+        note += (
+            "\nEarly-Time against the same search without it, seed by seed (means of the ratios "
+            f"with / without):\n\n{saved}\n"
         )
     text = f"# {title}\n\n{table}\n{note}"
     (folder / "comparison.md").write_text(text)

@@ -2,7 +2,7 @@
 
 accelerate launch recipes/biprop_cifar.py    # CIFAR-10 under ./data
 accelerate launch recipes/biprop_cifar.py --data.name digits    # embedded, no download
-accelerate launch recipes/biprop_cifar.py --biprop.preset iclr21
+accelerate launch recipes/biprop_cifar.py --preset iclr21
 
 Where CIFAR-10 is not on disk and no data set is named, the embedded digits are used instead, with
 a notice; options left alone then take small values.
@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from spikeformer_lt.config import run_recipe
 from spikeformer_lt.tickets.biprop import BipropConfig
+from spikeformer_lt.tickets.presets import with_preset
 from spikeformer_lt.training.experiment import Experiment
 from spikeformer_lt.training.options import DataConfig, ModelConfig, RunConfig
 from spikeformer_lt.training.phase import OptimConfig
@@ -35,9 +36,14 @@ class BipropCifar:
 
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    preset: str = "default"
+    """Published settings by name: iclr21 or iclr21-global."""
     biprop: BipropConfig = field(default_factory=lambda: BipropConfig(epochs=100))
     train: TrainConfig = field(default_factory=lambda: TrainConfig(batch_size=128, optim=PAPER))
     run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        with_preset(self.biprop, self.preset)
 
 
 def main(cfg: BipropCifar) -> None:
@@ -47,7 +53,8 @@ def main(cfg: BipropCifar) -> None:
 
     with Experiment(cfg, fallback="digits", small=SMALL) as experiment:
         model, fit = experiment.model(), experiment.trainer.fit
-        search = create_search("biprop", config=experiment.cfg.biprop, seed=cfg.train.seed)
+        chosen = with_preset(experiment.cfg.biprop, cfg.preset)
+        search = create_search("biprop", config=chosen, seed=cfg.train.seed)
         ticket = experiment.save_ticket(search.find(model, fit))
         write_report(experiment, model, ticket)
 

@@ -5,7 +5,9 @@ python recipes/compare_tickets.py --searches imp imp+et random --sparsities 0.9 
 python recipes/compare_tickets.py --data cifar10 --options="--model.name spikformer_cifar_4_256"
 
 A comparison that was killed goes on where it stopped: finished runs are kept, the others resume.
-Rows called dense and random are the line and the control that the others are read against.
+Rows called dense and random are the line and the control that the others are read against;
+imp-random (IMP's counts at random places) and imp-shuffle (its mask, its start weights permuted)
+are controls of IMP. Early-Time's saving stands below the table, as a ratio.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ from spikeformer_lt.config import check, run_recipe
 SPARSE = "sparse_training_cifar.py --method"
 SEARCHES = {
     "imp": "imp_cifar.py --imp.sparsity {s}",
+    "imp-random": "imp_cifar.py --imp.control random --imp.sparsity {s}",
+    "imp-shuffle": "imp_cifar.py --imp.control shuffle --imp.sparsity {s}",
     "imp+et": "early_time_cifar.py --search imp --imp.sparsity {s}",
     "eb": "early_bird_cifar.py --early-bird.sparsity {s}",
     "eb+et": "early_time_cifar.py --search early_bird --early-bird.sparsity {s}",
@@ -26,7 +30,7 @@ SEARCHES = {
     "biprop": "biprop_cifar.py --biprop.sparsity {s}",
     **{
         name: f"{SPARSE} {name} --sparsity {{s}}"
-        for name in ("random", "erk", "magnitude", "snip", "grasp", "synflow")
+        for name in ("random", "erk", "magnitude", "snip", "grasp", "synflow", "nm")
     },
     **{name: f"{SPARSE} {name} --sparsity {{s}}" for name in ("set", "rigl", "granet")},
 }

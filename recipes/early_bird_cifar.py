@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from spikeformer_lt.config import run_recipe
 from spikeformer_lt.tickets.base import retrain, with_phase
 from spikeformer_lt.tickets.early_bird import EarlyBirdConfig
-from spikeformer_lt.tickets.presets import preset_optim
+from spikeformer_lt.tickets.presets import preset_optim, with_preset
 from spikeformer_lt.training.experiment import Experiment
 from spikeformer_lt.training.options import DataConfig, ModelConfig, RunConfig
 from spikeformer_lt.training.phase import OptimConfig
@@ -39,11 +39,16 @@ class EarlyBirdCifar:
 
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    preset: str = "default"
+    """Published settings by name: eccv22."""
     early_bird: EarlyBirdConfig = field(default_factory=lambda: EarlyBirdConfig(epochs=300))
     epochs: int = 300
     """Epochs of training from the ticket; a preset has its own."""
     train: TrainConfig = field(default_factory=lambda: TrainConfig(batch_size=128, optim=PAPER))
     run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        with_preset(self.early_bird, self.preset)
 
 
 def main(cfg: EarlyBirdCifar) -> None:
@@ -53,14 +58,15 @@ def main(cfg: EarlyBirdCifar) -> None:
 
     with Experiment(cfg, fallback="digits", small=SMALL) as experiment:
         model, fit = experiment.model(), experiment.trainer.fit
+        chosen = with_preset(experiment.cfg.early_bird, cfg.preset)
         search = create_search(
             "early_bird",
-            config=experiment.cfg.early_bird,
+            config=chosen,
             seed=cfg.train.seed,
             batch=experiment.trainer.batch,
         )
         ticket = experiment.save_ticket(search.find(model, fit))
-        preset = experiment.cfg.early_bird.preset
+        preset = chosen.preset
         epochs = experiment.cfg.epochs if preset == "default" else PUBLISHED_EPOCHS
         result = retrain(model, ticket, fit, epochs, preset_optim(preset))
         write_report(experiment, model, with_phase(ticket, result))

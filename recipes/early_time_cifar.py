@@ -19,7 +19,7 @@ from spikeformer_lt.tickets.early_bird import EarlyBirdConfig
 from spikeformer_lt.tickets.early_time import EarlyTimeConfig
 from spikeformer_lt.tickets.edge_popup import EdgePopupConfig
 from spikeformer_lt.tickets.imp import ImpConfig
-from spikeformer_lt.tickets.presets import preset_optim
+from spikeformer_lt.tickets.presets import preset_optim, with_preset
 from spikeformer_lt.training.experiment import Experiment
 from spikeformer_lt.training.options import DataConfig, ModelConfig, RunConfig
 from spikeformer_lt.training.phase import OptimConfig
@@ -49,6 +49,9 @@ class EarlyTimeCifar:
     model: ModelConfig = field(default_factory=ModelConfig)
     search: str = "imp"
     """The search that runs with fewer steps: imp, early_bird, edge_popup or biprop."""
+    preset: str = "default"
+    """Published settings by name: eccv22 with imp and early_bird, cvpr20 with edge_popup, iclr21 or
+    iclr21-global with biprop; Early-Time itself then takes its own, eccv22."""
     early_time: EarlyTimeConfig = field(default_factory=EarlyTimeConfig)
     imp: ImpConfig = field(default_factory=lambda: ImpConfig(epochs=300, rewind="20ep"))
     early_bird: EarlyBirdConfig = field(default_factory=lambda: EarlyBirdConfig(epochs=300))
@@ -61,6 +64,7 @@ class EarlyTimeCifar:
 
     def __post_init__(self) -> None:
         check(self.search in SEARCHES, "search", self.search, f"one of {', '.join(SEARCHES)}")
+        with_preset(getattr(self, self.search), self.preset)
 
 
 def main(cfg: EarlyTimeCifar) -> None:
@@ -70,10 +74,12 @@ def main(cfg: EarlyTimeCifar) -> None:
 
     with Experiment(cfg, fallback="digits", small=SMALL) as experiment:
         model, fit = experiment.model(), experiment.trainer.fit
-        chosen, seed = getattr(experiment.cfg, cfg.search), cfg.train.seed
+        chosen = with_preset(getattr(experiment.cfg, cfg.search), cfg.preset)
+        early, seed = experiment.cfg.early_time, cfg.train.seed
+        early = early if cfg.preset == "default" else with_preset(early, "eccv22")
         options = {"batch": experiment.trainer.batch} if cfg.search == "early_bird" else {}
         inner = create_search(cfg.search, config=chosen, seed=seed, **options)
-        early, batch = experiment.cfg.early_time, experiment.trainer.batch
+        batch = experiment.trainer.batch
         search = create_search("early_time", config=early, search=inner, batch=batch)
         ticket = experiment.save_ticket(search.find(model, fit))
         if not search.trained:

@@ -23,7 +23,7 @@ class Export:
     """Pack a ticket into a small folder that loads by itself."""
 
     run: str = ""
-    """A run directory, or a ticket folder."""
+    """A run directory, of which the trained network is taken, or a ticket folder."""
     out: str = ""
     """New folder to write; or one of an earlier export, with --overwrite."""
     precision: str = "fp32"
@@ -49,9 +49,12 @@ def main(cfg: Export) -> None:
     from spikeformer_lt.export import export_ticket
     from spikeformer_lt.export.sizes import size_table
     from spikeformer_lt.textfile import parse_json
+    from spikeformer_lt.ticket import finished_folder
 
     folder = Path(cfg.run)
-    ticket = Ticket.load(folder / "ticket" if (folder / "ticket").is_dir() else folder)
+    ticket = Ticket.load(finished_folder(folder))
+    if ticket.provenance.get("trained") is False:
+        print("NOTICE: this ticket holds its start weights: an untrained network is exported")
     about: dict[str, Any] = {}
     if (folder / "report.json").is_file():
         text = (folder / "report.json").read_text(encoding="utf-8")

@@ -2,7 +2,8 @@
 
 accelerate launch recipes/imp_cifar.py    # CIFAR-10 under ./data
 accelerate launch recipes/imp_cifar.py --data.name digits    # embedded, no download
-accelerate launch recipes/imp_cifar.py --imp.preset eccv22     # the published schedule
+accelerate launch recipes/imp_cifar.py --preset eccv22     # the published schedule
+accelerate launch recipes/imp_cifar.py --patches.sparsity 0.314     # joint: patches and encoder
 
 Where CIFAR-10 is not on disk and no data set is named, the embedded digits are used instead, with
 a notice; options left alone then take small values.
@@ -15,7 +16,9 @@ from dataclasses import dataclass, field
 from spikeformer_lt.config import run_recipe
 from spikeformer_lt.tickets.base import retrain, with_phase
 from spikeformer_lt.tickets.imp import ImpConfig
-from spikeformer_lt.tickets.presets import preset_optim
+from spikeformer_lt.tickets.joint import JointConfig, on_encoder
+from spikeformer_lt.tickets.multisp_config import PatchConfig
+from spikeformer_lt.tickets.presets import preset_optim, with_preset
 from spikeformer_lt.training.experiment import Experiment
 from spikeformer_lt.training.options import DataConfig, ModelConfig, RunConfig
 from spikeformer_lt.training.phase import OptimConfig
@@ -41,11 +44,19 @@ class ImpCifar:
 
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    preset: str = "default"
+    """Published settings by name: eccv22."""
     imp: ImpConfig = field(default_factory=lambda: ImpConfig(epochs=300, rewind="20ep"))
+    patches: PatchConfig = field(default_factory=lambda: PatchConfig(0.0))
+    """Where patches are removed, too, weights of the encoder alone are, unless imp.prune says
+    otherwise: one ticket of both, with one ledger."""
     epochs: int = 300
     """Epochs of training from the ticket; a preset has its own."""
     train: TrainConfig = field(default_factory=lambda: TrainConfig(batch_size=128, optim=PAPER))
     run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        with_preset(self.imp, self.preset)
 
 
 def main(cfg: ImpCifar) -> None:
@@ -55,9 +66,14 @@ def main(cfg: ImpCifar) -> None:
 
     with Experiment(cfg, fallback="digits", small=SMALL) as experiment:
         model, fit = experiment.model(), experiment.trainer.fit
-        search = create_search("imp", config=experiment.cfg.imp, seed=cfg.train.seed)
+        imp = with_preset(experiment.cfg.imp, cfg.preset)
+        if cfg.patches.sparsity > 0:
+            joint = JointConfig(cfg.patches, on_encoder(imp))
+            search = create_search("joint", config=joint, seed=cfg.train.seed)
+        else:
+            search = create_search("imp", config=imp, seed=cfg.train.seed)
         ticket = experiment.save_ticket(search.find(model, fit))
-        preset = experiment.cfg.imp.preset
+        preset = imp.preset
         epochs = experiment.cfg.epochs if preset == "default" else PUBLISHED_EPOCHS
         result = retrain(model, ticket, fit, epochs, preset_optim(preset))
         write_report(experiment, model, with_phase(ticket, result))

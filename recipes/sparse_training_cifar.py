@@ -18,6 +18,7 @@ from spikeformer_lt.config import check, run_recipe
 from spikeformer_lt.tickets.base import retrain, with_phase
 from spikeformer_lt.tickets.grasp import GraspConfig
 from spikeformer_lt.tickets.magnitude import MagnitudeConfig
+from spikeformer_lt.tickets.nm_mask import NmConfig
 from spikeformer_lt.tickets.random_ticket import RandomConfig
 from spikeformer_lt.tickets.snip import SnipConfig
 from spikeformer_lt.tickets.sparse_training import SparseTrainingConfig
@@ -35,6 +36,7 @@ FIXED: dict[str, Callable[[float], Any]] = {
     "snip": SnipConfig,
     "grasp": GraspConfig,
     "synflow": SynflowConfig,
+    "nm": lambda sparsity: NmConfig(round(4 * (1 - sparsity)), 4),
 }
 WITH_IMAGES = ("snip", "grasp", "synflow")
 PAPER = OptimConfig(lr=5e-4, weight_decay=0.06, min_lr=1e-5, warmup_epochs=20, warmup_lr=1e-5)
@@ -55,7 +57,8 @@ class SparseTrainingCifar:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     method: str = "rigl"
-    """set, rigl or granet (the mask moves); random, erk, magnitude, snip, grasp or synflow."""
+    """set, rigl or granet (the mask moves); random, erk, magnitude, snip, grasp, synflow, or nm
+    (2:4 at a sparsity of 0.5; 1:4 at 0.75)."""
     sparsity: float = 0.9
     """Fraction of the prunable weights removed, in [0, 1); 0 with random is the dense network."""
     epochs: int = 300
@@ -69,6 +72,8 @@ class SparseTrainingCifar:
         known = (*MOVING, *FIXED)
         check(self.method in known, "method", self.method, f"one of {', '.join(known)}")
         check(0 <= self.sparsity < 1, "sparsity", self.sparsity, "in [0, 1)")
+        fours = self.method != "nm" or self.sparsity in (0.25, 0.5, 0.75)
+        check(fours, "sparsity", self.sparsity, "0.25, 0.5 or 0.75 with nm")
 
 
 def main(cfg: SparseTrainingCifar) -> None:
@@ -80,7 +85,7 @@ def main(cfg: SparseTrainingCifar) -> None:
         model, fit = experiment.model(), experiment.trainer.fit
         method, seed = cfg.method, cfg.train.seed
         epochs, every = experiment.cfg.epochs, experiment.cfg.every
-        if method in MOVING:
+        if method in MOVING:  # their names are their published settings
             config = SparseTrainingConfig(method, cfg.sparsity, every=every, epochs=epochs)
             search = create_search("sparse_training", config=config, seed=seed)
             ticket = experiment.save_ticket(search.find(model, fit))

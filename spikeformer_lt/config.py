@@ -89,6 +89,14 @@ def given_options(cfg: object) -> frozenset[str]:
     return named
 
 
+def adapted(cfg: C, **changes: Any) -> C:
+    """A configuration with some fields changed, that still knows which options the user named."""
+    made: Any = cfg
+    made = dataclasses.replace(made, **changes)
+    object.__setattr__(made, _GIVEN, given_options(cfg))
+    return typing.cast(C, made)
+
+
 def run_recipe(
     main: Callable[[C], Any],
     cls: type[C],

@@ -191,6 +191,24 @@ class Ticket:
         model.load_state_dict(self.tensors)
 
 
+def start_folder(path: str | Path) -> Path:
+    """Where a run's ticket is, as it was before any training from it: ``ticket``, or the path."""
+    return Path(path) / "ticket" if (Path(path) / "ticket").is_dir() else Path(path)
+
+
+def finished_folder(path: str | Path) -> Path:
+    """Where the network that a run ended with is.
+
+    Args:
+        path: a run directory, or a ticket folder.
+
+    Returns:
+        ``trained`` of a run that trained its ticket, else ``ticket`` of a run, else the path.
+    """
+    trained = Path(path) / "trained"
+    return trained if trained.is_dir() else start_folder(path)
+
+
 def _differences(
     given: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]
 ) -> list[str]:

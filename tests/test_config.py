@@ -6,13 +6,13 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
-from spikeformer_lt.config import check, given_options, parse, run_recipe
+from spikeformer_lt.config import adapted, check, given_options, parse, run_recipe
 from spikeformer_lt.errors import ConfigError, Interrupted, NonFiniteError
 
 
@@ -290,3 +290,21 @@ def test_what_the_user_named_is_known_even_where_it_is_the_default(tmp_path) -> 
     file.write_text("seed: 0\ntrain:\n  lr: 1.0e-3\n")
     found = options(f"--config {file} --data.name digits")
     assert given_options(found) == {"seed", "train.lr", "data.name"}
+
+
+def test_an_adapted_configuration_still_knows_what_the_user_named() -> None:
+    cfg = parse(Adaptable, ["--name", "b"])
+    changed = adapted(cfg, size=7)
+    assert (changed.name, changed.size) == ("b", 7)
+    assert given_options(changed) == given_options(cfg) == {"name"}
+    assert given_options(replace(cfg, size=7)) == frozenset()
+
+
+@dataclass(frozen=True)
+class Adaptable:
+    """Two fields."""
+
+    name: str = "a"
+    """A word."""
+    size: int = 1
+    """A number."""

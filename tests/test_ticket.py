@@ -18,7 +18,7 @@ from spikeformer_lt.errors import CheckpointError, SpikeformerError, TicketError
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.paths import sha256_of
 from spikeformer_lt.tensorfile import write_tensors
-from spikeformer_lt.ticket import Ticket
+from spikeformer_lt.ticket import Ticket, finished_folder, start_folder
 
 PROVENANCE = {"search": "imp", "seed": 3, "model": {"name": "toy", "T": 4}, "accuracy": 0.5}
 
@@ -266,3 +266,12 @@ def test_a_ticket_of_a_mask_of_another_model_is_refused() -> None:
     mask = make_ticket(make_model(5)).mask
     with pytest.raises(TicketError, match=r"shape \[5, 6\], the weights \[4, 6\]"):
         Ticket.of(make_model(), mask)
+
+
+def test_a_run_has_a_start_and_an_end(tmp_path: Path) -> None:
+    assert start_folder(tmp_path) == finished_folder(tmp_path) == tmp_path
+    (tmp_path / "ticket").mkdir()
+    assert start_folder(tmp_path) == finished_folder(tmp_path) == tmp_path / "ticket"
+    (tmp_path / "trained").mkdir()
+    assert start_folder(tmp_path) == tmp_path / "ticket"
+    assert finished_folder(tmp_path) == tmp_path / "trained"

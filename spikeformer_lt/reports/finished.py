@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from spikeformer_lt.errors import DataError, TicketError, shown
 from spikeformer_lt.images.loader import eval_loader
 from spikeformer_lt.images.splits import Splits
-from spikeformer_lt.ticket import Ticket
+from spikeformer_lt.ticket import Ticket, finished_folder
 from spikeformer_lt.training.options import EventDataConfig, load_splits
 
 NEEDED = ("model", "dataset", "split_sha256")
@@ -81,7 +81,7 @@ def open_ticket(
     """Open the ticket of a run directory or a ticket folder, without a report.
 
     Args:
-        path: the directory.
+        path: the directory; of a run, what it trained from its ticket is taken where it did.
         build: makes the network of a ticket; `model_from_ticket`.
         data: where its data set is. None, ``name auto`` and the name of the ticket's own set take
             the ticket's own data options, but for those in `given`.
@@ -93,7 +93,7 @@ def open_ticket(
         DataError: its data set cannot be found.
     """
     folder = Path(path)
-    ticket = Ticket.load(folder / "ticket" if (folder / "ticket").is_dir() else folder)
+    ticket = Ticket.load(finished_folder(folder))
     known = ticket.provenance
     missing = [name for name in NEEDED if name not in known]
     if missing:

@@ -41,6 +41,7 @@ def write_report(experiment: Experiment, model: nn.Module, ticket: Ticket | None
 
     The report holds what design and papers ask for: accuracies, sparsities apart, bits per
     ConvPEP weight, firing rates, MACs, SOPs, the split's hash, versions and every choice made.
+    Where the ticket holds start weights, the network trained from it goes into ``trained``.
     """
     trainer = experiment.trainer
     metrics, ledger = describe(model, experiment.data, "test", trainer.accelerator)
@@ -66,6 +67,10 @@ def write_report(experiment: Experiment, model: nn.Module, ticket: Ticket | None
         "versions": describe_environment()["versions"],
     }
     if trainer.main:
+        if ticket is not None and ticket.provenance.get("trained") is False:
+            known = {**ticket.provenance, "trained": True}
+            trained = Ticket.of(model, ticket.mask, known)
+            trained.save(experiment.run.path / "trained", overwrite=True)
         experiment.run.write_report(report)
         plot_training(experiment.run.path / "summary.csv", experiment.run.path / "plots")
         log.info("test %.2f %% of %d images", metrics.accuracy, metrics.count)
@@ -82,5 +87,7 @@ def _about(ticket: Ticket) -> dict[str, Any]:
     known = ticket.provenance
     names = ("search", "trained", "prunable_sparsity", "total_sparsity", "search_seconds")
     found = {name: known.get(name) for name in names}
+    if "ledger" in known:
+        found["ledger"] = known["ledger"]
     steps = known.get("early_time", {}).get("T_early")
     return found if steps is None else {**found, "T_search": steps}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -43,6 +43,12 @@ class EarlyTimeConfig:
         check(self.images >= 1, "images", self.images, "at least 1")
         check(0 <= self.threshold <= 1, "threshold", self.threshold, "in [0, 1]")
         check(self.order in ORDERS, "order", self.order, f"one of {', '.join(ORDERS)}")
+
+    def resolved(self) -> EarlyTimeConfig:
+        """The configuration that runs: a preset fixes the published settings."""
+        if self.preset == "default":
+            return self
+        return replace(self, epochs=2, images=1000, threshold=0.6)
 
 
 @torch.no_grad()
@@ -153,7 +159,7 @@ class EarlyTime:
         seed: int = 0,
         batch: Batch | None = None,
     ) -> None:
-        self.config, self.batch = config or EarlyTimeConfig(), batch
+        self.config, self.batch = (config or EarlyTimeConfig()).resolved(), batch
         self.inner = create_search(search, seed=seed) if isinstance(search, str) else search
         self.trained = bool(self.inner.trained)
         self.T = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from torch import nn
 
@@ -24,6 +24,13 @@ class JointConfig:
     imp: ImpConfig = field(
         default_factory=lambda: ImpConfig(prune=PruneConfig(inside=("blocks.",), head=False))
     )
+
+
+def on_encoder(imp: ImpConfig) -> ImpConfig:
+    """Pruning of the encoder alone, unless the configuration names other layers itself."""
+    if imp.prune != PruneConfig():
+        return imp
+    return replace(imp, prune=JointConfig().imp.prune)
 
 
 class Joint:

@@ -37,15 +37,22 @@ class MultiSp:
         config: levels, schedule and options.
         seed: of initialisations that the search draws itself (scores, heads, control masks).
 
+    Attributes:
+        trained: the ticket's weights are trained ones.
+        start: whole state_dict that they are.
+
     The model must have ``conv_pep``, ``patch``, ``blocks``, ``head``, ``T``, ``num_classes``.
 
     Source: arXiv 2309.13302; Algorithm 1 of arXiv 2311.12060; arXiv 2103.09377 (biprop).
     """
 
+    trained = True
+
     def __init__(self, config: MultiSpConfig | None = None, seed: int = 0) -> None:
         self.config, self.seed = (config or MultiSpConfig()).resolved(), seed
         self.literal = config is not None and config.preset == "literal"
         self.results: list[FitResult] = []
+        self.start: dict[str, torch.Tensor] = {}
         self._mask: Mask | None = None
 
     def find(self, model: nn.Module, fit: Fit) -> Ticket:
@@ -77,8 +84,8 @@ class MultiSp:
             "config": asdict(config),
             "phases": [asdict(result) for result in self.results],
         }
-        state = {name: value.detach().cpu() for name, value in model.state_dict().items()}
-        return Ticket(mask, state, provenance)
+        self.start = {name: value.detach().cpu() for name, value in model.state_dict().items()}
+        return Ticket(mask, self.start, provenance)
 
     # -- schedules -----------------------------------------------------------------------
 

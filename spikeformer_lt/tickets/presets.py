@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any, TypeVar
+
 from spikeformer_lt.training.phase import OptimConfig
 
+C = TypeVar("C")
 ECCV22 = OptimConfig(
     opt="momentum", lr=0.3, weight_decay=5e-4, momentum=0.9, min_lr=0.0, clip_grad=0.0
 )
@@ -24,3 +28,13 @@ PRESETS = {
 def preset_optim(preset: str) -> OptimConfig | None:
     """Optimizer of a preset; None leaves the run's own."""
     return PRESETS.get(preset)
+
+
+def with_preset(config: C, preset: str) -> C:
+    """The configuration of a search with a preset by name; "default" leaves it as it is.
+
+    Raises:
+        ConfigError: the search has no such preset.
+    """
+    made: Any = config
+    return config if preset == "default" else replace(made, preset=preset)  # type: ignore[no-any-return]

@@ -28,15 +28,21 @@ def model_from_ticket(ticket: Ticket, **overrides: Any) -> nn.Module:
     if not isinstance(known, dict) or "name" not in known:
         raise TicketError("the ticket's provenance names no model; save it with a recipe of ours")
     model = create_model(known["name"], **{**known.get("args", {}), **overrides})
-    if ticket.provenance.get("search") == "multisp":
-        dress(model, ticket.provenance["config"])
-    elif ticket.provenance.get("search") == "joint":
-        select(model, ticket.provenance["config"]["patches"])
+    dress_as(model, ticket)
     try:
         ticket.apply_(model)
     except (RuntimeError, KeyError) as error:
         raise TicketError(f"the ticket does not fit {known['name']}: {error}") from error
     return model.eval()
+
+
+def dress_as(model: Any, ticket: Ticket) -> None:
+    """Give a fresh model what the search of a ticket built into its own, in place."""
+    search = ticket.provenance.get("search")
+    if search == "multisp":
+        dress(model, ticket.provenance["config"])
+    elif search == "joint":
+        select(model, ticket.provenance["config"]["patches"])
 
 
 def dress(model: Any, config: dict[str, Any]) -> None:

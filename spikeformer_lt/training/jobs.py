@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spikeformer_lt.errors import Interrupted, SpikeformerError
+from spikeformer_lt.training.runlock import in_use
 from spikeformer_lt.training.signals import StopRequest
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,9 @@ class Job:
 def run_jobs(jobs: Sequence[Job], at_once: int = 1) -> None:
     """Run what has no report yet; each run resumes by itself where it had stopped.
 
+    A run that another process has, such as one that a killed comparison left behind, is waited
+    for; if it ends without a report, it is run again.
+
     Args:
         jobs: the runs.
         at_once: processes at a time; the machine's threads are shared out between them.
@@ -46,7 +50,7 @@ def run_jobs(jobs: Sequence[Job], at_once: int = 1) -> None:
     """
     waiting = [job for job in jobs if not job.report.exists()]
     log.info("%d runs, %d of them finished before", len(jobs), len(jobs) - len(waiting))
-    running: dict[Job, subprocess.Popen[bytes]] = {}
+    running: dict[Job, subprocess.Popen[bytes] | None] = {}  # None: another process has it
     failed: list[tuple[Job, int]] = []
     total, start = len(waiting), time.monotonic()
     with StopRequest() as stop:
@@ -54,12 +58,18 @@ def run_jobs(jobs: Sequence[Job], at_once: int = 1) -> None:
             while (waiting or running) and not stop.requested:
                 while waiting and len(running) < at_once:
                     job = waiting.pop(0)
-                    running[job] = _start(job, at_once)
+                    running[job] = None if _taken(job) else _start(job, at_once)
                 for job, process in list(running.items()):
-                    code = process.poll()
+                    code = _code(job) if process is None else process.poll()
                     if code is None:
                         continue
+                    if code != 0 and _taken(job):  # it had been starting when ours did
+                        running[job] = None
+                        continue
                     del running[job]
+                    if process is None and code != 0:
+                        waiting.insert(0, job)
+                        continue
                     done = total - len(waiting) - len(running)
                     left = (time.monotonic() - start) / done * (total - done)
                     state = "finished" if code == 0 else f"failed (exit {code})"
@@ -71,9 +81,10 @@ def run_jobs(jobs: Sequence[Job], at_once: int = 1) -> None:
                         failed.append((job, code))
                 time.sleep(0.2)
         finally:
-            for process in running.values():
+            own = [process for process in running.values() if process is not None]
+            for process in own:
                 process.terminate()
-            for process in running.values():
+            for process in own:
                 process.wait()
     if stop.requested:
         raise Interrupted(
@@ -87,6 +98,19 @@ def run_jobs(jobs: Sequence[Job], at_once: int = 1) -> None:
             f"{len(failed)} of {len(jobs)} runs failed; the first, {job.variant} seed {job.seed}, "
             f"with exit {code}: see {job.folder}.out, then start the comparison again"
         )
+
+
+def _taken(job: Job) -> bool:
+    """Whether another process has the run."""
+    taken = in_use(job.folder)
+    if taken:
+        log.info("%s seed %d is being run by another process: waiting", job.variant, job.seed)
+    return taken
+
+
+def _code(job: Job) -> int | None:
+    """Exit status of a run that another process has, as far as files tell: 0 with a report."""
+    return None if in_use(job.folder) else int(not job.report.exists())
 
 
 def _start(job: Job, at_once: int) -> subprocess.Popen[bytes]:

@@ -9,7 +9,7 @@ from typing import IO
 
 from spikeformer_lt.errors import ConfigError, shown
 
-__all__ = ["take_lock"]
+__all__ = ["in_use", "take_lock"]
 
 LOCK = ".lock"
 
@@ -45,3 +45,18 @@ def take_lock(folder: Path) -> IO[bytes] | None:
     file.write(f"{os.getpid()}\n".encode())
     file.flush()
     return file
+
+
+def in_use(folder: Path) -> bool:
+    """Whether another living process has a directory; False where a system has no such locks.
+
+    Do not ask for a directory that this process has: closing the file would give it up.
+    """
+    try:
+        with open(folder / LOCK, "r+b") as file:
+            os.lockf(file.fileno(), os.F_TEST, 0)
+    except (FileNotFoundError, AttributeError):  # no run yet; Windows
+        return False
+    except OSError as fault:
+        return fault.errno in (errno.EACCES, errno.EAGAIN)
+    return False

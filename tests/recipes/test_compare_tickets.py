@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shlex
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ SMALL = (
     "--model.embed-dim 16 --model.T 2 --train.cpu"
 )
 OWN = ["dense=--epochs 1", "random=--epochs 1", "edge-popup=--edge-popup.epochs 1"]
+OWN += ["imp=--imp.epochs 1 --imp.rewind 1it --imp.rounds 1 --epochs 1"]
 OWN += ["imp+et=--imp.epochs 1 --imp.rewind 1it --imp.rounds 1 --epochs 1 --early-time.epochs 1"]
 
 
@@ -24,16 +28,22 @@ OWN += ["imp+et=--imp.epochs 1 --imp.rewind 1it --imp.rounds 1 --epochs 1 --earl
 def test_searches_become_one_table_and_go_on_where_they_stopped(
     recipes: Any, tmp_path: Path
 ) -> None:
-    line = shlex.split("--searches random edge-popup imp+et --sparsities 0.5 --seeds 0 --jobs 2")
+    line = shlex.split(
+        "--searches random edge-popup imp imp+et --sparsities 0.5 --seeds 0 --jobs 2"
+    )
     line += [f"--options={SMALL}", "--search-options", *OWN, "--out", str(tmp_path)]
     ended = recipes.run("compare_tickets", *line)
     assert ended.code == 0, ended.err
-    assert "4 runs, 0 of them finished before" in ended.err
+    assert "5 runs, 0 of them finished before" in ended.err
     with open(tmp_path / "comparison.csv", newline="") as file:
         rows = {row["variant"]: row for row in csv.DictReader(file)}
-    assert list(rows) == ["dense", "random 0.5", "edge-popup 0.5", "imp+et 0.5"]
+    assert list(rows) == ["dense", "random 0.5", "edge-popup 0.5", "imp 0.5", "imp+et 0.5"]
     removed = [float(row["prunable weights removed %"]) for row in rows.values()]
-    assert removed == pytest.approx([0, 50, 50, 50], abs=0.1)
+    assert removed == pytest.approx([0, 50, 50, 50, 50], abs=0.1)
+    cost = [float(row["search (epochs x T)"]) for row in rows.values()]
+    assert cost == [0, 0, 2, 6, 8]  # T 2: no fewer steps, and the probe's epoch on top
+    text = (tmp_path / "comparison.md").read_text()
+    assert "Early-Time against the same search without it" in text and "| 1.333 " in text
     assert float(rows["imp+et 0.5"]["T in search"]) == 2
     assert (tmp_path / "curve-prunable-weights.png").stat().st_size > 1000
 
@@ -41,8 +51,47 @@ def test_searches_become_one_table_and_go_on_where_they_stopped(
     before = json.loads(report.read_text())
     report.unlink()
     again = recipes.run("compare_tickets", *line)
-    assert "4 runs, 3 of them finished before" in again.err
+    assert "5 runs, 4 of them finished before" in again.err
     assert json.loads(report.read_text()) == before
+
+
+@pytest.mark.timeout(600)
+def test_a_killed_comparison_goes_on(recipes: Any, tmp_path: Path) -> None:
+    """SIGKILL of the comparison alone, whose run goes on without it; then of both."""
+    line = shlex.split("--searches random imp --sparsities 0.5 --seeds 0 1")
+    line += [f"--options={SMALL} --train.checkpoint-steps 1", "--search-options"]
+    line += ["dense=--epochs 2", "random=--epochs 2"]
+    line += ["imp=--imp.epochs 2 --imp.rewind 1it --imp.rounds 1 --epochs 2"]
+    runs = tmp_path / "killed" / "runs"
+
+    def killed(after: Path, with_run: bool) -> None:
+        pid = recipes.start("compare_tickets", *line, "--out", tmp_path / "killed")
+        until = time.monotonic() + 300
+        while not after.exists():
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        os.kill(pid, signal.SIGKILL)
+        if with_run:
+            os.kill(int((after.parents[1] / ".lock").read_text()), signal.SIGKILL)
+        assert recipes.wait().code == -signal.SIGKILL
+
+    killed(runs / "dense-seed0" / "last" / "LATEST", with_run=False)
+    killed(runs / "imp-0.5-seed0" / "last" / "LATEST", with_run=True)
+    ended = recipes.run("compare_tickets", *line, "--out", tmp_path / "killed")
+    assert ended.code == 0, ended.err
+    assert "6 runs, 0 of them" not in ended.err
+    whole = recipes.run("compare_tickets", *line, "--out", tmp_path / "whole", "--jobs", "2")
+    assert whole.code == 0, whole.err
+    tables = [(tmp_path / name / "runs.csv").read_text() for name in ("killed", "whole")]
+    assert tables[0] == tables[1] and len(tables[0].splitlines()) == 7
+    hashes = [
+        json.loads((tmp_path / name / "runs" / f"imp-0.5-seed{seed}" / "report.json").read_text())[
+            "mask_sha256"
+        ]
+        for name in ("killed", "whole")
+        for seed in (0, 1)
+    ]
+    assert hashes[:2] == hashes[2:] and hashes[0] != hashes[1]
 
 
 @pytest.mark.parametrize(

@@ -42,8 +42,11 @@ def test_a_recipe_leaves_a_ticket_and_a_report(recipes: Any, tmp_path: Path, rec
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     ticket = Ticket.load(tmp_path / "run" / "ticket")
     assert report["mask_sha256"] == ticket.mask.sha256
+    told = recipes.run("evaluate", "--run", tmp_path / "run", "--cpu")
+    assert f"test: {report['test_accuracy']:.2f} % of 40" in told.out, told.err
+    assert "NOTICE" not in told.out
     if not ticket.provenance["trained"]:
-        told = recipes.run("evaluate", "--run", tmp_path / "run", "--cpu")
+        told = recipes.run("evaluate", "--run", tmp_path / "run" / "ticket", "--cpu")
         assert "NOTICE: this ticket holds its start weights" in told.out, told.err
     assert report["ticket"]["prunable_sparsity"] == ticket.mask.sparsity
     target = 1 - 0.75**3 if recipe == "imp_cifar" else 0.8
@@ -51,6 +54,44 @@ def test_a_recipe_leaves_a_ticket_and_a_report(recipes: Any, tmp_path: Path, rec
     assert abs(report["sparsity"]["total_weight"] - target) < 0.02  # what was trained is sparse
     assert report["test_count"] == 40 and report["ticket"]["search_seconds"] > 0
     assert model_from_ticket(ticket) is not None
+
+
+def test_patches_and_encoder_weights_go_together_into_one_ledger(
+    recipes: Any, tmp_path: Path
+) -> None:
+    options = "--patches.sparsity 0.5 --imp.epochs 1 --imp.rounds 2 --imp.rewind 1it --epochs 1"
+    out = tmp_path / "run"
+    ended = recipes.run("imp_cifar", *SMALL, *shlex.split(options), "--run.out", out)
+    assert ended.code == 0, ended.err
+    report, ticket = json.loads((out / "report.json").read_text()), Ticket.load(out / "ticket")
+    assert ticket.provenance["search"] == "joint"
+    assert all(name.startswith("blocks.") for name in ticket.mask)
+    ledger = report["ticket"]["ledger"]
+    assert ledger["weight"] == ticket.mask.sparsity
+    assert abs(ticket.mask.sparsity - (1 - 0.75**2)) < 1e-3
+    assert report["sparsity"]["patch"] == ledger["patch"] == 0.5
+    assert 0.1 < ledger["total_weight"] < report["ticket"]["prunable_sparsity"]
+    told = recipes.run("evaluate", "--run", out, "--cpu")
+    assert f"test: {report['test_accuracy']:.2f} % of 40" in told.out, told.err
+    assert "'patch': 0.5" in told.out
+
+
+@pytest.mark.parametrize("name", ["spiking_vgg_toy", "spikformer_dvs_toy"])
+def test_event_frames_are_pruned_by_the_same_recipe(
+    recipes: Any, tmp_path: Path, name: str
+) -> None:
+    options = shlex.split(
+        "--data.name moving_digits --data.limit-train 40 --data.limit-test 20 --data.image-size 16 "
+        f"--model.name {name} --model.T 2 --train.cpu --train.batch-size 16 --epochs 1 "
+        "--imp.epochs 1 --imp.rounds 2 --imp.rewind 1it"
+    )
+    ended = recipes.run("imp_cifar", *options, "--run.out", tmp_path / "run")
+    assert ended.code == 0, ended.err
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["dataset"] == "moving_digits" and report["test_count"] == 20
+    assert abs(report["ticket"]["prunable_sparsity"] - (1 - 0.75**2)) < 1e-3
+    told = recipes.run("evaluate", "--run", tmp_path / "run", "--cpu")
+    assert f"test: {report['test_accuracy']:.2f} % of 20" in told.out, told.err
 
 
 def test_weights_of_a_relu_cnn_start_a_spiking_one(recipes: Any, tmp_path: Path) -> None:
@@ -70,6 +111,15 @@ def test_weights_of_a_relu_cnn_start_a_spiking_one(recipes: Any, tmp_path: Path)
     for report in reports:
         assert report["sparsity"]["conv_pep_weight"] is None
         assert abs(report["ticket"]["prunable_sparsity"] - (1 - 0.75**2)) < 1e-3
+
+
+def test_two_of_every_four_weights_stay(recipes: Any, tmp_path: Path) -> None:
+    options = ["--method", "nm", "--sparsity", "0.5", "--epochs", "1"]
+    ended = recipes.run("sparse_training_cifar", *SMALL, *options, "--run.out", tmp_path / "run")
+    assert ended.code == 0, ended.err
+    ticket = Ticket.load(tmp_path / "run" / "trained")
+    for kept in ticket.mask.values():
+        assert bool((kept.movedim(1, -1).reshape(-1, 4).sum(1) == 2).all())
 
 
 @pytest.mark.parametrize("method", ["random", "erk", "magnitude", "snip", "grasp", "synflow"])
@@ -112,7 +162,10 @@ def test_imp_killed_at_any_moment_ends_with_the_same_mask(recipes: Any, tmp_path
     ("recipe", "options", "words"),
     [
         ("sparse_training_cifar", "--method prune", "method='prune' .*set, rigl, granet"),
+        ("sparse_training_cifar", "--method nm --sparsity 0.6", "sparsity=0.6 .*0.25, 0.5"),
         ("early_time_cifar", "--search snip", "search='snip' .*imp, early_bird"),
+        ("imp_cifar", "--preset iclr21", "preset='iclr21' .*eccv22"),
+        ("biprop_cifar", "--preset eccv22", "preset='eccv22' .*iclr21, iclr21-global"),
         ("imp_cifar", "--imp.rewind late", "step 'late' is not allowed"),
     ],
 )

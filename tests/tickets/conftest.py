@@ -13,8 +13,9 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from spikeformer_lt import create_dataset, create_model
-from spikeformer_lt.images.augment import Augment
-from spikeformer_lt.images.mixing import Mixing
+from spikeformer_lt.images.splits import Splits
+from spikeformer_lt.training.datachoice import augmentation
+from spikeformer_lt.training.options import DataConfig
 from spikeformer_lt.training.phase import OptimConfig
 from spikeformer_lt.training.rundir import RunDir
 from spikeformer_lt.training.settings import TrainConfig
@@ -51,10 +52,13 @@ OPTIMS = {
 
 
 class Bench:
-    """Makes trainers over the same digits, each in a run directory."""
+    """Makes trainers over the same data, digits unless given, each in a run directory."""
 
-    def __init__(self) -> None:
-        self.data = create_dataset("digits", image_size=16, limit_train=60, limit_test=20)
+    def __init__(self, data: Splits | None = None) -> None:
+        sizes = {"image_size": 16, "limit_train": 60, "limit_test": 20}
+        self.data = data or create_dataset("digits", **sizes)
+        own = DataConfig(augment="none" if data else "digits", mixup=0.0, smoothing=0.0)
+        self.augment, self.mixing = augmentation(own, self.data)
 
     def trainer(self, folder: Path, stop: object = None, **train: object) -> Trainer:
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -67,8 +71,8 @@ class Bench:
             config,
             run,
             Accelerator(cpu=True, mixed_precision=config.mixed_precision),
-            augment=Augment.standard("digits"),
-            mixing=Mixing(),
+            augment=self.augment,
+            mixing=self.mixing,
             stop=stop,
         )
 

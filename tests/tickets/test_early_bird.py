@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.mask import Mask
-from spikeformer_lt.tickets.base import magnitudes
+from spikeformer_lt.tickets.base import magnitudes, retrain
+from spikeformer_lt.tickets.channels import find_groups, shrink
 from spikeformer_lt.tickets.early_bird import EarlyBird, EarlyBirdConfig, MaskWatch
 
 
@@ -90,6 +94,25 @@ def test_whole_channels_go_and_one_of_each_layer_stays(make, bench, tmp_path):
     total = sum(kept.numel() for kept in scales.values())
     assert sum(int((~kept).sum()) for kept in scales.values()) == round(0.6 * total)
     assert all(bool(kept.any()) for kept in scales.values())
+
+
+def test_channels_of_a_ticket_are_cut_out_and_the_outputs_stay(make, bench, tmp_path):
+    """Float64: the smaller network has exactly the entries that are left, and their outputs."""
+    trainer, config = bench.trainer(tmp_path), EarlyBirdConfig(kind="channels", sparsity=0.5)
+    search = EarlyBird(replace(config, epochs=1))
+    search.batch = trainer.batch
+    images, model = trainer.batch(6)[0], make()
+    groups = find_groups(model, images[:2])
+    ticket = search.find(model, trainer.fit)
+    result = retrain(model, ticket, trainer.fit, 1)
+    assert result.epochs == 1
+    model = model.double().eval()
+    whole, images = model(images.double()), images.double()
+    smaller = shrink(copy.deepcopy(model), groups, ticket.mask)
+    torch.testing.assert_close(smaller(images), whole, rtol=0, atol=1e-12)
+    assert whole.std() > 0
+    before, after = (sum(p.numel() for p in m.parameters()) for m in (model, smaller))
+    assert before - after == ticket.mask.removed > 0.2 * before
 
 
 @pytest.mark.parametrize(

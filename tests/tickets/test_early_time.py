@@ -137,6 +137,12 @@ def test_weights_and_buffers_are_those_of_before_the_probe(make, bench, tmp_path
         assert torch.equal(ticket.tensors[name], torch.where(kept, value, 0)), name
 
 
+def test_the_preset_is_the_published_probe():
+    asked = EarlyTimeConfig(preset="eccv22", epochs=9, images=3, threshold=0.1, order="code")
+    assert EarlyTime(asked).config == EarlyTimeConfig("eccv22", 2, 1000, 0.6, "code")
+    assert EarlyTime(EarlyTimeConfig(epochs=9)).config.epochs == 9
+
+
 @pytest.mark.parametrize(
     ("field", "value"), [("threshold", 2.0), ("order", "x"), ("images", 0), ("epochs", -1)]
 )

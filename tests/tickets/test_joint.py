@@ -11,7 +11,7 @@ from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.patch_select import kept_count
 from spikeformer_lt.tickets.base import PruneConfig
 from spikeformer_lt.tickets.imp import ImpConfig
-from spikeformer_lt.tickets.joint import Joint, JointConfig
+from spikeformer_lt.tickets.joint import Joint, JointConfig, on_encoder
 from spikeformer_lt.tickets.multisp_config import PatchConfig
 from spikeformer_lt.tickets.rebuild import model_from_ticket
 
@@ -44,6 +44,12 @@ def test_both_levels_are_in_force_and_in_one_ledger(bench, tmp_path, score):
     ticket.provenance["model"] = {"name": "spikformer_toy", "args": SIZES}
     images = torch.rand(4, 3, 16, 16)
     assert torch.equal(model_from_ticket(ticket)(images), model.eval()(images))
+
+
+def test_pruning_goes_to_the_encoder_unless_other_layers_are_named():
+    assert on_encoder(ImpConfig(rounds=2)).prune == PruneConfig(inside=("blocks.",), head=False)
+    own = ImpConfig(prune=PruneConfig(first_conv=False))
+    assert on_encoder(own) == own
 
 
 def test_a_model_without_patches_is_refused():

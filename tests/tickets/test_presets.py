@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
+
+from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.tickets.biprop import BipropConfig
 from spikeformer_lt.tickets.early_bird import EarlyBirdConfig
 from spikeformer_lt.tickets.edge_popup import EdgePopupConfig
 from spikeformer_lt.tickets.imp import ImpConfig
-from spikeformer_lt.tickets.presets import PRESETS, preset_optim
+from spikeformer_lt.tickets.presets import PRESETS, preset_optim, with_preset
 
 
 def test_only_a_preset_overrides_the_run():
@@ -21,3 +24,11 @@ def test_every_preset_of_a_search_has_an_optimizer():
         for name in names:
             assert preset_optim(name) is not None
             assert kind(preset=name).resolved().epochs in (100, 300)
+
+
+def test_a_preset_by_name_goes_into_the_configuration_of_its_search():
+    config = ImpConfig(sparsity=0.9)
+    assert with_preset(config, "default") is config
+    assert with_preset(config, "eccv22") == ImpConfig("eccv22", sparsity=0.9)
+    with pytest.raises(ConfigError, match="preset='iclr21'"):
+        with_preset(config, "iclr21")

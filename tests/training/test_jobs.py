@@ -108,3 +108,28 @@ def test_a_signal_to_the_whole_group_reaches_each_run_once_and_is_waited_for(
     for seed in (0, 1):
         assert (tmp_path / f"a-{seed}" / "signals").read_text() == str(int(signal.SIGTERM))
     assert not (tmp_path / "a-2").exists()
+
+
+LEFT = """
+import pathlib, sys, time
+from spikeformer_lt.training.runlock import take_lock
+out = pathlib.Path(sys.argv[1])
+out.mkdir()
+lock = take_lock(out)
+print("held", flush=True)
+time.sleep(2)
+if "finish" in sys.argv:
+    (out / "report.json").write_text("by the one before")
+"""
+
+
+@pytest.mark.parametrize("end", ["finish", "die"])
+def test_a_run_that_a_killed_comparison_left_behind_is_waited_for(script, tmp_path, end):
+    command = [sys.executable, "-c", LEFT, str(tmp_path / "a"), end]
+    left = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert left.stdout.readline() == "held\n"
+    job = Job("a", 0, tmp_path / "a", (script,))
+    run_jobs([job])
+    assert left.wait(1) == 0
+    assert (job.report.read_text() == "by the one before") == (end == "finish")
+    assert (tmp_path / "a.out").exists() == (end == "die")

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.training.runlock import take_lock
+from spikeformer_lt.training.runlock import in_use, take_lock
 
 HOLD = """
 import os, sys, time
@@ -32,11 +32,13 @@ def test_a_living_process_keeps_others_out_and_a_killed_one_does_not(tmp_path):
     )
     worker = int(other.stdout.readline())
     try:
+        assert in_use(tmp_path)
         with pytest.raises(ConfigError, match=f"is in use by process {other.pid}; wait for it"):
             take_lock(tmp_path)
         other.send_signal(signal.SIGKILL)
         other.wait(10)
         os.kill(worker, 0)  # the forked worker is still there
+        assert not in_use(tmp_path)
         take_lock(tmp_path).close()
     finally:
         os.kill(worker, signal.SIGKILL)
@@ -57,3 +59,8 @@ def test_a_file_system_without_locks_lets_everybody_in(tmp_path, monkeypatch):
 
     monkeypatch.setattr(fcntl, "lockf", refuse)
     assert take_lock(tmp_path) is None
+
+
+def test_a_place_that_nobody_has_had_is_free(tmp_path):
+    assert not in_use(tmp_path) and not in_use(tmp_path / "nowhere")
+    assert not list(tmp_path.iterdir())  # asking leaves nothing behind

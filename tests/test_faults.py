@@ -1,4 +1,4 @@
-"""docs/faults.md names tests that exist."""
+"""docs/faults.md, docs/export.md and docs/tickets.md name tests that exist."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 TESTS = Path(__file__).parent
 TEXT = (TESTS.parent / "docs" / "faults.md").read_text("utf-8")
 EXPORT = (TESTS.parent / "docs" / "export.md").read_text("utf-8")
-NAMED = sorted(set(re.findall(r"`([\w/]+\.py)::(\w+)`", TEXT + EXPORT)))
+TICKETS = (TESTS.parent / "docs" / "tickets.md").read_text("utf-8")
+NAMED = sorted(set(re.findall(r"`([\w/]+\.py)::(\w+)`", TEXT + EXPORT + TICKETS)))
 
 
 def test_every_test_that_the_page_names_exists() -> None:

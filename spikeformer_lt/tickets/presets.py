@@ -36,5 +36,8 @@ def with_preset(config: C, preset: str) -> C:
     Raises:
         ConfigError: the search has no such preset.
     """
-    made: Any = config
-    return config if preset == "default" else replace(made, preset=preset)  # type: ignore[no-any-return]
+    if preset == "default":
+        return config
+    given: Any = config
+    made: C = replace(given, preset=preset)
+    return made

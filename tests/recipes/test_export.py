@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -38,6 +40,34 @@ def test_a_run_becomes_a_folder_that_loads(recipes, folder: Path) -> None:
     found = load_exported(out, plain=True).state_dict()
     assert all(torch.equal(found[name], tensor) for name, tensor in ticket.tensors.items())
     assert (folder / "exported.pt2").is_file()
+
+
+@pytest.mark.parametrize("name", ["spiking_vgg_toy", "spikformer_toy"])
+def test_what_was_trained_from_an_imp_ticket_is_exported(recipes, tmp_path: Path, name) -> None:
+    """Not its start weights: the report's accuracy in the folder is that of the network in it."""
+    run, out = tmp_path / "run", tmp_path / "exported"
+    options = shlex.split(
+        f"--data.name digits --data.limit-train 64 --data.limit-test 40 --data.image-size 16 "
+        f"--model.name {name} --model.T 2 --train.cpu --train.batch-size 16 --epochs 2 "
+        "--imp.epochs 1 --imp.rounds 2 --imp.rewind 1it"
+    )
+    done = recipes.run("imp_cifar", *options, "--run.out", run)
+    assert done.code == 0, done.err
+    done = recipes.run("export", "--run", run, "--out", out)
+    assert done.code == 0 and "NOTICE" not in done.out, done.err
+    start, trained = Ticket.load(run / "ticket"), Ticket.load(run / "trained")
+    assert start.mask == trained.mask
+    found = load_exported(out, plain=True)
+    for key, tensor in found.state_dict().items():
+        assert torch.equal(tensor, trained.tensors[key]), key
+    assert any(not torch.equal(start.tensors[k], trained.tensors[k]) for k in start.mask)
+    images = torch.rand(4, 3, 16, 16)
+    compact = load_exported(out)
+    torch.testing.assert_close(compact(images), found(images), rtol=1e-4, atol=1e-4)
+    accuracy = json.loads((run / "report.json").read_text())["test_accuracy"]
+    assert f"| test accuracy | {accuracy:.2f} |" in (out / "README.md").read_text()
+    done = recipes.run("export", "--run", run / "ticket", "--out", tmp_path / "start")
+    assert "NOTICE: this ticket holds its start weights" in done.out
 
 
 @pytest.mark.parametrize(

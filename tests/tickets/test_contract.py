@@ -373,14 +373,16 @@ NETWORKS: dict[str, tuple[str, dict[str, Any], Callable[[], Splits] | None]] = {
 }  # fmt: skip
 
 
-def crossed() -> Iterator[Any]:
+def crossed() -> list[Any]:
     """Every search on every network; by default each search on one of them, in turn."""
+    pairs = []
     for place, case in enumerate(CASES):
         for turn, network in enumerate(NETWORKS):
             if case in WITH_PATCHES and network != "spikformer_dvs":
                 continue
             chosen = turn == place % len(NETWORKS) or case in WITH_PATCHES
-            yield pytest.param(case, network, marks=() if chosen else pytest.mark.slow)
+            pairs.append(pytest.param(case, network, marks=() if chosen else pytest.mark.slow))
+    return pairs
 
 
 @pytest.fixture(scope="module")

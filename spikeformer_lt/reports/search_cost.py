@@ -54,11 +54,12 @@ def search_steps(provenance: Mapping[str, Any]) -> float | None:
 
 
 def steps_of_run(report: Path) -> float | None:
-    """`search_steps` of the ticket beside a run's report; None where there is none."""
+    """`search_steps` of the ticket beside a run's report; None where no search of weights was."""
     about = report.parent / "ticket" / "ticket.json"
     if not about.is_file():
         return None
-    return search_steps(json.loads(about.read_text())["provenance"])
+    known = json.loads(about.read_text())["provenance"]
+    return search_steps(known) if "search_seconds" in known else None
 
 
 def early_time_table(rows: Sequence[Row]) -> str:

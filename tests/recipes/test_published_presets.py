@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from accelerate.state import AcceleratorState
 
 from spikeformer_lt.config import parse
+from spikeformer_lt.reports import run_report
 from spikeformer_lt.training.hook import Hooks
 from spikeformer_lt.training.phase import FitResult
 from spikeformer_lt.training.trainer import Trainer
@@ -54,11 +56,12 @@ def test_a_preset_asks_for_the_published_phases(line, tmp_path, monkeypatch) -> 
         return FitResult(phase.name, 50.0, 0, phase.epochs, 1.0)
 
     monkeypatch.setattr(Trainer, "fit", fit)
+    monkeypatch.setattr(run_report, "plot_training", lambda *_: None)  # there are no epochs
     AcceleratorState._reset_state(reset_partial_state=True)
     name, *options = line.split()
     spec = importlib.util.spec_from_file_location(name, RECIPES / f"{name}.py")
     recipe = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(__import__("sys").modules, name, recipe)
+    monkeypatch.setitem(sys.modules, name, recipe)
     spec.loader.exec_module(recipe)
     kind = next(v for k, v in vars(recipe).items() if k == name.title().replace("_", ""))
     recipe.main(parse(kind, [*SMALL, *options, "--run.out", str(tmp_path / "run")]))

@@ -25,7 +25,7 @@ def run_of(folder: Path, variant: str, seed: int, accuracy: float, seconds: floa
     """A finished run with its ticket, as a recipe leaves them."""
     here = folder / f"{variant.replace(' ', '-')}-seed{seed}"
     (here / "ticket").mkdir(parents=True)
-    about: dict = {"model": MODEL, "phases": IMP}
+    about: dict = {"model": MODEL, "phases": IMP, "search_seconds": seconds}
     report = {
         "dataset": "digits", "split_sha256": "s", "test_accuracy": accuracy, "val_accuracy": 1.0,
         "sparsity": {"patch": 0, "conv_pep_weight": None, "total_weight": 0.9}, "seed": seed,
@@ -49,8 +49,13 @@ def test_epochs_count_with_the_steps_that_they_ran_with():
     assert search_steps({"phases": IMP}) is None and search_steps({"model": MODEL}) is None
 
 
-def test_a_run_without_a_ticket_has_no_cost(tmp_path):
+def test_a_run_without_a_search_of_weights_has_no_cost(tmp_path):
     assert steps_of_run(tmp_path / "report.json") is None
+    (tmp_path / "ticket").mkdir()
+    for about, cost in (({}, None), ({"search_seconds": 1.0}, 70.0)):
+        known = {"provenance": {"model": MODEL, "phases": IMP, **about}}
+        (tmp_path / "ticket" / "ticket.json").write_text(json.dumps(known))
+        assert steps_of_run(tmp_path / "report.json") == cost
 
 
 def test_the_saving_is_a_ratio_of_the_same_seeds(tmp_path):

@@ -75,11 +75,25 @@ def test_a_fresh_head_serves_other_classes(recipes: Any, run: Path) -> None:
         ("", "ticket='' is not allowed"),
         ("--ticket nowhere", "no ticket"),
         ("--ticket RUN --norm new", "norm='new' "),
-        ("--ticket RUN --fresh heat", "fresh='heat' "),
-        ("--ticket RUN --model.name spiking_vgg9", "the ticket is not of this model"),
     ],
 )
 def test_a_bad_option_is_one_clear_line(recipes: Any, run: Path, options, words) -> None:
     given = [str(run) if o == "RUN" else o for o in options.split()]
     out = ("--data.image-size", "16", "--run.out", run.parent / "out")
     assert words in recipes.run("transfer_cifar", *SMALL, *given, *out).error
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--fresh heat", "error: fresh='heat' is not allowed"),
+        ("--model.name spiking_vgg9 --model.neuron lif", "error: the ticket is not of this model"),
+    ],
+)
+def test_a_network_that_does_not_fit_ends_in_one_clear_line(
+    recipes: Any, run: Path, options: str, words: str
+) -> None:
+    given = ("--ticket", run, *options.split(), "--data.image-size", "16")
+    ended = recipes.run("transfer_cifar", *SMALL, *given, "--run.out", run.parent / "out")
+    assert ended.code == 2 and "Traceback" not in ended.err
+    assert ended.err.splitlines()[-1].startswith(words)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from spikeformer_lt.config import check
 from spikeformer_lt.errors import ConfigError
@@ -32,6 +34,9 @@ class PruneConfig:
     """Prune the last linear map, which gives the logits."""
     inside: tuple[str, ...] = ()
     """Only layers whose name starts with one of these; all where none is given."""
+    silence: bool = False
+    """Also remove BatchNorm's scale and shift where all weights of an output are gone: it would
+    fire at the shift's pace, whatever the input. Searches that end trained leave it as it is."""
 
     def weights(self, model: nn.Module) -> dict[str, Tensor]:
         """The prunable weights by their state_dict name, in the order of the modules.
@@ -133,11 +138,13 @@ class Search:
 
     def _ticket(self, model: nn.Module, mask: Mask) -> Ticket:
         model.load_state_dict(self.start)
-        mask.apply_(model)
         parameters = sum(p.numel() for p in model.parameters())
+        quiet = self.config.prune.silence and not self.trained
+        whole = silenced(model, mask) if quiet else mask
+        whole.apply_(model)
         return Ticket.of(
             model,
-            mask,
+            whole,
             {
                 "search": self.name,
                 "config": asdict(self.config),
@@ -171,6 +178,22 @@ def dead_filters(mask: Mask) -> dict[str, int]:
     """
     counts = {n: int((~kept.flatten(1).any(1)).sum()) for n, kept in mask.items() if kept.ndim > 1}
     return {name: count for name, count in counts.items() if count}
+
+
+def silenced(model: nn.Module, mask: Mask) -> Mask:
+    """The mask with BatchNorm's scale and shift of every output row of which no weight is left."""
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, _BatchNorm)
+    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, kinds)]
+    found = dict(mask)
+    for (name, _), (norm, following) in pairwise(layers):
+        kept = mask.get(f"{name}.weight")
+        if kept is None or not isinstance(following, _BatchNorm) or not following.affine:
+            continue
+        alive = kept.flatten(1).any(1)
+        if len(alive) == following.num_features and not bool(alive.all()):
+            for entry in (f"{norm}.weight", f"{norm}.bias"):
+                found[entry] = found[entry] & alive if entry in found else alive
+    return Mask(found)
 
 
 def retrain(

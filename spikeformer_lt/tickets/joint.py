@@ -27,10 +27,10 @@ class JointConfig:
 
 
 def on_encoder(imp: ImpConfig) -> ImpConfig:
-    """Pruning of the encoder alone, unless the configuration names other layers itself."""
-    if imp.prune != PruneConfig():
+    """Pruning of the encoder alone, unless the configuration names layers itself."""
+    if imp.prune.inside:
         return imp
-    return replace(imp, prune=JointConfig().imp.prune)
+    return replace(imp, prune=replace(imp.prune, inside=("blocks.",), head=False))
 
 
 class Joint:

@@ -5,9 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
+from spikeformer_lt import create_model
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.mask import Mask
-from spikeformer_lt.tickets.base import OneShotConfig, PruneConfig, dead_filters, shuffled, snapshot
+from spikeformer_lt.tickets.base import (
+    OneShotConfig,
+    PruneConfig,
+    dead_filters,
+    retrain,
+    shuffled,
+    snapshot,
+)
+from spikeformer_lt.tickets.magnitude import Magnitude, MagnitudeConfig
 from spikeformer_lt.tickets.snip import Snip
 
 
@@ -47,6 +56,29 @@ def test_dead_filters_are_counted():
     kept = torch.ones(4, 3, 3, 3, dtype=torch.bool)
     kept[1] = kept[2] = False
     assert dead_filters(Mask({"a.weight": kept, "b.bias": torch.ones(3)})) == {"a.weight": 2}
+
+
+@pytest.mark.parametrize("silence", [True, False])
+def test_a_filter_without_weights_is_silent_where_that_is_asked_for(bench, tmp_path, silence):
+    """Left alone it fires at the pace of BatchNorm's shift: at every input the same."""
+    model = create_model("spiking_vgg_toy", image_size=16, T=3)
+    layer = model.layers[2]
+    with torch.no_grad():
+        layer.conv.weight[:5] *= 1e-3
+        layer.norm.bias[:5] = 2.0
+    config = MagnitudeConfig(0.5, prune=PruneConfig(silence=silence))
+    ticket = Magnitude(config).find(model, None)
+    assert ticket.provenance["dead_filters"] == {"layers.2.conv.weight": 5}
+    assert ticket.provenance["prunable_sparsity"] == pytest.approx(0.5, abs=1e-4)
+    retrain(model, ticket, bench.trainer(tmp_path).fit, 2)
+    fired = []
+    layer.register_forward_hook(lambda *given: fired.append(given[2]))
+    with torch.no_grad():
+        model.eval()(torch.rand(4, 3, 16, 16))
+    dead = fired[0][..., :5]
+    assert bool((dead == 0).all()) == silence and bool((dead == 1).any()) != silence
+    names = {"layers.2.norm.weight", "layers.2.norm.bias"}
+    assert {name for name in ticket.mask if name in names} == (names if silence else set())
 
 
 def test_a_shuffled_state_has_the_same_values_elsewhere(make):

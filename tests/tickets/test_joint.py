@@ -48,7 +48,7 @@ def test_both_levels_are_in_force_and_in_one_ledger(bench, tmp_path, score):
 
 def test_pruning_goes_to_the_encoder_unless_other_layers_are_named():
     assert on_encoder(ImpConfig(rounds=2)).prune == PruneConfig(inside=("blocks.",), head=False)
-    own = ImpConfig(prune=PruneConfig(first_conv=False))
+    own = ImpConfig(prune=PruneConfig(inside=("conv_pep.", "blocks.")))
     assert on_encoder(own) == own
 
 

@@ -24,7 +24,7 @@ OWN += ["imp=--imp.epochs 1 --imp.rewind 1it --imp.rounds 1 --epochs 1"]
 OWN += ["imp+et=--imp.epochs 1 --imp.rewind 1it --imp.rounds 1 --epochs 1 --early-time.epochs 1"]
 
 
-@pytest.mark.timeout(600)  # six processes that import everything
+@pytest.mark.timeout(1500)  # seven processes that import everything
 def test_searches_become_one_table_and_go_on_where_they_stopped(
     recipes: Any, tmp_path: Path
 ) -> None:
@@ -55,7 +55,7 @@ def test_searches_become_one_table_and_go_on_where_they_stopped(
     assert json.loads(report.read_text()) == before
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1500)
 def test_a_killed_comparison_goes_on(recipes: Any, tmp_path: Path) -> None:
     """SIGKILL of the comparison alone, whose run goes on without it; then of both."""
     line = shlex.split("--searches random imp --sparsities 0.5 --seeds 0 1")

@@ -19,6 +19,7 @@ from spikeformer_lt.mask import Mask
 from spikeformer_lt.registry import register_search
 from spikeformer_lt.rng import seed_for
 from spikeformer_lt.ticket import Ticket
+from spikeformer_lt.tickets.base import snapshot
 from spikeformer_lt.tickets.multisp_config import MultiSpConfig
 from spikeformer_lt.tickets.stem_ticket import MaskController, StemProbe, install_subnets
 from spikeformer_lt.training.phase import Fit, FitResult, OptimConfig, Phase
@@ -84,8 +85,8 @@ class MultiSp:
             "config": asdict(config),
             "phases": [asdict(result) for result in self.results],
         }
-        self.start = {name: value.detach().cpu() for name, value in model.state_dict().items()}
-        return Ticket(mask, self.start, provenance)
+        self.start = snapshot(model)
+        return Ticket(mask, dict(self.start), provenance)
 
     # -- schedules -----------------------------------------------------------------------
 

@@ -30,6 +30,7 @@ class Stored:
     """Stands for a recipe's configuration."""
 
     train: TrainConfig
+    run: str = ""
 
 
 def noise(channels: int, side: int) -> Splits:

@@ -58,15 +58,14 @@ def test_searches_become_one_table_and_go_on_where_they_stopped(
 @pytest.mark.timeout(1500)
 def test_a_killed_comparison_goes_on(recipes: Any, tmp_path: Path) -> None:
     """SIGKILL of the comparison alone, whose run goes on without it; then of both."""
-    line = shlex.split("--searches random imp --sparsities 0.5 --seeds 0 1")
+    line = shlex.split("--searches imp --sparsities 0.5 --seeds 0 1")
     line += [f"--options={SMALL} --train.checkpoint-steps 1", "--search-options"]
-    line += ["dense=--epochs 2", "random=--epochs 2"]
-    line += ["imp=--imp.epochs 2 --imp.rewind 1it --imp.rounds 1 --epochs 2"]
+    line += ["dense=--epochs 2", "imp=--imp.epochs 2 --imp.rewind 1it --imp.rounds 1 --epochs 2"]
     runs = tmp_path / "killed" / "runs"
 
     def killed(after: Path, with_run: bool) -> None:
         pid = recipes.start("compare_tickets", *line, "--out", tmp_path / "killed")
-        until = time.monotonic() + 300
+        until = time.monotonic() + 900
         while not after.exists():
             assert time.monotonic() < until
             time.sleep(0.05)
@@ -79,11 +78,11 @@ def test_a_killed_comparison_goes_on(recipes: Any, tmp_path: Path) -> None:
     killed(runs / "imp-0.5-seed0" / "last" / "LATEST", with_run=True)
     ended = recipes.run("compare_tickets", *line, "--out", tmp_path / "killed")
     assert ended.code == 0, ended.err
-    assert "6 runs, 0 of them" not in ended.err
+    assert "4 runs, 0 of them" not in ended.err
     whole = recipes.run("compare_tickets", *line, "--out", tmp_path / "whole", "--jobs", "2")
     assert whole.code == 0, whole.err
     tables = [(tmp_path / name / "runs.csv").read_text() for name in ("killed", "whole")]
-    assert tables[0] == tables[1] and len(tables[0].splitlines()) == 7
+    assert tables[0] == tables[1] and len(tables[0].splitlines()) == 5
     hashes = [
         json.loads((tmp_path / name / "runs" / f"imp-0.5-seed{seed}" / "report.json").read_text())[
             "mask_sha256"

@@ -64,7 +64,8 @@ def test_an_unknown_name_is_refused_with_the_nearest(shelf: Registry) -> None:
     with pytest.raises(ConfigError) as caught:
         shelf.create("spikfomer", {})
     assert str(caught.value) == (
-        "unknown model 'spikfomer'; did you mean 'spikformer_cifar'? see list_models()"
+        "unknown model 'spikfomer'; did you mean 'spikformer_cifar'? see list_models(); one of "
+        "your own needs its file, --plugins FILE.py"
     )
     with pytest.raises(ConfigError, match=r"unknown model 'zzz'; see list_models\(\)"):
         shelf.create("zzz", {})

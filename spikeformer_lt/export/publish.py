@@ -22,7 +22,7 @@ from spikeformer_lt.paths import free_bytes, sync_folder, write_atomic
 from spikeformer_lt.ticket import Ticket
 from spikeformer_lt.tickets.rebuild import model_from_ticket
 
-__all__ = ["Exported", "export_ticket", "load_exported"]
+__all__ = ["Exported", "export_ticket", "load_exported", "read_ticket"]
 
 CARD = "README.md"
 
@@ -109,6 +109,19 @@ def load_exported(folder: str | Path, *, plain: bool = False, **overrides: Any) 
         return model
     fast: CompactModel = compact(model)
     return fast
+
+
+def read_ticket(folder: str | Path) -> Ticket:
+    """Read a ticket from its folder, or from that of an export.
+
+    Raises:
+        ExportError, CheckpointError: as `load_exported`.
+        TicketError: neither an export nor a ticket, or a damaged ticket.
+    """
+    folder = Path(folder)
+    if (folder / CONFIG).is_file() and (folder / TENSORS).is_file():
+        return read_packed(folder).ticket
+    return Ticket.load(folder)
 
 
 def _refuse_foreign(folder: Path, overwrite: bool) -> None:

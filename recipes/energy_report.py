@@ -45,10 +45,10 @@ def main(cfg: EnergyReport) -> None:
     """Open, count, write, print."""
     check(len(cfg.runs) > 0, "runs", cfg.runs, "run directories or ticket folders: --runs DIR ...")
 
+    from spikeformer_lt.export import read_ticket
     from spikeformer_lt.reports.energy import measure_energy
     from spikeformer_lt.reports.energy_plots import plot_energy
     from spikeformer_lt.reports.energy_tables import energy_markdown, write_energy
-    from spikeformer_lt.export import read_ticket
     from spikeformer_lt.reports.finished import open_run
     from spikeformer_lt.tickets.rebuild import model_from_ticket
 

@@ -1,7 +1,7 @@
 """Files of a user that register models, data sets or searches: ``--plugins FILE.py``.
 
-The files are kept in an environment variable, so that the child processes of a comparison, the ranks
-of a launcher and ``python -m spikeformer_lt.doctor`` know the same names.
+The files are kept in an environment variable, so that the child processes of a comparison know the
+same names.
 """
 
 from __future__ import annotations

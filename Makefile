@@ -68,8 +68,7 @@ lint: $(STAMP)
 
 docs: $(STAMP)
 	@$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
-	@$(PY) -m pdoc --docformat google --no-include-undocumented --output-directory build/api spikeformer_lt
-	@echo "Open build/api/index.html"
+	@$(PY) .ci/api_docs.py build/api
 
 wheel-check: $(STAMP)
 	@$(PY) .ci/wheel_check.py

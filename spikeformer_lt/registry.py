@@ -150,6 +150,10 @@ def _parameters(factory: Callable[..., Any]) -> dict[str, bool] | None:
     named = {p.name: p.default is p.empty for p in parameters if p.kind in kinds}
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
         return named
+    if inspect.isclass(factory):  # a subclass passes them on to its base
+        base = factory.__mro__[1]
+        inherited = None if base.__init__ is object.__init__ else _parameters(base)
+        return None if inherited is None else inherited | named
     try:
         made = typing.get_type_hints(factory).get("return")
     except NameError:  # an annotation that exists for type checkers only

@@ -43,7 +43,9 @@ class EnergyReport:
 
 def main(cfg: EnergyReport) -> None:
     """Open, count, write, print."""
-    check(len(cfg.runs) > 0, "runs", cfg.runs, "run directories or ticket folders: --runs DIR ...")
+    check(
+        len(cfg.runs) > 0, "runs", cfg.runs, "folders of runs, tickets or exports: --runs DIR ..."
+    )
 
     from spikeformer_lt.export import read_ticket
     from spikeformer_lt.reports.energy import measure_energy

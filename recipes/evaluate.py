@@ -48,7 +48,7 @@ def main(cfg: Evaluate) -> None:
     from spikeformer_lt.reports.run_report import describe
     from spikeformer_lt.tickets.rebuild import model_from_ticket
 
-    check(bool(cfg.run), "run", cfg.run, "a run directory or a ticket folder: --run DIR")
+    check(bool(cfg.run), "run", cfg.run, "a run directory, a ticket folder or an export: --run DIR")
     changed = {} if cfg.T is None else {"T": cfg.T}
     run = open_ticket(
         cfg.run, model_from_ticket, cfg.data, given_options(cfg), read_ticket, **changed

@@ -36,7 +36,9 @@ class Report:
 
 def main(cfg: Report) -> None:
     """Open, draw, write."""
-    check(len(cfg.runs) > 0, "runs", cfg.runs, "run directories or ticket folders: --runs DIR ...")
+    check(
+        len(cfg.runs) > 0, "runs", cfg.runs, "folders of runs, tickets or exports: --runs DIR ..."
+    )
     check(len(cfg.runs) == 1 or bool(cfg.out), "out", cfg.out, "a folder for the comparison")
 
     from spikeformer_lt.export import read_ticket

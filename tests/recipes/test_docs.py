@@ -111,6 +111,7 @@ class Block:
 
 def blocks(page: str) -> list[Block]:
     text = (ROOT / page).read_text("utf-8")
+    text = text.replace("THIS_FOLDER", Path(page).parent.as_posix())  # in a ticket's card
     if page.endswith(".py"):
         told = ast.get_docstring(ast.parse(text)) or ""
         lines = re.findall(r"^(?:accelerate launch|python|torchrun) .+$", told, re.MULTILINE)

@@ -152,7 +152,7 @@ def _parameters(factory: Callable[..., Any]) -> dict[str, bool] | None:
         return named
     if inspect.isclass(factory):  # a subclass passes them on to its base
         base = factory.__mro__[1]
-        inherited = None if base.__init__ is object.__init__ else _parameters(base)
+        inherited = None if base is object else _parameters(base)
         return None if inherited is None else inherited | named
     try:
         made = typing.get_type_hints(factory).get("return")

@@ -46,7 +46,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
         return kind(groups, lr=config.lr, fused=True)
     from timm.optim import create_optimizer_v2, list_optimizers
 
-    known = list_optimizers()
+    known = [str(name) for name in list_optimizers()]
     if config.opt not in known:
         hint = near(config.opt, known) or ", such as adamw, adam or sgd"
         raise ConfigError(f"optim.opt={config.opt!r} is not one of timm's {len(known)}{hint}")

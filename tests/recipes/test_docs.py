@@ -36,6 +36,7 @@ PAGES = [path.relative_to(ROOT).as_posix() for path in (*GUIDES, *RECIPES)]
 NOT_RUN = {  # a pattern that a command holds -> why no test can run it
     r"^(make|source|sbatch)\b": "makes an environment, or needs SLURM; CI runs the Makefile",
     r"--data(\.name)? (cifar10|dvs128_gesture|poker_dvs)\b": "needs a published data set",
+    r"events check data(/DVSGesture)?( --data dvs128_gesture)?$": "needs a published data set",
     r"--data\.download\b": "needs the network",
     r"--(multi_gpu|nnodes)\b|--nproc_per_node 4": "needs several GPUs or machines",
     r"recipes/convert\.py": "needs a published checkpoint; test_convert.py writes one and runs it",
@@ -253,7 +254,10 @@ class Reader:
 
 @pytest.mark.parametrize(
     "page",
-    [pytest.param(p, marks=[] if p in QUICK else [pytest.mark.slow]) for p in PAGES],
+    [
+        pytest.param(p, marks=[] if p in QUICK else [pytest.mark.slow, pytest.mark.timeout(1800)])
+        for p in PAGES
+    ],
 )
 def test_a_page_does_what_it_says(
     page: str, recipes: Any, tmp_path: Path, request: pytest.FixtureRequest

@@ -35,9 +35,8 @@ C = TypeVar("C")
 _ALWAYS = ("help", "config", "debug", "plugins")
 _GIVEN = "_given_options"
 _HELP = (
-    "Beside the options below:\n"
-    "--config FILE (.yaml or .json) gives values that options override;\n"
-    "--plugins FILE.py [FILE.py ...] imports models, data sets and searches of your own;\n"
+    "Beside the options below: --config FILE (.yaml or .json) gives values that options override; "
+    "--plugins FILE.py [FILE.py ...] imports models, data sets and searches of your own; "
     "--debug shows the traceback of an error."
 )
 

@@ -133,5 +133,9 @@ def _refuse_foreign(folder: Path, overwrite: bool) -> None:
     if there and not (overwrite and {CARD, CONFIG, TENSORS}.issuperset(there)):
         raise ExportError(
             f"{shown(str(folder), 300)} already holds {shown(there[0])}; give a new folder"
-            + ("" if overwrite else " or overwrite=True, which replaces an export only")
+            + (
+                ""
+                if overwrite
+                else " or overwrite=True (--overwrite), which replaces an export only"
+            )
         )

@@ -233,10 +233,7 @@ def _read_about(folder: Path) -> dict[str, Any]:
             raise TicketError(f"{where}: a ticket is a folder with ticket.json; this is {kind}")
         text = (folder / "ticket.json").read_text(encoding="utf-8")
     except OSError as fault:
-        raise TicketError(
-            f"{where}: no ticket: ticket.json: {fault.strerror}; give a run directory or the "
-            "folder of a ticket"
-        ) from None
+        raise TicketError(f"{where}: no ticket: ticket.json: {fault.strerror}") from None
     except UnicodeDecodeError:
         raise TicketError(f"{where}: ticket.json is not UTF-8 text") from None
     about = parse_json(text, f"{where}: ticket.json", TicketError)

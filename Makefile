@@ -28,7 +28,7 @@ unexport PYTHONPATH PYTHONHOME
 LAUNCH := $(PY) -m accelerate.commands.launch --num_processes 1 --num_machines 1 \
 	--mixed_precision no --dynamo_backend no --num_cpu_threads_per_process $(CPUS)
 
-.PHONY: help install demo test lint wheel-check clean
+.PHONY: help install demo test lint docs wheel-check clean
 .DEFAULT_GOAL := help
 
 help:
@@ -36,6 +36,7 @@ help:
 	@echo "make test         all tests but the slow and the GPU ones; ARGS=... goes to pytest"
 	@echo "make lint         ruff (rules, format) and mypy"
 	@echo "make wheel-check  build the wheel and use it from an environment outside this folder"
+	@echo "make docs         the API reference from the docstrings: build/api/index.html"
 	@echo "make install      make .venv only (3 minutes and 5 GB, once)"
 	@echo "make clean        remove caches and built files; .venv and runs/ stay"
 
@@ -64,6 +65,10 @@ lint: $(STAMP)
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
+
+docs: $(STAMP)
+	@$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	@$(PY) .ci/api_docs.py build/api
 
 wheel-check: $(STAMP)
 	@$(PY) .ci/wheel_check.py

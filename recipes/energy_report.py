@@ -21,7 +21,7 @@ class EnergyReport:
     """Per-layer operations and energy estimates of runs or tickets: table, JSON, CSV, bars."""
 
     runs: tuple[str, ...] = ()
-    """Run directories or ticket folders; the first is the reference."""
+    """Run directories, ticket folders or exports; the first is the reference."""
     out: str = ""
     """Folder for energy.md, energy.json, energy.csv and energy-bars.png; empty prints only."""
     split: str = "test"
@@ -43,8 +43,11 @@ class EnergyReport:
 
 def main(cfg: EnergyReport) -> None:
     """Open, count, write, print."""
-    check(len(cfg.runs) > 0, "runs", cfg.runs, "run directories or ticket folders: --runs DIR ...")
+    check(
+        len(cfg.runs) > 0, "runs", cfg.runs, "folders of runs, tickets or exports: --runs DIR ..."
+    )
 
+    from spikeformer_lt.export import read_ticket
     from spikeformer_lt.reports.energy import measure_energy
     from spikeformer_lt.reports.energy_plots import plot_energy
     from spikeformer_lt.reports.energy_tables import energy_markdown, write_energy
@@ -54,7 +57,7 @@ def main(cfg: EnergyReport) -> None:
     given, changed = given_options(cfg), {} if cfg.T is None else {"T": cfg.T}
     networks = {}
     for path in cfg.runs:
-        run = open_run(path, model_from_ticket, cfg.data, given, **changed)
+        run = open_run(path, model_from_ticket, cfg.data, given, read_ticket, **changed)
         if not run.own_split:
             print(f"NOTICE: {path} was made with another split; its training images may be here")
         name = run.name if run.name not in networks else str(run.path)

@@ -21,7 +21,7 @@ class Evaluate:
     """Accuracy, ledger and purity audit of a ticket on disk."""
 
     run: str = ""
-    """A run directory, or a ticket folder."""
+    """A run directory, a ticket folder or an export."""
     split: str = "test"
     """train, val or test."""
     out: str = ""
@@ -43,13 +43,16 @@ def main(cfg: Evaluate) -> None:
     """Load, evaluate, print."""
     from accelerate import Accelerator
 
+    from spikeformer_lt.export import read_ticket
     from spikeformer_lt.reports.finished import open_ticket
     from spikeformer_lt.reports.run_report import describe
     from spikeformer_lt.tickets.rebuild import model_from_ticket
 
-    check(bool(cfg.run), "run", cfg.run, "a run directory or a ticket folder: --run DIR")
+    check(bool(cfg.run), "run", cfg.run, "a run directory, a ticket folder or an export: --run DIR")
     changed = {} if cfg.T is None else {"T": cfg.T}
-    run = open_ticket(cfg.run, model_from_ticket, cfg.data, given_options(cfg), **changed)
+    run = open_ticket(
+        cfg.run, model_from_ticket, cfg.data, given_options(cfg), read_ticket, **changed
+    )
     model, splits, known = run.model, run.splits, run.ticket.provenance
     if splits.name == known["dataset"] and not run.own_split:
         own = known["split_sha256"][:12]

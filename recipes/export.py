@@ -1,8 +1,8 @@
 """Pack a ticket into a small folder that loads by itself, verified before it appears.
 
 python recipes/export.py --run runs/x --out exported/x                  # float32, bit for bit
-python recipes/export.py --run runs/x --out exported/x --precision bf16
-python recipes/export.py --run runs/x --out exported/x --graphs pt2,onnx
+python recipes/export.py --run runs/x --out exported/x-bf16 --precision bf16
+python recipes/export.py --run runs/x --out exported/x-graphs --graphs pt2,onnx
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ from pathlib import Path
 from spikeformer_lt.config import check, run_recipe
 
 W, P, A = "--multisp.weights.", "--multisp.patches.", "--multisp.activation."
-NO_WEIGHTS = f"{W}method off"
-NO_PATCHES = f"{P}sparsity 0"
+RECIPES = ("multisp_cifar", "multisp_dvs128", "multisp_cifar10_dvs")
+NO_WEIGHTS, NO_PATCHES = f"{W}method off", f"{P}sparsity 0"
 DENSE = f"{NO_WEIGHTS} {NO_PATCHES}"
 HARD = f"{W}sparsity 0.95 {P}sparsity 0.65"
 SUITES: dict[str, dict[str, str]] = {
@@ -85,7 +85,7 @@ class MultiSpCompare:
     """Further options for every run, in quotes: --options="--model.T 2"."""
 
     def __post_init__(self) -> None:
-        check(self.recipe.startswith("multisp_"), "recipe", self.recipe, "a recipe multisp_...")
+        check(self.recipe in RECIPES, "recipe", self.recipe, f"one of {', '.join(RECIPES)}")
         check(self.suite in SUITES, "suite", self.suite, f"one of {', '.join(SUITES)}")
         check(self.jobs >= 1, "jobs", self.jobs, "at least 1")
         check(len(self.seeds) > 0, "seeds", self.seeds, "at least one seed")

@@ -21,7 +21,7 @@ class Report:
     """Pictures, ledger and energy of finished runs as one HTML page."""
 
     runs: tuple[str, ...] = ()
-    """Run directories or ticket folders; more than one makes a comparison."""
+    """Run directories, ticket folders or exports; more than one makes a comparison."""
     out: str = ""
     """Folder for report.html; empty is the run itself, and required for a comparison."""
     title: str = "Comparison of tickets"
@@ -36,14 +36,18 @@ class Report:
 
 def main(cfg: Report) -> None:
     """Open, draw, write."""
-    check(len(cfg.runs) > 0, "runs", cfg.runs, "run directories or ticket folders: --runs DIR ...")
+    check(
+        len(cfg.runs) > 0, "runs", cfg.runs, "folders of runs, tickets or exports: --runs DIR ..."
+    )
     check(len(cfg.runs) == 1 or bool(cfg.out), "out", cfg.out, "a folder for the comparison")
 
+    from spikeformer_lt.export import read_ticket
     from spikeformer_lt.reports.finished import open_run
     from spikeformer_lt.reports.run_page import write_comparison_page, write_run_page
     from spikeformer_lt.tickets.rebuild import model_from_ticket
 
-    runs = [open_run(path, model_from_ticket, cfg.data, given_options(cfg)) for path in cfg.runs]
+    given, build = given_options(cfg), model_from_ticket
+    runs = [open_run(path, build, cfg.data, given, read_ticket) for path in cfg.runs]
     out = Path(cfg.out or cfg.runs[0])
     if len(runs) == 1:
         page = write_run_page(runs[0], out, cfg.images)

@@ -28,13 +28,15 @@ from spikeformer_lt.configtree import run_id as run_id
 from spikeformer_lt.configtree import save_config as save_config
 from spikeformer_lt.configtree import to_dict as to_dict
 from spikeformer_lt.errors import ConfigError, Interrupted, SpikeformerError, near, shown
+from spikeformer_lt.plugins import use_plugins
 from spikeformer_lt.textfile import read_mapping
 
 C = TypeVar("C")
-_ALWAYS = ("help", "config", "debug")
+_ALWAYS = ("help", "config", "debug", "plugins")
 _GIVEN = "_given_options"
 _HELP = (
     "Beside the options below: --config FILE (.yaml or .json) gives values that options override; "
+    "--plugins FILE.py [FILE.py ...] imports models, data sets and searches of your own; "
     "--debug shows the traceback of an error."
 )
 
@@ -43,8 +45,8 @@ def parse(cls: type[C], argv: Sequence[str] | None = None, prog: str | None = No
     """Make a configuration from command-line options ``--group.field value``.
 
     In option names '-' and '_' are alike. A boolean is ``--group.field`` or ``--group.no-field``.
-    ``--config FILE`` gives values that the other options override. ``--help`` prints each option
-    with its default and exits with status 0.
+    ``--config FILE`` gives values that the other options override; ``--plugins FILE.py`` imports
+    files that register names. ``--help`` prints each option with its default and exits with 0.
 
     Args:
         cls: nested frozen dataclass; every field with a default.
@@ -60,6 +62,8 @@ def parse(cls: type[C], argv: Sequence[str] | None = None, prog: str | None = No
     options = dict(_options(cls))
     given = [token for token in (sys.argv[1:] if argv is None else argv) if token != "--debug"]
     rest, config_file = _split_config(given)
+    rest, plugins = _split_plugins(rest)
+    use_plugins(plugins)
     _refuse_unknown(rest, options)
     default = tyro.MISSING_NONPROP if config_file is None else load_config(cls, config_file)
     own = inspect.cleandoc(cls.__doc__ or "")
@@ -157,6 +161,25 @@ def _split_config(argv: list[str]) -> tuple[list[str], str | None]:
             raise ConfigError(f"--config is there twice: {shown(chosen)} and {shown(found)}")
         chosen = found
     return rest, chosen
+
+
+def _split_plugins(argv: list[str]) -> tuple[list[str], list[str]]:
+    """Take every ``--plugins FILE.py ...`` out of the options."""
+    rest: list[str] = []
+    files: list[str] = []
+    taking = False
+    for token in argv:
+        name, equals, value = token.partition("=")
+        if name == "--plugins":
+            taking, files = not equals, files + ([value] if equals else [])
+        elif taking and not token.startswith("--"):
+            files.append(token)
+        else:
+            taking = False
+            rest.append(token)
+    if not files and len(rest) < len(argv):
+        raise ConfigError("--plugins needs files: --plugins FILE.py [FILE.py ...]")
+    return rest, files
 
 
 def _refuse_unknown(argv: Sequence[str], options: dict[str, Any]) -> None:

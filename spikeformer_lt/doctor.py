@@ -33,6 +33,8 @@ TORCH_MINORS = range(11, 16)
 PAIR_OFFSET = 15
 """torchvision 0.(n + 15) is built for torch 2.n."""
 DISK_GB = 2.0
+DEPTH, MOST_FOLDERS = 4, 500
+"""How far data sets are looked for below the folder that was given."""
 INSTALL = "pip install --constraint constraints.txt --editable ."
 
 
@@ -47,8 +49,8 @@ class Finding:
     fix: str = ""
 
     def __str__(self) -> str:
-        line = f"{self.state:4}  {self.what:14}  {self.found}"
-        return f"{line}\n{'':22}fix: {self.fix}" if self.fix else line
+        line = f"{self.state:4}  {self.what:17}  {self.found}"
+        return f"{line}\n{'':25}fix: {self.fix}" if self.fix else line
 
 
 def check_python() -> Finding:
@@ -120,7 +122,7 @@ def check_disk(folder: Path, need_gb: float = DISK_GB) -> Finding:
 
 
 def check_data(root: str) -> Iterator[Finding]:
-    """Open every registered data set below `root`; nothing is fetched."""
+    """Open every registered data set in `root`, or say in which folder below it is; no network."""
     from spikeformer_lt.errors import SpikeformerError
     from spikeformer_lt.registry import create_dataset, list_datasets
 
@@ -128,12 +130,40 @@ def check_data(root: str) -> Iterator[Finding]:
         try:
             made = create_dataset(name, root=root)
         except SpikeformerError as fault:
-            words = str(fault).splitlines()[0]
-            yield Finding("note", name, f"not under {root}/", words)
+            words = re.sub(r" \((\d+ bytes, )?md5 [^)]*\)", "", str(fault).splitlines()[0])
+            asked = words.partition("Put there")[2]
+            below = find_below(Path(root), set(re.findall(r"[\w.-]{4,}", asked)))
+            if below is None:
+                yield Finding("note", name, f"not in {root}/", words)
+            else:
+                fix = f"--data.name {name} --data.root {below}"
+                yield Finding("note", name, f"not in {root}/ itself, perhaps in {below}/", fix)
         else:
             parts = (len(made.train), len(made.val), len(made.test))
             found = "{} train, {} val, {} test".format(*parts)
             yield Finding("ok", name, f"{found} (split {made.split_sha256[:12]})")
+
+
+def find_below(root: Path, names: set[str]) -> Path | None:
+    """First folder below `root` that holds a file or folder of one of these names.
+
+    At most `DEPTH` levels and `MOST_FOLDERS` folders are looked at: a data set may hold a million.
+    """
+    level, seen = [root], 0
+    for _ in range(DEPTH):
+        below: list[Path] = []
+        for folder in level:
+            try:
+                entries = sorted(folder.iterdir())
+            except OSError:
+                continue
+            seen += 1
+            if folder != root and any(entry.name in names for entry in entries):
+                return folder
+            if seen < MOST_FOLDERS:
+                below += [e for e in entries if e.is_dir() and not e.name.startswith(".")]
+        level = below[:MOST_FOLDERS]
+    return None
 
 
 def check_world(env: Mapping[str, str], gpus: int) -> Finding:

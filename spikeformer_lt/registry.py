@@ -2,7 +2,8 @@
 
 A decorator on a factory function registers it under the function's own name. The modules of
 `spikeformer_lt.models`, `.datasets` and `.tickets` are imported at the first question about a name,
-so that nothing is imported for a user who asks nothing. Models also join timm's registry, whichever
+so that nothing is imported for a user who asks nothing; files of the user's own join by
+``--plugins FILE.py`` (see `spikeformer_lt.plugins`). Models also join timm's registry, whichever
 of the two packages is imported first and without importing timm here.
 """
 
@@ -17,6 +18,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from spikeformer_lt.errors import ConfigError, near, shown
+from spikeformer_lt.plugins import import_plugins
 
 if TYPE_CHECKING:
     from torch import nn
@@ -78,7 +80,8 @@ class Registry:
         hint = near(str(name), self._factories)
         missing = "".join(f"; {m} is not available: {why}" for m, why in self._unavailable.items())
         raise ConfigError(
-            f"unknown {self.kind} {shown(name)}{hint or ';'} see {self.listing}()" + missing
+            f"unknown {self.kind} {shown(name)}{hint or ';'} see {self.listing}(); one of your own "
+            f"needs its file, --plugins FILE.py{missing}"
         )
 
     def create(self, name: str, keywords: Mapping[str, Any]) -> Any:
@@ -115,6 +118,7 @@ class Registry:
                 return
             for module in sorted(m.name for m in pkgutil.iter_modules(package.__path__)):
                 self._import(f"{self.package}.{module}")
+            import_plugins()
         except BaseException:
             self._discovered = False
             raise
@@ -146,6 +150,10 @@ def _parameters(factory: Callable[..., Any]) -> dict[str, bool] | None:
     named = {p.name: p.default is p.empty for p in parameters if p.kind in kinds}
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
         return named
+    if inspect.isclass(factory):  # a subclass passes them on to its base
+        base = factory.__mro__[1]
+        inherited = None if base is object else _parameters(base)
+        return None if inherited is None else inherited | named
     try:
         made = typing.get_type_hints(factory).get("return")
     except NameError:  # an annotation that exists for type checkers only

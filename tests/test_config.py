@@ -308,3 +308,21 @@ class Adaptable:
     """A word."""
     size: int = 1
     """A number."""
+
+
+def test_plugins_are_imported_and_leave_the_other_options_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPIKEFORMER_LT_PLUGINS", "")
+    for name in "abc":
+        text = f"import os\nos.environ['SEEN_BY_A_TEST'] = os.environ['SEEN_BY_A_TEST'] + '{name}'"
+        (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.setenv("SEEN_BY_A_TEST", "")
+    a, b, c = (str(tmp_path / f"{name}.py") for name in "abc")
+    cfg = parse(Recipe, ["--plugins", a, b, "--train.lr", "0.5", f"--plugins={c}"])
+    assert cfg.train.lr == 0.5 and os.environ["SEEN_BY_A_TEST"] == "abc"
+    for bad in (["--plugins"], ["--plugins", "--train.lr", "0.5"]):
+        with pytest.raises(ConfigError, match=r"--plugins needs files"):
+            parse(Recipe, bad)
+    with pytest.raises(ConfigError, match=r"lost\.py.*a Python file that exists"):
+        parse(Recipe, ["--plugins", str(tmp_path / "lost.py")])

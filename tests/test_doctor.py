@@ -17,6 +17,7 @@ from spikeformer_lt.doctor import (
     check_python,
     check_threads,
     check_world,
+    find_below,
     main,
 )
 
@@ -74,8 +75,29 @@ def test_data_that_is_there_is_counted_and_data_that_is_not_says_where_to_put_it
     assert "cifar-10-python.tar.gz" in found["cifar10"].fix
 
 
+def test_data_in_a_folder_further_down_is_found_and_the_option_named(tmp_path):
+    (tmp_path / "sets" / "images" / "cifar-10-batches-py").mkdir(parents=True)
+    found = {f.what: f for f in check_data(str(tmp_path))}
+    place = tmp_path / "sets" / "images"
+    assert found["cifar10"].fix == f"--data.name cifar10 --data.root {place}"
+    assert f"perhaps in {place}/" in found["cifar10"].found
+    assert "--data.root" not in found["cifar100"].fix and "md5" not in found["cifar100"].fix
+    assert "cifar-100-python.tar.gz" in found["cifar100"].fix
+
+
+def test_the_search_for_data_has_an_end(tmp_path):
+    deep = tmp_path.joinpath(*"abcdef")
+    deep.mkdir(parents=True)
+    (deep / "lost.zip").touch()
+    (tmp_path / "near.zip").touch()
+    assert find_below(tmp_path, {"lost.zip", "near.zip"}) is None
+    (tmp_path / "a" / "lost.zip").touch()
+    assert find_below(tmp_path, {"lost.zip"}) == tmp_path / "a"
+    assert find_below(tmp_path / "missing", {"x"}) is None
+
+
 def test_a_finding_prints_as_one_line_and_its_fix_below():
-    assert str(Finding("ok", "a", "b")) == "ok    a               b"
+    assert str(Finding("ok", "a", "b")) == "ok    a                  b"
     assert str(Finding("FAIL", "a", "b", "c")).splitlines()[1].strip() == "fix: c"
 
 

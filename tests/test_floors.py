@@ -21,6 +21,7 @@ ROOT_FILES = {
         "doctor",
         "errors",
         "paths",
+        "plugins",
         "registry",
         "rng",
         "step",

@@ -64,7 +64,8 @@ def test_an_unknown_name_is_refused_with_the_nearest(shelf: Registry) -> None:
     with pytest.raises(ConfigError) as caught:
         shelf.create("spikfomer", {})
     assert str(caught.value) == (
-        "unknown model 'spikfomer'; did you mean 'spikformer_cifar'? see list_models()"
+        "unknown model 'spikfomer'; did you mean 'spikformer_cifar'? see list_models(); one of "
+        "your own needs its file, --plugins FILE.py"
     )
     with pytest.raises(ConfigError, match=r"unknown model 'zzz'; see list_models\(\)"):
         shelf.create("zzz", {})
@@ -221,3 +222,24 @@ def test_each_shelf_lists_its_names_sorted_and_refuses_others(
 
 def test_every_registered_factory_has_a_docstring() -> None:
     assert all(registry._models.factory(name).__doc__ for name in list_models())
+
+
+class Base:
+    def __init__(self, width: int, depth: int = 1) -> None:
+        self.made = (width, depth)
+
+
+class Derived(Base):
+    def __init__(self, width: int = 3, *, own: int = 0, **options: Any) -> None:
+        super().__init__(width, **options)
+
+
+def derived(**options: Any) -> Derived:
+    return Derived(**options)
+
+
+def test_a_class_that_passes_options_to_its_base_allows_those_of_both(shelf: Registry) -> None:
+    shelf.register(derived)
+    assert shelf.create("derived", {"depth": 2, "own": 1}).made == (3, 2)
+    with pytest.raises(ConfigError, match=r"no keyword 'dept'; did you mean 'depth'\?"):
+        shelf.create("derived", {"dept": 2})

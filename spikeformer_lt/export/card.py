@@ -35,7 +35,7 @@ def model_card(packed: Packed, found: Sequence[Size], check: Check) -> str:
         "seed": _plain(known.get("seed", "unknown")),
         "precision of dense values": packed.precision,
         "mask sparsity": f"{packed.ticket.mask.sparsity:.4f}",
-        **{key.replace("_", " "): _plain(value) for key, value in about.items()},
+        **{_label(key, packed.precision): _plain(value) for key, value in about.items()},
     }
     lines = [
         "---",
@@ -72,6 +72,14 @@ def model_card(packed: Packed, found: Sequence[Size], check: Check) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _label(key: str, precision: str) -> str:
+    """Words of a fact; accuracies are those of the run, before anything was rounded."""
+    rounded = key.endswith("_accuracy") and precision != "fp32"
+    return key.replace("_", " ") + (
+        f" of the run, before rounding to {precision}" if rounded else ""
+    )
 
 
 def _plain(value: object) -> str:

@@ -22,7 +22,7 @@ from spikeformer_lt.paths import free_bytes, sync_folder, write_atomic
 from spikeformer_lt.ticket import Ticket
 from spikeformer_lt.tickets.rebuild import model_from_ticket
 
-__all__ = ["Exported", "export_ticket", "load_exported"]
+__all__ = ["Exported", "export_ticket", "load_exported", "read_ticket"]
 
 CARD = "README.md"
 
@@ -111,6 +111,19 @@ def load_exported(folder: str | Path, *, plain: bool = False, **overrides: Any) 
     return fast
 
 
+def read_ticket(folder: str | Path) -> Ticket:
+    """Read a ticket from its folder, or from that of an export.
+
+    Raises:
+        ExportError, CheckpointError: as `load_exported`.
+        TicketError: neither an export nor a ticket, or a damaged ticket.
+    """
+    folder = Path(folder)
+    if (folder / CONFIG).is_file() and (folder / TENSORS).is_file():
+        return read_packed(folder).ticket
+    return Ticket.load(folder)
+
+
 def _refuse_foreign(folder: Path, overwrite: bool) -> None:
     if not folder.is_dir():
         if folder.exists() or folder.is_symlink():
@@ -120,5 +133,9 @@ def _refuse_foreign(folder: Path, overwrite: bool) -> None:
     if there and not (overwrite and {CARD, CONFIG, TENSORS}.issuperset(there)):
         raise ExportError(
             f"{shown(str(folder), 300)} already holds {shown(there[0])}; give a new folder"
-            + ("" if overwrite else " or overwrite=True, which replaces an export only")
+            + (
+                ""
+                if overwrite
+                else " or overwrite=True (--overwrite), which replaces an export only"
+            )
         )

@@ -56,18 +56,19 @@ def open_run(
     build: Callable[..., nn.Module],
     data: EventDataConfig | None = None,
     given: Collection[str] = (),
+    read: Callable[[Path], Ticket] = Ticket.load,
     **overrides: Any,
 ) -> FinishedRun:
     """Open a run directory or a ticket folder, with its report where there is one.
 
     Args:
-        path, build, data, given, overrides: as `open_ticket`.
+        path, build, data, given, read, overrides: as `open_ticket`.
 
     Raises:
         TicketError: as `open_ticket`.
         DataError: as `open_ticket`, or its report cannot be read.
     """
-    run = open_ticket(path, build, data, given, **overrides)
+    run = open_ticket(path, build, data, given, read, **overrides)
     return replace(run, report=_read_report(run.path / "report.json"))
 
 
@@ -76,6 +77,7 @@ def open_ticket(
     build: Callable[..., nn.Module],
     data: EventDataConfig | None = None,
     given: Collection[str] = (),
+    read: Callable[[Path], Ticket] = Ticket.load,
     **overrides: Any,
 ) -> FinishedRun:
     """Open the ticket of a run directory or a ticket folder, without a report.
@@ -86,6 +88,7 @@ def open_ticket(
         data: where its data set is. None, ``name auto`` and the name of the ticket's own set take
             the ticket's own data options, but for those in `given`.
         given: options that the user named, as `given_options` tells them.
+        read: reads the ticket of a folder; `export.read_ticket` knows exports, too.
         overrides: model arguments to change, such as T.
 
     Raises:
@@ -93,7 +96,7 @@ def open_ticket(
         DataError: its data set cannot be found.
     """
     folder = Path(path)
-    ticket = Ticket.load(finished_folder(folder))
+    ticket = read(finished_folder(folder))
     known = ticket.provenance
     missing = [name for name in NEEDED if name not in known]
     if missing:

@@ -64,7 +64,8 @@ class MultiSp:
         """
         if not hasattr(model, "conv_pep"):
             raise ConfigError(
-                f"MultiSp needs a model with a ConvPEP; {type(model).__name__} has none"
+                f"MultiSp needs a model with a ConvPEP; {type(model).__name__} has none: "
+                "give --model.name of a Spikformer, or use another search"
             )
         config, self.results, self._mask = self.config, [], None
         teacher = None

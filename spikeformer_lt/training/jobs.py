@@ -94,9 +94,12 @@ def run_jobs(jobs: Sequence[Job], at_once: int = 1) -> None:
         )
     if failed:
         job, code = failed[0]
+        out = Path(f"{job.folder}.out")
+        lines = out.read_text("utf-8", "replace").split("\n") if out.is_file() else []
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
         raise SpikeformerError(
             f"{len(failed)} of {len(jobs)} runs failed; the first, {job.variant} seed {job.seed}, "
-            f"with exit {code}: see {job.folder}.out, then start the comparison again"
+            f"with exit {code}: {last[:500]}; see {out}, then start the comparison again"
         )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from spikeformer_lt.errors import ConfigError
+from spikeformer_lt.errors import ConfigError, near
 from spikeformer_lt.training.phase import OptimConfig
 
 
@@ -46,8 +46,10 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
         return kind(groups, lr=config.lr, fused=True)
     from timm.optim import create_optimizer_v2, list_optimizers
 
-    if config.opt not in list_optimizers():
-        raise ConfigError(f"optim.opt={config.opt!r} is not one of timm's: {list_optimizers()}")
+    known = [str(name) for name in list_optimizers()]
+    if config.opt not in known:
+        hint = near(config.opt, known) or ", such as adamw, adam or sgd"
+        raise ConfigError(f"optim.opt={config.opt!r} is not one of timm's {len(known)}{hint}")
     return create_optimizer_v2(
         groups, opt=config.opt, lr=config.lr, weight_decay=0.0, momentum=config.momentum
     )

@@ -21,3 +21,9 @@ def test_strange_values_stay_in_their_cell(ticket, tmp_path: Path) -> None:
     export_ticket(dataclasses.replace(ticket, provenance=odd), tmp_path / "out")
     text = (tmp_path / "out" / "README.md").read_text()
     assert "<script>" not in text and "\n# &lt;" not in text and "a\\|b" in text
+
+
+def test_an_accuracy_is_not_claimed_for_values_that_were_rounded(ticket, tmp_path: Path) -> None:
+    export_ticket(ticket, tmp_path / "out", precision="bf16", about={"test_accuracy": 91.5})
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "| test accuracy of the run, before rounding to bf16 | 91.5 |" in text

@@ -11,7 +11,7 @@ import torch
 import spikeformer_lt
 from spikeformer_lt import Mask, Ticket, create_model, list_models, load_exported
 from spikeformer_lt.errors import ExportError, SpikeformerError, TicketError
-from spikeformer_lt.export import export_ticket
+from spikeformer_lt.export import export_ticket, read_ticket
 from spikeformer_lt.export import publish as publishing
 from spikeformer_lt.export.packed import Writer
 from spikeformer_lt.tickets.rebuild import model_from_ticket
@@ -136,6 +136,19 @@ def test_tickets_without_a_model_or_of_another_are_refused(ticket: Ticket, tmp_p
     with pytest.raises(SpikeformerError, match="not of this model"):
         export_ticket(dataclasses.replace(ticket, provenance=other), tmp_path / "out")
     assert nothing_is_left(tmp_path)
+
+
+def test_a_ticket_is_read_from_its_own_folder_and_from_an_export(
+    ticket: Ticket, tmp_path: Path
+) -> None:
+    ticket.save(tmp_path / "ticket")
+    export_ticket(ticket, tmp_path / "out")
+    for folder in (tmp_path / "ticket", tmp_path / "out"):
+        read = read_ticket(folder)
+        assert read.mask == ticket.mask and read.provenance == ticket.provenance
+        assert all(torch.equal(read.tensors[name], t) for name, t in ticket.tensors.items())
+    with pytest.raises(TicketError, match="lost"):
+        read_ticket(tmp_path / "lost")
 
 
 def test_the_package_offers_the_loader() -> None:

@@ -124,7 +124,7 @@ def test_other_images_than_the_tickets_own_are_said_so(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ("", r"run='' is not allowed: a run directory or a ticket folder: --run DIR"),
+        ("", r"run='' is not allowed: a run directory, a ticket folder or an export: --run DIR"),
         ("--run nowhere", "'nowhere': no ticket"),
         ("--run RUN --split tset", "split='tset' is not allowed: train, val or test"),
         ("--run RUN --batch-size 0", "batch_size=0 is not allowed: at least 1"),

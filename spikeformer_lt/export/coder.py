@@ -114,8 +114,8 @@ def encode_bits(bits: Bytes, stride: int = 1, contexts: int = 1, depth: int = 0)
         bits: zeros and ones, [n] uint8.
         stride: bit i is counted in context ``(i // stride) % contexts``.
         contexts: number of contexts, each with a frequency of its own.
-        depth: if not 0, the bits are numbers of `depth` bits, highest first, and each bit is counted
-            in a context of those before it in its number.
+        depth: if not 0, the bits are numbers of `depth` bits, highest first, and each bit is
+            counted in a context of those before it in its number.
 
     Returns:
         At most ``17 * n / 8 + 2`` bytes; n itself is not among them.

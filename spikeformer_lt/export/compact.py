@@ -11,6 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from spikeformer_lt.errors import ExportError
+from spikeformer_lt.export.firing import fire
 from spikeformer_lt.export.folding import FoldedConv, Product, can_fold, fold_linear
 from spikeformer_lt.layers.attention import SpikingSelfAttention, spiking_attention
 from spikeformer_lt.layers.mlp import SpikingMLP
@@ -50,8 +51,7 @@ class CompactLinearUnit(nn.Module):
 
     def forward(self, tokens: Tensor, T: int, rows: int | None = None) -> Tensor:
         """Spikes ``[T, B, N, rows]`` of ``[T|1, B, N, D]``; all rows by default."""
-        out: Tensor = self.act(self.product(tokens, rows), T)
-        return out
+        return fire(self.act, self.product(tokens, rows), T)
 
 
 class CompactAttention(SpikingSelfAttention):
@@ -68,7 +68,8 @@ class CompactAttention(SpikingSelfAttention):
         """Attend between the tokens of each step."""
         q, k, v = (self._heads(part) for part in self.qkv(tokens, T).chunk(3, -1))
         summed = spiking_attention(q, k, v) * (self.scale * self.key_gain)
-        return self.out(self.attn_act(rearrange(summed, "t b h n d -> t b n (h d)"), T), T)  # type: ignore[no-any-return]
+        mixed = fire(self.attn_act, rearrange(summed, "t b h n d -> t b n (h d)"), T)
+        return self.out(mixed, T)  # type: ignore[no-any-return]
 
     def received(self, tokens: Tensor, T: int) -> Tensor:
         """Attention that each token receives, ``[B, N]``; v is not computed."""

@@ -33,12 +33,12 @@ def _split(low, high, ones, count):
     return low + (span >> 16) * p + (((span & 0xFFFF) * p) >> 16)
 
 
-def _encode(bits, stride, contexts, out, split):
+def _encode(bits, stride, contexts, depth, out, split):
     ones = np.zeros(contexts, np.int64)
     count = np.zeros(contexts, np.int64)
-    low, high, size = 0, 0xFFFFFFFF, 0
+    low, high, size, node = 0, 0xFFFFFFFF, 0, 1
     for i in range(bits.size):
-        c = (i // stride) % contexts
+        c = node if depth else (i // stride) % contexts
         middle = split(low, high, ones[c], count[c])
         if bits[i]:
             high = middle
@@ -46,6 +46,8 @@ def _encode(bits, stride, contexts, out, split):
         else:
             low = middle + 1
         count[c] += 1
+        if depth:
+            node = 2 * node + int(bits[i]) if (i + 1) % depth else 1
         while (low ^ high) >> 24 == 0:
             out[size] = high >> 24
             size += 1
@@ -56,15 +58,15 @@ def _encode(bits, stride, contexts, out, split):
     return size + 1
 
 
-def _decode(data, bits, stride, contexts, split):
+def _decode(data, bits, stride, contexts, depth, split):
     ones = np.zeros(contexts, np.int64)
     count = np.zeros(contexts, np.int64)
-    low, high, code, place = 0, 0xFFFFFFFF, 0, 0
+    low, high, code, place, node = 0, 0xFFFFFFFF, 0, 0, 1
     for _ in range(4):
         code = (code << 8) | (int(data[place]) if place < data.size else 0)
         place += 1
     for i in range(bits.size):
-        c = (i // stride) % contexts
+        c = node if depth else (i // stride) % contexts
         middle = split(low, high, ones[c], count[c])
         if code <= middle:
             high = middle
@@ -74,6 +76,8 @@ def _decode(data, bits, stride, contexts, split):
             low = middle + 1
             bits[i] = 0
         count[c] += 1
+        if depth:
+            node = 2 * node + int(bits[i]) if (i + 1) % depth else 1
         while (low ^ high) >> 24 == 0:
             low = (low << 8) & 0xFFFFFFFF
             high = ((high << 8) & 0xFFFFFFFF) | 255
@@ -103,29 +107,35 @@ def _loops() -> dict[str, Callable[..., Any]]:
     return _compiled
 
 
-def encode_bits(bits: Bytes, stride: int = 1, contexts: int = 1) -> Bytes:
+def encode_bits(bits: Bytes, stride: int = 1, contexts: int = 1, depth: int = 0) -> Bytes:
     """Code a stream of bits.
 
     Args:
         bits: zeros and ones, [n] uint8.
         stride: bit i is counted in context ``(i // stride) % contexts``.
         contexts: number of contexts, each with a frequency of its own.
+        depth: if not 0, the bits are numbers of `depth` bits, highest first, and each bit is
+            counted in a context of those before it in its number.
 
     Returns:
         At most ``17 * n / 8 + 2`` bytes; n itself is not among them.
     """
     loops = _loops()
     out = np.empty(17 * bits.size // 8 + 2, np.uint8)
-    size = loops["encode"](bits, stride, contexts, out, loops["split"])
+    args = (stride, 1 << depth if depth else contexts, depth)
+    size = loops["encode"](bits, *args, out, loops["split"])
     return out[:size].copy()
 
 
-def decode_bits(data: Bytes, count: int, stride: int = 1, contexts: int = 1) -> Bytes:
+def decode_bits(
+    data: Bytes, count: int, stride: int = 1, contexts: int = 1, depth: int = 0
+) -> Bytes:
     """Give back the `count` bits that `encode_bits` coded with the same contexts.
 
     Other data give other bits, never an error: whoever calls has checked a hash.
     """
     loops = _loops()
     bits = np.empty(count, np.uint8)
-    loops["decode"](data, bits, stride, contexts, loops["split"])
+    args = (stride, 1 << depth if depth else contexts, depth)
+    loops["decode"](data, bits, *args, loops["split"])
     return bits

@@ -11,7 +11,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from spikeformer_lt.errors import ExportError
-from spikeformer_lt.export.folding import FoldedConv, can_fold, fold_linear, product
+from spikeformer_lt.export.firing import fire
+from spikeformer_lt.export.folding import FoldedConv, Product, can_fold, fold_linear
 from spikeformer_lt.layers.attention import SpikingSelfAttention, spiking_attention
 from spikeformer_lt.layers.mlp import SpikingMLP
 from spikeformer_lt.layers.neuron import LIF
@@ -41,20 +42,16 @@ class CompactConvUnit(nn.Module):
 class CompactLinearUnit(nn.Module):
     """One or several `LinearUnit` on the same input, as one product and one LIF."""
 
-    weight: Tensor
-    bias: Tensor
-
     def __init__(self, *units: LinearUnit) -> None:
         super().__init__()
         folded = [fold_linear(unit.linear, unit.norm) for unit in units]
-        self.register_buffer("weight", torch.cat([weight for weight, _ in folded]))
-        self.register_buffer("bias", torch.cat([bias for _, bias in folded]))
+        weights, biases = zip(*folded, strict=True)
+        self.product = Product(torch.cat(weights), torch.cat(biases))
         self.act = units[0].act
 
     def forward(self, tokens: Tensor, T: int, rows: int | None = None) -> Tensor:
         """Spikes ``[T, B, N, rows]`` of ``[T|1, B, N, D]``; all rows by default."""
-        out: Tensor = self.act(product(tokens, self.weight[:rows], self.bias[:rows]), T)
-        return out
+        return fire(self.act, self.product(tokens, rows), T)
 
 
 class CompactAttention(SpikingSelfAttention):
@@ -71,11 +68,12 @@ class CompactAttention(SpikingSelfAttention):
         """Attend between the tokens of each step."""
         q, k, v = (self._heads(part) for part in self.qkv(tokens, T).chunk(3, -1))
         summed = spiking_attention(q, k, v) * (self.scale * self.key_gain)
-        return self.out(self.attn_act(rearrange(summed, "t b h n d -> t b n (h d)"), T), T)  # type: ignore[no-any-return]
+        mixed = fire(self.attn_act, rearrange(summed, "t b h n d -> t b n (h d)"), T)
+        return self.out(mixed, T)  # type: ignore[no-any-return]
 
     def received(self, tokens: Tensor, T: int) -> Tensor:
         """Attention that each token receives, ``[B, N]``; v is not computed."""
-        two = self.qkv(tokens, T, 2 * self.qkv.weight.shape[0] // 3)
+        two = self.qkv(tokens, T, 2 * len(self.qkv.product.bias) // 3)
         q, k = (self._heads(part) for part in two.chunk(2, -1))
         return (k @ q.sum(-2).unsqueeze(-1)).squeeze(-1).mean((0, 2))
 
@@ -165,11 +163,12 @@ def _remove_dead(net: nn.Module) -> dict[str, int]:
         if not parts or not all(isinstance(part, CompactLinearUnit) for part in parts):
             continue
         first, second = parts
-        keep = _alive(first.weight, first.bias, first.act, steps) & (second.weight != 0).any(0)
+        before, after = first.product, second.product
+        keep = _alive(before.weight, before.bias, first.act, steps) & (after.weight != 0).any(0)
         keep[0] |= not bool(keep.any())
         if not bool(keep.all()):
-            first.weight, first.bias = first.weight[keep], first.bias[keep]
-            second.weight = second.weight[:, keep].contiguous()
+            before.weight, before.bias = before.weight[keep], before.bias[keep]
+            after.weight = after.weight[:, keep].contiguous()
             removed[f"{name}.fc1"] = int((~keep).sum())
     return removed
 

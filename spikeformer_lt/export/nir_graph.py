@@ -111,8 +111,8 @@ def _conv_nodes(unit: CompactConvUnit, size: tuple[int, int]) -> list[Any]:
 def _linear_nodes(unit: CompactLinearUnit) -> list[Any]:
     import nir
 
-    synapse = nir.Affine(weight=_array(unit.weight), bias=_array(unit.bias))
-    return [synapse, _neuron(unit.act, (len(unit.bias),))]
+    synapse = nir.Affine(weight=_array(unit.product.weight), bias=_array(unit.product.bias))
+    return [synapse, _neuron(unit.act, (len(unit.product.bias),))]
 
 
 def _neuron(act: Any, shape: tuple[int, ...]) -> Any:

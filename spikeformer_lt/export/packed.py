@@ -23,7 +23,7 @@ from spikeformer_lt.ticket import Ticket
 __all__ = ["CONFIG", "TENSORS", "Packed", "read_packed", "write_packed"]
 
 FORMAT = "spikeformer_lt.export"
-VERSION = 1
+VERSION = 2  # 1 had no coded values
 CONFIG, TENSORS = "config.json", "model.safetensors"
 TABLE_LIMIT = 1 << 26  # bytes of text
 
@@ -130,7 +130,7 @@ def _read_config(folder: Path, where: str) -> dict[str, Any]:
     if not isinstance(body, dict) or body.get("format") != FORMAT:
         raise ExportError(f"{where}: {CONFIG} is not that of an export of spikeformer_lt")
     version = body.get("format_version")
-    if type(version) is not int or version != VERSION:
+    if type(version) is not int or not 1 <= version <= VERSION:
         raise ExportError(
             f"{where}: found export format v{shown(version)}, supports <= v{VERSION}; "
             "install a newer spikeformer_lt"

@@ -14,6 +14,7 @@ from torch import Tensor
 from spikeformer_lt.errors import CheckpointError, ExportError, shown
 from spikeformer_lt.export.coder import decode_bits, encode_bits
 from spikeformer_lt.export.forms import binary_gains, contexts_of, digest_of, from_signs
+from spikeformer_lt.export.values import decode_values, encode_values
 
 __all__ = ["PRECISIONS", "Reader", "Row", "Writer"]
 
@@ -31,6 +32,7 @@ class Row:
     or "binary" (signs of the kept entries, and one gain or one for each output filter). ``mask``
     and ``signs`` are pairs (code, bytes): "bits", "one" context, "out" or "in" (one context for
     each output or input channel), "all" kept; "none" means that the ticket has no mask here.
+    ``values`` is the depth of the code of the values and its bytes; 0 says that they are plain.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Row:
     signs: Sequence[str | int]
     gains: int
     sha256: str
+    values: Sequence[int] = (0, 0)  # what the rows of format v1 do not say
 
     def as_list(self) -> list[object]:
         """Values in the order of the fields, for JSON."""
@@ -58,6 +61,7 @@ class Writer:
     precision: str = "fp32"
     rows: list[Row] = field(default_factory=list)
     parts: dict[str, list[Tensor]] = field(default_factory=dict)
+    coded: Sequence[int] = (0, 0)  # the `values` of the tensor being added
 
     def add(self, name: str, tensor: Tensor, kept: Tensor | None) -> None:
         """Pack a tensor whose removed entries are 0; -0.0 there comes back as 0.0.
@@ -65,7 +69,7 @@ class Writer:
         Raises:
             ExportError: float64, or a value too large for the precision.
         """
-        plain = tensor.detach().cpu().contiguous()
+        plain, self.coded = tensor.detach().cpu().contiguous(), (0, 0)
         if plain.dtype == torch.float64:
             raise ExportError(f"tensor {shown(name)} is float64; convert the model with .float()")
         if plain.dtype != torch.float32:
@@ -107,7 +111,12 @@ class Writer:
                 f"tensor {shown(name)} reaches {top:g}, more than {self.precision} can hold; "
                 "take bf16 or fp32"
             )
-        self._put("values", narrow)
+        found = encode_values(narrow)
+        if found is None:
+            self._put("values", narrow)
+        else:
+            self.coded = found[0], len(found[1])
+            self._put("bits", torch.from_numpy(found[1]))
         return narrow.float().view(values.shape)
 
     def _bits(self, bits: Tensor, shape: Sequence[int]) -> tuple[str, int]:
@@ -137,7 +146,8 @@ class Writer:
     ) -> None:
         dtype = str(plain.dtype).removeprefix("torch.")
         digest = digest_of(value, kept)
-        self.rows.append(Row(name, dtype, list(plain.shape), form, mask, signs, gains, digest))
+        shape = list(plain.shape)
+        self.rows.append(Row(name, dtype, shape, form, mask, signs, gains, digest, self.coded))
 
 
 class Reader:
@@ -173,10 +183,10 @@ class Reader:
         chosen = torch.ones(list(row.shape), dtype=torch.bool) if kept is None else kept
         number = int(chosen.sum())
         if row.form == "dense":
-            value = self._take(row, "values", count).float().view(list(row.shape))
+            value = self._values(row, count).float().view(list(row.shape))
         elif row.form == "sparse":
             value = torch.zeros(list(row.shape))
-            value[chosen] = self._take(row, "values", number).float()
+            value[chosen] = self._values(row, number).float()
         elif row.form == "binary":
             if row.gains not in (1, row.shape[0]):
                 raise self._fault(row, f"{row.gains} gains for {row.shape[0]} filters")
@@ -194,6 +204,16 @@ class Reader:
             if self.places[name] != stream.numel():
                 left = stream.numel() - self.places[name]
                 raise CheckpointError(f"{self.where}: stream {name} has {left} entries too many")
+
+    def _values(self, row: Row, count: int) -> Tensor:
+        depth, size = row.values
+        if depth == 0:
+            return self._take(row, "values", count)
+        data = self._take(row, "bits", size).numpy()
+        found = decode_values(data, depth, count, self.streams["values"].dtype)
+        if found is None:
+            raise self._fault(row, f"{size} bytes of depth {depth} cannot be {count} values")
+        return found
 
     def _bits(self, row: Row, code: Sequence[str | int], shape: Sequence[int]) -> Tensor:
         kind, size, count = str(code[0]), int(code[1]), math.prod(shape)

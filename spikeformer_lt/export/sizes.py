@@ -92,7 +92,8 @@ def _size(group: str, rows: Sequence[Row], packed: Packed) -> Size:
             bits += n * (-p * math.log2(p) - (1 - p) * math.log2(1 - p))
         each = {"raw": 8 * item * n, "dense": 8 * wide * n, "sparse": 8 * wide * k, "binary": k}
         bits += each[row.form] + 32 * row.gains
-        stored += {"raw": item * n, "dense": wide * n, "sparse": wide * k, "binary": 0}[row.form]
+        plain = {"raw": item * n, "dense": wide * n, "sparse": wide * k, "binary": 0}[row.form]
+        stored += row.values[1] if row.values[0] else plain
         stored += int(row.mask[1]) + int(row.signs[1]) + 4 * row.gains
     stored += round(packed.table_bytes * len(rows) / len(packed.rows))
     return Size(group, len(rows), values, full, bits / 8, stored)

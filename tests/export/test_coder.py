@@ -43,11 +43,24 @@ def test_contexts_pay_where_filters_differ() -> None:
     assert encode_bits(flat, 1000, 8).size < 30 < 900 < encode_bits(flat).size
 
 
+def test_numbers_cost_the_entropy_of_their_distribution() -> None:
+    numbers = np.random.default_rng(3).choice([3, 200, 201, 255], 4000, p=[0.7, 0.1, 0.1, 0.1])
+    bits = np.unpackbits(numbers.astype(np.uint8))
+    data = encode_bits(bits, depth=8)
+    assert np.array_equal(decode_bits(data, bits.size, depth=8), bits)
+    entropy = 0.7 * math.log2(1 / 0.7) + 0.3 * math.log2(10)
+    assert 4000 * entropy * 0.95 < 8 * data.size < 1.06 * 4000 * entropy
+    assert 2 * data.size < encode_bits(bits).size
+
+
 def test_the_plain_loops_write_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     bits = (np.random.default_rng(1).random(3000) < 0.2).astype(np.uint8)
     fast = encode_bits(bits, 30, 7)
+    deep = encode_bits(bits, depth=10)
     plain = {"split": coder._split, "encode": coder._encode, "decode": coder._decode}
     monkeypatch.setattr(coder, "_compiled", plain)
+    assert np.array_equal(encode_bits(bits, depth=10), deep)
+    assert np.array_equal(decode_bits(deep, 3000, depth=10), bits)
     assert np.array_equal(encode_bits(bits, 30, 7), fast)
     assert np.array_equal(decode_bits(fast, 3000, 30, 7), bits)
 

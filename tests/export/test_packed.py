@@ -23,6 +23,7 @@ def small() -> Ticket:
     tensors = {
         "conv_pep.w": torch.where(kept, torch.randn(kept.shape).sign() * 0.25, 0.0),
         "norm.bias": torch.randn(6),
+        "norm.weight": 1 + torch.randn(40) / 8,
         "norm.num_batches_tracked": torch.tensor(17),
         "head.w": torch.where(half, torch.randn(7, 5), 0.0),
     }
@@ -42,11 +43,13 @@ def same(a: Ticket, b: Ticket) -> bool:
 def test_a_ticket_comes_back_with_its_provenance(small: Ticket, tmp_path: Path) -> None:
     write_packed(tmp_path, small, about={"accuracy": 91.5})
     found = read_packed(tmp_path)
+    assert {row.values[0] > 0 for row in found.rows} == {True, False}, "flips must meet both forms"
     assert same(found.ticket, small)
     assert found.about == {"accuracy": 91.5} and found.precision == "fp32"
     assert {row.name: row.form for row in found.rows} == {
         "conv_pep.w": "binary",
         "norm.bias": "dense",
+        "norm.weight": "dense",
         "norm.num_batches_tracked": "raw",
         "head.w": "sparse",
     }
@@ -103,8 +106,8 @@ def edit(folder: Path, **changes: object) -> None:
 def test_newer_foreign_and_edited_exports_are_refused(small: Ticket, tmp_path: Path) -> None:
     write_packed(tmp_path, small)
     text = (tmp_path / CONFIG).read_text()
-    edit(tmp_path, format_version=2)
-    with pytest.raises(SpikeformerError, match=r"format v2, supports <= v1; install a newer"):
+    edit(tmp_path, format_version=3)
+    with pytest.raises(SpikeformerError, match=r"format v3, supports <= v2; install a newer"):
         read_packed(tmp_path)
     for key, value, match in (
         ("format", "other", "not that of an export"),
@@ -120,6 +123,19 @@ def test_newer_foreign_and_edited_exports_are_refused(small: Ticket, tmp_path: P
     (tmp_path / CONFIG).write_text(text.replace('"seed":3', '"seed":4'))
     with pytest.raises(SpikeformerError, match="damaged or was edited"):
         read_packed(tmp_path)
+
+
+def test_the_first_format_is_read_as_it_was_written(
+    small: Ticket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spikeformer_lt.export.packing.encode_values", lambda values: None)
+    monkeypatch.setattr(packing, "VERSION", 1)
+    listed = packing.Row.as_list
+    monkeypatch.setattr(packing.Row, "as_list", lambda row: listed(row)[:-1])
+    write_packed(tmp_path, small)
+    monkeypatch.undo()
+    assert '"format_version":1' in (tmp_path / CONFIG).read_text()
+    assert same(read_packed(tmp_path).ticket, small)
 
 
 def test_files_of_two_exports_do_not_mix(small: Ticket, tmp_path: Path) -> None:

@@ -105,6 +105,9 @@ ODD = {
     "gains of another layer": {"gains": 3},
     "another hash": {"sha256": "0" * 64},
     "negative bytes": {"mask": ("one", -1)},
+    "values where there are none": {"form": "dense", "values": (0, 0)},
+    "coded values of no depth": {"form": "dense", "values": (40, 8)},
+    "too few coded values": {"form": "dense", "values": (9, 8)},
 }
 
 
@@ -121,6 +124,6 @@ def test_a_row_that_does_not_fit_is_refused_by_name(name: str) -> None:
 
 def test_streams_with_more_than_their_rows_are_refused() -> None:
     writer = Writer()
-    writer.add("w", torch.ones(4), None)
-    with pytest.raises(CheckpointError, match="stream values has 4 entries too many"):
+    writer.add("w", torch.ones(1), None)
+    with pytest.raises(CheckpointError, match="stream values has 1 entries too many"):
         Reader(writer.streams(), "file").end()

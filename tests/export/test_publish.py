@@ -60,6 +60,18 @@ def test_every_model_of_the_registry_can_be_exported(name: str, tmp_path: Path) 
     assert all(torch.equal(found[n], tensor) for n, tensor in ticket.tensors.items())
 
 
+def test_a_residual_network_can_be_exported(tmp_path: Path) -> None:
+    args = {"stem": 8, "widths": (8, 16), "depths": (1, 1), "strides": (1, 2), "hidden": 12}
+    args |= {"image_size": 8, "T": 2}
+    model = create_model("spiking_resnet19", **args).eval()
+    scores = {n: t.abs() for n, t in model.state_dict().items() if t.ndim > 1}
+    known = {"model": {"name": "spiking_resnet19", "args": args}}
+    ticket = Ticket.of(model, Mask.from_scores(scores, 0.6), known)
+    export_ticket(ticket, tmp_path / "out")
+    found = load_exported(tmp_path / "out", plain=True).state_dict()
+    assert all(torch.equal(found[n], tensor) for n, tensor in ticket.tensors.items())
+
+
 def test_overrides_reach_the_model(ticket: Ticket, tmp_path: Path) -> None:
     export_ticket(ticket, tmp_path / "out")
     assert load_exported(tmp_path / "out", T=5)(torch.rand(1, 3, 16, 16)).shape == (1, 5, 10)

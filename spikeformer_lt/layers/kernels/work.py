@@ -134,9 +134,9 @@ class Work:
         values += [1.0 / p.tau if p.decay_input else 1.0, 1.0 - 1.0 / p.tau]
         return np.array(values, self.data.dtype)
 
-    def forward(self) -> tuple[Tensor, Tensor]:
-        """Spikes and the last voltage."""
-        spikes = new(self.x, (self.T, *self.x.shape[1:]))
+    def forward(self, spikes: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Spikes, in the memory given (that of x if it has T steps, too), and the last voltage."""
+        spikes = new(self.x, (self.T, *self.x.shape[1:])) if spikes is None else spikes
         v_last = new(self.x, self.x.shape[1:])
         out = (flat(spikes), flat(v_last), self.n, self.constants())
         args = (*self.head, *out, self.p.decay_input or None, self.width)

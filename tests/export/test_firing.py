@@ -1,0 +1,51 @@
+"""Spikes in the place of their currents are those of the neuron."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from spikeformer_lt.export.firing import fire
+from spikeformer_lt.layers.neuron import LIF, Heaviside
+
+CHOICES = [{}, {"v_reset": None}, {"decay_input": False, "tau": 3.0}, {"surrogate": "atan"}]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 7])
+@pytest.mark.parametrize("choice", CHOICES, ids=str)
+def test_spikes_and_state_are_those_of_the_neuron(choice: dict[str, object], steps: int) -> None:
+    a, b = LIF(**choice), LIF(**choice)
+    for _ in range(3):  # the state is carried
+        x = 2 * torch.randn(steps, 3, 11, 517)
+        with torch.no_grad():
+            wanted = a(x, steps)
+            found = fire(b, x.clone(), steps)
+        assert torch.equal(found, wanted) and 0 < wanted.mean() < 1
+        assert torch.equal(a.v, b.v)
+
+
+def test_the_memory_of_the_current_is_taken_only_where_nobody_can_tell() -> None:
+    x = 2 * torch.randn(4, 8192)
+    kept = x.clone()
+    seen: list[torch.Tensor] = []
+    watched = LIF()
+    watched.register_forward_hook(lambda m, a, out: seen.append(out))
+    with torch.no_grad():
+        for act, given in ((watched, x), (Heaviside(), x), (LIF(store_v_seq=True), x)):
+            fire(act, given, 4)
+            assert torch.equal(x, kept)
+        fire(LIF(), x[:1], 4)  # one step stands for four
+        fire(LIF(), x.T, 8192)
+        assert torch.equal(x, kept) and len(seen) == 1
+        found = fire(LIF(), x, 4)
+    assert found.data_ptr() == x.data_ptr() and not torch.equal(x, kept)
+    graph = kept.clone().requires_grad_()
+    fire(LIF(), graph, 4).sum().backward()
+    assert graph.grad is not None and torch.equal(graph, kept)
+
+
+def test_without_kernels_torch_fires(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPIKEFORMER_KERNELS", "torch")
+    x = 2 * torch.randn(4, 8192)
+    with torch.no_grad():
+        assert torch.equal(fire(LIF(), x, 4), LIF()(x, 4))

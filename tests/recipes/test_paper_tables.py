@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def test_a_row_is_run_kept_and_refused_once_it_was_edited(recipes: Any, tmp_path
 
 
 def test_dry_run_prints_commands_and_makes_nothing(recipes: Any, tmp_path: Path) -> None:
-    options = "--table eccv22-tab1 --scale full --rows IMP+ET --dry-run --seeds 3".split()
+    options = shlex.split("--table eccv22-tab1 --scale full --rows IMP+ET --dry-run --seeds 3")
     ended = recipes.run("paper_tables", *options, cwd=tmp_path)
     assert ended.code == 0, ended.err
     lines = ended.out.splitlines()

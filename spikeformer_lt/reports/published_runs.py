@@ -17,8 +17,9 @@ SUBSET = (
     "--data.smoothing 0.1 --train.batch-size 50 --train.optim.lr 3e-3 "
     "--train.optim.weight-decay 0.02 --train.optim.min-lr 1e-5 --train.optim.warmup-epochs 1"
 )
+DIGITS = "--data.name digits --train.batch-size 32"
 MOVING = (
-    "--data.name moving_digits --data.augment moving_digits --train.batch-size 16 "
+    "--data.name moving_digits --data.augment moving_digits --train.batch-size 32 "
     "--train.optim.lr 5e-3 --train.optim.weight-decay 0.01 --train.optim.min-lr 1e-4 "
     "--train.optim.warmup-epochs 1"
 )
@@ -32,8 +33,8 @@ ADAM = (
 )
 CNNS = {"VGG16": "spiking_vgg16", "VGG-9": "spiking_vgg9", "ResNet-19": "spiking_resnet19"}
 TOYS = {"VGG16": "spiking_vgg_toy", "VGG-9": "spiking_vgg_toy", "ResNet-19": "spiking_resnet_toy"}
-WIDTHS = {"TINY": (192, 3, 64), "SMALL": (384, 6, 96)}
-"""Published width and heads, and the width at reduced scales."""
+WIDTHS = {"TINY": (192, 3, 64, 32), "SMALL": (384, 6, 96, 48)}
+"""Published width and heads, the width on the CIFAR-10 subset and that on digits."""
 PATCHES = {"TINY": 0.314, "SMALL": 0.376}
 STEM = {"TINY": 0.487, "SMALL": 0.549}
 
@@ -81,7 +82,8 @@ def _eccv22(cell: Cell, scale: str) -> str:
     }[method]
     published = f"--data.name {cell.data} --data.augment crop4_flip --data.mixup 0 "
     published += f"--data.smoothing 0 --train.batch-size 128 {SGD}"
-    data = {"digits": "--data.name digits", "cifar10-subset": SUBSET, "full": published}[scale]
+    small = f"{DIGITS} --data.image-size 8"
+    data = {"digits": small, "cifar10-subset": SUBSET, "full": published}[scale]
     return f"{own} {data} --model.name {(CNNS if full else TOYS)[cell.network]} --model.T 5"
 
 
@@ -115,17 +117,17 @@ def _transformers(cell: Cell, scale: str) -> str:
         own += f"--multisp.stem-epochs {stem}"
     else:
         own += "--multisp.weights.method off"
-    width, heads, small = WIDTHS[cell.network]
+    width, heads, subset, digits = WIDTHS[cell.network]
     model = f"--model.name spikformer_{cell.network.lower()}"
     if full and events:
         model = f"--model.name spikformer_dvs --model.embed-dim {width} --model.depth 12 "
         model += f"--model.num-heads {heads}"
     elif scale == "cifar10-subset":
-        model = f"--model.name spikformer_cifar --model.embed-dim {small} --model.depth 2 "
+        model = f"--model.name spikformer_cifar --model.embed-dim {subset} --model.depth 2 "
         model += "--model.num-heads 4"
     elif scale == "digits":
         kind = "dvs_toy" if events else "digits"
-        model = f"--model.name spikformer_{kind} --model.embed-dim {small}"
+        model = f"--model.name spikformer_{kind} --model.embed-dim {digits}"
     recipe = "multisp_cifar"
     if events:
         recipe = "multisp_cifar10_dvs" if full and cell.data == "cifar10_dvs" else "multisp_dvs128"
@@ -136,7 +138,8 @@ def _data(cell: Cell, scale: str) -> str:
     if scale == "cifar10-subset":
         return SUBSET
     if scale == "digits":
-        return MOVING if _events(cell) else "--data.name digits"
+        side = {True: " --data.image-size 16", False: " --data.image-size 8"}[_events(cell)]
+        return (MOVING if _events(cell) else DIGITS) + (side if cell.network in CNNS else "")
     plain = "--data.augment crop4_flip --data.mixup 0 --data.smoothing 0 --train.batch-size 128"
     if _events(cell):
         plain = "--data.augment none --data.mixup 0 --data.smoothing 0 --train.batch-size 16"

@@ -82,8 +82,7 @@ def _eccv22(cell: Cell, scale: str) -> str:
     }[method]
     published = f"--data.name {cell.data} --data.augment crop4_flip --data.mixup 0 "
     published += f"--data.smoothing 0 --train.batch-size 128 {SGD}"
-    small = f"{DIGITS} --data.image-size 8"
-    data = {"digits": small, "cifar10-subset": SUBSET, "full": published}[scale]
+    data = {"digits": DIGITS, "cifar10-subset": SUBSET, "full": published}[scale]
     return f"{own} {data} --model.name {(CNNS if full else TOYS)[cell.network]} --model.T 5"
 
 
@@ -138,8 +137,8 @@ def _data(cell: Cell, scale: str) -> str:
     if scale == "cifar10-subset":
         return SUBSET
     if scale == "digits":
-        side = {True: " --data.image-size 16", False: " --data.image-size 8"}[_events(cell)]
-        return (MOVING if _events(cell) else DIGITS) + (side if cell.network in CNNS else "")
+        small = " --data.image-size 16" if cell.network in CNNS else ""
+        return MOVING + small if _events(cell) else DIGITS
     plain = "--data.augment crop4_flip --data.mixup 0 --data.smoothing 0 --train.batch-size 128"
     if _events(cell):
         plain = "--data.augment none --data.mixup 0 --data.smoothing 0 --train.batch-size 16"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -28,9 +29,13 @@ def cell_of(name: str) -> Cell:
     return next(c for t in TABLES.values() for c in t.cells if c.name == name)
 
 
+@cache
+def parsed(command: tuple[str, ...]):
+    return expected_config(RECIPES / command[0], command[1:])
+
+
 def config(cell: Cell, scale: str):
-    recipe, *options = command_of(cell, scale)
-    return expected_config(RECIPES / recipe, options)
+    return parsed(command_of(cell, scale))
 
 
 @pytest.mark.parametrize("scale", SCALES)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from spikeformer_lt.errors import Interrupted, SpikeformerError
 from spikeformer_lt.reports.published import Table
+from spikeformer_lt.reports.published_drops import NOT_RUN, Line
 from spikeformer_lt.reports.published_match import Run, expected_config, read_run
 from spikeformer_lt.reports.published_runs import command_of
-from spikeformer_lt.reports.published_tables import NOT_RUN, Line
 from spikeformer_lt.training.jobs import Job, run_jobs
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from typing import Any
 
 from spikeformer_lt.reports.plots import COLOURS, MARKERS, figure
 from spikeformer_lt.reports.published import Table
-from spikeformer_lt.reports.published_tables import Drop, Line, drops
+from spikeformer_lt.reports.published_drops import Drop, Line, against_one
 from spikeformer_lt.reports.tables import write_csv
 
 LABELS = {
@@ -31,13 +31,13 @@ def plot_table(path: Path, table: Table, lines: Sequence[Line]) -> None:
         lines: its rows with their runs.
     """
     panels: dict[tuple[str, str, str], list[tuple[Line, Drop]]] = {}
-    for line, (against, since) in zip(lines, drops(lines), strict=True):
+    for line, (lost, _) in zip(lines, against_one(lines), strict=True):
         cell = line.cell
         panel = panels.setdefault((cell.data, cell.network, cell.axis), [])
         printed = {"dense", "ANN", "SNN", "Spikeformer", "Transformer"}
         if cell.level is None and cell.method in printed and any(x.cell.level for x in lines):
             continue
-        panel.append((line, _chosen(against, since)))
+        panel.append((line, lost))
     panels = {key: points for key, points in panels.items() if points}
     columns = 2 if len(panels) > 1 else 1
     rows = -(-len(panels) // columns)
@@ -53,13 +53,6 @@ def plot_table(path: Path, table: Table, lines: Sequence[Line]) -> None:
     made.savefig(path)
     header = ["data", "network", "method", "axis", "level", "whose", "change", "two SE"]
     write_csv(path.with_name(f"{path.stem}-picture.csv"), header, marks)
-
-
-def _chosen(against: Drop, since: Drop) -> Drop:
-    """The drop against dense; since the first level where the paper has no dense accuracy."""
-    if against.published is None and since.published is not None:
-        return since
-    return against if against != Drop() else since
 
 
 def _draw(axes: Any, axis: str, points: Sequence[tuple[Line, Drop]]) -> list[list[object]]:

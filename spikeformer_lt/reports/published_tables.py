@@ -2,113 +2,24 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from spikeformer_lt.paths import write_atomic
-from spikeformer_lt.reports.published import Cell, Table
-from spikeformer_lt.reports.published_match import Run
+from spikeformer_lt.reports.published import Table
+from spikeformer_lt.reports.published_drops import (
+    NOISE,
+    NOT_RUN,
+    OPPOSITE,
+    SAME,
+    Drop,
+    Line,
+    against_one,
+    drop,
+    drops,
+)
 from spikeformer_lt.reports.tables import markdown_table, write_csv
-
-NOT_RUN = "not run"
-SAME, OPPOSITE, NOISE = "same direction", "opposite direction", "within noise"
-
-
-@dataclass(frozen=True)
-class Line:
-    """A published cell with the runs that are its own at one scale."""
-
-    cell: Cell
-    runs: tuple[Run, ...] = ()
-    missing: str = NOT_RUN
-    """Why there is no run, or not for every seed."""
-    command: str = ""
-
-    @property
-    def accuracy(self) -> float | None:
-        """Mean test accuracy over seeds, in %; None where nothing was run."""
-        return statistics.fmean(run.accuracy for run in self.runs) if self.runs else None
-
-    @property
-    def shown(self) -> str:
-        """Mean and spread, or "not run"."""
-        if self.accuracy is None:
-            return NOT_RUN
-        values = [run.accuracy for run in self.runs]
-        spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-        return f"{self.accuracy:.2f}{spread}"
-
-    @property
-    def place(self) -> str:
-        """What was run where: data, network, epochs."""
-        if not self.runs:
-            return self.missing
-        report, config = self.runs[0].report, self.runs[0].config
-        limit = config["data"]["limit_train"]
-        data = f"{report['dataset']}, {limit} images" if limit else str(report["dataset"])
-        model = f"{config['model']['name']} T {config['model']['T']}"
-        return f"{data}; {model}; {self.runs[0].epochs} epochs"
-
-
-@dataclass(frozen=True)
-class Drop:
-    """Accuracy lost against a reference, in points: published, ours, and our noise."""
-
-    published: float | None = None
-    ours: float | None = None
-    noise: float = 0.0
-
-    @property
-    def verdict(self) -> str:
-        """Whether ours goes where the published one goes; "" where one of them is missing."""
-        if self.published is None or self.ours is None:
-            return ""
-        if abs(self.ours) <= self.noise:
-            return NOISE
-        return SAME if self.published * self.ours > 0 else OPPOSITE
-
-
-def drop(row: Line, reference: Line | None) -> Drop:
-    """The drop of a row against a reference.
-
-    Ours is the mean over the seeds that both have. Its noise is two standard errors: of the
-    number of test images, or of the seeds where those vary more.
-    """
-    if reference is None or reference is row:
-        return Drop()
-    printed = (reference.cell.accuracy, row.cell.accuracy)
-    published = None if None in printed else printed[0] - printed[1]  # type: ignore[operator]
-    dense = {run.seed: run for run in reference.runs}
-    pairs = [(dense[run.seed], run) for run in row.runs if run.seed in dense]
-    if not pairs:
-        return Drop(published)
-    lost = [a.accuracy - b.accuracy for a, b in pairs]
-    images = sum(b.report["test_count"] for _, b in pairs)
-    sides = zip(*pairs, strict=True)
-    parts = [statistics.fmean(run.accuracy for run in side) / 100 for side in sides]
-    error = 100 * math.sqrt(sum(p * (1 - p) for p in parts) / images)
-    if len(lost) > 1:
-        error = max(error, statistics.stdev(lost) / math.sqrt(len(lost)))
-    return Drop(published, statistics.fmean(lost), 2 * error)
-
-
-def drops(lines: Sequence[Line]) -> list[tuple[Drop, Drop]]:
-    """For each row: its drop against its dense row, and since the first level of its curve."""
-    dense = {(x.cell.data, x.cell.network, x.cell.method): x for x in lines}
-    first: dict[tuple[str, ...], Line] = {}
-    for line in lines:
-        first.setdefault(line.cell.series, line)
-    return [
-        (
-            drop(line, dense.get((line.cell.data, line.cell.network, line.cell.against))),
-            drop(line, first[line.cell.series]),
-        )
-        for line in lines
-    ]
 
 
 def effects(table: Table, lines: Sequence[Line]) -> list[str]:
@@ -132,20 +43,21 @@ def effects(table: Table, lines: Sequence[Line]) -> list[str]:
 
 def trend(lines: Sequence[Line]) -> list[str]:
     """Drop at each level of every method that was run, published beside ours, and a count."""
-    found, count = [], Counter[str]()
-    series: dict[tuple[str, ...], list[tuple[Line, Drop]]] = {}
-    for line, (against, since) in zip(lines, drops(lines), strict=True):
-        chosen = against if against.verdict or since.published is None else since
-        count[chosen.verdict] += 1
-        if chosen.ours is not None:
-            series.setdefault(line.cell.series, []).append((line, chosen))
+    found: list[str] = []
+    series: dict[tuple[str, ...], list[tuple[Line, Drop, str]]] = {}
+    for line, (lost, words) in zip(lines, against_one(lines), strict=True):
+        if lost.ours is not None:
+            series.setdefault(line.cell.series, []).append((line, lost, words))
     for (data, network, method, axis), points in series.items():
-        where = [f"{p.cell.level:g}" for p, _ in points if p.cell.level is not None]
+        where = [f"{line.cell.level:g}" for line, _, _ in points if line.cell.level is not None]
         at = f" at {axis} {' / '.join(where)}" if where else ""
-        known = ["?" if d.published is None else f"{d.published:.2f}" for _, d in points]
-        printed = " / ".join(known)
-        ours = " / ".join(f"{d.ours:.2f}" for _, d in points)
-        found.append(f"{data} {network} {method}{at}: published {printed}, ours {ours}")
+        known = ["?" if d.published is None else f"{d.published:.2f}" for _, d, _ in points]
+        ours = [f"{d.ours:.2f}" for _, d, _ in points]
+        found.append(
+            f"{data} {network} {method}{at}, {points[0][2]}: published {' / '.join(known)}, "
+            f"ours {' / '.join(ours)}"
+        )
+    count = Counter((a if a.verdict else since).verdict for a, since in drops(lines))
     told = [f"{count[word]} {word}" for word in (SAME, OPPOSITE, NOISE)]
     return [*found, f"rows with both drops: {', '.join(told)}"]
 

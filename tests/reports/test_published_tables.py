@@ -1,27 +1,14 @@
-"""Drops, directions and what is written: published beside ours, and never an unrun number."""
+"""What is written: published beside ours, and never an unrun number."""
 
 from __future__ import annotations
 
 import csv
-import math
 from pathlib import Path
 
-import pytest
-
 from spikeformer_lt.reports.published import Cell, Effect, Table
+from spikeformer_lt.reports.published_drops import NOISE, SAME, Line
 from spikeformer_lt.reports.published_match import Run
-from spikeformer_lt.reports.published_tables import (
-    NOISE,
-    OPPOSITE,
-    SAME,
-    Drop,
-    Line,
-    drop,
-    drops,
-    effects,
-    trend,
-    write_table,
-)
+from spikeformer_lt.reports.published_tables import effects, trend, write_table
 
 
 def run(accuracy: float, seed: int = 0, images: int = 400, name: str = "a") -> Run:
@@ -50,39 +37,6 @@ ROWS = [
 ]
 
 
-def test_a_drop_is_against_dense_and_since_the_first_level() -> None:
-    found = drops(ROWS)
-    assert found[0] == (Drop(), Drop())
-    assert (found[1][0].published, found[1][0].ours) == (-0.5, 0.0)
-    assert found[2][0].published == 3.0 and found[2][0].ours == pytest.approx(14.5)
-    assert found[2][1].published == 3.5 and found[2][1].ours == pytest.approx(14.5)
-    assert (found[3][0].published, found[3][0].ours) == (1.0, None)
-    assert found[4][0].ours == 35.0  # seed 0 alone, which both have
-    assert (found[4][1].published, found[4][1].ours) == (12.0, None)  # its first level was not run
-
-
-def test_noise_is_two_standard_errors_of_images_or_seeds() -> None:
-    one = drop(line("IMP", 0.5, 90.0, 80.0), line("dense", None, 93.0, 90.0))
-    assert one.noise == pytest.approx(200 * math.sqrt((0.9 * 0.1 + 0.8 * 0.2) / 400))
-    far = drop(line("IMP", 0.5, 90.0, 80.0, 40.0), line("dense", None, 93.0, 90.0, 90.0))
-    assert far.ours == 30.0 and far.noise == pytest.approx(2 * 20 * math.sqrt(2) / math.sqrt(2))
-
-
-@pytest.mark.parametrize(
-    ("published", "ours", "noise", "word"),
-    [
-        (1.0, 5.0, 2.0, SAME),
-        (-1.0, -5.0, 2.0, SAME),
-        (-1.0, 5.0, 2.0, OPPOSITE),
-        (1.0, 1.5, 2.0, NOISE),
-        (1.0, None, 0.0, ""),
-        (None, 5.0, 2.0, ""),
-    ],
-)
-def test_direction(published, ours, noise, word) -> None:
-    assert Drop(published, ours, noise).verdict == word
-
-
 def test_without_a_published_dense_the_first_level_is_the_reference() -> None:
     rows = [
         line("dense", None, None, 95.0),
@@ -90,9 +44,18 @@ def test_without_a_published_dense_the_first_level_is_the_reference() -> None:
         line("IMP", 0.9, 90.0, 60.0),
     ]
     words = trend(rows)
-    assert "IMP at sparsity 0.5 / 0.9: published ? / 2.00, ours 1.00 / 34.00" in "\n".join(words)
+    assert (
+        "IMP at sparsity 0.5 / 0.9, since its first level: published 0.00 / 2.00, ours 0.00 / 34.00"
+    ) in words[0]
     assert (
         words[-1] == "rows with both drops: 1 same direction, 0 opposite direction, 0 within noise"
+    )
+
+
+def test_with_a_published_dense_the_whole_curve_is_against_it() -> None:
+    assert trend(ROWS)[0] == (
+        "cifar10 net IMP at sparsity 0.5 / 0.9, against dense: published -0.50 / 3.00, "
+        "ours 0.00 / 14.50"
     )
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from spikeformer_lt.reports.published import TABLES, Cell, Table
+from spikeformer_lt.reports.published_drops import Line
 from spikeformer_lt.reports.published_match import Run
 from spikeformer_lt.reports.published_pictures import plot_table
-from spikeformer_lt.reports.published_drops import Line
 
 
 def marks(path: Path) -> list[dict[str, str]]:

@@ -18,6 +18,8 @@ from spikeformer_lt.training.jobs import Job, run_jobs
 
 log = logging.getLogger(__name__)
 
+PLACES = ("report.json", "*/report.json", "runs/*/report.json")
+
 
 def job_of(
     name: str, command: Sequence[str], seed: int, recipes: Path, runs: Path, data_root: str = "data"
@@ -49,17 +51,18 @@ def find_run(job: Job, reuse: Sequence[Path] = ()) -> Run | str:
     Returns:
         The run; or in words why there is none.
     """
+    others = [report for root in reuse for at in PLACES for report in sorted(root.glob(at))]
+    if not job.report.is_file() and not others:
+        return "not finished" if job.folder.is_dir() else NOT_RUN
     path, *options = job.command
     wanted = expected_config(Path(path), options)
     own = read_run(job.folder, Path(path), wanted)
     if isinstance(own, Run):
         return own
-    for root in reuse:
-        reports = [*root.glob("report.json"), *root.glob("*/report.json")]
-        for report in sorted([*reports, *root.glob("runs/*/report.json")]):
-            found = read_run(report.parent, Path(path), wanted)
-            if isinstance(found, Run):
-                return found
+    for report in others:
+        found = read_run(report.parent, Path(path), wanted)
+        if isinstance(found, Run):
+            return found
     return own
 
 

@@ -21,7 +21,7 @@ def rows_in(out: Path) -> dict[str, dict[str, str]]:
 
 @pytest.mark.timeout(600)  # a process of its own that imports everything
 def test_a_row_is_run_kept_and_refused_once_it_was_edited(recipes: Any, tmp_path: Path) -> None:
-    line = ["--table", "2311-fig3", "--rows", ROW, "--out", str(tmp_path)]
+    line = ["--table", "2311-fig3", "--rows", ROW, "--jobs", "2", "--out", str(tmp_path)]
     ended = recipes.run("paper_tables", *line)
     assert ended.code == 0, ended.err
     assert "1 runs, 0 of them finished before" in ended.err

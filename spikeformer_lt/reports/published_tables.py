@@ -87,7 +87,9 @@ def write_table(folder: Path, table: Table, scale: str, lines: Sequence[Line]) -
     text += "± is two standard errors of ours.\n\n"
     text += "".join(f"- {note}\n" for note in table.notes)
     if scale == "digits":
-        text += "- One run on digits stands for both CIFARs, one on moving digits for both DVS sets.\n"
+        text += (
+            "- One run on digits stands for both CIFARs, one on moving digits for both DVS sets.\n"
+        )
     text += f"\n{markdown_table(header, cells)}\n\n## Trend: drop in points\n\n"
     text += "".join(f"- {words}\n" for words in [*effects(table, lines), *trend(lines)])
     refused = [f"- {x.cell.name}: {x.missing}\n" for x in lines if "trust" in x.missing

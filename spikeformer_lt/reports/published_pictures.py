@@ -45,7 +45,7 @@ def plot_table(path: Path, table: Table, lines: Sequence[Line]) -> None:
     marks: list[list[object]] = []
     for axes, ((data, network, axis), points) in zip(made.axes, panels.items(), strict=False):
         marks += [[data, network, *mark] for mark in _draw(axes, axis, points)]
-        axes.set_title(f"{data}, {network} (published sizes)", fontsize=9)
+        axes.set_title(f"in print: {data}, {network}", fontsize=9)
         axes.set_ylabel("accuracy change (points)")
     for axes in made.axes[len(panels) :]:
         axes.set_axis_off()

@@ -135,3 +135,10 @@ def spiking_resnet19(**kwargs: Any) -> SpikingResNet:
     buffers and not counted) and 266 biases of the two linear maps. Convolutions have no bias.
     """
     return SpikingResNet(**kwargs)
+
+
+@register_model
+def spiking_resnet_toy(**kwargs: Any) -> SpikingResNet:
+    """A residual network of 20 k weights for 8x8 to 32x32 images: documentation, tests."""
+    sizes: dict[str, Any] = {"stem": 16, "widths": (16, 32), "depths": (1, 1), "strides": (2, 2)}
+    return SpikingResNet(**{**sizes, "hidden": None, "image_size": 16, **kwargs})

@@ -16,18 +16,20 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 Points = Sequence[tuple[float, Sequence[float]]]
 
 
-def figure(width: float = 6.0, height: float = 4.0, rows: int = 1) -> tuple[Any, Any]:
+def figure(
+    width: float = 6.0, height: float = 4.0, rows: int = 1, columns: int = 1, share_x: bool = True
+) -> tuple[Any, Any]:
     """A figure that needs no display and leaves matplotlib's global state alone.
 
     Returns:
-        The figure and its uppermost axes; ``.axes`` of the figure are all of them.
+        The figure and its uppermost axes; ``.axes`` of the figure are all of them, row by row.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     made = Figure(figsize=(width, height), dpi=120, layout="constrained")
     FigureCanvasAgg(made)
-    every = made.subplots(rows, 1, sharex=True, squeeze=False)[:, 0]
+    every = made.subplots(rows, columns, sharex=share_x, squeeze=False).ravel()
     for axes in every:
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)

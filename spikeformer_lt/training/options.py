@@ -99,10 +99,13 @@ class ModelConfig:
     """Hidden width of the MLP over D."""
     tau: float | None = None
     """Membrane time constant, in steps."""
+    decay_input: bool | None = None
+    """Whether a LIF divides its input by tau, too; False with tau = 1 / (1 - decay) is the neuron
+    of papers that give a decay of the membrane."""
     v_threshold: float | None = None
     """Firing threshold, dimensionless."""
     neuron: str | None = None
-    """lif, or relu for the network without time, of models that have the choice (CNNs)."""
+    """lif, or relu or sign for the network without time, of models that have the choice (CNNs)."""
 
     def args(self) -> dict[str, Any]:
         """Keywords for `create_model`: what was set."""

@@ -355,7 +355,8 @@ def test_the_trainer_trains_it_by_name(tmp_path, model: ModelConfig) -> None:
 
 
 def test_all_of_them_are_registered() -> None:
-    ours = {"spiking_vgg9", "spiking_vgg16", "spiking_vgg_toy", "spiking_resnet19"}
+    ours = {"spiking_vgg9", "spiking_vgg16", "spiking_vgg_toy"}
+    ours |= {"spiking_resnet19", "spiking_resnet_toy"}
     assert ours <= set(list_models())
     with pytest.raises(ConfigError, match="did you mean 'image_size'"):
         create_model("spiking_vgg16", image_sise=32)

@@ -45,6 +45,19 @@ def test_at_its_start_every_weight_of_the_published_size_is_felt(neuron: str) ->
         assert parameter.grad is not None and bool(parameter.grad.any()), key
 
 
+def test_the_toy_is_small_and_every_weight_of_it_is_felt() -> None:
+    torch.manual_seed(0)
+    model = create_model("spiking_resnet_toy", T=2).train()
+    weights = [m.weight.numel() for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    assert sum(weights) == 19_952 and len(model.blocks) == 2
+    for side in (8, 16, 32):
+        toy = create_model("spiking_resnet_toy", image_size=side)
+        assert toy(torch.rand(2, 3, side, side)).shape == (2, 4, 10)
+    model(torch.randn(8, 3, 16, 16)).square().sum().backward()
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is not None and bool(parameter.grad.any()), key
+
+
 def test_its_maps_shrink_at_each_stage() -> None:
     with torch.device("meta"):
         model = create_model("spiking_resnet19")

@@ -19,6 +19,7 @@ def test_only_sizes_that_were_set_reach_the_model():
     assert ModelConfig().args() == {"T": 4}
     assert ModelConfig(embed_dim=64, T=2).args() == {"T": 2, "embed_dim": 64}
     assert ModelConfig(neuron="relu").args() == {"T": 4, "neuron": "relu"}
+    assert ModelConfig(decay_input=False).args() == {"T": 4, "decay_input": False}
 
 
 def test_splits_follow_the_options():

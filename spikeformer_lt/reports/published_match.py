@@ -1,0 +1,156 @@
+"""Finished runs that are what a published row asks for: by their configuration, and whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import math
+import shlex
+import sys
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from spikeformer_lt.config import differences, load_config, parse, run_id
+from spikeformer_lt.errors import ConfigError, DataError
+from spikeformer_lt.textfile import read_mapping
+from spikeformer_lt.training.datachoice import CIFAR10, settle
+from spikeformer_lt.training.options import EventDataConfig
+
+NOT_COMPARED = (
+    *("run", "data.root", "data.download", "data.cache", "train.workers", "train.threads"),
+    *("train.cpu", "train.tensorboard", "train.timeout_s"),
+)
+"""Where a run reads and writes, and what its numbers do not depend on."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, checked against itself and against what was asked for."""
+
+    folder: Path
+    report: dict[str, Any]
+    config: dict[str, Any]
+    env: dict[str, Any]
+    epochs: int
+    """Epochs of all its phases together."""
+
+    @property
+    def accuracy(self) -> float:
+        """Test accuracy, in %."""
+        return float(self.report["test_accuracy"])
+
+    @property
+    def seed(self) -> int:
+        """Seed of the run."""
+        return int(self.report["seed"])
+
+
+@cache
+def load_recipe(path: Path) -> ModuleType:
+    """Import a recipe from its file, without running it.
+
+    Raises:
+        DataError: there is no such file.
+    """
+    name = f"_recipe_of_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise DataError(f"there is no recipe {path.name} in {path.parent}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look up their annotations there
+    spec.loader.exec_module(module)
+    return module
+
+
+def recipe_class(path: Path) -> type:
+    """The configuration class of a recipe: what its ``main`` takes."""
+    cls: type = typing.get_type_hints(load_recipe(path).main)["cfg"]
+    return cls
+
+
+def expected_config(path: Path, options: Sequence[str]) -> Any:
+    """The configuration that a recipe run with these options would save.
+
+    Args:
+        path: of the recipe.
+        options: of its command line; they must name the data set.
+
+    Raises:
+        ConfigError: the recipe refuses them.
+    """
+    cfg: Any = parse(recipe_class(path), list(options), prog=path.name)
+    fallback = "moving_digits" if isinstance(cfg.data, EventDataConfig) else "digits"
+    settled, _, _ = settle(cfg, CIFAR10, fallback, load_recipe(path).SMALL)
+    return settled
+
+
+def read_run(folder: Path, path: Path, wanted: Any) -> Run | str:
+    """Read a finished run if it is the one that is wanted.
+
+    Its report must name the run and the seed of its own configuration, and its accuracy must be
+    that of its confusion matrix, so that a number changed by hand does not pass.
+
+    Args:
+        folder: the run directory.
+        path: the recipe that must have made it.
+        wanted: `expected_config` of that recipe and the row's options.
+
+    Returns:
+        The run; or in words why its number is not taken.
+    """
+    report_file = folder / "report.json"
+    if not report_file.is_file():
+        return "not finished" if folder.is_dir() else "not run"
+    try:
+        config = load_config(type(wanted), folder / "config.json")
+        report, env = read_mapping(report_file), read_mapping(folder / "env.json")
+    except (ConfigError, OSError) as fault:
+        return f"cannot be read: {fault}"
+    made_by = Path(shlex.split(str(env.get("command", "")) or "?")[0]).stem
+    if made_by != path.stem:
+        return f"was made by {made_by}, not by {path.stem}"
+    other = [line for line in differences(config, wanted) if not _is_own(line)]
+    if other:
+        return f"is of another configuration: {'; '.join(other)}"
+    fault_found = _fault(report, config)
+    if fault_found:
+        return f"its report is not to be trusted: {fault_found}"
+    table = folder / "summary.csv"
+    epochs = len(table.read_text().splitlines()) - 1 if table.is_file() else 0
+    return Run(folder, report, dataclasses.asdict(config), env, epochs)
+
+
+def _is_own(line: str) -> bool:
+    field = line.partition(":")[0]
+    return any(f"{field}.".startswith(f"{name}.") for name in NOT_COMPARED)
+
+
+def _fault(report: dict[str, Any], config: Any) -> str:
+    """What in a report contradicts its configuration or itself."""
+    slug = f"{config.model.name}-{config.data.name}"
+    own = {
+        "run_id": run_id(config, slug, ("run",)),
+        "seed": config.train.seed,
+        "dataset": config.data.name,
+    }
+    for name, value in own.items():
+        if report.get(name) != value:
+            return f"{name} is {report.get(name)!r}, its configuration's is {value!r}"
+    try:
+        confusion = [[int(n) for n in row] for row in report["confusion"]]
+        accuracy, count = float(report["test_accuracy"]), int(report["test_count"])
+        last = float(report["accuracy_at_t"][-1])
+    except (KeyError, IndexError, TypeError, ValueError) as fault:
+        return f"no test accuracy with its confusion matrix ({fault!r})"
+    right = sum(row[i] for i, row in enumerate(confusion))
+    total = sum(map(sum, confusion))
+    if not total or total != count or not math.isclose(100 * right / total, accuracy, abs_tol=1e-4):
+        return f"its accuracy is {accuracy}, its confusion matrix says {right} of {total} right"
+    if not math.isclose(last, accuracy, abs_tol=1e-4):
+        return f"its accuracy is {accuracy}, at the last time step {last}"
+    return ""

@@ -8,12 +8,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from spikeformer_lt.errors import ConfigError
+from spikeformer_lt.layers.cnn_units import ConvLayer
 from spikeformer_lt.layers.units import map_rows
-from spikeformer_lt.models.spiking_cnn import ConvLayer, SpikingCNN, at_least_one, halved
+from spikeformer_lt.models.spiking_cnn import SpikingCNN, at_least_one, halved
 from spikeformer_lt.registry import register_model
 
 M = "M"
 POOLS = ("max", "avg")
+HALVING = (nn.MaxPool2d, nn.AvgPool2d)
 VGG16: tuple[int | str, ...] = (64, 64, M, 128, 128, M, *[256] * 3, M, *[512] * 3, M, *[512] * 3, M)
 VGG9: tuple[int | str, ...] = (64, 64, M, 128, 128, M, *[256] * 3, M)
 TOY: tuple[int | str, ...] = (16, M, 32, 32, M, 48)
@@ -110,7 +112,7 @@ class SpikingVGG(SpikingCNN):
     def features(self, rows: Tensor) -> Tensor:
         """Feature maps ``[T|1, B, H', W', C']`` of the input ``[T|1, B, H, W, C]``."""
         for layer in self.layers:
-            rows = layer(rows, self.T) if isinstance(layer, ConvLayer) else map_rows(rows, layer)
+            rows = map_rows(rows, layer) if isinstance(layer, HALVING) else layer(rows, self.T)
         return rows
 
 

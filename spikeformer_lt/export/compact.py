@@ -7,75 +7,24 @@ import itertools
 from typing import Any, Self, cast
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from spikeformer_lt.errors import ExportError
-from spikeformer_lt.export.firing import fire
-from spikeformer_lt.export.folding import FoldedConv, Product, can_fold, fold_linear
-from spikeformer_lt.layers.attention import SpikingSelfAttention, spiking_attention
+from spikeformer_lt.export.compact_units import (
+    CompactAttention,
+    CompactConvLayer,
+    CompactConvUnit,
+    CompactHiddenLayer,
+    CompactLinearUnit,
+)
+from spikeformer_lt.export.folding import can_fold
+from spikeformer_lt.layers.attention import SpikingSelfAttention
+from spikeformer_lt.layers.cnn_units import ConvLayer, HiddenLayer
 from spikeformer_lt.layers.mlp import SpikingMLP
 from spikeformer_lt.layers.neuron import LIF
-from spikeformer_lt.layers.units import ConvUnit, LinearUnit, map_rows
+from spikeformer_lt.layers.units import ConvUnit, LinearUnit
 
 __all__ = ["CompactModel", "compact"]
-
-
-class CompactConvUnit(nn.Module):
-    """A `ConvUnit` whose BatchNorm is in its convolution; same shapes, same calls."""
-
-    def __init__(self, unit: ConvUnit, spikes_in: bool) -> None:
-        super().__init__()
-        self.conv = FoldedConv(unit.conv, unit.norm, spikes_in)
-        self.act, self.pool, self.pool_before_act = unit.act, unit.pool, unit.pool_before_act
-
-    def forward(self, rows: Tensor, T: int, need_current: bool = False) -> tuple[Tensor, Tensor]:
-        """Return (activations, input current of the activation)."""
-        current = map_rows(rows, self.conv)
-        if self.pool is not None and self.pool_before_act:
-            current = map_rows(current, self.pool)
-            return self.act(current, T), current
-        out = self.act(current, T)
-        return (out if self.pool is None else map_rows(out, self.pool)), current
-
-
-class CompactLinearUnit(nn.Module):
-    """One or several `LinearUnit` on the same input, as one product and one LIF."""
-
-    def __init__(self, *units: LinearUnit) -> None:
-        super().__init__()
-        folded = [fold_linear(unit.linear, unit.norm) for unit in units]
-        weights, biases = zip(*folded, strict=True)
-        self.product = Product(torch.cat(weights), torch.cat(biases))
-        self.act = units[0].act
-
-    def forward(self, tokens: Tensor, T: int, rows: int | None = None) -> Tensor:
-        """Spikes ``[T, B, N, rows]`` of ``[T|1, B, N, D]``; all rows by default."""
-        return fire(self.act, self.product(tokens, rows), T)
-
-
-class CompactAttention(SpikingSelfAttention):
-    """Spiking self attention with one product for q, k and v."""
-
-    def __init__(self, attn: SpikingSelfAttention) -> None:
-        nn.Module.__init__(self)
-        self.num_heads, self.scale, self.key_gain = attn.num_heads, attn.scale, attn.key_gain
-        self.qkv = CompactLinearUnit(attn.q, attn.k, attn.v)
-        self.attn_act = attn.attn_act
-        self.out = CompactLinearUnit(attn.proj)
-
-    def forward(self, tokens: Tensor, T: int) -> Tensor:
-        """Attend between the tokens of each step."""
-        q, k, v = (self._heads(part) for part in self.qkv(tokens, T).chunk(3, -1))
-        summed = spiking_attention(q, k, v) * (self.scale * self.key_gain)
-        mixed = fire(self.attn_act, rearrange(summed, "t b h n d -> t b n (h d)"), T)
-        return self.out(mixed, T)  # type: ignore[no-any-return]
-
-    def received(self, tokens: Tensor, T: int) -> Tensor:
-        """Attention that each token receives, ``[B, N]``; v is not computed."""
-        two = self.qkv(tokens, T, 2 * len(self.qkv.product.bias) // 3)
-        q, k = (self._heads(part) for part in two.chunk(2, -1))
-        return (k @ q.sum(-2).unsqueeze(-1)).squeeze(-1).mean((0, 2))
 
 
 class CompactModel(nn.Module):
@@ -121,6 +70,10 @@ def compact(model: nn.Module) -> CompactModel:
                 setattr(parent, name, CompactAttention(child))
             elif type(child) is LinearUnit and can_fold(child.norm):
                 setattr(parent, name, CompactLinearUnit(child))
+            elif type(child) is ConvLayer and can_fold(child.norm):
+                setattr(parent, name, CompactConvLayer(child))
+            elif type(child) is HiddenLayer and (child.norm is None or can_fold(child.norm)):
+                setattr(parent, name, CompactHiddenLayer(child))
     return CompactModel(net, _remove_dead(net)).eval()
 
 
@@ -145,10 +98,8 @@ def _fires(unit: Any) -> bool:
 def _remove_dead(net: nn.Module) -> dict[str, int]:
     removed: dict[str, int] = {}
     steps = int(getattr(net, "T", 1))
-    stem: Any = getattr(net, "conv_pep", None)
-    stages = [*getattr(stem, "stages", [])]
-    if all(isinstance(stage, CompactConvUnit) for stage in stages):
-        for i, (stage, after) in enumerate(itertools.pairwise(stages)):
+    for chain in _chains(net):
+        for (name, stage), (_, after) in itertools.pairwise(chain):
             read = (after.conv.weight != 0).flatten(2).any(2).any(0)
             keep = _alive(stage.conv.weight, stage.conv.bias, stage.act, steps) & read
             keep[0] |= not bool(keep.any())  # an empty map cannot be convolved
@@ -157,7 +108,7 @@ def _remove_dead(net: nn.Module) -> dict[str, int]:
             every = torch.ones(stage.conv.weight.shape[1], dtype=torch.bool)
             stage.conv.select(keep, every)
             after.conv.select(torch.ones(len(after.conv.bias), dtype=torch.bool), keep)
-            removed[f"conv_pep.stages.{i}"] = int((~keep).sum())
+            removed[name] = int((~keep).sum())
     for name, mlp in net.named_modules():
         parts: list[Any] = [mlp.fc1, mlp.fc2] if isinstance(mlp, SpikingMLP) else []
         if not parts or not all(isinstance(part, CompactLinearUnit) for part in parts):
@@ -171,6 +122,21 @@ def _remove_dead(net: nn.Module) -> dict[str, int]:
             after.weight = after.weight[:, keep].contiguous()
             removed[f"{name}.fc1"] = int((~keep).sum())
     return removed
+
+
+def _chains(net: nn.Module) -> list[list[tuple[str, Any]]]:
+    """Convolutions each of which is read by the next one alone: of a ConvPEP, of a VGG."""
+    found: list[list[tuple[str, Any]]] = []
+    for place in ("conv_pep.stages", "layers"):
+        try:
+            layers = net.get_submodule(place)
+        except AttributeError:
+            continue
+        named = [(f"{place}.{i}", layer) for i, layer in layers.named_children()]
+        chain = [(n, m) for n, m in named if not isinstance(m, nn.MaxPool2d | nn.AvgPool2d)]
+        if all(isinstance(m, CompactConvUnit | CompactConvLayer) for _, m in chain):
+            found.append(chain)
+    return found
 
 
 def _alive(weight: Tensor, bias: Tensor, act: Any, T: int) -> Tensor:

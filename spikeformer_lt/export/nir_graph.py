@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from spikeformer_lt.errors import ExportError
-from spikeformer_lt.export.compact import CompactConvUnit, CompactLinearUnit, CompactModel
+from spikeformer_lt.export.compact import CompactModel
+from spikeformer_lt.export.compact_units import CompactConvUnit, CompactLinearUnit
 from spikeformer_lt.layers.mlp import SpikingMLP
 from spikeformer_lt.layers.neuron import LIF
 

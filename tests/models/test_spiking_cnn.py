@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers import kernels
+from spikeformer_lt.layers.cnn_units import ConvLayer
 from spikeformer_lt.layers.neuron import LIF
 from spikeformer_lt.mask import Mask
-from spikeformer_lt.models.spiking_cnn import ConvLayer, SpikingCNN, halved
+from spikeformer_lt.models.spiking_cnn import SpikingCNN, halved
 from spikeformer_lt.models.spiking_resnet import SpikingResNet
 from spikeformer_lt.models.spiking_vgg import SpikingVGG
 from spikeformer_lt.registry import create_model, list_models

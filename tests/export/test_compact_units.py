@@ -1,0 +1,75 @@
+"""Layers of CNNs in their compact form; those of transformers are held by test_compact.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from spikeformer_lt.export.compact import compact
+from spikeformer_lt.export.compact_units import CompactConvLayer, CompactHiddenLayer
+from spikeformer_lt.export.verify import spike_mismatch
+from spikeformer_lt.layers.norm import BatchNorm
+from spikeformer_lt.models.spiking_cnn import SpikingCNN
+from spikeformer_lt.models.spiking_resnet import SpikingResNet
+from spikeformer_lt.models.spiking_vgg import SpikingVGG
+
+VGG = {"layers": (6, "M", 8, "M", 12), "hidden": 10, "head_std": None}
+RESNET = {"stem": 4, "widths": (6, 8), "depths": (2, 1), "strides": (2, 1)}
+CHOICES = {
+    "vgg": (SpikingVGG, VGG),
+    "vgg without norm before the head": (SpikingVGG, {**VGG, "hidden_norm": False}),
+    "vgg of averages": (SpikingVGG, {**VGG, "pool": "avg", "conv_bias": False, "hidden": None}),
+    "vgg of frames": (SpikingVGG, {**VGG, "in_channels": 2}),
+    "vgg without time": (SpikingVGG, {**VGG, "neuron": "relu"}),
+    "resnet": (SpikingResNet, {**RESNET, "hidden_norm": True}),
+}
+
+
+@pytest.fixture
+def made(awaken) -> Callable[[str], tuple[SpikingCNN, torch.Tensor]]:
+    """Give the function that makes a small float64 CNN in which every layer fires, and images."""
+
+    def build(choice: str) -> tuple[SpikingCNN, torch.Tensor]:
+        torch.manual_seed(3)
+        kind, options = CHOICES[choice]
+        model = kind(5, 4, image_size=8, **options).double()
+        shape = (6, 4, 2, 8, 8) if model.in_channels == 2 else (6, 3, 8, 8)
+        awaken(model, lambda m: m(torch.rand(shape, dtype=torch.float64)))
+        return model.eval(), torch.rand(shape, dtype=torch.float64)
+
+    return build
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_a_cnn_without_norms_is_the_same_network(choice: str, made) -> None:
+    model, x = made(choice)
+    fast = compact(model)
+    assert not any(isinstance(module, BatchNorm) for module in fast.modules())
+    layers = [m for m in fast.modules() if isinstance(m, CompactConvLayer)]
+    assert len(layers) == sum(isinstance(m, nn.Conv2d) for m in model.modules())
+    hidden = [m for m in fast.modules() if isinstance(m, CompactHiddenLayer)]
+    assert len(hidden) == (model.hidden is not None)
+    with torch.no_grad():
+        wanted = model(x)
+    assert wanted.std() > 1e-3
+    torch.testing.assert_close(fast(x), wanted, rtol=0, atol=1e-9)
+    rates = spike_mismatch(model, x)
+    assert max(rates.values(), default=0) == 0
+    assert rates or "without time" in choice
+
+
+def test_dead_filters_of_a_vgg_are_gone_and_missed_by_nobody(made) -> None:
+    model, x = made("vgg")
+    first, second = model.layers[0], model.layers[2]
+    with torch.no_grad():
+        first.conv.weight[:2] = 0  # no weight reaches them, and their constant current is low
+        first.norm.bias[:2] = first.norm.running_mean[:2] = first.conv.bias[:2] = 0
+        second.conv.weight[:, 3] = 0  # nothing reads it
+    wanted = model(x)
+    fast = compact(model)
+    assert fast.removed["layers.0"] == 3
+    assert fast.net.get_submodule("layers.0.conv").weight.shape[0] == 3
+    torch.testing.assert_close(fast(x), wanted.detach(), rtol=0, atol=1e-9)

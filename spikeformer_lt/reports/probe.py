@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeformer_lt.errors import DataError
+from spikeformer_lt.training.watch import spiking_layers
 
 MEMBRANES = 6
 
@@ -45,7 +46,7 @@ def run_probe(model: Any, inputs: Tensor, membranes: Sequence[str] = ()) -> Prob
     Raises:
         DataError: a name that is no spiking layer of the model.
     """
-    layers = _spiking_layers(model)
+    layers = spiking_layers(model)
     wanted = list(membranes) or list(layers)[:1]
     for name in wanted:
         if name not in layers:
@@ -60,15 +61,6 @@ def run_probe(model: Any, inputs: Tensor, membranes: Sequence[str] = ()) -> Prob
     model.train(training)
     if model.patch is not None:
         found.kept = model.patch.index.clone()
-    return found
-
-
-def _spiking_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Neurons; their surrogate functions say that they spike, too."""
-    found: dict[str, nn.Module] = {}
-    for name, module in model.named_modules():
-        if getattr(module, "spiking", False) is True and name.rpartition(".")[0] not in found:
-            found[name] = module
     return found
 
 

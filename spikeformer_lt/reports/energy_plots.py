@@ -11,31 +11,32 @@ from spikeformer_lt.reports.energy_costs import HOROWITZ, Costs
 from spikeformer_lt.reports.plots import COLOURS, figure
 from spikeformer_lt.reports.tables import write_csv
 
-GROUPS = ("first convolution", "ConvPEP", "attention", "linear maps", "head")
+GROUPS = ("first layer", "ConvPEP", "convolutions", "attention", "linear maps", "head")
 
 
 def group_of(row: LayerEnergy, first: bool) -> str:
     """Which bar a layer belongs to."""
     if first:
-        return "first convolution"
+        return "first layer"
     if row.name.startswith("conv_pep"):
         return "ConvPEP"
-    if row.name.endswith(".attention"):
-        return "attention"
-    return "head" if row.name == "head" else "linear maps"
+    if row.name == "head":
+        return "head"
+    kinds = {"attention": "attention", "convolution": "convolutions", "linear": "linear maps"}
+    return kinds[row.operation]
 
 
 def energy_by_group(energy: Energy, costs: Costs) -> dict[str, tuple[float, float]]:
-    """Group -> (counted, formula) energy in pJ; groups sum to the whole."""
-    found = dict.fromkeys(GROUPS, (0.0, 0.0))
+    """Group -> (counted, formula) energy in pJ, of the groups there are; they sum to the whole."""
+    found: dict[str, tuple[float, float]] = {}
     for i, row in enumerate(energy.layers):
         name = group_of(row, i == 0)
-        counted, formula = found[name]
+        counted, formula = found.get(name, (0.0, 0.0))
         found[name] = (
             counted + costs.energy_pj(row.macs, row.acs),
             formula + costs.energy_pj(row.formula_macs, row.formula_acs),
         )
-    return found
+    return {name: found[name] for name in GROUPS if name in found}
 
 
 def plot_energy(path: Path, networks: Mapping[str, Energy], costs: Costs = HOROWITZ) -> None:
@@ -57,9 +58,8 @@ def plot_energy(path: Path, networks: Mapping[str, Energy], costs: Costs = HOROW
             )
             continue
         base = [0.0, 0.0]
-        for colour, (group, values) in zip(
-            COLOURS, energy_by_group(energy, costs).items(), strict=False
-        ):
+        for group, values in energy_by_group(energy, costs).items():
+            colour = COLOURS[GROUPS.index(group)]
             for kind, pj in enumerate(values):
                 shown = group if group not in labelled else None
                 labelled.add(group)

@@ -11,10 +11,18 @@ from spikeformer_lt.errors import MaskError
 from spikeformer_lt.reports.energy import Energy, measure_energy
 from spikeformer_lt.reports.energy_costs import COSTS
 from spikeformer_lt.reports.energy_plots import plot_energy
-from spikeformer_lt.reports.energy_tables import ESTIMATE, write_energy
+from spikeformer_lt.reports.energy_tables import (
+    ESTIMATE,
+    headline_table,
+    layer_table,
+    memory_table,
+    sensitivity_table,
+    write_energy,
+)
 from spikeformer_lt.reports.finished import FinishedRun
 from spikeformer_lt.reports.gallery import draw_run
 from spikeformer_lt.reports.page import Page
+from spikeformer_lt.reports.plots import plot_curves
 from spikeformer_lt.reports.result_pictures import plot_anytime
 from spikeformer_lt.reports.weight_pictures import plot_mask_distances
 
@@ -63,11 +71,8 @@ def write_run_page(run: FinishedRun, out: Path, images: int = 256) -> Path:
             page.image(picture.path, picture.caption)
     _energy_tables(page, {run.name: energy})
     page.section("Layers")
-    page.table(
-        ["layer", "input", "weights", "removed (%)", "MACs", "ACs", "formula ACs"],
-        [[r.name, r.input, "binary" if r.binary else "real", f"{100 * r.weight_sparsity:.1f}",
-          f"{r.macs:,.0f}", f"{r.acs:,.0f}", f"{r.formula_acs:,.0f}"] for r in energy.layers],
-    )  # fmt: skip
+    page.text("Operations of one sample over all time steps; the last row is their sum.")
+    page.table(*layer_table(energy))
     page.write(out / "report.html")
     return out / "report.html"
 
@@ -82,8 +87,7 @@ def write_comparison_page(
     """
     plots = out / "plots"
     plots.mkdir(parents=True, exist_ok=True)
-    names = [r.name for r in runs]
-    names = [n if names.count(n) == 1 else str(r.path) for n, r in zip(names, runs, strict=True)]
+    names = _names(runs)
     energies = {
         name: measure_energy(run.model, run.batches("test", images), run.model.T)
         for name, run in zip(names, runs, strict=True)
@@ -106,6 +110,13 @@ def write_comparison_page(
         page.section("Accuracy")
         plot_anytime(plots / "anytime.png", found)
         page.image(plots / "anytime.png", "Test accuracy from the first t steps.")
+    curves = by_search(runs)
+    if curves:
+        page.section("Accuracy against sparsity")
+        what = "weights removed (fraction of all convolution and linear weights)"
+        plot_curves(plots / "curves.png", curves, x_label=what, y_label="test accuracy (%)")
+        said = "Test accuracy against what is removed, by search; mean and standard deviation."
+        page.image(plots / "curves.png", said)
     page.section("Energy")
     plot_energy(plots / "energy-bars.png", energies)
     page.image(plots / "energy-bars.png", "Energy by group of layers, counted and by formula.")
@@ -120,6 +131,27 @@ def write_comparison_page(
         page.image(plots / "masks.png", "Fraction of mask entries in which two runs differ.")
     page.write(out / "report.html")
     return out / "report.html"
+
+
+def _names(runs: Sequence[FinishedRun]) -> list[str]:
+    """Each run's folder; its path where two have one name; counted where one was given twice."""
+    names = [run.name for run in runs]
+    names = [n if names.count(n) == 1 else str(r.path) for n, r in zip(names, runs, strict=True)]
+    before = [names[:at].count(name) for at, name in enumerate(names)]
+    return [f"{n} ({b + 1})" if b else n for n, b in zip(names, before, strict=True)]
+
+
+def by_search(runs: Sequence[FinishedRun]) -> dict[str, list[tuple[float, list[float]]]]:
+    """Curves of the runs with a report: search -> (weights removed, accuracies), by sparsity."""
+    found: dict[str, dict[float, list[float]]] = {}
+    for run in runs:
+        report = run.report or {}
+        removed = report.get("sparsity", {}).get("total_weight")
+        if removed is not None and "test_accuracy" in report:
+            name = str(run.ticket.provenance.get("search", run.name))
+            points = found.setdefault(name, {})
+            points.setdefault(round(removed, 4), []).append(report["test_accuracy"])
+    return {name: sorted(points.items()) for name, points in found.items()}
 
 
 def _notices(page: Page, run: FinishedRun, energy: Energy) -> None:
@@ -138,12 +170,10 @@ def _notices(page: Page, run: FinishedRun, energy: Energy) -> None:
 
 def _energy_tables(page: Page, energies: Mapping[str, Energy]) -> None:
     page.text(ESTIMATE)
-    rows: list[list[object]] = []
-    for name, energy in energies.items():
-        cells: list[object] = [name]
-        for costs in COSTS.values():
-            pj, formula = energy.headline_pj(costs), energy.formula_pj(costs)
-            cells += ["refused"] * 2 if pj is None else [f"{pj / 1e6:.4f}", f"{formula / 1e6:.4f}"]
-        rows.append(cells)
-    header = [f"{kind}, {name} (uJ)" for name in COSTS for kind in ("counted", "formula")]
-    page.table(["network", *header], rows)
+    page.table(*headline_table(energies))
+    for costs in COSTS.values():
+        page.text(f"{costs.name}: {costs.source}.")
+    page.text("Sensitivity: the counted energy with each constant halved and doubled.")
+    page.table(*sensitivity_table(energies))
+    page.text("Memory and biases, apart: every weight and input read once a sample.")
+    page.table(*memory_table(energies))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -39,6 +40,11 @@ def figure(
     return made, every[0]
 
 
+def style(at: int) -> tuple[str, str]:
+    """Colour and marker of a series by its place: 49 pairs, the first 7 alike in neither."""
+    return COLOURS[at % len(COLOURS)], MARKERS[(at + at // len(COLOURS)) % len(MARKERS)]
+
+
 def plot_curves(
     path: Path,
     series: Mapping[str, Points],
@@ -58,12 +64,13 @@ def plot_curves(
     made, axes = figure(7.4, 4.2)
     rows: list[list[object]] = []
     for at, (name, points) in enumerate(series.items()):
-        colour, marker = COLOURS[at % len(COLOURS)], MARKERS[(at + at // 7) % len(MARKERS)]
+        colour, marker = style(at)
         xs = [x for x, _ in points]
         means = [statistics.fmean(values) for _, values in points]
         spread = [statistics.stdev(v) if len(v) > 1 else 0.0 for _, v in points]
+        bars = [s if len(v) > 1 else math.nan for s, (_, v) in zip(spread, points, strict=True)]
         axes.errorbar(
-            xs, means, yerr=spread, label=name, color=colour, marker=marker, markersize=5,
+            xs, means, yerr=bars, label=name, color=colour, marker=marker, markersize=5,
             capsize=3, linestyle=":" if name.startswith(CONTROL) else "-",
         )  # fmt: skip
         each = [(x, value) for x, values in points for value in values]

@@ -91,21 +91,23 @@ def _recorded(
 
 
 def busy_neurons(trace: Tensor, spikes: Tensor, count: int = MEMBRANES) -> list[int]:
-    """Neurons worth a look, no two of one trace: half that fire, then those that move most.
+    """Neurons worth a look: half that fire, then those that move most; none like another.
 
     Args:
-        trace: membranes ``[T, neurons]``.
+        trace: membranes ``[T, neurons]``; two are alike within a twentieth of its range.
         spikes: the same shape.
         count: how many at most.
     """
     moving = trace.std(0, unbiased=False).sort(descending=True, stable=True).indices
-    fires = spikes.any(0)[moving]
+    fires = spikes.bool().any(0)[moving]
+    grid = max(float(trace.max() - trace.min()) / 20, 1e-12)
+    looks = (trace / grid).round().T.tolist()
     chosen: dict[tuple[float, ...], int] = {}
     for limit, order in ((count - count // 2, moving[fires]), (count, moving[~fires]),
                          (count, moving[fires])):  # fmt: skip
-        for neuron in order.tolist()[: 50 * count]:
+        for neuron in order.tolist():
             if len(chosen) < limit:
-                chosen.setdefault(tuple(trace[:, neuron].tolist()), neuron)
+                chosen.setdefault(tuple(looks[neuron]), neuron)
     return list(chosen.values())
 
 

@@ -35,6 +35,9 @@ def test_no_curve_is_left_out_and_controls_are_told_apart(tmp_path, monkeypatch)
     assert len(lines) == 14
     assert len({(line.get_color(), line.get_marker()) for line in lines}) == 14
     assert [line.get_linestyle() for line in lines] == ["-"] * 13 + [":"]
+    # A spread where two runs stand; where one does, no bar that would say it is 0.
+    lengths = [bars.lines[2][0].get_segments() for bars in made[0][1].containers]
+    assert all(len(segments[0]) == 2 and not len(segments[1]) for segments in lengths)
 
 
 def test_training_curves_read_a_summary_with_gaps(tmp_path):

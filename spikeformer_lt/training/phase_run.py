@@ -27,7 +27,7 @@ from spikeformer_lt.training.phase_state import (
     state_of,
 )
 from spikeformer_lt.training.progress import EpochProgress, removed
-from spikeformer_lt.training.ranks import agreed_signal
+from spikeformer_lt.training.ranks import agreed_signal, share_buffers
 from spikeformer_lt.training.record import record_epoch
 from spikeformer_lt.training.watch import FiringWatch
 
@@ -87,6 +87,7 @@ class PhaseRun:
         while at.epoch < phase.epochs and not self.hooks.before_epoch(self.model, at.epoch):
             self._epoch()
         if self.best is None:  # a hook ended the phase before any validation counted
+            share_buffers(self.model)
             self.best = {k: v.clone() for k, v in state_of(self.model).items()}
         on_test = at.best_on_test if self.config.best_on_test else None
         result = FitResult(

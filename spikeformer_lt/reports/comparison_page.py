@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spikeformer_lt.errors import MaskError
+from spikeformer_lt.errors import MaskError, TicketError
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.reports.page import Page
 from spikeformer_lt.reports.result_pictures import plot_anytime
@@ -81,7 +82,8 @@ def _masks(page: Page, folder: Path, found: Sequence[tuple[str, Path]]) -> None:
     masks: dict[str, Mask] = {}
     for variant, path in found:
         if variant not in masks and (path.parent / "ticket").is_dir():
-            masks[variant] = Ticket.load(path.parent / "ticket").mask
+            with contextlib.suppress(TicketError):  # a damaged one has no mask to compare
+                masks[variant] = Ticket.load(path.parent / "ticket").mask
     if len(masks) < 2:
         return
     page.section("Masks")

@@ -41,13 +41,14 @@ def energy_by_group(energy: Energy, costs: Costs) -> dict[str, tuple[float, floa
 
 def plot_energy(path: Path, networks: Mapping[str, Energy], costs: Costs = HOROWITZ) -> None:
     """Stacked bars, uJ a sample; a network with a dead layer gets a label instead of a bar."""
-    made, axes = figure(2.6 + 1.7 * len(networks), 4.0)
+    many = len(networks) > 4
+    made, axes = figure(2.6 + (1.05 if many else 1.7) * len(networks), 4.0)
     rows: list[list[object]] = []
     ticks: list[str] = []
     labelled: set[str] = set()
     for at, (name, energy) in enumerate(networks.items()):
-        label = "\n".join(wrap(name.replace("_", " "), 18))
-        ticks += ["counted", "formula"]
+        label = "\n".join(wrap(name.replace("_", " "), 12 if many else 18))
+        ticks += ["c.", "f."] if many else ["counted", "formula"]
         axes.annotate(
             label, (2 * at + 0.5, 0), (0, -24), textcoords="offset points", ha="center", va="top",
             fontsize=8, annotation_clip=False,
@@ -71,6 +72,8 @@ def plot_energy(path: Path, networks: Mapping[str, Energy], costs: Costs = HOROW
                 rows.append([name, ("counted", "formula")[kind], group, pj / 1e6])
     axes.set_xticks(range(len(ticks)), ticks, fontsize=8)
     axes.set_ylabel(f"energy per sample (uJ, estimate, {costs.name})")
+    if many:
+        axes.set_title("c.: counted; f. (hatched): the papers' formula", fontsize=8)
     axes.grid(axis="x", visible=False)
     if labelled:
         axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))

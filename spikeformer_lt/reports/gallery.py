@@ -70,9 +70,10 @@ def draw_run(run: FinishedRun, folder: Path, images: int = 256) -> tuple[list[Pi
     drawn += _patches(run, folder, probe, pairs[0][1].tolist(), batches)
     drawn += _spikes(run, folder, probe)
     drawn += _weights(run, folder)
-    plot_energy(folder / "energy-bars.png", {run.name: energy})
-    said = "Energy by group of layers, an estimate: counted, and by the papers' formula."
-    drawn.append(Picture("Energy", folder / "energy-bars.png", said))
+    if not energy.dead:
+        plot_energy(folder / "energy-bars.png", {run.name: energy})
+        said = "Energy by group of layers, an estimate: counted, and by the papers' formula."
+        drawn.append(Picture("Energy", folder / "energy-bars.png", said))
     return drawn, energy
 
 

@@ -17,7 +17,8 @@ h1 { font-size: 1.6rem; } h2 { font-size: 1.25rem; margin-top: 2.2rem; }
 .wide { overflow-x: auto; margin: 1rem 0; }
 table { border-collapse: collapse; font-size: .9rem; }
 th, td { border: 1px solid #ccc; padding: .3rem .6rem; text-align: right; }
-th:first-child { text-align: left; } tbody th { font-weight: normal; white-space: nowrap; }
+th:first-child { text-align: left; } tbody th { font-weight: normal; }
+td, tbody th { white-space: nowrap; }
 thead th { background: #f2f2f2; }
 figure { margin: 1.2rem 0; } img { max-width: 100%; height: auto; border: 1px solid #ddd; }
 figcaption { color: #444; font-size: .9rem; }

@@ -58,7 +58,8 @@ def test_a_ticket_of_a_convolutional_network_is_drawn(tmp_path):
     run = open_run(tmp_path / "run", model_from_ticket)
     pictures, energy = draw_run(run, tmp_path / "plots", images=4)
     names = {picture.path.name for picture in pictures}
-    assert {"raster.png", "membrane.png", "energy-bars.png", "mask-distances.png"} <= names
+    assert {"raster.png", "membrane.png", "mask-distances.png"} <= names
+    assert ("energy-bars.png" in names) == (not energy.dead)
     assert sum(name.startswith("kernels-layers") for name in names) == 4
     assert not any("kept" in name for name in names)
     assert [row.operation for row in energy.layers] == ["convolution"] * 4 + ["linear"]
@@ -71,7 +72,8 @@ def test_a_ticket_of_events_is_drawn_with_its_clip(tmp_path, images):
     pictures, energy = draw_run(run, tmp_path / "plots", images=images)
     names = {picture.path.name for picture in pictures}
     assert {"kept-clip.png", "kept-clip.gif", "kept-patches.png", "keep-frequency.png"} <= names
-    assert {"raster.png", "membrane.png", "layer-rates.png", "energy-bars.png"} <= names
+    assert {"raster.png", "membrane.png", "layer-rates.png"} <= names
+    assert energy.dead and "energy-bars.png" not in names  # nobody trained it: no headline
     assert "training.png" not in names and "confusion.png" not in names  # a ticket alone
     assert sum(name.startswith("kernels-") for name in names) == 5
     for picture in pictures:

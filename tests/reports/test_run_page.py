@@ -35,14 +35,14 @@ def test_a_run_has_one_page_with_its_pictures_inside(two, tmp_path):
     text = page.read_text()
     assert page == tmp_path / "out" / "report.html"
     assert text.count("data:image/png") == len(list((tmp_path / "out" / "plots").glob("*.png")))
-    assert "12.50" in text and "embedded test bed" in text
+    assert "that is not trained" not in text and "12.50" in text and "embedded test bed" in text
     assert (tmp_path / "out" / "energy" / "energy.json").exists()
 
 
 def test_a_comparison_has_all_runs_side_by_side_and_says_what_is_dead(two, tmp_path):
     page = write_comparison_page(two, tmp_path / "out", "Two", images=8)
     text = page.read_text()
-    assert not by_search(two)  # their reports say no sparsity
+    assert by_search(two) == ({}, [])  # their reports say no sparsity
     assert "<h1>Two</h1>" in text and text.count(">12.50<") == 2
     # Nobody trained these: their energy is no headline.
     assert "refused" in text and (tmp_path / "out" / "plots" / "masks.csv").exists()
@@ -62,9 +62,11 @@ def test_runs_become_curves_by_search_and_what_is_removed(two, tmp_path):
                         {**run.ticket.provenance, "search": search})  # fmt: skip
         report = {"sparsity": {"total_weight": removed}, "test_accuracy": accuracy}
         runs.append(replace(run, ticket=ticket, report=report))
-    assert by_search(runs) == {
-        "imp": [(0.5, [90.0, 92.0]), (0.9, [80.0])], "snip": [(0.5, [70.0])]
-    }  # fmt: skip
+    dense = {"sparsity": {"total_weight": 0.0, "patch": 0.0}, "test_accuracy": 95.0}
+    runs.append(replace(two[0], report=dense))
+    curves, reference = by_search(runs)
+    assert curves == {"imp": [(0.5, [90.0, 92.0]), (0.9, [80.0])], "snip": [(0.5, [70.0])]}
+    assert reference == [95.0]
     page = write_comparison_page(runs, tmp_path / "out", "Four", images=8)
     assert "Accuracy against sparsity" in page.read_text()
     assert (tmp_path / "out" / "plots" / "curves.csv").exists()

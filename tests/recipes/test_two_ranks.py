@@ -99,7 +99,7 @@ def start(folder: Path, recipe: Path, *options: str) -> Ranks:
 @pytest.fixture
 def long_run(tmp_path: Path) -> Iterator[Ranks]:
     """Two ranks amid a training that would take hours."""
-    options = ("--multisp.epochs", "100000", "--train.timeout-s", "4")
+    options = ("--multisp.epochs", "100000", "--train.timeout-s", "10")  # a busy machine needs some
     ranks = start(tmp_path / "ranks", MULTISP, *options, "--run.out", str(tmp_path / "run"))
     ranks.wait_for(tmp_path / "run" / "summary.csv")
     yield ranks
@@ -189,7 +189,7 @@ def test_a_killed_rank_is_named_and_the_run_goes_on_after_it(
 
 def test_a_rank_that_hangs_is_named_within_the_time_out(long_run: Ranks) -> None:
     os.kill(long_run.pids[1], signal.SIGSTOP)
-    until = time.monotonic() + 25
+    until = time.monotonic() + 40
     while "error: " not in long_run.err(0):
         assert time.monotonic() < until, long_run.err(0)
         time.sleep(0.1)

@@ -58,6 +58,8 @@ def main(cfg: EnergyReport) -> None:
     networks = {}
     for path in cfg.runs:
         run = open_run(path, model_from_ticket, cfg.data, given, read_ticket, **changed)
+        if run.untrained:
+            print(f"NOTICE: {path} is a ticket with its start weights: nothing is trained there")
         if not run.own_split:
             print(f"NOTICE: {path} was made with another split; its training images may be here")
         name = run.name if run.name not in networks else str(run.path)

@@ -101,7 +101,7 @@ def read_rows(runs: Iterable[Finished]) -> list[Row]:
 def write_comparison(
     folder: Path, runs: Iterable[Finished], title: str, level: str = "ConvPEP weights"
 ) -> str:
-    """Write ``comparison.md``, ``comparison.csv``, confusion matrices and the curves of series.
+    """Write ``comparison.md``, ``.csv``, confusion matrices, curves and ``report.html``.
 
     Args:
         folder: of the comparison.
@@ -112,6 +112,7 @@ def write_comparison(
     Returns:
         The Markdown table.
     """
+    from spikeformer_lt.reports.comparison_page import write_variants_page
     from spikeformer_lt.reports.confusion import write_confusions
     from spikeformer_lt.reports.plots import plot_curves
     from spikeformer_lt.reports.tables import markdown_table, write_csv
@@ -126,19 +127,19 @@ def write_comparison(
     done = {row.variant: row.seeds for row in rows}
     short = [f"{name} ({done.get(name, 0)} of {n})" for name, n in asked.items()
              if done.get(name, 0) < n]  # fmt: skip
-    note = f"\nRuns missing, finished of asked: {', '.join(short)}.\n" if short else ""
+    notes = [f"Runs missing, finished of asked: {', '.join(short)}."] if short else []
     silent = [f"{row.variant} ({row.dead} of {row.seeds})" for row in rows if row.dead]
     if silent:
-        note += (
-            "\nRuns with a spiking layer that never fired, whose few operations are no saving: "
-            f"{', '.join(silent)}.\n"
+        notes.append(
+            "Runs with a spiking layer that never fired, whose few operations are no saving: "
+            f"{', '.join(silent)}."
         )
+    text = f"# {title}\n\n{table}\n" + "".join(f"\n{note}\n" for note in notes)
     if saved := early_time_table(rows):
-        note += (
+        text += (
             "\nEarly-Time against the same search without it, seed by seed (means of the ratios "
             f"with / without):\n\n{saved}\n"
         )
-    text = f"# {title}\n\n{table}\n{note}"
     (folder / "comparison.md").write_text(text)
     write_csv(folder / "comparison.csv", header, cells)
     write_csv(
@@ -151,15 +152,19 @@ def write_comparison(
         ],
     )
     write_confusions(folder, [(run.variant, run.report) for run in runs])
+    curves = {}
     for name, series in series_of(rows, level).items():
         dense = [v for r in rows if r.variant == "dense" for v in r.values["test accuracy %"]]
+        curves[name] = folder / f"curve-{name.replace(' ', '-')}.png"
         plot_curves(
-            folder / f"curve-{name.replace(' ', '-')}.png",
+            curves[name],
             series,
             x_label=f"{name} removed (fraction)",
             y_label="test accuracy (%)",
             reference=_mean(dense) if dense else None,
         )
+    reports = [(run.variant, run.report) for run in runs]
+    write_variants_page(folder, title, (header, cells), notes, curves, reports)
     return text
 
 

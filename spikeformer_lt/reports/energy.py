@@ -25,6 +25,8 @@ class LayerEnergy:
     """One layer, per sample over all T steps; operations are counts, not energy."""
 
     name: str
+    operation: str
+    """convolution, linear or attention."""
     input: str
     """Values that entered: {0,1}, {-1,0,1}, integers or real."""
     binary: bool
@@ -171,6 +173,8 @@ def _layer(
     multiplied = first or (count.kind == "real" and not last)
     return LayerEnergy(
         name=name,
+        operation="attention" if weighed is None
+        else "convolution" if isinstance(weighed, nn.Conv2d) else "linear",
         input=count.kind,
         binary=binary,
         weight_sparsity=0.0 if weight is None else 1 - float((weight != 0).double().mean()),

@@ -11,42 +11,44 @@ from spikeformer_lt.reports.energy_costs import HOROWITZ, Costs
 from spikeformer_lt.reports.plots import COLOURS, figure
 from spikeformer_lt.reports.tables import write_csv
 
-GROUPS = ("first convolution", "ConvPEP", "attention", "linear maps", "head")
+GROUPS = ("first layer", "ConvPEP", "convolutions", "attention", "linear maps", "head")
 
 
 def group_of(row: LayerEnergy, first: bool) -> str:
     """Which bar a layer belongs to."""
     if first:
-        return "first convolution"
+        return "first layer"
     if row.name.startswith("conv_pep"):
         return "ConvPEP"
-    if row.name.endswith(".attention"):
-        return "attention"
-    return "head" if row.name == "head" else "linear maps"
+    if row.name == "head":
+        return "head"
+    kinds = {"attention": "attention", "convolution": "convolutions", "linear": "linear maps"}
+    return kinds[row.operation]
 
 
 def energy_by_group(energy: Energy, costs: Costs) -> dict[str, tuple[float, float]]:
-    """Group -> (counted, formula) energy in pJ; groups sum to the whole."""
-    found = dict.fromkeys(GROUPS, (0.0, 0.0))
+    """Group -> (counted, formula) energy in pJ, of the groups there are; they sum to the whole."""
+    found: dict[str, tuple[float, float]] = {}
     for i, row in enumerate(energy.layers):
         name = group_of(row, i == 0)
-        counted, formula = found[name]
+        counted, formula = found.get(name, (0.0, 0.0))
         found[name] = (
             counted + costs.energy_pj(row.macs, row.acs),
             formula + costs.energy_pj(row.formula_macs, row.formula_acs),
         )
-    return found
+    return {name: found[name] for name in GROUPS if name in found}
 
 
 def plot_energy(path: Path, networks: Mapping[str, Energy], costs: Costs = HOROWITZ) -> None:
     """Stacked bars, uJ a sample; a network with a dead layer gets a label instead of a bar."""
-    made, axes = figure(2.6 + 1.7 * len(networks), 4.0)
+    many = len(networks) > 4
+    made, axes = figure(2.6 + (1.05 if many else 1.7) * len(networks), 4.0)
     rows: list[list[object]] = []
     ticks: list[str] = []
     labelled: set[str] = set()
     for at, (name, energy) in enumerate(networks.items()):
-        label = "\n".join(wrap(name.replace("_", " "), 18))
-        ticks += ["counted", "formula"]
+        label = "\n".join(wrap(name.replace("_", " "), 12 if many else 18))
+        ticks += ["c.", "f."] if many else ["counted", "formula"]
         axes.annotate(
             label, (2 * at + 0.5, 0), (0, -24), textcoords="offset points", ha="center", va="top",
             fontsize=8, annotation_clip=False,
@@ -57,9 +59,8 @@ def plot_energy(path: Path, networks: Mapping[str, Energy], costs: Costs = HOROW
             )
             continue
         base = [0.0, 0.0]
-        for colour, (group, values) in zip(
-            COLOURS, energy_by_group(energy, costs).items(), strict=False
-        ):
+        for group, values in energy_by_group(energy, costs).items():
+            colour = COLOURS[GROUPS.index(group)]
             for kind, pj in enumerate(values):
                 shown = group if group not in labelled else None
                 labelled.add(group)
@@ -71,6 +72,8 @@ def plot_energy(path: Path, networks: Mapping[str, Energy], costs: Costs = HOROW
                 rows.append([name, ("counted", "formula")[kind], group, pj / 1e6])
     axes.set_xticks(range(len(ticks)), ticks, fontsize=8)
     axes.set_ylabel(f"energy per sample (uJ, estimate, {costs.name})")
+    if many:
+        axes.set_title("c.: counted; f. (hatched): the papers' formula", fontsize=8)
     axes.grid(axis="x", visible=False)
     if labelled:
         axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))

@@ -21,23 +21,32 @@ ESTIMATE = (
 )
 
 
-def layer_table(energy: Energy) -> str:
-    """Markdown: one line a layer, and the sum, which is the whole."""
+Table = tuple[list[str], list[list[str]]]
+"""Header and rows."""
+
+
+def layer_table(energy: Energy) -> Table:
+    """One line a layer, and the sum, which is the whole."""
     header = ["layer", "input", "weights", "removed %", "MACs", "ACs", "of them SOPs",
               "formula MACs", "formula ACs", "ACs / formula"]  # fmt: skip
     rows = [
         [
             row.name,
             row.input,
-            "binary" if row.binary else "real",
-            f"{100 * row.weight_sparsity:.1f}",
+            *_weights(row),
             *_counts(row.macs, row.acs, row.sops, row.formula_macs, row.formula_acs),
         ]
         for row in energy.layers
     ]
     names = ("macs", "acs", "sops", "formula_macs", "formula_acs")
-    rows.append(["**all**", "", "", "", *_counts(*(energy.total(name) for name in names))])
-    return markdown_table(header, rows)
+    rows.append(["all", "", "", "", *_counts(*(energy.total(name) for name in names))])
+    return header, rows
+
+
+def _weights(row: LayerEnergy) -> list[str]:
+    if row.operation == "attention":
+        return ["-", "-"]
+    return ["binary" if row.binary else "real", f"{100 * row.weight_sparsity:.1f}"]
 
 
 def _counts(macs: float, acs: float, sops: float, f_macs: float, f_acs: float) -> list[str]:
@@ -45,8 +54,8 @@ def _counts(macs: float, acs: float, sops: float, f_macs: float, f_acs: float) -
     return [f"{value:,.0f}" for value in (macs, acs, sops, f_macs, f_acs)] + [ratio]
 
 
-def headline_table(networks: Mapping[str, Energy]) -> str:
-    """Markdown: each network's energy by both sets of constants, counted and by the formula."""
+def headline_table(networks: Mapping[str, Energy]) -> Table:
+    """Each network's energy by both sets of constants, counted and by the formula."""
     header = ["network", *(f"{kind}, {n} (uJ)" for n in COSTS for kind in ("counted", "formula"))]
     rows = []
     for name, energy in networks.items():
@@ -58,7 +67,7 @@ def headline_table(networks: Mapping[str, Energy]) -> str:
                 "refused (dead)" if energy.dead else f"{energy.formula_pj(costs) / 1e6:.4f}",
             ]
         rows.append(row)
-    return markdown_table(header, rows)
+    return header, rows
 
 
 def sensitivity(networks: Mapping[str, Energy]) -> list[tuple[Costs, dict[str, float | None]]]:
@@ -69,8 +78,8 @@ def sensitivity(networks: Mapping[str, Energy]) -> list[tuple[Costs, dict[str, f
     ]
 
 
-def sensitivity_table(networks: Mapping[str, Energy]) -> str:
-    """Markdown: energies by constants and, for each network after the first, its part of it."""
+def sensitivity_table(networks: Mapping[str, Energy]) -> Table:
+    """Energies by constants and, for each network after the first, its part of it."""
     first, *others = networks
     header = ["constants", "MAC pJ", "AC pJ", *(f"{n} (uJ)" for n in networks)]
     header += [f"{n} / {first}" for n in others]
@@ -83,11 +92,11 @@ def sensitivity_table(networks: Mapping[str, Energy]) -> str:
             value = found[name]
             row.append("-" if value is None or not base else f"{value / base:.3f}")
         rows.append(row)
-    return markdown_table(header, rows)
+    return header, rows
 
 
-def memory_table(networks: Mapping[str, Energy]) -> str:
-    """Markdown: bytes of weights and inputs, each read once a sample, and what that costs."""
+def memory_table(networks: Mapping[str, Energy]) -> Table:
+    """Bytes of weights and inputs, each read once a sample, and what that costs."""
     places = list(next(iter(networks.values())).memory_pj())
     header = ["network", "weights (B)", "inputs (B)", "bias ACs", *(f"{p} (uJ)" for p in places)]
     rows = [
@@ -100,18 +109,19 @@ def memory_table(networks: Mapping[str, Energy]) -> str:
         ]
         for name, energy in networks.items()
     ]
-    return markdown_table(header, rows)
+    return header, rows
 
 
 def energy_markdown(networks: Mapping[str, Energy]) -> str:
     """The whole report in Markdown."""
-    parts = ["# Energy, per sample", ESTIMATE, "## Operations", headline_table(networks)]
+    parts = ["# Energy, per sample", ESTIMATE, "## Operations"]
+    parts.append(markdown_table(*headline_table(networks)))
     parts += [f"- {name}: {e.refusal()}" for name, e in networks.items() if e.dead]
     parts += [f"`{costs.name}`: {costs.source}." for costs in COSTS.values()]
-    parts += ["## Sensitivity to the constants", sensitivity_table(networks)]
-    parts += ["## Memory, apart", memory_table(networks)]
+    parts += ["## Sensitivity to the constants", markdown_table(*sensitivity_table(networks))]
+    parts += ["## Memory, apart", markdown_table(*memory_table(networks))]
     for name, energy in networks.items():
-        parts += [f"## Layers of {name}", layer_table(energy)]
+        parts += [f"## Layers of {name}", markdown_table(*layer_table(energy))]
     return "\n\n".join(parts) + "\n"
 
 

@@ -33,6 +33,8 @@ class FinishedRun:
     """Its report.json; None for a ticket alone."""
     own_split: bool
     """Whether the splits are those that the ticket was made with."""
+    untrained: bool = False
+    """Whether the network has a ticket's start weights, which are there to be trained again."""
 
     def batches(self, split: str, images: int, batch_size: int = 64) -> list[Tensor]:
         """The first images or frames of a split, in batches."""
@@ -118,6 +120,7 @@ def open_ticket(
         splits=splits,
         report=None,
         own_split=splits.name == known["dataset"] and splits.split_sha256 == known["split_sha256"],
+        untrained=known.get("trained") is False,
     )
 
 

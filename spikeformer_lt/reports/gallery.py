@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from spikeformer_lt.paths import safe_name
 from spikeformer_lt.reports.energy import Energy, effective_weight, measure_energy
@@ -29,11 +30,12 @@ from spikeformer_lt.reports.result_pictures import (
 )
 from spikeformer_lt.reports.spike_pictures import (
     plot_epoch_rates,
+    plot_layer_epochs,
     plot_layer_rates,
     plot_membrane,
     plot_raster,
 )
-from spikeformer_lt.reports.weight_pictures import plot_kernels
+from spikeformer_lt.reports.weight_pictures import banded, plot_distances, plot_kernels
 
 SHOWN_IMAGES = 8
 
@@ -67,15 +69,29 @@ def draw_run(run: FinishedRun, folder: Path, images: int = 256) -> tuple[list[Pi
     drawn = [*_training(run, folder), *_results(run, folder, batches, labels)]
     drawn += _patches(run, folder, probe, pairs[0][1].tolist(), batches)
     drawn += _spikes(run, folder, probe)
-    for i, unit in enumerate(run.model.conv_pep.units()):
-        name = f"conv_pep.{'rpe' if i == 4 else f'stages.{i}'}.conv"
-        path = folder / f"kernels-{safe_name(name)}.png"
-        plot_kernels(path, effective_weight(unit.conv), name)
-        drawn.append(Picture("ConvPEP weights", path, f"Signs of the kernels of {name}."))
-    plot_energy(folder / "energy-bars.png", {run.name: energy})
-    said = "Energy by group of layers, an estimate: counted, and by the papers' formula."
-    drawn.append(Picture("Energy", folder / "energy-bars.png", said))
+    drawn += _weights(run, folder)
+    if not energy.dead:
+        plot_energy(folder / "energy-bars.png", {run.name: energy})
+        said = "Energy by group of layers, an estimate: counted, and by the papers' formula."
+        drawn.append(Picture("Energy", folder / "energy-bars.png", said))
     return drawn, energy
+
+
+def _weights(run: FinishedRun, folder: Path) -> Iterator[Picture]:
+    stem = getattr(run.model, "conv_pep", None)
+    title = "Kernels" if stem is None else "ConvPEP weights"
+    for name, module in run.model.named_modules():
+        if isinstance(module, nn.Conv2d) and name.startswith("" if stem is None else "conv_pep."):
+            path = folder / f"kernels-{safe_name(name)}.png"
+            plot_kernels(path, effective_weight(module), name)
+            yield Picture(title, path, f"Signs of the kernels of {name}.")
+    distances = run.ticket.provenance.get("mask_distances")
+    if distances:
+        path = folder / "mask-distances.png"
+        epochs = [str(epoch + 1) for epoch in range(len(distances))]
+        plot_distances(path, banded(distances), epochs, "epoch of the search")
+        said = "Early-Bird: each epoch's mask against those before it in the window; grey was not"
+        yield Picture("Masks", path, f"{said} compared.")
 
 
 def _training(run: FinishedRun, folder: Path) -> Iterator[Picture]:
@@ -87,6 +103,9 @@ def _training(run: FinishedRun, folder: Path) -> Iterator[Picture]:
     if plot_epoch_rates(folder / "epoch-rates.png", summary):
         said = "Mean firing rate, and what is removed, over the epochs."
         yield Picture("Training", folder / "epoch-rates.png", said)
+    firing, path = run.path / "firing.csv", folder / "layer-epoch-rates.png"
+    if firing.exists() and plot_layer_epochs(path, firing):
+        yield Picture("Training", path, "Firing rate of every spiking layer in every epoch.")
 
 
 @torch.no_grad()
@@ -113,6 +132,8 @@ def _results(
 def _patches(
     run: FinishedRun, folder: Path, probe: Probe, labels: list[int], batches: list[torch.Tensor]
 ) -> Iterator[Picture]:
+    if probe.grid is None:
+        return
     few = min(SHOWN_IMAGES, len(probe.inputs))
     kept = None if probe.kept is None else probe.kept[:few]
     names = [f"class {label}" for label in labels[:few]]
@@ -147,5 +168,6 @@ def _spikes(run: FinishedRun, folder: Path, probe: Probe) -> Iterator[Picture]:
         plot_layer_rates(folder / "layer-rates.png", rates)
         yield Picture("Spikes", folder / "layer-rates.png", f"Firing rate by layer, on {on}.")
     for name, (trace, spikes, threshold) in probe.membrane.items():
-        plot_membrane(folder / "membrane.png", trace, spikes, threshold, name)
+        neurons = probe.neurons[name]
+        plot_membrane(folder / "membrane.png", trace, spikes, threshold, name, neurons)
         yield Picture("Spikes", folder / "membrane.png", f"Membranes in {name}, first test input.")

@@ -151,10 +151,13 @@ def _conv_hook(name: str, total: Operations) -> Any:
         x = inputs[0]
         layer = _layer(total, name, x)
         weight = module.effective_weight() if isinstance(module, Subnet) else module.weight
-        fan_out = (weight != 0).sum(0, keepdim=True).double()
+        groups = module.groups
+        fan_out = (weight != 0).unflatten(0, (groups, -1)).sum(1).double()
         real = layer.kind == "real"
         values = torch.ones_like(x[:1]) if real else x.abs()
-        met = F.conv2d(values.double(), fan_out, stride=module.stride, padding=module.padding)
+        met = F.conv2d(
+            values.double(), fan_out, None, module.stride, module.padding, module.dilation, groups
+        )
         operations = float(met.sum()) * (len(x) if real else 1)
         macs = output.numel() * weight[0].numel()
         _add(layer, macs, operations, total.T * total.batch / len(x), real)

@@ -14,10 +14,11 @@ STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;
        max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.25rem; margin-top: 2.2rem; }
-table { border-collapse: collapse; margin: 1rem 0; font-size: .9rem; display: block;
-        overflow-x: auto; }
+.wide { overflow-x: auto; margin: 1rem 0; }
+table { border-collapse: collapse; font-size: .9rem; }
 th, td { border: 1px solid #ccc; padding: .3rem .6rem; text-align: right; }
-th:first-child, td:first-child { text-align: left; }
+th:first-child { text-align: left; } tbody th { font-weight: normal; }
+td, tbody th { white-space: nowrap; }
 thead th { background: #f2f2f2; }
 figure { margin: 1.2rem 0; } img { max-width: 100%; height: auto; border: 1px solid #ddd; }
 figcaption { color: #444; font-size: .9rem; }
@@ -51,13 +52,20 @@ class Page:
         self._parts.append(f"<p{mark}>{html.escape(words)}</p>")
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """Add a table; the first column holds names."""
+        """Add a table; the first column holds names. A wide one scrolls, by keys too."""
         head = "".join(f'<th scope="col">{html.escape(str(cell))}</th>' for cell in header)
         body = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>"
+            "<tr>" + "".join(
+                f'<th scope="row">{html.escape(str(cell))}</th>' if at == 0
+                else f"<td>{html.escape(str(cell))}</td>" for at, cell in enumerate(row)
+            ) + "</tr>"
             for row in rows
+        )  # fmt: skip
+        section = html.escape(self._sections[-1] if self._sections else self.title)
+        self._parts.append(
+            f'<div class="wide" role="region" tabindex="0" aria-label="Table: {section}"><table>'
+            f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
         )
-        self._parts.append(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
 
     def image(self, path: Path, caption: str) -> None:
         """Add a picture, inside the page; the caption is also its text for who cannot see it.
@@ -87,8 +95,8 @@ class Page:
             '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
             f"<title>{html.escape(self.title)}</title><style>{STYLE}</style></head><body>"
-            f"<h1>{html.escape(self.title)}</h1><nav>{links}</nav>" + "\n".join(self._parts)
-            + "</body></html>\n"
+            f'<main><h1>{html.escape(self.title)}</h1><nav aria-label="Sections">{links}</nav>'
+            + "\n".join(self._parts) + "</main></body></html>\n"
         )  # fmt: skip
 
     def write(self, path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ from spikeformer_lt.reports.tables import write_csv
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 """Okabe and Ito's palette."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+CONTROL = "random"
+"""What a control's name begins with: its curve is dotted."""
 Points = Sequence[tuple[float, Sequence[float]]]
 
 
@@ -32,8 +35,14 @@ def figure(
     every = made.subplots(rows, columns, sharex=share_x, squeeze=False).ravel()
     for axes in every:
         axes.grid(alpha=0.3)
+        axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
     return made, every[0]
+
+
+def style(at: int) -> tuple[str, str]:
+    """Colour and marker of a series by its place: 49 pairs, the first 7 alike in neither."""
+    return COLOURS[at % len(COLOURS)], MARKERS[(at + at // len(COLOURS)) % len(MARKERS)]
 
 
 def plot_curves(
@@ -44,14 +53,28 @@ def plot_curves(
     y_label: str,
     reference: float | None = None,
 ) -> None:
-    """Mean and standard deviation of several series; `reference` is a dashed line (dense)."""
-    made, axes = figure()
+    """Mean and standard deviation of several series, controls dotted; every run is a faint dot.
+
+    Args:
+        path: the picture; the CSV holds mean, spread and count of every point.
+        series: name -> points ``(x, one value a run)``.
+        x_label, y_label: with units.
+        reference: the dense networks' mean, a dashed line.
+    """
+    made, axes = figure(7.4, 4.2)
     rows: list[list[object]] = []
-    for (name, points), colour, marker in zip(series.items(), COLOURS, MARKERS, strict=False):
+    for at, (name, points) in enumerate(series.items()):
+        colour, marker = style(at)
         xs = [x for x, _ in points]
         means = [statistics.fmean(values) for _, values in points]
         spread = [statistics.stdev(v) if len(v) > 1 else 0.0 for _, v in points]
-        axes.errorbar(xs, means, yerr=spread, label=name, color=colour, marker=marker, capsize=3)
+        bars = [s if len(v) > 1 else math.nan for s, (_, v) in zip(spread, points, strict=True)]
+        axes.errorbar(
+            xs, means, yerr=bars, label=name, color=colour, marker=marker, markersize=5,
+            capsize=3, linestyle=":" if name.startswith(CONTROL) else "-",
+        )  # fmt: skip
+        each = [(x, value) for x, values in points for value in values]
+        axes.scatter(*zip(*each, strict=True), color=colour, marker=marker, s=9, alpha=0.4)
         rows += [
             [name, x, m, s, len(v)] for (x, v), m, s in zip(points, means, spread, strict=True)
         ]
@@ -59,13 +82,13 @@ def plot_curves(
         axes.axhline(reference, color="#555555", linestyle="--", label="dense")
         rows.append(["dense", "", reference, "", ""])
     axes.set(xlabel=x_label, ylabel=y_label)
-    axes.legend(frameon=False)
+    made.legend(loc="outside right upper", frameon=False, fontsize=8)
     made.savefig(path)
     write_csv(path.with_suffix(".csv"), ["series", "x", "mean", "sd", "runs"], rows)
 
 
 def plot_training(summary: Path, folder: Path) -> None:
-    """Loss and accuracy of every phase over epochs, from a run's summary.csv."""
+    """Loss and accuracy of every phase over epochs, from a run's summary.csv, and a CSV of both."""
     with summary.open(newline="") as file:
         table = list(csv.DictReader(file))
     if not table:
@@ -73,6 +96,7 @@ def plot_training(summary: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     made, upper = figure(7.0, 6.0, rows=2)
     lower = made.axes[1]
+    rows: list[list[object]] = []
     changes = [i for i in range(1, len(table)) if table[i]["phase"] != table[i - 1]["phase"]]
     for axes, what, unit in ((upper, "accuracy", " (%)"), (lower, "loss", "")):
         for part, colour, marker in (("train", COLOURS[0], "o"), ("val", COLOURS[1], "s")):
@@ -81,11 +105,20 @@ def plot_training(summary: Path, folder: Path) -> None:
             ys = [float(cell) for cell in cells if cell]
             label = "validation" if part == "val" else part
             axes.plot(xs, ys, color=colour, marker=marker, markersize=3, label=label)
+            rows += [[f"{part}_{what}", table[x - 1]["phase"], x, y]
+                     for x, y in zip(xs, ys, strict=True)]  # fmt: skip
         for at in changes:
             axes.axvline(at + 0.5, color="#999999", linewidth=1)
         axes.set_ylabel(what + unit)
     for at in [0, *changes] if changes else []:
-        upper.annotate(table[at]["phase"], (at + 0.6, upper.get_ylim()[0]), fontsize=8)
+        upper.annotate(
+            table[at]["phase"], (at + 0.5, 1.0), (2, 2), xycoords=("data", "axes fraction"),
+            textcoords="offset points", fontsize=8,
+        )  # fmt: skip
     lower.set_xlabel("epoch (all phases)")
-    upper.legend(frameon=False)
+    lower.set_ylim(bottom=0)
+    lower.xaxis.get_major_locator().set_params(integer=True)
+    shown, names = upper.get_legend_handles_labels()
+    made.legend(shown, names, loc="outside upper right", ncols=2, frameon=False)
     made.savefig(folder / "training.png")
+    write_csv(folder / "training.csv", ["quantity", "phase", "epoch_of_run", "value"], rows)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeformer_lt.errors import DataError
+from spikeformer_lt.training.watch import spiking_layers
 
 MEMBRANES = 6
 
@@ -25,12 +26,14 @@ class Probe:
     """``[B, T, K]``."""
     kept: Tensor | None
     """Kept token indices ``[B, K]``; None where no patch is removed."""
-    grid: tuple[int, int]
-    """Rows and columns of the tokens."""
+    grid: tuple[int, int] | None
+    """Rows and columns of the tokens; None for a network without a ConvPEP."""
     spikes: dict[str, Tensor] = field(default_factory=dict)
     """Layer -> ``[T, neurons]``, values 0 and 1."""
     membrane: dict[str, tuple[Tensor, Tensor, float]] = field(default_factory=dict)
-    """Layer -> membranes and spikes ``[T, n]`` of its neurons that move most, and the threshold."""
+    """Layer -> membranes and spikes ``[T, n]`` of some neurons, and the threshold."""
+    neurons: dict[str, list[int]] = field(default_factory=dict)
+    """Layer -> the n neurons of `membrane`, by their place."""
 
 
 @torch.no_grad()
@@ -38,38 +41,34 @@ def run_probe(model: Any, inputs: Tensor, membranes: Sequence[str] = ()) -> Prob
     """Run a batch in eval mode and keep what the pictures show.
 
     Args:
-        model: with ``T``, ``num_tokens``, ``conv_pep``, ``patch`` and ``image_size``.
+        model: a transformer with ``conv_pep``, ``patch`` and ``image_size``, or any other network.
         inputs: ``[B, C, H, W]`` or ``[B, T, C, H, W]``.
         membranes: spiking layers whose membranes are wanted; empty takes the first one.
 
     Raises:
         DataError: a name that is no spiking layer of the model.
     """
-    layers = _spiking_layers(model)
+    layers = spiking_layers(model)
     wanted = list(membranes) or list(layers)[:1]
     for name in wanted:
         if name not in layers:
             raise DataError(f"{name} is no spiking layer; they are {', '.join(layers)}")
-    stride = model.conv_pep.stride
-    grid = (model.image_size[0] // stride, model.image_size[1] // stride)
-    found = Probe(inputs, torch.empty(0), None, grid)
+    found = Probe(inputs, torch.empty(0), None, _grid(model))
     training = model.training
     model.eval()
     with _recorded(found, layers, wanted, len(inputs)):
         found.logits = model(inputs)
     model.train(training)
-    if model.patch is not None:
+    if getattr(model, "patch", None) is not None:
         found.kept = model.patch.index.clone()
     return found
 
 
-def _spiking_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Neurons; their surrogate functions say that they spike, too."""
-    found: dict[str, nn.Module] = {}
-    for name, module in model.named_modules():
-        if getattr(module, "spiking", False) is True and name.rpartition(".")[0] not in found:
-            found[name] = module
-    return found
+def _grid(model: Any) -> tuple[int, int] | None:
+    if getattr(model, "conv_pep", None) is None:
+        return None
+    stride = model.conv_pep.stride
+    return model.image_size[0] // stride, model.image_size[1] // stride
 
 
 @contextmanager
@@ -91,6 +90,27 @@ def _recorded(
             layers[name].store_v_seq = value
 
 
+def busy_neurons(trace: Tensor, spikes: Tensor, count: int = MEMBRANES) -> list[int]:
+    """Neurons worth a look: half that fire, then those that move most; none like another.
+
+    Args:
+        trace: membranes ``[T, neurons]``; two are alike within a twentieth of its range.
+        spikes: the same shape.
+        count: how many at most.
+    """
+    moving = trace.std(0, unbiased=False).sort(descending=True, stable=True).indices
+    fires = spikes.bool().any(0)[moving]
+    grid = max(float(trace.max() - trace.min()) / 20, 1e-12)
+    looks = (trace / grid).round().T.tolist()
+    chosen: dict[tuple[float, ...], int] = {}
+    for limit, order in ((count - count // 2, moving[fires]), (count, moving[~fires]),
+                         (count, moving[fires])):  # fmt: skip
+        for neuron in order.tolist():
+            if len(chosen) < limit:
+                chosen.setdefault(tuple(looks[neuron]), neuron)
+    return list(chosen.values())
+
+
 def _first_sample(x: Tensor, batch: int) -> Tensor:
     """``[T, B, ...]`` (or time and batch folded) -> ``[T, neurons]`` of sample 0."""
     if x.shape[1] != batch:
@@ -104,11 +124,10 @@ def _hook(found: Probe, name: str, membrane: bool, batch: int) -> Any:
         found.spikes[name] = spikes.cpu()
         v = getattr(module, "v_seq", None)
         if membrane and isinstance(v, Tensor):
-            moving = _first_sample(v.detach(), batch).std(0, unbiased=False)
-            busy = moving.sort(descending=True, stable=True).indices[:MEMBRANES]
             threshold = float(module.v_threshold)  # type: ignore[arg-type]
-            trace = _first_sample(v.detach(), batch)[:, busy]
-            found.membrane[name] = (trace.cpu(), spikes[:, busy].cpu(), threshold)
+            trace = _first_sample(v.detach(), batch).cpu()
+            found.neurons[name] = chosen = busy_neurons(trace, spikes.cpu())
+            found.membrane[name] = (trace[:, chosen], spikes[:, chosen].cpu(), threshold)
 
     return hook
 
@@ -119,10 +138,10 @@ def keep_frequency(model: Any, batches: Sequence[Tensor]) -> Tensor | None:
 
     Its mean is exactly the kept fraction.
     """
-    if model.patch is None:
+    grid = _grid(model)
+    if grid is None or getattr(model, "patch", None) is None:
         return None
-    stride = model.conv_pep.stride
-    rows, columns = model.image_size[0] // stride, model.image_size[1] // stride
+    rows, columns = grid
     counts, seen = torch.zeros(rows * columns, dtype=torch.float64), 0
     model.eval()
     for inputs in batches:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from spikeformer_lt.errors import DataError
 from spikeformer_lt.reports.patch_pictures import bare_figure
-from spikeformer_lt.reports.plots import COLOURS, MARKERS, figure
+from spikeformer_lt.reports.plots import COLOURS, figure, style
 from spikeformer_lt.reports.tables import write_csv
 
 CONFIDENCES = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
@@ -18,15 +18,15 @@ CONFIDENCES = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
 def plot_anytime(path: Path, accuracy_at_t: Mapping[str, Sequence[float]]) -> None:
     """Accuracy (%) from the mean logits of the first t steps: network -> one value a step."""
-    made, axes = figure()
+    made, axes = figure(6.8, max(4.0, 0.2 * len(accuracy_at_t) + 0.6))
     longest = max(len(values) for values in accuracy_at_t.values())
-    for (name, values), colour, marker in zip(
-        accuracy_at_t.items(), COLOURS * 9, MARKERS * 9, strict=False
-    ):
+    for at, (name, values) in enumerate(accuracy_at_t.items()):
+        colour, marker = style(at)
         steps = range(1, len(values) + 1)
         axes.plot(steps, values, color=colour, marker=marker, label=name)
     axes.set(xlabel="time steps used", ylabel="accuracy (%)", xticks=range(1, longest + 1))
-    axes.legend(frameon=False)
+    if len(accuracy_at_t) > 1:
+        made.legend(loc="outside right upper", frameon=False, fontsize=8)
     made.savefig(path)
     rows = [[n, t, v] for n, values in accuracy_at_t.items() for t, v in enumerate(values, start=1)]
     write_csv(path.with_suffix(".csv"), ["network", "t", "accuracy"], rows)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from spikeformer_lt.reports.patch_pictures import bare_figure
-from spikeformer_lt.reports.plots import COLOURS, figure
+from spikeformer_lt.reports.plots import COLOURS, MARKERS, figure
 from spikeformer_lt.reports.tables import write_csv
 
 NEURONS = 200
@@ -77,7 +77,7 @@ def plot_epoch_rates(path: Path, summary: Path) -> bool:
         table = list(csv.DictReader(file))
     wanted = {
         "firing_rate": "firing rate",
-        "weight_sparsity": "ConvPEP weights removed",
+        "weight_sparsity": "weights removed",
         "patch_sparsity": "patches removed",
     }
     found = {
@@ -93,7 +93,8 @@ def plot_epoch_rates(path: Path, summary: Path) -> bool:
                       label=wanted[column])  # fmt: skip
     axes.set(xlabel="epoch (all phases)", ylabel="fraction")
     axes.set_ylim(bottom=0)
-    axes.legend(frameon=False)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    made.legend(loc="outside upper right", ncols=3, frameon=False, fontsize=8)
     made.savefig(path)
     write_csv(
         path.with_suffix(".csv"),
@@ -103,22 +104,72 @@ def plot_epoch_rates(path: Path, summary: Path) -> bool:
     return True
 
 
-def plot_membrane(path: Path, trace: Tensor, spikes: Tensor, threshold: float, layer: str) -> None:
-    """Membranes ``[T, n]`` after each step, with the steps at which their neurons fired."""
-    T, neurons = trace.shape
+def plot_layer_epochs(path: Path, firing: Path) -> bool:
+    """Heat map of each spiking layer's firing rate in every epoch, from a run's firing.csv.
+
+    A layer without a spike in an epoch is crossed; one that did not run there is blank.
+
+    Returns:
+        Whether there was anything to draw.
+    """
+    with firing.open(newline="") as file:
+        table = [row for row in csv.DictReader(file) if row.get("epoch")]
+    layers = [name for name in (table[0] if table else {}) if name not in ("phase", "epoch")]
+    if not layers:
+        return False
+    rates = torch.tensor([[float(row[name] or "nan") for row in table] for name in layers])
+    epochs = len(table)
+    made, axes = bare_figure(1, 1, min(11.0, 4.2 + 0.22 * epochs), 0.19 * len(layers) + 1.4)
+    where = axes[0, 0]
+    top = max(float(rates.nan_to_num().max()), 1e-9)
+    drawn = where.imshow(
+        rates.numpy(), cmap="cividis", vmin=0, vmax=top, aspect="auto", interpolation="nearest",
+        extent=(0.5, epochs + 0.5, len(layers) - 0.5, -0.5),
+    )  # fmt: skip
+    dead = (rates == 0).nonzero()
+    if len(dead):
+        where.scatter(dead[:, 1] + 1, dead[:, 0], marker="x", s=14, color=COLOURS[1], label="dead")
+        made.legend(loc="outside upper right", frameon=False, fontsize=8)
+    for at in range(1, epochs):
+        if table[at]["phase"] != table[at - 1]["phase"]:
+            where.axvline(at + 0.5, color="white", linewidth=1.5)
+    where.set_yticks(range(len(layers)), layers, fontsize=7)
+    where.xaxis.get_major_locator().set_params(integer=True)
+    where.set_xlabel("epoch (all phases)")
+    made.colorbar(drawn, label="firing rate (spikes per\nneuron and step)")
+    made.savefig(path)
+    write_csv(
+        path.with_suffix(".csv"),
+        ["layer", "phase", "epoch", "firing_rate"],
+        [[name, row["phase"], row["epoch"], row[name]] for name in layers for row in table],
+    )
+    return True
+
+
+def plot_membrane(
+    path: Path,
+    trace: Tensor,
+    spikes: Tensor,
+    threshold: float,
+    layer: str,
+    neurons: Sequence[int],
+) -> None:
+    """Membranes ``[T, n]`` of `neurons` after each step, with the steps at which they fired."""
+    T = len(trace)
     made, axes = figure(6.5, 3.6)
     steps = torch.arange(1, T + 1)
     gap = 0.05 * max(threshold - min(float(trace.min()), 0.0), 1e-9)  # of the picture's height
     rows: list[list[object]] = []
-    for n, colour in zip(range(neurons), COLOURS, strict=False):
-        axes.plot(steps, trace[:, n], color=colour, marker="o", markersize=3, label=f"neuron {n}")
+    for n, (neuron, colour, marker) in enumerate(zip(neurons, COLOURS, MARKERS, strict=False)):
+        axes.plot(steps, trace[:, n], color=colour, marker=marker, markersize=4,
+                  label=f"neuron {neuron}")  # fmt: skip
         fired = spikes[:, n] > 0
         axes.plot(steps[fired], torch.full((int(fired.sum()),), threshold + gap * (n + 1)),
                   linestyle="", marker="|", color=colour, markersize=6)  # fmt: skip
-        rows += [[n, int(t), float(trace[t - 1, n]), int(spikes[t - 1, n])] for t in steps]
+        rows += [[neuron, int(t), float(trace[t - 1, n]), int(spikes[t - 1, n])] for t in steps]
     axes.axhline(threshold, color="#555555", linestyle="--", linewidth=1, label="threshold")
     axes.set(xlabel="time step", ylabel="membrane after the step (dimensionless)",
-             title=f"{layer}: its neurons that move most; ticks above are spikes")  # fmt: skip
+             title=f"{layer}: membranes of some neurons; ticks above are spikes")  # fmt: skip
     axes.title.set_fontsize(8)
     axes.set_xticks(steps.tolist())
     axes.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))

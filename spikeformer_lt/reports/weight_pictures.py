@@ -39,8 +39,8 @@ def plot_kernels(path: Path, weight: Tensor, layer: str) -> None:
         for j in range(channels):
             top, left = i * (kh + 1), j * (kw + 1)
             canvas[top : top + kh, left : left + kw] = part[i, j]
-    width = max(4.2, min(8.0, 0.09 * canvas.shape[1]) + 1.0)
-    height = max(2.4, min(8.0, 0.09 * canvas.shape[0]) + 1.2)
+    width = max(4.2, min(5.6, 0.09 * canvas.shape[1]) + 1.0)
+    height = max(2.4, min(5.6, 0.09 * canvas.shape[0]) + 0.7)
     made, axes = bare_figure(1, 1, width, height)
     colours = ListedColormap([MINUS, ZERO, PLUS])
     axes[0, 0].set_facecolor("#777777")
@@ -85,23 +85,51 @@ def plot_mask_distances(path: Path, masks: Sequence[Mask], names: Sequence[str])
     if len(names) != len(masks) or not masks:
         raise DataError(f"{len(masks)} masks and {len(names)} names; give one for each")
     found = mask_distances(masks)
-    size = 0.55 * len(masks) + 2.6
+    plot_distances(path, found, names)
+    return found
+
+
+def banded(distances: Sequence[Sequence[float]]) -> Tensor:
+    """What an Early-Bird search compared, as a symmetric ``[n, n]`` matrix; NaN where it did not.
+
+    Args:
+        distances: for each mask, those to the ones before it that were in the window, oldest first.
+    """
+    n = len(distances)
+    found = torch.full((n, n), float("nan"), dtype=torch.float64)
+    for i, row in enumerate(distances):
+        found[i, i] = 0.0
+        for j, value in enumerate(row, start=i - len(row)):
+            found[i, j] = found[j, i] = value
+    return found
+
+
+def plot_distances(path: Path, found: Tensor, names: Sequence[str], label: str = "") -> None:
+    """A symmetric matrix of distances between masks; NaN is grey: not compared."""
+    n = len(names)
+    size = min(0.55 * n + 2.6, 9.0)
     made, axes = bare_figure(1, 1, size + 0.9, size)
-    top = max(float(found.max()), 1e-9)
+    axes[0, 0].set_facecolor("#BBBBBB")
+    top = max(float(found.nan_to_num().max()), 1e-9)
     drawn = axes[0, 0].imshow(found.numpy(), cmap="cividis", vmin=0, vmax=top)
-    axes[0, 0].set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=7)
-    axes[0, 0].set_yticks(range(len(names)), names, fontsize=7)
-    if len(names) <= 12:
-        for i in range(len(names)):
-            for j in range(len(names)):
-                value = float(found[i, j])
-                axes[0, 0].text(j, i, f"{value:.3f}", ha="center", va="center", fontsize=6,
-                                color="white" if value < top / 2 else "black")  # fmt: skip
+    shown = range(0, n, -(-n // 24))
+    marks = [names[i] for i in shown]
+    axes[0, 0].set_xticks(shown, marks, fontsize=7)
+    if max(map(len, marks)) > 4:
+        axes[0, 0].tick_params("x", rotation=60)
+    axes[0, 0].set_yticks(shown, marks, fontsize=7)
+    axes[0, 0].set(xlabel=label, ylabel=label)
+    for i, j in (~found.isnan()).nonzero().tolist() if n <= 12 else ():
+        value = float(found[i, j])
+        axes[0, 0].text(j, i, f"{value:.3f}", ha="center", va="center", fontsize=6,
+                        color="white" if value < top / 2 else "black")  # fmt: skip
     made.colorbar(drawn, label="distance (fraction of entries that differ)")
     made.savefig(path)
     write_csv(
         path.with_suffix(".csv"),
         ["mask", *names],
-        [[name, *row] for name, row in zip(names, found.tolist(), strict=True)],
+        [
+            [name, *("" if value != value else value for value in row)]
+            for name, row in zip(names, found.tolist(), strict=True)
+        ],
     )
-    return found

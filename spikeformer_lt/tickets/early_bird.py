@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from spikeformer_lt.config import check
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.registry import register_search
+from spikeformer_lt.ticket import Ticket
 from spikeformer_lt.tickets.base import PruneConfig, Search, check_mask_options, magnitudes
 from spikeformer_lt.tickets.channels import channel_mask, find_groups, norm_scales
 from spikeformer_lt.tickets.presets import preset_optim
@@ -92,6 +93,7 @@ class MaskWatch(Hook):
         self.penalty = dict(penalty or {})
         self.masks: list[Mask] = []
         self.distances: list[float] = []
+        self.history: list[list[float]] = []
         self.epoch, self.still = -1, False
 
     def before_epoch(self, model: nn.Module, epoch: int) -> bool:
@@ -101,6 +103,7 @@ class MaskWatch(Hook):
             self.masks = [*self.masks, self.draw(model)][-self.window :]
             newest = self.masks[-1]
             self.distances = [newest.hamming(mask) for mask in self.masks[:-1]]
+            self.history.append(self.distances)
             full = len(self.masks) == self.window
             self.still = full and max(self.distances) < max(self.tolerance, 1e-12)
         return self.still
@@ -122,12 +125,13 @@ class MaskWatch(Hook):
     def state(self) -> dict[str, Any]:
         """Where the watch stands."""
         known = {"epoch": self.epoch, "still": self.still, "count": len(self.masks)}
-        return {**known, "distances": self.distances}
+        return {**known, "distances": self.distances, "history": self.history}
 
     def load(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Take masks and decision over."""
         self.epoch, self.still = int(state["epoch"]), bool(state["still"])
         self.distances = [float(value) for value in state["distances"]]
+        self.history = [[float(value) for value in row] for row in state.get("history", [])]
         parts: list[dict[str, Tensor]] = [{} for _ in range(int(state["count"]))]
         for key, kept in tensors.items():
             place, _, name = key.partition("/")
@@ -172,6 +176,12 @@ class EarlyBird(Search):
         still = stopped.epochs < config.epochs
         mask = self.watch.masks[-1] if still else draw(model)
         return channel_mask(model, groups, mask) if channels else mask
+
+    def _ticket(self, model: nn.Module, mask: Mask) -> Ticket:
+        """With each epoch's distances to the masks before it in the window, oldest first."""
+        made = super()._ticket(model, mask)
+        about = {**made.provenance, "mask_distances": self.watch.history}
+        return Ticket(made.mask, made.tensors, about)
 
 
 @register_search

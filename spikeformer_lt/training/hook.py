@@ -13,6 +13,7 @@ from spikeformer_lt.mask import Mask
 from spikeformer_lt.step import Step
 from spikeformer_lt.training.ema import Ema
 from spikeformer_lt.training.phase import Progress
+from spikeformer_lt.training.ranks import share_buffers
 
 __all__ = ["Capture", "Hook", "Hooks"]
 
@@ -162,4 +163,5 @@ class Capture(Hook):
         self.captured = {name: value.clone() for name, value in tensors.items()}
 
     def _take(self, model: nn.Module) -> None:
+        share_buffers(model)  # else each rank would rewind to its own BatchNorm statistics
         self.captured = {k: v.detach().to("cpu", copy=True) for k, v in model.state_dict().items()}

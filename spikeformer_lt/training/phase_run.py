@@ -26,8 +26,9 @@ from spikeformer_lt.training.phase_state import (
     save_position,
     state_of,
 )
-from spikeformer_lt.training.progress import EpochProgress, epoch_line, removed
-from spikeformer_lt.training.ranks import agreed_signal
+from spikeformer_lt.training.progress import EpochProgress, removed
+from spikeformer_lt.training.ranks import agreed_signal, share_buffers
+from spikeformer_lt.training.record import record_epoch
 from spikeformer_lt.training.watch import FiringWatch
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ class PhaseRun:
         while at.epoch < phase.epochs and not self.hooks.before_epoch(self.model, at.epoch):
             self._epoch()
         if self.best is None:  # a hook ended the phase before any validation counted
+            share_buffers(self.model)
             self.best = {k: v.clone() for k, v in state_of(self.model).items()}
         on_test = at.best_on_test if self.config.best_on_test else None
         result = FitResult(
@@ -222,16 +224,8 @@ class PhaseRun:
                     at.best_accuracy, at.best_epoch = metrics.accuracy, at.epoch
                     self.best = {k: v.clone() for k, v in state_of(self.model).items()}
         self.watch.warn(at.epoch)
+        record_epoch(self, row, speed)
         self.watch.reset()
-        if trainer.main:
-            trainer.run.append_row(row | phase.tags)
-            left = at.seconds / (at.epoch + 1) * (phase.epochs - at.epoch - 1)
-            log.info("%s", epoch_line(row, phase.epochs, speed, left))
-            if trainer.board is not None:
-                for key, value in row.items():
-                    if isinstance(value, float):
-                        trainer.board.add_scalar(f"{phase.name}/{key}", value, at.epoch + 1)
-                trainer.board.flush()
         at.rows, at.epoch, at.step = at.rows + 1, at.epoch + 1, 0
         at.loss_sum, at.correct, at.seen = 0.0, 0.0, 0
         self._save()

@@ -33,6 +33,8 @@ ENV = "env.json"
 LOG = "log.txt"
 WORLD = "world_size"
 CHANGED = "changed_on_resume"
+TABLES = ("summary", "firing")
+"""CSV files of one row an epoch: accuracies and the like, and each spiking layer's rate."""
 
 
 class RunDir:
@@ -50,7 +52,7 @@ class RunDir:
     ) -> None:
         self.path, self.run_id = Path(path), run_id or Path(path).name
         self.resumed, self.writer = resumed, writer
-        self._summary: Summary | None = None
+        self._tables: dict[str, Summary] = {}
         self._lock: IO[bytes] | None = None
         self._log: RunLog | None = None
 
@@ -173,17 +175,17 @@ class RunDir:
 
     def rows(self) -> int:
         """Count the rows of summary.csv."""
-        return len(self._table())
+        return len(self._table("summary"))
 
-    def append_row(self, row: Mapping[str, object]) -> None:
-        """Add a row to summary.csv: column -> number, text or None."""
+    def append_row(self, row: Mapping[str, object], table: str = "summary") -> None:
+        """Add a row to summary.csv, or to another of `TABLES`: column -> number, text or None."""
         if self.writer:
-            self._table().append(row)
+            self._table(table).append(row)
 
     def truncate(self, rows: int) -> None:
         """Drop the rows after the first `rows`, which a killed run wrote after its checkpoint."""
-        if self.writer:
-            self._table().truncate(rows)
+        for table in TABLES if self.writer else ():
+            self._table(table).truncate(rows)
 
     def write_report(self, report: Mapping[str, Any], name: str = "report.json") -> None:
         """Write a report as JSON, atomically.
@@ -235,7 +237,7 @@ class RunDir:
     ) -> None:
         self.close()
 
-    def _table(self) -> Summary:
-        if self._summary is None:
-            self._summary = Summary(self.path / "summary.csv")
-        return self._summary
+    def _table(self, name: str) -> Summary:
+        if name not in self._tables:
+            self._tables[name] = Summary(self.path / f"{name}.csv")
+        return self._tables[name]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-__all__ = ["FiringWatch"]
+__all__ = ["FiringWatch", "spiking_layers"]
 
 logger = logging.getLogger(__name__)
 
@@ -19,12 +19,24 @@ LISTED = 8  # layers that a warning names before it counts the rest
 ROUNDING = 1e-6  # of a float32 sum over a saturated layer
 
 
+def spiking_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Modules whose attribute `spiking` is True and that lie in no other such module, by name."""
+    found: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        if getattr(module, "spiking", False) is True:
+            parents = (name[:at] for at, letter in enumerate(name) if letter == ".")
+            if "" not in found and not any(parent in found for parent in parents):
+                found[name] = module
+    return found
+
+
 class FiringWatch:
     """Sums the spikes of each layer as they are made: one read of the output, nothing copied.
 
-    A layer is any module whose attribute `spiking` is True. Only forwards while `model` is in train
-    mode count, so that a validation amid an epoch leaves no trace. On a GPU nothing waits for the
-    device before a rate is asked for.
+    A layer is any module whose attribute `spiking` is True and that lies in no other such module: a
+    neuron is one layer with its surrogate. Only forwards while `model` is in train mode count, so
+    that a validation amid an epoch leaves no trace. On a GPU nothing waits for the device before a
+    rate is asked for.
 
     Args:
         model: the network, not a wrapper of it, so that layers bear their names in the state_dict.
@@ -36,12 +48,11 @@ class FiringWatch:
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
         self._handles: list[RemovableHandle] = []
-        for name, module in model.named_modules():
-            if getattr(module, "spiking", False) is True:
-                hook = partial(self._count, name)
-                # Who computes a layer by a fused kernel may call this with the output alone.
-                hook.observes_output = True  # type: ignore[attr-defined]
-                self._handles.append(module.register_forward_hook(hook))
+        for name, module in spiking_layers(model).items():
+            hook = partial(self._count, name)
+            # Who computes a layer by a fused kernel may call this with the output alone.
+            hook.observes_output = True  # type: ignore[attr-defined]
+            self._handles.append(module.register_forward_hook(hook))
 
     def __enter__(self) -> FiringWatch:
         return self

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from spikeformer_lt.reports.energy import measure_energy
+from spikeformer_lt.reports.finished import open_run
 from spikeformer_lt.ticket import Ticket
 from spikeformer_lt.tickets.rebuild import model_from_ticket
 
@@ -53,7 +55,11 @@ def test_a_recipe_leaves_a_ticket_and_a_report(recipes: Any, tmp_path: Path, rec
     assert abs(ticket.mask.sparsity - target) < 1e-3
     assert abs(report["sparsity"]["total_weight"] - target) < 0.02  # what was trained is sparse
     assert report["test_count"] == 40 and report["ticket"]["search_seconds"] > 0
-    assert model_from_ticket(ticket) is not None
+    # A page of the run measures the network that the report is of, not its start weights.
+    opened = open_run(tmp_path / "run", model_from_ticket)
+    assert not opened.untrained
+    energy = measure_energy(opened.model, opened.batches("test", 40), opened.model.T)
+    assert energy.total("sops") == report["sops"]
 
 
 def test_patches_and_encoder_weights_go_together_into_one_ledger(

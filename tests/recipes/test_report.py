@@ -21,6 +21,9 @@ def test_a_run_and_a_comparison_get_one_page_each(
     assert f"{finished.report['test_accuracy']:.2f}" in text
     drawn = {path.name for path in (one / "plots").glob("*.png")}
     assert {"training.png", "confusion.png", "kept-patches.png", "epoch-rates.png"} <= drawn
+    assert {"layer-epoch-rates.png", "raster.png", "membrane.png", "anytime.png"} <= drawn
+    assert all((one / "plots" / name).with_suffix(".csv").exists() for name in drawn)
+    assert (one / "report.html").stat().st_size < 2e6
     assert text.count("data:image/png") == len(drawn)
     assert "http" not in text and "<script" not in text
     both = tmp_path / "both"

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from spikeformer_lt import create_model
 from spikeformer_lt.errors import DataError
 from spikeformer_lt.layers.patch_scores import Rate
 from spikeformer_lt.layers.patch_select import PatchSelect
@@ -54,6 +55,9 @@ def test_a_net_counted_by_hand():
     assert (head.input, head.macs, head.acs, head.sops) == ("{0,1}", 0, 2, 2)
     assert head.rate == 2 / 8
     assert head.formula_acs == 2 / 8 * 16  # the formula sees neither removed weight nor place
+    assert [row.operation for row in found.layers] == ["convolution", "linear"]
+    # BatchNorm and bias, folded: one accumulate for each of 8 and 2 outputs, in no headline.
+    assert (first.bias_acs, head.bias_acs) == (8, 2)
     assert found.headline_pj(HOROWITZ) == 4.6 * 8 + 0.9 * 2
     assert found.formula_pj(HOROWITZ) == 4.6 * 16 + 0.9 * 4
     assert found.headline_pj(SOP_77FJ) == pytest.approx(4.6 * 8 + 0.077 * 2)
@@ -124,6 +128,33 @@ def test_halving_a_mask_halves_its_sops_exactly_and_its_halves_sum_to_the_whole(
     assert sops(half) == full / 2 > 0
     some = (torch.rand(whole.shape, generator=torch.Generator().manual_seed(3)) < 0.3).float()
     assert sops(some) + sops(1 - some) == full
+
+
+@pytest.mark.parametrize("name", ["spiking_vgg_toy", "spikformer_toy"])
+def test_events_into_any_network_sum_and_halve_exactly(name):
+    """Frames [B, T, 2, H, W] of whole counts: the first layer accumulates them by value."""
+    torch.manual_seed(0)
+    small = {"embed_dim": 16, "depth": 1, "num_heads": 2} if name == "spikformer_toy" else {}
+    model = create_model(name, image_size=16, in_channels=2, T=3, v_threshold=0.2, **small).eval()
+    frames = torch.poisson(torch.full((2, 3, 2, 16, 16), 0.4))
+    first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
+
+    def count():
+        return measure_energy(model, [frames], 3)
+
+    whole = count()
+    row = whole.layers[0]
+    assert (row.operation, row.input, row.macs) == ("convolution", "integers", 0)
+    assert row.formula_macs == row.macs_dense  # all T steps: frames differ
+    assert row.sops > 0 and whole.total("macs") == sum(r.macs for r in whole.layers)
+    met = nn.functional.conv2d(
+        frames.flatten(0, 1).double(), torch.ones_like(first.weight).double(),
+        stride=first.stride, padding=first.padding,
+    )  # fmt: skip
+    assert row.sops * 2 == float(met.sum())
+    with torch.no_grad():
+        first.weight[::2] = 0
+    assert count().layers[0].sops == row.sops / 2
 
 
 def test_a_dead_layer_refuses_the_headline_and_says_which(lively, probe):

@@ -40,3 +40,13 @@ def test_a_ticket_without_origin_and_a_broken_report_are_named(saved, tmp_path):
         (tmp_path / "b" / "report.json").write_text(text)
         with pytest.raises(DataError, match=r"report\.json"):
             open_run(tmp_path / "b", model_from_ticket)
+
+
+def test_a_weight_tickets_run_opens_with_the_network_that_was_trained_from_it(saved, tmp_path):
+    """Its ticket holds start weights; without the trained network next to it, it says so."""
+    saved(tmp_path / "run", trained=False)
+    assert open_run(tmp_path / "run", model_from_ticket).untrained
+    saved(tmp_path / "other", trained=True)
+    (tmp_path / "other" / "ticket").rename(tmp_path / "run" / "trained")
+    assert not open_run(tmp_path / "run", model_from_ticket).untrained
+    assert open_run(tmp_path / "run" / "ticket", model_from_ticket).untrained

@@ -41,6 +41,30 @@ def event_ticket(folder):
     Ticket(mask, model.state_dict(), known).save(folder / "ticket")
 
 
+def test_a_ticket_of_a_convolutional_network_is_drawn(tmp_path):
+    args = {"image_size": 16, "T": 2}
+    torch.manual_seed(0)
+    model = create_model("spiking_vgg_toy", num_classes=10, **args)
+    known = {
+        "model": {"name": "spiking_vgg_toy", "args": args},
+        "search": "early_bird",
+        "mask_distances": [[], [0.25], [0.25, 0.125]],
+        "dataset": "digits",
+        "split_sha256": create_dataset("digits", image_size=16, limit_test=30).split_sha256,
+        "data": {"image_size": 16, "limit_test": 30},
+    }
+    mask = Mask({k: torch.ones_like(v).bool() for k, v in model.state_dict().items() if v.ndim > 3})
+    Ticket(mask, model.state_dict(), known).save(tmp_path / "run" / "ticket")
+    run = open_run(tmp_path / "run", model_from_ticket)
+    pictures, energy = draw_run(run, tmp_path / "plots", images=4)
+    names = {picture.path.name for picture in pictures}
+    assert {"raster.png", "membrane.png", "mask-distances.png"} <= names
+    assert ("energy-bars.png" in names) == (not energy.dead)
+    assert sum(name.startswith("kernels-layers") for name in names) == 4
+    assert not any("kept" in name for name in names)
+    assert [row.operation for row in energy.layers] == ["convolution"] * 4 + ["linear"]
+
+
 @pytest.mark.parametrize("images", [6])
 def test_a_ticket_of_events_is_drawn_with_its_clip(tmp_path, images):
     event_ticket(tmp_path / "run")
@@ -48,7 +72,8 @@ def test_a_ticket_of_events_is_drawn_with_its_clip(tmp_path, images):
     pictures, energy = draw_run(run, tmp_path / "plots", images=images)
     names = {picture.path.name for picture in pictures}
     assert {"kept-clip.png", "kept-clip.gif", "kept-patches.png", "keep-frequency.png"} <= names
-    assert {"raster.png", "membrane.png", "layer-rates.png", "energy-bars.png"} <= names
+    assert {"raster.png", "membrane.png", "layer-rates.png"} <= names
+    assert energy.dead and "energy-bars.png" not in names  # nobody trained it: no headline
     assert "training.png" not in names and "confusion.png" not in names  # a ticket alone
     assert sum(name.startswith("kernels-") for name in names) == 5
     for picture in pictures:

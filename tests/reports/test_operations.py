@@ -65,6 +65,17 @@ def test_a_brute_force_loop_counts_the_same():
     assert layer(OneConv(weight, padding=1), x).sops == brute
 
 
+@pytest.mark.parametrize(("groups", "dilation"), [(2, 1), (4, 2), (1, 2)])
+def test_grouped_and_dilated_convolutions_are_counted_as_they_connect(groups, dilation):
+    torch.manual_seed(1)
+    conv = nn.Conv2d(4, 8, 3, padding=2, stride=2, groups=groups, dilation=dilation, bias=False)
+    with torch.no_grad():
+        conv.weight.copy_((torch.rand_like(conv.weight) < 0.5).float())
+    spikes = (torch.rand(2, 4, 7, 7) < 0.3).float()
+    counted = count_operations(conv, [spikes], T=1)
+    assert counted.layers[""].sops == float(conv(spikes).detach().double().sum()) > 0
+
+
 def test_halving_a_mask_halves_its_sops_exactly():
     weight = torch.ones(4, 2, 3, 3)
     x = (torch.rand(3, 2, 8, 8) < 0.4).float()

@@ -25,6 +25,21 @@ def test_curves_come_with_their_numbers(tmp_path):
     assert [row["series"] for row in rows] == ["ours", "ours", "random", "dense"]
 
 
+def test_no_curve_is_left_out_and_controls_are_told_apart(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(plots, "figure", lambda *a, **k: made.append(figure(*a, **k)) or made[-1])
+    names = [*(f"search {i}" for i in range(13)), "random control"]
+    series = {name: [(0.5, [float(i), i + 1.0]), (0.9, [0.0])] for i, name in enumerate(names)}
+    plot_curves(tmp_path / "c.png", series, x_label="x", y_label="y")
+    lines = [bars.lines[0] for bars in made[0][1].containers]
+    assert len(lines) == 14
+    assert len({(line.get_color(), line.get_marker()) for line in lines}) == 14
+    assert [line.get_linestyle() for line in lines] == ["-"] * 13 + [":"]
+    # A spread where two runs stand; where one does, no bar that would say it is 0.
+    lengths = [bars.lines[2][0].get_segments() for bars in made[0][1].containers]
+    assert all(len(segments[0]) == 2 and not len(segments[1]) for segments in lengths)
+
+
 def test_training_curves_read_a_summary_with_gaps(tmp_path):
     summary = tmp_path / "summary.csv"
     summary.write_text(
@@ -32,6 +47,28 @@ def test_training_curves_read_a_summary_with_gaps(tmp_path):
     )
     plot_training(summary, tmp_path / "plots")
     assert (tmp_path / "plots" / "training.png").read_bytes().startswith(PNG)
+    rows = list(csv.DictReader((tmp_path / "plots" / "training.csv").open()))
+    found = [(r["quantity"], r["phase"], r["epoch_of_run"], r["value"]) for r in rows]
+    assert found == [
+        *(("train_accuracy", *at) for at in (("stem", "1", "10.0"), ("stem", "2", "20.0"))),
+        ("train_accuracy", "joint", "3", "30.0"),
+        ("val_accuracy", "stem", "2", "15.0"), ("val_accuracy", "joint", "3", "25.0"),
+    ]  # fmt: skip
+
+
+def test_the_legend_of_a_training_covers_no_curve(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(plots, "figure", lambda *a, **k: made.append(figure(*a, **k)) or made[-1])
+    (tmp_path / "s.csv").write_text(
+        "phase,epoch,train_accuracy,val_accuracy,train_loss,val_loss\n"
+        + "".join(f"joint,{i},{100 - i},{90 + i},{i},{i}\n" for i in range(1, 9))
+    )
+    plot_training(tmp_path / "s.csv", tmp_path / "plots")
+    drawn = made[0][0]
+    (legend,) = drawn.legends
+    box = legend.get_window_extent()
+    assert all(axes.get_legend() is None for axes in drawn.axes)
+    assert not any(box.overlaps(axes.get_window_extent()) for axes in drawn.axes)
 
 
 def test_a_training_shows_loss_and_accuracy_of_every_epoch_even_of_one(tmp_path, monkeypatch):

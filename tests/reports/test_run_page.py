@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
+from spikeformer_lt import Ticket
 from spikeformer_lt.reports.finished import open_run
-from spikeformer_lt.reports.run_page import fact, write_comparison_page, write_run_page
+from spikeformer_lt.reports.run_page import by_search, fact, write_comparison_page, write_run_page
 from spikeformer_lt.tickets.rebuild import model_from_ticket
 
 
@@ -33,13 +35,38 @@ def test_a_run_has_one_page_with_its_pictures_inside(two, tmp_path):
     text = page.read_text()
     assert page == tmp_path / "out" / "report.html"
     assert text.count("data:image/png") == len(list((tmp_path / "out" / "plots").glob("*.png")))
-    assert "12.50" in text and "embedded test bed" in text
+    assert "that is not trained" not in text and "12.50" in text and "embedded test bed" in text
     assert (tmp_path / "out" / "energy" / "energy.json").exists()
 
 
 def test_a_comparison_has_all_runs_side_by_side_and_says_what_is_dead(two, tmp_path):
     page = write_comparison_page(two, tmp_path / "out", "Two", images=8)
     text = page.read_text()
+    assert by_search(two) == ({}, [])  # their reports say no sparsity
     assert "<h1>Two</h1>" in text and text.count(">12.50<") == 2
     # Nobody trained these: their energy is no headline.
     assert "refused" in text and (tmp_path / "out" / "plots" / "masks.csv").exists()
+
+
+def test_runs_become_curves_by_search_and_what_is_removed(two, tmp_path):
+    for run, (search, removed, accuracy) in zip(
+        [*two, *two],
+        [("imp", 0.5, 90.0), ("imp", 0.9, 80.0), ("snip", 0.5, 70.0), ("imp", 0.5, 92.0)],
+        strict=True,
+    ):
+        run.report.setdefault("all", []).append((search, removed, accuracy))
+    runs = []
+    for run, at in ((two[0], 0), (two[1], 0), (two[0], 1), (two[1], 1)):
+        search, removed, accuracy = run.report["all"][at]
+        ticket = Ticket(run.ticket.mask, run.ticket.tensors,
+                        {**run.ticket.provenance, "search": search})  # fmt: skip
+        report = {"sparsity": {"total_weight": removed}, "test_accuracy": accuracy}
+        runs.append(replace(run, ticket=ticket, report=report))
+    dense = {"sparsity": {"total_weight": 0.0, "patch": 0.0}, "test_accuracy": 95.0}
+    runs.append(replace(two[0], report=dense))
+    curves, reference = by_search(runs)
+    assert curves == {"imp": [(0.5, [90.0, 92.0]), (0.9, [80.0])], "snip": [(0.5, [70.0])]}
+    assert reference == [95.0]
+    page = write_comparison_page(runs, tmp_path / "out", "Four", images=8)
+    assert "Accuracy against sparsity" in page.read_text()
+    assert (tmp_path / "out" / "plots" / "curves.csv").exists()

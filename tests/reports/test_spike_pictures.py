@@ -9,6 +9,7 @@ import torch
 
 from spikeformer_lt.reports.spike_pictures import (
     plot_epoch_rates,
+    plot_layer_epochs,
     plot_layer_rates,
     plot_membrane,
     plot_raster,
@@ -48,9 +49,25 @@ def test_rates_over_epochs_come_from_the_summary(tmp_path):
     assert not (tmp_path / "b.png").exists()
 
 
+def test_every_layers_rate_in_every_epoch_is_drawn_and_written(tmp_path):
+    firing = tmp_path / "firing.csv"
+    firing.write_text("phase,epoch,a.act,b.act\ndense,1,0.5,\njoint,1,0.25,0.0\n,,,\n")
+    assert plot_layer_epochs(tmp_path / "a.png", firing)
+    found = [tuple(row.values()) for row in rows_of(tmp_path / "a.png")]
+    assert found == [
+        ("a.act", "dense", "1", "0.5"), ("a.act", "joint", "1", "0.25"),
+        ("b.act", "dense", "1", ""), ("b.act", "joint", "1", "0.0"),
+    ]  # fmt: skip
+    firing.write_text("phase,epoch\n")
+    assert not plot_layer_epochs(tmp_path / "b.png", firing)
+    firing.write_text("")
+    assert not plot_layer_epochs(tmp_path / "b.png", firing) and not (tmp_path / "b.png").exists()
+
+
 def test_a_membrane_trace_keeps_every_step_and_spike(tmp_path):
     trace, spikes = torch.rand(4, 3), torch.eye(4, 3)
-    plot_membrane(tmp_path / "a.png", trace, spikes, 1.0, "layer")
+    plot_membrane(tmp_path / "a.png", trace, spikes, 1.0, "layer", [7, 40, 2])
     rows = rows_of(tmp_path / "a.png")
     assert len(rows) == 12 and sum(int(r["spike"]) for r in rows) == 3
     assert float(rows[5]["membrane"]) == pytest.approx(float(trace[1, 1]))
+    assert [row["neuron"] for row in rows[::4]] == ["7", "40", "2"]

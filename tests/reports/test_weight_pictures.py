@@ -10,7 +10,9 @@ import torch
 from spikeformer_lt.errors import DataError, MaskError
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.reports.weight_pictures import (
+    banded,
     mask_distances,
+    plot_distances,
     plot_kernels,
     plot_mask_distances,
 )
@@ -46,6 +48,17 @@ def test_distances_are_a_metric_and_drawn_as_they_are(tmp_path):
                 assert distances[i, j] <= distances[i, k] + distances[k, j] + 1e-12
     rows = list(csv.DictReader((tmp_path / "a.csv").open()))
     assert float(rows[2]["w"]) == float(distances[2, 0])
+
+
+def test_distances_in_a_window_become_a_band(tmp_path):
+    nan = float("nan")
+    found = banded([[], [0.3], [0.2, 0.1], [0.05, 0.04]])
+    want = torch.tensor([[0, 0.3, 0.2, nan], [0.3, 0, 0.1, 0.05],
+                         [0.2, 0.1, 0, 0.04], [nan, 0.05, 0.04, 0]]).double()  # fmt: skip
+    assert torch.allclose(found, want, equal_nan=True)
+    plot_distances(tmp_path / "a.png", found, list("1234"), "epoch")
+    rows = list(csv.DictReader((tmp_path / "a.csv").open()))
+    assert (rows[0]["4"], rows[0]["2"]) == ("", "0.3")
 
 
 def test_masks_of_other_layers_and_missing_names_are_refused(tmp_path):

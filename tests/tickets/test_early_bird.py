@@ -54,6 +54,8 @@ def test_the_newest_is_compared_with_every_older_mask():
     stops = [watch.before_epoch(nn.Linear(1, 1), epoch) for epoch in range(5)]
     assert stops == [False] * 5
     assert watch.distances == pytest.approx([0.1, 0, 0, 0])
+    want = [[], [0.1], [0.1, 0], [0.1, 0, 0], [0.1, 0, 0, 0]]
+    assert all(row == pytest.approx(w) for row, w in zip(watch.history, want, strict=True))
 
 
 def test_an_epoch_resumed_amid_is_not_counted_twice():
@@ -66,6 +68,7 @@ def test_an_epoch_resumed_amid_is_not_counted_twice():
     assert len(second.masks) == 2 and second.masks[0] == first.masks[0]
     assert second.before_epoch(model, 2)
     assert second.before_epoch(model, 2)  # asked again after a kill: the same answer
+    assert second.history == [[], [0.0], [0.0, 0.0]]
 
 
 def test_the_penalty_pulls_scales_towards_zero():
@@ -82,6 +85,8 @@ def test_the_search_stops_early_with_the_real_trainer(make, bench, tmp_path):
     ticket = search.find(make(), bench.trainer(tmp_path).fit)
     assert [result.epochs for result in search.results] == [2]
     assert ticket.mask == search.watch.masks[-1]
+    distances = ticket.provenance["mask_distances"]
+    assert [len(row) for row in distances] == [0, 1, 2] and max(distances[2]) < 0.9
 
 
 def test_whole_channels_go_and_one_of_each_layer_stays(make, bench, tmp_path):

@@ -253,6 +253,31 @@ def test_a_report_is_written_whole_and_refuses_what_is_not_finite(tmp_path):
     assert names(tmp_path) == ["a"]
 
 
+def test_every_table_goes_back_to_the_rows_of_the_checkpoint(tmp_path):
+    with RunDir.open(tmp_path / "run", Config(), resume="auto") as run:
+        for epoch in (1, 2, 3):
+            run.append_row({"epoch": epoch})
+            run.append_row({"epoch": epoch, "a.act": 0.5}, "firing")
+    with RunDir.open(tmp_path / "run", Config(), resume="auto") as run:
+        run.truncate(1)
+        assert run.rows() == 1
+    assert (tmp_path / "run/summary.csv").read_text().splitlines() == ["epoch", "1"]
+    assert (tmp_path / "run/firing.csv").read_text().splitlines() == ["epoch,a.act", "1,0.5"]
+
+
+def test_a_run_begun_before_its_rates_were_kept_goes_on(tmp_path):
+    with RunDir.open(tmp_path / "run", Config(), resume="auto") as run:
+        run.append_row({"epoch": 1})
+    with RunDir.open(tmp_path / "run", Config(), resume="auto") as run:
+        run.truncate(1)
+        run.append_row({"epoch": 2})
+        run.append_row({"epoch": 2, "a.act": 0.5}, "firing")
+    with RunDir.open(tmp_path / "run", Config(), resume="auto") as run:
+        run.truncate(2)
+        run.append_row({"epoch": 3, "a.act": 0.25}, "firing")
+    assert (tmp_path / "run/firing.csv").read_text().splitlines()[-2:] == ["2,0.5", "3,0.25"]
+
+
 def test_a_rank_that_is_not_the_writer_writes_nothing(tmp_path):
     with RunDir.open(tmp_path / "a", Config()) as run:
         run.append_row({"epoch": 1})

@@ -22,6 +22,7 @@ from spikeformer_lt.training.phase import OptimConfig, Phase
 from spikeformer_lt.training.rundir import RunDir
 from spikeformer_lt.training.settings import TrainConfig
 from spikeformer_lt.training.trainer import Trainer
+from spikeformer_lt.training.watch import spiking_layers
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,8 @@ class StopAfter:
         return signal.SIGTERM if self.left < 0 else 0
 
 
-def rows(folder) -> list[dict[str, str]]:
-    with (folder / "summary.csv").open() as file:
+def rows(folder, table="summary") -> list[dict[str, str]]:
+    with (folder / f"{table}.csv").open() as file:
         return list(csv.DictReader(file))
 
 
@@ -105,6 +106,11 @@ def test_a_stopped_phase_goes_on_to_the_same_bits(case, data, tmp_path):
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, parts.state_dict()[name]), name
     assert rows(tmp_path / "whole") == rows(tmp_path / "parts")
+    rates = rows(tmp_path / "whole", "firing")
+    assert rates == rows(tmp_path / "parts", "firing")
+    assert [row["epoch"] for row in rates] == ["1", "2", "3"]
+    spiking = list(spiking_layers(whole))
+    assert list(rates[0]) == ["phase", "epoch", *spiking] and len(spiking) == 12
 
 
 @pytest.mark.parametrize(("until", "mixed"), [(1.0, 3), (2 / 3, 2), (0.0, 0)])

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from spikeformer_lt.layers.neuron import Heaviside, Sign, make_lif
-from spikeformer_lt.training.watch import FiringWatch
+from spikeformer_lt.training.watch import FiringWatch, spiking_layers
 
 
 class Fixed(nn.Module):
@@ -52,6 +52,23 @@ def test_the_layers_of_this_package_are_found_by_their_attribute():
     model(3 * torch.randn(4, 6, 8))
     assert watch.rates() == {name: pytest.approx(o.mean().item()) for name, o in seen.items()}
     assert 0 < watch.rates()["1"] < 1
+
+
+def test_a_neuron_is_one_layer_with_its_surrogate():
+    class Neuron(Fixed):
+        def __init__(self):
+            super().__init__()
+            self.surrogate_function = Fixed()
+
+        def forward(self, x):
+            return self.surrogate_function(x)
+
+    model = nn.ModuleDict({"a": nn.Sequential(Neuron()), "a0": Neuron()})
+    assert list(spiking_layers(model)) == ["a.0", "a0"]
+    watch = FiringWatch(model)
+    model["a"](spikes(0.5))
+    assert watch.rates() == {"a.0": 0.5}  # once, not twice
+    assert list(spiking_layers(Neuron())) == [""]
 
 
 def test_validation_amid_an_epoch_leaves_no_trace_though_a_frozen_part_is_in_eval_mode():

@@ -1,0 +1,61 @@
+"""Rows of an epoch: each spiking layer's rate is that of the spikes that were made in it."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from types import SimpleNamespace
+
+import pytest
+
+from spikeformer_lt.training.record import record_epoch
+from spikeformer_lt.training.rundir import RunDir
+
+ROW = {
+    "phase": "joint", "epoch": 2, "train_loss": 0.5, "train_accuracy": 50.0, "firing_rate": 0.2,
+    "val_accuracy": None, "weight_sparsity": 0.0, "patch_sparsity": 0.25,
+}  # fmt: skip
+
+
+def a_run(folder, main=True, board=None):
+    trainer = SimpleNamespace(main=main, board=board, run=RunDir(folder, writer=main))
+    return SimpleNamespace(
+        trainer=trainer,
+        at=SimpleNamespace(epoch=1, seconds=2.0),
+        phase=SimpleNamespace(name="joint", epochs=4, tags={"round": "1"}),
+        watch=SimpleNamespace(rates=lambda: {"a.act": 0.25, "b.act": 0.0}),
+    )
+
+
+def read(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_an_epoch_has_one_row_in_each_table_and_a_line_in_the_log(tmp_path, caplog):
+    run = a_run(tmp_path)
+    with caplog.at_level(logging.INFO, "spikeformer_lt.training.record"):
+        record_epoch(run, ROW, 100.0)
+    assert read(tmp_path / "firing.csv") == [
+        {"phase": "joint", "epoch": "2", "a.act": "0.25", "b.act": "0.0"}
+    ]
+    (row,) = read(tmp_path / "summary.csv")
+    assert (row["train_loss"], row["val_accuracy"], row["round"]) == ("0.5", "", "1")
+    assert "joint epoch 2/4" in caplog.text and "ETA 0:00:02" in caplog.text
+
+
+def test_other_ranks_write_and_say_nothing(tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        record_epoch(a_run(tmp_path, main=False), ROW, 100.0)
+    assert not list(tmp_path.iterdir()) and not caplog.records
+
+
+@pytest.mark.parametrize("key", ["joint/train_loss", "joint/firing/a.act"])
+def test_a_board_gets_every_number(tmp_path, key):
+    seen = {}
+    board = SimpleNamespace(
+        add_scalar=lambda name, value, step: seen.update({name: (value, step)}), flush=list
+    )
+    record_epoch(a_run(tmp_path, board=board), ROW, 100.0)
+    assert seen[key] == ({"joint/train_loss": 0.5, "joint/firing/a.act": 0.25}[key], 2)
+    assert "joint/phase" not in seen and "joint/val_accuracy" not in seen

@@ -35,14 +35,16 @@ PAGES = [path.relative_to(ROOT).as_posix() for path in (*GUIDES, *RECIPES)]
 
 NOT_RUN = {  # a pattern that a command holds -> why no test can run it
     r"^(make|source|sbatch)\b": "makes an environment, or needs SLURM; CI runs the Makefile",
-    r"--data(\.name)? (cifar10|dvs128_gesture|poker_dvs)\b": "needs a published data set",
+    r"--data(\.name)? (cifar100?|dvs128_gesture|poker_dvs)\b": "needs a published data set",
     r"events check data(/DVSGesture)?( --data dvs128_gesture)?$": "needs a published data set",
     r"--data\.download\b": "needs the network",
     r"--(multi_gpu|nnodes)\b|--nproc_per_node 4": "needs several GPUs or machines",
     r"recipes/convert\.py": "needs a published checkpoint; test_convert.py writes one and runs it",
-    r"\.preset (eccv22|cvpr20|iclr21)": "a published schedule, days on a CPU",
+    r"preset (eccv22|cvpr20|iclr21)": "a published schedule, days on a CPU",
     r"--suite (ablation|curves|parts)|--seeds 0 1|--jobs 2": "many runs, an hour; demo is run",
     r"runs/(cifar10|dvs128-objects|poker-dvs)/?": "the full-size runs of docs/results",
+    r"recipes/paper_tables\.py": "whole tables, hours; test_paper_tables.py runs rows of them",
+    r"--ticket runs/relu": "needs a run of a ReLU CNN; test_transfer_cifar.py makes one",
     r"--precision bf16 --graphs|--graphs pt2,onnx": "extras; tests/export run them where they are",
 }
 TRAIN = "--train.cpu --train.batch-size 8 --train.optim.lr 0.01 --data.limit-test 40"
@@ -69,6 +71,7 @@ SMALLER = {  # recipe -> options added at the end: sizes always, networks where 
     "edge_popup_cifar": (f"--data.limit-train 64 {TRAIN} --edge-popup.epochs 1", IMAGES),
     "biprop_cifar": (f"--data.limit-train 64 {TRAIN} --biprop.epochs 1", IMAGES),
     "sparse_training_cifar": (f"--data.limit-train 64 {TRAIN} --epochs 1 --every 2", IMAGES),
+    "transfer_cifar": (f"--data.limit-train 64 {TRAIN} --epochs 1", "--data.image-size 16"),
     "my_search": (f"--data.limit-train 64 {TRAIN} --growth.epochs 1 --epochs 1", IMAGES),
     "evaluate": ("--cpu", ""),
     "energy_report": ("--images 16", ""),

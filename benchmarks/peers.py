@@ -7,11 +7,11 @@ python benchmarks/peers.py --size cifar-4-384 --batch 64 --device cuda
 
 All variants run in turn, round after round, so that a busy machine slows them alike; figures are
 medians, ratios are to spikingjelly's dense network, above 1 is better. With --published-stem the
-network has the published stem and biases, and the first of the table is the same network computed as
-in the published code (original.py). A training step is forward,
-backward and AdamW, for MultiSp with the new masks that it takes before each step. MultiSp removes
-patches and half of the binary ConvPEP weights; its tickets are exported, loaded back and run as
-`load_exported` gives them. Weights are random, with BatchNorm set so that every layer fires.
+network has the published stem and biases, and the first of the table is the same network computed
+as in the published code (original.py). A training step is forward, backward and AdamW, for MultiSp
+with the new masks that it takes before each step. MultiSp removes patches and half of the binary
+ConvPEP weights; its tickets are exported, loaded back and run as `load_exported` gives them.
+Weights are random, with BatchNorm set so that every layer fires.
 
 Checked in the same run, in float64: our dense network gives the other's logits, loss and gradients
 with its weights (and, of the original formulation, every spike), and each exported ticket those of
@@ -327,8 +327,8 @@ def compare_training(args: argparse.Namespace) -> None:
     slope = max(float((a - b).abs().max()) for a, b in pairs) / scale
     print(
         f"float64, training, {DENSE} against {first(args)}: logits within {gap:.1e} of "
-        f"{mine.abs().max():.2f}, gradients ({'of the input' if len(pairs) == 1 else 'all'}) within "
-        f"{slope:.1e} of the largest"
+        f"{mine.abs().max():.2f}, gradients "
+        f"({'of the input' if len(pairs) == 1 else 'all'}) within {slope:.1e} of the largest"
     )
     differ = sum(_differ(spikes[k], spikes2[k]) for k in spikes2)
     if spikes2:

@@ -19,8 +19,9 @@ __all__ = ["NormPoolLIFFunction", "PoolFunction", "pool"]
 
 def pool(x: Tensor) -> Tensor:
     """The pool in torch's operations: 3x3, stride 2, padding 1, of ``[T, B, H, W, C]``."""
-    maps: Tensor = F.max_pool2d(x.flatten(0, 1).permute(0, 3, 1, 2), 3, 2, 1)
-    return maps.permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
+    maps = F.max_pool2d(x.flatten(0, 1).permute(0, 3, 1, 2), 3, 2, 1)
+    out: Tensor = maps.permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
+    return out
 
 
 def _forward(x: Tensor, factor: Array | None) -> tuple[Tensor, Tensor]:

@@ -202,7 +202,7 @@ def steps(name: str, phase: str, args: argparse.Namespace, folder: Path) -> Call
 
         return infer
     y = torch.arange(args.batch, device=args.device) % 10
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, foreach=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     model.train()
 
     def step() -> None:
@@ -276,7 +276,7 @@ def _status(key: str) -> int:
 
 def measured_apart(name: str, phase: str, folder: Path, argv: list[str]) -> float:
     """Peak memory of a variant in a process of its own."""
-    command = [sys.executable, "-P", __file__, *argv, "--child", f"{name}:{phase}:{folder}"]
+    command = [sys.executable, __file__, *argv, "--child", f"{name}:{phase}:{folder}"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(json.loads(done.stdout.splitlines()[-1]))
 
@@ -377,13 +377,13 @@ def main() -> None:
     parser.add_argument("--no-memory", action="store_true", help="leave out the peak memory")
     parser.add_argument("--child", default="", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    heap = keep_heap()
-    if args.child:
+    if args.child:  # with memory given back, so that what building took is not held at the start
         name, phase, where = args.child.split(":", 2)
         print(peak_mb(steps(name, phase, args, Path(where)), args))
         return
     if args.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("--device cuda: torch sees no CUDA device here")
+    heap = keep_heap()
     print(
         f"{args.size} batch={args.batch} {args.device}, {torch.get_num_threads()} threads, "
         f"torch {torch.__version__}, spikingjelly {version('spikingjelly')}, {platform.machine()}, "

@@ -1,24 +1,30 @@
-"""Ours against spikingjelly 2.0's own Spikformer: time, peak memory and file size, in one run.
+"""Ours against spikingjelly 2.0's own Spikformer, or against the original formulation.
 
 OMP_NUM_THREADS=2 python benchmarks/peers.py --size cifar-4-384 --batch 16
 OMP_NUM_THREADS=2 python benchmarks/peers.py --size dvs-2-256 --batch 2 --rounds 5
+OMP_NUM_THREADS=2 python benchmarks/peers.py --size cifar-4-384 --published-stem --phases train
 python benchmarks/peers.py --size cifar-4-384 --batch 64 --device cuda
 
 All variants run in turn, round after round, so that a busy machine slows them alike; figures are
-medians, ratios are to spikingjelly's dense network, above 1 is better. A training step is forward,
-backward and AdamW, for MultiSp with the new masks that it takes before each step. MultiSp removes
-patches and half of the binary ConvPEP weights; its tickets are exported, loaded back and run as
-`load_exported` gives them. Weights are random, with BatchNorm set so that every layer fires.
+medians, ratios are to spikingjelly's dense network, above 1 is better. With --published-stem the
+network has the published stem and biases, and the first of the table is the same network computed
+as in the published code (original.py). A training step is forward, backward and AdamW, for MultiSp
+with the new masks that it takes before each step. MultiSp removes patches and half of the binary
+ConvPEP weights; its tickets are exported, loaded back and run as `load_exported` gives them.
+Weights are random, with BatchNorm set so that every layer fires.
 
-Checked in the same run, in float64: our dense network gives spikingjelly's logits with its weights,
-and each exported ticket those of the network that was trained. Peak memory is that of a fresh
-process, above what it held before its first step.
+Checked in the same run, in float64: our dense network gives the other's logits, loss and gradients
+with its weights (and, of the original formulation, every spike), and each exported ticket those of
+the network that was trained. Peak memory is that of a fresh process, above what it held before its
+first step; "saved" are the bytes that autograd keeps for the backward pass. Freed memory is kept
+for the next step, for all variants alike (SPIKEFORMER_HEAP=system leaves it to the system).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -38,10 +44,12 @@ from spikeformer_lt import Mask, Ticket, create_model, load_exported
 from spikeformer_lt.export import export_ticket
 from spikeformer_lt.export.compact import compact
 from spikeformer_lt.export.sizes import size_table
+from spikeformer_lt.layers.neuron import LIF
 from spikeformer_lt.layers.norm import BatchNorm
 from spikeformer_lt.layers.patch_scores import make_score
 from spikeformer_lt.layers.patch_select import PatchSelect
 from spikeformer_lt.layers.subnet import SubnetConv2d, collapse, get_masks, rankings, set_masks
+from spikeformer_lt.training.heap import keep_heap
 
 IMAGE: dict[str, Any] = {"T": 4, "image_size": 32, "in_channels": 3, "attn_scale": 0.125}
 EVENT: dict[str, Any] = {"T": 16, "image_size": 128, "in_channels": 2, "attn_scale": 0.125}
@@ -53,15 +61,31 @@ SIZES: dict[str, dict[str, Any]] = {
     "dvs-2-128": {**EVENT, "embed_dim": 128, "depth": 2, "num_heads": 8},
     "dvs-2-256": {**EVENT, "embed_dim": 256, "depth": 2, "num_heads": 16},
 }
-PEER, DENSE = "spikingjelly dense", "ours dense"
-VARIANTS = (PEER, DENSE, "MultiSp lif", "MultiSp heaviside")
+PEER, ORIGINAL, DENSE = "spikingjelly dense", "original dense", "ours dense"
+OURS = (DENSE, "MultiSp lif", "MultiSp heaviside")
+
+
+def first(args: argparse.Namespace) -> str:
+    """The variant that the others are compared with."""
+    return ORIGINAL if args.published_stem else PEER
+
+
+def variants(args: argparse.Namespace) -> tuple[str, ...]:
+    """All of them, the one to compare with first."""
+    return first(args), *OURS
+
+
+def stem(args: argparse.Namespace) -> dict[str, Any]:
+    """Options in which spikingjelly's own Spikformer differs from the published one."""
+    if args.published_stem:
+        return {}
+    return {"pool_before_act": True, "linear_bias": False, "qkv_bias": False}
 
 
 def ours(args: argparse.Namespace, activation: str = "lif", sparse: bool = False) -> Any:
     """A Spikformer of ours with seeded weights; spikingjelly's pools before the LIF, as here."""
     torch.manual_seed(0)
-    stem = {"pool_before_act": not args.published_stem, "linear_bias": False, "qkv_bias": False}
-    options = {**SIZES[args.size], **stem, "activation": activation}
+    options = {**SIZES[args.size], **stem(args), "activation": activation}
     model: Any = create_model("spikformer_cifar", **options)
     for name, module in model.named_modules():
         if isinstance(module, BatchNorm):
@@ -139,6 +163,11 @@ def inputs(args: argparse.Namespace, batch: int) -> Tensor:
 
 def variant(name: str, args: argparse.Namespace) -> tuple[Any, Callable[[Any, Tensor], Tensor]]:
     """A network and how to run it to logits ``[B, T, K]``."""
+    if name == ORIGINAL:
+        sys.path.append(str(Path(__file__).parent))
+        from original import Original
+
+        return Original(ours(args)), lambda net, x: net(x)
     if name != PEER:
         activation = name.split()[-1]
         model = ours(args) if name == DENSE else ours(args, activation, sparse=True)
@@ -173,7 +202,7 @@ def steps(name: str, phase: str, args: argparse.Namespace, folder: Path) -> Call
 
         return infer
     y = torch.arange(args.batch, device=args.device) % 10
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, foreach=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     model.train()
 
     def step() -> None:
@@ -194,8 +223,7 @@ def export(model: Any, args: argparse.Namespace, path: Path) -> Any:
     patches = {"score": "rate", "sparsity": args.patch_sparsity, "space": "token"}
     level3 = {"kind": model.conv_pep.activation, "residual": model.conv_pep.residual}
     config = {"activation": level3, "patches": {**patches, "rescale": False}}
-    stem = {"pool_before_act": not args.published_stem, "linear_bias": False, "qkv_bias": False}
-    known = {"name": "spikformer_cifar", "args": {**SIZES[args.size], **stem}}
+    known = {"name": "spikformer_cifar", "args": {**SIZES[args.size], **stem(args)}}
     ticket = Ticket.of(done, mask, {"search": "multisp", "config": config, "model": known})
     return export_ticket(ticket, path, precision=args.precision, images=inputs(args, 2))
 
@@ -227,6 +255,20 @@ def peak_mb(run: Callable[[], None], args: argparse.Namespace) -> float:
     return (_status("VmHWM") - base) / 1e3
 
 
+def saved_mb(run: Callable[[], None]) -> float:
+    """Megabytes of all memory that autograd keeps in one call, each counted once."""
+    kept: dict[int, int] = {}
+
+    def pack(x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        run()
+    return sum(kept.values()) / 1e6
+
+
 def _status(key: str) -> int:
     line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(key))
     return int(line.split()[1])  # kB
@@ -234,23 +276,15 @@ def _status(key: str) -> int:
 
 def measured_apart(name: str, phase: str, folder: Path, argv: list[str]) -> float:
     """Peak memory of a variant in a process of its own."""
-    command = [sys.executable, "-P", __file__, *argv, "--child", f"{name}:{phase}:{folder}"]
+    command = [sys.executable, __file__, *argv, "--child", f"{name}:{phase}:{folder}"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(json.loads(done.stdout.splitlines()[-1]))
 
 
-@torch.no_grad()
 def check(args: argparse.Namespace, folder: Path) -> None:
     """Print how far the variants are from each other in float64; stop where they are not equal."""
-    x = inputs(args, 2).double()
-    if not args.published_stem:
-        own, (theirs, run) = ours(args).cpu().double().eval(), variant(PEER, args)
-        mine, other = own(x), run(theirs.cpu().double().eval(), x)
-        gap = float((mine - other).abs().max())
-        print(f"float64, {DENSE} against {PEER}: logits within {gap:.1e} of {mine.abs().max():.2f}")
-        if gap > 1e-9:
-            raise SystemExit("the dense networks are not the same")
-    for name in VARIANTS[2:]:
+    compare_training(args)
+    for name in OURS[1:]:
         model = variant(name, args)[0].eval()
         done = export(model, args, folder / name.split()[-1])
         found = done.check
@@ -260,6 +294,69 @@ def check(args: argparse.Namespace, folder: Path) -> None:
             f"{found.logit_scale:.2f}, same class {100 * found.same_class:.0f} %"
         )
         print(size_table(done.sizes))
+
+
+def compare_training(args: argparse.Namespace) -> None:
+    """One forward and backward pass in float64, on the CPU, by the kernels of the float32 path."""
+    found = []
+    x = inputs(args, 2).double().requires_grad_()
+    mode = os.environ.get("SPIKEFORMER_KERNELS")
+    if mode is None:
+        os.environ["SPIKEFORMER_KERNELS"] = "numba"
+    for name in (DENSE, first(args)):
+        model, run = variant(name, args)
+        model.cpu().double().train()
+        spikes: dict[str, Tensor] = {}
+        if name == ORIGINAL:
+            model.spikes = spikes
+        elif name == DENSE:
+            for place, neuron in model.named_modules():
+                if isinstance(neuron, LIF):
+                    neuron.register_forward_hook(_Keep(place, spikes))
+        logits = run(model, x)
+        loss = nn.functional.cross_entropy(logits.mean(1), torch.arange(2))
+        own = [p for p in model.parameters() if p.requires_grad]
+        (gx, *grads) = torch.autograd.grad(loss, [x, *own])
+        found.append((logits.detach(), gx, grads, spikes))
+    if mode is None:
+        del os.environ["SPIKEFORMER_KERNELS"]
+    (mine, gx, grads, spikes), (other, gx2, grads2, spikes2) = found
+    pairs = [(gx, gx2)] if first(args) == PEER else [(gx, gx2), *zip(grads, grads2, strict=True)]
+    scale = max(float(b.abs().max()) for _, b in pairs)
+    gap = float((mine - other).abs().max())
+    slope = max(float((a - b).abs().max()) for a, b in pairs) / scale
+    print(
+        f"float64, training, {DENSE} against {first(args)}: logits within {gap:.1e} of "
+        f"{mine.abs().max():.2f}, gradients "
+        f"({'of the input' if len(pairs) == 1 else 'all'}) within {slope:.1e} of the largest"
+    )
+    differ = sum(_differ(spikes[k], spikes2[k]) for k in spikes2)
+    if spikes2:
+        rates = [float(s.mean()) for s in spikes.values()]
+        print(
+            f"{differ} of {sum(s.numel() for s in spikes.values()):,} spikes differ; "
+            f"firing rates {min(rates):.2f} to {max(rates):.2f}"
+        )
+    if gap > 1e-9 or slope > 1e-9 or differ or (spikes2 and set(spikes) != set(spikes2)):
+        raise SystemExit("the dense networks are not the same")
+
+
+class _Keep:
+    """A forward hook that keeps a neuron's output and leaves its fused path in place."""
+
+    observes_output = True
+
+    def __init__(self, name: str, spikes: dict[str, Tensor]) -> None:
+        self.name, self.spikes = name, spikes
+
+    def __call__(self, module: nn.Module, args: Any, out: Tensor) -> None:
+        self.spikes[self.name] = out.detach()
+
+
+def _differ(ours: Tensor, theirs: Tensor) -> int:
+    """How many spikes differ; maps of the published code are [T, B, C, H, W]."""
+    rows = theirs.permute(0, 1, 3, 4, 2) if theirs.ndim == 5 else theirs
+    return int((ours != rows).sum())
 
 
 def main() -> None:
@@ -273,48 +370,56 @@ def main() -> None:
     parser.add_argument("--weight-sparsity", type=float, default=0.5, help="ConvPEP weights gone")
     parser.add_argument("--precision", default="fp32", help="of the file: fp32, fp16 or bf16")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--published-stem", action="store_true", help="ours pools after the LIF")
+    parser.add_argument(
+        "--published-stem", action="store_true", help="against the original formulation"
+    )
     parser.add_argument("--compact-dense", action="store_true", help="run ours dense compact too")
     parser.add_argument("--no-memory", action="store_true", help="leave out the peak memory")
     parser.add_argument("--child", default="", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.child:
+    if args.child:  # with memory given back, so that what building took is not held at the start
         name, phase, where = args.child.split(":", 2)
         print(peak_mb(steps(name, phase, args, Path(where)), args))
         return
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("--device cuda: torch sees no CUDA device here")
+    heap = keep_heap()
     print(
         f"{args.size} batch={args.batch} {args.device}, {torch.get_num_threads()} threads, "
-        f"torch {torch.__version__}, spikingjelly {version('spikingjelly')}, {platform.machine()}"
+        f"torch {torch.__version__}, spikingjelly {version('spikingjelly')}, {platform.machine()}, "
+        f"freed memory: {heap}"
     )
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         check(args, folder)
         phases = args.phases.split(",")
-        table: dict[str, dict[str, float]] = {name: {} for name in VARIANTS}
+        table: dict[str, dict[str, float]] = {name: {} for name in variants(args)}
         for phase in phases:
-            runs = {name: steps(name, phase, args, folder) for name in VARIANTS}
-            times: dict[str, list[float]] = {name: [] for name in VARIANTS}
+            runs = {name: steps(name, phase, args, folder) for name in variants(args)}
+            times: dict[str, list[float]] = {name: [] for name in variants(args)}
             for round_ in range(args.rounds + 2):
                 for name, run in runs.items():
                     spent = timed(run)
                     if round_ >= 2:  # the first two compile kernels and warm caches
                         times[name].append(spent)
             del runs, run
-            for name in VARIANTS:
+            for name in variants(args):
+                if phase == "train":
+                    table[name]["saved MB"] = saved_mb(steps(name, phase, args, folder))
                 table[name][f"{phase} ms"] = statistics.median(times[name])
                 if not args.no_memory:
                     table[name][f"{phase} MB"] = measured_apart(name, phase, folder, sys.argv[1:])
-        for name in VARIANTS:
+        for name in variants(args):
             path = folder / name.split()[-1]
             if "MultiSp" in name:
                 table[name]["file kB"] = sum(f.stat().st_size for f in path.iterdir()) / 1e3
             else:
                 state = variant(name, args)[0].state_dict()
                 table[name]["file kB"] = len(safetensors.torch.save(state)) / 1e3
-    columns = list(table[PEER])
+    columns = list(table[first(args)])
     print(f"\n{'':20}" + "".join(f"{column:>12}{'ratio':>8}" for column in columns))
     for name, row in table.items():
-        cells = "".join(f"{row[c]:>12,.1f}{table[PEER][c] / row[c]:>7.2f}x" for c in columns)
+        cells = "".join(f"{row[c]:>12,.1f}{table[first(args)][c] / row[c]:>7.2f}x" for c in columns)
         print(f"{name:20}{cells}")
     print(f"\nmedians of {args.rounds} interleaved rounds; MultiSp is the exported ticket in infer")
 

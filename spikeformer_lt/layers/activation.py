@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeformer_lt.errors import ConfigError, DataError, near
-from spikeformer_lt.layers.kernels.reference import spike, surrogate_derivative
+from spikeformer_lt.layers.kernels.reference import LIFParams, spike, surrogate_derivative
 
 __all__ = ["ALPHAS", "Activation", "Heaviside", "Relu", "Sign"]
 
@@ -101,6 +101,12 @@ class Heaviside(Activation):
     def activate(self, x: Tensor) -> Tensor:
         """Spikes in {0, 1}."""
         return spike(x - self.v_threshold, self.surrogate, self.alpha)
+
+    def as_lif(self) -> LIFParams | None:
+        """A LIF whose first step from rest is this activation; None if the kernels have none."""
+        if self.surrogate == "hardtanh":
+            return None
+        return LIFParams(2.0, self.v_threshold, 0.0, False, True, self.surrogate, self.alpha)
 
     def extra_repr(self) -> str:
         """Constants for ``print(model)``."""

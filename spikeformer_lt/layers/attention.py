@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.neuron import make_activation
+from spikeformer_lt.layers.together import spikes_together
 from spikeformer_lt.layers.units import LinearUnit
 
 
@@ -63,7 +64,12 @@ class SpikingSelfAttention(nn.Module):
 
     def forward(self, tokens: Tensor, T: int) -> Tensor:
         """Attend between the tokens of each step."""
-        q, k, v = (self._heads(unit(tokens, T)) for unit in (self.q, self.k, self.v))
+        units = (self.q, self.k, self.v)
+        spikes = spikes_together(units, tokens, T)
+        if spikes is None:
+            q, k, v = (self._heads(unit(tokens, T)) for unit in units)
+        else:
+            q, k, v = rearrange(spikes, "t b n u (h d) -> u t b h n d", h=self.num_heads)
         summed = spiking_attention(q, k, v) * (self.scale * self.key_gain)
         mixed = self.attn_act(rearrange(summed, "t b h n d -> t b n (h d)"), T)
         return self.proj(mixed, T)  # type: ignore[no-any-return]

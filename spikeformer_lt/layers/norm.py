@@ -12,10 +12,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from spikeformer_lt.errors import DataError
 from spikeformer_lt.layers import kernels
-from spikeformer_lt.layers.activation import Activation, count_steps
+from spikeformer_lt.layers.activation import Activation, Heaviside, count_steps
 from spikeformer_lt.layers.neuron import LIF
 
-__all__ = ["BatchNorm", "hooked", "norm_act"]
+__all__ = ["BatchNorm", "fused_norm_act", "hooked", "norm_act"]
 
 
 class BatchNorm(_BatchNorm):
@@ -131,7 +131,7 @@ def norm_act(
         The activation: [T, ..., C] from a LIF, else [T|1, ..., C]; with `need_current`, a pair.
     """
     if not need_current:
-        fused = _fused(norm, act, x, T, repeats)
+        fused = fused_norm_act(norm, act, x, T, repeats)
         if fused is not None:
             return fused
     current = norm(x, repeats)
@@ -139,16 +139,30 @@ def norm_act(
     return (out, current) if need_current else out
 
 
-def _fused(
-    norm: BatchNorm, act: LIF | Activation, x: Tensor, T: int | None, repeats: int
+def fused_norm_act(
+    norm: BatchNorm,
+    act: LIF | Activation,
+    x: Tensor,
+    T: int | None,
+    repeats: int,
+    pooled: bool = False,
 ) -> Tensor | None:
-    """Spikes by the fused kernel, or None where it does not apply."""
-    if type(norm) is not BatchNorm or type(act) is not LIF or act.store_v_seq:
+    """Spikes by the fused kernel, or None where it does not apply.
+
+    With `pooled`, `norm` is followed by a max-pool (3x3, stride 2, padding 1) of [T|1, B, H, W, C].
+    """
+    if type(norm) is not BatchNorm or hooked(norm) or hooked(act):
         return None
-    params = act.params()
-    if params is None or hooked(norm) or hooked(act):
+    steps, time = count_steps(x, T, type(act).__name__), x.shape[0]
+    if type(act) is Heaviside:  # every step is the first of a LIF
+        params, steps = act.as_lif(), 1
+        x = x.flatten(0, 1)[None] if pooled else x[None]
+    elif type(act) is LIF and not act.store_v_seq:
+        params = act.params()
+    else:
         return None
-    steps = count_steps(x, T, "LIF")
+    if params is None:
+        return None
     count = norm.check(x)
     batch = norm.training or norm.running_mean is None
     known = None
@@ -156,14 +170,25 @@ def _fused(
         assert norm.running_mean is not None and norm.running_var is not None
         known = (norm.running_mean, norm.running_var)
     result = kernels.norm_lif(
-        x, norm.weight, norm.bias, known, norm.eps, act.start(x), steps, params
+        x,
+        norm.weight,
+        norm.bias,
+        known,
+        norm.eps,
+        act.start(x[..., ::2, ::2, :] if pooled else x) if isinstance(act, LIF) else None,
+        steps,
+        params,
+        pooled,
     )
     if result is None:
         return None
     spikes, last, mean, var = result
     if batch:
         norm.track(mean, var, count * repeats)
-    act.keep(last)
+    if isinstance(act, LIF):
+        act.keep(last)
+    else:
+        spikes = spikes[0].unflatten(0, (time, -1)) if pooled else spikes[0]
     for hook in act._forward_hooks.values():  # observers alone: `hooked` let nothing else pass
         hook(act, (), spikes)
     return spikes

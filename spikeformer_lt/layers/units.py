@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from spikeformer_lt.layers import kernels
 from spikeformer_lt.layers.neuron import make_activation
-from spikeformer_lt.layers.norm import BatchNorm, norm_act
+from spikeformer_lt.layers.norm import BatchNorm, fused_norm_act, hooked, norm_act
 from spikeformer_lt.layers.products import linear_rows
 
 
@@ -54,7 +55,12 @@ class ConvUnit(nn.Module):
         """Return (activations, BatchNorm output); the second is only valid on request."""
         rows = map_rows(rows, self.conv)
         repeats = T // rows.shape[0]
+        plain = self.pool is not None and type(self.pool) is nn.MaxPool2d and not hooked(self.pool)
         if self.pool is not None and self.pool_before_act:
+            if plain and not need_current:
+                spikes = fused_norm_act(self.norm, self.act, rows, T, repeats, pooled=True)
+                if spikes is not None:
+                    return spikes, rows
             current = map_rows(self.norm(rows, repeats), self.pool)
             return self.act(current, T), current
         out, current = rows, rows
@@ -62,7 +68,10 @@ class ConvUnit(nn.Module):
             out, current = norm_act(self.norm, self.act, rows, T, repeats, need_current=True)
         else:
             out = norm_act(self.norm, self.act, rows, T, repeats)
-        return (out if self.pool is None else map_rows(out, self.pool)), current
+        if self.pool is None:
+            return out, current
+        pooled = kernels.pool(out) if plain else None
+        return (map_rows(out, self.pool) if pooled is None else pooled), current
 
 
 class LinearUnit(nn.Module):

@@ -17,6 +17,7 @@ from spikeformer_lt.images.reading import Augmentation
 from spikeformer_lt.images.splits import Splits
 from spikeformer_lt.training.checkpoint import CheckpointStore
 from spikeformer_lt.training.evaluation import Metrics, evaluate
+from spikeformer_lt.training.heap import keep_heap
 from spikeformer_lt.training.hook import Hooks
 from spikeformer_lt.training.phase import FitResult, Phase
 from spikeformer_lt.training.phase_run import PhaseRun
@@ -53,6 +54,7 @@ class Trainer:
     ) -> None:
         if config.threads:
             torch.set_num_threads(config.threads)
+        log.info("freed memory: %s", keep_heap())
         mixing.check(config.batch_size)
         self.data, self.config, self.run = data, config, run
         self.augment, self.mixing, self.stop = augment, mixing, stop

@@ -10,6 +10,7 @@ from torch import nn
 
 from spikeformer_lt.layers import products
 from spikeformer_lt.layers.products import linear_rows
+from spikeformer_lt.layers.subnet import SubnetLinear
 
 
 @pytest.fixture(autouse=True)
@@ -49,3 +50,20 @@ def test_float64_and_empty_rows_are_torchs_own() -> None:
     assert linear_rows(torch.empty(0, 4), linear).shape == (0, 3)
     x = torch.randn(5, 4).double()
     assert torch.equal(linear_rows(x, linear.double()), linear(x))
+
+
+def test_a_subnet_map_runs_on_its_effective_weight() -> None:
+    subnet = SubnetLinear(nn.Linear(4, 3, bias=False), "weights", binary=False)
+    subnet.mask.zero_()
+    assert not linear_rows(torch.randn(5, 4), subnet).count_nonzero()
+
+
+def test_gradients_can_be_differentiated_again() -> None:
+    linear = nn.Linear(4, 3)
+    x = torch.randn(5, 4, requires_grad=True)
+    (slope,) = torch.autograd.grad(linear_rows(x, linear).square().sum(), x, create_graph=True)
+    slope.square().sum().backward()
+    again = x.detach().clone().requires_grad_()
+    (wanted,) = torch.autograd.grad(linear(again).square().sum(), again, create_graph=True)
+    wanted.square().sum().backward()
+    torch.testing.assert_close(x.grad, again.grad, rtol=1e-4, atol=1e-4)

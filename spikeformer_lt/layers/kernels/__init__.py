@@ -10,7 +10,7 @@ from spikeformer_lt.layers.kernels import choice
 from spikeformer_lt.layers.kernels.choice import KernelError
 from spikeformer_lt.layers.kernels.reference import LIFParams, lif_loop, spike
 
-__all__ = ["LIFParams", "lif", "norm_lif"]
+__all__ = ["LIFParams", "lif", "norm_lif", "pool"]
 
 
 def _functions() -> ModuleType:
@@ -19,6 +19,26 @@ def _functions() -> ModuleType:
     except Exception as error:
         raise KernelError("numba cannot be loaded") from error
     return functions
+
+
+def _pooling() -> ModuleType:
+    try:
+        from spikeformer_lt.layers.kernels import pooling
+    except Exception as error:
+        raise KernelError("numba cannot be loaded") from error
+    return pooling
+
+
+def pool(x: Tensor) -> Tensor | None:
+    """Max-pool (3x3, stride 2, padding 1) of maps [T, B, H, W, C]; None where torch shall do it."""
+    if not choice.takes_numba(x, x.numel()):
+        return None
+    try:
+        out: Tensor = _pooling().PoolFunction.apply(x.contiguous())
+        return out
+    except KernelError as error:
+        choice.give_up(error)
+        return None
 
 
 def lif(x: Tensor, v: Tensor | None, T: int, params: LIFParams) -> tuple[Tensor, Tensor]:
@@ -53,6 +73,7 @@ def norm_lif(
     v: Tensor | None,
     T: int,
     params: LIFParams,
+    pooled: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
     """Batch normalisation over the last axis and `T` steps of LIF neurons in one operation.
 
@@ -62,9 +83,11 @@ def norm_lif(
         bias: shift per channel, or None.
         known: mean and variance to normalise with; None takes, and differentiates, those of `x`.
         eps: added to the variance.
-        v: voltage before the first step, shape ``x.shape[1:]``, without gradient; None is rest.
+        v: voltage before the first step, of the neurons' shape, without gradient; None is rest.
         T: number of steps.
         params: constants of the neuron.
+        pooled: the neurons get a max-pool (3x3, stride 2, padding 1) of the normalised maps
+            [T|1, B, H, W, C].
 
     Returns:
         Spikes [T, ..., C], the last voltage, and the mean and biased variance used; None where the
@@ -80,7 +103,8 @@ def norm_lif(
         x = x.contiguous()
         mean, var = functions.moments(x) if known is None else known
         start = None if v is None else v.contiguous()
-        spikes, last = functions.NormLIFFunction.apply(
+        operation = _pooling().NormPoolLIFFunction if pooled else functions.NormLIFFunction
+        spikes, last = operation.apply(
             x, weight, bias, mean, var, known is None, eps, start, T, params
         )
         return spikes, last, mean, var

@@ -58,7 +58,7 @@ def new(like: Tensor, shape: Sequence[int]) -> Tensor:
     return torch.from_numpy(memory[skip : skip + count]).view(*shape)
 
 
-def _cuts(n: int, work: int, width: int) -> Array:
+def cut(n: int, work: int, width: int) -> Array:
     """Bounds of the parts, one a thread, of `n` elements that cost `work` updates together."""
     blocks = -(-n // width)
     threads = 1 if _forked else min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
@@ -67,7 +67,7 @@ def _cuts(n: int, work: int, width: int) -> Array:
     return bounds
 
 
-def _run(alone: Any, parallel: Any, cuts: Array, args: tuple[Any, ...], *sums: Array) -> None:
+def run(alone: Any, parallel: Any, cuts: Array, args: tuple[Any, ...], *sums: Array) -> None:
     """Run a kernel over all parts, each with its own row of `sums`."""
     try:
         if cuts.size == 2:
@@ -111,7 +111,7 @@ class Work:
         self.channels = 1 if rows is None else x.shape[-1]
         block = max(256, min(_BLOCK, _STARTS // (T // 4 + 3)))
         self.width = self.channels * max(1, block // self.channels)
-        self.cuts = _cuts(self.n, self.n * T, self.width)
+        self.cuts = cut(self.n, self.n * T, self.width)
         self.head = (
             self.data,
             True if x.shape[0] == 1 else None,
@@ -140,7 +140,7 @@ class Work:
         v_last = new(self.x, self.x.shape[1:])
         out = (flat(spikes), flat(v_last), self.n, self.constants())
         args = (*self.head, *out, self.p.decay_input or None, self.width)
-        _run(lif_kernels.forward, lif_kernels.forward_parallel, self.cuts, args)
+        run(lif_kernels.forward, lif_kernels.forward_parallel, self.cuts, args)
         return spikes, v_last
 
     def backward(self, grad: Tensor) -> tuple[Tensor, Array]:
@@ -154,7 +154,7 @@ class Work:
         )
         sums = np.zeros((self.cuts.size - 1, 0 if self.head[2] is None else 2 * self.width))
         args = (*self.head, flat(grad.contiguous()), flat(gx), self.n, self.constants())
-        _run(
+        run(
             lif_kernels.backward,
             lif_kernels.backward_parallel,
             self.cuts,
@@ -165,8 +165,8 @@ class Work:
 
     def centre(self, gx: Tensor, rows: Sequence[Array]) -> None:
         """Turn `gx` into gx * scale + (x * slope + offset), with rows of values per channel."""
-        cuts = _cuts(gx.numel(), gx.numel(), self.width)
-        _run(
+        cuts = cut(gx.numel(), gx.numel(), self.width)
+        run(
             norm_kernels.centre,
             norm_kernels.centre_parallel,
             cuts,
@@ -179,9 +179,9 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     data, channels = flat(x), x.shape[-1]
     pivot = data[:channels]
     repeats = max(1, _SUMS_BLOCK // channels)
-    cuts = _cuts(data.size, data.size, channels * repeats)
+    cuts = cut(data.size, data.size, channels * repeats)
     sums = np.zeros((cuts.size - 1, 2 * channels * repeats))
-    _run(
+    run(
         norm_kernels.statistics,
         norm_kernels.statistics_parallel,
         cuts,

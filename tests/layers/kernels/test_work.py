@@ -26,7 +26,7 @@ def test_new_tensors_are_aligned_and_of_the_shape_asked_for(dtype: torch.dtype) 
 
 @pytest.mark.parametrize(("n", "width"), [(1, 4), (100, 7), (4096, 4096), (10**6, 3000)])
 def test_parts_cover_everything_once_in_whole_blocks(n: int, width: int) -> None:
-    cuts = work._cuts(n, 10 * n, width)
+    cuts = work.cut(n, 10 * n, width)
     assert cuts[0] == 0
     assert cuts[-1] == n
     assert (np.diff(cuts) > 0).all()
@@ -35,7 +35,7 @@ def test_parts_cover_everything_once_in_whole_blocks(n: int, width: int) -> None
 
 
 def test_little_work_wakes_no_threads() -> None:
-    assert work._cuts(1000, 4000, 256).size == 2
+    assert work.cut(1000, 4000, 256).size == 2
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

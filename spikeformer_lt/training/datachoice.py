@@ -22,21 +22,25 @@ class Wanted:
     Attributes:
         name: registered name.
         title: what messages call it.
-        signs: files or folders, at most two levels below the root, that show it is there.
+        signs: files or folders that show it is there.
+        depth: levels below the root at which its reader finds them.
     """
 
     name: str
     title: str
     signs: tuple[str, ...]
+    depth: int = 2
 
     def is_under(self, root: Path) -> bool:
         """Whether a sign of the set is there."""
         return any(
-            any(root.glob(f"{level}{sign}")) for sign in self.signs for level in ("", "*/", "*/*/")
+            any(root.glob("*/" * level + sign))
+            for sign in self.signs
+            for level in range(self.depth + 1)
         )
 
 
-CIFAR10 = Wanted("cifar10", "CIFAR-10", ("cifar-10-batches-py", "cifar-10-python.tar.gz"))
+CIFAR10 = Wanted("cifar10", "CIFAR-10", ("cifar-10-batches-py", "cifar-10-python.tar.gz"), 0)
 DVS128_GESTURE = Wanted(
     "dvs128_gesture",
     "DVS128 Gesture",

@@ -41,7 +41,8 @@ def run_jobs(jobs: Sequence[Job], at_once: int = 1) -> None:
 
     Args:
         jobs: the runs.
-        at_once: processes at a time; the machine's threads are shared out between them.
+        at_once: processes at a time; the machine's threads are shared out between them, where
+            OMP_NUM_THREADS does not ask for fewer.
 
     Raises:
         SpikeformerError: a run failed; the message names it and its output file. The other runs
@@ -119,6 +120,8 @@ def _code(job: Job) -> int | None:
 def _start(job: Job, at_once: int) -> subprocess.Popen[bytes]:
     job.folder.parent.mkdir(parents=True, exist_ok=True)
     threads = max(1, (os.cpu_count() or 1) // at_once)
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    threads = min(threads, int(asked)) if asked.isdigit() and asked != "0" else threads
     env = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     command = [sys.executable, *job.command]
     command += ["--run.out", str(job.folder), "--run.resume", "auto"]

@@ -47,6 +47,14 @@ def test_auto_takes_what_is_on_disk_and_else_the_embedded_set_and_says_so(tmp_pa
     assert (cfg.data.name, cfg.model.T, notice, taken) == (wanted.name, 4, "", "")
 
 
+def test_auto_does_not_take_files_where_their_reader_does_not_look(tmp_path):
+    (tmp_path / "below" / "cifar-10-batches-py").mkdir(parents=True)
+    asked = Recipe(data=EventDataConfig(root=str(tmp_path)))
+    assert settle(asked, CIFAR10, "digits", {})[0].data.name == "digits"
+    asked = Recipe(data=EventDataConfig(root=str(tmp_path / "below")))
+    assert settle(asked, CIFAR10, "digits", {})[0].data.name == "cifar10"
+
+
 def test_recordings_and_images_have_their_own_augmentation():
     events = load_splits(DataConfig(name="moving_digits", limit_train=20, limit_test=10), 2)
     config = EventDataConfig(augment="spikformer_dvs", mixup=0.25)

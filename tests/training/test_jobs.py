@@ -39,6 +39,16 @@ def test_jobs_run_with_their_own_directory_and_resume(script, tmp_path):
     assert "threads" in (tmp_path / "a-0.out").read_text()
 
 
+@pytest.mark.parametrize(("asked", "threads"), [("1", 1), ("1000", 4), ("", 4), ("many", 4)])
+def test_threads_are_shared_out_and_fewer_may_be_asked_for(
+    script, tmp_path, monkeypatch, asked, threads
+):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    run_jobs([Job("a", 0, tmp_path / "a", (script,))], at_once=2)
+    assert f"threads {threads}\n" in (tmp_path / "a.out").read_text()
+
+
 def test_finished_jobs_are_not_run_again(script, tmp_path):
     job = Job("a", 0, tmp_path / "a", (script,))
     job.folder.mkdir()

@@ -36,9 +36,12 @@ def positive_twin(model: nn.Module) -> nn.Module:
     """A copy whose parameters are absolute, whose norms and neurons pass positive values on.
 
     Norms become the identity (up to the rounding of their epsilon), neurons a ReLU, which the
-    identity is on values that are never negative; float64, for products over many layers.
+    identity is on values that are never negative; float64, for products over many layers. Hooks on
+    outputs stay the model's own: without neurons a static image has one step only.
     """
     twin = copy.deepcopy(model)
+    for module in twin.modules():
+        module._forward_hooks.clear()
     for parent in list(twin.modules()):
         for name, child in parent.named_children():
             if isinstance(child, (LIF, Activation)):

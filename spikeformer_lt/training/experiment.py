@@ -162,9 +162,10 @@ class Experiment:
         )  # fmt: skip
         total = train.batch_size * train.accumulate * trainer.world
         log.info(
-            "batch %d x %d accumulated x %d processes = %d, lr %g, on %s, %d threads",
+            "batch %d x %d accumulated x %d processes = %d, lr %g, on %s, %d threads, "
+            "freed memory %s",
             train.batch_size, train.accumulate, trainer.world, total, train.optim.lr,
-            trainer.accelerator.device, torch.get_num_threads(),
+            trainer.accelerator.device, torch.get_num_threads(), trainer.heap,
         )  # fmt: skip
         size = min(8, train.batch_size)
         images, _, _ = next(iter(train_loader(data.train, trainer.augment, size, 0, 0)))

@@ -54,8 +54,8 @@ class Trainer:
     ) -> None:
         if config.threads:
             torch.set_num_threads(config.threads)
-        log.info("freed memory: %s", keep_heap())
         mixing.check(config.batch_size)
+        self.heap = keep_heap()
         self.data, self.config, self.run = data, config, run
         self.augment, self.mixing, self.stop = augment, mixing, stop
         self.accelerator = accelerator

@@ -58,7 +58,7 @@ def test_the_spike_mismatch_is_0_in_float64_and_sees_a_change(net, images) -> No
 
     def shifted(net):
         made = right(net)
-        made.net.blocks[0].mlp.fc1.bias += 0.3
+        made.net.blocks[0].mlp.fc1.product.bias += 0.3
         return made
 
     module.compact = shifted

@@ -24,17 +24,22 @@ from spikeformer_lt.training.trainer import Trainer
 SIZES = {"image_size": 16, "embed_dim": 16, "depth": 1, "num_heads": 2, "T": 3}
 
 
-def spikformer() -> nn.Module:
-    torch.manual_seed(0)
-    return create_model("spikformer_toy", **SIZES)
+@dataclass(frozen=True)
+class Make:
+    """Makes one network, always with the same initial weights; `known` are its name and sizes."""
+
+    known: tuple[str, dict[str, object]]
+
+    def __call__(self) -> nn.Module:
+        torch.manual_seed(0)
+        name, sizes = self.known
+        return create_model(name, **sizes)
 
 
-def vgg() -> nn.Module:
-    torch.manual_seed(0)
-    return create_model("spiking_vgg_toy", image_size=16, T=3)
-
-
-MODELS: dict[str, Callable[[], nn.Module]] = {"spikformer": spikformer, "vgg": vgg}
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "spikformer": Make(("spikformer_toy", SIZES)),
+    "vgg": Make(("spiking_vgg_toy", {"image_size": 16, "T": 3})),
+}
 
 
 @dataclass(frozen=True)

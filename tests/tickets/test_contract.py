@@ -19,6 +19,7 @@ from torch import nn
 
 from spikeformer_lt import create_dataset, create_model, create_search, list_searches
 from spikeformer_lt.errors import Interrupted
+from spikeformer_lt.export import export_ticket, load_exported, read_ticket
 from spikeformer_lt.events.options import EventOptions
 from spikeformer_lt.images.arrays import ArrayImages
 from spikeformer_lt.images.splits import Splits, make_splits
@@ -157,8 +158,29 @@ def check_ticket(case: str, search: Any, ticket: Ticket, model: nn.Module) -> No
         assert torch.equal(state[name].cpu(), value), name
 
 
+def check_export(ticket: Ticket, name: str, args: dict[str, Any], folder: Path) -> None:
+    """Every tensor and mask comes back from a packed folder bit for bit; the compact network gave
+    its logits in float64, or nothing would have been written."""
+    known = {**ticket.provenance, "model": {"name": name, "args": args}}
+    done = export_ticket(replace(ticket, provenance=known), folder)
+    assert done.check.reload_gap == 0
+    state = load_exported(folder, plain=True).state_dict()
+    assert state.keys() == ticket.tensors.keys()
+    for key, value in ticket.tensors.items():
+        assert bits(state[key]) == bits(value), key
+    again = read_ticket(folder)
+    assert again.mask == ticket.mask and list(again.mask) == list(ticket.mask)
+    assert again.provenance == json.loads(json.dumps(known))
+
+
+def bits(tensor: torch.Tensor) -> tuple[torch.dtype, torch.Size, bytes]:
+    """What `torch.equal` does not tell apart: -0.0 and 0.0."""
+    return tensor.dtype, tensor.shape, tensor.numpy(force=True).tobytes()
+
+
 @every
-def test_ticket_is_exact_and_starts_from_the_rewind_state(case, model, bench, tmp_path):
+def test_ticket_is_exact_and_starts_from_the_rewind_state(case, make, model, bench, tmp_path):
+    """And it goes through files, plain and packed, unchanged."""
     T = model.T
     search, ticket = found(case, model, bench.trainer(tmp_path))
     check_ticket(case, search, ticket, model)
@@ -166,6 +188,7 @@ def test_ticket_is_exact_and_starts_from_the_rewind_state(case, model, bench, tm
     assert case == "multisp" or ticket.provenance["trained"] == search.trained
     ticket.save(tmp_path / "ticket")
     assert Ticket.load(tmp_path / "ticket").mask == ticket.mask
+    check_export(ticket, *make.known, tmp_path / "packed")
 
 
 class Recorder:
@@ -404,6 +427,8 @@ def test_every_search_runs_on_every_family_and_kind_of_input(case, network, benc
     for key, value in model.state_dict().items():
         if key in ticket.mask:
             assert bool((value[~ticket.mask[key]] == 0).all()), key
+    trained = Ticket.of(model, ticket.mask, ticket.provenance)
+    check_export(trained, name, sizes, tmp_path / "packed")
 
 
 @every

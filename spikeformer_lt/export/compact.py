@@ -18,10 +18,9 @@ from spikeformer_lt.export.compact_units import (
     CompactLinearUnit,
 )
 from spikeformer_lt.export.folding import can_fold
+from spikeformer_lt.export.removal import remove_dead
 from spikeformer_lt.layers.attention import SpikingSelfAttention
 from spikeformer_lt.layers.cnn_units import ConvLayer, HiddenLayer
-from spikeformer_lt.layers.mlp import SpikingMLP
-from spikeformer_lt.layers.neuron import LIF
 from spikeformer_lt.layers.units import ConvUnit, LinearUnit
 
 __all__ = ["CompactModel", "compact"]
@@ -71,10 +70,10 @@ def compact(model: nn.Module) -> CompactModel:
             elif type(child) is LinearUnit and can_fold(child.norm):
                 setattr(parent, name, CompactLinearUnit(child))
             elif type(child) is ConvLayer and can_fold(child.norm):
-                setattr(parent, name, CompactConvLayer(child))
+                setattr(parent, name, CompactConvLayer(child, id(child) in spiking))
             elif type(child) is HiddenLayer and (child.norm is None or can_fold(child.norm)):
                 setattr(parent, name, CompactHiddenLayer(child))
-    return CompactModel(net, _remove_dead(net)).eval()
+    return CompactModel(net, remove_dead(net)).eval()
 
 
 def _units_fold(attn: SpikingSelfAttention) -> bool:
@@ -83,69 +82,18 @@ def _units_fold(attn: SpikingSelfAttention) -> bool:
 
 
 def _spike_readers(net: nn.Module) -> set[int]:
-    """Convolution units of a ConvPEP whose input is spikes: those after a {0, 1} activation."""
+    """Convolutions whose input is spikes: those after a {0, 1} activation, max-pools between."""
     stem: Any = getattr(net, "conv_pep", None)
-    if stem is None:
-        return set()
-    units = stem.units()
-    return {id(after) for before, after in itertools.pairwise(units) if _fires(before)}
+    units = list(getattr(net, "layers", [])) if stem is None else stem.units()
+    units = [unit for unit in units if not isinstance(unit, nn.MaxPool2d)]
+    pairs = list(itertools.pairwise(units))
+    before: Any = getattr(net, "stem", None)
+    for block in getattr(net, "blocks", []) if before is not None else []:
+        inside = [getattr(block, name, None) for name in ("conv1", "conv2", "shortcut")]
+        pairs += [(before, inside[0]), (inside[0], inside[1]), (before, inside[2])]
+        before = block
+    return {id(after) for before, after in pairs if _fires(before)}
 
 
 def _fires(unit: Any) -> bool:
-    return bool(getattr(unit.act, "spiking", False))
-
-
-def _remove_dead(net: nn.Module) -> dict[str, int]:
-    removed: dict[str, int] = {}
-    steps = int(getattr(net, "T", 1))
-    for chain in _chains(net):
-        for (name, stage), (_, after) in itertools.pairwise(chain):
-            read = (after.conv.weight != 0).flatten(2).any(2).any(0)
-            keep = _alive(stage.conv.weight, stage.conv.bias, stage.act, steps) & read
-            keep[0] |= not bool(keep.any())  # an empty map cannot be convolved
-            if bool(keep.all()):
-                continue
-            every = torch.ones(stage.conv.weight.shape[1], dtype=torch.bool)
-            stage.conv.select(keep, every)
-            after.conv.select(torch.ones(len(after.conv.bias), dtype=torch.bool), keep)
-            removed[name] = int((~keep).sum())
-    for name, mlp in net.named_modules():
-        parts: list[Any] = [mlp.fc1, mlp.fc2] if isinstance(mlp, SpikingMLP) else []
-        if not parts or not all(isinstance(part, CompactLinearUnit) for part in parts):
-            continue
-        first, second = parts
-        before, after = first.product, second.product
-        keep = _alive(before.weight, before.bias, first.act, steps) & (after.weight != 0).any(0)
-        keep[0] |= not bool(keep.any())
-        if not bool(keep.all()):
-            before.weight, before.bias = before.weight[keep], before.bias[keep]
-            after.weight = after.weight[:, keep].contiguous()
-            removed[f"{name}.fc1"] = int((~keep).sum())
-    return removed
-
-
-def _chains(net: nn.Module) -> list[list[tuple[str, Any]]]:
-    """Convolutions each of which is read by the next one alone: of a ConvPEP, of a VGG."""
-    found: list[list[tuple[str, Any]]] = []
-    for place in ("conv_pep.stages", "layers"):
-        try:
-            layers = net.get_submodule(place)
-        except AttributeError:
-            continue
-        named = [(f"{place}.{i}", layer) for i, layer in layers.named_children()]
-        chain = [(n, m) for n, m in named if not isinstance(m, nn.MaxPool2d | nn.AvgPool2d)]
-        if all(isinstance(m, CompactConvUnit | CompactConvLayer) for _, m in chain):
-            found.append(chain)
-    return found
-
-
-def _alive(weight: Tensor, bias: Tensor, act: Any, T: int) -> Tensor:
-    """Channels that some weight reaches, or whose constant current is not silent for T steps."""
-    reached = (weight != 0).flatten(1).any(1)
-    if isinstance(act, LIF):
-        act.reset()
-    constant: Tensor = act(bias[None], T)
-    if isinstance(act, LIF):
-        act.reset()
-    alive: Tensor = reached | (constant != 0).any(0)
-    return alive
+    return bool(getattr(getattr(unit, "act", None), "spiking", False))

@@ -81,9 +81,9 @@ class CompactAttention(SpikingSelfAttention):
 class CompactConvLayer(nn.Module):
     """A `ConvLayer` whose BatchNorm is in its convolution; same shapes, same call."""
 
-    def __init__(self, layer: ConvLayer) -> None:
+    def __init__(self, layer: ConvLayer, spikes_in: bool = False) -> None:
         super().__init__()
-        self.conv, self.act = FoldedConv(layer.conv, layer.norm), layer.act
+        self.conv, self.act = FoldedConv(layer.conv, layer.norm, spikes_in), layer.act
 
     def forward(self, rows: Tensor, T: int) -> Tensor:
         """Spikes, or the current where there is no neuron."""

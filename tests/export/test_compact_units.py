@@ -61,6 +61,33 @@ def test_a_cnn_without_norms_is_the_same_network(choice: str, made) -> None:
     assert rates or "without time" in choice
 
 
+@pytest.mark.parametrize(
+    ("choice", "readers"),
+    [
+        ("vgg", {"layers.2", "layers.4"}),
+        ("vgg of averages", set()),  # an average of spikes is none
+        ("vgg without time", set()),
+        ("resnet", {f"blocks.{i}.{part}" for i, part in
+                    ((0, "conv1"), (0, "conv2"), (0, "shortcut"), (1, "conv1"), (1, "conv2"),
+                     (2, "conv1"), (2, "conv2"), (2, "shortcut"))}),
+    ],
+)  # fmt: skip
+def test_binary_convolutions_of_spikes_run_as_bytes(choice: str, readers, made) -> None:
+    model, x = made(choice)
+    model.float()
+    with torch.no_grad():
+        for conv in (m for m in model.modules() if isinstance(m, nn.Conv2d)):
+            conv.weight.copy_(conv.weight.sign() * 0.25)
+    fast, x = compact(model), x.float()
+    layers = {n: m for n, m in fast.net.named_modules() if isinstance(m, CompactConvLayer)}
+    assert {name for name, layer in layers.items() if layer.conv.as_bytes} == readers
+    seen: list[torch.Tensor] = []
+    for name in readers:
+        layers[name].conv.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+    torch.testing.assert_close(fast(x), model(x).detach(), rtol=0, atol=1e-4)
+    assert len(seen) == len(readers) and all(bool(((s == 0) | (s == 1)).all()) for s in seen)
+
+
 def test_dead_filters_of_a_vgg_are_gone_and_missed_by_nobody(made) -> None:
     model, x = made("vgg")
     first, second = model.layers[0], model.layers[2]

@@ -58,10 +58,13 @@ def test_a_folded_convolution_and_a_part_of_it(norm: BatchNorm) -> None:
     torch.testing.assert_close(folded(x[:, into]), wanted, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("form", [(3, 1), (3, 2), (1, 2)], ids=["3x3", "stride 2", "1x1"])
 @pytest.mark.parametrize("per_filter", [False, True])
-def test_byte_products_equal_the_sum_in_float64(norm: BatchNorm, per_filter: bool) -> None:
+def test_byte_products_equal_the_sum_in_float64(
+    norm: BatchNorm, per_filter: bool, form: tuple[int, int]
+) -> None:
     norm = norm.float()
-    conv = nn.Conv2d(32, 24, 3, padding=1, bias=False)
+    conv = nn.Conv2d(32, 24, form[0], form[1], form[0] // 2, bias=False)
     gain = torch.rand(24, 1, 1, 1) + 0.1 if per_filter else 0.37
     kept = torch.rand(conv.weight.shape) < 0.5
     conv.weight.data = torch.where(kept, torch.randn(conv.weight.shape).sign() * gain, 0.0)

@@ -19,8 +19,8 @@ from torch import nn
 
 from spikeformer_lt import create_dataset, create_model, create_search, list_searches
 from spikeformer_lt.errors import Interrupted
-from spikeformer_lt.export import export_ticket, load_exported, read_ticket
 from spikeformer_lt.events.options import EventOptions
+from spikeformer_lt.export import export_ticket, load_exported, read_ticket
 from spikeformer_lt.images.arrays import ArrayImages
 from spikeformer_lt.images.splits import Splits, make_splits
 from spikeformer_lt.layers.subnet import get_masks, subnets

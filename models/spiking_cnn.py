@@ -118,23 +118,30 @@ class SpikingCNN(nn.Module):
         """Classify images or frames; neuron state is clean before and after."""
         reset_state(self)
         try:
-            images = time_first(
-                x,
-                T=self.T,
-                in_channels=self.in_channels,
-                image_size=self.image_size,
-                dtype=self.head.weight.dtype,
-                compute_once=self.compute_once,
-            )
-            maps = self.features(images.permute(0, 1, 3, 4, 2).contiguous())
-            values = _average(maps, self.pooled).flatten(2)
-            if self.hidden is not None:
-                values = self.hidden(values, self.T)
-            logits: Tensor = self.head(values)
-            return logits.expand(self.T, -1, -1).transpose(0, 1)
+            return self.classify(self.time_first(x)).transpose(0, 1)
         finally:
             if not torch.compiler.is_compiling():
                 reset_state(self)
+
+    def classify(self, images: Tensor) -> Tensor:
+        """Logits ``[T, B, K]`` of ``[T|1, B, C, H, W]``; neurons go on from the state they have."""
+        maps = self.features(images.permute(0, 1, 3, 4, 2).contiguous())
+        values = _average(maps, self.pooled).flatten(2)
+        if self.hidden is not None:
+            values = self.hidden(values, self.T)
+        logits: Tensor = self.head(values)
+        return logits.expand(self.T, -1, -1)
+
+    def time_first(self, x: Tensor) -> Tensor:
+        """Check the door and put time first: ``[1, B, C, H, W]`` or ``[T, B, C, H, W]``."""
+        return time_first(
+            x,
+            T=self.T,
+            in_channels=self.in_channels,
+            image_size=self.image_size,
+            dtype=self.head.weight.dtype,
+            compute_once=self.compute_once,
+        )
 
     def set_neuron(self, kind: str) -> None:
         """Swap every neuron in place, by the names of the argument `neuron`; weights stay.

@@ -23,6 +23,7 @@ from spikeformer_lt.layers.patch_scores import Random
 
 __all__ = ["to_onnx", "to_pt2", "write"]
 
+INTEGERS = ".int8.onnx"
 LARGEST_BATCH = 65_536
 GAP = 1e-4  # of the logits' scale in float32: rounding alone; a flipped spike shows as more
 
@@ -92,8 +93,14 @@ def to_onnx(model: CompactModel, path: str | Path, integers: bool = False) -> fl
 
 
 def write(model: CompactModel, path: str | Path) -> str:
-    """Write the graph that the file's ending asks for: .pt2, .onnx or .nir; say what it is."""
+    """Write the graph that the file's ending asks for, and say what it is.
+
+    Endings are .pt2, .onnx, .int8.onnx (binary convolutions in integers) and .nir.
+    """
     kind = Path(path).suffix
+    if Path(path).name.endswith(INTEGERS):
+        gap = to_onnx(model, path, integers=True)
+        return f"ONNX graph in integers, dynamic batch, logits within {gap:.3g}"
     if kind == ".pt2":
         return f"torch.export program, logits within {to_pt2(model, path):.3g}"
     if kind == ".onnx":
@@ -104,7 +111,7 @@ def write(model: CompactModel, path: str | Path) -> str:
         with _staged(path) as stage:
             left = to_nir(model, stage)
         return "NIR; left out: " + "; ".join(f"{name}: {why}" for name, why in left.items())
-    raise ExportError(f"{shown(str(path))}: a graph ends in .pt2, .onnx or .nir")
+    raise ExportError(f"{shown(str(path))}: a graph ends in .pt2, .onnx, {INTEGERS} or .nir")
 
 
 def _program(model: CompactModel) -> Any:

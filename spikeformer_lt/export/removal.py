@@ -88,7 +88,7 @@ def find_pairs(net: nn.Module) -> list[Pair]:
             if all(isinstance(unit, CompactLinearUnit) for unit in units):
                 found.append(Pair(f"{name}.fc1", units[0].product, units[0].act, units[1].product))
             continue
-        block = [getattr(part, place, None) for place in ("conv1", "conv2")]
+        block: list[Any] = [getattr(part, place, None) for place in ("conv1", "conv2")]
         if all(isinstance(layer, CompactConvLayer) for layer in block):
             first, second = block
             found.append(Pair(f"{name}.conv1", first.conv, first.act, second.conv))
@@ -97,7 +97,8 @@ def find_pairs(net: nn.Module) -> list[Pair]:
 
 def _classifier(net: Any, chains: list[list[tuple[str, Any]]]) -> list[Pair]:
     """The last convolution of a VGG, averaged and flattened, and its hidden layer."""
-    hidden, head = getattr(net, "hidden", None), getattr(net, "head", None)
+    hidden: Any = getattr(net, "hidden", None)
+    head: Any = getattr(net, "head", None)
     if not isinstance(head, nn.Linear):
         return []
     found = []

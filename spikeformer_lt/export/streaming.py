@@ -22,22 +22,27 @@ class Stream:
 
     Without patch selection every frame gives its logits at once, also beyond the T steps of the
     training. A selection scores its tokens over the whole clip: then the ConvPEP, most of the work
-    on events, runs frame by frame, and the encoder when the T-th frame is there.
+    on events, runs frame by frame, and the encoder when the T-th frame is there. A network of still
+    images takes the image of each step as its frame.
 
     Several streams may share one network: the state lies in the stream.
 
     Args:
-        model: a Spikformer, plain or compact, in eval mode.
+        model: a Spikformer or a spiking CNN, plain or compact, in eval mode.
 
     Raises:
-        ExportError: the network has no ConvPEP and encoder to run step by step.
+        ExportError: the network is neither, so that nobody can run it step by step.
     """
 
     def __init__(self, model: nn.Module) -> None:
         net: Any = model.net if isinstance(model, CompactModel) else model
+        self._whole = all(hasattr(net, part) for part in ("classify", "time_first"))
         parts = ("conv_pep", "blocks", "head", "time_first", "patch")
-        if not all(hasattr(net, part) for part in parts):
-            raise ExportError(f"{type(net).__name__} cannot run frame by frame: it has no ConvPEP")
+        if not self._whole and not all(hasattr(net, part) for part in parts):
+            raise ExportError(
+                f"{type(net).__name__} cannot run frame by frame: it has neither a ConvPEP nor "
+                "classify()"
+            )
         if net.training:
             raise ExportError("a network in training mode cannot stream; call .eval() first")
         self.net, self.frames = net, 0
@@ -68,6 +73,9 @@ class Stream:
         """
         images = self._checked(frame)
         with _Borrowed(self):
+            if self._whole:
+                self.frames += 1
+                return self._classify(images)
             need = self.net.patch is not None and self.net.patch.score.needs_current
             tokens, current = self.net.conv_pep(images, 1, need)
             self.frames += 1
@@ -82,6 +90,14 @@ class Stream:
         finally:
             reset_state(self.net)
             self.reset()
+
+    def _classify(self, images: Tensor) -> Tensor:
+        T, self.net.T = self.net.T, 1
+        try:
+            logits: Tensor = self.net.classify(images)
+        finally:
+            self.net.T = T
+        return logits.transpose(0, 1)
 
     def _encode(self, tokens: Tensor, T: int) -> Tensor:
         for block in self.net.blocks:

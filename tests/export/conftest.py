@@ -65,6 +65,33 @@ def make_net(
     return model, mask, Ticket.of(model, mask, provenance)
 
 
+CNNS: dict[str, tuple[str, dict[str, Any]]] = {
+    "vgg": ("spiking_vgg_toy", {"image_size": 16, "T": 3}),
+    "vgg of events": (
+        "spiking_vgg16",
+        {"layers": (8, "M", 12), "in_channels": 2, "image_size": 15, "T": 3, "hidden": 9},
+    ),
+    "resnet": ("spiking_resnet_toy", {"image_size": 16, "T": 3, "hidden": 9}),
+    "resnet of events": ("spiking_resnet_toy", {"image_size": 16, "T": 3, "in_channels": 2}),
+}
+
+
+def make_cnn(name: str) -> Any:
+    """A CNN in eval mode whose every layer fires."""
+    torch.manual_seed(3)
+    kind, sizes = CNNS[name]
+    model: Any = create_model(kind, **sizes)
+    torch.nn.init.normal_(model.head.weight, std=0.5)
+    _layers._awaken(model, lambda m: m(pictures(m, 8)))
+    return model.eval()
+
+
+@pytest.fixture
+def cnn() -> Callable[[str], Any]:
+    """Give the function that makes a CNN by a name of `CNNS`."""
+    return make_cnn
+
+
 @pytest.fixture
 def net() -> Callable[..., tuple[Any, Mask, Ticket]]:
     """Give the function that makes a network, its mask and its ticket."""

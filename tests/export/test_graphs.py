@@ -20,34 +20,82 @@ needs_onnx = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize("choice", [{"in_channels": 2}, {"activation": "heaviside"}], ids=str)
-def test_an_exported_program_is_exact_in_float64(choice, net, images, tmp_path: Path) -> None:
-    model, _, _ = net(**choice)
+CHOICES: list[dict[str, object] | str] = [
+    {"in_channels": 2},
+    {"activation": "heaviside"},
+    "vgg",
+    "resnet of events",
+]
+ONNX_CHOICES: list[tuple[dict[str, object] | str, int]] = [
+    ({"score": "tp"}, 4),
+    ({"in_channels": 2, "patches": 0.0}, 4),
+    ("vgg of events", 1),
+    ("resnet", 6),
+]
+
+
+@pytest.fixture
+def made(net, cnn):
+    """Give the function that makes a CNN by its name, or a Spikformer by its options."""
+    return lambda choice: cnn(choice) if isinstance(choice, str) else net(**choice)[0]
+
+
+def faulty(x: torch.Tensor) -> list[torch.Tensor]:
+    """Inputs that no network of this one's door takes: channels, size, dtype, axes."""
+    return [x[..., :1, :, :], x[..., :-1], x.to(torch.float16), x[:, None]]
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=str)
+def test_an_exported_program_is_exact_in_float64(choice, made, images, tmp_path: Path) -> None:
+    """For any batch by one file; a wrong input is refused, not computed."""
+    model = made(choice)
     fast = compact(model.double())
     assert to_pt2(fast, tmp_path / "a.pt2") <= 1e-9
     program = torch.export.load(tmp_path / "a.pt2").module()
-    x = images(model, 5).double()
-    torch.testing.assert_close(program(x), fast(x), rtol=0, atol=1e-9)
+    for batch in (1, 2, 5):
+        x = images(model, batch).double()
+        torch.testing.assert_close(program(x), fast(x), rtol=0, atol=1e-9)
     assert fast(x).std() > 1e-4
+    for wrong in faulty(x):
+        with pytest.raises(Exception, match="."):
+            program(wrong)
     assert [path.name for path in tmp_path.iterdir()] == ["a.pt2"]
 
 
 @needs_onnx
-@pytest.mark.parametrize("integers", [False, True])
-def test_onnxruntime_agrees_for_any_batch(integers: bool, net, images, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("choice", "integer_layers"), ONNX_CHOICES, ids=str)
+@pytest.mark.parametrize("name", ["a.onnx", "a.int8.onnx"])
+def test_onnxruntime_agrees_for_any_batch(
+    name: str, choice, integer_layers: int, made, images, tmp_path: Path
+) -> None:
     import onnx
     import onnxruntime
 
-    model, _, _ = net(score="tp")
+    model = made(choice)
+    if isinstance(choice, str):
+        with torch.no_grad():
+            for conv in (m for m in model.modules() if isinstance(m, torch.nn.Conv2d)):
+                conv.weight.copy_(conv.weight.sign() * 0.2)
     fast = compact(model)
-    assert to_onnx(fast, tmp_path / "a.onnx", integers) <= 1e-5
-    proto = onnx.load(tmp_path / "a.onnx")
-    assert sum(node.op_type == "ConvInteger" for node in proto.graph.node) == 4 * integers
-    session = onnxruntime.InferenceSession(tmp_path / "a.onnx", providers=["CPUExecutionProvider"])
+    said = write(fast, tmp_path / name)
+    integers = name == "a.int8.onnx"
+    assert ("integers" in said) == integers and "dynamic batch" in said
+    proto = onnx.load(tmp_path / name)
+    kinds = [node.op_type for node in proto.graph.node]
+    assert kinds.count("ConvInteger") == integer_layers * integers
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(
+        tmp_path / name, options, providers=["CPUExecutionProvider"]
+    )
     for batch in (1, 2, 5):
         x = images(model, batch)
         (found,) = session.run(None, {"input": x.numpy()})
         torch.testing.assert_close(torch.from_numpy(found), fast(x), rtol=0, atol=1e-5)
+    assert fast(x).std() > 1e-4
+    for wrong in faulty(x):
+        with pytest.raises(Exception, match="."):
+            session.run(None, {"input": wrong.contiguous().numpy()})
 
 
 @needs_onnx
@@ -73,7 +121,7 @@ def test_a_graph_with_other_logits_is_not_written(
 def test_what_has_no_graph_is_refused_by_name(net, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="random patch score"):
         to_pt2(compact(net(score="random")[0]), tmp_path / "a.pt2")
-    with pytest.raises(ExportError, match=r"ends in \.pt2, \.onnx or \.nir"):
+    with pytest.raises(ExportError, match=r"ends in \.pt2, \.onnx, \.int8\.onnx or"):
         write(compact(net()[0]), tmp_path / "a.tflite")
 
 

@@ -40,6 +40,45 @@ def test_streamed_logits_are_those_of_the_whole_clip(choice, form, net, images) 
     assert whole.std() > 1e-4 and not torch.equal(whole[:, 0], whole[:, 1])
 
 
+@pytest.mark.parametrize("name", ["vgg of events", "resnet of events"])
+@pytest.mark.parametrize("form", ["plain", "compact"])
+def test_a_cnn_streams_its_frames(name: str, form: str, cnn, images) -> None:
+    model = cnn(name).double()
+    run = compact(model) if form == "compact" else model
+    clip = images(model).double()
+    with torch.no_grad():
+        whole = run(clip)
+    stream = Stream(run)
+    for _ in range(2):
+        parts = [stream.push(clip[:, t]) for t in range(model.T)]
+        torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=0, atol=1e-12)
+        stream.reset()
+    assert model.T == 3 and not torch.equal(whole[:, 0], whole[:, 1])
+
+
+@pytest.mark.parametrize("choice", ["vgg", "resnet", {"patches": 0.0}, {"score": "tp"}], ids=str)
+def test_a_network_of_still_images_takes_the_image_of_each_step(choice, net, cnn, images) -> None:
+    model = (cnn(choice) if isinstance(choice, str) else net(**choice)[0]).double()
+    fast, x = compact(model), images(model).double()
+    stream = Stream(fast)
+    found = torch.cat([stream.push(x) for _ in range(model.T)], 1)
+    torch.testing.assert_close(found, fast(x), rtol=0, atol=1e-12)
+    assert found.std() > 1e-4
+
+
+@pytest.mark.parametrize("choice", ["vgg of events", {"patches": 0.0, "in_channels": 2}], ids=str)
+def test_a_stream_goes_on_beyond_the_steps_of_the_training(choice, net, cnn, images) -> None:
+    model = (cnn(choice) if isinstance(choice, str) else net(**choice)[0]).double()
+    model.T = 7
+    clip = images(model).double()
+    with torch.no_grad():
+        whole = model(clip)
+    model.T = 3
+    stream = Stream(model)
+    found = torch.cat([stream.push(clip[:, t]) for t in range(7)], 1)
+    torch.testing.assert_close(found, whole, rtol=0, atol=1e-12)
+
+
 def test_pixel_selection_streams_too(net, images) -> None:
     model, _, _ = net(in_channels=2, patches=0.4)
     model.patch.space = "pixel"

@@ -76,7 +76,7 @@ def test_what_was_trained_from_an_imp_ticket_is_exported(recipes, tmp_path: Path
         ([], "run"),
         (["--run", "RUN"], "out"),
         (["--run", "RUN", "--out", "X", "--precision", "int4"], "fp32, fp16, bf16"),
-        (["--run", "RUN", "--out", "X", "--graphs", "tflite"], "pt2, onnx, nir"),
+        (["--run", "RUN", "--out", "X", "--graphs", "tflite"], "pt2, onnx, int8.onnx, nir"),
         (["--run", "nowhere", "--out", "X"], "no ticket"),
         (["--run", "RUN", "--out", "RUN"], "already holds"),
     ],

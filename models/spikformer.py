@@ -14,6 +14,7 @@ from spikeformer_lt.layers.conv_pep import ConvPEP
 from spikeformer_lt.layers.door import time_first
 from spikeformer_lt.layers.mlp import EncoderBlock, SpikingMLP
 from spikeformer_lt.layers.patch_select import PatchSelect, gather_tokens, kept_count
+from spikeformer_lt.layers.recompute import call
 from spikeformer_lt.layers.state import reset_state
 from spikeformer_lt.models import spikformer_convert
 from spikeformer_lt.registry import register_model
@@ -143,7 +144,7 @@ class Spikformer(nn.Module):
             images = self.time_first(x)
             tokens = self.embed(images)
             for block in self.blocks:
-                tokens = block(tokens, self.T)
+                tokens = call(block, tokens, self.T)
             logits: Tensor = self.head(tokens.mean(2))
             return logits.transpose(0, 1)
         finally:

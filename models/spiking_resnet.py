@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.cnn_units import ConvLayer
 from spikeformer_lt.layers.neuron import make_activation
+from spikeformer_lt.layers.recompute import call
 from spikeformer_lt.models.spiking_cnn import SpikingCNN, at_least_one, halved
 from spikeformer_lt.registry import register_model
 
@@ -34,6 +35,7 @@ class ResidualBlock(nn.Module):
         if stride != 1 or in_channels != out_channels:
             self.shortcut = ConvLayer(in_channels, out_channels, kernel_size=1, stride=stride)
         self.act = make_activation(**neuron)
+        self.recompute = False
 
     def forward(self, rows: Tensor, T: int) -> Tensor:
         """Spikes of the block."""
@@ -121,9 +123,8 @@ class SpikingResNet(SpikingCNN):
 
     def features(self, rows: Tensor) -> Tensor:
         """Feature maps ``[T|1, B, H', W', C']`` of the input ``[T|1, B, H, W, C]``."""
-        rows = self.stem(rows, self.T)
-        for block in self.blocks:
-            rows = block(rows, self.T)
+        for part in (self.stem, *self.blocks):
+            rows = call(part, rows, self.T)
         return rows
 
 

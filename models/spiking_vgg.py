@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.cnn_units import ConvLayer
+from spikeformer_lt.layers.recompute import call
 from spikeformer_lt.layers.units import map_rows
 from spikeformer_lt.models.spiking_cnn import SpikingCNN, at_least_one, halved
 from spikeformer_lt.registry import register_model
@@ -112,7 +113,8 @@ class SpikingVGG(SpikingCNN):
     def features(self, rows: Tensor) -> Tensor:
         """Feature maps ``[T|1, B, H', W', C']`` of the input ``[T|1, B, H, W, C]``."""
         for layer in self.layers:
-            rows = map_rows(rows, layer) if isinstance(layer, HALVING) else layer(rows, self.T)
+            halves = isinstance(layer, HALVING)
+            rows = map_rows(rows, layer) if halves else call(layer, rows, self.T)
         return rows
 
 

@@ -40,6 +40,7 @@ class ConvLayer(nn.Module):
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=bias)
         self.norm = BatchNorm(out_channels)
         self.act = None if neuron is None else make_activation(**neuron)
+        self.recompute = False
 
     def forward(self, rows: Tensor, T: int) -> Tensor:
         """Spikes, or the current where there is no neuron."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.neuron import make_activation
+from spikeformer_lt.layers.recompute import call
 from spikeformer_lt.layers.units import ConvUnit
 
 RESIDUALS = ("add", "iand", "or")
@@ -97,8 +98,8 @@ class ConvPEP(nn.Module):
         """
         rows = images.permute(0, 1, 3, 4, 2).contiguous()
         for stage in self.stages:
-            rows, _ = stage(rows, T)
-        position, current = self.rpe(rows, T, need_current)
+            rows, _ = call(stage, rows, T)
+        position, current = call(self.rpe, rows, T, need_current)
         tokens = self._join(rows, position)
         return tokens.flatten(2, 3), current.flatten(2, 3)
 

@@ -42,6 +42,7 @@ class EncoderBlock(nn.Module):
     def __init__(self, attn: SpikingSelfAttention, mlp: SpikingMLP) -> None:
         super().__init__()
         self.attn, self.mlp = attn, mlp
+        self.recompute = False
 
     def forward(self, tokens: Tensor, T: int) -> Tensor:
         """Run the block; a static input broadcasts into the first residual sum."""

@@ -50,6 +50,7 @@ class ConvUnit(nn.Module):
         self.act = make_activation(activation, **(neuron or {}))
         self.pool = nn.MaxPool2d(3, stride=2, padding=1) if pool else None
         self.pool_before_act = pool_before_act
+        self.recompute = False
 
     def forward(self, rows: Tensor, T: int, need_current: bool = False) -> tuple[Tensor, Tensor]:
         """Return (activations, BatchNorm output); the second is only valid on request."""

@@ -15,6 +15,7 @@ from torch import nn
 from spikeformer_lt.config import flat_values, to_dict
 from spikeformer_lt.errors import CheckpointError, ConfigError, DataError
 from spikeformer_lt.images.loader import train_loader
+from spikeformer_lt.layers.recompute import set_recompute
 from spikeformer_lt.registry import create_model
 from spikeformer_lt.rng import seed_for
 from spikeformer_lt.ticket import Ticket
@@ -118,6 +119,7 @@ class Experiment:
         start = self.cfg.model.start_weights()
         if start is not None:
             load_weights(model, start, self.cfg.model.init_from)
+        set_recompute(model, self.cfg.train.recompute)  # the estimate counts what it keeps
         self._announce(model)
         return model
 
@@ -163,9 +165,10 @@ class Experiment:
         total = train.batch_size * train.accumulate * trainer.world
         log.info(
             "batch %d x %d accumulated x %d processes = %d, lr %g, on %s, %d threads, "
-            "freed memory %s",
+            "freed memory %s%s",
             train.batch_size, train.accumulate, trainer.world, total, train.optim.lr,
             trainer.accelerator.device, torch.get_num_threads(), trainer.heap,
+            ", activations computed again" if train.recompute else "",
         )  # fmt: skip
         size = min(8, train.batch_size)
         images, _, _ = next(iter(train_loader(data.train, trainer.augment, size, 0, 0)))

@@ -116,7 +116,7 @@ class ModelConfig:
         """Tensors of the folder `init_from`, by their state_dict names; None without one.
 
         Raises:
-            ConfigError: the folder holds no model.
+            ConfigError: the folder holds no model, or an export, whose tensors are packed.
             CheckpointError: its file is damaged, or a pickle.
         """
         if not self.init_from:
@@ -126,7 +126,11 @@ class ModelConfig:
         found = [file for file in files if file.is_file()]
         rule = "a folder with model.safetensors: a ticket, a finished run, or recipes/convert.py's"
         check(bool(found), "model.init_from", self.init_from, rule)
-        return read_tensors(found[0])[0]
+        tensors, about = read_tensors(found[0])
+        plain = about.get("kind") != "spikeformer_lt.export"
+        rule = "no export, whose tensors are packed: give the run or ticket that it was made of"
+        check(plain, "model.init_from", self.init_from, rule)
+        return tensors
 
 
 @dataclass(frozen=True)

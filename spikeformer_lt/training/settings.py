@@ -29,6 +29,9 @@ class TrainConfig:
     """Decay of the weight average that is validated and kept; 0 turns it off."""
     mixed_precision: str = "no"
     """no or bf16; neurons, BatchNorm, gains and mask sums stay float32."""
+    recompute: bool = False
+    """Keep only the inputs of blocks and layers for the backward pass and compute the rest again:
+    less memory, more time, the same gradients."""
     nonfinite: str = "stop"
     """stop or skip a step with a NaN or infinity in inputs, gradients or buffers."""
     skip_limit: int = 10

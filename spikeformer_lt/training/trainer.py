@@ -15,6 +15,7 @@ from spikeformer_lt.images.loader import eval_loader
 from spikeformer_lt.images.mixing import Mixing
 from spikeformer_lt.images.reading import Augmentation
 from spikeformer_lt.images.splits import Splits
+from spikeformer_lt.layers.recompute import set_recompute
 from spikeformer_lt.training.checkpoint import CheckpointStore
 from spikeformer_lt.training.evaluation import Metrics, evaluate
 from spikeformer_lt.training.heap import keep_heap
@@ -81,6 +82,7 @@ class Trainer:
         goes on at the very step.
         """
         model.to(self.accelerator.device)
+        set_recompute(model, self.config.recompute)
         store = CheckpointStore(self.run.path / "best" / phase.name, keep=1)
         finished = store.load()
         if finished is not None:

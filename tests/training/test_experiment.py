@@ -10,8 +10,11 @@ import torch
 from spikeformer_lt import create_model
 from spikeformer_lt.config import parse
 from spikeformer_lt.errors import CheckpointError, ConfigError
+from spikeformer_lt.export import export_ticket
 from spikeformer_lt.images.mixing import Mixing
+from spikeformer_lt.mask import Mask
 from spikeformer_lt.tensorfile import write_tensors
+from spikeformer_lt.ticket import Ticket
 from spikeformer_lt.tickets.multisp import MultiSp
 from spikeformer_lt.tickets.multisp_config import MultiSpConfig
 from spikeformer_lt.tickets.rebuild import model_from_ticket
@@ -153,5 +156,22 @@ def test_weights_that_do_not_fit_are_refused_and_leave_no_run(tmp_path, sizes, e
         write_tensors(folder / "model.safetensors", other.state_dict(), {"kind": "model"})
     config = ModelConfig(init_from=str(folder))
     with pytest.raises(error, match=words), opened(tmp_path, model=config) as experiment:
+        experiment.model()
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_export_is_refused_by_name_as_start_weights(tmp_path):
+    """Its tensors are packed streams, none of which is a weight."""
+    sizes = {"image_size": 16, "embed_dim": 16, "num_heads": 2, "depth": 1, "T": 2}
+    model = create_model("spikformer_toy", **sizes)
+    known = {"model": {"name": "spikformer_toy", "args": sizes}}
+    name = "conv_pep.rpe.conv.weight"
+    mask = Mask({name: torch.ones_like(model.state_dict()[name], dtype=torch.bool)})
+    export_ticket(Ticket.of(model, mask, known), tmp_path / "packed")
+    config = ModelConfig(init_from=str(tmp_path / "packed"))
+    with (
+        pytest.raises(ConfigError, match=r"model\.init_from=.*packed.*the run or ticket"),
+        opened(tmp_path, model=config) as experiment,
+    ):
         experiment.model()
     assert not (tmp_path / "run").exists()

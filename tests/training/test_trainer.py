@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from spikeformer_lt import create_dataset, create_model
-from spikeformer_lt.errors import Interrupted, NonFiniteError
+from spikeformer_lt.errors import ConfigError, Interrupted, NonFiniteError
 from spikeformer_lt.images.augment import Augment
 from spikeformer_lt.images.mixing import Mixing
 from spikeformer_lt.step import Step
@@ -170,6 +170,26 @@ def test_results_do_not_depend_on_the_number_of_workers(data, tmp_path):
         trainer(tmp_path / str(workers), data, config).fit(model, Phase("joint", 1))
         models.append(model.state_dict())
     assert all(torch.equal(v, models[1][k]) for k, v in models[0].items())
+
+
+def test_what_is_computed_again_trains_the_same_network(data, tmp_path):
+    found = {}
+    for on in (False, True):
+        one = trainer(tmp_path / str(on), data, settings(recompute=on, mixed_precision="bf16"))
+        model = toy()
+        result = one.fit(model, Phase("joint", 2))
+        assert all(block.recompute == on for block in model.blocks)
+        found[on] = result.val_accuracy, model.state_dict(), rows(tmp_path / str(on), "firing")
+    assert found[True][0] == found[False][0] and found[True][2] == found[False][2]
+    for name, tensor in found[False][1].items():
+        assert torch.equal(found[True][1][name], tensor), name
+
+
+def test_a_network_that_cannot_be_computed_again_is_refused_by_name(data, tmp_path):
+    with pytest.raises(ConfigError, match="Sequential has no part that says recompute"):
+        trainer(tmp_path, data, settings(recompute=True)).fit(
+            nn.Sequential(nn.Flatten(), nn.Linear(256, 10)), Phase("joint", 1)
+        )
 
 
 def test_accumulated_batches_make_fewer_steps(data, tmp_path):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -70,6 +72,46 @@ def test_a_residual_network_can_be_exported(tmp_path: Path) -> None:
     export_ticket(ticket, tmp_path / "out")
     found = load_exported(tmp_path / "out", plain=True).state_dict()
     assert all(torch.equal(found[n], tensor) for n, tensor in ticket.tensors.items())
+
+
+ALONE = """
+import sys
+import torch
+from spikeformer_lt import load_exported
+
+def watch(event, args):
+    if event in ("pickle.find_class", "socket.connect"):
+        sys.exit(f"{event} {args}")
+
+sys.addaudithook(watch)
+model = load_exported("moved", plain=sys.argv[1] == "plain")
+x = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+with torch.no_grad():
+    print(model(x).double().numpy().tobytes().hex())
+"""
+
+
+@pytest.mark.parametrize("form", ["plain", "compact"])
+def test_a_folder_is_all_that_another_process_needs(
+    form: str, net, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Moved, with nothing else around it; nothing is unpickled, and no network is asked."""
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")  # numba pickles its own cache
+    monkeypatch.setenv("SPIKEFORMER_KERNELS", "torch")
+    _, _, ticket = net(patches=0.0)
+    export_ticket(ticket, tmp_path / "first" / "out")
+    x = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        wanted = load_exported(tmp_path / "first" / "out", plain=form == "plain")(x)
+    (tmp_path / "place").mkdir()
+    (tmp_path / "first" / "out").rename(tmp_path / "place" / "moved")
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", ALONE, form], cwd=tmp_path / "place",
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = torch.frombuffer(bytearray.fromhex(done.stdout.strip()), dtype=torch.float64)
+    torch.testing.assert_close(found.view(wanted.shape), wanted.double(), rtol=0, atol=1e-6)
 
 
 def test_overrides_reach_the_model(ticket: Ticket, tmp_path: Path) -> None:

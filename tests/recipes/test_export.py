@@ -66,8 +66,38 @@ def test_what_was_trained_from_an_imp_ticket_is_exported(recipes, tmp_path: Path
     torch.testing.assert_close(compact(images), found(images), rtol=1e-4, atol=1e-4)
     accuracy = json.loads((run / "report.json").read_text())["test_accuracy"]
     assert f"| test accuracy | {accuracy} |" in (out / "README.md").read_text()
+    body = json.loads((out / "config.json").read_text())
+    report = json.loads((run / "report.json").read_text())
+    assert len(body["provenance"]["split_sha256"]) == 64
+    assert body["provenance"]["run_id"] == body["about"]["run_id"] == report["run_id"]
+    for name in ("test_accuracy", "val_accuracy", "test_count", "sparsity"):
+        assert body["about"][name] == report[name], name
+    assert len(report["sparsity"]) > 1
     done = recipes.run("export", "--run", run / "ticket", "--out", tmp_path / "start")
     assert "NOTICE: this ticket holds its start weights" in done.out
+
+
+def test_the_recipe_writes_onnx_in_floats_and_in_integers(recipes, folder: Path) -> None:
+    onnx = pytest.importorskip("onnx", reason="the extra 'onnx' is not installed")
+    pytest.importorskip("onnxruntime", reason="the extra 'onnx' is not installed")
+    ticket = Ticket.load(folder / "run" / "ticket")
+    binary = {
+        name: tensor.sign() * 0.5 if name.startswith("conv_pep.stages.1.conv") else tensor
+        for name, tensor in ticket.tensors.items()
+    }
+    Ticket(ticket.mask, binary, ticket.provenance).save(folder / "binary")
+    out = folder / "exported"
+    graphs = "onnx,int8.onnx"
+    done = recipes.run("export", "--run", folder / "binary", "--out", out, "--graphs", graphs)
+    assert done.code == 0 and "ONNX graph in integers" in done.out, done.err
+    for name, count in (("onnx", 0), ("int8.onnx", 1)):
+        kinds = [node.op_type for node in onnx.load(folder / f"exported.{name}").graph.node]
+        assert kinds.count("ConvInteger") == count
+    done = recipes.run(
+        "export", "--run", folder / "run", "--out", folder / "real", "--graphs", "int8.onnx"
+    )
+    assert "no binary convolution of spikes" in done.error
+    assert not (folder / "real.int8.onnx").exists()
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from spikeformer_lt.export.folding import can_fold
 from spikeformer_lt.export.removal import remove_dead
 from spikeformer_lt.layers.attention import SpikingSelfAttention
 from spikeformer_lt.layers.cnn_units import ConvLayer, HiddenLayer
+from spikeformer_lt.layers.mlp import SpikingMLP
 from spikeformer_lt.layers.units import ConvUnit, LinearUnit
 
 __all__ = ["CompactModel", "compact"]
@@ -66,9 +67,9 @@ def compact(model: nn.Module) -> CompactModel:
             if type(child) is ConvUnit and can_fold(child.norm) and not child.conv.groups > 1:
                 setattr(parent, name, CompactConvUnit(child, id(child) in spiking))
             elif type(child) is SpikingSelfAttention and _units_fold(child):
-                setattr(parent, name, CompactAttention(child))
+                setattr(parent, name, CompactAttention(child, id(child) in spiking))
             elif type(child) is LinearUnit and can_fold(child.norm):
-                setattr(parent, name, CompactLinearUnit(child))
+                setattr(parent, name, CompactLinearUnit(child, whole=id(child) in spiking))
             elif type(child) is ConvLayer and can_fold(child.norm):
                 setattr(parent, name, CompactConvLayer(child, id(child) in spiking))
             elif type(child) is HiddenLayer and (child.norm is None or can_fold(child.norm)):
@@ -82,7 +83,11 @@ def _units_fold(attn: SpikingSelfAttention) -> bool:
 
 
 def _spike_readers(net: nn.Module) -> set[int]:
-    """Convolutions whose input is spikes: those after a {0, 1} activation, max-pools between."""
+    """Layers whose input is spikes, or whole numbers from 0 to 255 that are sums of spikes.
+
+    Convolutions after a {0, 1} activation, max-pools between; of an encoder whose tokens come from
+    such a ConvPEP all that read the residual stream; the second half of every MLP.
+    """
     stem: Any = getattr(net, "conv_pep", None)
     units = list(getattr(net, "layers", [])) if stem is None else stem.units()
     units = [unit for unit in units if not isinstance(unit, nn.MaxPool2d)]
@@ -92,7 +97,12 @@ def _spike_readers(net: nn.Module) -> set[int]:
         inside = [getattr(block, name, None) for name in ("conv1", "conv2", "shortcut")]
         pairs += [(before, inside[0]), (inside[0], inside[1]), (before, inside[2])]
         before = block
-    return {id(after) for before, after in pairs if _fires(before)}
+    readers = [after for before, after in pairs if _fires(before)]
+    blocks: Any = getattr(net, "blocks", []) if stem is not None else []
+    if stem is not None and all(_fires(unit) for unit in units) and 2 + 2 * len(blocks) < 256:
+        readers += [part for block in blocks for part in (block.attn, block.mlp.fc1)]
+    readers += [part.fc2 for part in net.modules() if isinstance(part, SpikingMLP)]
+    return {id(reader) for reader in readers}
 
 
 def _fires(unit: Any) -> bool:

@@ -7,7 +7,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from spikeformer_lt.export.firing import fire
-from spikeformer_lt.export.folding import FoldedConv, Product, fold_linear
+from spikeformer_lt.export.folding import FoldedConv, binary_linear, fold_linear
+from spikeformer_lt.export.product import Product
 from spikeformer_lt.layers.attention import SpikingSelfAttention, spiking_attention
 from spikeformer_lt.layers.cnn_units import ConvLayer, HiddenLayer
 from spikeformer_lt.layers.units import ConvUnit, LinearUnit, map_rows
@@ -40,13 +41,24 @@ class CompactConvUnit(nn.Module):
 
 
 class CompactLinearUnit(nn.Module):
-    """One or several `LinearUnit` on the same input, as one product and one LIF."""
+    """One or several `LinearUnit` on the same input, as one product and one LIF.
 
-    def __init__(self, *units: LinearUnit) -> None:
+    Args:
+        units: their neurons are alike.
+        whole: the input is made of whole numbers from 0 to 255.
+    """
+
+    def __init__(self, *units: LinearUnit, whole: bool = False) -> None:
         super().__init__()
         folded = [fold_linear(unit.linear, unit.norm) for unit in units]
         weights, biases = zip(*folded, strict=True)
-        self.product = Product(torch.cat(weights), torch.cat(biases))
+        found = [binary_linear(unit.linear, unit.norm) if whole else None for unit in units]
+        parts = [part for part in found if part is not None]
+        binary = None
+        if len(parts) == len(units):
+            signs, gains = zip(*parts, strict=True)
+            binary = torch.cat(signs), torch.cat(gains)
+        self.product = Product(torch.cat(weights), torch.cat(biases), binary)
         self.act = units[0].act
 
     def forward(self, tokens: Tensor, T: int, rows: int | None = None) -> Tensor:
@@ -57,12 +69,12 @@ class CompactLinearUnit(nn.Module):
 class CompactAttention(SpikingSelfAttention):
     """Spiking self attention with one product for q, k and v."""
 
-    def __init__(self, attn: SpikingSelfAttention) -> None:
+    def __init__(self, attn: SpikingSelfAttention, whole: bool = False) -> None:
         nn.Module.__init__(self)
         self.num_heads, self.scale, self.key_gain = attn.num_heads, attn.scale, attn.key_gain
-        self.qkv = CompactLinearUnit(attn.q, attn.k, attn.v)
+        self.qkv = CompactLinearUnit(attn.q, attn.k, attn.v, whole=whole)
         self.attn_act = attn.attn_act
-        self.out = CompactLinearUnit(attn.proj)
+        self.out = CompactLinearUnit(attn.proj, whole=True)  # it reads the spikes of attn_act
 
     def forward(self, tokens: Tensor, T: int) -> Tensor:
         """Attend between the tokens of each step."""

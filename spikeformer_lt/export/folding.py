@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spikeformer_lt.export.forms import binary_gains
+from spikeformer_lt.export.product import has_byte_products, in_graph
 from spikeformer_lt.layers.norm import BatchNorm
 
-__all__ = ["FoldedConv", "Product", "affine", "can_fold", "fold_linear"]
+__all__ = ["FoldedConv", "affine", "binary_linear", "can_fold", "fold_linear"]
 
 
 def can_fold(norm: nn.Module) -> bool:
@@ -39,60 +40,13 @@ def fold_linear(linear: nn.Linear, norm: Any) -> tuple[Tensor, Tensor]:
     return weight.to(linear.weight.dtype), shift.to(linear.weight.dtype)
 
 
-class Product(nn.Module):
-    """``x @ weight.T + bias``, of float32 on a CPU by oneDNN, of anything else as torch does it.
-
-    torch asks MKL, which on processors of another maker than its own was measured at half of
-    oneDNN's speed (384 to 1536 columns, 176 to 5632 rows, two AVX-512 cores: 1.4 to 3.3x). The
-    weight is kept in oneDNN's own order as well, that for the last number of rows, because putting
-    it there anew takes 5 to 50 % of the time of 176 rows (measured); the result is the same.
-
-    Shape: ``[..., in]`` -> ``[..., out]``.
-    """
-
-    weight: Tensor
-    bias: Tensor
-
-    def __init__(self, weight: Tensor, bias: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("weight", weight)
-        self.register_buffer("bias", bias)
-        self._ordered: dict[int | None, tuple[Any, Tensor]] = {}
-
-    def forward(self, x: Tensor, outputs: int | None = None) -> Tensor:
-        """All outputs, or the first ones."""
-        weight, bias = self.weight, self.bias
-        if outputs is not None:
-            weight, bias = weight[:outputs], bias[:outputs]
-        if x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and _has_onednn():
-            rows = x.numel() // x.shape[-1]
-            if rows:
-                ordered = self._in_order(weight, outputs, rows)
-                out: Tensor = torch.ops.mkldnn._linear_pointwise(
-                    x.contiguous(), ordered, bias, "none", [], ""
-                )
-                return out
-        return F.linear(x, weight, bias)
-
-    def _in_order(self, weight: Tensor, outputs: int | None, rows: int) -> Tensor:
-        version = 0 if weight.is_inference() else weight._version
-        key = (rows, weight.data_ptr(), version)
-        known = self._ordered.get(outputs)
-        if known is None or known[0] != key:
-            made = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows)
-            known = self._ordered[outputs] = key, made
-        return known[1]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_ordered": {}}  # oneDNN's own memory cannot be copied
-
-
-def _has_onednn() -> bool:
-    return not _in_graph() and torch.backends.mkldnn.is_available()
-
-
-def _in_graph() -> bool:
-    return torch.jit.is_tracing() or torch.compiler.is_compiling()
+def binary_linear(linear: nn.Linear, norm: Any) -> tuple[Tensor, Tensor] | None:
+    """Signs and gain, its BatchNorm's scale included, of a binary float32 map; None of others."""
+    plain = linear.weight.detach()
+    gains = binary_gains(plain, plain != 0) if plain.dtype == torch.float32 else None
+    if gains is None:
+        return None
+    return plain.sign().to(torch.int8), (gains.double() * affine(norm)[0]).float()
 
 
 class FoldedConv(nn.Module):
@@ -180,14 +134,5 @@ def bytes_are_faster(maps: Tensor) -> bool:
     faster than float32 from 48 input channels on; without VNNI nothing is gained.
     """
     return (
-        maps.device.type == "cpu"
-        and maps.shape[1] >= 16
-        and not _in_graph()
-        and _has_byte_products()
+        maps.device.type == "cpu" and maps.shape[1] >= 16 and not in_graph() and has_byte_products()
     )
-
-
-def _has_byte_products() -> bool:
-    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    vnni = known.get("avx512_vnni") or getattr(torch.cpu, "_is_vnni_supported", bool)()
-    return bool(vnni) and hasattr(torch.ops.onednn, "qconv2d_pointwise")

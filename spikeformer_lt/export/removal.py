@@ -21,7 +21,8 @@ from spikeformer_lt.export.compact_units import (
     CompactHiddenLayer,
     CompactLinearUnit,
 )
-from spikeformer_lt.export.folding import FoldedConv, Product
+from spikeformer_lt.export.folding import FoldedConv
+from spikeformer_lt.export.product import Product
 from spikeformer_lt.layers.mlp import SpikingMLP
 from spikeformer_lt.layers.neuron import LIF
 
@@ -146,12 +147,11 @@ def _select(layer: Any, keep: Tensor, dim: int) -> None:
         every[dim] = keep
         layer.select(*every)
         return
-    weight = layer.weight[keep] if dim == 0 else layer.weight[:, keep].contiguous()
     if isinstance(layer, Product):
-        layer.weight = weight
-        layer.bias = layer.bias[keep] if dim == 0 else layer.bias
+        layer.select(keep, dim)
         return
     assert isinstance(layer, nn.Linear)
     assert dim == 1
+    weight = layer.weight[:, keep].contiguous()
     layer.weight = nn.Parameter(weight, requires_grad=False)
     layer.in_features = weight.shape[1]

@@ -7,7 +7,11 @@ import torch
 
 from spikeformer_lt.errors import ExportError
 from spikeformer_lt.export.compact import compact
-from spikeformer_lt.export.compact_units import CompactAttention, CompactConvUnit
+from spikeformer_lt.export.compact_units import (
+    CompactAttention,
+    CompactConvUnit,
+    CompactLinearUnit,
+)
 from spikeformer_lt.export.verify import spike_mismatch
 from spikeformer_lt.layers.neuron import LIF
 from spikeformer_lt.layers.norm import BatchNorm
@@ -128,3 +132,39 @@ def test_a_stateless_stem_is_computed_once(net, images) -> None:
         unit.register_forward_hook(lambda m, a, out: steps.append(out[0].shape[0]))
     fast(images(model))
     assert steps == [1] * 5
+
+
+@pytest.mark.parametrize(
+    ("activation", "readers"),
+    [
+        ("lif", {"attn.qkv", "attn.out", "mlp.fc1", "mlp.fc2"}),
+        ("sign", {"attn.out", "mlp.fc2"}),  # tokens of -1 are no bytes
+        ("relu", {"attn.out", "mlp.fc2"}),
+    ],
+)
+def test_a_binary_encoder_runs_on_bytes_where_its_inputs_are(
+    activation: str, readers: set[str], net, images
+) -> None:
+    """As tickets of edge-popup and biprop are; wide enough for the byte path to be taken."""
+    sizes = {"embed_dim": 128, "num_heads": 4, "mlp_ratio": 1.0, "depth": 2}
+    model, _, _ = net(activation=activation, patches=0.0, **sizes)
+    with torch.no_grad():
+        for part in model.blocks.modules():
+            if isinstance(part, LinearUnit):
+                part.linear.weight.copy_(part.linear.weight.sign() * 0.05)
+    fast, x = compact(model), images(model)
+    units = {n: m for n, m in fast.net.named_modules() if isinstance(m, CompactLinearUnit)}
+    found = {name for name, unit in units.items() if unit.product.as_bytes}
+    assert found == {f"blocks.{i}.{name}" for i in range(2) for name in readers}
+    seen: list[torch.Tensor] = []
+    for name in found:
+        units[name].product.register_forward_pre_hook(lambda m, args: seen.append(args[0].clone()))
+    fast(x)
+    assert len(seen) == len(found)
+    assert all(bool(((s == s.round()) & (s >= 0) & (s <= 255)).all()) for s in seen)
+    assert max(float(s.max()) for s in seen) > 1 or activation != "lif"
+    assert max(spike_mismatch(model, x).values()) <= 2e-3
+    model.double()
+    with torch.no_grad():
+        wanted = model(x.double())
+    torch.testing.assert_close(compact(model)(x.double()), wanted, rtol=0, atol=1e-9)

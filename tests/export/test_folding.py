@@ -9,7 +9,13 @@ import torch
 from torch import nn
 
 from spikeformer_lt.export import folding
-from spikeformer_lt.export.folding import FoldedConv, Product, affine, can_fold, fold_linear
+from spikeformer_lt.export.folding import (
+    FoldedConv,
+    affine,
+    binary_linear,
+    can_fold,
+    fold_linear,
+)
 from spikeformer_lt.layers.norm import BatchNorm
 
 
@@ -91,34 +97,12 @@ def test_bytes_are_for_binary_weights_and_float32_alone(norm: BatchNorm) -> None
     assert not FoldedConv(real.double(), norm.double(), spikes_in=True).as_bytes
 
 
-@pytest.mark.parametrize("shape", [(5, 7), (2, 3, 4, 7), (1, 7), (0, 7)])
-def test_the_product_is_a_linear_map(shape: tuple[int, ...]) -> None:
-    weight, bias = torch.randn(11, 7), torch.randn(11)
-    for kind in (torch.float32, torch.float64):
-        product = Product(weight.to(kind), bias.to(kind))
-        for x in (torch.randn(shape), torch.randn(*shape[:-1], 14)[..., ::2]):
-            wanted = nn.functional.linear(x.double(), weight.double(), bias.double())
-            for outputs in (None, 4):
-                found = product(x.to(kind), outputs)
-                assert found.dtype == kind and found.shape == (*shape[:-1], outputs or 11)
-                close = {"rtol": 1e-5, "atol": 1e-5}
-                torch.testing.assert_close(found.double(), wanted[..., :outputs], **close)
-
-
-def test_the_ordered_weight_follows_rows_changes_and_copies() -> None:
-    product = Product(torch.randn(64, 48), torch.randn(64))
-
-    def right(it: Product, rows: int) -> bool:
-        x = torch.randn(rows, 48)
-        return torch.allclose(it(x), nn.functional.linear(x, it.weight, it.bias), atol=1e-4)
-
-    assert all(right(product, rows) for rows in (1, 40, 40, 300, 40))
-    product.weight.mul_(-2)
-    assert right(product, 40), "a weight changed in place"
-    product.weight = product.weight[:, :].flip(0).contiguous()
-    assert right(product, 40), "another weight"
-    again = copy.deepcopy(product)
-    again.weight.zero_()
-    assert right(again, 40) and right(product, 40)
-    with torch.inference_mode():
-        assert right(Product(torch.randn(64, 48), torch.randn(64)), 40)
+def test_rows_of_bytes_are_for_binary_weights_of_float32_alone(norm: BatchNorm) -> None:
+    linear = nn.Linear(9, 24)
+    assert binary_linear(linear, norm) is None
+    linear.weight.data = linear.weight.data.sign() * 0.3
+    found = binary_linear(linear, norm)
+    assert found is not None and found[0].dtype == torch.int8
+    weight, _ = fold_linear(linear, norm)
+    torch.testing.assert_close(found[0] * found[1][:, None], weight, rtol=1e-6, atol=1e-7)
+    assert binary_linear(linear.double(), norm) is None

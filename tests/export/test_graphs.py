@@ -26,11 +26,16 @@ CHOICES: list[dict[str, object] | str] = [
     "vgg",
     "resnet of events",
 ]
-ONNX_CHOICES: list[tuple[dict[str, object] | str, int]] = [
-    ({"score": "tp"}, 4),
-    ({"in_channels": 2, "patches": 0.0}, 4),
-    ("vgg of events", 1),
-    ("resnet", 6),
+FLOATS, INTEGERS = "a.onnx", "a.int8.onnx"
+ONNX_CHOICES = [
+    ({"score": "tp"}, 4, FLOATS),
+    ({"score": "tp"}, 4, INTEGERS),
+    pytest.param({"in_channels": 2, "patches": 0.0}, 4, FLOATS, marks=pytest.mark.slow),
+    pytest.param({"in_channels": 2, "patches": 0.0}, 4, INTEGERS, marks=pytest.mark.slow),
+    ("vgg of events", 1, FLOATS),
+    pytest.param("vgg of events", 1, INTEGERS, marks=pytest.mark.slow),
+    pytest.param("resnet", 6, FLOATS, marks=pytest.mark.slow),
+    ("resnet", 6, INTEGERS),
 ]
 
 
@@ -63,8 +68,7 @@ def test_an_exported_program_is_exact_in_float64(choice, made, images, tmp_path:
 
 
 @needs_onnx
-@pytest.mark.parametrize(("choice", "integer_layers"), ONNX_CHOICES, ids=str)
-@pytest.mark.parametrize("name", ["a.onnx", "a.int8.onnx"])
+@pytest.mark.parametrize(("choice", "integer_layers", "name"), ONNX_CHOICES, ids=str)
 def test_onnxruntime_agrees_for_any_batch(
     name: str, choice, integer_layers: int, made, images, tmp_path: Path
 ) -> None:
@@ -78,7 +82,7 @@ def test_onnxruntime_agrees_for_any_batch(
                 conv.weight.copy_(conv.weight.sign() * 0.2)
     fast = compact(model)
     said = write(fast, tmp_path / name)
-    integers = name == "a.int8.onnx"
+    integers = name == INTEGERS
     assert ("integers" in said) == integers and "dynamic batch" in said
     proto = onnx.load(tmp_path / name)
     kinds = [node.op_type for node in proto.graph.node]

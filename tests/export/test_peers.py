@@ -69,6 +69,7 @@ def test_a_difference_stops_the_benchmark(
         peers.compare_training(options("tiny", False))
 
 
+@pytest.mark.slow
 def test_one_command_prints_the_table_of_ratios(
     peers: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

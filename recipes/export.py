@@ -29,8 +29,8 @@ class Export:
     precision: str = "fp32"
     """Of the values that are neither mask nor sign nor gain: fp32, fp16 or bf16."""
     graphs: str = ""
-    """Graphs to write beside the folder, as OUT.pt2, OUT.onnx, OUT.int8.onnx (binary convolutions in
-    integers) or OUT.nir: names with commas."""
+    """Graphs to write beside the folder, as OUT.pt2, OUT.onnx, OUT.int8.onnx (binary convolutions
+    in integers) or OUT.nir: names with commas."""
     overwrite: bool = False
     """Replace the export that is there."""
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spikeformer_lt.layers import kernels
 from spikeformer_lt.layers.kernels.choice import is_plain
 from spikeformer_lt.layers.norm import hooked
 
@@ -66,8 +67,12 @@ class _Product(torch.autograd.Function):
             gw = grad.t() @ x if for_weight else None
         else:
             grad = grad.contiguous()
-            gx = _multiply(grad, weight.t()) if for_x else None
-            gw = _multiply(grad.t(), x.t()) if for_weight else None
+            found = kernels.linear_back(x, weight, grad, (for_x, for_weight))
+            if found is None:
+                gx = _multiply(grad, weight.t()) if for_x else None
+                gw = _multiply(grad.t(), x.t()) if for_weight else None
+            else:
+                gx, gw = found
         return gx, gw, grad.sum(0) if for_bias else None
 
 

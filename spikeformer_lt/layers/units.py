@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from spikeformer_lt.layers import kernels
+from spikeformer_lt.layers.convolutions import conv_rows
 from spikeformer_lt.layers.neuron import make_activation
 from spikeformer_lt.layers.norm import BatchNorm, fused_norm_act, hooked, norm_act
 from spikeformer_lt.layers.products import linear_rows
@@ -12,6 +13,10 @@ from spikeformer_lt.layers.products import linear_rows
 
 def map_rows(rows: Tensor, layer: nn.Module) -> Tensor:
     """Apply a ``[N, C, H, W]`` layer to channels-last rows ``[T, B, H, W, C]``, without a copy."""
+    if isinstance(layer, nn.Conv2d):
+        fast = conv_rows(rows, layer)
+        if fast is not None:
+            return fast
     time, batch = rows.shape[:2]
     maps = layer(rows.flatten(0, 1).permute(0, 3, 1, 2))
     return maps.permute(0, 2, 3, 1).unflatten(0, (time, batch))  # type: ignore[no-any-return]

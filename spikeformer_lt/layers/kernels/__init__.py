@@ -1,7 +1,11 @@
-"""CPU kernels of the LIF neuron, alone and after BatchNorm; torch wherever they do not apply."""
+"""CPU kernels: the LIF alone and after BatchNorm, pools, convolutions, gradients of linear maps.
+
+Torch does it wherever they do not apply.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import ModuleType
 
 from torch import Tensor
@@ -10,7 +14,7 @@ from spikeformer_lt.layers.kernels import choice
 from spikeformer_lt.layers.kernels.choice import KernelError
 from spikeformer_lt.layers.kernels.reference import LIFParams, lif_loop, spike
 
-__all__ = ["LIFParams", "lif", "norm_lif", "pool"]
+__all__ = ["LIFParams", "conv", "lif", "linear_back", "norm_lif", "pool"]
 
 
 def _functions() -> ModuleType:
@@ -27,6 +31,71 @@ def _pooling() -> ModuleType:
     except Exception as error:
         raise KernelError("numba cannot be loaded") from error
     return pooling
+
+
+def _winograd() -> ModuleType:
+    try:
+        from spikeformer_lt.layers.kernels import winograd
+    except Exception as error:
+        raise KernelError("numba cannot be loaded") from error
+    return winograd
+
+
+def _dense() -> ModuleType:
+    try:
+        from spikeformer_lt.layers.kernels import dense
+    except Exception as error:
+        raise KernelError("numba cannot be loaded") from error
+    return dense
+
+
+def conv(rows: Tensor, weight: Tensor) -> Tensor | None:
+    """Convolution (3x3, stride 1, padding 1) of maps [T, B, H, W, C]; None where torch shall do it.
+
+    Args:
+        rows: [T, B, H, W, C].
+        weight: [C', C, 3, 3].
+
+    Returns:
+        [T, B, H, W, C'], to the last bits but three or four of a direct convolution.
+    """
+    if not choice.takes_numba(rows, rows.numel()) or not choice.is_plain(weight):
+        return None
+    try:
+        winograd = _winograd()
+        if weight.dtype != rows.dtype or not winograd.fits(rows, weight):
+            return None
+        if not choice.is_forced() and not winograd.pays(rows):
+            return None
+        out: Tensor = winograd.WinogradFunction.apply(rows.contiguous(), weight)
+        return out
+    except KernelError as error:
+        choice.give_up(error)
+        return None
+
+
+def linear_back(
+    x: Tensor, weight: Tensor, grad: Tensor, wanted: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None] | None:
+    """Gradients of x [N, D] and weight [D', D] of ``x @ weight.T``; None where torch shall do it.
+
+    Args:
+        x: the input.
+        weight: the weight.
+        grad: gradient of the output, [N, D'].
+        wanted: whether the gradient of x, and that of the weight, is asked for.
+    """
+    if not choice.takes_numba(grad, grad.numel()):
+        return None
+    try:
+        dense = _dense()
+        if not dense.fits(x, weight):
+            return None
+        gx = dense.inputs_back(grad, weight) if wanted[0] else None
+        return gx, dense.weights_back(grad, x) if wanted[1] else None
+    except KernelError as error:
+        choice.give_up(error)
+        return None
 
 
 def pool(x: Tensor) -> Tensor | None:

@@ -34,6 +34,11 @@ def _mode() -> str:
     return mode
 
 
+def is_forced() -> bool:
+    """Whether the kernels run wherever they can, faster or not."""
+    return _mode() == "numba"
+
+
 def is_plain(x: Tensor) -> bool:
     """Whether `x` is numbers in memory, and nothing traces, transforms or counts operations."""
     return (

@@ -6,6 +6,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from spikeformer_lt.errors import ConfigError
+from spikeformer_lt.layers import kernels
 from spikeformer_lt.layers.neuron import make_activation
 from spikeformer_lt.layers.together import spikes_together
 from spikeformer_lt.layers.units import LinearUnit
@@ -65,13 +66,17 @@ class SpikingSelfAttention(nn.Module):
     def forward(self, tokens: Tensor, T: int) -> Tensor:
         """Attend between the tokens of each step."""
         units = (self.q, self.k, self.v)
+        scale = self.scale * self.key_gain
         spikes = spikes_together(units, tokens, T)
-        if spikes is None:
-            q, k, v = (self._heads(unit(tokens, T)) for unit in units)
-        else:
-            q, k, v = rearrange(spikes, "t b n u (h d) -> u t b h n d", h=self.num_heads)
-        summed = spiking_attention(q, k, v) * (self.scale * self.key_gain)
-        mixed = self.attn_act(rearrange(summed, "t b h n d -> t b n (h d)"), T)
+        current = None if spikes is None else kernels.attention(spikes, self.num_heads, scale)
+        if current is None:
+            if spikes is None:
+                q, k, v = (self._heads(unit(tokens, T)) for unit in units)
+            else:
+                q, k, v = rearrange(spikes, "t b n u (h d) -> u t b h n d", h=self.num_heads)
+            summed = spiking_attention(q, k, v) * scale
+            current = rearrange(summed, "t b h n d -> t b n (h d)")
+        mixed = self.attn_act(current, T)
         return self.proj(mixed, T)  # type: ignore[no-any-return]
 
     def received(self, tokens: Tensor, T: int) -> Tensor:

@@ -55,8 +55,11 @@ class EffectiveWeight(torch.autograd.Function):
     ) -> Tensor:
         """Return the weight the convolution runs on, exactly 0 where removed."""
         ctx.save_for_backward(weight, scores, window)
-        kept = gains(weight, mask, per_filter) * signs(weight) if binary else weight
-        return torch.where(mask, kept, 0.0)  # +0 even where the weight is negative or NaN
+        if not binary:
+            return torch.where(mask, weight, 0.0)  # +0 even where the weight is negative or NaN
+        positive = weight >= 0
+        kept = (mask & positive).view(torch.int8) - (mask & ~positive).view(torch.int8)
+        return kept.to(weight.dtype).mul_(gains(weight, mask, per_filter))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

@@ -25,6 +25,10 @@ def conv_rows(rows: Tensor, conv: nn.Conv2d) -> Tensor | None:
         return None
     if torch.compiler.is_compiling() or torch.is_autocast_enabled(rows.device.type):
         return None
+    if not kernels.takes_conv(rows, conv.weight):
+        return None
     weight = conv.effective_weight() if isinstance(conv, SubnetConv2d) else conv.weight
     out = kernels.conv(rows, weight)
-    return out if out is None or conv.bias is None else out + conv.bias
+    if out is None:  # the kernels failed just now
+        return None
+    return out if conv.bias is None else out + conv.bias

@@ -1,4 +1,5 @@
-"""CPU kernels: the LIF alone and after BatchNorm, pools, convolutions, gradients of linear maps.
+"""CPU kernels: the LIF alone and after BatchNorm, pools, convolutions, attention,
+gradients of linear maps.
 
 Torch does it wherever they do not apply.
 """
@@ -6,6 +7,7 @@ Torch does it wherever they do not apply.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 from types import ModuleType
 
 from torch import Tensor
@@ -14,39 +16,39 @@ from spikeformer_lt.layers.kernels import choice
 from spikeformer_lt.layers.kernels.choice import KernelError
 from spikeformer_lt.layers.kernels.reference import LIFParams, lif_loop, spike
 
-__all__ = ["LIFParams", "conv", "lif", "linear_back", "norm_lif", "pool"]
+__all__ = ["LIFParams", "attention", "conv", "lif", "linear_back", "norm_lif", "pool"]
+__all__ += ["takes_conv"]
 
 
-def _functions() -> ModuleType:
+def _load(name: str) -> ModuleType:
     try:
-        from spikeformer_lt.layers.kernels import functions
+        return import_module(f"spikeformer_lt.layers.kernels.{name}")
     except Exception as error:
         raise KernelError("numba cannot be loaded") from error
-    return functions
 
 
-def _pooling() -> ModuleType:
+def attention(x: Tensor, heads: int, scale: float) -> Tensor | None:
+    """``scale q k^T v`` of spikes side by side; None where torch shall do it.
+
+    Args:
+        x: q, k and v, [T, B, N, 3, D].
+        heads: the D columns of each are so many heads.
+        scale: factor of the sums.
+
+    Returns:
+        [T, B, N, D].
+    """
+    if not choice.takes_numba(x, x.numel()):
+        return None
     try:
-        from spikeformer_lt.layers.kernels import pooling
-    except Exception as error:
-        raise KernelError("numba cannot be loaded") from error
-    return pooling
-
-
-def _winograd() -> ModuleType:
-    try:
-        from spikeformer_lt.layers.kernels import winograd
-    except Exception as error:
-        raise KernelError("numba cannot be loaded") from error
-    return winograd
-
-
-def _dense() -> ModuleType:
-    try:
-        from spikeformer_lt.layers.kernels import dense
-    except Exception as error:
-        raise KernelError("numba cannot be loaded") from error
-    return dense
+        module = _load("attending")
+        if not module.fits(x, heads):
+            return None
+        out: Tensor = module.AttentionFunction.apply(x.contiguous(), heads, scale)
+        return out
+    except KernelError as error:
+        choice.give_up(error)
+        return None
 
 
 def conv(rows: Tensor, weight: Tensor) -> Tensor | None:
@@ -59,19 +61,27 @@ def conv(rows: Tensor, weight: Tensor) -> Tensor | None:
     Returns:
         [T, B, H, W, C'], to the last bits but three or four of a direct convolution.
     """
-    if not choice.takes_numba(rows, rows.numel()) or not choice.is_plain(weight):
+    if not takes_conv(rows, weight):
         return None
     try:
-        winograd = _winograd()
-        if weight.dtype != rows.dtype or not winograd.fits(rows, weight):
-            return None
-        if not choice.is_forced() and not winograd.pays(rows):
-            return None
-        out: Tensor = winograd.WinogradFunction.apply(rows.contiguous(), weight)
+        out: Tensor = _load("winograd").WinogradFunction.apply(rows.contiguous(), weight)
         return out
     except KernelError as error:
         choice.give_up(error)
         return None
+
+
+def takes_conv(rows: Tensor, weight: Tensor) -> bool:
+    """Whether :func:`conv` takes these, which it does where that is faster."""
+    if not choice.takes_numba(rows, rows.numel()) or not choice.is_plain(weight):
+        return False
+    try:
+        winograd = _load("winograd")
+    except KernelError as error:
+        choice.give_up(error)
+        return False
+    fits = weight.dtype == rows.dtype and winograd.fits(rows, weight)
+    return bool(fits and (choice.is_forced() or winograd.pays(rows)))
 
 
 def linear_back(
@@ -88,7 +98,7 @@ def linear_back(
     if not choice.takes_numba(grad, grad.numel()):
         return None
     try:
-        dense = _dense()
+        dense = _load("dense")
         if not dense.fits(x, weight):
             return None
         gx = dense.inputs_back(grad, weight) if wanted[0] else None
@@ -103,7 +113,7 @@ def pool(x: Tensor) -> Tensor | None:
     if not choice.takes_numba(x, x.numel()):
         return None
     try:
-        out: Tensor = _pooling().PoolFunction.apply(x.contiguous())
+        out: Tensor = _load("pooling").PoolFunction.apply(x.contiguous())
         return out
     except KernelError as error:
         choice.give_up(error)
@@ -125,7 +135,7 @@ def lif(x: Tensor, v: Tensor | None, T: int, params: LIFParams) -> tuple[Tensor,
     if choice.takes_numba(x, x.numel() // x.shape[0] * T):
         start = None if v is None else v.contiguous()
         try:
-            spikes, last = _functions().LIFFunction.apply(x.contiguous(), start, T, params)
+            spikes, last = _load("functions").LIFFunction.apply(x.contiguous(), start, T, params)
             return spikes, last
         except KernelError as error:
             choice.give_up(error)
@@ -168,11 +178,11 @@ def norm_lif(
     if any(o.dtype != x.dtype or not choice.is_plain(o) for o in others):
         return None
     try:
-        functions = _functions()
+        functions = _load("functions")
         x = x.contiguous()
         mean, var = functions.moments(x) if known is None else known
         start = None if v is None else v.contiguous()
-        operation = _pooling().NormPoolLIFFunction if pooled else functions.NormLIFFunction
+        operation = _load("pooling").NormPoolLIFFunction if pooled else functions.NormLIFFunction
         spikes, last = operation.apply(
             x, weight, bias, mean, var, known is None, eps, start, T, params
         )

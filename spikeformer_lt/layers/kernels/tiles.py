@@ -5,7 +5,7 @@ registers for them: 32 of 64 bytes, else 16 of 32.
 """
 
 # numba infers the types:
-# ruff: noqa: ANN001, ANN201, ANN202, D103
+# ruff: noqa: ANN001, ANN201, ANN202
 # mypy: allow-untyped-defs, allow-untyped-decorators
 
 from __future__ import annotations

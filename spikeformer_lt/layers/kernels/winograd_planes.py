@@ -68,7 +68,7 @@ def _place(t, height, width):
 
 @inner()
 def _column(x, i, step, j, width, r0, r1, r2, r3, r4, r5):
-    ok = (0 <= j) & (j < width)
+    ok = (j >= 0) & (j < width)
     return _data(
         load_if(x, i, ok & r0),
         load_if(x, i + step, ok & r1),

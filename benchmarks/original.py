@@ -2,13 +2,20 @@
 
 What the published code does, written anew: images are repeated T times and every copy is convolved;
 maps are [N, C, H, W] with BatchNorm on its own; LIF neurons run step by step under autograd; q k^T
-is formed before v; tokens are transposed around every BatchNorm.
+is formed before v; tokens are transposed around every BatchNorm. Its neurons are those of
+spikingjelly 0.0.0.0.12; they are used where a folder with it is given
+(`pip install --no-deps --target FOLDER spikingjelly==0.0.0.0.12`), and leaner ones written here
+elsewhere.
 
 Source: Zhou et al., Spikformer, ICLR 2023, arXiv 2209.15425, section 3.
 """
 
 from __future__ import annotations
 
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,6 +39,34 @@ def lif(x: Tensor, neuron: LIF) -> Tensor:
     return torch.stack(spikes)
 
 
+def published_lif(folder: Path) -> Callable[[Tensor, LIF], Tensor]:
+    """The LIF of the spikingjelly in `folder`, which is loaded beside the one that is installed."""
+    if not (folder / "spikingjelly" / "clock_driven" / "neuron.py").is_file():
+        raise SystemExit(f"{folder}: no spikingjelly 0.0.0.0.12 in this folder")
+    mine = {n: m for n, m in sys.modules.items() if n.split(".")[0] == "spikingjelly"}
+    for name in mine:
+        del sys.modules[name]
+    sys.path.insert(0, str(folder))
+    try:
+        neurons: Any = importlib.import_module("spikingjelly.clock_driven.neuron")
+    finally:
+        sys.path.remove(str(folder))
+        for name in [n for n in sys.modules if n.split(".")[0] == "spikingjelly"]:
+            del sys.modules[name]
+        sys.modules.update(mine)
+
+    def run(x: Tensor, neuron: LIF) -> Tensor:
+        p = neuron.params()
+        assert p is not None and p.surrogate == "sigmoid" and p.detach_reset and p.decay_input
+        surrogate = neurons.surrogate.Sigmoid(p.alpha)
+        node = neurons.MultiStepLIFNode(
+            p.tau, True, p.v_threshold, p.v_reset, surrogate, True, "torch"
+        )
+        return node(x)  # type: ignore[no-any-return]
+
+    return run
+
+
 def batch_norm(maps: Tensor, norm: Any) -> Tensor:
     """BatchNorm of ``[N, C, ...]``, moving the running statistics in training."""
     if norm.training:
@@ -45,13 +80,14 @@ class Original(nn.Module):
 
     Args:
         net: the network; its weights are used, its forward is not.
+        run_lif: how neurons run.
 
     Shape: images ``[B, C, H, W]`` or frames ``[B, T, C, H, W]`` -> logits ``[B, T, K]``.
     """
 
-    def __init__(self, net: Any) -> None:
+    def __init__(self, net: Any, run_lif: Callable[[Tensor, LIF], Tensor] = lif) -> None:
         super().__init__()
-        self.net = net
+        self.net, self.run_lif = net, run_lif
         self.spikes: dict[str, Tensor] | None = None  # by the name of the neuron, if asked for
 
     def forward(self, x: Tensor) -> Tensor:
@@ -108,7 +144,7 @@ class Original(nn.Module):
 
     def fire(self, name: str, neuron: LIF, current: Tensor) -> Tensor:
         """Spikes of a layer, kept where they are asked for."""
-        spikes = lif(current, neuron)
+        spikes = self.run_lif(current, neuron)
         if self.spikes is not None:
             self.spikes[name] = spikes.detach()
         return spikes

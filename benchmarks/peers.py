@@ -165,9 +165,10 @@ def variant(name: str, args: argparse.Namespace) -> tuple[Any, Callable[[Any, Te
     """A network and how to run it to logits ``[B, T, K]``."""
     if name == ORIGINAL:
         sys.path.append(str(Path(__file__).parent))
-        from original import Original
+        from original import Original, published_lif
 
-        return Original(ours(args)), lambda net, x: net(x)
+        own = [published_lif(args.old_spikingjelly)] if args.old_spikingjelly else []
+        return Original(ours(args), *own), lambda net, x: net(x)
     if name != PEER:
         activation = name.split()[-1]
         model = ours(args) if name == DENSE else ours(args, activation, sparse=True)
@@ -372,6 +373,9 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument(
         "--published-stem", action="store_true", help="against the original formulation"
+    )
+    parser.add_argument(
+        "--old-spikingjelly", type=Path, help="folder of 0.0.0.0.12, for the original's neurons"
     )
     parser.add_argument("--compact-dense", action="store_true", help="run ours dense compact too")
     parser.add_argument("--no-memory", action="store_true", help="leave out the peak memory")

@@ -155,9 +155,9 @@ class Spikformer(nn.Module):
         """ConvPEP and patch selection: ``[T|1, B, C, H, W]`` -> kept tokens ``[T|1, B, N', D]``."""
         patch, total = self.patch, self.num_tokens
         removed = patch.sparsity if patch is not None and patch.rescale else 0.0
-        for module in self.blocks.modules():
-            if isinstance(module, SpikingSelfAttention):
-                module.key_gain = total / kept_count(total, removed)
+        for block in self.blocks:
+            if isinstance(getattr(block, "attn", None), SpikingSelfAttention):
+                block.attn.key_gain = total / kept_count(total, removed)
         if patch is None:
             return self.conv_pep(images, self.T)[0]
         tokens, current = self.conv_pep(images, self.T, patch.score.needs_current)

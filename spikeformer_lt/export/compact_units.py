@@ -6,9 +6,10 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from spikeformer_lt.export.firing import fire
+from spikeformer_lt.export.firing import fire, fire_linear
 from spikeformer_lt.export.folding import FoldedConv, binary_linear, fold_linear
 from spikeformer_lt.export.product import Product
+from spikeformer_lt.layers import kernels
 from spikeformer_lt.layers.attention import SpikingSelfAttention, spiking_attention
 from spikeformer_lt.layers.cnn_units import ConvLayer, HiddenLayer
 from spikeformer_lt.layers.units import ConvUnit, LinearUnit, map_rows
@@ -63,7 +64,8 @@ class CompactLinearUnit(nn.Module):
 
     def forward(self, tokens: Tensor, T: int, rows: int | None = None) -> Tensor:
         """Spikes ``[T, B, N, rows]`` of ``[T|1, B, N, D]``; all rows by default."""
-        return fire(self.act, self.product(tokens, rows), T)
+        spikes = fire_linear(self.act, self.product, tokens, T) if rows is None else None
+        return fire(self.act, self.product(tokens, rows), T) if spikes is None else spikes
 
 
 class CompactAttention(SpikingSelfAttention):
@@ -78,10 +80,13 @@ class CompactAttention(SpikingSelfAttention):
 
     def forward(self, tokens: Tensor, T: int) -> Tensor:
         """Attend between the tokens of each step."""
-        q, k, v = (self._heads(part) for part in self.qkv(tokens, T).chunk(3, -1))
-        summed = spiking_attention(q, k, v) * (self.scale * self.key_gain)
-        mixed = fire(self.attn_act, rearrange(summed, "t b h n d -> t b n (h d)"), T)
-        return self.out(mixed, T)  # type: ignore[no-any-return]
+        scale, spikes = self.scale * self.key_gain, self.qkv(tokens, T)
+        current = kernels.attention(spikes.unflatten(-1, (3, -1)), self.num_heads, scale)
+        if current is None:
+            q, k, v = (self._heads(part) for part in spikes.chunk(3, -1))
+            summed = spiking_attention(q, k, v) * scale
+            current = rearrange(summed, "t b h n d -> t b n (h d)")
+        return self.out(fire(self.attn_act, current, T), T)  # type: ignore[no-any-return]
 
     def received(self, tokens: Tensor, T: int) -> Tensor:
         """Attention that each token receives, ``[B, N]``; v is not computed."""
@@ -115,4 +120,5 @@ class CompactHiddenLayer(nn.Module):
 
     def forward(self, values: Tensor, T: int) -> Tensor:
         """Spikes of the hidden neurons."""
-        return fire(self.act, self.product(values), T)
+        spikes = fire_linear(self.act, self.product, values, T)
+        return fire(self.act, self.product(values), T) if spikes is None else spikes

@@ -1,4 +1,4 @@
-"""LIF neurons whose input nobody else reads: spikes take the place of the currents in memory."""
+"""LIF neurons whose input nobody else reads: their currents are overwritten, or never stored."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spikeformer_lt.export.product import Product
 from spikeformer_lt.layers.kernels import choice
 from spikeformer_lt.layers.kernels.choice import KernelError
+from spikeformer_lt.layers.kernels.reference import LIFParams
 from spikeformer_lt.layers.neuron import LIF
 from spikeformer_lt.layers.norm import hooked
 
-__all__ = ["fire"]
+__all__ = ["fire", "fire_linear"]
 
 
 def fire(act: Any, current: Tensor, T: int) -> Tensor:
@@ -26,9 +28,7 @@ def fire(act: Any, current: Tensor, T: int) -> Tensor:
         current: ``[T|1, ...]``; of no use afterwards.
         T: number of time steps.
     """
-    if type(act) is not LIF or act.store_v_seq or act._forward_hooks or hooked(act):
-        return act(current, T)  # type: ignore[no-any-return]
-    params = act.params()
+    params = _plain(act)
     own = current.shape[0] == T and current.is_contiguous() and not torch.is_grad_enabled()
     if params is None or not own or not choice.takes_numba(current, current.numel()):
         return act(current, T)  # type: ignore[no-any-return]
@@ -42,3 +42,40 @@ def fire(act: Any, current: Tensor, T: int) -> Tensor:
         return act(current, T)  # type: ignore[no-any-return]
     act.keep(last)
     return spikes
+
+
+def fire_linear(act: Any, product: Product, x: Tensor, T: int) -> Tensor | None:
+    """``act(product(x), T)`` in one pass over the rows; None where that does not apply.
+
+    Args:
+        act: the activation.
+        product: the linear map.
+        x: ``[T|1, ..., in]``.
+        T: number of time steps.
+    """
+    params = _plain(act)
+    if params is None or torch.is_grad_enabled() or x.shape[0] not in (1, T):
+        return None
+    if product.takes_bytes(x):  # which is faster still
+        return None
+    if not choice.takes_numba(x, x.numel() // x.shape[0] * T) or product.weight.dtype != x.dtype:
+        return None
+    try:
+        from spikeformer_lt.layers.kernels.fused import linear_lif
+
+        panels = product.panels()
+        if panels is None:
+            return None
+        v = act.start(product.bias.expand(1, *x.shape[1:-1], -1))
+        spikes, last = linear_lif(x.contiguous(), panels, product.bias, v, T, params)
+    except (ImportError, KernelError):  # which the activation will report
+        return None
+    act.keep(last)
+    return spikes
+
+
+def _plain(act: Any) -> LIFParams | None:
+    """Constants of a LIF that nothing watches; None for every other activation."""
+    if type(act) is not LIF or act.store_v_seq or act._forward_hooks or hooked(act):
+        return None
+    return act.params()

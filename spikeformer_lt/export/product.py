@@ -46,11 +46,12 @@ class Product(nn.Module):
             self.register_buffer("signs", binary[0])
             self.register_buffer("gain", binary[1])
         self._ordered: dict[Any, tuple[Any, Tensor]] = {}
+        self._panels: tuple[Any, Tensor | None] | None = None
 
     def forward(self, x: Tensor, outputs: int | None = None) -> Tensor:
         """All outputs, or the first ones."""
         weight, bias = self.weight, self.bias
-        if self.as_bytes and x.dtype == torch.float32 and self._bytes_are_faster(x):
+        if self.takes_bytes(x):
             return self._integer(x, len(bias) if outputs is None else outputs)
         if outputs is not None:
             weight, bias = weight[:outputs], bias[:outputs]
@@ -74,11 +75,23 @@ class Product(nn.Module):
             self.bias = self.bias[keep]
             if self.as_bytes:
                 self.gain = self.gain[keep]
-        self._ordered = {}
+        self._ordered, self._panels = {}, None
 
-    def _bytes_are_faster(self, x: Tensor) -> bool:
+    def takes_bytes(self, x: Tensor) -> bool:
+        """Whether this input is multiplied in bytes."""
+        usable = self.as_bytes and x.dtype == torch.float32 and x.device.type == "cpu"
         large = x.shape[-1] >= 128 and x.numel() > 0
-        return large and x.device.type == "cpu" and not in_graph() and has_byte_products()
+        return usable and large and not in_graph() and has_byte_products()
+
+    def panels(self) -> Tensor | None:
+        """The weight in the order of the kernel that fires as well; None if it has none."""
+        weight = self.weight
+        key = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
+        if self._panels is None or self._panels[0] != key:
+            from spikeformer_lt.layers.kernels.fused import as_panels
+
+            self._panels = key, as_panels(weight)
+        return self._panels[1]
 
     def _integer(self, x: Tensor, outputs: int) -> Tensor:
         known = self._ordered.get(("bytes", outputs))
@@ -106,7 +119,8 @@ class Product(nn.Module):
         return known[1]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_ordered": {}}  # oneDNN's own memory cannot be copied
+        # oneDNN's own memory cannot be copied, and what is made of the weight need not be
+        return {**self.__dict__, "_ordered": {}, "_panels": None}
 
 
 def _has_onednn() -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from functools import cache, lru_cache
 from typing import Any
 
 import numba
@@ -40,7 +41,7 @@ if hasattr(os, "register_at_fork"):  # OpenMP ends a forked process that asks it
 
 def flat(x: Tensor) -> Array:
     """The memory of a contiguous tensor."""
-    array: Array = x.detach().reshape(-1).numpy()
+    array: Array = (x.detach() if x.requires_grad else x).view(-1).numpy()
     return array
 
 
@@ -62,7 +63,11 @@ def cut(n: int, work: int, width: int) -> Array:
     """Bounds of the parts, one a thread, of `n` elements that cost `work` updates together."""
     blocks = -(-n // width)
     threads = 1 if _forked else min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
-    parts = max(1, min(threads, work // _PER_THREAD, blocks))
+    return _bounds(n, blocks, width, max(1, min(threads, work // _PER_THREAD, blocks)))
+
+
+@lru_cache(maxsize=1024)
+def _bounds(n: int, blocks: int, width: int, parts: int) -> Array:
     bounds: Array = np.minimum(np.arange(parts + 1) * blocks // parts * width, n)
     return bounds
 
@@ -73,8 +78,11 @@ def run(alone: Any, parallel: Any, cuts: Array, args: tuple[Any, ...], *sums: Ar
         if cuts.size == 2:
             alone(*args, *(rows[0] for rows in sums), cuts[0], cuts[1])
             return
-        before = numba.get_num_threads()
-        numba.set_num_threads(cuts.size - 1)
+        before, wanted = numba.get_num_threads(), cuts.size - 1
+        if before == wanted:
+            parallel(*args, *sums, cuts)
+            return
+        numba.set_num_threads(wanted)
         try:
             parallel(*args, *sums, cuts)
         finally:
@@ -89,6 +97,16 @@ def _fold(sums: Array, channels: int) -> Array:
     """Sums [parts, 2 width] over the parts and the repeats of a channel: [2, channels]."""
     folded: Array = sums.reshape(sums.shape[0], 2, -1, channels).sum(axis=(0, 2))
     return folded
+
+
+@cache
+def constants(p: LIFParams, dtype: Any) -> Array:
+    """The array that the kernels call k; not to be written."""
+    steepness = p.alpha if p.surrogate == "sigmoid" else p.alpha / 2
+    jump, hard = (-p.v_threshold, 0.0) if p.v_reset is None else (p.v_reset, 1.0)
+    values = [p.tau, p.v_threshold, p.v_rest, jump, hard, 1.0, steepness, np.pi * steepness]
+    values += [1.0 / p.tau if p.decay_input else 1.0, 1.0 - 1.0 / p.tau]
+    return np.array(values, dtype)
 
 
 class Work:
@@ -125,20 +143,11 @@ class Work:
         tiled: Array = np.tile(np.stack(rows).astype(self.data.dtype), repeats).ravel()
         return tiled
 
-    def constants(self) -> Array:
-        """The array that the kernels call k."""
-        p = self.p
-        steepness = p.alpha if p.surrogate == "sigmoid" else p.alpha / 2
-        jump, hard = (-p.v_threshold, 0.0) if p.v_reset is None else (p.v_reset, 1.0)
-        values = [p.tau, p.v_threshold, p.v_rest, jump, hard, 1.0, steepness, np.pi * steepness]
-        values += [1.0 / p.tau if p.decay_input else 1.0, 1.0 - 1.0 / p.tau]
-        return np.array(values, self.data.dtype)
-
     def forward(self, spikes: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Spikes, in the memory given (that of x if it has T steps, too), and the last voltage."""
         spikes = new(self.x, (self.T, *self.x.shape[1:])) if spikes is None else spikes
         v_last = new(self.x, self.x.shape[1:])
-        out = (flat(spikes), flat(v_last), self.n, self.constants())
+        out = (flat(spikes), flat(v_last), self.n, constants(self.p, self.data.dtype))
         args = (*self.head, *out, self.p.decay_input or None, self.width)
         run(lif_kernels.forward, lif_kernels.forward_parallel, self.cuts, args)
         return spikes, v_last
@@ -153,7 +162,13 @@ class Work:
             not p.detach_reset or None,
         )
         sums = np.zeros((self.cuts.size - 1, 0 if self.head[2] is None else 2 * self.width))
-        args = (*self.head, flat(grad.contiguous()), flat(gx), self.n, self.constants())
+        args = (
+            *self.head,
+            flat(grad.contiguous()),
+            flat(gx),
+            self.n,
+            constants(self.p, self.data.dtype),
+        )
         run(
             lif_kernels.backward,
             lif_kernels.backward_parallel,

@@ -7,11 +7,12 @@ python benchmarks/peers.py --size cifar-4-384 --batch 64 --device cuda
 
 All variants run in turn, round after round, so that a busy machine slows them alike; an inference
 that is timed follows one that is not, so that no network pays for the caches of the one before it.
-Figures are medians, ratios are to spikingjelly's dense network, above 1 is better. With --published-stem the
-network has the published stem and biases, and the first of the table is the same network computed
-as in the published code (original.py). A training step is forward, backward and AdamW, for MultiSp
-with the new masks that it takes before each step. MultiSp removes patches and half of the binary
-ConvPEP weights; its tickets are exported, loaded back and run as `load_exported` gives them.
+Figures are medians, ratios are to spikingjelly's dense network, above 1 is better. With
+--published-stem the network has the published stem and biases, and the first of the table is the
+same network computed as in the published code (original.py). A training step is forward, backward
+and AdamW, for MultiSp with the new masks that it takes before each step. MultiSp removes patches
+and half of the binary ConvPEP weights; its tickets are exported, loaded back and run as
+`load_exported` gives them.
 Weights are random, with BatchNorm set so that every layer fires.
 
 Checked in the same run, in float64: our dense network gives the other's logits, loss and gradients
@@ -37,6 +38,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import spikeformer_lt  # before torch: one OpenMP for all
+
+# isort: split
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -392,7 +396,7 @@ def main() -> None:
     print(
         f"{args.size} batch={args.batch} {args.device}, {torch.get_num_threads()} threads, "
         f"torch {torch.__version__}, spikingjelly {version('spikingjelly')}, {platform.machine()}, "
-        f"freed memory: {heap}"
+        f"freed memory: {heap}, OpenMP: {spikeformer_lt.OPENMP}"
     )
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)

@@ -156,8 +156,9 @@ class Spikformer(nn.Module):
         patch, total = self.patch, self.num_tokens
         removed = patch.sparsity if patch is not None and patch.rescale else 0.0
         for block in self.blocks:
-            if isinstance(getattr(block, "attn", None), SpikingSelfAttention):
-                block.attn.key_gain = total / kept_count(total, removed)
+            attn = getattr(block, "attn", None)
+            if isinstance(attn, SpikingSelfAttention):
+                attn.key_gain = total / kept_count(total, removed)
         if patch is None:
             return self.conv_pep(images, self.T)[0]
         tokens, current = self.conv_pep(images, self.T, patch.score.needs_current)

@@ -11,6 +11,8 @@ import importlib.util
 import logging
 from typing import TYPE_CHECKING, Any
 
+from spikeformer_lt.openmp import OPENMP as OPENMP  # before torch is imported
+
 if TYPE_CHECKING:
     from spikeformer_lt.mask import Mask as Mask
     from spikeformer_lt.registry import (

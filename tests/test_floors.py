@@ -20,6 +20,7 @@ ROOT_FILES = {
         "configtree",
         "doctor",
         "errors",
+        "openmp",
         "paths",
         "plugins",
         "registry",

@@ -16,6 +16,7 @@ from spikeformer_lt.config import flat_values, to_dict
 from spikeformer_lt.errors import CheckpointError, ConfigError, DataError
 from spikeformer_lt.images.loader import train_loader
 from spikeformer_lt.layers.recompute import set_recompute
+from spikeformer_lt.openmp import OPENMP
 from spikeformer_lt.registry import create_model
 from spikeformer_lt.rng import seed_for
 from spikeformer_lt.ticket import Ticket
@@ -165,9 +166,10 @@ class Experiment:
         total = train.batch_size * train.accumulate * trainer.world
         log.info(
             "batch %d x %d accumulated x %d processes = %d, lr %g, on %s, %d threads, "
-            "freed memory %s%s",
+            "freed memory %s, OpenMP %s%s",
             train.batch_size, train.accumulate, trainer.world, total, train.optim.lr,
             trainer.accelerator.device, torch.get_num_threads(), trainer.heap,
+            OPENMP,
             ", activations computed again" if train.recompute else "",
         )  # fmt: skip
         size = min(8, train.batch_size)

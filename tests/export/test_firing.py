@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from spikeformer_lt.export.firing import fire
+from spikeformer_lt.export.firing import fire, fire_linear
+from spikeformer_lt.export.product import Product
 from spikeformer_lt.layers.neuron import LIF, Heaviside
 
 CHOICES = [{}, {"v_reset": None}, {"decay_input": False, "tau": 3.0}, {"surrogate": "atan"}]
@@ -49,3 +50,37 @@ def test_without_kernels_torch_fires(monkeypatch: pytest.MonkeyPatch) -> None:
     x = 2 * torch.randn(4, 8192)
     with torch.no_grad():
         assert torch.equal(fire(LIF(), x, 4), LIF()(x, 4))
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=str)
+def test_a_product_and_its_neurons_in_one_pass(choice: dict[str, object]) -> None:
+    torch.manual_seed(0)
+    product = Product(torch.randn(64, 40).double() / 3, torch.randn(64).double())
+    a, b = LIF(**choice), LIF(**choice)
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPIKEFORMER_KERNELS", "numba")
+        for steps in (4, 1, 4):  # the state is carried
+            x = (torch.rand(steps, 2, 9, 40) < 0.3).double()
+            wanted = a(product(x), 4)
+            found = fire_linear(b, product, x, 4)
+            assert found is not None and torch.equal(found, wanted) and 0 < wanted.mean() < 1
+            torch.testing.assert_close(a.v, b.v, rtol=0, atol=1e-12)
+        product.weight.mul_(-1)  # in place
+        assert torch.equal(fire_linear(b, product, x, 4), a(product(x), 4))  # type: ignore[arg-type]
+
+
+def test_one_pass_is_for_plain_neurons_outside_of_gradients() -> None:
+    product, x = Product(torch.randn(64, 160), torch.randn(64)), torch.rand(4, 50, 160)
+    watched = LIF()
+    watched.register_forward_hook(lambda m, a, out: None)
+    with torch.no_grad():
+        assert fire_linear(LIF(), product, x, 4) is not None
+        for act in (watched, Heaviside(), LIF(store_v_seq=True)):
+            assert fire_linear(act, product, x, 4) is None
+        assert fire_linear(LIF(), product, x[:2], 4) is None
+        odd = Product(torch.randn(63, 160), torch.randn(63))
+        assert fire_linear(LIF(), odd, x, 4) is None
+        signs = torch.ones(64, 160, dtype=torch.int8)
+        binary = Product(signs.float(), torch.zeros(64), (signs, torch.ones(64)))
+        assert (fire_linear(LIF(), binary, x.round(), 4) is None) == binary.takes_bytes(x)
+    assert fire_linear(LIF(), product, x, 4) is None

@@ -57,7 +57,7 @@ def binary_map(rows: int = 40, columns: int = 160) -> tuple[Product, Product, to
 def test_byte_products_of_rows_equal_the_sum_in_float64() -> None:
     product, exact, x = binary_map()
     close = {"rtol": 1e-6, "atol": 1e-6}
-    if not product._bytes_are_faster(x):
+    if not product.takes_bytes(x):
         torch.testing.assert_close(product(x).double(), exact(x.double()), rtol=1e-4, atol=1e-3)
         pytest.skip("this processor has no byte dot products: the float path was checked")
     scale = 255.0 * 160

@@ -1,5 +1,4 @@
-"""CPU kernels: the LIF alone and after BatchNorm, pools, convolutions, attention,
-gradients of linear maps.
+"""CPU kernels: LIF, BatchNorm and LIF, pools, convolutions, attention, gradients of linear maps.
 
 Torch does it wherever they do not apply.
 """

@@ -24,7 +24,8 @@ def fits(x: Tensor, heads: int) -> bool:
 def attend(x: Tensor, heads: int, scale: float) -> Tensor:
     """``scale q k^T v`` in torch's operations, of x ``[T, B, N, 3, D]``."""
     q, k, v = x.unflatten(-1, (heads, -1)).permute(3, 0, 1, 4, 2, 5)
-    return (q @ (k.transpose(-2, -1) @ v) * scale).transpose(2, 3).flatten(3)
+    out: Tensor = (q @ (k.transpose(-2, -1) @ v) * scale).transpose(2, 3).flatten(3)
+    return out
 
 
 def _run(alone: Any, parallel: Any, x: Tensor, other: Tensor, out: Tensor, ctx: Any) -> Tensor:

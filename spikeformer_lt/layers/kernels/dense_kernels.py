@@ -1,7 +1,7 @@
 """The numba kernels of the two gradients of a linear map: products that need no transposed copy."""
 
 # numba infers the types:
-# ruff: noqa: ANN001, ANN201, D103
+# ruff: noqa: ANN001, ANN201, ANN202, D103
 # mypy: allow-untyped-defs, allow-untyped-decorators
 
 from __future__ import annotations

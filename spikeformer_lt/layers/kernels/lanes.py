@@ -5,7 +5,7 @@ flat, and indices are not checked.
 """
 
 # numba infers the types:
-# ruff: noqa: ANN001, ANN201
+# ruff: noqa: ANN001, ANN201, ANN202
 # mypy: allow-untyped-defs, allow-untyped-decorators
 
 from __future__ import annotations

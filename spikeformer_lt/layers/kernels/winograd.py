@@ -117,7 +117,8 @@ def _weights_back(rows: Tensor, grad: Tensor, weight: Tensor) -> Tensor:
 def direct(rows: Tensor, weight: Tensor) -> Tensor:
     """The convolution in torch's operations, of ``[T, B, H, W, C]``."""
     maps = F.conv2d(rows.flatten(0, 1).permute(0, 3, 1, 2), weight, padding=1)
-    return maps.permute(0, 2, 3, 1).unflatten(0, rows.shape[:2])
+    out: Tensor = maps.permute(0, 2, 3, 1).unflatten(0, rows.shape[:2])
+    return out
 
 
 class WinogradFunction(torch.autograd.Function):

@@ -1,0 +1,30 @@
+"""Pieces of the fused product and LIF write their own neurons only."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from spikeformer_lt.layers.kernels import LIFParams, fused, fused_kernels, lif
+from spikeformer_lt.layers.kernels.lanes import BYTES
+from spikeformer_lt.layers.kernels.work import constants
+
+LANES = BYTES // 8
+
+
+def test_a_piece_is_a_block_of_rows_and_a_panel() -> None:
+    torch.manual_seed(0)
+    x, weight = torch.rand(4, 7, 10).double(), torch.randn(2 * LANES, 10).double()
+    shift, p = torch.randn(2 * LANES).double(), LIFParams()
+    panels = weight.view(2, LANES, 10).transpose(1, 2).contiguous()
+    spikes, last = np.full((4, 7, 2 * LANES), np.nan), np.full((7, 2 * LANES), np.nan)
+    args = (x.numpy().ravel(), None, panels.numpy().ravel(), shift.numpy(), np.zeros(0))
+    outs = (spikes.reshape(-1), last.reshape(-1), 7, 10, constants(p, spikes.dtype), True)
+    fused_kernels.linear_lif(*args, *outs, 1, LANES, 3, 1, 4)
+    assert np.isnan(spikes[:, :3, :LANES]).all() and np.isnan(spikes[:, 6:]).all()
+    fused_kernels.linear_lif(*args, *outs, 1, LANES, 3, 0, 1)
+    fused_kernels.linear_lif(*args, *outs, 1, LANES, 3, 4, 6)
+    wanted, v = lif(x @ weight.t() + shift, None, 4, p)
+    assert torch.equal(torch.from_numpy(spikes), wanted)
+    torch.testing.assert_close(torch.from_numpy(last), v, rtol=0, atol=1e-13)
+    assert fused.as_panels(weight) is not None

@@ -290,6 +290,7 @@ def measured_apart(name: str, phase: str, folder: Path, argv: list[str]) -> floa
 def check(args: argparse.Namespace, folder: Path) -> None:
     """Print how far the variants are from each other in float64; stop where they are not equal."""
     compare_training(args)
+    compare_float32(args)
     for name in OURS[1:]:
         model = variant(name, args)[0].eval()
         done = export(model, args, folder / name.split()[-1])
@@ -345,6 +346,38 @@ def compare_training(args: argparse.Namespace) -> None:
         )
     if gap > 1e-9 or slope > 1e-9 or differ or (spikes2 and set(spikes) != set(spikes2)):
         raise SystemExit("the dense networks are not the same")
+
+
+def compare_float32(args: argparse.Namespace) -> None:
+    """Print how many spikes of our dense network float32 changes, by the kernels and by torch."""
+    x, found = inputs(args, 2), []
+    before = os.environ.get("SPIKEFORMER_KERNELS")
+    for mode, dtype in (
+        ("torch", torch.float64),
+        ("torch", torch.float32),
+        ("auto", torch.float32),
+    ):
+        os.environ["SPIKEFORMER_KERNELS"] = mode
+        model, run = variant(DENSE, args)
+        model.cpu().to(dtype).train()
+        spikes: dict[str, Tensor] = {}
+        for place, neuron in model.named_modules():
+            if isinstance(neuron, LIF):
+                neuron.register_forward_hook(_Keep(place, spikes))
+        with torch.no_grad():
+            run(model, x.to(dtype))
+        found.append({place: s.bool() for place, s in spikes.items()})
+    os.environ.pop("SPIKEFORMER_KERNELS")
+    if before is not None:
+        os.environ["SPIKEFORMER_KERNELS"] = before
+    exact, *others = found
+    for name, other in zip(("torch", "the kernels"), others, strict=True):
+        stem = [p for p in exact if p.startswith("conv_pep")]
+        shares = {p: float((exact[p] != other[p]).float().mean()) for p in exact}
+        print(
+            f"float32, training, by {name}: {max(shares[p] for p in stem):.1e} of the spikes of a "
+            f"ConvPEP layer differ from float64's at most, {max(shares.values()):.1e} of any layer"
+        )
 
 
 class _Keep:

@@ -15,7 +15,7 @@ from spikeformer_lt.layers.kernels.lanes import BYTES
 from spikeformer_lt.layers.kernels.tiles import panel_vectors
 from spikeformer_lt.layers.kernels.work import Array, cut, flat, new, run
 
-__all__ = ["WinogradFunction", "fits"]
+__all__ = ["WinogradFunction", "convolve", "direct", "fits", "pays", "weights_back"]
 
 _BLOCK = 48  # tiles turned and multiplied together; 24 and 96 are as fast
 _DEPTH = 128  # channels summed at a time: that height of a panel stays in the first cache
@@ -62,8 +62,11 @@ def _planes(weight: Tensor, turned: bool) -> tuple[Array, int]:
     return planes, vectors
 
 
-def _convolve(rows: Tensor, weight: Tensor, turned: bool = False) -> Tensor:
-    """The convolution of rows [T, B, H, W, C]; of the outputs' gradient if `turned`."""
+def convolve(rows: Tensor, weight: Tensor, turned: bool = False) -> Tensor:
+    """The convolution of rows [T, B, H, W, C].
+
+    With `turned`, rows are the gradient of its outputs, and the result is that of its inputs.
+    """
     planes, vectors = _planes(weight, turned)
     summed, made = rows.shape[-1], weight.shape[1 if turned else 0]
     out = new(rows, (*rows.shape[:-1], made))
@@ -100,7 +103,8 @@ def _parts(summed: int, made: int, lanes: int, threads: int) -> tuple[Array, int
     return np.array(bounds), panel_vectors(wide, lanes)
 
 
-def _weights_back(rows: Tensor, grad: Tensor, weight: Tensor) -> Tensor:
+def weights_back(rows: Tensor, grad: Tensor, weight: Tensor) -> Tensor:
+    """Gradient of the weight [C', C, 3, 3] from rows and the gradient of the outputs."""
     made, summed = weight.shape[:2]
     lanes = BYTES // rows.element_size()
     tiles = _tiles(rows)
@@ -131,7 +135,7 @@ class WinogradFunction(torch.autograd.Function):
     def forward(ctx: Any, rows: Tensor, weight: Tensor) -> Tensor:
         """Convolve."""
         ctx.save_for_backward(rows, weight)
-        return _convolve(rows, weight)
+        return convolve(rows, weight)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -140,8 +144,8 @@ class WinogradFunction(torch.autograd.Function):
 
         def kernels() -> tuple[Tensor | None, ...]:
             g = grad.contiguous()
-            gx = _convolve(g, weight, True) if ctx.needs_input_grad[0] else None
-            return gx, _weights_back(rows, g, weight) if ctx.needs_input_grad[1] else None
+            gx = convolve(g, weight, True) if ctx.needs_input_grad[0] else None
+            return gx, weights_back(rows, g, weight) if ctx.needs_input_grad[1] else None
 
         found = once(kernels)
         return again(direct, (rows, weight), grad) if found is None else found

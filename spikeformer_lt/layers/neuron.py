@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from spikingjelly.activation_based import surrogate as sj_surrogate
+from spikingjelly.activation_based.functional import lif_multi_step, neuron_implementation
 from spikingjelly.activation_based.neuron import LIFNode
 from torch import Tensor
 
@@ -26,10 +27,11 @@ from spikeformer_lt.layers.activation import (
     checked_surrogate,
     count_steps,
 )
-from spikeformer_lt.layers.kernels import LIFParams
+from spikeformer_lt.layers.kernels import LIFParams, choice
 from spikeformer_lt.layers.kernels.reference import lif_loop
 
-__all__ = ["LIF", "Activation", "Heaviside", "Relu", "Sign", "make_activation", "make_lif"]
+__all__ = ["LIF", "Activation", "Heaviside", "Relu", "Sign"]
+__all__ += ["lif_path", "make_activation", "make_lif"]
 
 Kind = Literal["lif", "heaviside", "sign", "relu"]
 
@@ -134,11 +136,38 @@ class LIF(LIFNode):  # type: ignore[misc]
         current = x if x.dtype == torch.float64 else x.float()
         params = self.params()
         if params is not None and not self.store_v_seq:
-            spikes, v = kernels.lif(current, v, steps, params)
+            if _takes_theirs(current):
+                spikes, v = self.run_theirs(current, v, steps)
+            else:
+                spikes, v = kernels.lif(current, v, steps, params)
         else:
             spikes, v = self._record(current, v, steps)
         self.keep(v)
         return spikes.to(x.dtype)
+
+    def run_theirs(self, x: Tensor, v: Tensor | None, T: int) -> tuple[Tensor, Tensor]:
+        """The steps by spikingjelly's own function, which on CUDA runs its fused kernels.
+
+        Args:
+            x: [T|1, ...], float32.
+            v: voltage before the first step, or None for rest.
+            T: number of steps.
+
+        Returns:
+            Spikes [T, ...] and the voltage after the last step.
+        """
+        start = x.new_full(x.shape[1:], self.v_reset or 0.0) if v is None else v
+        spikes, last, _ = lif_multi_step(
+            x.expand(T, *x.shape[1:]),
+            start,
+            self.tau,
+            self.decay_input,
+            self.v_threshold,
+            self.v_reset,
+            self.surrogate_function,
+            self.detach_reset,
+        )
+        return spikes, last
 
     def _record(self, x: Tensor, v: Tensor | None, T: int) -> tuple[Tensor, Tensor]:
         """The plain loop: for a surrogate of the user's, and to store the voltages of all steps."""
@@ -149,6 +178,29 @@ class LIF(LIFNode):  # type: ignore[misc]
         if self.store_v_seq:
             self.v_seq = torch.stack(trace).detach()
         return spikes, last
+
+
+def _takes_theirs(x: Tensor) -> bool:
+    """Whether spikingjelly's kernels run this: float32 on a CUDA device, outside of graphs."""
+    return (
+        x.device.type == "cuda"
+        and x.dtype == torch.float32
+        and choice.mode() != "torch"
+        and not torch.jit.is_tracing()
+        and not torch.compiler.is_compiling()
+        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+    )
+
+
+def lif_path(device: torch.device) -> str:
+    """Who runs float32 LIF neurons on this device, for the log."""
+    if choice.mode() == "torch":
+        return "torch (SPIKEFORMER_KERNELS)"
+    if device.type == "cuda":
+        return f"spikingjelly's {neuron_implementation('lif', device)['implementation']}"
+    if device.type == "cpu":
+        return "torch (the numba kernels failed)" if choice.is_broken() else "numba"
+    return "torch"
 
 
 def make_lif(**kw: Any) -> LIF:

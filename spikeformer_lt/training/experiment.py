@@ -15,6 +15,7 @@ from torch import nn
 from spikeformer_lt.config import flat_values, to_dict
 from spikeformer_lt.errors import CheckpointError, ConfigError, DataError
 from spikeformer_lt.images.loader import train_loader
+from spikeformer_lt.layers.neuron import lif_path
 from spikeformer_lt.layers.recompute import set_recompute
 from spikeformer_lt.openmp import OPENMP
 from spikeformer_lt.registry import create_model
@@ -166,9 +167,10 @@ class Experiment:
         total = train.batch_size * train.accumulate * trainer.world
         log.info(
             "batch %d x %d accumulated x %d processes = %d, lr %g, on %s, %d threads, "
-            "freed memory %s, OpenMP %s%s",
+            "LIF by %s, freed memory %s, OpenMP %s%s",
             train.batch_size, train.accumulate, trainer.world, total, train.optim.lr,
-            trainer.accelerator.device, torch.get_num_threads(), trainer.heap,
+            trainer.accelerator.device, torch.get_num_threads(),
+            lif_path(trainer.accelerator.device), trainer.heap,
             OPENMP,
             ", activations computed again" if train.recompute else "",
         )  # fmt: skip

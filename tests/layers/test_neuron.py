@@ -6,6 +6,7 @@ import copy
 import itertools
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 
 from spikeformer_lt.errors import ConfigError, DataError
 from spikeformer_lt.layers.activation import Heaviside, Relu, Sign
-from spikeformer_lt.layers.neuron import LIF, make_activation, make_lif
+from spikeformer_lt.layers.kernels.reference import lif_loop
+from spikeformer_lt.layers.neuron import LIF, lif_path, make_activation, make_lif
 
 SURROGATES = {"sigmoid": surrogate.Sigmoid, "atan": surrogate.ATan}
 OPTIONS = [
@@ -262,3 +264,55 @@ def test_import_is_silent_and_leaves_numba_for_later() -> None:
     code = "import spikeformer_lt.layers.neuron, sys; assert 'numba' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "")
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("carried", [False, True])
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {},
+        {"v_reset": None, "tau": 3.0},
+        {"v_reset": -0.2, "decay_input": False, "v_threshold": 0.7},
+        {"surrogate": "atan", "alpha": 3.0, "detach_reset": False},
+    ],
+    ids=str,
+)
+def test_spikingjellys_own_function_runs_the_same_neuron(
+    choice: dict[str, Any], carried: bool, steps: int
+) -> None:
+    torch.manual_seed(0)
+    neuron = LIF(**choice)
+    params = neuron.params()
+    assert params is not None
+    v = torch.randn(3, 50) if carried else None
+    x = (2 * torch.randn(steps, 3, 50)).requires_grad_()
+    found, last = neuron.run_theirs(x, v, 4)
+    start = x.new_full(x.shape[1:], params.v_rest) if v is None else v
+    wanted, end = lif_loop(x, start, 4, params, neuron.surrogate_function)
+    assert torch.equal(found, wanted) and 0 < wanted.mean() < 1
+    torch.testing.assert_close(last, end)
+    g = torch.randn_like(wanted)
+    torch.testing.assert_close(
+        torch.autograd.grad(found, x, g)[0], torch.autograd.grad(wanted, x, g)[0]
+    )
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
+def test_on_cuda_its_kernels_give_the_spikes_of_the_cpu() -> None:
+    x = 2 * torch.randn(4, 1 << 12)
+    own, theirs = LIF(), LIF()
+    wanted = own(x)
+    assert (theirs(x.cuda()).cpu() != wanted).float().mean() < 1e-3
+    assert "spikingjelly" in lif_path(torch.device("cuda"))
+
+
+def test_the_path_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    assert lif_path(cpu) == "numba"
+    assert lif_path(torch.device("meta")) == "torch"
+    monkeypatch.setattr("spikeformer_lt.layers.kernels.choice._broken", True)
+    assert lif_path(cpu) == "torch (the numba kernels failed)"
+    monkeypatch.setenv("SPIKEFORMER_KERNELS", "torch")
+    assert lif_path(cpu) == "torch (SPIKEFORMER_KERNELS)"

@@ -12,7 +12,6 @@ import os
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from spikeformer_lt.errors import ConfigError
 
@@ -27,16 +26,17 @@ class KernelError(RuntimeError):
     """A kernel could not be compiled, loaded or started; its cause is attached."""
 
 
-def _mode() -> str:
-    mode = os.environ.get(_VARIABLE, "auto")
-    if mode not in ("auto", "torch", "numba"):
-        raise ConfigError(f"{_VARIABLE}={mode!r} is not allowed: auto, torch or numba")
-    return mode
+def mode() -> str:
+    """What SPIKEFORMER_KERNELS asks for: auto, torch or numba."""
+    asked = os.environ.get(_VARIABLE, "auto")
+    if asked not in ("auto", "torch", "numba"):
+        raise ConfigError(f"{_VARIABLE}={asked!r} is not allowed: auto, torch or numba")
+    return asked
 
 
 def is_forced() -> bool:
     """Whether the kernels run wherever they can, faster or not."""
-    return _mode() == "numba"
+    return mode() == "numba"
 
 
 def is_plain(x: Tensor) -> bool:
@@ -55,12 +55,17 @@ def takes_numba(x: Tensor, spikes: int) -> bool:
     """Whether a call on `x` that gives this many spikes goes to the numba kernels."""
     if torch.compiler.is_compiling():
         return False
-    mode = _mode()
-    if mode == "torch" or x.numel() == 0 or not is_plain(x):
+    asked = mode()
+    if asked == "torch" or x.numel() == 0 or not is_plain(x):
         return False
-    if mode == "numba":
+    if asked == "numba":
         return x.dtype in (torch.float32, torch.float64)
     return not _broken and x.dtype == torch.float32 and spikes >= _SMALL
+
+
+def is_broken() -> bool:
+    """Whether a kernel failed in this process, so that torch does everything."""
+    return _broken
 
 
 def give_up(error: KernelError) -> None:
@@ -68,7 +73,7 @@ def give_up(error: KernelError) -> None:
     global _broken
     cause = error.__cause__
     reason = f"{type(cause).__name__}: {cause}"
-    if _mode() == "numba":
+    if mode() == "numba":
         raise ConfigError(
             f"{_VARIABLE}=numba, but its kernels failed ({reason}); use auto or torch"
         ) from error

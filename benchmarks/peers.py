@@ -33,7 +33,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -307,26 +308,20 @@ def compare_training(args: argparse.Namespace) -> None:
     """One forward and backward pass in float64, on the CPU, by the kernels of the float32 path."""
     found = []
     x = inputs(args, 2).double().requires_grad_()
-    mode = os.environ.get("SPIKEFORMER_KERNELS")
-    if mode is None:
-        os.environ["SPIKEFORMER_KERNELS"] = "numba"
     for name in (DENSE, first(args)):
-        model, run = variant(name, args)
-        model.cpu().double().train()
-        spikes: dict[str, Tensor] = {}
-        if name == ORIGINAL:
-            model.spikes = spikes
-        elif name == DENSE:
-            for place, neuron in model.named_modules():
-                if isinstance(neuron, LIF):
-                    neuron.register_forward_hook(_Keep(place, spikes))
-        logits = run(model, x)
-        loss = nn.functional.cross_entropy(logits.mean(1), torch.arange(2))
-        own = [p for p in model.parameters() if p.requires_grad]
-        (gx, *grads) = torch.autograd.grad(loss, [x, *own])
+        with kernels_by(os.environ.get("SPIKEFORMER_KERNELS", "numba")):
+            model, run = variant(name, args)
+            model.cpu().double().train()
+            spikes: dict[str, Tensor] = {}
+            if name == ORIGINAL:
+                model.spikes = spikes
+            elif name == DENSE:
+                watch(model, spikes)
+            logits = run(model, x)
+            loss = nn.functional.cross_entropy(logits.mean(1), torch.arange(2))
+            own = [p for p in model.parameters() if p.requires_grad]
+            (gx, *grads) = torch.autograd.grad(loss, [x, *own])
         found.append((logits.detach(), gx, grads, spikes))
-    if mode is None:
-        del os.environ["SPIKEFORMER_KERNELS"]
     (mine, gx, grads, spikes), (other, gx2, grads2, spikes2) = found
     pairs = [(gx, gx2)] if first(args) == PEER else [(gx, gx2), *zip(grads, grads2, strict=True)]
     scale = max(float(b.abs().max()) for _, b in pairs)
@@ -348,28 +343,38 @@ def compare_training(args: argparse.Namespace) -> None:
         raise SystemExit("the dense networks are not the same")
 
 
+def watch(model: nn.Module, spikes: dict[str, Tensor]) -> None:
+    """Keep what the LIF neurons of a network put out, by their names."""
+    for place, neuron in model.named_modules():
+        if isinstance(neuron, LIF):
+            neuron.register_forward_hook(_Keep(place, spikes))
+
+
+@contextmanager
+def kernels_by(mode: str) -> Iterator[None]:
+    """Run with SPIKEFORMER_KERNELS at `mode`, and leave it as it was."""
+    before = os.environ.get("SPIKEFORMER_KERNELS")
+    os.environ["SPIKEFORMER_KERNELS"] = mode
+    try:
+        yield
+    finally:
+        os.environ.pop("SPIKEFORMER_KERNELS")
+        if before is not None:
+            os.environ["SPIKEFORMER_KERNELS"] = before
+
+
 def compare_float32(args: argparse.Namespace) -> None:
     """Print how many spikes of our dense network float32 changes, by the kernels and by torch."""
     x, found = inputs(args, 2), []
-    before = os.environ.get("SPIKEFORMER_KERNELS")
-    for mode, dtype in (
-        ("torch", torch.float64),
-        ("torch", torch.float32),
-        ("auto", torch.float32),
-    ):
-        os.environ["SPIKEFORMER_KERNELS"] = mode
-        model, run = variant(DENSE, args)
-        model.cpu().to(dtype).train()
+    single = torch.float32
+    for mode, dtype in (("torch", torch.float64), ("torch", single), ("auto", single)):
         spikes: dict[str, Tensor] = {}
-        for place, neuron in model.named_modules():
-            if isinstance(neuron, LIF):
-                neuron.register_forward_hook(_Keep(place, spikes))
-        with torch.no_grad():
+        with kernels_by(mode), torch.no_grad():
+            model, run = variant(DENSE, args)
+            model.cpu().to(dtype).train()
+            watch(model, spikes)
             run(model, x.to(dtype))
         found.append({place: s.bool() for place, s in spikes.items()})
-    os.environ.pop("SPIKEFORMER_KERNELS")
-    if before is not None:
-        os.environ["SPIKEFORMER_KERNELS"] = before
     exact, *others = found
     for name, other in zip(("torch", "the kernels"), others, strict=True):
         stem = [p for p in exact if p.startswith("conv_pep")]

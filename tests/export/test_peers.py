@@ -13,7 +13,7 @@ import pytest
 import torch
 
 FILE = Path(__file__).resolve().parents[2] / "benchmarks" / "peers.py"
-TINY = {"image_size": 16, "embed_dim": 32, "depth": 1, "num_heads": 4}
+TINY = {"image_size": 16, "embed_dim": 64, "depth": 1, "num_heads": 4}
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def peers(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def options(size: str, published: bool) -> argparse.Namespace:
     return argparse.Namespace(
         size=size, batch=2, device="cpu", published_stem=published, precision="fp32",
-        patch_sparsity=0.314, weight_sparsity=0.5, compact_dense=False,
+        patch_sparsity=0.314, weight_sparsity=0.5, compact_dense=False, old_spikingjelly=None,
     )  # fmt: skip
 
 

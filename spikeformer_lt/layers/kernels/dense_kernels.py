@@ -19,15 +19,21 @@ _ROWS = 192  # rows at a time: their values stay in the second
 
 @outer()
 def inputs_back(g, w, gx, made, summed, vectors, lanes, lo, hi):
-    """Rows lo to hi of gx [., made] = g [., summed] @ w [summed, made]."""
+    """Rows lo to hi of gx [., made] = g [., summed] @ w [summed, made].
+
+    A panel of w is copied together first: rows far apart share few sets of the cache.
+    """
     cols = vectors * lanes
+    right = np.empty(_DEPTH * cols, g.dtype)
     for first in range(lo, hi, _ROWS):
         count = min(_ROWS, hi - first)
         for k in range(0, made, cols):
             for s in range(0, summed, _DEPTH):
+                deep = min(_DEPTH, summed - s)
+                _gather_rows(w, s * made + k, made, right, 0, deep, vectors, lanes)
                 straight(
-                    vectors, g, first * summed + s, summed, w, s * made + k, made,
-                    gx, first * made + k, made, count, min(_DEPTH, summed - s), s > 0,
+                    vectors, g, first * summed + s, summed, right, 0, cols,
+                    gx, first * made + k, made, count, deep, s > 0,
                 )  # fmt: skip
 
 
@@ -35,7 +41,7 @@ def inputs_back(g, w, gx, made, summed, vectors, lanes, lo, hi):
 def weights_back(g, x, gw, rows, tall, wide, vectors, lanes, lo, hi):
     """Rows lo to hi of gw [tall, wide] = g [rows, tall]^T @ x [rows, wide].
 
-    Both factors are copied together, block by block: rows far apart share few sets of the cache.
+    Both factors are copied together, block by block, for the same reason.
     """
     cols = vectors * lanes
     left, right = np.empty(_DEPTH * (hi - lo), g.dtype), np.empty(_DEPTH * cols, g.dtype)

@@ -65,7 +65,9 @@ class CompactLinearUnit(nn.Module):
     def forward(self, tokens: Tensor, T: int, rows: int | None = None) -> Tensor:
         """Spikes ``[T, B, N, rows]`` of ``[T|1, B, N, D]``; all rows by default."""
         spikes = fire_linear(self.act, self.product, tokens, T) if rows is None else None
-        return fire(self.act, self.product(tokens, rows), T) if spikes is None else spikes
+        if spikes is None:
+            spikes = fire(self.act, self.product(tokens, rows), T, self.product)
+        return spikes
 
 
 class CompactAttention(SpikingSelfAttention):
@@ -105,7 +107,7 @@ class CompactConvLayer(nn.Module):
     def forward(self, rows: Tensor, T: int) -> Tensor:
         """Spikes, or the current where there is no neuron."""
         current = map_rows(rows, self.conv)
-        return current if self.act is None else fire(self.act, current, T)
+        return current if self.act is None else fire(self.act, current, T, self.conv)
 
 
 class CompactHiddenLayer(nn.Module):
@@ -121,4 +123,6 @@ class CompactHiddenLayer(nn.Module):
     def forward(self, values: Tensor, T: int) -> Tensor:
         """Spikes of the hidden neurons."""
         spikes = fire_linear(self.act, self.product, values, T)
-        return fire(self.act, self.product(values), T) if spikes is None else spikes
+        if spikes is None:
+            spikes = fire(self.act, self.product(values), T, self.product)
+        return spikes

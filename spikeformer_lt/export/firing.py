@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spikeformer_lt.export.product import Product
 from spikeformer_lt.layers.kernels import choice
@@ -19,7 +19,7 @@ __all__ = ["fire", "fire_linear"]
 _FEW = 256  # rows of a step: 5 to 14 % are gained on 44 of them, none on 1,408 (products.py)
 
 
-def fire(act: Any, current: Tensor, T: int) -> Tensor:
+def fire(act: Any, current: Tensor, T: int, source: nn.Module | None = None) -> Tensor:
     """``act(current, T)``, which may overwrite `current`.
 
     A kernel that writes where it read touches half the memory. It runs where `act` is a plain LIF
@@ -29,8 +29,9 @@ def fire(act: Any, current: Tensor, T: int) -> Tensor:
         act: the activation.
         current: ``[T|1, ...]``; of no use afterwards.
         T: number of time steps.
+        source: what made the current; a hook that watches it may have kept it.
     """
-    params = _plain(act)
+    params = None if source is not None and _watched(source) else _plain(act)
     own = current.shape[0] == T and current.is_contiguous() and not torch.is_grad_enabled()
     if params is None or not own or not choice.takes_numba(current, current.numel()):
         return act(current, T)  # type: ignore[no-any-return]
@@ -40,7 +41,10 @@ def fire(act: Any, current: Tensor, T: int) -> Tensor:
         v = act.start(current)
         start = None if v is None else v.contiguous()
         spikes, last = Work(current, start, T, params).forward(current)
-    except (ImportError, KernelError):  # which the activation will report
+    except ImportError:  # which the activation will report
+        return act(current, T)  # type: ignore[no-any-return]
+    except KernelError as error:
+        choice.give_up(error)
         return act(current, T)  # type: ignore[no-any-return]
     act.keep(last)
     return spikes
@@ -58,8 +62,10 @@ def fire_linear(act: Any, product: Product, x: Tensor, T: int) -> Tensor | None:
         x: ``[T|1, ..., in]``.
         T: number of time steps.
     """
-    params = _plain(act)
+    params = None if _watched(product) else _plain(act)
     if params is None or torch.is_grad_enabled() or x.shape[0] not in (1, T):
+        return None
+    if x.shape[-1] != product.weight.shape[1]:  # the product will say so
         return None
     few = x.shape[1:-1].numel() <= _FEW or choice.is_forced()
     if not few or product.takes_bytes(x):
@@ -74,7 +80,10 @@ def fire_linear(act: Any, product: Product, x: Tensor, T: int) -> Tensor | None:
             return None
         v = act.start(product.bias.expand(1, *x.shape[1:-1], -1))
         spikes, last = linear_lif(x.contiguous(), panels, product.bias, v, T, params)
-    except (ImportError, KernelError):  # which the activation will report
+    except ImportError:  # which the activation will report
+        return None
+    except KernelError as error:
+        choice.give_up(error)
         return None
     act.keep(last)
     return spikes
@@ -82,6 +91,10 @@ def fire_linear(act: Any, product: Product, x: Tensor, T: int) -> Tensor | None:
 
 def _plain(act: Any) -> LIFParams | None:
     """Constants of a LIF that nothing watches; None for every other activation."""
-    if type(act) is not LIF or act.store_v_seq or act._forward_hooks or hooked(act):
+    if type(act) is not LIF or act.store_v_seq or _watched(act):
         return None
     return act.params()
+
+
+def _watched(module: nn.Module) -> bool:
+    return bool(module._forward_hooks) or hooked(module)

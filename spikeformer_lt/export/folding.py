@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spikeformer_lt.export.forms import binary_gains
+from spikeformer_lt.export.kept import Kept
 from spikeformer_lt.export.product import has_byte_products, in_graph
+from spikeformer_lt.layers.kernels.choice import is_plain
 from spikeformer_lt.layers.norm import BatchNorm
 
 __all__ = ["FoldedConv", "affine", "binary_linear", "can_fold", "fold_linear"]
@@ -88,7 +90,7 @@ class FoldedConv(nn.Module):
             assert gains is not None
             self.register_buffer("signs", plain.sign().to(torch.int8))
             self.register_buffer("gain", (gains.double() * scale).float())
-        self._packed: Tensor | None = None
+        self._kept = Kept()
 
     def forward(self, maps: Tensor) -> Tensor:
         """Convolve, scale and shift."""
@@ -107,24 +109,28 @@ class FoldedConv(nn.Module):
         self.bias = self.bias[outputs]
         if self.as_bytes:
             self.signs, self.gain = self.signs[outputs][:, inputs], self.gain[outputs]
-        self._packed = None
+        self._kept.clear()
 
     def _integer(self, maps: Tensor) -> Tensor:
         geometry = (self.stride, self.padding, self.dilation, self.groups)
         ops = torch.ops.onednn
         zero = torch.zeros(len(self.gain), dtype=torch.int64)
-        if self._packed is None:
-            shape = list(maps.shape)
-            signs = self.signs.contiguous()
-            self._packed = ops.qconv_prepack(signs, self.gain, 1.0, 0, *geometry, shape)
+
+        def pack() -> Tensor:
+            signs, shape = self.signs.contiguous(), list(maps.shape)
+            made: Tensor = ops.qconv_prepack(signs, self.gain, 1.0, 0, *geometry, shape)
+            return made
+
+        packed = self._kept.get("bytes", (self.signs, self.gain), pack)
         out: Tensor = ops.qconv2d_pointwise(
-            maps.to(torch.uint8), 1.0, 0, self._packed, self.gain, zero, self.bias,
+            maps.to(torch.uint8), 1.0, 0, packed, self.gain, zero, self.bias,
             *geometry, 1.0, 0, torch.float32, "none", [], "",
         )  # fmt: skip
         return out
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_packed": None}  # oneDNN's own memory cannot be copied
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._kept.clear()
 
 
 def bytes_are_faster(maps: Tensor) -> bool:
@@ -133,6 +139,4 @@ def bytes_are_faster(maps: Tensor) -> bool:
     Measured on two cores with AVX-512 VNNI, conversion of the spikes included: 1.7 to 5 times
     faster than float32 from 48 input channels on; without VNNI nothing is gained.
     """
-    return (
-        maps.device.type == "cpu" and maps.shape[1] >= 16 and not in_graph() and has_byte_products()
-    )
+    return is_plain(maps) and maps.shape[1] >= 16 and not in_graph() and has_byte_products()

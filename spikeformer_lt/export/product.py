@@ -8,6 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from spikeformer_lt.export.kept import Kept
+from spikeformer_lt.layers.kernels.choice import is_plain
+
 __all__ = ["Product", "has_byte_products", "in_graph"]
 
 
@@ -45,8 +48,7 @@ class Product(nn.Module):
         if binary is not None:
             self.register_buffer("signs", binary[0])
             self.register_buffer("gain", binary[1])
-        self._ordered: dict[Any, tuple[Any, Tensor]] = {}
-        self._panels: tuple[Any, Tensor | None] | None = None
+        self._kept = Kept()
 
     def forward(self, x: Tensor, outputs: int | None = None) -> Tensor:
         """All outputs, or the first ones."""
@@ -55,7 +57,7 @@ class Product(nn.Module):
             return self._integer(x, len(bias) if outputs is None else outputs)
         if outputs is not None:
             weight, bias = weight[:outputs], bias[:outputs]
-        if x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and _has_onednn():
+        if is_plain(x) and x.dtype == weight.dtype == torch.float32 and _has_onednn():
             rows = x.numel() // x.shape[-1]
             if rows:
                 ordered = self._in_order(weight, outputs, rows)
@@ -75,32 +77,29 @@ class Product(nn.Module):
             self.bias = self.bias[keep]
             if self.as_bytes:
                 self.gain = self.gain[keep]
-        self._ordered, self._panels = {}, None
+        self._kept.clear()
 
     def takes_bytes(self, x: Tensor) -> bool:
         """Whether this input is multiplied in bytes."""
-        usable = self.as_bytes and x.dtype == torch.float32 and x.device.type == "cpu"
+        usable = self.as_bytes and x.dtype == torch.float32 and is_plain(x)
         large = x.shape[-1] >= 128 and x.numel() > 0
         return usable and large and not in_graph() and has_byte_products()
 
     def panels(self) -> Tensor | None:
         """The weight in the order of the kernel that fires as well; None if it has none."""
-        weight = self.weight
-        key = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
-        if self._panels is None or self._panels[0] != key:
-            from spikeformer_lt.layers.kernels.fused import as_panels
+        from spikeformer_lt.layers.kernels.fused import as_panels
 
-            self._panels = key, as_panels(weight)
-        return self._panels[1]
+        weight = self.weight
+        made: Tensor | None = self._kept.get("panels", (weight,), lambda: as_panels(weight))
+        return made
 
     def _integer(self, x: Tensor, outputs: int) -> Tensor:
-        known = self._ordered.get(("bytes", outputs))
-        if known is None:
-            gain = self.gain[:outputs].contiguous()
+        def pack() -> tuple[Tensor, Tensor]:
             signs = self.signs[:outputs].contiguous()
-            known = gain, torch.ops.onednn.qlinear_prepack(signs, None)
-            self._ordered["bytes", outputs] = known
-        gain, packed = known
+            return self.gain[:outputs].contiguous(), torch.ops.onednn.qlinear_prepack(signs, None)
+
+        name = "bytes" if outputs == len(self.gain) else "some bytes"
+        gain, packed = self._kept.get(name, (self.signs, self.gain), pack, outputs)
         zero = torch.zeros(outputs, dtype=torch.int64)
         flat = x.reshape(-1, x.shape[-1]).to(torch.uint8)
         out: Tensor = torch.ops.onednn.qlinear_pointwise(
@@ -110,17 +109,17 @@ class Product(nn.Module):
         return out.view(*x.shape[:-1], outputs)
 
     def _in_order(self, weight: Tensor, outputs: int | None, rows: int) -> Tensor:
-        version = 0 if weight.is_inference() else weight._version
-        key = (rows, weight.data_ptr(), version)
-        known = self._ordered.get(outputs)
-        if known is None or known[0] != key:
-            made = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows)
-            known = self._ordered[outputs] = key, made
-        return known[1]
+        def order() -> Tensor:
+            made: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows)
+            return made
 
-    def __getstate__(self) -> dict[str, Any]:
-        # oneDNN's own memory cannot be copied, and what is made of the weight need not be
-        return {**self.__dict__, "_ordered": {}, "_panels": None}
+        name = "whole" if outputs is None else "part"
+        found: Tensor = self._kept.get(name, (self.weight,), order, (outputs, rows))
+        return found
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._kept.clear()
 
 
 def _has_onednn() -> bool:

@@ -129,15 +129,21 @@ def _chains(net: nn.Module) -> list[list[tuple[str, Any]]]:
 
 
 def alive(weight: Tensor, bias: Tensor, act: Any, T: int) -> Tensor:
-    """Channels that some weight reaches, or whose constant current is not silent for T steps."""
+    """Channels that some weight reaches, or whose constant current is not silent.
+
+    A stream may run for more than T steps, so the voltage that a current leads to in the end counts
+    as well; one just below the threshold is kept, since rounding may lift it.
+    """
     reached = (weight != 0).flatten(1).any(1)
+    lively = reached
     if isinstance(act, LIF):
+        end = (act.v_reset or 0.0) + bias.double() * (1.0 if act.decay_input else act.tau)
+        lively = lively | ~(end < act.v_threshold - 1e-4 * max(1.0, abs(act.v_threshold)))
         act.reset()
     constant: Tensor = act(bias[None], T)
     if isinstance(act, LIF):
         act.reset()
-    lively: Tensor = reached | (constant != 0).any(0)
-    return lively
+    return lively | (constant != 0).any(0)
 
 
 def _select(layer: Any, keep: Tensor, dim: int) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from spikeformer_lt.export.compact_units import CompactLinearUnit
 from spikeformer_lt.export.firing import fire, fire_linear
 from spikeformer_lt.export.product import Product
 from spikeformer_lt.layers.neuron import LIF, Heaviside
+from spikeformer_lt.layers.state import reset_state
+from spikeformer_lt.layers.units import LinearUnit
 
 CHOICES = [{}, {"v_reset": None}, {"decay_input": False, "tau": 3.0}, {"surrogate": "atan"}]
 
@@ -84,3 +87,22 @@ def test_one_pass_is_for_plain_neurons_outside_of_gradients() -> None:
         binary = Product(signs.float(), torch.zeros(64), (signs, torch.ones(64)))
         assert (fire_linear(LIF(), binary, x.round(), 4) is None) == binary.takes_bytes(x)
     assert fire_linear(LIF(), product, x, 4) is None
+
+
+def test_a_watched_product_is_called_and_its_currents_stay() -> None:
+    unit = CompactLinearUnit(LinearUnit(64, 64).eval())
+    x = 2 * torch.randn(4, 2, 64, 64)
+    seen: list[torch.Tensor] = []
+    with torch.no_grad():
+        wanted, current = unit(x, 4), unit.product(x)
+        unit.product.register_forward_hook(lambda m, a, out: seen.append(out))
+        reset_state(unit)
+        torch.testing.assert_close(unit(x, 4), wanted)
+    assert len(seen) == 1
+    assert torch.equal(seen[0], current)
+
+
+def test_a_wrong_width_is_refused_as_by_the_product() -> None:
+    product = Product(torch.randn(64, 64), torch.randn(64))
+    with torch.no_grad():
+        assert fire_linear(LIF(), product, torch.randn(4, 2, 64, 32), 4) is None

@@ -106,3 +106,19 @@ def test_rows_of_bytes_are_for_binary_weights_of_float32_alone(norm: BatchNorm) 
     weight, _ = fold_linear(linear, norm)
     torch.testing.assert_close(found[0] * found[1][:, None], weight, rtol=1e-6, atol=1e-7)
     assert binary_linear(linear.double(), norm) is None
+
+
+def test_loaded_weights_are_the_ones_that_run() -> None:
+    def made() -> FoldedConv:
+        conv, norm = nn.Conv2d(32, 32, 3, padding=1, bias=False), BatchNorm(32).eval()
+        with torch.no_grad():
+            conv.weight.copy_(conv.weight.sign() * 0.1)
+        return FoldedConv(conv, norm, True)
+
+    x = (torch.rand(2, 32, 8, 8) < 0.3).float()
+    for context in (torch.no_grad(), torch.inference_mode()):
+        with context:
+            a, b = made(), made()
+            assert not torch.equal(a(x), b(x))
+            a.load_state_dict(b.state_dict())
+            assert torch.equal(a(x), b(x))

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from spikeformer_lt.export.product import Product
 
@@ -77,3 +78,20 @@ def test_byte_products_of_rows_equal_the_sum_in_float64() -> None:
     product.select(columns, 1)
     assert torch.equal(product(x[..., columns]), wanted)
     assert product(x[:0, :, columns]).shape == (0, 5, int(some.sum()))
+
+
+def test_loaded_bytes_are_multiplied() -> None:
+    for context in (torch.no_grad(), torch.inference_mode()):
+        with context:
+            (a, _, x), (b, _, _) = binary_map(), binary_map()
+            assert not torch.equal(a(x), b(x))
+            a.load_state_dict(b.state_dict())
+            assert torch.equal(a(x), b(x))
+            assert torch.equal(a(x, 12), b(x, 12))
+
+
+def test_operations_can_be_counted() -> None:
+    product, x = Product(torch.randn(64, 48), torch.randn(64)), torch.randn(10, 48)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        product(x)
+    assert counter.get_total_flops() == 2 * 10 * 48 * 64

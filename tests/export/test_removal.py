@@ -12,7 +12,8 @@ from torch import nn
 from spikeformer_lt import Mask, Ticket, create_model, load_exported
 from spikeformer_lt.export import export_ticket
 from spikeformer_lt.export.compact import compact
-from spikeformer_lt.export.removal import find_pairs
+from spikeformer_lt.export.removal import alive, find_pairs
+from spikeformer_lt.layers.neuron import LIF
 from spikeformer_lt.tickets.channels import channel_mask, find_groups, norm_scales, shrink
 
 CNN = {"image_size": 16, "T": 3}
@@ -118,3 +119,18 @@ def test_one_channel_stays_where_all_are_dead() -> None:
     assert fast.net.layers[2].conv.weight.shape[1] == 1
     x = inputs(model).double()
     torch.testing.assert_close(fast(x), model(x).detach(), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [{}, {"v_reset": None}, {"decay_input": False, "tau": 3.0}, {"v_reset": -0.2}],
+    ids=str,
+)
+def test_a_channel_that_a_longer_stream_would_hear_stays(choice: dict[str, Any]) -> None:
+    act, bias = LIF(**choice), torch.linspace(-0.5, 1.5, 201)
+    found = alive(torch.zeros(201, 3), bias, act, 4)
+    fires = act(bias[None], 400).any(0)
+    act.reset()
+    late = fires & ~act(bias[None], 4).any(0)
+    assert late.any(), "nothing is tested"
+    assert found[fires].all() and (found != fires).sum() <= 1, "one at the threshold may stay"

@@ -18,7 +18,7 @@ def fits(x: Tensor, weight: Tensor) -> bool:
     """Whether the widths are whole vectors, and the memory is in order."""
     lanes = BYTES // x.element_size()
     return (
-        weight.shape[1] % lanes == 0
+        weight.shape[1] % max(lanes, 8) == 0  # tiles of 8 rows need 8 lanes, or two vectors of 4
         and weight.shape[0] % max(lanes, 8) == 0
         and x.dtype == weight.dtype
         and x.is_contiguous()

@@ -26,15 +26,26 @@ from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
 _LOG = logging.getLogger(__name__)
-_HERE = zlib.crc32(Path(__file__).read_bytes())
+
+
+def stamp(folder: Path) -> str:
+    """The state of all sources in a folder."""
+    state = 0
+    for path in sorted(folder.glob("*.py")):
+        state = zlib.crc32(path.read_bytes(), state)
+    return f"{state:08x}"
+
+
+_HERE = stamp(Path(__file__).parent)
 
 
 def outer(parallel: bool = False) -> Callable[[Any], Any]:
     """A kernel, cached on disk, or compiled in each process where no folder can be written."""
 
     def decorate(function: Any) -> Any:
-        # numba renews a cached kernel when its own file changes; its name makes it see this one.
-        function.__qualname__ += f"_{_HERE:08x}"
+        # numba renews a cached kernel when its own file changes, and sees nothing of the files
+        # whose functions are inlined into it; a name that changes with all of them does.
+        function.__qualname__ += f"_{_HERE}"
         options = {"nogil": True, "error_model": "numpy", "parallel": parallel}
         try:
             return numba.njit(cache=True, **options)(function)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import numba
 import numpy as np
 import pytest
 
-from spikeformer_lt.layers.kernels import vector
+from spikeformer_lt.layers.kernels import fused_kernels, vector
 
 
 @numba.njit
@@ -55,3 +56,13 @@ def test_without_a_folder_for_the_cache_kernels_are_still_compiled(
         double = vector.outer()(lambda x: 2 * x)
     assert double(21) == 42
     assert "no locator" in caplog.text
+
+
+def test_a_cached_kernel_is_renewed_with_any_source_that_is_inlined_into_it(tmp_path: Path) -> None:
+    for name in ("kernels.py", "tiles.py"):
+        (tmp_path / name).write_text("a = 1\n")
+    before = vector.stamp(tmp_path)
+    (tmp_path / "tiles.py").write_text("a = 2\n")
+    assert vector.stamp(tmp_path) != before
+    here = vector.stamp(Path(vector.__file__).parent)
+    assert fused_kernels.linear_lif.py_func.__qualname__.endswith(here)

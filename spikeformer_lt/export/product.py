@@ -57,7 +57,7 @@ class Product(nn.Module):
             return self._integer(x, len(bias) if outputs is None else outputs)
         if outputs is not None:
             weight, bias = weight[:outputs], bias[:outputs]
-        if is_plain(x) and x.dtype == weight.dtype == torch.float32 and _has_onednn():
+        if _has_onednn() and x.dtype == weight.dtype == torch.float32 and is_plain(x):
             rows = x.numel() // x.shape[-1]
             if rows:
                 ordered = self._in_order(weight, outputs, rows)
@@ -81,9 +81,9 @@ class Product(nn.Module):
 
     def takes_bytes(self, x: Tensor) -> bool:
         """Whether this input is multiplied in bytes."""
-        usable = self.as_bytes and x.dtype == torch.float32 and is_plain(x)
+        usable = self.as_bytes and x.dtype == torch.float32 and has_byte_products()
         large = x.shape[-1] >= 128 and x.numel() > 0
-        return usable and large and not in_graph() and has_byte_products()
+        return usable and large and not in_graph() and is_plain(x)
 
     def panels(self) -> Tensor | None:
         """The weight in the order of the kernel that fires as well; None if it has none."""

@@ -59,10 +59,12 @@ def test_without_a_folder_for_the_cache_kernels_are_still_compiled(
 
 
 def test_a_cached_kernel_is_renewed_with_any_source_that_is_inlined_into_it(tmp_path: Path) -> None:
-    for name in ("kernels.py", "tiles.py"):
-        (tmp_path / name).write_text("a = 1\n")
+    for name in ("kernels.py", "tiles.py", "plain.py"):
+        (tmp_path / name).write_text("" if name == "plain.py" else "@inner()\ndef a(): ...\n")
     before = vector.stamp(tmp_path)
-    (tmp_path / "tiles.py").write_text("a = 2\n")
+    (tmp_path / "plain.py").write_text("a = 1\n")
+    assert vector.stamp(tmp_path) == before, "compiled anew without need"
+    (tmp_path / "tiles.py").write_text("@inner()\ndef b(): ...\n")
     assert vector.stamp(tmp_path) != before
     here = vector.stamp(Path(vector.__file__).parent)
     assert fused_kernels.linear_lif.py_func.__qualname__.endswith(here)

@@ -1,5 +1,6 @@
 """Ours against spikingjelly 2.0's own Spikformer, or against the original formulation.
 
+OMP_NUM_THREADS=2 python benchmarks/peers.py
 OMP_NUM_THREADS=2 python benchmarks/peers.py --size cifar-4-384 --batch 16
 OMP_NUM_THREADS=2 python benchmarks/peers.py --size dvs-2-256 --batch 2 --rounds 5
 OMP_NUM_THREADS=2 python benchmarks/peers.py --size cifar-4-384 --published-stem --phases train
@@ -67,6 +68,8 @@ SIZES: dict[str, dict[str, Any]] = {
     "dvs-2-128": {**EVENT, "embed_dim": 128, "depth": 2, "num_heads": 8},
     "dvs-2-256": {**EVENT, "embed_dim": 256, "depth": 2, "num_heads": 16},
 }
+BATCHES = {"cifar-4-384": 8, "cifar-4-256": 8, "dvs-2-256": 2}
+"""What is measured if nothing else is asked for, with samples a step."""
 PEER, ORIGINAL, DENSE = "spikingjelly dense", "original dense", "ours dense"
 OURS = (DENSE, "MultiSp lif", "MultiSp heaviside")
 
@@ -406,8 +409,10 @@ def _differ(ours: Tensor, theirs: Tensor) -> int:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", default="cifar-2-128", choices=list(SIZES))
-    parser.add_argument("--batch", type=int, default=16, help="samples a step")
+    parser.add_argument(
+        "--size", default=",".join(BATCHES), help=f"of {', '.join(SIZES)}; several with commas"
+    )
+    parser.add_argument("--batch", type=int, help="samples a step; a default for each size")
     parser.add_argument("--rounds", type=int, default=7, help="times each variant is measured")
     parser.add_argument("--phases", default="train,infer", help="train, infer or both")
     parser.add_argument("--patch-sparsity", type=float, default=0.314, help="tokens gone")
@@ -430,6 +435,16 @@ def main() -> None:
         return
     if args.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("--device cuda: torch sees no CUDA device here")
+    for size in args.size.split(","):
+        if size not in SIZES:
+            raise SystemExit(f"--size {size}: it must be of {', '.join(SIZES)}")
+    for size in args.size.split(","):
+        batch = args.batch or BATCHES.get(size, 8)
+        compare(argparse.Namespace(**{**vars(args), "size": size, "batch": batch}))
+
+
+def compare(args: argparse.Namespace) -> None:
+    """Measure one size and print its table."""
     heap = keep_heap()
     print(
         f"{args.size} batch={args.batch} {args.device}, {torch.get_num_threads()} threads, "
@@ -457,7 +472,8 @@ def main() -> None:
                     table[name]["saved MB"] = saved_mb(steps(name, phase, args, folder))
                 table[name][f"{phase} ms"] = statistics.median(times[name])
                 if not args.no_memory:
-                    table[name][f"{phase} MB"] = measured_apart(name, phase, folder, sys.argv[1:])
+                    own = [*sys.argv[1:], "--size", args.size, "--batch", str(args.batch)]
+                    table[name][f"{phase} MB"] = measured_apart(name, phase, folder, own)
         for name in variants(args):
             path = folder / name.split()[-1]
             if "MultiSp" in name:
@@ -470,7 +486,9 @@ def main() -> None:
     for name, row in table.items():
         cells = "".join(f"{row[c]:>12,.1f}{table[first(args)][c] / row[c]:>7.2f}x" for c in columns)
         print(f"{name:20}{cells}")
-    print(f"\nmedians of {args.rounds} interleaved rounds; MultiSp is the exported ticket in infer")
+    print(
+        f"\nmedians of {args.rounds} interleaved rounds; MultiSp is the exported ticket in infer\n"
+    )
 
 
 if __name__ == "__main__":

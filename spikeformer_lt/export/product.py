@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spikeformer_lt.export.kept import Kept
-from spikeformer_lt.layers.kernels.choice import is_plain
+from spikeformer_lt.layers.kernels.choice import is_plain, mode
 
 __all__ = ["Product", "has_byte_products", "in_graph"]
 
@@ -83,7 +83,7 @@ class Product(nn.Module):
         """Whether this input is multiplied in bytes."""
         usable = self.as_bytes and x.dtype == torch.float32 and has_byte_products()
         large = x.shape[-1] >= 128 and x.numel() > 0
-        return usable and large and not in_graph() and is_plain(x)
+        return usable and large and mode() != "torch" and not in_graph() and is_plain(x)
 
     def panels(self) -> Tensor | None:
         """The weight in the order of the kernel that fires as well; None if it has none."""
@@ -123,7 +123,7 @@ class Product(nn.Module):
 
 
 def _has_onednn() -> bool:
-    return not in_graph() and torch.backends.mkldnn.is_available()
+    return not in_graph() and mode() != "torch" and torch.backends.mkldnn.is_available()
 
 
 def in_graph() -> bool:

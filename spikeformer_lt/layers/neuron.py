@@ -193,7 +193,7 @@ def _takes_theirs(x: Tensor) -> bool:
 
 
 def lif_path(device: torch.device) -> str:
-    """Who runs float32 LIF neurons on this device, for the log."""
+    """Whose kernels run float32 on this device, above all its LIF neurons, for the log."""
     if choice.mode() == "torch":
         return "torch (SPIKEFORMER_KERNELS)"
     if device.type == "cuda":

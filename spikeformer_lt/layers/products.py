@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeformer_lt.layers import kernels
-from spikeformer_lt.layers.kernels.choice import is_plain
+from spikeformer_lt.layers.kernels.choice import is_plain, mode
 from spikeformer_lt.layers.norm import hooked
 
 __all__ = ["applies", "linear_rows", "product_rows"]
@@ -35,6 +35,7 @@ def applies(rows: Tensor, linear: nn.Linear) -> bool:
     return (
         rows.dtype == linear.weight.dtype == torch.float32
         and bool(rows.numel())
+        and mode() != "torch"
         and _slow_mkl()
         and type(linear) is nn.Linear
         and is_plain(rows)

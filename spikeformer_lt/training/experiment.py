@@ -167,7 +167,7 @@ class Experiment:
         total = train.batch_size * train.accumulate * trainer.world
         log.info(
             "batch %d x %d accumulated x %d processes = %d, lr %g, on %s, %d threads, "
-            "LIF by %s, freed memory %s, OpenMP %s%s",
+            "kernels %s, freed memory %s, OpenMP %s%s",
             train.batch_size, train.accumulate, trainer.world, total, train.optim.lr,
             trainer.accelerator.device, torch.get_num_threads(),
             lif_path(trainer.accelerator.device), trainer.heap,

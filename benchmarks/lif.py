@@ -2,6 +2,7 @@
 
 python benchmarks/lif.py
 python benchmarks/lif.py --threads 1 --clock cpu    # on a machine that others are using
+python benchmarks/lif.py --compiled    # torch.compile of the plain loop, too; needs a compiler
 
 All variants run in turn, round after round, so that a busy machine slows them alike; figures are
 medians over rounds, ratios are medians of the ratios within a round. The same run checks that the
@@ -23,6 +24,7 @@ import torch
 from spikingjelly.activation_based.neuron import LIFNode
 from torch import Tensor
 
+from spikeformer_lt.layers.kernels.reference import lif_loop, spike
 from spikeformer_lt.layers.neuron import make_lif
 from spikeformer_lt.layers.norm import BatchNorm, norm_act
 
@@ -36,6 +38,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="torch threads")
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="what to count")
     parser.add_argument("--rounds", type=int, default=7, help="measured rounds per shape")
+    parser.add_argument("--compiled", action="store_true", help="torch.compile as well")
     args = parser.parse_args()
     kernels = os.environ.get("SPIKEFORMER_KERNELS", "auto")
     print(
@@ -47,15 +50,23 @@ def main() -> None:
         torch.set_num_threads(threads)
         print(f"\n{threads} thread(s): ms ours / ms {PEER} = times faster")
         for shape in SHAPES:
-            for name, variants in cases(shape).items():
+            for name, variants in cases(shape, args.compiled).items():
                 seconds = measure(variants, args.rounds, CLOCKS[args.clock])
                 ours, peer = seconds["ours"], seconds[PEER]
                 ratio = statistics.median(p / o for o, p in zip(ours, peer, strict=True))
                 times = [1e3 * statistics.median(s) for s in (ours, peer)]
-                print(f"{shape!s:24} {name:22} {times[0]:8.2f} / {times[1]:8.2f} = {ratio:5.1f}x")
+                line = f"{shape!s:24} {name:22} {times[0]:8.2f} / {times[1]:8.2f} = {ratio:5.1f}x"
+                if "compiled" in seconds:
+                    other = statistics.median(
+                        c / o for o, c in zip(ours, seconds["compiled"], strict=True)
+                    )
+                    line += f", {other:5.1f}x torch.compile"
+                print(line)
 
 
-def cases(shape: tuple[int, ...]) -> dict[str, dict[str, Callable[[], object]]]:
+def cases(
+    shape: tuple[int, ...], compiled: bool = False
+) -> dict[str, dict[str, Callable[[], object]]]:
     """Pairs of functions to time, by the name of what they do."""
     torch.manual_seed(0)
     x = torch.randn(shape).mul_(1.5).requires_grad_()
@@ -84,7 +95,28 @@ def cases(shape: tuple[int, ...]) -> dict[str, dict[str, Callable[[], object]]]:
     def grad(out: Tensor, of: Tensor | list[Tensor]) -> object:
         return torch.autograd.grad(out, of, weight)
 
-    return {
+    params = lif.params()
+    assert params is not None
+    rest = torch.zeros(shape[1:])
+
+    def loop(current: Tensor) -> Tensor:
+        return lif_loop(current, rest, T, params, lambda u: spike(u, "sigmoid", 4.0))[0]
+
+    def normed(current: Tensor) -> Tensor:
+        rows = current.reshape(-1, shape[-1])
+        flat = torch.nn.functional.batch_norm(
+            rows, None, None, norm.weight, norm.bias, True, 0.0, norm.eps
+        )
+        return loop(flat.reshape(shape))
+
+    fast, fast_normed = (torch.compile(f) if compiled else f for f in (loop, normed))
+    more = {
+        "lif, forward": torch.no_grad()(lambda: fast(x)),
+        "lif, with backward": lambda: grad(fast(x), x),
+        "bn + lif, forward": torch.no_grad()(lambda: fast_normed(x)),
+        "bn + lif, with backward": lambda: grad(fast_normed(x), affine),
+    }
+    found = {
         "lif, forward": {
             "ours": torch.no_grad()(lambda: ours(x)),
             PEER: torch.no_grad()(lambda: theirs(x)),
@@ -106,6 +138,10 @@ def cases(shape: tuple[int, ...]) -> dict[str, dict[str, Callable[[], object]]]:
             PEER: lambda: grad(theirs(norm(x)), affine),
         },
     }
+    if compiled:
+        for name, run in more.items():
+            found[name]["compiled"] = run
+    return found
 
 
 def measure(

@@ -55,6 +55,7 @@ def test_searches_become_one_table_and_go_on_where_they_stopped(
     assert json.loads(report.read_text()) == before
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_a_killed_comparison_goes_on(recipes: Any, tmp_path: Path) -> None:
     """SIGKILL of the comparison alone, whose run goes on without it; then of both."""

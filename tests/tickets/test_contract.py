@@ -311,7 +311,7 @@ def kill_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     server.communicate("end\n", timeout=60)
 
 
-@pytest.mark.parametrize("network", ["spikformer", "vgg"])
+@pytest.mark.parametrize("network", ["spikformer", pytest.param("vgg", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "case",
     [

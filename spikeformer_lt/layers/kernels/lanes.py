@@ -15,7 +15,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
+from numba.core import cgutils, config
 from numba.core.codegen import get_host_cpu_features
 from numba.core.datamodel import models, register_default
 from numba.extending import intrinsic, lower_builtin, type_callable
@@ -23,7 +23,8 @@ from numba.extending import intrinsic, lower_builtin, type_callable
 __all__ = ["BYTES", "gather", "load", "load_if", "scatter", "store"]
 __all__ += ["at", "read", "splat", "vector", "write"]
 
-BYTES = 64 if "+avx512f" in get_host_cpu_features() else 32
+_FEATURES = get_host_cpu_features() if config.CPU_FEATURES is None else config.CPU_FEATURES
+BYTES = 64 if "+avx512f" in _FEATURES else 32
 
 
 class _Lanes(types.Type):  # type: ignore[misc]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 def signs(weight: Tensor) -> Tensor:
     """-1 or +1 for each weight; sign(0) is +1, so that no kept weight vanishes."""
-    return torch.where(weight >= 0, 1.0, -1.0).to(weight.dtype)
+    return (weight >= 0).to(weight.dtype).mul_(2).sub_(1)
 
 
 def gains(weight: Tensor, mask: Tensor, per_filter: bool = False) -> Tensor:
@@ -55,11 +55,8 @@ class EffectiveWeight(torch.autograd.Function):
     ) -> Tensor:
         """Return the weight the convolution runs on, exactly 0 where removed."""
         ctx.save_for_backward(weight, scores, window)
-        if not binary:
-            return torch.where(mask, weight, 0.0)  # +0 even where the weight is negative or NaN
-        positive = weight >= 0
-        kept = (mask & positive).view(torch.int8) - (mask & ~positive).view(torch.int8)
-        return kept.to(weight.dtype).mul_(gains(weight, mask, per_filter))
+        kept = signs(weight).mul_(gains(weight, mask, per_filter)) if binary else weight
+        return torch.where(mask, kept, 0.0)  # +0 even where the weight is negative or NaN
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from spikeformer_lt.config import check, given_options, run_recipe
 from spikeformer_lt.errors import ConfigError
@@ -25,7 +26,7 @@ class Evaluate:
     split: str = "test"
     """train, val or test."""
     out: str = ""
-    """JSON file for the result; empty prints only."""
+    """JSON file for the result; predictions go beside it; empty prints only."""
     batch_size: int = 256
     """Images per step."""
     T: int | None = None
@@ -45,8 +46,9 @@ def main(cfg: Evaluate) -> None:
 
     from spikeformer_lt.export import read_ticket
     from spikeformer_lt.reports.finished import open_ticket
-    from spikeformer_lt.reports.run_report import describe
+    from spikeformer_lt.reports.run_report import describe, save_predictions
     from spikeformer_lt.tickets.rebuild import model_from_ticket
+    from spikeformer_lt.training.predictions import PREDICTIONS
 
     check(bool(cfg.run), "run", cfg.run, "a run directory, a ticket folder or an export: --run DIR")
     changed = {} if cfg.T is None else {"T": cfg.T}
@@ -80,6 +82,9 @@ def main(cfg: Evaluate) -> None:
         result = {"accuracy": metrics.accuracy, "count": metrics.count, "loss": metrics.loss}
         text = json.dumps({**result, "split": cfg.split, **ledger}, indent=2)
         write_atomic(cfg.out, f"{text}\n".encode(), ConfigError)
+        beside = Path(cfg.out).with_suffix(f".{PREDICTIONS}")
+        run_id = str(known.get("run_id", ""))
+        save_predictions(beside, metrics, model, splits, cfg.split, run_id)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -17,6 +18,8 @@ from spikeformer_lt.ticket import Ticket
 from spikeformer_lt.training.environment import describe_environment
 from spikeformer_lt.training.evaluation import Metrics, evaluate
 from spikeformer_lt.training.experiment import Experiment
+from spikeformer_lt.training.predictions import PREDICTIONS
+from spikeformer_lt.training.ranks import digest
 
 log = logging.getLogger(__name__)
 LEDGER_IMAGES = 256
@@ -36,8 +39,28 @@ def describe(
     return metrics, {**build_ledger(model, batches), "purity": audit(model, batches[0])}
 
 
+def save_predictions(
+    path: str | Path, metrics: Metrics, model: nn.Module, data: Splits, split: str, run_id: str
+) -> None:
+    """Save the predictions of an evaluation with the data, split, run and weights they are of.
+
+    Raises:
+        CheckpointError: the file in the way holds no predictions, or the disk refuses.
+    """
+    classes = getattr(getattr(data, split), "classes", None)
+    facts = {
+        "dataset": data.name,
+        "split": split,
+        "split_sha256": data.split_sha256,
+        "run_id": run_id,
+        "weights_sha256": digest(model.state_dict()),
+        "classes": list(classes) if classes else None,
+    }
+    metrics.predictions.save(path, facts)
+
+
 def write_report(experiment: Experiment, model: nn.Module, ticket: Ticket | None) -> dict[str, Any]:
-    """Evaluate the finished network on the test set, once, and write ``report.json``.
+    """Evaluate the finished network on the test set, once; write predictions and ``report.json``.
 
     The report holds what design and papers ask for: accuracies, sparsities apart, bits per
     ConvPEP weight, firing rates, MACs, SOPs, the split's hash, versions and every choice made.
@@ -71,6 +94,8 @@ def write_report(experiment: Experiment, model: nn.Module, ticket: Ticket | None
             known = {**ticket.provenance, "trained": True}
             trained = Ticket.of(model, ticket.mask, known)
             trained.save(experiment.run.path / "trained", overwrite=True)
+        run_id, file = experiment.run.run_id, experiment.run.path / PREDICTIONS
+        save_predictions(file, metrics, model, experiment.data, "test", run_id)
         experiment.run.write_report(report)
         plot_training(experiment.run.path / "summary.csv", experiment.run.path / "plots")
         log.info("test %.2f %% of %d images", metrics.accuracy, metrics.count)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from spikeformer_lt.errors import DataError
 from spikeformer_lt.images.loader import eval_loader
 from spikeformer_lt.images.splits import Splits
+from spikeformer_lt.training.predictions import Predictions, gather_predictions
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class Metrics:
     """Accuracy from the mean logits of the first 1, 2, ... T steps."""
     confusion: Tensor
     """``[K, K]`` counts, rows are true classes."""
+    predictions: Predictions
+    """Label and mean logits of each sample."""
 
 
 @torch.no_grad()
@@ -57,14 +60,16 @@ def evaluate(
     confusion = torch.zeros(classes, classes, dtype=torch.int64, device=device)
     sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, top-5, count
     at_t: Tensor | None = None
+    rows: list[tuple[Tensor, Tensor, Tensor]] = []  # indices, labels, mean logits
     try:
-        for images, labels, _ in loader:
+        for images, labels, indices in loader:
             images, labels = images.to(device), labels.to(device)
             with accelerator.autocast():
                 logits = model(images)
             logits = logits.float()
             mean = logits.mean(1)
             predicted = mean.argmax(1)
+            rows.append((indices, labels, mean))
             confusion.view(-1).index_add_(0, labels * classes + predicted, torch.ones_like(labels))
             loss = F.cross_entropy(mean, labels, reduction="sum")
             best = mean.topk(min(5, classes), dim=1).indices
@@ -79,6 +84,8 @@ def evaluate(
             module.training = training[name]
     if at_t is None:
         at_t = torch.zeros(1, dtype=torch.int64, device=device)
+        none = torch.zeros(0, dtype=torch.int64, device=device)
+        rows = [(none, none, torch.zeros(0, classes, device=device))]
     if accelerator.num_processes > 1:
         confusion, sums, at_t = (
             accelerator.reduce(value, reduction="sum") for value in (confusion, sums, at_t)
@@ -86,6 +93,8 @@ def evaluate(
     loss_sum, top5_sum, seen = sums.tolist()
     if seen != len(dataset):
         raise DataError(f"evaluated {int(seen)} samples of {len(dataset)}: ranks lost or repeated")
+    index, label, means = (torch.cat(column) for column in zip(*rows, strict=True))
+    predictions = gather_predictions(index, label, means, len(dataset), accelerator)
     correct = int(confusion.diagonal().sum())
     return Metrics(
         accuracy=100 * correct / seen,
@@ -95,4 +104,5 @@ def evaluate(
         top5=100 * top5_sum / seen,
         accuracy_at_t=tuple(100 * h / seen for h in at_t.tolist()),
         confusion=confusion.cpu(),
+        predictions=predictions,
     )

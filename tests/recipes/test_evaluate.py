@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from spikeformer_lt import Mask, Ticket, create_dataset, create_model
+from spikeformer_lt.training.predictions import PREDICTIONS, read_predictions
 
 pytestmark = pytest.mark.recipe
 
@@ -38,6 +39,10 @@ def test_a_run_evaluates_to_the_accuracy_and_ledger_of_its_report(
     assert (found["count"], found["split"]) == (report["test_count"], "test")
     assert found["loss"] == report["test_loss"]
     assert {name: found[name] for name in LEDGER} == {name: report[name] for name in LEDGER}
+    own, mine = read_predictions(finished.path / PREDICTIONS)
+    read, facts = read_predictions(tmp_path / "new" / "place" / f"test.{PREDICTIONS}")
+    assert facts == mine
+    assert torch.equal(read.predicted, own.predicted) and torch.equal(read.logits, own.logits)
     first, *lines = found["printed"].splitlines()
     assert first.startswith(f"digits test: {report['test_accuracy']:.2f} % of 40 (top-5 ")
     assert f"  sops: {report['sops']}" in lines

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from spikeformer_lt import Ticket
 from spikeformer_lt.config import flat_values
 from spikeformer_lt.paths import sha256_of
 from spikeformer_lt.training.checkpoint import CheckpointStore
+from spikeformer_lt.training.predictions import PREDICTIONS, read_predictions
 
 pytestmark = pytest.mark.recipe
 
@@ -54,9 +56,25 @@ def test_the_report_of_a_launched_run_has_every_promised_field(finished: Any) ->
     assert report["choices"]["weights"]["method"] == "latent"
 
 
+def test_the_accuracy_of_the_report_can_be_recomputed_from_the_predictions(finished: Any) -> None:
+    report, path = finished.report, finished.path / PREDICTIONS
+    found, facts = read_predictions(path)
+    assert found.index.tolist() == list(range(40))
+    assert found.accuracy == report["test_accuracy"]
+    counts = torch.zeros(10, 10, dtype=torch.int64)
+    counts.index_put_((found.label, found.logits.argmax(1)), torch.tensor(1), accumulate=True)
+    assert counts.tolist() == report["confusion"]
+    loss = torch.nn.functional.cross_entropy(found.logits, found.label).item()
+    assert loss == pytest.approx(report["test_loss"], abs=1e-6)
+    names = ("dataset", "split_sha256", "run_id")
+    assert {name: facts[name] for name in names} == {name: report[name] for name in names}
+    assert (facts["split"], facts["count"]) == ("test", report["test_count"])
+
+
 def test_the_run_directory_is_complete_and_holds_no_pickle(finished: Any) -> None:
     names = {path.name for path in finished.path.iterdir()}
     assert names >= {"config.json", "env.json", "log.txt", "summary.csv", "report.json", "ticket"}
+    assert PREDICTIONS in names
     assert (finished.path / "plots" / "training.png").stat().st_size > 1000
     suffixes = {path.suffix for path in finished.path.rglob("*") if path.is_file()}
     assert not suffixes & {".pkl", ".pickle", ".pt", ".pth", ".bin", ".npy"}

@@ -22,6 +22,7 @@ from spikeformer_lt import Ticket
 from spikeformer_lt.reports.finished import open_run
 from spikeformer_lt.tickets.rebuild import model_from_ticket
 from spikeformer_lt.training.evaluation import evaluate
+from spikeformer_lt.training.predictions import PREDICTIONS, read_predictions
 
 pytestmark = pytest.mark.recipe
 
@@ -129,6 +130,11 @@ def test_two_ranks_make_one_ticket_and_count_each_sample_once(tmp_path: Path) ->
     alone = evaluate(run.model, run.splits.test, run.splits, Alone(), batch_size=16)
     assert (alone.count, alone.accuracy) == (41, report["test_accuracy"])
     assert alone.confusion.tolist() == report["confusion"]
+    saved, _ = read_predictions(out / PREDICTIONS)
+    for column in ("index", "label", "predicted"):
+        assert torch.equal(getattr(saved, column), getattr(alone.predictions, column))
+    # Batches of other sizes may take other kernels.
+    assert torch.allclose(saved.logits, alone.predictions.logits, atol=1e-5)
     assert json.loads((out / "env.json").read_text())["world_size"] == 2
 
 

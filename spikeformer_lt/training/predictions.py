@@ -1,0 +1,108 @@
+"""Predictions of an evaluation, one row a sample: gathered over ranks, saved, read again."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spikeformer_lt.errors import CheckpointError, DataError, shown
+from spikeformer_lt.tensorfile import read_tensors, write_tensors
+
+__all__ = ["PREDICTIONS", "Predictions", "gather_predictions", "read_predictions"]
+
+PREDICTIONS = "predictions.safetensors"
+_COLUMNS = {"index": 1, "label": 1, "logits": 2, "predicted": 1}
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Answers of a network to the n samples of a split, in the order of the data set."""
+
+    index: Tensor
+    """int64 ``[n]``: position in the split, 0 to n-1."""
+    label: Tensor
+    """int64 ``[n]``: true class."""
+    logits: Tensor
+    """float32 ``[n, K]``: mean of the logits over T."""
+    predicted: Tensor
+    """int64 ``[n]``: class of the largest logit."""
+
+    @property
+    def accuracy(self) -> float:
+        """Accuracy in percent."""
+        return 100 * int((self.predicted == self.label).sum()) / len(self.label)
+
+    def save(self, path: str | Path, facts: Mapping[str, Any]) -> None:
+        """Write the predictions; an older file that other weights gave is kept under their hash.
+
+        Args:
+            path: file to write.
+            facts: values that JSON can hold; ``weights_sha256`` is needed.
+
+        Raises:
+            CheckpointError: the file in the way holds no predictions, or the disk refuses.
+        """
+        path = Path(path)
+        if path.exists():
+            other = str(read_predictions(path)[1].get("weights_sha256"))
+            if other != facts["weights_sha256"]:
+                kept = path.with_name(f"{path.stem}-{other[:12]}{path.suffix}")
+                path.rename(kept)
+                log.warning("predictions of other weights are kept as %s", kept)
+        tensors = {name: getattr(self, name) for name in _COLUMNS}
+        write_tensors(path, tensors, {**facts, "count": len(self.index)})
+
+
+def read_predictions(path: str | Path) -> tuple[Predictions, dict[str, Any]]:
+    """Read a file of `Predictions.save`: the predictions, and the facts saved with them.
+
+    Raises:
+        CheckpointError: the file is damaged or holds something else.
+    """
+    tensors, facts = read_tensors(path)
+    shapes = {name: tensor.ndim for name, tensor in tensors.items()}
+    if shapes != _COLUMNS or len({len(tensor) for tensor in tensors.values()}) != 1:
+        raise CheckpointError(f"{shown(str(path), 300)}: holds no predictions: {sorted(tensors)}")
+    return Predictions(**tensors), facts
+
+
+def gather_predictions(
+    index: Tensor, label: Tensor, logits: Tensor, count: int, accelerator: Any
+) -> Predictions:
+    """Put the samples of all ranks in order; the result is on the CPU, the same on every rank.
+
+    Args:
+        index: int64 ``[m]``, positions of this rank's samples in the split.
+        label: int64 ``[m]``.
+        logits: float32 ``[m, K]``.
+        count: samples of the split, n.
+        accelerator: process group and device.
+
+    Raises:
+        DataError: a sample was lost or seen twice.
+    """
+    index = index.to(logits.device)
+    # Each row is one rank's value plus zeros, so that a sum over ranks changes no bit.
+    seen, labels = logits.new_zeros(2, count, dtype=torch.int64)
+    seen.index_add_(0, index, torch.ones_like(index))
+    labels.index_add_(0, index, label)
+    table = logits.new_zeros(count, logits.shape[1]).index_add_(0, index, logits)
+    if accelerator.num_processes > 1:
+        seen, labels, table = (accelerator.reduce(v, "sum") for v in (seen, labels, table))
+    wrong = torch.nonzero(seen != 1).flatten()
+    if len(wrong):
+        first = int(wrong[0])
+        raise DataError(
+            f"sample {first} was evaluated {int(seen[first])} times and {len(wrong) - 1} others "
+            "not once: ranks lost or repeated"
+        )
+    table = table.cpu()
+    return Predictions(torch.arange(count), labels.cpu(), table, table.argmax(1))

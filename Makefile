@@ -4,6 +4,9 @@
 PYTHON ?= python3
 # More arguments for pytest, for example: make test ARGS="-k mask"
 ARGS ?=
+# For make gpu: how long it may take, and the folder of CIFAR-10.
+MINUTES ?= 9
+DATA ?= /tmp/data
 CPUS := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 
 VENV := .venv
@@ -28,12 +31,14 @@ unexport PYTHONPATH PYTHONHOME
 LAUNCH := $(PY) -m accelerate.commands.launch --num_processes 1 --num_machines 1 \
 	--mixed_precision no --dynamo_backend no --num_cpu_threads_per_process $(CPUS)
 
-.PHONY: help install demo test lint docs wheel-check clean
+.PHONY: help install demo test gpu lint docs wheel-check clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo         train, prune and compare on the digits data: results in runs/demo"
 	@echo "make test         all tests but the slow and the GPU ones; ARGS=... goes to pytest"
+	@echo "make gpu          GPU tests, comparison with spikingjelly, CIFAR-10 training; resumes: see benchmarks/"
+	@echo "                  MINUTES=9 DATA=/tmp/data PY=python3 (which has the dependencies; no .venv needed)"
 	@echo "make lint         ruff (rules, format) and mypy"
 	@echo "make wheel-check  build the wheel and use it from an environment outside this folder"
 	@echo "make docs         the API reference from the docstrings: build/api/index.html"
@@ -60,6 +65,11 @@ demo: $(STAMP)
 test: $(STAMP)
 	@echo "Tests (not slow, not gpu): under 10 minutes on 2 cores"
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile $(ARGS)
+
+# Without $(STAMP) and with the caller's PYTHONPATH: nothing is installed on a machine without network.
+gpu: PY = python3
+gpu:
+	@PYTHONPATH='$(PYTHONPATH)' $(PY) benchmarks/gpu.py --minutes '$(MINUTES)' --data '$(DATA)'
 
 lint: $(STAMP)
 	@$(PY) -m ruff check .

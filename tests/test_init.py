@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -49,3 +50,43 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 def test_the_version_is_that_of_the_installed_package() -> None:
     assert spikeformer_lt.__version__ == importlib.metadata.version("spikeformer_lt")
+
+
+TWO_STEPS = """
+import importlib, importlib.machinery, pkgutil, runpy, sys
+
+finder = importlib.machinery.PathFinder
+find_spec = finder.find_spec
+
+def absent(name, path=None, target=None):
+    hidden = name.partition(".")[0] in ("tonic", "librosa", "scienceplots")
+    return None if hidden else find_spec(name, path, target)
+
+finder.find_spec = absent
+assert not importlib.util.find_spec("tonic")
+
+import spikeformer_lt
+
+for module in pkgutil.walk_packages(spikeformer_lt.__path__, "spikeformer_lt."):
+    importlib.import_module(module.name)
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+def test_it_trains_without_tonic_librosa_and_scienceplots(tmp_path: Path) -> None:
+    """Dependencies that pip installs and that no training needs."""
+    options = (
+        "--data.name digits --data.limit-train 64 --data.limit-test 20 --data.image-size 16 "
+        "--model.name spikformer_toy --model.embed-dim 16 --model.T 2 --train.batch-size 32 "
+        "--multisp.epochs 1 --multisp.stem-epochs 1 --train.cpu"
+    )
+    recipe = Path(__file__).resolve().parents[1] / "recipes" / "multisp_cifar.py"
+    run = tmp_path / "run"
+    argv = [str(recipe), *options.split(), "--run.out", str(run)]
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", TWO_STEPS, *argv], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (run / "report.json").is_file()

@@ -25,11 +25,10 @@ import numpy as np
 
 from spikeformer_lt.events.cache import FrameCache
 from spikeformer_lt.events.dataset import EventFrames, Source
-from spikeformer_lt.events.frame import Framing, to_frames
-from spikeformer_lt.events.options import EventOptions
-from spikeformer_lt.events.reading import FileReader
+from spikeformer_lt.events.formats import FileReader
+from spikeformer_lt.events.frame import EventOptions, Framing, to_frames
 from spikeformer_lt.events.recording import Sensor, make_events
-from spikeformer_lt.events.samples import Sample
+from spikeformer_lt.events.split import Sample
 from spikeformer_lt.events.validate import validate
 
 SENSOR = Sensor(128, 128)

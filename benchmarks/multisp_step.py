@@ -25,8 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from spikeformer_lt import Mask, create_model
 from spikeformer_lt.layers.norm import BatchNorm
-from spikeformer_lt.layers.patch_scores import make_score
-from spikeformer_lt.layers.patch_select import PatchSelect
+from spikeformer_lt.layers.patches import PatchSelect, make_score
 from spikeformer_lt.layers.subnet import SubnetConv2d, collapse, rankings, set_masks
 
 BASE = "dense, every step"

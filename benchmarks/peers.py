@@ -51,14 +51,13 @@ from torch import Tensor, nn
 
 from spikeformer_lt import Mask, Ticket, create_model, load_exported
 from spikeformer_lt.export import export_ticket
-from spikeformer_lt.export.compact import compact
-from spikeformer_lt.export.sizes import size_table
+from spikeformer_lt.export.fold import compact
+from spikeformer_lt.export.verify import size_table
 from spikeformer_lt.layers.neuron import LIF
 from spikeformer_lt.layers.norm import BatchNorm
-from spikeformer_lt.layers.patch_scores import make_score
-from spikeformer_lt.layers.patch_select import PatchSelect
+from spikeformer_lt.layers.patches import PatchSelect, make_score
 from spikeformer_lt.layers.subnet import SubnetConv2d, collapse, get_masks, rankings, set_masks
-from spikeformer_lt.training.heap import keep_heap
+from spikeformer_lt.runtime import keep_heap
 
 IMAGE: dict[str, Any] = {"T": 4, "image_size": 32, "in_channels": 3, "attn_scale": 0.125}
 EVENT: dict[str, Any] = {"T": 16, "image_size": 128, "in_channels": 2, "attn_scale": 0.125}

@@ -23,8 +23,10 @@ import spikeformer_lt  # before torch: one OpenMP for all
 import torch
 from torch import Tensor
 
-from spikeformer_lt.layers.kernels import LIFParams, attending, dense, fused, lif, winograd
-from spikeformer_lt.training.heap import keep_heap
+from spikeformer_lt.layers.kernels import attention, matmul, winograd
+from spikeformer_lt.layers.kernels.dispatch import lif
+from spikeformer_lt.layers.kernels.reference import LIFParams
+from spikeformer_lt.runtime import keep_heap
 
 CONVS = [(32, 32, 48, 96), (32, 32, 96, 192), (32, 16, 192, 384), (32, 8, 384, 384)]
 CONVS += [(64, 32, 32, 64), (64, 16, 64, 128), (64, 8, 128, 128)]  # images x steps, side, C, C'
@@ -72,23 +74,23 @@ def linear(n: int, wide: int, tall: int, dtype: torch.dtype) -> Ways:
     return {
         "input gradient": (
             lambda: product(g, weight.t()),
-            lambda: dense.inputs_back(g, weight),
+            lambda: matmul.inputs_back(g, weight),
         ),
-        "weight gradient": (lambda: product(g.t(), x.t()), lambda: dense.weights_back(g, x)),
+        "weight gradient": (lambda: product(g.t(), x.t()), lambda: matmul.weights_back(g, x)),
     }
 
 
-def attention(T: int, B: int, N: int, D: int, heads: int, dtype: torch.dtype) -> Ways:
+def attend(T: int, B: int, N: int, D: int, heads: int, dtype: torch.dtype) -> Ways:
     """Forward, and backward with it."""
     x = (torch.rand(T, B, N, 3, D) < 0.25).to(dtype).requires_grad_()
     g = torch.randn(T, B, N, D, dtype=dtype)
 
     def ours() -> Tensor:
-        out: Tensor = attending.AttentionFunction.apply(x, heads, 0.125)
+        out: Tensor = attention.AttentionFunction.apply(x, heads, 0.125)
         return out
 
     def theirs() -> Tensor:
-        return attending.attend(x, heads, 0.125)
+        return attention.attend(x, heads, 0.125)
 
     return {
         "forward": (theirs, ours),
@@ -103,7 +105,7 @@ def firing(T: int, n: int, wide: int, tall: int, dtype: torch.dtype) -> Ways:
     """A linear map and its neurons in inference."""
     x, p = (torch.rand(T, n, wide) < 0.25).to(dtype), LIFParams()
     weight, shift = torch.randn(tall, wide, dtype=dtype) / wide**0.5, torch.rand(tall, dtype=dtype)
-    panels = fused.as_panels(weight)
+    panels = matmul.as_panels(weight)
     assert panels is not None
     ordered = weight
     if dtype == torch.float32:
@@ -115,7 +117,7 @@ def firing(T: int, n: int, wide: int, tall: int, dtype: torch.dtype) -> Ways:
         current = torch.ops.mkldnn._linear_pointwise(x, ordered, shift, "none", [], "")
         return lif(current, None, T, p)[0]
 
-    return {"one pass": (theirs, lambda: fused.linear_lif(x, panels, shift, None, T, p)[0])}
+    return {"one pass": (theirs, lambda: matmul.linear_lif(x, panels, shift, None, T, p)[0])}
 
 
 def check(ways: Ways) -> float:

@@ -29,8 +29,7 @@ import spikeformer_lt
 from spikeformer_lt import Ticket, create_model, list_searches, load_exported
 from spikeformer_lt.export import export_ticket
 from spikeformer_lt.layers.neuron import LIF
-from spikeformer_lt.training.phase_run import PhaseRun
-from spikeformer_lt.training.trainer import Trainer
+from spikeformer_lt.training.trainer import PhaseRun, Trainer
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = "recipes/imp_cifar.py"

@@ -7,9 +7,8 @@ sums were taken from files that had those md5 sums.
 
 from __future__ import annotations
 
-from spikeformer_lt.images.batch_files import BatchFiles, PublishedFile, load_batches
-from spikeformer_lt.images.hashed import VAL_FRACTION
-from spikeformer_lt.images.splits import Splits, make_splits
+from spikeformer_lt.images.files import BatchFiles, PublishedFile, load_batches
+from spikeformer_lt.images.splits import VAL_FRACTION, Splits, make_splits
 from spikeformer_lt.registry import register_dataset
 
 CIFAR10 = BatchFiles(

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.images.arrays import ArrayImages
-from spikeformer_lt.images.hashed import VAL_FRACTION, hashed_validation
-from spikeformer_lt.images.splits import Splits, make_splits
+from spikeformer_lt.images.splits import VAL_FRACTION, Splits, hashed_validation, make_splits
 from spikeformer_lt.registry import register_dataset
 
 _GRID = 8  # pixels a side in the source

@@ -15,11 +15,8 @@ from torch.nn import functional as F
 
 from spikeformer_lt.errors import DataError
 from spikeformer_lt.images.arrays import ArrayImages
-from spikeformer_lt.images.batch_files import PublishedFile
-from spikeformer_lt.images.hashed import VAL_FRACTION
-from spikeformer_lt.images.idx import read_idx
-from spikeformer_lt.images.loose_files import LooseFiles, check_size, provide
-from spikeformer_lt.images.splits import Splits, make_splits
+from spikeformer_lt.images.files import LooseFiles, PublishedFile, check_size, provide, read_idx
+from spikeformer_lt.images.splits import VAL_FRACTION, Splits, make_splits
 from spikeformer_lt.registry import register_dataset
 
 SIDE = 28  # pixels

@@ -14,16 +14,12 @@ import torch
 from numpy.typing import NDArray
 
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.events.dataset import Source
-from spikeformer_lt.events.options import EventOptions
-from spikeformer_lt.events.parts import split_fields
-from spikeformer_lt.events.recording import Sensor
-from spikeformer_lt.events.samples import Sample
+from spikeformer_lt.events.dataset import Source, split_fields
+from spikeformer_lt.events.frame import EventOptions
+from spikeformer_lt.events.recording import Raw, Sensor
 from spikeformer_lt.events.simulate import Camera
-from spikeformer_lt.events.source import Raw
-from spikeformer_lt.events.split import Split, hold_out
-from spikeformer_lt.images.hashed import VAL_FRACTION, hashed_validation
-from spikeformer_lt.images.splits import Splits
+from spikeformer_lt.events.split import Sample, Split, hold_out
+from spikeformer_lt.images.splits import VAL_FRACTION, Splits, hashed_validation
 from spikeformer_lt.registry import register_dataset
 from spikeformer_lt.rng import seed_for
 

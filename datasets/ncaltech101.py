@@ -9,16 +9,22 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from spikeformer_lt.events.dataset import Source
-from spikeformer_lt.events.options import EventOptions
-from spikeformer_lt.events.parts import split_fields
-from spikeformer_lt.events.published import Archive, provide, unpack
-from spikeformer_lt.events.reading import FileReader
+from spikeformer_lt.events.dataset import Source, split_fields
+from spikeformer_lt.events.formats import FileReader
+from spikeformer_lt.events.frame import EventOptions
 from spikeformer_lt.events.recording import Sensor
-from spikeformer_lt.events.samples import Sample, accept, check_counts, find_folder, scan
-from spikeformer_lt.events.split import Split, first_of_each_class, hold_out
-from spikeformer_lt.images.hashed import VAL_FRACTION
-from spikeformer_lt.images.splits import Splits
+from spikeformer_lt.events.split import (
+    Sample,
+    Split,
+    accept,
+    check_counts,
+    find_folder,
+    first_of_each_class,
+    hold_out,
+    scan,
+)
+from spikeformer_lt.images.splits import VAL_FRACTION, Splits
+from spikeformer_lt.published import Archive, provide, unpack
 from spikeformer_lt.registry import register_dataset
 
 NUM_CLASSES = 101

@@ -14,12 +14,10 @@ import numpy as np
 import torch
 
 from spikeformer_lt.errors import DataError, shown
-from spikeformer_lt.fetch import read_checked
 from spikeformer_lt.images.arrays import ArrayImages
-from spikeformer_lt.images.batch_files import PublishedFile
-from spikeformer_lt.images.hashed import VAL_FRACTION
-from spikeformer_lt.images.loose_files import LooseFiles, check_size, provide
-from spikeformer_lt.images.splits import Splits, make_splits
+from spikeformer_lt.images.files import LooseFiles, PublishedFile, check_size, provide
+from spikeformer_lt.images.splits import VAL_FRACTION, Splits, make_splits
+from spikeformer_lt.published import read_checked
 from spikeformer_lt.registry import register_dataset
 
 SIDE = 32  # pixels

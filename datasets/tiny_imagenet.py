@@ -7,11 +7,8 @@ the training images.
 
 from __future__ import annotations
 
-from spikeformer_lt.images.batch_files import PublishedFile
-from spikeformer_lt.images.folder_files import FolderFiles, load_folders
-from spikeformer_lt.images.hashed import VAL_FRACTION
-from spikeformer_lt.images.loose_files import check_size
-from spikeformer_lt.images.splits import Splits, make_splits
+from spikeformer_lt.images.files import FolderFiles, PublishedFile, check_size, load_folders
+from spikeformer_lt.images.splits import VAL_FRACTION, Splits, make_splits
 from spikeformer_lt.registry import register_dataset
 
 TINY = FolderFiles(

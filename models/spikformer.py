@@ -9,13 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.layers.attention import SpikingSelfAttention
-from spikeformer_lt.layers.conv_pep import ConvPEP
-from spikeformer_lt.layers.door import time_first
-from spikeformer_lt.layers.mlp import EncoderBlock, SpikingMLP
-from spikeformer_lt.layers.patch_select import PatchSelect, gather_tokens, kept_count
+from spikeformer_lt.layers.attention import EncoderBlock, SpikingMLP, SpikingSelfAttention
+from spikeformer_lt.layers.inputs import time_first
+from spikeformer_lt.layers.neuron import reset_state
+from spikeformer_lt.layers.patches import PatchSelect, gather_tokens, kept_count
 from spikeformer_lt.layers.recompute import call
-from spikeformer_lt.layers.state import reset_state
+from spikeformer_lt.layers.stems import ConvPEP
 from spikeformer_lt.models import spikformer_convert
 from spikeformer_lt.registry import register_model
 

@@ -9,10 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.layers.cnn_units import HiddenLayer
-from spikeformer_lt.layers.door import time_first
-from spikeformer_lt.layers.neuron import make_activation
-from spikeformer_lt.layers.state import reset_state
+from spikeformer_lt.layers.inputs import time_first
+from spikeformer_lt.layers.neuron import make_activation, reset_state
+from spikeformer_lt.layers.units import HiddenLayer
 
 
 class SpikingCNN(nn.Module):

@@ -8,9 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.layers.cnn_units import ConvLayer
 from spikeformer_lt.layers.recompute import call
-from spikeformer_lt.layers.units import map_rows
+from spikeformer_lt.layers.units import ConvLayer, map_rows
 from spikeformer_lt.models.spiking_cnn import SpikingCNN, at_least_one, halved
 from spikeformer_lt.registry import register_model
 

@@ -13,12 +13,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from spikeformer_lt.config import run_recipe
-from spikeformer_lt.tickets.biprop import BipropConfig
-from spikeformer_lt.tickets.presets import with_preset
+from spikeformer_lt.tickets.configs import with_preset
+from spikeformer_lt.tickets.scores import BipropConfig
 from spikeformer_lt.training.experiment import Experiment
-from spikeformer_lt.training.options import DataConfig, ModelConfig, RunConfig
-from spikeformer_lt.training.phase import OptimConfig
-from spikeformer_lt.training.settings import TrainConfig
+from spikeformer_lt.training.options import (
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    TrainConfig,
+)
 
 PAPER = OptimConfig(lr=5e-4, weight_decay=0.06, min_lr=1e-5, warmup_epochs=20, warmup_lr=1e-5)
 SMALL = {
@@ -49,7 +53,7 @@ class BipropCifar:
 def main(cfg: BipropCifar) -> None:
     """Learn the scores, test the subnetwork once, write the report."""
     from spikeformer_lt import create_search
-    from spikeformer_lt.reports.run_report import write_report
+    from spikeformer_lt.reports.run_page import write_report
 
     with Experiment(cfg, fallback="digits", small=SMALL) as experiment:
         model, fit = experiment.model(), experiment.trainer.fit

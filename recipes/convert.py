@@ -52,9 +52,8 @@ def main(cfg: Convert) -> None:
     import torch
 
     from spikeformer_lt import create_model
+    from spikeformer_lt.disk import sha256_of, write_atomic, write_tensors
     from spikeformer_lt.models.spikformer_convert import load_translated, read_original
-    from spikeformer_lt.paths import sha256_of, write_atomic
-    from spikeformer_lt.tensorfile import write_tensors
 
     with torch.device("meta"):
         named: Any = create_model(cfg.model)

@@ -14,12 +14,16 @@ from dataclasses import dataclass, field
 
 from spikeformer_lt.config import run_recipe
 from spikeformer_lt.tickets.base import retrain, with_phase
+from spikeformer_lt.tickets.configs import preset_optim, with_preset
 from spikeformer_lt.tickets.early_bird import EarlyBirdConfig
-from spikeformer_lt.tickets.presets import preset_optim, with_preset
 from spikeformer_lt.training.experiment import Experiment
-from spikeformer_lt.training.options import DataConfig, ModelConfig, RunConfig
-from spikeformer_lt.training.phase import OptimConfig
-from spikeformer_lt.training.settings import TrainConfig
+from spikeformer_lt.training.options import (
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    TrainConfig,
+)
 
 PUBLISHED_EPOCHS = 300
 PAPER = OptimConfig(lr=5e-4, weight_decay=0.06, min_lr=1e-5, warmup_epochs=20, warmup_lr=1e-5)
@@ -54,7 +58,7 @@ class EarlyBirdCifar:
 def main(cfg: EarlyBirdCifar) -> None:
     """Search until the mask stands still; train the ticket, test once, write the report."""
     from spikeformer_lt import create_search
-    from spikeformer_lt.reports.run_report import write_report
+    from spikeformer_lt.reports.run_page import write_report
 
     with Experiment(cfg, fallback="digits", small=SMALL) as experiment:
         model, fit = experiment.model(), experiment.trainer.fit

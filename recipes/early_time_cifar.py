@@ -14,16 +14,19 @@ from dataclasses import dataclass, field
 
 from spikeformer_lt.config import check, run_recipe
 from spikeformer_lt.tickets.base import retrain, with_phase
-from spikeformer_lt.tickets.biprop import BipropConfig
+from spikeformer_lt.tickets.configs import preset_optim, with_preset
 from spikeformer_lt.tickets.early_bird import EarlyBirdConfig
 from spikeformer_lt.tickets.early_time import EarlyTimeConfig
-from spikeformer_lt.tickets.edge_popup import EdgePopupConfig
 from spikeformer_lt.tickets.imp import ImpConfig
-from spikeformer_lt.tickets.presets import preset_optim, with_preset
+from spikeformer_lt.tickets.scores import BipropConfig, EdgePopupConfig
 from spikeformer_lt.training.experiment import Experiment
-from spikeformer_lt.training.options import DataConfig, ModelConfig, RunConfig
-from spikeformer_lt.training.phase import OptimConfig
-from spikeformer_lt.training.settings import TrainConfig
+from spikeformer_lt.training.options import (
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    TrainConfig,
+)
 
 PUBLISHED_EPOCHS = 300
 SEARCHES = ("imp", "early_bird", "edge_popup", "biprop")
@@ -70,7 +73,7 @@ class EarlyTimeCifar:
 def main(cfg: EarlyTimeCifar) -> None:
     """Choose the time, search, train the ticket with all steps, test once, write the report."""
     from spikeformer_lt import create_search
-    from spikeformer_lt.reports.run_report import write_report
+    from spikeformer_lt.reports.run_page import write_report
 
     with Experiment(cfg, fallback="digits", small=SMALL) as experiment:
         model, fit = experiment.model(), experiment.trainer.fit

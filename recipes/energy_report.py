@@ -48,11 +48,10 @@ def main(cfg: EnergyReport) -> None:
     )
 
     from spikeformer_lt.export import read_ticket
-    from spikeformer_lt.reports.energy import measure_energy
-    from spikeformer_lt.reports.energy_plots import plot_energy
-    from spikeformer_lt.reports.energy_tables import energy_markdown, write_energy
+    from spikeformer_lt.reports.energy import energy_markdown, measure_energy, write_energy
     from spikeformer_lt.reports.finished import open_run
-    from spikeformer_lt.tickets.rebuild import model_from_ticket
+    from spikeformer_lt.reports.plots import plot_energy
+    from spikeformer_lt.tickets.surgery import model_from_ticket
 
     given, changed = given_options(cfg), {} if cfg.T is None else {"T": cfg.T}
     networks = {}

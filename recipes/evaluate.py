@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from spikeformer_lt.config import check, given_options, run_recipe
+from spikeformer_lt.disk import write_atomic
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.paths import write_atomic
 from spikeformer_lt.training.options import EventDataConfig
 
 
@@ -46,8 +46,8 @@ def main(cfg: Evaluate) -> None:
 
     from spikeformer_lt.export import read_ticket
     from spikeformer_lt.reports.finished import open_ticket
-    from spikeformer_lt.reports.run_report import describe, save_predictions
-    from spikeformer_lt.tickets.rebuild import model_from_ticket
+    from spikeformer_lt.reports.run_page import describe, save_predictions
+    from spikeformer_lt.tickets.surgery import model_from_ticket
     from spikeformer_lt.training.predictions import PREDICTIONS
 
     check(bool(cfg.run), "run", cfg.run, "a run directory, a ticket folder or an export: --run DIR")

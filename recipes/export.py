@@ -47,9 +47,9 @@ def main(cfg: Export) -> None:
     check(bool(cfg.out), "out", cfg.out, "a new folder: --out DIR")
 
     from spikeformer_lt import Ticket, load_exported
+    from spikeformer_lt.disk import parse_json
     from spikeformer_lt.export import export_ticket
-    from spikeformer_lt.export.sizes import size_table
-    from spikeformer_lt.textfile import parse_json
+    from spikeformer_lt.export.verify import size_table
     from spikeformer_lt.ticket import finished_folder
 
     folder = Path(cfg.run)

@@ -13,11 +13,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from spikeformer_lt.config import run_recipe
-from spikeformer_lt.tickets.multisp_config import MultiSpConfig
+from spikeformer_lt.tickets.configs import MultiSpConfig
 from spikeformer_lt.training.experiment import Experiment
-from spikeformer_lt.training.options import DataConfig, ModelConfig, RunConfig
-from spikeformer_lt.training.phase import OptimConfig
-from spikeformer_lt.training.settings import TrainConfig
+from spikeformer_lt.training.options import (
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    TrainConfig,
+)
 
 PAPER = OptimConfig(lr=5e-4, weight_decay=0.06, min_lr=1e-5, warmup_epochs=20, warmup_lr=1e-5)
 SMALL = {
@@ -46,7 +50,7 @@ class MultiSpCifar:
 def main(cfg: MultiSpCifar) -> None:
     """Search, save the ticket, test once, write the report."""
     from spikeformer_lt import create_search
-    from spikeformer_lt.reports.run_report import write_report
+    from spikeformer_lt.reports.run_page import write_report
 
     with Experiment(cfg, fallback="digits", small=SMALL) as experiment:
         model = experiment.model()

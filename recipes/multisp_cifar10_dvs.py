@@ -14,12 +14,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from spikeformer_lt.config import run_recipe
-from spikeformer_lt.tickets.multisp_config import MultiSpConfig
-from spikeformer_lt.training.datachoice import CIFAR10_DVS
-from spikeformer_lt.training.experiment import Experiment
-from spikeformer_lt.training.options import EventDataConfig, ModelConfig, RunConfig
-from spikeformer_lt.training.phase import OptimConfig
-from spikeformer_lt.training.settings import TrainConfig
+from spikeformer_lt.tickets.configs import MultiSpConfig
+from spikeformer_lt.training.experiment import CIFAR10_DVS, Experiment
+from spikeformer_lt.training.options import (
+    EventDataConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    TrainConfig,
+)
 
 PAPER = OptimConfig(
     lr=1e-3, weight_decay=0.06, min_lr=1e-5, warmup_epochs=10, warmup_lr=1e-5, cooldown_epochs=10
@@ -52,7 +55,7 @@ class MultiSpCifar10Dvs:
 def main(cfg: MultiSpCifar10Dvs) -> None:
     """Search, save the ticket, test once, write the report."""
     from spikeformer_lt import create_search
-    from spikeformer_lt.reports.run_report import write_report
+    from spikeformer_lt.reports.run_page import write_report
 
     with Experiment(cfg, fallback="moving_digits", small=SMALL, wanted=CIFAR10_DVS) as experiment:
         model = experiment.model()

@@ -44,7 +44,7 @@ def main(cfg: Report) -> None:
     from spikeformer_lt.export import read_ticket
     from spikeformer_lt.reports.finished import open_run
     from spikeformer_lt.reports.run_page import write_comparison_page, write_run_page
-    from spikeformer_lt.tickets.rebuild import model_from_ticket
+    from spikeformer_lt.tickets.surgery import model_from_ticket
 
     given, build = given_options(cfg), model_from_ticket
     runs = [open_run(path, build, cfg.data, given, read_ticket) for path in cfg.runs]

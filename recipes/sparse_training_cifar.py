@@ -15,18 +15,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from spikeformer_lt.config import check, run_recipe
+from spikeformer_lt.tickets.at_init import GraspConfig, SnipConfig, SynflowConfig
 from spikeformer_lt.tickets.base import retrain, with_phase
-from spikeformer_lt.tickets.grasp import GraspConfig
-from spikeformer_lt.tickets.magnitude import MagnitudeConfig
-from spikeformer_lt.tickets.nm_mask import NmConfig
-from spikeformer_lt.tickets.random_ticket import RandomConfig
-from spikeformer_lt.tickets.snip import SnipConfig
+from spikeformer_lt.tickets.one_shot import MagnitudeConfig, NmConfig, RandomConfig
 from spikeformer_lt.tickets.sparse_training import SparseTrainingConfig
-from spikeformer_lt.tickets.synflow import SynflowConfig
 from spikeformer_lt.training.experiment import Experiment
-from spikeformer_lt.training.options import DataConfig, ModelConfig, RunConfig
-from spikeformer_lt.training.phase import OptimConfig
-from spikeformer_lt.training.settings import TrainConfig
+from spikeformer_lt.training.options import (
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    TrainConfig,
+)
 
 MOVING = ("set", "rigl", "granet")
 FIXED: dict[str, Callable[[float], Any]] = {
@@ -79,7 +79,7 @@ class SparseTrainingCifar:
 def main(cfg: SparseTrainingCifar) -> None:
     """Train sparse, test once, write the report."""
     from spikeformer_lt import create_search
-    from spikeformer_lt.reports.run_report import write_report
+    from spikeformer_lt.reports.run_page import write_report
 
     with Experiment(cfg, fallback="digits", small=SMALL) as experiment:
         model, fit = experiment.model(), experiment.trainer.fit

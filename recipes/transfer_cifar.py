@@ -17,12 +17,16 @@ from spikeformer_lt.config import adapted, check, given_options, run_recipe
 from spikeformer_lt.errors import TicketError
 from spikeformer_lt.ticket import Ticket, start_folder
 from spikeformer_lt.tickets.base import retrain, with_phase
-from spikeformer_lt.tickets.rebuild import dress_as
+from spikeformer_lt.tickets.surgery import dress_as
 from spikeformer_lt.tickets.transfer import NORMS, transfer
 from spikeformer_lt.training.experiment import Experiment
-from spikeformer_lt.training.options import DataConfig, ModelConfig, RunConfig
-from spikeformer_lt.training.phase import OptimConfig
-from spikeformer_lt.training.settings import TrainConfig
+from spikeformer_lt.training.options import (
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    TrainConfig,
+)
 
 PAPER = OptimConfig(lr=5e-4, weight_decay=0.06, min_lr=1e-5, warmup_epochs=20, warmup_lr=1e-5)
 SMALL = {
@@ -70,7 +74,7 @@ def network(ticket: Ticket, cfg: TransferCifar) -> ModelConfig:
 
 def main(cfg: TransferCifar) -> None:
     """Move the ticket into the new network, train it, test once, write the report."""
-    from spikeformer_lt.reports.run_report import write_report
+    from spikeformer_lt.reports.run_page import write_report
 
     check(
         bool(cfg.ticket), "ticket", cfg.ticket, "a run directory or a ticket folder: --ticket DIR"

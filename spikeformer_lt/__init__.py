@@ -11,28 +11,16 @@ import importlib.util
 import logging
 from typing import TYPE_CHECKING, Any
 
-from spikeformer_lt.openmp import OPENMP as OPENMP  # before torch is imported
+from spikeformer_lt.runtime import OPENMP as OPENMP  # before torch is imported
 
 if TYPE_CHECKING:
     from spikeformer_lt.mask import Mask as Mask
-    from spikeformer_lt.registry import (
-        create_dataset as create_dataset,
-    )
-    from spikeformer_lt.registry import (
-        create_model as create_model,
-    )
-    from spikeformer_lt.registry import (
-        create_search as create_search,
-    )
-    from spikeformer_lt.registry import (
-        list_datasets as list_datasets,
-    )
-    from spikeformer_lt.registry import (
-        list_models as list_models,
-    )
-    from spikeformer_lt.registry import (
-        list_searches as list_searches,
-    )
+    from spikeformer_lt.registry import create_dataset as create_dataset
+    from spikeformer_lt.registry import create_model as create_model
+    from spikeformer_lt.registry import create_search as create_search
+    from spikeformer_lt.registry import list_datasets as list_datasets
+    from spikeformer_lt.registry import list_models as list_models
+    from spikeformer_lt.registry import list_searches as list_searches
     from spikeformer_lt.ticket import Ticket as Ticket
 
 try:
@@ -69,4 +57,5 @@ def __dir__() -> list[str]:
 
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
-importlib.import_module(f"{__name__}.timm_bridge").join_timm()
+importlib.import_module(f"{__name__}.timm").join_timm()
+importlib.import_module(f"{__name__}.deprecated").keep_old_imports()

@@ -1,30 +1,109 @@
-"""Models, data sets and searches by name.
+"""Files of a user that register models, data sets or searches: ``--plugins FILE.py``.
+
+The files are kept in an environment variable, so that the child processes of a comparison know the
+same names.
+
+Models, data sets and searches by name.
 
 A decorator on a factory function registers it under the function's own name. The modules of
 `spikeformer_lt.models`, `.datasets` and `.tickets` are imported at the first question about a name,
 so that nothing is imported for a user who asks nothing; files of the user's own join by
-``--plugins FILE.py`` (see `spikeformer_lt.plugins`). Models also join timm's registry, whichever
+``--plugins FILE.py`` (see `spikeformer_lt.registry`). Models also join timm's registry, whichever
 of the two packages is imported first and without importing timm here.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import importlib.util
 import inspect
 import logging
+import os
 import pkgutil
+import sys
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from spikeformer_lt.errors import ConfigError, near, shown
-from spikeformer_lt.plugins import import_plugins
 
 if TYPE_CHECKING:
     from torch import nn
 
+__all__ = [
+    "VARIABLE",
+    "Factory",
+    "Registry",
+    "create_dataset",
+    "create_model",
+    "create_search",
+    "dataset_factory",
+    "import_plugins",
+    "list_datasets",
+    "list_models",
+    "list_searches",
+    "register_dataset",
+    "register_model",
+    "register_search",
+    "use_plugins",
+]
+
+VARIABLE = "SPIKEFORMER_LT_PLUGINS"
+"""Environment variable: paths of the files, separated as those of PATH are."""
+
+
+def use_plugins(files: Iterable[str | Path]) -> None:
+    """Import files, here and in every process that this one starts.
+
+    Args:
+        files: Python files; each is imported once a process.
+
+    Raises:
+        ConfigError: a file is missing, is no Python file, or fails while it is imported.
+    """
+    paths = [str(Path(file).absolute()) for file in files]
+    known = [path for path in os.environ.get(VARIABLE, "").split(os.pathsep) if path]
+    for path in paths:
+        _import(Path(path))
+    if paths:
+        os.environ[VARIABLE] = os.pathsep.join(dict.fromkeys([*known, *paths]))
+
+
+def import_plugins() -> None:
+    """Import the files that the environment names.
+
+    Raises:
+        ConfigError: as `use_plugins`.
+    """
+    for path in os.environ.get(VARIABLE, "").split(os.pathsep):
+        if path:
+            _import(Path(path))
+
+
+def _import(path: Path) -> None:
+    where = shown(str(path), 300)
+    if path.suffix != ".py" or not path.is_file():
+        raise ConfigError(f"--plugins {where} is not allowed: a Python file that exists, FILE.py")
+    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
+    name = f"spikeformer_lt_plugin_{digest}_{path.stem}"
+    if name in sys.modules:
+        return
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # first: dataclasses and type hints look their module up
+    try:
+        spec.loader.exec_module(module)
+    except Exception as fault:
+        del sys.modules[name]
+        said = f"{type(fault).__name__}: {fault}".splitlines()[0]
+        raise ConfigError(f"--plugins {where} cannot be imported: {said}") from fault
+
+
 Factory = TypeVar("Factory", bound=Callable[..., Any])
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 class Registry:
@@ -131,7 +210,7 @@ class Registry:
             if (fault.name or "").partition(".")[0] == __name__.partition(".")[0]:
                 raise
             self._unavailable[module] = f"install {fault.name}"
-            _log.warning("%s is not available: the package %s is missing", module, fault.name)
+            log.warning("%s is not available: the package %s is missing", module, fault.name)
 
 
 def _origin(factory: Callable[..., Any]) -> tuple[str, str, int]:

@@ -14,11 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spikeformer_lt.disk import (
+    content_kind,
+    free_bytes,
+    parse_json,
+    read_tensors,
+    sha256_of,
+    sync_folder,
+    write_atomic,
+    write_tensors,
+)
 from spikeformer_lt.errors import TicketError, near, shown
 from spikeformer_lt.mask import Mask
-from spikeformer_lt.paths import free_bytes, sha256_of, sync_folder, write_atomic
-from spikeformer_lt.tensorfile import content_kind, read_tensors, write_tensors
-from spikeformer_lt.textfile import parse_json
 
 VERSION = 1
 _TENSOR_FILES = ("mask.safetensors", "model.safetensors")

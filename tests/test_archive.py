@@ -9,8 +9,8 @@ import tarfile
 
 import pytest
 
-from spikeformer_lt.archive import extract_tar
 from spikeformer_lt.errors import DataError
+from spikeformer_lt.published import extract_tar
 
 CAPS = {"max_bytes": 1_000_000, "max_members": 20}
 

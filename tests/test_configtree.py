@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spikeformer_lt.configtree import (
+from spikeformer_lt.config import (
     check,
     differences,
     from_dict,

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from spikeformer_lt.errors import ConfigError, DataError
-from spikeformer_lt.fetch import check_file, download, read_checked
+from spikeformer_lt.published import check_file, download, read_checked
 
 BODY = bytes(range(256)) * 20_000  # 5 MB
 MD5 = hashlib.md5(BODY).hexdigest()

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from spikeformer_lt.disk import write_tensors
 from spikeformer_lt.errors import CheckpointError, MaskError
 from spikeformer_lt.mask import Mask
-from spikeformer_lt.tensorfile import write_tensors
 
 SHAPES = st.lists(
     st.lists(st.integers(1, 5), min_size=1, max_size=3).map(tuple), min_size=1, max_size=4

@@ -9,14 +9,14 @@ import sys
 import pytest
 
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.openmp import openmp_runtimes, share_openmp
+from spikeformer_lt.runtime import openmp_runtimes, share_openmp
 
 _KERNEL = """
 import torch
-from spikeformer_lt.layers import kernels
-from spikeformer_lt.openmp import openmp_runtimes
+from spikeformer_lt.layers.kernels import dispatch
+from spikeformer_lt.runtime import openmp_runtimes
 torch.set_num_threads(2)
-kernels.lif(torch.rand(4, 1 << 16), None, 4, kernels.LIFParams())
+dispatch.lif(torch.rand(4, 1 << 16), None, 4, dispatch.LIFParams())
 torch.rand(512, 512) @ torch.rand(512, 512)
 import numba
 print(numba.threading_layer(), len(openmp_runtimes()))

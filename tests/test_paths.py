@@ -11,9 +11,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from spikeformer_lt import paths
+from spikeformer_lt import disk
+from spikeformer_lt.disk import free_bytes, safe_name, sha256_of, write_atomic
 from spikeformer_lt.errors import CheckpointError, ConfigError
-from spikeformer_lt.paths import free_bytes, safe_name, sha256_of, write_atomic
 
 HOSTILE = [
     "..",
@@ -96,7 +96,7 @@ def test_a_fault_at_any_point_leaves_the_old_file(
 
             write = full
 
-        monkeypatch.setattr(paths, "open", Full, raising=False)
+        monkeypatch.setattr(disk, "open", Full, raising=False)
     else:
         monkeypatch.setattr(os, broken, full)
     with pytest.raises(ConfigError, match=r"No space left.*7 bytes needed, \d+ free") as caught:

@@ -9,8 +9,7 @@ import sys
 import pytest
 
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.plugins import VARIABLE, use_plugins
-from spikeformer_lt.registry import create_dataset, create_model, list_models
+from spikeformer_lt.registry import VARIABLE, create_dataset, create_model, list_models, use_plugins
 
 MODEL = """
 from torch import nn

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spikeformer_lt.errors import MaskError
-from spikeformer_lt.selection import _keep, select
+from spikeformer_lt.mask import _keep, select
 
 FEW = st.sampled_from([0.0, -0.0, 1.0, 2.0, float("inf"), float("-inf")])
 

@@ -20,8 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from spikeformer_lt.disk import content_kind, read_tensors, write_tensors
 from spikeformer_lt.errors import CheckpointError
-from spikeformer_lt.tensorfile import content_kind, read_tensors, write_tensors
 
 DTYPES = [
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64),

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spikeformer_lt.disk import csv_cell, parse_json, parse_yaml, read_mapping
 from spikeformer_lt.errors import CheckpointError, ConfigError
-from spikeformer_lt.textfile import csv_cell, parse_json, parse_yaml, read_mapping
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),

@@ -14,10 +14,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from spikeformer_lt.disk import sha256_of, write_tensors
 from spikeformer_lt.errors import CheckpointError, SpikeformerError, TicketError
 from spikeformer_lt.mask import Mask
-from spikeformer_lt.paths import sha256_of
-from spikeformer_lt.tensorfile import write_tensors
 from spikeformer_lt.ticket import Ticket, finished_folder, start_folder
 
 PROVENANCE = {"search": "imp", "seed": 3, "model": {"name": "toy", "T": 4}, "accuracy": 0.5}

@@ -6,7 +6,7 @@ import zipfile
 import pytest
 
 from spikeformer_lt.errors import DataError
-from spikeformer_lt.unzip import extract_zip
+from spikeformer_lt.published import extract_zip
 
 LIMITS = {"max_bytes": 10_000, "max_members": 20}
 

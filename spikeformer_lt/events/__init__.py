@@ -2,15 +2,11 @@
 
 from spikeformer_lt.events.augment import EventAugment
 from spikeformer_lt.events.cache import FrameCache, MemoryCache
-from spikeformer_lt.events.dataset import EventFrames, Source
-from spikeformer_lt.events.frame import Framing, to_frames
-from spikeformer_lt.events.options import EventOptions
-from spikeformer_lt.events.parts import split_fields
+from spikeformer_lt.events.dataset import EventFrames, Source, split_fields
+from spikeformer_lt.events.frame import EventOptions, Framing, to_frames
 from spikeformer_lt.events.recording import EVENTS, Sensor, fit, make_events
-from spikeformer_lt.events.report import Report
-from spikeformer_lt.events.samples import Sample
-from spikeformer_lt.events.split import Split
-from spikeformer_lt.events.validate import Policy, validate
+from spikeformer_lt.events.split import Sample, Split
+from spikeformer_lt.events.validate import Policy, Report, validate
 
 __all__ = [
     "EVENTS",

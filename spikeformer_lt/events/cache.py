@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from spikeformer_lt.disk import free_bytes, safe_name
 from spikeformer_lt.errors import DataError
-from spikeformer_lt.paths import free_bytes, safe_name
 
 _log = logging.getLogger(__name__)
 _MAGIC = b"SLTFRM1\n"

@@ -1,20 +1,70 @@
-"""Events to frames: every event is counted once, or said to be left out."""
+"""The frame counter in numba; imported at first use, because numba takes half a second to load.
+
+Events to frames: every event is counted once, or said to be left out.
+
+What a user may choose about any event data set, in one group of options.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from spikeformer_lt.errors import ConfigError, DataError, near
 from spikeformer_lt.events.recording import EVENTS, Events, Sensor
+from spikeformer_lt.events.validate import ACTIONS, Policy
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
+
+
+def _jit(function: Any) -> Any:
+    """numba.njit, cached on disk or, where no folder can be written, compiled in each process."""
+    try:
+        return numba.njit(cache=True, nogil=True)(function)
+    except RuntimeError as fault:
+        log.info("the frame kernel is compiled anew in this process: %s", fault)
+        return numba.njit(nogil=True)(function)
+
+
+@_jit
+def _count(x: Any, y: Any, p: Any, edges: Any, frames: Any, height: int, width: int) -> int:
+    # One flat frame at a time: a frame stays in cache while its events are added.
+    area = height * width
+    for i in range(len(edges) - 1):
+        frame = frames[i]
+        for k in range(edges[i], edges[i + 1]):
+            row, column, sign = np.int64(y[k]), np.int64(x[k]), np.int64(p[k])
+            if column >= width or row >= height or sign > 1:
+                return k
+            frame[sign * area + row * width + column] += 1
+    return -1
+
+
+def count_numba(x: Any, y: Any, p: Any, edges: NDArray[np.int64], frames: NDArray[np.int32]) -> int:
+    """Add events to `frames`.
+
+    Args:
+        x: columns, uint16 [N].
+        y: rows, uint16 [N].
+        p: polarities, uint8 [N].
+        edges: int64 [T + 1], ascending positions in [0, N]: the borders of the frames.
+        frames: int32 [T, 2, H, W], contiguous; changed in place.
+
+    Returns:
+        Position of the first event that does not fit into a frame, or -1.
+    """
+    T, polarities, height, width = frames.shape
+    assert polarities == 2 and frames.flags.c_contiguous
+    assert edges[0] >= 0 and edges[-1] <= len(x) == len(y) == len(p)
+    return int(_count(x, y, p, edges, frames.reshape(T, -1), height, width))
+
 
 Frames = NDArray[np.int32]
 Counter = Callable[[Any, Any, Any, NDArray[np.int64], Frames], int]
@@ -189,8 +239,6 @@ def _counter(events: int) -> Counter:
     if mode == "torch" or (mode == "auto" and (_broken or events < _FEW)):
         return count_numpy
     try:
-        from spikeformer_lt.events.frame_kernel import count_numba
-
         if not _ready:  # compile here, where a failure can still be met
             none = np.empty(0, EVENTS)
             first = np.zeros(2, np.int64)
@@ -202,7 +250,7 @@ def _counter(events: int) -> Counter:
                 f"{_VARIABLE}=numba, but numba cannot be used ({fault}); use auto or torch"
             ) from fault
         _broken = True
-        _log.warning("frames are counted by NumPy, half as fast: numba failed (%s)", fault)
+        log.warning("frames are counted by NumPy, half as fast: numba failed (%s)", fault)
         return count_numpy
     return count_numba
 
@@ -214,3 +262,68 @@ def narrow(frames: Frames) -> NDArray[Any]:
         if most <= np.iinfo(kind).max:
             return frames.astype(kind)
     return frames
+
+
+_CHOICES = {
+    "bad_events": ("error", "drop", "count"),
+    "empty": ("error", "zero", "skip"),
+    "incomplete": ("error", "report"),
+}
+
+
+@dataclass(frozen=True)
+class EventOptions:
+    """Framing, faults and files of an event data set."""
+
+    T: int = 16
+    """Frames a recording is cut into: the model's time steps."""
+    by: str = "n_event_bins"
+    """n_event_bins (equal counts), n_time_bins (equal times) or time_window (window_us each)."""
+    window_us: int | None = None
+    """Length of a frame in microseconds, for by=time_window."""
+    values: str = "counts"
+    """counts, or binary: 1 where at least one event fell."""
+    bad_events: str = "error"
+    """error, drop, or count (keep what can be kept) for events off the sensor and the like."""
+    empty: str = "error"
+    """error, zero or skip for recordings with no event, or with all events at one time."""
+    incomplete: str = "error"
+    """error or report if recordings of the published set are missing."""
+    cache: str = "auto"
+    """Folder for frames that were made once; auto is .frames in the root, none keeps none."""
+    split_file: str | None = None
+    """JSON file of the split: read where it is, written where it is not."""
+
+    def __post_init__(self) -> None:
+        for name, allowed in _CHOICES.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                raise ConfigError(
+                    f"{name}={value!r} is not allowed{near(str(value), allowed) or ';'} "
+                    f"use {', '.join(allowed)}"
+                )
+        if not self.cache:
+            raise ConfigError("cache='' is not allowed: a folder, auto or none")
+        if self.T is None:
+            raise ConfigError("T=None is not allowed: a model needs a fixed number of frames")
+        self.framing  # noqa: B018 (checks its own fields)
+
+    @property
+    def framing(self) -> Framing:
+        """How a recording is cut."""
+        return Framing(T=self.T, by=self.by, window_us=self.window_us, values=self.values)
+
+    def policy(self, base: Policy | None = None) -> Policy:
+        """Return what happens to each fault.
+
+        Args:
+            base: the set's own policy, whose other fields stay.
+        """
+        base = base or Policy()
+        if self.bad_events == "error":
+            return base
+        actions = {
+            fault: self.bad_events if self.bad_events in allowed else allowed[-1]
+            for fault, allowed in ACTIONS.items()
+        }
+        return replace(base, **actions)  # type: ignore[arg-type]

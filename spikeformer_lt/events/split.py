@@ -1,21 +1,205 @@
-"""Train, validation and test: by rules over sorted paths, with a fingerprint, in a file."""
+"""Which recordings there are: found on disk in an order that no file system decides.
+
+Train, validation and test: by rules over sorted paths, with a fingerprint, in a file.
+
+The same recording under two names: found without reading what cannot be the same.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
-from collections.abc import Callable, Sequence
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from spikeformer_lt.errors import ConfigError, DataError, shown
-from spikeformer_lt.events.samples import Sample
-from spikeformer_lt.events.source import name_of
-from spikeformer_lt.paths import write_atomic
-from spikeformer_lt.textfile import parse_json
+from spikeformer_lt.disk import parse_json, write_atomic
+from spikeformer_lt.errors import ConfigError, DataError, near, shown
+from spikeformer_lt.events.recording import name_of
+
+log = logging.getLogger(__name__)
+_JUNK = {"__MACOSX", "Thumbs.db", "desktop.ini"}
+_DEPTH = 3  # folders below the root in which a set's own folder is looked for
+
+
+@dataclass(frozen=True, order=True)
+class Sample:
+    """One labelled recording, or one stretch of a longer one.
+
+    Attributes:
+        path: below the root of the set, with "/" on every system.
+        start_us: beginning of the stretch; None is the whole file.
+        end_us: first time after the stretch.
+        label: class number.
+        group: whom or what it was taken from, where whole groups must stay together.
+    """
+
+    path: str
+    start_us: int | None = None
+    end_us: int | None = None
+    label: int = 0
+    group: str = ""
+
+    @property
+    def key(self) -> str:
+        """A name that no other sample of the set has."""
+        if self.start_us is None:
+            return self.path
+        return f"{self.path}[{self.start_us}:{self.end_us}]"
+
+
+def scan(folder: str | Path, suffixes: Sequence[str]) -> list[str]:
+    """Find files by the ends of their names, in all folders below one.
+
+    Hidden files and what desktops leave behind (.DS_Store, __MACOSX, Thumbs.db) are passed over.
+
+    Args:
+        folder: where to look.
+        suffixes: ends of names, e.g. (".npy",).
+
+    Returns:
+        Paths below `folder`, with "/", in the order of their characters: the same on every machine.
+
+    Raises:
+        DataError: `folder` is no folder, or a link in it leads out of it.
+    """
+    top = Path(folder)
+    if not top.is_dir():
+        raise DataError(f"{name_of(top)} is not a folder")
+    home = top.resolve()
+    found: list[str] = []
+    for here, folders, files in os.walk(top):
+        folders[:] = [name for name in folders if not _junk(name)]
+        for name in [*folders, *files]:
+            path = Path(here, name)
+            if path.is_symlink() and not _junk(name) and not _within(path, home):
+                raise DataError(
+                    f"{name_of(path)} is a link that leads out of {name_of(top)}: it is not "
+                    "followed; copy what it shows, or give that folder as the root"
+                )
+        wanted = (name for name in files if not _junk(name) and name.endswith(tuple(suffixes)))
+        found += [Path(here, name).relative_to(top).as_posix() for name in wanted]
+    return sorted(found)
+
+
+def _junk(name: str) -> bool:
+    return name.startswith(".") or name in _JUNK
+
+
+def _within(path: Path, home: Path) -> bool:
+    try:
+        return path.resolve().is_relative_to(home)
+    except (OSError, RuntimeError):  # a link to itself
+        return False
+
+
+def find_folder(root: str | Path, names: Sequence[str]) -> Path | None:
+    """Find the folder of a set at the root or up to three levels below it.
+
+    Args:
+        root: where to begin; it may be the folder itself.
+        names: names that the folder may have.
+
+    Returns:
+        The folder, or None.
+
+    Raises:
+        DataError: two such folders, as an archive unpacked twice leaves them.
+    """
+    top = Path(root)
+    if top.absolute().name in names and top.is_dir():
+        return top
+    level = [top]
+    for _ in range(_DEPTH):
+        below: list[Path] = []
+        for folder in level:
+            try:
+                entries = sorted(entry for entry in folder.iterdir() if not _junk(entry.name))
+            except OSError:
+                continue
+            below += [entry for entry in entries if entry.is_dir() and not entry.is_symlink()]
+        found = [folder for folder in below if folder.name in names]
+        if len(found) > 1:
+            raise DataError(
+                f"{name_of(found[0])} and {name_of(found[1])} both look like the set: remove one, "
+                "or give the folder above the right one as the root"
+            )
+        if found:
+            return found[0]
+        level = below
+    return None
+
+
+def label_of(name: str, classes: Mapping[str, int], path: str) -> int:
+    """Return the class number of a folder or file name.
+
+    Raises:
+        DataError: no class has that name; the path is named and the nearest class offered.
+    """
+    if name not in classes:
+        raise DataError(
+            f"{shown(path, 300)}: {shown(name)} is no class{near(name, classes) or ';'} "
+            f"there are {len(classes)}: {', '.join(list(classes)[:20])}"
+        )
+    return classes[name]
+
+
+def check_counts(
+    name: str,
+    samples: Sequence[Sample],
+    classes: Sequence[str],
+    expected: int | Mapping[str, int],
+) -> str:
+    """Compare what was found with what the published set has.
+
+    Args:
+        name: of the part, e.g. "dvs128_gesture train".
+        samples: what was found.
+        classes: names by class number.
+        expected: recordings in all, or {class: recordings}.
+
+    Returns:
+        "" if they agree, else one sentence with the counts of each class.
+    """
+    counts = Counter(sample.label for sample in samples)
+    total = expected if isinstance(expected, int) else sum(expected.values())
+    told = []
+    wrong = len(samples) != total
+    for label, each in enumerate(classes):
+        wanted = "" if isinstance(expected, int) else f" of {expected.get(each, 0)}"
+        told.append(f"{each} {counts[label]}{wanted}")
+        if isinstance(expected, int):
+            wrong |= counts[label] == 0
+        else:
+            wrong |= counts[label] != expected.get(each, 0)
+    if not wrong:
+        return ""
+    return f"{name} has {len(samples)} recordings of {total}: {', '.join(told)}"
+
+
+def accept(fault: str, incomplete: str) -> None:
+    """Refuse an incomplete set, or tell of it.
+
+    Args:
+        fault: what `check_counts` says.
+        incomplete: "error" or "report".
+
+    Raises:
+        DataError: there is a fault and it is an error.
+    """
+    if not fault:
+        return
+    if incomplete == "error":
+        raise DataError(f"{fault}; get the rest, or use incomplete=report to go on with these")
+    log.warning("%s", fault)
+
 
 PARTS = ("train", "val", "test")
 _FORMAT, _VERSION = "spikeformer_lt.split", 1
@@ -218,3 +402,59 @@ def _order(name: str, key: str) -> bytes:
 def _by_class(samples: Sequence[Sample], key: Callable[[Sample], Any]) -> list[list[Sample]]:
     labels = sorted({sample.label for sample in samples})
     return [sorted((s for s in samples if s.label == label), key=key) for label in labels]
+
+
+_HEAD = 4096  # bytes compared before a whole file is read
+
+
+def find_shared(root: str | Path, parts: Mapping[str, Sequence[Sample]]) -> list[tuple[str, str]]:
+    """Return pairs of files of different parts that hold the same bytes.
+
+    Only files of one size are opened, and only those that also begin alike are read whole.
+
+    Args:
+        root: folder of the set.
+        parts: samples by part.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    part_of: dict[str, str] = {}
+    for part, samples in parts.items():
+        for sample in samples:
+            part_of.setdefault(sample.path, part)
+    top = Path(root)
+    try:
+        groups = _group(list(part_of), lambda path: str((top / path).stat().st_size))
+        for digest in (_head_hash, _hash):
+            finer = [_group(group, partial(_at, top, digest)) for group in groups]
+            groups = [group for found in finer for group in found]
+    except OSError as fault:
+        raise DataError(f"cannot read {name_of(fault.filename)}: {fault.strerror}") from fault
+    found: list[tuple[str, str]] = []
+    for group in groups:
+        first = group[0]
+        found += [(first, other) for other in group[1:] if part_of[other] != part_of[first]]
+    return sorted(found)
+
+
+def _group(paths: Sequence[str], key: Callable[[str], str]) -> list[list[str]]:
+    """Return the groups of two or more paths with one key."""
+    groups: dict[str, list[str]] = {}
+    for path in paths:
+        groups.setdefault(key(path), []).append(path)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _at(top: Path, digest: Callable[[Path], str], path: str) -> str:
+    return digest(top / path)
+
+
+def _head_hash(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.sha256(file.read(_HEAD)).hexdigest()
+
+
+def _hash(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,6 @@
-"""The gate that every recording passes: a fault is refused, dropped or repaired, and told.
+"""What was found in one recording.
+
+The gate that every recording passes: a fault is refused, dropped or repaired, and told.
 
 What tonic does silently with such arrays (1.7.0): x = -1 counts in the last column, unsorted times
 give empty frames, a time of 2**62 asks for 336 TiB.
@@ -7,7 +9,7 @@ give empty frames, a time of 2**62 asks for 336 TiB.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,56 @@ from numpy.typing import NDArray
 
 from spikeformer_lt.errors import ConfigError, DataError, near
 from spikeformer_lt.events.recording import FIELDS, Events, Sensor, columns_of, make_events
-from spikeformer_lt.events.report import Report
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found in one recording; empty `faults` is a clean one.
+
+    Attributes:
+        source: the file.
+        given: events in the file.
+        kept: events that passed.
+        faults: number of events with each fault, by the names of `Policy`.
+        examples: the first event with each fault, in words.
+        duration_us: last time minus first time of what was kept.
+        on: kept events of polarity 1.
+        skipped: entries of the file that are no events of a pixel, by kind.
+    """
+
+    source: str
+    given: int
+    kept: int
+    faults: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, str] = field(default_factory=dict)
+    duration_us: int = 0
+    on: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def empty(self) -> str:
+        """Say why there is nothing to see in time: "no event", "one time", or ""."""
+        if not self.kept:
+            return "no event"
+        return "" if self.duration_us else "one time"
+
+    @property
+    def dropped(self) -> int:
+        """Events that were left out."""
+        return self.given - self.kept
+
+    @property
+    def rate_hz(self) -> float:
+        """Kept events a second; 0 where the duration is 0."""
+        return self.kept * 1e6 / self.duration_us if self.duration_us else 0.0
+
+    def line(self) -> str:
+        """Return the faults on one line, or "no faults"."""
+        if not self.faults:
+            return "no faults"
+        told = [f"{name} {count} ({self.examples[name]})" for name, count in self.faults.items()]
+        return f"{'; '.join(told)}; {self.dropped} of {self.given} events left out"
+
 
 TIME_LIMIT_US = 2**53  # 285 years; above it a float64 time has lost its microseconds
 _HOUR_US = 3_600_000_000

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spikeformer_lt.export.publish import Exported as Exported
-from spikeformer_lt.export.publish import export_ticket as export_ticket
-from spikeformer_lt.export.publish import load_exported as load_exported
-from spikeformer_lt.export.publish import read_ticket as read_ticket
+from spikeformer_lt.export.api import Exported as Exported
+from spikeformer_lt.export.api import export_ticket as export_ticket
+from spikeformer_lt.export.api import load_exported as load_exported
+from spikeformer_lt.export.api import read_ticket as read_ticket

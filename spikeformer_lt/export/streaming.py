@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from spikeformer_lt.errors import DataError, ExportError
-from spikeformer_lt.export.compact import CompactModel
-from spikeformer_lt.layers.neuron import LIF
-from spikeformer_lt.layers.patch_select import gather_tokens
-from spikeformer_lt.layers.state import reset_state
+from spikeformer_lt.export.fold import CompactModel
+from spikeformer_lt.layers.neuron import LIF, reset_state
+from spikeformer_lt.layers.patches import gather_tokens
 
 __all__ = ["Stream"]
 

@@ -2,11 +2,17 @@
 
 from spikeformer_lt.images.arrays import ArrayImages, ImageDataset
 from spikeformer_lt.images.augment import Augment, normalize
-from spikeformer_lt.images.hashed import hashed_subset, hashed_validation, split_sha256
+from spikeformer_lt.images.files import read_batch
 from spikeformer_lt.images.loader import Loader, eval_loader, steps_per_epoch, train_loader
 from spikeformer_lt.images.mixing import Mixing
-from spikeformer_lt.images.pickled import read_batch
-from spikeformer_lt.images.splits import Splits, make_splits, shared_images
+from spikeformer_lt.images.splits import (
+    Splits,
+    hashed_subset,
+    hashed_validation,
+    make_splits,
+    shared_images,
+    split_sha256,
+)
 
 __all__ = [
     "ArrayImages",

@@ -1,4 +1,7 @@
-"""Spiking self attention (SSA): integer attention between spikes, without softmax."""
+"""Spiking self attention (SSA): integer attention between spikes, without softmax.
+
+The spiking MLP and the encoder block of Spikformer.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.layers import kernels
+from spikeformer_lt.layers.kernels import dispatch
 from spikeformer_lt.layers.neuron import make_activation
-from spikeformer_lt.layers.together import spikes_together
-from spikeformer_lt.layers.units import LinearUnit
+from spikeformer_lt.layers.units import LinearUnit, spikes_together
 
 
 def spiking_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -68,7 +70,7 @@ class SpikingSelfAttention(nn.Module):
         units = (self.q, self.k, self.v)
         scale = self.scale * self.key_gain
         spikes = spikes_together(units, tokens, T)
-        current = None if spikes is None else kernels.attention(spikes, self.num_heads, scale)
+        current = None if spikes is None else dispatch.attention(spikes, self.num_heads, scale)
         if current is None:
             if spikes is None:
                 q, k, v = (self._heads(unit(tokens, T)) for unit in units)
@@ -86,3 +88,45 @@ class SpikingSelfAttention(nn.Module):
 
     def _heads(self, spikes: Tensor) -> Tensor:
         return rearrange(spikes, "t b n (h d) -> t b h n d", h=self.num_heads)
+
+
+class SpikingMLP(nn.Module):
+    """Two linear-BN-LIF units, D -> ratio*D -> D.
+
+    Shape: in ``[T|1, B, N, D]`` -> out ``[T, B, N, D]`` spikes.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden: int,
+        *,
+        bias: bool = True,
+        neuron: dict[str, object] | None = None,
+    ) -> None:
+        super().__init__()
+        self.fc1 = LinearUnit(dim, hidden, bias=bias, neuron=neuron)
+        self.fc2 = LinearUnit(hidden, dim, bias=bias, neuron=neuron)
+
+    def forward(self, tokens: Tensor, T: int) -> Tensor:
+        """Map each token by itself."""
+        return self.fc2(self.fc1(tokens, T), T)  # type: ignore[no-any-return]
+
+
+class EncoderBlock(nn.Module):
+    """``x + SSA(x)``, then ``x + MLP(x)``: the residual stream is integer-valued (SEW-ADD).
+
+    Shape: in ``[T|1, B, N, D]`` -> out ``[T, B, N, D]``.
+
+    Source: Zhou et al., Spikformer, ICLR 2023, eq. 3-4.
+    """
+
+    def __init__(self, attn: SpikingSelfAttention, mlp: SpikingMLP) -> None:
+        super().__init__()
+        self.attn, self.mlp = attn, mlp
+        self.recompute = False
+
+    def forward(self, tokens: Tensor, T: int) -> Tensor:
+        """Run the block; a static input broadcasts into the first residual sum."""
+        tokens = tokens + self.attn(tokens, T)
+        return tokens + self.mlp(tokens, T)  # type: ignore[no-any-return]

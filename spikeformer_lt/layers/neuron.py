@@ -1,7 +1,13 @@
-"""The LIF neuron (spikingjelly's, over our kernels), and activations by name.
+"""Stateless activations with the signature of the LIF neuron.
+
+They take ``[T|1, ...]``, time first, and keep its shape: a leading axis of size 1 stays of size 1.
+
+The LIF neuron (spikingjelly's, over our kernels), and activations by name.
 
 All take ``[T|1, ...]``, time first. A leading axis of size 1 stands for T equal steps; a LIF
 expands it to T, a stateless activation leaves it as it is.
+
+Neuron state: where it starts and that nothing of it is left behind.
 """
 
 from __future__ import annotations
@@ -14,24 +20,143 @@ import torch
 from spikingjelly.activation_based import surrogate as sj_surrogate
 from spikingjelly.activation_based.functional import lif_multi_step, neuron_implementation
 from spikingjelly.activation_based.neuron import LIFNode
-from torch import Tensor
+from torch import Tensor, nn
 
-from spikeformer_lt.errors import ConfigError, near
-from spikeformer_lt.layers import kernels
-from spikeformer_lt.layers.activation import (
-    Activation,
-    Heaviside,
-    Relu,
-    Sign,
-    checked_number,
-    checked_surrogate,
-    count_steps,
-)
-from spikeformer_lt.layers.kernels import LIFParams, choice
-from spikeformer_lt.layers.kernels.reference import lif_loop
+from spikeformer_lt.errors import ConfigError, DataError, near
+from spikeformer_lt.layers.kernels import dispatch
+from spikeformer_lt.layers.kernels.reference import LIFParams, lif_loop, spike, surrogate_derivative
 
-__all__ = ["LIF", "Activation", "Heaviside", "Relu", "Sign"]
-__all__ += ["lif_path", "make_activation", "make_lif"]
+__all__ = [
+    "ALPHAS",
+    "LIF",
+    "Activation",
+    "Heaviside",
+    "Relu",
+    "Sign",
+    "lif_path",
+    "make_activation",
+    "make_lif",
+    "reset_state",
+]
+
+ALPHAS = {"sigmoid": 4.0, "atan": 2.0, "hardtanh": 1.0}  # steepness of each surrogate by default
+
+
+def count_steps(x: Tensor, T: int | None, who: str) -> int:
+    """Number of steps that `x` stands for, refused unless its leading axis is 1 or T."""
+    if x.dim() == 0 or not x.is_floating_point():
+        raise DataError(f"{who} got {x.dtype} {list(x.shape)}; it must be floats [T|1, ...]")
+    size = x.shape[0]
+    steps = size if T is None else T
+    if steps < 1 or size not in (1, steps):
+        raise DataError(
+            f"{who} got a leading axis of size {size} for T={T}; it must be 1 or T, at least 1"
+        )
+    return steps
+
+
+def checked_surrogate(
+    name: str, alpha: float | None, allowed: tuple[str, ...]
+) -> tuple[str, float]:
+    """A surrogate and its steepness, by default that of its name."""
+    if name not in allowed:
+        raise ConfigError(f"surrogate={name!r} is not one of {list(allowed)}{near(name, allowed)}")
+    value = ALPHAS[name] if alpha is None else float(alpha)
+    if not (math.isfinite(value) and value > 0):
+        raise ConfigError(f"alpha={alpha!r} is not allowed: a finite number above 0")
+    return name, value
+
+
+def checked_number(field: str, value: float) -> float:
+    """The value as a float, refused unless it is finite."""
+    if not math.isfinite(value):
+        raise ConfigError(f"{field}={value!r} is not allowed: a finite number")
+    return float(value)
+
+
+class _SignSTE(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, alpha: float) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.alpha = alpha
+        return torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        return grad * surrogate_derivative(x, "hardtanh", ctx.alpha), None
+
+
+class Activation(nn.Module):
+    """A stateless activation behind the LIF's signature: [T|1, ...] -> the same shape."""
+
+    stateful: ClassVar[bool] = False
+    spiking: ClassVar[bool] = False
+
+    def forward(self, x: Tensor, T: int | None = None) -> Tensor:
+        """Activation of `x`; a leading axis of size 1 stays of size 1."""
+        count_steps(x, T, type(self).__name__)
+        return self.activate(x)
+
+    def activate(self, x: Tensor) -> Tensor:
+        """Element-wise function of `x`."""
+        raise NotImplementedError
+
+
+class Heaviside(Activation):
+    """1 where ``x >= v_threshold``, else 0, with a surrogate derivative.
+
+    Args:
+        v_threshold: the threshold.
+        surrogate: "sigmoid", "atan" or "hardtanh" (`alpha` where ``|u| <= 1 / alpha``).
+        alpha: its steepness; None means 4.0, 2.0 and 1.0.
+    """
+
+    spiking: ClassVar[bool] = True
+
+    def __init__(
+        self, *, v_threshold: float = 1.0, surrogate: str = "sigmoid", alpha: float | None = None
+    ) -> None:
+        super().__init__()
+        self.v_threshold = checked_number("v_threshold", v_threshold)
+        self.surrogate, self.alpha = checked_surrogate(surrogate, alpha, tuple(ALPHAS))
+
+    def activate(self, x: Tensor) -> Tensor:
+        """Spikes in {0, 1}."""
+        return spike(x - self.v_threshold, self.surrogate, self.alpha)
+
+    def as_lif(self) -> LIFParams | None:
+        """A LIF whose first step from rest is this activation; None if the kernels have none."""
+        if self.surrogate == "hardtanh":
+            return None
+        return LIFParams(2.0, self.v_threshold, 0.0, False, True, self.surrogate, self.alpha)
+
+    def extra_repr(self) -> str:
+        """Constants for ``print(model)``."""
+        return f"v_threshold={self.v_threshold}, surrogate={self.surrogate}, alpha={self.alpha}"
+
+
+class Sign(Activation):
+    """+1 where ``x >= 0``, else -1; the gradient passes where ``|x| <= 1`` (that of hard tanh).
+
+    Source: Courbariaux et al. 2016, arXiv:1602.02830, section 2.3.
+    """
+
+    def activate(self, x: Tensor) -> Tensor:
+        """Values in {-1, +1}."""
+        if torch.is_grad_enabled() and x.requires_grad:
+            out: Tensor = _SignSTE.apply(x, 1.0)  # type: ignore[no-untyped-call]
+            return out
+        return torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
+
+
+class Relu(Activation):
+    """max(x, 0): the full-precision reference."""
+
+    def activate(self, x: Tensor) -> Tensor:
+        """Values >= 0."""
+        return torch.relu(x)
+
 
 Kind = Literal["lif", "heaviside", "sign", "relu"]
 
@@ -139,7 +264,7 @@ class LIF(LIFNode):  # type: ignore[misc]
             if _takes_theirs(current):
                 spikes, v = self.run_theirs(current, v, steps)
             else:
-                spikes, v = kernels.lif(current, v, steps, params)
+                spikes, v = dispatch.lif(current, v, steps, params)
         else:
             spikes, v = self._record(current, v, steps)
         self.keep(v)
@@ -185,7 +310,7 @@ def _takes_theirs(x: Tensor) -> bool:
     return (
         x.device.type == "cuda"
         and x.dtype == torch.float32
-        and choice.mode() != "torch"
+        and dispatch.mode() != "torch"
         and not torch.jit.is_tracing()
         and not torch.compiler.is_compiling()
         and not torch._C._functorch.is_functorch_wrapped_tensor(x)
@@ -194,12 +319,12 @@ def _takes_theirs(x: Tensor) -> bool:
 
 def lif_path(device: torch.device) -> str:
     """Whose kernels run float32 on this device, above all its LIF neurons, for the log."""
-    if choice.mode() == "torch":
+    if dispatch.mode() == "torch":
         return "torch (SPIKEFORMER_KERNELS)"
     if device.type == "cuda":
         return f"spikingjelly's {neuron_implementation('lif', device)['implementation']}"
     if device.type == "cpu":
-        return "torch (the numba kernels failed)" if choice.is_broken() else "numba"
+        return "torch (the numba kernels failed)" if dispatch.is_broken() else "numba"
     return "torch"
 
 
@@ -237,3 +362,18 @@ def make_activation(kind: Kind | str, **lif_kw: Any) -> LIF | Activation:
         )
     out: LIF | Activation = _make(kinds[kind], lif_kw)
     return out
+
+
+def reset_state(model: nn.Module) -> None:
+    """Put every LIF of a model back to its start voltage.
+
+    The modules are listed anew each time: spikingjelly's ``reset_net`` caches its list and would
+    miss a neuron that was swapped in after the first reset. ``model.modules()`` takes three times
+    as long (measured), which one image through a small network notices.
+    """
+    left = [model]
+    while left:
+        module = left.pop()
+        if isinstance(module, LIF):
+            module.reset()
+        left.extend(child for child in module._modules.values() if child is not None)

@@ -11,9 +11,8 @@ from torch.nn.modules import module as nn_module
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from spikeformer_lt.errors import DataError
-from spikeformer_lt.layers import kernels
-from spikeformer_lt.layers.activation import Activation, Heaviside, count_steps
-from spikeformer_lt.layers.neuron import LIF
+from spikeformer_lt.layers.kernels import dispatch
+from spikeformer_lt.layers.neuron import LIF, Activation, Heaviside, count_steps
 
 __all__ = ["BatchNorm", "fused_norm_act", "hooked", "norm_act"]
 
@@ -169,7 +168,7 @@ def fused_norm_act(
     if not batch:
         assert norm.running_mean is not None and norm.running_var is not None
         known = (norm.running_mean, norm.running_var)
-    result = kernels.norm_lif(
+    result = dispatch.norm_lif(
         x,
         norm.weight,
         norm.bias,

@@ -1,14 +1,146 @@
-"""One synaptic layer and its neuron: convolution or linear map, BatchNorm, activation."""
+"""Linear maps of float32 rows on a CPU by the library that is fast there.
+
+Convolutions of channels-last rows by our own kernel, where it is faster.
+
+One synaptic layer and its neuron: convolution or linear map, BatchNorm, activation.
+
+Layers of spiking CNNs: convolution or linear map, BatchNorm, and mostly a neuron.
+
+Several linear units of the same input as one: q, k and v in one product and one kernel.
+"""
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+import platform
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
 
-from spikeformer_lt.layers import kernels
-from spikeformer_lt.layers.convolutions import conv_rows
-from spikeformer_lt.layers.neuron import make_activation
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from spikeformer_lt.layers.kernels import dispatch
+from spikeformer_lt.layers.kernels.dispatch import is_plain, mode
+from spikeformer_lt.layers.neuron import LIF, make_activation
 from spikeformer_lt.layers.norm import BatchNorm, fused_norm_act, hooked, norm_act
-from spikeformer_lt.layers.products import linear_rows
+from spikeformer_lt.layers.subnet import SubnetConv2d
+
+__all__ = [
+    "ConvLayer",
+    "ConvUnit",
+    "HiddenLayer",
+    "LinearUnit",
+    "applies",
+    "conv_rows",
+    "linear_rows",
+    "map_rows",
+    "product_rows",
+    "spikes_together",
+]
+
+
+def linear_rows(rows: Tensor, linear: nn.Linear) -> Tensor:
+    """``linear(rows)``, of ``[..., D]``.
+
+    torch multiplies by MKL, which runs at half speed on processors of another maker than its own.
+    There the map and its gradients are products of oneDNN (measured on AVX-512 cores of an AMD
+    EPYC: 1.1 to 2.2 times faster). Only the order of the sums differs. Hooks, graphs and other
+    dtypes get the module itself.
+    """
+    if not applies(rows, linear):
+        return linear(rows)  # type: ignore[no-any-return]
+    return product_rows(rows, linear.weight, linear.bias)
+
+
+def applies(rows: Tensor, linear: nn.Linear) -> bool:
+    """Whether the map of these rows is oneDNN's."""
+    return (
+        rows.dtype == linear.weight.dtype == torch.float32
+        and bool(rows.numel())
+        and mode() != "torch"
+        and _slow_mkl()
+        and type(linear) is nn.Linear
+        and is_plain(rows)
+        and is_plain(linear.weight)
+        and not hooked(linear)
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def product_rows(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``rows @ weight.T + bias`` by oneDNN, of plain float32 ``[..., D]`` and ``[D', D]``."""
+    flat = rows.reshape(-1, rows.shape[-1])
+    out: Tensor = _Product.apply(flat, weight, bias)  # type: ignore[no-untyped-call]
+    return out.view(*rows.shape[:-1], weight.shape[0])
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _multiply(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        for_x, for_weight, for_bias = ctx.needs_input_grad
+        if torch.is_grad_enabled():  # to be differentiated in turn
+            gx = grad @ weight if for_x else None
+            gw = grad.t() @ x if for_weight else None
+        else:
+            grad = grad.contiguous()
+            found = dispatch.linear_back(x, weight, grad, (for_x, for_weight))
+            if found is None:
+                gx = _multiply(grad, weight.t()) if for_x else None
+                gw = _multiply(grad.t(), x.t()) if for_weight else None
+            else:
+                gx, gw = found
+        return gx, gw, grad.sum(0) if for_bias else None
+
+
+def _multiply(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``a @ b.T + bias``."""
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
+    return out
+
+
+@cache
+def _slow_mkl() -> bool:
+    """Whether torch multiplies by MKL on a processor that is not of MKL's maker."""
+    if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):
+        return False
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return False
+    try:
+        maker = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        maker = platform.processor()
+    return "GenuineIntel" not in maker and "AuthenticAMD" in maker
+
+
+def conv_rows(rows: Tensor, conv: nn.Conv2d) -> Tensor | None:
+    """``conv`` of rows ``[T, B, H, W, C]``, or None where its own forward shall do it.
+
+    Only a 3x3 convolution of stride 1 that keeps the size of its maps is taken, plain or on a part
+    of its weights; hooks, graphs, autocast and other kinds are left alone.
+    """
+    if type(conv) not in (nn.Conv2d, SubnetConv2d) or hooked(conv) or rows.dim() != 5:
+        return None
+    same = (conv.stride, conv.padding, conv.dilation) == ((1, 1),) * 3 and conv.groups == 1
+    if not same or conv.padding_mode != "zeros" or conv.kernel_size != (3, 3):
+        return None
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled(rows.device.type):
+        return None
+    if not dispatch.takes_conv(rows, conv.weight):
+        return None
+    weight = conv.effective_weight() if isinstance(conv, SubnetConv2d) else conv.weight
+    out = dispatch.conv(rows, weight)
+    if out is None:  # the kernels failed just now
+        return None
+    return out if conv.bias is None else out + conv.bias
 
 
 def map_rows(rows: Tensor, layer: nn.Module) -> Tensor:
@@ -76,7 +208,7 @@ class ConvUnit(nn.Module):
             out = norm_act(self.norm, self.act, rows, T, repeats)
         if self.pool is None:
             return out, current
-        pooled = kernels.pool(out) if plain else None
+        pooled = dispatch.pool(out) if plain else None
         return (map_rows(out, self.pool) if pooled is None else pooled), current
 
 
@@ -103,3 +235,146 @@ class LinearUnit(nn.Module):
         """Map tokens to spikes; a static input is multiplied once and expanded by the neuron."""
         current = linear_rows(tokens, self.linear)
         return norm_act(self.norm, self.act, current, T, T // current.shape[0])
+
+
+class ConvLayer(nn.Module):
+    """Convolution, BatchNorm and, unless it ends before a sum, the neuron.
+
+    Args:
+        in_channels: input channels.
+        out_channels: output channels.
+        kernel_size: odd; the map keeps its size but for the stride.
+        stride: of the convolution; an odd map is rounded up.
+        bias: bias of the convolution, which BatchNorm makes idle: published VGGs count it.
+        neuron: options of :func:`make_activation` with its ``kind``, or None for no neuron.
+
+    Shape: in ``[T|1, B, H, W, C]`` -> out ``[T|1, B, H', W', C']``; a LIF puts out T steps.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        kernel_size: int = 3,
+        stride: int = 1,
+        bias: bool = False,
+        neuron: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        padding = kernel_size // 2
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=bias)
+        self.norm = BatchNorm(out_channels)
+        self.act = None if neuron is None else make_activation(**neuron)
+        self.recompute = False
+
+    def forward(self, rows: Tensor, T: int) -> Tensor:
+        """Spikes, or the current where there is no neuron."""
+        rows = map_rows(rows, self.conv)
+        repeats = T // rows.shape[0]
+        if self.act is None:
+            current: Tensor = self.norm(rows, repeats)
+            return current
+        return norm_act(self.norm, self.act, rows, T, repeats)
+
+
+class HiddenLayer(nn.Module):
+    """Linear map with a bias, BatchNorm on request, and the neuron.
+
+    Without BatchNorm the biases start where the neurons just reach their threshold: from torch's
+    own start no neuron would fire, and the head would get no gradient at all. Larger weights would
+    do, too, but a global pruning by magnitude would then spare this layer and empty others.
+
+    Shape: in ``[T|1, B, F]`` -> out ``[T|1, B, F']``; a LIF puts out T steps.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, *, norm: bool, neuron: dict[str, Any]
+    ) -> None:
+        super().__init__()
+        self.linear = nn.Linear(in_features, out_features)
+        self.norm = BatchNorm(out_features) if norm else None
+        if not norm:
+            rise = neuron["v_threshold"] - (neuron["v_reset"] or 0.0)
+            gain = neuron["tau"] if neuron["decay_input"] else 1.0
+            nn.init.constant_(self.linear.bias, rise * gain)
+        self.act = make_activation(**neuron)
+
+    def forward(self, values: Tensor, T: int) -> Tensor:
+        """Spikes of the hidden neurons."""
+        current = self.linear(values)
+        if self.norm is None:
+            spikes: Tensor = self.act(current, T)
+            return spikes
+        return norm_act(self.norm, self.act, current, T, T // current.shape[0])
+
+
+def spikes_together(units: Sequence[Any], tokens: Tensor, T: int) -> Tensor | None:
+    """The units' spikes ``[T, B, N, U, D']`` of tokens ``[T|1, B, N, D]``, side by side.
+
+    Weights, statistics and states stay those of the units; only the calls are one. None where a
+    unit is hooked, differs from the others in kind, or carries a voltage: then each runs alone.
+    """
+    first = units[0]
+    if not dispatch.takes_numba(tokens, tokens.numel() // tokens.shape[0] * T):
+        return None
+    if not all(_is_plain(unit) and _kind(unit) == _kind(first) for unit in units):
+        return None
+    maps, norms = [unit.linear for unit in units], [unit.norm for unit in units]
+    weight = torch.cat([m.weight for m in maps])
+    bias = None if maps[0].bias is None else torch.cat([m.bias for m in maps])
+    if all(applies(tokens, m) for m in maps):
+        current = product_rows(tokens, weight, bias)
+    else:
+        current = F.linear(tokens, weight, bias)
+    batch, known = first.norm.training, None
+    count = first.norm.check(current[..., : first.norm.num_features])
+    if not batch:
+        known = (
+            torch.cat([n.running_mean for n in norms]),
+            torch.cat([n.running_var for n in norms]),
+        )
+    scale, shift = torch.cat([n.weight for n in norms]), torch.cat([n.bias for n in norms])
+    params = first.act.params()
+    result = dispatch.norm_lif(current, scale, shift, known, first.norm.eps, None, T, params)
+    if result is None:
+        return None
+    spikes, last, mean, var = (x.unflatten(-1, (len(units), -1)) for x in result)
+    for i, (unit, norm) in enumerate(zip(units, norms, strict=True)):
+        if batch:
+            norm.track(mean[i], var[i], count * (T // current.shape[0]))
+        unit.act.keep(last[..., i, :])
+        for hook in unit.act._forward_hooks.values():  # observers alone, see `hooked`
+            hook(unit.act, (), spikes[..., i, :])
+    out: Tensor = spikes
+    return out
+
+
+def _is_plain(unit: Any) -> bool:
+    act, norm = unit.act, unit.norm
+    return (
+        type(unit) is LinearUnit
+        and type(unit.linear) is nn.Linear
+        and type(norm) is BatchNorm
+        and norm.weight is not None
+        and norm.running_mean is not None
+        and type(act) is LIF
+        and not isinstance(act.v, Tensor)
+        and act.v == (act.v_reset or 0.0)
+        and not act.store_v_seq
+        and act.params() is not None
+        and not any(hooked(part) for part in (unit, unit.linear, norm, act))
+    )
+
+
+def _kind(unit: Any) -> tuple[object, ...]:
+    norm = unit.norm
+    return (
+        unit.linear.weight.shape,
+        unit.linear.weight.dtype,
+        unit.linear.bias is None,
+        norm.training,
+        norm.eps,
+        norm.weight.dtype,
+        unit.act.params(),
+    )

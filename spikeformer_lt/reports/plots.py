@@ -1,15 +1,23 @@
-"""Pictures: headless, colour-blind-safe, with units on the axes and a CSV beside each."""
+"""Pictures: headless, colour-blind-safe, with units on the axes and a CSV beside each.
+
+Energy bars: each network by layer group, counted and by the papers' formula.
+
+Confusion matrices of finished runs, summed over seeds.
+"""
 
 from __future__ import annotations
 
 import csv
+import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
-from spikeformer_lt.reports.tables import write_csv
+from spikeformer_lt.reports.energy import HOROWITZ, Costs, Energy, LayerEnergy
+from spikeformer_lt.reports.page import markdown_table, write_csv
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 """Okabe and Ito's palette."""
@@ -122,3 +130,113 @@ def plot_training(summary: Path, folder: Path) -> None:
     made.legend(shown, names, loc="outside upper right", ncols=2, frameon=False)
     made.savefig(folder / "training.png")
     write_csv(folder / "training.csv", ["quantity", "phase", "epoch_of_run", "value"], rows)
+
+
+GROUPS = ("first layer", "ConvPEP", "convolutions", "attention", "linear maps", "head")
+
+
+def group_of(row: LayerEnergy, first: bool) -> str:
+    """Which bar a layer belongs to."""
+    if first:
+        return "first layer"
+    if row.name.startswith("conv_pep"):
+        return "ConvPEP"
+    if row.name == "head":
+        return "head"
+    kinds = {"attention": "attention", "convolution": "convolutions", "linear": "linear maps"}
+    return kinds[row.operation]
+
+
+def energy_by_group(energy: Energy, costs: Costs) -> dict[str, tuple[float, float]]:
+    """Group -> (counted, formula) energy in pJ, of the groups there are; they sum to the whole."""
+    found: dict[str, tuple[float, float]] = {}
+    for i, row in enumerate(energy.layers):
+        name = group_of(row, i == 0)
+        counted, formula = found.get(name, (0.0, 0.0))
+        found[name] = (
+            counted + costs.energy_pj(row.macs, row.acs),
+            formula + costs.energy_pj(row.formula_macs, row.formula_acs),
+        )
+    return {name: found[name] for name in GROUPS if name in found}
+
+
+def plot_energy(path: Path, networks: Mapping[str, Energy], costs: Costs = HOROWITZ) -> None:
+    """Stacked bars, uJ a sample; a network with a dead layer gets a label instead of a bar."""
+    many = len(networks) > 4
+    made, axes = figure(2.6 + (1.05 if many else 1.7) * len(networks), 4.0)
+    rows: list[list[object]] = []
+    ticks: list[str] = []
+    labelled: set[str] = set()
+    for at, (name, energy) in enumerate(networks.items()):
+        label = "\n".join(wrap(name.replace("_", " "), 12 if many else 18))
+        ticks += ["c.", "f."] if many else ["counted", "formula"]
+        axes.annotate(
+            label, (2 * at + 0.5, 0), (0, -24), textcoords="offset points", ha="center", va="top",
+            fontsize=8, annotation_clip=False,
+        )  # fmt: skip
+        if energy.dead:
+            axes.annotate(
+                "refused:\ndead layers", (2 * at + 0.5, 0), ha="center", va="bottom", fontsize=9
+            )
+            continue
+        base = [0.0, 0.0]
+        for group, values in energy_by_group(energy, costs).items():
+            colour = COLOURS[GROUPS.index(group)]
+            for kind, pj in enumerate(values):
+                shown = group if group not in labelled else None
+                labelled.add(group)
+                axes.bar(
+                    2 * at + kind, pj / 1e6, bottom=base[kind], color=colour, label=shown,
+                    width=0.8, hatch="//" if kind else None, edgecolor="white", linewidth=0.5,
+                )  # fmt: skip
+                base[kind] += pj / 1e6
+                rows.append([name, ("counted", "formula")[kind], group, pj / 1e6])
+    axes.set_xticks(range(len(ticks)), ticks, fontsize=8)
+    axes.set_ylabel(f"energy per sample (uJ, estimate, {costs.name})")
+    if many:
+        axes.set_title("c.: counted; f. (hatched): the papers' formula", fontsize=8)
+    axes.grid(axis="x", visible=False)
+    if labelled:
+        axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made.savefig(path)
+    write_csv(path.with_suffix(".csv"), ["network", "kind", "group", "energy_uj"], rows)
+
+
+def write_confusions(folder: Path, runs: Iterable[tuple[str, Path]]) -> None:
+    """Write ``confusion.md`` and one ``confusion-VARIANT.csv`` for each variant.
+
+    Args:
+        folder: where to.
+        runs: (variant, report.json) of each run; runs without one are left out.
+
+    Rows are true classes, columns predictions, cells the number of test samples over all seeds.
+    """
+    sums: dict[str, list[list[int]]] = {}
+    seeds: dict[str, int] = {}
+    for variant, path in runs:
+        if not path.exists():
+            continue
+        counts = json.loads(path.read_text()).get("confusion")
+        if counts is None:
+            continue
+        before = sums.get(variant, [[0] * len(row) for row in counts])
+        sums[variant] = [
+            [a + b for a, b in zip(x, y, strict=True)] for x, y in zip(before, counts, strict=True)
+        ]
+        seeds[variant] = seeds.get(variant, 0) + 1
+    parts = ["# Confusion matrices\n\nRows are true classes, columns predictions; cells count test "
+             "samples over all seeds.\n"]  # fmt: skip
+    for variant, counts in sums.items():
+        header = ["true \\ predicted", *(str(k) for k in range(len(counts)))]
+        rows = [[str(k), *map(str, row)] for k, row in enumerate(counts)]
+        total, right = sum(map(sum, counts)), sum(row[k] for k, row in enumerate(counts))
+        largest = max(sum(row) for row in counts)
+        parts.append(
+            f"## {variant}\n\n{seeds[variant]} seeds, {right} of {total} right "
+            f"({100 * right / total:.2f} %; always the largest class: "
+            f"{100 * largest / total:.2f} %).\n\n{markdown_table(header, rows)}\n"
+        )
+        write_csv(folder / f"confusion-{variant.replace(' ', '_')}.csv", header, rows)
+    if sums:
+        (folder / "confusion.md").write_text("\n".join(parts))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeformer_lt.errors import DataError
-from spikeformer_lt.training.watch import spiking_layers
+from spikeformer_lt.training.monitor import spiking_layers
 
 MEMBRANES = 6
 

@@ -16,9 +16,9 @@ from types import ModuleType
 from typing import Any
 
 from spikeformer_lt.config import differences, load_config, parse, run_id
+from spikeformer_lt.disk import read_mapping
 from spikeformer_lt.errors import ConfigError, DataError
-from spikeformer_lt.textfile import read_mapping
-from spikeformer_lt.training.datachoice import CIFAR10, settle
+from spikeformer_lt.training.experiment import CIFAR10, settle
 from spikeformer_lt.training.options import EventDataConfig
 
 NOT_COMPARED = (

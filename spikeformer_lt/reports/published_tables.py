@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from spikeformer_lt.paths import write_atomic
+from spikeformer_lt.disk import write_atomic
+from spikeformer_lt.reports.page import markdown_table, write_csv
 from spikeformer_lt.reports.published import Table
 from spikeformer_lt.reports.published_drops import (
     NOISE,
@@ -19,7 +20,6 @@ from spikeformer_lt.reports.published_drops import (
     drop,
     drops,
 )
-from spikeformer_lt.reports.tables import markdown_table, write_csv
 
 
 def effects(table: Table, lines: Sequence[Line]) -> list[str]:

@@ -1,31 +1,206 @@
-"""``report.html`` of a run, and of several runs side by side."""
+"""All pictures of a finished run, drawn from its files and a few of its test inputs.
+
+``report.html`` of a run, and of several runs side by side.
+
+The report of a run: test once, count what is left, write it down.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import groupby
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby, islice
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import torch
+from torch import nn
+
+from spikeformer_lt.disk import safe_name
 from spikeformer_lt.errors import MaskError
-from spikeformer_lt.reports.energy import Energy, measure_energy
-from spikeformer_lt.reports.energy_costs import COSTS
-from spikeformer_lt.reports.energy_plots import plot_energy
-from spikeformer_lt.reports.energy_tables import (
+from spikeformer_lt.images.loader import eval_loader
+from spikeformer_lt.images.splits import Splits
+from spikeformer_lt.reports.energy import (
+    COSTS,
     ESTIMATE,
+    Energy,
+    effective_weight,
     headline_table,
     layer_table,
+    measure_energy,
     memory_table,
     sensitivity_table,
     write_energy,
 )
 from spikeformer_lt.reports.finished import FinishedRun
-from spikeformer_lt.reports.gallery import draw_run
+from spikeformer_lt.reports.ledger import audit, build_ledger
 from spikeformer_lt.reports.page import Page
-from spikeformer_lt.reports.plots import plot_curves
-from spikeformer_lt.reports.result_pictures import plot_anytime
-from spikeformer_lt.reports.weight_pictures import plot_mask_distances
+from spikeformer_lt.reports.pictures import (
+    banded,
+    early_exit,
+    plot_anytime,
+    plot_confusion,
+    plot_distances,
+    plot_early_exit,
+    plot_epoch_rates,
+    plot_keep_frequency,
+    plot_kept_clip,
+    plot_kept_images,
+    plot_kernels,
+    plot_layer_epochs,
+    plot_layer_rates,
+    plot_mask_distances,
+    plot_membrane,
+    plot_raster,
+    show_frames,
+    show_images,
+)
+from spikeformer_lt.reports.plots import plot_curves, plot_energy, plot_training
+from spikeformer_lt.reports.probe import Probe, keep_frequency, run_probe
+from spikeformer_lt.runtime import describe_environment
+from spikeformer_lt.ticket import Ticket
+from spikeformer_lt.training.evaluate import Metrics, evaluate
+from spikeformer_lt.training.experiment import Experiment
+from spikeformer_lt.training.predictions import PREDICTIONS
+from spikeformer_lt.training.ranks import digest
+
+SHOWN_IMAGES = 8
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A drawn file, the section it belongs to, and what it shows."""
+
+    section: str
+    path: Path
+    caption: str
+
+
+def draw_run(run: FinishedRun, folder: Path, images: int = 256) -> tuple[list[Picture], Energy]:
+    """Draw everything that can be drawn of a run.
+
+    Args:
+        run: opened by `open_run`.
+        folder: for the pictures and the CSV beside each; made if missing.
+        images: test inputs that rates, keep frequencies and energy are measured on.
+
+    Returns:
+        The pictures in the order of a report, and the energy ledger.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    pairs = list(run.labelled("test", images))
+    batches = [x for x, _ in pairs]
+    labels = torch.cat([y for _, y in pairs])
+    energy = measure_energy(run.model, batches, run.model.T)
+    probe = run_probe(run.model, batches[0])
+    drawn = [*_training(run, folder), *_results(run, folder, batches, labels)]
+    drawn += _patches(run, folder, probe, pairs[0][1].tolist(), batches)
+    drawn += _spikes(run, folder, probe)
+    drawn += _weights(run, folder)
+    if not energy.dead:
+        plot_energy(folder / "energy-bars.png", {run.name: energy})
+        said = "Energy by group of layers, an estimate: counted, and by the papers' formula."
+        drawn.append(Picture("Energy", folder / "energy-bars.png", said))
+    return drawn, energy
+
+
+def _weights(run: FinishedRun, folder: Path) -> Iterator[Picture]:
+    stem = getattr(run.model, "conv_pep", None)
+    title = "Kernels" if stem is None else "ConvPEP weights"
+    for name, module in run.model.named_modules():
+        if isinstance(module, nn.Conv2d) and name.startswith("" if stem is None else "conv_pep."):
+            path = folder / f"kernels-{safe_name(name)}.png"
+            plot_kernels(path, effective_weight(module), name)
+            yield Picture(title, path, f"Signs of the kernels of {name}.")
+    distances = run.ticket.provenance.get("mask_distances")
+    if distances:
+        path = folder / "mask-distances.png"
+        epochs = [str(epoch + 1) for epoch in range(len(distances))]
+        plot_distances(path, banded(distances), epochs, "epoch of the search")
+        said = "Early-Bird: each epoch's mask against those before it in the window; grey was not"
+        yield Picture("Masks", path, f"{said} compared.")
+
+
+def _training(run: FinishedRun, folder: Path) -> Iterator[Picture]:
+    summary = run.path / "summary.csv"
+    if not summary.exists():
+        return
+    plot_training(summary, folder)
+    yield Picture("Training", folder / "training.png", "Accuracy and loss over the epochs.")
+    if plot_epoch_rates(folder / "epoch-rates.png", summary):
+        said = "Mean firing rate, and what is removed, over the epochs."
+        yield Picture("Training", folder / "epoch-rates.png", said)
+    firing, path = run.path / "firing.csv", folder / "layer-epoch-rates.png"
+    if firing.exists() and plot_layer_epochs(path, firing):
+        yield Picture("Training", path, "Firing rate of every spiking layer in every epoch.")
+
+
+@torch.no_grad()
+def _results(
+    run: FinishedRun, folder: Path, batches: list[torch.Tensor], labels: torch.Tensor
+) -> Iterator[Picture]:
+    logits = torch.cat([run.model(x) for x in batches])
+    report = run.report or {}
+    steps = torch.arange(1, logits.shape[1] + 1)[None, :, None]
+    here = ((logits.cumsum(1) / steps).argmax(2) == labels[:, None]).double().mean(0) * 100
+    at_t = report.get("accuracy_at_t") or here.tolist()
+    on = "the test set" if report.get("accuracy_at_t") else f"{len(labels)} test inputs"
+    plot_anytime(folder / "anytime.png", {run.name: at_t})
+    said = f"Accuracy on {on} from the mean logits of the first t steps."
+    yield Picture("Accuracy", folder / "anytime.png", said)
+    plot_early_exit(folder / "early-exit.png", early_exit(logits, labels))
+    said = f"Early exit on {len(labels)} test inputs: stop once the best class is this probable."
+    yield Picture("Accuracy", folder / "early-exit.png", said)
+    if "confusion" in report:
+        plot_confusion(folder / "confusion.png", report["confusion"])
+        yield Picture("Accuracy", folder / "confusion.png", "Confusion on the test set.")
+
+
+def _patches(
+    run: FinishedRun, folder: Path, probe: Probe, labels: list[int], batches: list[torch.Tensor]
+) -> Iterator[Picture]:
+    if probe.grid is None:
+        return
+    few = min(SHOWN_IMAGES, len(probe.inputs))
+    kept = None if probe.kept is None else probe.kept[:few]
+    names = [f"class {label}" for label in labels[:few]]
+    x = probe.inputs[:few]
+    static = x.ndim == 4
+    pixels = show_images(x, run.splits.mean, run.splits.std) if static else show_frames(x.sum(1))
+    plot_kept_images(folder / "kept-patches.png", pixels, kept, probe.grid, names)
+    said = "Test inputs, and below what is kept of them; removed patches are grey."
+    yield Picture("Patches", folder / "kept-patches.png", said)
+    if not static:
+        own = None if kept is None else kept[0]
+        plot_kept_clip(folder / "kept-clip.png", x[0], own, probe.grid)
+        said = "One clip: the same patches are kept at every step."
+        yield Picture("Patches", folder / "kept-clip.png", said)
+        yield Picture("Patches", folder / "kept-clip.gif", "The same clip, moving.")
+    often = keep_frequency(run.model, batches)
+    if often is not None:
+        count = sum(map(len, batches))
+        plot_keep_frequency(folder / "keep-frequency.png", often, count)
+        said = f"How often each patch is kept, over {count} test inputs."
+        yield Picture("Patches", folder / "keep-frequency.png", said)
+
+
+def _spikes(run: FinishedRun, folder: Path, probe: Probe) -> Iterator[Picture]:
+    if probe.spikes:
+        plot_raster(folder / "raster.png", probe.spikes)
+        said = "Spikes of the first test input, in layers from first to last."
+        yield Picture("Spikes", folder / "raster.png", said)
+        rates = (run.report or {}).get("firing_rate")
+        on = "the report's inputs" if rates else "one test input"
+        rates = rates or {n: float(s.float().mean()) for n, s in probe.spikes.items()}
+        plot_layer_rates(folder / "layer-rates.png", rates)
+        yield Picture("Spikes", folder / "layer-rates.png", f"Firing rate by layer, on {on}.")
+    for name, (trace, spikes, threshold) in probe.membrane.items():
+        neurons = probe.neurons[name]
+        plot_membrane(folder / "membrane.png", trace, spikes, threshold, name, neurons)
+        yield Picture("Spikes", folder / "membrane.png", f"Membranes in {name}, first test input.")
+
 
 FACTS = {
     "test accuracy (%)": ("test_accuracy", 1.0, "{:.2f}"),
@@ -199,3 +374,100 @@ def _energy_tables(page: Page, energies: Mapping[str, Energy]) -> None:
     page.table(*sensitivity_table(energies))
     page.text("Memory and biases, apart: every weight and input read once a sample.")
     page.table(*memory_table(energies))
+
+
+log = logging.getLogger(__name__)
+LEDGER_IMAGES = 256
+"""Test images that firing rates, SOPs and the purity audit are measured on."""
+
+
+def describe(
+    model: nn.Module, data: Splits, split: str, accelerator: Any, batch_size: int = 256
+) -> tuple[Metrics, dict[str, Any]]:
+    """Evaluate one split and build the ledger on its first images."""
+    dataset = getattr(data, split)
+    metrics = evaluate(model, dataset, data, accelerator, batch_size=batch_size)
+    loader = eval_loader(dataset, min(64, len(dataset)))
+    some = islice(loader, max(1, LEDGER_IMAGES // 64))
+    batches = [images.to(accelerator.device) for images, _, _ in some]
+    model.eval()
+    return metrics, {**build_ledger(model, batches), "purity": audit(model, batches[0])}
+
+
+def save_predictions(
+    path: str | Path, metrics: Metrics, model: nn.Module, data: Splits, split: str, run_id: str
+) -> None:
+    """Save the predictions of an evaluation with the data, split, run and weights they are of.
+
+    Raises:
+        CheckpointError: the file in the way holds no predictions, or the disk refuses.
+    """
+    classes = getattr(getattr(data, split), "classes", None)
+    facts = {
+        "dataset": data.name,
+        "split": split,
+        "split_sha256": data.split_sha256,
+        "run_id": run_id,
+        "weights_sha256": digest(model.state_dict()),
+        "classes": list(classes) if classes else None,
+    }
+    metrics.predictions.save(path, facts)
+
+
+def write_report(experiment: Experiment, model: nn.Module, ticket: Ticket | None) -> dict[str, Any]:
+    """Evaluate the finished network on the test set, once; write predictions and ``report.json``.
+
+    The report holds what design and papers ask for: accuracies, sparsities apart, bits per
+    ConvPEP weight, firing rates, MACs, SOPs, the split's hash, versions and every choice made.
+    Where the ticket holds start weights, the network trained from it goes into ``trained``.
+    """
+    trainer = experiment.trainer
+    metrics, ledger = describe(model, experiment.data, "test", trainer.accelerator)
+    phases = ticket.provenance.get("phases", []) if ticket else []
+    report: dict[str, Any] = {
+        "run_id": experiment.run.run_id,
+        "seed": experiment.cfg.train.seed,
+        "dataset": experiment.data.name,
+        "split_sha256": experiment.data.split_sha256,
+        "test_accuracy": metrics.accuracy,
+        "test_count": metrics.count,
+        "test_loss": metrics.loss,
+        "top5": metrics.top5,
+        "accuracy_at_t": list(metrics.accuracy_at_t),
+        "confusion": metrics.confusion.tolist(),
+        "val_accuracy": phases[-1]["val_accuracy"] if phases else None,
+        "best_on_test": phases[-1].get("best_on_test") if phases else None,
+        "seconds": sum(phase["seconds"] for phase in phases),
+        "choices": ticket.provenance.get("config", {}) if ticket else {},
+        **ledger,
+        "ticket": _about(ticket) if ticket else {},
+        "mask_sha256": ticket.mask.sha256 if ticket else None,
+        "versions": describe_environment()["versions"],
+    }
+    if trainer.main:
+        if ticket is not None and ticket.provenance.get("trained") is False:
+            known = {**ticket.provenance, "trained": True}
+            trained = Ticket.of(model, ticket.mask, known)
+            trained.save(experiment.run.path / "trained", overwrite=True)
+        run_id, file = experiment.run.run_id, experiment.run.path / PREDICTIONS
+        save_predictions(file, metrics, model, experiment.data, "test", run_id)
+        experiment.run.write_report(report)
+        plot_training(experiment.run.path / "summary.csv", experiment.run.path / "plots")
+        log.info("test %.2f %% of %d images", metrics.accuracy, metrics.count)
+        shares = {k: round(v, 4) for k, v in report["sparsity"].items() if v is not None}
+        log.info("sparsity %s", shares)
+        if report["dead_layers"]:
+            log.warning("no energy headline: %s", report["energy_note"])
+        log.info("report: %s", experiment.run.path / "report.json")
+    return report
+
+
+def _about(ticket: Ticket) -> dict[str, Any]:
+    """What a ticket says of its search: names, sparsities, cost."""
+    known = ticket.provenance
+    names = ("search", "trained", "prunable_sparsity", "total_sparsity", "search_seconds")
+    found = {name: known.get(name) for name in names}
+    if "ledger" in known:
+        found["ledger"] = known["ledger"]
+    steps = known.get("early_time", {}).get("T_early")
+    return found if steps is None else {**found, "T_search": steps}

@@ -13,12 +13,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from spikeformer_lt.config import check
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.layers.state import reset_state
-from spikeformer_lt.mask import Mask
-from spikeformer_lt.selection import SCOPES
+from spikeformer_lt.layers.neuron import reset_state
+from spikeformer_lt.mask import SCOPES, Mask
 from spikeformer_lt.ticket import Ticket
-from spikeformer_lt.training.masking import Masked
-from spikeformer_lt.training.phase import Fit, FitResult, OptimConfig, Phase
+from spikeformer_lt.training.options import OptimConfig
+from spikeformer_lt.training.phase import Fit, FitResult, Masked, Phase
 
 Batch = Callable[[int], tuple[Tensor, Tensor]]
 """Gives so many training images and their labels, not augmented; `Trainer.batch` is one."""

@@ -1,23 +1,219 @@
-"""Early-Bird tickets: stop training as soon as the mask stands still."""
+"""Channels that can really be removed: found by trying, masked as a whole, cut out in the end.
+
+Early-Bird tickets: stop training as soon as the mask stands still.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from spikeformer_lt.config import check
+from spikeformer_lt.errors import ConfigError, MaskError
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.registry import register_search
+from spikeformer_lt.rng import isolated_rng
 from spikeformer_lt.ticket import Ticket
 from spikeformer_lt.tickets.base import PruneConfig, Search, check_mask_options, magnitudes
-from spikeformer_lt.tickets.channels import channel_mask, find_groups, norm_scales
-from spikeformer_lt.tickets.presets import preset_optim
-from spikeformer_lt.training.hook import Hook
-from spikeformer_lt.training.phase import Fit, Phase, Progress
+from spikeformer_lt.tickets.configs import preset_optim
+from spikeformer_lt.training.phase import Fit, Hook, Phase, Progress
+
+
+@dataclass(frozen=True)
+class Group:
+    """One set of channels: the layer that makes them, its norm, the layer that reads them.
+
+    All are module names; channel c is row c of `producer`, entry c of `norm`, column c of
+    `consumer`.
+    """
+
+    producer: str
+    norm: str
+    consumer: str
+
+    @property
+    def scale(self) -> str:
+        """Name of the norm's scale, which ranks the channels."""
+        return f"{self.norm}.weight"
+
+
+def find_groups(
+    model: nn.Module, images: Tensor, labels: Tensor | None = None
+) -> tuple[Group, ...]:
+    """Find the channels of a network that nothing but one layer reads.
+
+    Candidates are a layer, the BatchNorm after it and the next layer of as many inputs. Each is
+    tried on a copy with random norms and weights, where three things must hold: with the
+    consumer's columns at 0 the norm's entries change nothing (nobody else reads them); with the
+    norm's entries at 0 the columns change nothing (a silent channel gives 0, and no residual
+    shares it); and the network with a channel cut out computes the same.
+
+    Args:
+        model: is not changed.
+        images: a few inputs; their labels are not needed.
+
+    Raises:
+        ConfigError: no channel can be removed.
+    """
+    del labels
+    layers = [
+        (n, m)
+        for n, m in model.named_modules()
+        if isinstance(m, (nn.Conv2d, nn.Linear, _BatchNorm))
+    ]
+    found = []
+    with isolated_rng(0), torch.no_grad():
+        for place in range(1, len(layers) - 1):
+            (producer, made), (norm, between), (consumer, _) = layers[place - 1 : place + 2]
+            if not isinstance(between, _BatchNorm) or isinstance(made, _BatchNorm):
+                continue
+            group = Group(producer, norm, consumer)
+            if _sizes_fit(model, group) and _holds(model, group, images):
+                found.append(group)
+    if not found:
+        raise ConfigError(
+            f"no channel of {type(model).__name__} can be removed: each is shared by a residual "
+            "sum or read by several layers; use the weight form"
+        )
+    return tuple(found)
+
+
+def norm_scales(model: nn.Module, groups: Sequence[Group]) -> dict[str, Tensor]:
+    """|gamma| of every removable channel, by the norm's name."""
+    return {group.norm: model.get_parameter(group.scale).detach().abs() for group in groups}
+
+
+def channel_mask(model: nn.Module, groups: Sequence[Group], channels: Mask) -> Mask:
+    """The weight mask that removes whole channels.
+
+    Args:
+        model: gives the shapes.
+        groups: from `find_groups`.
+        channels: kept channels by the norm's name, as `norm_scales` names them.
+
+    Returns:
+        A mask of rows, columns, and of scales, shifts and biases, so that a removed channel is
+        exactly silent.
+    """
+    kept: dict[str, Tensor] = {}
+    for group in groups:
+        stays = channels[group.norm]
+        rows = model.get_parameter(f"{group.producer}.weight")
+        columns = model.get_parameter(f"{group.consumer}.weight")
+        _narrow(kept, f"{group.producer}.weight", _along(stays, 0, rows))
+        _narrow(kept, f"{group.consumer}.weight", _along(stays, 1, columns))
+        for name in (f"{group.norm}.weight", f"{group.norm}.bias"):
+            _narrow(kept, name, stays)
+        if getattr(model.get_submodule(group.producer), "bias", None) is not None:
+            _narrow(kept, f"{group.producer}.bias", stays)
+    return Mask(kept)
+
+
+def shrink(model: nn.Module, groups: Sequence[Group], mask: Mapping[str, Tensor]) -> nn.Module:
+    """Cut removed channels out of a network, in place: the same function with smaller layers.
+
+    Args:
+        model: holds a ticket's weights.
+        groups: from `find_groups`, of the whole network.
+        mask: from `channel_mask`, or of a ticket that the channel form found.
+
+    Raises:
+        MaskError: a layer of the groups is not in the mask.
+    """
+    for group in groups:
+        if group.scale not in mask:
+            raise MaskError(
+                f"the mask has no channels {group.scale}; it is not of the channel form"
+            )
+        stays = mask[group.scale].nonzero().flatten()
+        _cut(model.get_submodule(group.producer), stays, 0)
+        _cut(model.get_submodule(group.norm), stays, 0)
+        _cut(model.get_submodule(group.consumer), stays, 1)
+    return model
+
+
+def _sizes_fit(model: nn.Module, group: Group) -> bool:
+    producer, norm, consumer = (
+        model.get_submodule(name) for name in (group.producer, group.norm, group.consumer)
+    )
+    weight = getattr(consumer, "weight", None)
+    alone = getattr(producer, "groups", 1) == getattr(consumer, "groups", 1) == 1
+    made, scale = producer.weight, norm.weight
+    if not (isinstance(weight, Tensor) and isinstance(made, Tensor) and isinstance(scale, Tensor)):
+        return False
+    return alone and weight.ndim > 1 and len(made) == len(scale) == weight.shape[1]
+
+
+def _holds(model: nn.Module, group: Group, images: Tensor) -> bool:
+    probe = copy.deepcopy(model).eval()
+    for module in probe.modules():
+        if isinstance(module, _BatchNorm) and module.weight is not None:
+            module.weight.uniform_(0.5, 1.5)
+            module.bias.normal_(0.5, 1.0)
+        elif isinstance(module, (nn.Conv2d, nn.Linear)):  # initial heads can be too faint to feel
+            nn.init.kaiming_normal_(module.weight)
+    norm, consumer = probe.get_submodule(group.norm), probe.get_submodule(group.consumer)
+    scale, shift, weight = norm.weight, norm.bias, consumer.weight
+    assert isinstance(scale, Tensor) and isinstance(shift, Tensor) and isinstance(weight, Tensor)
+    some = torch.arange(len(scale), device=scale.device) % 2 == 0
+    own = [value.clone() for value in (scale, shift, weight)]
+    plain = probe(images)
+    weight[:, some] = 0
+    unread = probe(images)
+    scale[some] *= -2
+    shift[some] += 3
+    nobody_else = torch.equal(unread, probe(images))
+    weight.copy_(own[2])
+    felt = not torch.equal(plain, probe(images))
+    scale.copy_(own[0])
+    shift.copy_(own[1])
+    scale[some] = shift[some] = 0
+    silent = probe(images)
+    weight[:, some] = 7
+    if not (nobody_else and felt and torch.equal(silent, probe(images))):
+        return False
+    weight.copy_(own[2])
+    scale.copy_(own[0])
+    shift.copy_(own[1])
+    scale[0] = shift[0] = 0
+    masked = probe(images)
+    stays = torch.ones(len(scale), dtype=torch.bool)
+    stays[0] = False
+    try:
+        smaller = shrink(probe, [group], {group.scale: stays})(images)
+    except (RuntimeError, ValueError):  # its shape is tied to something else, as heads are
+        return False
+    return torch.allclose(masked, smaller, rtol=1e-3, atol=1e-3)
+
+
+def _along(stays: Tensor, dim: int, weight: Tensor) -> Tensor:
+    shape = [1] * weight.ndim
+    shape[dim] = -1
+    return stays.view(shape).expand(weight.shape)
+
+
+def _narrow(kept: dict[str, Tensor], name: str, more: Tensor) -> None:
+    kept[name] = kept[name] & more if name in kept else more
+
+
+@torch.no_grad()
+def _cut(module: nn.Module, stays: Tensor, dim: int) -> None:
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        value = getattr(module, name, None)
+        if not isinstance(value, Tensor) or value.ndim <= dim or (dim and name != "weight"):
+            continue
+        less = value.index_select(dim, stays.to(value.device)).clone()
+        setattr(module, name, nn.Parameter(less) if isinstance(value, nn.Parameter) else less)
+    sizes = (("out_channels", "out_features", "num_features"), ("in_channels", "in_features"))
+    for name in sizes[dim]:
+        if hasattr(module, name):
+            setattr(module, name, len(stays))
 
 
 @dataclass(frozen=True)

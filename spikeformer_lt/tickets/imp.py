@@ -20,10 +20,8 @@ from spikeformer_lt.tickets.base import (
     magnitudes,
     shuffled,
 )
-from spikeformer_lt.tickets.presets import preset_optim
-from spikeformer_lt.training.hook import Capture
-from spikeformer_lt.training.masking import Masked
-from spikeformer_lt.training.phase import Fit, Phase
+from spikeformer_lt.tickets.configs import preset_optim
+from spikeformer_lt.training.phase import Capture, Fit, Masked, Phase
 
 
 @dataclass(frozen=True)

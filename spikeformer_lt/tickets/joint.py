@@ -10,9 +10,9 @@ from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.registry import register_search
 from spikeformer_lt.ticket import Ticket
 from spikeformer_lt.tickets.base import PruneConfig
+from spikeformer_lt.tickets.configs import MultiSpConfig, PatchConfig
 from spikeformer_lt.tickets.imp import Imp, ImpConfig
 from spikeformer_lt.tickets.multisp import MultiSp
-from spikeformer_lt.tickets.multisp_config import MultiSpConfig, PatchConfig
 from spikeformer_lt.training.phase import Fit
 
 

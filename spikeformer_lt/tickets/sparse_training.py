@@ -14,9 +14,8 @@ from spikeformer_lt.mask import Mask
 from spikeformer_lt.registry import register_search
 from spikeformer_lt.rng import seed_for
 from spikeformer_lt.tickets.base import PruneConfig, Search, snapshot
-from spikeformer_lt.tickets.densities import DISTRIBUTIONS, kept_counts, random_mask
-from spikeformer_lt.training.masking import Rewired
-from spikeformer_lt.training.phase import Fit, Phase, Progress
+from spikeformer_lt.tickets.one_shot import DISTRIBUTIONS, kept_counts, random_mask
+from spikeformer_lt.training.phase import Fit, Phase, Progress, Rewired
 
 PRESETS: dict[str, dict[str, Any]] = {
     "set": {"grow": "random", "start_sparsity": -1.0, "distribution": "erk"},

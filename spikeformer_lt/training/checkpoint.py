@@ -1,28 +1,311 @@
-"""The checkpoints of a run: published by one rename, verified when loaded, never lost to a kill.
+"""An optimizer's state as named tensors and JSON, and back, to the bit and without pickle.
+
+Any state of tensors, numbers, text, None and dicts, lists or tuples of these passes. Numbers keep
+their type, tuples stay tuples, and a tensor stays in its place, be that the state of a parameter or
+a parameter group (timm's LAMB counts its steps there).
+
+One checkpoint on disk: a folder of tensor files, a state and a manifest that seals them.
+
+The checkpoints of a run: published by one rename, verified when loaded, never lost to a kill.
 
 A folder holds ``ckpt-00000012/`` and its predecessors, and ``LATEST``, which names the one to go on
 from. Whatever is half written bears another name (``ckpt-00000012.tmp-<pid>``), is ignored, and is
 swept by the next save. Old ones go only after the new one is published.
+
+Weights from a checkpoint into a model that they must fit exactly.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
+import math
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor, nn
+
 from spikeformer_lt.config import check
-from spikeformer_lt.errors import CheckpointError, shown
-from spikeformer_lt.paths import free_bytes, write_atomic
-from spikeformer_lt.training.checkpoint_folder import Checkpoint, Content, read_folder, write_folder
+from spikeformer_lt.disk import (
+    dump_json,
+    free_bytes,
+    parse_json,
+    read_tensors,
+    safe_name,
+    sha256_of,
+    sync_folder,
+    write_atomic,
+    write_tensors,
+)
+from spikeformer_lt.errors import CheckpointError, NonFiniteError, near, shown
+from spikeformer_lt.training.guard import count_nonfinite
 
-__all__ = ["Checkpoint", "CheckpointStore"]
+__all__ = [
+    "Checkpoint",
+    "CheckpointStore",
+    "Content",
+    "flatten_optimizer",
+    "load_weights",
+    "read_folder",
+    "restore_optimizer",
+    "write_folder",
+]
 
-logger = logging.getLogger(__name__)
+# State that has its parameter's shape in every optimizer that has it.
+_SHAPED = ("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+
+
+def flatten_optimizer(state_dict: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Split ``optimizer.state_dict()`` into tensors and JSON.
+
+    Returns:
+        Tensors by names such as ``state.3.exp_avg``, not copied; and a tree of JSON values that
+        refers to them.
+
+    Raises:
+        CheckpointError: a value of another kind, with its place.
+    """
+    tensors: dict[str, Tensor] = {}
+    return tensors, {
+        "state": _encode(dict(state_dict["state"]), "state", tensors),
+        "param_groups": _encode(list(state_dict["param_groups"]), "param_groups", tensors),
+    }
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], state: Mapping[str, Any]
+) -> None:
+    """Load what `flatten_optimizer` gave into an optimizer over the same parameters.
+
+    Args:
+        optimizer: changed in place; its state goes to the device of each parameter.
+        tensors: as `flatten_optimizer` returned; not shared with the optimizer afterwards.
+        state: as it returned.
+
+    Raises:
+        CheckpointError: a tensor is missing, or the parameters are others in number or shape.
+    """
+    try:
+        groups = _decode(state["param_groups"], tensors)
+        members = _decode(state["state"], tensors)
+    except (KeyError, TypeError, ValueError, AttributeError) as fault:
+        raise CheckpointError(f"optimizer state: damaged or incomplete: {fault!r}") from None
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    sizes = [len(group["params"]) for group in optimizer.param_groups]
+    found = [len(group["params"]) for group in groups]
+    if sizes != found:
+        raise CheckpointError(
+            f"optimizer state: parameter groups of {found} tensors in the checkpoint, of {sizes} "
+            "in the optimizer; build model and optimizer from the run's config.json"
+        )
+    places = [place for group in groups for place in group["params"]]
+    for place, parameter in zip(places, parameters, strict=True):
+        for name in _SHAPED:
+            value = members.get(place, {}).get(name)
+            if isinstance(value, Tensor) and value.shape != parameter.shape:
+                raise CheckpointError(
+                    f"optimizer state: {name} of parameter {place} has shape {list(value.shape)} "
+                    f"in the checkpoint, {list(parameter.shape)} in the optimizer"
+                )
+    optimizer.load_state_dict({"state": members, "param_groups": groups})
+    # torch casts state to the dtype of its parameter, and takes a text for a list of letters.
+    for place, parameter in zip(places, parameters, strict=True):
+        for name, value in members.get(place, {}).items():
+            own = optimizer.state[parameter]
+            if isinstance(value, str):
+                own[name] = value
+            elif isinstance(value, Tensor) and own[name].dtype != value.dtype:
+                own[name] = value.to(own[name].device)
+
+
+def _encode(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        tensors[where] = value.detach()
+        return {"tensor": where}
+    if isinstance(value, dict):
+        for key in value:
+            if type(key) not in (str, int):
+                raise CheckpointError(f"optimizer state: {where} has the key {shown(key)}")
+        pairs = [[key, _encode(v, f"{where}.{key}", tensors)] for key, v in value.items()]
+        return {"dict": pairs}
+    if type(value) in (list, tuple):
+        members = [_encode(v, f"{where}.{i}", tensors) for i, v in enumerate(value)]
+        return {type(value).__name__: members}
+    if type(value) is float and not math.isfinite(value):
+        return {"float": repr(value)}
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    raise CheckpointError(
+        f"optimizer state: {where} is {shown(value)} of type {type(value).__name__}; allowed are "
+        "tensors, numbers, text, None, dicts, lists and tuples; choose another optimizer"
+    )
+
+
+def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    if kind == "tensor":
+        # Optimizers keep what they are given; a copy leaves the checkpoint's tensors alone.
+        return tensors[content].clone()
+    if kind == "dict":
+        return {key: _decode(member, tensors) for key, member in content}
+    if kind in ("list", "tuple"):
+        members = [_decode(member, tensors) for member in content]
+        return members if kind == "list" else tuple(members)
+    if kind == "float":
+        return float(content)
+    raise ValueError(f"unknown kind {kind!r}")
+
+
+FORMAT = "spikeformer_lt.checkpoint"
+VERSION = 1
+MANIFEST = "manifest.json"
+STATE = "state.json"
+
+Content = Mapping[str, Mapping[str, Tensor]]
+"""Tensors by group and name."""
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """What a folder held: its number, place, tensors by group and name, and state."""
+
+    number: int
+    path: Path
+    tensors: dict[str, dict[str, Tensor]]
+    state: dict[str, Any]
+
+
+def write_folder(folder: Path, number: int, tensors: Content, state: Mapping[str, Any]) -> None:
+    """Make `folder` and fill it with ``<group>.safetensors``, ``state.json`` and the manifest.
+
+    Every file is on the disk, and not only in its cache, when this returns.
+
+    Raises:
+        NonFiniteError: a NaN or infinity in a tensor; nothing was written.
+        CheckpointError: a value that cannot be stored, or (from an OSError) a disk that refuses.
+        OSError: the system refuses.
+    """
+    for group, members in tensors.items():
+        if safe_name(group) != group or group != group.lower():
+            raise CheckpointError(
+                f"group {shown(group)} cannot be a file name; use lower-case letters and digits"
+            )
+        for name, value in members.items():
+            _refuse_nonfinite(value, f"{group} tensor {shown(name)}")
+    text = dump_json(dict(state), "state", CheckpointError)
+    folder.mkdir()
+    for group, members in tensors.items():
+        own = {"group": group, "number": number}
+        write_tensors(folder / f"{group}.safetensors", members, own)
+    _write_through(folder / STATE, text)
+    files = {
+        path.name: {"size": path.stat().st_size, "sha256": sha256_of(path)}
+        for path in sorted(folder.iterdir())
+    }
+    body = {"format": FORMAT, "format_version": VERSION, "number": number, "files": files}
+    _write_through(folder / MANIFEST, json.dumps({**body, "seal": _seal(body)}, indent=1))
+    sync_folder(folder)
+
+
+def read_folder(folder: Path, number: int) -> Checkpoint:
+    """Read a folder, every byte of it verified.
+
+    Args:
+        folder: the folder.
+        number: the number that it must have.
+
+    Raises:
+        CheckpointError: any fault, with the file, the tensor if it is one tensor, and what the file
+            is if it is none of ours.
+    """
+    files = _manifest_files(folder / MANIFEST, number)
+    tensors: dict[str, dict[str, Tensor]] = {}
+    state: dict[str, Any] = {}
+    for name, written in files.items():
+        path = folder / name
+        where = shown(str(path), 300)
+        if path.suffix == ".safetensors":
+            # First, since its message about a damaged file says most.
+            tensors[path.stem], own = read_tensors(path)
+            if own != {"group": path.stem, "number": number}:
+                raise CheckpointError(f"{where}: belongs to another checkpoint: {shown(own)}")
+        try:
+            size, digest = path.stat().st_size, sha256_of(path)
+        except OSError as fault:
+            raise CheckpointError(f"cannot read {where}: {fault.strerror or fault}") from None
+        if size != written.get("size"):
+            raise CheckpointError(
+                f"{where}: {size} bytes there, {written.get('size')} were written"
+            )
+        if digest != written.get("sha256"):
+            raise CheckpointError(f"{where}: damaged: its sha256 is not that of the manifest")
+        if name == STATE:
+            state = parse_json(path.read_text("utf-8"), where, CheckpointError)
+    return Checkpoint(number, folder, tensors, state)
+
+
+def _write_through(path: Path, text: str) -> None:
+    """Write a file to the disk; nobody reads it before its folder is published."""
+    with open(path, "xb") as file:
+        file.write(text.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _manifest_files(path: Path, number: int) -> dict[str, dict[str, Any]]:
+    where = shown(str(path), 300)
+    try:
+        text = path.read_text("utf-8")
+    except OSError as fault:
+        raise CheckpointError(f"cannot read {where}: {fault.strerror or fault}") from None
+    except UnicodeDecodeError:
+        raise CheckpointError(f"{where}: damaged: not UTF-8 text") from None
+    found = parse_json(text, where, CheckpointError)
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise CheckpointError(f"{where}: not the manifest of a checkpoint")
+    version = found.get("format_version")
+    if isinstance(version, int) and version > VERSION:
+        raise CheckpointError(
+            f"{where}: found v{version}, supports <= v{VERSION}; install a newer spikeformer_lt"
+        )
+    if found.pop("seal", None) != _seal(found) or version != VERSION:
+        raise CheckpointError(f"{where}: damaged: its content and its checksum differ")
+    if found.get("number") != number:
+        raise CheckpointError(
+            f"{where}: is of checkpoint {shown(found.get('number'))}, not {number}"
+        )
+    files = found.get("files")
+    if not isinstance(files, dict) or STATE not in files:
+        raise CheckpointError(f"{where}: damaged: it lists no files")
+    for name, written in files.items():
+        if safe_name(name) != name or not isinstance(written, dict) or len(written) != 2:
+            raise CheckpointError(f"{where}: damaged: odd entry {shown(name)}")
+    return files
+
+
+def _seal(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _refuse_nonfinite(value: Tensor, what: str) -> None:
+    count = count_nonfinite(value)
+    if count:
+        raise NonFiniteError(
+            f"not saved: {what} has {count} non-finite values of {value.numel()}; the last good "
+            "checkpoint is untouched; resume from it, e.g. with a lower learning rate"
+        )
+
+
+log = logging.getLogger(__name__)
 
 LATEST = "LATEST"
 NUMBER_LIMIT = 10**18
@@ -126,7 +409,7 @@ class CheckpointStore:
                 faults.append(str(fault))
                 continue
             if faults:
-                logger.warning("skipped: %s; going on from %s", "; ".join(faults), found.path)
+                log.warning("skipped: %s; going on from %s", "; ".join(faults), found.path)
             return found
         if faults:
             raise CheckpointError(
@@ -179,13 +462,13 @@ class CheckpointStore:
             if entry.number in kept:
                 continue
             if entry.number > newest.number:
-                logger.info("deleting %s: the run went back to before it", entry.path)
+                log.info("deleting %s: the run went back to before it", entry.path)
             # Renamed first, so that a kill amid the deletion leaves no damaged checkpoint.
             trash = self.folder / f"{entry.path.name}.tmp-{os.getpid()}"
             try:
                 os.replace(entry.path, trash)
             except OSError as fault:
-                logger.warning("cannot delete the old checkpoint %s: %s", entry.path, fault)
+                log.warning("cannot delete the old checkpoint %s: %s", entry.path, fault)
                 continue
             _remove(trash)
 
@@ -203,3 +486,47 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+LISTED = 5  # tensors that a message shows before it counts the rest
+
+
+def load_weights(
+    model: nn.Module, tensors: Mapping[str, Tensor], source: str, differences: Sequence[str] = ()
+) -> None:
+    """Copy tensors into a model that has exactly these names, shapes and dtypes.
+
+    Args:
+        model: changed in place; its parameters stay the same objects.
+        tensors: name -> tensor, as in ``model.state_dict()``.
+        source: where they come from, for messages.
+        differences: in what the two configurations differ, for messages.
+
+    Raises:
+        CheckpointError: names, shapes or dtypes differ; the first five with both shapes, and
+            `differences`. The model is untouched.
+    """
+    own = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    odd = []
+    for name in [*own, *(name for name in tensors if name not in own)]:
+        there = _kind(tensors[name]) if name in tensors else "nothing"
+        here = _kind(own[name]) if name in own else "nothing"
+        if there == here:
+            continue
+        spare = [other for other in tensors if other not in own]
+        hint = near(name, spare) if name not in tensors else ""
+        odd.append(f"{shown(name)}: {there} in the checkpoint, {here} in the model{hint}")
+    if odd:
+        more = f"; and {len(odd) - LISTED} more" if len(odd) > LISTED else ""
+        config = f"; the configurations differ: {'; '.join(differences)}" if differences else ""
+        raise CheckpointError(
+            f"{source} does not fit the model: {'; '.join(odd[:LISTED])}{more}{config}; "
+            "build the model from the config.json beside the checkpoint"
+        )
+    with torch.no_grad():
+        for name, value in own.items():
+            value.copy_(tensors[name])
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"

@@ -1,36 +1,206 @@
-"""What every recipe does around its search: data, model, run directory, trainer, ticket."""
+"""Which data a run meets: the set that is there, its usual augmentation and mixing.
+
+Memory and time of a training step, measured on a small batch before the run starts.
+
+What every recipe does around its search: data, model, run directory, trainer, ticket.
+"""
 
 from __future__ import annotations
 
+import copy
 import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass, replace
 from datetime import timedelta
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
-from torch import nn
+from torch import Tensor, nn
 
-from spikeformer_lt.config import flat_values, to_dict
+from spikeformer_lt.config import check, flat_values, given_options, to_dict
 from spikeformer_lt.errors import CheckpointError, ConfigError, DataError
+from spikeformer_lt.events.augment import EventAugment
+from spikeformer_lt.images.augment import Augment
 from spikeformer_lt.images.loader import train_loader
+from spikeformer_lt.images.mixing import Mixing
+from spikeformer_lt.images.splits import Splits
 from spikeformer_lt.layers.neuron import lif_path
 from spikeformer_lt.layers.recompute import set_recompute
-from spikeformer_lt.openmp import OPENMP
 from spikeformer_lt.registry import create_model
-from spikeformer_lt.rng import seed_for
+from spikeformer_lt.rng import isolated_rng, seed_for
+from spikeformer_lt.runtime import OPENMP
 from spikeformer_lt.ticket import Ticket
-from spikeformer_lt.training.datachoice import CIFAR10, Wanted, augmentation, settle
-from spikeformer_lt.training.estimate import estimate_step
-from spikeformer_lt.training.lost_ranks import gather_peers, name_lost
-from spikeformer_lt.training.options import load_splits, split_options
-from spikeformer_lt.training.progress import clock
-from spikeformer_lt.training.ranks import digest, launcher_notices, refuse_differences
-from spikeformer_lt.training.rundir import RunDir
-from spikeformer_lt.training.signals import StopRequest
+from spikeformer_lt.training.checkpoint import load_weights
+from spikeformer_lt.training.monitor import clock
+from spikeformer_lt.training.options import DataConfig, load_splits, split_options
+from spikeformer_lt.training.ranks import (
+    StopRequest,
+    digest,
+    gather_peers,
+    launcher_notices,
+    name_lost,
+    refuse_differences,
+)
+from spikeformer_lt.training.run import RunDir
 from spikeformer_lt.training.trainer import Trainer
-from spikeformer_lt.training.weights import load_weights
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The set that ``data.name auto`` stands for where it is on disk.
+
+    Attributes:
+        name: registered name.
+        title: what messages call it.
+        signs: files or folders that show it is there.
+        depth: levels below the root at which its reader finds them.
+    """
+
+    name: str
+    title: str
+    signs: tuple[str, ...]
+    depth: int = 2
+
+    def is_under(self, root: Path) -> bool:
+        """Whether a sign of the set is there."""
+        return any(
+            any(root.glob("*/" * level + sign))
+            for sign in self.signs
+            for level in range(self.depth + 1)
+        )
+
+
+CIFAR10 = Wanted("cifar10", "CIFAR-10", ("cifar-10-batches-py", "cifar-10-python.tar.gz"), 0)
+DVS128_GESTURE = Wanted(
+    "dvs128_gesture",
+    "DVS128 Gesture",
+    (
+        *("ibmGestureTrain", "ibmGestureTrain.tar.gz"),
+        *("DvsGesture", "DvsGesture.tar.gz"),
+    ),
+)
+CIFAR10_DVS = Wanted("cifar10_dvs", "CIFAR10-DVS", ("CIFAR10DVS", "CIFAR10DVS.zip", "airplane.zip"))
+
+
+def settle(cfg: Any, wanted: Wanted, fallback: str, small: dict[str, Any]) -> tuple[Any, str, str]:
+    """Settle ``data.name auto`` and, on the fallback, the values for small machines.
+
+    Args:
+        cfg: a recipe's configuration, as it was read.
+        wanted: what auto stands for.
+        fallback: the embedded set that auto takes where `wanted` is missing.
+        small: option values for the fallback, where the user named none; a group stands for each
+            of its fields.
+
+    Returns:
+        The configuration; a notice for the user, or ""; and the small values taken, in words.
+    """
+    name, notice = cfg.data.name, ""
+    if name == "auto":
+        root = Path(cfg.data.root)
+        name = wanted.name if cfg.data.download or wanted.is_under(root) else fallback
+        if name == fallback:
+            notice = (
+                f"{wanted.title} is not under {root}/: running on the embedded {name} instead. "
+                f"Its results are not {wanted.title} results; --data.download fetches it."
+            )
+    settled = replace(cfg, data=replace(cfg.data, name=name))
+    if name != fallback:
+        return settled, notice, ""
+    plain, given, taken = type(cfg)(), given_options(cfg), []
+    for path, value in _leaves(small):
+        if path not in given and _get(settled, path) == _get(plain, path) != value:
+            settled = _set(settled, path, value)
+            taken.append(f"{path}={value}")
+    return settled, notice, ", ".join(taken)
+
+
+def augmentation(data: DataConfig, splits: Splits) -> tuple[Augment | EventAugment, Mixing]:
+    """Return what training does to samples and batches: the set's usual, or what was asked for."""
+    name = splits.augment if data.augment == "auto" else data.augment
+    asked = {
+        "mixup": data.mixup,
+        "cutmix": data.cutmix,
+        "smoothing": data.smoothing,
+        "until": data.mix_until,
+    }
+    given = {field: value for field, value in asked.items() if value is not None}
+    mixing = replace(Mixing.standard(name), **given)
+    kind = EventAugment if splits.kind == "events" else Augment
+    return kind.standard(name), mixing
+
+
+def _get(cfg: Any, path: str) -> Any:
+    for name in path.split("."):
+        cfg = getattr(cfg, name)
+    return cfg
+
+
+def _leaves(values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    for path, value in values.items():
+        if is_dataclass(value):
+            yield from ((f"{path}.{f.name}", getattr(value, f.name)) for f in fields(value))
+        else:
+            yield path, value
+
+
+def _set(cfg: Any, path: str, value: Any) -> Any:
+    name, _, rest = path.partition(".")
+    check(is_dataclass(cfg) and hasattr(cfg, name), path, value, "a field of the configuration")
+    return replace(cfg, **{name: _set(getattr(cfg, name), rest, value) if rest else value})
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a step of the run will need, scaled from a probe batch."""
+
+    saved_mb: float
+    """Tensors kept for the backward pass, MB."""
+    weights_mb: float
+    """Parameters, gradients and two optimizer moments, MB."""
+    seconds_per_step: float
+    """Forward and backward of one batch."""
+
+    @property
+    def total_mb(self) -> float:
+        """Sum of what was counted; workspace and the framework itself come on top."""
+        return self.saved_mb + self.weights_mb
+
+
+def estimate_step(model: nn.Module, images: Tensor, batch_size: int) -> Estimate:
+    """Measure one forward and backward of a copy of the model.
+
+    Args:
+        model: left untouched, BatchNorm buffers and random streams included.
+        images: probe batch ``[b, ...]`` with b >= 2.
+        batch_size: size to scale to.
+    """
+    probe = copy.deepcopy(model).train()
+    seen: dict[int, int] = {}
+
+    def count(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        seen[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    weights = {p.untyped_storage().data_ptr() for p in probe.parameters()}
+    scale = batch_size / len(images)
+    with isolated_rng(0):
+        probe(images).float().mean().backward()  # warm-up: kernels compile here
+        start = time.perf_counter()
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
+            out = probe(images).float().mean()
+        out.backward()
+        seconds = time.perf_counter() - start
+    saved = sum(size for pointer, size in seen.items() if pointer not in weights)
+    numel = sum(p.numel() for p in model.parameters())
+    return Estimate(saved * scale / 1e6, 4 * 4 * numel / 1e6, seconds * scale)
+
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spikeformer_lt.errors import Interrupted, SpikeformerError
-from spikeformer_lt.training.runlock import in_use
-from spikeformer_lt.training.signals import StopRequest
+from spikeformer_lt.training.ranks import StopRequest
+from spikeformer_lt.training.run import in_use
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from spikeformer_lt.errors import ConfigError, near
-from spikeformer_lt.training.phase import OptimConfig
+from spikeformer_lt.training.options import OptimConfig
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:

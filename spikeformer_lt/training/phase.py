@@ -1,59 +1,37 @@
-"""A phase: one stretch of training with its own epochs, optimizer and hooks."""
+"""A phase: one stretch of training with its own epochs, optimizer and hooks.
+
+What a search does inside a phase, with a state that survives a kill.
+
+Training under a weight mask: what is removed is exactly 0 after every step.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import Any, Protocol
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from spikeformer_lt.config import check
+from spikeformer_lt.errors import CheckpointError, ConfigError, shown
+from spikeformer_lt.mask import Mask
 from spikeformer_lt.step import Step
+from spikeformer_lt.training.ema import Ema
+from spikeformer_lt.training.options import OptimConfig
+from spikeformer_lt.training.ranks import share_buffers
 
-if TYPE_CHECKING:
-    from spikeformer_lt.training.hook import Hook
-
-
-@dataclass(frozen=True)
-class OptimConfig:
-    """Optimizer and learning-rate schedule of a phase (timm's names)."""
-
-    opt: str = "adamw"
-    """Optimizer, any of timm's."""
-    lr: float = 5e-4
-    """Peak learning rate at the batch size in use."""
-    weight_decay: float = 0.06
-    """Weight decay, decoupled with adamw and added to the gradient with adam and sgd; never on
-    BatchNorm, biases or scores."""
-    momentum: float = 0.9
-    """Momentum of optimizers that have one."""
-    sched: str = "cosine"
-    """Learning-rate schedule: cosine, linear, step or constant."""
-    min_lr: float = 1e-5
-    """Learning rate at the end of the schedule."""
-    warmup_epochs: float = 0.0
-    """Epochs of linear warm-up from warmup_lr."""
-    warmup_lr: float = 1e-5
-    """Learning rate at the start of the warm-up."""
-    cooldown_epochs: float = 0.0
-    """Epochs at min_lr after the schedule, the last of the phase's."""
-    score_lr: float = 0.01
-    """Learning rate of subnetwork scores (they follow the same schedule, without decay)."""
-    clip_grad: float = 5.0
-    """Largest gradient norm; 0 does not clip."""
-
-    def __post_init__(self) -> None:
-        for name in ("lr", "score_lr"):
-            value = getattr(self, name)
-            check(0 < value < 1e3, f"optim.{name}", value, "a positive finite number")
-        lengths = ("warmup_epochs", "cooldown_epochs")
-        for name in ("weight_decay", "min_lr", "warmup_lr", "clip_grad", *lengths):
-            value = getattr(self, name)
-            check(0 <= value < 1e9, f"optim.{name}", value, "a finite number >= 0")
-        check(0 <= self.momentum < 1, "optim.momentum", self.momentum, "in [0, 1)")
-        scheds = ("cosine", "linear", "step", "constant")
-        check(self.sched in scheds, "optim.sched", self.sched, f"one of {', '.join(scheds)}")
+__all__ = [
+    "Capture",
+    "Fit",
+    "FitResult",
+    "Hook",
+    "Hooks",
+    "Masked",
+    "OptimConfig",
+    "Phase",
+    "Progress",
+]
 
 
 @dataclass(frozen=True)
@@ -138,3 +116,229 @@ class Fit(Protocol):
 
     def __call__(self, model: nn.Module, phase: Phase) -> FitResult:
         """Train and return what was reached."""
+
+
+class Hook:
+    """Called by a phase at its seams; does nothing by itself.
+
+    `tensors` and `state` are saved with every checkpoint of the phase and with its result; `load`
+    gets them back, also when the phase had finished before and does not train again.
+    """
+
+    mask: Mask | None = None
+    """The mask that it keeps in force, if any."""
+
+    def start(self, model: nn.Module, steps_per_epoch: int, epochs: int) -> None:
+        """Called before the optimizer is made; on a resumed run, too, and then before `load`."""
+
+    def before_epoch(self, model: nn.Module, epoch: int) -> bool:
+        """Called before epoch number `epoch` (from 0); True ends the phase there."""
+        return False
+
+    def after_backward(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress
+    ) -> None:
+        """Called with the gradients of a step, before they are clipped and used."""
+
+    def after_step(self, model: nn.Module, updates: int) -> None:
+        """Called after an optimizer step; `updates` counts those of the phase so far."""
+
+    def after_average(self, ema: Ema) -> None:
+        """Called after the weight average has moved."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What to save, by name; not copies."""
+        return {}
+
+    def state(self) -> dict[str, Any]:
+        """What to save as JSON values."""
+        return {}
+
+    def load(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Take over what `tensors` and `state` returned."""
+
+
+class Hooks:
+    """The hooks of one phase, called in their order."""
+
+    def __init__(self, hooks: Sequence[Hook]) -> None:
+        self.hooks = tuple(hooks)
+
+    def start(self, model: nn.Module, steps_per_epoch: int, epochs: int) -> None:
+        """Start them all."""
+        for hook in self.hooks:
+            hook.start(model, steps_per_epoch, epochs)
+
+    def before_epoch(self, model: nn.Module, epoch: int) -> bool:
+        """Whether any wants the phase to end; all are asked."""
+        return any([hook.before_epoch(model, epoch) for hook in self.hooks])
+
+    def after_backward(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress
+    ) -> None:
+        """Pass gradients through them."""
+        for hook in self.hooks:
+            hook.after_backward(model, optimizer, progress)
+
+    def after_step(self, model: nn.Module, updates: int, ema: Ema | None) -> None:
+        """Pass the stepped model through them, then move the average and pass that."""
+        for hook in self.hooks:
+            hook.after_step(model, updates)
+        if ema is not None:
+            ema.update(model)
+            for hook in self.hooks:
+                hook.after_average(ema)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Tensors of all hooks, as one group of a checkpoint."""
+        found: dict[str, Tensor] = {}
+        for place, hook in enumerate(self.hooks):
+            found |= {f"{place}.{name}": value for name, value in hook.tensors().items()}
+        return found
+
+    def removed(self) -> tuple[int, int]:
+        """Weights that their masks remove, and have."""
+        masks = [hook.mask for hook in self.hooks if hook.mask is not None]
+        return sum(mask.removed for mask in masks), sum(mask.total for mask in masks)
+
+    def state(self) -> list[dict[str, Any]]:
+        """State of each hook."""
+        return [hook.state() for hook in self.hooks]
+
+    def load(self, tensors: Mapping[str, Tensor], states: Sequence[Mapping[str, Any]]) -> None:
+        """Give each hook back what it had saved.
+
+        Raises:
+            CheckpointError: the checkpoint is of another number of hooks.
+        """
+        if len(states) != len(self.hooks):
+            raise CheckpointError(
+                f"the checkpoint is of a phase with {len(states)} hooks, this one has "
+                f"{len(self.hooks)}: the search or its options changed; start anew"
+            )
+        for place, (hook, state) in enumerate(zip(self.hooks, states, strict=True)):
+            prefix = f"{place}."
+            own = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+            hook.load(own, state)
+
+
+class Capture(Hook):
+    """Keeps the whole ``state_dict`` as it is after `step`: what late rewinding goes back to.
+
+    Args:
+        step: the point of the phase; ``Step()`` is its very start.
+
+    Raises:
+        ConfigError: (start) the phase ends before `step`.
+
+    Source: Frankle et al., ICML 2020 (arXiv 1912.05671): rewinding to an early iteration.
+    """
+
+    def __init__(self, step: Step) -> None:
+        self.step = step
+        self.captured: dict[str, Tensor] = {}
+
+    def start(self, model: nn.Module, steps_per_epoch: int, epochs: int) -> None:
+        """Find the step; take the state if it is the start."""
+        self.at = self.step.iterations(steps_per_epoch)
+        if self.at > epochs * steps_per_epoch:
+            raise ConfigError(
+                f"rewind step {shown(str(self.step))} is iteration {self.at}, but the phase ends "
+                f"at {epochs * steps_per_epoch}; choose an earlier one"
+            )
+        if self.at == 0:
+            self._take(model)
+
+    def after_step(self, model: nn.Module, updates: int) -> None:
+        """Take the state once, at the step or at the first update after it that was not skipped."""
+        if updates >= self.at and not self.captured:
+            self._take(model)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The state, if it was taken."""
+        return self.captured
+
+    def load(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Take over a saved state."""
+        self.captured = {name: value.clone() for name, value in tensors.items()}
+
+    def _take(self, model: nn.Module) -> None:
+        share_buffers(model)  # else each rank would rewind to its own BatchNorm statistics
+        self.captured = {k: v.detach().to("cpu", copy=True) for k, v in model.state_dict().items()}
+
+
+class Masked(Hook):
+    """Keeps the weights that a mask removes at exactly 0, whatever the optimizer.
+
+    Gradients of removed weights are cleared before clipping, so that they neither count in the norm
+    nor enter a momentum; after the step the weights are set to +0.0 again, which no rounding,
+    decay or stale moment survives. The mask is explicit: a kept weight may pass through 0.
+
+    Args:
+        mask: which weights are kept; names are those of the model's state_dict.
+
+    Raises:
+        MaskError: (start) the mask does not fit the model.
+    """
+
+    mask: Mask
+
+    def __init__(self, mask: Mask) -> None:
+        self.mask = mask
+        self._factors: dict[str, Tensor] = {}
+
+    def start(self, model: nn.Module, steps_per_epoch: int, epochs: int) -> None:
+        """Clear what is removed before the optimizer and the weight average see it."""
+        self.mask.check(model, allow_layer_collapse=True)
+        self.mask.apply_(model)
+
+    @torch.no_grad()
+    def after_backward(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress
+    ) -> None:
+        """Clear the gradients of removed weights; a NaN stays one, for the guard to find."""
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        for name in self.mask:
+            grad = parameters[name].grad
+            if grad is not None:
+                grad.mul_(self._factor(name, grad))
+
+    def after_step(self, model: nn.Module, updates: int) -> None:
+        """Set removed weights to +0.0."""
+        self.mask.apply_(model)
+
+    def _factor(self, name: str, like: Tensor) -> Tensor:
+        known = self._factors.get(name)
+        if known is None or known.device != like.device or known.dtype != like.dtype:
+            known = self._factors[name] = self.mask[name].to(like.device, like.dtype)
+        return known
+
+
+class Rewired(Masked):
+    """A mask that changes while it trains: base of dynamic sparse training.
+
+    The mask is saved with the phase. Weights that return start at 0 with fresh optimizer moments.
+    """
+
+    def change(self, mask: Mask, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Put another mask in force, between a backward and its step."""
+        returned = {name: mask[name] & ~self.mask[name] for name in mask}
+        self.mask, self._factors = mask, {}
+        mask.apply_(model)
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        for name, fresh in returned.items():
+            for moment in optimizer.state.get(parameters[name], {}).values():
+                if isinstance(moment, Tensor) and moment.shape == fresh.shape:
+                    moment.masked_fill_((fresh | ~mask[name]).to(moment.device), 0)
+
+    def after_average(self, ema: Ema) -> None:
+        """Clear in the average what is removed now; it may hold what was kept before."""
+        ema.apply_mask(self.mask)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The mask in force."""
+        return dict(self.mask)
+
+    def load(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Take a saved mask over."""
+        self.mask, self._factors = Mask(tensors), {}

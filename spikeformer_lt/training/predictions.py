@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spikeformer_lt.disk import read_tensors, write_tensors
 from spikeformer_lt.errors import CheckpointError, DataError, shown
-from spikeformer_lt.tensorfile import read_tensors, write_tensors
 
 __all__ = ["PREDICTIONS", "Predictions", "gather_predictions", "read_predictions"]
 

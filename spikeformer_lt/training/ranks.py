@@ -1,24 +1,96 @@
-"""What several processes of one run must have in common."""
+"""A polite stop: the first signal asks, the second one insists.
+
+What several processes of one run must have in common.
+
+Name the process that a run lost: without this its peers die of a broken connection, or wait.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+import signal
+import socket
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from spikeformer_lt.errors import ConfigError, shown
+from spikeformer_lt.errors import ConfigError, RankError, shown
 
 __all__ = [
+    "Peer",
+    "StopRequest",
     "agreed_signal",
     "digest",
+    "gather_peers",
     "launcher_notices",
+    "lost_ranks",
+    "name_lost",
     "refuse_differences",
     "share_buffers",
     "together",
 ]
+
+
+class StopRequest:
+    """Turns the first SIGINT or SIGTERM into a flag; the second ends the process at once.
+
+    The loop looks at `requested` between steps, saves, and raises ``errors.Interrupted(signum)``.
+    The second signal exits with status 130 (SIGINT) or 143 (SIGTERM) and saves nothing: the last
+    published checkpoint is good at any moment. Outside the main thread, where Python allows no
+    handlers, it does nothing. Forked loader workers inherit the handlers and so survive a Ctrl-C
+    that reaches the whole process group until the loop has saved.
+
+    Args:
+        signals: which signals to take over.
+    """
+
+    def __init__(self, signals: Sequence[int] = (signal.SIGINT, signal.SIGTERM)) -> None:
+        self.signals = tuple(signals)
+        self.signum = 0
+        """The first signal that came, or 0."""
+        self._previous: dict[int, Any] = {}
+        self._pid = 0
+
+    @property
+    def requested(self) -> bool:
+        """Whether a signal has come."""
+        return self.signum != 0
+
+    def __enter__(self) -> StopRequest:
+        self._pid = os.getpid()
+        if threading.current_thread() is threading.main_thread():
+            for signum in self.signals:
+                self._previous[signum] = signal.signal(signum, self._handle)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for signum, previous in self._previous.items():
+            # None: a handler that was not set from Python and cannot be set from it.
+            signal.signal(signum, signal.SIG_DFL if previous is None else previous)
+        self._previous = {}
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if self.signum:
+            os._exit(128 + signum)
+        self.signum = signum
+        if os.getpid() == self._pid:
+            name = signal.Signals(signum).name
+            # Not the logger: the signal may have come while it held its own stream.
+            text = f"\n{name}: saving after this step, then stopping; again to stop at once\n"
+            os.write(2, text.encode())
 
 
 def refuse_differences(facts: Mapping[str, str]) -> None:
@@ -116,3 +188,81 @@ def together() -> bool:
     distributed = torch.distributed
     ready = distributed.is_available() and distributed.is_initialized()
     return ready and distributed.get_world_size() > 1
+
+
+SIGNS = ("gloo", "nccl", "connection", "timed out", "timeout", "socket", "store")
+"""Words of the errors that a collective operation fails with."""
+PATIENCE_S = 3.0
+"""A process that is being killed takes a moment to be gone."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Where a rank runs."""
+
+    host: str
+    pid: int
+
+
+def gather_peers() -> list[Peer]:
+    """All ranks of the run, by rank; none where there is one process."""
+    if not together():
+        return []
+    own = Peer(socket.gethostname(), os.getpid())
+    peers = [own] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(peers, own)
+    return peers
+
+
+def lost_ranks(peers: Sequence[Peer]) -> dict[int, str]:
+    """Ranks on this host that are gone or do not run: rank -> what is known."""
+    here = socket.gethostname()
+    found = {}
+    for rank, peer in enumerate(peers):
+        state = _state(peer.pid) if peer.host == here else ""
+        if state:
+            found[rank] = f"rank {rank} (process {peer.pid} on {peer.host}) {state}"
+    return found
+
+
+def name_lost(peers: Sequence[Peer], fault: BaseException | None, timeout_s: float) -> None:
+    """Raise a sentence in place of a failed collective operation; anything else is left alone.
+
+    Args:
+        peers: of `gather_peers`; empty for one process.
+        fault: what ended this rank.
+        timeout_s: how long a collective operation waits.
+
+    Raises:
+        RankError: which rank died or hangs, if it can be told, and how to go on.
+    """
+    text = str(fault).lower()
+    if not peers or not isinstance(fault, RuntimeError) or not any(s in text for s in SIGNS):
+        return
+    until, lost = time.monotonic() + PATIENCE_S, lost_ranks(peers)
+    while not lost and time.monotonic() < until:
+        time.sleep(0.1)
+        lost = lost_ranks(peers)
+    what = "; ".join(lost.values()) or (
+        f"a rank on another host, or one that hangs, did not answer (time-out {timeout_s:g} s); "
+        f"the ranks' hosts are {', '.join(sorted({p.host for p in peers}))}"
+    )
+    raise RankError(
+        f"{what}; the last good checkpoint is untouched: start all processes again with "
+        "--run.resume auto"
+    ) from fault
+
+
+def _state(pid: int) -> str:
+    """What keeps a process of this host from working; empty if nothing is known."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return "died"
+    except PermissionError:
+        return ""
+    try:
+        letter = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return ""
+    return {"Z": "died", "X": "died", "T": "is stopped", "t": "is stopped"}.get(letter, "")

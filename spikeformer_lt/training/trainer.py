@@ -1,33 +1,390 @@
-"""The trainer of a run: phases one after another, resumable to the bit, on accelerate."""
+"""Losses over logits ``[B, T, K]``.
+
+Where a phase is, into and out of a checkpoint.
+
+What an epoch leaves behind: its rows, a line of the log, the points of a board.
+
+One phase in progress: steps, epochs, validation, checkpoints.
+
+The trainer of a run: phases one after another, resumable to the bit, on accelerate.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from dataclasses import asdict
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.images.loader import eval_loader
+from spikeformer_lt.config import check
+from spikeformer_lt.errors import ConfigError, Interrupted
+from spikeformer_lt.images.loader import Augmentation, eval_loader, train_loader
 from spikeformer_lt.images.mixing import Mixing
-from spikeformer_lt.images.reading import Augmentation
 from spikeformer_lt.images.splits import Splits
 from spikeformer_lt.layers.recompute import set_recompute
-from spikeformer_lt.training.checkpoint import CheckpointStore
-from spikeformer_lt.training.evaluation import Metrics, evaluate
-from spikeformer_lt.training.heap import keep_heap
-from spikeformer_lt.training.hook import Hooks
-from spikeformer_lt.training.phase import FitResult, Phase
-from spikeformer_lt.training.phase_run import PhaseRun
-from spikeformer_lt.training.ranks import share_buffers
-from spikeformer_lt.training.rundir import RunDir
-from spikeformer_lt.training.settings import TrainConfig
-from spikeformer_lt.training.signals import StopRequest
+from spikeformer_lt.rng import seed_for
+from spikeformer_lt.runtime import keep_heap
+from spikeformer_lt.training.checkpoint import (
+    Checkpoint,
+    CheckpointStore,
+    flatten_optimizer,
+    load_weights,
+    restore_optimizer,
+)
+from spikeformer_lt.training.ema import Ema
+from spikeformer_lt.training.evaluate import Metrics, evaluate
+from spikeformer_lt.training.guard import NonFiniteGuard
+from spikeformer_lt.training.monitor import EpochProgress, FiringWatch, epoch_line, removed
+from spikeformer_lt.training.optim import Schedule, build_optimizer
+from spikeformer_lt.training.options import LOSSES, TrainConfig
+from spikeformer_lt.training.phase import FitResult, Hooks, Phase, Progress
+from spikeformer_lt.training.ranks import StopRequest, agreed_signal, share_buffers
+from spikeformer_lt.training.run import RunDir
+
+__all__ = [
+    "LOSSES",
+    "PhaseRun",
+    "Position",
+    "Trainer",
+    "distill_loss",
+    "record_epoch",
+    "restore_position",
+    "save_position",
+    "state_of",
+    "task_loss",
+]
+
+
+def task_loss(logits: Tensor, target: Tensor, kind: str = "mean") -> Tensor:
+    """Cross entropy of spiking logits.
+
+    Args:
+        logits: ``[B, T, K]``.
+        target: ``[B]`` class indices or ``[B, K]`` probabilities.
+        kind: ``mean`` of the logits over T (Spikformer), or ``tet``: mean over T of the cross
+            entropy at each step (Deng et al., ICLR 2022, eq. 9 without the MSE term).
+    """
+    logits = logits.float()
+    if kind == "mean":
+        return F.cross_entropy(logits.mean(1), target)
+    if kind == "tet":
+        steps = logits.shape[1]
+        return F.cross_entropy(logits.flatten(0, 1), target.repeat_interleave(steps, 0))
+    raise ConfigError(f"loss={kind!r} is not one of {', '.join(LOSSES)}")
+
+
+def distill_loss(logits: Tensor, teacher: Tensor, temperature: float = 2.0) -> Tensor:
+    """KL(teacher || student) of the softened mean logits, times temperature squared.
+
+    Source: Hinton et al., 2015, section 2.
+    """
+    student = F.log_softmax(logits.float().mean(1) / temperature, dim=1)
+    target = F.log_softmax(teacher.float().mean(1) / temperature, dim=1)
+    loss = F.kl_div(student, target, reduction="batchmean", log_target=True)
+    return loss * temperature**2
+
+
+@dataclass
+class Position:
+    """Everything a checkpoint holds besides tensors."""
+
+    epoch: int = 0
+    step: int = 0
+    best_accuracy: float = -1.0
+    best_epoch: int = -1
+    best_on_test: float = -1.0
+    rows: int = 0
+    seconds: float = 0.0
+    loss_sum: float = 0.0
+    correct: float = 0.0
+    seen: int = 0
+
+
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    """The state_dict, detached."""
+    return {name: value.detach() for name, value in model.state_dict().items()}
+
+
+def save_position(run: PhaseRun, store: CheckpointStore) -> None:
+    """Publish a checkpoint whose number grows through all phases of the run."""
+    moments, opt_state = flatten_optimizer(run.optimizer.state_dict())
+    tensors = {"model": state_of(run.model), "optimizer": moments}
+    if run.ema is not None:
+        tensors["ema"] = run.ema.tensors()
+    if run.best is not None:
+        tensors["best"] = run.best
+    if own := run.hooks.tensors():
+        tensors["hooks"] = own
+    state = {
+        "phase": run.phase.name,
+        "position": asdict(run.at),
+        "optimizer": opt_state,
+        "firing": run.watch.state(),
+        "guard": run.guard.state(),
+        "hooks": run.hooks.state(),
+    }
+    latest = store.latest_number()
+    store.save(0 if latest is None else latest + 1, tensors, state)
+
+
+def restore_position(run: PhaseRun, found: Checkpoint) -> None:
+    """Put a phase back to where a checkpoint left it, to the bit.
+
+    Raises:
+        CheckpointError: the checkpoint belongs to another model or optimizer.
+    """
+    load_weights(run.model, found.tensors["model"], str(found.path))
+    restore_optimizer(run.optimizer, found.tensors["optimizer"], found.state["optimizer"])
+    if run.ema is not None:
+        run.ema.load(found.tensors["ema"])
+    run.best = found.tensors.get("best")
+    run.at = Position(**found.state["position"])
+    run.watch.load_state(found.state["firing"])
+    run.guard.load_state(found.state["guard"])
+    run.hooks.load(found.tensors.get("hooks", {}), found.state.get("hooks", []))
+
 
 log = logging.getLogger(__name__)
+
+
+def record_epoch(run: PhaseRun, row: Mapping[str, Any], speed: float) -> None:
+    """Write an epoch's rows to summary.csv and firing.csv, log it, and pass it to the board.
+
+    Args:
+        run: at the end of the epoch, before its position moves on; its firing rates are those of
+            the images that this process trained on. Ranks other than the first write nothing.
+        row: of summary.csv, with ``phase`` and ``epoch``.
+        speed: images/s over all ranks.
+    """
+    trainer, at, phase = run.trainer, run.at, run.phase
+    if not trainer.main:
+        return
+    rates = run.watch.rates()
+    trainer.run.append_row(dict(row) | phase.tags)
+    trainer.run.append_row({"phase": row["phase"], "epoch": row["epoch"], **rates}, "firing")
+    left = at.seconds / (at.epoch + 1) * (phase.epochs - at.epoch - 1)
+    log.info("%s", epoch_line(row, phase.epochs, speed, left))
+    if trainer.board is None:
+        return
+    points = {**row, **{f"firing/{name}": rate for name, rate in rates.items()}}
+    for key, value in points.items():
+        if isinstance(value, float):
+            trainer.board.add_scalar(f"{phase.name}/{key}", value, at.epoch + 1)
+    trainer.board.flush()
+
+
+class PhaseRun:
+    """Trains one phase for a :class:`Trainer` and keeps its best validated weights."""
+
+    def __init__(self, trainer: Trainer, model: nn.Module, phase: Phase) -> None:
+        self.trainer, self.model, self.phase, self.config = trainer, model, phase, trainer.config
+        self.optim = phase.optimizer(trainer.config.optim)
+        accelerator = trainer.accelerator
+        size = self.config.batch_size * trainer.world * self.config.accumulate
+        self.steps = len(trainer.data.train) // size
+        if self.steps == 0:
+            check(False, "train.batch_size", size, f"at most {len(trainer.data.train)} (train set)")
+        self.hooks = Hooks(phase.hooks)
+        self.hooks.start(model, self.steps, phase.epochs)
+        optimizer = build_optimizer(model, self.optim)
+        self.entry = phase.lr_from.iterations(self.steps)
+        updates = self.entry + phase.epochs * self.steps
+        self.schedule = Schedule(optimizer, self.optim, updates, self.steps)
+        self.ema = Ema(model, self.config.ema_decay) if self.config.ema_decay else None
+        self.watch = FiringWatch(model)
+        self.guard = NonFiniteGuard(self.config.nonfinite, self.config.skip_limit)
+        self.at = Position(rows=trainer.run.rows())
+        self.best: dict[str, Tensor] | None = None
+        self.wrapped = accelerator.prepare(model) if trainer.world > 1 else model
+        self.optimizer = optimizer
+        self._restore()
+
+    def _save(self) -> None:
+        if self.trainer.main:
+            self.guard.check_buffers(self.model)
+            save_position(self, self.trainer.last)
+
+    def _restore(self) -> None:
+        if not self.trainer.run.resumed:
+            return
+        found = self.trainer.last.load()
+        if found is not None and found.state["phase"] == self.phase.name:
+            restore_position(self, found)
+            log.info("resumed %s at epoch %d step %d", self.phase.name, self.at.epoch, self.at.step)
+        else:  # the row of an epoch whose checkpoint was never published comes again
+            self.at.rows = 0 if found is None else int(found.state["position"]["rows"])
+        self.trainer.run.truncate(self.at.rows)
+
+    # -- training ------------------------------------------------------------------------
+
+    def train(self) -> tuple[FitResult, dict[str, Tensor]]:
+        """Run the epochs that are left."""
+        at, phase = self.at, self.phase
+        while at.epoch < phase.epochs and not self.hooks.before_epoch(self.model, at.epoch):
+            self._epoch()
+        if self.best is None:  # a hook ended the phase before any validation counted
+            share_buffers(self.model)
+            self.best = {k: v.clone() for k, v in state_of(self.model).items()}
+        on_test = at.best_on_test if self.config.best_on_test else None
+        result = FitResult(
+            phase.name, at.best_accuracy, at.best_epoch, at.epoch, at.seconds, on_test
+        )
+        self.watch.close()
+        return result, self.best
+
+    def _epoch(self) -> None:
+        trainer, at, config = self.trainer, self.at, self.config
+        loader = train_loader(
+            trainer.data.train,
+            trainer.augment,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            epoch=at.epoch,
+            start_step=at.step * config.accumulate,
+            workers=config.workers,
+            rank=trainer.rank,
+            world_size=trainer.world,
+        )
+        self._train_mode()
+        gone = removed(self.model, *self.hooks.removed())
+        start, batches = time.monotonic(), iter(loader)
+        rest = (self.phase.epochs - at.epoch - 1) * self.steps
+        per_step = config.batch_size * config.accumulate * trainer.world
+        title = f"{self.phase.name} epoch {at.epoch + 1}/{self.phase.epochs}"
+        with EpochProgress(title, self.steps - at.step, rest, per_step, show=trainer.main) as bar:
+            lr = float(self.optimizer.param_groups[0]["lr"])  # resumed after the last step
+            while at.step < self.steps:
+                lr = self._step(batches)
+                at.step += 1
+                bar.step(loss=at.loss_sum / max(1, at.step), rate=self.watch.mean_rate(), **gone)
+                every = config.checkpoint_steps
+                if every and at.step % every == 0 and at.step < self.steps:
+                    at.seconds += time.monotonic() - start
+                    start = time.monotonic()
+                    self._save()
+                self._honour_stop()
+            speed = bar.images_per_s
+        at.seconds += time.monotonic() - start
+        self._end_epoch(speed, lr)
+
+    def _step(self, batches: Any) -> float:
+        at, config = self.at, self.config
+        loss_sum, correct, seen = 0.0, 0.0, 0
+        update = at.epoch * self.steps + at.step
+        if self.phase.before_step is not None:
+            self.phase.before_step(Progress(at.epoch, at.step, self.steps, self.phase.epochs))
+        lr = self.schedule.set(self.entry + update)
+        torch.manual_seed(seed_for(config.seed, self.phase.name, "noise", update))
+        self.optimizer.zero_grad(set_to_none=True)
+        kept = self.guard.keep_buffers(self.model)
+        for part in range(config.accumulate):
+            images, labels, indices = (t.to(self.trainer.accelerator.device) for t in next(batches))
+            self.guard.check_batch(images, indices)
+            last = part == config.accumulate - 1
+            sync = contextlib.nullcontext() if last else self._no_sync()
+            with sync:
+                logits, loss = self._loss(images, labels, update * config.accumulate + part)
+                (loss / config.accumulate).backward()
+            loss_sum += float(loss.detach()) / config.accumulate
+            correct += float((logits.detach().mean(1).argmax(1) == labels).sum())
+            seen += len(labels)
+        progress = Progress(at.epoch, at.step, self.steps, self.phase.epochs)
+        self.hooks.after_backward(self.model, self.optimizer, progress)
+        trained = [p for p in self.model.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+        if self.guard.check_step(norm, logits, self.model):
+            self.guard.restore_buffers(self.model, kept)
+            return lr
+        if self.optim.clip_grad:
+            nn.utils.clip_grads_with_norm_(trained, self.optim.clip_grad, norm)
+        at.loss_sum += loss_sum
+        at.correct += correct
+        at.seen += seen
+        self.optimizer.step()
+        if self.phase.after_step is not None:
+            self.phase.after_step()
+        self.hooks.after_step(self.model, update + 1, self.ema)
+        return lr
+
+    def _loss(self, images: Tensor, labels: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+        phase, config = self.phase, self.config
+        seed = seed_for(config.seed, phase.name, "mix", batch, self.trainer.rank)
+        mixing, classes = self.trainer.mixing, self.trainer.data.num_classes
+        mix = self.at.epoch < mixing.until * phase.epochs
+        images, target = mixing.apply(images, labels, classes, seed, mix=mix)
+        with self.trainer.accelerator.autocast():
+            logits = self.wrapped(images)
+        loss = task_loss(logits, target, config.loss)
+        if phase.teacher is not None and phase.distill > 0:
+            with torch.no_grad(), self.trainer.accelerator.autocast():
+                taught = phase.teacher.eval()(images)
+            soft = distill_loss(logits, taught, config.distill_temperature)
+            loss = (1 - phase.distill) * loss + phase.distill * soft
+        return logits, loss
+
+    def _no_sync(self) -> Any:
+        return self.trainer.accelerator.no_sync(self.wrapped)
+
+    def _train_mode(self) -> None:
+        self.model.train()
+        for name, module in self.model.named_modules():
+            if any(name == p or name.startswith(p + ".") for p in self.phase.frozen):
+                module.eval()
+
+    # -- epoch end -----------------------------------------------------------------------
+
+    def _end_epoch(self, speed: float, lr: float) -> None:
+        trainer, at, phase = self.trainer, self.at, self.phase
+        per_step = self.config.batch_size * self.config.accumulate
+        last = at.epoch + 1 == phase.epochs
+        row: dict[str, Any] = {
+            "phase": phase.name,
+            "epoch": at.epoch + 1,
+            "train_loss": at.loss_sum / max(1, at.seen) * per_step,
+            "train_accuracy": 100 * at.correct / max(1, at.seen),
+            "lr": lr,
+            "firing_rate": self.watch.mean_rate(),
+            **removed(self.model, *self.hooks.removed()),
+            "val_loss": None,
+            "val_accuracy": None,
+        }
+        if last or (at.epoch + 1) % self.config.validate_every == 0:
+            with contextlib.nullcontext() if self.ema is None else self.ema.swapped(self.model):
+                metrics = trainer.evaluate(self.model, "val")
+                row |= {"val_loss": metrics.loss, "val_accuracy": metrics.accuracy}
+                settled = at.epoch >= min(phase.settled_from, phase.epochs - 1)
+                if settled and self.config.best_on_test:
+                    on_test = trainer.evaluate(self.model, "test").accuracy
+                    at.best_on_test = max(at.best_on_test, on_test)
+                if settled and metrics.accuracy >= at.best_accuracy:
+                    at.best_accuracy, at.best_epoch = metrics.accuracy, at.epoch
+                    self.best = {k: v.clone() for k, v in state_of(self.model).items()}
+        self.watch.warn(at.epoch)
+        record_epoch(self, row, speed)
+        self.watch.reset()
+        at.rows, at.epoch, at.step = at.rows + 1, at.epoch + 1, 0
+        at.loss_sum, at.correct, at.seen = 0.0, 0.0, 0
+        self._save()
+        self._honour_stop(saved=True)
+
+    def _honour_stop(self, saved: bool = False) -> None:
+        signum = agreed_signal(getattr(self.trainer.stop, "signum", 0))
+        if not signum:
+            return
+        if not saved:
+            self._save()
+        self.trainer.accelerator.wait_for_everyone()
+        raise Interrupted(
+            signum, f"stopped at {self.phase.name} epoch {self.at.epoch + 1} step "
+            f"{self.at.step}; everything is saved: go on with --run.resume auto"
+        )  # fmt: skip
 
 
 class Trainer:

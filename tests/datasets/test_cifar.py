@@ -16,7 +16,7 @@ from spikeformer_lt import registry
 from spikeformer_lt.datasets import cifar
 from spikeformer_lt.errors import ConfigError, DataError
 from spikeformer_lt.images import shared_images
-from spikeformer_lt.images.batch_files import PublishedFile
+from spikeformer_lt.images.files import PublishedFile
 
 PER_CLASS = 30  # of the small sets that the tests write
 

@@ -11,7 +11,7 @@ import torch
 
 from spikeformer_lt.datasets import cifar10_dvs as module
 from spikeformer_lt.errors import DataError
-from spikeformer_lt.events.options import EventOptions
+from spikeformer_lt.events.frame import EventOptions
 from spikeformer_lt.registry import create_dataset
 
 REPORT = EventOptions(T=4, incomplete="report", cache="none")

@@ -15,7 +15,7 @@ from spikeformer_lt import registry
 from spikeformer_lt.datasets import fashion_mnist as module
 from spikeformer_lt.errors import ConfigError, DataError
 from spikeformer_lt.images.augment import Augment
-from spikeformer_lt.images.batch_files import PublishedFile
+from spikeformer_lt.images.files import PublishedFile
 
 PER_CLASS = 20
 

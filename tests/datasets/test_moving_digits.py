@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.events.options import EventOptions
+from spikeformer_lt.events.frame import EventOptions
 from spikeformer_lt.events.recording import EVENTS
 from spikeformer_lt.registry import create_dataset, list_datasets
 

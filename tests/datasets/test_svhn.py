@@ -14,7 +14,7 @@ from scipy.io import savemat
 from spikeformer_lt import registry
 from spikeformer_lt.datasets import svhn as module
 from spikeformer_lt.errors import ConfigError, DataError
-from spikeformer_lt.images.batch_files import PublishedFile
+from spikeformer_lt.images.files import PublishedFile
 
 PER_CLASS = 20
 

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from spikeformer_lt.errors import DataError
-from spikeformer_lt.events import aedat2
-from spikeformer_lt.events.aedat2 import as_cifar10_dvs, read_aedat2
+from spikeformer_lt.events import aedat
+from spikeformer_lt.events.aedat import as_cifar10_dvs, read_aedat2
 
 
 def test_a_file_comes_back_event_for_event_whatever_the_chunk(files, tmp_path, monkeypatch):
     events = files.some_events(1000)
     files.write_aedat2(tmp_path / "a.aedat", events)
     for chunk in (7, 1000, 1 << 18):
-        monkeypatch.setattr(aedat2, "_CHUNK", chunk)
+        monkeypatch.setattr(aedat, "_CHUNK", chunk)
         raw = read_aedat2(tmp_path / "a.aedat")
         assert np.array_equal(raw.events, events) and raw.skipped == {}
 
@@ -70,7 +70,7 @@ def test_reading_takes_less_than_three_times_the_file(files, tmp_path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     # The chunk's own arrays come on top; they do not grow with the file.
-    assert peak < 3 * path.stat().st_size + 40 * aedat2._CHUNK
+    assert peak < 3 * path.stat().st_size + 40 * aedat._CHUNK
 
 
 def test_upright_cifar10_dvs_swaps_the_axes_counts_from_the_other_end_and_turns_the_sign(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from spikeformer_lt.errors import DataError
-from spikeformer_lt.events.aedat31 import read_aedat31
+from spikeformer_lt.events.aedat import read_aedat31
 
 
 def test_a_file_comes_back_event_for_event_with_other_packets_passed_over(files, tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from spikeformer_lt.errors import DataError
-from spikeformer_lt.events.aedat4 import read_aedat4
+from spikeformer_lt.events.aedat import read_aedat4
 
 
 def test_a_file_comes_back_event_for_event(files, tmp_path):

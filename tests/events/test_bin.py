@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from spikeformer_lt.errors import DataError
-from spikeformer_lt.events.bin import read_bin
+from spikeformer_lt.events.formats import read_bin
 
 
 def test_a_file_comes_back_event_for_event(files, tmp_path):

@@ -104,7 +104,7 @@ def test_a_data_set_is_reported_in_the_parts_that_training_takes(files, tmp_path
     rows = np.array([[5, 99, 1, 1], [6, 1, 1, 1]], np.int64)
     np.save(tmp_path / "pips_train" / "cl" / "0.npy", rows)
     report = check_dataset("poker_dvs", tmp_path)
-    from spikeformer_lt.events.options import EventOptions
+    from spikeformer_lt.events.frame import EventOptions
     from spikeformer_lt.registry import create_dataset
 
     options = EventOptions(incomplete="report")

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import json
 
-from spikeformer_lt.events.data_report import Checked, DataReport
-from spikeformer_lt.events.report import Report
+from spikeformer_lt.events.check import Checked, DataReport
+from spikeformer_lt.events.validate import Report
 
 
 def recording(key, part="train", label="cat", **fields):

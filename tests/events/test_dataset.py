@@ -12,11 +12,10 @@ import torch
 from spikeformer_lt.errors import DataError
 from spikeformer_lt.events.cache import FrameCache, MemoryCache
 from spikeformer_lt.events.dataset import EventFrames, Source
-from spikeformer_lt.events.options import EventOptions
-from spikeformer_lt.events.reading import FileReader
-from spikeformer_lt.events.recording import Sensor, make_events
-from spikeformer_lt.events.samples import Sample
-from spikeformer_lt.events.source import Raw
+from spikeformer_lt.events.formats import FileReader
+from spikeformer_lt.events.frame import EventOptions
+from spikeformer_lt.events.recording import Raw, Sensor, make_events
+from spikeformer_lt.events.split import Sample
 from spikeformer_lt.images.loader import eval_loader
 
 SENSOR = Sensor(128, 128)
@@ -200,7 +199,7 @@ def test_real_recordings_give_tonics_frames(shared, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from tonic.transforms import ToFrame
-    from spikeformer_lt.events.samples import scan
+    from spikeformer_lt.events.split import scan
 
     paths = scan(tmp_path, (".npy",))[:200]
     assert len(paths) == 200

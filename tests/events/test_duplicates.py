@@ -3,9 +3,8 @@ from __future__ import annotations
 import pytest
 
 from spikeformer_lt.errors import DataError
-from spikeformer_lt.events import duplicates
-from spikeformer_lt.events.duplicates import find_shared
-from spikeformer_lt.events.samples import Sample
+from spikeformer_lt.events import split
+from spikeformer_lt.events.split import Sample, find_shared
 
 
 def put(tmp_path, contents):
@@ -33,8 +32,8 @@ def test_the_same_bytes_in_two_parts_are_found_and_in_one_part_are_not(tmp_path)
 def test_only_files_of_one_size_and_one_beginning_are_read_whole(tmp_path, monkeypatch):
     put(tmp_path, {"a": b"1", "b": b"22", "c": b"x" * 9000, "d": b"y" * 9000, "e": b"y" * 9000})
     read = []
-    whole = duplicates._hash
-    monkeypatch.setattr(duplicates, "_hash", lambda path: read.append(path.name) or whole(path))
+    whole = split._hash
+    monkeypatch.setattr(split, "_hash", lambda path: read.append(path.name) or whole(path))
     samples = [Sample(name) for name in "abcde"]
     assert find_shared(tmp_path, {"train": samples[:4], "test": samples[4:]}) == [("d", "e")]
     assert read == ["d", "e"]

@@ -314,7 +314,7 @@ def test_narrow_keeps_every_count_in_the_smallest_type():
 def test_without_numba_numpy_counts_and_says_so_once(files, monkeypatch, caplog):
     monkeypatch.setattr(frame_module, "_broken", False)
     monkeypatch.setattr(frame_module, "_ready", False)
-    monkeypatch.setitem(sys.modules, "spikeformer_lt.events.frame_kernel", None)
+    monkeypatch.setitem(sys.modules, "spikeformer_lt.events.frame", None)
     events = files.some_events(5000, 24, 32)
     with caplog.at_level(logging.WARNING):
         first, _ = to_frames(events, Framing(4), SENSOR)

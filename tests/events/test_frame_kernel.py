@@ -3,8 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from spikeformer_lt.events.frame import count_numpy
-from spikeformer_lt.events.frame_kernel import count_numba
+from spikeformer_lt.events.frame import count_numba, count_numpy
 
 
 @pytest.mark.parametrize("count", [0, 1, 17, 5000])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from spikeformer_lt.errors import DataError
-from spikeformer_lt.events.npy import read_npy
+from spikeformer_lt.events.formats import read_npy
 from spikeformer_lt.events.recording import Sensor
 from spikeformer_lt.events.validate import validate
 

@@ -3,8 +3,7 @@ from __future__ import annotations
 import pytest
 
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.events.frame import Framing
-from spikeformer_lt.events.options import EventOptions
+from spikeformer_lt.events.frame import EventOptions, Framing
 from spikeformer_lt.events.validate import ACTIONS, Policy
 
 

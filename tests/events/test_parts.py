@@ -8,13 +8,11 @@ import torch
 
 from spikeformer_lt.errors import ConfigError, DataError
 from spikeformer_lt.events.cache import FrameCache, MemoryCache
-from spikeformer_lt.events.dataset import Source
-from spikeformer_lt.events.options import EventOptions
-from spikeformer_lt.events.parts import split_fields
-from spikeformer_lt.events.reading import FileReader
+from spikeformer_lt.events.dataset import Source, split_fields
+from spikeformer_lt.events.formats import FileReader
+from spikeformer_lt.events.frame import EventOptions
 from spikeformer_lt.events.recording import Sensor
-from spikeformer_lt.events.samples import Sample
-from spikeformer_lt.events.split import Split, hold_out
+from spikeformer_lt.events.split import Sample, Split, hold_out
 from spikeformer_lt.images.splits import Splits
 
 

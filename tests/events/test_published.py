@@ -12,10 +12,9 @@ from dataclasses import replace
 
 import pytest
 
-from spikeformer_lt import fetch
+from spikeformer_lt import published
 from spikeformer_lt.errors import ConfigError, DataError
-from spikeformer_lt.events import published
-from spikeformer_lt.events.published import Archive, ask_size, provide, unpack
+from spikeformer_lt.published import Archive, ask_size, provide, unpack
 
 SIZE = 12_345
 
@@ -121,7 +120,7 @@ def archive_of(data, name):
 def no_network(monkeypatch):
     asked = []
     monkeypatch.setattr(published, "ask_size", lambda url, most: asked.append(url))
-    monkeypatch.setattr(fetch, "download", lambda url, *a, **k: asked.append(url))
+    monkeypatch.setattr(published, "download", lambda url, *a, **k: asked.append(url))
     return asked
 
 
@@ -191,7 +190,7 @@ def test_a_download_asks_for_the_size_checks_the_hash_and_unpacks(tmp_path, monk
         calls.append((url, md5, size))
         path.write_bytes(data)
 
-    monkeypatch.setattr(fetch, "download", download)
+    monkeypatch.setattr(published, "download", download)
     file = tmp_path / "home" / "set" / "1.npy"
     provide("made", [archive], tmp_path, True, file.is_file)
     assert calls == [(archive.url, archive.md5, len(data))] and file.is_file()

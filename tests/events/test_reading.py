@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from spikeformer_lt.errors import ConfigError, DataError
-from spikeformer_lt.events.reading import FORMS, FileReader, form_of
+from spikeformer_lt.events.formats import FORMS, FileReader, form_of
 from spikeformer_lt.events.recording import Sensor
-from spikeformer_lt.events.samples import Sample
+from spikeformer_lt.events.split import Sample
 from spikeformer_lt.events.validate import validate
 
 

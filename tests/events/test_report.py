@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from spikeformer_lt.events.report import Report
+from spikeformer_lt.events.validate import Report
 
 
 def test_a_line_tells_each_fault_with_its_first_event_and_what_was_left_out():

@@ -5,14 +5,7 @@ import logging
 import pytest
 
 from spikeformer_lt.errors import DataError
-from spikeformer_lt.events.samples import (
-    Sample,
-    accept,
-    check_counts,
-    find_folder,
-    label_of,
-    scan,
-)
+from spikeformer_lt.events.split import Sample, accept, check_counts, find_folder, label_of, scan
 
 
 def touch(folder, *names):

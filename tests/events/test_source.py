@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from spikeformer_lt.errors import DataError
-from spikeformer_lt.events.source import Clock, opened, read_comments, read_exactly
+from spikeformer_lt.events.recording import Clock, opened, read_comments, read_exactly
 
 
 def test_a_missing_an_empty_and_a_wrong_kind_of_path_are_named(tmp_path):

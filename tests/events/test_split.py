@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spikeformer_lt.errors import ConfigError, DataError
-from spikeformer_lt.events.samples import Sample
-from spikeformer_lt.events.split import Split, first_of_each_class, hold_out, limit
+from spikeformer_lt.events.split import Sample, Split, first_of_each_class, hold_out, limit
 
 
 def some(counts, groups=1):

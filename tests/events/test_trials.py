@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from spikeformer_lt.errors import DataError
-from spikeformer_lt.events.samples import Sample
-from spikeformer_lt.events.trials import read_trials
+from spikeformer_lt.events.formats import read_trials
+from spikeformer_lt.events.split import Sample
 
 CSV = "class,startTime_usec,endTime_usec\r\n1,100,200\r\n2,200,300\r\n2,350,400\r\n"
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spikeformer_lt.events.warp import affine, cut_out
+from spikeformer_lt.events.augment import affine, cut_out
 
 
 def picture(size=9):

@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from spikeformer_lt import Mask, Ticket, create_model
-from spikeformer_lt.layers.patch_scores import make_score
-from spikeformer_lt.layers.patch_select import PatchSelect
+from spikeformer_lt.layers.patches import PatchSelect, make_score
 from spikeformer_lt.layers.subnet import SubnetConv2d, collapse, get_masks, rankings, set_masks
 
 _path = Path(__file__).resolve().parents[1] / "layers" / "conftest.py"

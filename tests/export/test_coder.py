@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spikeformer_lt.export import coder
-from spikeformer_lt.export.coder import decode_bits, encode_bits
+from spikeformer_lt.export import codec
+from spikeformer_lt.export.codec import decode_bits, encode_bits
 
 
 @given(
@@ -57,8 +57,8 @@ def test_the_plain_loops_write_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -
     bits = (np.random.default_rng(1).random(3000) < 0.2).astype(np.uint8)
     fast = encode_bits(bits, 30, 7)
     deep = encode_bits(bits, depth=10)
-    plain = {"split": coder._split, "encode": coder._encode, "decode": coder._decode}
-    monkeypatch.setattr(coder, "_compiled", plain)
+    plain = {"split": codec._split, "encode": codec._encode, "decode": codec._decode}
+    monkeypatch.setattr(codec, "_compiled", plain)
     assert np.array_equal(encode_bits(bits, depth=10), deep)
     assert np.array_equal(decode_bits(deep, 3000, depth=10), bits)
     assert np.array_equal(encode_bits(bits, 30, 7), fast)

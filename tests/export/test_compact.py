@@ -6,12 +6,8 @@ import pytest
 import torch
 
 from spikeformer_lt.errors import ExportError
-from spikeformer_lt.export.compact import compact
-from spikeformer_lt.export.compact_units import (
-    CompactAttention,
-    CompactConvUnit,
-    CompactLinearUnit,
-)
+from spikeformer_lt.export.fold import compact
+from spikeformer_lt.export.inference import CompactAttention, CompactConvUnit, CompactLinearUnit
 from spikeformer_lt.export.verify import spike_mismatch
 from spikeformer_lt.layers.neuron import LIF
 from spikeformer_lt.layers.norm import BatchNorm

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from spikeformer_lt.export.compact import compact
-from spikeformer_lt.export.compact_units import CompactConvLayer, CompactHiddenLayer
+from spikeformer_lt.export.fold import compact
+from spikeformer_lt.export.inference import CompactConvLayer, CompactHiddenLayer
 from spikeformer_lt.export.verify import spike_mismatch
 from spikeformer_lt.layers.norm import BatchNorm
 from spikeformer_lt.models.spiking_cnn import SpikingCNN

@@ -13,7 +13,7 @@ import torch
 
 from spikeformer_lt import load_exported
 from spikeformer_lt.export import export_ticket
-from spikeformer_lt.export.compact import compact
+from spikeformer_lt.export.fold import compact
 from spikeformer_lt.export.graphs import to_pt2
 from spikeformer_lt.export.streaming import Stream
 from spikeformer_lt.export.verify import spike_mismatch

@@ -5,11 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from spikeformer_lt.export.compact_units import CompactLinearUnit
-from spikeformer_lt.export.firing import fire, fire_linear
-from spikeformer_lt.export.product import Product
-from spikeformer_lt.layers.neuron import LIF, Heaviside
-from spikeformer_lt.layers.state import reset_state
+from spikeformer_lt.export.inference import CompactLinearUnit, Product, fire, fire_linear
+from spikeformer_lt.layers.neuron import LIF, Heaviside, reset_state
 from spikeformer_lt.layers.units import LinearUnit
 
 CHOICES = [{}, {"v_reset": None}, {"decay_input": False, "tau": 3.0}, {"surrogate": "atan"}]

@@ -8,14 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from spikeformer_lt.export import folding
-from spikeformer_lt.export.folding import (
-    FoldedConv,
-    affine,
-    binary_linear,
-    can_fold,
-    fold_linear,
-)
+from spikeformer_lt.export import inference
+from spikeformer_lt.export.inference import FoldedConv, affine, binary_linear, can_fold, fold_linear
 from spikeformer_lt.layers.norm import BatchNorm
 
 
@@ -79,7 +73,7 @@ def test_byte_products_equal_the_sum_in_float64(
     spikes = (torch.rand(3, 32, 8, 8) < 0.3).float()
     exact = FoldedConv(conv.double(), norm.double())(spikes.double())
     torch.testing.assert_close(folded(spikes).double(), exact, rtol=1e-6, atol=1e-6)
-    if not folding.bytes_are_faster(spikes):
+    if not inference.bytes_are_faster(spikes):
         pytest.skip("this processor has no byte dot products: the float path was checked")
     found = folded._integer(spikes)
     torch.testing.assert_close(found.double(), exact, rtol=1e-6, atol=1e-6)

@@ -10,7 +10,7 @@ import torch
 
 from spikeformer_lt.errors import ExportError
 from spikeformer_lt.export import graphs
-from spikeformer_lt.export.compact import compact
+from spikeformer_lt.export.fold import compact
 from spikeformer_lt.export.graphs import to_onnx, to_pt2, write
 from spikeformer_lt.export.verify import fixed_batch
 

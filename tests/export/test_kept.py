@@ -7,7 +7,7 @@ import pickle
 
 import torch
 
-from spikeformer_lt.export.kept import Kept
+from spikeformer_lt.export.inference import Kept
 
 
 def test_values_follow_their_tensors() -> None:

@@ -11,11 +11,11 @@ import torch
 from torch.nn import functional as F
 
 from spikeformer_lt.errors import ExportError
-from spikeformer_lt.export.compact import CompactModel, compact
+from spikeformer_lt.export.fold import CompactModel, compact
 
 nir = pytest.importorskip("nir", reason="the extra 'nir' is not installed")
 
-from spikeformer_lt.export.nir_graph import chains, to_nir  # noqa: E402
+from spikeformer_lt.export.graphs import chains, to_nir  # noqa: E402
 
 
 def run(graph: Any, current: torch.Tensor) -> torch.Tensor:

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from spikeformer_lt import Mask, Ticket
+from spikeformer_lt.disk import write_tensors
 from spikeformer_lt.errors import SpikeformerError
-from spikeformer_lt.export import packed as packing
-from spikeformer_lt.export.packed import CONFIG, TENSORS, read_packed, write_packed
-from spikeformer_lt.tensorfile import write_tensors
+from spikeformer_lt.export import file as packing
+from spikeformer_lt.export.file import CONFIG, TENSORS, read_packed, write_packed
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ def test_newer_foreign_and_edited_exports_are_refused(small: Ticket, tmp_path: P
 def test_the_first_format_is_read_as_it_was_written(
     small: Ticket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("spikeformer_lt.export.packing.encode_values", lambda values: None)
+    monkeypatch.setattr("spikeformer_lt.export.file.encode_values", lambda values: None)
     monkeypatch.setattr(packing, "VERSION", 1)
     listed = packing.Row.as_list
     monkeypatch.setattr(packing.Row, "as_list", lambda row: listed(row)[:-1])

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spikeformer_lt.errors import CheckpointError, ExportError
-from spikeformer_lt.export.packing import Reader, Row, Writer
+from spikeformer_lt.export.file import Reader, Row, Writer
 
 
 def through(writer: Writer) -> dict[str, tuple[torch.Tensor, torch.Tensor | None]]:

@@ -13,10 +13,10 @@ import torch
 import spikeformer_lt
 from spikeformer_lt import Mask, Ticket, create_model, list_models, load_exported
 from spikeformer_lt.errors import ExportError, SpikeformerError, TicketError
+from spikeformer_lt.export import api as publishing
 from spikeformer_lt.export import export_ticket, read_ticket
-from spikeformer_lt.export import publish as publishing
-from spikeformer_lt.export.packed import Writer
-from spikeformer_lt.tickets.rebuild import model_from_ticket
+from spikeformer_lt.export.file import Writer
+from spikeformer_lt.tickets.surgery import model_from_ticket
 
 CHOICES = [
     {},

@@ -11,10 +11,9 @@ from torch import nn
 
 from spikeformer_lt import Mask, Ticket, create_model, load_exported
 from spikeformer_lt.export import export_ticket
-from spikeformer_lt.export.compact import compact
-from spikeformer_lt.export.removal import alive, find_pairs
+from spikeformer_lt.export.fold import alive, compact, find_pairs
 from spikeformer_lt.layers.neuron import LIF
-from spikeformer_lt.tickets.channels import channel_mask, find_groups, norm_scales, shrink
+from spikeformer_lt.tickets.early_bird import channel_mask, find_groups, norm_scales, shrink
 
 CNN = {"image_size": 16, "T": 3}
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {

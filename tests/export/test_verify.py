@@ -10,7 +10,7 @@ import torch
 
 from spikeformer_lt import create_model
 from spikeformer_lt.errors import ExportError
-from spikeformer_lt.export.packed import write_packed
+from spikeformer_lt.export.file import write_packed
 from spikeformer_lt.export.verify import fixed_batch, spike_mismatch, verify
 
 

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from spikeformer_lt.layers.patch_scores import make_score
-from spikeformer_lt.layers.patch_select import PatchSelect
+from spikeformer_lt.layers.patches import PatchSelect, make_score
 from spikeformer_lt.layers.subnet import SubnetConv2d, rankings, set_masks
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.models.spikformer import Spikformer

@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from spikeformer_lt.images.batch_files import PublishedFile
-from spikeformer_lt.images.folder_files import FolderFiles
+from spikeformer_lt.images.files import FolderFiles, PublishedFile
 
 CLASSES = ("n03", "n01", "n02")
 PER_CLASS = 11  # beyond 9, where names sorted as text would go astray

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from spikeformer_lt.errors import ConfigError, DataError
-from spikeformer_lt.images.batch_files import BatchFiles, PublishedFile, load_batches
+from spikeformer_lt.images.files import BatchFiles, PublishedFile, load_batches
 
 COUNTS = {"part_1": 6, "part_2": 5, "held": 4}
 
@@ -135,7 +135,7 @@ def test_the_network_is_asked_only_on_demand(tmp_path, files, monkeypatch, archi
         path.write_bytes(archive)
         return path
 
-    monkeypatch.setattr("spikeformer_lt.fetch.download", pretend)
+    monkeypatch.setattr("spikeformer_lt.published.download", pretend)
     with pytest.raises(DataError):
         load_batches("set", files, tmp_path)
     assert asked == []

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from spikeformer_lt.errors import DataError
-from spikeformer_lt.images.folder_files import load_folders
+from spikeformer_lt.images.files import load_folders
 
 _spec = importlib.util.spec_from_file_location(
     "picture_folder", Path(__file__).with_name("picture_folder.py")
@@ -86,7 +86,7 @@ def test_the_network_is_asked_only_on_demand(tmp_path, contents, monkeypatch):
         asked.append((url, md5, size))
         path.write_bytes(packed)
 
-    monkeypatch.setattr("spikeformer_lt.fetch.download", pretend)
+    monkeypatch.setattr("spikeformer_lt.published.download", pretend)
     with pytest.raises(DataError) as caught:
         load_folders("small", files, tmp_path)
     for needed in (files.url, files.archive.md5, str(tmp_path), "--data.download", "small-set"):

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from spikeformer_lt.errors import DataError
-from spikeformer_lt.images.idx import read_idx
+from spikeformer_lt.images.files import read_idx
 
 VALUES = np.random.default_rng(0).integers(256, size=(3, 4, 5), dtype=np.uint8)
 

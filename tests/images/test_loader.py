@@ -15,13 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spikeformer_lt.errors import ConfigError, DataError
-from spikeformer_lt.images import (
-    Augment,
-    eval_loader,
-    normalize,
-    steps_per_epoch,
-    train_loader,
-)
+from spikeformer_lt.images import Augment, eval_loader, normalize, steps_per_epoch, train_loader
 
 PAPER = Augment.standard("spikformer_cifar")
 

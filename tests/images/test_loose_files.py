@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from spikeformer_lt.errors import ConfigError, DataError
-from spikeformer_lt.images.batch_files import PublishedFile
-from spikeformer_lt.images.loose_files import LooseFiles, check_size, provide
+from spikeformer_lt.images.files import LooseFiles, PublishedFile, check_size, provide
 
 FILES = LooseFiles(
     folder="set",
@@ -43,7 +42,7 @@ def test_only_what_is_missing_is_fetched_and_only_on_demand(tmp_path, monkeypatc
     def pretend(url, path, *, md5, size, sha256):
         asked.append((url, path.name, md5, size, sha256))
 
-    monkeypatch.setattr("spikeformer_lt.fetch.download", pretend)
+    monkeypatch.setattr("spikeformer_lt.published.download", pretend)
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "b.bin").touch()
     with pytest.raises(DataError):

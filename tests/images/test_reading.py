@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from spikeformer_lt.images import Augment, normalize
-from spikeformer_lt.images.reading import BatchReader, Fault
+from spikeformer_lt.images.loader import BatchReader, Fault
 from spikeformer_lt.rng import isolated_rng, seed_for
 
 KEYS = [(3, 5), (3, 1), (4, 5)]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from spikeformer_lt.errors import ConfigError, DataError
-from spikeformer_lt.layers.activation import Activation, Heaviside, Relu, Sign
+from spikeformer_lt.layers.neuron import Activation, Heaviside, Relu, Sign
 
 X = torch.tensor([[-2.0, -1.0, -0.25, 0.0, 0.5, 1.0, 1.5, 3.0]], dtype=torch.float64)
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from spikeformer_lt.layers.binary import EffectiveWeight, gains, signs
+from spikeformer_lt.layers.subnet import EffectiveWeight, gains, signs
 
 
 def drawn(seed: int, kept: float = 0.5) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from spikeformer_lt.layers.cnn_units import ConvLayer, HiddenLayer
-from spikeformer_lt.layers.state import reset_state
+from spikeformer_lt.layers.neuron import reset_state
+from spikeformer_lt.layers.units import ConvLayer, HiddenLayer
 
 LIF = {"kind": "lif", "tau": 4 / 3, "v_threshold": 1.0, "v_reset": 0.0, "decay_input": True}
 T, B = 3, 2

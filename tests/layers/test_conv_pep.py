@@ -5,9 +5,8 @@ import torch
 from torch import nn
 
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.layers.conv_pep import ACTIVATIONS, RESIDUALS, ConvPEP
-from spikeformer_lt.layers.neuron import LIF, Activation
-from spikeformer_lt.layers.state import reset_state
+from spikeformer_lt.layers.neuron import LIF, Activation, reset_state
+from spikeformer_lt.layers.stems import ACTIVATIONS, RESIDUALS, ConvPEP
 
 T, B = 3, 2
 VALUES = {

@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from spikeformer_lt.layers.convolutions import conv_rows
 from spikeformer_lt.layers.subnet import SubnetConv2d
-from spikeformer_lt.layers.units import map_rows
+from spikeformer_lt.layers.units import conv_rows, map_rows
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.layers.door import time_first
+from spikeformer_lt.layers.inputs import time_first
 
 T = 3
 OPTIONS = {"T": T, "in_channels": 2, "image_size": (4, 6), "dtype": torch.float32}

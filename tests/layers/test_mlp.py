@@ -2,9 +2,8 @@ from __future__ import annotations
 
 import torch
 
-from spikeformer_lt.layers.attention import SpikingSelfAttention
-from spikeformer_lt.layers.mlp import EncoderBlock, SpikingMLP
-from spikeformer_lt.layers.state import reset_state
+from spikeformer_lt.layers.attention import EncoderBlock, SpikingMLP, SpikingSelfAttention
+from spikeformer_lt.layers.neuron import reset_state
 
 T, B, N, D = 3, 2, 16, 32
 

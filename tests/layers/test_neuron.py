@@ -17,9 +17,16 @@ from spikingjelly.activation_based.neuron import LIFNode
 from torch import Tensor, nn
 
 from spikeformer_lt.errors import ConfigError, DataError
-from spikeformer_lt.layers.activation import Heaviside, Relu, Sign
 from spikeformer_lt.layers.kernels.reference import lif_loop
-from spikeformer_lt.layers.neuron import LIF, lif_path, make_activation, make_lif
+from spikeformer_lt.layers.neuron import (
+    LIF,
+    Heaviside,
+    Relu,
+    Sign,
+    lif_path,
+    make_activation,
+    make_lif,
+)
 
 SURROGATES = {"sigmoid": surrogate.Sigmoid, "atan": surrogate.ATan}
 OPTIONS = [
@@ -312,7 +319,7 @@ def test_the_path_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     assert lif_path(cpu) == "numba"
     assert lif_path(torch.device("meta")) == "torch"
-    monkeypatch.setattr("spikeformer_lt.layers.kernels.choice._broken", True)
+    monkeypatch.setattr("spikeformer_lt.layers.kernels.dispatch._broken", True)
     assert lif_path(cpu) == "torch (the numba kernels failed)"
     monkeypatch.setenv("SPIKEFORMER_KERNELS", "torch")
     assert lif_path(cpu) == "torch (SPIKEFORMER_KERNELS)"

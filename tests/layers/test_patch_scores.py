@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.layers.patch_scores import SCORES, Gumbel, PatchScore, grid_of, make_score
-from spikeformer_lt.layers.state import reset_state
+from spikeformer_lt.layers.neuron import reset_state
+from spikeformer_lt.layers.patches import SCORES, Gumbel, PatchScore, grid_of, make_score
 
 T, B, D = 4, 3, 16
 SIDE, PATCH = 16, 4

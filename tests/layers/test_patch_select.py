@@ -9,8 +9,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.layers.patch_scores import SCORES, PatchScore, make_score
-from spikeformer_lt.layers.patch_select import PatchSelect, gather_tokens, kept_count, top_tokens
+from spikeformer_lt.layers.patches import (
+    SCORES,
+    PatchScore,
+    PatchSelect,
+    gather_tokens,
+    kept_count,
+    make_score,
+    top_tokens,
+)
 
 T, B, D, SIDE, PATCH = 4, 3, 16, 16, 4
 N = (SIDE // PATCH) ** 2

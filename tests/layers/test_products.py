@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from spikeformer_lt.layers import products
-from spikeformer_lt.layers.products import linear_rows
+from spikeformer_lt.layers import units
 from spikeformer_lt.layers.subnet import SubnetLinear
+from spikeformer_lt.layers.units import linear_rows
 
 
 @pytest.fixture(autouse=True)
 def _everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the fast path whatever the processor."""
-    monkeypatch.setattr(products, "_slow_mkl", lambda: torch.backends.mkldnn.is_available())
+    monkeypatch.setattr(units, "_slow_mkl", lambda: torch.backends.mkldnn.is_available())
 
 
 @pytest.mark.parametrize("bias", [True, False])

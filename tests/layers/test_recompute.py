@@ -14,7 +14,7 @@ from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.neuron import LIF
 from spikeformer_lt.layers.recompute import call, set_recompute
 from spikeformer_lt.layers.units import LinearUnit
-from spikeformer_lt.training.watch import FiringWatch
+from spikeformer_lt.training.monitor import FiringWatch
 
 SMALL = {"image_size": 16, "embed_dim": 32, "depth": 2, "num_heads": 4, "T": 3}
 CHOICES: dict[str, tuple[str, dict[str, Any]]] = {

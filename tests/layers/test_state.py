@@ -3,8 +3,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from spikeformer_lt.layers.neuron import LIF, make_activation, make_lif
-from spikeformer_lt.layers.state import reset_state
+from spikeformer_lt.layers.neuron import LIF, make_activation, make_lif, reset_state
 
 
 def charged(module: nn.Module) -> bool:

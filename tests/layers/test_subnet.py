@@ -9,12 +9,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from spikeformer_lt.errors import ConfigError, MaskError
-from spikeformer_lt.layers.binary import gains
 from spikeformer_lt.layers.subnet import (
     LEARN,
     SubnetConv2d,
     SubnetLinear,
     collapse,
+    gains,
     get_masks,
     install,
     rankings,

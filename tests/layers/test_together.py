@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from spikeformer_lt.layers.together import spikes_together
-from spikeformer_lt.layers.units import LinearUnit
+from spikeformer_lt.layers.units import LinearUnit, spikes_together
 
 T = 3
 

@@ -12,14 +12,13 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from spikeformer_lt import create_dataset, create_model
-from spikeformer_lt.events.options import EventOptions
+from spikeformer_lt.events.frame import EventOptions
 from spikeformer_lt.images.arrays import ArrayImages
 from spikeformer_lt.images.splits import Splits, make_splits
-from spikeformer_lt.training.datachoice import augmentation
-from spikeformer_lt.training.options import DataConfig
-from spikeformer_lt.training.phase import OptimConfig, Phase
-from spikeformer_lt.training.rundir import RunDir
-from spikeformer_lt.training.settings import TrainConfig
+from spikeformer_lt.training.experiment import augmentation
+from spikeformer_lt.training.options import DataConfig, OptimConfig, TrainConfig
+from spikeformer_lt.training.phase import Phase
+from spikeformer_lt.training.run import RunDir
 from spikeformer_lt.training.trainer import Trainer
 
 T = 2

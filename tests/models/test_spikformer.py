@@ -11,10 +11,9 @@ import torch
 from torch import nn
 
 from spikeformer_lt.errors import ConfigError, SpikeformerError
-from spikeformer_lt.layers.conv_pep import ACTIVATIONS, RESIDUALS
 from spikeformer_lt.layers.neuron import LIF, make_lif
-from spikeformer_lt.layers.patch_scores import SCORES, Gumbel, PatchScore, make_score
-from spikeformer_lt.layers.patch_select import PatchSelect
+from spikeformer_lt.layers.patches import SCORES, Gumbel, PatchScore, PatchSelect, make_score
+from spikeformer_lt.layers.stems import ACTIVATIONS, RESIDUALS
 from spikeformer_lt.layers.subnet import SubnetConv2d, rankings, set_masks
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.models.spikformer import Spikformer

@@ -10,22 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.layers import kernels
-from spikeformer_lt.layers.cnn_units import ConvLayer
+from spikeformer_lt.layers.kernels import dispatch
 from spikeformer_lt.layers.neuron import LIF
+from spikeformer_lt.layers.units import ConvLayer
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.models.spiking_cnn import SpikingCNN, halved
 from spikeformer_lt.models.spiking_resnet import SpikingResNet
 from spikeformer_lt.models.spiking_vgg import SpikingVGG
 from spikeformer_lt.registry import create_model, list_models
-from spikeformer_lt.reports.ledger import build_ledger
-from spikeformer_lt.reports.purity import audit
+from spikeformer_lt.reports.ledger import audit, build_ledger
 from spikeformer_lt.ticket import Ticket
-from spikeformer_lt.tickets.rebuild import model_from_ticket
+from spikeformer_lt.tickets.surgery import model_from_ticket
 from spikeformer_lt.training.experiment import Experiment
-from spikeformer_lt.training.options import DataConfig, ModelConfig, RunConfig
+from spikeformer_lt.training.options import DataConfig, ModelConfig, RunConfig, TrainConfig
 from spikeformer_lt.training.phase import Phase
-from spikeformer_lt.training.settings import TrainConfig
 
 T, B, K, SIDE = 4, 3, 10, 8
 SMALL = {
@@ -124,14 +122,14 @@ def test_the_fused_and_the_plain_way_agree(make, monkeypatch, name: str, trainin
     first = make(name).train(training)
     models = {"numba": first, "torch": copy.deepcopy(first)}
     taken: list[bool] = []
-    kernel = kernels.norm_lif
+    kernel = dispatch.norm_lif
 
     def watched(*args: object) -> object:
         result = kernel(*args)
         taken.append(result is not None)
         return result
 
-    monkeypatch.setattr(kernels, "norm_lif", watched)
+    monkeypatch.setattr(dispatch, "norm_lif", watched)
     logits = []
     for kind, model in models.items():
         monkeypatch.setenv("SPIKEFORMER_KERNELS", kind)

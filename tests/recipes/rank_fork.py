@@ -17,7 +17,7 @@ import torch
 from matplotlib import pyplot  # noqa: F401
 from sklearn.datasets import load_digits  # noqa: F401
 
-import spikeformer_lt.reports.run_report
+import spikeformer_lt.reports.run_page
 import spikeformer_lt.training.experiment  # noqa: F401
 
 

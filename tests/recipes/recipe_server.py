@@ -26,14 +26,13 @@ import torch
 from matplotlib import pyplot
 from sklearn.datasets import load_digits
 
-import spikeformer_lt.reports.run_report
-import spikeformer_lt.tickets.rebuild
+import spikeformer_lt.reports.run_page
+import spikeformer_lt.tickets.surgery
 import spikeformer_lt.training.experiment  # noqa: F401
 from spikeformer_lt.config import parse
 from spikeformer_lt.registry import create_model, list_datasets, list_searches
-from spikeformer_lt.tickets.multisp_config import MultiSpConfig
-from spikeformer_lt.training.options import DataConfig, ModelConfig, RunConfig
-from spikeformer_lt.training.settings import TrainConfig
+from spikeformer_lt.tickets.configs import MultiSpConfig
+from spikeformer_lt.training.options import DataConfig, ModelConfig, RunConfig, TrainConfig
 
 
 def signal_after(method: str, nth: int, signum: int) -> None:

@@ -14,9 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from spikeformer_lt.disk import read_tensors
 from spikeformer_lt.errors import CheckpointError, ConfigError
 from spikeformer_lt.registry import create_model
-from spikeformer_lt.tensorfile import read_tensors
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "recipes" / "convert.py"

@@ -11,7 +11,7 @@ import torch
 
 from spikeformer_lt.reports.energy import measure_energy
 from spikeformer_lt.reports.finished import open_run
-from spikeformer_lt.tickets.rebuild import model_from_ticket
+from spikeformer_lt.tickets.surgery import model_from_ticket
 
 pytestmark = pytest.mark.recipe
 

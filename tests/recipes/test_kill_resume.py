@@ -105,7 +105,7 @@ def test_a_kill_between_an_epochs_row_and_its_checkpoint_writes_no_row_twice(
     options = ("--multisp.epochs", 1, "--multisp.stem-epochs", 1, "--multisp.distill", 0)
     run = ("multisp_cifar", *OPTIONS, *options, "--run.out", tmp_path / "run")
     killed = recipes.run(
-        *run, signals=[("spikeformer_lt.training.rundir:RunDir.append_row", row, signal.SIGKILL)]
+        *run, signals=[("spikeformer_lt.training.run:RunDir.append_row", row, signal.SIGKILL)]
     )
     assert killed.code == -signal.SIGKILL, killed.err
 

@@ -17,13 +17,13 @@ import torch
 
 from spikeformer_lt import Ticket
 from spikeformer_lt.config import flat_values
-from spikeformer_lt.paths import sha256_of
+from spikeformer_lt.disk import sha256_of
 from spikeformer_lt.training.checkpoint import CheckpointStore
 from spikeformer_lt.training.predictions import PREDICTIONS, read_predictions
 
 pytestmark = pytest.mark.recipe
 
-STEP = "spikeformer_lt.training.phase_run:PhaseRun._step"
+STEP = "spikeformer_lt.training.trainer:PhaseRun._step"
 NUMBERS = "test_accuracy val_accuracy conv_pep_bits_per_weight macs sops"
 COUNTS = "test_count params seed"
 WORDS = "dataset split_sha256 run_id"

@@ -20,8 +20,8 @@ import torch
 
 from spikeformer_lt import Ticket
 from spikeformer_lt.reports.finished import open_run
-from spikeformer_lt.tickets.rebuild import model_from_ticket
-from spikeformer_lt.training.evaluation import evaluate
+from spikeformer_lt.tickets.surgery import model_from_ticket
+from spikeformer_lt.training.evaluate import evaluate
 from spikeformer_lt.training.predictions import PREDICTIONS, read_predictions
 
 pytestmark = pytest.mark.recipe

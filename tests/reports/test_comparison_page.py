@@ -10,8 +10,7 @@ import torch
 
 from spikeformer_lt import Ticket
 from spikeformer_lt.mask import Mask
-from spikeformer_lt.reports.comparison import write_comparison
-from spikeformer_lt.reports.comparison_page import accuracy_at_t
+from spikeformer_lt.reports.comparison import accuracy_at_t, write_comparison
 from spikeformer_lt.training.jobs import Job
 
 

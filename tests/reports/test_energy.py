@@ -10,10 +10,14 @@ from torch import nn
 
 from spikeformer_lt import create_model
 from spikeformer_lt.errors import DataError
-from spikeformer_lt.layers.patch_scores import Rate
-from spikeformer_lt.layers.patch_select import PatchSelect
-from spikeformer_lt.reports.energy import SUMMED, effective_weight, measure_energy
-from spikeformer_lt.reports.energy_costs import HOROWITZ, SOP_77FJ
+from spikeformer_lt.layers.patches import PatchSelect, Rate
+from spikeformer_lt.reports.energy import (
+    HOROWITZ,
+    SOP_77FJ,
+    SUMMED,
+    effective_weight,
+    measure_energy,
+)
 from spikeformer_lt.reports.ledger import build_ledger
 
 

@@ -5,13 +5,7 @@ from __future__ import annotations
 import pytest
 
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.reports.energy_costs import (
-    COSTS,
-    HOROWITZ,
-    SOP_77FJ,
-    Costs,
-    sensitivity_costs,
-)
+from spikeformer_lt.reports.energy import COSTS, HOROWITZ, SOP_77FJ, Costs, sensitivity_costs
 
 
 def test_the_two_sets_are_the_ones_in_use():

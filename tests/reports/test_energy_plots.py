@@ -7,9 +7,8 @@ import csv
 import pytest
 import torch
 
-from spikeformer_lt.reports.energy import measure_energy
-from spikeformer_lt.reports.energy_costs import HOROWITZ
-from spikeformer_lt.reports.energy_plots import energy_by_group, plot_energy
+from spikeformer_lt.reports.energy import HOROWITZ, measure_energy
+from spikeformer_lt.reports.plots import energy_by_group, plot_energy
 
 
 def test_groups_sum_to_the_whole(lively, probe):

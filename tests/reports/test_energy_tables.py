@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from spikeformer_lt.errors import DataError
-from spikeformer_lt.reports.energy import measure_energy
-from spikeformer_lt.reports.energy_costs import HOROWITZ
-from spikeformer_lt.reports.energy_tables import (
+from spikeformer_lt.reports.energy import (
+    HOROWITZ,
     energy_markdown,
     layer_table,
+    measure_energy,
     sensitivity,
     sensitivity_table,
     write_energy,

@@ -9,7 +9,7 @@ import torch
 
 from spikeformer_lt.errors import DataError, TicketError
 from spikeformer_lt.reports.finished import open_run
-from spikeformer_lt.tickets.rebuild import model_from_ticket
+from spikeformer_lt.tickets.surgery import model_from_ticket
 
 
 def test_a_run_opens_with_its_model_split_and_report(saved, tmp_path):

@@ -10,9 +10,9 @@ import torch
 from spikeformer_lt import Ticket, create_dataset, create_model
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.reports.finished import open_run
-from spikeformer_lt.reports.gallery import draw_run
-from spikeformer_lt.tickets.multisp_config import MultiSpConfig
-from spikeformer_lt.tickets.rebuild import dress, model_from_ticket
+from spikeformer_lt.reports.run_page import draw_run
+from spikeformer_lt.tickets.configs import MultiSpConfig
+from spikeformer_lt.tickets.surgery import dress, model_from_ticket
 
 
 def event_ticket(folder):

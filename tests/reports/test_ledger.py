@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from spikeformer_lt import create_model
-from spikeformer_lt.layers.patch_scores import Rate
-from spikeformer_lt.layers.patch_select import PatchSelect
+from spikeformer_lt.layers.patches import PatchSelect, Rate
 from spikeformer_lt.reports.ledger import AC_PJ, MAC_PJ, bits_per_weight, build_ledger, is_binary
 
 

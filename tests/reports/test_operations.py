@@ -7,13 +7,11 @@ import torch
 from torch import nn
 
 from spikeformer_lt import create_model
-from spikeformer_lt.layers.attention import SpikingSelfAttention
-from spikeformer_lt.layers.conv_pep import ConvPEP
-from spikeformer_lt.layers.mlp import EncoderBlock, SpikingMLP
-from spikeformer_lt.layers.patch_scores import Gumbel, Rate
-from spikeformer_lt.layers.patch_select import PatchSelect
-from spikeformer_lt.layers.state import reset_state
-from spikeformer_lt.reports.operations import count_operations, kind_of
+from spikeformer_lt.layers.attention import EncoderBlock, SpikingMLP, SpikingSelfAttention
+from spikeformer_lt.layers.neuron import reset_state
+from spikeformer_lt.layers.patches import Gumbel, PatchSelect, Rate
+from spikeformer_lt.layers.stems import ConvPEP
+from spikeformer_lt.reports.ledger import count_operations, kind_of
 
 
 class OneConv(nn.Module):

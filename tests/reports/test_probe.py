@@ -7,10 +7,9 @@ import torch
 
 from spikeformer_lt import create_model
 from spikeformer_lt.errors import DataError
-from spikeformer_lt.layers.patch_scores import Rate
-from spikeformer_lt.layers.patch_select import PatchSelect
+from spikeformer_lt.layers.patches import PatchSelect, Rate
 from spikeformer_lt.reports.probe import busy_neurons, keep_frequency, run_probe
-from spikeformer_lt.training.watch import FiringWatch
+from spikeformer_lt.training.monitor import FiringWatch
 
 
 def test_recorded_spikes_are_those_of_the_first_sample(lively, probe):

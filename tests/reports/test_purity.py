@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from spikeformer_lt import create_model
-from spikeformer_lt.reports.purity import audit
+from spikeformer_lt.reports.ledger import audit
 
 SIZES = {"image_size": 16, "embed_dim": 16, "depth": 1, "num_heads": 2, "T": 2}
 

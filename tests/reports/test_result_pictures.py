@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from spikeformer_lt.errors import DataError
-from spikeformer_lt.reports.result_pictures import (
+from spikeformer_lt.reports.pictures import (
     early_exit,
     plot_anytime,
     plot_confusion,

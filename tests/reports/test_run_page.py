@@ -10,7 +10,7 @@ import pytest
 from spikeformer_lt import Ticket
 from spikeformer_lt.reports.finished import open_run
 from spikeformer_lt.reports.run_page import by_search, fact, write_comparison_page, write_run_page
-from spikeformer_lt.tickets.rebuild import model_from_ticket
+from spikeformer_lt.tickets.surgery import model_from_ticket
 
 
 def test_a_figure_that_was_not_measured_is_a_dash():

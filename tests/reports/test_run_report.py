@@ -6,7 +6,7 @@ import torch
 from accelerate import Accelerator
 
 from spikeformer_lt import create_dataset, create_model
-from spikeformer_lt.reports.run_report import LEDGER_IMAGES, describe
+from spikeformer_lt.reports.run_page import LEDGER_IMAGES, describe
 
 
 def test_describe_evaluates_the_split_and_measures_its_first_images():

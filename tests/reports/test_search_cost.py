@@ -8,8 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from spikeformer_lt.reports.comparison import write_comparison
-from spikeformer_lt.reports.search_cost import early_time_table, search_steps, steps_of_run
+from spikeformer_lt.reports.comparison import (
+    early_time_table,
+    search_steps,
+    steps_of_run,
+    write_comparison,
+)
 
 MODEL = {"name": "spiking_vgg_toy", "args": {"T": 5}}
 IMP = [{"phase": "imp-0", "epochs": 8}, {"phase": "imp-1", "epochs": 6}]

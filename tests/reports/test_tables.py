@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 
-from spikeformer_lt.reports.tables import markdown_table, write_csv
+from spikeformer_lt.reports.page import markdown_table, write_csv
 
 
 def test_a_markdown_table_is_aligned_and_escaped():

@@ -9,7 +9,7 @@ import torch
 
 from spikeformer_lt.errors import DataError, MaskError
 from spikeformer_lt.mask import Mask
-from spikeformer_lt.reports.weight_pictures import (
+from spikeformer_lt.reports.pictures import (
     banded,
     mask_distances,
     plot_distances,

@@ -14,11 +14,9 @@ from torch import nn
 
 from spikeformer_lt import create_dataset, create_model
 from spikeformer_lt.images.splits import Splits
-from spikeformer_lt.training.datachoice import augmentation
-from spikeformer_lt.training.options import DataConfig
-from spikeformer_lt.training.phase import OptimConfig
-from spikeformer_lt.training.rundir import RunDir
-from spikeformer_lt.training.settings import TrainConfig
+from spikeformer_lt.training.experiment import augmentation
+from spikeformer_lt.training.options import DataConfig, OptimConfig, TrainConfig
+from spikeformer_lt.training.run import RunDir
 from spikeformer_lt.training.trainer import Trainer
 
 SIZES = {"image_size": 16, "embed_dim": 16, "depth": 1, "num_heads": 2, "T": 3}

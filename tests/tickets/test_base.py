@@ -8,6 +8,7 @@ import torch
 from spikeformer_lt import create_model
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.mask import Mask
+from spikeformer_lt.tickets.at_init import Snip
 from spikeformer_lt.tickets.base import (
     OneShotConfig,
     PruneConfig,
@@ -16,8 +17,7 @@ from spikeformer_lt.tickets.base import (
     shuffled,
     snapshot,
 )
-from spikeformer_lt.tickets.magnitude import Magnitude, MagnitudeConfig
-from spikeformer_lt.tickets.snip import Snip
+from spikeformer_lt.tickets.one_shot import Magnitude, MagnitudeConfig
 
 
 def test_only_matrices_and_kernels_can_be_pruned(make):

@@ -19,28 +19,23 @@ from torch import nn
 
 from spikeformer_lt import create_dataset, create_model, create_search, list_searches
 from spikeformer_lt.errors import Interrupted
-from spikeformer_lt.events.options import EventOptions
+from spikeformer_lt.events.frame import EventOptions
 from spikeformer_lt.export import export_ticket, load_exported, read_ticket
 from spikeformer_lt.images.arrays import ArrayImages
 from spikeformer_lt.images.splits import Splits, make_splits
 from spikeformer_lt.layers.subnet import get_masks, subnets
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.ticket import Ticket
+from spikeformer_lt.tickets.at_init import GraspConfig, SnipConfig, SynflowConfig
 from spikeformer_lt.tickets.base import PruneConfig, retrain
-from spikeformer_lt.tickets.biprop import BipropConfig
+from spikeformer_lt.tickets.configs import MultiSpConfig, PatchConfig, WeightConfig
 from spikeformer_lt.tickets.early_bird import EarlyBirdConfig
 from spikeformer_lt.tickets.early_time import EarlyTime, EarlyTimeConfig
-from spikeformer_lt.tickets.edge_popup import EdgePopupConfig
-from spikeformer_lt.tickets.grasp import GraspConfig
 from spikeformer_lt.tickets.imp import ImpConfig
 from spikeformer_lt.tickets.joint import JointConfig
-from spikeformer_lt.tickets.magnitude import MagnitudeConfig
-from spikeformer_lt.tickets.multisp_config import MultiSpConfig, PatchConfig, WeightConfig
-from spikeformer_lt.tickets.nm_mask import NmConfig
-from spikeformer_lt.tickets.random_ticket import RandomConfig
-from spikeformer_lt.tickets.snip import SnipConfig
+from spikeformer_lt.tickets.one_shot import MagnitudeConfig, NmConfig, RandomConfig
+from spikeformer_lt.tickets.scores import BipropConfig, EdgePopupConfig
 from spikeformer_lt.tickets.sparse_training import SparseTrainingConfig
-from spikeformer_lt.tickets.synflow import SynflowConfig
 from spikeformer_lt.training.phase import FitResult, Phase
 
 S = 0.7

@@ -12,8 +12,13 @@ from torch import nn
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.tickets.base import magnitudes, retrain
-from spikeformer_lt.tickets.channels import find_groups, shrink
-from spikeformer_lt.tickets.early_bird import EarlyBird, EarlyBirdConfig, MaskWatch
+from spikeformer_lt.tickets.early_bird import (
+    EarlyBird,
+    EarlyBirdConfig,
+    MaskWatch,
+    find_groups,
+    shrink,
+)
 
 
 def draw(model: nn.Module) -> Mask:

@@ -18,7 +18,7 @@ from spikeformer_lt.tickets.early_time import (
     divergences,
 )
 from spikeformer_lt.tickets.imp import Imp, ImpConfig
-from spikeformer_lt.tickets.random_ticket import RandomConfig, RandomTicket
+from spikeformer_lt.tickets.one_shot import RandomConfig, RandomTicket
 
 values = st.lists(st.floats(1e-9, 10), max_size=8)
 

@@ -9,7 +9,7 @@ from spikeformer_lt import create_model
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.subnet import Subnet, subnets
 from spikeformer_lt.tickets.base import PruneConfig
-from spikeformer_lt.tickets.edge_popup import EdgePopup, EdgePopupConfig
+from spikeformer_lt.tickets.scores import EdgePopup, EdgePopupConfig
 
 
 class Spy:

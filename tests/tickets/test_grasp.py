@@ -8,8 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.tickets.grasp import Grasp, GraspConfig, hessian_gradient
-from spikeformer_lt.tickets.snip import loss_gradients
+from spikeformer_lt.tickets.at_init import Grasp, GraspConfig, hessian_gradient, loss_gradients
 
 
 class Smooth(nn.Module):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.tickets.nm_mask import Nm, NmConfig, nm_mask
+from spikeformer_lt.tickets.one_shot import Nm, NmConfig, nm_mask
 
 
 @given(st.integers(1, 3), st.integers(1, 3), st.sampled_from([(), (3, 3)]))

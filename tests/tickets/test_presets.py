@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.tickets.biprop import BipropConfig
+from spikeformer_lt.tickets.configs import PRESETS, preset_optim, with_preset
 from spikeformer_lt.tickets.early_bird import EarlyBirdConfig
-from spikeformer_lt.tickets.edge_popup import EdgePopupConfig
 from spikeformer_lt.tickets.imp import ImpConfig
-from spikeformer_lt.tickets.presets import PRESETS, preset_optim, with_preset
+from spikeformer_lt.tickets.scores import BipropConfig, EdgePopupConfig
 
 
 def test_only_a_preset_overrides_the_run():

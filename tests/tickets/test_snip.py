@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.tickets.snip import Snip, SnipConfig, loss_gradients
+from spikeformer_lt.tickets.at_init import Snip, SnipConfig, loss_gradients
 
 
 class Plain(nn.Module):

@@ -17,8 +17,7 @@ from spikeformer_lt.tickets.sparse_training import (
     SparseTrainingConfig,
     exchange,
 )
-from spikeformer_lt.training.hook import Hooks
-from spikeformer_lt.training.phase import Progress
+from spikeformer_lt.training.phase import Hooks, Progress
 
 
 @given(st.integers(2, 40), st.floats(0, 1), st.integers(0, 40), st.integers(0, 100))

@@ -11,7 +11,7 @@ from spikeformer_lt.errors import ConfigError, DataError, TicketError
 from spikeformer_lt.images.loader import eval_loader
 from spikeformer_lt.layers.norm import BatchNorm
 from spikeformer_lt.tickets.base import PruneConfig, magnitudes, retrain
-from spikeformer_lt.tickets.rebuild import model_from_ticket
+from spikeformer_lt.tickets.surgery import model_from_ticket
 from spikeformer_lt.tickets.transfer import estimate_norms, transfer
 from spikeformer_lt.training.phase import Phase
 

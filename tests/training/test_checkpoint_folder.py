@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from spikeformer_lt.errors import CheckpointError, NonFiniteError
-from spikeformer_lt.training.checkpoint_folder import read_folder, write_folder
+from spikeformer_lt.training.checkpoint import read_folder, write_folder
 
 
 def made(folder: Path, number: int = 4) -> Path:

@@ -5,8 +5,8 @@ import torch
 from spikingjelly.activation_based import neuron
 from torch import nn
 
+from spikeformer_lt.disk import read_tensors, write_tensors
 from spikeformer_lt.errors import CheckpointError, ConfigError, MaskError
-from spikeformer_lt.tensorfile import read_tensors, write_tensors
 from spikeformer_lt.training.ema import Ema
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from spikeformer_lt.training import environment
-from spikeformer_lt.training.environment import describe_environment, environment_changes
+from spikeformer_lt import runtime
+from spikeformer_lt.runtime import describe_environment, environment_changes
 
 
 def test_everything_that_a_number_depends_on_is_there(monkeypatch):
@@ -29,7 +29,7 @@ def test_everything_that_a_number_depends_on_is_there(monkeypatch):
 
 
 def test_a_package_that_is_not_installed_is_none(monkeypatch):
-    monkeypatch.setattr(environment, "PACKAGES", ("no-such-package-at-all",))
+    monkeypatch.setattr(runtime, "PACKAGES", ("no-such-package-at-all",))
     assert describe_environment()["versions"]["no-such-package-at-all"] is None
 
 
@@ -52,7 +52,7 @@ def test_the_commit_of_our_own_tree_is_told_and_whether_it_is_changed(tmp_path, 
     package.mkdir(parents=True)
     source = package / "environment.py"
     source.write_text("1")
-    monkeypatch.setattr(environment, "__file__", str(source))
+    monkeypatch.setattr(runtime, "__file__", str(source))
     told = describe_environment()
     assert (told["git_commit"], told["git_clean"]) == (None, None)
     tree = tmp_path / "tree"
@@ -74,13 +74,13 @@ def test_the_commit_of_a_tree_that_only_surrounds_the_package_is_not_told(tmp_pa
     git(tmp_path, "init", "-q")
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-qm", "theirs")
-    monkeypatch.setattr(environment, "__file__", str(package / "environment.py"))
+    monkeypatch.setattr(runtime, "__file__", str(package / "environment.py"))
     assert describe_environment()["git_commit"] is None
 
 
 def test_a_machine_without_git_or_cpuinfo_is_described_all_the_same(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "")
-    monkeypatch.setattr(environment, "CPUINFO", tmp_path / "none")
+    monkeypatch.setattr(runtime, "CPUINFO", tmp_path / "none")
     found = describe_environment()
     assert found["git_commit"] is None
     assert found["cpu"]

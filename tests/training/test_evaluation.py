@@ -11,7 +11,7 @@ from torch import nn
 
 from spikeformer_lt import create_dataset
 from spikeformer_lt.errors import DataError
-from spikeformer_lt.training.evaluation import evaluate
+from spikeformer_lt.training.evaluate import evaluate
 
 
 class FirstPixel(nn.Module):

@@ -9,20 +9,23 @@ import torch
 
 from spikeformer_lt import create_model
 from spikeformer_lt.config import parse
+from spikeformer_lt.disk import write_tensors
 from spikeformer_lt.errors import CheckpointError, ConfigError
 from spikeformer_lt.export import export_ticket
 from spikeformer_lt.images.mixing import Mixing
 from spikeformer_lt.mask import Mask
-from spikeformer_lt.tensorfile import write_tensors
 from spikeformer_lt.ticket import Ticket
+from spikeformer_lt.tickets.configs import MultiSpConfig
 from spikeformer_lt.tickets.multisp import MultiSp
-from spikeformer_lt.tickets.multisp_config import MultiSpConfig
-from spikeformer_lt.tickets.rebuild import model_from_ticket
-from spikeformer_lt.training.datachoice import CIFAR10, settle
-from spikeformer_lt.training.experiment import Experiment
-from spikeformer_lt.training.options import DataConfig, ModelConfig, RunConfig
-from spikeformer_lt.training.phase import OptimConfig
-from spikeformer_lt.training.settings import TrainConfig
+from spikeformer_lt.tickets.surgery import model_from_ticket
+from spikeformer_lt.training.experiment import CIFAR10, Experiment, settle
+from spikeformer_lt.training.options import (
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    TrainConfig,
+)
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ import sys
 
 import pytest
 
+from spikeformer_lt import runtime
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.training import heap
-from spikeformer_lt.training.heap import keep_heap
+from spikeformer_lt.runtime import keep_heap
 
 FAULTS = """
 import resource, sys, torch
-from spikeformer_lt.training.heap import keep_heap
+from spikeformer_lt.runtime import keep_heap
 keep_heap()
 def step():
     blocks = [torch.ones(2_000_000) for _ in range(8)]
@@ -42,18 +42,18 @@ def test_a_kept_heap_faults_no_page_in_twice(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_system_keeps_it_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPIKEFORMER_HEAP", "system")
-    monkeypatch.setattr(heap, "_keep", lambda: pytest.fail("the heap was touched"))
+    monkeypatch.setattr(runtime, "_keep", lambda: pytest.fail("the heap was touched"))
     assert keep_heap().startswith("system")
 
 
 def test_another_c_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SPIKEFORMER_HEAP", raising=False)
-    monkeypatch.setattr(heap.platform, "libc_ver", lambda: ("", ""))
-    heap._keep.cache_clear()
+    monkeypatch.setattr(runtime.platform, "libc_ver", lambda: ("", ""))
+    runtime._keep.cache_clear()
     try:
         assert keep_heap() == "system (no glibc)"
     finally:
-        heap._keep.cache_clear()
+        runtime._keep.cache_clear()
 
 
 def test_other_modes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

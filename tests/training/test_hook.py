@@ -8,7 +8,7 @@ from torch import nn
 
 from spikeformer_lt.errors import CheckpointError, ConfigError
 from spikeformer_lt.step import Step
-from spikeformer_lt.training.hook import Capture, Hook, Hooks
+from spikeformer_lt.training.phase import Capture, Hook, Hooks
 
 
 def run(hook: Hook, model: nn.Linear, steps: int, per_epoch: int = 4, epochs: int = 3) -> list:

@@ -124,7 +124,7 @@ def test_a_signal_to_the_whole_group_reaches_each_run_once_and_is_waited_for(
 
 LEFT = """
 import pathlib, sys, time
-from spikeformer_lt.training.runlock import take_lock
+from spikeformer_lt.training.run import take_lock
 out = pathlib.Path(sys.argv[1])
 out.mkdir()
 lock = take_lock(out)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spikeformer_lt.disk import dump_json
 from spikeformer_lt.errors import CheckpointError, ConfigError
-from spikeformer_lt.training.jsonfile import dump_json
 
 PLAIN = st.recursive(
     st.none()

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.training.losses import distill_loss, task_loss
+from spikeformer_lt.training.trainer import distill_loss, task_loss
 
 LOGITS = torch.randn(6, 3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
 LABELS = torch.tensor([0, 1, 2, 3, 4, 0])

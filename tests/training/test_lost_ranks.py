@@ -12,7 +12,7 @@ import time
 import pytest
 
 from spikeformer_lt.errors import RankError
-from spikeformer_lt.training.lost_ranks import Peer, gather_peers, lost_ranks, name_lost
+from spikeformer_lt.training.ranks import Peer, gather_peers, lost_ranks, name_lost
 
 HERE = socket.gethostname()
 
@@ -50,7 +50,7 @@ def test_a_broken_collective_becomes_a_sentence_with_the_rank(other):
 
 
 def test_who_cannot_be_told_is_said_with_the_hosts(monkeypatch):
-    monkeypatch.setattr("spikeformer_lt.training.lost_ranks.PATIENCE_S", 0.1)
+    monkeypatch.setattr("spikeformer_lt.training.ranks.PATIENCE_S", 0.1)
     peers = [Peer(HERE, os.getpid()), Peer("node2", 1)]
     with pytest.raises(RankError, match=r"time-out 7 s.*node2"):
         name_lost(peers, RuntimeError("Timed out waiting 7000ms"), 7)

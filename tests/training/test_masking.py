@@ -9,9 +9,7 @@ from torch import nn
 from spikeformer_lt.errors import MaskError
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.training.ema import Ema
-from spikeformer_lt.training.hook import Hooks
-from spikeformer_lt.training.masking import Masked, Rewired
-from spikeformer_lt.training.phase import Progress
+from spikeformer_lt.training.phase import Hooks, Masked, Progress, Rewired
 
 OPTIMIZERS = {
     "SGD": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.01),

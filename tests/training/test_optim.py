@@ -8,10 +8,10 @@ from torch import nn
 
 from spikeformer_lt import create_model
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.tickets.multisp_config import WeightConfig
-from spikeformer_lt.tickets.stem_ticket import install_subnets
+from spikeformer_lt.tickets.configs import WeightConfig
+from spikeformer_lt.tickets.multisp import install_subnets
 from spikeformer_lt.training.optim import Schedule, build_optimizer, parameter_groups
-from spikeformer_lt.training.phase import OptimConfig
+from spikeformer_lt.training.options import OptimConfig
 
 
 def test_scores_have_their_own_rate_and_nothing_thin_decays():

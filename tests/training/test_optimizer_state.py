@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from spikeformer_lt.disk import read_tensors, write_tensors
 from spikeformer_lt.errors import CheckpointError
-from spikeformer_lt.tensorfile import read_tensors, write_tensors
-from spikeformer_lt.training.optimizer_state import flatten_optimizer, restore_optimizer
+from spikeformer_lt.training.checkpoint import flatten_optimizer, restore_optimizer
 
 
 def net() -> nn.Module:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.training.phase import OptimConfig, Phase, Progress
+from spikeformer_lt.training.options import OptimConfig
+from spikeformer_lt.training.phase import Phase, Progress
 
 
 @pytest.mark.parametrize(

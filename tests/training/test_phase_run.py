@@ -12,9 +12,9 @@ from spikeformer_lt import create_dataset, create_model
 from spikeformer_lt.errors import ConfigError, DataError
 from spikeformer_lt.images.augment import Augment
 from spikeformer_lt.images.mixing import Mixing
-from spikeformer_lt.training.phase import OptimConfig, Phase
-from spikeformer_lt.training.rundir import RunDir
-from spikeformer_lt.training.settings import TrainConfig
+from spikeformer_lt.training.options import OptimConfig, TrainConfig
+from spikeformer_lt.training.phase import Phase
+from spikeformer_lt.training.run import RunDir
 from spikeformer_lt.training.trainer import Trainer
 
 

@@ -12,10 +12,9 @@ from spikeformer_lt.errors import CheckpointError
 from spikeformer_lt.training.checkpoint import CheckpointStore
 from spikeformer_lt.training.ema import Ema
 from spikeformer_lt.training.guard import NonFiniteGuard
-from spikeformer_lt.training.hook import Hooks
-from spikeformer_lt.training.phase import Phase
-from spikeformer_lt.training.phase_state import Position, restore_position, save_position, state_of
-from spikeformer_lt.training.watch import FiringWatch
+from spikeformer_lt.training.monitor import FiringWatch
+from spikeformer_lt.training.phase import Hooks, Phase
+from spikeformer_lt.training.trainer import Position, restore_position, save_position, state_of
 
 
 def run_of(width: int = 3, seed: int = 0):

@@ -8,12 +8,11 @@ import pytest
 from torch import nn
 
 from spikeformer_lt import create_model
-from spikeformer_lt.layers.patch_scores import Rate
-from spikeformer_lt.layers.patch_select import PatchSelect
+from spikeformer_lt.layers.patches import PatchSelect, Rate
 from spikeformer_lt.layers.subnet import collapse
-from spikeformer_lt.tickets.multisp_config import WeightConfig
-from spikeformer_lt.tickets.stem_ticket import MaskController, install_subnets
-from spikeformer_lt.training.progress import EpochProgress, clock, epoch_line, removed
+from spikeformer_lt.tickets.configs import WeightConfig
+from spikeformer_lt.tickets.multisp import MaskController, install_subnets
+from spikeformer_lt.training.monitor import EpochProgress, clock, epoch_line, removed
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from spikeformer_lt.training.record import record_epoch
-from spikeformer_lt.training.rundir import RunDir
+from spikeformer_lt.training.run import RunDir
+from spikeformer_lt.training.trainer import record_epoch
 
 ROW = {
     "phase": "joint", "epoch": 2, "train_loss": 0.5, "train_accuracy": 50.0, "firing_rate": 0.2,
@@ -34,7 +34,7 @@ def read(path):
 
 def test_an_epoch_has_one_row_in_each_table_and_a_line_in_the_log(tmp_path, caplog):
     run = a_run(tmp_path)
-    with caplog.at_level(logging.INFO, "spikeformer_lt.training.record"):
+    with caplog.at_level(logging.INFO, "spikeformer_lt.training.trainer"):
         record_epoch(run, ROW, 100.0)
     assert read(tmp_path / "firing.csv") == [
         {"phase": "joint", "epoch": "2", "a.act": "0.25", "b.act": "0.0"}

@@ -8,7 +8,7 @@ import pytest
 
 from spikeformer_lt.config import save_config
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.training.runchoice import CONFIG, RunChoice, holds_run
+from spikeformer_lt.training.run import CONFIG, RunChoice, holds_run
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import pytest
 
 from spikeformer_lt.config import load_config
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.training.rundir import RunDir
+from spikeformer_lt.training.run import RunDir
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,7 @@ def test_a_read_only_folder_is_an_error_with_the_path(tmp_path, monkeypatch):
 OTHER = """
 import sys, time
 from dataclasses import dataclass
-from spikeformer_lt.training.rundir import RunDir
+from spikeformer_lt.training.run import RunDir
 @dataclass(frozen=True)
 class Config:
     epochs: int = 3
@@ -296,7 +296,7 @@ RANKS = """
 import sys, torch
 from dataclasses import dataclass
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.training.rundir import RunDir
+from spikeformer_lt.training.run import RunDir
 @dataclass(frozen=True)
 class Config:
     epochs: int = 3

@@ -10,12 +10,12 @@ import sys
 import pytest
 
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.training.runlock import in_use, take_lock
+from spikeformer_lt.training.run import in_use, take_lock
 
 HOLD = """
 import os, sys, time
 from pathlib import Path
-from spikeformer_lt.training.runlock import take_lock
+from spikeformer_lt.training.run import take_lock
 lock = take_lock(Path(sys.argv[1]))
 worker = os.fork()
 if worker == 0:

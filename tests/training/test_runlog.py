@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.training.runlog import PACKAGE, RunLog
+from spikeformer_lt.training.run import PACKAGE, RunLog
 
 logger = logging.getLogger(f"{PACKAGE}.somewhere")
 
@@ -76,7 +76,7 @@ def test_a_file_that_cannot_be_written_is_an_error_with_its_path(tmp_path):
 CONSOLE = """
 import logging, sys
 from pathlib import Path
-from spikeformer_lt.training.runlog import RunLog
+from spikeformer_lt.training.run import RunLog
 if sys.argv[2] == "own":
     logging.basicConfig(level=logging.INFO, format="own %(message)s")
 log = RunLog(Path(sys.argv[1]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.training.settings import TrainConfig
+from spikeformer_lt.training.options import TrainConfig
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from spikeformer_lt.training.signals import StopRequest
+from spikeformer_lt.training.ranks import StopRequest
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
@@ -60,7 +60,7 @@ def test_outside_the_main_thread_it_is_there_and_does_nothing():
 
 LOOP = """
 import os, signal, sys, time
-from spikeformer_lt.training.signals import StopRequest
+from spikeformer_lt.training.ranks import StopRequest
 with StopRequest() as stop:
     child = os.fork() if sys.argv[1] == "fork" else 1
     if child:

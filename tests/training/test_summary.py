@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.training.summary import Summary
+from spikeformer_lt.training.run import Summary
 
 
 def table(path: Path) -> list[list[str]]:

@@ -17,12 +17,11 @@ from spikeformer_lt.errors import ConfigError, Interrupted, NonFiniteError
 from spikeformer_lt.images.augment import Augment
 from spikeformer_lt.images.mixing import Mixing
 from spikeformer_lt.step import Step
-from spikeformer_lt.training.hook import Capture, Hook
-from spikeformer_lt.training.phase import OptimConfig, Phase
-from spikeformer_lt.training.rundir import RunDir
-from spikeformer_lt.training.settings import TrainConfig
+from spikeformer_lt.training.monitor import spiking_layers
+from spikeformer_lt.training.options import OptimConfig, TrainConfig
+from spikeformer_lt.training.phase import Capture, Hook, Phase
+from spikeformer_lt.training.run import RunDir
 from spikeformer_lt.training.trainer import Trainer
-from spikeformer_lt.training.watch import spiking_layers
 
 
 @dataclass(frozen=True)

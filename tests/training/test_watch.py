@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from spikeformer_lt.layers.neuron import Heaviside, Sign, make_lif
-from spikeformer_lt.training.watch import FiringWatch, spiking_layers
+from spikeformer_lt.training.monitor import FiringWatch, spiking_layers
 
 
 class Fixed(nn.Module):
@@ -122,7 +122,7 @@ def test_dead_and_saturated_layers_are_named_in_one_warning(caplog):
     watch = FiringWatch(model)
     for name, rate in {"layer0": 0.0, "layer1": 0.5, "layer2": 1.0, "layer3": 0.0}.items():
         model[name](spikes(rate))
-    with caplog.at_level(logging.WARNING, "spikeformer_lt.training.watch"):
+    with caplog.at_level(logging.WARNING, "spikeformer_lt.training.monitor"):
         assert watch.warn(4) == (["layer0", "layer3"], ["layer2"])
     (record,) = caplog.records
     message = record.getMessage()

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from spikeformer_lt.errors import CheckpointError
-from spikeformer_lt.training.weights import load_weights
+from spikeformer_lt.training.checkpoint import load_weights
 
 
 def net(width: int = 4) -> nn.Module:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from spikeformer_lt.layers.kernels import LIFParams
+from spikeformer_lt.layers.kernels.reference import LIFParams
 
 # Between them, each option once each way; every further combination would be compiled anew.
 PARAMS = {

@@ -5,17 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from spikeformer_lt.layers import kernels
 from spikeformer_lt.layers.attention import SpikingSelfAttention
-from spikeformer_lt.layers.kernels import attending
+from spikeformer_lt.layers.kernels import attention, dispatch
 
 
 @pytest.mark.parametrize(("tokens", "dim", "heads"), [(5, 32, 2), (50, 64, 2), (1, 48, 1)])
 def test_spikes_give_equal_sums_and_gradients(tokens: int, dim: int, heads: int) -> None:
     x = (torch.rand(2, 3, tokens, 3, dim) < 0.4).double().requires_grad_()
     g = torch.randn(2, 3, tokens, dim).double()
-    out = attending.AttentionFunction.apply(x, heads, 0.125)
-    wanted = attending.attend(x, heads, 0.125)
+    out = attention.AttentionFunction.apply(x, heads, 0.125)
+    wanted = attention.attend(x, heads, 0.125)
     q, k, v = x.unflatten(-1, (heads, -1)).permute(3, 0, 1, 4, 2, 5)
     first = ((q @ k.transpose(-2, -1)) @ v * 0.125).transpose(2, 3).flatten(3)
     assert torch.equal(out, wanted) and torch.equal(out, first)
@@ -31,8 +30,8 @@ def test_gradients_can_be_differentiated_again() -> None:
         (g,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
         return torch.autograd.grad(g.square().sum(), x)[0]
 
-    fast = twice(attending.AttentionFunction.apply(x, 1, 1.0))
-    torch.testing.assert_close(fast, twice(attending.attend(x, 1, 1.0)), rtol=1e-10, atol=1e-10)
+    fast = twice(attention.AttentionFunction.apply(x, 1, 1.0))
+    torch.testing.assert_close(fast, twice(attention.attend(x, 1, 1.0)), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize(("dim", "heads"), [(64, 2), (48, 4)])  # the second has odd heads
@@ -59,5 +58,5 @@ def test_a_layer_gives_the_same_by_torch(
 
 def test_it_steps_aside_where_heads_are_no_vectors() -> None:
     x = torch.rand(4, 4, 64, 3, 96)
-    assert kernels.attention(x, 2, 1.0) is not None
-    assert kernels.attention(x, 16, 1.0) is None
+    assert dispatch.attention(x, 2, 1.0) is not None
+    assert dispatch.attention(x, 16, 1.0) is None

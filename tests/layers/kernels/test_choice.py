@@ -10,49 +10,49 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.layers import kernels
-from spikeformer_lt.layers.kernels import LIFParams, choice
+from spikeformer_lt.layers.kernels import dispatch
+from spikeformer_lt.layers.kernels.reference import LIFParams
 
 LARGE = 4096
 
 
 @pytest.fixture(autouse=True)
 def _whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "_broken", False)
+    monkeypatch.setattr(dispatch, "_broken", False)
     monkeypatch.delenv("SPIKEFORMER_KERNELS", raising=False)
 
 
 def test_auto_takes_large_float32_tensors_on_the_cpu() -> None:
     x = torch.zeros(4, 8)
-    assert choice.takes_numba(x, LARGE)
-    assert choice.takes_numba(torch.nn.Parameter(x), LARGE)
-    assert not choice.takes_numba(x, LARGE - 1)
-    assert not choice.takes_numba(x.double(), LARGE)
-    assert not choice.takes_numba(x.bfloat16(), LARGE)
-    assert not choice.takes_numba(x.to("meta"), LARGE)
-    assert not choice.takes_numba(x[:, :0], LARGE)
+    assert dispatch.takes_numba(x, LARGE)
+    assert dispatch.takes_numba(torch.nn.Parameter(x), LARGE)
+    assert not dispatch.takes_numba(x, LARGE - 1)
+    assert not dispatch.takes_numba(x.double(), LARGE)
+    assert not dispatch.takes_numba(x.bfloat16(), LARGE)
+    assert not dispatch.takes_numba(x.to("meta"), LARGE)
+    assert not dispatch.takes_numba(x[:, :0], LARGE)
 
 
 def test_the_environment_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.zeros(4, 8)
     monkeypatch.setenv("SPIKEFORMER_KERNELS", "torch")
-    assert not choice.takes_numba(x, LARGE)
+    assert not dispatch.takes_numba(x, LARGE)
     monkeypatch.setenv("SPIKEFORMER_KERNELS", "numba")
-    assert choice.takes_numba(x, 1)
-    assert choice.takes_numba(x.double(), 1)
-    assert not choice.takes_numba(x.half(), 1)
+    assert dispatch.takes_numba(x, 1)
+    assert dispatch.takes_numba(x.double(), 1)
+    assert not dispatch.takes_numba(x.half(), 1)
     monkeypatch.setenv("SPIKEFORMER_KERNELS", "nmba")
     with pytest.raises(ConfigError, match="auto, torch or numba"):
-        choice.takes_numba(x, 1)
+        dispatch.takes_numba(x, 1)
 
 
 def test_whatever_watches_operations_gets_torch_operations() -> None:
     x = torch.zeros(4, 8)
     with FlopCounterMode(display=False):
-        assert not choice.takes_numba(x, LARGE)
+        assert not dispatch.takes_numba(x, LARGE)
     seen = []
-    torch.func.vmap(lambda row: seen.append(choice.takes_numba(row, LARGE)) or row)(x)
-    torch.func.grad(lambda t: seen.append(choice.takes_numba(t, LARGE)) or t.sum())(x)
+    torch.func.vmap(lambda row: seen.append(dispatch.takes_numba(row, LARGE)) or row)(x)
+    torch.func.grad(lambda t: seen.append(dispatch.takes_numba(t, LARGE)) or t.sum())(x)
     assert seen == [False, False]
 
 
@@ -63,32 +63,32 @@ def broken(*_: Any) -> None:
 def test_a_kernel_that_fails_is_replaced_by_torch_with_one_warning(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from spikeformer_lt.layers.kernels import lif_kernels
+    from spikeformer_lt.layers.kernels import lif
 
     x = torch.rand(4, LARGE) * 2
     monkeypatch.setenv("SPIKEFORMER_KERNELS", "torch")
-    expected = kernels.lif(x, None, 4, LIFParams())
+    expected = dispatch.lif(x, None, 4, LIFParams())
     monkeypatch.delenv("SPIKEFORMER_KERNELS")
-    monkeypatch.setattr(lif_kernels, "forward", broken)
-    monkeypatch.setattr(lif_kernels, "forward_parallel", broken)
+    monkeypatch.setattr(lif, "forward", broken)
+    monkeypatch.setattr(lif, "forward_parallel", broken)
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            for a, b in zip(kernels.lif(x, None, 4, LIFParams()), expected, strict=True):
+            for a, b in zip(dispatch.lif(x, None, 4, LIFParams()), expected, strict=True):
                 assert torch.equal(a, b)
     assert [r.levelname for r in caplog.records] == ["WARNING"]
     assert "OSError: no such kernel" in caplog.text
-    assert not choice.takes_numba(x, LARGE)
+    assert not dispatch.takes_numba(x, LARGE)
 
 
 def test_a_kernel_that_fails_is_an_error_where_numba_was_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from spikeformer_lt.layers.kernels import lif_kernels
+    from spikeformer_lt.layers.kernels import lif
 
-    monkeypatch.setattr(lif_kernels, "forward", broken)
+    monkeypatch.setattr(lif, "forward", broken)
     monkeypatch.setenv("SPIKEFORMER_KERNELS", "numba")
     with pytest.raises(ConfigError, match="no such kernel.*use auto or torch"):
-        kernels.lif(torch.zeros(4, 8), None, 4, LIFParams())
+        dispatch.lif(torch.zeros(4, 8), None, 4, LIFParams())
 
 
 def test_without_numba_torch_runs(
@@ -96,9 +96,9 @@ def test_without_numba_torch_runs(
 ) -> None:
     import sys
 
-    monkeypatch.delitem(sys.modules, "spikeformer_lt.layers.kernels.functions", raising=False)
-    monkeypatch.delattr(kernels, "functions", raising=False)
-    monkeypatch.setitem(sys.modules, "spikeformer_lt.layers.kernels.work", None)
-    spikes, _ = kernels.lif(torch.full((1, LARGE), 1.5), None, 2, LIFParams())
+    monkeypatch.delitem(sys.modules, "spikeformer_lt.layers.kernels.autograd", raising=False)
+    monkeypatch.delattr("spikeformer_lt.layers.kernels.autograd", raising=False)
+    monkeypatch.setitem(sys.modules, "spikeformer_lt.layers.kernels.launch", None)
+    spikes, _ = dispatch.lif(torch.full((1, LARGE), 1.5), None, 2, LIFParams())
     assert spikes.sum() == LARGE
     assert "ModuleNotFoundError" in caplog.text or "ImportError" in caplog.text

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from spikeformer_lt.layers.kernels import dense_kernels as kernels
-from spikeformer_lt.layers.kernels.lanes import BYTES
+from spikeformer_lt.layers.kernels import matmul as kernels
+from spikeformer_lt.layers.kernels.simd import BYTES
 
 LANES = BYTES // 8
 
@@ -16,12 +16,12 @@ def test_parts_write_their_own_rows_only() -> None:
     x = rng.normal(size=(201, LANES))
     gx, gw = np.full((201, LANES), np.nan), np.full((2 * LANES, LANES), np.nan)
     sizes = (LANES, 2 * LANES, 1, LANES)
-    kernels.inputs_back(g.ravel(), w.ravel(), gx.reshape(-1), *sizes, 0, 195)
+    kernels.inputs_back_kernel(g.ravel(), w.ravel(), gx.reshape(-1), *sizes, 0, 195)
     assert not np.isnan(gx[:195]).any() and np.isnan(gx[195:]).all()
-    kernels.inputs_back(g.ravel(), w.ravel(), gx.reshape(-1), *sizes, 195, 201)
+    kernels.inputs_back_kernel(g.ravel(), w.ravel(), gx.reshape(-1), *sizes, 195, 201)
     np.testing.assert_allclose(gx, g @ w, rtol=0, atol=1e-12)
     sizes = (201, 2 * LANES, LANES, 1, LANES)
-    kernels.weights_back(g.ravel(), x.ravel(), gw.reshape(-1), *sizes, LANES, 2 * LANES)
+    kernels.weights_back_kernel(g.ravel(), x.ravel(), gw.reshape(-1), *sizes, LANES, 2 * LANES)
     assert not np.isnan(gw[LANES:]).any() and np.isnan(gw[:LANES]).all()
-    kernels.weights_back(g.ravel(), x.ravel(), gw.reshape(-1), *sizes, 0, LANES)
+    kernels.weights_back_kernel(g.ravel(), x.ravel(), gw.reshape(-1), *sizes, 0, LANES)
     np.testing.assert_allclose(gw, g.T @ x, rtol=0, atol=1e-12)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from spikeformer_lt.layers import kernels
-from spikeformer_lt.layers.kernels import LIFParams, choice
+from spikeformer_lt.layers.kernels import dispatch
+from spikeformer_lt.layers.kernels.reference import LIFParams
 
 Both = Callable[[Callable[[], Any]], tuple[Any, Any]]
 T, ROWS, C = 3, 5, 4
@@ -25,18 +25,18 @@ def leaves() -> list[Tensor]:
 
 def spikes_of(inputs: list[Tensor]) -> Tensor:
     x, weight, bias = inputs
-    fused = kernels.norm_lif(x, weight, bias, None, 1e-5, None, T, LIFParams())
+    fused = dispatch.norm_lif(x, weight, bias, None, 1e-5, None, T, LIFParams())
     if fused is not None:
         return fused[0]
     rows = torch.nn.functional.batch_norm(x.reshape(-1, C), None, None, weight, bias, True)
-    return kernels.lif(rows.reshape(x.shape), None, T, LIFParams())[0]
+    return dispatch.lif(rows.reshape(x.shape), None, T, LIFParams())[0]
 
 
 def test_second_derivatives_equal_those_of_torch(by_both: Both) -> None:
     def run() -> tuple[Tensor, ...]:
         inputs = leaves()
         spikes = spikes_of(inputs)
-        spikes = spikes + kernels.lif(inputs[0], None, T, LIFParams())[0]
+        spikes = spikes + dispatch.lif(inputs[0], None, T, LIFParams())[0]
         first = torch.autograd.grad(spikes.square().sum(), inputs, create_graph=True)
         return torch.autograd.grad(sum(g.square().sum() for g in first), inputs)
 
@@ -48,13 +48,13 @@ def test_second_derivatives_equal_those_of_torch(by_both: Both) -> None:
 def test_a_backward_kernel_that_fails_is_replaced_by_torch(
     monkeypatch: pytest.MonkeyPatch, by_both: Both, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from spikeformer_lt.layers.kernels import lif_kernels
+    from spikeformer_lt.layers.kernels import lif
 
     def broken(*_: Any) -> None:
         raise OSError("no such kernel")
 
-    monkeypatch.setattr(choice, "_broken", False)
-    monkeypatch.setattr(lif_kernels, "backward", broken)
+    monkeypatch.setattr(dispatch, "_broken", False)
+    monkeypatch.setattr(lif, "backward", broken)
 
     def run() -> tuple[Tensor, ...]:
         inputs = leaves()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numba.core.codegen import get_host_cpu_features
 
-from spikeformer_lt.layers.kernels.lanes import BYTES, gather, load, load_if, scatter, store
+from spikeformer_lt.layers.kernels.simd import BYTES, gather, load, load_if, scatter, store
 
 
 @numba.njit

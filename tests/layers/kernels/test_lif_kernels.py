@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from spikeformer_lt.layers import kernels
-from spikeformer_lt.layers.kernels import LIFParams
+from spikeformer_lt.layers.kernels import dispatch
+from spikeformer_lt.layers.kernels.reference import LIFParams
 
 Both = Callable[[Callable[[], Any]], tuple[Any, Any]]
 
@@ -29,7 +29,7 @@ def test_spikes_voltage_and_gradient_equal_the_loop(
 
     def run() -> tuple[torch.Tensor, ...]:
         leaf = x.clone().requires_grad_()
-        spikes, last = kernels.lif(leaf, v, steps, params)
+        spikes, last = dispatch.lif(leaf, v, steps, params)
         return spikes, last, *torch.autograd.grad(spikes, leaf, weight)
 
     (spikes, last, gradient), (spikes_k, last_k, gradient_k) = by_both(run)
@@ -45,7 +45,7 @@ def test_float32_spikes_equal_the_loop_to_the_bit_on_any_number_of_threads(by_bo
 
     def run() -> tuple[torch.Tensor, ...]:
         leaf = x.clone().requires_grad_()
-        spikes, last = kernels.lif(leaf, None, 5, LIFParams(tau=1.7))
+        spikes, last = dispatch.lif(leaf, None, 5, LIFParams(tau=1.7))
         return spikes, last, *torch.autograd.grad(spikes, leaf, weight)
 
     threads = torch.get_num_threads()
@@ -71,7 +71,7 @@ def test_not_a_number_stays_one(by_both: Both) -> None:
 
     def run() -> tuple[torch.Tensor, ...]:
         leaf = x.clone().requires_grad_()
-        spikes, last = kernels.lif(leaf, None, 4, LIFParams())
+        spikes, last = dispatch.lif(leaf, None, 4, LIFParams())
         return spikes, last, *torch.autograd.grad(spikes.sum(), leaf)
 
     for expected, got in zip(*by_both(run), strict=True):
@@ -83,7 +83,7 @@ def test_not_a_number_stays_one(by_both: Both) -> None:
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="reads x86 instructions")
 def test_the_loops_over_four_steps_are_vector_code() -> None:
-    from spikeformer_lt.layers.kernels import lif_kernels
+    from spikeformer_lt.layers.kernels import lif
 
     n = 64
     x = np.ones(4 * n, np.float32)
@@ -96,7 +96,7 @@ def test_the_loops_over_four_steps_are_vector_code() -> None:
         ),
     }
     for name, arguments in calls.items():
-        kernel = numba.njit(error_model="numpy")(getattr(lif_kernels, name).py_func)
+        kernel = numba.njit(error_model="numpy")(getattr(lif, name).py_func)
         kernel(*arguments)
         (assembly,) = kernel.inspect_asm().values()
         divisions = re.findall(r"\bv?divps\b.*", assembly)  # by tau: one a step

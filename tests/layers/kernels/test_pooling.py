@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from spikeformer_lt.layers import kernels
-from spikeformer_lt.layers.kernels.pooling import PoolFunction, pool
+from spikeformer_lt.layers.kernels import dispatch
+from spikeformer_lt.layers.kernels.pool import PoolFunction, pool
 from spikeformer_lt.layers.units import ConvUnit
 
 SIZES = [(8, 8), (7, 9), (1, 3)]
@@ -54,7 +54,7 @@ def test_ties_go_to_the_first_place_as_in_torch(monkeypatch: pytest.MonkeyPatch)
         x = torch.rand(2, 2, *size, 3).lt(0.5).double().requires_grad_()
         g = torch.randn(pool(x).shape, dtype=torch.float64)
         (wanted,) = torch.autograd.grad(pool(x), x, g)
-        out = kernels.pool(x)
+        out = dispatch.pool(x)
         assert out is not None and torch.equal(out, pool(x))
         torch.testing.assert_close(torch.autograd.grad(out, x, g)[0], wanted, rtol=0, atol=1e-14)
 
@@ -83,4 +83,4 @@ def test_a_pool_keeps_a_byte_an_output(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_numba_torch_pools(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPIKEFORMER_KERNELS", "torch")
-    assert kernels.pool(torch.randn(2, 2, 8, 8, 4)) is None
+    assert dispatch.pool(torch.randn(2, 2, 8, 8, 4)) is None

@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spikeformer_lt.layers.kernels.lanes import BYTES
-from spikeformer_lt.layers.kernels.tiles import down, panel_vectors, straight
-from spikeformer_lt.layers.kernels.vector import outer
+from spikeformer_lt.layers.kernels.jit import outer
+from spikeformer_lt.layers.kernels.simd import BYTES, down, panel_vectors, straight
 
 LANES = BYTES // 8
 WIDTHS = range(1, 5 if BYTES == 64 else 3)
@@ -71,7 +70,7 @@ def test_the_kernels_hold_for_registers_of_32_bytes(tmp_path: Path) -> None:
     files = [str(here / f"test_{name}.py") for name in names]
     old = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma,+sse4.2"}
     env = {**os.environ, **old, "NUMBA_CACHE_DIR": str(tmp_path)}
-    check = "from spikeformer_lt.layers.kernels.lanes import BYTES; assert BYTES == 32"
+    check = "from spikeformer_lt.layers.kernels.simd import BYTES; assert BYTES == 32"
     subprocess.run([sys.executable, "-c", check], env=env, check=True)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", *files]
     done = subprocess.run(command, env=env, capture_output=True, text=True)

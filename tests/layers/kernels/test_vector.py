@@ -10,13 +10,13 @@ import numba
 import numpy as np
 import pytest
 
-from spikeformer_lt.layers.kernels import fused_kernels, vector
+from spikeformer_lt.layers.kernels import jit, matmul
 
 
 @numba.njit
 def _slopes(u, out, sigmoid, a, b, one):
     for i in range(u.size):
-        out[i] = vector.slope(u[i], sigmoid, a, b, one)
+        out[i] = jit.slope(u[i], sigmoid, a, b, one)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -53,7 +53,7 @@ def test_without_a_folder_for_the_cache_kernels_are_still_compiled(
 
     monkeypatch.setattr(numba, "njit", njit)
     with caplog.at_level(logging.INFO):
-        double = vector.outer()(lambda x: 2 * x)
+        double = jit.outer()(lambda x: 2 * x)
     assert double(21) == 42
     assert "no locator" in caplog.text
 
@@ -61,10 +61,10 @@ def test_without_a_folder_for_the_cache_kernels_are_still_compiled(
 def test_a_cached_kernel_is_renewed_with_any_source_that_is_inlined_into_it(tmp_path: Path) -> None:
     for name in ("kernels.py", "tiles.py", "plain.py"):
         (tmp_path / name).write_text("" if name == "plain.py" else "@inner()\ndef a(): ...\n")
-    before = vector.stamp(tmp_path)
+    before = jit.stamp(tmp_path)
     (tmp_path / "plain.py").write_text("a = 1\n")
-    assert vector.stamp(tmp_path) == before, "compiled anew without need"
+    assert jit.stamp(tmp_path) == before, "compiled anew without need"
     (tmp_path / "tiles.py").write_text("@inner()\ndef b(): ...\n")
-    assert vector.stamp(tmp_path) != before
-    here = vector.stamp(Path(vector.__file__).parent)
-    assert fused_kernels.linear_lif.py_func.__qualname__.endswith(here)
+    assert jit.stamp(tmp_path) != before
+    here = jit.stamp(Path(jit.__file__).parent)
+    assert matmul.linear_lif_kernel.py_func.__qualname__.endswith(here)

@@ -9,15 +9,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from spikeformer_lt.layers import kernels
-from spikeformer_lt.layers.kernels import winograd
+from spikeformer_lt.layers.kernels import dispatch, winograd
 
 Pair = Callable[[Callable[[], Any]], tuple[Any, Any]]
 SHAPES = [((2, 3, 8, 8, 16), 48), ((1, 2, 5, 11, 32), 16), ((4, 1, 2, 3, 16), 64)]
 
 
 def conv(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    found = kernels.conv(rows, weight)
+    found = dispatch.conv(rows, weight)
     return winograd.direct(rows, weight) if found is None else found
 
 
@@ -82,14 +81,14 @@ def test_float32_keeps_five_digits_of_the_largest_value(by_both: Pair) -> None:
 def test_removed_filters_stay_silent_and_the_same_input_gives_the_same_bits() -> None:
     rows, weight = torch.randn(1, 8, 16, 16, 32), torch.randn(32, 32, 3, 3)
     weight[3] = 0
-    first = kernels.conv(rows, weight)
+    first = dispatch.conv(rows, weight)
     assert first is not None and not first[..., 3].any()
-    assert torch.equal(first, kernels.conv(rows, weight))
+    assert torch.equal(first, dispatch.conv(rows, weight))
 
 
 def test_it_steps_aside_where_it_does_not_fit_or_pay(monkeypatch: pytest.MonkeyPatch) -> None:
     large, weight = torch.randn(4, 8, 16, 16, 16), torch.randn(16, 16, 3, 3)
-    assert kernels.takes_conv(large, weight)
+    assert dispatch.takes_conv(large, weight)
     few = torch.randn(1, 1, 16, 16, 16)
     refused = [
         (few, weight),  # 16 tiles
@@ -101,12 +100,12 @@ def test_it_steps_aside_where_it_does_not_fit_or_pay(monkeypatch: pytest.MonkeyP
         (large.double(), weight.double()),  # float64 is torch's own unless it is asked for
     ]
     for rows, w in refused:
-        assert not kernels.takes_conv(rows, w)
-        assert kernels.conv(rows, w) is None
+        assert not dispatch.takes_conv(rows, w)
+        assert dispatch.conv(rows, w) is None
     monkeypatch.setenv("SPIKEFORMER_KERNELS", "numba")
-    assert kernels.takes_conv(few, weight) and kernels.takes_conv(*refused[-1])
+    assert dispatch.takes_conv(few, weight) and dispatch.takes_conv(*refused[-1])
     monkeypatch.setenv("SPIKEFORMER_KERNELS", "torch")
-    assert not kernels.takes_conv(large, weight)
+    assert not dispatch.takes_conv(large, weight)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 4, 7, 16, 64])

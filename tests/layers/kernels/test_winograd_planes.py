@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from spikeformer_lt.layers.kernels.lanes import BYTES
-from spikeformer_lt.layers.kernels.vector import outer
-from spikeformer_lt.layers.kernels.winograd_planes import (
+from spikeformer_lt.layers.kernels.jit import outer
+from spikeformer_lt.layers.kernels.simd import BYTES
+from spikeformer_lt.layers.kernels.winograd import (
     column_back,
     data_in,
     grad_in,

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from spikeformer_lt.layers import kernels
-from spikeformer_lt.layers.kernels import LIFParams, work
+from spikeformer_lt.layers.kernels import dispatch, launch
+from spikeformer_lt.layers.kernels.reference import LIFParams
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_new_tensors_are_aligned_and_of_the_shape_asked_for(dtype: torch.dtype) -> None:
     like = torch.zeros(2, dtype=dtype)
     for shape in ((3, 5), (2, 1 << 20), (0, 4), ()):
-        made = work.new(like, shape)
+        made = launch.new(like, shape)
         assert made.shape == shape
         assert made.dtype == dtype
         assert made.is_contiguous()
@@ -26,7 +26,7 @@ def test_new_tensors_are_aligned_and_of_the_shape_asked_for(dtype: torch.dtype) 
 
 @pytest.mark.parametrize(("n", "width"), [(1, 4), (100, 7), (4096, 4096), (10**6, 3000)])
 def test_parts_cover_everything_once_in_whole_blocks(n: int, width: int) -> None:
-    cuts = work.cut(n, 10 * n, width)
+    cuts = launch.cut(n, 10 * n, width)
     assert cuts[0] == 0
     assert cuts[-1] == n
     assert (np.diff(cuts) > 0).all()
@@ -35,7 +35,7 @@ def test_parts_cover_everything_once_in_whole_blocks(n: int, width: int) -> None
 
 
 def test_little_work_wakes_no_threads() -> None:
-    assert work.cut(1000, 4000, 256).size == 2
+    assert launch.cut(1000, 4000, 256).size == 2
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -46,9 +46,9 @@ def test_a_forked_process_runs_the_kernels_without_threads(
     monkeypatch.setenv("SPIKEFORMER_KERNELS", "numba")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     x = torch.full((1, 1 << 17), 1.5)
-    expected = kernels.lif(x, None, 2, LIFParams())[0].numpy()
+    expected = dispatch.lif(x, None, 2, LIFParams())[0].numpy()
     child = os.fork()
     if child == 0:
-        got = kernels.lif(x, None, 2, LIFParams())[0].numpy()
+        got = dispatch.lif(x, None, 2, LIFParams())[0].numpy()
         os._exit(0 if np.array_equal(got, expected) else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -1,0 +1,57 @@
+"""Deep imports that README and docs printed at version 0.1.0.dev0 and that have moved since.
+
+Each still works and says where the name is now. Nothing else of the old paths is kept.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+PACKAGE = __name__.rpartition(".")[0]
+MOVED = {
+    "layers.cnn_units": {"ConvLayer": "layers.units"},
+    "plugins": {"use_plugins": "registry"},
+    "reports.run_report": {"write_report": "reports.run_page"},
+    "tickets.rebuild": {"model_from_ticket": "tickets.surgery"},
+    "training.settings": {"TrainConfig": "training.options"},
+}
+"""Old module -> name -> the module that has it now."""
+
+
+class OldModules(MetaPathFinder, Loader):
+    """Makes a vanished module of `MOVED` when it is imported."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Take the modules of the table and no other."""
+        old = fullname.removeprefix(f"{PACKAGE}.")
+        return ModuleSpec(fullname, self) if fullname != old and old in MOVED else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Give the module its old names, each with a warning at its first use."""
+        names = MOVED[module.__name__.removeprefix(f"{PACKAGE}.")]
+
+        def find(name: str) -> Any:
+            if name not in names:
+                raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
+            home = f"{PACKAGE}.{names[name]}"
+            warnings.warn(
+                f"{module.__name__}.{name} is now {home}.{name}", DeprecationWarning, stacklevel=2
+            )
+            return getattr(importlib.import_module(home), name)
+
+        vars(module).update(__getattr__=find, __all__=list(names))
+
+
+def keep_old_imports() -> None:
+    """Let the imports of `MOVED` work; once a process."""
+    if not any(isinstance(finder, OldModules) for finder in sys.meta_path):
+        sys.meta_path.append(OldModules())

@@ -1,0 +1,559 @@
+"""Files and folders: names that stay inside the output folder, files that appear all at once.
+
+The door for text that people and programs hand in: JSON, YAML and cells of a CSV.
+
+Both readers give plain dicts, lists, strings, numbers, booleans and None, and nothing else.
+
+Strict JSON out: what is written can be read by any reader and comes back as it was.
+
+The one door for tensors on disk: safetensors files with a format version and checksums.
+
+safetensors alone accepts a file with a flipped bit. Here every tensor, the table of tensors and the
+metadata are hashed, and nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from spikeformer_lt.errors import CheckpointError, ConfigError, SpikeformerError, shown
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = [
+    "DEPTH_LIMIT",
+    "FILE_LIMIT",
+    "HEADER_LIMIT",
+    "KEY",
+    "NAME_LIMIT",
+    "VERSION",
+    "content_kind",
+    "csv_cell",
+    "dump_json",
+    "free_bytes",
+    "parse_json",
+    "parse_yaml",
+    "read_mapping",
+    "read_tensors",
+    "safe_name",
+    "sha256_of",
+    "sync_folder",
+    "write_atomic",
+    "write_tensors",
+]
+
+NAME_LIMIT = 100  # characters; file systems allow 255 bytes and we append to names
+_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # Windows
+
+
+def safe_name(text: str) -> str:
+    """Turn any text into one file name: no separator, no leading dot, no control character.
+
+    A text that already is such a name comes back unchanged. Any other is cleaned and gets eight
+    hex digits of its hash, so that two texts never share a name.
+    """
+    clean = re.sub(r"[^A-Za-z0-9._+=-]+", "_", text).lstrip(".-=+")[:NAME_LIMIT].rstrip("._")
+    if _DEVICES.fullmatch(clean):
+        clean = f"_{clean}"
+    if clean == text and clean:
+        return clean
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return f"{clean[: NAME_LIMIT - 9] or 'unnamed'}-{digest}"
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in `folder` survive a power cut; a no-op where the system cannot."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def write_atomic(
+    path: str | Path, data: bytes, error: type[SpikeformerError] = CheckpointError
+) -> None:
+    """Write a file so that a reader sees the old content or the new one, never a part.
+
+    Args:
+        path: the file; its folder is made if missing.
+        data: the whole content.
+        error: class of the exception for a full disk, a read-only folder and the like.
+
+    Raises:
+        SpikeformerError: (as `error`) with path, bytes needed and bytes free; the previous file is
+            untouched.
+    """
+    path = Path(path)
+    stage = path.with_name(f".{path.name[:NAME_LIMIT]}.tmp-{uuid.uuid4().hex[:12]}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(stage, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(stage, path)
+        except BaseException:
+            stage.unlink(missing_ok=True)
+            raise
+    except OSError as fault:
+        raise error(
+            f"cannot write {shown(str(path), 300)}: {fault.strerror or fault}; {len(data)} bytes "
+            f"needed, {free_bytes(path.parent)} free; the previous file, if any, is untouched"
+        ) from fault
+    sync_folder(path.parent)
+
+
+def free_bytes(folder: Path) -> int | str:
+    """Return the bytes free on the disk of `folder`, or "unknown" if that cannot be asked."""
+    for place in (folder, *folder.parents):
+        with contextlib.suppress(OSError):
+            return shutil.disk_usage(place).free
+    return "unknown"
+
+
+def sha256_of(path: str | Path) -> str:
+    """Return the sha256 of a file's content as 64 hex digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+FILE_LIMIT = 1_000_000  # bytes; a configuration of ours has a few thousand
+DEPTH_LIMIT = 50  # nesting; ours has three levels
+
+
+def parse_json(text: str, source: str, error: type[SpikeformerError] = ConfigError) -> Any:
+    """Parse strict JSON: a repeated key is refused.
+
+    Args:
+        text: the document.
+        source: the file's name, for messages.
+        error: class of the exception.
+
+    Raises:
+        SpikeformerError: (as `error`) not JSON, a repeated key, or nested too deeply.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in found:
+                raise error(f"{source}: the key {shown(key)} is there twice; keep one")
+            found[key] = value
+        return found
+
+    try:
+        return json.loads(text, object_pairs_hook=unique)
+    except json.JSONDecodeError as fault:
+        raise error(f"{source}, line {fault.lineno}: not JSON: {fault.msg}") from None
+    except RecursionError:
+        raise error(f"{source}: JSON nested too deeply") from None
+    except SpikeformerError:
+        raise
+    except ValueError as fault:  # a number of more digits than Python converts
+        raise error(f"{source}: not JSON: {fault}") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain scalars by YAML 1.2's core rules: 1e-3 is a number, `off` and 2026-11-21 are words."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (the base class's protocol)
+
+
+_TAG = "tag:yaml.org,2002:"
+for _kind, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", [*"~nN", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", [*"tTfF"]),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", [*"-+0123456789"]),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        [*"-+.0123456789"],
+    ),
+):
+    _Loader.add_implicit_resolver(_TAG + _kind, re.compile(rf"^(?:{_pattern})$"), _first)
+_Loader.add_constructor(_TAG + "bool", lambda _, node: node.value.lower() == "true")
+_Loader.add_constructor(
+    _TAG + "int",
+    lambda _, node: int(node.value, 0 if node.value[:2] in ("0o", "0x") else 10),
+)
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """Parse plain YAML: no tag, no anchor or alias, no tab, no repeated key, one document.
+
+    Args:
+        text: the document.
+        source: the file's name, for messages.
+
+    Raises:
+        ConfigError: any of the above, or not YAML; the message has the line.
+    """
+    for number, line in enumerate(text.splitlines(), start=1):
+        if "\t" in line:
+            raise ConfigError(f"{source}, line {number}: a tab; indent with spaces")
+    try:
+        # Events come before anything is expanded, so that a bomb is refused while it is small.
+        _refuse_risky_events(text, source)
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                return None
+            _refuse_repeated_keys(node, loader, source)
+            return loader.construct_document(node)
+        finally:
+            loader.dispose()
+    except yaml.MarkedYAMLError as fault:
+        mark = fault.problem_mark or fault.context_mark
+        where = f", line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{source}{where}: not YAML: {fault.problem or fault.context}") from None
+    except SpikeformerError:
+        raise
+    except (yaml.YAMLError, RecursionError, ValueError) as fault:
+        raise ConfigError(f"{source}: not YAML: {shown(str(fault), 200)}") from None
+
+
+def _refuse_risky_events(text: str, source: str) -> None:
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        what = ""
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+            what = "an anchor or alias (& or *); write the value out"
+        elif tag := getattr(event, "tag", None):
+            what = f"the tag {shown(tag)}; only plain values are allowed"
+        elif isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            what = f"nested deeper than {DEPTH_LIMIT} levels" if depth > DEPTH_LIMIT else ""
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if what:
+            line = event.start_mark.line + 1 if event.start_mark else "?"
+            raise ConfigError(f"{source}, line {line}: {what}")
+
+
+def _refuse_repeated_keys(root: yaml.Node, loader: _Loader, source: str) -> None:
+    waiting = [root]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+        elif isinstance(node, yaml.MappingNode):
+            seen: dict[Any, int] = {}
+            for key_node, value_node in node.value:
+                line = key_node.start_mark.line + 1
+                if not isinstance(key_node, yaml.ScalarNode):
+                    raise ConfigError(f"{source}, line {line}: a key must be one plain word")
+                key = loader.construct_object(key_node)
+                if key in seen:
+                    raise ConfigError(
+                        f"{source}, line {line}: the key {shown(key)} is there twice "
+                        f"(first in line {seen[key]}); keep one"
+                    )
+                seen[key] = line
+                waiting.append(value_node)
+
+
+def read_mapping(path: str | Path) -> dict[str, Any]:
+    """Read a ``.yaml``, ``.yml`` or ``.json`` file whose top level is a mapping.
+
+    Raises:
+        ConfigError: missing, unreadable, too large, of another kind, or malformed.
+    """
+    path = Path(path)
+    name = shown(str(path), 300)
+    parsers = {".json": parse_json, ".yaml": parse_yaml, ".yml": parse_yaml}
+    parser = parsers.get(path.suffix.lower())
+    if parser is None:
+        raise ConfigError(f"{name}: the name must end in {', '.join(parsers)}")
+    try:
+        with open(path, "rb") as file:
+            data = file.read(FILE_LIMIT + 1)
+    except OSError as fault:
+        raise ConfigError(f"cannot read {name}: {fault.strerror or fault}") from None
+    if len(data) > FILE_LIMIT:
+        raise ConfigError(f"{name}: longer than {FILE_LIMIT} bytes; that is no configuration")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as fault:
+        raise ConfigError(f"{name}: not UTF-8 text (byte {fault.start})") from None
+    found = parser(text, name)
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise ConfigError(f"{name}: the top level must be 'key: value' lines, not {shown(found)}")
+    return found
+
+
+def csv_cell(value: object) -> str:
+    """Return `value` as the text of one CSV cell on one line that no spreadsheet will execute.
+
+    Numbers stay as they are. A text that begins like a formula (= + - @) gets a leading
+    apostrophe, and control characters are escaped. Quoting of commas is left to the csv module.
+    """
+    if value is None:
+        return ""
+    if isinstance(value, bool | int | float):
+        return repr(value)
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(value))
+    return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) else text
+
+
+def dump_json(
+    value: object, where: str, error: type[SpikeformerError], indent: int | None = None
+) -> str:
+    """Return `value` as JSON text.
+
+    Args:
+        value: mappings with text keys, lists, tuples (which come back as lists), text, booleans,
+            None, integers and finite floats.
+        where: name of `value` in messages.
+        error: class of the exception.
+        indent: spaces a level; None for one line.
+
+    Raises:
+        SpikeformerError: (as `error`) anything else, a NaN or an infinity, with its place.
+    """
+    _refuse_odd(value, where, error)
+    return json.dumps(value, indent=indent)
+
+
+def _refuse_odd(value: object, where: str, error: type[SpikeformerError]) -> None:
+    if isinstance(value, Mapping):
+        if type(value) is not dict:
+            raise error(f"{where} is a {type(value).__name__}; allowed is a plain dict")
+        for key, member in value.items():
+            if not isinstance(key, str):
+                raise error(f"{where} has the key {shown(key)}; keys must be text")
+            _refuse_odd(member, f"{where}.{shown(key)[1:-1]}", error)
+    elif isinstance(value, list | tuple):
+        for index, member in enumerate(value):
+            _refuse_odd(member, f"{where}[{index}]", error)
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            raise error(f"{where} is {value}; allowed are finite numbers, and None for 'no value'")
+    elif value is not None and not isinstance(value, str | int):
+        raise error(
+            f"{where} is {shown(value)} of type {type(value).__name__}; allowed are None, numbers, "
+            "text, lists and dicts; convert it first"
+        )
+
+
+KEY = "spikeformer_lt"  # of our one entry in the header: safetensors writes several in any order
+VERSION = 1
+HEADER_LIMIT = 100_000_000  # bytes; safetensors' own limit
+_CONVERT = "convert it with: python recipes/convert.py --source FILE --model NAME --out DIR"
+
+
+def write_tensors(
+    path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None
+) -> None:
+    """Write tensors and JSON metadata to one file, atomically.
+
+    Args:
+        path: the file; its folder is made if missing.
+        tensors: any names, any dense dtype; tensors that share memory are written one by one.
+        metadata: values that JSON can hold; lists come back for tuples.
+
+    Raises:
+        CheckpointError: a value that cannot be stored (named), or a disk that refuses.
+    """
+    import safetensors.torch
+
+    where = shown(str(path), 300)
+    stored: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, tensor in tensors.items():
+        if not isinstance(name, str) or name == "__metadata__":
+            raise CheckpointError(f"{where}: {shown(name)} cannot be the name of a tensor")
+        stored[name] = _plain(tensor, name, where)
+        storage = stored[name].untyped_storage().data_ptr()
+        if storage in storages:
+            stored[name] = stored[name].clone()
+        storages.add(storage)
+    body = _checked(metadata or {}, where)
+    hashes = {name: _tensor_sha256(tensor) for name, tensor in stored.items()}
+    own = {
+        "format_version": VERSION,
+        "metadata": body,
+        "sha256": hashes,
+        "seal": _seal(body, hashes),
+    }
+    try:
+        data = safetensors.torch.save(stored, metadata={KEY: json.dumps(own)})
+    except (RuntimeError, ValueError, KeyError, safetensors.SafetensorError) as fault:
+        raise CheckpointError(f"{where}: cannot be written: {shown(str(fault), 300)}") from None
+    write_atomic(path, data)
+
+
+def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read and verify a file of `write_tensors`.
+
+    Returns:
+        Tensors on the CPU in the order they were given to `write_tensors`, and the metadata.
+
+    Raises:
+        CheckpointError: every fault, with the file, the tensor if it is one tensor, and what the
+            file is if it is none of ours.
+    """
+    import safetensors
+    import safetensors.torch
+
+    where = shown(str(path), 300)
+    try:
+        data = Path(path).read_bytes()
+    except OSError as fault:
+        raise CheckpointError(f"cannot read {where}: {fault.strerror or fault}") from None
+    header = _header(data, where)
+    body, hashes = _verified_metadata(header, where)
+    try:
+        loaded = safetensors.torch.load(data)
+    except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError, TypeError) as fault:
+        raise CheckpointError(f"{where}: damaged: {shown(str(fault), 300)}") from None
+    if loaded.keys() != hashes.keys():
+        odd = sorted(loaded.keys() ^ hashes.keys())
+        raise CheckpointError(f"{where}: damaged: no matching checksum for tensor {shown(odd[0])}")
+    for name, expected in hashes.items():
+        found = _tensor_sha256(loaded[name])
+        if found != expected:
+            raise CheckpointError(
+                f"{where}: damaged: tensor {shown(name)} has sha256 {found[:12]}..., "
+                f"{expected[:12]}... was written; restore the file from a copy"
+            )
+    return {name: loaded[name] for name in hashes}, body
+
+
+def content_kind(head: bytes) -> str:
+    """Say in words what a file with these first bytes is, if it is not a safetensors file."""
+    start = head.lstrip()[:64].lower()
+    if not head:
+        return "an empty file (0 bytes)"
+    if head.startswith(b"PK\x03\x04"):
+        return f"a zip archive (torch.save writes such files, with a pickle inside); {_CONVERT}"
+    if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05":
+        return f"a pickle, which could run code and is never loaded; {_CONVERT}"
+    if start.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml")):
+        return "an HTML or XML page, probably a failed download; download it again"
+    if start.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer; fetch the content with: git lfs pull"
+    for magic, kind in (
+        (b"\x1f\x8b", "a gzip archive"),
+        (b"\x93NUMPY", "a NumPy array"),
+        (b"\x89HDF", "an HDF5 file"),
+        (b"\x89PNG", "a PNG image"),
+        (b"7z\xbc\xaf", "a 7z archive"),
+    ):
+        if head.startswith(magic):
+            return kind
+    if head[257:262] == b"ustar":
+        return "a tar archive"
+    if all(32 <= byte < 127 or byte in b"\t\n\r\f" for byte in head[:512]):
+        return "a text file"
+    return f"unknown binary data (it begins with {head[:8].hex(' ')})"
+
+
+def _header(data: bytes, where: str) -> dict[str, Any]:
+    """Return the parsed header after checking every length against the file's size."""
+    length = int.from_bytes(data[:8], "little")
+    if len(data) < 9 or data[8:9] != b"{" or length > HEADER_LIMIT:
+        short = "" if len(data) >= 9 or not data else f" of {len(data)} bytes, perhaps truncated"
+        raise CheckpointError(
+            f"{where}: not a safetensors file but {content_kind(data[:1024])}{short}"
+        )
+    if 8 + length > len(data):
+        raise CheckpointError(
+            f"{where}: truncated: {8 + length} bytes of header announced, {len(data)} bytes there"
+        )
+    try:
+        text = data[8 : 8 + length].decode("utf-8")
+    except UnicodeDecodeError:
+        raise CheckpointError(f"{where}: damaged: its header is not UTF-8 text") from None
+    header = parse_json(text, f"{where}: damaged header", CheckpointError)
+    ends = [0]
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        span = entry.get("data_offsets") if isinstance(entry, dict) else None
+        if not isinstance(span, list) or len(span) != 2 or any(type(s) is not int for s in span):
+            raise CheckpointError(f"{where}: damaged: tensor {shown(name)} has no data_offsets")
+        ends.append(span[1])
+    expected = 8 + length + max(ends)
+    if expected != len(data):
+        word = "truncated" if len(data) < expected else "damaged"
+        raise CheckpointError(
+            f"{where}: {word}: {expected} bytes expected, {len(data)} bytes there"
+        )
+    return dict(header)
+
+
+def _verified_metadata(header: dict[str, Any], where: str) -> tuple[dict[str, Any], dict[str, str]]:
+    entries = header.get("__metadata__")
+    text = entries.get(KEY) if isinstance(entries, dict) else None
+    if not isinstance(text, str):
+        raise CheckpointError(
+            f"{where}: a safetensors file that spikeformer_lt did not write, or one with a damaged "
+            f"header; {_CONVERT}"
+        )
+    own = parse_json(text, f"{where}: damaged metadata", CheckpointError)
+    version = own.get("format_version") if isinstance(own, dict) else None
+    if type(version) is not int or version != VERSION:
+        newer = type(version) is int and version > VERSION
+        advice = "install a newer spikeformer_lt" if newer else "the header is damaged"
+        raise CheckpointError(
+            f"{where}: found format v{shown(version)}, supports <= v{VERSION}; {advice}"
+        )
+    body, hashes = own.get("metadata"), own.get("sha256")
+    if not (isinstance(body, dict) and isinstance(hashes, dict)):
+        raise CheckpointError(f"{where}: damaged: no metadata or no checksums")
+    if _seal(body, hashes) != own.get("seal"):
+        raise CheckpointError(f"{where}: damaged: metadata and its checksum differ")
+    return body, hashes
+
+
+def _seal(body: Mapping[str, Any], hashes: Mapping[str, str]) -> str:
+    return hashlib.sha256(json.dumps([body, list(hashes.items())]).encode("ascii")).hexdigest()
+
+
+def _checked(metadata: Mapping[str, Any], where: str) -> dict[str, Any]:
+    for key, value in metadata.items():
+        try:
+            json.dumps({key: value})
+        except (TypeError, ValueError, RecursionError) as fault:
+            raise CheckpointError(f"{where}: metadata {shown(key)} is not JSON: {fault}") from None
+    return dict(metadata)
+
+
+def _plain(tensor: Tensor, name: str, where: str) -> Tensor:
+    import torch
+
+    if not isinstance(tensor, torch.Tensor) or tensor.layout is not torch.strided:
+        kind = getattr(tensor, "layout", type(tensor).__name__)
+        raise CheckpointError(f"{where}: {shown(name)} is no dense tensor but {kind}")
+    if tensor.is_meta or tensor.is_quantized:
+        raise CheckpointError(f"{where}: tensor {shown(name)} has no plain values to store")
+    return tensor.detach().to("cpu").resolve_conj().resolve_neg().contiguous()
+
+
+def _tensor_sha256(tensor: Tensor) -> str:
+    """Hash dtype, shape and bytes of a contiguous CPU tensor."""
+    import torch
+
+    digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}\n".encode())
+    if tensor.numel():
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

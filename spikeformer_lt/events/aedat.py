@@ -1,0 +1,268 @@
+"""AEDAT 2.0 files of a DVS128 camera, as jAER writes them: the form of the original CIFAR10-DVS.
+
+After lines with a #, events of 8 bytes, big-endian: an address and a time in microseconds.
+
+Source: inivation's description of AEDAT 2.0; address bits of the DVS128: 0 polarity, 1-7 column,
+8-14 row, 15 set for what is no pixel (a sync pulse).
+
+AEDAT 3.1 files: packets of typed events, the form of the original DVS128 Gesture.
+
+Source: inivation's description of AEDAT 3.1. A packet has a header of 28 bytes, little-endian, and
+then its events; those of type 1 are of pixels, 8 bytes each: data (bit 0 valid, 1 polarity, 2-16
+row, 17-31 column) and 31 bits of microseconds, whose restarts the header counts.
+
+AEDAT 4 files, through the optional package aedat: the form of tonic's CIFAR10-DVS.
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spikeformer_lt.disk import content_kind
+from spikeformer_lt.errors import DataError, shown
+from spikeformer_lt.events.recording import (
+    EVENTS,
+    Clock,
+    Events,
+    Raw,
+    name_of,
+    opened,
+    read_comments,
+    read_exactly,
+)
+
+SIDE = 128  # pixels of the camera
+_WORDS = np.dtype([("address", ">u4"), ("clock", ">u4")])
+_CHUNK = 1 << 16  # events read at once
+
+
+def read_aedat2(path: str | Path) -> Raw:
+    """Read a DVS128 recording: x, y and polarity as the address bits have them.
+
+    The camera's own column counts from the right, and its polarity bit is 1 for darker; what a set
+    calls up, right and on is the set's to say (see `as_cifar10_dvs`).
+
+    Args:
+        path: the file. Memory stays below three times its size.
+
+    Returns:
+        `EVENTS`; pulses that are no pixel are counted as "special".
+
+    Raises:
+        DataError: not AEDAT 2, a cut event, or addresses of another camera.
+    """
+    with opened(path) as (file, size):
+        read_comments(file, path, "2.")
+        left = size - file.tell()
+        if left % _WORDS.itemsize:
+            raise DataError(
+                f"{name_of(path)} breaks off: {left} bytes of events are no multiple of "
+                f"{_WORDS.itemsize}; the file is truncated or damaged"
+            )
+        count = left // _WORDS.itemsize
+        events = np.empty(count, EVENTS)
+        clock = Clock()
+        kept = special = 0
+        for first in range(0, count, _CHUNK):
+            words = np.fromfile(file, _WORDS, min(_CHUNK, count - first))
+            address = words["address"].astype(np.uint32)
+            if len(words) and int(address.max()) > 0xFFFF:
+                place = first + int(np.argmax(address > 0xFFFF))
+                raise DataError(
+                    f"{name_of(path)}: event {place} has the address {int(address.max()):#x}: "
+                    f"not a DVS128 camera ({SIDE}x{SIDE} pixels, addresses up to 0xffff)"
+                )
+            pixel = (address & 0x8000) == 0
+            special += len(words) - int(np.count_nonzero(pixel))
+            address = address[pixel]
+            part = slice(kept, kept + len(address))
+            events["t_us"][part] = clock.times(words["clock"][pixel])
+            events["x"][part] = (address >> 1) & 0x7F
+            events["y"][part] = (address >> 8) & 0x7F
+            events["p"][part] = address & 1
+            kept += len(address)
+    return Raw(events[:kept], {"special": special} if special else {})
+
+
+def as_cifar10_dvs(raw: Raw) -> Raw:
+    """Turn the camera's view into the upright image, 1 being brighter.
+
+    Source: the set's own MATLAB reader (Li et al. 2017, doi:10.3389/fnins.2017.00309) swaps the two
+    axes and counts both from the other end; spikingjelly does the same.
+    """
+    events = raw.events
+    assert isinstance(events, np.ndarray) and events.dtype == EVENTS
+    turned: Events = np.array(events)
+    turned["x"], turned["y"] = SIDE - 1 - turned["y"], SIDE - 1 - turned["x"]
+    turned["p"] = 1 - turned["p"]
+    return Raw(turned, raw.skipped)
+
+
+_HEADER = struct.Struct("<hhiiiiii")
+_AEDAT31_WORDS = np.dtype([("data", "<u4"), ("clock", "<u4")])
+_POLARITY = 1
+_LARGEST_PACKET = 1 << 28  # bytes
+
+
+def read_aedat31(path: str | Path, start_us: int | None = None, end_us: int | None = None) -> Raw:
+    """Read the pixel events of a file, or of one stretch of it.
+
+    Args:
+        path: the file. It is read packet by packet: memory holds the events that are returned.
+        start_us: leave out what is earlier; None takes all.
+        end_us: leave out this time and what is later; None takes all.
+
+    Returns:
+        `EVENTS` in file order; events that the file marks as not valid are counted as "invalid".
+
+    Raises:
+        DataError: not AEDAT 3.1, or a packet that is cut or impossible.
+    """
+    parts: list[Events] = []
+    invalid = 0
+    with opened(path) as (file, size):
+        read_comments(file, path, "3.1")
+        while file.tell() < size:
+            words = _packet(file, size, path)
+            if words is None:
+                continue
+            times, events = words
+            valid = (events["data"] & 1) == 1
+            invalid += len(events) - int(np.count_nonzero(valid))
+            if start_us is not None:
+                valid &= times >= start_us
+            if end_us is not None:
+                valid &= times < end_us
+            if valid.any():
+                parts.append(_decode(events["data"][valid], times[valid]))
+    found = np.concatenate(parts) if parts else np.empty(0, EVENTS)
+    return Raw(found, {"invalid": invalid} if invalid else {})
+
+
+def _packet(
+    file: BinaryIO, size: int, path: str | Path
+) -> tuple[NDArray[np.int64], NDArray[np.void]] | None:
+    """Read one packet: its times and events, or None if it is not of pixels."""
+    place = file.tell()
+    header = read_exactly(file, _HEADER.size, path, "a packet header")
+    kind, _, event_size, _, overflow, capacity, number, _ = _HEADER.unpack(header)
+    length = capacity * event_size
+    sound = event_size > 0 and 0 <= number <= capacity and overflow >= 0 and kind >= 0
+    if not sound or length > _LARGEST_PACKET or (kind == _POLARITY and event_size != 8):
+        raise DataError(
+            f"{name_of(path)}: the packet at byte {place} is impossible (type {kind}, {number} of "
+            f"{capacity} events of {event_size} bytes); the file is damaged"
+        )
+    if file.tell() + length > size:
+        raise DataError(
+            f"{name_of(path)} breaks off: the packet at byte {place} has {length} bytes of events, "
+            f"{size - file.tell()} are left; the file is truncated or damaged"
+        )
+    if kind != _POLARITY:
+        file.seek(length, 1)
+        return None
+    data = read_exactly(file, length, path, "a packet")
+    words = np.frombuffer(data, _AEDAT31_WORDS, number)
+    return words["clock"].astype(np.int64) | (overflow << 31), words
+
+
+def _decode(data: NDArray[np.uint32], times: NDArray[np.int64]) -> Events:
+    events = np.empty(len(data), EVENTS)
+    events["x"] = (data >> 17) & 0x7FFF
+    events["y"] = (data >> 2) & 0x7FFF
+    events["p"] = (data >> 1) & 1
+    events["t_us"] = times
+    return events
+
+
+_MAGIC = b"#!AER-DAT4.0\r\n"
+_LENGTH = struct.Struct("<I")
+_PACKET = struct.Struct("<II")  # stream, bytes
+
+
+def read_aedat4(path: str | Path) -> Raw:
+    """Read the first stream of pixel events of a file.
+
+    Args:
+        path: the file.
+
+    Returns:
+        `EVENTS` in file order.
+
+    Raises:
+        DataError: the package aedat is missing, or the file is not AEDAT 4, has no events or is
+            damaged. The package is compiled, and a panic in it is no Exception: it is caught too.
+    """
+    _walk(path)
+    try:
+        import aedat
+    except ImportError as fault:
+        raise DataError(
+            f"{name_of(path)}: AEDAT 4 files need the package aedat; "
+            "install it with: pip install 'spikeformer_lt[aedat]'"
+        ) from fault
+    parts: list[Events] = []
+    try:
+        decoder = aedat.Decoder(str(path))
+        streams = decoder.id_to_stream()
+        chosen = min((i for i, s in streams.items() if s["type"] == "events"), default=None)
+        if chosen is None:
+            raise DataError(f"{name_of(path)} has no stream of events")
+        for packet in decoder:
+            if packet["stream_id"] == chosen:
+                found = packet["events"]
+                events = np.empty(len(found), EVENTS)
+                for name, theirs in (("x", "x"), ("y", "y"), ("p", "on"), ("t_us", "t")):
+                    events[name] = found[theirs]
+                parts.append(events)
+    except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError, DataError):
+        raise
+    except BaseException as fault:  # pyo3's PanicException derives from BaseException alone
+        raise DataError(
+            f"{name_of(path)} is damaged or not AEDAT 4: {type(fault).__name__}: "
+            f"{shown(str(fault), 200)}"
+        ) from fault
+    return Raw(np.concatenate(parts) if parts else np.empty(0, EVENTS))
+
+
+def _walk(path: str | Path) -> None:
+    """Check that the header and all packets lie within the file.
+
+    The package takes their lengths on trust, and the header's text for UTF-8. Where it cannot get
+    the memory that a damaged length asks for, or the text is none, it ends the whole process, which
+    no handler can catch.
+    """
+    with opened(path) as (file, size):
+        head = file.read(1024)
+        if not head.startswith(_MAGIC):
+            raise DataError(f"{name_of(path)} is not an AEDAT 4 file but {content_kind(head)}")
+        file.seek(len(_MAGIC))
+        (length,) = _LENGTH.unpack(read_exactly(file, _LENGTH.size, path, "the header's length"))
+        place = file.tell() + length
+        if place <= size:
+            _check_text(file.read(length), path)
+        while place < size:
+            file.seek(place)
+            _, length = _PACKET.unpack(read_exactly(file, _PACKET.size, path, "a packet header"))
+            place = file.tell() + length
+        if place > size:
+            raise DataError(
+                f"{name_of(path)} breaks off: what ends at byte {place} is in a file of {size} "
+                "bytes; it is truncated or damaged"
+            )
+
+
+def _check_text(header: bytes, path: str | Path) -> None:
+    """Refuse a header whose description of the streams is no text."""
+    first, last = header.find(b"<"), header.rfind(b">")
+    try:
+        header[first : last + 1].decode("utf-8")
+    except UnicodeDecodeError as fault:
+        raise DataError(
+            f"{name_of(path)} is damaged: the description of its streams is no text"
+        ) from fault

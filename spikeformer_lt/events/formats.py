@@ -1,0 +1,280 @@
+"""The reader of a set of files: which form they have, and what their columns mean.
+
+NumPy files: the form of tonic's DVS128 Gesture and Poker-DVS.
+
+Binary files of an ATIS camera: the form of N-MNIST and N-Caltech101.
+
+Source: G. Orchard et al., "Converting Static Image Datasets to Spiking Neuromorphic Datasets Using
+Saccades", 2015, and its readers. An event has 5 bytes: column, row, a bit of polarity, 23 bits of
+microseconds, big-endian. Row 240 is no pixel: it says that the camera's clock ran over, and all
+later times grow by 8192 us.
+
+The labels of the original DVS128 Gesture: which stretch of which file is which gesture.
+
+A list of files for training and one for the test; beside each ``user01_led.aedat`` a file
+``user01_led_labels.csv`` with lines ``class,startTime_usec,endTime_usec``, classes from 1.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spikeformer_lt.disk import content_kind
+from spikeformer_lt.errors import ConfigError, DataError, near, shown
+from spikeformer_lt.events.aedat import as_cifar10_dvs, read_aedat2, read_aedat4, read_aedat31
+from spikeformer_lt.events.recording import FIELDS, Raw, columns_of, make_events, name_of, opened
+from spikeformer_lt.events.split import Sample
+
+FORMS = ("aedat2", "aedat31", "aedat4", "bin", "cifar10_dvs", "npy")
+SUFFIXES = (".aedat", ".aedat4", ".bin", ".npy")
+
+
+@dataclass(frozen=True)
+class FileReader:
+    """Reads the recordings of one folder.
+
+    Attributes:
+        root: the folder.
+        form: "npy", "aedat2", "aedat31", "aedat4", "bin", or "cifar10_dvs" (AEDAT 2, turned
+            upright).
+        columns: what the columns of a plain npy array are.
+        microseconds_per_tick: unit of times in npy files.
+    """
+
+    root: Path = field(repr=False)
+    form: str
+    columns: tuple[str, ...] = FIELDS
+    microseconds_per_tick: int = 1
+
+    def __post_init__(self) -> None:
+        if self.form not in FORMS:
+            raise ConfigError(
+                f"form={self.form!r} is not allowed{near(self.form, FORMS) or ';'} "
+                f"use {', '.join(FORMS)}"
+            )
+
+    def __call__(self, sample: Sample) -> Raw:
+        """Return what the file of a sample holds, or the stretch of it.
+
+        Raises:
+            DataError: as the reader of the form.
+        """
+        path = self.root / sample.path
+        if self.form == "npy":
+            return read_npy(path, self.columns, self.microseconds_per_tick)
+        if self.form == "aedat31":
+            return read_aedat31(path, sample.start_us, sample.end_us)
+        if self.form == "cifar10_dvs":
+            return as_cifar10_dvs(read_aedat2(path))
+        return {"aedat2": read_aedat2, "aedat4": read_aedat4, "bin": read_bin}[self.form](path)
+
+    def fingerprint(self, sample: Sample) -> str:
+        """Return size and date of a sample's file.
+
+        Raises:
+            DataError: it is not there.
+        """
+        path = self.root / sample.path
+        try:
+            state = path.stat()
+        except OSError as fault:
+            raise DataError(f"cannot read {name_of(path)}: {fault.strerror or fault}") from fault
+        return f"{state.st_size}-{state.st_mtime_ns}"
+
+
+def form_of(path: str | Path) -> str:
+    """Tell the form of a recording by the end of its name and its first bytes.
+
+    Raises:
+        DataError: none of ours; the message says what the file is.
+    """
+    suffix = Path(path).suffix
+    if suffix not in SUFFIXES:
+        raise DataError(f"{name_of(path)} has no name of a recording: {', '.join(SUFFIXES)}")
+    if suffix != ".aedat":
+        return suffix[1:]
+    with opened(path) as (file, _):
+        head = file.read(1024)
+    for start, form in ((b"2.", "aedat2"), (b"3.1", "aedat31"), (b"4.0", "aedat4")):
+        if head.startswith(b"#!AER-DAT" + start):
+            return form
+    raise DataError(f"{name_of(path)} is not AEDAT 2, 3.1 or 4 but {content_kind(head)}")
+
+
+def read_npy(
+    path: str | Path, columns: Sequence[str] = FIELDS, microseconds_per_tick: int = 1
+) -> Raw:
+    """Read a structured array with x, y, p and t (or t_us), or a plain [N, 4] array.
+
+    Args:
+        path: the file. Nothing larger than it is allocated on the word of its header.
+        columns: what the columns of a plain array are, in order.
+        microseconds_per_tick: unit of the times; 1000 for files in milliseconds.
+
+    Returns:
+        A mapping of columns in the file's own types, times in microseconds.
+
+    Raises:
+        DataError: not a NumPy file, one with objects in it, cut, or of another form.
+    """
+    with opened(path) as (file, size):
+        array = _load(file, size, path)
+    found = columns_of(array, name_of(path), columns)
+    times = found["t_us"]
+    if microseconds_per_tick != 1 and times.dtype.kind in "iu":
+        # In a wide type, and never past what the gate refuses: a product that wraps looks valid.
+        limit = 2**62 // microseconds_per_tick
+        times = np.clip(times, -limit if times.dtype.kind == "i" else 0, limit).astype(np.int64)
+    if microseconds_per_tick != 1:
+        found["t_us"] = times * microseconds_per_tick
+    return Raw(found)
+
+
+def _load(file: BinaryIO, size: int, path: str | Path) -> NDArray[np.generic]:
+    head = file.read(1024)
+    file.seek(0)
+    if not head.startswith(b"\x93NUMPY"):
+        raise DataError(f"{name_of(path)} is not a NumPy file but {content_kind(head)}")
+    try:
+        version = np.lib.format.read_magic(file)
+        if version == (1, 0):
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+        else:
+            shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
+    except Exception as fault:  # numpy lets several kinds through, tokenize.TokenError among them
+        raise DataError(
+            f"{name_of(path)} has a damaged header: {shown(str(fault), 200)}"
+        ) from fault
+    if dtype.hasobject:
+        raise DataError(
+            f"{name_of(path)} holds Python objects, which could run code: it is not read; save the "
+            "events as a numeric array"
+        )
+    count = 1
+    for side in shape:
+        count *= int(side)
+    wanted, left = count * dtype.itemsize, size - file.tell()
+    if wanted != left or min(shape, default=0) < 0:
+        raise DataError(
+            f"{name_of(path)} is truncated or damaged: its header tells of {list(shape)} {dtype}, "
+            f"{wanted} bytes; {left} are there"
+        )
+    array: NDArray[np.generic] = np.fromfile(file, dtype, count)
+    return array.reshape(shape, order="F" if fortran else "C")
+
+
+_SIZE = 5  # bytes an event
+_OVERFLOW_ROW = 240
+_OVERFLOW_US = 2**13
+# Kinds whose first bytes cannot be events by chance; those of a zip or a pickle can.
+_FOREIGN = ("an HTML", "a Git LFS", "a text file")
+_SHORT = 64  # bytes; a dozen events may well be printable
+
+
+def read_bin(path: str | Path) -> Raw:
+    """Read a recording.
+
+    The form has no mark of its own: any 5-byte multiple is taken for events, so that garbage shows
+    as faults of coordinates and order. Texts and web pages are refused.
+
+    Args:
+        path: the file. Memory stays below ten times its size.
+
+    Returns:
+        `EVENTS` in file order; clock marks are counted as "overflow".
+
+    Raises:
+        DataError: a cut event, or a file of another kind.
+    """
+    with opened(path) as (file, size):
+        head = file.read(1024)
+        kind = content_kind(head)
+        if kind.startswith(_FOREIGN) and len(head) > _SHORT:
+            raise DataError(f"{name_of(path)} is not an ATIS recording but {kind}")
+        if size % _SIZE:
+            raise DataError(
+                f"{name_of(path)} breaks off: {size} bytes are no multiple of {_SIZE}; the file is "
+                "truncated or damaged"
+            )
+        file.seek(0)
+        rows = np.fromfile(file, np.uint8).reshape(-1, _SIZE)
+    mark = rows[:, 1] == _OVERFLOW_ROW
+    times = ((rows[:, 2] & 127).astype(np.int64) << 16) | (rows[:, 3].astype(np.int64) << 8)
+    times |= rows[:, 4]
+    overflows = int(np.count_nonzero(mark))
+    if overflows:
+        times += np.cumsum(mark) * _OVERFLOW_US
+        rows, times = rows[~mark], times[~mark]
+    events = make_events(rows[:, 0], rows[:, 1], rows[:, 2] >> 7, times)
+    return Raw(events, {"overflow": overflows} if overflows else {})
+
+
+_LISTS = {"train": "trials_to_train.txt", "test": "trials_to_test.txt"}
+_NAME = re.compile(r"user(\d+)_[\w-]+\.aedat")
+_ROW = re.compile(r"\s*(\d{1,4})\s*,\s*(\d{1,15})\s*,\s*(\d{1,15})\s*")
+_LIMIT = 1_000_000  # bytes of a list or csv file
+
+
+def read_trials(home: Path, num_classes: int) -> dict[str, list[Sample]]:
+    """Read both lists and the csv files of all recordings in them.
+
+    Args:
+        home: the folder ``DvsGesture``.
+        num_classes: number of classes, K; the csv files count from 1 to K.
+
+    Returns:
+        {"train": ..., "test": ...}: stretches, sorted, each with its person as the group.
+
+    Raises:
+        DataError: a file is missing or malformed; file and line are named.
+    """
+    parts: dict[str, list[Sample]] = {}
+    for part, listing in _LISTS.items():
+        samples: list[Sample] = []
+        for number, line in _lines(home / listing):
+            named = _NAME.fullmatch(line)
+            if named is None:
+                raise DataError(
+                    f"{name_of(home / listing)}, line {number}: {shown(line)} is no "
+                    "user<number>_<light>.aedat"
+                )
+            if not (home / line).is_file():
+                raise DataError(f"{name_of(home / line)} is missing; {listing} lists it")
+            samples += _stretches(home, line, str(int(named[1])), num_classes)
+        parts[part] = sorted(samples)
+    return parts
+
+
+def _stretches(home: Path, recording: str, person: str, num_classes: int) -> list[Sample]:
+    table = home / f"{recording.removesuffix('.aedat')}_labels.csv"
+    samples = []
+    for number, line in _lines(table):
+        if number == 1 and line.lower().startswith("class"):
+            continue
+        row = _ROW.fullmatch(line)
+        label, start, end = (int(cell) for cell in row.groups()) if row else (0, 0, 0)
+        if not 1 <= label <= num_classes or end <= start:
+            raise DataError(
+                f"{name_of(table)}, line {number}: {shown(line)} is no class (1 to {num_classes}), "
+                "start and later end in microseconds"
+            )
+        samples.append(Sample(recording, start, end, label - 1, person))
+    return samples
+
+
+def _lines(path: Path) -> list[tuple[int, str]]:
+    """Return (number, text) of the lines that are not blank."""
+    try:
+        with open(path, "rb") as file:
+            text = file.read(_LIMIT).decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as fault:
+        raise DataError(f"cannot read {name_of(path)}: {fault}") from fault
+    numbered = enumerate(text.splitlines(), start=1)
+    return [(number, line.strip()) for number, line in numbered if line.strip()]

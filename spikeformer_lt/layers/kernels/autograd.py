@@ -1,0 +1,161 @@
+"""The kernels as differentiable operations on torch tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from spikeformer_lt.layers.kernels import dispatch
+from spikeformer_lt.layers.kernels.dispatch import KernelError
+from spikeformer_lt.layers.kernels.launch import Array, Work, flat, moments
+from spikeformer_lt.layers.kernels.reference import LIFParams, lif_loop, spike
+
+__all__ = [
+    "LIFFunction",
+    "NormLIFFunction",
+    "again",
+    "moments",
+    "norm_back",
+    "norm_rows",
+    "once",
+    "spikes_of",
+]
+
+
+def once(kernels: Callable[[], tuple[Tensor | None, ...]]) -> tuple[Tensor | None, ...] | None:
+    """Gradients by the kernels; None if they shall be differentiated in turn, or a kernel fails."""
+    if torch.is_grad_enabled():
+        return None
+    try:
+        return kernels()
+    except KernelError as error:
+        dispatch.give_up(error)
+        return None
+
+
+def again(
+    operations: Callable[..., Tensor], inputs: Sequence[Tensor | None], grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    """Gradients by running plain torch operations once more, differentiable if asked for."""
+    graph = torch.is_grad_enabled()
+    wanted = [x for x in inputs if x is not None and x.requires_grad]
+    with torch.enable_grad():
+        found = iter(torch.autograd.grad(operations(*inputs), wanted, grad, create_graph=graph))
+    return tuple(next(found) if x is not None and x.requires_grad else None for x in inputs)
+
+
+def spikes_of(x: Tensor, v: Tensor | None, T: int, p: LIFParams) -> Tensor:
+    """Spikes by plain torch operations."""
+    start = x.new_full(x.shape[1:], p.v_rest) if v is None else v
+    return lif_loop(x, start, T, p, lambda u: spike(u, p.surrogate, p.alpha))[0]
+
+
+def norm_rows(
+    weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, eps: float
+) -> tuple[list[Array], Array]:
+    """Scale and shift of a normalisation per channel, and 1 / sqrt(var + eps), in float64."""
+    inverse = 1.0 / np.sqrt(flat(var).astype(np.float64) + eps)
+    scale = inverse if weight is None else inverse * flat(weight)
+    shift = -flat(mean) * scale
+    return [scale, shift if bias is None else shift + flat(bias)], inverse
+
+
+def norm_back(
+    x: Tensor, mean: Tensor, scale: Array, inverse: Array, sums: Array, batch: bool
+) -> tuple[list[Array], Tensor, Tensor]:
+    """Backward of a normalisation of `x` from the sums, per channel, of g and of g times x.
+
+    Returns:
+        Scale, slope and offset, so that the gradient of x is g * scale + (x * slope + offset); the
+        gradients of weight and bias.
+    """
+    total = sums[0]
+    middle = flat(mean).astype(np.float64)
+    product = sums[1] - middle * total
+    slope, offset = np.zeros_like(total), np.zeros_like(total)
+    if batch:
+        share = scale * (x.shape[-1] / x.numel())
+        slope = -share * product * inverse * inverse
+        offset = -share * total - middle * slope
+    g_weight, g_bias = torch.from_numpy(product * inverse), torch.from_numpy(total)
+    return [scale, slope, offset], g_weight.to(x.dtype), g_bias.to(x.dtype)
+
+
+class LIFFunction(torch.autograd.Function):
+    """Spikes and last voltage of x, [T|1, ...]; backward recomputes the voltages from x."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, v: Tensor | None, T: int, p: LIFParams
+    ) -> tuple[Tensor, Tensor]:
+        """Run the steps."""
+        ctx.save_for_backward(x, v)
+        ctx.p = p
+        spikes, v_last = Work(x, v, T, p).forward()
+        ctx.mark_non_differentiable(v_last)
+        return spikes, v_last
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+        """Run them backward."""
+        x, v = ctx.saved_tensors
+        T, p = grad.shape[0], ctx.p
+        gradients = once(lambda: (Work(x, v, T, p).backward(grad)[0],))
+        if gradients is None:
+            gradients = again(lambda x: spikes_of(x, v, T, p), (x,), grad)
+        return *gradients, None, None, None
+
+
+class NormLIFFunction(torch.autograd.Function):
+    """Batch normalisation over the last axis, then LIF; saves x and four values per channel."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        mean: Tensor,
+        var: Tensor,
+        batch: bool,
+        eps: float,
+        v: Tensor | None,
+        T: int,
+        p: LIFParams,
+    ) -> tuple[Tensor, Tensor]:
+        """Run the steps; `batch` says that mean and var are those of x."""
+        ctx.save_for_backward(x, weight, bias, mean, var, v)
+        ctx.batch, ctx.eps, ctx.p = batch, eps, p
+        rows, _ = norm_rows(weight, bias, mean, var, eps)
+        spikes, v_last = Work(x, v, T, p, rows).forward()
+        ctx.mark_non_differentiable(v_last)
+        return spikes, v_last
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+        """Run them backward, then through the normalisation."""
+        x, weight, bias, mean, var, v = ctx.saved_tensors
+        T, p, batch, eps = grad.shape[0], ctx.p, ctx.batch, ctx.eps
+
+        def kernels() -> tuple[Tensor | None, ...]:
+            rows, inverse = norm_rows(weight, bias, mean, var, eps)
+            work = Work(x, v, T, p, rows)
+            gx, sums = work.backward(grad)
+            lines, *own = norm_back(x, mean, rows[0], inverse, sums, batch)
+            work.centre(gx, lines)
+            return gx, None if weight is None else own[0], None if bias is None else own[1]
+
+        def operations(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+            m, s = (None, None) if batch else (mean, var)
+            y = F.batch_norm(x.reshape(-1, x.shape[-1]), m, s, weight, bias, batch, 0.0, eps)
+            return spikes_of(y.reshape(x.shape), v, T, p)
+
+        gradients = once(kernels)
+        if gradients is None:
+            gradients = again(operations, (x, weight, bias), grad)
+        return *gradients, *(None,) * 7

@@ -1,0 +1,173 @@
+"""What the numba kernels share: how they are compiled, scoped reads and writes, the surrogates.
+
+Loops vectorise only if LLVM knows that no array is written through another, which numba cannot say
+of its arrays. So elements are read and written by functions that do say it: each written array has
+a scope, and no memory may be reached under two of them. Indices are neither checked nor wrapped.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, overload
+
+log = logging.getLogger(__name__)
+
+
+def stamp(folder: Path) -> str:
+    """The state of all sources in a folder that numba compiles."""
+    state = 0
+    for path in sorted(folder.glob("*.py")):
+        source = path.read_bytes()
+        if any(mark in source for mark in (b"@outer", b"@inner", b"@intrinsic", b"@overload")):
+            state = zlib.crc32(source, state)
+    return f"{state:08x}"
+
+
+_HERE = stamp(Path(__file__).parent)
+
+
+def outer(parallel: bool = False) -> Callable[[Any], Any]:
+    """A kernel, cached on disk, or compiled in each process where no folder can be written."""
+
+    def decorate(function: Any) -> Any:
+        # numba renews a cached kernel when its own file changes, and sees nothing of the files
+        # whose functions are inlined into it; a name that changes with all of them does.
+        function.__qualname__ += f"_{_HERE}"
+        options = {"nogil": True, "error_model": "numpy", "parallel": parallel}
+        try:
+            return numba.njit(cache=True, **options)(function)
+        except RuntimeError as error:
+            log.info("kernels are compiled anew in this process: %s", error)
+            return numba.njit(**options)(function)
+
+    return decorate
+
+
+def inner(fastmath: Any = False) -> Callable[[Any], Any]:
+    """A function that only kernels call: always inlined, compiled and cached as a part of them."""
+    wrap: Callable[[Any], Any] = numba.njit(
+        error_model="numpy", fastmath=fastmath, forceinline=True
+    )
+    return wrap
+
+
+@intrinsic
+def _power_of_two(_context: Any, shifted: Any) -> Any:
+    """2^n for the n that adding 1.5 * 2^(mantissa bits) left in the low bits of a float."""
+    wide = shifted == types.float64
+    bits, mantissa, bias = (64, 52, 1023) if wide else (32, 23, 127)
+
+    def generate(_: Any, builder: Any, signature: Any, args: Any) -> Any:
+        integer = ir.IntType(bits)
+        n = builder.bitcast(args[0], integer)
+        exponent = builder.add(builder.shl(n, integer(mantissa)), integer(bias << mantissa))
+        return builder.bitcast(exponent, ir.DoubleType() if wide else ir.FloatType())
+
+    return shifted(shifted), generate
+
+
+def _exp_minus(z: float) -> float:
+    """exp(-z) for z >= 0 in operations that vectorise (libm's exp is a call per element)."""
+    raise NotImplementedError
+
+
+@overload(_exp_minus, jit_options={"fastmath": {"contract"}, "error_model": "numpy"})
+def _exp_minus_for(z: Any) -> Any:
+    single = z == types.float32
+    f = np.float32 if single else np.float64
+    # exp(-z) = 2^n exp(r) with n = round(-z / ln 2) and r = -z - n ln 2, ln 2 being in two parts;
+    # the Taylor series of exp(r), |r| < 0.35, to the last bit but one.
+    top, magic = (f(87.0), f(12582912.0)) if single else (f(708.0), f(6755399441055744.0))
+    head = f(0.693359375)
+    tail = f(-2.1219444005469058277e-4)
+    log2e = f(-1.0 / math.log(2.0))
+    c = [f(1.0 / math.factorial(k)) for k in range(14)]
+    c0, c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11, c12, c13 = c
+
+    def reduced(z: Any) -> Any:  # pragma: no cover
+        bounded = top if z > top else z  # a NaN stays
+        shifted = bounded * log2e + magic
+        n = shifted - magic
+        return shifted, (-bounded - n * head) - n * tail
+
+    split = numba.njit(fastmath={"contract"}, error_model="numpy")(reduced)
+
+    def exp_single(z: Any) -> Any:  # pragma: no cover
+        shifted, r = split(z)
+        p = (((((c7 * r + c6) * r + c5) * r + c4) * r + c3) * r + c2) * r + c1
+        return (p * r + c0) * _power_of_two(shifted)
+
+    def exp_double(z: Any) -> Any:  # pragma: no cover
+        shifted, r = split(z)
+        p = (((((c13 * r + c12) * r + c11) * r + c10) * r + c9) * r + c8) * r + c7
+        p = (((((p * r + c6) * r + c5) * r + c4) * r + c3) * r + c2) * r + c1
+        return (p * r + c0) * _power_of_two(shifted)
+
+    return exp_single if single else exp_double
+
+
+_SCOPES = ("v", "gv", "total", "product", "out0", "out1", "out2", "out3")
+
+
+def _tell(builder: Any, access: Any, own: str | None) -> Any:
+    """Mark a load or store: within scope `own`, and apart from all other scopes."""
+    module = builder.module
+    domain = module.add_metadata(["spikeformer_lt kernels"])
+    scope = {name: module.add_metadata([f"kernels {name}", domain]) for name in _SCOPES}
+    if own is not None:
+        access.set_metadata("alias.scope", module.add_metadata([scope[own]]))
+    others = [scope[name] for name in _SCOPES if name != own]
+    access.set_metadata("noalias", module.add_metadata(others))
+    return access
+
+
+def _reader(own: str | None) -> Any:
+    @intrinsic
+    def get(_context: Any, array: Any, index: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            data = context.make_array(signature.args[0])(context, builder, args[0]).data
+            return _tell(builder, builder.load(cgutils.gep(builder, data, args[1])), own)
+
+        return array.dtype(array, types.intp), generate
+
+    return get
+
+
+def _writer(own: str) -> Any:
+    @intrinsic
+    def put(_context: Any, array: Any, index: Any, value: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            data = context.make_array(signature.args[0])(context, builder, args[0]).data
+            _tell(builder, builder.store(args[2], cgutils.gep(builder, data, args[1])), own)
+            return context.get_dummy_value()
+
+        return types.void(array, types.intp, array.dtype), generate
+
+    return put
+
+
+get = _reader(None)
+get_v, get_gv, get_total, get_product, get_gx = map(
+    _reader, ("v", "gv", "total", "product", "out0")
+)
+put_v, put_gv, put_total, put_product, put0, put1, put2, put3 = map(_writer, _SCOPES)
+
+
+# Only the derivative may round otherwise than torch's: the voltage is computed without contraction.
+@inner(fastmath={"contract"})
+def slope(u, sigmoid, a, b, one):
+    if sigmoid is None:
+        return a / (one + (b * u) * (b * u))
+    e = _exp_minus(abs(u * a))
+    return a * e / ((one + e) * (one + e))

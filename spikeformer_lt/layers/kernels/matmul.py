@@ -1,0 +1,245 @@
+"""The numba kernels of the two gradients of a linear map: products that need no transposed copy.
+
+The two gradients of a linear map without a transposed copy of either factor.
+
+The numba kernel of a linear map and its LIF: the currents of a block never leave the cache.
+
+A linear map and its LIF neurons in one pass, for inference.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+from torch import Tensor
+
+from spikeformer_lt.layers.kernels.jit import inner, outer
+from spikeformer_lt.layers.kernels.launch import constants, cut, flat, new, run
+from spikeformer_lt.layers.kernels.lif import forward
+from spikeformer_lt.layers.kernels.reference import LIFParams
+from spikeformer_lt.layers.kernels.simd import BYTES, down, load, panel_vectors, store, straight
+
+__all__ = [
+    "as_panels",
+    "fits",
+    "inputs_back",
+    "inputs_back_kernel",
+    "inputs_back_parallel",
+    "linear_lif",
+    "linear_lif_kernel",
+    "linear_lif_parallel",
+    "weights_back",
+    "weights_back_kernel",
+    "weights_back_parallel",
+]
+
+_DEPTH = 128  # summed at a time: a panel of that height stays in the first cache
+_ROWS = 192  # rows at a time: their values stay in the second
+
+
+@outer()
+def inputs_back_kernel(g, w, gx, made, summed, vectors, lanes, lo, hi):
+    """Rows lo to hi of gx [., made] = g [., summed] @ w [summed, made].
+
+    A panel of w is copied together first: rows far apart share few sets of the cache.
+    """
+    cols = vectors * lanes
+    right = np.empty(_DEPTH * cols, g.dtype)
+    for first in range(lo, hi, _ROWS):
+        count = min(_ROWS, hi - first)
+        for k in range(0, made, cols):
+            for s in range(0, summed, _DEPTH):
+                deep = min(_DEPTH, summed - s)
+                _gather_rows(w, s * made + k, made, right, 0, deep, vectors, lanes)
+                straight(
+                    vectors, g, first * summed + s, summed, right, 0, cols,
+                    gx, first * made + k, made, count, deep, s > 0,
+                )  # fmt: skip
+
+
+@outer()
+def weights_back_kernel(g, x, gw, rows, tall, wide, vectors, lanes, lo, hi):
+    """Rows lo to hi of gw [tall, wide] = g [rows, tall]^T @ x [rows, wide].
+
+    Both factors are copied together, block by block, for the same reason.
+    """
+    cols = vectors * lanes
+    left, right = np.empty(_DEPTH * (hi - lo), g.dtype), np.empty(_DEPTH * cols, g.dtype)
+    for s in range(0, rows, _DEPTH):
+        count = min(_DEPTH, rows - s)
+        for r in range(lo, hi, lanes):
+            _gather_rows(g, s * tall + r, tall, left, (r - lo) * _DEPTH, count, 1, lanes)
+        for k in range(0, wide, cols):
+            _gather_rows(x, s * wide + k, wide, right, 0, count, vectors, lanes)
+            for r in range(lo, hi, lanes):
+                down(
+                    vectors, left, (r - lo) * _DEPTH, lanes, right, 0, cols,
+                    gw, r * wide + k, wide, lanes, count, s > 0,
+                )  # fmt: skip
+
+
+@inner()
+def _gather_rows(a, i, lead, b, j, count, vectors, lanes):
+    for s in range(count):
+        for v in range(vectors):
+            store(b, j + (s * vectors + v) * lanes, load(a, i + s * lead + v * lanes))
+
+
+@outer(parallel=True)
+def inputs_back_parallel(g, w, gx, made, summed, vectors, lanes, cuts):
+    for p in numba.prange(cuts.size - 1):
+        inputs_back_kernel(g, w, gx, made, summed, vectors, lanes, cuts[p], cuts[p + 1])
+
+
+@outer(parallel=True)
+def weights_back_parallel(g, x, gw, rows, tall, wide, vectors, lanes, cuts):
+    for p in numba.prange(cuts.size - 1):
+        weights_back_kernel(g, x, gw, rows, tall, wide, vectors, lanes, cuts[p], cuts[p + 1])
+
+
+_TALL = 48  # a part is whole tiles of 6 or 8 rows
+
+
+def fits(x: Tensor, weight: Tensor) -> bool:
+    """Whether the widths are whole vectors, and the memory is in order."""
+    lanes = BYTES // x.element_size()
+    return (
+        weight.shape[1] % max(lanes, 8) == 0  # tiles of 8 rows need 8 lanes, or two vectors of 4
+        and weight.shape[0] % max(lanes, 8) == 0
+        and x.dtype == weight.dtype
+        and x.is_contiguous()
+        and weight.is_contiguous()
+    )
+
+
+def inputs_back(grad: Tensor, weight: Tensor) -> Tensor:
+    """``grad @ weight``, of [N, D'] and [D', D]."""
+    summed, made = weight.shape
+    lanes = BYTES // grad.element_size()
+    gx = new(grad, (grad.shape[0], made))
+    cuts = cut(grad.shape[0], grad.numel() * made, _TALL)
+    args = (flat(grad), flat(weight), flat(gx), made, summed, panel_vectors(made, lanes), lanes)
+    run(inputs_back_kernel, inputs_back_parallel, cuts, args)
+    return gx
+
+
+def weights_back(grad: Tensor, x: Tensor) -> Tensor:
+    """``grad.T @ x``, of [N, D'] and [N, D]."""
+    rows, tall, wide = *grad.shape, x.shape[1]
+    lanes = BYTES // x.element_size()
+    gw = new(x, (tall, wide))
+    cuts = cut(tall, grad.numel() * wide, max(lanes, 8))
+    args = (flat(grad), flat(x), flat(gw), rows, tall, wide, panel_vectors(wide, lanes), lanes)
+    run(weights_back_kernel, weights_back_parallel, cuts, args)
+    return gw
+
+
+_FUSED_DEPTH = 192  # summed at a time: a panel of that height stays in the first cache
+_WIDTH = 4096  # neurons of a block of the LIF
+
+
+@inner()
+def _copy(a, i, lead, b, j, jump, rows, width, lanes):
+    """Rows of b are those of a, or all the same where `lead` is 0."""
+    for r in range(rows):
+        for c in range(0, width, lanes):
+            store(b, j + r * jump + c, load(a, i + r * lead + c))
+
+
+@outer()
+def linear_lif_kernel(
+    x, static, panels, shift, v0, spikes, v_last, n, summed, k, decay, vectors, lanes, block, lo, hi
+):
+    """Spikes [T, n, made] of rows x [T|1, n, summed], pieces lo to hi.
+
+    A piece is one block of rows and one panel of the weights, panels[panel, summed, column].
+    """
+    made, cols = shift.size, vectors * lanes
+    steps, count = spikes.size // (n * made), made // cols
+    current = np.empty((1 if static is not None else steps) * block * cols, x.dtype)
+    fired = np.empty(steps * block * cols, x.dtype)
+    last = np.empty(block * cols, x.dtype)
+    for piece in range(lo, hi):
+        first, panel = piece // count * block, piece % count
+        rows = min(block, n - first)
+        size = rows * cols
+        times, tall = current.size // (block * cols), rows
+        if rows == n:  # the rows of all steps lie together
+            times, tall = 1, rows * times
+        for t in range(times):
+            _copy(shift, panel * cols, 0, current, t * size, cols, tall, cols, lanes)
+        for s in range(0, summed, _FUSED_DEPTH):
+            for t in range(times):
+                straight(
+                    vectors, x, (t * n + first) * summed + s, summed,
+                    panels, (panel * summed + s) * cols, cols,
+                    current, t * size, cols, tall, min(_FUSED_DEPTH, summed - s), True,
+                )  # fmt: skip
+        place = first * made + panel * cols
+        start = last[:0]
+        if v0.size:
+            _copy(v0, place, made, last, 0, cols, rows, cols, lanes)
+            start = last[:size]
+        forward(
+            current, static, None, start, fired[: steps * size], last[:size], size, k, decay,
+            _WIDTH, 0, size,
+        )  # fmt: skip
+        for t in range(steps):
+            _copy(fired, t * size, cols, spikes, t * n * made + place, made, rows, cols, lanes)
+        _copy(last, 0, cols, v_last, place, made, rows, cols, lanes)
+
+
+@outer(parallel=True)
+def linear_lif_parallel(
+    x, static, panels, shift, v0, spikes, v_last, n, summed, k, decay, vectors, lanes, block, cuts
+):
+    for p in numba.prange(cuts.size - 1):
+        linear_lif_kernel(
+            x, static, panels, shift, v0, spikes, v_last, n, summed, k, decay, vectors, lanes,
+            block, cuts[p], cuts[p + 1],
+        )  # fmt: skip
+
+
+_BLOCK = 48  # rows of a step that are multiplied together
+
+
+def as_panels(weight: Tensor) -> Tensor | None:
+    """Weights [D', D] in the order that the kernel reads, [panel, D, column]; None if they cannot.
+
+    The D' columns must be whole vectors.
+    """
+    vectors = panel_vectors(weight.shape[0], BYTES // weight.element_size())
+    if not vectors:
+        return None
+    columns = vectors * BYTES // weight.element_size()
+    return weight.reshape(-1, columns, weight.shape[1]).transpose(1, 2).contiguous()
+
+
+def linear_lif(
+    x: Tensor, panels: Tensor, shift: Tensor, v: Tensor | None, T: int, p: LIFParams
+) -> tuple[Tensor, Tensor]:
+    """Spikes [T, ..., D'] of LIF neurons on ``x @ weight.T + shift``, and the last voltage.
+
+    Args:
+        x: [T|1, ..., D], contiguous.
+        panels: the weight, by :func:`as_panels`.
+        shift: [D'].
+        v: voltage before the first step, [..., D'], or None for rest.
+        T: number of steps.
+        p: constants of the neuron.
+    """
+    made, summed = shift.numel(), x.shape[-1]
+    n = x.numel() // (x.shape[0] * summed)
+    shape = (*x.shape[1:-1], made)
+    spikes, last = new(x, (T, *shape)), new(x, shape)
+    lanes = BYTES // x.element_size()
+    vectors = panels.shape[2] // lanes
+    pieces = -(-n // _BLOCK) * panels.shape[0]
+    start = flat(x[:0]) if v is None else flat(v.contiguous())
+    static = True if x.shape[0] == 1 and T > 1 else None
+    where = (flat(spikes), flat(last), n, summed)
+    flags = (constants(p, flat(x[:0]).dtype), p.decay_input or None, vectors, lanes, _BLOCK)
+    args = (flat(x), static, flat(panels), flat(shift), start, *where, *flags)
+    cuts = cut(pieces, x.numel() * made, 1)
+    run(linear_lif_kernel, linear_lif_parallel, cuts, args)
+    return spikes, last

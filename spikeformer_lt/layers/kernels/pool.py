@@ -1,0 +1,268 @@
+"""The numba kernels of a max-pool (3x3, stride 2, padding 1) over channels-last maps.
+
+Arrays are flat. A window over the border reads a position inside it twice instead, which changes
+neither its largest value nor, with the label of that position, the first place of it. Positions of
+a window have the labels 0 to 8, row by row. `factor` turns the channels where the smallest value is
+wanted; it, and `x` of the backward pass, are None where they do not apply.
+
+Max-pools of channels-last maps as differentiable operations: of spikes, and before a LIF.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from spikeformer_lt.layers.kernels.autograd import again, norm_back, norm_rows, once, spikes_of
+from spikeformer_lt.layers.kernels.jit import get, inner, outer, put0, put1
+from spikeformer_lt.layers.kernels.launch import Array, Work, cut, flat, new, run
+from spikeformer_lt.layers.kernels.reference import LIFParams
+
+__all__ = [
+    "NormPoolLIFFunction",
+    "PoolFunction",
+    "pool",
+    "pool_back",
+    "pool_back_parallel",
+    "pool_kernel",
+    "pool_parallel",
+]
+
+
+@inner()
+def _better(x, i, c, factor, best, top, label, here):
+    """The value, its rank and its label after looking at one more position."""
+    value = get(x, i + c)
+    rank = value if factor is None else value * get(factor, c)
+    take = (rank > top) | (rank != rank)
+    return value if take else best, rank if take else top, np.int32(here) if take else label
+
+
+@inner()
+def _window(x, factor, out, labels, o, channels, i0, i1, i2, j0, j1, j2, r0, r2, c0, c2):
+    """Pool one window: rows start at i0 to i2, columns are j0 to j2 later; r and c give labels."""
+    for c in range(channels):
+        best = get(x, i0 + j0 + c)
+        top = best if factor is None else best * get(factor, c)
+        at = np.int32(r0 + c0)  # as wide as a float: the loop keeps its vector instructions
+        best, top, at = _better(x, i0 + j1, c, factor, best, top, at, r0 + 1)
+        best, top, at = _better(x, i0 + j2, c, factor, best, top, at, r0 + c2)
+        best, top, at = _better(x, i1 + j0, c, factor, best, top, at, 3 + c0)
+        best, top, at = _better(x, i1 + j1, c, factor, best, top, at, 4)
+        best, top, at = _better(x, i1 + j2, c, factor, best, top, at, 3 + c2)
+        best, top, at = _better(x, i2 + j0, c, factor, best, top, at, r2 + c0)
+        best, top, at = _better(x, i2 + j1, c, factor, best, top, at, r2 + 1)
+        best, top, at = _better(x, i2 + j2, c, factor, best, top, at, r2 + c2)
+        put0(out, o + c, best)
+        put1(labels, o + c, np.uint8(at))
+
+
+@outer()
+def pool_kernel(x, factor, out, labels, height, width, channels, lo, hi):
+    """Rows `lo` to `hi` of all output rows: the chosen values and their labels."""
+    rows, columns = (height + 1) // 2, (width + 1) // 2
+    for p in range(lo, hi):
+        h = p % rows
+        first = (p // rows) * height
+        i1 = (first + 2 * h) * width * channels
+        up, down = h > 0, 2 * h + 1 < height
+        i0 = i1 - width * channels if up else i1
+        i2 = i1 + width * channels if down else i1
+        r0, r2 = 0 if up else 3, 6 if down else 3
+        for w in range(columns):
+            left, right = w > 0, 2 * w + 1 < width
+            j1 = 2 * w * channels
+            j0 = j1 - channels if left else j1
+            j2 = j1 + channels if right else j1
+            c0, c2 = 0 if left else 1, 2 if right else 1
+            o = (p * columns + w) * channels
+            _window(x, factor, out, labels, o, channels, i0, i1, i2, j0, j1, j2, r0, r2, c0, c2)
+
+
+@inner()
+def _chosen(g, labels, i, label, zero):
+    return get(g, i) if np.int32(get(labels, i)) == np.int32(label) else zero
+
+
+@inner()
+def _line(x, tiles, i, c, channels, s):
+    if x is None:
+        return s
+    line = get(x, i) * get(tiles, channels + c) + get(tiles, 2 * channels + c)
+    return s * get(tiles, c) + line
+
+
+@inner()
+def _one_window(g, labels, gx, x, tiles, i, channels, o, label):
+    zero = g.dtype.type(0)
+    for c in range(channels):
+        s = _chosen(g, labels, o + c, label, zero)
+        put0(gx, i + c, _line(x, tiles, i + c, c, channels, s))
+
+
+@inner()
+def _four_windows(g, labels, gx, x, tiles, i, channels, o0, o1, o2, o3, l0, l1, l2, l3):
+    zero = g.dtype.type(0)
+    for c in range(channels):
+        s = _chosen(g, labels, o0 + c, l0, zero) + _chosen(g, labels, o1 + c, l1, zero)
+        s += _chosen(g, labels, o2 + c, l2, zero) + _chosen(g, labels, o3 + c, l3, zero)
+        put0(gx, i + c, _line(x, tiles, i + c, c, channels, s))
+
+
+@inner()
+def _windows(h, size):
+    """The two windows that hold position `h` of an axis and its place in each; 64 is in none."""
+    none, middle = 64, 1
+    if h % 2 == 0:
+        return h // 2, h // 2, middle, none
+    after = (h + 1) // 2
+    inside = after < (size + 1) // 2
+    return h // 2, after if inside else h // 2, 2, 0 if inside else none
+
+
+@outer()
+def pool_back(g, labels, gx, x, tiles, height, width, channels, lo, hi):
+    """Rows `lo` to `hi` of all input rows: sums of the gradients of the windows that chose them.
+
+    With `x`, these become sum * scale + (x * slope + offset), the three in `tiles` per channel.
+    """
+    rows, columns = (height + 1) // 2, (width + 1) // 2
+    for p in range(lo, hi):
+        h = p % height
+        a, b, ra, rb = _windows(h, height)
+        first = (p // height) * rows
+        ia, ib = (first + a) * columns * channels, (first + b) * columns * channels
+        for w in range(width):
+            i = (p * width + w) * channels
+            q, r, cq, cr = _windows(w, width)
+            jq, jr = q * channels, r * channels
+            if h % 2 == 0 and w % 2 == 0:
+                _one_window(g, labels, gx, x, tiles, i, channels, ia + jq, 4)
+            else:
+                _four_windows(
+                    g, labels, gx, x, tiles, i, channels, ia + jq, ia + jr, ib + jq, ib + jr,
+                    3 * ra + cq, 3 * ra + cr, 3 * rb + cq, 3 * rb + cr,
+                )  # fmt: skip
+
+
+@outer(parallel=True)
+def pool_parallel(x, factor, out, labels, height, width, channels, cuts):
+    for p in numba.prange(cuts.size - 1):
+        pool_kernel(x, factor, out, labels, height, width, channels, cuts[p], cuts[p + 1])
+
+
+@outer(parallel=True)
+def pool_back_parallel(g, labels, gx, x, tiles, height, width, channels, cuts):
+    for p in numba.prange(cuts.size - 1):
+        pool_back(g, labels, gx, x, tiles, height, width, channels, cuts[p], cuts[p + 1])
+
+
+def pool(x: Tensor) -> Tensor:
+    """The pool in torch's operations: 3x3, stride 2, padding 1, of ``[T, B, H, W, C]``."""
+    maps = F.max_pool2d(x.flatten(0, 1).permute(0, 3, 1, 2), 3, 2, 1)
+    out: Tensor = maps.permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
+    return out
+
+
+def _forward(x: Tensor, factor: Array | None) -> tuple[Tensor, Tensor]:
+    """The largest value of each window, after `factor`, and the label of its place (uint8)."""
+    time, batch, height, width, channels = x.shape
+    shape = (time, batch, (height + 1) // 2, (width + 1) // 2, channels)
+    out, labels = new(x, shape), torch.empty(shape, dtype=torch.uint8)
+    cuts = cut(time * batch * shape[2], out.numel() * 4, 1)
+    args = (flat(x), factor, flat(out), flat(labels), height, width, channels)
+    run(pool_kernel, pool_parallel, cuts, args)
+    return out, labels
+
+
+def _backward(g: Tensor, labels: Tensor, like: Tensor, lines: list[Array] | None) -> Tensor:
+    """Gradient of what was pooled; with `lines`, that of the normalisation of `like` before it."""
+    time, batch, height, width, channels = like.shape
+    gx = new(g, like.shape)
+    cuts = cut(time * batch * height, gx.numel(), 1)
+    data = flat(g.contiguous())
+    x = tiles = None
+    if lines is not None:
+        x, tiles = flat(like), np.concatenate(lines).astype(data.dtype)
+    args = (data, flat(labels), flat(gx), x, tiles, height, width, channels)
+    run(pool_back, pool_back_parallel, cuts, args)
+    return gx
+
+
+class PoolFunction(torch.autograd.Function):
+    """The pool of ``[T, B, H, W, C]``; saves one byte for each output."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        """Pool."""
+        out, labels = _forward(x, None)
+        ctx.save_for_backward(x if ctx.needs_input_grad[0] else None, labels)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor | None:
+        """Give each gradient to the first largest value of its window."""
+        x, labels = ctx.saved_tensors
+        found = once(lambda: (_backward(grad, labels, x, None),))
+        return (again(pool, (x,), grad) if found is None else found)[0]
+
+
+class NormPoolLIFFunction(torch.autograd.Function):
+    """Batch normalisation over the last axis, the pool, then LIF.
+
+    A normalisation rises or falls with its input, channel by channel, so pooling comes first: the
+    largest input of a window, or the smallest where the scale is negative, gives its largest
+    output. Saves x, a quarter of it, a byte for each of that quarter, and four values per channel.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        mean: Tensor,
+        var: Tensor,
+        batch: bool,
+        eps: float,
+        v: Tensor | None,
+        T: int,
+        p: LIFParams,
+    ) -> tuple[Tensor, Tensor]:
+        """Run the steps; `batch` says that mean and var are those of x."""
+        rows, _ = norm_rows(weight, bias, mean, var, eps)
+        factor = None if (rows[0] > 0).all() else np.sign(rows[0]).astype(flat(x[:0]).dtype)
+        pooled, labels = _forward(x, factor)
+        ctx.save_for_backward(x, pooled, labels, weight, bias, mean, var, v)
+        ctx.batch, ctx.eps, ctx.p = batch, eps, p
+        spikes, v_last = Work(pooled, v, T, p, rows).forward()
+        ctx.mark_non_differentiable(v_last)
+        return spikes, v_last
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+        """Run them backward, then through the pool and the normalisation at once."""
+        x, pooled, labels, weight, bias, mean, var, v = ctx.saved_tensors
+        T, p, batch, eps = grad.shape[0], ctx.p, ctx.batch, ctx.eps
+
+        def kernels() -> tuple[Tensor | None, ...]:
+            rows, inverse = norm_rows(weight, bias, mean, var, eps)
+            g, sums = Work(pooled, v, T, p, rows).backward(grad)
+            lines, *own = norm_back(x, mean, rows[0], inverse, sums, batch)
+            gx = _backward(g, labels, x, lines)
+            return gx, None if weight is None else own[0], None if bias is None else own[1]
+
+        def operations(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+            m, s = (None, None) if batch else (mean, var)
+            y = F.batch_norm(x.reshape(-1, x.shape[-1]), m, s, weight, bias, batch, 0.0, eps)
+            return spikes_of(pool(y.reshape(x.shape)), v, T, p)
+
+        gradients = once(kernels)
+        if gradients is None:
+            gradients = again(operations, (x, weight, bias), grad)
+        return *gradients, *(None,) * 7

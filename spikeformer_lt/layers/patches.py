@@ -1,0 +1,258 @@
+"""Scores of patches (level 1): one real number for each token of each image, larger is kept.
+
+Patch-number sparsity (level 1): score the tokens, gather the kept ones, forget the rest.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from spikeformer_lt.errors import ConfigError
+from spikeformer_lt.layers.attention import EncoderBlock, SpikingMLP, SpikingSelfAttention
+
+
+class PatchScore(nn.Module):
+    """Base of all scores. ``needs_current``: reads membranes; ``learned``: has its own training.
+
+    Shape: tokens, current ``[T|1, B, N, D]``, images ``[T|1, B, C, H, W]`` -> ``[B, N]``.
+    """
+
+    needs_current = False
+    learned = False
+
+    def forward(self, tokens: Tensor, current: Tensor, images: Tensor, T: int) -> Tensor:
+        """Score every token."""
+        raise NotImplementedError
+
+
+class Rate(PatchScore):
+    """Mean firing of the token over time and channels (algorithms A10, Alg. 1's PatE sorting)."""
+
+    def forward(self, tokens: Tensor, current: Tensor, images: Tensor, T: int) -> Tensor:
+        """Mean over T and D."""
+        return tokens.mean((0, 3))
+
+
+class L2(PatchScore):
+    """Mean over time of the L2 norm of the membrane input of the last ConvPEP neuron."""
+
+    needs_current = True
+
+    def forward(self, tokens: Tensor, current: Tensor, images: Tensor, T: int) -> Tensor:
+        """Mean over T of the norm over D."""
+        return current.square().sum(3).sqrt().mean(0)
+
+
+class TemporalSpatial(PatchScore):
+    """Training-free temporal change plus spatial contrast (TP-Spikformer).
+
+    temporal = mean_t |mean_D x_t - mean_D x_(t-1)| (0 for T = 1 or a static token);
+    spatial = -cos(x, mean of its 3x3 neighbourhood), depthwise, borders averaged over what is
+    there. Each is softmaxed over the tokens; the sum is the score.
+    """
+
+    def forward(self, tokens: Tensor, current: Tensor, images: Tensor, T: int) -> Tensor:
+        """Temporal plus spatial score."""
+        batch, count = tokens.shape[1:3]
+        level = tokens.mean(3)
+        temporal = (
+            (level[1:] - level[:-1]).abs().mean(0)
+            if len(level) > 1
+            else level.new_zeros(batch, count)
+        )
+        mean = tokens.mean(0)
+        height, width = grid_of(count, images.shape[-2:])
+        # One layout whatever the batch: a lone image would be summed in another order.
+        grid = mean.transpose(1, 2).contiguous().unflatten(2, (height, width))
+        around = F.avg_pool2d(grid, 3, stride=1, padding=1, count_include_pad=False)
+        spatial = -F.cosine_similarity(mean, around.flatten(2).transpose(1, 2), dim=2)
+        return temporal.softmax(1) + spatial.softmax(1)
+
+
+class Random(PatchScore):
+    """The control: a pseudo-random order for each image.
+
+    The order is a hash of the image's own bits, all frames of it, and the token position, so that
+    it does not depend on batch, worker or rank, and an evaluation repeats exactly.
+    """
+
+    def forward(self, tokens: Tensor, current: Tensor, images: Tensor, T: int) -> Tensor:
+        """A 53-bit hash of (image bits, position) as a float64 in [0, 1)."""
+        view = torch.int64 if images.dtype == torch.float64 else torch.int32
+        bits = images.contiguous().view(view).flatten(2).to(torch.int64)
+        place = torch.arange(bits.shape[2], device=bits.device)
+        frames = (bits * (2 * place + 1)).sum(2)  # wraps: exact in any order
+        # Changes from frame to frame, so that T equal frames count as the one image they are.
+        image = frames[0] + _splitmix(frames[1:] - frames[:-1]).sum(0)
+        position = torch.arange(tokens.shape[2], device=bits.device)
+        mixed = _splitmix(image[:, None] + position[None] * -7046029254386353131)
+        return ((mixed >> 11) & ((1 << 53) - 1)).to(torch.float64) / 2.0**53
+
+
+def _splitmix(x: Tensor) -> Tensor:
+    for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685)):
+        x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * factor
+    return x ^ ((x >> 31) & ((1 << 33) - 1))
+
+
+class Attention(PatchScore):
+    """Attention received by each token in a small trained selector (SETS of arXiv 2311.12060).
+
+    The selector is one encoder block and a linear head, trained on the frozen stem; a token's
+    score is the attention it receives, mean over T and heads of sum_i A_ij.
+    """
+
+    learned = True
+
+    def __init__(self, dim: int, num_classes: int, num_heads: int = 4) -> None:
+        super().__init__()
+        self.block = EncoderBlock(SpikingSelfAttention(dim, num_heads), SpikingMLP(dim, 2 * dim))
+        self.head = nn.Linear(dim, num_classes)
+
+    def forward(self, tokens: Tensor, current: Tensor, images: Tensor, T: int) -> Tensor:
+        """Attention received."""
+        return self.block.attn.received(tokens, T)
+
+    def logits(self, tokens: Tensor, T: int) -> Tensor:
+        """Class logits ``[B, T, K]`` that train the selector."""
+        return self.head(self.block(tokens, T).mean(2)).transpose(0, 1)  # type: ignore[no-any-return]
+
+
+class Gumbel(PatchScore):
+    """Learned keep-logits, perturbed by Gumbel noise in training (Gumbel top-k).
+
+    Source: the predictor of SparseSpikformer (arXiv 2311.08806), D -> D/2 -> GELU -> 1.
+    Differs: the exact top-k of the perturbed logits is gathered in training as in evaluation
+    (no train/eval mismatch); the gradient passes through a unit multiplier on kept tokens.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(dim, dim // 2), nn.GELU(), nn.Linear(dim // 2, 1))
+
+    def forward(self, tokens: Tensor, current: Tensor, images: Tensor, T: int) -> Tensor:
+        """Logits, with noise in training."""
+        logits: Tensor = self.net(tokens.mean(0)).squeeze(-1)
+        if not self.training:
+            return logits
+        noise = torch.rand_like(logits).clamp_(1e-6, 1 - 1e-6)
+        return logits - torch.log(-torch.log(noise))
+
+
+SCORES = ("rate", "l2", "attention", "tp", "gumbel", "random")
+
+
+def make_score(kind: str, dim: int, num_classes: int, num_heads: int) -> PatchScore:
+    """Build a patch score by name."""
+    if kind == "attention":
+        return Attention(dim, num_classes, num_heads)
+    if kind == "gumbel":
+        return Gumbel(dim)
+    plain = {"rate": Rate, "l2": L2, "tp": TemporalSpatial, "random": Random}
+    if kind not in plain:
+        raise ConfigError(f"patch score {kind!r} is not one of {', '.join(SCORES)}")
+    return plain[kind]()
+
+
+def grid_of(count: int, size: torch.Size) -> tuple[int, int]:
+    """Token grid (rows, columns) of an H x W image cut into `count` square patches."""
+    height, width = size
+    side = round((height * width / count) ** 0.5)
+    return height // side, width // side
+
+
+def kept_count(tokens: int, sparsity: float) -> int:
+    """How many of N tokens stay: N - round(sparsity * N), at least 1."""
+    return max(1, tokens - round(sparsity * tokens))
+
+
+def top_tokens(scores: Tensor, keep: int) -> Tensor:
+    """Indices ``[B, keep]``, ascending, of the best tokens; ties keep the lower index."""
+    if torch.compiler.is_exporting():  # ONNX has no stable sort; ranks by comparison are as exact
+        place = torch.arange(scores.shape[1], device=scores.device)
+        ahead = scores[:, None, :] > scores[:, :, None]
+        ahead |= (scores[:, None, :] == scores[:, :, None]) & (place < place[:, None])
+        late = torch.where(ahead.sum(2) < keep, place, scores.shape[1] + place)
+        return late.topk(keep, dim=1, largest=False, sorted=True).indices
+    order = torch.sort(scores, dim=1, descending=True, stable=True).indices[:, :keep]
+    return order.sort(dim=1).values
+
+
+def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
+    """Keep tokens ``[T|1, B, N, D]`` at ``index`` ``[B, K]``, the same at every step."""
+    time, _, _, dim = tokens.shape
+    return tokens.gather(2, index[None, :, :, None].expand(time, -1, -1, dim))
+
+
+class PatchSelect(nn.Module):
+    """Selects, for each image, the same ``N - round(sparsity*N)`` tokens at all time steps.
+
+    Args:
+        score: the criterion.
+        sparsity: fraction of tokens removed, in [0, 1).
+        space: ``token`` gathers after the whole ConvPEP; ``pixel`` also zeroes the pixels of
+            removed patches and embeds the masked image again (Alg. 1's last line; its receptive
+            fields still see neighbours).
+        rescale: multiply attention sums by N/K, for the keys that are gone.
+
+    Source: arXiv 2311.12060, alg. 1 (PatchS); arXiv 2211.01484 (data-level tickets).
+    """
+
+    def __init__(
+        self,
+        score: PatchScore,
+        sparsity: float,
+        *,
+        space: str = "token",
+        rescale: bool = False,
+    ) -> None:
+        super().__init__()
+        if not 0 <= sparsity < 1:
+            raise ConfigError(f"patch sparsity={sparsity} is outside [0, 1)")
+        if space not in ("token", "pixel"):
+            raise ConfigError(f"patch space={space!r} is not one of token, pixel")
+        self.score, self.sparsity, self.space, self.rescale = score, sparsity, space, rescale
+        self.index: Tensor | None = None
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode; a score with a training of its own keeps its fixed BatchNorm statistics."""
+        super().train(mode)
+        if self.score.learned:
+            self.score.eval()
+        return self
+
+    def forward(
+        self, tokens: Tensor, current: Tensor, images: Tensor, T: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return (index ``[B, K]``, multiplier ``[1, B, K, 1]`` that carries learned gradients)."""
+        trained = self.training and any(p.requires_grad for p in self.score.parameters())
+        learns = trained and not self.score.learned
+        # In 16 bits many scores would be equal, and the position would decide.
+        wide = torch.promote_types(tokens.dtype, torch.float32)
+        device = tokens.device.type
+        narrow = torch.is_autocast_enabled(device)
+        full = torch.autocast(device, enabled=False) if narrow else nullcontext()
+        with full, torch.set_grad_enabled(learns and torch.is_grad_enabled()):
+            scores = self.score(tokens.detach().to(wide), current.detach().to(wide), images, T)
+        index = top_tokens(scores.detach(), kept_count(tokens.shape[2], self.sparsity))
+        if not torch.compiler.is_exporting():
+            self.index = index
+        if not learns:
+            return index, None
+        soft = torch.sigmoid(scores.gather(1, index))
+        # This grouping is exactly 1; (1 + soft) - soft would round, and tokens must stay spikes.
+        return index, (1 + (soft - soft.detach()))[None, :, :, None]
+
+    def mask_pixels(self, images: Tensor, index: Tensor, tokens: int) -> Tensor:
+        """Zero the pixels of removed patches in ``[T|1, B, C, H, W]``."""
+        rows, columns = grid_of(tokens, images.shape[-2:])
+        keep = torch.zeros(index.shape[0], tokens, device=images.device, dtype=images.dtype)
+        keep.scatter_(1, index, 1.0)
+        grid = keep.view(1, -1, 1, rows, columns)[0]
+        return images * F.interpolate(grid, size=images.shape[-2:], mode="nearest")[None]

@@ -1,0 +1,262 @@
+"""SNIP: prune at initialisation by connection sensitivity.
+
+GraSP: prune at initialisation so that the gradient keeps flowing.
+
+SynFlow: prune at initialisation by synaptic flow, without data.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from spikeformer_lt.config import check
+from spikeformer_lt.layers.neuron import LIF, Activation, Relu
+from spikeformer_lt.mask import Mask
+from spikeformer_lt.registry import register_search
+from spikeformer_lt.tickets.base import Batch, OneShotConfig, Search
+from spikeformer_lt.training.phase import Fit
+
+
+@dataclass(frozen=True)
+class SnipConfig(OneShotConfig):
+    """Rank the initial weights by |gradient times weight|."""
+
+    images: int = 128
+    """Training images that the gradient is taken on."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.images >= 2, "images", self.images, "at least 2")
+
+
+def loss_gradients(
+    model: nn.Module, weights: Mapping[str, Tensor], images: Tensor, labels: Tensor
+) -> dict[str, Tensor]:
+    """Gradient of the cross entropy of the mean logits; the model is left as it was.
+
+    BatchNorm normalises by the batch, as at the start of training; its buffers do not move. A
+    weight that the loss does not depend on has gradient 0.
+    """
+    buffers = {name: value.clone() for name, value in model.named_buffers()}
+    modes = {module: module.training for module in model.modules()}
+    model.train()
+    try:
+        with torch.enable_grad():
+            loss = F.cross_entropy(model(images).mean(1), labels)
+            found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for name, value in model.named_buffers():
+            value.copy_(buffers[name])
+    return {
+        name: torch.zeros_like(weight) if grad is None else grad
+        for (name, weight), grad in zip(weights.items(), found, strict=True)
+    }
+
+
+class Snip(Search):
+    """Weights with the smallest ``|g * w|`` are removed, on one batch, before any training.
+
+    Args:
+        config: sparsity and batch.
+        seed: unused; every search takes one.
+        batch: where the images come from.
+
+    Source: Lee et al., ICLR 2019 (arXiv 1810.02340), eq. 6. On SNNs it falls below random masks
+    at high sparsity: arXiv 2207.01382.
+    """
+
+    name = "snip"
+
+    def __init__(
+        self, config: SnipConfig | None = None, seed: int = 0, batch: Batch | None = None
+    ) -> None:
+        super().__init__(config or SnipConfig(), seed, batch)
+
+    def _search(self, model: nn.Module, fit: Fit) -> Mask:
+        weights = self.config.prune.weights(model)
+        grads = loss_gradients(model, weights, *self._images(self.config.images))
+        scores = {name: (grads[name] * weight.detach()).abs() for name, weight in weights.items()}
+        return self.config.mask(scores)  # type: ignore[no-any-return]
+
+
+@register_search
+def snip(config: SnipConfig | None = None, seed: int = 0, batch: Batch | None = None) -> Snip:
+    """Pruning at initialisation by connection sensitivity (SNIP)."""
+    return Snip(config, seed, batch)
+
+
+@dataclass(frozen=True)
+class GraspConfig(SnipConfig):
+    """Rank the initial weights by what their removal does to the gradient's norm."""
+
+    step: float = 1e-2
+    """Length of the finite difference, over that of the weights."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(0 < self.step < 1, "step", self.step, "in (0, 1)")
+
+
+@torch.no_grad()
+def hessian_gradient(
+    weights: Mapping[str, Tensor], gradients: Callable[[], dict[str, Tensor]], step: float
+) -> dict[str, Tensor]:
+    """``H g`` by a central difference of gradients along g; the weights come back bit for bit.
+
+    Surrogate gradients have no second derivative that means anything to a spike, so that the
+    gradients themselves are compared at ``w + e g`` and ``w - e g``, ``e = step ||w|| / ||g||``.
+    """
+    own = {name: weight.detach().clone() for name, weight in weights.items()}
+    grad = gradients()
+    length = sum(float(g.double().square().sum()) for g in grad.values()) ** 0.5
+    size = sum(float(w.double().square().sum()) for w in own.values()) ** 0.5
+    if length == 0:
+        return {name: torch.zeros_like(value) for name, value in grad.items()}
+    away = step * size / length
+    sides = []
+    try:
+        for sign in (1.0, -1.0):
+            for name, weight in weights.items():
+                weight.copy_(own[name] + sign * away * grad[name])
+            sides.append(gradients())
+    finally:
+        for name, weight in weights.items():
+            weight.copy_(own[name])
+    return {name: (sides[0][name] - sides[1][name]) / (2 * away) for name in own}
+
+
+class Grasp(Search):
+    """Keeps the weights with the largest ``w * Hg``.
+
+    Removing weight q changes ``||g||^2`` by about ``-2 w_q (Hg)_q``: those go first whose removal
+    raises it most.
+
+    Args:
+        config: sparsity, batch and difference step.
+        seed: unused; every search takes one.
+        batch: where the images come from.
+
+    Source: Wang et al., ICLR 2020 (arXiv 2002.07376), eq. 8.
+    """
+
+    name = "grasp"
+
+    def __init__(
+        self, config: GraspConfig | None = None, seed: int = 0, batch: Batch | None = None
+    ) -> None:
+        super().__init__(config or GraspConfig(), seed, batch)
+
+    def _search(self, model: nn.Module, fit: Fit) -> Mask:
+        config, weights = self.config, self.config.prune.weights(model)
+        images, labels = self._images(config.images)
+        curved = hessian_gradient(
+            weights, lambda: loss_gradients(model, weights, images, labels), config.step
+        )
+        scores = {name: weight.detach() * curved[name] for name, weight in weights.items()}
+        return config.mask(scores)  # type: ignore[no-any-return]
+
+
+@register_search
+def grasp(config: GraspConfig | None = None, seed: int = 0, batch: Batch | None = None) -> Grasp:
+    """Pruning at initialisation that preserves gradient flow (GraSP)."""
+    return Grasp(config, seed, batch)
+
+
+@dataclass(frozen=True)
+class SynflowConfig(OneShotConfig):
+    """Rank the initial weights by the flow through them, again and again as they go."""
+
+    rounds: int = 100
+    """Rounds; after round i a fraction (1 - sparsity)^(i / rounds) is left."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.rounds >= 1, "rounds", self.rounds, "at least 1")
+
+
+def positive_twin(model: nn.Module) -> nn.Module:
+    """A copy whose parameters are absolute, whose norms and neurons pass positive values on.
+
+    Norms become the identity (up to the rounding of their epsilon), neurons a ReLU, which the
+    identity is on values that are never negative; float64, for products over many layers. Hooks on
+    outputs stay the model's own: without neurons a static image has one step only.
+    """
+    twin = copy.deepcopy(model)
+    for module in twin.modules():
+        module._forward_hooks.clear()
+    for parent in list(twin.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, (LIF, Activation)):
+                setattr(parent, name, Relu())
+            elif isinstance(child, _BatchNorm):
+                child.reset_running_stats()
+                nn.init.ones_(child.weight)
+                nn.init.zeros_(child.bias)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.abs_()
+    return twin.eval().double()
+
+
+class Synflow(Search):
+    """Weights with the least ``|w * dR/dw|`` go, ``R = sum of the outputs for an input of ones``.
+
+    Every round ranks what is left anew, which is what keeps a layer from vanishing as a whole.
+
+    Args:
+        config: sparsity and rounds.
+        seed: unused; every search takes one.
+        batch: gives the shape of an input; its values are never looked at.
+
+    Source: Tanaka et al., NeurIPS 2020 (arXiv 2006.05467), algorithm 1.
+    """
+
+    name = "synflow"
+
+    def __init__(
+        self, config: SynflowConfig | None = None, seed: int = 0, batch: Batch | None = None
+    ) -> None:
+        super().__init__(config or SynflowConfig(), seed, batch)
+
+    def _search(self, model: nn.Module, fit: Fit) -> Mask:
+        config, twin = self.config, positive_twin(model)
+        ones = torch.ones_like(self._images(1)[0][:1], dtype=torch.float64)
+        weights = config.prune.weights(twin)
+        mask = None
+        for number in range(1, config.rounds + 1):
+            left = (1 - config.sparsity) ** (number / config.rounds)
+            sparsity = config.sparsity if number == config.rounds else 1 - left
+            scores = flow(twin, weights, ones)
+            mask = Mask.from_scores(scores, sparsity, config.scope, mask, config.floor)
+            mask.apply_(twin)
+        assert mask is not None
+        return mask
+
+
+def flow(twin: nn.Module, weights: Mapping[str, Tensor], ones: Tensor) -> dict[str, Tensor]:
+    """``|w * dR/dw|`` of each weight, over the largest of them: a scale ranks nothing."""
+    with torch.enable_grad():
+        total = twin(ones).sum()
+        found = torch.autograd.grad(
+            total / total.detach().clamp(min=1e-300), list(weights.values())
+        )
+    return {
+        name: (grad * weight.detach()).abs()
+        for (name, weight), grad in zip(weights.items(), found, strict=True)
+    }
+
+
+@register_search
+def synflow(config: SynflowConfig | None = None, seed: int = 0, batch: Any = None) -> Synflow:
+    """Pruning at initialisation by synaptic flow (SynFlow)."""
+    return Synflow(config, seed, batch)

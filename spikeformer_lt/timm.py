@@ -1,0 +1,117 @@
+"""Our models under their own names in timm, without importing timm.
+
+timm's registry needs the names, and the names need our model modules. So nothing happens until timm
+has been imported by somebody: before us, and then the models join at once; or after us, and then a
+finder on `sys.meta_path` lets the usual finders load timm and joins when timm is complete.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from spikeformer_lt.errors import ConfigError
+from spikeformer_lt.registry import _models, create_model
+
+if TYPE_CHECKING:
+    from torch import nn
+
+log = logging.getLogger(__name__)
+# What timm.create_model hands to every entry point beside the caller's own keywords.
+_TIMM_ONLY = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "pretrained_model_args")
+_joined: dict[str, Callable[..., Any]] = {}
+
+
+def join_timm() -> None:
+    """Register our models with timm now if it is imported, else as soon as it will be."""
+    if not _is_complete(sys.modules.get("timm")):
+        if not any(isinstance(finder, _TimmFinder) for finder in sys.meta_path):
+            sys.meta_path.insert(0, _TimmFinder())
+        return
+    if _add not in _models.listeners:
+        _models.listeners.append(_add)
+    try:
+        names = _models.names()
+    except Exception:
+        # A broken model file of ours must not break somebody's `import timm`.
+        log.warning("the models of spikeformer_lt did not join timm's registry", exc_info=True)
+        return
+    for name in names:
+        _add(name)
+
+
+def _is_complete(timm: ModuleType | None) -> bool:
+    return timm is not None and hasattr(timm, "create_model")
+
+
+def _add(name: str) -> None:
+    from timm.models import is_model, register_model
+
+    if name in _joined:
+        return
+    if is_model(name):
+        log.warning("timm has its own model %r; ours is reached by our create_model only", name)
+        return
+
+    def entrypoint(pretrained: bool = False, **keywords: Any) -> nn.Module:
+        if pretrained:
+            raise ConfigError(
+                f"pretrained=True is not allowed for {name!r}: no weights are published for it; "
+                "use pretrained=False and load a ticket or a converted checkpoint"
+            )
+        ours = {key: value for key, value in keywords.items() if key not in _TIMM_ONLY}
+        return create_model(name, **ours)
+
+    source = _models.factory(name)
+    entrypoint.__name__ = entrypoint.__qualname__ = name
+    entrypoint.__doc__ = source.__doc__
+    # timm files a model under the module of its entry point, for list_models(module=...).
+    entrypoint.__module__ = source.__module__ if source.__module__ in sys.modules else __name__
+    _joined[name] = entrypoint
+    register_model(entrypoint)
+
+
+class _TimmFinder(importlib.abc.MetaPathFinder):
+    """Lets the other finders find timm and wraps the loader that they give."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != "timm":
+            return None
+        for finder in sys.meta_path:
+            find = None if finder is self else getattr(finder, "find_spec", None)
+            spec: ModuleSpec | None = find(fullname, path, target) if find else None
+            if spec is not None:
+                if spec.loader is not None:
+                    spec.loader = _TimmLoader(spec.loader, self)
+                return spec
+        return None
+
+
+class _TimmLoader(importlib.abc.Loader):
+    """Loads timm by its own loader, then registers our models."""
+
+    def __init__(self, loader: importlib.abc.Loader, finder: _TimmFinder) -> None:
+        self._loader = loader
+        self._finder = finder
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__loader__ = self._loader
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._loader
+        self._loader.exec_module(module)
+        if self._finder in sys.meta_path:
+            sys.meta_path.remove(self._finder)
+        join_timm()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)

@@ -24,13 +24,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spikeformer_lt.disk import content_kind
-from spikeformer_lt.errors import DataError, shown
+from spikeformer_lt.errors import DataError, name_of, shown
 from spikeformer_lt.events.recording import (
     EVENTS,
     Clock,
     Events,
     Raw,
-    name_of,
     opened,
     read_comments,
     read_exactly,

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from spikeformer_lt.errors import DataError
+from spikeformer_lt.errors import DataError, name_of
 from spikeformer_lt.events.formats import SUFFIXES, FileReader, form_of
 from spikeformer_lt.events.frame import EventOptions
-from spikeformer_lt.events.recording import FIELDS, LARGEST_SIDE, Sensor, name_of
+from spikeformer_lt.events.recording import FIELDS, LARGEST_SIDE, Sensor
 from spikeformer_lt.events.split import PARTS, Sample, Split, find_shared, scan
 from spikeformer_lt.events.validate import Report, validate
 from spikeformer_lt.registry import create_dataset

@@ -27,9 +27,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spikeformer_lt.disk import content_kind
-from spikeformer_lt.errors import ConfigError, DataError, near, shown
+from spikeformer_lt.errors import ConfigError, DataError, name_of, near, shown
 from spikeformer_lt.events.aedat import as_cifar10_dvs, read_aedat2, read_aedat4, read_aedat31
-from spikeformer_lt.events.recording import FIELDS, Raw, columns_of, make_events, name_of, opened
+from spikeformer_lt.events.recording import FIELDS, Raw, columns_of, make_events, opened
 from spikeformer_lt.events.split import Sample
 
 FORMS = ("aedat2", "aedat31", "aedat4", "bin", "cifar10_dvs", "npy")

@@ -1,9 +1,7 @@
 """What a recording is: events in one structured array, on a sensor of known size.
 
 A reader gives whatever the file says, in any numeric type; `validate.validate` turns it into
-`EVENTS`, and only that is made into frames.
-
-The bytes of a recording: opened and read so that every fault names the file.
+`EVENTS`, and only that is made into frames. A fault names the file.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spikeformer_lt.disk import content_kind
-from spikeformer_lt.errors import ConfigError, DataError, near, shown
+from spikeformer_lt.errors import ConfigError, DataError, name_of, near, shown
 
 Events = NDArray[np.void]
 
@@ -33,6 +31,8 @@ EVENTS = np.dtype(
 )
 FIELDS: tuple[str, ...] = ("x", "y", "p", "t_us")
 LARGEST_SIDE = 4096  # pixels; the largest event sensors have 1280
+_HEADER_LIMIT = 1_000_000  # bytes of text before the events
+_WRAP = 2**32  # microseconds, where a 32-bit clock starts again
 
 
 @dataclass(frozen=True)
@@ -159,10 +159,6 @@ def fit(events: Events, sensor: Sensor, size: int) -> Events:
     return moved
 
 
-HEADER_LIMIT = 1_000_000  # bytes of text before the events
-_WRAP = 2**32  # microseconds, where a 32-bit clock starts again
-
-
 @dataclass(frozen=True)
 class Raw:
     """What a file holds, not yet validated.
@@ -174,11 +170,6 @@ class Raw:
 
     events: Events | NDArray[np.generic] | dict[str, NDArray[np.generic]]
     skipped: dict[str, int] = field(default_factory=dict)
-
-
-def name_of(path: str | Path) -> str:
-    """Return a path as messages show it."""
-    return shown(str(path), 300)
 
 
 @contextmanager
@@ -241,11 +232,11 @@ def read_comments(file: BinaryIO, path: str | Path, version: str) -> list[str]:
     lines: list[str] = []
     while True:
         place = file.tell()
-        line = file.readline(HEADER_LIMIT)
+        line = file.readline(_HEADER_LIMIT)
         if not line.startswith(b"#"):
             file.seek(place)
             return lines
-        if not line.endswith(b"\n") or file.tell() > HEADER_LIMIT:
+        if not line.endswith(b"\n") or file.tell() > _HEADER_LIMIT:
             raise DataError(f"{name_of(path)} breaks off in its header, or has no end of it")
         text = line.decode("latin-1").rstrip("\r\n")
         lines.append(text)

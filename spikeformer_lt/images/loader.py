@@ -24,9 +24,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from spikeformer_lt.errors import ConfigError, DataError, shown
-from spikeformer_lt.images.arrays import ArrayImages, ImageDataset
+from spikeformer_lt.images.arrays import ArrayImages
 from spikeformer_lt.images.augment import normalize
 from spikeformer_lt.rng import isolated_rng, seed_for
+from spikeformer_lt.splits import ImageDataset
 
 Batch = tuple[Tensor, Tensor, Tensor]
 Transform = Callable[[Tensor], Tensor]

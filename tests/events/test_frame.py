@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 import warnings
@@ -312,9 +313,12 @@ def test_narrow_keeps_every_count_in_the_smallest_type():
 
 
 def test_without_numba_numpy_counts_and_says_so_once(files, monkeypatch, caplog):
-    monkeypatch.setattr(frame_module, "_broken", False)
-    monkeypatch.setattr(frame_module, "_ready", False)
-    monkeypatch.setitem(sys.modules, "spikeformer_lt.events.frame", None)
+    monkeypatch.setattr(
+        frame_module, "_compiled", functools.cache(frame_module._compiled.__wrapped__)
+    )
+    fresh = functools.cache(frame_module._numba_fault.__wrapped__)
+    monkeypatch.setattr(frame_module, "_numba_fault", fresh)
+    monkeypatch.setitem(sys.modules, "numba", None)
     events = files.some_events(5000, 24, 32)
     with caplog.at_level(logging.WARNING):
         first, _ = to_frames(events, Framing(4), SENSOR)

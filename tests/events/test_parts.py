@@ -8,12 +8,11 @@ import torch
 
 from spikeformer_lt.errors import ConfigError, DataError
 from spikeformer_lt.events.cache import FrameCache, MemoryCache
-from spikeformer_lt.events.dataset import Source, split_fields
+from spikeformer_lt.events.dataset import Source, event_splits
 from spikeformer_lt.events.formats import FileReader
-from spikeformer_lt.events.frame import EventOptions
+from spikeformer_lt.events.frame import EventDataOptions, EventOptions
 from spikeformer_lt.events.recording import Sensor
 from spikeformer_lt.events.split import Sample, Split, hold_out
-from spikeformer_lt.images.splits import Splits
 
 
 @pytest.fixture
@@ -31,13 +30,18 @@ def split():
     return Split("made", ("a", "b"), tuple(train), tuple(val), tuple(samples[30:]))
 
 
-def fields(folder, options=None, **more):
+def made(folder, events=None, augment="none", **more):
     source = Source(FileReader(folder, "npy"), Sensor(20, 32), root=folder)
-    return split_fields(split(), source, options or EventOptions(T=4, cache="none"), **more)
+    options = EventDataOptions(events=events or EventOptions(T=4, cache="none"), **more)
+    return event_splits(split(), source, options, augment)
 
 
-def test_the_fields_are_a_whole_splits_of_events(folder):
-    splits = Splits(**fields(folder, augment="tet_dvs"))
+def parts(splits):
+    return splits.train, splits.val, splits.test
+
+
+def test_the_parts_are_a_whole_splits_of_events(folder):
+    splits = made(folder, augment="tet_dvs")
     assert (splits.name, splits.kind, splits.augment) == ("made", "events", "tet_dvs")
     assert (splits.num_classes, splits.in_channels, splits.image_size) == (2, 2, 32)
     assert (splits.mean, splits.std) == ((0.0, 0.0), (1.0, 1.0))
@@ -49,34 +53,34 @@ def test_the_fields_are_a_whole_splits_of_events(folder):
 
 
 def test_a_limited_run_is_a_part_of_the_full_one(folder):
-    full = fields(folder)
-    part = fields(folder, limit_train=8, limit_test=4)
-    assert [len(part[p]) for p in ("train", "val", "test")] == [8, 2, 4]
-    for name in ("train", "val", "test"):
-        assert set(part[name].samples) <= set(full[name].samples)
-    assert torch.bincount(part["train"].labels).tolist() == [4, 4]
-    assert part["split_sha256"] != full["split_sha256"]
+    full = made(folder)
+    part = made(folder, limit_train=8, limit_test=4)
+    assert [len(p) for p in parts(part)] == [8, 2, 4]
+    for small, whole in zip(parts(part), parts(full), strict=True):
+        assert set(small.samples) <= set(whole.samples)
+    assert torch.bincount(part.train.labels).tolist() == [4, 4]
+    assert part.split_sha256 != full.split_sha256
     for wrong in ({"limit_train": 0}, {"limit_train": 25}, {"limit_test": 11}):
         with pytest.raises(ConfigError, match="is not allowed"):
-            fields(folder, **wrong)
+            made(folder, **wrong)
 
 
 def test_another_size_is_another_frame(folder):
-    assert fields(folder, image_size=48)["train"][0][0].shape == (4, 2, 48, 48)
+    assert made(folder, image_size=48).train[0][0].shape == (4, 2, 48, 48)
     for size in (0, 1025):
         with pytest.raises(ConfigError, match=f"image_size={size}"):
-            fields(folder, image_size=size)
+            made(folder, image_size=size)
 
 
 def test_the_cache_is_in_the_root_in_memory_where_asked_or_nowhere(folder, tmp_path):
-    auto = fields(folder, EventOptions(T=4))["train"].cache
+    auto = made(folder, EventOptions(T=4)).train.cache
     assert isinstance(auto, FrameCache) and auto.folder.parent == folder / ".frames"
-    named = fields(folder, EventOptions(T=4, cache=str(tmp_path / "c")))["train"].cache
+    named = made(folder, EventOptions(T=4, cache=str(tmp_path / "c"))).train.cache
     assert isinstance(named, FrameCache) and named.folder.parent == tmp_path / "c"
-    assert fields(folder)["train"].cache is None
-    made = Source(FileReader(folder, "npy"), Sensor(20, 32))
-    parts = split_fields(split(), made, EventOptions(T=4))
-    assert isinstance(parts["train"].cache, MemoryCache)
+    assert made(folder).train.cache is None
+    source = Source(FileReader(folder, "npy"), Sensor(20, 32))
+    in_memory = event_splits(split(), source, EventDataOptions(events=EventOptions(T=4)))
+    assert isinstance(in_memory.train.cache, MemoryCache)
 
 
 CHANGES = [
@@ -92,7 +96,8 @@ def test_every_parameter_is_in_the_caches_key(folder):
         whole = split()
         renamed = Split(name, whole.classes, whole.train, whole.val, whole.test)
         given = EventOptions(**{"T": 4, **options})
-        return split_fields(renamed, source, given, image_size=image_size)["train"].cache.key
+        options = EventDataOptions(events=given, image_size=image_size)
+        return event_splits(renamed, source, options).train.cache.key
 
     keys = [key(), *(key(**change) for change in CHANGES), key(image_size=48), key(name="else")]
     keys.append(key(sensor=Sensor(21, 32)))
@@ -106,39 +111,39 @@ def test_every_parameter_is_in_the_caches_key(folder):
 
 def test_a_split_file_is_written_then_kept_to(folder, tmp_path):
     options = EventOptions(T=4, cache="none", split_file=str(tmp_path / "split.json"))
-    first = fields(folder, options)
+    first = made(folder, options)
     assert (tmp_path / "split.json").is_file()
-    assert fields(folder, options)["split_sha256"] == first["split_sha256"]
+    assert made(folder, options).split_sha256 == first.split_sha256
     text = (tmp_path / "split.json").read_text()
     (tmp_path / "split.json").write_text(text.replace('["val"', '["train"', 1))
     with pytest.raises(DataError, match=r"split\.json.* was edited"):
-        fields(folder, options)
+        made(folder, options)
 
 
 def test_the_splits_hash_is_told(folder, caplog):
     with caplog.at_level(logging.INFO):
-        found = fields(folder)
-    assert f"split sha256 {found['split_sha256']}" in caplog.text
+        found = made(folder)
+    assert f"split sha256 {found.split_sha256}" in caplog.text
 
 
 def test_a_recording_in_train_and_test_is_told_or_refused(folder, caplog):
     (folder / "35.npy").write_bytes((folder / f"{split().train[0].path}").read_bytes())
     with caplog.at_level(logging.WARNING):
-        fields(folder)
+        made(folder)
     assert "1 recordings are in two parts" in caplog.text and "35.npy" in caplog.text
     with pytest.raises(DataError, match=r"35\.npy; to accept them use duplicates=report"):
-        fields(folder, duplicates="refuse")
+        made(folder, duplicates="refuse")
     with pytest.raises(ConfigError, match="duplicates='drop'"):
-        fields(folder, duplicates="drop")
+        made(folder, duplicates="drop")
 
 
 def test_empty_recordings_are_skipped_told_and_out_of_the_hash(folder, caplog):
     for name in ("01.npy", "35.npy"):
         np.save(folder / name, np.zeros((0, 4), np.int32))
-    full = fields(folder)
+    full = made(folder)
     with caplog.at_level(logging.WARNING):
-        found = fields(folder, EventOptions(T=4, cache="none", empty="skip"))
-    assert sum(len(found[p]) for p in ("train", "val", "test")) == 38
+        found = made(folder, EventOptions(T=4, cache="none", empty="skip"))
+    assert sum(len(p) for p in parts(found)) == 38
     assert "1 empty recordings skipped" in caplog.text
-    assert found["split_sha256"] != full["split_sha256"]
-    assert all(found[p][i][0].sum() > 0 for p in ("val", "test") for i in range(len(found[p])))
+    assert found.split_sha256 != full.split_sha256
+    assert all(p[i][0].sum() > 0 for p in (found.val, found.test) for i in range(len(p)))

@@ -5,7 +5,14 @@ import logging
 import pytest
 
 from spikeformer_lt.errors import DataError
-from spikeformer_lt.events.split import Sample, accept, check_counts, find_folder, label_of, scan
+from spikeformer_lt.events.split import (
+    Sample,
+    accept,
+    check_counts,
+    class_samples,
+    find_folder,
+    scan,
+)
 
 
 def touch(folder, *names):
@@ -80,27 +87,39 @@ def test_a_set_unpacked_twice_is_an_error_and_nested_in_itself_is_the_outer(tmp_
     assert find_folder(tmp_path / "nested", ("Set",)) == tmp_path / "nested" / "Set"
 
 
-def test_an_unknown_class_is_named_with_its_file_and_the_nearest():
-    classes = {"airplane": 0, "truck": 1}
-    assert label_of("truck", classes, "truck/1.npy") == 1
+def test_the_first_folder_is_the_class_and_an_unknown_one_is_named_with_the_nearest(tmp_path):
+    classes = ("airplane", "truck")
+    touch(tmp_path / "set", "truck/1.npy", "airplane/a/2.npy")
+    whole = [Sample("airplane/a/2.npy", label=0), Sample("truck/1.npy", label=1)]
+    assert class_samples(tmp_path / "set", (".npy",), classes) == whole
+    below = class_samples(tmp_path, (".npy",), classes, "set")
+    assert below == [Sample("set/airplane/a/2.npy", label=0), Sample("set/truck/1.npy", label=1)]
+    touch(tmp_path / "set", "truk/1.npy")
     with pytest.raises(DataError, match=r"'truk/1\.npy': 'truk' is no class; did you mean 'truck'"):
-        label_of("truk", classes, "truk/1.npy")
+        class_samples(tmp_path / "set", (".npy",), classes)
 
 
 def test_counts_of_each_class_are_compared_and_told():
     samples = [Sample(f"{i}", label=i % 2) for i in range(5)]
-    assert check_counts("set train", samples, ("a", "b"), {"a": 3, "b": 2}) == ""
-    assert check_counts("set train", samples, ("a", "b"), 5) == ""
-    told = check_counts("set train", samples, ("a", "b", "c"), {"a": 3, "b": 3, "c": 1})
-    assert told == "set train has 5 recordings of 7: a 3 of 3, b 2 of 3, c 0 of 1"
-    # As many as there should be, but one class is missing and another has more.
-    assert check_counts("set", samples, ("a", "b", "c"), 5).endswith("a 3, b 2, c 0")
-    assert check_counts("set", samples, ("a", "b"), {"a": 2, "b": 3})
-    assert check_counts("set", [], ("a",), 1) == "set has 0 recordings of 1: a 0"
+    check_counts("set train", samples, ("a", "b"), {"a": 3, "b": 2})
+    check_counts("set train", samples, ("a", "b"), 5)
+    for classes, expected, told in (
+        (
+            "abc",
+            {"a": 3, "b": 3, "c": 1},
+            "set has 5 recordings of 7: a 3 of 3, b 2 of 3, c 0 of 1",
+        ),
+        # As many as there should be, but one class is missing and another has more.
+        ("abc", 5, "set has 5 recordings of 5: a 3, b 2, c 0"),
+        ("ab", {"a": 2, "b": 3}, "a 3 of 2, b 2 of 3"),
+    ):
+        with pytest.raises(DataError, match=f"{told}; get the rest"):
+            check_counts("set", samples, tuple(classes), expected)
+    with pytest.raises(DataError, match="set has 0 recordings of 1: a 0"):
+        check_counts("set", [], ("a",), 1)
 
 
 def test_an_incomplete_set_is_an_error_or_a_warning(caplog):
-    accept("", "error")
     with pytest.raises(DataError, match="set has 1 of 2; get the rest, or use incomplete=report"):
         accept("set has 1 of 2", "error")
     with caplog.at_level(logging.WARNING):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from spikeformer_lt.errors import DataError
-from spikeformer_lt.images.files import load_folders
+from spikeformer_lt.images import DataOptions
 
 _spec = importlib.util.spec_from_file_location(
     "picture_folder", Path(__file__).with_name("picture_folder.py")
@@ -19,6 +20,10 @@ small = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(small)
 
 
+def load(files, root, download=False):
+    return files.load(DataOptions(str(root), download))
+
+
 @pytest.fixture
 def contents():
     return small.contents()
@@ -26,7 +31,7 @@ def contents():
 
 def test_pictures_come_in_the_order_of_classes_and_numbers(tmp_path, contents, caplog):
     small.write_folder(tmp_path, contents)
-    train, test = load_folders("small", small.table(), tmp_path)
+    train, test = load(small.table(), tmp_path)
     greys = [50 * number + i for number in range(3) for i in range(small.PER_CLASS)]
     assert train.images.dtype == torch.uint8 and train.images.shape == (33, 3, 8, 8)
     wanted = torch.tensor(greys, dtype=torch.uint8)[:, None, None, None]
@@ -40,18 +45,18 @@ def test_pictures_come_in_the_order_of_classes_and_numbers(tmp_path, contents, c
 
 def test_a_zip_in_the_root_is_unpacked_once_and_checks_what_is_read(tmp_path, contents, caplog):
     files = small.write_zip(tmp_path, contents)
-    train, _ = load_folders("small", files, tmp_path)
+    train, _ = load(files, tmp_path)
     kept = tmp_path / "small-set/train/n01/images/n01_1.JPEG"
     before = kept.stat().st_mtime_ns
-    again, _ = load_folders("small", files, tmp_path)
+    again, _ = load(files, tmp_path)
     assert torch.equal(train.images, again.images)
     assert kept.stat().st_mtime_ns == before and "not compared" not in caplog.text
     kept.write_bytes(small.jpeg(9))
     with pytest.raises(DataError, match=r"n01_1\.JPEG.* differs from the published small-set\.zip"):
-        load_folders("small", files, tmp_path)
+        load(files, tmp_path)
     kept.rename(kept.with_name("n01_99.JPEG"))
     with pytest.raises(DataError, match=r"n01_99\.JPEG.* is not in the published small-set\.zip"):
-        load_folders("small", files, tmp_path)
+        load(files, tmp_path)
 
 
 def test_a_zip_with_another_hash_is_not_opened(tmp_path, contents):
@@ -59,21 +64,21 @@ def test_a_zip_with_another_hash_is_not_opened(tmp_path, contents):
     archive = tmp_path / "small-set.zip"
     archive.write_bytes(archive.read_bytes() + b"!")
     with pytest.raises(DataError, match=r"small-set\.zip.*has md5.*was not used"):
-        load_folders("small", files, tmp_path)
+        load(files, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["small-set.zip"]
 
 
 def test_a_zip_that_unpacks_to_more_than_it_should_is_refused(tmp_path, contents):
     files = small.write_zip(tmp_path, {**contents, "test/images/bomb": bytes(2_000_000)})
     with pytest.raises(DataError, match="past the 1000000 bytes"):
-        load_folders("small", files, tmp_path)
+        load(files, tmp_path)
     assert not (tmp_path / "small-set").exists()
 
 
 def test_a_zip_of_something_else_is_refused(tmp_path, contents):
     files = small.write_zip(tmp_path, {"other.txt": b"x"})
-    with pytest.raises(DataError, match=r"does not hold small-set/wnids\.txt"):
-        load_folders("small", files, tmp_path)
+    with pytest.raises(DataError, match=r"small-set\.zip .*does not hold what it should"):
+        load(files, tmp_path)
 
 
 def test_the_network_is_asked_only_on_demand(tmp_path, contents, monkeypatch):
@@ -82,18 +87,25 @@ def test_the_network_is_asked_only_on_demand(tmp_path, contents, monkeypatch):
     packed = (tmp_path / "there/small-set.zip").read_bytes()
     asked = []
 
-    def pretend(url, path, *, md5, size, sha256):
-        asked.append((url, md5, size))
+    def pretend(file, path, *, sha256):
+        asked.append(file)
         path.write_bytes(packed)
+        return hashlib.sha256(packed).hexdigest()
 
-    monkeypatch.setattr("spikeformer_lt.published.download", pretend)
+    monkeypatch.setattr("spikeformer_lt.published.fetch", pretend)
     with pytest.raises(DataError) as caught:
-        load_folders("small", files, tmp_path)
-    for needed in (files.url, files.archive.md5, str(tmp_path), "--data.download", "small-set"):
+        load(files, tmp_path)
+    for needed in (
+        files.archive.url,
+        files.archive.md5,
+        str(tmp_path),
+        "--data.download",
+        "small-set",
+    ):
         assert needed in str(caught.value)
     assert asked == []
-    load_folders("small", files, tmp_path, download=True)
-    assert asked == [(files.url, files.archive.md5, files.archive.size)]
+    load(files, tmp_path, download=True)
+    assert asked == [files.archive]
 
 
 LINES = small.contents()["val/val_annotations.txt"].decode().splitlines(keepends=True)
@@ -131,4 +143,4 @@ def test_a_damaged_folder_is_refused_by_the_name_of_the_file(tmp_path, contents,
     if content is not None:
         small.write_folder(tmp_path, {place: content})
     with pytest.raises(DataError, match=message):
-        load_folders("small", small.table(), tmp_path)
+        load(small.table(), tmp_path)

@@ -70,12 +70,7 @@ CIFAR100 = BatchFiles(
 def cifar10(options: DataOptions) -> Splits:
     """CIFAR-10: 50,000 training and 10,000 test images of 32 x 32 RGB pixels, 10 classes.
 
-    Args:
-        options: `root` holds ``cifar-10-batches-py`` or its archive (170 MB).
-
-    Raises:
-        ConfigError: an option out of range.
-        DataError: files are missing or differ from the published ones.
+    `root` holds ``cifar-10-batches-py`` or its archive (170 MB).
     """
     return CIFAR10.splits(options)
 
@@ -85,11 +80,6 @@ def cifar10(options: DataOptions) -> Splits:
 def cifar100(options: DataOptions) -> Splits:
     """CIFAR-100: 50,000 training and 10,000 test images of 32 x 32 RGB pixels, 100 fine classes.
 
-    Args:
-        options: `root` holds ``cifar-100-python`` or its archive (169 MB).
-
-    Raises:
-        ConfigError: an option out of range.
-        DataError: files are missing or differ from the published ones.
+    `root` holds ``cifar-100-python`` or its archive (169 MB).
     """
     return CIFAR100.splits(options)

@@ -72,14 +72,9 @@ def cifar10_dvs(options: EventDataOptions) -> Splits:
 
     The split is the field's: of each class, sorted by path, the first 90 % train.
 
-    Args:
-        options: `root` holds the ten folders of the classes, or the archives: ``airplane.zip`` and
-            so on, or tonic's ``CIFAR10DVS.zip`` (whose files need the package aedat); `image_size`
-            64 joins four pixels in one.
-
-    Raises:
-        ConfigError: an option out of range.
-        DataError: files are missing, damaged or not the published ones.
+    `root` holds the ten folders of the classes, or the archives: ``airplane.zip`` and so on, or
+    tonic's ``CIFAR10DVS.zip`` (whose files need the package aedat); `image_size` 64 joins four
+    pixels in one.
     """
     root = Path(options.root)
     tonic = (root / TONIC.name).is_file()

@@ -60,13 +60,8 @@ def dvs128_gesture(options: EventDataOptions) -> Splits:
 
     Validation is whole people of the training part, as the test is: nobody is in two parts.
 
-    Args:
-        options: `root` holds tonic's ``ibmGestureTrain`` and ``ibmGestureTest`` or their archives
-            (3.5 GB, which are fetched), or the original ``DvsGesture`` or its archive.
-
-    Raises:
-        ConfigError: an option out of range.
-        DataError: files are missing, damaged or not the published ones.
+    `root` holds tonic's ``ibmGestureTrain`` and ``ibmGestureTest`` or their archives (3.5 GB, which
+    are fetched), or the original ``DvsGesture`` or its archive.
     """
     original = (Path(options.root) / ORIGINAL.name).is_file()
     archives = (ORIGINAL,) if original else NPY_ARCHIVES
@@ -98,13 +93,8 @@ def dvs128_recordings(options: EventDataOptions) -> Splits:
     has a training file, and the test may lack some. Results on such a set are not results on DVS128
     Gesture.
 
-    Args:
-        options: `root` holds the two folders, at most three levels down; nothing is fetched, and
-            validation is whole people.
-
-    Raises:
-        ConfigError: an option out of range.
-        DataError: the folders are missing, or a file has another name or form.
+    `root` holds the two folders, at most three levels down; nothing is fetched, and validation is
+    whole people.
     """
     home = _npy_home(options.root)
     if home is None:

@@ -93,12 +93,7 @@ FASHION = _IdxFiles(
 def fashion_mnist(options: DataOptions) -> Splits:
     """Fashion-MNIST: 60,000 training and 10,000 test images of 28 x 28 grey pixels, 10 classes.
 
-    Args:
-        options: `root` holds ``fashion-mnist`` with the four files (31 MB); `image_size` 32
-            enlarges the images bilinearly.
-
-    Raises:
-        ConfigError: an option out of range.
-        DataError: files are missing, differ from the published ones, or do not belong together.
+    `root` holds ``fashion-mnist`` with the four files (31 MB); `image_size` 32 enlarges the images
+    bilinearly.
     """
     return FASHION.splits(options)

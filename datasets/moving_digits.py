@@ -38,12 +38,8 @@ def moving_digits(options: EventDataOptions) -> Splits:
     number of its digit and the sensor's size. They are simulated: their results are no results on
     recordings of a camera.
 
-    Args:
-        options: `image_size` is the side of the sensor, a multiple of 8 from 16 to 128, by default
-            32; nothing is fetched. Frames are kept in memory unless `events.cache` names a folder.
-
-    Raises:
-        ConfigError: an option out of range.
+    `image_size` is the side of the sensor, a multiple of 8 from 16 to 128, by default 32; nothing
+    is fetched. Frames are kept in memory unless `events.cache` names a folder.
     """
     size = 32 if options.image_size is None else options.image_size
     if size not in _SIZES:

@@ -47,13 +47,8 @@ ARCHIVES = tuple(
 def nmnist(options: EventDataOptions) -> Splits:
     """N-MNIST: 60,000 recordings to train and validate, 10,000 to test, 34 x 34 pixels.
 
-    Args:
-        options: `root` holds ``NMNIST/Train`` and ``NMNIST/Test`` (or the two alone), or the
-            archives Train.zip and Test.zip (1.2 GB); frames above 34 pixels get a margin of zeros.
-
-    Raises:
-        ConfigError: an option out of range.
-        DataError: files are missing, damaged or not the published ones.
+    `root` holds ``NMNIST/Train`` and ``NMNIST/Test`` (or the two alone), or the archives Train.zip
+    and Test.zip (1.2 GB); frames above 34 pixels get a margin of zeros.
     """
     root = Path(options.root)
 

@@ -44,13 +44,8 @@ ARCHIVES = tuple(
 def poker_dvs(options: EventDataOptions) -> Splits:
     """Poker-DVS: 48 recordings to train and validate, 20 to test, 4 classes, 35 x 35 pixels.
 
-    Args:
-        options: `root` holds ``pips_train`` and ``pips_test``, or their archives; frames above 35
-            pixels get a margin of zeros.
-
-    Raises:
-        ConfigError: an option out of range.
-        DataError: files are missing, damaged or not the published ones.
+    `root` holds ``pips_train`` and ``pips_test``, or their archives; frames above 35 pixels get a
+    margin of zeros.
     """
 
     def find() -> Path | None:

@@ -92,12 +92,6 @@ def svhn(options: DataOptions) -> Splits:
     published augmentation of the ECCV 2022 paper flips digits, too; ``--data.augment digits`` only
     shifts them.
 
-    Args:
-        options: `root` holds ``svhn`` with the two files (246 MB).
-
-    Raises:
-        ConfigError: an option out of range.
-        DataError: files are missing, differ from the published ones, or hold something else than
-            images and labels.
+    `root` holds ``svhn`` with the two files (246 MB).
     """
     return SVHN.splits(options)

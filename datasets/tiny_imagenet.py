@@ -40,11 +40,6 @@ def tiny_imagenet(options: DataOptions) -> Splits:
     validation, and the validation part is cut from the training images, as for every set. Images
     are held as bytes, 1.4 GB, twice that while they are split.
 
-    Args:
-        options: `root` holds ``tiny-imagenet-200`` or its zip (248 MB).
-
-    Raises:
-        ConfigError: an option out of range.
-        DataError: files are missing, differ from the published ones, or are no such images.
+    `root` holds ``tiny-imagenet-200`` or its zip (248 MB).
     """
     return TINY.splits(options)

@@ -56,7 +56,9 @@ Options = TypeVar("Options", bound=DataOptions)
 def takes(options: type[Options]) -> Callable[[Callable[[Options], Splits]], Callable[..., Splits]]:
     """Let a function of one options object be called with the fields of `options` as keywords.
 
-    `inspect.signature` shows them with their defaults, which is what a registry reads.
+    `inspect.signature` shows them with their defaults, which is what a registry reads. A data set
+    raises a ConfigError for an option out of range, and a DataError for files that are missing,
+    damaged or not the published ones.
     """
 
     def decorate(make: Callable[[Options], Splits]) -> Callable[..., Splits]:

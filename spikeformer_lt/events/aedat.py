@@ -1,17 +1,7 @@
-"""AEDAT 2.0 files of a DVS128 camera, as jAER writes them: the form of the original CIFAR10-DVS.
+"""AEDAT files of versions 2.0, 3.1 and 4, after inivation's descriptions of these forms.
 
-After lines with a #, events of 8 bytes, big-endian: an address and a time in microseconds.
-
-Source: inivation's description of AEDAT 2.0; address bits of the DVS128: 0 polarity, 1-7 column,
-8-14 row, 15 set for what is no pixel (a sync pulse).
-
-AEDAT 3.1 files: packets of typed events, the form of the original DVS128 Gesture.
-
-Source: inivation's description of AEDAT 3.1. A packet has a header of 28 bytes, little-endian, and
-then its events; those of type 1 are of pixels, 8 bytes each: data (bit 0 valid, 1 polarity, 2-16
-row, 17-31 column) and 31 bits of microseconds, whose restarts the header counts.
-
-AEDAT 4 files, through the optional package aedat: the form of tonic's CIFAR10-DVS.
+2.0 is the form of the original CIFAR10-DVS, 3.1 of the original DVS128 Gesture, and 4, which the
+optional package aedat reads, of tonic's CIFAR10-DVS.
 """
 
 from __future__ import annotations
@@ -43,11 +33,11 @@ _CHUNK = 1 << 16  # events read at once
 def read_aedat2(path: str | Path) -> Raw:
     """Read a DVS128 recording: x, y and polarity as the address bits have them.
 
-    The camera's own column counts from the right, and its polarity bit is 1 for darker; what a set
-    calls up, right and on is the set's to say (see `as_cifar10_dvs`).
-
-    Args:
-        path: the file. Memory stays below three times its size.
+    After lines with a #, events of 8 bytes, big-endian: an address (bit 0 polarity, 1-7 column,
+    8-14 row, 15 set for what is no pixel, such as a sync pulse) and a time in microseconds. The
+    camera's own column counts from the right, and its polarity bit is 1 for darker; what a set
+    calls up, right and on is the set's to say (see `as_cifar10_dvs`). Memory stays below three
+    times the file.
 
     Returns:
         `EVENTS`; pulses that are no pixel are counted as "special".
@@ -110,6 +100,10 @@ _LARGEST_PACKET = 1 << 28  # bytes
 
 def read_aedat31(path: str | Path, start_us: int | None = None, end_us: int | None = None) -> Raw:
     """Read the pixel events of a file, or of one stretch of it.
+
+    A packet has a header of 28 bytes, little-endian, and then its events; those of type 1 are of
+    pixels, 8 bytes each: data (bit 0 valid, 1 polarity, 2-16 row, 17-31 column) and 31 bits of
+    microseconds, whose restarts the header counts.
 
     Args:
         path: the file. It is read packet by packet: memory holds the events that are returned.
@@ -185,13 +179,7 @@ _PACKET = struct.Struct("<II")  # stream, bytes
 
 
 def read_aedat4(path: str | Path) -> Raw:
-    """Read the first stream of pixel events of a file.
-
-    Args:
-        path: the file.
-
-    Returns:
-        `EVENTS` in file order.
+    """Read the first stream of pixel events of a file, in file order.
 
     Raises:
         DataError: the package aedat is missing, or the file is not AEDAT 4, has no events or is
@@ -244,7 +232,13 @@ def _walk(path: str | Path) -> None:
         (length,) = _LENGTH.unpack(read_exactly(file, _LENGTH.size, path, "the header's length"))
         place = file.tell() + length
         if place <= size:
-            _check_text(file.read(length), path)
+            text = file.read(length)
+            try:
+                text[text.find(b"<") : text.rfind(b">") + 1].decode("utf-8")
+            except UnicodeDecodeError as fault:
+                raise DataError(
+                    f"{name_of(path)} is damaged: the description of its streams is no text"
+                ) from fault
         while place < size:
             file.seek(place)
             _, length = _PACKET.unpack(read_exactly(file, _PACKET.size, path, "a packet header"))
@@ -254,14 +248,3 @@ def _walk(path: str | Path) -> None:
                 f"{name_of(path)} breaks off: what ends at byte {place} is in a file of {size} "
                 "bytes; it is truncated or damaged"
             )
-
-
-def _check_text(header: bytes, path: str | Path) -> None:
-    """Refuse a header whose description of the streams is no text."""
-    first, last = header.find(b"<"), header.rfind(b">")
-    try:
-        header[first : last + 1].decode("utf-8")
-    except UnicodeDecodeError as fault:
-        raise DataError(
-            f"{name_of(path)} is damaged: the description of its streams is no text"
-        ) from fault

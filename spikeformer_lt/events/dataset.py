@@ -30,11 +30,9 @@ class Reader(Protocol):
 
     def __call__(self, sample: Sample) -> Raw:
         """Return what the file holds."""
-        ...
 
     def fingerprint(self, sample: Sample) -> str:
         """Return what changes when the recording does, such as size and date."""
-        ...
 
 
 @dataclass(frozen=True)

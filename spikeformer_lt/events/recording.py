@@ -6,6 +6,7 @@ A reader gives whatever the file says, in any numeric type; `validate.validate` 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -64,24 +65,16 @@ class Sensor:
         Raises:
             ConfigError: another form.
         """
-        parts = text.lower().split("x")
-        if len(parts) != 2 or not all(part.isascii() and part.isdecimal() for part in parts):
+        sides = re.fullmatch(r"([0-9]{1,9})x([0-9]{1,9})", text.lower())
+        if sides is None:
             raise ConfigError(f"sensor={shown(text)} is not allowed: rows x columns, as 128x128")
-        return cls(*(int(part[:9]) for part in parts))
+        return cls(int(sides[1]), int(sides[2]))
 
 
 def make_events(x: Any, y: Any, p: Any, t_us: Any) -> Events:
-    """Put four columns of valid values together; nothing is checked but that they fit the types.
-
-    Args:
-        x: columns, [N].
-        y: rows, [N].
-        p: polarities 0 or 1, [N].
-        t_us: times in microseconds, [N].
-    """
-    columns = [np.asarray(column) for column in (x, y, p, t_us)]
-    events = np.empty(len(columns[3]), EVENTS)
-    for name, column in zip(FIELDS, columns, strict=True):
+    """Put valid columns, rows, polarities and times [N] together; nothing is checked."""
+    events = np.empty(len(t_us), EVENTS)
+    for name, column in zip(FIELDS, (x, y, p, t_us), strict=True):
         events[name] = column
     return events
 
@@ -174,11 +167,7 @@ class Raw:
 
 @contextmanager
 def opened(path: str | Path) -> Iterator[tuple[BinaryIO, int]]:
-    """Open a file for reading and give it with its size in bytes.
-
-    Raises:
-        DataError: it cannot be opened or read, or is empty.
-    """
+    """Open a file and give it with its size in bytes; it cannot be read or is empty: DataError."""
     try:
         with open(path, "rb") as file:
             size = file.seek(0, 2)
@@ -191,11 +180,7 @@ def opened(path: str | Path) -> Iterator[tuple[BinaryIO, int]]:
 
 
 def read_exactly(file: BinaryIO, count: int, path: str | Path, what: str) -> bytes:
-    """Read `count` bytes.
-
-    Raises:
-        DataError: fewer are left; the message says where the file breaks off.
-    """
+    """Read `count` bytes, or raise a DataError that says where the file breaks off."""
     data = file.read(count)
     if len(data) != count:
         place = file.tell() - len(data)
@@ -207,15 +192,12 @@ def read_exactly(file: BinaryIO, count: int, path: str | Path, what: str) -> byt
 
 
 def read_comments(file: BinaryIO, path: str | Path, version: str) -> list[str]:
-    """Read the lines with a # at the head of an AEDAT 2 or 3 file.
+    """Read the lines with a # at the head of an AEDAT 2 or 3 file, without their ends.
 
     Args:
         file: at its beginning; left at the first byte after the lines.
         path: for messages.
         version: what the first line must announce, e.g. "2." or "3.1".
-
-    Returns:
-        The lines without their ends.
 
     Raises:
         DataError: the file does not begin as AEDAT of this version, saying what it is instead.

@@ -60,10 +60,6 @@ def scan(folder: str | Path, suffixes: Sequence[str]) -> list[str]:
 
     Hidden files and what desktops leave behind (.DS_Store, __MACOSX, Thumbs.db) are passed over.
 
-    Args:
-        folder: where to look.
-        suffixes: ends of names, e.g. (".npy",).
-
     Returns:
         Paths below `folder`, with "/", in the order of their characters: the same on every machine.
 
@@ -77,14 +73,15 @@ def scan(folder: str | Path, suffixes: Sequence[str]) -> list[str]:
     found: list[str] = []
     for here, folders, files in os.walk(top):
         folders[:] = [name for name in folders if not _junk(name)]
+        files = [name for name in files if not _junk(name)]
         for name in [*folders, *files]:
             path = Path(here, name)
-            if path.is_symlink() and not _junk(name) and not _within(path, home):
+            if path.is_symlink() and not _within(path, home):
                 raise DataError(
                     f"{name_of(path)} is a link that leads out of {name_of(top)}: it is not "
                     "followed; copy what it shows, or give that folder as the root"
                 )
-        wanted = (name for name in files if not _junk(name) and name.endswith(tuple(suffixes)))
+        wanted = (name for name in files if name.endswith(tuple(suffixes)))
         found += [Path(here, name).relative_to(top).as_posix() for name in wanted]
     return sorted(found)
 
@@ -101,14 +98,7 @@ def _within(path: Path, home: Path) -> bool:
 
 
 def find_folder(root: str | Path, names: Sequence[str]) -> Path | None:
-    """Find the folder of a set at the root or up to three levels below it.
-
-    Args:
-        root: where to begin; it may be the folder itself.
-        names: names that the folder may have.
-
-    Returns:
-        The folder, or None.
+    """Find the folder of a set by its names: the root itself, or up to three levels below it.
 
     Raises:
         DataError: two such folders, as an archive unpacked twice leaves them.
@@ -172,34 +162,24 @@ def check_counts(
         samples: what was found.
         classes: names by class number.
         expected: recordings in all, or {class: recordings}.
-        incomplete: "error" or "report".
-
-    Raises:
-        DataError: they differ, and that is an error; the counts of each class are told.
+        incomplete: "error" refuses a difference and tells the counts, "report" warns of it.
     """
-    counts = Counter(sample.label for sample in samples)
+    counts = Counter(classes[sample.label] for sample in samples if sample.label < len(classes))
     if isinstance(expected, int):
-        total, right = expected, all(counts[label] for label in range(len(classes)))
-        told = [f"{each} {counts[label]}" for label, each in enumerate(classes)]
+        total, right = expected, all(counts[each] for each in classes)
+        told = [f"{each} {counts[each]}" for each in classes]
     else:
-        total = sum(expected.values())
-        wanted = [expected.get(each, 0) for each in classes]
-        right = [counts[label] for label in range(len(classes))] == wanted
-        told = [f"{each} {counts[label]} of {wanted[label]}" for label, each in enumerate(classes)]
+        total, right = sum(expected.values()), all(counts[c] == expected.get(c, 0) for c in classes)
+        told = [f"{each} {counts[each]} of {expected.get(each, 0)}" for each in classes]
     if not right or len(samples) != total:
-        fault = f"{name} has {len(samples)} recordings of {total}: {', '.join(told)}"
-        accept(fault, incomplete)
+        accept(f"{name} has {len(samples)} recordings of {total}: {', '.join(told)}", incomplete)
 
 
 def accept(fault: str, incomplete: str) -> None:
-    """Refuse an incomplete set, or warn of it.
-
-    Args:
-        fault: what is missing, in words.
-        incomplete: "error" or "report".
+    """Refuse an incomplete set with "error", or warn of it with "report".
 
     Raises:
-        DataError: it is an error.
+        DataError: `incomplete` is "error".
     """
     if incomplete == "error":
         raise DataError(f"{fault}; get the rest, or use incomplete=report to go on with these")
@@ -246,16 +226,9 @@ class Split:
         return state.hexdigest()
 
     def save(self, path: str | Path) -> None:
-        """Write the split as JSON, one recording a line.
-
-        Raises:
-            DataError: the disk refuses.
-        """
-        lines = [
-            json.dumps([part, sample.key, sample.label])
-            for part in PARTS
-            for sample in getattr(self, part)
-        ]
+        """Write the split as JSON, one recording a line."""
+        rows = [(part, sample) for part in PARTS for sample in getattr(self, part)]
+        lines = [json.dumps([part, sample.key, sample.label]) for part, sample in rows]
         head = {"format": _FORMAT, "version": _VERSION, "name": self.name, "sha256": self.sha256}
         text = json.dumps({**head, "classes": self.classes})[:-1]
         text += ', "recordings": [\n' + ",\n".join(lines) + "\n]}\n"
@@ -410,13 +383,9 @@ def limited(split: Split, limit_train: int | None, limit_test: int | None) -> Sp
 
 
 def find_shared(root: str | Path, parts: Mapping[str, Sequence[Sample]]) -> list[tuple[str, str]]:
-    """Return pairs of files of different parts that hold the same bytes.
+    """Return pairs of files below `root`, of different parts, that hold the same bytes.
 
     Only files of one size are opened, and only those that also begin alike are read whole.
-
-    Args:
-        root: folder of the set.
-        parts: samples by part.
 
     Raises:
         DataError: a file cannot be read.

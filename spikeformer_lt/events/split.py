@@ -114,7 +114,8 @@ def find_folder(root: str | Path, names: Sequence[str]) -> Path | None:
                 entries = sorted(entry for entry in folder.iterdir() if not _junk(entry.name))
             except OSError:
                 continue
-            below += [entry for entry in entries if entry.is_dir() and not entry.is_symlink()]
+            # The set's own folder may be a link, as users put one; other links are not followed.
+            below += [e for e in entries if e.is_dir() and (e.name in names or not e.is_symlink())]
         found = [folder for folder in below if folder.name in names]
         if len(found) > 1:
             raise DataError(

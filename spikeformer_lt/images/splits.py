@@ -102,13 +102,10 @@ def hashed_validation(
 ) -> tuple[Tensor, Tensor]:
     """Split samples into two parts, class by class, by the hash of (name, seed, index).
 
-    Of each class with n samples exactly ``round(fraction * n)`` (half up) go to the second part,
-    but never all; which ones depends on nothing but their hashes.
-
     Args:
         name: of the data set; another name gives another order.
         labels: int64 [N].
-        fraction: part of each class that is held out, in (0, 1).
+        fraction: part of each class that is held out, in (0, 1); see `splits.held_out`.
         seed: another seed gives another order.
 
     Returns:
@@ -135,20 +132,15 @@ def hashed_subset(
 ) -> Tensor:
     """Choose `count` samples with the classes in proportion, by the order of `hashed_validation`.
 
-    A larger count keeps what a smaller one chose.
-
     Args:
         name: of the data set.
         labels: int64 [N].
-        count: samples to keep, in [1, N].
+        count: samples to keep, in [1, N]; a larger count keeps what a smaller one chose.
         seed: another seed gives another order.
         ids: int64 [N], the index that each sample is hashed by; default 0..N-1.
 
     Returns:
         Positions, int64, ascending.
-
-    Raises:
-        ConfigError: `count` out of range.
     """
     if not 1 <= count <= len(labels):
         raise ConfigError(f"count={count} is not allowed: {name} has 1 to {len(labels)} samples")

@@ -66,6 +66,10 @@ class PublishedFile:
         facts += [f"md5 {self.md5}"] + ([f"from {source}"] if source else [])
         return f"{self.name} ({', '.join(facts)})"
 
+    def read(self, folder: Path) -> bytes:
+        """Return the file's bytes after their hashes; see `read_checked`."""
+        return read_checked(folder / self.name, md5=self.md5, sha256=self.sha256)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Archive(PublishedFile):

@@ -9,16 +9,18 @@ import functools
 import hashlib
 import inspect
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
-from spikeformer_lt.errors import ConfigError, one_of
+from spikeformer_lt.errors import ConfigError, DataError, one_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+log = logging.getLogger(__name__)
 VAL_FRACTION = 0.1  # part of the training samples that is validation, by the package's convention
 
 
@@ -127,6 +129,13 @@ class Splits:
     kind: Literal["static", "events"]
     split_sha256: str
     augment: str = "none"
+
+
+def report_shared(text: str, duplicates: str) -> None:
+    """Warn of samples that two parts share, or refuse them by a DataError with "refuse"."""
+    if duplicates == "refuse":
+        raise DataError(f"{text}; to accept them use duplicates=report")
+    log.warning("%s", text)
 
 
 def hashed(*parts: str | int) -> bytes:

@@ -13,13 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spikeformer_lt.errors import ConfigError, DataError, name_of
+from spikeformer_lt.config import check
+from spikeformer_lt.errors import DataError, name_of
 from spikeformer_lt.events.cache import FrameCache, MemoryCache, source_of
 from spikeformer_lt.events.frame import EventDataOptions, EventOptions, narrow, to_frames
 from spikeformer_lt.events.recording import Events, Raw, Sensor, fit
 from spikeformer_lt.events.split import PARTS, Sample, Split, find_shared, limited
 from spikeformer_lt.events.validate import Policy, Report, validate
-from spikeformer_lt.splits import Splits
+from spikeformer_lt.splits import Splits, report_shared
 
 log = logging.getLogger(__name__)
 MEAN, STD = (0.0, 0.0), (1.0, 1.0)  # frames are counts: a loader leaves them as they are
@@ -170,18 +171,21 @@ def event_splits(
     size, events = options.image_size, options.events
     if size is None:
         size = max(source.sensor.height, source.sensor.width)
-    if not 1 <= size <= _LARGEST_SIZE:
-        raise ConfigError(f"image_size={size} is not allowed: 1 to {_LARGEST_SIZE} pixels")
+    check(1 <= size <= _LARGEST_SIZE, "image_size", size, f"1 to {_LARGEST_SIZE} pixels")
     if events.split_file is not None:
-        split = _with_file(split, Path(events.split_file))
+        split = split.kept_in(Path(events.split_file))
     split = limited(split, options.limit_train, options.limit_test)
-    if source.root is not None:
-        _report_shared(split, source.root, refuse=options.duplicates == "refuse")
+    samples = {part: getattr(split, part) for part in PARTS}
+    shared = [] if source.root is None else find_shared(source.root, samples)
+    if shared:
+        text = f"{split.name}: {len(shared)} recordings are in two parts, byte for byte"
+        first = f"the first: {shared[0][0]} and {shared[0][1]}"
+        report_shared(f"{text}; {first}", options.duplicates)
     cache = _cache(split.name, source, events, size)
     parts: dict[str, EventFrames] = {}
     for part in PARTS:
-        name, samples = f"{split.name} {part}", getattr(split, part)
-        parts[part] = EventFrames(name, samples, source, events, size, split.classes, cache)
+        name = f"{split.name} {part}"
+        parts[part] = EventFrames(name, samples[part], source, events, size, split.classes, cache)
         if events.empty == "skip":
             parts[part] = _without_empty(parts[part])
     if events.empty == "skip":
@@ -202,27 +206,6 @@ def event_splits(
         split_sha256=split.sha256,
         augment=augment,
     )
-
-
-def _with_file(split: Split, path: Path) -> Split:
-    if path.exists():
-        return split.as_saved(path)
-    split.save(path)
-    log.info("%s: split written to %s", split.name, path)
-    return split
-
-
-def _report_shared(split: Split, root: Path, refuse: bool) -> None:
-    shared = find_shared(root, {part: getattr(split, part) for part in PARTS})
-    if not shared:
-        return
-    text = (
-        f"{split.name}: {len(shared)} recordings are in two parts, byte for byte; the first: "
-        f"{shared[0][0]} and {shared[0][1]}"
-    )
-    if refuse:
-        raise DataError(f"{text}; to accept them use duplicates=report")
-    log.warning("%s", text)
 
 
 def _cache(

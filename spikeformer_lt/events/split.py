@@ -235,6 +235,14 @@ class Split:
         text += ', "recordings": [\n' + ",\n".join(lines) + "\n]}\n"
         write_atomic(path, text.encode(), DataError)
 
+    def kept_in(self, path: Path) -> Split:
+        """Return the split of a file, which is written where it is not there yet."""
+        if path.exists():
+            return self.as_saved(path)
+        self.save(path)
+        log.info("%s: split written to %s", self.name, path)
+        return self
+
     def as_saved(self, path: str | Path) -> Split:
         """Return these recordings in the parts that a file of `save` gives them.
 

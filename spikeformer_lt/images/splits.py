@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Mapping
 from fractions import Fraction
 from itertools import combinations
@@ -15,9 +14,7 @@ from spikeformer_lt.errors import ConfigError, DataError, one_of
 from spikeformer_lt.images.arrays import ArrayImages
 from spikeformer_lt.splits import VAL_FRACTION as VAL_FRACTION
 from spikeformer_lt.splits import Splits as Splits
-from spikeformer_lt.splits import exact_fraction, hashed, held_out, in_proportion
-
-log = logging.getLogger(__name__)
+from spikeformer_lt.splits import exact_fraction, hashed, held_out, in_proportion, report_shared
 
 
 def make_splits(
@@ -82,7 +79,11 @@ def make_splits(
         "test": test,
     }
     for first, second in combinations(parts.values(), 2):
-        _report_shared(first, second, refuse=duplicates == "refuse")
+        shared = shared_images(first, second)
+        if shared:
+            one, other = int(first.indices[shared[0][0]]), int(second.indices[shared[0][1]])
+            text = f"{len(shared)} images of {second.name} are in {first.name} too, pixel for pixel"
+            report_shared(f"{text}; the first: {other} is {one} of the source", duplicates)
     return Splits(
         name=name,
         **parts,
@@ -171,17 +172,3 @@ def shared_images(first: ArrayImages, second: ArrayImages) -> list[tuple[int, in
 def _check_limit(field: str, value: int, least: int, most: int) -> None:
     if not least <= value <= most:
         raise ConfigError(f"{field}={value} is not allowed: {least} to {most}, or leave it out")
-
-
-def _report_shared(first: ArrayImages, second: ArrayImages, refuse: bool) -> None:
-    shared = shared_images(first, second)
-    if not shared:
-        return
-    one, other = shared[0]
-    text = (
-        f"{len(shared)} images of {second.name} are in {first.name} too, pixel for pixel; the "
-        f"first: {int(second.indices[other])} is {int(first.indices[one])} of the source"
-    )
-    if refuse:
-        raise DataError(f"{text}; to accept them use duplicates=report")
-    log.warning("%s", text)

@@ -17,17 +17,17 @@ from spikeformer_lt.disk import content_kind
 from spikeformer_lt.errors import DataError, name_of, shown
 from spikeformer_lt.events.recording import (
     EVENTS,
-    Clock,
     Events,
     Raw,
+    make_events,
     opened,
-    read_comments,
-    read_exactly,
 )
 
 SIDE = 128  # pixels of the camera
 _WORDS = np.dtype([("address", ">u4"), ("clock", ">u4")])
 _CHUNK = 1 << 16  # events read at once
+_HEADER_LIMIT = 1_000_000  # bytes of text before the events
+_WRAP = 2**32  # microseconds, where a 32-bit clock starts again
 
 
 def read_aedat2(path: str | Path) -> Raw:
@@ -131,8 +131,9 @@ def read_aedat31(path: str | Path, start_us: int | None = None, end_us: int | No
                 valid &= times >= start_us
             if end_us is not None:
                 valid &= times < end_us
-            if valid.any():
-                parts.append(_decode(events["data"][valid], times[valid]))
+            data = events["data"][valid]
+            x, y, p = (data >> 17) & 0x7FFF, (data >> 2) & 0x7FFF, (data >> 1) & 1
+            parts.append(make_events(x, y, p, times[valid]))
     found = np.concatenate(parts) if parts else np.empty(0, EVENTS)
     return Raw(found, {"invalid": invalid} if invalid else {})
 
@@ -162,15 +163,6 @@ def _packet(
     data = read_exactly(file, length, path, "a packet")
     words = np.frombuffer(data, _AEDAT31_WORDS, number)
     return words["clock"].astype(np.int64) | (overflow << 31), words
-
-
-def _decode(data: NDArray[np.uint32], times: NDArray[np.int64]) -> Events:
-    events = np.empty(len(data), EVENTS)
-    events["x"] = (data >> 17) & 0x7FFF
-    events["y"] = (data >> 2) & 0x7FFF
-    events["p"] = (data >> 1) & 1
-    events["t_us"] = times
-    return events
 
 
 _MAGIC = b"#!AER-DAT4.0\r\n"
@@ -203,10 +195,7 @@ def read_aedat4(path: str | Path) -> Raw:
         for packet in decoder:
             if packet["stream_id"] == chosen:
                 found = packet["events"]
-                events = np.empty(len(found), EVENTS)
-                for name, theirs in (("x", "x"), ("y", "y"), ("p", "on"), ("t_us", "t")):
-                    events[name] = found[theirs]
-                parts.append(events)
+                parts.append(make_events(found["x"], found["y"], found["on"], found["t"]))
     except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError, DataError):
         raise
     except BaseException as fault:  # pyo3's PanicException derives from BaseException alone
@@ -248,3 +237,78 @@ def _walk(path: str | Path) -> None:
                 f"{name_of(path)} breaks off: what ends at byte {place} is in a file of {size} "
                 "bytes; it is truncated or damaged"
             )
+
+
+def read_exactly(file: BinaryIO, count: int, path: str | Path, what: str) -> bytes:
+    """Read `count` bytes, or raise a DataError that says where the file breaks off."""
+    data = file.read(count)
+    if len(data) != count:
+        place = file.tell() - len(data)
+        raise DataError(
+            f"{name_of(path)} breaks off: {what} at byte {place} needs {count} bytes, "
+            f"{len(data)} are left; the file is truncated or damaged"
+        )
+    return data
+
+
+def read_comments(file: BinaryIO, path: str | Path, version: str) -> list[str]:
+    """Read the lines with a # at the head of an AEDAT 2 or 3 file, without their ends.
+
+    Args:
+        file: at its beginning; left at the first byte after the lines.
+        path: for messages.
+        version: what the first line must announce, e.g. "2." or "3.1".
+
+    Raises:
+        DataError: the file does not begin as AEDAT of this version, saying what it is instead.
+    """
+    head = file.read(1024)
+    file.seek(0)
+    wanted = f"#!AER-DAT{version}".encode()
+    if not head.startswith(wanted):
+        if head.startswith(b"#!AER-DAT"):
+            kind = f"AEDAT of version {shown(head[9:12].decode('ascii', 'replace'))}"
+        else:
+            kind = content_kind(head)
+        raise DataError(f"{name_of(path)} is not an AEDAT {version} file but {kind}")
+    lines: list[str] = []
+    while True:
+        place = file.tell()
+        line = file.readline(_HEADER_LIMIT)
+        if not line.startswith(b"#"):
+            file.seek(place)
+            return lines
+        if not line.endswith(b"\n") or file.tell() > _HEADER_LIMIT:
+            raise DataError(f"{name_of(path)} breaks off in its header, or has no end of it")
+        text = line.decode("latin-1").rstrip("\r\n")
+        lines.append(text)
+        if text.startswith(("#!END-HEADER", "#End Of ASCII Header", "# End of ASCII Header")):
+            return lines
+
+
+class Clock:
+    """A 32-bit microsecond clock, read piece by piece, with its restarts (each 71 minutes) undone.
+
+    A step of more than half the range is taken for a restart, forward or, where events are out of
+    order around one, back.
+    """
+
+    def __init__(self) -> None:
+        self._last: int | None = None
+        self._turns = 0
+
+    def times(self, clock: NDArray[np.uint32]) -> NDArray[np.int64]:
+        """Return the times of the next events of a file.
+
+        Shape: uint32 [N] -> int64 [N].
+        """
+        times = clock.astype(np.int64)
+        if not len(times):
+            return times
+        first = int(times[0]) if self._last is None else self._last
+        self._last = int(times[-1])
+        steps = np.diff(times, prepend=first)
+        turns = (steps < -_WRAP // 2).astype(np.int64) - (steps > _WRAP // 2)
+        turns = self._turns + np.cumsum(turns)
+        self._turns = int(turns[-1])
+        return np.asarray(times + turns * _WRAP)

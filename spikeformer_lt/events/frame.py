@@ -15,6 +15,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from spikeformer_lt.config import check
 from spikeformer_lt.errors import ConfigError, DataError, one_of
 from spikeformer_lt.events.recording import EVENTS, Events, Sensor
 from spikeformer_lt.events.validate import ACTIONS, Policy
@@ -63,10 +64,8 @@ class EventOptions:
     def __post_init__(self) -> None:
         for name, allowed in _CHOICES.items():
             one_of(name, getattr(self, name), allowed)
-        if not self.cache:
-            raise ConfigError("cache='' is not allowed: a folder, auto or none")
-        if self.T is None:
-            raise ConfigError("T=None is not allowed: a model needs a fixed number of frames")
+        check(bool(self.cache), "cache", self.cache, "a folder, auto or none")
+        check(self.T is not None, "T", self.T, "a model needs a fixed number of frames")
         self.framing  # noqa: B018 (checks its own fields)
 
     @property
@@ -130,15 +129,15 @@ class Framing:
         by_window = self.by == "time_window"
         if self.T is None and not by_window:
             raise ConfigError(f"T=None is not allowed with by={self.by}; only time_window has it")
-        if self.T is not None and (not _whole(self.T) or not 1 <= self.T <= LARGEST_T):
-            raise ConfigError(f"T={self.T!r} is not allowed: a whole number, 1 to {LARGEST_T}")
+        sound = self.T is None or (_whole(self.T) and 1 <= self.T <= LARGEST_T)
+        check(sound, "T", self.T, f"a whole number, 1 to {LARGEST_T}")
         if by_window != (self.window_us is not None):
             raise ConfigError(
                 f"window_us={self.window_us!r} is not allowed with by={self.by}: it belongs to "
                 "time_window, which needs it"
             )
-        if self.window_us is not None and (not _whole(self.window_us) or self.window_us < 1):
-            raise ConfigError(f"window_us={self.window_us!r} is not allowed: 1 microsecond or more")
+        sound = self.window_us is None or (_whole(self.window_us) and self.window_us >= 1)
+        check(sound, "window_us", self.window_us, "1 microsecond or more")
 
 
 def _whole(value: object) -> bool:
@@ -236,8 +235,7 @@ def narrow(frames: Frames) -> NDArray[Any]:
 def _counter(events: int) -> Counter:
     """Choose the kernel: numba from a few thousand events on, or what the variable says."""
     mode = os.environ.get(_VARIABLE, "auto")
-    if mode not in ("auto", "torch", "numba"):
-        raise ConfigError(f"{_VARIABLE}={mode!r} is not allowed: auto, torch or numba")
+    check(mode in ("auto", "torch", "numba"), _VARIABLE, mode, "auto, torch or numba")
     if mode == "torch" or (mode == "auto" and events < _FEW):
         return count_numpy
     fault = _numba_fault()

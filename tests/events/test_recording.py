@@ -6,16 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spikeformer_lt.errors import ConfigError, DataError
+from spikeformer_lt.events.aedat import Clock, read_comments, read_exactly
 from spikeformer_lt.events.recording import (
     EVENTS,
-    Clock,
     Sensor,
     columns_of,
     fit,
     make_events,
     opened,
-    read_comments,
-    read_exactly,
 )
 
 

@@ -7,6 +7,7 @@ Mean and deviation are the customary ones of the training images.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,11 +28,8 @@ _CHUNK = 4096  # images that are enlarged at a time
 class _IdxFiles(ImageFiles):
     """A file of images and one of labels for each part."""
 
-    def read(self, folder: Path, size: int) -> tuple[Labelled, Labelled]:
-        """Read both parts, enlarged to `size`; see `ImageFiles.read`."""
-        return self._part(folder, self.train, size), self._part(folder, self.test, size)
-
-    def _part(self, folder: Path, files: tuple[PublishedFile, ...], size: int) -> Labelled:
+    def read_part(self, folder: Path, files: Sequence[PublishedFile], size: int) -> Labelled:
+        """Read images and labels; the images are enlarged to `size`."""
         images, labels = (
             read_idx(folder / file.name, md5=file.md5, sha256=file.sha256, dims=dims)
             for file, dims in zip(files, (3, 1), strict=True)

@@ -8,6 +8,7 @@ TensorFlow Datasets. Mean and deviation are the customary ones of the training i
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,36 +28,32 @@ _CLASSES = 10
 class _MatlabFiles(ImageFiles):
     """A MATLAB file of pixels X and labels y for each part."""
 
-    def read(self, folder: Path, size: int) -> tuple[Labelled, Labelled]:
-        """Read both files; see `ImageFiles.read`."""
-        return _part(folder, self.train[0], size), _part(folder, self.test[0], size)
+    def read_part(self, folder: Path, files: Sequence[PublishedFile], size: int) -> Labelled:
+        """Read the one file of a part."""
+        from scipy.io import loadmat
 
-
-def _part(folder: Path, file: PublishedFile, side: int) -> Labelled:
-    from scipy.io import loadmat
-
-    where = name_of(folder / file.name)
-    data = io.BytesIO(file.read(folder))
-    try:  # a reader of numbers: nothing in the file can name code
-        found = loadmat(data, variable_names=("X", "y"))
-    except Exception as fault:
-        raise DataError(f"{where} is not a MATLAB file: {shown(str(fault))}") from fault
-    pixels, labels = found.get("X"), found.get("y")
-    shape: tuple[int, ...] = getattr(pixels, "shape", ())
-    sound = isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 and len(shape) == 4
-    if not sound or shape[:3] != (side, side, 3):
-        raise DataError(f"{where}: 'X' is no uint8 array [{side}, {side}, 3, N]")
-    sound = isinstance(labels, np.ndarray) and labels.dtype.kind in "ui"
-    if not sound or labels.shape != (shape[3], 1):
-        raise DataError(f"{where}: 'y' is no array of {shape[3]} whole numbers, one a row")
-    classes = labels[:, 0].astype(np.int64)
-    strange = np.flatnonzero((classes < 1) | (classes > _CLASSES))
-    if strange.size:
-        raise DataError(
-            f"{where}: label {classes[strange[0]]} at index {strange[0]} is outside 1 to {_CLASSES}"
-        )
-    images = np.ascontiguousarray(pixels.transpose(3, 2, 0, 1))
-    return torch.from_numpy(images), torch.from_numpy(classes % _CLASSES)
+        (file,) = files
+        where = name_of(folder / file.name)
+        data = io.BytesIO(file.read(folder))
+        try:  # a reader of numbers: nothing in the file can name code
+            found = loadmat(data, variable_names=("X", "y"))
+        except Exception as fault:
+            raise DataError(f"{where} is not a MATLAB file: {shown(str(fault))}") from fault
+        pixels, labels = found.get("X"), found.get("y")
+        shape: tuple[int, ...] = getattr(pixels, "shape", ())
+        sound = isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 and len(shape) == 4
+        if not sound or shape[:3] != (size, size, 3):
+            raise DataError(f"{where}: 'X' is no uint8 array [{size}, {size}, 3, N]")
+        sound = isinstance(labels, np.ndarray) and labels.dtype.kind in "ui"
+        if not sound or labels.shape != (shape[3], 1):
+            raise DataError(f"{where}: 'y' is no array of {shape[3]} whole numbers, one a row")
+        classes = labels[:, 0].astype(np.int64)
+        strange = np.flatnonzero((classes < 1) | (classes > _CLASSES))
+        if strange.size:
+            first = f"label {classes[strange[0]]} at index {strange[0]}"
+            raise DataError(f"{where}: {first} is outside 1 to {_CLASSES}")
+        images = np.ascontiguousarray(pixels.transpose(3, 2, 0, 1))
+        return torch.from_numpy(images), torch.from_numpy(classes % _CLASSES)
 
 
 _URL = "https://ufldl.stanford.edu/housenumbers/"

@@ -17,7 +17,6 @@ import re
 import struct
 import zipfile
 import zlib
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +38,7 @@ Labelled = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageFiles(ABC):
+class ImageFiles:
     """A published set of images: what it consists of, and how it is read.
 
     Attributes:
@@ -66,7 +65,6 @@ class ImageFiles(ABC):
     std: tuple[float, ...]
     augment: str = "none"
 
-    @abstractmethod
     def read(self, folder: Path, size: int) -> tuple[Labelled, Labelled]:
         """Read the training and the test images, in file order.
 
@@ -77,6 +75,11 @@ class ImageFiles(ABC):
         Raises:
             DataError: a file differs from the published one, or holds something else.
         """
+        return self.read_part(folder, self.train, size), self.read_part(folder, self.test, size)
+
+    def read_part(self, folder: Path, files: Sequence[PublishedFile], size: int) -> Labelled:
+        """Read the files of one part; each form of files has its own way."""
+        raise NotImplementedError
 
     def is_in(self, folder: Path) -> bool:
         """Return whether a folder holds all files of the set."""
@@ -243,33 +246,23 @@ class BatchFiles(ImageFiles):
 
     label_key: str
 
-    def read(self, folder: Path, size: int) -> tuple[Labelled, Labelled]:
-        """Read the batches of both parts; see `ImageFiles.read`."""
-        train, test = (
-            [self._batch(folder / file.name, file, size) for file in files]
-            for files in (self.train, self.test)
-        )
-        return _joined(train), _joined(test)
+    def read_part(self, folder: Path, files: Sequence[PublishedFile], size: int) -> Labelled:
+        """Read batches, one behind the other."""
+        images, labels = zip(*(self._batch(folder, file, size) for file in files), strict=True)
+        return torch.cat(images), torch.cat(labels)
 
-    def _batch(self, path: Path, file: PublishedFile, size: int) -> Labelled:
+    def _batch(self, folder: Path, file: PublishedFile, size: int) -> Labelled:
+        path = folder / file.name
         batch = read_batch(path, md5=file.md5, sha256=file.sha256)
         data, labels = batch.get("data"), batch.get(self.label_key)
         width = _CHANNELS * size * size
         if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape[1:] != (width,):
             raise DataError(f"{path}: 'data' is no uint8 array of rows of {width} pixels")
-        if (
-            not isinstance(labels, list)
-            or len(labels) != len(data)
-            or not all(type(label) is int for label in labels)
-        ):
+        whole = isinstance(labels, list) and all(type(label) is int for label in labels)
+        if not whole or len(labels or ()) != len(data):
             raise DataError(f"{path}: {self.label_key!r} is no list of {len(data)} whole numbers")
         pixels = torch.from_numpy(np.array(data)).view(-1, _CHANNELS, size, size)
         return pixels, torch.tensor(labels, dtype=torch.int64)
-
-
-def _joined(parts: Sequence[Labelled]) -> Labelled:
-    images, labels = zip(*parts, strict=True)
-    return torch.cat(images), torch.cat(labels)
 
 
 _NAME = re.compile(r"[A-Za-z0-9_]{1,64}(\.JPEG)?")  # of classes and pictures: no path, no dots

@@ -127,6 +127,8 @@ class Folder:
                 self.command(row), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 start_new_session=True, cwd=self.path, env={**os.environ, **own},
             )  # fmt: skip
+        with contextlib.suppress(OSError):  # Linux weighs sessions before processes
+            Path(f"/proc/{process.pid}/autogroup").write_text("19")
         (self.logs / f"{row['run']}.pid").write_text(f"{process.pid}\n")
         return process
 

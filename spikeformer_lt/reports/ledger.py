@@ -63,7 +63,7 @@ class LayerWeights:
     def binary(self) -> bool:
         """Whether the weights that are not 0 share one magnitude, in the layer or in each filter.
 
-        This is the definition of exports: a layer with as many gains as weights is not binary.
+        The definition is that of exports, `binary_gains`.
         """
         return self.gains > 0
 
@@ -288,7 +288,9 @@ class _Hooks:
         if isinstance(module, nn.Conv2d):
             fan_out = present.unflatten(0, (module.groups, -1)).sum(1).double()
             how = (None, module.stride, module.padding, module.dilation, module.groups)
-            layer.met += float(F.conv2d(torch.ones_like(x[:1]).double(), fan_out, *how).sum()) * len(x)
+            layer.met += float(
+                F.conv2d(torch.ones_like(x[:1]).double(), fan_out, *how).sum()
+            ) * len(x)
             if layer.kind != "real":
                 layer.met_by_value += float(F.conv2d(x.abs().double(), fan_out, *how).sum())
             folds = T * self.batch / len(x)

@@ -15,6 +15,9 @@ from pathlib import Path
 from spikeformer_lt.disk import csv_cell, write_atomic
 from spikeformer_lt.errors import DataError, shown
 
+Table = tuple[list[str], list[list[str]]]
+"""Header and rows."""
+
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """An aligned Markdown table; bars inside cells are escaped."""

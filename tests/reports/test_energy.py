@@ -15,10 +15,9 @@ from spikeformer_lt.reports.energy import (
     HOROWITZ,
     SOP_77FJ,
     SUMMED,
-    effective_weight,
     measure_energy,
 )
-from spikeformer_lt.reports.ledger import build_ledger
+from spikeformer_lt.reports.ledger import build_ledger, effective_weight
 
 
 class Fire(nn.Module):

@@ -62,6 +62,12 @@ MEMORY_PJ_PER_BYTE = {"SRAM 8 KB": 10 / 8, "SRAM 1 MB": 100 / 8, "DRAM": 1300 / 
 """Energy of reading one byte, pJ: 64-bit reads at 45 nm, Horowitz, ISSCC 2014 (DRAM: the lower)."""
 INPUT_BITS = {"{0,1}": 1, "{-1,0,1}": 2, "integers": 8, "real": 32}
 """Bits of one input value, by the kind of values that entered."""
+GROUPS_OF = {
+    **{"stem": "ConvPEP", "convolution": "convolutions"},
+    **{"attention": "attention", "linear": "linear maps", "head": "head"},
+}
+GROUPS = ("first layer", *GROUPS_OF.values())
+"""Groups of layers in the energy bars."""
 ESTIMATE = (
     "Theoretical estimates from operation counts on real inputs: no device was measured. The leak "
     "and threshold of neurons, biases and data movement are not in the energies; biases and memory "
@@ -113,8 +119,8 @@ class LayerEnergy:
     """Storage of the weights: mask entropy, 1 or 32 bits a kept weight, gains."""
     input_bits: float
     """Input values, at the bits that their kind needs."""
-    part: str = ""
-    """stem, head, or empty for the rest of the network."""
+    group: str
+    """One of `GROUPS`."""
 
 
 SUMMED = tuple(
@@ -225,9 +231,10 @@ def _layer(
     rate, dense = count.events / count.inputs, count.macs_dense / n
     multiplied = first or (count.kind == "real" and not last)
     steps = counted.T if first and counted.static else 1
+    part = "" if weights is None else weights.part
     return LayerEnergy(
         name=name,
-        operation="attention" if weights is None else weights.operation,
+        operation=count.operation,
         input=count.kind,
         binary=weights is not None and weights.binary,
         weight_sparsity=0.0 if weights is None else 1 - weights.kept / weights.total,
@@ -241,7 +248,7 @@ def _layer(
         formula_acs=0.0 if multiplied else rate * dense,
         weight_bits=0.0 if weights is None else weights.bits,
         input_bits=count.inputs / n * INPUT_BITS[count.kind],
-        part="" if weights is None else weights.part,
+        group=GROUPS[0] if first else GROUPS_OF[part or count.operation],
     )
 
 

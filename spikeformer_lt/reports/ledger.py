@@ -99,6 +99,11 @@ class LayerCount:
     """Each input element, whatever its value, times the nonzero weights that it meets."""
 
     @property
+    def operation(self) -> str:
+        """convolution, linear or attention."""
+        return "attention" if self.weights is None else self.weights.operation
+
+    @property
     def sops(self) -> float:
         """Synaptic operations: the accumulates that spikes cause; integers count by value."""
         return 0.0 if self.kind == "real" else self.met_by_value
@@ -287,12 +292,13 @@ class _Hooks:
         layer, present = self._layer(name, x), effective_weight(module) != 0
         if isinstance(module, nn.Conv2d):
             fan_out = present.unflatten(0, (module.groups, -1)).sum(1).double()
-            how = (None, module.stride, module.padding, module.dilation, module.groups)
-            layer.met += float(
-                F.conv2d(torch.ones_like(x[:1]).double(), fan_out, *how).sum()
-            ) * len(x)
+            meet = partial(
+                F.conv2d, weight=fan_out, stride=module.stride, padding=module.padding,
+                dilation=module.dilation, groups=module.groups,
+            )  # fmt: skip
+            layer.met += float(meet(torch.ones_like(x[:1]).double()).sum()) * len(x)
             if layer.kind != "real":
-                layer.met_by_value += float(F.conv2d(x.abs().double(), fan_out, *how).sum())
+                layer.met_by_value += float(meet(x.abs().double()).sum())
             folds = T * self.batch / len(x)
         else:
             fan_out = present.sum(0).double()

@@ -18,23 +18,16 @@ from typing import Any, Protocol
 from spikeformer_lt.disk import write_atomic
 from spikeformer_lt.errors import DataError, MaskError, TicketError
 from spikeformer_lt.mask import Mask
-from spikeformer_lt.reports.energy import measure_energy, write_energy
+from spikeformer_lt.reports.energy import energy_tables, measure_energy, write_energy
 from spikeformer_lt.reports.finished import FinishedRun
-from spikeformer_lt.reports.page import Page, markdown_table, write_csv
+from spikeformer_lt.reports.page import markdown_table, write_csv, write_page
 from spikeformer_lt.reports.plots import (
     plot_anytime,
     plot_curves,
     plot_energy,
     plot_mask_distances,
 )
-from spikeformer_lt.reports.run_page import (
-    FACTS,
-    add_energy_tables,
-    add_notices,
-    add_test_beds,
-    fact,
-    number_at,
-)
+from spikeformer_lt.reports.run_page import FACTS, fact, notices_of, number_at
 from spikeformer_lt.ticket import Ticket
 
 WRAPPED = "+et"
@@ -238,20 +231,26 @@ def write_comparison(
     found = [(run.variant, run.report) for run in runs if run.report.exists()]
     write_confusions(folder, found)
     reports = [(variant, json.loads(path.read_text("utf-8"))) for variant, path in found]
-    page = Page(title)
-    for note in notes:
-        page.text(note, notice=True)
-    add_test_beds(page, {str(report.get("dataset")) for _, report in reports})
-    page.section("Table")
-    page.text("Mean and, after the sign, standard deviation over the seeds.")
-    page.table(header, cells)
+    curves = {}
     dense = [v for r in rows if r.variant == "dense" for v in r.values[ACCURACY]]
     for name, series in series_of(rows, level).items():
-        path = folder / f"curve-{name.replace(' ', '-')}.png"
-        _add_curves(page, path, series, dense, name, ", controls dotted")
-    _add_accuracy_at_t(page, folder / "anytime.png", accuracy_at_t(reports), ", mean over seeds")
-    _add_masks(page, folder / "masks.png", _first_masks(found))
-    page.write(folder / "report.html")
+        path = _plot_curves(folder / f"curve-{name.replace(' ', '-')}.png", series, dense, name)
+        curves[path] = (
+            f"Test accuracy against the fraction of {name} that is removed: mean and standard "
+            "deviation over seeds, each run a dot, controls dotted."
+        )
+    masks, differ = _plot_masks(folder / "masks.png", _first_masks(found))
+    write_page(
+        folder / "report.html",
+        "variants.html",
+        [*curves, *_plot_accuracy(folder / "anytime.png", accuracy_at_t(reports)), *masks],
+        title=title,
+        notices=notes,
+        datasets=[report.get("dataset") for _, report in reports],
+        table=(header, cells),
+        curves={path.name: said for path, said in curves.items()},
+        differ=differ,
+    )
     return text
 
 
@@ -348,36 +347,26 @@ def _first_masks(found: Sequence[tuple[str, Path]]) -> dict[str, Mask]:
     return masks
 
 
-def _add_curves(
-    page: Page, path: Path, series: Curves, dense: Sequence[float], name: str, more: str = ""
-) -> None:
-    """Draw accuracy against the removed fraction of what `name` says."""
+def _plot_curves(path: Path, series: Curves, dense: Sequence[float], name: str) -> Path:
+    """Draw accuracy against the removed fraction of `name`."""
     x_label, reference = f"{name} removed (fraction)", _mean(dense) if dense else None
-    plot_curves(path, series, x_label=x_label, y_label="test accuracy (%)", reference=reference)
-    page.section("Accuracy against sparsity")
-    said = f"Test accuracy against the fraction of {name} that is removed: mean and standard "
-    page.image(path, f"{said}deviation over seeds, each run a dot{more}.")
+    return plot_curves(
+        path, series, x_label=x_label, y_label="test accuracy (%)", reference=reference
+    )
 
 
-def _add_accuracy_at_t(
-    page: Page, path: Path, found: Mapping[str, Sequence[float]], more: str = ""
-) -> None:
-    if found:
-        plot_anytime(path, found)
-        page.section("Accuracy at t")
-        page.image(path, f"Test accuracy from the mean logits of the first t steps{more}.")
+def _plot_accuracy(path: Path, found: Mapping[str, Sequence[float]]) -> list[Path]:
+    return [plot_anytime(path, found)] if found else []
 
 
-def _add_masks(page: Page, path: Path, masks: Mapping[str, Mask]) -> None:
-    if len(masks) < 2:
-        return
-    page.section("Masks")
+def _plot_masks(path: Path, masks: Mapping[str, Mask]) -> tuple[list[Path], str]:
+    """Draw the distances between masks; returns the picture, or why there is none."""
     try:
-        plot_mask_distances(path, list(masks.values()), list(masks))
+        if len(masks) > 1:
+            plot_mask_distances(path, list(masks.values()), list(masks))
     except MaskError as differ:
-        page.text(f"No distances: {differ}")
-    else:
-        page.image(path, "Fraction of mask entries in which two tickets differ.")
+        return [], str(differ)
+    return [path] if len(masks) > 1 else [], ""
 
 
 def write_comparison_page(
@@ -394,26 +383,33 @@ def write_comparison_page(
         for name, run in named.items()
     }
     write_energy(out / "energy", energies)
-    page = Page(title)
-    add_notices(page, {name: (run, energies[name]) for name, run in named.items()})
+    notices = [
+        words for name, run in named.items() for words in notices_of(name, run, energies[name])
+    ]
     if len({run.ticket.provenance["split_sha256"] for run in runs}) > 1:
-        page.text("These runs have different splits: their accuracies do not compare.", True)
-    page.section("Ledger")
-    rows = [[name, *(fact(run.report, *how) for run in runs)] for name, how in FACTS.items()]
-    page.table(["quantity", *named], rows)
-    reports = [(name, run.report or {}) for name, run in named.items()]
-    _add_accuracy_at_t(page, plots / "anytime.png", accuracy_at_t(reports))
+        notices.append("These runs have different splits: their accuracies do not compare.")
+    reports = {name: run.report or {} for name, run in named.items()}
+    pictures = _plot_accuracy(plots / "anytime.png", accuracy_at_t(reports.items()))
     curves, dense = by_search(runs)
     if curves:
-        _add_curves(page, plots / "curves.png", curves, dense, "all weights")
-    page.section("Energy")
+        pictures.append(_plot_curves(plots / "curves.png", curves, dense, "all weights"))
     if not all(energy.dead for energy in energies.values()):
-        plot_energy(plots / "energy-bars.png", energies)
-        page.image(plots / "energy-bars.png", "Energy by group of layers, counted and by formula.")
-    add_energy_tables(page, energies)
-    _add_masks(page, plots / "masks.png", {name: run.ticket.mask for name, run in named.items()})
-    page.write(out / "report.html")
-    return out / "report.html"
+        pictures.append(plot_energy(plots / "energy-bars.png", energies))
+    masks = {name: run.ticket.mask for name, run in named.items()}
+    drawn, differ = _plot_masks(plots / "masks.png", masks)
+    rows = [[name, *(fact(report, *how) for report in reports.values())]
+            for name, how in FACTS.items()]  # fmt: skip
+    return write_page(
+        out / "report.html",
+        "runs.html",
+        [*pictures, *drawn],
+        title=title,
+        notices=notices,
+        datasets=[run.splits.name for run in runs],
+        ledger=(["quantity", *named], rows),
+        energy=energy_tables(energies),
+        differ=differ,
+    )
 
 
 def _names(runs: Sequence[FinishedRun]) -> list[str]:

@@ -317,6 +317,17 @@ def memory_table(networks: Mapping[str, Energy]) -> Table:
     return header, rows
 
 
+def energy_tables(networks: Mapping[str, Energy]) -> dict[str, Any]:
+    """Tables and constants of the energies, for the templates of pages."""
+    return {
+        "estimate": ESTIMATE,
+        "headline": headline_table(networks),
+        "costs": list(COSTS.values()),
+        "sensitivity": sensitivity_table(networks),
+        "memory": memory_table(networks),
+    }
+
+
 def energy_markdown(networks: Mapping[str, Energy]) -> str:
     """The whole report in Markdown."""
     parts = ["# Energy, per sample", ESTIMATE, "## Operations"]

@@ -5,8 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +44,43 @@ def write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]
 TYPES = {".png": "image/png", ".gif": "image/gif"}
 
 
+def write_page(path: Path, template: str, pictures: Iterable[Path] = (), **content: Any) -> Path:
+    """Write a self-contained HTML page: pictures inside it, no script, no server.
+
+    Args:
+        path: of the page, written atomically.
+        template: a file of ``templates/``; it escapes every value.
+        pictures: PNG and GIF files that the template may show, by name.
+        content: ``title`` and the other values of the template.
+
+    Returns:
+        The path.
+
+    Raises:
+        DataError: a picture is neither PNG nor GIF, or cannot be read.
+    """
+    files = {picture.name: picture for picture in pictures}
+    page = (
+        _templates()
+        .get_template(template)
+        .render(sections=[], drawn=files, picture=lambda name: _embedded(files[name]), **content)
+    )
+    write_atomic(path, page.encode(), DataError)
+    return path
+
+
+def _embedded(path: Path) -> str:
+    """A picture as a data URI."""
+    kind = TYPES.get(path.suffix)
+    if kind is None:
+        raise DataError(f"{shown(path.name)} is no picture of a report: {', '.join(TYPES)}")
+    try:
+        data = base64.b64encode(path.read_bytes()).decode()
+    except OSError as fault:
+        raise DataError(f"{shown(str(path))} cannot be read: {fault.strerror}") from None
+    return f"data:{kind};base64,{data}"
+
+
 @cache
 def _templates() -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -53,63 +89,3 @@ def _templates() -> Environment:
         loader=FileSystemLoader(Path(__file__).with_name("templates")),
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-
-
-@dataclass
-class Section:
-    """A heading and what follows it, in the order of the page."""
-
-    title: str
-    parts: list[tuple[str, Any]] = field(default_factory=list)
-    """(text, words), (notice, words), (table, header and rows) or (image, source and caption)."""
-
-
-class Page:
-    """One self-contained HTML page: text, tables and pictures inside it, no script, no server.
-
-    Args:
-        title: heading and window title; every text is escaped.
-    """
-
-    def __init__(self, title: str) -> None:
-        self.title = title
-        self.sections = [Section("")]
-
-    def section(self, title: str) -> None:
-        """Begin a section; it gets a link at the top."""
-        self.sections.append(Section(title))
-
-    def text(self, words: str, notice: bool = False) -> None:
-        """Add a paragraph; a notice stands out."""
-        self._add("notice" if notice else "text", words)
-
-    def table(self, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """Add a table; the first column holds names. A wide one scrolls, by keys too."""
-        self._add("table", {"header": header, "rows": rows})
-
-    def image(self, path: Path, caption: str) -> None:
-        """Add a picture to the page itself; the caption is also its alternative text.
-
-        Raises:
-            DataError: neither PNG nor GIF, or it cannot be read.
-        """
-        kind = TYPES.get(path.suffix)
-        if kind is None:
-            raise DataError(f"{shown(path.name)} is no picture of a report: {', '.join(TYPES)}")
-        try:
-            data = base64.b64encode(path.read_bytes()).decode()
-        except OSError as fault:
-            raise DataError(f"{shown(str(path))} cannot be read: {fault.strerror}") from None
-        self._add("image", {"source": f"data:{kind};base64,{data}", "caption": caption})
-
-    def _add(self, kind: str, part: Any) -> None:
-        self.sections[-1].parts.append((kind, part))
-
-    def render(self) -> str:
-        """The whole page."""
-        template = _templates().get_template("page.html")
-        return template.render(title=self.title, sections=self.sections)
-
-    def write(self, path: Path) -> None:
-        """Write the page atomically."""
-        write_atomic(path, self.render().encode(), DataError)

@@ -72,11 +72,12 @@ def style(at: int) -> tuple[str, str]:
     return COLOURS[at % len(COLOURS)], MARKERS[(at + at // len(COLOURS)) % len(MARKERS)]
 
 
-def _save(made: Any, path: Path, header: Sequence[str], rows: Rows) -> None:
-    """Write a figure and its numbers."""
+def _save(made: Any, path: Path, header: Sequence[str], rows: Rows) -> Path:
+    """Write a figure and its numbers; returns the path of the figure."""
     path.parent.mkdir(parents=True, exist_ok=True)
     made.savefig(path)
     write_csv(path.with_suffix(".csv"), header, rows)
+    return path
 
 
 def _heat(made: Any, axes: Any, values: Tensor, top: float, label: str, **how: Any) -> None:
@@ -109,7 +110,7 @@ def plot_curves(
     x_label: str,
     y_label: str,
     reference: float | None = None,
-) -> None:
+) -> Path:
     """Mean and standard deviation of several series, controls dotted; every run is a faint dot.
 
     Args:
@@ -138,14 +139,14 @@ def plot_curves(
         rows.append(["dense", "", reference, "", ""])
     axes.set(xlabel=x_label, ylabel=y_label)
     made.legend(loc="outside right upper", frameon=False, fontsize=8)
-    _save(made, path, ["series", "x", "mean", "sd", "runs"], rows)
+    return _save(made, path, ["series", "x", "mean", "sd", "runs"], rows)
 
 
-def plot_training(summary: Path, folder: Path) -> None:
+def plot_training(summary: Path, folder: Path) -> Path | None:
     """Loss and accuracy of every phase over epochs, from a run's summary.csv, and a CSV of both."""
     table = _read(summary)
     if not table:
-        return
+        return None
     made, upper = figure(7.0, 6.0, rows=2)
     lower = made.axes[1]
     rows: list[list[object]] = []
@@ -170,14 +171,16 @@ def plot_training(summary: Path, folder: Path) -> None:
     _whole_numbers(lower, "epoch (all phases)")
     made.legend(*upper.get_legend_handles_labels(), loc="outside upper right", ncols=2,
                 frameon=False)  # fmt: skip
-    _save(made, folder / "training.png", ["quantity", "phase", "epoch_of_run", "value"], rows)
+    return _save(
+        made, folder / "training.png", ["quantity", "phase", "epoch_of_run", "value"], rows
+    )
 
 
-def plot_epoch_rates(path: Path, summary: Path) -> bool:
+def plot_epoch_rates(path: Path, summary: Path) -> Path | None:
     """Mean firing rate, and the sparsities where they are recorded, over the epochs of a run.
 
     Returns:
-        Whether there was anything to draw.
+        The path; None if there was nothing to draw.
     """
     table = _read(summary)
     wanted = {
@@ -190,7 +193,7 @@ def plot_epoch_rates(path: Path, summary: Path) -> bool:
         for column in wanted
     }
     if not found["firing_rate"]:
-        return False
+        return None
     made, axes = figure(7.0, 3.4)
     for (column, points), colour, marker in zip(found.items(), COLOURS, "os^", strict=False):
         if points:
@@ -201,22 +204,21 @@ def plot_epoch_rates(path: Path, summary: Path) -> bool:
     _whole_numbers(axes, "epoch (all phases)")
     made.legend(loc="outside upper right", ncols=3, frameon=False, fontsize=8)
     rows = [[column, *point] for column, points in found.items() for point in points]
-    _save(made, path, ["quantity", "epoch", "value"], rows)
-    return True
+    return _save(made, path, ["quantity", "epoch", "value"], rows)
 
 
-def plot_layer_epochs(path: Path, firing: Path) -> bool:
+def plot_layer_epochs(path: Path, firing: Path) -> Path | None:
     """Heat map of each spiking layer's firing rate in every epoch, from a run's firing.csv.
 
     A layer without a spike in an epoch is crossed; one that did not run there is blank.
 
     Returns:
-        Whether there was anything to draw.
+        The path; None if there was nothing to draw.
     """
     table = [row for row in _read(firing) if row.get("epoch")]
     layers = [name for name in (table[0] if table else {}) if name not in ("phase", "epoch")]
     if not layers:
-        return False
+        return None
     rates = torch.tensor([[float(row[name] or "nan") for row in table] for name in layers])
     epochs = len(table)
     made, axes = figure(min(11.0, 4.2 + 0.22 * epochs), 0.19 * len(layers) + 1.4, bare=True)
@@ -235,8 +237,7 @@ def plot_layer_epochs(path: Path, firing: Path) -> bool:
     axes.set_yticks(range(len(layers)), layers, fontsize=7)
     _whole_numbers(axes, "epoch (all phases)")
     rows = [[name, row["phase"], row["epoch"], row[name]] for name in layers for row in table]
-    _save(made, path, ["layer", "phase", "epoch", "firing_rate"], rows)
-    return True
+    return _save(made, path, ["layer", "phase", "epoch", "firing_rate"], rows)
 
 
 def energy_by_group(energy: Energy, costs: Costs) -> dict[str, tuple[float, float]]:
@@ -250,7 +251,7 @@ def energy_by_group(energy: Energy, costs: Costs) -> dict[str, tuple[float, floa
     return {name: pair for name, pair in found.items() if name in present}
 
 
-def plot_energy(path: Path, networks: Mapping[str, Energy], costs: Costs = HOROWITZ) -> None:
+def plot_energy(path: Path, networks: Mapping[str, Energy], costs: Costs = HOROWITZ) -> Path:
     """Stacked bars, uJ a sample; a network with a dead layer gets a label instead of a bar."""
     many = len(networks) > 4
     made, axes = figure(2.6 + (1.05 if many else 1.7) * len(networks), 4.0)
@@ -286,10 +287,10 @@ def plot_energy(path: Path, networks: Mapping[str, Energy], costs: Costs = HOROW
     axes.grid(axis="x", visible=False)
     if labelled:
         axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    _save(made, path, ["network", "kind", "group", "energy_uj"], rows)
+    return _save(made, path, ["network", "kind", "group", "energy_uj"], rows)
 
 
-def plot_raster(path: Path, spikes: Mapping[str, Tensor], layers: int = 6) -> None:
+def plot_raster(path: Path, spikes: Mapping[str, Tensor], layers: int = 6) -> Path:
     """Spikes over time of some layers, one panel each: layer -> ``[T, neurons]``."""
     names = list(spikes)
     if len(names) > layers:  # first, last, and evenly between
@@ -313,10 +314,10 @@ def plot_raster(path: Path, spikes: Mapping[str, Tensor], layers: int = 6) -> No
         axes.set_xlabel("time step", fontsize=7)
         axes.set_ylabel("neuron", fontsize=7)
         rows += [[name, int(t) + 1, int(chosen[n])] for t, n in fired]
-    _save(made, path, ["layer", "t", "neuron"], rows)
+    return _save(made, path, ["layer", "t", "neuron"], rows)
 
 
-def plot_layer_rates(path: Path, rates: Mapping[str, float]) -> None:
+def plot_layer_rates(path: Path, rates: Mapping[str, float]) -> Path:
     """Firing rate of every layer as bars; dead layers are marked by name."""
     names = list(rates)
     made, axes = figure(6.5, 0.24 * len(names) + 1.2)
@@ -329,12 +330,12 @@ def plot_layer_rates(path: Path, rates: Mapping[str, float]) -> None:
     axes.margins(x=0.12)
     axes.set_xlabel("firing rate (spikes per neuron and step)")
     axes.grid(axis="y", visible=False)
-    _save(made, path, ["layer", "firing_rate"], list(rates.items()))
+    return _save(made, path, ["layer", "firing_rate"], list(rates.items()))
 
 
 def plot_membrane(
     path: Path, trace: Tensor, spikes: Tensor, threshold: float, layer: str, neurons: Sequence[int]
-) -> None:
+) -> Path:
     """Membranes ``[T, n]`` of `neurons` after each step, with the steps at which they fired."""
     made, axes = figure(6.5, 3.6)
     steps = torch.arange(1, len(trace) + 1)
@@ -352,7 +353,7 @@ def plot_membrane(
     axes.set_title(f"{layer}: membranes of some neurons; ticks above are spikes", fontsize=8)
     axes.set_xticks(steps.tolist())
     axes.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    _save(made, path, ["neuron", "t", "membrane", "spike"], rows)
+    return _save(made, path, ["neuron", "t", "membrane", "spike"], rows)
 
 
 def show_images(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Array:
@@ -395,7 +396,7 @@ def fade(pixels: Array, keep: Array) -> Array:
 
 def plot_kept_images(
     path: Path, pixels: Array, kept: Tensor | None, grid: tuple[int, int], labels: Sequence[str]
-) -> None:
+) -> Path:
     """Each image above its kept patches; the CSV lists the kept tokens of each image."""
     count = len(pixels)
     made, _ = figure(1.15 * count + 0.4, 2.9, 2, count, bare=True)
@@ -412,12 +413,12 @@ def plot_kept_images(
         rows.append([i, label, " ".join(map(str, tokens))])
     inputs[0].set_ylabel("input", fontsize=8)
     below[0].set_ylabel("kept", fontsize=8)
-    _save(made, path, ["image", "label", "kept_tokens"], rows)
+    return _save(made, path, ["image", "label", "kept_tokens"], rows)
 
 
 def plot_kept_clip(
     path: Path, frames: Tensor, kept: Tensor | None, grid: tuple[int, int], columns: int = 8
-) -> None:
+) -> Path:
     """One event clip ``[T, 2, H, W]`` with its kept patches, the same at every step; and a GIF."""
     from PIL import Image
 
@@ -436,13 +437,14 @@ def plot_kept_clip(
     grown = shown.repeat(scale, 1).repeat(scale, 2)
     stills = [Image.fromarray((255 * one).astype(np.uint8)) for one in grown]
     events = [[t + 1, *row] for t, row in enumerate(frames.float().sum((2, 3)).tolist())]
-    _save(made, path, ["t", "off_events", "on_events"], events)
+    path.parent.mkdir(parents=True, exist_ok=True)
     stills[0].save(
         path.with_suffix(".gif"), save_all=True, append_images=stills[1:], duration=GIF_MS, loop=0
     )
+    return _save(made, path, ["t", "off_events", "on_events"], events)
 
 
-def plot_keep_frequency(path: Path, frequency: Tensor, images: int) -> None:
+def plot_keep_frequency(path: Path, frequency: Tensor, images: int) -> Path:
     """Heat map ``[rows, columns]``: the fraction of images in which each patch is kept."""
     made, axes = figure(4.4, 3.6, bare=True)
     _heat(made, axes, frequency, 1, f"fraction of {images} inputs that keep it")
@@ -451,10 +453,12 @@ def plot_keep_frequency(path: Path, frequency: Tensor, images: int) -> None:
     if len(cells) <= 64:
         _write_cells(axes, frequency, {at: f"{value:.2f}" for at, value in cells.items()}, 8)
     axes.set(xlabel="patch column", ylabel="patch row", xticks=range(columns), yticks=range(rows))
-    _save(made, path, ["row", "column", "kept_fraction"], [[*at, v] for at, v in cells.items()])
+    return _save(
+        made, path, ["row", "column", "kept_fraction"], [[*at, v] for at, v in cells.items()]
+    )
 
 
-def plot_kernels(path: Path, weight: Tensor, layer: str) -> None:
+def plot_kernels(path: Path, weight: Tensor, layer: str) -> Path:
     """Signs of a convolution's kernels ``[out, in, kh, kw]``: filters down, channels across.
 
     The CSV holds the counts of +, 0 and - of every filter.
@@ -485,7 +489,7 @@ def plot_kernels(path: Path, weight: Tensor, layer: str) -> None:
     made.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=8)
     flat = signs.flatten(1)
     counts = [[i, *(int((row == s).sum()) for s in (1, 0, -1))] for i, row in enumerate(flat)]
-    _save(made, path, ["filter", "plus", "zero", "minus"], counts)
+    return _save(made, path, ["filter", "plus", "zero", "minus"], counts)
 
 
 def plot_mask_distances(path: Path, masks: Sequence[Mask], names: Sequence[str]) -> Tensor:
@@ -521,7 +525,7 @@ def banded(distances: Sequence[Sequence[float]]) -> Tensor:
     return found
 
 
-def plot_distances(path: Path, found: Tensor, names: Sequence[str], label: str = "") -> None:
+def plot_distances(path: Path, found: Tensor, names: Sequence[str], label: str = "") -> Path:
     """A symmetric matrix of distances between masks; NaN is grey: not compared."""
     n = len(names)
     size = min(0.55 * n + 2.6, 9.0)
@@ -540,10 +544,10 @@ def plot_distances(path: Path, found: Tensor, names: Sequence[str], label: str =
     _write_cells(axes, found / top, {(i, j): f"{float(found[i, j]):.3f}" for i, j in known}, 6)
     rows = [[name, *("" if v != v else v for v in row)]
             for name, row in zip(names, found.tolist(), strict=True)]  # fmt: skip
-    _save(made, path, ["mask", *names], rows)
+    return _save(made, path, ["mask", *names], rows)
 
 
-def plot_anytime(path: Path, accuracy_at_t: Mapping[str, Sequence[float]]) -> None:
+def plot_anytime(path: Path, accuracy_at_t: Mapping[str, Sequence[float]]) -> Path:
     """Accuracy (%) from the mean logits of the first t steps: network -> one value a step."""
     made, axes = figure(6.8, max(4.0, 0.2 * len(accuracy_at_t) + 0.6))
     longest = max(len(values) for values in accuracy_at_t.values())
@@ -554,10 +558,10 @@ def plot_anytime(path: Path, accuracy_at_t: Mapping[str, Sequence[float]]) -> No
     if len(accuracy_at_t) > 1:
         made.legend(loc="outside right upper", frameon=False, fontsize=8)
     rows = [[n, t, v] for n, values in accuracy_at_t.items() for t, v in enumerate(values, start=1)]
-    _save(made, path, ["network", "t", "accuracy"], rows)
+    return _save(made, path, ["network", "t", "accuracy"], rows)
 
 
-def plot_early_exit(path: Path, points: Sequence[tuple[float, float, float]]) -> None:
+def plot_early_exit(path: Path, points: Sequence[tuple[float, float, float]]) -> Path:
     """Accuracy against the mean steps used, by confidence; of `early_exit`."""
     made, axes = figure()
     axes.plot([p[1] for p in points], [p[2] for p in points], color=COLOURS[0], marker="o")
@@ -567,10 +571,10 @@ def plot_early_exit(path: Path, points: Sequence[tuple[float, float, float]]) ->
     axes.set(xlabel="mean time steps used", ylabel="accuracy (%)")
     axes.set_title("early exit, by the required confidence", fontsize=9)
     axes.margins(0.12)
-    _save(made, path, ["confidence", "mean_steps", "accuracy"], points)
+    return _save(made, path, ["confidence", "mean_steps", "accuracy"], points)
 
 
-def plot_confusion(path: Path, confusion: Sequence[Sequence[int]]) -> None:
+def plot_confusion(path: Path, confusion: Sequence[Sequence[int]]) -> Path:
     """Counts ``[K, K]``, rows are true classes; colours are fractions of each row."""
     counts = torch.tensor(confusion)
     if counts.ndim != 2 or counts.shape[0] != counts.shape[1]:
@@ -587,4 +591,4 @@ def plot_confusion(path: Path, confusion: Sequence[Sequence[int]]) -> None:
     axes.set(xlabel="predicted class", ylabel="true class",
              title=f"{right} of {int(counts.sum())} right")  # fmt: skip
     rows = [[i, *row] for i, row in enumerate(counts.tolist())]
-    _save(made, path, ["true", *range(classes)], rows)
+    return _save(made, path, ["true", *range(classes)], rows)

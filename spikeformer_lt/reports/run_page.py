@@ -7,9 +7,8 @@ run's pictures from its files and a few test inputs.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from itertools import groupby, islice
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +18,7 @@ from torch import Tensor, nn
 from spikeformer_lt.disk import safe_name
 from spikeformer_lt.images.loader import eval_loader
 from spikeformer_lt.images.splits import Splits
-from spikeformer_lt.reports.energy import (
-    COSTS,
-    ESTIMATE,
-    Energy,
-    headline_table,
-    layer_table,
-    memory_table,
-    sensitivity_table,
-    write_energy,
-)
+from spikeformer_lt.reports.energy import Energy, energy_tables, layer_table, write_energy
 from spikeformer_lt.reports.finished import FinishedRun
 from spikeformer_lt.reports.ledger import (
     build_ledger,
@@ -36,7 +26,7 @@ from spikeformer_lt.reports.ledger import (
     effective_weight,
     stem_layers,
 )
-from spikeformer_lt.reports.page import Page
+from spikeformer_lt.reports.page import write_page
 from spikeformer_lt.reports.plots import (
     banded,
     plot_anytime,
@@ -190,16 +180,7 @@ def _about(ticket: Ticket) -> dict[str, Any]:
     return found if steps is None else {**found, "T_search": steps}
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A drawn file, the section it belongs to, and what it shows."""
-
-    section: str
-    path: Path
-    caption: str
-
-
-def draw_run(run: FinishedRun, folder: Path, images: int = 256) -> tuple[list[Picture], Energy]:
+def draw_run(run: FinishedRun, folder: Path, images: int = 256) -> tuple[list[Path], Energy]:
     """Draw everything that can be drawn of a run, from its files and one pass over test inputs.
 
     Args:
@@ -208,7 +189,7 @@ def draw_run(run: FinishedRun, folder: Path, images: int = 256) -> tuple[list[Pi
         images: test inputs that rates, keep frequencies and energy are measured on.
 
     Returns:
-        The pictures in the order of a report, and the energy ledger.
+        The pictures, and the energy ledger.
     """
     pairs = list(run.labelled("test", images))
     labels = torch.cat([y for _, y in pairs])
@@ -220,102 +201,76 @@ def draw_run(run: FinishedRun, folder: Path, images: int = 256) -> tuple[list[Pi
         *_results(run, folder, torch.cat(counted.logits), labels),
         *_patches(run, folder, probe, labels.tolist(), counted.kept_tokens),
         *_spikes(run, folder, probe),
-        *_weights(run, folder),
-    ]
+        *(plot_kernels(folder / file, effective_weight(run.model.get_submodule(name)), name)
+          for file, name in _kernels(run).items()),
+    ]  # fmt: skip
+    distances = run.ticket.provenance.get("mask_distances")
+    if distances:
+        epochs = [str(epoch + 1) for epoch in range(len(distances))]
+        path = folder / "mask-distances.png"
+        drawn.append(plot_distances(path, banded(distances), epochs, "epoch of the search"))
     if not energy.dead:
-        plot_energy(folder / "energy-bars.png", {run.name: energy})
-        said = "Energy by group of layers, an estimate: counted, and by the papers' formula."
-        drawn.append(Picture("Energy", folder / "energy-bars.png", said))
-    return drawn, energy
+        drawn.append(plot_energy(folder / "energy-bars.png", {run.name: energy}))
+    return [path for path in drawn if path is not None], energy
 
 
-def _training(run: FinishedRun, folder: Path) -> Iterator[Picture]:
+def _training(run: FinishedRun, folder: Path) -> Iterator[Path | None]:
     summary, firing = run.path / "summary.csv", run.path / "firing.csv"
-    if not summary.exists():
-        return
-    plot_training(summary, folder)
-    yield Picture("Training", folder / "training.png", "Accuracy and loss over the epochs.")
-    if plot_epoch_rates(folder / "epoch-rates.png", summary):
-        said = "Mean firing rate and removed fractions over the epochs."
-        yield Picture("Training", folder / "epoch-rates.png", said)
-    path = folder / "layer-epoch-rates.png"
-    if firing.exists() and plot_layer_epochs(path, firing):
-        yield Picture("Training", path, "Firing rate of every spiking layer in every epoch.")
+    if summary.exists():
+        yield plot_training(summary, folder)
+        yield plot_epoch_rates(folder / "epoch-rates.png", summary)
+        if firing.exists():
+            yield plot_layer_epochs(folder / "layer-epoch-rates.png", firing)
 
 
-def _results(run: FinishedRun, folder: Path, logits: Tensor, labels: Tensor) -> Iterator[Picture]:
+def _results(run: FinishedRun, folder: Path, logits: Tensor, labels: Tensor) -> Iterator[Path]:
     report = run.report or {}
     steps = torch.arange(1, logits.shape[1] + 1)[None, :, None]
     here = ((logits.cumsum(1) / steps).argmax(2) == labels[:, None]).double().mean(0) * 100
     at_t = report.get("accuracy_at_t") or here.tolist()
-    on = "the test set" if report.get("accuracy_at_t") else f"{len(labels)} test inputs"
-    plot_anytime(folder / "anytime.png", {run.name: at_t})
-    said = f"Accuracy on {on} from the mean logits of the first t steps."
-    yield Picture("Accuracy", folder / "anytime.png", said)
-    plot_early_exit(folder / "early-exit.png", early_exit(logits, labels))
-    said = f"Early exit on {len(labels)} test inputs: stop once the best class is this probable."
-    yield Picture("Accuracy", folder / "early-exit.png", said)
+    yield plot_anytime(folder / "anytime.png", {run.name: at_t})
+    yield plot_early_exit(folder / "early-exit.png", early_exit(logits, labels))
     if "confusion" in report:
-        plot_confusion(folder / "confusion.png", report["confusion"])
-        yield Picture("Accuracy", folder / "confusion.png", "Confusion on the test set.")
+        yield plot_confusion(folder / "confusion.png", report["confusion"])
 
 
 def _patches(
-    run: FinishedRun, folder: Path, probe: Probe, labels: list[int], every: list[Tensor]
-) -> Iterator[Picture]:
+    run: FinishedRun, folder: Path, probe: Probe, labels: list[int], kept: list[Tensor]
+) -> Iterator[Path]:
     if probe.grid is None:
         return
     x = probe.inputs[:SHOWN_IMAGES]
     names = [f"class {label}" for label in labels[: len(x)]]
     static = x.ndim == 4
     pixels = show_images(x, run.splits.mean, run.splits.std) if static else show_frames(x.sum(1))
-    plot_kept_images(folder / "kept-patches.png", pixels, probe.kept, probe.grid, names)
-    said = "Test inputs, each above its kept patches; removed patches are grey."
-    yield Picture("Patches", folder / "kept-patches.png", said)
+    yield plot_kept_images(folder / "kept-patches.png", pixels, probe.kept, probe.grid, names)
     if not static:
         own = None if probe.kept is None else probe.kept[0]
-        plot_kept_clip(folder / "kept-clip.png", x[0], own, probe.grid)
-        said = "One clip: the same patches are kept at every step."
-        yield Picture("Patches", folder / "kept-clip.png", said)
-        yield Picture("Patches", folder / "kept-clip.gif", "The same clip, moving.")
-    if every:
-        count = sum(map(len, every))
-        path = folder / "keep-frequency.png"
-        plot_keep_frequency(path, keep_frequency(every, probe.grid), count)
-        yield Picture("Patches", path, f"How often each patch is kept, over {count} test inputs.")
+        clip = plot_kept_clip(folder / "kept-clip.png", x[0], own, probe.grid)
+        yield from (clip, clip.with_suffix(".gif"))
+    if kept:
+        often = keep_frequency(kept, probe.grid)
+        yield plot_keep_frequency(folder / "keep-frequency.png", often, sum(map(len, kept)))
 
 
-def _spikes(run: FinishedRun, folder: Path, probe: Probe) -> Iterator[Picture]:
+def _spikes(run: FinishedRun, folder: Path, probe: Probe) -> Iterator[Path]:
     if probe.spikes:
-        plot_raster(folder / "raster.png", probe.spikes)
-        said = "Spikes of the first test input, in layers from first to last."
-        yield Picture("Spikes", folder / "raster.png", said)
+        yield plot_raster(folder / "raster.png", probe.spikes)
         rates = (run.report or {}).get("firing_rate")
-        on = "the report's inputs" if rates else "one test input"
         rates = rates or {n: float(s.float().mean()) for n, s in probe.spikes.items()}
-        plot_layer_rates(folder / "layer-rates.png", rates)
-        yield Picture("Spikes", folder / "layer-rates.png", f"Firing rate by layer, on {on}.")
-    for name, (trace, spikes, threshold) in probe.membrane.items():
-        neurons = probe.neurons[name]
-        plot_membrane(folder / "membrane.png", trace, spikes, threshold, name, neurons)
-        yield Picture("Spikes", folder / "membrane.png", f"Membranes in {name}, first test input.")
+        yield plot_layer_rates(folder / "layer-rates.png", rates)
+    for name, recorded in probe.membrane.items():
+        yield plot_membrane(folder / "membrane.png", *recorded, name, probe.neurons[name])
 
 
-def _weights(run: FinishedRun, folder: Path) -> Iterator[Picture]:
+def _kernels(run: FinishedRun) -> dict[str, str]:
+    """Picture -> convolution of the stem, or of a network without one."""
     stem = stem_layers(run.model)
-    for name, module in run.model.named_modules():
-        if isinstance(module, nn.Conv2d) and (not stem or module in stem):
-            path = folder / f"kernels-{safe_name(name)}.png"
-            plot_kernels(path, effective_weight(module), name)
-            title = "ConvPEP weights" if stem else "Kernels"
-            yield Picture(title, path, f"Signs of the kernels of {name}.")
-    distances = run.ticket.provenance.get("mask_distances")
-    if distances:
-        path = folder / "mask-distances.png"
-        epochs = [str(epoch + 1) for epoch in range(len(distances))]
-        plot_distances(path, banded(distances), epochs, "epoch of the search")
-        said = "Early-Bird: distance of each epoch's mask to those before it in the window; grey"
-        yield Picture("Masks", path, f"{said} pairs were not compared.")
+    return {
+        f"kernels-{safe_name(name)}.png": name
+        for name, module in run.model.named_modules()
+        if isinstance(module, nn.Conv2d) and (not stem or module in stem)
+    }
 
 
 def write_run_page(run: FinishedRun, out: Path, images: int = 256) -> Path:
@@ -326,56 +281,34 @@ def write_run_page(run: FinishedRun, out: Path, images: int = 256) -> Path:
     """
     pictures, energy = draw_run(run, out / "plots", images)
     write_energy(out / "energy", {run.name: energy})
-    known = run.ticket.provenance
-    page = Page(f"{run.name}: {(run.report or {}).get('run_id', run.path.name)}")
-    add_notices(page, {run.name: (run, energy)})
-    page.section("Ledger")
-    rows = [[name, fact(run.report, *how)] for name, how in FACTS.items()]
-    rows += [["data set", known["dataset"]], ["split", str(known["split_sha256"])[:12]]]
-    rows += [["seed", known.get("seed", "-")], ["search", known.get("search", "-")]]
-    page.table(["quantity", "value"], rows)
-    for section, group in groupby(pictures, key=lambda picture: picture.section):
-        page.section(section)
-        for picture in group:
-            page.image(picture.path, picture.caption)
-    add_energy_tables(page, {run.name: energy})
-    page.section("Layers")
-    page.text("Operations of one sample over all time steps; the last row is their sum.")
-    page.table(*layer_table(energy))
-    page.write(out / "report.html")
-    return out / "report.html"
+    report, known = run.report or {}, run.ticket.provenance
+    ledger = [[name, fact(report, *how)] for name, how in FACTS.items()]
+    ledger += [["data set", known["dataset"]], ["split", str(known["split_sha256"])[:12]]]
+    ledger += [["seed", known.get("seed", "-")], ["search", known.get("search", "-")]]
+    return write_page(
+        out / "report.html",
+        "run.html",
+        pictures,
+        title=f"{run.name}: {report.get('run_id', run.path.name)}",
+        notices=notices_of(run.name, run, energy),
+        dataset=run.splits.name,
+        ledger=ledger,
+        report={name: report.get(name) for name in ("accuracy_at_t", "firing_rate")},
+        samples=energy.samples,
+        stem=bool(stem_layers(run.model)),
+        kernels={file: f"Signs of the kernels of {name}." for file, name in _kernels(run).items()},
+        energy=energy_tables({run.name: energy}),
+        layers=layer_table(energy),
+    )
 
 
-def add_notices(page: Page, runs: Mapping[str, tuple[FinishedRun, Energy]]) -> None:
-    """Add what a reader must know of runs before their numbers."""
-    for name, (run, energy) in runs.items():
-        notices = {
-            "a ticket without report.json; accuracies are not known": run.report is None,
-            "a ticket with its start weights; spikes, patches and energy are those of a network "
-            "that is not trained": run.untrained,
-            "measured on another split than its own": not run.own_split,
-            f"energy {energy.refusal()}": bool(energy.dead),
-        }
-        for words, holds in notices.items():
-            if holds:
-                page.text(f"{name}: {words}.", True)
-    add_test_beds(page, {run.splits.name for run, _ in runs.values()})
-
-
-def add_test_beds(page: Page, names: Iterable[str]) -> None:
-    """Say of embedded data sets that their numbers are no results of published ones."""
-    for name in sorted({"digits", "moving_digits"} & set(names)):
-        said = "is a small embedded test bed; its figures stand for no CIFAR or Gesture result."
-        page.text(f"{name} {said}")
-
-
-def add_energy_tables(page: Page, energies: Mapping[str, Energy]) -> None:
-    """Add the energies, their sensitivity to the constants, and memory apart."""
-    page.text(ESTIMATE)
-    page.table(*headline_table(energies))
-    for costs in COSTS.values():
-        page.text(f"{costs.name}: {costs.source}.")
-    page.text("Sensitivity: the counted energy with each constant halved and doubled.")
-    page.table(*sensitivity_table(energies))
-    page.text("Memory and biases, apart: every weight and input read once a sample.")
-    page.table(*memory_table(energies))
+def notices_of(name: str, run: FinishedRun, energy: Energy) -> list[str]:
+    """What a reader must know of a run before its numbers."""
+    notices = {
+        "a ticket without report.json; accuracies are not known": run.report is None,
+        "a ticket with its start weights; spikes, patches and energy are those of a network "
+        "that is not trained": run.untrained,
+        "measured on another split than its own": not run.own_split,
+        f"energy {energy.refusal()}": bool(energy.dead),
+    }
+    return [f"{name}: {words}." for words, holds in notices.items() if holds]

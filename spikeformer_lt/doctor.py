@@ -22,7 +22,8 @@ NEEDED = {
     **{"torch": "torch", "torchvision": "torchvision", "timm": "timm", "numpy": "numpy"},
     **{"spikingjelly": "spikingjelly", "einops": "einops", "tonic": "tonic", "numba": "numba"},
     **{"accelerate": "accelerate", "safetensors": "safetensors", "sklearn": "scikit-learn"},
-    **{"matplotlib": "matplotlib", "tqdm": "tqdm", "tyro": "tyro", "yaml": "pyyaml", "jinja2": "jinja2"},
+    **{"matplotlib": "matplotlib", "tqdm": "tqdm", "tyro": "tyro", "yaml": "pyyaml"},
+    "jinja2": "jinja2",
 }
 EXTRAS = {
     **{"tensorboard": "trackers", "onnx": "onnx", "onnxruntime": "onnx"},

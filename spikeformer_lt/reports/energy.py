@@ -178,6 +178,15 @@ class Energy:
         """The papers' estimate for the same network, pJ."""
         return costs.energy_pj(self.total("formula_macs"), self.total("formula_acs"))
 
+    def by_group(self, costs: Costs) -> dict[str, tuple[float, float]]:
+        """Group -> (counted, formula) energy, pJ, in the order of `GROUPS`; sums to the whole."""
+        found: dict[str, tuple[float, float]] = {}
+        for row in sorted(self.layers, key=lambda row: GROUPS.index(row.group)):
+            counted, formula = found.get(row.group, (0.0, 0.0))
+            formula += costs.energy_pj(row.formula_macs, row.formula_acs)
+            found[row.group] = (counted + costs.energy_pj(row.macs, row.acs), formula)
+        return found
+
     def refusal(self) -> str:
         """Why there is no headline; empty where there is one."""
         if not self.dead:

@@ -72,6 +72,16 @@ def style(at: int) -> tuple[str, str]:
     return COLOURS[at % len(COLOURS)], MARKERS[(at + at // len(COLOURS)) % len(MARKERS)]
 
 
+def _panels(count: int, most: int, width: float, height: float, more: float = 0.0) -> Any:
+    """A figure of `count` bare axes, at most `most` a row; widths and heights are of one panel."""
+    columns = min(most, count)
+    rows = -(-count // columns)
+    made, _ = figure(width * columns + more, height * rows + more, rows, columns, bare=True)
+    for axes in made.axes[count:]:
+        axes.set_axis_off()
+    return made
+
+
 def _save(made: Any, path: Path, header: Sequence[str], rows: Rows) -> Path:
     """Write a figure and its numbers; returns the path of the figure."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -101,6 +111,11 @@ def _whole_numbers(axes: Any, label: str) -> None:
 def _read(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def _column(table: Sequence[Mapping[str, str]], name: str) -> list[tuple[int, float]]:
+    """Points (epoch of the run, value) of a column of summary.csv that can have gaps."""
+    return [(epoch, float(row[name])) for epoch, row in enumerate(table, 1) if row.get(name)]
 
 
 def plot_curves(
@@ -153,8 +168,7 @@ def plot_training(summary: Path, folder: Path) -> Path | None:
     changes = [i for i in range(1, len(table)) if table[i]["phase"] != table[i - 1]["phase"]]
     for axes, what, unit in ((upper, "accuracy", " (%)"), (lower, "loss", "")):
         for part, colour, marker in (("train", COLOURS[0], "o"), ("val", COLOURS[1], "s")):
-            cells = [row.get(f"{part}_{what}") for row in table]
-            points = [(x, float(cell)) for x, cell in enumerate(cells, start=1) if cell]
+            points = _column(table, f"{part}_{what}")
             label = "validation" if part == "val" else part
             axes.plot([x for x, _ in points], [y for _, y in points], color=colour, marker=marker,
                       markersize=3, label=label)  # fmt: skip
@@ -177,21 +191,13 @@ def plot_training(summary: Path, folder: Path) -> Path | None:
 
 
 def plot_epoch_rates(path: Path, summary: Path) -> Path | None:
-    """Mean firing rate, and the sparsities where they are recorded, over the epochs of a run.
-
-    Returns:
-        The path; None if there was nothing to draw.
-    """
-    table = _read(summary)
+    """Mean firing rate and recorded sparsities over the epochs of a run; None without any."""
     wanted = {
         "firing_rate": "firing rate",
         "weight_sparsity": "prunable weights removed",
         "patch_sparsity": "patches removed",
     }
-    found = {
-        column: [(i, float(row[column])) for i, row in enumerate(table, 1) if row.get(column)]
-        for column in wanted
-    }
+    found = {column: _column(_read(summary), column) for column in wanted}
     if not found["firing_rate"]:
         return None
     made, axes = figure(7.0, 3.4)
@@ -210,10 +216,8 @@ def plot_epoch_rates(path: Path, summary: Path) -> Path | None:
 def plot_layer_epochs(path: Path, firing: Path) -> Path | None:
     """Heat map of each spiking layer's firing rate in every epoch, from a run's firing.csv.
 
-    A layer without a spike in an epoch is crossed; one that did not run there is blank.
-
-    Returns:
-        The path; None if there was nothing to draw.
+    A layer without a spike in an epoch is crossed; one that did not run there is blank. None is
+    returned if there is nothing to draw.
     """
     table = [row for row in _read(firing) if row.get("epoch")]
     layers = [name for name in (table[0] if table else {}) if name not in ("phase", "epoch")]
@@ -240,17 +244,6 @@ def plot_layer_epochs(path: Path, firing: Path) -> Path | None:
     return _save(made, path, ["layer", "phase", "epoch", "firing_rate"], rows)
 
 
-def energy_by_group(energy: Energy, costs: Costs) -> dict[str, tuple[float, float]]:
-    """Group -> (counted, formula) energy in pJ, of the groups there are; they sum to the whole."""
-    found = dict.fromkeys(GROUPS, (0.0, 0.0))
-    for row in energy.layers:
-        counted, formula = found[row.group]
-        formula += costs.energy_pj(row.formula_macs, row.formula_acs)
-        found[row.group] = (counted + costs.energy_pj(row.macs, row.acs), formula)
-    present = {row.group for row in energy.layers}
-    return {name: pair for name, pair in found.items() if name in present}
-
-
 def plot_energy(path: Path, networks: Mapping[str, Energy], costs: Costs = HOROWITZ) -> Path:
     """Stacked bars, uJ a sample; a network with a dead layer gets a label instead of a bar."""
     many = len(networks) > 4
@@ -269,7 +262,7 @@ def plot_energy(path: Path, networks: Mapping[str, Energy], costs: Costs = HOROW
             )
             continue
         base = [0.0, 0.0]
-        for group, values in energy_by_group(energy, costs).items():
+        for group, values in energy.by_group(costs).items():
             for kind, pj in enumerate(values):
                 axes.bar(
                     2 * at + kind, pj / 1e6, bottom=base[kind],
@@ -295,12 +288,8 @@ def plot_raster(path: Path, spikes: Mapping[str, Tensor], layers: int = 6) -> Pa
     names = list(spikes)
     if len(names) > layers:  # first, last, and evenly between
         names = [names[round(i * (len(names) - 1) / (layers - 1))] for i in range(layers)]
-    columns = min(3, len(names))
-    height = -(-len(names) // columns)
-    made, _ = figure(3.0 * columns, 2.3 * height, height, columns, bare=True)
+    made = _panels(len(names), 3, 3.0, 2.3)
     rows: list[list[object]] = []
-    for axes in made.axes[len(names) :]:
-        axes.set_axis_off()
     for name, axes in zip(names, made.axes, strict=False):
         T, neurons = spikes[name].shape
         chosen = torch.linspace(0, neurons - 1, min(NEURONS, neurons)).round().long()
@@ -424,14 +413,11 @@ def plot_kept_clip(
 
     pixels = show_frames(frames)
     shown = fade(pixels, keep_map(kept, grid, pixels.shape[1:3]))
-    columns = min(columns, len(shown))
-    height = -(-len(shown) // columns)
-    made, _ = figure(1.15 * columns + 0.4, 1.35 * height + 0.4, height, columns, bare=True)
-    for t, axes in enumerate(made.axes):
+    made = _panels(len(shown), columns, 1.15, 1.35, 0.4)
+    for t, (axes, still) in enumerate(zip(made.axes, shown, strict=False), start=1):
         axes.set_axis_off()
-        if t < len(shown):
-            axes.imshow(shown[t], interpolation="nearest")
-            axes.set_title(f"t = {t + 1}", fontsize=8)
+        axes.imshow(still, interpolation="nearest")
+        axes.set_title(f"t = {t}", fontsize=8)
     made.suptitle("events: orange brighter, blue darker; grey patches are removed", fontsize=8)
     scale = max(1, 256 // shown.shape[1])
     grown = shown.repeat(scale, 1).repeat(scale, 2)
@@ -493,10 +479,7 @@ def plot_kernels(path: Path, weight: Tensor, layer: str) -> Path:
 
 
 def plot_mask_distances(path: Path, masks: Sequence[Mask], names: Sequence[str]) -> Tensor:
-    """Matrix of Hamming distances between masks: of epochs (Early-Bird), rounds, or seeds.
-
-    Returns:
-        The symmetric matrix ``[n, n]``, values in [0, 1], 0 on the diagonal.
+    """Draw and return the Hamming distances between masks, a symmetric ``[n, n]`` in [0, 1].
 
     Raises:
         MaskError: masks of different layers.
@@ -510,11 +493,9 @@ def plot_mask_distances(path: Path, masks: Sequence[Mask], names: Sequence[str])
 
 
 def banded(distances: Sequence[Sequence[float]]) -> Tensor:
-    """Distances of each mask to those before it as a symmetric ``[n, n]`` matrix.
+    """Distances of each mask to the last ones before it, oldest first, as a symmetric matrix.
 
-    Args:
-        distances: for each mask, those to the last ones before it, oldest first; NaN stands in the
-            matrix for pairs that were not compared, as outside the window of Early-Bird.
+    Pairs that were not compared, as outside the window of Early-Bird, are NaN.
     """
     n = len(distances)
     found = torch.full((n, n), float("nan"), dtype=torch.float64)

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from spikeformer_lt.disk import write_atomic
 from spikeformer_lt.errors import DataError, MaskError, TicketError
@@ -29,6 +29,7 @@ from spikeformer_lt.reports.plots import (
 )
 from spikeformer_lt.reports.run_page import FACTS, fact, notices_of, number_at
 from spikeformer_lt.ticket import Ticket
+from spikeformer_lt.training.jobs import Job
 
 WRAPPED = "+et"
 """Ending of the name of a series in which Early-Time wraps the search of the same name."""
@@ -52,18 +53,6 @@ COLUMNS = {
 """Column -> key of report.json, factor and digits."""
 Curves = dict[str, list[tuple[float, list[float]]]]
 """Series -> points (x, one accuracy a run)."""
-
-
-class Finished(Protocol):
-    """A run with a report."""
-
-    @property
-    def variant(self) -> str:
-        """Row of the table."""
-
-    @property
-    def report(self) -> Path:
-        """Its report.json."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +82,7 @@ class Row:
         return f"{mean} ± {spread:.{digits}f}" if spread else mean
 
 
-def read_rows(runs: Iterable[Finished]) -> list[Row]:
+def read_rows(runs: Iterable[Job]) -> list[Row]:
     """Collect the finished runs, in the order their variants first appear.
 
     Raises:
@@ -196,7 +185,7 @@ def _mean(values: Iterable[float]) -> float:
 
 
 def write_comparison(
-    folder: Path, runs: Iterable[Finished], title: str, level: str = "ConvPEP weights"
+    folder: Path, runs: Iterable[Job], title: str, level: str = "ConvPEP weights"
 ) -> str:
     """Write ``comparison.md``, ``.csv``, confusion matrices, curves and ``report.html``.
 
@@ -254,7 +243,7 @@ def write_comparison(
     return text
 
 
-def _notes(runs: Sequence[Finished], rows: Sequence[Row]) -> list[str]:
+def _notes(runs: Sequence[Job], rows: Sequence[Row]) -> list[str]:
     """What a reader must know first: missing runs and silent networks."""
     asked, done = Counter(run.variant for run in runs), {row.variant: row.seeds for row in rows}
     short = [f"{name} ({done.get(name, 0)} of {n})" for name, n in asked.items()

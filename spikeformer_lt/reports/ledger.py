@@ -272,10 +272,11 @@ class _Hooks:
     ) -> None:
         seen[role] = output
 
-    def _select(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        index = output[0] if isinstance(output, tuple) else output
+    def _select(
+        self, module: nn.Module, inputs: tuple[Tensor, ...], output: tuple[Tensor, Any]
+    ) -> None:
         self.total.tokens = inputs[0].shape[2]
-        self.total.kept_tokens.append(index.cpu())
+        self.total.kept_tokens.append(output[0].cpu())
 
     def _layer(self, name: str, x: Tensor) -> LayerCount:
         known = self.total.layers

@@ -66,8 +66,8 @@ def recording(model: nn.Module, membranes: Sequence[str] = ()) -> Iterator[Probe
             rows, columns = (side // stem.stride for side in found.inputs.shape[-2:])
             found.grid = rows, columns
 
-    def select(module: nn.Module, inputs: object, output: Any) -> None:
-        found.kept = (output[0] if isinstance(output, tuple) else output).clone()
+    def select(module: nn.Module, inputs: object, output: tuple[Tensor, Any]) -> None:
+        found.kept = output[0].clone()
 
     def stop(module: nn.Module | None = None, inputs: object = None, output: Any = None) -> None:
         if output is not None:

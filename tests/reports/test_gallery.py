@@ -69,7 +69,10 @@ def test_a_ticket_of_a_convolutional_network_is_drawn(tmp_path):
 def test_a_ticket_of_events_is_drawn_with_its_clip(tmp_path, images):
     event_ticket(tmp_path / "run")
     run = open_run(tmp_path / "run", model_from_ticket)
+    forwards = []
+    run.model.register_forward_hook(lambda module, x, y: forwards.append(len(x[0])))
     pictures, energy = draw_run(run, tmp_path / "plots", images=images)
+    assert forwards == [images]  # one pass for operations, pictures and accuracies
     names = {picture.name for picture in pictures}
     assert {"kept-clip.png", "kept-clip.gif", "kept-patches.png", "keep-frequency.png"} <= names
     assert {"raster.png", "membrane.png", "layer-rates.png"} <= names

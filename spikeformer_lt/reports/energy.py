@@ -101,8 +101,8 @@ class LayerEnergy:
     """Fraction of the weights that is 0."""
     macs_dense: float
     """Multiply-accumulates as the papers count: all weights, every step, (q k^T) v."""
-    macs: float
-    """Multiply-accumulates that are there: real inputs at real weights that are not 0."""
+    multiplies: float
+    """Multiply-accumulates that remain: real inputs at real weights that are not 0."""
     sops: float
     """Accumulates caused by spikes: each, by its value, at each weight it meets that is not 0."""
     acs: float
@@ -172,7 +172,7 @@ class Energy:
         """Energy of the operations of one sample, pJ; None where a layer is dead."""
         if self.dead:
             return None
-        return costs.energy_pj(self.total("macs"), self.total("acs"))
+        return costs.energy_pj(self.total("multiplies"), self.total("acs"))
 
     def formula_pj(self, costs: Costs) -> float:
         """The papers' estimate for the same network, pJ."""
@@ -184,7 +184,7 @@ class Energy:
         for row in sorted(self.layers, key=lambda row: GROUPS.index(row.group)):
             counted, formula = found.get(row.group, (0.0, 0.0))
             formula += costs.energy_pj(row.formula_macs, row.formula_acs)
-            found[row.group] = (counted + costs.energy_pj(row.macs, row.acs), formula)
+            found[row.group] = (counted + costs.energy_pj(row.multiplies, row.acs), formula)
         return found
 
     def refusal(self) -> str:
@@ -248,7 +248,7 @@ def _layer(
         binary=weights is not None and weights.binary,
         weight_sparsity=0.0 if weights is None else 1 - weights.kept / weights.total,
         macs_dense=dense,
-        macs=count.multiplies / n,
+        multiplies=count.multiplies / n,
         sops=count.sops / n,
         acs=count.acs / n,
         bias_acs=0.0 if weights is None else count.macs / n / weights.fan_in,
@@ -263,7 +263,7 @@ def _layer(
 
 def layer_table(energy: Energy) -> Table:
     """One line a layer, and the sum, which is the whole."""
-    header = ["layer", "input", "weights", "layer's weights removed %", "MACs of real inputs",
+    header = ["layer", "input", "weights", "layer's weights removed %", "multiplications",
               "ACs", "of them SOPs", "formula MACs", "formula ACs", "ACs / formula"]  # fmt: skip
     rows = []
     for row in energy.layers:
@@ -275,7 +275,7 @@ def layer_table(energy: Energy) -> Table:
 
 
 def _counts(of: Callable[[str], float]) -> list[str]:
-    names = ("macs", "acs", "sops", "formula_macs", "formula_acs")
+    names = ("multiplies", "acs", "sops", "formula_macs", "formula_acs")
     ratio = f"{of('acs') / of('formula_acs'):.3f}" if of("formula_acs") else "-"
     return [*(f"{of(name):,.0f}" for name in names), ratio]
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from papers.drops import Drop, Line, against_one
+from papers.tables import Table
 from spikeformer_lt.reports.page import write_csv
 from spikeformer_lt.reports.plots import COLOURS, MARKERS, figure
-from spikeformer_lt.reports.published import Table
-from spikeformer_lt.reports.published_drops import Drop, Line, against_one
 
 LABELS = {
     "sparsity": "weights removed (fraction)",

@@ -6,10 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from spikeformer_lt.disk import write_atomic
-from spikeformer_lt.reports.page import markdown_table, write_csv
-from spikeformer_lt.reports.published import Table
-from spikeformer_lt.reports.published_drops import (
+from papers.drops import (
     NOISE,
     NOT_RUN,
     OPPOSITE,
@@ -20,6 +17,10 @@ from spikeformer_lt.reports.published_drops import (
     drop,
     drops,
 )
+from papers.pictures import plot_table
+from papers.tables import Table
+from spikeformer_lt.disk import write_atomic
+from spikeformer_lt.reports.page import markdown_table, write_csv
 
 
 def effects(table: Table, lines: Sequence[Line]) -> list[str]:
@@ -74,8 +75,6 @@ def write_table(folder: Path, table: Table, scale: str, lines: Sequence[Line]) -
     Returns:
         The Markdown text.
     """
-    from spikeformer_lt.reports.published_pictures import plot_table
-
     header = ["data", "network", "row", "published %", "ours %", "published drop", "our drop", "±"]
     header += ["published since first", "ours since first", "direction", "run on", "seeds"]
     values = [_row(line, *pair) for line, pair in zip(lines, drops(lines), strict=True)]

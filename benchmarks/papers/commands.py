@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spikeformer_lt.reports.published import Cell
+from papers.tables import Cell
 
 SCALES = ("digits", "cifar10-subset", "full")
 BINARY = "no recipe trains all weights of a binary CNN"

@@ -7,12 +7,12 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from papers.commands import BINARY, NO_ANN, SCALES, command_of
+from papers.finished import expected_config
+from papers.tables import TABLES, Cell
 
 from spikeformer_lt.config import differences
 from spikeformer_lt.registry import create_model, list_datasets
-from spikeformer_lt.reports.published import TABLES, Cell
-from spikeformer_lt.reports.published_match import expected_config
-from spikeformer_lt.reports.published_runs import BINARY, NO_ANN, SCALES, command_of
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 # The comparison of ticket searches on 5,000 CIFAR-10 images, whose runs stand for reduced rows.

@@ -9,11 +9,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from papers.commands import command_of
+from papers.drops import NOT_RUN, Line
+from papers.finished import Run, expected_config, read_run
+from papers.tables import Table
 from spikeformer_lt.errors import Interrupted, SpikeformerError
-from spikeformer_lt.reports.published import Table
-from spikeformer_lt.reports.published_drops import NOT_RUN, Line
-from spikeformer_lt.reports.published_match import Run, expected_config, read_run
-from spikeformer_lt.reports.published_runs import command_of
 from spikeformer_lt.training.jobs import Job, run_jobs
 
 log = logging.getLogger(__name__)

@@ -6,12 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from papers import jobs as paper_jobs
+from papers.finished import Run
+from papers.jobs import find_run, job_of, jobs_of, lines_of, run_rows
+from papers.tables import TABLES
 
 from spikeformer_lt.errors import Interrupted, SpikeformerError
-from spikeformer_lt.reports import published_jobs
-from spikeformer_lt.reports.published import TABLES
-from spikeformer_lt.reports.published_jobs import find_run, job_of, jobs_of, lines_of, run_rows
-from spikeformer_lt.reports.published_match import Run
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 TABLE = TABLES["2311-fig3"]
@@ -35,7 +35,7 @@ def calls(monkeypatch, finish_row):
             if not job.report.exists():
                 finish_row(job, 350)
 
-    monkeypatch.setattr(published_jobs, "run_jobs", run_jobs)
+    monkeypatch.setattr(paper_jobs, "run_jobs", run_jobs)
     return made
 
 
@@ -101,7 +101,7 @@ def test_one_failure_is_told_when_the_others_are_done(jobs, calls) -> None:
 
 def test_nothing_is_begun_after_the_time(jobs, calls, monkeypatch) -> None:
     clock = iter(range(0, 10_000, 45))
-    monkeypatch.setattr(published_jobs.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(paper_jobs.time, "monotonic", lambda: next(clock))
     every = [job for row in jobs.values() for job in row if "T 2" not in job.variant]
     run_rows(every, limit_minutes=2)
     assert [len(call) for call in calls] == [1, 1]
@@ -114,7 +114,7 @@ def test_a_signal_ends_all(jobs, monkeypatch) -> None:
         seen.append(jobs)
         raise Interrupted(15, "stopped")
 
-    monkeypatch.setattr(published_jobs, "run_jobs", stop)
+    monkeypatch.setattr(paper_jobs, "run_jobs", stop)
     every = [replace(job) for row in jobs.values() for job in row]
     with pytest.raises(Interrupted):
         run_rows(every, limit_minutes=60)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from spikeformer_lt.reports.published import Cell, Effect, Table
-from spikeformer_lt.reports.published_drops import NOISE, SAME, Line
-from spikeformer_lt.reports.published_match import Run
-from spikeformer_lt.reports.published_tables import effects, trend, write_table
+from papers.drops import NOISE, SAME, Line
+from papers.finished import Run
+from papers.report import effects, trend, write_table
+from papers.tables import Cell, Effect, Table
 
 
 def run(accuracy: float, seed: int = 0, images: int = 400, name: str = "a") -> Run:

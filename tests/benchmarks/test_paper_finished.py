@@ -7,17 +7,17 @@ import shlex
 from pathlib import Path
 
 import pytest
-
-from spikeformer_lt.config import differences, from_dict, to_dict
-from spikeformer_lt.errors import ConfigError, DataError
-from spikeformer_lt.reports.published_jobs import job_of
-from spikeformer_lt.reports.published_match import (
+from papers.finished import (
     Run,
     expected_config,
     load_recipe,
     read_run,
     recipe_class,
 )
+from papers.jobs import job_of
+
+from spikeformer_lt.config import differences, from_dict, to_dict
+from spikeformer_lt.errors import ConfigError, DataError
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 COMMAND = tuple(

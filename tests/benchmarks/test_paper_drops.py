@@ -6,9 +6,7 @@ import math
 from pathlib import Path
 
 import pytest
-
-from spikeformer_lt.reports.published import Cell
-from spikeformer_lt.reports.published_drops import (
+from papers.drops import (
     NOISE,
     OPPOSITE,
     SAME,
@@ -18,7 +16,8 @@ from spikeformer_lt.reports.published_drops import (
     drop,
     drops,
 )
-from spikeformer_lt.reports.published_match import Run
+from papers.finished import Run
+from papers.tables import Cell
 
 
 def run(accuracy: float, seed: int = 0, images: int = 400, name: str = "a") -> Run:

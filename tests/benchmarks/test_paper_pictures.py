@@ -6,11 +6,10 @@ import csv
 from pathlib import Path
 
 import pytest
-
-from spikeformer_lt.reports.published import TABLES, Cell, Table
-from spikeformer_lt.reports.published_drops import Line
-from spikeformer_lt.reports.published_match import Run
-from spikeformer_lt.reports.published_pictures import plot_table
+from papers.drops import Line
+from papers.finished import Run
+from papers.pictures import plot_table
+from papers.tables import TABLES, Cell, Table
 
 
 def marks(path: Path) -> list[dict[str, str]]:

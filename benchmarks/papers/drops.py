@@ -7,8 +7,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from spikeformer_lt.reports.published import Cell
-from spikeformer_lt.reports.published_match import Run
+from papers.finished import Run
+from papers.tables import Cell
 
 NOT_RUN = "not run"
 SAME, OPPOSITE, NOISE = "same direction", "opposite direction", "within noise"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-
-from spikeformer_lt.reports.published import DATA, TABLES, Cell
+from papers.tables import DATA, TABLES, Cell
 
 
 def printed(table: str, data: str, network: str, method: str) -> list[float | None]:

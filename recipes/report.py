@@ -42,8 +42,9 @@ def main(cfg: Report) -> None:
     check(len(cfg.runs) == 1 or bool(cfg.out), "out", cfg.out, "a folder for the comparison")
 
     from spikeformer_lt.export import read_ticket
+    from spikeformer_lt.reports.comparison import write_comparison_page
     from spikeformer_lt.reports.finished import open_run
-    from spikeformer_lt.reports.run_page import write_comparison_page, write_run_page
+    from spikeformer_lt.reports.run_page import write_run_page
     from spikeformer_lt.tickets.surgery import model_from_ticket
 
     given, build = given_options(cfg), model_from_ticket

@@ -1,22 +1,23 @@
 """Images: in memory, split, augmented, mixed and loaded."""
 
-from spikeformer_lt.images.arrays import ArrayImages, ImageDataset
+from spikeformer_lt.images.arrays import ArrayImages
 from spikeformer_lt.images.augment import Augment, normalize
 from spikeformer_lt.images.files import read_batch
 from spikeformer_lt.images.loader import Loader, eval_loader, steps_per_epoch, train_loader
 from spikeformer_lt.images.mixing import Mixing
 from spikeformer_lt.images.splits import (
-    Splits,
     hashed_subset,
     hashed_validation,
     make_splits,
     shared_images,
     split_sha256,
 )
+from spikeformer_lt.splits import DataOptions, ImageDataset, Splits, takes
 
 __all__ = [
     "ArrayImages",
     "Augment",
+    "DataOptions",
     "ImageDataset",
     "Loader",
     "Mixing",
@@ -30,5 +31,6 @@ __all__ = [
     "shared_images",
     "split_sha256",
     "steps_per_epoch",
+    "takes",
     "train_loader",
 ]

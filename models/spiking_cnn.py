@@ -11,12 +11,12 @@ from torch.nn import functional as F
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.inputs import SpikingClassifier, at_least_one
 from spikeformer_lt.layers.neuron import make_activation
+from spikeformer_lt.layers.tracing import trace_chains
 from spikeformer_lt.layers.units import (
     Chain,
     ConvLayer,
     HiddenLayer,
     chain_of,
-    chains_of_parts,
 )
 
 
@@ -93,12 +93,13 @@ class SpikingCNN(SpikingClassifier):
         return ConvLayer(in_channels, out_channels, **{**neuron, **options})
 
     def chains(self) -> list[Chain]:
-        """Units that one other unit or the head alone reads.
+        """Units that one other unit or the head alone reads, found by one forward of zeros.
 
-        A subclass whose layers follow each other adds ``self.sequence(layers)``.
+        A subclass without branches may return ``[self.sequence(layers)]``, which includes the
+        classifier's first layer.
         """
-        own = [] if self.hidden is None else [chain_of(self, [self.hidden, self.head])]
-        return [*chains_of_parts(self), *own]
+        x = self.head.weight.new_zeros(1, self.in_channels, *self.image_size)
+        return trace_chains(self, x)
 
     def sequence(self, layers: Iterable[nn.Module]) -> Chain:
         """Chain of all layers of a network without branches and its classifier's first one."""

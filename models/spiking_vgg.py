@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.inputs import at_least_one
 from spikeformer_lt.layers.recompute import call
-from spikeformer_lt.layers.units import Chain, ConvLayer, Reads, map_rows
+from spikeformer_lt.layers.units import Chain, ConvLayer, Reads, chain_of, map_rows
 from spikeformer_lt.models.spiking_cnn import SpikingCNN, halved
 from spikeformer_lt.registry import register_model
 
@@ -88,7 +88,8 @@ class SpikingVGG(SpikingCNN):
 
     def chains(self) -> list[Chain]:
         """The convolutions up to the classifier, and the classifier."""
-        return [self.sequence(self.layers), *super().chains()]
+        own = [] if self.hidden is None else [chain_of(self, [self.hidden, self.head])]
+        return [self.sequence(self.layers), *own]
 
     def set_reads(self) -> None:
         """Tell the units what values they read."""

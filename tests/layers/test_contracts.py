@@ -14,6 +14,7 @@ from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.norm import BatchNorm
 from spikeformer_lt.layers.patches import PatchSelect, Rate, patches_of
 from spikeformer_lt.layers.stems import ConvPEP, Stem, stem_of
+from spikeformer_lt.layers.tracing import trace_chains
 from spikeformer_lt.layers.units import (
     Chain,
     ConvLayer,
@@ -23,7 +24,9 @@ from spikeformer_lt.layers.units import (
     LinearUnit,
     Unit,
     chains_of,
+    map_rows,
 )
+from spikeformer_lt.models.spiking_cnn import SpikingCNN
 
 UNITS: dict[str, Any] = {
     "conv": lambda: ConvUnit(3, 8),
@@ -129,3 +132,58 @@ def test_models_declare_their_chains() -> None:
     ]
     undeclared = nn.ModuleDict({"embed": ConvPEP(3, 16)})
     assert chains_of(undeclared) == [Chain(tuple(f"embed.stages.{i}" for i in range(4)))]
+
+
+class Branches(SpikingCNN):
+    """Layers under names of its own: two in a row, a pool, and two that read the same map."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(image_size=8, T=2, **options)
+        self.body = nn.ModuleDict(
+            {
+                name: ConvLayer(3 if name == "first" else 4, 4, neuron=self.neuron)
+                for name in ("first", "second", "third", "left", "right", "twice")
+            }
+        )
+        self.shrink = nn.MaxPool2d(2)
+        self.build_classifier(4, (4, 4), pooled=1, hidden=6, norm=True)
+
+    def features(self, rows: torch.Tensor) -> torch.Tensor:
+        """Run the layers."""
+        part, T = self.body, self.T
+        rows = map_rows(part["second"](part["first"](rows, T), T), self.shrink)
+        rows = part["third"](rows, T)
+        rows = part["left"](rows, T) + part["right"](rows, T)
+        return part["twice"](part["twice"](rows, T), T)
+
+
+@pytest.mark.parametrize("kind", ["lif", "relu"])
+def test_chains_are_found_by_watching_a_forward(kind: str) -> None:
+    model = Branches(neuron=kind).train()
+    assert chains_of(model) == [
+        Chain(("body.first", "body.second", "body.third")),
+        Chain(("hidden", "head")),
+    ]
+    assert model.training and not model.body["first"]._forward_hooks
+
+
+def test_watching_finds_what_models_declare_but_for_flattened_maps() -> None:
+    for name in ("spikformer_toy", "spiking_resnet_toy"):
+        model: Any = create_model(name, image_size=16)
+        found = trace_chains(model, torch.zeros(1, 3, 16, 16))
+        assert found == chains_of(model) and found
+    vgg = create_model("spiking_vgg_toy", hidden=16)
+    declared = chains_of(vgg)
+    assert trace_chains(vgg, torch.zeros(1, 3, 16, 16)) == [
+        Chain(declared[0].names[:-1]),
+        declared[1],
+    ]
+
+
+def test_what_is_read_beside_the_next_unit_is_in_no_chain() -> None:
+    class Peek(Branches):
+        def features(self, rows: torch.Tensor) -> torch.Tensor:
+            first = self.body["first"](rows, self.T)
+            return self.body["second"](first, self.T) * first.mean()
+
+    assert chains_of(Peek()) == [Chain(("hidden", "head"))]

@@ -98,7 +98,7 @@ def test_fifty_kills_resume_to_the_same_bits(recipes: Any, tmp_path: Path) -> No
 
 
 @pytest.mark.recipe
-@pytest.mark.parametrize("row", [1, 2, 5])
+@pytest.mark.parametrize("row", [2, 5, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_kill_between_an_epochs_row_and_its_checkpoint_writes_no_row_twice(
     recipes: Any, tmp_path: Path, row: int
 ) -> None:

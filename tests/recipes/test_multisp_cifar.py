@@ -247,7 +247,10 @@ def test_without_cifar_the_digits_are_run_with_a_notice_in_a_named_directory(
 @pytest.mark.parametrize(
     ("options", "phases"),
     [
-        ("--multisp.schedule sequential", ["conv_pep", "sequential"]),
+        # The literal preset is sequential as well.
+        pytest.param(
+            *("--multisp.schedule sequential", ["conv_pep", "sequential"]), marks=pytest.mark.slow
+        ),
         ("--multisp.schedule reverse", ["patches", "conv_pep"]),
         ("--multisp.preset literal", ["conv_pep", "sequential"]),
         (

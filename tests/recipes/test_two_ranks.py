@@ -152,8 +152,13 @@ def seen(ranks: Ranks) -> list[dict[str, Any]]:
     "line",
     [
         "imp_cifar --imp.sparsity 0.6 --imp.rounds 1 --imp.epochs 1",
-        "early_bird_cifar --early-bird.kind channels --early-bird.epochs 1",
-        "sparse_training_cifar --method snip --sparsity 0.6 --epochs 1",
+        pytest.param(
+            "early_bird_cifar --early-bird.kind channels --early-bird.epochs 1",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "sparse_training_cifar --method snip --sparsity 0.6 --epochs 1", marks=pytest.mark.slow
+        ),
         "sparse_training_cifar --method rigl --sparsity 0.6 --epochs 2 --every 2",
     ],
 )

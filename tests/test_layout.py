@@ -395,3 +395,14 @@ def test_ci_can_be_run() -> None:
     assert "set -euo pipefail" in text
     # The tests come last and replace the shell: nothing is printed after pytest's summary.
     assert text.rstrip().splitlines()[-1].startswith("exec make") and "test" in text
+
+
+def test_what_contributors_are_told_is_there() -> None:
+    text, made = text_of(Path("CONTRIBUTING.md")), text_of(Path("Makefile"))
+    targets = set(re.findall(r"^([\w-]+):", made, re.MULTILINE))
+    named = set(re.findall(r"`make ([\w-]+)", text))
+    assert named and named <= targets
+    for link in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (ROOT / link).exists(), link
+    (line,) = re.findall(r"^SLOW_LINE := (.*)$", made, re.MULTILINE)
+    assert len(re.findall(rf"^{re.escape(line)} .+$", text, re.MULTILINE)) == 1

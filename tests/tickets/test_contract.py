@@ -90,7 +90,7 @@ WITH_PATCHES = {"joint", "multisp"}
 NESTED = {"imp", "imp layer", "early_time imp", "joint"}  # what is removed stays removed
 REGROWING = {"edge_popup", "early_time edge_popup", "biprop", "biprop global", "set", "rigl",
              "granet", "multisp"}  # fmt: skip
-MULTI_PHASE = {"imp", "early_time imp", "early_bird", "joint", "biprop", "granet"}
+MULTI_PHASE = {"imp", "early_time imp", "joint"}
 Make = Callable[[], nn.Module]
 
 

@@ -39,9 +39,7 @@ for name in ("models", "datasets", "recipes", "tests"):
 assert (package.parent / "py.typed").is_file(), "py.typed is missing: users would get no types"
 
 root = pathlib.Path(sys.argv[1])
-linked = sorted(path.name for path in (root / "spikeformer_lt").iterdir() if path.is_symlink())
-assert {"models", "datasets"} <= set(linked)
-for folder in ("spikeformer_lt", *linked):
+for folder in ("spikeformer_lt", "models", "datasets"):
     for source in sorted((root / folder).rglob("*.py")):
         target = source.relative_to(root)
         if folder != "spikeformer_lt":

@@ -48,7 +48,7 @@ def main(cfg: Evaluate) -> None:
     from spikeformer_lt.reports.finished import open_ticket
     from spikeformer_lt.reports.run_page import describe, save_predictions
     from spikeformer_lt.tickets.surgery import model_from_ticket
-    from spikeformer_lt.training.predictions import PREDICTIONS
+    from spikeformer_lt.training.evaluate import PREDICTIONS
 
     check(bool(cfg.run), "run", cfg.run, "a run directory, a ticket folder or an export: --run DIR")
     changed = {} if cfg.T is None else {"T": cfg.T}

@@ -35,8 +35,13 @@ from spikeformer_lt.training.checkpoint import (
 )
 from spikeformer_lt.training.ema import Ema
 from spikeformer_lt.training.evaluate import Metrics, evaluate
-from spikeformer_lt.training.guard import NonFiniteGuard
-from spikeformer_lt.training.monitor import EpochProgress, FiringWatch, epoch_line, removed
+from spikeformer_lt.training.monitor import (
+    EpochProgress,
+    FiringWatch,
+    NonFiniteGuard,
+    epoch_line,
+    removed,
+)
 from spikeformer_lt.training.optim import Schedule, build_optimizer
 from spikeformer_lt.training.options import LOSSES, TrainConfig
 from spikeformer_lt.training.phase import FitResult, Hooks, Phase, Progress

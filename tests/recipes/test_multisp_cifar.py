@@ -19,7 +19,7 @@ from spikeformer_lt import Ticket
 from spikeformer_lt.config import flat_values
 from spikeformer_lt.disk import sha256_of
 from spikeformer_lt.training.checkpoint import CheckpointStore
-from spikeformer_lt.training.predictions import PREDICTIONS, read_predictions
+from spikeformer_lt.training.evaluate import PREDICTIONS, read_predictions
 
 pytestmark = pytest.mark.recipe
 

@@ -1,12 +1,8 @@
-"""The ConvPEP ticket (level 2): surgery, mask updates, and the temporary head of the search.
-
-MultiSp: patch, ConvPEP-weight and ConvPEP-activation sparsity in one search.
-"""
+"""MultiSp: patch, ConvPEP-weight and ConvPEP-activation sparsity in one search."""
 
 from __future__ import annotations
 
 import copy
-import logging
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -16,7 +12,7 @@ from torch import Tensor, nn
 from spikeformer_lt.config import check
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.neuron import reset_state
-from spikeformer_lt.layers.patches import Attention, PatchSelect, make_score
+from spikeformer_lt.layers.patches import Attention
 from spikeformer_lt.layers.stems import ConvPEP
 from spikeformer_lt.layers.subnet import (
     SubnetConv2d,
@@ -30,10 +26,11 @@ from spikeformer_lt.mask import Mask
 from spikeformer_lt.registry import register_search
 from spikeformer_lt.rng import seed_for
 from spikeformer_lt.ticket import Ticket
-from spikeformer_lt.tickets.base import snapshot
+from spikeformer_lt.tickets.base import Search, snapshot
 from spikeformer_lt.tickets.configs import MOVING, MultiSpConfig, WeightConfig
+from spikeformer_lt.tickets.surgery import new_score, set_activation, set_patches
 from spikeformer_lt.training.options import OptimConfig
-from spikeformer_lt.training.phase import Fit, FitResult, Phase, Progress
+from spikeformer_lt.training.phase import Fit, Phase, Progress
 
 LEARNS = {"latent": "weights", "magnitude": "weights", "random": "weights"}
 
@@ -155,23 +152,19 @@ class MaskController:
         return mask
 
 
-log = logging.getLogger(__name__)
 LITERAL_SCORES = OptimConfig(
     opt="adam", lr=0.1, score_lr=0.1, weight_decay=0.0, min_lr=0.0, clip_grad=0.0
 )
 """Adam at 0.1, cosine, no decay: arXiv 2311.12060, section IV."""
 
 
-class MultiSp:
+@register_search("multisp", MultiSpConfig)
+class MultiSp(Search):
     """Finds a MultiSp ticket.
 
     Args:
         config: levels, schedule and options.
         seed: of initialisations that the search draws itself (scores, heads, control masks).
-
-    Attributes:
-        trained: the ticket's weights are trained ones.
-        start: whole state_dict that they are.
 
     The model must have ``conv_pep``, ``patch``, ``blocks``, ``head``, ``T``, ``num_classes``.
 
@@ -180,14 +173,7 @@ class MultiSp:
 
     trained = True
 
-    def __init__(self, config: MultiSpConfig | None = None, seed: int = 0) -> None:
-        self.config, self.seed = (config or MultiSpConfig()).resolved(), seed
-        self.literal = config is not None and config.preset == "literal"
-        self.results: list[FitResult] = []
-        self.start: dict[str, torch.Tensor] = {}
-        self._mask: Mask | None = None
-
-    def find(self, model: nn.Module, fit: Fit) -> Ticket:
+    def _search(self, model: nn.Module, fit: Fit) -> Mask:
         """Train `model` in place into a ticket; it ends collapsed to plain convolutions.
 
         Every phase is resumable through `fit`; the surgery between phases is deterministic, so
@@ -198,27 +184,28 @@ class MultiSp:
                 f"MultiSp needs a model with a ConvPEP; {type(model).__name__} has none: "
                 "give --model.name of a Spikformer, or use another search"
             )
-        config, self.results, self._mask = self.config, [], None
-        teacher = None
+        config, teacher = self.config, None
+        self._mask: Mask | None = None
         if config.dense_epochs:
             self._fit(fit, model, Phase("dense", config.dense_epochs))
             if config.distill:
                 teacher = copy.deepcopy(model).requires_grad_(False)
-        _convs(model).set_activation(config.activation.kind, config.activation.residual)
+        set_activation(model, config.activation)
         final = Phase(config.schedule, config.epochs, teacher=teacher, distill=config.distill)
         getattr(self, f"_{config.schedule}")(model, fit, final)
         if any(True for _ in subnets(model)):
             self._mask = get_masks(model)
             collapse(model)
-        mask = self._mask or _all_kept(model)
-        reset_state(model)
-        provenance = {
-            "search": "multisp",
-            "config": asdict(config),
+        return self._mask or _all_kept(model)
+
+    def _ticket(self, model: nn.Module, mask: Mask) -> Ticket:
+        self.start = snapshot(model)
+        about = {
+            "search": self.name,
+            "config": asdict(self.config),
             "phases": [asdict(result) for result in self.results],
         }
-        self.start = snapshot(model)
-        return Ticket(mask, dict(self.start), provenance)
+        return Ticket(mask, dict(self.start), about)
 
     # -- schedules -----------------------------------------------------------------------
 
@@ -232,7 +219,7 @@ class MultiSp:
             self._seeded("head")
             probe = StemProbe(model)
             phase = Phase("conv_pep", config.stem_epochs)
-            if self.literal:
+            if config.preset == "literal":
                 phase = replace(phase, optim=LITERAL_SCORES)
             searched = self._with_masks(model, phase)
             self._fit(fit, probe, searched)
@@ -273,9 +260,7 @@ class MultiSp:
         if patches.sparsity == 0:
             return
         self._seeded("selector")
-        heads = int(model.num_heads)  # type: ignore[arg-type]
-        classes = int(model.num_classes)  # type: ignore[arg-type]
-        score = make_score(patches.score, _convs(model).dim, classes, heads)
+        score = new_score(model, patches)
         if isinstance(score, Attention):
             if patches.selector_epochs:
                 probe = SelectorProbe(model, score)
@@ -286,12 +271,7 @@ class MultiSp:
                 for parameter, needs in wanted.items():
                     parameter.requires_grad_(needs)
             score.requires_grad_(False)
-        model.patch = PatchSelect(
-            score, patches.sparsity, space=patches.space, rescale=patches.rescale
-        )
-
-    def _fit(self, fit: Fit, model: nn.Module, phase: Phase) -> None:
-        self.results.append(fit(model, phase))
+        set_patches(model, patches, score)
 
     def _seeded(self, what: str) -> None:
         torch.manual_seed(seed_for(self.seed, "multisp", what))
@@ -324,9 +304,3 @@ def _all_kept(model: nn.Module) -> Mask:
     return Mask(
         {k: torch.ones_like(v, dtype=torch.bool).cpu() for k, v in weights.items() if v.ndim == 4}
     )
-
-
-@register_search
-def multisp(config: MultiSpConfig | None = None, seed: int = 0) -> MultiSp:
-    """MultiSp's three levels: patches, ConvPEP weights, ConvPEP activations."""
-    return MultiSp(config, seed)

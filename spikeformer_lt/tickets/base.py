@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from spikeformer_lt.deprecated import moved
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.neuron import reset_state
 from spikeformer_lt.mask import Mask
@@ -19,6 +20,7 @@ from spikeformer_lt.tickets.configs import PruneConfig
 from spikeformer_lt.training.options import OptimConfig
 from spikeformer_lt.training.phase import Fit, FitResult, Masked, Phase
 
+__getattr__ = moved(__name__)
 Batch = Callable[[int], tuple[Tensor, Tensor]]
 """Gives so many training images and their labels, not augmented; `Trainer.batch` is one."""
 

@@ -292,8 +292,9 @@ class EarlyBird(Search):
     Args:
         config: form, sparsity and when to stop.
         seed: unused; every search takes one.
+        batch: gives a few images, for the channel form.
 
-    The channel form removes whole channels: `channels.shrink` makes the smaller network.
+    The channel form removes whole channels: `shrink` makes the smaller network.
 
     Source: You et al., ICLR 2020 (arXiv 1909.11957), algorithm 1, the channel form; Kim et al.,
     ECCV 2022 (arXiv 2207.01382), section 3.2, the weight form.
@@ -324,13 +325,3 @@ class EarlyBird(Search):
         made = super()._ticket(model, mask)
         about = {**made.provenance, "mask_distances": self.watch.history}
         return Ticket(made.mask, made.tensors, about)
-
-
-@register_search
-def early_bird(
-    config: EarlyBirdConfig | None = None, seed: int = 0, batch: Any = None
-) -> EarlyBird:
-    """Early-Bird tickets: unstructured, or whole channels by BatchNorm scale."""
-    search = EarlyBird(config, seed)
-    search.batch = batch
-    return search

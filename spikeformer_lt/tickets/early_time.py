@@ -138,12 +138,13 @@ class EarlyTime(Search):
             ConfigError: no images to probe with, or a model without T.
         """
         config = self.config
-        images = self._images(config.images)[0]
+        if self.batch is None:
+            raise ConfigError("early_time looks at training images: give batch=trainer.batch")
         with at_time(model, int(getattr(model, "T", 0))):
             before = snapshot(model)
             probed = fit(model, Phase("early_time", config.epochs, preset_optim(config.preset)))
             own = int(model.T)  # type: ignore[arg-type]
-            values = divergences(model, images, config.order)
+            values = divergences(model, self.batch(config.images)[0], config.order)
             self.T = choose_time(values, own, config.threshold, config.order)
             model.load_state_dict(before)
         with at_time(model, self.T):

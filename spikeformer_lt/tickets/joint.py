@@ -7,6 +7,7 @@ from dataclasses import asdict
 from torch import nn
 
 from spikeformer_lt.errors import ConfigError
+from spikeformer_lt.layers.stems import stem_of
 from spikeformer_lt.registry import register_search
 from spikeformer_lt.ticket import Ticket
 from spikeformer_lt.tickets.base import Search
@@ -36,7 +37,7 @@ class Joint(Search):
         Raises:
             ConfigError: a model without patches.
         """
-        if not hasattr(model, "conv_pep"):
+        if stem_of(model) is None:
             raise ConfigError(
                 f"joint needs a model with patches (a ConvPEP); {type(model).__name__} has none: "
                 "use imp"

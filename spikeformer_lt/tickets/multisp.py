@@ -13,7 +13,7 @@ from spikeformer_lt.config import check
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.neuron import reset_state
 from spikeformer_lt.layers.patches import Attention
-from spikeformer_lt.layers.stems import ConvPEP
+from spikeformer_lt.layers.stems import stem_of
 from spikeformer_lt.layers.subnet import (
     SubnetConv2d,
     collapse,
@@ -45,7 +45,7 @@ class StemProbe(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.conv_pep: ConvPEP = model.conv_pep  # type: ignore[assignment]
+        self.conv_pep = stem_of(model)
         self.T = int(model.T)  # type: ignore[arg-type]
         self.head = nn.Linear(self.conv_pep.dim, int(model.num_classes))  # type: ignore[arg-type]
         self._door = model.time_first
@@ -166,7 +166,7 @@ class MultiSp(Search):
         config: levels, schedule and options.
         seed: of initialisations that the search draws itself (scores, heads, control masks).
 
-    The model must have ``conv_pep``, ``patch``, ``blocks``, ``head``, ``T``, ``num_classes``.
+    The model must have a stem, and for level 1 ``patch``; ``T``, ``num_classes``, ``time_first``.
 
     Source: arXiv 2309.13302; Algorithm 1 of arXiv 2311.12060; arXiv 2103.09377 (biprop).
     """
@@ -179,7 +179,7 @@ class MultiSp(Search):
         Every phase is resumable through `fit`; the surgery between phases is deterministic, so
         that a resumed search meets the same modules.
         """
-        if not hasattr(model, "conv_pep"):
+        if stem_of(model) is None:
             raise ConfigError(
                 f"MultiSp needs a model with a ConvPEP; {type(model).__name__} has none: "
                 "give --model.name of a Spikformer, or use another search"
@@ -226,8 +226,8 @@ class MultiSp(Search):
             if config.stem == "frozen":
                 self._mask = get_masks(model)
                 collapse(model)
-                _convs(model).requires_grad_(False)
-                final = replace(final, frozen=("conv_pep",))
+                stem_of(model).requires_grad_(False)
+                final = replace(final, frozen=(_stem_name(model),))
             else:
                 controller = searched.before_step
                 if isinstance(controller, MaskController):
@@ -249,7 +249,7 @@ class MultiSp(Search):
         if weights.method == "off":
             return phase
         self._seeded("scores")
-        install_subnets(_convs(model), weights)
+        install_subnets(stem_of(model), weights)
         seed = seed_for(self.seed, "mask")
         controller = MaskController(model, weights, seed)
         return replace(phase, before_step=controller, settled_from=controller.settled_from)
@@ -282,7 +282,7 @@ class SelectorProbe(nn.Module):
 
     def __init__(self, model: nn.Module, score: Attention) -> None:
         super().__init__()
-        self.stem, self.score, self.T = _convs(model), score, int(model.T)  # type: ignore[arg-type]
+        self.stem, self.score, self.T = stem_of(model), score, int(model.T)  # type: ignore[arg-type]
         self._door = model.time_first
 
     def forward(self, x: Any) -> Any:
@@ -295,12 +295,13 @@ class SelectorProbe(nn.Module):
             reset_state(self)
 
 
-def _convs(model: nn.Module) -> Any:
-    return model.conv_pep
+def _stem_name(model: nn.Module) -> str:
+    stem = stem_of(model)
+    return next(name for name, module in model.named_modules() if module is stem)
 
 
 def _all_kept(model: nn.Module) -> Mask:
-    weights = _convs(model).state_dict(prefix="conv_pep.")
+    weights = stem_of(model).state_dict(prefix=f"{_stem_name(model)}.")
     return Mask(
         {k: torch.ones_like(v, dtype=torch.bool).cpu() for k, v in weights.items() if v.ndim == 4}
     )

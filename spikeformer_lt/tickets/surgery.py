@@ -10,6 +10,7 @@ from torch import nn
 
 from spikeformer_lt.errors import TicketError
 from spikeformer_lt.layers.patches import PatchScore, PatchSelect, make_score
+from spikeformer_lt.layers.stems import stem_of
 from spikeformer_lt.registry import create_model
 from spikeformer_lt.ticket import Ticket
 from spikeformer_lt.tickets.configs import ActivationConfig, PatchConfig
@@ -17,7 +18,7 @@ from spikeformer_lt.tickets.configs import ActivationConfig, PatchConfig
 
 def set_activation(model: Any, config: ActivationConfig) -> None:
     """Replace the activations of the stem (MultiSp's level 3), in place."""
-    model.conv_pep.set_activation(config.kind, config.residual)
+    stem_of(model).set_activation(config.kind, config.residual)
 
 
 def set_patches(model: Any, config: PatchConfig, score: PatchScore | None = None) -> None:

@@ -45,8 +45,8 @@ def choose(cfg: SparseTrainingCifar) -> Choice:
     """The search of a method, at the sparsity."""
     method, sparsity = cfg.method, cfg.sparsity
     if method in MOVING:  # their names are their published settings
-        more = {"every": cfg.every, "epochs": cfg.epochs}
-        return "sparse_training", SparseTrainingConfig(method, sparsity, **more)
+        config = SparseTrainingConfig(method, sparsity, every=cfg.every, epochs=cfg.epochs)
+        return "sparse_training", config
     if method == "erk":
         return "random", RandomConfig(sparsity, "erk")
     if method == "nm":

@@ -110,7 +110,7 @@ class ImageRecipe:
 class EventRecipe(ImageRecipe):
     """The same for recordings of an event camera; Spikformer's settings for DVS128 Gesture."""
 
-    data: DataConfig = field(default_factory=EventDataConfig)
+    data: EventDataConfig = field(default_factory=EventDataConfig)
     model: ModelConfig = field(
         default_factory=lambda: ModelConfig(name="spikformer_dvs", T=16, num_heads=8)
     )
@@ -256,7 +256,7 @@ def compare(
 class Find(ImageRecipe):
     """Find a ticket with one search, train it, test it once and write its report."""
 
-    data: DataConfig = field(default_factory=EventDataConfig)
+    data: EventDataConfig = field(default_factory=EventDataConfig)
     epochs: int = 300
     """Epochs of training from the ticket; a preset has its own, and some searches end trained."""
 

@@ -296,7 +296,7 @@ class SelectorProbe(nn.Module):
 
 
 def _stem_name(model: nn.Module) -> str:
-    stem = stem_of(model)
+    stem: nn.Module = stem_of(model)
     return next(name for name, module in model.named_modules() if module is stem)
 
 

@@ -439,32 +439,33 @@ def differences(old: Any, new: Any) -> list[str]:
     return listed
 
 
-def run_id(cfg: Any, slug: str, exclude: Sequence[str] = ()) -> str:
-    """Name a run after what its configuration changes: "slug-8hex".
+def run_id(
+    cfg: Any, slug: str, exclude: Sequence[str] = (), identity: Mapping[str, str] | None = None
+) -> str:
+    """Name a run after what it is: "slug-8hex".
 
-    Only fields that differ from their default are hashed, so that a new field with a default
-    leaves the names of old runs as they are.
+    Every field counts, also where it has its default: two classes with other defaults are told
+    apart, and values written out are the same run as values left alone.
 
     Args:
         cfg: the configuration.
         slug: readable part; made safe as a file name.
         exclude: fields or groups that do not count, e.g. "out" or "data.root".
+        identity: what the run is besides its configuration: recipe, search, data split.
 
     Raises:
         ConfigError: `exclude` names no field.
     """
-    defaults = dict(flat_values(_defaults(type(cfg))))
     values = dict(flat_values(to_dict(cfg)))
     for name in exclude:
         if not any(f"{key}.".startswith(f"{name}.") for key in values):
             raise ConfigError(f"exclude={shown(name)} names no field{near(name, values)}")
-    changed = {
+    counted = {
         name: _canonical(value)
         for name, value in values.items()
-        if (name not in defaults or _canonical(defaults[name]) != _canonical(value))
-        and not any(f"{name}.".startswith(f"{out}.") for out in exclude)
+        if not any(f"{name}.".startswith(f"{out}.") for out in exclude)
     }
-    text = json.dumps(changed, sort_keys=True)
+    text = json.dumps([dict(identity or {}), counted], sort_keys=True)
     return f"{safe_name(slug)}-{hashlib.sha256(text.encode('ascii')).hexdigest()[:8]}"
 
 

@@ -232,7 +232,7 @@ def _spike_readers(net: nn.Module) -> set[int]:
     such a ConvPEP all that read the residual stream; the second half of every MLP.
     """
     stem: Any = getattr(net, "conv_pep", None)
-    units = list(getattr(net, "layers", [])) if stem is None else stem.units()
+    units = list(getattr(net, "layers", [])) if stem is None else [u for _, u in stem.units()]
     units = [unit for unit in units if not isinstance(unit, nn.MaxPool2d)]
     pairs = list(itertools.pairwise(units))
     before: Any = getattr(net, "stem", None)

@@ -26,7 +26,7 @@ from spikeformer_lt.layers.kernels import dispatch
 from spikeformer_lt.layers.kernels.dispatch import KernelError, is_plain, mode
 from spikeformer_lt.layers.kernels.reference import LIFParams
 from spikeformer_lt.layers.neuron import LIF
-from spikeformer_lt.layers.norm import BatchNorm, hooked
+from spikeformer_lt.layers.norm import affine, can_fold, hooked
 from spikeformer_lt.layers.units import ConvLayer, ConvUnit, HiddenLayer, LinearUnit, map_rows
 
 __all__ = [
@@ -210,22 +210,6 @@ def has_byte_products() -> bool:
     return bool(vnni) and all(
         hasattr(torch.ops.onednn, name) for name in ("qconv2d_pointwise", "qlinear_pointwise")
     )
-
-
-def can_fold(norm: nn.Module) -> bool:
-    """Whether a normalisation is a fixed affine map in eval mode."""
-    return isinstance(norm, BatchNorm) and norm.running_mean is not None
-
-
-def affine(norm: Any) -> tuple[Tensor, Tensor]:
-    """Scale and shift per channel that a BatchNorm is in eval mode, both float64."""
-    scale = (norm.running_var.double() + norm.eps).rsqrt()
-    if norm.weight is not None:
-        scale = scale * norm.weight.double()
-    shift = -norm.running_mean.double() * scale
-    if norm.bias is not None:
-        shift = shift + norm.bias.double()
-    return scale.detach(), shift.detach()
 
 
 def fold_linear(linear: nn.Linear, norm: Any) -> tuple[Tensor, Tensor]:

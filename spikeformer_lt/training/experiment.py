@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
 
-from spikeformer_lt.config import check, flat_values, given_options, to_dict
+from spikeformer_lt.config import check, entry_options, flat_values, given_options, to_dict
 from spikeformer_lt.errors import CheckpointError, ConfigError, DataError
 from spikeformer_lt.events.augment import EventAugment
 from spikeformer_lt.images.augment import Augment
@@ -238,7 +238,7 @@ class Experiment:
         self._log = RunLog(None, early=self.accelerator.is_main_process)
         self.stop.__enter__()
         try:
-            self.data = load_splits(cfg.data, cfg.model.T)
+            self.data = load_splits(cfg.data, cfg.model.T, entry_options(cfg, cfg.data.name))
             facts = {name: str(value) for name, value in flat_values(to_dict(cfg))}
             facts |= {"data split": self.data.split_sha256, "torch": str(torch.__version__)}
             refuse_differences(facts)
@@ -276,7 +276,8 @@ class Experiment:
         """Keywords that build this run's model."""
         data = self.data
         own = {"num_classes": data.num_classes, "in_channels": data.in_channels}
-        return {**own, "image_size": data.image_size, **self.cfg.model.args()}
+        own |= {"image_size": data.image_size, **entry_options(self.cfg, self.cfg.model.name)}
+        return {**own, **self.cfg.model.args()}
 
     def model(self) -> nn.Module:
         """Create the model, from the run's seed or from given weights, and announce the run.
@@ -296,11 +297,13 @@ class Experiment:
     def save_ticket(self, ticket: Ticket) -> Ticket:
         """Save the ticket into the run with what is needed to build it again."""
         known = {"name": self.cfg.model.name, "args": self.model_args()}
+        options = entry_options(self.cfg, self.data.name)
         origin = {
             "model": known,
             "dataset": self.data.name,
             "split_sha256": self.data.split_sha256,
             "data": split_options(self.cfg.data),
+            **({"data_options": options} if options else {}),
             "seed": self.cfg.train.seed,
             "run_id": self.run.run_id,
         }

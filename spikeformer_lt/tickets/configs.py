@@ -26,10 +26,8 @@ RESIDUALS = ("add", "iand", "or")
 
 DISTRIBUTIONS = ("uniform", "erk")
 INITS = ("keep", "kaiming", "signed")
-MOVING = ("latent", "scores", "both")
-"""Methods whose mask moves during the training."""
-NORMS = ("keep", "reset", "estimate")
-"""What a transfer does to BatchNorm's running statistics."""
+MOVING = ("latent", "scores", "both")  # methods whose mask changes during the training
+NORMS = ("keep", "reset", "estimate")  # BatchNorm's statistics in a transfer
 
 ECCV22 = OptimConfig(
     opt="momentum", lr=0.3, weight_decay=5e-4, momentum=0.9, min_lr=0.0, clip_grad=0.0
@@ -38,8 +36,7 @@ ECCV22 = OptimConfig(
 EDGE_POPUP = OptimConfig(
     opt="momentum", lr=0.1, score_lr=0.1, weight_decay=1e-4, momentum=0.9, min_lr=0.0, clip_grad=0.0
 )
-"""SGD at 0.1, cosine to 0, 100 epochs: the published settings of arXiv 1911.13299 on CIFAR-10 and
-of arXiv 2103.09377 for binary weights."""
+"""SGD at 0.1, cosine to 0, 100 epochs: arXiv 1911.13299 on CIFAR-10, and arXiv 2103.09377."""
 PRESETS = {
     "eccv22": ECCV22,
     **dict.fromkeys(("cvpr20", "iclr21", "iclr21-global"), EDGE_POPUP),
@@ -227,8 +224,7 @@ class ImpConfig:
     start weights permuted within each layer."""
     prune: PruneConfig = field(default_factory=PruneConfig)
 
-    published_epochs: ClassVar[int] = 280
-    """Epochs of training from the ticket under a preset."""
+    published_epochs: ClassVar[int] = 280  # of training from the ticket, under a preset
 
     def __post_init__(self) -> None:
         check_fields(self, preset=("default", "eccv22"), sparsity="[0, 1)", scope=SCOPES)

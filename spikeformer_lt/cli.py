@@ -174,7 +174,7 @@ def _made(chosen: Choice, seed: int, batch: Any) -> Any:
     if config is not None:  # a plug-in's bare function takes a seed alone
         options |= {"config": config, "batch": batch}
     if inner:
-        options["search"] = _made(inner[0], seed, batch)
+        options["inner"] = _made(inner[0], seed, batch)
     return create_search(name, **options)
 
 

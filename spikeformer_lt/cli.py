@@ -160,8 +160,9 @@ def find(
         search = _made(chosen, cfg.train.seed, experiment.trainer.batch)
         ticket = experiment.save_ticket(search.find(model, fit))
         if not search.trained:
-            config = chosen[-1][1] if len(chosen) == 3 else chosen[1]
-            epochs, optim = configs.retraining(config, experiment.cfg.epochs)
+            _, config, *inner = chosen
+            inside = inner[0][1] if inner else None
+            epochs, optim = configs.retraining(config, experiment.cfg.epochs, inside)
             ticket = with_phase(ticket, retrain(model, ticket, fit, epochs, optim))
         write_report(experiment, model, ticket)
 

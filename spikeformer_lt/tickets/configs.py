@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from spikeformer_lt.config import check, check_fields
@@ -235,7 +236,12 @@ class ImpConfig:
         check(rising, "levels", self.levels, "rising, in (0, 1)")
         check_fields(self, buffers=("rewind", "keep", "reset"), lr=("restart", "resume"))
         check_fields(self, control=("none", "random", "shuffle"))
-        Step.parse(self.rewind)
+        self.rewind_step  # noqa: B018 - refuses what is no step
+
+    @cached_property
+    def rewind_step(self) -> Step:
+        """The point to go back to."""
+        return Step.parse(self.rewind)
 
     def resolved(self) -> ImpConfig:
         """The configuration that runs: a preset fixes the published schedule."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from spikeformer_lt.cli import open_finished
 from spikeformer_lt.config import check, check_fields, run_recipe
-from spikeformer_lt.training.options import EventDataConfig
+from spikeformer_lt.training import EventDataConfig
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,7 @@ def main(cfg: EnergyReport) -> None:
         len(cfg.runs) > 0, "runs", cfg.runs, "folders of runs, tickets or exports: --runs DIR ..."
     )
 
-    from spikeformer_lt.reports.energy import energy_markdown, measure_energy, write_energy
-    from spikeformer_lt.reports.plots import plot_energy
+    from spikeformer_lt.reports import energy_markdown, measure_energy, plot_energy, write_energy
 
     networks = {}
     for path in cfg.runs:

@@ -15,7 +15,7 @@ from spikeformer_lt.cli import open_finished
 from spikeformer_lt.config import check, check_fields, run_recipe
 from spikeformer_lt.disk import write_atomic
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.training.options import EventDataConfig
+from spikeformer_lt.training import EventDataConfig
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ def main(cfg: Evaluate) -> None:
     """Load, evaluate, print."""
     from accelerate import Accelerator
 
-    from spikeformer_lt.reports.run_page import describe, save_predictions
-    from spikeformer_lt.training.evaluate import PREDICTIONS
+    from spikeformer_lt.reports import describe, save_predictions
+    from spikeformer_lt.training import PREDICTIONS
 
     check(bool(cfg.run), "run", cfg.run, "a run directory, a ticket folder or an export: --run DIR")
     run = open_finished(cfg.run, cfg, report=False, T=cfg.T)

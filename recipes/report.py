@@ -14,7 +14,7 @@ from pathlib import Path
 
 from spikeformer_lt.cli import open_finished
 from spikeformer_lt.config import check, check_fields, run_recipe
-from spikeformer_lt.training.options import EventDataConfig
+from spikeformer_lt.training import EventDataConfig
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def main(cfg: Report) -> None:
     )
     check(len(cfg.runs) == 1 or bool(cfg.out), "out", cfg.out, "a folder for the comparison")
 
-    from spikeformer_lt.reports.run_page import write_comparison_page, write_run_page
+    from spikeformer_lt.reports import write_comparison_page, write_run_page
 
     runs = [open_finished(path, cfg) for path in cfg.runs]
     out = Path(cfg.out or cfg.runs[0])

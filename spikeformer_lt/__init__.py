@@ -19,6 +19,9 @@ except importlib.metadata.PackageNotFoundError:  # a source tree that was not in
     __version__ = "0+unknown"
 
 if TYPE_CHECKING:
+    from spikeformer_lt.config import check as check
+    from spikeformer_lt.config import check_fields as check_fields
+    from spikeformer_lt.config import run_recipe as run_recipe
     from spikeformer_lt.export import load_exported as load_exported
     from spikeformer_lt.mask import Mask as Mask
     from spikeformer_lt.registry import create_dataset as create_dataset
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from spikeformer_lt.registry import register_dataset as register_dataset
     from spikeformer_lt.registry import register_model as register_model
     from spikeformer_lt.registry import register_search as register_search
+    from spikeformer_lt.registry import use_plugins as use_plugins
     from spikeformer_lt.ticket import Ticket as Ticket
 else:
     __getattr__, __dir__, __all__ = lazy(__name__)

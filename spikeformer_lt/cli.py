@@ -143,21 +143,24 @@ def find(
     """
     from spikeformer_lt.reports.run_page import write_report
     from spikeformer_lt.tickets.base import retrain, with_phase
-    from spikeformer_lt.training import experiment as sets
+    from spikeformer_lt.training.experiment import CIFAR10, CIFAR10_DVS, DVS128_GESTURE, Experiment
 
-    known = {one.name: one for one in (sets.CIFAR10, sets.DVS128_GESTURE, sets.CIFAR10_DVS)}
-    search_name = _search_name(_chosen(choose, cfg))
-    with sets.Experiment(
-        cfg, fallback=fallback, small=dict(small), wanted=known[wanted], search=search_name
+    sets = {one.name: one for one in (CIFAR10, DVS128_GESTURE, CIFAR10_DVS)}
+    with Experiment(
+        cfg,
+        fallback=fallback,
+        small=dict(small),
+        wanted=sets[wanted],
+        search=_search_name(_chosen(choose, cfg)),
     ) as experiment:
         model, fit = experiment.model(), experiment.trainer.fit
-        now = experiment.cfg
-        chosen = _chosen(choose, now)
+        chosen = _chosen(choose, experiment.cfg)
         search = _made(chosen, cfg.train.seed, experiment.trainer.batch)
         ticket = experiment.save_ticket(search.find(model, fit))
         if not search.trained:
-            config = chosen[-1][1] if len(chosen) == 3 else chosen[1]
-            epochs, optim = configs.retraining(config, now.epochs)
+            _, config, *inner = chosen
+            inside = inner[0][1] if inner else None
+            epochs, optim = configs.retraining(config, experiment.cfg.epochs, inside)
             ticket = with_phase(ticket, retrain(model, ticket, fit, epochs, optim))
         write_report(experiment, model, ticket)
 
@@ -173,14 +176,14 @@ def _search_name(chosen: Choice) -> str:
 
 
 def _made(chosen: Choice, seed: int, batch: Any) -> Any:
-    from spikeformer_lt import create_search
+    from spikeformer_lt.registry import create_search
 
     name, config, *inner = chosen
     options: dict[str, Any] = {"seed": seed}
     if config is not None:  # a plug-in's bare function takes a seed alone
         options |= {"config": config, "batch": batch}
     if inner:
-        options["search"] = _made(inner[0], seed, batch)
+        options["inner"] = _made(inner[0], seed, batch)
     return create_search(name, **options)
 
 
@@ -276,8 +279,12 @@ class FindAtSparsity(Find):
     """Fraction of the prunable weights removed, in [0, 1); None is the search's own."""
 
 
-def find_command(argv: Sequence[str], prog: str) -> None:
-    """Run ``find SEARCH --SEARCH.FIELD ...``.
+def read_find(argv: Sequence[str], prog: str = "find") -> tuple[Any, dict[str, Any]]:
+    """Read the options of ``find SEARCH --SEARCH.FIELD ...``.
+
+    Returns:
+        The configuration, and the groups of the search and of the one inside it, by name; none for
+        a plug-in's search without options.
 
     Raises:
         ConfigError: no search of that name, or an option that it does not have.
@@ -286,9 +293,6 @@ def find_command(argv: Sequence[str], prog: str) -> None:
     search, options = argv[0].replace("-", "_") if named else "", list(argv[int(named) :])
     use_plugins(split_plugins(options)[1])
     names = search_names()
-    if not named and "--help" in options:
-        print(f"usage: {prog} SEARCH [options]\n\n{_told(names)}")
-        return
     if search not in names:
         given = f"unknown search {shown(argv[0])}{near(search, names) or ';'}" if named else ""
         known = f"the searches are {', '.join(names)}; your own needs --plugins FILE.py after it"
@@ -300,9 +304,19 @@ def find_command(argv: Sequence[str], prog: str) -> None:
     if rated and cfg.sparsity is not None:
         inner = list(groups)[-1]
         cfg = adapted(cfg, **{inner: replace(getattr(cfg, inner), sparsity=cfg.sparsity)})
+    return cfg, groups or {search: None}
+
+
+def find_command(argv: Sequence[str], prog: str) -> None:
+    """Run ``find SEARCH --SEARCH.FIELD ...``; ``find --help`` lists the searches."""
+    if argv and argv[0] == "--help":
+        use_plugins(split_plugins(list(argv))[1])
+        print(f"usage: {prog} SEARCH [options]\n\n{_told(search_names())}")
+        return
+    cfg, groups = read_find([token for token in argv if token != "--debug"], prog)
 
     def choose(now: Any) -> Choice:
-        first, *inside = [(name, getattr(now, name)) for name in groups] or [(search, None)]
+        first, *inside = [(name, getattr(now, name, None)) for name in groups]
         return (*first, inside[0]) if inside else first
 
     find(cfg, choose, small(*groups, epochs=8))
@@ -358,7 +372,7 @@ def run_command(argv: Sequence[str], prog: str) -> None:
         hint = f"unknown recipe {shown(argv[0])}{near(name, names) or ';'}" if argv else "name one:"
         raise ConfigError(f"{hint} the recipes are {', '.join(names)}")
     sys.argv = [f"{prog} {name}", *argv[1:]]
-    runpy.run_module(f"spikeformer_lt.recipes.{name}", run_name="__main__")
+    runpy.run_module(f"spikeformer_lt.recipes.{name}", run_name="__main__", alter_sys=True)
 
 
 COMMANDS = {"find": find_command, "run": run_command}

@@ -32,8 +32,8 @@ VARIABLE = "SPIKEFORMER_LT_PLUGINS"
 """Environment variable: paths of the files, separated as those of PATH are."""
 
 
-def use_plugins(files: Iterable[str | Path]) -> None:
-    """Import files, here and in every process that this one starts.
+def use_plugins(files: Iterable[str | Path] = ()) -> None:
+    """Import files, and those that the environment names, here and in every child process.
 
     Args:
         files: Python files; each is imported once a process.
@@ -43,21 +43,10 @@ def use_plugins(files: Iterable[str | Path]) -> None:
     """
     paths = [str(Path(file).absolute()) for file in files]
     known = [path for path in os.environ.get(VARIABLE, "").split(os.pathsep) if path]
-    for path in paths:
+    for path in dict.fromkeys([*known, *paths]):
         _import(Path(path))
     if paths:
         os.environ[VARIABLE] = os.pathsep.join(dict.fromkeys([*known, *paths]))
-
-
-def import_plugins() -> None:
-    """Import the files that the environment names.
-
-    Raises:
-        ConfigError: as `use_plugins`.
-    """
-    for path in os.environ.get(VARIABLE, "").split(os.pathsep):
-        if path:
-            _import(Path(path))
 
 
 def _import(path: Path) -> None:
@@ -227,7 +216,7 @@ class Registry:
                 return
             for module in sorted(m.name for m in pkgutil.iter_modules(package.__path__)):
                 self._import(f"{self.package}.{module}")
-            import_plugins()
+            use_plugins()
         except BaseException:
             self._discovered = False
             raise

@@ -146,10 +146,7 @@ def alive(weight: Tensor, bias: Tensor, act: Any, T: int) -> Tensor:
     if isinstance(act, LIF):
         end = (act.v_reset or 0.0) + bias.double() * (1.0 if act.decay_input else act.tau)
         lively = lively | ~(end < act.v_threshold - 1e-4 * max(1.0, abs(act.v_threshold)))
-        act.reset()
     constant: Tensor = act(bias[None], T)
-    if isinstance(act, LIF):
-        act.reset()
     return lively | (constant != 0).any(0)
 
 

@@ -16,7 +16,6 @@ from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.neuron import reset_state
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.ticket import Ticket
-from spikeformer_lt.tickets.configs import PruneConfig
 from spikeformer_lt.training.options import OptimConfig
 from spikeformer_lt.training.phase import Fit, FitResult, Masked, Phase
 
@@ -25,8 +24,12 @@ Batch = Callable[[int], tuple[Tensor, Tensor]]
 """Gives so many training images and their labels, not augmented; `Trainer.batch` is one."""
 
 
-def prunable(model: nn.Module, prune: PruneConfig) -> dict[str, Tensor]:
+def prunable(model: nn.Module, prune: Any) -> dict[str, Tensor]:
     """The prunable weights by their state_dict name, in the order of the modules.
+
+    Args:
+        model: the network.
+        prune: a `PruneConfig`.
 
     Raises:
         ConfigError: nothing is left to prune.

@@ -27,10 +27,8 @@ RESIDUALS = ("add", "iand", "or")
 
 DISTRIBUTIONS = ("uniform", "erk")
 INITS = ("keep", "kaiming", "signed")
-MOVING = ("latent", "scores", "both")
-"""Methods whose mask moves during the training."""
-NORMS = ("keep", "reset", "estimate")
-"""What a transfer does to BatchNorm's running statistics."""
+MOVING = ("latent", "scores", "both")  # methods whose mask changes during the training
+NORMS = ("keep", "reset", "estimate")  # BatchNorm's statistics in a transfer
 
 ECCV22 = OptimConfig(
     opt="momentum", lr=0.3, weight_decay=5e-4, momentum=0.9, min_lr=0.0, clip_grad=0.0
@@ -39,8 +37,7 @@ ECCV22 = OptimConfig(
 EDGE_POPUP = OptimConfig(
     opt="momentum", lr=0.1, score_lr=0.1, weight_decay=1e-4, momentum=0.9, min_lr=0.0, clip_grad=0.0
 )
-"""SGD at 0.1, cosine to 0, 100 epochs: the published settings of arXiv 1911.13299 on CIFAR-10 and
-of arXiv 2103.09377 for binary weights."""
+"""SGD at 0.1, cosine to 0, 100 epochs: arXiv 1911.13299 on CIFAR-10, and arXiv 2103.09377."""
 PRESETS = {
     "eccv22": ECCV22,
     **dict.fromkeys(("cvpr20", "iclr21", "iclr21-global"), EDGE_POPUP),
@@ -53,14 +50,17 @@ def preset_optim(preset: str) -> OptimConfig | None:
 
 
 def with_preset(config: Any, preset: str) -> Any:
-    """The configuration of a search with a preset by name; "default" leaves it as it is."""
+    """The configuration with a preset by name; "default" leaves it as it is."""
     return config if preset == "default" else replace(config, preset=preset)
 
 
-def retraining(config: Any, epochs: int) -> tuple[int, OptimConfig | None]:
-    """Epochs and optimizer of the training from a ticket: `epochs`, or those of the preset."""
+def retraining(config: Any, epochs: int, inner: Any = None) -> tuple[int, OptimConfig | None]:
+    """Epochs and optimizer of the training from a ticket: `epochs`, or those of the preset.
+
+    The preset is that of the search `inner`, if there is one inside.
+    """
     config = getattr(config, "imp", config)  # of a joint search
-    preset = getattr(config, "preset", "default")
+    preset = getattr(config if inner is None else inner, "preset", "default")
     published = getattr(config, "published_epochs", epochs)
     return epochs if preset == "default" else published, preset_optim(preset)
 
@@ -227,9 +227,7 @@ class ImpConfig:
     """none; random: as many weights of each layer, at random places; shuffle: the found mask with
     start weights permuted within each layer."""
     prune: PruneConfig = field(default_factory=PruneConfig)
-
-    published_epochs: ClassVar[int] = 280
-    """Epochs of training from the ticket under a preset."""
+    published_epochs: ClassVar[int] = 280  # of training from the ticket, under a preset
 
     def __post_init__(self) -> None:
         check_fields(self, preset=("default", "eccv22"), sparsity="[0, 1)", scope=SCOPES)
@@ -293,7 +291,6 @@ class EarlyBirdConfig:
     l1: float = 1e-4
     """Penalty on the BatchNorm scales while channels are searched."""
     prune: PruneConfig = field(default_factory=PruneConfig)
-
     published_epochs: ClassVar[int] = 300
 
     def __post_init__(self) -> None:
@@ -331,6 +328,7 @@ class EarlyTimeConfig:
     """paper: KL(P_t || P_T) over that of t = 2; code: KL(P_T || P_t) over the largest."""
     search: str = "imp"
     """The search that runs with the steps found."""
+    published_epochs: ClassVar[int] = 300
 
     def __post_init__(self) -> None:
         check_fields(self, preset=("default", "eccv22"), epochs=0, images=1, threshold="[0, 1]")

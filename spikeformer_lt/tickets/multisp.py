@@ -296,8 +296,8 @@ class SelectorProbe(nn.Module):
 
 
 def _stem_name(model: nn.Module) -> str:
-    stem: nn.Module = stem_of(model)
-    return next(name for name, module in model.named_modules() if module is stem)
+    names: dict[Any, str] = {module: name for name, module in model.named_modules()}
+    return names[stem_of(model)]
 
 
 def _all_kept(model: nn.Module) -> Mask:

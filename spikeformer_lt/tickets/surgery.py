@@ -31,8 +31,8 @@ def set_patches(model: Any, config: PatchConfig, score: PatchScore | None = None
     """
     if config.sparsity > 0:
         score = new_score(model, config) if score is None else score
-        model.patch = PatchSelect(
-            score, config.sparsity, space=config.space, rescale=config.rescale
+        model.set_patch(
+            PatchSelect(score, config.sparsity, space=config.space, rescale=config.rescale)
         )
 
 

@@ -146,10 +146,7 @@ def alive(weight: Tensor, bias: Tensor, act: Any, T: int) -> Tensor:
     if isinstance(act, LIF):
         end = (act.v_reset or 0.0) + bias.double() * (1.0 if act.decay_input else act.tau)
         lively = lively | ~(end < act.v_threshold - 1e-4 * max(1.0, abs(act.v_threshold)))
-        act.reset()
     constant: Tensor = act(bias[None], T)
-    if isinstance(act, LIF):
-        act.reset()
     return lively | (constant != 0).any(0)
 
 
@@ -232,7 +229,7 @@ def _spike_readers(net: nn.Module) -> set[int]:
     such a ConvPEP all that read the residual stream; the second half of every MLP.
     """
     stem: Any = getattr(net, "conv_pep", None)
-    units = list(getattr(net, "layers", [])) if stem is None else stem.units()
+    units = list(getattr(net, "layers", [])) if stem is None else [u for _, u in stem.units()]
     units = [unit for unit in units if not isinstance(unit, nn.MaxPool2d)]
     pairs = list(itertools.pairwise(units))
     before: Any = getattr(net, "stem", None)

@@ -24,9 +24,8 @@ from spikeformer_lt.export.codec import binary_gains
 from spikeformer_lt.layers.attention import SpikingSelfAttention, spiking_attention
 from spikeformer_lt.layers.kernels import dispatch
 from spikeformer_lt.layers.kernels.dispatch import KernelError, is_plain, mode
-from spikeformer_lt.layers.kernels.reference import LIFParams
-from spikeformer_lt.layers.neuron import LIF
-from spikeformer_lt.layers.norm import BatchNorm, hooked
+from spikeformer_lt.layers.neuron import LIF, NeuronConfig
+from spikeformer_lt.layers.norm import affine, can_fold, hooked
 from spikeformer_lt.layers.units import ConvLayer, ConvUnit, HiddenLayer, LinearUnit, map_rows
 
 __all__ = [
@@ -210,22 +209,6 @@ def has_byte_products() -> bool:
     return bool(vnni) and all(
         hasattr(torch.ops.onednn, name) for name in ("qconv2d_pointwise", "qlinear_pointwise")
     )
-
-
-def can_fold(norm: nn.Module) -> bool:
-    """Whether a normalisation is a fixed affine map in eval mode."""
-    return isinstance(norm, BatchNorm) and norm.running_mean is not None
-
-
-def affine(norm: Any) -> tuple[Tensor, Tensor]:
-    """Scale and shift per channel that a BatchNorm is in eval mode, both float64."""
-    scale = (norm.running_var.double() + norm.eps).rsqrt()
-    if norm.weight is not None:
-        scale = scale * norm.weight.double()
-    shift = -norm.running_mean.double() * scale
-    if norm.bias is not None:
-        shift = shift + norm.bias.double()
-    return scale.detach(), shift.detach()
 
 
 def fold_linear(linear: nn.Linear, norm: Any) -> tuple[Tensor, Tensor]:
@@ -412,7 +395,7 @@ def fire_linear(act: Any, product: Product, x: Tensor, T: int) -> Tensor | None:
     return spikes
 
 
-def _plain(act: Any) -> LIFParams | None:
+def _plain(act: Any) -> NeuronConfig | None:
     """Constants of a LIF that nothing watches; None for every other activation."""
     if type(act) is not LIF or act.store_v_seq or _watched(act):
         return None
@@ -475,14 +458,14 @@ class CompactAttention(SpikingSelfAttention):
 
     def __init__(self, attn: SpikingSelfAttention, whole: bool = False) -> None:
         nn.Module.__init__(self)
-        self.num_heads, self.scale, self.key_gain = attn.num_heads, attn.scale, attn.key_gain
+        self.num_heads, self.scale, self.rescale_to = attn.num_heads, attn.scale, attn.rescale_to
         self.qkv = CompactLinearUnit(attn.q, attn.k, attn.v, whole=whole)
         self.attn_act = attn.attn_act
         self.out = CompactLinearUnit(attn.proj, whole=True)  # it reads the spikes of attn_act
 
     def forward(self, tokens: Tensor, T: int) -> Tensor:
         """Attend between the tokens of each step."""
-        scale, spikes = self.scale * self.key_gain, self.qkv(tokens, T)
+        scale, spikes = self.scale_for(tokens), self.qkv(tokens, T)
         current = dispatch.attention(spikes.unflatten(-1, (3, -1)), self.num_heads, scale)
         if current is None:
             q, k, v = (self._heads(part) for part in spikes.chunk(3, -1))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from spikeformer_lt.errors import DataError, ExportError
 from spikeformer_lt.export.fold import CompactModel
-from spikeformer_lt.layers.neuron import LIF, reset_state
+from spikeformer_lt.layers.neuron import NeuronState, carry
 from spikeformer_lt.layers.patches import gather_tokens
 
 __all__ = ["Stream"]
@@ -45,14 +44,13 @@ class Stream:
         if net.training:
             raise ExportError("a network in training mode cannot stream; call .eval() first")
         self.net, self.frames = net, 0
-        self._lifs = [module for module in net.modules() if isinstance(module, LIF)]
-        self._state: list[Any] = []
+        self._state = NeuronState()
         self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def reset(self) -> None:
         """Forget the clip."""
         self.frames = 0
-        self._state.clear()
+        self._state = NeuronState()
         self._seen.clear()
 
     @torch.no_grad()
@@ -70,25 +68,28 @@ class Stream:
             ConfigError: a frame of another shape or dtype than the model's.
             DataError: another batch size than the clip began with.
         """
-        images = self._checked(frame)
-        with _Borrowed(self):
-            if self._whole:
-                self.frames += 1
-                return self._classify(images)
-            need = self.net.patch is not None and self.net.patch.score.needs_current
-            tokens, current = self.net.conv_pep(images, 1, need)
-            self.frames += 1
-            if self.net.patch is None:
-                return self._encode(tokens, 1)
-            self._seen.append((images, tokens, current))
+        images, state = self._checked(frame), self._state.copy()
+        with carry(state):
+            logits = self._push(images)
+        self._state, self.frames = state, self.frames + 1  # a frame that fails leaves no trace
+        if logits is not None:
+            return logits
         if self.frames < self.net.T:
             return frame.new_zeros(frame.shape[0], 0, self.net.num_classes)
         try:
-            reset_state(self.net)
             return self._finish()
         finally:
-            reset_state(self.net)
             self.reset()
+
+    def _push(self, images: Tensor) -> Tensor | None:
+        if self._whole:
+            return self._classify(images)
+        need = self.net.patch is not None and self.net.patch.score.needs_current
+        tokens, current = self.net.conv_pep(images, 1, need)
+        if self.net.patch is None:
+            return self._encode(tokens, 1)
+        self._seen.append((images, tokens, current))
+        return None
 
     def _classify(self, images: Tensor) -> Tensor:
         T, self.net.T = self.net.T, 1
@@ -109,7 +110,6 @@ class Stream:
         patch, T = self.net.patch, self.net.T
         index, _ = patch(tokens, current, images, T)
         if patch.space == "pixel":
-            reset_state(self.net.conv_pep)
             tokens, _ = self.net.conv_pep(patch.mask_pixels(images, index, tokens.shape[2]), T)
         return self._encode(gather_tokens(tokens, index), T)
 
@@ -117,32 +117,10 @@ class Stream:
         if frame.ndim != 4:
             raise DataError(f"a frame is [B, C, H, W]; got {list(frame.shape)}")
         images: Tensor = self.net.time_first(frame)[:1]
-        for v in self._state:
-            if isinstance(v, Tensor) and v.shape[0] != frame.shape[0]:
+        for v in self._state.voltages.values():
+            if v.shape[0] != frame.shape[0]:
                 raise DataError(
                     f"the clip began with a batch of {v.shape[0]}, this frame has "
                     f"{frame.shape[0]}; call reset() for another clip"
                 )
         return images.contiguous()
-
-
-class _Borrowed:
-    """The network's neurons hold the stream's state inside, and none outside."""
-
-    def __init__(self, stream: Stream) -> None:
-        self.stream = stream
-
-    def __enter__(self) -> None:
-        reset_state(self.stream.net)
-        for lif, v in zip(self.stream._lifs, self.stream._state, strict=False):
-            lif.v = v
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if error is None:
-            self.stream._state = [lif.v for lif in self.stream._lifs]
-        reset_state(self.stream.net)

@@ -1,38 +1,43 @@
-"""Linear maps of float32 rows on a CPU by the library that is fast there.
+"""Synaptic units: a convolution or linear map, its BatchNorm and its neuron.
 
-Convolutions of channels-last rows by our own kernel, where it is faster.
-
-One synaptic layer and its neuron: convolution or linear map, BatchNorm, activation.
-
-Layers of spiking CNNs: convolution or linear map, BatchNorm, and mostly a neuron.
-
-Several linear units of the same input as one: q, k and v in one product and one kernel.
+A unit says by the protocol `Unit` what it computes, so that no other package guesses its attribute
+names: its synapse, its neuron, whether it fires, what it reads, and its folded form. A model lists
+in `Chain`s which units are read by one other unit alone.
 """
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spikeformer_lt.layers.kernels import dispatch
-from spikeformer_lt.layers.kernels.dispatch import is_plain, mode
-from spikeformer_lt.layers.neuron import LIF, make_activation
-from spikeformer_lt.layers.norm import BatchNorm, fused_norm_act, hooked, norm_act
-from spikeformer_lt.layers.subnet import SubnetConv2d
+from spikeformer_lt.layers.kernels.dispatch import is_plain
+from spikeformer_lt.layers.neuron import LIF, Activation, NeuronConfig, carried, make_activation
+from spikeformer_lt.layers.norm import BatchNorm, affine, fused_norm_act, hooked, norm_act
+from spikeformer_lt.layers.subnet import SubnetConv2d, SubnetLinear
 
 __all__ = [
+    "Chain",
     "ConvLayer",
     "ConvUnit",
+    "Folded",
     "HiddenLayer",
+    "Integers",
     "LinearUnit",
+    "Reads",
+    "Unit",
+    "add_spikes",
     "applies",
+    "chain_of",
+    "chains_of",
     "conv_rows",
     "linear_rows",
     "map_rows",
@@ -41,13 +46,151 @@ __all__ = [
 ]
 
 
+@dataclass(frozen=True)
+class Integers:
+    """Whole numbers from 0 to `max`, such as a sum of spikes."""
+
+    max: int
+
+
+Reads = Literal["real", "spikes"] | Integers
+"""Values that a unit reads: real numbers, spikes in {0, 1}, or whole numbers from 0 to a maximum"""
+
+
+def add_spikes(values: Reads) -> Reads:
+    """Values of the sum of `values` and spikes in {0, 1}."""
+    if values == "real":
+        return "real"
+    return Integers(2 if values == "spikes" else values.max + 1)
+
+
+@dataclass(frozen=True)
+class Folded:
+    """A unit in eval mode: ``neuron(synapse(x))`` with the normalisation in weight and bias.
+
+    `weight` is shaped as that of the synapse, ``[out, in, ...]``, `bias` is ``[out]``; both are
+    float64 and detached.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    neuron: LIF | Activation | None
+
+
+@runtime_checkable
+class Unit(Protocol):
+    """A synaptic layer and its neuron, if it has one."""
+
+    reads: Reads
+
+    @property
+    def synapse(self) -> nn.Conv2d | nn.Linear:
+        """The convolution or linear map."""
+
+    @property
+    def neuron(self) -> LIF | Activation | None:
+        """The neuron or activation; None where the output is a current."""
+
+    @property
+    def fires(self) -> bool:
+        """Whether the output is spikes in {0, 1}."""
+
+    def folded(self) -> Folded:
+        """Weight and bias that include the normalisation."""
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Units of a model each of which is read by the next one alone.
+
+    Args:
+        names: dotted names of units in the order of the data; the last may be the head.
+        repeats: columns of the last reader for each channel that it reads, channels innermost: more
+            than 1 where a map of several places is flattened.
+    """
+
+    names: tuple[str, ...]
+    repeats: int = 1
+
+
+def chain_of(model: nn.Module, parts: Iterable[nn.Module], repeats: int = 1) -> Chain:
+    """Chain of the units and linear maps among `parts`, by their names in `model`.
+
+    Args:
+        model: has all parts.
+        parts: in the order of the data; pools between units are left out.
+        repeats: as of a :class:`Chain`.
+    """
+    names = {id(module): name for name, module in model.named_modules()}
+    units = [part for part in parts if isinstance(part, Unit | nn.Linear)]
+    return Chain(tuple(names[id(unit)] for unit in units), repeats)
+
+
+def chains_of(model: nn.Module) -> list[Chain]:
+    """Chains that a model declares; of a model without ``chains()`` those of its parts."""
+    declared: Any = getattr(model, "chains", None)
+    if callable(declared):
+        return list(declared())
+    return chains_of_parts(model)
+
+
+def chains_of_parts(model: nn.Module) -> list[Chain]:
+    """Chains that the children of a model declare, by their names in `model`."""
+    return [
+        Chain(tuple(f"{name}.{inner}" for inner in chain.names), chain.repeats)
+        for name, child in model.named_children()
+        for chain in chains_of(child)
+    ]
+
+
+class _Unit:
+    """Shared part of the units of this module: the protocol, from `conv` or `linear` and `act`."""
+
+    reads: Reads
+    linear: Any
+    norm: Any
+    act: Any
+
+    @property
+    def synapse(self) -> Any:
+        """The convolution or linear map."""
+        return getattr(self, "conv", None) or self.linear
+
+    @property
+    def neuron(self) -> Any:
+        """The neuron or activation; None where the output is a current."""
+        return self.act
+
+    @property
+    def fires(self) -> bool:
+        """Whether the output is spikes in {0, 1}."""
+        return bool(getattr(self.act, "spiking", False))
+
+    def folded(self) -> Folded:
+        """Weight and bias that include the normalisation.
+
+        Raises:
+            ConfigError: the BatchNorm has no running statistics.
+        """
+        synapse = self.synapse
+        subnet = isinstance(synapse, SubnetConv2d | SubnetLinear)
+        plain = synapse.effective_weight() if subnet else synapse.weight
+        weight, bias = plain.detach().double(), synapse.bias
+        shift = weight.new_zeros(len(weight)) if bias is None else bias.detach().double()
+        if self.norm is not None:
+            scale, offset = affine(self.norm)
+            weight = weight * scale.view(-1, *[1] * (weight.ndim - 1))
+            shift = offset if bias is None else offset + scale * shift
+        return Folded(weight, shift, self.act)
+
+
 def linear_rows(rows: Tensor, linear: nn.Linear) -> Tensor:
     """``linear(rows)``, of ``[..., D]``.
 
     torch multiplies by MKL, which runs at half speed on processors of another maker than its own.
     There the map and its gradients are products of oneDNN (measured on AVX-512 cores of an AMD
-    EPYC: 1.1 to 2.2 times faster). Only the order of the sums differs. Hooks, graphs and other
-    dtypes get the module itself.
+    EPYC: 1.1 to 2.2 times faster). Only the order of the sums differs. With hooks, in graphs and
+    for other dtypes the module itself runs.
     """
     if not applies(rows, linear):
         return linear(rows)  # type: ignore[no-any-return]
@@ -55,15 +198,14 @@ def linear_rows(rows: Tensor, linear: nn.Linear) -> Tensor:
 
 
 def applies(rows: Tensor, linear: nn.Linear) -> bool:
-    """Whether the map of these rows is oneDNN's."""
+    """Whether oneDNN multiplies these rows."""
     return (
         rows.dtype == linear.weight.dtype == torch.float32
         and bool(rows.numel())
-        and mode() != "torch"
         and _slow_mkl()
+        and dispatch.mode() != "torch"
         and type(linear) is nn.Linear
-        and is_plain(rows)
-        and is_plain(linear.weight)
+        and is_plain(rows, linear.weight)
         and not hooked(linear)
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
@@ -121,40 +263,42 @@ def _slow_mkl() -> bool:
     return "GenuineIntel" not in maker and "AuthenticAMD" in maker
 
 
-def conv_rows(rows: Tensor, conv: nn.Conv2d) -> Tensor | None:
-    """``conv`` of rows ``[T, B, H, W, C]``, or None where its own forward shall do it.
+_SIZE_KEEPING = ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros")
 
-    Only a 3x3 convolution of stride 1 that keeps the size of its maps is taken, plain or on a part
-    of its weights; hooks, graphs, autocast and other kinds are left alone.
+
+def conv_rows(rows: Tensor, conv: nn.Conv2d) -> Tensor | None:
+    """``conv`` of rows ``[T, B, H, W, C]`` by the Winograd kernel; None if it does not apply.
+
+    It applies to a 3x3 convolution of stride 1 that keeps the size of its maps, plain or a subnet,
+    without hooks and outside of graphs and autocast.
     """
-    if type(conv) not in (nn.Conv2d, SubnetConv2d) or hooked(conv) or rows.dim() != 5:
-        return None
-    same = (conv.stride, conv.padding, conv.dilation) == ((1, 1),) * 3 and conv.groups == 1
-    if not same or conv.padding_mode != "zeros" or conv.kernel_size != (3, 3):
+    geometry = (
+        *(conv.kernel_size, conv.stride, conv.padding, conv.dilation),
+        *(conv.groups, conv.padding_mode),
+    )
+    subnet = type(conv) is SubnetConv2d
+    if geometry != _SIZE_KEEPING or rows.dim() != 5 or not (subnet or type(conv) is nn.Conv2d):
         return None
     if torch.compiler.is_compiling() or torch.is_autocast_enabled(rows.device.type):
         return None
-    if not dispatch.takes_conv(rows, conv.weight):
+    if hooked(conv) or (subnet and not dispatch.takes_conv(rows, conv.weight)):
         return None
     weight = conv.effective_weight() if isinstance(conv, SubnetConv2d) else conv.weight
     out = dispatch.conv(rows, weight)
-    if out is None:  # the kernels failed just now
-        return None
-    return out if conv.bias is None else out + conv.bias
+    return out if out is None or conv.bias is None else out + conv.bias
 
 
 def map_rows(rows: Tensor, layer: nn.Module) -> Tensor:
     """Apply a ``[N, C, H, W]`` layer to channels-last rows ``[T, B, H, W, C]``, without a copy."""
-    if isinstance(layer, nn.Conv2d):
-        fast = conv_rows(rows, layer)
-        if fast is not None:
-            return fast
+    fast = conv_rows(rows, layer) if isinstance(layer, nn.Conv2d) else None
+    if fast is not None:
+        return fast
     time, batch = rows.shape[:2]
     maps = layer(rows.flatten(0, 1).permute(0, 3, 1, 2))
     return maps.permute(0, 2, 3, 1).unflatten(0, (time, batch))  # type: ignore[no-any-return]
 
 
-class ConvUnit(nn.Module):
+class ConvUnit(_Unit, nn.Module):
     """3x3 convolution (no bias), BatchNorm, activation, with an optional 2x max-pool.
 
     Args:
@@ -163,7 +307,7 @@ class ConvUnit(nn.Module):
         pool: halve the map with a max-pool (kernel 3, stride 2, padding 1).
         pool_before_act: pool the BatchNorm output instead of the spikes (spikingjelly 2.0).
         activation: ``lif | heaviside | sign | relu``.
-        neuron: keywords of the activation (tau, v_threshold, surrogate, ...).
+        neuron: constants of the activation; None means the defaults.
 
     Shape: in ``[T|1, B, H, W, C]`` -> out ``[T|1, B, H', W', C']``; a size-1 time axis stays so
     only through a stateless activation.
@@ -179,40 +323,40 @@ class ConvUnit(nn.Module):
         pool: bool = False,
         pool_before_act: bool = False,
         activation: str = "lif",
-        neuron: dict[str, object] | None = None,
+        neuron: NeuronConfig | None = None,
     ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
         self.norm = BatchNorm(out_channels)
-        self.act = make_activation(activation, **(neuron or {}))
+        self.act = make_activation(activation, neuron)
+        self.reads: Reads = "real"
         self.pool = nn.MaxPool2d(3, stride=2, padding=1) if pool else None
         self.pool_before_act = pool_before_act
         self.recompute = False
 
     def forward(self, rows: Tensor, T: int, need_current: bool = False) -> tuple[Tensor, Tensor]:
         """Return (activations, BatchNorm output); the second is only valid on request."""
-        rows = map_rows(rows, self.conv)
-        repeats = T // rows.shape[0]
-        plain = self.pool is not None and type(self.pool) is nn.MaxPool2d and not hooked(self.pool)
-        if self.pool is not None and self.pool_before_act:
+        rows, pool = map_rows(rows, self.conv), self.pool
+        norm, act, repeats = self.norm, self.act, T // rows.shape[0]
+        plain = type(pool) is nn.MaxPool2d and not hooked(pool)
+        if pool is not None and self.pool_before_act:
             if plain and not need_current:
-                spikes = fused_norm_act(self.norm, self.act, rows, T, repeats, pooled=True)
+                spikes = fused_norm_act(norm, act, rows, T, repeats, pooled=True)
                 if spikes is not None:
                     return spikes, rows
-            current = map_rows(self.norm(rows, repeats), self.pool)
-            return self.act(current, T), current
-        out, current = rows, rows
+            current = map_rows(norm(rows, repeats), pool)
+            return act(current, T), current
         if need_current:
-            out, current = norm_act(self.norm, self.act, rows, T, repeats, need_current=True)
+            out, current = norm_act(norm, act, rows, T, repeats, need_current=True)
         else:
-            out = norm_act(self.norm, self.act, rows, T, repeats)
-        if self.pool is None:
+            out, current = norm_act(norm, act, rows, T, repeats), rows
+        if pool is None:
             return out, current
         pooled = dispatch.pool(out) if plain else None
-        return (map_rows(out, self.pool) if pooled is None else pooled), current
+        return (map_rows(out, pool) if pooled is None else pooled), current
 
 
-class LinearUnit(nn.Module):
+class LinearUnit(_Unit, nn.Module):
     """Linear map, BatchNorm over the embedding, LIF.
 
     Shape: in ``[T|1, B, N, D]`` -> out ``[T, B, N, D']`` spikes.
@@ -224,20 +368,22 @@ class LinearUnit(nn.Module):
         out_features: int,
         *,
         bias: bool = True,
-        neuron: dict[str, object] | None = None,
+        neuron: NeuronConfig | None = None,
     ) -> None:
         super().__init__()
         self.linear = nn.Linear(in_features, out_features, bias=bias)
         self.norm = BatchNorm(out_features)
-        self.act = make_activation("lif", **(neuron or {}))
+        self.act = LIF(neuron)
+        self.reads: Reads = "real"
 
     def forward(self, tokens: Tensor, T: int) -> Tensor:
         """Map tokens to spikes; a static input is multiplied once and expanded by the neuron."""
         current = linear_rows(tokens, self.linear)
-        return norm_act(self.norm, self.act, current, T, T // current.shape[0])
+        out: Tensor = norm_act(self.norm, self.act, current, T, T // current.shape[0])
+        return out
 
 
-class ConvLayer(nn.Module):
+class ConvLayer(_Unit, nn.Module):
     """Convolution, BatchNorm and, unless it ends before a sum, the neuron.
 
     Args:
@@ -246,7 +392,8 @@ class ConvLayer(nn.Module):
         kernel_size: odd; the map keeps its size but for the stride.
         stride: of the convolution; an odd map is rounded up.
         bias: bias of the convolution, which BatchNorm makes idle: published VGGs count it.
-        neuron: options of :func:`make_activation` with its ``kind``, or None for no neuron.
+        activation: ``lif``, ``heaviside``, ``sign`` or ``relu``.
+        neuron: constants of the activation; None for no activation.
 
     Shape: in ``[T|1, B, H, W, C]`` -> out ``[T|1, B, H', W', C']``; a LIF puts out T steps.
     """
@@ -259,13 +406,15 @@ class ConvLayer(nn.Module):
         kernel_size: int = 3,
         stride: int = 1,
         bias: bool = False,
-        neuron: dict[str, Any] | None = None,
+        activation: str = "lif",
+        neuron: NeuronConfig | None = None,
     ) -> None:
         super().__init__()
         padding = kernel_size // 2
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=bias)
         self.norm = BatchNorm(out_channels)
-        self.act = None if neuron is None else make_activation(**neuron)
+        self.act = None if neuron is None else make_activation(activation, neuron)
+        self.reads: Reads = "real"
         self.recompute = False
 
     def forward(self, rows: Tensor, T: int) -> Tensor:
@@ -273,12 +422,11 @@ class ConvLayer(nn.Module):
         rows = map_rows(rows, self.conv)
         repeats = T // rows.shape[0]
         if self.act is None:
-            current: Tensor = self.norm(rows, repeats)
-            return current
-        return norm_act(self.norm, self.act, rows, T, repeats)
+            return self.norm(rows, repeats)  # type: ignore[no-any-return]
+        return norm_act(self.norm, self.act, rows, T, repeats)  # type: ignore[no-any-return]
 
 
-class HiddenLayer(nn.Module):
+class HiddenLayer(_Unit, nn.Module):
     """Linear map with a bias, BatchNorm on request, and the neuron.
 
     Without BatchNorm the biases start where the neurons just reach their threshold: from torch's
@@ -289,16 +437,23 @@ class HiddenLayer(nn.Module):
     """
 
     def __init__(
-        self, in_features: int, out_features: int, *, norm: bool, neuron: dict[str, Any]
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        norm: bool,
+        activation: str = "lif",
+        neuron: NeuronConfig | None = None,
     ) -> None:
         super().__init__()
+        neuron = neuron or NeuronConfig()
         self.linear = nn.Linear(in_features, out_features)
         self.norm = BatchNorm(out_features) if norm else None
         if not norm:
-            rise = neuron["v_threshold"] - (neuron["v_reset"] or 0.0)
-            gain = neuron["tau"] if neuron["decay_input"] else 1.0
-            nn.init.constant_(self.linear.bias, rise * gain)
-        self.act = make_activation(**neuron)
+            gain = neuron.tau if neuron.decay_input else 1.0
+            nn.init.constant_(self.linear.bias, (neuron.v_threshold - neuron.v_rest) * gain)
+        self.act = make_activation(activation, neuron)
+        self.reads: Reads = "real"
 
     def forward(self, values: Tensor, T: int) -> Tensor:
         """Spikes of the hidden neurons."""
@@ -306,75 +461,66 @@ class HiddenLayer(nn.Module):
         if self.norm is None:
             spikes: Tensor = self.act(current, T)
             return spikes
-        return norm_act(self.norm, self.act, current, T, T // current.shape[0])
+        return norm_act(  # type: ignore[no-any-return]
+            self.norm, self.act, current, T, T // current.shape[0]
+        )
 
 
-def spikes_together(units: Sequence[Any], tokens: Tensor, T: int) -> Tensor | None:
-    """The units' spikes ``[T, B, N, U, D']`` of tokens ``[T|1, B, N, D]``, side by side.
+def spikes_together(units: Sequence[LinearUnit], tokens: Tensor, T: int) -> Tensor | None:
+    """The units' spikes ``[T, B, N, U, D']`` of tokens ``[T|1, B, N, D]``, by one kernel.
 
-    Weights, statistics and states stay those of the units; only the calls are one. None where a
-    unit is hooked, differs from the others in kind, or carries a voltage: then each runs alone.
+    Weights and statistics stay those of the units. None if no kernel applies: a unit is hooked,
+    differs from the others in kind, or a state is carried; then each unit runs alone.
     """
-    first = units[0]
+    neuron = _shared_neuron(units)
+    if neuron is None or carried() is not None:
+        return None
     if not dispatch.takes_numba(tokens, tokens.numel() // tokens.shape[0] * T):
         return None
-    if not all(_is_plain(unit) and _kind(unit) == _kind(first) for unit in units):
-        return None
+    first = units[0]
     maps, norms = [unit.linear for unit in units], [unit.norm for unit in units]
     weight = torch.cat([m.weight for m in maps])
-    bias = None if maps[0].bias is None else torch.cat([m.bias for m in maps])
-    if all(applies(tokens, m) for m in maps):
+    bias = None if first.linear.bias is None else torch.cat([m.bias for m in maps])
+    if applies(tokens, first.linear):
         current = product_rows(tokens, weight, bias)
     else:
         current = F.linear(tokens, weight, bias)
-    batch, known = first.norm.training, None
+    mean = var = None
     count = first.norm.check(current[..., : first.norm.num_features])
-    if not batch:
-        known = (
-            torch.cat([n.running_mean for n in norms]),
-            torch.cat([n.running_var for n in norms]),
-        )
+    if not first.norm.training:
+        mean = torch.cat([n.running_mean for n in norms])
+        var = torch.cat([n.running_var for n in norms])
     scale, shift = torch.cat([n.weight for n in norms]), torch.cat([n.bias for n in norms])
-    params = first.act.params()
-    result = dispatch.norm_lif(current, scale, shift, known, first.norm.eps, None, T, params)
+    eps = first.norm.eps
+    result = dispatch.norm_lif(current, scale, shift, mean, var, eps, None, T, neuron)
     if result is None:
         return None
-    spikes, last, mean, var = (x.unflatten(-1, (len(units), -1)) for x in result)
+    spikes: Tensor = result[0].unflatten(-1, (len(units), -1))
+    mean, var = result[2].view(len(units), -1), result[3].view(len(units), -1)
     for i, (unit, norm) in enumerate(zip(units, norms, strict=True)):
-        if batch:
+        if norm.training:
             norm.track(mean[i], var[i], count * (T // current.shape[0]))
-        unit.act.keep(last[..., i, :])
         for hook in unit.act._forward_hooks.values():  # observers alone, see `hooked`
             hook(unit.act, (), spikes[..., i, :])
-    out: Tensor = spikes
-    return out
+    return spikes
 
 
-def _is_plain(unit: Any) -> bool:
-    act, norm = unit.act, unit.norm
-    return (
-        type(unit) is LinearUnit
-        and type(unit.linear) is nn.Linear
-        and type(norm) is BatchNorm
-        and norm.weight is not None
-        and norm.running_mean is not None
-        and type(act) is LIF
-        and not isinstance(act.v, Tensor)
-        and act.v == (act.v_reset or 0.0)
-        and not act.store_v_seq
-        and act.params() is not None
-        and not any(hooked(part) for part in (unit, unit.linear, norm, act))
-    )
-
-
-def _kind(unit: Any) -> tuple[object, ...]:
-    norm = unit.norm
-    return (
-        unit.linear.weight.shape,
-        unit.linear.weight.dtype,
-        unit.linear.bias is None,
-        norm.training,
-        norm.eps,
-        norm.weight.dtype,
-        unit.act.params(),
-    )
+def _shared_neuron(units: Sequence[Any]) -> NeuronConfig | None:
+    """Constants of the units' neurons; None if one is hooked or differs from the others."""
+    known: tuple[Any, ...] | None = None
+    for unit in units:
+        if type(unit) is not LinearUnit:
+            return None
+        linear, norm, act = unit.linear, unit.norm, unit.act
+        if type(linear) is not nn.Linear or type(norm) is not BatchNorm or type(act) is not LIF:
+            return None
+        if norm.weight is None or norm.running_mean is None or act.store_v_seq:
+            return None
+        facts = (
+            *(act.params(), linear.weight.shape, linear.weight.dtype, linear.bias is None),
+            *(norm.training, norm.eps, norm.weight.dtype),
+        )
+        if (known or facts) != facts or hooked(unit, linear, norm, act):
+            return None
+        known = facts
+    return None if known is None else known[0]

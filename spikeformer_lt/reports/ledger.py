@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spikeformer_lt.layers.attention import SpikingSelfAttention
+from spikeformer_lt.layers.patches import kept_count, patches_of
 from spikeformer_lt.layers.subnet import Subnet
 from spikeformer_lt.training.monitor import FiringWatch
 
@@ -229,7 +230,7 @@ def build_ledger(model: Any, batches: Sequence[Tensor]) -> dict[str, Any]:
         look brilliant.
     """
     pep = getattr(model, "conv_pep", None)
-    stem = [] if pep is None else [unit.conv for unit in pep.units()]
+    stem = [] if pep is None else [unit.conv for _, unit in pep.units()]
     every = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     with FiringWatch(model, always=True) as watch:
         counted = count_operations(model, batches, model.T)
@@ -306,10 +307,10 @@ def bits_per_weight(layers: Sequence[nn.Module]) -> float:
 
 
 def _patch_sparsity(model: Any) -> float:
-    patch = getattr(model, "patch", None)
-    if patch is None or patch.index is None:
+    patch = patches_of(model)
+    if patch is None:
         return 0.0
-    return float(1 - patch.index.shape[1] / model.num_tokens)
+    return float(1 - kept_count(model.num_tokens, patch.sparsity) / model.num_tokens)
 
 
 def _weight(module: nn.Module) -> Tensor:

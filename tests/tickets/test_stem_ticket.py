@@ -10,7 +10,7 @@ import torch
 from spikeformer_lt import create_model
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.subnet import SubnetConv2d, get_masks
-from spikeformer_lt.tickets.configs import WeightConfig
+from spikeformer_lt.tickets import WeightConfig
 from spikeformer_lt.tickets.multisp import MaskController, StemProbe, install_subnets
 from spikeformer_lt.training.phase import Progress
 
@@ -83,7 +83,7 @@ def test_fixed_masks_never_move(method):
     controller = MaskController(model, config, seed=1)
     before = get_masks(model).sha256
     with torch.no_grad():
-        for unit in model.conv_pep.units():
+        for _, unit in model.conv_pep.units():
             unit.conv.weight.normal_()
     controller(Progress(1, 0, 10, 4))
     assert get_masks(model).sha256 == before

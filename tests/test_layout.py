@@ -264,8 +264,12 @@ def through_no_door(source: str) -> list[str]:
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-            found += [name for name in names if name.startswith("spikeformer_lt.")]
+            parts = [alias.name.partition(".") for alias in node.names]
+            found += [
+                f"{top}.{place}"
+                for top, _, place in parts
+                if top == "spikeformer_lt" and place not in {"", *DOORS, *ENTRIES}
+            ]
         if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith(
             "spikeformer_lt"
         ):
@@ -276,7 +280,8 @@ def through_no_door(source: str) -> list[str]:
         if place not in {"", *DOORS}:
             found.append(f"{node.module}")
             continue
-        shown = getattr(importlib.import_module(node.module or ""), "__all__", ())
+        shown = {*getattr(importlib.import_module(node.module or ""), "__all__", ())}
+        shown |= {*DOORS, *ENTRIES} if not place else set()
         found += [f"{node.module}.{alias.name}" for alias in node.names if alias.name not in shown]
     return found
 
@@ -301,7 +306,9 @@ def test_an_import_beside_the_door_is_found() -> None:
         "spikeformer_lt.layers.neuron"
     ]
     assert through_no_door("import spikeformer_lt.mask") == ["spikeformer_lt.mask"]
+    assert through_no_door("from spikeformer_lt import mask") == ["spikeformer_lt.mask"]
     assert through_no_door("from spikeformer_lt import no_such") == ["spikeformer_lt.no_such"]
+    assert through_no_door("import spikeformer_lt.layers") == []
     assert through_no_door("import spikeformer_lt as lt\nfrom spikeformer_lt import Mask") == []
 
 

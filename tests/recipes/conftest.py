@@ -68,6 +68,7 @@ class Recipes:
         *argv: object,
         signals: Sequence[tuple[str, int, int]] = (),
         file_limit: int | None = None,
+        fork_jobs: bool = False,
         cwd: Path = ROOT,
     ) -> int:
         """Start a recipe of ours, or the one at a path; returns its pid."""
@@ -82,6 +83,7 @@ class Recipes:
             "cwd": str(cwd),
             "signals": list(signals),
             "file_limit": file_limit,
+            "fork_jobs": fork_jobs,
         }
         assert self.server.stdin is not None
         self.server.stdin.write(json.dumps(job) + "\n")

@@ -24,13 +24,12 @@ OWN += ["imp=--imp.epochs 1 --imp.rewind 1it --imp.rounds 1 --epochs 1"]
 OWN += ["imp+et=--imp.epochs 1 --imp.rewind 1it --imp.rounds 1 --epochs 1 --early-time.epochs 1"]
 
 
-@pytest.mark.timeout(1500)  # six processes that import everything
 def test_searches_become_one_table_and_go_on_where_they_stopped(
     recipes: Any, tmp_path: Path
 ) -> None:
     line = shlex.split("--searches edge-popup imp imp+et --sparsities 0.5 --seeds 0 --jobs 2")
     line += [f"--options={SMALL}", "--search-options", *OWN, "--out", str(tmp_path)]
-    ended = recipes.run("compare_tickets", *line)
+    ended = recipes.run("compare_tickets", *line, fork_jobs=True)
     assert ended.code == 0, ended.err
     assert "4 runs, 0 of them finished before" in ended.err
     with open(tmp_path / "comparison.csv", newline="") as file:
@@ -48,7 +47,7 @@ def test_searches_become_one_table_and_go_on_where_they_stopped(
     report = tmp_path / "runs" / "edge-popup-0.5-seed0" / "report.json"
     before = json.loads(report.read_text())
     report.unlink()
-    again = recipes.run("compare_tickets", *line)
+    again = recipes.run("compare_tickets", *line, fork_jobs=True)
     assert "4 runs, 3 of them finished before" in again.err
     assert json.loads(report.read_text()) == before
 

@@ -28,6 +28,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from spikeformer_lt.layers.subnet import binary_gains
+
 __all__ = [
     "binary_gains",
     "contexts_of",
@@ -217,21 +219,6 @@ def _bits(values: Tensor) -> Bytes:
 
 def _rest(count: int, bits: int) -> int:
     return -(-count * bits // 8)
-
-
-def binary_gains(weight: Tensor, kept: Tensor) -> Tensor | None:
-    """Gain of the layer [1], or of each output filter [out], if the kept weights are binary."""
-    if weight.ndim < 2 or weight.numel() == 0:
-        return None
-    size = torch.where(kept, weight.abs(), weight.new_zeros(())).flatten(1)
-    top = size.amax(1)
-    if not bool(((size == top[:, None]) | ~kept.flatten(1)).all()):
-        return None
-    found = top[kept.flatten(1).any(1)]
-    if len(found) == 0 or bool((found == found[0]).all()):
-        return found[:1] if len(found) else weight.new_zeros(1)
-    # As many gains as weights would say nothing shorter than the weights themselves.
-    return top if 2 * len(top) <= int(kept.sum()) else None
 
 
 def digest_of(value: Tensor, kept: Tensor | None) -> str:

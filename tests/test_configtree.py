@@ -153,6 +153,7 @@ ROW_35: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("values", "words"), ROW_35)
+@pytest.mark.fault(35)
 def test_a_wrong_value_is_refused_with_field_value_and_allowed(
     values: dict[str, Any], words: str
 ) -> None:

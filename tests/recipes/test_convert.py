@@ -84,6 +84,7 @@ def test_a_published_checkpoint_becomes_a_folder_of_ours(
     assert logits.shape == (2, 4, 7) and logits.std() > 0
 
 
+@pytest.mark.fault(11)
 def test_a_hostile_checkpoint_is_refused_in_one_line(recipes: Any, tmp_path: Path) -> None:
     class Payload:
         def __reduce__(self) -> tuple[object, tuple[str]]:
@@ -113,6 +114,7 @@ def test_heads_that_do_not_divide_the_width_ask_for_the_option(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.fault(50)
 def test_nothing_is_overwritten(source: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("mine")
     with pytest.raises(ConfigError, match=r"already holds config\.json"):

@@ -60,6 +60,7 @@ def test_a_suite_becomes_one_table_and_goes_on_where_it_stopped(
         ("--sutie demo", "unknown option '--sutie'; did you mean '--suite'?"),
     ],
 )
+@pytest.mark.fault(35)
 def test_wrong_input_is_one_line_and_exit_2(
     recipes: Any, tmp_path: Path, options: str, words: str
 ) -> None:

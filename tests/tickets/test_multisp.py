@@ -89,6 +89,7 @@ def test_every_schedule_and_method_gives_an_exact_binary_ticket(schedule, method
     assert kept == [(4, kept_count(16, 0.5))]
 
 
+@pytest.mark.fault(50)
 def test_a_rebuilt_ticket_computes_the_same_logits():
     config = MultiSpConfig(
         epochs=1,
@@ -248,6 +249,7 @@ def test_a_model_without_conv_pep_is_refused():
         (lambda: MultiSpConfig(distill=0.5), "distill"),
     ],
 )
+@pytest.mark.fault(35)
 def test_options_out_of_range_are_refused_by_name(make, field):
     with pytest.raises(ConfigError, match=field):
         make()

@@ -31,6 +31,7 @@ def test_a_config_survives_the_way_through_json():
 
 
 @pytest.mark.parametrize("value", [1.0, -0.1, float("nan"), 90])
+@pytest.mark.fault(49)
 def test_a_sparsity_is_a_fraction_below_one(value):
     with pytest.raises(ConfigError, match="sparsity"):
         PatchConfig(sparsity=value)

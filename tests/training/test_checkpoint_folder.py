@@ -37,6 +37,7 @@ def test_the_manifest_has_size_and_sha256_of_every_other_file(tmp_path):
     assert manifest["number"] == 4
 
 
+@pytest.mark.fault(13)
 def test_a_newer_format_is_refused_with_both_versions(tmp_path):
     folder = made(tmp_path / "c")
     rewrite(folder, format_version=3)

@@ -119,6 +119,7 @@ def test_swapped_lends_the_average_and_gives_the_weights_back_to_the_bit():
     assert all(torch.equal(model.state_dict()[name], value) for name, value in own.items())
 
 
+@pytest.mark.fault(6)
 def test_a_resumed_average_goes_on_to_the_same_bits(tmp_path):
     def run(steps: range, model: nn.Module, ema: Ema) -> None:
         for step in steps:
@@ -143,6 +144,7 @@ def test_a_resumed_average_goes_on_to_the_same_bits(tmp_path):
         assert torch.equal(ema.weights()[name], value), name
 
 
+@pytest.mark.fault(47)
 def test_removed_weights_are_exactly_zero_also_where_they_were_nan():
     model = net()
     ema = Ema(model, 0.9)

@@ -63,6 +63,7 @@ def net() -> Net:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.fault(15)
 def test_a_nan_pixel_leaves_the_loss_finite_and_is_caught_all_the_same(net, bad):
     loss, norm, logits = backward(net, *batch(bad))
     assert torch.isfinite(loss), "the reason why the guard does not ask the loss"
@@ -89,6 +90,7 @@ def test_a_good_step_passes(net):
     assert guard.state() == {"skipped": 0, "in_a_row": 0}
 
 
+@pytest.mark.fault(15)
 def test_a_bad_batch_is_named_by_its_samples_and_the_count_of_values():
     images, _ = batch(float("nan"))
     guard = NonFiniteGuard("stop")
@@ -110,6 +112,7 @@ def test_integer_images_are_finite_by_nature():
 
 
 @pytest.mark.parametrize("where", ["parameter", "gradient", "logits", "buffer", "membrane"])
+@pytest.mark.fault(15)
 def test_each_kind_of_tensor_is_looked_at(net, where):
     _, norm, logits = backward(net, *batch())
     guard = NonFiniteGuard("stop")
@@ -182,6 +185,7 @@ def test_a_bad_batch_that_leaves_no_other_trace_is_skipped_too(net):
     assert guard.check_step(norm, logits, net) is False, "the next step starts clean"
 
 
+@pytest.mark.fault(16)
 def test_skips_in_a_row_end_in_an_error_and_a_good_step_between_starts_the_count_anew(net):
     guard = NonFiniteGuard("skip", limit=3)
     nan = torch.tensor(float("nan"))
@@ -206,6 +210,7 @@ def test_counters_survive_a_resume(net):
         other.check_step(float("nan"), logits, net)
 
 
+@pytest.mark.fault(16)
 def test_a_poisoned_model_is_refused_before_it_is_saved_under_either_policy(net):
     net.bn.running_mean[1] = float("nan")
     for policy in ("stop", "skip"):
@@ -260,6 +265,7 @@ torch.distributed.destroy_process_group()
 """
 
 
+@pytest.mark.fault(41)
 def test_ranks_agree_when_one_of_them_has_a_bad_batch(tmp_path):
     ranks = [
         subprocess.Popen(

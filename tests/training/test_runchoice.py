@@ -82,6 +82,7 @@ def test_a_path_is_taken_new_or_empty_or_with_the_leftovers_of_a_killed_start(tm
             assert choice(tmp_path, resume).choose(str(tmp_path / name)) == (tmp_path / name, False)
 
 
+@pytest.mark.fault(4)
 def test_a_path_that_holds_a_run_is_resumed_by_auto_and_never_overwritten(tmp_path):
     folder = begun(tmp_path / "mine", Config(train=Train(lr=0.5, epochs=4)))
     assert choice(tmp_path, "auto").choose(str(folder)) == (folder, True)

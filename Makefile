@@ -31,15 +31,16 @@ unexport PYTHONPATH PYTHONHOME
 LAUNCH := $(PY) -m accelerate.commands.launch --num_processes 1 --num_machines 1 \
 	--mixed_precision no --dynamo_backend no --num_cpu_threads_per_process $(CPUS)
 
-.PHONY: help install demo test gpu lint docs wheel-check clean
+.PHONY: help install demo test slow gpu lint docs wheel-check clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo         train, prune and compare on the digits data: results in runs/demo"
 	@echo "make test         all tests but the slow and the GPU ones; ARGS=... goes to pytest"
+	@echo "make slow         the slow tests: whole products, long kills, every page; 60 minutes at most"
 	@echo "make gpu          GPU tests, comparison with spikingjelly, CIFAR-10 training; resumes: see benchmarks/"
 	@echo "                  MINUTES=9 DATA=/tmp/data PY=python3 (which has the dependencies; no .venv needed)"
-	@echo "make lint         ruff (rules, format) and mypy"
+	@echo "make lint         ruff (rules, format), import contracts and mypy"
 	@echo "make wheel-check  build the wheel and use it from an environment outside this folder"
 	@echo "make docs         the API reference from the docstrings: build/api/index.html"
 	@echo "make install      make .venv only (3 minutes and 5 GB, once)"
@@ -63,8 +64,19 @@ demo: $(STAMP)
 	@$(LAUNCH) recipes/multisp_compare.py --suite demo --out runs/demo
 
 test: $(STAMP)
-	@echo "Tests (not slow, not gpu): under 10 minutes on 2 cores"
+	@echo "Tests (not slow, not gpu): under 6 minutes on 2 cores"
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile $(ARGS)
+
+# A green run of all of them is noted in CONTRIBUTING.md.
+SLOW_LINE := Last green run of the slow suite:
+slow: $(STAMP)
+	@echo "Slow tests: under 60 minutes on 2 cores"
+	@start=$$(date +%s); OMP_NUM_THREADS=1 $(PY) -m pytest -q -m slow -n 2 --dist loadfile $(ARGS) && \
+	if [ -z '$(ARGS)' ]; then \
+		took=$$((($$(date +%s) - start + 59) / 60)); \
+		commit=$$(git rev-parse --short HEAD 2>/dev/null || echo unknown); \
+		sed -i "s/^$(SLOW_LINE).*/$(SLOW_LINE) commit $$commit, $$(date +%F), $$took minutes on $(CPUS) cores./" CONTRIBUTING.md; \
+	fi
 
 # Without $(STAMP) and with the caller's PYTHONPATH: nothing is installed on a machine without network.
 gpu: PY = python3
@@ -74,6 +86,7 @@ gpu:
 lint: $(STAMP)
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
+	@$(PY) .ci/imports.py
 	@$(PY) -m mypy
 
 docs: $(STAMP)

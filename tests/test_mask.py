@@ -40,6 +40,7 @@ def entries(scores: dict[str, Tensor]) -> int:
 
 
 @given(SCORES, SPARSITY)
+@pytest.mark.fault(48)
 def test_exactly_the_asked_count_is_removed_ties_or_not(
     scores: dict[str, Tensor], sparsity: float
 ) -> None:
@@ -70,6 +71,7 @@ def test_no_removed_score_is_above_a_kept_one(scores: dict[str, Tensor], sparsit
         assert kept.min() >= removed.max()
 
 
+@pytest.mark.fault(48)
 def test_of_equal_scores_the_lower_flat_index_stays_layers_in_order() -> None:
     scores = {"b": torch.zeros(2, 2), "a": torch.zeros(4)}
     mask = Mask.from_scores(scores, 0.625)
@@ -122,6 +124,7 @@ def test_a_floor_is_not_raised_by_rounding() -> None:
     assert Mask.from_scores({"a": torch.rand(100)}, 0.93, floor=0.07).removed == 93
 
 
+@pytest.mark.fault(49)
 def test_a_nan_score_is_refused_with_layer_and_count() -> None:
     with pytest.raises(MaskError, match="layer 'b': 2 of 4 scores are NaN"):
         Mask.from_scores({"a": torch.ones(2), "b": torch.tensor([1, float("nan")] * 2)}, 0.5)
@@ -194,6 +197,7 @@ def prunable(model: nn.Module) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.fault(47)
 def test_applying_sets_removed_weights_to_plus_zero_and_touches_no_other(
     dtype: torch.dtype,
 ) -> None:
@@ -221,6 +225,7 @@ def test_a_removed_weight_that_became_nan_is_zero_again() -> None:
     assert torch.equal(model[3].weight == 0, ~mask["3.weight"])
 
 
+@pytest.mark.fault(47)
 def test_training_with_momentum_and_decay_regrows_nothing() -> None:
     model = nn.Linear(20, 5)
     mask = Mask.from_scores({"weight": model.weight.detach().abs()}, 0.7)
@@ -249,6 +254,7 @@ def test_a_backward_that_needs_the_old_weights_notices_the_change() -> None:
         loss.backward()
 
 
+@pytest.mark.fault(14)
 def test_a_mask_that_does_not_fit_is_refused_by_layer() -> None:
     model = make_model()
     with pytest.raises(MaskError, match=r"layer '3.weight'.*shape \[4, 11\].*\[4, 12\]"):
@@ -259,6 +265,7 @@ def test_a_mask_that_does_not_fit_is_refused_by_layer() -> None:
         Mask({"1.num_batches_tracked": torch.tensor(True)}).apply_(model)
 
 
+@pytest.mark.fault(14)
 def test_check_refuses_a_dead_layer_unless_told() -> None:
     model = make_model()
     dead = Mask({"0.weight": torch.zeros(3, 2, 3, 3), "3.weight": torch.ones(4, 12)})
@@ -267,6 +274,7 @@ def test_check_refuses_a_dead_layer_unless_told() -> None:
     dead.check(model, allow_layer_collapse=True)
 
 
+@pytest.mark.fault(14)
 def test_check_refuses_weights_that_are_not_finite() -> None:
     model = make_model()
     mask = Mask.from_scores(prunable(model), 0.5)
@@ -288,6 +296,7 @@ def test_check_refuses_weights_that_are_not_finite() -> None:
         ({"x\ny": torch.tensor([3])}, r"layer 'x\\ny'"),
     ],
 )
+@pytest.mark.fault(14)
 def test_what_is_no_mask_is_refused(kept: dict[str, Tensor], words: str) -> None:
     with pytest.raises(MaskError, match=words):
         Mask(kept)

@@ -152,6 +152,7 @@ def test_a_bad_member_of_a_tar_is_named_and_nothing_is_unpacked(tmp_path, bad, c
         *("a\\b.txt", "C:evil.txt", "C:/e"),
     ],
 )
+@pytest.mark.fault(28)
 def test_a_name_that_leaves_the_folder_is_refused_and_nothing_is_written(tmp_path, name):
     archive = make_zip(tmp_path / "a.zip", [("good.txt", b"1"), (name, b"evil")])
     with pytest.raises(DataError, match=r"a\.zip.*member") as caught:
@@ -168,6 +169,7 @@ def test_links_and_devices_of_a_zip_are_refused(tmp_path, mode):
     assert everything_in(tmp_path / "out") == []
 
 
+@pytest.mark.fault(28)
 def test_two_names_that_one_disk_takes_for_the_same_are_refused(tmp_path):
     archive = make_zip(tmp_path / "a.zip", [("Cat/1.bin", b"1"), ("cat/1.bin", b"2")])
     with pytest.raises(DataError, match="is there twice"):
@@ -187,6 +189,7 @@ def test_too_many_members_are_refused(tmp_path):
         assert everything_in(tmp_path / "out") == []
 
 
+@pytest.mark.fault(28)
 def test_a_bomb_is_stopped_by_the_bytes_it_unpacks_to(tmp_path):
     archive = tmp_path / "bomb.tar.gz"
     with gzip.open(archive, "wb", compresslevel=9) as file:
@@ -378,6 +381,7 @@ def test_a_file_that_is_there_is_checked_and_not_fetched(server, tmp_path):
     assert (tmp_path / "a.bin").read_bytes() == b"something else"
 
 
+@pytest.mark.fault(27)
 def test_a_cut_download_is_continued_where_it_stopped(server, tmp_path):
     with pytest.raises(DataError, match=r"run again"):
         get(server, "cut", tmp_path / "a.bin")
@@ -425,6 +429,7 @@ def test_a_server_tells_the_size_that_was_not_published(server, tmp_path, have):
         ("downgrade", "not https"),
     ],
 )
+@pytest.mark.fault(27)
 def test_a_wrong_answer_is_refused_with_the_way_to_do_it_by_hand(server, tmp_path, name, complaint):
     with pytest.raises(DataError, match=complaint) as caught:
         get(server, name, tmp_path / "a.bin")
@@ -459,12 +464,14 @@ def test_a_redirect_to_https_is_followed(server, tmp_path):
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1/a", "file:///etc/passwd", "ftp://x/a", "a.bin"])
+@pytest.mark.fault(27)
 def test_only_https_is_fetched(tmp_path, url):
     with pytest.raises(ConfigError, match="https"):
         fetch(PublishedFile("a.bin", 1, MD5, url=url), tmp_path / "a.bin")
     assert left_in(tmp_path) == []
 
 
+@pytest.mark.fault(27)
 def test_no_connection_is_one_error_with_the_file_to_put_there(tmp_path):
     file = PublishedFile("a.bin", 5, MD5, url="https://127.0.0.1:9/a.bin")
     with pytest.raises(DataError, match=r"cannot fetch .*put the file there by hand"):
@@ -551,6 +558,7 @@ def test_an_archive_in_the_root_is_checked_and_unpacked_without_network(tmp_path
     assert asked == []
 
 
+@pytest.mark.fault(29)
 def test_the_sha256_of_the_first_use_is_asked_for_at_the_next(tmp_path):
     data = packed("a.zip", b"content")
     (tmp_path / "a.zip").write_bytes(data)
@@ -578,6 +586,7 @@ def test_what_is_there_is_left_alone(tmp_path, asked):
     assert there == "there" and asked == []
 
 
+@pytest.mark.fault(27)
 def test_a_missing_set_says_what_to_put_where_and_touches_no_network(tmp_path, asked):
     archives = [archive_of(b"abc", "a.zip"), archive_of(b"", "b.zip")]
     with pytest.raises(DataError) as caught:

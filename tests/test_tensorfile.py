@@ -110,6 +110,7 @@ def test_other_tools_can_read_the_tensors(path: Path) -> None:
     assert torch.equal(safetensors.torch.load_file(path)["w"], small()["w"])
 
 
+@pytest.mark.fault(8)
 def test_every_proper_prefix_is_refused(path: Path) -> None:
     data = path.read_bytes()
     for length in range(len(data)):
@@ -147,6 +148,7 @@ def test_a_flipped_bit_is_refused_or_changes_nothing(path: Path) -> None:
     assert refused > 450
 
 
+@pytest.mark.fault(9)
 def test_a_flipped_bit_in_a_tensor_names_the_tensor(path: Path) -> None:
     data = bytearray(path.read_bytes())
     place = data.rindex(np.float32(5).tobytes())
@@ -167,6 +169,7 @@ class Bomb:
         return os.mkdir, (str(self.proof),)
 
 
+@pytest.mark.fault(11)
 def test_a_pickle_is_never_run_and_the_converter_is_named(tmp_path: Path) -> None:
     proof = tmp_path / "executed"
     for protocol in range(6):
@@ -198,6 +201,7 @@ def test_a_pickle_is_never_run_and_the_converter_is_named(tmp_path: Path) -> Non
         (b"ustar".rjust(262, b"\0") + b"\0" * 300, "a tar archive"),
     ],
 )
+@pytest.mark.fault(10)
 def test_a_foreign_file_is_called_by_its_kind(content: bytes, kind: str, tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(content)
     with pytest.raises(CheckpointError, match=f"not a safetensors file but {kind}"):
@@ -247,12 +251,14 @@ def rewrite(path: Path, old: str, new: str) -> None:
         ('"w":{', '"w\ud800":{'.encode("utf-8", "replace").decode(), "no matching checksum"),
     ],
 )
+@pytest.mark.fault(13)
 def test_an_edited_header_is_refused(path: Path, old: str, new: str, words: str) -> None:
     rewrite(path, old, new)
     with pytest.raises(CheckpointError, match=words):
         read_tensors(path)
 
 
+@pytest.mark.fault(10)
 def test_an_oversized_or_bottomless_header_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x"
     for length, body in ((100_000_001, b"{}"), (2**63, b"{}"), (10**7, b"{}")):

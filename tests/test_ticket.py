@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from spikeformer_lt.bundle import Stage
 from spikeformer_lt.disk import sha256_of, write_tensors
 from spikeformer_lt.errors import CheckpointError, SpikeformerError, TicketError
 from spikeformer_lt.mask import Mask
@@ -79,6 +80,7 @@ def test_applying_gives_the_start_weights_and_the_mask_has_nothing_left_to_do(
     assert all(torch.equal(t, ticket.tensors[k]) for k, t in model.state_dict().items())
 
 
+@pytest.mark.fault(12)
 def test_another_model_is_refused_with_the_first_five_faults_and_left_as_it_was(
     folder: Path,
 ) -> None:
@@ -118,6 +120,7 @@ def test_weights_that_do_not_belong_to_the_mask_are_refused(
         Ticket(ticket.mask, {k: t for k, t in merged.items() if t is not None})
 
 
+@pytest.mark.fault(50)
 def test_a_consistent_swap_of_the_mask_is_found_by_the_weights(folder: Path) -> None:
     ticket = Ticket.load(folder)
     other = Mask.random_like(ticket.mask, 1)
@@ -132,6 +135,7 @@ def test_a_consistent_swap_of_the_mask_is_found_by_the_weights(folder: Path) -> 
 
 
 @pytest.mark.parametrize("name", ["mask.safetensors", "model.safetensors"])
+@pytest.mark.fault(9)
 def test_a_changed_file_is_refused_by_name(name: str, folder: Path) -> None:
     data = (folder / name).read_bytes()
     generator = random.Random(0)
@@ -160,11 +164,12 @@ class Bomb:
         return os.mkdir, (str(self.proof),)
 
 
+@pytest.mark.fault(11)
 def test_a_pickle_in_place_of_the_weights_is_named_and_never_run(folder: Path) -> None:
     proof = folder.parent / "executed"
     weights = folder / "model.safetensors"
     torch.save({"w": Bomb(proof)}, weights)
-    with pytest.raises(TicketError, match=r"it now is a zip archive .*pickle"):
+    with pytest.raises(TicketError, match=r"changed since .* a zip archive .*pickle"):
         Ticket.load(folder)
     about = json.loads((folder / "ticket.json").read_text())
     about["sha256"]["model.safetensors"] = sha256_of(weights)
@@ -189,6 +194,7 @@ def test_a_pickle_in_place_of_the_weights_is_named_and_never_run(folder: Path) -
         ("\udcff", "not UTF-8"),
     ],
 )
+@pytest.mark.fault(13)
 def test_a_bad_ticket_json_is_refused(text: str, words: str, folder: Path) -> None:
     (folder / "ticket.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(TicketError, match=words):
@@ -201,6 +207,7 @@ def test_a_folder_without_a_ticket_is_named(tmp_path: Path) -> None:
             Ticket.load(folder)
 
 
+@pytest.mark.fault(50)
 def test_a_used_folder_is_left_alone(folder: Path, tmp_path: Path) -> None:
     ticket = Ticket.load(folder)
     with pytest.raises(TicketError, match=r"already holds .*new folder or overwrite=True"):
@@ -224,22 +231,25 @@ def test_overwriting_replaces_a_ticket(folder: Path) -> None:
     assert [entry.name for entry in folder.parent.iterdir()] == ["ticket"]
 
 
+@pytest.mark.parametrize("allowed", [0, 1, 2])
+@pytest.mark.fault(50)
 def test_a_save_that_fails_leaves_the_old_ticket_and_nothing_else(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    allowed: int, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = Ticket.load(folder).mask
-    calls = []
+    written, write = [], Stage.write
 
-    def full(source: Path, target: Path) -> None:
-        calls.append(target)
-        if len(calls) == 3:
+    def full(stage: Stage, name: str, data: bytes) -> None:
+        if len(written) == allowed:
             raise OSError(28, "No space left on device")
-        os.rename(source, target)
+        written.append(name)
+        write(stage, name, data)
 
-    monkeypatch.setattr(os, "replace", full)
+    monkeypatch.setattr(Stage, "write", full)
     with pytest.raises(SpikeformerError, match="No space left"):
         make_ticket(make_model(3)).save(folder, overwrite=True)
     monkeypatch.undo()
+    assert len(written) == allowed
     assert Ticket.load(folder).mask == before
     assert [entry.name for entry in folder.parent.iterdir()] == ["ticket"]
 

@@ -50,9 +50,8 @@ from spikeformer_lt.reports.plots import (
 from spikeformer_lt.reports.probe import Probe, early_exit, keep_frequency, recording
 from spikeformer_lt.runtime import describe_environment
 from spikeformer_lt.ticket import Ticket
-from spikeformer_lt.training.evaluate import Metrics, evaluate
+from spikeformer_lt.training.evaluate import PREDICTIONS, Metrics, evaluate
 from spikeformer_lt.training.experiment import Experiment
-from spikeformer_lt.training.predictions import PREDICTIONS
 from spikeformer_lt.training.ranks import digest
 
 log = logging.getLogger(__name__)

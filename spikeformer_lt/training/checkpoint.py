@@ -1,24 +1,12 @@
-"""An optimizer's state as named tensors and JSON, and back, to the bit and without pickle.
+"""Checkpoints of a run: verified when loaded, never lost to a kill, equal to the bit.
 
-Any state of tensors, numbers, text, None and dicts, lists or tuples of these passes. Numbers keep
-their type, tuples stay tuples, and a tensor stays in its place, be that the state of a parameter or
-a parameter group (timm's LAMB counts its steps there).
-
-One checkpoint on disk: a folder of tensor files, a state and a manifest that seals them.
-
-The checkpoints of a run: published by one rename, verified when loaded, never lost to a kill.
-
-A folder holds ``ckpt-00000012/`` and its predecessors, and ``LATEST``, which names the one to go on
-from. Whatever is half written bears another name (``ckpt-00000012.tmp-<pid>``), is ignored, and is
-swept by the next save. Old ones go only after the new one is published.
-
-Weights from a checkpoint into a model that they must fit exactly.
+A checkpoint is a bundle of tensor files and a state. The folder of a run's checkpoints holds
+``ckpt-00000012/`` and its predecessors, and ``LATEST``, which names the one to go on from; old ones
+go only after the new one is published.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
 import os
@@ -32,20 +20,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from spikeformer_lt.bundle import BundleKind, discard, open_bundle, staged
 from spikeformer_lt.config import check
-from spikeformer_lt.disk import (
-    dump_json,
-    free_bytes,
-    parse_json,
-    read_tensors,
-    safe_name,
-    sha256_of,
-    sync_folder,
-    write_atomic,
-    write_tensors,
-)
+from spikeformer_lt.disk import dump_json, free_bytes, parse_json, safe_name, write_atomic
 from spikeformer_lt.errors import CheckpointError, NonFiniteError, near, shown
-from spikeformer_lt.training.guard import count_nonfinite
+from spikeformer_lt.training.monitor import count_nonfinite
 
 __all__ = [
     "Checkpoint",
@@ -53,17 +32,302 @@ __all__ = [
     "Content",
     "flatten_optimizer",
     "load_weights",
-    "read_folder",
+    "read_checkpoint",
     "restore_optimizer",
-    "write_folder",
+    "write_checkpoint",
 ]
 
+CHECKPOINT = BundleKind(
+    "checkpoint", "spikeformer_lt.checkpoint", 1, "manifest.json", CheckpointError,
+    sizes=True, indent=1,
+)  # fmt: skip
+STATE, LATEST = "state.json", "LATEST"
+NUMBER_LIMIT = 10**18
+LISTED = 5  # tensors that a message shows before it counts the rest
+_NAME = re.compile(r"ckpt-(\d{8,18})(?:\.(\d{1,9}))?")
+_STALE = re.compile(rf"\.?(?:ckpt-.+|{LATEST})\.tmp-[0-9a-f]+")
 # State that has its parameter's shape in every optimizer that has it.
 _SHAPED = ("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
+Content = Mapping[str, Mapping[str, Tensor]]
+"""Tensors by group and name."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """What a folder held: its number, place, tensors by group and name, and state."""
+
+    number: int
+    path: Path
+    tensors: dict[str, dict[str, Tensor]]
+    state: dict[str, Any]
+
+
+def write_checkpoint(folder: Path, number: int, tensors: Content, state: Mapping[str, Any]) -> None:
+    """Publish a new folder of ``<group>.safetensors``, ``state.json`` and the manifest.
+
+    Raises:
+        NonFiniteError: a NaN or infinity in a tensor; nothing was written.
+        CheckpointError: a value that cannot be stored, or a disk that refuses.
+    """
+    for group, members in tensors.items():
+        if safe_name(group) != group or group != group.lower():
+            raise CheckpointError(
+                f"group {shown(group)} cannot be a file name; use lower-case letters and digits"
+            )
+        for name, value in members.items():
+            count = count_nonfinite(value)
+            if count:
+                raise NonFiniteError(
+                    f"not saved: {group} tensor {shown(name)} has {count} non-finite values of "
+                    f"{value.numel()}; the last good checkpoint is untouched; resume from it, e.g. "
+                    "with a lower learning rate"
+                )
+    text = dump_json(dict(state), "state", CheckpointError)
+    with staged(folder, CHECKPOINT) as stage:
+        for group, members in tensors.items():
+            own = {"group": group, "number": number}
+            stage.write_tensors(f"{group}.safetensors", members, own)
+        stage.write(STATE, text.encode())
+        stage.seal({"number": number})
+
+
+def read_checkpoint(folder: Path, number: int) -> Checkpoint:
+    """Read a folder, every byte of it verified.
+
+    Args:
+        folder: the folder.
+        number: the number that it must have.
+
+    Raises:
+        CheckpointError: any fault, with the file, the tensor if it is one tensor, and what the file
+            is if it is none of ours.
+    """
+    bundle, where = open_bundle(folder, CHECKPOINT), shown(str(folder), 300)
+    if bundle.about.get("number") != number:
+        found = shown(bundle.about.get("number"))
+        raise CheckpointError(f"{where}: is of checkpoint {found}, not {number}")
+    groups = [Path(name).stem for name in bundle.files if name.endswith(".safetensors")]
+    text = bundle.read(STATE).decode("utf-8")
+    state = parse_json(text, shown(str(folder / STATE), 300), CheckpointError)
+    tensors = {}
+    for group in groups:
+        tensors[group], own = bundle.tensors(f"{group}.safetensors")
+        if own != {"group": group, "number": number}:
+            raise CheckpointError(f"{where}: {group} belongs to another checkpoint: {shown(own)}")
+    return Checkpoint(number, folder, tensors, state)
+
+
+class _Published(NamedTuple):
+    number: int
+    revision: int  # above 0 where a run that had gone back saved the same number once more
+    path: Path
+
+
+class CheckpointStore:
+    """The checkpoints in one folder, written by one process.
+
+    Args:
+        folder: where they are; made by the first save.
+        keep: how many published ones stay; 2 leave one to fall back on.
+
+    Raises:
+        ConfigError: `keep` below 1.
+    """
+
+    def __init__(self, folder: str | Path, keep: int = 2) -> None:
+        check(keep >= 1, "keep", keep, "an integer >= 1; 2 leave one to fall back on")
+        self.folder, self.keep = Path(folder), keep
+
+    def save(self, number: int, tensors: Content, state: Mapping[str, Any]) -> Path:
+        """Publish a checkpoint, then delete those that `keep` no longer covers.
+
+        Args:
+            number: its place in the run, e.g. the optimizer step. Published ones of a higher number
+                belong to a future that the run has turned back from; they go, too.
+            tensors: group -> name -> tensor; a group becomes one file.
+            state: JSON values with text keys; tuples come back as lists.
+
+        Returns:
+            The published folder.
+
+        Raises:
+            NonFiniteError: a NaN or infinity in a tensor.
+            CheckpointError: a value that cannot be stored, or a disk that refuses, with path, bytes
+                needed and bytes free. Earlier checkpoints are untouched in every case.
+        """
+        check(0 <= number < NUMBER_LIMIT, "number", number, "a checkpoint's number is 0 or above")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._sweep()
+            target = self._free_name(number)
+            write_checkpoint(target.path, number, tensors, state)
+            write_atomic(self.folder / LATEST, f"{target.path.name}\n".encode())
+        except (OSError, CheckpointError) as fault:
+            cause = fault if isinstance(fault, OSError) else fault.__cause__
+            if not isinstance(cause, OSError):
+                raise
+            needed = sum(value.nbytes for group in tensors.values() for value in group.values())
+            free = free_bytes(self.folder)
+            raise CheckpointError(
+                f"cannot save checkpoint {number} in {shown(str(self.folder), 300)}: "
+                f"{cause.strerror or cause}; {needed} bytes needed, {free} free; earlier "
+                "checkpoints are untouched; make room or repair the folder, then resume"
+            ) from fault
+        self._discard_beyond(target)
+        return target.path
+
+    def load(self, number: int | None = None) -> Checkpoint | None:
+        """Read and verify the latest checkpoint, or else, with a warning, the previous good one.
+
+        Args:
+            number: read this one and no other.
+
+        Returns:
+            The checkpoint, its tensors on the CPU; None if nothing was ever published.
+
+        Raises:
+            CheckpointError: checkpoints are there and none is good, or `number` is not there or not
+                good; with the fault of each.
+        """
+        published = self._published()
+        if number is not None:
+            chosen = [entry for entry in published if entry.number == number]
+            if not chosen:
+                there = sorted({entry.number for entry in published})
+                raise CheckpointError(
+                    f"no checkpoint {number} in {shown(str(self.folder), 300)}; there are {there}"
+                )
+            return read_checkpoint(chosen[-1].path, number)
+        latest, faults = self._latest_name(), list[str]()
+        if latest and not any(entry.path.name == latest for entry in published):
+            faults.append(f"LATEST names {shown(latest)}, which is not there")
+        for entry in _by_trust(published, latest):
+            try:
+                found = read_checkpoint(entry.path, entry.number)
+            except CheckpointError as fault:
+                faults.append(str(fault))
+                continue
+            if faults:
+                log.warning("skipped: %s; going on from %s", "; ".join(faults), found.path)
+            return found
+        if faults:
+            raise CheckpointError(
+                f"none of {len(published)} checkpoints in {shown(str(self.folder), 300)} is good: "
+                f"{'; '.join(faults)}; restore one from a copy, or start anew in another folder"
+            )
+        return None
+
+    def latest_number(self) -> int | None:
+        """Return the number that `load` tries first, unverified; None if there is none."""
+        ordered = _by_trust(self._published(), self._latest_name())
+        return ordered[0].number if ordered else None
+
+    def _published(self) -> list[_Published]:
+        """Published checkpoints, oldest first."""
+        try:
+            names = os.listdir(self.folder)
+        except FileNotFoundError:
+            return []
+        except OSError as fault:
+            raise CheckpointError(
+                f"cannot read {shown(str(self.folder), 300)}: {fault.strerror or fault}"
+            ) from None
+        matches = [match for match in map(_NAME.fullmatch, names) if match]
+        return sorted(_Published(int(m[1]), int(m[2] or 0), self.folder / m[0]) for m in matches)
+
+    def _latest_name(self) -> str:
+        try:
+            return (self.folder / LATEST).read_bytes()[:100].decode("ascii", "replace").strip()
+        except OSError:
+            return ""
+
+    def _free_name(self, number: int) -> _Published:
+        """A name that nothing has: a folder that is in use can be replaced by no atomic step."""
+        same = [entry.revision for entry in self._published() if entry.number == number]
+        revision = max(same) + 1 if same else 0
+        suffix = f".{revision}" if revision else ""
+        return _Published(number, revision, self.folder / f"ckpt-{number:08d}{suffix}")
+
+    def _sweep(self) -> None:
+        for name in os.listdir(self.folder):
+            path = self.folder / name
+            if _STALE.fullmatch(name) and path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif _STALE.fullmatch(name):
+                path.unlink(missing_ok=True)
+
+    def _discard_beyond(self, newest: _Published) -> None:
+        others = [entry for entry in self._published() if entry.path != newest.path]
+        older = sorted({entry.number for entry in others if entry.number < newest.number})
+        kept = older[-(self.keep - 1) :] if self.keep > 1 else []
+        for entry in others:
+            if entry.number in kept:
+                continue
+            if entry.number > newest.number:
+                log.info("deleting %s: the run went back to before it", entry.path)
+            try:
+                discard(entry.path)
+            except OSError as fault:
+                log.warning("cannot delete the old checkpoint %s: %s", entry.path, fault)
+
+
+def _by_trust(published: list[_Published], latest: str) -> list[_Published]:
+    """LATEST's own, those before it from new to old, then any after; without LATEST the newest."""
+    current = [entry for entry in published if entry.path.name == latest]
+    before = [entry for entry in published if not current or entry < current[0]]
+    after = [entry for entry in published if current and entry > current[0]]
+    return [*current, *reversed(before), *reversed(after)]
+
+
+def load_weights(
+    model: nn.Module, tensors: Mapping[str, Tensor], source: str, differences: Sequence[str] = ()
+) -> None:
+    """Copy tensors into a model that has exactly these names, shapes and dtypes.
+
+    Args:
+        model: changed in place; its parameters stay the same objects.
+        tensors: name -> tensor, as in ``model.state_dict()``.
+        source: where they come from, for messages.
+        differences: in what the two configurations differ, for messages.
+
+    Raises:
+        CheckpointError: names, shapes or dtypes differ; the first five with both shapes, and
+            `differences`. The model is untouched.
+    """
+    own = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    odd = []
+    for name in [*own, *(name for name in tensors if name not in own)]:
+        there = _kind(tensors[name]) if name in tensors else "nothing"
+        here = _kind(own[name]) if name in own else "nothing"
+        if there == here:
+            continue
+        spare = [other for other in tensors if other not in own]
+        hint = near(name, spare) if name not in tensors else ""
+        odd.append(f"{shown(name)}: {there} in the checkpoint, {here} in the model{hint}")
+    if odd:
+        more = f"; and {len(odd) - LISTED} more" if len(odd) > LISTED else ""
+        config = f"; the configurations differ: {'; '.join(differences)}" if differences else ""
+        raise CheckpointError(
+            f"{source} does not fit the model: {'; '.join(odd[:LISTED])}{more}{config}; "
+            "build the model from the config.json beside the checkpoint"
+        )
+    with torch.no_grad():
+        for name, value in own.items():
+            value.copy_(tensors[name])
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
 
 def flatten_optimizer(state_dict: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Split ``optimizer.state_dict()`` into tensors and JSON.
+    """Split ``optimizer.state_dict()`` into tensors and JSON, to be restored to the bit.
+
+    Any state of tensors, numbers, text, None and dicts, lists or tuples of these passes; numbers
+    keep their type and a tensor its place, be that a parameter group (timm's LAMB counts there).
 
     Returns:
         Tensors by names such as ``state.3.exp_avg``, not copied; and a tree of JSON values that
@@ -82,12 +346,7 @@ def flatten_optimizer(state_dict: Mapping[str, Any]) -> tuple[dict[str, Tensor],
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], state: Mapping[str, Any]
 ) -> None:
-    """Load what `flatten_optimizer` gave into an optimizer over the same parameters.
-
-    Args:
-        optimizer: changed in place; its state goes to the device of each parameter.
-        tensors: as `flatten_optimizer` returned; not shared with the optimizer afterwards.
-        state: as it returned.
+    """Load what `flatten_optimizer` gave into an optimizer over the same parameters, in place.
 
     Raises:
         CheckpointError: a tensor is missing, or the parameters are others in number or shape.
@@ -163,370 +422,3 @@ def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     if kind == "float":
         return float(content)
     raise ValueError(f"unknown kind {kind!r}")
-
-
-FORMAT = "spikeformer_lt.checkpoint"
-VERSION = 1
-MANIFEST = "manifest.json"
-STATE = "state.json"
-
-Content = Mapping[str, Mapping[str, Tensor]]
-"""Tensors by group and name."""
-
-
-@dataclass(frozen=True, eq=False)
-class Checkpoint:
-    """What a folder held: its number, place, tensors by group and name, and state."""
-
-    number: int
-    path: Path
-    tensors: dict[str, dict[str, Tensor]]
-    state: dict[str, Any]
-
-
-def write_folder(folder: Path, number: int, tensors: Content, state: Mapping[str, Any]) -> None:
-    """Make `folder` and fill it with ``<group>.safetensors``, ``state.json`` and the manifest.
-
-    Every file is on the disk, and not only in its cache, when this returns.
-
-    Raises:
-        NonFiniteError: a NaN or infinity in a tensor; nothing was written.
-        CheckpointError: a value that cannot be stored, or (from an OSError) a disk that refuses.
-        OSError: the system refuses.
-    """
-    for group, members in tensors.items():
-        if safe_name(group) != group or group != group.lower():
-            raise CheckpointError(
-                f"group {shown(group)} cannot be a file name; use lower-case letters and digits"
-            )
-        for name, value in members.items():
-            _refuse_nonfinite(value, f"{group} tensor {shown(name)}")
-    text = dump_json(dict(state), "state", CheckpointError)
-    folder.mkdir()
-    for group, members in tensors.items():
-        own = {"group": group, "number": number}
-        write_tensors(folder / f"{group}.safetensors", members, own)
-    _write_through(folder / STATE, text)
-    files = {
-        path.name: {"size": path.stat().st_size, "sha256": sha256_of(path)}
-        for path in sorted(folder.iterdir())
-    }
-    body = {"format": FORMAT, "format_version": VERSION, "number": number, "files": files}
-    _write_through(folder / MANIFEST, json.dumps({**body, "seal": _seal(body)}, indent=1))
-    sync_folder(folder)
-
-
-def read_folder(folder: Path, number: int) -> Checkpoint:
-    """Read a folder, every byte of it verified.
-
-    Args:
-        folder: the folder.
-        number: the number that it must have.
-
-    Raises:
-        CheckpointError: any fault, with the file, the tensor if it is one tensor, and what the file
-            is if it is none of ours.
-    """
-    files = _manifest_files(folder / MANIFEST, number)
-    tensors: dict[str, dict[str, Tensor]] = {}
-    state: dict[str, Any] = {}
-    for name, written in files.items():
-        path = folder / name
-        where = shown(str(path), 300)
-        if path.suffix == ".safetensors":
-            # First, since its message about a damaged file says most.
-            tensors[path.stem], own = read_tensors(path)
-            if own != {"group": path.stem, "number": number}:
-                raise CheckpointError(f"{where}: belongs to another checkpoint: {shown(own)}")
-        try:
-            size, digest = path.stat().st_size, sha256_of(path)
-        except OSError as fault:
-            raise CheckpointError(f"cannot read {where}: {fault.strerror or fault}") from None
-        if size != written.get("size"):
-            raise CheckpointError(
-                f"{where}: {size} bytes there, {written.get('size')} were written"
-            )
-        if digest != written.get("sha256"):
-            raise CheckpointError(f"{where}: damaged: its sha256 is not that of the manifest")
-        if name == STATE:
-            state = parse_json(path.read_text("utf-8"), where, CheckpointError)
-    return Checkpoint(number, folder, tensors, state)
-
-
-def _write_through(path: Path, text: str) -> None:
-    """Write a file to the disk; nobody reads it before its folder is published."""
-    with open(path, "xb") as file:
-        file.write(text.encode())
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _manifest_files(path: Path, number: int) -> dict[str, dict[str, Any]]:
-    where = shown(str(path), 300)
-    try:
-        text = path.read_text("utf-8")
-    except OSError as fault:
-        raise CheckpointError(f"cannot read {where}: {fault.strerror or fault}") from None
-    except UnicodeDecodeError:
-        raise CheckpointError(f"{where}: damaged: not UTF-8 text") from None
-    found = parse_json(text, where, CheckpointError)
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
-        raise CheckpointError(f"{where}: not the manifest of a checkpoint")
-    version = found.get("format_version")
-    if isinstance(version, int) and version > VERSION:
-        raise CheckpointError(
-            f"{where}: found v{version}, supports <= v{VERSION}; install a newer spikeformer_lt"
-        )
-    if found.pop("seal", None) != _seal(found) or version != VERSION:
-        raise CheckpointError(f"{where}: damaged: its content and its checksum differ")
-    if found.get("number") != number:
-        raise CheckpointError(
-            f"{where}: is of checkpoint {shown(found.get('number'))}, not {number}"
-        )
-    files = found.get("files")
-    if not isinstance(files, dict) or STATE not in files:
-        raise CheckpointError(f"{where}: damaged: it lists no files")
-    for name, written in files.items():
-        if safe_name(name) != name or not isinstance(written, dict) or len(written) != 2:
-            raise CheckpointError(f"{where}: damaged: odd entry {shown(name)}")
-    return files
-
-
-def _seal(body: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-
-
-def _refuse_nonfinite(value: Tensor, what: str) -> None:
-    count = count_nonfinite(value)
-    if count:
-        raise NonFiniteError(
-            f"not saved: {what} has {count} non-finite values of {value.numel()}; the last good "
-            "checkpoint is untouched; resume from it, e.g. with a lower learning rate"
-        )
-
-
-log = logging.getLogger(__name__)
-
-LATEST = "LATEST"
-NUMBER_LIMIT = 10**18
-_NAME = re.compile(r"ckpt-(\d{8,18})(?:\.(\d{1,9}))?")
-_STALE = re.compile(rf"(?:ckpt-.+|\.{LATEST})\.tmp-[0-9a-f]+")
-
-
-class _Published(NamedTuple):
-    number: int
-    revision: int  # above 0 where a run that had gone back saved the same number once more
-    path: Path
-
-
-class CheckpointStore:
-    """The checkpoints in one folder, written by one process.
-
-    Args:
-        folder: where they are; made by the first save.
-        keep: how many published ones stay; 2 leave one to fall back on.
-
-    Raises:
-        ConfigError: `keep` below 1.
-    """
-
-    def __init__(self, folder: str | Path, keep: int = 2) -> None:
-        check(keep >= 1, "keep", keep, "an integer >= 1; 2 leave one to fall back on")
-        self.folder, self.keep = Path(folder), keep
-
-    def save(self, number: int, tensors: Content, state: Mapping[str, Any]) -> Path:
-        """Publish a checkpoint, then delete those that `keep` no longer covers.
-
-        Args:
-            number: its place in the run, e.g. the optimizer step. Published ones of a higher number
-                belong to a future that the run has turned back from; they go, too.
-            tensors: group -> name -> tensor; a group becomes one file.
-            state: JSON values with text keys; tuples come back as lists.
-
-        Returns:
-            The published folder.
-
-        Raises:
-            NonFiniteError: a NaN or infinity in a tensor.
-            CheckpointError: a value that cannot be stored, or a disk that refuses, with path, bytes
-                needed and bytes free. Earlier checkpoints are untouched in every case.
-        """
-        check(0 <= number < NUMBER_LIMIT, "number", number, "a checkpoint's number is 0 or above")
-        stage = self.folder / f"ckpt-{number:08d}.tmp-{os.getpid()}"
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._sweep()
-            write_folder(stage, number, tensors, state)
-            target = self._free_name(number)
-            os.replace(stage, target.path)
-            write_atomic(self.folder / LATEST, f"{target.path.name}\n".encode())
-        except (OSError, CheckpointError) as fault:
-            cause = fault if isinstance(fault, OSError) else fault.__cause__
-            if not isinstance(cause, OSError):
-                raise
-            needed = sum(value.nbytes for group in tensors.values() for value in group.values())
-            free = free_bytes(self.folder)
-            raise CheckpointError(
-                f"cannot save checkpoint {number} in {shown(str(self.folder), 300)}: "
-                f"{cause.strerror or cause}; {needed} bytes needed, {free} free; earlier "
-                "checkpoints are untouched; make room or repair the folder, then resume"
-            ) from fault
-        finally:
-            shutil.rmtree(stage, ignore_errors=True)
-        self._discard_beyond(target)
-        return target.path
-
-    def load(self, number: int | None = None) -> Checkpoint | None:
-        """Read and verify the latest checkpoint, or else, with a warning, the previous good one.
-
-        Args:
-            number: read this one and no other.
-
-        Returns:
-            The checkpoint, its tensors on the CPU; None if nothing was ever published.
-
-        Raises:
-            CheckpointError: checkpoints are there and none is good, or `number` is not there or not
-                good; with the fault of each.
-        """
-        published = self._published()
-        if number is not None:
-            chosen = [entry for entry in published if entry.number == number]
-            if not chosen:
-                there = sorted({entry.number for entry in published})
-                raise CheckpointError(
-                    f"no checkpoint {number} in {shown(str(self.folder), 300)}; there are {there}"
-                )
-            return read_folder(chosen[-1].path, number)
-        latest = self._latest_name()
-        faults: list[str] = []
-        if latest and not any(entry.path.name == latest for entry in published):
-            faults.append(f"LATEST names {shown(latest)}, which is not there")
-        for entry in _by_trust(published, latest):
-            try:
-                found = read_folder(entry.path, entry.number)
-            except CheckpointError as fault:
-                faults.append(str(fault))
-                continue
-            if faults:
-                log.warning("skipped: %s; going on from %s", "; ".join(faults), found.path)
-            return found
-        if faults:
-            raise CheckpointError(
-                f"none of {len(published)} checkpoints in {shown(str(self.folder), 300)} is good: "
-                f"{'; '.join(faults)}; restore one from a copy, or start anew in another folder"
-            )
-        return None
-
-    def latest_number(self) -> int | None:
-        """Return the number that `load` tries first, unverified; None if there is none."""
-        ordered = _by_trust(self._published(), self._latest_name())
-        return ordered[0].number if ordered else None
-
-    def _published(self) -> list[_Published]:
-        """Published checkpoints, oldest first."""
-        try:
-            names = os.listdir(self.folder)
-        except FileNotFoundError:
-            return []
-        except OSError as fault:
-            raise CheckpointError(
-                f"cannot read {shown(str(self.folder), 300)}: {fault.strerror or fault}"
-            ) from None
-        matches = [match for match in map(_NAME.fullmatch, names) if match]
-        return sorted(_Published(int(m[1]), int(m[2] or 0), self.folder / m[0]) for m in matches)
-
-    def _latest_name(self) -> str:
-        try:
-            return (self.folder / LATEST).read_bytes()[:100].decode("ascii", "replace").strip()
-        except OSError:
-            return ""
-
-    def _free_name(self, number: int) -> _Published:
-        """A name that nothing has: a folder that is in use can be replaced by no atomic step."""
-        same = [entry.revision for entry in self._published() if entry.number == number]
-        revision = max(same) + 1 if same else 0
-        suffix = f".{revision}" if revision else ""
-        return _Published(number, revision, self.folder / f"ckpt-{number:08d}{suffix}")
-
-    def _sweep(self) -> None:
-        for name in os.listdir(self.folder):
-            if _STALE.fullmatch(name):
-                _remove(self.folder / name)
-
-    def _discard_beyond(self, newest: _Published) -> None:
-        others = [entry for entry in self._published() if entry.path != newest.path]
-        older = sorted({entry.number for entry in others if entry.number < newest.number})
-        kept = older[-(self.keep - 1) :] if self.keep > 1 else []
-        for entry in others:
-            if entry.number in kept:
-                continue
-            if entry.number > newest.number:
-                log.info("deleting %s: the run went back to before it", entry.path)
-            # Renamed first, so that a kill amid the deletion leaves no damaged checkpoint.
-            trash = self.folder / f"{entry.path.name}.tmp-{os.getpid()}"
-            try:
-                os.replace(entry.path, trash)
-            except OSError as fault:
-                log.warning("cannot delete the old checkpoint %s: %s", entry.path, fault)
-                continue
-            _remove(trash)
-
-
-def _by_trust(published: list[_Published], latest: str) -> list[_Published]:
-    """LATEST's own, those before it from new to old, then any after; without LATEST the newest."""
-    current = [entry for entry in published if entry.path.name == latest]
-    before = [entry for entry in published if not current or entry < current[0]]
-    after = [entry for entry in published if current and entry > current[0]]
-    return [*current, *reversed(before), *reversed(after)]
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-LISTED = 5  # tensors that a message shows before it counts the rest
-
-
-def load_weights(
-    model: nn.Module, tensors: Mapping[str, Tensor], source: str, differences: Sequence[str] = ()
-) -> None:
-    """Copy tensors into a model that has exactly these names, shapes and dtypes.
-
-    Args:
-        model: changed in place; its parameters stay the same objects.
-        tensors: name -> tensor, as in ``model.state_dict()``.
-        source: where they come from, for messages.
-        differences: in what the two configurations differ, for messages.
-
-    Raises:
-        CheckpointError: names, shapes or dtypes differ; the first five with both shapes, and
-            `differences`. The model is untouched.
-    """
-    own = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
-    odd = []
-    for name in [*own, *(name for name in tensors if name not in own)]:
-        there = _kind(tensors[name]) if name in tensors else "nothing"
-        here = _kind(own[name]) if name in own else "nothing"
-        if there == here:
-            continue
-        spare = [other for other in tensors if other not in own]
-        hint = near(name, spare) if name not in tensors else ""
-        odd.append(f"{shown(name)}: {there} in the checkpoint, {here} in the model{hint}")
-    if odd:
-        more = f"; and {len(odd) - LISTED} more" if len(odd) > LISTED else ""
-        config = f"; the configurations differ: {'; '.join(differences)}" if differences else ""
-        raise CheckpointError(
-            f"{source} does not fit the model: {'; '.join(odd[:LISTED])}{more}{config}; "
-            "build the model from the config.json beside the checkpoint"
-        )
-    with torch.no_grad():
-        for name, value in own.items():
-            value.copy_(tensors[name])
-
-
-def _kind(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"

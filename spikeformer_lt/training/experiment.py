@@ -1,8 +1,7 @@
-"""Which data a run meets: the set that is there, its usual augmentation and mixing.
+"""What every recipe does around its search: data, model, run directory, trainer, ticket.
 
-Memory and time of a training step, measured on a small batch before the run starts.
-
-What every recipe does around its search: data, model, run directory, trainer, ticket.
+The set that is there is settled, with its usual augmentation and mixing; memory and time of a step
+are measured on a small batch before the run starts.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -22,7 +20,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
 
-from spikeformer_lt.config import check, flat_values, given_options, to_dict
+from spikeformer_lt.config import check, entry_options, flat_values, given_options, to_dict
 from spikeformer_lt.errors import CheckpointError, ConfigError, DataError
 from spikeformer_lt.events.augment import EventAugment
 from spikeformer_lt.images.augment import Augment
@@ -46,8 +44,10 @@ from spikeformer_lt.training.ranks import (
     name_lost,
     refuse_differences,
 )
-from spikeformer_lt.training.run import RunDir
+from spikeformer_lt.training.run import RunDir, RunLog
 from spikeformer_lt.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -79,10 +79,7 @@ CIFAR10 = Wanted("cifar10", "CIFAR-10", ("cifar-10-batches-py", "cifar-10-python
 DVS128_GESTURE = Wanted(
     "dvs128_gesture",
     "DVS128 Gesture",
-    (
-        *("ibmGestureTrain", "ibmGestureTrain.tar.gz"),
-        *("DvsGesture", "DvsGesture.tar.gz"),
-    ),
+    ("ibmGestureTrain", "ibmGestureTrain.tar.gz", "DvsGesture", "DvsGesture.tar.gz"),
 )
 CIFAR10_DVS = Wanted("cifar10_dvs", "CIFAR10-DVS", ("CIFAR10DVS", "CIFAR10DVS.zip", "airplane.zip"))
 
@@ -202,9 +199,6 @@ def estimate_step(model: nn.Module, images: Tensor, batch_size: int) -> Estimate
     return Estimate(saved * scale / 1e6, 4 * 4 * numel / 1e6, seconds * scale)
 
 
-log = logging.getLogger(__name__)
-
-
 class Experiment:
     """Context of one run; leaves signal handlers and logging as they were.
 
@@ -214,71 +208,76 @@ class Experiment:
         small: option values for the fallback, where the user named none; a group stands for
             each of its fields.
         wanted: what ``data.name auto`` stands for where it is on disk.
+        search: name of the search, which is part of the run's identity.
     """
 
+    run: RunDir
+
     def __init__(
-        self, cfg: Any, *, fallback: str, small: dict[str, Any], wanted: Wanted = CIFAR10
+        self,
+        cfg: Any,
+        *,
+        fallback: str,
+        small: dict[str, Any],
+        wanted: Wanted = CIFAR10,
+        search: str = "",
     ) -> None:
         self.asked, self.cfg, self.wanted = cfg, cfg, wanted
-        self.fallback, self.small = fallback, small
+        self.fallback, self.small, self.search = fallback, small, search
         self.stop = StopRequest()
         self.notice = self.taken = ""
 
     def __enter__(self) -> Experiment:
         self.cfg, self.notice, self.taken = settle(self.cfg, self.wanted, self.fallback, self.small)
-        cfg = self.cfg
-        train = cfg.train
+        cfg, train = self.cfg, self.cfg.train
         waiting = InitProcessGroupKwargs(timeout=timedelta(seconds=train.timeout_s))
         self.accelerator = Accelerator(
             cpu=train.cpu, mixed_precision=train.mixed_precision, kwargs_handlers=[waiting]
         )
         self.peers = gather_peers()
-        self.run = RunDir.open(
-            cfg.run.out,
-            cfg,
-            slug=f"{cfg.model.name}-{cfg.data.name}",
-            resume=cfg.run.resume,
-            allow=cfg.run.allow_config_change,
-            seed=train.seed,
-        )
+        self._log = RunLog(None, early=self.accelerator.is_main_process)
         self.stop.__enter__()
         try:
-            self.data = load_splits(cfg.data, cfg.model.T)
+            self.data = load_splits(cfg.data, cfg.model.T, entry_options(cfg, cfg.data.name))
             facts = {name: str(value) for name, value in flat_values(to_dict(cfg))}
             facts |= {"data split": self.data.split_sha256, "torch": str(torch.__version__)}
             refuse_differences(facts)
-            augment, mixing = augmentation(cfg.data, self.data)
-            self.trainer = Trainer(
-                self.data,
-                train,
-                self.run,
-                self.accelerator,
-                augment=augment,
-                mixing=mixing,
-                stop=self.stop,
+            identity = {"recipe": type(cfg).__name__, "search": self.search}
+            self.run = RunDir.open(
+                cfg.run.out,
+                cfg,
+                slug=f"{cfg.model.name}-{cfg.data.name}",
+                identity={**identity, "split": self.data.split_sha256},
+                resume=cfg.run.resume,
+                allow=cfg.run.allow_config_change,
+                seed=train.seed,
+                log=self._log,
             )
+            augment, mixing = augmentation(cfg.data, self.data)
+            places = self.data, train, self.run, self.accelerator
+            self.trainer = Trainer(*places, augment=augment, mixing=mixing, stop=self.stop)
         except BaseException as fault:
-            self.__exit__(type(fault), fault, None)
+            self.__exit__(type(fault), fault)
             raise
         return self
 
     def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
+        self, kind: type[BaseException] | None, error: BaseException | None, *trace: object
     ) -> None:
-        self.stop.__exit__(kind, error, trace)
-        if isinstance(error, (CheckpointError, ConfigError, DataError)):
-            self.run.abandon()
-        self.run.close()
+        self.stop.__exit__()
+        if hasattr(self, "run"):
+            if isinstance(error, (CheckpointError, ConfigError, DataError)):
+                self.run.abandon()
+            self.run.close()
+        self._log.close()
         name_lost(self.peers, error, self.cfg.train.timeout_s)
 
     def model_args(self) -> dict[str, Any]:
         """Keywords that build this run's model."""
         data = self.data
         own = {"num_classes": data.num_classes, "in_channels": data.in_channels}
-        return {**own, "image_size": data.image_size, **self.cfg.model.args()}
+        own |= {"image_size": data.image_size, **entry_options(self.cfg, self.cfg.model.name)}
+        return {**own, **self.cfg.model.args()}
 
     def model(self) -> nn.Module:
         """Create the model, from the run's seed or from given weights, and announce the run.
@@ -298,11 +297,13 @@ class Experiment:
     def save_ticket(self, ticket: Ticket) -> Ticket:
         """Save the ticket into the run with what is needed to build it again."""
         known = {"name": self.cfg.model.name, "args": self.model_args()}
+        options = entry_options(self.cfg, self.data.name)
         origin = {
             "model": known,
             "dataset": self.data.name,
             "split_sha256": self.data.split_sha256,
             "data": split_options(self.cfg.data),
+            **({"data_options": options} if options else {}),
             "seed": self.cfg.train.seed,
             "run_id": self.run.run_id,
         }
@@ -314,43 +315,36 @@ class Experiment:
         return ticket
 
     def _announce(self, model: nn.Module) -> None:
-        trainer, data, train = self.trainer, self.data, self.cfg.train
+        trainer, data, cfg, train = self.trainer, self.data, self.cfg, self.cfg.train
         if not trainer.main:
             return
         log.info("***** %s *****", self.run.run_id)
-        if self.notice:
-            log.warning("NOTICE: %s", self.notice)
-        for line in launcher_notices(trainer.world, train.mixed_precision, train.accumulate):
+        notices = launcher_notices(trainer.world, train.mixed_precision, train.accumulate)
+        for line in [self.notice] * bool(self.notice) + notices:
             log.warning("NOTICE: %s", line)
-        log.info(
-            "data %s: %d train, %d val, %d test (split %s)",
-            data.name, len(data.train), len(data.val), len(data.test), data.split_sha256[:12],
-        )  # fmt: skip
+        sizes = f"{len(data.train)} train, {len(data.val)} val, {len(data.test)} test"
+        log.info("data %s: %s (split %s)", data.name, sizes, data.split_sha256[:12])
         if self.taken:
             log.info("values for %s, where no option names another: %s", data.name, self.taken)
-        count = sum(p.numel() for p in model.parameters())
+        millions = sum(p.numel() for p in model.parameters()) / 1e6
+        source = f", weights of {cfg.model.init_from}" if cfg.model.init_from else ""
         log.info(
-            "model %s: %.2f M parameters, T %d%s",
-            self.cfg.model.name, count / 1e6, self.cfg.model.T,
-            f", weights of {self.cfg.model.init_from}" if self.cfg.model.init_from else "",
-        )  # fmt: skip
+            "model %s: %.2f M parameters, T %d%s", cfg.model.name, millions, cfg.model.T, source
+        )
+        device = trainer.accelerator.device
         total = train.batch_size * train.accumulate * trainer.world
         log.info(
             "batch %d x %d accumulated x %d processes = %d, lr %g, on %s, %d threads, "
             "kernels %s, freed memory %s, OpenMP %s%s",
-            train.batch_size, train.accumulate, trainer.world, total, train.optim.lr,
-            trainer.accelerator.device, torch.get_num_threads(),
-            lif_path(trainer.accelerator.device), trainer.heap,
-            OPENMP,
+            train.batch_size, train.accumulate, trainer.world, total, train.optim.lr, device,
+            torch.get_num_threads(), lif_path(device), trainer.heap, OPENMP,
             ", activations computed again" if train.recompute else "",
         )  # fmt: skip
         size = min(8, train.batch_size)
         images, _, _ = next(iter(train_loader(data.train, trainer.augment, size, 0, 0)))
-        model.to(trainer.accelerator.device)
-        guess = estimate_step(model, images.to(trainer.accelerator.device), train.batch_size)
-        steps = len(data.train) // total
+        guess = estimate_step(model.to(device), images.to(device), train.batch_size)
+        seconds = guess.seconds_per_step * train.accumulate
         log.info(
             "estimate: %.0f MB for a step (%.0f saved for backward), %.3f s a step, %s an epoch",
-            guess.total_mb, guess.saved_mb, guess.seconds_per_step * train.accumulate,
-            clock(guess.seconds_per_step * train.accumulate * steps),
+            guess.total_mb, guess.saved_mb, seconds, clock(seconds * (len(data.train) // total)),
         )  # fmt: skip

@@ -1,23 +1,25 @@
-"""Options that every recipe shares: data, model, run directory.
+"""Options that every recipe shares: data, model, optimizer, training and run directory.
 
-Settings of a training run.
+Nothing here imports torch at the top, so that ``--help`` and errors need not wait for it.
 """
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
-from spikeformer_lt.config import check
+from spikeformer_lt.config import check, check_fields
 from spikeformer_lt.disk import read_tensors
 from spikeformer_lt.errors import DataError
 from spikeformer_lt.events.frame import EventOptions
-from spikeformer_lt.images.splits import Splits
 from spikeformer_lt.registry import create_dataset, dataset_factory
+from spikeformer_lt.splits import Splits
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -49,16 +51,13 @@ class OptimConfig:
     """Largest gradient norm; 0 does not clip."""
 
     def __post_init__(self) -> None:
-        for name in ("lr", "score_lr"):
-            value = getattr(self, name)
-            check(0 < value < 1e3, f"optim.{name}", value, "a positive finite number")
-        lengths = ("warmup_epochs", "cooldown_epochs")
-        for name in ("weight_decay", "min_lr", "warmup_lr", "clip_grad", *lengths):
-            value = getattr(self, name)
-            check(0 <= value < 1e9, f"optim.{name}", value, "a finite number >= 0")
-        check(0 <= self.momentum < 1, "optim.momentum", self.momentum, "in [0, 1)")
-        scheds = ("cosine", "linear", "step", "constant")
-        check(self.sched in scheds, "optim.sched", self.sched, f"one of {', '.join(scheds)}")
+        positive, finite = "(0, 1e3)", "[0, 1e9)"
+        check_fields(
+            self, "optim.", lr=positive, score_lr=positive, momentum="[0, 1)",
+            weight_decay=finite, min_lr=finite, warmup_lr=finite, clip_grad=finite,
+            warmup_epochs=finite, cooldown_epochs=finite,
+            sched=("cosine", "linear", "step", "constant"),
+        )  # fmt: skip
 
 
 LOSSES = ("mean", "tet")
@@ -198,12 +197,13 @@ def split_options(data: DataConfig) -> dict[str, Any]:
     return {name: getattr(data, name) for name in names}
 
 
-def load_splits(data: DataConfig, T: int) -> Splits:
+def load_splits(data: DataConfig, T: int, own: Mapping[str, Any] | None = None) -> Splits:
     """Create the data set that a configuration names.
 
     Args:
         data: the options; event options are refused for a set of still images.
         T: frames that an event recording is cut into; still images do not need it.
+        own: options of the set's own config class.
 
     Raises:
         ConfigError: an option that is out of range or that the set does not have.
@@ -217,7 +217,7 @@ def load_splits(data: DataConfig, T: int) -> Splits:
         for name, value in chosen.items():
             usual = getattr(EventOptions, name)
             check(value == usual, f"data.{name}", value, f"{usual}: {data.name} are still images")
-    splits = create_dataset(data.name, **keywords)
+    splits = create_dataset(data.name, **keywords, **(own or {}))
     if not isinstance(splits, Splits):
         raise DataError(f"data set {data.name} gave {type(splits).__name__}, not Splits")
     return splits
@@ -270,24 +270,11 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     def __post_init__(self) -> None:
-        for name in (
-            "batch_size",
-            "eval_batch_size",
-            "accumulate",
-            "validate_every",
-            "skip_limit",
-            "timeout_s",
-        ):
-            check(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
-        for name in ("workers", "checkpoint_steps", "threads"):
-            check(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "at least 0")
-        check(0 <= self.ema_decay < 1, "train.ema_decay", self.ema_decay, "in [0, 1)")
-        check(self.loss in LOSSES, "train.loss", self.loss, f"one of {', '.join(LOSSES)}")
-        check(self.nonfinite in ("stop", "skip"), "train.nonfinite", self.nonfinite, "stop or skip")
-        allowed = ("no", "bf16")
-        check(
-            self.mixed_precision in allowed,
-            "train.mixed_precision",
-            self.mixed_precision,
-            "no or bf16 (float16 overflows in the integer attention sums)",
-        )
+        check_fields(
+            self, "train.", batch_size=1, eval_batch_size=1, accumulate=1, validate_every=1,
+            skip_limit=1, timeout_s=1, workers=0, checkpoint_steps=0, threads=0,
+            ema_decay="[0, 1)", loss=LOSSES, nonfinite=("stop", "skip"),
+        )  # fmt: skip
+        rule = "no or bf16 (float16 overflows in the integer attention sums)"
+        fits = self.mixed_precision in ("no", "bf16")
+        check(fits, "train.mixed_precision", self.mixed_precision, rule)

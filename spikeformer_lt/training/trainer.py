@@ -1,12 +1,7 @@
-"""Losses over logits ``[B, T, K]``.
+"""The trainer of a run: phases one after another, on accelerate, resumable to the bit.
 
-Where a phase is, into and out of a checkpoint.
-
-What an epoch leaves behind: its rows, a line of the log, the points of a board.
-
-One phase in progress: steps, epochs, validation, checkpoints.
-
-The trainer of a run: phases one after another, resumable to the bit, on accelerate.
+`Trainer.fit` is what searches are given. `PhaseRun` is one phase in progress: its steps, epochs,
+validations and checkpoints.
 """
 
 from __future__ import annotations
@@ -40,12 +35,17 @@ from spikeformer_lt.training.checkpoint import (
 )
 from spikeformer_lt.training.ema import Ema
 from spikeformer_lt.training.evaluate import Metrics, evaluate
-from spikeformer_lt.training.guard import NonFiniteGuard
-from spikeformer_lt.training.monitor import EpochProgress, FiringWatch, epoch_line, removed
+from spikeformer_lt.training.monitor import (
+    EpochProgress,
+    FiringWatch,
+    NonFiniteGuard,
+    epoch_line,
+    removed,
+)
 from spikeformer_lt.training.optim import Schedule, build_optimizer
 from spikeformer_lt.training.options import LOSSES, TrainConfig
 from spikeformer_lt.training.phase import FitResult, Hooks, Phase, Progress
-from spikeformer_lt.training.ranks import StopRequest, agreed_signal, share_buffers
+from spikeformer_lt.training.ranks import StopRequest, agreed, share_buffers
 from spikeformer_lt.training.run import RunDir
 
 __all__ = [
@@ -60,6 +60,8 @@ __all__ = [
     "state_of",
     "task_loss",
 ]
+
+log = logging.getLogger(__name__)
 
 
 def task_loss(logits: Tensor, target: Tensor, kind: str = "mean") -> Tensor:
@@ -151,9 +153,6 @@ def restore_position(run: PhaseRun, found: Checkpoint) -> None:
     run.hooks.load(found.tensors.get("hooks", {}), found.state.get("hooks", []))
 
 
-log = logging.getLogger(__name__)
-
-
 def record_epoch(run: PhaseRun, row: Mapping[str, Any], speed: float) -> None:
     """Write an epoch's rows to summary.csv and firing.csv, log it, and pass it to the board.
 
@@ -186,24 +185,22 @@ class PhaseRun:
     def __init__(self, trainer: Trainer, model: nn.Module, phase: Phase) -> None:
         self.trainer, self.model, self.phase, self.config = trainer, model, phase, trainer.config
         self.optim = phase.optimizer(trainer.config.optim)
-        accelerator = trainer.accelerator
-        size = self.config.batch_size * trainer.world * self.config.accumulate
-        self.steps = len(trainer.data.train) // size
-        if self.steps == 0:
-            check(False, "train.batch_size", size, f"at most {len(trainer.data.train)} (train set)")
+        images = len(trainer.data.train)
+        self.batch = self.config.batch_size * trainer.world * self.config.accumulate
+        self.steps = images // self.batch
+        check(self.steps > 0, "train.batch_size", self.batch, f"at most {images} (train set)")
         self.hooks = Hooks(phase.hooks)
         self.hooks.start(model, self.steps, phase.epochs)
-        optimizer = build_optimizer(model, self.optim)
+        self.optimizer = build_optimizer(model, self.optim)
         self.entry = phase.lr_from.iterations(self.steps)
         updates = self.entry + phase.epochs * self.steps
-        self.schedule = Schedule(optimizer, self.optim, updates, self.steps)
+        self.schedule = Schedule(self.optimizer, self.optim, updates, self.steps)
         self.ema = Ema(model, self.config.ema_decay) if self.config.ema_decay else None
         self.watch = FiringWatch(model)
         self.guard = NonFiniteGuard(self.config.nonfinite, self.config.skip_limit)
         self.at = Position(rows=trainer.run.rows())
         self.best: dict[str, Tensor] | None = None
-        self.wrapped = accelerator.prepare(model) if trainer.world > 1 else model
-        self.optimizer = optimizer
+        self.wrapped = trainer.accelerator.prepare(model) if trainer.world > 1 else model
         self._restore()
 
     def _save(self) -> None:
@@ -222,8 +219,6 @@ class PhaseRun:
             self.at.rows = 0 if found is None else int(found.state["position"]["rows"])
         self.trainer.run.truncate(self.at.rows)
 
-    # -- training ------------------------------------------------------------------------
-
     def train(self) -> tuple[FitResult, dict[str, Tensor]]:
         """Run the epochs that are left."""
         at, phase = self.at, self.phase
@@ -231,13 +226,15 @@ class PhaseRun:
             self._epoch()
         if self.best is None:  # a hook ended the phase before any validation counted
             share_buffers(self.model)
-            self.best = {k: v.clone() for k, v in state_of(self.model).items()}
+            self._keep_best()
         on_test = at.best_on_test if self.config.best_on_test else None
-        result = FitResult(
-            phase.name, at.best_accuracy, at.best_epoch, at.epoch, at.seconds, on_test
-        )
+        best = at.best_accuracy, at.best_epoch
+        result = FitResult(phase.name, *best, at.epoch, at.seconds, on_test)
         self.watch.close()
-        return result, self.best
+        return result, self.best or {}
+
+    def _keep_best(self) -> None:
+        self.best = {name: value.clone() for name, value in state_of(self.model).items()}
 
     def _epoch(self) -> None:
         trainer, at, config = self.trainer, self.at, self.config
@@ -253,15 +250,15 @@ class PhaseRun:
             world_size=trainer.world,
         )
         self._train_mode()
+        done = at.epoch * self.steps
+        self.rates = self.schedule.rates(self.entry + done, self.steps)
         gone = removed(self.model, *self.hooks.removed())
         start, batches = time.monotonic(), iter(loader)
         rest = (self.phase.epochs - at.epoch - 1) * self.steps
-        per_step = config.batch_size * config.accumulate * trainer.world
         title = f"{self.phase.name} epoch {at.epoch + 1}/{self.phase.epochs}"
-        with EpochProgress(title, self.steps - at.step, rest, per_step, show=trainer.main) as bar:
-            lr = float(self.optimizer.param_groups[0]["lr"])  # resumed after the last step
+        with EpochProgress(title, self.steps - at.step, rest, self.batch, show=trainer.main) as bar:
             while at.step < self.steps:
-                lr = self._step(batches)
+                self._step(batches)
                 at.step += 1
                 bar.step(loss=at.loss_sum / max(1, at.step), rate=self.watch.mean_rate(), **gone)
                 every = config.checkpoint_steps
@@ -272,15 +269,17 @@ class PhaseRun:
                 self._honour_stop()
             speed = bar.images_per_s
         at.seconds += time.monotonic() - start
-        self._end_epoch(speed, lr)
+        self._end_epoch(speed)
 
-    def _step(self, batches: Any) -> float:
+    def _step(self, batches: Any) -> None:
         at, config = self.at, self.config
         loss_sum, correct, seen = 0.0, 0.0, 0
         update = at.epoch * self.steps + at.step
+        progress = Progress(at.epoch, at.step, self.steps, self.phase.epochs)
         if self.phase.before_step is not None:
-            self.phase.before_step(Progress(at.epoch, at.step, self.steps, self.phase.epochs))
-        lr = self.schedule.set(self.entry + update)
+            self.phase.before_step(progress)
+        for group, lr in zip(self.optimizer.param_groups, self.rates[at.step], strict=True):
+            group["lr"] = lr
         torch.manual_seed(seed_for(config.seed, self.phase.name, "noise", update))
         self.optimizer.zero_grad(set_to_none=True)
         kept = self.guard.keep_buffers(self.model)
@@ -288,20 +287,19 @@ class PhaseRun:
             images, labels, indices = (t.to(self.trainer.accelerator.device) for t in next(batches))
             self.guard.check_batch(images, indices)
             last = part == config.accumulate - 1
-            sync = contextlib.nullcontext() if last else self._no_sync()
-            with sync:
+            no_sync = self.trainer.accelerator.no_sync
+            with contextlib.nullcontext() if last else no_sync(self.wrapped):
                 logits, loss = self._loss(images, labels, update * config.accumulate + part)
                 (loss / config.accumulate).backward()
             loss_sum += float(loss.detach()) / config.accumulate
             correct += float((logits.detach().mean(1).argmax(1) == labels).sum())
             seen += len(labels)
-        progress = Progress(at.epoch, at.step, self.steps, self.phase.epochs)
         self.hooks.after_backward(self.model, self.optimizer, progress)
         trained = [p for p in self.model.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
         if self.guard.check_step(norm, logits, self.model):
             self.guard.restore_buffers(self.model, kept)
-            return lr
+            return
         if self.optim.clip_grad:
             nn.utils.clip_grads_with_norm_(trained, self.optim.clip_grad, norm)
         at.loss_sum += loss_sum
@@ -311,7 +309,6 @@ class PhaseRun:
         if self.phase.after_step is not None:
             self.phase.after_step()
         self.hooks.after_step(self.model, update + 1, self.ema)
-        return lr
 
     def _loss(self, images: Tensor, labels: Tensor, batch: int) -> tuple[Tensor, Tensor]:
         phase, config = self.phase, self.config
@@ -329,18 +326,13 @@ class PhaseRun:
             loss = (1 - phase.distill) * loss + phase.distill * soft
         return logits, loss
 
-    def _no_sync(self) -> Any:
-        return self.trainer.accelerator.no_sync(self.wrapped)
-
     def _train_mode(self) -> None:
         self.model.train()
         for name, module in self.model.named_modules():
             if any(name == p or name.startswith(p + ".") for p in self.phase.frozen):
                 module.eval()
 
-    # -- epoch end -----------------------------------------------------------------------
-
-    def _end_epoch(self, speed: float, lr: float) -> None:
+    def _end_epoch(self, speed: float) -> None:
         trainer, at, phase = self.trainer, self.at, self.phase
         per_step = self.config.batch_size * self.config.accumulate
         last = at.epoch + 1 == phase.epochs
@@ -349,7 +341,7 @@ class PhaseRun:
             "epoch": at.epoch + 1,
             "train_loss": at.loss_sum / max(1, at.seen) * per_step,
             "train_accuracy": 100 * at.correct / max(1, at.seen),
-            "lr": lr,
+            "lr": float(self.optimizer.param_groups[0]["lr"]),
             "firing_rate": self.watch.mean_rate(),
             **removed(self.model, *self.hooks.removed()),
             "val_loss": None,
@@ -365,7 +357,7 @@ class PhaseRun:
                     at.best_on_test = max(at.best_on_test, on_test)
                 if settled and metrics.accuracy >= at.best_accuracy:
                     at.best_accuracy, at.best_epoch = metrics.accuracy, at.epoch
-                    self.best = {k: v.clone() for k, v in state_of(self.model).items()}
+                    self._keep_best()
         self.watch.warn(at.epoch)
         record_epoch(self, row, speed)
         self.watch.reset()
@@ -375,7 +367,7 @@ class PhaseRun:
         self._honour_stop(saved=True)
 
     def _honour_stop(self, saved: bool = False) -> None:
-        signum = agreed_signal(getattr(self.trainer.stop, "signum", 0))
+        signum = agreed(getattr(self.trainer.stop, "signum", 0))
         if not signum:
             return
         if not saved:
@@ -441,16 +433,14 @@ class Trainer:
         model.to(self.accelerator.device)
         set_recompute(model, self.config.recompute)
         store = CheckpointStore(self.run.path / "best" / phase.name, keep=1)
-        finished = store.load()
+        finished, hooks = store.load(), Hooks(phase.hooks)
         if finished is not None:
             model.load_state_dict(finished.tensors["model"])
-            saved = finished.state.get("hooks", [])
-            Hooks(phase.hooks).load(finished.tensors.get("hooks", {}), saved)
+            hooks.load(finished.tensors.get("hooks", {}), finished.state.get("hooks", []))
             log.info("phase %s was finished before: %s", phase.name, finished.path)
             return FitResult(**finished.state["result"])
         if phase.epochs == 0:
             return FitResult(phase.name, float("nan"), -1, 0, 0.0)
-        hooks = Hooks(phase.hooks)
         result, tensors = PhaseRun(self, model, phase).train()
         model.load_state_dict(tensors)
         if self.main:
@@ -474,11 +464,6 @@ class Trainer:
     def evaluate(self, model: nn.Module, split: str) -> Metrics:
         """Evaluate on ``train``, ``val`` or ``test``: every sample once, by one network."""
         share_buffers(model)
-        return evaluate(
-            model,
-            getattr(self.data, split),
-            self.data,
-            self.accelerator,
-            batch_size=self.config.eval_batch_size,
-            workers=self.config.workers,
-        )
+        size, workers = self.config.eval_batch_size, self.config.workers
+        part = getattr(self.data, split)
+        return evaluate(model, part, self.data, self.accelerator, batch_size=size, workers=workers)

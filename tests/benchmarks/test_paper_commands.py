@@ -38,7 +38,13 @@ def config(cell: Cell, scale: str):
     return parsed(command_of(cell, scale))
 
 
-@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize(
+    "scale",
+    [
+        scale if scale != "cifar10-subset" else pytest.param(scale, marks=pytest.mark.slow)
+        for scale in SCALES
+    ],
+)
 @pytest.mark.parametrize("table", TABLES)
 def test_every_command_is_a_valid_configuration(table: str, scale: str) -> None:
     sizes = {"digits": {"digits", "moving_digits"}, "cifar10-subset": {"cifar10"}}

@@ -81,6 +81,7 @@ def test_options_reach_the_splits(small):
         registry.create_dataset(name, root=str(root), image_size=64)
 
 
+@pytest.mark.fault(32)
 def test_a_tampered_batch_is_refused_and_its_payload_does_not_run(small):
     name, root = small
 

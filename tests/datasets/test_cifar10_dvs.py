@@ -71,6 +71,7 @@ def test_tonics_files_without_aedat_say_what_to_install(files, tmp_path, monkeyp
         splits.test[0]
 
 
+@pytest.mark.fault(26)
 def test_two_kinds_two_places_missing_classes_and_files_are_refused(files, tmp_path):
     put(files, tmp_path, "aedat", 10)
     with pytest.raises(DataError, match="100 recordings of 10000: airplane 10 of 1000"):

@@ -81,6 +81,7 @@ def test_its_mean_and_std_are_those_of_what_is_not_tested(digits):
     assert abs(float(pixels.std(correction=0)) - digits.std[0]) <= 5e-5
 
 
+@pytest.mark.fault(33)
 def test_no_digit_is_in_two_parts(digits):
     assert shared_images(digits.train, digits.test) == []
     assert shared_images(digits.train, digits.val) == []
@@ -97,6 +98,7 @@ def test_limits_keep_the_parts_apart(digits):
 
 
 @pytest.mark.parametrize("size", [0, 4, 20, -8, 264])
+@pytest.mark.fault(36)
 def test_a_size_that_is_no_multiple_of_the_source_is_refused(size):
     with pytest.raises(ConfigError, match=f"image_size={size} is not allowed"):
         registry.create_dataset("digits", image_size=size)

@@ -45,6 +45,7 @@ def test_a_first_byte_like_a_comment_sign_would_need_a_larger_address(files, tmp
     assert read_aedat2(tmp_path / "a.aedat").events.tolist() == [(127, 127, 1, 0x23232323)]
 
 
+@pytest.mark.fault(24)
 def test_truncated_foreign_and_empty_files_are_one_clear_error(files, tmp_path):
     path = tmp_path / "a.aedat"
     files.write_aedat2(path, files.some_events(10))
@@ -134,6 +135,7 @@ def refusal31(path):
     return ""
 
 
+@pytest.mark.fault(24)
 def test_every_cut_is_one_error_that_names_the_file_or_falls_between_packets(files, tmp_path):
     path = tmp_path / "a.aedat"
     files.write_aedat31(path, files.some_events(10), packet=4)
@@ -215,6 +217,7 @@ def refusal(path):
     return ""
 
 
+@pytest.mark.fault(24)
 def test_every_cut_and_any_garbage_is_one_error_that_names_the_file(files, tmp_path):
     pytest.importorskip("aedat", reason="the optional package aedat is not installed")
     path = tmp_path / "a.aedat4"
@@ -274,6 +277,7 @@ def stand_in(monkeypatch, decoder):
     monkeypatch.setitem(sys.modules, "aedat", module)
 
 
+@pytest.mark.fault(24)
 def test_a_panic_of_the_compiled_package_is_an_error_and_a_ctrl_c_is_not(
     files, tmp_path, monkeypatch
 ):

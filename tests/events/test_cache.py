@@ -57,12 +57,14 @@ def test_other_parameters_are_another_cache(tmp_path, frames, other):
     assert FrameCache(tmp_path, "else", PARAMETERS).get("a", "1-2") is None
 
 
+@pytest.mark.fault(30)
 def test_other_code_is_another_cache(tmp_path, frames, monkeypatch):
     FrameCache(tmp_path, "made", PARAMETERS).put("a", "1-2", frames)
     monkeypatch.setattr(cache_module, "code_version", lambda: "changed")
     assert FrameCache(tmp_path, "made", PARAMETERS).get("a", "1-2") is None
 
 
+@pytest.mark.fault(30)
 def test_the_code_version_is_of_all_sources_and_changes_with_one(tmp_path, monkeypatch):
     version = code_version()
     assert len(version) == 16 and version == code_version()
@@ -78,6 +80,7 @@ def test_the_code_version_is_of_all_sources_and_changes_with_one(tmp_path, monke
     assert source_of(FrameCache(tmp_path, "made", {})) and source_of(5) == ""
 
 
+@pytest.mark.fault(31)
 def test_every_cut_and_every_flipped_bit_is_noticed(tmp_path, frames):
     cache = FrameCache(tmp_path, "made", PARAMETERS)
     cache.put("a", "1-2", frames[:1])
@@ -99,6 +102,7 @@ def test_every_cut_and_every_flipped_bit_is_noticed(tmp_path, frames):
     assert np.array_equal(cache.get("a", "1-2"), frames)
 
 
+@pytest.mark.fault(31)
 def test_a_full_or_read_only_disk_costs_a_warning_and_no_run(tmp_path, frames, monkeypatch, caplog):
     cache = FrameCache(tmp_path, "made", PARAMETERS)
 
@@ -126,6 +130,7 @@ def build(folder, turns, barrier):
         assert found is not None and np.array_equal(found, frames)
 
 
+@pytest.mark.fault(31)
 def test_two_processes_building_one_cache_never_see_half_an_entry(tmp_path):
     context = multiprocessing.get_context("fork")
     barrier = context.Barrier(2)

@@ -36,6 +36,7 @@ def test_a_clean_folder_is_counted_by_part_and_class(folder):
     assert all(c.extent == (128, 128) for c in report.recordings)
 
 
+@pytest.mark.fault(18)
 def test_every_fault_is_found_none_stops_the_reading(folder, files):
     rows = np.array([[1, 1, 1, 5], [128, 1, 1, 6], [1, 1, 3, 7], [1, 1, 0, 2]], np.int64)
     np.save(folder / "Train/cat/0.npy", rows)
@@ -92,6 +93,7 @@ def test_all_forms_in_one_folder_are_read(files, tmp_path):
     assert [c.report.kept for c in report.recordings] == [200] * 4
 
 
+@pytest.mark.fault(26)
 def test_a_folder_without_recordings_or_none_at_all_is_an_error(tmp_path):
     with pytest.raises(DataError, match="holds no recording"):
         check_folder(tmp_path)

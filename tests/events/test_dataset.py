@@ -81,6 +81,7 @@ class Counting:
         return self.inner.fingerprint(sample)
 
 
+@pytest.mark.fault(30)
 def test_a_file_that_changed_is_read_again(folder, tmp_path, files):
     data = data_set(folder, cache=FrameCache(tmp_path / "cache", "made", {}))
     assert data[0][0].sum() == 500
@@ -88,6 +89,7 @@ def test_a_file_that_changed_is_read_again(folder, tmp_path, files):
     assert data[0][0].sum() == 300
 
 
+@pytest.mark.fault(31)
 def test_a_damaged_cache_entry_is_made_again_and_a_full_disk_costs_no_recording(
     folder, tmp_path, monkeypatch, caplog
 ):
@@ -111,6 +113,7 @@ def test_a_damaged_cache_entry_is_made_again_and_a_full_disk_costs_no_recording(
     assert list(cache.folder.glob("??/*.frames")) == [entry]
 
 
+@pytest.mark.fault(19)
 def test_a_bad_event_is_refused_dropped_or_counted_and_always_told(folder, files, caplog):
     events = files.some_events(100)
     rows = np.stack([events[n].astype(np.int64) for n in events.dtype.names], 1)
@@ -128,6 +131,7 @@ def test_a_bad_event_is_refused_dropped_or_counted_and_always_told(folder, files
 
 
 @pytest.mark.parametrize("rows", [[], [(1, 2, 1, 5)], [(1, 2, 1, 5)] * 3])
+@pytest.mark.fault(18)
 def test_a_recording_with_nothing_to_see_is_refused_or_defined(folder, rows):
     np.save(folder / "0.npy", np.array(rows, np.int64).reshape(-1, 4))
     with pytest.raises(DataError, match=r"0\.npy.*use empty=zero or empty=skip"):
@@ -146,6 +150,7 @@ def test_loaders_give_the_counts_unchanged_whatever_the_workers(folder):
         assert torch.cat([batch[1] for batch in batches]).tolist() == data.labels.tolist()
 
 
+@pytest.mark.fault(24)
 def test_a_fault_in_a_worker_is_an_error_with_the_files_name(folder):
     (folder / "3.npy").write_bytes(b"<html>not here</html>")
     for workers in (0, 2):
@@ -153,6 +158,7 @@ def test_a_fault_in_a_worker_is_an_error_with_the_files_name(folder):
             list(eval_loader(data_set(folder), 2, workers=workers))
 
 
+@pytest.mark.fault(24)
 def test_a_panic_in_a_worker_does_not_end_the_run_silently(folder):
     class Panic(BaseException):
         pass
@@ -295,6 +301,7 @@ CHANGES = [
 ]  # fmt: skip
 
 
+@pytest.mark.fault(30)
 def test_every_parameter_is_in_the_caches_key(root):
     def key(image_size=None, reader=None, sensor=None, name="made", **options):
         reader = reader or FileReader(root, "npy")
@@ -315,6 +322,7 @@ def test_every_parameter_is_in_the_caches_key(root):
     assert key(reader=FileReader(root / "..", "npy")) == keys[0]
 
 
+@pytest.mark.fault(34)
 def test_a_split_file_is_written_then_kept_to(root, tmp_path):
     options = EventOptions(T=4, cache="none", split_file=str(tmp_path / "split.json"))
     first = made(root, options)
@@ -326,6 +334,7 @@ def test_a_split_file_is_written_then_kept_to(root, tmp_path):
         made(root, options)
 
 
+@pytest.mark.fault(34)
 def test_the_splits_hash_is_told(root, caplog):
     with caplog.at_level(logging.INFO):
         found = made(root)
@@ -343,6 +352,7 @@ def test_a_recording_in_train_and_test_is_told_or_refused(root, caplog):
         made(root, duplicates="drop")
 
 
+@pytest.mark.fault(18)
 def test_empty_recordings_are_skipped_told_and_out_of_the_hash(root, caplog):
     for name in ("01.npy", "35.npy"):
         np.save(root / name, np.zeros((0, 4), np.int32))

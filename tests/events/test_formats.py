@@ -24,6 +24,7 @@ SENSOR = Sensor(128, 128)
 
 
 @pytest.mark.parametrize("dtype", ["int16", "int32", "int64", "uint64", "float32", "float64"])
+@pytest.mark.fault(23)
 def test_plain_arrays_come_back_event_for_event_from_any_type(files, tmp_path, dtype):
     events = files.some_events(300, span_us=30_000)
     files.write_npy(tmp_path / "a.npy", events, dtype=dtype)
@@ -31,6 +32,7 @@ def test_plain_arrays_come_back_event_for_event_from_any_type(files, tmp_path, d
     assert np.array_equal(validate(raw.events, SENSOR)[0], events)
 
 
+@pytest.mark.fault(23)
 def test_structured_arrays_and_other_orders_and_column_major_do_too(files, tmp_path):
     events = files.some_events(300)
     np.save(tmp_path / "own.npy", events)
@@ -45,6 +47,7 @@ def test_structured_arrays_and_other_orders_and_column_major_do_too(files, tmp_p
         assert np.array_equal(validate(raw.events, SENSOR)[0], events)
 
 
+@pytest.mark.fault(21)
 def test_milliseconds_become_microseconds_without_wrapping(files, tmp_path):
     events = files.some_events(300)
     files.write_npy(tmp_path / "a.npy", events, ticks=1000)
@@ -67,6 +70,7 @@ def test_milliseconds_become_microseconds_without_wrapping(files, tmp_path):
     [np.zeros((5, 3), "i4"), np.zeros(5, "i4"), np.zeros((5, 4), "U2"), np.zeros((), "i4")],
     ids=lambda array: f"{array.dtype}{list(array.shape)}",
 )
+@pytest.mark.fault(23)
 def test_another_form_is_refused_with_the_files_name(tmp_path, array):
     np.save(tmp_path / "a.npy", array)
     with pytest.raises(DataError, match=r"a\.npy"):
@@ -79,6 +83,7 @@ def test_objects_are_never_unpickled(tmp_path):
         read_npy(tmp_path / "a.npy")
 
 
+@pytest.mark.fault(24)
 def test_every_cut_and_every_surplus_is_refused(files, tmp_path):
     path = tmp_path / "a.npy"
     files.write_npy(path, files.some_events(4))
@@ -116,6 +121,7 @@ def test_a_header_that_tells_of_terabytes_allocates_nothing(tmp_path):
         (b"\x93NUMPY\x09\x09\x00\x00", "damaged header"),
     ],
 )
+@pytest.mark.fault(24)
 def test_another_kind_of_file_is_called_what_it_is(tmp_path, content, words):
     (tmp_path / "a.npy").write_bytes(content)
     with pytest.raises(DataError, match=words) as caught:
@@ -153,6 +159,7 @@ def test_tonics_reader_gives_the_same(files, tmp_path):
             assert np.array_equal(ours[name], theirs[other])
 
 
+@pytest.mark.fault(24)
 def test_a_cut_event_is_an_error_and_a_cut_between_events_is_fewer_events(files, tmp_path):
     path = tmp_path / "a.bin"
     files.write_bin(path, files.some_events(20, 34, 34))

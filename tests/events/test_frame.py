@@ -92,6 +92,7 @@ def test_frames_are_what_the_definition_says(files, framing, kernels, monkeypatc
 
 @pytest.mark.parametrize("way", ["n_event_bins", "n_time_bins"])
 @pytest.mark.parametrize("t", [(), (7,), (7, 7, 7)])
+@pytest.mark.fault(18)
 def test_no_event_one_event_and_one_time_have_defined_frames(way, t):
     n = len(t)
     events = make_events(np.full(n, 3), np.full(n, 2), np.ones(n), t)
@@ -239,6 +240,7 @@ def test_events_are_conserved_whatever_their_times(rows, T, way):
     assert np.array_equal(frames, by_hand(events, Framing(T, way), SENSOR)[0])
 
 
+@pytest.mark.fault(21)
 def test_memory_never_follows_the_times():
     events = make_events([1, 1], [1, 1], [0, 1], [0, 2**53 - 1])
     for way in ("n_event_bins", "n_time_bins"):
@@ -251,6 +253,7 @@ def test_memory_never_follows_the_times():
         to_frames(events, Framing(4096), Sensor(4096, 4096))
 
 
+@pytest.mark.fault(25)
 def test_counts_pass_the_limit_of_int16_that_tonic_wraps_at():
     n = 40_000
     events = make_events(np.zeros(n), np.zeros(n), np.ones(n), np.arange(n))
@@ -264,6 +267,7 @@ def test_counts_pass_the_limit_of_int16_that_tonic_wraps_at():
 @pytest.mark.parametrize(
     ("field", "value"), [("x", 32), ("x", 65535), ("y", 24), ("p", 2), ("p", 255)]
 )
+@pytest.mark.fault(19)
 def test_an_invalid_event_is_refused_not_written_beside_the_frame(
     files, field, value, kernels, monkeypatch
 ):
@@ -305,6 +309,7 @@ def test_an_impossible_framing_is_refused_by_field(fields, message):
         Framing(**fields)
 
 
+@pytest.mark.fault(25)
 def test_narrow_keeps_every_count_in_the_smallest_type():
     for most, kind in (
         (0, "uint8"),

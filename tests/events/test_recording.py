@@ -79,6 +79,7 @@ def test_all_three_forms_give_the_same_columns(sample_events):
         ([1, 2, 3], "events are list"),
     ],
 )
+@pytest.mark.fault(23)
 def test_wrong_fields_types_and_shapes_are_refused_by_name(events, message):
     with pytest.raises(DataError, match=message) as caught:
         columns_of(events, "that file")
@@ -184,6 +185,7 @@ def test_another_kind_of_file_is_called_what_it_is(tmp_path, content, words):
     assert "a.aedat" in str(caught.value)
 
 
+@pytest.mark.fault(21)
 def test_a_clock_that_starts_again_goes_on():
     true = np.array([2**32 - 20, 2**32 - 5, 2**32 + 1, 2**32 - 2, 2**32 + 9, 2**33 + 3], np.int64)
     # The fourth event is out of order around the restart; the last comes after another one.

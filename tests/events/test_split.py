@@ -32,6 +32,7 @@ def touch(folder, *names):
         (folder / name).touch()
 
 
+@pytest.mark.fault(26)
 def test_files_come_in_one_order_and_desktop_leavings_do_not_come(tmp_path):
     touch(
         tmp_path, "b/10.npy", "b/9.npy", "a/1.npy", "a/.DS_Store", "a/._1.npy", "B/1.npy",
@@ -41,6 +42,7 @@ def test_files_come_in_one_order_and_desktop_leavings_do_not_come(tmp_path):
     assert scan(tmp_path, (".npy", ".txt"))[-2:] == ["readme.txt", "top.npy"]
 
 
+@pytest.mark.fault(34)
 def test_the_order_is_not_the_file_systems(tmp_path, monkeypatch):
     import os
 
@@ -57,6 +59,7 @@ def test_the_order_is_not_the_file_systems(tmp_path, monkeypatch):
     assert scan(tmp_path, (".npy",)) == straight == sorted(straight)
 
 
+@pytest.mark.fault(26)
 def test_a_link_inside_is_a_file_and_a_link_out_is_refused(tmp_path):
     touch(tmp_path, "set/a/1.npy", "secret/2.npy")
     (tmp_path / "set/a/2.npy").symlink_to("1.npy")
@@ -101,6 +104,7 @@ def test_a_link_to_a_set_is_found_and_no_other_link_is_followed(tmp_path):
     assert find_folder(tmp_path / "gone", ("Set",)) is None
 
 
+@pytest.mark.fault(26)
 def test_a_set_unpacked_twice_is_an_error_and_nested_in_itself_is_the_outer(tmp_path):
     touch(tmp_path, "one/Set/1.npy", "two/Set/1.npy")
     with pytest.raises(DataError, match="both look like the set"):
@@ -121,6 +125,7 @@ def test_the_first_folder_is_the_class_and_an_unknown_one_is_named_with_the_near
         class_samples(tmp_path / "set", (".npy",), classes)
 
 
+@pytest.mark.fault(26)
 def test_counts_of_each_class_are_compared_and_told():
     samples = [Sample(f"{i}", label=i % 2) for i in range(5)]
     check_counts("set train", samples, ("a", "b"), {"a": 3, "b": 2})
@@ -141,6 +146,7 @@ def test_counts_of_each_class_are_compared_and_told():
         check_counts("set", [], ("a",), 1)
 
 
+@pytest.mark.fault(26)
 def test_an_incomplete_set_is_an_error_or_a_warning(caplog):
     with pytest.raises(DataError, match="set has 1 of 2; get the rest, or use incomplete=report"):
         accept("set has 1 of 2", "error")
@@ -306,6 +312,7 @@ def edits(text):
     yield [1], "is not a split file"
 
 
+@pytest.mark.fault(34)
 def test_an_edited_foreign_or_damaged_split_file_is_refused(tmp_path):
     split, path = made(), tmp_path / "split.json"
     split.save(path)
@@ -323,6 +330,7 @@ def test_an_edited_foreign_or_damaged_split_file_is_refused(tmp_path):
         split.as_saved(tmp_path / "gone.json")
 
 
+@pytest.mark.fault(34)
 def test_a_set_that_changed_on_disk_does_not_fit_its_split_file(tmp_path):
     split = made()
     split.save(tmp_path / "split.json")

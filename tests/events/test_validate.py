@@ -73,6 +73,7 @@ def test_every_fault_of_the_policy_is_tested_here():
 
 
 @pytest.mark.parametrize(("fault", "columns", "words"), CASES)
+@pytest.mark.fault(19, 20, 21, 22, 23)
 def test_a_refused_fault_names_file_event_value_and_limit(fault, columns, words):
     with pytest.raises(DataError) as caught:
         validate(columns, SENSOR, Policy(**{fault: "error"}), "a file")
@@ -84,12 +85,14 @@ def test_a_refused_fault_names_file_event_value_and_limit(fault, columns, words)
 @pytest.mark.parametrize(
     ("fault", "columns", "words"), [case for case in CASES if "drop" in ACTIONS[case[0]]]
 )
+@pytest.mark.fault(19)
 def test_a_dropped_fault_costs_that_event_only_and_is_told(fault, columns, words):
     events, report = validate(columns, SENSOR, Policy(**{fault: "drop"}), "a file")
     assert report.faults == {fault: 1} and words in report.line()
     assert (report.given, report.kept, report.dropped) == (3, 2, 1) and len(events) == 2
 
 
+@pytest.mark.fault(20)
 def test_counted_faults_keep_the_events_in_the_stated_way():
     events, report = validate(raw(x=(1.0, 2.9, 3.0)), SENSOR, Policy(fractional="count"))
     assert events["x"].tolist() == [1, 2, 3] and report.faults == {"fractional": 1}
@@ -99,6 +102,7 @@ def test_counted_faults_keep_the_events_in_the_stated_way():
     assert len(events) == 3 and report.faults == {"span": 1}
 
 
+@pytest.mark.fault(21)
 def test_events_out_of_order_are_sorted_stably_and_counted():
     columns = raw(x=(1, 2, 3, 4), y=(0,) * 4, p=(0,) * 4, t=(30, 10, 30, 10))
     events, report = validate(columns, SENSOR)
@@ -115,6 +119,7 @@ def test_a_reversed_recording_gives_the_frames_of_the_straight_one(sample_events
     assert np.array_equal(events, unique) and report.faults == {"order": 999}
 
 
+@pytest.mark.fault(20)
 def test_minus_one_is_off_only_where_it_is_declared():
     policy = Policy(signed_polarity=True)
     events, report = validate(raw(p=(-1, 1, -1)), SENSOR, policy)
@@ -129,6 +134,7 @@ def test_the_named_position_is_the_files_after_earlier_drops():
         validate(columns, SENSOR, Policy(coordinates="drop"))
 
 
+@pytest.mark.fault(22)
 def test_a_file_of_another_camera_is_told_by_its_extent(files):
     events = files.some_events(height=260, width=346)
     with pytest.raises(DataError, match=r"sensor being 34x40; the file's x is \d+ to 34\d"):

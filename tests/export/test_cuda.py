@@ -19,9 +19,8 @@ from spikeformer_lt.export.streaming import Stream
 from spikeformer_lt.export.verify import spike_mismatch
 
 no_device = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
-on_both = pytest.mark.parametrize(
-    "device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, no_device])]
-)
+CUDA = pytest.param("cuda", marks=[pytest.mark.gpu, no_device])
+on_both = pytest.mark.parametrize("device", ["cpu", CUDA])
 CHOICES: list[dict[str, object] | str] = [
     {},
     {"activation": "heaviside", "residual": "or", "score": "l2"},
@@ -91,16 +90,15 @@ def test_streams_run_where_the_network_is(device: str, choice, net, cnn, images)
     torch.testing.assert_close(found, fast(clip), rtol=0, atol=1e-12)
 
 
-@on_both
+@pytest.mark.parametrize("device", [CUDA])  # test_graphs.py exports the same on the CPU
 def test_a_program_runs_on_the_device(device: str, net, images, tmp_path: Path) -> None:
     model, _, _ = net(activation="heaviside")
     fast = compact(model.double())
     to_pt2(fast, tmp_path / "a.pt2")
     program = torch.export.load(tmp_path / "a.pt2")
-    if device != "cpu":
-        from torch.export.passes import move_to_device_pass
+    from torch.export.passes import move_to_device_pass
 
-        program = move_to_device_pass(program, device)
+    program = move_to_device_pass(program, device)
     x = images(model, 5).double()
     found = program.module()(x.to(device))
     torch.testing.assert_close(found.cpu(), fast(x), rtol=0, atol=1e-9)

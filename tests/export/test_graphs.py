@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,11 +21,11 @@ needs_onnx = pytest.mark.skipif(
 )
 
 
-CHOICES: list[dict[str, object] | str] = [
+CHOICES: list[Any] = [
     {"in_channels": 2},
-    {"activation": "heaviside"},
-    "vgg",
     "resnet of events",
+    pytest.param({"activation": "heaviside"}, marks=pytest.mark.slow),
+    pytest.param("vgg", marks=pytest.mark.slow),
 ]
 FLOATS, INTEGERS = "a.onnx", "a.int8.onnx"
 ONNX_CHOICES = [

@@ -71,6 +71,7 @@ def test_equal_images_and_no_others_have_equal_digests(random_images):
         ({"indices": torch.tensor([1])}, "one for each image"),
     ],
 )
+@pytest.mark.fault(33, 36)
 def test_what_does_not_fit_is_refused_by_name(changes, complaint):
     made()
     with pytest.raises(DataError, match=f"photos.*{complaint}"):

@@ -167,6 +167,7 @@ def test_the_network_is_asked_only_on_demand(tmp_path, files, monkeypatch, archi
     assert len(asked) == 1
 
 
+@pytest.mark.fault(36)
 def test_another_image_size_is_refused(root, files):
     load(files, root, image_size=32)
     with pytest.raises(ConfigError, match="image_size=64 is not allowed: set has images of 32"):
@@ -414,6 +415,7 @@ def test_what_python_3_pickles_is_read_too(tmp_path, protocol):
     assert batch["note"] == b"\xff"
 
 
+@pytest.mark.fault(32)
 def test_a_tampered_file_is_refused_by_its_hash_before_it_is_looked_at(
     tmp_path, python2_batch, monkeypatch
 ):
@@ -432,6 +434,7 @@ def test_a_tampered_file_is_refused_by_its_hash_before_it_is_looked_at(
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+@pytest.mark.fault(32)
 def test_a_payload_is_not_run_even_under_a_hash_that_fits(tmp_path, protocol):
     marker = tmp_path / "ran"
     payloads = [

@@ -49,12 +49,14 @@ def test_a_batch_is_float_images_with_their_labels_and_indices(data, epoch):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.fault(45)
 def test_workers_change_nothing(data, epoch, workers):
     same(epoch, list(train_loader(data, PAPER, 8, seed=1, epoch=2, workers=workers)))
     same(list(eval_loader(data, 8)), list(eval_loader(data, 8, workers=workers)))
 
 
 @pytest.mark.parametrize("start", [0, 1, 4, 6])
+@pytest.mark.fault(6)
 def test_a_resumed_epoch_goes_on_as_if_it_had_not_stopped(data, epoch, start):
     loader = train_loader(data, PAPER, 8, seed=1, epoch=2, start_step=start)
     assert len(loader) == 6 - start
@@ -67,6 +69,7 @@ def test_a_second_pass_gives_the_same(data):
 
 
 @pytest.mark.parametrize("augment", [PAPER, Augment()])
+@pytest.mark.fault(41)
 def test_ranks_together_see_what_one_process_sees(data, augment):
     whole = list(train_loader(data, augment, 12, seed=1, epoch=2))
     ranks = [
@@ -91,6 +94,7 @@ def test_epochs_and_seeds_differ(data):
 
 
 @given(st.integers(1, 40), st.integers(1, 7), st.integers(1, 4))
+@pytest.mark.fault(38)
 def test_evaluation_gives_every_sample_once_over_all_ranks(count, batch_size, world_size):
     from spikeformer_lt.images import ArrayImages
 
@@ -156,6 +160,7 @@ def test_a_sample_that_fails_stops_the_run_by_its_name(data, workers):
     )
 
 
+@pytest.mark.fault(42)
 def test_a_worker_that_dies_is_an_error_with_its_batch(data):
     loader = eval_loader(Faulty(data, lambda: os._exit(9)), 8, workers=1)
     with pytest.raises(DataError) as caught:
@@ -207,6 +212,7 @@ next(kept)
     assert time.monotonic() - start < 40
 
 
+@pytest.mark.fault(38)
 def test_a_set_smaller_than_a_global_batch_is_refused_with_both_numbers(data):
     assert steps_per_epoch(data, 25, 2) == 1
     with pytest.raises(DataError, match=r"has 50 samples, less than one global batch of 52 "):

@@ -86,6 +86,7 @@ def test_an_option_out_of_range_is_refused_by_name(pool, test_set, options, comp
         make_splits("made", pool, test_set, **options)
 
 
+@pytest.mark.fault(33)
 def test_images_in_two_parts_are_counted_and_on_demand_refused(pool, test_set, caplog):
     test_set.images[7] = pool.images[11]
     test_set.images[30] = pool.images[11]
@@ -106,6 +107,7 @@ def test_no_shared_image_is_no_word(pool, test_set, caplog):
     assert caplog.records == []
 
 
+@pytest.mark.fault(33)
 def test_a_class_that_training_never_sees_is_refused(pool, test_set):
     some = pool.take(torch.nonzero(pool.labels != 2).flatten())
     with pytest.raises(DataError, match=r"no training image of class \[2\]; 1 missing"):

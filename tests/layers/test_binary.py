@@ -84,6 +84,7 @@ def test_binary_weights_are_minus_the_gain_zero_or_plus_the_gain(
 
 
 @pytest.mark.parametrize("binary", [False, True])
+@pytest.mark.fault(47)
 def test_removed_entries_are_plus_zero_whatever_the_weight_is(binary: bool) -> None:
     weight = torch.tensor([-1.0, float("nan"), float("inf"), -0.0, 2.0]).view(5, 1, 1, 1)
     mask = torch.tensor([False, False, False, False, True]).view(5, 1, 1, 1)

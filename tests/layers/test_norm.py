@@ -85,6 +85,7 @@ def test_low_precision_input_is_normalised_in_float32() -> None:
 
 
 @pytest.mark.parametrize("repeats", [1, 4])
+@pytest.mark.fault(38)
 def test_one_value_per_channel_is_refused_in_training_alone(repeats: int) -> None:
     norm = BatchNorm(3)
     with pytest.raises(DataError, match="one value per channel has no variance"):

@@ -63,6 +63,7 @@ def test_the_kept_count_is_exact_and_never_zero(tokens: int, sparsity: float) ->
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=40), st.data())
+@pytest.mark.fault(48)
 def test_the_best_tokens_stay_and_ties_keep_the_lower_index(
     levels: list[int], data: st.DataObject
 ) -> None:

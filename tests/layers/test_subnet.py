@@ -120,6 +120,7 @@ def test_the_weight_is_shared_with_the_convolution_that_was_taken_over() -> None
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.31, 0.5, 0.98])
 @pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.fault(49)
 def test_masks_hold_the_exact_count_even_where_all_scores_are_equal(
     sparsity: float, scope: str
 ) -> None:
@@ -239,6 +240,7 @@ def test_masks_come_back_as_they_were_put_in() -> None:
     assert get_masks(net) == mask
 
 
+@pytest.mark.fault(14)
 def test_a_mask_of_other_layers_or_shapes_changes_nothing_and_is_named() -> None:
     net = make_net()
     before = get_masks(net)

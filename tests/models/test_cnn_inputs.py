@@ -57,8 +57,15 @@ KINDS: dict[str, Callable[[], Splits]] = {
 }
 
 
-@pytest.mark.parametrize("name", ["spiking_vgg9", "spiking_vgg16", "spiking_resnet19"])
-@pytest.mark.parametrize("kind", KINDS)
+NAMES = ("spiking_resnet19", "spiking_vgg9", "spiking_vgg16")
+PAIRS = [
+    pytest.param(name, kind, marks=() if i == j else pytest.mark.slow)
+    for i, name in enumerate(NAMES)
+    for j, kind in enumerate(KINDS)
+]
+
+
+@pytest.mark.parametrize(("name", "kind"), PAIRS)
 def test_a_step_moves_every_weight(name: str, kind: str, tmp_path: Path) -> None:
     data = KINDS[kind]()
     torch.manual_seed(0)

@@ -139,6 +139,7 @@ BAD_INPUTS = {
 
 
 @pytest.mark.parametrize("name", BAD_INPUTS)
+@pytest.mark.fault(36, 37)
 def test_an_input_of_another_kind_is_refused_by_name(name: str) -> None:
     x, message = BAD_INPUTS[name]
     model = Spikformer(T=T, **SMALL).eval()
@@ -180,6 +181,7 @@ BAD_SIZES = {
 
 
 @pytest.mark.parametrize("name", BAD_SIZES)
+@pytest.mark.fault(35)
 def test_a_size_that_cannot_be_built_is_refused_by_name(name: str) -> None:
     with pytest.raises(SpikeformerError) as caught:
         Spikformer(**{**SMALL, **BAD_SIZES[name]})
@@ -207,6 +209,7 @@ def test_two_forwards_are_equal_whatever_ran_in_between(make) -> None:
 @pytest.mark.parametrize(
     "where", ["conv_pep.stages.2", "blocks.0.attn", "blocks.1.mlp.fc2", "head"]
 )
+@pytest.mark.fault(39)
 def test_an_exception_inside_leaves_no_state(make, where: str) -> None:
     model = make()
     first = model(pictures())
@@ -221,6 +224,7 @@ def test_an_exception_inside_leaves_no_state(make, where: str) -> None:
     assert torch.equal(model(pictures()), first)
 
 
+@pytest.mark.fault(40)
 def test_a_neuron_that_was_swapped_in_later_is_reset_like_the_others(make) -> None:
     model = make()
     first = model(pictures())

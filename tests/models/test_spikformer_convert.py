@@ -228,6 +228,7 @@ class Payload:
 
 
 @pytest.mark.parametrize("form", ["zip", "legacy", "bare pickle", "beside the weights"])
+@pytest.mark.fault(11)
 def test_code_in_a_pickle_is_never_run(tmp_path: Path, form: str) -> None:
     mark, path = tmp_path / "mark", tmp_path / "checkpoint.pth.tar"
     content = {**published(), "head.bias": Payload(mark)}

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = shlex.split(
@@ -67,6 +68,7 @@ class Recipes:
         *argv: object,
         signals: Sequence[tuple[str, int, int]] = (),
         file_limit: int | None = None,
+        fork_jobs: bool = False,
         cwd: Path = ROOT,
     ) -> int:
         """Start a recipe of ours, or the one at a path; returns its pid."""
@@ -81,6 +83,7 @@ class Recipes:
             "cwd": str(cwd),
             "signals": list(signals),
             "file_limit": file_limit,
+            "fork_jobs": fork_jobs,
         }
         assert self.server.stdin is not None
         self.server.stdin.write(json.dumps(job) + "\n")
@@ -144,9 +147,25 @@ class Finished:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """A run that is started as the README says, through accelerate, in a process of its own."""
-    out = tmp_path_factory.mktemp("finished") / "run"
+def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Finished:
+    """A run that is started as the README says, through accelerate, in a process of its own.
+
+    It is made once for all workers of pytest-xdist; no test changes it.
+    """
+    if worker_id == "master":
+        return finished_run(tmp_path_factory.mktemp("finished") / "run")
+    folder = tmp_path_factory.getbasetemp().parent / "finished"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "said.json").is_file():
+            folder.mkdir(exist_ok=True)
+            run = finished_run(folder / "run")
+            (folder / "said.json").write_text(json.dumps([run.options, run.out, run.err]))
+    options, out, err = json.loads((folder / "said.json").read_text())
+    return Finished(folder / "run", tuple(options), out, err)
+
+
+def finished_run(out: Path) -> Finished:
+    """Start it, and wait."""
     # Enough of a training that no layer is dead and the accuracy is not that of a constant answer.
     more = "--train.batch-size 8 --multisp.epochs 8 --model.v-threshold 0.2 --train.optim.lr 0.01"
     options = (*Recipes.small, *shlex.split(more), "--run.out", str(out))

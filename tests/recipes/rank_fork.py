@@ -1,7 +1,7 @@
-"""Starts N ranks of one recipe by fork, as torchrun would by spawn: no import is waited for twice.
+"""Starts N ranks of one recipe by fork, as torchrun would by spawn; the recipe server runs it.
 
-python rank_fork.py FOLDER N PORT RECIPE [OPTIONS ...]: prints the ranks' pids at once; each rank
-writes FOLDER/<rank>.out and .err; at the end prints their exit statuses (negative: the signal).
+rank_fork.py FOLDER N PORT RECIPE [OPTIONS ...]: prints the ranks' pids at once; each rank writes
+FOLDER/<rank>.out and .err; at the end prints their exit statuses (negative: the signal).
 """
 
 from __future__ import annotations
@@ -11,14 +11,7 @@ import runpy
 import sys
 from pathlib import Path
 
-import accelerate  # noqa: F401
-import timm.optim  # noqa: F401
 import torch
-from matplotlib import pyplot  # noqa: F401
-from sklearn.datasets import load_digits  # noqa: F401
-
-import spikeformer_lt.reports.run_page
-import spikeformer_lt.training.experiment  # noqa: F401
 
 
 def be(rank: int, folder: Path, world: int, port: str, argv: list[str]) -> int:

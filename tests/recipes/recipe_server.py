@@ -2,7 +2,8 @@
 
 Reads one JSON object a line: ``argv`` (recipe and options), ``out`` and ``err`` (files), ``cwd``,
 ``signals``, a list of [method, n, signum]: the child signals itself after the n-th call of that
-method, and ``file_limit``: bytes after which a file is too large, or null. Answers with the child's
+method, ``file_limit``: bytes after which a file is too large, or null, and ``fork_jobs``: whether
+the runs of a comparison are forks as well, not processes of their own. Answers with the child's
 pid, then with its exit status.
 """
 
@@ -11,12 +12,17 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+import logging
 import os
 import resource
 import runpy
+import signal
+import subprocess
 import sys
 import traceback
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import accelerate  # noqa: F401
 import timm.data
@@ -32,6 +38,7 @@ import spikeformer_lt.training.experiment  # noqa: F401
 from spikeformer_lt.config import parse
 from spikeformer_lt.registry import create_model, list_datasets, list_searches
 from spikeformer_lt.tickets.configs import MultiSpConfig
+from spikeformer_lt.training import jobs
 from spikeformer_lt.training.options import DataConfig, ModelConfig, RunConfig, TrainConfig
 
 
@@ -54,6 +61,50 @@ def signal_after(method: str, nth: int, signum: int) -> None:
     setattr(cls, name, wrapper)
 
 
+class Forked:
+    """Stands for subprocess.Popen where a comparison starts its runs: a fork, no start-up."""
+
+    def __init__(
+        self, command: list[str], *, stdout: Any, env: dict[str, str], **_: object
+    ) -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self.status: int | None = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.setpgid(0, 0)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            logging.getLogger("spikeformer_lt").handlers.clear()
+            os.environ.update(env)
+            os.dup2(stdout.fileno(), 1)
+            os.dup2(stdout.fileno(), 2)
+            end(be(command[1:]))
+
+    def poll(self) -> int | None:
+        return self._waited(os.WNOHANG)
+
+    def wait(self) -> int | None:
+        return self._waited(0)
+
+    def terminate(self) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGTERM)
+
+    def _waited(self, options: int) -> int | None:
+        if self.status is None:
+            pid, status = os.waitpid(self.pid, options)
+            self.status = os.waitstatus_to_exitcode(status) if pid else None
+        return self.status
+
+
+def end(status: int) -> None:
+    """End a fork without what its parent would do at its own end."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
 def run(job: dict) -> int:
     """Be the recipe; return its exit status."""
     for stream, name in ((1, "out"), (2, "err")):
@@ -61,14 +112,27 @@ def run(job: dict) -> int:
         os.dup2(file, stream)
     os.chdir(job["cwd"])
     sys.stdin.close()
-    sys.argv = job["argv"]
-    sys.path[0] = str(Path(sys.argv[0]).parent)
+    if job["fork_jobs"]:
+        jobs.subprocess = SimpleNamespace(
+            Popen=Forked, DEVNULL=subprocess.DEVNULL, STDOUT=subprocess.STDOUT
+        )
     for method, nth, signum in job["signals"]:
         signal_after(method, nth, signum)
     if job["file_limit"]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (job["file_limit"],) * 2)
+    return be(job["argv"])
+
+
+def be(argv: list[str]) -> int:
+    """Run a script, or -m and a module, with its options; return the exit status."""
+    sys.argv = argv
     try:
-        runpy.run_path(sys.argv[0], run_name="__main__")
+        if argv[0] == "-m":
+            sys.argv = argv[1:]
+            runpy.run_module(argv[1], run_name="__main__", alter_sys=True)
+        else:
+            sys.path[0] = str(Path(argv[0]).parent)
+            runpy.run_path(argv[0], run_name="__main__")
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except BaseException:
@@ -98,10 +162,7 @@ def main() -> None:
             return
         pid = os.fork()
         if pid == 0:
-            status = run(json.loads(line))
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status)
+            end(run(json.loads(line)))
         print(pid, flush=True)
         _, status = os.waitpid(pid, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)

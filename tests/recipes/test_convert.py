@@ -6,9 +6,8 @@ import json
 import os
 import re
 import runpy
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -57,16 +56,6 @@ def convert(**options: object) -> None:
                                         for n, v in options.items()}))  # fmt: skip
 
 
-def run(*argv: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(RECIPE), *map(str, argv)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-    )
-
-
 def rebuilt(folder: Path) -> torch.nn.Module:
     tensors, about = read_tensors(folder / "model.safetensors")
     config = json.loads((folder / "config.json").read_text())
@@ -76,14 +65,16 @@ def rebuilt(folder: Path) -> torch.nn.Module:
     return model.eval()
 
 
-def test_a_published_checkpoint_becomes_a_folder_of_ours(source: Path, tmp_path: Path) -> None:
-    done = run("--source", source, "--model", "spikformer_toy", "--out", tmp_path / "new" / "toy")
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    assert "num_classes=7" in done.stdout and "mlp_ratio=2.0" in done.stdout
-    assert "dropped   2 tensors" in done.stdout and "block.0.norm1.weight" in done.stdout
-    assert "num_heads=4" in done.stdout and "none from the options" in done.stdout
+def test_a_published_checkpoint_becomes_a_folder_of_ours(
+    recipes: Any, source: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "new" / "toy"
+    given = ("--source", source, "--model", "spikformer_toy", "--out", folder)
+    done = recipes.run("convert", *given)
+    assert (done.code, done.err) == (0, "")
+    assert "num_classes=7" in done.out and "mlp_ratio=2.0" in done.out
+    assert "dropped   2 tensors" in done.out and "block.0.norm1.weight" in done.out
+    assert "num_heads=4" in done.out and "none from the options" in done.out
     assert {p.name for p in folder.iterdir()} == {"model.safetensors", "config.json"}
     model = rebuilt(folder)
     stored = torch.load(source, weights_only=True)["state_dict"]
@@ -93,15 +84,15 @@ def test_a_published_checkpoint_becomes_a_folder_of_ours(source: Path, tmp_path:
     assert logits.shape == (2, 4, 7) and logits.std() > 0
 
 
-def test_a_hostile_checkpoint_is_refused_in_one_line(tmp_path: Path) -> None:
+@pytest.mark.fault(11)
+def test_a_hostile_checkpoint_is_refused_in_one_line(recipes: Any, tmp_path: Path) -> None:
     class Payload:
         def __reduce__(self) -> tuple[object, tuple[str]]:
             return os.system, (f"echo run > {tmp_path / 'mark'}",)
 
     torch.save({"state_dict": {"head.weight": Payload()}}, tmp_path / "bad.pth")
-    done = run("--source", tmp_path / "bad.pth", "--out", tmp_path / "out")
-    assert done.returncode == 2
-    assert re.fullmatch(r"error: .*nothing in it was run.*system.*\n", done.stderr)
+    done = recipes.run("convert", "--source", tmp_path / "bad.pth", "--out", tmp_path / "out")
+    assert re.fullmatch(r"error: .*nothing in it was run.*system.*", done.error)
     assert not (tmp_path / "mark").exists() and not (tmp_path / "out").exists()
 
 
@@ -123,6 +114,7 @@ def test_heads_that_do_not_divide_the_width_ask_for_the_option(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.fault(50)
 def test_nothing_is_overwritten(source: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("mine")
     with pytest.raises(ConfigError, match=r"already holds config\.json"):

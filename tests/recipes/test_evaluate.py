@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from spikeformer_lt import Mask, Ticket, create_dataset, create_model
-from spikeformer_lt.training.predictions import PREDICTIONS, read_predictions
+from spikeformer_lt.training.evaluate import PREDICTIONS, read_predictions
 
 pytestmark = pytest.mark.recipe
 
@@ -30,6 +30,7 @@ def evaluated(recipes: Any, out: Path, *options: object, **kwargs: Any) -> dict[
     return {**json.loads(out.read_text()), "printed": ended.out}
 
 
+@pytest.mark.fault(50)
 def test_a_run_evaluates_to_the_accuracy_and_ledger_of_its_report(
     recipes: Any, finished: Any, tmp_path: Path
 ) -> None:
@@ -138,6 +139,7 @@ def test_other_images_than_the_tickets_own_are_said_so(
         ("--run RUN --out RUN", "cannot write .*directory"),
     ],
 )
+@pytest.mark.fault(35)
 def test_wrong_input_is_one_line_and_exit_2(
     recipes: Any, finished: Any, options: str, words: str
 ) -> None:
@@ -145,6 +147,7 @@ def test_wrong_input_is_one_line_and_exit_2(
     assert re.match(f"error: .*{words}", recipes.run("evaluate", *argv, "--cpu").error)
 
 
+@pytest.mark.fault(9)
 def test_a_damaged_ticket_is_refused_by_file(recipes: Any, finished: Any, tmp_path: Path) -> None:
     shutil.copytree(finished.path / "ticket", tmp_path / "ticket")
     path = tmp_path / "ticket" / "model.safetensors"
@@ -175,6 +178,7 @@ def test_help_has_words_and_default_for_every_option(recipes: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.fault(41)
 def test_two_processes_report_the_network_that_they_save(recipes: Any, tmp_path: Path) -> None:
     """Each rank's BatchNorm has seen other batches: validation and test are of rank 0's."""
     run = tmp_path / "run"

@@ -42,7 +42,9 @@ def test_a_run_becomes_a_folder_that_loads(recipes, folder: Path) -> None:
     assert (folder / "exported.pt2").is_file()
 
 
-@pytest.mark.parametrize("name", ["spiking_vgg_toy", "spikformer_toy"])
+@pytest.mark.parametrize(
+    "name", ["spiking_vgg_toy", pytest.param("spikformer_toy", marks=pytest.mark.slow)]
+)
 def test_what_was_trained_from_an_imp_ticket_is_exported(recipes, tmp_path: Path, name) -> None:
     """Not its start weights: the report's accuracy in the folder is that of the network in it."""
     run, out = tmp_path / "run", tmp_path / "exported"

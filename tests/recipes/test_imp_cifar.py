@@ -82,7 +82,9 @@ def test_patches_and_encoder_weights_go_together_into_one_ledger(
     assert "'patch': 0.5" in told.out
 
 
-@pytest.mark.parametrize("name", ["spiking_vgg_toy", "spikformer_dvs_toy"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("spiking_vgg_toy", marks=pytest.mark.slow), "spikformer_dvs_toy"]
+)
 def test_event_frames_are_pruned_by_the_same_recipe(
     recipes: Any, tmp_path: Path, name: str
 ) -> None:
@@ -128,7 +130,20 @@ def test_two_of_every_four_weights_stay(recipes: Any, tmp_path: Path) -> None:
         assert bool((kept.movedim(1, -1).reshape(-1, 4).sum(1) == 2).all())
 
 
-@pytest.mark.parametrize("method", ["random", "erk", "magnitude", "snip", "grasp", "synflow"])
+BEFORE_TRAINING = ("random", "magnitude", "grasp", "synflow")
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        *("erk", "snip"),
+        # The contract of searches runs the others without a command line.
+        *(
+            pytest.param(m, marks=pytest.mark.slow)
+            for m in ("random", "magnitude", "grasp", "synflow")
+        ),
+    ],
+)
 def test_masks_from_before_training_are_kept_through_it(
     recipes: Any, tmp_path: Path, method: str
 ) -> None:
@@ -140,6 +155,7 @@ def test_masks_from_before_training_are_kept_through_it(
     assert report["sparsity"]["total_weight"] == pytest.approx(0.7, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_imp_killed_at_any_moment_ends_with_the_same_mask(recipes: Any, tmp_path: Path) -> None:
     line = shlex.split(RUNS["imp_cifar"])
     line += ["--train.checkpoint-steps", "1", "--train.optim.opt", "momentum"]

@@ -84,6 +84,7 @@ def kill_loop(recipes: Any, folder: Path, kills: int) -> list[str]:
 
 
 @pytest.mark.recipe
+@pytest.mark.fault(1)
 def test_four_kills_resume_to_the_same_bits(recipes: Any, tmp_path: Path) -> None:
     assert len(kill_loop(recipes, tmp_path, 4)) == 4
 
@@ -98,7 +99,8 @@ def test_fifty_kills_resume_to_the_same_bits(recipes: Any, tmp_path: Path) -> No
 
 
 @pytest.mark.recipe
-@pytest.mark.parametrize("row", [1, 2, 5])
+@pytest.mark.parametrize("row", [2, 5, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.fault(6)
 def test_a_kill_between_an_epochs_row_and_its_checkpoint_writes_no_row_twice(
     recipes: Any, tmp_path: Path, row: int
 ) -> None:

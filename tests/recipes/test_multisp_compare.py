@@ -16,7 +16,6 @@ pytestmark = pytest.mark.recipe
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.timeout(600)  # five processes that import everything
 def test_a_suite_becomes_one_table_and_goes_on_where_it_stopped(
     recipes: Any, tmp_path: Path
 ) -> None:
@@ -24,7 +23,7 @@ def test_a_suite_becomes_one_table_and_goes_on_where_it_stopped(
     copied = shutil.copytree(ROOT / "recipes", tmp_path / "my recipes") / "multisp_compare.py"
     out = tmp_path / "out"
     options = (f"--options={' '.join(recipes.small_anywhere)}", "--out", out, "--jobs", 2)
-    ended = recipes.run(copied, *options, cwd=tmp_path)
+    ended = recipes.run(copied, *options, cwd=tmp_path, fork_jobs=True)
     assert ended.code == 0, ended.err
     assert "3 runs, 0 of them finished before" in ended.err
     runs = {name: out / "runs" / f"{name}-0" for name in ("dense", "MultiSp", "random_control")}
@@ -44,7 +43,7 @@ def test_a_suite_becomes_one_table_and_goes_on_where_it_stopped(
         assert float(row["SOPs (M)"]) == pytest.approx(report["sops"] / 1e6, abs=0.0005)
 
     (runs["dense"] / "report.json").unlink()
-    again = recipes.run(copied, *options, cwd=tmp_path)
+    again = recipes.run(copied, *options, cwd=tmp_path, fork_jobs=True)
     assert again.code == 0, again.err
     assert "3 runs, 2 of them finished before" in again.err
     assert json.loads((runs["dense"] / "report.json").read_text()) == reports["dense"]
@@ -61,6 +60,7 @@ def test_a_suite_becomes_one_table_and_goes_on_where_it_stopped(
         ("--sutie demo", "unknown option '--sutie'; did you mean '--suite'?"),
     ],
 )
+@pytest.mark.fault(35)
 def test_wrong_input_is_one_line_and_exit_2(
     recipes: Any, tmp_path: Path, options: str, words: str
 ) -> None:

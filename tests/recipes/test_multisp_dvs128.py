@@ -58,19 +58,7 @@ def test_evaluate_meets_the_same_frames_again(recipes: Any, run: Path, tmp_path:
     assert again["sops"] == report["sops"]
 
 
-def test_counted_frames_are_said_to_be_no_spikes(recipes: Any, tmp_path: Path) -> None:
-    named = ("--data.name", "moving_digits", *SMALL, *SHORT)
-    for recipe in ("multisp_dvs128", "multisp_cifar10_dvs"):
-        out = tmp_path / recipe
-        ended = recipes.run(recipe, *named, "--run.out", out)
-        assert ended.code == 0, ended.err
-        report = json.loads((out / "report.json").read_text())
-        assert "conv_pep.stages.0.conv" in report["purity"]["impure"]
-        kept = Ticket.load(out / "ticket").tensors["conv_pep.stages.0.conv.weight"]
-        assert len(kept[kept != 0].abs().unique()) == 1  # its input counts spikes: binary too
-
-
-def test_without_recordings_the_moving_digits_are_used_and_said_so(
+def test_without_recordings_counted_frames_of_moving_digits_are_used_and_said_so(
     recipes: Any, tmp_path: Path
 ) -> None:
     root = ("--data.root", tmp_path, *SMALL, *SHORT)
@@ -78,9 +66,14 @@ def test_without_recordings_the_moving_digits_are_used_and_said_so(
         ("multisp_dvs128", "DVS128 Gesture"),
         ("multisp_cifar10_dvs", "CIFAR10-DVS"),
     ):
-        ended = recipes.run(recipe, *root, "--run.out", tmp_path / recipe)
+        out = tmp_path / recipe
+        ended = recipes.run(recipe, *root, "--run.out", out)
         assert ended.code == 0, ended.err
         assert f"NOTICE: {title} is not under {tmp_path}/" in ended.err
+        report = json.loads((out / "report.json").read_text())
+        assert "conv_pep.stages.0.conv" in report["purity"]["impure"]
+        kept = Ticket.load(out / "ticket").tensors["conv_pep.stages.0.conv.weight"]
+        assert len(kept[kept != 0].abs().unique()) == 1  # its input counts spikes: binary too
 
 
 def test_gesture_files_train_and_evaluate(recipes: Any, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
@@ -10,8 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,7 @@ import torch
 from spikeformer_lt import Ticket
 from spikeformer_lt.reports.finished import open_run
 from spikeformer_lt.tickets.surgery import model_from_ticket
-from spikeformer_lt.training.evaluate import evaluate
-from spikeformer_lt.training.predictions import PREDICTIONS, read_predictions
+from spikeformer_lt.training.evaluate import PREDICTIONS, evaluate, read_predictions
 
 pytestmark = pytest.mark.recipe
 
@@ -56,11 +55,30 @@ runpy.run_path(RECIPE, run_name="__main__")
 """
 
 
-@dataclass
 class Ranks:
-    folder: Path
-    process: subprocess.Popen[str]
-    pids: list[int]
+    """Two ranks of a recipe, forked from the recipe server."""
+
+    def __init__(self, recipes: Any, folder: Path, recipe: Path, *options: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        fork = Path(__file__).with_name("rank_fork.py")
+        recipes.start(fork, folder, 2, port, recipe, *SMALL, *options, cwd=folder)
+        self.recipes, self.folder, self.said = recipes, folder, recipes.files[0]
+        self.pids = [int(pid) for pid in self.line(0, 60).split()]
+
+    def line(self, number: int, timeout: float) -> str:
+        """A line of the forking process: the pids, then the exit statuses."""
+        until = time.monotonic() + timeout
+        while self.lines < number + 1:
+            assert time.monotonic() < until, self.err(0)
+            time.sleep(0.02)
+        return self.said.read_text().splitlines()[number]
+
+    @property
+    def lines(self) -> int:
+        return self.said.read_text().count("\n") if self.said.exists() else 0
 
     def err(self, rank: int) -> str:
         path = self.folder / f"{rank}.err"
@@ -70,46 +88,48 @@ class Ranks:
         return (self.folder / f"{rank}.out").read_text()
 
     def end(self, timeout: float) -> list[int]:
-        printed, _ = self.process.communicate(timeout=timeout)
-        return [int(status) for status in printed.split()]
+        return [int(status) for status in self.line(1, timeout).split()]
 
     def wait_for(self, path: Path, timeout: float = 60) -> None:
         until = time.monotonic() + timeout
         while not path.exists():
-            assert time.monotonic() < until and self.process.poll() is None, self.err(0)
+            assert time.monotonic() < until and self.lines < 2, self.err(0)
             time.sleep(0.05)
 
+    def close(self) -> None:
+        for pid in self.pids if self.lines < 2 else ():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.recipes.wait()
 
-def start(folder: Path, recipe: Path, *options: str) -> Ranks:
-    folder.mkdir(parents=True, exist_ok=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    fork = Path(__file__).with_name("rank_fork.py")
-    process = subprocess.Popen(
-        [sys.executable, str(fork), str(folder), "2", port, str(recipe), *SMALL, *options],
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-    )
-    assert process.stdout is not None
-    return Ranks(folder, process, [int(pid) for pid in process.stdout.readline().split()])
+
+Start = Callable[..., Ranks]
 
 
 @pytest.fixture
-def long_run(tmp_path: Path) -> Iterator[Ranks]:
+def start(recipes: Any) -> Iterator[Start]:
+    """Start ranks, and end those that a test left."""
+    started: list[Ranks] = []
+
+    def run(folder: Path, recipe: Path, *options: str) -> Ranks:
+        started.append(Ranks(recipes, folder, recipe, *options))
+        return started[-1]
+
+    yield run
+    for ranks in started:
+        ranks.close()
+
+
+@pytest.fixture
+def long_run(start: Start, tmp_path: Path) -> Ranks:
     """Two ranks amid a training that would take hours."""
     options = ("--multisp.epochs", "100000", "--train.timeout-s", "10")  # a busy machine needs some
     ranks = start(tmp_path / "ranks", MULTISP, *options, "--run.out", str(tmp_path / "run"))
     ranks.wait_for(tmp_path / "run" / "summary.csv")
-    yield ranks
-    for pid in ranks.pids if ranks.process.poll() is None else ():
-        os.kill(pid, signal.SIGKILL)
-    ranks.process.wait(20)
+    return ranks
 
 
-def test_two_ranks_make_one_ticket_and_count_each_sample_once(tmp_path: Path) -> None:
+def test_two_ranks_make_one_ticket_and_count_each_sample_once(start: Start, tmp_path: Path) -> None:
     recipe = tmp_path / "watched.py"
     recipe.write_text(WATCHED.replace("RECIPE", repr(str(MULTISP))))
     out = tmp_path / "run"
@@ -152,12 +172,19 @@ def seen(ranks: Ranks) -> list[dict[str, Any]]:
     "line",
     [
         "imp_cifar --imp.sparsity 0.6 --imp.rounds 1 --imp.epochs 1",
-        "early_bird_cifar --early-bird.kind channels --early-bird.epochs 1",
-        "sparse_training_cifar --method snip --sparsity 0.6 --epochs 1",
+        pytest.param(
+            "early_bird_cifar --early-bird.kind channels --early-bird.epochs 1",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "sparse_training_cifar --method snip --sparsity 0.6 --epochs 1", marks=pytest.mark.slow
+        ),
         "sparse_training_cifar --method rigl --sparsity 0.6 --epochs 2 --every 2",
     ],
 )
-def test_every_kind_of_search_ends_with_one_mask_on_all_ranks(tmp_path: Path, line: str) -> None:
+def test_every_kind_of_search_ends_with_one_mask_on_all_ranks(
+    start: Start, tmp_path: Path, line: str
+) -> None:
     name, *options = line.split()
     recipe, out = tmp_path / "watched.py", tmp_path / "run"
     recipe.write_text(WATCHED.replace("RECIPE", repr(str(ROOT / "recipes" / f"{name}.py"))))

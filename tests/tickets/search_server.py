@@ -66,6 +66,11 @@ def run(job: dict[str, Any], bench: Any, contract: ModuleType, make: Any) -> int
 def main() -> None:
     fixtures, contract = load("conftest"), load("test_contract")
     bench = fixtures.Bench()
+    for make in fixtures.MODELS.values():  # numba and its kernels are loaded once, not by each fork
+        model = make()
+        model(torch.rand(2, 3, 16, 16)).mean().backward()
+        with torch.no_grad():
+            model.eval()(torch.rand(2, 3, 16, 16))
     for line in sys.stdin:
         if line == "end\n":  # an end of file may never come: forks of the tests hold the pipe, too
             return

@@ -7,8 +7,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -26,16 +27,27 @@ from spikeformer_lt.images.splits import Splits, make_splits
 from spikeformer_lt.layers.subnet import get_masks, subnets
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.ticket import Ticket
-from spikeformer_lt.tickets.at_init import GraspConfig, SnipConfig, SynflowConfig
-from spikeformer_lt.tickets.base import PruneConfig, retrain
-from spikeformer_lt.tickets.configs import MultiSpConfig, PatchConfig, WeightConfig
-from spikeformer_lt.tickets.early_bird import EarlyBirdConfig
-from spikeformer_lt.tickets.early_time import EarlyTime, EarlyTimeConfig
-from spikeformer_lt.tickets.imp import ImpConfig
-from spikeformer_lt.tickets.joint import JointConfig
-from spikeformer_lt.tickets.one_shot import MagnitudeConfig, NmConfig, RandomConfig
-from spikeformer_lt.tickets.scores import BipropConfig, EdgePopupConfig
-from spikeformer_lt.tickets.sparse_training import SparseTrainingConfig
+from spikeformer_lt.tickets import (
+    BipropConfig,
+    EarlyBirdConfig,
+    EarlyTime,
+    EarlyTimeConfig,
+    EdgePopupConfig,
+    GraspConfig,
+    ImpConfig,
+    JointConfig,
+    MagnitudeConfig,
+    MultiSpConfig,
+    NmConfig,
+    PatchConfig,
+    PruneConfig,
+    RandomConfig,
+    SnipConfig,
+    SparseTrainingConfig,
+    SynflowConfig,
+    WeightConfig,
+    retrain,
+)
 from spikeformer_lt.training.phase import FitResult, Phase
 
 S = 0.7
@@ -89,7 +101,7 @@ WITH_PATCHES = {"joint", "multisp"}
 NESTED = {"imp", "imp layer", "early_time imp", "joint"}  # what is removed stays removed
 REGROWING = {"edge_popup", "early_time edge_popup", "biprop", "biprop global", "set", "rigl",
              "granet", "multisp"}  # fmt: skip
-MULTI_PHASE = {"imp", "early_time imp", "early_bird", "joint", "biprop", "granet"}
+MULTI_PHASE = {"imp", "early_time imp", "joint"}
 Make = Callable[[], nn.Module]
 
 
@@ -100,7 +112,7 @@ def search_of(case: str, batch: Any = None) -> Any:
         options["batch"] = batch
     if name == "early_time":
         inner = case.partition(" ")[2]
-        options["search"] = create_search(inner, config=CASES[inner][1])
+        options["inner"] = create_search(inner, config=CASES[inner][1])
     return create_search(name, **options)
 
 
@@ -119,6 +131,76 @@ def model(make: Make, case: str) -> nn.Module:
     if not fits(case, made):
         pytest.skip("it needs patches; its own tests ask for a clear refusal")
     return made
+
+
+class Recorder:
+    """A fit that notes the masks in force after every optimizer step, where they changed."""
+
+    def __init__(self, fit: Any) -> None:
+        self.fit, self.masks = fit, []
+
+    def __call__(self, model: nn.Module, phase: Phase) -> FitResult:
+        def note() -> None:
+            if phase.after_step is not None:
+                phase.after_step()
+            masks = [hook.mask for hook in phase.hooks if hook.mask is not None]
+            masks += [get_masks(model)] if any(True for _ in subnets(model)) else []
+            self.masks += [m for m in masks if not self.masks or m != self.masks[-1]]
+
+        return self.fit(model, replace(phase, after_step=note))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished search: what it found, the model it left, and the masks on its way."""
+
+    search: Any
+    ticket: Ticket
+    model: nn.Module
+    masks: list[Mask]
+    before: dict[str, torch.Tensor]
+    modes: tuple[list[bool], list[bool]]
+
+
+@pytest.fixture(scope="module")
+def runs() -> dict[tuple[str, str], Run]:
+    return {}
+
+
+@pytest.fixture
+def run(case: str, make: Make, model: nn.Module, bench: Any, runs: Any, tmp_path: Path) -> Run:
+    """One search of a network: made once, looked at by several tests, changed by none."""
+    key = (case, make.known[0])
+    if key not in runs:
+        model = make()
+        trainer = bench.trainer(tmp_path)
+        fit, search = Recorder(trainer.fit), search_of(case, trainer.batch)
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        modes = [module.training for module in model.modules()]
+        ticket = search.find(model, fit)
+        after = [module.training for module in model.modules()]
+        runs[key] = Run(search, ticket, model, fit.masks, before, (modes, after))
+    return runs[key]
+
+
+def in_turn(cases: Iterable[str], kinds: Sequence[str]) -> list[Any]:
+    """Each case with one kind, the kinds in turn; the rest of the product is slow."""
+    pairs = []
+    for place, case in enumerate(cases):
+        chosen = kinds[place % len(kinds)]
+        if case in WITH_PATCHES and "spikformer" in kinds:
+            chosen = "spikformer"
+        pairs += [
+            pytest.param(case, kind, marks=() if kind == chosen else pytest.mark.slow)
+            for kind in kinds
+        ]
+    return pairs
+
+
+def on_one_network(cases: Iterable[str]) -> pytest.MarkDecorator:
+    """Each case on one of the two networks, in turn."""
+    pairs = in_turn(cases, ("spikformer", "vgg"))
+    return pytest.mark.parametrize(("case", "make"), pairs, indirect=["make"])
 
 
 every = pytest.mark.parametrize("case", CASES)
@@ -178,33 +260,15 @@ def bits(tensor: torch.Tensor) -> tuple[torch.dtype, torch.Size, bytes]:
 
 
 @every
-def test_ticket_is_exact_and_starts_from_the_rewind_state(case, make, model, bench, tmp_path):
+def test_ticket_is_exact_and_starts_from_the_rewind_state(case, make, run, tmp_path):
     """And it goes through files, plain and packed, unchanged."""
-    T = model.T
-    search, ticket = found(case, model, bench.trainer(tmp_path))
-    check_ticket(case, search, ticket, model)
-    assert model.T == T
+    search, ticket = run.search, run.ticket
+    check_ticket(case, search, ticket, run.model)
+    assert run.model.T == make().T
     assert case == "multisp" or ticket.provenance["trained"] == search.trained
     ticket.save(tmp_path / "ticket")
     assert Ticket.load(tmp_path / "ticket").mask == ticket.mask
     check_export(ticket, *make.known, tmp_path / "packed")
-
-
-class Recorder:
-    """A fit that notes the masks in force after every optimizer step, where they changed."""
-
-    def __init__(self, fit: Any) -> None:
-        self.fit, self.masks = fit, []
-
-    def __call__(self, model: nn.Module, phase: Phase) -> FitResult:
-        def note() -> None:
-            if phase.after_step is not None:
-                phase.after_step()
-            masks = [hook.mask for hook in phase.hooks if hook.mask is not None]
-            masks += [get_masks(model)] if any(True for _ in subnets(model)) else []
-            self.masks += [m for m in masks if not self.masks or m != self.masks[-1]]
-
-        return self.fit(model, replace(phase, after_step=note))
 
 
 def lost_and_won(older: Mask, newer: Mask) -> tuple[int, int]:
@@ -214,35 +278,31 @@ def lost_and_won(older: Mask, newer: Mask) -> tuple[int, int]:
 
 
 @every
-def test_masks_move_as_the_search_says(case, model, bench, tmp_path):
-    trainer = bench.trainer(tmp_path, checkpoint_steps=0)
-    fit = Recorder(trainer.fit)
-    ticket = search_of(case, trainer.batch).find(model, fit)
+def test_masks_move_as_the_search_says(case, run):
+    masks, ticket = run.masks, run.ticket
     if case in NESTED:
-        steps = [lost_and_won(*pair) for pair in pairwise([*fit.masks, ticket.mask])]
+        steps = [lost_and_won(*pair) for pair in pairwise([*masks, ticket.mask])]
         assert steps and all(lost > 0 and won == 0 for lost, won in steps)
     elif case in REGROWING:
-        steps = [lost_and_won(*pair) for pair in pairwise(fit.masks)]
+        steps = [lost_and_won(*pair) for pair in pairwise(masks)]
         assert any(won > 0 for _, won in steps)
         if case not in ("granet", "biprop global"):  # those prune on
             assert all(lost == won for lost, won in steps)
     else:
-        assert fit.masks == []  # the network is dense while it is looked at
+        assert masks == []  # the network is dense while it is looked at
 
 
-@every
-@pytest.mark.parametrize(
-    "training",
-    [
-        {"optim": "momentum"},
-        {"optim": "adamw", "ema_decay": 0.9},
-        {"optim": "adamw", "mixed_precision": "bf16"},
-    ],
-    ids=["SGD with momentum", "AdamW with EMA", "bf16"],
-)
-def test_nothing_removed_comes_back_in_training(case, model, training, bench, tmp_path):
-    _, ticket = found(case, model, bench.trainer(tmp_path / "search"))
-    trainer = bench.trainer(tmp_path / "train", **training)
+TRAINING_OPTIONS = {
+    "SGD with momentum": {"optim": "momentum"},
+    "AdamW with EMA": {"optim": "adamw", "ema_decay": 0.9},
+    "bf16": {"optim": "adamw", "mixed_precision": "bf16"},
+}
+
+
+@pytest.mark.parametrize(("case", "options"), in_turn(CASES, list(TRAINING_OPTIONS)))
+def test_nothing_removed_comes_back_in_training(case, options, run, bench, tmp_path):
+    model, ticket = deepcopy(run.model), run.ticket
+    trainer = bench.trainer(tmp_path / "train", **TRAINING_OPTIONS[options])
     result = retrain(model, ticket, trainer.fit, epochs=2)
     assert result.epochs == 2
     moved = False
@@ -265,7 +325,7 @@ class StopAfter:
         return signal.SIGTERM if self.left < 0 else 0
 
 
-@pytest.mark.parametrize("case", sorted(TRAINING))
+@on_one_network(sorted(TRAINING))
 def test_a_search_cut_off_anywhere_ends_with_the_same_ticket(case, make, model, bench, tmp_path):
     options = {"ema_decay": 0.5, "checkpoint_steps": 2}
     _, whole = found(case, model, bench.trainer(tmp_path / "whole", **options))
@@ -333,7 +393,7 @@ def test_a_search_killed_amid_every_round_ends_with_the_same_ticket(
         assert torch.equal(ticket.tensors[name], value), name
 
 
-@every
+@on_one_network(CASES)
 def test_early_time_wraps_every_search_and_leaves_t_and_buffers(case, model, bench, tmp_path):
     """The search inside begins from the very weights and buffers of before the probe."""
     if case.startswith("early_time"):
@@ -347,7 +407,7 @@ def test_early_time_wraps_every_search_and_leaves_t_and_buffers(case, model, ben
         return find(net, fit)
 
     inner.find = watched
-    search = EarlyTime(replace(ET, threshold=1.0, order="code"), inner, batch=trainer.batch)
+    search = EarlyTime(replace(ET, threshold=1.0, order="code"), 0, trainer.batch, inner)
     ticket = search.find(model, trainer.fit)
     ((T, state),) = entered
     assert T == search.T == ticket.provenance["early_time"]["T_early"]
@@ -431,13 +491,11 @@ def test_every_search_runs_on_every_family_and_kind_of_input(case, network, benc
 
 
 @every
-def test_one_shot_searches_leave_buffers_and_modes(case, model, bench, tmp_path):
+def test_one_shot_searches_leave_buffers_and_modes(case, run):
     if case in TRAINING:
         pytest.skip("this search trains")
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    modes = [module.training for module in model.modules()]
-    _, ticket = found(case, model, bench.trainer(tmp_path))
-    assert [module.training for module in model.modules()] == modes
-    for name, value in model.named_buffers():
-        assert torch.equal(value, before[name]), name
-    assert ticket.provenance["phases"] == []
+    before, after = run.modes
+    assert before == after
+    for name, value in run.model.named_buffers():
+        assert torch.equal(value, run.before[name]), name
+    assert run.ticket.provenance["phases"] == []

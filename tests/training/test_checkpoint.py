@@ -98,12 +98,14 @@ def test_a_number_that_is_not_there_is_refused_with_those_that_are(tmp_path):
         store.load(7)
 
 
+@pytest.mark.fault(1)
 def test_a_stage_left_by_a_kill_is_ignored_and_swept_by_the_next_save(tmp_path):
     store = fill(tmp_path, 1)
     stage = tmp_path / "ckpt-00000002.tmp-4711"
     shutil.copytree(tmp_path / "ckpt-00000001", stage)
     trash = tmp_path / "ckpt-00000000.tmp-4711"
     trash.mkdir()
+    shutil.copytree(tmp_path / "ckpt-00000001", tmp_path / ".ckpt-00000003.tmp-0123456789ab")
     torn = tmp_path / ".LATEST.tmp-0123456789ab"
     torn.write_text("ckpt-00")
     kept = tmp_path / "notes.tmp"
@@ -170,12 +172,13 @@ FAULTS = {
     "gone": (lambda p: p.unlink(), "cannot read .*No such file"),
     "of another checkpoint": (
         lambda p: shutil.copy(p.parents[1] / "ckpt-00000001" / p.name, p),
-        "belongs to another checkpoint",
+        "changed since the checkpoint was saved",
     ),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.fault(8)
 def test_a_damaged_latest_falls_back_with_a_warning_that_says_why(tmp_path, caplog, fault):
     store = fill(tmp_path, 1, 2)
     damage, message = FAULTS[fault]
@@ -192,6 +195,7 @@ def test_a_damaged_latest_falls_back_with_a_warning_that_says_why(tmp_path, capl
         store.load()
 
 
+@pytest.mark.fault(11)
 def test_a_pickle_in_a_checkpoint_is_named_and_never_run(tmp_path):
     store = fill(tmp_path, 1)
     witness = tmp_path / "ran"
@@ -204,6 +208,7 @@ def test_a_pickle_in_a_checkpoint_is_named_and_never_run(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "state.json", "model.safetensors"])
+@pytest.mark.fault(8)
 def test_every_prefix_of_every_file_is_refused(tmp_path, caplog, name):
     store = CheckpointStore(tmp_path)
     for number in (1, 2):
@@ -232,6 +237,7 @@ def test_every_flipped_bit_of_the_manifest_is_noticed(tmp_path, caplog):
         assert found.number == 1 or whole[place : place + 1].isspace(), place
 
 
+@pytest.mark.fault(16)
 def test_nan_is_not_published_and_the_last_good_one_stays(tmp_path):
     store = fill(tmp_path, 1)
     before = names(tmp_path)
@@ -271,6 +277,7 @@ class FullDisk:
         return wrapper()
 
 
+@pytest.mark.fault(3)
 def test_a_disk_that_is_full_at_any_write_leaves_the_old_one_intact(tmp_path, monkeypatch):
     for allowed in range(20):
         folder = tmp_path / str(allowed)
@@ -293,6 +300,7 @@ def test_a_disk_that_is_full_at_any_write_leaves_the_old_one_intact(tmp_path, mo
     assert allowed == 5, "model, optimizer, state, manifest and LATEST are five writes"
 
 
+@pytest.mark.fault(3)
 def test_a_limit_of_the_system_on_file_sizes_is_reported_like_a_full_disk(tmp_path):
     store = fill(tmp_path, 1)
     big = {"model": {"w": torch.zeros(100_000)}}
@@ -330,6 +338,7 @@ def test_a_folder_that_cannot_be_written_is_an_error_with_its_path(tmp_path, mon
     assert_holds(store.load(), 1)
 
 
+@pytest.mark.fault(2)
 def test_an_old_one_that_cannot_be_deleted_is_a_warning_only(tmp_path, monkeypatch, caplog):
     store = fill(tmp_path, 1, keep=1)
     replace = os.replace

@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import torch
 
 from spikeformer_lt.training.checkpoint import CheckpointStore
@@ -228,6 +229,7 @@ def main(root: Path) -> None:
     print(json.dumps(report))
 
 
+@pytest.mark.fault(1, 2)
 def test_after_a_kill_at_any_moment_a_good_checkpoint_is_loaded(tmp_path):
     done = subprocess.run(
         [sys.executable, __file__, str(tmp_path)],

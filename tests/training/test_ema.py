@@ -119,6 +119,7 @@ def test_swapped_lends_the_average_and_gives_the_weights_back_to_the_bit():
     assert all(torch.equal(model.state_dict()[name], value) for name, value in own.items())
 
 
+@pytest.mark.fault(6)
 def test_a_resumed_average_goes_on_to_the_same_bits(tmp_path):
     def run(steps: range, model: nn.Module, ema: Ema) -> None:
         for step in steps:
@@ -143,6 +144,7 @@ def test_a_resumed_average_goes_on_to_the_same_bits(tmp_path):
         assert torch.equal(ema.weights()[name], value), name
 
 
+@pytest.mark.fault(47)
 def test_removed_weights_are_exactly_zero_also_where_they_were_nan():
     model = net()
     ema = Ema(model, 0.9)
@@ -187,9 +189,9 @@ def test_a_foreign_checkpoint_is_refused_and_changes_nothing():
     for change, message in (
         ({"0.weight": torch.zeros(3, 3)}, r"float32 \[3, 3\] in the\s+checkpoint"),
         ({"0.weight": torch.zeros(6, 4, dtype=torch.float64)}, "float64"),
-        ({"more": torch.zeros(1)}, "'more' is not in the model"),
-        ({"0.weight": None}, "'0.weight' is not in the checkpoint"),
-        ({"ema.updates": None}, "'ema.updates', its counter, is missing"),
+        ({"more": torch.zeros(1)}, "'more' is torch.float32 .* nothing in the model"),
+        ({"0.weight": None}, "'0.weight' is nothing in the checkpoint"),
+        ({"ema.updates": None}, "'ema.updates' is nothing in the checkpoint"),
     ):
         tensors = {k: v for k, v in {**good, **change}.items() if v is not None}
         with pytest.raises(CheckpointError, match=message):

@@ -112,6 +112,7 @@ def test_a_saved_ticket_knows_its_model_and_its_splits(tmp_path):
     assert again == accuracy
 
 
+@pytest.mark.fault(7)
 def test_a_directory_in_use_by_another_configuration_is_refused(tmp_path):
     with opened(tmp_path):
         pass

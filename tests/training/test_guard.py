@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from spikeformer_lt.errors import ConfigError, DataError, NonFiniteError
-from spikeformer_lt.training.guard import NonFiniteGuard, count_nonfinite
+from spikeformer_lt.training.monitor import NonFiniteGuard, count_nonfinite
 
 T = 3
 
@@ -63,6 +63,7 @@ def net() -> Net:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.fault(15)
 def test_a_nan_pixel_leaves_the_loss_finite_and_is_caught_all_the_same(net, bad):
     loss, norm, logits = backward(net, *batch(bad))
     assert torch.isfinite(loss), "the reason why the guard does not ask the loss"
@@ -89,6 +90,7 @@ def test_a_good_step_passes(net):
     assert guard.state() == {"skipped": 0, "in_a_row": 0}
 
 
+@pytest.mark.fault(15)
 def test_a_bad_batch_is_named_by_its_samples_and_the_count_of_values():
     images, _ = batch(float("nan"))
     guard = NonFiniteGuard("stop")
@@ -110,6 +112,7 @@ def test_integer_images_are_finite_by_nature():
 
 
 @pytest.mark.parametrize("where", ["parameter", "gradient", "logits", "buffer", "membrane"])
+@pytest.mark.fault(15)
 def test_each_kind_of_tensor_is_looked_at(net, where):
     _, norm, logits = backward(net, *batch())
     guard = NonFiniteGuard("stop")
@@ -160,7 +163,7 @@ def test_a_skipped_step_leaves_the_network_as_if_it_had_not_been(net, caplog):
     assert guard.check_batch(images, range(8)) is True
     _, norm, logits = backward(net, images, labels)
     assert not torch.isfinite(net.bn.running_var).all()
-    with caplog.at_level(logging.WARNING, "spikeformer_lt.training.guard"):
+    with caplog.at_level(logging.WARNING, "spikeformer_lt.training.monitor"):
         assert guard.check_step(norm, logits, net) is True
     assert "skipped a step (1 in a row)" in caplog.text
     assert "samples of the data set: 2, 5" in caplog.text
@@ -182,6 +185,7 @@ def test_a_bad_batch_that_leaves_no_other_trace_is_skipped_too(net):
     assert guard.check_step(norm, logits, net) is False, "the next step starts clean"
 
 
+@pytest.mark.fault(16)
 def test_skips_in_a_row_end_in_an_error_and_a_good_step_between_starts_the_count_anew(net):
     guard = NonFiniteGuard("skip", limit=3)
     nan = torch.tensor(float("nan"))
@@ -206,6 +210,7 @@ def test_counters_survive_a_resume(net):
         other.check_step(float("nan"), logits, net)
 
 
+@pytest.mark.fault(16)
 def test_a_poisoned_model_is_refused_before_it_is_saved_under_either_policy(net):
     net.bn.running_mean[1] = float("nan")
     for policy in ("stop", "skip"):
@@ -245,7 +250,7 @@ RANKS = """
 import sys, torch
 from torch import nn
 from spikeformer_lt.errors import NonFiniteError
-from spikeformer_lt.training.guard import NonFiniteGuard
+from spikeformer_lt.training.monitor import NonFiniteGuard
 rank, store = int(sys.argv[1]), sys.argv[2]
 torch.distributed.init_process_group("gloo", f"file://{store}", rank=rank, world_size=2)
 model, images = nn.Linear(2, 2), torch.tensor([[float("nan") if rank == 1 else 0.0, 1.0]])
@@ -260,6 +265,7 @@ torch.distributed.destroy_process_group()
 """
 
 
+@pytest.mark.fault(41)
 def test_ranks_agree_when_one_of_them_has_a_bad_batch(tmp_path):
     ranks = [
         subprocess.Popen(

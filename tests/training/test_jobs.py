@@ -99,6 +99,7 @@ except Interrupted as stop:
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.fault(5)
 def test_a_signal_to_the_whole_group_reaches_each_run_once_and_is_waited_for(
     tmp_path, signum, code
 ):

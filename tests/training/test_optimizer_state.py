@@ -59,6 +59,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, first: int, steps:
 
 
 @pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.fault(6)
 def test_training_goes_on_to_the_same_bits_after_a_trip_through_files(name, tmp_path):
     straight = net()
     optimizer = MAKERS[name](straight)

@@ -45,6 +45,7 @@ def fitted(folder, epochs=2, **kwargs):
     return model
 
 
+@pytest.mark.fault(46)
 def test_the_same_seed_writes_the_same_summary_twice(tmp_path):
     for name in ("a", "b"):
         fitted(tmp_path / name)
@@ -60,6 +61,7 @@ def test_validation_can_be_rarer_but_never_misses_the_last_epoch(tmp_path):
     assert [bool(row.split(",")[at]) for row in rows] == [False, True, True]
 
 
+@pytest.mark.fault(38)
 def test_a_batch_larger_than_the_training_set_is_refused(tmp_path):
     with pytest.raises((ConfigError, DataError), match="batch"):
         fitted(tmp_path / "a", batch_size=64)

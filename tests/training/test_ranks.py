@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from spikeformer_lt.training.ranks import (
-    agreed_signal,
+    agreed,
     digest,
     launcher_notices,
     refuse_differences,
@@ -42,6 +42,7 @@ torch.distributed.destroy_process_group()
 """
 
 
+@pytest.mark.fault(41)
 def test_ranks_get_the_buffers_of_the_first_and_agree_that_they_differ(tmp_path):
     ranks = [
         subprocess.Popen(
@@ -79,6 +80,7 @@ def test_one_process_is_left_alone():
         ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "2"}, 1, []),
     ],
 )
+@pytest.mark.fault(43)
 def test_what_the_launcher_was_asked_in_vain_is_said(monkeypatch, asked, processes, words):
     for name in ("MASTER_ADDR", "WORLD_SIZE", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"):
         monkeypatch.delenv(name, raising=False)
@@ -110,5 +112,5 @@ def test_a_digest_tells_names_types_shapes_and_values_apart():
 
 
 def test_a_signal_of_one_process_is_its_own():
-    assert [agreed_signal(n) for n in (0, 15)] == [0, 15]
+    assert [agreed(n) for n in (0, 15)] == [0, 15]
     assert not together()

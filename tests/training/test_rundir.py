@@ -106,6 +106,7 @@ def test_auto_resumes_what_is_there(tmp_path):
     assert "changed_on_resume" in json.loads((tmp_path / "a" / "env.json").read_text())
 
 
+@pytest.mark.fault(7)
 def test_resuming_with_another_configuration_names_each_field_and_changes_nothing(tmp_path):
     RunDir.open(tmp_path / "a", Config()).close()
     before = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
@@ -138,6 +139,7 @@ def edit_env(folder: Path, **changes: object) -> None:
     (folder / "env.json").write_text(json.dumps(env | changes))
 
 
+@pytest.mark.fault(7)
 def test_another_world_size_is_refused_unless_allowed(tmp_path):
     RunDir.open(tmp_path / "a", Config()).close()
     edit_env(tmp_path / "a", world_size=4)
@@ -181,6 +183,7 @@ def test_an_unknown_field_in_the_allowed_list_is_refused_with_a_hint(tmp_path):
 
 
 @pytest.mark.parametrize("place", ["file", "file/below", "loop"])
+@pytest.mark.fault(4)
 def test_a_path_that_cannot_be_a_folder_is_an_error_with_the_path(tmp_path, place):
     (tmp_path / "file").write_text("mine")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
@@ -191,6 +194,7 @@ def test_a_path_that_cannot_be_a_folder_is_an_error_with_the_path(tmp_path, plac
     assert (tmp_path / "file").read_text() == "mine"
 
 
+@pytest.mark.fault(4)
 def test_a_read_only_folder_is_an_error_with_the_path(tmp_path, monkeypatch):
     def refuse(path, *rest, **more):
         raise OSError(errno.EROFS, "Read-only file system", str(path))
@@ -222,6 +226,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.fault(4)
 def test_a_run_in_progress_is_not_resumed_by_a_second_process(tmp_path):
     @dataclass(frozen=True)
     class Same:
@@ -316,6 +321,7 @@ torch.distributed.destroy_process_group()
 """
 
 
+@pytest.mark.fault(41)
 def test_ranks_share_one_directory_which_the_first_makes(tmp_path):
     (tmp_path / "file").touch()
     given = [str(tmp_path / name) for name in ("store", "runs", "file")]
@@ -334,6 +340,7 @@ def test_ranks_share_one_directory_which_the_first_makes(tmp_path):
     assert env["world_size"] == 2
 
 
+@pytest.mark.fault(4)
 def test_an_abandoned_start_gives_the_place_back(tmp_path):
     before = logging.getLogger("spikeformer_lt").handlers[:]
     for path in (str(tmp_path / "run"), ""):

@@ -17,6 +17,7 @@ from spikeformer_lt.training.options import TrainConfig
         ("mixed_precision", "fp16"),
     ],
 )  # fmt: skip
+@pytest.mark.fault(35)
 def test_values_out_of_range_are_refused_by_name(field, value):
     with pytest.raises(ConfigError, match=f"train.{field}"):
         TrainConfig(**{field: value})

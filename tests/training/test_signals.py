@@ -99,6 +99,7 @@ def started(how: str) -> subprocess.Popen:
         (signal.SIGTERM, signal.SIGINT, 130),
     ],
 )
+@pytest.mark.fault(5)
 def test_the_second_signal_ends_the_process_at_once(first, second, status):
     process = started("alone")
     process.send_signal(first)

@@ -88,6 +88,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.fault(6)
 def test_a_stopped_phase_goes_on_to_the_same_bits(case, data, tmp_path):
     config = settings(checkpoint_steps=1, **CASES[case])
     phase, mixing = Phase("joint", 3), Mixing(mixup=0.5, smoothing=0.1)
@@ -161,6 +162,7 @@ def test_a_finished_phase_is_not_trained_again(data, tmp_path):
     assert len(rows(tmp_path)) == 2
 
 
+@pytest.mark.fault(45)
 def test_results_do_not_depend_on_the_number_of_workers(data, tmp_path):
     models = []
     for workers in (0, 2):
@@ -245,11 +247,13 @@ class Poisoned(nn.Module):
         return self.model(x)
 
 
+@pytest.mark.fault(15)
 def test_a_nan_inside_stops_the_run_although_its_loss_is_finite(data, tmp_path):
     with pytest.raises(NonFiniteError, match="NaN or infinity"):
         trainer(tmp_path, data, settings()).fit(Poisoned(toy(), 3), Phase("joint", 1))
 
 
+@pytest.mark.fault(15)
 def test_a_skipped_step_leaves_no_trace_in_weights_or_statistics(data, tmp_path):
     model = Poisoned(toy(), 3)
     trainer(tmp_path, data, settings(nonfinite="skip")).fit(model, Phase("joint", 1))

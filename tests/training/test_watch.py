@@ -117,6 +117,7 @@ def test_many_batches_add_up_without_rounding():
     assert watch.state() == {"layer0": [2.0**30 + 3, 2**31 + 3]}
 
 
+@pytest.mark.fault(17)
 def test_dead_and_saturated_layers_are_named_in_one_warning(caplog):
     model = net(4)
     watch = FiringWatch(model)

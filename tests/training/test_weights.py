@@ -23,6 +23,7 @@ def test_weights_and_buffers_arrive_and_parameters_stay_the_same_objects():
     assert all(p.requires_grad and p.is_leaf for p in target.parameters())
 
 
+@pytest.mark.fault(12)
 def test_another_size_names_five_tensors_with_both_shapes_and_the_configurations_difference():
     target = net(4)
     kept = {name: value.clone() for name, value in target.state_dict().items()}
@@ -38,6 +39,7 @@ def test_another_size_names_five_tensors_with_both_shapes_and_the_configurations
     assert all(torch.equal(target.state_dict()[name], value) for name, value in kept.items())
 
 
+@pytest.mark.fault(12)
 def test_missing_extra_and_renamed_tensors_are_told_apart():
     tensors = dict(net().state_dict())
     tensors["2.wieght"] = tensors.pop("2.weight")

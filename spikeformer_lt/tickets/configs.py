@@ -329,7 +329,7 @@ class EarlyTimeConfig:
 
     def resolved(self) -> EarlyTimeConfig:
         """The configuration that runs: a preset fixes the published settings."""
-        published = {"epochs": 2, "images": 1000, "threshold": 0.6}
+        published: dict[str, Any] = {"epochs": 2, "images": 1000, "threshold": 0.6}
         return self if self.preset == "default" else replace(self, **published)
 
 

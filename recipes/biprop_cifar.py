@@ -16,6 +16,8 @@ from spikeformer_lt.cli import ImageRecipe, find, full_size, small
 from spikeformer_lt.config import run_recipe
 from spikeformer_lt.tickets import BipropConfig, with_preset
 
+SMALL = small("biprop")
+
 
 @dataclass(frozen=True)
 class BipropCifar(ImageRecipe):
@@ -31,7 +33,7 @@ class BipropCifar(ImageRecipe):
 
 def main(cfg: BipropCifar) -> None:
     """Learn the scores, test the subnetwork once, write the report."""
-    find(cfg, "biprop", small("biprop"))
+    find(cfg, "biprop", SMALL)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from spikeformer_lt.cli import Comparison, compare
 from spikeformer_lt.config import check, run_recipe
 from spikeformer_lt.registry import config_class, search_names
 
-SPARSE = "sparse_training_cifar.py --method"
+SPARSE = "sparse_training_cifar.py --method {name} --sparsity {s}"
 SEARCHES = {
     "imp": "imp_cifar.py --imp.sparsity {s}",
     "imp-random": "imp_cifar.py --imp.control random --imp.sparsity {s}",
@@ -29,13 +29,10 @@ SEARCHES = {
     "eb+et": "early_time_cifar.py --search early_bird --early-bird.sparsity {s}",
     "edge-popup": "edge_popup_cifar.py --edge-popup.sparsity {s}",
     "biprop": "biprop_cifar.py --biprop.sparsity {s}",
-    **{
-        name: f"{SPARSE} {name} --sparsity {{s}}"
-        for name in ("random", "erk", "magnitude", "snip", "grasp", "synflow", "nm")
-    },
-    **{name: f"{SPARSE} {name} --sparsity {{s}}" for name in ("set", "rigl", "granet")},
+    **dict.fromkeys(("random", "erk", "magnitude", "snip", "grasp", "synflow", "nm"), SPARSE),
+    **dict.fromkeys(("set", "rigl", "granet"), SPARSE),
 }
-DENSE = f"{SPARSE} random --sparsity 0"
+DENSE = SPARSE.format(name="random", s=0)
 
 
 @dataclass(frozen=True)
@@ -74,7 +71,7 @@ class CompareTickets(Comparison):
         for name in self.searches:
             line = SEARCHES.get(name) or _generic(name)
             for s in self.sparsities if "{s}" in line else ("",):
-                rows[f"{name} {s}".strip()] = f"{line.format(s=s)} {own.get(name, '')}"
+                rows[f"{name} {s}".strip()] = f"{line.format(name=name, s=s)} {own.get(name, '')}"
         return rows
 
 
@@ -88,12 +85,9 @@ def _generic(search: str) -> str:
 
 def main(cfg: CompareTickets) -> None:
     """Run what is not finished, then write table, CSV and curves."""
-
-    def folder(variant: str, seed: int) -> str:
-        return f"{variant.replace(' ', '-')}-seed{seed}"
-
+    folders = {row: row.replace(" ", "-") + "-seed" for row in cfg.variants()}
     title = f"Ticket searches on {cfg.data}"
-    compare(cfg, cfg.variants(), folder, title, level="prunable weights")
+    compare(cfg, cfg.variants(), folders, title, level="prunable weights")
 
 
 if __name__ == "__main__":

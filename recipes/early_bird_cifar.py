@@ -16,6 +16,8 @@ from spikeformer_lt.cli import ImageRecipe, find, full_size, small
 from spikeformer_lt.config import run_recipe
 from spikeformer_lt.tickets import EarlyBirdConfig, with_preset
 
+SMALL = small("early_bird", epochs=8)
+
 
 @dataclass(frozen=True)
 class EarlyBirdCifar(ImageRecipe):
@@ -33,7 +35,7 @@ class EarlyBirdCifar(ImageRecipe):
 
 def main(cfg: EarlyBirdCifar) -> None:
     """Search until the mask changes little; train the ticket, test once, write the report."""
-    find(cfg, "early_bird", small("early_bird", epochs=8))
+    find(cfg, "early_bird", SMALL)
 
 
 if __name__ == "__main__":

@@ -12,12 +12,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from spikeformer_lt import tickets
 from spikeformer_lt.cli import Choice, ImageRecipe, find, full_size, small
 from spikeformer_lt.config import check_fields, run_recipe
-from spikeformer_lt.tickets import with_preset
+from spikeformer_lt.tickets import (
+    BipropConfig,
+    EarlyBirdConfig,
+    EarlyTimeConfig,
+    EdgePopupConfig,
+    ImpConfig,
+    with_preset,
+)
 
 SEARCHES = ("imp", "early_bird", "edge_popup", "biprop")
+SMALL = small(*SEARCHES, epochs=8)
 
 
 @dataclass(frozen=True)
@@ -29,11 +36,11 @@ class EarlyTimeCifar(ImageRecipe):
     preset: str = "default"
     """Published settings by name: eccv22 with imp and early_bird, cvpr20 with edge_popup, iclr21 or
     iclr21-global with biprop; Early-Time itself then takes its own, eccv22."""
-    early_time: tickets.EarlyTimeConfig = field(default_factory=tickets.EarlyTimeConfig)
-    imp: tickets.ImpConfig = field(default_factory=full_size("imp"))
-    early_bird: tickets.EarlyBirdConfig = field(default_factory=full_size("early_bird"))
-    edge_popup: tickets.EdgePopupConfig = field(default_factory=full_size("edge_popup"))
-    biprop: tickets.BipropConfig = field(default_factory=full_size("biprop"))
+    early_time: EarlyTimeConfig = field(default_factory=EarlyTimeConfig)
+    imp: ImpConfig = field(default_factory=full_size("imp"))
+    early_bird: EarlyBirdConfig = field(default_factory=full_size("early_bird"))
+    edge_popup: EdgePopupConfig = field(default_factory=full_size("edge_popup"))
+    biprop: BipropConfig = field(default_factory=full_size("biprop"))
     epochs: int = 300
     """Epochs of training from the ticket; a preset has its own."""
 
@@ -50,7 +57,7 @@ def choose(cfg: EarlyTimeCifar) -> Choice:
 
 def main(cfg: EarlyTimeCifar) -> None:
     """Choose the time, search, train the ticket with all steps, test once, write the report."""
-    find(cfg, choose, small(*SEARCHES, epochs=8))
+    find(cfg, choose, SMALL)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ from spikeformer_lt.cli import ImageRecipe, find, full_size, small
 from spikeformer_lt.config import run_recipe
 from spikeformer_lt.tickets import EdgePopupConfig, with_preset
 
+SMALL = small("edge_popup")
+
 
 @dataclass(frozen=True)
 class EdgePopupCifar(ImageRecipe):
@@ -31,7 +33,7 @@ class EdgePopupCifar(ImageRecipe):
 
 def main(cfg: EdgePopupCifar) -> None:
     """Learn the scores, test the subnetwork once, write the report."""
-    find(cfg, "edge_popup", small("edge_popup"))
+    find(cfg, "edge_popup", SMALL)
 
 
 if __name__ == "__main__":

@@ -36,8 +36,7 @@ class EnergyReport:
     data: EventDataConfig = field(default_factory=EventDataConfig)
 
     def __post_init__(self) -> None:
-        check_fields(self, split=("train", "val", "test"), batch_size=1)
-        check_fields(self, images=1)
+        check_fields(self, split=("train", "val", "test"), batch_size=1, images=1)
         check(self.T is None or self.T >= 1, "T", self.T, "at least 1")
 
 

@@ -17,6 +17,8 @@ from spikeformer_lt.cli import Choice, ImageRecipe, find, full_size, small
 from spikeformer_lt.config import run_recipe
 from spikeformer_lt.tickets import ImpConfig, JointConfig, PatchConfig, on_encoder, with_preset
 
+SMALL = small("imp", epochs=8)
+
 
 @dataclass(frozen=True)
 class ImpCifar(ImageRecipe):
@@ -45,7 +47,7 @@ def choose(cfg: ImpCifar) -> Choice:
 
 def main(cfg: ImpCifar) -> None:
     """Prune, rewind, repeat; train the last ticket, test once, write the report."""
-    find(cfg, choose, small("imp", epochs=8))
+    find(cfg, choose, SMALL)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ from spikeformer_lt.cli import ImageRecipe, find, full_size, small
 from spikeformer_lt.config import run_recipe
 from spikeformer_lt.tickets import MultiSpConfig
 
+SMALL = small("multisp")
+
 
 @dataclass(frozen=True)
 class MultiSpCifar(ImageRecipe):
@@ -26,7 +28,7 @@ class MultiSpCifar(ImageRecipe):
 
 def main(cfg: MultiSpCifar) -> None:
     """Search, save the ticket, test once, write the report."""
-    find(cfg, "multisp", small("multisp"))
+    find(cfg, "multisp", SMALL)
 
 
 if __name__ == "__main__":

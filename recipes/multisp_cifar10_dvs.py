@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from spikeformer_lt.cli import EVENTS_SMALL, EventRecipe, find
+from spikeformer_lt.cli import EVENTS_SMALL as SMALL
+from spikeformer_lt.cli import EventRecipe, find
 from spikeformer_lt.config import run_recipe
 from spikeformer_lt.tickets import MultiSpConfig
 from spikeformer_lt.training import ModelConfig
@@ -33,7 +34,7 @@ class MultiSpCifar10Dvs(EventRecipe):
 
 def main(cfg: MultiSpCifar10Dvs) -> None:
     """Search, save the ticket, test once, write the report."""
-    find(cfg, "multisp", EVENTS_SMALL, fallback="moving_digits", wanted="cifar10_dvs")
+    find(cfg, "multisp", SMALL, fallback="moving_digits", wanted="cifar10_dvs")
 
 
 if __name__ == "__main__":

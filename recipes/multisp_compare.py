@@ -80,12 +80,9 @@ class MultiSpCompare(Comparison):
 
 def main(cfg: MultiSpCompare) -> None:
     """Run what is not finished, then write table, CSV and curves."""
-
-    def folder(variant: str, seed: int) -> str:
-        return f"{variant.replace(' ', '_').replace(':', '')}-{seed}"
-
     rows = {name: f"{cfg.recipe}.py {options}" for name, options in SUITES[cfg.suite].items()}
-    compare(cfg, rows, folder, f"MultiSp: {cfg.suite} on {cfg.data}")
+    folders = {row: row.replace(" ", "_").replace(":", "") + "-" for row in rows}
+    compare(cfg, rows, folders, f"MultiSp: {cfg.suite} on {cfg.data}")
 
 
 if __name__ == "__main__":

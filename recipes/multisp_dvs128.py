@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from spikeformer_lt.cli import EVENTS_SMALL, EventRecipe, find
+from spikeformer_lt.cli import EVENTS_SMALL as SMALL
+from spikeformer_lt.cli import EventRecipe, find
 from spikeformer_lt.config import run_recipe
 from spikeformer_lt.tickets import MultiSpConfig
 
@@ -29,7 +30,7 @@ class MultiSpDvs128(EventRecipe):
 
 def main(cfg: MultiSpDvs128) -> None:
     """Search, save the ticket, test once, write the report."""
-    find(cfg, "multisp", EVENTS_SMALL, fallback="moving_digits", wanted="dvs128_gesture")
+    find(cfg, "multisp", SMALL, fallback="moving_digits", wanted="dvs128_gesture")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from typing import Any
 from spikeformer_lt.config import check, run_recipe
 from spikeformer_lt.errors import DataError
 
-RECIPES = Path(__file__).parent
+RECIPES = Path(__file__).resolve().parent
 PAPERS = RECIPES.parent / "benchmarks" / "papers"
 NAMES = ("eccv22-tab1", "2311-tab1", "2311-tab2", "2311-fig3", "2311-fig4")
 SCALES = ("digits", "cifar10-subset", "full")

@@ -19,6 +19,7 @@ from spikeformer_lt.tickets import NmConfig, RandomConfig, SparseTrainingConfig
 
 MOVING = ("set", "rigl", "granet")
 FIXED = ("random", "erk", "magnitude", "snip", "grasp", "synflow", "nm")
+SMALL = small(epochs=12, every=20)
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def choose(cfg: SparseTrainingCifar) -> Choice:
 
 def main(cfg: SparseTrainingCifar) -> None:
     """Train sparse, test once, write the report."""
-    find(cfg, choose, small(epochs=12, every=20))
+    find(cfg, choose, SMALL)
 
 
 if __name__ == "__main__":

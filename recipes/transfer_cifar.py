@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from spikeformer_lt.cli import SMALL, ImageRecipe
+from spikeformer_lt.cli import IMAGES_SMALL, ImageRecipe
 from spikeformer_lt.config import adapted, check, check_fields, given_options, run_recipe
 from spikeformer_lt.errors import TicketError
 from spikeformer_lt.tickets import NORMS
@@ -22,7 +22,7 @@ from spikeformer_lt.training import ModelConfig
 if TYPE_CHECKING:
     from spikeformer_lt import Ticket
 
-ON_DIGITS = {name: SMALL[name] for name in ("train.batch_size", "train.optim")} | {"epochs": 8}
+SMALL = {name: IMAGES_SMALL[name] for name in ("train.batch_size", "train.optim")} | {"epochs": 8}
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def main(cfg: TransferCifar) -> None:
 
     found = Ticket.load(start_folder(cfg.ticket))
     cfg = adapted(cfg, model=network(found, cfg))
-    with Experiment(cfg, fallback="digits", small=ON_DIGITS, search="transfer") as experiment:
+    with Experiment(cfg, fallback="digits", small=SMALL, search="transfer") as experiment:
         model, trainer = experiment.model(), experiment.trainer
         apply_surgery(model, found)
         known, args = found.provenance["model"].get("args", {}), experiment.model_args()

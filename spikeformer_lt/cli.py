@@ -48,7 +48,7 @@ PAPER_EVENTS = OptimConfig(
     lr=1e-3, weight_decay=0.06, min_lr=1e-5, warmup_epochs=10, warmup_lr=1e-5, cooldown_epochs=10
 )
 """The papers' optimizer for event data."""
-SMALL = {
+IMAGES_SMALL = {
     "model.name": "spikformer_digits",
     "data.image_size": 16,
     "train.batch_size": 16,
@@ -59,7 +59,7 @@ EVENTS_SMALL = {
     "model.name": "spikformer_dvs_toy",
     "model.T": 8,
     "model.num_heads": None,
-    "train.optim": SMALL["train.optim"],
+    "train.optim": IMAGES_SMALL["train.optim"],
     "multisp.epochs": 20,
     "multisp.stem_epochs": 6,
 }
@@ -93,7 +93,7 @@ def full_size(search: str) -> Callable[[], Any]:
 def small(*searches: str, **more: Any) -> dict[str, Any]:
     """Values for the embedded digits, of all recipes and of some searches; more by their field."""
     own = {f"{s}.{name}": value for s in searches for name, value in ON_DIGITS.get(s, {}).items()}
-    return {**SMALL, **own, **more}
+    return {**IMAGES_SMALL, **own, **more}
 
 
 @dataclass(frozen=True)
@@ -234,7 +234,7 @@ class Comparison:
 def compare(
     cfg: Comparison,
     rows: Mapping[str, str],
-    name: Callable[[str, int], str],
+    folders: Mapping[str, str],
     title: str,
     **more: Any,
 ) -> None:
@@ -243,7 +243,7 @@ def compare(
     Args:
         cfg: the options.
         rows: by variant: a recipe's file name and its options.
-        name: gives the name of a run's folder from variant and seed.
+        folders: by variant: the start of the names of its runs' folders; the seed follows.
         title: of the table.
         more: for `write_comparison`.
     """
@@ -256,7 +256,7 @@ def compare(
         for variant, line in rows.items():
             recipe, *options = f"{line} --data.name {cfg.data} {cfg.options}".split()
             command = (str(RECIPES / recipe), *options, "--train.seed", str(seed))
-            place = Path(cfg.out) / "runs" / name(variant, seed)
+            place = Path(cfg.out) / "runs" / f"{folders[variant]}{seed}"
             jobs.append(Job(variant, seed, place, command))
     run_jobs(jobs, at_once=cfg.jobs)
     print(write_comparison(Path(cfg.out), jobs, title, **more))

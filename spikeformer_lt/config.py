@@ -553,8 +553,3 @@ def _default(cls: Any, name: str) -> Any:
 def _has_default(field: dataclasses.Field[Any]) -> bool:
     missing = dataclasses.MISSING
     return field.default is not missing or field.default_factory is not missing
-
-
-def _defaults(cls: Any) -> dict[str, Any]:
-    fields = [field for field in dataclasses.fields(cls) if _has_default(field)]
-    return {field.name: _to_plain(_default(cls, field.name)) for field in fields}

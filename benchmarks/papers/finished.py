@@ -117,7 +117,7 @@ def read_run(folder: Path, path: Path, wanted: Any) -> Run | str:
     other = [line for line in differences(config, wanted) if not _is_own(line)]
     if other:
         return f"is of another configuration: {'; '.join(other)}"
-    fault_found = _fault(report, config)
+    fault_found = _fault(report, config, _identity(folder, report, config))
     if fault_found:
         return f"its report is not to be trusted: {fault_found}"
     table = folder / "summary.csv"
@@ -130,11 +130,23 @@ def _is_own(line: str) -> bool:
     return any(f"{field}.".startswith(f"{name}.") for name in NOT_COMPARED)
 
 
-def _fault(report: dict[str, Any], config: Any) -> str:
+def _identity(folder: Path, report: dict[str, Any], config: Any) -> dict[str, str] | None:
+    """What a run was besides its configuration, by its ticket; None for a run without one."""
+    about = folder / "ticket" / "ticket.json"
+    if not about.is_file():
+        return None
+    known = read_mapping(about)["provenance"]
+    search = "transfer" if "transfer" in known else str(known["search"])
+    search = f"early_time {search}" if "early_time" in known else search
+    split = str(report.get("split_sha256"))
+    return {"recipe": type(config).__name__, "search": search, "split": split}
+
+
+def _fault(report: dict[str, Any], config: Any, identity: dict[str, str] | None) -> str:
     """What in a report contradicts its configuration or itself."""
     slug = f"{config.model.name}-{config.data.name}"
     own = {
-        "run_id": run_id(config, slug, ("run",)),
+        "run_id": run_id(config, slug, ("run",), identity),
         "seed": config.train.seed,
         "dataset": config.data.name,
     }

@@ -1,6 +1,6 @@
 """Configurations of the built-in searches, and the published presets.
 
-Nothing here imports torch: the command line, ``--help`` and errors read these classes alone.
+Nothing here imports torch, so that ``--help`` and errors need not wait for it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ SCOPES = ("global", "layer")
 SCORES = ("rate", "l2", "attention", "tp", "gumbel", "random")
 ACTIVATIONS = ("lif", "heaviside", "sign", "relu")
 RESIDUALS = ("add", "iand", "or")
-
 DISTRIBUTIONS = ("uniform", "erk")
 INITS = ("keep", "kaiming", "signed")
 MOVING = ("latent", "scores", "both")  # methods whose mask changes during the training
@@ -38,15 +37,7 @@ EDGE_POPUP = OptimConfig(
     opt="momentum", lr=0.1, score_lr=0.1, weight_decay=1e-4, momentum=0.9, min_lr=0.0, clip_grad=0.0
 )
 """SGD at 0.1, cosine to 0, 100 epochs: arXiv 1911.13299 on CIFAR-10, and arXiv 2103.09377."""
-PRESETS = {
-    "eccv22": ECCV22,
-    **dict.fromkeys(("cvpr20", "iclr21", "iclr21-global"), EDGE_POPUP),
-}
-
-
-def preset_optim(preset: str) -> OptimConfig | None:
-    """Optimizer of a preset; None leaves the run's own."""
-    return PRESETS.get(preset)
+PRESETS = {"eccv22": ECCV22, **dict.fromkeys(("cvpr20", "iclr21", "iclr21-global"), EDGE_POPUP)}
 
 
 def with_preset(config: Any, preset: str) -> Any:
@@ -54,11 +45,13 @@ def with_preset(config: Any, preset: str) -> Any:
     return config if preset == "default" else replace(config, preset=preset)
 
 
-def retraining(config: Any, epochs: int, inner: Any = None) -> tuple[int, OptimConfig | None]:
-    """Epochs and optimizer of the training from a ticket: `epochs`, or those of the preset.
+def preset_optim(preset: str) -> OptimConfig | None:
+    """Optimizer of a preset; None leaves the run's own."""
+    return PRESETS.get(preset)
 
-    The preset is that of the search `inner`, if there is one inside.
-    """
+
+def retraining(config: Any, epochs: int, inner: Any = None) -> tuple[int, OptimConfig | None]:
+    """Epochs and optimizer of the training from a ticket, by the preset (of `inner` if given)."""
     config = getattr(config, "imp", config)  # of a joint search
     preset = getattr(config if inner is None else inner, "preset", "default")
     published = getattr(config, "published_epochs", epochs)
@@ -80,7 +73,7 @@ class PruneConfig:
     fire at the shift's pace, whatever the input. Searches that end trained leave it as it is."""
 
     def weights(self, model: nn.Module) -> dict[str, Tensor]:
-        """The prunable weights by their state_dict name; see `base.prunable`."""
+        """See `tickets.prunable`."""
         from spikeformer_lt.tickets.base import prunable
 
         return prunable(model, self)
@@ -232,10 +225,10 @@ class ImpConfig:
     def __post_init__(self) -> None:
         check_fields(self, preset=("default", "eccv22"), sparsity="[0, 1)", scope=SCOPES)
         check_fields(self, floor="[0, 1]", rounds=1, epochs=1, round_epochs=0, fraction="(0, 1)")
-        rising = all(a < b for a, b in zip((0.0, *self.levels), (*self.levels, 1.0), strict=True))
-        check(rising, "levels", self.levels, "rising, in (0, 1)")
         check_fields(self, buffers=("rewind", "keep", "reset"), lr=("restart", "resume"))
         check_fields(self, control=("none", "random", "shuffle"))
+        rising = all(a < b for a, b in zip((0.0, *self.levels), (*self.levels, 1.0), strict=True))
+        check(rising, "levels", self.levels, "rising, in (0, 1)")
         self.rewind_step  # noqa: B018 - refuses what is no step
 
     @cached_property
@@ -295,8 +288,8 @@ class EarlyBirdConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, preset=("default", "eccv22"), kind=("weights", "channels"))
-        check_fields(self, sparsity="[0, 1)", scope=SCOPES, floor="[0, 1]", epochs=1, window=2)
-        check_fields(self, l1="[0, 1)")
+        check_fields(self, sparsity="[0, 1)", scope=SCOPES, floor="[0, 1]", epochs=1)
+        check_fields(self, window=2, l1="[0, 1)")
         check(self.tolerance <= 1, "tolerance", self.tolerance, "at most 1")
         check(self.lr_factor > 0, "lr_factor", self.lr_factor, "above 0")
 
@@ -336,9 +329,8 @@ class EarlyTimeConfig:
 
     def resolved(self) -> EarlyTimeConfig:
         """The configuration that runs: a preset fixes the published settings."""
-        if self.preset == "default":
-            return self
-        return replace(self, epochs=2, images=1000, threshold=0.6)
+        published: dict[str, Any] = {"epochs": 2, "images": 1000, "threshold": 0.6}
+        return self if self.preset == "default" else replace(self, **published)
 
 
 @dataclass(frozen=True)
@@ -380,9 +372,8 @@ class EdgePopupConfig:
 
     def resolved(self) -> EdgePopupConfig:
         """The configuration that runs: a preset fixes the published settings."""
-        if self.preset == "default":
-            return self
-        return replace(self, epochs=100, learn_norm=False, **self.PRESETS[self.preset])
+        published = {"epochs": 100, "learn_norm": False, **self.PRESETS.get(self.preset, {})}
+        return self if self.preset == "default" else replace(self, **published)
 
 
 @dataclass(frozen=True)
@@ -463,9 +454,8 @@ class PatchConfig:
     """Epochs of the attention selector; other scores need none."""
 
     def __post_init__(self) -> None:
-        where = "multisp.patches."
-        check_fields(self, where, sparsity="[0, 1)", score=SCORES, space=("token", "pixel"))
-        check_fields(self, where, selector_epochs=0)
+        check_fields(self, "multisp.patches.", sparsity="[0, 1)", score=SCORES)
+        check_fields(self, "multisp.patches.", space=("token", "pixel"), selector_epochs=0)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,4 @@
-"""The README.md of an export: a model card in the form of the Hugging Face hub, written offline.
-
-An export in the form of the Hugging Face hub: from_pretrained, save_pretrained, offline.
-"""
+"""Exports on the Hugging Face hub: the model card, from_pretrained and save_pretrained."""
 
 from __future__ import annotations
 
@@ -14,21 +11,23 @@ from typing import Any
 from huggingface_hub import PyTorchModelHubMixin, snapshot_download
 
 from spikeformer_lt.errors import ExportError, shown
-from spikeformer_lt.export.file import CONFIG, TENSORS, Packed, read_packed
+from spikeformer_lt.export.file import CARD, CONFIG, TENSORS, Packed, read_packed
 from spikeformer_lt.export.fold import CompactModel, compact
 from spikeformer_lt.export.verify import Check, Size, size_table
 from spikeformer_lt.tickets.surgery import model_from_ticket
 
 __all__ = ["HubTicket", "model_card"]
 
+FILES = (CONFIG, TENSORS, CARD)
+
 
 def model_card(packed: Packed, found: Sequence[Size], check: Check) -> str:
-    """Text of the card.
+    """Text of the README.md of an export.
 
     Args:
         packed: the export as it was read back.
         found: its sizes.
-        check: what its verification found.
+        check: the result of its verification.
     """
     known, about = packed.ticket.provenance, packed.about
     model: Any = known.get("model", {})
@@ -45,6 +44,9 @@ def model_card(packed: Packed, found: Sequence[Size], check: Check) -> str:
         "mask sparsity": f"{packed.ticket.mask.sparsity:.4f}",
         **{_label(key, packed.precision): _plain(value) for key, value in about.items()},
     }
+    dead = "not examined, because the model declares no chains of units"
+    if check.removed is not None:
+        dead = f"{check.removed} removed from the compact network"
     lines = [
         "---",
         "library_name: spikeformer_lt",
@@ -77,13 +79,14 @@ def model_card(packed: Packed, found: Sequence[Size], check: Check) -> str:
         f"- compact against reloaded, float32: {check.compact_gap_float32:.3g} "
         f"(logits reach {check.logit_scale:.3g})",
         f"- same class as the source: {100 * check.same_class:.0f} %",
+        f"- dead channels: {dead}",
         "",
     ]
     return "\n".join(lines)
 
 
 def _label(key: str, precision: str) -> str:
-    """Words of a fact; accuracies are those of the run, before anything was rounded."""
+    """Words of a fact; an accuracy is that of the run, before values were rounded."""
     rounded = key.endswith("_accuracy") and precision != "fp32"
     return key.replace("_", " ") + (
         f" of the run, before rounding to {precision}" if rounded else ""
@@ -95,9 +98,6 @@ def _plain(value: object) -> str:
     return shown(text, 300)[1:-1].replace("|", "\\|").replace("<", "&lt;")
 
 
-FILES = (CONFIG, TENSORS, "README.md")
-
-
 class HubTicket(
     CompactModel,
     PyTorchModelHubMixin,
@@ -105,11 +105,11 @@ class HubTicket(
     tags=["spiking-neural-network", "lottery-ticket", "pruning"],
     pipeline_tag="image-classification",
 ):
-    """A compact network that remembers the folder it was packed in.
+    """A compact network that knows the folder of its export.
 
-    ``HubTicket.from_pretrained("exported/x")`` reads a folder without any network, and a name of
-    the hub through huggingface_hub; every byte is verified as by `load_exported`.
-    ``save_pretrained`` writes the packed files again, as they are.
+    ``HubTicket.from_pretrained("exported/x")`` reads a folder offline, and a name of the hub
+    through huggingface_hub; every byte is verified as by `load_exported`. ``save_pretrained``
+    copies the packed files.
 
     Args:
         folder: an export.

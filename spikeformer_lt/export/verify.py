@@ -1,7 +1,4 @@
-"""How small a packed ticket is, against float32 and against what information theory asks.
-
-An export checks itself: reload it, run it, and compare it with where it came from.
-"""
+"""Checks of an export: its logits and spikes against their source, its sizes against a bound."""
 
 from __future__ import annotations
 
@@ -15,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from spikeformer_lt.errors import ExportError, shown
-from spikeformer_lt.export.file import CONFIG, PRECISIONS, TENSORS, Packed, Row, read_packed
+from spikeformer_lt.export.file import CONFIG, PRECISIONS, TENSORS, Packed, Row
 from spikeformer_lt.export.fold import compact
-from spikeformer_lt.layers.neuron import Relu
+from spikeformer_lt.layers.neuron import LIF, Heaviside, Sign
+from spikeformer_lt.layers.stems import stem_of
 from spikeformer_lt.ticket import Ticket
 from spikeformer_lt.tickets.surgery import model_from_ticket
 
@@ -51,14 +49,19 @@ class Size:
         return self.fp32 / self.packed
 
 
-def sizes(packed: Packed, folder: str | Path) -> list[Size]:
-    """Sizes of the ConvPEP (where there is one), of the rest, and of the whole folder's two files.
+def sizes(packed: Packed, folder: str | Path, stem: str = "conv_pep") -> list[Size]:
+    """Sizes of the stem and of the rest (if both exist), and of the folder's two files.
 
     The last counts the bytes on disk, provenance and headers included.
+
+    Args:
+        packed: the export.
+        folder: its folder.
+        stem: name of the stem in the model.
     """
-    stem = [row for row in packed.rows if row.name.startswith("conv_pep.")]
-    rest = [row for row in packed.rows if not row.name.startswith("conv_pep.")]
-    groups = [("ConvPEP", stem), ("rest", rest)] if stem and rest else []
+    inside = [row for row in packed.rows if row.name.startswith(f"{stem}.")]
+    rest = [row for row in packed.rows if not row.name.startswith(f"{stem}.")]
+    groups = [("ConvPEP", inside), ("rest", rest)] if inside and rest else []
     out = [_size(name, rows, packed) for name, rows in groups]
     whole = _size("file", packed.rows, packed)
     on_disk = sum((Path(folder) / name).stat().st_size for name in (CONFIG, TENSORS))
@@ -114,14 +117,16 @@ BATCH = 4
 
 @dataclass(frozen=True)
 class Check:
-    """What the comparison on the fixed batch found, all logits being absolute differences.
+    """Result of the comparison on the fixed batch; gaps are absolute differences of logits.
 
-    Args:
+    Attributes:
         reload_gap: logits of the source against the reloaded network, float32; 0 at fp32.
         compact_gap_float64: the reloaded network against its compact form, float64.
         compact_gap_float32: the same in float32, where rounding may flip spikes.
         same_class: fraction of the batch that source and compact form (float32) classify alike.
         logit_scale: largest absolute logit of the source.
+        removed: dead channels that the compact form lacks; None if the model declares no chains.
+        stem: name of the model's stem; "" if it has none.
     """
 
     reload_gap: float
@@ -129,8 +134,10 @@ class Check:
     compact_gap_float32: float
     same_class: float
     logit_scale: float
+    removed: int | None = None
+    stem: str = ""
 
-    def as_dict(self) -> dict[str, float]:
+    def as_dict(self) -> dict[str, Any]:
         """Values for JSON."""
         return asdict(self)
 
@@ -155,33 +162,36 @@ def fixed_batch(model: Any, batch: int = BATCH) -> Tensor:
 
 
 @torch.no_grad()
-def verify(source: Ticket, folder: Path, images: Tensor | None = None) -> tuple[Packed, Check]:
-    """Read an export back and compare it with its ticket.
+def verify(source: Ticket, found: Packed, images: Tensor | None = None) -> Check:
+    """Compare an export that was read back with its ticket.
 
     Args:
         source: the ticket that was exported.
-        folder: the export.
+        found: the export.
         images: float32 batch to compare on; None is `fixed_batch`.
 
     Raises:
         ExportError: a mask, tensor or logit that differs more than the precision accounts for.
     """
-    found = read_packed(folder)
     _same_tensors(source, found)
     before, after = model_from_ticket(source).eval(), model_from_ticket(found.ticket).eval()
     x = fixed_batch(before) if images is None else images
     wanted, again = before(x), after(x)
     if not bool(torch.isfinite(wanted).all()):
         raise ExportError("the ticket's own logits are not finite; it cannot be exported")
-    fast = compact(after)(x)
+    fast = compact(after)
+    quick = fast(x)
+    stem = stem_of(after)
     exact = after.double()
     wide = _gap(compact(exact)(x.double()), exact(x.double()))
     check = Check(
         reload_gap=_gap(wanted, again),
         compact_gap_float64=wide,
-        compact_gap_float32=_gap(again, fast),
-        same_class=float((_classes(wanted) == _classes(fast)).double().mean()),
+        compact_gap_float32=_gap(again, quick),
+        same_class=float((_classes(wanted) == _classes(quick)).double().mean()),
         logit_scale=float(wanted.abs().max()),
+        removed=None if fast.removed is None else sum(fast.removed.values()),
+        stem=next((name for name, module in after.named_modules() if module is stem), ""),
     )
     if found.precision == "fp32" and check.reload_gap != 0:
         raise ExportError(f"the reloaded logits differ by {check.reload_gap:g}; nothing is written")
@@ -191,7 +201,7 @@ def verify(source: Ticket, folder: Path, images: Tensor | None = None) -> tuple[
             f"the compact network differs by {wide:g} in float64, more than {EXACT:g}: a spike "
             "flipped or folding is wrong; nothing is written"
         )
-    return found, check
+    return check
 
 
 def _same_tensors(source: Ticket, found: Packed) -> None:
@@ -215,36 +225,37 @@ def _classes(logits: Tensor) -> Tensor:
     return logits.mean(1).argmax(1)
 
 
+@torch.no_grad()
 def spike_mismatch(model: nn.Module, images: Tensor) -> dict[str, float]:
-    """Fraction of spikes that differ between a network and its compact form, by layer.
+    """Fraction of spikes that differ between a network and its compact form, by layer of neurons.
 
-    q, k and v count as one layer; layers of real values and those that lost channels are left out.
-    Both run on `images` in the network's own precision.
+    q, k and v count as one layer; layers that lost channels are left out. Both networks run on
+    `images` in the network's own precision.
     """
-    parts = ("act", "attn_act")
-    seen: list[dict[str, Tensor]] = []
-    for net in (model, compact(model).net):
-        found: dict[str, Tensor] = {}
-        hooks = [
-            module.register_forward_hook(
-                lambda m, a, out, name=name, found=found: found.__setitem__(name, out.clone())
-            )
-            for name, module in net.named_modules()
-            if name.split(".")[-1] in parts and not isinstance(module, Relu)
-        ]
-        with torch.no_grad():
-            net(images)
-        for hook in hooks:
-            hook.remove()
-        seen.append(found)
-    plain, fast = seen
+    plain, fast = _spikes(model, images), _spikes(compact(model).net, images)
     out = {}
     for name, spikes in fast.items():
-        if name.endswith("qkv.act"):
-            names = [name.replace("qkv.act", f"{part}.act") for part in "qkv"]
-            wanted = torch.cat([plain[part] for part in names if part in plain], -1)
-        else:
-            wanted = plain[name.replace(".out.act", ".proj.act")]
-        if wanted.shape == spikes.shape:  # not where channels were removed
+        parts = [name.replace("qkv.", f"{part}.") for part in "qkv"] if "qkv." in name else [name]
+        parts = [part.replace(".out.", ".proj.") for part in parts]
+        wanted = torch.cat([plain[part] for part in parts if part in plain], -1)
+        if wanted.shape == spikes.shape:
             out[name] = float((wanted != spikes).double().mean())
     return out
+
+
+def _spikes(net: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """Output of each layer of neurons, by name."""
+    found: dict[str, Tensor] = {}
+    hooks = [
+        module.register_forward_hook(
+            lambda m, args, out, name=name: found.__setitem__(name, out.clone())
+        )
+        for name, module in net.named_modules()
+        if isinstance(module, LIF | Heaviside | Sign)
+    ]
+    try:
+        net(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found

@@ -1,15 +1,8 @@
-"""Files and folders: names that stay inside the output folder, files that appear all at once.
+"""Files: names, atomic writes, JSON, YAML, cells of a CSV, tensors.
 
-The door for text that people and programs hand in: JSON, YAML and cells of a CSV.
-
-Both readers give plain dicts, lists, strings, numbers, booleans and None, and nothing else.
-
-Strict JSON out: what is written can be read by any reader and comes back as it was.
-
-The one door for tensors on disk: safetensors files with a format version and checksums.
-
-safetensors alone accepts a file with a flipped bit. Here every tensor, the table of tensors and the
-metadata are hashed, and nothing is ever unpickled.
+What people and programs hand in is read with limits and comes as plain dicts, lists, texts,
+numbers, booleans and None. Tensors are safetensors files in which every tensor, their table and the
+metadata are hashed: safetensors alone accepts a flipped bit. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -44,6 +37,7 @@ __all__ = [
     "csv_cell",
     "dump_json",
     "free_bytes",
+    "pack_tensors",
     "parse_json",
     "parse_yaml",
     "read_mapping",
@@ -51,6 +45,7 @@ __all__ = [
     "safe_name",
     "sha256_of",
     "sync_folder",
+    "unpack_tensors",
     "write_atomic",
     "write_tensors",
 ]
@@ -360,22 +355,21 @@ HEADER_LIMIT = 100_000_000  # bytes; safetensors' own limit
 _CONVERT = "convert it with: python recipes/convert.py --source FILE --model NAME --out DIR"
 
 
-def write_tensors(
-    path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None
-) -> None:
-    """Write tensors and JSON metadata to one file, atomically.
+def pack_tensors(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None, where: str
+) -> bytes:
+    """Return tensors and JSON metadata as the bytes of one file.
 
     Args:
-        path: the file; its folder is made if missing.
-        tensors: any names, any dense dtype; tensors that share memory are written one by one.
+        tensors: any names, any dense dtype; tensors that share memory are stored one by one.
         metadata: values that JSON can hold; lists come back for tuples.
+        where: the file's name, for messages.
 
     Raises:
-        CheckpointError: a value that cannot be stored (named), or a disk that refuses.
+        CheckpointError: a value that cannot be stored (named).
     """
     import safetensors.torch
 
-    where = shown(str(path), 300)
     stored: dict[str, Tensor] = {}
     storages: set[int] = set()
     for name, tensor in tensors.items():
@@ -395,17 +389,16 @@ def write_tensors(
         "seal": _seal(body, hashes),
     }
     try:
-        data = safetensors.torch.save(stored, metadata={KEY: json.dumps(own)})
+        return safetensors.torch.save(stored, metadata={KEY: json.dumps(own)})
     except (RuntimeError, ValueError, KeyError, safetensors.SafetensorError) as fault:
         raise CheckpointError(f"{where}: cannot be written: {shown(str(fault), 300)}") from None
-    write_atomic(path, data)
 
 
-def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read and verify a file of `write_tensors`.
+def unpack_tensors(data: bytes, where: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Verify the bytes of `pack_tensors`.
 
     Returns:
-        Tensors on the CPU in the order they were given to `write_tensors`, and the metadata.
+        Tensors on the CPU in the order they were given to `pack_tensors`, and the metadata.
 
     Raises:
         CheckpointError: every fault, with the file, the tensor if it is one tensor, and what the
@@ -414,11 +407,6 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     import safetensors
     import safetensors.torch
 
-    where = shown(str(path), 300)
-    try:
-        data = Path(path).read_bytes()
-    except OSError as fault:
-        raise CheckpointError(f"cannot read {where}: {fault.strerror or fault}") from None
     header = _header(data, where)
     body, hashes = _verified_metadata(header, where)
     try:
@@ -436,6 +424,31 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 f"{expected[:12]}... was written; restore the file from a copy"
             )
     return {name: loaded[name] for name in hashes}, body
+
+
+def write_tensors(
+    path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None
+) -> None:
+    """Write a file of `pack_tensors`, atomically; its folder is made if missing.
+
+    Raises:
+        CheckpointError: a value that cannot be stored (named), or a disk that refuses.
+    """
+    write_atomic(path, pack_tensors(tensors, metadata, shown(str(path), 300)))
+
+
+def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read and verify a file of `write_tensors`.
+
+    Raises:
+        CheckpointError: as `unpack_tensors`, or a file that cannot be read.
+    """
+    where = shown(str(path), 300)
+    try:
+        data = Path(path).read_bytes()
+    except OSError as fault:
+        raise CheckpointError(f"cannot read {where}: {fault.strerror or fault}") from None
+    return unpack_tensors(data, where)
 
 
 def content_kind(head: bytes) -> str:

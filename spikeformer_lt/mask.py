@@ -317,8 +317,11 @@ class Mask(Mapping[str, Tensor]):
 
     def save(self, path: str | Path) -> None:
         """Write the mask to one safetensors file, atomically."""
-        about = {"kind": "mask", "mask_sha256": self.sha256, "sparsity": self.sparsity}
-        write_tensors(path, self._kept, about)
+        write_tensors(path, self._kept, self.facts())
+
+    def facts(self) -> dict[str, Any]:
+        """Return what is stored with the tensors of the mask."""
+        return {"kind": "mask", "mask_sha256": self.sha256, "sparsity": self.sparsity}
 
     @classmethod
     def load(cls, path: str | Path) -> Mask:
@@ -328,13 +331,20 @@ class Mask(Mapping[str, Tensor]):
             CheckpointError: the file is damaged or foreign.
             MaskError: the file holds something other than a mask.
         """
-        tensors, about = read_tensors(path)
-        where = shown(str(path), 300)
-        if about.get("kind") != "mask":
-            kind = shown(about.get("kind"))
+        return cls.stored(*read_tensors(path), shown(str(path), 300))
+
+    @classmethod
+    def stored(cls, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], where: str) -> Mask:
+        """Make a mask of the tensors and `facts` of a file.
+
+        Raises:
+            MaskError: they are of something other than a mask.
+        """
+        if facts.get("kind") != "mask":
+            kind = shown(facts.get("kind"))
             raise MaskError(f"{where}: not a mask (its kind is {kind}); give a file of Mask.save")
         mask = cls(tensors)
-        if mask.sha256 != about.get("mask_sha256"):
+        if mask.sha256 != facts.get("mask_sha256"):
             raise MaskError(f"{where}: the mask's own checksum differs; restore it from a copy")
         return mask
 

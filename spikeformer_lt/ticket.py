@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,21 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikeformer_lt.disk import (
-    content_kind,
-    free_bytes,
-    parse_json,
-    read_tensors,
-    sha256_of,
-    sync_folder,
-    write_atomic,
-    write_tensors,
-)
+from spikeformer_lt.bundle import BundleKind, open_bundle, staged
 from spikeformer_lt.errors import TicketError, near, shown
 from spikeformer_lt.mask import Mask
 
-VERSION = 1
-_TENSOR_FILES = ("mask.safetensors", "model.safetensors")
+TICKET = BundleKind(
+    "ticket", "spikeformer_lt.ticket", 1, "ticket.json", TicketError,
+    files=("mask.safetensors", "model.safetensors"), sealed=False,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,58 +86,10 @@ class Ticket:
         Raises:
             TicketError: the folder is in use, or the disk refuses.
         """
-        folder = Path(folder)
-        where = shown(str(folder), 300)
-        self._refuse_foreign(folder, overwrite)
-        tag = uuid.uuid4().hex[:12]
-        stage = folder.with_name(f".{folder.name[:100]}.tmp-{tag}")
-        try:
-            self._write(stage)
-            if overwrite and folder.exists():
-                old = folder.with_name(f".{folder.name[:100]}.old-{tag}")
-                os.rename(folder, old)
-                os.rename(stage, folder)
-                shutil.rmtree(old, ignore_errors=True)
-            else:
-                os.rename(stage, folder)
-        except OSError as fault:
-            raise TicketError(
-                f"cannot write {where}: {fault.strerror or fault}; "
-                f"{free_bytes(folder.parent)} bytes free"
-            ) from fault
-        finally:
-            shutil.rmtree(stage, ignore_errors=True)
-        sync_folder(folder.parent)
-
-    def _write(self, stage: Path) -> None:
-        self.mask.save(stage / "mask.safetensors")
-        write_tensors(stage / "model.safetensors", self.tensors, {"kind": "ticket weights"})
-        about = {
-            "format": "spikeformer_lt.ticket",
-            "format_version": VERSION,
-            "sparsity": self.mask.sparsity,
-            "sha256": {name: sha256_of(stage / name) for name in _TENSOR_FILES},
-            "provenance": self.provenance,
-        }
-        try:
-            text = json.dumps(about, indent=2) + "\n"
-        except (TypeError, ValueError) as fault:
-            raise TicketError(f"the provenance cannot be stored as JSON: {fault}") from None
-        write_atomic(stage / "ticket.json", text.encode(), TicketError)
-
-    @staticmethod
-    def _refuse_foreign(folder: Path, overwrite: bool) -> None:
-        if not folder.is_dir():
-            if folder.exists() or folder.is_symlink():
-                raise TicketError(f"{shown(str(folder), 300)} is a file; give a folder's name")
-            return
-        ours = {"ticket.json", *_TENSOR_FILES}
-        there = sorted(entry.name for entry in folder.iterdir())
-        if there and not (overwrite and ours.issuperset(there)):
-            raise TicketError(
-                f"{shown(str(folder), 300)} already holds {shown(there[0])}; give a new folder"
-                + ("" if overwrite else " or overwrite=True, which replaces a ticket only")
-            )
+        with staged(folder, TICKET, overwrite) as stage:
+            stage.write_tensors("mask.safetensors", self.mask, self.mask.facts())
+            stage.write_tensors("model.safetensors", self.tensors, {"kind": "ticket weights"})
+            stage.seal({"sparsity": self.mask.sparsity, "provenance": self.provenance})
 
     @classmethod
     def load(cls, folder: str | Path) -> Ticket:
@@ -158,25 +99,14 @@ class Ticket:
             TicketError: no ticket, a newer one, or files changed since it was saved.
             CheckpointError: a tensor file is damaged.
         """
-        folder = Path(folder)
-        about = _read_about(folder)
-        where = shown(str(folder), 300)
-        for name in _TENSOR_FILES:
-            expected = about["sha256"].get(name)
-            try:
-                found = sha256_of(folder / name)
-                head = (folder / name).read_bytes()[:1024]
-            except OSError as fault:
-                raise TicketError(f"{where}: cannot read {name}: {fault.strerror}") from None
-            if found != expected:
-                kind = "" if head[8:9] == b"{" else f"; it now is {content_kind(head)}"
-                raise TicketError(
-                    f"{where}: {name} changed since the ticket was saved (sha256 {found[:12]}..., "
-                    f"{shown(expected)[1:13]}... was written); restore it from a copy{kind}"
-                )
-        tensors, _ = read_tensors(folder / "model.safetensors")
+        bundle = open_bundle(folder, TICKET)
+        where, provenance = shown(str(folder), 300), bundle.about.get("provenance")
+        if not isinstance(provenance, dict):
+            raise TicketError(f"{where}: ticket.json has no provenance; it was edited")
+        mask = Mask.stored(*bundle.tensors("mask.safetensors"), where)
+        tensors, _ = bundle.tensors("model.safetensors")
         try:
-            return cls(Mask.load(folder / "mask.safetensors"), tensors, about["provenance"])
+            return cls(mask, tensors, provenance)
         except TicketError as fault:
             raise TicketError(f"{where}: {fault}") from None
 
@@ -230,28 +160,3 @@ def _differences(
                 f"{shown(name)} is {list(given[name])}, the model has {list(wanted[name])}"
             )
     return faults
-
-
-def _read_about(folder: Path) -> dict[str, Any]:
-    where = shown(str(folder), 300)
-    try:
-        if folder.is_file():
-            kind = content_kind(folder.read_bytes()[:1024])
-            raise TicketError(f"{where}: a ticket is a folder with ticket.json; this is {kind}")
-        text = (folder / "ticket.json").read_text(encoding="utf-8")
-    except OSError as fault:
-        raise TicketError(f"{where}: no ticket: ticket.json: {fault.strerror}") from None
-    except UnicodeDecodeError:
-        raise TicketError(f"{where}: ticket.json is not UTF-8 text") from None
-    about = parse_json(text, f"{where}: ticket.json", TicketError)
-    if not isinstance(about, dict) or about.get("format") != "spikeformer_lt.ticket":
-        raise TicketError(f"{where}: ticket.json is not of a ticket of spikeformer_lt")
-    version = about.get("format_version")
-    if version != VERSION:
-        raise TicketError(
-            f"{where}: found ticket format v{shown(version)}, supports <= v{VERSION}; "
-            "install a newer spikeformer_lt"
-        )
-    if not isinstance(about.get("sha256"), dict) or not isinstance(about.get("provenance"), dict):
-        raise TicketError(f"{where}: ticket.json has no sha256 or no provenance; it was edited")
-    return about

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from spikeformer_lt.bundle import Stage
 from spikeformer_lt.disk import sha256_of, write_tensors
 from spikeformer_lt.errors import CheckpointError, SpikeformerError, TicketError
 from spikeformer_lt.mask import Mask
@@ -164,7 +165,9 @@ def test_a_pickle_in_place_of_the_weights_is_named_and_never_run(folder: Path) -
     proof = folder.parent / "executed"
     weights = folder / "model.safetensors"
     torch.save({"w": Bomb(proof)}, weights)
-    with pytest.raises(TicketError, match=r"it now is a zip archive .*pickle"):
+    with pytest.raises(
+        TicketError, match=r"changed since .* a zip archive .*pickle"
+    ):
         Ticket.load(folder)
     about = json.loads((folder / "ticket.json").read_text())
     about["sha256"]["model.safetensors"] = sha256_of(weights)
@@ -224,22 +227,24 @@ def test_overwriting_replaces_a_ticket(folder: Path) -> None:
     assert [entry.name for entry in folder.parent.iterdir()] == ["ticket"]
 
 
+@pytest.mark.parametrize("allowed", [0, 1, 2])
 def test_a_save_that_fails_leaves_the_old_ticket_and_nothing_else(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    allowed: int, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = Ticket.load(folder).mask
-    calls = []
+    written, write = [], Stage.write
 
-    def full(source: Path, target: Path) -> None:
-        calls.append(target)
-        if len(calls) == 3:
+    def full(stage: Stage, name: str, data: bytes) -> None:
+        if len(written) == allowed:
             raise OSError(28, "No space left on device")
-        os.rename(source, target)
+        written.append(name)
+        write(stage, name, data)
 
-    monkeypatch.setattr(os, "replace", full)
+    monkeypatch.setattr(Stage, "write", full)
     with pytest.raises(SpikeformerError, match="No space left"):
         make_ticket(make_model(3)).save(folder, overwrite=True)
     monkeypatch.undo()
+    assert len(written) == allowed
     assert Ticket.load(folder).mask == before
     assert [entry.name for entry in folder.parent.iterdir()] == ["ticket"]
 

@@ -17,8 +17,6 @@ Weights from a checkpoint into a model that they must fit exactly.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
 import os
@@ -32,18 +30,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from spikeformer_lt.bundle import BundleKind, discard, open_bundle, staged
 from spikeformer_lt.config import check
-from spikeformer_lt.disk import (
-    dump_json,
-    free_bytes,
-    parse_json,
-    read_tensors,
-    safe_name,
-    sha256_of,
-    sync_folder,
-    write_atomic,
-    write_tensors,
-)
+from spikeformer_lt.disk import dump_json, free_bytes, parse_json, safe_name, write_atomic
 from spikeformer_lt.errors import CheckpointError, NonFiniteError, near, shown
 from spikeformer_lt.training.guard import count_nonfinite
 
@@ -53,9 +42,9 @@ __all__ = [
     "Content",
     "flatten_optimizer",
     "load_weights",
-    "read_folder",
+    "read_checkpoint",
     "restore_optimizer",
-    "write_folder",
+    "write_checkpoint",
 ]
 
 # State that has its parameter's shape in every optimizer that has it.
@@ -165,9 +154,10 @@ def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     raise ValueError(f"unknown kind {kind!r}")
 
 
-FORMAT = "spikeformer_lt.checkpoint"
-VERSION = 1
-MANIFEST = "manifest.json"
+CHECKPOINT = BundleKind(
+    "checkpoint", "spikeformer_lt.checkpoint", 1, "manifest.json", CheckpointError,
+    sizes=True, indent=1,
+)  # fmt: skip
 STATE = "state.json"
 
 Content = Mapping[str, Mapping[str, Tensor]]
@@ -184,15 +174,12 @@ class Checkpoint:
     state: dict[str, Any]
 
 
-def write_folder(folder: Path, number: int, tensors: Content, state: Mapping[str, Any]) -> None:
-    """Make `folder` and fill it with ``<group>.safetensors``, ``state.json`` and the manifest.
-
-    Every file is on the disk, and not only in its cache, when this returns.
+def write_checkpoint(folder: Path, number: int, tensors: Content, state: Mapping[str, Any]) -> None:
+    """Publish a new folder of ``<group>.safetensors``, ``state.json`` and the manifest.
 
     Raises:
         NonFiniteError: a NaN or infinity in a tensor; nothing was written.
-        CheckpointError: a value that cannot be stored, or (from an OSError) a disk that refuses.
-        OSError: the system refuses.
+        CheckpointError: a value that cannot be stored, or a disk that refuses.
     """
     for group, members in tensors.items():
         if safe_name(group) != group or group != group.lower():
@@ -200,23 +187,23 @@ def write_folder(folder: Path, number: int, tensors: Content, state: Mapping[str
                 f"group {shown(group)} cannot be a file name; use lower-case letters and digits"
             )
         for name, value in members.items():
-            _refuse_nonfinite(value, f"{group} tensor {shown(name)}")
+            count = count_nonfinite(value)
+            if count:
+                raise NonFiniteError(
+                    f"not saved: {group} tensor {shown(name)} has {count} non-finite values of "
+                    f"{value.numel()}; the last good checkpoint is untouched; resume from it, e.g. "
+                    "with a lower learning rate"
+                )
     text = dump_json(dict(state), "state", CheckpointError)
-    folder.mkdir()
-    for group, members in tensors.items():
-        own = {"group": group, "number": number}
-        write_tensors(folder / f"{group}.safetensors", members, own)
-    _write_through(folder / STATE, text)
-    files = {
-        path.name: {"size": path.stat().st_size, "sha256": sha256_of(path)}
-        for path in sorted(folder.iterdir())
-    }
-    body = {"format": FORMAT, "format_version": VERSION, "number": number, "files": files}
-    _write_through(folder / MANIFEST, json.dumps({**body, "seal": _seal(body)}, indent=1))
-    sync_folder(folder)
+    with staged(folder, CHECKPOINT) as stage:
+        for group, members in tensors.items():
+            own = {"group": group, "number": number}
+            stage.write_tensors(f"{group}.safetensors", members, own)
+        stage.write(STATE, text.encode())
+        stage.seal({"number": number})
 
 
-def read_folder(folder: Path, number: int) -> Checkpoint:
+def read_checkpoint(folder: Path, number: int) -> Checkpoint:
     """Read a folder, every byte of it verified.
 
     Args:
@@ -227,82 +214,19 @@ def read_folder(folder: Path, number: int) -> Checkpoint:
         CheckpointError: any fault, with the file, the tensor if it is one tensor, and what the file
             is if it is none of ours.
     """
-    files = _manifest_files(folder / MANIFEST, number)
-    tensors: dict[str, dict[str, Tensor]] = {}
-    state: dict[str, Any] = {}
-    for name, written in files.items():
-        path = folder / name
-        where = shown(str(path), 300)
-        if path.suffix == ".safetensors":
-            # First, since its message about a damaged file says most.
-            tensors[path.stem], own = read_tensors(path)
-            if own != {"group": path.stem, "number": number}:
-                raise CheckpointError(f"{where}: belongs to another checkpoint: {shown(own)}")
-        try:
-            size, digest = path.stat().st_size, sha256_of(path)
-        except OSError as fault:
-            raise CheckpointError(f"cannot read {where}: {fault.strerror or fault}") from None
-        if size != written.get("size"):
-            raise CheckpointError(
-                f"{where}: {size} bytes there, {written.get('size')} were written"
-            )
-        if digest != written.get("sha256"):
-            raise CheckpointError(f"{where}: damaged: its sha256 is not that of the manifest")
-        if name == STATE:
-            state = parse_json(path.read_text("utf-8"), where, CheckpointError)
+    bundle, where = open_bundle(folder, CHECKPOINT), shown(str(folder), 300)
+    if bundle.about.get("number") != number:
+        found = shown(bundle.about.get("number"))
+        raise CheckpointError(f"{where}: is of checkpoint {found}, not {number}")
+    groups = [Path(name).stem for name in bundle.files if name.endswith(".safetensors")]
+    text = bundle.read(STATE).decode("utf-8")
+    state = parse_json(text, shown(str(folder / STATE), 300), CheckpointError)
+    tensors = {}
+    for group in groups:
+        tensors[group], own = bundle.tensors(f"{group}.safetensors")
+        if own != {"group": group, "number": number}:
+            raise CheckpointError(f"{where}: {group} belongs to another checkpoint: {shown(own)}")
     return Checkpoint(number, folder, tensors, state)
-
-
-def _write_through(path: Path, text: str) -> None:
-    """Write a file to the disk; nobody reads it before its folder is published."""
-    with open(path, "xb") as file:
-        file.write(text.encode())
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _manifest_files(path: Path, number: int) -> dict[str, dict[str, Any]]:
-    where = shown(str(path), 300)
-    try:
-        text = path.read_text("utf-8")
-    except OSError as fault:
-        raise CheckpointError(f"cannot read {where}: {fault.strerror or fault}") from None
-    except UnicodeDecodeError:
-        raise CheckpointError(f"{where}: damaged: not UTF-8 text") from None
-    found = parse_json(text, where, CheckpointError)
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
-        raise CheckpointError(f"{where}: not the manifest of a checkpoint")
-    version = found.get("format_version")
-    if isinstance(version, int) and version > VERSION:
-        raise CheckpointError(
-            f"{where}: found v{version}, supports <= v{VERSION}; install a newer spikeformer_lt"
-        )
-    if found.pop("seal", None) != _seal(found) or version != VERSION:
-        raise CheckpointError(f"{where}: damaged: its content and its checksum differ")
-    if found.get("number") != number:
-        raise CheckpointError(
-            f"{where}: is of checkpoint {shown(found.get('number'))}, not {number}"
-        )
-    files = found.get("files")
-    if not isinstance(files, dict) or STATE not in files:
-        raise CheckpointError(f"{where}: damaged: it lists no files")
-    for name, written in files.items():
-        if safe_name(name) != name or not isinstance(written, dict) or len(written) != 2:
-            raise CheckpointError(f"{where}: damaged: odd entry {shown(name)}")
-    return files
-
-
-def _seal(body: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-
-
-def _refuse_nonfinite(value: Tensor, what: str) -> None:
-    count = count_nonfinite(value)
-    if count:
-        raise NonFiniteError(
-            f"not saved: {what} has {count} non-finite values of {value.numel()}; the last good "
-            "checkpoint is untouched; resume from it, e.g. with a lower learning rate"
-        )
 
 
 log = logging.getLogger(__name__)
@@ -310,7 +234,7 @@ log = logging.getLogger(__name__)
 LATEST = "LATEST"
 NUMBER_LIMIT = 10**18
 _NAME = re.compile(r"ckpt-(\d{8,18})(?:\.(\d{1,9}))?")
-_STALE = re.compile(rf"(?:ckpt-.+|\.{LATEST})\.tmp-[0-9a-f]+")
+_STALE = re.compile(rf"\.?(?:ckpt-.+|{LATEST})\.tmp-[0-9a-f]+")
 
 
 class _Published(NamedTuple):
@@ -352,13 +276,11 @@ class CheckpointStore:
                 needed and bytes free. Earlier checkpoints are untouched in every case.
         """
         check(0 <= number < NUMBER_LIMIT, "number", number, "a checkpoint's number is 0 or above")
-        stage = self.folder / f"ckpt-{number:08d}.tmp-{os.getpid()}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._sweep()
-            write_folder(stage, number, tensors, state)
             target = self._free_name(number)
-            os.replace(stage, target.path)
+            write_checkpoint(target.path, number, tensors, state)
             write_atomic(self.folder / LATEST, f"{target.path.name}\n".encode())
         except (OSError, CheckpointError) as fault:
             cause = fault if isinstance(fault, OSError) else fault.__cause__
@@ -371,8 +293,6 @@ class CheckpointStore:
                 f"{cause.strerror or cause}; {needed} bytes needed, {free} free; earlier "
                 "checkpoints are untouched; make room or repair the folder, then resume"
             ) from fault
-        finally:
-            shutil.rmtree(stage, ignore_errors=True)
         self._discard_beyond(target)
         return target.path
 
@@ -397,14 +317,14 @@ class CheckpointStore:
                 raise CheckpointError(
                     f"no checkpoint {number} in {shown(str(self.folder), 300)}; there are {there}"
                 )
-            return read_folder(chosen[-1].path, number)
+            return read_checkpoint(chosen[-1].path, number)
         latest = self._latest_name()
         faults: list[str] = []
         if latest and not any(entry.path.name == latest for entry in published):
             faults.append(f"LATEST names {shown(latest)}, which is not there")
         for entry in _by_trust(published, latest):
             try:
-                found = read_folder(entry.path, entry.number)
+                found = read_checkpoint(entry.path, entry.number)
             except CheckpointError as fault:
                 faults.append(str(fault))
                 continue
@@ -451,8 +371,11 @@ class CheckpointStore:
 
     def _sweep(self) -> None:
         for name in os.listdir(self.folder):
-            if _STALE.fullmatch(name):
-                _remove(self.folder / name)
+            path = self.folder / name
+            if _STALE.fullmatch(name) and path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif _STALE.fullmatch(name):
+                path.unlink(missing_ok=True)
 
     def _discard_beyond(self, newest: _Published) -> None:
         others = [entry for entry in self._published() if entry.path != newest.path]
@@ -463,14 +386,10 @@ class CheckpointStore:
                 continue
             if entry.number > newest.number:
                 log.info("deleting %s: the run went back to before it", entry.path)
-            # Renamed first, so that a kill amid the deletion leaves no damaged checkpoint.
-            trash = self.folder / f"{entry.path.name}.tmp-{os.getpid()}"
             try:
-                os.replace(entry.path, trash)
+                discard(entry.path)
             except OSError as fault:
                 log.warning("cannot delete the old checkpoint %s: %s", entry.path, fault)
-                continue
-            _remove(trash)
 
 
 def _by_trust(published: list[_Published], latest: str) -> list[_Published]:
@@ -479,13 +398,6 @@ def _by_trust(published: list[_Published], latest: str) -> list[_Published]:
     before = [entry for entry in published if not current or entry < current[0]]
     after = [entry for entry in published if current and entry > current[0]]
     return [*current, *reversed(before), *reversed(after)]
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
 
 
 LISTED = 5  # tensors that a message shows before it counts the rest

@@ -104,6 +104,7 @@ def test_a_stage_left_by_a_kill_is_ignored_and_swept_by_the_next_save(tmp_path):
     shutil.copytree(tmp_path / "ckpt-00000001", stage)
     trash = tmp_path / "ckpt-00000000.tmp-4711"
     trash.mkdir()
+    shutil.copytree(tmp_path / "ckpt-00000001", tmp_path / ".ckpt-00000003.tmp-0123456789ab")
     torn = tmp_path / ".LATEST.tmp-0123456789ab"
     torn.write_text("ckpt-00")
     kept = tmp_path / "notes.tmp"
@@ -170,7 +171,7 @@ FAULTS = {
     "gone": (lambda p: p.unlink(), "cannot read .*No such file"),
     "of another checkpoint": (
         lambda p: shutil.copy(p.parents[1] / "ckpt-00000001" / p.name, p),
-        "belongs to another checkpoint",
+        "changed since the checkpoint was saved",
     ),
 }
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from spikeformer_lt.errors import CheckpointError, NonFiniteError
-from spikeformer_lt.training.checkpoint import read_folder, write_folder
+from spikeformer_lt.training.checkpoint import read_checkpoint, write_checkpoint
 
 
 def made(folder: Path, number: int = 4) -> Path:
-    write_folder(folder, number, {"model": {"w": torch.arange(3.0)}}, {"epoch": 1})
+    write_checkpoint(folder, number, {"model": {"w": torch.arange(3.0)}}, {"epoch": 1})
     return folder
 
 
@@ -40,14 +40,16 @@ def test_the_manifest_has_size_and_sha256_of_every_other_file(tmp_path):
 def test_a_newer_format_is_refused_with_both_versions(tmp_path):
     folder = made(tmp_path / "c")
     rewrite(folder, format_version=3)
-    with pytest.raises(CheckpointError, match="found v3, supports <= v1; install a newer"):
-        read_folder(folder, 4)
+    with pytest.raises(
+        CheckpointError, match="format v3, supports <= v1; install a newer"
+    ):
+        read_checkpoint(folder, 4)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": "theirs"}, "not the manifest of a checkpoint"),
+        ({"format": "theirs"}, "is not of a checkpoint"),
         ({"format_version": "1"}, "damaged"),
         ({"number": 5}, "of checkpoint 5, not 4"),
         ({"files": []}, "lists no files"),
@@ -55,7 +57,7 @@ def test_a_newer_format_is_refused_with_both_versions(tmp_path):
         ({"files": {"state.json": {"size": 1, "sha256": "0"}}}, "14 bytes there, 1 were written"),
         (
             {"files": {"state.json": {"size": 14, "sha256": "0"}}},
-            "its sha256 is not that of the manifest",
+            "state.json changed since the checkpoint was saved",
         ),
     ],
 )
@@ -64,7 +66,7 @@ def test_a_manifest_that_does_not_fit_is_refused(tmp_path, changes, message):
     (folder / "state.json").write_text('{"epoch": 123}'[:14])
     rewrite(folder, **changes)
     with pytest.raises(CheckpointError, match=message):
-        read_folder(folder, 4)
+        read_checkpoint(folder, 4)
 
 
 def test_a_manifest_reaches_no_file_outside_its_folder(tmp_path):
@@ -73,13 +75,13 @@ def test_a_manifest_reaches_no_file_outside_its_folder(tmp_path):
     for name in ("../x.safetensors", "/etc/passwd", ".."):
         rewrite(folder, files={"state.json": entry, name: entry})
         with pytest.raises(CheckpointError, match="odd entry"):
-            read_folder(folder, 4)
+            read_checkpoint(folder, 4)
 
 
 def test_files_that_the_system_drops_into_the_folder_do_no_harm(tmp_path):
     folder = made(tmp_path / "c")
     (folder / ".DS_Store").write_bytes(b"x")
-    assert read_folder(folder, 4).state == {"epoch": 1}
+    assert read_checkpoint(folder, 4).state == {"epoch": 1}
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
@@ -87,5 +89,5 @@ def test_non_finite_values_are_named_before_anything_is_written(tmp_path, bad):
     value = torch.zeros(4, 4, dtype=torch.bfloat16)
     value[1, :2] = bad
     with pytest.raises(NonFiniteError, match=r"ema tensor 'bn\.var' has 2 non-finite values of 16"):
-        write_folder(tmp_path / "c", 1, {"ema": {"bn.var": value}}, {})
+        write_checkpoint(tmp_path / "c", 1, {"ema": {"bn.var": value}}, {})
     assert not (tmp_path / "c").exists()

@@ -1,0 +1,379 @@
+"""Sealed folders: tickets, exports and checkpoints.
+
+A bundle is a folder of files and a manifest with the sha256 of each. It is staged beside its place,
+written through to the disk and published in one step, so that its place holds the old bundle or the
+new one. Whoever opens it reads each file once and verifies it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spikeformer_lt.disk import (
+    content_kind,
+    free_bytes,
+    pack_tensors,
+    parse_json,
+    safe_name,
+    sync_folder,
+    unpack_tensors,
+)
+from spikeformer_lt.errors import CheckpointError, SpikeformerError, shown
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Bundle", "BundleKind", "Stage", "discard", "open_bundle", "recover", "staged"]
+
+MANIFEST_LIMIT = 1 << 26  # bytes; provenance of a long search has some thousands
+ABANDONED_S = 86400.0  # age of a leftover that is swept where a system has no locks
+_LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<kind>tmp|old)-[0-9a-f]{12}")
+
+
+@dataclass(frozen=True)
+class BundleKind:
+    """What kind of bundle a folder is.
+
+    Attributes:
+        name: word for it in messages.
+        format: value of ``format`` in its manifest.
+        version: newest ``format_version``; all from 1 on are read.
+        manifest: file name of the manifest.
+        error: class of the exceptions.
+        files: names that may stand beside the manifest; a folder with others is never replaced.
+        sealed: whether the manifest has a checksum of its own.
+        sizes: list size and sha256 of each file under ``files``, not the sha256 under ``sha256``.
+        indent: indentation of the manifest; None for one line.
+    """
+
+    name: str
+    format: str
+    version: int
+    manifest: str
+    error: type[SpikeformerError]
+    files: tuple[str, ...] = ()
+    sealed: bool = True
+    sizes: bool = False
+    indent: int | None = 2
+
+    def __str__(self) -> str:
+        return f"{'an' if self.name[0] in 'aeiou' else 'a'} {self.name}"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A bundle in the making, at a path that nobody reads."""
+
+    path: Path
+    kind: BundleKind
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Size and sha256 of each file so far."""
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file through to the disk."""
+        with open(self.path / name, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        self.files[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+    def write_tensors(
+        self, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
+    ) -> None:
+        """Write a file of tensors, as `disk.write_tensors` does."""
+        self.write(name, pack_tensors(tensors, metadata, shown(name)))
+
+    def seal(self, body: Mapping[str, Any]) -> None:
+        """Write the manifest: `body` and the hashes of the files so far; later ones are not sealed.
+
+        Raises:
+            SpikeformerError: (as the kind's) a value that JSON cannot hold.
+        """
+        for key, value in body.items():
+            try:
+                json.dumps(value)
+            except (TypeError, ValueError, RecursionError) as fault:
+                whose = f"{self.kind.name}'s {key}"
+                raise self.kind.error(f"the {whose} cannot be stored as JSON: {fault}") from None
+        listed: dict[str, Any] = {"files": dict(self.files)}
+        if not self.kind.sizes:
+            listed = {"sha256": {name: entry["sha256"] for name, entry in self.files.items()}}
+        found = {"format": self.kind.format, "format_version": self.kind.version, **body, **listed}
+        if self.kind.sealed:
+            found["seal"] = _seal(found)
+        separators = (",", ":") if self.kind.indent is None else None
+        text = json.dumps(found, indent=self.kind.indent, separators=separators)
+        self.write(self.kind.manifest, text.encode("ascii"))
+
+
+@contextlib.contextmanager
+def staged(folder: str | Path, kind: BundleKind, overwrite: bool = False) -> Iterator[Stage]:
+    """Give a stage to fill inside; at the end it is published as `folder`.
+
+    Args:
+        folder: new or empty folder, which appears complete or not at all; parents are made.
+        kind: what is made.
+        overwrite: replace a bundle of this kind that is there.
+
+    Raises:
+        SpikeformerError: (as the kind's) the folder holds something else, or the disk refuses; what
+            was there is untouched.
+    """
+    folder = Path(folder)
+    folder = folder.resolve() if folder.is_dir() else folder
+    recover(folder)
+    _refuse_foreign(folder, kind, overwrite)
+    with contextlib.ExitStack() as cleaning:
+        try:
+            stage = Stage(_new_stage(folder, cleaning), kind)
+            yield stage
+            sync_folder(stage.path)
+            _refuse_foreign(folder, kind, overwrite)
+            _publish(stage.path, folder)
+        except OSError as fault:
+            raise kind.error(
+                f"cannot write {shown(str(folder), 300)}: {fault.strerror or fault}; "
+                f"{free_bytes(folder.parent)} bytes free"
+            ) from fault
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle that was opened: its place and its manifest, whose checksum was right."""
+
+    folder: Path
+    kind: BundleKind
+    about: dict[str, Any]
+    files: dict[str, dict[str, Any]]
+    """sha256, and size where it is known, of each file."""
+
+    def read(self, name: str) -> bytes:
+        """Read a file, once, and verify it.
+
+        Raises:
+            SpikeformerError: (as the kind's) the manifest lists no such file, it cannot be read, or
+                it changed since the bundle was made.
+        """
+        where = shown(str(self.folder), 300)
+        try:
+            data = (self.folder / name).read_bytes()
+        except OSError as fault:
+            raise self.kind.error(f"{where}: cannot read {name}: {fault.strerror}") from None
+        written = self.files.get(name, {})
+        size, expected = written.get("size", len(data)), written.get("sha256", "no file")
+        found = hashlib.sha256(data).hexdigest()
+        if found == expected and size == len(data):
+            return data
+        odd = f"sha256 {found[:12]}..., {expected[:12]}... was written"
+        if size != len(data):
+            odd = f"{len(data)} bytes there, {size} were written"
+        try:
+            if name.endswith(".safetensors"):
+                unpack_tensors(data, name)
+        except CheckpointError as fault:
+            odd += f"; {fault}"
+        raise self.kind.error(
+            f"{where}: {name} changed since the {self.kind.name} was saved ({odd}); restore it "
+            "from a copy"
+        )
+
+    def tensors(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Read a file of tensors: the tensors on the CPU, and their metadata.
+
+        Raises:
+            SpikeformerError: as `read`.
+            CheckpointError: the file is none of ours.
+        """
+        return unpack_tensors(self.read(name), shown(str(self.folder / name), 300))
+
+
+def open_bundle(folder: str | Path, kind: BundleKind) -> Bundle:
+    """Read and check a manifest; the files are read by the bundle's methods.
+
+    Raises:
+        SpikeformerError: (as the kind's) no such bundle, a newer one, or an edited manifest.
+    """
+    folder = Path(folder)
+    where, manifest = shown(str(folder), 300), kind.manifest
+    if folder.is_file():
+        with open(folder, "rb") as file:
+            what = content_kind(file.read(1024))
+        raise kind.error(f"{where}: {kind} is a folder with {manifest}; this is {what}")
+    if not folder.exists():
+        recover(folder)
+    try:
+        with open(folder / manifest, "rb") as file:
+            text = file.read(MANIFEST_LIMIT).decode("utf-8")
+    except OSError as fault:
+        raise kind.error(f"{where}: no {kind.name}: {manifest}: {fault.strerror}") from None
+    except UnicodeDecodeError:
+        raise kind.error(f"{where}: {manifest} is damaged: not UTF-8 text") from None
+    about = parse_json(text, f"{where}: {manifest}", kind.error)
+    if not isinstance(about, dict) or about.get("format") != kind.format:
+        raise kind.error(f"{where}: {manifest} is not of {kind} of spikeformer_lt")
+    version = about.get("format_version")
+    if type(version) is int and version > kind.version:
+        raise kind.error(
+            f"{where}: found {kind.name} format v{version}, supports <= v{kind.version}; "
+            "install a newer spikeformer_lt"
+        )
+    sealed = not kind.sealed or about.pop("seal", None) == _seal(about)
+    if type(version) is not int or version < 1 or not sealed:
+        raise kind.error(f"{where}: {manifest} is damaged or was edited: its checksum differs")
+    listed = about.get("files" if kind.sizes else "sha256")
+    if not isinstance(listed, dict) or not listed:
+        raise kind.error(f"{where}: {manifest} lists no files; it was edited")
+    files = {}
+    for name, entry in listed.items():
+        files[name] = entry if kind.sizes else {"sha256": entry}
+        known = isinstance(files[name], dict) and isinstance(files[name].get("sha256"), str)
+        if safe_name(name) != name or not known:
+            raise kind.error(f"{where}: {manifest} is damaged: odd entry {shown(name)}")
+    return Bundle(folder, kind, about, files)
+
+
+def recover(folder: Path) -> None:
+    """Clear up beside `folder` after processes that are gone.
+
+    An old bundle that was set aside is put back where nothing is in its place; stages and further
+    old ones are deleted. Those that a living process holds are left alone.
+    """
+    parent, name = folder.parent, safe_name(folder.name)
+    try:
+        entries = sorted(os.listdir(parent))
+    except OSError:
+        return
+    for entry in entries:
+        match = _LEFTOVER.fullmatch(entry)
+        if match is None or match["name"] != name or not (parent / entry).is_dir():
+            continue
+        with contextlib.ExitStack() as held:
+            if not _claim(parent / entry, held):
+                continue
+            if match["kind"] == "old" and not folder.exists():
+                with contextlib.suppress(OSError):
+                    os.replace(parent / entry, folder)
+            else:
+                shutil.rmtree(parent / entry, ignore_errors=True)
+
+
+def discard(folder: Path) -> None:
+    """Delete a bundle: a kill amid the deletion leaves no damaged one.
+
+    Raises:
+        OSError: it cannot be moved out of its place.
+    """
+    trash = _beside(folder, "tmp")
+    os.replace(folder, trash)
+    shutil.rmtree(trash, ignore_errors=True)
+
+
+def _beside(folder: Path, kind: str) -> Path:
+    return folder.with_name(f".{safe_name(folder.name)}.{kind}-{uuid.uuid4().hex[:12]}")
+
+
+def _new_stage(folder: Path, cleaning: contextlib.ExitStack) -> Path:
+    """Make a stage that this process holds; it is deleted and given up at the end."""
+    while True:
+        path = _beside(folder, "tmp")
+        path.mkdir(parents=True)
+        # Another process that clears up may have come between.
+        if _claim(path, cleaning) and path.exists():
+            cleaning.callback(shutil.rmtree, path, ignore_errors=True)
+            return path
+
+
+def _claim(folder: Path, held: contextlib.ExitStack) -> bool:
+    """Hold a folder until `held` ends, unless a living process does; whether it could be held."""
+    try:
+        import fcntl
+
+        handle = os.open(folder, os.O_RDONLY)
+    except ImportError:  # Windows
+        return time.time() - folder.stat().st_mtime > ABANDONED_S or not any(folder.iterdir())
+    except OSError:
+        return False
+    held.callback(os.close, handle)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return time.time() - folder.stat().st_mtime > ABANDONED_S or not any(folder.iterdir())
+    return True
+
+
+def _refuse_foreign(folder: Path, kind: BundleKind, overwrite: bool) -> None:
+    where = shown(str(folder), 300)
+    if not folder.is_dir():
+        if folder.exists() or folder.is_symlink():
+            raise kind.error(f"{where} is a file; give a folder's name")
+        return
+    there = sorted(entry.name for entry in folder.iterdir())
+    foreign = [name for name in there if name not in (kind.manifest, *kind.files)]
+    if there and overwrite and not foreign:
+        try:
+            about = json.loads((folder / kind.manifest).read_text("utf-8"))
+        except (OSError, ValueError, RecursionError):
+            about = None
+        if isinstance(about, dict) and about.get("format") == kind.format:
+            return
+    if there:
+        advice = f"which replaces {kind} only"
+        raise kind.error(
+            f"{where} already holds {shown((foreign or there)[0])}; give a new folder"
+            + (f", not this one: {kind} is replaced by {kind} only" if overwrite else "")
+            + ("" if overwrite else f" or overwrite=True (--overwrite), {advice}")
+        )
+
+
+def _publish(stage: Path, folder: Path) -> None:
+    """Put a stage in its place; what was there is at the stage's path afterwards, or deleted."""
+    if not folder.exists() or not any(folder.iterdir()):
+        os.replace(stage, folder)
+    elif not _exchange(stage, folder):
+        old = _beside(folder, "old")
+        with contextlib.ExitStack() as held:
+            _claim(folder, held)
+            os.replace(folder, old)
+            try:
+                os.replace(stage, folder)
+            except BaseException:
+                os.replace(old, folder)
+                raise
+        shutil.rmtree(old, ignore_errors=True)
+    sync_folder(folder.parent)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two folders in one step; False where the system cannot."""
+    names = {"linux": "renameat2", "darwin": "renameatx_np"}
+    here = {"linux": -100, "darwin": -2}.get(sys.platform)  # AT_FDCWD
+    try:
+        call = getattr(ctypes.CDLL(None, use_errno=True), names[sys.platform])
+    except (KeyError, AttributeError, OSError):
+        return False
+    if call(here, os.fsencode(one), here, os.fsencode(other), 2) == 0:  # RENAME_EXCHANGE, _SWAP
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
+        return False
+    raise OSError(code, os.strerror(code), str(other))
+
+
+def _seal(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode("ascii")).hexdigest()

@@ -50,7 +50,7 @@ def build(args: argparse.Namespace, compute_once: bool, **rest: Any) -> nn.Modul
             nn.init.constant_(module.bias, 0.7 if products else 0.35)
     if rest.get("sparse"):
         model.conv_pep.set_activation(rest["activation"])
-        for unit in model.conv_pep.units():
+        for _, unit in model.conv_pep.units():
             unit.conv = SubnetConv2d(unit.conv, "weights", binary=True)
         update_masks(model, args.weight_sparsity)
         score = make_score("rate", model.embed_dim, model.num_classes, model.num_heads)

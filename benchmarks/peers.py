@@ -103,7 +103,7 @@ def ours(args: argparse.Namespace, activation: str = "lif", sparse: bool = False
             nn.init.constant_(module.weight, 1.4)
             nn.init.constant_(module.bias, 0.7 if products else 0.35)
     if sparse:
-        for i, unit in enumerate(model.conv_pep.units()):
+        for i, (_, unit) in enumerate(model.conv_pep.units()):
             binary = i > 0 or model.in_channels == 2
             unit.conv = SubnetConv2d(unit.conv, "weights", binary=binary)
         update_masks(model, args)

@@ -15,6 +15,7 @@ from spikeformer_lt.layers.neuron import reset_state
 from spikeformer_lt.layers.patches import PatchSelect, gather_tokens, kept_count
 from spikeformer_lt.layers.recompute import call
 from spikeformer_lt.layers.stems import ConvPEP
+from spikeformer_lt.layers.units import Chain, chains_of_parts
 from spikeformer_lt.models import spikformer_convert
 from spikeformer_lt.registry import register_model
 
@@ -123,12 +124,22 @@ class Spikformer(nn.Module):
             )
             for _ in range(depth)
         )
+        self.conv_pep.feed(self.blocks)
         self.head = nn.Linear(embed_dim, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+
+    @property
+    def stem(self) -> ConvPEP:
+        """The patch embedding."""
+        return self.conv_pep
+
+    def chains(self) -> list[Chain]:
+        """Units that one other unit reads: of the ConvPEP and of every MLP."""
+        return chains_of_parts(self)
 
     @property
     def num_tokens(self) -> int:

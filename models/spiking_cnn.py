@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.inputs import time_first
 from spikeformer_lt.layers.neuron import make_activation, reset_state
-from spikeformer_lt.layers.units import HiddenLayer
+from spikeformer_lt.layers.units import Chain, HiddenLayer, chain_of, chains_of_parts
 
 
 class SpikingCNN(nn.Module):
@@ -108,6 +109,23 @@ class SpikingCNN(nn.Module):
             self.hidden = HiddenLayer(width, hidden, norm=norm, neuron=self.neuron)
             width = hidden
         self.head = nn.Linear(width, self.num_classes)
+        self.set_reads()
+
+    def chains(self) -> list[Chain]:
+        """Units that one other unit or the head alone reads.
+
+        A subclass whose layers follow each other adds ``self.sequence(layers)``.
+        """
+        own = [] if self.hidden is None else [chain_of(self, [self.hidden, self.head])]
+        return [*chains_of_parts(self), *own]
+
+    def sequence(self, layers: Iterable[nn.Module]) -> Chain:
+        """Chain of all layers of a network without branches and its classifier's first one."""
+        reader = self.head if self.hidden is None else self.hidden
+        return chain_of(self, [*layers, reader], self.pooled**2)
+
+    def set_reads(self) -> None:
+        """Tell the units what values they read; without a subclass's own word, real numbers."""
 
     def features(self, rows: Tensor) -> Tensor:
         """Feature maps ``[T|1, B, H', W', C']`` of the input ``[T|1, B, H, W, C]``."""
@@ -154,6 +172,7 @@ class SpikingCNN(nn.Module):
         for module in self.modules():
             if getattr(module, "act", None) is not None:
                 module.act = make_activation(**options)
+        self.set_reads()
 
 
 def at_least_one(field: str, value: Any) -> None:

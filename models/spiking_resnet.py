@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.neuron import make_activation
 from spikeformer_lt.layers.recompute import call
-from spikeformer_lt.layers.units import ConvLayer
+from spikeformer_lt.layers.units import Chain, ConvLayer, Reads
 from spikeformer_lt.models.spiking_cnn import SpikingCNN, at_least_one, halved
 from spikeformer_lt.registry import register_model
 
@@ -36,6 +36,17 @@ class ResidualBlock(nn.Module):
             self.shortcut = ConvLayer(in_channels, out_channels, kernel_size=1, stride=stride)
         self.act = make_activation(**neuron)
         self.recompute = False
+
+    def chains(self) -> list[Chain]:
+        """The first convolution, which the second alone reads."""
+        return [Chain(("conv1", "conv2"))]
+
+    def set_reads(self, reads: Reads) -> Reads:
+        """Tell the convolutions what values the block reads; return those of its output."""
+        self.conv1.reads, self.conv2.reads = reads, "spikes" if self.conv1.fires else "real"
+        if self.shortcut is not None:
+            self.shortcut.reads = reads
+        return "spikes" if getattr(self.act, "spiking", False) else "real"
 
     def forward(self, rows: Tensor, T: int) -> Tensor:
         """Spikes of the block."""
@@ -112,7 +123,7 @@ class SpikingResNet(SpikingCNN):
         if set(strides) - {1, 2}:
             raise ConfigError(f"strides={list(strides)} is not allowed: each 1 or 2")
         self.stem = ConvLayer(in_channels, stem, neuron=self.neuron)
-        self.blocks = nn.ModuleList()
+        self.blocks: Any = nn.ModuleList()
         width, size = stem, self.image_size
         for out, depth, stride in zip(widths, depths, strides, strict=True):
             size = halved(size) if stride == 2 else size
@@ -120,6 +131,12 @@ class SpikingResNet(SpikingCNN):
                 self.blocks.append(ResidualBlock(width, out, step, self.neuron))
                 width = out
         self.build_classifier(width, size, 1, hidden, hidden_norm)
+
+    def set_reads(self) -> None:
+        """Tell the units what values they read."""
+        reads: Reads = "spikes" if self.stem.fires else "real"
+        for block in self.blocks:
+            reads = block.set_reads(reads)
 
     def features(self, rows: Tensor) -> Tensor:
         """Feature maps ``[T|1, B, H', W', C']`` of the input ``[T|1, B, H, W, C]``."""

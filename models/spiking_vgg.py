@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.recompute import call
-from spikeformer_lt.layers.units import ConvLayer, map_rows
+from spikeformer_lt.layers.units import Chain, ConvLayer, Reads, map_rows
 from spikeformer_lt.models.spiking_cnn import SpikingCNN, at_least_one, halved
 from spikeformer_lt.registry import register_model
 
@@ -108,6 +108,19 @@ class SpikingVGG(SpikingCNN):
         else:
             nn.init.normal_(self.head.weight, std=head_std)
         nn.init.zeros_(self.head.bias)
+
+    def chains(self) -> list[Chain]:
+        """The convolutions up to the classifier, and the classifier."""
+        return [self.sequence(self.layers), *super().chains()]
+
+    def set_reads(self) -> None:
+        """Tell the units what values they read."""
+        reads: Reads = "real"
+        for layer in self.layers:
+            if isinstance(layer, ConvLayer):
+                layer.reads, reads = reads, "spikes" if layer.fires else "real"
+            elif isinstance(layer, nn.AvgPool2d):
+                reads = "real"
 
     def features(self, rows: Tensor) -> Tensor:
         """Feature maps ``[T|1, B, H', W', C']`` of the input ``[T|1, B, H, W, C]``."""

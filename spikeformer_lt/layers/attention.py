@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.kernels import dispatch
 from spikeformer_lt.layers.neuron import make_activation
-from spikeformer_lt.layers.units import LinearUnit, spikes_together
+from spikeformer_lt.layers.units import Chain, LinearUnit, Reads, add_spikes, spikes_together
 
 
 def spiking_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -64,6 +64,7 @@ class SpikingSelfAttention(nn.Module):
         self.v = LinearUnit(dim, dim, bias=bias and qkv_bias, neuron=neuron)
         self.attn_act = make_activation("lif", **{**(neuron or {}), "v_threshold": attn_threshold})
         self.proj = LinearUnit(dim, dim, bias=bias, neuron=neuron)
+        self.proj.reads = "spikes"
 
     def forward(self, tokens: Tensor, T: int) -> Tensor:
         """Attend between the tokens of each step."""
@@ -107,6 +108,11 @@ class SpikingMLP(nn.Module):
         super().__init__()
         self.fc1 = LinearUnit(dim, hidden, bias=bias, neuron=neuron)
         self.fc2 = LinearUnit(hidden, dim, bias=bias, neuron=neuron)
+        self.fc2.reads = "spikes"
+
+    def chains(self) -> list[Chain]:
+        """The hidden units."""
+        return [Chain(("fc1", "fc2"))]
 
     def forward(self, tokens: Tensor, T: int) -> Tensor:
         """Map each token by itself."""
@@ -125,6 +131,18 @@ class EncoderBlock(nn.Module):
         super().__init__()
         self.attn, self.mlp = attn, mlp
         self.recompute = False
+
+    def set_reads(self, reads: Reads) -> Reads:
+        """Tell the units what values the block reads.
+
+        Returns:
+            The values of the block's output.
+        """
+        summed = add_spikes(reads)
+        for unit in (self.attn.q, self.attn.k, self.attn.v):
+            unit.reads = reads
+        self.mlp.fc1.reads = summed
+        return add_spikes(summed)
 
     def forward(self, tokens: Tensor, T: int) -> Tensor:
         """Run the block; a static input broadcasts into the first residual sum."""

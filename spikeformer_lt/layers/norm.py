@@ -10,11 +10,11 @@ from torch.nn import functional as F
 from torch.nn.modules import module as nn_module
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from spikeformer_lt.errors import DataError
+from spikeformer_lt.errors import ConfigError, DataError
 from spikeformer_lt.layers.kernels import dispatch
 from spikeformer_lt.layers.neuron import LIF, Activation, Heaviside, count_steps
 
-__all__ = ["BatchNorm", "fused_norm_act", "hooked", "norm_act"]
+__all__ = ["BatchNorm", "affine", "can_fold", "fused_norm_act", "hooked", "norm_act"]
 
 
 class BatchNorm(_BatchNorm):
@@ -82,6 +82,28 @@ class BatchNorm(_BatchNorm):
         unbiased = var * (count / (count - 1))
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), step)
         self.running_var.lerp_(unbiased.to(self.running_var.dtype), step)
+
+
+def can_fold(norm: nn.Module) -> bool:
+    """Whether a normalisation is a fixed affine map in eval mode."""
+    return isinstance(norm, BatchNorm) and norm.running_mean is not None
+
+
+def affine(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+    """Scale and shift per channel, float64, that a BatchNorm is in eval mode.
+
+    Raises:
+        ConfigError: it has no running statistics.
+    """
+    if norm.running_mean is None or norm.running_var is None:
+        raise ConfigError("a BatchNorm without running statistics is no fixed affine map")
+    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight.double()
+    shift = -norm.running_mean.double() * scale
+    if norm.bias is not None:
+        shift = shift + norm.bias.double()
+    return scale.detach(), shift.detach()
 
 
 @overload

@@ -256,3 +256,12 @@ class PatchSelect(nn.Module):
         keep.scatter_(1, index, 1.0)
         grid = keep.view(1, -1, 1, rows, columns)[0]
         return images * F.interpolate(grid, size=images.shape[-2:], mode="nearest")[None]
+
+
+def patches_of(model: nn.Module) -> PatchSelect | None:
+    """The patch selection that a model declares, else the only one among its modules."""
+    declared = getattr(model, "patch", None)
+    if isinstance(declared, PatchSelect):
+        return declared
+    found = [module for module in model.modules() if isinstance(module, PatchSelect)]
+    return found[0] if len(found) == 1 else None

@@ -1,8 +1,9 @@
-"""ConvPEP: the convolutional patch embedding (Spikformer's Spiking Patch Splitting)."""
+"""Stems: what turns images into tokens. ConvPEP is Spikformer's Spiking Patch Splitting."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +11,50 @@ from torch import Tensor, nn
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.neuron import make_activation
 from spikeformer_lt.layers.recompute import call
-from spikeformer_lt.layers.units import ConvUnit
+from spikeformer_lt.layers.units import Chain, ConvUnit, Integers, Reads, Unit
+
+__all__ = ["ACTIVATIONS", "RESIDUALS", "ConvPEP", "Stem", "StemUnit", "stem_of"]
 
 RESIDUALS = ("add", "iand", "or")
 ACTIVATIONS = ("lif", "heaviside", "sign", "relu")
+
+
+class StemUnit(NamedTuple):
+    """A unit of a stem and its place: the first, one of the main path, or on a shortcut."""
+
+    role: Literal["first", "main", "shortcut"]
+    unit: Unit
+
+
+@runtime_checkable
+class Stem(Protocol):
+    """A patch embedding: images in, tokens ``[T|1, B, N, dim]`` out.
+
+    ``stride`` is the side of a patch in pixels.
+    """
+
+    in_channels: int
+    dim: int
+    stride: int
+
+    def units(self) -> Sequence[StemUnit]:
+        """The units in the order of the data."""
+
+    def set_activation(self, kind: str, residual: str | None = None) -> None:
+        """Replace the activation of every unit, and optionally the residual rule."""
+
+
+def stem_of(model: nn.Module) -> Any:
+    """The stem that a model declares, else the only module in it that is a :class:`Stem`.
+
+    Returns:
+        The stem, which is a module too; None if the model has none, or several undeclared ones.
+    """
+    declared = getattr(model, "stem", None)
+    if isinstance(declared, Stem):
+        return declared
+    found = [module for module in model.modules() if isinstance(module, Stem)]
+    return found[0] if len(found) == 1 else None
 
 
 class ConvPEP(nn.Module):
@@ -71,18 +112,47 @@ class ConvPEP(nn.Module):
             for i in range(4)
         )
         self.rpe = ConvUnit(dim, dim, activation=activation, neuron=self.neuron)
+        self._readers: tuple[Any, ...] = ()
+        self._set_reads()
 
-    def set_activation(self, activation: str, residual: str | None = None) -> None:
-        """Swap every activation of the stem (level 3), and optionally the residual rule."""
-        _check_choice("activation", activation, ACTIVATIONS)
+    def set_activation(self, kind: str, residual: str | None = None) -> None:
+        """Replace every activation of the stem (level 3), and optionally the residual rule."""
+        _check_choice("activation", kind, ACTIVATIONS)
         _check_choice("residual", residual or self.residual, RESIDUALS)
-        for unit in self.units():
-            unit.act = make_activation(activation, **self.neuron)
-        self.activation, self.residual = activation, residual or self.residual
+        for unit in (*self.stages, self.rpe):
+            unit.act = make_activation(kind, **self.neuron)
+        self.activation, self.residual = kind, residual or self.residual
+        self._set_reads()
 
-    def units(self) -> list[ConvUnit]:
+    def units(self) -> list[StemUnit]:
         """The conv units in the order of the data: four stages, then the RPE."""
-        return [*self.stages, self.rpe]
+        first, *main = cast("list[ConvUnit]", list(self.stages))
+        shortcut = StemUnit("shortcut", self.rpe)
+        return [StemUnit("first", first), *(StemUnit("main", unit) for unit in main), shortcut]
+
+    def chains(self) -> list[Chain]:
+        """The stages; the last of them is read by the residual sum as well."""
+        return [Chain(tuple(f"stages.{i}" for i in range(len(self.stages))))]
+
+    @property
+    def emits(self) -> Reads:
+        """Values of the tokens."""
+        if not (self.stages[-1].fires and self.rpe.fires):
+            return "real"
+        return Integers(2) if self.residual == "add" else "spikes"
+
+    def feed(self, blocks: Iterable[Any]) -> None:
+        """Tell the blocks behind the stem what they read, now and after `set_activation`."""
+        self._readers = tuple(blocks)
+        self._set_reads()
+
+    def _set_reads(self) -> None:
+        reads: Reads = "real"
+        for _, unit in self.units():
+            unit.reads, reads = reads, "spikes" if unit.fires else "real"
+        reads = self.emits
+        for block in self._readers:
+            reads = block.set_reads(reads)
 
     def check_size(self, height: int, width: int) -> None:
         """Refuse a size that the pools do not divide."""

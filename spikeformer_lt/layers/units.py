@@ -1,21 +1,18 @@
-"""Linear maps of float32 rows on a CPU by the library that is fast there.
+"""Synaptic units: a convolution or linear map, its BatchNorm and its neuron.
 
-Convolutions of channels-last rows by our own kernel, where it is faster.
-
-One synaptic layer and its neuron: convolution or linear map, BatchNorm, activation.
-
-Layers of spiking CNNs: convolution or linear map, BatchNorm, and mostly a neuron.
-
-Several linear units of the same input as one: q, k and v in one product and one kernel.
+A unit says by the protocol `Unit` what it computes, so that no other package guesses its attribute
+names: its synapse, its neuron, whether it fires, what it reads, and its folded form. A model lists
+in `Chain`s which units are read by one other unit alone.
 """
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -23,22 +20,168 @@ from torch.nn import functional as F
 
 from spikeformer_lt.layers.kernels import dispatch
 from spikeformer_lt.layers.kernels.dispatch import is_plain, mode
-from spikeformer_lt.layers.neuron import LIF, make_activation
-from spikeformer_lt.layers.norm import BatchNorm, fused_norm_act, hooked, norm_act
-from spikeformer_lt.layers.subnet import SubnetConv2d
+from spikeformer_lt.layers.neuron import LIF, Activation, make_activation
+from spikeformer_lt.layers.norm import BatchNorm, affine, fused_norm_act, hooked, norm_act
+from spikeformer_lt.layers.subnet import SubnetConv2d, SubnetLinear
 
 __all__ = [
+    "Chain",
     "ConvLayer",
     "ConvUnit",
+    "Folded",
     "HiddenLayer",
+    "Integers",
     "LinearUnit",
+    "Reads",
+    "Unit",
+    "add_spikes",
     "applies",
+    "chain_of",
+    "chains_of",
     "conv_rows",
     "linear_rows",
     "map_rows",
     "product_rows",
     "spikes_together",
 ]
+
+
+@dataclass(frozen=True)
+class Integers:
+    """Whole numbers from 0 to `max`, such as a sum of spikes."""
+
+    max: int
+
+
+Reads = Literal["real", "spikes"] | Integers
+"""Values that a unit reads: real numbers, spikes in {0, 1}, or whole numbers from 0 to a maximum"""
+
+
+def add_spikes(values: Reads) -> Reads:
+    """Values of the sum of `values` and spikes in {0, 1}."""
+    if values == "real":
+        return "real"
+    return Integers(2 if values == "spikes" else values.max + 1)
+
+
+@dataclass(frozen=True)
+class Folded:
+    """A unit in eval mode: ``neuron(synapse(x))`` with the normalisation in weight and bias.
+
+    `weight` is shaped as that of the synapse, ``[out, in, ...]``, `bias` is ``[out]``; both are
+    float64 and detached.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    neuron: LIF | Activation | None
+
+
+@runtime_checkable
+class Unit(Protocol):
+    """A synaptic layer and its neuron, if it has one."""
+
+    reads: Reads
+
+    @property
+    def synapse(self) -> nn.Conv2d | nn.Linear:
+        """The convolution or linear map."""
+
+    @property
+    def neuron(self) -> LIF | Activation | None:
+        """The neuron or activation; None where the output is a current."""
+
+    @property
+    def fires(self) -> bool:
+        """Whether the output is spikes in {0, 1}."""
+
+    def folded(self) -> Folded:
+        """Weight and bias that include the normalisation."""
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Units of a model each of which is read by the next one alone.
+
+    Args:
+        names: dotted names of units in the order of the data; the last may be the head.
+        repeats: columns of the last reader for each channel that it reads, channels innermost: more
+            than 1 where a map of several places is flattened.
+    """
+
+    names: tuple[str, ...]
+    repeats: int = 1
+
+
+def chain_of(model: nn.Module, parts: Iterable[nn.Module], repeats: int = 1) -> Chain:
+    """Chain of the units and linear maps among `parts`, by their names in `model`.
+
+    Args:
+        model: has all parts.
+        parts: in the order of the data; pools between units are left out.
+        repeats: as of a :class:`Chain`.
+    """
+    names = {id(module): name for name, module in model.named_modules()}
+    units = [part for part in parts if isinstance(part, Unit | nn.Linear)]
+    return Chain(tuple(names[id(unit)] for unit in units), repeats)
+
+
+def chains_of(model: nn.Module) -> list[Chain]:
+    """Chains that a model declares; of a model without ``chains()`` those of its parts."""
+    declared: Any = getattr(model, "chains", None)
+    if callable(declared):
+        return list(declared())
+    return chains_of_parts(model)
+
+
+def chains_of_parts(model: nn.Module) -> list[Chain]:
+    """Chains that the children of a model declare, by their names in `model`."""
+    return [
+        Chain(tuple(f"{name}.{inner}" for inner in chain.names), chain.repeats)
+        for name, child in model.named_children()
+        for chain in chains_of(child)
+    ]
+
+
+class _Unit:
+    """Shared part of the units of this module: the protocol, from `conv` or `linear` and `act`."""
+
+    reads: Reads
+    linear: Any
+    norm: Any
+    act: Any
+
+    @property
+    def synapse(self) -> Any:
+        """The convolution or linear map."""
+        return getattr(self, "conv", None) or self.linear
+
+    @property
+    def neuron(self) -> Any:
+        """The neuron or activation; None where the output is a current."""
+        return self.act
+
+    @property
+    def fires(self) -> bool:
+        """Whether the output is spikes in {0, 1}."""
+        return bool(getattr(self.act, "spiking", False))
+
+    def folded(self) -> Folded:
+        """Weight and bias that include the normalisation.
+
+        Raises:
+            ConfigError: the BatchNorm has no running statistics.
+        """
+        synapse = self.synapse
+        subnet = isinstance(synapse, SubnetConv2d | SubnetLinear)
+        plain = synapse.effective_weight() if subnet else synapse.weight
+        weight, bias = plain.detach().double(), synapse.bias
+        shift = weight.new_zeros(len(weight)) if bias is None else bias.detach().double()
+        if self.norm is not None:
+            scale, offset = affine(self.norm)
+            weight = weight * scale.view(-1, *[1] * (weight.ndim - 1))
+            shift = offset if bias is None else offset + scale * shift
+        return Folded(weight, shift, self.act)
 
 
 def linear_rows(rows: Tensor, linear: nn.Linear) -> Tensor:
@@ -154,7 +297,7 @@ def map_rows(rows: Tensor, layer: nn.Module) -> Tensor:
     return maps.permute(0, 2, 3, 1).unflatten(0, (time, batch))  # type: ignore[no-any-return]
 
 
-class ConvUnit(nn.Module):
+class ConvUnit(_Unit, nn.Module):
     """3x3 convolution (no bias), BatchNorm, activation, with an optional 2x max-pool.
 
     Args:
@@ -185,6 +328,7 @@ class ConvUnit(nn.Module):
         self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
         self.norm = BatchNorm(out_channels)
         self.act = make_activation(activation, **(neuron or {}))
+        self.reads: Reads = "real"
         self.pool = nn.MaxPool2d(3, stride=2, padding=1) if pool else None
         self.pool_before_act = pool_before_act
         self.recompute = False
@@ -212,7 +356,7 @@ class ConvUnit(nn.Module):
         return (map_rows(out, self.pool) if pooled is None else pooled), current
 
 
-class LinearUnit(nn.Module):
+class LinearUnit(_Unit, nn.Module):
     """Linear map, BatchNorm over the embedding, LIF.
 
     Shape: in ``[T|1, B, N, D]`` -> out ``[T, B, N, D']`` spikes.
@@ -230,6 +374,7 @@ class LinearUnit(nn.Module):
         self.linear = nn.Linear(in_features, out_features, bias=bias)
         self.norm = BatchNorm(out_features)
         self.act = make_activation("lif", **(neuron or {}))
+        self.reads: Reads = "real"
 
     def forward(self, tokens: Tensor, T: int) -> Tensor:
         """Map tokens to spikes; a static input is multiplied once and expanded by the neuron."""
@@ -237,7 +382,7 @@ class LinearUnit(nn.Module):
         return norm_act(self.norm, self.act, current, T, T // current.shape[0])
 
 
-class ConvLayer(nn.Module):
+class ConvLayer(_Unit, nn.Module):
     """Convolution, BatchNorm and, unless it ends before a sum, the neuron.
 
     Args:
@@ -266,6 +411,7 @@ class ConvLayer(nn.Module):
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=bias)
         self.norm = BatchNorm(out_channels)
         self.act = None if neuron is None else make_activation(**neuron)
+        self.reads: Reads = "real"
         self.recompute = False
 
     def forward(self, rows: Tensor, T: int) -> Tensor:
@@ -278,7 +424,7 @@ class ConvLayer(nn.Module):
         return norm_act(self.norm, self.act, rows, T, repeats)
 
 
-class HiddenLayer(nn.Module):
+class HiddenLayer(_Unit, nn.Module):
     """Linear map with a bias, BatchNorm on request, and the neuron.
 
     Without BatchNorm the biases start where the neurons just reach their threshold: from torch's
@@ -299,6 +445,7 @@ class HiddenLayer(nn.Module):
             gain = neuron["tau"] if neuron["decay_input"] else 1.0
             nn.init.constant_(self.linear.bias, rise * gain)
         self.act = make_activation(**neuron)
+        self.reads: Reads = "real"
 
     def forward(self, values: Tensor, T: int) -> Tensor:
         """Spikes of the hidden neurons."""

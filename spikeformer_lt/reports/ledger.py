@@ -229,7 +229,7 @@ def build_ledger(model: Any, batches: Sequence[Tensor]) -> dict[str, Any]:
         look brilliant.
     """
     pep = getattr(model, "conv_pep", None)
-    stem = [] if pep is None else [unit.conv for unit in pep.units()]
+    stem = [] if pep is None else [unit.conv for _, unit in pep.units()]
     every = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     with FiringWatch(model, always=True) as watch:
         counted = count_operations(model, batches, model.T)

@@ -64,18 +64,18 @@ class StemProbe(nn.Module):
             reset_state(self)
 
 
-def install_subnets(conv_pep: ConvPEP, config: WeightConfig) -> None:
+def install_subnets(conv_pep: Any, config: WeightConfig) -> None:
     """Replace the ConvPEP's convolutions by subnet convolutions, in place.
 
     Start weights are initialised first if asked for; scores and inits draw from torch's stream.
     """
-    for unit in conv_pep.units():
-        if unit is conv_pep.rpe and not config.include_rpe:
+    for role, unit in conv_pep.units():
+        if role == "shortcut" and not config.include_rpe:
             continue
         init_weight(unit.conv.weight, config.init, config.sparsity)
         spikes_in = conv_pep.in_channels == 2
         binary = config.binary
-        if unit is conv_pep.stages[0]:
+        if role == "first":
             auto = config.first_conv == "auto"
             binary = binary and (spikes_in if auto else config.first_conv == "binary")
         unit.conv = SubnetConv2d(

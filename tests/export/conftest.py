@@ -44,7 +44,7 @@ def make_net(
     args = {**SMALL, "attn_scale": 0.25, **options}
     model: Any = create_model("spikformer_toy", **args)
     model.conv_pep.set_activation(activation, residual)
-    for i, unit in enumerate(model.conv_pep.units()):
+    for i, (_, unit) in enumerate(model.conv_pep.units()):
         unit.conv = SubnetConv2d(unit.conv, "weights", binary=i > 0, per_filter=i == 2)
     set_masks(model, Mask.from_scores(rankings(model), sparsity, scope="layer"))
     if patches:

@@ -124,7 +124,7 @@ def test_a_stateless_stem_is_computed_once(net, images) -> None:
     model, _, _ = net(activation="heaviside")
     fast = compact(model)
     steps: list[int] = []
-    for unit in fast.net.conv_pep.units():
+    for _, unit in fast.net.conv_pep.units():
         unit.register_forward_hook(lambda m, a, out: steps.append(out[0].shape[0]))
     fast(images(model))
     assert steps == [1] * 5

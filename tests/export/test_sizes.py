@@ -51,7 +51,7 @@ def test_the_published_size_meets_the_targets(
         torch.nn.init.normal_(norm.bias, 0.0, 0.3)
         torch.nn.init.normal_(norm.running_mean)
         norm.running_var.normal_(0.0, 0.5).exp_()
-    for i, unit in enumerate(model.conv_pep.units()):
+    for i, (_, unit) in enumerate(model.conv_pep.units()):
         binary = i > 0 or model.in_channels == 2  # the first convolution of a picture reads pixels
         unit.conv = SubnetConv2d(unit.conv, "weights", binary=binary)
     set_masks(model, Mask.from_scores(rankings(model), sparsity, scope="layer"))

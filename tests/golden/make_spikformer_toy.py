@@ -81,7 +81,7 @@ def build(case: dict[str, Any]) -> tuple[Spikformer, Tensor]:
                 norm.bias.copy_(uniform(f"{name} shift", size, low, low + 0.3))
                 norm.momentum = 1.0
         if case.get("weights"):
-            for i, unit in enumerate(model.conv_pep.units()):
+            for i, (_, unit) in enumerate(model.conv_pep.units()):
                 unit.conv = SubnetConv2d(unit.conv, "scores")
                 shape = tuple(unit.conv.weight.shape)
                 unit.conv.scores.copy_(uniform(f"scores {i}", shape, -1, 1))

@@ -44,7 +44,7 @@ def make(awaken):
 
 
 def conv_weights(pep: ConvPEP) -> list[int]:
-    return [unit.conv.weight.numel() for unit in pep.units()]
+    return [unit.conv.weight.numel() for _, unit in pep.units()]
 
 
 def test_the_published_weight_counts() -> None:
@@ -76,7 +76,7 @@ def test_the_published_map_sizes_and_operations_per_step(
 ) -> None:
     pep = ConvPEP(channels, dim, pools=[bool(p) for p in pools]).eval()
     macs: list[int] = []
-    for unit in pep.units():
+    for _, unit in pep.units():
         unit.conv.register_forward_hook(
             lambda m, args, out: macs.append(m.weight.numel() * out[0, 0].numel())
         )
@@ -96,7 +96,7 @@ def test_every_value_is_one_of_the_few_that_the_level_allows(
     options = {"residual": residual, "pool_before_act": pool_before_act}
     pep = make(images, centre, activation=activation, **options)
     inputs: list[torch.Tensor] = []
-    for unit in pep.units()[1:]:
+    for _, unit in pep.units()[1:]:
         unit.conv.register_forward_hook(lambda m, args, out: inputs.append(args[0]))
     with outputs(pep) as seen:
         tokens, _ = pep(images, T)
@@ -196,7 +196,7 @@ def test_the_copies_count_in_the_unbiased_variance() -> None:
 def test_how_often_each_convolution_runs() -> None:
     def batches(activation: str) -> list[int]:
         pep, sizes = ConvPEP(3, 32, activation=activation), []
-        for unit in pep.units():
+        for _, unit in pep.units():
             unit.conv.register_forward_hook(lambda m, args, out: sizes.append(len(args[0]) // B))
         pep(pictures().float(), T)
         return sizes
@@ -233,11 +233,11 @@ def test_swapping_the_activation_keeps_weights_and_options() -> None:
     for kind in ("heaviside", "sign", "relu", "lif"):
         pep.set_activation(kind, "or")
         assert (pep.activation, pep.residual) == (kind, "or")
-        assert all(isinstance(u.act, LIF if kind == "lif" else Activation) for u in pep.units())
+        assert all(isinstance(u.act, LIF if kind == "lif" else Activation) for _, u in pep.units())
         pep(pictures().float(), T)
         reset_state(pep)
     assert pep.state_dict().keys() == before.keys()
-    acts = [unit.act for unit in pep.units()]
+    acts = [unit.act for _, unit in pep.units()]
     assert {(act.v_threshold, act.tau) for act in acts} == {(0.7, 1.5)}
     assert len({id(act) for act in acts}) == 5
     pep.set_activation("sign")

@@ -384,7 +384,7 @@ def test_computing_once_is_an_identity_with_removed_patches(
 
 def test_computing_once_is_an_identity_for_a_binary_subnetwork(make, outputs) -> None:
     model = make(activation="heaviside", residual="or")
-    for unit in model.conv_pep.units():
+    for _, unit in model.conv_pep.units():
         unit.conv = SubnetConv2d(unit.conv, "both")
     set_masks(model, Mask.from_scores(rankings(model), 0.5, scope="layer"))
     model.train()

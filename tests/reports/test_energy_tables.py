@@ -24,7 +24,7 @@ from spikeformer_lt.reports.energy import (
 def pair(lively, probe):
     dense = measure_energy(lively, probe, lively.T)
     with torch.no_grad():
-        for unit in lively.conv_pep.units():
+        for _, unit in lively.conv_pep.units():
             unit.conv.weight[::2] = 0
     return {"dense": dense, "ticket": measure_energy(lively, probe, lively.T)}
 

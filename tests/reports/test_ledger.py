@@ -32,7 +32,7 @@ IMAGES = [torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(1)) f
 def test_every_kind_of_sparsity_is_counted_apart():
     model = lively()
     with torch.no_grad():
-        for unit in model.conv_pep.units():
+        for _, unit in model.conv_pep.units():
             flat = unit.conv.weight.view(-1)
             flat[: flat.numel() // 2] = 0
     model.patch = PatchSelect(Rate(), 0.25)
@@ -44,7 +44,7 @@ def test_every_kind_of_sparsity_is_counted_apart():
     assert ledger["sparsity"]["total_weight"] == removed / sum(w.numel() for w in weights)
     assert ledger["ledger_samples"] == 8
     assert ledger["conv_pep_bits_per_weight"] == bits_per_weight(
-        [unit.conv for unit in model.conv_pep.units()]
+        [unit.conv for _, unit in model.conv_pep.units()]
     )
     assert ledger["conv_pep_bits_per_weight"] < ledger["bits_per_weight"] < 32
     json.dumps(ledger)

@@ -83,7 +83,7 @@ def test_fixed_masks_never_move(method):
     controller = MaskController(model, config, seed=1)
     before = get_masks(model).sha256
     with torch.no_grad():
-        for unit in model.conv_pep.units():
+        for _, unit in model.conv_pep.units():
             unit.conv.weight.normal_()
     controller(Progress(1, 0, 10, 4))
     assert get_masks(model).sha256 == before

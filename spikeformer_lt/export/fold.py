@@ -145,7 +145,6 @@ def remove_dead(net: nn.Module) -> dict[str, int] | None:
             columns = (pair.reader.weight != 0).transpose(0, 1).flatten(1).any(1)
             read = columns.view(pair.repeats, -1).any(0)
             folded = pair.unit.synapse
-            assert folded.bias is not None
             keep = alive(folded.weight, folded.bias, pair.unit.neuron, steps) & read
             keep[0] |= not bool(keep.any())  # an empty map cannot be convolved
             if bool(keep.all()):

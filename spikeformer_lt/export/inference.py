@@ -44,7 +44,7 @@ FEW_ROWS = 256  # of a step; the fused pass gains 5 to 14 % on 44 rows, nothing 
 class FoldedUnit(nn.Module):
     """Synapses with the normalisation in their weights, and the neurons after them."""
 
-    synapse: FoldedConv2d | FoldedLinear
+    synapse: Any
 
     def __init__(self, neuron: Any, reads: Reads) -> None:
         super().__init__()
@@ -62,7 +62,6 @@ class FoldedUnit(nn.Module):
 
     def folded(self) -> Folded:
         """Weight and bias in float64, and the neuron."""
-        assert self.synapse.bias is not None
         weight, bias = self.synapse.weight.detach(), self.synapse.bias.detach()
         return Folded(weight.double(), bias.double(), self.act)
 
@@ -191,32 +190,16 @@ class DerivedCache:
 
 
 class _FoldedSynapse(nn.Module):
-    """Folded weights, also as signs and gains if they are binary and read whole numbers."""
+    """Weights that include a normalisation, also in bytes if they are binary."""
 
-    weight: nn.Parameter
-    bias: nn.Parameter | None
     signs: Tensor
     gain: Tensor
     as_bytes: bool
-
-    def fill(self, weight: Tensor, bias: Tensor, dtype: torch.dtype, whole: bool) -> None:
-        """Set the weights, float32 or float64, cast to `dtype`."""
-        layout = torch.channels_last if weight.ndim == 4 else torch.contiguous_format
-        plain = weight.to(dtype, memory_format=layout)
-        self.weight = nn.Parameter(plain, requires_grad=False)
-        self.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
-        size = weight.abs().flatten(1)
-        top = size.amax(1)
-        binary = whole and dtype == torch.float32 and ((size == top[:, None]) | (size == 0)).all()
-        self.as_bytes = bool(binary)
-        if self.as_bytes:
-            self.register_buffer("signs", weight.sign().to(torch.int8))
-            self.register_buffer("gain", top.float())
-        self.cache = DerivedCache()
+    cache: DerivedCache
 
     def _apply(self, *args: Any, **keywords: Any) -> Any:
         self.cache.clear()  # torch converts a parameter in place and does not count it as a change
-        return super()._apply(*args, **keywords)
+        return super()._apply(*args, **keywords)  # type: ignore[no-untyped-call]
 
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
@@ -238,18 +221,18 @@ class FoldedConv2d(_FoldedSynapse, nn.Conv2d):
     """
 
     def __init__(self, conv: nn.Conv2d, folded: Folded, whole: bool = False) -> None:
-        super().__init__(
-            conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding,
-            conv.dilation, conv.groups, padding_mode=conv.padding_mode, device="meta",
-        )  # type: ignore[arg-type] # fmt: skip
+        fields = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+        same: dict[str, Any] = {name: getattr(conv, name) for name in fields}
+        super().__init__(conv.in_channels, conv.out_channels, **same, device="meta")
         usable = whole and isinstance(conv.padding, tuple) and conv.padding_mode == "zeros"
-        self.fill(folded.weight, folded.bias, conv.weight.dtype, usable)
+        _fill(self, folded.weight, folded.bias, conv.weight.dtype, usable)
 
     def forward(self, maps: Tensor) -> Tensor:
         """Convolve; normalisation included."""
         if self.takes_bytes(maps):
             return self.convolve_bytes(maps)
-        return self._conv_forward(maps, self.weight, self.bias)
+        out: Tensor = self._conv_forward(maps, self.weight, self.bias)
+        return out
 
     def takes_bytes(self, maps: Tensor) -> bool:
         """Whether these maps are convolved in bytes."""
@@ -301,13 +284,13 @@ class FoldedLinear(_FoldedSynapse, nn.Linear):
         whole: bool = False,
     ) -> None:
         super().__init__(weight.shape[1], weight.shape[0], device="meta")
-        self.fill(weight, bias, dtype or weight.dtype, whole)
+        _fill(self, weight, bias, dtype or weight.dtype, whole)
 
     def forward(self, x: Tensor, outputs: int | None = None) -> Tensor:
         """All outputs, or the first ones."""
         if self.takes_bytes(x):
             return self._multiply_bytes(x, self.out_features if outputs is None else outputs)
-        weight, bias = self.weight[:outputs], self.bias[:outputs]  # type: ignore[index]
+        weight, bias = self.weight[:outputs], self.bias[:outputs]
         rows = x.numel() // max(1, x.shape[-1])
         plain = x.dtype == weight.dtype == torch.float32 and is_plain(x)
         if not plain or not rows or not _has_onednn():
@@ -348,10 +331,32 @@ class FoldedLinear(_FoldedSynapse, nn.Linear):
         zero = torch.zeros(outputs, dtype=torch.int64)
         flat = x.reshape(-1, x.shape[-1]).to(torch.uint8)
         out: Tensor = torch.ops.onednn.qlinear_pointwise(
-            flat, 1.0, 0, packed, gain, zero, self.bias[:outputs],  # type: ignore[index]
+            flat, 1.0, 0, packed, gain, zero, self.bias[:outputs],
             1.0, 0, torch.float32, "none", [], "",
         )  # fmt: skip
         return out.view(*x.shape[:-1], outputs)
+
+
+def _fill(
+    layer: FoldedConv2d | FoldedLinear,
+    weight: Tensor,
+    bias: Tensor,
+    dtype: torch.dtype,
+    whole: bool,
+) -> None:
+    """Set a layer's weights, cast to `dtype`; also as bytes if they are binary and `whole`."""
+    layout = torch.channels_last if weight.ndim == 4 else torch.contiguous_format
+    plain = weight.to(dtype).contiguous(memory_format=layout)
+    layer.weight = nn.Parameter(plain, requires_grad=False)
+    layer.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
+    size = weight.abs().flatten(1)
+    gain = size.amax(1)
+    binary = bool(((size == gain[:, None]) | (size == 0)).all())
+    layer.as_bytes = whole and binary and dtype == torch.float32
+    if layer.as_bytes:
+        layer.register_buffer("signs", weight.sign().to(torch.int8))
+        layer.register_buffer("gain", gain.float())
+    layer.cache = DerivedCache()
 
 
 def select_channels(layer: nn.Conv2d | nn.Linear, keep: Tensor, dim: int) -> None:
@@ -457,7 +462,7 @@ def fire_linear(act: Any, linear: FoldedLinear, x: Tensor, T: int) -> Tensor | N
         panels = linear.panels()
         if panels is None:
             return None
-        v = act.start(linear.bias.expand(1, *x.shape[1:-1], -1))  # type: ignore[union-attr]
+        v = act.start(linear.bias.expand(1, *x.shape[1:-1], -1))
         return linear_lif(x.contiguous(), panels, linear.bias, v, T, params)
 
     return _run(act, kernel)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from spikeformer_lt.export.fold import compact
-from spikeformer_lt.export.inference import CompactConvLayer, CompactHiddenLayer
+from spikeformer_lt.export.inference import FoldedConvUnit, FoldedLinearUnit
 from spikeformer_lt.export.verify import spike_mismatch
 from spikeformer_lt.layers.norm import BatchNorm
 from spikeformer_lt.models.spiking_cnn import SpikingCNN
@@ -48,9 +48,9 @@ def test_a_cnn_without_norms_is_the_same_network(choice: str, made) -> None:
     model, x = made(choice)
     fast = compact(model)
     assert not any(isinstance(module, BatchNorm) for module in fast.modules())
-    layers = [m for m in fast.modules() if isinstance(m, CompactConvLayer)]
+    layers = [m for m in fast.modules() if isinstance(m, FoldedConvUnit)]
     assert len(layers) == sum(isinstance(m, nn.Conv2d) for m in model.modules())
-    hidden = [m for m in fast.modules() if isinstance(m, CompactHiddenLayer)]
+    hidden = [m for m in fast.modules() if isinstance(m, FoldedLinearUnit)]
     assert len(hidden) == (model.hidden is not None)
     with torch.no_grad():
         wanted = model(x)
@@ -79,11 +79,11 @@ def test_binary_convolutions_of_spikes_run_as_bytes(choice: str, readers, made) 
         for conv in (m for m in model.modules() if isinstance(m, nn.Conv2d)):
             conv.weight.copy_(conv.weight.sign() * 0.25)
     fast, x = compact(model), x.float()
-    layers = {n: m for n, m in fast.net.named_modules() if isinstance(m, CompactConvLayer)}
-    assert {name for name, layer in layers.items() if layer.conv.as_bytes} == readers
+    layers = {n: m for n, m in fast.net.named_modules() if isinstance(m, FoldedConvUnit)}
+    assert {name for name, layer in layers.items() if layer.synapse.as_bytes} == readers
     seen: list[torch.Tensor] = []
     for name in readers:
-        layers[name].conv.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+        layers[name].synapse.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
     torch.testing.assert_close(fast(x), model(x).detach(), rtol=0, atol=1e-4)
     assert len(seen) == len(readers) and all(bool(((s == 0) | (s == 1)).all()) for s in seen)
 
@@ -98,5 +98,5 @@ def test_dead_filters_of_a_vgg_are_gone_and_missed_by_nobody(made) -> None:
     wanted = model(x)
     fast = compact(model)
     assert fast.removed["layers.0"] == 3
-    assert fast.net.get_submodule("layers.0.conv").weight.shape[0] == 3
+    assert fast.net.get_submodule("layers.0.synapse").weight.shape[0] == 3
     torch.testing.assert_close(fast(x), wanted.detach(), rtol=0, atol=1e-9)

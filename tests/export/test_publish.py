@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import spikeformer_lt
-from spikeformer_lt import Mask, Ticket, create_model, list_models, load_exported
+from spikeformer_lt import Mask, Ticket, bundle, create_model, list_models, load_exported
 from spikeformer_lt.errors import ExportError, SpikeformerError, TicketError
 from spikeformer_lt.export import api as publishing
 from spikeformer_lt.export import export_ticket, read_ticket
@@ -161,7 +161,7 @@ def test_a_full_disk_leaves_nothing(
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(publishing.os, "rename", full)
+    monkeypatch.setattr(bundle.os, "replace", full)
     with pytest.raises(ExportError, match="No space left on device; .* bytes free"):
         export_ticket(ticket, tmp_path / "out")
     assert nothing_is_left(tmp_path)

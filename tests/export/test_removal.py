@@ -71,8 +71,8 @@ def test_an_exported_channel_ticket_is_as_small_as_the_shrunk_network(found, tmp
         read = small.get_submodule(group.consumer).weight
         whole = model.get_submodule(group.producer).weight
         pair = pairs[group.producer.removesuffix(".conv").removesuffix(".linear")]
-        assert len(pair.synapses.weight) == len(made) < len(whole), group
-        assert pair.synapses.weight.numel() <= made.numel(), group
+        assert len(pair.unit.synapse.weight) == len(made) < len(whole), group
+        assert pair.unit.synapse.weight.numel() <= made.numel(), group
         assert pair.reader.weight.numel() <= read.numel(), group
         assert fast.removed[pair.name] == len(whole) - len(made)
 
@@ -105,7 +105,7 @@ def test_what_fed_only_the_dead_dies_with_them(awaken) -> None:
     model.double().eval()
     fast = compact(model)
     assert fast.removed == {"layers.2": 1, "layers.1": 1, "layers.0": 1}
-    assert fast.net.hidden.product.weight.shape == (9, 4 * 9)
+    assert fast.net.hidden.synapse.weight.shape == (9, 4 * 9)
     x = inputs(model).double()
     torch.testing.assert_close(fast(x), model(x).detach(), rtol=0, atol=1e-9)
 
@@ -114,8 +114,8 @@ def test_one_channel_stays_where_all_are_dead() -> None:
     model: Any = create_model("spiking_vgg_toy", **CNN).eval()
     nn.init.zeros_(model.layers[0].conv.weight)
     fast = compact(model.double())
-    assert fast.net.layers[0].conv.weight.shape[:2] == (1, 3)
-    assert fast.net.layers[2].conv.weight.shape[1] == 1
+    assert fast.net.layers[0].synapse.weight.shape[:2] == (1, 3)
+    assert fast.net.layers[2].synapse.weight.shape[1] == 1
     x = inputs(model).double()
     torch.testing.assert_close(fast(x), model(x).detach(), rtol=0, atol=1e-12)
 

@@ -19,8 +19,7 @@ from spikeformer_lt.export.file import (
     write_packed,
 )
 from spikeformer_lt.export.fold import compact
-from spikeformer_lt.export.hub import model_card
-from spikeformer_lt.export.verify import Check, Size, sizes, verify
+from spikeformer_lt.export.verify import Check, Size, model_card, sizes, verify
 from spikeformer_lt.ticket import Ticket
 from spikeformer_lt.tickets.surgery import model_from_ticket
 

@@ -137,15 +137,14 @@ def remove_dead(net: nn.Module) -> dict[str, int] | None:
     """
     if not chains_of(net):
         return None
-    pairs, removed = find_pairs(net), Counter[str]()
-    steps, changed = int(getattr(net, "T", 1)), True
+    pairs, removed, changed = find_pairs(net), Counter[str](), True
     while changed:
         changed = False
         for pair in pairs:
             columns = (pair.reader.weight != 0).transpose(0, 1).flatten(1).any(1)
             read = columns.view(pair.repeats, -1).any(0)
             folded = pair.unit.synapse
-            keep = alive(folded.weight, folded.bias, pair.unit.neuron, steps) & read
+            keep = alive(folded.weight, folded.bias, pair.unit.neuron) & read
             keep[0] |= not bool(keep.any())  # an empty map cannot be convolved
             if bool(keep.all()):
                 continue
@@ -176,18 +175,19 @@ def _is_dense(layer: nn.Module) -> TypeGuard[nn.Conv2d | nn.Linear]:
     return isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1)
 
 
-def alive(weight: Tensor, bias: Tensor, act: Any, T: int) -> Tensor:
+def alive(weight: Tensor, bias: Tensor, act: Any) -> Tensor:
     """Channels that some weight reaches, or whose constant current is not silent.
 
-    A stream may run for more than T steps, so the voltage that a current converges to counts as
-    well; a channel just below the threshold is kept, because rounding may lift it.
+    From rest, the voltage of a LIF under a constant current approaches its end monotonically, so a
+    channel fires in some stream if rest or end reach the threshold. One just below is kept, because
+    rounding may lift it.
     """
-    kept = (weight != 0).flatten(1).any(1)
-    if isinstance(act, LIF):
-        end = (act.v_reset or 0.0) + bias.double() * (1.0 if act.decay_input else act.tau)
-        kept = kept | ~(end < act.v_threshold - 1e-4 * max(1.0, abs(act.v_threshold)))
-        act.reset()
-    constant: Tensor = act(bias[None], T)
-    if isinstance(act, LIF):
-        act.reset()
-    return kept | (constant != 0).any(0)
+    reached = (weight != 0).flatten(1).any(1)
+    if not isinstance(act, LIF):
+        constant: Tensor = act(bias[None], 1)
+        return reached | (constant[0] != 0)
+    rest: float = act.v_reset or 0.0
+    end = rest + bias.double() * (1.0 if act.decay_input else act.tau)
+    highest: Tensor = end.clamp(min=rest)
+    silent: Tensor = highest < act.v_threshold - 1e-4 * max(1.0, abs(act.v_threshold))
+    return reached | ~silent

@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import io
 import logging
-import os
-import uuid
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from spikeformer_lt.disk import write_atomic
 from spikeformer_lt.errors import ExportError, shown
 from spikeformer_lt.export.fold import CompactModel
 from spikeformer_lt.export.inference import FoldedAttention, FoldedConv2d, FoldedUnit
@@ -55,11 +55,14 @@ def to_pt2(model: CompactModel, path: str | Path) -> float:
     Raises:
         ExportError: what cannot be traced, or a program that gives other logits.
     """
-    with _staged(path) as stage, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch about torch
-        torch.export.save(_program(model), stage)
-        program = torch.export.load(stage).module()
-        return _compare(model, lambda x: program(x))
+    file = io.BytesIO()
+    with _quiet():
+        torch.export.save(_program(model), file)
+        file.seek(0)
+        program = torch.export.load(file).module()
+        gap = _compare(model, lambda x: program(x))
+    write_atomic(path, file.getvalue(), ExportError)
+    return gap
 
 
 def to_onnx(model: CompactModel, path: str | Path, integers: bool = False) -> float:
@@ -80,28 +83,23 @@ def to_onnx(model: CompactModel, path: str | Path, integers: bool = False) -> fl
     _need("onnx", "onnxscript", "onnxruntime")
     import onnxruntime
 
-    with _staged(path) as stage, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch about torch
+    program = _program(model)
+    names: dict[str, Any] = {"input_names": ["input"], "output_names": ["logits"]}
+    try:
         with _quiet():
-            try:
-                made: Any = torch.onnx.export(
-                    _program(model), dynamo=True, input_names=["input"], output_names=["logits"],
-                    verbose=False,
-                )  # fmt: skip
-            except ExportError:
-                raise
-            except Exception as fault:
-                raise ExportError(f"no ONNX graph: {shown(str(fault), 300)}") from fault
-        proto = made.model_proto
-        if integers:
-            use_integers(proto, model)
-        stage.write_bytes(proto.SerializeToString())
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        session = onnxruntime.InferenceSession(stage, options, providers=["CPUExecutionProvider"])
-        return _compare(
-            model, lambda x: torch.from_numpy(session.run(None, {"input": x.numpy()})[0])
-        )
+            made: Any = torch.onnx.export(program, dynamo=True, verbose=False, **names)
+    except Exception as fault:
+        raise ExportError(f"no ONNX graph: {shown(str(fault), 300)}") from fault
+    proto = made.model_proto
+    if integers:
+        use_integers(proto, model)
+    data = proto.SerializeToString()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    gap = _compare(model, lambda x: torch.from_numpy(session.run(None, {"input": x.numpy()})[0]))
+    write_atomic(path, data, ExportError)
+    return gap
 
 
 def write(model: CompactModel, path: str | Path) -> str:
@@ -118,8 +116,7 @@ def write(model: CompactModel, path: str | Path) -> str:
     if kind == ".onnx":
         return f"ONNX graph, dynamic batch, logits within {to_onnx(model, path):.3g}"
     if kind == ".nir":
-        with _staged(path) as stage:
-            left = to_nir(model, stage)
+        left = to_nir(model, path)
         return "NIR; left out: " + "; ".join(f"{name}: {why}" for name, why in left.items())
     raise ExportError(f"{shown(str(path))}: a graph ends in .pt2, .onnx, {INTEGERS} or .nir")
 
@@ -136,8 +133,7 @@ def _program(model: CompactModel) -> Any:
     x = fixed_batch(net, 3).to(next(net.parameters()).dtype)
     batch = torch.export.Dim("batch", min=1, max=LARGEST_BATCH)
     try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
+        with _quiet(), torch.no_grad():
             return torch.export.export(net, (x,), dynamic_shapes=({0: batch},))
     except Exception as fault:
         raise ExportError(f"{type(net).__name__} is no graph: {shown(str(fault), 300)}") from fault
@@ -175,29 +171,16 @@ def _need(*names: str) -> None:
 
 
 @contextmanager
-def _staged(path: str | Path) -> Iterator[Path]:
-    """Path of a temporary file that replaces `path` at the end, or is deleted after a fault."""
-    path = Path(path)
-    stage = path.with_name(f".{path.stem[:80]}.tmp-{uuid.uuid4().hex[:12]}{path.suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield stage
-        os.replace(stage, path)
-    except OSError as fault:
-        raise ExportError(f"cannot write {shown(str(path), 300)}: {fault}") from fault
-    finally:
-        stage.unlink(missing_ok=True)
-
-
-@contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's progress off the screen."""
+    """Suppress torch's warnings about itself and the exporters' progress."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
@@ -224,20 +207,16 @@ def use_integers(proto: Any, model: CompactModel) -> int:
         for name, layer in model.net.named_modules()
         if isinstance(layer, FoldedConv2d) and layer.as_bytes
     }
-    graph, nodes, done = proto.graph, [], []
+    graph, nodes, done = proto.graph, [], 0
     for node in graph.node:
         layer = layers.get(node.input[1]) if node.op_type == "Conv" else None
         if layer is None:
             nodes.append(node)
             continue
-        name = node.input[1]
-        for part, value in (
-            ("signs", layer.signs),
-            ("gain", layer.gain.view(-1, 1, 1)),
-            ("shift", layer.bias.view(-1, 1, 1)),
-        ):
-            array = value.detach().contiguous().numpy()
-            graph.initializer.append(numpy_helper.from_array(array, f"{name}.{part}"))
+        name, done = node.input[1], done + 1
+        gain, shift = layer.gain.view(-1, 1, 1), layer.bias.view(-1, 1, 1)
+        for part, value in (("signs", layer.signs), ("gain", gain), ("shift", shift)):
+            graph.initializer.append(numpy_helper.from_array(_array(value), f"{name}.{part}"))
         steps = [f"{name}.{step}" for step in ("bytes", "sum", "real", "scaled")]
         same = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         nodes += [
@@ -247,7 +226,6 @@ def use_integers(proto: Any, model: CompactModel) -> int:
             helper.make_node("Mul", [steps[2], f"{name}.gain"], [steps[3]]),
             helper.make_node("Add", [steps[3], f"{name}.shift"], list(node.output)),
         ]
-        done.append(name)
     if not done:
         raise ExportError(
             f"no binary convolution of spikes in this graph ({len(layers)} in the network); "
@@ -260,7 +238,7 @@ def use_integers(proto: Any, model: CompactModel) -> int:
     del graph.initializer[:]
     graph.initializer.extend(kept)
     onnx.checker.check_model(proto)
-    return len(done)
+    return done
 
 
 def to_nir(model: CompactModel, path: str | Path) -> dict[str, str]:
@@ -283,7 +261,9 @@ def to_nir(model: CompactModel, path: str | Path) -> dict[str, str]:
     if not any(name != "head" for name in made):
         reasons = "; ".join(f"{name}: {why}" for name, why in left.items())
         raise ExportError(f"no part of this network maps to NIR: {reasons}")
-    nir.write(str(path), nir.NIRGraph(nodes=made, edges=[], type_check=False))
+    file = io.BytesIO()
+    nir.write(file, nir.NIRGraph(nodes=made, edges=[], type_check=False))
+    write_atomic(path, file.getvalue(), ExportError)
     return left
 
 
@@ -447,4 +427,4 @@ def _neuron(act: Any, shape: tuple[int, ...]) -> Any:
 
 
 def _array(tensor: torch.Tensor) -> Any:
-    return tensor.detach().cpu().float().contiguous().numpy().copy()
+    return tensor.detach().cpu().contiguous().numpy().copy()

@@ -73,12 +73,12 @@ def main(cfg: Export) -> None:
     )
     print(f"wrote {cfg.out}")
     if cfg.graphs:
-        from spikeformer_lt.export.graphs import write
+        from spikeformer_lt.export.graphs import write_graph
 
         model = load_exported(cfg.out)
         for name in cfg.graphs.split(","):
             path = Path(f"{cfg.out.rstrip('/')}.{name}")
-            print(f"wrote {path}: {write(model, path)}")
+            print(f"wrote {path}: {write_graph(model, path)}")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from spikeformer_lt.layers.neuron import LIF
 from spikeformer_lt.layers.patches import Random, patches_of
 from spikeformer_lt.layers.units import Residual, Unit, chains_of
 
-__all__ = ["chains", "to_nir", "to_onnx", "to_pt2", "use_integers", "write"]
+__all__ = ["chains", "to_nir", "to_onnx", "to_pt2", "use_integers", "write_graph"]
 
 INTEGERS = ".int8.onnx"
 LARGEST_BATCH = 65_536
@@ -102,7 +102,7 @@ def to_onnx(model: CompactModel, path: str | Path, integers: bool = False) -> fl
     return gap
 
 
-def write(model: CompactModel, path: str | Path) -> str:
+def write_graph(model: CompactModel, path: str | Path) -> str:
     """Write the graph that the file's ending names, and describe it.
 
     Endings are .pt2, .onnx, .int8.onnx (binary convolutions in integers) and .nir.

@@ -16,6 +16,7 @@ from spikeformer_lt.tickets.surgery import model_from_ticket
 __all__ = ["HubTicket"]
 
 FILES = (CONFIG, TENSORS, CARD)
+DOWNLOAD = ("revision", "cache_dir", "token", "force_download", "local_files_only")
 
 
 class HubTicket(
@@ -47,25 +48,12 @@ class HubTicket(
         self.eval()
 
     @classmethod
-    def _from_pretrained(
-        cls,
-        *,
-        model_id: str,
-        revision: str | None = None,
-        cache_dir: str | Path | None = None,
-        force_download: bool = False,
-        local_files_only: bool = False,
-        token: str | bool | None = None,
-        **options: Any,
-    ) -> HubTicket:
+    def _from_pretrained(cls, *, model_id: str, **options: Any) -> HubTicket:
         if Path(model_id).is_dir():
             return cls(model_id)
+        known = {name: options[name] for name in DOWNLOAD if name in options}
         try:
-            folder = snapshot_download(
-                model_id, revision=revision, cache_dir=cache_dir, token=token,
-                force_download=force_download, local_files_only=local_files_only,
-                allow_patterns=list(FILES),
-            )  # fmt: skip
+            folder = snapshot_download(model_id, allow_patterns=list(FILES), **known)
         except Exception as fault:
             raise ExportError(
                 f"{shown(model_id)} is no folder here, and the hub did not give it: "

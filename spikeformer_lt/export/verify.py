@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,9 @@ from spikeformer_lt.layers.neuron import LIF, Heaviside, Sign
 from spikeformer_lt.layers.stems import stem_of
 from spikeformer_lt.ticket import Ticket
 from spikeformer_lt.tickets.surgery import model_from_ticket
+
+EXACT = 1e-9  # gap of logits in float64 that counts as equal
+BATCH = 4
 
 __all__ = [
     "Check",
@@ -75,7 +78,7 @@ def sizes(packed: Packed, folder: str | Path, stem: str = "conv_pep") -> list[Si
     out = [_size(name, rows, packed) for name, rows in groups]
     whole = _size("file", packed.rows, packed)
     on_disk = sum((Path(folder) / name).stat().st_size for name in (CONFIG, TENSORS))
-    return [*out, Size("file", whole.tensors, whole.values, whole.fp32, whole.bound, on_disk)]
+    return [*out, replace(whole, packed=on_disk)]
 
 
 def size_table(found: Sequence[Size]) -> str:
@@ -121,10 +124,6 @@ def _size(group: str, rows: Sequence[Row], packed: Packed) -> Size:
     return Size(group, len(rows), values, full, bits / 8, stored)
 
 
-EXACT = 1e-9  # design: logits of a re-formulation in float64
-BATCH = 4
-
-
 @dataclass(frozen=True)
 class Check:
     """Result of the comparison on the fixed batch; gaps are absolute differences of logits.
@@ -146,10 +145,6 @@ class Check:
     logit_scale: float
     removed: int | None = None
     stem: str = ""
-
-    def as_dict(self) -> dict[str, Any]:
-        """Values for JSON."""
-        return asdict(self)
 
 
 def fixed_batch(model: Any, batch: int = BATCH) -> Tensor:

@@ -10,6 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from spikeformer_lt.bundle import staged
+from spikeformer_lt.disk import parse_json
+from spikeformer_lt.errors import ExportError
 from spikeformer_lt.export.file import (
     CARD,
     CONFIG,
@@ -19,11 +21,13 @@ from spikeformer_lt.export.file import (
     write_packed,
 )
 from spikeformer_lt.export.fold import compact
-from spikeformer_lt.export.verify import Check, Size, model_card, sizes, verify
-from spikeformer_lt.ticket import Ticket
+from spikeformer_lt.export.verify import Check, Size, model_card, size_table, sizes, verify
+from spikeformer_lt.ticket import Ticket, finished_folder
 from spikeformer_lt.tickets.surgery import model_from_ticket
 
-__all__ = ["Exported", "export_ticket", "load_exported", "read_ticket"]
+__all__ = ["Exported", "export_run", "export_ticket", "load_exported", "read_ticket"]
+
+REPORTED = ("test_accuracy", "val_accuracy", "test_count", "sparsity", "run_id")
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,37 @@ class Exported:
     folder: Path
     sizes: list[Size]
     check: Check
+    trained: bool = True
+
+    def summary(self) -> str:
+        """Sizes and check as text of several lines."""
+        notice = "NOTICE: this ticket holds its start weights: an untrained network is exported\n"
+        check = self.check
+        return (
+            f"{'' if self.trained else notice}{size_table(self.sizes)}\n"
+            f"verified: reloaded logits within {check.reload_gap:.3g}; compact within "
+            f"{check.compact_gap_float64:.3g} (float64), {check.compact_gap_float32:.3g} "
+            f"(float32); same class {100 * check.same_class:.0f} %"
+        )
+
+
+def export_run(run: str | Path, folder: str | Path, **options: Any) -> Exported:
+    """Export the network that a run ended with; accuracies and sparsities of its report go along.
+
+    Args:
+        run: a run directory, or a ticket folder.
+        folder: new or empty folder.
+        options: `precision` and `overwrite` of `export_ticket`.
+
+    Raises:
+        ExportError, TicketError: as `export_ticket`; an unreadable ticket or report.
+    """
+    ticket, report = Ticket.load(finished_folder(run)), Path(run) / "report.json"
+    about: dict[str, Any] = {}
+    if report.is_file():
+        known = parse_json(report.read_text(encoding="utf-8"), str(report), ExportError)
+        about = {name: known[name] for name in REPORTED if name in known}
+    return export_ticket(ticket, folder, about=about, **options)
 
 
 def export_ticket(
@@ -64,7 +99,8 @@ def export_ticket(
         check = verify(ticket, packed, images)
         found = sizes(packed, stage.path, check.stem)
         stage.write(CARD, model_card(packed, found, check).encode("utf-8"))
-    return Exported(Path(folder), found, check)
+    trained = ticket.provenance.get("trained") is not False
+    return Exported(Path(folder), found, check, trained)
 
 
 def load_exported(folder: str | Path, *, plain: bool = False, **overrides: Any) -> Any:

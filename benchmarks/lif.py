@@ -24,6 +24,7 @@ import torch
 from spikingjelly.activation_based.neuron import LIFNode
 from torch import Tensor
 
+from spikeformer_lt.layers.kernels import dispatch
 from spikeformer_lt.layers.kernels.reference import lif_loop, spike
 from spikeformer_lt.layers.neuron import make_lif
 from spikeformer_lt.layers.norm import BatchNorm, norm_act
@@ -78,11 +79,9 @@ def cases(
     affine = [x, norm.weight, norm.bias]
 
     def ours(current: Tensor) -> Tensor:
-        lif.reset()
         return lif(current, T)
 
     def fused() -> Tensor:
-        lif.reset()
         return norm_act(norm, lif, x, T)
 
     def theirs(current: Tensor) -> Tensor:
@@ -166,13 +165,12 @@ def check() -> None:
     if not torch.equal(spikes, peer(x)):
         raise SystemExit("float32 spikes of the LIF differ")
     peer.reset()
-    before = os.environ.get("SPIKEFORMER_KERNELS")
-    os.environ.setdefault("SPIKEFORMER_KERNELS", "numba")  # in float64, too
+    before = dispatch.mode()
+    dispatch.set_mode("numba" if before == "auto" else before)  # in float64, too
     norm = BatchNorm(96).double()
     torch.nn.init.constant_(norm.bias, 0.6)
     fused = norm_act(norm, make_lif(), x.double())
-    if before is None:
-        del os.environ["SPIKEFORMER_KERNELS"]
+    dispatch.set_mode(before)
     if not torch.equal(fused, peer(norm(x.double()))):
         raise SystemExit("float64 spikes after BatchNorm differ")
     print(f"spikes equal (firing rate {spikes.mean():.2f} and {fused.mean():.2f})")

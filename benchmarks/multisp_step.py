@@ -54,7 +54,7 @@ def build(args: argparse.Namespace, compute_once: bool, **rest: Any) -> nn.Modul
             unit.conv = SubnetConv2d(unit.conv, "weights", binary=True)
         update_masks(model, args.weight_sparsity)
         score = make_score("rate", model.embed_dim, model.num_classes, model.num_heads)
-        model.patch = PatchSelect(score, args.patch_sparsity)
+        model.set_patch(PatchSelect(score, args.patch_sparsity))
     return model
 
 

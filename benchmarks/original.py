@@ -33,7 +33,7 @@ def lif(x: Tensor, neuron: LIF) -> Tensor:
     v, spikes = torch.zeros_like(x[0]), []
     for current in x:
         h = v + (current - v) / p.tau
-        s = spike(h - p.v_threshold, p.surrogate, p.alpha)
+        s = spike(h - p.v_threshold, p.surrogate, p.steepness)
         v = h * (1.0 - s.detach())
         spikes.append(s)
     return torch.stack(spikes)
@@ -58,7 +58,7 @@ def published_lif(folder: Path) -> Callable[[Tensor, LIF], Tensor]:
     def run(x: Tensor, neuron: LIF) -> Tensor:
         p = neuron.params()
         assert p is not None and p.surrogate == "sigmoid" and p.detach_reset and p.decay_input
-        surrogate = neurons.surrogate.Sigmoid(p.alpha)
+        surrogate = neurons.surrogate.Sigmoid(p.steepness)
         node = neurons.MultiStepLIFNode(
             p.tau, True, p.v_threshold, p.v_reset, surrogate, True, "torch"
         )

@@ -53,6 +53,7 @@ from spikeformer_lt import Mask, Ticket, create_model, load_exported
 from spikeformer_lt.export import export_ticket
 from spikeformer_lt.export.fold import compact
 from spikeformer_lt.export.verify import size_table
+from spikeformer_lt.layers.kernels import dispatch
 from spikeformer_lt.layers.neuron import LIF
 from spikeformer_lt.layers.norm import BatchNorm
 from spikeformer_lt.layers.patches import PatchSelect, make_score
@@ -108,7 +109,7 @@ def ours(args: argparse.Namespace, activation: str = "lif", sparse: bool = False
             unit.conv = SubnetConv2d(unit.conv, "weights", binary=binary)
         update_masks(model, args)
         score = make_score("rate", model.embed_dim, model.num_classes, model.num_heads)
-        model.patch = PatchSelect(score, args.patch_sparsity)
+        model.set_patch(PatchSelect(score, args.patch_sparsity))
     with torch.no_grad():  # running statistics of this input, so that evaluation fires as well
         for norm in (m for m in model.modules() if isinstance(m, BatchNorm)):
             norm.momentum = 1.0
@@ -358,14 +359,12 @@ def watch(model: nn.Module, spikes: dict[str, Tensor]) -> None:
 @contextmanager
 def kernels_by(mode: str) -> Iterator[None]:
     """Run with SPIKEFORMER_KERNELS at `mode`, and leave it as it was."""
-    before = os.environ.get("SPIKEFORMER_KERNELS")
-    os.environ["SPIKEFORMER_KERNELS"] = mode
+    before = dispatch.mode()
+    dispatch.set_mode(mode)
     try:
         yield
     finally:
-        os.environ.pop("SPIKEFORMER_KERNELS")
-        if before is not None:
-            os.environ["SPIKEFORMER_KERNELS"] = before
+        dispatch.set_mode(before)
 
 
 def compare_float32(args: argparse.Namespace) -> None:

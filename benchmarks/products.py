@@ -25,7 +25,7 @@ from torch import Tensor
 
 from spikeformer_lt.layers.kernels import attention, matmul, winograd
 from spikeformer_lt.layers.kernels.dispatch import lif
-from spikeformer_lt.layers.kernels.reference import LIFParams
+from spikeformer_lt.layers.kernels.reference import NeuronConfig
 from spikeformer_lt.runtime import keep_heap
 
 CONVS = [(32, 32, 48, 96), (32, 32, 96, 192), (32, 16, 192, 384), (32, 8, 384, 384)]
@@ -103,7 +103,7 @@ def attend(T: int, B: int, N: int, D: int, heads: int, dtype: torch.dtype) -> Wa
 
 def firing(T: int, n: int, wide: int, tall: int, dtype: torch.dtype) -> Ways:
     """A linear map and its neurons in inference."""
-    x, p = (torch.rand(T, n, wide) < 0.25).to(dtype), LIFParams()
+    x, p = (torch.rand(T, n, wide) < 0.25).to(dtype), NeuronConfig()
     weight, shift = torch.randn(tall, wide, dtype=dtype) / wide**0.5, torch.rand(tall, dtype=dtype)
     panels = matmul.as_panels(weight)
     assert panels is not None

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.attention import EncoderBlock, SpikingMLP, SpikingSelfAttention
-from spikeformer_lt.layers.inputs import time_first
-from spikeformer_lt.layers.neuron import reset_state
-from spikeformer_lt.layers.patches import PatchSelect, gather_tokens, kept_count
+from spikeformer_lt.layers.inputs import SpikingClassifier, at_least_one
+from spikeformer_lt.layers.neuron import carry
+from spikeformer_lt.layers.patches import PatchSelect, gather_tokens
 from spikeformer_lt.layers.recompute import call
 from spikeformer_lt.layers.stems import ConvPEP
 from spikeformer_lt.layers.units import Chain, chains_of_parts
@@ -20,23 +19,18 @@ from spikeformer_lt.models import spikformer_convert
 from spikeformer_lt.registry import register_model
 
 
-class Spikformer(nn.Module):
+class Spikformer(SpikingClassifier):
     """Spiking transformer with a convolutional patch embedding.
 
     Args:
-        num_classes: classes K.
-        T: time steps. A static image is presented T times; event frames bring T themselves.
-        in_channels: 3 for RGB, 2 for events.
-        image_size: side of the square input, or (H, W); other sizes are refused.
+        num_classes, T: as of :class:`SpikingClassifier`.
         embed_dim, depth, num_heads, mlp_ratio: encoder sizes D, L, h and hidden/D.
         pools: which of the four ConvPEP stages halve their map.
         attn_scale, attn_threshold: of the spiking self attention.
         linear_bias: bias of the encoder's linear maps.
         qkv_bias: whether q, k, v share in it: published CIFAR models do, DVS and ImageNet do not.
         activation, residual, pool_before_act: of the ConvPEP.
-        tau, v_threshold, v_reset, decay_input, surrogate, alpha, detach_reset: of every LIF.
-        compute_once: compute a static image once where it is the same at every step; the
-            result is identical, only the time differs.
+        options: input size, and constants of every LIF, of :class:`SpikingClassifier`.
 
     Shape: images ``[B, C, H, W]`` or frames ``[B, T, C, H, W]`` -> logits ``[B, T, K]``.
 
@@ -52,8 +46,6 @@ class Spikformer(nn.Module):
         num_classes: int = 10,
         T: int = 4,
         *,
-        in_channels: int = 3,
-        image_size: int | tuple[int, int] = 32,
         embed_dim: int = 384,
         depth: int = 4,
         num_heads: int = 12,
@@ -66,50 +58,25 @@ class Spikformer(nn.Module):
         activation: str = "lif",
         residual: str = "add",
         pool_before_act: bool = False,
-        tau: float = 2.0,
-        v_threshold: float = 1.0,
-        v_reset: float | None = 0.0,
-        decay_input: bool = True,
-        surrogate: str = "sigmoid",
-        alpha: float | None = None,
-        detach_reset: bool = True,
-        compute_once: bool = True,
+        **options: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(num_classes, T, **options)
         hidden = int(embed_dim * mlp_ratio)
-        counts = {"T": T, "num_classes": num_classes, "depth": depth, "in_channels": in_channels}
-        counts |= {"embed_dim": embed_dim, "num_heads": num_heads, "embed_dim * mlp_ratio": hidden}
-        for field, value in counts.items():
-            if not isinstance(value, int) or value < 1:
-                raise ConfigError(f"{field}={value} is not allowed: a whole number, at least 1")
-        neuron: dict[str, object] = {
-            "tau": tau,
-            "v_threshold": v_threshold,
-            "v_reset": v_reset,
-            "decay_input": decay_input,
-            "surrogate": surrogate,
-            "detach_reset": detach_reset,
-        }
-        if alpha is not None:
-            neuron["alpha"] = alpha
-        self.T, self.num_classes, self.compute_once = T, num_classes, compute_once
-        self.in_channels, self.embed_dim, self.num_heads = in_channels, embed_dim, num_heads
-        size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-        if len(size) != 2:
-            raise ConfigError(f"image_size={image_size} is not allowed: a side, or (H, W)")
-        self.image_size = (int(size[0]), int(size[1]))
+        at_least_one(depth=depth, embed_dim=embed_dim, num_heads=num_heads)
+        at_least_one(**{"embed_dim * mlp_ratio": hidden})
+        self.embed_dim, self.num_heads = embed_dim, num_heads
         self.conv_pep = ConvPEP(
-            in_channels,
+            self.in_channels,
             embed_dim,
             pools=pools,
             activation=activation,
             residual=residual,
             pool_before_act=pool_before_act,
-            neuron=neuron,
+            neuron=self.neuron,
         )
         self.conv_pep.check_size(*self.image_size)
         self.patch: PatchSelect | None = None
-        self.blocks = nn.ModuleList(
+        self.blocks: Any = nn.ModuleList(
             EncoderBlock(
                 SpikingSelfAttention(
                     embed_dim,
@@ -118,9 +85,9 @@ class Spikformer(nn.Module):
                     attn_threshold=attn_threshold,
                     bias=linear_bias,
                     qkv_bias=qkv_bias,
-                    neuron=neuron,
+                    neuron=self.neuron,
                 ),
-                SpikingMLP(embed_dim, hidden, bias=linear_bias, neuron=neuron),
+                SpikingMLP(embed_dim, hidden, bias=linear_bias, neuron=self.neuron),
             )
             for _ in range(depth)
         )
@@ -147,49 +114,58 @@ class Spikformer(nn.Module):
         height, width = self.image_size
         return (height // self.conv_pep.stride) * (width // self.conv_pep.stride)
 
+    def set_patch(self, patch: PatchSelect | None) -> None:
+        """Select tokens behind the stem, or all of them with None, in place."""
+        self.patch = patch
+        rescale = patch is not None and patch.rescale
+        for block in self.blocks:
+            block.attn.rescale_to = self.num_tokens if rescale else None
+
     def forward(self, x: Tensor) -> Tensor:
-        """Classify images or frames; neuron state is clean before and after."""
-        reset_state(self)
-        try:
-            images = self.time_first(x)
-            tokens = self.embed(images)
-            for block in self.blocks:
-                tokens = call(block, tokens, self.T)
-            logits: Tensor = self.head(tokens.mean(2))
-            return logits.transpose(0, 1)
-        finally:
-            if not torch.compiler.is_compiling():
-                reset_state(self)
+        """Classify images or frames."""
+        return self.classify(self.time_first(x)).transpose(0, 1)
+
+    def classify(self, images: Tensor) -> Tensor:
+        """Logits ``[T, B, K]`` of ``[T|1, B, C, H, W]``."""
+        return self.classify_tokens(*self.stem_tokens(images), images)
+
+    def stem_tokens(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """All tokens ``[T|1, B, N, D]`` of images, and their current if the selection reads it."""
+        need_current = self.patch is not None and self.patch.score.needs_current
+        out: tuple[Tensor, Tensor] = self.conv_pep(images, self.T, need_current)
+        return out
+
+    def classify_tokens(self, tokens: Tensor, current: Tensor, images: Tensor) -> Tensor:
+        """Logits ``[T, B, K]`` of the stem's outputs for `images`."""
+        tokens = self._select(tokens, current, images)
+        for block in self.blocks:
+            tokens = call(block, tokens, self.T)
+        logits: Tensor = self.head(tokens.mean(2))
+        return logits
 
     def embed(self, images: Tensor) -> Tensor:
-        """ConvPEP and patch selection: ``[T|1, B, C, H, W]`` -> kept tokens ``[T|1, B, N', D]``."""
-        patch, total = self.patch, self.num_tokens
-        removed = patch.sparsity if patch is not None and patch.rescale else 0.0
-        for block in self.blocks:
-            attn = getattr(block, "attn", None)
-            if isinstance(attn, SpikingSelfAttention):
-                attn.key_gain = total / kept_count(total, removed)
+        """ConvPEP and patch selection: ``[T|1, B, C, H, W]`` -> kept tokens ``[T|1, B, N', D]``.
+
+        Raises:
+            ConfigError: a selection that rescales the attention, not put in by `set_patch`.
+        """
+        return self._select(*self.stem_tokens(images), images)
+
+    def _select(self, tokens: Tensor, current: Tensor, images: Tensor) -> Tensor:
+        patch = self.patch
         if patch is None:
-            return self.conv_pep(images, self.T)[0]
-        tokens, current = self.conv_pep(images, self.T, patch.score.needs_current)
+            return tokens
+        if patch.rescale and self.blocks[0].attn.rescale_to is None:
+            raise ConfigError(
+                "a selection with rescale=True is put in by model.set_patch(selection)"
+            )
         index, multiplier = patch(tokens, current, images, self.T)
         if patch.space == "pixel":
-            reset_state(self.conv_pep)
-            masked = patch.mask_pixels(images, index, total)
-            tokens = self.conv_pep(masked, self.T)[0]
+            with carry(None):
+                masked = patch.mask_pixels(images, index, self.num_tokens)
+                tokens = self.conv_pep(masked, self.T)[0]
         tokens = gather_tokens(tokens, index)
         return tokens if multiplier is None else tokens * multiplier
-
-    def time_first(self, x: Tensor) -> Tensor:
-        """Check the door and put time first: ``[1, B, C, H, W]`` or ``[T, B, C, H, W]``."""
-        return time_first(
-            x,
-            T=self.T,
-            in_channels=self.in_channels,
-            image_size=self.image_size,
-            dtype=self.head.weight.dtype,
-            compute_once=self.compute_once,
-        )
 
 
 def sized(defaults: dict[str, Any], kwargs: dict[str, Any]) -> Spikformer:

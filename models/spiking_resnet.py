@@ -8,10 +8,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.layers.neuron import make_activation
+from spikeformer_lt.layers.inputs import at_least_one
+from spikeformer_lt.layers.neuron import NeuronConfig, make_activation
 from spikeformer_lt.layers.recompute import call
 from spikeformer_lt.layers.units import Chain, ConvLayer, Reads
-from spikeformer_lt.models.spiking_cnn import SpikingCNN, at_least_one, halved
+from spikeformer_lt.models.spiking_cnn import SpikingCNN, halved
 from spikeformer_lt.registry import register_model
 
 
@@ -26,15 +27,17 @@ class ResidualBlock(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, stride: int, neuron: dict[str, Any]
+        self, in_channels: int, out_channels: int, stride: int, kind: str, neuron: NeuronConfig
     ) -> None:
         super().__init__()
-        self.conv1 = ConvLayer(in_channels, out_channels, stride=stride, neuron=neuron)
+        self.conv1 = ConvLayer(
+            in_channels, out_channels, stride=stride, activation=kind, neuron=neuron
+        )
         self.conv2 = ConvLayer(out_channels, out_channels)
         self.shortcut: ConvLayer | None = None
         if stride != 1 or in_channels != out_channels:
             self.shortcut = ConvLayer(in_channels, out_channels, kernel_size=1, stride=stride)
-        self.act = make_activation(**neuron)
+        self.act = make_activation(kind, neuron)
         self.recompute = False
 
     def chains(self) -> list[Chain]:
@@ -94,50 +97,26 @@ class SpikingResNet(SpikingCNN):
         strides: Sequence[int] = (2, 2, 2),
         hidden: int | None = 256,
         hidden_norm: bool = False,
-        in_channels: int = 3,
-        image_size: int | tuple[int, int] = 32,
-        neuron: str = "lif",
-        tau: float = 4 / 3,
-        v_threshold: float = 1.0,
-        v_reset: float | None = 0.0,
-        decay_input: bool = True,
-        surrogate: str = "atan",
-        alpha: float | None = None,
-        detach_reset: bool = True,
-        compute_once: bool = True,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            num_classes,
-            T,
-            in_channels=in_channels,
-            image_size=image_size,
-            neuron=neuron,
-            tau=tau,
-            v_threshold=v_threshold,
-            v_reset=v_reset,
-            decay_input=decay_input,
-            surrogate=surrogate,
-            alpha=alpha,
-            detach_reset=detach_reset,
-            compute_once=compute_once,
-        )
+        super().__init__(num_classes, T, **options)
         if not (len(widths) == len(depths) == len(strides) >= 1):
             raise ConfigError(
                 f"widths={list(widths)}, depths={list(depths)}, strides={list(strides)} must have "
                 "one entry for each stage"
             )
-        for field, values in (("stem", [stem]), ("widths", widths), ("depths", depths)):
-            for value in values:
-                at_least_one(field, value)
+        at_least_one(stem=stem)
+        for width, depth in zip(widths, depths, strict=True):
+            at_least_one(widths=width, depths=depth)
         if set(strides) - {1, 2}:
             raise ConfigError(f"strides={list(strides)} is not allowed: each 1 or 2")
-        self.stem = ConvLayer(in_channels, stem, neuron=self.neuron)
+        self.stem = self.spiking_layer(self.in_channels, stem)
         self.blocks: Any = nn.ModuleList()
         width, size = stem, self.image_size
         for out, depth, stride in zip(widths, depths, strides, strict=True):
             size = halved(size) if stride == 2 else size
             for step in [stride, *[1] * (depth - 1)]:
-                self.blocks.append(ResidualBlock(width, out, step, self.neuron))
+                self.blocks.append(ResidualBlock(width, out, step, self.activation, self.neuron))
                 width = out
         self.build_classifier(width, size, 1, hidden, hidden_norm)
 

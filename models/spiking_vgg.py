@@ -8,9 +8,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from spikeformer_lt.errors import ConfigError
+from spikeformer_lt.layers.inputs import at_least_one
 from spikeformer_lt.layers.recompute import call
 from spikeformer_lt.layers.units import Chain, ConvLayer, Reads, map_rows
-from spikeformer_lt.models.spiking_cnn import SpikingCNN, at_least_one, halved
+from spikeformer_lt.models.spiking_cnn import SpikingCNN, halved
 from spikeformer_lt.registry import register_model
 
 M = "M"
@@ -54,48 +55,24 @@ class SpikingVGG(SpikingCNN):
         hidden: int | None = None,
         hidden_norm: bool = True,
         head_std: float | None = 0.01,
-        in_channels: int = 3,
-        image_size: int | tuple[int, int] = 32,
-        neuron: str = "lif",
-        tau: float = 4 / 3,
-        v_threshold: float = 1.0,
-        v_reset: float | None = 0.0,
-        decay_input: bool = True,
-        surrogate: str = "atan",
-        alpha: float | None = None,
-        detach_reset: bool = True,
-        compute_once: bool = True,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            num_classes,
-            T,
-            in_channels=in_channels,
-            image_size=image_size,
-            neuron=neuron,
-            tau=tau,
-            v_threshold=v_threshold,
-            v_reset=v_reset,
-            decay_input=decay_input,
-            surrogate=surrogate,
-            alpha=alpha,
-            detach_reset=detach_reset,
-            compute_once=compute_once,
-        )
+        super().__init__(num_classes, T, **options)
         if pool not in POOLS:
             raise ConfigError(f"pool={pool!r} is not one of {', '.join(POOLS)}")
         if not any(layer != M for layer in layers):
             raise ConfigError(f"layers={list(layers)} is not allowed: one width at least")
         self.layers = nn.ModuleList()
-        width, size = in_channels, self.image_size
+        width, size = self.in_channels, self.image_size
         for layer in layers:
             if layer == M:
                 halve = nn.MaxPool2d if pool == "max" else nn.AvgPool2d
                 self.layers.append(halve(2, ceil_mode=True))
                 size = halved(size)
                 continue
-            at_least_one("layers", layer)
+            at_least_one(layers=layer)
             assert isinstance(layer, int)
-            self.layers.append(ConvLayer(width, layer, bias=conv_bias, neuron=self.neuron))
+            self.layers.append(self.spiking_layer(width, layer, bias=conv_bias))
             width = layer
         self.build_classifier(width, size, pooled, hidden, hidden_norm)
         for module in self.modules():

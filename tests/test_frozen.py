@@ -281,6 +281,7 @@ def assert_close(found: Any, expected: Any, relative: float, where: str = "") ->
 @pytest.fixture(autouse=True)
 def _one_kind_of_kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("SPIKEFORMER_KERNELS", "torch")
+    monkeypatch.setattr("spikeformer_lt.layers.kernels.dispatch._mode", "torch")
     torch.set_num_threads(1)
     return
 

@@ -16,7 +16,7 @@ import torch
 from spikeformer_lt.layers.kernels import dispatch
 from spikeformer_lt.runtime import openmp_runtimes
 torch.set_num_threads(2)
-dispatch.lif(torch.rand(4, 1 << 16), None, 4, dispatch.LIFParams())
+dispatch.lif(torch.rand(4, 1 << 16), None, 4, dispatch.NeuronConfig())
 torch.rand(512, 512) @ torch.rand(512, 512)
 import numba
 print(numba.threading_layer(), len(openmp_runtimes()))

@@ -20,8 +20,7 @@ from torch.nn import functional as F
 from spikeformer_lt.layers.attention import SpikingSelfAttention, spiking_attention
 from spikeformer_lt.layers.kernels import dispatch
 from spikeformer_lt.layers.kernels.dispatch import KernelError, is_plain, mode
-from spikeformer_lt.layers.kernels.reference import LIFParams
-from spikeformer_lt.layers.neuron import LIF
+from spikeformer_lt.layers.neuron import LIF, NeuronConfig
 from spikeformer_lt.layers.norm import hooked
 from spikeformer_lt.layers.units import ConvUnit, Folded, Integers, Reads, Unit, map_rows
 
@@ -126,14 +125,14 @@ class FoldedAttention(SpikingSelfAttention):
 
     def __init__(self, attn: SpikingSelfAttention) -> None:
         nn.Module.__init__(self)
-        self.num_heads, self.scale, self.key_gain = attn.num_heads, attn.scale, attn.key_gain
+        self.num_heads, self.scale, self.rescale_to = attn.num_heads, attn.scale, attn.rescale_to
         self.qkv = FoldedLinearUnit(attn.q, attn.k, attn.v)
         self.attn_act = attn.attn_act
         self.out = FoldedLinearUnit(attn.proj)
 
     def forward(self, tokens: Tensor, T: int) -> Tensor:
         """Attend between the tokens of each step."""
-        scale, spikes = self.scale * self.key_gain, self.qkv(tokens, T)
+        scale, spikes = self.scale_for(tokens), self.qkv(tokens, T)
         current = dispatch.attention(spikes.unflatten(-1, (3, -1)), self.num_heads, scale)
         if current is None:
             q, k, v = (self._heads(part) for part in spikes.chunk(3, -1))
@@ -483,7 +482,7 @@ def _run(act: LIF, kernel: Callable[[], tuple[Tensor, Tensor] | None]) -> Tensor
     return found[0]
 
 
-def _plain_lif(act: Any) -> LIFParams | None:
+def _plain_lif(act: Any) -> NeuronConfig | None:
     """Constants of a LIF that nothing observes; None for every other activation."""
     return act.params() if type(act) is LIF and not act.store_v_seq and not _observed(act) else None
 

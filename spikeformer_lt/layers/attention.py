@@ -1,7 +1,4 @@
-"""Spiking self attention (SSA): integer attention between spikes, without softmax.
-
-The spiking MLP and the encoder block of Spikformer.
-"""
+"""The spiking encoder of Spikformer: self attention (SSA) without softmax, MLP and block."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ from torch import Tensor, nn
 
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.kernels import dispatch
-from spikeformer_lt.layers.neuron import make_activation
+from spikeformer_lt.layers.neuron import LIF, NeuronConfig
 from spikeformer_lt.layers.units import Chain, LinearUnit, Reads, add_spikes, spikes_together
 
 
@@ -36,7 +33,7 @@ class SpikingSelfAttention(nn.Module):
         attn_threshold: firing threshold of the neuron after the attention sum.
         bias: bias of the four linear maps.
         qkv_bias: whether q, k and v share in that; False leaves it to the projection.
-        neuron: keywords of the LIF neurons.
+        neuron: constants of the neurons; None means the defaults.
 
     Shape: in ``[T|1, B, N, D]`` -> out ``[T, B, N, D]`` spikes.
 
@@ -52,24 +49,24 @@ class SpikingSelfAttention(nn.Module):
         attn_threshold: float = 0.5,
         bias: bool = True,
         qkv_bias: bool = True,
-        neuron: dict[str, object] | None = None,
+        neuron: NeuronConfig | None = None,
     ) -> None:
         super().__init__()
         if num_heads < 1 or dim % num_heads:
             raise ConfigError(f"num_heads={num_heads} must divide the embedding dim={dim}")
         self.num_heads, self.scale = num_heads, scale
-        self.key_gain = 1.0  # N/K when removed keys are compensated
+        self.rescale_to: int | None = None  # tokens N: sums over K kept keys are multiplied by N/K
         self.q = LinearUnit(dim, dim, bias=bias and qkv_bias, neuron=neuron)
         self.k = LinearUnit(dim, dim, bias=bias and qkv_bias, neuron=neuron)
         self.v = LinearUnit(dim, dim, bias=bias and qkv_bias, neuron=neuron)
-        self.attn_act = make_activation("lif", **{**(neuron or {}), "v_threshold": attn_threshold})
+        self.attn_act = LIF(neuron, v_threshold=attn_threshold)
         self.proj = LinearUnit(dim, dim, bias=bias, neuron=neuron)
         self.proj.reads = "spikes"
 
     def forward(self, tokens: Tensor, T: int) -> Tensor:
         """Attend between the tokens of each step."""
         units = (self.q, self.k, self.v)
-        scale = self.scale * self.key_gain
+        scale = self.scale_for(tokens)
         spikes = spikes_together(units, tokens, T)
         current = None if spikes is None else dispatch.attention(spikes, self.num_heads, scale)
         if current is None:
@@ -81,6 +78,10 @@ class SpikingSelfAttention(nn.Module):
             current = rearrange(summed, "t b h n d -> t b n (h d)")
         mixed = self.attn_act(current, T)
         return self.proj(mixed, T)  # type: ignore[no-any-return]
+
+    def scale_for(self, tokens: Tensor) -> float:
+        """Factor of the attention sums over these tokens, ``[T|1, B, K, D]``."""
+        return self.scale * (1.0 if self.rescale_to is None else self.rescale_to / tokens.shape[2])
 
     def received(self, tokens: Tensor, T: int) -> Tensor:
         """Attention that each token receives, ``[B, N]``: mean over T and heads of sum_i A_ij."""
@@ -103,7 +104,7 @@ class SpikingMLP(nn.Module):
         hidden: int,
         *,
         bias: bool = True,
-        neuron: dict[str, object] | None = None,
+        neuron: NeuronConfig | None = None,
     ) -> None:
         super().__init__()
         self.fc1 = LinearUnit(dim, hidden, bias=bias, neuron=neuron)

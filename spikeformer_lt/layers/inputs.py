@@ -1,11 +1,111 @@
-"""The door of every model: what an input must be, and time in front."""
+"""What a model of this package has: T, classes, the size of its input, and time first inside."""
 
 from __future__ import annotations
 
+from typing import Any, Protocol, runtime_checkable
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spikeformer_lt.errors import ConfigError
+from spikeformer_lt.layers.kernels.reference import NeuronConfig
+
+__all__ = ["SelectsTokens", "SpikingClassifier", "Stepwise", "at_least_one", "time_first"]
+
+
+@runtime_checkable
+class Stepwise(Protocol):
+    """A network that runs in parts of a sequence: its neurons go on inside of `neuron.carry`."""
+
+    T: int
+    num_classes: int
+
+    def time_first(self, x: Tensor) -> Tensor:
+        """Check an input and put time first: ``[1, B, C, H, W]`` or ``[T, B, C, H, W]``."""
+
+    def classify(self, images: Tensor) -> Tensor:
+        """Logits ``[T, B, K]`` of ``[T|1, B, C, H, W]``."""
+
+
+@runtime_checkable
+class SelectsTokens(Stepwise, Protocol):
+    """A stepwise network whose tokens are selected over the whole sequence."""
+
+    def stem_tokens(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens, and current if the selection needs it, ``[T|1, B, N, D]`` of images."""
+
+    def classify_tokens(self, tokens: Tensor, current: Tensor, images: Tensor) -> Tensor:
+        """Logits ``[T, B, K]`` of the stem's outputs for `images`."""
+
+
+class SpikingClassifier(nn.Module):
+    """Base of the models: sizes, constants of the neurons, and the check of an input.
+
+    Args:
+        num_classes: classes K.
+        T: time steps. A static image is presented T times; event frames bring T themselves. The
+            attribute may be changed at any time.
+        in_channels: 3 for RGB, 1 for grey, 2 for events.
+        image_size: side of the square input, or (H, W); other sizes are refused.
+        compute_once: compute what is the same at every step of a static image once; the result is
+            identical, only the time differs.
+        tau, v_threshold, v_reset, decay_input, surrogate, alpha, detach_reset: of every LIF, as in
+            :class:`NeuronConfig`.
+
+    Raises:
+        ConfigError: a size or constant that is not allowed.
+    """
+
+    head: nn.Linear
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        T: int = 4,
+        *,
+        in_channels: int = 3,
+        image_size: int | tuple[int, int] = 32,
+        compute_once: bool = True,
+        tau: float = 2.0,
+        v_threshold: float = 1.0,
+        v_reset: float | None = 0.0,
+        decay_input: bool = True,
+        surrogate: str = "sigmoid",
+        alpha: float | None = None,
+        detach_reset: bool = True,
+    ) -> None:
+        super().__init__()
+        at_least_one(T=T, num_classes=num_classes, in_channels=in_channels)
+        size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        if len(size) != 2 or min(size) < 1:
+            raise ConfigError(f"image_size={image_size} is not allowed: a side, or (H, W)")
+        self.T, self.num_classes, self.compute_once = T, num_classes, compute_once
+        self.in_channels, self.image_size = in_channels, (int(size[0]), int(size[1]))
+        self.neuron = NeuronConfig(
+            tau, v_threshold, v_reset, decay_input, surrogate, alpha, detach_reset
+        )
+
+    def time_first(self, x: Tensor) -> Tensor:
+        """Check an input and put time first: ``[1, B, C, H, W]`` or ``[T, B, C, H, W]``."""
+        return time_first(
+            x,
+            T=self.T,
+            in_channels=self.in_channels,
+            image_size=self.image_size,
+            dtype=self.head.weight.dtype,
+            compute_once=self.compute_once,
+        )
+
+
+def at_least_one(**numbers: Any) -> None:
+    """Refuse what is no whole number from 1 on.
+
+    Raises:
+        ConfigError: with field and value.
+    """
+    for field, value in numbers.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ConfigError(f"{field}={value} is not allowed: a whole number, at least 1")
 
 
 def time_first(

@@ -1,45 +1,58 @@
-"""Stateless activations with the signature of the LIF neuron.
+"""Neurons and stateless activations, by name and with one set of constants, `NeuronConfig`.
 
-They take ``[T|1, ...]``, time first, and keep its shape: a leading axis of size 1 stays of size 1.
-
-The LIF neuron (spikingjelly's, over our kernels), and activations by name.
-
-All take ``[T|1, ...]``, time first. A leading axis of size 1 stands for T equal steps; a LIF
-expands it to T, a stateless activation leaves it as it is.
-
-Neuron state: where it starts and that nothing of it is left behind.
+All take ``[T|1, ...]``, time first. A leading axis of size 1 stands for T equal steps: a LIF
+expands it to T, a stateless activation keeps it. A forward starts from rest and keeps its voltages
+local; only inside of :func:`carry` does a sequence go on from one forward to the next.
 """
 
 from __future__ import annotations
 
-import inspect
-import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import fields, replace
 from typing import Any, ClassVar, Literal
 
 import torch
 from spikingjelly.activation_based import surrogate as sj_surrogate
+from spikingjelly.activation_based.base import MemoryModule
 from spikingjelly.activation_based.functional import lif_multi_step, neuron_implementation
 from spikingjelly.activation_based.neuron import LIFNode
 from torch import Tensor, nn
 
 from spikeformer_lt.errors import ConfigError, DataError, near
 from spikeformer_lt.layers.kernels import dispatch
-from spikeformer_lt.layers.kernels.reference import LIFParams, lif_loop, spike, surrogate_derivative
+from spikeformer_lt.layers.kernels.reference import (
+    ALPHAS,
+    NeuronConfig,
+    check_surrogate,
+    lif_loop,
+    spike,
+    surrogate_derivative,
+)
 
 __all__ = [
     "ALPHAS",
     "LIF",
     "Activation",
     "Heaviside",
+    "NeuronConfig",
+    "NeuronState",
     "Relu",
     "Sign",
+    "carried",
+    "carry",
     "lif_path",
     "make_activation",
     "make_lif",
     "reset_state",
 ]
 
-ALPHAS = {"sigmoid": 4.0, "atan": 2.0, "hardtanh": 1.0}  # steepness of each surrogate by default
+Kind = Literal["lif", "heaviside", "sign", "relu"]
+
+_SURROGATES = {"sigmoid": sj_surrogate.Sigmoid, "atan": sj_surrogate.ATan}
+_NAMES: dict[type, str] = {kind: name for name, kind in _SURROGATES.items()}
+_CONSTANTS = [field.name for field in fields(NeuronConfig)]
 
 
 def count_steps(x: Tensor, T: int | None, who: str) -> int:
@@ -55,23 +68,61 @@ def count_steps(x: Tensor, T: int | None, who: str) -> int:
     return steps
 
 
-def checked_surrogate(
-    name: str, alpha: float | None, allowed: tuple[str, ...]
-) -> tuple[str, float]:
-    """A surrogate and its steepness, by default that of its name."""
-    if name not in allowed:
-        raise ConfigError(f"surrogate={name!r} is not one of {list(allowed)}{near(name, allowed)}")
-    value = ALPHAS[name] if alpha is None else float(alpha)
-    if not (math.isfinite(value) and value > 0):
-        raise ConfigError(f"alpha={alpha!r} is not allowed: a finite number above 0")
-    return name, value
+def _configured(neuron: NeuronConfig | None, constants: dict[str, Any]) -> NeuronConfig:
+    for name in constants:
+        if name not in _CONSTANTS:
+            hint = near(name, _CONSTANTS)
+            raise ConfigError(f"{name!r} is not an option of a neuron{hint}; {_CONSTANTS}")
+    return replace(neuron or NeuronConfig(), **constants)
 
 
-def checked_number(field: str, value: float) -> float:
-    """The value as a float, refused unless it is finite."""
-    if not math.isfinite(value):
-        raise ConfigError(f"{field}={value!r} is not allowed: a finite number")
-    return float(value)
+_Known = tuple[tuple[Any, ...], NeuronConfig | None]
+
+
+def _constants(neuron: Any, own: tuple[Any, ...]) -> NeuronConfig:
+    """Constants of a neuron, made again only where an attribute was changed."""
+    known, made = neuron._known
+    if known != own or made is None:
+        made = NeuronConfig(*own)
+        neuron._known = own, made  # one write, so that another thread sees both or neither
+    return made  # type: ignore[no-any-return]
+
+
+class NeuronState:
+    """Voltages of one sequence that arrives in parts, by neuron; see :func:`carry`.
+
+    A neuron without an entry, or with one of another shape, starts from rest.
+    """
+
+    def __init__(self) -> None:
+        self.voltages: dict[nn.Module, Tensor] = {}
+
+    def copy(self) -> NeuronState:
+        """A state with the same voltages, which goes its own way."""
+        other = NeuronState()
+        other.voltages.update(self.voltages)
+        return other
+
+
+_CARRIED: ContextVar[NeuronState | None] = ContextVar("spikeformer_lt_neuron_state", default=None)
+
+
+@contextmanager
+def carry(state: NeuronState | None) -> Iterator[None]:
+    """Let LIF neurons start from `state` and leave their last voltages in it.
+
+    This holds for forwards of the calling thread inside of ``with``. None means rest, as outside.
+    """
+    token = _CARRIED.set(state)
+    try:
+        yield
+    finally:
+        _CARRIED.reset(token)
+
+
+def carried() -> NeuronState | None:
+    """The state that forwards of this thread carry; a compiled graph carries none."""
+    return None if torch.compiler.is_compiling() else _CARRIED.get()
 
 
 class _SignSTE(torch.autograd.Function):
@@ -88,7 +139,7 @@ class _SignSTE(torch.autograd.Function):
 
 
 class Activation(nn.Module):
-    """A stateless activation behind the LIF's signature: [T|1, ...] -> the same shape."""
+    """A stateless activation with the signature of the LIF: [T|1, ...] -> the same shape."""
 
     stateful: ClassVar[bool] = False
     spiking: ClassVar[bool] = False
@@ -107,29 +158,30 @@ class Heaviside(Activation):
     """1 where ``x >= v_threshold``, else 0, with a surrogate derivative.
 
     Args:
-        v_threshold: the threshold.
-        surrogate: "sigmoid", "atan" or "hardtanh" (`alpha` where ``|u| <= 1 / alpha``).
-        alpha: its steepness; None means 4.0, 2.0 and 1.0.
+        neuron: its threshold, surrogate and steepness are used. "hardtanh" is `alpha` where
+            ``|u| <= 1 / alpha``.
+        constants: fields of `neuron` that differ.
     """
 
     spiking: ClassVar[bool] = True
 
-    def __init__(
-        self, *, v_threshold: float = 1.0, surrogate: str = "sigmoid", alpha: float | None = None
-    ) -> None:
+    def __init__(self, neuron: NeuronConfig | None = None, **constants: Any) -> None:
         super().__init__()
-        self.v_threshold = checked_number("v_threshold", v_threshold)
-        self.surrogate, self.alpha = checked_surrogate(surrogate, alpha, tuple(ALPHAS))
+        neuron = _configured(neuron, constants)
+        self.v_threshold = float(neuron.v_threshold)
+        self.surrogate, self.alpha = neuron.surrogate, neuron.steepness
+        self._known: _Known = ((), None)
 
     def activate(self, x: Tensor) -> Tensor:
         """Spikes in {0, 1}."""
         return spike(x - self.v_threshold, self.surrogate, self.alpha)
 
-    def as_lif(self) -> LIFParams | None:
+    def as_lif(self) -> NeuronConfig | None:
         """A LIF whose first step from rest is this activation; None if the kernels have none."""
         if self.surrogate == "hardtanh":
             return None
-        return LIFParams(2.0, self.v_threshold, 0.0, False, True, self.surrogate, self.alpha)
+        own = (2.0, self.v_threshold, 0.0, False, self.surrogate, self.alpha, True)
+        return _constants(self, own)
 
     def extra_repr(self) -> str:
         """Constants for ``print(model)``."""
@@ -158,27 +210,16 @@ class Relu(Activation):
         return torch.relu(x)
 
 
-Kind = Literal["lif", "heaviside", "sign", "relu"]
-
-_SURROGATES = {"sigmoid": sj_surrogate.Sigmoid, "atan": sj_surrogate.ATan}
-
-
 class LIF(LIFNode):  # type: ignore[misc]
     """Leaky integrate-and-fire neurons over a whole sequence; equations in kernels/reference.py.
-
-    State is carried from one forward to the next (`v`, detached) until ``functional.reset_net``.
 
     Shape: [T|1, ...] -> [T, ...], spikes in {0, 1}.
 
     Args:
-        tau: membrane time constant in steps, above 1.
-        v_threshold: firing voltage.
-        v_reset: voltage after a spike; None subtracts `v_threshold` instead (soft reset).
-        decay_input: whether the input, too, is divided by `tau`.
-        surrogate: "sigmoid" or "atan", the derivative used for the threshold.
-        alpha: its steepness; None means 4.0 for sigmoid, 2.0 for atan.
-        detach_reset: whether gradients skip the path through the reset.
-        store_v_seq: keep the voltage after every step in `v_seq`, [T, ...], detached.
+        neuron: the constants; the surrogate is "sigmoid" or "atan".
+        store_v_seq: record the voltage after every step in `v_seq`, [T, ...], detached, and the
+            last one in `v`. A module that records is not for several threads.
+        constants: fields of `neuron` that differ.
 
     Raises:
         ConfigError: a constant outside its range, or an unknown surrogate.
@@ -191,68 +232,52 @@ class LIF(LIFNode):  # type: ignore[misc]
     spiking: ClassVar[bool] = True
 
     def __init__(
-        self,
-        *,
-        tau: float = 2.0,
-        v_threshold: float = 1.0,
-        v_reset: float | None = 0.0,
-        decay_input: bool = True,
-        surrogate: str = "sigmoid",
-        alpha: float | None = None,
-        detach_reset: bool = True,
-        store_v_seq: bool = False,
+        self, neuron: NeuronConfig | None = None, *, store_v_seq: bool = False, **constants: Any
     ) -> None:
-        if not (math.isfinite(tau) and tau > 1.0):
-            raise ConfigError(f"tau={tau!r} is not allowed: a finite number of steps above 1")
-        name, value = checked_surrogate(surrogate, alpha, tuple(_SURROGATES))
+        neuron = _configured(neuron, constants)
+        check_surrogate(neuron.surrogate, tuple(_SURROGATES))
         super().__init__(
-            tau=float(tau),
-            decay_input=bool(decay_input),
-            v_threshold=checked_number("v_threshold", v_threshold),
-            v_reset=None if v_reset is None else checked_number("v_reset", v_reset),
-            surrogate_function=_SURROGATES[name](alpha=value),
-            detach_reset=bool(detach_reset),
+            tau=float(neuron.tau),
+            decay_input=bool(neuron.decay_input),
+            v_threshold=float(neuron.v_threshold),
+            v_reset=None if neuron.v_reset is None else float(neuron.v_reset),
+            surrogate_function=_SURROGATES[neuron.surrogate](alpha=neuron.steepness),
+            detach_reset=bool(neuron.detach_reset),
             step_mode="m",
             store_v_seq=store_v_seq,
         )
+        self._known: _Known = ((), None)
+        self.params()
 
     def supported_step_mode(self) -> tuple[str, ...]:
         """Multi-step only: a single step is a sequence with T = 1."""
         return ("m",)
 
-    def params(self) -> LIFParams | None:
+    def params(self) -> NeuronConfig | None:
         """Constants for the kernels; None if they do not know the `surrogate_function`."""
-        fn = self.surrogate_function
-        for name, kind in _SURROGATES.items():
-            if type(fn) is kind and fn.spiking:
-                return self._params(name, float(fn.alpha))
-        return None
+        function = self.surrogate_function
+        name = _NAMES.get(type(function))
+        if name is None or not function.spiking:
+            return None
+        return self._params(name, float(function.alpha))
 
-    def _params(self, surrogate: str, alpha: float) -> LIFParams:
-        return LIFParams(
-            self.tau,
-            self.v_threshold,
-            self.v_reset,
-            self.decay_input,
-            self.detach_reset,
-            surrogate,
-            alpha,
-        )
+    def _params(self, surrogate: str, alpha: float) -> NeuronConfig:
+        own = (self.tau, self.v_threshold, self.v_reset, self.decay_input)
+        return _constants(self, (*own, surrogate, alpha, self.detach_reset))
 
     def start(self, x: Tensor) -> Tensor | None:
-        """Voltage before the first step of `x`: the state, if it has that shape; None is rest."""
-        v = self.v
-        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        if isinstance(v, Tensor):
-            return v.detach().to(x.device, dtype) if v.shape == x.shape[1:] else None
-        if v == (self.v_reset or 0.0):
+        """Voltage before the first step of `x`: the carried one, if it has that shape, or rest."""
+        state = carried()
+        v = None if state is None else state.voltages.get(self)
+        if v is None or v.shape != x.shape[1:]:
             return None
-        return torch.full(x.shape[1:], v, dtype=dtype, device=x.device)
+        return v.to(x.device, torch.float64 if x.dtype == torch.float64 else torch.float32)
 
     def keep(self, v: Tensor) -> None:
-        """Carry `v` to the next forward; a graph that is traced is stateless."""
-        if not (torch.jit.is_tracing() or torch.compiler.is_exporting()):
-            self.v = v.detach()
+        """Carry `v` to the next forward where a state is carried."""
+        state = carried()
+        if state is not None:
+            state.voltages[self] = v.detach()
 
     def forward(self, x: Tensor, T: int | None = None) -> Tensor:
         """Spikes [T, ...] of the current `x`, [T, ...], or [1, ...] for T equal steps."""
@@ -260,13 +285,12 @@ class LIF(LIFNode):  # type: ignore[misc]
         v = self.start(x)
         current = x if x.dtype == torch.float64 else x.float()
         params = self.params()
-        if params is not None and not self.store_v_seq:
-            if _takes_theirs(current):
-                spikes, v = self.run_theirs(current, v, steps)
-            else:
-                spikes, v = dispatch.lif(current, v, steps, params)
-        else:
+        if params is None or self.store_v_seq:
             spikes, v = self._record(current, v, steps)
+        elif _takes_theirs(current):
+            spikes, v = self.run_theirs(current, v, steps)
+        else:
+            spikes, v = dispatch.lif(current, v, steps, params)
         self.keep(v)
         return spikes.to(x.dtype)
 
@@ -295,13 +319,13 @@ class LIF(LIFNode):  # type: ignore[misc]
         return spikes, last
 
     def _record(self, x: Tensor, v: Tensor | None, T: int) -> tuple[Tensor, Tensor]:
-        """The plain loop: for a surrogate of the user's, and to store the voltages of all steps."""
-        params = self._params("sigmoid", 1.0)
-        start = x.new_full(x.shape[1:], params.v_rest) if v is None else v
+        """The plain loop: for a surrogate of the user's, and to record the voltages."""
         trace: list[Tensor] = []
-        spikes, last = lif_loop(x, start, T, params, self.surrogate_function, trace)
+        function = self.surrogate_function
+        spikes, last = lif_loop(x, v, T, self._params("sigmoid", 1.0), function, trace)
         if self.store_v_seq:
             self.v_seq = torch.stack(trace).detach()
+            self.v = self.v_seq[-1]
         return spikes, last
 
 
@@ -318,7 +342,7 @@ def _takes_theirs(x: Tensor) -> bool:
 
 
 def lif_path(device: torch.device) -> str:
-    """Whose kernels run float32 on this device, above all its LIF neurons, for the log."""
+    """Name of the kernel backend for float32 on this device, for the log."""
     if dispatch.mode() == "torch":
         return "torch (SPIKEFORMER_KERNELS)"
     if device.type == "cuda":
@@ -328,52 +352,40 @@ def lif_path(device: torch.device) -> str:
     return "torch"
 
 
-def make_lif(**kw: Any) -> LIF:
+def make_lif(**options: Any) -> LIF:
     """A :class:`LIF` from its keyword arguments."""
-    lif: LIF = _make(LIF, kw)
-    return lif
+    return LIF(**options)
 
 
-def _make(cls: type, kw: dict[str, Any]) -> Any:
-    allowed = list(inspect.signature(LIF).parameters)
-    for name in kw:
-        if name not in allowed:
-            raise ConfigError(
-                f"{name!r} is not an option of a neuron{near(name, allowed)}; {allowed}"
-            )
-    known = inspect.signature(cls).parameters
-    return cls(**{k: v for k, v in kw.items() if k in known})
-
-
-def make_activation(kind: Kind | str, **lif_kw: Any) -> LIF | Activation:
-    """An activation by name, from the options of the LIF that stands or would stand there.
+def make_activation(
+    kind: Kind | str, neuron: NeuronConfig | None = None, **constants: Any
+) -> LIF | Activation:
+    """An activation by name, with the constants of the LIF that is or would be in its place.
 
     Args:
         kind: "lif", "heaviside", "sign" or "relu".
-        lif_kw: options of :class:`LIF`; a stateless kind uses those it has and ignores the others.
+        neuron: the constants; a stateless kind uses those it has and ignores the others.
+        constants: fields of `neuron` that differ.
 
     Raises:
-        ConfigError: an unknown kind, or an option that no neuron has.
+        ConfigError: an unknown kind, an option that no neuron has, or a value out of range.
     """
-    kinds: dict[str, type] = {"lif": LIF, "heaviside": Heaviside, "sign": Sign, "relu": Relu}
+    kinds = ["lif", "heaviside", "sign", "relu"]
     if kind not in kinds:
-        raise ConfigError(
-            f"activation {kind!r} is not one of {list(kinds)}{near(kind, list(kinds))}"
-        )
-    out: LIF | Activation = _make(kinds[kind], lif_kw)
-    return out
+        raise ConfigError(f"activation {kind!r} is not one of {kinds}{near(kind, kinds)}")
+    neuron = _configured(neuron, constants)
+    if kind == "lif":
+        return LIF(neuron)
+    return Heaviside(neuron) if kind == "heaviside" else Sign() if kind == "sign" else Relu()
 
 
 def reset_state(model: nn.Module) -> None:
-    """Put every LIF of a model back to its start voltage.
+    """Clear what neurons recorded, and the state of spikingjelly neurons in a model of the user's.
 
-    The modules are listed anew each time: spikingjelly's ``reset_net`` caches its list and would
-    miss a neuron that was swapped in after the first reset. ``model.modules()`` takes three times
-    as long (measured), which one image through a small network notices.
+    Networks of this package need no reset: their forwards start from rest. The modules are listed
+    at each call, because spikingjelly's ``reset_net`` caches its list and would miss a neuron that
+    was put in after the first reset.
     """
-    left = [model]
-    while left:
-        module = left.pop()
-        if isinstance(module, LIF):
+    for module in model.modules():
+        if isinstance(module, MemoryModule):
             module.reset()
-        left.extend(child for child in module._modules.values() if child is not None)

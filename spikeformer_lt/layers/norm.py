@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, overload
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -106,26 +106,6 @@ def affine(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
     return scale.detach(), shift.detach()
 
 
-@overload
-def norm_act(
-    norm: BatchNorm,
-    act: LIF | Activation,
-    x: Tensor,
-    T: int | None = None,
-    repeats: int = 1,
-    *,
-    need_current: Literal[False] = False,
-) -> Tensor: ...
-@overload
-def norm_act(
-    norm: BatchNorm,
-    act: LIF | Activation,
-    x: Tensor,
-    T: int | None = None,
-    repeats: int = 1,
-    *,
-    need_current: Literal[True],
-) -> tuple[Tensor, Tensor]: ...
 def norm_act(
     norm: BatchNorm,
     act: LIF | Activation,
@@ -134,11 +114,11 @@ def norm_act(
     repeats: int = 1,
     *,
     need_current: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Any:
     """``act(norm(x, repeats), T)``, as one operation where that is faster.
 
-    One operation calls neither module, so hooks on them send it the slow way round; but a forward
-    hook of `act` that has an attribute ``observes_output`` set is called with the spikes alone.
+    The fused kernel bypasses both modules, so any hook on them disables it, except forward hooks of
+    `act` with an attribute ``observes_output`` set, which are called with the spikes alone.
 
     Args:
         norm: the normalisation.
@@ -162,68 +142,67 @@ def norm_act(
 
 def fused_norm_act(
     norm: BatchNorm,
-    act: LIF | Activation,
+    act: Any,
     x: Tensor,
     T: int | None,
     repeats: int,
     pooled: bool = False,
 ) -> Tensor | None:
-    """Spikes by the fused kernel, or None where it does not apply.
+    """Spikes by the fused kernel; None if it does not apply.
 
     With `pooled`, `norm` is followed by a max-pool (3x3, stride 2, padding 1) of [T|1, B, H, W, C].
     """
-    if type(norm) is not BatchNorm or hooked(norm) or hooked(act):
+    if type(norm) is not BatchNorm or hooked(norm, act):
         return None
-    steps, time = count_steps(x, T, type(act).__name__), x.shape[0]
-    if type(act) is Heaviside:  # every step is the first of a LIF
+    time, kind = x.shape[0], type(act)
+    steps = count_steps(x, T, kind.__name__)
+    v = None
+    if kind is LIF and not act.store_v_seq:
+        params = act.params()
+        v = act.start(x[..., ::2, ::2, :] if pooled else x)
+    elif kind is Heaviside:  # every step is the first of a LIF
         params, steps = act.as_lif(), 1
         x = x.flatten(0, 1)[None] if pooled else x[None]
-    elif type(act) is LIF and not act.store_v_seq:
-        params = act.params()
     else:
         return None
     if params is None:
         return None
     count = norm.check(x)
     batch = norm.training or norm.running_mean is None
-    known = None
-    if not batch:
-        assert norm.running_mean is not None and norm.running_var is not None
-        known = (norm.running_mean, norm.running_var)
+    mean, var = (None, None) if batch else (norm.running_mean, norm.running_var)
     result = dispatch.norm_lif(
-        x,
-        norm.weight,
-        norm.bias,
-        known,
-        norm.eps,
-        act.start(x[..., ::2, ::2, :] if pooled else x) if isinstance(act, LIF) else None,
-        steps,
-        params,
-        pooled,
+        x, norm.weight, norm.bias, mean, var, norm.eps, v, steps, params, pooled
     )
     if result is None:
         return None
     spikes, last, mean, var = result
     if batch:
         norm.track(mean, var, count * repeats)
-    if isinstance(act, LIF):
+    if kind is LIF:
         act.keep(last)
     else:
         spikes = spikes[0].unflatten(0, (time, -1)) if pooled else spikes[0]
-    for hook in act._forward_hooks.values():  # observers alone: `hooked` let nothing else pass
+    for hook in act._forward_hooks.values():  # observers alone: `hooked` refuses all others
         hook(act, (), spikes)
     return spikes
 
 
-def hooked(module: nn.Module) -> bool:
-    """Whether something wants to see this module called."""
-    return bool(
-        any(not getattr(h, "observes_output", False) for h in module._forward_hooks.values())
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or nn_module._global_forward_hooks
+def hooked(*modules: nn.Module) -> bool:
+    """Whether a hook, of one of the modules or a global one, expects to see a module called.
+
+    Forward hooks with an attribute ``observes_output`` set do not count.
+    """
+    if (
+        nn_module._global_forward_hooks
         or nn_module._global_forward_pre_hooks
         or nn_module._global_backward_hooks
         or nn_module._global_backward_pre_hooks
-    )
+    ):
+        return True
+    for module in modules:
+        if module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+            return True
+        for hook in module._forward_hooks.values():
+            if not getattr(hook, "observes_output", False):
+                return True
+    return False

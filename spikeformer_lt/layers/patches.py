@@ -1,6 +1,6 @@
-"""Scores of patches (level 1): one real number for each token of each image, larger is kept.
+"""Patch selection (level 1): scores of tokens, and the selection of those that are kept.
 
-Patch-number sparsity (level 1): score the tokens, gather the kept ones, forget the rest.
+A score is one real number for each token of each image; larger is kept.
 """
 
 from __future__ import annotations
@@ -198,7 +198,10 @@ class PatchSelect(nn.Module):
         space: ``token`` gathers after the whole ConvPEP; ``pixel`` also zeroes the pixels of
             removed patches and embeds the masked image again (Alg. 1's last line; its receptive
             fields still see neighbours).
-        rescale: multiply attention sums by N/K, for the keys that are gone.
+        rescale: multiply attention sums by N/K, for the removed keys; see
+            ``Spikformer.set_patch``.
+
+    A forward hook sees the kept tokens: its output is (index ``[B, K]``, multiplier).
 
     Source: arXiv 2311.12060, alg. 1 (PatchS); arXiv 2211.01484 (data-level tickets).
     """
@@ -217,7 +220,6 @@ class PatchSelect(nn.Module):
         if space not in ("token", "pixel"):
             raise ConfigError(f"patch space={space!r} is not one of token, pixel")
         self.score, self.sparsity, self.space, self.rescale = score, sparsity, space, rescale
-        self.index: Tensor | None = None
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
@@ -241,8 +243,6 @@ class PatchSelect(nn.Module):
         with full, torch.set_grad_enabled(learns and torch.is_grad_enabled()):
             scores = self.score(tokens.detach().to(wide), current.detach().to(wide), images, T)
         index = top_tokens(scores.detach(), kept_count(tokens.shape[2], self.sparsity))
-        if not torch.compiler.is_exporting():
-            self.index = index
         if not learns:
             return index, None
         soft = torch.sigmoid(scores.gather(1, index))

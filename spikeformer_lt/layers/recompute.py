@@ -1,8 +1,8 @@
-"""Activation checkpointing: parts of a network that are computed again in the backward pass.
+"""Activation checkpointing: parts of a network are computed again in the backward pass.
 
-A part keeps its input alone; when its gradients are wanted its forward runs once more. Neurons then
-start from the voltages that they had, running statistics of BatchNorm do not move a second time,
-and whoever only watches the spikes is not called again: a step leaves what it always leaves.
+A part keeps its input alone; when its gradients are needed its forward runs a second time. Neurons
+then start from the same voltages, running statistics of BatchNorm do not move again, and hooks that
+only observe spikes are not called.
 
 Source: Chen et al. 2016, arXiv:1604.06174, section 3; torch.utils.checkpoint does the bookkeeping.
 """
@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.layers.neuron import LIF
+from spikeformer_lt.layers.neuron import carried, carry
 
 __all__ = ["call", "set_recompute"]
 
@@ -52,7 +52,7 @@ def set_recompute(model: nn.Module, on: bool = True) -> int:
 
 def call(part: Any, *args: Any) -> Any:
     """``part(*args)``; of a part in training that asks for it only `args` are kept."""
-    asked = getattr(part, "recompute", False) and part.training
+    asked = part.training and getattr(part, "recompute", False)
     if not asked or not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return part(*args)
     again = _Again(part)
@@ -68,19 +68,12 @@ class _Again:
 
     def __init__(self, part: nn.Module) -> None:
         self.modules: list[Any] = list(part.modules())
-        self.start = self._voltages()
-
-    def _voltages(self) -> list[Any]:
-        return [module.v for module in self.modules if isinstance(module, LIF)]
-
-    def _put(self, voltages: list[Any]) -> None:
-        neurons = (module for module in self.modules if isinstance(module, LIF))
-        for neuron, v in zip(neurons, voltages, strict=True):
-            neuron.v = v
+        state = carried()
+        self.state = None if state is None else state.copy()
 
     def __enter__(self) -> None:
-        self.now = self._voltages()
-        self._put(self.start)
+        self.carry = carry(None if self.state is None else self.state.copy())
+        self.carry.__enter__()
         self.norms = [
             m for m in self.modules if isinstance(m, _BatchNorm) and m.track_running_stats
         ]
@@ -105,4 +98,4 @@ class _Again:
             norm.track_running_stats = True
         for module, hooks in zip(self.modules, self.hooks, strict=True):
             module._forward_hooks = hooks
-        self._put(self.now)
+        self.carry.__exit__(kind, error, trace)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.layers.neuron import make_activation
+from spikeformer_lt.layers.neuron import NeuronConfig, make_activation
 from spikeformer_lt.layers.recompute import call
 from spikeformer_lt.layers.units import Chain, ConvUnit, Integers, Reads, Unit
 
@@ -68,7 +68,7 @@ class ConvPEP(nn.Module):
         residual: how the position encoding p joins the map x: ``add`` x+p (values {0,1,2}),
             ``iand`` x*(1-p), ``or`` x+p-x*p (both keep {0,1}).
         pool_before_act: pool before the neuron instead of after it.
-        neuron: keywords of the LIF neurons.
+        neuron: constants of the neurons; None means the defaults.
 
     Shape: in ``[T|1, B, C, H, W]`` -> tokens ``[T|1, B, N, D]``. A size-1 time axis (static
     image) is computed once: up to the first neuron with ``lif``, throughout when the
@@ -86,7 +86,7 @@ class ConvPEP(nn.Module):
         activation: str = "lif",
         residual: str = "add",
         pool_before_act: bool = False,
-        neuron: dict[str, object] | None = None,
+        neuron: NeuronConfig | None = None,
     ) -> None:
         super().__init__()
         if dim % 8:
@@ -97,7 +97,7 @@ class ConvPEP(nn.Module):
         _check_choice("residual", residual, RESIDUALS)
         self.in_channels, self.dim = in_channels, dim
         self.activation, self.residual = activation, residual
-        self.neuron = dict(neuron or {})
+        self.neuron = neuron or NeuronConfig()
         self.stride = 2 ** sum(pools)
         widths = [in_channels, dim // 8, dim // 4, dim // 2, dim]
         self.stages = nn.ModuleList(
@@ -120,7 +120,7 @@ class ConvPEP(nn.Module):
         _check_choice("activation", kind, ACTIVATIONS)
         _check_choice("residual", residual or self.residual, RESIDUALS)
         for unit in (*self.stages, self.rpe):
-            unit.act = make_activation(kind, **self.neuron)
+            unit.act = make_activation(kind, self.neuron)
         self.activation, self.residual = kind, residual or self.residual
         self._set_reads()
 

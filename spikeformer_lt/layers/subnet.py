@@ -1,6 +1,6 @@
-"""Weight binarization with a gain: ``alpha * sign(w) * mask``.
+"""Layers that run on a part of their weights, found by learned scores or by magnitude.
 
-Layers that run on a part of their weights, found by learned scores or by magnitude.
+The kept weights may be binary with a gain: ``alpha * sign(w) * mask``.
 """
 
 from __future__ import annotations

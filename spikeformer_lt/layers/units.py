@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spikeformer_lt.layers.kernels import dispatch
-from spikeformer_lt.layers.kernels.dispatch import is_plain, mode
-from spikeformer_lt.layers.neuron import LIF, Activation, make_activation
+from spikeformer_lt.layers.kernels.dispatch import is_plain
+from spikeformer_lt.layers.neuron import LIF, Activation, NeuronConfig, carried, make_activation
 from spikeformer_lt.layers.norm import BatchNorm, affine, fused_norm_act, hooked, norm_act
 from spikeformer_lt.layers.subnet import SubnetConv2d, SubnetLinear
 
@@ -205,8 +205,8 @@ def linear_rows(rows: Tensor, linear: nn.Linear) -> Tensor:
 
     torch multiplies by MKL, which runs at half speed on processors of another maker than its own.
     There the map and its gradients are products of oneDNN (measured on AVX-512 cores of an AMD
-    EPYC: 1.1 to 2.2 times faster). Only the order of the sums differs. Hooks, graphs and other
-    dtypes get the module itself.
+    EPYC: 1.1 to 2.2 times faster). Only the order of the sums differs. With hooks, in graphs and
+    for other dtypes the module itself runs.
     """
     if not applies(rows, linear):
         return linear(rows)  # type: ignore[no-any-return]
@@ -214,15 +214,14 @@ def linear_rows(rows: Tensor, linear: nn.Linear) -> Tensor:
 
 
 def applies(rows: Tensor, linear: nn.Linear) -> bool:
-    """Whether the map of these rows is oneDNN's."""
+    """Whether oneDNN multiplies these rows."""
     return (
         rows.dtype == linear.weight.dtype == torch.float32
         and bool(rows.numel())
-        and mode() != "torch"
         and _slow_mkl()
+        and dispatch.mode() != "torch"
         and type(linear) is nn.Linear
-        and is_plain(rows)
-        and is_plain(linear.weight)
+        and is_plain(rows, linear.weight)
         and not hooked(linear)
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
@@ -280,34 +279,36 @@ def _slow_mkl() -> bool:
     return "GenuineIntel" not in maker and "AuthenticAMD" in maker
 
 
-def conv_rows(rows: Tensor, conv: nn.Conv2d) -> Tensor | None:
-    """``conv`` of rows ``[T, B, H, W, C]``, or None where its own forward shall do it.
+_SIZE_KEEPING = ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros")
 
-    Only a 3x3 convolution of stride 1 that keeps the size of its maps is taken, plain or on a part
-    of its weights; hooks, graphs, autocast and other kinds are left alone.
+
+def conv_rows(rows: Tensor, conv: nn.Conv2d) -> Tensor | None:
+    """``conv`` of rows ``[T, B, H, W, C]`` by the Winograd kernel; None if it does not apply.
+
+    It applies to a 3x3 convolution of stride 1 that keeps the size of its maps, plain or a subnet,
+    without hooks and outside of graphs and autocast.
     """
-    if type(conv) not in (nn.Conv2d, SubnetConv2d) or hooked(conv) or rows.dim() != 5:
-        return None
-    same = (conv.stride, conv.padding, conv.dilation) == ((1, 1),) * 3 and conv.groups == 1
-    if not same or conv.padding_mode != "zeros" or conv.kernel_size != (3, 3):
+    geometry = (
+        *(conv.kernel_size, conv.stride, conv.padding, conv.dilation),
+        *(conv.groups, conv.padding_mode),
+    )
+    subnet = type(conv) is SubnetConv2d
+    if geometry != _SIZE_KEEPING or rows.dim() != 5 or not (subnet or type(conv) is nn.Conv2d):
         return None
     if torch.compiler.is_compiling() or torch.is_autocast_enabled(rows.device.type):
         return None
-    if not dispatch.takes_conv(rows, conv.weight):
+    if hooked(conv) or (subnet and not dispatch.takes_conv(rows, conv.weight)):
         return None
     weight = conv.effective_weight() if isinstance(conv, SubnetConv2d) else conv.weight
     out = dispatch.conv(rows, weight)
-    if out is None:  # the kernels failed just now
-        return None
-    return out if conv.bias is None else out + conv.bias
+    return out if out is None or conv.bias is None else out + conv.bias
 
 
 def map_rows(rows: Tensor, layer: nn.Module) -> Tensor:
     """Apply a ``[N, C, H, W]`` layer to channels-last rows ``[T, B, H, W, C]``, without a copy."""
-    if isinstance(layer, nn.Conv2d):
-        fast = conv_rows(rows, layer)
-        if fast is not None:
-            return fast
+    fast = conv_rows(rows, layer) if isinstance(layer, nn.Conv2d) else None
+    if fast is not None:
+        return fast
     time, batch = rows.shape[:2]
     maps = layer(rows.flatten(0, 1).permute(0, 3, 1, 2))
     return maps.permute(0, 2, 3, 1).unflatten(0, (time, batch))  # type: ignore[no-any-return]
@@ -322,7 +323,7 @@ class ConvUnit(_Unit, nn.Module):
         pool: halve the map with a max-pool (kernel 3, stride 2, padding 1).
         pool_before_act: pool the BatchNorm output instead of the spikes (spikingjelly 2.0).
         activation: ``lif | heaviside | sign | relu``.
-        neuron: keywords of the activation (tau, v_threshold, surrogate, ...).
+        neuron: constants of the activation; None means the defaults.
 
     Shape: in ``[T|1, B, H, W, C]`` -> out ``[T|1, B, H', W', C']``; a size-1 time axis stays so
     only through a stateless activation.
@@ -338,12 +339,12 @@ class ConvUnit(_Unit, nn.Module):
         pool: bool = False,
         pool_before_act: bool = False,
         activation: str = "lif",
-        neuron: dict[str, object] | None = None,
+        neuron: NeuronConfig | None = None,
     ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
         self.norm = BatchNorm(out_channels)
-        self.act = make_activation(activation, **(neuron or {}))
+        self.act = make_activation(activation, neuron)
         self.reads: Reads = "real"
         self.pool = nn.MaxPool2d(3, stride=2, padding=1) if pool else None
         self.pool_before_act = pool_before_act
@@ -351,25 +352,24 @@ class ConvUnit(_Unit, nn.Module):
 
     def forward(self, rows: Tensor, T: int, need_current: bool = False) -> tuple[Tensor, Tensor]:
         """Return (activations, BatchNorm output); the second is only valid on request."""
-        rows = map_rows(rows, self.conv)
-        repeats = T // rows.shape[0]
-        plain = self.pool is not None and type(self.pool) is nn.MaxPool2d and not hooked(self.pool)
-        if self.pool is not None and self.pool_before_act:
+        rows, pool = map_rows(rows, self.conv), self.pool
+        norm, act, repeats = self.norm, self.act, T // rows.shape[0]
+        plain = type(pool) is nn.MaxPool2d and not hooked(pool)
+        if pool is not None and self.pool_before_act:
             if plain and not need_current:
-                spikes = fused_norm_act(self.norm, self.act, rows, T, repeats, pooled=True)
+                spikes = fused_norm_act(norm, act, rows, T, repeats, pooled=True)
                 if spikes is not None:
                     return spikes, rows
-            current = map_rows(self.norm(rows, repeats), self.pool)
-            return self.act(current, T), current
-        out, current = rows, rows
+            current = map_rows(norm(rows, repeats), pool)
+            return act(current, T), current
         if need_current:
-            out, current = norm_act(self.norm, self.act, rows, T, repeats, need_current=True)
+            out, current = norm_act(norm, act, rows, T, repeats, need_current=True)
         else:
-            out = norm_act(self.norm, self.act, rows, T, repeats)
-        if self.pool is None:
+            out, current = norm_act(norm, act, rows, T, repeats), rows
+        if pool is None:
             return out, current
         pooled = dispatch.pool(out) if plain else None
-        return (map_rows(out, self.pool) if pooled is None else pooled), current
+        return (map_rows(out, pool) if pooled is None else pooled), current
 
 
 class LinearUnit(_Unit, nn.Module):
@@ -384,18 +384,19 @@ class LinearUnit(_Unit, nn.Module):
         out_features: int,
         *,
         bias: bool = True,
-        neuron: dict[str, object] | None = None,
+        neuron: NeuronConfig | None = None,
     ) -> None:
         super().__init__()
         self.linear = nn.Linear(in_features, out_features, bias=bias)
         self.norm = BatchNorm(out_features)
-        self.act = make_activation("lif", **(neuron or {}))
+        self.act = LIF(neuron)
         self.reads: Reads = "real"
 
     def forward(self, tokens: Tensor, T: int) -> Tensor:
         """Map tokens to spikes; a static input is multiplied once and expanded by the neuron."""
         current = linear_rows(tokens, self.linear)
-        return norm_act(self.norm, self.act, current, T, T // current.shape[0])
+        out: Tensor = norm_act(self.norm, self.act, current, T, T // current.shape[0])
+        return out
 
 
 class ConvLayer(_Unit, nn.Module):
@@ -407,7 +408,8 @@ class ConvLayer(_Unit, nn.Module):
         kernel_size: odd; the map keeps its size but for the stride.
         stride: of the convolution; an odd map is rounded up.
         bias: bias of the convolution, which BatchNorm makes idle: published VGGs count it.
-        neuron: options of :func:`make_activation` with its ``kind``, or None for no neuron.
+        activation: ``lif``, ``heaviside``, ``sign`` or ``relu``.
+        neuron: constants of the activation; None for no activation.
 
     Shape: in ``[T|1, B, H, W, C]`` -> out ``[T|1, B, H', W', C']``; a LIF puts out T steps.
     """
@@ -420,13 +422,14 @@ class ConvLayer(_Unit, nn.Module):
         kernel_size: int = 3,
         stride: int = 1,
         bias: bool = False,
-        neuron: dict[str, Any] | None = None,
+        activation: str = "lif",
+        neuron: NeuronConfig | None = None,
     ) -> None:
         super().__init__()
         padding = kernel_size // 2
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=bias)
         self.norm = BatchNorm(out_channels)
-        self.act = None if neuron is None else make_activation(**neuron)
+        self.act = None if neuron is None else make_activation(activation, neuron)
         self.reads: Reads = "real"
         self.recompute = False
 
@@ -435,9 +438,8 @@ class ConvLayer(_Unit, nn.Module):
         rows = map_rows(rows, self.conv)
         repeats = T // rows.shape[0]
         if self.act is None:
-            current: Tensor = self.norm(rows, repeats)
-            return current
-        return norm_act(self.norm, self.act, rows, T, repeats)
+            return self.norm(rows, repeats)  # type: ignore[no-any-return]
+        return norm_act(self.norm, self.act, rows, T, repeats)  # type: ignore[no-any-return]
 
 
 class HiddenLayer(_Unit, nn.Module):
@@ -451,16 +453,22 @@ class HiddenLayer(_Unit, nn.Module):
     """
 
     def __init__(
-        self, in_features: int, out_features: int, *, norm: bool, neuron: dict[str, Any]
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        norm: bool,
+        activation: str = "lif",
+        neuron: NeuronConfig | None = None,
     ) -> None:
         super().__init__()
+        neuron = neuron or NeuronConfig()
         self.linear = nn.Linear(in_features, out_features)
         self.norm = BatchNorm(out_features) if norm else None
         if not norm:
-            rise = neuron["v_threshold"] - (neuron["v_reset"] or 0.0)
-            gain = neuron["tau"] if neuron["decay_input"] else 1.0
-            nn.init.constant_(self.linear.bias, rise * gain)
-        self.act = make_activation(**neuron)
+            gain = neuron.tau if neuron.decay_input else 1.0
+            nn.init.constant_(self.linear.bias, (neuron.v_threshold - neuron.v_rest) * gain)
+        self.act = make_activation(activation, neuron)
         self.reads: Reads = "real"
 
     def forward(self, values: Tensor, T: int) -> Tensor:
@@ -469,75 +477,66 @@ class HiddenLayer(_Unit, nn.Module):
         if self.norm is None:
             spikes: Tensor = self.act(current, T)
             return spikes
-        return norm_act(self.norm, self.act, current, T, T // current.shape[0])
+        return norm_act(  # type: ignore[no-any-return]
+            self.norm, self.act, current, T, T // current.shape[0]
+        )
 
 
-def spikes_together(units: Sequence[Any], tokens: Tensor, T: int) -> Tensor | None:
-    """The units' spikes ``[T, B, N, U, D']`` of tokens ``[T|1, B, N, D]``, side by side.
+def spikes_together(units: Sequence[LinearUnit], tokens: Tensor, T: int) -> Tensor | None:
+    """The units' spikes ``[T, B, N, U, D']`` of tokens ``[T|1, B, N, D]``, by one kernel.
 
-    Weights, statistics and states stay those of the units; only the calls are one. None where a
-    unit is hooked, differs from the others in kind, or carries a voltage: then each runs alone.
+    Weights and statistics stay those of the units. None if no kernel applies: a unit is hooked,
+    differs from the others in kind, or a state is carried; then each unit runs alone.
     """
-    first = units[0]
+    neuron = _shared_neuron(units)
+    if neuron is None or carried() is not None:
+        return None
     if not dispatch.takes_numba(tokens, tokens.numel() // tokens.shape[0] * T):
         return None
-    if not all(_is_plain(unit) and _kind(unit) == _kind(first) for unit in units):
-        return None
+    first = units[0]
     maps, norms = [unit.linear for unit in units], [unit.norm for unit in units]
     weight = torch.cat([m.weight for m in maps])
-    bias = None if maps[0].bias is None else torch.cat([m.bias for m in maps])
-    if all(applies(tokens, m) for m in maps):
+    bias = None if first.linear.bias is None else torch.cat([m.bias for m in maps])
+    if applies(tokens, first.linear):
         current = product_rows(tokens, weight, bias)
     else:
         current = F.linear(tokens, weight, bias)
-    batch, known = first.norm.training, None
+    mean = var = None
     count = first.norm.check(current[..., : first.norm.num_features])
-    if not batch:
-        known = (
-            torch.cat([n.running_mean for n in norms]),
-            torch.cat([n.running_var for n in norms]),
-        )
+    if not first.norm.training:
+        mean = torch.cat([n.running_mean for n in norms])
+        var = torch.cat([n.running_var for n in norms])
     scale, shift = torch.cat([n.weight for n in norms]), torch.cat([n.bias for n in norms])
-    params = first.act.params()
-    result = dispatch.norm_lif(current, scale, shift, known, first.norm.eps, None, T, params)
+    eps = first.norm.eps
+    result = dispatch.norm_lif(current, scale, shift, mean, var, eps, None, T, neuron)
     if result is None:
         return None
-    spikes, last, mean, var = (x.unflatten(-1, (len(units), -1)) for x in result)
+    spikes: Tensor = result[0].unflatten(-1, (len(units), -1))
+    mean, var = result[2].view(len(units), -1), result[3].view(len(units), -1)
     for i, (unit, norm) in enumerate(zip(units, norms, strict=True)):
-        if batch:
+        if norm.training:
             norm.track(mean[i], var[i], count * (T // current.shape[0]))
-        unit.act.keep(last[..., i, :])
         for hook in unit.act._forward_hooks.values():  # observers alone, see `hooked`
             hook(unit.act, (), spikes[..., i, :])
-    out: Tensor = spikes
-    return out
+    return spikes
 
 
-def _is_plain(unit: Any) -> bool:
-    act, norm = unit.act, unit.norm
-    return (
-        type(unit) is LinearUnit
-        and type(unit.linear) is nn.Linear
-        and type(norm) is BatchNorm
-        and norm.weight is not None
-        and norm.running_mean is not None
-        and type(act) is LIF
-        and not isinstance(act.v, Tensor)
-        and act.v == (act.v_reset or 0.0)
-        and not act.store_v_seq
-        and act.params() is not None
-        and not any(hooked(part) for part in (unit, unit.linear, norm, act))
-    )
-
-
-def _kind(unit: Any) -> tuple[object, ...]:
-    norm = unit.norm
-    return (
-        unit.linear.weight.shape,
-        unit.linear.weight.dtype,
-        unit.linear.bias is None,
-        norm.training,
-        norm.eps,
-        norm.weight.dtype,
-        unit.act.params(),
-    )
+def _shared_neuron(units: Sequence[Any]) -> NeuronConfig | None:
+    """Constants of the units' neurons; None if one is hooked or differs from the others."""
+    known: tuple[Any, ...] | None = None
+    for unit in units:
+        if type(unit) is not LinearUnit:
+            return None
+        linear, norm, act = unit.linear, unit.norm, unit.act
+        if type(linear) is not nn.Linear or type(norm) is not BatchNorm or type(act) is not LIF:
+            return None
+        if norm.weight is None or norm.running_mean is None or act.store_v_seq:
+            return None
+        facts = (
+            *(act.params(), linear.weight.shape, linear.weight.dtype, linear.bias is None),
+            *(norm.training, norm.eps, norm.weight.dtype),
+        )
+        if (known or facts) != facts or hooked(unit, linear, norm, act):
+            return None
+        known = facts
+    return None if known is None else known[0]

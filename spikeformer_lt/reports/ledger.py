@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spikeformer_lt.layers.attention import SpikingSelfAttention
+from spikeformer_lt.layers.patches import kept_count, patches_of
 from spikeformer_lt.layers.subnet import Subnet
 from spikeformer_lt.training.monitor import FiringWatch
 
@@ -306,10 +307,10 @@ def bits_per_weight(layers: Sequence[nn.Module]) -> float:
 
 
 def _patch_sparsity(model: Any) -> float:
-    patch = getattr(model, "patch", None)
-    if patch is None or patch.index is None:
+    patch = patches_of(model)
+    if patch is None:
         return 0.0
-    return float(1 - patch.index.shape[1] / model.num_tokens)
+    return float(1 - kept_count(model.num_tokens, patch.sparsity) / model.num_tokens)
 
 
 def _weight(module: nn.Module) -> Tensor:

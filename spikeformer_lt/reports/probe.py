@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeformer_lt.errors import DataError
+from spikeformer_lt.layers.patches import patches_of
 from spikeformer_lt.training.monitor import spiking_layers
 
 MEMBRANES = 6
@@ -56,11 +57,11 @@ def run_probe(model: Any, inputs: Tensor, membranes: Sequence[str] = ()) -> Prob
     found = Probe(inputs, torch.empty(0), None, _grid(model))
     training = model.training
     model.eval()
-    with _recorded(found, layers, wanted, len(inputs)):
+    kept: list[Tensor] = []
+    with _recorded(found, layers, wanted, len(inputs)), _selections(model, kept):
         found.logits = model(inputs)
     model.train(training)
-    if getattr(model, "patch", None) is not None:
-        found.kept = model.patch.index.clone()
+    found.kept = kept[-1] if kept else None
     return found
 
 
@@ -69,6 +70,17 @@ def _grid(model: Any) -> tuple[int, int] | None:
         return None
     stride = model.conv_pep.stride
     return model.image_size[0] // stride, model.image_size[1] // stride
+
+
+@contextmanager
+def _selections(model: nn.Module, kept: list[Tensor]) -> Iterator[None]:
+    """Append the indices of the kept tokens, [B, K], of each forward inside."""
+    patch = patches_of(model)
+    if patch is None:
+        yield
+        return
+    with patch.register_forward_hook(lambda module, args, out: kept.append(out[0].clone())):
+        yield
 
 
 @contextmanager
@@ -145,8 +157,10 @@ def keep_frequency(model: Any, batches: Sequence[Tensor]) -> Tensor | None:
     counts, seen = torch.zeros(rows * columns, dtype=torch.float64), 0
     model.eval()
     for inputs in batches:
-        model(inputs)
-        index = model.patch.index.cpu()
+        kept: list[Tensor] = []
+        with _selections(model, kept):
+            model(inputs)
+        index = kept[-1].cpu()
         counts += torch.bincount(index.flatten(), minlength=rows * columns).double()
         seen += len(index)
     return (counts / seen).view(rows, columns)

@@ -286,8 +286,8 @@ class MultiSp:
                 for parameter, needs in wanted.items():
                     parameter.requires_grad_(needs)
             score.requires_grad_(False)
-        model.patch = PatchSelect(
-            score, patches.sparsity, space=patches.space, rescale=patches.rescale
+        model.set_patch(  # type: ignore[operator]
+            PatchSelect(score, patches.sparsity, space=patches.space, rescale=patches.rescale)
         )
 
     def _fit(self, fit: Fit, model: nn.Module, phase: Phase) -> None:

@@ -55,6 +55,8 @@ def select(model: Any, patches: dict[str, Any]) -> None:
     """Give a fresh model the patch selection of level 1."""
     if patches["sparsity"] > 0:
         score = make_score(patches["score"], model.embed_dim, model.num_classes, model.num_heads)
-        model.patch = PatchSelect(
-            score, patches["sparsity"], space=patches["space"], rescale=patches["rescale"]
+        model.set_patch(
+            PatchSelect(
+                score, patches["sparsity"], space=patches["space"], rescale=patches["rescale"]
+            )
         )

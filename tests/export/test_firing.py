@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from spikeformer_lt.export.inference import FoldedLinear, FoldedLinearUnit, fire, fire_linear
-from spikeformer_lt.layers.neuron import LIF, Heaviside, reset_state
+from spikeformer_lt.layers.neuron import LIF, Heaviside, NeuronState, carry
 from spikeformer_lt.layers.units import LinearUnit
 
 CHOICES = [{}, {"v_reset": None}, {"decay_input": False, "tau": 3.0}, {"surrogate": "atan"}]
@@ -16,13 +16,14 @@ CHOICES = [{}, {"v_reset": None}, {"decay_input": False, "tau": 3.0}, {"surrogat
 @pytest.mark.parametrize("choice", CHOICES, ids=str)
 def test_spikes_and_state_are_those_of_the_neuron(choice: dict[str, object], steps: int) -> None:
     a, b = LIF(**choice), LIF(**choice)
-    for _ in range(3):  # the state is carried
+    state = NeuronState()
+    for _ in range(3):
         x = 2 * torch.randn(steps, 3, 11, 517)
-        with torch.no_grad():
+        with torch.no_grad(), carry(state):
             wanted = a(x, steps)
             found = fire(b, x.clone(), steps)
         assert torch.equal(found, wanted) and 0 < wanted.mean() < 1
-        assert torch.equal(a.v, b.v)
+        assert torch.equal(state.voltages[a], state.voltages[b])
 
 
 def test_the_memory_of_the_current_is_taken_only_where_nobody_can_tell() -> None:
@@ -46,7 +47,7 @@ def test_the_memory_of_the_current_is_taken_only_where_nobody_can_tell() -> None
 
 
 def test_without_kernels_torch_fires(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SPIKEFORMER_KERNELS", "torch")
+    monkeypatch.setattr("spikeformer_lt.layers.kernels.dispatch._mode", "torch")
     x = 2 * torch.randn(4, 8192)
     with torch.no_grad():
         assert torch.equal(fire(LIF(), x, 4), LIF()(x, 4))
@@ -57,14 +58,15 @@ def test_a_product_and_its_neurons_in_one_pass(choice: dict[str, object]) -> Non
     torch.manual_seed(0)
     product = FoldedLinear(torch.randn(64, 40).double() / 3, torch.randn(64).double())
     a, b = LIF(**choice), LIF(**choice)
-    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SPIKEFORMER_KERNELS", "numba")
-        for steps in (4, 1, 4):  # the state is carried
+    state = NeuronState()
+    with torch.no_grad(), carry(state), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("spikeformer_lt.layers.kernels.dispatch._mode", "numba")
+        for steps in (4, 1, 4):
             x = (torch.rand(steps, 2, 9, 40) < 0.3).double()
             wanted = a(product(x), 4)
             found = fire_linear(b, product, x, 4)
             assert found is not None and torch.equal(found, wanted) and 0 < wanted.mean() < 1
-            torch.testing.assert_close(a.v, b.v, rtol=0, atol=1e-12)
+            torch.testing.assert_close(state.voltages[a], state.voltages[b], rtol=0, atol=1e-12)
         product.weight.mul_(-1)  # in place
         assert torch.equal(fire_linear(b, product, x, 4), a(product(x), 4))  # type: ignore[arg-type]
 
@@ -93,7 +95,6 @@ def test_a_watched_product_is_called_and_its_currents_stay() -> None:
     with torch.no_grad():
         wanted, current = unit(x, 4), unit.synapse(x)
         unit.synapse.register_forward_hook(lambda m, a, out: seen.append(out))
-        reset_state(unit)
         torch.testing.assert_close(unit(x, 4), wanted)
     assert len(seen) == 1
     assert torch.equal(seen[0], current)

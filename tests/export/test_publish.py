@@ -97,7 +97,8 @@ def test_a_folder_is_all_that_another_process_needs(
 ) -> None:
     """Moved, with nothing else around it; nothing is unpickled, and no network is asked."""
     monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")  # numba pickles its own cache
-    monkeypatch.setenv("SPIKEFORMER_KERNELS", "torch")
+    monkeypatch.setenv("SPIKEFORMER_KERNELS", "torch")  # of the other process
+    monkeypatch.setattr("spikeformer_lt.layers.kernels.dispatch._mode", "torch")
     _, _, ticket = net(patches=0.0)
     export_ticket(ticket, tmp_path / "first" / "out")
     x = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))

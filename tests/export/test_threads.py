@@ -11,6 +11,7 @@ import torch
 from spikeformer_lt.export.fold import compact
 from spikeformer_lt.export.inference import DerivedCache, FoldedLinear
 from spikeformer_lt.export.streaming import Stream
+from spikeformer_lt.layers.patches import PatchSelect
 
 THREADS, CALLS = 8, 40
 
@@ -41,8 +42,7 @@ def test_threads_with_other_batch_sizes_get_the_same_bits(
     torch.set_num_threads(1)
     model = cnn(name) if name not in ("spikformer", "rescaled") else net()[0]
     if name == "rescaled":
-        model.patch.rescale = True
-        model.set_patch(model.patch)
+        model.set_patch(PatchSelect(model.patch.score, 0.4, rescale=True))
     run = compact(model) if form == "compact" else model
     inputs = [images(model, 1 + i % 5) for i in range(THREADS)]
     with torch.no_grad():

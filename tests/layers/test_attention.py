@@ -6,6 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.attention import SpikingSelfAttention, spiking_attention
+from spikeformer_lt.layers.neuron import NeuronConfig
 
 T, B, N, D, HEADS = 3, 2, 16, 32, 4
 
@@ -98,14 +99,12 @@ def test_a_static_input_equals_its_copies(layer: SpikingSelfAttention) -> None:
     assert 0.05 < once.mean() < 0.6
 
 
-def test_key_gain_scales_the_sums(layer: SpikingSelfAttention) -> None:
+def test_sums_over_the_kept_keys_are_scaled_to_all_tokens(layer: SpikingSelfAttention) -> None:
     tokens = spikes(T, B, N, D, dtype=torch.float64)
-    layer.key_gain = 2.0
+    layer.rescale_to = 2 * N
     gained = layer(tokens, T)
-    reset(layer)
-    layer.key_gain, layer.scale = 1.0, 2 * layer.scale
+    layer.rescale_to, layer.scale = None, 2 * layer.scale
     assert torch.equal(gained, layer(tokens, T))
-    reset(layer)
     layer.scale /= 2
     assert not torch.equal(gained, layer(tokens, T))
 
@@ -139,6 +138,6 @@ def test_biases_are_where_they_were_asked_for(bias: bool, qkv_bias: bool) -> Non
 
 
 def test_only_the_attention_neuron_has_its_own_threshold() -> None:
-    layer = SpikingSelfAttention(D, HEADS, neuron={"v_threshold": 0.9, "tau": 1.5})
+    layer = SpikingSelfAttention(D, HEADS, neuron=NeuronConfig(v_threshold=0.9, tau=1.5))
     assert (layer.attn_act.v_threshold, layer.q.act.v_threshold) == (0.5, 0.9)
     assert layer.attn_act.tau == layer.proj.act.tau == 1.5

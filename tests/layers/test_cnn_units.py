@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from spikeformer_lt.layers.neuron import reset_state
+from spikeformer_lt.layers.neuron import NeuronConfig, reset_state
 from spikeformer_lt.layers.units import ConvLayer, HiddenLayer
 
-LIF = {"kind": "lif", "tau": 4 / 3, "v_threshold": 1.0, "v_reset": 0.0, "decay_input": True}
+LIF = NeuronConfig(tau=4 / 3)
 T, B = 3, 2
 
 
@@ -22,10 +22,12 @@ def _float64():
     torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.parametrize("neuron", [None, LIF, {**LIF, "kind": "relu"}], ids=str)
+@pytest.mark.parametrize(
+    "neuron", [{"neuron": None}, {"neuron": LIF}, {"neuron": LIF, "activation": "relu"}], ids=str
+)
 @pytest.mark.parametrize("stride", [1, 2])
 def test_a_conv_layer_is_convolution_norm_and_neuron(neuron, stride) -> None:
-    layer = ConvLayer(2, 4, stride=stride, bias=True, neuron=neuron)
+    layer = ConvLayer(2, 4, stride=stride, bias=True, **neuron)
     nn.init.uniform_(layer.conv.bias, -1, 1)
     nn.init.constant_(layer.norm.weight, 2)
     rows = torch.rand(T, B, 5, 7, 2)

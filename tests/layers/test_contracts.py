@@ -25,13 +25,12 @@ from spikeformer_lt.layers.units import (
     chains_of,
 )
 
-LIF = {"kind": "lif", "v_threshold": 1.0, "v_reset": 0.0, "tau": 2.0, "decay_input": True}
 UNITS: dict[str, Any] = {
     "conv": lambda: ConvUnit(3, 8),
     "linear": lambda: LinearUnit(5, 8),
     "layer": lambda: ConvLayer(3, 8, stride=2, bias=True),
-    "hidden": lambda: HiddenLayer(5, 8, norm=True, neuron=LIF),
-    "hidden without a norm": lambda: HiddenLayer(5, 8, norm=False, neuron=LIF),
+    "hidden": lambda: HiddenLayer(5, 8, norm=True),
+    "hidden without a norm": lambda: HiddenLayer(5, 8, norm=False),
 }
 
 

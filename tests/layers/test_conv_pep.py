@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.layers.neuron import LIF, Activation, reset_state
+from spikeformer_lt.layers.neuron import LIF, Activation, NeuronConfig, reset_state
 from spikeformer_lt.layers.stems import ACTIVATIONS, RESIDUALS, ConvPEP
 
 T, B = 3, 2
@@ -228,7 +228,7 @@ def test_the_order_of_tokens_is_row_by_row(make) -> None:
 
 
 def test_swapping_the_activation_keeps_weights_and_options() -> None:
-    pep = ConvPEP(3, 32, neuron={"v_threshold": 0.7, "tau": 1.5, "surrogate": "atan"})
+    pep = ConvPEP(3, 32, neuron=NeuronConfig(v_threshold=0.7, tau=1.5, surrogate="atan"))
     before = {name: value.clone() for name, value in pep.state_dict().items()}
     for kind in ("heaviside", "sign", "relu", "lif"):
         pep.set_activation(kind, "or")

@@ -14,7 +14,7 @@ from spikeformer_lt.layers.units import conv_rows, map_rows
 
 @pytest.fixture(autouse=True)
 def _always(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SPIKEFORMER_KERNELS", "numba")
+    monkeypatch.setattr("spikeformer_lt.layers.kernels.dispatch._mode", "numba")
 
 
 @pytest.mark.parametrize("bias", [True, False])

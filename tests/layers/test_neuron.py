@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import subprocess
 import sys
@@ -21,8 +20,10 @@ from spikeformer_lt.layers.kernels.reference import lif_loop
 from spikeformer_lt.layers.neuron import (
     LIF,
     Heaviside,
+    NeuronState,
     Relu,
     Sign,
+    carry,
     lif_path,
     make_activation,
     make_lif,
@@ -57,7 +58,7 @@ def test_eight_voltages_by_hand() -> None:
 
 
 def test_soft_reset_keeps_the_excess() -> None:
-    lif = make_lif(v_reset=None, decay_input=False, tau=2.0)
+    lif = make_lif(v_reset=None, decay_input=False, tau=2.0, store_v_seq=True)
     x = torch.tensor([[1.5], [0.25]], dtype=torch.float64)
     # h = 1.5 (fires), v = 0.5; h = 0.25 + 0.25 = 0.5
     assert lif(x).flatten().tolist() == [1, 0]
@@ -67,10 +68,11 @@ def test_soft_reset_keeps_the_excess() -> None:
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_spikes_voltage_and_gradient_equal_spikingjelly(options: dict[str, object]) -> None:
     x, weight = currents(5, 3, 7), torch.randn(5, 3, 7, dtype=torch.float64)
-    ours, theirs = make_lif(**options), peer(**options)
-    spikes, expected = ours(x), theirs(x)
+    ours, theirs, state = make_lif(**options), peer(**options), NeuronState()
+    with carry(state):
+        spikes, expected = ours(x), theirs(x)
     assert torch.equal(spikes, expected)
-    assert torch.equal(ours.v, theirs.v)
+    assert torch.equal(state.voltages[ours], theirs.v)
     assert 0.05 < spikes.mean() < 0.95
     (ours_x,) = torch.autograd.grad(spikes, x, weight)
     (theirs_x,) = torch.autograd.grad(expected, x, weight)
@@ -80,9 +82,10 @@ def test_spikes_voltage_and_gradient_equal_spikingjelly(options: dict[str, objec
 @pytest.mark.parametrize("options", [OPTIONS[0], OPTIONS[-2]], ids=str)
 def test_float32_spikes_equal_spikingjelly_to_the_bit(options: dict[str, object]) -> None:
     x = currents(6, 40, 96, dtype=torch.float32)
-    ours, theirs = make_lif(**options), peer(**options)
-    assert torch.equal(ours(x), theirs(x))
-    assert torch.equal(ours.v, theirs.v)
+    ours, theirs, state = make_lif(**options), peer(**options), NeuronState()
+    with carry(state):
+        assert torch.equal(ours(x), theirs(x))
+    assert torch.equal(state.voltages[ours], theirs.v)
 
 
 def test_static_input_equals_its_copies() -> None:
@@ -93,7 +96,7 @@ def test_static_input_equals_its_copies() -> None:
     spikes = a(once, 5)
     assert torch.equal(spikes, b(many))
     (g_once,) = torch.autograd.grad(spikes, once, weight)
-    (g_many,) = torch.autograd.grad(b(many), many, weight) if b.reset() is None else ()
+    (g_many,) = torch.autograd.grad(b(many), many, weight)
     torch.testing.assert_close(g_once[0], g_many.sum(0), rtol=0, atol=1e-12)
 
 
@@ -109,42 +112,9 @@ def test_one_step_without_input_decay_is_heaviside() -> None:
     x = currents(1, 50)
     lif, heaviside = make_lif(decay_input=False, v_threshold=0.7), Heaviside(v_threshold=0.7)
     assert torch.equal(lif(x), heaviside(x))
-    (a,) = torch.autograd.grad(lif(x).sum(), x) if lif.reset() is None else ()
+    (a,) = torch.autograd.grad(lif(x).sum(), x)
     (b,) = torch.autograd.grad(heaviside(x).sum(), x)
     torch.testing.assert_close(a, b, rtol=0, atol=1e-15)
-
-
-def test_state_is_carried_until_reset_and_halves_equal_the_whole() -> None:
-    x = currents(6, 4).detach()
-    lif = make_lif()
-    whole = lif(x)
-    assert not torch.equal(lif(x), whole)
-    lif.reset()
-    assert torch.equal(torch.cat([lif(x[:2]), lif(x[2:])]), whole)
-
-
-def test_reset_net_brings_back_rest_and_another_shape_starts_there() -> None:
-    net = nn.Sequential(make_lif(v_reset=-0.5), nn.Identity(), make_lif())
-    x = currents(3, 4).detach()
-    first = net(x)
-    functional.reset_net(net)
-    assert net[0].v == -0.5
-    assert torch.equal(net(x), first)
-    assert net(torch.zeros(3, 2, 4)).shape == (3, 2, 4)
-
-
-def test_state_is_detached_so_that_a_live_network_can_be_copied() -> None:
-    net = nn.Sequential(nn.Linear(4, 4), make_lif())
-    net(torch.randn(3, 2, 4)).sum()
-    assert not net[1].v.requires_grad
-    assert torch.equal(copy.deepcopy(net)[1].v, net[1].v)
-    net(torch.randn(3, 2, 4)).sum().backward()
-
-
-def test_a_state_set_by_hand_is_used() -> None:
-    lif = make_lif()
-    lif.v = 1.0
-    assert lif(torch.ones(1, 3)).tolist() == [[1.0, 1.0, 1.0]]
 
 
 def test_constants_changed_later_are_obeyed() -> None:
@@ -155,6 +125,7 @@ def test_constants_changed_later_are_obeyed() -> None:
 
 def test_spikingjelly_monitors_see_voltages_and_spikes() -> None:
     net = nn.Sequential(nn.Linear(4, 8), make_lif(), nn.Linear(8, 8), make_lif())
+    net[1].store_v_seq = net[3].store_v_seq = True
     voltages = monitor.AttributeMonitor("v", False, net, LIF)
     spikes = monitor.OutputMonitor(net, LIF, lambda s: s.mean())
     out = net(torch.randn(3, 2, 4) * 5)
@@ -193,10 +164,11 @@ def test_another_surrogate_of_spikingjelly_is_used() -> None:
 
 def test_half_precision_input_is_integrated_in_float32() -> None:
     x = torch.full((8, 1), 1.0078125, dtype=torch.bfloat16)  # bfloat16 voltages would stop below 1
-    lif = make_lif()
-    spikes = lif(x)
+    lif, state = make_lif(), NeuronState()
+    with carry(state):
+        spikes = lif(x)
     assert spikes.dtype == torch.bfloat16
-    assert lif.v.dtype == torch.float32
+    assert state.voltages[lif].dtype == torch.float32
     assert torch.equal(spikes, make_lif()(x.double()).bfloat16())
     assert spikes.sum() == 1
 
@@ -206,7 +178,6 @@ def test_export_and_trace_follow_the_plain_loop_and_leave_no_state() -> None:
     net = nn.Sequential(nn.Linear(4, 4), make_lif()).eval()
     x = torch.randn(3, 2, 4) * 4
     expected = net(x)
-    functional.reset_net(net)
     exported = torch.export.export(net, (x,)).module()
     assert net[1].v == 0.0
     traced = torch.jit.trace(net, (x,), check_trace=False)
@@ -321,5 +292,5 @@ def test_the_path_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert lif_path(torch.device("meta")) == "torch"
     monkeypatch.setattr("spikeformer_lt.layers.kernels.dispatch._broken", True)
     assert lif_path(cpu) == "torch (the numba kernels failed)"
-    monkeypatch.setenv("SPIKEFORMER_KERNELS", "torch")
+    monkeypatch.setattr("spikeformer_lt.layers.kernels.dispatch._mode", "torch")
     assert lif_path(cpu) == "torch (SPIKEFORMER_KERNELS)"

@@ -12,7 +12,7 @@ from spikingjelly.activation_based import monitor
 from torch import Tensor, nn
 
 from spikeformer_lt.errors import DataError
-from spikeformer_lt.layers.neuron import LIF, make_activation, make_lif
+from spikeformer_lt.layers.neuron import LIF, NeuronState, carry, make_activation, make_lif
 from spikeformer_lt.layers.norm import BatchNorm, norm_act
 
 NORMS: list[dict[str, Any]] = [
@@ -118,7 +118,7 @@ CASES = {
 def test_fused_equals_norm_then_neuron(
     case: str, train: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SPIKEFORMER_KERNELS", "numba")
+    monkeypatch.setattr("spikeformer_lt.layers.kernels.dispatch._mode", "numba")
     steps, channels = 5, 7
     repeats = steps if case == "soft" else 1  # one static, one not, to compile half as much
     x = torch.randn(steps // repeats, 40, 61, channels, dtype=torch.float64) * 1.5 + 3.0
@@ -130,16 +130,19 @@ def test_fused_equals_norm_then_neuron(
     for fused in (True, False):
         n, act = BatchNorm(channels).double().train(train), make_lif(**CASES[case])
         n.load_state_dict(norm.state_dict())
-        act.v = start if train else act.v
+        state = NeuronState()
+        if train:
+            state.voltages[act] = start
         leaf = x.clone().requires_grad_()
-        if fused:
-            out = norm_act(n, act, leaf, steps, repeats)
-        else:
-            monkeypatch.setenv("SPIKEFORMER_KERNELS", "torch")
-            out, current = norm_act(n, act, leaf, steps, repeats, need_current=True)
-            assert torch.equal(current, n.eval()(leaf)) != train
+        with carry(state):
+            if fused:
+                out = norm_act(n, act, leaf, steps, repeats)
+            else:
+                monkeypatch.setattr("spikeformer_lt.layers.kernels.dispatch._mode", "torch")
+                out, current = norm_act(n, act, leaf, steps, repeats, need_current=True)
+                assert torch.equal(current, n.eval()(leaf)) != train
         gradients = torch.autograd.grad(out, [leaf, *n.parameters()], weight)
-        results.append((out, act.v, gradients, buffers(n)))
+        results.append((out, state.voltages[act], gradients, buffers(n)))
     (out, v, gradients, state), (out_2, v_2, gradients_2, state_2) = results
     assert 0.1 < out_2.mean() < 0.9
     assert torch.equal(out, out_2)
@@ -161,11 +164,13 @@ def test_fused_float32_spikes_differ_in_fewer_than_one_in_a_thousand() -> None:
 def test_the_fused_path_is_taken_by_a_training_step(monkeypatch: pytest.MonkeyPatch) -> None:
     norm, act = awake(BatchNorm(96), torch.float32), make_lif()
     monkeypatch.setattr(BatchNorm, "forward", None)
-    out = norm_act(norm, act, torch.randn(1, 50, 96, requires_grad=True), 4, 4)
+    state = NeuronState()
+    with carry(state):
+        out = norm_act(norm, act, torch.randn(1, 50, 96, requires_grad=True), 4, 4)
     out.sum().backward()
     assert out.shape == (4, 50, 96)
     assert norm.weight.grad.abs().sum() > 0
-    assert act.v.shape == (50, 96)
+    assert state.voltages[act].shape == (50, 96)
     assert norm.num_batches_tracked == 1
 
 
@@ -176,8 +181,6 @@ def test_every_activation_follows_a_norm(kind: str) -> None:
     out, current = norm_act(norm, act, x, 4, 4, need_current=True)
     assert current.shape == x.shape
     assert out.shape == ((4, 8, 5) if kind == "lif" else x.shape)
-    if kind == "lif":
-        act.reset()
     assert torch.equal(out, act(current, 4))
 
 
@@ -207,7 +210,6 @@ def test_an_export_takes_any_batch_size_and_repeats_its_source(strict: bool) -> 
     for size in (6, 9):
         x = torch.randn(4, size, 8, dtype=torch.float64) + 0.5
         expected = unit(x)
-        unit.act.reset()
         assert 0 < expected.mean() < 1
         assert torch.equal(exported.module()(x), expected)
 

@@ -1,51 +1,149 @@
+"""Voltages are local to a forward, or in a state that the caller holds; threads share a model."""
+
 from __future__ import annotations
 
+import threading
+from typing import Any
+
+import pytest
 import torch
+from spikingjelly.activation_based.neuron import LIFNode
 from torch import nn
 
-from spikeformer_lt.layers.neuron import LIF, make_activation, make_lif, reset_state
+from spikeformer_lt import create_model
+from spikeformer_lt.layers.neuron import (
+    NeuronState,
+    carried,
+    carry,
+    make_activation,
+    make_lif,
+    reset_state,
+)
+from spikeformer_lt.layers.norm import BatchNorm
+from spikeformer_lt.layers.patches import PatchSelect, Rate
+
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "transformer": ("spikformer_digits", {"v_threshold": 0.3}),
+    "transformer that selects patches": ("spikformer_digits", {"v_threshold": 0.3}),
+    "vgg": ("spiking_vgg_toy", {"hidden": 16}),
+    "resnet": ("spiking_resnet_toy", {}),
+}
 
 
-def charged(module: nn.Module) -> bool:
-    return any(
-        isinstance(part.v, torch.Tensor) for part in module.modules() if isinstance(part, LIF)
-    )
+def layers() -> nn.Sequential:
+    made = nn.Sequential(make_lif(), nn.Linear(64, 64), make_lif(tau=1.5, v_reset=None))
+    nn.init.constant_(made[1].weight, 0.1)
+    return made
 
 
-def test_reset_makes_two_forwards_equal() -> None:
-    layers = nn.Sequential(make_lif(), nn.Linear(64, 64), make_lif(tau=1.5, v_reset=None))
-    nn.init.constant_(layers[1].weight, 0.1)
-    x = torch.rand(5, 30, 64) * 2
-    first = layers(x)
+def test_two_forwards_are_equal_and_write_nothing_on_a_module() -> None:
+    net, x = layers(), torch.rand(5, 30, 64) * 2
+    before = {name: dict(vars(module)) for name, module in net.named_modules()}
+    first = net(x)
     assert 0.05 < first.mean() < 0.6
-    assert charged(layers)
-    carried = layers(x)
-    reset_state(layers)
-    assert not charged(layers)
-    assert torch.equal(layers(x), first)
-    assert not torch.equal(carried, first)
+    assert torch.equal(net(x), first)
+    assert {name: dict(vars(module)) for name, module in net.named_modules()} == before
 
 
-def test_the_start_voltage_is_the_reset_voltage() -> None:
-    lif = make_lif(v_reset=-0.5)
-    lif(torch.rand(2, 3))
-    reset_state(lif)
+def test_a_sequence_in_parts_is_the_whole_one_where_a_state_is_carried() -> None:
+    net, x, state = layers(), torch.rand(5, 30, 64) * 2, NeuronState()
+    whole = net(x)
+    with carry(state):
+        first = net(x[:2])
+        with carry(None):
+            assert torch.equal(net(x), whole)
+        parts = torch.cat([first, net(x[2:])])
+    assert torch.equal(parts, whole)
+    assert not torch.equal(net(x[2:]), whole[2:])
+    assert {type(module) for module in state.voltages} == {type(net[0])}
+    assert not any(v.requires_grad for v in state.voltages.values())
+
+
+def test_two_states_share_a_network() -> None:
+    net, a, b = layers(), torch.rand(4, 8, 64) * 2, torch.rand(4, 3, 64) * 2
+    states = NeuronState(), NeuronState()
+    found: list[list[torch.Tensor]] = [[], []]
+    for t in range(4):
+        for i, x in enumerate((a, b)):
+            with carry(states[i]):
+                found[i].append(net(x[t : t + 1]))
+    assert torch.equal(torch.cat(found[0]), net(a))
+    assert torch.equal(torch.cat(found[1]), net(b))
+
+
+def test_a_carried_state_is_of_one_thread_and_ends_with_its_block() -> None:
+    seen: list[object] = []
+    state = NeuronState()
+
+    def failing() -> None:
+        with carry(state):
+            thread = threading.Thread(target=lambda: seen.append(carried()))
+            thread.start()
+            thread.join()
+            seen.append(carried())
+            raise RuntimeError("cut")
+
+    with pytest.raises(RuntimeError, match="cut"):
+        failing()
+    assert seen == [None, state] and carried() is None
+
+
+def test_a_state_of_another_shape_starts_from_rest() -> None:
+    lif, state = make_lif(v_reset=-0.5), NeuronState()
+    with carry(state):
+        lif(torch.rand(2, 3))
+        spikes = lif(torch.full((1, 7), 0.9))
+    assert spikes.shape == (1, 7) and state.voltages[lif].shape == (7,)
     assert lif.v == -0.5
 
 
-def test_a_neuron_that_was_put_in_after_the_first_reset_is_reset_too() -> None:
-    layers = nn.ModuleDict({"act": make_activation("heaviside")})
-    reset_state(layers)
-    layers["act"] = make_lif()
-    layers["act"](torch.rand(2, 3))
-    assert charged(layers)
-    reset_state(layers)
-    assert not charged(layers)
+def test_recordings_and_foreign_neurons_are_reset() -> None:
+    own, foreign = make_lif(store_v_seq=True), LIFNode(step_mode="m")
+    net = nn.Sequential(own, foreign, make_activation("sign"), nn.BatchNorm1d(3))
+    net(torch.rand(8, 3))
+    assert own.v_seq is not None and isinstance(foreign.v, torch.Tensor)
+    before = {name: value.clone() for name, value in net[3].state_dict().items()}
+    reset_state(net)
+    assert own.v_seq is None and own.v == foreign.v == 0.0
+    assert all(torch.equal(value, before[name]) for name, value in net[3].state_dict().items())
 
 
-def test_modules_without_state_are_left_alone() -> None:
-    norm = nn.BatchNorm1d(3)
-    norm(torch.randn(8, 3))
-    before = {name: value.clone() for name, value in norm.state_dict().items()}
-    reset_state(nn.Sequential(norm, make_activation("sign")))
-    assert all(torch.equal(value, before[name]) for name, value in norm.state_dict().items())
+def threads_share(name: str, calls: int) -> None:
+    """Eight threads get the bits of one."""
+    kind, options = MODELS[name]
+    model: Any = create_model(kind, **options).eval()
+    if "patches" in name:
+        model.set_patch(PatchSelect(Rate(), 0.5, rescale=True).eval())
+    torch.manual_seed(0)
+    for part in model.modules():
+        if isinstance(part, BatchNorm):
+            nn.init.uniform_(part.bias, 0.0, 1.5)
+    inputs = [torch.rand(2 + i % 3, 3, 16, 16) for i in range(8)]
+    with torch.no_grad():
+        wanted = [model(x) for x in inputs]
+    assert all(float(y.std()) > 0 for y in wanted)
+    wrong: list[str] = []
+
+    def work(i: int) -> None:
+        with torch.no_grad():
+            for _ in range(calls):
+                if not torch.equal(model(inputs[i]), wanted[i]):
+                    wrong.append(f"thread {i}")
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_eight_threads_that_share_a_model_get_the_bits_of_one(name: str) -> None:
+    threads_share(name, 100)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_eight_threads_of_a_thousand_calls_get_the_bits_of_one(name: str) -> None:
+    threads_share(name, 1000)

@@ -270,7 +270,9 @@ def test_bf16_trains_with_float32_neurons(data, tmp_path):
     )
     kinds = set()
     model = toy()
-    model.blocks[0].attn.q.act.register_forward_hook(lambda m, i, o: kinds.add(m.v.dtype))
+    neuron = model.blocks[0].attn.q.act
+    neuron.store_v_seq = True
+    neuron.register_forward_hook(lambda m, i, o: kinds.add(m.v_seq.dtype))
     result = made.fit(model, Phase("joint", 1))
     AcceleratorState._reset_state()
     assert kinds == {torch.float32}

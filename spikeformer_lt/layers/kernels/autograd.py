@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from spikeformer_lt.layers.kernels import dispatch
 from spikeformer_lt.layers.kernels.dispatch import KernelError
 from spikeformer_lt.layers.kernels.launch import Array, Work, flat, moments
-from spikeformer_lt.layers.kernels.reference import LIFParams, lif_loop, spike
+from spikeformer_lt.layers.kernels.reference import NeuronConfig, lif_loop
 
 __all__ = [
     "LIFFunction",
@@ -23,12 +23,11 @@ __all__ = [
     "norm_back",
     "norm_rows",
     "once",
-    "spikes_of",
 ]
 
 
 def once(kernels: Callable[[], tuple[Tensor | None, ...]]) -> tuple[Tensor | None, ...] | None:
-    """Gradients by the kernels; None if they shall be differentiated in turn, or a kernel fails."""
+    """Gradients by the kernels; None if they must be differentiable themselves, or if one fails."""
     if torch.is_grad_enabled():
         return None
     try:
@@ -41,7 +40,7 @@ def once(kernels: Callable[[], tuple[Tensor | None, ...]]) -> tuple[Tensor | Non
 def again(
     operations: Callable[..., Tensor], inputs: Sequence[Tensor | None], grad: Tensor
 ) -> tuple[Tensor | None, ...]:
-    """Gradients by running plain torch operations once more, differentiable if asked for."""
+    """Gradients by running plain torch operations again, differentiable if required."""
     graph = torch.is_grad_enabled()
     wanted = [x for x in inputs if x is not None and x.requires_grad]
     with torch.enable_grad():
@@ -49,20 +48,14 @@ def again(
     return tuple(next(found) if x is not None and x.requires_grad else None for x in inputs)
 
 
-def spikes_of(x: Tensor, v: Tensor | None, T: int, p: LIFParams) -> Tensor:
-    """Spikes by plain torch operations."""
-    start = x.new_full(x.shape[1:], p.v_rest) if v is None else v
-    return lif_loop(x, start, T, p, lambda u: spike(u, p.surrogate, p.alpha))[0]
-
-
 def norm_rows(
     weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, eps: float
 ) -> tuple[list[Array], Array]:
     """Scale and shift of a normalisation per channel, and 1 / sqrt(var + eps), in float64."""
-    inverse = 1.0 / np.sqrt(flat(var).astype(np.float64) + eps)
-    scale = inverse if weight is None else inverse * flat(weight)
-    shift = -flat(mean) * scale
-    return [scale, shift if bias is None else shift + flat(bias)], inverse
+    inverse = 1.0 / np.sqrt(var.detach().numpy().astype(np.float64) + eps)
+    scale = inverse if weight is None else inverse * weight.detach().numpy()
+    shift = -mean.detach().numpy() * scale
+    return [scale, shift if bias is None else shift + bias.detach().numpy()], inverse
 
 
 def norm_back(
@@ -91,7 +84,7 @@ class LIFFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, v: Tensor | None, T: int, p: LIFParams
+        ctx: Any, x: Tensor, v: Tensor | None, T: int, p: NeuronConfig
     ) -> tuple[Tensor, Tensor]:
         """Run the steps."""
         ctx.save_for_backward(x, v)
@@ -107,7 +100,7 @@ class LIFFunction(torch.autograd.Function):
         T, p = grad.shape[0], ctx.p
         gradients = once(lambda: (Work(x, v, T, p).backward(grad)[0],))
         if gradients is None:
-            gradients = again(lambda x: spikes_of(x, v, T, p), (x,), grad)
+            gradients = again(lambda x: lif_loop(x, v, T, p)[0], (x,), grad)
         return *gradients, None, None, None
 
 
@@ -126,7 +119,7 @@ class NormLIFFunction(torch.autograd.Function):
         eps: float,
         v: Tensor | None,
         T: int,
-        p: LIFParams,
+        p: NeuronConfig,
     ) -> tuple[Tensor, Tensor]:
         """Run the steps; `batch` says that mean and var are those of x."""
         ctx.save_for_backward(x, weight, bias, mean, var, v)
@@ -153,7 +146,7 @@ class NormLIFFunction(torch.autograd.Function):
         def operations(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
             m, s = (None, None) if batch else (mean, var)
             y = F.batch_norm(x.reshape(-1, x.shape[-1]), m, s, weight, bias, batch, 0.0, eps)
-            return spikes_of(y.reshape(x.shape), v, T, p)
+            return lif_loop(y.reshape(x.shape), v, T, p)[0]
 
         gradients = once(kernels)
         if gradients is None:

@@ -1,32 +1,32 @@
-"""Which path a tensor takes: the numba kernels or plain torch operations.
+"""Which path a tensor takes: a numba kernel of this package, or plain torch operations.
 
 The environment variable SPIKEFORMER_KERNELS chooses: "auto" (default) takes the numba kernels for
 plain float32 tensors on the CPU that are large enough to matter, "torch" never, "numba" for every
-plain CPU tensor of float32 or float64, and then a kernel that fails is an error, not a warning.
+plain CPU tensor of float32 or float64, and then a kernel that fails is an error, not a warning. It
+is read once a process; :func:`set_mode` changes the choice later.
 
-CPU kernels: LIF, BatchNorm and LIF, pools, convolutions, attention, gradients of linear maps.
-
-Torch does it wherever they do not apply.
+An operation here returns None if no kernel applies; the caller falls back to torch.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache, wraps
 from importlib import import_module
 from types import ModuleType
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.layers.kernels.reference import LIFParams, lif_loop, spike
+from spikeformer_lt.layers.kernels.reference import NeuronConfig, lif_loop
 
 __all__ = [
     "KernelError",
-    "LIFParams",
     "attention",
     "conv",
     "give_up",
@@ -38,6 +38,7 @@ __all__ = [
     "mode",
     "norm_lif",
     "pool",
+    "set_mode",
     "takes_conv",
     "takes_numba",
 ]
@@ -45,20 +46,39 @@ __all__ = [
 log = logging.getLogger(__name__)
 _VARIABLE = "SPIKEFORMER_KERNELS"
 _SMALL = 4096  # spikes; below, loading numba costs more than it saves
+_TYPES = (Tensor, torch.nn.Parameter)
 
+_mode = ""  # not read yet
 _broken = False
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class KernelError(RuntimeError):
     """A kernel could not be compiled, loaded or started; its cause is attached."""
 
 
-def mode() -> str:
-    """What SPIKEFORMER_KERNELS asks for: auto, torch or numba."""
-    asked = os.environ.get(_VARIABLE, "auto")
+def set_mode(asked: str | None = None) -> str:
+    """Choose "auto", "torch" or "numba" for this process; None reads the environment again.
+
+    Returns:
+        The choice.
+
+    Raises:
+        ConfigError: another word.
+    """
+    global _mode
+    asked = os.environ.get(_VARIABLE, "auto") if asked is None else asked
     if asked not in ("auto", "torch", "numba"):
         raise ConfigError(f"{_VARIABLE}={asked!r} is not allowed: auto, torch or numba")
+    _mode = asked
     return asked
+
+
+def mode() -> str:
+    """The choice: auto, torch or numba."""
+    return _mode or set_mode()
 
 
 def is_forced() -> bool:
@@ -66,28 +86,39 @@ def is_forced() -> bool:
     return mode() == "numba"
 
 
-def is_plain(x: Tensor) -> bool:
-    """Whether `x` is numbers in memory, and nothing traces, transforms or counts operations."""
-    return (
-        type(x) in (Tensor, torch.nn.Parameter)
-        and x.device.type == "cpu"
-        and x.layout == torch.strided
-        and not torch.jit.is_tracing()
-        and _get_current_dispatch_mode() is None
-        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
-    )
+def is_plain(*tensors: Tensor | None) -> bool:
+    """Whether all are numbers in memory, and nothing traces, transforms or counts operations."""
+    if torch.jit.is_tracing() or _get_current_dispatch_mode() is not None:
+        return False
+    for x in tensors:
+        if x is not None and not (
+            type(x) in _TYPES
+            and x.is_cpu
+            and x.layout == torch.strided
+            and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+        ):
+            return False
+    return True
 
 
-def takes_numba(x: Tensor, spikes: int) -> bool:
-    """Whether a call on `x` that gives this many spikes goes to the numba kernels."""
+def takes_numba(x: Tensor, spikes: int, *others: Tensor | None) -> bool:
+    """Whether a call on `x`, which gives this many spikes, runs a numba kernel.
+
+    The `others` are tensors of the same call; they must be plain and of the dtype of `x`.
+    """
     if torch.compiler.is_compiling():
         return False
-    asked = mode()
-    if asked == "torch" or x.numel() == 0 or not is_plain(x):
+    asked, dtype = _mode or set_mode(), x.dtype
+    if asked == "auto":
+        fits = not _broken and dtype == torch.float32 and spikes >= _SMALL
+    else:
+        fits = asked == "numba" and dtype in (torch.float32, torch.float64)
+    if not fits or x.numel() == 0 or not is_plain(x, *others):
         return False
-    if asked == "numba":
-        return x.dtype in (torch.float32, torch.float64)
-    return not _broken and x.dtype == torch.float32 and spikes >= _SMALL
+    for other in others:  # noqa: SIM110 - a generator costs more than the loop
+        if other is not None and other.dtype != dtype:
+            return False
+    return True
 
 
 def is_broken() -> bool:
@@ -109,6 +140,7 @@ def give_up(error: KernelError) -> None:
     _broken = True
 
 
+@cache
 def _load(name: str) -> ModuleType:
     try:
         return import_module(f"spikeformer_lt.layers.kernels.{name}")
@@ -116,12 +148,27 @@ def _load(name: str) -> ModuleType:
         raise KernelError("numba cannot be loaded") from error
 
 
+def _or_none(operation: Callable[P, R]) -> Callable[P, R | None]:
+    """Return None, and give the kernels up, if one fails."""
+
+    @wraps(operation)
+    def guarded(*args: P.args, **keywords: P.kwargs) -> R | None:
+        try:
+            return operation(*args, **keywords)
+        except KernelError as error:
+            give_up(error)
+            return None
+
+    return guarded
+
+
+@_or_none
 def attention(x: Tensor, heads: int, scale: float) -> Tensor | None:
-    """``scale q k^T v`` of spikes side by side; None where torch shall do it.
+    """``scale q k^T v`` of spikes side by side.
 
     Args:
         x: q, k and v, [T, B, N, 3, D].
-        heads: the D columns of each are so many heads.
+        heads: number of heads; the D columns of q, k and v are divided among them.
         scale: factor of the sums.
 
     Returns:
@@ -129,19 +176,16 @@ def attention(x: Tensor, heads: int, scale: float) -> Tensor | None:
     """
     if not takes_numba(x, x.numel()):
         return None
-    try:
-        module = _load("attention")
-        if not module.fits(x, heads):
-            return None
-        out: Tensor = module.AttentionFunction.apply(x.contiguous(), heads, scale)
-        return out
-    except KernelError as error:
-        give_up(error)
+    module = _load("attention")
+    if not module.fits(x, heads):
         return None
+    out: Tensor = module.AttentionFunction.apply(x.contiguous(), heads, scale)
+    return out
 
 
+@_or_none
 def conv(rows: Tensor, weight: Tensor) -> Tensor | None:
-    """Convolution (3x3, stride 1, padding 1) of maps [T, B, H, W, C]; None where torch shall do it.
+    """Convolution (3x3, stride 1, padding 1) of maps [T, B, H, W, C].
 
     Args:
         rows: [T, B, H, W, C].
@@ -152,31 +196,24 @@ def conv(rows: Tensor, weight: Tensor) -> Tensor | None:
     """
     if not takes_conv(rows, weight):
         return None
-    try:
-        out: Tensor = _load("winograd").WinogradFunction.apply(rows.contiguous(), weight)
-        return out
-    except KernelError as error:
-        give_up(error)
-        return None
+    out: Tensor = _load("winograd").WinogradFunction.apply(rows.contiguous(), weight)
+    return out
 
 
+@_or_none
 def takes_conv(rows: Tensor, weight: Tensor) -> bool:
-    """Whether :func:`conv` takes these, which it does where that is faster."""
-    if not takes_numba(rows, rows.numel()) or not is_plain(weight):
+    """Whether :func:`conv` applies to these, and is faster than a direct convolution."""
+    if not takes_numba(rows, rows.numel(), weight):
         return False
-    try:
-        winograd = _load("winograd")
-    except KernelError as error:
-        give_up(error)
-        return False
-    fits = weight.dtype == rows.dtype and winograd.fits(rows, weight)
-    return bool(fits and (is_forced() or winograd.pays(rows)))
+    fits, pays = _load("winograd").suits(rows.shape, weight.shape, rows.element_size())
+    return bool(fits and (pays or _mode == "numba"))
 
 
+@_or_none
 def linear_back(
     x: Tensor, weight: Tensor, grad: Tensor, wanted: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None] | None:
-    """Gradients of x [N, D] and weight [D', D] of ``x @ weight.T``; None where torch shall do it.
+    """Gradients of x [N, D] and weight [D', D] of ``x @ weight.T``.
 
     Args:
         x: the input.
@@ -186,37 +223,30 @@ def linear_back(
     """
     if not takes_numba(grad, grad.numel()):
         return None
-    try:
-        dense = _load("matmul")
-        if not dense.fits(x, weight):
-            return None
-        gx = dense.inputs_back(grad, weight) if wanted[0] else None
-        return gx, dense.weights_back(grad, x) if wanted[1] else None
-    except KernelError as error:
-        give_up(error)
+    matmul = _load("matmul")
+    if not matmul.fits(x, weight):
         return None
+    gx = matmul.inputs_back(grad, weight) if wanted[0] else None
+    return gx, matmul.weights_back(grad, x) if wanted[1] else None
 
 
+@_or_none
 def pool(x: Tensor) -> Tensor | None:
-    """Max-pool (3x3, stride 2, padding 1) of maps [T, B, H, W, C]; None where torch shall do it."""
+    """Max-pool (3x3, stride 2, padding 1) of maps [T, B, H, W, C]."""
     if not takes_numba(x, x.numel()):
         return None
-    try:
-        out: Tensor = _load("pool").PoolFunction.apply(x.contiguous())
-        return out
-    except KernelError as error:
-        give_up(error)
-        return None
+    out: Tensor = _load("pool").PoolFunction.apply(x.contiguous())
+    return out
 
 
-def lif(x: Tensor, v: Tensor | None, T: int, params: LIFParams) -> tuple[Tensor, Tensor]:
+def lif(x: Tensor, v: Tensor | None, T: int, neuron: NeuronConfig) -> tuple[Tensor, Tensor]:
     """Run `T` steps of LIF neurons by the fastest path that applies.
 
     Args:
         x: input current, [T, ...], or [1, ...] for the same current at every step.
         v: voltage before the first step, shape ``x.shape[1:]``, without gradient; None is rest.
         T: number of steps.
-        params: constants of the neuron.
+        neuron: constants.
 
     Returns:
         Spikes [T, ...] in {0, 1}, and the voltage after the last step.
@@ -224,23 +254,24 @@ def lif(x: Tensor, v: Tensor | None, T: int, params: LIFParams) -> tuple[Tensor,
     if takes_numba(x, x.numel() // x.shape[0] * T):
         start = None if v is None else v.contiguous()
         try:
-            spikes, last = _load("autograd").LIFFunction.apply(x.contiguous(), start, T, params)
+            spikes, last = _load("autograd").LIFFunction.apply(x.contiguous(), start, T, neuron)
             return spikes, last
         except KernelError as error:
             give_up(error)
-    start = x.new_full(x.shape[1:], params.v_rest) if v is None else v
-    return lif_loop(x, start, T, params, lambda u: spike(u, params.surrogate, params.alpha))
+    return lif_loop(x, v, T, neuron)
 
 
+@_or_none
 def norm_lif(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
-    known: tuple[Tensor, Tensor] | None,
+    mean: Tensor | None,
+    var: Tensor | None,
     eps: float,
     v: Tensor | None,
     T: int,
-    params: LIFParams,
+    neuron: NeuronConfig,
     pooled: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
     """Batch normalisation over the last axis and `T` steps of LIF neurons in one operation.
@@ -249,33 +280,23 @@ def norm_lif(
         x: [T, ..., C], or [1, ..., C] for the same values at every step.
         weight: scale per channel, or None.
         bias: shift per channel, or None.
-        known: mean and variance to normalise with; None takes, and differentiates, those of `x`.
+        mean, var: statistics to normalise with; None takes, and differentiates, those of `x`.
         eps: added to the variance.
         v: voltage before the first step, of the neurons' shape, without gradient; None is rest.
         T: number of steps.
-        params: constants of the neuron.
+        neuron: constants.
         pooled: the neurons get a max-pool (3x3, stride 2, padding 1) of the normalised maps
             [T|1, B, H, W, C].
 
     Returns:
-        Spikes [T, ..., C], the last voltage, and the mean and biased variance used; None where the
-        fused kernel does not apply.
+        Spikes [T, ..., C], the last voltage, and the mean and biased variance used.
     """
-    if not takes_numba(x, x.numel() // x.shape[0] * T):
+    if not takes_numba(x, x.numel() // x.shape[0] * T, weight, bias, v, mean, var):
         return None
-    others = [o for o in (weight, bias, v, *(known or ())) if o is not None]
-    if any(o.dtype != x.dtype or not is_plain(o) for o in others):
-        return None
-    try:
-        functions = _load("autograd")
-        x = x.contiguous()
-        mean, var = functions.moments(x) if known is None else known
-        start = None if v is None else v.contiguous()
-        operation = _load("pool").NormPoolLIFFunction if pooled else functions.NormLIFFunction
-        spikes, last = operation.apply(
-            x, weight, bias, mean, var, known is None, eps, start, T, params
-        )
-        return spikes, last, mean, var
-    except KernelError as error:
-        give_up(error)
-        return None
+    functions, x, batch = _load("autograd"), x.contiguous(), mean is None
+    if mean is None or var is None:
+        mean, var = functions.moments(x)
+    start = None if v is None else v.contiguous()
+    operation = _load("pool").NormPoolLIFFunction if pooled else functions.NormLIFFunction
+    spikes, last = operation.apply(x, weight, bias, mean, var, batch, eps, start, T, neuron)
+    return spikes, last, mean, var

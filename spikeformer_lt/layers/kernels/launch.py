@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from collections.abc import Sequence
 from functools import cache, lru_cache
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from spikeformer_lt.layers.kernels import lif
 from spikeformer_lt.layers.kernels.dispatch import KernelError
-from spikeformer_lt.layers.kernels.reference import LIFParams
+from spikeformer_lt.layers.kernels.reference import NeuronConfig
 
 Array = NDArray[Any]
 
@@ -27,6 +28,7 @@ _SUMS_BLOCK = 1024  # elements of a block of the statistics
 _PER_THREAD = 32768  # element updates worth waking a thread for
 _HUGE = 1 << 22  # bytes from which numpy asks for huge pages
 
+_PARALLEL = threading.Lock()  # numba's own thread pool, unlike OpenMP's, runs one kernel at a time
 _forked = False
 
 
@@ -76,15 +78,17 @@ def run(alone: Any, parallel: Any, cuts: Array, args: tuple[Any, ...], *sums: Ar
     """Run a kernel over all parts, each with its own row of `sums`."""
     try:
         if cuts.size == 2:
-            alone(*args, *(rows[0] for rows in sums), cuts[0], cuts[1])
+            alone(*args, *[rows[0] for rows in sums], cuts[0], cuts[1])
             return
         before, wanted = numba.get_num_threads(), cuts.size - 1
         if before == wanted:
-            parallel(*args, *sums, cuts)
+            with _PARALLEL:
+                parallel(*args, *sums, cuts)
             return
         numba.set_num_threads(wanted)
         try:
-            parallel(*args, *sums, cuts)
+            with _PARALLEL:
+                parallel(*args, *sums, cuts)
         finally:
             numba.set_num_threads(before)
     except MemoryError:
@@ -100,9 +104,9 @@ def _fold(sums: Array, channels: int) -> Array:
 
 
 @cache
-def constants(p: LIFParams, dtype: Any) -> Array:
+def constants(p: NeuronConfig, dtype: Any) -> Array:
     """The array that the kernels call k; not to be written."""
-    steepness = p.alpha if p.surrogate == "sigmoid" else p.alpha / 2
+    steepness = p.steepness if p.surrogate == "sigmoid" else p.steepness / 2
     jump, hard = (-p.v_threshold, 0.0) if p.v_reset is None else (p.v_reset, 1.0)
     values = [p.tau, p.v_threshold, p.v_rest, jump, hard, 1.0, steepness, np.pi * steepness]
     values += [1.0 / p.tau if p.decay_input else 1.0, 1.0 - 1.0 / p.tau]
@@ -121,10 +125,15 @@ class Work:
     """
 
     def __init__(
-        self, x: Tensor, v: Tensor | None, T: int, p: LIFParams, rows: Sequence[Array] | None = None
+        self,
+        x: Tensor,
+        v: Tensor | None,
+        T: int,
+        p: NeuronConfig,
+        rows: Sequence[Array] | None = None,
     ) -> None:
         self.x, self.p, self.T = x, p, T
-        self.data = flat(x)
+        self.data = x.detach().view(-1).numpy()
         self.n = self.data.size // x.shape[0]
         self.channels = 1 if rows is None else x.shape[-1]
         block = max(256, min(_BLOCK, _STARTS // (T // 4 + 3)))
@@ -134,7 +143,7 @@ class Work:
             self.data,
             True if x.shape[0] == 1 else None,
             None if rows is None else self.tiles(rows),
-            self.data[:0] if v is None else flat(v),
+            self.data[:0] if v is None else v.view(-1).numpy(),
         )
 
     def tiles(self, rows: Sequence[Array]) -> Array:
@@ -147,8 +156,9 @@ class Work:
         """Spikes, in the memory given (that of x if it has T steps, too), and the last voltage."""
         spikes = new(self.x, (self.T, *self.x.shape[1:])) if spikes is None else spikes
         v_last = new(self.x, self.x.shape[1:])
-        out = (flat(spikes), flat(v_last), self.n, constants(self.p, self.data.dtype))
-        args = (*self.head, *out, self.p.decay_input or None, self.width)
+        arrays = spikes.view(-1).numpy(), v_last.view(-1).numpy()
+        k = constants(self.p, self.data.dtype)
+        args = (*self.head, *arrays, self.n, k, self.p.decay_input or None, self.width)
         run(lif.forward, lif.forward_parallel, self.cuts, args)
         return spikes, v_last
 

@@ -1,18 +1,14 @@
-"""The numba kernels of batch normalisation around the LIF: its statistics and its gradient.
+"""The numba kernels of the LIF neuron, forward and backward, alone or after a normalisation.
 
-Arrays are flat rows of channels; a block is as wide as the values per channel, repeated to fill it.
-
-The numba kernels of the LIF neuron, forward and backward, with or without a normalisation.
-
-Arrays are flat. Steps go four at a time, so that their voltages and gradients stay in registers;
-the voltage passes from one four to the next through a block of elements in cache, and the backward
-pass recomputes each four from the voltage before it. Read the assembly after a change: a loop that
-lost its vector instructions is ten times slower.
+Arrays are flat; those of a normalisation are rows of channels. Steps go four at a time, so that
+their voltages and gradients stay in registers; the voltage passes from one four to the next through
+a block of elements in cache, and the backward pass recomputes each four from the voltage before it.
+Read the assembly after a change: a loop that lost its vector instructions is ten times slower.
 
 `tiles` is the scale and then the shift of a normalisation, per channel and repeated to the `width`
 of a block. It and the flags `static` (x has one step for all), `decay` (of the input), `sigmoid`
 (else atan) and `through` (gradients pass the reset) are None where they do not apply: numba
-compiles a kernel for each combination in use. `k` holds the constants that work.py lists; 1 is
+compiles a kernel for each combination in use. `k` holds the constants that launch.py lists; 1 is
 among them, because a literal would turn float32 arithmetic into float64.
 """
 

@@ -1,10 +1,6 @@
-"""The numba kernels of the two gradients of a linear map: products that need no transposed copy.
+"""Products of linear maps: both gradients without a transposed copy, and a map fused with its LIF.
 
-The two gradients of a linear map without a transposed copy of either factor.
-
-The numba kernel of a linear map and its LIF: the currents of a block never leave the cache.
-
-A linear map and its LIF neurons in one pass, for inference.
+The fused kernel is for inference: the currents of a block never leave the cache.
 """
 
 from __future__ import annotations
@@ -16,7 +12,7 @@ from torch import Tensor
 from spikeformer_lt.layers.kernels.jit import inner, outer
 from spikeformer_lt.layers.kernels.launch import constants, cut, flat, new, run
 from spikeformer_lt.layers.kernels.lif import forward
-from spikeformer_lt.layers.kernels.reference import LIFParams
+from spikeformer_lt.layers.kernels.reference import NeuronConfig
 from spikeformer_lt.layers.kernels.simd import BYTES, down, load, panel_vectors, store, straight
 
 __all__ = [
@@ -216,7 +212,7 @@ def as_panels(weight: Tensor) -> Tensor | None:
 
 
 def linear_lif(
-    x: Tensor, panels: Tensor, shift: Tensor, v: Tensor | None, T: int, p: LIFParams
+    x: Tensor, panels: Tensor, shift: Tensor, v: Tensor | None, T: int, p: NeuronConfig
 ) -> tuple[Tensor, Tensor]:
     """Spikes [T, ..., D'] of LIF neurons on ``x @ weight.T + shift``, and the last voltage.
 

@@ -1,11 +1,9 @@
-"""The numba kernels of a max-pool (3x3, stride 2, padding 1) over channels-last maps.
+"""Max-pools (3x3, stride 2, padding 1) of channels-last maps: of spikes, and before a LIF.
 
 Arrays are flat. A window over the border reads a position inside it twice instead, which changes
 neither its largest value nor, with the label of that position, the first place of it. Positions of
-a window have the labels 0 to 8, row by row. `factor` turns the channels where the smallest value is
-wanted; it, and `x` of the backward pass, are None where they do not apply.
-
-Max-pools of channels-last maps as differentiable operations: of spikes, and before a LIF.
+a window have the labels 0 to 8, row by row. `factor` is -1 in channels where the smallest value is
+needed; it, and `x` of the backward pass, are None where they do not apply.
 """
 
 from __future__ import annotations
@@ -18,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from spikeformer_lt.layers.kernels.autograd import again, norm_back, norm_rows, once, spikes_of
+from spikeformer_lt.layers.kernels.autograd import again, norm_back, norm_rows, once
 from spikeformer_lt.layers.kernels.jit import get, inner, outer, put0, put1
 from spikeformer_lt.layers.kernels.launch import Array, Work, cut, flat, new, run
-from spikeformer_lt.layers.kernels.reference import LIFParams
+from spikeformer_lt.layers.kernels.reference import NeuronConfig, lif_loop
 
 __all__ = [
     "NormPoolLIFFunction",
@@ -232,7 +230,7 @@ class NormPoolLIFFunction(torch.autograd.Function):
         eps: float,
         v: Tensor | None,
         T: int,
-        p: LIFParams,
+        p: NeuronConfig,
     ) -> tuple[Tensor, Tensor]:
         """Run the steps; `batch` says that mean and var are those of x."""
         rows, _ = norm_rows(weight, bias, mean, var, eps)
@@ -260,7 +258,7 @@ class NormPoolLIFFunction(torch.autograd.Function):
         def operations(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
             m, s = (None, None) if batch else (mean, var)
             y = F.batch_norm(x.reshape(-1, x.shape[-1]), m, s, weight, bias, batch, 0.0, eps)
-            return spikes_of(pool(y.reshape(x.shape)), v, T, p)
+            return lif_loop(pool(y.reshape(x.shape)), v, T, p)[0]
 
         gradients = once(kernels)
         if gradients is None:

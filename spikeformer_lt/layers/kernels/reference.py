@@ -14,27 +14,69 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from spikeformer_lt.errors import ConfigError, near
 
-class LIFParams(NamedTuple):
-    """Constants of one layer of LIF neurons; `tau` is in time steps, voltages are dimensionless."""
+ALPHAS = {"sigmoid": 4.0, "atan": 2.0, "hardtanh": 1.0}  # steepness of each surrogate by default
+
+
+@dataclass(frozen=True)
+class NeuronConfig:
+    """Constants of a layer of neurons.
+
+    Args:
+        tau: membrane time constant in time steps, above 1.
+        v_threshold: firing voltage, dimensionless.
+        v_reset: voltage after a spike; None subtracts `v_threshold` instead (soft reset).
+        decay_input: whether the input, too, is divided by `tau`.
+        surrogate: derivative that stands in for that of the threshold: "sigmoid", "atan", or of
+            stateless activations "hardtanh".
+        alpha: its steepness; None means 4.0, 2.0 and 1.0.
+        detach_reset: whether gradients skip the path through the reset.
+
+    Raises:
+        ConfigError: a constant outside its range, or an unknown surrogate.
+    """
 
     tau: float = 2.0
     v_threshold: float = 1.0
     v_reset: float | None = 0.0
     decay_input: bool = True
-    detach_reset: bool = True
     surrogate: str = "sigmoid"
-    alpha: float = 4.0
+    alpha: float | None = None
+    detach_reset: bool = True
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.tau) and self.tau > 1.0):
+            raise ConfigError(f"tau={self.tau!r} is not allowed: a finite number of steps above 1")
+        for field in ("v_threshold", "v_reset"):
+            value = getattr(self, field)
+            if value is not None and not math.isfinite(value):
+                raise ConfigError(f"{field}={value!r} is not allowed: a finite number")
+        check_surrogate(self.surrogate, tuple(ALPHAS))
+        if self.alpha is not None and not (math.isfinite(self.alpha) and self.alpha > 0):
+            raise ConfigError(f"alpha={self.alpha!r} is not allowed: a finite number above 0")
 
     @property
     def v_rest(self) -> float:
         """Voltage a sequence starts from and leaks to."""
         return 0.0 if self.v_reset is None else self.v_reset
+
+    @property
+    def steepness(self) -> float:
+        """`alpha`, or the default of the surrogate."""
+        return ALPHAS[self.surrogate] if self.alpha is None else float(self.alpha)
+
+
+def check_surrogate(name: str, allowed: tuple[str, ...]) -> None:
+    """Refuse an unknown surrogate."""
+    if name not in allowed:
+        raise ConfigError(f"surrogate={name!r} is not one of {list(allowed)}{near(name, allowed)}")
 
 
 def surrogate_derivative(u: Tensor, surrogate: str, alpha: float) -> Tensor:
@@ -70,49 +112,51 @@ def spike(u: Tensor, surrogate: str, alpha: float) -> Tensor:
     return (u >= 0).to(u.dtype)
 
 
-def charge(x: Tensor, v: Tensor | float, params: LIFParams) -> Tensor:
+def charge(x: Tensor, v: Tensor | float, neuron: NeuronConfig) -> Tensor:
     """Membrane voltage before firing, in spikingjelly's order of operations: equal to the bit."""
-    if params.decay_input:
-        return v + (x - (v - params.v_rest)) / params.tau
-    return v - (v - params.v_rest) / params.tau + x
+    if neuron.decay_input:
+        return v + (x - (v - neuron.v_rest)) / neuron.tau
+    return v - (v - neuron.v_rest) / neuron.tau + x
 
 
-def after_spike(h: Tensor, s: Tensor, params: LIFParams) -> Tensor:
+def after_spike(h: Tensor, s: Tensor, neuron: NeuronConfig) -> Tensor:
     """Membrane voltage after the reset that the spikes `s` cause."""
-    if params.detach_reset:
+    if neuron.detach_reset:
         s = s.detach()
-    if params.v_reset is None:
-        return h - s * params.v_threshold
-    return h * (1.0 - s) + s * params.v_reset
+    if neuron.v_reset is None:
+        return h - s * neuron.v_threshold
+    return h * (1.0 - s) + s * neuron.v_reset
 
 
 def lif_loop(
     x: Tensor,
-    v: Tensor,
+    v: Tensor | None,
     T: int,
-    params: LIFParams,
-    fire: Callable[[Tensor], Tensor],
+    neuron: NeuronConfig,
+    fire: Callable[[Tensor], Tensor] | None = None,
     trace: list[Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run `T` steps; every operation is one of torch's, so any tool that traces torch can follow.
 
     Args:
         x: input current, [T, ...], or [1, ...] for the same current at every step.
-        v: voltage before the first step, shape ``x.shape[1:]``.
+        v: voltage before the first step, shape ``x.shape[1:]``; None is rest.
         T: number of steps.
-        params: constants of the neuron.
-        fire: the spike function, of ``h - v_threshold``.
+        neuron: constants.
+        fire: the spike function, of ``h - v_threshold``; by default that of the constants.
         trace: a list that receives the voltage after each step.
 
     Returns:
         Spikes [T, ...] and the voltage after the last step.
     """
     static = x.shape[0] == 1
+    v = x.new_full(x.shape[1:], neuron.v_rest) if v is None else v
     spikes = []
     for t in range(T):
-        h = charge(x[0 if static else t], v, params)
-        s = fire(h - params.v_threshold)
-        v = after_spike(h, s, params)
+        h = charge(x[0 if static else t], v, neuron)
+        u = h - neuron.v_threshold
+        s = spike(u, neuron.surrogate, neuron.steepness) if fire is None else fire(u)
+        v = after_spike(h, s, neuron)
         spikes.append(s)
         if trace is not None:
             trace.append(v)

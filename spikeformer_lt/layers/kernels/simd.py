@@ -1,12 +1,8 @@
-"""Vectors of floats as values of numba kernels: read, written, added, subtracted, multiplied.
+"""Vectors of floats as values of numba kernels, and matrix products whose sums stay in registers.
 
 A vector holds as many floats as a register of the processor that numba compiles for. Arrays are
-flat, and indices are not checked.
-
-Blocks of matrix products: rows of tiles whose sums stay in registers.
-
-A panel is a group of neighbouring columns, `vectors` registers wide. Tiles are as tall as leaves
-registers for them: 32 of 64 bytes, else 16 of 32.
+flat, and indices are not checked. A panel is a group of neighbouring columns, `vectors` registers
+wide. Tiles are as tall as leaves registers for them: 32 of 64 bytes, else 16 of 32.
 """
 
 from __future__ import annotations

@@ -1,24 +1,19 @@
-"""Tiles of maps, gradients and weights turned into the planes of Winograd's F(4x4, 3x3) and back.
+"""A 3x3 convolution of channels-last maps by Winograd's F(4x4, 3x3): a quarter of the products.
 
-Maps are flat, channels-last; a place outside a map reads 0 and is not written. A tile of 4x4
-outputs comes of 6x6 inputs; both, and 3x3 weights, become 36 planes, plane 6 r + c for row r and
-column c, on which a convolution is a product.
-
-Source: Lavin & Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016, section 4.
-
-The numba kernels of a 3x3 convolution by Winograd's F(4x4, 3x3): a quarter of the products.
-
-Blocks of tiles are turned into planes, multiplied plane by plane and turned back while they are in
-cache. Channels that are produced stand in panels as wide as `vectors` registers; those that are
-summed over are a multiple of 8. All of it is deterministic for a given number of threads.
+A tile of 4x4 outputs depends on 6x6 inputs; both, and 3x3 weights, are transformed into 36 values,
+number 6 r + c for row r and column c, on which a convolution is a product. Blocks of tiles are
+transformed, multiplied and inverse-transformed while they are in cache. Maps are flat; a place
+outside a map reads 0 and is not written. Output channels are in packed panels as wide as `vectors`
+registers; the number of input channels is a multiple of 8. Results are deterministic for a given
+number of threads.
 
 Source: Lavin & Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016, section 4.
-
-A 3x3 convolution of channels-last maps by Winograd's F(4x4, 3x3), with its gradients.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numba
@@ -50,14 +45,13 @@ __all__ = [
     "convolve_parallel",
     "data_in",
     "direct",
-    "fits",
     "grad_in",
-    "pays",
     "planes",
     "planes_out",
     "planes_parallel",
     "put",
     "spread",
+    "suits",
     "weight_back",
     "weight_in",
     "weights_back",
@@ -404,28 +398,22 @@ _DEPTH = 128  # channels summed at a time: that height of a panel stays in the f
 _WORTH = 96  # tiles from which turning the weights is repaid
 
 
-def fits(rows: Tensor, weight: Tensor) -> bool:
-    """Whether whole vectors of channels go in and out."""
-    lanes = BYTES // rows.element_size()
-    return (
-        weight.shape[2:] == (3, 3)
-        and rows.shape[-1] == weight.shape[1]
-        and weight.shape[0] % lanes == 0
-        and weight.shape[1] % max(lanes, 8) == 0
-        and min(rows.shape[2:4]) >= 2
-    )
+@lru_cache(maxsize=1024)
+def suits(rows: Sequence[int], weight: Sequence[int], itemsize: int) -> tuple[bool, bool]:
+    """Whether the kernels apply to maps [T, B, H, W, C] and weights [C', C, 3, 3], and are faster.
 
-
-def pays(rows: Tensor) -> bool:
-    """Whether the maps are large enough for it to be faster than a direct convolution."""
-    height, width = rows.shape[2:4]
+    They apply to whole vectors of channels, and are faster than a direct convolution of large maps.
+    """
+    lanes, (height, width) = BYTES // itemsize, rows[2:4]
+    fits = tuple(weight[2:]) == (3, 3) and rows[-1] == weight[1] and min(height, width) >= 2
+    fits = fits and weight[0] % lanes == 0 and weight[1] % max(lanes, 8) == 0
     wasted = (-height % 4 + height) * (-width % 4 + width) > 1.6 * height * width
-    return not wasted and _tiles(rows) >= _WORTH
+    return fits, not wasted and _tiles(rows) >= _WORTH
 
 
-def _tiles(rows: Tensor) -> int:
-    height, width = rows.shape[2:4]
-    return rows.shape[0] * rows.shape[1] * -(-height // 4) * -(-width // 4)
+def _tiles(rows: Sequence[int]) -> int:
+    height, width = rows[2:4]
+    return rows[0] * rows[1] * -(-height // 4) * -(-width // 4)
 
 
 def _planes(weight: Tensor, turned: bool) -> tuple[Array, int]:
@@ -454,7 +442,7 @@ def convolve(rows: Tensor, weight: Tensor, turned: bool = False) -> Tensor:
     out = new(rows, (*rows.shape[:-1], made))
     height, width = rows.shape[2:4]
     lanes = BYTES // rows.element_size()
-    tiles = _tiles(rows)
+    tiles = _tiles(rows.shape)
     cuts = cut(tiles, planes.size // 36 * tiles, 1)
     sizes = (height, width, summed, made, vectors, lanes, _BLOCK, _DEPTH)
     args = (flat(rows), planes, flat(out), *sizes)
@@ -489,7 +477,7 @@ def weights_back(rows: Tensor, grad: Tensor, weight: Tensor) -> Tensor:
     """Gradient of the weight [C', C, 3, 3] from rows and the gradient of the outputs."""
     made, summed = weight.shape[:2]
     lanes = BYTES // rows.element_size()
-    tiles = _tiles(rows)
+    tiles = _tiles(rows.shape)
     threads = cut(made * summed, made * summed * tiles, 1).size - 1
     parts, vectors = _parts(summed, made, lanes, threads)
     gw = weight.new_empty(weight.shape)

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from spikeformer_lt.layers.kernels.reference import LIFParams
+from spikeformer_lt.layers.kernels.reference import NeuronConfig
 
 # Between them, each option once each way; every further combination would be compiled anew.
 PARAMS = {
-    "hard, detached": LIFParams(v_reset=-0.2),
-    "soft, through reset": LIFParams(
+    "hard, detached": NeuronConfig(v_reset=-0.2),
+    "soft, through reset": NeuronConfig(
         tau=4 / 3,
         v_reset=None,
         decay_input=False,
@@ -24,7 +24,7 @@ PARAMS = {
 
 
 @pytest.fixture(params=list(PARAMS))
-def params(request: pytest.FixtureRequest) -> LIFParams:
+def params(request: pytest.FixtureRequest) -> NeuronConfig:
     """Give the constants of a layer."""
     return PARAMS[request.param]
 
@@ -36,7 +36,7 @@ def by_both(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], tu
     def run(function: Callable[[], Any]) -> tuple[Any, Any]:
         results = []
         for mode in ("torch", "numba"):
-            monkeypatch.setenv("SPIKEFORMER_KERNELS", mode)
+            monkeypatch.setattr("spikeformer_lt.layers.kernels.dispatch._mode", mode)
             results.append(function())
         return results[0], results[1]
 

@@ -43,7 +43,7 @@ def test_a_layer_gives_the_same_by_torch(
     x = torch.rand(4, 2, 9, dim).double()
     found = []
     for mode in ("torch", "numba"):
-        monkeypatch.setenv("SPIKEFORMER_KERNELS", mode)
+        monkeypatch.setattr("spikeformer_lt.layers.kernels.dispatch._mode", mode)
         for unit in (layer.q, layer.k, layer.v, layer.proj):
             torch.nn.init.constant_(unit.norm.bias, 1.0)
         for neuron in (layer.q.act, layer.k.act, layer.v.act, layer.attn_act, layer.proj.act):

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.kernels import dispatch
-from spikeformer_lt.layers.kernels.reference import LIFParams
+from spikeformer_lt.layers.kernels.reference import NeuronConfig
 
 LARGE = 4096
 
@@ -19,7 +19,7 @@ LARGE = 4096
 @pytest.fixture(autouse=True)
 def _whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "_broken", False)
-    monkeypatch.delenv("SPIKEFORMER_KERNELS", raising=False)
+    monkeypatch.setattr(dispatch, "_mode", "auto")
 
 
 def test_auto_takes_large_float32_tensors_on_the_cpu() -> None:
@@ -35,12 +35,18 @@ def test_auto_takes_large_float32_tensors_on_the_cpu() -> None:
 
 def test_the_environment_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.zeros(4, 8)
+    monkeypatch.setattr(dispatch, "_mode", "")  # as at the start of a process
     monkeypatch.setenv("SPIKEFORMER_KERNELS", "torch")
     assert not dispatch.takes_numba(x, LARGE)
     monkeypatch.setenv("SPIKEFORMER_KERNELS", "numba")
+    assert dispatch.mode() == "torch", "the environment is read once"
+    assert dispatch.set_mode() == "numba"
     assert dispatch.takes_numba(x, 1)
     assert dispatch.takes_numba(x.double(), 1)
     assert not dispatch.takes_numba(x.half(), 1)
+    assert dispatch.set_mode("auto") == "auto"
+    assert not dispatch.takes_numba(x, 1)
+    monkeypatch.setattr(dispatch, "_mode", "")
     monkeypatch.setenv("SPIKEFORMER_KERNELS", "nmba")
     with pytest.raises(ConfigError, match="auto, torch or numba"):
         dispatch.takes_numba(x, 1)
@@ -66,14 +72,14 @@ def test_a_kernel_that_fails_is_replaced_by_torch_with_one_warning(
     from spikeformer_lt.layers.kernels import lif
 
     x = torch.rand(4, LARGE) * 2
-    monkeypatch.setenv("SPIKEFORMER_KERNELS", "torch")
-    expected = dispatch.lif(x, None, 4, LIFParams())
-    monkeypatch.delenv("SPIKEFORMER_KERNELS")
+    monkeypatch.setattr(dispatch, "_mode", "torch")
+    expected = dispatch.lif(x, None, 4, NeuronConfig())
+    monkeypatch.setattr(dispatch, "_mode", "auto")
     monkeypatch.setattr(lif, "forward", broken)
     monkeypatch.setattr(lif, "forward_parallel", broken)
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            for a, b in zip(dispatch.lif(x, None, 4, LIFParams()), expected, strict=True):
+            for a, b in zip(dispatch.lif(x, None, 4, NeuronConfig()), expected, strict=True):
                 assert torch.equal(a, b)
     assert [r.levelname for r in caplog.records] == ["WARNING"]
     assert "OSError: no such kernel" in caplog.text
@@ -86,9 +92,9 @@ def test_a_kernel_that_fails_is_an_error_where_numba_was_asked_for(
     from spikeformer_lt.layers.kernels import lif
 
     monkeypatch.setattr(lif, "forward", broken)
-    monkeypatch.setenv("SPIKEFORMER_KERNELS", "numba")
+    monkeypatch.setattr(dispatch, "_mode", "numba")
     with pytest.raises(ConfigError, match="no such kernel.*use auto or torch"):
-        dispatch.lif(torch.zeros(4, 8), None, 4, LIFParams())
+        dispatch.lif(torch.zeros(4, 8), None, 4, NeuronConfig())
 
 
 def test_without_numba_torch_runs(
@@ -96,9 +102,11 @@ def test_without_numba_torch_runs(
 ) -> None:
     import sys
 
+    dispatch._load.cache_clear()
     monkeypatch.delitem(sys.modules, "spikeformer_lt.layers.kernels.autograd", raising=False)
     monkeypatch.delattr("spikeformer_lt.layers.kernels.autograd", raising=False)
     monkeypatch.setitem(sys.modules, "spikeformer_lt.layers.kernels.launch", None)
-    spikes, _ = dispatch.lif(torch.full((1, LARGE), 1.5), None, 2, LIFParams())
+    spikes, _ = dispatch.lif(torch.full((1, LARGE), 1.5), None, 2, NeuronConfig())
     assert spikes.sum() == LARGE
+    dispatch._load.cache_clear()
     assert "ModuleNotFoundError" in caplog.text or "ImportError" in caplog.text

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from spikeformer_lt.layers.kernels import dispatch
-from spikeformer_lt.layers.kernels.reference import LIFParams
+from spikeformer_lt.layers.kernels.reference import NeuronConfig
 
 Both = Callable[[Callable[[], Any]], tuple[Any, Any]]
 T, ROWS, C = 3, 5, 4
@@ -25,18 +25,18 @@ def leaves() -> list[Tensor]:
 
 def spikes_of(inputs: list[Tensor]) -> Tensor:
     x, weight, bias = inputs
-    fused = dispatch.norm_lif(x, weight, bias, None, 1e-5, None, T, LIFParams())
+    fused = dispatch.norm_lif(x, weight, bias, None, None, 1e-5, None, T, NeuronConfig())
     if fused is not None:
         return fused[0]
     rows = torch.nn.functional.batch_norm(x.reshape(-1, C), None, None, weight, bias, True)
-    return dispatch.lif(rows.reshape(x.shape), None, T, LIFParams())[0]
+    return dispatch.lif(rows.reshape(x.shape), None, T, NeuronConfig())[0]
 
 
 def test_second_derivatives_equal_those_of_torch(by_both: Both) -> None:
     def run() -> tuple[Tensor, ...]:
         inputs = leaves()
         spikes = spikes_of(inputs)
-        spikes = spikes + dispatch.lif(inputs[0], None, T, LIFParams())[0]
+        spikes = spikes + dispatch.lif(inputs[0], None, T, NeuronConfig())[0]
         first = torch.autograd.grad(spikes.square().sum(), inputs, create_graph=True)
         return torch.autograd.grad(sum(g.square().sum() for g in first), inputs)
 
@@ -59,7 +59,7 @@ def test_a_backward_kernel_that_fails_is_replaced_by_torch(
     def run() -> tuple[Tensor, ...]:
         inputs = leaves()
         spikes = spikes_of(inputs)
-        monkeypatch.setenv("SPIKEFORMER_KERNELS", "auto")
+        monkeypatch.setattr("spikeformer_lt.layers.kernels.dispatch._mode", "auto")
         return torch.autograd.grad(spikes.sum(), inputs)
 
     for expected, got in zip(*by_both(run), strict=True):
@@ -70,7 +70,7 @@ def test_a_backward_kernel_that_fails_is_replaced_by_torch(
 def test_only_the_input_and_values_per_channel_are_kept_for_backward(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("SPIKEFORMER_KERNELS", "numba")
+    monkeypatch.setattr("spikeformer_lt.layers.kernels.dispatch._mode", "numba")
     kept: list[Tensor] = []
     inputs = leaves()
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):

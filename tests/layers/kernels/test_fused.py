@@ -7,14 +7,14 @@ import torch
 
 from spikeformer_lt.layers.kernels import matmul
 from spikeformer_lt.layers.kernels.dispatch import lif
-from spikeformer_lt.layers.kernels.reference import LIFParams
+from spikeformer_lt.layers.kernels.reference import NeuronConfig
 
 
 @pytest.mark.parametrize("rows", [1, 47, 48, 49, 100])
 @pytest.mark.parametrize("static", [False, True])
 @pytest.mark.parametrize("carried", [False, True])
 def test_spikes_and_voltages_in_float64(
-    rows: int, static: bool, carried: bool, params: LIFParams
+    rows: int, static: bool, carried: bool, params: NeuronConfig
 ) -> None:
     torch.manual_seed(rows)
     x = (torch.rand(1 if static else 5, rows, 130) < 0.3).double()

@@ -8,7 +8,7 @@ import torch
 from spikeformer_lt.layers.kernels import matmul
 from spikeformer_lt.layers.kernels.dispatch import lif
 from spikeformer_lt.layers.kernels.launch import constants
-from spikeformer_lt.layers.kernels.reference import LIFParams
+from spikeformer_lt.layers.kernels.reference import NeuronConfig
 from spikeformer_lt.layers.kernels.simd import BYTES
 
 LANES = BYTES // 8
@@ -17,7 +17,7 @@ LANES = BYTES // 8
 def test_a_piece_is_a_block_of_rows_and_a_panel() -> None:
     torch.manual_seed(0)
     x, weight = torch.rand(4, 7, 10).double(), torch.randn(2 * LANES, 10).double()
-    shift, p = torch.randn(2 * LANES).double(), LIFParams()
+    shift, p = torch.randn(2 * LANES).double(), NeuronConfig()
     panels = weight.view(2, LANES, 10).transpose(1, 2).contiguous()
     spikes, last = np.full((4, 7, 2 * LANES), np.nan), np.full((7, 2 * LANES), np.nan)
     args = (x.numpy().ravel(), None, panels.numpy().ravel(), shift.numpy(), np.zeros(0))

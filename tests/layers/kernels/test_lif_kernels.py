@@ -13,14 +13,14 @@ import pytest
 import torch
 
 from spikeformer_lt.layers.kernels import dispatch
-from spikeformer_lt.layers.kernels.reference import LIFParams
+from spikeformer_lt.layers.kernels.reference import NeuronConfig
 
 Both = Callable[[Callable[[], Any]], tuple[Any, Any]]
 
 
 @pytest.mark.parametrize("steps", [1, 3, 4, 9])
 def test_spikes_voltage_and_gradient_equal_the_loop(
-    params: LIFParams, by_both: Both, steps: int
+    params: NeuronConfig, by_both: Both, steps: int
 ) -> None:
     static = params.v_reset is None  # one of the two, to compile half as much
     x = torch.randn(1 if static else steps, 30, 301, dtype=torch.float64) * 1.4 + 0.6
@@ -45,7 +45,7 @@ def test_float32_spikes_equal_the_loop_to_the_bit_on_any_number_of_threads(by_bo
 
     def run() -> tuple[torch.Tensor, ...]:
         leaf = x.clone().requires_grad_()
-        spikes, last = dispatch.lif(leaf, None, 5, LIFParams(tau=1.7))
+        spikes, last = dispatch.lif(leaf, None, 5, NeuronConfig(tau=1.7))
         return spikes, last, *torch.autograd.grad(spikes, leaf, weight)
 
     threads = torch.get_num_threads()
@@ -71,7 +71,7 @@ def test_not_a_number_stays_one(by_both: Both) -> None:
 
     def run() -> tuple[torch.Tensor, ...]:
         leaf = x.clone().requires_grad_()
-        spikes, last = dispatch.lif(leaf, None, 4, LIFParams())
+        spikes, last = dispatch.lif(leaf, None, 4, NeuronConfig())
         return spikes, last, *torch.autograd.grad(spikes.sum(), leaf)
 
     for expected, got in zip(*by_both(run), strict=True):

@@ -38,9 +38,9 @@ def test_a_pooled_unit_is_that_of_torch_operations(
         other = copy.deepcopy(unit.train(train))
         x = torch.randn(3, 2, *size, 2, dtype=torch.float64)
         g = torch.randn(1, 2, 8, 8, 5, dtype=torch.float64)
-        monkeypatch.setenv("SPIKEFORMER_KERNELS", "numba")
+        monkeypatch.setattr("spikeformer_lt.layers.kernels.dispatch._mode", "numba")
         found, gradients = spikes_and_gradients(unit, x, g)
-        monkeypatch.setenv("SPIKEFORMER_KERNELS", "torch")
+        monkeypatch.setattr("spikeformer_lt.layers.kernels.dispatch._mode", "torch")
         wanted, others = spikes_and_gradients(other, x, g)
         assert 0 < wanted.mean() < 1 and torch.equal(found, wanted)
         assert len(gradients) == len(others) == 7
@@ -49,7 +49,7 @@ def test_a_pooled_unit_is_that_of_torch_operations(
 
 
 def test_ties_go_to_the_first_place_as_in_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SPIKEFORMER_KERNELS", "numba")
+    monkeypatch.setattr("spikeformer_lt.layers.kernels.dispatch._mode", "numba")
     for size in SIZES:
         x = torch.rand(2, 2, *size, 3).lt(0.5).double().requires_grad_()
         g = torch.randn(pool(x).shape, dtype=torch.float64)
@@ -65,7 +65,7 @@ def test_gradients_can_be_differentiated_again() -> None:
 
 
 def test_a_pool_keeps_a_byte_an_output(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SPIKEFORMER_KERNELS", "numba")
+    monkeypatch.setattr("spikeformer_lt.layers.kernels.dispatch._mode", "numba")
     kept: dict[int, int] = {}
 
     def pack(x: Tensor) -> Tensor:
@@ -82,5 +82,5 @@ def test_a_pool_keeps_a_byte_an_output(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_numba_torch_pools(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SPIKEFORMER_KERNELS", "torch")
+    monkeypatch.setattr("spikeformer_lt.layers.kernels.dispatch._mode", "torch")
     assert dispatch.pool(torch.randn(2, 2, 8, 8, 4)) is None

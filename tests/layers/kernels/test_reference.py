@@ -7,7 +7,12 @@ import math
 import pytest
 import torch
 
-from spikeformer_lt.layers.kernels.reference import LIFParams, lif_loop, spike, surrogate_derivative
+from spikeformer_lt.layers.kernels.reference import (
+    NeuronConfig,
+    lif_loop,
+    spike,
+    surrogate_derivative,
+)
 
 U = torch.linspace(-3, 3, 41, dtype=torch.float64)
 
@@ -44,7 +49,7 @@ def test_the_loop_lists_the_voltage_after_every_step() -> None:
     trace: list[torch.Tensor] = []
     x = torch.full((1, 2), 1.5, dtype=torch.float64)
     spikes, last = lif_loop(
-        x, torch.zeros(2).double(), 3, LIFParams(), lambda u: (u >= 0).double(), trace
+        x, torch.zeros(2).double(), 3, NeuronConfig(), lambda u: (u >= 0).double(), trace
     )
     # h = 0.75; 1.125 fires; 0.75
     assert spikes[:, 0].tolist() == [0, 1, 0]

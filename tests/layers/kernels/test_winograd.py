@@ -102,9 +102,9 @@ def test_it_steps_aside_where_it_does_not_fit_or_pay(monkeypatch: pytest.MonkeyP
     for rows, w in refused:
         assert not dispatch.takes_conv(rows, w)
         assert dispatch.conv(rows, w) is None
-    monkeypatch.setenv("SPIKEFORMER_KERNELS", "numba")
+    monkeypatch.setattr("spikeformer_lt.layers.kernels.dispatch._mode", "numba")
     assert dispatch.takes_conv(few, weight) and dispatch.takes_conv(*refused[-1])
-    monkeypatch.setenv("SPIKEFORMER_KERNELS", "torch")
+    monkeypatch.setattr("spikeformer_lt.layers.kernels.dispatch._mode", "torch")
     assert not dispatch.takes_conv(large, weight)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from spikeformer_lt.layers.kernels import dispatch, launch
-from spikeformer_lt.layers.kernels.reference import LIFParams
+from spikeformer_lt.layers.kernels.reference import NeuronConfig
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -43,12 +43,12 @@ def test_little_work_wakes_no_threads() -> None:
 def test_a_forked_process_runs_the_kernels_without_threads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("SPIKEFORMER_KERNELS", "numba")
+    monkeypatch.setattr("spikeformer_lt.layers.kernels.dispatch._mode", "numba")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     x = torch.full((1, 1 << 17), 1.5)
-    expected = dispatch.lif(x, None, 2, LIFParams())[0].numpy()
+    expected = dispatch.lif(x, None, 2, NeuronConfig())[0].numpy()
     child = os.fork()
     if child == 0:
-        got = dispatch.lif(x, None, 2, LIFParams())[0].numpy()
+        got = dispatch.lif(x, None, 2, NeuronConfig())[0].numpy()
         os._exit(0 if np.array_equal(got, expected) else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -24,18 +24,7 @@ from spikeformer_lt.layers.neuron import LIF, NeuronConfig
 from spikeformer_lt.layers.norm import hooked
 from spikeformer_lt.layers.units import ConvUnit, Folded, Integers, Reads, Unit, map_rows
 
-__all__ = [
-    "DerivedCache",
-    "FoldedAttention",
-    "FoldedConv2d",
-    "FoldedConvUnit",
-    "FoldedLinear",
-    "FoldedLinearUnit",
-    "FoldedUnit",
-    "fire",
-    "fire_linear",
-    "select_channels",
-]
+__all__ = ["FoldedAttention", "FoldedConvUnit", "FoldedLinearUnit", "FoldedUnit"]
 
 FEW_ROWS = 256  # of a step; the fused pass gains 5 to 14 % on 44 rows, nothing on 1,408 (measured)
 
@@ -244,10 +233,9 @@ class FoldedConv2d(_FoldedSynapse, nn.Conv2d):
         ops = torch.ops.onednn
         zero = torch.zeros(len(self.gain), dtype=torch.int64)
 
-        def pack() -> Tensor:
+        def pack() -> Any:
             signs, shape = self.signs.contiguous(), list(maps.shape)
-            made: Tensor = ops.qconv_prepack(signs, self.gain, 1.0, 0, *geometry, shape)
-            return made
+            return ops.qconv_prepack(signs, self.gain, 1.0, 0, *geometry, shape)
 
         packed = self.cache.get("bytes", (self.signs, self.gain), pack)
         out: Tensor = ops.qconv2d_pointwise(
@@ -275,12 +263,7 @@ class FoldedLinear(_FoldedSynapse, nn.Linear):
     """
 
     def __init__(
-        self,
-        weight: Tensor,
-        bias: Tensor,
-        *,
-        dtype: torch.dtype | None = None,
-        whole: bool = False,
+        self, weight: Tensor, bias: Tensor, dtype: torch.dtype | None = None, whole: bool = False
     ) -> None:
         super().__init__(weight.shape[1], weight.shape[0], device="meta")
         _fill(self, weight, bias, dtype or weight.dtype, whole)
@@ -289,35 +272,38 @@ class FoldedLinear(_FoldedSynapse, nn.Linear):
         """All outputs, or the first ones."""
         if self.takes_bytes(x):
             return self._multiply_bytes(x, self.out_features if outputs is None else outputs)
-        weight, bias = self.weight[:outputs], self.bias[:outputs]
+        weight, bias = self.weight, self.bias
+        if outputs is not None:
+            weight, bias = weight[:outputs], bias[:outputs]  # type: ignore[assignment]
         rows = x.numel() // max(1, x.shape[-1])
-        plain = x.dtype == weight.dtype == torch.float32 and is_plain(x)
-        if not plain or not rows or not _has_onednn():
+        plain = x.dtype == weight.dtype == torch.float32 and not in_graph() and is_plain(x)
+        has_onednn = mode() != "torch" and torch.backends.mkldnn.is_available()
+        if not plain or not rows or not has_onednn:
             return F.linear(x, weight, bias)
 
-        def order() -> Tensor:
-            made: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows)
-            return made
-
-        name = "whole" if outputs is None else "part"
-        ordered = self.cache.get(name, (self.weight,), order, (outputs, rows))
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(
-            x.contiguous(), ordered, bias, "none", [], ""
+        ops, name = torch.ops.mkldnn, "whole" if outputs is None else "part"
+        ordered = self.cache.get(
+            name,
+            (self.weight,),
+            lambda: ops._reorder_linear_weight(weight.contiguous(), rows),
+            (outputs, rows),
         )
+        out: Tensor = ops._linear_pointwise(x.contiguous(), ordered, bias, "none", [], "")
         return out
 
     def takes_bytes(self, x: Tensor) -> bool:
         """Whether this input is multiplied in bytes."""
-        usable = self.as_bytes and x.dtype == torch.float32 and has_byte_products()
-        large = x.shape[-1] >= 128 and x.numel() > 0
-        return usable and large and mode() != "torch" and not in_graph() and is_plain(x)
+        usable = self.as_bytes and x.dtype == torch.float32 and x.shape[-1] >= 128 and x.numel() > 0
+        allowed = not in_graph() and mode() != "torch" and is_plain(x)
+        return usable and allowed and has_byte_products()
 
     def panels(self) -> Tensor | None:
         """The weight in the order of the fused product and LIF kernel; None if it has none."""
         from spikeformer_lt.layers.kernels.matmul import as_panels
 
-        weight = self.weight
-        made: Tensor | None = self.cache.get("panels", (weight,), lambda: as_panels(weight))
+        made: Tensor | None = self.cache.get(
+            "panels", (self.weight,), lambda: as_panels(self.weight)
+        )
         return made
 
     def _multiply_bytes(self, x: Tensor, outputs: int) -> Tensor:
@@ -336,13 +322,7 @@ class FoldedLinear(_FoldedSynapse, nn.Linear):
         return out.view(*x.shape[:-1], outputs)
 
 
-def _fill(
-    layer: FoldedConv2d | FoldedLinear,
-    weight: Tensor,
-    bias: Tensor,
-    dtype: torch.dtype,
-    whole: bool,
-) -> None:
+def _fill(layer: Any, weight: Tensor, bias: Tensor, dtype: torch.dtype, whole: bool) -> None:
     """Set a layer's weights, cast to `dtype`; also as bytes if they are binary and `whole`."""
     layout = torch.channels_last if weight.ndim == 4 else torch.contiguous_format
     plain = weight.to(dtype).contiguous(memory_format=layout)
@@ -395,10 +375,6 @@ def has_byte_products() -> bool:
     return bool(vnni) and all(
         hasattr(torch.ops.onednn, name) for name in ("qconv2d_pointwise", "qlinear_pointwise")
     )
-
-
-def _has_onednn() -> bool:
-    return not in_graph() and mode() != "torch" and torch.backends.mkldnn.is_available()
 
 
 def _is_whole(reads: Reads) -> bool:

@@ -39,7 +39,7 @@ help:
 	@echo "make test         all tests but the slow and the GPU ones; ARGS=... goes to pytest"
 	@echo "make gpu          GPU tests, comparison with spikingjelly, CIFAR-10 training; resumes: see benchmarks/"
 	@echo "                  MINUTES=9 DATA=/tmp/data PY=python3 (which has the dependencies; no .venv needed)"
-	@echo "make lint         ruff (rules, format) and mypy"
+	@echo "make lint         ruff (rules, format), import contracts and mypy"
 	@echo "make wheel-check  build the wheel and use it from an environment outside this folder"
 	@echo "make docs         the API reference from the docstrings: build/api/index.html"
 	@echo "make install      make .venv only (3 minutes and 5 GB, once)"
@@ -74,6 +74,7 @@ gpu:
 lint: $(STAMP)
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
+	@$(PY) .ci/imports.py
 	@$(PY) -m mypy
 
 docs: $(STAMP)

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from spikeformer_lt import create_model
 from spikeformer_lt.mask import Mask
-from spikeformer_lt.tickets.base import PruneConfig, magnitudes
+from spikeformer_lt.tickets import PruneConfig, magnitudes
 from spikeformer_lt.training.phase import Masked, Progress
 
 SHARE_LIMIT, RANKING_LIMIT_S, RANKED = 0.03, 0.3, 10_000_000

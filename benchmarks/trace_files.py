@@ -25,8 +25,7 @@ from unittest import mock
 
 import torch
 
-import spikeformer_lt
-from spikeformer_lt import Ticket, create_model, list_searches, load_exported
+from spikeformer_lt import Ticket, create_model, list_searches, load_exported, registry
 from spikeformer_lt.export import export_ticket
 from spikeformer_lt.layers.neuron import LIF
 from spikeformer_lt.training.trainer import PhaseRun, Trainer
@@ -83,7 +82,7 @@ class Tracer:
 def imp_run(folder: Path) -> dict[str, Tracer]:
     """Run the IMP recipe; trace its search, without the trainings, and its third training step."""
     mask, step, steps = Tracer(RECIPE), Tracer(), itertools.count(1)
-    create, fit, one = spikeformer_lt.create_search, Trainer.fit, PhaseRun._step
+    create, fit, one = registry.create_search, Trainer.fit, PhaseRun._step
 
     def traced_create(*args: Any, **keywords: Any) -> Any:
         search = mask.call(create, *args, **keywords)
@@ -101,7 +100,7 @@ def imp_run(folder: Path) -> dict[str, Tracer]:
         return step.call(one, *args) if next(steps) == 3 else one(*args)
 
     with (
-        mock.patch.object(spikeformer_lt, "create_search", traced_create),
+        mock.patch.object(registry, "create_search", traced_create),
         mock.patch.object(Trainer, "fit", untraced_fit),
         mock.patch.object(PhaseRun, "_step", traced_step),
         mock.patch.object(sys, "argv", [RECIPE, *OPTIONS.split(), "--run.out", str(folder)]),

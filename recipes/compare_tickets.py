@@ -7,16 +7,17 @@ python recipes/compare_tickets.py --data cifar10 --options="--model.name spikfor
 A comparison that was killed goes on where it stopped: finished runs are kept, the others resume.
 Rows called dense and random are the line and the control that the others are read against;
 imp-random (IMP's counts at random places) and imp-shuffle (its mask, its start weights permuted)
-are controls of IMP. Early-Time's saving stands below the table, as a ratio.
+are controls of IMP. Any registered search is a row, a plug-in's too, with --search-options for its
+own options. Early-Time's saving is below the table, as a ratio.
 """
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
-from pathlib import Path
 
+from spikeformer_lt.cli import Comparison, compare
 from spikeformer_lt.config import check, run_recipe
+from spikeformer_lt.registry import config_class, search_names
 
 SPARSE = "sparse_training_cifar.py --method"
 SEARCHES = {
@@ -38,36 +39,30 @@ DENSE = f"{SPARSE} random --sparsity 0"
 
 
 @dataclass(frozen=True)
-class CompareTickets:
+class CompareTickets(Comparison):
     """Run searches at some sparsities over seeds and write table and curves."""
 
     searches: tuple[str, ...] = ("imp", "eb", "imp+et", "edge-popup", "biprop", "snip", "random")
     """Searches to compare; the dense network always runs."""
     sparsities: tuple[float, ...] = (0.68, 0.9, 0.96)
     """Fractions of the prunable weights removed."""
-    data: str = "digits"
-    """Data set of all runs."""
     seeds: tuple[int, ...] = (0, 1)
     """Seeds; the table shows mean and standard deviation."""
-    jobs: int = 1
-    """Runs at a time, one thread each when more than one."""
     out: str = "runs/tickets"
     """Directory of the comparison; runs go into runs/ below it."""
-    options: str = ""
-    """Further options for every run, in quotes: --options="--model.T 2"."""
     search_options: tuple[str, ...] = ()
     """Further options for one search each: --search-options "imp=--imp.epochs 2"."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        known = (*SEARCHES, *search_names())
         for name in self.searches:
-            check(name in SEARCHES, "searches", name, f"some of {', '.join(SEARCHES)}")
+            check(name in known, "searches", name, f"some of {', '.join(dict.fromkeys(known))}")
         for sparsity in self.sparsities:
             check(0 < sparsity < 1, "sparsities", sparsity, "in (0, 1)")
-        check(self.jobs >= 1, "jobs", self.jobs, "at least 1")
-        check(len(self.seeds) > 0, "seeds", self.seeds, "at least one seed")
         for text in self.search_options:
-            known = text.partition("=")[0] in (*SEARCHES, "dense")
-            check(known, "search_options", text, "SEARCH=OPTIONS, such as 'imp=--imp.epochs 2'")
+            found = text.partition("=")[0] in (*known, "dense")
+            check(found, "search_options", text, "SEARCH=OPTIONS, such as 'imp=--imp.epochs 2'")
 
     def variants(self) -> dict[str, str]:
         """Rows of the table, with the recipe and the options of each."""
@@ -77,27 +72,28 @@ class CompareTickets:
             own[name] = f"{own.get(name, '')} {options}"
         rows = {"dense": f"{DENSE} {own.get('dense', '')}"}
         for name in self.searches:
-            for s in self.sparsities:
-                rows[f"{name} {s}"] = f"{SEARCHES[name].format(s=s)} {own.get(name, '')}"
+            line = SEARCHES.get(name) or _generic(name)
+            for s in self.sparsities if "{s}" in line else ("",):
+                rows[f"{name} {s}".strip()] = f"{line.format(s=s)} {own.get(name, '')}"
         return rows
+
+
+def _generic(search: str) -> str:
+    """The command of a registered search; without a sparsity where it has no single rate."""
+    config = config_class("search", search)
+    inner = getattr(config, "search", None)  # of a search around another
+    config = config_class("search", inner) if isinstance(inner, str) else config
+    return f"find_ticket.py {search}{' --sparsity {s}' if hasattr(config, 'sparsity') else ''}"
 
 
 def main(cfg: CompareTickets) -> None:
     """Run what is not finished, then write table, CSV and curves."""
-    from spikeformer_lt.reports.comparison import write_comparison
-    from spikeformer_lt.training.jobs import Job, run_jobs
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    jobs = []
-    for seed in cfg.seeds:
-        for variant, line in cfg.variants().items():
-            recipe, *options = f"{line} --data.name {cfg.data} {cfg.options}".split()
-            folder = Path(cfg.out) / "runs" / f"{variant.replace(' ', '-')}-seed{seed}"
-            command = (str(Path(__file__).with_name(recipe)), *options, "--train.seed", str(seed))
-            jobs.append(Job(variant, seed, folder, command))
-    run_jobs(jobs, at_once=cfg.jobs)
+    def folder(variant: str, seed: int) -> str:
+        return f"{variant.replace(' ', '-')}-seed{seed}"
+
     title = f"Ticket searches on {cfg.data}"
-    print(write_comparison(Path(cfg.out), jobs, title, level="prunable weights"))
+    compare(cfg, cfg.variants(), folder, title, level="prunable weights")
 
 
 if __name__ == "__main__":

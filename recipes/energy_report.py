@@ -12,8 +12,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from spikeformer_lt.config import check, given_options, run_recipe
-from spikeformer_lt.training.options import EventDataConfig
+from spikeformer_lt.cli import open_finished
+from spikeformer_lt.config import check, check_fields, run_recipe
+from spikeformer_lt.training import EventDataConfig
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,8 @@ class EnergyReport:
     data: EventDataConfig = field(default_factory=EventDataConfig)
 
     def __post_init__(self) -> None:
-        check(self.split in ("train", "val", "test"), "split", self.split, "train, val or test")
-        for name in ("images", "batch_size"):
-            check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        check_fields(self, split=("train", "val", "test"), batch_size=1)
+        check_fields(self, images=1)
         check(self.T is None or self.T >= 1, "T", self.T, "at least 1")
 
 
@@ -47,16 +47,11 @@ def main(cfg: EnergyReport) -> None:
         len(cfg.runs) > 0, "runs", cfg.runs, "folders of runs, tickets or exports: --runs DIR ..."
     )
 
-    from spikeformer_lt.export import read_ticket
-    from spikeformer_lt.reports.energy import energy_markdown, measure_energy, write_energy
-    from spikeformer_lt.reports.finished import open_run
-    from spikeformer_lt.reports.plots import plot_energy
-    from spikeformer_lt.tickets.surgery import model_from_ticket
+    from spikeformer_lt.reports import energy_markdown, measure_energy, plot_energy, write_energy
 
-    given, changed = given_options(cfg), {} if cfg.T is None else {"T": cfg.T}
     networks = {}
     for path in cfg.runs:
-        run = open_run(path, model_from_ticket, cfg.data, given, read_ticket, **changed)
+        run = open_finished(path, cfg, T=cfg.T)
         if run.untrained:
             print(f"NOTICE: {path} is a ticket with its start weights: nothing is trained there")
         if not run.own_split:

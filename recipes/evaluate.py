@@ -11,10 +11,11 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from spikeformer_lt.config import check, given_options, run_recipe
+from spikeformer_lt.cli import open_finished
+from spikeformer_lt.config import check, check_fields, run_recipe
 from spikeformer_lt.disk import write_atomic
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.training.options import EventDataConfig
+from spikeformer_lt.training import EventDataConfig
 
 
 @dataclass(frozen=True)
@@ -36,25 +37,18 @@ class Evaluate:
     data: EventDataConfig = field(default_factory=EventDataConfig)
 
     def __post_init__(self) -> None:
-        check(self.split in ("train", "val", "test"), "split", self.split, "train, val or test")
-        check(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
+        check_fields(self, split=("train", "val", "test"), batch_size=1)
 
 
 def main(cfg: Evaluate) -> None:
     """Load, evaluate, print."""
     from accelerate import Accelerator
 
-    from spikeformer_lt.export import read_ticket
-    from spikeformer_lt.reports.finished import open_ticket
-    from spikeformer_lt.reports.run_page import describe, save_predictions
-    from spikeformer_lt.tickets.surgery import model_from_ticket
-    from spikeformer_lt.training.predictions import PREDICTIONS
+    from spikeformer_lt.reports import describe, save_predictions
+    from spikeformer_lt.training import PREDICTIONS
 
     check(bool(cfg.run), "run", cfg.run, "a run directory, a ticket folder or an export: --run DIR")
-    changed = {} if cfg.T is None else {"T": cfg.T}
-    run = open_ticket(
-        cfg.run, model_from_ticket, cfg.data, given_options(cfg), read_ticket, **changed
-    )
+    run = open_finished(cfg.run, cfg, report=False, T=cfg.T)
     model, splits, known = run.model, run.splits, run.ticket.provenance
     if splits.name == known["dataset"] and not run.own_split:
         own = known["split_sha256"][:12]

@@ -10,11 +10,10 @@ A comparison that was killed goes on where it stopped: finished runs are kept, t
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
-from pathlib import Path
 
-from spikeformer_lt.config import check, run_recipe
+from spikeformer_lt.cli import Comparison, compare
+from spikeformer_lt.config import check_fields, run_recipe
 
 W, P, A = "--multisp.weights.", "--multisp.patches.", "--multisp.activation."
 RECIPES = ("multisp_cifar", "multisp_dvs128", "multisp_cifar10_dvs")
@@ -66,54 +65,27 @@ SUITES: dict[str, dict[str, str]] = {
 
 
 @dataclass(frozen=True)
-class MultiSpCompare:
+class MultiSpCompare(Comparison):
     """Run a suite of MultiSp variants over seeds and write one table."""
 
     recipe: str = "multisp_cifar"
     """What each run is: multisp_cifar, multisp_dvs128 or multisp_cifar10_dvs."""
     suite: str = "demo"
     """demo, ablation, parts or curves."""
-    data: str = "digits"
-    """Data set of all runs."""
-    seeds: tuple[int, ...] = (0,)
-    """Seeds; the table shows mean and standard deviation."""
-    jobs: int = 1
-    """Runs at a time, one thread each when more than one."""
-    out: str = "runs/compare"
-    """Directory of the comparison; runs go into runs/ below it."""
-    options: str = ""
-    """Further options for every run, in quotes: --options="--model.T 2"."""
 
     def __post_init__(self) -> None:
-        check(self.recipe in RECIPES, "recipe", self.recipe, f"one of {', '.join(RECIPES)}")
-        check(self.suite in SUITES, "suite", self.suite, f"one of {', '.join(SUITES)}")
-        check(self.jobs >= 1, "jobs", self.jobs, "at least 1")
-        check(len(self.seeds) > 0, "seeds", self.seeds, "at least one seed")
+        super().__post_init__()
+        check_fields(self, recipe=RECIPES, suite=tuple(SUITES))
 
 
 def main(cfg: MultiSpCompare) -> None:
     """Run what is not finished, then write table, CSV and curves."""
-    from spikeformer_lt.reports.comparison import write_comparison
-    from spikeformer_lt.training.jobs import Job, run_jobs
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    recipe = Path(__file__).with_name(f"{cfg.recipe}.py")
-    jobs = [
-        Job(
-            variant,
-            seed,
-            Path(cfg.out) / "runs" / f"{variant.replace(' ', '_').replace(':', '')}-{seed}",
-            (
-                str(recipe),
-                *f"--data.name {cfg.data} {options} {cfg.options}".split(),
-                *("--train.seed", str(seed)),
-            ),
-        )
-        for seed in cfg.seeds
-        for variant, options in SUITES[cfg.suite].items()
-    ]
-    run_jobs(jobs, at_once=cfg.jobs)
-    print(write_comparison(Path(cfg.out), jobs, title=f"MultiSp: {cfg.suite} on {cfg.data}"))
+    def folder(variant: str, seed: int) -> str:
+        return f"{variant.replace(' ', '_').replace(':', '')}-{seed}"
+
+    rows = {name: f"{cfg.recipe}.py {options}" for name, options in SUITES[cfg.suite].items()}
+    compare(cfg, rows, folder, f"MultiSp: {cfg.suite} on {cfg.data}")
 
 
 if __name__ == "__main__":

@@ -13,58 +13,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from spikeformer_lt.cli import EVENTS_SMALL, EventRecipe, find
 from spikeformer_lt.config import run_recipe
-from spikeformer_lt.tickets.configs import MultiSpConfig
-from spikeformer_lt.training.experiment import DVS128_GESTURE, Experiment
-from spikeformer_lt.training.options import (
-    EventDataConfig,
-    ModelConfig,
-    OptimConfig,
-    RunConfig,
-    TrainConfig,
-)
-
-PAPER = OptimConfig(
-    lr=1e-3, weight_decay=0.06, min_lr=1e-5, warmup_epochs=10, warmup_lr=1e-5, cooldown_epochs=10
-)
-SMALL = {
-    "model.name": "spikformer_dvs_toy",
-    "model.T": 8,
-    "model.num_heads": None,
-    "train.optim": OptimConfig(lr=5e-3, weight_decay=0.01, min_lr=1e-4, warmup_epochs=1),
-    "multisp.epochs": 20,
-    "multisp.stem_epochs": 6,
-}
+from spikeformer_lt.tickets import MultiSpConfig
 
 
 @dataclass(frozen=True)
-class MultiSpDvs128:
+class MultiSpDvs128(EventRecipe):
     """MultiSp on event recordings: patch, ConvPEP-weight and ConvPEP-activation sparsity."""
 
-    data: EventDataConfig = field(default_factory=EventDataConfig)
-    model: ModelConfig = field(
-        default_factory=lambda: ModelConfig(name="spikformer_dvs", T=16, num_heads=8)
-    )
     multisp: MultiSpConfig = field(
         default_factory=lambda: MultiSpConfig(epochs=202, stem_epochs=100)
     )
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(batch_size=16, optim=PAPER))
-    run: RunConfig = field(default_factory=RunConfig)
 
 
 def main(cfg: MultiSpDvs128) -> None:
     """Search, save the ticket, test once, write the report."""
-    from spikeformer_lt import create_search
-    from spikeformer_lt.reports.run_page import write_report
-
-    with Experiment(
-        cfg, fallback="moving_digits", small=SMALL, wanted=DVS128_GESTURE
-    ) as experiment:
-        model = experiment.model()
-        search = create_search("multisp", config=experiment.cfg.multisp, seed=cfg.train.seed)
-        ticket = search.find(model, experiment.trainer.fit)
-        ticket = experiment.save_ticket(ticket)
-        write_report(experiment, model, ticket)
+    find(cfg, "multisp", EVENTS_SMALL, fallback="moving_digits", wanted="dvs128_gesture")
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from spikeformer_lt.config import check, given_options, run_recipe
-from spikeformer_lt.training.options import EventDataConfig
+from spikeformer_lt.cli import open_finished
+from spikeformer_lt.config import check, check_fields, run_recipe
+from spikeformer_lt.training import EventDataConfig
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Report:
     data: EventDataConfig = field(default_factory=EventDataConfig)
 
     def __post_init__(self) -> None:
-        check(self.images >= 1, "images", self.images, "at least 1")
+        check_fields(self, images=1)
 
 
 def main(cfg: Report) -> None:
@@ -41,13 +42,9 @@ def main(cfg: Report) -> None:
     )
     check(len(cfg.runs) == 1 or bool(cfg.out), "out", cfg.out, "a folder for the comparison")
 
-    from spikeformer_lt.export import read_ticket
-    from spikeformer_lt.reports.finished import open_run
-    from spikeformer_lt.reports.run_page import write_comparison_page, write_run_page
-    from spikeformer_lt.tickets.surgery import model_from_ticket
+    from spikeformer_lt.reports import write_comparison_page, write_run_page
 
-    given, build = given_options(cfg), model_from_ticket
-    runs = [open_run(path, build, cfg.data, given, read_ticket) for path in cfg.runs]
+    runs = [open_finished(path, cfg) for path in cfg.runs]
     out = Path(cfg.out or cfg.runs[0])
     if len(runs) == 1:
         page = write_run_page(runs[0], out, cfg.images)

@@ -10,34 +10,23 @@ disk and no data set is named, the embedded digits are used instead, with a noti
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
 
-from spikeformer_lt.config import adapted, check, given_options, run_recipe
+from spikeformer_lt.cli import SMALL, ImageRecipe
+from spikeformer_lt.config import adapted, check, check_fields, given_options, run_recipe
 from spikeformer_lt.errors import TicketError
-from spikeformer_lt.ticket import Ticket, start_folder
-from spikeformer_lt.tickets.base import retrain, with_phase
-from spikeformer_lt.tickets.surgery import dress_as
-from spikeformer_lt.tickets.transfer import NORMS, transfer
-from spikeformer_lt.training.experiment import Experiment
-from spikeformer_lt.training.options import (
-    DataConfig,
-    ModelConfig,
-    OptimConfig,
-    RunConfig,
-    TrainConfig,
-)
+from spikeformer_lt.tickets import NORMS
+from spikeformer_lt.training import ModelConfig
 
-PAPER = OptimConfig(lr=5e-4, weight_decay=0.06, min_lr=1e-5, warmup_epochs=20, warmup_lr=1e-5)
-SMALL = {
-    "train.batch_size": 16,
-    "train.optim": OptimConfig(lr=5e-3, weight_decay=0.01, min_lr=1e-4, warmup_epochs=1),
-    "epochs": 8,
-}
+if TYPE_CHECKING:
+    from spikeformer_lt import Ticket
+
+ON_DIGITS = {name: SMALL[name] for name in ("train.batch_size", "train.optim")} | {"epochs": 8}
 
 
 @dataclass(frozen=True)
-class TransferCifar:
+class TransferCifar(ImageRecipe):
     """Transfer of a ticket to RGB images."""
 
     ticket: str = ""
@@ -49,16 +38,11 @@ class TransferCifar:
     """Training images that statistics are estimated on."""
     fresh: tuple[str, ...] = ()
     """Layers that keep this run's own start weights and no mask, such as head for other classes."""
-    data: DataConfig = field(default_factory=DataConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
     epochs: int = 300
     """Epochs of training from the ticket."""
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(batch_size=128, optim=PAPER))
-    run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
-        check(self.norm in NORMS, "norm", self.norm, f"one of {', '.join(NORMS)}")
-        check(self.norm_images >= 2, "norm_images", self.norm_images, "at least 2")
+        check_fields(self, norm=NORMS, norm_images=2)
 
 
 def network(ticket: Ticket, cfg: TransferCifar) -> ModelConfig:
@@ -74,21 +58,24 @@ def network(ticket: Ticket, cfg: TransferCifar) -> ModelConfig:
 
 def main(cfg: TransferCifar) -> None:
     """Move the ticket into the new network, train it, test once, write the report."""
-    from spikeformer_lt.reports.run_page import write_report
+    rule = "a run directory or a ticket folder: --ticket DIR"
+    check(bool(cfg.ticket), "ticket", cfg.ticket, rule)
 
-    check(
-        bool(cfg.ticket), "ticket", cfg.ticket, "a run directory or a ticket folder: --ticket DIR"
-    )
+    from spikeformer_lt import Ticket
+    from spikeformer_lt.reports import write_report
+    from spikeformer_lt.ticket import start_folder
+    from spikeformer_lt.tickets import apply_surgery, retrain, transfer_ticket, with_phase
+    from spikeformer_lt.training import Experiment
+
     found = Ticket.load(start_folder(cfg.ticket))
-    with Experiment(
-        adapted(cfg, model=network(found, cfg)), fallback="digits", small=SMALL
-    ) as experiment:
+    cfg = adapted(cfg, model=network(found, cfg))
+    with Experiment(cfg, fallback="digits", small=ON_DIGITS) as experiment:
         model, trainer = experiment.model(), experiment.trainer
-        dress_as(model, found)
+        apply_surgery(model, found)
         known, args = found.provenance["model"].get("args", {}), experiment.model_args()
         images = trainer.batch(cfg.norm_images)[0] if cfg.norm == "estimate" else None
         model.to(trainer.accelerator.device)
-        moved = transfer(
+        moved = transfer_ticket(
             found,
             model,
             norm=cfg.norm,

@@ -1,11 +1,7 @@
 """Configuration: nested frozen dataclasses, filled from a file and from the command line.
 
-A field's docstring is its help; its default is in the class and nowhere else. `parse` is the one
-place that imports tyro.
-
-Nested frozen dataclasses as configuration: to plain values and back, compared, named, saved.
-
-`spikeformer_lt.config` is the door; import from there.
+A field's docstring is its help; its default is in the class and nowhere else. A model or data set
+with options of its own adds a group of its name. `parse` is the one place that imports tyro.
 """
 
 from __future__ import annotations
@@ -27,7 +23,7 @@ from typing import Any, Literal, NoReturn, TypeVar, Union
 
 from spikeformer_lt.disk import read_mapping, safe_name, write_atomic
 from spikeformer_lt.errors import ConfigError, Interrupted, SpikeformerError, near, shown
-from spikeformer_lt.registry import use_plugins
+from spikeformer_lt.registry import config_class, use_plugins
 
 C = TypeVar("C")
 _ALWAYS = ("help", "config", "debug", "plugins")
@@ -44,7 +40,8 @@ def parse(cls: type[C], argv: Sequence[str] | None = None, prog: str | None = No
 
     In option names '-' and '_' are alike. A boolean is ``--group.field`` or ``--group.no-field``.
     ``--config FILE`` gives values that the other options override; ``--plugins FILE.py`` imports
-    files that register names. ``--help`` prints each option with its default and exits with 0.
+    files that register names. The model and the data set that are named add their own options:
+    ``--my-net.width``. ``--help`` prints each option with its default and exits with 0.
 
     Args:
         cls: nested frozen dataclass; every field with a default.
@@ -57,11 +54,13 @@ def parse(cls: type[C], argv: Sequence[str] | None = None, prog: str | None = No
     import tyro
 
     prog = prog or Path(sys.argv[0]).name
-    options = dict(_options(cls))
     given = [token for token in (sys.argv[1:] if argv is None else argv) if token != "--debug"]
     rest, config_file = _split_config(given)
-    rest, plugins = _split_plugins(rest)
+    rest, plugins = split_plugins(rest)
     use_plugins(plugins)
+    in_file = {} if config_file is None else read_mapping(config_file)
+    cls = with_entries(cls, rest, in_file)
+    options = dict(_options(cls))
     _refuse_unknown(rest, options)
     default = tyro.MISSING_NONPROP if config_file is None else load_config(cls, config_file)
     own = inspect.cleandoc(cls.__doc__ or "")
@@ -75,11 +74,73 @@ def parse(cls: type[C], argv: Sequence[str] | None = None, prog: str | None = No
             raise
         raise _as_config_error(stop, complaint.getvalue(), options, prog) from None
     named = {name for token in rest if (name := _option_of(token, options)) in options}
-    if config_file is not None:
-        in_file = flat_values(read_mapping(config_file))
-        named |= {name.replace("-", "_") for name, _ in in_file}
+    named |= {name.replace("-", "_") for name, _ in flat_values(in_file)}
     object.__setattr__(made, _GIVEN, frozenset(named))
     return typing.cast(C, made)
+
+
+def with_entries(cls: type[C], argv: Sequence[str], in_file: Mapping[str, Any]) -> type[C]:
+    """The configuration class with a group for the options of the named model and data set.
+
+    Args:
+        cls: class whose groups ``model`` and ``data`` have a ``name``.
+        argv: the options.
+        in_file: what ``--config`` gives.
+
+    Returns:
+        `cls` itself where neither has options of its own.
+    """
+    kinds, groups = field_kinds(cls), {}
+    for kind, group in (("model", "model"), ("dataset", "data")):
+        if "name" not in getattr(kinds.get(group), "__dataclass_fields__", ()):
+            continue
+        written = in_file.get(group)
+        name = written.get("name") if isinstance(written, Mapping) else None
+        name = value_of(f"{group}.name", argv) or name or getattr(_default(cls, group), "name", "")
+        config = config_class(kind, str(name))
+        if config is not None:
+            groups[str(name)] = config()
+    return extended(cls, groups) if groups else cls
+
+
+def value_of(option: str, argv: Sequence[str]) -> str | None:
+    """The value that the options give last to "group.field"; None if they do not name it."""
+    found = None
+    for place, token in enumerate(argv):
+        flag, equals, value = token.partition("=")
+        if flag.startswith("--") and flag[2:].replace("-", "_") == option:
+            found = value if equals else next(iter(argv[place + 1 :]), "")
+    return found
+
+
+def extended(cls: type[C], groups: Mapping[str, Any]) -> type[C]:
+    """A configuration class with more groups, whose defaults are the given configurations."""
+    taken = field_kinds(cls)
+    for name in groups:
+        free = name.isidentifier() and name not in taken
+        check(free, "name", name, f"an identifier other than {', '.join(taken)}")
+    fields = [
+        (name, type(config), dataclasses.field(default=config)) for name, config in groups.items()
+    ]
+    made: Any = dataclasses.make_dataclass(
+        cls.__name__, fields, bases=(cls,), frozen=True, namespace={"__doc__": cls.__doc__}
+    )
+    made.__module__ = cls.__module__
+    return typing.cast(type[C], made)
+
+
+def entry_options(cfg: object, name: str, given: bool = False) -> dict[str, Any]:
+    """Options of a model's or data set's own group, as plain values; {} where it has none.
+
+    Args:
+        cfg: the configuration.
+        name: the registered name, which is the group's.
+        given: only those that the user named.
+    """
+    own = getattr(cfg, name, None)
+    values = to_dict(own) if dataclasses.is_dataclass(own) else {}
+    named = given_options(cfg)
+    return {k: v for k, v in values.items() if not given or f"{name}.{k}" in named}
 
 
 def given_options(cfg: object) -> frozenset[str]:
@@ -112,10 +173,19 @@ def run_recipe(
     stopped the run after a save.
     """
     given = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in given
+    exit_after(lambda: main(parse(cls, given, prog)), "--debug" in given)
+
+
+def exit_after(action: Callable[[], Any], debug: bool = False) -> NoReturn:
+    """Do something and exit with the status that `run_recipe` promises.
+
+    Args:
+        action: may raise.
+        debug: also print the traceback of an error.
+    """
     status = 0
     try:
-        main(parse(cls, given, prog))
+        action()
     except (SpikeformerError, KeyboardInterrupt) as fault:
         if debug:
             traceback.print_exc()
@@ -161,7 +231,7 @@ def _split_config(argv: list[str]) -> tuple[list[str], str | None]:
     return rest, chosen
 
 
-def _split_plugins(argv: list[str]) -> tuple[list[str], list[str]]:
+def split_plugins(argv: list[str]) -> tuple[list[str], list[str]]:
     """Take every ``--plugins FILE.py ...`` out of the options."""
     rest: list[str] = []
     files: list[str] = []
@@ -266,6 +336,31 @@ def check(condition: bool, field: str, value: object, allowed: str) -> None:
         raise ConfigError(f"{field}={shown(value)} is not allowed: {allowed}")
 
 
+def check_fields(config: object, where: str = "", /, **rules: Any) -> None:
+    """Refuse the values of fields that their rules do not allow.
+
+    Args:
+        config: a dataclass.
+        where: prefix of the fields' names in messages.
+        rules: by field: the least value, an interval such as "[0, 1)", or the allowed words.
+
+    Raises:
+        ConfigError: one line with the field, its value and what is allowed.
+    """
+    for name, rule in rules.items():
+        value = getattr(config, name)
+        if isinstance(rule, int):
+            check(value >= rule, where + name, value, f"at least {rule}")
+        elif isinstance(rule, str):
+            low, high = (float(end) for end in rule[1:-1].split(","))
+            inside = low <= value if rule[0] == "[" else low < value
+            inside = inside and (value <= high if rule[-1] == "]" else value < high)
+            check(inside, where + name, value, f"in {rule}")
+        else:
+            words = " or ".join(rule) if len(rule) == 2 else f"one of {', '.join(rule)}"
+            check(value in rule, where + name, value, words)
+
+
 def to_dict(cfg: Any) -> dict[str, Any]:
     """Return the configuration as nested dicts of plain values, as JSON will hold them."""
     return {field.name: _to_plain(getattr(cfg, field.name)) for field in dataclasses.fields(cfg)}
@@ -344,32 +439,33 @@ def differences(old: Any, new: Any) -> list[str]:
     return listed
 
 
-def run_id(cfg: Any, slug: str, exclude: Sequence[str] = ()) -> str:
-    """Name a run after what its configuration changes: "slug-8hex".
+def run_id(
+    cfg: Any, slug: str, exclude: Sequence[str] = (), identity: Mapping[str, str] | None = None
+) -> str:
+    """Name a run after what it is: "slug-8hex".
 
-    Only fields that differ from their default are hashed, so that a new field with a default
-    leaves the names of old runs as they are.
+    Every field counts, also where it has its default: two classes with other defaults are told
+    apart, and values written out are the same run as values left alone.
 
     Args:
         cfg: the configuration.
         slug: readable part; made safe as a file name.
         exclude: fields or groups that do not count, e.g. "out" or "data.root".
+        identity: what the run is besides its configuration: recipe, search, data split.
 
     Raises:
         ConfigError: `exclude` names no field.
     """
-    defaults = dict(flat_values(_defaults(type(cfg))))
     values = dict(flat_values(to_dict(cfg)))
     for name in exclude:
         if not any(f"{key}.".startswith(f"{name}.") for key in values):
             raise ConfigError(f"exclude={shown(name)} names no field{near(name, values)}")
-    changed = {
+    counted = {
         name: _canonical(value)
         for name, value in values.items()
-        if (name not in defaults or _canonical(defaults[name]) != _canonical(value))
-        and not any(f"{name}.".startswith(f"{out}.") for out in exclude)
+        if not any(f"{name}.".startswith(f"{out}.") for out in exclude)
     }
-    text = json.dumps(changed, sort_keys=True)
+    text = json.dumps([dict(identity or {}), counted], sort_keys=True)
     return f"{safe_name(slug)}-{hashlib.sha256(text.encode('ascii')).hexdigest()[:8]}"
 
 
@@ -447,16 +543,18 @@ def _canonical(value: Any) -> Any:
     return [_canonical(entry) for entry in value] if isinstance(value, list) else value
 
 
+def _default(cls: Any, name: str) -> Any:
+    """Default of one field of a configuration class."""
+    field = cls.__dataclass_fields__[name]
+    made = field.default_factory is not dataclasses.MISSING
+    return field.default_factory() if made else field.default
+
+
 def _has_default(field: dataclasses.Field[Any]) -> bool:
     missing = dataclasses.MISSING
     return field.default is not missing or field.default_factory is not missing
 
 
 def _defaults(cls: Any) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for field in dataclasses.fields(cls):
-        if field.default is not dataclasses.MISSING:
-            found[field.name] = _to_plain(field.default)
-        elif field.default_factory is not dataclasses.MISSING:
-            found[field.name] = _to_plain(field.default_factory())
-    return found
+    fields = [field for field in dataclasses.fields(cls) if _has_default(field)]
+    return {field.name: _to_plain(_default(cls, field.name)) for field in fields}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -19,10 +19,25 @@ MOVED = {
     "layers.cnn_units": {"ConvLayer": "layers.units"},
     "plugins": {"use_plugins": "registry"},
     "reports.run_report": {"write_report": "reports.run_page"},
+    "tickets.base": {"OneShotConfig": "tickets.configs"},
     "tickets.rebuild": {"model_from_ticket": "tickets.surgery"},
     "training.settings": {"TrainConfig": "training.options"},
 }
 """Old module -> name -> the module that has it now."""
+
+
+def moved(module: str) -> Callable[[str], Any]:
+    """Return the ``__getattr__`` of a module from which names of `MOVED` have moved away."""
+    names = MOVED[module.removeprefix(f"{PACKAGE}.")]
+
+    def find(name: str) -> Any:
+        if name not in names:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        home = f"{PACKAGE}.{names[name]}"
+        warnings.warn(f"{module}.{name} is now {home}.{name}", DeprecationWarning, stacklevel=2)
+        return getattr(importlib.import_module(home), name)
+
+    return find
 
 
 class OldModules(MetaPathFinder, Loader):
@@ -37,18 +52,8 @@ class OldModules(MetaPathFinder, Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         """Give the module its old names, each with a warning at its first use."""
-        names = MOVED[module.__name__.removeprefix(f"{PACKAGE}.")]
-
-        def find(name: str) -> Any:
-            if name not in names:
-                raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
-            home = f"{PACKAGE}.{names[name]}"
-            warnings.warn(
-                f"{module.__name__}.{name} is now {home}.{name}", DeprecationWarning, stacklevel=2
-            )
-            return getattr(importlib.import_module(home), name)
-
-        vars(module).update(__getattr__=find, __all__=list(names))
+        old = module.__name__.removeprefix(f"{PACKAGE}.")
+        vars(module).update(__getattr__=moved(module.__name__), __all__=list(MOVED[old]))
 
 
 def keep_old_imports() -> None:

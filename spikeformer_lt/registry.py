@@ -1,19 +1,14 @@
-"""Files of a user that register models, data sets or searches: ``--plugins FILE.py``.
+"""Models, data sets and searches by name, with the config class of each that has options.
 
-The files are kept in an environment variable, so that the child processes of a comparison know the
-same names.
-
-Models, data sets and searches by name.
-
-A decorator on a factory function registers it under the function's own name. The modules of
-`spikeformer_lt.models`, `.datasets` and `.tickets` are imported at the first question about a name,
-so that nothing is imported for a user who asks nothing; files of the user's own join by
-``--plugins FILE.py`` (see `spikeformer_lt.registry`). Models also join timm's registry, whichever
-of the two packages is imported first and without importing timm here.
+``@register_search("snip", SnipConfig)`` registers a class or function under a name; the bare
+``@register_search`` takes the function's own name. Modules of `spikeformer_lt.models`, `.datasets`
+and `.tickets` are imported when a name is first needed, files of a user by ``--plugins FILE.py``
+(their paths are kept in an environment variable for child processes). Models also join timm.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib
 import importlib.util
@@ -21,41 +16,24 @@ import inspect
 import logging
 import os
 import pkgutil
+import re
 import sys
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from spikeformer_lt.errors import ConfigError, near, shown
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = [
-    "VARIABLE",
-    "Factory",
-    "Registry",
-    "create_dataset",
-    "create_model",
-    "create_search",
-    "dataset_factory",
-    "import_plugins",
-    "list_datasets",
-    "list_models",
-    "list_searches",
-    "register_dataset",
-    "register_model",
-    "register_search",
-    "use_plugins",
-]
-
 VARIABLE = "SPIKEFORMER_LT_PLUGINS"
 """Environment variable: paths of the files, separated as those of PATH are."""
 
 
-def use_plugins(files: Iterable[str | Path]) -> None:
-    """Import files, here and in every process that this one starts.
+def use_plugins(files: Iterable[str | Path] = ()) -> None:
+    """Import files, and those that the environment names, here and in every child process.
 
     Args:
         files: Python files; each is imported once a process.
@@ -65,21 +43,10 @@ def use_plugins(files: Iterable[str | Path]) -> None:
     """
     paths = [str(Path(file).absolute()) for file in files]
     known = [path for path in os.environ.get(VARIABLE, "").split(os.pathsep) if path]
-    for path in paths:
+    for path in dict.fromkeys([*known, *paths]):
         _import(Path(path))
     if paths:
         os.environ[VARIABLE] = os.pathsep.join(dict.fromkeys([*known, *paths]))
-
-
-def import_plugins() -> None:
-    """Import the files that the environment names.
-
-    Raises:
-        ConfigError: as `use_plugins`.
-    """
-    for path in os.environ.get(VARIABLE, "").split(os.pathsep):
-        if path:
-            _import(Path(path))
 
 
 def _import(path: Path) -> None:
@@ -112,25 +79,30 @@ class Registry:
     Args:
         kind: what the factories make, as messages call it ("model").
         package: package whose modules hold the factories.
-        listing: how a user lists the names, for messages.
     """
 
-    def __init__(self, kind: str, package: str, listing: str) -> None:
-        self.kind = kind
-        self.package = package
-        self.listing = listing
+    def __init__(self, kind: str, package: str) -> None:
+        self.kind, self.package = kind, package
+        self.verb = kind.replace(" ", "")
+        self.listing = f"list_{self.verb}es" if self.verb == "search" else f"list_{self.verb}s"
         self.listeners: list[Callable[[str], None]] = []
         self._factories: dict[str, Callable[..., Any]] = {}
+        self._configs: dict[str, type] = {}
         self._unavailable: dict[str, str] = {}
+        self._declared: dict[str, tuple[str, str]] | None = None
         self._discovered = False
 
-    def register(self, factory: Factory) -> Factory:
-        """Register `factory` under its own name and return it unchanged.
+    def register(self, first: Any, config: type | None = None) -> Any:
+        """Register a factory: the decorator itself, or the decorator for a name and config class.
 
         Raises:
             ConfigError: another factory has that name.
         """
-        name = factory.__name__
+        if callable(first):
+            return self._add(first.__name__, first, None)
+        return lambda factory: self._add(first, factory, config)
+
+    def _add(self, name: str, factory: Factory, config: type | None) -> Factory:
         present = self._factories.get(name)
         if present is not None and _origin(present) != _origin(factory):
             raise ConfigError(
@@ -138,9 +110,42 @@ class Registry:
                 f"{present.__module__}; names are unique: rename one of the two functions"
             )
         self._factories[name] = factory
+        if config is not None:
+            self._configs[name] = config
+            if hasattr(factory, "config_class"):  # a Search
+                found: Any = factory
+                found.name, found.config_class = name, config
         for listener in self.listeners:
             listener(name)
         return factory
+
+    def declared(self) -> dict[str, tuple[str, str]]:
+        """Return {name: (module, config class)} of the package, read from its source.
+
+        Nothing is imported, so that the command line knows the options without loading torch.
+        """
+        if self._declared is None:
+            spec = importlib.util.find_spec(self.package)
+            folders = [] if spec is None else spec.submodule_search_locations or []
+            pattern = rf'^@register_{self.verb}\("(\w+)", (\w+)\)$'
+            self._declared = {
+                name: (f"{self.package}.{path.stem}", config)
+                for folder in folders
+                for path in sorted(Path(folder).glob("*.py"))
+                for name, config in re.findall(pattern, path.read_text("utf-8"), re.MULTILINE)
+            }
+        return self._declared
+
+    def config_class(self, name: str) -> type | None:
+        """Return the config class of `name`; None if it has no options or is unknown."""
+        if name not in self._configs and name in self.declared():
+            module, config = self.declared()[name]
+            rooms = (f"{self.package}.configs", module)  # the first imports no torch
+            for room in [room for room in rooms if importlib.util.find_spec(room)]:
+                found = getattr(importlib.import_module(room), config, None)
+                if isinstance(found, type):
+                    return found
+        return self._configs.get(name)
 
     def names(self) -> list[str]:
         """Return every registered name, sorted."""
@@ -169,11 +174,15 @@ class Registry:
         Raises:
             ConfigError: unknown name, unknown keyword or missing keyword.
         """
-        factory = self.factory(name)
+        factory, config = self.factory(name), self._configs.get(name)
+        own = [f.name for f in dataclasses.fields(config)] if config else []
         allowed = _parameters(factory)
         if allowed is not None:
+            allowed = {k: v for k, v in allowed.items() if k != "config"} | dict.fromkeys(
+                own, False
+            )
             for keyword in keywords:
-                if keyword not in allowed:
+                if keyword not in allowed and not (config and keyword == "config"):
                     raise ConfigError(
                         f"{self.kind} {name!r} has no keyword {shown(keyword)}"
                         f"{near(keyword, allowed) or ';'} allowed: {', '.join(allowed) or 'none'}"
@@ -181,7 +190,14 @@ class Registry:
             needed = [key for key, needed in allowed.items() if needed and key not in keywords]
             if needed:
                 raise ConfigError(f"{self.kind} {name!r} needs the keyword {', '.join(needed)}")
-        return factory(**keywords)
+        if config is None:
+            return factory(**keywords)
+        rest = {key: value for key, value in keywords.items() if key not in own}
+        values = {key: keywords[key] for key in own if key in keywords}
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        given = rest.pop("config", None)
+        made = config(**values) if given is None else dataclasses.replace(given, **values)
+        return factory(config=made, **rest)
 
     def _discover(self) -> None:
         # Set first: a module under discovery may ask for names, or import timm, which asks.
@@ -197,7 +213,7 @@ class Registry:
                 return
             for module in sorted(m.name for m in pkgutil.iter_modules(package.__path__)):
                 self._import(f"{self.package}.{module}")
-            import_plugins()
+            use_plugins()
         except BaseException:
             self._discovered = False
             raise
@@ -243,24 +259,61 @@ def _parameters(factory: Callable[..., Any]) -> dict[str, bool] | None:
     return None if passed_on is None else dict.fromkeys(passed_on, False) | named
 
 
-_models = Registry("model", "spikeformer_lt.models", "list_models")
-_datasets = Registry("data set", "spikeformer_lt.datasets", "list_datasets")
-_searches = Registry("search", "spikeformer_lt.tickets", "list_searches")
+_models = Registry("model", "spikeformer_lt.models")
+_datasets = Registry("data set", "spikeformer_lt.datasets")
+_searches = Registry("search", "spikeformer_lt.tickets")
 
 
-def register_model(factory: Factory) -> Factory:
-    """Register a function that makes a model; its name is the model's name, in timm too."""
-    return _models.register(factory)
+@overload
+def register_model(first: Factory) -> Factory: ...
+@overload
+def register_model(first: str, config: type) -> Callable[[Factory], Factory]: ...
+def register_model(first: Any, config: type | None = None) -> Any:
+    """Register a function or class that makes a model, in timm's registry too.
+
+    Bare, a function is registered under its own name. As ``@register_model("my_net", MyNetConfig)``
+    it has a name and a dataclass of options: they are on the command line as ``--my-net.FIELD``,
+    and the factory gets them as ``config``, before the keywords of every model.
+    """
+    return _models.register(first, config)
 
 
-def register_dataset(factory: Factory) -> Factory:
-    """Register a function that makes the splits of a data set; its name is the set's name."""
-    return _datasets.register(factory)
+@overload
+def register_dataset(first: Factory) -> Factory: ...
+@overload
+def register_dataset(first: str, config: type) -> Callable[[Factory], Factory]: ...
+def register_dataset(first: Any, config: type | None = None) -> Any:
+    """Register a function that makes the splits of a data set; bare or with options, as a model."""
+    return _datasets.register(first, config)
 
 
-def register_search(factory: Factory) -> Factory:
-    """Register a function that makes a ticket search; its name is the search's name."""
-    return _searches.register(factory)
+@overload
+def register_search(first: Factory) -> Factory: ...
+@overload
+def register_search(first: str, config: type) -> Callable[[Factory], Factory]: ...
+def register_search(first: Any, config: type | None = None) -> Any:
+    """Register a ticket search, ``@register_search("snip", SnipConfig)`` on its class.
+
+    It is created as ``Class(config, seed, batch)``. Bare, a function that makes a search is
+    registered under its own name, without options on the command line.
+    """
+    return _searches.register(first, config)
+
+
+def config_class(kind: str, name: str) -> type | None:
+    """Return the config class of an entry; None if it has no options of its own.
+
+    Args:
+        kind: "model", "dataset" or "search".
+        name: the registered name; an unknown one gives None.
+    """
+    shelves = {"model": _models, "dataset": _datasets, "search": _searches}
+    return shelves[kind].config_class(name)
+
+
+def search_names() -> list[str]:
+    """Return the searches that are registered or declared so far, sorted, without importing any."""
+    return sorted({*_searches.declared(), *_searches._factories})
 
 
 def create_model(name: str, /, **keywords: Any) -> nn.Module:

@@ -38,7 +38,7 @@ def undocumented(source: str) -> list[str]:
 
 
 def test_every_public_name_is_documented() -> None:
-    assert len(FILES) > 150
+    assert len(FILES) > 80
     faults = {
         str(p.relative_to(ROOT)): names
         for p in FILES
@@ -68,6 +68,6 @@ def test_the_pages_are_made(tmp_path: Path) -> None:
         "spikeformer_lt/ticket.html",
         "spikeformer_lt/models/spikformer.html",
     } <= made
-    assert len(made) > 150
+    assert len(made) > 80
     page = (tmp_path / "api" / "spikeformer_lt" / "ticket.html").read_text()
     assert "provenance" in page and "Raises" in page

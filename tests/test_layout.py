@@ -1,29 +1,54 @@
-"""The shape of the repository: links, packages, mirrors, sizes, and calls that nobody may write."""
+"""The laws of the house: sizes, links, packages, doors, test folders and calls that are banned."""
 
 from __future__ import annotations
 
 import ast
+import importlib
 import os
 import re
+import textwrap
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-LIBRARY = ("spikeformer_lt", "models", "datasets")
-CODE = (*LIBRARY, "recipes", "benchmarks")
-LINKED = ("models", "datasets")
+LINKED = tuple(sorted(p.name for p in (ROOT / "spikeformer_lt").iterdir() if p.is_symlink()))
+LIBRARY = ("spikeformer_lt", "models", "datasets", "recipes")
+CODE = (*LIBRARY, "benchmarks", ".ci")
+ENTRIES = (  # a file that users import is an entry of its own
+    *("models", "datasets", "testing"),
+    *("cli", "config", "disk", "errors", "registry", "ticket"),
+)
+DOORS = ("layers", "training", "tickets", "reports", "export", "events", "images")
 
-LIBRARY_LINES = 250
-RECIPE_LINES = 120
+
+@dataclass(frozen=True)
+class Budget:
+    """What some folders may hold together, and each of their files and functions."""
+
+    lines: int
+    files: int
+    file_lines: int = 600
+    function_lines: int = 81
+
+
+# The one table of sizes. Raising a number needs a reason in the commit that does it.
+BUDGETS = {
+    ("spikeformer_lt",): Budget(lines=20_000, files=110),
+    ("models", "datasets", "recipes"): Budget(lines=2_700, files=45),
+    ("recipes",): Budget(lines=1_100, files=25, file_lines=60),
+    ("benchmarks",): Budget(lines=6_000, files=30),
+    (".ci",): Budget(lines=500, files=6),
+}
+TEST_LINES = 1.1  # lines of tests to a line of the library
+
 BINARY_LIMIT = 500_000  # bytes; more than that in a clone needs a reason
 BINARIES = {".safetensors", ".pkl", ".pickle", ".pt", ".pth", ".tar", ".bin", ".npz", ".npy", ".h5"}
 BINARY_HOMES = ("tests/golden", "docs/results")
-# Library files without a test file of their own name, and why. Empty is the aim.
-UNTESTED: dict[str, str] = {}
 
 
 def generated() -> set[str]:
@@ -61,6 +86,10 @@ def test_the_walk_sees_the_repository() -> None:
     assert not any(name.startswith((".venv", ".git/", ".cache")) for name in names)
 
 
+def test_models_and_datasets_are_linked() -> None:
+    assert {"models", "datasets"} <= set(LINKED)
+
+
 @pytest.mark.parametrize("name", LINKED)
 def test_the_package_reaches_the_root_folder_through_a_link(name: str) -> None:
     link = ROOT / "spikeformer_lt" / name
@@ -80,7 +109,7 @@ def test_a_root_folder_is_no_package_of_its_own(name: str) -> None:
 def packages_of(root: Path) -> set[str]:
     """Every folder with Python files that users can import, by its dotted name."""
     found = set()
-    for folder in LIBRARY:
+    for folder in ("spikeformer_lt", *LINKED):
         for path in (root / folder).rglob("*.py"):
             parts = path.relative_to(root).parent.parts
             found.add(
@@ -126,123 +155,194 @@ def test_the_torch_pair_is_pinned_exactly() -> None:
     assert [re.sub(r"===[\d.]+$", "", pin) for pin in pins] == ["torch", "torchvision"], pins
 
 
-def mirror(path: Path) -> Path:
-    """Test file of a library file: spikeformer_lt/a/b.py -> tests/a/test_b.py."""
-    parts = path.parts[1:] if path.parts[0] == "spikeformer_lt" else path.parts
-    return Path("tests", *parts[:-1], f"test_{path.stem.strip('_')}.py")
+@cache
+def text_of(path: Path) -> str:
+    """Text of a committed file."""
+    return (ROOT / path).read_text("utf-8")
 
 
-def test_every_library_file_has_a_test_file_that_tests() -> None:
-    lacking = []
+def count(paths: Iterable[Path]) -> int:
+    """Lines of several files together."""
+    return sum(len(text_of(path).splitlines()) for path in paths)
+
+
+def over_budget(files: Mapping[Path, str], budget: Budget) -> list[str]:
+    """List what a budget does not allow, of files with their text."""
+    total = sum(len(text.splitlines()) for text in files.values())
+    found = [f"{total} lines of {budget.lines}"] if total > budget.lines else []
+    if len(files) > budget.files:
+        found.append(f"{len(files)} files of {budget.files}")
+    for path, text in files.items():
+        if (lines := len(text.splitlines())) > budget.file_lines:
+            found.append(f"{path}: {lines} lines of {budget.file_lines}")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = (node.end_lineno or node.lineno) - node.lineno + 1
+                if lines > budget.function_lines:
+                    found.append(f"{path}: {node.name} has {lines} of {budget.function_lines}")
+    return found
+
+
+@pytest.mark.parametrize("folders", BUDGETS, ids="-".join)
+def test_the_folders_keep_their_budget(folders: tuple[str, ...]) -> None:
+    files = {path: text_of(path) for path in python_files(*folders)}
+    assert files
+    assert not over_budget(files, BUDGETS[folders])
+
+
+def test_what_passes_a_budget_is_named() -> None:
+    small = Budget(lines=5, files=1, file_lines=3, function_lines=2)
+    files = {Path("a.py"): "def f():\n    a = 1\n    return a\n", Path("b.py"): "1\n2\n3\n4\n"}
+    assert over_budget(files, small) == [
+        "7 lines of 5",
+        "2 files of 1",
+        "a.py: f has 3 of 2",
+        "b.py: 4 lines of 3",
+    ]
+    assert over_budget({Path("c.py"): "1\n"}, small) == []
+
+
+def test_the_tests_keep_their_budget() -> None:
+    assert count(python_files("tests")) <= TEST_LINES * count(python_files(*LIBRARY))
+
+
+def public_names(source: str) -> set[str]:
+    """Public classes and functions of one file."""
+    kinds = (ast.ClassDef, ast.FunctionDef)
+    names = {node.name for node in ast.parse(source).body if isinstance(node, kinds)}
+    return {name for name in names if not name.startswith("_")}
+
+
+def unexercised(rooms: Mapping[str, str], tests: str) -> list[str]:
+    """List the modules of a folder that its tests name neither by path nor by a public name."""
+    words = set(re.findall(r"\w+", tests))
+    return [
+        module
+        for module, source in rooms.items()
+        if not re.search(rf"\b{re.escape(module)}\b", tests) and not words & public_names(source)
+    ]
+
+
+def folders_of_rooms() -> dict[str, dict[str, str]]:
+    """Every module of the library by the test folder that answers to it: folder -> name -> text."""
+    found: dict[str, dict[str, str]] = {}
     for path in python_files(*LIBRARY):
-        if path.name == "__init__.py":  # doors: they hold names, and test_floors.py reads them
+        parts = path.with_suffix("").parts
+        parts = parts[1:] if parts[0] == "spikeformer_lt" else parts
+        if parts[-1].startswith("__"):  # doors and mains
             continue
-        test = ROOT / mirror(path)
-        if not (test.is_file() and re.search(r"^\s*def test_", test.read_text(), re.MULTILINE)):
-            lacking.append(str(path))
-    assert sorted(lacking) == sorted(UNTESTED), f"no {[str(mirror(Path(p))) for p in lacking]}"
+        name = path.stem if parts[0] == "recipes" else ".".join(parts)
+        found.setdefault(parts[0] if len(parts) > 1 else "", {})[name] = text_of(path)
+    return found
 
 
-def test_every_recipe_is_run_by_a_test() -> None:
-    tests = [ROOT / path for path in python_files("tests") if path.parts[1] == "recipes"]
-    text = "\n".join(path.read_text() for path in tests)
-    recipes = [path for path in python_files("recipes") if path.name != "__init__.py"]
-    assert recipes
-    assert not [str(path) for path in recipes if not re.search(rf"\b{path.stem}\b", text)]
+@pytest.mark.parametrize("folder", sorted(folders_of_rooms()))
+def test_every_room_is_exercised_by_a_test_of_its_folder(folder: str) -> None:
+    tests = [
+        text_of(path)
+        for path in python_files("tests")
+        if path.name.startswith("test_")
+        and (path.parts[1] == folder if folder else len(path.parts) == 2)
+    ]
+    assert any(re.search(r"^\s*def test_", text, re.MULTILINE) for text in tests)
+    assert not unexercised(folders_of_rooms()[folder], "\n".join(tests))
 
 
-def test_a_file_holds_one_thing() -> None:
-    limits = dict.fromkeys(python_files(*LIBRARY), LIBRARY_LINES)
-    limits |= dict.fromkeys(python_files("recipes"), RECIPE_LINES)
-    lines = {path: len((ROOT / path).read_text().splitlines()) for path in limits}
-    too_long = {str(path): count for path, count in lines.items() if count > limits[path]}
-    assert not too_long, "past its limit a file holds two things: split it"
+def test_a_room_that_no_test_names_is_found() -> None:
+    rooms = {"layers.norm": "class Norm: ...\ndef _fold(): ...\n", "layers.lif": "class LIF: ...\n"}
+    assert unexercised(rooms, "from spikeformer_lt.layers import LIF") == ["layers.norm"]
+    assert unexercised(rooms, "import spikeformer_lt.layers.norm; LIF()") == []
 
 
 def test_a_file_is_named_for_what_it_holds() -> None:
-    vague = {"utils", "util", "helpers", "helper", "common", "misc", "base"}
-    found = [
-        p
-        for p in python_files(*CODE)
-        if p.stem in vague and str(p) != "spikeformer_lt/tickets/base.py"
+    vague = {"utils", "util", "helpers", "helper", "common", "misc"}
+    assert not [path for path in python_files(*CODE, "tests") if path.stem.strip("_") in vague]
+
+
+def through_no_door(source: str) -> list[str]:
+    """List the imports of our package that use another place than a door, or a name it lacks."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+            found += [name for name in names if name.startswith("spikeformer_lt.")]
+        if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith(
+            "spikeformer_lt"
+        ):
+            continue
+        _, _, place = (node.module or "").partition(".")
+        if place.partition(".")[0] in ENTRIES:
+            continue
+        if place not in {"", *DOORS}:
+            found.append(f"{node.module}")
+            continue
+        shown = getattr(importlib.import_module(node.module or ""), "__all__", ())
+        found += [f"{node.module}.{alias.name}" for alias in node.names if alias.name not in shown]
+    return found
+
+
+def guides() -> list[Path]:
+    """The pages that show Python to users, and the recipes."""
+    pages = [path for path in committed() if path.suffix == ".md" and path.parts[0] != "tests"]
+    return [*pages, *python_files("recipes")]
+
+
+@pytest.mark.parametrize("path", guides(), ids=str)
+def test_users_are_shown_doors_only(path: Path) -> None:
+    blocks = [text_of(path)]
+    if path.suffix == ".md":
+        fence = re.compile(r"^( *)```python\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
+        blocks = [textwrap.dedent(block) for _, block in fence.findall(text_of(path))]
+    assert not [fault for block in blocks for fault in through_no_door(block)]
+
+
+def test_an_import_beside_the_door_is_found() -> None:
+    assert through_no_door("from spikeformer_lt.layers.neuron import LIF") == [
+        "spikeformer_lt.layers.neuron"
     ]
-    assert not found
+    assert through_no_door("import spikeformer_lt.mask") == ["spikeformer_lt.mask"]
+    assert through_no_door("from spikeformer_lt import no_such") == ["spikeformer_lt.no_such"]
+    assert through_no_door("import spikeformer_lt as lt\nfrom spikeformer_lt import Mask") == []
 
 
-def _keywords(node: ast.Call) -> dict[str, str]:
-    return {word.arg: ast.unparse(word.value) for word in node.keywords if word.arg}
-
-
-def _restricted_readers(tree: ast.Module) -> Iterator[ast.ClassDef]:
-    """Classes that unpickle, and decide themselves which names a file may call."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ClassDef):
-            bases = {ast.unparse(base) for base in node.bases}
-            methods = {item.name for item in node.body if isinstance(item, ast.FunctionDef)}
-            if bases & {"pickle.Unpickler", "Unpickler"} and "find_class" in methods:
-                yield node
-
-
-def _call_fault(node: ast.Call) -> str | None:
-    name, given = ast.unparse(node.func), _keywords(node)
-    tail = name.rpartition(".")[2]
-    if name == "torch.load" and given.get("weights_only") != "True":
-        return "torch.load without weights_only=True runs whatever the file says"
-    if name in {"torch.save", "pickle.dump", "pickle.dumps"}:
-        return f"{name}: tensors are saved as safetensors only"
-    if name in {"pickle.load", "pickle.loads", "pickle.Unpickler", "Unpickler", "joblib.load"}:
-        return f"{name}: unpickling goes through the restricted reader"
-    if name in {"yaml.load", "yaml.unsafe_load", "yaml.full_load"} and "Safe" not in str(given):
-        return f"{name}: use yaml.safe_load, or a loader derived from SafeLoader"
-    if tail == "load" and given.get("allow_pickle") == "True":
-        return "allow_pickle=True runs whatever the file says"
-    if tail == "cuda" and name != "torch.cuda":
-        return ".cuda(): the device is accelerate's to choose, use .to(device)"
-    if given.get("shell") == "True" or name in {"os.system", "eval", "exec"}:
-        return f"{name}: runs text as a program"
-    if re.fullmatch(r".+\.data\.\w+[a-z]_", name):
-        return "Tensor.data hides the write from autograd: use torch.no_grad()"
-    return None
+@pytest.mark.parametrize("door", ["", *DOORS])
+def test_a_door_lists_names_that_it_has(door: str) -> None:
+    module = importlib.import_module(f"spikeformer_lt.{door}".rstrip("."))
+    names = module.__all__
+    assert names and len(set(names)) == len(names)
+    assert not [name for name in names if name.startswith("_") and name != "__version__"]
+    assert not [name for name in names if not hasattr(module, name)]
+    assert set(names) <= set(dir(module))
 
 
 def banned(source: str) -> list[str]:
-    """List the banned statements of one file, each with its line."""
-    tree = ast.parse(source)
-    found: list[tuple[int, str]] = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and (fault := _call_fault(node)):
-            found.append((node.lineno, fault))
-        elif isinstance(node, ast.ImportFrom) and any(alias.name == "*" for alias in node.names):
-            found.append((node.lineno, f"from {node.module} import *"))
-        elif isinstance(node, ast.Import | ast.ImportFrom):
-            names = {alias.name for alias in node.names} if isinstance(node, ast.Import) else set()
-            names.add(getattr(node, "module", None) or "")
-            if names & {"pickle", "cPickle", "dill", "cloudpickle"} and not any(
-                _restricted_readers(tree)
-            ):
-                found.append((node.lineno, "pickle, without a find_class that restricts it"))
-        elif isinstance(node, ast.Assign):
-            targets = [ast.unparse(target) for target in node.targets]
-            found += [
-                (node.lineno, f"{target} = ...: Tensor.data hides the write from autograd")
-                for target in targets
-                if target.endswith(".data") and not target.startswith("self.")
-            ]
-    return [f"line {line}: {fault}" for line, fault in sorted(found)]
+    """List what ruff's rules cannot see; pyproject.toml bans the rest."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            given = {word.arg: ast.unparse(word.value) for word in node.keywords}
+            if name == "torch.load" and given.get("weights_only") != "True":
+                found.append("torch.load without weights_only=True runs whatever the file says")
+            if name.endswith(".load") and given.get("allow_pickle", "False") != "False":
+                found.append("allow_pickle=True runs whatever the file says")
+            if name.endswith(".cuda") and name != "torch.cuda":
+                found.append(".cuda(): accelerate chooses the device, use .to(device)")
+            if re.fullmatch(r".+\.data\.\w+[a-z]_", name):
+                found.append("Tensor.data hides the write from autograd: use torch.no_grad()")
+        elif isinstance(node, ast.Assign | ast.AugAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names = [ast.unparse(target) for target in targets]
+            if any(re.fullmatch(r"(?!self\.data$).+\.data(\[.*\])?", name) for name in names):
+                found.append("Tensor.data hides the write from autograd: use torch.no_grad()")
+    return found
 
 
-@pytest.mark.parametrize("path", python_files(*CODE), ids=str)
-def test_no_banned_call(path: Path) -> None:
-    assert banned((ROOT / path).read_text()) == []
-
-
-def test_there_is_at_most_one_restricted_reader() -> None:
-    files = [
-        p
-        for p in python_files(*CODE)
-        if any(_restricted_readers(ast.parse((ROOT / p).read_text())))
-    ]
-    assert len(files) <= 1, files
+@pytest.mark.parametrize("folder", CODE)
+def test_no_banned_call(folder: str) -> None:
+    calls = {str(path): banned(text_of(path)) for path in python_files(folder)}
+    assert calls
+    assert not {path: found for path, found in calls.items() if found}
 
 
 @pytest.mark.parametrize(
@@ -251,39 +351,22 @@ def test_there_is_at_most_one_restricted_reader() -> None:
         "torch.load(path)",
         "torch.load(path, weights_only=False)",
         "torch.load(path, weights_only=flag)",
-        "torch.save(model, path)",
-        "import pickle",
-        "from pickle import loads",
-        "pickle.load(file)",
-        "from torch import *",
+        "np.load(path, allow_pickle=True)",
         "model.cuda()",
         "x.to(y).cuda(0)",
-        "np.load(path, allow_pickle=True)",
-        "yaml.load(text, Loader=yaml.Loader)",
-        "subprocess.run(command, shell=True)",
-        "eval(text)",
         "layer.weight.data.mul_(mask)",
+        "layer.weight.data *= mask",
+        "layer.weight.data[0] = 0",
         "p.data = q",
     ],
 )
 def test_a_planted_banned_call_is_found(source: str) -> None:
-    assert len(banned(f"def f():\n    {source}" if "import" not in source else source)) == 1
+    assert len(banned(source)) == 1
 
 
-@pytest.mark.parametrize(
-    "source",
-    [
-        "torch.load(path, weights_only=True)",
-        "torch.cuda.is_available()",
-        "yaml.safe_load(text)",
-        "self.data = data",
-        "cfg.data.name",
-        "import pickle\nclass R(pickle.Unpickler):\n    def find_class(self, a, b): raise",
-        "model.eval()",
-    ],
-)
-def test_an_allowed_call_is_let_through(source: str) -> None:
-    assert banned(source) == []
+def test_an_allowed_call_is_let_through() -> None:
+    allowed = "torch.load(path, weights_only=True); torch.cuda.is_available(); self.data = data"
+    assert banned(f"{allowed}; cfg.data.name; np.load(path, allow_pickle=False)") == []
 
 
 def test_no_large_binary_outside_golden_and_results() -> None:

@@ -20,7 +20,7 @@ def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]
     package = tmp_path / "shelf_of_a_test"
     package.mkdir()
     monkeypatch.syspath_prepend(str(tmp_path))
-    shelf = Registry("model", "shelf_of_a_test", "list_models")
+    shelf = Registry("model", "shelf_of_a_test")
     monkeypatch.setattr(registry, "_shelf_of_a_test", shelf, raising=False)
     yield shelf
     for name in [name for name in sys.modules if name.partition(".")[0] == "shelf_of_a_test"]:
@@ -87,7 +87,7 @@ def test_a_name_belongs_to_one_function(shelf: Registry) -> None:
 
     with pytest.raises(ConfigError, match=r"'toy' .* already registered .* rename one"):
         shelf.register(toy)
-    twins = Registry("model", "spikeformer_lt.no_such_shelf", "list_models")
+    twins = Registry("model", "spikeformer_lt.no_such_shelf")
     twins.register(first)
     with pytest.raises(ConfigError, match="already registered"):
         twins.register(toy)
@@ -182,7 +182,7 @@ def test_a_missing_module_of_ours_is_our_mistake(shelf: Registry, tmp_path: Path
 
 
 def test_a_shelf_without_a_package_is_empty() -> None:
-    assert Registry("search", "spikeformer_lt.no_such_shelf", "list_searches").names() == []
+    assert Registry("search", "spikeformer_lt.no_such_shelf").names() == []
 
 
 def test_a_module_may_ask_for_names_while_it_is_discovered(shelf: Registry, tmp_path: Path) -> None:

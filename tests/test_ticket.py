@@ -165,9 +165,7 @@ def test_a_pickle_in_place_of_the_weights_is_named_and_never_run(folder: Path) -
     proof = folder.parent / "executed"
     weights = folder / "model.safetensors"
     torch.save({"w": Bomb(proof)}, weights)
-    with pytest.raises(
-        TicketError, match=r"changed since .* a zip archive .*pickle"
-    ):
+    with pytest.raises(TicketError, match=r"changed since .* a zip archive .*pickle"):
         Ticket.load(folder)
     about = json.loads((folder / "ticket.json").read_text())
     about["sha256"]["model.safetensors"] = sha256_of(weights)

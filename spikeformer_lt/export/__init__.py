@@ -1,8 +1,17 @@
-"""Tickets that are really smaller and really faster: packed files, compact runtime, graphs."""
+"""Tickets as packed files, compact networks and graphs."""
 
-from __future__ import annotations
+from typing import TYPE_CHECKING
 
-from spikeformer_lt.export.api import Exported as Exported
-from spikeformer_lt.export.api import export_ticket as export_ticket
-from spikeformer_lt.export.api import load_exported as load_exported
-from spikeformer_lt.export.api import read_ticket as read_ticket
+from spikeformer_lt.lazy import lazy
+
+if TYPE_CHECKING:
+    from spikeformer_lt.export.api import Exported as Exported
+    from spikeformer_lt.export.api import export_ticket as export_ticket
+    from spikeformer_lt.export.api import load_exported as load_exported
+    from spikeformer_lt.export.api import read_ticket as read_ticket
+    from spikeformer_lt.export.graphs import to_nir as to_nir
+    from spikeformer_lt.export.graphs import to_onnx as to_onnx
+    from spikeformer_lt.export.graphs import to_pt2 as to_pt2
+    from spikeformer_lt.export.hub import HubTicket as HubTicket
+else:
+    __getattr__, __dir__, __all__ = lazy(__name__)

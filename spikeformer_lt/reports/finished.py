@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -59,18 +59,19 @@ def open_run(
     data: EventDataConfig | None = None,
     given: Collection[str] = (),
     read: Callable[[Path], Ticket] = Ticket.load,
+    options: Mapping[str, Any] | None = None,
     **overrides: Any,
 ) -> FinishedRun:
     """Open a run directory or a ticket folder, with its report where there is one.
 
     Args:
-        path, build, data, given, read, overrides: as `open_ticket`.
+        path, build, data, given, read, options, overrides: as `open_ticket`.
 
     Raises:
         TicketError: as `open_ticket`.
         DataError: as `open_ticket`, or its report cannot be read.
     """
-    run = open_ticket(path, build, data, given, read, **overrides)
+    run = open_ticket(path, build, data, given, read, options, **overrides)
     return replace(run, report=_read_report(run.path / "report.json"))
 
 
@@ -80,6 +81,7 @@ def open_ticket(
     data: EventDataConfig | None = None,
     given: Collection[str] = (),
     read: Callable[[Path], Ticket] = Ticket.load,
+    options: Mapping[str, Any] | None = None,
     **overrides: Any,
 ) -> FinishedRun:
     """Open the ticket of a run directory or a ticket folder, without a report.
@@ -91,6 +93,7 @@ def open_ticket(
             the ticket's own data options, but for those in `given`.
         given: options that the user named, as `given_options` tells them.
         read: reads the ticket of a folder; `export.read_ticket` knows exports, too.
+        options: of the data set's own config class, where others than the ticket's.
         overrides: model arguments to change, such as T.
 
     Raises:
@@ -110,8 +113,9 @@ def open_ticket(
     if data.name in ("auto", known["dataset"]):
         own = {n: v for n, v in known.get("data", {}).items() if f"data.{n}" not in given}
         data = replace(data, name=known["dataset"], **own)
+        options = {**known.get("data_options", {}), **(options or {})}
     model: Any = build(ticket, **overrides)
-    splits = load_splits(data, model.T)
+    splits = load_splits(data, model.T, options)
     return FinishedRun(
         path=folder,
         name=folder.name,

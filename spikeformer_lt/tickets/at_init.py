@@ -1,40 +1,21 @@
-"""SNIP: prune at initialisation by connection sensitivity.
-
-GraSP: prune at initialisation so that the gradient keeps flowing.
-
-SynFlow: prune at initialisation by synaptic flow, without data.
-"""
+"""Pruning at initialisation: SNIP, GraSP and SynFlow."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from spikeformer_lt.config import check
 from spikeformer_lt.layers.neuron import LIF, Activation, Relu
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.registry import register_search
-from spikeformer_lt.tickets.base import Batch, OneShotConfig, Search
+from spikeformer_lt.tickets.base import Search
+from spikeformer_lt.tickets.configs import GraspConfig, SnipConfig, SynflowConfig
 from spikeformer_lt.training.phase import Fit
-
-
-@dataclass(frozen=True)
-class SnipConfig(OneShotConfig):
-    """Rank the initial weights by |gradient times weight|."""
-
-    images: int = 128
-    """Training images that the gradient is taken on."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(self.images >= 2, "images", self.images, "at least 2")
 
 
 def loss_gradients(
@@ -63,6 +44,7 @@ def loss_gradients(
     }
 
 
+@register_search("snip", SnipConfig)
 class Snip(Search):
     """Weights with the smallest ``|g * w|`` are removed, on one batch, before any training.
 
@@ -75,36 +57,11 @@ class Snip(Search):
     at high sparsity: arXiv 2207.01382.
     """
 
-    name = "snip"
-
-    def __init__(
-        self, config: SnipConfig | None = None, seed: int = 0, batch: Batch | None = None
-    ) -> None:
-        super().__init__(config or SnipConfig(), seed, batch)
-
     def _search(self, model: nn.Module, fit: Fit) -> Mask:
         weights = self.config.prune.weights(model)
         grads = loss_gradients(model, weights, *self._images(self.config.images))
         scores = {name: (grads[name] * weight.detach()).abs() for name, weight in weights.items()}
         return self.config.mask(scores)  # type: ignore[no-any-return]
-
-
-@register_search
-def snip(config: SnipConfig | None = None, seed: int = 0, batch: Batch | None = None) -> Snip:
-    """Pruning at initialisation by connection sensitivity (SNIP)."""
-    return Snip(config, seed, batch)
-
-
-@dataclass(frozen=True)
-class GraspConfig(SnipConfig):
-    """Rank the initial weights by what their removal does to the gradient's norm."""
-
-    step: float = 1e-2
-    """Length of the finite difference, over that of the weights."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(0 < self.step < 1, "step", self.step, "in (0, 1)")
 
 
 @torch.no_grad()
@@ -135,6 +92,7 @@ def hessian_gradient(
     return {name: (sides[0][name] - sides[1][name]) / (2 * away) for name in own}
 
 
+@register_search("grasp", GraspConfig)
 class Grasp(Search):
     """Keeps the weights with the largest ``w * Hg``.
 
@@ -149,13 +107,6 @@ class Grasp(Search):
     Source: Wang et al., ICLR 2020 (arXiv 2002.07376), eq. 8.
     """
 
-    name = "grasp"
-
-    def __init__(
-        self, config: GraspConfig | None = None, seed: int = 0, batch: Batch | None = None
-    ) -> None:
-        super().__init__(config or GraspConfig(), seed, batch)
-
     def _search(self, model: nn.Module, fit: Fit) -> Mask:
         config, weights = self.config, self.config.prune.weights(model)
         images, labels = self._images(config.images)
@@ -164,24 +115,6 @@ class Grasp(Search):
         )
         scores = {name: weight.detach() * curved[name] for name, weight in weights.items()}
         return config.mask(scores)  # type: ignore[no-any-return]
-
-
-@register_search
-def grasp(config: GraspConfig | None = None, seed: int = 0, batch: Batch | None = None) -> Grasp:
-    """Pruning at initialisation that preserves gradient flow (GraSP)."""
-    return Grasp(config, seed, batch)
-
-
-@dataclass(frozen=True)
-class SynflowConfig(OneShotConfig):
-    """Rank the initial weights by the flow through them, again and again as they go."""
-
-    rounds: int = 100
-    """Rounds; after round i a fraction (1 - sparsity)^(i / rounds) is left."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(self.rounds >= 1, "rounds", self.rounds, "at least 1")
 
 
 def positive_twin(model: nn.Module) -> nn.Module:
@@ -208,6 +141,7 @@ def positive_twin(model: nn.Module) -> nn.Module:
     return twin.eval().double()
 
 
+@register_search("synflow", SynflowConfig)
 class Synflow(Search):
     """Weights with the least ``|w * dR/dw|`` go, ``R = sum of the outputs for an input of ones``.
 
@@ -220,13 +154,6 @@ class Synflow(Search):
 
     Source: Tanaka et al., NeurIPS 2020 (arXiv 2006.05467), algorithm 1.
     """
-
-    name = "synflow"
-
-    def __init__(
-        self, config: SynflowConfig | None = None, seed: int = 0, batch: Batch | None = None
-    ) -> None:
-        super().__init__(config or SynflowConfig(), seed, batch)
 
     def _search(self, model: nn.Module, fit: Fit) -> Mask:
         config, twin = self.config, positive_twin(model)
@@ -254,9 +181,3 @@ def flow(twin: nn.Module, weights: Mapping[str, Tensor], ones: Tensor) -> dict[s
         name: (grad * weight.detach()).abs()
         for (name, weight), grad in zip(weights.items(), found, strict=True)
     }
-
-
-@register_search
-def synflow(config: SynflowConfig | None = None, seed: int = 0, batch: Any = None) -> Synflow:
-    """Pruning at initialisation by synaptic flow (SynFlow)."""
-    return Synflow(config, seed, batch)

@@ -1,9 +1,9 @@
-"""What all weight searches share: prunable weights, phases, and the ticket with its provenance."""
+"""What all searches share: prunable weights, phases, and the ticket with its provenance."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -11,91 +11,56 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from spikeformer_lt.config import check
+from spikeformer_lt.deprecated import moved
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.neuron import reset_state
-from spikeformer_lt.mask import SCOPES, Mask
+from spikeformer_lt.mask import Mask
 from spikeformer_lt.ticket import Ticket
 from spikeformer_lt.training.options import OptimConfig
 from spikeformer_lt.training.phase import Fit, FitResult, Masked, Phase
 
+__getattr__ = moved(__name__)
 Batch = Callable[[int], tuple[Tensor, Tensor]]
 """Gives so many training images and their labels, not augmented; `Trainer.batch` is one."""
 
 
-@dataclass(frozen=True)
-class PruneConfig:
-    """Which weights may be removed: of convolutions and linear maps, never of biases or norms."""
+def prunable(model: nn.Module, prune: Any) -> dict[str, Tensor]:
+    """The prunable weights by their state_dict name, in the order of the modules.
 
-    first_conv: bool = True
-    """Prune the first convolution, which sees the image."""
-    head: bool = True
-    """Prune the last linear map, which gives the logits."""
-    inside: tuple[str, ...] = ()
-    """Only layers whose name starts with one of these; all where none is given."""
-    silence: bool = False
-    """Also remove BatchNorm's scale and shift where all weights of an output are gone: it would
-    fire at the shift's pace, whatever the input. Searches that end trained leave it as it is."""
+    Args:
+        model: the network.
+        prune: a `PruneConfig`.
 
-    def weights(self, model: nn.Module) -> dict[str, Tensor]:
-        """The prunable weights by their state_dict name, in the order of the modules.
-
-        Raises:
-            ConfigError: nothing is left to prune.
-        """
-        kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-        layers = {n: m for n, m in model.named_modules() if isinstance(m, kinds)}
-        convs = [n for n, m in layers.items() if not isinstance(m, nn.Linear)]
-        linears = [n for n, m in layers.items() if isinstance(m, nn.Linear)]
-        spared = set() if self.first_conv else set(convs[:1])
-        spared |= set() if self.head else set(linears[-1:])
-        found = {
-            f"{name}.weight": layer.weight
-            for name, layer in layers.items()
-            if name not in spared and (not self.inside or name.startswith(self.inside))
-        }
-        if not found:
-            raise ConfigError(
-                f"prune.inside={list(self.inside)} leaves nothing to prune in "
-                f"{type(model).__name__}; its layers are {', '.join(layers) or 'none'}"
-            )
-        return found
-
-
-@dataclass(frozen=True)
-class OneShotConfig:
-    """A mask by one ranking of all prunable weights."""
-
-    sparsity: float = 0.9
-    """Fraction of the prunable weights removed, in [0, 1): exactly round(sparsity * n) of n."""
-    scope: str = "global"
-    """global ranks all layers together; layer removes the same fraction of each."""
-    floor: float = 0.0
-    """Least fraction of each layer that stays, in [0, 1]."""
-    prune: PruneConfig = field(default_factory=PruneConfig)
-
-    def __post_init__(self) -> None:
-        check_mask_options(self)
-
-    def mask(self, scores: Mapping[str, Tensor], within: Mask | None = None) -> Mask:
-        """Remove the lowest scores."""
-        return Mask.from_scores(scores, self.sparsity, self.scope, within, self.floor)
-
-
-def check_mask_options(config: Any) -> None:
-    """Refuse a sparsity, scope or floor that no mask can have, by the field's name."""
-    check(0 <= config.sparsity < 1, "sparsity", config.sparsity, "in [0, 1)")
-    check(config.scope in SCOPES, "scope", config.scope, f"one of {', '.join(SCOPES)}")
-    check(0 <= config.floor <= 1, "floor", config.floor, "in [0, 1]")
+    Raises:
+        ConfigError: nothing is left to prune.
+    """
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, kinds)}
+    convs = [n for n, m in layers.items() if not isinstance(m, nn.Linear)]
+    linears = [n for n, m in layers.items() if isinstance(m, nn.Linear)]
+    spared = set() if prune.first_conv else set(convs[:1])
+    spared |= set() if prune.head else set(linears[-1:])
+    found = {
+        f"{name}.weight": layer.weight
+        for name, layer in layers.items()
+        if name not in spared and (not prune.inside or name.startswith(prune.inside))
+    }
+    if not found:
+        raise ConfigError(
+            f"prune.inside={list(prune.inside)} leaves nothing to prune in "
+            f"{type(model).__name__}; its layers are {', '.join(layers) or 'none'}"
+        )
+    return found
 
 
 class Search:
-    """Base of weight searches.
+    """Base of searches; a subclass gives `_search` and is registered with its config class.
 
     Args:
-        config: a frozen dataclass, stored in the ticket.
+        config: a frozen dataclass, stored in the ticket; the config class's defaults if None. A
+            method ``resolved()`` of it gives the configuration that runs.
         seed: of everything that the search draws.
-        batch: where training images come from, for searches that look at some.
+        batch: gives training images, for searches that look at some.
 
     Attributes:
         start: whole state_dict that the ticket's weights are taken from: its weights are
@@ -105,10 +70,14 @@ class Search:
     """
 
     name: ClassVar[str]
-    trained: ClassVar[bool] = False
+    config_class: ClassVar[type | None] = None
+    trained: bool = False
 
-    def __init__(self, config: Any, seed: int = 0, batch: Batch | None = None) -> None:
-        self.config, self.seed, self.batch = config, seed, batch
+    def __init__(self, config: Any = None, seed: int = 0, batch: Batch | None = None) -> None:
+        if config is None and self.config_class is not None:
+            config = self.config_class()
+        self.config = config.resolved() if hasattr(config, "resolved") else config
+        self.seed, self.batch = seed, batch
         self.results: list[FitResult] = []
         self.start: dict[str, Tensor] = {}
 

@@ -1,23 +1,442 @@
-"""Options of MultiSp; every choice that the papers leave open is a field with its default.
+"""Configurations of the built-in searches, and the published presets.
 
-Published optimizers, by the name of the preset that asks for them.
+Nothing here imports torch: the command line, ``--help`` and errors read these classes alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from spikeformer_lt.config import check
-from spikeformer_lt.layers.patches import SCORES
-from spikeformer_lt.layers.stems import ACTIVATIONS, RESIDUALS
+from spikeformer_lt.config import check, check_fields
+from spikeformer_lt.step import Step
 from spikeformer_lt.training.options import OptimConfig
 
-METHODS = ("latent", "scores", "both", "magnitude", "random", "off")
-SCHEDULES = ("joint", "sequential", "reverse")
-MOVING = ("latent", "scores", "both")
-"""Methods whose mask moves during the training."""
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from spikeformer_lt.mask import Mask
+
+# The same words as in mask.py, layers/patches.py and layers/stems.py, which import torch.
+SCOPES = ("global", "layer")
+SCORES = ("rate", "l2", "attention", "tp", "gumbel", "random")
+ACTIVATIONS = ("lif", "heaviside", "sign", "relu")
+RESIDUALS = ("add", "iand", "or")
+
+DISTRIBUTIONS = ("uniform", "erk")
 INITS = ("keep", "kaiming", "signed")
+MOVING = ("latent", "scores", "both")  # methods whose mask changes during the training
+NORMS = ("keep", "reset", "estimate")  # BatchNorm's statistics in a transfer
+
+ECCV22 = OptimConfig(
+    opt="momentum", lr=0.3, weight_decay=5e-4, momentum=0.9, min_lr=0.0, clip_grad=0.0
+)
+"""SGD at 0.3, cosine to 0, batch 128: Kim et al., ECCV 2022 (arXiv 2207.01382), section 4.1."""
+EDGE_POPUP = OptimConfig(
+    opt="momentum", lr=0.1, score_lr=0.1, weight_decay=1e-4, momentum=0.9, min_lr=0.0, clip_grad=0.0
+)
+"""SGD at 0.1, cosine to 0, 100 epochs: arXiv 1911.13299 on CIFAR-10, and arXiv 2103.09377."""
+PRESETS = {
+    "eccv22": ECCV22,
+    **dict.fromkeys(("cvpr20", "iclr21", "iclr21-global"), EDGE_POPUP),
+}
+
+
+def preset_optim(preset: str) -> OptimConfig | None:
+    """Optimizer of a preset; None leaves the run's own."""
+    return PRESETS.get(preset)
+
+
+def with_preset(config: Any, preset: str) -> Any:
+    """The configuration of a search with a preset by name; "default" leaves it as it is."""
+    return config if preset == "default" else replace(config, preset=preset)
+
+
+def retraining(config: Any, epochs: int) -> tuple[int, OptimConfig | None]:
+    """Epochs and optimizer of the training from a ticket: `epochs`, or those of the preset."""
+    config = getattr(config, "imp", config)  # of a joint search
+    preset = getattr(config, "preset", "default")
+    published = getattr(config, "published_epochs", epochs)
+    return epochs if preset == "default" else published, preset_optim(preset)
+
+
+@dataclass(frozen=True)
+class PruneConfig:
+    """Which weights may be removed: of convolutions and linear maps, never of biases or norms."""
+
+    first_conv: bool = True
+    """Prune the first convolution, which sees the image."""
+    head: bool = True
+    """Prune the last linear map, which gives the logits."""
+    inside: tuple[str, ...] = ()
+    """Only layers whose name starts with one of these; all where none is given."""
+    silence: bool = False
+    """Also remove BatchNorm's scale and shift where all weights of an output are gone: it would
+    fire at the shift's pace, whatever the input. Searches that end trained leave it as it is."""
+
+    def weights(self, model: nn.Module) -> dict[str, Tensor]:
+        """The prunable weights by their state_dict name; see `base.prunable`."""
+        from spikeformer_lt.tickets.base import prunable
+
+        return prunable(model, self)
+
+
+@dataclass(frozen=True)
+class OneShotConfig:
+    """A mask by one ranking of all prunable weights."""
+
+    sparsity: float = 0.9
+    """Fraction of the prunable weights removed, in [0, 1): exactly round(sparsity * n) of n."""
+    scope: str = "global"
+    """global ranks all layers together; layer removes the same fraction of each."""
+    floor: float = 0.0
+    """Least fraction of each layer that stays, in [0, 1]."""
+    prune: PruneConfig = field(default_factory=PruneConfig)
+
+    def __post_init__(self) -> None:
+        check_fields(self, sparsity="[0, 1)", scope=SCOPES, floor="[0, 1]")
+
+    def mask(self, scores: Mapping[str, Tensor], within: Mask | None = None) -> Mask:
+        """Remove the lowest scores."""
+        from spikeformer_lt.mask import Mask
+
+        return Mask.from_scores(scores, self.sparsity, self.scope, within, self.floor)
+
+
+@dataclass(frozen=True)
+class SnipConfig(OneShotConfig):
+    """Rank the initial weights by |gradient times weight|."""
+
+    images: int = 128
+    """Training images that the gradient is taken on."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_fields(self, images=2)
+
+
+@dataclass(frozen=True)
+class GraspConfig(SnipConfig):
+    """Rank the initial weights by what their removal does to the gradient's norm."""
+
+    step: float = 1e-2
+    """Length of the finite difference, over that of the weights."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_fields(self, step="(0, 1)")
+
+
+@dataclass(frozen=True)
+class SynflowConfig(OneShotConfig):
+    """Rank the initial weights by the flow through them, again and again as they go."""
+
+    rounds: int = 100
+    """Rounds; after round i a fraction (1 - sparsity)^(i / rounds) is left."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_fields(self, rounds=1)
+
+
+@dataclass(frozen=True)
+class MagnitudeConfig(OneShotConfig):
+    """Remove the smallest weights at once."""
+
+    epochs: int = 0
+    """Epochs of dense training before the removal; 0 ranks the initial weights."""
+    start: str = "init"
+    """Start weights of the ticket: init, or trained (fine-tuning, as compression does)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_fields(self, epochs=0, start=("init", "trained"))
+
+
+@dataclass(frozen=True)
+class RandomConfig:
+    """Random places at a given sparsity."""
+
+    sparsity: float = 0.9
+    """Fraction of the prunable weights removed, in [0, 1): exactly round(sparsity * n) of n."""
+    distribution: str = "uniform"
+    """uniform: the same density in each layer; erk: denser where a layer is small."""
+    prune: PruneConfig = field(default_factory=PruneConfig)
+
+    def __post_init__(self) -> None:
+        check_fields(self, sparsity="[0, 1)", distribution=DISTRIBUTIONS)
+
+
+@dataclass(frozen=True)
+class NmConfig:
+    """Keep the n largest of every m weights along the input channels."""
+
+    n: int = 2
+    """Weights kept of each group."""
+    m: int = 4
+    """Weights of a group: neighbours along the input channels, at one kernel position."""
+    epochs: int = 0
+    """Epochs of dense training before the removal; 0 ranks the initial weights."""
+    start: str = "init"
+    """Start weights of the ticket: init, or trained."""
+    prune: PruneConfig = field(default_factory=PruneConfig)
+
+    def __post_init__(self) -> None:
+        check_fields(self, m=2, epochs=0, start=("init", "trained"))
+        check(1 <= self.n < self.m, "n", self.n, f"from 1 to m - 1 = {self.m - 1}")
+
+
+@dataclass(frozen=True)
+class ImpConfig:
+    """Train, remove the smallest weights, go back to an early point, again and again.
+
+    After round i exactly ``round((1 - (1 - fraction)^i) * n)`` of the n prunable weights are gone:
+    every level is counted from n, so that rounding never adds up.
+    """
+
+    preset: str = "default"
+    """default, or eccv22: 14 rounds of 25 %, 300 epochs, back to epoch 21, SGD at 0.3."""
+    rounds: int = 8
+    """Rounds of removal; the dense training before them is not counted."""
+    fraction: float = 0.25
+    """Fraction of the weights still there that a round removes, in (0, 1)."""
+    sparsity: float = 0.0
+    """Where above 0: stop at exactly this sparsity, after as many rounds as that takes."""
+    levels: tuple[float, ...] = ()
+    """Sparsity after each round, rising; overrides rounds, fraction and sparsity."""
+    scope: str = "global"
+    """global ranks all layers together; layer removes the same fraction of each."""
+    floor: float = 0.0
+    """Least fraction of each layer that stays, in [0, 1]."""
+    epochs: int = 30
+    """Epochs of the dense training."""
+    round_epochs: int = 0
+    """Epochs of training between two removals; 0 takes what the rewind point leaves of epochs."""
+    rewind: str = "2ep"
+    """Point of the dense training to go back to: 2ep, 500it; 0it is the initialisation."""
+    buffers: str = "rewind"
+    """BatchNorm statistics: rewind with the weights, keep what training left, or reset."""
+    lr: str = "restart"
+    """Learning rate of later rounds: restart its schedule, or resume it at the rewind point."""
+    control: str = "none"
+    """none; random: as many weights of each layer, at random places; shuffle: the found mask with
+    start weights permuted within each layer."""
+    prune: PruneConfig = field(default_factory=PruneConfig)
+
+    published_epochs: ClassVar[int] = 280  # of training from the ticket, under a preset
+
+    def __post_init__(self) -> None:
+        check_fields(self, preset=("default", "eccv22"), sparsity="[0, 1)", scope=SCOPES)
+        check_fields(self, floor="[0, 1]", rounds=1, epochs=1, round_epochs=0, fraction="(0, 1)")
+        rising = all(a < b for a, b in zip((0.0, *self.levels), (*self.levels, 1.0), strict=True))
+        check(rising, "levels", self.levels, "rising, in (0, 1)")
+        check_fields(self, buffers=("rewind", "keep", "reset"), lr=("restart", "resume"))
+        check_fields(self, control=("none", "random", "shuffle"))
+        Step.parse(self.rewind)
+
+    def resolved(self) -> ImpConfig:
+        """The configuration that runs: a preset fixes the published schedule."""
+        if self.preset == "default":
+            return self
+        return replace(
+            self, rounds=14, fraction=0.25, sparsity=0.0, levels=(), scope="global", floor=0.0,
+            epochs=300, round_epochs=280, rewind="21ep", buffers="keep", lr="restart",
+        )  # fmt: skip
+
+    def schedule(self) -> tuple[float, ...]:
+        """Sparsity after each round."""
+        if self.levels:
+            return self.levels
+        if not self.sparsity:
+            return tuple(1 - (1 - self.fraction) ** i for i in range(1, self.rounds + 1))
+        found: list[float] = []
+        while not found or found[-1] < self.sparsity:
+            reached = 1 - (1 - self.fraction) ** (len(found) + 1)
+            found.append(self.sparsity if reached > self.sparsity - 1e-9 else reached)
+        return tuple(found)
+
+
+@dataclass(frozen=True)
+class EarlyBirdConfig:
+    """Watch the mask of the dense network at the start of each epoch."""
+
+    preset: str = "default"
+    """default; eccv22: the SNN form, 300 epochs, SGD at 0.3, twice that for the search."""
+    kind: str = "weights"
+    """weights: unstructured, by |w|; channels: by the scale of the BatchNorm, whole channels."""
+    sparsity: float = 0.9
+    """Fraction removed, in [0, 1): of the prunable weights, or of the removable channels."""
+    scope: str = "global"
+    """global ranks all layers together; layer removes the same fraction of each."""
+    floor: float = 0.0
+    """Least fraction of each layer that stays, in [0, 1]; channels: at least one always does."""
+    epochs: int = 30
+    """Most epochs of the search; the mask of the last one is taken if none stood still."""
+    window: int = 5
+    """Masks compared: the newest with all others."""
+    tolerance: float = -1.0
+    """Largest distance in the window that counts as standing still; below 0: 0.02 for weights, 0.1
+    for channels."""
+    lr_factor: float = 2.0
+    """Learning rate of the search over the run's own."""
+    l1: float = 1e-4
+    """Penalty on the BatchNorm scales while channels are searched."""
+    prune: PruneConfig = field(default_factory=PruneConfig)
+
+    published_epochs: ClassVar[int] = 300
+
+    def __post_init__(self) -> None:
+        check_fields(self, preset=("default", "eccv22"), kind=("weights", "channels"))
+        check_fields(self, sparsity="[0, 1)", scope=SCOPES, floor="[0, 1]", epochs=1, window=2)
+        check_fields(self, l1="[0, 1)")
+        check(self.tolerance <= 1, "tolerance", self.tolerance, "at most 1")
+        check(self.lr_factor > 0, "lr_factor", self.lr_factor, "above 0")
+
+    def resolved(self) -> EarlyBirdConfig:
+        """The configuration that runs, with its tolerance and what the preset fixes."""
+        usual = 0.02 if self.kind == "weights" else 0.1
+        made = replace(self, tolerance=self.tolerance if self.tolerance >= 0 else usual)
+        if self.preset == "default":
+            return made
+        return replace(
+            made, kind="weights", scope="global", floor=0.0, epochs=300, window=5, tolerance=0.02,
+            lr_factor=2.0,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class EarlyTimeConfig:
+    """Find the fewest time steps whose output is near that of all T."""
+
+    preset: str = "default"
+    """default, or eccv22: 2 epochs, 1000 images, threshold 0.6, SGD at 0.3."""
+    epochs: int = 2
+    """Epochs of dense training before the probe; its weights are thrown away."""
+    images: int = 1000
+    """Training images of the probe."""
+    threshold: float = 0.6
+    """Normalised divergence below which a number of steps will do, in [0, 1]."""
+    order: str = "paper"
+    """paper: KL(P_t || P_T) over that of t = 2; code: KL(P_T || P_t) over the largest."""
+    search: str = "imp"
+    """The search that runs with the steps found."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, preset=("default", "eccv22"), epochs=0, images=1, threshold="[0, 1]")
+        check_fields(self, order=("paper", "code"))
+
+    def resolved(self) -> EarlyTimeConfig:
+        """The configuration that runs: a preset fixes the published settings."""
+        if self.preset == "default":
+            return self
+        return replace(self, epochs=2, images=1000, threshold=0.6)
+
+
+@dataclass(frozen=True)
+class EdgePopupConfig:
+    """Learn which of the frozen initial weights to keep."""
+
+    preset: str = "default"
+    """default, or cvpr20: half of each layer, signed constants, SGD at 0.1, 100 epochs."""
+    sparsity: float = 0.5
+    """Fraction of the prunable weights removed, in [0, 1): exactly round(sparsity * n) of n."""
+    scope: str = "layer"
+    """layer: the same sparsity in each layer; global: one threshold over all scores."""
+    floor: float = 0.005
+    """Least fraction of each layer that a global threshold leaves, in [0, 1]; at 0 a layer may
+    lose all its weights, which ends the search."""
+    epochs: int = 30
+    """Epochs of score learning."""
+    ramp_epochs: float = 0.0
+    """Epochs of a cubic ramp of the sparsity from ramp_from."""
+    ramp_from: float = 0.5
+    """Sparsity at which the ramp starts."""
+    init: str = "keep"
+    """Frozen weights: keep what the model holds, kaiming (scaled by what is kept), or signed
+    constants."""
+    learn_norm: bool = True
+    """Train scale and shift of the norms, and biases; the papers leave them at their start."""
+    freeze_mask_at: float = 1.0
+    """Fraction of the training after which the mask stays as it is."""
+    prune: PruneConfig = field(default_factory=PruneConfig)
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "cvpr20": {"sparsity": 0.5, "scope": "layer", "ramp_epochs": 0.0, "init": "signed"}
+    }
+
+    def __post_init__(self) -> None:
+        check_fields(self, preset=("default", *self.PRESETS), sparsity="[0, 1)", scope=SCOPES)
+        check_fields(self, floor="[0, 1]", epochs=1, ramp_epochs=0, ramp_from="[0, 1)")
+        check_fields(self, init=INITS, freeze_mask_at="[0, 1]")
+
+    def resolved(self) -> EdgePopupConfig:
+        """The configuration that runs: a preset fixes the published settings."""
+        if self.preset == "default":
+            return self
+        return replace(self, epochs=100, learn_norm=False, **self.PRESETS[self.preset])
+
+
+@dataclass(frozen=True)
+class BipropConfig(EdgePopupConfig):
+    """Learn which signs of the frozen initial weights to keep; one gain for each layer."""
+
+    preset: str = "default"
+    """default; iclr21: layer-wise, kaiming, SGD at 0.1, 100 epochs; iclr21-global: one threshold
+    with a ramp from 50 % over 10 epochs. Both leave the sparsity as given."""
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "iclr21": {"scope": "layer", "ramp_epochs": 0.0, "init": "kaiming"},
+        "iclr21-global": dict(scope="global", ramp_epochs=10.0, ramp_from=0.5, init="kaiming"),
+    }
+
+
+REWIRINGS: dict[str, dict[str, Any]] = {
+    "set": {"grow": "random", "start_sparsity": -1.0, "distribution": "erk"},
+    "rigl": {"grow": "gradient", "start_sparsity": -1.0, "distribution": "erk"},
+    "granet": {"grow": "gradient", "start_sparsity": 0.5, "distribution": "erk"},
+}
+
+
+@dataclass(frozen=True)
+class SparseTrainingConfig:
+    """Train sparse from the start; now and then drop the smallest weights and grow others."""
+
+    preset: str = "rigl"
+    """set (grows at random), rigl (where the gradient is largest), granet (rigl that begins at
+    50 % and prunes on), or default, which leaves the fields as given."""
+    sparsity: float = 0.9
+    """Final fraction removed, in [0, 1): exactly round(sparsity * n) of n."""
+    start_sparsity: float = -1.0
+    """Sparsity at the start; below 0: the final one, kept all along."""
+    grow: str = "gradient"
+    """gradient or random."""
+    distribution: str = "erk"
+    """Start densities over the layers: uniform or erk."""
+    drop: float = 0.3
+    """Fraction of a layer's weights exchanged by the first update; falls to 0 on a cosine."""
+    every: int = 100
+    """Optimizer steps between updates."""
+    end: float = 0.75
+    """Fraction of the training after which the mask stays as it is."""
+    floor: float = 0.005
+    """Least fraction of each layer that pruning leaves (schedules that prune on)."""
+    epochs: int = 30
+    """Epochs of the training."""
+    prune: PruneConfig = field(default_factory=PruneConfig)
+
+    def __post_init__(self) -> None:
+        check_fields(self, preset=("default", *REWIRINGS), sparsity="[0, 1)")
+        low = self.start_sparsity <= self.sparsity
+        check(low, "start_sparsity", self.start_sparsity, "at most the final sparsity")
+        check_fields(self, grow=("gradient", "random"), distribution=DISTRIBUTIONS, drop="[0, 1)")
+        check_fields(self, every=1, end="(0, 1]", floor="[0, 1]", epochs=1)
+
+    def resolved(self) -> SparseTrainingConfig:
+        """The configuration that runs: a preset fixes how weights grow and where it starts."""
+        made = self if self.preset == "default" else replace(self, **REWIRINGS[self.preset])
+        begin = made.sparsity if made.start_sparsity < 0 else made.start_sparsity
+        return replace(made, start_sparsity=min(begin, made.sparsity))
 
 
 @dataclass(frozen=True)
@@ -36,10 +455,9 @@ class PatchConfig:
     """Epochs of the attention selector; other scores need none."""
 
     def __post_init__(self) -> None:
-        check(0 <= self.sparsity < 1, "patches.sparsity", self.sparsity, "in [0, 1)")
-        _choice("patches.score", self.score, SCORES)
-        _choice("patches.space", self.space, ("token", "pixel"))
-        _count("patches.selector_epochs", self.selector_epochs)
+        where = "multisp.patches."
+        check_fields(self, where, sparsity="[0, 1)", score=SCORES, space=("token", "pixel"))
+        check_fields(self, where, selector_epochs=0)
 
 
 @dataclass(frozen=True)
@@ -80,18 +498,17 @@ class WeightConfig:
     """Fraction of the phase after which the mask stays as it is."""
 
     def __post_init__(self) -> None:
-        check(0 <= self.sparsity < 1, "weights.sparsity", self.sparsity, "in [0, 1)")
-        check(0 <= self.floor < 1, "weights.floor", self.floor, "in [0, 1)")
-        check(0 <= self.anneal < 1e3, "weights.anneal", self.anneal, "in [0, 1000)")
-        check(0 <= self.ramp_from < 1, "weights.ramp_from", self.ramp_from, "in [0, 1)")
-        check(self.ramp_epochs >= 0, "weights.ramp_epochs", self.ramp_epochs, "at least 0")
-        frozen = self.freeze_mask_at
-        check(0 <= frozen <= 1, "weights.freeze_mask_at", frozen, "in [0, 1]")
-        _choice("weights.method", self.method, METHODS)
-        _choice("weights.scope", self.scope, ("layer", "global"))
-        _choice("weights.gain", self.gain, ("layer", "filter"))
-        _choice("weights.first_conv", self.first_conv, ("auto", "binary", "full"))
-        _choice("weights.init", self.init, INITS)
+        where = "multisp.weights."
+        check_fields(self, where, sparsity="[0, 1)", floor="[0, 1)", anneal="[0, 1000)")
+        check_fields(self, where, ramp_from="[0, 1)", ramp_epochs=0, freeze_mask_at="[0, 1]")
+        check_fields(
+            self,
+            where,
+            method=(*MOVING, "magnitude", "random", "off"),
+            scope=("layer", "global"),
+            init=INITS,
+        )
+        check_fields(self, where, gain=("layer", "filter"), first_conv=("auto", "binary", "full"))
 
 
 @dataclass(frozen=True)
@@ -104,8 +521,7 @@ class ActivationConfig:
     """add (tokens in {0,1,2}), iand or or (tokens stay {0,1})."""
 
     def __post_init__(self) -> None:
-        _choice("activation.kind", self.kind, ACTIVATIONS)
-        _choice("activation.residual", self.residual, RESIDUALS)
+        check_fields(self, "multisp.activation.", kind=ACTIVATIONS, residual=RESIDUALS)
 
 
 @dataclass(frozen=True)
@@ -138,25 +554,18 @@ class MultiSpConfig:
     activation: ActivationConfig = field(default_factory=ActivationConfig)
 
     def __post_init__(self) -> None:
-        _choice("preset", self.preset, ("default", "literal"))
-        _choice("schedule", self.schedule, SCHEDULES)
-        _choice("stem", self.stem, ("frozen", "finetune"))
-        for name in ("dense_epochs", "stem_epochs"):
-            _count(name, getattr(self, name))
-        check(self.epochs >= 1, "multisp.epochs", self.epochs, "at least 1")
-        check(0 <= self.distill <= 1, "multisp.distill", self.distill, "in [0, 1]")
-        if self.distill > 0 and self.dense_epochs == 0:
-            check(False, "multisp.distill", self.distill, "0 unless dense_epochs > 0 (the teacher)")
-        if self.preset == "default":
-            self._check_ramp()
-
-    def _check_ramp(self) -> None:
-        """Refuse a ramp that the freezing of the mask would cut off below its sparsity."""
+        schedules = ("joint", "sequential", "reverse")
+        check_fields(self, "multisp.", preset=("default", "literal"), schedule=schedules)
+        check_fields(self, "multisp.", stem=("frozen", "finetune"), dense_epochs=0, stem_epochs=0)
+        check_fields(self, "multisp.", epochs=1, distill="[0, 1]")
+        taught = self.distill == 0 or self.dense_epochs > 0
+        check(taught, "multisp.distill", self.distill, "0 unless dense_epochs > 0 (the teacher)")
         weights = self.weights
         searched = self.epochs if self.schedule == "joint" else max(1, self.stem_epochs)
         whole = int(weights.freeze_mask_at * searched)
+        ends = weights.ramp_epochs <= whole or weights.method not in MOVING
         check(
-            weights.ramp_epochs <= whole or weights.method not in MOVING,
+            ends or self.preset != "default",
             "multisp.weights.ramp_epochs",
             weights.ramp_epochs,
             f"at most {whole}, as freeze_mask_at={weights.freeze_mask_at} of the {searched} epochs "
@@ -168,59 +577,24 @@ class MultiSpConfig:
         if self.preset == "default":
             return self
         weights = replace(
-            self.weights,
-            method="scores",
-            scope="global",
-            init="kaiming",
-            gain="layer",
-            anneal=0.0,
-            ramp_epochs=0.0,
-            freeze_mask_at=1.0,
-        )
+            self.weights, method="scores", scope="global", init="kaiming", gain="layer", anneal=0.0,
+            ramp_epochs=0.0, freeze_mask_at=1.0,
+        )  # fmt: skip
         return replace(
             self, schedule="sequential", stem="frozen", dense_epochs=0, distill=0.0, weights=weights
         )
 
 
-def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    check(value in allowed, f"multisp.{name}", value, f"one of {', '.join(allowed)}")
+def on_encoder(imp: ImpConfig) -> ImpConfig:
+    """Pruning of the encoder alone, unless the configuration names layers itself."""
+    if imp.prune.inside:
+        return imp
+    return replace(imp, prune=replace(imp.prune, inside=("blocks.",), head=False))
 
 
-def _count(name: str, value: int) -> None:
-    check(value >= 0, f"multisp.{name}", value, "at least 0")
+@dataclass(frozen=True)
+class JointConfig:
+    """MultiSp's patch level, and iterative magnitude pruning of the encoder under it."""
 
-
-C = TypeVar("C")
-ECCV22 = OptimConfig(
-    opt="momentum", lr=0.3, weight_decay=5e-4, momentum=0.9, min_lr=0.0, clip_grad=0.0
-)
-"""SGD at 0.3, cosine to 0, batch 128: Kim et al., ECCV 2022 (arXiv 2207.01382), section 4.1."""
-EDGE_POPUP = OptimConfig(
-    opt="momentum", lr=0.1, score_lr=0.1, weight_decay=1e-4, momentum=0.9, min_lr=0.0, clip_grad=0.0
-)
-"""SGD at 0.1, cosine to 0, 100 epochs: the published settings of arXiv 1911.13299 on CIFAR-10 and
-of arXiv 2103.09377 for binary weights."""
-PRESETS = {
-    "eccv22": ECCV22,
-    "cvpr20": EDGE_POPUP,
-    "iclr21": EDGE_POPUP,
-    "iclr21-global": EDGE_POPUP,
-}
-
-
-def preset_optim(preset: str) -> OptimConfig | None:
-    """Optimizer of a preset; None leaves the run's own."""
-    return PRESETS.get(preset)
-
-
-def with_preset(config: C, preset: str) -> C:
-    """The configuration of a search with a preset by name; "default" leaves it as it is.
-
-    Raises:
-        ConfigError: the search has no such preset.
-    """
-    if preset == "default":
-        return config
-    given: Any = config
-    made: C = replace(given, preset=preset)
-    return made
+    patches: PatchConfig = field(default_factory=PatchConfig)
+    imp: ImpConfig = field(default_factory=lambda: on_encoder(ImpConfig()))

@@ -1,27 +1,26 @@
-"""Channels that can really be removed: found by trying, masked as a whole, cut out in the end.
+"""Early-Bird tickets: training stops when the mask stops changing; of weights or of channels.
 
-Early-Bird tickets: stop training as soon as the mask stands still.
+The channels of a network that can be removed are found by trying, masked as a whole, and cut out.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from spikeformer_lt.config import check
 from spikeformer_lt.errors import ConfigError, MaskError
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.registry import register_search
 from spikeformer_lt.rng import isolated_rng
 from spikeformer_lt.ticket import Ticket
-from spikeformer_lt.tickets.base import PruneConfig, Search, check_mask_options, magnitudes
-from spikeformer_lt.tickets.configs import preset_optim
+from spikeformer_lt.tickets.base import Search, magnitudes
+from spikeformer_lt.tickets.configs import EarlyBirdConfig, preset_optim
 from spikeformer_lt.training.phase import Fit, Hook, Phase, Progress
 
 
@@ -216,55 +215,6 @@ def _cut(module: nn.Module, stays: Tensor, dim: int) -> None:
             setattr(module, name, len(stays))
 
 
-@dataclass(frozen=True)
-class EarlyBirdConfig:
-    """Watch the mask of the dense network at the start of each epoch."""
-
-    preset: str = "default"
-    """default; eccv22: the SNN form, 300 epochs, SGD at 0.3, twice that for the search."""
-    kind: str = "weights"
-    """weights: unstructured, by |w|; channels: by the scale of the BatchNorm, whole channels."""
-    sparsity: float = 0.9
-    """Fraction removed, in [0, 1): of the prunable weights, or of the removable channels."""
-    scope: str = "global"
-    """global ranks all layers together; layer removes the same fraction of each."""
-    floor: float = 0.0
-    """Least fraction of each layer that stays, in [0, 1]; channels: at least one always does."""
-    epochs: int = 30
-    """Most epochs of the search; the mask of the last one is taken if none stood still."""
-    window: int = 5
-    """Masks compared: the newest with all others."""
-    tolerance: float = -1.0
-    """Largest distance in the window that counts as standing still; below 0: 0.02 for weights, 0.1
-    for channels."""
-    lr_factor: float = 2.0
-    """Learning rate of the search over the run's own."""
-    l1: float = 1e-4
-    """Penalty on the BatchNorm scales while channels are searched."""
-    prune: PruneConfig = field(default_factory=PruneConfig)
-
-    def __post_init__(self) -> None:
-        check(self.preset in ("default", "eccv22"), "preset", self.preset, "default or eccv22")
-        check(self.kind in ("weights", "channels"), "kind", self.kind, "weights or channels")
-        check_mask_options(self)
-        check(self.epochs >= 1, "epochs", self.epochs, "at least 1")
-        check(self.window >= 2, "window", self.window, "at least 2")
-        check(self.tolerance <= 1, "tolerance", self.tolerance, "at most 1")
-        check(self.lr_factor > 0, "lr_factor", self.lr_factor, "above 0")
-        check(0 <= self.l1 < 1, "l1", self.l1, "in [0, 1)")
-
-    def resolved(self) -> EarlyBirdConfig:
-        """The configuration that runs, with its tolerance and what the preset fixes."""
-        usual = 0.02 if self.kind == "weights" else 0.1
-        made = replace(self, tolerance=self.tolerance if self.tolerance >= 0 else usual)
-        if self.preset == "default":
-            return made
-        return replace(
-            made, kind="weights", scope="global", floor=0.0, epochs=300, window=5, tolerance=0.02,
-            lr_factor=2.0,
-        )  # fmt: skip
-
-
 class MaskWatch(Hook):
     """Ends a phase when the newest of some masks differs little from the ones before.
 
@@ -335,23 +285,20 @@ class MaskWatch(Hook):
         self.masks = [Mask(part) for part in parts]
 
 
+@register_search("early_bird", EarlyBirdConfig)
 class EarlyBird(Search):
     """Lottery tickets drawn early in training; the ticket starts from the initial weights.
 
     Args:
         config: form, sparsity and when to stop.
         seed: unused; every search takes one.
+        batch: gives a few images, for the channel form.
 
-    The channel form removes whole channels: `channels.shrink` makes the smaller network.
+    The channel form removes whole channels: `shrink` makes the smaller network.
 
     Source: You et al., ICLR 2020 (arXiv 1909.11957), algorithm 1, the channel form; Kim et al.,
     ECCV 2022 (arXiv 2207.01382), section 3.2, the weight form.
     """
-
-    name = "early_bird"
-
-    def __init__(self, config: EarlyBirdConfig | None = None, seed: int = 0) -> None:
-        super().__init__((config or EarlyBirdConfig()).resolved(), seed)
 
     def _search(self, model: nn.Module, fit: Fit) -> Mask:
         config, channels = self.config, self.config.kind == "channels"
@@ -378,13 +325,3 @@ class EarlyBird(Search):
         made = super()._ticket(model, mask)
         about = {**made.provenance, "mask_distances": self.watch.history}
         return Ticket(made.mask, made.tensors, about)
-
-
-@register_search
-def early_bird(
-    config: EarlyBirdConfig | None = None, seed: int = 0, batch: Any = None
-) -> EarlyBird:
-    """Early-Bird tickets: unstructured, or whole channels by BatchNorm scale."""
-    search = EarlyBird(config, seed)
-    search.batch = batch
-    return search

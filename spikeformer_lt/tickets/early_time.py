@@ -4,51 +4,19 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spikeformer_lt.config import check
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.registry import create_search, register_search
 from spikeformer_lt.ticket import Ticket
 from spikeformer_lt.tickets.base import Batch, Search, snapshot
-from spikeformer_lt.tickets.configs import preset_optim
+from spikeformer_lt.tickets.configs import EarlyTimeConfig, preset_optim
 from spikeformer_lt.training.phase import Fit, Phase
-
-ORDERS = ("paper", "code")
-
-
-@dataclass(frozen=True)
-class EarlyTimeConfig:
-    """Find the fewest time steps whose output is near that of all T."""
-
-    preset: str = "default"
-    """default, or eccv22: 2 epochs, 1000 images, threshold 0.6, SGD at 0.3."""
-    epochs: int = 2
-    """Epochs of dense training before the probe; its weights are thrown away."""
-    images: int = 1000
-    """Training images of the probe."""
-    threshold: float = 0.6
-    """Normalised divergence below which a number of steps will do, in [0, 1]."""
-    order: str = "paper"
-    """paper: KL(P_t || P_T) over that of t = 2; code: KL(P_T || P_t) over the largest."""
-
-    def __post_init__(self) -> None:
-        check(self.preset in ("default", "eccv22"), "preset", self.preset, "default or eccv22")
-        check(self.epochs >= 0, "epochs", self.epochs, "at least 0")
-        check(self.images >= 1, "images", self.images, "at least 1")
-        check(0 <= self.threshold <= 1, "threshold", self.threshold, "in [0, 1]")
-        check(self.order in ORDERS, "order", self.order, f"one of {', '.join(ORDERS)}")
-
-    def resolved(self) -> EarlyTimeConfig:
-        """The configuration that runs: a preset fixes the published settings."""
-        if self.preset == "default":
-            return self
-        return replace(self, epochs=2, images=1000, threshold=0.6)
 
 
 @torch.no_grad()
@@ -135,39 +103,33 @@ def at_time(model: nn.Module, T: int) -> Iterator[None]:
             handle.remove()
 
 
-class EarlyTime:
+@register_search("early_time", EarlyTimeConfig)
+class EarlyTime(Search):
     """Another search, run with fewer time steps; the ticket is to be trained with all T.
 
     The probe's short training is undone before the search, which begins from the same weights and
     buffers as without it.
 
     Args:
-        config: how the number of steps is chosen.
-        search: the search to run, or its name.
-        seed: of a search given by name.
-        batch: where the probe's images come from.
+        config: how the number of steps is chosen, and the name of the search inside.
+        seed: of the search inside.
+        batch: gives the probe's images.
+        search: the search inside; the one that the configuration names, with its defaults, if None.
 
     Source: Kim et al., ECCV 2022 (arXiv 2207.01382), section 3.3.
     """
 
-    name = "early_time"
-
     def __init__(
         self,
         config: EarlyTimeConfig | None = None,
-        search: Search | str = "imp",
         seed: int = 0,
         batch: Batch | None = None,
+        search: Search | None = None,
     ) -> None:
-        self.config, self.batch = (config or EarlyTimeConfig()).resolved(), batch
-        self.inner = create_search(search, seed=seed) if isinstance(search, str) else search
-        self.trained = bool(self.inner.trained)
-        self.T = 0
-
-    @property
-    def start(self) -> dict[str, Tensor]:
-        """Start weights of the search inside."""
-        return self.inner.start
+        super().__init__(config, seed, batch)
+        if search is None:
+            search = create_search(self.config.search, seed=seed, batch=batch)
+        self.inner, self.trained, self.T = search, search.trained, 0
 
     def find(self, model: nn.Module, fit: Fit) -> Ticket:
         """Choose the time, search with it, give T back.
@@ -186,20 +148,10 @@ class EarlyTime:
             self.T = choose_time(values, own, config.threshold, config.order)
             model.load_state_dict(before)
         with at_time(model, self.T):
-            ticket: Ticket = self.inner.find(model, fit)
+            ticket = self.inner.find(model, fit)
+        self.start, self.results = self.inner.start, [probed, *self.inner.results]
         about = {"T": own, "T_early": self.T, "divergences": values, "config": asdict(config)}
         phases = [asdict(probed), *ticket.provenance.get("phases", [])]
         found = {**ticket.provenance, "early_time": about, "phases": phases}
         found["search_seconds"] = sum(phase["seconds"] for phase in phases)
         return Ticket(ticket.mask, ticket.tensors, found)
-
-
-@register_search
-def early_time(
-    config: EarlyTimeConfig | None = None,
-    search: Search | str = "imp",
-    seed: int = 0,
-    batch: Batch | None = None,
-) -> EarlyTime:
-    """Any other search with fewer time steps (Early-Time)."""
-    return EarlyTime(config, search, seed, batch)

@@ -2,38 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict
 
 from torch import nn
 
 from spikeformer_lt.errors import ConfigError
+from spikeformer_lt.layers.stems import stem_of
 from spikeformer_lt.registry import register_search
 from spikeformer_lt.ticket import Ticket
-from spikeformer_lt.tickets.base import PruneConfig
-from spikeformer_lt.tickets.configs import MultiSpConfig, PatchConfig
-from spikeformer_lt.tickets.imp import Imp, ImpConfig
+from spikeformer_lt.tickets.base import Search
+from spikeformer_lt.tickets.configs import JointConfig, MultiSpConfig
+from spikeformer_lt.tickets.imp import Imp
 from spikeformer_lt.tickets.multisp import MultiSp
 from spikeformer_lt.training.phase import Fit
 
 
-@dataclass(frozen=True)
-class JointConfig:
-    """MultiSp's patch level, and iterative magnitude pruning of the encoder under it."""
-
-    patches: PatchConfig = field(default_factory=PatchConfig)
-    imp: ImpConfig = field(
-        default_factory=lambda: ImpConfig(prune=PruneConfig(inside=("blocks.",), head=False))
-    )
-
-
-def on_encoder(imp: ImpConfig) -> ImpConfig:
-    """Pruning of the encoder alone, unless the configuration names layers itself."""
-    if imp.prune.inside:
-        return imp
-    return replace(imp, prune=replace(imp.prune, inside=("blocks.",), head=False))
-
-
-class Joint:
+@register_search("joint", JointConfig)
+class Joint(Search):
     """Patches are removed first; every round of weight pruning sees the patches that are left.
 
     Args:
@@ -46,32 +31,22 @@ class Joint:
     Source: patches: arXiv 2311.12060; weights: as `imp`; both together: arXiv 2311.08806.
     """
 
-    name = "joint"
-    trained = False
-
-    def __init__(self, config: JointConfig | None = None, seed: int = 0) -> None:
-        self.config, self.seed = config or JointConfig(), seed
-        self.inner = Imp(self.config.imp, seed)
-
-    @property
-    def start(self) -> dict[str, object]:
-        """State that the ticket's weights are taken from."""
-        return dict(self.inner.start)
-
     def find(self, model: nn.Module, fit: Fit) -> Ticket:
         """Select patches, then prune the encoder.
 
         Raises:
             ConfigError: a model without patches.
         """
-        if not hasattr(model, "conv_pep"):
+        if stem_of(model) is None:
             raise ConfigError(
                 f"joint needs a model with patches (a ConvPEP); {type(model).__name__} has none: "
                 "use imp"
             )
         levels = MultiSp(MultiSpConfig(patches=self.config.patches), self.seed)
         levels.select_patches(model, fit)
-        ticket = self.inner.find(model, fit)
+        inner = Imp(self.config.imp, self.seed)
+        ticket = inner.find(model, fit)
+        self.start, self.results = inner.start, levels.results + inner.results
         about = ticket.provenance
         ledger = {
             "patch": self.config.patches.sparsity,
@@ -82,9 +57,3 @@ class Joint:
         found = {**about, "search": "joint", "config": asdict(self.config), "phases": phases}
         found["search_seconds"] = sum(phase["seconds"] for phase in phases)
         return Ticket(ticket.mask, ticket.tensors, {**found, "ledger": ledger})
-
-
-@register_search
-def joint(config: JointConfig | None = None, seed: int = 0) -> Joint:
-    """Patches and encoder weights together: MultiSp's patch level with IMP."""
-    return Joint(config, seed)

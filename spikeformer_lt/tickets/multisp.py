@@ -1,12 +1,8 @@
-"""The ConvPEP ticket (level 2): surgery, mask updates, and the temporary head of the search.
-
-MultiSp: patch, ConvPEP-weight and ConvPEP-activation sparsity in one search.
-"""
+"""MultiSp: patch, ConvPEP-weight and ConvPEP-activation sparsity in one search."""
 
 from __future__ import annotations
 
 import copy
-import logging
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -16,8 +12,8 @@ from torch import Tensor, nn
 from spikeformer_lt.config import check
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.neuron import reset_state
-from spikeformer_lt.layers.patches import Attention, PatchSelect, make_score
-from spikeformer_lt.layers.stems import ConvPEP
+from spikeformer_lt.layers.patches import Attention
+from spikeformer_lt.layers.stems import stem_of
 from spikeformer_lt.layers.subnet import (
     SubnetConv2d,
     collapse,
@@ -30,10 +26,11 @@ from spikeformer_lt.mask import Mask
 from spikeformer_lt.registry import register_search
 from spikeformer_lt.rng import seed_for
 from spikeformer_lt.ticket import Ticket
-from spikeformer_lt.tickets.base import snapshot
+from spikeformer_lt.tickets.base import Search, snapshot
 from spikeformer_lt.tickets.configs import MOVING, MultiSpConfig, WeightConfig
+from spikeformer_lt.tickets.surgery import new_score, set_activation, set_patches
 from spikeformer_lt.training.options import OptimConfig
-from spikeformer_lt.training.phase import Fit, FitResult, Phase, Progress
+from spikeformer_lt.training.phase import Fit, Phase, Progress
 
 LEARNS = {"latent": "weights", "magnitude": "weights", "random": "weights"}
 
@@ -48,7 +45,7 @@ class StemProbe(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.conv_pep: ConvPEP = model.conv_pep  # type: ignore[assignment]
+        self.conv_pep = stem_of(model)
         self.T = int(model.T)  # type: ignore[arg-type]
         self.head = nn.Linear(self.conv_pep.dim, int(model.num_classes))  # type: ignore[arg-type]
         self._door = model.time_first
@@ -155,70 +152,60 @@ class MaskController:
         return mask
 
 
-log = logging.getLogger(__name__)
 LITERAL_SCORES = OptimConfig(
     opt="adam", lr=0.1, score_lr=0.1, weight_decay=0.0, min_lr=0.0, clip_grad=0.0
 )
 """Adam at 0.1, cosine, no decay: arXiv 2311.12060, section IV."""
 
 
-class MultiSp:
+@register_search("multisp", MultiSpConfig)
+class MultiSp(Search):
     """Finds a MultiSp ticket.
 
     Args:
         config: levels, schedule and options.
         seed: of initialisations that the search draws itself (scores, heads, control masks).
 
-    Attributes:
-        trained: the ticket's weights are trained ones.
-        start: whole state_dict that they are.
-
-    The model must have ``conv_pep``, ``patch``, ``blocks``, ``head``, ``T``, ``num_classes``.
+    The model must have a stem, and for level 1 ``patch``; ``T``, ``num_classes``, ``time_first``.
 
     Source: arXiv 2309.13302; Algorithm 1 of arXiv 2311.12060; arXiv 2103.09377 (biprop).
     """
 
     trained = True
 
-    def __init__(self, config: MultiSpConfig | None = None, seed: int = 0) -> None:
-        self.config, self.seed = (config or MultiSpConfig()).resolved(), seed
-        self.literal = config is not None and config.preset == "literal"
-        self.results: list[FitResult] = []
-        self.start: dict[str, torch.Tensor] = {}
-        self._mask: Mask | None = None
-
-    def find(self, model: nn.Module, fit: Fit) -> Ticket:
+    def _search(self, model: nn.Module, fit: Fit) -> Mask:
         """Train `model` in place into a ticket; it ends collapsed to plain convolutions.
 
         Every phase is resumable through `fit`; the surgery between phases is deterministic, so
         that a resumed search meets the same modules.
         """
-        if not hasattr(model, "conv_pep"):
+        if stem_of(model) is None:
             raise ConfigError(
                 f"MultiSp needs a model with a ConvPEP; {type(model).__name__} has none: "
                 "give --model.name of a Spikformer, or use another search"
             )
-        config, self.results, self._mask = self.config, [], None
-        teacher = None
+        config, teacher = self.config, None
+        self._mask: Mask | None = None
         if config.dense_epochs:
             self._fit(fit, model, Phase("dense", config.dense_epochs))
             if config.distill:
                 teacher = copy.deepcopy(model).requires_grad_(False)
-        _convs(model).set_activation(config.activation.kind, config.activation.residual)
+        set_activation(model, config.activation)
         final = Phase(config.schedule, config.epochs, teacher=teacher, distill=config.distill)
         getattr(self, f"_{config.schedule}")(model, fit, final)
         if any(True for _ in subnets(model)):
             self._mask = get_masks(model)
             collapse(model)
-        mask = self._mask or _all_kept(model)
-        reset_state(model)
-        provenance = {
-            "search": "multisp",
-            "config": asdict(config),
+        return self._mask or _all_kept(model)
+
+    def _ticket(self, model: nn.Module, mask: Mask) -> Ticket:
+        self.start = snapshot(model)
+        about = {
+            "search": self.name,
+            "config": asdict(self.config),
             "phases": [asdict(result) for result in self.results],
         }
-        self.start = snapshot(model)
-        return Ticket(mask, dict(self.start), provenance)
+        return Ticket(mask, dict(self.start), about)
 
     # -- schedules -----------------------------------------------------------------------
 
@@ -232,15 +219,15 @@ class MultiSp:
             self._seeded("head")
             probe = StemProbe(model)
             phase = Phase("conv_pep", config.stem_epochs)
-            if self.literal:
+            if config.preset == "literal":
                 phase = replace(phase, optim=LITERAL_SCORES)
             searched = self._with_masks(model, phase)
             self._fit(fit, probe, searched)
             if config.stem == "frozen":
                 self._mask = get_masks(model)
                 collapse(model)
-                _convs(model).requires_grad_(False)
-                final = replace(final, frozen=("conv_pep",))
+                stem_of(model).requires_grad_(False)
+                final = replace(final, frozen=(_stem_name(model),))
             else:
                 controller = searched.before_step
                 if isinstance(controller, MaskController):
@@ -262,7 +249,7 @@ class MultiSp:
         if weights.method == "off":
             return phase
         self._seeded("scores")
-        install_subnets(_convs(model), weights)
+        install_subnets(stem_of(model), weights)
         seed = seed_for(self.seed, "mask")
         controller = MaskController(model, weights, seed)
         return replace(phase, before_step=controller, settled_from=controller.settled_from)
@@ -273,9 +260,7 @@ class MultiSp:
         if patches.sparsity == 0:
             return
         self._seeded("selector")
-        heads = int(model.num_heads)  # type: ignore[arg-type]
-        classes = int(model.num_classes)  # type: ignore[arg-type]
-        score = make_score(patches.score, _convs(model).dim, classes, heads)
+        score = new_score(model, patches)
         if isinstance(score, Attention):
             if patches.selector_epochs:
                 probe = SelectorProbe(model, score)
@@ -286,12 +271,7 @@ class MultiSp:
                 for parameter, needs in wanted.items():
                     parameter.requires_grad_(needs)
             score.requires_grad_(False)
-        model.set_patch(  # type: ignore[operator]
-            PatchSelect(score, patches.sparsity, space=patches.space, rescale=patches.rescale)
-        )
-
-    def _fit(self, fit: Fit, model: nn.Module, phase: Phase) -> None:
-        self.results.append(fit(model, phase))
+        set_patches(model, patches, score)
 
     def _seeded(self, what: str) -> None:
         torch.manual_seed(seed_for(self.seed, "multisp", what))
@@ -302,7 +282,7 @@ class SelectorProbe(nn.Module):
 
     def __init__(self, model: nn.Module, score: Attention) -> None:
         super().__init__()
-        self.stem, self.score, self.T = _convs(model), score, int(model.T)  # type: ignore[arg-type]
+        self.stem, self.score, self.T = stem_of(model), score, int(model.T)  # type: ignore[arg-type]
         self._door = model.time_first
 
     def forward(self, x: Any) -> Any:
@@ -315,18 +295,13 @@ class SelectorProbe(nn.Module):
             reset_state(self)
 
 
-def _convs(model: nn.Module) -> Any:
-    return model.conv_pep
+def _stem_name(model: nn.Module) -> str:
+    names: dict[Any, str] = {module: name for name, module in model.named_modules()}
+    return names[stem_of(model)]
 
 
 def _all_kept(model: nn.Module) -> Mask:
-    weights = _convs(model).state_dict(prefix="conv_pep.")
+    weights = stem_of(model).state_dict(prefix=f"{_stem_name(model)}.")
     return Mask(
         {k: torch.ones_like(v, dtype=torch.bool).cpu() for k, v in weights.items() if v.ndim == 4}
     )
-
-
-@register_search
-def multisp(config: MultiSpConfig | None = None, seed: int = 0) -> MultiSp:
-    """MultiSp's three levels: patches, ConvPEP weights, ConvPEP activations."""
-    return MultiSp(config, seed)

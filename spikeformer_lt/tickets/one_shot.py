@@ -1,17 +1,9 @@
-"""How many weights each layer keeps when a sparsity is shared out before any ranking.
-
-One-shot magnitude pruning: the simplest search.
-
-Random tickets: the control that every search must beat.
-
-N:M masks: N of every M weights in a row are kept, as sparse tensor cores want them.
-"""
+"""One-shot masks: by magnitude, N:M by magnitude, and at random (the control), uniform or ERK."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +13,14 @@ from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.registry import register_search
 from spikeformer_lt.rng import seed_for
-from spikeformer_lt.tickets.base import OneShotConfig, PruneConfig, Search, magnitudes, snapshot
+from spikeformer_lt.tickets.base import Search, magnitudes, prunable, snapshot
+from spikeformer_lt.tickets.configs import (
+    DISTRIBUTIONS,
+    MagnitudeConfig,
+    NmConfig,
+    RandomConfig,
+)
 from spikeformer_lt.training.phase import Fit, Phase
-
-DISTRIBUTIONS = ("uniform", "erk")
 
 
 def kept_counts(
@@ -83,21 +79,7 @@ def random_mask(weights: Mapping[str, Tensor], counts: Mapping[str, int], seed: 
     return Mask.random_like(Mask(first), seed_for(seed, "random ticket"))
 
 
-@dataclass(frozen=True)
-class MagnitudeConfig(OneShotConfig):
-    """Remove the smallest weights at once."""
-
-    epochs: int = 0
-    """Epochs of dense training before the removal; 0 ranks the initial weights."""
-    start: str = "init"
-    """Start weights of the ticket: init, or trained (fine-tuning, as compression does)."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(self.epochs >= 0, "epochs", self.epochs, "at least 0")
-        check(self.start in ("init", "trained"), "start", self.start, "init or trained")
-
-
+@register_search("magnitude", MagnitudeConfig)
 class Magnitude(Search):
     """Smallest weights removed in one step.
 
@@ -106,41 +88,21 @@ class Magnitude(Search):
         seed: unused; every search takes one.
     """
 
-    name = "magnitude"
-
-    def __init__(self, config: MagnitudeConfig | None = None, seed: int = 0) -> None:
-        super().__init__(config or MagnitudeConfig(), seed)
-
     def _search(self, model: nn.Module, fit: Fit) -> Mask:
+        return self.config.mask(magnitudes(self._trained(model, fit)))  # type: ignore[no-any-return]
+
+    def _trained(self, model: nn.Module, fit: Fit) -> dict[str, Tensor]:
+        """The prunable weights, after the dense training if there is one."""
         config = self.config
         if config.epochs:
             last = config.epochs - 1
-            self._fit(fit, model, Phase("magnitude", config.epochs, settled_from=last))
+            self._fit(fit, model, Phase(self.name, config.epochs, settled_from=last))
         if config.start == "trained":
             self.start = snapshot(model)
-        return config.mask(magnitudes(config.prune.weights(model)))  # type: ignore[no-any-return]
+        return prunable(model, config.prune)
 
 
-@register_search
-def magnitude(config: MagnitudeConfig | None = None, seed: int = 0) -> Magnitude:
-    """One-shot magnitude pruning, at initialisation or after training."""
-    return Magnitude(config, seed)
-
-
-@dataclass(frozen=True)
-class RandomConfig:
-    """Random places at a given sparsity."""
-
-    sparsity: float = 0.9
-    """Fraction of the prunable weights removed, in [0, 1): exactly round(sparsity * n) of n."""
-    distribution: str = "uniform"
-    """uniform: the same density in each layer; erk: denser where a layer is small."""
-    prune: PruneConfig = field(default_factory=PruneConfig)
-
-    def __post_init__(self) -> None:
-        kept_counts({"": (1,)}, self.sparsity, self.distribution)
-
-
+@register_search("random", RandomConfig)
 class RandomTicket(Search):
     """A random mask over the initial weights.
 
@@ -149,43 +111,11 @@ class RandomTicket(Search):
         seed: of the places.
     """
 
-    name = "random"
-
-    def __init__(self, config: RandomConfig | None = None, seed: int = 0) -> None:
-        super().__init__(config or RandomConfig(), seed)
-
     def _search(self, model: nn.Module, fit: Fit) -> Mask:
         weights = self.config.prune.weights(model)
         shapes = {name: weight.shape for name, weight in weights.items()}
         counts = kept_counts(shapes, self.config.sparsity, self.config.distribution)
         return random_mask(weights, counts, self.seed)
-
-
-@register_search
-def random(config: RandomConfig | None = None, seed: int = 0) -> RandomTicket:
-    """Random mask, uniform or ERK, over the initial weights."""
-    return RandomTicket(config, seed)
-
-
-@dataclass(frozen=True)
-class NmConfig:
-    """Keep the n largest of every m weights along the input channels."""
-
-    n: int = 2
-    """Weights kept of each group."""
-    m: int = 4
-    """Weights of a group: neighbours along the input channels, at one kernel position."""
-    epochs: int = 0
-    """Epochs of dense training before the removal; 0 ranks the initial weights."""
-    start: str = "init"
-    """Start weights of the ticket: init, or trained."""
-    prune: PruneConfig = field(default_factory=PruneConfig)
-
-    def __post_init__(self) -> None:
-        check(self.m >= 2, "m", self.m, "at least 2")
-        check(1 <= self.n < self.m, "n", self.n, f"from 1 to m - 1 = {self.m - 1}")
-        check(self.epochs >= 0, "epochs", self.epochs, "at least 0")
-        check(self.start in ("init", "trained"), "start", self.start, "init or trained")
 
 
 def nm_mask(scores: Mapping[str, Tensor], n: int, m: int) -> Mask:
@@ -205,7 +135,8 @@ def nm_mask(scores: Mapping[str, Tensor], n: int, m: int) -> Mask:
     return Mask(kept)
 
 
-class Nm(Search):
+@register_search("nm", NmConfig)
+class Nm(Magnitude):
     """Semi-structured tickets by magnitude.
 
     Layers whose number of inputs is no multiple of m (an RGB convolution) stay dense and are not
@@ -219,26 +150,10 @@ class Nm(Search):
     plain baseline of it.
     """
 
-    name = "nm"
-
-    def __init__(self, config: NmConfig | None = None, seed: int = 0) -> None:
-        super().__init__(config or NmConfig(), seed)
-
     def _search(self, model: nn.Module, fit: Fit) -> Mask:
         config = self.config
-        if config.epochs:
-            last = config.epochs - 1
-            self._fit(fit, model, Phase("nm", config.epochs, settled_from=last))
-        if config.start == "trained":
-            self.start = snapshot(model)
-        weights = config.prune.weights(model)
+        weights = self._trained(model, fit)
         fitting = {name: w for name, w in weights.items() if w.shape[1] % config.m == 0}
         if not fitting:
             raise ConfigError(f"m={config.m} divides the inputs of no layer; choose another")
         return nm_mask(magnitudes(fitting), config.n, config.m)
-
-
-@register_search
-def nm(config: NmConfig | None = None, seed: int = 0) -> Nm:
-    """2:4 and other N:M masks by magnitude."""
-    return Nm(config, seed)

@@ -1,15 +1,63 @@
-"""From a ticket on disk back to the network it is."""
+"""Changes to a built model: the stem's activation, patch selection, and a ticket's network."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from torch import nn
 
 from spikeformer_lt.errors import TicketError
-from spikeformer_lt.layers.patches import PatchSelect, make_score
+from spikeformer_lt.layers.patches import PatchScore, PatchSelect, make_score
+from spikeformer_lt.layers.stems import stem_of
 from spikeformer_lt.registry import create_model
 from spikeformer_lt.ticket import Ticket
+from spikeformer_lt.tickets.configs import ActivationConfig, PatchConfig
+
+
+def set_activation(model: Any, config: ActivationConfig) -> None:
+    """Replace the activations of the stem (MultiSp's level 3), in place."""
+    stem_of(model).set_activation(config.kind, config.residual)
+
+
+def set_patches(model: Any, config: PatchConfig, score: PatchScore | None = None) -> None:
+    """Select patches (level 1), in place; a sparsity of 0 changes nothing.
+
+    Args:
+        model: a network with patches.
+        config: how many patches are removed, and by which score.
+        score: a trained score; a new one if None.
+    """
+    if config.sparsity > 0:
+        score = new_score(model, config) if score is None else score
+        model.set_patch(
+            PatchSelect(score, config.sparsity, space=config.space, rescale=config.rescale)
+        )
+
+
+def new_score(model: Any, config: PatchConfig) -> PatchScore:
+    """An untrained score of patches, of the sizes of a model."""
+    return make_score(config.score, model.embed_dim, model.num_classes, model.num_heads)
+
+
+def apply_surgery(model: nn.Module, ticket: Ticket) -> None:
+    """Make the changes that a ticket's search made to its model, in place.
+
+    Args:
+        model: a new model of the ticket's architecture.
+        ticket: of any search; most change nothing.
+    """
+    search, config = ticket.provenance.get("search"), ticket.provenance.get("config", {})
+    if search == "multisp":
+        set_activation(model, _known(ActivationConfig, config["activation"]))
+    if search in ("multisp", "joint"):
+        set_patches(model, _known(PatchConfig, config["patches"]))
+
+
+def _known(cls: type, values: Mapping[str, Any]) -> Any:
+    """Return a configuration of the values that this version knows."""
+    return cls(**{name: values[name] for name in asdict(cls()) if name in values})
 
 
 def model_from_ticket(ticket: Ticket, **overrides: Any) -> nn.Module:
@@ -27,36 +75,9 @@ def model_from_ticket(ticket: Ticket, **overrides: Any) -> nn.Module:
     if not isinstance(known, dict) or "name" not in known:
         raise TicketError("the ticket's provenance names no model; save it with a recipe of ours")
     model = create_model(known["name"], **{**known.get("args", {}), **overrides})
-    dress_as(model, ticket)
+    apply_surgery(model, ticket)
     try:
         ticket.apply_(model)
     except (RuntimeError, KeyError) as error:
         raise TicketError(f"the ticket does not fit {known['name']}: {error}") from error
     return model.eval()
-
-
-def dress_as(model: Any, ticket: Ticket) -> None:
-    """Give a fresh model what the search of a ticket built into its own, in place."""
-    search = ticket.provenance.get("search")
-    if search == "multisp":
-        dress(model, ticket.provenance["config"])
-    elif search == "joint":
-        select(model, ticket.provenance["config"]["patches"])
-
-
-def dress(model: Any, config: dict[str, Any]) -> None:
-    """Give a fresh model MultiSp's level 3 activation and level 1 selection."""
-    level3 = config["activation"]
-    model.conv_pep.set_activation(level3["kind"], level3["residual"])
-    select(model, config["patches"])
-
-
-def select(model: Any, patches: dict[str, Any]) -> None:
-    """Give a fresh model the patch selection of level 1."""
-    if patches["sparsity"] > 0:
-        score = make_score(patches["score"], model.embed_dim, model.num_classes, model.num_heads)
-        model.set_patch(
-            PatchSelect(
-                score, patches["sparsity"], space=patches["space"], rescale=patches["rescale"]
-            )
-        )

@@ -13,11 +13,10 @@ from spikeformer_lt.config import check
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.ticket import Ticket
+from spikeformer_lt.tickets.configs import NORMS
 
-NORMS = ("keep", "reset", "estimate")
 
-
-def transfer(
+def transfer_ticket(
     ticket: Ticket,
     model: nn.Module,
     *,

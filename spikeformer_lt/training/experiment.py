@@ -1,8 +1,7 @@
-"""Which data a run meets: the set that is there, its usual augmentation and mixing.
+"""What every recipe does around its search: data, model, run directory, trainer, ticket.
 
-Memory and time of a training step, measured on a small batch before the run starts.
-
-What every recipe does around its search: data, model, run directory, trainer, ticket.
+The set that is there is settled, with its usual augmentation and mixing; memory and time of a step
+are measured on a small batch before the run starts.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -22,7 +20,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
 
-from spikeformer_lt.config import check, flat_values, given_options, to_dict
+from spikeformer_lt.config import check, entry_options, flat_values, given_options, to_dict
 from spikeformer_lt.errors import CheckpointError, ConfigError, DataError
 from spikeformer_lt.events.augment import EventAugment
 from spikeformer_lt.images.augment import Augment
@@ -46,8 +44,10 @@ from spikeformer_lt.training.ranks import (
     name_lost,
     refuse_differences,
 )
-from spikeformer_lt.training.run import RunDir
+from spikeformer_lt.training.run import RunDir, RunLog
 from spikeformer_lt.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -202,9 +202,6 @@ def estimate_step(model: nn.Module, images: Tensor, batch_size: int) -> Estimate
     return Estimate(saved * scale / 1e6, 4 * 4 * numel / 1e6, seconds * scale)
 
 
-log = logging.getLogger(__name__)
-
-
 class Experiment:
     """Context of one run; leaves signal handlers and logging as they were.
 
@@ -214,13 +211,22 @@ class Experiment:
         small: option values for the fallback, where the user named none; a group stands for
             each of its fields.
         wanted: what ``data.name auto`` stands for where it is on disk.
+        search: name of the search, which is part of the run's identity.
     """
 
+    run: RunDir
+
     def __init__(
-        self, cfg: Any, *, fallback: str, small: dict[str, Any], wanted: Wanted = CIFAR10
+        self,
+        cfg: Any,
+        *,
+        fallback: str,
+        small: dict[str, Any],
+        wanted: Wanted = CIFAR10,
+        search: str = "",
     ) -> None:
         self.asked, self.cfg, self.wanted = cfg, cfg, wanted
-        self.fallback, self.small = fallback, small
+        self.fallback, self.small, self.search = fallback, small, search
         self.stop = StopRequest()
         self.notice = self.taken = ""
 
@@ -233,20 +239,27 @@ class Experiment:
             cpu=train.cpu, mixed_precision=train.mixed_precision, kwargs_handlers=[waiting]
         )
         self.peers = gather_peers()
-        self.run = RunDir.open(
-            cfg.run.out,
-            cfg,
-            slug=f"{cfg.model.name}-{cfg.data.name}",
-            resume=cfg.run.resume,
-            allow=cfg.run.allow_config_change,
-            seed=train.seed,
-        )
+        self._log = RunLog(None, early=self.accelerator.is_main_process)
         self.stop.__enter__()
         try:
-            self.data = load_splits(cfg.data, cfg.model.T)
+            self.data = load_splits(cfg.data, cfg.model.T, entry_options(cfg, cfg.data.name))
             facts = {name: str(value) for name, value in flat_values(to_dict(cfg))}
             facts |= {"data split": self.data.split_sha256, "torch": str(torch.__version__)}
             refuse_differences(facts)
+            self.run = RunDir.open(
+                cfg.run.out,
+                cfg,
+                slug=f"{cfg.model.name}-{cfg.data.name}",
+                identity={
+                    "recipe": type(cfg).__name__,
+                    "search": self.search,
+                    "split": self.data.split_sha256,
+                },
+                resume=cfg.run.resume,
+                allow=cfg.run.allow_config_change,
+                seed=train.seed,
+                log=self._log,
+            )
             augment, mixing = augmentation(cfg.data, self.data)
             self.trainer = Trainer(
                 self.data,
@@ -258,27 +271,27 @@ class Experiment:
                 stop=self.stop,
             )
         except BaseException as fault:
-            self.__exit__(type(fault), fault, None)
+            self.__exit__(type(fault), fault)
             raise
         return self
 
     def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
+        self, kind: type[BaseException] | None, error: BaseException | None, *trace: object
     ) -> None:
-        self.stop.__exit__(kind, error, trace)
-        if isinstance(error, (CheckpointError, ConfigError, DataError)):
-            self.run.abandon()
-        self.run.close()
+        self.stop.__exit__()
+        if hasattr(self, "run"):
+            if isinstance(error, (CheckpointError, ConfigError, DataError)):
+                self.run.abandon()
+            self.run.close()
+        self._log.close()
         name_lost(self.peers, error, self.cfg.train.timeout_s)
 
     def model_args(self) -> dict[str, Any]:
         """Keywords that build this run's model."""
         data = self.data
         own = {"num_classes": data.num_classes, "in_channels": data.in_channels}
-        return {**own, "image_size": data.image_size, **self.cfg.model.args()}
+        own |= {"image_size": data.image_size, **entry_options(self.cfg, self.cfg.model.name)}
+        return {**own, **self.cfg.model.args()}
 
     def model(self) -> nn.Module:
         """Create the model, from the run's seed or from given weights, and announce the run.
@@ -298,11 +311,13 @@ class Experiment:
     def save_ticket(self, ticket: Ticket) -> Ticket:
         """Save the ticket into the run with what is needed to build it again."""
         known = {"name": self.cfg.model.name, "args": self.model_args()}
+        options = entry_options(self.cfg, self.data.name)
         origin = {
             "model": known,
             "dataset": self.data.name,
             "split_sha256": self.data.split_sha256,
             "data": split_options(self.cfg.data),
+            **({"data_options": options} if options else {}),
             "seed": self.cfg.train.seed,
             "run_id": self.run.run_id,
         }

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from spikeformer_lt.config import check
 from spikeformer_lt.errors import DataError, NonFiniteError, shown
+from spikeformer_lt.training.ranks import agreed, together
 
 __all__ = ["NonFiniteGuard", "count_nonfinite"]
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 POLICIES = ("stop", "skip")
 LISTED = 5  # indices that a message shows
@@ -53,6 +54,7 @@ class NonFiniteGuard:
         self.in_a_row = 0
         """Steps skipped since the last good one."""
         self._batch_fault = ""
+        self._together = together()
 
     def check_batch(self, images: Tensor, indices: Iterable[int] | Tensor | None = None) -> bool:
         """Look at a batch before the forward.
@@ -74,17 +76,20 @@ class NonFiniteGuard:
         rows = (~torch.isfinite(images.detach().flatten(1))).any(1).nonzero().flatten().tolist()
         what = "positions in the batch"
         if indices is not None:
-            own = indices.tolist() if isinstance(indices, Tensor) else [int(i) for i in indices]
+            own = [int(index) for index in indices]
             if len(own) != len(images):
                 raise DataError(f"{len(own)} indices were given for {len(images)} samples")
             rows, what = [own[row] for row in rows], "samples of the data set"
+        listed = ", ".join(map(str, rows[:LISTED]))
+        more = f" and {len(rows) - LISTED} more" if len(rows) > LISTED else ""
         self._batch_fault = (
             f"{count} of {images.numel()} input values in {len(rows)} of {len(images)} images "
-            f"({what}: {_first(rows)})"
+            f"({what}: {listed}{more})"
         )
         # With several ranks all must stop at the same place: check_step asks them.
-        if self.policy == "stop" and _world_size() == 1:
-            self._raise(self._take_batch_fault())
+        if self.policy == "stop" and not self._together:
+            fault, self._batch_fault = self._batch_fault, ""
+            raise _error(fault)
         return True
 
     def check_step(self, grad_norm: Tensor | float, logits: Tensor, model: nn.Module) -> bool:
@@ -106,14 +111,16 @@ class NonFiniteGuard:
             NonFiniteError: policy "stop", or `limit` skipped steps in a row; with the first bad
                 tensor of each kind.
         """
-        fault = self._take_batch_fault() or self._step_fault(grad_norm, logits, model)
-        if _any_rank(bool(fault), logits.device) and not fault:
+        fault, self._batch_fault = self._batch_fault, ""
+        fault = fault or _step_fault(grad_norm, logits, model)
+        # Ranks that part ways would wait for each other forever.
+        if self._together and agreed(bool(fault)) and not fault:
             fault = "a tensor of another rank, whose log names it"
         if not fault:
             self.in_a_row = 0
             return False
         if self.policy == "stop":
-            self._raise(fault)
+            raise _error(fault)
         self.skipped += 1
         self.in_a_row += 1
         if self.in_a_row >= self.limit:
@@ -122,7 +129,7 @@ class NonFiniteGuard:
                 f"NaN or infinity in {fault}; the last good checkpoint is untouched; lower the "
                 "learning rate or look at the data"
             )
-        logger.warning("skipped a step (%d in a row): NaN or infinity in %s", self.in_a_row, fault)
+        log.warning("skipped a step (%d in a row): NaN or infinity in %s", self.in_a_row, fault)
         return True
 
     def check_buffers(self, model: nn.Module) -> None:
@@ -131,10 +138,9 @@ class NonFiniteGuard:
         Raises:
             NonFiniteError: under either policy, with the first bad one of each kind.
         """
-        named = {"parameter": model.named_parameters(), "buffer": model.named_buffers()}
-        fault = ", ".join(filter(None, (_first_bad(kind, of) for kind, of in named.items())))
+        fault = _faults({"parameter": model.named_parameters(), "buffer": model.named_buffers()})
         if fault:
-            self._raise(fault)
+            raise _error(fault)
 
     def keep_buffers(self, model: nn.Module) -> dict[str, Tensor]:
         """Copy the buffers, which a forward in train mode changes; nothing under policy "stop"."""
@@ -157,75 +163,56 @@ class NonFiniteGuard:
         """Take over the counters of `state`."""
         self.skipped, self.in_a_row = int(state["skipped"]), int(state["in_a_row"])
 
-    def _take_batch_fault(self) -> str:
-        fault, self._batch_fault = self._batch_fault, ""
-        return fault
 
-    def _step_fault(self, grad_norm: Tensor | float, logits: Tensor, model: nn.Module) -> str:
-        norm = torch.as_tensor(grad_norm, device=logits.device).detach()
-        watched = [value for _, value in (*_float_buffers(model), *_membranes(model))]
-        rest = nn.utils.get_total_norm([value.detach() for value in watched])
-        # One number, so that a device is waited for once.
-        probe = torch.isfinite(logits.detach()).all() & torch.isfinite(norm)
-        if bool(probe & torch.isfinite(rest.to(logits.device))):
-            return ""
-        grads = ((n, p.grad) for n, p in model.named_parameters() if p.grad is not None)
-        found = [
-            _first_bad("parameter", model.named_parameters()),
-            _first_bad("logits", [("[B, T, K]", logits)]),
-            _first_bad("gradient of", grads),
-            _first_bad("buffer", _float_buffers(model)),
-            _first_bad("membrane of", _membranes(model)),
-        ]
-        fault = ", ".join(filter(None, found))
-        if not fault and not bool(torch.isfinite(norm)):
-            fault = "the norm of the gradients, which overflowed though each of them is finite"
-        return fault
+def _step_fault(grad_norm: Tensor | float, logits: Tensor, model: nn.Module) -> str:
+    norm = torch.as_tensor(grad_norm, device=logits.device).detach()
+    watched = [value.detach() for _, value in (*_float_buffers(model), *_membranes(model))]
+    rest = nn.utils.get_total_norm(watched)
+    # One number, so that a device is waited for once.
+    probe = torch.isfinite(logits.detach()).all() & torch.isfinite(norm)
+    if bool(probe & torch.isfinite(rest.to(logits.device))):
+        return ""
+    fault = _faults(
+        {
+            "parameter": model.named_parameters(),
+            "logits": [("[B, T, K]", logits)],
+            "gradient of": (
+                (name, p.grad) for name, p in model.named_parameters() if p.grad is not None
+            ),
+            "buffer": _float_buffers(model),
+            "membrane of": _membranes(model),
+        }
+    )
+    if not fault and not bool(torch.isfinite(norm)):
+        fault = "the norm of the gradients, which overflowed though each of them is finite"
+    return fault
 
-    def _raise(self, fault: str) -> None:
-        raise NonFiniteError(
-            f"NaN or infinity in {fault}; the last good checkpoint is untouched; look at the data, "
-            "lower the learning rate, or set nonfinite to skip"
-        )
+
+def _faults(kinds: Mapping[str, Iterable[tuple[str, Tensor]]]) -> str:
+    """The first tensor of each kind that is not finite, in words."""
+    found = []
+    for kind, named in kinds.items():
+        counts = ((name, count_nonfinite(value), value.numel()) for name, value in named)
+        bad = next(((name, count, of) for name, count, of in counts if count), None)
+        if bad is not None:
+            found.append(f"{kind} {shown(bad[0])} ({bad[1]} of {bad[2]} values)")
+    return ", ".join(found)
+
+
+def _error(fault: str) -> NonFiniteError:
+    return NonFiniteError(
+        f"NaN or infinity in {fault}; the last good checkpoint is untouched; look at the data, "
+        "lower the learning rate, or set nonfinite to skip"
+    )
 
 
 def _float_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    for name, value in model.named_buffers():
-        if value.is_floating_point():
-            yield name, value
+    return ((name, b) for name, b in model.named_buffers() if b.is_floating_point())
 
 
 def _membranes(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Voltages `v` that neurons carry as plain attributes, which `named_buffers` does not see."""
+    """Voltages `v` that foreign neurons carry as attributes, which `named_buffers` does not see."""
     for name, module in model.named_modules():
         v = getattr(module, "v", None)
         if isinstance(v, Tensor) and v.is_floating_point() and "v" not in module._buffers:
             yield name, v
-
-
-def _first_bad(kind: str, named: Iterable[tuple[str, Tensor]]) -> str:
-    for name, value in named:
-        count = count_nonfinite(value)
-        if count:
-            return f"{kind} {shown(name)} ({count} of {value.numel()} values)"
-    return ""
-
-
-def _first(items: list[int]) -> str:
-    more = f" and {len(items) - LISTED} more" if len(items) > LISTED else ""
-    return f"{', '.join(map(str, items[:LISTED]))}{more}"
-
-
-def _world_size() -> int:
-    distributed = torch.distributed
-    ready = distributed.is_available() and distributed.is_initialized()
-    return distributed.get_world_size() if ready else 1
-
-
-def _any_rank(bad: bool, device: torch.device) -> bool:
-    """Whether `bad` holds on any rank: ranks that part ways would wait for each other forever."""
-    if _world_size() == 1:
-        return bad
-    flag = torch.tensor(int(bad), device=device)
-    torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
-    return bool(flag)

@@ -56,7 +56,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
 
 
 class Schedule:
-    """Learning rate as a function of the update number alone, so that it needs no saved state.
+    """Learning rates as a function of the update number alone, so that they need no saved state.
 
     Every group keeps its own peak: scores and weights share the shape of the curve.
     """
@@ -67,35 +67,37 @@ class Schedule:
         from timm.scheduler import CosineLRScheduler, StepLRScheduler
 
         self.optimizer = optimizer
-        updates -= round(config.cooldown_epochs * per_epoch)
+        updates = max(1, updates - round(config.cooldown_epochs * per_epoch))
         warmup = round(config.warmup_epochs * per_epoch)
-        common: dict[str, Any] = {
-            "warmup_t": warmup,
-            "warmup_lr_init": min(config.warmup_lr, config.lr),
-            "t_in_epochs": False,
-        }
+        first = min(config.warmup_lr, config.lr)
+        common: dict[str, Any] = {"warmup_t": warmup, "warmup_lr_init": first, "t_in_epochs": False}
         self.timm: Any = None
-        self.linear: tuple[int, int, float, float] | None = None
         if config.sched == "cosine":
             self.timm = CosineLRScheduler(
-                optimizer, t_initial=max(1, updates), lr_min=config.min_lr, **common
+                optimizer, t_initial=updates, lr_min=config.min_lr, **common
             )
         elif config.sched == "step":
-            self.timm = StepLRScheduler(
-                optimizer, decay_t=max(1, updates // 3), decay_rate=0.1, **common
-            )
+            decay = max(1, updates // 3)
+            self.timm = StepLRScheduler(optimizer, decay_t=decay, decay_rate=0.1, **common)
         else:
             end = 1.0 if config.sched == "constant" else config.min_lr / config.lr
-            self.linear = (warmup, max(1, updates), end, common["warmup_lr_init"])
+            self.linear = (warmup, updates, end, first)
             for group in optimizer.param_groups:
                 group.setdefault("initial_lr", group["lr"])
+
+    def rates(self, first: int, count: int) -> list[list[float]]:
+        """Learning rate of each group in `count` updates from number `first`; sets the last."""
+        groups, found = self.optimizer.param_groups, []
+        for update in range(first, first + count):
+            self.set(update)
+            found.append([float(group["lr"]) for group in groups])
+        return found
 
     def set(self, update: int) -> float:
         """Put the learning rates of update number `update` in force; returns the first group's."""
         if self.timm is not None:
             self.timm.step_update(update)
         else:
-            assert self.linear is not None
             warmup, updates, end, first = self.linear
             factor = 1 - (1 - end) * min(1.0, update / updates)
             for group in self.optimizer.param_groups:

@@ -1,23 +1,26 @@
-"""Options that every recipe shares: data, model, run directory.
+"""Options that every recipe shares: data, model, optimizer, training and run directory.
 
-Settings of a training run.
+Nothing here imports torch at the top, so that ``--help`` and errors need not wait for it.
 """
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from spikeformer_lt.config import check
 from spikeformer_lt.disk import read_tensors
 from spikeformer_lt.errors import DataError
 from spikeformer_lt.events.frame import EventOptions
-from spikeformer_lt.images.splits import Splits
 from spikeformer_lt.registry import create_dataset, dataset_factory
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from spikeformer_lt.images.splits import Splits
 
 
 @dataclass(frozen=True)
@@ -198,17 +201,20 @@ def split_options(data: DataConfig) -> dict[str, Any]:
     return {name: getattr(data, name) for name in names}
 
 
-def load_splits(data: DataConfig, T: int) -> Splits:
+def load_splits(data: DataConfig, T: int, own: Mapping[str, Any] | None = None) -> Splits:
     """Create the data set that a configuration names.
 
     Args:
         data: the options; event options are refused for a set of still images.
         T: frames that an event recording is cut into; still images do not need it.
+        own: options of the set's own config class.
 
     Raises:
         ConfigError: an option that is out of range or that the set does not have.
         DataError: as the data set.
     """
+    from spikeformer_lt.images.splits import Splits
+
     keywords: dict[str, Any] = {name: getattr(data, name) for name in (*SPLIT_OPTIONS, "download")}
     chosen = {name: getattr(data, name) for name in EVENT_OPTIONS if hasattr(data, name)}
     if "events" in inspect.signature(dataset_factory(data.name)).parameters:
@@ -217,7 +223,7 @@ def load_splits(data: DataConfig, T: int) -> Splits:
         for name, value in chosen.items():
             usual = getattr(EventOptions, name)
             check(value == usual, f"data.{name}", value, f"{usual}: {data.name} are still images")
-    splits = create_dataset(data.name, **keywords)
+    splits = create_dataset(data.name, **keywords, **(own or {}))
     if not isinstance(splits, Splits):
         raise DataError(f"data set {data.name} gave {type(splits).__name__}, not Splits")
     return splits

@@ -1,9 +1,4 @@
-"""A polite stop: the first signal asks, the second one insists.
-
-What several processes of one run must have in common.
-
-Name the process that a run lost: without this its peers die of a broken connection, or wait.
-"""
+"""What the processes of a run have in common: a stop, equal facts, the loss of one of them."""
 
 from __future__ import annotations
 
@@ -16,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 import torch
@@ -27,7 +22,7 @@ from spikeformer_lt.errors import ConfigError, RankError, shown
 __all__ = [
     "Peer",
     "StopRequest",
-    "agreed_signal",
+    "agreed",
     "digest",
     "gather_peers",
     "launcher_notices",
@@ -37,6 +32,11 @@ __all__ = [
     "share_buffers",
     "together",
 ]
+
+SIGNS = ("gloo", "nccl", "connection", "timed out", "timeout", "socket", "store")
+"""Words of the errors that a collective operation fails with."""
+PATIENCE_S = 3.0
+"""A process that is being killed takes a moment to be gone."""
 
 
 class StopRequest:
@@ -71,12 +71,7 @@ class StopRequest:
                 self._previous[signum] = signal.signal(signum, self._handle)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for signum, previous in self._previous.items():
             # None: a handler that was not set from Python and cannot be set from it.
             signal.signal(signum, signal.SIG_DFL if previous is None else previous)
@@ -93,8 +88,38 @@ class StopRequest:
             os.write(2, text.encode())
 
 
+def together() -> bool:
+    """Whether several processes make this run."""
+    distributed = torch.distributed
+    ready = distributed.is_available() and distributed.is_initialized()
+    return ready and distributed.get_world_size() > 1
+
+
+def agreed(number: int) -> int:
+    """The largest number that any rank gives, on every rank.
+
+    A scheduler may send its signal to one process only; alone, it would save and leave the others
+    waiting.
+    """
+    if not together():
+        return number
+    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+    flag = torch.tensor(int(number), device=device)
+    torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+    return int(flag)
+
+
+def gathered(own: Any) -> list[Any]:
+    """What each rank gives, by rank; one entry where there is one process."""
+    if not together():
+        return [own]
+    everywhere = [own] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everywhere, own)
+    return everywhere
+
+
 def refuse_differences(facts: Mapping[str, str]) -> None:
-    """Refuse a run whose processes differ; with one process nothing is asked.
+    """Refuse a run whose processes differ.
 
     Args:
         facts: name -> text, the same names on every rank.
@@ -102,10 +127,7 @@ def refuse_differences(facts: Mapping[str, str]) -> None:
     Raises:
         ConfigError: on every rank alike, with the first fact that differs, and whose it is.
     """
-    if not together():
-        return
-    everywhere: list[dict[str, str]] = [{} for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather_object(everywhere, dict(facts))
+    everywhere = gathered(dict(facts))
     for name, first in everywhere[0].items():
         for rank, own in enumerate(everywhere):
             if own.get(name) != first:
@@ -122,10 +144,19 @@ def share_buffers(model: nn.Module) -> None:
     Each rank's statistics hold its own last batch until the next forward shares them, so that
     without this the ranks would validate slightly different networks.
     """
-    if not together():
-        return
-    for buffer in model.buffers():
-        torch.distributed.broadcast(buffer, 0)
+    if together():
+        for buffer in model.buffers():
+            torch.distributed.broadcast(buffer, 0)
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, types, shapes and bytes."""
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        found.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        found.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 def launcher_notices(processes: int, mixed_precision: str, accumulate: int) -> list[str]:
@@ -160,42 +191,6 @@ def launcher_notices(processes: int, mixed_precision: str, accumulate: int) -> l
     return found
 
 
-def agreed_signal(signum: int) -> int:
-    """The signal that any rank got, on every rank: all stop after the same step, or none.
-
-    A scheduler may tell one process only; alone, it would save and leave the others waiting.
-    """
-    if not together():
-        return signum
-    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
-    flag = torch.tensor(signum, device=device)
-    torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
-    return int(flag)
-
-
-def digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of names, types, shapes and bytes."""
-    found = hashlib.sha256()
-    for name in sorted(tensors):
-        value = tensors[name].detach().cpu().contiguous()
-        found.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-        found.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
-
-
-def together() -> bool:
-    """Whether several processes make this run."""
-    distributed = torch.distributed
-    ready = distributed.is_available() and distributed.is_initialized()
-    return ready and distributed.get_world_size() > 1
-
-
-SIGNS = ("gloo", "nccl", "connection", "timed out", "timeout", "socket", "store")
-"""Words of the errors that a collective operation fails with."""
-PATIENCE_S = 3.0
-"""A process that is being killed takes a moment to be gone."""
-
-
 @dataclass(frozen=True)
 class Peer:
     """Where a rank runs."""
@@ -206,12 +201,7 @@ class Peer:
 
 def gather_peers() -> list[Peer]:
     """All ranks of the run, by rank; none where there is one process."""
-    if not together():
-        return []
-    own = Peer(socket.gethostname(), os.getpid())
-    peers = [own] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(peers, own)
-    return peers
+    return gathered(Peer(socket.gethostname(), os.getpid())) if together() else []
 
 
 def lost_ranks(peers: Sequence[Peer]) -> dict[int, str]:
@@ -257,12 +247,9 @@ def _state(pid: int) -> str:
     """What keeps a process of this host from working; empty if nothing is known."""
     try:
         os.kill(pid, 0)
+        letter = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except ProcessLookupError:
         return "died"
-    except PermissionError:
-        return ""
-    try:
-        letter = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (OSError, IndexError):
         return ""
     return {"Z": "died", "X": "died", "T": "is stopped", "t": "is stopped"}.get(letter, "")

@@ -1,12 +1,7 @@
-"""summary.csv: one row an epoch, whole on the disk at any moment.
+"""The directory of a run: made once, never overwritten, resumed only by the same configuration.
 
-Where a run's log goes: to log.txt and, unless the program has its own logging, to stderr.
-
-One living process a run directory.
-
-Which directory a run goes to, and whether it begins there or goes on.
-
-The directory of a run: made once, never overwritten, resumed only by the same configuration.
+It holds config.json, env.json, log.txt, the tables of one row an epoch, and whatever the run makes.
+One living process has it at a time.
 """
 
 from __future__ import annotations
@@ -22,8 +17,8 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from logging.handlers import MemoryHandler
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
 import torch
@@ -33,213 +28,218 @@ from spikeformer_lt.config import run_id as name_run
 from spikeformer_lt.disk import csv_cell, dump_json, read_mapping, safe_name, write_atomic
 from spikeformer_lt.errors import ConfigError, near, shown
 from spikeformer_lt.runtime import describe_environment, environment_changes
+from spikeformer_lt.training.ranks import together
 
 __all__ = ["CONFIG", "RunChoice", "RunDir", "RunLog", "Summary", "holds_run", "in_use", "take_lock"]
+
+PACKAGE = "spikeformer_lt"
+CONFIG, ENV, LOG, LOCK = "config.json", "env.json", "log.txt", ".lock"
+LEFTOVERS = (LOCK, f".{CONFIG}.tmp-")  # what a start that was killed may leave behind
+TABLES = ("summary", "firing")
+"""CSV files of one row an epoch: accuracies and the like, and each spiking layer's rate."""
+TWINS = 10_000  # runs of one configuration under one root
+WORLD, CHANGED = "world_size", "changed_on_resume"  # keys of env.json
 
 log = logging.getLogger(__name__)
 
 
-class Summary:
-    """The rows of a run, in the order they were appended.
-
-    Columns keep their places. A row that brings a new one gets it at the right end, and the rows
-    before it an empty cell there. The file is replaced as a whole, so a kill leaves no half row.
+class RunDir:
+    """Handle of a run directory; `open` makes or resumes one.
 
     Args:
-        path: the file; read if it is there.
-
-    Raises:
-        ConfigError: the file is there and is no table of ours.
+        path: the directory.
+        run_id: slug and hash of what the run is.
+        resumed: whether an earlier process had begun the run.
+        writer: False on all ranks but the first: nothing is written, rows are still counted.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._header: list[str] = []
-        self._rows: list[list[str]] = []
-        self._read()
+    def __init__(
+        self, path: str | Path, run_id: str = "", *, resumed: bool = False, writer: bool = True
+    ) -> None:
+        self.path, self.run_id = Path(path), run_id or Path(path).name
+        self.resumed, self.writer = resumed, writer
+        self._tables: dict[str, Summary] = {}
+        self._lock: IO[bytes] | None = None
+        self._log: RunLog | None = None
 
-    def __len__(self) -> int:
-        return len(self._rows)
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        config: Any,
+        *,
+        slug: str = "run",
+        identity: Mapping[str, str] | None = None,
+        resume: str = "never",
+        allow: Sequence[str] = (),
+        seed: int | None = None,
+        root: str | Path = "runs",
+        own: Sequence[str] = ("run",),
+        log: RunLog | None = None,
+    ) -> RunDir:
+        """Make a run directory, or go on in one.
 
-    def append(self, row: Mapping[str, object]) -> None:
-        """Add a row and write the file.
+        With several processes all of them call this once the process group is there; the first
+        decides and writes, the others follow.
 
         Args:
-            row: column -> number, text or None (an empty cell). Text that a spreadsheet would take
-                for a formula is disarmed; line breaks are escaped.
+            path: the directory; empty for a new one under `root`, named after the run.
+            config: nested frozen dataclass.
+            slug: readable part of the run's name.
+            identity: what the run is besides its configuration: recipe, search, data split.
+            resume: "never"; "auto" to go on if the run is there and to begin if it is not; or the
+                path of a run.
+            allow: fields or groups that may differ from the run that is resumed; "world_size", too.
+            seed: noted in env.json.
+            root: parent of the directories that are named here; a name never leads out of it.
+            own: fields or groups about the directory itself, which are not compared.
+            log: the run's log, if it was begun before; it becomes this run's.
 
         Raises:
-            ConfigError: the disk refuses.
+            ConfigError: the directory holds another run or foreign files, is in use, or cannot be
+                written; or the configuration differs: each field, old -> new.
         """
-        cells = {csv_cell(name): csv_cell(_plain(value)) for name, value in row.items()}
-        self._header += [name for name in cells if name not in self._header]
-        self._rows.append([cells.get(name, "") for name in self._header])
-        self._write()
+        fields = [name for name, _ in flat_values(to_dict(config))]
+        for name in (*allow, *own):
+            known = name == WORLD or any(f"{field}.".startswith(f"{name}.") for field in fields)
+            hint = near(name, [*fields, WORLD])
+            check(known, "allow_config_change", name, f"a field of the configuration{hint}")
+        run_id = name_run(config, slug, own, identity)
+        choice = RunChoice(config, run_id, resume, tuple(allow), tuple(own), Path(root))
+        if not together():
+            return cls._begin(choice, str(path), seed, 1, log)
+        distributed, run, answer = torch.distributed, None, [""]
+        if distributed.get_rank() == 0:
+            try:
+                run = cls._begin(choice, str(path), seed, distributed.get_world_size(), log)
+                answer = [json.dumps([str(run.path), run.resumed, ""])]
+            except ConfigError as fault:
+                answer = [json.dumps(["", False, str(fault)])]
+        distributed.broadcast_object_list(answer)
+        found, resumed, fault_text = json.loads(answer[0])
+        if fault_text:
+            raise ConfigError(fault_text)
+        return run or cls(found, run_id, resumed=resumed, writer=False)
+
+    @classmethod
+    def _begin(
+        cls, choice: RunChoice, path: str, seed: int | None, world_size: int, log_: RunLog | None
+    ) -> RunDir:
+        try:
+            folder, resumed = choice.choose(path)
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = take_lock(folder)
+        except OSError as fault:
+            where = shown(str(fault.filename or path), 300)
+            raise ConfigError(
+                f"cannot make the run directory {where}: {fault.strerror or fault}; choose another "
+                "--run.out"
+            ) from None
+        run = cls(folder, choice.run_id, resumed=resumed)
+        run._lock = lock
+        try:
+            if holds_run(folder) and not resumed:
+                raise ConfigError(f"{shown(path, 300)}: another process has just begun a run there")
+            env = describe_environment(seed, world_size)
+            changed = run._compare(choice, env) if resumed else []
+            if changed or not resumed:
+                save_config(choice.config, folder / CONFIG)
+            run._write_json(ENV, env)
+            run._log = log_ or RunLog(None)
+            run._log.open(folder / LOG)
+        except BaseException:
+            run.close()
+            raise
+        for line in changed:
+            log.warning("resumed with a change: %s", line)
+        return run
+
+    def _compare(self, choice: RunChoice, env: dict[str, Any]) -> list[str]:
+        """Refuse a change that is not allowed, note the others in `env`, and return them."""
+        path = self.path / ENV
+        old = read_mapping(path) if path.exists() else {}
+        before = old.pop(CHANGED, [])
+        changed = choice.changes(self.path)
+        if old.get(WORLD, env[WORLD]) != env[WORLD]:
+            changed.append(f"{WORLD}: {old[WORLD]} -> {env[WORLD]}")
+        refused = [line for line in changed if not _within(line, choice.allow)]
+        if refused:
+            fields = " ".join(line.partition(":")[0] for line in refused)
+            raise ConfigError(
+                f"{shown(str(self.path), 300)} holds a run of another configuration: "
+                f"{'; '.join(refused)}; take the old values, or allow the change with "
+                f"--run.allow-config-change {fields}"
+            )
+        drift = environment_changes(old, env) if old else []
+        if drift:
+            log.warning("resumed elsewhere: the last bits may differ: %s", "; ".join(drift))
+        env[CHANGED] = [*before, *changed, *drift]
+        return changed
+
+    def rows(self) -> int:
+        """Count the rows of summary.csv."""
+        return len(self._table("summary"))
+
+    def append_row(self, row: Mapping[str, object], table: str = "summary") -> None:
+        """Add a row to summary.csv, or to another of `TABLES`: column -> number, text or None."""
+        if self.writer:
+            self._table(table).append(row)
 
     def truncate(self, rows: int) -> None:
-        """Keep the first `rows` rows: those that were there when a checkpoint was made.
+        """Drop the rows after the first `rows`, which a killed run wrote after its checkpoint."""
+        for table in TABLES if self.writer else ():
+            self._table(table).truncate(rows)
 
-        Where fewer are left, because the file was edited or lost, empty ones take their places, so
-        that a later checkpoint's count still fits.
+    def write_report(self, report: Mapping[str, Any], name: str = "report.json") -> None:
+        """Write a report as JSON, atomically.
+
+        Raises:
+            ConfigError: a NaN, an infinity or a value that JSON cannot hold, with its place; or the
+                disk refuses.
         """
-        lost = rows - len(self._rows)
-        if lost == 0:
-            return
-        if lost > 0:
-            log.warning("%s has lost %d of its %d rows", self.path, lost, rows)
-        self._rows = self._rows[:rows] + [[] for _ in range(lost)]
-        self._write()
+        self._write_json(name, dict(report), "report")
 
-    def _write(self) -> None:
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(self._header)
-        for row in self._rows:
-            writer.writerow(row + [""] * (len(self._header) - len(row)))
-        write_atomic(self.path, text.getvalue().encode("utf-8"), ConfigError)
+    def inside(self, *names: str) -> Path:
+        """Return a path in this directory, whatever the names hold: each becomes one component."""
+        return self.path.joinpath(*(safe_name(name) for name in names))
 
-    def _read(self) -> None:
-        where = shown(str(self.path), 300)
-        try:
-            text = self.path.read_text("utf-8-sig")
-        except FileNotFoundError:
-            return
-        except (OSError, UnicodeDecodeError) as fault:
-            raise ConfigError(f"cannot read {where}: {fault}") from None
-        try:
-            table = list(csv.reader(io.StringIO(text, newline=""), strict=True))
-        except csv.Error as fault:
-            raise ConfigError(f"{where}: not a CSV table: {fault}; move it away") from None
-        if not table:
-            return
-        self._header, self._rows = table[0], table[1:]
-        for line, row in enumerate(self._rows, start=2):
-            if len(row) > len(self._header) or len(set(self._header)) != len(self._header):
-                raise ConfigError(
-                    f"{where}, row {line}: {len(row)} cells under {len(self._header)} columns; "
-                    "repair the file or move it away"
-                )
+    def abandon(self) -> None:
+        """Take back a run whose start failed, so that it can be started again in the same place.
 
-
-def _plain(value: object) -> object:
-    """Python's own number for a NumPy or torch scalar, whose repr is no number."""
-    item = getattr(value, "item", None)
-    return item() if callable(item) else value
-
-
-PACKAGE = "spikeformer_lt"
-
-
-class _Plain(logging.Formatter):
-    """Escapes control characters and indents further lines: no message can look like another's."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        lines = record.message.splitlines() or [""]
-        record.message = "\n    ".join(
-            "".join(c if c.isprintable() or c == "\t" else ascii(c)[1:-1] for c in line)
-            for line in lines
-        )
-        return super().formatMessage(record)
-
-
-class RunLog:
-    """Handlers on the package's logger, from INFO up, until `close`.
-
-    Args:
-        path: the file, appended to; None for a rank that logs nothing.
-
-    Raises:
-        ConfigError: the file cannot be written.
-    """
-
-    def __init__(self, path: Path | None) -> None:
-        self._logger = logging.getLogger(PACKAGE)
-        self._level = self._logger.level
-        self._handlers: list[logging.Handler] = []
-        if path is None:
-            return
-        try:
-            file = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
-        except OSError as fault:
-            where = shown(str(path), 300)
-            raise ConfigError(f"cannot write {where}: {fault.strerror or fault}") from None
-        file.setFormatter(_Plain("%(asctime)s %(levelname)s %(message)s"))
-        self._handlers.append(file)
-        if not logging.getLogger().handlers:
-            console = logging.StreamHandler(sys.stderr)
-            console.setFormatter(_Plain("%(message)s"))
-            self._handlers.append(console)
-        for handler in self._handlers:
-            handler.setLevel(logging.INFO)
-            self._logger.addHandler(handler)
-        if self._level == logging.NOTSET:
-            self._logger.setLevel(logging.INFO)
+        Only where this process began it and nothing but the beginning is there; then `close`.
+        """
+        if self._log is not None:
+            self._log.close()
+        began = {CONFIG, ENV, LOG, LOCK}
+        if self.writer and not self.resumed and set(os.listdir(self.path)) <= began:
+            for name in began:
+                (self.path / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self.path.rmdir()
+        self.close()
 
     def close(self) -> None:
-        """Leave the logger as it was."""
-        if not self._handlers:
-            return
-        for handler in self._handlers:
-            self._logger.removeHandler(handler)
-            handler.close()
-        self._handlers = []
-        self._logger.setLevel(self._level)
+        """Let go of log.txt and of the directory."""
+        for held in (self._log, self._lock):
+            if held is not None:
+                held.close()
+        self._log = self._lock = None
 
+    def __enter__(self) -> RunDir:
+        return self
 
-LOCK = ".lock"
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
+    def _write_json(self, name: str, value: dict[str, Any], what: str = "env") -> None:
+        text = dump_json(value, what, ConfigError, indent=2)
+        if self.writer:
+            write_atomic(self.inside(name), f"{text}\n".encode(), ConfigError)
 
-def take_lock(folder: Path) -> IO[bytes] | None:
-    """Claim a directory until the returned file is closed or this process ends, however it ends.
-
-    The lock is the process's own: forked loader workers that outlive a killed parent do not hold
-    it, and a process never locks itself out. A system without such locks lets everybody in.
-
-    Raises:
-        ConfigError: a living process has the directory.
-        OSError: the directory cannot be written.
-    """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return None
-    file = open(folder / LOCK, "a+b")  # noqa: SIM115 - open as long as the lock is held
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as fault:
-        file.seek(0)
-        owner = file.read(20).decode("ascii", "replace").strip()
-        file.close()
-        if fault.errno in (errno.EACCES, errno.EAGAIN):
-            raise ConfigError(
-                f"{shown(str(folder), 300)} is in use by process {shown(owner)[1:-1]}; wait "
-                "for it, stop it, or choose another run directory"
-            ) from None
-        return None
-    file.truncate(0)
-    file.write(f"{os.getpid()}\n".encode())
-    file.flush()
-    return file
-
-
-def in_use(folder: Path) -> bool:
-    """Whether another living process has a directory; False where a system has no such locks.
-
-    Do not ask for a directory that this process has: closing the file would give it up.
-    """
-    try:
-        with open(folder / LOCK, "r+b") as file:
-            os.lockf(file.fileno(), os.F_TEST, 0)
-    except (FileNotFoundError, AttributeError):  # no run yet; Windows
-        return False
-    except OSError as fault:
-        return fault.errno in (errno.EACCES, errno.EAGAIN)
-    return False
-
-
-CONFIG = "config.json"
-LEFTOVERS = (".lock", f".{CONFIG}.tmp-")  # what a start that was killed may leave behind
-TWINS = 10_000  # runs of one configuration under one root
+    def _table(self, name: str) -> Summary:
+        if name not in self._tables:
+            self._tables[name] = Summary(self.path / f"{name}.csv")
+        return self._tables[name]
 
 
 def holds_run(folder: Path) -> bool:
@@ -249,9 +249,9 @@ def holds_run(folder: Path) -> bool:
 
 @dataclass(frozen=True)
 class RunChoice:
-    """What was asked for.
+    """Which directory a run goes to, and whether it begins there or goes on.
 
-    Args:
+    Attributes:
         config: the configuration, a nested frozen dataclass.
         run_id: name of the run, one safe path component.
         resume: "never", "auto" or the path of a run.
@@ -308,10 +308,6 @@ class RunChoice:
         old = load_config(type(self.config), folder / CONFIG)
         return [line for line in differences(old, self.config) if not _within(line, self.own)]
 
-    def allows(self, line: str) -> bool:
-        """Whether a line of `changes` is one that may change."""
-        return _within(line, self.allow)
-
     def _resumed_path(self, path: str) -> Path:
         folder = Path(self.resume)
         if not holds_run(folder):
@@ -329,20 +325,18 @@ class RunChoice:
 
     def _differing(self, folder: Path) -> str:
         with contextlib.suppress(ConfigError):
-            changed = self.changes(folder)
-            if changed:
+            if changed := self.changes(folder):
                 return f" (a run of another configuration: {'; '.join(changed)})"
         return ""
 
     def _twins(self) -> list[Path]:
         """Runs of this name under the root, newest first."""
         pattern = re.compile(rf"{re.escape(self.run_id)}(?:-(\d{{1,6}}))?")
-        found = []
-        for name in os.listdir(self.root) if self.root.is_dir() else []:
-            match = pattern.fullmatch(name)
-            if match and holds_run(self.root / name):
-                found.append((int(match[1] or 1), self.root / name))
-        return [folder for _, folder in sorted(found, reverse=True)]
+        names = os.listdir(self.root) if self.root.is_dir() else []
+        matches = [match for match in map(pattern.fullmatch, names) if match]
+        matches = [match for match in matches if holds_run(self.root / match[0])]
+        matches.sort(key=lambda match: int(match[1] or 1), reverse=True)
+        return [self.root / match[0] for match in matches]
 
     def _new_twin(self) -> Path:
         self.root.mkdir(parents=True, exist_ok=True)
@@ -355,6 +349,7 @@ class RunChoice:
 
 
 def _within(line: str, names: Sequence[str]) -> bool:
+    """Whether a line "field: old -> new" is of one of these fields or groups."""
     field = line.partition(":")[0]
     return any(f"{field}.".startswith(f"{name}.") for name in names)
 
@@ -372,215 +367,200 @@ def _refuse_foreign(folder: Path) -> None:
         )
 
 
-ENV = "env.json"
-LOG = "log.txt"
-WORLD = "world_size"
-CHANGED = "changed_on_resume"
-TABLES = ("summary", "firing")
-"""CSV files of one row an epoch: accuracies and the like, and each spiking layer's rate."""
+def take_lock(folder: Path) -> IO[bytes] | None:
+    """Claim a directory until the returned file is closed or this process ends, however it ends.
+
+    The lock is the process's own: forked loader workers that outlive a killed parent do not hold
+    it, and a process never locks itself out. A system without such locks lets everybody in.
+
+    Raises:
+        ConfigError: a living process has the directory.
+        OSError: the directory cannot be written.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    file = open(folder / LOCK, "a+b")  # noqa: SIM115 - open as long as the lock is held
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as fault:
+        file.seek(0)
+        owner = file.read(20).decode("ascii", "replace").strip()
+        file.close()
+        if fault.errno in (errno.EACCES, errno.EAGAIN):
+            raise ConfigError(
+                f"{shown(str(folder), 300)} is in use by process {shown(owner)[1:-1]}; wait "
+                "for it, stop it, or choose another run directory"
+            ) from None
+        return None
+    file.truncate(0)
+    file.write(f"{os.getpid()}\n".encode())
+    file.flush()
+    return file
 
 
-class RunDir:
-    """Handle of a run directory; `open` makes or resumes one.
+def in_use(folder: Path) -> bool:
+    """Whether another living process has a directory; False where a system has no such locks.
+
+    Do not ask for a directory that this process has: closing the file would give it up.
+    """
+    try:
+        with open(folder / LOCK, "r+b") as file:
+            os.lockf(file.fileno(), os.F_TEST, 0)
+    except (FileNotFoundError, AttributeError):  # no run yet; Windows
+        return False
+    except OSError as fault:
+        return fault.errno in (errno.EACCES, errno.EAGAIN)
+    return False
+
+
+class _Plain(logging.Formatter):
+    """Escapes control characters and indents further lines: no message can look like another's."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        lines = record.message.splitlines() or [""]
+        record.message = "\n    ".join(
+            "".join(c if c.isprintable() or c == "\t" else ascii(c)[1:-1] for c in line)
+            for line in lines
+        )
+        return super().formatMessage(record)
+
+
+class RunLog:
+    """Handlers on the package's logger, from INFO up, until `close`.
+
+    Messages go to stderr, unless the program has its own logging, and to log.txt.
 
     Args:
-        path: the directory.
-        run_id: slug and hash of the configuration.
-        resumed: whether an earlier process had begun the run.
-        writer: False on all ranks but the first: nothing is written, rows are still counted.
+        path: the file, appended to; None for a rank that logs nothing.
+        early: begin without a file; `open` writes to it what came before.
+
+    Raises:
+        ConfigError: the file cannot be written.
     """
 
-    def __init__(
-        self, path: str | Path, run_id: str = "", *, resumed: bool = False, writer: bool = True
-    ) -> None:
-        self.path, self.run_id = Path(path), run_id or Path(path).name
-        self.resumed, self.writer = resumed, writer
-        self._tables: dict[str, Summary] = {}
-        self._lock: IO[bytes] | None = None
-        self._log: RunLog | None = None
+    def __init__(self, path: Path | None, early: bool = False) -> None:
+        self._logger = logging.getLogger(PACKAGE)
+        self._level = self._logger.level
+        self._handlers: list[logging.Handler] = []
+        self._early: MemoryHandler | None = None
+        if early:
+            self._early = MemoryHandler(10_000, logging.CRITICAL + 1, flushOnClose=False)
+            self._add(self._early)
+        if path is not None:
+            self.open(path)
 
-    @classmethod
-    def open(
-        cls,
-        path: str | Path,
-        config: Any,
-        *,
-        slug: str = "run",
-        resume: str = "never",
-        allow: Sequence[str] = (),
-        seed: int | None = None,
-        root: str | Path = "runs",
-        own: Sequence[str] = ("run",),
-    ) -> RunDir:
-        """Make a run directory, or go on in one.
-
-        With several processes all of them call this once the process group is there; the first
-        decides and writes, the others follow.
-
-        Args:
-            path: the directory; empty for a new one under `root`, named after the configuration.
-            config: nested frozen dataclass.
-            slug: readable part of the run's name.
-            resume: "never"; "auto" to go on if the run is there and to begin if it is not; or the
-                path of a run.
-            allow: fields or groups that may differ from the run that is resumed; "world_size", too.
-            seed: noted in env.json.
-            root: parent of the directories that are named here; a name never leads out of it.
-            own: fields or groups about the directory itself, which are not compared.
-
-        Raises:
-            ConfigError: the directory holds another run or foreign files, is in use, or cannot be
-                written; or the configuration differs: each field, old -> new.
-        """
-        fields = [name for name, _ in flat_values(to_dict(config))]
-        for name in (*allow, *own):
-            known = name == WORLD or any(f"{field}.".startswith(f"{name}.") for field in fields)
-            hint = near(name, [*fields, WORLD])
-            check(known, "allow_config_change", name, f"a field of the configuration{hint}")
-        run_id = name_run(config, slug, own)
-        choice = RunChoice(config, run_id, resume, tuple(allow), tuple(own), Path(root))
-        distributed = torch.distributed
-        ready = distributed.is_available() and distributed.is_initialized()
-        if ready and distributed.get_world_size() > 1:
-            run = cls._open_together(choice, str(path), seed)
-        else:
-            run = cls._begin(choice, str(path), seed, 1)
-        return run
-
-    @classmethod
-    def _open_together(cls, choice: RunChoice, path: str, seed: int | None) -> RunDir:
-        distributed = torch.distributed
-        run, answer = None, [""]
-        if distributed.get_rank() == 0:
-            try:
-                run = cls._begin(choice, path, seed, distributed.get_world_size())
-                answer = [json.dumps([str(run.path), run.resumed, ""])]
-            except ConfigError as fault:
-                answer = [json.dumps(["", False, str(fault)])]
-        distributed.broadcast_object_list(answer)
-        found, resumed, fault_text = json.loads(answer[0])
-        if fault_text:
-            raise ConfigError(fault_text)
-        return run or cls(found, choice.run_id, resumed=resumed, writer=False)
-
-    @classmethod
-    def _begin(cls, choice: RunChoice, path: str, seed: int | None, world_size: int) -> RunDir:
+    def open(self, path: Path) -> None:
+        """Go on in a file."""
         try:
-            folder, resumed = choice.choose(path)
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = take_lock(folder)
+            file = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
         except OSError as fault:
-            where = shown(str(fault.filename or path), 300)
-            raise ConfigError(
-                f"cannot make the run directory {where}: {fault.strerror or fault}; choose another "
-                "--run.out"
-            ) from None
-        run = cls(folder, choice.run_id, resumed=resumed)
-        run._lock = lock
-        try:
-            if holds_run(folder) and not resumed:
-                raise ConfigError(f"{shown(path, 300)}: another process has just begun a run there")
-            env = describe_environment(seed, world_size)
-            changed = run._compare(choice, env) if resumed else []
-            if changed or not resumed:
-                save_config(choice.config, folder / CONFIG)
-            text = dump_json(env, "env", ConfigError, indent=2)
-            write_atomic(folder / ENV, f"{text}\n".encode(), ConfigError)
-            run._log = RunLog(folder / LOG)
-        except BaseException:
-            run.close()
-            raise
-        for line in changed:
-            log.warning("resumed with a change: %s", line)
-        return run
+            where = shown(str(path), 300)
+            raise ConfigError(f"cannot write {where}: {fault.strerror or fault}") from None
+        file.setFormatter(_Plain("%(asctime)s %(levelname)s %(message)s"))
+        if self._early is not None:
+            self._early.setTarget(file)
+            self._early.flush()
+            self._logger.removeHandler(self._early)
+        self._add(file)
 
-    def _compare(self, choice: RunChoice, env: dict[str, Any]) -> list[str]:
-        """Refuse a change that is not allowed, note the others in `env`, and return them."""
-        path = self.path / ENV
-        old = read_mapping(path) if path.exists() else {}
-        before = old.pop(CHANGED, [])
-        changed = choice.changes(self.path)
-        if old.get(WORLD, env[WORLD]) != env[WORLD]:
-            changed.append(f"{WORLD}: {old[WORLD]} -> {env[WORLD]}")
-        refused = [line for line in changed if not choice.allows(line)]
-        if refused:
-            fields = " ".join(line.partition(":")[0] for line in refused)
-            raise ConfigError(
-                f"{shown(str(self.path), 300)} holds a run of another configuration: "
-                f"{'; '.join(refused)}; take the old values, or allow the change with "
-                f"--run.allow-config-change {fields}"
-            )
-        drift = environment_changes(old, env) if old else []
-        if drift:
-            log.warning("resumed elsewhere: the last bits may differ: %s", "; ".join(drift))
-        env[CHANGED] = [*before, *changed, *drift]
-        return changed
-
-    def rows(self) -> int:
-        """Count the rows of summary.csv."""
-        return len(self._table("summary"))
-
-    def append_row(self, row: Mapping[str, object], table: str = "summary") -> None:
-        """Add a row to summary.csv, or to another of `TABLES`: column -> number, text or None."""
-        if self.writer:
-            self._table(table).append(row)
-
-    def truncate(self, rows: int) -> None:
-        """Drop the rows after the first `rows`, which a killed run wrote after its checkpoint."""
-        for table in TABLES if self.writer else ():
-            self._table(table).truncate(rows)
-
-    def write_report(self, report: Mapping[str, Any], name: str = "report.json") -> None:
-        """Write a report as JSON, atomically.
-
-        Raises:
-            ConfigError: a NaN, an infinity or a value that JSON cannot hold, with its place; or the
-                disk refuses.
-        """
-        text = dump_json(dict(report), "report", ConfigError, indent=2)
-        if self.writer:
-            write_atomic(self.inside(name), f"{text}\n".encode(), ConfigError)
-
-    def inside(self, *names: str) -> Path:
-        """Return a path in this directory, whatever the names hold: each becomes one component."""
-        return self.path.joinpath(*(safe_name(name) for name in names))
-
-    def abandon(self) -> None:
-        """Take back a run whose start failed, so that it can be started again in the same place.
-
-        Only where this process began it and nothing but the beginning is there; then `close`.
-        """
-        if self._log is not None:
-            self._log.close()
-        self._log = None
-        began = {CONFIG, ENV, LOG, LOCK}
-        if self.writer and not self.resumed and set(os.listdir(self.path)) <= began:
-            for name in began:
-                (self.path / name).unlink(missing_ok=True)
-            with contextlib.suppress(OSError):
-                self.path.rmdir()
-        self.close()
+    def _add(self, handler: logging.Handler) -> None:
+        found = [handler]
+        if not self._handlers and not logging.getLogger().handlers:
+            console = logging.StreamHandler(sys.stderr)
+            console.setFormatter(_Plain("%(message)s"))
+            found.append(console)
+        for one in found:
+            one.setLevel(logging.INFO)
+            self._logger.addHandler(one)
+        self._handlers += found
+        if self._level == logging.NOTSET:
+            self._logger.setLevel(logging.INFO)
 
     def close(self) -> None:
-        """Let go of log.txt and of the directory."""
-        if self._log is not None:
-            self._log.close()
-        if self._lock is not None:
-            self._lock.close()
-        self._log = self._lock = None
+        """Leave the logger as it was."""
+        for handler in self._handlers:
+            self._logger.removeHandler(handler)
+            handler.close()
+        if self._handlers:
+            self._logger.setLevel(self._level)
+        self._handlers = []
 
-    def __enter__(self) -> RunDir:
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
+class Summary:
+    """The rows of a table, in the order they were appended, whole on the disk at any moment.
 
-    def _table(self, name: str) -> Summary:
-        if name not in self._tables:
-            self._tables[name] = Summary(self.path / f"{name}.csv")
-        return self._tables[name]
+    Columns keep their places. A row that brings a new one gets it at the right end, and the rows
+    before it an empty cell there. The file is replaced as a whole, so a kill leaves no half row.
+
+    Args:
+        path: the CSV file; read if it is there.
+
+    Raises:
+        ConfigError: the file is there and is no table of ours.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._header: list[str] = []
+        self._rows: list[list[str]] = []
+        where = shown(str(path), 300)
+        try:
+            text = path.read_text("utf-8-sig")
+            table = list(csv.reader(io.StringIO(text, newline=""), strict=True))
+        except FileNotFoundError:
+            return
+        except (OSError, UnicodeDecodeError) as fault:
+            raise ConfigError(f"cannot read {where}: {fault}") from None
+        except csv.Error as fault:
+            raise ConfigError(f"{where}: not a CSV table: {fault}; move it away") from None
+        self._header, self._rows = table[0] if table else [], table[1:]
+        for line, row in enumerate(self._rows, start=2):
+            if len(row) > len(self._header) or len(set(self._header)) != len(self._header):
+                raise ConfigError(
+                    f"{where}, row {line}: {len(row)} cells under {len(self._header)} columns; "
+                    "repair the file or move it away"
+                )
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def append(self, row: Mapping[str, object]) -> None:
+        """Add a row and write the file.
+
+        Args:
+            row: column -> number, text or None (an empty cell). Text that a spreadsheet would take
+                for a formula is disarmed; line breaks are escaped.
+
+        Raises:
+            ConfigError: the disk refuses.
+        """
+        # The repr of a NumPy or torch scalar is no number.
+        plain = {k: v.item() if callable(getattr(v, "item", None)) else v for k, v in row.items()}
+        cells = {csv_cell(name): csv_cell(value) for name, value in plain.items()}
+        self._header += [name for name in cells if name not in self._header]
+        self._rows.append([cells.get(name, "") for name in self._header])
+        self._write()
+
+    def truncate(self, rows: int) -> None:
+        """Keep the first `rows` rows: those that were there when a checkpoint was made.
+
+        Where fewer are left, because the file was edited or lost, empty ones take their places, so
+        that a later checkpoint's count still fits.
+        """
+        lost = rows - len(self._rows)
+        if lost == 0:
+            return
+        if lost > 0:
+            log.warning("%s has lost %d of its %d rows", self.path, lost, rows)
+        self._rows = self._rows[:rows] + [[] for _ in range(lost)]
+        self._write()
+
+    def _write(self) -> None:
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(self._header)
+        for row in self._rows:
+            writer.writerow(row + [""] * (len(self._header) - len(row)))
+        write_atomic(self.path, text.getvalue().encode("utf-8"), ConfigError)

@@ -1,12 +1,7 @@
-"""Losses over logits ``[B, T, K]``.
+"""The trainer of a run: phases one after another, on accelerate, resumable to the bit.
 
-Where a phase is, into and out of a checkpoint.
-
-What an epoch leaves behind: its rows, a line of the log, the points of a board.
-
-One phase in progress: steps, epochs, validation, checkpoints.
-
-The trainer of a run: phases one after another, resumable to the bit, on accelerate.
+`Trainer.fit` is what searches are given. `PhaseRun` is one phase in progress: its steps, epochs,
+validations and checkpoints.
 """
 
 from __future__ import annotations
@@ -45,7 +40,7 @@ from spikeformer_lt.training.monitor import EpochProgress, FiringWatch, epoch_li
 from spikeformer_lt.training.optim import Schedule, build_optimizer
 from spikeformer_lt.training.options import LOSSES, TrainConfig
 from spikeformer_lt.training.phase import FitResult, Hooks, Phase, Progress
-from spikeformer_lt.training.ranks import StopRequest, agreed_signal, share_buffers
+from spikeformer_lt.training.ranks import StopRequest, agreed, share_buffers
 from spikeformer_lt.training.run import RunDir
 
 __all__ = [
@@ -60,6 +55,8 @@ __all__ = [
     "state_of",
     "task_loss",
 ]
+
+log = logging.getLogger(__name__)
 
 
 def task_loss(logits: Tensor, target: Tensor, kind: str = "mean") -> Tensor:
@@ -151,9 +148,6 @@ def restore_position(run: PhaseRun, found: Checkpoint) -> None:
     run.hooks.load(found.tensors.get("hooks", {}), found.state.get("hooks", []))
 
 
-log = logging.getLogger(__name__)
-
-
 def record_epoch(run: PhaseRun, row: Mapping[str, Any], speed: float) -> None:
     """Write an epoch's rows to summary.csv and firing.csv, log it, and pass it to the board.
 
@@ -222,8 +216,6 @@ class PhaseRun:
             self.at.rows = 0 if found is None else int(found.state["position"]["rows"])
         self.trainer.run.truncate(self.at.rows)
 
-    # -- training ------------------------------------------------------------------------
-
     def train(self) -> tuple[FitResult, dict[str, Tensor]]:
         """Run the epochs that are left."""
         at, phase = self.at, self.phase
@@ -253,15 +245,16 @@ class PhaseRun:
             world_size=trainer.world,
         )
         self._train_mode()
+        done = at.epoch * self.steps
+        self.rates = self.schedule.rates(self.entry + done, self.steps)
         gone = removed(self.model, *self.hooks.removed())
         start, batches = time.monotonic(), iter(loader)
         rest = (self.phase.epochs - at.epoch - 1) * self.steps
         per_step = config.batch_size * config.accumulate * trainer.world
         title = f"{self.phase.name} epoch {at.epoch + 1}/{self.phase.epochs}"
         with EpochProgress(title, self.steps - at.step, rest, per_step, show=trainer.main) as bar:
-            lr = float(self.optimizer.param_groups[0]["lr"])  # resumed after the last step
             while at.step < self.steps:
-                lr = self._step(batches)
+                self._step(batches)
                 at.step += 1
                 bar.step(loss=at.loss_sum / max(1, at.step), rate=self.watch.mean_rate(), **gone)
                 every = config.checkpoint_steps
@@ -272,15 +265,17 @@ class PhaseRun:
                 self._honour_stop()
             speed = bar.images_per_s
         at.seconds += time.monotonic() - start
-        self._end_epoch(speed, lr)
+        self._end_epoch(speed)
 
-    def _step(self, batches: Any) -> float:
+    def _step(self, batches: Any) -> None:
         at, config = self.at, self.config
         loss_sum, correct, seen = 0.0, 0.0, 0
         update = at.epoch * self.steps + at.step
+        progress = Progress(at.epoch, at.step, self.steps, self.phase.epochs)
         if self.phase.before_step is not None:
-            self.phase.before_step(Progress(at.epoch, at.step, self.steps, self.phase.epochs))
-        lr = self.schedule.set(self.entry + update)
+            self.phase.before_step(progress)
+        for group, lr in zip(self.optimizer.param_groups, self.rates[at.step], strict=True):
+            group["lr"] = lr
         torch.manual_seed(seed_for(config.seed, self.phase.name, "noise", update))
         self.optimizer.zero_grad(set_to_none=True)
         kept = self.guard.keep_buffers(self.model)
@@ -288,20 +283,19 @@ class PhaseRun:
             images, labels, indices = (t.to(self.trainer.accelerator.device) for t in next(batches))
             self.guard.check_batch(images, indices)
             last = part == config.accumulate - 1
-            sync = contextlib.nullcontext() if last else self._no_sync()
-            with sync:
+            no_sync = self.trainer.accelerator.no_sync
+            with contextlib.nullcontext() if last else no_sync(self.wrapped):
                 logits, loss = self._loss(images, labels, update * config.accumulate + part)
                 (loss / config.accumulate).backward()
             loss_sum += float(loss.detach()) / config.accumulate
             correct += float((logits.detach().mean(1).argmax(1) == labels).sum())
             seen += len(labels)
-        progress = Progress(at.epoch, at.step, self.steps, self.phase.epochs)
         self.hooks.after_backward(self.model, self.optimizer, progress)
         trained = [p for p in self.model.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
         if self.guard.check_step(norm, logits, self.model):
             self.guard.restore_buffers(self.model, kept)
-            return lr
+            return
         if self.optim.clip_grad:
             nn.utils.clip_grads_with_norm_(trained, self.optim.clip_grad, norm)
         at.loss_sum += loss_sum
@@ -311,7 +305,6 @@ class PhaseRun:
         if self.phase.after_step is not None:
             self.phase.after_step()
         self.hooks.after_step(self.model, update + 1, self.ema)
-        return lr
 
     def _loss(self, images: Tensor, labels: Tensor, batch: int) -> tuple[Tensor, Tensor]:
         phase, config = self.phase, self.config
@@ -329,18 +322,13 @@ class PhaseRun:
             loss = (1 - phase.distill) * loss + phase.distill * soft
         return logits, loss
 
-    def _no_sync(self) -> Any:
-        return self.trainer.accelerator.no_sync(self.wrapped)
-
     def _train_mode(self) -> None:
         self.model.train()
         for name, module in self.model.named_modules():
             if any(name == p or name.startswith(p + ".") for p in self.phase.frozen):
                 module.eval()
 
-    # -- epoch end -----------------------------------------------------------------------
-
-    def _end_epoch(self, speed: float, lr: float) -> None:
+    def _end_epoch(self, speed: float) -> None:
         trainer, at, phase = self.trainer, self.at, self.phase
         per_step = self.config.batch_size * self.config.accumulate
         last = at.epoch + 1 == phase.epochs
@@ -349,7 +337,7 @@ class PhaseRun:
             "epoch": at.epoch + 1,
             "train_loss": at.loss_sum / max(1, at.seen) * per_step,
             "train_accuracy": 100 * at.correct / max(1, at.seen),
-            "lr": lr,
+            "lr": float(self.optimizer.param_groups[0]["lr"]),
             "firing_rate": self.watch.mean_rate(),
             **removed(self.model, *self.hooks.removed()),
             "val_loss": None,
@@ -375,7 +363,7 @@ class PhaseRun:
         self._honour_stop(saved=True)
 
     def _honour_stop(self, saved: bool = False) -> None:
-        signum = agreed_signal(getattr(self.trainer.stop, "signum", 0))
+        signum = agreed(getattr(self.trainer.stop, "signum", 0))
         if not signum:
             return
         if not saved:

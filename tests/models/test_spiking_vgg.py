@@ -10,7 +10,7 @@ from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.models.spiking_vgg import SpikingVGG
 from spikeformer_lt.registry import create_model
-from spikeformer_lt.tickets.base import PruneConfig, magnitudes
+from spikeformer_lt.tickets import PruneConfig, magnitudes
 
 T = 4
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 
-from spikeformer_lt import config
+from spikeformer_lt import cli, config, registry
 from spikeformer_lt.events import __main__ as events_main
 
 pytestmark = pytest.mark.recipe
@@ -72,7 +72,7 @@ SMALLER = {  # recipe -> options added at the end: sizes always, networks where 
     "biprop_cifar": (f"--data.limit-train 64 {TRAIN} --biprop.epochs 1", IMAGES),
     "sparse_training_cifar": (f"--data.limit-train 64 {TRAIN} --epochs 1 --every 2", IMAGES),
     "transfer_cifar": (f"--data.limit-train 64 {TRAIN} --epochs 1", "--data.image-size 16"),
-    "my_search": (f"--data.limit-train 64 {TRAIN} --growth.epochs 1 --epochs 1", IMAGES),
+    "find_ticket": (f"--data.limit-train 64 {TRAIN} --epochs 1", IMAGES),
     "evaluate": ("--cpu", ""),
     "energy_report": ("--images 16", ""),
     "report": ("--images 16", ""),
@@ -154,6 +154,15 @@ def config_of(recipe: Path) -> type:
     return getattr(module, ast.unparse(last.args[1]))
 
 
+def parse_options(script: str, options: list[str]) -> None:
+    """Read the options of a recipe as it would."""
+    if Path(script).stem == "find_ticket":
+        if "--help" not in options:
+            cli.read_find(options)
+    else:
+        config.parse(config_of(ROOT / script), options)
+
+
 def check_launcher(words: list[str]) -> None:
     """Let the launcher's own parser read what stands before the script."""
     if words[:2] == ["accelerate", "launch"]:
@@ -185,7 +194,7 @@ def check_options(command: str) -> None:
     else:
         check_launcher(launcher)
         assert (ROOT / script).is_file(), command
-        config.parse(config_of(ROOT / script), options)
+        parse_options(script, options)
 
 
 def shortened(script: str, options: list[str]) -> list[str]:
@@ -193,6 +202,8 @@ def shortened(script: str, options: list[str]) -> list[str]:
     sizes, network = map(shlex.split, SMALLER[Path(script).stem])
     if any(name in options for name in OWN_SIZES):
         sizes = [w for i, w in enumerate(sizes) if "limit" not in sizes[max(i - 1, 0)] + w]
+    if "--help" in options:
+        return options
     if "--model.name" in options or "dvs128_recordings" in options:
         network = []
     pairs = [(network[i], network[i + 1]) for i in range(0, len(network), 2)]
@@ -302,7 +313,7 @@ def test_no_command_escapes(page: str) -> None:
                     known = Path(script).stem in SMALLER
                     assert known, f"neither run nor in NOT_RUN: {page}:{block.line}: {command}"
                 if (ROOT / script).is_file() and "--plugins" not in options:
-                    config.parse(config_of(ROOT / script), options)
+                    parse_options(script, options)
         else:
             assert not re.search(r"^(python|accelerate|make) ", block.text, re.MULTILINE)
     files = {block.file for block in found} - {None}
@@ -317,8 +328,10 @@ def option_names() -> set[str]:
     from torch.distributed.run import get_args_parser
 
     names = {"--help", "--config", "--debug", "--plugins"}
-    for recipe in RECIPES:
-        for name, kind in config._options(config_of(recipe)):
+    classes = [config_of(recipe) for recipe in RECIPES if recipe.stem != "find_ticket"]
+    classes += [type(cli.read_find([search])[0]) for search in registry.search_names()]
+    for cls in classes:
+        for name, kind in config._options(cls):
             group, dot, leaf = name.rpartition(".")
             names |= {f"--{name}", f"--{group}{dot}no_{leaf}" if kind is bool else f"--{name}"}
     check = events_main._parser()._subparsers._group_actions[0].choices["check"]

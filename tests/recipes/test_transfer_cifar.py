@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from spikeformer_lt import Mask, Ticket, create_model
-from spikeformer_lt.tickets.base import PruneConfig, magnitudes
+from spikeformer_lt.tickets import PruneConfig, magnitudes
 
 pytestmark = pytest.mark.recipe
 SMALL = shlex.split(

@@ -11,8 +11,12 @@ from spikeformer_lt import Ticket, create_dataset, create_model
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.reports.finished import open_run
 from spikeformer_lt.reports.run_page import draw_run
-from spikeformer_lt.tickets.configs import MultiSpConfig
-from spikeformer_lt.tickets.surgery import dress, model_from_ticket
+from spikeformer_lt.tickets import (
+    MultiSpConfig,
+    model_from_ticket,
+    set_activation,
+    set_patches,
+)
 
 
 def event_ticket(folder):
@@ -27,13 +31,14 @@ def event_ticket(folder):
     torch.manual_seed(0)
     model = create_model("spikformer_toy", num_classes=10, **args)
     config = MultiSpConfig().resolved()
-    config = asdict(replace(config, patches=replace(config.patches, sparsity=0.5)))
-    dress(model, config)
+    config = replace(config, patches=replace(config.patches, sparsity=0.5))
+    set_activation(model, config.activation)
+    set_patches(model, config.patches)
     mask = Mask({k: torch.ones_like(v).bool() for k, v in model.state_dict().items() if v.ndim > 3})
     known = {
         "model": {"name": "spikformer_toy", "args": args},
         "search": "multisp",
-        "config": config,
+        "config": asdict(config),
         "dataset": "moving_digits",
         "split_sha256": splits.split_sha256,
         "data": {"limit_train": 40, "limit_test": 8},

@@ -8,16 +8,17 @@ import torch
 from spikeformer_lt import create_model
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.mask import Mask
-from spikeformer_lt.tickets.at_init import Snip
-from spikeformer_lt.tickets.base import (
+from spikeformer_lt.tickets import (
+    Magnitude,
+    MagnitudeConfig,
     OneShotConfig,
     PruneConfig,
+    Snip,
     dead_filters,
     retrain,
-    shuffled,
     snapshot,
 )
-from spikeformer_lt.tickets.one_shot import Magnitude, MagnitudeConfig
+from spikeformer_lt.tickets.base import shuffled
 
 
 def test_only_matrices_and_kernels_can_be_pruned(make):

@@ -8,8 +8,7 @@ from torch import nn
 
 from spikeformer_lt.layers.subnet import SubnetLinear, get_masks, install, set_masks
 from spikeformer_lt.mask import Mask
-from spikeformer_lt.tickets.base import PruneConfig
-from spikeformer_lt.tickets.scores import Biprop, BipropConfig
+from spikeformer_lt.tickets import Biprop, BipropConfig, PruneConfig
 
 
 @pytest.mark.parametrize("scope", ["layer", "global"])

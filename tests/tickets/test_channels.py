@@ -10,7 +10,8 @@ from torch import nn
 
 from spikeformer_lt.errors import ConfigError, MaskError
 from spikeformer_lt.mask import Mask
-from spikeformer_lt.tickets.early_bird import channel_mask, find_groups, norm_scales, shrink
+from spikeformer_lt.tickets import find_groups, shrink
+from spikeformer_lt.tickets.early_bird import channel_mask, norm_scales
 
 IMAGES = (3, 3, 16, 16)
 

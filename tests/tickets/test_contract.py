@@ -26,16 +26,27 @@ from spikeformer_lt.images.splits import Splits, make_splits
 from spikeformer_lt.layers.subnet import get_masks, subnets
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.ticket import Ticket
-from spikeformer_lt.tickets.at_init import GraspConfig, SnipConfig, SynflowConfig
-from spikeformer_lt.tickets.base import PruneConfig, retrain
-from spikeformer_lt.tickets.configs import MultiSpConfig, PatchConfig, WeightConfig
-from spikeformer_lt.tickets.early_bird import EarlyBirdConfig
-from spikeformer_lt.tickets.early_time import EarlyTime, EarlyTimeConfig
-from spikeformer_lt.tickets.imp import ImpConfig
-from spikeformer_lt.tickets.joint import JointConfig
-from spikeformer_lt.tickets.one_shot import MagnitudeConfig, NmConfig, RandomConfig
-from spikeformer_lt.tickets.scores import BipropConfig, EdgePopupConfig
-from spikeformer_lt.tickets.sparse_training import SparseTrainingConfig
+from spikeformer_lt.tickets import (
+    BipropConfig,
+    EarlyBirdConfig,
+    EarlyTime,
+    EarlyTimeConfig,
+    EdgePopupConfig,
+    GraspConfig,
+    ImpConfig,
+    JointConfig,
+    MagnitudeConfig,
+    MultiSpConfig,
+    NmConfig,
+    PatchConfig,
+    PruneConfig,
+    RandomConfig,
+    SnipConfig,
+    SparseTrainingConfig,
+    SynflowConfig,
+    WeightConfig,
+    retrain,
+)
 from spikeformer_lt.training.phase import FitResult, Phase
 
 S = 0.7
@@ -347,7 +358,7 @@ def test_early_time_wraps_every_search_and_leaves_t_and_buffers(case, model, ben
         return find(net, fit)
 
     inner.find = watched
-    search = EarlyTime(replace(ET, threshold=1.0, order="code"), inner, batch=trainer.batch)
+    search = EarlyTime(replace(ET, threshold=1.0, order="code"), 0, trainer.batch, inner)
     ticket = search.find(model, trainer.fit)
     ((T, state),) = entered
     assert T == search.T == ticket.provenance["early_time"]["T_early"]

@@ -11,14 +11,15 @@ from torch import nn
 
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.mask import Mask
-from spikeformer_lt.tickets.base import magnitudes, retrain
-from spikeformer_lt.tickets.early_bird import (
+from spikeformer_lt.tickets import (
     EarlyBird,
     EarlyBirdConfig,
-    MaskWatch,
     find_groups,
+    magnitudes,
+    retrain,
     shrink,
 )
+from spikeformer_lt.tickets.early_bird import MaskWatch
 
 
 def draw(model: nn.Module) -> Mask:

@@ -8,8 +8,7 @@ import torch
 from spikeformer_lt import create_model
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.subnet import Subnet, subnets
-from spikeformer_lt.tickets.base import PruneConfig
-from spikeformer_lt.tickets.scores import EdgePopup, EdgePopupConfig
+from spikeformer_lt.tickets import EdgePopup, EdgePopupConfig, PruneConfig
 
 
 class Spy:

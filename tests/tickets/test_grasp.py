@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.tickets.at_init import Grasp, GraspConfig, hessian_gradient, loss_gradients
+from spikeformer_lt.tickets import Grasp, GraspConfig
+from spikeformer_lt.tickets.at_init import hessian_gradient, loss_gradients
 
 
 class Smooth(nn.Module):

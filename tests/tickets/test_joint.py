@@ -9,11 +9,15 @@ from torch import nn
 from spikeformer_lt import create_model
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.patches import kept_count
-from spikeformer_lt.tickets.base import PruneConfig
-from spikeformer_lt.tickets.configs import PatchConfig
-from spikeformer_lt.tickets.imp import ImpConfig
-from spikeformer_lt.tickets.joint import Joint, JointConfig, on_encoder
-from spikeformer_lt.tickets.surgery import model_from_ticket
+from spikeformer_lt.tickets import (
+    ImpConfig,
+    Joint,
+    JointConfig,
+    PatchConfig,
+    PruneConfig,
+    model_from_ticket,
+    on_encoder,
+)
 
 SIZES = {"image_size": 16, "embed_dim": 16, "depth": 1, "num_heads": 2, "T": 3}
 IMP = ImpConfig(levels=(0.5, 0.8), epochs=1, rewind="1it", prune=PruneConfig(inside=("blocks.",)))

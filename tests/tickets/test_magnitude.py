@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.tickets.one_shot import Magnitude, MagnitudeConfig
+from spikeformer_lt.tickets import Magnitude, MagnitudeConfig
 
 
 @pytest.mark.parametrize("scope", ["global", "layer"])

@@ -13,14 +13,15 @@ from spikeformer_lt import create_model, create_search
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.patches import kept_count
 from spikeformer_lt.layers.subnet import SubnetConv2d, rankings
-from spikeformer_lt.tickets.configs import (
+from spikeformer_lt.tickets import (
     ActivationConfig,
+    MultiSp,
     MultiSpConfig,
     PatchConfig,
     WeightConfig,
+    model_from_ticket,
 )
-from spikeformer_lt.tickets.multisp import LITERAL_SCORES, MultiSp
-from spikeformer_lt.tickets.surgery import model_from_ticket
+from spikeformer_lt.tickets.multisp import LITERAL_SCORES
 from spikeformer_lt.training.phase import FitResult, Phase, Progress
 
 SIZES = {"image_size": 16, "embed_dim": 16, "depth": 1, "num_heads": 2, "T": 2}

@@ -8,7 +8,7 @@ import pytest
 
 from spikeformer_lt.config import from_dict, to_dict
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.tickets.configs import MultiSpConfig, PatchConfig, WeightConfig
+from spikeformer_lt.tickets import MultiSpConfig, PatchConfig, WeightConfig
 
 
 def test_the_default_preset_changes_nothing():

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.tickets.one_shot import Nm, NmConfig, nm_mask
+from spikeformer_lt.tickets import Nm, NmConfig
+from spikeformer_lt.tickets.one_shot import nm_mask
 
 
 @given(st.integers(1, 3), st.integers(1, 3), st.sampled_from([(), (3, 3)]))

@@ -5,10 +5,15 @@ from __future__ import annotations
 import pytest
 
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.tickets.configs import PRESETS, preset_optim, with_preset
-from spikeformer_lt.tickets.early_bird import EarlyBirdConfig
-from spikeformer_lt.tickets.imp import ImpConfig
-from spikeformer_lt.tickets.scores import BipropConfig, EdgePopupConfig
+from spikeformer_lt.tickets import (
+    BipropConfig,
+    EarlyBirdConfig,
+    EdgePopupConfig,
+    ImpConfig,
+    preset_optim,
+    with_preset,
+)
+from spikeformer_lt.tickets.configs import PRESETS
 
 
 def test_only_a_preset_overrides_the_run():

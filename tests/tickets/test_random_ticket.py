@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.tickets.one_shot import RandomConfig, RandomTicket
+from spikeformer_lt.tickets import RandomConfig, RandomTicket
 
 
 def test_the_seed_alone_chooses(make):

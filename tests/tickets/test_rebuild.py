@@ -7,7 +7,7 @@ import torch
 
 from spikeformer_lt import Mask, Ticket, create_model
 from spikeformer_lt.errors import TicketError
-from spikeformer_lt.tickets.surgery import model_from_ticket
+from spikeformer_lt.tickets import model_from_ticket
 
 ARGS = {"image_size": 16, "embed_dim": 16, "depth": 1, "num_heads": 2, "T": 2}
 

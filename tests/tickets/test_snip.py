@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.tickets.at_init import Snip, SnipConfig, loss_gradients
+from spikeformer_lt.tickets import Snip, SnipConfig
+from spikeformer_lt.tickets.at_init import loss_gradients
 
 
 class Plain(nn.Module):

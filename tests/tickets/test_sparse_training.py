@@ -10,13 +10,9 @@ from torch import nn
 
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.mask import Mask
-from spikeformer_lt.tickets.sparse_training import (
-    PRESETS,
-    Rewiring,
-    SparseTraining,
-    SparseTrainingConfig,
-    exchange,
-)
+from spikeformer_lt.tickets import SparseTraining, SparseTrainingConfig
+from spikeformer_lt.tickets.configs import REWIRINGS as PRESETS
+from spikeformer_lt.tickets.sparse_training import Rewiring, exchange
 from spikeformer_lt.training.phase import Hooks, Progress
 
 

@@ -10,7 +10,7 @@ import torch
 from spikeformer_lt import create_model
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.subnet import SubnetConv2d, get_masks
-from spikeformer_lt.tickets.configs import WeightConfig
+from spikeformer_lt.tickets import WeightConfig
 from spikeformer_lt.tickets.multisp import MaskController, StemProbe, install_subnets
 from spikeformer_lt.training.phase import Progress
 

@@ -10,9 +10,14 @@ from spikeformer_lt import Mask, Ticket, create_model
 from spikeformer_lt.errors import ConfigError, DataError, TicketError
 from spikeformer_lt.images.loader import eval_loader
 from spikeformer_lt.layers.norm import BatchNorm
-from spikeformer_lt.tickets.base import PruneConfig, magnitudes, retrain
-from spikeformer_lt.tickets.surgery import model_from_ticket
-from spikeformer_lt.tickets.transfer import estimate_norms, transfer
+from spikeformer_lt.tickets import (
+    PruneConfig,
+    magnitudes,
+    model_from_ticket,
+    retrain,
+    transfer_ticket,
+)
+from spikeformer_lt.tickets.transfer import estimate_norms
 from spikeformer_lt.training.phase import Phase
 
 ARGS = {"image_size": 8, "T": 3, "num_classes": 10}
@@ -52,7 +57,7 @@ def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 
 def test_weights_mask_and_norms_arrive_bit_for_bit() -> None:
     ticket, model = found(), network(seed=1).eval()
-    moved = transfer(ticket, model, neuron="lif")
+    moved = transfer_ticket(ticket, model, neuron="lif")
     assert moved.mask == ticket.mask and moved.mask.sparsity == 0.5
     assert_same(dict(model.state_dict()), ticket.tensors)
     assert_same(moved.tensors, ticket.tensors)
@@ -69,7 +74,9 @@ def test_new_statistics_leave_weights_alone(norm: str) -> None:
     ticket, model = found(), network(seed=1)
     model.layers[0].eval()
     modes = [module.training for module in model.modules()]
-    moved = transfer(ticket, model, norm=norm, batches=[images(), images(8, 1)], neuron="lif")
+    moved = transfer_ticket(
+        ticket, model, norm=norm, batches=[images(), images(8, 1)], neuron="lif"
+    )
     weights, statistics = split(moved.tensors)
     assert_same(weights, split(ticket.tensors)[0])
     assert all(bool(value.isfinite().all()) for value in statistics.values())
@@ -112,16 +119,20 @@ def test_the_estimate_is_the_mean_of_what_the_layers_see() -> None:
 
 def test_spiking_activity_has_other_statistics_than_that_of_relu() -> None:
     ticket = found()
-    moved = transfer(ticket, network(), norm="estimate", batches=[images(seed=9)], neuron="lif")
+    moved = transfer_ticket(
+        ticket, network(), norm="estimate", batches=[images(seed=9)], neuron="lif"
+    )
     name = "layers.2.norm.running_var"
     assert not torch.allclose(moved.tensors[name], ticket.tensors[name], rtol=0.05)
-    again = transfer(ticket, network(neuron="relu"), norm="estimate", batches=[images(seed=9)])
+    again = transfer_ticket(
+        ticket, network(neuron="relu"), norm="estimate", batches=[images(seed=9)]
+    )
     torch.testing.assert_close(again.tensors[name], ticket.tensors[name])  # the same neurons
 
 
 def test_the_moved_ticket_can_be_saved_and_built_again(tmp_path) -> None:
     model = network(seed=1, T=2)
-    moved = transfer(found(), model, norm="estimate", batches=[images()], neuron="lif", T=2)
+    moved = transfer_ticket(found(), model, norm="estimate", batches=[images()], neuron="lif", T=2)
     moved.save(tmp_path / "ticket")
     loaded = Ticket.load(tmp_path / "ticket")
     assert loaded.provenance["transfer"] == {
@@ -140,8 +151,8 @@ def test_another_data_set_keeps_its_own_head() -> None:
     ticket, model = found(), network(seed=1, num_classes=4)
     before = model.head.weight.detach().clone()
     with pytest.raises(TicketError, match=r"head\.weight"):
-        transfer(ticket, model, num_classes=4)
-    moved = transfer(ticket, model, fresh=("head",), num_classes=4, neuron="lif")
+        transfer_ticket(ticket, model, num_classes=4)
+    moved = transfer_ticket(ticket, model, fresh=("head",), num_classes=4, neuron="lif")
     assert torch.equal(model.head.weight, before)
     assert set(ticket.mask) - set(moved.mask) == {"head.weight"}
     assert all(torch.equal(moved.mask[name], ticket.mask[name]) for name in moved.mask)
@@ -152,13 +163,13 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written() -> None:
     ticket, model = found(), network(seed=1)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(ConfigError, match="norm.*'kept'.*keep, reset, estimate"):
-        transfer(ticket, model, norm="kept")
+        transfer_ticket(ticket, model, norm="kept")
     with pytest.raises(ConfigError, match="estimate.*needs batches"):
-        transfer(ticket, model, norm="estimate")
+        transfer_ticket(ticket, model, norm="estimate")
     with pytest.raises(ConfigError, match="fresh.*'heat'"):
-        transfer(ticket, model, fresh=("heat",))
+        transfer_ticket(ticket, model, fresh=("heat",))
     with pytest.raises(TicketError, match="not of this model"):
-        transfer(ticket, create_model("spikformer_toy"))
+        transfer_ticket(ticket, create_model("spikformer_toy"))
     assert_same(dict(model.state_dict()), before)
 
 
@@ -179,7 +190,7 @@ def test_a_ticket_of_a_trained_relu_network_trains_on_as_a_spiking_one(bench, tm
     ticket = Ticket.of(plain, mask)
     spiking = create_model("spiking_vgg_toy", image_size=16, T=3)
     batch = next(iter(eval_loader(bench.data.train, 32)))[0]
-    moved = transfer(ticket, spiking, norm="estimate", batches=[batch], neuron="lif")
+    moved = transfer_ticket(ticket, spiking, norm="estimate", batches=[batch], neuron="lif")
     retrain(spiking, moved, trainer.fit, 1)
     for name, kept in moved.mask.items():
         weight = spiking.get_parameter(name).detach().cpu()

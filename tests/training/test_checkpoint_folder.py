@@ -40,9 +40,7 @@ def test_the_manifest_has_size_and_sha256_of_every_other_file(tmp_path):
 def test_a_newer_format_is_refused_with_both_versions(tmp_path):
     folder = made(tmp_path / "c")
     rewrite(folder, format_version=3)
-    with pytest.raises(
-        CheckpointError, match="format v3, supports <= v1; install a newer"
-    ):
+    with pytest.raises(CheckpointError, match="format v3, supports <= v1; install a newer"):
         read_checkpoint(folder, 4)
 
 

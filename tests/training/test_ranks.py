@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from spikeformer_lt.training.ranks import (
-    agreed_signal,
+    agreed,
     digest,
     launcher_notices,
     refuse_differences,
@@ -110,5 +110,5 @@ def test_a_digest_tells_names_types_shapes_and_values_apart():
 
 
 def test_a_signal_of_one_process_is_its_own():
-    assert [agreed_signal(n) for n in (0, 15)] == [0, 15]
+    assert [agreed(n) for n in (0, 15)] == [0, 15]
     assert not together()

@@ -1,0 +1,386 @@
+"""The command line ``spikeformer-lt``, and what every recipe of a search shares.
+
+``find SEARCH`` runs any registered search, a plug-in's too, with its options; ``run RECIPE`` runs a
+recipe with its defaults. Nothing here imports torch before the options are read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import runpy
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+from spikeformer_lt.config import (
+    adapted,
+    check,
+    check_fields,
+    entry_options,
+    exit_after,
+    extended,
+    flat_values,
+    given_options,
+    parse,
+    split_plugins,
+    to_dict,
+    value_of,
+)
+from spikeformer_lt.errors import ConfigError, near, shown
+from spikeformer_lt.registry import config_class, search_names, use_plugins
+from spikeformer_lt.tickets import configs
+from spikeformer_lt.training.options import (
+    DataConfig,
+    EventDataConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    TrainConfig,
+)
+
+RECIPES = Path(__file__).parent / "recipes"
+PAPER = OptimConfig(lr=5e-4, weight_decay=0.06, min_lr=1e-5, warmup_epochs=20, warmup_lr=1e-5)
+"""The papers' optimizer for CIFAR."""
+PAPER_EVENTS = OptimConfig(
+    lr=1e-3, weight_decay=0.06, min_lr=1e-5, warmup_epochs=10, warmup_lr=1e-5, cooldown_epochs=10
+)
+"""The papers' optimizer for event data."""
+SMALL = {
+    "model.name": "spikformer_digits",
+    "data.image_size": 16,
+    "train.batch_size": 16,
+    "train.optim": OptimConfig(lr=5e-3, weight_decay=0.01, min_lr=1e-4, warmup_epochs=1),
+}
+"""Values for the embedded digits, where the user names none."""
+EVENTS_SMALL = {
+    "model.name": "spikformer_dvs_toy",
+    "model.T": 8,
+    "model.num_heads": None,
+    "train.optim": SMALL["train.optim"],
+    "multisp.epochs": 20,
+    "multisp.stem_epochs": 6,
+}
+"""Values for the embedded moving digits, where the user names none."""
+FULL_SIZE: dict[str, dict[str, Any]] = {
+    "biprop": {"epochs": 100},
+    "early_bird": {"epochs": 300},
+    "edge_popup": {"epochs": 100},
+    "imp": {"epochs": 300, "rewind": "20ep"},
+    "multisp": {"epochs": 300, "stem_epochs": 100},
+    "sparse_training": {"epochs": 300},
+}
+"""Options of searches on CIFAR-10 that differ from their own defaults."""
+ON_DIGITS: dict[str, dict[str, Any]] = {
+    "biprop": {"epochs": 12},
+    "early_bird": {"epochs": 8},
+    "edge_popup": {"epochs": 12},
+    "imp": {"epochs": 8, "rounds": 4, "rewind": "1ep"},
+    "multisp": {"epochs": 12, "stem_epochs": 6},
+    "sparse_training": {"epochs": 12, "every": 20},
+}
+"""The same on the embedded digits."""
+
+
+def full_size(search: str) -> Callable[[], Any]:
+    """What makes the configuration of a search for CIFAR-10."""
+    kind: Any = config_class("search", search)
+    return lambda: kind(**FULL_SIZE.get(search, {}))
+
+
+def small(*searches: str, **more: Any) -> dict[str, Any]:
+    """Values for the embedded digits, of all recipes and of some searches; more by their field."""
+    own = {f"{s}.{name}": value for s in searches for name, value in ON_DIGITS.get(s, {}).items()}
+    return {**SMALL, **own, **more}
+
+
+@dataclass(frozen=True)
+class ImageRecipe:
+    """Options of every recipe that trains on images."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(batch_size=128, optim=PAPER))
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+@dataclass(frozen=True)
+class EventRecipe(ImageRecipe):
+    """The same for recordings of an event camera; Spikformer's settings for DVS128 Gesture."""
+
+    data: EventDataConfig = field(default_factory=EventDataConfig)
+    model: ModelConfig = field(
+        default_factory=lambda: ModelConfig(name="spikformer_dvs", T=16, num_heads=8)
+    )
+    train: TrainConfig = field(
+        default_factory=lambda: TrainConfig(batch_size=16, optim=PAPER_EVENTS)
+    )
+
+
+Choice = tuple[str, Any] | tuple[str, Any, tuple[str, Any]]
+"""A search by name, its configuration, and for a search around another the same of that one."""
+
+
+def find(
+    cfg: Any,
+    choose: str | Callable[[Any], Choice],
+    small: Mapping[str, Any],
+    fallback: str = "digits",
+    wanted: str = "cifar10",
+) -> None:
+    """Search, save the ticket, train it if it is not trained, test once, write the report.
+
+    Args:
+        cfg: a configuration with the groups of `ImageRecipe`, and ``epochs`` if the search gives
+            tickets to be trained.
+        choose: the search, whose configuration is the group of its name with the ``preset`` of the
+            recipe; or a function that chooses from the configuration in force.
+        small: values for the fallback, where the user names none.
+        fallback: embedded data set for ``data.name auto``.
+        wanted: the set that auto takes if it is on disk: cifar10, dvs128_gesture or cifar10_dvs.
+    """
+    from spikeformer_lt.reports.run_page import write_report
+    from spikeformer_lt.tickets.base import retrain, with_phase
+    from spikeformer_lt.training.experiment import CIFAR10, CIFAR10_DVS, DVS128_GESTURE, Experiment
+
+    def chosen_of(now: Any) -> Choice:
+        if not isinstance(choose, str):
+            return choose(now)
+        return choose, configs.with_preset(getattr(now, choose), getattr(now, "preset", "default"))
+
+    sets = {one.name: one for one in (CIFAR10, DVS128_GESTURE, CIFAR10_DVS)}
+    name = chosen_of(cfg)[0]
+    with Experiment(
+        cfg, fallback=fallback, small=dict(small), wanted=sets[wanted], search=name
+    ) as experiment:
+        model, fit = experiment.model(), experiment.trainer.fit
+        chosen = chosen_of(experiment.cfg)
+        search = _made(chosen, cfg.train.seed, experiment.trainer.batch)
+        ticket = experiment.save_ticket(search.find(model, fit))
+        if not search.trained:
+            config = chosen[-1][1] if len(chosen) == 3 else chosen[1]
+            epochs, optim = configs.retraining(config, experiment.cfg.epochs)
+            ticket = with_phase(ticket, retrain(model, ticket, fit, epochs, optim))
+        write_report(experiment, model, ticket)
+
+
+def _made(chosen: Choice, seed: int, batch: Any) -> Any:
+    from spikeformer_lt.registry import create_search
+
+    name, config, *inner = chosen
+    options: dict[str, Any] = {"seed": seed}
+    if config is not None:  # a plug-in's bare function takes a seed alone
+        options |= {"config": config, "batch": batch}
+    if inner:
+        options["search"] = _made(inner[0], seed, batch)
+    return create_search(name, **options)
+
+
+def open_finished(path: str, cfg: Any, *, report: bool = True, **changed: Any) -> Any:
+    """Open a run, a ticket or an export with the data options of a recipe.
+
+    Args:
+        path: its folder.
+        cfg: a configuration with an `EventDataConfig` as ``data``.
+        report: also read its report.
+        changed: model arguments that differ from the ticket's; None changes nothing.
+
+    Returns:
+        A `reports.FinishedRun`.
+    """
+    from spikeformer_lt.export import read_ticket
+    from spikeformer_lt.reports.finished import open_run, open_ticket
+    from spikeformer_lt.tickets.surgery import model_from_ticket
+
+    own = entry_options(cfg, cfg.data.name, given=True)
+    changed = {name: value for name, value in changed.items() if value is not None}
+    opened = open_run if report else open_ticket
+    return opened(
+        path, model_from_ticket, cfg.data, given_options(cfg), read_ticket, own, **changed
+    )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Options of every comparison of runs over seeds."""
+
+    data: str = "digits"
+    """Data set of all runs."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds; the table shows mean and standard deviation."""
+    jobs: int = 1
+    """Runs at a time, one thread each when more than one."""
+    out: str = "runs/compare"
+    """Directory of the comparison; runs go into runs/ below it."""
+    options: str = ""
+    """Further options for every run, in quotes: --options="--model.T 2"."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, jobs=1)
+        check(len(self.seeds) > 0, "seeds", self.seeds, "at least one seed")
+
+
+def compare(
+    cfg: Comparison,
+    rows: Mapping[str, str],
+    name: Callable[[str, int], str],
+    title: str,
+    **more: Any,
+) -> None:
+    """Run what is not finished of a comparison, then write table, CSV and curves.
+
+    Args:
+        cfg: the options.
+        rows: by variant: a recipe's file name and its options.
+        name: gives the name of a run's folder from variant and seed.
+        title: of the table.
+        more: for `write_comparison`.
+    """
+    from spikeformer_lt.reports.comparison import write_comparison
+    from spikeformer_lt.training.jobs import Job, run_jobs
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    jobs = []
+    for seed in cfg.seeds:
+        for variant, line in rows.items():
+            recipe, *options = f"{line} --data.name {cfg.data} {cfg.options}".split()
+            command = (str(RECIPES / recipe), *options, "--train.seed", str(seed))
+            place = Path(cfg.out) / "runs" / name(variant, seed)
+            jobs.append(Job(variant, seed, place, command))
+    run_jobs(jobs, at_once=cfg.jobs)
+    print(write_comparison(Path(cfg.out), jobs, title, **more))
+
+
+@dataclass(frozen=True)
+class Find(ImageRecipe):
+    """Find a ticket with one search, train it, test it once and write its report."""
+
+    data: EventDataConfig = field(default_factory=EventDataConfig)
+    epochs: int = 300
+    """Epochs of training from the ticket; a preset has its own, and some searches end trained."""
+
+
+@dataclass(frozen=True)
+class FindAtSparsity(Find):
+    """Find a ticket with one search, train it, test it once and write its report."""
+
+    sparsity: float | None = None
+    """Fraction of the prunable weights removed, in [0, 1); None is the search's own."""
+
+
+def read_find(argv: Sequence[str], prog: str = "find") -> tuple[Any, dict[str, Any]]:
+    """Read the options of ``find SEARCH --SEARCH.FIELD ...``.
+
+    Returns:
+        The configuration, and the groups of the search and of the one inside it, by name; none for
+        a plug-in's search without options.
+
+    Raises:
+        ConfigError: no search of that name, or an option that it does not have.
+    """
+    named = bool(argv) and not argv[0].startswith("-")
+    search, options = argv[0].replace("-", "_") if named else "", list(argv[int(named) :])
+    use_plugins(split_plugins(options)[1])
+    names = search_names()
+    if search not in names:
+        given = f"unknown search {shown(argv[0])}{near(search, names) or ';'}" if named else ""
+        known = f"the searches are {', '.join(names)}; your own needs --plugins FILE.py after it"
+        raise ConfigError(f"{given or f'name a search: {prog} SEARCH;'} {known}")
+    groups = _groups(search, options)
+    rated = _check_sparsity(search, groups, options)
+    cls = extended(FindAtSparsity if rated else Find, groups)
+    cfg: Any = parse(cls, options, f"{prog} {search}")
+    if rated and cfg.sparsity is not None:
+        inner = list(groups)[-1]
+        cfg = adapted(cfg, **{inner: replace(getattr(cfg, inner), sparsity=cfg.sparsity)})
+    return cfg, groups or {search: None}
+
+
+def find_command(argv: Sequence[str], prog: str) -> None:
+    """Run ``find SEARCH --SEARCH.FIELD ...``; ``find --help`` lists the searches."""
+    if argv and argv[0] == "--help":
+        use_plugins(split_plugins(list(argv))[1])
+        print(f"usage: {prog} SEARCH [options]\n\n{_told(search_names())}")
+        return
+    cfg, groups = read_find([token for token in argv if token != "--debug"], prog)
+
+    def choose(now: Any) -> Choice:
+        first, *inside = [(name, getattr(now, name, None)) for name in groups]
+        return (*first, inside[0]) if inside else first
+
+    find(cfg, choose, small(*groups, epochs=8))
+
+
+def _groups(search: str, options: Sequence[str]) -> dict[str, Any]:
+    """Configurations by group: the search's, and that of the search which it names inside."""
+    kind: Any = config_class("search", search)
+    if kind is None:  # a bare function of a plug-in
+        return {}
+    config = kind(**FULL_SIZE.get(search, {}))
+    if not hasattr(config, "search"):
+        return {search: config}
+    inner = value_of(f"{search}.search", options) or config.search
+    return {search: config, **_groups(inner.replace("-", "_"), ())}
+
+
+def _check_sparsity(search: str, groups: Mapping[str, Any], options: Sequence[str]) -> bool:
+    """Tell whether a search has one rate, and refuse the other way of writing it."""
+    if not groups:
+        return False
+    group, config = list(groups.items())[-1]
+    rated = hasattr(config, "sparsity")
+    if rated and value_of(f"{group}.sparsity", options) is not None:
+        raise ConfigError(
+            f"--{group}.sparsity is written --sparsity: it is common to all searches of one rate"
+        )
+    if not rated and value_of("sparsity", options) is not None:
+        own = [name for name, _ in flat_values(to_dict(config)) if name.endswith(".sparsity")]
+        own = own or [f.name for f in dataclasses.fields(config)][:2]
+        hint = " and ".join(f"--{group}.{name}" for name in own)
+        raise ConfigError(f"--sparsity is not allowed: {search} has no single rate; give {hint}")
+    return rated
+
+
+def _told(names: Sequence[str]) -> str:
+    lines = []
+    for name in names:
+        doc = getattr(config_class("search", name), "__doc__", None) or "A search of a plug-in."
+        lines.append(f"  {name:16} {doc.strip().splitlines()[0]}")
+    return "\n".join(["searches (SEARCH --help lists the options of one):", *lines])
+
+
+def run_command(argv: Sequence[str], prog: str) -> None:
+    """Run ``run RECIPE ...``: a recipe of the package with its own options.
+
+    Raises:
+        ConfigError: no recipe of that name.
+    """
+    names = sorted(path.stem for path in RECIPES.glob("*.py"))
+    name = argv[0].replace("-", "_") if argv else ""
+    if name not in names:
+        hint = f"unknown recipe {shown(argv[0])}{near(name, names) or ';'}" if argv else "name one:"
+        raise ConfigError(f"{hint} the recipes are {', '.join(names)}")
+    sys.argv = [f"{prog} {name}", *argv[1:]]
+    runpy.run_module(f"spikeformer_lt.recipes.{name}", run_name="__main__", alter_sys=True)
+
+
+COMMANDS = {"find": find_command, "run": run_command}
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "spikeformer-lt") -> NoReturn:
+    """Run the command line and exit, as `config.run_recipe` does."""
+    given = list(sys.argv[1:] if argv is None else argv)
+
+    def act() -> None:
+        command = given[0] if given else "--help"
+        if command == "--help":
+            print(f"usage: {prog} find SEARCH [options] | {prog} run RECIPE [options]")
+        elif command not in COMMANDS:
+            hint = near(command, COMMANDS) or ";"
+            raise ConfigError(f"unknown command {shown(command)}{hint} allowed: find, run")
+        else:
+            COMMANDS[command](given[1:], f"{prog} {command}")
+
+    exit_after(act, "--debug" in given)

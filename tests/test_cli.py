@@ -1,0 +1,184 @@
+"""The generic command: which options it takes, what it refuses, and that help needs no torch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from spikeformer_lt import cli
+from spikeformer_lt.config import given_options, parse
+from spikeformer_lt.errors import ConfigError
+from spikeformer_lt.registry import search_names
+from spikeformer_lt.tickets import GraspConfig, ImpConfig, SnipConfig
+
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+
+
+def test_a_search_brings_its_own_options() -> None:
+    cfg, groups = cli.read_find(["snip", "--snip.images", "64", "--data.name", "digits"])
+    assert cfg.snip == SnipConfig(images=64) and list(groups) == ["snip"]
+    assert given_options(cfg) == {"snip.images", "data.name"}
+    assert cli.read_find(["grasp", "--grasp.step=0.1"])[0].grasp == GraspConfig(step=0.1)
+
+
+def test_the_sparsity_is_common_to_the_searches_of_one_rate() -> None:
+    cfg, _ = cli.read_find(["imp", "--sparsity", "0.9"])
+    assert cfg.imp == ImpConfig(sparsity=0.9, epochs=300, rewind="20ep")
+    assert cli.read_find(["imp"])[0].imp.sparsity == 0.0
+    with pytest.raises(ConfigError, match=r"--imp\.sparsity is written --sparsity"):
+        cli.read_find(["imp", "--imp.sparsity", "0.9"])
+    with pytest.raises(ConfigError, match="sparsity=3.0 is not allowed"):
+        cli.read_find(["imp", "--sparsity", "3"])
+
+
+@pytest.mark.parametrize(
+    ("search", "named"),
+    [
+        ("multisp", r"--multisp\.patches\.sparsity and --multisp\.weights\.sparsity"),
+        ("joint", r"--joint\.patches\.sparsity"),
+        ("nm", r"--nm\.n and --nm\.m"),
+    ],
+)
+def test_a_search_without_one_rate_names_its_own(search: str, named: str) -> None:
+    with pytest.raises(ConfigError, match=f"{search} has no single rate; give {named}"):
+        cli.read_find([search, "--sparsity", "0.9"])
+
+
+def test_a_search_around_another_has_the_options_of_both() -> None:
+    line = "early-time --early-time.search biprop --biprop.epochs 3 --sparsity 0.7"
+    cfg, groups = cli.read_find(line.split())
+    assert list(groups) == ["early_time", "biprop"]
+    assert cfg.early_time.search == "biprop"
+    assert (cfg.biprop.epochs, cfg.biprop.sparsity) == (3, 0.7)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("snpi", "unknown search 'snpi'; did you mean 'snip'?"),
+        ("", "name a search: find SEARCH"),
+        ("--sparsity 0.9", "name a search: find SEARCH"),
+        ("snip --snip.imags 3", r"unknown option '--snip\.imags'; did you mean '--snip\.images'"),
+        ("snip --images 3", r"unknown option '--images'; did you mean --snip\.images\?"),
+        ("snip --imp.rounds 3", r"unknown option '--imp\.rounds'"),
+        ("snip --snip.images 1", "images=1 is not allowed: at least 2"),
+    ],
+)
+def test_a_wrong_line_is_refused_in_one_line(line: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said) as caught:
+        cli.read_find(line.split())
+    assert str(caught.value).isprintable()
+
+
+def test_every_search_can_be_named() -> None:
+    for name in search_names():
+        cfg, groups = cli.read_find([name])
+        assert all(getattr(cfg, group) == config for group, config in groups.items())
+
+
+PLUGIN = """
+from dataclasses import dataclass
+from spikeformer_lt import register_dataset, register_model
+
+@dataclass(frozen=True)
+class Wide:
+    "A net."
+    width: int = 3
+
+@register_model("cli_net", Wide)
+def cli_net(config, num_classes=10):
+    "A net of a test."
+    return config
+
+@register_dataset("cli_set", Wide)
+def cli_set(config, root="data"):
+    "A set of a test."
+    return config
+"""
+
+
+def test_a_named_model_and_data_set_bring_their_options(tmp_path: Path) -> None:
+    path = tmp_path / "cli_plugin.py"
+    path.write_text(PLUGIN)
+    plugins = ["--plugins", str(path)]
+    named = [*plugins, "--model.name", "cli_net", "--data.name=cli_set"]
+    cfg = parse(cli.ImageRecipe, [*named, "--cli-net.width", "5", "--cli-set.width=7"])
+    assert (cfg.cli_net.width, cfg.cli_set.width) == (5, 7)  # type: ignore[attr-defined]
+    (tmp_path / "c.json").write_text('{"model": {"name": "cli_net"}, "cli_net": {"width": 9}}')
+    cfg = parse(cli.ImageRecipe, ["--config", str(tmp_path / "c.json")])
+    assert cfg.cli_net.width == 9  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match=r"unknown option '--cli-net\.width'"):
+        parse(cli.ImageRecipe, ["--cli-net.width", "5"])
+    with pytest.raises(ConfigError, match=r"--cli-net\.width: .*'x'; allowed: an integer"):
+        parse(cli.ImageRecipe, [*named, "--cli-net.width", "x"])
+
+
+NO_TORCH = """
+import importlib.abc, sys
+
+class Absent(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name.partition(".")[0] == "torch":
+            raise AssertionError("torch is imported")
+
+sys.meta_path.insert(0, Absent())
+"""
+
+
+def without_torch(*argv: str) -> subprocess.CompletedProcess[str]:
+    """Run a file or module as a user does, where torch cannot be imported."""
+    code = (
+        f"{NO_TORCH}import runpy, sys\n"
+        "sys.argv = sys.argv[1:]\n"
+        "module = sys.argv[0] == '-m'\n"
+        "sys.argv = sys.argv[module:]\n"
+        "run = runpy.run_module if module else runpy.run_path\n"
+        "run(sys.argv[0], run_name='__main__')\n"
+    )
+    return subprocess.run(
+        [sys.executable, "-P", "-c", code, *argv],
+        capture_output=True, text=True, check=False, timeout=120,
+        env={**os.environ, "COLUMNS": "100"},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "said"),
+    [
+        (("-m", "spikeformer_lt", "find", "--help"), 0, "sparse_training"),
+        (("-m", "spikeformer_lt", "find", "snip", "--help"), 0, "--snip.images INT"),
+        (("-m", "spikeformer_lt", "find", "snip", "--snip.images", "1"), 2, "at least 2"),
+        (("-m", "spikeformer_lt", "fnd"), 2, "did you mean 'find'"),
+        (("-m", "spikeformer_lt", "run", "imp_cifar", "--help"), 0, "--imp.rounds INT"),
+        (("-m", "spikeformer_lt", "run", "imp_cfar"), 2, "did you mean 'imp_cifar'"),
+    ],
+)
+def test_help_and_errors_need_no_torch(argv: tuple[str, ...], code: int, said: str) -> None:
+    ended = without_torch(*argv)
+    assert ended.returncode == code, ended.stderr
+    assert said in (ended.stderr if code else ended.stdout)
+    assert "Traceback" not in ended.stderr
+
+
+def test_the_help_of_every_recipe_needs_no_torch() -> None:
+    code = (
+        f"{NO_TORCH}import contextlib, io, pathlib, runpy, sys\n"
+        "for path in map(pathlib.Path, sys.argv[1:]):\n"
+        "    sys.argv = [str(path), '--help']\n"
+        "    with contextlib.redirect_stdout(io.StringIO()) as out:\n"
+        "        try:\n"
+        "            runpy.run_path(str(path), run_name='__main__')\n"
+        "        except SystemExit as stop:\n"
+        "            assert stop.code in (0, None), path\n"
+        "    assert '--' in out.getvalue() or 'SEARCH' in out.getvalue(), path\n"
+    )
+    paths = [str(path) for path in sorted(RECIPES.glob("*.py"))]
+    ended = subprocess.run(
+        [sys.executable, "-P", "-c", code, *paths],
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr

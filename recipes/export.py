@@ -46,10 +46,9 @@ def main(cfg: Export) -> None:
 
     done = export_run(cfg.run, cfg.out, precision=cfg.precision, overwrite=cfg.overwrite)
     print(f"{done.summary()}\nwrote {cfg.out}")
-    model = load_exported(cfg.out) if cfg.graphs else None
     for name in filter(None, cfg.graphs.split(",")):
         path = f"{cfg.out.rstrip('/')}.{name}"
-        print(f"wrote {path}: {write_graph(model, path)}")
+        print(f"wrote {path}: {write_graph(load_exported(cfg.out), path)}")
 
 
 if __name__ == "__main__":

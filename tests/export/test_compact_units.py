@@ -11,7 +11,9 @@ from torch import nn
 from spikeformer_lt.export.fold import compact
 from spikeformer_lt.export.inference import FoldedConvUnit, FoldedLinearUnit
 from spikeformer_lt.export.verify import spike_mismatch
+from spikeformer_lt.layers.neuron import LIF
 from spikeformer_lt.layers.norm import BatchNorm
+from spikeformer_lt.layers.units import ConvLayer, Folded, Reads, map_rows
 from spikeformer_lt.models.spiking_cnn import SpikingCNN
 from spikeformer_lt.models.spiking_resnet import SpikingResNet
 from spikeformer_lt.models.spiking_vgg import SpikingVGG
@@ -100,3 +102,44 @@ def test_dead_filters_of_a_vgg_are_gone_and_missed_by_nobody(made) -> None:
     assert fast.removed["layers.0"] == 3
     assert fast.net.get_submodule("layers.0.synapse").weight.shape[0] == 3
     torch.testing.assert_close(fast(x), wanted.detach(), rtol=0, atol=1e-9)
+
+
+class Doubled(ConvLayer):
+    """A subclass whose forward is not what it inherits as its folded form."""
+
+    def forward(self, rows: torch.Tensor, T: int) -> torch.Tensor:
+        return 2 * super().forward(rows, T)
+
+
+class Plain(nn.Module):
+    """A unit of somebody else: the protocol, and other attribute names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights, self.fire = nn.Conv2d(6, 6, 1), LIF()
+        self.reads: Reads = "spikes"
+
+    synapse = property(lambda self: self.weights)
+    neuron = property(lambda self: self.fire)
+    fires = True
+
+    def folded(self) -> Folded:
+        return Folded(self.weights.weight.double(), self.weights.bias.double(), self.fire)
+
+    def forward(self, rows: torch.Tensor, T: int) -> torch.Tensor:
+        return self.fire(map_rows(rows, self.weights), T)
+
+
+@pytest.mark.parametrize(("kind", "is_folded"), [(Doubled, False), (Plain, True)])
+def test_units_are_folded_if_their_form_is_declared(kind, is_folded: bool, made) -> None:
+    model, x = made("vgg")
+    unit = (Doubled(6, 6) if kind is Doubled else Plain()).double().eval()
+    with torch.no_grad():
+        unit.synapse.weight.add_(0.2)
+    model.layers.insert(1, unit)
+    with torch.no_grad():
+        wanted = model.eval()(x)
+    assert wanted.std() > 1e-3
+    fast = compact(model)
+    assert type(fast.net.layers[1]) is (FoldedConvUnit if is_folded else Doubled)
+    torch.testing.assert_close(fast(x), wanted, rtol=0, atol=1e-9)

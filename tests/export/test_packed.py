@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import sys
 from pathlib import Path
 
 import pytest
@@ -180,3 +181,17 @@ def test_bad_values_are_refused_before_anything_is_written(
     assert not (tmp_path / "a").exists()
     with pytest.raises(SpikeformerError, match="cannot be stored as JSON"):
         write_packed(tmp_path / "a", small, about={"x": object()})
+
+
+def test_each_file_is_read_once(small: Ticket, write_packed, tmp_path: Path) -> None:
+    write_packed(tmp_path, small)
+    opened: list[str] | None = []
+
+    def note(event: str, args: tuple[object, ...]) -> None:
+        if event == "open" and opened is not None:
+            opened.append(Path(str(args[0])).name)
+
+    sys.addaudithook(note)
+    read_packed(tmp_path)
+    found, opened = opened, None
+    assert sorted(name for name in found or [] if name in (CONFIG, TENSORS)) == [CONFIG, TENSORS]

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 __all__ = [
-    "binary_gains",
     "contexts_of",
     "decode_bits",
     "decode_values",
@@ -115,21 +114,6 @@ def decode_values(data: Bytes, depth: int, count: int, dtype: torch.dtype) -> Te
     whole = np.packbits(bits, axis=1).view(f">u{width // 8}").reshape(-1)
     native = whole.astype(f"=u{width // 8}")
     return torch.from_numpy(native.view(np.int32 if width == 32 else np.int16)).view(dtype)
-
-
-def binary_gains(weight: Tensor, kept: Tensor) -> Tensor | None:
-    """Gain of the layer [1] or of each output filter [out]; None if they are not binary."""
-    if weight.ndim < 2 or weight.numel() == 0:
-        return None
-    size = torch.where(kept, weight.abs(), weight.new_zeros(())).flatten(1)
-    top = size.amax(1)
-    if not bool(((size == top[:, None]) | ~kept.flatten(1)).all()):
-        return None
-    found = top[kept.flatten(1).any(1)]
-    if len(found) == 0 or bool((found == found[0]).all()):
-        return found[:1] if len(found) else weight.new_zeros(1)
-    # With as many gains as weights, plain weights are as short.
-    return top if 2 * len(top) <= int(kept.sum()) else None
 
 
 def digest_of(value: Tensor, kept: Tensor | None) -> str:

@@ -23,7 +23,6 @@ from spikeformer_lt.bundle import BundleKind, Stage, open_bundle
 from spikeformer_lt.disk import parse_json
 from spikeformer_lt.errors import CheckpointError, ExportError, shown
 from spikeformer_lt.export.codec import (
-    binary_gains,
     contexts_of,
     decode_bits,
     decode_values,
@@ -32,6 +31,7 @@ from spikeformer_lt.export.codec import (
     encode_values,
     from_signs,
 )
+from spikeformer_lt.layers.subnet import binary_gains
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.ticket import Ticket
 

@@ -39,7 +39,9 @@ for name in ("models", "datasets", "recipes", "tests"):
 assert (package.parent / "py.typed").is_file(), "py.typed is missing: users would get no types"
 
 root = pathlib.Path(sys.argv[1])
-for folder in ("spikeformer_lt", "models", "datasets"):
+links = [path.name for path in (root / "spikeformer_lt").iterdir() if path.is_symlink()]
+assert {"models", "datasets"} <= set(links), f"spikeformer_lt/ links to {links} only"
+for folder in ("spikeformer_lt", *links):
     for source in sorted((root / folder).rglob("*.py")):
         target = source.relative_to(root)
         if folder != "spikeformer_lt":
@@ -91,17 +93,8 @@ def main() -> None:
         python = folder / "venv" / "bin" / "python"
         run(
             f"Installing {wheel.name} in a fresh environment",
-            *[
-                *here,
-                "pip",
-                "--python",
-                python,
-                "install",
-                "--quiet",
-                "--no-deps",
-                "--no-index",
-                wheel,
-            ],
+            *[*here, "pip", "--python", python, "install", "--quiet"],
+            *["--no-deps", "--no-index", wheel],
             cwd=folder,
         )
         places = {"base": str(folder / "venv"), "platbase": str(folder / "venv")}

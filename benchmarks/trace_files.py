@@ -80,9 +80,14 @@ class Tracer:
 
 
 def imp_run(folder: Path) -> dict[str, Tracer]:
-    """Run the IMP recipe; trace its search, without the trainings, and its third training step."""
+    """Run the IMP recipe; trace its search and its third training step.
+
+    Of the search, what lies between its creation and the applied mask counts, without the trainings
+    and without the ticket that is then made of mask and weights.
+    """
     mask, step, steps = Tracer(RECIPE), Tracer(), itertools.count(1)
     create, fit, one = registry.create_search, Trainer.fit, PhaseRun._step
+    make_ticket = Ticket.of
 
     def traced_create(*args: Any, **keywords: Any) -> Any:
         search = mask.call(create, *args, **keywords)
@@ -96,12 +101,17 @@ def imp_run(folder: Path) -> dict[str, Tracer]:
         sys.setprofile(profile)
         return result
 
+    def end_of_mask(*args: Any) -> Ticket:
+        sys.setprofile(None)
+        return make_ticket(*args)
+
     def traced_step(*args: Any) -> float:
         return step.call(one, *args) if next(steps) == 3 else one(*args)
 
     with (
         mock.patch.object(registry, "create_search", traced_create),
         mock.patch.object(Trainer, "fit", untraced_fit),
+        mock.patch.object(Ticket, "of", end_of_mask),
         mock.patch.object(PhaseRun, "_step", traced_step),
         mock.patch.object(sys, "argv", [RECIPE, *OPTIONS.split(), "--run.out", str(folder)]),
         contextlib.suppress(SystemExit),

@@ -69,7 +69,7 @@ def main(cfg: TransferCifar) -> None:
 
     found = Ticket.load(start_folder(cfg.ticket))
     cfg = adapted(cfg, model=network(found, cfg))
-    with Experiment(cfg, fallback="digits", small=ON_DIGITS) as experiment:
+    with Experiment(cfg, fallback="digits", small=ON_DIGITS, search="transfer") as experiment:
         model, trainer = experiment.model(), experiment.trainer
         apply_surgery(model, found)
         known, args = found.provenance["model"].get("args", {}), experiment.model_args()

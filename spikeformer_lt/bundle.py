@@ -352,8 +352,11 @@ def _publish(stage: Path, folder: Path) -> None:
             os.replace(folder, old)
             try:
                 os.replace(stage, folder)
-            except BaseException:
-                os.replace(old, folder)
+            except OSError as fault:
+                try:
+                    os.replace(old, folder)
+                except OSError:
+                    raise OSError(fault.errno, f"{fault.strerror}; the old one is {old}") from fault
                 raise
         shutil.rmtree(old, ignore_errors=True)
     sync_folder(folder.parent)

@@ -145,25 +145,34 @@ def find(
     from spikeformer_lt.tickets.base import retrain, with_phase
     from spikeformer_lt.training.experiment import CIFAR10, CIFAR10_DVS, DVS128_GESTURE, Experiment
 
-    def chosen_of(now: Any) -> Choice:
-        if not isinstance(choose, str):
-            return choose(now)
-        return choose, configs.with_preset(getattr(now, choose), getattr(now, "preset", "default"))
-
     sets = {one.name: one for one in (CIFAR10, DVS128_GESTURE, CIFAR10_DVS)}
-    name = chosen_of(cfg)[0]
     with Experiment(
-        cfg, fallback=fallback, small=dict(small), wanted=sets[wanted], search=name
+        cfg,
+        fallback=fallback,
+        small=dict(small),
+        wanted=sets[wanted],
+        search=_search_name(_chosen(choose, cfg)),
     ) as experiment:
         model, fit = experiment.model(), experiment.trainer.fit
-        chosen = chosen_of(experiment.cfg)
+        chosen = _chosen(choose, experiment.cfg)
         search = _made(chosen, cfg.train.seed, experiment.trainer.batch)
         ticket = experiment.save_ticket(search.find(model, fit))
         if not search.trained:
-            config = chosen[-1][1] if len(chosen) == 3 else chosen[1]
-            epochs, optim = configs.retraining(config, experiment.cfg.epochs)
+            _, config, *inner = chosen
+            inside = inner[0][1] if inner else None
+            epochs, optim = configs.retraining(config, experiment.cfg.epochs, inside)
             ticket = with_phase(ticket, retrain(model, ticket, fit, epochs, optim))
         write_report(experiment, model, ticket)
+
+
+def _chosen(choose: str | Callable[[Any], Choice], cfg: Any) -> Choice:
+    if not isinstance(choose, str):
+        return choose(cfg)
+    return choose, configs.with_preset(getattr(cfg, choose), getattr(cfg, "preset", "default"))
+
+
+def _search_name(chosen: Choice) -> str:
+    return chosen[0] if len(chosen) == 2 else f"{chosen[0]} {chosen[2][0]}"
 
 
 def _made(chosen: Choice, seed: int, batch: Any) -> Any:
@@ -174,7 +183,7 @@ def _made(chosen: Choice, seed: int, batch: Any) -> Any:
     if config is not None:  # a plug-in's bare function takes a seed alone
         options |= {"config": config, "batch": batch}
     if inner:
-        options["search"] = _made(inner[0], seed, batch)
+        options["inner"] = _made(inner[0], seed, batch)
     return create_search(name, **options)
 
 

@@ -51,6 +51,12 @@ __all__ = [
 ]
 
 NAME_LIMIT = 100  # characters; file systems allow 255 bytes and we append to names
+FILE_LIMIT = 1_000_000  # bytes; a configuration of ours has a few thousand
+DEPTH_LIMIT = 50  # nesting; ours has three levels
+KEY = "spikeformer_lt"  # of our one entry in the header: safetensors writes several in any order
+VERSION = 1
+HEADER_LIMIT = 100_000_000  # bytes; safetensors' own limit
+_CONVERT = "convert it with: python recipes/convert.py --source FILE --model NAME --out DIR"
 _DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # Windows
 
 
@@ -126,10 +132,6 @@ def sha256_of(path: str | Path) -> str:
     """Return the sha256 of a file's content as 64 hex digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-FILE_LIMIT = 1_000_000  # bytes; a configuration of ours has a few thousand
-DEPTH_LIMIT = 50  # nesting; ours has three levels
 
 
 def parse_json(text: str, source: str, error: type[SpikeformerError] = ConfigError) -> Any:
@@ -347,12 +349,6 @@ def _refuse_odd(value: object, where: str, error: type[SpikeformerError]) -> Non
             f"{where} is {shown(value)} of type {type(value).__name__}; allowed are None, numbers, "
             "text, lists and dicts; convert it first"
         )
-
-
-KEY = "spikeformer_lt"  # of our one entry in the header: safetensors writes several in any order
-VERSION = 1
-HEADER_LIMIT = 100_000_000  # bytes; safetensors' own limit
-_CONVERT = "convert it with: python recipes/convert.py --source FILE --model NAME --out DIR"
 
 
 def pack_tensors(

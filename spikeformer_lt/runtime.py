@@ -1,8 +1,7 @@
-"""One OpenMP runtime for torch and the numba kernels, instead of one each.
+"""What an import and a run do to the process, and what a run's numbers depend on besides options.
 
-Keep the memory of a training step for the next one, instead of handing it back to the system.
-
-What a run's numbers depend on besides its configuration: versions, machine, threads, commit.
+Importing this room shares one OpenMP runtime between torch and the kernels. A run keeps freed
+memory, and notes versions, machine, threads and commit.
 """
 
 from __future__ import annotations
@@ -30,8 +29,16 @@ __all__ = [
     "share_openmp",
 ]
 
-_VARIABLE = "SPIKEFORMER_OPENMP"
-_SYSTEM = "libgomp.so.1.0.0"  # the name by which numba asks for it
+CPUINFO = Path("/proc/cpuinfo")  # Linux
+PACKAGES = (
+    *("spikeformer_lt", "torch", "torchvision", "timm", "spikingjelly", "accelerate", "numpy"),
+    *("numba", "safetensors", "scikit-learn", "tonic"),
+)
+_LIBGOMP = "libgomp.so.1.0.0"  # the name by which numba asks for it
+_TRIM, _MMAP = -1, -3  # glibc's M_TRIM_THRESHOLD and M_MMAP_THRESHOLD
+_LARGEST = 2**31 - 1
+# Same numbers on another commit or under another command are what a resume is for.
+_MAY_CHANGE = ("command", "git_commit", "git_clean", "cpu_count")
 
 
 def share_openmp() -> str:
@@ -48,20 +55,24 @@ def share_openmp() -> str:
     Raises:
         ConfigError: SPIKEFORMER_OPENMP is neither "share" nor "own".
     """
-    mode = os.environ.get(_VARIABLE, "share")
-    if mode not in ("share", "own"):
-        raise ConfigError(f"{_VARIABLE}={mode!r} is not allowed: share or own")
-    if mode == "own":
-        return f"own ({_VARIABLE})"
+    if _mode("SPIKEFORMER_OPENMP", "share", "own") == "own":
+        return "own (SPIKEFORMER_OPENMP)"
     if sys.platform != "linux":
         return "own (not Linux)"
     if "torch" in sys.modules:
         return "own (torch was imported first)"
     try:
-        ctypes.CDLL(_SYSTEM, mode=ctypes.RTLD_GLOBAL)
+        ctypes.CDLL(_LIBGOMP, mode=ctypes.RTLD_GLOBAL)
     except OSError:
-        return f"own (no {_SYSTEM})"
+        return f"own (no {_LIBGOMP})"
     return "shared"
+
+
+def _mode(variable: str, usual: str, other: str) -> str:
+    mode = os.environ.get(variable, usual)
+    if mode not in (usual, other):
+        raise ConfigError(f"{variable}={mode!r} is not allowed: {usual} or {other}")
+    return mode
 
 
 def openmp_runtimes() -> list[str]:
@@ -75,10 +86,6 @@ def openmp_runtimes() -> list[str]:
 
 OPENMP = share_openmp()
 """What was done when this package was imported, for the log."""
-
-_HEAP_VARIABLE = "SPIKEFORMER_HEAP"
-_TRIM, _MMAP = -1, -3  # glibc's M_TRIM_THRESHOLD and M_MMAP_THRESHOLD
-_LARGEST = 2**31 - 1
 
 
 def keep_heap() -> str:
@@ -94,11 +101,8 @@ def keep_heap() -> str:
     Raises:
         ConfigError: SPIKEFORMER_HEAP is neither "keep" nor "system".
     """
-    mode = os.environ.get(_HEAP_VARIABLE, "keep")
-    if mode not in ("keep", "system"):
-        raise ConfigError(f"{_HEAP_VARIABLE}={mode!r} is not allowed: keep or system")
-    if mode == "system":
-        return f"system ({_HEAP_VARIABLE})"
+    if _mode("SPIKEFORMER_HEAP", "keep", "system") == "system":
+        return "system (SPIKEFORMER_HEAP)"
     return "kept" if _keep() else "system (no glibc)"
 
 
@@ -111,24 +115,6 @@ def _keep() -> bool:
     except (OSError, AttributeError):
         return False
     return all(mallopt(option, ctypes.c_int(_LARGEST)) for option in (_MMAP, _TRIM))
-
-
-CPUINFO = Path("/proc/cpuinfo")  # Linux
-PACKAGES = (
-    "spikeformer_lt",
-    "torch",
-    "torchvision",
-    "timm",
-    "spikingjelly",
-    "accelerate",
-    "numpy",
-    "numba",
-    "safetensors",
-    "scikit-learn",
-    "tonic",
-)
-# Same numbers on another commit or under another command are what a resume is for.
-_MAY_CHANGE = ("command", "git_commit", "git_clean", "cpu_count")
 
 
 def describe_environment(seed: int | None = None, world_size: int = 1) -> dict[str, Any]:
@@ -206,7 +192,7 @@ def _cpu_count() -> int:
 
 def _git() -> tuple[str | None, bool | None]:
     """Commit of our source tree and whether it is unchanged; None for an installed package."""
-    home = Path(__file__).resolve().parents[2]
+    home = Path(__file__).resolve().parents[1]
     try:
         top, commit = _run_git(home, "rev-parse", "--show-toplevel", "HEAD").split()
         if Path(top).resolve() != home:

@@ -86,6 +86,26 @@ def test_a_replacement_that_fails_leaves_the_old_one(
     assert os.listdir(tmp_path) == ["p"]
 
 
+def test_an_old_one_that_cannot_be_put_back_is_named_and_found_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save(tmp_path / "p", "old")
+    replace, moves = os.replace, []
+
+    def refuse(source: Path, target: Path) -> None:
+        moves.append(target)
+        if len(moves) > 1:
+            raise OSError(errno.EIO, "Input/output error")
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bundle, "_exchange", lambda one, other: False)
+        patch.setattr(os, "replace", refuse)
+        with pytest.raises(TicketError, match=r"Input/output error; the old one is .*\.p\.old-"):
+            save(folder, "new", overwrite=True)
+    assert content(folder) == "old"
+
+
 def test_a_system_without_exchange_replaces_by_two_renames(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -61,9 +61,8 @@ from spikeformer_lt.reports.plots import plot_curves, plot_energy, plot_training
 from spikeformer_lt.reports.probe import Probe, keep_frequency, run_probe
 from spikeformer_lt.runtime import describe_environment
 from spikeformer_lt.ticket import Ticket
-from spikeformer_lt.training.evaluate import Metrics, evaluate
+from spikeformer_lt.training.evaluate import PREDICTIONS, Metrics, evaluate
 from spikeformer_lt.training.experiment import Experiment
-from spikeformer_lt.training.predictions import PREDICTIONS
 from spikeformer_lt.training.ranks import digest
 
 SHOWN_IMAGES = 8

@@ -85,9 +85,9 @@ class Search:
         """Find a ticket; `model` ends holding its weights, plain and ready to train."""
         self.results = []
         self.start = snapshot(model)
-        mask = self._search(model, fit)
+        ticket = self._ticket(model, self._search(model, fit))
         reset_state(model)
-        return self._ticket(model, mask)
+        return ticket
 
     def _search(self, model: nn.Module, fit: Fit) -> Mask:
         raise NotImplementedError

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from spikeformer_lt.config import check, check_fields
@@ -49,14 +50,17 @@ def preset_optim(preset: str) -> OptimConfig | None:
 
 
 def with_preset(config: Any, preset: str) -> Any:
-    """The configuration of a search with a preset by name; "default" leaves it as it is."""
+    """The configuration with a preset by name; "default" leaves it as it is."""
     return config if preset == "default" else replace(config, preset=preset)
 
 
-def retraining(config: Any, epochs: int) -> tuple[int, OptimConfig | None]:
-    """Epochs and optimizer of the training from a ticket: `epochs`, or those of the preset."""
+def retraining(config: Any, epochs: int, inner: Any = None) -> tuple[int, OptimConfig | None]:
+    """Epochs and optimizer of the training from a ticket: `epochs`, or those of the preset.
+
+    The preset is that of the search `inner`, if there is one inside.
+    """
     config = getattr(config, "imp", config)  # of a joint search
-    preset = getattr(config, "preset", "default")
+    preset = getattr(config if inner is None else inner, "preset", "default")
     published = getattr(config, "published_epochs", epochs)
     return epochs if preset == "default" else published, preset_optim(preset)
 
@@ -223,7 +227,6 @@ class ImpConfig:
     """none; random: as many weights of each layer, at random places; shuffle: the found mask with
     start weights permuted within each layer."""
     prune: PruneConfig = field(default_factory=PruneConfig)
-
     published_epochs: ClassVar[int] = 280  # of training from the ticket, under a preset
 
     def __post_init__(self) -> None:
@@ -233,7 +236,12 @@ class ImpConfig:
         check(rising, "levels", self.levels, "rising, in (0, 1)")
         check_fields(self, buffers=("rewind", "keep", "reset"), lr=("restart", "resume"))
         check_fields(self, control=("none", "random", "shuffle"))
-        Step.parse(self.rewind)
+        self.rewind_step  # noqa: B018 - refuses what is no step
+
+    @cached_property
+    def rewind_step(self) -> Step:
+        """The point to go back to."""
+        return Step.parse(self.rewind)
 
     def resolved(self) -> ImpConfig:
         """The configuration that runs: a preset fixes the published schedule."""
@@ -283,7 +291,6 @@ class EarlyBirdConfig:
     l1: float = 1e-4
     """Penalty on the BatchNorm scales while channels are searched."""
     prune: PruneConfig = field(default_factory=PruneConfig)
-
     published_epochs: ClassVar[int] = 300
 
     def __post_init__(self) -> None:
@@ -321,6 +328,7 @@ class EarlyTimeConfig:
     """paper: KL(P_t || P_T) over that of t = 2; code: KL(P_T || P_t) over the largest."""
     search: str = "imp"
     """The search that runs with the steps found."""
+    published_epochs: ClassVar[int] = 300
 
     def __post_init__(self) -> None:
         check_fields(self, preset=("default", "eccv22"), epochs=0, images=1, threshold="[0, 1]")

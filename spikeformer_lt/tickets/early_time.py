@@ -114,7 +114,7 @@ class EarlyTime(Search):
         config: how the number of steps is chosen, and the name of the search inside.
         seed: of the search inside.
         batch: gives the probe's images.
-        search: the search inside; the one that the configuration names, with its defaults, if None.
+        inner: the search inside; the one that the configuration names, with its defaults, if None.
 
     Source: Kim et al., ECCV 2022 (arXiv 2207.01382), section 3.3.
     """
@@ -124,12 +124,12 @@ class EarlyTime(Search):
         config: EarlyTimeConfig | None = None,
         seed: int = 0,
         batch: Batch | None = None,
-        search: Search | None = None,
+        inner: Search | None = None,
     ) -> None:
         super().__init__(config, seed, batch)
-        if search is None:
-            search = create_search(self.config.search, seed=seed, batch=batch)
-        self.inner, self.trained, self.T = search, search.trained, 0
+        if inner is None:
+            inner = create_search(self.config.search, seed=seed, batch=batch)
+        self.inner, self.trained, self.T = inner, inner.trained, 0
 
     def find(self, model: nn.Module, fit: Fit) -> Ticket:
         """Choose the time, search with it, give T back.

@@ -11,7 +11,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.registry import register_search
 from spikeformer_lt.rng import seed_for
-from spikeformer_lt.step import Step
 from spikeformer_lt.tickets.base import Search, magnitudes, shuffled, snapshot
 from spikeformer_lt.tickets.configs import ImpConfig, preset_optim
 from spikeformer_lt.training.phase import Capture, Fit, Masked, Phase
@@ -36,7 +35,7 @@ class Imp(Search):
     """The mask of each round, set by `find`."""
 
     def _search(self, model: nn.Module, fit: Fit) -> Mask:
-        config, step = self.config, Step.parse(self.config.rewind)
+        config, step = self.config, self.config.rewind_step
         optim = preset_optim(config.preset)
         early, mask, levels = Capture(step), None, config.schedule()
         self.masks = []

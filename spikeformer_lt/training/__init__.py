@@ -5,7 +5,10 @@ from typing import TYPE_CHECKING
 from spikeformer_lt.lazy import lazy
 
 if TYPE_CHECKING:
+    from spikeformer_lt.training.evaluate import PREDICTIONS as PREDICTIONS
     from spikeformer_lt.training.evaluate import Metrics as Metrics
+    from spikeformer_lt.training.evaluate import Predictions as Predictions
+    from spikeformer_lt.training.evaluate import read_predictions as read_predictions
     from spikeformer_lt.training.experiment import Experiment as Experiment
     from spikeformer_lt.training.jobs import Job as Job
     from spikeformer_lt.training.jobs import run_jobs as run_jobs
@@ -24,9 +27,6 @@ if TYPE_CHECKING:
     from spikeformer_lt.training.phase import Phase as Phase
     from spikeformer_lt.training.phase import Progress as Progress
     from spikeformer_lt.training.phase import Rewired as Rewired
-    from spikeformer_lt.training.predictions import PREDICTIONS as PREDICTIONS
-    from spikeformer_lt.training.predictions import Predictions as Predictions
-    from spikeformer_lt.training.predictions import read_predictions as read_predictions
     from spikeformer_lt.training.run import RunDir as RunDir
     from spikeformer_lt.training.trainer import Trainer as Trainer
 else:

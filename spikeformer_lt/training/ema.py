@@ -77,20 +77,17 @@ class Ema:
         Raises:
             CheckpointError: other names, shapes or dtypes than this model's.
         """
-        for name in [*self._average, *(n for n in tensors if n not in self._average)]:
-            own, found = self._average.get(name), tensors.get(name)
-            if name == UPDATES:
-                continue
-            if own is None or found is None:
-                side = "not in the model" if own is None else "not in the checkpoint"
-                raise CheckpointError(f"weight average: {shown(name)} is {side}")
-            if (own.shape, own.dtype) != (found.shape, found.dtype):
+        own = self.tensors()
+        for name in [*own, *tensors]:
+            here, there = (
+                "nothing" if name not in found else f"{found[name].dtype} {list(found[name].shape)}"
+                for found in (own, tensors)
+            )
+            if here != there:
                 raise CheckpointError(
-                    f"weight average: {shown(name)} is {found.dtype} {list(found.shape)} in the "
-                    f"checkpoint, {own.dtype} {list(own.shape)} in the model"
+                    f"weight average: {shown(name)} is {there} in the checkpoint, {here} in the "
+                    "model"
                 )
-        if UPDATES not in tensors:
-            raise CheckpointError(f"weight average: {UPDATES!r}, its counter, is missing")
         for name, average in self._average.items():
             average.copy_(tensors[name])
         self.updates = int(tensors[UPDATES])
@@ -157,8 +154,5 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _wide(value: Tensor) -> torch.dtype:
-    return (
-        torch.promote_types(value.dtype, torch.float32)
-        if value.is_floating_point()
-        else value.dtype
-    )
+    wide = torch.promote_types(value.dtype, torch.float32)
+    return wide if value.is_floating_point() else value.dtype

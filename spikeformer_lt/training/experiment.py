@@ -79,10 +79,7 @@ CIFAR10 = Wanted("cifar10", "CIFAR-10", ("cifar-10-batches-py", "cifar-10-python
 DVS128_GESTURE = Wanted(
     "dvs128_gesture",
     "DVS128 Gesture",
-    (
-        *("ibmGestureTrain", "ibmGestureTrain.tar.gz"),
-        *("DvsGesture", "DvsGesture.tar.gz"),
-    ),
+    ("ibmGestureTrain", "ibmGestureTrain.tar.gz", "DvsGesture", "DvsGesture.tar.gz"),
 )
 CIFAR10_DVS = Wanted("cifar10_dvs", "CIFAR10-DVS", ("CIFAR10DVS", "CIFAR10DVS.zip", "airplane.zip"))
 
@@ -232,8 +229,7 @@ class Experiment:
 
     def __enter__(self) -> Experiment:
         self.cfg, self.notice, self.taken = settle(self.cfg, self.wanted, self.fallback, self.small)
-        cfg = self.cfg
-        train = cfg.train
+        cfg, train = self.cfg, self.cfg.train
         waiting = InitProcessGroupKwargs(timeout=timedelta(seconds=train.timeout_s))
         self.accelerator = Accelerator(
             cpu=train.cpu, mixed_precision=train.mixed_precision, kwargs_handlers=[waiting]
@@ -246,30 +242,20 @@ class Experiment:
             facts = {name: str(value) for name, value in flat_values(to_dict(cfg))}
             facts |= {"data split": self.data.split_sha256, "torch": str(torch.__version__)}
             refuse_differences(facts)
+            identity = {"recipe": type(cfg).__name__, "search": self.search}
             self.run = RunDir.open(
                 cfg.run.out,
                 cfg,
                 slug=f"{cfg.model.name}-{cfg.data.name}",
-                identity={
-                    "recipe": type(cfg).__name__,
-                    "search": self.search,
-                    "split": self.data.split_sha256,
-                },
+                identity={**identity, "split": self.data.split_sha256},
                 resume=cfg.run.resume,
                 allow=cfg.run.allow_config_change,
                 seed=train.seed,
                 log=self._log,
             )
             augment, mixing = augmentation(cfg.data, self.data)
-            self.trainer = Trainer(
-                self.data,
-                train,
-                self.run,
-                self.accelerator,
-                augment=augment,
-                mixing=mixing,
-                stop=self.stop,
-            )
+            places = self.data, train, self.run, self.accelerator
+            self.trainer = Trainer(*places, augment=augment, mixing=mixing, stop=self.stop)
         except BaseException as fault:
             self.__exit__(type(fault), fault)
             raise
@@ -329,43 +315,36 @@ class Experiment:
         return ticket
 
     def _announce(self, model: nn.Module) -> None:
-        trainer, data, train = self.trainer, self.data, self.cfg.train
+        trainer, data, cfg, train = self.trainer, self.data, self.cfg, self.cfg.train
         if not trainer.main:
             return
         log.info("***** %s *****", self.run.run_id)
-        if self.notice:
-            log.warning("NOTICE: %s", self.notice)
-        for line in launcher_notices(trainer.world, train.mixed_precision, train.accumulate):
+        notices = launcher_notices(trainer.world, train.mixed_precision, train.accumulate)
+        for line in [self.notice] * bool(self.notice) + notices:
             log.warning("NOTICE: %s", line)
-        log.info(
-            "data %s: %d train, %d val, %d test (split %s)",
-            data.name, len(data.train), len(data.val), len(data.test), data.split_sha256[:12],
-        )  # fmt: skip
+        sizes = f"{len(data.train)} train, {len(data.val)} val, {len(data.test)} test"
+        log.info("data %s: %s (split %s)", data.name, sizes, data.split_sha256[:12])
         if self.taken:
             log.info("values for %s, where no option names another: %s", data.name, self.taken)
-        count = sum(p.numel() for p in model.parameters())
+        millions = sum(p.numel() for p in model.parameters()) / 1e6
+        source = f", weights of {cfg.model.init_from}" if cfg.model.init_from else ""
         log.info(
-            "model %s: %.2f M parameters, T %d%s",
-            self.cfg.model.name, count / 1e6, self.cfg.model.T,
-            f", weights of {self.cfg.model.init_from}" if self.cfg.model.init_from else "",
-        )  # fmt: skip
+            "model %s: %.2f M parameters, T %d%s", cfg.model.name, millions, cfg.model.T, source
+        )
+        device = trainer.accelerator.device
         total = train.batch_size * train.accumulate * trainer.world
         log.info(
             "batch %d x %d accumulated x %d processes = %d, lr %g, on %s, %d threads, "
             "kernels %s, freed memory %s, OpenMP %s%s",
-            train.batch_size, train.accumulate, trainer.world, total, train.optim.lr,
-            trainer.accelerator.device, torch.get_num_threads(),
-            lif_path(trainer.accelerator.device), trainer.heap,
-            OPENMP,
+            train.batch_size, train.accumulate, trainer.world, total, train.optim.lr, device,
+            torch.get_num_threads(), lif_path(device), trainer.heap, OPENMP,
             ", activations computed again" if train.recompute else "",
         )  # fmt: skip
         size = min(8, train.batch_size)
         images, _, _ = next(iter(train_loader(data.train, trainer.augment, size, 0, 0)))
-        model.to(trainer.accelerator.device)
-        guess = estimate_step(model, images.to(trainer.accelerator.device), train.batch_size)
-        steps = len(data.train) // total
+        guess = estimate_step(model.to(device), images.to(device), train.batch_size)
+        seconds = guess.seconds_per_step * train.accumulate
         log.info(
             "estimate: %.0f MB for a step (%.0f saved for backward), %.3f s a step, %s an epoch",
-            guess.total_mb, guess.saved_mb, guess.seconds_per_step * train.accumulate,
-            clock(guess.seconds_per_step * train.accumulate * steps),
+            guess.total_mb, guess.saved_mb, seconds, clock(seconds * (len(data.train) // total)),
         )  # fmt: skip

@@ -1,6 +1,8 @@
-"""Mean firing rate of every spiking layer during training, and a warning for dead ones.
+"""What is watched during training: NaN and infinity, firing rates, what is removed, progress.
 
-Progress of an epoch: a bar on a terminal, plain lines elsewhere.
+A NaN never reaches the threshold, so a spiking network that is fed one stays silent and its loss
+finite, while its gradients, the statistics of its BatchNorms and its membranes are lost already.
+The guard therefore does not ask the loss.
 """
 
 from __future__ import annotations
@@ -8,44 +10,262 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
-from types import TracebackType
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from spikeformer_lt.config import check
+from spikeformer_lt.errors import DataError, NonFiniteError, shown
 from spikeformer_lt.layers.patches import PatchSelect, kept_count
 from spikeformer_lt.layers.subnet import SubnetConv2d
+from spikeformer_lt.training.ranks import agreed, together
 
-__all__ = ["EpochProgress", "FiringWatch", "clock", "epoch_line", "removed", "spiking_layers"]
+__all__ = [
+    "EpochProgress",
+    "FiringWatch",
+    "NonFiniteGuard",
+    "SpikingLayer",
+    "clock",
+    "count_nonfinite",
+    "epoch_line",
+    "removed",
+    "spiking_layers",
+]
 
 log = logging.getLogger(__name__)
 
+POLICIES = ("stop", "skip")
 LISTED = 8  # layers that a warning names before it counts the rest
+SAMPLES = 5  # indices of bad samples that a message shows
 ROUNDING = 1e-6  # of a float32 sum over a saturated layer
 
 
+def count_nonfinite(tensor: Tensor) -> int:
+    """Count the NaNs and infinities; 0 for integers and booleans."""
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return 0
+    return tensor.numel() - int(torch.isfinite(tensor.detach()).sum())
+
+
+class NonFiniteGuard:
+    """Stops, or skips a step, when something that must be finite is not.
+
+    The order of calls in a step: `keep_buffers`, then for each batch `check_batch` and forward and
+    backward, then `check_step`; where that returns True, `restore_buffers` and no optimizer step.
+
+    Args:
+        policy: "stop" raises at the first fault; "skip" leaves the step out and goes on.
+        limit: that many skipped steps in a row are one too many.
+
+    Raises:
+        ConfigError: an unknown policy, or a limit below 1.
+    """
+
+    def __init__(self, policy: str = "stop", limit: int = 10) -> None:
+        check(policy in POLICIES, "nonfinite", policy, f"one of {', '.join(POLICIES)}")
+        check(limit >= 1, "skip_limit", limit, "an integer >= 1")
+        self.policy, self.limit = policy, limit
+        self.skipped = 0
+        """Steps skipped so far."""
+        self.in_a_row = 0
+        """Steps skipped since the last good one."""
+        self._batch_fault = ""
+        self._together = together()
+
+    def check_batch(self, images: Tensor, indices: Iterable[int] | Tensor | None = None) -> bool:
+        """Look at a batch before the forward.
+
+        Args:
+            images: [B, ...]; integer images are finite by nature.
+            indices: the samples' places in the data set, for the message; else in the batch.
+
+        Returns:
+            True if the batch is bad and the step will be skipped; `check_step` will say so, too.
+
+        Raises:
+            NonFiniteError: (policy "stop") with the samples and the count of bad values.
+            DataError: `indices` has not one entry a sample.
+        """
+        count = count_nonfinite(images)
+        if count == 0:
+            return False
+        rows = (~torch.isfinite(images.detach().flatten(1))).any(1).nonzero().flatten().tolist()
+        what = "positions in the batch"
+        if indices is not None:
+            own = [int(index) for index in indices]
+            if len(own) != len(images):
+                raise DataError(f"{len(own)} indices were given for {len(images)} samples")
+            rows, what = [own[row] for row in rows], "samples of the data set"
+        listed = ", ".join(map(str, rows[:SAMPLES]))
+        more = f" and {len(rows) - SAMPLES} more" if len(rows) > SAMPLES else ""
+        self._batch_fault = (
+            f"{count} of {images.numel()} input values in {len(rows)} of {len(images)} images "
+            f"({what}: {listed}{more})"
+        )
+        # With several ranks all must stop at the same place: check_step asks them.
+        if self.policy == "stop" and not self._together:
+            fault, self._batch_fault = self._batch_fault, ""
+            raise _error(fault)
+        return True
+
+    def check_step(self, grad_norm: Tensor | float, logits: Tensor, model: nn.Module) -> bool:
+        """Look at gradients, logits, buffers and membranes after the backward.
+
+        Costs one read of the buffers and membranes and one synchronisation with the device.
+
+        Args:
+            grad_norm: total norm of all gradients. Take it by ``get_total_norm`` and clip after
+                this: clipping by a norm that is not finite spreads it over all gradients, and then
+                the first of them is named, not the one it came from.
+            logits: [B, ...] of the last batch.
+            model: the network.
+
+        Returns:
+            True if this step must be skipped: call `restore_buffers` and leave the optimizer alone.
+
+        Raises:
+            NonFiniteError: policy "stop", or `limit` skipped steps in a row; with the first bad
+                tensor of each kind.
+        """
+        fault, self._batch_fault = self._batch_fault, ""
+        fault = fault or _step_fault(grad_norm, logits, model)
+        # Ranks that part ways would wait for each other forever.
+        if self._together and agreed(bool(fault)) and not fault:
+            fault = "a tensor of another rank, whose log names it"
+        if not fault:
+            self.in_a_row = 0
+            return False
+        if self.policy == "stop":
+            raise _error(fault)
+        self.skipped += 1
+        self.in_a_row += 1
+        if self.in_a_row >= self.limit:
+            raise NonFiniteError(
+                f"{self.in_a_row} steps in a row were skipped, the limit; the last one for "
+                f"NaN or infinity in {fault}; the last good checkpoint is untouched; lower the "
+                "learning rate or look at the data"
+            )
+        log.warning("skipped a step (%d in a row): NaN or infinity in %s", self.in_a_row, fault)
+        return True
+
+    def check_buffers(self, model: nn.Module) -> None:
+        """Refuse a model whose parameters or buffers are not finite, e.g. before it is saved.
+
+        Raises:
+            NonFiniteError: under either policy, with the first bad one of each kind.
+        """
+        fault = _faults({"parameter": model.named_parameters(), "buffer": model.named_buffers()})
+        if fault:
+            raise _error(fault)
+
+    def keep_buffers(self, model: nn.Module) -> dict[str, Tensor]:
+        """Copy the buffers, which a forward in train mode changes; nothing under policy "stop"."""
+        if self.policy == "stop":
+            return {}
+        return {name: value.detach().clone() for name, value in model.named_buffers()}
+
+    @torch.no_grad()
+    def restore_buffers(self, model: nn.Module, kept: Mapping[str, Tensor]) -> None:
+        """Put back what `keep_buffers` copied; the buffers stay the same objects."""
+        own = dict(model.named_buffers())
+        for name, value in kept.items():
+            own[name].copy_(value)
+
+    def state(self) -> dict[str, int]:
+        """Counters for a checkpoint."""
+        return {"skipped": self.skipped, "in_a_row": self.in_a_row}
+
+    def load_state(self, state: Mapping[str, int]) -> None:
+        """Take over the counters of `state`."""
+        self.skipped, self.in_a_row = int(state["skipped"]), int(state["in_a_row"])
+
+
+def _step_fault(grad_norm: Tensor | float, logits: Tensor, model: nn.Module) -> str:
+    norm = torch.as_tensor(grad_norm, device=logits.device).detach()
+    watched = [value.detach() for _, value in (*_float_buffers(model), *_membranes(model))]
+    rest = nn.utils.get_total_norm(watched)
+    # One number, so that a device is waited for once.
+    probe = torch.isfinite(logits.detach()).all() & torch.isfinite(norm)
+    if bool(probe & torch.isfinite(rest.to(logits.device))):
+        return ""
+    fault = _faults(
+        {
+            "parameter": model.named_parameters(),
+            "logits": [("[B, T, K]", logits)],
+            "gradient of": (
+                (name, p.grad) for name, p in model.named_parameters() if p.grad is not None
+            ),
+            "buffer": _float_buffers(model),
+            "membrane of": _membranes(model),
+        }
+    )
+    if not fault and not bool(torch.isfinite(norm)):
+        fault = "the norm of the gradients, which overflowed though each of them is finite"
+    return fault
+
+
+def _faults(kinds: Mapping[str, Iterable[tuple[str, Tensor]]]) -> str:
+    """The first tensor of each kind that is not finite, in words."""
+    found = []
+    for kind, named in kinds.items():
+        counts = ((name, count_nonfinite(value), value.numel()) for name, value in named)
+        bad = next(((name, count, of) for name, count, of in counts if count), None)
+        if bad is not None:
+            found.append(f"{kind} {shown(bad[0])} ({bad[1]} of {bad[2]} values)")
+    return ", ".join(found)
+
+
+def _error(fault: str) -> NonFiniteError:
+    return NonFiniteError(
+        f"NaN or infinity in {fault}; the last good checkpoint is untouched; look at the data, "
+        "lower the learning rate, or set nonfinite to skip"
+    )
+
+
+def _float_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    return ((name, b) for name, b in model.named_buffers() if b.is_floating_point())
+
+
+def _membranes(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Voltages `v` that foreign neurons carry as attributes, which `named_buffers` does not see."""
+    for name, module in model.named_modules():
+        v = getattr(module, "v", None)
+        if isinstance(v, Tensor) and v.is_floating_point() and "v" not in module._buffers:
+            yield name, v
+
+
+@runtime_checkable
+class SpikingLayer(Protocol):
+    """A neuron or an activation; its output is spikes where `spiking` is True."""
+
+    spiking: bool
+
+
 def spiking_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Modules whose attribute `spiking` is True and that lie in no other such module, by name."""
+    """Modules whose output is spikes and that lie in no other such module, by name."""
     found: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
-        if getattr(module, "spiking", False) is True:
+        if _fires(module):
             parents = (name[:at] for at, letter in enumerate(name) if letter == ".")
             if "" not in found and not any(parent in found for parent in parents):
                 found[name] = module
     return found
 
 
+def _fires(layer: object) -> bool:
+    return isinstance(layer, SpikingLayer) and layer.spiking
+
+
 class FiringWatch:
     """Sums the spikes of each layer as they are made: one read of the output, nothing copied.
 
-    A layer is any module whose attribute `spiking` is True and that lies in no other such module: a
-    neuron is one layer with its surrogate. Only forwards while `model` is in train mode count, so
-    that a validation amid an epoch leaves no trace. On a GPU nothing waits for the device before a
-    rate is asked for.
+    The layers are `spiking_layers`: a neuron is one layer with its surrogate. Only forwards while
+    `model` is in train mode count, so that a validation amid an epoch leaves no trace. On a GPU
+    nothing waits for the device before a rate is asked for.
 
     Args:
         model: the network, not a wrapper of it, so that layers bear their names in the state_dict.
@@ -66,12 +286,7 @@ class FiringWatch:
     def __enter__(self) -> FiringWatch:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -92,12 +307,12 @@ class FiringWatch:
 
     def rates(self) -> dict[str, float]:
         """Mean firing rate, in [0, 1], of each layer that has run since the last `reset`."""
-        return {name: self._total(name) / self._counts[name] for name in self._sums}
+        return {name: float(total) / self._counts[name] for name, total in self._sums.items()}
 
     def mean_rate(self) -> float:
         """Spikes over all layers per neuron and step; 0.0 if no layer has run."""
         count = sum(self._counts.values())
-        return sum(self._total(name) for name in self._sums) / count if count else 0.0
+        return sum(map(float, self._sums.values())) / count if count else 0.0
 
     def warn(self, epoch: int) -> tuple[list[str], list[str]]:
         """Log one warning that names the layers of rate 0 and of rate 1, if there are any.
@@ -111,19 +326,14 @@ class FiringWatch:
         rates = self.rates()
         dead = [name for name, rate in rates.items() if rate == 0.0]
         full = [name for name, rate in rates.items() if rate >= 1.0 - ROUNDING]
-        parts = []
-        if dead:
-            parts.append(f"{len(dead)} never fired: {_names(dead)}")
-        if full:
-            parts.append(f"{len(full)} fired at every step: {_names(full)}")
+        kinds = {"never fired": dead, "fired at every step": full}
+        parts = [f"{len(of)} {what}: {_names(of)}" for what, of in kinds.items() if of]
         if parts:
             log.warning(
                 "epoch %d: of %d spiking layers, %s; no information passes there: look at the "
                 "input's scale, the threshold or the learning rate",
-                epoch + 1,
-                len(rates),
-                "; ".join(parts),
-            )
+                epoch + 1, len(rates), "; ".join(parts),
+            )  # fmt: skip
         return dead, full
 
     def reset(self) -> None:
@@ -133,7 +343,7 @@ class FiringWatch:
 
     def state(self) -> dict[str, list[float]]:
         """Sum and count of each layer, for a checkpoint amid an epoch."""
-        return {name: [self._total(name), self._counts[name]] for name in self._sums}
+        return {name: [float(total), self._counts[name]] for name, total in self._sums.items()}
 
     def load_state(self, state: Mapping[str, list[float]]) -> None:
         """Go on from what `state` returned."""
@@ -141,9 +351,6 @@ class FiringWatch:
         for name, (total, count) in state.items():
             self._sums[name] = torch.tensor(total, dtype=torch.float64)
             self._counts[name] = int(count)
-
-    def _total(self, name: str) -> float:
-        return float(self._sums[name])
 
 
 def _names(layers: list[str]) -> str:
@@ -186,12 +393,7 @@ class EpochProgress:
     def __enter__(self) -> EpochProgress:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self.bar is not None:
             self.bar.close()
 
@@ -240,10 +442,7 @@ def removed(model: nn.Module, masked: int = 0, of: int = 0) -> dict[str, float]:
     tokens = int(getattr(model, "num_tokens", 0))
     asked = [m.sparsity for m in model.modules() if isinstance(m, PatchSelect)]
     gone = 1 - kept_count(tokens, asked[0]) / tokens if asked and tokens else 0.0
-    return {
-        "weight_sparsity": 1 - kept / total if total else 0.0,
-        "patch_sparsity": gone,
-    }
+    return {"weight_sparsity": 1 - kept / total if total else 0.0, "patch_sparsity": gone}
 
 
 def epoch_line(row: Mapping[str, Any], epochs: int, images_per_s: float, left_s: float) -> str:

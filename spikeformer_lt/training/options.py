@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spikeformer_lt.config import check
+from spikeformer_lt.config import check, check_fields
 from spikeformer_lt.disk import read_tensors
 from spikeformer_lt.errors import DataError
 from spikeformer_lt.events.frame import EventOptions
@@ -52,16 +52,13 @@ class OptimConfig:
     """Largest gradient norm; 0 does not clip."""
 
     def __post_init__(self) -> None:
-        for name in ("lr", "score_lr"):
-            value = getattr(self, name)
-            check(0 < value < 1e3, f"optim.{name}", value, "a positive finite number")
-        lengths = ("warmup_epochs", "cooldown_epochs")
-        for name in ("weight_decay", "min_lr", "warmup_lr", "clip_grad", *lengths):
-            value = getattr(self, name)
-            check(0 <= value < 1e9, f"optim.{name}", value, "a finite number >= 0")
-        check(0 <= self.momentum < 1, "optim.momentum", self.momentum, "in [0, 1)")
-        scheds = ("cosine", "linear", "step", "constant")
-        check(self.sched in scheds, "optim.sched", self.sched, f"one of {', '.join(scheds)}")
+        positive, finite = "(0, 1e3)", "[0, 1e9)"
+        check_fields(
+            self, "optim.", lr=positive, score_lr=positive, momentum="[0, 1)",
+            weight_decay=finite, min_lr=finite, warmup_lr=finite, clip_grad=finite,
+            warmup_epochs=finite, cooldown_epochs=finite,
+            sched=("cosine", "linear", "step", "constant"),
+        )  # fmt: skip
 
 
 LOSSES = ("mean", "tet")
@@ -276,24 +273,11 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     def __post_init__(self) -> None:
-        for name in (
-            "batch_size",
-            "eval_batch_size",
-            "accumulate",
-            "validate_every",
-            "skip_limit",
-            "timeout_s",
-        ):
-            check(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
-        for name in ("workers", "checkpoint_steps", "threads"):
-            check(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "at least 0")
-        check(0 <= self.ema_decay < 1, "train.ema_decay", self.ema_decay, "in [0, 1)")
-        check(self.loss in LOSSES, "train.loss", self.loss, f"one of {', '.join(LOSSES)}")
-        check(self.nonfinite in ("stop", "skip"), "train.nonfinite", self.nonfinite, "stop or skip")
-        allowed = ("no", "bf16")
-        check(
-            self.mixed_precision in allowed,
-            "train.mixed_precision",
-            self.mixed_precision,
-            "no or bf16 (float16 overflows in the integer attention sums)",
-        )
+        check_fields(
+            self, "train.", batch_size=1, eval_batch_size=1, accumulate=1, validate_every=1,
+            skip_limit=1, timeout_s=1, workers=0, checkpoint_steps=0, threads=0,
+            ema_decay="[0, 1)", loss=LOSSES, nonfinite=("stop", "skip"),
+        )  # fmt: skip
+        rule = "no or bf16 (float16 overflows in the integer attention sums)"
+        fits = self.mixed_precision in ("no", "bf16")
+        check(fits, "train.mixed_precision", self.mixed_precision, rule)

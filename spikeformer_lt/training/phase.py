@@ -1,8 +1,7 @@
 """A phase: one stretch of training with its own epochs, optimizer and hooks.
 
-What a search does inside a phase, with a state that survives a kill.
-
-Training under a weight mask: what is removed is exactly 0 after every step.
+Hooks are what a search does inside it, with a state that survives a kill: capture the weights to
+rewind to, hold a mask, change it.
 """
 
 from __future__ import annotations
@@ -32,6 +31,9 @@ __all__ = [
     "Phase",
     "Progress",
 ]
+
+BEGIN = Step()
+"""The very start of a phase."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class Phase:
     frozen: tuple[str, ...] = ()
     hooks: tuple[Hook, ...] = ()
     lr_factor: float = 1.0
-    lr_from: Step = field(default_factory=Step)
+    lr_from: Step = BEGIN
     tags: dict[str, str] = field(default_factory=dict)
 
     def optimizer(self, usual: OptimConfig) -> OptimConfig:
@@ -189,17 +191,17 @@ class Hooks:
             for hook in self.hooks:
                 hook.after_average(ema)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Tensors of all hooks, as one group of a checkpoint."""
-        found: dict[str, Tensor] = {}
-        for place, hook in enumerate(self.hooks):
-            found |= {f"{place}.{name}": value for name, value in hook.tensors().items()}
-        return found
-
     def removed(self) -> tuple[int, int]:
         """Weights that their masks remove, and have."""
         masks = [hook.mask for hook in self.hooks if hook.mask is not None]
         return sum(mask.removed for mask in masks), sum(mask.total for mask in masks)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Tensors of all hooks, as one group of a checkpoint."""
+        own = [hook.tensors() for hook in self.hooks]
+        return {
+            f"{place}.{n}": value for place, found in enumerate(own) for n, value in found.items()
+        }
 
     def state(self) -> list[dict[str, Any]]:
         """State of each hook."""
@@ -222,6 +224,7 @@ class Hooks:
             hook.load(own, state)
 
 
+@dataclass(eq=False)
 class Capture(Hook):
     """Keeps the whole ``state_dict`` as it is after `step`: what late rewinding goes back to.
 
@@ -234,9 +237,8 @@ class Capture(Hook):
     Source: Frankle et al., ICML 2020 (arXiv 1912.05671): rewinding to an early iteration.
     """
 
-    def __init__(self, step: Step) -> None:
-        self.step = step
-        self.captured: dict[str, Tensor] = {}
+    step: Step
+    captured: dict[str, Tensor] = field(default_factory=dict)
 
     def start(self, model: nn.Module, steps_per_epoch: int, epochs: int) -> None:
         """Find the step; take the state if it is the start."""
@@ -267,6 +269,7 @@ class Capture(Hook):
         self.captured = {k: v.detach().to("cpu", copy=True) for k, v in model.state_dict().items()}
 
 
+@dataclass(eq=False)
 class Masked(Hook):
     """Keeps the weights that a mask removes at exactly 0, whatever the optimizer.
 
@@ -282,10 +285,7 @@ class Masked(Hook):
     """
 
     mask: Mask
-
-    def __init__(self, mask: Mask) -> None:
-        self.mask = mask
-        self._factors: dict[str, Tensor] = {}
+    _factors: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def start(self, model: nn.Module, steps_per_epoch: int, epochs: int) -> None:
         """Clear what is removed before the optimizer and the weight average see it."""

@@ -526,7 +526,7 @@ class Summary:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def append(self, row: Mapping[str, object]) -> None:
+    def append(self, row: Mapping[str, Any]) -> None:
         """Add a row and write the file.
 
         Args:

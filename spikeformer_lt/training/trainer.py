@@ -35,8 +35,13 @@ from spikeformer_lt.training.checkpoint import (
 )
 from spikeformer_lt.training.ema import Ema
 from spikeformer_lt.training.evaluate import Metrics, evaluate
-from spikeformer_lt.training.guard import NonFiniteGuard
-from spikeformer_lt.training.monitor import EpochProgress, FiringWatch, epoch_line, removed
+from spikeformer_lt.training.monitor import (
+    EpochProgress,
+    FiringWatch,
+    NonFiniteGuard,
+    epoch_line,
+    removed,
+)
 from spikeformer_lt.training.optim import Schedule, build_optimizer
 from spikeformer_lt.training.options import LOSSES, TrainConfig
 from spikeformer_lt.training.phase import FitResult, Hooks, Phase, Progress
@@ -180,24 +185,22 @@ class PhaseRun:
     def __init__(self, trainer: Trainer, model: nn.Module, phase: Phase) -> None:
         self.trainer, self.model, self.phase, self.config = trainer, model, phase, trainer.config
         self.optim = phase.optimizer(trainer.config.optim)
-        accelerator = trainer.accelerator
-        size = self.config.batch_size * trainer.world * self.config.accumulate
-        self.steps = len(trainer.data.train) // size
-        if self.steps == 0:
-            check(False, "train.batch_size", size, f"at most {len(trainer.data.train)} (train set)")
+        images = len(trainer.data.train)
+        self.batch = self.config.batch_size * trainer.world * self.config.accumulate
+        self.steps = images // self.batch
+        check(self.steps > 0, "train.batch_size", self.batch, f"at most {images} (train set)")
         self.hooks = Hooks(phase.hooks)
         self.hooks.start(model, self.steps, phase.epochs)
-        optimizer = build_optimizer(model, self.optim)
+        self.optimizer = build_optimizer(model, self.optim)
         self.entry = phase.lr_from.iterations(self.steps)
         updates = self.entry + phase.epochs * self.steps
-        self.schedule = Schedule(optimizer, self.optim, updates, self.steps)
+        self.schedule = Schedule(self.optimizer, self.optim, updates, self.steps)
         self.ema = Ema(model, self.config.ema_decay) if self.config.ema_decay else None
         self.watch = FiringWatch(model)
         self.guard = NonFiniteGuard(self.config.nonfinite, self.config.skip_limit)
         self.at = Position(rows=trainer.run.rows())
         self.best: dict[str, Tensor] | None = None
-        self.wrapped = accelerator.prepare(model) if trainer.world > 1 else model
-        self.optimizer = optimizer
+        self.wrapped = trainer.accelerator.prepare(model) if trainer.world > 1 else model
         self._restore()
 
     def _save(self) -> None:
@@ -223,13 +226,15 @@ class PhaseRun:
             self._epoch()
         if self.best is None:  # a hook ended the phase before any validation counted
             share_buffers(self.model)
-            self.best = {k: v.clone() for k, v in state_of(self.model).items()}
+            self._keep_best()
         on_test = at.best_on_test if self.config.best_on_test else None
-        result = FitResult(
-            phase.name, at.best_accuracy, at.best_epoch, at.epoch, at.seconds, on_test
-        )
+        best = at.best_accuracy, at.best_epoch
+        result = FitResult(phase.name, *best, at.epoch, at.seconds, on_test)
         self.watch.close()
-        return result, self.best
+        return result, self.best or {}
+
+    def _keep_best(self) -> None:
+        self.best = {name: value.clone() for name, value in state_of(self.model).items()}
 
     def _epoch(self) -> None:
         trainer, at, config = self.trainer, self.at, self.config
@@ -250,9 +255,8 @@ class PhaseRun:
         gone = removed(self.model, *self.hooks.removed())
         start, batches = time.monotonic(), iter(loader)
         rest = (self.phase.epochs - at.epoch - 1) * self.steps
-        per_step = config.batch_size * config.accumulate * trainer.world
         title = f"{self.phase.name} epoch {at.epoch + 1}/{self.phase.epochs}"
-        with EpochProgress(title, self.steps - at.step, rest, per_step, show=trainer.main) as bar:
+        with EpochProgress(title, self.steps - at.step, rest, self.batch, show=trainer.main) as bar:
             while at.step < self.steps:
                 self._step(batches)
                 at.step += 1
@@ -353,7 +357,7 @@ class PhaseRun:
                     at.best_on_test = max(at.best_on_test, on_test)
                 if settled and metrics.accuracy >= at.best_accuracy:
                     at.best_accuracy, at.best_epoch = metrics.accuracy, at.epoch
-                    self.best = {k: v.clone() for k, v in state_of(self.model).items()}
+                    self._keep_best()
         self.watch.warn(at.epoch)
         record_epoch(self, row, speed)
         self.watch.reset()
@@ -429,16 +433,14 @@ class Trainer:
         model.to(self.accelerator.device)
         set_recompute(model, self.config.recompute)
         store = CheckpointStore(self.run.path / "best" / phase.name, keep=1)
-        finished = store.load()
+        finished, hooks = store.load(), Hooks(phase.hooks)
         if finished is not None:
             model.load_state_dict(finished.tensors["model"])
-            saved = finished.state.get("hooks", [])
-            Hooks(phase.hooks).load(finished.tensors.get("hooks", {}), saved)
+            hooks.load(finished.tensors.get("hooks", {}), finished.state.get("hooks", []))
             log.info("phase %s was finished before: %s", phase.name, finished.path)
             return FitResult(**finished.state["result"])
         if phase.epochs == 0:
             return FitResult(phase.name, float("nan"), -1, 0, 0.0)
-        hooks = Hooks(phase.hooks)
         result, tensors = PhaseRun(self, model, phase).train()
         model.load_state_dict(tensors)
         if self.main:
@@ -462,11 +464,6 @@ class Trainer:
     def evaluate(self, model: nn.Module, split: str) -> Metrics:
         """Evaluate on ``train``, ``val`` or ``test``: every sample once, by one network."""
         share_buffers(model)
-        return evaluate(
-            model,
-            getattr(self.data, split),
-            self.data,
-            self.accelerator,
-            batch_size=self.config.eval_batch_size,
-            workers=self.config.workers,
-        )
+        size, workers = self.config.eval_batch_size, self.config.workers
+        part = getattr(self.data, split)
+        return evaluate(model, part, self.data, self.accelerator, batch_size=size, workers=workers)

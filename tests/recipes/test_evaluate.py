@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from spikeformer_lt import Mask, Ticket, create_dataset, create_model
-from spikeformer_lt.training.predictions import PREDICTIONS, read_predictions
+from spikeformer_lt.training.evaluate import PREDICTIONS, read_predictions
 
 pytestmark = pytest.mark.recipe
 

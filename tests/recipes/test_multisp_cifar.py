@@ -19,7 +19,7 @@ from spikeformer_lt import Ticket
 from spikeformer_lt.config import flat_values
 from spikeformer_lt.disk import sha256_of
 from spikeformer_lt.training.checkpoint import CheckpointStore
-from spikeformer_lt.training.predictions import PREDICTIONS, read_predictions
+from spikeformer_lt.training.evaluate import PREDICTIONS, read_predictions
 
 pytestmark = pytest.mark.recipe
 
@@ -168,7 +168,7 @@ def test_resuming_with_other_values_names_each_field_old_and_new(
         ("--multisp.schedule sideways", "schedule='sideways' .*joint, sequential, reverse"),
         ("--multisp.distill 0.5", "multisp.distill=0.5 .*dense_epochs > 0"),
         ("--multisp.epochs 0", "multisp.epochs=0 is not allowed: at least 1"),
-        ("--train.optim.lr nan", "optim.lr=nan is not allowed: a positive finite number"),
+        ("--train.optim.lr nan", r"optim.lr=nan is not allowed: in \(0, 1e3\)"),
         ("--train.optim.opt adamm", "optim.opt='adamm' .*did you mean 'adam'"),
         ("--train.batch-size 65", "batch_size=65 is not allowed: at most 64"),
         ("--train.batch-size 15 --data.mixup 0.5", "batch_size=15 .*even number"),

@@ -21,8 +21,7 @@ import torch
 from spikeformer_lt import Ticket
 from spikeformer_lt.reports.finished import open_run
 from spikeformer_lt.tickets.surgery import model_from_ticket
-from spikeformer_lt.training.evaluate import evaluate
-from spikeformer_lt.training.predictions import PREDICTIONS, read_predictions
+from spikeformer_lt.training.evaluate import PREDICTIONS, evaluate, read_predictions
 
 pytestmark = pytest.mark.recipe
 

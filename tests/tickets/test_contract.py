@@ -111,7 +111,7 @@ def search_of(case: str, batch: Any = None) -> Any:
         options["batch"] = batch
     if name == "early_time":
         inner = case.partition(" ")[2]
-        options["search"] = create_search(inner, config=CASES[inner][1])
+        options["inner"] = create_search(inner, config=CASES[inner][1])
     return create_search(name, **options)
 
 

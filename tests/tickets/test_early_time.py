@@ -119,7 +119,7 @@ def test_the_search_inside_runs_at_the_chosen_t(make, bench, tmp_path, threshold
     config = EarlyTimeConfig(epochs=1, images=20, threshold=threshold, order="code")
     inner = Imp(ImpConfig(levels=(0.5, 0.8), epochs=1, rewind="1it"))
     model = make()
-    ticket = EarlyTime(config, batch=trainer.batch, search=inner).find(model, fit)
+    ticket = EarlyTime(config, batch=trainer.batch, inner=inner).find(model, fit)
     assert model.T == 3
     chosen = ticket.provenance["early_time"]["T_early"]
     assert chosen == T or (threshold == 1.0 and chosen == 3)  # one divergence: it is the largest
@@ -131,7 +131,7 @@ def test_weights_and_buffers_are_those_of_before_the_probe(make, bench, tmp_path
     trainer, model = bench.trainer(tmp_path), make()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     search = EarlyTime(
-        EarlyTimeConfig(epochs=1), batch=trainer.batch, search=RandomTicket(RandomConfig(0.5))
+        EarlyTimeConfig(epochs=1), batch=trainer.batch, inner=RandomTicket(RandomConfig(0.5))
     )
     ticket = search.find(model, trainer.fit)
     for name, value in before.items():

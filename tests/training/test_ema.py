@@ -187,9 +187,9 @@ def test_a_foreign_checkpoint_is_refused_and_changes_nothing():
     for change, message in (
         ({"0.weight": torch.zeros(3, 3)}, r"float32 \[3, 3\] in the\s+checkpoint"),
         ({"0.weight": torch.zeros(6, 4, dtype=torch.float64)}, "float64"),
-        ({"more": torch.zeros(1)}, "'more' is not in the model"),
-        ({"0.weight": None}, "'0.weight' is not in the checkpoint"),
-        ({"ema.updates": None}, "'ema.updates', its counter, is missing"),
+        ({"more": torch.zeros(1)}, "'more' is torch.float32 .* nothing in the model"),
+        ({"0.weight": None}, "'0.weight' is nothing in the checkpoint"),
+        ({"ema.updates": None}, "'ema.updates' is nothing in the checkpoint"),
     ):
         tensors = {k: v for k, v in {**good, **change}.items() if v is not None}
         with pytest.raises(CheckpointError, match=message):

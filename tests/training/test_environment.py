@@ -48,9 +48,9 @@ def git(folder: Path, *words: str) -> str:
 
 
 def test_the_commit_of_our_own_tree_is_told_and_whether_it_is_changed(tmp_path, monkeypatch):
-    package = tmp_path / "tree" / "spikeformer_lt" / "training"
+    package = tmp_path / "tree" / "spikeformer_lt"
     package.mkdir(parents=True)
-    source = package / "environment.py"
+    source = package / "runtime.py"
     source.write_text("1")
     monkeypatch.setattr(runtime, "__file__", str(source))
     told = describe_environment()
@@ -68,13 +68,13 @@ def test_the_commit_of_our_own_tree_is_told_and_whether_it_is_changed(tmp_path, 
 
 
 def test_the_commit_of_a_tree_that_only_surrounds_the_package_is_not_told(tmp_path, monkeypatch):
-    package = tmp_path / ".venv" / "lib" / "spikeformer_lt" / "training"
+    package = tmp_path / ".venv" / "lib" / "spikeformer_lt"
     package.mkdir(parents=True)
-    (package / "environment.py").write_text("1")
+    (package / "runtime.py").write_text("1")
     git(tmp_path, "init", "-q")
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-qm", "theirs")
-    monkeypatch.setattr(runtime, "__file__", str(package / "environment.py"))
+    monkeypatch.setattr(runtime, "__file__", str(package / "runtime.py"))
     assert describe_environment()["git_commit"] is None
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from spikeformer_lt.errors import ConfigError, DataError, NonFiniteError
-from spikeformer_lt.training.guard import NonFiniteGuard, count_nonfinite
+from spikeformer_lt.training.monitor import NonFiniteGuard, count_nonfinite
 
 T = 3
 
@@ -160,7 +160,7 @@ def test_a_skipped_step_leaves_the_network_as_if_it_had_not_been(net, caplog):
     assert guard.check_batch(images, range(8)) is True
     _, norm, logits = backward(net, images, labels)
     assert not torch.isfinite(net.bn.running_var).all()
-    with caplog.at_level(logging.WARNING, "spikeformer_lt.training.guard"):
+    with caplog.at_level(logging.WARNING, "spikeformer_lt.training.monitor"):
         assert guard.check_step(norm, logits, net) is True
     assert "skipped a step (1 in a row)" in caplog.text
     assert "samples of the data set: 2, 5" in caplog.text
@@ -245,7 +245,7 @@ RANKS = """
 import sys, torch
 from torch import nn
 from spikeformer_lt.errors import NonFiniteError
-from spikeformer_lt.training.guard import NonFiniteGuard
+from spikeformer_lt.training.monitor import NonFiniteGuard
 rank, store = int(sys.argv[1]), sys.argv[2]
 torch.distributed.init_process_group("gloo", f"file://{store}", rank=rank, world_size=2)
 model, images = nn.Linear(2, 2), torch.tensor([[float("nan") if rank == 1 else 0.0, 1.0]])

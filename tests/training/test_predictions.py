@@ -9,7 +9,7 @@ import torch
 
 from spikeformer_lt.disk import write_tensors
 from spikeformer_lt.errors import CheckpointError, DataError
-from spikeformer_lt.training.predictions import Predictions, gather_predictions, read_predictions
+from spikeformer_lt.training.evaluate import Predictions, gather_predictions, read_predictions
 
 LOGITS = torch.tensor([[0.0, 2.0], [1.5, -0.5], [0.25, 0.5], [-1.0, -2.0], [3.0, 4.0]])
 LABELS = torch.tensor([1, 0, 0, 0, 0])

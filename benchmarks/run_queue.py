@@ -30,8 +30,7 @@ from pathlib import Path
 
 COLUMNS = ("run", "command", "commit", "images/s measured", "hours planned", "hours done", "state")
 QUEUE = Path(__file__).resolve().parents[1] / "docs" / "results" / "queue.csv"
-HELD = ("waits for code", "cut")
-"""States that a person sets; all others are found out."""
+HELD = ("waits for code", "cut")  # states that a person sets; all others are found out
 CHECKPOINT_S, POLL_S, PATIENCE_S = 600, 2.0, 900
 USUAL_SPEED = 30.0  # images/s, where none was measured yet
 STOPPED = (143, -signal.SIGTERM)
@@ -45,7 +44,7 @@ class Folder:
     def __init__(self, path: Path) -> None:
         self.path = path.resolve()
         self.runs, self.logs = self.path / "runs", self.path / "logs"
-        self.sessions = self.path / "sessions.csv"
+        self.sessions, self.lock = self.path / "sessions.csv", self.path / "queue.pid"
         for folder in (self.runs, self.logs):
             folder.mkdir(parents=True, exist_ok=True)
         if not self.sessions.exists():
@@ -80,6 +79,16 @@ class Folder:
             pid = int((self.logs / f"{run}.pid").read_text())
             words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
             return pid if os.fsencode(self.runs / run) in words else 0
+        return 0
+
+    def queue(self) -> int:
+        """Process that keeps the runs going, or 0."""
+        with self.lock.open("a+") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                return int(lock.read() or 0)
         return 0
 
     def done(self, run: str) -> bool:
@@ -118,6 +127,8 @@ class Folder:
                 self.command(row), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 start_new_session=True, cwd=self.path, env={**os.environ, **own},
             )  # fmt: skip
+        with contextlib.suppress(OSError):  # Linux weighs sessions before processes
+            Path(f"/proc/{process.pid}/autogroup").write_text("19")
         (self.logs / f"{row['run']}.pid").write_text(f"{process.pid}\n")
         return process
 
@@ -133,14 +144,11 @@ def say(text: str) -> None:
 
 def run(folder: Folder, queue: Path, jobs: int) -> int:
     """Keep `jobs` runs going in the order of the queue; 0 where all that could run are done."""
-    lock = (folder.path / "queue.pid").open("a+")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    if folder.queue():
         sys.exit(f"error: another queue runs in {folder.path}")
-    lock.truncate(0)
-    lock.write(f"{os.getpid()}\n")
-    lock.flush()
+    lock = folder.lock.open("w")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    print(os.getpid(), file=lock, flush=True)
     signals: list[int] = []
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, lambda signum, _: signals.append(signum))
@@ -180,24 +188,18 @@ def stop(folder: Folder) -> int:
     """Ask all runs to save and end; 1 where one did not."""
     begun = time.time()
     names = [path.stem for path in folder.logs.glob("*.pid") if folder.pid(path.stem)]
-    queue = folder.path / "queue.pid"
-    try:
-        with queue.open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        for name in names:  # their queue is gone
-            os.kill(folder.pid(name), signal.SIGTERM)
-    except BlockingIOError:
-        os.kill(int(queue.read_text()), signal.SIGTERM)
-    while any(map(folder.pid, names)) and time.time() < begun + PATIENCE_S:
+    queue = folder.queue()
+    for pid in [queue] if queue else filter(None, map(folder.pid, names)):
+        os.kill(pid, signal.SIGTERM)  # a queue passes it on
+    while (folder.queue() or any(map(folder.pid, names))) and time.time() < begun + PATIENCE_S:
         time.sleep(0.2)
     lost = 0
     for name in names:
         files = (folder.runs / name / "last").rglob("*")
         saved = max((file.stat().st_mtime for file in files), default=0.0)
-        word = "done" if folder.done(name) else "saved" if saved >= begun - 1 else "NOT saved"
-        word = "still runs" if folder.pid(name) else word
-        lost += word in ("still runs", "NOT saved")
-        say(f"{name}: {word}")
+        safe = not folder.pid(name) and (folder.done(name) or saved >= begun - 1)
+        lost += not safe
+        say(f"{name}: {'saved' if safe else 'NOT saved'}")
     return int(lost > 0)
 
 

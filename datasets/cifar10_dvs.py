@@ -10,25 +10,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from spikeformer_lt.errors import DataError
-from spikeformer_lt.events.dataset import Source, split_fields
+from spikeformer_lt.errors import DataError, name_of
+from spikeformer_lt.events.dataset import Source, event_splits
 from spikeformer_lt.events.formats import FileReader
-from spikeformer_lt.events.frame import EventOptions
-from spikeformer_lt.events.recording import Sensor, name_of
+from spikeformer_lt.events.frame import EventDataOptions
+from spikeformer_lt.events.recording import Sensor
 from spikeformer_lt.events.split import (
-    Sample,
-    Split,
-    accept,
     check_counts,
+    class_samples,
+    cut,
     find_folder,
     first_of_each_class,
-    hold_out,
-    label_of,
-    scan,
 )
-from spikeformer_lt.images.splits import VAL_FRACTION, Splits
 from spikeformer_lt.published import Archive, provide, unpack
 from spikeformer_lt.registry import register_dataset
+from spikeformer_lt.splits import Splits, takes
 
 _FIGSHARE = "https://api.figshare.com/v2/file/download/"
 _FILES = {
@@ -48,9 +44,8 @@ PER_CLASS = 1000
 _TRAIN_FRACTION = 0.9
 ORIGINAL = tuple(
     Archive(
-        name=f"{name}.zip",
+        *(f"{name}.zip", 0, md5),
         url=f"{_FIGSHARE}{number}",
-        md5=md5,
         page="https://figshare.com/articles/dataset/CIFAR10-DVS_New/4724671",
         at_most=3_000_000_000,
         unpacked=6_000_000_000,
@@ -60,9 +55,8 @@ ORIGINAL = tuple(
     for name, (number, md5) in _FILES.items()
 )
 TONIC = Archive(
-    name="CIFAR10DVS.zip",
+    *("CIFAR10DVS.zip", 0, "ce3a4a0682dc0943703bd8f749a7701c"),
     url=f"{_FIGSHARE}38023437",
-    md5="ce3a4a0682dc0943703bd8f749a7701c",
     page="https://figshare.com/ndownloader/files/38023437",
     at_most=20_000_000_000,
     unpacked=20_000_000_000,
@@ -72,66 +66,47 @@ TONIC = Archive(
 
 
 @register_dataset
-def cifar10_dvs(
-    root: str = "data",
-    download: bool = False,
-    image_size: int | None = None,
-    val_fraction: float = VAL_FRACTION,
-    limit_train: int | None = None,
-    limit_test: int | None = None,
-    duplicates: str = "report",
-    events: EventOptions | None = None,
-) -> Splits:
+@takes(EventDataOptions)
+def cifar10_dvs(options: EventDataOptions) -> Splits:
     """CIFAR10-DVS: 9,000 recordings to train and validate, 1,000 to test, 128 x 128 pixels.
 
     The split is the field's: of each class, sorted by path, the first 90 % train.
 
-    Args:
-        root: folder that holds the ten folders of the classes, or the archives: ``airplane.zip``
-            and so on, or tonic's ``CIFAR10DVS.zip`` (whose files need the package aedat).
-        download: fetch the ten archives if nothing is there.
-        image_size: side of a frame in pixels; None is 128. 64 joins four pixels in one.
-        val_fraction: part of each class of the training recordings that is validation.
-        limit_train: recordings to train on, classes in proportion; None is all.
-        limit_test: recordings to test on, classes in proportion; None is all.
-        duplicates: "report" or "refuse" recordings that two parts share.
-        events: framing, faults and cache; see `EventOptions`.
-
-    Raises:
-        ConfigError: an option out of range.
-        DataError: files are missing, damaged or not the published ones.
+    `root` holds the ten folders of the classes, or the archives: ``airplane.zip`` and so on, or
+    tonic's ``CIFAR10DVS.zip`` (whose files need the package aedat); `image_size` 64 joins four
+    pixels in one.
     """
-    options = events or EventOptions()
-    tonic = (Path(root) / TONIC.name).is_file()
-    archives = [TONIC] if tonic else list(ORIGINAL)
-    provide("cifar10_dvs", archives, root, download, lambda: _home(root, tonic) is not None)
-    home = _home(root, tonic)
-    assert home is not None
-    form, samples = _samples(home, options)
-    pool, test = first_of_each_class(samples, _TRAIN_FRACTION)
-    train, val = hold_out("cifar10_dvs", pool, val_fraction)
-    return Splits(
-        **split_fields(
-            Split("cifar10_dvs", CLASSES, tuple(train), tuple(val), tuple(test)),
-            Source(FileReader(home, form), Sensor(128, 128), root=home),
-            options,
-            image_size=image_size,
-            limit_train=limit_train,
-            limit_test=limit_test,
-            duplicates=duplicates,
-            augment="spikformer_dvs",
-        )
+    root = Path(options.root)
+    tonic = (root / TONIC.name).is_file()
+    archives = [TONIC] if tonic else ORIGINAL
+    home = provide(
+        *("cifar10_dvs", root, options.download, lambda: _home(root, tonic)), archives=archives
     )
+    old, new = (class_samples(home, (suffix,), CLASSES) for suffix in (".aedat", ".aedat4"))
+    if old and new:
+        raise DataError(
+            f"{name_of(home)} holds both AEDAT 2 files ({old[0].path}) and AEDAT 4 files "
+            f"({new[0].path}) of the same recordings: move one kind away"
+        )
+    samples = new or old
+    expected = dict.fromkeys(CLASSES, PER_CLASS)
+    check_counts("cifar10_dvs", samples, CLASSES, expected, options.events.incomplete)
+    pool, test = first_of_each_class(samples, _TRAIN_FRACTION)
+    split = cut("cifar10_dvs", CLASSES, pool, test, options.val_fraction)
+    reader = FileReader(home, "aedat4" if new else "cifar10_dvs")
+    source = Source(reader, Sensor(128, 128), root=home)
+    return event_splits(split, source, options, augment="spikformer_dvs")
 
 
-def _home(root: str, tonic: bool) -> Path | None:
+def _home(root: Path, tonic: bool) -> Path | None:
     """Return the folder of the classes; the zips inside tonic's zip are unpacked for it."""
-    outer = Path(root) / TONIC.into
+    outer = root / TONIC.into
     if tonic and outer.is_dir():
+        most, members = ORIGINAL[0].unpacked, ORIGINAL[0].members
         for name in CLASSES:
             inner = outer / f"{name}.zip"
             if inner.is_file() and not (outer / name).is_dir():
-                unpack(inner, outer, ORIGINAL[0].unpacked, ORIGINAL[0].members)
+                unpack(inner, outer, max_bytes=most, max_members=members)
     found = [find_folder(root, (name,)) for name in CLASSES]
     homes = {folder.parent for folder in found if folder is not None}
     if len(homes) > 1:
@@ -140,19 +115,3 @@ def _home(root: str, tonic: bool) -> Path | None:
             f"{', '.join(map(name_of, sorted(homes)))}; move them into one"
         )
     return homes.pop() if homes else None
-
-
-def _samples(home: Path, options: EventOptions) -> tuple[str, list[Sample]]:
-    classes = {name: label for label, name in enumerate(CLASSES)}
-    paths = {suffix: scan(home, (suffix,)) for suffix in (".aedat", ".aedat4")}
-    if all(paths.values()):
-        raise DataError(
-            f"{name_of(home)} holds both AEDAT 2 files ({paths['.aedat'][0]}) and AEDAT 4 files "
-            f"({paths['.aedat4'][0]}) of the same recordings: move one kind away"
-        )
-    form = "aedat4" if paths[".aedat4"] else "cifar10_dvs"
-    found = paths[".aedat4"] or paths[".aedat"]
-    samples = [Sample(p, label=label_of(p.split("/")[0], classes, p)) for p in found]
-    expected = dict.fromkeys(CLASSES, PER_CLASS)
-    accept(check_counts("cifar10_dvs", samples, CLASSES, expected), options.incomplete)
-    return form, samples

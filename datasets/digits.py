@@ -11,8 +11,9 @@ from torch import Tensor
 
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.images.arrays import ArrayImages
-from spikeformer_lt.images.splits import VAL_FRACTION, Splits, hashed_validation, make_splits
+from spikeformer_lt.images.splits import hashed_validation, make_splits
 from spikeformer_lt.registry import register_dataset
+from spikeformer_lt.splits import DataOptions, Splits, takes
 
 _GRID = 8  # pixels a side in the source
 _INK = 16  # its brightest value
@@ -21,34 +22,16 @@ _LARGEST = 256  # pixels a side; beyond it the set takes gigabytes and shows not
 
 
 @register_dataset
-def digits(
-    root: str = "data",
-    download: bool = False,
-    image_size: int | None = None,
-    val_fraction: float = VAL_FRACTION,
-    limit_train: int | None = None,
-    limit_test: int | None = None,
-    duplicates: str = "report",
-) -> Splits:
+@takes(DataOptions)
+def digits(options: DataOptions) -> Splits:
     """scikit-learn's digits as RGB images: 1,438 to train and validate, 359 to test, 10 classes.
 
     One fifth of each class, chosen by hashes, is the test set; it is the same for every size,
     seed and option.
 
-    Args:
-        root: not used; taken so that one configuration fits every data set.
-        download: not used; nothing needs to be fetched.
-        image_size: height and width in pixels, a multiple of 8 up to 256; None is 32.
-        val_fraction: part of each class of the training images that is validation.
-        limit_train: images to train on, classes in proportion; None is all.
-        limit_test: images to test on, classes in proportion; None is all.
-        duplicates: "report" or "refuse" images that two parts share.
-
-    Raises:
-        ConfigError: an option out of range.
+    `image_size` is a multiple of 8 up to 256, by default 32; nothing is fetched.
     """
-    del root, download
-    size = 32 if image_size is None else image_size
+    size = 32 if options.image_size is None else options.image_size
     if size % _GRID or not _GRID <= size <= _LARGEST:
         raise ConfigError(
             f"image_size={size} is not allowed: digits come in multiples of {_GRID} from {_GRID} "
@@ -64,16 +47,8 @@ def digits(
     everything = ArrayImages(
         "digits", pixels, labels, num_classes=10, mean=[mean] * 3, std=[std] * 3
     )
-    return make_splits(
-        "digits",
-        everything.take(pool, "digits train"),
-        everything.take(held, "digits test"),
-        val_fraction=val_fraction,
-        limit_train=limit_train,
-        limit_test=limit_test,
-        duplicates=duplicates,
-        augment="digits",
-    )
+    train, test = everything.take(pool, "digits train"), everything.take(held, "digits test")
+    return make_splits("digits", train, test, augment="digits", **options.parts())
 
 
 def enlarge(ink: Tensor, size: int) -> Tensor:

@@ -14,14 +14,15 @@ import torch
 from numpy.typing import NDArray
 
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.events.dataset import Source, split_fields
-from spikeformer_lt.events.frame import EventOptions
+from spikeformer_lt.events.dataset import Source, event_splits
+from spikeformer_lt.events.frame import EventDataOptions
 from spikeformer_lt.events.recording import Raw, Sensor
 from spikeformer_lt.events.simulate import Camera
-from spikeformer_lt.events.split import Sample, Split, hold_out
-from spikeformer_lt.images.splits import VAL_FRACTION, Splits, hashed_validation
+from spikeformer_lt.events.split import Sample, cut
+from spikeformer_lt.images.splits import hashed_validation
 from spikeformer_lt.registry import register_dataset
 from spikeformer_lt.rng import seed_for
+from spikeformer_lt.splits import Splits, takes
 
 _GRID, _INK = 8, 16  # pixels a side, and the brightest value, in the source
 _SIZES = range(16, 129, 8)
@@ -29,38 +30,18 @@ _TEST_FRACTION = 0.2  # and the same digits as in the data set `digits`
 
 
 @register_dataset
-def moving_digits(
-    root: str = "data",
-    download: bool = False,
-    image_size: int | None = None,
-    val_fraction: float = VAL_FRACTION,
-    limit_train: int | None = None,
-    limit_test: int | None = None,
-    duplicates: str = "report",
-    events: EventOptions | None = None,
-) -> Splits:
+@takes(EventDataOptions)
+def moving_digits(options: EventDataOptions) -> Splits:
     """scikit-learn's digits as event recordings: 1,438 to train and validate, 359 to test.
 
     Each of the 1,797 digits makes three saccades of 100 ms; a recording depends on nothing but the
     number of its digit and the sensor's size. They are simulated: their results are no results on
     recordings of a camera.
 
-    Args:
-        root: not used; taken so that one configuration fits every data set.
-        download: not used; nothing needs to be fetched.
-        image_size: side of the sensor, a multiple of 8 from 16 to 128; None is 32.
-        val_fraction: part of each class of the training recordings that is validation.
-        limit_train: recordings to train on, classes in proportion; None is all.
-        limit_test: recordings to test on, classes in proportion; None is all.
-        duplicates: "report" or "refuse"; no two recordings are the same.
-        events: framing and the like; see `EventOptions`. Frames are kept in memory unless
-            `events.cache` names a folder.
-
-    Raises:
-        ConfigError: an option out of range.
+    `image_size` is the side of the sensor, a multiple of 8 from 16 to 128, by default 32; nothing
+    is fetched. Frames are kept in memory unless `events.cache` names a folder.
     """
-    del root, download
-    size = 32 if image_size is None else image_size
+    size = 32 if options.image_size is None else options.image_size
     if size not in _SIZES:
         raise ConfigError(
             f"image_size={size} is not allowed: moving_digits have multiples of {_SIZES.step} from "
@@ -69,26 +50,10 @@ def moving_digits(
     labels = _digits()[1]
     pool, held = hashed_validation("digits/test", torch.from_numpy(labels), _TEST_FRACTION)
     samples = [Sample(f"digit-{i:04d}", label=int(label)) for i, label in enumerate(labels)]
-    train, val = hold_out("moving_digits", [samples[i] for i in pool.tolist()], val_fraction)
-    split = Split(
-        "moving_digits",
-        tuple(str(digit) for digit in range(10)),
-        tuple(train),
-        tuple(val),
-        tuple(samples[i] for i in held.tolist()),
-    )
-    return Splits(
-        **split_fields(
-            split,
-            Source(MovingDigit(size), Sensor(size, size)),
-            events or EventOptions(),
-            image_size=size,
-            limit_train=limit_train,
-            limit_test=limit_test,
-            duplicates=duplicates,
-            augment="moving_digits",
-        )
-    )
+    train, test = ([samples[i] for i in part.tolist()] for part in (pool, held))
+    split = cut("moving_digits", [str(n) for n in range(10)], train, test, options.val_fraction)
+    source = Source(MovingDigit(size), Sensor(size, size))
+    return event_splits(split, source, options, augment="moving_digits")
 
 
 @dataclass(frozen=True)

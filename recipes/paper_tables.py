@@ -11,23 +11,44 @@ stands in a table only where a finished run has exactly the row's configuration.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import shlex
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from spikeformer_lt.config import check, run_recipe
-from spikeformer_lt.reports.published import TABLES
-from spikeformer_lt.reports.published_runs import SCALES
+from spikeformer_lt.errors import DataError
 
 RECIPES = Path(__file__).parent
+PAPERS = RECIPES.parent / "benchmarks" / "papers"
+NAMES = ("eccv22-tab1", "2311-tab1", "2311-tab2", "2311-fig3", "2311-fig4")
+SCALES = ("digits", "cifar10-subset", "full")
+
+
+def papers(room: str) -> Any:
+    """Import a module of ``benchmarks/papers``.
+
+    Raises:
+        DataError: the folder is not there, as in an installed wheel.
+    """
+    if not PAPERS.is_dir():
+        raise DataError(
+            f"no folder {PAPERS}: the papers' tables come with a checkout of the repository; run "
+            "recipes/paper_tables.py there"
+        )
+    if str(PAPERS.parent) not in sys.path:
+        sys.path.insert(0, str(PAPERS.parent))
+    return importlib.import_module(f"papers.{room}")
 
 
 @dataclass(frozen=True)
 class PaperTables:
     """Run rows of published tables at a scale and write each table with what was run."""
 
-    table: tuple[str, ...] = tuple(TABLES)
+    table: tuple[str, ...] = NAMES
     """Tables: eccv22-tab1, 2311-tab1, 2311-tab2, 2311-fig3, 2311-fig4."""
     scale: str = "digits"
     """digits (embedded sets, minutes), cifar10-subset (small nets, 5,000 images), full (GPU)."""
@@ -52,11 +73,7 @@ class PaperTables:
 
     def __post_init__(self) -> None:
         for name in self.table:
-            check(name in TABLES, "table", name, f"some of {', '.join(TABLES)}")
-        names = [cell.name for table in self.table for cell in TABLES[table].cells]
-        for text in self.rows:
-            known = any(text in name for name in names)
-            check(known, "rows", text, "a part of the name of a row; see --dry-run")
+            check(name in NAMES, "table", name, f"some of {', '.join(NAMES)}")
         check(self.scale in SCALES, "scale", self.scale, f"one of {', '.join(SCALES)}")
         check(self.jobs >= 1, "jobs", self.jobs, "at least 1")
         check(len(self.seeds) > 0, "seeds", self.seeds, "at least one seed")
@@ -65,13 +82,17 @@ class PaperTables:
 
 def main(cfg: PaperTables) -> None:
     """Run what is not finished, then write every table."""
-    from spikeformer_lt.reports.published_jobs import jobs_of, lines_of, run_rows
-    from spikeformer_lt.reports.published_tables import write_table
-
+    tables, rooms = papers("tables").TABLES, papers("jobs")
+    names = [cell.name for table in cfg.table for cell in tables[table].cells]
+    for text in cfg.rows:
+        known = any(text in name for name in names)
+        check(known, "rows", text, "a part of the name of a row; see --dry-run")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     out, reuse = Path(cfg.out), [Path(root) for root in cfg.reuse]
     jobs = {
-        name: jobs_of(TABLES[name], cfg.scale, cfg.seeds, RECIPES, out / "runs", cfg.data_root)
+        name: rooms.jobs_of(
+            tables[name], cfg.scale, cfg.seeds, RECIPES, out / "runs", cfg.data_root
+        )
         for name in cfg.table
     }
     every = [job for rows in jobs.values() for row in rows.values() for job in row]
@@ -82,11 +103,11 @@ def main(cfg: PaperTables) -> None:
         return
     try:
         if not cfg.write_only:
-            run_rows(asked, reuse, cfg.jobs, cfg.limit_minutes)
+            rooms.run_rows(asked, reuse, cfg.jobs, cfg.limit_minutes)
     finally:
         for name in cfg.table:
-            lines = lines_of(TABLES[name], cfg.scale, jobs[name], reuse)
-            print(write_table(out, TABLES[name], cfg.scale, lines))
+            lines = rooms.lines_of(tables[name], cfg.scale, jobs[name], reuse)
+            print(papers("report").write_table(out, tables[name], cfg.scale, lines))
 
 
 if __name__ == "__main__":

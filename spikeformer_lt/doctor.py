@@ -23,6 +23,7 @@ NEEDED = {
     **{"spikingjelly": "spikingjelly", "einops": "einops", "tonic": "tonic", "numba": "numba"},
     **{"accelerate": "accelerate", "safetensors": "safetensors", "sklearn": "scikit-learn"},
     **{"matplotlib": "matplotlib", "tqdm": "tqdm", "tyro": "tyro", "yaml": "pyyaml"},
+    "jinja2": "jinja2",
 }
 EXTRAS = {
     **{"tensorboard": "trackers", "onnx": "onnx", "onnxruntime": "onnx"},

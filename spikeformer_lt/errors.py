@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import signal
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class SpikeformerError(Exception):
@@ -84,3 +85,21 @@ def shown(value: object, limit: int = 80) -> str:
     if len(text) <= limit:
         return text
     return f"{text[: limit - 20]}...{text[-10:]} ({len(text)} characters)"
+
+
+def name_of(path: str | Path) -> str:
+    """Return a path as messages show it."""
+    return shown(str(path), 300)
+
+
+def one_of(field: str, value: object, allowed: Iterable[str]) -> None:
+    """Refuse a value that is not among the allowed words.
+
+    Raises:
+        ConfigError: the message offers the nearest word and lists all.
+    """
+    if value not in (words := list(allowed)):
+        raise ConfigError(
+            f"{field}={value!r} is not allowed{near(str(value), words) or ';'} "
+            f"use {', '.join(words)}"
+        )

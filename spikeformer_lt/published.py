@@ -1,13 +1,8 @@
-"""Archives from strangers, unpacked so that nothing lands outside the folder that was named.
+"""Files that authors publish: found where a user put them, checked, fetched on demand, unpacked.
 
-Zip archives from strangers, unpacked so that nothing lands outside the folder that was named.
-
-Files that others publish: check them by hash, and fetch them when a user asks for it.
-
-Nothing here runs unless it is called: a data set reads what is on disk and calls `download` only
-when the user said so.
-
-Archives that authors publish: used where they lie, fetched only when a user says so.
+The network is used only where a user allows it by ``--data.download``. An archive is a stranger's
+file: its members are plain files and folders inside the folder that was named, within stated
+bounds, and all of them appear or none.
 """
 
 from __future__ import annotations
@@ -28,247 +23,180 @@ import urllib.parse
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, cast
+from typing import IO, Any, TypeVar, cast
 
-from spikeformer_lt.disk import free_bytes, sha256_of, sync_folder, write_atomic
-from spikeformer_lt.errors import ConfigError, DataError, shown
-from spikeformer_lt.events.recording import name_of
+from spikeformer_lt.disk import free_bytes, sync_folder, write_atomic
+from spikeformer_lt.errors import ConfigError, DataError, name_of, shown
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 _CHUNK = 1 << 20  # bytes
 _HEADERS = 4096  # bytes a member may cost beside its content: header, long name, padding
-
-
-def extract_tar(
-    archive: str | Path, folder: str | Path, *, max_bytes: int, max_members: int
-) -> list[Path]:
-    """Unpack a tar or tar.gz: plain files and folders only, and all of them or none.
-
-    Members are written to a stage inside `folder` and moved to their places when the last one has
-    passed. Modes, owners and times of the archive are not applied.
-
-    Args:
-        archive: the file; check its hash first where one is known.
-        folder: where its members go; made if missing.
-        max_bytes: most bytes that all members together may have.
-        max_members: most files and folders that it may hold.
-
-    Returns:
-        The files, in archive order.
-
-    Raises:
-        DataError: a link, a device, a name that leaves `folder`, two members of one name (letter
-            case aside), more bytes or members than allowed, a damaged archive, a full disk; the
-            message names the member and nothing was moved into `folder`.
-    """
-    folder = Path(folder)
-    name = shown(str(archive), 300)
-    stage: Path | None = None
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=".extract-", dir=folder))
-        with open(archive, "rb") as packed:
-            files = _unpack(packed, stage, name, max_bytes, max_members)
-        for file in files:
-            (folder / file).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(stage / file, folder / file)
-    except (tarfile.TarError, EOFError, zlib.error, ValueError) as fault:
-        if isinstance(fault, DataError):
-            raise
-        raise DataError(f"{name} is not a whole tar archive: {shown(str(fault))}") from fault
-    except OSError as fault:
-        raise DataError(
-            f"cannot unpack {name} into {shown(str(folder), 300)}: {fault.strerror or fault}; "
-            f"{free_bytes(folder)} bytes free"
-        ) from fault
-    finally:
-        if stage is not None:
-            shutil.rmtree(stage, ignore_errors=True)
-    log.info("unpacked %d files of %s into %s", len(files), archive, folder)
-    return [folder / file for file in files]
-
-
-def _unpack(
-    packed: IO[bytes], stage: Path, name: str, max_bytes: int, max_members: int
-) -> list[Path]:
-    magic = packed.read(2)
-    packed.seek(0)
-    plain = cast("IO[bytes]", gzip.GzipFile(fileobj=packed)) if magic == b"\x1f\x8b" else packed
-    capped = _Capped(plain, name, max_bytes + _HEADERS * (max_members + 256))
-    files: list[Path] = []
-    seen: set[str] = set()
-    left = max_bytes
-    # A stream is read front to back, once: no member is looked at before the caps have passed it.
-    with tarfile.open(fileobj=cast("IO[bytes]", capped), mode="r|") as tar:
-        for count, member in enumerate(tar, start=1):
-            shape = f"{name}: member {shown(member.name, 120)}"
-            if count > max_members:
-                raise DataError(f"{shape} is one more than the {max_members} allowed")
-            place = _inside(member.name, shape)
-            if member.isdir():
-                (stage / place).mkdir(parents=True, exist_ok=True)
-                continue
-            if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
-                kind = "a link" if member.issym() or member.islnk() else "not a plain file"
-                raise DataError(f"{shape} is {kind}: refused, nothing was unpacked")
-            key = place.as_posix().casefold()
-            if not place.parts or key in seen:
-                raise DataError(f"{shape} is there twice, or has no name: nothing was unpacked")
-            seen.add(key)
-            left -= member.size
-            if left < 0 or member.size < 0:
-                raise DataError(f"{shape} goes past the {max_bytes} bytes allowed in all")
-            content = tar.extractfile(member)
-            assert content is not None  # it is a plain file
-            _write(content, stage / place, member.size, shape)
-            files.append(Path(place))
-    if not files:
-        raise DataError(f"{name} holds no file")
-    return files
-
-
-def _inside(name: str, shape: str) -> PurePosixPath:
-    """Return the relative path that `name` spells, which stays below where it starts."""
-    place = PurePosixPath(name)
-    if "\\" in name or "\0" in name or re.match(r"[A-Za-z]:", name):
-        raise DataError(f"{shape} has a name that other systems read as another place: refused")
-    if place.is_absolute() or ".." in place.parts:
-        raise DataError(f"{shape} would land outside the folder: refused, nothing was unpacked")
-    return place
-
-
-def _write(content: IO[bytes], path: Path, size: int, shape: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    written = 0
-    with open(path, "xb") as file:
-        for chunk in iter(lambda: content.read(_CHUNK), b""):
-            written += len(chunk)
-            file.write(chunk)
-        file.flush()
-        os.fsync(file.fileno())
-    if written != size:
-        raise DataError(f"{shape} has {written} of its {size} bytes: the archive is cut")
-
-
-class _Capped:
-    """A stream that refuses to give more than `limit` bytes (a small file can unpack to 100 GB)."""
-
-    def __init__(self, stream: IO[bytes], name: str, limit: int) -> None:
-        self.stream, self.name, self.limit, self.given = stream, name, limit, 0
-
-    def read(self, size: int = -1) -> bytes:
-        data = self.stream.read(size)
-        self.given += len(data)
-        if self.given > self.limit:
-            raise DataError(f"{self.name} unpacks to more than the {self.limit} bytes allowed")
-        return data
-
-
 _JUNK = "__MACOSX"  # a folder that macOS adds to archives
 
 
-def extract_zip(
-    archive: str | Path, folder: str | Path, *, max_bytes: int, max_members: int
-) -> list[Path]:
-    """Unpack a zip: plain files and folders only, and all of them or none.
+@dataclass(frozen=True)
+class PublishedFile:
+    """A file as its author publishes it.
 
-    Members are written to a stage inside `folder` and moved to their places when the last one has
-    passed its checksum.
+    Attributes:
+        name: file name.
+        size: bytes; 0 where the author does not say, so that the server is asked.
+        md5: 32 hex digits.
+        sha256: 64 hex digits, or "" where it is not known.
+        url: https address, or "" where none serves programs.
+        page: where a person gets it; "" is `url`.
+        at_most: bytes that a download of unknown size may have.
+    """
+
+    name: str
+    size: int
+    md5: str
+    sha256: str = ""
+    url: str = ""
+    page: str = ""
+    at_most: int = 0
+
+    def __str__(self) -> str:
+        source = self.page or self.url
+        facts = [f"{self.size} bytes"] if self.size else []
+        facts += [f"md5 {self.md5}"] + ([f"from {source}"] if source else [])
+        return f"{self.name} ({', '.join(facts)})"
+
+    def read(self, folder: Path) -> bytes:
+        """Return the file's bytes after their hashes; see `read_checked`."""
+        return read_checked(folder / self.name, md5=self.md5, sha256=self.sha256)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Archive(PublishedFile):
+    """A published archive; its name ends in .zip, .tar.gz or .tgz.
+
+    Attributes:
+        unpacked: bytes that its members may have together.
+        members: files and folders that it may hold.
+        into: folder below the root that it is unpacked into; "" is the root.
+    """
+
+    unpacked: int
+    members: int
+    into: str = ""
+
+
+def provide(
+    name: str,
+    root: str | Path,
+    download: bool,
+    find: Callable[[], T | None],
+    *,
+    archives: Sequence[Archive] = (),
+    files: Sequence[PublishedFile] = (),
+    folder: str = "",
+) -> T:
+    """Return what `find` finds; where it finds nothing, unpack or fetch the set first.
 
     Args:
-        archive: the file; check its hash first where one is known.
-        folder: where its members go; made if missing.
-        max_bytes: most bytes that all members together may have, unpacked.
-        max_members: most files and folders that it may hold.
-
-    Returns:
-        The files, in archive order.
+        name: of the data set.
+        root: where the archives lie and are unpacked.
+        download: fetch what is missing.
+        find: returns the set's place, or None while it is not whole.
+        archives: the archives that the set consists of.
+        files: single files in `folder`; they are fetched where there are no archives.
+        folder: folder below the root that the set's files are in.
 
     Raises:
-        DataError: a link, a name that leaves `folder` or means another place elsewhere, two members
-            of one name (letter case aside), encryption, more bytes or members than allowed, a
-            damaged archive, a full disk; nothing was moved into `folder`.
+        DataError: something is missing (each file is named with size, hash and address), damaged
+            or hostile, or the network fails.
     """
-    folder, name = Path(folder), shown(str(archive), 300)
-    stage: Path | None = None
+    found = find()
+    if found:
+        return found
+    root = Path(root)
+    wanted: dict[Path, PublishedFile] = {root / archive.name: archive for archive in archives}
+    if not archives:
+        wanted = {root / folder / file.name: file for file in files}
+    missing = {path: file for path, file in wanted.items() if not path.is_file()}
+    if missing and not (download and all(file.url for file in missing.values())):
+        raise _not_there(name, root, list(missing.values()), files, folder, download)
+    for path, file in wanted.items():
+        if not isinstance(file, Archive):
+            if path in missing:
+                fetch(file, path)
+            continue
+        pinned = file.sha256 or _pinned(path)
+        if path in missing:
+            sha256 = fetch(file, path, sha256=pinned)
+        else:
+            sha256 = check_file(path, md5=file.md5, sha256=pinned)
+        if not pinned:
+            _pin(path, sha256)
+        log.info("unpacking %s", path)
+        unpack(path, root / file.into, max_bytes=file.unpacked, max_members=file.members)
+    found = find()
+    if not found:
+        names = ", ".join(file.name for file in wanted.values())
+        raise DataError(f"{name}: {names} in {name_of(root)} does not hold what it should")
+    return found
+
+
+def _not_there(
+    name: str,
+    root: Path,
+    missing: Sequence[PublishedFile],
+    files: Sequence[PublishedFile],
+    folder: str,
+    download: bool,
+) -> DataError:
+    lacking = [file for file in files if not (root / folder / file.name).is_file()]
+    listed = ", ".join(map(str, lacking))
+    if isinstance(missing[0], Archive):
+        whole = f" or the folder {folder}" if folder else " or the folder that it holds"
+        wanted = "; ".join(map(str, missing)) + whole + (f" with {listed}" if listed else "")
+    else:
+        wanted = f"the folder {folder} with {listed}"
+    hint = ""
+    astray = [file.name for file in lacking if (root / file.name).is_file()]
+    if astray:
+        hint = (
+            f" {astray[0]} lies in the root itself: put it into the folder {folder} there, or give "
+            "the folder above it as the root."
+        )
+    network = "or allow the network with --data.download; "
+    if not all(file.url for file in missing):
+        network = "it cannot be downloaded by a program; " if download else ""
+    return DataError(
+        f"{name} is not in {name_of(root.absolute())}.{hint} Put there {wanted}; {network}or use "
+        "what needs no files: --data.name digits or moving_digits"
+    )
+
+
+def _pin_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _pinned(path: Path) -> str:
+    """Return the sha256 that an archive had when it was first used, or ""."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=".extract-", dir=folder))
-        with zipfile.ZipFile(archive) as packed:
-            files = _unzip_unpack(packed, stage, name, max_bytes, max_members)
-        for file in files:
-            (folder / file).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(stage / file, folder / file)
-    except (zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError, RuntimeError) as fault:
-        raise DataError(f"{name} is not a whole zip archive: {shown(str(fault), 200)}") from fault
-    except OSError as fault:
-        raise DataError(
-            f"cannot unpack {name} into {shown(str(folder), 300)}: {fault.strerror or fault}; "
-            f"{free_bytes(folder)} bytes free"
-        ) from fault
-    finally:
-        if stage is not None:
-            shutil.rmtree(stage, ignore_errors=True)
-    log.info("unpacked %d files of %s into %s", len(files), archive, folder)
-    return [folder / file for file in files]
+        text = _pin_of(path).read_text().strip()
+    except OSError:
+        return ""
+    if not re.fullmatch(r"[0-9a-f]{64}", text):
+        raise DataError(f"{name_of(_pin_of(path))} holds no sha256; remove it")
+    return text
 
 
-def _unzip_unpack(
-    packed: zipfile.ZipFile, stage: Path, name: str, max_bytes: int, max_members: int
-) -> list[Path]:
-    members = packed.infolist()
-    if len(members) > max_members:
-        raise DataError(f"{name} has {len(members)} members; allowed are {max_members}")
-    files: list[Path] = []
-    seen: set[str] = set()
-    left = max_bytes
-    for member in members:
-        shape = f"{name}: member {shown(member.filename, 120)}"
-        place = _unzip_inside(member, shape)
-        if place.parts and place.parts[0] == _JUNK:
-            continue
-        if member.is_dir():
-            (stage / place).mkdir(parents=True, exist_ok=True)
-            continue
-        key = place.as_posix().casefold()
-        if not place.parts or key in seen:
-            raise DataError(f"{shape} is there twice, or has no name: nothing was unpacked")
-        seen.add(key)
-        (stage / place).parent.mkdir(parents=True, exist_ok=True)
-        with packed.open(member) as content, open(stage / place, "xb") as file:
-            # What it unpacks to is counted, not what the archive says of it.
-            for chunk in iter(lambda content=content: content.read(_CHUNK), b""):  # type: ignore[misc]
-                left -= len(chunk)
-                if left < 0:
-                    raise DataError(f"{shape} goes past the {max_bytes} bytes allowed in all")
-                file.write(chunk)
-        files.append(Path(place))
-    if not files:
-        raise DataError(f"{name} holds no file")
-    return files
+def _pin(path: Path, sha256: str) -> None:
+    """Note the sha256 of an archive whose md5 was right: publishers give md5 sums only."""
+    try:
+        write_atomic(_pin_of(path), f"{sha256}\n".encode(), DataError)
+    except DataError as fault:  # a read-only root is no reason not to train
+        log.warning("%s", fault)
 
 
-def _unzip_inside(member: zipfile.ZipInfo, shape: str) -> PurePosixPath:
-    """Return the relative path of a member, which stays below where it starts."""
-    # zipfile mends names on its own; the one in the archive is what is judged.
-    written = member.orig_filename
-    place = PurePosixPath(written)
-    if "\\" in written or "\0" in written or re.match(r"[A-Za-z]:", written):
-        raise DataError(f"{shape} has a name that other systems read as another place: refused")
-    if place.is_absolute() or ".." in place.parts:
-        raise DataError(f"{shape} would land outside the folder: refused, nothing was unpacked")
-    kind = stat.S_IFMT(member.external_attr >> 16)
-    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-        raise DataError(f"{shape} is a link or no plain file: refused, nothing was unpacked")
-    if member.flag_bits & 0x1:
-        raise DataError(f"{shape} is encrypted: refused, nothing was unpacked")
-    return place
-
-
-def check_file(path: str | Path, *, md5: str, sha256: str = "") -> None:
+def check_file(path: str | Path, *, md5: str, sha256: str = "") -> str:
     """Compare a file with its published hashes, reading it once.
 
     Args:
@@ -276,18 +204,17 @@ def check_file(path: str | Path, *, md5: str, sha256: str = "") -> None:
         md5: 32 hex digits, as the publisher gives them.
         sha256: 64 hex digits, or "" where none is known.
 
+    Returns:
+        The sha256 of the file.
+
     Raises:
         DataError: the file cannot be read, or a hash differs; both hashes are named.
     """
-    hashes = [hashlib.md5(usedforsecurity=False), hashlib.sha256()]
     try:
         with open(path, "rb") as file:
-            for chunk in iter(lambda: file.read(_CHUNK), b""):
-                for state in hashes if sha256 else hashes[:1]:
-                    state.update(chunk)
+            return _compare(path, iter(lambda: file.read(_CHUNK), b""), md5, sha256)
     except OSError as fault:
-        raise _unreadable(path, fault) from fault
-    _compare(path, md5, hashes[0].hexdigest(), sha256, hashes[1].hexdigest())
+        raise DataError(f"cannot read {name_of(path)}: {fault.strerror or fault}") from fault
 
 
 def read_checked(path: str | Path, *, md5: str, sha256: str = "") -> bytes:
@@ -302,88 +229,88 @@ def read_checked(path: str | Path, *, md5: str, sha256: str = "") -> bytes:
     try:
         data = Path(path).read_bytes()
     except OSError as fault:
-        raise _unreadable(path, fault) from fault
-    got_md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
-    _compare(path, md5, got_md5, sha256, hashlib.sha256(data).hexdigest() if sha256 else "")
+        raise DataError(f"cannot read {name_of(path)}: {fault.strerror or fault}") from fault
+    _compare(path, [data], md5, sha256)
     return data
 
 
-def _unreadable(path: str | Path, fault: OSError) -> DataError:
-    return DataError(f"cannot read {shown(str(path), 300)}: {fault.strerror or fault}")
-
-
-def _compare(path: str | Path, md5: str, got_md5: str, sha256: str, got_sha256: str) -> None:
-    pairs = [("md5", md5, got_md5)] + ([("sha256", sha256, got_sha256)] if sha256 else [])
-    for kind, wanted, got in pairs:
-        if got != wanted.lower():
+def _compare(path: str | Path, chunks: Iterable[bytes], md5: str, sha256: str) -> str:
+    one, other = hashlib.md5(usedforsecurity=False), hashlib.sha256()
+    for chunk in chunks:
+        one.update(chunk)
+        other.update(chunk)
+    for kind, wanted, got in (("md5", md5, one), ("sha256", sha256, other)):
+        if wanted and got.hexdigest() != wanted.lower():
             raise DataError(
-                f"{shown(str(path), 300)} has {kind} {got}; as published it is {wanted}; the file "
-                "is damaged or was changed: it was not used; delete it and get it again"
+                f"{name_of(path)} has {kind} {got.hexdigest()}; as published it is {wanted}; the "
+                "file is damaged or was changed: it was not used; delete it and get it again"
             )
+    return other.hexdigest()
 
 
-def download(
-    url: str,
+def fetch(
+    file: PublishedFile,
     path: str | Path,
     *,
-    md5: str,
-    size: int,
     sha256: str = "",
     timeout_s: float = 30.0,
     handlers: Sequence[urllib.request.BaseHandler] = (),
-) -> Path:
+) -> str:
     """Fetch a file over https; it appears under its name only when it is whole and its hash fits.
 
     Bytes arrive in ``<path>.part``, which the next call continues. A second process that wants the
     same file waits for the first one. A file that is already there is checked, not fetched.
 
     Args:
-        url: https address; a redirect to anything but https is refused.
+        file: what is published; a redirect from its address to anything but https is refused.
         path: where the file shall be; its folder is made.
-        md5: published hash, 32 hex digits.
-        size: published size in bytes; more are never written.
-        sha256: a second hash, or "".
+        sha256: hash to ask for where `file` has none.
         timeout_s: longest silence of the server, in seconds.
         handlers: further urllib handlers, such as a proxy's.
 
     Returns:
-        `path`.
+        The sha256 of the file.
 
     Raises:
-        ConfigError: `url` is not https.
+        ConfigError: the address is not https.
         DataError: no connection, wrong answer (page, empty, cut, too long), wrong hash, full disk;
             the message tells how to put the file there by hand.
     """
     path = Path(path)
-    if urllib.parse.urlsplit(url).scheme != "https":
-        raise ConfigError(f"{shown(url, 300)} is not an https address; only https is fetched")
+    hashes = {"md5": file.md5, "sha256": file.sha256 or sha256}
+    if urllib.parse.urlsplit(file.url).scheme != "https":
+        raise ConfigError(f"{shown(file.url, 300)} is not an https address; only https is fetched")
     if path.exists():
-        check_file(path, md5=md5, sha256=sha256)
-        return path
-    by_hand = (
-        f"; run again to go on from what is there, or put the file there by hand: "
-        f"{shown(str(path), 300)}, {size} bytes, md5 {md5}, from {url}"
-    )
+        return check_file(path, **hashes)
     opener = urllib.request.build_opener(_HttpsOnly(), *handlers)
     part = path.with_name(path.name + ".part")
+    by_hand = (
+        f"; run again to go on from what is there, or put the file there by hand: "
+        f"{name_of(path)}, which is {file}"
+    )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(part) as file:
+        with _locked(part) as stream:
             if path.exists():  # another process was faster
-                check_file(path, md5=md5, sha256=sha256)
-                return path
-            log.info("fetching %s (%.1f MB) to %s", url, size / 1e6, path)
-            _receive(opener, url, file, size, timeout_s)
-            file.flush()
-            os.fsync(file.fileno())
-            _publish(part, path, md5, sha256)
-        return path
+                return check_file(path, **hashes)
+            log.info("fetching %s to %s", file.url, path)
+            _receive(opener, file, stream, timeout_s)
+            stream.flush()
+            os.fsync(stream.fileno())
+            try:
+                found = check_file(part, **hashes)
+            except DataError:
+                part.unlink()
+                raise
+            os.replace(part, path)
+            sync_folder(path.parent)
+        return found
     except DataError as fault:
         raise DataError(f"{fault}{by_hand}") from fault
     except (OSError, http.client.HTTPException, ValueError) as fault:
         reason = getattr(fault, "reason", None) or fault
         raise DataError(
-            f"cannot fetch {url}: {type(fault).__name__}: {shown(str(reason), 200)} "
+            f"cannot fetch {file.url}: {type(fault).__name__}: {shown(str(reason), 200)} "
             f"({free_bytes(path.parent)} bytes free on the disk){by_hand}"
         ) from fault
 
@@ -399,9 +326,6 @@ class _HttpsOnly(urllib.request.HTTPRedirectHandler):
                 f"{req.full_url} redirects to {shown(newurl, 300)}, which is not https: refused"
             )
         return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-_fetch = download  # `provide` has a parameter of that name
 
 
 @contextlib.contextmanager
@@ -427,13 +351,14 @@ def _locked(part: Path) -> Iterator[IO[bytes]]:
 
 
 def _receive(
-    opener: urllib.request.OpenerDirector, url: str, file: IO[bytes], size: int, timeout_s: float
+    opener: urllib.request.OpenerDirector, file: PublishedFile, part: IO[bytes], timeout_s: float
 ) -> None:
-    """Bring `file` to `size` bytes, continuing from what it holds."""
-    have = file.seek(0, os.SEEK_END)
-    if have > size:
-        have = _restart(file)
-    if have == size:
+    """Bring `part` to the size of the file, continuing from what it holds."""
+    url, size = file.url, file.size
+    have = part.seek(0, os.SEEK_END)
+    if size and have > size:
+        have = part.truncate(0)
+    if have and have == size:
         return
     headers = {"User-Agent": "spikeformer_lt", "Accept-Encoding": "identity"}
     if have:
@@ -442,202 +367,195 @@ def _receive(
         answer = opener.open(urllib.request.Request(url, headers=headers), timeout=timeout_s)
     except urllib.error.HTTPError as fault:
         if fault.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-            _restart(file)
+            if not size and fault.headers.get("Content-Range") == f"bytes */{have}":
+                return  # it was whole; its hash decides
+            part.truncate(0)
         raise DataError(f"{url} answered {fault.code} {shown(str(fault.reason))}") from fault
     with answer:
         if answer.status not in (http.HTTPStatus.OK, http.HTTPStatus.PARTIAL_CONTENT):
             raise DataError(f"{url} answered {answer.status} instead of the file")
         if answer.headers.get_content_type() in ("text/html", "application/xhtml+xml"):
             raise DataError(f"{url} answered with an HTML page instead of the file")
-        continues = answer.headers.get("Content-Range", "").startswith(f"bytes {have}-")
-        if answer.status == http.HTTPStatus.OK or not continues:
-            have = _restart(file)
-            if answer.status != http.HTTPStatus.OK:
-                raise DataError(f"{url} answered with another part of the file than was asked for")
+        span = answer.headers.get("Content-Range", "")
+        length = answer.headers.get("Content-Length", "")
+        if answer.status == http.HTTPStatus.OK:
+            have = part.truncate(0)
+        elif not span.startswith(f"bytes {have}-"):
+            part.truncate(0)
+            raise DataError(f"{url} answered with another part of the file than was asked for")
+        else:
+            length = span.rpartition("/")[2]
+        if not size:
+            size = int(length) if length.isdecimal() and len(length) <= 18 else -1
+            if not 0 < size <= file.at_most:
+                raise DataError(
+                    f"{url} has {size} bytes; an archive of at most {file.at_most} was expected: "
+                    "the address no longer serves the file"
+                )
         for chunk in iter(lambda: answer.read(_CHUNK), b""):
             if have == 0 and chunk[:200].lstrip().lower().startswith((b"<!doctype", b"<html")):
                 raise DataError(f"{url} answered with an HTML page instead of the file")
             have += len(chunk)
             if have > size:
-                _restart(file)
+                part.truncate(0)
                 raise DataError(f"{url} sends more than the published {size} bytes")
-            file.write(chunk)
+            part.write(chunk)
     if have < size:
         raise DataError(f"{url} sent {'nothing' if not have else f'{have} of {size} bytes'}")
 
 
-def _restart(file: IO[bytes]) -> int:
-    file.truncate(0)
-    return 0
-
-
-def _publish(part: Path, path: Path, md5: str, sha256: str) -> None:
-    try:
-        check_file(part, md5=md5, sha256=sha256)
-    except DataError:
-        part.unlink()
-        raise
-    os.replace(part, path)
-    sync_folder(path.parent)
-
-
-_TIMEOUT_S = 30.0
-
-
 @dataclass(frozen=True)
-class Archive:
-    """An archive as its author publishes it.
-
-    Attributes:
-        name: file name, ending in .zip, .tar.gz or .tgz.
-        url: https address, or "" where there is none that a program can use.
-        md5: 32 hex digits, as the publisher gives them.
-        page: where a person can get it.
-        at_most: bytes that a download may have; the exact size is asked of the server.
-        unpacked: bytes that its members may have together.
-        members: files and folders that it may hold.
-        into: folder below the root that it is unpacked into; "" is the root.
-        sha256: 64 hex digits, or "" where no file at hand gave it.
-    """
+class _Member:
+    """A member of an archive: its name as it is written, and its content, None for a folder."""
 
     name: str
-    url: str
-    md5: str
-    page: str
-    at_most: int
-    unpacked: int
-    members: int
-    into: str = ""
-    sha256: str = ""
+    content: Callable[[], IO[bytes]] | None
+    refused: str = ""
 
 
-def provide(
-    name: str,
-    archives: Sequence[Archive],
-    root: str | Path,
-    download: bool,
-    present: Callable[[], bool],
-) -> None:
-    """See to it that a set is unpacked below `root`.
+def unpack(
+    archive: str | Path, folder: str | Path, *, max_bytes: int, max_members: int
+) -> list[Path]:
+    """Unpack a zip, tar or tar.gz: plain files and folders only, and all of them or none.
 
-    Archives in `root` are checked and unpacked; the network is used only with `download`.
+    Members are written to a stage inside `folder` and moved to their places when the last one has
+    passed. Modes, owners and times of the archive are not applied, and what macOS adds is left out.
 
     Args:
-        name: of the set.
-        archives: all that it consists of.
-        root: where they lie, and where they are unpacked.
-        download: fetch what is missing.
-        present: tells whether the set is there.
+        archive: the file, a zip if its name ends so; check its hash first where one is known.
+        folder: where its members go; made if missing.
+        max_bytes: most bytes that all members together may have, unpacked.
+        max_members: most files and folders that it may hold.
+
+    Returns:
+        The files, in archive order.
 
     Raises:
-        DataError: something is missing (each archive is named with hash and address), damaged or
-            hostile, or the network fails.
+        DataError: a link, a device, a name that leaves `folder` or means another place elsewhere,
+            two members of one name (letter case aside), encryption, more bytes or members than
+            allowed, a damaged archive, a full disk; the message names the member and nothing was
+            moved into `folder`.
     """
-    if present():
-        return
-    root = Path(root)
-    missing = [archive for archive in archives if not (root / archive.name).is_file()]
-    fetchable = download and all(archive.url for archive in missing)
-    if missing and not fetchable:
-        raise _not_there(name, archives, root, download)
-    for archive in archives:
-        path = root / archive.name
-        sha256 = archive.sha256 or _pinned(path)
-        if archive in missing:
-            size = ask_size(archive.url, archive.at_most)
-            _fetch(archive.url, path, md5=archive.md5, size=size, sha256=sha256)
-        else:
-            check_file(path, md5=archive.md5, sha256=sha256)
-        if not sha256:
-            _pin(path)
-        log.info("unpacking %s", path)
-        unpack(path, root / archive.into, archive.unpacked, archive.members)
-    if not present():
-        raise DataError(f"{name}: the archives in {name_of(root)} do not hold what they should")
-
-
-def _pin_of(path: Path) -> Path:
-    return path.with_name(f"{path.name}.sha256")
-
-
-def _pinned(path: Path) -> str:
-    """Return the sha256 that an archive had when it was first used, or ""."""
+    folder, name = Path(folder), name_of(archive)
+    kind = "zip" if Path(archive).suffix.lower() == ".zip" else "tar"
+    stage: Path | None = None
     try:
-        text = _pin_of(path).read_text().strip()
-    except OSError:
-        return ""
-    if not re.fullmatch(r"[0-9a-f]{64}", text):
-        raise DataError(f"{name_of(_pin_of(path))} holds no sha256; remove it")
-    return text
-
-
-def _pin(path: Path) -> None:
-    """Note the sha256 of an archive whose md5 was right: publishers give md5 sums only."""
-    try:
-        write_atomic(_pin_of(path), f"{sha256_of(path)}\n".encode(), DataError)
-    except DataError as fault:  # a read-only root is no reason not to train
-        log.warning("%s", fault)
-
-
-def unpack(path: Path, folder: Path, max_bytes: int, max_members: int) -> list[Path]:
-    """Unpack an archive of either kind, by the end of its name.
-
-    Raises:
-        DataError: as `extract_zip` and `extract_tar`.
-    """
-    extract = extract_zip if path.suffix.lower() == ".zip" else extract_tar
-    return extract(path, folder, max_bytes=max_bytes, max_members=max_members)
-
-
-def _not_there(name: str, archives: Sequence[Archive], root: Path, download: bool) -> DataError:
-    wanted = "; ".join(
-        f"{archive.name} (md5 {archive.md5}, from {archive.page})"
-        for archive in archives
-        if not (root / archive.name).is_file()
-    )
-    more = "or allow the network with --data.download; "
-    if not all(archive.url for archive in archives):
-        more = "it cannot be downloaded by a program; " if download else ""
-    return DataError(
-        f"{name} is not in {name_of(root.absolute())}. Put there: {wanted}; or its unpacked "
-        f"folder; {more}or use what needs no files: --data.name moving_digits"
-    )
-
-
-def ask_size(
-    url: str,
-    at_most: int,
-    handlers: Sequence[urllib.request.BaseHandler] = (),
-) -> int:
-    """Ask a server how many bytes a file has, by fetching its first.
-
-    Args:
-        url: https address.
-        at_most: largest credible answer, in bytes.
-        handlers: further urllib handlers.
-
-    Raises:
-        ConfigError: `url` is not https.
-        DataError: no connection, no size, or one that is not credible.
-    """
-    if urllib.parse.urlsplit(url).scheme != "https":
-        raise ConfigError(f"{shown(url, 300)} is not an https address; only https is fetched")
-    headers = {"User-Agent": "spikeformer_lt", "Accept-Encoding": "identity", "Range": "bytes=0-0"}
-    opener = urllib.request.build_opener(_HttpsOnly(), *handlers)
-    try:
-        with opener.open(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT_S) as got:
-            told = re.fullmatch(r"bytes 0-0/(\d{1,18})", got.headers.get("Content-Range", ""))
-            length = got.headers.get("Content-Length", "")
-            size = int(told[1]) if told else int(length) if length.isdecimal() else -1
-            kind, status = got.headers.get_content_type(), got.status
-    except (OSError, ValueError) as fault:
-        if isinstance(fault, DataError):
-            raise
-        reason = getattr(fault, "reason", None) or fault
-        raise DataError(f"cannot fetch {url}: {shown(str(reason), 200)}") from fault
-    if status not in (200, 206) or kind == "text/html" or not 0 < size <= at_most:
+        folder.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(prefix=".extract-", dir=folder))
+        with open(archive, "rb") as packed:
+            limit = max_bytes + _HEADERS * (max_members + 256)
+            members = _zip_members(packed) if kind == "zip" else _tar_members(packed, name, limit)
+            files = _write(members, stage, name, max_bytes, max_members)
+        for file in files:
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(stage / file, folder / file)
+    except DataError:
+        raise
+    except OSError as fault:
         raise DataError(
-            f"{url} answered {status} with {shown(kind)} of {size} bytes; an archive of at most "
-            f"{at_most} was expected: the address no longer serves the file"
-        )
-    return size
+            f"cannot unpack {name} into {name_of(folder)}: {fault.strerror or fault}; "
+            f"{free_bytes(folder)} bytes free"
+        ) from fault
+    except (
+        *(tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError),
+        *(ValueError, NotImplementedError, RuntimeError),
+    ) as fault:
+        reason = shown(str(fault), 200)
+        raise DataError(f"{name} is not a whole {kind} archive: {reason}") from fault
+    finally:
+        if stage is not None:
+            shutil.rmtree(stage, ignore_errors=True)
+    log.info("unpacked %d files of %s into %s", len(files), archive, folder)
+    return [folder / file for file in files]
+
+
+def _write(
+    members: Iterator[_Member], stage: Path, name: str, max_bytes: int, max_members: int
+) -> list[PurePosixPath]:
+    """Write the members into `stage` and return the paths of the files."""
+    files: list[PurePosixPath] = []
+    seen: set[str] = set()
+    left = max_bytes
+    for count, member in enumerate(members, start=1):
+        shape = f"{name}: member {shown(member.name, 120)}"
+        if count > max_members:
+            raise DataError(f"{shape} is one more than the {max_members} allowed")
+        place = PurePosixPath(member.name)
+        if "\\" in member.name or "\0" in member.name or re.match(r"[A-Za-z]:", member.name):
+            raise DataError(f"{shape} has a name that other systems read as another place: refused")
+        if place.is_absolute() or ".." in place.parts:
+            raise DataError(f"{shape} would land outside the folder: refused, nothing was unpacked")
+        if place.parts[:1] == (_JUNK,):
+            continue
+        if member.refused:
+            raise DataError(f"{shape} is {member.refused}: refused, nothing was unpacked")
+        if member.content is None:
+            (stage / place).mkdir(parents=True, exist_ok=True)
+            continue
+        key = place.as_posix().casefold()
+        if not place.parts or key in seen:
+            raise DataError(f"{shape} is there twice, or has no name: nothing was unpacked")
+        seen.add(key)
+        (stage / place).parent.mkdir(parents=True, exist_ok=True)
+        with member.content() as content, open(stage / place, "xb") as file:
+            # What it unpacks to is counted, not what the archive says of it.
+            for chunk in iter(lambda content=content: content.read(_CHUNK), b""):  # type: ignore[misc]
+                left -= len(chunk)
+                if left < 0:
+                    raise DataError(f"{shape} goes past the {max_bytes} bytes allowed in all")
+                file.write(chunk)
+            if file.tell() > _CHUNK:  # a small file is quickly unpacked again; many would be slow
+                file.flush()
+                os.fsync(file.fileno())
+        files.append(place)
+    if not files:
+        raise DataError(f"{name} holds no file")
+    return files
+
+
+def _zip_members(packed: IO[bytes]) -> Iterator[_Member]:
+    with zipfile.ZipFile(packed) as archive:
+        for info in archive.infolist():
+            kind = stat.S_IFMT(info.external_attr >> 16)
+            refused = "" if kind in (0, stat.S_IFREG, stat.S_IFDIR) else "a link or no plain file"
+            if info.flag_bits & 0x1:
+                refused = "encrypted"
+
+            def content(info: zipfile.ZipInfo = info) -> IO[bytes]:
+                return archive.open(info)
+
+            # zipfile mends names on its own; the one in the archive is what is judged.
+            yield _Member(info.orig_filename, None if info.is_dir() else content, refused)
+
+
+def _tar_members(packed: IO[bytes], name: str, limit: int) -> Iterator[_Member]:
+    magic = packed.read(2)
+    packed.seek(0)
+    plain = cast("IO[bytes]", gzip.GzipFile(fileobj=packed)) if magic == b"\x1f\x8b" else packed
+    # A stream is read front to back, once: no member is looked at before the caps have passed it.
+    with tarfile.open(fileobj=cast("IO[bytes]", _Capped(plain, name, limit)), mode="r|") as tar:
+        for info in tar:
+            refused = "a link" if info.issym() or info.islnk() else "no plain file"
+
+            def content(info: tarfile.TarInfo = info) -> IO[bytes]:
+                return cast("IO[bytes]", tar.extractfile(info))
+
+            if info.isdir() or (
+                info.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and info.size >= 0
+            ):
+                refused = ""
+            yield _Member(info.name, None if info.isdir() else content, refused)
+
+
+class _Capped:
+    """A stream that refuses to give more than `limit` bytes (a small file can unpack to 100 GB)."""
+
+    def __init__(self, stream: IO[bytes], name: str, limit: int) -> None:
+        self.stream, self.name, self.limit, self.given = stream, name, limit, 0
+
+    def read(self, size: int = -1) -> bytes:
+        data = self.stream.read(size)
+        self.given += len(data)
+        if self.given > self.limit:
+            raise DataError(f"{self.name} unpacks to more than the {self.limit} bytes allowed")
+        return data

@@ -1,4 +1,4 @@
-"""docs/faults.md, docs/export.md and docs/tickets.md name tests that exist."""
+"""The pages that name tests name tests that exist."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 
 TESTS = Path(__file__).parent
-TEXT = (TESTS.parent / "docs" / "faults.md").read_text("utf-8")
-EXPORT = (TESTS.parent / "docs" / "export.md").read_text("utf-8")
-TICKETS = (TESTS.parent / "docs" / "tickets.md").read_text("utf-8")
-NAMED = sorted(set(re.findall(r"`([\w/]+\.py)::(\w+)`", TEXT + EXPORT + TICKETS)))
+DOCS = TESTS.parent / "docs"
+TEXT = (DOCS / "faults.md").read_text("utf-8")
+ALL = "".join(page.read_text("utf-8") for page in sorted(DOCS.rglob("*.md")))
+NAMED = sorted(set(re.findall(r"`([\w/]+\.py)::(\w+)`", ALL)))
 
 
 def test_every_test_that_the_page_names_exists() -> None:

@@ -10,8 +10,9 @@ if TYPE_CHECKING:
     from spikeformer_lt.events.cache import MemoryCache as MemoryCache
     from spikeformer_lt.events.dataset import EventFrames as EventFrames
     from spikeformer_lt.events.dataset import Source as Source
-    from spikeformer_lt.events.dataset import split_fields as split_fields
+    from spikeformer_lt.events.dataset import event_splits as event_splits
     from spikeformer_lt.events.formats import FileReader as FileReader
+    from spikeformer_lt.events.frame import EventDataOptions as EventDataOptions
     from spikeformer_lt.events.frame import EventOptions as EventOptions
     from spikeformer_lt.events.frame import Framing as Framing
     from spikeformer_lt.events.frame import to_frames as to_frames

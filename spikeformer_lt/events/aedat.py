@@ -1,17 +1,7 @@
-"""AEDAT 2.0 files of a DVS128 camera, as jAER writes them: the form of the original CIFAR10-DVS.
+"""AEDAT files of versions 2.0, 3.1 and 4, after inivation's descriptions of these forms.
 
-After lines with a #, events of 8 bytes, big-endian: an address and a time in microseconds.
-
-Source: inivation's description of AEDAT 2.0; address bits of the DVS128: 0 polarity, 1-7 column,
-8-14 row, 15 set for what is no pixel (a sync pulse).
-
-AEDAT 3.1 files: packets of typed events, the form of the original DVS128 Gesture.
-
-Source: inivation's description of AEDAT 3.1. A packet has a header of 28 bytes, little-endian, and
-then its events; those of type 1 are of pixels, 8 bytes each: data (bit 0 valid, 1 polarity, 2-16
-row, 17-31 column) and 31 bits of microseconds, whose restarts the header counts.
-
-AEDAT 4 files, through the optional package aedat: the form of tonic's CIFAR10-DVS.
+2.0 is the form of the original CIFAR10-DVS, 3.1 of the original DVS128 Gesture, and 4, which the
+optional package aedat reads, of tonic's CIFAR10-DVS.
 """
 
 from __future__ import annotations
@@ -24,31 +14,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spikeformer_lt.disk import content_kind
-from spikeformer_lt.errors import DataError, shown
+from spikeformer_lt.errors import DataError, name_of, shown
 from spikeformer_lt.events.recording import (
     EVENTS,
-    Clock,
     Events,
     Raw,
-    name_of,
+    make_events,
     opened,
-    read_comments,
-    read_exactly,
 )
 
 SIDE = 128  # pixels of the camera
 _WORDS = np.dtype([("address", ">u4"), ("clock", ">u4")])
 _CHUNK = 1 << 16  # events read at once
+_HEADER_LIMIT = 1_000_000  # bytes of text before the events
+_WRAP = 2**32  # microseconds, where a 32-bit clock starts again
 
 
 def read_aedat2(path: str | Path) -> Raw:
     """Read a DVS128 recording: x, y and polarity as the address bits have them.
 
-    The camera's own column counts from the right, and its polarity bit is 1 for darker; what a set
-    calls up, right and on is the set's to say (see `as_cifar10_dvs`).
-
-    Args:
-        path: the file. Memory stays below three times its size.
+    After lines with a #, events of 8 bytes, big-endian: an address (bit 0 polarity, 1-7 column,
+    8-14 row, 15 set for what is no pixel, such as a sync pulse) and a time in microseconds. The
+    camera's own column counts from the right, and its polarity bit is 1 for darker; what a set
+    calls up, right and on is the set's to say (see `as_cifar10_dvs`). Memory stays below three
+    times the file.
 
     Returns:
         `EVENTS`; pulses that are no pixel are counted as "special".
@@ -112,6 +101,10 @@ _LARGEST_PACKET = 1 << 28  # bytes
 def read_aedat31(path: str | Path, start_us: int | None = None, end_us: int | None = None) -> Raw:
     """Read the pixel events of a file, or of one stretch of it.
 
+    A packet has a header of 28 bytes, little-endian, and then its events; those of type 1 are of
+    pixels, 8 bytes each: data (bit 0 valid, 1 polarity, 2-16 row, 17-31 column) and 31 bits of
+    microseconds, whose restarts the header counts.
+
     Args:
         path: the file. It is read packet by packet: memory holds the events that are returned.
         start_us: leave out what is earlier; None takes all.
@@ -138,8 +131,9 @@ def read_aedat31(path: str | Path, start_us: int | None = None, end_us: int | No
                 valid &= times >= start_us
             if end_us is not None:
                 valid &= times < end_us
-            if valid.any():
-                parts.append(_decode(events["data"][valid], times[valid]))
+            data = events["data"][valid]
+            x, y, p = (data >> 17) & 0x7FFF, (data >> 2) & 0x7FFF, (data >> 1) & 1
+            parts.append(make_events(x, y, p, times[valid]))
     found = np.concatenate(parts) if parts else np.empty(0, EVENTS)
     return Raw(found, {"invalid": invalid} if invalid else {})
 
@@ -171,28 +165,13 @@ def _packet(
     return words["clock"].astype(np.int64) | (overflow << 31), words
 
 
-def _decode(data: NDArray[np.uint32], times: NDArray[np.int64]) -> Events:
-    events = np.empty(len(data), EVENTS)
-    events["x"] = (data >> 17) & 0x7FFF
-    events["y"] = (data >> 2) & 0x7FFF
-    events["p"] = (data >> 1) & 1
-    events["t_us"] = times
-    return events
-
-
 _MAGIC = b"#!AER-DAT4.0\r\n"
 _LENGTH = struct.Struct("<I")
 _PACKET = struct.Struct("<II")  # stream, bytes
 
 
 def read_aedat4(path: str | Path) -> Raw:
-    """Read the first stream of pixel events of a file.
-
-    Args:
-        path: the file.
-
-    Returns:
-        `EVENTS` in file order.
+    """Read the first stream of pixel events of a file, in file order.
 
     Raises:
         DataError: the package aedat is missing, or the file is not AEDAT 4, has no events or is
@@ -216,10 +195,7 @@ def read_aedat4(path: str | Path) -> Raw:
         for packet in decoder:
             if packet["stream_id"] == chosen:
                 found = packet["events"]
-                events = np.empty(len(found), EVENTS)
-                for name, theirs in (("x", "x"), ("y", "y"), ("p", "on"), ("t_us", "t")):
-                    events[name] = found[theirs]
-                parts.append(events)
+                parts.append(make_events(found["x"], found["y"], found["on"], found["t"]))
     except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError, DataError):
         raise
     except BaseException as fault:  # pyo3's PanicException derives from BaseException alone
@@ -245,7 +221,13 @@ def _walk(path: str | Path) -> None:
         (length,) = _LENGTH.unpack(read_exactly(file, _LENGTH.size, path, "the header's length"))
         place = file.tell() + length
         if place <= size:
-            _check_text(file.read(length), path)
+            text = file.read(length)
+            try:
+                text[text.find(b"<") : text.rfind(b">") + 1].decode("utf-8")
+            except UnicodeDecodeError as fault:
+                raise DataError(
+                    f"{name_of(path)} is damaged: the description of its streams is no text"
+                ) from fault
         while place < size:
             file.seek(place)
             _, length = _PACKET.unpack(read_exactly(file, _PACKET.size, path, "a packet header"))
@@ -257,12 +239,76 @@ def _walk(path: str | Path) -> None:
             )
 
 
-def _check_text(header: bytes, path: str | Path) -> None:
-    """Refuse a header whose description of the streams is no text."""
-    first, last = header.find(b"<"), header.rfind(b">")
-    try:
-        header[first : last + 1].decode("utf-8")
-    except UnicodeDecodeError as fault:
+def read_exactly(file: BinaryIO, count: int, path: str | Path, what: str) -> bytes:
+    """Read `count` bytes, or raise a DataError that says where the file breaks off."""
+    data = file.read(count)
+    if len(data) != count:
+        place = file.tell() - len(data)
         raise DataError(
-            f"{name_of(path)} is damaged: the description of its streams is no text"
-        ) from fault
+            f"{name_of(path)} breaks off: {what} at byte {place} needs {count} bytes, "
+            f"{len(data)} are left; the file is truncated or damaged"
+        )
+    return data
+
+
+def read_comments(file: BinaryIO, path: str | Path, version: str) -> list[str]:
+    """Read the lines with a # at the head of an AEDAT 2 or 3 file, without their ends.
+
+    Args:
+        file: at its beginning; left at the first byte after the lines.
+        path: for messages.
+        version: what the first line must announce, e.g. "2." or "3.1".
+
+    Raises:
+        DataError: the file does not begin as AEDAT of this version, saying what it is instead.
+    """
+    head = file.read(1024)
+    file.seek(0)
+    wanted = f"#!AER-DAT{version}".encode()
+    if not head.startswith(wanted):
+        if head.startswith(b"#!AER-DAT"):
+            kind = f"AEDAT of version {shown(head[9:12].decode('ascii', 'replace'))}"
+        else:
+            kind = content_kind(head)
+        raise DataError(f"{name_of(path)} is not an AEDAT {version} file but {kind}")
+    lines: list[str] = []
+    while True:
+        place = file.tell()
+        line = file.readline(_HEADER_LIMIT)
+        if not line.startswith(b"#"):
+            file.seek(place)
+            return lines
+        if not line.endswith(b"\n") or file.tell() > _HEADER_LIMIT:
+            raise DataError(f"{name_of(path)} breaks off in its header, or has no end of it")
+        text = line.decode("latin-1").rstrip("\r\n")
+        lines.append(text)
+        if text.startswith(("#!END-HEADER", "#End Of ASCII Header", "# End of ASCII Header")):
+            return lines
+
+
+class Clock:
+    """A 32-bit microsecond clock, read piece by piece, with its restarts (each 71 minutes) undone.
+
+    A step of more than half the range is taken for a restart, forward or, where events are out of
+    order around one, back.
+    """
+
+    def __init__(self) -> None:
+        self._last: int | None = None
+        self._turns = 0
+
+    def times(self, clock: NDArray[np.uint32]) -> NDArray[np.int64]:
+        """Return the times of the next events of a file.
+
+        Shape: uint32 [N] -> int64 [N].
+        """
+        times = clock.astype(np.int64)
+        if not len(times):
+            return times
+        first = int(times[0]) if self._last is None else self._last
+        self._last = int(times[-1])
+        steps = np.diff(times, prepend=first)
+        turns = (steps < -_WRAP // 2).astype(np.int64) - (steps > _WRAP // 2)
+        turns = self._turns + np.cumsum(turns)
+        self._turns = int(turns[-1])
+        return np.asarray(times + turns * _WRAP)

@@ -1,68 +1,19 @@
-"""Rotations, shears and shifts of frames: one map of pixels for all times and polarities.
-
-Training augmentation of one recording's frames: the same change at all times and polarities.
-"""
+"""Training augmentation of one recording's frames: the same change at all times and polarities."""
 
 from __future__ import annotations
 
+import functools
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from spikeformer_lt.config import check
 from spikeformer_lt.errors import ConfigError, DataError, near
-
-
-def affine(
-    frames: Tensor, *, angle: float = 0.0, shear_x: float = 0.0, dx: int = 0, dy: int = 0
-) -> Tensor:
-    """Turn, shear and shift frames about their middle, each new pixel taking the nearest old one.
-
-    Values are moved, never mixed: counts stay whole. What comes from outside is 0.
-
-    Args:
-        frames: any type, [..., H, W].
-        angle: degrees; above 0 turns what is up to the left (counter-clockwise).
-        shear_x: a row moves right by this times its distance above the middle row.
-        dx: pixels to the right.
-        dy: pixels down.
-
-    Returns:
-        A new tensor of the same shape and type.
-    """
-    height, width = frames.shape[-2:]
-    rows = torch.arange(height, dtype=torch.float64)[:, None] - (height - 1) / 2 - dy
-    columns = torch.arange(width, dtype=torch.float64)[None, :] - (width - 1) / 2 - dx
-    cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
-    # From a new place back to the old one: shift, then turn, then shear undone.
-    x = cos * columns - sin * rows
-    y = sin * columns + cos * rows
-    x = x + shear_x * y
-    # Half a pixel rounds up on both axes, so that nothing depends on how a tie is broken.
-    old_x = torch.floor(x + (width - 1) / 2 + 0.5).to(torch.int64)
-    old_y = torch.floor(y + (height - 1) / 2 + 0.5).to(torch.int64)
-    inside = (old_x >= 0) & (old_x < width) & (old_y >= 0) & (old_y < height)
-    place = torch.where(inside, old_y * width + old_x, 0).flatten()
-    flat = frames.reshape(-1, height * width)
-    moved = flat[:, place]
-    moved[:, ~inside.flatten()] = 0
-    return moved.view(frames.shape)
-
-
-def cut_out(frames: Tensor, top: int, left: int, height: int, width: int) -> Tensor:
-    """Return frames with one rectangle of pixels set to 0 at all times; what is outside is ignored.
-
-    Shape: [..., H, W] -> the same.
-    """
-    out = frames.clone()
-    rows = slice(max(top, 0), max(top + height, 0))
-    out[..., rows, max(left, 0) : max(left + width, 0)] = 0
-    return out
-
 
 _BINS = 31  # strengths of an operation, evenly spaced
 _SHEAR, _SHIFT, _TURN = 0.3, 5, 30.0  # largest: radians, pixels, degrees
@@ -116,24 +67,23 @@ class EventAugment:
         return _PRESETS[name]
 
     def check(self) -> None:
-        """Refuse values out of range.
-
-        Raises:
-            ConfigError: with the field, the value and what is allowed.
-        """
+        """Refuse values out of range by a ConfigError."""
         for name in ("hflip", "event_drop"):
             value = getattr(self, name)
-            if not 0 <= value <= 1:
-                raise ConfigError(f"{name}={value!r} is not allowed: a probability, 0 to 1")
-        if isinstance(self.roll, bool) or not isinstance(self.roll, int) or self.roll < 0:
-            raise ConfigError(f"roll={self.roll!r} is not allowed: 0 pixels or more")
+            check(0 <= value <= 1, name, value, "a probability, 0 to 1")
+        whole = isinstance(self.roll, int) and not isinstance(self.roll, bool)
+        check(whole and self.roll >= 0, "roll", self.roll, "0 pixels or more")
 
     def is_identity(self) -> bool:
         """Return whether nothing random is on."""
         return all(getattr(self, item.name) == item.default for item in fields(self))
 
-    def build(self, mean: Sequence[float], std: Sequence[float], image_size: int) -> EventTransform:
-        """Make the transform of one recording.
+    def build(
+        self, mean: Sequence[float], std: Sequence[float], image_size: int
+    ) -> Callable[[Tensor], Tensor]:
+        """Return the transform of one recording: [T, P, H, W] -> float32 [T, P, H, W].
+
+        All choices follow from one draw of Python's global generator: seed that around a call.
 
         Args:
             mean: per polarity; must be 0, since frames are counts.
@@ -150,7 +100,7 @@ class EventAugment:
                 f"mean={tuple(mean)} and std={tuple(std)} are not allowed for events: frames are "
                 "counts, with means 0 and deviations 1"
             )
-        return EventTransform(self)
+        return functools.partial(_augmented, self)
 
     def __call__(self, frames: Tensor, rng: np.random.Generator) -> Tensor:
         """Return augmented frames; `frames` itself is not changed.
@@ -187,41 +137,77 @@ _PRESETS = {
 }
 
 
-class EventTransform:
-    """One recording's frames to augmented ones; made by `EventAugment.build`.
+def _augmented(augment: EventAugment, frames: Tensor) -> Tensor:
+    rng = np.random.default_rng(random.getrandbits(64))
+    return augment(frames, rng).to(torch.float32)
 
-    All choices follow from one draw of Python's global generator: seed that around a call.
 
-    Shape: [T, P, H, W] -> float32 [T, P, H, W].
+def affine(
+    frames: Tensor, *, angle: float = 0.0, shear_x: float = 0.0, dx: int = 0, dy: int = 0
+) -> Tensor:
+    """Turn, shear and shift frames about their middle, each new pixel taking the nearest old one.
+
+    Values are moved, never mixed: counts stay whole. What comes from outside is 0.
+
+    Args:
+        frames: any type, [..., H, W].
+        angle: degrees; above 0 turns what is up to the left (counter-clockwise).
+        shear_x: a row moves right by this times its distance above the middle row.
+        dx: pixels to the right.
+        dy: pixels down.
+
+    Returns:
+        A new tensor of the same shape and type.
     """
+    height, width = frames.shape[-2:]
+    rows = torch.arange(height, dtype=torch.float64)[:, None] - (height - 1) / 2 - dy
+    columns = torch.arange(width, dtype=torch.float64)[None, :] - (width - 1) / 2 - dx
+    cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    # From a new place back to the old one: shift, then turn, then shear undone.
+    x = cos * columns - sin * rows
+    y = sin * columns + cos * rows
+    x = x + shear_x * y
+    # Half a pixel rounds up on both axes, so that nothing depends on how a tie is broken.
+    old_x = torch.floor(x + (width - 1) / 2 + 0.5).to(torch.int64)
+    old_y = torch.floor(y + (height - 1) / 2 + 0.5).to(torch.int64)
+    inside = (old_x >= 0) & (old_x < width) & (old_y >= 0) & (old_y < height)
+    place = torch.where(inside, old_y * width + old_x, 0).flatten()
+    flat = frames.reshape(-1, height * width)
+    moved = flat[:, place]
+    moved[:, ~inside.flatten()] = 0
+    return moved.view(frames.shape)
 
-    def __init__(self, augment: EventAugment) -> None:
-        self.augment = augment
 
-    def __call__(self, frames: Tensor) -> Tensor:
-        """Return `frames` augmented; `frames` itself is not changed."""
-        rng = np.random.default_rng(random.getrandbits(64))
-        return self.augment(frames, rng).to(torch.float32)
+def cut_out(frames: Tensor, top: int, left: int, height: int, width: int) -> Tensor:
+    """Return frames with one rectangle of pixels set to 0 at all times; what is outside is ignored.
+
+    Shape: [..., H, W] -> the same.
+    """
+    out = frames.clone()
+    rows = slice(max(top, 0), max(top + height, 0))
+    out[..., rows, max(left, 0) : max(left + width, 0)] = 0
+    return out
 
 
 def _wide(frames: Tensor, rng: np.random.Generator) -> Tensor:
     operation = _OPERATIONS[rng.integers(len(_OPERATIONS))]
     # -1 to 1 in even steps: the sign that the source draws beside it changes no distribution.
     strength = float(rng.integers(_BINS)) * 2 / (_BINS - 1) - 1
-    height, width = frames.shape[-2:]
-    if operation == "shear_x":
-        return affine(frames, shear_x=math.tan(strength * _SHEAR))
-    if operation == "translate_x":
-        return affine(frames, dx=int(strength * _SHIFT))
-    if operation == "translate_y":
-        return affine(frames, dy=int(strength * _SHIFT))
-    if operation == "rotate":
-        return affine(frames, angle=strength * _TURN)
-    if operation == "cutout":
-        side = round(float(np.sqrt(height * width * rng.uniform(*_CUT))))
-        side = min(side, height, width)
-        top, left = rng.integers(height - side + 1), rng.integers(width - side + 1)
-        return cut_out(frames, int(top), int(left), side, side)
+    match operation:
+        case "shear_x":
+            return affine(frames, shear_x=math.tan(strength * _SHEAR))
+        case "translate_x":
+            return affine(frames, dx=int(strength * _SHIFT))
+        case "translate_y":
+            return affine(frames, dy=int(strength * _SHIFT))
+        case "rotate":
+            return affine(frames, angle=strength * _TURN)
+        case "cutout":
+            height, width = frames.shape[-2:]
+            side = round(float(np.sqrt(height * width * rng.uniform(*_CUT))))
+            side = min(side, height, width)
+            top, left = rng.integers(height - side + 1), rng.integers(width - side + 1)
+            return cut_out(frames, int(top), int(left), side, side)
     return frames
 
 

@@ -1,9 +1,8 @@
 """Frames kept between epochs and runs, one file a recording.
 
 An entry is found only under a key that hashes every parameter and the code that made it, is used
-only if its checksum and its source's size and date fit, and is otherwise made again. Writing is a
-temporary file and a rename, so that two processes may build one cache: the later rename wins with
-the same bytes. A crash can leave an entry without its data; the checksum sees that too.
+only if its checksum and its source's size and date fit, and is otherwise made again. Two processes
+may build one cache: the later rename wins with the same bytes.
 """
 
 from __future__ import annotations
@@ -44,8 +43,7 @@ def code_version() -> str:
 
 def source_of(thing: object) -> str:
     """Return a hash of the source file that defines the class of `thing`, or ""."""
-    module = sys.modules.get(type(thing).__module__)
-    path = getattr(module, "__file__", None)
+    path = getattr(sys.modules.get(type(thing).__module__), "__file__", None)
     return _hash_of([Path(path)]) if path else ""
 
 
@@ -99,12 +97,9 @@ class FrameCache:
         return frames
 
     def put(self, name: str, fingerprint: str, frames: NDArray[Any]) -> None:
-        """Store frames; where the disk refuses, say so once and go on without.
+        """Store frames [T, 2, H, W] of uint8, uint16 or int32 under the names that `get` takes.
 
-        Args:
-            name: as in `get`.
-            fingerprint: as in `get`.
-            frames: [T, 2, H, W] of uint8, uint16 or int32.
+        Where the disk refuses, that is said once, and frames are made anew when needed.
         """
         if not self._writes:
             return
@@ -123,10 +118,8 @@ class FrameCache:
             self._writes = False
             _log.warning(
                 "frames are not cached in %s: %s (%s bytes free); each is made again when needed",
-                self.folder,
-                fault.strerror or fault,
-                free_bytes(self.folder),
-            )
+                self.folder, fault.strerror or fault, free_bytes(self.folder),
+            )  # fmt: skip
 
     def _path(self, name: str) -> Path:
         digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
@@ -147,15 +140,9 @@ class FrameCache:
 def _pack(frames: NDArray[Any], name: str, fingerprint: str) -> list[bytes | memoryview]:
     assert frames.dtype.name in _KINDS
     payload = np.ascontiguousarray(frames)
-    header = json.dumps(
-        {
-            "name": name,
-            "fingerprint": fingerprint,
-            "dtype": frames.dtype.name,
-            "shape": list(frames.shape),
-            "crc32": zlib.crc32(payload.data),
-        }
-    ).encode()
+    told: dict[str, Any] = {"name": name, "fingerprint": fingerprint, "dtype": frames.dtype.name}
+    told |= {"shape": list(frames.shape), "crc32": zlib.crc32(payload.data)}
+    header = json.dumps(told).encode()
     lead = _MAGIC + len(header).to_bytes(4, "little") + zlib.crc32(header).to_bytes(4, "little")
     return [lead, header, payload.data]
 
@@ -168,13 +155,10 @@ def _unpack(data: bytes, name: str, fingerprint: str) -> NDArray[Any] | None:
     if zlib.crc32(header) != int.from_bytes(data[12:_HEAD], "little"):
         return None
     told = json.loads(header)
-    if told["name"] != name or told["fingerprint"] != fingerprint:
-        return None
-    payload = memoryview(data)[_HEAD + length :]
-    kind = np.dtype(told["dtype"])
-    if len(payload) != int(np.prod(told["shape"])) * kind.itemsize:
-        return None
-    if zlib.crc32(payload) != told["crc32"]:
+    payload, kind = memoryview(data)[_HEAD + length :], np.dtype(told["dtype"])
+    sound = len(payload) == int(np.prod(told["shape"])) * kind.itemsize
+    wanted = (name, fingerprint, zlib.crc32(payload))
+    if not sound or (told["name"], told["fingerprint"], told["crc32"]) != wanted:
         return None
     return np.frombuffer(payload, kind).reshape(told["shape"])
 

@@ -1,6 +1,6 @@
-"""The data report: counts, durations, rates and every fault of a set of recordings.
+"""The data report of a folder or a data set: counts, durations, rates and every fault.
 
-Read a whole folder or data set and say what is in it: ``python -m spikeformer_lt.events``.
+``python -m spikeformer_lt.events check`` prints it.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from spikeformer_lt.errors import DataError
+from spikeformer_lt.errors import DataError, name_of
 from spikeformer_lt.events.formats import SUFFIXES, FileReader, form_of
 from spikeformer_lt.events.frame import EventOptions
-from spikeformer_lt.events.recording import FIELDS, LARGEST_SIDE, Sensor, name_of
+from spikeformer_lt.events.recording import FIELDS, LARGEST_SIDE, Sensor
 from spikeformer_lt.events.split import PARTS, Sample, Split, find_shared, scan
 from spikeformer_lt.events.validate import Report, validate
 from spikeformer_lt.registry import create_dataset
@@ -67,13 +67,7 @@ class DataReport:
             "split_sha256": self.split_sha256,
             "shared": [list(pair) for pair in self.shared],
             "recordings": [
-                {
-                    "part": c.part,
-                    "class": c.label,
-                    "key": c.key,
-                    "error": c.error,
-                    **({} if c.report is None else _numbers(c.report)),
-                }
+                {"part": c.part, "class": c.label, "key": c.key, "error": c.error, **_numbers(c)}
                 for c in self.recordings
             ],
         }
@@ -106,24 +100,20 @@ class DataReport:
         return f"{part:6} {label[:28]:28} {len(mine):10} {events:10} {span:>30} {rate:10}"
 
     def _faults(self) -> Iterator[str]:
-        read = [c for c in self.recordings if c.report is not None]
-        for kind in dict.fromkeys(f for c in read if c.report for f in c.report.faults):
-            hit = [c for c in read if c.report and kind in c.report.faults]
-            count = sum(c.report.faults[kind] for c in hit if c.report)
-            first = hit[0].report
-            assert first is not None
+        read = [c.report for c in self.recordings if c.report is not None]
+        for kind in dict.fromkeys(fault for report in read for fault in report.faults):
+            hit = [report for report in read if kind in report.faults]
+            count, first = sum(report.faults[kind] for report in hit), hit[0]
             yield (
                 f"{kind}: {count} events in {len(hit)} recordings; first: {first.source}: "
-                + (first.examples[kind])
+                f"{first.examples[kind]}"
             )
-        for kind in dict.fromkeys(s for c in read if c.report for s in c.report.skipped):
-            count = sum(c.report.skipped.get(kind, 0) for c in read if c.report)
+        for kind in dict.fromkeys(entry for report in read for entry in report.skipped):
+            count = sum(report.skipped.get(kind, 0) for report in read)
             yield f"passed over as {kind}: {count} entries"
+        empty = [(c.key, c.report.empty) for c in self.recordings if c.report and c.report.empty]
         for word, listed in (
-            (
-                "nothing to see",
-                [f"{c.key}: {c.report.empty}" for c in read if c.report and c.report.empty],
-            ),
+            ("nothing to see", [f"{key}: {why}" for key, why in empty]),
             ("unreadable", [c.error for c in self.recordings if c.report is None]),
             ("the same in two parts", [f"{one} = {other}" for one, other in self.shared]),
         ):
@@ -134,18 +124,11 @@ class DataReport:
             yield "no faults"
 
 
-def _numbers(report: Report) -> dict[str, Any]:
-    return {
-        "given": report.given,
-        "kept": report.kept,
-        "on": report.on,
-        "duration_us": report.duration_us,
-        "rate_hz": report.rate_hz,
-        "faults": report.faults,
-        "examples": report.examples,
-        "skipped": report.skipped,
-        "empty": report.empty,
-    }
+def _numbers(checked: Checked) -> dict[str, Any]:
+    if checked.report is None:
+        return {}
+    names = ("given", "kept", "on", "duration_us", "rate_hz", "faults", "examples", "skipped")
+    return {name: getattr(checked.report, name) for name in (*names, "empty")}
 
 
 _TEST = re.compile(r"(?:^|[^A-Za-z])test|Test")
@@ -181,7 +164,7 @@ def check_folder(
     parts: dict[str, list[Sample]] = {part: [] for part in PARTS}
     for path in paths:
         parts[_part_of(path)].append(Sample(path, label=classes.index(_class_of(path))))
-    split = Split("folder", classes, *(tuple(parts[part]) for part in PARTS))
+    split = Split("folder", classes, *map(tuple, parts.values()))
     policy = EventOptions(bad_events="count").policy()
 
     def read(sample: Sample) -> tuple[Any, Report]:
@@ -193,9 +176,9 @@ def check_folder(
         return events, replace(report, skipped=raw.skipped)
 
     checked = [
-        _checked(part, classes[sample.label], sample, read)
-        for part in PARTS
-        for sample in parts[part]
+        _checked(part, classes[s.label], s, read)
+        for part, samples in parts.items()
+        for s in samples
     ]
     shared = tuple(find_shared(root, parts))
     return DataReport(name_of(root), tuple(checked), split.sha256, shared)

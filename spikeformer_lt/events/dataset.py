@@ -1,7 +1,4 @@
-"""Recordings as a map-style data set of frames: read, validated, framed, cached.
-
-The three parts of an event data set, ready to become its `Splits`.
-"""
+"""Recordings as a map-style data set of frames: read, validated, framed, cached, and split."""
 
 from __future__ import annotations
 
@@ -9,19 +6,21 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypedDict
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spikeformer_lt.errors import ConfigError, DataError
+from spikeformer_lt.config import check
+from spikeformer_lt.errors import DataError, name_of
 from spikeformer_lt.events.cache import FrameCache, MemoryCache, source_of
-from spikeformer_lt.events.frame import EventOptions, narrow, to_frames
-from spikeformer_lt.events.recording import Events, Raw, Sensor, fit, name_of
-from spikeformer_lt.events.split import PARTS, Sample, Split, find_shared, limit
+from spikeformer_lt.events.frame import EventDataOptions, EventOptions, narrow, to_frames
+from spikeformer_lt.events.recording import Events, Raw, Sensor, fit
+from spikeformer_lt.events.split import PARTS, Sample, Split, find_shared, limited
 from spikeformer_lt.events.validate import Policy, Report, validate
+from spikeformer_lt.splits import Splits, report_shared
 
 log = logging.getLogger(__name__)
 MEAN, STD = (0.0, 0.0), (1.0, 1.0)  # frames are counts: a loader leaves them as they are
@@ -32,11 +31,9 @@ class Reader(Protocol):
 
     def __call__(self, sample: Sample) -> Raw:
         """Return what the file holds."""
-        ...
 
     def fingerprint(self, sample: Sample) -> str:
         """Return what changes when the recording does, such as size and date."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -155,123 +152,60 @@ class EventFrames(torch.utils.data.Dataset[tuple[Tensor, int]]):
 _LARGEST_SIZE = 1024  # pixels a side
 
 
-class SplitFields(TypedDict):
-    """Fields of a data set's `Splits`, which lives beside the images."""
-
-    name: str
-    train: EventFrames
-    val: EventFrames
-    test: EventFrames
-    num_classes: int
-    in_channels: int
-    image_size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    kind: Literal["events"]
-    split_sha256: str
-    augment: str
-
-
-def split_fields(
-    split: Split,
-    source: Source,
-    options: EventOptions,
-    *,
-    image_size: int | None = None,
-    limit_train: int | None = None,
-    limit_test: int | None = None,
-    duplicates: str = "report",
-    augment: str = "none",
-) -> SplitFields:
+def event_splits(
+    split: Split, source: Source, options: EventDataOptions, augment: str = "none"
+) -> Splits:
     """Make the three parts of an event data set.
 
     Args:
         split: which recording is where.
         source: where they come from.
-        options: framing, faults and files.
-        image_size: height and width of a frame in pixels; None takes the sensor's longer side.
-        limit_train: recordings left to train on, classes in proportion; validation shrinks by the
-            same factor. None keeps all.
-        limit_test: recordings left to test on. None keeps all.
-        duplicates: what to do if a recording is in two parts, byte for byte: "report" or "refuse".
+        options: sizes, limits (validation shrinks with the training part), framing and faults;
+            without `image_size` a frame has the sensor's longer side.
         augment: name of the usual training augmentation; see `EventAugment.standard`.
 
     Raises:
         ConfigError: an option out of range.
         DataError: a split file that does not fit, or, with "refuse", shared recordings.
     """
-    if duplicates not in ("report", "refuse"):
-        raise ConfigError(f"duplicates={duplicates!r} is not allowed: use report or refuse")
-    size = max(source.sensor.height, source.sensor.width) if image_size is None else image_size
-    if not 1 <= size <= _LARGEST_SIZE:
-        raise ConfigError(f"image_size={size} is not allowed: 1 to {_LARGEST_SIZE} pixels")
-    if options.split_file is not None:
-        split = _with_file(split, Path(options.split_file))
-    split = _limited(split, limit_train, limit_test)
-    if source.root is not None:
-        _report_shared(split, source.root, refuse=duplicates == "refuse")
-    cache = _cache(split.name, source, options, size)
-    parts = {
-        part: EventFrames(
-            f"{split.name} {part}",
-            getattr(split, part),
-            source,
-            options,
-            size,
-            split.classes,
-            cache,
-        )
-        for part in PARTS
-    }
-    if options.empty == "skip":
-        parts = {part: _without_empty(data) for part, data in parts.items()}
+    size, events = options.image_size, options.events
+    if size is None:
+        size = max(source.sensor.height, source.sensor.width)
+    check(1 <= size <= _LARGEST_SIZE, "image_size", size, f"1 to {_LARGEST_SIZE} pixels")
+    if events.split_file is not None:
+        split = split.kept_in(Path(events.split_file))
+    split = limited(split, options.limit_train, options.limit_test)
+    samples = {part: getattr(split, part) for part in PARTS}
+    shared = [] if source.root is None else find_shared(source.root, samples)
+    if shared:
+        text = f"{split.name}: {len(shared)} recordings are in two parts, byte for byte"
+        first = f"the first: {shared[0][0]} and {shared[0][1]}"
+        report_shared(f"{text}; {first}", options.duplicates)
+    cache = _cache(split.name, source, events, size)
+    parts: dict[str, EventFrames] = {}
+    for part in PARTS:
+        name = f"{split.name} {part}"
+        parts[part] = EventFrames(name, samples[part], source, events, size, split.classes, cache)
+        if events.empty == "skip":
+            parts[part] = _without_empty(parts[part])
+    if events.empty == "skip":
         train, val, test = (parts[part].samples for part in PARTS)
         split = replace(split, train=train, val=val, test=test)
     log.info("%s: split sha256 %s", split.name, split.sha256)
-    return {
-        "name": split.name,
-        **parts,  # type: ignore[typeddict-item]
-        "num_classes": len(split.classes),
-        "in_channels": 2,
-        "image_size": size,
-        "mean": MEAN,
-        "std": STD,
-        "kind": "events",
-        "split_sha256": split.sha256,
-        "augment": augment,
-    }
-
-
-def _with_file(split: Split, path: Path) -> Split:
-    if path.exists():
-        return split.as_saved(path)
-    split.save(path)
-    log.info("%s: split written to %s", split.name, path)
-    return split
-
-
-def _limited(split: Split, limit_train: int | None, limit_test: int | None) -> Split:
-    if limit_train is not None:
-        train = limit(split.name, split.train, limit_train)
-        left = max(1, round(len(split.val) * len(train) / len(split.train)))
-        val = limit(split.name, split.val, left)
-        split = replace(split, train=tuple(train), val=tuple(val))
-    if limit_test is not None:
-        split = replace(split, test=tuple(limit(f"{split.name}/test", split.test, limit_test)))
-    return split
-
-
-def _report_shared(split: Split, root: Path, refuse: bool) -> None:
-    shared = find_shared(root, {part: getattr(split, part) for part in PARTS})
-    if not shared:
-        return
-    text = (
-        f"{split.name}: {len(shared)} recordings are in two parts, byte for byte; the first: "
-        f"{shared[0][0]} and {shared[0][1]}"
+    return Splits(
+        name=split.name,
+        train=parts["train"],
+        val=parts["val"],
+        test=parts["test"],
+        num_classes=len(split.classes),
+        in_channels=2,
+        image_size=size,
+        mean=MEAN,
+        std=STD,
+        kind="events",
+        split_sha256=split.sha256,
+        augment=augment,
     )
-    if refuse:
-        raise DataError(f"{text}; to accept them use duplicates=report")
-    log.warning("%s", text)
 
 
 def _cache(

@@ -1,22 +1,11 @@
-"""The reader of a set of files: which form they have, and what their columns mean.
+"""Readers of event files: NumPy arrays, an ATIS camera's .bin, and DVS128 Gesture's label tables.
 
-NumPy files: the form of tonic's DVS128 Gesture and Poker-DVS.
-
-Binary files of an ATIS camera: the form of N-MNIST and N-Caltech101.
-
-Source: G. Orchard et al., "Converting Static Image Datasets to Spiking Neuromorphic Datasets Using
-Saccades", 2015, and its readers. An event has 5 bytes: column, row, a bit of polarity, 23 bits of
-microseconds, big-endian. Row 240 is no pixel: it says that the camera's clock ran over, and all
-later times grow by 8192 us.
-
-The labels of the original DVS128 Gesture: which stretch of which file is which gesture.
-
-A list of files for training and one for the test; beside each ``user01_led.aedat`` a file
-``user01_led_labels.csv`` with lines ``class,startTime_usec,endTime_usec``, classes from 1.
+`FileReader` reads the files of a set, AEDAT among them (see `events.aedat`).
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -27,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spikeformer_lt.disk import content_kind
-from spikeformer_lt.errors import ConfigError, DataError, near, shown
+from spikeformer_lt.errors import DataError, name_of, one_of, shown
 from spikeformer_lt.events.aedat import as_cifar10_dvs, read_aedat2, read_aedat4, read_aedat31
-from spikeformer_lt.events.recording import FIELDS, Raw, columns_of, make_events, name_of, opened
+from spikeformer_lt.events.recording import FIELDS, Raw, columns_of, make_events, opened
 from spikeformer_lt.events.split import Sample
 
 FORMS = ("aedat2", "aedat31", "aedat4", "bin", "cifar10_dvs", "npy")
@@ -54,11 +43,7 @@ class FileReader:
     microseconds_per_tick: int = 1
 
     def __post_init__(self) -> None:
-        if self.form not in FORMS:
-            raise ConfigError(
-                f"form={self.form!r} is not allowed{near(self.form, FORMS) or ';'} "
-                f"use {', '.join(FORMS)}"
-            )
+        one_of("form", self.form, FORMS)
 
     def __call__(self, sample: Sample) -> Raw:
         """Return what the file of a sample holds, or the stretch of it.
@@ -113,6 +98,8 @@ def read_npy(
 ) -> Raw:
     """Read a structured array with x, y, p and t (or t_us), or a plain [N, 4] array.
 
+    tonic's DVS128 Gesture and Poker-DVS are plain arrays.
+
     Args:
         path: the file. Nothing larger than it is allocated on the word of its header.
         columns: what the columns of a plain array are, in order.
@@ -144,10 +131,8 @@ def _load(file: BinaryIO, size: int, path: str | Path) -> NDArray[np.generic]:
         raise DataError(f"{name_of(path)} is not a NumPy file but {content_kind(head)}")
     try:
         version = np.lib.format.read_magic(file)
-        if version == (1, 0):
-            shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-        else:
-            shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
+        read_header = getattr(np.lib.format, f"read_array_header_{min(version[0], 2)}_0")
+        shape, fortran, dtype = read_header(file)
     except Exception as fault:  # numpy lets several kinds through, tokenize.TokenError among them
         raise DataError(
             f"{name_of(path)} has a damaged header: {shown(str(fault), 200)}"
@@ -157,9 +142,7 @@ def _load(file: BinaryIO, size: int, path: str | Path) -> NDArray[np.generic]:
             f"{name_of(path)} holds Python objects, which could run code: it is not read; save the "
             "events as a numeric array"
         )
-    count = 1
-    for side in shape:
-        count *= int(side)
+    count = math.prod(map(int, shape))
     wanted, left = count * dtype.itemsize, size - file.tell()
     if wanted != left or min(shape, default=0) < 0:
         raise DataError(
@@ -179,19 +162,21 @@ _SHORT = 64  # bytes; a dozen events may well be printable
 
 
 def read_bin(path: str | Path) -> Raw:
-    """Read a recording.
+    """Read a recording of an ATIS camera, the form of N-MNIST and N-Caltech101.
 
-    The form has no mark of its own: any 5-byte multiple is taken for events, so that garbage shows
-    as faults of coordinates and order. Texts and web pages are refused.
-
-    Args:
-        path: the file. Memory stays below ten times its size.
+    An event has 5 bytes: column, row, a bit of polarity, 23 bits of microseconds, big-endian. Row
+    240 is no pixel: the camera's clock ran over, and all later times grow by 8192 us. The form has
+    no mark of its own: garbage shows as faults of coordinates and order. Texts and web pages are
+    refused. Memory stays below ten times the file.
 
     Returns:
         `EVENTS` in file order; clock marks are counted as "overflow".
 
     Raises:
         DataError: a cut event, or a file of another kind.
+
+    Source: G. Orchard et al., "Converting Static Image Datasets to Spiking Neuromorphic Datasets
+    Using Saccades", 2015, and its readers.
     """
     with opened(path) as (file, size):
         head = file.read(1024)
@@ -223,7 +208,10 @@ _LIMIT = 1_000_000  # bytes of a list or csv file
 
 
 def read_trials(home: Path, num_classes: int) -> dict[str, list[Sample]]:
-    """Read both lists and the csv files of all recordings in them.
+    """Read which stretch of which file of the original DVS128 Gesture is which gesture.
+
+    Two lists name the files of training and test; beside each ``user01_led.aedat`` a file
+    ``user01_led_labels.csv`` has lines ``class,startTime_usec,endTime_usec``.
 
     Args:
         home: the folder ``DvsGesture``.

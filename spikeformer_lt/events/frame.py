@@ -1,71 +1,27 @@
-"""The frame counter in numba; imported at first use, because numba takes half a second to load.
+"""Events to frames: every event is counted once, or said to be left out.
 
-Events to frames: every event is counted once, or said to be left out.
-
-What a user may choose about any event data set, in one group of options.
+`EventOptions` and `EventDataOptions` are what a user may choose about any event data set.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from spikeformer_lt.errors import ConfigError, DataError, near
+from spikeformer_lt.config import check
+from spikeformer_lt.errors import ConfigError, DataError, one_of
 from spikeformer_lt.events.recording import EVENTS, Events, Sensor
 from spikeformer_lt.events.validate import ACTIONS, Policy
+from spikeformer_lt.splits import DataOptions
 
 log = logging.getLogger(__name__)
-
-
-def _jit(function: Any) -> Any:
-    """numba.njit, cached on disk or, where no folder can be written, compiled in each process."""
-    try:
-        return numba.njit(cache=True, nogil=True)(function)
-    except RuntimeError as fault:
-        log.info("the frame kernel is compiled anew in this process: %s", fault)
-        return numba.njit(nogil=True)(function)
-
-
-@_jit
-def _count(x: Any, y: Any, p: Any, edges: Any, frames: Any, height: int, width: int) -> int:
-    # One flat frame at a time: a frame stays in cache while its events are added.
-    area = height * width
-    for i in range(len(edges) - 1):
-        frame = frames[i]
-        for k in range(edges[i], edges[i + 1]):
-            row, column, sign = np.int64(y[k]), np.int64(x[k]), np.int64(p[k])
-            if column >= width or row >= height or sign > 1:
-                return k
-            frame[sign * area + row * width + column] += 1
-    return -1
-
-
-def count_numba(x: Any, y: Any, p: Any, edges: NDArray[np.int64], frames: NDArray[np.int32]) -> int:
-    """Add events to `frames`.
-
-    Args:
-        x: columns, uint16 [N].
-        y: rows, uint16 [N].
-        p: polarities, uint8 [N].
-        edges: int64 [T + 1], ascending positions in [0, N]: the borders of the frames.
-        frames: int32 [T, 2, H, W], contiguous; changed in place.
-
-    Returns:
-        Position of the first event that does not fit into a frame, or -1.
-    """
-    T, polarities, height, width = frames.shape
-    assert polarities == 2 and frames.flags.c_contiguous
-    assert edges[0] >= 0 and edges[-1] <= len(x) == len(y) == len(p)
-    return int(_count(x, y, p, edges, frames.reshape(T, -1), height, width))
-
-
 Frames = NDArray[np.int32]
 Counter = Callable[[Any, Any, Any, NDArray[np.int64], Frames], int]
 
@@ -75,9 +31,70 @@ LARGEST_T = 4096
 LARGEST_FRAMES = 2**28  # values in the frames of one recording: 1 GiB
 _VARIABLE = "SPIKEFORMER_KERNELS"
 _FEW = 2000  # events; below, NumPy is as fast and numba need not be loaded
+_CHOICES = {
+    "bad_events": ("error", "drop", "count"),
+    "empty": ("error", "zero", "skip"),
+    "incomplete": ("error", "report"),
+}
 
-_ready = False
-_broken = False
+
+@dataclass(frozen=True)
+class EventOptions:
+    """Framing, faults and files of an event data set."""
+
+    T: int = 16
+    """Frames a recording is cut into: the model's time steps."""
+    by: str = "n_event_bins"
+    """n_event_bins (equal counts), n_time_bins (equal times) or time_window (window_us each)."""
+    window_us: int | None = None
+    """Length of a frame in microseconds, for by=time_window."""
+    values: str = "counts"
+    """counts, or binary: 1 where at least one event fell."""
+    bad_events: str = "error"
+    """error, drop, or count (keep what can be kept) for events off the sensor and the like."""
+    empty: str = "error"
+    """error, zero or skip for recordings with no event, or with all events at one time."""
+    incomplete: str = "error"
+    """error or report if recordings of the published set are missing."""
+    cache: str = "auto"
+    """Folder for frames that were made once; auto is .frames in the root, none keeps none."""
+    split_file: str | None = None
+    """JSON file of the split: read where it is, written where it is not."""
+
+    def __post_init__(self) -> None:
+        for name, allowed in _CHOICES.items():
+            one_of(name, getattr(self, name), allowed)
+        check(bool(self.cache), "cache", self.cache, "a folder, auto or none")
+        check(self.T is not None, "T", self.T, "a model needs a fixed number of frames")
+        self.framing  # noqa: B018 (checks its own fields)
+
+    @property
+    def framing(self) -> Framing:
+        """How a recording is cut."""
+        return Framing(T=self.T, by=self.by, window_us=self.window_us, values=self.values)
+
+    def policy(self, base: Policy | None = None) -> Policy:
+        """Return what happens to each fault.
+
+        Args:
+            base: the set's own policy, whose other fields stay.
+        """
+        base = base or Policy()
+        if self.bad_events == "error":
+            return base
+        actions = {
+            fault: self.bad_events if self.bad_events in allowed else allowed[-1]
+            for fault, allowed in ACTIONS.items()
+        }
+        return replace(base, **actions)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class EventDataOptions(DataOptions):
+    """What a user may choose about any event data set."""
+
+    events: EventOptions = field(default_factory=EventOptions)
+    """Framing, faults and files."""
 
 
 @dataclass(frozen=True)
@@ -107,25 +124,20 @@ class Framing:
     values: str = "counts"
 
     def __post_init__(self) -> None:
-        for name, allowed in (("by", WAYS), ("values", VALUES)):
-            value = getattr(self, name)
-            if value not in allowed:
-                raise ConfigError(
-                    f"{name}={value!r} is not allowed{near(str(value), allowed) or ';'} "
-                    f"use {', '.join(allowed)}"
-                )
+        one_of("by", self.by, WAYS)
+        one_of("values", self.values, VALUES)
         by_window = self.by == "time_window"
         if self.T is None and not by_window:
             raise ConfigError(f"T=None is not allowed with by={self.by}; only time_window has it")
-        if self.T is not None and (not _whole(self.T) or not 1 <= self.T <= LARGEST_T):
-            raise ConfigError(f"T={self.T!r} is not allowed: a whole number, 1 to {LARGEST_T}")
+        sound = self.T is None or (_whole(self.T) and 1 <= self.T <= LARGEST_T)
+        check(sound, "T", self.T, f"a whole number, 1 to {LARGEST_T}")
         if by_window != (self.window_us is not None):
             raise ConfigError(
                 f"window_us={self.window_us!r} is not allowed with by={self.by}: it belongs to "
                 "time_window, which needs it"
             )
-        if self.window_us is not None and (not _whole(self.window_us) or self.window_us < 1):
-            raise ConfigError(f"window_us={self.window_us!r} is not allowed: 1 microsecond or more")
+        sound = self.window_us is None or (_whole(self.window_us) and self.window_us >= 1)
+        check(sound, "window_us", self.window_us, "1 microsecond or more")
 
 
 def _whole(value: object) -> bool:
@@ -211,6 +223,41 @@ def _edges(times: NDArray[np.int64], framing: Framing, source: str) -> NDArray[n
     return edges
 
 
+def narrow(frames: Frames) -> NDArray[Any]:
+    """Return frames in the smallest of uint8, uint16 and int32 that holds every count."""
+    most = int(frames.max()) if frames.size else 0
+    for kind in (np.uint8, np.uint16):
+        if most <= np.iinfo(kind).max:
+            return frames.astype(kind)
+    return frames
+
+
+def _counter(events: int) -> Counter:
+    """Choose the kernel: numba from a few thousand events on, or what the variable says."""
+    mode = os.environ.get(_VARIABLE, "auto")
+    check(mode in ("auto", "torch", "numba"), _VARIABLE, mode, "auto, torch or numba")
+    if mode == "torch" or (mode == "auto" and events < _FEW):
+        return count_numpy
+    fault = _numba_fault()
+    if fault and mode == "numba":
+        raise ConfigError(
+            f"{_VARIABLE}=numba, but numba cannot be used ({fault}); use auto or torch"
+        )
+    return count_numpy if fault else count_numba
+
+
+@functools.cache
+def _numba_fault() -> str:
+    """Compile the kernel, once a process, and return why that failed, or ""."""
+    none, first = np.empty(0, EVENTS), np.zeros(2, np.int64)
+    try:
+        count_numba(none["x"], none["y"], none["p"], first, np.zeros((1, 2, 1, 1), np.int32))
+    except Exception as fault:  # numba raises its own kinds where its cache or LLVM fails
+        log.warning("frames are counted by NumPy, half as fast: numba failed (%s)", fault)
+        return str(fault) or type(fault).__name__
+    return ""
+
+
 def count_numpy(x: Any, y: Any, p: Any, edges: NDArray[np.int64], frames: Frames) -> int:
     """Add the events to `frames`; the slow path, equal to the kernel.
 
@@ -230,100 +277,46 @@ def count_numpy(x: Any, y: Any, p: Any, edges: NDArray[np.int64], frames: Frames
     return -1
 
 
-def _counter(events: int) -> Counter:
-    """Choose the kernel: numba from a few thousand events on, or what the variable says."""
-    global _broken, _ready
-    mode = os.environ.get(_VARIABLE, "auto")
-    if mode not in ("auto", "torch", "numba"):
-        raise ConfigError(f"{_VARIABLE}={mode!r} is not allowed: auto, torch or numba")
-    if mode == "torch" or (mode == "auto" and (_broken or events < _FEW)):
-        return count_numpy
+def count_numba(x: Any, y: Any, p: Any, edges: NDArray[np.int64], frames: Frames) -> int:
+    """Add events to `frames`.
+
+    Args:
+        x: columns, uint16 [N].
+        y: rows, uint16 [N].
+        p: polarities, uint8 [N].
+        edges: int64 [T + 1], ascending positions in [0, N]: the borders of the frames.
+        frames: int32 [T, 2, H, W], contiguous; changed in place.
+
+    Returns:
+        Position of the first event that does not fit into a frame, or -1.
+    """
+    T, polarities, height, width = frames.shape
+    assert polarities == 2 and frames.flags.c_contiguous
+    assert edges[0] >= 0 and edges[-1] <= len(x) == len(y) == len(p)
+    return int(_compiled()(x, y, p, edges, frames.reshape(T, -1), height, width))
+
+
+@functools.cache
+def _compiled() -> Callable[..., int]:
+    """Return `_count` compiled, cached on disk or, where no folder can be written, anew."""
+    import numba  # takes half a second to load
+
     try:
-        if not _ready:  # compile here, where a failure can still be met
-            none = np.empty(0, EVENTS)
-            first = np.zeros(2, np.int64)
-            count_numba(none["x"], none["y"], none["p"], first, np.zeros((1, 2, 1, 1), np.int32))
-            _ready = True
-    except Exception as fault:  # numba raises its own kinds where its cache or LLVM fails
-        if mode == "numba":
-            raise ConfigError(
-                f"{_VARIABLE}=numba, but numba cannot be used ({fault}); use auto or torch"
-            ) from fault
-        _broken = True
-        log.warning("frames are counted by NumPy, half as fast: numba failed (%s)", fault)
-        return count_numpy
-    return count_numba
+        made = numba.njit(cache=True, nogil=True)(_count)
+    except RuntimeError as fault:
+        log.info("the frame kernel is compiled anew in this process: %s", fault)
+        made = numba.njit(nogil=True)(_count)
+    return cast("Callable[..., int]", made)
 
 
-def narrow(frames: Frames) -> NDArray[Any]:
-    """Return frames in the smallest of uint8, uint16 and int32 that holds every count."""
-    most = int(frames.max()) if frames.size else 0
-    for kind in (np.uint8, np.uint16):
-        if most <= np.iinfo(kind).max:
-            return frames.astype(kind)
-    return frames
-
-
-_CHOICES = {
-    "bad_events": ("error", "drop", "count"),
-    "empty": ("error", "zero", "skip"),
-    "incomplete": ("error", "report"),
-}
-
-
-@dataclass(frozen=True)
-class EventOptions:
-    """Framing, faults and files of an event data set."""
-
-    T: int = 16
-    """Frames a recording is cut into: the model's time steps."""
-    by: str = "n_event_bins"
-    """n_event_bins (equal counts), n_time_bins (equal times) or time_window (window_us each)."""
-    window_us: int | None = None
-    """Length of a frame in microseconds, for by=time_window."""
-    values: str = "counts"
-    """counts, or binary: 1 where at least one event fell."""
-    bad_events: str = "error"
-    """error, drop, or count (keep what can be kept) for events off the sensor and the like."""
-    empty: str = "error"
-    """error, zero or skip for recordings with no event, or with all events at one time."""
-    incomplete: str = "error"
-    """error or report if recordings of the published set are missing."""
-    cache: str = "auto"
-    """Folder for frames that were made once; auto is .frames in the root, none keeps none."""
-    split_file: str | None = None
-    """JSON file of the split: read where it is, written where it is not."""
-
-    def __post_init__(self) -> None:
-        for name, allowed in _CHOICES.items():
-            value = getattr(self, name)
-            if value not in allowed:
-                raise ConfigError(
-                    f"{name}={value!r} is not allowed{near(str(value), allowed) or ';'} "
-                    f"use {', '.join(allowed)}"
-                )
-        if not self.cache:
-            raise ConfigError("cache='' is not allowed: a folder, auto or none")
-        if self.T is None:
-            raise ConfigError("T=None is not allowed: a model needs a fixed number of frames")
-        self.framing  # noqa: B018 (checks its own fields)
-
-    @property
-    def framing(self) -> Framing:
-        """How a recording is cut."""
-        return Framing(T=self.T, by=self.by, window_us=self.window_us, values=self.values)
-
-    def policy(self, base: Policy | None = None) -> Policy:
-        """Return what happens to each fault.
-
-        Args:
-            base: the set's own policy, whose other fields stay.
-        """
-        base = base or Policy()
-        if self.bad_events == "error":
-            return base
-        actions = {
-            fault: self.bad_events if self.bad_events in allowed else allowed[-1]
-            for fault, allowed in ACTIONS.items()
-        }
-        return replace(base, **actions)  # type: ignore[arg-type]
+def _count(x: Any, y: Any, p: Any, edges: Any, frames: Any, height: int, width: int) -> int:
+    # One flat frame at a time: a frame stays in cache while its events are added.
+    area = height * width
+    for i in range(len(edges) - 1):
+        frame = frames[i]
+        for k in range(edges[i], edges[i + 1]):
+            row, column, sign = np.int64(y[k]), np.int64(x[k]), np.int64(p[k])
+            if column >= width or row >= height or sign > 1:
+                return k
+            frame[sign * area + row * width + column] += 1
+    return -1

@@ -1,13 +1,12 @@
 """What a recording is: events in one structured array, on a sensor of known size.
 
 A reader gives whatever the file says, in any numeric type; `validate.validate` turns it into
-`EVENTS`, and only that is made into frames.
-
-The bytes of a recording: opened and read so that every fault names the file.
+`EVENTS`, and only that is made into frames. A fault names the file.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,8 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from spikeformer_lt.disk import content_kind
-from spikeformer_lt.errors import ConfigError, DataError, near, shown
+from spikeformer_lt.errors import ConfigError, DataError, name_of, near, shown
 
 Events = NDArray[np.void]
 
@@ -64,24 +62,16 @@ class Sensor:
         Raises:
             ConfigError: another form.
         """
-        parts = text.lower().split("x")
-        if len(parts) != 2 or not all(part.isascii() and part.isdecimal() for part in parts):
+        sides = re.fullmatch(r"([0-9]{1,9})x([0-9]{1,9})", text.lower())
+        if sides is None:
             raise ConfigError(f"sensor={shown(text)} is not allowed: rows x columns, as 128x128")
-        return cls(*(int(part[:9]) for part in parts))
+        return cls(int(sides[1]), int(sides[2]))
 
 
 def make_events(x: Any, y: Any, p: Any, t_us: Any) -> Events:
-    """Put four columns of valid values together; nothing is checked but that they fit the types.
-
-    Args:
-        x: columns, [N].
-        y: rows, [N].
-        p: polarities 0 or 1, [N].
-        t_us: times in microseconds, [N].
-    """
-    columns = [np.asarray(column) for column in (x, y, p, t_us)]
-    events = np.empty(len(columns[3]), EVENTS)
-    for name, column in zip(FIELDS, columns, strict=True):
+    """Put valid columns, rows, polarities and times [N] together; nothing is checked."""
+    events = np.empty(len(t_us), EVENTS)
+    for name, column in zip(FIELDS, (x, y, p, t_us), strict=True):
         events[name] = column
     return events
 
@@ -159,10 +149,6 @@ def fit(events: Events, sensor: Sensor, size: int) -> Events:
     return moved
 
 
-HEADER_LIMIT = 1_000_000  # bytes of text before the events
-_WRAP = 2**32  # microseconds, where a 32-bit clock starts again
-
-
 @dataclass(frozen=True)
 class Raw:
     """What a file holds, not yet validated.
@@ -176,18 +162,9 @@ class Raw:
     skipped: dict[str, int] = field(default_factory=dict)
 
 
-def name_of(path: str | Path) -> str:
-    """Return a path as messages show it."""
-    return shown(str(path), 300)
-
-
 @contextmanager
 def opened(path: str | Path) -> Iterator[tuple[BinaryIO, int]]:
-    """Open a file for reading and give it with its size in bytes.
-
-    Raises:
-        DataError: it cannot be opened or read, or is empty.
-    """
+    """Open a file and give it with its size in bytes; it cannot be read or is empty: DataError."""
     try:
         with open(path, "rb") as file:
             size = file.seek(0, 2)
@@ -197,85 +174,3 @@ def opened(path: str | Path) -> Iterator[tuple[BinaryIO, int]]:
             yield file, size
     except OSError as fault:
         raise DataError(f"cannot read {name_of(path)}: {fault.strerror or fault}") from fault
-
-
-def read_exactly(file: BinaryIO, count: int, path: str | Path, what: str) -> bytes:
-    """Read `count` bytes.
-
-    Raises:
-        DataError: fewer are left; the message says where the file breaks off.
-    """
-    data = file.read(count)
-    if len(data) != count:
-        place = file.tell() - len(data)
-        raise DataError(
-            f"{name_of(path)} breaks off: {what} at byte {place} needs {count} bytes, "
-            f"{len(data)} are left; the file is truncated or damaged"
-        )
-    return data
-
-
-def read_comments(file: BinaryIO, path: str | Path, version: str) -> list[str]:
-    """Read the lines with a # at the head of an AEDAT 2 or 3 file.
-
-    Args:
-        file: at its beginning; left at the first byte after the lines.
-        path: for messages.
-        version: what the first line must announce, e.g. "2." or "3.1".
-
-    Returns:
-        The lines without their ends.
-
-    Raises:
-        DataError: the file does not begin as AEDAT of this version, saying what it is instead.
-    """
-    head = file.read(1024)
-    file.seek(0)
-    wanted = f"#!AER-DAT{version}".encode()
-    if not head.startswith(wanted):
-        if head.startswith(b"#!AER-DAT"):
-            kind = f"AEDAT of version {shown(head[9:12].decode('ascii', 'replace'))}"
-        else:
-            kind = content_kind(head)
-        raise DataError(f"{name_of(path)} is not an AEDAT {version} file but {kind}")
-    lines: list[str] = []
-    while True:
-        place = file.tell()
-        line = file.readline(HEADER_LIMIT)
-        if not line.startswith(b"#"):
-            file.seek(place)
-            return lines
-        if not line.endswith(b"\n") or file.tell() > HEADER_LIMIT:
-            raise DataError(f"{name_of(path)} breaks off in its header, or has no end of it")
-        text = line.decode("latin-1").rstrip("\r\n")
-        lines.append(text)
-        if text.startswith(("#!END-HEADER", "#End Of ASCII Header", "# End of ASCII Header")):
-            return lines
-
-
-class Clock:
-    """A 32-bit microsecond clock, read piece by piece, with its restarts (each 71 minutes) undone.
-
-    A step of more than half the range is taken for a restart, forward or, where events are out of
-    order around one, back.
-    """
-
-    def __init__(self) -> None:
-        self._last: int | None = None
-        self._turns = 0
-
-    def times(self, clock: NDArray[np.uint32]) -> NDArray[np.int64]:
-        """Return the times of the next events of a file.
-
-        Shape: uint32 [N] -> int64 [N].
-        """
-        times = clock.astype(np.int64)
-        if not len(times):
-            return times
-        first = int(times[0]) if self._last is None else self._last
-        self._last = int(times[-1])
-        steps = np.diff(times, prepend=first)
-        turns = (steps < -_WRAP // 2).astype(np.int64) - (steps > _WRAP // 2)
-        turns = self._turns + np.cumsum(turns)
-        self._turns = int(turns[-1])
-        return np.asarray(times + turns * _WRAP)

@@ -1,8 +1,6 @@
-"""Which recordings there are: found on disk in an order that no file system decides.
+"""Which recordings there are, found on disk in one order, and which is in which part.
 
-Train, validation and test: by rules over sorted paths, with a fingerprint, in a file.
-
-The same recording under two names: found without reading what cannot be the same.
+A split has a fingerprint, can be kept in a file, and is checked for recordings in two parts.
 """
 
 from __future__ import annotations
@@ -14,19 +12,21 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from fractions import Fraction
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from spikeformer_lt.disk import parse_json, write_atomic
-from spikeformer_lt.errors import ConfigError, DataError, near, shown
-from spikeformer_lt.events.recording import name_of
+from spikeformer_lt.errors import ConfigError, DataError, name_of, near, shown
+from spikeformer_lt.splits import by_class, exact_fraction, hashed, held_out, in_proportion
 
 log = logging.getLogger(__name__)
+PARTS = ("train", "val", "test")
+_FORMAT, _VERSION = "spikeformer_lt.split", 1
+_FILE_LIMIT = 100_000_000  # bytes
 _JUNK = {"__MACOSX", "Thumbs.db", "desktop.ini"}
 _DEPTH = 3  # folders below the root in which a set's own folder is looked for
+_HEAD = 4096  # bytes compared before a whole file is read
 
 
 @dataclass(frozen=True, order=True)
@@ -60,10 +60,6 @@ def scan(folder: str | Path, suffixes: Sequence[str]) -> list[str]:
 
     Hidden files and what desktops leave behind (.DS_Store, __MACOSX, Thumbs.db) are passed over.
 
-    Args:
-        folder: where to look.
-        suffixes: ends of names, e.g. (".npy",).
-
     Returns:
         Paths below `folder`, with "/", in the order of their characters: the same on every machine.
 
@@ -77,14 +73,15 @@ def scan(folder: str | Path, suffixes: Sequence[str]) -> list[str]:
     found: list[str] = []
     for here, folders, files in os.walk(top):
         folders[:] = [name for name in folders if not _junk(name)]
+        files = [name for name in files if not _junk(name)]
         for name in [*folders, *files]:
             path = Path(here, name)
-            if path.is_symlink() and not _junk(name) and not _within(path, home):
+            if path.is_symlink() and not _within(path, home):
                 raise DataError(
                     f"{name_of(path)} is a link that leads out of {name_of(top)}: it is not "
                     "followed; copy what it shows, or give that folder as the root"
                 )
-        wanted = (name for name in files if not _junk(name) and name.endswith(tuple(suffixes)))
+        wanted = (name for name in files if name.endswith(tuple(suffixes)))
         found += [Path(here, name).relative_to(top).as_posix() for name in wanted]
     return sorted(found)
 
@@ -101,14 +98,7 @@ def _within(path: Path, home: Path) -> bool:
 
 
 def find_folder(root: str | Path, names: Sequence[str]) -> Path | None:
-    """Find the folder of a set at the root or up to three levels below it.
-
-    Args:
-        root: where to begin; it may be the folder itself.
-        names: names that the folder may have.
-
-    Returns:
-        The folder, or None.
+    """Find the folder of a set by its names: the root itself, or up to three levels below it.
 
     Raises:
         DataError: two such folders, as an archive unpacked twice leaves them.
@@ -124,7 +114,8 @@ def find_folder(root: str | Path, names: Sequence[str]) -> Path | None:
                 entries = sorted(entry for entry in folder.iterdir() if not _junk(entry.name))
             except OSError:
                 continue
-            below += [entry for entry in entries if entry.is_dir() and not entry.is_symlink()]
+            # The set's own folder may be a link, as users put one; other links are not followed.
+            below += [e for e in entries if e.is_dir() and (e.name in names or not e.is_symlink())]
         found = [folder for folder in below if folder.name in names]
         if len(found) > 1:
             raise DataError(
@@ -137,18 +128,25 @@ def find_folder(root: str | Path, names: Sequence[str]) -> Path | None:
     return None
 
 
-def label_of(name: str, classes: Mapping[str, int], path: str) -> int:
-    """Return the class number of a folder or file name.
+def class_samples(
+    home: Path, suffixes: Sequence[str], classes: Sequence[str], folder: str = ""
+) -> list[Sample]:
+    """Return the recordings below ``home/folder``, whose first folder there is their class.
 
     Raises:
         DataError: no class has that name; the path is named and the nearest class offered.
     """
-    if name not in classes:
-        raise DataError(
-            f"{shown(path, 300)}: {shown(name)} is no class{near(name, classes) or ';'} "
-            f"there are {len(classes)}: {', '.join(list(classes)[:20])}"
-        )
-    return classes[name]
+    numbers = {name: number for number, name in enumerate(classes)}
+    samples = []
+    for path in scan(home / folder, suffixes):
+        name = path.split("/")[0]
+        if name not in numbers:
+            raise DataError(
+                f"{shown(path, 300)}: {shown(name)} is no class{near(name, classes) or ';'} "
+                f"there are {len(classes)}: {', '.join(classes[:20])}"
+            )
+        samples.append(Sample(f"{folder}/{path}" if folder else path, label=numbers[name]))
+    return samples
 
 
 def check_counts(
@@ -156,7 +154,8 @@ def check_counts(
     samples: Sequence[Sample],
     classes: Sequence[str],
     expected: int | Mapping[str, int],
-) -> str:
+    incomplete: str = "error",
+) -> None:
     """Compare what was found with what the published set has.
 
     Args:
@@ -164,46 +163,28 @@ def check_counts(
         samples: what was found.
         classes: names by class number.
         expected: recordings in all, or {class: recordings}.
-
-    Returns:
-        "" if they agree, else one sentence with the counts of each class.
+        incomplete: "error" refuses a difference and tells the counts, "report" warns of it.
     """
-    counts = Counter(sample.label for sample in samples)
-    total = expected if isinstance(expected, int) else sum(expected.values())
-    told = []
-    wrong = len(samples) != total
-    for label, each in enumerate(classes):
-        wanted = "" if isinstance(expected, int) else f" of {expected.get(each, 0)}"
-        told.append(f"{each} {counts[label]}{wanted}")
-        if isinstance(expected, int):
-            wrong |= counts[label] == 0
-        else:
-            wrong |= counts[label] != expected.get(each, 0)
-    if not wrong:
-        return ""
-    return f"{name} has {len(samples)} recordings of {total}: {', '.join(told)}"
+    counts = Counter(classes[sample.label] for sample in samples if sample.label < len(classes))
+    if isinstance(expected, int):
+        total, right = expected, all(counts[each] for each in classes)
+        told = [f"{each} {counts[each]}" for each in classes]
+    else:
+        total, right = sum(expected.values()), all(counts[c] == expected.get(c, 0) for c in classes)
+        told = [f"{each} {counts[each]} of {expected.get(each, 0)}" for each in classes]
+    if not right or len(samples) != total:
+        accept(f"{name} has {len(samples)} recordings of {total}: {', '.join(told)}", incomplete)
 
 
 def accept(fault: str, incomplete: str) -> None:
-    """Refuse an incomplete set, or tell of it.
-
-    Args:
-        fault: what `check_counts` says.
-        incomplete: "error" or "report".
+    """Refuse an incomplete set with "error", or warn of it with "report".
 
     Raises:
-        DataError: there is a fault and it is an error.
+        DataError: `incomplete` is "error".
     """
-    if not fault:
-        return
     if incomplete == "error":
         raise DataError(f"{fault}; get the rest, or use incomplete=report to go on with these")
     log.warning("%s", fault)
-
-
-PARTS = ("train", "val", "test")
-_FORMAT, _VERSION = "spikeformer_lt.split", 1
-_FILE_LIMIT = 100_000_000  # bytes
 
 
 @dataclass(frozen=True)
@@ -246,20 +227,21 @@ class Split:
         return state.hexdigest()
 
     def save(self, path: str | Path) -> None:
-        """Write the split as JSON, one recording a line.
-
-        Raises:
-            DataError: the disk refuses.
-        """
-        lines = [
-            json.dumps([part, sample.key, sample.label])
-            for part in PARTS
-            for sample in getattr(self, part)
-        ]
+        """Write the split as JSON, one recording a line."""
+        rows = [(part, sample) for part in PARTS for sample in getattr(self, part)]
+        lines = [json.dumps([part, sample.key, sample.label]) for part, sample in rows]
         head = {"format": _FORMAT, "version": _VERSION, "name": self.name, "sha256": self.sha256}
         text = json.dumps({**head, "classes": self.classes})[:-1]
         text += ', "recordings": [\n' + ",\n".join(lines) + "\n]}\n"
         write_atomic(path, text.encode(), DataError)
+
+    def kept_in(self, path: Path) -> Split:
+        """Return the split of a file, which is written where it is not there yet."""
+        if path.exists():
+            return self.as_saved(path)
+        self.save(path)
+        log.info("%s: split written to %s", self.name, path)
+        return self
 
     def as_saved(self, path: str | Path) -> Split:
         """Return these recordings in the parts that a file of `save` gives them.
@@ -268,7 +250,7 @@ class Split:
             DataError: the file is damaged, edited or of another set, or the recordings on disk are
                 not those that it lists.
         """
-        told = _read(path)
+        told = _read_split(path)
         have = {s.key: s for part in PARTS for s in getattr(self, part)}
         parts: dict[str, list[Sample]] = {part: [] for part in PARTS}
         for part, key, label in told["recordings"]:
@@ -294,7 +276,7 @@ class Split:
         return split
 
 
-def _read(path: str | Path) -> dict[str, Any]:
+def _read_split(path: str | Path) -> dict[str, Any]:
     where = name_of(path)
     try:
         with open(path, "rb") as file:
@@ -313,6 +295,19 @@ def _read(path: str | Path) -> dict[str, Any]:
     return told
 
 
+def cut(
+    name: str,
+    classes: Sequence[str],
+    pool: Sequence[Sample],
+    test: Sequence[Sample],
+    val_fraction: float,
+    groups: bool = False,
+) -> Split:
+    """Return the split of a set, whose validation part is held out of `pool` (see `hold_out`)."""
+    train, val = hold_out(name, pool, val_fraction, groups)
+    return Split(name, tuple(classes), tuple(train), tuple(val), tuple(test))
+
+
 def first_of_each_class(
     samples: Sequence[Sample], fraction: float
 ) -> tuple[list[Sample], list[Sample]]:
@@ -324,14 +319,12 @@ def first_of_each_class(
     Raises:
         ConfigError: `fraction` outside (0, 1).
     """
-    exact = _exact("fraction", fraction)
-    first: list[Sample] = []
-    rest: list[Sample] = []
-    for members in _by_class(samples, lambda sample: (sample.path, sample.start_us or 0)):
-        cut = math.ceil(exact * len(members))
-        first += members[:cut]
-        rest += members[cut:]
-    return sorted(first), sorted(rest)
+    exact = exact_fraction("fraction", fraction)
+    first: set[Sample] = set()
+    labels = [sample.label for sample in samples]
+    for members in by_class(labels, lambda i: (samples[i].path, samples[i].start_us or 0)).values():
+        first |= {samples[i] for i in members[: math.ceil(exact * len(members))]}
+    return sorted(first), sorted(set(samples) - first)
 
 
 def hold_out(
@@ -354,18 +347,17 @@ def hold_out(
         ConfigError: `fraction` outside (0, 1).
         DataError: nothing can be held out.
     """
-    exact = _exact("val_fraction", fraction)
+    exact = exact_fraction("val_fraction", fraction)
     held: set[Sample] = set()
     if groups:
-        for group in sorted({s.group for s in samples}, key=lambda g: _order(name, g)):
+        for group in sorted({s.group for s in samples}, key=lambda g: hashed(name, g)):
             more = held | {s for s in samples if s.group == group}
             left = {s.label for s in samples if s not in more}
             if len(held) < exact * len(samples) and left == {s.label for s in samples}:
                 held = more
     else:
-        for members in _by_class(samples, lambda sample: _order(name, sample.key)):
-            count = (2 * exact * len(members) + 1) // 2
-            held |= set(members[: min(int(count), len(members) - 1)])
+        labels = [sample.label for sample in samples]
+        held = {samples[i] for i in held_out(labels, exact, lambda i: hashed(name, samples[i].key))}
     if not held:
         raise DataError(
             f"{name}: val_fraction={fraction} of {len(samples)} recordings holds none out; give "
@@ -382,39 +374,27 @@ def limit(name: str, samples: Sequence[Sample], count: int) -> list[Sample]:
     """
     if not 1 <= count <= len(samples):
         raise ConfigError(f"limit={count} is not allowed: {name} has 1 to {len(samples)} samples")
-    turns = []
-    for members in _by_class(samples, lambda sample: _order(name, sample.key)):
-        # Member p of a class of n has its turn at (p + 1/2) / n: classes of any size advance alike.
-        turns += [((2 * p + 1) / (2 * len(members)), s.label, s) for p, s in enumerate(members)]
-    return sorted(sample for _, _, sample in sorted(turns)[:count])
+    labels = [sample.label for sample in samples]
+    chosen = in_proportion(labels, count, lambda i: hashed(name, samples[i].key))
+    return sorted(samples[i] for i in chosen)
 
 
-def _exact(field: str, value: float) -> Fraction:
-    if not 0 < value < 1:
-        raise ConfigError(f"{field}={value!r} is not allowed: it must lie between 0 and 1")
-    return Fraction(str(value))
-
-
-def _order(name: str, key: str) -> bytes:
-    return hashlib.sha256(json.dumps([name, key]).encode()).digest()
-
-
-def _by_class(samples: Sequence[Sample], key: Callable[[Sample], Any]) -> list[list[Sample]]:
-    labels = sorted({sample.label for sample in samples})
-    return [sorted((s for s in samples if s.label == label), key=key) for label in labels]
-
-
-_HEAD = 4096  # bytes compared before a whole file is read
+def limited(split: Split, limit_train: int | None, limit_test: int | None) -> Split:
+    """Return a smaller split; validation shrinks by the factor of the training part."""
+    if limit_train is not None:
+        train = limit(split.name, split.train, limit_train)
+        left = max(1, round(len(split.val) * len(train) / len(split.train)))
+        val = limit(split.name, split.val, left)
+        split = replace(split, train=tuple(train), val=tuple(val))
+    if limit_test is not None:
+        split = replace(split, test=tuple(limit(f"{split.name}/test", split.test, limit_test)))
+    return split
 
 
 def find_shared(root: str | Path, parts: Mapping[str, Sequence[Sample]]) -> list[tuple[str, str]]:
-    """Return pairs of files of different parts that hold the same bytes.
+    """Return pairs of files below `root`, of different parts, that hold the same bytes.
 
     Only files of one size are opened, and only those that also begin alike are read whole.
-
-    Args:
-        root: folder of the set.
-        parts: samples by part.
 
     Raises:
         DataError: a file cannot be read.
@@ -426,8 +406,8 @@ def find_shared(root: str | Path, parts: Mapping[str, Sequence[Sample]]) -> list
     top = Path(root)
     try:
         groups = _group(list(part_of), lambda path: str((top / path).stat().st_size))
-        for digest in (_head_hash, _hash):
-            finer = [_group(group, partial(_at, top, digest)) for group in groups]
+        for length in (_HEAD, None):
+            finer = [_group(group, lambda path: _hash(top / path, length)) for group in groups]  # noqa: B023
             groups = [group for found in finer for group in found]
     except OSError as fault:
         raise DataError(f"cannot read {name_of(fault.filename)}: {fault.strerror}") from fault
@@ -446,15 +426,8 @@ def _group(paths: Sequence[str], key: Callable[[str], str]) -> list[list[str]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
-def _at(top: Path, digest: Callable[[Path], str], path: str) -> str:
-    return digest(top / path)
-
-
-def _head_hash(path: Path) -> str:
+def _hash(path: Path, length: int | None) -> str:
     with open(path, "rb") as file:
-        return hashlib.sha256(file.read(_HEAD)).hexdigest()
-
-
-def _hash(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        if length is None:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.sha256(file.read(length)).hexdigest()

@@ -1,6 +1,4 @@
-"""What was found in one recording.
-
-The gate that every recording passes: a fault is refused, dropped or repaired, and told.
+"""The gate that every recording passes: a fault is refused, dropped or repaired, and told.
 
 What tonic does silently with such arrays (1.7.0): x = -1 counts in the last column, unsorted times
 give empty frames, a time of 2**62 asks for 336 TiB.
@@ -15,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spikeformer_lt.errors import ConfigError, DataError, near
+from spikeformer_lt.errors import ConfigError, DataError, one_of
 from spikeformer_lt.events.recording import FIELDS, Events, Sensor, columns_of, make_events
 
 
@@ -113,12 +111,7 @@ class Policy:
 
     def __post_init__(self) -> None:
         for name, allowed in ACTIONS.items():
-            value = getattr(self, name)
-            if value not in allowed:
-                raise ConfigError(
-                    f"{name}={value!r} is not allowed{near(str(value), allowed) or ';'} "
-                    f"use {', '.join(allowed)}"
-                )
+            one_of(name, getattr(self, name), allowed)
         if self.longest_us < 1:
             raise ConfigError(f"longest_us={self.longest_us} is not allowed: 1 microsecond or more")
 
@@ -170,12 +163,10 @@ class _Gate:
         """Leave only finite, whole numbers, in integer types."""
         real = [name for name in FIELDS if self.columns[name].dtype.kind == "f"]
         for name in real:
-            column = self.columns[name]
-            self._found("nonfinite", ~np.isfinite(column), name, "a finite number")
+            self._found("nonfinite", ~np.isfinite(self.columns[name]), name, "a finite number")
         for name in real:
             column = self.columns[name]
-            whole = np.floor(column)
-            self._found("fractional", whole != column, name, "a whole number")
+            self._found("fractional", np.floor(column) != column, name, "a whole number")
             # Beyond the type's range a cast gives any number: hold it at what is refused anyway.
             limited = np.clip(np.floor(self.columns[name]), -(2.0**62), 2.0**62)
             self.columns[name] = limited.astype(np.int64)
@@ -222,8 +213,7 @@ class _Gate:
 
     def result(self) -> tuple[Events, Report]:
         """Return the events that are left, and the report."""
-        c = self.columns
-        events = make_events(c["x"], c["y"], c["p"], c["t_us"])
+        events = make_events(**self.columns)
         duration = int(events["t_us"][-1] - events["t_us"][0]) if len(events) else 0
         report = Report(
             source=self.source,

@@ -1,39 +1,14 @@
-"""Images that are held in memory, and what a data set must offer to be loaded."""
+"""Images that are held in memory."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from spikeformer_lt.errors import DataError
-
-
-class ImageDataset(Protocol):
-    """What a loader asks of a data set.
-
-    Attributes:
-        name: what messages call it, e.g. "cifar10 train".
-        labels: [N] int64, each in [0, K).
-        mean: per channel, of pixels in [0, 1].
-        std: per channel, of pixels in [0, 1].
-    """
-
-    name: str
-    labels: Tensor
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def __len__(self) -> int:
-        """Return the number of samples."""
-        ...
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """Return one sample: uint8 or float32 [C, H, W], and its label."""
-        ...
 
 
 class ArrayImages(torch.utils.data.Dataset[tuple[Tensor, int]]):
@@ -133,11 +108,9 @@ def _check_images(name: str, images: Tensor) -> None:
 
 def _check_labels(name: str, labels: Tensor, count: int, num_classes: int) -> None:
     if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.ndim != 1:
-        given = (
-            f"{labels.dtype} {list(labels.shape)}"
-            if isinstance(labels, Tensor)
-            else type(labels).__name__
-        )
+        given = type(labels).__name__
+        if isinstance(labels, Tensor):
+            given = f"{labels.dtype} {list(labels.shape)}"
         raise DataError(f"{name}: labels are {given}; needed is int64 [{count}]")
     if len(labels) != count:
         raise DataError(f"{name}: {len(labels)} labels for {count} images; one each is needed")

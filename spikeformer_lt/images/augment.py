@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spikeformer_lt.errors import ConfigError, near
+from spikeformer_lt.config import check
+from spikeformer_lt.errors import ConfigError, near, one_of
 
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "random")
 # The operations that Spikformer's authors left on in their copy of timm's list (cifar10/aa_snn.py).
@@ -67,34 +68,19 @@ class Augment:
         return _PRESETS[name]
 
     def check(self) -> None:
-        """Refuse values out of range.
-
-        Raises:
-            ConfigError: with the field, the value and what is allowed.
-        """
+        """Refuse values out of range by a ConfigError."""
         for field in ("hflip", "erasing"):
             value = getattr(self, field)
-            if not 0 <= value <= 1:
-                raise ConfigError(f"{field}={value!r} is not allowed: a probability, 0 to 1")
-        if not isinstance(self.crop_padding, int) or self.crop_padding < 0:
-            raise ConfigError(
-                f"crop_padding={self.crop_padding!r} is not allowed: 0 pixels or more"
-            )
-        if not 0 <= self.color_jitter <= 1:
-            raise ConfigError(f"color_jitter={self.color_jitter!r} is not allowed: 0 to 1")
-        for field, allowed in (("interpolation", _INTERPOLATIONS), ("auto_augment_ops", _OPS)):
-            value = getattr(self, field)
-            if value not in allowed:
-                raise ConfigError(
-                    f"{field}={value!r} is not allowed{near(value, allowed) or ';'} "
-                    f"use {', '.join(allowed)}"
-                )
-        if self.auto_augment and not self.auto_augment.startswith("rand-"):
-            raise ConfigError(
-                f"auto_augment={self.auto_augment!r} is not allowed: RandAugment in timm's "
-                'notation, e.g. "rand-m9-n1-mstd0.4-inc1", or "" for none'
-            )
-        if self.auto_augment and self.color_jitter:
+            check(0 <= value <= 1, field, value, "a probability, 0 to 1")
+        pad = self.crop_padding
+        check(isinstance(pad, int) and pad >= 0, "crop_padding", pad, "0 pixels or more")
+        check(0 <= self.color_jitter <= 1, "color_jitter", self.color_jitter, "0 to 1")
+        one_of("interpolation", self.interpolation, _INTERPOLATIONS)
+        one_of("auto_augment_ops", self.auto_augment_ops, _OPS)
+        name = self.auto_augment
+        rule = 'RandAugment in timm\'s notation, e.g. "rand-m9-n1-mstd0.4-inc1", or "" for none'
+        check(not name or name.startswith("rand-"), "auto_augment", name, rule)
+        if name and self.color_jitter:
             raise ConfigError(
                 f"color_jitter={self.color_jitter} is not allowed with auto_augment, which changes "
                 "colours itself (timm ignores the jitter then); set one of the two to off"
@@ -177,8 +163,7 @@ class TrainTransform:
         if augment.erasing:
             from timm.data.random_erasing import RandomErasing
 
-            erase = RandomErasing(augment.erasing, mode="const", device="cpu")
-            self._erase = erase
+            self._erase = RandomErasing(augment.erasing, mode="const", device="cpu")
 
     def __call__(self, image: Tensor) -> Tensor:
         """Return `image` augmented and normalised; `image` itself is not changed."""

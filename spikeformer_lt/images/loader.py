@@ -1,6 +1,4 @@
-"""One batch from its keys: read, augment under the sample's own seed, put together.
-
-Batches in a fixed order: a function of (seed, epoch, index), whatever number of workers.
+"""Batches in a fixed order: a function of (seed, epoch, index), whatever number of workers.
 
 Training keys are (epoch, index): the order of an epoch is drawn from its own seed, and each sample
 is augmented under a seed of its own, so that worker count, process count and a resumed start change
@@ -23,10 +21,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from spikeformer_lt.errors import ConfigError, DataError, shown
-from spikeformer_lt.images.arrays import ArrayImages, ImageDataset
+from spikeformer_lt.config import check
+from spikeformer_lt.errors import DataError, shown
+from spikeformer_lt.images.arrays import ArrayImages
 from spikeformer_lt.images.augment import normalize
 from spikeformer_lt.rng import isolated_rng, seed_for
+from spikeformer_lt.splits import ImageDataset
 
 Batch = tuple[Tensor, Tensor, Tensor]
 Transform = Callable[[Tensor], Tensor]
@@ -132,8 +132,7 @@ class Loader:
     def __init__(
         self, reader: BatchReader, batches: Sequence[Sequence[Key]], workers: int, pin_memory: bool
     ) -> None:
-        if workers < 0:
-            raise ConfigError(f"workers={workers} is not allowed: 0 (none) or more processes")
+        check(workers >= 0, "workers", workers, "0 (none) or more processes")
         self._reader = reader
         self._batches = batches
         self._workers = workers
@@ -218,20 +217,14 @@ def _end_on_word_of(parent: int) -> None:
 
 
 def steps_per_epoch(dataset: ImageDataset, batch_size: int, world_size: int = 1) -> int:
-    """Return the number of whole global batches in `dataset`.
-
-    Args:
-        dataset: training images.
-        batch_size: samples a process takes in one step.
-        world_size: number of processes.
+    """Return the number of whole global batches (`batch_size` in each process) in `dataset`.
 
     Raises:
         ConfigError: a number below 1.
         DataError: `dataset` is smaller than one global batch.
     """
     for field, value in (("batch_size", batch_size), ("world_size", world_size)):
-        if value < 1:
-            raise ConfigError(f"{field}={value} is not allowed: 1 or more")
+        check(value >= 1, field, value, "1 or more")
     if len(dataset) < batch_size * world_size:
         raise DataError(
             f"{dataset.name} has {len(dataset)} samples, less than one global batch of "
@@ -278,8 +271,7 @@ def train_loader(
     """
     steps = steps_per_epoch(dataset, batch_size, world_size)
     _check_rank(rank, world_size)
-    if not 0 <= start_step <= steps:
-        raise ConfigError(f"start_step={start_step} is not allowed: an epoch has {steps} steps")
+    check(0 <= start_step <= steps, "start_step", start_step, f"an epoch has {steps} steps")
     augment.check()
     transform = None
     if not augment.is_identity():
@@ -317,8 +309,7 @@ def eval_loader(
     Raises:
         ConfigError: a number out of range.
     """
-    if batch_size < 1:
-        raise ConfigError(f"batch_size={batch_size} is not allowed: 1 or more")
+    check(batch_size >= 1, "batch_size", batch_size, "1 or more")
     _check_rank(rank, world_size)
     mine = range(rank, len(dataset), world_size)
     batches = [
@@ -329,5 +320,5 @@ def eval_loader(
 
 
 def _check_rank(rank: int, world_size: int) -> None:
-    if world_size < 1 or not 0 <= rank < world_size:
-        raise ConfigError(f"rank={rank} of world_size={world_size} is not allowed: 0 to size - 1")
+    sound = world_size >= 1 and 0 <= rank < world_size
+    check(sound, f"rank={rank} of world_size", world_size, "0 to size - 1")

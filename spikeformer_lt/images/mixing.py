@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from spikeformer_lt.config import check
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.rng import isolated_rng
 
@@ -57,14 +58,11 @@ class Mixing:
         """
         for field in ("mixup", "cutmix"):
             value = getattr(self, field)
-            if not 0 <= value < float("inf"):
-                raise ConfigError(f"{field}={value!r} is not allowed: 0 (off) or more")
+            check(0 <= value < float("inf"), field, value, "0 (off) or more")
         for field in ("prob", "switch_prob", "until"):
             value = getattr(self, field)
-            if not 0 <= value <= 1:
-                raise ConfigError(f"{field}={value!r} is not allowed: a fraction, 0 to 1")
-        if not 0 <= self.smoothing < 1:
-            raise ConfigError(f"smoothing={self.smoothing!r} is not allowed: it lies in [0, 1)")
+            check(0 <= value <= 1, field, value, "a fraction, 0 to 1")
+        check(0 <= self.smoothing < 1, "smoothing", self.smoothing, "it lies in [0, 1)")
         if batch_size is not None and batch_size % 2 and self._mixes():
             raise ConfigError(
                 f"batch_size={batch_size} is not allowed with mixup or cutmix, which pair the "

@@ -1,161 +1,20 @@
-"""Which samples go where: decided by hashes of their numbers, the same on every machine.
-
-Train, validation and test: fixed by hashes, checked for overlap, with a fingerprint.
-"""
+"""Train, validation and test images: cut by hashes, checked for overlap, with a fingerprint."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
+from itertools import combinations
 
 import torch
 from torch import Tensor
 
-from spikeformer_lt.errors import ConfigError, DataError
-from spikeformer_lt.images.arrays import ArrayImages, ImageDataset
-
-VAL_FRACTION = 0.1  # part of the training images that is validation, by the package's convention
-
-
-def hashed_validation(
-    name: str, labels: Tensor, fraction: float = VAL_FRACTION, seed: int = 0
-) -> tuple[Tensor, Tensor]:
-    """Split samples into two parts, class by class, by the hash of (name, seed, index).
-
-    Of each class with n samples exactly ``round(fraction * n)`` (half up) go to the second part,
-    but never all; which ones depends on nothing but their hashes.
-
-    Args:
-        name: of the data set; another name gives another order.
-        labels: int64 [N].
-        fraction: part of each class that is held out, in (0, 1).
-        seed: another seed gives another order.
-
-    Returns:
-        Positions (kept, held out), int64, each ascending.
-
-    Raises:
-        ConfigError: `fraction` outside (0, 1).
-        DataError: every class is too small to give a sample away.
-    """
-    if not 0 < fraction < 1:
-        raise ConfigError(f"fraction={fraction!r} is not allowed: it must lie between 0 and 1")
-    exact = Fraction(str(fraction))
-    held = torch.zeros(len(labels), dtype=torch.bool)
-    for members in _by_class(name, labels, seed, range(len(labels))).values():
-        count = (2 * exact * len(members) + 1) // 2
-        held[members[: min(count, len(members) - 1)]] = True
-    if not held.any():
-        raise DataError(
-            f"{name}: fraction={fraction} of no class is a whole sample ({len(labels)} samples in "
-            f"{len(set(labels.tolist()))} classes); give more samples or a larger fraction"
-        )
-    return torch.nonzero(~held).flatten(), torch.nonzero(held).flatten()
-
-
-def hashed_subset(
-    name: str, labels: Tensor, count: int, seed: int = 0, ids: Tensor | None = None
-) -> Tensor:
-    """Choose `count` samples with the classes in proportion, by the order of `hashed_validation`.
-
-    A larger count keeps what a smaller one chose.
-
-    Args:
-        name: of the data set.
-        labels: int64 [N].
-        count: samples to keep, in [1, N].
-        seed: another seed gives another order.
-        ids: int64 [N], the index that each sample is hashed by; default 0..N-1.
-
-    Returns:
-        Positions, int64, ascending.
-
-    Raises:
-        ConfigError: `count` out of range.
-    """
-    if not 1 <= count <= len(labels):
-        raise ConfigError(f"count={count} is not allowed: {name} has 1 to {len(labels)} samples")
-    hashed_by = range(len(labels)) if ids is None else ids.tolist()
-    turns = []
-    for label, members in _by_class(name, labels, seed, hashed_by).items():
-        # Member p of a class of n has its turn at (p + 1/2) / n: classes of any size advance alike.
-        turns += [((2 * p + 1) / (2 * len(members)), label, i) for p, i in enumerate(members)]
-    return torch.tensor(sorted(i for _, _, i in sorted(turns)[:count]), dtype=torch.int64)
-
-
-def _by_class(
-    name: str, labels: Tensor, seed: int, ids: range | list[int]
-) -> Mapping[int, list[int]]:
-    """Return {class: its positions in the order of their hashes}."""
-    order = sorted(
-        range(len(labels)),
-        key=lambda i: hashlib.sha256(json.dumps([name, seed, ids[i]]).encode()).digest(),
-    )
-    listed = labels.tolist()
-    members: dict[int, list[int]] = {label: [] for label in sorted(set(listed))}
-    for position in order:
-        members[listed[position]].append(position)
-    return members
-
-
-def split_sha256(parts: Mapping[str, tuple[Tensor, Tensor]]) -> str:
-    """Return the fingerprint of {part: (indices, labels)}: 64 hex digits, order of parts aside."""
-    state = hashlib.sha256()
-    for part in sorted(parts):
-        for values in parts[part]:
-            state.update(f"{part} {len(values)}\n".encode())
-            state.update(values.to(torch.int64).numpy().astype("<i8").tobytes())
-    return state.hexdigest()
-
-
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Splits:
-    """The three parts of a data set and what a model must know of them.
-
-    Attributes:
-        name: name of the data set, as users type it.
-        train: what training sees.
-        val: picks checkpoints, epochs and tickets.
-        test: evaluated once, at the end.
-        num_classes: number of classes, K.
-        in_channels: channels of a sample, C.
-        image_size: height and width of a sample, in pixels.
-        mean: per channel, of pixels in [0, 1].
-        std: per channel, of pixels in [0, 1].
-        kind: "static" images or "events".
-        split_sha256: fingerprint of the three index lists and their labels.
-        augment: name of the usual training augmentation; see `Augment.standard`.
-    """
-
-    name: str
-    train: ImageDataset
-    val: ImageDataset
-    test: ImageDataset
-    num_classes: int
-    in_channels: int
-    image_size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    kind: Literal["static", "events"]
-    split_sha256: str
-    augment: str = "none"
-
-
-def shared_images(first: ArrayImages, second: ArrayImages) -> list[tuple[int, int]]:
-    """Return (position in `first`, position in `second`) of images with the same pixels."""
-    places: dict[bytes, int] = {}
-    for position, digest in enumerate(first.digests()):
-        places.setdefault(digest, position)
-    found = ((places.get(digest), position) for position, digest in enumerate(second.digests()))
-    return [(one, other) for one, other in found if one is not None]
+from spikeformer_lt.errors import ConfigError, DataError, one_of
+from spikeformer_lt.images.arrays import ArrayImages
+from spikeformer_lt.splits import VAL_FRACTION as VAL_FRACTION
+from spikeformer_lt.splits import Splits as Splits
+from spikeformer_lt.splits import exact_fraction, hashed, held_out, in_proportion, report_shared
 
 
 def make_splits(
@@ -190,8 +49,7 @@ def make_splits(
         DataError: parts of different shape, a class without a training image, or, with "refuse",
             shared images.
     """
-    if duplicates not in ("report", "refuse"):
-        raise ConfigError(f"duplicates={duplicates!r} is not allowed: use report or refuse")
+    one_of("duplicates", duplicates, ("report", "refuse"))
     if pool.images.shape[1:] != test.images.shape[1:] or pool.num_classes != test.num_classes:
         raise DataError(
             f"{name}: train has images {list(pool.images.shape[1:])} of {pool.num_classes} classes,"
@@ -215,15 +73,20 @@ def make_splits(
     if limit_test is not None:
         _check_limit("limit_test", limit_test, 1, len(test))
         test = test.take(hashed_subset(f"{name}/test", test.labels, limit_test))
-    train, val = pool.take(kept, f"{name} train"), pool.take(held, f"{name} val")
-    assert not set(train.indices.tolist()) & set(val.indices.tolist())
-    _report_shared(name, train, val, test, refuse=duplicates == "refuse")
-    parts = {"train": train, "val": val, "test": test}
+    parts = {
+        "train": pool.take(kept, f"{name} train"),
+        "val": pool.take(held, f"{name} val"),
+        "test": test,
+    }
+    for first, second in combinations(parts.values(), 2):
+        shared = shared_images(first, second)
+        if shared:
+            one, other = int(first.indices[shared[0][0]]), int(second.indices[shared[0][1]])
+            text = f"{len(shared)} images of {second.name} are in {first.name} too, pixel for pixel"
+            report_shared(f"{text}; the first: {other} is {one} of the source", duplicates)
     return Splits(
         name=name,
-        train=train,
-        val=val,
-        test=test,
+        **parts,
         num_classes=pool.num_classes,
         in_channels=pool.images.shape[1],
         image_size=height,
@@ -235,23 +98,77 @@ def make_splits(
     )
 
 
+def hashed_validation(
+    name: str, labels: Tensor, fraction: float = VAL_FRACTION, seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Split samples into two parts, class by class, by the hash of (name, seed, index).
+
+    Args:
+        name: of the data set; another name gives another order.
+        labels: int64 [N].
+        fraction: part of each class that is held out, in (0, 1); see `splits.held_out`.
+        seed: another seed gives another order.
+
+    Returns:
+        Positions (kept, held out), int64, each ascending.
+
+    Raises:
+        ConfigError: `fraction` outside (0, 1).
+        DataError: every class is too small to give a sample away.
+    """
+    listed = labels.tolist()
+    found = held_out(listed, exact_fraction("fraction", fraction), lambda i: hashed(name, seed, i))
+    if not found:
+        raise DataError(
+            f"{name}: fraction={fraction} of no class is a whole sample ({len(labels)} samples in "
+            f"{len(set(listed))} classes); give more samples or a larger fraction"
+        )
+    held = torch.zeros(len(labels), dtype=torch.bool)
+    held[found] = True
+    return torch.nonzero(~held).flatten(), torch.nonzero(held).flatten()
+
+
+def hashed_subset(
+    name: str, labels: Tensor, count: int, seed: int = 0, ids: Tensor | None = None
+) -> Tensor:
+    """Choose `count` samples with the classes in proportion, by the order of `hashed_validation`.
+
+    Args:
+        name: of the data set.
+        labels: int64 [N].
+        count: samples to keep, in [1, N]; a larger count keeps what a smaller one chose.
+        seed: another seed gives another order.
+        ids: int64 [N], the index that each sample is hashed by; default 0..N-1.
+
+    Returns:
+        Positions, int64, ascending.
+    """
+    if not 1 <= count <= len(labels):
+        raise ConfigError(f"count={count} is not allowed: {name} has 1 to {len(labels)} samples")
+    numbers = list(range(len(labels))) if ids is None else ids.tolist()
+    chosen = in_proportion(labels.tolist(), count, lambda i: hashed(name, seed, numbers[i]))
+    return torch.tensor(chosen, dtype=torch.int64)
+
+
+def split_sha256(parts: Mapping[str, tuple[Tensor, Tensor]]) -> str:
+    """Return the fingerprint of {part: (indices, labels)}: 64 hex digits, order of parts aside."""
+    state = hashlib.sha256()
+    for part in sorted(parts):
+        for values in parts[part]:
+            state.update(f"{part} {len(values)}\n".encode())
+            state.update(values.to(torch.int64).numpy().astype("<i8").tobytes())
+    return state.hexdigest()
+
+
+def shared_images(first: ArrayImages, second: ArrayImages) -> list[tuple[int, int]]:
+    """Return (position in `first`, position in `second`) of images with the same pixels."""
+    places: dict[bytes, int] = {}
+    for position, digest in enumerate(first.digests()):
+        places.setdefault(digest, position)
+    found = ((places.get(digest), position) for position, digest in enumerate(second.digests()))
+    return [(one, other) for one, other in found if one is not None]
+
+
 def _check_limit(field: str, value: int, least: int, most: int) -> None:
     if not least <= value <= most:
         raise ConfigError(f"{field}={value} is not allowed: {least} to {most}, or leave it out")
-
-
-def _report_shared(
-    name: str, train: ArrayImages, val: ArrayImages, test: ArrayImages, refuse: bool
-) -> None:
-    for first, second in ((train, val), (train, test), (val, test)):
-        shared = shared_images(first, second)
-        if not shared:
-            continue
-        one, other = shared[0]
-        text = (
-            f"{len(shared)} images of {second.name} are in {first.name} too, pixel for pixel; the "
-            f"first: {int(second.indices[other])} is {int(first.indices[one])} of the source"
-        )
-        if refuse:
-            raise DataError(f"{text}; to accept them use duplicates=report")
-        log.warning("%s", text)

@@ -1,42 +1,33 @@
-"""What one operation costs: the two sets of constants in use, and how results lean on them.
+"""Energy estimates of a network, layer by layer, from the counts of `reports.ledger`.
 
-Energy per layer, counted at the spikes and weights there are, beside the papers' formula.
-
-Energy ledgers as table, JSON and CSV: one network, or several side by side.
+The count at the spikes and weights that are there stands beside the papers' formula, by the two
+sets of constants in use; results are written as Markdown, JSON and CSV.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from spikeformer_lt.config import check
 from spikeformer_lt.disk import write_atomic
 from spikeformer_lt.errors import DataError
-from spikeformer_lt.layers.subnet import SubnetConv2d
-from spikeformer_lt.reports.ledger import (
-    LayerCount,
-    Operations,
-    bits_per_weight,
-    count_operations,
-    is_binary,
-)
-from spikeformer_lt.reports.page import markdown_table, write_csv
-from spikeformer_lt.training.monitor import FiringWatch
+from spikeformer_lt.reports.ledger import AC_PJ, MAC_PJ, LayerCount, Operations, count_operations
+from spikeformer_lt.reports.page import Table, markdown_table, write_csv
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Energy of one operation, pJ; every figure made from them is an estimate.
+    """Energy of one operation, pJ; every figure made from it is an estimate.
 
     Attributes:
-        name: how reports call the set.
+        name: of the set, in reports.
         mac_pj: of a multiply-accumulate.
         ac_pj: of an accumulate, that is of a synaptic operation.
         source: where the figures come from.
@@ -48,45 +39,51 @@ class Costs:
     source: str
 
     def __post_init__(self) -> None:
-        for field in ("mac_pj", "ac_pj"):
-            value = getattr(self, field)
-            check(0 <= value < 1e6, f"{self.name}.{field}", value, "picojoules, finite and >= 0")
+        for name in ("mac_pj", "ac_pj"):
+            value = getattr(self, name)
+            check(0 <= value < 1e6, f"{self.name}.{name}", value, "picojoules, finite and >= 0")
 
     def energy_pj(self, macs: float, acs: float) -> float:
-        """Energy of so many operations, pJ."""
+        """Energy of these counts of operations, pJ."""
         return self.mac_pj * macs + self.ac_pj * acs
 
 
-HOROWITZ = Costs("45nm", 4.6, 0.9, "32-bit floating point at 45 nm, Horowitz, ISSCC 2014")
+HOROWITZ = Costs("45nm", MAC_PJ, AC_PJ, "32-bit floating point at 45 nm, Horowitz, ISSCC 2014")
 SOP_77FJ = Costs(
     "77fJ",
-    4.6,
+    MAC_PJ,
     0.077,
     "77 fJ a SOP as in Spikformer, ICLR 2023 (it counts SOPs only); a MAC as in the 45nm set",
 )
 INT8 = Costs("int8", 0.23, 0.03, "8-bit integers at 45 nm, Horowitz, ISSCC 2014")
 COSTS = {costs.name: costs for costs in (HOROWITZ, SOP_77FJ)}
 """The two sets in use in the field."""
-
 MEMORY_PJ_PER_BYTE = {"SRAM 8 KB": 10 / 8, "SRAM 1 MB": 100 / 8, "DRAM": 1300 / 8}
 """Energy of reading one byte, pJ: 64-bit reads at 45 nm, Horowitz, ISSCC 2014 (DRAM: the lower)."""
+INPUT_BITS = {"{0,1}": 1, "{-1,0,1}": 2, "integers": 8, "real": 32}
+"""Bits of one input value, by the kind of values that entered."""
+GROUPS_OF = {
+    **{"stem": "ConvPEP", "convolution": "convolutions"},
+    **{"attention": "attention", "linear": "linear maps", "head": "head"},
+}
+GROUPS = ("first layer", *GROUPS_OF.values())
+"""Groups of layers in the energy bars."""
+ESTIMATE = (
+    "Theoretical estimates from operation counts on real inputs: no device was measured. The leak "
+    "and threshold of neurons, biases and data movement are not in the energies; biases and memory "
+    "stand apart below."
+)
 
 
 def sensitivity_costs() -> list[Costs]:
     """Both sets, 8-bit integers, and the 45 nm set with each figure halved and doubled."""
     varied = [
-        Costs(
-            f"45nm, MAC x{m:g}, AC x{a:g}", HOROWITZ.mac_pj * m, HOROWITZ.ac_pj * a, "varied 45nm"
-        )
+        Costs(f"45nm, MAC x{m:g}, AC x{a:g}", MAC_PJ * m, AC_PJ * a, "varied 45nm")
         for m in (0.5, 1.0, 2.0)
         for a in (0.5, 1.0, 2.0)
         if (m, a) != (1.0, 1.0)
     ]
     return [HOROWITZ, SOP_77FJ, INT8, *varied]
-
-
-INPUT_BITS = {"{0,1}": 1, "{-1,0,1}": 2, "integers": 8, "real": 32}
-"""Bits that one input value needs, by the kind of values that entered."""
 
 
 @dataclass(frozen=True)
@@ -103,15 +100,15 @@ class LayerEnergy:
     weight_sparsity: float
     """Fraction of the weights that is 0."""
     macs_dense: float
-    """Multiply-accumulates of the layer with all its weights, every step computed anew."""
-    macs: float
-    """Multiply-accumulates that are there: real inputs at real weights that are not 0."""
+    """Multiply-accumulates as the papers count: all weights, every step, (q k^T) v."""
+    multiplies: float
+    """Multiply-accumulates that remain: real inputs at real weights that are not 0."""
     sops: float
     """Accumulates caused by spikes: each, by its value, at each weight it meets that is not 0."""
     acs: float
     """All accumulates: SOPs, and real inputs at binary weights."""
     bias_acs: float
-    """One accumulate an output for the folded BatchNorm or bias; kept out of the sums of energy."""
+    """One accumulate an output for the folded BatchNorm or bias; not in the energies."""
     rate: float
     """Mean absolute input: the firing rate, where spikes enter."""
     formula_macs: float
@@ -122,10 +119,16 @@ class LayerEnergy:
     """Storage of the weights: mask entropy, 1 or 32 bits a kept weight, gains."""
     input_bits: float
     """Input values, at the bits that their kind needs."""
+    group: str
+    """One of `GROUPS`."""
 
 
-COUNTS = tuple(f.name for f in fields(LayerEnergy) if f.type == "float")
-SUMMED = tuple(n for n in COUNTS if n not in ("weight_sparsity", "rate"))
+SUMMED = tuple(
+    f.name
+    for f in fields(LayerEnergy)
+    if f.type == "float" and f.name not in ("weight_sparsity", "rate")
+)
+"""Fields of a layer that add up to those of the network."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,29 @@ class Energy:
     dead: tuple[str, ...]
     """Spiking layers that never fired: their network has no headline."""
 
+    @classmethod
+    def of(cls, counted: Operations) -> Energy:
+        """Energy ledger of one counting pass.
+
+        BatchNorm is folded: into real weights, or, where weights are binary, into each channel's
+        threshold and bias; either way one accumulate an output is left, ``bias_acs``. The leak and
+        the threshold of the neurons are not counted, as in the papers.
+
+        Raises:
+            DataError: a model without a layer that multiplies.
+
+        Source: the count by weights and spikes that are there is this project's; the formula is
+        Spikformer's (ICLR 2023, section 4), which arXiv 2311.12060 follows.
+        """
+        if not counted.layers:
+            raise DataError("the network has no convolution or linear map to count")
+        last = len(counted.layers) - 1
+        rows = [
+            _layer(name, layer, counted, first=i == 0, last=i == last)
+            for i, (name, layer) in enumerate(counted.layers.items())
+        ]
+        return cls(tuple(rows), counted.samples, counted.T, tuple(counted.dead))
+
     def total(self, what: str) -> float:
         """Sum of one of the counts over the layers."""
         return float(sum(getattr(layer, what) for layer in self.layers))
@@ -146,11 +172,20 @@ class Energy:
         """Energy of the operations of one sample, pJ; None where a layer is dead."""
         if self.dead:
             return None
-        return costs.energy_pj(self.total("macs"), self.total("acs"))
+        return costs.energy_pj(self.total("multiplies"), self.total("acs"))
 
     def formula_pj(self, costs: Costs) -> float:
         """The papers' estimate for the same network, pJ."""
         return costs.energy_pj(self.total("formula_macs"), self.total("formula_acs"))
+
+    def by_group(self, costs: Costs) -> dict[str, tuple[float, float]]:
+        """Group -> (counted, formula) energy, pJ, in the order of `GROUPS`; sums to the whole."""
+        found: dict[str, tuple[float, float]] = {}
+        for row in sorted(self.layers, key=lambda row: GROUPS.index(row.group)):
+            counted, formula = found.get(row.group, (0.0, 0.0))
+            formula += costs.energy_pj(row.formula_macs, row.formula_acs)
+            found[row.group] = (counted + costs.energy_pj(row.multiplies, row.acs), formula)
+        return found
 
     def refusal(self) -> str:
         """Why there is no headline; empty where there is one."""
@@ -162,7 +197,7 @@ class Energy:
         )
 
     def memory_pj(self) -> dict[str, float]:
-        """Energy, pJ, of reading every weight and input once a sample, by where they lie."""
+        """Energy, pJ, of reading every weight and input once a sample, by kind of memory."""
         read = (self.total("weight_bits") + self.total("input_bits")) / 8
         return {place: read * cost for place, cost in MEMORY_PJ_PER_BYTE.items()}
 
@@ -171,27 +206,19 @@ class Energy:
         return {
             "per": f"sample, over all T = {self.T} steps, mean of {self.samples} samples",
             "estimate": True,
-            "layers": [
-                {f.name: getattr(layer, f.name) for f in fields(layer)} for layer in self.layers
-            ],
+            "layers": [asdict(layer) for layer in self.layers],
             "totals": {name: self.total(name) for name in SUMMED},
             "energy_pj": {name: self.headline_pj(costs) for name, costs in COSTS.items()},
             "formula_pj": {name: self.formula_pj(costs) for name, costs in COSTS.items()},
             "memory_pj": self.memory_pj(),
-            "costs": {n: {"mac_pj": c.mac_pj, "ac_pj": c.ac_pj, "source": c.source}
-                      for n, c in COSTS.items()},
+            "costs": {costs.name: asdict(costs) for costs in COSTS.values()},
             "dead_layers": list(self.dead),
             "refused": self.refusal(),
-        }  # fmt: skip
+        }
 
 
-@torch.no_grad()
 def measure_energy(model: nn.Module, batches: Sequence[Tensor], T: int) -> Energy:
-    """Count a network's operations on real inputs, layer by layer.
-
-    BatchNorm is folded: into real weights, or, where weights are binary, into each channel's
-    threshold and bias; either way one accumulate an output is left, ``bias_acs``. The leak and the
-    threshold of the neurons are not counted, as in the papers.
+    """Count a network's operations on real inputs and return its energy ledger.
 
     Args:
         model: its convolutions, linear maps and spiking attentions are counted, in eval mode.
@@ -200,111 +227,57 @@ def measure_energy(model: nn.Module, batches: Sequence[Tensor], T: int) -> Energ
 
     Raises:
         DataError: no input, or a model without a layer that multiplies.
-
-    Source: the count by weights and spikes that are there is this project's; the formula is
-    Spikformer's (ICLR 2023, section 4), which arXiv 2311.12060 follows.
     """
     if not batches:
         raise DataError("no input to measure energy on; give at least one batch")
-    with FiringWatch(model, always=True) as watch:
-        counted = count_operations(model, batches, T)
-        rates = watch.rates()
-    if not counted.layers:
-        raise DataError(f"{type(model).__name__} has no convolution or linear map to count")
-    modules = dict(model.named_modules())
-    static = batches[0].ndim == 4
-    last = len(counted.layers) - 1
-    rows = [
-        _layer(name, layer, modules.get(name), counted, first=i == 0, last=i == last, static=static)
-        for i, (name, layer) in enumerate(counted.layers.items())
-    ]
-    dead = tuple(name for name, rate in rates.items() if rate == 0)
-    return Energy(tuple(rows), counted.samples, T, dead)
+    return Energy.of(count_operations(model, batches, T))
 
 
 def _layer(
-    name: str,
-    count: LayerCount,
-    module: nn.Module | None,
-    counted: Operations,
-    *,
-    first: bool,
-    last: bool,
-    static: bool,
+    name: str, count: LayerCount, counted: Operations, *, first: bool, last: bool
 ) -> LayerEnergy:
-    n = counted.samples
-    weighed = module if isinstance(module, (nn.Conv2d, nn.Linear)) else None
-    weight = None if weighed is None else effective_weight(weighed)
-    binary = weight is not None and is_binary(weight)
-    real = count.macs_nonspiking / n
-    rate = count.events / count.inputs
-    dense = count.macs_t_fold / n
+    n, weights = counted.samples, count.weights
+    rate, dense = count.events / count.inputs, count.macs_dense / n
     multiplied = first or (count.kind == "real" and not last)
+    steps = counted.T if first and counted.static else 1
+    part = "" if weights is None else weights.part
     return LayerEnergy(
         name=name,
-        operation="attention" if weighed is None
-        else "convolution" if isinstance(weighed, nn.Conv2d) else "linear",
+        operation=count.operation,
         input=count.kind,
-        binary=binary,
-        weight_sparsity=0.0 if weight is None else 1 - float((weight != 0).double().mean()),
+        binary=weights is not None and weights.binary,
+        weight_sparsity=0.0 if weights is None else 1 - weights.kept / weights.total,
         macs_dense=dense,
-        macs=0.0 if binary else real,
+        multiplies=count.multiplies / n,
         sops=count.sops / n,
-        acs=count.sops / n + (real if binary else 0.0),
-        bias_acs=0.0 if weight is None else count.macs / n / weight[0].numel(),
+        acs=count.acs / n,
+        bias_acs=0.0 if weights is None else count.macs / n / weights.fan_in,
         rate=rate,
-        formula_macs=dense / (counted.T if first and static else 1) if multiplied else 0.0,
+        formula_macs=dense / steps if multiplied else 0.0,
         formula_acs=0.0 if multiplied else rate * dense,
-        weight_bits=0.0 if weighed is None or weight is None
-        else bits_per_weight([weighed]) * weight.numel(),
+        weight_bits=0.0 if weights is None else weights.bits,
         input_bits=count.inputs / n * INPUT_BITS[count.kind],
-    )  # fmt: skip
-
-
-def effective_weight(module: nn.Conv2d | nn.Linear) -> Tensor:
-    """The weight as it enters the multiplication: masked and, where it is so, binary."""
-    weight = module.effective_weight() if isinstance(module, SubnetConv2d) else module.weight
-    return weight.detach()
-
-
-ESTIMATE = (
-    "Theoretical estimates from operation counts on real inputs: no device was measured. The leak "
-    "and threshold of neurons, biases and data movement are not in the energies; biases and memory "
-    "stand apart below."
-)
-
-
-Table = tuple[list[str], list[list[str]]]
-"""Header and rows."""
+        group=GROUPS[0] if first else GROUPS_OF[part or count.operation],
+    )
 
 
 def layer_table(energy: Energy) -> Table:
     """One line a layer, and the sum, which is the whole."""
-    header = ["layer", "input", "weights", "removed %", "MACs", "ACs", "of them SOPs",
-              "formula MACs", "formula ACs", "ACs / formula"]  # fmt: skip
-    rows = [
-        [
-            row.name,
-            row.input,
-            *_weights(row),
-            *_counts(row.macs, row.acs, row.sops, row.formula_macs, row.formula_acs),
-        ]
-        for row in energy.layers
-    ]
-    names = ("macs", "acs", "sops", "formula_macs", "formula_acs")
-    rows.append(["all", "", "", "", *_counts(*(energy.total(name) for name in names))])
+    header = ["layer", "input", "weights", "layer's weights removed %", "multiplications",
+              "ACs", "of them SOPs", "formula MACs", "formula ACs", "ACs / formula"]  # fmt: skip
+    rows = []
+    for row in energy.layers:
+        kind, gone = "binary" if row.binary else "real", f"{100 * row.weight_sparsity:.1f}"
+        about = ["-", "-"] if row.operation == "attention" else [kind, gone]
+        rows.append([row.name, row.input, *about, *_counts(partial(getattr, row))])
+    rows.append(["all", "", "", "", *_counts(energy.total)])
     return header, rows
 
 
-def _weights(row: LayerEnergy) -> list[str]:
-    if row.operation == "attention":
-        return ["-", "-"]
-    return ["binary" if row.binary else "real", f"{100 * row.weight_sparsity:.1f}"]
-
-
-def _counts(macs: float, acs: float, sops: float, f_macs: float, f_acs: float) -> list[str]:
-    ratio = f"{acs / f_acs:.3f}" if f_acs else "-"
-    return [f"{value:,.0f}" for value in (macs, acs, sops, f_macs, f_acs)] + [ratio]
+def _counts(of: Callable[[str], float]) -> list[str]:
+    names = ("multiplies", "acs", "sops", "formula_macs", "formula_acs")
+    ratio = f"{of('acs') / of('formula_acs'):.3f}" if of("formula_acs") else "-"
+    return [*(f"{of(name):,.0f}" for name in names), ratio]
 
 
 def headline_table(networks: Mapping[str, Energy]) -> Table:
@@ -312,14 +285,9 @@ def headline_table(networks: Mapping[str, Energy]) -> Table:
     header = ["network", *(f"{kind}, {n} (uJ)" for n in COSTS for kind in ("counted", "formula"))]
     rows = []
     for name, energy in networks.items():
-        row = [name]
-        for costs in COSTS.values():
-            headline = energy.headline_pj(costs)
-            row += [
-                "refused (dead)" if headline is None else f"{headline / 1e6:.4f}",
-                "refused (dead)" if energy.dead else f"{energy.formula_pj(costs) / 1e6:.4f}",
-            ]
-        rows.append(row)
+        pj = [f(costs) for costs in COSTS.values() for f in (energy.headline_pj, energy.formula_pj)]
+        refused = ["refused (dead)"] * len(pj)
+        rows.append([name, *(refused if energy.dead else [f"{v / 1e6:.4f}" for v in pj])])  # type: ignore[operator]
     return header, rows
 
 
@@ -332,7 +300,7 @@ def sensitivity(networks: Mapping[str, Energy]) -> list[tuple[Costs, dict[str, f
 
 
 def sensitivity_table(networks: Mapping[str, Energy]) -> Table:
-    """Energies by constants and, for each network after the first, its part of it."""
+    """Energies by constants and, for each network after the first, its ratio to the first."""
     first, *others = networks
     header = ["constants", "MAC pJ", "AC pJ", *(f"{n} (uJ)" for n in networks)]
     header += [f"{n} / {first}" for n in others]
@@ -341,28 +309,32 @@ def sensitivity_table(networks: Mapping[str, Energy]) -> Table:
         row = [costs.name, f"{costs.mac_pj:g}", f"{costs.ac_pj:g}"]
         row += ["refused" if v is None else f"{v / 1e6:.4f}" for v in found.values()]
         base = found[first]
-        for name in others:
-            value = found[name]
-            row.append("-" if value is None or not base else f"{value / base:.3f}")
-        rows.append(row)
+        values = [found[name] for name in others]
+        rows.append(row + ["-" if v is None or not base else f"{v / base:.3f}" for v in values])
     return header, rows
 
 
 def memory_table(networks: Mapping[str, Energy]) -> Table:
     """Bytes of weights and inputs, each read once a sample, and what that costs."""
-    places = list(next(iter(networks.values())).memory_pj())
-    header = ["network", "weights (B)", "inputs (B)", "bias ACs", *(f"{p} (uJ)" for p in places)]
-    rows = [
-        [
-            name,
-            f"{energy.total('weight_bits') / 8:,.0f}",
-            f"{energy.total('input_bits') / 8:,.0f}",
-            f"{energy.total('bias_acs'):,.0f}",
-            *(f"{pj / 1e6:.4f}" for pj in energy.memory_pj().values()),
-        ]
-        for name, energy in networks.items()
-    ]
+    header = ["network", "weights (B)", "inputs (B)", "bias ACs"]
+    header += [f"{place} (uJ)" for place in MEMORY_PJ_PER_BYTE]
+    rows = []
+    for name, energy in networks.items():
+        counts = [energy.total("weight_bits") / 8, energy.total("input_bits") / 8]
+        row = [name, *(f"{v:,.0f}" for v in (*counts, energy.total("bias_acs")))]
+        rows.append(row + [f"{pj / 1e6:.4f}" for pj in energy.memory_pj().values()])
     return header, rows
+
+
+def energy_tables(networks: Mapping[str, Energy]) -> dict[str, Any]:
+    """Tables and constants of the energies, for the templates of pages."""
+    return {
+        "estimate": ESTIMATE,
+        "headline": headline_table(networks),
+        "costs": list(COSTS.values()),
+        "sensitivity": sensitivity_table(networks),
+        "memory": memory_table(networks),
+    }
 
 
 def energy_markdown(networks: Mapping[str, Energy]) -> str:
@@ -400,14 +372,8 @@ def write_energy(folder: Path, networks: Mapping[str, Energy]) -> dict[str, Any]
     }
     write_atomic(folder / "energy.json", (json.dumps(found, indent=2) + "\n").encode(), DataError)
     columns = [f.name for f in fields(LayerEnergy)]
-    write_csv(
-        folder / "energy.csv",
-        ["network", *columns],
-        [
-            [name, *(getattr(row, column) for column in columns)]
-            for name, energy in networks.items()
-            for row in energy.layers
-        ],
-    )
+    layers = [(name, row) for name, energy in networks.items() for row in energy.layers]
+    rows = [[name, *(getattr(row, column) for column in columns)] for name, row in layers]
+    write_csv(folder / "energy.csv", ["network", *columns], rows)
     write_atomic(folder / "energy.md", energy_markdown(networks).encode(), DataError)
     return found

@@ -1,4 +1,4 @@
-"""A finished run, opened to be looked at: its network, its splits, its report."""
+"""A finished run opened for reading: its network, its splits, its report."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NEEDED = ("model", "dataset", "split_sha256")
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """What a run left: in eval mode, on the CPU."""
+    """Files of a finished run; its network is in eval mode, on the CPU."""
 
     path: Path
     name: str
@@ -32,9 +32,9 @@ class FinishedRun:
     report: dict[str, Any] | None
     """Its report.json; None for a ticket alone."""
     own_split: bool
-    """Whether the splits are those that the ticket was made with."""
+    """Whether the splits are those of the ticket's search."""
     untrained: bool = False
-    """Whether the network has a ticket's start weights, which are there to be trained again."""
+    """Whether the network has a ticket's start weights, which are meant to be trained again."""
 
     def batches(self, split: str, images: int, batch_size: int = 64) -> list[Tensor]:
         """The first images or frames of a split, in batches."""
@@ -62,14 +62,21 @@ def open_run(
     options: Mapping[str, Any] | None = None,
     **overrides: Any,
 ) -> FinishedRun:
-    """Open a run directory or a ticket folder, with its report where there is one.
+    """Open a run directory or a ticket folder, with its report if it has one.
 
     Args:
-        path, build, data, given, read, options, overrides: as `open_ticket`.
+        path: the directory; of a run, the network trained from its ticket is opened if it is there.
+        build: makes the network of a ticket; `model_from_ticket`.
+        data: location of its data set. None, ``name auto`` and the name of the ticket's own set
+            take the ticket's own data options, except for those in `given`.
+        given: options that the user named, as `given_options` tells them.
+        read: reads the ticket of a folder; `export.read_ticket` also reads exports.
+        options: of the data set's own config class, if others than the ticket's.
+        overrides: model arguments to change, such as T.
 
     Raises:
-        TicketError: as `open_ticket`.
-        DataError: as `open_ticket`, or its report cannot be read.
+        TicketError: no ticket there, or one without its model or data.
+        DataError: its data set cannot be found, or its report cannot be read.
     """
     run = open_ticket(path, build, data, given, read, options, **overrides)
     return replace(run, report=_read_report(run.path / "report.json"))
@@ -84,22 +91,7 @@ def open_ticket(
     options: Mapping[str, Any] | None = None,
     **overrides: Any,
 ) -> FinishedRun:
-    """Open the ticket of a run directory or a ticket folder, without a report.
-
-    Args:
-        path: the directory; of a run, what it trained from its ticket is taken where it did.
-        build: makes the network of a ticket; `model_from_ticket`.
-        data: where its data set is. None, ``name auto`` and the name of the ticket's own set take
-            the ticket's own data options, but for those in `given`.
-        given: options that the user named, as `given_options` tells them.
-        read: reads the ticket of a folder; `export.read_ticket` knows exports, too.
-        options: of the data set's own config class, where others than the ticket's.
-        overrides: model arguments to change, such as T.
-
-    Raises:
-        TicketError: no ticket there, or one that does not say its model and data.
-        DataError: its data set cannot be found.
-    """
+    """Open the ticket of a run as `open_run` does, without its report."""
     folder = Path(path)
     ticket = read(finished_folder(folder))
     known = ticket.provenance

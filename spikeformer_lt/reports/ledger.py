@@ -1,16 +1,15 @@
-"""Exact operation counts of a network on real inputs: MACs, and synaptic operations by nnz.
+"""Operations, sparsities and firing of a network on real inputs, from one counting pass.
 
-The sparsity ledger: each kind of sparsity apart, never blended into one number.
-
-Spike-purity audit: every tensor that enters a multiplication and is not made of spikes.
+`count_operations` runs the model once; the ledger of ``report.json``, the energies and the audit
+of spike purity read its result, so that they never disagree.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,41 +18,141 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spikeformer_lt.layers.attention import SpikingSelfAttention
-from spikeformer_lt.layers.patches import kept_count, patches_of
-from spikeformer_lt.layers.subnet import Subnet
+from spikeformer_lt.layers.patches import patches_of
+from spikeformer_lt.layers.stems import stem_of
+from spikeformer_lt.layers.subnet import Subnet, binary_gains
 from spikeformer_lt.training.monitor import FiringWatch
+
+MAC_PJ, AC_PJ = 4.6, 0.9
+"""Energy of a 32-bit multiply-accumulate and accumulate at 45 nm, pJ (Horowitz, ISSCC 2014)."""
+KINDS = ("{0,1}", "{-1,0,1}", "integers", "real")
+Counted = nn.Conv2d | nn.Linear
+"""Modules whose multiplications are counted, beside the spiking attention."""
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """The weights of one layer as they enter the multiplication: masked, and binary if they are."""
+
+    total: int
+    kept: int
+    """Weights that are not 0."""
+    gains: int
+    """Magnitudes of a binary layer, one for the layer or one for each filter; 0 if it is real."""
+    fan_in: int
+    operation: str
+    """convolution or linear."""
+    part: str
+    """stem, head, or empty for the rest of the network."""
+
+    @classmethod
+    def of(cls, layer: nn.Module, part: str = "") -> LayerWeights:
+        """Count the weights of a convolution or linear map."""
+        weight = effective_weight(layer)
+        gains = binary_gains(weight, weight != 0) if bool(weight.any()) else None
+        return cls(
+            total=weight.numel(),
+            kept=int(weight.count_nonzero()),
+            gains=0 if gains is None else len(gains),
+            fan_in=weight[0].numel(),
+            operation="convolution" if isinstance(layer, nn.Conv2d) else "linear",
+            part=part,
+        )
+
+    @property
+    def binary(self) -> bool:
+        """Whether the weights that are not 0 share one magnitude, in the layer or in each filter.
+
+        The definition is that of exports, `binary_gains`.
+        """
+        return self.gains > 0
+
+    @property
+    def bits(self) -> float:
+        """Entropy of the mask, 1 bit a kept binary weight or 32 a real one, 32 bits a gain."""
+        p = self.kept / self.total
+        entropy = 0.0 if p in (0.0, 1.0) else -p * math.log2(p) - (1 - p) * math.log2(1 - p)
+        return self.total * entropy + self.kept * (1 if self.binary else 32) + 32 * self.gains
 
 
 @dataclass
 class LayerCount:
     """Operations of one layer, summed over all samples seen."""
 
+    weights: LayerWeights | None = None
+    """None for an attention, which has none."""
     macs: float = 0.0
-    """Multiply-accumulates as executed: what is the same at every step is computed once."""
+    """Multiply-accumulates as executed: what is equal at every step is computed once."""
     macs_t_fold: float = 0.0
-    """The same with every step computed anew, as the literature counts (T times per step)."""
-    sops: float = 0.0
-    """Synaptic operations: each input spike times the weights it meets that are not 0; integer
-    inputs count by value, as repeated accumulates."""
-    macs_nonspiking: float = 0.0
-    """Multiply-accumulates at weights that are not 0, where the input is not integer-valued."""
+    """The same, with every step computed again."""
+    macs_dense: float = 0.0
+    """Multiply-accumulates as the papers count: every step, and an attention as (q k^T) v."""
     events: float = 0.0
     """Sum of the absolute input values."""
     inputs: float = 0.0
     """Input elements."""
     kind: str = "{0,1}"
     """Values that entered: {0,1}, {-1,0,1}, integers, or real."""
+    met_by_value: float = 0.0
+    """Each absolute input value times the nonzero weights that it meets."""
+    met: float = 0.0
+    """Each input element, whatever its value, times the nonzero weights that it meets."""
+
+    @property
+    def operation(self) -> str:
+        """convolution, linear or attention."""
+        return "attention" if self.weights is None else self.weights.operation
+
+    @property
+    def sops(self) -> float:
+        """Synaptic operations: the accumulates that spikes cause; integers count by value."""
+        return 0.0 if self.kind == "real" else self.met_by_value
+
+    @property
+    def macs_nonspiking(self) -> float:
+        """Multiply-accumulates of inputs that are not integers, at weights that are not 0."""
+        return self.met if self.kind == "real" else 0.0
+
+    @property
+    def multiplies(self) -> float:
+        """Multiplications that remain: of `macs_nonspiking` those at real weights."""
+        return 0.0 if self.weights is not None and self.weights.binary else self.macs_nonspiking
+
+    @property
+    def acs(self) -> float:
+        """All accumulates: SOPs, and real inputs at binary weights."""
+        return self.sops + self.macs_nonspiking - self.multiplies
 
 
 @dataclass
 class Operations:
-    """Counts of all layers that multiply, in the order in which they first ran."""
+    """What one pass over real inputs showed: layers in the order in which they first ran."""
 
     T: int
     samples: int = 0
-    batch: int = 0
-    """Samples of the batch in flight."""
+    static: bool = True
+    """Whether the inputs are images rather than frames of T steps."""
     layers: dict[str, LayerCount] = field(default_factory=dict)
+    weights: dict[str, LayerWeights] = field(default_factory=dict)
+    """All convolutions and linear maps of the model, those that did not run included."""
+    firing_rate: dict[str, float] = field(default_factory=dict)
+    """Spikes per neuron and step, for each spiking layer."""
+    kept_tokens: list[Tensor] = field(default_factory=list)
+    """Indices ``[B, K]`` that level 1 kept, for each batch."""
+    tokens: int = 0
+    """Tokens before level 1 removed any; 0 without it."""
+    logits: list[Tensor] = field(default_factory=list)
+    """Outputs of the model, for each batch."""
+
+    @property
+    def dead(self) -> list[str]:
+        """Spiking layers that never fired."""
+        return [name for name, rate in self.firing_rate.items() if rate == 0]
+
+    @property
+    def patch_sparsity(self) -> float:
+        """Fraction of the tokens that level 1 removed."""
+        return 1 - self.kept_tokens[0].shape[1] / self.tokens if self.kept_tokens else 0.0
 
     def per_sample(self, what: str) -> float:
         """A total over the layers, per sample and over all T steps."""
@@ -61,14 +160,25 @@ class Operations:
 
     def table(self) -> dict[str, dict[str, Any]]:
         """Per layer and sample, ready for JSON."""
-        names = ("macs", "macs_t_fold", "sops", "macs_nonspiking", "events")
+        names = ("macs", "macs_t_fold", "macs_dense", "sops", "macs_nonspiking", "events")
         return {
             name: {**{k: getattr(layer, k) / self.samples for k in names}, "input": layer.kind}
             for name, layer in self.layers.items()
         }
 
+    def purity(self) -> dict[str, Any]:
+        """List the inputs of convolutions, linear maps and attentions that are not {0,1}.
 
-KINDS = ("{0,1}", "{-1,0,1}", "integers", "real")
+        Returns:
+            ``impure``: {layer: kind of values}; ``pure_after_first``: whether only the first
+            layer, which reads the image, and the head, which reads a mean, are listed.
+        """
+        impure = {n: layer.kind for n, layer in self.layers.items() if layer.kind != "{0,1}"}
+        allowed = {n for n, weights in self.weights.items() if weights.part == "head"}
+        return {
+            "impure": impure,
+            "pure_after_first": set(impure) <= {*allowed, next(iter(self.layers))},
+        }
 
 
 def kind_of(x: Tensor) -> str:
@@ -81,13 +191,26 @@ def kind_of(x: Tensor) -> str:
     return "{-1,0,1}" if low >= -1 and high <= 1 else "integers"
 
 
+def effective_weight(layer: nn.Module) -> Tensor:
+    """The weight as it enters the multiplication: masked and, where it is so, binary."""
+    weight = layer.effective_weight() if isinstance(layer, Subnet) else layer.weight
+    assert isinstance(weight, Tensor)
+    return weight.detach()
+
+
+def stem_layers(model: nn.Module) -> list[nn.Module]:
+    """Convolutions and linear maps of a model's stem; empty without a stem."""
+    stem = stem_of(model)
+    return [] if stem is None else [part.unit.synapse for part in stem.units()]
+
+
 @torch.no_grad()
 def count_operations(model: nn.Module, batches: Iterable[Tensor], T: int) -> Operations:
-    """Run the model in eval mode over batches and count.
+    """Run the model once over batches, in eval mode, and count.
 
     Args:
         model: its convolutions, linear maps and spiking attentions are counted.
-        batches: images ``[B, C, H, W]`` or frames ``[B, T, C, H, W]``.
+        batches: images ``[B, C, H, W]`` or frames ``[B, T, C, H, W]``, on the model's device.
         T: time steps of the model.
 
     Source: SOPs by value and by weights that are not 0 are this project's own rule; the papers'
@@ -97,103 +220,106 @@ def count_operations(model: nn.Module, batches: Iterable[Tensor], T: int) -> Ope
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        with _hooked(model, total):
+        with _Hooks(model, total), FiringWatch(model, always=True) as watch:
             for images in batches:
-                total.batch = len(images)
-                model(images)
+                total.static = images.ndim == 4
+                output = model(images)
+                if isinstance(output, Tensor):
+                    total.logits.append(output.cpu())
                 total.samples += len(images)
+            total.firing_rate = watch.rates()
     finally:
         for module, mode in training.items():
             module.training = mode
     return total
 
 
-@contextmanager
-def _hooked(model: nn.Module, total: Operations) -> Iterator[None]:
-    handles = []
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d):
-            handles.append(module.register_forward_hook(_conv_hook(name, total)))
-        elif isinstance(module, nn.Linear):
-            handles.append(module.register_forward_hook(_linear_hook(name, total)))
-        elif isinstance(module, SpikingSelfAttention):
-            seen: dict[str, Tensor] = {}
-            for part in ("q", "k", "v"):
-                unit = getattr(module, part)
-                handles.append(unit.register_forward_hook(_keeper(seen, part)))
-            handles.append(module.register_forward_hook(_attention_hook(name, total, seen)))
-    try:
-        yield
-    finally:
-        for handle in handles:
+class _Hooks:
+    """The forward hooks of one counting pass; they write into `total`."""
+
+    def __init__(self, model: nn.Module, total: Operations) -> None:
+        self.total, self.batch = total, 0
+        self.handles = [model.register_forward_pre_hook(self._begin)]
+        stem, head = set(stem_layers(model)), getattr(model, "head", None)
+        for name, module in model.named_modules():
+            if isinstance(module, Counted):
+                part = "stem" if module in stem else "head" if module is head else ""
+                total.weights[name] = LayerWeights.of(module, part)
+                self._hook(module, self._product, name)
+            elif isinstance(module, SpikingSelfAttention):
+                seen: dict[str, Tensor] = {}
+                for role in ("q", "k", "v"):
+                    self._hook(getattr(module, role), self._keep, seen, role)
+                self._hook(module, self._attention, name, seen)
+        if (patches := patches_of(model)) is not None:
+            self._hook(patches, self._select)
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *error: object) -> None:
+        for handle in self.handles:
             handle.remove()
 
+    def _hook(self, module: nn.Module, call: Callable[..., None], *known: Any) -> None:
+        self.handles.append(module.register_forward_hook(partial(call, *known)))
 
-def _keeper(seen: dict[str, Tensor], part: str) -> Any:
-    def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
-        seen[part] = output
+    def _begin(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self.batch = len(inputs[0])
 
-    return keep
+    def _keep(
+        self, seen: dict[str, Tensor], role: str, module: nn.Module, inputs: Any, output: Tensor
+    ) -> None:
+        seen[role] = output
 
+    def _select(
+        self, module: nn.Module, inputs: tuple[Tensor, ...], output: tuple[Tensor, Any]
+    ) -> None:
+        self.total.tokens = inputs[0].shape[2]
+        self.total.kept_tokens.append(output[0].cpu())
 
-def _layer(total: Operations, name: str, x: Tensor) -> LayerCount:
-    layer = total.layers.setdefault(name, LayerCount())
-    kind = kind_of(x)
-    layer.kind = max(layer.kind, kind, key=KINDS.index)
-    layer.events += float(x.abs().double().sum())
-    layer.inputs += x.numel()
-    return layer
+    def _layer(self, name: str, x: Tensor) -> LayerCount:
+        known = self.total.layers
+        layer = known.setdefault(name, LayerCount(self.total.weights.get(name)))
+        layer.kind = max(layer.kind, kind_of(x), key=KINDS.index)
+        layer.events += float(x.abs().double().sum())
+        layer.inputs += x.numel()
+        return layer
 
+    def _product(
+        self, name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
+    ) -> None:
+        x, T = inputs[0], self.total.T
+        layer, present = self._layer(name, x), effective_weight(module) != 0
+        if isinstance(module, nn.Conv2d):
+            fan_out = present.unflatten(0, (module.groups, -1)).sum(1).double()
+            meet = partial(
+                F.conv2d, weight=fan_out, stride=module.stride, padding=module.padding,
+                dilation=module.dilation, groups=module.groups,
+            )  # fmt: skip
+            layer.met += float(meet(torch.ones_like(x[:1]).double()).sum()) * len(x)
+            if layer.kind != "real":
+                layer.met_by_value += float(meet(x.abs().double()).sum())
+            folds = T * self.batch / len(x)
+        else:
+            fan_out = present.sum(0).double()
+            values = x.abs().double().flatten(0, -2)
+            layer.met += len(values) * float(fan_out.sum())
+            layer.met_by_value += float((values.sum(0) * fan_out).sum())
+            # Time is the first axis, except in a score that reads one mean over time, [B, N, D].
+            timed = x.ndim > 2 and x.shape[0] in (1, T) and x.shape[1] == self.batch
+            folds = T / x.shape[0] if timed else 1.0
+        macs = output.numel() * present[0].numel()
+        layer.macs += macs
+        layer.macs_t_fold += macs * folds
+        layer.macs_dense += macs * folds
 
-def _add(layer: LayerCount, macs: float, operations: float, folds: float, real: bool) -> None:
-    layer.macs += macs
-    layer.macs_t_fold += macs * folds
-    if real:
-        layer.macs_nonspiking += operations
-    else:
-        layer.sops += operations
-
-
-def _conv_hook(name: str, total: Operations) -> Any:
-    def hook(module: nn.Conv2d, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        x = inputs[0]
-        layer = _layer(total, name, x)
-        weight = module.effective_weight() if isinstance(module, Subnet) else module.weight
-        groups = module.groups
-        fan_out = (weight != 0).unflatten(0, (groups, -1)).sum(1).double()
-        real = layer.kind == "real"
-        values = torch.ones_like(x[:1]) if real else x.abs()
-        met = F.conv2d(
-            values.double(), fan_out, None, module.stride, module.padding, module.dilation, groups
-        )
-        operations = float(met.sum()) * (len(x) if real else 1)
-        macs = output.numel() * weight[0].numel()
-        _add(layer, macs, operations, total.T * total.batch / len(x), real)
-
-    return hook
-
-
-def _linear_hook(name: str, total: Operations) -> Any:
-    def hook(module: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        x = inputs[0]
-        layer = _layer(total, name, x)
-        fan_out = (module.weight != 0).sum(0).double()
-        real = layer.kind == "real"
-        values = torch.ones_like(x) if real else x.abs()
-        operations = float((values.double().flatten(0, -2).sum(0) * fan_out).sum())
-        # Time comes first, except in a score that reads one mean over time, [B, N, D].
-        timed = x.shape[0] in (1, total.T) and x.shape[1] == total.batch
-        folds = total.T / x.shape[0] if timed else 1.0
-        _add(layer, output.numel() * x.shape[-1], operations, folds, real)
-
-    return hook
-
-
-def _attention_hook(name: str, total: Operations, seen: dict[str, Tensor]) -> Any:
-    def hook(module: SpikingSelfAttention, inputs: Any, output: Tensor) -> None:
+    def _attention(
+        self, name: str, seen: dict[str, Tensor], module: Any, inputs: Any, output: Tensor
+    ) -> None:
         q, k, v = (
-            rearrange(seen[p].double(), "t b n (h d) -> t b h n d", h=module.num_heads)
-            for p in ("q", "k", "v")
+            rearrange(seen[role].double(), "t b n (h d) -> t b h n d", h=module.num_heads)
+            for role in ("q", "k", "v")
         )
         tokens, width = q.shape[-2:]
         if tokens >= width:
@@ -202,153 +328,86 @@ def _attention_hook(name: str, total: Operations, seen: dict[str, Tensor]) -> An
         else:
             first = q @ k.transpose(-2, -1)  # [N, N] coincidences of q and k
             second = ((first != 0).sum(-2) * v.sum(-1)).sum()
-        layer = _layer(total, f"{name}.attention", q)
-        macs = 2 * q.numel() * min(tokens, width)
-        _add(layer, macs, float(first.sum() + second), 1.0, False)
-
-    return hook
-
-
-MAC_PJ, AC_PJ = 4.6, 0.9
-"""Energy of a 32-bit multiply-accumulate and accumulate at 45 nm, pJ (Horowitz, ISSCC 2014)."""
+        layer = self._layer(f"{name}.attention", q)
+        folds = self.total.T / len(q)
+        layer.macs += 2 * q.numel() * min(tokens, width)
+        layer.macs_t_fold += 2 * q.numel() * min(tokens, width) * folds
+        layer.macs_dense += 2 * q.numel() * tokens * folds
+        layer.met_by_value += float(first.sum() + second)
 
 
-@torch.no_grad()
 def build_ledger(model: Any, batches: Sequence[Tensor]) -> dict[str, Any]:
     """Count what is left of a model, and measure its firing and operations on real images.
 
     Args:
-        model: with ``T``; a ConvPEP and patches are looked at where there are any.
+        model: with ``T``; its stem and its patch selection are found by type.
         batches: images or frames, on the model's device.
 
     Returns:
-        JSON-ready values. ``sparsity``: patch, conv_pep_weight, total_weight (over all convolution
-        and linear weights). ``conv_pep_bits_per_weight`` and ``bits_per_weight`` (of the same
-        layers as total_weight): see `bits_per_weight`. Both ConvPEP values are None where there
-        is none. ``macs`` and ``sops`` are per sample over all T steps. ``energy_pj`` is a
-        theoretical estimate, and None with a reason when a layer is dead: a silent network would
-        look brilliant.
+        JSON-ready values. ``sparsity``: patch, conv_pep_weight (of all ConvPEP weights),
+        total_weight (of all weights of convolutions and linear maps). ``conv_pep_bits_per_weight``
+        and ``bits_per_weight`` have the same denominators; both ConvPEP values are None without a
+        stem. Operations are per sample over all T steps. ``energy_pj`` is a theoretical estimate,
+        and None with a reason if a layer is dead: a silent network would look brilliant.
+        ``uncounted_layers`` hold matrices that are neither a convolution nor a linear map.
     """
-    pep = getattr(model, "conv_pep", None)
-    stem = [] if pep is None else [unit.conv for _, unit in pep.units()]
-    every = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
-    with FiringWatch(model, always=True) as watch:
-        counted = count_operations(model, batches, model.T)
-        rates = watch.rates()
-    dead = [name for name, rate in rates.items() if rate == 0]
-    macs = counted.per_sample("macs_nonspiking")
-    sops = counted.per_sample("sops")
+    counted = count_operations(model, batches, model.T)
+    every, dead = list(counted.weights.values()), counted.dead
+    stem = [weights for weights in every if weights.part == "stem"]
+    parameters = [(m, n) for m in model.modules() for n, _ in m.named_parameters(recurse=False)]
+    values = [effective_weight(m) if n == "weight" else getattr(m, n) for m, n in parameters]
+    macs, acs = counted.per_sample("multiplies"), counted.per_sample("acs")
     return {
         "sparsity": {
-            "patch": _patch_sparsity(model),
+            "patch": counted.patch_sparsity,
             "conv_pep_weight": _removed(stem) if stem else None,
             "total_weight": _removed(every),
         },
-        "conv_pep_bits_per_weight": bits_per_weight(stem) if stem else None,
-        "bits_per_weight": bits_per_weight(every),
-        "binary_layers": [
-            name
-            for name, module in model.named_modules()
-            if isinstance(module, nn.Conv2d) and is_binary(_weight(module))
-        ],
+        "conv_pep_bits_per_weight": _bits(stem) if stem else None,
+        "bits_per_weight": _bits(every),
+        "binary_layers": [name for name, weights in counted.weights.items() if weights.binary],
         "params": sum(p.numel() for p in model.parameters()),
-        "nonzero_params": sum(int((_value(m, p) != 0).sum()) for m, p in _parameters(model)),
-        "firing_rate": rates,
+        "nonzero_params": sum(int(value.count_nonzero()) for value in values),
+        "firing_rate": counted.firing_rate,
         "dead_layers": dead,
-        "saturated_layers": [name for name, rate in rates.items() if rate == 1],
+        "saturated_layers": [name for name, rate in counted.firing_rate.items() if rate == 1],
         "macs": counted.per_sample("macs"),
         "macs_t_fold": counted.per_sample("macs_t_fold"),
-        "sops": sops,
-        "macs_nonspiking": macs,
+        "macs_dense": counted.per_sample("macs_dense"),
+        "sops": counted.per_sample("sops"),
+        "acs": acs,
+        "macs_nonspiking": counted.per_sample("macs_nonspiking"),
         "layers": counted.table(),
+        "uncounted_layers": [
+            name
+            for name, module in model.named_modules()
+            if not isinstance(module, Counted)
+            and any(p.ndim > 1 for p in module.parameters(recurse=False))
+        ],
         "ledger_samples": counted.samples,
-        "energy_pj": None if dead else MAC_PJ * macs + AC_PJ * sops,
+        "energy_pj": None if dead else MAC_PJ * macs + AC_PJ * acs,
         "energy_note": (
             f"refused: {len(dead)} spiking layers never fired ({', '.join(dead[:3])})"
             if dead
             else f"estimate at 45 nm: {MAC_PJ} pJ a MAC, {AC_PJ} pJ a SOP; memory not counted"
         ),
+        "purity": counted.purity(),
     }
 
 
-def is_binary(weight: Tensor) -> bool:
-    """Whether the weights that are not 0 share one magnitude, in the layer or in each filter.
-
-    A lone weight shares its magnitude with none, so that it takes a filter with two to tell.
-    """
-    flat = weight.flatten(1).abs()
-    kept = flat[flat > 0]
-    if kept.numel() > 1 and bool((kept == kept[0]).all()):
-        return True
-    if int((flat > 0).sum(1).max()) < 2:
-        return False
-    top = flat.max(1, keepdim=True).values
-    return bool(((flat == top) | (flat == 0)).all())
-
-
 def bits_per_weight(layers: Sequence[nn.Module]) -> float:
-    """Bits that the weights of convolutions and linear maps need, over their number.
-
-    A layer costs the entropy of its mask, n H(kept/n), plus for each kept weight 1 bit where it is
-    binary and 32 otherwise, plus 32 bits for each gain.
-    """
-    bits, count = 0.0, 0
-    for layer in layers:
-        weight = _weight(layer)
-        n, kept = weight.numel(), int((weight != 0).sum())
-        p = kept / n
-        entropy = 0.0 if p in (0.0, 1.0) else -p * math.log2(p) - (1 - p) * math.log2(1 - p)
-        binary = is_binary(weight)
-        magnitudes = weight.flatten(1).abs().max(1).values
-        gains = len(magnitudes[magnitudes > 0].unique()) if binary else 0
-        bits += n * entropy + kept * (1 if binary else 32) + 32 * gains
-        count += n
-    return bits / count
+    """Bits that the weights of convolutions and linear maps need, over their number."""
+    return _bits([LayerWeights.of(layer) for layer in layers])
 
 
-def _patch_sparsity(model: Any) -> float:
-    patch = patches_of(model)
-    if patch is None:
-        return 0.0
-    return float(1 - kept_count(model.num_tokens, patch.sparsity) / model.num_tokens)
+def is_binary(weight: Tensor) -> bool:
+    """Whether the weights that are not 0 share one magnitude, in the layer or in each filter."""
+    return bool(weight.any()) and binary_gains(weight, weight != 0) is not None
 
 
-def _weight(module: nn.Module) -> Tensor:
-    weight = module.effective_weight() if isinstance(module, Subnet) else module.weight
-    assert isinstance(weight, Tensor)
-    return weight.detach()
+def _bits(layers: Sequence[LayerWeights]) -> float:
+    return sum(layer.bits for layer in layers) / sum(layer.total for layer in layers)
 
 
-def _removed(layers: Sequence[nn.Module]) -> float:
-    weights = [_weight(layer) for layer in layers]
-    total = sum(w.numel() for w in weights)
-    return 1 - sum(int((w != 0).sum()) for w in weights) / total
-
-
-def _parameters(model: nn.Module) -> list[tuple[nn.Module, str]]:
-    return [(m, name) for m in model.modules() for name, _ in m.named_parameters(recurse=False)]
-
-
-def _value(module: nn.Module, name: str) -> Tensor:
-    if name == "weight":
-        return _weight(module)
-    value = getattr(module, name)
-    assert isinstance(value, Tensor)
-    return value.detach()
-
-
-def audit(model: Any, images: Tensor) -> dict[str, Any]:
-    """List the inputs of convolutions, linear maps and attentions that are not {0,1}.
-
-    Args:
-        model: with ``T``; run in eval mode on the images.
-        images: probe batch ``[B, C, H, W]`` or ``[B, T, C, H, W]``.
-
-    Returns:
-        ``impure``: {layer: kind of values}; ``pure_after_first``: whether only the first
-        convolution, which reads the image, and the head, which reads a mean, are listed.
-    """
-    counted = count_operations(model, [images], model.T)
-    impure = {n: layer.kind for n, layer in counted.layers.items() if layer.kind != "{0,1}"}
-    first = next(iter(counted.layers))
-    return {"impure": impure, "pure_after_first": set(impure) <= {first, "head"}}
+def _removed(layers: Sequence[LayerWeights]) -> float:
+    return 1 - sum(layer.kept for layer in layers) / sum(layer.total for layer in layers)

@@ -1,36 +1,55 @@
-"""Pictures: headless, colour-blind-safe, with units on the axes and a CSV beside each.
+"""Every figure of the reports: headless, colour-blind-safe, with a CSV of its numbers beside it.
 
-Energy bars: each network by layer group, counted and by the papers' formula.
-
-Confusion matrices of finished runs, summed over seeds.
+Training and sparsity curves, energy bars, spikes and membranes, kept patches, kernels, distances
+between masks, accuracy over time steps and confusion matrices.
 """
 
 from __future__ import annotations
 
 import csv
-import json
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
-from spikeformer_lt.reports.energy import HOROWITZ, Costs, Energy, LayerEnergy
-from spikeformer_lt.reports.page import markdown_table, write_csv
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from spikeformer_lt.errors import DataError
+from spikeformer_lt.mask import Mask
+from spikeformer_lt.reports.energy import GROUPS, HOROWITZ, Costs, Energy
+from spikeformer_lt.reports.page import write_csv
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 """Okabe and Ito's palette."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+ON, OFF = (0.90, 0.62, 0.0), (0.0, 0.45, 0.70)
+"""Orange and blue of the same palette: brighter and darker events."""
+PLUS, ZERO, MINUS = "#D55E00", "#F2F2F2", "#0072B2"
 CONTROL = "random"
-"""What a control's name begins with: its curve is dotted."""
+"""Prefix of the names of controls: their curves are dotted."""
+FADED, GIF_MS = 0.18, 120
+NEURONS = 200
+"""Neurons of a layer that a raster shows, evenly chosen."""
+KERNELS = 16
+"""Largest number of filters, and of channels, in a mosaic."""
+
+Array = NDArray[Any]
 Points = Sequence[tuple[float, Sequence[float]]]
+Rows = Sequence[Sequence[object]]
 
 
 def figure(
-    width: float = 6.0, height: float = 4.0, rows: int = 1, columns: int = 1, share_x: bool = True
-) -> tuple[Any, Any]:
+    width: float = 6.0, height: float = 4.0, rows: int = 1, columns: int = 1, share_x: bool = True,
+    *, bare: bool = False,
+) -> tuple[Any, Any]:  # fmt: skip
     """A figure that needs no display and leaves matplotlib's global state alone.
+
+    Width and height are in inches; `bare` axes, for images, have no grid lines.
 
     Returns:
         The figure and its uppermost axes; ``.axes`` of the figure are all of them, row by row.
@@ -40,8 +59,8 @@ def figure(
 
     made = Figure(figsize=(width, height), dpi=120, layout="constrained")
     FigureCanvasAgg(made)
-    every = made.subplots(rows, columns, sharex=share_x, squeeze=False).ravel()
-    for axes in every:
+    every = made.subplots(rows, columns, sharex=share_x and not bare, squeeze=False).ravel()
+    for axes in () if bare else every:
         axes.grid(alpha=0.3)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
@@ -49,8 +68,54 @@ def figure(
 
 
 def style(at: int) -> tuple[str, str]:
-    """Colour and marker of a series by its place: 49 pairs, the first 7 alike in neither."""
+    """Colour and marker of a series by its index: 49 pairs, the first 7 alike in neither."""
     return COLOURS[at % len(COLOURS)], MARKERS[(at + at // len(COLOURS)) % len(MARKERS)]
+
+
+def _panels(count: int, most: int, width: float, height: float, more: float = 0.0) -> Any:
+    """A figure of `count` bare axes, at most `most` a row; widths and heights are of one panel."""
+    columns = min(most, count)
+    rows = -(-count // columns)
+    made, _ = figure(width * columns + more, height * rows + more, rows, columns, bare=True)
+    for axes in made.axes[count:]:
+        axes.set_axis_off()
+    return made
+
+
+def _save(made: Any, path: Path, header: Sequence[str], rows: Rows) -> Path:
+    """Write a figure and its numbers; returns the path of the figure."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made.savefig(path)
+    write_csv(path.with_suffix(".csv"), header, rows)
+    return path
+
+
+def _heat(made: Any, axes: Any, values: Tensor, top: float, label: str, **how: Any) -> None:
+    """Draw a matrix from 0 to `top`, with a colour bar."""
+    drawn = axes.imshow(values.numpy(), cmap="cividis", vmin=0, vmax=top, **how)
+    made.colorbar(drawn, label=label)
+
+
+def _write_cells(axes: Any, shade: Tensor, texts: Mapping[tuple[int, int], str], size: int) -> None:
+    """Write into cells of a heat map: white on the dark half of its colours."""
+    for (i, j), text in texts.items():
+        colour = "white" if float(shade[i, j]) < 0.5 else "black"
+        axes.text(j, i, text, ha="center", va="center", color=colour, fontsize=size)
+
+
+def _whole_numbers(axes: Any, label: str) -> None:
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_xlabel(label)
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _column(table: Sequence[Mapping[str, str]], name: str) -> list[tuple[int, float]]:
+    """Points (epoch of the run, value) of a column of summary.csv that can have gaps."""
+    return [(epoch, float(row[name])) for epoch, row in enumerate(table, 1) if row.get(name)]
 
 
 def plot_curves(
@@ -60,61 +125,54 @@ def plot_curves(
     x_label: str,
     y_label: str,
     reference: float | None = None,
-) -> None:
+) -> Path:
     """Mean and standard deviation of several series, controls dotted; every run is a faint dot.
 
     Args:
         path: the picture; the CSV holds mean, spread and count of every point.
         series: name -> points ``(x, one value a run)``.
         x_label, y_label: with units.
-        reference: the dense networks' mean, a dashed line.
+        reference: mean of the dense networks, a dashed line.
     """
     made, axes = figure(7.4, 4.2)
     rows: list[list[object]] = []
     for at, (name, points) in enumerate(series.items()):
         colour, marker = style(at)
-        xs = [x for x, _ in points]
         means = [statistics.fmean(values) for _, values in points]
         spread = [statistics.stdev(v) if len(v) > 1 else 0.0 for _, v in points]
         bars = [s if len(v) > 1 else math.nan for s, (_, v) in zip(spread, points, strict=True)]
         axes.errorbar(
-            xs, means, yerr=bars, label=name, color=colour, marker=marker, markersize=5,
-            capsize=3, linestyle=":" if name.startswith(CONTROL) else "-",
+            [x for x, _ in points], means, yerr=bars, label=name, color=colour, marker=marker,
+            markersize=5, capsize=3, linestyle=":" if name.startswith(CONTROL) else "-",
         )  # fmt: skip
         each = [(x, value) for x, values in points for value in values]
         axes.scatter(*zip(*each, strict=True), color=colour, marker=marker, s=9, alpha=0.4)
-        rows += [
-            [name, x, m, s, len(v)] for (x, v), m, s in zip(points, means, spread, strict=True)
-        ]
+        numbers = zip(points, means, spread, strict=True)
+        rows += [[name, x, mean, sd, len(v)] for (x, v), mean, sd in numbers]
     if reference is not None:
         axes.axhline(reference, color="#555555", linestyle="--", label="dense")
         rows.append(["dense", "", reference, "", ""])
     axes.set(xlabel=x_label, ylabel=y_label)
     made.legend(loc="outside right upper", frameon=False, fontsize=8)
-    made.savefig(path)
-    write_csv(path.with_suffix(".csv"), ["series", "x", "mean", "sd", "runs"], rows)
+    return _save(made, path, ["series", "x", "mean", "sd", "runs"], rows)
 
 
-def plot_training(summary: Path, folder: Path) -> None:
+def plot_training(summary: Path, folder: Path) -> Path | None:
     """Loss and accuracy of every phase over epochs, from a run's summary.csv, and a CSV of both."""
-    with summary.open(newline="") as file:
-        table = list(csv.DictReader(file))
+    table = _read(summary)
     if not table:
-        return
-    folder.mkdir(parents=True, exist_ok=True)
+        return None
     made, upper = figure(7.0, 6.0, rows=2)
     lower = made.axes[1]
     rows: list[list[object]] = []
     changes = [i for i in range(1, len(table)) if table[i]["phase"] != table[i - 1]["phase"]]
     for axes, what, unit in ((upper, "accuracy", " (%)"), (lower, "loss", "")):
         for part, colour, marker in (("train", COLOURS[0], "o"), ("val", COLOURS[1], "s")):
-            cells = [row.get(f"{part}_{what}") for row in table]
-            xs = [i for i, cell in enumerate(cells, start=1) if cell]
-            ys = [float(cell) for cell in cells if cell]
+            points = _column(table, f"{part}_{what}")
             label = "validation" if part == "val" else part
-            axes.plot(xs, ys, color=colour, marker=marker, markersize=3, label=label)
-            rows += [[f"{part}_{what}", table[x - 1]["phase"], x, y]
-                     for x, y in zip(xs, ys, strict=True)]  # fmt: skip
+            axes.plot([x for x, _ in points], [y for _, y in points], color=colour, marker=marker,
+                      markersize=3, label=label)  # fmt: skip
+            rows += [[f"{part}_{what}", table[x - 1]["phase"], x, y] for x, y in points]
         for at in changes:
             axes.axvline(at + 0.5, color="#999999", linewidth=1)
         axes.set_ylabel(what + unit)
@@ -123,53 +181,77 @@ def plot_training(summary: Path, folder: Path) -> None:
             table[at]["phase"], (at + 0.5, 1.0), (2, 2), xycoords=("data", "axes fraction"),
             textcoords="offset points", fontsize=8,
         )  # fmt: skip
-    lower.set_xlabel("epoch (all phases)")
     lower.set_ylim(bottom=0)
-    lower.xaxis.get_major_locator().set_params(integer=True)
-    shown, names = upper.get_legend_handles_labels()
-    made.legend(shown, names, loc="outside upper right", ncols=2, frameon=False)
-    made.savefig(folder / "training.png")
-    write_csv(folder / "training.csv", ["quantity", "phase", "epoch_of_run", "value"], rows)
+    _whole_numbers(lower, "epoch (all phases)")
+    made.legend(*upper.get_legend_handles_labels(), loc="outside upper right", ncols=2,
+                frameon=False)  # fmt: skip
+    return _save(
+        made, folder / "training.png", ["quantity", "phase", "epoch_of_run", "value"], rows
+    )
 
 
-GROUPS = ("first layer", "ConvPEP", "convolutions", "attention", "linear maps", "head")
+def plot_epoch_rates(path: Path, summary: Path) -> Path | None:
+    """Mean firing rate and recorded sparsities over the epochs of a run; None without any."""
+    wanted = {
+        "firing_rate": "firing rate",
+        "weight_sparsity": "prunable weights removed",
+        "patch_sparsity": "patches removed",
+    }
+    found = {column: _column(_read(summary), column) for column in wanted}
+    if not found["firing_rate"]:
+        return None
+    made, axes = figure(7.0, 3.4)
+    for (column, points), colour, marker in zip(found.items(), COLOURS, "os^", strict=False):
+        if points:
+            axes.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=3,
+                      label=wanted[column])  # fmt: skip
+    axes.set_ylabel("fraction")
+    axes.set_ylim(bottom=0)
+    _whole_numbers(axes, "epoch (all phases)")
+    made.legend(loc="outside upper right", ncols=3, frameon=False, fontsize=8)
+    rows = [[column, *point] for column, points in found.items() for point in points]
+    return _save(made, path, ["quantity", "epoch", "value"], rows)
 
 
-def group_of(row: LayerEnergy, first: bool) -> str:
-    """Which bar a layer belongs to."""
-    if first:
-        return "first layer"
-    if row.name.startswith("conv_pep"):
-        return "ConvPEP"
-    if row.name == "head":
-        return "head"
-    kinds = {"attention": "attention", "convolution": "convolutions", "linear": "linear maps"}
-    return kinds[row.operation]
+def plot_layer_epochs(path: Path, firing: Path) -> Path | None:
+    """Heat map of each spiking layer's firing rate in every epoch, from a run's firing.csv.
+
+    A layer without a spike in an epoch is crossed; one that did not run there is blank. None is
+    returned if there is nothing to draw.
+    """
+    table = [row for row in _read(firing) if row.get("epoch")]
+    layers = [name for name in (table[0] if table else {}) if name not in ("phase", "epoch")]
+    if not layers:
+        return None
+    rates = torch.tensor([[float(row[name] or "nan") for row in table] for name in layers])
+    epochs = len(table)
+    made, axes = figure(min(11.0, 4.2 + 0.22 * epochs), 0.19 * len(layers) + 1.4, bare=True)
+    _heat(
+        made, axes, rates, max(float(rates.nan_to_num().max()), 1e-9),
+        "firing rate (spikes per\nneuron and step)", aspect="auto", interpolation="nearest",
+        extent=(0.5, epochs + 0.5, len(layers) - 0.5, -0.5),
+    )  # fmt: skip
+    dead = (rates == 0).nonzero()
+    if len(dead):
+        axes.scatter(dead[:, 1] + 1, dead[:, 0], marker="x", s=14, color=COLOURS[1], label="dead")
+        made.legend(loc="outside upper right", frameon=False, fontsize=8)
+    for at in range(1, epochs):
+        if table[at]["phase"] != table[at - 1]["phase"]:
+            axes.axvline(at + 0.5, color="white", linewidth=1.5)
+    axes.set_yticks(range(len(layers)), layers, fontsize=7)
+    _whole_numbers(axes, "epoch (all phases)")
+    rows = [[name, row["phase"], row["epoch"], row[name]] for name in layers for row in table]
+    return _save(made, path, ["layer", "phase", "epoch", "firing_rate"], rows)
 
 
-def energy_by_group(energy: Energy, costs: Costs) -> dict[str, tuple[float, float]]:
-    """Group -> (counted, formula) energy in pJ, of the groups there are; they sum to the whole."""
-    found: dict[str, tuple[float, float]] = {}
-    for i, row in enumerate(energy.layers):
-        name = group_of(row, i == 0)
-        counted, formula = found.get(name, (0.0, 0.0))
-        found[name] = (
-            counted + costs.energy_pj(row.macs, row.acs),
-            formula + costs.energy_pj(row.formula_macs, row.formula_acs),
-        )
-    return {name: found[name] for name in GROUPS if name in found}
-
-
-def plot_energy(path: Path, networks: Mapping[str, Energy], costs: Costs = HOROWITZ) -> None:
+def plot_energy(path: Path, networks: Mapping[str, Energy], costs: Costs = HOROWITZ) -> Path:
     """Stacked bars, uJ a sample; a network with a dead layer gets a label instead of a bar."""
     many = len(networks) > 4
     made, axes = figure(2.6 + (1.05 if many else 1.7) * len(networks), 4.0)
     rows: list[list[object]] = []
-    ticks: list[str] = []
     labelled: set[str] = set()
     for at, (name, energy) in enumerate(networks.items()):
         label = "\n".join(wrap(name.replace("_", " "), 12 if many else 18))
-        ticks += ["c.", "f."] if many else ["counted", "formula"]
         axes.annotate(
             label, (2 * at + 0.5, 0), (0, -24), textcoords="offset points", ha="center", va="top",
             fontsize=8, annotation_clip=False,
@@ -180,63 +262,314 @@ def plot_energy(path: Path, networks: Mapping[str, Energy], costs: Costs = HOROW
             )
             continue
         base = [0.0, 0.0]
-        for group, values in energy_by_group(energy, costs).items():
-            colour = COLOURS[GROUPS.index(group)]
+        for group, values in energy.by_group(costs).items():
             for kind, pj in enumerate(values):
-                shown = group if group not in labelled else None
-                labelled.add(group)
                 axes.bar(
-                    2 * at + kind, pj / 1e6, bottom=base[kind], color=colour, label=shown,
+                    2 * at + kind, pj / 1e6, bottom=base[kind],
+                    color=COLOURS[GROUPS.index(group)], label=None if group in labelled else group,
                     width=0.8, hatch="//" if kind else None, edgecolor="white", linewidth=0.5,
                 )  # fmt: skip
+                labelled.add(group)
                 base[kind] += pj / 1e6
                 rows.append([name, ("counted", "formula")[kind], group, pj / 1e6])
-    axes.set_xticks(range(len(ticks)), ticks, fontsize=8)
+    ticks = ["c.", "f."] if many else ["counted", "formula"]
+    axes.set_xticks(range(2 * len(networks)), ticks * len(networks), fontsize=8)
     axes.set_ylabel(f"energy per sample (uJ, estimate, {costs.name})")
     if many:
         axes.set_title("c.: counted; f. (hatched): the papers' formula", fontsize=8)
     axes.grid(axis="x", visible=False)
     if labelled:
         axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return _save(made, path, ["network", "kind", "group", "energy_uj"], rows)
+
+
+def plot_raster(path: Path, spikes: Mapping[str, Tensor], layers: int = 6) -> Path:
+    """Spikes over time of some layers, one panel each: layer -> ``[T, neurons]``."""
+    names = list(spikes)
+    if len(names) > layers:  # first, last, and evenly between
+        names = [names[round(i * (len(names) - 1) / (layers - 1))] for i in range(layers)]
+    made = _panels(len(names), 3, 3.0, 2.3)
+    rows: list[list[object]] = []
+    for name, axes in zip(names, made.axes, strict=False):
+        T, neurons = spikes[name].shape
+        chosen = torch.linspace(0, neurons - 1, min(NEURONS, neurons)).round().long()
+        fired = spikes[name][:, chosen].nonzero()
+        axes.scatter(fired[:, 0] + 1, chosen[fired[:, 1]], s=6, marker="|", color=COLOURS[0],
+                     linewidths=1.2)  # fmt: skip
+        axes.set_title(f"{name}\nrate {float(spikes[name].float().mean()):.3f}", fontsize=7)
+        axes.set(xlim=(0.5, T + 0.5), ylim=(-0.5, neurons - 0.5))
+        axes.set_xticks(range(1, T + 1, max(1, T // 8)))
+        axes.tick_params(labelsize=7)
+        axes.set_xlabel("time step", fontsize=7)
+        axes.set_ylabel("neuron", fontsize=7)
+        rows += [[name, int(t) + 1, int(chosen[n])] for t, n in fired]
+    return _save(made, path, ["layer", "t", "neuron"], rows)
+
+
+def plot_layer_rates(path: Path, rates: Mapping[str, float]) -> Path:
+    """Firing rate of every layer as bars; dead layers are marked by name."""
+    names = list(rates)
+    made, axes = figure(6.5, 0.24 * len(names) + 1.2)
+    axes.barh(range(len(names)), list(rates.values()), color=COLOURS[0])
+    for i, value in enumerate(rates.values()):
+        text, colour = ("dead", COLOURS[1]) if value == 0 else (f"{value:.3f}", "black")
+        axes.text(value, i, f" {text}", va="center", fontsize=7, color=colour)
+    axes.set_yticks(range(len(names)), names, fontsize=7)
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    axes.set_xlabel("firing rate (spikes per neuron and step)")
+    axes.grid(axis="y", visible=False)
+    return _save(made, path, ["layer", "firing_rate"], list(rates.items()))
+
+
+def plot_membrane(
+    path: Path, trace: Tensor, spikes: Tensor, threshold: float, layer: str, neurons: Sequence[int]
+) -> Path:
+    """Membranes ``[T, n]`` of `neurons` after each step, with the steps at which they fired."""
+    made, axes = figure(6.5, 3.6)
+    steps = torch.arange(1, len(trace) + 1)
+    gap = 0.05 * max(threshold - min(float(trace.min()), 0.0), 1e-9)  # of the picture's height
+    rows: list[list[object]] = []
+    for n, (neuron, colour, marker) in enumerate(zip(neurons, COLOURS, MARKERS, strict=False)):
+        axes.plot(steps, trace[:, n], color=colour, marker=marker, markersize=4,
+                  label=f"neuron {neuron}")  # fmt: skip
+        fired = spikes[:, n] > 0
+        axes.plot(steps[fired], torch.full((int(fired.sum()),), threshold + gap * (n + 1)),
+                  linestyle="", marker="|", color=colour, markersize=6)  # fmt: skip
+        rows += [[neuron, int(t), float(trace[t - 1, n]), int(spikes[t - 1, n])] for t in steps]
+    axes.axhline(threshold, color="#555555", linestyle="--", linewidth=1, label="threshold")
+    axes.set(xlabel="time step", ylabel="membrane after the step (dimensionless)")
+    axes.set_title(f"{layer}: membranes of some neurons; ticks above are spikes", fontsize=8)
+    axes.set_xticks(steps.tolist())
+    axes.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return _save(made, path, ["neuron", "t", "membrane", "spike"], rows)
+
+
+def show_images(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Array:
+    """Undo the normalisation: ``[B, C, H, W]`` -> ``[B, H, W, 3]`` in [0, 1]."""
+    channels = images.shape[1]
+    factor = torch.tensor(std).view(-1, 1, 1)
+    pixels = (images.cpu() * factor + torch.tensor(mean).view(-1, 1, 1)).clamp(0, 1)
+    return pixels.expand(-1, 3 if channels == 1 else channels, -1, -1).permute(0, 2, 3, 1).numpy()
+
+
+def show_frames(frames: Tensor) -> Array:
+    """Event frames ``[T, 2, H, W]`` (off, on) -> ``[T, H, W, 3]``: white, orange on, blue off."""
+    counts = frames.float().cpu()
+    top = counts.flatten().quantile(0.995).clamp_min(1e-9)
+    off, on = (counts[:, i, :, :, None] / top for i in range(2))
+    amount = (off + on).clamp(0, 1)
+    share = on / (off + on).clamp_min(1e-9)
+    colour = share * torch.tensor(ON) + (1 - share) * torch.tensor(OFF)
+    return (1 - amount + amount * colour).numpy()
+
+
+def keep_map(kept: Tensor | None, grid: tuple[int, int], size: tuple[int, int]) -> Array:
+    """Kept tokens ``[K]`` as a map ``[H, W]`` of booleans; all True where nothing is removed."""
+    rows, columns = grid
+    if size[0] % rows or size[1] % columns:
+        raise DataError(f"a grid of {rows} x {columns} patches does not divide {size} pixels")
+    flat = torch.ones(rows * columns, dtype=torch.bool)
+    if kept is not None:
+        flat[:] = False
+        flat[kept.cpu()] = True
+    grown = flat.view(rows, columns).repeat_interleave(size[0] // rows, 0)
+    return grown.repeat_interleave(size[1] // columns, 1).numpy()
+
+
+def fade(pixels: Array, keep: Array) -> Array:
+    """Grey out removed patches: ``[..., H, W, 3]`` by ``[H, W]``."""
+    grey = 0.75 + FADED * (pixels - 0.75)
+    return np.where(keep[..., None], pixels, grey)
+
+
+def plot_kept_images(
+    path: Path, pixels: Array, kept: Tensor | None, grid: tuple[int, int], labels: Sequence[str]
+) -> Path:
+    """Each image above its kept patches; the CSV lists the kept tokens of each image."""
+    count = len(pixels)
+    made, _ = figure(1.15 * count + 0.4, 2.9, 2, count, bare=True)
+    inputs, below = made.axes[:count], made.axes[count:]
+    rows: list[list[object]] = []
+    for i, (image, label) in enumerate(zip(pixels, labels, strict=True)):
+        own = None if kept is None else kept[i]
+        keep = keep_map(own, grid, image.shape[:2])
+        for axes, drawn in ((inputs[i], image), (below[i], fade(image, keep))):
+            axes.imshow(drawn, interpolation="nearest")
+            axes.set(xticks=[], yticks=[])
+        inputs[i].set_title(label, fontsize=8)
+        tokens = range(grid[0] * grid[1]) if own is None else own.tolist()
+        rows.append([i, label, " ".join(map(str, tokens))])
+    inputs[0].set_ylabel("input", fontsize=8)
+    below[0].set_ylabel("kept", fontsize=8)
+    return _save(made, path, ["image", "label", "kept_tokens"], rows)
+
+
+def plot_kept_clip(
+    path: Path, frames: Tensor, kept: Tensor | None, grid: tuple[int, int], columns: int = 8
+) -> Path:
+    """One event clip ``[T, 2, H, W]`` with its kept patches, the same at every step; and a GIF."""
+    from PIL import Image
+
+    pixels = show_frames(frames)
+    shown = fade(pixels, keep_map(kept, grid, pixels.shape[1:3]))
+    made = _panels(len(shown), columns, 1.15, 1.35, 0.4)
+    for t, (axes, still) in enumerate(zip(made.axes, shown, strict=False), start=1):
+        axes.set_axis_off()
+        axes.imshow(still, interpolation="nearest")
+        axes.set_title(f"t = {t}", fontsize=8)
+    made.suptitle("events: orange brighter, blue darker; grey patches are removed", fontsize=8)
+    scale = max(1, 256 // shown.shape[1])
+    grown = shown.repeat(scale, 1).repeat(scale, 2)
+    stills = [Image.fromarray((255 * one).astype(np.uint8)) for one in grown]
+    events = [[t + 1, *row] for t, row in enumerate(frames.float().sum((2, 3)).tolist())]
     path.parent.mkdir(parents=True, exist_ok=True)
-    made.savefig(path)
-    write_csv(path.with_suffix(".csv"), ["network", "kind", "group", "energy_uj"], rows)
+    stills[0].save(
+        path.with_suffix(".gif"), save_all=True, append_images=stills[1:], duration=GIF_MS, loop=0
+    )
+    return _save(made, path, ["t", "off_events", "on_events"], events)
 
 
-def write_confusions(folder: Path, runs: Iterable[tuple[str, Path]]) -> None:
-    """Write ``confusion.md`` and one ``confusion-VARIANT.csv`` for each variant.
+def plot_keep_frequency(path: Path, frequency: Tensor, images: int) -> Path:
+    """Heat map ``[rows, columns]``: the fraction of images in which each patch is kept."""
+    made, axes = figure(4.4, 3.6, bare=True)
+    _heat(made, axes, frequency, 1, f"fraction of {images} inputs that keep it")
+    rows, columns = frequency.shape
+    cells = {(i, j): float(frequency[i, j]) for i in range(rows) for j in range(columns)}
+    if len(cells) <= 64:
+        _write_cells(axes, frequency, {at: f"{value:.2f}" for at, value in cells.items()}, 8)
+    axes.set(xlabel="patch column", ylabel="patch row", xticks=range(columns), yticks=range(rows))
+    return _save(
+        made, path, ["row", "column", "kept_fraction"], [[*at, v] for at, v in cells.items()]
+    )
 
-    Args:
-        folder: where to.
-        runs: (variant, report.json) of each run; runs without one are left out.
 
-    Rows are true classes, columns predictions, cells the number of test samples over all seeds.
+def plot_kernels(path: Path, weight: Tensor, layer: str) -> Path:
+    """Signs of a convolution's kernels ``[out, in, kh, kw]``: filters down, channels across.
+
+    The CSV holds the counts of +, 0 and - of every filter.
     """
-    sums: dict[str, list[list[int]]] = {}
-    seeds: dict[str, int] = {}
-    for variant, path in runs:
-        if not path.exists():
-            continue
-        counts = json.loads(path.read_text()).get("confusion")
-        if counts is None:
-            continue
-        before = sums.get(variant, [[0] * len(row) for row in counts])
-        sums[variant] = [
-            [a + b for a, b in zip(x, y, strict=True)] for x, y in zip(before, counts, strict=True)
-        ]
-        seeds[variant] = seeds.get(variant, 0) + 1
-    parts = ["# Confusion matrices\n\nRows are true classes, columns predictions; cells count test "
-             "samples over all seeds.\n"]  # fmt: skip
-    for variant, counts in sums.items():
-        header = ["true \\ predicted", *(str(k) for k in range(len(counts)))]
-        rows = [[str(k), *map(str, row)] for k, row in enumerate(counts)]
-        total, right = sum(map(sum, counts)), sum(row[k] for k, row in enumerate(counts))
-        largest = max(sum(row) for row in counts)
-        parts.append(
-            f"## {variant}\n\n{seeds[variant]} seeds, {right} of {total} right "
-            f"({100 * right / total:.2f} %; always the largest class: "
-            f"{100 * largest / total:.2f} %).\n\n{markdown_table(header, rows)}\n"
-        )
-        write_csv(folder / f"confusion-{variant.replace(' ', '_')}.csv", header, rows)
-    if sums:
-        (folder / "confusion.md").write_text("\n".join(parts))
+    if weight.ndim != 4:
+        raise DataError(f"{layer} has shape {list(weight.shape)}; a convolution has four axes")
+    from matplotlib.colors import BoundaryNorm, ListedColormap
+    from matplotlib.patches import Patch
+
+    signs = weight.detach().cpu().sign()
+    part = torch.nn.functional.pad(signs[:KERNELS, :KERNELS], (0, 1, 0, 1), value=float("nan"))
+    filters, channels = part.shape[:2]
+    canvas = part.permute(0, 2, 1, 3).flatten(2).flatten(0, 1)[:-1, :-1]
+    width = max(4.2, min(5.6, 0.09 * canvas.shape[1]) + 1.0)
+    made, axes = figure(width, max(2.4, min(5.6, 0.09 * canvas.shape[0]) + 0.7), bare=True)
+    axes.set_facecolor("#777777")
+    axes.imshow(
+        canvas.numpy(), cmap=ListedColormap([MINUS, ZERO, PLUS]),
+        norm=BoundaryNorm([-1.5, -0.5, 0.5, 1.5], 3), interpolation="nearest",
+    )  # fmt: skip
+    axes.set(xticks=[], yticks=[])
+    axes.set_xlabel(f"input channel (first {channels} of {weight.shape[1]})", fontsize=8)
+    axes.set_ylabel(f"filter (first {filters} of {weight.shape[0]})", fontsize=8)
+    gone = 100 * float((signs == 0).double().mean())
+    axes.set_title(f"{layer}: {gone:.1f} % of its weights removed", fontsize=8)
+    handles = [Patch(facecolor=c, edgecolor="#777777", label=n)
+               for c, n in ((PLUS, "+"), (ZERO, "0"), (MINUS, "-"))]  # fmt: skip
+    made.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=8)
+    flat = signs.flatten(1)
+    counts = [[i, *(int((row == s).sum()) for s in (1, 0, -1))] for i, row in enumerate(flat)]
+    return _save(made, path, ["filter", "plus", "zero", "minus"], counts)
+
+
+def plot_mask_distances(path: Path, masks: Sequence[Mask], names: Sequence[str]) -> Tensor:
+    """Draw and return the Hamming distances between masks, a symmetric ``[n, n]`` in [0, 1].
+
+    Raises:
+        MaskError: masks of different layers.
+        DataError: not one name for each mask.
+    """
+    if len(names) != len(masks) or not masks:
+        raise DataError(f"{len(masks)} masks and {len(names)} names; give one for each")
+    found = banded([[one.hamming(other) for other in masks[:i]] for i, one in enumerate(masks)])
+    plot_distances(path, found, names)
+    return found
+
+
+def banded(distances: Sequence[Sequence[float]]) -> Tensor:
+    """Distances of each mask to the last ones before it, oldest first, as a symmetric matrix.
+
+    Pairs that were not compared, as outside the window of Early-Bird, are NaN.
+    """
+    n = len(distances)
+    found = torch.full((n, n), float("nan"), dtype=torch.float64)
+    for i, row in enumerate(distances):
+        found[i, i] = 0.0
+        for j, value in enumerate(row, start=i - len(row)):
+            found[i, j] = found[j, i] = value
+    return found
+
+
+def plot_distances(path: Path, found: Tensor, names: Sequence[str], label: str = "") -> Path:
+    """A symmetric matrix of distances between masks; NaN is grey: not compared."""
+    n = len(names)
+    size = min(0.55 * n + 2.6, 9.0)
+    made, axes = figure(size + 0.9, size, bare=True)
+    axes.set_facecolor("#BBBBBB")
+    top = max(float(found.nan_to_num().max()), 1e-9)
+    _heat(made, axes, found, top, "distance (fraction of entries that differ)")
+    shown = range(0, n, -(-n // 24))
+    marks = [names[i] for i in shown]
+    axes.set_xticks(shown, marks, fontsize=7)
+    if max(map(len, marks)) > 4:
+        axes.tick_params("x", rotation=60)
+    axes.set_yticks(shown, marks, fontsize=7)
+    axes.set(xlabel=label, ylabel=label)
+    known = (~found.isnan()).nonzero().tolist() if n <= 12 else []
+    _write_cells(axes, found / top, {(i, j): f"{float(found[i, j]):.3f}" for i, j in known}, 6)
+    rows = [[name, *("" if v != v else v for v in row)]
+            for name, row in zip(names, found.tolist(), strict=True)]  # fmt: skip
+    return _save(made, path, ["mask", *names], rows)
+
+
+def plot_anytime(path: Path, accuracy_at_t: Mapping[str, Sequence[float]]) -> Path:
+    """Accuracy (%) from the mean logits of the first t steps: network -> one value a step."""
+    made, axes = figure(6.8, max(4.0, 0.2 * len(accuracy_at_t) + 0.6))
+    longest = max(len(values) for values in accuracy_at_t.values())
+    for at, (name, values) in enumerate(accuracy_at_t.items()):
+        colour, marker = style(at)
+        axes.plot(range(1, len(values) + 1), values, color=colour, marker=marker, label=name)
+    axes.set(xlabel="time steps used", ylabel="accuracy (%)", xticks=range(1, longest + 1))
+    if len(accuracy_at_t) > 1:
+        made.legend(loc="outside right upper", frameon=False, fontsize=8)
+    rows = [[n, t, v] for n, values in accuracy_at_t.items() for t, v in enumerate(values, start=1)]
+    return _save(made, path, ["network", "t", "accuracy"], rows)
+
+
+def plot_early_exit(path: Path, points: Sequence[tuple[float, float, float]]) -> Path:
+    """Accuracy against the mean steps used, by confidence; of `early_exit`."""
+    made, axes = figure()
+    axes.plot([p[1] for p in points], [p[2] for p in points], color=COLOURS[0], marker="o")
+    for at, (confidence, steps, accuracy) in enumerate(points):
+        axes.annotate(f"{confidence:g}", (steps, accuracy), (0, 6 if at % 2 else -12),
+                      textcoords="offset points", ha="center", fontsize=7)  # fmt: skip
+    axes.set(xlabel="mean time steps used", ylabel="accuracy (%)")
+    axes.set_title("early exit, by the required confidence", fontsize=9)
+    axes.margins(0.12)
+    return _save(made, path, ["confidence", "mean_steps", "accuracy"], points)
+
+
+def plot_confusion(path: Path, confusion: Sequence[Sequence[int]]) -> Path:
+    """Counts ``[K, K]``, rows are true classes; colours are fractions of each row."""
+    counts = torch.tensor(confusion)
+    if counts.ndim != 2 or counts.shape[0] != counts.shape[1]:
+        raise DataError(f"a confusion matrix is square; this one is {list(counts.shape)}")
+    classes = len(counts)
+    share = counts.double() / counts.sum(1, keepdim=True).clamp_min(1)
+    made, axes = figure(5.6, 4.8, bare=True)
+    _heat(made, axes, share, 1, "fraction of the true class")
+    if classes <= 20:
+        known = counts.nonzero().tolist()
+        _write_cells(axes, share, {(i, j): str(int(counts[i, j])) for i, j in known}, 7)
+        axes.set(xticks=range(classes), yticks=range(classes))
+    right = int(counts.diagonal().sum())
+    axes.set(xlabel="predicted class", ylabel="true class",
+             title=f"{right} of {int(counts.sum())} right")  # fmt: skip
+    rows = [[i, *row] for i, row in enumerate(counts.tolist())]
+    return _save(made, path, ["true", *range(classes)], rows)

@@ -1,10 +1,11 @@
-"""What a network does on a few inputs: kept patches, spikes, membranes; the pictures' raw data."""
+"""Record of one forward for the pictures: spikes, membranes and kept patches of a few inputs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,98 +13,116 @@ from torch import Tensor, nn
 
 from spikeformer_lt.errors import DataError
 from spikeformer_lt.layers.patches import patches_of
+from spikeformer_lt.layers.stems import stem_of
 from spikeformer_lt.training.monitor import spiking_layers
 
 MEMBRANES = 6
+CONFIDENCES = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
 
 @dataclass
 class Probe:
-    """Of one batch; spikes and membranes are those of its first sample."""
+    """Record of one batch; spikes and membranes are those of its first sample."""
 
-    inputs: Tensor
+    inputs: Tensor = field(default_factory=lambda: torch.empty(0))
     """``[B, C, H, W]`` images or ``[B, T, C, H, W]`` frames, as the model saw them."""
-    logits: Tensor
+    logits: Tensor = field(default_factory=lambda: torch.empty(0))
     """``[B, T, K]``."""
-    kept: Tensor | None
+    kept: Tensor | None = None
     """Kept token indices ``[B, K]``; None where no patch is removed."""
-    grid: tuple[int, int] | None
-    """Rows and columns of the tokens; None for a network without a ConvPEP."""
+    grid: tuple[int, int] | None = None
+    """Rows and columns of the tokens; None for a network without a stem."""
     spikes: dict[str, Tensor] = field(default_factory=dict)
     """Layer -> ``[T, neurons]``, values 0 and 1."""
     membrane: dict[str, tuple[Tensor, Tensor, float]] = field(default_factory=dict)
     """Layer -> membranes and spikes ``[T, n]`` of some neurons, and the threshold."""
     neurons: dict[str, list[int]] = field(default_factory=dict)
-    """Layer -> the n neurons of `membrane`, by their place."""
+    """Layer -> the n neurons of `membrane`, by index."""
 
 
-@torch.no_grad()
-def run_probe(model: Any, inputs: Tensor, membranes: Sequence[str] = ()) -> Probe:
-    """Run a batch in eval mode and keep what the pictures show.
+@contextmanager
+def recording(model: nn.Module, membranes: Sequence[str] = ()) -> Iterator[Probe]:
+    """Record the next forward of a model; the hooks are gone after it.
 
     Args:
-        model: a transformer with ``conv_pep``, ``patch`` and ``image_size``, or any other network.
-        inputs: ``[B, C, H, W]`` or ``[B, T, C, H, W]``.
-        membranes: spiking layers whose membranes are wanted; empty takes the first one.
+        model: its stem and patch selection are found by type.
+        membranes: spiking layers whose membranes are recorded; the first layer if empty.
 
     Raises:
         DataError: a name that is no spiking layer of the model.
     """
-    layers = spiking_layers(model)
+    found, layers = Probe(), spiking_layers(model)
     wanted = list(membranes) or list(layers)[:1]
     for name in wanted:
         if name not in layers:
             raise DataError(f"{name} is no spiking layer; they are {', '.join(layers)}")
-    found = Probe(inputs, torch.empty(0), None, _grid(model))
-    training = model.training
-    model.eval()
-    kept: list[Tensor] = []
-    with _recorded(found, layers, wanted, len(inputs)), _selections(model, kept):
-        found.logits = model(inputs)
-    model.train(training)
-    found.kept = kept[-1] if kept else None
-    return found
+    stem, patches = stem_of(model), patches_of(model)
+    before = {n: layers[n].store_v_seq for n in wanted if hasattr(layers[n], "store_v_seq")}
+    handles: list[Any] = []
 
+    def begin(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        found.inputs = inputs[0]
+        if stem is not None:
+            rows, columns = (side // stem.stride for side in found.inputs.shape[-2:])
+            found.grid = rows, columns
 
-def _grid(model: Any) -> tuple[int, int] | None:
-    if getattr(model, "conv_pep", None) is None:
-        return None
-    stride = model.conv_pep.stride
-    return model.image_size[0] // stride, model.image_size[1] // stride
+    def select(module: nn.Module, inputs: object, output: tuple[Tensor, Any]) -> None:
+        found.kept = output[0].clone()
 
-
-@contextmanager
-def _selections(model: nn.Module, kept: list[Tensor]) -> Iterator[None]:
-    """Append the indices of the kept tokens, [B, K], of each forward inside."""
-    patch = patches_of(model)
-    if patch is None:
-        yield
-        return
-    with patch.register_forward_hook(lambda module, args, out: kept.append(out[0].clone())):
-        yield
-
-
-@contextmanager
-def _recorded(
-    found: Probe, layers: dict[str, nn.Module], wanted: Sequence[str], batch: int
-) -> Iterator[None]:
-    handles, before = [], {}
-    for name, module in layers.items():
-        handles.append(module.register_forward_hook(_hook(found, name, name in wanted, batch)))
-        if name in wanted and hasattr(module, "store_v_seq"):
-            before[name] = module.store_v_seq
-            module.store_v_seq = True  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    def stop(module: nn.Module | None = None, inputs: object = None, output: Any = None) -> None:
+        if output is not None:
+            found.logits = output
+        while handles:
+            handles.pop().remove()
         for name, value in before.items():
             layers[name].store_v_seq = value
 
+    for name in before:
+        layers[name].store_v_seq = True  # type: ignore[assignment]
+    handles += [model.register_forward_pre_hook(begin), model.register_forward_hook(stop)]
+    if patches is not None:
+        handles.append(patches.register_forward_hook(select))
+    for name, layer in layers.items():
+        handles.append(layer.register_forward_hook(partial(_record, found, name, name in wanted)))
+    try:
+        yield found
+    finally:
+        stop()
+
+
+@torch.no_grad()
+def run_probe(model: nn.Module, inputs: Tensor, membranes: Sequence[str] = ()) -> Probe:
+    """Run a batch in eval mode and record it; arguments as `recording`."""
+    training = model.training
+    with recording(model.eval(), membranes) as found:
+        model(inputs)
+    model.train(training)
+    return found
+
+
+def _record(
+    found: Probe, name: str, membrane: bool, module: nn.Module, inputs: object, output: Tensor
+) -> None:
+    batch = len(found.inputs)
+    spikes = _first_sample(output.detach(), batch).cpu()
+    found.spikes[name] = spikes
+    v = getattr(module, "v_seq", None)
+    if membrane and isinstance(v, Tensor):
+        trace = _first_sample(v.detach(), batch).cpu()
+        found.neurons[name] = chosen = busy_neurons(trace, spikes)
+        threshold = float(module.v_threshold)  # type: ignore[arg-type]
+        found.membrane[name] = (trace[:, chosen], spikes[:, chosen], threshold)
+
+
+def _first_sample(x: Tensor, batch: int) -> Tensor:
+    """``[T, B, ...]`` (or time and batch folded) -> ``[T, neurons]`` of sample 0."""
+    if x.shape[1] != batch:
+        x = x.unflatten(0, (-1, batch))
+    return x[:, 0].flatten(1)
+
 
 def busy_neurons(trace: Tensor, spikes: Tensor, count: int = MEMBRANES) -> list[int]:
-    """Neurons worth a look: half that fire, then those that move most; none like another.
+    """Choose neurons to show: half that fire, then those that move most; none twice alike.
 
     Args:
         trace: membranes ``[T, neurons]``; two are alike within a twentieth of its range.
@@ -123,44 +142,39 @@ def busy_neurons(trace: Tensor, spikes: Tensor, count: int = MEMBRANES) -> list[
     return list(chosen.values())
 
 
-def _first_sample(x: Tensor, batch: int) -> Tensor:
-    """``[T, B, ...]`` (or time and batch folded) -> ``[T, neurons]`` of sample 0."""
-    if x.shape[1] != batch:
-        x = x.unflatten(0, (-1, batch))
-    return x[:, 0].flatten(1)
+def keep_frequency(kept: Sequence[Tensor], grid: tuple[int, int]) -> Tensor:
+    """How often each token is kept over a set, ``[rows, columns]`` in [0, 1].
 
-
-def _hook(found: Probe, name: str, membrane: bool, batch: int) -> Any:
-    def hook(module: nn.Module, inputs: object, output: Tensor) -> None:
-        spikes = _first_sample(output.detach(), batch)
-        found.spikes[name] = spikes.cpu()
-        v = getattr(module, "v_seq", None)
-        if membrane and isinstance(v, Tensor):
-            threshold = float(module.v_threshold)  # type: ignore[arg-type]
-            trace = _first_sample(v.detach(), batch).cpu()
-            found.neurons[name] = chosen = busy_neurons(trace, spikes.cpu())
-            found.membrane[name] = (trace[:, chosen], spikes[:, chosen].cpu(), threshold)
-
-    return hook
-
-
-@torch.no_grad()
-def keep_frequency(model: Any, batches: Sequence[Tensor]) -> Tensor | None:
-    """How often each token is kept over a set, ``[rows, columns]`` in [0, 1]; None without level 1.
-
-    Its mean is exactly the kept fraction.
+    Args:
+        kept: indices ``[B, K]`` of each batch; the mean of the result is K over all tokens.
+        grid: rows and columns of the tokens.
     """
-    grid = _grid(model)
-    if grid is None or getattr(model, "patch", None) is None:
-        return None
-    rows, columns = grid
-    counts, seen = torch.zeros(rows * columns, dtype=torch.float64), 0
-    model.eval()
-    for inputs in batches:
-        kept: list[Tensor] = []
-        with _selections(model, kept):
-            model(inputs)
-        index = kept[-1].cpu()
-        counts += torch.bincount(index.flatten(), minlength=rows * columns).double()
-        seen += len(index)
-    return (counts / seen).view(rows, columns)
+    index = torch.cat(list(kept))
+    counts = torch.bincount(index.flatten(), minlength=grid[0] * grid[1])
+    return (counts.double() / len(index)).view(grid)
+
+
+def early_exit(
+    logits: Tensor, labels: Tensor, confidences: Sequence[float] = CONFIDENCES
+) -> list[tuple[float, float, float]]:
+    """Stop at the first step whose mean logits are sure enough.
+
+    Args:
+        logits: ``[B, T, K]``.
+        labels: ``[B]``.
+        confidences: least softmax probabilities of the best class; at the last step all stop.
+
+    Returns:
+        For each: confidence, mean steps used, accuracy (%).
+    """
+    mean = logits.cumsum(1) / torch.arange(1, logits.shape[1] + 1)[None, :, None]
+    best, answer = mean.softmax(2).max(2)
+    found = []
+    for confidence in confidences:
+        sure = best >= confidence
+        sure[:, -1] = True
+        at = sure.int().argmax(1)
+        right = answer.gather(1, at[:, None])[:, 0] == labels
+        steps = float((at + 1).double().mean())
+        found.append((confidence, steps, 100 * float(right.double().mean())))
+    return found

@@ -16,11 +16,10 @@ from spikeformer_lt.disk import read_tensors
 from spikeformer_lt.errors import DataError
 from spikeformer_lt.events.frame import EventOptions
 from spikeformer_lt.registry import create_dataset, dataset_factory
+from spikeformer_lt.splits import Splits
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from spikeformer_lt.images.splits import Splits
 
 
 @dataclass(frozen=True)
@@ -210,8 +209,6 @@ def load_splits(data: DataConfig, T: int, own: Mapping[str, Any] | None = None) 
         ConfigError: an option that is out of range or that the set does not have.
         DataError: as the data set.
     """
-    from spikeformer_lt.images.splits import Splits
-
     keywords: dict[str, Any] = {name: getattr(data, name) for name in (*SPLIT_OPTIONS, "download")}
     chosen = {name: getattr(data, name) for name in EVENT_OPTIONS if hasattr(data, name)}
     if "events" in inspect.signature(dataset_factory(data.name)).parameters:

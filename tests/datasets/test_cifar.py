@@ -16,7 +16,7 @@ from spikeformer_lt import registry
 from spikeformer_lt.datasets import cifar
 from spikeformer_lt.errors import ConfigError, DataError
 from spikeformer_lt.images import shared_images
-from spikeformer_lt.images.files import PublishedFile
+from spikeformer_lt.published import PublishedFile
 
 PER_CLASS = 30  # of the small sets that the tests write
 
@@ -113,7 +113,7 @@ def test_the_table_is_that_of_torchvision(name):
 
     theirs = getattr(torchvision.datasets, name.upper())
     ours = getattr(cifar, name.upper())
-    assert (ours.folder, ours.url) == (theirs.base_folder, theirs.url)
+    assert (ours.folder, ours.archive.url) == (theirs.base_folder, theirs.url)
     assert (ours.archive.name, ours.archive.md5) == (theirs.filename, theirs.tgz_md5)
     assert [[f.name, f.md5] for f in ours.train] == theirs.train_list
     assert [[f.name, f.md5] for f in ours.test] == theirs.test_list

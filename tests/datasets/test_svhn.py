@@ -14,7 +14,7 @@ from scipy.io import savemat
 from spikeformer_lt import registry
 from spikeformer_lt.datasets import svhn as module
 from spikeformer_lt.errors import ConfigError, DataError
-from spikeformer_lt.images.files import PublishedFile
+from spikeformer_lt.published import PublishedFile
 
 PER_CLASS = 20
 
@@ -107,7 +107,9 @@ def test_a_missing_set_says_what_to_put_where(tmp_path):
     with pytest.raises(DataError) as caught:
         registry.create_dataset("svhn", root=str(tmp_path))
     for file in module.SVHN.train + module.SVHN.test:
-        assert f"{file.name} ({file.size} bytes, md5 {file.md5})" in str(caught.value)
+        assert f"{file.name} ({file.size} bytes, md5 {file.md5}, from {file.url})" in str(
+            caught.value
+        )
 
 
 def test_the_table_is_that_of_torchvision():

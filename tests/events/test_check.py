@@ -1,11 +1,18 @@
 from __future__ import annotations
 
+import json
+import logging
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
 from spikeformer_lt.errors import ConfigError, DataError
-from spikeformer_lt.events.check import check_dataset, check_folder
+from spikeformer_lt.events.__main__ import main
+from spikeformer_lt.events.check import Checked, DataReport, check_dataset, check_folder
 from spikeformer_lt.events.recording import Sensor
+from spikeformer_lt.events.validate import Report
 
 
 @pytest.fixture
@@ -125,3 +132,130 @@ def test_a_data_set_is_reported_in_the_parts_that_training_takes(files, tmp_path
         check_dataset("poker", tmp_path)
     with pytest.raises(ConfigError, match="has no keyword 'events'"):
         check_dataset("digits", tmp_path)
+
+
+def recording(key, part="train", label="cat", **fields):
+    values = {"given": 100, "kept": 100, "duration_us": 500_000, **fields}
+    return Checked(part, label, key, Report(key, **values), extent=(30, 20))
+
+
+CLEAN = DataReport(
+    "a set",
+    (
+        recording("1"),
+        recording("2", kept=300, duration_us=1_500_000),
+        recording("3", "test", "dog"),
+    ),
+    "abc123",
+)
+
+
+def test_a_clean_report_has_a_line_for_each_part_and_class():
+    text = CLEAN.text()
+    assert CLEAN.clean and "no faults" in text and "split sha256: abc123" in text
+    rows = [line.split() for line in text.splitlines() if line.startswith(("train", "test"))]
+    assert rows == [
+        ["train", "cat", "2", "200", "0.500", "1.000", "1.500", "200"],
+        ["test", "dog", "1", "100", "0.500", "0.500", "0.500", "200"],
+    ]
+    assert "largest coordinates: 20 rows, 30 columns" in text
+
+
+def test_each_fault_is_a_line_with_sum_files_and_the_first():
+    faulty = [
+        recording(
+            str(i), faults={"order": i}, examples={"order": f"event {i}: t_us=3"},
+            skipped={"special": 2},
+        )
+        for i in (4, 5)
+    ]  # fmt: skip
+    broken = Checked("train", "dog", "x.npy", None, "x.npy is empty")
+    empty = recording("e.npy", kept=1, duration_us=0)
+    report = DataReport("s", (*CLEAN.recordings, *faulty, broken, empty), "h", (("a", "b"),))
+    text = report.text()
+    assert not report.clean and "no faults" not in text
+    assert "order: 9 events in 2 recordings; first: 4: event 4: t_us=3" in text
+    assert "passed over as special: 4 entries" in text
+    assert "unreadable: 1\n  x.npy is empty" in text
+    assert "nothing to see: 1\n  e.npy: one time" in text
+    assert "the same in two parts: 1\n  a = b" in text
+    assert "train  dog" in text and "none can be read" in text
+
+
+def test_each_kind_of_fault_alone_makes_a_report_not_clean():
+    for odd in (
+        recording("1", faults={"order": 1}, examples={"order": "event 0"}),
+        recording("1", kept=0, duration_us=0),
+        Checked("train", "cat", "1", None, "broken"),
+    ):
+        assert not DataReport("s", (odd,), "h").clean
+    assert not DataReport("s", (recording("1"),), "h", (("a", "b"),)).clean
+
+
+def test_long_lists_are_cut_in_the_text_and_whole_in_the_json():
+    broken = tuple(Checked("train", "a", f"{i}.npy", None, f"{i}.npy is empty") for i in range(50))
+    report = DataReport("s", broken, "h")
+    assert report.text().count("is empty") == 20
+    told = json.loads(json.dumps(report.as_dict()))
+    assert len(told["recordings"]) == 50 and told["recordings"][3]["error"] == "3.npy is empty"
+    told = CLEAN.as_dict()
+    assert told["clean"] and told["recordings"][0]["rate_hz"] == 200
+
+
+@pytest.fixture
+def recordings(files, tmp_path):
+    for i in range(3):
+        files.write_npy(tmp_path / "cat" / f"{i}.npy", files.some_events(50 + i, seed=i))
+    return tmp_path
+
+
+def test_a_clean_folder_is_0_a_fault_1_and_wrong_input_2(recordings, capsys):
+    assert main(["check", str(recordings), "--sensor", "128x128"]) == 0
+    assert "no faults" in capsys.readouterr().out
+    assert main(["check", str(recordings), "--sensor", "64x64"]) == 1
+    out = capsys.readouterr().out
+    assert "coordinates:" in out and "must be in [0, 64)" in out
+    for wrong in (
+        [str(recordings / "gone")],
+        [str(recordings), "--sensor", "0"],
+        [str(recordings), "--data", "x"],
+    ):
+        assert main(["check", *wrong]) == 2
+        err = capsys.readouterr().err
+        assert err.startswith("error: ") and err.count("\n") == 1
+    with pytest.raises(DataError):
+        main(["check", str(recordings / "gone"), "--debug"])
+    with pytest.raises(SystemExit, match="2"):
+        main(["check"])
+
+
+def test_json_columns_and_unit_are_options(recordings, capsys):
+    rows = np.array([[0, 1, 2, 1], [7, 3, 4, 0]], np.int32)
+    np.save(recordings / "cat" / "9.npy", rows)
+    for i in range(3):
+        (recordings / "cat" / f"{i}.npy").unlink()
+    assert (
+        main(["check", str(recordings), "--columns", "t_us,x,y,p", "--unit", "ms", "--json"]) == 0
+    )
+    (told,) = json.loads(capsys.readouterr().out)["recordings"]
+    assert (told["duration_us"], told["kept"], told["on"], told["class"]) == (7000, 2, 1, "cat")
+
+
+def test_the_callers_logging_stays_as_it_was(recordings):
+    log = logging.getLogger("spikeformer_lt")
+    level = log.level
+    main(["check", str(recordings)])
+    main(["check", str(recordings / "gone")])
+    assert log.level == level
+
+
+@pytest.mark.recipe
+def test_it_runs_as_a_user_types_it(recordings):
+    (recordings / "cat" / "0.npy").write_bytes(b"")
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "spikeformer_lt.events", "check", str(recordings)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert "unreadable: 1" in done.stdout and "0.npy' is empty" in done.stdout
+    assert done.stderr == ""

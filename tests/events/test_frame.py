@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 import warnings
@@ -11,7 +12,14 @@ from hypothesis import strategies as st
 
 from spikeformer_lt.errors import ConfigError, DataError
 from spikeformer_lt.events import frame as frame_module
-from spikeformer_lt.events.frame import Framing, count_numpy, narrow, to_frames
+from spikeformer_lt.events.frame import (
+    EventOptions,
+    Framing,
+    count_numba,
+    count_numpy,
+    narrow,
+    to_frames,
+)
 from spikeformer_lt.events.recording import EVENTS, Sensor, make_events
 from spikeformer_lt.events.validate import ACTIONS, Policy, validate
 
@@ -312,9 +320,12 @@ def test_narrow_keeps_every_count_in_the_smallest_type():
 
 
 def test_without_numba_numpy_counts_and_says_so_once(files, monkeypatch, caplog):
-    monkeypatch.setattr(frame_module, "_broken", False)
-    monkeypatch.setattr(frame_module, "_ready", False)
-    monkeypatch.setitem(sys.modules, "spikeformer_lt.events.frame", None)
+    monkeypatch.setattr(
+        frame_module, "_compiled", functools.cache(frame_module._compiled.__wrapped__)
+    )
+    fresh = functools.cache(frame_module._numba_fault.__wrapped__)
+    monkeypatch.setattr(frame_module, "_numba_fault", fresh)
+    monkeypatch.setitem(sys.modules, "numba", None)
     events = files.some_events(5000, 24, 32)
     with caplog.at_level(logging.WARNING):
         first, _ = to_frames(events, Framing(4), SENSOR)
@@ -336,3 +347,70 @@ def test_the_numpy_path_ignores_events_after_the_last_edge(files):
     edges = np.array([0, 30, 60], np.int64)
     assert count_numpy(events["x"], events["y"], events["p"], edges, frames) == -1
     assert frames.sum() == 60 and events.dtype == EVENTS
+
+
+@pytest.mark.parametrize("count", [0, 1, 17, 5000])
+def test_the_kernel_equals_numpy_on_strided_and_contiguous_columns(files, count):
+    events = files.some_events(count, 20, 30, seed=count)
+    edges = np.sort(np.random.default_rng(count).integers(0, count + 1, 6))
+    edges[0] = 0
+    for copy in (lambda column: column, np.ascontiguousarray):
+        columns = [copy(events[name]) for name in ("x", "y", "p")]
+        ours, theirs = (np.zeros((5, 2, 20, 30), np.int32) for _ in range(2))
+        assert count_numba(*columns, edges, ours) == -1
+        assert count_numpy(*columns, edges, theirs) == -1
+        assert np.array_equal(ours, theirs) and ours.sum() == edges[-1]
+
+
+@pytest.mark.parametrize(("field", "value"), [("x", 30), ("y", 20), ("p", 2)])
+def test_the_first_event_off_the_frame_is_named_and_nothing_is_written_for_it(files, field, value):
+    events = files.some_events(50, 20, 30)
+    events[field][[20, 40]] = value
+    frames = np.zeros((1, 2, 20, 30), np.int32)
+    edges = np.array([0, 50])
+    assert count_numba(events["x"], events["y"], events["p"], edges, frames) == 20
+    assert frames.sum() == 20
+
+
+def test_edges_beyond_the_events_are_an_error_of_ours(files):
+    events = files.some_events(5)
+    with pytest.raises(AssertionError):
+        count_numba(
+            events["x"], events["y"], events["p"],
+            np.array([0, 6]), np.zeros((1, 2, 128, 128), np.int32),
+        )  # fmt: skip
+
+
+def test_options_become_the_framing_they_name():
+    assert EventOptions().framing == Framing(16, "n_event_bins")
+    options = EventOptions(T=10, by="time_window", window_us=5000, values="binary")
+    assert options.framing == Framing(10, "time_window", 5000, "binary")
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"T": 0}, "T=0"),
+        ({"T": None, "by": "time_window", "window_us": 5}, "T=None"),
+        ({"by": "events"}, "by='events'"),
+        ({"by": "time_window"}, "window_us=None"),
+        ({"bad_events": "ignore"}, "bad_events='ignore'"),
+        ({"empty": "zeros"}, "did you mean 'zero'"),
+        ({"incomplete": "ok"}, "use error, report"),
+        ({"cache": ""}, "cache=''"),
+    ],
+)
+def test_an_impossible_option_is_refused_when_it_is_given(fields, words):
+    with pytest.raises(ConfigError, match=words):
+        EventOptions(**fields)
+
+
+def test_bad_events_goes_over_the_sets_own_policy_and_leaves_its_facts():
+    own = Policy(order="error", signed_polarity=True, longest_us=5)
+    assert EventOptions().policy(own) is own
+    dropped = EventOptions(bad_events="drop").policy(own)
+    assert {getattr(dropped, fault) for fault in ACTIONS if fault != "span"} == {"drop"}
+    assert dropped.span == "count" and dropped.signed_polarity and dropped.longest_us == 5
+    counted = EventOptions(bad_events="count").policy()
+    for fault, allowed in ACTIONS.items():
+        assert getattr(counted, fault) == ("count" if "count" in allowed else "drop")

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from spikeformer_lt.images.files import FolderFiles, PublishedFile
+from spikeformer_lt.images.files import PictureFolders
+from spikeformer_lt.published import Archive
 
 CLASSES = ("n03", "n01", "n02")
 PER_CLASS = 11  # beyond 9, where names sorted as text would go astray
@@ -47,7 +48,7 @@ def write_folder(root: Path, files: dict[str, bytes]) -> None:
         path.write_bytes(content)
 
 
-def write_zip(root: Path, files: dict[str, bytes]) -> FolderFiles:
+def write_zip(root: Path, files: dict[str, bytes]) -> PictureFolders:
     """Write the set's zip into `root` and return its table."""
     path = root / "small-set.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
@@ -56,18 +57,22 @@ def write_zip(root: Path, files: dict[str, bytes]) -> FolderFiles:
     return table(path.read_bytes())
 
 
-def table(archive: bytes = b"") -> FolderFiles:
+def table(archive: bytes = b"") -> PictureFolders:
     """What the set consists of."""
     md5 = hashlib.md5(archive).hexdigest()
-    return FolderFiles(
+    return PictureFolders(
+        name="small",
         folder="small-set",
-        archive=PublishedFile("small-set.zip", len(archive), md5),
-        url="https://example.invalid/small-set.zip",
+        archive=Archive(
+            *("small-set.zip", len(archive), md5),
+            url="https://example.invalid/small-set.zip",
+            unpacked=1_000_000,
+            members=100,
+        ),
         num_classes=3,
         per_class=PER_CLASS,
-        test=TEST,
-        image_size=8,
-        max_bytes=1_000_000,
+        test_count=TEST,
+        sizes=(8,),
         mean=(0.5, 0.5, 0.5),
         std=(0.2, 0.2, 0.2),
     )

@@ -33,7 +33,7 @@ def test_a_digits_tickets_energy_sums_to_its_ledger(
     assert sorted(p.suffix for p in out.iterdir()) == [".csv", ".csv", ".json", ".md", ".png"]
     assert (out / "energy.md").read_text().strip() == ended.out.strip()
     first = network["layers"][0]
-    assert first["input"] == "real" and (first["macs"] == 0) == first["binary"]
+    assert first["input"] == "real" and (first["multiplies"] == 0) == first["binary"]
 
 
 def test_halving_the_mask_of_a_digits_ticket_halves_its_sops_exactly(finished: Any) -> None:
@@ -52,7 +52,7 @@ def test_halving_the_mask_of_a_digits_ticket_halves_its_sops_exactly(finished: A
                 conv.weight.copy_(state[name] * kept)
             energy = measure_energy(run.model, batches, run.model.T)
             row = next(row for row in energy.layers if f"{row.name}.weight" == name)
-            found.append((row.sops, row.macs + row.acs))
+            found.append((row.sops, row.multiplies + row.acs))
             assert energy.total("sops") == sum(layer.sops for layer in energy.layers)
         run.model.load_state_dict(state)
         assert found[1][0] == found[2][0] == found[0][0] / 2

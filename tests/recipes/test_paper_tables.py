@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,13 @@ def test_dry_run_prints_commands_and_makes_nothing(recipes: Any, tmp_path: Path)
     assert lines[0] == "# eccv22-tab1 cifar10 VGG16 IMP+ET sparsity 0.683"
     assert "early_time_cifar.py --early-time.preset eccv22 --search imp" in lines[1]
     assert "--train.seed 3 --run.out runs/paper-tables/runs/early_time_cifar-" in lines[1]
+
+
+def test_without_a_checkout_one_line_says_what_is_missing(recipes: Any, tmp_path: Path) -> None:
+    alone = tmp_path / "recipes" / "paper_tables.py"
+    alone.parent.mkdir()
+    shutil.copy(Path(__file__).parents[2] / "recipes" / "paper_tables.py", alone)
+    assert "come with a checkout of the repository" in recipes.run(alone, "--dry-run").error
 
 
 @pytest.mark.parametrize(

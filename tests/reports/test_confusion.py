@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from spikeformer_lt.reports.plots import write_confusions
+from spikeformer_lt.reports.comparison import write_confusions
 
 
 def test_seeds_add_up_and_runs_that_are_not_there_are_left_out(tmp_path):

@@ -15,10 +15,9 @@ from spikeformer_lt.reports.energy import (
     HOROWITZ,
     SOP_77FJ,
     SUMMED,
-    effective_weight,
     measure_energy,
 )
-from spikeformer_lt.reports.ledger import build_ledger
+from spikeformer_lt.reports.ledger import build_ledger, effective_weight
 
 
 class Fire(nn.Module):
@@ -53,10 +52,10 @@ def test_a_net_counted_by_hand():
     found = measure_energy(HandNet([[1.0, 0.5], [0.0, 0.0]], linear), [IMAGE], T=1)
     first, head = found.layers
     # 8 real values, each at one weight that is there; channel 1's two are removed.
-    assert (first.input, first.macs, first.sops, first.weight_sparsity) == ("real", 8, 0, 0.5)
+    assert (first.input, first.multiplies, first.sops, first.weight_sparsity) == ("real", 8, 0, 0.5)
     assert (first.macs_dense, first.formula_macs) == (16, 16)
     # Channel 0 spikes at pixels 1 and 2 and there meets weights 2 and 3: two accumulates.
-    assert (head.input, head.macs, head.acs, head.sops) == ("{0,1}", 0, 2, 2)
+    assert (head.input, head.multiplies, head.acs, head.sops) == ("{0,1}", 0, 2, 2)
     assert head.rate == 2 / 8
     assert head.formula_acs == 2 / 8 * 16  # the formula sees neither removed weight nor place
     assert [row.operation for row in found.layers] == ["convolution", "linear"]
@@ -71,14 +70,14 @@ def test_binary_weights_turn_multiplications_into_accumulates():
     linear = torch.ones(2, 8)
     found = measure_energy(HandNet([[2.0, -2.0], [2.0, 2.0]], linear), [IMAGE], T=1)
     assert found.layers[0].binary
-    assert (found.layers[0].macs, found.layers[0].acs, found.layers[0].sops) == (0, 16, 0)
+    assert (found.layers[0].multiplies, found.layers[0].acs, found.layers[0].sops) == (0, 16, 0)
     other = measure_energy(HandNet([[2.0, -2.0], [2.0, 1.0]], linear), [IMAGE], T=1)
-    assert (other.layers[0].macs, other.layers[0].acs) == (16, 0)
+    assert (other.layers[0].multiplies, other.layers[0].acs) == (16, 0)
 
 
 def test_integer_inputs_count_by_value_and_the_first_layer_by_what_enters():
     found = measure_energy(HandNet([[1.0, 1.0], [1.0, 1.0]], torch.ones(2, 8)), [IMAGE.ceil()], T=1)
-    assert (found.layers[0].input, found.layers[0].macs) == ("integers", 0)
+    assert (found.layers[0].input, found.layers[0].multiplies) == ("integers", 0)
     assert found.layers[0].sops == 2 * (1 + 2 + 3 + 1 + 4)
 
 
@@ -109,7 +108,7 @@ def test_the_layers_sum_to_the_whole_and_to_the_ledger(lively, probe):
     for name in SUMMED:
         assert said["totals"][name] == sum(row[name] for row in said["layers"])
     assert found.total("sops") == ledger["sops"]
-    assert found.total("macs") == ledger["macs_nonspiking"]
+    assert found.total("multiplies") == ledger["macs_nonspiking"]
     assert found.headline_pj(HOROWITZ) == ledger["energy_pj"]
     one_by_one = measure_energy(lively, [x[None] for b in probe for x in b], lively.T)
     assert one_by_one.total("sops") == found.total("sops")
@@ -148,9 +147,9 @@ def test_events_into_any_network_sum_and_halve_exactly(name):
 
     whole = count()
     row = whole.layers[0]
-    assert (row.operation, row.input, row.macs) == ("convolution", "integers", 0)
+    assert (row.operation, row.input, row.multiplies) == ("convolution", "integers", 0)
     assert row.formula_macs == row.macs_dense  # all T steps: frames differ
-    assert row.sops > 0 and whole.total("macs") == sum(r.macs for r in whole.layers)
+    assert row.sops > 0 and whole.total("multiplies") == sum(r.multiplies for r in whole.layers)
     met = nn.functional.conv2d(
         frames.flatten(0, 1).double(), torch.ones_like(first.weight).double(),
         stride=first.stride, padding=first.padding,

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from spikeformer_lt.reports.energy import HOROWITZ, measure_energy
-from spikeformer_lt.reports.plots import energy_by_group, plot_energy
+from spikeformer_lt.reports.plots import plot_energy
 
 
 def test_groups_sum_to_the_whole(lively, probe):
     energy = measure_energy(lively, probe, lively.T)
-    groups = energy_by_group(energy, HOROWITZ)
+    groups = energy.by_group(HOROWITZ)
     assert sum(v for v, _ in groups.values()) == pytest.approx(energy.headline_pj(HOROWITZ))
     assert sum(f for _, f in groups.values()) == pytest.approx(energy.formula_pj(HOROWITZ))
     assert all(counted > 0 for counted, _ in groups.values())

@@ -62,7 +62,7 @@ def test_a_ticket_of_a_convolutional_network_is_drawn(tmp_path):
     Ticket(mask, model.state_dict(), known).save(tmp_path / "run" / "ticket")
     run = open_run(tmp_path / "run", model_from_ticket)
     pictures, energy = draw_run(run, tmp_path / "plots", images=4)
-    names = {picture.path.name for picture in pictures}
+    names = {picture.name for picture in pictures}
     assert {"raster.png", "membrane.png", "mask-distances.png"} <= names
     assert ("energy-bars.png" in names) == (not energy.dead)
     assert sum(name.startswith("kernels-layers") for name in names) == 4
@@ -74,15 +74,18 @@ def test_a_ticket_of_a_convolutional_network_is_drawn(tmp_path):
 def test_a_ticket_of_events_is_drawn_with_its_clip(tmp_path, images):
     event_ticket(tmp_path / "run")
     run = open_run(tmp_path / "run", model_from_ticket)
+    forwards = []
+    run.model.register_forward_hook(lambda module, x, y: forwards.append(len(x[0])))
     pictures, energy = draw_run(run, tmp_path / "plots", images=images)
-    names = {picture.path.name for picture in pictures}
+    assert forwards == [images]  # one pass for operations, pictures and accuracies
+    names = {picture.name for picture in pictures}
     assert {"kept-clip.png", "kept-clip.gif", "kept-patches.png", "keep-frequency.png"} <= names
     assert {"raster.png", "membrane.png", "layer-rates.png"} <= names
     assert energy.dead and "energy-bars.png" not in names  # nobody trained it: no headline
     assert "training.png" not in names and "confusion.png" not in names  # a ticket alone
     assert sum(name.startswith("kernels-") for name in names) == 5
     for picture in pictures:
-        assert picture.path.stat().st_size > 1000 and picture.caption.endswith(".")
-        assert picture.path.with_suffix(".csv").exists()
+        assert picture.stat().st_size > 1000
+        assert picture.with_suffix(".csv").exists()
     assert energy.samples == images
     shutil.rmtree(tmp_path / "plots")

@@ -11,7 +11,16 @@ from torch import nn
 
 from spikeformer_lt import create_model
 from spikeformer_lt.layers.patches import PatchSelect, Rate
-from spikeformer_lt.reports.ledger import AC_PJ, MAC_PJ, bits_per_weight, build_ledger, is_binary
+from spikeformer_lt.layers.stems import ConvPEP
+from spikeformer_lt.reports.energy import HOROWITZ, Energy
+from spikeformer_lt.reports.ledger import (
+    AC_PJ,
+    MAC_PJ,
+    bits_per_weight,
+    build_ledger,
+    count_operations,
+    is_binary,
+)
 
 
 def lively() -> nn.Module:
@@ -76,6 +85,43 @@ def test_energy_is_the_sum_over_layers_by_the_stated_constants():
     assert ledger["energy_pj"] == pytest.approx(MAC_PJ * macs + AC_PJ * sops)
 
 
+def test_a_binary_first_convolution_has_one_energy_in_every_report():
+    model = lively()
+    with torch.no_grad():
+        weight = model.conv_pep.stages[0].conv.weight
+        weight.copy_(torch.where(weight < 0, -0.125, 0.125))
+    counted = count_operations(model, IMAGES, model.T)
+    ledger, energy = build_ledger(model, IMAGES), Energy.of(counted)
+    assert energy.layers[0].binary and energy.layers[0].multiplies == 0 < ledger["macs_nonspiking"]
+    assert ledger["binary_layers"] == ["conv_pep.stages.0.conv"]
+    assert ledger["acs"] == energy.total("acs") > ledger["sops"]
+    assert ledger["energy_pj"] == pytest.approx(energy.headline_pj(HOROWITZ))
+
+
+def test_the_stem_is_counted_whatever_the_model_calls_it():
+    class Net(nn.Module):
+        T = 2
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.patch_embed, self.head = ConvPEP(3, 32), nn.Linear(32, 10)
+            self.place = nn.Parameter(torch.ones(16, 32))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            tokens, _ = self.patch_embed(x.unsqueeze(0), 2)
+            return self.head((tokens + self.place).mean(2)).transpose(0, 1)
+
+    torch.manual_seed(0)
+    model = Net().eval()
+    with torch.no_grad():
+        for _, unit in model.patch_embed.units():
+            unit.conv.weight[::2] = 0
+    ledger = build_ledger(model, [torch.rand(2, 3, 16, 16)])
+    assert ledger["sparsity"]["conv_pep_weight"] == 0.5
+    assert 0 < ledger["conv_pep_bits_per_weight"] < 32
+    assert ledger["uncounted_layers"] == [""]  # a matrix of the network itself
+
+
 def test_a_dead_network_gets_no_energy_headline():
     model = lively()
     with torch.no_grad():
@@ -113,6 +159,9 @@ def test_binary_is_recognised_per_layer_and_per_filter():
     signs = torch.where(torch.rand(4, 2, 3, 3) < 0.5, -1.0, 1.0)
     assert is_binary(signs)
     assert is_binary(signs * torch.tensor([0.1, 0.2, 0.3, 0.4])[:, None, None, None])
+    few = torch.zeros(3, 4)  # three magnitudes for four weights: an export stores them as real
+    few[0, :2], few[1, 0], few[2, 0] = torch.tensor([0.5, -0.5]), 0.3, 0.7
+    assert not is_binary(few)
     assert not is_binary(torch.randn(4, 2, 3, 3))
     assert not is_binary(torch.zeros(4, 2, 3, 3))
 

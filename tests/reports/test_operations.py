@@ -90,6 +90,14 @@ def test_real_inputs_are_multiplications_at_nonzero_weights():
     assert (count.sops, count.macs_nonspiking) == (0, 5 * 3 * 16)
 
 
+def test_batches_of_integers_and_reals_count_the_same_in_any_order_and_in_one():
+    model = OneConv(torch.ones(2, 1, 1, 1))
+    whole, real = torch.full((1, 1, 2, 2), 3.0), torch.full((1, 1, 2, 2), 0.5)
+    for batches in ([whole, real], [real, whole], [torch.cat([whole, real])]):
+        (count,) = count_operations(model, batches, 1).layers.values()
+        assert (count.sops, count.macs_nonspiking) == (0, 2 * 4 * 2)
+
+
 def test_silence_costs_nothing():
     count = layer(OneConv(torch.ones(2, 2, 3, 3)), torch.zeros(2, 2, 8, 8))
     assert count.sops == 0
@@ -119,6 +127,8 @@ def test_macs_of_spikformer_4_384_are_the_published_ones():
     assert block == pytest.approx((12 * 64 * 384**2 + 2 * 64 * 32 * 384) / 1e6)
     paper = block + (2 * 64 * 64 * 384 - 2 * 64 * 32 * 384) / 1e6
     assert round(paper, 1) == 116.4
+    dense = sum(layer.macs_dense / model.T / 1e6 for layer in counted.layers.values())
+    assert dense == pytest.approx(sum(stem) + 4 * paper + 384 * 10 / 1e6)
 
 
 class OnlyStem(nn.Module):

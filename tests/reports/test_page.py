@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import pytest
 
 from spikeformer_lt.errors import DataError
-from spikeformer_lt.reports.page import Page
+from spikeformer_lt.reports.page import write_page
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -27,34 +27,44 @@ class Tags(HTMLParser):
         assert self.open.pop() == tag
 
 
-def read(page):
-    tags = Tags()
-    tags.feed(page.render())
-    assert tags.open == []
-    return tags.seen
+def write(folder, pictures=(), **content):
+    """Write the page of a comparison with hostile values in every place."""
+    usual = {
+        "title": "<b>&</b>",
+        "notices": ["<script>alert(1)</script>"],
+        "datasets": ["digits"],
+        "table": (["a<", "b"], [["<x>", 1], ["y", 2]]),
+        "curves": {"curve.png": 'a "picture"'},
+        "differ": "",
+    }
+    return write_page(folder / "report.html", "variants.html", pictures, **{**usual, **content})
 
 
 def test_a_page_is_whole_escaped_and_without_script_or_address(tmp_path):
-    (tmp_path / "p.png").write_bytes(PNG)
-    page = Page("<b>&</b>")
-    page.section("One & two")
-    page.text("<script>alert(1)</script>", notice=True)
-    page.table(["a<", "b"], [["<x>", 1]])
-    page.image(tmp_path / "p.png", 'a "picture"')
-    seen = read(page)
-    assert "script" not in {tag for tag, _ in seen} and "link" not in {tag for tag, _ in seen}
-    sources = [attrs["src"] for tag, attrs in seen if tag == "img"]
-    assert len(sources) == 1 and sources[0].startswith("data:image/png;base64,iVBOR")
-    assert all(attrs["alt"] for tag, attrs in seen if tag == "img")
-    links = [attrs["href"] for tag, attrs in seen if tag == "a"]
-    assert links == ["#s1"] and any(attrs.get("id") == "s1" for _, attrs in seen)
-    assert not re.search(r"(?:src|href)=\"(?!data:|#)", page.render())
-    page.write(tmp_path / "new" / "report.html")
-    assert (tmp_path / "new" / "report.html").read_text() == page.render()
+    (tmp_path / "curve.png").write_bytes(PNG)
+    text = write(tmp_path / "new", [tmp_path / "curve.png"]).read_text()
+    tags = Tags()
+    tags.feed(text)
+    assert tags.open == []
+    names = [tag for tag, _ in tags.seen]
+    assert not {"script", "link", "b", "x"} & set(names)
+    assert "embedded test bed" in text and names.count("p") == 3
+    (image,) = [attrs for tag, attrs in tags.seen if tag == "img"]
+    assert image["src"].startswith("data:image/png;base64,iVBOR") and image["alt"] == 'a "picture"'
+    links = [attrs["href"] for tag, attrs in tags.seen if tag == "a"]
+    ids = [attrs["id"] for tag, attrs in tags.seen if tag == "h2"]
+    assert links == ["#s1", "#s2"] and ids == ["s1", "s2"]
+    assert not re.search(r"(?:src|href)=\"(?!data:|#)", text)
+
+
+def test_what_was_not_drawn_has_no_heading(tmp_path):
+    text = write(tmp_path, differ="other layers").read_text()
+    assert re.findall(r"<h2[^>]*>([^<]*)", text) == ["Table", "Masks"]
+    assert "No distances: other layers" in text and "<img" not in text
 
 
 def test_other_files_and_missing_pictures_are_refused(tmp_path):
-    with pytest.raises(DataError, match="no picture"):
-        Page("x").image(tmp_path / "a.svg", "x")
-    with pytest.raises(DataError, match="cannot be read"):
-        Page("x").image(tmp_path / "a.png", "x")
+    for name, words in (("curve.svg", "no picture"), ("curve.png", "cannot be read")):
+        with pytest.raises(DataError, match=words):
+            write(tmp_path, [tmp_path / name], curves={name: "x"})
+    assert not (tmp_path / "report.html").exists()

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from spikeformer_lt.errors import DataError
-from spikeformer_lt.reports.pictures import (
+from spikeformer_lt.reports.plots import (
     OFF,
     ON,
     fade,

@@ -8,7 +8,8 @@ import torch
 from spikeformer_lt import create_model
 from spikeformer_lt.errors import DataError
 from spikeformer_lt.layers.patches import PatchSelect, Rate
-from spikeformer_lt.reports.probe import busy_neurons, keep_frequency, run_probe
+from spikeformer_lt.reports.ledger import count_operations
+from spikeformer_lt.reports.probe import busy_neurons, keep_frequency, recording, run_probe
 from spikeformer_lt.training.monitor import FiringWatch
 
 
@@ -55,13 +56,17 @@ def test_a_network_without_a_conv_pep_has_spikes_and_membranes_but_no_patches():
     found = run_probe(model, torch.rand(2, 3, 16, 16))
     assert found.grid is None and found.kept is None
     assert len(found.spikes) == 4 and len(found.membrane) == 1
-    assert keep_frequency(model, [torch.rand(2, 3, 16, 16)]) is None
 
 
 def test_keep_frequency_has_the_kept_fraction_as_its_mean(lively, probe):
-    assert keep_frequency(lively, probe) is None and run_probe(lively, probe[0]).kept is None
+    counted = count_operations(lively, probe, lively.T)
+    assert counted.kept_tokens == [] and run_probe(lively, probe[0]).kept is None
     lively.patch = PatchSelect(Rate(), 0.25)
-    often = keep_frequency(lively, probe)
+    with recording(lively) as found:
+        counted = count_operations(lively, probe, lively.T)
+    often = keep_frequency(counted.kept_tokens, found.grid)
+    assert found.inputs is probe[0]  # of two batches the first is recorded
+    assert not any(module._forward_hooks for module in lively.modules())
     assert often.shape == (4, 4)
     assert float(often.mean()) == 0.75
     kept = run_probe(lively, probe[0]).kept

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from spikeformer_lt import create_model
-from spikeformer_lt.reports.ledger import audit
+from spikeformer_lt.reports.ledger import count_operations
 
 SIZES = {"image_size": 16, "embed_dim": 16, "depth": 1, "num_heads": 2, "T": 2}
 
@@ -19,7 +19,7 @@ def audited(**kwargs):
             nn.init.constant_(module.bias, 1.0)
     for _ in range(40):  # BatchNorm statistics of real activity
         model.train()(torch.rand(8, 3, 16, 16))
-    return audit(model, torch.rand(4, 3, 16, 16))
+    return count_operations(model, [torch.rand(4, 3, 16, 16)], model.T).purity()
 
 
 def test_add_residuals_make_integers_and_iand_keeps_tokens_binary():

@@ -8,12 +8,8 @@ import pytest
 import torch
 
 from spikeformer_lt.errors import DataError
-from spikeformer_lt.reports.pictures import (
-    early_exit,
-    plot_anytime,
-    plot_confusion,
-    plot_early_exit,
-)
+from spikeformer_lt.reports.plots import plot_anytime, plot_confusion, plot_early_exit
+from spikeformer_lt.reports.probe import early_exit
 
 
 def test_who_must_be_sure_waits_and_who_need_not_answers_at_once():

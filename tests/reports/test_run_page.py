@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 
 from spikeformer_lt import Ticket
+from spikeformer_lt.reports.comparison import by_search, write_comparison_page
 from spikeformer_lt.reports.finished import open_run
-from spikeformer_lt.reports.run_page import by_search, fact, write_comparison_page, write_run_page
+from spikeformer_lt.reports.run_page import fact, write_run_page
 from spikeformer_lt.tickets.surgery import model_from_ticket
 
 

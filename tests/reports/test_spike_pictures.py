@@ -7,7 +7,7 @@ import csv
 import pytest
 import torch
 
-from spikeformer_lt.reports.pictures import (
+from spikeformer_lt.reports.plots import (
     plot_epoch_rates,
     plot_layer_epochs,
     plot_layer_rates,

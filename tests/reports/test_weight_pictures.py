@@ -9,9 +9,8 @@ import torch
 
 from spikeformer_lt.errors import DataError, MaskError
 from spikeformer_lt.mask import Mask
-from spikeformer_lt.reports.pictures import (
+from spikeformer_lt.reports.plots import (
     banded,
-    mask_distances,
     plot_distances,
     plot_kernels,
     plot_mask_distances,
@@ -63,6 +62,6 @@ def test_distances_in_a_window_become_a_band(tmp_path):
 
 def test_masks_of_other_layers_and_missing_names_are_refused(tmp_path):
     with pytest.raises(MaskError):
-        mask_distances([*masks(1), *masks(1, ("b",))])
+        plot_mask_distances(tmp_path / "a.png", [*masks(1), *masks(1, ("b",))], ["a", "b"])
     with pytest.raises(DataError, match="one for each"):
         plot_mask_distances(tmp_path / "a.png", masks(2), ["x"])

@@ -1,0 +1,130 @@
+"""Rows of published tables as jobs: run what is missing, find what is finished."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shlex
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from papers.commands import command_of
+from papers.drops import NOT_RUN, Line
+from papers.finished import Run, expected_config, read_run
+from papers.tables import Table
+from spikeformer_lt.errors import Interrupted, SpikeformerError
+from spikeformer_lt.training.jobs import Job, run_jobs
+
+log = logging.getLogger(__name__)
+
+PLACES = ("report.json", "*/report.json", "runs/*/report.json")
+
+
+def job_of(
+    name: str, command: Sequence[str], seed: int, recipes: Path, runs: Path, data_root: str = "data"
+) -> Job:
+    """The run of a row with a seed; rows with the same command share it.
+
+    Args:
+        name: of the row.
+        command: recipe file and options, as `command_of` gives them.
+        seed: of the run.
+        recipes: folder of the recipes.
+        runs: folder that the run directory is made in, named after the command.
+        data_root: folder of the data sets.
+    """
+    recipe, *options = command
+    key = hashlib.sha256(shlex.join(command).encode()).hexdigest()[:10]
+    folder = runs / f"{Path(recipe).stem}-{key}-seed{seed}"
+    more = ("--data.root", data_root, "--train.seed", str(seed))
+    return Job(name, seed, folder, (str(recipes / recipe), *options, *more))
+
+
+def find_run(job: Job, reuse: Sequence[Path] = ()) -> Run | str:
+    """The finished run of a job, in its own folder or in one of others.
+
+    Args:
+        job: what was asked for.
+        reuse: run directories, or folders of them (also as ``runs/``).
+
+    Returns:
+        The run; or in words why there is none.
+    """
+    others = [report for root in reuse for at in PLACES for report in sorted(root.glob(at))]
+    if not job.report.is_file() and not others:
+        return "not finished" if job.folder.is_dir() else NOT_RUN
+    path, *options = job.command
+    wanted = expected_config(Path(path), options)
+    own = read_run(job.folder, Path(path), wanted)
+    if isinstance(own, Run):
+        return own
+    for report in others:
+        found = read_run(report.parent, Path(path), wanted)
+        if isinstance(found, Run):
+            return found
+    return own
+
+
+def jobs_of(
+    table: Table, scale: str, seeds: Sequence[int], recipes: Path, runs: Path, data_root: str
+) -> dict[str, list[Job]]:
+    """The jobs of every row that has a command at this scale, by the row's name."""
+    found: dict[str, list[Job]] = {}
+    for cell in table.cells:
+        command = command_of(cell, scale)
+        if not isinstance(command, str):
+            found[cell.name] = [
+                job_of(cell.name, command, seed, recipes, runs, data_root) for seed in seeds
+            ]
+    return found
+
+
+def lines_of(
+    table: Table, scale: str, jobs: dict[str, list[Job]], reuse: Sequence[Path] = ()
+) -> list[Line]:
+    """The rows of a table with the finished runs that are what they ask for."""
+    lines = []
+    for cell in table.cells:
+        command = command_of(cell, scale)
+        if isinstance(command, str):
+            lines.append(Line(cell, missing=f"{NOT_RUN}: {command}"))
+            continue
+        made = [find_run(job, reuse) for job in jobs[cell.name]]
+        runs = tuple(run for run in made if isinstance(run, Run))
+        reasons = [reason for reason in made if isinstance(reason, str)]
+        lines.append(Line(cell, runs, reasons[0] if reasons else "", shlex.join(command)))
+    return lines
+
+
+def run_rows(
+    jobs: Sequence[Job], reuse: Sequence[Path] = (), at_once: int = 1, limit_minutes: float = 0.0
+) -> None:
+    """Run each job that no finished run answers, once, in the order given.
+
+    Args:
+        jobs: of the rows.
+        reuse: see `find_run`.
+        at_once: processes at a time.
+        limit_minutes: no run is begun after this time; 0 sets no limit.
+
+    Raises:
+        SpikeformerError: runs failed; the others were run.
+        Interrupted: a signal; what is in progress was saved.
+    """
+    start, failed = time.monotonic(), []
+    single = list({job.folder: job for job in jobs}.values())
+    waiting = [job for job in single if isinstance(find_run(job, reuse), str)]
+    size = at_once if limit_minutes else max(1, len(waiting))
+    for i in range(0, len(waiting), size):
+        if limit_minutes and time.monotonic() - start > 60 * limit_minutes:
+            log.warning("time is up: %d runs were not begun", len(waiting) - i)
+            break
+        try:
+            run_jobs(waiting[i : i + size], at_once)
+        except Interrupted:
+            raise
+        except SpikeformerError as fault:
+            failed.append(str(fault))
+    if failed:
+        raise SpikeformerError(f"{len(failed)} calls had failures; the first: {failed[0]}")

@@ -1,0 +1,198 @@
+"""Train, validation and test: what a user may choose about them, and who goes where.
+
+A hash of names and numbers decides, so that a split is the same on every machine.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+
+from spikeformer_lt.errors import ConfigError, DataError, one_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+log = logging.getLogger(__name__)
+VAL_FRACTION = 0.1  # part of the training samples that is validation, by the package's convention
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """What a user may choose about any data set."""
+
+    root: str = "data"
+    """Folder that holds the published files, or what they unpack to."""
+    download: bool = False
+    """Fetch what is missing; nothing touches the network otherwise."""
+    image_size: int | None = None
+    """Side of a sample in pixels; None is the set's own."""
+    val_fraction: float = VAL_FRACTION
+    """Part of the training samples that is validation, class by class."""
+    limit_train: int | None = None
+    """Samples to train on, classes in proportion; None is all."""
+    limit_test: int | None = None
+    """Samples to test on, classes in proportion; None is all."""
+    duplicates: str = "report"
+    """report or refuse samples that two parts share."""
+
+    def __post_init__(self) -> None:
+        one_of("duplicates", self.duplicates, ("report", "refuse"))
+
+    def parts(self) -> dict[str, Any]:
+        """Return the options that decide who goes where, as keywords of `make_splits`."""
+        names = ("val_fraction", "limit_train", "limit_test", "duplicates")
+        return {name: getattr(self, name) for name in names}
+
+
+Options = TypeVar("Options", bound=DataOptions)
+
+
+def takes(options: type[Options]) -> Callable[[Callable[[Options], Splits]], Callable[..., Splits]]:
+    """Let a function of one options object be called with the fields of `options` as keywords.
+
+    `inspect.signature` shows them with their defaults, which is what a registry reads. A data set
+    raises a ConfigError for an option out of range, and a DataError for files that are missing,
+    damaged or not the published ones.
+    """
+
+    def decorate(make: Callable[[Options], Splits]) -> Callable[..., Splits]:
+        @functools.wraps(make)
+        def factory(*values: Any, **keywords: Any) -> Splits:
+            return make(options(*values, **keywords))
+
+        factory.__signature__ = inspect.signature(options)  # type: ignore[attr-defined]
+        return factory
+
+    return decorate
+
+
+class ImageDataset(Protocol):
+    """What a loader asks of a data set.
+
+    Attributes:
+        name: what messages call it, e.g. "cifar10 train".
+        labels: [N] int64, each in [0, K).
+        mean: per channel, of pixels in [0, 1].
+        std: per channel, of pixels in [0, 1].
+    """
+
+    name: str
+    labels: Tensor
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        ...
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Return one sample: uint8 or float32 [C, H, W], and its label."""
+        ...
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The three parts of a data set and what a model must know of them.
+
+    Attributes:
+        name: name of the data set, as users type it.
+        train: what training sees.
+        val: picks checkpoints, epochs and tickets.
+        test: evaluated once, at the end.
+        num_classes: number of classes, K.
+        in_channels: channels of a sample, C.
+        image_size: height and width of a sample, in pixels.
+        mean: per channel, of pixels in [0, 1].
+        std: per channel, of pixels in [0, 1].
+        kind: "static" images or "events".
+        split_sha256: fingerprint of the three index lists and their labels.
+        augment: name of the usual training augmentation; see `Augment.standard`.
+    """
+
+    name: str
+    train: ImageDataset
+    val: ImageDataset
+    test: ImageDataset
+    num_classes: int
+    in_channels: int
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    kind: Literal["static", "events"]
+    split_sha256: str
+    augment: str = "none"
+
+
+def report_shared(text: str, duplicates: str) -> None:
+    """Warn of samples that two parts share, or refuse them by a DataError with "refuse"."""
+    if duplicates == "refuse":
+        raise DataError(f"{text}; to accept them use duplicates=report")
+    log.warning("%s", text)
+
+
+def hashed(*parts: str | int) -> bytes:
+    """Return the sha256 of some names and numbers."""
+    return hashlib.sha256(json.dumps(parts).encode()).digest()
+
+
+def exact_fraction(field: str, value: float) -> Fraction:
+    """Return a fraction between 0 and 1 as the decimal number that was typed.
+
+    Raises:
+        ConfigError: another value.
+    """
+    if not 0 < value < 1:
+        raise ConfigError(f"{field}={value!r} is not allowed: it must lie between 0 and 1")
+    return Fraction(str(value))
+
+
+def by_class(labels: Sequence[int], order: Callable[[int], Any]) -> dict[int, list[int]]:
+    """Return {class: positions of its samples, in the order of a key}, classes ascending."""
+    members: dict[int, list[int]] = {label: [] for label in sorted(set(labels))}
+    for position in sorted(range(len(labels)), key=order):
+        members[labels[position]].append(position)
+    return members
+
+
+def held_out(labels: Sequence[int], fraction: Fraction, order: Callable[[int], bytes]) -> list[int]:
+    """Choose a part of each class: ``round(fraction * n)`` (half up) of n, but never all.
+
+    Args:
+        labels: class of each sample.
+        fraction: part of each class.
+        order: hash of the sample at a position; the first of a class are chosen.
+
+    Returns:
+        Positions, ascending.
+    """
+    held: list[int] = []
+    for members in by_class(labels, order).values():
+        count = (2 * fraction * len(members) + 1) // 2
+        held += members[: min(int(count), len(members) - 1)]
+    return sorted(held)
+
+
+def in_proportion(labels: Sequence[int], count: int, order: Callable[[int], bytes]) -> list[int]:
+    """Choose `count` samples, classes in proportion; a larger count keeps a smaller one's.
+
+    Args:
+        labels: class of each sample.
+        count: samples to choose, in [1, N].
+        order: hash of the sample at a position.
+
+    Returns:
+        Positions, ascending.
+    """
+    turns = []
+    for label, members in by_class(labels, order).items():
+        # Member p of a class of n has its turn at (p + 1/2) / n: classes of any size advance alike.
+        turns += [((2 * p + 1) / (2 * len(members)), label, i) for p, i in enumerate(members)]
+    return sorted(position for _, _, position in sorted(turns)[:count])

@@ -1,0 +1,105 @@
+"""Drops of published rows and of ours: references, noise, directions."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from papers.drops import (
+    NOISE,
+    OPPOSITE,
+    SAME,
+    Drop,
+    Line,
+    against_one,
+    drop,
+    drops,
+)
+from papers.finished import Run
+from papers.tables import Cell
+
+
+def run(accuracy: float, seed: int = 0, images: int = 400, name: str = "a") -> Run:
+    report = {"test_accuracy": accuracy, "seed": seed, "test_count": images, "dataset": "digits"}
+    report |= {"run_id": f"toy-{name}", "seconds": 3.25}
+    config = {"data": {"limit_train": None}, "model": {"name": "toy", "T": 5}}
+    env = {"cpu": "a processor", "threads": 1, "gpus": [], "git_commit": "0123456789abcdef"}
+    return Run(Path(f"runs/{name}{seed}"), report, config, {**env, "git_clean": True}, 8)
+
+
+def line(method: str, level: float | None, published: float | None, *ours: float, **kw) -> Line:
+    against = kw.get("against", "dense" if method != "dense" else "")
+    cell = Cell(
+        "t", "cifar10", "net", method, kw.get("axis", "sparsity"), level, published, against
+    )
+    runs = [run(value, seed, name=f"{method}{level}") for seed, value in enumerate(ours)]
+    return Line(cell, tuple(runs), "not run", "recipe.py --x 1")
+
+
+ROWS = [
+    line("dense", None, 93.0, 95.0, 97.0),
+    line("IMP", 0.5, 93.5, 95.5, 96.5),
+    line("IMP", 0.9, 90.0, 80.0, 83.0),
+    line("EB", 0.5, 92.0),
+    line("EB", 0.9, 80.0, 60.0),
+]
+
+
+def test_a_drop_is_against_dense_and_since_the_first_level() -> None:
+    found = drops(ROWS)
+    assert found[0] == (Drop(), Drop())
+    assert (found[1][0].published, found[1][0].ours) == (-0.5, 0.0)
+    assert found[2][0].published == 3.0 and found[2][0].ours == pytest.approx(14.5)
+    assert found[2][1].published == 3.5 and found[2][1].ours == pytest.approx(14.5)
+    assert (found[3][0].published, found[3][0].ours) == (1.0, None)
+    assert found[4][0].ours == 35.0  # seed 0 alone, which both have
+    assert (found[4][1].published, found[4][1].ours) == (12.0, None)  # its first level was not run
+
+
+def test_noise_is_two_standard_errors_of_images_or_seeds() -> None:
+    one = drop(line("IMP", 0.5, 90.0, 80.0), line("dense", None, 93.0, 90.0))
+    assert one.noise == pytest.approx(200 * math.sqrt((0.9 * 0.1 + 0.8 * 0.2) / 400))
+    far = drop(line("IMP", 0.5, 90.0, 80.0, 40.0), line("dense", None, 93.0, 90.0, 90.0))
+    assert far.ours == 30.0 and far.noise == pytest.approx(2 * 20 * math.sqrt(2) / math.sqrt(2))
+
+
+@pytest.mark.parametrize(
+    ("published", "ours", "noise", "word"),
+    [
+        (1.0, 5.0, 2.0, SAME),
+        (-1.0, -5.0, 2.0, SAME),
+        (-1.0, 5.0, 2.0, OPPOSITE),
+        (1.0, 1.5, 2.0, NOISE),
+        (1.0, None, 0.0, ""),
+        (None, 5.0, 2.0, ""),
+    ],
+)
+def test_direction(published, ours, noise, word) -> None:
+    assert Drop(published, ours, noise).verdict == word
+
+
+def test_a_panel_without_a_published_dense_is_compared_with_its_first_level() -> None:
+    rows = [
+        line("dense", None, None, 95.0),
+        line("IMP", 0.5, 92.0, 94.0),
+        line("IMP", 0.9, 90.0, 60.0),
+        line("random", 0.5, None, 80.0),
+        line("random", 0.9, None, 50.0),
+    ]
+    found = against_one(rows)
+    assert {words for _, words in found[1:]} == {"since its first level"}
+    assert [(d.published, d.ours) for d, _ in found[1:]] == [
+        (0.0, 0.0),
+        (2.0, 34.0),
+        (None, 0.0),
+        (None, 30.0),
+    ]
+    known = against_one([line("dense", None, 93.0, 95.0), *rows[1:]])
+    assert {words for _, words in known[1:]} == {"against dense"}
+    assert [d.ours for d, _ in known[1:]] == [1.0, 35.0, 15.0, 45.0]
+
+
+def test_a_line_says_what_was_run_where_or_that_nothing_was() -> None:
+    assert (ROWS[3].shown, ROWS[3].place, ROWS[3].accuracy) == ("not run", "not run", None)
+    assert (ROWS[0].shown, ROWS[0].place) == ("96.00 ± 1.41", "digits; toy T 5; 8 epochs")

@@ -1,0 +1,321 @@
+from __future__ import annotations
+
+import struct
+import sys
+import tracemalloc
+import types
+
+import numpy as np
+import pytest
+
+from spikeformer_lt.errors import DataError
+from spikeformer_lt.events import aedat
+from spikeformer_lt.events.aedat import as_cifar10_dvs, read_aedat2, read_aedat4, read_aedat31
+
+
+def test_a_file_comes_back_event_for_event_whatever_the_chunk(files, tmp_path, monkeypatch):
+    events = files.some_events(1000)
+    files.write_aedat2(tmp_path / "a.aedat", events)
+    for chunk in (7, 1000, 1 << 18):
+        monkeypatch.setattr(aedat, "_CHUNK", chunk)
+        raw = read_aedat2(tmp_path / "a.aedat")
+        assert np.array_equal(raw.events, events) and raw.skipped == {}
+
+
+def test_sync_pulses_are_no_events_and_are_counted(files, tmp_path):
+    events = files.some_events(100)
+    files.write_aedat2(tmp_path / "a.aedat", events, special=(0, 50, 99))
+    raw = read_aedat2(tmp_path / "a.aedat")
+    assert np.array_equal(raw.events, np.delete(events, [0, 50, 99]))
+    assert raw.skipped == {"special": 3}
+
+
+def test_a_recording_over_the_clocks_restart_keeps_its_times(files, tmp_path):
+    events = files.some_events(100)
+    events["t_us"] += 2**32 - 500_000
+    files.write_aedat2(tmp_path / "a.aedat", events)
+    assert np.array_equal(read_aedat2(tmp_path / "a.aedat").events["t_us"], events["t_us"])
+
+
+def test_a_first_byte_like_a_comment_sign_would_need_a_larger_address(files, tmp_path):
+    # Addresses of a DVS128 begin with two zero bytes, so that no event looks like a comment.
+    events = files.some_events(1)
+    events[0] = (127, 127, 1, 0x23232323)
+    files.write_aedat2(tmp_path / "a.aedat", events)
+    assert read_aedat2(tmp_path / "a.aedat").events.tolist() == [(127, 127, 1, 0x23232323)]
+
+
+def test_truncated_foreign_and_empty_files_are_one_clear_error(files, tmp_path):
+    path = tmp_path / "a.aedat"
+    files.write_aedat2(path, files.some_events(10))
+    whole = path.read_bytes()
+    start = len(files.AEDAT2_HEADER)
+    for cut in range(len(whole)):
+        path.write_bytes(whole[:cut])
+        if cut >= start and (cut - start) % 8 == 0:
+            assert len(read_aedat2(path).events) == (cut - start) // 8
+            continue
+        if 13 < cut < start and whole[cut - 1 : cut] == b"\n":
+            assert len(read_aedat2(path).events) == 0  # a header of fewer lines is a header
+            continue
+        with pytest.raises(DataError, match=r"a\.aedat"):
+            read_aedat2(path)
+    path.write_bytes(files.AEDAT2_HEADER + b"\x00\x40\x00\x00" + bytes(4))
+    with pytest.raises(DataError, match="event 0 has the address 0x400000: not a DVS128 camera"):
+        read_aedat2(path)
+
+
+def test_reading_takes_less_than_three_times_the_file(files, tmp_path):
+    path = tmp_path / "a.aedat"
+    files.write_aedat2(path, files.some_events(400_000))
+    tracemalloc.start()
+    read_aedat2(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # The chunk's own arrays come on top; they do not grow with the file.
+    assert peak < 3 * path.stat().st_size + 40 * aedat._CHUNK
+
+
+def test_upright_cifar10_dvs_swaps_the_axes_counts_from_the_other_end_and_turns_the_sign(
+    files, tmp_path
+):
+    events = files.some_events(3)
+    events[0], events[1], events[2] = (0, 0, 0, 1), (127, 0, 1, 2), (5, 20, 1, 3)
+    files.write_aedat2(tmp_path / "a.aedat", events)
+    raw = read_aedat2(tmp_path / "a.aedat")
+    turned = as_cifar10_dvs(raw)
+    assert turned.events.tolist() == [(127, 127, 1, 1), (127, 0, 0, 2), (107, 122, 0, 3)]
+    assert np.array_equal(raw.events, events)
+    assert np.array_equal(as_cifar10_dvs(turned).events, events)
+
+
+def test_a_file_comes_back_event_for_event_with_other_packets_passed_over(files, tmp_path):
+    events = files.some_events(1000)
+    for packet, other in ((1, False), (300, True), (5000, True)):
+        files.write_aedat31(tmp_path / "a.aedat", events, packet=packet, other=other)
+        raw = read_aedat31(tmp_path / "a.aedat")
+        assert np.array_equal(raw.events, events) and raw.skipped == {}
+
+
+def test_events_marked_invalid_are_counted_not_read(files, tmp_path):
+    events = files.some_events(100)
+    files.write_aedat31(tmp_path / "a.aedat", events, invalid=(0, 7, 99))
+    raw = read_aedat31(tmp_path / "a.aedat")
+    assert np.array_equal(raw.events, np.delete(events, [0, 7, 99]))
+    assert raw.skipped == {"invalid": 3}
+
+
+def test_the_headers_count_of_restarts_is_the_high_part_of_the_time(files, tmp_path):
+    events = files.some_events(500)
+    events["t_us"] += 3 * 2**31 - 500_000
+    files.write_aedat31(tmp_path / "a.aedat", events)
+    assert np.array_equal(read_aedat31(tmp_path / "a.aedat").events, events)
+
+
+def test_a_stretch_has_its_beginning_and_not_its_end(files, tmp_path):
+    events = files.some_events(1000)
+    files.write_aedat31(tmp_path / "a.aedat", events)
+    t = events["t_us"]
+    for start, end in (
+        (0, 2**40),
+        (200_000, 500_000),
+        (int(t[5]), int(t[9])),
+        (2_000_000, 3_000_000),
+    ):
+        expected = events[(t >= start) & (t < end)]
+        assert np.array_equal(read_aedat31(tmp_path / "a.aedat", start, end).events, expected)
+
+
+def refusal31(path):
+    try:
+        assert len(read_aedat31(path).events) in (0, 4, 8, 10)
+    except DataError as fault:
+        return str(fault)
+    return ""
+
+
+def test_every_cut_is_one_error_that_names_the_file_or_falls_between_packets(files, tmp_path):
+    path = tmp_path / "a.aedat"
+    files.write_aedat31(path, files.some_events(10), packet=4)
+    whole = path.read_bytes()
+    clean = 0
+    for cut in range(len(whole)):
+        path.write_bytes(whole[:cut])
+        message = refusal31(path)
+        clean += not message
+        assert not message or ("a.aedat" in message and "\n" not in message)
+    # After each line of the header but within the first, and after 5 of 6 packets.
+    assert clean == len(files.AEDAT31_HEADER.splitlines()) + 5
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        (1, 1, 8, 4, 0, -1, 0, 0),
+        (1, 1, 8, 4, 0, 5, 6, 6),
+        (1, 1, 0, 4, 0, 5, 5, 5),
+        (1, 1, 12, 4, 0, 5, 5, 5),
+        (1, 1, 8, 4, -1, 5, 5, 5),
+        (-1, 1, 8, 4, 0, 5, 5, 5),
+        (3, 1, 2**30, 4, 0, 2**30, 1, 1),
+    ],
+)
+def test_an_impossible_packet_is_refused_before_anything_is_allocated(files, tmp_path, header):
+    path = tmp_path / "a.aedat"
+    path.write_bytes(files.AEDAT31_HEADER + struct.pack("<hhiiiiii", *header) + bytes(40))
+    tracemalloc.start()
+    with pytest.raises(DataError, match=r"a\.aedat.*packet at byte \d+ is impossible"):
+        read_aedat31(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1_000_000
+
+
+def test_garbage_after_the_header_is_an_error_or_events_never_a_crash(files, tmp_path):
+    path = tmp_path / "a.aedat"
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(200):
+        path.write_bytes(files.AEDAT31_HEADER + rng.bytes(int(rng.integers(1, 200))))
+        with pytest.raises(DataError, match=r"a\.aedat"):
+            read_aedat31(path)
+        refused += 1
+    assert refused == 200
+
+
+def test_a_stretch_of_a_long_file_takes_the_memory_of_the_stretch(files, tmp_path):
+    path = tmp_path / "a.aedat"
+    files.write_aedat31(path, files.some_events(300_000), packet=4096)
+    tracemalloc.start()
+    read_aedat31(path, 0, 10_000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < path.stat().st_size / 4
+
+
+def test_aedat_2_in_its_place_is_called_that(files, tmp_path):
+    files.write_aedat2(tmp_path / "a.aedat", files.some_events(5))
+    with pytest.raises(DataError, match=r"not an AEDAT 3\.1 file but AEDAT of version '2\.0'"):
+        read_aedat31(tmp_path / "a.aedat")
+
+
+def test_a_file_comes_back_event_for_event(files, tmp_path):
+    pytest.importorskip("aedat", reason="the optional package aedat is not installed")
+    events = files.some_events(1000)
+    events["t_us"] += 1_600_000_000_000_000  # DV writes the time of day
+    files.write_aedat4(tmp_path / "a.aedat4", events)
+    assert np.array_equal(read_aedat4(tmp_path / "a.aedat4").events, events)
+
+
+def refusal(path):
+    try:
+        assert len(read_aedat4(path).events) <= 100
+    except DataError as fault:
+        return str(fault)
+    return ""
+
+
+def test_every_cut_and_any_garbage_is_one_error_that_names_the_file(files, tmp_path):
+    pytest.importorskip("aedat", reason="the optional package aedat is not installed")
+    path = tmp_path / "a.aedat4"
+    files.write_aedat4(path, files.some_events(100), packet=40)
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    broken = [whole[:cut] for cut in range(0, len(whole), 11)]
+    for _ in range(200):
+        hit = bytearray(whole)
+        hit[rng.integers(14, len(whole))] ^= 1 << rng.integers(8)
+        broken.append(bytes(hit))
+    refused = 0
+    for content in broken:
+        path.write_bytes(content)
+        message = refusal(path)
+        assert not message or "a.aedat4" in message
+        refused += bool(message)
+    assert refused > len(whole) // 11
+
+
+def test_other_files_are_called_what_they_are_without_the_package(tmp_path):
+    path = tmp_path / "a.aedat4"
+    for content, words in ((b"", "is empty"), (b"<html>", "an HTML or XML page"), (b"abc", "text")):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=words):
+            read_aedat4(path)
+
+
+def test_what_the_package_would_end_the_process_for_is_refused_before(files, tmp_path, monkeypatch):
+    path = tmp_path / "a.aedat4"
+    files.write_aedat4(path, files.some_events(100), packet=40)
+    whole = bytearray(path.read_bytes())
+    monkeypatch.setitem(sys.modules, "aedat", None)  # it is not even asked
+    header = int.from_bytes(whole[14:18], "little")
+    for place, words in ((18 + header + 7, "breaks off"), (17, "breaks off"), (400, "is no text")):
+        hit = bytearray(whole)
+        hit[place] ^= 0x80
+        path.write_bytes(hit)
+        with pytest.raises(DataError, match=rf"a\.aedat4.*{words}"):
+            read_aedat4(path)
+
+
+def test_a_missing_package_is_an_instruction(files, tmp_path, monkeypatch):
+    files.write_aedat4(tmp_path / "a.aedat4", files.some_events(5))
+    monkeypatch.setitem(sys.modules, "aedat", None)
+    with pytest.raises(DataError, match=r"pip install 'spikeformer_lt\[aedat\]'"):
+        read_aedat4(tmp_path / "a.aedat4")
+
+
+class PanicException(BaseException):
+    """As pyo3's, which is no Exception."""
+
+
+def stand_in(monkeypatch, decoder):
+    module = types.ModuleType("aedat")
+    module.Decoder = decoder
+    monkeypatch.setitem(sys.modules, "aedat", module)
+
+
+def test_a_panic_of_the_compiled_package_is_an_error_and_a_ctrl_c_is_not(
+    files, tmp_path, monkeypatch
+):
+    files.write_aedat4(tmp_path / "a.aedat4", files.some_events(5))
+
+    def panic(path):
+        raise PanicException("range end index 8 out of range\nfor slice of length 4")
+
+    stand_in(monkeypatch, panic)
+    with pytest.raises(DataError, match=r"a\.aedat4.*PanicException.*range end index") as caught:
+        read_aedat4(tmp_path / "a.aedat4")
+    assert "\n" not in str(caught.value)
+
+    def interrupt(path):
+        raise KeyboardInterrupt
+
+    stand_in(monkeypatch, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        read_aedat4(tmp_path / "a.aedat4")
+
+
+def test_the_first_stream_of_events_is_read_and_others_are_not(files, tmp_path, monkeypatch):
+    kind = [("t", "<i8"), ("x", "<u2"), ("y", "<u2"), ("on", "?")]
+    rows = np.array([(5, 1, 2, True), (6, 3, 4, False)], kind)
+
+    class Decoder:
+        streams = {0: {"type": "frame"}, 2: {"type": "events"}, 1: {"type": "events"}}  # noqa: RUF012
+
+        def __init__(self, path):
+            pass
+
+        def id_to_stream(self):
+            return self.streams
+
+        def __iter__(self):
+            yield {"stream_id": 0, "frame": None}
+            yield {"stream_id": 1, "events": rows}
+            yield {"stream_id": 2, "events": rows[:1]}
+
+    files.write_aedat4(tmp_path / "a.aedat4", files.some_events(5))
+    stand_in(monkeypatch, Decoder)
+    assert read_aedat4(tmp_path / "a.aedat4").events.tolist() == [(1, 2, 1, 5), (3, 4, 0, 6)]
+    Decoder.streams = {0: {"type": "frame"}}
+    with pytest.raises(DataError, match="has no stream of events"):
+        read_aedat4(tmp_path / "a.aedat4")

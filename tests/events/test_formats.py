@@ -1,0 +1,302 @@
+from __future__ import annotations
+
+import io
+import tracemalloc
+import warnings
+
+import numpy as np
+import pytest
+
+from spikeformer_lt.errors import ConfigError, DataError
+from spikeformer_lt.events.formats import (
+    FORMS,
+    FileReader,
+    form_of,
+    read_bin,
+    read_npy,
+    read_trials,
+)
+from spikeformer_lt.events.recording import Sensor
+from spikeformer_lt.events.split import Sample
+from spikeformer_lt.events.validate import validate
+
+SENSOR = Sensor(128, 128)
+
+
+@pytest.mark.parametrize("dtype", ["int16", "int32", "int64", "uint64", "float32", "float64"])
+def test_plain_arrays_come_back_event_for_event_from_any_type(files, tmp_path, dtype):
+    events = files.some_events(300, span_us=30_000)
+    files.write_npy(tmp_path / "a.npy", events, dtype=dtype)
+    raw = read_npy(tmp_path / "a.npy")
+    assert np.array_equal(validate(raw.events, SENSOR)[0], events)
+
+
+def test_structured_arrays_and_other_orders_and_column_major_do_too(files, tmp_path):
+    events = files.some_events(300)
+    np.save(tmp_path / "own.npy", events)
+    tonic = np.empty(300, [("x", "<i2"), ("y", "<i2"), ("p", "?"), ("t", "<i8")])
+    for theirs, ours in (("x", "x"), ("y", "y"), ("p", "p"), ("t", "t_us")):
+        tonic[theirs] = events[ours]
+    np.save(tmp_path / "tonic.npy", tonic)
+    plain = np.stack([events[name].astype("<i8") for name in ("t_us", "x", "y", "p")], 1)
+    np.save(tmp_path / "fortran.npy", np.asfortranarray(plain))
+    for name in ("own", "tonic", "fortran"):
+        raw = read_npy(tmp_path / f"{name}.npy", ("t_us", "x", "y", "p"))
+        assert np.array_equal(validate(raw.events, SENSOR)[0], events)
+
+
+def test_milliseconds_become_microseconds_without_wrapping(files, tmp_path):
+    events = files.some_events(300)
+    files.write_npy(tmp_path / "a.npy", events, ticks=1000)
+    times = read_npy(tmp_path / "a.npy", microseconds_per_tick=1000).events["t_us"]
+    assert np.array_equal(times, events["t_us"] // 1000 * 1000)
+    # Times that would wrap in the file's own type, or in any, are refused by the gate.
+    rows = np.array([[1, 1, 1, 0], [1, 1, 1, 2_200_000]], np.int32)
+    np.save(tmp_path / "long.npy", rows)
+    long = read_npy(tmp_path / "long.npy", microseconds_per_tick=1000)
+    assert validate(long.events, SENSOR)[0]["t_us"].tolist() == [0, 2_200_000_000]
+    for kind, huge in (("i8", 2**62), ("i8", -(2**62)), ("u8", 2**64 - 1)):
+        wild = np.array([[1, 1, 1, 0], [1, 1, 1, huge]], kind)
+        np.save(tmp_path / "wild.npy", wild)
+        with pytest.raises(DataError, match="event 1: t_us="):
+            validate(read_npy(tmp_path / "wild.npy", microseconds_per_tick=1000).events, SENSOR)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.zeros((5, 3), "i4"), np.zeros(5, "i4"), np.zeros((5, 4), "U2"), np.zeros((), "i4")],
+    ids=lambda array: f"{array.dtype}{list(array.shape)}",
+)
+def test_another_form_is_refused_with_the_files_name(tmp_path, array):
+    np.save(tmp_path / "a.npy", array)
+    with pytest.raises(DataError, match=r"a\.npy"):
+        read_npy(tmp_path / "a.npy")
+
+
+def test_objects_are_never_unpickled(tmp_path):
+    np.save(tmp_path / "a.npy", np.array([print], object), allow_pickle=True)
+    with pytest.raises(DataError, match="holds Python objects"):
+        read_npy(tmp_path / "a.npy")
+
+
+def test_every_cut_and_every_surplus_is_refused(files, tmp_path):
+    path = tmp_path / "a.npy"
+    files.write_npy(path, files.some_events(4))
+    whole = path.read_bytes()
+    for content in [*(whole[:cut] for cut in range(len(whole))), whole + b"\0"]:
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=r"a\.npy"):
+            read_npy(path)
+
+
+def test_a_header_that_tells_of_terabytes_allocates_nothing(tmp_path):
+    path = tmp_path / "a.npy"
+    for shape in ((10**12, 4), (-5, 4), (2**40, 2**40)):
+        buffer = io.BytesIO()
+        np.lib.format.write_array_header_1_0(
+            buffer, {"descr": "<i4", "fortran_order": False, "shape": shape}
+        )
+        path.write_bytes(buffer.getvalue() + bytes(16))
+        tracemalloc.start()
+        with pytest.raises(DataError, match="truncated or damaged"):
+            read_npy(path)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "is empty"),
+        (b"<html></html>", "an HTML or XML page"),
+        (b"PK\x03\x04", "a zip archive"),
+        (b"\x93NUMPY\x01\x00\x0a\x00{'descr': ", "damaged header"),
+        (b"\x93NUMPY\x01\x00\x12\x00__import__('os')  ", "damaged header"),
+        (b"\x93NUMPY\x09\x09\x00\x00", "damaged header"),
+    ],
+)
+def test_another_kind_of_file_is_called_what_it_is(tmp_path, content, words):
+    (tmp_path / "a.npy").write_bytes(content)
+    with pytest.raises(DataError, match=words) as caught:
+        read_npy(tmp_path / "a.npy")
+    assert "a.npy" in str(caught.value)
+
+
+def test_a_file_comes_back_event_for_event(files, tmp_path):
+    events = files.some_events(1000, 34, 34, 300_000)
+    files.write_bin(tmp_path / "a.bin", events)
+    raw = read_bin(tmp_path / "a.bin")
+    assert np.array_equal(raw.events, events) and raw.skipped == {}
+
+
+def test_clock_marks_move_all_later_times_and_are_counted(files, tmp_path):
+    events = files.some_events(500, 34, 34, 300_000)
+    files.write_bin(tmp_path / "a.bin", events, overflow_every=1)
+    raw = read_bin(tmp_path / "a.bin")
+    assert np.array_equal(raw.events, events)
+    assert raw.skipped == {"overflow": int(events["t_us"][-1]) // 2**13}
+
+
+def test_tonics_reader_gives_the_same(files, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from tonic.io import read_mnist_file
+    kind = np.dtype([("x", int), ("y", int), ("t", int), ("p", int)])
+    for overflow in (0, 1):
+        files.write_bin(tmp_path / "a.bin", files.some_events(400, 180, 240, 300_000), overflow)
+        ours, theirs = (
+            read_bin(tmp_path / "a.bin").events,
+            read_mnist_file(tmp_path / "a.bin", kind),
+        )
+        for name, other in (("x", "x"), ("y", "y"), ("p", "p"), ("t_us", "t")):
+            assert np.array_equal(ours[name], theirs[other])
+
+
+def test_a_cut_event_is_an_error_and_a_cut_between_events_is_fewer_events(files, tmp_path):
+    path = tmp_path / "a.bin"
+    files.write_bin(path, files.some_events(20, 34, 34))
+    whole = path.read_bytes()
+    for cut in range(1, len(whole)):
+        path.write_bytes(whole[:cut])
+        if cut % 5 == 0:
+            assert len(read_bin(path).events) == cut // 5
+        else:
+            with pytest.raises(DataError, match=rf"a\.bin.*{cut} bytes are no multiple of 5"):
+                read_bin(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "is empty"),
+        (b"<!DOCTYPE html>" + b"<p>gone</p>" * 10, "an HTML or XML page"),
+        (b"version https://git-lfs.github.com/spec/v1\n" * 4, "a Git LFS pointer"),
+        (b"404: not found, ask somebody else\n" * 5, "a text file"),
+    ],
+)
+def test_texts_are_no_recordings(tmp_path, content, words):
+    (tmp_path / "a.bin").write_bytes(content)
+    with pytest.raises(DataError, match=words):
+        read_bin(tmp_path / "a.bin")
+
+
+@pytest.mark.parametrize("head", [b"\x80\x03", b"PK\x03\x04", b"\x1f\x8b", b"AB"])
+def test_events_that_begin_like_another_kind_of_file_are_still_events(tmp_path, head):
+    (tmp_path / "a.bin").write_bytes((head + bytes(3))[:5] * 4)
+    assert len(read_bin(tmp_path / "a.bin").events) == 4
+
+
+CSV = "class,startTime_usec,endTime_usec\r\n1,100,200\r\n2,200,300\r\n2,350,400\r\n"
+
+
+@pytest.fixture
+def home(tmp_path):
+    for name in ("user01_led", "user24_natural_light"):
+        (tmp_path / f"{name}.aedat").touch()
+        (tmp_path / f"{name}_labels.csv").write_text(CSV)
+    (tmp_path / "trials_to_train.txt").write_text("user01_led.aedat\n\n")
+    (tmp_path / "trials_to_test.txt").write_text("user24_natural_light.aedat")
+    return tmp_path
+
+
+def test_stretches_have_their_file_times_class_from_0_and_person(home):
+    parts = read_trials(home, 11)
+    name = "user01_led.aedat"
+    assert parts["train"] == [
+        Sample(name, 100, 200, 0, "1"),
+        Sample(name, 200, 300, 1, "1"),
+        Sample(name, 350, 400, 1, "1"),
+    ]  # fmt: skip
+    assert [s.group for s in parts["test"]] == ["24"] * 3
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("12,100,200", "line 2: '12,100,200' is no class"),
+        ("0,100,200", "is no class"),
+        ("1,200,200", "later end"),
+        ("1,300,200", "later end"),
+        ("1,-5,200", "is no class"),
+        ("1,1e3,2e3", "is no class"),
+        ("1,2", "is no class"),
+        ("=cmd(),1,2", "is no class"),
+    ],
+)
+def test_a_wrong_line_is_named_with_its_file_and_number(home, line, words):
+    (home / "user01_led_labels.csv").write_text(f"class,start,end\n{line}\n")
+    with pytest.raises(DataError, match=r"user01_led_labels\.csv") as caught:
+        read_trials(home, 11)
+    assert words in str(caught.value)
+
+
+def test_missing_files_and_names_that_lead_elsewhere_are_refused(home):
+    (home / "user24_natural_light.aedat").unlink()
+    with pytest.raises(DataError, match=r"user24.*is missing; trials_to_test\.txt lists it"):
+        read_trials(home, 11)
+    (home / "user01_led_labels.csv").unlink()
+    with pytest.raises(DataError, match=r"cannot read .*user01_led_labels\.csv"):
+        read_trials(home, 11)
+    for name in ("../user01_led.aedat", "/etc/passwd", "user01_led.aedat.exe", "led.aedat"):
+        (home / "trials_to_train.txt").write_text(name)
+        with pytest.raises(DataError, match=r"trials_to_train\.txt'?, line 1"):
+            read_trials(home, 11)
+    (home / "trials_to_train.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(DataError, match=r"cannot read .*trials_to_train"):
+        read_trials(home, 11)
+
+
+def test_every_form_comes_back_event_for_event_and_is_recognised(files, tmp_path):
+    events = files.some_events(200, span_us=100_000)
+    names = {"npy": "a.npy", "bin": "a.bin", "aedat2": "a.aedat", "aedat31": "b.aedat"}
+    for form, name in names.items():
+        getattr(files, f"write_{form}")(tmp_path / name, events)
+        assert form_of(tmp_path / name) == form
+        raw = FileReader(tmp_path, form)(Sample(name))
+        assert np.array_equal(validate(raw.events, Sensor(128, 128))[0], events)
+    files.write_aedat4(tmp_path / "a.aedat4", events)
+    assert form_of(tmp_path / "a.aedat4") == "aedat4"
+    assert {*names, "aedat4", "cifar10_dvs"} == set(FORMS)
+    (tmp_path / "c.aedat").write_bytes((tmp_path / "a.aedat4").read_bytes())
+    assert form_of(tmp_path / "c.aedat") == "aedat4"
+
+
+def test_upright_pictures_and_stretches_and_milliseconds(files, tmp_path):
+    events = files.some_events(200)
+    files.write_aedat2(tmp_path / "a.aedat", events)
+    turned = FileReader(tmp_path, "cifar10_dvs")(Sample("a.aedat")).events
+    assert np.array_equal(turned["x"], 127 - events["y"])
+    files.write_aedat31(tmp_path / "b.aedat", events)
+    half = FileReader(tmp_path, "aedat31")(Sample("b.aedat", 0, 500_000)).events
+    assert np.array_equal(half, events[events["t_us"] < 500_000])
+    files.write_npy(tmp_path / "a.npy", events, ticks=1000)
+    reader = FileReader(tmp_path, "npy", microseconds_per_tick=1000)
+    assert np.array_equal(reader(Sample("a.npy")).events["t_us"], events["t_us"] // 1000 * 1000)
+
+
+def test_a_fingerprint_changes_with_the_file(files, tmp_path):
+    import os
+
+    reader = FileReader(tmp_path, "npy")
+    files.write_npy(tmp_path / "a.npy", files.some_events(5))
+    first = reader.fingerprint(Sample("a.npy"))
+    os.utime(tmp_path / "a.npy", ns=(1, 1))
+    assert reader.fingerprint(Sample("a.npy")) != first
+    with pytest.raises(DataError, match=r"gone\.npy"):
+        reader.fingerprint(Sample("gone.npy"))
+
+
+def test_what_is_no_recording_is_called_what_it_is(tmp_path):
+    (tmp_path / "a.aedat").write_bytes(b"<html>")
+    with pytest.raises(DataError, match="not AEDAT 2, 3.1 or 4 but an HTML or XML page"):
+        form_of(tmp_path / "a.aedat")
+    with pytest.raises(DataError, match="has no name of a recording"):
+        form_of(tmp_path / "a.txt")
+    with pytest.raises(ConfigError, match="did you mean 'aedat4'"):
+        FileReader(tmp_path, "aedat")
+
+
+def test_what_a_reader_depends_on_is_in_its_repr_and_where_it_lies_is_not(tmp_path):
+    told = repr(FileReader(tmp_path, "npy", ("t_us", "x", "y", "p"), 1000))
+    assert "1000" in told and "'t_us', 'x'" in told and str(tmp_path) not in told

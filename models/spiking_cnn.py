@@ -82,7 +82,10 @@ class SpikingCNN(SpikingClassifier):
             self.hidden = HiddenLayer(width, hidden, norm=norm, activation=kind, neuron=constants)
             width = hidden
         self.head = nn.Linear(width, self.num_classes)
-        self.set_neuron(self.activation)
+        if self.activation == "lif":
+            self.set_reads()
+        else:  # of layers that a subclass made from `self.neuron` alone, too
+            self.set_neuron(self.activation)
 
     def spiking_layer(self, in_channels: int, out_channels: int, **options: Any) -> ConvLayer:
         """A 3x3 :class:`ConvLayer` with this network's neurons."""

@@ -62,14 +62,14 @@ def test_the_checkout_does_not_stand_where_other_packages_are_looked_for(
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}/elsewhere")
     env = gpu.environment(tmp_path)
     code = (
-        "import os, sys, spikeformer_lt, spikeformer_lt.models.spikformer_dvs as room\n"
+        "import os, sys, spikeformer_lt, spikeformer_lt.models.spiking_vgg as room\n"
         "print([os.path.realpath(m.__file__) for m in (spikeformer_lt, room)])\n"
         "print(sys.path[1], [p for p in sys.path if os.path.isfile(p + '/models/spikformer.py')])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=True
     )
-    files = [str(ROOT / "spikeformer_lt/__init__.py"), str(ROOT / "models/spikformer_dvs.py")]
+    files = [str(ROOT / "spikeformer_lt/__init__.py"), str(ROOT / "models/spiking_vgg.py")]
     assert done.stdout == f"{files}\n/elsewhere []\n"
 
 

@@ -76,18 +76,6 @@ def _configured(neuron: NeuronConfig | None, constants: dict[str, Any]) -> Neuro
     return replace(neuron or NeuronConfig(), **constants)
 
 
-_Known = tuple[tuple[Any, ...], NeuronConfig | None]
-
-
-def _constants(neuron: Any, own: tuple[Any, ...]) -> NeuronConfig:
-    """Constants of a neuron, made again only where an attribute was changed."""
-    known, made = neuron._known
-    if known != own or made is None:
-        made = NeuronConfig(*own)
-        neuron._known = own, made  # one write, so that another thread sees both or neither
-    return made  # type: ignore[no-any-return]
-
-
 class NeuronState:
     """Voltages of one sequence that arrives in parts, by neuron; see :func:`carry`.
 
@@ -98,7 +86,7 @@ class NeuronState:
         self.voltages: dict[nn.Module, Tensor] = {}
 
     def copy(self) -> NeuronState:
-        """A state with the same voltages, which goes its own way."""
+        """A state with the same voltages that changes apart from this one."""
         other = NeuronState()
         other.voltages.update(self.voltages)
         return other
@@ -170,7 +158,8 @@ class Heaviside(Activation):
         neuron = _configured(neuron, constants)
         self.v_threshold = float(neuron.v_threshold)
         self.surrogate, self.alpha = neuron.surrogate, neuron.steepness
-        self._known: _Known = ((), None)
+        lif = replace(neuron, tau=2.0, v_reset=0.0, decay_input=False, detach_reset=True)
+        self._lif = None if neuron.surrogate == "hardtanh" else lif
 
     def activate(self, x: Tensor) -> Tensor:
         """Spikes in {0, 1}."""
@@ -178,10 +167,7 @@ class Heaviside(Activation):
 
     def as_lif(self) -> NeuronConfig | None:
         """A LIF whose first step from rest is this activation; None if the kernels have none."""
-        if self.surrogate == "hardtanh":
-            return None
-        own = (2.0, self.v_threshold, 0.0, False, self.surrogate, self.alpha, True)
-        return _constants(self, own)
+        return self._lif
 
     def extra_repr(self) -> str:
         """Constants for ``print(model)``."""
@@ -246,7 +232,7 @@ class LIF(LIFNode):  # type: ignore[misc]
             step_mode="m",
             store_v_seq=store_v_seq,
         )
-        self._known: _Known = ((), None)
+        self._known: tuple[tuple[Any, ...], NeuronConfig] = ((), neuron)
         self.params()
 
     def supported_step_mode(self) -> tuple[str, ...]:
@@ -259,15 +245,19 @@ class LIF(LIFNode):  # type: ignore[misc]
         name = _NAMES.get(type(function))
         if name is None or not function.spiking:
             return None
-        return self._params(name, float(function.alpha))
-
-    def _params(self, surrogate: str, alpha: float) -> NeuronConfig:
-        own = (self.tau, self.v_threshold, self.v_reset, self.decay_input)
-        return _constants(self, (*own, surrogate, alpha, self.detach_reset))
+        own = (
+            *(self.tau, self.v_threshold, self.v_reset, self.decay_input),
+            *(name, float(function.alpha), self.detach_reset),
+        )
+        known, made = self._known
+        if known != own:  # a constant was changed
+            made = NeuronConfig(*own)
+            self._known = own, made  # one write, so that another thread sees both or neither
+        return made
 
     def start(self, x: Tensor) -> Tensor | None:
         """Voltage before the first step of `x`: the carried one, if it has that shape, or rest."""
-        state = carried()
+        state = None if torch.compiler.is_compiling() else _CARRIED.get()
         v = None if state is None else state.voltages.get(self)
         if v is None or v.shape != x.shape[1:]:
             return None
@@ -275,7 +265,7 @@ class LIF(LIFNode):  # type: ignore[misc]
 
     def keep(self, v: Tensor) -> None:
         """Carry `v` to the next forward where a state is carried."""
-        state = carried()
+        state = None if torch.compiler.is_compiling() else _CARRIED.get()
         if state is not None:
             state.voltages[self] = v.detach()
 
@@ -321,8 +311,11 @@ class LIF(LIFNode):  # type: ignore[misc]
     def _record(self, x: Tensor, v: Tensor | None, T: int) -> tuple[Tensor, Tensor]:
         """The plain loop: for a surrogate of the user's, and to record the voltages."""
         trace: list[Tensor] = []
-        function = self.surrogate_function
-        spikes, last = lif_loop(x, v, T, self._params("sigmoid", 1.0), function, trace)
+        neuron = NeuronConfig(
+            *(self.tau, self.v_threshold, self.v_reset, self.decay_input),
+            detach_reset=self.detach_reset,
+        )
+        spikes, last = lif_loop(x, v, T, neuron, self.surrogate_function, trace)
         if self.store_v_seq:
             self.v_seq = torch.stack(trace).detach()
             self.v = self.v_seq[-1]

@@ -30,7 +30,7 @@ class BatchNorm(_BatchNorm):
     """
 
     def forward(self, x: Tensor, repeats: int = 1) -> Tensor:
-        """Normalise `x`, which stands for `repeats` equal copies of itself along time."""
+        """Normalise `x`, which represents `repeats` equal copies of itself along time."""
         y = self._normalise(x if x.dtype == torch.float64 else x.float(), repeats)
         return y.to(x.dtype)
 
@@ -47,7 +47,7 @@ class BatchNorm(_BatchNorm):
 
     def _apply_rows(self, x: Tensor, mean: Tensor, var: Tensor, batch: bool) -> Tensor:
         channels = x.shape[-1]
-        if torch.compiler.is_compiling():  # rows say nothing of strides, and any batch size goes
+        if torch.compiler.is_compiling():  # rows have no strides, so that any batch size fits
             rows = x.reshape(-1, channels)
         else:  # an image [1, C, n, 1] with its channels innermost is torch's fast way
             rows = x.reshape(1, -1, 1, channels).permute(0, 3, 1, 2)
@@ -56,7 +56,7 @@ class BatchNorm(_BatchNorm):
         return (y if y.dim() == 2 else y.permute(0, 2, 3, 1)).reshape(x.shape)
 
     def check(self, x: Tensor) -> int:
-        """Number of values per channel, refused where no statistics can be had from them."""
+        """Number of values per channel, refused if they have no statistics."""
         if x.dim() < 2 or x.shape[-1] != self.num_features:
             raise DataError(
                 f"BatchNorm got {list(x.shape)}; it must be [T|1, ..., {self.num_features}]"
@@ -120,7 +120,7 @@ def norm_act(
         act: the activation after it.
         x: [T|1, ..., C].
         T: number of time steps that the output of a LIF has; None means ``x.shape[0]``.
-        repeats: how many equal copies along time `x` stands for, as in :class:`BatchNorm`.
+        repeats: number of equal copies along time that `x` represents, as in :class:`BatchNorm`.
         need_current: also return the output of `norm`, [T|1, ..., C].
 
     Returns:

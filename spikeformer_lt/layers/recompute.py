@@ -10,8 +10,8 @@ Source: Chen et al. 2016, arXiv:1604.06174, section 3; torch.utils.checkpoint do
 from __future__ import annotations
 
 from collections import OrderedDict
-from contextlib import AbstractContextManager, nullcontext
-from types import TracebackType
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.layers.neuron import carried, carry
+from spikeformer_lt.layers.neuron import NeuronState, carried, carry
 
 __all__ = ["call", "set_recompute"]
 
@@ -51,51 +51,49 @@ def set_recompute(model: nn.Module, on: bool = True) -> int:
 
 
 def call(part: Any, *args: Any) -> Any:
-    """``part(*args)``; of a part in training that asks for it only `args` are kept."""
+    """``part(*args)``; a part in training with ``recompute`` set keeps only `args`."""
     asked = part.training and getattr(part, "recompute", False)
     if not asked or not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return part(*args)
-    again = _Again(part)
+    state = carried()
+    begun = None if state is None else state.copy()
 
     def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-        return nullcontext(), again
+        return nullcontext(), _Again(part, begun)
 
     return checkpoint(part, *args, use_reentrant=False, context_fn=contexts)
 
 
 class _Again:
-    """The part as it was before its forward; afterwards it is as if nothing had run."""
+    """The context of a second forward; it may be entered again, for a second backward pass."""
 
-    def __init__(self, part: nn.Module) -> None:
-        self.modules: list[Any] = list(part.modules())
-        state = carried()
-        self.state = None if state is None else state.copy()
+    def __init__(self, part: nn.Module, begun: NeuronState | None) -> None:
+        self._of = part, begun
 
     def __enter__(self) -> None:
-        self.carry = carry(None if self.state is None else self.state.copy())
-        self.carry.__enter__()
-        self.norms = [
-            m for m in self.modules if isinstance(m, _BatchNorm) and m.track_running_stats
-        ]
-        for norm in self.norms:
-            norm.track_running_stats = False
-        self.hooks = [module._forward_hooks for module in self.modules]
-        for module, hooks in zip(self.modules, self.hooks, strict=True):
-            if hooks:
-                module._forward_hooks = OrderedDict(
-                    (key, hook)
-                    for key, hook in hooks.items()
-                    if not getattr(hook, "observes_output", False)
-                )
+        self._context = _again(*self._of)
+        self._context.__enter__()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for norm in self.norms:
+    def __exit__(self, *error: Any) -> None:
+        self._context.__exit__(*error)
+
+
+@contextmanager
+def _again(part: nn.Module, begun: NeuronState | None) -> Iterator[None]:
+    """Let the part run from its first state, and leave no trace of this run."""
+    modules: list[Any] = list(part.modules())
+    norms = [m for m in modules if isinstance(m, _BatchNorm) and m.track_running_stats]
+    hooks = [module._forward_hooks for module in modules]
+    for norm in norms:
+        norm.track_running_stats = False
+    for module, own in zip(modules, hooks, strict=True):
+        kept = ((k, h) for k, h in own.items() if not getattr(h, "observes_output", False))
+        module._forward_hooks = OrderedDict(kept) if own else own
+    try:
+        with carry(None if begun is None else begun.copy()):
+            yield
+    finally:
+        for norm in norms:
             norm.track_running_stats = True
-        for module, hooks in zip(self.modules, self.hooks, strict=True):
-            module._forward_hooks = hooks
-        self.carry.__exit__(kind, error, trace)
+        for module, own in zip(modules, hooks, strict=True):
+            module._forward_hooks = own

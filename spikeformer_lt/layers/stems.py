@@ -164,7 +164,7 @@ class ConvPEP(nn.Module):
     def forward(self, images: Tensor, T: int, need_current: bool = False) -> tuple[Tensor, Tensor]:
         """Return (tokens, current): current is the position encoding's BatchNorm output as tokens.
 
-        The current is only valid when asked for; patch criteria on membranes ask for it.
+        The current is valid only with `need_current`, which patch criteria on membranes need.
         """
         rows = images.permute(0, 1, 3, 4, 2).contiguous()
         for stage in self.stages:

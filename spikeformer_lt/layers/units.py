@@ -493,32 +493,36 @@ def spikes_together(units: Sequence[LinearUnit], tokens: Tensor, T: int) -> Tens
         return None
     if not dispatch.takes_numba(tokens, tokens.numel() // tokens.shape[0] * T):
         return None
-    first = units[0]
-    maps, norms = [unit.linear for unit in units], [unit.norm for unit in units]
-    weight = torch.cat([m.weight for m in maps])
-    bias = None if first.linear.bias is None else torch.cat([m.bias for m in maps])
-    if applies(tokens, first.linear):
+    linear, first = units[0].linear, units[0].norm
+    found: list[Sequence[Any]] = []
+    for unit in units:
+        norm, own = unit.norm, unit.linear
+        found.append(
+            (own.weight, own.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var)
+        )
+    weight, bias, scale, shift, mean, var = map(_together, zip(*found, strict=True))
+    if applies(tokens, linear):
         current = product_rows(tokens, weight, bias)
     else:
         current = F.linear(tokens, weight, bias)
-    mean = var = None
-    count = first.norm.check(current[..., : first.norm.num_features])
-    if not first.norm.training:
-        mean = torch.cat([n.running_mean for n in norms])
-        var = torch.cat([n.running_var for n in norms])
-    scale, shift = torch.cat([n.weight for n in norms]), torch.cat([n.bias for n in norms])
-    eps = first.norm.eps
-    result = dispatch.norm_lif(current, scale, shift, mean, var, eps, None, T, neuron)
+    count = first.check(current[..., : first.num_features])
+    if first.training:
+        mean = var = None
+    result = dispatch.norm_lif(current, scale, shift, mean, var, first.eps, None, T, neuron)
     if result is None:
         return None
     spikes: Tensor = result[0].unflatten(-1, (len(units), -1))
-    mean, var = result[2].view(len(units), -1), result[3].view(len(units), -1)
-    for i, (unit, norm) in enumerate(zip(units, norms, strict=True)):
-        if norm.training:
-            norm.track(mean[i], var[i], count * (T // current.shape[0]))
+    means, variances = result[2].view(len(units), -1), result[3].view(len(units), -1)
+    for i, unit in enumerate(units):
+        if unit.norm.training:
+            unit.norm.track(means[i], variances[i], count * (T // current.shape[0]))
         for hook in unit.act._forward_hooks.values():  # observers alone, see `hooked`
             hook(unit.act, (), spikes[..., i, :])
     return spikes
+
+
+def _together(parts: Sequence[Tensor | None]) -> Any:
+    return None if parts[0] is None else torch.cat(parts)  # type: ignore[arg-type]
 
 
 def _shared_neuron(units: Sequence[Any]) -> NeuronConfig | None:

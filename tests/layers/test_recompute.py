@@ -142,3 +142,16 @@ def test_a_network_without_parts_is_refused_by_name() -> None:
     with pytest.raises(ConfigError, match="Linear has no part that says recompute"):
         set_recompute(nn.Linear(2, 2))
     assert set_recompute(nn.Linear(2, 2), on=False) == 0
+
+
+def test_a_graph_that_is_kept_is_computed_again_for_each_backward_pass() -> None:
+    model: Any = create_model("spikformer_toy", **SMALL).double().train()
+    set_recompute(model)
+    loss = model(inputs(model)).square().sum()
+    wanted = torch.autograd.grad(loss, model.head.weight, retain_graph=True)[0]
+    first, again = (
+        torch.autograd.grad(loss, model.blocks[0].mlp.fc1.norm.weight, retain_graph=True)[0]
+        for _ in range(2)
+    )
+    assert wanted.abs().sum() > 0
+    assert torch.equal(first, again)

@@ -11,6 +11,7 @@ from spikingjelly.activation_based.neuron import LIFNode
 from torch import nn
 
 from spikeformer_lt import create_model
+from spikeformer_lt.export.fold import compact
 from spikeformer_lt.layers.neuron import (
     NeuronState,
     carried,
@@ -25,6 +26,7 @@ from spikeformer_lt.layers.patches import PatchSelect, Rate
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "transformer": ("spikformer_digits", {"v_threshold": 0.3}),
     "transformer that selects patches": ("spikformer_digits", {"v_threshold": 0.3}),
+    "compact transformer": ("spikformer_digits", {"v_threshold": 0.3}),
     "vgg": ("spiking_vgg_toy", {"hidden": 16}),
     "resnet": ("spiking_resnet_toy", {}),
 }
@@ -118,6 +120,8 @@ def threads_share(name: str, calls: int) -> None:
     for part in model.modules():
         if isinstance(part, BatchNorm):
             nn.init.uniform_(part.bias, 0.0, 1.5)
+    if "compact" in name:
+        model = compact(model)
     inputs = [torch.rand(2 + i % 3, 3, 16, 16) for i in range(8)]
     with torch.no_grad():
         wanted = [model(x) for x in inputs]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.kernels import dispatch
-from spikeformer_lt.layers.neuron import LIF
+from spikeformer_lt.layers.neuron import LIF, Relu
 from spikeformer_lt.layers.units import ConvLayer
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.models.spiking_cnn import SpikingCNN, halved
@@ -356,3 +356,18 @@ def test_all_of_them_are_registered() -> None:
     assert ours <= set(list_models())
     with pytest.raises(ConfigError, match="did you mean 'image_size'"):
         create_model("spiking_vgg16", image_sise=32)
+
+
+def test_layers_of_a_subclass_get_the_network_s_activation_and_keep_their_own_constants() -> None:
+    class Own(SpikingCNN):
+        def __init__(self, **options: object) -> None:
+            super().__init__(image_size=8, **options)
+            loud = replace(self.neuron, v_threshold=0.25)
+            self.convs = nn.ModuleList(
+                [ConvLayer(3, 8, neuron=self.neuron), ConvLayer(8, 8, neuron=loud)]
+            )
+            self.build_classifier(8, self.image_size, pooled=1, hidden=None, norm=False)
+
+    plain, spiking = Own(neuron="relu"), Own()
+    assert [type(layer.act) for layer in plain.convs] == [Relu, Relu]
+    assert [layer.act.v_threshold for layer in spiking.convs] == [1.0, 0.25]

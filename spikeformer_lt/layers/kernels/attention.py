@@ -1,9 +1,7 @@
-"""The numba kernels of spiking attention: q (k^T v) of all heads, read and written in place.
+"""Spiking attention, q (k^T v) of all heads, as one differentiable operation without copies.
 
 `x` holds q, k and v side by side, [T B, N, 3, h d]; a head is d columns of each. Sums of spikes are
 integers, so the order of the products changes nothing in the outputs.
-
-Spiking attention of q, k and v that lie side by side, as one differentiable operation.
 """
 
 from __future__ import annotations
@@ -19,16 +17,6 @@ from spikeformer_lt.layers.kernels.autograd import again, once
 from spikeformer_lt.layers.kernels.jit import inner, outer
 from spikeformer_lt.layers.kernels.launch import cut, flat, new, run
 from spikeformer_lt.layers.kernels.simd import BYTES, down, load, panel_vectors, store, straight
-
-__all__ = [
-    "AttentionFunction",
-    "attend",
-    "attend_back",
-    "attend_back_parallel",
-    "attend_kernel",
-    "attend_parallel",
-    "fits",
-]
 
 
 @inner()

@@ -235,7 +235,7 @@ def pool(x: Tensor) -> Tensor | None:
     """Max-pool (3x3, stride 2, padding 1) of maps [T, B, H, W, C]."""
     if not takes_numba(x, x.numel()):
         return None
-    out: Tensor = _load("pool").PoolFunction.apply(x.contiguous())
+    out: Tensor = _load("autograd").PoolFunction.apply(x.contiguous())
     return out
 
 
@@ -252,9 +252,11 @@ def lif(x: Tensor, v: Tensor | None, T: int, neuron: NeuronConfig) -> tuple[Tens
         Spikes [T, ...] in {0, 1}, and the voltage after the last step.
     """
     if takes_numba(x, x.numel() // x.shape[0] * T):
-        start = None if v is None else v.contiguous()
+        x, v = x.contiguous(), None if v is None else v.contiguous()
         try:
-            spikes, last = _load("autograd").LIFFunction.apply(x.contiguous(), start, T, neuron)
+            if not torch.is_grad_enabled():
+                return _load("launch").Work(x, v, T, neuron).forward()  # type: ignore[no-any-return]
+            spikes, last = _load("autograd").LIFFunction.apply(x, v, T, neuron)
             return spikes, last
         except KernelError as error:
             give_up(error)
@@ -293,10 +295,13 @@ def norm_lif(
     """
     if not takes_numba(x, x.numel() // x.shape[0] * T, weight, bias, v, mean, var):
         return None
-    functions, x, batch = _load("autograd"), x.contiguous(), mean is None
+    launch, x, batch = _load("launch"), x.contiguous(), mean is None
+    v = None if v is None else v.contiguous()
     if mean is None or var is None:
-        mean, var = functions.moments(x)
-    start = None if v is None else v.contiguous()
-    operation = _load("pool").NormPoolLIFFunction if pooled else functions.NormLIFFunction
-    spikes, last = operation.apply(x, weight, bias, mean, var, batch, eps, start, T, neuron)
+        mean, var = launch.moments(x)
+    if not pooled and not torch.is_grad_enabled():
+        rows, _ = launch.norm_rows(weight, bias, mean, var, eps)
+        return *launch.Work(x, v, T, neuron, rows).forward(), mean, var
+    function = _load("autograd").NormLIFFunction
+    spikes, last = function.apply(x, weight, bias, mean, var, batch, eps, v, T, neuron, pooled)
     return spikes, last, mean, var

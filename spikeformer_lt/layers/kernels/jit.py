@@ -1,8 +1,8 @@
-"""What the numba kernels share: how they are compiled, scoped reads and writes, the surrogates.
+"""Compilation of the numba kernels, scoped reads and writes, and the surrogates.
 
-Loops vectorise only if LLVM knows that no array is written through another, which numba cannot say
-of its arrays. So elements are read and written by functions that do say it: each written array has
-a scope, and no memory may be reached under two of them. Indices are neither checked nor wrapped.
+Loops vectorise only if LLVM knows that no array is written through another, which numba cannot
+express. So elements are read and written by functions that mark it: each written array has a scope,
+and no memory may be accessed under two scopes. Indices are neither checked nor wrapped.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 def stamp(folder: Path) -> str:
-    """The state of all sources in a folder that numba compiles."""
+    """Checksum of all sources in a folder that numba compiles."""
     state = 0
     for path in sorted(folder.glob("*.py")):
         source = path.read_bytes()
@@ -48,7 +48,7 @@ def outer(parallel: bool = False) -> Callable[[Any], Any]:
         try:
             return numba.njit(cache=True, **options)(function)
         except RuntimeError as error:
-            log.info("kernels are compiled anew in this process: %s", error)
+            log.info("kernels are compiled again in this process: %s", error)
             return numba.njit(**options)(function)
 
     return decorate

@@ -37,7 +37,7 @@ def _mark_forked() -> None:
     _forked = True
 
 
-if hasattr(os, "register_at_fork"):  # OpenMP ends a forked process that asks it for threads
+if hasattr(os, "register_at_fork"):  # OpenMP ends a forked process that uses threads
     os.register_at_fork(after_in_child=_mark_forked)
 
 
@@ -48,9 +48,9 @@ def flat(x: Tensor) -> Array:
 
 
 def new(like: Tensor, shape: Sequence[int]) -> Tensor:
-    """An empty tensor; a large one lies in huge pages, where the system gives them on demand.
+    """An empty tensor; a large one is in huge pages, where the system gives them on demand.
 
-    The C library hands large blocks back to the system, and every step would fault them in anew:
+    The C library returns large blocks to the system, and every step would fault them in again:
     27 ms for 64 MB in pages of 4 kB, 4 ms in huge ones (measured).
     """
     count = math.prod(shape)
@@ -78,7 +78,7 @@ def run(alone: Any, parallel: Any, cuts: Array, args: tuple[Any, ...], *sums: Ar
     """Run a kernel over all parts, each with its own row of `sums`."""
     try:
         if cuts.size == 2:
-            alone(*args, *[rows[0] for rows in sums], cuts[0], cuts[1])
+            alone(*args, *([rows[0] for rows in sums] if sums else ()), cuts[0], cuts[1])
             return
         before, wanted = numba.get_num_threads(), cuts.size - 1
         if before == wanted:
@@ -164,39 +164,28 @@ class Work:
 
     def backward(self, grad: Tensor) -> tuple[Tensor, Array]:
         """Gradient of the current; per channel of a normalisation, sums of it and of it times x."""
-        gx = new(self.x, self.x.shape)
-        p = self.p
-        flags = (
-            p.decay_input or None,
-            p.surrogate == "sigmoid" or None,
-            not p.detach_reset or None,
-        )
+        gx, p = new(self.x, self.x.shape), self.p
+        flags = (p.decay_input, p.surrogate == "sigmoid", not p.detach_reset)
         sums = np.zeros((self.cuts.size - 1, 0 if self.head[2] is None else 2 * self.width))
-        args = (
-            *self.head,
-            flat(grad.contiguous()),
-            flat(gx),
-            self.n,
-            constants(self.p, self.data.dtype),
-        )
-        run(
-            lif.backward,
-            lif.backward_parallel,
-            self.cuts,
-            (*args, *flags, self.width),
-            sums,
-        )
+        arrays = (flat(grad.contiguous()), flat(gx), self.n, constants(p, self.data.dtype))
+        args = (*self.head, *arrays, *(flag or None for flag in flags), self.width)
+        run(lif.backward, lif.backward_parallel, self.cuts, args, sums)
         return gx, _fold(sums, self.channels)
 
     def centre(self, gx: Tensor, rows: Sequence[Array]) -> None:
         """Turn `gx` into gx * scale + (x * slope + offset), with rows of values per channel."""
         cuts = cut(gx.numel(), gx.numel(), self.width)
-        run(
-            lif.centre,
-            lif.centre_parallel,
-            cuts,
-            (flat(gx), self.data, self.tiles(rows)),
-        )
+        run(lif.centre, lif.centre_parallel, cuts, (flat(gx), self.data, self.tiles(rows)))
+
+
+def norm_rows(
+    weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, eps: float
+) -> tuple[list[Array], Array]:
+    """Scale and shift of a normalisation per channel, and 1 / sqrt(var + eps), in float64."""
+    inverse = 1.0 / np.sqrt(var.detach().numpy().astype(np.float64) + eps)
+    scale = inverse if weight is None else inverse * weight.detach().numpy()
+    shift = -mean.detach().numpy() * scale
+    return [scale, shift if bias is None else shift + bias.detach().numpy()], inverse
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -206,13 +195,8 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     repeats = max(1, _SUMS_BLOCK // channels)
     cuts = cut(data.size, data.size, channels * repeats)
     sums = np.zeros((cuts.size - 1, 2 * channels * repeats))
-    run(
-        lif.statistics,
-        lif.statistics_parallel,
-        cuts,
-        (data, np.tile(pivot, repeats)),
-        sums,
-    )
+    args = (data, np.tile(pivot, repeats))
+    run(lif.statistics, lif.statistics_parallel, cuts, args, sums)
     first, second = _fold(sums, channels) * (channels / data.size)
     mean, var = pivot + first, np.maximum(second - first * first, 0.0)
     return torch.from_numpy(mean.astype(data.dtype)), torch.from_numpy(var.astype(data.dtype))

@@ -15,20 +15,6 @@ from spikeformer_lt.layers.kernels.lif import forward
 from spikeformer_lt.layers.kernels.reference import NeuronConfig
 from spikeformer_lt.layers.kernels.simd import BYTES, down, load, panel_vectors, store, straight
 
-__all__ = [
-    "as_panels",
-    "fits",
-    "inputs_back",
-    "inputs_back_kernel",
-    "inputs_back_parallel",
-    "linear_lif",
-    "linear_lif_kernel",
-    "linear_lif_parallel",
-    "weights_back",
-    "weights_back_kernel",
-    "weights_back_parallel",
-]
-
 _DEPTH = 128  # summed at a time: a panel of that height stays in the first cache
 _ROWS = 192  # rows at a time: their values stay in the second
 

@@ -8,6 +8,7 @@ wide. Tiles are as tall as leaves registers for them: 32 of 64 bytes, else 16 of
 from __future__ import annotations
 
 import operator
+from functools import cache
 from typing import Any
 
 from llvmlite import ir
@@ -18,24 +19,6 @@ from numba.core.datamodel import models, register_default
 from numba.extending import intrinsic, lower_builtin, type_callable
 
 from spikeformer_lt.layers.kernels.jit import inner
-
-__all__ = [
-    "BYTES",
-    "at",
-    "down",
-    "gather",
-    "load",
-    "load_if",
-    "make_tile",
-    "panel_vectors",
-    "read",
-    "scatter",
-    "splat",
-    "store",
-    "straight",
-    "vector",
-    "write",
-]
 
 _FEATURES = get_host_cpu_features() if config.CPU_FEATURES is None else config.CPU_FEATURES
 BYTES = 64 if "+avx512f" in _FEATURES else 32
@@ -289,6 +272,7 @@ _tile1, _row1 = make_tile(8, 1), make_tile(1, 1)
 _TALL2 = 8 if BYTES == 64 else 4
 
 
+@cache
 def panel_vectors(columns: int, lanes: int) -> int:
     """Registers in a panel, so that whole panels make up `columns`; 0 if none do."""
     return next((v for v in range(_WIDEST, 0, -1) if columns % (v * lanes) == 0), 0)

@@ -37,28 +37,6 @@ from spikeformer_lt.layers.kernels.simd import (
     straight,
 )
 
-__all__ = [
-    "WinogradFunction",
-    "column_back",
-    "convolve",
-    "convolve_kernel",
-    "convolve_parallel",
-    "data_in",
-    "direct",
-    "grad_in",
-    "planes",
-    "planes_out",
-    "planes_parallel",
-    "put",
-    "spread",
-    "suits",
-    "weight_back",
-    "weight_in",
-    "weights_back",
-    "weights_back_kernel",
-    "weights_back_parallel",
-]
-
 
 @inner()
 def _data(d0, d1, d2, d3, d4, d5):
@@ -78,7 +56,7 @@ def _weight(g0, g1, g2):
 
 
 @inner()
-def weight_back(m0, m1, m2, m3, m4, m5):
+def filter_row(m0, m1, m2, m3, m4, m5):
     """G^T m."""
     s, t = (m1 + m2) * (1.0 / 6.0), m3 + m4
     first = m0 * 0.25 - s + t * (1.0 / 24.0)
@@ -133,8 +111,8 @@ def put(v, i, pitch, values):
 
 
 @inner()
-def data_in(x, v, t, slot, pitch, height, width, channels, lo, hi, lanes):
-    """Planes of the inputs of tile t, channels lo to hi, at [plane, slot, channel - lo] of v."""
+def input_transform(x, v, t, slot, pitch, height, width, channels, lo, hi, lanes):
+    """Transformed inputs of tile t, channels lo to hi, at [place, slot, channel - lo] of v."""
     h, w, image = _place(t, height, width)
     top, step = h - 1, width * channels
     r0, r1, r2, r3 = top >= 0, True, top + 2 < height, top + 3 < height
@@ -168,8 +146,8 @@ def _side(y, i, step, ok, r1, r2, r3):
 
 
 @inner()
-def grad_in(y, m, t, slot, pitch, height, width, channels, lo, hi, lanes):
-    """Planes of the gradient of tile t's outputs, as of the inputs in :func:`_data_in`."""
+def gradient_transform(y, m, t, slot, pitch, height, width, channels, lo, hi, lanes):
+    """Transformed gradient of tile t's outputs, stored as in :func:`input_transform`."""
     h, w, image = _place(t, height, width)
     step = width * channels
     r1, r2, r3 = h + 1 < height, h + 2 < height, h + 3 < height
@@ -214,14 +192,14 @@ def _row_out(y, i, channels, left, r, a, b, d, e, f, g):
 
 
 @inner()
-def planes_out(m, y, t, slot, pitch, height, width, channels, lo, wide, lanes):
-    """Outputs of tile t, channels lo to lo + wide, from the planes at [plane, slot] of m."""
+def output_transform(m, y, t, slot, pitch, height, width, channels, lo, wide, lanes):
+    """Outputs of tile t, channels lo to lo + wide, from the products at [place, slot] of m."""
     h, w, image = _place(t, height, width)
     base = ((image * height + h) * width + w) * channels + lo
     down, left, step = height - h, width - w, width * channels
     for c in range(0, wide, lanes):
         o, i = slot * wide + c, base + c
-        # the sums over the rows of the planes first, plane [row, column] being 6 row + column
+        # sums over rows first; place [row, column] is 6 row + column
         a = _line(m, o, 6 * pitch)
         b = _line(m, o + pitch, 6 * pitch)
         d = _line(m, o + 2 * pitch, 6 * pitch)
@@ -238,8 +216,8 @@ def planes_out(m, y, t, slot, pitch, height, width, channels, lo, wide, lanes):
 
 
 @inner()
-def column_back(total, i, pitch):
-    return weight_back(
+def filter_column(total, i, pitch):
+    return filter_row(
         load(total, i),
         load(total, i + pitch),
         load(total, i + 2 * pitch),
@@ -257,8 +235,8 @@ def spread(gw, i, step, values):
 
 
 @inner()
-def weight_in(w, i, s, step, u, o, pitch):
-    """Planes of the 3x3 weights at i, s apart, of a vector of outputs, `step` apart."""
+def filter_vectors(w, i, s, step, u, o, pitch):
+    """Transformed 3x3 filters at i, s apart, of a vector of outputs, `step` apart."""
     a = _weight(gather(w, i, step), gather(w, i + 3 * s, step), gather(w, i + 6 * s, step))
     i += s
     b = _weight(gather(w, i, step), gather(w, i + 3 * s, step), gather(w, i + 6 * s, step))
@@ -272,15 +250,15 @@ def weight_in(w, i, s, step, u, o, pitch):
     put(u, o + 30 * pitch, pitch, _weight(a[5], b[5], d[5]))
 
 
-_GAP = 16  # values between planes, so that they do not all meet in the same set of the cache
+_GAP = 16  # values between places, so that they do not all map to the same set of the cache
 
 
 @outer()
-def planes(w, u, summed, made, step_in, step_out, flip, vectors, lanes, lo, hi):
-    """Weight planes u[plane, panel, in, column] of the outputs of lanes lo to hi.
+def filter_transform(w, u, summed, made, step_in, step_out, flip, vectors, lanes, lo, hi):
+    """Transformed filters u[place, panel, in, column] of the outputs of lanes lo to hi.
 
-    The nine values of a weight lie together, those of the next input `step_in` further, of the next
-    output `step_out`; `flip` turns them by half a turn.
+    The nine values of a filter are adjacent, those of the next input `step_in` further, of the next
+    output `step_out`; `flip` rotates them by 180 degrees.
     """
     cols = vectors * lanes
     pitch = summed * made
@@ -290,7 +268,7 @@ def planes(w, u, summed, made, step_in, step_out, flip, vectors, lanes, lo, hi):
             i = group * lanes * step_out + c * step_in + (8 if flip else 0)
             s = -1 if flip else 1
             o = (panel * summed + c) * cols + column
-            weight_in(w, i, s, step_out, u, o, pitch)
+            filter_vectors(w, i, s, step_out, u, o, pitch)
 
 
 @outer()
@@ -303,7 +281,7 @@ def convolve_kernel(x, u, y, height, width, summed, made, vectors, lanes, block,
     for first in range(lo, hi, block):
         count = min(block, hi - first)
         for t in range(count):
-            data_in(x, v, first + t, t, pitch, height, width, summed, 0, summed, lanes)
+            input_transform(x, v, first + t, t, pitch, height, width, summed, 0, summed, lanes)
         for panel in range(panels):
             for p in range(36):
                 base = (p * panels + panel) * summed
@@ -313,7 +291,7 @@ def convolve_kernel(x, u, y, height, width, summed, made, vectors, lanes, block,
                         m, p * pitch_m, cols, count, min(depth, summed - c), c > 0,
                     )  # fmt: skip
             for t in range(count):
-                planes_out(
+                output_transform(
                     m, y, first + t, t, pitch_m, height, width, made, panel * cols, cols, lanes
                 )
 
@@ -330,8 +308,8 @@ def _part_back(
     for first in range(0, tiles, block):
         count = min(block, tiles - first)
         for t in range(count):
-            data_in(x, v, first + t, t, pitch, height, width, summed, c_lo, c_hi, lanes)
-            grad_in(g, m, first + t, t, pitch_m, height, width, made, k_lo, k_hi, lanes)
+            input_transform(x, v, first + t, t, pitch, height, width, summed, c_lo, c_hi, lanes)
+            gradient_transform(g, m, first + t, t, pitch_m, height, width, made, k_lo, k_hi, lanes)
         for p in range(36):
             for k in range(0, wide, cols):
                 down(
@@ -341,17 +319,17 @@ def _part_back(
     for c in range(tall):
         for k in range(0, wide, lanes):
             o = c * wide + k
-            a = column_back(total, o, 6 * pitch_u)
-            b = column_back(total, o + pitch_u, 6 * pitch_u)
-            d = column_back(total, o + 2 * pitch_u, 6 * pitch_u)
-            e = column_back(total, o + 3 * pitch_u, 6 * pitch_u)
-            f = column_back(total, o + 4 * pitch_u, 6 * pitch_u)
-            h = column_back(total, o + 5 * pitch_u, 6 * pitch_u)
+            a = filter_column(total, o, 6 * pitch_u)
+            b = filter_column(total, o + pitch_u, 6 * pitch_u)
+            d = filter_column(total, o + 2 * pitch_u, 6 * pitch_u)
+            e = filter_column(total, o + 3 * pitch_u, 6 * pitch_u)
+            f = filter_column(total, o + 4 * pitch_u, 6 * pitch_u)
+            h = filter_column(total, o + 5 * pitch_u, 6 * pitch_u)
             step = 9 * summed
             i = (k_lo + k) * step + (c_lo + c) * 9
-            spread(gw, i, step, weight_back(a[0], b[0], d[0], e[0], f[0], h[0]))
-            spread(gw, i + 3, step, weight_back(a[1], b[1], d[1], e[1], f[1], h[1]))
-            spread(gw, i + 6, step, weight_back(a[2], b[2], d[2], e[2], f[2], h[2]))
+            spread(gw, i, step, filter_row(a[0], b[0], d[0], e[0], f[0], h[0]))
+            spread(gw, i + 3, step, filter_row(a[1], b[1], d[1], e[1], f[1], h[1]))
+            spread(gw, i + 6, step, filter_row(a[2], b[2], d[2], e[2], f[2], h[2]))
 
 
 @outer()
@@ -367,9 +345,9 @@ def weights_back_kernel(
 
 
 @outer(parallel=True)
-def planes_parallel(w, u, summed, made, step_in, step_out, flip, vectors, lanes, cuts):
+def filter_transform_parallel(w, u, summed, made, step_in, step_out, flip, vectors, lanes, cuts):
     for p in numba.prange(cuts.size - 1):
-        planes(
+        filter_transform(
             w, u, summed, made, step_in, step_out, flip, vectors, lanes, cuts[p], cuts[p + 1]
         )  # fmt: skip
 
@@ -393,9 +371,9 @@ def weights_back_parallel(
         )  # fmt: skip
 
 
-_BLOCK = 48  # tiles turned and multiplied together; 24 and 96 are as fast
+_BLOCK = 48  # tiles transformed and multiplied together; 24 and 96 are as fast
 _DEPTH = 128  # channels summed at a time: that height of a panel stays in the first cache
-_WORTH = 96  # tiles from which turning the weights is repaid
+_WORTH = 96  # tiles from which transforming the filters is repaid
 
 
 @lru_cache(maxsize=1024)
@@ -416,36 +394,36 @@ def _tiles(rows: Sequence[int]) -> int:
     return rows[0] * rows[1] * -(-height // 4) * -(-width // 4)
 
 
-def _planes(weight: Tensor, turned: bool) -> tuple[Array, int]:
-    """Planes of the weights, of those that give the inputs' gradient if `turned`; panel width."""
+def _transformed_filters(weight: Tensor, backward: bool) -> tuple[Array, int]:
+    """Transformed filters, of the gradient of the inputs if `backward`, and the panel width."""
     made, summed = weight.shape[:2]
     steps = (9, 9 * summed)
-    if turned:
+    if backward:
         made, summed, steps = summed, made, (steps[1], steps[0])
     lanes = BYTES // weight.element_size()
     vectors = panel_vectors(made, lanes)
     data = flat(weight.contiguous())
     transformed: Array = np.empty(4 * data.size, data.dtype)
     cuts = cut(made // lanes, transformed.size, 1)
-    args = (data, transformed, summed, made, *steps, turned, vectors, lanes)
-    run(planes, planes_parallel, cuts, args)
+    args = (data, transformed, summed, made, *steps, backward, vectors, lanes)
+    run(filter_transform, filter_transform_parallel, cuts, args)
     return transformed, vectors
 
 
-def convolve(rows: Tensor, weight: Tensor, turned: bool = False) -> Tensor:
+def convolve(rows: Tensor, weight: Tensor, backward: bool = False) -> Tensor:
     """The convolution of rows [T, B, H, W, C].
 
-    With `turned`, rows are the gradient of its outputs, and the result is that of its inputs.
+    With `backward`, rows are the gradient of its outputs, and the result is that of its inputs.
     """
-    planes, vectors = _planes(weight, turned)
-    summed, made = rows.shape[-1], weight.shape[1 if turned else 0]
+    filters, vectors = _transformed_filters(weight, backward)
+    summed, made = rows.shape[-1], weight.shape[1 if backward else 0]
     out = new(rows, (*rows.shape[:-1], made))
     height, width = rows.shape[2:4]
     lanes = BYTES // rows.element_size()
     tiles = _tiles(rows.shape)
-    cuts = cut(tiles, planes.size // 36 * tiles, 1)
+    cuts = cut(tiles, filters.size // 36 * tiles, 1)
     sizes = (height, width, summed, made, vectors, lanes, _BLOCK, _DEPTH)
-    args = (flat(rows), planes, flat(out), *sizes)
+    args = (flat(rows), filters, flat(out), *sizes)
     run(convolve_kernel, convolve_parallel, cuts, args)
     return out
 
@@ -453,7 +431,7 @@ def convolve(rows: Tensor, weight: Tensor, turned: bool = False) -> Tensor:
 def _parts(summed: int, made: int, lanes: int, threads: int) -> tuple[Array, int]:
     """Bounds of inputs and outputs of each thread's share of the weights; panel width.
 
-    A share turns its own inputs and outputs, so the fewest channels turned twice are the best.
+    A share transforms its own inputs and outputs; the fewest channels transformed twice are best.
     """
     best = (1, 1)
     for a in range(1, threads + 1):
@@ -509,7 +487,7 @@ class WinogradFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Convolve with the weights turned, and the planes of inputs and outputs."""
+        """Convolve with the rotated filters, and multiply transformed inputs and gradients."""
         rows, weight = ctx.saved_tensors
 
         def kernels() -> tuple[Tensor | None, ...]:

@@ -16,8 +16,8 @@ def test_threads_change_nothing() -> None:
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            out, labels = pool._forward(x, None)
-            found.append((out, labels, pool._backward(g, labels, x, None)))
+            out, labels = pool.max_pool(x, None)
+            found.append((out, labels, pool.max_pool_back(g, labels, x, None)))
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
@@ -26,7 +26,7 @@ def test_threads_change_nothing() -> None:
 @pytest.mark.parametrize("size", [(4, 4), (5, 3)])
 def test_a_negative_factor_takes_the_smallest(size: tuple[int, int]) -> None:
     x = torch.randn(1, 2, *size, 2)
-    out, labels = pool._forward(x, np.array([1.0, -1.0], np.float32))
+    out, labels = pool.max_pool(x, np.array([1.0, -1.0], np.float32))
     wanted = torch.stack([pool.pool(x)[..., 0], -pool.pool(-x)[..., 1]], -1)
     assert torch.equal(out, wanted)
     assert labels.max() <= 8
@@ -35,5 +35,5 @@ def test_a_negative_factor_takes_the_smallest(size: tuple[int, int]) -> None:
 def test_a_nan_stays() -> None:
     x = torch.zeros(1, 1, 4, 4, 1)
     x[0, 0, 1, 1] = float("nan")
-    out, _ = pool._forward(x, None)
+    out, _ = pool.max_pool(x, None)
     assert out.isnan().all()

@@ -26,7 +26,7 @@ def test_tiles_and_channels_may_be_cut_anywhere(block: int, depth: int) -> None:
     x, w, wanted = maps()
     u, y = np.full(36 * C * K, np.nan), np.full(N * H * W * K, np.nan)
     for lo, hi in ((0, 1), (1, 2)):
-        kernels.planes(w.numpy().ravel(), u, C, K, 9, 9 * C, False, 2, LANES, lo, hi)
+        kernels.filter_transform(w.numpy().ravel(), u, C, K, 9, 9 * C, False, 2, LANES, lo, hi)
     for lo, hi in ((0, 5), (5, 7), (7, TILES)):
         args = (x.numpy().ravel(), u, y, H, W, C, K, 2, LANES, block, depth)
         kernels.convolve_kernel(*args, lo, hi)

@@ -1,4 +1,4 @@
-"""Planes are what the published matrices make of tiles and weights."""
+"""Transforms are the products with the published matrices."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import pytest
 from spikeformer_lt.layers.kernels.jit import outer
 from spikeformer_lt.layers.kernels.simd import BYTES
 from spikeformer_lt.layers.kernels.winograd import (
-    column_back,
-    data_in,
-    grad_in,
-    planes_out,
+    filter_column,
+    filter_row,
+    filter_vectors,
+    gradient_transform,
+    input_transform,
+    output_transform,
     spread,
-    weight_back,
-    weight_in,
 )
 
 LANES = BYTES // 8
@@ -36,16 +36,16 @@ A = np.array([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 
 @outer()
 def _run(x, y, w, planes, out, gw, t, height, width, channels, lanes):  # type: ignore[no-untyped-def]
     pitch = channels
-    data_in(x, planes[0], t, 0, pitch, height, width, channels, 0, channels, lanes)
-    grad_in(y, planes[1], t, 0, pitch, height, width, channels, 0, channels, lanes)
-    weight_in(w, 0, 1, 9, planes[2], 0, pitch)
-    planes_out(planes[3], out, t, 0, pitch, height, width, channels, 0, channels, lanes)
+    input_transform(x, planes[0], t, 0, pitch, height, width, channels, 0, channels, lanes)
+    gradient_transform(y, planes[1], t, 0, pitch, height, width, channels, 0, channels, lanes)
+    filter_vectors(w, 0, 1, 9, planes[2], 0, pitch)
+    output_transform(planes[3], out, t, 0, pitch, height, width, channels, 0, channels, lanes)
     step = 6 * pitch
-    a, b = column_back(planes[3], 0, step), column_back(planes[3], pitch, step)
-    c, d = column_back(planes[3], 2 * pitch, step), column_back(planes[3], 3 * pitch, step)
-    e, f = column_back(planes[3], 4 * pitch, step), column_back(planes[3], 5 * pitch, step)
+    a, b = filter_column(planes[3], 0, step), filter_column(planes[3], pitch, step)
+    c, d = filter_column(planes[3], 2 * pitch, step), filter_column(planes[3], 3 * pitch, step)
+    e, f = filter_column(planes[3], 4 * pitch, step), filter_column(planes[3], 5 * pitch, step)
     for row in range(3):
-        values = weight_back(a[row], b[row], c[row], d[row], e[row], f[row])
+        values = filter_row(a[row], b[row], c[row], d[row], e[row], f[row])
         spread(gw, 3 * row, 9, values)
 
 

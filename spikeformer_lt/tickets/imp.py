@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.registry import register_search
 from spikeformer_lt.rng import seed_for
-from spikeformer_lt.tickets.base import Search, magnitudes, shuffled, snapshot
+from spikeformer_lt.tickets.base import Search, magnitudes, prunable, shuffled, snapshot
 from spikeformer_lt.tickets.configs import ImpConfig, preset_optim
 from spikeformer_lt.training.phase import Capture, Fit, Masked, Phase
 
@@ -43,7 +43,7 @@ class Imp(Search):
         self._fit(fit, model, replace(dense, settled_from=config.epochs - 1))
         epochs = config.round_epochs or max(1, config.epochs - step.epochs)
         for number, level in enumerate(levels, 1):
-            scores = magnitudes(config.prune.weights(model))
+            scores = magnitudes(prunable(model, config.prune))
             mask = Mask.from_scores(scores, level, config.scope, mask, config.floor)
             self.masks.append(mask)
             self._rewind(model, early.captured)

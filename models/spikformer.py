@@ -123,11 +123,25 @@ class Spikformer(SpikingClassifier):
 
     def forward(self, x: Tensor) -> Tensor:
         """Classify images or frames."""
-        tokens = self.embed(self.time_first(x))
+        return self.classify(self.time_first(x)).transpose(0, 1)
+
+    def classify(self, images: Tensor) -> Tensor:
+        """Logits ``[T, B, K]`` of ``[T|1, B, C, H, W]``."""
+        return self.classify_tokens(*self.stem_tokens(images), images)
+
+    def stem_tokens(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """All tokens ``[T|1, B, N, D]`` of images, and their current if the selection reads it."""
+        need_current = self.patch is not None and self.patch.score.needs_current
+        out: tuple[Tensor, Tensor] = self.conv_pep(images, self.T, need_current)
+        return out
+
+    def classify_tokens(self, tokens: Tensor, current: Tensor, images: Tensor) -> Tensor:
+        """Logits ``[T, B, K]`` of the stem's outputs for `images`."""
+        tokens = self._select(tokens, current, images)
         for block in self.blocks:
             tokens = call(block, tokens, self.T)
         logits: Tensor = self.head(tokens.mean(2))
-        return logits.transpose(0, 1)
+        return logits
 
     def embed(self, images: Tensor) -> Tensor:
         """ConvPEP and patch selection: ``[T|1, B, C, H, W]`` -> kept tokens ``[T|1, B, N', D]``.
@@ -135,14 +149,16 @@ class Spikformer(SpikingClassifier):
         Raises:
             ConfigError: a selection that rescales the attention, not put in by `set_patch`.
         """
+        return self._select(*self.stem_tokens(images), images)
+
+    def _select(self, tokens: Tensor, current: Tensor, images: Tensor) -> Tensor:
         patch = self.patch
         if patch is None:
-            return self.conv_pep(images, self.T)[0]
+            return tokens
         if patch.rescale and self.blocks[0].attn.rescale_to is None:
             raise ConfigError(
                 "a selection with rescale=True is put in by model.set_patch(selection)"
             )
-        tokens, current = self.conv_pep(images, self.T, patch.score.needs_current)
         index, multiplier = patch(tokens, current, images, self.T)
         if patch.space == "pixel":
             with carry(None):

@@ -44,6 +44,15 @@ class ResidualBlock(nn.Module):
         """The first convolution, which the second alone reads."""
         return [Chain(("conv1", "conv2"))]
 
+    @property
+    def neuron(self) -> Any:
+        """The neuron after the sum."""
+        return self.act
+
+    def branch(self) -> tuple[ConvLayer, ConvLayer]:
+        """The two convolutions."""
+        return self.conv1, self.conv2
+
     def set_reads(self, reads: Reads) -> Reads:
         """Tell the convolutions what values the block reads; return those of its output."""
         self.conv1.reads, self.conv2.reads = reads, "spikes" if self.conv1.fires else "real"

@@ -1,10 +1,7 @@
-"""From a ticket to a folder that others can load, complete and verified or not there at all."""
+"""Exports: a ticket packed into a folder that loads by itself, verified before it appears."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,27 +9,65 @@ from typing import Any
 
 from torch import Tensor
 
-from spikeformer_lt.disk import free_bytes, sync_folder, write_atomic
-from spikeformer_lt.errors import ExportError, shown
-from spikeformer_lt.export.file import CONFIG, TENSORS, read_packed, write_packed
-from spikeformer_lt.export.fold import CompactModel, compact
-from spikeformer_lt.export.hub import model_card
-from spikeformer_lt.export.verify import Check, Size, sizes, verify
-from spikeformer_lt.ticket import Ticket
+from spikeformer_lt.bundle import staged
+from spikeformer_lt.disk import parse_json
+from spikeformer_lt.errors import ExportError
+from spikeformer_lt.export.file import (
+    CARD,
+    CONFIG,
+    EXPORT,
+    TENSORS,
+    read_packed,
+    write_packed,
+)
+from spikeformer_lt.export.fold import compact
+from spikeformer_lt.export.verify import Check, Size, model_card, size_table, sizes, verify
+from spikeformer_lt.ticket import Ticket, finished_folder
 from spikeformer_lt.tickets.surgery import model_from_ticket
 
-__all__ = ["Exported", "export_ticket", "load_exported", "read_ticket"]
+__all__ = ["Exported", "export_run", "export_ticket", "load_exported", "read_ticket"]
 
-CARD = "README.md"
+REPORTED = ("test_accuracy", "val_accuracy", "test_count", "sparsity", "run_id")
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written, and what its check found."""
+    """An export that was written: its folder, its sizes, and the result of its check."""
 
     folder: Path
     sizes: list[Size]
     check: Check
+    trained: bool = True
+
+    def summary(self) -> str:
+        """Sizes and check as text of several lines."""
+        notice = "NOTICE: this ticket holds its start weights: an untrained network is exported\n"
+        check = self.check
+        return (
+            f"{'' if self.trained else notice}{size_table(self.sizes)}\n"
+            f"verified: reloaded logits within {check.reload_gap:.3g}; compact within "
+            f"{check.compact_gap_float64:.3g} (float64), {check.compact_gap_float32:.3g} "
+            f"(float32); same class {100 * check.same_class:.0f} %"
+        )
+
+
+def export_run(run: str | Path, folder: str | Path, **options: Any) -> Exported:
+    """Export the network that a run ended with; accuracies and sparsities of its report go along.
+
+    Args:
+        run: a run directory, or a ticket folder.
+        folder: new or empty folder.
+        options: `precision` and `overwrite` of `export_ticket`.
+
+    Raises:
+        ExportError, TicketError: as `export_ticket`; an unreadable ticket or report.
+    """
+    ticket, report = Ticket.load(finished_folder(run)), Path(run) / "report.json"
+    about: dict[str, Any] = {}
+    if report.is_file():
+        known = parse_json(report.read_text(encoding="utf-8"), str(report), ExportError)
+        about = {name: known[name] for name in REPORTED if name in known}
+    return export_ticket(ticket, folder, about=about, **options)
 
 
 def export_ticket(
@@ -44,7 +79,7 @@ def export_ticket(
     images: Tensor | None = None,
     overwrite: bool = False,
 ) -> Exported:
-    """Pack a ticket, load it back, compare, and only then let the folder appear.
+    """Pack a ticket, load it back and compare it; the folder appears only if both are equal.
 
     Args:
         ticket: its provenance must name the model, as that of every recipe's ticket does.
@@ -58,32 +93,14 @@ def export_ticket(
         ExportError: the folder is in use, the ticket cannot be stored, or the check failed.
         TicketError: the ticket names no model, or not the one it is of.
     """
-    folder = Path(folder)
-    _refuse_foreign(folder, overwrite)
-    tag = uuid.uuid4().hex[:12]
-    stage = folder.with_name(f".{folder.name[:100]}.tmp-{tag}")
-    try:
+    with staged(folder, EXPORT, overwrite) as stage:
         write_packed(stage, ticket, precision, about)
-        packed, check = verify(ticket, stage, images)
-        found = sizes(packed, stage)
-        card = model_card(packed, found, check)
-        write_atomic(stage / CARD, card.encode("utf-8"), ExportError)
-        if folder.exists():
-            old = folder.with_name(f".{folder.name[:100]}.old-{tag}")
-            os.rename(folder, old)
-            os.rename(stage, folder)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            os.rename(stage, folder)
-    except OSError as fault:
-        raise ExportError(
-            f"cannot write {shown(str(folder), 300)}: {fault.strerror or fault}; "
-            f"{free_bytes(folder.parent)} bytes free"
-        ) from fault
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
-    sync_folder(folder.parent)
-    return Exported(folder, found, check)
+        packed = read_packed(stage.path)
+        check = verify(ticket, packed, images)
+        found = sizes(packed, stage.path, check.stem)
+        stage.write(CARD, model_card(packed, found, check).encode("utf-8"))
+    trained = ticket.provenance.get("trained") is not False
+    return Exported(Path(folder), found, check, trained)
 
 
 def load_exported(folder: str | Path, *, plain: bool = False, **overrides: Any) -> Any:
@@ -91,7 +108,7 @@ def load_exported(folder: str | Path, *, plain: bool = False, **overrides: Any) 
 
     Args:
         folder: what `export_ticket` or ``recipes/export.py`` wrote.
-        plain: give the network as it was trained instead of its compact form.
+        plain: return the network as it was trained instead of its compact form.
         overrides: model arguments to change, such as T.
 
     Returns:
@@ -99,15 +116,12 @@ def load_exported(folder: str | Path, *, plain: bool = False, **overrides: Any) 
         logits ``[B, T, K]``.
 
     Raises:
-        ExportError: no export, a newer one, or an edited config.json.
+        ExportError: no export, a newer one, or files changed since it was written.
         CheckpointError: a damaged tensor file; the tensor is named where it is one.
         TicketError: the stored weights are not of the model that they name.
     """
     model = model_from_ticket(read_packed(folder).ticket, **overrides).eval()
-    if plain:
-        return model
-    fast: CompactModel = compact(model)
-    return fast
+    return model if plain else compact(model)
 
 
 def read_ticket(folder: str | Path) -> Ticket:
@@ -121,20 +135,3 @@ def read_ticket(folder: str | Path) -> Ticket:
     if (folder / CONFIG).is_file() and (folder / TENSORS).is_file():
         return read_packed(folder).ticket
     return Ticket.load(folder)
-
-
-def _refuse_foreign(folder: Path, overwrite: bool) -> None:
-    if not folder.is_dir():
-        if folder.exists() or folder.is_symlink():
-            raise ExportError(f"{shown(str(folder), 300)} is a file; give a folder's name")
-        return
-    there = sorted(entry.name for entry in folder.iterdir())
-    if there and not (overwrite and {CARD, CONFIG, TENSORS}.issuperset(there)):
-        raise ExportError(
-            f"{shown(str(folder), 300)} already holds {shown(there[0])}; give a new folder"
-            + (
-                ""
-                if overwrite
-                else " or overwrite=True (--overwrite), which replaces an export only"
-            )
-        )

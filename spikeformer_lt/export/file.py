@@ -1,11 +1,11 @@
-"""One tensor as masks, signs, gains and values, each in the cheapest of its forms.
+"""The files of an export: tensors packed into streams, and a config.json that seals them.
 
-A packed ticket on disk: one safetensors file of streams and a config.json that seals it.
+Each tensor is stored as mask, signs, gains and values, each in the shortest of its codes. The
+streams are one safetensors file with a table of the tensors.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import zlib
@@ -19,17 +19,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spikeformer_lt.disk import (
-    content_kind,
-    parse_json,
-    read_tensors,
-    sha256_of,
-    write_atomic,
-    write_tensors,
-)
+from spikeformer_lt.bundle import BundleKind, Stage, open_bundle
+from spikeformer_lt.disk import parse_json
 from spikeformer_lt.errors import CheckpointError, ExportError, shown
 from spikeformer_lt.export.codec import (
-    binary_gains,
     contexts_of,
     decode_bits,
     decode_values,
@@ -38,11 +31,14 @@ from spikeformer_lt.export.codec import (
     encode_values,
     from_signs,
 )
+from spikeformer_lt.layers.subnet import binary_gains
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.ticket import Ticket
 
 __all__ = [
+    "CARD",
     "CONFIG",
+    "EXPORT",
     "PRECISIONS",
     "TENSORS",
     "Packed",
@@ -56,6 +52,12 @@ __all__ = [
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 STREAMS = {"bits": torch.uint8, "gains": torch.float32, "raw": torch.uint8}
 MAX_ENTRIES = 1 << 34
+TABLE_LIMIT = 1 << 26  # bytes of text
+FORMAT = "spikeformer_lt.export"
+CONFIG, TENSORS, CARD = "config.json", "model.safetensors", "README.md"
+EXPORT = BundleKind(  # format 1 had no coded values
+    "export", FORMAT, 2, CONFIG, ExportError, files=(TENSORS, CARD), indent=None
+)
 Bits = NDArray[np.uint8]
 
 
@@ -63,11 +65,11 @@ Bits = NDArray[np.uint8]
 class Row:
     """How one tensor is stored.
 
-    ``form`` is "dense", "raw" (not float32: its own bytes), "sparse" (values of the kept entries)
-    or "binary" (signs of the kept entries, and one gain or one for each output filter). ``mask``
-    and ``signs`` are pairs (code, bytes): "bits", "one" context, "out" or "in" (one context for
-    each output or input channel), "all" kept; "none" means that the ticket has no mask here.
-    ``values`` is the depth of the code of the values and its bytes; 0 says that they are plain.
+    ``form`` is "dense", "raw" (bytes of another dtype than float32), "sparse" (values of the kept
+    entries) or "binary" (signs of the kept entries, and one gain, or one per output filter).
+    ``mask`` and ``signs`` are pairs (code, bytes); the codes are "bits", "one" (one context), "out"
+    or "in" (one context per output or input channel), "all" (all kept) and "none" (no mask).
+    ``values`` is the depth and the bytes of the code of the values; depth 0 is plain values.
     """
 
     name: str
@@ -78,7 +80,7 @@ class Row:
     signs: Sequence[str | int]
     gains: int
     sha256: str
-    values: Sequence[int] = (0, 0)  # what the rows of format v1 do not say
+    values: Sequence[int] = (0, 0)  # rows of format v1 lack it
 
     def as_list(self) -> list[object]:
         """Values in the order of the fields, for JSON."""
@@ -87,7 +89,7 @@ class Row:
 
 @dataclass
 class Writer:
-    """Packs tensors one after another into four streams.
+    """Packs tensors, one after another, into four streams.
 
     Args:
         precision: of the dense values and of kept values that are not binary.
@@ -96,7 +98,6 @@ class Writer:
     precision: str = "fp32"
     rows: list[Row] = field(default_factory=list)
     parts: dict[str, list[Tensor]] = field(default_factory=dict)
-    coded: Sequence[int] = (0, 0)  # the `values` of the tensor being added
 
     def add(self, name: str, tensor: Tensor, kept: Tensor | None) -> None:
         """Pack a tensor whose removed entries are 0; -0.0 there comes back as 0.0.
@@ -104,31 +105,29 @@ class Writer:
         Raises:
             ExportError: float64, or a value too large for the precision.
         """
-        plain, self.coded = tensor.detach().cpu().contiguous(), (0, 0)
+        plain = tensor.detach().cpu().contiguous()
         if plain.dtype == torch.float64:
             raise ExportError(f"tensor {shown(name)} is float64; convert the model with .float()")
+        kept = None if kept is None else kept.cpu()
+        chosen = torch.ones_like(plain, dtype=torch.bool) if kept is None else kept
+        form, value, signs, coded, count = "raw", plain, ("all", 0), (0, 0), 0
+        mask = ("none", 0) if kept is None else self._bits(kept, plain.shape)
         if plain.dtype != torch.float32:
             self._put("raw", plain.reshape(-1).view(torch.uint8))
-            mask = self._bits(kept, plain.shape) if kept is not None else ("none", 0)
-            self._row(name, plain, plain, kept, "raw", mask, ("all", 0), 0)
-            return
-        chosen = torch.ones_like(plain, dtype=torch.bool) if kept is None else kept.cpu()
-        gains = binary_gains(plain, chosen)
-        if kept is None and gains is None:
-            value = self._round(plain, name)
-            self._row(name, plain, value, None, "dense", ("none", 0), ("all", 0), 0)
-            return
-        mask = self._bits(chosen, plain.shape) if kept is not None else ("none", 0)
-        if gains is None:
-            value = torch.zeros_like(plain)
-            value[chosen] = self._round(plain[chosen], name)
-            self._row(name, plain, value, kept, "sparse", mask, ("all", 0), 0)
-            return
-        negative = plain[chosen] < 0
-        signs = self._bits(negative, negative.shape)
-        self._put("gains", gains)
-        value = from_signs(chosen, negative, gains)
-        self._row(name, plain, value, kept, "binary", mask, signs, len(gains))
+        elif (gains := binary_gains(plain, chosen)) is not None:
+            form, count, negative = "binary", len(gains), plain[chosen] < 0
+            signs = self._bits(negative, negative.shape)
+            self._put("gains", gains)
+            value = from_signs(chosen, negative, gains)
+        elif kept is None:
+            form = "dense"
+            value, coded = self._values(plain, name)
+        else:
+            form, value = "sparse", torch.zeros_like(plain)
+            value[chosen], coded = self._values(plain[chosen], name)
+        dtype, shape = str(plain.dtype).removeprefix("torch."), list(plain.shape)
+        digest = digest_of(value, kept)
+        self.rows.append(Row(name, dtype, shape, form, mask, signs, count, digest, coded))
 
     def streams(self) -> dict[str, Tensor]:
         """The four streams as flat tensors."""
@@ -138,7 +137,8 @@ class Writer:
             for name, kind in kinds.items()
         }
 
-    def _round(self, values: Tensor, name: str) -> Tensor:
+    def _values(self, values: Tensor, name: str) -> tuple[Tensor, tuple[int, int]]:
+        """Store values at the precision; return them rounded, and the depth and bytes of a code."""
         narrow = values.reshape(-1).to(PRECISIONS[self.precision])
         if not bool(torch.isfinite(narrow).all()):
             top = float(values.abs().max())
@@ -150,9 +150,9 @@ class Writer:
         if found is None:
             self._put("values", narrow)
         else:
-            self.coded = found[0], len(found[1])
             self._put("bits", torch.from_numpy(found[1]))
-        return narrow.float().view(values.shape)
+        coded = (0, 0) if found is None else (found[0], len(found[1]))
+        return narrow.float().view(values.shape), coded
 
     def _bits(self, bits: Tensor, shape: Sequence[int]) -> tuple[str, int]:
         flat = bits.reshape(-1).numpy().astype(np.uint8)
@@ -161,32 +161,16 @@ class Writer:
         codes: dict[str, Bits] = {"bits": np.packbits(flat)}
         for code in ("one", "out", "in")[: 3 if len(shape) > 1 else 1]:
             codes[code] = encode_bits(flat, *contexts_of(code, shape))
-        best = min(codes, key=lambda code: len(codes[code]))  # of equal ones the plainer
+        best = min(codes, key=lambda code: len(codes[code]))  # the first of the shortest
         self._put("bits", torch.from_numpy(codes[best]))
         return best, len(codes[best])
 
     def _put(self, stream: str, part: Tensor) -> None:
         self.parts.setdefault(stream, []).append(part.reshape(-1))
 
-    def _row(
-        self,
-        name: str,
-        plain: Tensor,
-        value: Tensor,
-        kept: Tensor | None,
-        form: str,
-        mask: Sequence[str | int],
-        signs: Sequence[str | int],
-        gains: int,
-    ) -> None:
-        dtype = str(plain.dtype).removeprefix("torch.")
-        digest = digest_of(value, kept)
-        shape = list(plain.shape)
-        self.rows.append(Row(name, dtype, shape, form, mask, signs, gains, digest, self.coded))
-
 
 class Reader:
-    """Unpacks what a `Writer` packed, every length checked.
+    """Unpacks the streams of a `Writer`; every length is checked.
 
     Args:
         streams: the streams.
@@ -277,15 +261,9 @@ class Reader:
         return CheckpointError(f"{self.where}: damaged: tensor {shown(row.name)}: {what}")
 
 
-FORMAT = "spikeformer_lt.export"
-VERSION = 2  # 1 had no coded values
-CONFIG, TENSORS = "config.json", "model.safetensors"
-TABLE_LIMIT = 1 << 26  # bytes of text
-
-
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """A packed ticket, unpacked: the ticket, how each tensor is stored, and what is said of it."""
+    """An unpacked export: the ticket, the storage of each tensor, and the values of `about`."""
 
     ticket: Ticket
     rows: tuple[Row, ...]
@@ -295,19 +273,18 @@ class Packed:
 
 
 def write_packed(
-    folder: Path, ticket: Ticket, precision: str = "fp32", about: Mapping[str, Any] | None = None
+    stage: Stage, ticket: Ticket, precision: str = "fp32", about: Mapping[str, Any] | None = None
 ) -> None:
-    """Write ``model.safetensors`` and ``config.json`` into a folder.
+    """Write and seal ``model.safetensors`` and ``config.json``.
 
     Args:
-        folder: made if missing.
-        ticket: mask and weights; provenance is stored with them.
+        stage: the export in the making.
+        ticket: mask and weights; the provenance is stored with them.
         precision: "fp32", "fp16" or "bf16" of everything but masks, signs, gains and integers.
         about: further values for JSON: accuracy, sparsities...
 
     Raises:
-        ExportError: an unknown precision, or a tensor that cannot be stored; it is named.
-        CheckpointError: the disk refuses.
+        ExportError: an unknown precision, a tensor that cannot be stored (named), or a full disk.
     """
     if precision not in PRECISIONS:
         raise ExportError(f"precision={precision!r} is not one of {', '.join(PRECISIONS)}")
@@ -315,46 +292,32 @@ def write_packed(
     for name, tensor in ticket.tensors.items():
         writer.add(name, tensor, ticket.mask.get(name))
     streams = {**writer.streams(), "table": _pack_table(writer.rows)}
-    write_tensors(folder / TENSORS, streams, {"kind": FORMAT})
-    body: dict[str, Any] = {
-        "format": FORMAT,
-        "format_version": VERSION,
-        "precision": precision,
-        "mask_order": list(ticket.mask),
-        "provenance": ticket.provenance,
-        "about": dict(about or {}),
-        "sha256": {TENSORS: sha256_of(folder / TENSORS)},
-    }
-    if list(ticket.mask) == [row.name for row in writer.rows if row.mask[0] != "none"]:
-        del body["mask_order"]  # that of the tensors
-    try:
-        body["seal"] = _seal(body)
-        text = json.dumps(body, separators=(",", ":"))
-    except (TypeError, ValueError) as fault:
-        raise ExportError(f"the provenance cannot be stored as JSON: {fault}") from None
-    write_atomic(folder / CONFIG, (text + "\n").encode("ascii"), ExportError)
+    stage.write_tensors(TENSORS, streams, {"kind": FORMAT})
+    body: dict[str, Any] = {"precision": precision}
+    if list(ticket.mask) != [row.name for row in writer.rows if row.mask[0] != "none"]:
+        body["mask_order"] = list(ticket.mask)  # otherwise that of the tensors
+    stage.seal({**body, "provenance": ticket.provenance, "about": dict(about or {})})
 
 
 def read_packed(folder: str | Path) -> Packed:
-    """Read and verify a packed ticket; nothing is ever unpickled.
+    """Read and verify an export; each file is read once, and nothing is ever unpickled.
 
     Raises:
-        ExportError: no export, a newer one, or a config.json that changed since it was written.
+        ExportError: no export, a newer one, or files changed since it was written.
         CheckpointError: a damaged or foreign tensor file; the tensor is named where it is one.
     """
-    folder = Path(folder)
-    where = shown(str(folder), 300)
-    body = _read_config(folder, where)
-    streams, own = read_tensors(folder / TENSORS)
-    expected = body["sha256"].get(TENSORS)
-    file = shown(str(folder / TENSORS), 300)
+    bundle = open_bundle(folder, EXPORT)
+    body, where = bundle.about, shown(str(folder), 300)
+    if not all(isinstance(body.get(name), dict) for name in ("provenance", "about")):
+        raise ExportError(f"{where}: {CONFIG} lacks provenance, about")
+    if body.get("precision") not in PRECISIONS:
+        raise ExportError(f"{where}: {CONFIG} has no known precision")
+    streams, own = bundle.tensors(TENSORS)
+    file = shown(str(bundle.folder / TENSORS), 300)
     kinds = {name: part.dtype for name, part in streams.items()}
     wanted = {name: part.dtype for name, part in Writer(body["precision"]).streams().items()}
-    wanted["table"] = torch.uint8
-    if own != {"kind": FORMAT} or kinds != wanted:
+    if own != {"kind": FORMAT} or kinds != {**wanted, "table": torch.uint8}:
         raise CheckpointError(f"{file}: holds {shown(own)}, not a packed ticket")
-    if sha256_of(folder / TENSORS) != expected:
-        raise CheckpointError(f"{file}: is not the file that {CONFIG} was written for")
     table = streams.pop("table")
     rows = _unpack_table(table, file)
     reader = Reader(streams, file)
@@ -369,35 +332,6 @@ def read_packed(folder: str | Path) -> Packed:
         raise ExportError(f"{where}: {CONFIG} names other masks than it stores")
     ticket = Ticket(Mask({name: masks[name] for name in order}), tensors, body["provenance"])
     return Packed(ticket, tuple(rows), table.numel(), body["precision"], body["about"])
-
-
-def _read_config(folder: Path, where: str) -> dict[str, Any]:
-    try:
-        if folder.is_file():
-            kind = content_kind(folder.read_bytes()[:1024])
-            raise ExportError(f"{where}: an export is a folder with {CONFIG}; this is {kind}")
-        text = (folder / CONFIG).read_text(encoding="utf-8")
-    except OSError as fault:
-        raise ExportError(f"{where}: no export: {CONFIG}: {fault.strerror}") from None
-    except UnicodeDecodeError:
-        raise ExportError(f"{where}: {CONFIG} is damaged: not UTF-8 text") from None
-    body = parse_json(text, f"{where}: {CONFIG}", ExportError)
-    if not isinstance(body, dict) or body.get("format") != FORMAT:
-        raise ExportError(f"{where}: {CONFIG} is not that of an export of spikeformer_lt")
-    version = body.get("format_version")
-    if type(version) is not int or not 1 <= version <= VERSION:
-        raise ExportError(
-            f"{where}: found export format v{shown(version)}, supports <= v{VERSION}; "
-            "install a newer spikeformer_lt"
-        )
-    if body.pop("seal", None) != _seal(body):
-        raise ExportError(f"{where}: {CONFIG} is damaged or was edited: its checksum differs")
-    dicts = ("provenance", "about", "sha256")
-    if not all(isinstance(body.get(name), dict) for name in dicts):
-        raise ExportError(f"{where}: {CONFIG} lacks {', '.join(dicts)}")
-    if body.get("precision") not in PRECISIONS:
-        raise ExportError(f"{where}: {CONFIG} has no known precision")
-    return body
 
 
 def _pack_table(rows: Sequence[Row]) -> torch.Tensor:
@@ -415,7 +349,3 @@ def _unpack_table(table: torch.Tensor, file: str) -> Sequence[Row]:
         return [Row(*entry) for entry in entries]
     except TypeError:
         raise CheckpointError(f"{file}: its table of tensors has another form") from None
-
-
-def _seal(body: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode("ascii")).hexdigest()

@@ -1,13 +1,9 @@
-"""The compact network as a graph for other runtimes: torch.export (.pt2), ONNX, NIR.
+"""A compact network as a graph for other runtimes: torch.export (.pt2), ONNX and NIR.
 
-Binary convolutions of an ONNX graph in integer arithmetic: ConvInteger, then scale and shift.
-
-The part of a compact network that NIR can say: chains of synapses and LIF neurons.
-
-NIR's LIF is tau dv/dt = v_leak - v + r I; with steps of 1 it is ours, r being 1 where the input
-decays and tau where it does not. It has no max-pool, no stateless threshold, no product of two
-spike trains (attention) and no gather (patch selection), so these cut a network into chains. A
-residual block of a CNN, whose currents add before a neuron, is a graph of its own.
+NIR's LIF is tau dv/dt = v_leak - v + r I; with steps of 1 it is ours if r is 1 where the input
+decays and tau where it does not. NIR has no max-pool, stateless threshold, product of two spike
+trains (attention) or gather (patch selection), so a NIR file holds the chains of units between
+these. A residual block, whose currents add before a neuron, is a graph of its own.
 
 Source: Pedersen et al. 2024, Nature Communications 15:8122 (NIR).
 """
@@ -16,38 +12,33 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import io
 import logging
-import os
-import uuid
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from spikeformer_lt.disk import write_atomic
 from spikeformer_lt.errors import ExportError, shown
 from spikeformer_lt.export.fold import CompactModel
-from spikeformer_lt.export.inference import (
-    CompactAttention,
-    CompactConvLayer,
-    CompactConvUnit,
-    CompactHiddenLayer,
-    CompactLinearUnit,
-    FoldedConv,
-)
+from spikeformer_lt.export.inference import FoldedAttention, FoldedConv2d, FoldedUnit
 from spikeformer_lt.export.verify import fixed_batch
-from spikeformer_lt.layers.attention import SpikingMLP
 from spikeformer_lt.layers.neuron import LIF
-from spikeformer_lt.layers.patches import Random
+from spikeformer_lt.layers.patches import Random, patches_of
+from spikeformer_lt.layers.units import Residual, Unit, chains_of
 
-__all__ = ["chains", "to_nir", "to_onnx", "to_pt2", "use_integers", "write"]
+__all__ = ["chains", "to_nir", "to_onnx", "to_pt2", "use_integers", "write_graph"]
 
 INTEGERS = ".int8.onnx"
 LARGEST_BATCH = 65_536
+POOLS = (nn.MaxPool2d, nn.AvgPool2d)
 GAP = 1e-4  # of the logits' scale in float32: rounding alone; a flipped spike shows as more
 
 
@@ -64,11 +55,14 @@ def to_pt2(model: CompactModel, path: str | Path) -> float:
     Raises:
         ExportError: what cannot be traced, or a program that gives other logits.
     """
-    with _staged(path) as stage, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch about torch
-        torch.export.save(_program(model), stage)
-        program = torch.export.load(stage).module()
-        return _compare(model, lambda x: program(x))
+    file = io.BytesIO()
+    with _quiet():
+        torch.export.save(_program(model), file)
+        file.seek(0)
+        program = torch.export.load(file).module()
+        gap = _compare(model, lambda x: program(x))
+    write_atomic(path, file.getvalue(), ExportError)
+    return gap
 
 
 def to_onnx(model: CompactModel, path: str | Path, integers: bool = False) -> float:
@@ -89,32 +83,27 @@ def to_onnx(model: CompactModel, path: str | Path, integers: bool = False) -> fl
     _need("onnx", "onnxscript", "onnxruntime")
     import onnxruntime
 
-    with _staged(path) as stage, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch about torch
+    program = _program(model)
+    names: dict[str, Any] = {"input_names": ["input"], "output_names": ["logits"]}
+    try:
         with _quiet():
-            try:
-                made: Any = torch.onnx.export(
-                    _program(model), dynamo=True, input_names=["input"], output_names=["logits"],
-                    verbose=False,
-                )  # fmt: skip
-            except ExportError:
-                raise
-            except Exception as fault:
-                raise ExportError(f"no ONNX graph: {shown(str(fault), 300)}") from fault
-        proto = made.model_proto
-        if integers:
-            use_integers(proto, model)
-        stage.write_bytes(proto.SerializeToString())
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        session = onnxruntime.InferenceSession(stage, options, providers=["CPUExecutionProvider"])
-        return _compare(
-            model, lambda x: torch.from_numpy(session.run(None, {"input": x.numpy()})[0])
-        )
+            made: Any = torch.onnx.export(program, dynamo=True, verbose=False, **names)
+    except Exception as fault:
+        raise ExportError(f"no ONNX graph: {shown(str(fault), 300)}") from fault
+    proto = made.model_proto
+    if integers:
+        use_integers(proto, model)
+    data = proto.SerializeToString()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    gap = _compare(model, lambda x: torch.from_numpy(session.run(None, {"input": x.numpy()})[0]))
+    write_atomic(path, data, ExportError)
+    return gap
 
 
-def write(model: CompactModel, path: str | Path) -> str:
-    """Write the graph that the file's ending asks for, and say what it is.
+def write_graph(model: CompactModel, path: str | Path) -> str:
+    """Write the graph that the file's ending names, and describe it.
 
     Endings are .pt2, .onnx, .int8.onnx (binary convolutions in integers) and .nir.
     """
@@ -127,26 +116,24 @@ def write(model: CompactModel, path: str | Path) -> str:
     if kind == ".onnx":
         return f"ONNX graph, dynamic batch, logits within {to_onnx(model, path):.3g}"
     if kind == ".nir":
-        with _staged(path) as stage:
-            left = to_nir(model, stage)
+        left = to_nir(model, path)
         return "NIR; left out: " + "; ".join(f"{name}: {why}" for name, why in left.items())
     raise ExportError(f"{shown(str(path))}: a graph ends in .pt2, .onnx, {INTEGERS} or .nir")
 
 
 def _program(model: CompactModel) -> Any:
     net = copy.deepcopy(model.net)
-    patch = getattr(net, "patch", None)
+    patch = patches_of(net)
     if patch is not None and isinstance(patch.score, Random):
         raise ExportError(
             "the random patch score hashes the bits of an image, for which graphs have no "
             "operation; it is a control, not for deployment"
         )
     # 0 and 1 would be taken for constants.
-    x = fixed_batch(net, 3).to(next(net.buffers()).dtype)
+    x = fixed_batch(net, 3).to(next(net.parameters()).dtype)
     batch = torch.export.Dim("batch", min=1, max=LARGEST_BATCH)
     try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
+        with _quiet(), torch.no_grad():
             return torch.export.export(net, (x,), dynamic_shapes=({0: batch},))
     except Exception as fault:
         raise ExportError(f"{type(net).__name__} is no graph: {shown(str(fault), 300)}") from fault
@@ -154,7 +141,7 @@ def _program(model: CompactModel) -> Any:
 
 def _compare(model: CompactModel, run: Any) -> float:
     gap = 0.0
-    x = fixed_batch(model.net, 4).to(next(model.net.buffers()).dtype)
+    x = fixed_batch(model.net, 4).to(next(model.net.parameters()).dtype)
     with torch.no_grad():
         for part in (x, x[:1].contiguous()):
             found: Tensor = run(part)
@@ -184,29 +171,16 @@ def _need(*names: str) -> None:
 
 
 @contextmanager
-def _staged(path: str | Path) -> Iterator[Path]:
-    """A name beside `path` whose file takes its place at the end, or vanishes."""
-    path = Path(path)
-    stage = path.with_name(f".{path.stem[:80]}.tmp-{uuid.uuid4().hex[:12]}{path.suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield stage
-        os.replace(stage, path)
-    except OSError as fault:
-        raise ExportError(f"cannot write {shown(str(path), 300)}: {fault}") from fault
-    finally:
-        stage.unlink(missing_ok=True)
-
-
-@contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's progress off the screen."""
+    """Suppress torch's warnings about itself and the exporters' progress."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
@@ -217,7 +191,7 @@ def use_integers(proto: Any, model: CompactModel) -> int:
 
     Args:
         proto: ``onnx.ModelProto`` of the network.
-        model: the network; its `FoldedConv` layers say which weights are binary.
+        model: the network; its `FoldedConv2d` layers say which weights are binary.
 
     Returns:
         Number of convolutions rewritten.
@@ -228,25 +202,21 @@ def use_integers(proto: Any, model: CompactModel) -> int:
     import onnx
     from onnx import helper, numpy_helper
 
-    layers = {
+    layers: dict[str, Any] = {
         f"{name}.weight": layer
         for name, layer in model.net.named_modules()
-        if isinstance(layer, FoldedConv) and layer.as_bytes
+        if isinstance(layer, FoldedConv2d) and layer.as_bytes
     }
-    graph, nodes, done = proto.graph, [], []
+    graph, nodes, done = proto.graph, [], 0
     for node in graph.node:
         layer = layers.get(node.input[1]) if node.op_type == "Conv" else None
         if layer is None:
             nodes.append(node)
             continue
-        name = node.input[1]
-        for part, value in (
-            ("signs", layer.signs),
-            ("gain", layer.gain.view(-1, 1, 1)),
-            ("shift", layer.bias.view(-1, 1, 1)),
-        ):
-            array = value.detach().contiguous().numpy()
-            graph.initializer.append(numpy_helper.from_array(array, f"{name}.{part}"))
+        name, done = node.input[1], done + 1
+        gain, shift = layer.gain.view(-1, 1, 1), layer.bias.view(-1, 1, 1)
+        for part, value in (("signs", layer.signs), ("gain", gain), ("shift", shift)):
+            graph.initializer.append(numpy_helper.from_array(_array(value), f"{name}.{part}"))
         steps = [f"{name}.{step}" for step in ("bytes", "sum", "real", "scaled")]
         same = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         nodes += [
@@ -256,7 +226,6 @@ def use_integers(proto: Any, model: CompactModel) -> int:
             helper.make_node("Mul", [steps[2], f"{name}.gain"], [steps[3]]),
             helper.make_node("Add", [steps[3], f"{name}.shift"], list(node.output)),
         ]
-        done.append(name)
     if not done:
         raise ExportError(
             f"no binary convolution of spikes in this graph ({len(layers)} in the network); "
@@ -269,19 +238,14 @@ def use_integers(proto: Any, model: CompactModel) -> int:
     del graph.initializer[:]
     graph.initializer.extend(kept)
     onnx.checker.check_model(proto)
-    assert torch.float32 == next(iter(layers.values())).weight.dtype
-    return len(done)
-
-
-UNITS = (CompactConvUnit, CompactLinearUnit, CompactConvLayer, CompactHiddenLayer)
-POOLS = nn.MaxPool2d | nn.AvgPool2d
+    return done
 
 
 def to_nir(model: CompactModel, path: str | Path) -> dict[str, str]:
-    """Write one NIR graph with a subgraph for each chain, named after its first unit.
+    """Write one NIR graph with a subgraph per chain of units, named after its first unit.
 
     Args:
-        model: a compact Spikformer or spiking CNN, on the CPU.
+        model: a compact network, on the CPU.
         path: the file, HDF5; `nir.read` reads it.
 
     Returns:
@@ -297,7 +261,9 @@ def to_nir(model: CompactModel, path: str | Path) -> dict[str, str]:
     if not any(name != "head" for name in made):
         reasons = "; ".join(f"{name}: {why}" for name, why in left.items())
         raise ExportError(f"no part of this network maps to NIR: {reasons}")
-    nir.write(str(path), nir.NIRGraph(nodes=made, edges=[], type_check=False))
+    file = io.BytesIO()
+    nir.write(file, nir.NIRGraph(nodes=made, edges=[], type_check=False))
+    write_atomic(path, file.getvalue(), ExportError)
     return left
 
 
@@ -306,29 +272,29 @@ def chains(model: CompactModel) -> tuple[dict[str, Any], dict[str, str]]:
     import nir
 
     net: Any = model.net
-    sizes = _map_sizes(net)
+    order, sizes = _trace(net)
+    links = {link for chain in chains_of(net) for link in pairwise(chain.names)}
     made: dict[str, Any] = {}
     left: dict[str, str] = {}
-    for sequence in _sequences(net):
-        nodes: list[Any] = []
-        first = ""
-        for name, unit in [*sequence, ("", None)]:
-            why = "" if unit is None else _refusal(unit)
-            if nodes and (why is not None):
-                made[first.replace(".", "_")] = nir.NIRGraph.from_list(*nodes)
-                nodes = []
-            if why:
-                left[name] = why
-            if why is not None:
-                continue
+    nodes: list[Any] = []
+    first = before = ""
+    for name in [*order, ""]:
+        part = net.get_submodule(name) if name else None
+        why = None if part is None else _refusal(part)
+        linear = isinstance(getattr(part, "synapse", None), nn.Linear)
+        flattened = linear != isinstance(nodes[-2] if nodes else None, nir.Affine)
+        if nodes and (why or flattened or (before, name) not in links):
+            made[first.replace(".", "_")] = nir.NIRGraph.from_list(*nodes)
+            nodes = []
+        if why and not (before in left and name.startswith(f"{before}.")):
+            left[name] = why
+        if part is not None and not why:
             first = first if nodes else name
-            nodes += _nodes(unit, sizes)
-            if getattr(unit, "pool", None) is not None:
-                made[first.replace(".", "_")] = nir.NIRGraph.from_list(*nodes)
-                left[f"{name}.pool"] = "max-pool is no operation of NIR"
-                nodes = []
+            nodes += _nodes(part, sizes)
+        before = name
     for name, block in _residual_blocks(net).items():
-        why = _refusal(block.conv1) or _neuron_refusal(block.act)
+        refusals = [_refusal(unit) for unit in block.branch()[:-1]]
+        why = next(filter(None, [*refusals, _neuron_refusal(block.neuron)]), None)
         if why:
             left[name] = why
         else:
@@ -337,67 +303,61 @@ def chains(model: CompactModel) -> tuple[dict[str, Any], dict[str, str]]:
         made["head"] = nir.NIRGraph.from_list(_affine(net.head))
         mean = "the mean over tokens or places, channels innermost, is no operation of NIR"
         left["mean"] = mean
-    if any(isinstance(part, CompactAttention) for part in net.modules()):
+    if any(isinstance(part, FoldedAttention) for part in net.modules()):
         left["attention"] = (
             "the product of two spike trains is no operation of NIR; the sums around it go with it"
         )
-    if getattr(net, "patch", None) is not None:
+    if patches_of(net) is not None:
         left["patch"] = "a gather by scores is no operation of NIR"
     return made, left
 
 
-def _sequences(net: Any) -> list[list[tuple[str, Any]]]:
-    """Units of which each reads the one before, in the order of the data."""
-    found: list[list[tuple[str, Any]]] = []
-    for place in ("conv_pep.stages", "layers"):
-        if hasattr(net, place.split(".")[0]):
-            layers = net.get_submodule(place)
-            found.append([(f"{place}.{i}", unit) for i, unit in layers.named_children()])
-    for place in ("conv_pep.rpe", "stem", "hidden"):
-        owner = getattr(net, place.split(".")[0], None)
-        if owner is not None:
-            found.append([(place, net.get_submodule(place))])
-    for name, part in net.named_modules():
-        if isinstance(part, CompactAttention):
-            found += [[(f"{name}.qkv", part.qkv)], [(f"{name}.out", part.out)]]
-        elif isinstance(part, SpikingMLP):
-            found.append([(f"{name}.fc1", part.fc1), (f"{name}.fc2", part.fc2)])
-    return found
-
-
-def _residual_blocks(net: Any) -> dict[str, Any]:
-    return {name: part for name, part in net.named_modules()
-            if isinstance(getattr(part, "conv2", None), CompactConvLayer)}  # fmt: skip
+def _residual_blocks(net: nn.Module) -> dict[str, Residual]:
+    return {name: part for name, part in net.named_modules() if isinstance(part, Residual)}
 
 
 @torch.no_grad()
-def _map_sizes(net: Any) -> dict[int, tuple[tuple[int, int], tuple[int, int]]]:
-    """Height and width of the maps that each convolution takes and gives, by its id."""
-    sizes: dict[int, tuple[tuple[int, int], tuple[int, int]]] = {}
+def _trace(net: nn.Module) -> tuple[list[str], dict[int, Any]]:
+    """Names of units and pools in the order of their calls, and sizes of maps.
 
-    def note(conv: nn.Module, args: Any, out: torch.Tensor) -> None:
-        sizes[id(conv)] = tuple(args[0].shape[-2:]), tuple(out.shape[-2:])  # type: ignore[assignment]
+    Units of residual blocks and of the patch selection are left out. Sizes are heights and widths
+    of a convolution's input and output, by the id of the convolution.
+    """
+    order: dict[str, None] = {}
+    sizes: dict[int, Any] = {}
+    apart = [patches_of(net), *_residual_blocks(net).values()]
+    inside = {
+        id(part) for whole in apart if isinstance(whole, nn.Module) for part in whole.modules()
+    }
 
-    convs = [module for module in net.modules() if isinstance(module, FoldedConv)]
-    handles = [conv.register_forward_hook(note) for conv in convs]
+    def measure(conv: nn.Module, args: Any, out: Tensor) -> None:
+        sizes[id(conv)] = tuple(args[0].shape[-2:]), tuple(out.shape[-2:])
+
+    modules, kinds = dict(net.named_modules()), cast(Any, (Unit, *POOLS))
+    convs = [part for part in modules.values() if isinstance(part, FoldedConv2d)]
+    handles = [conv.register_forward_hook(measure) for conv in convs]
+    for name, part in modules.items():
+        if isinstance(part, kinds) and id(part) not in inside:
+            note = lambda part, args, name=name: order.setdefault(name)  # noqa: E731
+            handles.append(part.register_forward_pre_hook(note))
     try:
-        net(fixed_batch(net, 1).to(next(net.buffers()).dtype))
+        net(fixed_batch(net, 1).to(next(net.parameters()).dtype))
     finally:
         for handle in handles:
             handle.remove()
-    return sizes
+    return list(order), sizes
 
 
 def _refusal(unit: Any) -> str | None:
-    """Why a unit cannot be said in NIR, or None."""
+    """Reason why a unit or a pool cannot be written in NIR, or None."""
     if isinstance(unit, POOLS):
         kind = "max-pool" if isinstance(unit, nn.MaxPool2d) else "an average pool that rounds up"
         return f"{kind} is no operation of NIR"
-    if not isinstance(unit, UNITS):
+    if not isinstance(unit, FoldedUnit):
         return f"{type(unit).__name__} is no folded unit"
-    if getattr(unit, "pool", None) is not None and unit.pool_before_act:
+    if getattr(unit, "pool_before_act", False) and unit.pool is not None:
         return "max-pool before the neuron is no operation of NIR"
-    return _neuron_refusal(unit.act)
+    return _neuron_refusal(unit.neuron)
 
 
 def _neuron_refusal(act: Any) -> str | None:
@@ -408,14 +368,17 @@ def _neuron_refusal(act: Any) -> str | None:
     return None
 
 
-def _nodes(unit: Any, sizes: dict[int, Any]) -> list[Any]:
-    if isinstance(unit, CompactConvUnit | CompactConvLayer):
-        shape = (len(unit.conv.bias), *sizes[id(unit.conv)][1])
-        return [_conv(unit.conv, sizes), _neuron(unit.act, shape)]
-    return [_affine(unit.product), _neuron(unit.act, (len(unit.product.bias),))]
+def _nodes(unit: Any, sizes: dict[int, Any], neuron: Any = None) -> list[Any]:
+    """Synapses and neurons of a unit; its own neurons by default."""
+    neuron = neuron or unit.neuron
+    shape = (len(unit.synapse.bias),)
+    if isinstance(unit.synapse, nn.Conv2d):
+        shape += sizes[id(unit.synapse)][1]
+        return [_conv(unit.synapse, sizes), _neuron(neuron, shape)]
+    return [_affine(unit.synapse), _neuron(neuron, shape)]
 
 
-def _conv(conv: FoldedConv, sizes: dict[int, Any]) -> Any:
+def _conv(conv: Any, sizes: dict[int, Any]) -> Any:
     import nir
 
     return nir.Conv2d(
@@ -430,19 +393,21 @@ def _affine(layer: Any) -> Any:
     return nir.Affine(weight=_array(layer.weight), bias=_array(layer.bias))
 
 
-def _residual(block: Any, sizes: dict[int, Any]) -> Any:
-    """Both branches of a residual block, whose currents meet in its neuron."""
+def _residual(block: Residual, sizes: dict[int, Any]) -> Any:
+    """Graph of both branches of a residual block, whose currents add before its neuron."""
     import nir
 
-    first, neuron = _nodes(block.conv1, sizes)
-    shape = (len(block.conv2.conv.bias), *sizes[id(block.conv2.conv)][1])
-    inner = {"conv1": first, "lif1": neuron, "conv2": _conv(block.conv2.conv, sizes)}
-    nodes = {"input": nir.Input(first.input_type), **inner, "lif": _neuron(block.act, shape)}
-    edges = [("input", "conv1"), ("conv1", "lif1"), ("lif1", "conv2"), ("conv2", "lif")]
+    *units, last = block.branch()
+    nodes: dict[str, Any] = {}
+    for i, unit in enumerate(units, 1):
+        nodes[f"conv{i}"], nodes[f"lif{i}"] = _nodes(unit, sizes)
+    nodes[f"conv{len(units) + 1}"], nodes["lif"] = _nodes(last, sizes, block.neuron)
+    edges = list(pairwise(["input", *nodes]))
+    nodes["input"] = nir.Input(nodes["conv1"].input_type)
     straight = "input"
     if block.shortcut is not None:
         straight = "shortcut"
-        nodes["shortcut"] = _conv(block.shortcut.conv, sizes)
+        nodes["shortcut"] = _conv(block.shortcut.synapse, sizes)
         edges.append(("input", "shortcut"))
     nodes["output"] = nir.Output(nodes["lif"].output_type)
     return nir.NIRGraph(nodes=nodes, edges=[*edges, (straight, "lif"), ("lif", "output")])
@@ -462,4 +427,4 @@ def _neuron(act: Any, shape: tuple[int, ...]) -> Any:
 
 
 def _array(tensor: torch.Tensor) -> Any:
-    return tensor.detach().cpu().float().contiguous().numpy().copy()
+    return tensor.detach().cpu().contiguous().numpy().copy()

@@ -1,101 +1,22 @@
-"""The README.md of an export: a model card in the form of the Hugging Face hub, written offline.
-
-An export in the form of the Hugging Face hub: from_pretrained, save_pretrained, offline.
-"""
+"""Exports on the Hugging Face hub: from_pretrained and save_pretrained."""
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import PyTorchModelHubMixin, snapshot_download
 
 from spikeformer_lt.errors import ExportError, shown
-from spikeformer_lt.export.file import CONFIG, TENSORS, Packed, read_packed
+from spikeformer_lt.export.file import CARD, CONFIG, TENSORS, read_packed
 from spikeformer_lt.export.fold import CompactModel, compact
-from spikeformer_lt.export.verify import Check, Size, size_table
 from spikeformer_lt.tickets.surgery import model_from_ticket
 
-__all__ = ["HubTicket", "model_card"]
+__all__ = ["HubTicket"]
 
-
-def model_card(packed: Packed, found: Sequence[Size], check: Check) -> str:
-    """Text of the card.
-
-    Args:
-        packed: the export as it was read back.
-        found: its sizes.
-        check: what its verification found.
-    """
-    known, about = packed.ticket.provenance, packed.about
-    model: Any = known.get("model", {})
-    name = _plain(model.get("name", "spiking network"))
-    facts = {
-        "model": name,
-        "arguments": _plain(json.dumps(model.get("args", {}))),
-        "search": _plain(known.get("search", "none")),
-        "data": _plain(known.get("dataset", "unknown")),
-        "split sha256": _plain(known.get("split_sha256", "unknown")),
-        "run": _plain(known.get("run_id", "unknown")),
-        "seed": _plain(known.get("seed", "unknown")),
-        "precision of dense values": packed.precision,
-        "mask sparsity": f"{packed.ticket.mask.sparsity:.4f}",
-        **{_label(key, packed.precision): _plain(value) for key, value in about.items()},
-    }
-    lines = [
-        "---",
-        "library_name: spikeformer_lt",
-        "tags: [spiking-neural-network, lottery-ticket, pruning, model_hub_mixin]",
-        "pipeline_tag: image-classification",
-        "---",
-        "",
-        f"# {name}: a packed lottery ticket",
-        "",
-        "```python",
-        "from spikeformer_lt import load_exported",
-        "",
-        'model = load_exported("THIS_FOLDER")  # images or frames -> logits [B, T, K]',
-        "```",
-        "",
-        "| fact | value |",
-        "|---|---|",
-        *(f"| {key} | {value} |" for key, value in facts.items()),
-        "",
-        "Bytes (bound: mask entropy, 1 bit a kept binary weight, the rest at its precision):",
-        "",
-        "```",
-        size_table(found),
-        "```",
-        "",
-        "Checked when it was written, on a fixed batch:",
-        "",
-        f"- reloaded against source: logits within {check.reload_gap:.3g}",
-        f"- compact against reloaded, float64: {check.compact_gap_float64:.3g}",
-        f"- compact against reloaded, float32: {check.compact_gap_float32:.3g} "
-        f"(logits reach {check.logit_scale:.3g})",
-        f"- same class as the source: {100 * check.same_class:.0f} %",
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def _label(key: str, precision: str) -> str:
-    """Words of a fact; accuracies are those of the run, before anything was rounded."""
-    rounded = key.endswith("_accuracy") and precision != "fp32"
-    return key.replace("_", " ") + (
-        f" of the run, before rounding to {precision}" if rounded else ""
-    )
-
-
-def _plain(value: object) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, default=str)
-    return shown(text, 300)[1:-1].replace("|", "\\|").replace("<", "&lt;")
-
-
-FILES = (CONFIG, TENSORS, "README.md")
+FILES = (CONFIG, TENSORS, CARD)
+DOWNLOAD = ("revision", "cache_dir", "token", "force_download", "local_files_only")
 
 
 class HubTicket(
@@ -105,11 +26,11 @@ class HubTicket(
     tags=["spiking-neural-network", "lottery-ticket", "pruning"],
     pipeline_tag="image-classification",
 ):
-    """A compact network that remembers the folder it was packed in.
+    """A compact network that knows the folder of its export.
 
-    ``HubTicket.from_pretrained("exported/x")`` reads a folder without any network, and a name of
-    the hub through huggingface_hub; every byte is verified as by `load_exported`.
-    ``save_pretrained`` writes the packed files again, as they are.
+    ``HubTicket.from_pretrained("exported/x")`` reads a folder offline, and a name of the hub
+    through huggingface_hub; every byte is verified as by `load_exported`. ``save_pretrained``
+    copies the packed files.
 
     Args:
         folder: an export.
@@ -127,25 +48,12 @@ class HubTicket(
         self.eval()
 
     @classmethod
-    def _from_pretrained(
-        cls,
-        *,
-        model_id: str,
-        revision: str | None = None,
-        cache_dir: str | Path | None = None,
-        force_download: bool = False,
-        local_files_only: bool = False,
-        token: str | bool | None = None,
-        **options: Any,
-    ) -> HubTicket:
+    def _from_pretrained(cls, *, model_id: str, **options: Any) -> HubTicket:
         if Path(model_id).is_dir():
             return cls(model_id)
+        known = {name: options[name] for name in DOWNLOAD if name in options}
         try:
-            folder = snapshot_download(
-                model_id, revision=revision, cache_dir=cache_dir, token=token,
-                force_download=force_download, local_files_only=local_files_only,
-                allow_patterns=list(FILES),
-            )  # fmt: skip
+            folder = snapshot_download(model_id, allow_patterns=list(FILES), **known)
         except Exception as fault:
             raise ExportError(
                 f"{shown(model_id)} is no folder here, and the hub did not give it: "

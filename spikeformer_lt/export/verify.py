@@ -1,13 +1,11 @@
-"""How small a packed ticket is, against float32 and against what information theory asks.
-
-An export checks itself: reload it, run it, and compare it with where it came from.
-"""
+"""Checks of an export: logits and spikes against their source, sizes against a bound; the card."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +13,26 @@ import torch
 from torch import Tensor, nn
 
 from spikeformer_lt.errors import ExportError, shown
-from spikeformer_lt.export.file import CONFIG, PRECISIONS, TENSORS, Packed, Row, read_packed
+from spikeformer_lt.export.file import CONFIG, PRECISIONS, TENSORS, Packed, Row
 from spikeformer_lt.export.fold import compact
-from spikeformer_lt.layers.neuron import Relu
+from spikeformer_lt.layers.neuron import LIF, Heaviside, Sign
+from spikeformer_lt.layers.stems import stem_of
 from spikeformer_lt.ticket import Ticket
 from spikeformer_lt.tickets.surgery import model_from_ticket
 
-__all__ = ["Check", "Size", "fixed_batch", "size_table", "sizes", "spike_mismatch", "verify"]
+EXACT = 1e-9  # gap of logits in float64 that counts as equal
+BATCH = 4
+
+__all__ = [
+    "Check",
+    "Size",
+    "fixed_batch",
+    "model_card",
+    "size_table",
+    "sizes",
+    "spike_mismatch",
+    "verify",
+]
 
 
 @dataclass(frozen=True)
@@ -51,18 +62,23 @@ class Size:
         return self.fp32 / self.packed
 
 
-def sizes(packed: Packed, folder: str | Path) -> list[Size]:
-    """Sizes of the ConvPEP (where there is one), of the rest, and of the whole folder's two files.
+def sizes(packed: Packed, folder: str | Path, stem: str = "conv_pep") -> list[Size]:
+    """Sizes of the stem and of the rest (if both exist), and of the folder's two files.
 
     The last counts the bytes on disk, provenance and headers included.
+
+    Args:
+        packed: the export.
+        folder: its folder.
+        stem: name of the stem in the model.
     """
-    stem = [row for row in packed.rows if row.name.startswith("conv_pep.")]
-    rest = [row for row in packed.rows if not row.name.startswith("conv_pep.")]
-    groups = [("ConvPEP", stem), ("rest", rest)] if stem and rest else []
+    inside = [row for row in packed.rows if row.name.startswith(f"{stem}.")]
+    rest = [row for row in packed.rows if not row.name.startswith(f"{stem}.")]
+    groups = [("ConvPEP", inside), ("rest", rest)] if inside and rest else []
     out = [_size(name, rows, packed) for name, rows in groups]
     whole = _size("file", packed.rows, packed)
     on_disk = sum((Path(folder) / name).stat().st_size for name in (CONFIG, TENSORS))
-    return [*out, Size("file", whole.tensors, whole.values, whole.fp32, whole.bound, on_disk)]
+    return [*out, replace(whole, packed=on_disk)]
 
 
 def size_table(found: Sequence[Size]) -> str:
@@ -108,20 +124,18 @@ def _size(group: str, rows: Sequence[Row], packed: Packed) -> Size:
     return Size(group, len(rows), values, full, bits / 8, stored)
 
 
-EXACT = 1e-9  # design: logits of a re-formulation in float64
-BATCH = 4
-
-
 @dataclass(frozen=True)
 class Check:
-    """What the comparison on the fixed batch found, all logits being absolute differences.
+    """Result of the comparison on the fixed batch; gaps are absolute differences of logits.
 
-    Args:
+    Attributes:
         reload_gap: logits of the source against the reloaded network, float32; 0 at fp32.
         compact_gap_float64: the reloaded network against its compact form, float64.
         compact_gap_float32: the same in float32, where rounding may flip spikes.
         same_class: fraction of the batch that source and compact form (float32) classify alike.
         logit_scale: largest absolute logit of the source.
+        removed: dead channels that the compact form lacks; None if the model declares no chains.
+        stem: name of the model's stem; "" if it has none.
     """
 
     reload_gap: float
@@ -129,10 +143,8 @@ class Check:
     compact_gap_float32: float
     same_class: float
     logit_scale: float
-
-    def as_dict(self) -> dict[str, float]:
-        """Values for JSON."""
-        return asdict(self)
+    removed: int | None = None
+    stem: str = ""
 
 
 def fixed_batch(model: Any, batch: int = BATCH) -> Tensor:
@@ -155,33 +167,36 @@ def fixed_batch(model: Any, batch: int = BATCH) -> Tensor:
 
 
 @torch.no_grad()
-def verify(source: Ticket, folder: Path, images: Tensor | None = None) -> tuple[Packed, Check]:
-    """Read an export back and compare it with its ticket.
+def verify(source: Ticket, found: Packed, images: Tensor | None = None) -> Check:
+    """Compare an export that was read back with its ticket.
 
     Args:
         source: the ticket that was exported.
-        folder: the export.
+        found: the export.
         images: float32 batch to compare on; None is `fixed_batch`.
 
     Raises:
         ExportError: a mask, tensor or logit that differs more than the precision accounts for.
     """
-    found = read_packed(folder)
     _same_tensors(source, found)
     before, after = model_from_ticket(source).eval(), model_from_ticket(found.ticket).eval()
     x = fixed_batch(before) if images is None else images
     wanted, again = before(x), after(x)
     if not bool(torch.isfinite(wanted).all()):
         raise ExportError("the ticket's own logits are not finite; it cannot be exported")
-    fast = compact(after)(x)
+    fast = compact(after)
+    quick = fast(x)
+    stem = stem_of(after)
     exact = after.double()
     wide = _gap(compact(exact)(x.double()), exact(x.double()))
     check = Check(
         reload_gap=_gap(wanted, again),
         compact_gap_float64=wide,
-        compact_gap_float32=_gap(again, fast),
-        same_class=float((_classes(wanted) == _classes(fast)).double().mean()),
+        compact_gap_float32=_gap(again, quick),
+        same_class=float((_classes(wanted) == _classes(quick)).double().mean()),
         logit_scale=float(wanted.abs().max()),
+        removed=None if fast.removed is None else sum(fast.removed.values()),
+        stem=next((name for name, module in after.named_modules() if module is stem), ""),
     )
     if found.precision == "fp32" and check.reload_gap != 0:
         raise ExportError(f"the reloaded logits differ by {check.reload_gap:g}; nothing is written")
@@ -191,7 +206,7 @@ def verify(source: Ticket, folder: Path, images: Tensor | None = None) -> tuple[
             f"the compact network differs by {wide:g} in float64, more than {EXACT:g}: a spike "
             "flipped or folding is wrong; nothing is written"
         )
-    return found, check
+    return check
 
 
 def _same_tensors(source: Ticket, found: Packed) -> None:
@@ -215,36 +230,114 @@ def _classes(logits: Tensor) -> Tensor:
     return logits.mean(1).argmax(1)
 
 
+@torch.no_grad()
 def spike_mismatch(model: nn.Module, images: Tensor) -> dict[str, float]:
-    """Fraction of spikes that differ between a network and its compact form, by layer.
+    """Fraction of spikes that differ between a network and its compact form, by layer of neurons.
 
-    q, k and v count as one layer; layers of real values and those that lost channels are left out.
-    Both run on `images` in the network's own precision.
+    q, k and v count as one layer; layers that lost channels are left out. Both networks run on
+    `images` in the network's own precision.
     """
-    parts = ("act", "attn_act")
-    seen: list[dict[str, Tensor]] = []
-    for net in (model, compact(model).net):
-        found: dict[str, Tensor] = {}
-        hooks = [
-            module.register_forward_hook(
-                lambda m, a, out, name=name, found=found: found.__setitem__(name, out.clone())
-            )
-            for name, module in net.named_modules()
-            if name.split(".")[-1] in parts and not isinstance(module, Relu)
-        ]
-        with torch.no_grad():
-            net(images)
-        for hook in hooks:
-            hook.remove()
-        seen.append(found)
-    plain, fast = seen
+    plain, fast = _spikes(model, images), _spikes(compact(model).net, images)
     out = {}
     for name, spikes in fast.items():
-        if name.endswith("qkv.act"):
-            names = [name.replace("qkv.act", f"{part}.act") for part in "qkv"]
-            wanted = torch.cat([plain[part] for part in names if part in plain], -1)
-        else:
-            wanted = plain[name.replace(".out.act", ".proj.act")]
-        if wanted.shape == spikes.shape:  # not where channels were removed
+        parts = [name.replace("qkv.", f"{part}.") for part in "qkv"] if "qkv." in name else [name]
+        parts = [part.replace(".out.", ".proj.") for part in parts]
+        wanted = torch.cat([plain[part] for part in parts if part in plain], -1)
+        if wanted.shape == spikes.shape:
             out[name] = float((wanted != spikes).double().mean())
     return out
+
+
+def _spikes(net: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """Output of each layer of neurons, by name."""
+    found: dict[str, Tensor] = {}
+    hooks = [
+        module.register_forward_hook(
+            lambda m, args, out, name=name: found.__setitem__(name, out.clone())
+        )
+        for name, module in net.named_modules()
+        if isinstance(module, LIF | Heaviside | Sign)
+    ]
+    try:
+        net(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def model_card(packed: Packed, found: Sequence[Size], check: Check) -> str:
+    """Text of the README.md of an export.
+
+    Args:
+        packed: the export as it was read back.
+        found: its sizes.
+        check: the result of its verification.
+    """
+    known, about = packed.ticket.provenance, packed.about
+    model: Any = known.get("model", {})
+    name = _plain(model.get("name", "spiking network"))
+    facts = {
+        "model": name,
+        "arguments": _plain(json.dumps(model.get("args", {}))),
+        "search": _plain(known.get("search", "none")),
+        "data": _plain(known.get("dataset", "unknown")),
+        "split sha256": _plain(known.get("split_sha256", "unknown")),
+        "run": _plain(known.get("run_id", "unknown")),
+        "seed": _plain(known.get("seed", "unknown")),
+        "precision of dense values": packed.precision,
+        "mask sparsity": f"{packed.ticket.mask.sparsity:.4f}",
+        **{_label(key, packed.precision): _plain(value) for key, value in about.items()},
+    }
+    dead = "not examined, because the model declares no chains of units"
+    if check.removed is not None:
+        dead = f"{check.removed} removed from the compact network"
+    lines = [
+        "---",
+        "library_name: spikeformer_lt",
+        "tags: [spiking-neural-network, lottery-ticket, pruning, model_hub_mixin]",
+        "pipeline_tag: image-classification",
+        "---",
+        "",
+        f"# {name}: a packed lottery ticket",
+        "",
+        "```python",
+        "from spikeformer_lt import load_exported",
+        "",
+        'model = load_exported("THIS_FOLDER")  # images or frames -> logits [B, T, K]',
+        "```",
+        "",
+        "| fact | value |",
+        "|---|---|",
+        *(f"| {key} | {value} |" for key, value in facts.items()),
+        "",
+        "Bytes (bound: mask entropy, 1 bit a kept binary weight, the rest at its precision):",
+        "",
+        "```",
+        size_table(found),
+        "```",
+        "",
+        "Checked when it was written, on a fixed batch:",
+        "",
+        f"- reloaded against source: logits within {check.reload_gap:.3g}",
+        f"- compact against reloaded, float64: {check.compact_gap_float64:.3g}",
+        f"- compact against reloaded, float32: {check.compact_gap_float32:.3g} "
+        f"(logits reach {check.logit_scale:.3g})",
+        f"- same class as the source: {100 * check.same_class:.0f} %",
+        f"- dead channels: {dead}",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _label(key: str, precision: str) -> str:
+    """Words of a fact; an accuracy is that of the run, before values were rounded."""
+    rounded = key.endswith("_accuracy") and precision != "fp32"
+    return key.replace("_", " ") + (
+        f" of the run, before rounding to {precision}" if rounded else ""
+    )
+
+
+def _plain(value: object) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return shown(text, 300)[1:-1].replace("|", "\\|").replace("<", "&lt;")

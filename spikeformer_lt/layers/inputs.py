@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,32 @@ from torch import Tensor, nn
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.kernels.reference import NeuronConfig
 
-__all__ = ["SpikingClassifier", "at_least_one", "time_first"]
+__all__ = ["SelectsTokens", "SpikingClassifier", "Stepwise", "at_least_one", "time_first"]
+
+
+@runtime_checkable
+class Stepwise(Protocol):
+    """A network that runs in parts of a sequence: its neurons go on inside of `neuron.carry`."""
+
+    T: int
+    num_classes: int
+
+    def time_first(self, x: Tensor) -> Tensor:
+        """Check an input and put time first: ``[1, B, C, H, W]`` or ``[T, B, C, H, W]``."""
+
+    def classify(self, images: Tensor) -> Tensor:
+        """Logits ``[T, B, K]`` of ``[T|1, B, C, H, W]``."""
+
+
+@runtime_checkable
+class SelectsTokens(Stepwise, Protocol):
+    """A stepwise network whose tokens are selected over the whole sequence."""
+
+    def stem_tokens(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens, and current if the selection needs it, ``[T|1, B, N, D]`` of images."""
+
+    def classify_tokens(self, tokens: Tensor, current: Tensor, images: Tensor) -> Tensor:
+        """Logits ``[T, B, K]`` of the stem's outputs for `images`."""
 
 
 class SpikingClassifier(nn.Module):

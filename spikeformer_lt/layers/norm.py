@@ -14,7 +14,7 @@ from spikeformer_lt.errors import ConfigError, DataError
 from spikeformer_lt.layers.kernels import dispatch
 from spikeformer_lt.layers.neuron import LIF, Activation, Heaviside, count_steps
 
-__all__ = ["BatchNorm", "affine", "can_fold", "fused_norm_act", "hooked", "norm_act"]
+__all__ = ["BatchNorm", "affine", "fused_norm_act", "hooked", "norm_act"]
 
 
 class BatchNorm(_BatchNorm):
@@ -82,11 +82,6 @@ class BatchNorm(_BatchNorm):
         unbiased = var * (count / (count - 1))
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), step)
         self.running_var.lerp_(unbiased.to(self.running_var.dtype), step)
-
-
-def can_fold(norm: nn.Module) -> bool:
-    """Whether a normalisation is a fixed affine map in eval mode."""
-    return isinstance(norm, BatchNorm) and norm.running_mean is not None
 
 
 def affine(norm: _BatchNorm) -> tuple[Tensor, Tensor]:

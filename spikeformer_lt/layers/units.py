@@ -33,6 +33,7 @@ __all__ = [
     "Integers",
     "LinearUnit",
     "Reads",
+    "Residual",
     "Unit",
     "add_spikes",
     "applies",
@@ -97,6 +98,21 @@ class Unit(Protocol):
 
     def folded(self) -> Folded:
         """Weight and bias that include the normalisation."""
+
+
+@runtime_checkable
+class Residual(Protocol):
+    """A block in which the current of a branch and that of a shortcut add before the neuron."""
+
+    shortcut: Any
+    """The unit of the shortcut; None where it is the input itself."""
+
+    @property
+    def neuron(self) -> LIF | Activation:
+        """The neuron after the sum."""
+
+    def branch(self) -> Sequence[Any]:
+        """The units of the branch, each read by the next one; the last has no neuron."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from spikeformer_lt import Mask, Ticket, create_model
+from spikeformer_lt.bundle import staged
+from spikeformer_lt.export import file
 from spikeformer_lt.layers.patches import PatchSelect, make_score
 from spikeformer_lt.layers.subnet import SubnetConv2d, collapse, get_masks, rankings, set_masks
 
@@ -83,6 +85,17 @@ def make_cnn(name: str) -> Any:
     torch.nn.init.normal_(model.head.weight, std=0.5)
     _layers._awaken(model, lambda m: m(pictures(m, 8)))
     return model.eval()
+
+
+@pytest.fixture
+def write_packed() -> Callable[..., None]:
+    """Give the function that writes an export without a check."""
+
+    def write(folder: Path, ticket: Ticket, *args: Any, **options: Any) -> None:
+        with staged(folder, file.EXPORT) as stage:
+            file.write_packed(stage, ticket, *args, **options)
+
+    return write
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import torch
 
 from spikeformer_lt.errors import ExportError
 from spikeformer_lt.export.fold import compact
-from spikeformer_lt.export.inference import CompactAttention, CompactConvUnit, CompactLinearUnit
+from spikeformer_lt.export.inference import FoldedAttention, FoldedConvUnit, FoldedLinearUnit
 from spikeformer_lt.export.verify import spike_mismatch
 from spikeformer_lt.layers.neuron import LIF
 from spikeformer_lt.layers.norm import BatchNorm
@@ -52,8 +52,8 @@ def test_nothing_of_the_training_form_is_left_and_the_network_is_untouched(net) 
     kinds = [type(module) for module in model.modules()]
     fast = compact(model)
     assert not any(isinstance(m, (BatchNorm, LinearUnit)) for m in fast.modules())
-    assert sum(isinstance(m, CompactConvUnit) for m in fast.modules()) == 5
-    assert sum(isinstance(m, CompactAttention) for m in fast.modules()) == 1
+    assert sum(isinstance(m, FoldedConvUnit) for m in fast.modules()) == 5
+    assert sum(isinstance(m, FoldedAttention) for m in fast.modules()) == 1
     assert not any(p.requires_grad for p in fast.parameters())
     assert kinds == [type(module) for module in model.modules()]
     assert all(torch.equal(before[name], v) for name, v in model.state_dict().items())
@@ -89,7 +89,7 @@ def test_dead_channels_are_gone_and_missed_by_nobody(activation: str, net, image
     assert fast.removed["conv_pep.stages.1"] >= 1
     assert fast.removed["blocks.0.mlp.fc1"] == 6
     stem = fast.net.conv_pep.stages
-    assert stem[1].conv.weight.shape[1] == len(stem[0].conv.bias) < model.conv_pep.dim // 8
+    assert stem[1].synapse.weight.shape[1] == len(stem[0].synapse.bias) < model.conv_pep.dim // 8
     x = images(model).double()
     with torch.no_grad():
         torch.testing.assert_close(fast(x), model(x), rtol=0, atol=1e-9)
@@ -149,12 +149,12 @@ def test_a_binary_encoder_runs_on_bytes_where_its_inputs_are(
             if isinstance(part, LinearUnit):
                 part.linear.weight.copy_(part.linear.weight.sign() * 0.05)
     fast, x = compact(model), images(model)
-    units = {n: m for n, m in fast.net.named_modules() if isinstance(m, CompactLinearUnit)}
-    found = {name for name, unit in units.items() if unit.product.as_bytes}
+    units = {n: m for n, m in fast.net.named_modules() if isinstance(m, FoldedLinearUnit)}
+    found = {name for name, unit in units.items() if unit.synapse.as_bytes}
     assert found == {f"blocks.{i}.{name}" for i in range(2) for name in readers}
     seen: list[torch.Tensor] = []
     for name in found:
-        units[name].product.register_forward_pre_hook(lambda m, args: seen.append(args[0].clone()))
+        units[name].synapse.register_forward_pre_hook(lambda m, args: seen.append(args[0].clone()))
     fast(x)
     assert len(seen) == len(found)
     assert all(bool(((s == s.round()) & (s >= 0) & (s <= 255)).all()) for s in seen)

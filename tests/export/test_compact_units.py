@@ -9,9 +9,11 @@ import torch
 from torch import nn
 
 from spikeformer_lt.export.fold import compact
-from spikeformer_lt.export.inference import CompactConvLayer, CompactHiddenLayer
+from spikeformer_lt.export.inference import FoldedConvUnit, FoldedLinearUnit
 from spikeformer_lt.export.verify import spike_mismatch
+from spikeformer_lt.layers.neuron import LIF
 from spikeformer_lt.layers.norm import BatchNorm
+from spikeformer_lt.layers.units import ConvLayer, Folded, Reads, map_rows
 from spikeformer_lt.models.spiking_cnn import SpikingCNN
 from spikeformer_lt.models.spiking_resnet import SpikingResNet
 from spikeformer_lt.models.spiking_vgg import SpikingVGG
@@ -48,9 +50,9 @@ def test_a_cnn_without_norms_is_the_same_network(choice: str, made) -> None:
     model, x = made(choice)
     fast = compact(model)
     assert not any(isinstance(module, BatchNorm) for module in fast.modules())
-    layers = [m for m in fast.modules() if isinstance(m, CompactConvLayer)]
+    layers = [m for m in fast.modules() if isinstance(m, FoldedConvUnit)]
     assert len(layers) == sum(isinstance(m, nn.Conv2d) for m in model.modules())
-    hidden = [m for m in fast.modules() if isinstance(m, CompactHiddenLayer)]
+    hidden = [m for m in fast.modules() if isinstance(m, FoldedLinearUnit)]
     assert len(hidden) == (model.hidden is not None)
     with torch.no_grad():
         wanted = model(x)
@@ -79,11 +81,11 @@ def test_binary_convolutions_of_spikes_run_as_bytes(choice: str, readers, made) 
         for conv in (m for m in model.modules() if isinstance(m, nn.Conv2d)):
             conv.weight.copy_(conv.weight.sign() * 0.25)
     fast, x = compact(model), x.float()
-    layers = {n: m for n, m in fast.net.named_modules() if isinstance(m, CompactConvLayer)}
-    assert {name for name, layer in layers.items() if layer.conv.as_bytes} == readers
+    layers = {n: m for n, m in fast.net.named_modules() if isinstance(m, FoldedConvUnit)}
+    assert {name for name, layer in layers.items() if layer.synapse.as_bytes} == readers
     seen: list[torch.Tensor] = []
     for name in readers:
-        layers[name].conv.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+        layers[name].synapse.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
     torch.testing.assert_close(fast(x), model(x).detach(), rtol=0, atol=1e-4)
     assert len(seen) == len(readers) and all(bool(((s == 0) | (s == 1)).all()) for s in seen)
 
@@ -98,5 +100,46 @@ def test_dead_filters_of_a_vgg_are_gone_and_missed_by_nobody(made) -> None:
     wanted = model(x)
     fast = compact(model)
     assert fast.removed["layers.0"] == 3
-    assert fast.net.get_submodule("layers.0.conv").weight.shape[0] == 3
+    assert fast.net.get_submodule("layers.0.synapse").weight.shape[0] == 3
     torch.testing.assert_close(fast(x), wanted.detach(), rtol=0, atol=1e-9)
+
+
+class Doubled(ConvLayer):
+    """A subclass whose forward is not what it inherits as its folded form."""
+
+    def forward(self, rows: torch.Tensor, T: int) -> torch.Tensor:
+        return 2 * super().forward(rows, T)
+
+
+class Plain(nn.Module):
+    """A unit of somebody else: the protocol, and other attribute names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights, self.fire = nn.Conv2d(6, 6, 1), LIF()
+        self.reads: Reads = "spikes"
+
+    synapse = property(lambda self: self.weights)
+    neuron = property(lambda self: self.fire)
+    fires = True
+
+    def folded(self) -> Folded:
+        return Folded(self.weights.weight.double(), self.weights.bias.double(), self.fire)
+
+    def forward(self, rows: torch.Tensor, T: int) -> torch.Tensor:
+        return self.fire(map_rows(rows, self.weights), T)
+
+
+@pytest.mark.parametrize(("kind", "is_folded"), [(Doubled, False), (Plain, True)])
+def test_units_are_folded_if_their_form_is_declared(kind, is_folded: bool, made) -> None:
+    model, x = made("vgg")
+    unit = (Doubled(6, 6) if kind is Doubled else Plain()).double().eval()
+    with torch.no_grad():
+        unit.synapse.weight.add_(0.2)
+    model.layers.insert(1, unit)
+    with torch.no_grad():
+        wanted = model.eval()(x)
+    assert wanted.std() > 1e-3
+    fast = compact(model)
+    assert type(fast.net.layers[1]) is (FoldedConvUnit if is_folded else Doubled)
+    torch.testing.assert_close(fast(x), wanted, rtol=0, atol=1e-9)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from spikeformer_lt.export.inference import CompactLinearUnit, Product, fire, fire_linear
+from spikeformer_lt.export.inference import FoldedLinear, FoldedLinearUnit, fire, fire_linear
 from spikeformer_lt.layers.neuron import LIF, Heaviside, NeuronState, carry
 from spikeformer_lt.layers.units import LinearUnit
 
@@ -56,7 +56,7 @@ def test_without_kernels_torch_fires(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("choice", CHOICES, ids=str)
 def test_a_product_and_its_neurons_in_one_pass(choice: dict[str, object]) -> None:
     torch.manual_seed(0)
-    product = Product(torch.randn(64, 40).double() / 3, torch.randn(64).double())
+    product = FoldedLinear(torch.randn(64, 40).double() / 3, torch.randn(64).double())
     a, b = LIF(**choice), LIF(**choice)
     state = NeuronState()
     with torch.no_grad(), carry(state), pytest.MonkeyPatch.context() as patch:
@@ -72,7 +72,7 @@ def test_a_product_and_its_neurons_in_one_pass(choice: dict[str, object]) -> Non
 
 
 def test_one_pass_is_for_plain_neurons_outside_of_gradients() -> None:
-    product, x = Product(torch.randn(64, 160), torch.randn(64)), torch.rand(4, 50, 160)
+    product, x = FoldedLinear(torch.randn(64, 160), torch.randn(64)), torch.rand(4, 50, 160)
     watched = LIF()
     watched.register_forward_hook(lambda m, a, out: None)
     with torch.no_grad():
@@ -80,27 +80,27 @@ def test_one_pass_is_for_plain_neurons_outside_of_gradients() -> None:
         for act in (watched, Heaviside(), LIF(store_v_seq=True)):
             assert fire_linear(act, product, x, 4) is None
         assert fire_linear(LIF(), product, x[:2], 4) is None
-        odd = Product(torch.randn(63, 160), torch.randn(63))
+        odd = FoldedLinear(torch.randn(63, 160), torch.randn(63))
         assert fire_linear(LIF(), odd, x, 4) is None
         signs = torch.ones(64, 160, dtype=torch.int8)
-        binary = Product(signs.float(), torch.zeros(64), (signs, torch.ones(64)))
+        binary = FoldedLinear(signs.float(), torch.zeros(64), whole=True)
         assert (fire_linear(LIF(), binary, x.round(), 4) is None) == binary.takes_bytes(x)
     assert fire_linear(LIF(), product, x, 4) is None
 
 
 def test_a_watched_product_is_called_and_its_currents_stay() -> None:
-    unit = CompactLinearUnit(LinearUnit(64, 64).eval())
+    unit = FoldedLinearUnit(LinearUnit(64, 64).eval())
     x = 2 * torch.randn(4, 2, 64, 64)
     seen: list[torch.Tensor] = []
     with torch.no_grad():
-        wanted, current = unit(x, 4), unit.product(x)
-        unit.product.register_forward_hook(lambda m, a, out: seen.append(out))
+        wanted, current = unit(x, 4), unit.synapse(x)
+        unit.synapse.register_forward_hook(lambda m, a, out: seen.append(out))
         torch.testing.assert_close(unit(x, 4), wanted)
     assert len(seen) == 1
     assert torch.equal(seen[0], current)
 
 
 def test_a_wrong_width_is_refused_as_by_the_product() -> None:
-    product = Product(torch.randn(64, 64), torch.randn(64))
+    product = FoldedLinear(torch.randn(64, 64), torch.randn(64))
     with torch.no_grad():
         assert fire_linear(LIF(), product, torch.randn(4, 2, 64, 32), 4) is None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from spikeformer_lt.export.codec import binary_gains, contexts_of, digest_of, from_signs
+from spikeformer_lt.export.codec import contexts_of, digest_of, from_signs
+from spikeformer_lt.layers.subnet import binary_gains
 
 
 def test_gains_of_a_layer_and_of_filters() -> None:

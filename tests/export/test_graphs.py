@@ -12,7 +12,7 @@ import torch
 from spikeformer_lt.errors import ExportError
 from spikeformer_lt.export import graphs
 from spikeformer_lt.export.fold import compact
-from spikeformer_lt.export.graphs import to_onnx, to_pt2, write
+from spikeformer_lt.export.graphs import to_onnx, to_pt2, write_graph
 from spikeformer_lt.export.verify import fixed_batch
 
 needs_onnx = pytest.mark.skipif(
@@ -82,7 +82,7 @@ def test_onnxruntime_agrees_for_any_batch(
             for conv in (m for m in model.modules() if isinstance(m, torch.nn.Conv2d)):
                 conv.weight.copy_(conv.weight.sign() * 0.2)
     fast = compact(model)
-    said = write(fast, tmp_path / name)
+    said = write_graph(fast, tmp_path / name)
     integers = name == INTEGERS
     assert ("integers" in said) == integers and "dynamic batch" in said
     proto = onnx.load(tmp_path / name)
@@ -127,7 +127,7 @@ def test_what_has_no_graph_is_refused_by_name(net, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="random patch score"):
         to_pt2(compact(net(score="random")[0]), tmp_path / "a.pt2")
     with pytest.raises(ExportError, match=r"ends in \.pt2, \.onnx, \.int8\.onnx or"):
-        write(compact(net()[0]), tmp_path / "a.tflite")
+        write_graph(compact(net()[0]), tmp_path / "a.tflite")
 
 
 def test_a_missing_extra_is_named(net, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,11 +7,11 @@ import pickle
 
 import torch
 
-from spikeformer_lt.export.inference import Kept
+from spikeformer_lt.export.inference import DerivedCache
 
 
 def test_values_follow_their_tensors() -> None:
-    kept, made, a = Kept(), [], torch.zeros(3)
+    kept, made, a = DerivedCache(), [], torch.zeros(3)
 
     def make() -> int:
         made.append(0)
@@ -31,7 +31,7 @@ def test_values_follow_their_tensors() -> None:
 
 
 def test_a_tensor_that_is_gone_is_not_taken_for_its_successor() -> None:
-    kept = Kept()
+    kept = DerivedCache()
     for value in range(20):  # torch gives the same address again
         x = torch.full((4096,), float(value))
         assert kept.get("x", (x,), lambda x=x: float(x[0])) == value  # type: ignore[misc]
@@ -39,7 +39,7 @@ def test_a_tensor_that_is_gone_is_not_taken_for_its_successor() -> None:
 
 
 def test_copies_are_empty() -> None:
-    kept, x = Kept(), torch.zeros(1)
+    kept, x = DerivedCache(), torch.zeros(1)
     kept.get("x", (x,), lambda: 1)
     for other in (copy.deepcopy(kept), pickle.loads(pickle.dumps(kept))):
         assert other.get("x", (x,), lambda: 2) == 2

@@ -32,7 +32,7 @@ def graph_of(layer, name: str):
 def test_the_integer_form_has_the_same_values(net) -> None:
     runtime = pytest.importorskip("onnxruntime", reason="the extra 'onnx' is not installed")
     fast = compact(net()[0])
-    name = "conv_pep.stages.2.conv"
+    name = "conv_pep.stages.2.synapse"
     layer = fast.net.get_submodule(name)
     plain = graph_of(layer, name)
     made = graph_of(layer, name)
@@ -54,6 +54,6 @@ def test_the_integer_form_has_the_same_values(net) -> None:
 
 def test_a_graph_without_binary_convolutions_is_refused(net) -> None:
     fast = compact(net(activation="relu")[0])
-    name = "conv_pep.stages.1.conv"
+    name = "conv_pep.stages.1.synapse"
     with pytest.raises(ExportError, match=r"no binary convolution of spikes in this graph \(0 in"):
         use_integers(graph_of(fast.net.get_submodule(name), name), fast)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from spikeformer_lt import Mask, Ticket
-from spikeformer_lt.disk import write_tensors
+from spikeformer_lt.bundle import _seal, staged
 from spikeformer_lt.errors import SpikeformerError
 from spikeformer_lt.export import file as packing
-from spikeformer_lt.export.file import CONFIG, TENSORS, read_packed, write_packed
+from spikeformer_lt.export.file import CONFIG, TENSORS, read_packed
 
 
 @pytest.fixture
@@ -40,7 +42,9 @@ def same(a: Ticket, b: Ticket) -> bool:
     )
 
 
-def test_a_ticket_comes_back_with_its_provenance(small: Ticket, tmp_path: Path) -> None:
+def test_a_ticket_comes_back_with_its_provenance(
+    small: Ticket, write_packed, tmp_path: Path
+) -> None:
     write_packed(tmp_path, small, about={"accuracy": 91.5})
     found = read_packed(tmp_path)
     assert {row.values[0] > 0 for row in found.rows} == {True, False}, "flips must meet both forms"
@@ -55,7 +59,7 @@ def test_a_ticket_comes_back_with_its_provenance(small: Ticket, tmp_path: Path) 
     }
 
 
-def test_equal_tickets_make_equal_files(small: Ticket, tmp_path: Path) -> None:
+def test_equal_tickets_make_equal_files(small: Ticket, write_packed, tmp_path: Path) -> None:
     for name in "ab":
         write_packed(tmp_path / name, small)
     for name in (CONFIG, TENSORS):
@@ -63,7 +67,7 @@ def test_equal_tickets_make_equal_files(small: Ticket, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [CONFIG, TENSORS])
-def test_every_prefix_is_refused(name: str, small: Ticket, tmp_path: Path) -> None:
+def test_every_prefix_is_refused(name: str, small: Ticket, write_packed, tmp_path: Path) -> None:
     write_packed(tmp_path, small)
     data = (tmp_path / name).read_bytes()
     end = len(data) - (name == CONFIG)  # its last byte is a line break
@@ -74,7 +78,9 @@ def test_every_prefix_is_refused(name: str, small: Ticket, tmp_path: Path) -> No
         assert str(tmp_path) in str(caught.value)
 
 
-def test_2000_flipped_bits_are_refused_or_change_nothing(small: Ticket, tmp_path: Path) -> None:
+def test_2000_flipped_bits_are_refused_or_change_nothing(
+    small: Ticket, write_packed, tmp_path: Path
+) -> None:
     write_packed(tmp_path, small)
     data = {name: (tmp_path / name).read_bytes() for name in (CONFIG, TENSORS)}
     places = [(name, bit) for name in data for bit in range(8 * len(data[name]))]
@@ -99,20 +105,22 @@ def edit(folder: Path, **changes: object) -> None:
     body = json.loads((folder / CONFIG).read_text())
     del body["seal"]
     body |= changes
-    body["seal"] = packing._seal(body)
+    body["seal"] = _seal(body)
     (folder / CONFIG).write_text(json.dumps(body))
 
 
-def test_newer_foreign_and_edited_exports_are_refused(small: Ticket, tmp_path: Path) -> None:
+def test_newer_foreign_and_edited_exports_are_refused(
+    small: Ticket, write_packed, tmp_path: Path
+) -> None:
     write_packed(tmp_path, small)
     text = (tmp_path / CONFIG).read_text()
     edit(tmp_path, format_version=3)
     with pytest.raises(SpikeformerError, match=r"format v3, supports <= v2; install a newer"):
         read_packed(tmp_path)
     for key, value, match in (
-        ("format", "other", "not that of an export"),
+        ("format", "other", "not of an export"),
         ("precision", "fp8", "no known precision"),
-        ("sha256", {}, "not the file that config.json was written for"),
+        ("sha256", {}, "lists no files"),
         ("mask_order", ["head.w"], "other masks"),
         ("provenance", [], "lacks provenance"),
     ):
@@ -126,10 +134,11 @@ def test_newer_foreign_and_edited_exports_are_refused(small: Ticket, tmp_path: P
 
 
 def test_the_first_format_is_read_as_it_was_written(
-    small: Ticket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: Ticket, write_packed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("spikeformer_lt.export.file.encode_values", lambda values: None)
-    monkeypatch.setattr(packing, "VERSION", 1)
+    first = dataclasses.replace(packing.EXPORT, version=1)
+    monkeypatch.setattr(packing, "EXPORT", first)
     listed = packing.Row.as_list
     monkeypatch.setattr(packing.Row, "as_list", lambda row: listed(row)[:-1])
     write_packed(tmp_path, small)
@@ -138,20 +147,22 @@ def test_the_first_format_is_read_as_it_was_written(
     assert same(read_packed(tmp_path).ticket, small)
 
 
-def test_files_of_two_exports_do_not_mix(small: Ticket, tmp_path: Path) -> None:
+def test_files_of_two_exports_do_not_mix(small: Ticket, write_packed, tmp_path: Path) -> None:
     write_packed(tmp_path / "a", small)
     other = {name: tensor.clone() for name, tensor in small.tensors.items()}
     other["norm.bias"] += 1
     write_packed(tmp_path / "b", Ticket(small.mask, other, {}))
     (tmp_path / "a" / TENSORS).write_bytes((tmp_path / "b" / TENSORS).read_bytes())
-    with pytest.raises(SpikeformerError, match="not the file that"):
+    with pytest.raises(SpikeformerError, match="changed since the export was saved"):
         read_packed(tmp_path / "a")
-    write_tensors(tmp_path / "a" / TENSORS, small.tensors)
+    with staged(tmp_path / "a", packing.EXPORT, overwrite=True) as stage:
+        stage.write_tensors(TENSORS, small.tensors, {})
+        stage.seal({"precision": "fp32", "provenance": {}, "about": {}})
     with pytest.raises(SpikeformerError, match="not a packed ticket"):
         read_packed(tmp_path / "a")
 
 
-def test_missing_folders_and_pickles_are_named(small: Ticket, tmp_path: Path) -> None:
+def test_missing_folders_and_pickles_are_named(small: Ticket, write_packed, tmp_path: Path) -> None:
     with pytest.raises(SpikeformerError, match=r"no export: config\.json"):
         read_packed(tmp_path / "nowhere")
     write_packed(tmp_path / "a", small)
@@ -162,9 +173,25 @@ def test_missing_folders_and_pickles_are_named(small: Ticket, tmp_path: Path) ->
         read_packed(tmp_path / "a" / TENSORS)
 
 
-def test_bad_values_are_refused_before_anything_is_written(small: Ticket, tmp_path: Path) -> None:
+def test_bad_values_are_refused_before_anything_is_written(
+    small: Ticket, write_packed, tmp_path: Path
+) -> None:
     with pytest.raises(SpikeformerError, match="precision='int4' is not one of fp32, fp16, bf16"):
         write_packed(tmp_path / "a", small, "int4")
     assert not (tmp_path / "a").exists()
     with pytest.raises(SpikeformerError, match="cannot be stored as JSON"):
         write_packed(tmp_path / "a", small, about={"x": object()})
+
+
+def test_each_file_is_read_once(small: Ticket, write_packed, tmp_path: Path) -> None:
+    write_packed(tmp_path, small)
+    opened: list[str] | None = []
+
+    def note(event: str, args: tuple[object, ...]) -> None:
+        if event == "open" and opened is not None:
+            opened.append(Path(str(args[0])).name)
+
+    sys.addaudithook(note)
+    read_packed(tmp_path)
+    found, opened = opened, None
+    assert sorted(name for name in found or [] if name in (CONFIG, TENSORS)) == [CONFIG, TENSORS]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import spikeformer_lt
-from spikeformer_lt import Mask, Ticket, create_model, list_models, load_exported
+from spikeformer_lt import Mask, Ticket, bundle, create_model, list_models, load_exported
 from spikeformer_lt.errors import ExportError, SpikeformerError, TicketError
 from spikeformer_lt.export import api as publishing
 from spikeformer_lt.export import export_ticket, read_ticket
@@ -97,6 +97,7 @@ def test_a_folder_is_all_that_another_process_needs(
 ) -> None:
     """Moved, with nothing else around it; nothing is unpickled, and no network is asked."""
     monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")  # numba pickles its own cache
+    monkeypatch.setenv("SPIKEFORMER_KERNELS", "torch")  # of the other process
     monkeypatch.setattr("spikeformer_lt.layers.kernels.dispatch._mode", "torch")
     _, _, ticket = net(patches=0.0)
     export_ticket(ticket, tmp_path / "first" / "out")
@@ -161,7 +162,7 @@ def test_a_full_disk_leaves_nothing(
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(publishing.os, "rename", full)
+    monkeypatch.setattr(bundle.os, "replace", full)
     with pytest.raises(ExportError, match="No space left on device; .* bytes free"):
         export_ticket(ticket, tmp_path / "out")
     assert nothing_is_left(tmp_path)

@@ -12,7 +12,10 @@ from torch import nn
 from spikeformer_lt import Mask, Ticket, create_model, load_exported
 from spikeformer_lt.export import export_ticket
 from spikeformer_lt.export.fold import alive, compact, find_pairs
+from spikeformer_lt.export.inference import FoldedConvUnit
 from spikeformer_lt.layers.neuron import LIF
+from spikeformer_lt.layers.units import Chain
+from spikeformer_lt.models.spiking_cnn import SpikingCNN
 from spikeformer_lt.tickets.early_bird import channel_mask, find_groups, norm_scales, shrink
 
 CNN = {"image_size": 16, "T": 3}
@@ -71,8 +74,8 @@ def test_an_exported_channel_ticket_is_as_small_as_the_shrunk_network(found, tmp
         read = small.get_submodule(group.consumer).weight
         whole = model.get_submodule(group.producer).weight
         pair = pairs[group.producer.removesuffix(".conv").removesuffix(".linear")]
-        assert len(pair.synapses.weight) == len(made) < len(whole), group
-        assert pair.synapses.weight.numel() <= made.numel(), group
+        assert len(pair.unit.synapse.weight) == len(made) < len(whole), group
+        assert pair.unit.synapse.weight.numel() <= made.numel(), group
         assert pair.reader.weight.numel() <= read.numel(), group
         assert fast.removed[pair.name] == len(whole) - len(made)
 
@@ -105,7 +108,7 @@ def test_what_fed_only_the_dead_dies_with_them(awaken) -> None:
     model.double().eval()
     fast = compact(model)
     assert fast.removed == {"layers.2": 1, "layers.1": 1, "layers.0": 1}
-    assert fast.net.hidden.product.weight.shape == (9, 4 * 9)
+    assert fast.net.hidden.synapse.weight.shape == (9, 4 * 9)
     x = inputs(model).double()
     torch.testing.assert_close(fast(x), model(x).detach(), rtol=0, atol=1e-9)
 
@@ -114,8 +117,8 @@ def test_one_channel_stays_where_all_are_dead() -> None:
     model: Any = create_model("spiking_vgg_toy", **CNN).eval()
     nn.init.zeros_(model.layers[0].conv.weight)
     fast = compact(model.double())
-    assert fast.net.layers[0].conv.weight.shape[:2] == (1, 3)
-    assert fast.net.layers[2].conv.weight.shape[1] == 1
+    assert fast.net.layers[0].synapse.weight.shape[:2] == (1, 3)
+    assert fast.net.layers[2].synapse.weight.shape[1] == 1
     x = inputs(model).double()
     torch.testing.assert_close(fast(x), model(x).detach(), rtol=0, atol=1e-12)
 
@@ -127,9 +130,63 @@ def test_one_channel_stays_where_all_are_dead() -> None:
 )
 def test_a_channel_that_a_longer_stream_would_hear_stays(choice: dict[str, Any]) -> None:
     act, bias = LIF(**choice), torch.linspace(-0.5, 1.5, 201)
-    found = alive(torch.zeros(201, 3), bias, act, 4)
+    found = alive(torch.zeros(201, 3), bias, act)
     fires = act(bias[None], 400).any(0)
     act.reset()
     late = fires & ~act(bias[None], 4).any(0)
     assert late.any(), "nothing is tested"
     assert found[fires].all() and (found != fires).sum() <= 1, "one at the threshold may stay"
+
+
+def with_list(name: str, declared: bool) -> Any:
+    """A CNN whose convolutions are in a list of this name, half of the first ones dead."""
+
+    class Net(SpikingCNN):
+        def __init__(self) -> None:
+            super().__init__(image_size=16, T=2)
+            layers = nn.ModuleList([self.spiking_layer(3, 16), self.spiking_layer(16, 16)])
+            setattr(self, name, layers)
+            self.build_classifier(16, (16, 16), pooled=1, hidden=None, norm=False)
+
+        def features(self, rows: torch.Tensor) -> torch.Tensor:
+            for layer in getattr(self, name):
+                rows = layer(rows, self.T)
+            return rows
+
+        if declared:
+
+            def chains(self) -> list[Chain]:
+                return [self.sequence(getattr(self, name))]
+
+    torch.manual_seed(0)
+    model = Net().double().eval()
+    first = getattr(model, name)[0]
+    with torch.no_grad():
+        first.conv.weight[:8] = 0
+        first.norm.bias[:8] = -1
+    return model
+
+
+@pytest.mark.parametrize("name", ["layers", "convs", "conv_pep"])
+def test_dead_channels_go_whatever_their_list_is_called(name: str) -> None:
+    model, x = with_list(name, declared=True), torch.rand(3, 3, 16, 16).double()
+    fast = compact(model)
+    assert fast.removed == {f"{name}.0": 8}
+    torch.testing.assert_close(fast(x), model(x).detach(), rtol=0, atol=1e-9)
+
+
+def test_a_model_without_chains_says_that_nothing_was_examined() -> None:
+    model, x = with_list("layers", declared=False), torch.rand(3, 3, 16, 16).double()
+    fast = compact(model)
+    assert fast.removed is None and isinstance(fast.net.layers[0], FoldedConvUnit)
+    torch.testing.assert_close(fast(x), model(x).detach(), rtol=0, atol=1e-9)
+
+
+def test_the_card_says_whether_channels_were_examined(ticket, tmp_path, monkeypatch) -> None:
+    done = export_ticket(ticket, tmp_path / "a")
+    assert done.check.removed is not None
+    card = (tmp_path / "a" / "README.md").read_text()
+    assert f"dead channels: {done.check.removed} removed" in card
+    monkeypatch.setattr("spikeformer_lt.export.fold.chains_of", lambda net: [])
+    assert export_ticket(ticket, tmp_path / "b").check.removed is None
+    assert "dead channels: not examined" in (tmp_path / "b" / "README.md").read_text()

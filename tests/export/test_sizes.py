@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from spikeformer_lt import Mask, Ticket, create_model
-from spikeformer_lt.export.file import read_packed, write_packed
+from spikeformer_lt.export.file import read_packed
 from spikeformer_lt.export.verify import size_table, sizes
 from spikeformer_lt.layers.norm import BatchNorm
 from spikeformer_lt.layers.subnet import SubnetConv2d, collapse, get_masks, rankings, set_masks
 
 
-def test_the_bound_is_that_of_the_formula(tmp_path: Path) -> None:
+def test_the_bound_is_that_of_the_formula(write_packed, tmp_path: Path) -> None:
     kept = torch.arange(400).view(20, 20) % 4 == 0
     weight = torch.where(kept, torch.randn(20, 20).sign() * 2, 0.0)
     write_packed(tmp_path, Ticket(Mask({"w": kept}), {"w": weight, "b": torch.randn(7)}, {}))
@@ -42,7 +42,12 @@ DVS |= {"num_heads": 16, "pools": (True,) * 4}
     ],
 )
 def test_the_published_size_meets_the_targets(
-    options: dict[str, object], sparsity: float, precision: str, smaller: float, tmp_path: Path
+    options: dict[str, object],
+    sparsity: float,
+    precision: str,
+    smaller: float,
+    write_packed,
+    tmp_path: Path,
 ) -> None:
     torch.manual_seed(0)
     model = create_model("spikformer_cifar", depth=1, **options)

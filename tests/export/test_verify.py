@@ -10,7 +10,7 @@ import torch
 
 from spikeformer_lt import create_model
 from spikeformer_lt.errors import ExportError
-from spikeformer_lt.export.file import write_packed
+from spikeformer_lt.export.file import read_packed
 from spikeformer_lt.export.verify import fixed_batch, spike_mismatch, verify
 
 
@@ -26,24 +26,32 @@ def test_the_batch_is_fixed_and_fits_the_door() -> None:
         fixed_batch(torch.nn.Linear(2, 2))
 
 
-def test_a_true_export_passes_and_another_ticket_does_not(net, tmp_path: Path) -> None:
+def test_a_true_export_passes_and_another_ticket_does_not(
+    net, write_packed, tmp_path: Path
+) -> None:
     _, _, ticket = net()
     write_packed(tmp_path / "a", ticket)
-    packed, check = verify(ticket, tmp_path / "a")
-    assert packed.precision == "fp32" and check.reload_gap == 0 and check.same_class == 1
+    packed = read_packed(tmp_path / "a")
+    check = verify(ticket, packed)
+    assert (
+        packed.precision == "fp32"
+        and check.stem == "conv_pep"
+        and check.reload_gap == 0
+        and check.same_class == 1
+    )
     assert check.logit_scale > 0.01
     _, _, other = net(sparsity=0.7)
     with pytest.raises(ExportError, match="masks or names differ"):
-        verify(other, tmp_path / "a")
+        verify(other, packed)
     bias = {**ticket.tensors, "head.bias": ticket.tensors["head.bias"] + 1e-3}
     with pytest.raises(ExportError, match=r"'head\.bias' was not stored"):
-        verify(dataclasses.replace(ticket, tensors=bias), tmp_path / "a")
+        verify(dataclasses.replace(ticket, tensors=bias), packed)
 
 
-def test_a_narrow_precision_passes_and_says_its_gap(net, tmp_path: Path) -> None:
+def test_a_narrow_precision_passes_and_says_its_gap(net, write_packed, tmp_path: Path) -> None:
     _, _, ticket = net()
     write_packed(tmp_path, ticket, "bf16")
-    _, check = verify(ticket, tmp_path)
+    check = verify(ticket, read_packed(tmp_path))
     assert check.reload_gap > 0 and check.compact_gap_float64 <= 1e-9
 
 
@@ -58,7 +66,7 @@ def test_the_spike_mismatch_is_0_in_float64_and_sees_a_change(net, images) -> No
 
     def shifted(net):
         made = right(net)
-        made.net.blocks[0].mlp.fc1.product.bias += 0.3
+        made.net.blocks[0].mlp.fc1.synapse.bias += 0.3
         return made
 
     module.compact = shifted

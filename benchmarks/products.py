@@ -23,9 +23,9 @@ import spikeformer_lt  # before torch: one OpenMP for all
 import torch
 from torch import Tensor
 
-from spikeformer_lt.layers.kernels import attention, matmul, winograd
+from spikeformer_lt.layers.inputs import NeuronConfig
+from spikeformer_lt.layers.kernels import matmul, winograd
 from spikeformer_lt.layers.kernels.dispatch import lif
-from spikeformer_lt.layers.kernels.reference import NeuronConfig
 from spikeformer_lt.runtime import keep_heap
 
 CONVS = [(32, 32, 48, 96), (32, 32, 96, 192), (32, 16, 192, 384), (32, 8, 384, 384)]
@@ -86,11 +86,11 @@ def attend(T: int, B: int, N: int, D: int, heads: int, dtype: torch.dtype) -> Wa
     g = torch.randn(T, B, N, D, dtype=dtype)
 
     def ours() -> Tensor:
-        out: Tensor = attention.AttentionFunction.apply(x, heads, 0.125)
+        out: Tensor = matmul.AttentionFunction.apply(x, heads, 0.125)
         return out
 
     def theirs() -> Tensor:
-        return attention.attend(x, heads, 0.125)
+        return matmul.attend(x, heads, 0.125)
 
     return {
         "forward": (theirs, ours),
@@ -157,7 +157,7 @@ def main() -> None:
     groups: list[tuple[str, Callable[..., Ways], Sequence[tuple[int, ...]]]] = [
         ("convolution images x steps, side, C, C'", convolution, CONVS),
         ("linear rows, D, D'", linear, LINEARS),
-        ("attention T, B, N, D, heads", attention, ATTENTIONS),
+        ("attention T, B, N, D, heads", attend, ATTENTIONS),
         ("linear and LIF T, rows, D, D'", firing, FIRINGS),
     ]
     for title, make, shapes in groups:

@@ -399,7 +399,7 @@ def fire(act: Any, current: Tensor, T: int, source: nn.Module | None = None) -> 
         return act(current, T)  # type: ignore[no-any-return]
 
     def kernel() -> tuple[Tensor, Tensor]:
-        from spikeformer_lt.layers.kernels.launch import Work
+        from spikeformer_lt.layers.kernels.lif import Work
 
         v = act.start(current)
         return Work(current, None if v is None else v.contiguous(), T, params).forward(current)

@@ -1,16 +1,71 @@
-"""What a model of this package has: T, classes, the size of its input, and time first inside."""
+"""What a model has: T, classes, constants of its neurons, the size of its input, time first."""
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.layers.kernels.reference import NeuronConfig
+from spikeformer_lt.errors import ConfigError, near
 
-__all__ = ["SelectsTokens", "SpikingClassifier", "Stepwise", "at_least_one", "time_first"]
+ALPHAS = {"sigmoid": 4.0, "atan": 2.0, "hardtanh": 1.0}  # steepness of each surrogate by default
+
+
+@dataclass(frozen=True)
+class NeuronConfig:
+    """Constants of a layer of neurons.
+
+    Args:
+        tau: membrane time constant in time steps, above 1.
+        v_threshold: firing voltage, dimensionless.
+        v_reset: voltage after a spike; None subtracts `v_threshold` instead (soft reset).
+        decay_input: whether the input, too, is divided by `tau`.
+        surrogate: derivative that stands in for that of the threshold: "sigmoid", "atan", or of
+            stateless activations "hardtanh".
+        alpha: its steepness; None means 4.0, 2.0 and 1.0.
+        detach_reset: whether gradients skip the path through the reset.
+
+    Raises:
+        ConfigError: a constant outside its range, or an unknown surrogate.
+    """
+
+    tau: float = 2.0
+    v_threshold: float = 1.0
+    v_reset: float | None = 0.0
+    decay_input: bool = True
+    surrogate: str = "sigmoid"
+    alpha: float | None = None
+    detach_reset: bool = True
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.tau) and self.tau > 1.0):
+            raise ConfigError(f"tau={self.tau!r} is not allowed: a finite number of steps above 1")
+        for field in ("v_threshold", "v_reset"):
+            value = getattr(self, field)
+            if value is not None and not math.isfinite(value):
+                raise ConfigError(f"{field}={value!r} is not allowed: a finite number")
+        check_surrogate(self.surrogate, tuple(ALPHAS))
+        if self.alpha is not None and not (math.isfinite(self.alpha) and self.alpha > 0):
+            raise ConfigError(f"alpha={self.alpha!r} is not allowed: a finite number above 0")
+
+    @property
+    def v_rest(self) -> float:
+        """Voltage a sequence starts from and leaks to."""
+        return 0.0 if self.v_reset is None else self.v_reset
+
+    @property
+    def steepness(self) -> float:
+        """`alpha`, or the default of the surrogate."""
+        return ALPHAS[self.surrogate] if self.alpha is None else float(self.alpha)
+
+
+def check_surrogate(name: str, allowed: tuple[str, ...]) -> None:
+    """Refuse an unknown surrogate."""
+    if name not in allowed:
+        raise ConfigError(f"surrogate={name!r} is not one of {list(allowed)}{near(name, allowed)}")
 
 
 @runtime_checkable

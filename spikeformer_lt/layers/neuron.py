@@ -21,32 +21,10 @@ from spikingjelly.activation_based.neuron import LIFNode
 from torch import Tensor, nn
 
 from spikeformer_lt.errors import ConfigError, DataError, near
+from spikeformer_lt.layers.inputs import NeuronConfig as NeuronConfig
+from spikeformer_lt.layers.inputs import check_surrogate
 from spikeformer_lt.layers.kernels import dispatch
-from spikeformer_lt.layers.kernels.reference import (
-    ALPHAS,
-    NeuronConfig,
-    check_surrogate,
-    lif_loop,
-    spike,
-    surrogate_derivative,
-)
-
-__all__ = [
-    "ALPHAS",
-    "LIF",
-    "Activation",
-    "Heaviside",
-    "NeuronConfig",
-    "NeuronState",
-    "Relu",
-    "Sign",
-    "carried",
-    "carry",
-    "lif_path",
-    "make_activation",
-    "make_lif",
-    "reset_state",
-]
+from spikeformer_lt.layers.kernels.reference import lif_loop, spike
 
 Kind = Literal["lif", "heaviside", "sign", "relu"]
 
@@ -97,9 +75,9 @@ _CARRIED: ContextVar[NeuronState | None] = ContextVar("spikeformer_lt_neuron_sta
 
 @contextmanager
 def carry(state: NeuronState | None) -> Iterator[None]:
-    """Let LIF neurons start from `state` and leave their last voltages in it.
+    """Let LIF neurons, in this thread, start from `state` and leave their last voltages in it.
 
-    This holds for forwards of the calling thread inside of ``with``. None means rest, as outside.
+    None means rest, as outside.
     """
     token = _CARRIED.set(state)
     try:
@@ -111,19 +89,6 @@ def carry(state: NeuronState | None) -> Iterator[None]:
 def carried() -> NeuronState | None:
     """The state that forwards of this thread carry; a compiled graph carries none."""
     return None if torch.compiler.is_compiling() else _CARRIED.get()
-
-
-class _SignSTE(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, alpha: float) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.alpha = alpha
-        return torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (x,) = ctx.saved_tensors
-        return grad * surrogate_derivative(x, "hardtanh", ctx.alpha), None
 
 
 class Activation(nn.Module):
@@ -182,10 +147,8 @@ class Sign(Activation):
 
     def activate(self, x: Tensor) -> Tensor:
         """Values in {-1, +1}."""
-        if torch.is_grad_enabled() and x.requires_grad:
-            out: Tensor = _SignSTE.apply(x, 1.0)  # type: ignore[no-untyped-call]
-            return out
-        return torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
+        fired = spike(x, "hardtanh", 1.0)
+        return fired + fired.detach() - 1.0
 
 
 class Relu(Activation):
@@ -257,7 +220,7 @@ class LIF(LIFNode):  # type: ignore[misc]
 
     def start(self, x: Tensor) -> Tensor | None:
         """Voltage before the first step of `x`: the carried one, if it has that shape, or rest."""
-        state = None if torch.compiler.is_compiling() else _CARRIED.get()
+        state = carried()
         v = None if state is None else state.voltages.get(self)
         if v is None or v.shape != x.shape[1:]:
             return None
@@ -265,7 +228,7 @@ class LIF(LIFNode):  # type: ignore[misc]
 
     def keep(self, v: Tensor) -> None:
         """Carry `v` to the next forward where a state is carried."""
-        state = None if torch.compiler.is_compiling() else _CARRIED.get()
+        state = carried()
         if state is not None:
             state.voltages[self] = v.detach()
 
@@ -285,15 +248,9 @@ class LIF(LIFNode):  # type: ignore[misc]
         return spikes.to(x.dtype)
 
     def run_theirs(self, x: Tensor, v: Tensor | None, T: int) -> tuple[Tensor, Tensor]:
-        """The steps by spikingjelly's own function, which on CUDA runs its fused kernels.
+        """Spikes and last voltage by spikingjelly, which on CUDA runs its fused kernels.
 
-        Args:
-            x: [T|1, ...], float32.
-            v: voltage before the first step, or None for rest.
-            T: number of steps.
-
-        Returns:
-            Spikes [T, ...] and the voltage after the last step.
+        Args and returns are those of `dispatch.lif`; `x` is float32.
         """
         start = x.new_full(x.shape[1:], self.v_reset or 0.0) if v is None else v
         spikes, last, _ = lif_multi_step(
@@ -311,10 +268,8 @@ class LIF(LIFNode):  # type: ignore[misc]
     def _record(self, x: Tensor, v: Tensor | None, T: int) -> tuple[Tensor, Tensor]:
         """The plain loop: for a surrogate of the user's, and to record the voltages."""
         trace: list[Tensor] = []
-        neuron = NeuronConfig(
-            *(self.tau, self.v_threshold, self.v_reset, self.decay_input),
-            detach_reset=self.detach_reset,
-        )
+        constants = (self.tau, self.v_threshold, self.v_reset, self.decay_input)
+        neuron = NeuronConfig(*constants, detach_reset=self.detach_reset)
         spikes, last = lif_loop(x, v, T, neuron, self.surrogate_function, trace)
         if self.store_v_seq:
             self.v_seq = torch.stack(trace).detach()
@@ -367,17 +322,16 @@ def make_activation(
     if kind not in kinds:
         raise ConfigError(f"activation {kind!r} is not one of {kinds}{near(kind, kinds)}")
     neuron = _configured(neuron, constants)
-    if kind == "lif":
-        return LIF(neuron)
-    return Heaviside(neuron) if kind == "heaviside" else Sign() if kind == "sign" else Relu()
+    if kind in ("lif", "heaviside"):
+        return LIF(neuron) if kind == "lif" else Heaviside(neuron)
+    return Sign() if kind == "sign" else Relu()
 
 
 def reset_state(model: nn.Module) -> None:
     """Clear what neurons recorded, and the state of spikingjelly neurons in a model of the user's.
 
-    Networks of this package need no reset: their forwards start from rest. The modules are listed
-    at each call, because spikingjelly's ``reset_net`` caches its list and would miss a neuron that
-    was put in after the first reset.
+    Networks of this package need no reset. spikingjelly's ``reset_net`` caches its list of modules
+    and would miss a neuron that was put in after the first reset.
     """
     for module in model.modules():
         if isinstance(module, MemoryModule):

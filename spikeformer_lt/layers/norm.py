@@ -14,8 +14,6 @@ from spikeformer_lt.errors import ConfigError, DataError
 from spikeformer_lt.layers.kernels import dispatch
 from spikeformer_lt.layers.neuron import LIF, Activation, Heaviside, count_steps
 
-__all__ = ["BatchNorm", "affine", "fused_norm_act", "hooked", "norm_act"]
-
 
 class BatchNorm(_BatchNorm):
     """Batch normalisation of rows: channels are the last axis, every other axis is samples.
@@ -39,8 +37,7 @@ class BatchNorm(_BatchNorm):
         if not (self.training or self.running_mean is None):
             assert self.running_mean is not None and self.running_var is not None
             return self._apply_rows(x, self.running_mean, self.running_var, False)
-        mean = x.new_zeros(self.num_features)
-        var = x.new_zeros(self.num_features)
+        mean, var = x.new_zeros(2, self.num_features)
         y = self._apply_rows(x, mean, var, True)  # which writes mean and unbiased variance
         self.track(mean, var * ((count - 1) / count), count * repeats)
         return y
@@ -76,9 +73,9 @@ class BatchNorm(_BatchNorm):
             return
         assert self.running_var is not None and self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
-        step = (
-            1.0 / float(self.num_batches_tracked) if self.momentum is None else float(self.momentum)
-        )
+        step = self.momentum
+        if step is None:
+            step = 1.0 / float(self.num_batches_tracked)
         unbiased = var * (count / (count - 1))
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), step)
         self.running_var.lerp_(unbiased.to(self.running_var.dtype), step)
@@ -116,8 +113,7 @@ def norm_act(
     `act` with an attribute ``observes_output`` set, which are called with the spikes alone.
 
     Args:
-        norm: the normalisation.
-        act: the activation after it.
+        norm, act: the normalisation and the activation after it.
         x: [T|1, ..., C].
         T: number of time steps that the output of a LIF has; None means ``x.shape[0]``.
         repeats: number of equal copies along time that `x` represents, as in :class:`BatchNorm`.
@@ -194,10 +190,10 @@ def hooked(*modules: nn.Module) -> bool:
         or nn_module._global_backward_pre_hooks
     ):
         return True
-    for module in modules:
-        if module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
-            return True
-        for hook in module._forward_hooks.values():
-            if not getattr(hook, "observes_output", False):
-                return True
-    return False
+    return any(
+        module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or not all(getattr(h, "observes_output", False) for h in module._forward_hooks.values())
+        for module in modules
+    )

@@ -22,8 +22,6 @@ from torch.utils.checkpoint import checkpoint
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.neuron import NeuronState, carried, carry
 
-__all__ = ["call", "set_recompute"]
-
 
 def set_recompute(model: nn.Module, on: bool = True) -> int:
     """Say whether the parts of a network are computed again instead of kept.

@@ -13,8 +13,6 @@ from spikeformer_lt.layers.neuron import NeuronConfig, make_activation
 from spikeformer_lt.layers.recompute import call
 from spikeformer_lt.layers.units import Chain, ConvUnit, Integers, Reads, Unit
 
-__all__ = ["ACTIVATIONS", "RESIDUALS", "ConvPEP", "Stem", "StemUnit", "stem_of"]
-
 RESIDUALS = ("add", "iand", "or")
 ACTIVATIONS = ("lif", "heaviside", "sign", "relu")
 

@@ -14,8 +14,6 @@ from torch.utils._pytree import tree_leaves
 
 from spikeformer_lt.layers.units import Chain, Unit
 
-__all__ = ["trace_chains"]
-
 _POOLS = (nn.MaxPool2d, nn.AvgPool2d)
 
 

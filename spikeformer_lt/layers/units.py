@@ -1,8 +1,7 @@
 """Synaptic units: a convolution or linear map, its BatchNorm and its neuron.
 
-A unit says by the protocol `Unit` what it computes, so that no other package guesses its attribute
-names: its synapse, its neuron, whether it fires, what it reads, and its folded form. A model lists
-in `Chain`s which units are read by one other unit alone.
+The protocol `Unit` says what one computes, so that no other package guesses attribute names; a
+model lists in `Chain`s which units are read by one other unit alone.
 """
 
 from __future__ import annotations
@@ -18,33 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from spikeformer_lt.layers.inputs import NeuronConfig
 from spikeformer_lt.layers.kernels import dispatch
-from spikeformer_lt.layers.kernels.dispatch import is_plain
-from spikeformer_lt.layers.neuron import LIF, Activation, NeuronConfig, carried, make_activation
+from spikeformer_lt.layers.neuron import LIF, Activation, carried, make_activation
 from spikeformer_lt.layers.norm import BatchNorm, affine, fused_norm_act, hooked, norm_act
 from spikeformer_lt.layers.subnet import SubnetConv2d, SubnetLinear
-
-__all__ = [
-    "Chain",
-    "ConvLayer",
-    "ConvUnit",
-    "Folded",
-    "HiddenLayer",
-    "Integers",
-    "LinearUnit",
-    "Reads",
-    "Residual",
-    "Unit",
-    "add_spikes",
-    "applies",
-    "chain_of",
-    "chains_of",
-    "conv_rows",
-    "linear_rows",
-    "map_rows",
-    "product_rows",
-    "spikes_together",
-]
 
 
 @dataclass(frozen=True)
@@ -145,9 +122,7 @@ def chain_of(model: nn.Module, parts: Iterable[nn.Module], repeats: int = 1) -> 
 def chains_of(model: nn.Module) -> list[Chain]:
     """Chains that a model declares; of a model without ``chains()`` those of its parts."""
     declared: Any = getattr(model, "chains", None)
-    if callable(declared):
-        return list(declared())
-    return chains_of_parts(model)
+    return list(declared()) if callable(declared) else chains_of_parts(model)
 
 
 def chains_of_parts(model: nn.Module) -> list[Chain]:
@@ -162,7 +137,7 @@ def chains_of_parts(model: nn.Module) -> list[Chain]:
 class _Unit:
     """Shared part of the units of this module: the protocol, from `conv` or `linear` and `act`."""
 
-    reads: Reads
+    reads: Reads = "real"
     linear: Any
     norm: Any
     act: Any
@@ -205,23 +180,22 @@ def linear_rows(rows: Tensor, linear: nn.Linear) -> Tensor:
 
     torch multiplies by MKL, which runs at half speed on processors of another maker than its own.
     There the map and its gradients are products of oneDNN (measured on AVX-512 cores of an AMD
-    EPYC: 1.1 to 2.2 times faster). Only the order of the sums differs. With hooks, in graphs and
-    for other dtypes the module itself runs.
+    EPYC: 1.1 to 2.2 times faster). Only the order of the sums differs.
     """
-    if not applies(rows, linear):
-        return linear(rows)  # type: ignore[no-any-return]
-    return product_rows(rows, linear.weight, linear.bias)
+    if applies(rows, linear):
+        return product_rows(rows, linear.weight, linear.bias)
+    return linear(rows)  # type: ignore[no-any-return]
 
 
 def applies(rows: Tensor, linear: nn.Linear) -> bool:
-    """Whether oneDNN multiplies these rows."""
+    """Whether oneDNN multiplies these rows: not with hooks, in graphs or of other dtypes."""
     return (
         rows.dtype == linear.weight.dtype == torch.float32
         and bool(rows.numel())
         and _slow_mkl()
         and dispatch.mode() != "torch"
         and type(linear) is nn.Linear
-        and is_plain(rows, linear.weight)
+        and dispatch.is_plain(rows, linear.weight)
         and not hooked(linear)
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
@@ -245,18 +219,15 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         for_x, for_weight, for_bias = ctx.needs_input_grad
-        if torch.is_grad_enabled():  # to be differentiated in turn
-            gx = grad @ weight if for_x else None
-            gw = grad.t() @ x if for_weight else None
-        else:
-            grad = grad.contiguous()
-            found = dispatch.linear_back(x, weight, grad, (for_x, for_weight))
-            if found is None:
-                gx = _multiply(grad, weight.t()) if for_x else None
-                gw = _multiply(grad.t(), x.t()) if for_weight else None
-            else:
-                gx, gw = found
-        return gx, gw, grad.sum(0) if for_bias else None
+        again = torch.is_grad_enabled()  # to be differentiated in turn
+        grad = grad if again else grad.contiguous()
+        found = None if again else dispatch.linear_back(x, weight, grad, (for_x, for_weight))
+        if found is None:
+            multiply = F.linear if again else _multiply
+            gx = multiply(grad, weight.t()) if for_x else None
+            gw = multiply(grad.t(), x.t()) if for_weight else None
+            found = gx, gw
+        return *found, grad.sum(0) if for_bias else None
 
 
 def _multiply(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -268,9 +239,8 @@ def _multiply(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
 @cache
 def _slow_mkl() -> bool:
     """Whether torch multiplies by MKL on a processor that is not of MKL's maker."""
-    if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):
-        return False
-    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    known = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+    if not known or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False
     try:
         maker = Path("/proc/cpuinfo").read_text(encoding="utf-8")
@@ -288,10 +258,8 @@ def conv_rows(rows: Tensor, conv: nn.Conv2d) -> Tensor | None:
     It applies to a 3x3 convolution of stride 1 that keeps the size of its maps, plain or a subnet,
     without hooks and outside of graphs and autocast.
     """
-    geometry = (
-        *(conv.kernel_size, conv.stride, conv.padding, conv.dilation),
-        *(conv.groups, conv.padding_mode),
-    )
+    sizes = (conv.kernel_size, conv.stride, conv.padding, conv.dilation)
+    geometry = (*sizes, conv.groups, conv.padding_mode)
     subnet = type(conv) is SubnetConv2d
     if geometry != _SIZE_KEEPING or rows.dim() != 5 or not (subnet or type(conv) is nn.Conv2d):
         return None
@@ -345,7 +313,6 @@ class ConvUnit(_Unit, nn.Module):
         self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
         self.norm = BatchNorm(out_channels)
         self.act = make_activation(activation, neuron)
-        self.reads: Reads = "real"
         self.pool = nn.MaxPool2d(3, stride=2, padding=1) if pool else None
         self.pool_before_act = pool_before_act
         self.recompute = False
@@ -362,10 +329,8 @@ class ConvUnit(_Unit, nn.Module):
                     return spikes, rows
             current = map_rows(norm(rows, repeats), pool)
             return act(current, T), current
-        if need_current:
-            out, current = norm_act(norm, act, rows, T, repeats, need_current=True)
-        else:
-            out, current = norm_act(norm, act, rows, T, repeats), rows
+        out = norm_act(norm, act, rows, T, repeats, need_current=need_current)
+        out, current = out if need_current else (out, rows)
         if pool is None:
             return out, current
         pooled = dispatch.pool(out) if plain else None
@@ -390,7 +355,6 @@ class LinearUnit(_Unit, nn.Module):
         self.linear = nn.Linear(in_features, out_features, bias=bias)
         self.norm = BatchNorm(out_features)
         self.act = LIF(neuron)
-        self.reads: Reads = "real"
 
     def forward(self, tokens: Tensor, T: int) -> Tensor:
         """Map tokens to spikes; a static input is multiplied once and expanded by the neuron."""
@@ -430,7 +394,6 @@ class ConvLayer(_Unit, nn.Module):
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=bias)
         self.norm = BatchNorm(out_channels)
         self.act = None if neuron is None else make_activation(activation, neuron)
-        self.reads: Reads = "real"
         self.recompute = False
 
     def forward(self, rows: Tensor, T: int) -> Tensor:
@@ -469,17 +432,17 @@ class HiddenLayer(_Unit, nn.Module):
             gain = neuron.tau if neuron.decay_input else 1.0
             nn.init.constant_(self.linear.bias, (neuron.v_threshold - neuron.v_rest) * gain)
         self.act = make_activation(activation, neuron)
-        self.reads: Reads = "real"
 
     def forward(self, values: Tensor, T: int) -> Tensor:
         """Spikes of the hidden neurons."""
         current = self.linear(values)
         if self.norm is None:
-            spikes: Tensor = self.act(current, T)
-            return spikes
-        return norm_act(  # type: ignore[no-any-return]
-            self.norm, self.act, current, T, T // current.shape[0]
-        )
+            return self.act(current, T)  # type: ignore[no-any-return]
+        repeats = T // current.shape[0]
+        return norm_act(self.norm, self.act, current, T, repeats)  # type: ignore[no-any-return]
+
+
+_AFFINE = ("weight", "bias")
 
 
 def spikes_together(units: Sequence[LinearUnit], tokens: Tensor, T: int) -> Tensor | None:
@@ -494,17 +457,10 @@ def spikes_together(units: Sequence[LinearUnit], tokens: Tensor, T: int) -> Tens
     if not dispatch.takes_numba(tokens, tokens.numel() // tokens.shape[0] * T):
         return None
     linear, first = units[0].linear, units[0].norm
-    found: list[Sequence[Any]] = []
-    for unit in units:
-        norm, own = unit.norm, unit.linear
-        found.append(
-            (own.weight, own.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var)
-        )
-    weight, bias, scale, shift, mean, var = map(_together, zip(*found, strict=True))
-    if applies(tokens, linear):
-        current = product_rows(tokens, weight, bias)
-    else:
-        current = F.linear(tokens, weight, bias)
+    weight, bias = (_together([getattr(u.linear, name) for u in units]) for name in _AFFINE)
+    names = (*_AFFINE, "running_mean", "running_var")
+    scale, shift, mean, var = (_together([getattr(u.norm, name) for u in units]) for name in names)
+    current = (product_rows if applies(tokens, linear) else F.linear)(tokens, weight, bias)
     count = first.check(current[..., : first.num_features])
     if first.training:
         mean = var = None

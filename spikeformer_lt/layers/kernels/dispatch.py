@@ -23,25 +23,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.layers.kernels.reference import NeuronConfig, lif_loop
-
-__all__ = [
-    "KernelError",
-    "attention",
-    "conv",
-    "give_up",
-    "is_broken",
-    "is_forced",
-    "is_plain",
-    "lif",
-    "linear_back",
-    "mode",
-    "norm_lif",
-    "pool",
-    "set_mode",
-    "takes_conv",
-    "takes_numba",
-]
+from spikeformer_lt.layers.inputs import NeuronConfig
+from spikeformer_lt.layers.kernels.reference import lif_loop
 
 log = logging.getLogger(__name__)
 _VARIABLE = "SPIKEFORMER_KERNELS"
@@ -176,8 +159,8 @@ def attention(x: Tensor, heads: int, scale: float) -> Tensor | None:
     """
     if not takes_numba(x, x.numel()):
         return None
-    module = _load("attention")
-    if not module.fits(x, heads):
+    module = _load("matmul")
+    if not module.heads_fit(x, heads):
         return None
     out: Tensor = module.AttentionFunction.apply(x.contiguous(), heads, scale)
     return out
@@ -235,7 +218,7 @@ def pool(x: Tensor) -> Tensor | None:
     """Max-pool (3x3, stride 2, padding 1) of maps [T, B, H, W, C]."""
     if not takes_numba(x, x.numel()):
         return None
-    out: Tensor = _load("autograd").PoolFunction.apply(x.contiguous())
+    out: Tensor = _load("pool").PoolFunction.apply(x.contiguous())
     return out
 
 
@@ -255,8 +238,8 @@ def lif(x: Tensor, v: Tensor | None, T: int, neuron: NeuronConfig) -> tuple[Tens
         x, v = x.contiguous(), None if v is None else v.contiguous()
         try:
             if not torch.is_grad_enabled():
-                return _load("launch").Work(x, v, T, neuron).forward()  # type: ignore[no-any-return]
-            spikes, last = _load("autograd").LIFFunction.apply(x, v, T, neuron)
+                return _load("lif").Work(x, v, T, neuron).forward()  # type: ignore[no-any-return]
+            spikes, last = _load("lif").LIFFunction.apply(x, v, T, neuron)
             return spikes, last
         except KernelError as error:
             give_up(error)
@@ -295,13 +278,13 @@ def norm_lif(
     """
     if not takes_numba(x, x.numel() // x.shape[0] * T, weight, bias, v, mean, var):
         return None
-    launch, x, batch = _load("launch"), x.contiguous(), mean is None
+    kernels, x, batch = _load("lif"), x.contiguous(), mean is None
     v = None if v is None else v.contiguous()
     if mean is None or var is None:
-        mean, var = launch.moments(x)
+        mean, var = kernels.moments(x)
     if not pooled and not torch.is_grad_enabled():
-        rows, _ = launch.norm_rows(weight, bias, mean, var, eps)
-        return *launch.Work(x, v, T, neuron, rows).forward(), mean, var
-    function = _load("autograd").NormLIFFunction
+        rows, _ = kernels.norm_rows(weight, bias, mean, var, eps)
+        return *kernels.Work(x, v, T, neuron, rows).forward(), mean, var
+    function = kernels.NormLIFFunction
     spikes, last = function.apply(x, weight, bias, mean, var, batch, eps, v, T, neuron, pooled)
     return spikes, last, mean, var

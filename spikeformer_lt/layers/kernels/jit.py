@@ -12,6 +12,7 @@ import math
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import numba
@@ -37,21 +38,43 @@ def stamp(folder: Path) -> str:
 _HERE = stamp(Path(__file__).parent)
 
 
-def outer(parallel: bool = False) -> Callable[[Any], Any]:
-    """A kernel, cached on disk, or compiled in each process where no folder can be written."""
+_kernel: Any = None  # each copy of the two functions below has its own
 
-    def decorate(function: Any) -> Any:
-        # numba renews a cached kernel when its own file changes, and sees nothing of the files
-        # whose functions are inlined into it; a name that changes with all of them does.
-        function.__qualname__ += f"_{_HERE}"
-        options = {"nogil": True, "error_model": "numpy", "parallel": parallel}
-        try:
-            return numba.njit(cache=True, **options)(function)
-        except RuntimeError as error:
-            log.info("kernels are compiled again in this process: %s", error)
-            return numba.njit(**options)(function)
 
-    return decorate
+def _parts(cuts, *args):  # noqa: ANN002
+    for p in numba.prange(cuts.size - 1):
+        _kernel(cuts[p], cuts[p + 1], *args)
+
+
+def _summed_parts(cuts, sums, *args):  # noqa: ANN002
+    for p in numba.prange(cuts.size - 1):
+        _kernel(cuts[p], cuts[p + 1], sums[p], *args)
+
+
+def _compiled(function: Any, **options: Any) -> Any:
+    """Compiled and cached on disk, or in each process where no folder can be written."""
+    options |= {"nogil": True, "error_model": "numpy"}
+    try:
+        return numba.njit(cache=True, **options)(function)
+    except RuntimeError as error:
+        log.info("kernels are compiled again in this process: %s", error)
+        return numba.njit(**options)(function)
+
+
+def outer(function: Any) -> Any:
+    """A kernel; its first arguments are the bounds `lo` and `hi` of a part, and `sums`, if any.
+
+    Its attribute `parallel` takes the bounds of all parts, and a row of `sums` for each.
+    """
+    # numba renews a cached kernel when its own file changes, and sees nothing of the files
+    # whose functions are inlined into it; a name that changes with all of them does.
+    function.__qualname__ += f"_{_HERE}"
+    code, kernel = function.__code__, _compiled(function)
+    loop = _summed_parts if "sums" in code.co_varnames[: code.co_argcount] else _parts
+    parallel = FunctionType(loop.__code__, {**globals(), "_kernel": kernel}, function.__name__)
+    parallel.__qualname__ = f"{Path(code.co_filename).stem}_{function.__qualname__}"
+    kernel.parallel = _compiled(parallel, parallel=True)
+    return kernel
 
 
 def inner(fastmath: Any = False) -> Callable[[Any], Any]:

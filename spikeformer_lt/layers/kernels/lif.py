@@ -8,15 +8,23 @@ Read the assembly after a change: a loop that lost its vector instructions is te
 `tiles` is the scale and then the shift of a normalisation, per channel and repeated to the `width`
 of a block. It and the flags `static` (x has one step for all), `decay` (of the input), `sigmoid`
 (else atan) and `through` (gradients pass the reset) are None where they do not apply: numba
-compiles a kernel for each combination in use. `k` holds the constants that launch.py lists; 1 is
-among them, because a literal would turn float32 arithmetic into float64.
+compiles a kernel for each combination in use. `k` holds the :func:`constants`; 1 is among them,
+because a literal would turn float32 arithmetic into float64.
 """
 
 from __future__ import annotations
 
-import numba
-import numpy as np
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from spikeformer_lt.layers.inputs import NeuronConfig
+from spikeformer_lt.layers.kernels import pool
 from spikeformer_lt.layers.kernels.jit import (
     get,
     get_gv,
@@ -36,10 +44,17 @@ from spikeformer_lt.layers.kernels.jit import (
     put_v,
     slope,
 )
+from spikeformer_lt.layers.kernels.launch import Array, again, cut, flat, new, once, run
+from spikeformer_lt.layers.kernels.reference import lif_loop
+
+# Measured on caches of 48 kB and 1 MB; between half and twice of these the clock hardly moves.
+_BLOCK = 4096  # elements of a block of the LIF kernels
+_STARTS = 65536  # voltages that a block may hold for the backward pass
+_SUMS_BLOCK = 1024  # elements of a block of the statistics
 
 
-@outer()
-def statistics(x, pivot, sums, lo, hi):
+@outer
+def statistics(lo, hi, sums, x, pivot):
     """Sums of x - pivot and of its square, in float64."""
     width = pivot.size
     for i in range(lo, hi, width):
@@ -49,8 +64,8 @@ def statistics(x, pivot, sums, lo, hi):
             put_product(sums, width + j, get_product(sums, width + j) + d * d)
 
 
-@outer()
-def centre(gx, x, tiles, lo, hi):
+@outer
+def centre(lo, hi, gx, x, tiles):
     """Turn the gradient of the output into that of x, with the scale, slope and offset in tiles.
 
     The line in x takes out what x does to the mean and to the variance.
@@ -60,18 +75,6 @@ def centre(gx, x, tiles, lo, hi):
         for j in range(min(width, hi - i)):
             line = get(x, i + j) * get(tiles, width + j) + get(tiles, 2 * width + j)
             put0(gx, i + j, get_gx(gx, i + j) * get(tiles, j) + line)
-
-
-@outer(parallel=True)
-def statistics_parallel(x, pivot, sums, cuts):
-    for p in numba.prange(cuts.size - 1):
-        statistics(x, pivot, sums[p], cuts[p], cuts[p + 1])
-
-
-@outer(parallel=True)
-def centre_parallel(gx, x, tiles, cuts):
-    for p in numba.prange(cuts.size - 1):
-        centre(gx, x, tiles, cuts[p], cuts[p + 1])
 
 
 @inner()
@@ -201,8 +204,8 @@ def _add(near, sums):
         put_product(near, j, zero)
 
 
-@outer()
-def forward(x, static, tiles, v0, spikes, v_last, n, k, decay, width, lo, hi):
+@outer
+def forward(lo, hi, x, static, tiles, v0, spikes, v_last, n, k, decay, width):
     dx = n if static is None else 0
     steps = spikes.size // n
     for i in range(lo, hi, width):
@@ -214,8 +217,8 @@ def forward(x, static, tiles, v0, spikes, v_last, n, k, decay, width, lo, hi):
             _one(x[i + t * dx :], tiles, v, spikes[i + t * n :], k, decay)
 
 
-@outer()
-def backward(x, static, tiles, v0, g, gx, n, k, decay, sigmoid, through, width, sums, lo, hi):
+@outer
+def backward(lo, hi, sums, x, static, tiles, v0, g, gx, n, k, decay, sigmoid, through, width):
     dx = n if static is None else 0
     steps = g.size // n
     fours = steps // 4
@@ -248,16 +251,216 @@ def backward(x, static, tiles, v0, g, gx, n, k, decay, sigmoid, through, width, 
         _add(near, sums)
 
 
-@outer(parallel=True)
-def forward_parallel(x, static, tiles, v0, spikes, v_last, n, k, decay, width, cuts):
-    for p in numba.prange(cuts.size - 1):
-        forward(x, static, tiles, v0, spikes, v_last, n, k, decay, width, cuts[p], cuts[p + 1])
+def _fold(sums: Array, channels: int) -> Array:
+    """Sums [parts, 2 width] over the parts and the repeats of a channel: [2, channels]."""
+    folded: Array = sums.reshape(sums.shape[0], 2, -1, channels).sum(axis=(0, 2))
+    return folded
 
 
-@outer(parallel=True)
-def backward_parallel(
-    x, static, tiles, v0, g, gx, n, k, decay, sigmoid, through, width, sums, cuts
-):
-    for p in numba.prange(cuts.size - 1):
-        lo, hi = cuts[p], cuts[p + 1]
-        backward(x, static, tiles, v0, g, gx, n, k, decay, sigmoid, through, width, sums[p], lo, hi)
+@cache
+def constants(p: NeuronConfig, dtype: Any) -> Array:
+    """The array that the kernels call k; not to be written."""
+    steepness = p.steepness if p.surrogate == "sigmoid" else p.steepness / 2
+    jump, hard = (-p.v_threshold, 0.0) if p.v_reset is None else (p.v_reset, 1.0)
+    values = [p.tau, p.v_threshold, p.v_rest, jump, hard, 1.0, steepness, np.pi * steepness]
+    values += [1.0 / p.tau if p.decay_input else 1.0, 1.0 - 1.0 / p.tau]
+    return np.array(values, dtype)
+
+
+class Work:
+    """One LIF layer's input, constants and division into parts.
+
+    Args:
+        x: contiguous input, [T, ..., C], or [1, ..., C] for the same at every step.
+        v: contiguous voltage before the first step, or None for rest.
+        T: number of steps.
+        p: constants of the neuron.
+        rows: scale and shift per channel of a normalisation before the neurons, or None.
+    """
+
+    def __init__(
+        self,
+        x: Tensor,
+        v: Tensor | None,
+        T: int,
+        p: NeuronConfig,
+        rows: Sequence[Array] | None = None,
+    ) -> None:
+        self.x, self.p, self.T = x, p, T
+        self.data = x.detach().view(-1).numpy()
+        self.n = self.data.size // x.shape[0]
+        self.channels = 1 if rows is None else x.shape[-1]
+        block = max(256, min(_BLOCK, _STARTS // (T // 4 + 3)))
+        self.width = self.channels * max(1, block // self.channels)
+        self.cuts = cut(self.n, self.n * T, self.width)
+        self.head = (
+            self.data,
+            True if x.shape[0] == 1 else None,
+            None if rows is None else self.tiles(rows),
+            self.data[:0] if v is None else v.view(-1).numpy(),
+        )
+
+    def tiles(self, rows: Sequence[Array]) -> Array:
+        """Values per channel, each row repeated to the width of a block."""
+        repeats = self.width // self.channels
+        tiled: Array = np.tile(np.stack(rows).astype(self.data.dtype), repeats).ravel()
+        return tiled
+
+    def forward(self, spikes: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Spikes, in the memory given (that of x if it has T steps, too), and the last voltage."""
+        spikes = new(self.x, (self.T, *self.x.shape[1:])) if spikes is None else spikes
+        v_last = new(self.x, self.x.shape[1:])
+        arrays = spikes.view(-1).numpy(), v_last.view(-1).numpy()
+        k = constants(self.p, self.data.dtype)
+        args = (*self.head, *arrays, self.n, k, self.p.decay_input or None, self.width)
+        run(forward, self.cuts, args)
+        return spikes, v_last
+
+    def backward(self, grad: Tensor) -> tuple[Tensor, Array]:
+        """Gradient of the current; per channel of a normalisation, sums of it and of it times x."""
+        gx, p = new(self.x, self.x.shape), self.p
+        flags = (p.decay_input, p.surrogate == "sigmoid", not p.detach_reset)
+        sums = np.zeros((self.cuts.size - 1, 0 if self.head[2] is None else 2 * self.width))
+        arrays = (flat(grad.contiguous()), flat(gx), self.n, constants(p, self.data.dtype))
+        args = (*self.head, *arrays, *(flag or None for flag in flags), self.width)
+        run(backward, self.cuts, args, sums)
+        return gx, _fold(sums, self.channels)
+
+    def centre(self, gx: Tensor, rows: Sequence[Array]) -> None:
+        """Turn `gx` into gx * scale + (x * slope + offset), with rows of values per channel."""
+        cuts = cut(gx.numel(), gx.numel(), self.width)
+        run(centre, cuts, (flat(gx), self.data, self.tiles(rows)))
+
+
+def norm_rows(
+    weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, eps: float
+) -> tuple[list[Array], Array]:
+    """Scale and shift of a normalisation per channel, and 1 / sqrt(var + eps), in float64."""
+    inverse = 1.0 / np.sqrt(var.detach().numpy().astype(np.float64) + eps)
+    scale = inverse if weight is None else inverse * weight.detach().numpy()
+    shift = -mean.detach().numpy() * scale
+    return [scale, shift if bias is None else shift + bias.detach().numpy()], inverse
+
+
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance over all axes but the last, summed in float64."""
+    data, channels = flat(x), x.shape[-1]
+    pivot = data[:channels]
+    repeats = max(1, _SUMS_BLOCK // channels)
+    cuts = cut(data.size, data.size, channels * repeats)
+    sums = np.zeros((cuts.size - 1, 2 * channels * repeats))
+    args = (data, np.tile(pivot, repeats))
+    run(statistics, cuts, args, sums)
+    first, second = _fold(sums, channels) * (channels / data.size)
+    mean, var = pivot + first, np.maximum(second - first * first, 0.0)
+    return torch.from_numpy(mean.astype(data.dtype)), torch.from_numpy(var.astype(data.dtype))
+
+
+def norm_back(
+    x: Tensor, mean: Tensor, scale: Array, inverse: Array, sums: Array, batch: bool
+) -> tuple[list[Array], Tensor, Tensor]:
+    """Backward of a normalisation of `x` from the sums, per channel, of g and of g times x.
+
+    Returns:
+        Scale, slope and offset, so that the gradient of x is g * scale + (x * slope + offset); the
+        gradients of weight and bias.
+    """
+    total = sums[0]
+    middle = flat(mean).astype(np.float64)
+    product = sums[1] - middle * total
+    slope, offset = np.zeros_like(total), np.zeros_like(total)
+    if batch:
+        share = scale * (x.shape[-1] / x.numel())
+        slope = -share * product * inverse * inverse
+        offset = -share * total - middle * slope
+    g_weight, g_bias = torch.from_numpy(product * inverse), torch.from_numpy(total)
+    return [scale, slope, offset], g_weight.to(x.dtype), g_bias.to(x.dtype)
+
+
+class LIFFunction(torch.autograd.Function):
+    """Spikes and last voltage of x, [T|1, ...]; backward recomputes the voltages from x."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, v: Tensor | None, T: int, p: NeuronConfig
+    ) -> tuple[Tensor, Tensor]:
+        """Run the steps."""
+        ctx.save_for_backward(x, v)
+        ctx.p = p
+        spikes, v_last = Work(x, v, T, p).forward()
+        ctx.mark_non_differentiable(v_last)
+        return spikes, v_last
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+        """Run them backward."""
+        x, v = ctx.saved_tensors
+        T, p = grad.shape[0], ctx.p
+        gradients = once(lambda: (Work(x, v, T, p).backward(grad)[0],))
+        if gradients is None:
+            gradients = again(lambda x: lif_loop(x, v, T, p)[0], (x,), grad)
+        return *gradients, None, None, None
+
+
+class NormLIFFunction(torch.autograd.Function):
+    """Batch normalisation over the last axis, a max-pool if `pooled`, then LIF.
+
+    Saves x and four values per channel. A normalisation rises or falls with its input, channel by
+    channel, so pooling comes first: the largest input of a window, or the smallest where the scale
+    is negative, gives its largest output. That saves a quarter of x and a byte for each of it, too.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        mean: Tensor,
+        var: Tensor,
+        batch: bool,
+        eps: float,
+        v: Tensor | None,
+        T: int,
+        p: NeuronConfig,
+        pooled: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """Run the steps; `batch` says that mean and var are those of x."""
+        rows, _ = norm_rows(weight, bias, mean, var, eps)
+        maps = labels = None
+        if pooled:
+            factor = None if (rows[0] > 0).all() else np.sign(rows[0]).astype(flat(x[:0]).dtype)
+            maps, labels = pool.max_pool(x, factor)
+        ctx.save_for_backward(x, maps, labels, weight, bias, mean, var, v)
+        ctx.batch, ctx.eps, ctx.p = batch, eps, p
+        spikes, v_last = Work(x if maps is None else maps, v, T, p, rows).forward()
+        ctx.mark_non_differentiable(v_last)
+        return spikes, v_last
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+        """Run them backward, then through the pool and the normalisation."""
+        x, maps, labels, weight, bias, mean, var, v = ctx.saved_tensors
+        T, p, batch, eps = grad.shape[0], ctx.p, ctx.batch, ctx.eps
+
+        def kernels() -> tuple[Tensor | None, ...]:
+            rows, inverse = norm_rows(weight, bias, mean, var, eps)
+            work = Work(x if maps is None else maps, v, T, p, rows)
+            g, sums = work.backward(grad)
+            lines, *own = norm_back(x, mean, rows[0], inverse, sums, batch)
+            if maps is None:
+                work.centre(g, lines)
+            else:
+                g = pool.max_pool_back(g, labels, x, lines)
+            return g, None if weight is None else own[0], None if bias is None else own[1]
+
+        def operations(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+            m, s = (None, None) if batch else (mean, var)
+            y = F.batch_norm(x.reshape(-1, x.shape[-1]), m, s, weight, bias, batch, 0.0, eps)
+            y = y.reshape(x.shape)
+            return lif_loop(y if maps is None else pool.pool(y), v, T, p)[0]
+
+        gradients = once(kernels)
+        if gradients is None:
+            gradients = again(operations, (x, weight, bias), grad)
+        return *gradients, *(None,) * 8

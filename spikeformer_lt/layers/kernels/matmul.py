@@ -1,26 +1,30 @@
-"""Products of linear maps: both gradients without a transposed copy, and a map fused with its LIF.
+"""Products of linear maps and of attention.
 
-The fused kernel is for inference: the currents of a block never leave the cache.
+Of a linear map there are both gradients without a transposed copy, and, for inference, the map
+fused with its LIF: the currents of a block never leave the cache. Attention is q (k^T v) of all
+heads without copies; sums of spikes are integers, so the order of its products changes no output.
 """
 
 from __future__ import annotations
 
-import numba
+from typing import Any
+
 import numpy as np
+import torch
 from torch import Tensor
 
+from spikeformer_lt.layers.inputs import NeuronConfig
 from spikeformer_lt.layers.kernels.jit import inner, outer
-from spikeformer_lt.layers.kernels.launch import constants, cut, flat, new, run
-from spikeformer_lt.layers.kernels.lif import forward
-from spikeformer_lt.layers.kernels.reference import NeuronConfig
+from spikeformer_lt.layers.kernels.launch import again, cut, flat, new, once, run
+from spikeformer_lt.layers.kernels.lif import constants, forward
 from spikeformer_lt.layers.kernels.simd import BYTES, down, load, panel_vectors, store, straight
 
 _DEPTH = 128  # summed at a time: a panel of that height stays in the first cache
 _ROWS = 192  # rows at a time: their values stay in the second
 
 
-@outer()
-def inputs_back_kernel(g, w, gx, made, summed, vectors, lanes, lo, hi):
+@outer
+def inputs_back_kernel(lo, hi, g, w, gx, made, summed, vectors, lanes):
     """Rows lo to hi of gx [., made] = g [., summed] @ w [summed, made].
 
     A panel of w is copied together first: rows far apart share few sets of the cache.
@@ -39,8 +43,8 @@ def inputs_back_kernel(g, w, gx, made, summed, vectors, lanes, lo, hi):
                 )  # fmt: skip
 
 
-@outer()
-def weights_back_kernel(g, x, gw, rows, tall, wide, vectors, lanes, lo, hi):
+@outer
+def weights_back_kernel(lo, hi, g, x, gw, rows, tall, wide, vectors, lanes):
     """Rows lo to hi of gw [tall, wide] = g [rows, tall]^T @ x [rows, wide].
 
     Both factors are copied together, block by block, for the same reason.
@@ -67,18 +71,6 @@ def _gather_rows(a, i, lead, b, j, count, vectors, lanes):
             store(b, j + (s * vectors + v) * lanes, load(a, i + s * lead + v * lanes))
 
 
-@outer(parallel=True)
-def inputs_back_parallel(g, w, gx, made, summed, vectors, lanes, cuts):
-    for p in numba.prange(cuts.size - 1):
-        inputs_back_kernel(g, w, gx, made, summed, vectors, lanes, cuts[p], cuts[p + 1])
-
-
-@outer(parallel=True)
-def weights_back_parallel(g, x, gw, rows, tall, wide, vectors, lanes, cuts):
-    for p in numba.prange(cuts.size - 1):
-        weights_back_kernel(g, x, gw, rows, tall, wide, vectors, lanes, cuts[p], cuts[p + 1])
-
-
 _TALL = 48  # a part is whole tiles of 6 or 8 rows
 
 
@@ -101,7 +93,7 @@ def inputs_back(grad: Tensor, weight: Tensor) -> Tensor:
     gx = new(grad, (grad.shape[0], made))
     cuts = cut(grad.shape[0], grad.numel() * made, _TALL)
     args = (flat(grad), flat(weight), flat(gx), made, summed, panel_vectors(made, lanes), lanes)
-    run(inputs_back_kernel, inputs_back_parallel, cuts, args)
+    run(inputs_back_kernel, cuts, args)
     return gx
 
 
@@ -112,7 +104,7 @@ def weights_back(grad: Tensor, x: Tensor) -> Tensor:
     gw = new(x, (tall, wide))
     cuts = cut(tall, grad.numel() * wide, max(lanes, 8))
     args = (flat(grad), flat(x), flat(gw), rows, tall, wide, panel_vectors(wide, lanes), lanes)
-    run(weights_back_kernel, weights_back_parallel, cuts, args)
+    run(weights_back_kernel, cuts, args)
     return gw
 
 
@@ -128,9 +120,9 @@ def _copy(a, i, lead, b, j, jump, rows, width, lanes):
             store(b, j + r * jump + c, load(a, i + r * lead + c))
 
 
-@outer()
+@outer
 def linear_lif_kernel(
-    x, static, panels, shift, v0, spikes, v_last, n, summed, k, decay, vectors, lanes, block, lo, hi
+    lo, hi, x, static, panels, shift, v0, spikes, v_last, n, summed, k, decay, vectors, lanes, block
 ):
     """Spikes [T, n, made] of rows x [T|1, n, summed], pieces lo to hi.
 
@@ -163,23 +155,12 @@ def linear_lif_kernel(
             _copy(v0, place, made, last, 0, cols, rows, cols, lanes)
             start = last[:size]
         forward(
-            current, static, None, start, fired[: steps * size], last[:size], size, k, decay,
-            _WIDTH, 0, size,
+            0, size, current, static, None, start, fired[: steps * size], last[:size], size, k,
+            decay, _WIDTH,
         )  # fmt: skip
         for t in range(steps):
             _copy(fired, t * size, cols, spikes, t * n * made + place, made, rows, cols, lanes)
         _copy(last, 0, cols, v_last, place, made, rows, cols, lanes)
-
-
-@outer(parallel=True)
-def linear_lif_parallel(
-    x, static, panels, shift, v0, spikes, v_last, n, summed, k, decay, vectors, lanes, block, cuts
-):
-    for p in numba.prange(cuts.size - 1):
-        linear_lif_kernel(
-            x, static, panels, shift, v0, spikes, v_last, n, summed, k, decay, vectors, lanes,
-            block, cuts[p], cuts[p + 1],
-        )  # fmt: skip
 
 
 _BLOCK = 48  # rows of a step that are multiplied together
@@ -223,5 +204,108 @@ def linear_lif(
     flags = (constants(p, flat(x[:0]).dtype), p.decay_input or None, vectors, lanes, _BLOCK)
     args = (flat(x), static, flat(panels), flat(shift), start, *where, *flags)
     cuts = cut(pieces, x.numel() * made, 1)
-    run(linear_lif_kernel, linear_lif_parallel, cuts, args)
+    run(linear_lif_kernel, cuts, args)
     return spikes, last
+
+
+@inner()
+def _between(a, i, lead, b, j, jump, c, width, tokens, vectors, lanes):
+    """C [d, d] = a^T b, of the d columns at i of a and at j of b."""
+    cols = vectors * lanes
+    for k in range(0, width, cols):
+        down(vectors, a, i, lead, b, j + k, jump, c, k, width, width, tokens, False)
+
+
+@inner()
+def _through(a, i, lead, b, c, k, pitch, width, tokens, scale, vectors, lanes):
+    """The d columns at k of c = scale a b, of the d columns at i of a and b [d, d]."""
+    cols = vectors * lanes
+    for p in range(0, width, cols):
+        straight(vectors, a, i, lead, b, p, width, c, k + p, pitch, tokens, width, False)
+    for n in range(tokens):
+        for p in range(k + n * pitch, k + n * pitch + width, lanes):
+            store(c, p, load(c, p) * scale)
+
+
+@outer
+def attend_kernel(lo, hi, x, out, tokens, heads, width, scale, vectors, lanes):
+    """Heads lo to hi of out [T B, N, h d]."""
+    dim = heads * width
+    keys = np.empty(width * width, x.dtype)
+    for h in range(lo, hi):
+        row, column = h // heads * tokens, h % heads * width
+        q = row * 3 * dim + column
+        k, v = q + dim, q + 2 * dim
+        _between(x, k, 3 * dim, x, v, 3 * dim, keys, width, tokens, vectors, lanes)
+        o = row * dim + column
+        _through(x, q, 3 * dim, keys, out, o, dim, width, tokens, scale, vectors, lanes)
+
+
+@outer
+def attend_back(lo, hi, x, g, gx, tokens, heads, width, scale, vectors, lanes):
+    """Heads lo to hi of the gradient of x, from that of the output."""
+    dim = heads * width
+    lead = 3 * dim
+    between = np.empty(width * width, x.dtype)
+    for h in range(lo, hi):
+        row, column = h // heads * tokens, h % heads * width
+        q, o = row * lead + column, row * dim + column
+        k, v = q + dim, q + 2 * dim
+        _between(x, v, lead, x, k, lead, between, width, tokens, vectors, lanes)
+        _through(g, o, dim, between, gx, q, lead, width, tokens, scale, vectors, lanes)
+        _between(g, o, dim, x, q, lead, between, width, tokens, vectors, lanes)
+        _through(x, v, lead, between, gx, k, lead, width, tokens, scale, vectors, lanes)
+        _between(x, q, lead, g, o, dim, between, width, tokens, vectors, lanes)
+        _through(x, k, lead, between, gx, v, lead, width, tokens, scale, vectors, lanes)
+
+
+def heads_fit(x: Tensor, heads: int) -> bool:
+    """Whether a head is whole vectors wide."""
+    return x.shape[-1] % (heads * max(8, BYTES // x.element_size())) == 0
+
+
+def attend(x: Tensor, heads: int, scale: float) -> Tensor:
+    """``scale q k^T v`` in torch's operations, of x ``[T, B, N, 3, D]``."""
+    q, k, v = x.unflatten(-1, (heads, -1)).permute(3, 0, 1, 4, 2, 5)
+    out: Tensor = (q @ (k.transpose(-2, -1) @ v) * scale).transpose(2, 3).flatten(3)
+    return out
+
+
+def _attend(kernel: Any, x: Tensor, other: Tensor, out: Tensor, ctx: Any) -> Tensor:
+    tokens, width = x.shape[2], x.shape[-1] // ctx.heads
+    lanes = BYTES // x.element_size()
+    count = x.shape[0] * x.shape[1] * ctx.heads
+    args = (flat(x), flat(other), *(() if out is other else (flat(out),)))
+    sizes = (tokens, ctx.heads, width, flat(x[:0]).dtype.type(ctx.scale))
+    cuts = cut(count, x.numel() * width, 1)
+    run(kernel, cuts, (*args, *sizes, panel_vectors(width, lanes), lanes))
+    return out
+
+
+class AttentionFunction(torch.autograd.Function):
+    """``scale q k^T v`` of every head of x ``[T, B, N, 3, D]``, as ``[T, B, N, D]``; saves x.
+
+    Source: Zhou et al., Spikformer, ICLR 2023, eq. 7-8.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, heads: int, scale: float) -> Tensor:
+        """Multiply k with v, then q with that."""
+        ctx.save_for_backward(x)
+        ctx.heads, ctx.scale = heads, scale
+        out = new(x, (*x.shape[:3], x.shape[-1]))
+        return _attend(attend_kernel, x, out, out, ctx)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Multiply the other pairs."""
+        (x,) = ctx.saved_tensors
+
+        def products() -> tuple[Tensor | None, ...]:
+            g, gx = grad.contiguous(), new(x, x.shape)
+            return (_attend(attend_back, x, g, gx, ctx),)
+
+        found = once(products)
+        if found is None:
+            found = again(lambda x: attend(x, ctx.heads, ctx.scale), (x,), grad)
+        return *found, None, None

@@ -8,14 +8,15 @@ needed; it, and `x` of the backward pass, are None where they do not apply.
 
 from __future__ import annotations
 
-import numba
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from spikeformer_lt.layers.kernels.jit import get, inner, outer, put0, put1
-from spikeformer_lt.layers.kernels.launch import Array, cut, flat, new, run
+from spikeformer_lt.layers.kernels.launch import Array, again, cut, flat, new, once, run
 
 
 @inner()
@@ -46,8 +47,8 @@ def _window(x, factor, out, labels, o, channels, i0, i1, i2, j0, j1, j2, r0, r2,
         put1(labels, o + c, np.uint8(at))
 
 
-@outer()
-def pool_kernel(x, factor, out, labels, height, width, channels, lo, hi):
+@outer
+def pool_kernel(lo, hi, x, factor, out, labels, height, width, channels):
     """Rows `lo` to `hi` of all output rows: the chosen values and their labels."""
     rows, columns = (height + 1) // 2, (width + 1) // 2
     for p in range(lo, hi):
@@ -109,8 +110,8 @@ def _windows(h, size):
     return h // 2, after if inside else h // 2, 2, 0 if inside else none
 
 
-@outer()
-def pool_back(g, labels, gx, x, tiles, height, width, channels, lo, hi):
+@outer
+def pool_back(lo, hi, g, labels, gx, x, tiles, height, width, channels):
     """Rows `lo` to `hi` of all input rows: sums of the gradients of the windows that chose them.
 
     With `x`, these become sum * scale + (x * slope + offset), the three in `tiles` per channel.
@@ -134,18 +135,6 @@ def pool_back(g, labels, gx, x, tiles, height, width, channels, lo, hi):
                 )  # fmt: skip
 
 
-@outer(parallel=True)
-def pool_parallel(x, factor, out, labels, height, width, channels, cuts):
-    for p in numba.prange(cuts.size - 1):
-        pool_kernel(x, factor, out, labels, height, width, channels, cuts[p], cuts[p + 1])
-
-
-@outer(parallel=True)
-def pool_back_parallel(g, labels, gx, x, tiles, height, width, channels, cuts):
-    for p in numba.prange(cuts.size - 1):
-        pool_back(g, labels, gx, x, tiles, height, width, channels, cuts[p], cuts[p + 1])
-
-
 def pool(x: Tensor) -> Tensor:
     """The pool in torch's operations: 3x3, stride 2, padding 1, of ``[T, B, H, W, C]``."""
     maps = F.max_pool2d(x.flatten(0, 1).permute(0, 3, 1, 2), 3, 2, 1)
@@ -160,7 +149,7 @@ def max_pool(x: Tensor, factor: Array | None) -> tuple[Tensor, Tensor]:
     out, labels = new(x, shape), torch.empty(shape, dtype=torch.uint8)
     cuts = cut(time * batch * shape[2], out.numel() * 4, 1)
     args = (flat(x), factor, flat(out), flat(labels), height, width, channels)
-    run(pool_kernel, pool_parallel, cuts, args)
+    run(pool_kernel, cuts, args)
     return out, labels
 
 
@@ -174,5 +163,23 @@ def max_pool_back(g: Tensor, labels: Tensor, like: Tensor, lines: list[Array] | 
     if lines is not None:
         x, tiles = flat(like), np.concatenate(lines).astype(data.dtype)
     args = (data, flat(labels), flat(gx), x, tiles, height, width, channels)
-    run(pool_back, pool_back_parallel, cuts, args)
+    run(pool_back, cuts, args)
     return gx
+
+
+class PoolFunction(torch.autograd.Function):
+    """Max-pool (3x3, stride 2, padding 1) of [T, B, H, W, C]; saves one byte for each output."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        """Pool."""
+        out, labels = max_pool(x, None)
+        ctx.save_for_backward(x if ctx.needs_input_grad[0] else None, labels)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor | None:
+        """Give each gradient to the first largest value of its window."""
+        x, labels = ctx.saved_tensors
+        found = once(lambda: (max_pool_back(grad, labels, x, None),))
+        return (again(pool, (x,), grad) if found is None else found)[0]

@@ -16,15 +16,13 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from spikeformer_lt.layers.kernels.autograd import again, once
 from spikeformer_lt.layers.kernels.jit import inner, outer
-from spikeformer_lt.layers.kernels.launch import Array, cut, flat, new, run
+from spikeformer_lt.layers.kernels.launch import Array, again, cut, flat, new, once, run
 from spikeformer_lt.layers.kernels.simd import (
     BYTES,
     down,
@@ -168,14 +166,14 @@ def gradient_transform(y, m, t, slot, pitch, height, width, channels, lo, hi, la
 
 
 @inner()
-def _line(m, i, pitch):
-    return _out(
+def line(m, i, step):
+    return (
         load(m, i),
-        load(m, i + pitch),
-        load(m, i + 2 * pitch),
-        load(m, i + 3 * pitch),
-        load(m, i + 4 * pitch),
-        load(m, i + 5 * pitch),
+        load(m, i + step),
+        load(m, i + 2 * step),
+        load(m, i + 3 * step),
+        load(m, i + 4 * step),
+        load(m, i + 5 * step),
     )
 
 
@@ -200,12 +198,12 @@ def output_transform(m, y, t, slot, pitch, height, width, channels, lo, wide, la
     for c in range(0, wide, lanes):
         o, i = slot * wide + c, base + c
         # sums over rows first; place [row, column] is 6 row + column
-        a = _line(m, o, 6 * pitch)
-        b = _line(m, o + pitch, 6 * pitch)
-        d = _line(m, o + 2 * pitch, 6 * pitch)
-        e = _line(m, o + 3 * pitch, 6 * pitch)
-        f = _line(m, o + 4 * pitch, 6 * pitch)
-        g = _line(m, o + 5 * pitch, 6 * pitch)
+        a = _out(*line(m, o, 6 * pitch))
+        b = _out(*line(m, o + pitch, 6 * pitch))
+        d = _out(*line(m, o + 2 * pitch, 6 * pitch))
+        e = _out(*line(m, o + 3 * pitch, 6 * pitch))
+        f = _out(*line(m, o + 4 * pitch, 6 * pitch))
+        g = _out(*line(m, o + 5 * pitch, 6 * pitch))
         _row_out(y, i, channels, left, 0, a, b, d, e, f, g)
         if down > 1:
             _row_out(y, i + step, channels, left, 1, a, b, d, e, f, g)
@@ -213,18 +211,6 @@ def output_transform(m, y, t, slot, pitch, height, width, channels, lo, wide, la
             _row_out(y, i + 2 * step, channels, left, 2, a, b, d, e, f, g)
         if down > 3:
             _row_out(y, i + 3 * step, channels, left, 3, a, b, d, e, f, g)
-
-
-@inner()
-def filter_column(total, i, pitch):
-    return filter_row(
-        load(total, i),
-        load(total, i + pitch),
-        load(total, i + 2 * pitch),
-        load(total, i + 3 * pitch),
-        load(total, i + 4 * pitch),
-        load(total, i + 5 * pitch),
-    )
 
 
 @inner()
@@ -253,8 +239,8 @@ def filter_vectors(w, i, s, step, u, o, pitch):
 _GAP = 16  # values between places, so that they do not all map to the same set of the cache
 
 
-@outer()
-def filter_transform(w, u, summed, made, step_in, step_out, flip, vectors, lanes, lo, hi):
+@outer
+def filter_transform(lo, hi, w, u, summed, made, step_in, step_out, flip, vectors, lanes):
     """Transformed filters u[place, panel, in, column] of the outputs of lanes lo to hi.
 
     The nine values of a filter are adjacent, those of the next input `step_in` further, of the next
@@ -271,8 +257,8 @@ def filter_transform(w, u, summed, made, step_in, step_out, flip, vectors, lanes
             filter_vectors(w, i, s, step_out, u, o, pitch)
 
 
-@outer()
-def convolve_kernel(x, u, y, height, width, summed, made, vectors, lanes, block, depth, lo, hi):
+@outer
+def convolve_kernel(lo, hi, x, u, y, height, width, summed, made, vectors, lanes, block, depth):
     """Outputs y of the tiles lo to hi; products go over `depth` input channels at a time."""
     cols = vectors * lanes
     panels = made // cols
@@ -319,12 +305,12 @@ def _part_back(
     for c in range(tall):
         for k in range(0, wide, lanes):
             o = c * wide + k
-            a = filter_column(total, o, 6 * pitch_u)
-            b = filter_column(total, o + pitch_u, 6 * pitch_u)
-            d = filter_column(total, o + 2 * pitch_u, 6 * pitch_u)
-            e = filter_column(total, o + 3 * pitch_u, 6 * pitch_u)
-            f = filter_column(total, o + 4 * pitch_u, 6 * pitch_u)
-            h = filter_column(total, o + 5 * pitch_u, 6 * pitch_u)
+            a = filter_row(*line(total, o, 6 * pitch_u))
+            b = filter_row(*line(total, o + pitch_u, 6 * pitch_u))
+            d = filter_row(*line(total, o + 2 * pitch_u, 6 * pitch_u))
+            e = filter_row(*line(total, o + 3 * pitch_u, 6 * pitch_u))
+            f = filter_row(*line(total, o + 4 * pitch_u, 6 * pitch_u))
+            h = filter_row(*line(total, o + 5 * pitch_u, 6 * pitch_u))
             step = 9 * summed
             i = (k_lo + k) * step + (c_lo + c) * 9
             spread(gw, i, step, filter_row(a[0], b[0], d[0], e[0], f[0], h[0]))
@@ -332,42 +318,15 @@ def _part_back(
             spread(gw, i + 6, step, filter_row(a[2], b[2], d[2], e[2], f[2], h[2]))
 
 
-@outer()
+@outer
 def weights_back_kernel(
-    x, g, gw, tiles, height, width, summed, made, vectors, lanes, block, parts, lo, hi
+    lo, hi, x, g, gw, tiles, height, width, summed, made, vectors, lanes, block, parts
 ):
     """Gradient gw [out, in, 9] of the weights; each part holds bounds of inputs and of outputs."""
     for part in range(lo, hi):
         _part_back(
             x, g, gw, tiles, height, width, summed, made, vectors, lanes, block,
             parts[part, 0], parts[part, 1], parts[part, 2], parts[part, 3],
-        )  # fmt: skip
-
-
-@outer(parallel=True)
-def filter_transform_parallel(w, u, summed, made, step_in, step_out, flip, vectors, lanes, cuts):
-    for p in numba.prange(cuts.size - 1):
-        filter_transform(
-            w, u, summed, made, step_in, step_out, flip, vectors, lanes, cuts[p], cuts[p + 1]
-        )  # fmt: skip
-
-
-@outer(parallel=True)
-def convolve_parallel(x, u, y, height, width, summed, made, vectors, lanes, block, depth, cuts):
-    for p in numba.prange(cuts.size - 1):
-        convolve_kernel(
-            x, u, y, height, width, summed, made, vectors, lanes, block, depth, cuts[p], cuts[p + 1]
-        )  # fmt: skip
-
-
-@outer(parallel=True)
-def weights_back_parallel(
-    x, g, gw, tiles, height, width, summed, made, vectors, lanes, block, parts, cuts
-):
-    for p in numba.prange(cuts.size - 1):
-        weights_back_kernel(
-            x, g, gw, tiles, height, width, summed, made, vectors, lanes, block, parts,
-            cuts[p], cuts[p + 1],
         )  # fmt: skip
 
 
@@ -406,7 +365,7 @@ def _transformed_filters(weight: Tensor, backward: bool) -> tuple[Array, int]:
     transformed: Array = np.empty(4 * data.size, data.dtype)
     cuts = cut(made // lanes, transformed.size, 1)
     args = (data, transformed, summed, made, *steps, backward, vectors, lanes)
-    run(filter_transform, filter_transform_parallel, cuts, args)
+    run(filter_transform, cuts, args)
     return transformed, vectors
 
 
@@ -424,7 +383,7 @@ def convolve(rows: Tensor, weight: Tensor, backward: bool = False) -> Tensor:
     cuts = cut(tiles, filters.size // 36 * tiles, 1)
     sizes = (height, width, summed, made, vectors, lanes, _BLOCK, _DEPTH)
     args = (flat(rows), filters, flat(out), *sizes)
-    run(convolve_kernel, convolve_parallel, cuts, args)
+    run(convolve_kernel, cuts, args)
     return out
 
 
@@ -462,7 +421,7 @@ def weights_back(rows: Tensor, grad: Tensor, weight: Tensor) -> Tensor:
     sizes = (tiles, *rows.shape[2:4], summed, made, vectors, lanes, _BLOCK)
     args = (flat(rows), flat(grad), flat(gw), *sizes, parts)
     cuts = np.arange(len(parts) + 1)
-    run(weights_back_kernel, weights_back_parallel, cuts, args)
+    run(weights_back_kernel, cuts, args)
     return gw
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from spikeformer_lt.layers.kernels.reference import NeuronConfig
+from spikeformer_lt.layers.inputs import NeuronConfig
 
 # Between them, each option once each way; every further combination would be compiled anew.
 PARAMS = {

@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from spikeformer_lt.layers.attention import SpikingSelfAttention
-from spikeformer_lt.layers.kernels import attention, dispatch
+from spikeformer_lt.layers.kernels import dispatch, matmul
 
 
 @pytest.mark.parametrize(("tokens", "dim", "heads"), [(5, 32, 2), (50, 64, 2), (1, 48, 1)])
 def test_spikes_give_equal_sums_and_gradients(tokens: int, dim: int, heads: int) -> None:
     x = (torch.rand(2, 3, tokens, 3, dim) < 0.4).double().requires_grad_()
     g = torch.randn(2, 3, tokens, dim).double()
-    out = attention.AttentionFunction.apply(x, heads, 0.125)
-    wanted = attention.attend(x, heads, 0.125)
+    out = matmul.AttentionFunction.apply(x, heads, 0.125)
+    wanted = matmul.attend(x, heads, 0.125)
     q, k, v = x.unflatten(-1, (heads, -1)).permute(3, 0, 1, 4, 2, 5)
     first = ((q @ k.transpose(-2, -1)) @ v * 0.125).transpose(2, 3).flatten(3)
     assert torch.equal(out, wanted) and torch.equal(out, first)
@@ -30,8 +30,8 @@ def test_gradients_can_be_differentiated_again() -> None:
         (g,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
         return torch.autograd.grad(g.square().sum(), x)[0]
 
-    fast = twice(attention.AttentionFunction.apply(x, 1, 1.0))
-    torch.testing.assert_close(fast, twice(attention.attend(x, 1, 1.0)), rtol=1e-10, atol=1e-10)
+    fast = twice(matmul.AttentionFunction.apply(x, 1, 1.0))
+    torch.testing.assert_close(fast, twice(matmul.attend(x, 1, 1.0)), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize(("dim", "heads"), [(64, 2), (48, 4)])  # the second has odd heads

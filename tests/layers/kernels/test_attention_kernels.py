@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from spikeformer_lt.layers.kernels import attention as kernels
+from spikeformer_lt.layers.kernels import matmul as kernels
 from spikeformer_lt.layers.kernels.simd import BYTES
 
 LANES = BYTES // 8
@@ -18,7 +18,7 @@ def test_heads_are_computed_apart() -> None:
     wanted = (0.25 * (q @ k.transpose(0, 1, 3, 2)) @ v).transpose(0, 2, 1, 3)
     out = np.full((batch, tokens, heads, width), np.nan)
     sizes = (tokens, heads, width, 0.25, 1, LANES)
-    kernels.attend_kernel(x.ravel(), out.reshape(-1), *sizes, 2, 5)
+    kernels.attend_kernel(2, 5, x.ravel(), out.reshape(-1), *sizes)
     assert np.isnan(out[0, :, :2]).all() and np.isnan(out[1, :, 2]).all()
     assert np.array_equal(out[0, :, 2], wanted[0, :, 2]), "integers over four have no rounding"
     assert np.array_equal(out[1, :, :2], wanted[1, :, :2])

@@ -10,8 +10,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from spikeformer_lt.errors import ConfigError
+from spikeformer_lt.layers.inputs import NeuronConfig
 from spikeformer_lt.layers.kernels import dispatch
-from spikeformer_lt.layers.kernels.reference import NeuronConfig
 
 LARGE = 4096
 
@@ -76,7 +76,6 @@ def test_a_kernel_that_fails_is_replaced_by_torch_with_one_warning(
     expected = dispatch.lif(x, None, 4, NeuronConfig())
     monkeypatch.setattr(dispatch, "_mode", "auto")
     monkeypatch.setattr(lif, "forward", broken)
-    monkeypatch.setattr(lif, "forward_parallel", broken)
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             for a, b in zip(dispatch.lif(x, None, 4, NeuronConfig()), expected, strict=True):
@@ -103,9 +102,7 @@ def test_without_numba_torch_runs(
     import sys
 
     dispatch._load.cache_clear()
-    monkeypatch.delitem(sys.modules, "spikeformer_lt.layers.kernels.autograd", raising=False)
-    monkeypatch.delattr("spikeformer_lt.layers.kernels.autograd", raising=False)
-    monkeypatch.setitem(sys.modules, "spikeformer_lt.layers.kernels.launch", None)
+    monkeypatch.setitem(sys.modules, "spikeformer_lt.layers.kernels.lif", None)
     spikes, _ = dispatch.lif(torch.full((1, LARGE), 1.5), None, 2, NeuronConfig())
     assert spikes.sum() == LARGE
     dispatch._load.cache_clear()

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from spikeformer_lt.layers.inputs import NeuronConfig
 from spikeformer_lt.layers.kernels import dispatch
-from spikeformer_lt.layers.kernels.reference import NeuronConfig
 
 Both = Callable[[Callable[[], Any]], tuple[Any, Any]]
 T, ROWS, C = 3, 5, 4

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from spikeformer_lt.layers.inputs import NeuronConfig
 from spikeformer_lt.layers.kernels import matmul
 from spikeformer_lt.layers.kernels.dispatch import lif
-from spikeformer_lt.layers.kernels.reference import NeuronConfig
 
 
 @pytest.mark.parametrize("rows", [1, 47, 48, 49, 100])

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+from spikeformer_lt.layers.inputs import NeuronConfig
 from spikeformer_lt.layers.kernels import dispatch
-from spikeformer_lt.layers.kernels.reference import NeuronConfig
 
 Both = Callable[[Callable[[], Any]], tuple[Any, Any]]
 
@@ -89,10 +89,10 @@ def test_the_loops_over_four_steps_are_vector_code() -> None:
     x = np.ones(4 * n, np.float32)
     k = np.ones(10, np.float32)
     calls = {
-        "forward": (x, None, None, x[:0], x.copy(), x[:n].copy(), n, k, True, n, 0, n),
+        "forward": (0, n, x, None, None, x[:0], x.copy(), x[:n].copy(), n, k, True, n),
         "backward": (
-            *(x, None, np.ones(2 * n, np.float32), x[:0], x, x.copy(), n, k, True, True, None, n),
-            *(np.zeros(2 * n), 0, n),
+            *(0, n, np.zeros(2 * n), x, None, np.ones(2 * n, np.float32), x[:0], x, x.copy(), n),
+            *(k, True, True, None, n),
         ),
     }
     for name, arguments in calls.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from spikeformer_lt.layers.kernels.launch import moments
+from spikeformer_lt.layers.kernels.lif import moments
 
 
 @pytest.mark.parametrize("channels", [1, 3, 96, 1500])

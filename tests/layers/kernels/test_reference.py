@@ -7,12 +7,8 @@ import math
 import pytest
 import torch
 
-from spikeformer_lt.layers.kernels.reference import (
-    NeuronConfig,
-    lif_loop,
-    spike,
-    surrogate_derivative,
-)
+from spikeformer_lt.layers.inputs import NeuronConfig
+from spikeformer_lt.layers.kernels.reference import lif_loop, spike, surrogate_derivative
 
 U = torch.linspace(-3, 3, 41, dtype=torch.float64)
 

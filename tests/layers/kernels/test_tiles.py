@@ -17,12 +17,12 @@ LANES = BYTES // 8
 WIDTHS = range(1, 5 if BYTES == 64 else 3)
 
 
-@outer()
+@outer
 def _straight(vectors, a, lead, b, cols, c, rows, count, add):  # type: ignore[no-untyped-def]
     straight(vectors, a, 0, lead, b, 0, cols, c, 0, cols, rows, count, add)
 
 
-@outer()
+@outer
 def _down(vectors, a, lead, b, cols, c, rows, count, add):  # type: ignore[no-untyped-def]
     down(vectors, a, 0, lead, b, 0, cols, c, 0, cols, rows, count, add)
 

@@ -53,7 +53,7 @@ def test_without_a_folder_for_the_cache_kernels_are_still_compiled(
 
     monkeypatch.setattr(numba, "njit", njit)
     with caplog.at_level(logging.INFO):
-        double = jit.outer()(lambda x: 2 * x)
+        double = jit.outer(lambda x: 2 * x)
     assert double(21) == 42
     assert "no locator" in caplog.text
 

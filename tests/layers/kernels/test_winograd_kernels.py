@@ -26,10 +26,10 @@ def test_tiles_and_channels_may_be_cut_anywhere(block: int, depth: int) -> None:
     x, w, wanted = maps()
     u, y = np.full(36 * C * K, np.nan), np.full(N * H * W * K, np.nan)
     for lo, hi in ((0, 1), (1, 2)):
-        kernels.filter_transform(w.numpy().ravel(), u, C, K, 9, 9 * C, False, 2, LANES, lo, hi)
+        kernels.filter_transform(lo, hi, w.numpy().ravel(), u, C, K, 9, 9 * C, False, 2, LANES)
     for lo, hi in ((0, 5), (5, 7), (7, TILES)):
         args = (x.numpy().ravel(), u, y, H, W, C, K, 2, LANES, block, depth)
-        kernels.convolve_kernel(*args, lo, hi)
+        kernels.convolve_kernel(lo, hi, *args)
     found = torch.from_numpy(y).view(N, H, W, K).permute(0, 3, 1, 2)
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
 
@@ -46,8 +46,8 @@ def test_parts_of_the_weights_gradient_write_their_own_place_only(block: int) ->
     rows = g.permute(0, 2, 3, 1).contiguous().numpy().ravel()
     parts = np.array([[0, LANES, 0, K], [LANES, C, 0, LANES], [LANES, C, LANES, K]])
     args = (x.numpy().ravel(), rows, gw, TILES, H, W, C, K, 1, LANES, block, parts)
-    kernels.weights_back_kernel(*args, 0, 1)
+    kernels.weights_back_kernel(0, 1, *args)
     found = torch.from_numpy(gw).view_as(w)
     assert found[:, LANES:].isnan().all() and not found[:, :LANES].isnan().any()
-    kernels.weights_back_kernel(*args, 1, 3)
+    kernels.weights_back_kernel(1, 3, *args)
     torch.testing.assert_close(found, wanted.detach(), rtol=0, atol=1e-11)

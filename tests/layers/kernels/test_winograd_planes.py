@@ -8,11 +8,11 @@ import pytest
 from spikeformer_lt.layers.kernels.jit import outer
 from spikeformer_lt.layers.kernels.simd import BYTES
 from spikeformer_lt.layers.kernels.winograd import (
-    filter_column,
     filter_row,
     filter_vectors,
     gradient_transform,
     input_transform,
+    line,
     output_transform,
     spread,
 )
@@ -33,7 +33,7 @@ G = np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0
 A = np.array([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]])
 
 
-@outer()
+@outer
 def _run(x, y, w, planes, out, gw, t, height, width, channels, lanes):  # type: ignore[no-untyped-def]
     pitch = channels
     input_transform(x, planes[0], t, 0, pitch, height, width, channels, 0, channels, lanes)
@@ -41,9 +41,12 @@ def _run(x, y, w, planes, out, gw, t, height, width, channels, lanes):  # type: 
     filter_vectors(w, 0, 1, 9, planes[2], 0, pitch)
     output_transform(planes[3], out, t, 0, pitch, height, width, channels, 0, channels, lanes)
     step = 6 * pitch
-    a, b = filter_column(planes[3], 0, step), filter_column(planes[3], pitch, step)
-    c, d = filter_column(planes[3], 2 * pitch, step), filter_column(planes[3], 3 * pitch, step)
-    e, f = filter_column(planes[3], 4 * pitch, step), filter_column(planes[3], 5 * pitch, step)
+    a = filter_row(*line(planes[3], 0 * pitch, step))
+    b = filter_row(*line(planes[3], 1 * pitch, step))
+    c = filter_row(*line(planes[3], 2 * pitch, step))
+    d = filter_row(*line(planes[3], 3 * pitch, step))
+    e = filter_row(*line(planes[3], 4 * pitch, step))
+    f = filter_row(*line(planes[3], 5 * pitch, step))
     for row in range(3):
         values = filter_row(a[row], b[row], c[row], d[row], e[row], f[row])
         spread(gw, 3 * row, 9, values)

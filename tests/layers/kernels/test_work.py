@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from spikeformer_lt.layers.inputs import NeuronConfig
 from spikeformer_lt.layers.kernels import dispatch, launch
-from spikeformer_lt.layers.kernels.reference import NeuronConfig
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -89,8 +89,7 @@ def translate(tensors: Mapping[str, Tensor]) -> Translation:
             not there.
     """
     renamed: dict[str, Tensor] = {}
-    dropped: list[str] = []
-    unknown: list[str] = []
+    dropped, unknown = list[str](), list[str]()
     for name, tensor in tensors.items():
         ours = _rename(name)
         if ours is not None:
@@ -167,7 +166,6 @@ def _matrix(tensor: Tensor) -> Tensor:
 
 
 def _sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    shapes: dict[str, list[int]] = {}
     telling = {
         "conv_pep.stages.0.conv.weight": 4,
         "conv_pep.rpe.conv.weight": 4,
@@ -178,8 +176,8 @@ def _sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     if lacking:
         hint = near(lacking[0], tensors)
         raise CheckpointError(f"no published Spikformer; missing: {_first(lacking)}{hint}")
+    shapes = {name: list(tensors[name].shape) for name in telling}
     for name, ndim in telling.items():
-        shapes[name] = list(tensors[name].shape)
         if len(shapes[name]) != ndim:
             raise CheckpointError(f"of another shape: {name} {shapes[name]}, {ndim} axes expected")
     stem, rpe, hidden, head = shapes.values()

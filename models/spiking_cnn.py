@@ -12,12 +12,7 @@ from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.inputs import SpikingClassifier, at_least_one
 from spikeformer_lt.layers.neuron import make_activation
 from spikeformer_lt.layers.tracing import trace_chains
-from spikeformer_lt.layers.units import (
-    Chain,
-    ConvLayer,
-    HiddenLayer,
-    chain_of,
-)
+from spikeformer_lt.layers.units import Chain, ConvLayer, HiddenLayer, chain_of
 
 
 class SpikingCNN(SpikingClassifier):
@@ -26,7 +21,7 @@ class SpikingCNN(SpikingClassifier):
     Args:
         num_classes, T: as of :class:`SpikingClassifier`.
         neuron: ``lif``, or ``relu``, ``heaviside`` or ``sign``: the same network without time, with
-            the same names in its state_dict, so that weights go from one to the other.
+            the same names in its state_dict.
         tau, surrogate, options: constants of every LIF, and sizes, as of `SpikingClassifier`.
 
     Shape: images ``[B, C, H, W]`` or frames ``[B, T, C, H, W]`` -> logits ``[B, T, K]``.
@@ -58,11 +53,9 @@ class SpikingCNN(SpikingClassifier):
         """Add average pooling, the hidden layer and the head; called by the subclass.
 
         Args:
-            channels: of the last feature map.
-            maps: height and width of that map.
+            channels, maps: channels, and height and width, of the last feature map.
             pooled: side that it is averaged to.
-            hidden: neurons of the hidden layer, or None for no such layer.
-            norm: BatchNorm in the hidden layer.
+            hidden, norm: neurons of the hidden layer, or None for no such layer; its BatchNorm.
 
         Raises:
             ConfigError: a map smaller than `pooled`, or a number below 1.

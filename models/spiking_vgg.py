@@ -108,10 +108,6 @@ class SpikingVGG(SpikingCNN):
         return rows
 
 
-def _sized(defaults: dict[str, Any], kwargs: dict[str, Any]) -> SpikingVGG:
-    return SpikingVGG(**{**defaults, **kwargs})
-
-
 @register_model
 def spiking_vgg16(**kwargs: Any) -> SpikingVGG:
     """VGG16 of the ECCV 2022 paper for 32x32 RGB images, with one linear layer.
@@ -120,7 +116,7 @@ def spiking_vgg16(**kwargs: Any) -> SpikingVGG:
     of convolutions and head, 4,224 biases of convolutions, 8,448 of BatchNorm (scale and shift;
     running statistics are buffers and not counted) and 10 biases of the head.
     """
-    return _sized({"layers": VGG16}, kwargs)
+    return SpikingVGG(**{"layers": VGG16, **kwargs})
 
 
 @register_model
@@ -131,11 +127,11 @@ def spiking_vgg9(**kwargs: Any) -> SpikingVGG:
     (2,263,744 at 10 classes). The hidden layer reads the last map averaged to 2 x 2.
     """
     sizes = {"layers": VGG9, "pooled": 2, "hidden": 512, "conv_bias": False, "head_std": None}
-    return _sized(sizes, kwargs)
+    return SpikingVGG(**{**sizes, **kwargs})
 
 
 @register_model
 def spiking_vgg_toy(**kwargs: Any) -> SpikingVGG:
     """A VGG of 30 k weights for 8x8 to 32x32 images: documentation, tests, small machines."""
     sizes = {"layers": TOY, "pooled": 2, "conv_bias": False, "head_std": None, "image_size": 16}
-    return _sized(sizes, kwargs)
+    return SpikingVGG(**{**sizes, **kwargs})

@@ -43,10 +43,9 @@ def check_model(model: nn.Module) -> ModelCheck:
         Declarations and gaps. `missing` is empty for a model that every search and export takes.
     """
     found = ModelCheck()
-    names = {id(module): name for name, module in model.named_modules()}
-    units = {names[id(m)]: m for m in model.modules() if isinstance(m, Unit)}
+    units = {name: m for name, m in model.named_modules() if isinstance(m, Unit)}
     _check_sizes(model, found)
-    _check_stem(model, names, found)
+    _check_stem(model, found)
     _check_parts(model, found)
     _check_units(model, units, found)
     _check_chains(model, units, found)
@@ -63,7 +62,7 @@ def _check_sizes(model: Any, found: ModelCheck) -> None:
             found.declared[name] = str(value)
 
 
-def _check_stem(model: nn.Module, names: dict[int, str], found: ModelCheck) -> None:
+def _check_stem(model: nn.Module, found: ModelCheck) -> None:
     stem = stem_of(model)
     if stem is None:
         found.missing.append(
@@ -71,8 +70,9 @@ def _check_stem(model: nn.Module, names: dict[int, str], found: ModelCheck) -> N
             "set_activation(kind, residual)"
         )
         return
-    roles = [role for role, _ in stem.units()]
-    found.declared["stem"] = f"{names[id(stem)]}: {', '.join(roles)}; stride {stem.stride}"
+    name = next(name for name, module in model.named_modules() if module is stem)
+    roles = ", ".join(role for role, _ in stem.units())
+    found.declared["stem"] = f"{name}: {roles}; stride {stem.stride}"
     for i, (role, unit) in enumerate(stem.units()):
         if not isinstance(unit, Unit):
             found.missing.append(f"unit {i} ({role}) of the stem is no Unit")
@@ -113,16 +113,16 @@ def _check_chains(model: nn.Module, units: dict[str, Any], found: ModelCheck) ->
         found.missing.append("chains(): no dead channel is removed from an export")
         return
     found.declared["chains"] = "; ".join(" > ".join(chain.names) for chain in chains)
-    modules = dict(model.named_modules())
+    linear = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+    synapses = linear | {name: unit.synapse for name, unit in units.items()}
     for chain in chains:
         for before, after in zip(chain.names, chain.names[1:], strict=False):
-            made, read = (_synapse(modules.get(name), units.get(name)) for name in (before, after))
-            if made is None or read is None:
-                name = before if made is None else after
-                found.missing.append(f"chains(): {name} is neither a unit nor a linear map")
+            lacking = [name for name in (before, after) if name not in synapses]
+            if lacking:
+                found.missing.append(f"chains(): {lacking[0]} is neither a unit nor a linear map")
                 continue
             repeats = chain.repeats if after == chain.names[-1] else 1
-            outputs, inputs = made.weight.shape[0], read.weight.shape[1]
+            outputs, inputs = synapses[before].weight.shape[0], synapses[after].weight.shape[1]
             if outputs * repeats != inputs:
                 found.missing.append(
                     f"chains(): {before} has {outputs} outputs, {after} reads {inputs} columns, "
@@ -130,20 +130,13 @@ def _check_chains(model: nn.Module, units: dict[str, Any], found: ModelCheck) ->
                 )
 
 
-def _synapse(module: nn.Module | None, unit: Any) -> Any:
-    if unit is not None:
-        return unit.synapse
-    return module if isinstance(module, nn.Linear) else None
-
-
 @torch.no_grad()
 def _check_forward(model: Any, found: ModelCheck) -> None:
     if not all(name in found.declared for name in _SIZES):
         return
     size = model.image_size
-    height, width = (size, size) if isinstance(size, int) else size
-    parameter = next(model.parameters())
-    x = parameter.new_zeros(2, model.in_channels, height, width)
+    size = (size, size) if isinstance(size, int) else size
+    x = next(model.parameters()).new_zeros(2, model.in_channels, *size)
     training, wanted = model.training, (2, model.T, model.num_classes)
     try:
         shape = tuple(model.eval()(x).shape)

@@ -26,8 +26,7 @@ class SpikingSelfAttention(nn.Module):
     """SSA of Spikformer: ``proj(LIF((q k^T) v * scale))`` with spiking q, k, v.
 
     Args:
-        dim: embedding width D.
-        num_heads: heads h; D must be a multiple of h.
+        dim, num_heads: embedding width D, a multiple of the heads h.
         scale: factor of the integer attention sums (0.125 on images, 0.25 on DVS in the
             reference; it does not follow 1/sqrt(d)).
         attn_threshold: firing threshold of the neuron after the attention sum.
@@ -76,8 +75,7 @@ class SpikingSelfAttention(nn.Module):
                 q, k, v = rearrange(spikes, "t b n u (h d) -> u t b h n d", h=self.num_heads)
             summed = spiking_attention(q, k, v) * scale
             current = rearrange(summed, "t b h n d -> t b n (h d)")
-        mixed = self.attn_act(current, T)
-        return self.proj(mixed, T)  # type: ignore[no-any-return]
+        return self.proj(self.attn_act(current, T), T)  # type: ignore[no-any-return]
 
     def scale_for(self, tokens: Tensor) -> float:
         """Factor of the attention sums over these tokens, ``[T|1, B, K, D]``."""
@@ -99,12 +97,7 @@ class SpikingMLP(nn.Module):
     """
 
     def __init__(
-        self,
-        dim: int,
-        hidden: int,
-        *,
-        bias: bool = True,
-        neuron: NeuronConfig | None = None,
+        self, dim: int, hidden: int, *, bias: bool = True, neuron: NeuronConfig | None = None
     ) -> None:
         super().__init__()
         self.fc1 = LinearUnit(dim, hidden, bias=bias, neuron=neuron)

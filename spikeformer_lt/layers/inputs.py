@@ -98,8 +98,8 @@ class SpikingClassifier(nn.Module):
 
     Args:
         num_classes: classes K.
-        T: time steps. A static image is presented T times; event frames bring T themselves. The
-            attribute may be changed at any time.
+        T: time steps, which may be changed at any time. A static image is presented T times; event
+            frames bring T themselves.
         in_channels: 3 for RGB, 1 for grey, 2 for events.
         image_size: side of the square input, or (H, W); other sizes are refused.
         compute_once: compute what is the same at every step of a static image once; the result is
@@ -153,11 +153,7 @@ class SpikingClassifier(nn.Module):
 
 
 def at_least_one(**numbers: Any) -> None:
-    """Refuse what is no whole number from 1 on.
-
-    Raises:
-        ConfigError: with field and value.
-    """
+    """Refuse, by a ConfigError with field and value, what is no whole number from 1 on."""
     for field, value in numbers.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ConfigError(f"{field}={value} is not allowed: a whole number, at least 1")
@@ -176,9 +172,7 @@ def time_first(
 
     Args:
         x: images ``[B, C, H, W]`` or frames ``[B, T, C, H, W]``.
-        T: time steps of the model.
-        in_channels: its C.
-        image_size: its (H, W).
+        T, in_channels, image_size: time steps of the model, its C and (H, W).
         dtype: of its weights; under autocast another one than float64 will do, too.
         compute_once: leave the time axis of static images at size 1, which stands for T equal
             steps; else repeat them.

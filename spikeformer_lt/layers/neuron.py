@@ -1,13 +1,13 @@
 """Neurons and stateless activations, by name and with one set of constants, `NeuronConfig`.
 
 All take ``[T|1, ...]``, time first. A leading axis of size 1 stands for T equal steps: a LIF
-expands it to T, a stateless activation keeps it. A forward starts from rest and keeps its voltages
-local; only inside of :func:`carry` does a sequence go on from one forward to the next.
+expands it to T, a stateless activation keeps it. A forward starts from rest; only inside of
+:func:`carry` does a sequence go on from one forward to the next.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import fields, replace
@@ -60,14 +60,12 @@ class NeuronState:
     A neuron without an entry, or with one of another shape, starts from rest.
     """
 
-    def __init__(self) -> None:
-        self.voltages: dict[nn.Module, Tensor] = {}
+    def __init__(self, voltages: Mapping[nn.Module, Tensor] | None = None) -> None:
+        self.voltages = dict(voltages or {})
 
     def copy(self) -> NeuronState:
         """A state with the same voltages that changes apart from this one."""
-        other = NeuronState()
-        other.voltages.update(self.voltages)
-        return other
+        return NeuronState(self.voltages)
 
 
 _CARRIED: ContextVar[NeuronState | None] = ContextVar("spikeformer_lt_neuron_state", default=None)
@@ -310,10 +308,7 @@ def make_activation(
 ) -> LIF | Activation:
     """An activation by name, with the constants of the LIF that is or would be in its place.
 
-    Args:
-        kind: "lif", "heaviside", "sign" or "relu".
-        neuron: the constants; a stateless kind uses those it has and ignores the others.
-        constants: fields of `neuron` that differ.
+    A stateless kind uses the constants that it has and ignores the others.
 
     Raises:
         ConfigError: an unknown kind, an option that no neuron has, or a value out of range.

@@ -18,8 +18,7 @@ from spikeformer_lt.layers.neuron import LIF, Activation, Heaviside, count_steps
 class BatchNorm(_BatchNorm):
     """Batch normalisation of rows: channels are the last axis, every other axis is samples.
 
-    Parameters, buffers and their names are those of ``torch.nn.BatchNorm2d``. Statistics and output
-    are computed in float32 at least.
+    State names are those of ``torch.nn.BatchNorm2d``; it computes in float32 at least.
 
     Shape: [T|1, ..., C] -> the same.
 

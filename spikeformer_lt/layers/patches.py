@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.attention import EncoderBlock, SpikingMLP, SpikingSelfAttention
+from spikeformer_lt.layers.units import declared_part
 
 
 class PatchScore(nn.Module):
@@ -60,11 +61,9 @@ class TemporalSpatial(PatchScore):
         """Temporal plus spatial score."""
         batch, count = tokens.shape[1:3]
         level = tokens.mean(3)
-        temporal = (
-            (level[1:] - level[:-1]).abs().mean(0)
-            if len(level) > 1
-            else level.new_zeros(batch, count)
-        )
+        temporal = level.new_zeros(batch, count)
+        if len(level) > 1:
+            temporal = (level[1:] - level[:-1]).abs().mean(0)
         mean = tokens.mean(0)
         height, width = grid_of(count, images.shape[-2:])
         # One layout whatever the batch: a lone image would be summed in another order.
@@ -149,14 +148,12 @@ SCORES = ("rate", "l2", "attention", "tp", "gumbel", "random")
 
 def make_score(kind: str, dim: int, num_classes: int, num_heads: int) -> PatchScore:
     """Build a patch score by name."""
+    if kind not in SCORES:
+        raise ConfigError(f"patch score {kind!r} is not one of {', '.join(SCORES)}")
     if kind == "attention":
         return Attention(dim, num_classes, num_heads)
-    if kind == "gumbel":
-        return Gumbel(dim)
     plain = {"rate": Rate, "l2": L2, "tp": TemporalSpatial, "random": Random}
-    if kind not in plain:
-        raise ConfigError(f"patch score {kind!r} is not one of {', '.join(SCORES)}")
-    return plain[kind]()
+    return Gumbel(dim) if kind == "gumbel" else plain[kind]()
 
 
 def grid_of(count: int, size: torch.Size) -> tuple[int, int]:
@@ -201,18 +198,11 @@ class PatchSelect(nn.Module):
         rescale: multiply attention sums by N/K, for the removed keys; see
             ``Spikformer.set_patch``.
 
-    A forward hook sees the kept tokens: its output is (index ``[B, K]``, multiplier).
-
     Source: arXiv 2311.12060, alg. 1 (PatchS); arXiv 2211.01484 (data-level tickets).
     """
 
     def __init__(
-        self,
-        score: PatchScore,
-        sparsity: float,
-        *,
-        space: str = "token",
-        rescale: bool = False,
+        self, score: PatchScore, sparsity: float, *, space: str = "token", rescale: bool = False
     ) -> None:
         super().__init__()
         if not 0 <= sparsity < 1:
@@ -260,8 +250,5 @@ class PatchSelect(nn.Module):
 
 def patches_of(model: nn.Module) -> PatchSelect | None:
     """The patch selection that a model declares, else the only one among its modules."""
-    declared = getattr(model, "patch", None)
-    if isinstance(declared, PatchSelect):
-        return declared
-    found = [module for module in model.modules() if isinstance(module, PatchSelect)]
-    return found[0] if len(found) == 1 else None
+    found: PatchSelect | None = declared_part(model, "patch", PatchSelect)
+    return found

@@ -1,8 +1,7 @@
 """Activation checkpointing: parts of a network are computed again in the backward pass.
 
-A part keeps its input alone; when its gradients are needed its forward runs a second time. Neurons
-then start from the same voltages, running statistics of BatchNorm do not move again, and hooks that
-only observe spikes are not called.
+A part keeps its input alone. In its second forward neurons start from the same voltages, running
+statistics of BatchNorm do not move again, and hooks that only observe spikes are not called.
 
 Source: Chen et al. 2016, arXiv:1604.06174, section 3; torch.utils.checkpoint does the bookkeeping.
 """

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.neuron import NeuronConfig, make_activation
 from spikeformer_lt.layers.recompute import call
-from spikeformer_lt.layers.units import Chain, ConvUnit, Integers, Reads, Unit
+from spikeformer_lt.layers.units import Chain, ConvUnit, Integers, Reads, Unit, declared_part
 
 RESIDUALS = ("add", "iand", "or")
 ACTIVATIONS = ("lif", "heaviside", "sign", "relu")
@@ -43,16 +43,11 @@ class Stem(Protocol):
 
 
 def stem_of(model: nn.Module) -> Any:
-    """The stem that a model declares, else the only module in it that is a :class:`Stem`.
+    """The stem that a model declares, else its only :class:`Stem`; None if it has none or several.
 
-    Returns:
-        The stem, which is a module too; None if the model has none, or several undeclared ones.
+    It is a module, too.
     """
-    declared = getattr(model, "stem", None)
-    if isinstance(declared, Stem):
-        return declared
-    found = [module for module in model.modules() if isinstance(module, Stem)]
-    return found[0] if len(found) == 1 else None
+    return declared_part(model, "stem", Stem)
 
 
 class ConvPEP(nn.Module):
@@ -98,35 +93,30 @@ class ConvPEP(nn.Module):
         self.neuron = neuron or NeuronConfig()
         self.stride = 2 ** sum(pools)
         widths = [in_channels, dim // 8, dim // 4, dim // 2, dim]
+        options: dict[str, Any] = {"activation": activation, "neuron": self.neuron}
         self.stages = nn.ModuleList(
-            ConvUnit(
-                widths[i],
-                widths[i + 1],
-                pool=pools[i],
-                pool_before_act=pool_before_act,
-                activation=activation,
-                neuron=self.neuron,
-            )
+            ConvUnit(*widths[i : i + 2], pool=pools[i], pool_before_act=pool_before_act, **options)
             for i in range(4)
         )
-        self.rpe = ConvUnit(dim, dim, activation=activation, neuron=self.neuron)
+        self.rpe = ConvUnit(dim, dim, **options)
         self._readers: tuple[Any, ...] = ()
         self._set_reads()
 
     def set_activation(self, kind: str, residual: str | None = None) -> None:
         """Replace every activation of the stem (level 3), and optionally the residual rule."""
+        residual = residual or self.residual
         _check_choice("activation", kind, ACTIVATIONS)
-        _check_choice("residual", residual or self.residual, RESIDUALS)
+        _check_choice("residual", residual, RESIDUALS)
         for unit in (*self.stages, self.rpe):
             unit.act = make_activation(kind, self.neuron)
-        self.activation, self.residual = kind, residual or self.residual
+        self.activation, self.residual = kind, residual
         self._set_reads()
 
     def units(self) -> list[StemUnit]:
         """The conv units in the order of the data: four stages, then the RPE."""
         first, *main = cast("list[ConvUnit]", list(self.stages))
-        shortcut = StemUnit("shortcut", self.rpe)
-        return [StemUnit("first", first), *(StemUnit("main", unit) for unit in main), shortcut]
+        between = [StemUnit("main", unit) for unit in main]
+        return [StemUnit("first", first), *between, StemUnit("shortcut", self.rpe)]
 
     def chains(self) -> list[Chain]:
         """The stages; the last of them is read by the residual sum as well."""

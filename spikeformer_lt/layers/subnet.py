@@ -44,11 +44,8 @@ def gains(weight: Tensor, mask: Tensor, per_filter: bool = False) -> Tensor:
 def binary_gains(weight: Tensor, kept: Tensor) -> Tensor | None:
     """Gain of the layer ``[1]``, or of each output filter ``[out]``, of a binary weight.
 
-    A weight is binary if its kept entries share one magnitude, in the layer or in each filter. This
-    is the only definition: reports and exports use it.
-
-    Returns:
-        None if the weight is not binary, or if its gains are more than half of its kept entries.
+    Its kept entries share one magnitude, in the layer or in each filter. None for other weights,
+    and if the gains are more than half of the kept entries.
     """
     if weight.ndim < 2 or weight.numel() == 0:
         return None
@@ -67,8 +64,7 @@ class EffectiveWeight(torch.autograd.Function):
     """``w * M`` or ``alpha * sign(w) * M``, straight through to weights and scores.
 
     Backward, for G = dL/dw_eff: dL/dw = G (all entries: removed ones may return) and
-    dL/ds = G * w * sign(s) * window, where window = 1 is edge-popup and biprop. alpha is a
-    constant of the step: neither paper differentiates it.
+    dL/ds = G * w * sign(s) * window, where window = 1 is edge-popup and biprop; alpha is constant.
 
     Source: Ramanujan et al., CVPR 2020 (arXiv 1911.13299), eq. 5; arXiv 2103.09377, alg. 1.
     """
@@ -93,13 +89,12 @@ class EffectiveWeight(torch.autograd.Function):
         """Straight-through gradients of the weight and of its scores."""
         weight, scores, window = ctx.saved_tensors
         (grad,) = grads
-        grad_weight = grad if ctx.needs_input_grad[0] else None
         grad_scores = None
         if scores is not None and ctx.needs_input_grad[1]:
             grad_scores = grad * weight * torch.sign(scores)
             if window is not None:
                 grad_scores = grad_scores * window
-        return grad_weight, grad_scores, None, None, None, None
+        return grad if ctx.needs_input_grad[0] else None, grad_scores, None, None, None, None
 
 
 LEARN = ("scores", "weights", "both")
@@ -147,16 +142,14 @@ class SubnetConv2d(_Subnet, nn.Conv2d):
     """A convolution whose effective weight is ``w * M`` or ``alpha * sign(w) * M``.
 
     Args:
-        conv: the convolution to take over (weight and bias are shared, not copied; the bias stays
-            as it is).
+        conv: the convolution to take over: weight and bias are shared, and the bias stays.
         learn: ``scores`` over frozen weights (edge-popup, biprop), latent ``weights`` through
             the straight-through estimator, or ``both``.
         binary: binarize the kept weights with a gain.
         per_filter: one gain for each output filter instead of one for the layer.
 
-    The mask is a buffer that only :func:`set_masks` changes, so that a forward is a pure
-    function of the state and every rank, step and checkpoint sees the same subnetwork.
-    ``anneal`` narrows the score gradient to entries near the threshold (0 = the papers' rule).
+    Only :func:`set_masks` changes the mask, so that every rank, step and checkpoint sees the same
+    subnetwork. ``anneal`` narrows the score gradient to entries near the threshold (the papers: 0).
 
     Source: arXiv 1911.13299 (edge-popup); arXiv 2103.09377 (biprop); arXiv 2311.12060, alg. 1.
     """

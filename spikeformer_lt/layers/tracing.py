@@ -22,11 +22,8 @@ def trace_chains(model: nn.Module, x: Tensor) -> list[Chain]:
     """Chains of a model: units whose output the next unit, or a linear map, alone reads.
 
     Pools between two units are passed. An output that any other operation reads, except a view, and
-    a module that is called twice, are in no chain; nor is a map that is averaged or flattened.
-
-    Args:
-        model: its forward is run once, in eval mode; plain torch operations run.
-        x: an input of it; the values do not matter.
+    a module that is called twice, are in no chain; nor is a map that is averaged or flattened. The
+    model runs once, in eval mode and plain torch operations; values of `x` do not matter.
     """
     inside = {id(p) for m in model.modules() if isinstance(m, Unit) for p in list(m.modules())[1:]}
     parts: dict[str, Any] = {

@@ -31,8 +31,7 @@ class Integers:
     max: int
 
 
-Reads = Literal["real", "spikes"] | Integers
-"""Values that a unit reads: real numbers, spikes in {0, 1}, or whole numbers from 0 to a maximum"""
+Reads = Literal["real", "spikes"] | Integers  # values that a unit reads; spikes are 0 or 1
 
 
 def add_spikes(values: Reads) -> Reads:
@@ -44,14 +43,10 @@ def add_spikes(values: Reads) -> Reads:
 
 @dataclass(frozen=True)
 class Folded:
-    """A unit in eval mode: ``neuron(synapse(x))`` with the normalisation in weight and bias.
+    """A unit in eval mode: ``neuron(synapse(x))``, in float64 and detached."""
 
-    `weight` is shaped as that of the synapse, ``[out, in, ...]``, `bias` is ``[out]``; both are
-    float64 and detached.
-    """
-
-    weight: Tensor
-    bias: Tensor
+    weight: Tensor  # [out, in, ...], with the normalisation, as the bias
+    bias: Tensor  # [out]
     neuron: LIF | Activation | None
 
 
@@ -81,8 +76,7 @@ class Unit(Protocol):
 class Residual(Protocol):
     """A block in which the current of a branch and that of a shortcut add before the neuron."""
 
-    shortcut: Any
-    """The unit of the shortcut; None where it is the input itself."""
+    shortcut: Any  # its unit; None where it is the input itself
 
     @property
     def neuron(self) -> LIF | Activation:
@@ -96,23 +90,17 @@ class Residual(Protocol):
 class Chain:
     """Units of a model each of which is read by the next one alone.
 
-    Args:
-        names: dotted names of units in the order of the data; the last may be the head.
-        repeats: columns of the last reader for each channel that it reads, channels innermost: more
-            than 1 where a map of several places is flattened.
+    `repeats` is above 1 where a map of several places is flattened, channels innermost.
     """
 
-    names: tuple[str, ...]
-    repeats: int = 1
+    names: tuple[str, ...]  # dotted, in the order of the data; the last may be the head
+    repeats: int = 1  # columns of the last reader for each channel that it reads
 
 
 def chain_of(model: nn.Module, parts: Iterable[nn.Module], repeats: int = 1) -> Chain:
     """Chain of the units and linear maps among `parts`, by their names in `model`.
 
-    Args:
-        model: has all parts.
-        parts: in the order of the data; pools between units are left out.
-        repeats: as of a :class:`Chain`.
+    The parts are in the order of the data; pools between units are left out.
     """
     names = {id(module): name for name, module in model.named_modules()}
     units = [part for part in parts if isinstance(part, Unit | nn.Linear)]
@@ -132,6 +120,15 @@ def chains_of_parts(model: nn.Module) -> list[Chain]:
         for name, child in model.named_children()
         for chain in chains_of(child)
     ]
+
+
+def declared_part(model: nn.Module, name: str, kind: Any) -> Any:
+    """The module that a model declares as `name`, else its only one of a kind; None otherwise."""
+    declared = getattr(model, name, None)
+    if isinstance(declared, kind):
+        return declared
+    found = [module for module in model.modules() if isinstance(module, kind)]
+    return found[0] if len(found) == 1 else None
 
 
 class _Unit:
@@ -255,8 +252,8 @@ _SIZE_KEEPING = ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros")
 def conv_rows(rows: Tensor, conv: nn.Conv2d) -> Tensor | None:
     """``conv`` of rows ``[T, B, H, W, C]`` by the Winograd kernel; None if it does not apply.
 
-    It applies to a 3x3 convolution of stride 1 that keeps the size of its maps, plain or a subnet,
-    without hooks and outside of graphs and autocast.
+    It applies to a 3x3 convolution that keeps the size of its maps, plain or a subnet, without
+    hooks and outside of graphs and autocast.
     """
     sizes = (conv.kernel_size, conv.stride, conv.padding, conv.dilation)
     geometry = (*sizes, conv.groups, conv.padding_mode)
@@ -286,8 +283,7 @@ class ConvUnit(_Unit, nn.Module):
     """3x3 convolution (no bias), BatchNorm, activation, with an optional 2x max-pool.
 
     Args:
-        in_channels: input channels.
-        out_channels: output channels.
+        in_channels, out_channels: channels of the maps.
         pool: halve the map with a max-pool (kernel 3, stride 2, padding 1).
         pool_before_act: pool the BatchNorm output instead of the spikes (spikingjelly 2.0).
         activation: ``lif | heaviside | sign | relu``.
@@ -367,8 +363,7 @@ class ConvLayer(_Unit, nn.Module):
     """Convolution, BatchNorm and, unless it ends before a sum, the neuron.
 
     Args:
-        in_channels: input channels.
-        out_channels: output channels.
+        in_channels, out_channels: channels of the maps.
         kernel_size: odd; the map keeps its size but for the stride.
         stride: of the convolution; an odd map is rounded up.
         bias: bias of the convolution, which BatchNorm makes idle: published VGGs count it.
@@ -448,8 +443,7 @@ _AFFINE = ("weight", "bias")
 def spikes_together(units: Sequence[LinearUnit], tokens: Tensor, T: int) -> Tensor | None:
     """The units' spikes ``[T, B, N, U, D']`` of tokens ``[T|1, B, N, D]``, by one kernel.
 
-    Weights and statistics stay those of the units. None if no kernel applies: a unit is hooked,
-    differs from the others in kind, or a state is carried; then each unit runs alone.
+    None if no kernel applies: a unit is hooked or differs in kind, or a state is carried.
     """
     neuron = _shared_neuron(units)
     if neuron is None or carried() is not None:

@@ -1,9 +1,8 @@
 """Which path a tensor takes: a numba kernel of this package, or plain torch operations.
 
-The environment variable SPIKEFORMER_KERNELS chooses: "auto" (default) takes the numba kernels for
-plain float32 tensors on the CPU that are large enough to matter, "torch" never, "numba" for every
-plain CPU tensor of float32 or float64, and then a kernel that fails is an error, not a warning. It
-is read once a process; :func:`set_mode` changes the choice later.
+The environment variable SPIKEFORMER_KERNELS chooses, once a process: "auto" (default) takes numba
+for plain float32 tensors on the CPU that are large enough to matter, "torch" never, "numba" for
+every plain CPU tensor of float32 or float64; a kernel that fails is then an error, not a warning.
 
 An operation here returns None if no kernel applies; the caller falls back to torch.
 """
@@ -44,9 +43,6 @@ class KernelError(RuntimeError):
 
 def set_mode(asked: str | None = None) -> str:
     """Choose "auto", "torch" or "numba" for this process; None reads the environment again.
-
-    Returns:
-        The choice.
 
     Raises:
         ConfigError: another word.
@@ -147,16 +143,7 @@ def _or_none(operation: Callable[P, R]) -> Callable[P, R | None]:
 
 @_or_none
 def attention(x: Tensor, heads: int, scale: float) -> Tensor | None:
-    """``scale q k^T v`` of spikes side by side.
-
-    Args:
-        x: q, k and v, [T, B, N, 3, D].
-        heads: number of heads; the D columns of q, k and v are divided among them.
-        scale: factor of the sums.
-
-    Returns:
-        [T, B, N, D].
-    """
+    """``scale q k^T v``, [T, B, N, D], of q, k and v side by side, [T, B, N, 3, D]."""
     if not takes_numba(x, x.numel()):
         return None
     module = _load("matmul")
@@ -168,14 +155,9 @@ def attention(x: Tensor, heads: int, scale: float) -> Tensor | None:
 
 @_or_none
 def conv(rows: Tensor, weight: Tensor) -> Tensor | None:
-    """Convolution (3x3, stride 1, padding 1) of maps [T, B, H, W, C].
+    """Convolution (3x3, stride 1, padding 1) of maps [T, B, H, W, C] by weights [C', C, 3, 3].
 
-    Args:
-        rows: [T, B, H, W, C].
-        weight: [C', C, 3, 3].
-
-    Returns:
-        [T, B, H, W, C'], to the last bits but three or four of a direct convolution.
+    All but the last three or four bits are those of a direct convolution.
     """
     if not takes_conv(rows, weight):
         return None
@@ -196,13 +178,9 @@ def takes_conv(rows: Tensor, weight: Tensor) -> bool:
 def linear_back(
     x: Tensor, weight: Tensor, grad: Tensor, wanted: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None] | None:
-    """Gradients of x [N, D] and weight [D', D] of ``x @ weight.T``.
+    """Gradients of x [N, D] and weight [D', D] of ``x @ weight.T`` from that of its output.
 
-    Args:
-        x: the input.
-        weight: the weight.
-        grad: gradient of the output, [N, D'].
-        wanted: whether the gradient of x, and that of the weight, is asked for.
+    `wanted` says whether the first and the second are asked for.
     """
     if not takes_numba(grad, grad.numel()):
         return None
@@ -263,13 +241,10 @@ def norm_lif(
 
     Args:
         x: [T, ..., C], or [1, ..., C] for the same values at every step.
-        weight: scale per channel, or None.
-        bias: shift per channel, or None.
+        weight, bias: scale and shift per channel, or None.
         mean, var: statistics to normalise with; None takes, and differentiates, those of `x`.
         eps: added to the variance.
-        v: voltage before the first step, of the neurons' shape, without gradient; None is rest.
-        T: number of steps.
-        neuron: constants.
+        v, T, neuron: as of :func:`lif`.
         pooled: the neurons get a max-pool (3x3, stride 2, padding 1) of the normalised maps
             [T|1, B, H, W, C].
 

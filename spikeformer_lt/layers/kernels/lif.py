@@ -271,10 +271,7 @@ class Work:
     """One LIF layer's input, constants and division into parts.
 
     Args:
-        x: contiguous input, [T, ..., C], or [1, ..., C] for the same at every step.
-        v: contiguous voltage before the first step, or None for rest.
-        T: number of steps.
-        p: constants of the neuron.
+        x, v, T, p: as of `dispatch.lif`, contiguous.
         rows: scale and shift per channel of a normalisation before the neurons, or None.
     """
 

@@ -167,10 +167,7 @@ _BLOCK = 48  # rows of a step that are multiplied together
 
 
 def as_panels(weight: Tensor) -> Tensor | None:
-    """Weights [D', D] in the order that the kernel reads, [panel, D, column]; None if they cannot.
-
-    The D' columns must be whole vectors.
-    """
+    """Weights [D', D] as the kernel reads them, [panel, D, column]; None if D' is no vectors."""
     vectors = panel_vectors(weight.shape[0], BYTES // weight.element_size())
     if not vectors:
         return None

@@ -62,15 +62,6 @@ def charge(x: Tensor, v: Tensor | float, neuron: NeuronConfig) -> Tensor:
     return v - (v - neuron.v_rest) / neuron.tau + x
 
 
-def after_spike(h: Tensor, s: Tensor, neuron: NeuronConfig) -> Tensor:
-    """Membrane voltage after the reset that the spikes `s` cause."""
-    if neuron.detach_reset:
-        s = s.detach()
-    if neuron.v_reset is None:
-        return h - s * neuron.v_threshold
-    return h * (1.0 - s) + s * neuron.v_reset
-
-
 def lif_loop(
     x: Tensor,
     v: Tensor | None,
@@ -84,8 +75,7 @@ def lif_loop(
     Args:
         x: input current, [T, ...], or [1, ...] for the same current at every step.
         v: voltage before the first step, shape ``x.shape[1:]``; None is rest.
-        T: number of steps.
-        neuron: constants.
+        T, neuron: number of steps, and constants.
         fire: the spike function, of ``h - v_threshold``; by default that of the constants.
         trace: a list that receives the voltage after each step.
 
@@ -99,8 +89,10 @@ def lif_loop(
         h = charge(x[0 if static else t], v, neuron)
         u = h - neuron.v_threshold
         s = spike(u, neuron.surrogate, neuron.steepness) if fire is None else fire(u)
-        v = after_spike(h, s, neuron)
         spikes.append(s)
+        s = s.detach() if neuron.detach_reset else s
+        reset = neuron.v_reset
+        v = h - s * neuron.v_threshold if reset is None else h * (1.0 - s) + s * reset
         if trace is not None:
             trace.append(v)
     return torch.stack(spikes), v

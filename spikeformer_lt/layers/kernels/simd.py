@@ -54,14 +54,12 @@ def at(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
 
 
 def read(builder: Any, pointer: Any, kind: Any, align: int) -> Any:
-    """The vector at a pointer."""
     found = builder.load(builder.bitcast(pointer, kind.as_pointer()))
     found.align = align
     return found
 
 
 def write(builder: Any, value: Any, pointer: Any, align: int) -> None:
-    """Put a vector at a pointer."""
     done = builder.store(value, builder.bitcast(pointer, value.type.as_pointer()))
     done.align = align
 
@@ -150,11 +148,8 @@ def _arithmetic(operation: Any, instruction: str) -> None:
     @type_callable(operation)
     def typed(_context):
         def infer(a, b):
-            if isinstance(a, _Lanes) and a == b:
-                return a
-            if isinstance(a, _Lanes) and isinstance(b, types.Float):
-                return a
-            return None
+            known = isinstance(a, _Lanes) and (a == b or isinstance(b, types.Float))
+            return a if known else None
 
         return infer
 
@@ -172,12 +167,8 @@ def _arithmetic(operation: Any, instruction: str) -> None:
     lower_builtin(operation, _Lanes, types.Float)(scaled)
 
 
-for _operation, _instruction in (
-    (operator.add, "fadd"),
-    (operator.sub, "fsub"),
-    (operator.mul, "fmul"),
-):
-    _arithmetic(_operation, _instruction)
+for _pair in ((operator.add, "fadd"), (operator.sub, "fsub"), (operator.mul, "fmul")):
+    _arithmetic(*_pair)
 
 
 # LLVM vectorises loops, but keeps no tile of sums in registers by itself.

@@ -282,52 +282,46 @@ def convolve_kernel(lo, hi, x, u, y, height, width, summed, made, vectors, lanes
                 )
 
 
-@inner()
-def _part_back(
-    x, g, gw, tiles, height, width, summed, made, vectors, lanes, block, c_lo, c_hi, k_lo, k_hi
-):
-    wide, tall, cols = k_hi - k_lo, c_hi - c_lo, vectors * lanes
-    pitch, pitch_m = block * tall + _GAP, block * wide + _GAP
-    pitch_u = tall * wide + _GAP
-    v, m = np.empty(36 * pitch, x.dtype), np.empty(36 * pitch_m, x.dtype)
-    total = np.empty(36 * pitch_u, x.dtype)
-    for first in range(0, tiles, block):
-        count = min(block, tiles - first)
-        for t in range(count):
-            input_transform(x, v, first + t, t, pitch, height, width, summed, c_lo, c_hi, lanes)
-            gradient_transform(g, m, first + t, t, pitch_m, height, width, made, k_lo, k_hi, lanes)
-        for p in range(36):
-            for k in range(0, wide, cols):
-                down(
-                    vectors, v, p * pitch, tall, m, p * pitch_m + k, wide,
-                    total, p * pitch_u + k, wide, tall, count, first > 0,
-                )  # fmt: skip
-    for c in range(tall):
-        for k in range(0, wide, lanes):
-            o = c * wide + k
-            a = filter_row(*line(total, o, 6 * pitch_u))
-            b = filter_row(*line(total, o + pitch_u, 6 * pitch_u))
-            d = filter_row(*line(total, o + 2 * pitch_u, 6 * pitch_u))
-            e = filter_row(*line(total, o + 3 * pitch_u, 6 * pitch_u))
-            f = filter_row(*line(total, o + 4 * pitch_u, 6 * pitch_u))
-            h = filter_row(*line(total, o + 5 * pitch_u, 6 * pitch_u))
-            step = 9 * summed
-            i = (k_lo + k) * step + (c_lo + c) * 9
-            spread(gw, i, step, filter_row(a[0], b[0], d[0], e[0], f[0], h[0]))
-            spread(gw, i + 3, step, filter_row(a[1], b[1], d[1], e[1], f[1], h[1]))
-            spread(gw, i + 6, step, filter_row(a[2], b[2], d[2], e[2], f[2], h[2]))
-
-
 @outer
 def weights_back_kernel(
     lo, hi, x, g, gw, tiles, height, width, summed, made, vectors, lanes, block, parts
 ):
     """Gradient gw [out, in, 9] of the weights; each part holds bounds of inputs and of outputs."""
     for part in range(lo, hi):
-        _part_back(
-            x, g, gw, tiles, height, width, summed, made, vectors, lanes, block,
-            parts[part, 0], parts[part, 1], parts[part, 2], parts[part, 3],
-        )  # fmt: skip
+        c_lo, c_hi = parts[part, 0], parts[part, 1]
+        k_lo, k_hi = parts[part, 2], parts[part, 3]
+        wide, tall, cols = k_hi - k_lo, c_hi - c_lo, vectors * lanes
+        pitch, pitch_m = block * tall + _GAP, block * wide + _GAP
+        pitch_u = tall * wide + _GAP
+        v, m = np.empty(36 * pitch, x.dtype), np.empty(36 * pitch_m, x.dtype)
+        total = np.empty(36 * pitch_u, x.dtype)
+        for first in range(0, tiles, block):
+            count = min(block, tiles - first)
+            for t in range(count):
+                input_transform(x, v, first + t, t, pitch, height, width, summed, c_lo, c_hi, lanes)
+                gradient_transform(
+                    g, m, first + t, t, pitch_m, height, width, made, k_lo, k_hi, lanes
+                )
+            for p in range(36):
+                for k in range(0, wide, cols):
+                    down(
+                        vectors, v, p * pitch, tall, m, p * pitch_m + k, wide,
+                        total, p * pitch_u + k, wide, tall, count, first > 0,
+                    )  # fmt: skip
+        for c in range(tall):
+            for k in range(0, wide, lanes):
+                o = c * wide + k
+                a = filter_row(*line(total, o, 6 * pitch_u))
+                b = filter_row(*line(total, o + pitch_u, 6 * pitch_u))
+                d = filter_row(*line(total, o + 2 * pitch_u, 6 * pitch_u))
+                e = filter_row(*line(total, o + 3 * pitch_u, 6 * pitch_u))
+                f = filter_row(*line(total, o + 4 * pitch_u, 6 * pitch_u))
+                h = filter_row(*line(total, o + 5 * pitch_u, 6 * pitch_u))
+                step = 9 * summed
+                i = (k_lo + k) * step + (c_lo + c) * 9
+                spread(gw, i, step, filter_row(a[0], b[0], d[0], e[0], f[0], h[0]))
+                spread(gw, i + 3, step, filter_row(a[1], b[1], d[1], e[1], f[1], h[1]))
+                spread(gw, i + 6, step, filter_row(a[2], b[2], d[2], e[2], f[2], h[2]))
 
 
 _BLOCK = 48  # tiles transformed and multiplied together; 24 and 96 are as fast
@@ -392,17 +386,13 @@ def _parts(summed: int, made: int, lanes: int, threads: int) -> tuple[Array, int
 
     A share transforms its own inputs and outputs; the fewest channels transformed twice are best.
     """
-    best = (1, 1)
-    for a in range(1, threads + 1):
-        for b in range(1, threads // a + 1):
-            whole = summed % (a * max(lanes, 8)) == 0 and made % (b * lanes) == 0
-            cost = summed // a + made // b
-            if whole and (a * b, -cost) > (
-                best[0] * best[1],
-                -(summed // best[0] + made // best[1]),
-            ):
-                best = (a, b)
-    a, b = best
+    shares = [
+        (a, b)
+        for a in range(1, threads + 1)
+        for b in range(1, threads // a + 1)
+        if summed % (a * max(lanes, 8)) == 0 and made % (b * lanes) == 0
+    ]
+    a, b = max(shares, key=lambda s: (s[0] * s[1], -(summed // s[0] + made // s[1])))
     tall, wide = summed // a, made // b
     bounds = [
         (i * tall, (i + 1) * tall, j * wide, (j + 1) * wide) for i in range(a) for j in range(b)

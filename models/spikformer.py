@@ -168,47 +168,52 @@ class Spikformer(SpikingClassifier):
         return tokens if multiplier is None else tokens * multiplier
 
 
+def sized(defaults: dict[str, Any], kwargs: dict[str, Any]) -> Spikformer:
+    """Make a Spikformer of a preset's sizes, but for what `kwargs` say."""
+    return Spikformer(**{**defaults, **kwargs})
+
+
 @register_model
 def spikformer_cifar(**kwargs: Any) -> Spikformer:
     """Spikformer-4-384 for 32x32 RGB images, T 4 (9.32 M parameters)."""
-    return Spikformer(**{"embed_dim": 384, "depth": 4, "num_heads": 12, **kwargs})
+    return sized({"embed_dim": 384, "depth": 4, "num_heads": 12}, kwargs)
 
 
 @register_model
 def spikformer_cifar_4_256(**kwargs: Any) -> Spikformer:
     """Spikformer-4-256 for 32x32 RGB images, T 4."""
-    return Spikformer(**{"embed_dim": 256, "depth": 4, "num_heads": 8, **kwargs})
+    return sized({"embed_dim": 256, "depth": 4, "num_heads": 8}, kwargs)
 
 
 @register_model
 def spikformer_cifar_2_384(**kwargs: Any) -> Spikformer:
     """Spikformer-2-384 for 32x32 RGB images, T 4."""
-    return Spikformer(**{"embed_dim": 384, "depth": 2, "num_heads": 12, **kwargs})
+    return sized({"embed_dim": 384, "depth": 2, "num_heads": 12}, kwargs)
 
 
 @register_model
 def spikformer_tiny(**kwargs: Any) -> Spikformer:
     """DeiT-Tiny sizes with a ConvPEP: 192 wide, 12 blocks, 3 heads (TINY of arXiv 2311.12060)."""
-    return Spikformer(**{"embed_dim": 192, "depth": 12, "num_heads": 3, **kwargs})
+    return sized({"embed_dim": 192, "depth": 12, "num_heads": 3}, kwargs)
 
 
 @register_model
 def spikformer_small(**kwargs: Any) -> Spikformer:
     """DeiT-Small sizes with a ConvPEP: 384 wide, 12 blocks, 6 heads (SMALL of arXiv 2311.12060)."""
-    return Spikformer(**{"embed_dim": 384, "depth": 12, "num_heads": 6, **kwargs})
+    return sized({"embed_dim": 384, "depth": 12, "num_heads": 6}, kwargs)
 
 
 @register_model
 def spikformer_toy(**kwargs: Any) -> Spikformer:
     """A Spikformer under 50 k weights for 32x32 images: documentation, tests, small machines."""
-    return Spikformer(**{"embed_dim": 32, "depth": 2, "num_heads": 4, "mlp_ratio": 2.0, **kwargs})
+    return sized({"embed_dim": 32, "depth": 2, "num_heads": 4, "mlp_ratio": 2.0}, kwargs)
 
 
 @register_model
 def spikformer_digits(**kwargs: Any) -> Spikformer:
     """Spikformer-2-64 for 16x16 images (16 tokens): the embedded digits on small machines."""
     sizes = {"embed_dim": 64, "depth": 2, "num_heads": 4, "mlp_ratio": 2.0, "image_size": 16}
-    return Spikformer(**{**sizes, **kwargs})
+    return sized(sizes, kwargs)
 
 
 @register_model
@@ -217,7 +222,7 @@ def spikformer_dvs(**kwargs: Any) -> Spikformer:
     sizes = {"embed_dim": 256, "depth": 2, "num_heads": 16, "T": 16, "in_channels": 2}
     stem = {"image_size": 128, "pools": (True, True, True, True)}
     stem |= {"attn_scale": 0.25, "qkv_bias": False}
-    return Spikformer(**{**sizes, **stem, **kwargs})
+    return sized({**sizes, **stem}, kwargs)
 
 
 @register_model
@@ -225,4 +230,4 @@ def spikformer_dvs_toy(**kwargs: Any) -> Spikformer:
     """A Spikformer-2-64 for 32x32 event frames, 8x8 patches, T 8: documentation, small machines."""
     sizes = {"embed_dim": 64, "depth": 2, "num_heads": 4, "mlp_ratio": 2.0, "T": 8}
     stem = {"in_channels": 2, "image_size": 32, "pools": (True, True, True, False)}
-    return Spikformer(**{**sizes, **stem, "attn_scale": 0.25, "qkv_bias": False, **kwargs})
+    return sized({**sizes, **stem, "attn_scale": 0.25, "qkv_bias": False}, kwargs)

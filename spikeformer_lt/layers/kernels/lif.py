@@ -26,6 +26,10 @@ from torch.nn import functional as F
 from spikeformer_lt.layers.inputs import NeuronConfig
 from spikeformer_lt.layers.kernels import pool
 from spikeformer_lt.layers.kernels.jit import (
+    Array,
+    again,
+    cut,
+    flat,
     get,
     get_gv,
     get_gx,
@@ -33,6 +37,8 @@ from spikeformer_lt.layers.kernels.jit import (
     get_total,
     get_v,
     inner,
+    new,
+    once,
     outer,
     put0,
     put1,
@@ -42,9 +48,9 @@ from spikeformer_lt.layers.kernels.jit import (
     put_product,
     put_total,
     put_v,
+    run,
     slope,
 )
-from spikeformer_lt.layers.kernels.launch import Array, again, cut, flat, new, once, run
 from spikeformer_lt.layers.kernels.reference import lif_loop
 
 # Measured on caches of 48 kB and 1 MB; between half and twice of these the clock hardly moves.

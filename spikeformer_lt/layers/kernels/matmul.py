@@ -14,13 +14,20 @@ import torch
 from torch import Tensor
 
 from spikeformer_lt.layers.inputs import NeuronConfig
-from spikeformer_lt.layers.kernels.jit import inner, outer
-from spikeformer_lt.layers.kernels.launch import again, cut, flat, new, once, run
+from spikeformer_lt.layers.kernels.jit import again, cut, flat, inner, new, once, outer, run
 from spikeformer_lt.layers.kernels.lif import constants, forward
 from spikeformer_lt.layers.kernels.simd import BYTES, down, load, panel_vectors, store, straight
 
 _DEPTH = 128  # summed at a time: a panel of that height stays in the first cache
 _ROWS = 192  # rows at a time: their values stay in the second
+
+
+@inner()
+def _copy(a, i, lead, b, j, jump, rows, width, lanes):
+    """Rows of b are those of a, or all the same where `lead` is 0."""
+    for r in range(rows):
+        for c in range(0, width, lanes):
+            store(b, j + r * jump + c, load(a, i + r * lead + c))
 
 
 @outer
@@ -36,7 +43,7 @@ def inputs_back_kernel(lo, hi, g, w, gx, made, summed, vectors, lanes):
         for k in range(0, made, cols):
             for s in range(0, summed, _DEPTH):
                 deep = min(_DEPTH, summed - s)
-                _gather_rows(w, s * made + k, made, right, 0, deep, vectors, lanes)
+                _copy(w, s * made + k, made, right, 0, cols, deep, cols, lanes)
                 straight(
                     vectors, g, first * summed + s, summed, right, 0, cols,
                     gx, first * made + k, made, count, deep, s > 0,
@@ -54,21 +61,14 @@ def weights_back_kernel(lo, hi, g, x, gw, rows, tall, wide, vectors, lanes):
     for s in range(0, rows, _DEPTH):
         count = min(_DEPTH, rows - s)
         for r in range(lo, hi, lanes):
-            _gather_rows(g, s * tall + r, tall, left, (r - lo) * _DEPTH, count, 1, lanes)
+            _copy(g, s * tall + r, tall, left, (r - lo) * _DEPTH, lanes, count, lanes, lanes)
         for k in range(0, wide, cols):
-            _gather_rows(x, s * wide + k, wide, right, 0, count, vectors, lanes)
+            _copy(x, s * wide + k, wide, right, 0, cols, count, cols, lanes)
             for r in range(lo, hi, lanes):
                 down(
                     vectors, left, (r - lo) * _DEPTH, lanes, right, 0, cols,
                     gw, r * wide + k, wide, lanes, count, s > 0,
                 )  # fmt: skip
-
-
-@inner()
-def _gather_rows(a, i, lead, b, j, count, vectors, lanes):
-    for s in range(count):
-        for v in range(vectors):
-            store(b, j + (s * vectors + v) * lanes, load(a, i + s * lead + v * lanes))
 
 
 _TALL = 48  # a part is whole tiles of 6 or 8 rows
@@ -110,14 +110,6 @@ def weights_back(grad: Tensor, x: Tensor) -> Tensor:
 
 _FUSED_DEPTH = 192  # summed at a time: a panel of that height stays in the first cache
 _WIDTH = 4096  # neurons of a block of the LIF
-
-
-@inner()
-def _copy(a, i, lead, b, j, jump, rows, width, lanes):
-    """Rows of b are those of a, or all the same where `lead` is 0."""
-    for r in range(rows):
-        for c in range(0, width, lanes):
-            store(b, j + r * jump + c, load(a, i + r * lead + c))
 
 
 @outer

@@ -15,8 +15,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from spikeformer_lt.layers.kernels.jit import get, inner, outer, put0, put1
-from spikeformer_lt.layers.kernels.launch import Array, again, cut, flat, new, once, run
+from spikeformer_lt.layers.kernels.jit import (
+    Array,
+    again,
+    cut,
+    flat,
+    get,
+    inner,
+    new,
+    once,
+    outer,
+    put0,
+    put1,
+    run,
+)
 
 
 @inner()

@@ -18,7 +18,7 @@ from numba.core.codegen import get_host_cpu_features
 from numba.core.datamodel import models, register_default
 from numba.extending import intrinsic, lower_builtin, type_callable
 
-from spikeformer_lt.layers.kernels.jit import inner
+from spikeformer_lt.layers.kernels.jit import at, inner
 
 _FEATURES = get_host_cpu_features() if config.CPU_FEATURES is None else config.CPU_FEATURES
 BYTES = 64 if "+avx512f" in _FEATURES else 32
@@ -45,12 +45,6 @@ def _scalar(dtype: Any) -> Any:
 def vector(dtype: Any) -> Any:
     """LLVM's type of a vector."""
     return ir.VectorType(_scalar(dtype), BYTES * 8 // dtype.bitwidth)
-
-
-def at(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
-    """Pointer to a place of an array."""
-    data = context.make_array(kind)(context, builder, array).data
-    return cgutils.gep(builder, data, index)
 
 
 def read(builder: Any, pointer: Any, kind: Any, align: int) -> Any:

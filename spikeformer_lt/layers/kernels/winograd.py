@@ -21,8 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from spikeformer_lt.layers.kernels.jit import inner, outer
-from spikeformer_lt.layers.kernels.launch import Array, again, cut, flat, new, once, run
+from spikeformer_lt.layers.kernels.jit import Array, again, cut, flat, inner, new, once, outer, run
 from spikeformer_lt.layers.kernels.simd import (
     BYTES,
     down,

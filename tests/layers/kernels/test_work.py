@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from spikeformer_lt.layers.inputs import NeuronConfig
-from spikeformer_lt.layers.kernels import dispatch, launch
+from spikeformer_lt.layers.kernels import dispatch, jit
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_new_tensors_are_aligned_and_of_the_shape_asked_for(dtype: torch.dtype) -> None:
     like = torch.zeros(2, dtype=dtype)
     for shape in ((3, 5), (2, 1 << 20), (0, 4), ()):
-        made = launch.new(like, shape)
+        made = jit.new(like, shape)
         assert made.shape == shape
         assert made.dtype == dtype
         assert made.is_contiguous()
@@ -26,7 +26,7 @@ def test_new_tensors_are_aligned_and_of_the_shape_asked_for(dtype: torch.dtype) 
 
 @pytest.mark.parametrize(("n", "width"), [(1, 4), (100, 7), (4096, 4096), (10**6, 3000)])
 def test_parts_cover_everything_once_in_whole_blocks(n: int, width: int) -> None:
-    cuts = launch.cut(n, 10 * n, width)
+    cuts = jit.cut(n, 10 * n, width)
     assert cuts[0] == 0
     assert cuts[-1] == n
     assert (np.diff(cuts) > 0).all()
@@ -35,7 +35,7 @@ def test_parts_cover_everything_once_in_whole_blocks(n: int, width: int) -> None
 
 
 def test_little_work_wakes_no_threads() -> None:
-    assert launch.cut(1000, 4000, 256).size == 2
+    assert jit.cut(1000, 4000, 256).size == 2
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -12,9 +12,8 @@ from spikeformer_lt.layers.attention import EncoderBlock, SpikingMLP, SpikingSel
 from spikeformer_lt.layers.inputs import SpikingClassifier, at_least_one
 from spikeformer_lt.layers.neuron import carry
 from spikeformer_lt.layers.patches import PatchSelect, gather_tokens
-from spikeformer_lt.layers.recompute import call
 from spikeformer_lt.layers.stems import ConvPEP
-from spikeformer_lt.layers.units import Chain, chains_of_parts
+from spikeformer_lt.layers.units import Chain, call, chains_of_parts
 from spikeformer_lt.models import spikformer_convert
 from spikeformer_lt.registry import register_model
 

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.inputs import at_least_one
-from spikeformer_lt.layers.recompute import call
-from spikeformer_lt.layers.units import Chain, ConvLayer, Reads, chain_of, map_rows
+from spikeformer_lt.layers.units import Chain, ConvLayer, Reads, call, chain_of, map_rows
 from spikeformer_lt.models.spiking_cnn import SpikingCNN, halved
 from spikeformer_lt.registry import register_model
 

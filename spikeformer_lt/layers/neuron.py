@@ -218,7 +218,7 @@ class LIF(LIFNode):  # type: ignore[misc]
 
     def start(self, x: Tensor) -> Tensor | None:
         """Voltage before the first step of `x`: the carried one, if it has that shape, or rest."""
-        state = carried()
+        state = None if torch.compiler.is_compiling() else _CARRIED.get()
         v = None if state is None else state.voltages.get(self)
         if v is None or v.shape != x.shape[1:]:
             return None
@@ -226,7 +226,7 @@ class LIF(LIFNode):  # type: ignore[misc]
 
     def keep(self, v: Tensor) -> None:
         """Carry `v` to the next forward where a state is carried."""
-        state = carried()
+        state = None if torch.compiler.is_compiling() else _CARRIED.get()
         if state is not None:
             state.voltages[self] = v.detach()
 

@@ -189,10 +189,10 @@ def hooked(*modules: nn.Module) -> bool:
         or nn_module._global_backward_pre_hooks
     ):
         return True
-    return any(
-        module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or not all(getattr(h, "observes_output", False) for h in module._forward_hooks.values())
-        for module in modules
-    )
+    for module in modules:
+        if module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+            return True
+        for hook in module._forward_hooks.values():  # generators would double a forward's calls
+            if not getattr(hook, "observes_output", False):
+                return True
+    return False

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.neuron import NeuronConfig, make_activation
-from spikeformer_lt.layers.recompute import call
-from spikeformer_lt.layers.units import Chain, ConvUnit, Integers, Reads, Unit, declared_part
+from spikeformer_lt.layers.units import Chain, ConvUnit, Integers, Reads, Unit, call, declared_part
 
 RESIDUALS = ("add", "iand", "or")
 ACTIVATIONS = ("lif", "heaviside", "sign", "relu")

@@ -1,13 +1,16 @@
 """Synaptic units: a convolution or linear map, its BatchNorm and its neuron.
 
 The protocol `Unit` says what one computes, so that no other package guesses attribute names; a
-model lists in `Chain`s which units are read by one other unit alone.
+model lists in `Chain`s which units are read by one other unit alone. Parts with an attribute
+``recompute`` may be computed again in the backward pass instead of kept.
 """
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Sequence
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,10 +19,20 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
+from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.inputs import NeuronConfig
 from spikeformer_lt.layers.kernels import dispatch
-from spikeformer_lt.layers.neuron import LIF, Activation, carried, make_activation
+from spikeformer_lt.layers.neuron import (
+    LIF,
+    Activation,
+    NeuronState,
+    carried,
+    carry,
+    make_activation,
+)
 from spikeformer_lt.layers.norm import BatchNorm, affine, fused_norm_act, hooked, norm_act
 from spikeformer_lt.layers.subnet import SubnetConv2d, SubnetLinear
 
@@ -437,9 +450,6 @@ class HiddenLayer(_Unit, nn.Module):
         return norm_act(self.norm, self.act, current, T, repeats)  # type: ignore[no-any-return]
 
 
-_AFFINE = ("weight", "bias")
-
-
 def spikes_together(units: Sequence[LinearUnit], tokens: Tensor, T: int) -> Tensor | None:
     """The units' spikes ``[T, B, N, U, D']`` of tokens ``[T|1, B, N, D]``, by one kernel.
 
@@ -451,9 +461,12 @@ def spikes_together(units: Sequence[LinearUnit], tokens: Tensor, T: int) -> Tens
     if not dispatch.takes_numba(tokens, tokens.numel() // tokens.shape[0] * T):
         return None
     linear, first = units[0].linear, units[0].norm
-    weight, bias = (_together([getattr(u.linear, name) for u in units]) for name in _AFFINE)
-    names = (*_AFFINE, "running_mean", "running_var")
-    scale, shift, mean, var = (_together([getattr(u.norm, name) for u in units]) for name in names)
+    found: list[Sequence[Any]] = []
+    for unit in units:
+        norm, own = unit.norm, unit.linear
+        statistics = norm.running_mean, norm.running_var
+        found.append((own.weight, own.bias, norm.weight, norm.bias, *statistics))
+    weight, bias, scale, shift, mean, var = map(_together, zip(*found, strict=True))
     current = (product_rows if applies(tokens, linear) else F.linear)(tokens, weight, bias)
     count = first.check(current[..., : first.num_features])
     if first.training:
@@ -494,3 +507,83 @@ def _shared_neuron(units: Sequence[Any]) -> NeuronConfig | None:
             return None
         known = facts
     return None if known is None else known[0]
+
+
+def set_recompute(model: nn.Module, on: bool = True) -> int:
+    """Say whether the parts of a network are computed again instead of kept.
+
+    Args:
+        model: changed in place; parts are its modules with an attribute ``recompute``: encoder
+            blocks, units of the ConvPEP, layers and residual blocks of CNNs.
+        on: False keeps everything, which is faster.
+
+    Returns:
+        Number of parts.
+
+    Raises:
+        ConfigError: `on`, and the network has no such part.
+    """
+    parts: list[Any] = [module for module in model.modules() if hasattr(module, "recompute")]
+    if on and not parts:
+        raise ConfigError(
+            f"recompute=True is not allowed: {type(model).__name__} has no part that says "
+            "recompute; run it without"
+        )
+    for part in parts:
+        part.recompute = on
+    return len(parts)
+
+
+def call(part: Any, *args: Any) -> Any:
+    """``part(*args)``; a part in training with ``recompute`` set keeps only `args`.
+
+    In its second forward neurons start from the same voltages, running statistics of BatchNorm do
+    not move again, and hooks that only observe spikes are not called.
+
+    Source: Chen et al. 2016, arXiv:1604.06174, section 3.
+    """
+    asked = part.training and getattr(part, "recompute", False)
+    if not asked or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return part(*args)
+    state = carried()
+    begun = None if state is None else state.copy()
+
+    def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+        return nullcontext(), _Again(part, begun)
+
+    return checkpoint(part, *args, use_reentrant=False, context_fn=contexts)
+
+
+class _Again:
+    """The context of a second forward; it may be entered again, for a second backward pass."""
+
+    def __init__(self, part: nn.Module, begun: NeuronState | None) -> None:
+        self._of = part, begun
+
+    def __enter__(self) -> None:
+        self._context = _again(*self._of)
+        self._context.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._context.__exit__(*error)
+
+
+@contextmanager
+def _again(part: nn.Module, begun: NeuronState | None) -> Iterator[None]:
+    """Let the part run from its first state, and leave no trace of this run."""
+    modules: list[Any] = list(part.modules())
+    norms = [m for m in modules if isinstance(m, _BatchNorm) and m.track_running_stats]
+    hooks = [module._forward_hooks for module in modules]
+    for norm in norms:
+        norm.track_running_stats = False
+    for module, own in zip(modules, hooks, strict=True):
+        kept = ((k, h) for k, h in own.items() if not getattr(h, "observes_output", False))
+        module._forward_hooks = OrderedDict(kept) if own else own
+    try:
+        with carry(None if begun is None else begun.copy()):
+            yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
+        for module, own in zip(modules, hooks, strict=True):
+            module._forward_hooks = own

@@ -28,7 +28,7 @@ from spikeformer_lt.images.loader import train_loader
 from spikeformer_lt.images.mixing import Mixing
 from spikeformer_lt.images.splits import Splits
 from spikeformer_lt.layers.neuron import lif_path
-from spikeformer_lt.layers.recompute import set_recompute
+from spikeformer_lt.layers.units import set_recompute
 from spikeformer_lt.registry import create_model
 from spikeformer_lt.rng import isolated_rng, seed_for
 from spikeformer_lt.runtime import OPENMP

@@ -23,7 +23,7 @@ from spikeformer_lt.errors import ConfigError, Interrupted
 from spikeformer_lt.images.loader import Augmentation, eval_loader, train_loader
 from spikeformer_lt.images.mixing import Mixing
 from spikeformer_lt.images.splits import Splits
-from spikeformer_lt.layers.recompute import set_recompute
+from spikeformer_lt.layers.units import set_recompute
 from spikeformer_lt.rng import seed_for
 from spikeformer_lt.runtime import keep_heap
 from spikeformer_lt.training.checkpoint import (

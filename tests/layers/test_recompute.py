@@ -12,8 +12,7 @@ from torch import nn
 from spikeformer_lt import create_model
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.neuron import LIF, NeuronState, carry
-from spikeformer_lt.layers.recompute import call, set_recompute
-from spikeformer_lt.layers.units import LinearUnit
+from spikeformer_lt.layers.units import LinearUnit, call, set_recompute
 from spikeformer_lt.training.monitor import FiringWatch
 
 SMALL = {"image_size": 16, "embed_dim": 32, "depth": 2, "num_heads": 4, "T": 3}

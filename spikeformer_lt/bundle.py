@@ -37,7 +37,6 @@ from spikeformer_lt.errors import CheckpointError, SpikeformerError, shown
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Bundle", "BundleKind", "Stage", "discard", "open_bundle", "recover", "staged"]
 
 MANIFEST_LIMIT = 1 << 26  # bytes; provenance of a long search has some thousands
 ABANDONED_S = 86400.0  # age of a leftover that is swept where a system has no locks

@@ -26,29 +26,6 @@ from spikeformer_lt.errors import CheckpointError, ConfigError, SpikeformerError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = [
-    "DEPTH_LIMIT",
-    "FILE_LIMIT",
-    "HEADER_LIMIT",
-    "KEY",
-    "NAME_LIMIT",
-    "VERSION",
-    "content_kind",
-    "csv_cell",
-    "dump_json",
-    "free_bytes",
-    "pack_tensors",
-    "parse_json",
-    "parse_yaml",
-    "read_mapping",
-    "read_tensors",
-    "safe_name",
-    "sha256_of",
-    "sync_folder",
-    "unpack_tensors",
-    "write_atomic",
-    "write_tensors",
-]
 
 NAME_LIMIT = 100  # characters; file systems allow 255 bytes and we append to names
 FILE_LIMIT = 1_000_000  # bytes; a configuration of ours has a few thousand
@@ -186,8 +163,7 @@ for _kind, _pattern, _first in (
     _Loader.add_implicit_resolver(_TAG + _kind, re.compile(rf"^(?:{_pattern})$"), _first)
 _Loader.add_constructor(_TAG + "bool", lambda _, node: node.value.lower() == "true")
 _Loader.add_constructor(
-    _TAG + "int",
-    lambda _, node: int(node.value, 0 if node.value[:2] in ("0o", "0x") else 10),
+    _TAG + "int", lambda _, node: int(node.value, 0 if node.value[:2] in ("0o", "0x") else 10)
 )
 
 

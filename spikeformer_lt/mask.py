@@ -24,7 +24,6 @@ from spikeformer_lt.rng import seed_for
 
 Flags: TypeAlias = NDArray[np.bool_]
 Scores: TypeAlias = NDArray[np.floating[Any]]
-__all__ = ["SCOPES", "Mask", "select"]
 
 SCOPES = ("global", "layer")
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of an entry

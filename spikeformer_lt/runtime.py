@@ -20,15 +20,6 @@ from typing import Any
 
 from spikeformer_lt.errors import ConfigError
 
-__all__ = [
-    "OPENMP",
-    "describe_environment",
-    "environment_changes",
-    "keep_heap",
-    "openmp_runtimes",
-    "share_openmp",
-]
-
 CPUINFO = Path("/proc/cpuinfo")  # Linux
 PACKAGES = (
     *("spikeformer_lt", "torch", "torchvision", "timm", "spikingjelly", "accelerate", "numpy"),

@@ -26,17 +26,6 @@ from spikeformer_lt.disk import dump_json, free_bytes, parse_json, safe_name, wr
 from spikeformer_lt.errors import CheckpointError, NonFiniteError, near, shown
 from spikeformer_lt.training.monitor import count_nonfinite
 
-__all__ = [
-    "Checkpoint",
-    "CheckpointStore",
-    "Content",
-    "flatten_optimizer",
-    "load_weights",
-    "read_checkpoint",
-    "restore_optimizer",
-    "write_checkpoint",
-]
-
 CHECKPOINT = BundleKind(
     "checkpoint", "spikeformer_lt.checkpoint", 1, "manifest.json", CheckpointError,
     sizes=True, indent=1,

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from spikeformer_lt.config import check
 from spikeformer_lt.errors import CheckpointError, ConfigError, MaskError, near, shown
 
-__all__ = ["Ema"]
-
 UPDATES = "ema.updates"  # the counter's name among the saved tensors
 
 

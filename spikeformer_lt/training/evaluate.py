@@ -17,15 +17,6 @@ from spikeformer_lt.errors import CheckpointError, DataError, shown
 from spikeformer_lt.images.loader import eval_loader
 from spikeformer_lt.images.splits import Splits
 
-__all__ = [
-    "PREDICTIONS",
-    "Metrics",
-    "Predictions",
-    "evaluate",
-    "gather_predictions",
-    "read_predictions",
-]
-
 PREDICTIONS = "predictions.safetensors"
 _COLUMNS = {"index": 1, "label": 1, "logits": 2, "predicted": 1}
 

@@ -23,9 +23,8 @@ from torch import Tensor, nn
 from spikeformer_lt.config import check, entry_options, flat_values, given_options, to_dict
 from spikeformer_lt.errors import CheckpointError, ConfigError, DataError
 from spikeformer_lt.events.augment import EventAugment
-from spikeformer_lt.images.augment import Augment
+from spikeformer_lt.images.augment import Augment, Mixing
 from spikeformer_lt.images.loader import train_loader
-from spikeformer_lt.images.mixing import Mixing
 from spikeformer_lt.images.splits import Splits
 from spikeformer_lt.layers.neuron import lif_path
 from spikeformer_lt.layers.recompute import set_recompute

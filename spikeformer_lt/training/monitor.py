@@ -24,18 +24,6 @@ from spikeformer_lt.layers.patches import PatchSelect, kept_count
 from spikeformer_lt.layers.subnet import SubnetConv2d
 from spikeformer_lt.training.ranks import agreed, together
 
-__all__ = [
-    "EpochProgress",
-    "FiringWatch",
-    "NonFiniteGuard",
-    "SpikingLayer",
-    "clock",
-    "count_nonfinite",
-    "epoch_line",
-    "removed",
-    "spiking_layers",
-]
-
 log = logging.getLogger(__name__)
 
 POLICIES = ("stop", "skip")

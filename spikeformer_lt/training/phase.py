@@ -20,18 +20,6 @@ from spikeformer_lt.training.ema import Ema
 from spikeformer_lt.training.options import OptimConfig
 from spikeformer_lt.training.ranks import share_buffers
 
-__all__ = [
-    "Capture",
-    "Fit",
-    "FitResult",
-    "Hook",
-    "Hooks",
-    "Masked",
-    "OptimConfig",
-    "Phase",
-    "Progress",
-]
-
 BEGIN = Step()
 """The very start of a phase."""
 

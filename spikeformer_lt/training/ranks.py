@@ -19,20 +19,6 @@ from torch import Tensor, nn
 
 from spikeformer_lt.errors import ConfigError, RankError, shown
 
-__all__ = [
-    "Peer",
-    "StopRequest",
-    "agreed",
-    "digest",
-    "gather_peers",
-    "launcher_notices",
-    "lost_ranks",
-    "name_lost",
-    "refuse_differences",
-    "share_buffers",
-    "together",
-]
-
 SIGNS = ("gloo", "nccl", "connection", "timed out", "timeout", "socket", "store")
 """Words of the errors that a collective operation fails with."""
 PATIENCE_S = 3.0

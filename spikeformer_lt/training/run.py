@@ -30,8 +30,6 @@ from spikeformer_lt.errors import ConfigError, near, shown
 from spikeformer_lt.runtime import describe_environment, environment_changes
 from spikeformer_lt.training.ranks import together
 
-__all__ = ["CONFIG", "RunChoice", "RunDir", "RunLog", "Summary", "holds_run", "in_use", "take_lock"]
-
 PACKAGE = "spikeformer_lt"
 CONFIG, ENV, LOG, LOCK = "config.json", "env.json", "log.txt", ".lock"
 LEFTOVERS = (LOCK, f".{CONFIG}.tmp-")  # what a start that was killed may leave behind

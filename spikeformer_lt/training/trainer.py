@@ -20,8 +20,8 @@ from torch.nn import functional as F
 
 from spikeformer_lt.config import check
 from spikeformer_lt.errors import ConfigError, Interrupted
+from spikeformer_lt.images.augment import Mixing
 from spikeformer_lt.images.loader import Augmentation, eval_loader, train_loader
-from spikeformer_lt.images.mixing import Mixing
 from spikeformer_lt.images.splits import Splits
 from spikeformer_lt.layers.recompute import set_recompute
 from spikeformer_lt.rng import seed_for
@@ -47,19 +47,6 @@ from spikeformer_lt.training.options import LOSSES, TrainConfig
 from spikeformer_lt.training.phase import FitResult, Hooks, Phase, Progress
 from spikeformer_lt.training.ranks import StopRequest, agreed, share_buffers
 from spikeformer_lt.training.run import RunDir
-
-__all__ = [
-    "LOSSES",
-    "PhaseRun",
-    "Position",
-    "Trainer",
-    "distill_loss",
-    "record_epoch",
-    "restore_position",
-    "save_position",
-    "state_of",
-    "task_loss",
-]
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from spikeformer_lt.config import parse
 from spikeformer_lt.disk import write_tensors
 from spikeformer_lt.errors import CheckpointError, ConfigError
 from spikeformer_lt.export import export_ticket
-from spikeformer_lt.images.mixing import Mixing
+from spikeformer_lt.images.augment import Mixing
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.ticket import Ticket
 from spikeformer_lt.tickets.configs import MultiSpConfig

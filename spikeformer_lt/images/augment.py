@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spikeformer_lt.config import check
+from spikeformer_lt.config import check, check_fields
 from spikeformer_lt.errors import ConfigError, near, one_of
 from spikeformer_lt.rng import isolated_rng
 
@@ -274,22 +274,13 @@ class Mixing:
             "spikformer_dvs": cls(mixup=0.5, smoothing=0.1, prob=0.5),
         }.get(augment, cls())
 
+    def __post_init__(self) -> None:
+        part, alpha = "[0, 1]", "[0, inf)"
+        check_fields(self, mixup=alpha, cutmix=alpha, prob=part, switch_prob=part, until=part)
+        check_fields(self, smoothing="[0, 1)")
+
     def check(self, batch_size: int | None = None) -> None:
-        """Refuse values out of range, and a batch that cannot be paired; call it before training.
-
-        Args:
-            batch_size: samples in a batch of one process.
-
-        Raises:
-            ConfigError: with the field, the value and what is allowed.
-        """
-        for field in ("mixup", "cutmix"):
-            value = getattr(self, field)
-            check(0 <= value < float("inf"), field, value, "0 (off) or more")
-        for field in ("prob", "switch_prob", "until"):
-            value = getattr(self, field)
-            check(0 <= value <= 1, field, value, "a fraction, 0 to 1")
-        check(0 <= self.smoothing < 1, "smoothing", self.smoothing, "it lies in [0, 1)")
+        """Refuse a batch of one process that cannot be paired, by a ConfigError."""
         if batch_size is not None and batch_size % 2 and self._mixes():
             raise ConfigError(
                 f"batch_size={batch_size} is not allowed with mixup or cutmix, which pair the "

@@ -122,11 +122,10 @@ def test_a_directory_in_use_by_another_configuration_is_refused(tmp_path):
         pass
 
 
-def test_a_field_that_does_not_exist_cannot_be_made_small(tmp_path):
-    experiment = opened(tmp_path)
-    experiment.small = {"model.widht": 3}
-    with pytest.raises(AttributeError), experiment:
-        pass
+def test_a_field_that_does_not_exist_cannot_be_made_small():
+    asked = Recipe(data=DataConfig(name="digits"))
+    with pytest.raises(AttributeError):
+        settle(asked, CIFAR10, "digits", {"model.widht": 3})
 
 
 def test_a_run_starts_from_the_weights_it_is_given(tmp_path):

@@ -26,8 +26,7 @@ from torch import Tensor
 
 from spikeformer_lt.layers.kernels import dispatch
 from spikeformer_lt.layers.kernels.reference import lif_loop, spike
-from spikeformer_lt.layers.neuron import make_lif
-from spikeformer_lt.layers.norm import BatchNorm, norm_act
+from spikeformer_lt.layers.neuron import BatchNorm, make_lif, norm_act
 
 SHAPES = [(4, 16, 32, 32, 96), (16, 2, 128, 128, 32), (4, 16, 64, 384)]  # [T, ..., C]
 PEER = "spikingjelly"

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from spikeformer_lt import Mask, create_model
-from spikeformer_lt.layers.norm import BatchNorm
+from spikeformer_lt.layers.neuron import BatchNorm
 from spikeformer_lt.layers.patches import PatchSelect, make_score
 from spikeformer_lt.layers.subnet import SubnetConv2d, collapse, rankings, set_masks
 

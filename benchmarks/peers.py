@@ -54,8 +54,7 @@ from spikeformer_lt.export import export_ticket
 from spikeformer_lt.export.fold import compact
 from spikeformer_lt.export.verify import size_table
 from spikeformer_lt.layers.kernels import dispatch
-from spikeformer_lt.layers.neuron import LIF
-from spikeformer_lt.layers.norm import BatchNorm
+from spikeformer_lt.layers.neuron import LIF, BatchNorm
 from spikeformer_lt.layers.patches import PatchSelect, make_score
 from spikeformer_lt.layers.subnet import SubnetConv2d, collapse, get_masks, rankings, set_masks
 from spikeformer_lt.runtime import keep_heap

@@ -18,14 +18,14 @@ LAZY = {"accelerate", "matplotlib", "sklearn", "timm", "tonic", "torchvision", "
 PLANTED = {  # contract -> file in the copy, its source, and the import that the report names
     "Imports go down": {
         "layers on training": ("layers/x1", "from spikeformer_lt.training import optim"),
-        "upward inside a function": ("step", "def f():\n    import spikeformer_lt.layers.norm"),
-        "upward by a relative import": ("rng", "from .layers import norm"),
+        "upward inside a function": ("step", "def f():\n    import spikeformer_lt.layers.neuron"),
+        "upward by a relative import": ("rng", "from .layers import neuron"),
         "upward for types only": (
             "images/x2",
             "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n"
             "    import spikeformer_lt.tickets.imp",
         ),
-        "a neighbour on the floor": ("events/x3", "from spikeformer_lt.layers import norm"),
+        "a neighbour on the floor": ("events/x3", "from spikeformer_lt.layers import neuron"),
         "a model on a data set": ("models/x4", "import spikeformer_lt.datasets.digits"),
         "a data set on a model": ("datasets/x5", "from spikeformer_lt.models import spikformer"),
         "the library on a recipe": ("training/x6", "import spikeformer_lt.recipes.convert"),

@@ -20,8 +20,7 @@ from torch.nn import functional as F
 from spikeformer_lt.layers.attention import SpikingSelfAttention, spiking_attention
 from spikeformer_lt.layers.kernels import dispatch
 from spikeformer_lt.layers.kernels.dispatch import KernelError, is_plain, mode
-from spikeformer_lt.layers.neuron import LIF, NeuronConfig
-from spikeformer_lt.layers.norm import hooked
+from spikeformer_lt.layers.neuron import LIF, NeuronConfig, hooked
 from spikeformer_lt.layers.units import ConvUnit, Folded, Integers, Reads, Unit, map_rows
 
 __all__ = ["FoldedAttention", "FoldedConvUnit", "FoldedLinearUnit", "FoldedUnit"]

@@ -11,13 +11,13 @@ if TYPE_CHECKING:
     from spikeformer_lt.layers.inputs import time_first as time_first
     from spikeformer_lt.layers.neuron import LIF as LIF
     from spikeformer_lt.layers.neuron import Activation as Activation
+    from spikeformer_lt.layers.neuron import BatchNorm as BatchNorm
     from spikeformer_lt.layers.neuron import Heaviside as Heaviside
     from spikeformer_lt.layers.neuron import Relu as Relu
     from spikeformer_lt.layers.neuron import Sign as Sign
     from spikeformer_lt.layers.neuron import make_activation as make_activation
     from spikeformer_lt.layers.neuron import make_lif as make_lif
     from spikeformer_lt.layers.neuron import reset_state as reset_state
-    from spikeformer_lt.layers.norm import BatchNorm as BatchNorm
     from spikeformer_lt.layers.patches import PatchScore as PatchScore
     from spikeformer_lt.layers.patches import PatchSelect as PatchSelect
     from spikeformer_lt.layers.patches import gather_tokens as gather_tokens

@@ -28,12 +28,16 @@ from spikeformer_lt.layers.kernels import dispatch
 from spikeformer_lt.layers.neuron import (
     LIF,
     Activation,
+    BatchNorm,
     NeuronState,
+    affine,
     carried,
     carry,
+    fused_norm_act,
+    hooked,
     make_activation,
+    norm_act,
 )
-from spikeformer_lt.layers.norm import BatchNorm, affine, fused_norm_act, hooked, norm_act
 from spikeformer_lt.layers.subnet import SubnetConv2d, SubnetLinear
 
 

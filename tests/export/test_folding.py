@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from spikeformer_lt.export.inference import FoldedConv2d, FoldedLinear, select_channels
-from spikeformer_lt.layers.norm import BatchNorm
+from spikeformer_lt.layers.neuron import BatchNorm
 from spikeformer_lt.layers.units import ConvLayer, LinearUnit
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from spikeformer_lt import create_model
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.layers.norm import BatchNorm
+from spikeformer_lt.layers.neuron import BatchNorm
 from spikeformer_lt.layers.patches import PatchSelect, Rate, patches_of
 from spikeformer_lt.layers.stems import ConvPEP, Stem, stem_of
 from spikeformer_lt.layers.tracing import trace_chains

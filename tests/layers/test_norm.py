@@ -12,8 +12,15 @@ from spikingjelly.activation_based import monitor
 from torch import Tensor, nn
 
 from spikeformer_lt.errors import DataError
-from spikeformer_lt.layers.neuron import LIF, NeuronState, carry, make_activation, make_lif
-from spikeformer_lt.layers.norm import BatchNorm, norm_act
+from spikeformer_lt.layers.neuron import (
+    LIF,
+    BatchNorm,
+    NeuronState,
+    carry,
+    make_activation,
+    make_lif,
+    norm_act,
+)
 
 NORMS: list[dict[str, Any]] = [
     {},

@@ -13,6 +13,7 @@ from torch import nn
 from spikeformer_lt import create_model
 from spikeformer_lt.export.fold import compact
 from spikeformer_lt.layers.neuron import (
+    BatchNorm,
     NeuronState,
     carried,
     carry,
@@ -20,7 +21,6 @@ from spikeformer_lt.layers.neuron import (
     make_lif,
     reset_state,
 )
-from spikeformer_lt.layers.norm import BatchNorm
 from spikeformer_lt.layers.patches import PatchSelect, Rate
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from spikeformer_lt import Mask, Ticket, create_model
 from spikeformer_lt.errors import ConfigError, DataError, TicketError
 from spikeformer_lt.images.loader import eval_loader
-from spikeformer_lt.layers.norm import BatchNorm
+from spikeformer_lt.layers.neuron import BatchNorm
 from spikeformer_lt.tickets import (
     PruneConfig,
     magnitudes,

@@ -41,7 +41,6 @@ class Source:
     """Where the recordings of a set come from and what they are.
 
     Attributes:
-        read: reads one.
         sensor: the size that coordinates must fit.
         policy: what the set itself allows; a user's `bad_events` goes over it.
         root: folder of the set, or None for recordings that are made in memory.
@@ -103,8 +102,7 @@ class EventFrames(torch.utils.data.Dataset[tuple[Tensor, int]]):
         """
         if not -len(self) <= index < len(self):
             raise IndexError(f"{self.name} has {len(self)} recordings, no number {index}")
-        frames = torch.from_numpy(self.counts(index).astype(np.float32))
-        return frames, int(self.labels[index])
+        return torch.from_numpy(self.counts(index).astype(np.float32)), int(self.labels[index])
 
     def counts(self, index: int) -> NDArray[Any]:
         """Return the frames of recording `index` as whole numbers, from the cache if there.
@@ -116,21 +114,24 @@ class EventFrames(torch.utils.data.Dataset[tuple[Tensor, int]]):
         found = None if self.cache is None else self.cache.get(sample.key, fingerprint)
         if found is not None:
             return found
-        frames, report = self._make(sample)
+        events, report = self.events(index)
+        moved, square = fit(events, self.source.sensor, self.size), Sensor(self.size, self.size)
+        frames, left_out = to_frames(moved, self.options.framing, square, report.source)
+        if left_out:
+            log.info("%s: %d events after the last window", report.source, left_out)
         if report.empty and self.options.empty == "error":
             raise DataError(
                 f"{self.name}: {report.source} has {report.empty}, {report.kept} events in all; "
                 "remove it, or use empty=zero or empty=skip"
             )
+        small = narrow(frames)
         if self.cache is not None:
-            self.cache.put(sample.key, fingerprint, frames)
-        return frames
+            self.cache.put(sample.key, fingerprint, small)
+        return small
 
     def events(self, index: int) -> tuple[Events, Report]:
         """Return the valid events of recording `index` on the sensor, and the report on it."""
-        return self._read(self.samples[index])
-
-    def _read(self, sample: Sample) -> tuple[Events, Report]:
+        sample = self.samples[index]
         raw = self.source.read(sample)
         where = name_of(sample.key if self.source.root is None else self.source.root / sample.key)
         events, report = validate(raw.events, self.source.sensor, self._policy, where)
@@ -138,15 +139,6 @@ class EventFrames(torch.utils.data.Dataset[tuple[Tensor, int]]):
         if report.faults:
             log.warning("%s: %s: %s", self.name, where, report.line())
         return events, report
-
-    def _make(self, sample: Sample) -> tuple[NDArray[Any], Report]:
-        events, report = self._read(sample)
-        square = Sensor(self.size, self.size)
-        moved = fit(events, self.source.sensor, self.size)
-        frames, left_out = to_frames(moved, self.options.framing, square, report.source)
-        if left_out:
-            log.info("%s: %d events after the last window", report.source, left_out)
-        return narrow(frames), report
 
 
 _LARGEST_SIZE = 1024  # pixels a side
@@ -160,8 +152,8 @@ def event_splits(
     Args:
         split: which recording is where.
         source: where they come from.
-        options: sizes, limits (validation shrinks with the training part), framing and faults;
-            without `image_size` a frame has the sensor's longer side.
+        options: sizes, limits, framing and faults; without `image_size` a frame has the sensor's
+            longer side.
         augment: name of the usual training augmentation; see `EventAugment.standard`.
 
     Raises:
@@ -182,21 +174,19 @@ def event_splits(
         first = f"the first: {shared[0][0]} and {shared[0][1]}"
         report_shared(f"{text}; {first}", options.duplicates)
     cache = _cache(split.name, source, events, size)
-    parts: dict[str, EventFrames] = {}
-    for part in PARTS:
+
+    def frames(part: str, of: Sequence[Sample]) -> EventFrames:
         name = f"{split.name} {part}"
-        parts[part] = EventFrames(name, samples[part], source, events, size, split.classes, cache)
-        if events.empty == "skip":
-            parts[part] = _without_empty(parts[part])
+        return EventFrames(name, of, source, events, size, split.classes, cache)
+
+    parts = {part: frames(part, samples[part]) for part in PARTS}
     if events.empty == "skip":
-        train, val, test = (parts[part].samples for part in PARTS)
-        split = replace(split, train=train, val=val, test=test)
+        parts = {part: frames(part, _with_events(data)) for part, data in parts.items()}
+        split = replace(split, **{part: data.samples for part, data in parts.items()})  # type: ignore[arg-type]
     log.info("%s: split sha256 %s", split.name, split.sha256)
     return Splits(
         name=split.name,
-        train=parts["train"],
-        val=parts["val"],
-        test=parts["test"],
+        **parts,
         num_classes=len(split.classes),
         in_channels=2,
         image_size=size,
@@ -228,11 +218,9 @@ def _cache(
     return FrameCache(folder, name, parameters)
 
 
-def _without_empty(data: EventFrames) -> EventFrames:
-    """Read every recording once and leave out those with nothing to see."""
+def _with_events(data: EventFrames) -> list[Sample]:
+    """Read every recording once and return those with something to see."""
     left = [s for i, s in enumerate(data.samples) if not data.events(i)[1].empty]
     if len(left) < len(data):
         log.warning("%s: %d empty recordings skipped", data.name, len(data) - len(left))
-    return EventFrames(
-        data.name, left, data.source, data.options, data.size, data.classes, data.cache
-    )
+    return left

@@ -74,11 +74,7 @@ class EventOptions:
         return Framing(T=self.T, by=self.by, window_us=self.window_us, values=self.values)
 
     def policy(self, base: Policy | None = None) -> Policy:
-        """Return what happens to each fault.
-
-        Args:
-            base: the set's own policy, whose other fields stay.
-        """
+        """Return what happens to each fault; the other fields of `base`, the set's own, stay."""
         base = base or Policy()
         if self.bad_events == "error":
             return base
@@ -99,7 +95,7 @@ class EventDataOptions(DataOptions):
 
 @dataclass(frozen=True)
 class Framing:
-    """How a recording is cut into frames.
+    """How a recording is cut into frames; the fields are those of `EventOptions`.
 
     With n events over a span of s microseconds, frame i < T - 1 takes
 
@@ -109,13 +105,8 @@ class Framing:
 
     and in the first two ways frame T - 1 takes all the rest. These are tonic's borders; tonic
     (1.7.0) loses what follows the last of them, the last event at least by time bins and n mod T by
-    event bins, and everything where w is 0.
-
-    Attributes:
-        T: number of frames. None, with "time_window" only, makes as many as the recording needs.
-        by: one of the three ways, under tonic's names.
-        window_us: length of a window in microseconds, for "time_window" only.
-        values: "counts", or "binary": 1 where at least one event fell.
+    event bins, and everything where w is 0. With "time_window" only, T may be None: as many frames
+    as the recording needs.
     """
 
     T: int | None = 16
@@ -126,22 +117,18 @@ class Framing:
     def __post_init__(self) -> None:
         one_of("by", self.by, WAYS)
         one_of("values", self.values, VALUES)
-        by_window = self.by == "time_window"
-        if self.T is None and not by_window:
+        T, window_us, by_window = self.T, self.window_us, self.by == "time_window"
+        if T is None and not by_window:
             raise ConfigError(f"T=None is not allowed with by={self.by}; only time_window has it")
-        sound = self.T is None or (_whole(self.T) and 1 <= self.T <= LARGEST_T)
-        check(sound, "T", self.T, f"a whole number, 1 to {LARGEST_T}")
-        if by_window != (self.window_us is not None):
+        sound = T is None or (type(T) is int and 1 <= T <= LARGEST_T)
+        check(sound, "T", T, f"a whole number, 1 to {LARGEST_T}")
+        if by_window != (window_us is not None):
             raise ConfigError(
-                f"window_us={self.window_us!r} is not allowed with by={self.by}: it belongs to "
+                f"window_us={window_us!r} is not allowed with by={self.by}: it belongs to "
                 "time_window, which needs it"
             )
-        sound = self.window_us is None or (_whole(self.window_us) and self.window_us >= 1)
-        check(sound, "window_us", self.window_us, "1 microsecond or more")
-
-
-def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+        sound = window_us is None or (type(window_us) is int and window_us >= 1)
+        check(sound, "window_us", window_us, "1 microsecond or more")
 
 
 def to_frames(
@@ -153,7 +140,7 @@ def to_frames(
     depends on T and the sensor, never on the times.
 
     Args:
-        events: `EVENTS` in time order, as `validate` gives them.
+        events: `EVENTS` [N] in time order, as `validate` gives them.
         framing: how to cut.
         sensor: size of a frame.
         source: the file's name, for messages.
@@ -163,11 +150,8 @@ def to_frames(
         "time_window" those after T windows, else 0.
 
     Raises:
-        DataError: another dtype, times out of order, an event off the sensor or of another
-            polarity; more than 4096 windows.
+        DataError: what `validate` does not give, or more than 4096 windows.
         ConfigError: the frames would take more than 1 GiB.
-
-    Shape: [N] events -> [T, 2, H, W].
     """
     if events.dtype != EVENTS or events.ndim != 1:
         raise DataError(
@@ -202,8 +186,7 @@ def _edges(times: NDArray[np.int64], framing: Framing, source: str) -> NDArray[n
     span = int(times[-1]) - int(times[0]) if count else 0
     T = framing.T
     if T is None:
-        assert framing.window_us is not None
-        T = span // framing.window_us + 1
+        T = span // (framing.window_us or 1) + 1
         if T > LARGEST_T:
             raise DataError(
                 f"{source}: {span} us in windows of {framing.window_us} us are {T} frames, more "
@@ -225,11 +208,9 @@ def _edges(times: NDArray[np.int64], framing: Framing, source: str) -> NDArray[n
 
 def narrow(frames: Frames) -> NDArray[Any]:
     """Return frames in the smallest of uint8, uint16 and int32 that holds every count."""
-    most = int(frames.max()) if frames.size else 0
-    for kind in (np.uint8, np.uint16):
-        if most <= np.iinfo(kind).max:
-            return frames.astype(kind)
-    return frames
+    most = frames.max(initial=0)
+    fitting = (kind for kind in (np.uint8, np.uint16) if most <= np.iinfo(kind).max)
+    return frames.astype(next(fitting, np.int32), copy=False)
 
 
 def _counter(events: int) -> Counter:
@@ -259,11 +240,7 @@ def _numba_fault() -> str:
 
 
 def count_numpy(x: Any, y: Any, p: Any, edges: NDArray[np.int64], frames: Frames) -> int:
-    """Add the events to `frames`; the slow path, equal to the kernel.
-
-    Returns:
-        Position of the first event that does not fit into a frame, or -1.
-    """
+    """Add the events to `frames` as `count_numba` does, half as fast."""
     _, polarities, height, width = frames.shape
     taken = int(edges[-1])
     x, y, p = (column[:taken] for column in (x, y, p))

@@ -21,32 +21,21 @@ from spikeformer_lt.errors import ConfigError, DataError, name_of, near, shown
 Events = NDArray[np.void]
 
 # 16 bytes an event, each field aligned: column, row, polarity (0 off, 1 on), microseconds.
-EVENTS = np.dtype(
-    {
-        "names": ["x", "y", "p", "t_us"],
-        "formats": ["<u2", "<u2", "u1", "<i8"],
-        "offsets": [0, 2, 4, 8],
-        "itemsize": 16,
-    }
-)
+EVENTS = np.dtype([("x", "<u2"), ("y", "<u2"), ("p", "u1"), ("t_us", "<i8")], align=True)
 FIELDS: tuple[str, ...] = ("x", "y", "p", "t_us")
 LARGEST_SIDE = 4096  # pixels; the largest event sensors have 1280
 
 
 @dataclass(frozen=True)
 class Sensor:
-    """Size of an event sensor, in pixels: rows, then columns.
-
-    Raises:
-        ConfigError: a side below 1 or above 4096.
-    """
+    """Size of an event sensor, in pixels from 1 to 4096: rows, then columns."""
 
     height: int
     width: int
 
     def __post_init__(self) -> None:
         for side in (self.height, self.width):
-            if isinstance(side, bool) or not isinstance(side, int) or not 1 <= side <= LARGEST_SIDE:
+            if type(side) is not int or not 1 <= side <= LARGEST_SIDE:
                 raise ConfigError(
                     f"sensor={self.height!r}x{self.width!r} is not allowed: rows x columns, each a "
                     f"whole number from 1 to {LARGEST_SIDE}"
@@ -57,11 +46,7 @@ class Sensor:
 
     @classmethod
     def parse(cls, text: str) -> Sensor:
-        """Read "128x128", rows first.
-
-        Raises:
-            ConfigError: another form.
-        """
+        """Read "128x128", rows first; another form is a ConfigError."""
         sides = re.fullmatch(r"([0-9]{1,9})x([0-9]{1,9})", text.lower())
         if sides is None:
             raise ConfigError(f"sensor={shown(text)} is not allowed: rows x columns, as 128x128")
@@ -110,12 +95,12 @@ def columns_of(events: Any, source: str, order: Sequence[str] = FIELDS) -> dict[
     if "t_us" not in found and "t" in found:
         found["t_us"] = found["t"]
     for name in FIELDS:
-        if name not in found:
+        column = found.get(name)
+        if column is None:
             raise DataError(
                 f"{source}: no field {name!r}{near(name, found) or ';'} found: "
                 f"{', '.join(map(shown, found)) or 'none'}; needed: x, y, p and t_us"
             )
-        column = found[name]
         if column.ndim != 1 or column.dtype.kind not in "biuf":
             raise DataError(
                 f"{source}: field {name!r} is {column.dtype} {list(column.shape)}; needed are "
@@ -128,20 +113,14 @@ def columns_of(events: Any, source: str, order: Sequence[str] = FIELDS) -> dict[
 
 
 def fit(events: Events, sensor: Sensor, size: int) -> Events:
-    """Move events onto a square of `size` pixels a side: none is lost, none is made.
+    """Move valid events onto a square of `size` pixels a side: none is lost, none is made.
 
     A sensor that is larger is scaled down by one factor for both axes, so that events of several
     pixels meet in one; what is smaller is put into the middle.
-
-    Args:
-        events: valid events of `sensor`.
-        sensor: where they were recorded.
-        size: side of the square, in pixels.
     """
-    longest = max(sensor.height, sensor.width)
-    scale = max(longest, size)  # pixels of the sensor that become `size` pixels
     if (sensor.height, sensor.width) == (size, size):
         return events
+    scale = max(sensor.height, sensor.width, size)  # pixels of the sensor that become `size` pixels
     moved = events.copy()
     for name, side in (("x", sensor.width), ("y", sensor.height)):
         margin = (size - -(-side * size // scale)) // 2

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from spikeformer_lt.events.recording import Events, make_events
 
+Array = NDArray[np.float64]
 _FLOOR = 0.1  # brightness of black, so that its logarithm exists; white is 1
 
 
@@ -39,16 +40,13 @@ class Camera:
     reach: float = 0.12
     steps: int = 24
 
-    def record(self, picture: NDArray[np.float64], size: int, rng: np.random.Generator) -> Events:
-        """Record one picture.
+    def record(self, picture: Array, size: int, rng: np.random.Generator) -> Events:
+        """Return the valid events of one picture, from time 0 to three saccades.
 
         Args:
             picture: brightness in [0, 1], [h, w]; it is put into the middle, over black.
             size: side of the square sensor, in pixels, at least the picture's.
             rng: of path, thresholds and noise: the same state, the same recording.
-
-        Returns:
-            Valid events, from time 0 to three saccades.
         """
         assert max(picture.shape) <= size
         times, shifts = self._path(size, rng)
@@ -66,9 +64,7 @@ class Camera:
         """Length of a recording."""
         return 3 * self.saccade_us
 
-    def _path(
-        self, size: int, rng: np.random.Generator
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def _path(self, size: int, rng: np.random.Generator) -> tuple[Array, Array]:
         """Return times [S] in microseconds and shifts [S, 2] in pixels (x, y) of a triangle."""
         angle, scale = rng.uniform(-0.3, 0.3), rng.uniform(0.8, 1.2) * self.reach * size
         corners = angle + np.pi / 2 + np.arange(4) * 2 * np.pi / 3
@@ -79,7 +75,7 @@ class Camera:
         return times, shifts
 
     def _crossings(
-        self, level: NDArray[np.float64], threshold: NDArray[np.float64], times: NDArray[np.float64]
+        self, level: Array, threshold: Array, times: Array
     ) -> list[tuple[NDArray[Any], ...]]:
         """Return (x, y, p, t) of the events between each two pictures."""
         last = level[0].copy()
@@ -88,8 +84,6 @@ class Camera:
             before, after = level[step - 1], level[step]
             count = np.floor(np.abs(after - last) / threshold).astype(np.int64)
             rows, columns = np.nonzero(count)
-            if not len(rows):
-                continue
             n = count[rows, columns]
             sign = np.sign(after - last)[rows, columns]
             # The j-th event of a pixel comes where the line from `before` to `after` meets
@@ -113,9 +107,7 @@ class Camera:
         return x, y, rng.integers(0, 2, count), rng.integers(0, self.duration_us, count)
 
 
-def _moved(
-    picture: NDArray[np.float64], size: int, shifts: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def _moved(picture: Array, size: int, shifts: Array) -> Array:
     """Return the picture on a black square at each shift, bilinearly: [S, size, size]."""
     hats = []
     for axis, side in enumerate(reversed(picture.shape)):

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spikeformer_lt.errors import ConfigError, DataError, one_of
+from spikeformer_lt.config import check
+from spikeformer_lt.errors import DataError, one_of
 from spikeformer_lt.events.recording import FIELDS, Events, Sensor, columns_of, make_events
 
 
@@ -112,8 +113,7 @@ class Policy:
     def __post_init__(self) -> None:
         for name, allowed in ACTIONS.items():
             one_of(name, getattr(self, name), allowed)
-        if self.longest_us < 1:
-            raise ConfigError(f"longest_us={self.longest_us} is not allowed: 1 microsecond or more")
+        check(self.longest_us >= 1, "longest_us", self.longest_us, "1 microsecond or more")
 
 
 def validate(
@@ -131,9 +131,6 @@ def validate(
         policy: what to do about faults; default `Policy()`.
         source: the file's name, for messages and the report.
         columns: what the columns of a plain [N, 4] array are.
-
-    Returns:
-        The valid events, and the report on all of them.
 
     Raises:
         DataError: wrong fields or types, or a fault that the policy refuses: file, first event,
@@ -185,46 +182,32 @@ class _Gate:
         column = self.columns["p"]
         if column.dtype.kind == "b":
             return
-        if self.policy.signed_polarity:
-            self._found("polarity", (column != 1) & (column != -1), "p", "-1 or 1")
-        elif len(column) and (column.min() < 0 or column.max() > 1):
-            self._found("polarity", (column != 0) & (column != 1), "p", "0 or 1")
+        off = -1 if self.policy.signed_polarity else 0
+        self._found("polarity", (column != off) & (column != 1), "p", f"{off} or 1")
         self.columns["p"] = self.columns["p"] > 0
 
     def times(self) -> None:
         """Leave times in range, in order, and not too far apart."""
         column = self.columns["t_us"]
-        if len(column) and (column.min() < 0 or column.max() >= TIME_LIMIT_US):
-            bad = (column < 0) | (column >= TIME_LIMIT_US)
-            self._found("time", bad, "t_us", f"in [0, {TIME_LIMIT_US}) microseconds")
+        bad = (column < 0) | (column >= TIME_LIMIT_US)
+        self._found("time", bad, "t_us", f"in [0, {TIME_LIMIT_US}) microseconds")
         column = self.columns["t_us"] = self.columns["t_us"].astype(np.int64)
         if (column[1:] < column[:-1]).any():
             late = column < np.maximum.accumulate(column)
             self._found("order", late, "t_us", "no earlier than the events before it")
             if self.policy.order == "count":
-                order = np.argsort(self.columns["t_us"], kind="stable")
-                self._take(order)
+                self._take(np.argsort(self.columns["t_us"], kind="stable"))
         column = self.columns["t_us"]
         if len(column) and int(column[-1]) - int(column[0]) > self.policy.longest_us:
-            last = np.zeros(len(column), np.bool_)
-            last[-1] = True
             limit = f"within {self.policy.longest_us} us of the first, {int(column[0])}"
-            self._found("span", last, "t_us", limit)
+            self._found("span", np.arange(len(column)) == len(column) - 1, "t_us", limit)
 
     def result(self) -> tuple[Events, Report]:
         """Return the events that are left, and the report."""
         events = make_events(**self.columns)
         duration = int(events["t_us"][-1] - events["t_us"][0]) if len(events) else 0
-        report = Report(
-            source=self.source,
-            given=self.given,
-            kept=len(events),
-            faults=self.faults,
-            examples=self.examples,
-            duration_us=duration,
-            on=int(np.count_nonzero(events["p"])),
-        )
-        return events, report
+        found = (self.source, self.given, len(events), self.faults, self.examples, duration)
+        return events, Report(*found, on=int(np.count_nonzero(events["p"])))
 
     def _found(self, fault: str, bad: NDArray[np.bool_], name: str, needed: str) -> None:
         """Count the events marked in `bad`; refuse them or leave them out as the policy says."""

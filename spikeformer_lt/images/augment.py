@@ -36,8 +36,7 @@ class Augment:
             together with `auto_augment`, which timm would let win silently.
         erasing: probability of a rectangle set to the mean colour, after normalisation.
 
-    Source: RandAugment, arXiv:1909.13719; random erasing, arXiv:1708.04896; presets: see
-    `standard`.
+    Source: RandAugment, arXiv:1909.13719; random erasing, arXiv:1708.04896.
     """
 
     crop_padding: int = 0
@@ -69,12 +68,11 @@ class Augment:
 
     def check(self) -> None:
         """Refuse values out of range by a ConfigError."""
-        for field in ("hflip", "erasing"):
+        for field in ("hflip", "erasing", "color_jitter"):
             value = getattr(self, field)
-            check(0 <= value <= 1, field, value, "a probability, 0 to 1")
+            check(0 <= value <= 1, field, value, "a probability or strength, 0 to 1")
         pad = self.crop_padding
         check(isinstance(pad, int) and pad >= 0, "crop_padding", pad, "0 pixels or more")
-        check(0 <= self.color_jitter <= 1, "color_jitter", self.color_jitter, "0 to 1")
         one_of("interpolation", self.interpolation, _INTERPOLATIONS)
         one_of("auto_augment_ops", self.auto_augment_ops, _OPS)
         name = self.auto_augment
@@ -92,7 +90,7 @@ class Augment:
         return not any(on)
 
     def build(self, mean: Sequence[float], std: Sequence[float], image_size: int) -> TrainTransform:
-        """Make the transform of one image.
+        """Return the transform of one image of `image_size` pixels a side.
 
         Args:
             mean: per channel, of pixels in [0, 1].
@@ -179,15 +177,9 @@ class TrainTransform:
     def _crop(self, image: Tensor) -> Tensor:
         pad = self.augment.crop_padding
         _, height, width = image.shape
-        down, right = random.randint(-pad, pad), random.randint(-pad, pad)
-        out = torch.zeros_like(image)
-        if abs(down) < height and abs(right) < width:
-            out[:, max(down, 0) : height + min(down, 0), max(right, 0) : width + min(right, 0)] = (
-                image[
-                    :, max(-down, 0) : height - max(down, 0), max(-right, 0) : width - max(right, 0)
-                ]
-            )
-        return out
+        top, left = pad - random.randint(-pad, pad), pad - random.randint(-pad, pad)
+        padded = torch.nn.functional.pad(image, (pad, pad, pad, pad))
+        return padded[:, top : top + height, left : left + width]
 
     def _through_pil(self, image: Tensor) -> Tensor:
         from PIL import Image

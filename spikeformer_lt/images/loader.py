@@ -54,19 +54,18 @@ class Augmentation(Protocol):
         """Make the transform of one sample."""
 
 
+@dataclass(eq=False, repr=False)
 class BatchReader:
     """Reads whole batches by their keys, in the main process or in a worker.
 
-    Args:
-        dataset: where samples come from.
+    Attributes:
         transform: augments and normalises one image, or None to normalise only.
         seed: of the run; with epoch and index it seeds the augmentation of a sample.
     """
 
-    def __init__(self, dataset: ImageDataset, transform: Transform | None, seed: int = 0) -> None:
-        self.dataset = dataset
-        self.transform = transform
-        self.seed = seed
+    dataset: ImageDataset
+    transform: Transform | None
+    seed: int = 0
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -120,6 +119,7 @@ class BatchReader:
         )
 
 
+@dataclass(eq=False, repr=False)
 class Loader:
     """Batches of one pass: (images float32 [B, C, H, W], labels int64 [B], indices int64 [B]).
 
@@ -129,14 +129,13 @@ class Loader:
         DataError: while iterating, a sample cannot be read (it is named) or a worker died.
     """
 
-    def __init__(
-        self, reader: BatchReader, batches: Sequence[Sequence[Key]], workers: int, pin_memory: bool
-    ) -> None:
-        check(workers >= 0, "workers", workers, "0 (none) or more processes")
-        self._reader = reader
-        self._batches = batches
-        self._workers = workers
-        self._pin_memory = pin_memory
+    _reader: BatchReader
+    _batches: Sequence[Sequence[Key]]
+    _workers: int
+    _pin_memory: bool
+
+    def __post_init__(self) -> None:
+        check(self._workers >= 0, "workers", self._workers, "0 (none) or more processes")
 
     def __len__(self) -> int:
         """Return the number of batches."""
@@ -225,13 +224,14 @@ def steps_per_epoch(dataset: ImageDataset, batch_size: int, world_size: int = 1)
     """
     for field, value in (("batch_size", batch_size), ("world_size", world_size)):
         check(value >= 1, field, value, "1 or more")
-    if len(dataset) < batch_size * world_size:
+    together = batch_size * world_size
+    if len(dataset) < together:
         raise DataError(
-            f"{dataset.name} has {len(dataset)} samples, less than one global batch of "
-            f"{batch_size * world_size} (batch_size={batch_size} in {world_size} processes): no "
-            "step would be made; use a smaller batch_size or more samples"
+            f"{dataset.name} has {len(dataset)} samples, less than one global batch of {together} "
+            f"(batch_size={batch_size} in {world_size} processes): no step would be made; use a "
+            "smaller batch_size or more samples"
         )
-    return len(dataset) // (batch_size * world_size)
+    return len(dataset) // together
 
 
 def train_loader(
@@ -298,16 +298,7 @@ def eval_loader(
     Rank r gets samples r, r + world_size, ...; nothing is padded, so ranks may differ by one
     sample, and the last batch may be short.
 
-    Args:
-        dataset: images to evaluate.
-        batch_size: samples in a batch.
-        rank: number of this process.
-        world_size: number of processes.
-        workers: processes that load; 0 loads in this one.
-        pin_memory: put batches into page-locked memory, for a GPU.
-
-    Raises:
-        ConfigError: a number out of range.
+    The arguments are those of `train_loader`; a number out of range is a ConfigError.
     """
     check(batch_size >= 1, "batch_size", batch_size, "1 or more")
     _check_rank(rank, world_size)

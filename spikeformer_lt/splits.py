@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
-from spikeformer_lt.errors import ConfigError, DataError, one_of
+from spikeformer_lt.config import check
+from spikeformer_lt.errors import DataError, one_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,7 +76,7 @@ def takes(options: type[Options]) -> Callable[[Callable[[Options], Splits]], Cal
 
 
 class ImageDataset(Protocol):
-    """What a loader asks of a data set.
+    """What a loader asks of a data set: samples, uint8 or float32 [C, H, W], with their labels.
 
     Attributes:
         name: what messages call it, e.g. "cifar10 train".
@@ -89,13 +90,8 @@ class ImageDataset(Protocol):
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def __len__(self) -> int:
-        """Return the number of samples."""
-        ...
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """Return one sample: uint8 or float32 [C, H, W], and its label."""
-        ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> tuple[Tensor, int]: ...
 
 
 @dataclass(frozen=True)
@@ -103,15 +99,12 @@ class Splits:
     """The three parts of a data set and what a model must know of them.
 
     Attributes:
-        name: name of the data set, as users type it.
+        name: of the data set, as users type it.
         train: what training sees.
         val: picks checkpoints, epochs and tickets.
         test: evaluated once, at the end.
-        num_classes: number of classes, K.
-        in_channels: channels of a sample, C.
         image_size: height and width of a sample, in pixels.
-        mean: per channel, of pixels in [0, 1].
-        std: per channel, of pixels in [0, 1].
+        mean: per channel, of pixels in [0, 1], as `std`.
         kind: "static" images or "events".
         split_sha256: fingerprint of the three index lists and their labels.
         augment: name of the usual training augmentation; see `Augment.standard`.
@@ -144,13 +137,8 @@ def hashed(*parts: str | int) -> bytes:
 
 
 def exact_fraction(field: str, value: float) -> Fraction:
-    """Return a fraction between 0 and 1 as the decimal number that was typed.
-
-    Raises:
-        ConfigError: another value.
-    """
-    if not 0 < value < 1:
-        raise ConfigError(f"{field}={value!r} is not allowed: it must lie between 0 and 1")
+    """Return a fraction as the decimal that was typed; outside (0, 1) it is a ConfigError."""
+    check(0 < value < 1, field, value, "it must lie between 0 and 1")
     return Fraction(str(value))
 
 
@@ -165,13 +153,8 @@ def by_class(labels: Sequence[int], order: Callable[[int], Any]) -> dict[int, li
 def held_out(labels: Sequence[int], fraction: Fraction, order: Callable[[int], bytes]) -> list[int]:
     """Choose a part of each class: ``round(fraction * n)`` (half up) of n, but never all.
 
-    Args:
-        labels: class of each sample.
-        fraction: part of each class.
-        order: hash of the sample at a position; the first of a class are chosen.
-
     Returns:
-        Positions, ascending.
+        Positions, ascending: the first of each class in `order`, the hash of a position.
     """
     held: list[int] = []
     for members in by_class(labels, order).values():
@@ -183,13 +166,8 @@ def held_out(labels: Sequence[int], fraction: Fraction, order: Callable[[int], b
 def in_proportion(labels: Sequence[int], count: int, order: Callable[[int], bytes]) -> list[int]:
     """Choose `count` samples, classes in proportion; a larger count keeps a smaller one's.
 
-    Args:
-        labels: class of each sample.
-        count: samples to choose, in [1, N].
-        order: hash of the sample at a position.
-
     Returns:
-        Positions, ascending.
+        Positions, ascending, the first of each class in `order`, the hash of a position.
     """
     turns = []
     for label, members in by_class(labels, order).items():

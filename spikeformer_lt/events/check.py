@@ -23,15 +23,8 @@ from spikeformer_lt.registry import create_dataset
 
 _SHOWN = 20  # files listed by name
 _NUMBERS = (
-    "given",
-    "kept",
-    "on",
-    "duration_us",
-    "rate_hz",
-    "faults",
-    "examples",
-    "skipped",
-    "empty",
+    *("given", "kept", "on", "duration_us", "rate_hz"),
+    *("faults", "examples", "skipped", "empty"),
 )
 
 

@@ -17,8 +17,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from spikeformer_lt.config import check
 from spikeformer_lt.disk import parse_json, sha256_of, write_atomic
-from spikeformer_lt.errors import ConfigError, DataError, name_of, near, shown
+from spikeformer_lt.errors import DataError, name_of, near, shown
 from spikeformer_lt.splits import by_class, exact_fraction, hashed, held_out, in_proportion
 
 log = logging.getLogger(__name__)
@@ -371,8 +372,7 @@ def limit(name: str, samples: Sequence[Sample], count: int) -> list[Sample]:
     Raises:
         ConfigError: `count` outside [1, number of samples].
     """
-    if not 1 <= count <= len(samples):
-        raise ConfigError(f"limit={count} is not allowed: {name} has 1 to {len(samples)} samples")
+    check(1 <= count <= len(samples), "limit", count, f"{name} has 1 to {len(samples)} samples")
     labels = [sample.label for sample in samples]
     chosen = in_proportion(labels, count, lambda i: hashed(name, samples[i].key))
     return sorted(samples[i] for i in chosen)

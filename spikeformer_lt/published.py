@@ -26,13 +26,15 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, NamedTuple, TypeVar, cast
+from typing import IO, Any, TypeVar, cast
 
 from spikeformer_lt.disk import free_bytes, sync_folder, write_atomic
 from spikeformer_lt.errors import ConfigError, DataError, name_of, shown
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
+Member = tuple[str, Callable[[], Any] | None, str]
+"""A member's name as it is written, its content (None: a folder), and why it is refused, or ""."""
 _CHUNK = 1 << 20  # bytes
 _HEADERS = 4096  # bytes a member may cost beside its content: header, long name, padding
 _JUNK = "__MACOSX"  # a folder that macOS adds to archives
@@ -98,7 +100,6 @@ def provide(
     """Return what `find` finds; where it finds nothing, unpack or fetch the set first.
 
     Args:
-        name: of the data set.
         root: where the archives lie and are unpacked.
         download: fetch what is missing.
         find: returns the set's place, or None while it is not whole.
@@ -368,14 +369,6 @@ def _receive(
         raise DataError(f"{url} sent {'nothing' if not have else f'{have} of {size} bytes'}")
 
 
-class _Member(NamedTuple):
-    """A member of an archive: its name as it is written, and its content, None for a folder."""
-
-    name: str
-    content: Callable[[], Any] | None
-    refused: str
-
-
 def unpack(
     archive: str | Path, folder: str | Path, *, max_bytes: int, max_members: int
 ) -> list[Path]:
@@ -433,26 +426,26 @@ def unpack(
 
 
 def _write(
-    members: Iterator[_Member], stage: Path, name: str, max_bytes: int, max_members: int
+    members: Iterator[Member], stage: Path, name: str, max_bytes: int, max_members: int
 ) -> list[PurePosixPath]:
     """Write the members into `stage` and return the paths of the files."""
     files: list[PurePosixPath] = []
     seen: set[str] = set()
     left = max_bytes
-    for count, member in enumerate(members, start=1):
-        shape = f"{name}: member {shown(member.name, 120)}"
+    for count, (written, content, refused) in enumerate(members, start=1):
+        shape = f"{name}: member {shown(written, 120)}"
         if count > max_members:
             raise DataError(f"{shape} is one more than the {max_members} allowed")
-        place = PurePosixPath(member.name)
-        if "\\" in member.name or "\0" in member.name or re.match(r"[A-Za-z]:", member.name):
+        place = PurePosixPath(written)
+        if "\\" in written or "\0" in written or re.match(r"[A-Za-z]:", written):
             raise DataError(f"{shape} has a name that other systems read as another place: refused")
         if place.is_absolute() or ".." in place.parts:
             raise DataError(f"{shape} would land outside the folder: refused, nothing was unpacked")
         if place.parts[:1] == (_JUNK,):
             continue
-        if member.refused:
-            raise DataError(f"{shape} is {member.refused}: refused, nothing was unpacked")
-        if member.content is None:
+        if refused:
+            raise DataError(f"{shape} is {refused}: refused, nothing was unpacked")
+        if content is None:
             (stage / place).mkdir(parents=True, exist_ok=True)
             continue
         key = place.as_posix().casefold()
@@ -460,9 +453,9 @@ def _write(
             raise DataError(f"{shape} is there twice, or has no name: nothing was unpacked")
         seen.add(key)
         (stage / place).parent.mkdir(parents=True, exist_ok=True)
-        with member.content() as content, open(stage / place, "xb") as file:
+        with content() as stream, open(stage / place, "xb") as file:
             # What it unpacks to is counted, not what the archive says of it.
-            for chunk in iter(lambda content=content: content.read(_CHUNK), b""):  # type: ignore[misc]
+            while chunk := stream.read(_CHUNK):
                 left -= len(chunk)
                 if left < 0:
                     raise DataError(f"{shape} goes past the {max_bytes} bytes allowed in all")
@@ -476,7 +469,7 @@ def _write(
     return files
 
 
-def _zip_members(packed: IO[bytes]) -> Iterator[_Member]:
+def _zip_members(packed: IO[bytes]) -> Iterator[Member]:
     with zipfile.ZipFile(packed) as archive:
         for info in archive.infolist():
             kind = stat.S_IFMT(info.external_attr >> 16)
@@ -485,20 +478,20 @@ def _zip_members(packed: IO[bytes]) -> Iterator[_Member]:
                 refused = "encrypted"
             content = None if info.is_dir() else functools.partial(archive.open, info)
             # zipfile mends names on its own; the one in the archive is what is judged.
-            yield _Member(info.orig_filename, content, refused)
+            yield info.orig_filename, content, refused
 
 
-def _tar_members(packed: IO[bytes], name: str, limit: int) -> Iterator[_Member]:
+def _tar_members(packed: IO[bytes], name: str, limit: int) -> Iterator[Member]:
     magic = packed.read(2)
     packed.seek(0)
     plain = cast("IO[bytes]", gzip.GzipFile(fileobj=packed)) if magic == b"\x1f\x8b" else packed
     # A stream is read front to back, once: no member is looked at before the caps have passed it.
     with tarfile.open(fileobj=cast("IO[bytes]", _Capped(plain, name, limit)), mode="r|") as tar:
         for info in tar:
-            plain = info.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and info.size >= 0
+            sound = info.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and info.size >= 0
             refused = "a link" if info.issym() or info.islnk() else "no plain file"
             content = None if info.isdir() else functools.partial(tar.extractfile, info)
-            yield _Member(info.name, content, "" if plain or info.isdir() else refused)
+            yield info.name, content, "" if sound or info.isdir() else refused
 
 
 class _Capped:

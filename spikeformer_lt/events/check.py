@@ -146,7 +146,6 @@ def check_folder(
     The folder around a file is its class; in a person's folder (user01_led) its own name is.
 
     Args:
-        root: the folder.
         sensor: the size that coordinates must fit; None allows any up to 4096.
         columns: what the columns of plain npy arrays are.
         microseconds_per_tick: unit of times in npy files.

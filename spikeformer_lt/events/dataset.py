@@ -52,14 +52,11 @@ class Source:
     root: Path | None = None
 
 
+@dataclass(eq=False, repr=False)
 class EventFrames(torch.utils.data.Dataset[tuple[Tensor, int]]):
     """Labelled recordings, given as frames.
 
     Args:
-        name: what messages call it, e.g. "poker_dvs train".
-        samples: the recordings.
-        source: where they come from.
-        options: framing and faults.
         size: height and width of a frame, in pixels.
         classes: names by class number; default the numbers.
         cache: where frames are kept, or None.
@@ -67,48 +64,35 @@ class EventFrames(torch.utils.data.Dataset[tuple[Tensor, int]]):
     Shape: [i] -> (float32 [T, 2, size, size], label).
     """
 
-    def __init__(
-        self,
-        name: str,
-        samples: Sequence[Sample],
-        source: Source,
-        options: EventOptions,
-        size: int,
-        classes: Sequence[str] = (),
-        cache: FrameCache | MemoryCache | None = None,
-    ) -> None:
-        self.name = name
-        self.samples = tuple(samples)
-        self.source = source
-        self.options = options
-        self.size = size
-        self.cache = cache
-        found = max((sample.label for sample in samples), default=-1) + 1
-        self.classes = tuple(classes) or tuple(str(label) for label in range(found))
-        self.labels = torch.tensor([sample.label for sample in samples], dtype=torch.int64)
-        self.mean: tuple[float, ...] = MEAN
-        self.std: tuple[float, ...] = STD
-        self._policy = options.policy(source.policy)
+    name: str
+    samples: Sequence[Sample]
+    source: Source
+    options: EventOptions
+    size: int
+    classes: Sequence[str] = ()
+    cache: FrameCache | MemoryCache | None = None
+    mean: tuple[float, ...] = MEAN
+    std: tuple[float, ...] = STD
+
+    def __post_init__(self) -> None:
+        self.samples = tuple(self.samples)
+        labels = [sample.label for sample in self.samples]
+        self.labels = torch.tensor(labels, dtype=torch.int64)
+        self.classes = tuple(self.classes) or tuple(map(str, range(max(labels, default=-1) + 1)))
+        self._policy = self.options.policy(self.source.policy)
 
     def __len__(self) -> int:
         """Return the number of recordings."""
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """Return frames float32 [T, 2, size, size] of recording `index`, and its label.
-
-        Raises:
-            DataError: the recording cannot be read or has a fault that the options refuse.
-        """
+        """Return frames and label of a recording; a fault that is refused is a DataError."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"{self.name} has {len(self)} recordings, no number {index}")
         return torch.from_numpy(self.counts(index).astype(np.float32)), int(self.labels[index])
 
     def counts(self, index: int) -> NDArray[Any]:
-        """Return the frames of recording `index` as whole numbers, from the cache if there.
-
-        Shape: uint8, uint16 or int32 [T, 2, size, size].
-        """
+        """Return the frames of a recording as uint8, uint16 or int32, from the cache if there."""
         sample = self.samples[index]
         fingerprint = self.source.read.fingerprint(sample)
         found = None if self.cache is None else self.cache.get(sample.key, fingerprint)
@@ -116,7 +100,7 @@ class EventFrames(torch.utils.data.Dataset[tuple[Tensor, int]]):
             return found
         events, report = self.events(index)
         moved, square = fit(events, self.source.sensor, self.size), Sensor(self.size, self.size)
-        frames, left_out = to_frames(moved, self.options.framing, square, report.source)
+        frames, left_out = to_frames(moved, self.options, square, report.source)
         if left_out:
             log.info("%s: %d events after the last window", report.source, left_out)
         if report.empty and self.options.empty == "error":
@@ -150,8 +134,6 @@ def event_splits(
     """Make the three parts of an event data set.
 
     Args:
-        split: which recording is where.
-        source: where they come from.
         options: sizes, limits, framing and faults; without `image_size` a frame has the sensor's
             longer side.
         augment: name of the usual training augmentation; see `EventAugment.standard`.

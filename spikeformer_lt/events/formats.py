@@ -30,7 +30,6 @@ class FileReader:
     """Reads the recordings of one folder.
 
     Attributes:
-        root: the folder.
         form: "npy", "aedat2", "aedat31", "aedat4", "bin", or "cifar10_dvs" (AEDAT 2, turned
             upright).
         columns: what the columns of a plain npy array are.

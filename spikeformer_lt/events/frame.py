@@ -39,17 +39,52 @@ _CHOICES = {
 
 
 @dataclass(frozen=True)
-class EventOptions:
-    """Framing, faults and files of an event data set."""
+class Framing:
+    """How a recording is cut into frames.
 
-    T: int = 16
-    """Frames a recording is cut into: the model's time steps."""
+    With n events over a span of s microseconds, frame i < T - 1 takes
+
+    - "n_event_bins": events i*w to (i+1)*w - 1, w = max(1, n // T);
+    - "n_time_bins": times t0 + i*w to t0 + (i+1)*w - 1, w = max(1, s // T);
+    - "time_window": times as above with w = `window_us`;
+
+    and in the first two ways frame T - 1 takes all the rest. These are tonic's borders; tonic
+    (1.7.0) loses what follows the last of them, the last event at least by time bins and n mod T by
+    event bins, and everything where w is 0.
+    """
+
+    T: int | None = 16
+    """Frames a recording is cut into; None, for time_window only: as many as it needs."""
     by: str = "n_event_bins"
     """n_event_bins (equal counts), n_time_bins (equal times) or time_window (window_us each)."""
     window_us: int | None = None
     """Length of a frame in microseconds, for by=time_window."""
     values: str = "counts"
     """counts, or binary: 1 where at least one event fell."""
+
+    def __post_init__(self) -> None:
+        one_of("by", self.by, WAYS)
+        one_of("values", self.values, VALUES)
+        T, window_us, by_window = self.T, self.window_us, self.by == "time_window"
+        if T is None and not by_window:
+            raise ConfigError(f"T=None is not allowed with by={self.by}; only time_window has it")
+        sound = T is None or (type(T) is int and 1 <= T <= LARGEST_T)
+        check(sound, "T", T, f"a whole number, 1 to {LARGEST_T}")
+        if by_window != (window_us is not None):
+            raise ConfigError(
+                f"window_us={window_us!r} is not allowed with by={self.by}: it belongs to "
+                "time_window, which needs it"
+            )
+        sound = window_us is None or (type(window_us) is int and window_us >= 1)
+        check(sound, "window_us", window_us, "1 microsecond or more")
+
+
+@dataclass(frozen=True)
+class EventOptions(Framing):
+    """Framing, faults and files of an event data set."""
+
+    T: int = 16
+    """Frames a recording is cut into: the model's time steps."""
     bad_events: str = "error"
     """error, drop, or count (keep what can be kept) for events off the sensor and the like."""
     empty: str = "error"
@@ -66,12 +101,12 @@ class EventOptions:
             one_of(name, getattr(self, name), allowed)
         check(bool(self.cache), "cache", self.cache, "a folder, auto or none")
         check(self.T is not None, "T", self.T, "a model needs a fixed number of frames")
-        self.framing  # noqa: B018 (checks its own fields)
+        super().__post_init__()
 
     @property
     def framing(self) -> Framing:
         """How a recording is cut."""
-        return Framing(T=self.T, by=self.by, window_us=self.window_us, values=self.values)
+        return Framing(self.T, self.by, self.window_us, self.values)
 
     def policy(self, base: Policy | None = None) -> Policy:
         """Return what happens to each fault; the other fields of `base`, the set's own, stay."""
@@ -93,44 +128,6 @@ class EventDataOptions(DataOptions):
     """Framing, faults and files."""
 
 
-@dataclass(frozen=True)
-class Framing:
-    """How a recording is cut into frames; the fields are those of `EventOptions`.
-
-    With n events over a span of s microseconds, frame i < T - 1 takes
-
-    - "n_event_bins": events i*w to (i+1)*w - 1, w = max(1, n // T);
-    - "n_time_bins": times t0 + i*w to t0 + (i+1)*w - 1, w = max(1, s // T);
-    - "time_window": times as above with w = `window_us`;
-
-    and in the first two ways frame T - 1 takes all the rest. These are tonic's borders; tonic
-    (1.7.0) loses what follows the last of them, the last event at least by time bins and n mod T by
-    event bins, and everything where w is 0. With "time_window" only, T may be None: as many frames
-    as the recording needs.
-    """
-
-    T: int | None = 16
-    by: str = "n_event_bins"
-    window_us: int | None = None
-    values: str = "counts"
-
-    def __post_init__(self) -> None:
-        one_of("by", self.by, WAYS)
-        one_of("values", self.values, VALUES)
-        T, window_us, by_window = self.T, self.window_us, self.by == "time_window"
-        if T is None and not by_window:
-            raise ConfigError(f"T=None is not allowed with by={self.by}; only time_window has it")
-        sound = T is None or (type(T) is int and 1 <= T <= LARGEST_T)
-        check(sound, "T", T, f"a whole number, 1 to {LARGEST_T}")
-        if by_window != (window_us is not None):
-            raise ConfigError(
-                f"window_us={window_us!r} is not allowed with by={self.by}: it belongs to "
-                "time_window, which needs it"
-            )
-        sound = window_us is None or (type(window_us) is int and window_us >= 1)
-        check(sound, "window_us", window_us, "1 microsecond or more")
-
-
 def to_frames(
     events: Events, framing: Framing, sensor: Sensor, source: str = "recording"
 ) -> tuple[Frames, int]:
@@ -141,9 +138,7 @@ def to_frames(
 
     Args:
         events: `EVENTS` [N] in time order, as `validate` gives them.
-        framing: how to cut.
         sensor: size of a frame.
-        source: the file's name, for messages.
 
     Returns:
         int32 [T, 2, H, W], polarity 0 first, and the number of events that no frame took: with
@@ -255,14 +250,13 @@ def count_numpy(x: Any, y: Any, p: Any, edges: NDArray[np.int64], frames: Frames
 
 
 def count_numba(x: Any, y: Any, p: Any, edges: NDArray[np.int64], frames: Frames) -> int:
-    """Add events to `frames`.
+    """Add events to `frames`, contiguous int32 [T, 2, H, W], in place.
 
     Args:
         x: columns, uint16 [N].
         y: rows, uint16 [N].
         p: polarities, uint8 [N].
         edges: int64 [T + 1], ascending positions in [0, N]: the borders of the frames.
-        frames: int32 [T, 2, H, W], contiguous; changed in place.
 
     Returns:
         Position of the first event that does not fit into a frame, or -1.

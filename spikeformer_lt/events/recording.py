@@ -67,7 +67,6 @@ def columns_of(events: Any, source: str, order: Sequence[str] = FIELDS) -> dict[
     Args:
         events: a structured array with the fields x, y, p and t_us (or t, in microseconds); a
             mapping of such columns; or a plain [N, 4] array.
-        source: the file's name, for messages.
         order: what the columns of a plain array are.
 
     Returns:

@@ -39,7 +39,6 @@ class Sample:
         path: below the root of the set, with "/" on every system.
         start_us: beginning of the stretch; None is the whole file.
         end_us: first time after the stretch.
-        label: class number.
         group: whom or what it was taken from, where whole groups must stay together.
     """
 
@@ -163,8 +162,6 @@ def check_counts(
 
     Args:
         name: of the part, e.g. "dvs128_gesture train".
-        samples: what was found.
-        classes: names by class number.
         expected: recordings in all, or {class: recordings}.
         incomplete: what happens to a difference; see `accept`.
     """
@@ -335,7 +332,6 @@ def hold_out(
 
     Args:
         name: of the set; another name gives another choice.
-        samples: the training recordings.
         fraction: part to hold out, in (0, 1).
         groups: hold out whole groups (people, say), as few as reach the fraction, never such that a
             class loses its last training sample; else as `splits.held_out`.

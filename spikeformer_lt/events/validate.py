@@ -23,9 +23,6 @@ class Report:
     """What was found in one recording; empty `faults` is a clean one.
 
     Attributes:
-        source: the file.
-        given: events in the file.
-        kept: events that passed.
         faults: number of events with each fault, by the names of `Policy`.
         examples: the first event with each fault, in words.
         duration_us: last time minus first time of what was kept.
@@ -128,8 +125,6 @@ def validate(
     Args:
         events: structured array, mapping of columns, or [N, 4]; see `columns_of`. Not changed.
         sensor: the size that its coordinates must fit.
-        policy: what to do about faults; default `Policy()`.
-        source: the file's name, for messages and the report.
         columns: what the columns of a plain [N, 4] array are.
 
     Raises:
@@ -148,9 +143,7 @@ class _Gate:
     """One recording on its way through the checks; `places` are the original positions left."""
 
     def __init__(self, columns: dict[str, NDArray[Any]], policy: Policy, source: str) -> None:
-        self.columns = columns
-        self.policy = policy
-        self.source = source
+        self.columns, self.policy, self.source = columns, policy, source
         self.given = len(columns["x"])
         self.places: NDArray[np.int64] | None = None
         self.faults: dict[str, int] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from spikeformer_lt.errors import DataError
 
 
+@dataclass(eq=False, repr=False)
 class ArrayImages(torch.utils.data.Dataset[tuple[Tensor, int]]):
     """Labelled images in one uint8 tensor, as a map-style data set.
 
@@ -18,7 +19,6 @@ class ArrayImages(torch.utils.data.Dataset[tuple[Tensor, int]]):
         name: what messages call it, e.g. "cifar10 train".
         images: uint8 [N, C, H, W].
         labels: int64 [N], each in [0, `num_classes`).
-        num_classes: number of classes, K.
         mean: per channel, of pixels in [0, 1]; loaders normalise with it.
         std: per channel, of pixels in [0, 1], above 0.
         indices: int64 [N], where each image stood in its source; default 0..N-1.
@@ -28,36 +28,30 @@ class ArrayImages(torch.utils.data.Dataset[tuple[Tensor, int]]):
             mean or std that does not fit the channels.
     """
 
-    def __init__(
-        self,
-        name: str,
-        images: Tensor,
-        labels: Tensor,
-        *,
-        num_classes: int,
-        mean: Sequence[float],
-        std: Sequence[float],
-        indices: Tensor | None = None,
-    ) -> None:
-        _check_images(name, images)
-        _check_labels(name, labels, len(images), num_classes)
-        channels = images.shape[1]
-        if len(mean) != channels or len(std) != channels or min(std) <= 0:
+    name: str
+    images: Tensor
+    labels: Tensor
+    _: KW_ONLY
+    num_classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    indices: Tensor = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        _check_images(self.name, self.images)
+        _check_labels(self.name, self.labels, len(self.images), self.num_classes)
+        count, channels = self.images.shape[:2]
+        self.mean, self.std = tuple(map(float, self.mean)), tuple(map(float, self.std))
+        if {len(self.mean), len(self.std)} != {channels} or min(self.std) <= 0:
             raise DataError(
-                f"{name}: mean {tuple(mean)} and std {tuple(std)} do not fit images of {channels} "
+                f"{self.name}: mean {self.mean} and std {self.std} do not fit images of {channels} "
                 "channels; one number a channel is needed, each std above 0"
             )
-        if indices is None:
-            indices = torch.arange(len(images))
-        if indices.shape != labels.shape or indices.dtype != torch.int64:
-            raise DataError(f"{name}: indices must be int64 [{len(images)}], one for each image")
-        self.name = name
-        self.images = images.contiguous()
-        self.labels = labels.contiguous()
-        self.indices = indices.contiguous()
-        self.num_classes = num_classes
-        self.mean = tuple(float(value) for value in mean)
-        self.std = tuple(float(value) for value in std)
+        if self.indices is None:
+            self.indices = torch.arange(count)
+        if self.indices.shape != self.labels.shape or self.indices.dtype != torch.int64:
+            raise DataError(f"{self.name}: indices must be int64 [{count}], one for each image")
+        self.images, self.labels = self.images.contiguous(), self.labels.contiguous()
         self._digests: list[bytes] | None = None
 
     def __len__(self) -> int:
@@ -72,15 +66,10 @@ class ArrayImages(torch.utils.data.Dataset[tuple[Tensor, int]]):
 
     def take(self, positions: Tensor, name: str | None = None) -> ArrayImages:
         """Return the images at `positions` (int64 [n]) as a data set of their own."""
-        return ArrayImages(
-            name or self.name,
-            self.images[positions],
-            self.labels[positions],
-            num_classes=self.num_classes,
-            mean=self.mean,
-            std=self.std,
-            indices=self.indices[positions],
+        images, labels, indices = (
+            values[positions] for values in (self.images, self.labels, self.indices)
         )
+        return replace(self, name=name or self.name, images=images, labels=labels, indices=indices)
 
     def digests(self) -> list[bytes]:
         """Return a hash of the pixels of each image, in order; computed once."""
@@ -108,9 +97,8 @@ def _check_images(name: str, images: Tensor) -> None:
 
 def _check_labels(name: str, labels: Tensor, count: int, num_classes: int) -> None:
     if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.ndim != 1:
-        given = type(labels).__name__
-        if isinstance(labels, Tensor):
-            given = f"{labels.dtype} {list(labels.shape)}"
+        is_tensor = isinstance(labels, Tensor)
+        given = f"{labels.dtype} {list(labels.shape)}" if is_tensor else type(labels).__name__
         raise DataError(f"{name}: labels are {given}; needed is int64 [{count}]")
     if len(labels) != count:
         raise DataError(f"{name}: {len(labels)} labels for {count} images; one each is needed")

@@ -17,8 +17,8 @@ from spikeformer_lt.errors import ConfigError, near, one_of
 
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "random")
 # The operations that Spikformer's authors left on in their copy of timm's list (cifar10/aa_snn.py).
-_SPIKFORMER_OPS = ("Equalize", "Rotate", "ShearX", "TranslateXRel", "TranslateYRel")
-_OPS: dict[str, tuple[str, ...] | None] = {"timm": None, "spikformer": _SPIKFORMER_OPS}
+_SPIKFORMER_OPS = ["Equalize", "Rotate", "ShearX", "TranslateXRel", "TranslateYRel"]
+_OPS = {"timm": None, "spikformer": _SPIKFORMER_OPS}
 
 
 @dataclass(frozen=True)
@@ -92,10 +92,7 @@ class Augment:
     def build(self, mean: Sequence[float], std: Sequence[float], image_size: int) -> TrainTransform:
         """Return the transform of one image of `image_size` pixels a side.
 
-        Args:
-            mean: per channel, of pixels in [0, 1].
-            std: per channel, of pixels in [0, 1].
-            image_size: height and width, in pixels.
+        Mean and std are per channel, of pixels in [0, 1].
 
         Raises:
             ConfigError: as `check`, or a value that timm refuses.
@@ -147,9 +144,7 @@ class TrainTransform:
         self, augment: Augment, mean: Sequence[float], std: Sequence[float], image_size: int
     ) -> None:
         augment.check()
-        self.augment = augment
-        self.mean = tuple(mean)
-        self.std = tuple(std)
+        self.augment, self.mean, self.std = augment, tuple(mean), tuple(std)
         self._on_pil: list[Callable[[Any], Any]] = []
         if augment.auto_augment:
             self._on_pil.append(self._rand_augment(image_size))
@@ -205,11 +200,9 @@ class TrainTransform:
         }
         if augment.interpolation != "random":
             hparams["interpolation"] = str_to_pil_interp(augment.interpolation)
-        ops = _OPS[augment.auto_augment_ops]
         try:
-            made = rand_augment_transform(
-                augment.auto_augment, hparams, transforms=list(ops) if ops else None
-            )
+            ops = _OPS[augment.auto_augment_ops]
+            made = rand_augment_transform(augment.auto_augment, hparams, ops)
         except (AssertionError, ValueError, KeyError) as fault:
             raise ConfigError(
                 f"auto_augment={augment.auto_augment!r} is not understood by timm: {fault}"

@@ -43,15 +43,11 @@ class ImageFiles:
     """A published set of images: what it consists of, and how it is read.
 
     Attributes:
-        name: of the set, as users type it.
         folder: its folder, below the root.
         archive: the archive that holds the folder; None for a set of single files.
-        train: files of the training set, in the folder.
-        test: files of the test set.
         sizes: heights and widths that it comes in, in pixels, its own first.
         mean: of the training pixels in [0, 1], per channel.
         std: of the training pixels in [0, 1], per channel.
-        augment: name of the usual training augmentation.
     """
 
     name: str
@@ -120,7 +116,6 @@ def read_idx(
     """Read one gzipped IDX file of bytes as uint8 of the sizes that it names.
 
     Args:
-        path: the file.
         md5: published hash; compared before anything is unpacked.
         sha256: a second hash, or "".
         dims: number of dimensions that it must have.
@@ -264,7 +259,8 @@ class PictureFolders(ImageFiles):
     def read(self, folder: Path, size: int) -> tuple[Labelled, Labelled]:
         """Read the pictures, class by class in the order of names; see `ImageFiles.read`."""
         assert self.archive is not None
-        reader = _PictureReader(self, folder, _checksums(self.folder, self.archive, folder), size)
+        sums = _checksums(self.folder, self.archive, folder)
+        reader = _PictureReader(self, self.archive.name, folder, sums, size)
         classes = reader.classes()
         train = [path for wnid in classes for path in reader.train(wnid)]
         labels = torch.arange(self.num_classes).repeat_interleave(self.per_class)
@@ -291,14 +287,15 @@ def _checksums(start: str, archive: Archive, folder: Path) -> dict[str, int] | N
     return {m.filename.removeprefix(start): m.CRC for m in members if m.filename.startswith(start)}
 
 
+@dataclass(frozen=True)
 class _PictureReader:
     """Reads the files of one set, each after its checksum."""
 
-    def __init__(
-        self, files: PictureFolders, folder: Path, sums: Mapping[str, int] | None, size: int
-    ) -> None:
-        self.files, self.folder, self.sums, self.size = files, folder, sums, size
-        self.archive = files.archive.name if files.archive else ""
+    files: PictureFolders
+    archive: str
+    folder: Path
+    sums: Mapping[str, int] | None
+    size: int
 
     def read(self, place: str) -> bytes:
         """Bytes of the file at a path below the folder."""

@@ -34,13 +34,6 @@ Transform = Callable[[Tensor], Tensor]
 Key = tuple[int, int]  # (epoch, index)
 
 
-@dataclass(frozen=True)
-class Fault:
-    """An error on its way out of a worker, as data, so that it is raised whole where it is read."""
-
-    message: str
-
-
 class Augmentation(Protocol):
     """What happens to training samples: `images.Augment`, or `events.EventAugment`."""
 
@@ -71,22 +64,21 @@ class BatchReader:
         """Return the number of samples."""
         return len(self.dataset)
 
-    def __getitems__(self, keys: Sequence[Key]) -> Batch | Fault:
-        """Return the batch of `keys`, or what went wrong with it."""
+    def __getitems__(self, keys: Sequence[Key]) -> Batch | DataError:
+        """Return the batch of `keys`, or what went wrong with it, to be raised where it is read."""
         places = torch.tensor([index for _, index in keys], dtype=torch.int64)
         try:
-            if self.transform is None:
-                images = normalize(self._gather(places), self.dataset.mean, self.dataset.std)
-            else:
+            if self.transform is not None:
                 images = self._augmented(keys, self.transform)
+            else:
+                if isinstance(self.dataset, ArrayImages):
+                    images = self.dataset.images[places]
+                else:
+                    images = torch.stack([self._read(int(place)) for place in places])
+                images = normalize(images, self.dataset.mean, self.dataset.std)
         except DataError as fault:
-            return Fault(str(fault))
+            return DataError(str(fault))
         return images, self.dataset.labels[places], places
-
-    def _gather(self, places: Tensor) -> Tensor:
-        if isinstance(self.dataset, ArrayImages):
-            return self.dataset.images[places]
-        return torch.stack([self._read(int(place)) for place in places])
 
     def _augmented(self, keys: Sequence[Key], transform: Transform) -> Tensor:
         images = []
@@ -164,7 +156,7 @@ class Loader:
             if self._workers:
                 cast("Any", waiting)._shutdown_workers()
 
-    def _next(self, waiting: Iterator[Batch | Fault], step: int) -> Batch:
+    def _next(self, waiting: Iterator[Batch | DataError], step: int) -> Batch:
         try:
             batch = next(waiting)
         except RuntimeError as fault:
@@ -176,8 +168,8 @@ class Loader:
                 f"{keys[0][1]} to {keys[-1][1]} of its order) was ready: {shown(str(fault), 300)}; "
                 "with workers=0 the fault shows where it happens"
             ) from fault
-        if isinstance(batch, Fault):
-            raise DataError(batch.message)
+        if isinstance(batch, DataError):
+            raise batch
         return batch
 
 
@@ -254,15 +246,10 @@ def train_loader(
     out of this epoch.
 
     Args:
-        dataset: training images.
-        augment: what happens to each.
         batch_size: samples a process takes in one step.
-        seed: of the run.
         epoch: number of the epoch, from 0.
         start_step: steps to skip, without loading them.
         workers: processes that load; 0 loads in this one.
-        rank: number of this process.
-        world_size: number of processes.
         pin_memory: put batches into page-locked memory, for a GPU.
 
     Raises:

@@ -34,15 +34,8 @@ def make_splits(
     The validation part does not depend on the limits: a limited run never trains on an image that
     a full run validates on.
 
-    Args:
-        name: of the data set.
-        pool: its training images.
-        test: its test images.
-        val_fraction: see this and the next three fields of `DataOptions`.
-        limit_train: validation shrinks by the same factor, to one image a class at least.
-        limit_test: see above.
-        duplicates: see above.
-        augment: name of the usual training augmentation.
+    The limits and `duplicates` are those of `DataOptions`; with `limit_train` validation shrinks by
+    the same factor, to one image a class at least.
 
     Raises:
         ConfigError: an option out of range.
@@ -106,8 +99,6 @@ def hashed_validation(
     """Split samples into two parts, class by class, by the hash of (name, seed, index).
 
     Args:
-        name: of the data set.
-        labels: int64 [N].
         fraction: part of each class that is held out, in (0, 1); see `splits.held_out`.
         seed: another name or seed gives another order.
 
@@ -136,8 +127,6 @@ def hashed_subset(
     """Choose `count` samples with the classes in proportion, by the order of `hashed_validation`.
 
     Args:
-        name: of the data set.
-        labels: int64 [N].
         count: samples to keep, in [1, N]; a larger count keeps what a smaller one chose.
         seed: another name or seed gives another order.
         ids: int64 [N], the index that each sample is hashed by; default 0..N-1.

@@ -54,15 +54,10 @@ def moving_digits(options: EventDataOptions) -> Splits:
 
 @dataclass(frozen=True)
 class MovingDigit:
-    """Records a digit, by the number in its sample's path.
+    """Records a digit, by the number in its sample's path."""
 
-    Attributes:
-        size: side of the sensor, in pixels; the digit takes 3/4 of it.
-        camera: what it is recorded with.
-    """
-
-    size: int
-    camera: Camera = field(default_factory=Camera)
+    size: int  # side of the sensor, in pixels; the digit takes 3/4 of it
+    camera: Camera = field(default_factory=Camera)  # what it is recorded with
 
     def __call__(self, sample: Sample) -> Raw:
         """Return the recording of a digit."""

@@ -42,24 +42,15 @@ _JUNK = "__MACOSX"  # a folder that macOS adds to archives
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """A file as its author publishes it.
-
-    Attributes:
-        size: bytes; 0 where the author does not say, so that the server is asked.
-        md5: 32 hex digits.
-        sha256: 64 hex digits, or "" where it is not known.
-        url: https address, or "" where none serves programs.
-        page: where a person gets it; "" is `url`.
-        at_most: bytes that a download of unknown size may have.
-    """
+    """A file as its author publishes it."""
 
     name: str
-    size: int
-    md5: str
-    sha256: str = ""
-    url: str = ""
-    page: str = ""
-    at_most: int = 0
+    size: int  # bytes; 0 where the author does not say, so that the server is asked
+    md5: str  # 32 hex digits
+    sha256: str = ""  # 64 hex digits, or "" where it is not known
+    url: str = ""  # https address, or "" where none serves programs
+    page: str = ""  # where a person gets it; "" is `url`
+    at_most: int = 0  # bytes that a download of unknown size may have
 
     def __str__(self) -> str:
         source = self.page or self.url
@@ -74,17 +65,11 @@ class PublishedFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Archive(PublishedFile):
-    """A published archive; its name ends in .zip, .tar.gz or .tgz.
+    """A published archive; its name ends in .zip, .tar.gz or .tgz."""
 
-    Attributes:
-        unpacked: bytes that its members may have together.
-        members: files and folders that it may hold.
-        into: folder below the root that it is unpacked into; "" is the root.
-    """
-
-    unpacked: int
-    members: int
-    into: str = ""
+    unpacked: int  # bytes that its members may have together
+    members: int  # files and folders that it may hold
+    into: str = ""  # folder below the root that it is unpacked into; "" is the root
 
 
 def provide(

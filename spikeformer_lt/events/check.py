@@ -42,16 +42,12 @@ class Checked:
 
 @dataclass(frozen=True)
 class DataReport:
-    """What `check_folder` and `check_dataset` find, recordings in order of parts and paths.
-
-    Attributes:
-        shared: pairs of files of two parts with the same bytes.
-    """
+    """What `check_folder` and `check_dataset` find, recordings in order of parts and paths."""
 
     title: str
     recordings: tuple[Checked, ...]
     split_sha256: str
-    shared: tuple[tuple[str, str], ...] = ()
+    shared: tuple[tuple[str, str], ...] = ()  # pairs of files of two parts with the same bytes
 
     @property
     def clean(self) -> bool:

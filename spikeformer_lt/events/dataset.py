@@ -38,18 +38,12 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class Source:
-    """Where the recordings of a set come from and what they are.
-
-    Attributes:
-        sensor: the size that coordinates must fit.
-        policy: what the set itself allows; a user's `bad_events` goes over it.
-        root: folder of the set, or None for recordings that are made in memory.
-    """
+    """Where the recordings of a set come from and what they are."""
 
     read: Reader
-    sensor: Sensor
-    policy: Policy = field(default_factory=Policy)
-    root: Path | None = None
+    sensor: Sensor  # the size that coordinates must fit
+    policy: Policy = field(default_factory=Policy)  # the set's own; `bad_events` goes over it
+    root: Path | None = None  # folder of the set, or None for recordings that are made in memory
 
 
 @dataclass(eq=False, repr=False)

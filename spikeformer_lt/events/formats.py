@@ -27,19 +27,12 @@ SUFFIXES = (".aedat", ".aedat4", ".bin", ".npy")
 
 @dataclass(frozen=True)
 class FileReader:
-    """Reads the recordings of one folder.
-
-    Attributes:
-        form: "npy", "aedat2", "aedat31", "aedat4", "bin", or "cifar10_dvs" (AEDAT 2, turned
-            upright).
-        columns: what the columns of a plain npy array are.
-        microseconds_per_tick: unit of times in npy files.
-    """
+    """Reads the recordings of one folder."""
 
     root: Path = field(repr=False)
-    form: str
-    columns: tuple[str, ...] = FIELDS
-    microseconds_per_tick: int = 1
+    form: str  # one of FORMS; "cifar10_dvs" is "aedat2", turned upright
+    columns: tuple[str, ...] = FIELDS  # what the columns of a plain npy array are
+    microseconds_per_tick: int = 1  # unit of times in npy files
 
     def __post_init__(self) -> None:
         one_of("form", self.form, FORMS)

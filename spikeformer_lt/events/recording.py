@@ -129,15 +129,10 @@ def fit(events: Events, sensor: Sensor, size: int) -> Events:
 
 @dataclass(frozen=True)
 class Raw:
-    """What a file holds, not yet validated.
+    """What a file holds, not yet validated."""
 
-    Attributes:
-        events: in any form that `recording.columns_of` takes.
-        skipped: entries that are no events of a pixel, by kind, e.g. {"special": 3}.
-    """
-
-    events: Events | NDArray[np.generic] | dict[str, NDArray[np.generic]]
-    skipped: dict[str, int] = field(default_factory=dict)
+    events: Events | NDArray[np.generic] | dict[str, NDArray[np.generic]]  # for columns_of
+    skipped: dict[str, int] = field(default_factory=dict)  # no events of a pixel, by kind
 
 
 @contextmanager

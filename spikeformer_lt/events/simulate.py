@@ -22,23 +22,14 @@ _FLOOR = 0.1  # brightness of black, so that its logarithm exists; white is 1
 
 @dataclass(frozen=True)
 class Camera:
-    """A simulated sensor and the motion before it.
+    """A simulated sensor and the motion before it."""
 
-    Attributes:
-        threshold: change of log brightness that makes an event.
-        mismatch: standard deviation of the thresholds over the pixels, as a fraction of it.
-        noise_hz: rate of events of each pixel without any change.
-        saccade_us: length of each of the three saccades, in microseconds.
-        reach: length of a saccade as a fraction of the sensor's side.
-        steps: pictures that a saccade is computed from.
-    """
-
-    threshold: float = 0.25
-    mismatch: float = 0.03
-    noise_hz: float = 0.5
-    saccade_us: int = 100_000
-    reach: float = 0.12
-    steps: int = 24
+    threshold: float = 0.25  # change of log brightness that makes an event
+    mismatch: float = 0.03  # standard deviation of the thresholds over pixels, as a fraction of it
+    noise_hz: float = 0.5  # rate of events of each pixel without any change
+    saccade_us: int = 100_000  # length of each of the three saccades, in microseconds
+    reach: float = 0.12  # length of a saccade as a fraction of the sensor's side
+    steps: int = 24  # pictures that a saccade is computed from
 
     def record(self, picture: Array, size: int, rng: np.random.Generator) -> Events:
         """Return the valid events of one picture, from time 0 to three saccades.

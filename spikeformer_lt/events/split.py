@@ -33,20 +33,13 @@ _HEAD = 4096  # bytes compared before a whole file is read
 
 @dataclass(frozen=True, order=True)
 class Sample:
-    """One labelled recording, or one stretch of a longer one.
+    """One labelled recording, or one stretch of a longer one."""
 
-    Attributes:
-        path: below the root of the set, with "/" on every system.
-        start_us: beginning of the stretch; None is the whole file.
-        end_us: first time after the stretch.
-        group: whom or what it was taken from, where whole groups must stay together.
-    """
-
-    path: str
-    start_us: int | None = None
-    end_us: int | None = None
+    path: str  # below the root of the set, with "/" on every system
+    start_us: int | None = None  # beginning of the stretch; None is the whole file
+    end_us: int | None = None  # first time after the stretch
     label: int = 0
-    group: str = ""
+    group: str = ""  # whom or what it was taken from, where whole groups must stay together
 
     @property
     def key(self) -> str:

@@ -20,31 +20,21 @@ from spikeformer_lt.events.recording import FIELDS, Events, Sensor, columns_of, 
 
 @dataclass(frozen=True)
 class Report:
-    """What was found in one recording; empty `faults` is a clean one.
-
-    Attributes:
-        faults: number of events with each fault, by the names of `Policy`.
-        examples: the first event with each fault, in words.
-        duration_us: last time minus first time of what was kept.
-        on: kept events of polarity 1.
-        skipped: entries of the file that are no events of a pixel, by kind.
-    """
+    """What was found in one recording; empty `faults` is a clean one."""
 
     source: str
     given: int
     kept: int
-    faults: dict[str, int] = field(default_factory=dict)
-    examples: dict[str, str] = field(default_factory=dict)
-    duration_us: int = 0
-    on: int = 0
-    skipped: dict[str, int] = field(default_factory=dict)
+    faults: dict[str, int] = field(default_factory=dict)  # events with each, named as in Policy
+    examples: dict[str, str] = field(default_factory=dict)  # the first event with each
+    duration_us: int = 0  # last time minus first time of what was kept
+    on: int = 0  # kept events of polarity 1
+    skipped: dict[str, int] = field(default_factory=dict)  # no events of a pixel, by kind
 
     @property
     def empty(self) -> str:
         """Say why there is nothing to see in time: "no event", "one time", or ""."""
-        if not self.kept:
-            return "no event"
-        return "" if self.duration_us else "one time"
+        return "no event" if not self.kept else "" if self.duration_us else "one time"
 
     @property
     def dropped(self) -> int:
@@ -84,28 +74,17 @@ class Policy:
     """What to do about each fault; whatever is done is reported.
 
     "error" refuses the recording, "drop" leaves the events out, "count" keeps them as stated here.
-
-    Attributes:
-        nonfinite: a NaN or an infinity in any field.
-        fractional: a number that is not whole; "count" rounds down.
-        coordinates: x or y off the sensor, negative ones included.
-        polarity: neither 0 nor 1; "count" takes above 0 for 1 and the rest for 0.
-        time: below 0 or from 2**53 us on (a wrapped counter, a wrong unit).
-        order: earlier than an event before it; "count" sorts, equal times staying in file order.
-        span: first and last event further apart than `longest_us`; "count" keeps all.
-        signed_polarity: the file's polarities are -1 and 1: -1 is no fault then, 0 is one.
-        longest_us: the longest credible recording, in microseconds.
     """
 
-    nonfinite: str = "error"
-    fractional: str = "error"
-    coordinates: str = "error"
-    polarity: str = "error"
-    time: str = "error"
-    order: str = "count"
-    span: str = "error"
-    signed_polarity: bool = False
-    longest_us: int = _HOUR_US
+    nonfinite: str = "error"  # a NaN or an infinity in any field
+    fractional: str = "error"  # a number that is not whole; "count" rounds down
+    coordinates: str = "error"  # x or y off the sensor, negative ones included
+    polarity: str = "error"  # neither 0 nor 1; "count" takes above 0 for 1 and the rest for 0
+    time: str = "error"  # below 0 or from 2**53 us on (a wrapped counter, a wrong unit)
+    order: str = "count"  # earlier than an event before it; "count" sorts, stably
+    span: str = "error"  # first and last event further apart than `longest_us`; "count" keeps all
+    signed_polarity: bool = False  # polarities are -1 and 1: -1 is no fault then, 0 is one
+    longest_us: int = _HOUR_US  # the longest credible recording, in microseconds
 
     def __post_init__(self) -> None:
         for name, allowed in ACTIONS.items():

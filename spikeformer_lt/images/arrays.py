@@ -38,9 +38,30 @@ class ArrayImages(torch.utils.data.Dataset[tuple[Tensor, int]]):
     indices: Tensor = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
-        _check_images(self.name, self.images)
-        _check_labels(self.name, self.labels, len(self.images), self.num_classes)
-        count, channels = self.images.shape[:2]
+        name, images, labels = self.name, self.images, self.labels
+        if not isinstance(images, Tensor) or images.dtype != torch.uint8:
+            given = str(images.dtype) if torch.is_tensor(images) else type(images).__name__
+            raise DataError(f"{name}: images are {given}; allowed is uint8, 0 to 255: convert them")
+        count, channels = (*images.shape, 0, 0)[:2]
+        if images.ndim != 4 or 0 in images.shape or channels not in (1, 3):
+            raise DataError(
+                f"{name}: images have the shape {list(images.shape)}; needed is [N, C, H, W] with "
+                f"nothing empty and 3 channels (RGB) or 1 (grey), not {channels} channels: images "
+                "first, then channels; drop alpha, or move channels there"
+            )
+        if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.ndim != 1:
+            given = type(labels).__name__
+            if torch.is_tensor(labels):
+                given = f"{labels.dtype} {list(labels.shape)}"
+            raise DataError(f"{name}: labels are {given}; needed is int64 [{count}]")
+        if len(labels) != count:
+            raise DataError(f"{name}: {len(labels)} labels for {count} images; one each is needed")
+        wrong = torch.nonzero((labels < 0) | (labels >= self.num_classes)).flatten().tolist()
+        if wrong:
+            raise DataError(
+                f"{name}: label {int(labels[wrong[0]])} at index {wrong[0]} is outside "
+                f"[0, {self.num_classes}); {len(wrong)} labels are"
+            )
         self.mean, self.std = tuple(map(float, self.mean)), tuple(map(float, self.std))
         if {len(self.mean), len(self.std)} != {channels} or min(self.std) <= 0:
             raise DataError(
@@ -77,35 +98,3 @@ class ArrayImages(torch.utils.data.Dataset[tuple[Tensor, int]]):
             rows = self.images.flatten(1).numpy()
             self._digests = [hashlib.blake2b(row.data, digest_size=16).digest() for row in rows]
         return self._digests
-
-
-def _check_images(name: str, images: Tensor) -> None:
-    if not isinstance(images, Tensor) or images.dtype != torch.uint8:
-        given = images.dtype if isinstance(images, Tensor) else type(images).__name__
-        raise DataError(f"{name}: images are {given}; allowed is uint8, 0 to 255: convert them")
-    if images.ndim != 4 or 0 in images.shape:
-        raise DataError(
-            f"{name}: images have the shape {list(images.shape)}; "
-            "needed is [N, C, H, W] with nothing empty: images first, then channels"
-        )
-    if images.shape[1] not in (1, 3):
-        raise DataError(
-            f"{name}: images have the shape {list(images.shape)}, so {images.shape[1]} channels; "
-            "allowed are 3 (RGB) and 1 (grey) at dimension 1: drop alpha, or move channels there"
-        )
-
-
-def _check_labels(name: str, labels: Tensor, count: int, num_classes: int) -> None:
-    if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.ndim != 1:
-        is_tensor = isinstance(labels, Tensor)
-        given = f"{labels.dtype} {list(labels.shape)}" if is_tensor else type(labels).__name__
-        raise DataError(f"{name}: labels are {given}; needed is int64 [{count}]")
-    if len(labels) != count:
-        raise DataError(f"{name}: {len(labels)} labels for {count} images; one each is needed")
-    wrong = torch.nonzero((labels < 0) | (labels >= num_classes)).flatten()
-    if len(wrong):
-        first = int(wrong[0])
-        raise DataError(
-            f"{name}: label {int(labels[first])} at index {first} is outside [0, {num_classes}); "
-            f"{len(wrong)} labels are"
-        )

@@ -40,25 +40,17 @@ Labelled = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFiles:
-    """A published set of images: what it consists of, and how it is read.
-
-    Attributes:
-        folder: its folder, below the root.
-        archive: the archive that holds the folder; None for a set of single files.
-        sizes: heights and widths that it comes in, in pixels, its own first.
-        mean: of the training pixels in [0, 1], per channel.
-        std: of the training pixels in [0, 1], per channel.
-    """
+    """A published set of images: what it consists of, and how it is read."""
 
     name: str
-    folder: str
-    archive: Archive | None = None
+    folder: str  # its folder, below the root
+    archive: Archive | None = None  # that holds the folder; None for single files
     train: tuple[PublishedFile, ...] = ()
     test: tuple[PublishedFile, ...] = ()
     num_classes: int
-    sizes: tuple[int, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    sizes: tuple[int, ...]  # heights and widths that it comes in, in pixels, its own first
+    mean: tuple[float, ...]  # of the training pixels in [0, 1], per channel
+    std: tuple[float, ...]  # of the training pixels in [0, 1], per channel
     augment: str = "none"
 
     def read(self, folder: Path, size: int) -> tuple[Labelled, Labelled]:
@@ -204,13 +196,9 @@ _CHANNELS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class BatchFiles(ImageFiles):
-    """Pickled batches of RGB images, such as CIFAR's.
+    """Pickled batches of RGB images, such as CIFAR's."""
 
-    Attributes:
-        label_key: entry of a batch that holds the labels.
-    """
-
-    label_key: str
+    label_key: str  # entry of a batch that holds the labels
 
     def read_part(self, folder: Path, files: Sequence[PublishedFile], size: int) -> Labelled:
         """Read batches, one behind the other."""
@@ -243,14 +231,10 @@ class PictureFolders(ImageFiles):
     Single pictures have no published hashes. While the zip lies beside the folder, its hash is
     compared, and each picture with the checksum that the zip holds of it; without the zip a warning
     says that only names, numbers and sizes were checked.
-
-    Attributes:
-        per_class: training pictures of each class.
-        test_count: labelled test pictures.
     """
 
-    per_class: int
-    test_count: int
+    per_class: int  # training pictures of each class
+    test_count: int  # labelled test pictures
 
     def is_in(self, folder: Path) -> bool:
         """Return whether a folder holds the list of classes."""

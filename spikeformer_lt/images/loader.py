@@ -49,16 +49,11 @@ class Augmentation(Protocol):
 
 @dataclass(eq=False, repr=False)
 class BatchReader:
-    """Reads whole batches by their keys, in the main process or in a worker.
-
-    Attributes:
-        transform: augments and normalises one image, or None to normalise only.
-        seed: of the run; with epoch and index it seeds the augmentation of a sample.
-    """
+    """Reads whole batches by their keys, in the main process or in a worker."""
 
     dataset: ImageDataset
-    transform: Transform | None
-    seed: int = 0
+    transform: Transform | None  # augments and normalises one image, or None to normalise only
+    seed: int = 0  # of the run; with epoch and index it seeds the augmentation of a sample
 
     def __len__(self) -> int:
         """Return the number of samples."""

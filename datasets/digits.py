@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from spikeformer_lt.config import check
-from spikeformer_lt.images.arrays import ArrayImages
-from spikeformer_lt.images.splits import hashed_validation, make_splits
+from spikeformer_lt.images import ArrayImages, hashed_validation, make_splits
 from spikeformer_lt.registry import register_dataset
 from spikeformer_lt.splits import DataOptions, Splits, takes
 

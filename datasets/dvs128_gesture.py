@@ -12,11 +12,9 @@ import re
 from pathlib import Path
 
 from spikeformer_lt.errors import DataError, name_of
-from spikeformer_lt.events.dataset import Source, event_splits
-from spikeformer_lt.events.formats import FileReader, read_trials
-from spikeformer_lt.events.frame import EventDataOptions
-from spikeformer_lt.events.recording import Sensor
-from spikeformer_lt.events.split import Sample, check_counts, cut, find_folder, scan
+from spikeformer_lt.events import EventDataOptions, FileReader, Sample, Sensor, Source, event_splits
+from spikeformer_lt.events.formats import read_trials
+from spikeformer_lt.events.split import check_counts, cut, find_folder, scan
 from spikeformer_lt.published import Archive, provide
 from spikeformer_lt.registry import register_dataset
 from spikeformer_lt.splits import Splits, takes

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from spikeformer_lt.config import check
-from spikeformer_lt.events.dataset import Source, event_splits
-from spikeformer_lt.events.frame import EventDataOptions
-from spikeformer_lt.events.recording import Raw, Sensor
+from spikeformer_lt.events import EventDataOptions, Sample, Sensor, Source, event_splits
+from spikeformer_lt.events.recording import Raw
 from spikeformer_lt.events.simulate import Camera
-from spikeformer_lt.events.split import Sample, cut
+from spikeformer_lt.events.split import cut
 from spikeformer_lt.images.splits import hashed_validation
 from spikeformer_lt.registry import register_dataset
 from spikeformer_lt.rng import seed_for

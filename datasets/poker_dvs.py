@@ -50,6 +50,7 @@ def poker_dvs(options: EventDataOptions) -> Splits:
     for folder, count in COUNTS.items():
         name = f"poker_dvs {folder.removeprefix('pips_')}"
         check_counts(name, parts[folder], CLASSES, count, options.events.incomplete)
-    split = cut("poker_dvs", CLASSES, *parts.values(), options.val_fraction)
+    pool, test = parts.values()
+    split = cut("poker_dvs", CLASSES, pool, test, options.val_fraction)
     reader = FileReader(home, "npy", columns=("t_us", "x", "y", "p"))
     return event_splits(split, Source(reader, Sensor(35, 35), root=home), options)

@@ -86,11 +86,8 @@ def provide(
 
     Args:
         root: where the archives lie and are unpacked.
-        download: fetch what is missing.
         find: returns the set's place, or None while it is not whole.
-        archives: the archives that the set consists of.
-        files: single files in `folder`, fetched where there are no archives.
-        folder: folder below the root that the set's files are in.
+        files: single files in `folder` below the root, fetched where there are no archives.
 
     Raises:
         DataError: something is missing (each file is named with size, hash and address), damaged
@@ -163,11 +160,7 @@ def _install(archive: Archive, path: Path, folder: Path, missing: bool) -> None:
 
 
 def check_file(path: str | Path, *, md5: str, sha256: str = "") -> str:
-    """Compare a file with its published hashes, "" where unknown, and return its sha256.
-
-    Raises:
-        DataError: the file cannot be read, or a hash differs; both hashes are named.
-    """
+    """Compare a file with its published hashes, "" where unknown, and return its sha256."""
     try:
         with open(path, "rb") as file:
             return _compare(path, iter(lambda: file.read(_CHUNK), b""), md5, sha256)
@@ -224,8 +217,7 @@ def fetch(
 
     Raises:
         ConfigError: the address is not https.
-        DataError: no connection, wrong answer (page, empty, cut, too long), wrong hash, full disk;
-            the message tells how to put the file there by hand.
+        DataError: anything else; the message tells how to put the file there by hand.
     """
     path = Path(path)
     check_hashes = functools.partial(check_file, md5=file.md5, sha256=file.sha256 or sha256)
@@ -373,9 +365,8 @@ def unpack(
 
     Raises:
         DataError: a link, a device, a name that leaves `folder` or means another place elsewhere,
-            two members of one name (letter case aside), encryption, more bytes or members than
-            allowed, a damaged archive, a full disk; the message names the member and nothing was
-            moved into `folder`.
+            two members of one name (letter case aside), encryption, too many bytes or members, a
+            damaged archive, a full disk; the member is named and nothing was moved into `folder`.
     """
     folder, name = Path(folder), name_of(archive)
     kind = "zip" if Path(archive).suffix.lower() == ".zip" else "tar"

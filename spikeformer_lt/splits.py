@@ -60,8 +60,7 @@ def takes(options: type[Options]) -> Callable[[Callable[[Options], Splits]], Cal
     """Let a function of one options object be called with the fields of `options` as keywords.
 
     `inspect.signature` shows them with their defaults, which is what a registry reads. A data set
-    raises a ConfigError for an option out of range, and a DataError for files that are missing,
-    damaged or not the published ones.
+    raises a ConfigError for an option out of range, and a DataError for missing or damaged files.
     """
 
     def decorate(make: Callable[[Options], Splits]) -> Callable[..., Splits]:
@@ -76,18 +75,11 @@ def takes(options: type[Options]) -> Callable[[Callable[[Options], Splits]], Cal
 
 
 class ImageDataset(Protocol):
-    """What a loader asks of a data set: samples, uint8 or float32 [C, H, W], with their labels.
+    """What a loader asks of a data set: samples, uint8 or float32 [C, H, W], with their labels."""
 
-    Attributes:
-        name: what messages call it, e.g. "cifar10 train".
-        labels: [N] int64, each in [0, K).
-        mean: per channel, of pixels in [0, 1].
-        std: per channel, of pixels in [0, 1].
-    """
-
-    name: str
-    labels: Tensor
-    mean: tuple[float, ...]
+    name: str  # what messages call it, e.g. "cifar10 train"
+    labels: Tensor  # int64 [N], each in [0, K)
+    mean: tuple[float, ...]  # per channel, of pixels in [0, 1]
     std: tuple[float, ...]
 
     def __len__(self) -> int: ...
@@ -96,32 +88,20 @@ class ImageDataset(Protocol):
 
 @dataclass(frozen=True)
 class Splits:
-    """The three parts of a data set and what a model must know of them.
+    """The three parts of a data set and what a model must know of them."""
 
-    Attributes:
-        name: of the data set, as users type it.
-        train: what training sees.
-        val: picks checkpoints, epochs and tickets.
-        test: evaluated once, at the end.
-        image_size: height and width of a sample, in pixels.
-        mean: per channel, of pixels in [0, 1], as `std`.
-        kind: "static" images or "events".
-        split_sha256: fingerprint of the three index lists and their labels.
-        augment: name of the usual training augmentation; see `Augment.standard`.
-    """
-
-    name: str
+    name: str  # of the data set, as users type it
     train: ImageDataset
-    val: ImageDataset
-    test: ImageDataset
+    val: ImageDataset  # picks checkpoints, epochs and tickets
+    test: ImageDataset  # evaluated once, at the end
     num_classes: int
     in_channels: int
-    image_size: int
-    mean: tuple[float, ...]
+    image_size: int  # height and width of a sample, in pixels
+    mean: tuple[float, ...]  # per channel, of pixels in [0, 1], as `std`
     std: tuple[float, ...]
     kind: Literal["static", "events"]
-    split_sha256: str
-    augment: str = "none"
+    split_sha256: str  # fingerprint of the three index lists and their labels
+    augment: str = "none"  # the usual training augmentation; see `Augment.standard`
 
 
 def report_shared(text: str, duplicates: str) -> None:
@@ -151,11 +131,7 @@ def by_class(labels: Sequence[int], order: Callable[[int], Any]) -> dict[int, li
 
 
 def held_out(labels: Sequence[int], fraction: Fraction, order: Callable[[int], bytes]) -> list[int]:
-    """Choose a part of each class: ``round(fraction * n)`` (half up) of n, but never all.
-
-    Returns:
-        Positions, ascending: the first of each class in `order`, the hash of a position.
-    """
+    """Choose the first of each class in `order`: ``round(fraction * n)``, half up, never all."""
     held: list[int] = []
     for members in by_class(labels, order).values():
         count = (2 * fraction * len(members) + 1) // 2
@@ -164,10 +140,9 @@ def held_out(labels: Sequence[int], fraction: Fraction, order: Callable[[int], b
 
 
 def in_proportion(labels: Sequence[int], count: int, order: Callable[[int], bytes]) -> list[int]:
-    """Choose `count` samples, classes in proportion; a larger count keeps a smaller one's.
+    """Choose `count` samples, the first of each class in `order`, classes in proportion.
 
-    Returns:
-        Positions, ascending, the first of each class in `order`, the hash of a position.
+    A larger count keeps a smaller one's.
     """
     turns = []
     for label, members in by_class(labels, order).items():

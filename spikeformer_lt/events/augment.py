@@ -39,9 +39,8 @@ class EventAugment:
     of SNNAugmentWide in Spikformer's cifar10dvs/autoaugment.py; `roll` as in TET (Deng et al. 2022,
     arXiv:2202.11946); `event_drop`: EventDrop (Gu et al. 2021, arXiv:2106.05836), Algorithm 1.
 
-    Differs: EventDrop drops events before they are framed. Here they are counts already: single
-    events go by binomial thinning, which has the same distribution, rectangles are the same, and a
-    stretch of time begins and ends on frames.
+    Differs: EventDrop drops events before they are framed. Of counts, single events go by binomial
+    thinning, which has the same distribution, and a stretch of time begins and ends on frames.
     """
 
     hflip: float = 0.0
@@ -52,9 +51,6 @@ class EventAugment:
     @classmethod
     def standard(cls, name: str) -> EventAugment:
         """Return a preset: "none", "moving_digits", "spikformer_dvs", "tet_dvs" or "event_drop".
-
-        Raises:
-            ConfigError: no such preset.
 
         Source: "spikformer_dvs": cifar10dvs/train.py of Spikformer (also Spikingformer, QKFormer);
         "tet_dvs": TET's data_loaders.py. "moving_digits" shifts only: a flipped digit is another.
@@ -84,10 +80,7 @@ class EventAugment:
         """Return the transform of one recording: [T, P, H, W] -> float32 [T, P, H, W].
 
         All choices follow from one draw of Python's global generator: seed that around a call.
-        Frames are counts of any size: mean must be 0 and std 1, and `image_size` is not used.
-
-        Raises:
-            ConfigError: as `check`, or a mean or std that would change counts.
+        Frames are counts of any size: `image_size` is not used, and mean must be 0 and std 1.
         """
         del image_size
         self.check()
@@ -99,11 +92,7 @@ class EventAugment:
         return functools.partial(_augmented, self)
 
     def __call__(self, frames: Tensor, rng: np.random.Generator) -> Tensor:
-        """Return augmented frames; `frames`, counts of any type [T, P, H, W], are not changed.
-
-        Raises:
-            DataError: another number of dimensions.
-        """
+        """Return augmented frames; `frames`, counts of any type [T, P, H, W], are not changed."""
         if frames.ndim != 4:
             raise DataError(
                 f"frames have the shape {list(frames.shape)}; needed is [T, P, H, W]: one recording"

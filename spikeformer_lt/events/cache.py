@@ -61,9 +61,6 @@ class FrameCache:
         folder: where caches live; this one takes a folder of its own in there.
         name: of the data set, the first part of that folder's name.
         parameters: whatever the frames depend on, as JSON values; the code's version is added.
-
-    Raises:
-        DataError: a parameter is no JSON value.
     """
 
     def __init__(self, folder: str | Path, name: str, parameters: Mapping[str, Any]) -> None:
@@ -79,12 +76,7 @@ class FrameCache:
         self._writes = True
 
     def get(self, name: str, fingerprint: str) -> NDArray[Any] | None:
-        """Return the frames stored for a recording, or None if they must be made.
-
-        Args:
-            name: of the recording, unique in the data set.
-            fingerprint: of its source; frames of another one are not returned.
-        """
+        """Return the frames stored for a recording and its source's fingerprint, or None."""
         path = self._path(name)
         try:
             frames = _unpack(path.read_bytes(), name, fingerprint)

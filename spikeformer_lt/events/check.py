@@ -141,10 +141,7 @@ def check_folder(
     A folder above a file with the word test or val in its name makes the part, else it is train.
     The folder around a file is its class; in a person's folder (user01_led) its own name is.
 
-    Args:
-        sensor: the size that coordinates must fit; None allows any up to 4096.
-        columns: what the columns of plain npy arrays are.
-        microseconds_per_tick: unit of times in npy files.
+    Coordinates must fit the sensor, by default one of 4096 x 4096 pixels.
 
     Raises:
         DataError: `root` is no folder, holds no recording or a link out of it.

@@ -50,11 +50,6 @@ class Source:
 class EventFrames(torch.utils.data.Dataset[tuple[Tensor, int]]):
     """Labelled recordings, given as frames.
 
-    Args:
-        size: height and width of a frame, in pixels.
-        classes: names by class number; default the numbers.
-        cache: where frames are kept, or None.
-
     Shape: [i] -> (float32 [T, 2, size, size], label).
     """
 
@@ -62,8 +57,8 @@ class EventFrames(torch.utils.data.Dataset[tuple[Tensor, int]]):
     samples: Sequence[Sample]
     source: Source
     options: EventOptions
-    size: int
-    classes: Sequence[str] = ()
+    size: int  # height and width of a frame, in pixels
+    classes: Sequence[str] = ()  # names by class number; default the numbers
     cache: FrameCache | MemoryCache | None = None
     mean: tuple[float, ...] = MEAN
     std: tuple[float, ...] = STD
@@ -127,10 +122,7 @@ def event_splits(
 ) -> Splits:
     """Make the three parts of an event data set.
 
-    Args:
-        options: sizes, limits, framing and faults; without `image_size` a frame has the sensor's
-            longer side.
-        augment: name of the usual training augmentation; see `EventAugment.standard`.
+    Without `image_size` a frame has the sensor's longer side.
 
     Raises:
         ConfigError: an option out of range.

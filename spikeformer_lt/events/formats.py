@@ -60,11 +60,7 @@ class FileReader:
 
 
 def form_of(path: str | Path) -> str:
-    """Tell the form of a recording by the end of its name and its first bytes.
-
-    Raises:
-        DataError: none of ours; the message says what the file is.
-    """
+    """Tell the form of a recording by the end of its name and its first bytes."""
     suffix = Path(path).suffix
     if suffix not in SUFFIXES:
         raise DataError(f"{name_of(path)} has no name of a recording: {', '.join(SUFFIXES)}")
@@ -85,13 +81,8 @@ def read_npy(
 
     tonic's DVS128 Gesture and Poker-DVS are plain arrays.
 
-    Args:
-        path: the file. Nothing larger than it is allocated on the word of its header.
-        columns: what the columns of a plain array are, in order.
-        microseconds_per_tick: unit of the times; 1000 for files in milliseconds.
-
-    Returns:
-        A mapping of columns in the file's own types, times in microseconds.
+    Nothing larger than the file is allocated on the word of its header. The columns that come back
+    have the file's own types; times are in microseconds.
 
     Raises:
         DataError: not a NumPy file, one with objects in it, cut, or of another form.

@@ -131,14 +131,10 @@ class EventDataOptions(DataOptions):
 def to_frames(
     events: Events, framing: Framing, sensor: Sensor, source: str = "recording"
 ) -> tuple[Frames, int]:
-    """Count events per frame, polarity and pixel.
+    """Count events, `EVENTS` [N] as `validate` gives them, per frame, polarity and pixel.
 
     No event gives frames of zeros; events of one time fall into the first frame by time. Memory
     depends on T and the sensor, never on the times.
-
-    Args:
-        events: `EVENTS` [N] in time order, as `validate` gives them.
-        sensor: size of a frame.
 
     Returns:
         int32 [T, 2, H, W], polarity 0 first, and the number of events that no frame took: with

@@ -66,8 +66,7 @@ def columns_of(events: Any, source: str, order: Sequence[str] = FIELDS) -> dict[
 
     Args:
         events: a structured array with the fields x, y, p and t_us (or t, in microseconds); a
-            mapping of such columns; or a plain [N, 4] array.
-        order: what the columns of a plain array are.
+            mapping of such columns; or a plain [N, 4] array with the columns of `order`.
 
     Returns:
         {"x", "y", "p", "t_us"}: one-dimensional arrays of one length, each of a boolean, integer or

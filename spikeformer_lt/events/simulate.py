@@ -45,8 +45,10 @@ class Camera:
         spread = rng.standard_normal((size, size)) * self.mismatch
         threshold = self.threshold * np.clip(1 + spread, 0.5, 1.5)
         steps = self._crossings(level, threshold, times)
-        columns: list[tuple[NDArray[Any], ...]] = [*steps, self._noise(size, rng)]
-        x, y, p, t = (np.concatenate([part[i] for part in columns]) for i in range(4))
+        count = rng.poisson(self.noise_hz * size * size * self.duration_us / 1e6)
+        x, y = rng.integers(0, size, (2, count))
+        noise = (x, y, rng.integers(0, 2, count), rng.integers(0, self.duration_us, count))
+        x, y, p, t = (np.concatenate(columns) for columns in zip(*steps, noise, strict=True))
         order = np.argsort(t, kind="stable")
         return make_events(x[order], y[order], p[order], t[order])
 
@@ -91,11 +93,6 @@ class Camera:
             found.append((c, r, (sign[pixel] > 0).astype(np.int64), whole))
             last[rows, columns] += sign * n * threshold[rows, columns]
         return found
-
-    def _noise(self, size: int, rng: np.random.Generator) -> tuple[NDArray[Any], ...]:
-        count = rng.poisson(self.noise_hz * size * size * self.duration_us / 1e6)
-        x, y = rng.integers(0, size, (2, count))
-        return x, y, rng.integers(0, 2, count), rng.integers(0, self.duration_us, count)
 
 
 def _moved(picture: Array, size: int, shifts: Array) -> Array:

@@ -126,11 +126,7 @@ def find_folder(root: str | Path, names: Sequence[str]) -> Path | None:
 def class_samples(
     home: Path, suffixes: Sequence[str], classes: Sequence[str], folder: str = ""
 ) -> list[Sample]:
-    """Return the recordings below ``home/folder``, whose first folder there is their class.
-
-    Raises:
-        DataError: no class has that name; the path is named and the nearest class offered.
-    """
+    """Return the recordings below ``home/folder``, whose first folder there is their class."""
     numbers = {name: number for number, name in enumerate(classes)}
     samples = []
     for path in scan(home / folder, suffixes):
@@ -151,12 +147,11 @@ def check_counts(
     expected: int | Mapping[str, int],
     incomplete: str = "error",
 ) -> None:
-    """Compare what was found with what the published set has.
+    """Compare what was found with the published set; see `accept` for what a difference does.
 
     Args:
         name: of the part, e.g. "dvs128_gesture train".
         expected: recordings in all, or {class: recordings}.
-        incomplete: what happens to a difference; see `accept`.
     """
     counts = Counter(classes[sample.label] for sample in samples if sample.label < len(classes))
     told = [f"{each} {counts[each]}" for each in classes]
@@ -306,9 +301,6 @@ def first_of_each_class(
 
     Of n samples ``ceil(fraction * n)`` come first. With 0.9 that is the field's split of
     CIFAR10-DVS (Spikformer, Spikingformer, QKFormer; spikingjelly's split_to_train_test_set).
-
-    Raises:
-        ConfigError: `fraction` outside (0, 1).
     """
     exact = exact_fraction("fraction", fraction)
     first: set[Sample] = set()
@@ -321,19 +313,15 @@ def first_of_each_class(
 def hold_out(
     name: str, samples: Sequence[Sample], fraction: float, groups: bool = False
 ) -> tuple[list[Sample], list[Sample]]:
-    """Hold out a part of the training recordings, chosen by the hashes of their names.
+    """Hold out a part of the training recordings, chosen by hashes of their names and the set's.
 
-    Args:
-        name: of the set; another name gives another choice.
-        fraction: part to hold out, in (0, 1).
-        groups: hold out whole groups (people, say), as few as reach the fraction, never such that a
-            class loses its last training sample; else as `splits.held_out`.
+    With `groups` whole groups (people, say) are held out, as few as reach the fraction, never such
+    that a class loses its last training sample; else a part of each class, as `splits.held_out`.
 
     Returns:
         (kept, held out), each sorted.
 
     Raises:
-        ConfigError: `fraction` outside (0, 1).
         DataError: nothing can be held out.
     """
     exact = exact_fraction("val_fraction", fraction)
@@ -356,11 +344,7 @@ def hold_out(
 
 
 def limit(name: str, samples: Sequence[Sample], count: int) -> list[Sample]:
-    """Choose `count` recordings, classes in proportion; a larger count keeps a smaller one's.
-
-    Raises:
-        ConfigError: `count` outside [1, number of samples].
-    """
+    """Choose `count` recordings, classes in proportion; a larger count keeps a smaller one's."""
     check(1 <= count <= len(samples), "limit", count, f"{name} has 1 to {len(samples)} samples")
     labels = [sample.label for sample in samples]
     chosen = in_proportion(labels, count, lambda i: hashed(name, samples[i].key))
@@ -383,9 +367,6 @@ def find_shared(root: str | Path, parts: Mapping[str, Sequence[Sample]]) -> list
     """Return pairs of files below `root`, of different parts, that hold the same bytes.
 
     Only files of one size are opened, and only those that also begin alike are read whole.
-
-    Raises:
-        DataError: a file cannot be read.
     """
     part_of: dict[str, str] = {}
     for part, samples in parts.items():

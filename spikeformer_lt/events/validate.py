@@ -110,12 +110,45 @@ def validate(
         DataError: wrong fields or types, or a fault that the policy refuses: file, first event,
             value and limit are named.
     """
-    gate = _Gate(columns_of(events, source, columns), policy or Policy(), source)
-    gate.whole_numbers()
-    gate.coordinates(sensor)
-    gate.polarity()
-    gate.times()
-    return gate.result()
+    policy = policy or Policy()
+    gate = _Gate(columns_of(events, source, columns), policy, source)
+    real = [name for name in FIELDS if gate.columns[name].dtype.kind == "f"]
+    for name in real:
+        gate.found("nonfinite", ~np.isfinite(gate.columns[name]), name, "a finite number")
+    for name in real:
+        column = gate.columns[name]
+        gate.found("fractional", np.floor(column) != column, name, "a whole number")
+        # Beyond the type's range a cast gives any number: hold it at what is refused anyway.
+        limited = np.clip(np.floor(gate.columns[name]), -(2.0**62), 2.0**62)
+        gate.columns[name] = limited.astype(np.int64)
+    for name, side in (("x", sensor.width), ("y", sensor.height)):
+        column = gate.columns[name]
+        if len(column) and (column.min() < 0 or column.max() >= side):
+            limit = f"in [0, {side}), the sensor being {sensor}; the file's {name} is "
+            limit += f"{column.min()} to {column.max()}"
+            gate.found("coordinates", (column < 0) | (column >= side), name, limit)
+    column = gate.columns["p"]
+    if column.dtype.kind != "b":
+        off = -1 if policy.signed_polarity else 0
+        gate.found("polarity", (column != off) & (column != 1), "p", f"{off} or 1")
+        gate.columns["p"] = gate.columns["p"] > 0
+    column = gate.columns["t_us"]
+    limit = f"in [0, {TIME_LIMIT_US}) microseconds"
+    gate.found("time", (column < 0) | (column >= TIME_LIMIT_US), "t_us", limit)
+    column = gate.columns["t_us"] = gate.columns["t_us"].astype(np.int64)
+    if (column[1:] < column[:-1]).any():
+        late = column < np.maximum.accumulate(column)
+        gate.found("order", late, "t_us", "no earlier than the events before it")
+        if policy.order == "count":
+            gate.take(np.argsort(gate.columns["t_us"], kind="stable"))
+    column = gate.columns["t_us"]
+    if len(column) and int(column[-1]) - int(column[0]) > policy.longest_us:
+        limit = f"within {policy.longest_us} us of the first, {int(column[0])}"
+        gate.found("span", np.arange(len(column)) == len(column) - 1, "t_us", limit)
+    kept = make_events(**gate.columns)
+    duration = int(kept["t_us"][-1] - kept["t_us"][0]) if len(kept) else 0
+    told = (source, gate.given, len(kept), gate.faults, gate.examples, duration)
+    return kept, Report(*told, on=int(np.count_nonzero(kept["p"])))
 
 
 class _Gate:
@@ -128,60 +161,7 @@ class _Gate:
         self.faults: dict[str, int] = {}
         self.examples: dict[str, str] = {}
 
-    def whole_numbers(self) -> None:
-        """Leave only finite, whole numbers, in integer types."""
-        real = [name for name in FIELDS if self.columns[name].dtype.kind == "f"]
-        for name in real:
-            self._found("nonfinite", ~np.isfinite(self.columns[name]), name, "a finite number")
-        for name in real:
-            column = self.columns[name]
-            self._found("fractional", np.floor(column) != column, name, "a whole number")
-            # Beyond the type's range a cast gives any number: hold it at what is refused anyway.
-            limited = np.clip(np.floor(self.columns[name]), -(2.0**62), 2.0**62)
-            self.columns[name] = limited.astype(np.int64)
-
-    def coordinates(self, sensor: Sensor) -> None:
-        """Leave only events on the sensor."""
-        for name, side in (("x", sensor.width), ("y", sensor.height)):
-            column = self.columns[name]
-            if len(column) and (column.min() < 0 or column.max() >= side):
-                limit = f"in [0, {side}), the sensor being {sensor}; the file's {name} is "
-                limit += f"{column.min()} to {column.max()}"
-                self._found("coordinates", (column < 0) | (column >= side), name, limit)
-
-    def polarity(self) -> None:
-        """Leave only 0 and 1."""
-        column = self.columns["p"]
-        if column.dtype.kind == "b":
-            return
-        off = -1 if self.policy.signed_polarity else 0
-        self._found("polarity", (column != off) & (column != 1), "p", f"{off} or 1")
-        self.columns["p"] = self.columns["p"] > 0
-
-    def times(self) -> None:
-        """Leave times in range, in order, and not too far apart."""
-        column = self.columns["t_us"]
-        bad = (column < 0) | (column >= TIME_LIMIT_US)
-        self._found("time", bad, "t_us", f"in [0, {TIME_LIMIT_US}) microseconds")
-        column = self.columns["t_us"] = self.columns["t_us"].astype(np.int64)
-        if (column[1:] < column[:-1]).any():
-            late = column < np.maximum.accumulate(column)
-            self._found("order", late, "t_us", "no earlier than the events before it")
-            if self.policy.order == "count":
-                self._take(np.argsort(self.columns["t_us"], kind="stable"))
-        column = self.columns["t_us"]
-        if len(column) and int(column[-1]) - int(column[0]) > self.policy.longest_us:
-            limit = f"within {self.policy.longest_us} us of the first, {int(column[0])}"
-            self._found("span", np.arange(len(column)) == len(column) - 1, "t_us", limit)
-
-    def result(self) -> tuple[Events, Report]:
-        """Return the events that are left, and the report."""
-        events = make_events(**self.columns)
-        duration = int(events["t_us"][-1] - events["t_us"][0]) if len(events) else 0
-        found = (self.source, self.given, len(events), self.faults, self.examples, duration)
-        return events, Report(*found, on=int(np.count_nonzero(events["p"])))
-
-    def _found(self, fault: str, bad: NDArray[np.bool_], name: str, needed: str) -> None:
+    def found(self, fault: str, bad: NDArray[np.bool_], name: str, needed: str) -> None:
         """Count the events marked in `bad`; refuse them or leave them out as the policy says."""
         count = int(np.count_nonzero(bad))
         if not count:
@@ -199,8 +179,9 @@ class _Gate:
         self.faults[fault] = self.faults.get(fault, 0) + count
         self.examples.setdefault(fault, example)
         if action == "drop":
-            self._take(np.flatnonzero(~bad))
+            self.take(np.flatnonzero(~bad))
 
-    def _take(self, places: NDArray[np.int64]) -> None:
+    def take(self, places: NDArray[np.int64]) -> None:
+        """Leave the events at some places."""
         self.places = places if self.places is None else self.places[places]
         self.columns = {name: column[places] for name, column in self.columns.items()}

@@ -13,29 +13,16 @@ from spikeformer_lt.errors import DataError
 
 @dataclass(eq=False, repr=False)
 class ArrayImages(torch.utils.data.Dataset[tuple[Tensor, int]]):
-    """Labelled images in one uint8 tensor, as a map-style data set.
+    """Labelled images in one tensor, as a map-style data set; what does not fit is a DataError."""
 
-    Args:
-        name: what messages call it, e.g. "cifar10 train".
-        images: uint8 [N, C, H, W].
-        labels: int64 [N], each in [0, `num_classes`).
-        mean: per channel, of pixels in [0, 1]; loaders normalise with it.
-        std: per channel, of pixels in [0, 1], above 0.
-        indices: int64 [N], where each image stood in its source; default 0..N-1.
-
-    Raises:
-        DataError: another dtype or shape, a label out of range (index and label are named), or a
-            mean or std that does not fit the channels.
-    """
-
-    name: str
-    images: Tensor
-    labels: Tensor
+    name: str  # what messages call it, e.g. "cifar10 train"
+    images: Tensor  # uint8 [N, C, H, W]
+    labels: Tensor  # int64 [N], each in [0, num_classes)
     _: KW_ONLY
     num_classes: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    indices: Tensor = None  # type: ignore[assignment]
+    mean: tuple[float, ...]  # per channel, of pixels in [0, 1]; loaders normalise with it
+    std: tuple[float, ...]  # as `mean`, above 0
+    indices: Tensor = None  # type: ignore[assignment]  # int64 [N], in its source; default 0..N-1
 
     def __post_init__(self) -> None:
         name, images, labels = self.name, self.images, self.labels

@@ -51,9 +51,6 @@ class Augment:
     def standard(cls, name: str) -> Augment:
         """Return a preset: "spikformer_cifar", "crop4_flip", "crop8_flip", "digits" or "none".
 
-        Raises:
-            ConfigError: no such preset.
-
         Source: "spikformer_cifar" is cifar10.yml of Spikformer (arXiv:2209.15425) with the
         operations of its aa_snn.py; its random resized crop has scale and ratio 1, so none is
         made. "crop4_flip" (SVHN, Fashion-MNIST) and "crop8_flip" (Tiny-ImageNet) are those of the
@@ -90,13 +87,7 @@ class Augment:
         return not any(on)
 
     def build(self, mean: Sequence[float], std: Sequence[float], image_size: int) -> TrainTransform:
-        """Return the transform of one image of `image_size` pixels a side.
-
-        Mean and std are per channel, of pixels in [0, 1].
-
-        Raises:
-            ConfigError: as `check`, or a value that timm refuses.
-        """
+        """Return the transform of one image of `image_size` pixels a side; `mean` is of [0, 1]."""
         return TrainTransform(self, mean, std, image_size)
 
 

@@ -54,11 +54,7 @@ class ImageFiles:
     augment: str = "none"
 
     def read(self, folder: Path, size: int) -> tuple[Labelled, Labelled]:
-        """Read the training and the test images of `size` pixels a side, in file order.
-
-        Raises:
-            DataError: a file differs from the published one, or holds something else.
-        """
+        """Read the training and the test images of `size` pixels a side, in file order."""
         return self.read_part(folder, self.train, size), self.read_part(folder, self.test, size)
 
     def read_part(self, folder: Path, files: Sequence[PublishedFile], size: int) -> Labelled:
@@ -70,12 +66,7 @@ class ImageFiles:
         return all((folder / file.name).is_file() for file in self.train + self.test)
 
     def load(self, options: DataOptions) -> tuple[ArrayImages, ArrayImages]:
-        """Return all training and all test images.
-
-        Raises:
-            ConfigError: a size that the set does not come in.
-            DataError: files are missing (all are named), or as `read`.
-        """
+        """Return all training and all test images; missing or other files are a DataError."""
         size = self.sizes[0] if options.image_size is None else options.image_size
         own = f"{self.name} has images of {' or '.join(map(str, self.sizes))} pixels a side"
         check(size in self.sizes, "image_size", size, f"{own}; use that or leave it out")
@@ -107,15 +98,11 @@ def read_idx(
 ) -> Tensor:
     """Read one gzipped IDX file of bytes as uint8 of the sizes that it names.
 
-    Args:
-        md5: published hash; compared before anything is unpacked.
-        sha256: a second hash, or "".
-        dims: number of dimensions that it must have.
-        max_bytes: most bytes that it may unpack to.
+    The published hashes are compared before anything is unpacked.
 
     Raises:
-        DataError: a hash differs, it is no whole gzip file, unpacks to too much, or is no IDX
-            file of bytes with `dims` dimensions and exactly the values that they need.
+        DataError: a hash differs, it is no whole gzip file, unpacks to more than `max_bytes`, or is
+            no IDX file of bytes with `dims` dimensions and exactly the values that they need.
     """
     name = name_of(path)
     data = _gunzip(read_checked(path, md5=md5, sha256=sha256), name, max_bytes)

@@ -203,12 +203,7 @@ def _end_on_word_of(parent: int) -> None:
 
 
 def steps_per_epoch(dataset: ImageDataset, batch_size: int, world_size: int = 1) -> int:
-    """Return the number of whole global batches (`batch_size` in each process) in `dataset`.
-
-    Raises:
-        ConfigError: a number below 1.
-        DataError: `dataset` is smaller than one global batch.
-    """
+    """Return the number of whole global batches, `batch_size` in each process, in a data set."""
     for field, value in (("batch_size", batch_size), ("world_size", world_size)):
         check(value >= 1, field, value, "1 or more")
     together = batch_size * world_size
@@ -249,7 +244,7 @@ def train_loader(
 
     Raises:
         ConfigError: a number out of range, or as `Augment.check`.
-        DataError: as `steps_per_epoch`.
+        DataError: `dataset` is smaller than one global batch.
     """
     steps = steps_per_epoch(dataset, batch_size, world_size)
     _check_rank(rank, world_size)

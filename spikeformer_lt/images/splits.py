@@ -31,11 +31,9 @@ def make_splits(
 ) -> Splits:
     """Cut the validation part from `pool` and put the three parts together.
 
-    The validation part does not depend on the limits: a limited run never trains on an image that
-    a full run validates on.
-
-    The limits and `duplicates` are those of `DataOptions`; with `limit_train` validation shrinks by
-    the same factor, to one image a class at least.
+    The keywords are those of `DataOptions`. A limited run never trains on an image that a full run
+    validates on: with `limit_train` validation shrinks by the same factor, to one image a class at
+    least.
 
     Raises:
         ConfigError: an option out of range.
@@ -98,15 +96,11 @@ def hashed_validation(
 ) -> tuple[Tensor, Tensor]:
     """Split samples into two parts, class by class, by the hash of (name, seed, index).
 
-    Args:
-        fraction: part of each class that is held out, in (0, 1); see `splits.held_out`.
-        seed: another name or seed gives another order.
-
     Returns:
-        Positions (kept, held out), int64, each ascending.
+        Positions (kept, held out), int64, each ascending; of each class `fraction` is held out as
+        `splits.held_out` does.
 
     Raises:
-        ConfigError: `fraction` outside (0, 1).
         DataError: every class is too small to give a sample away.
     """
     listed = labels.tolist()
@@ -126,13 +120,8 @@ def hashed_subset(
 ) -> Tensor:
     """Choose `count` samples with the classes in proportion, by the order of `hashed_validation`.
 
-    Args:
-        count: samples to keep, in [1, N]; a larger count keeps what a smaller one chose.
-        seed: another name or seed gives another order.
-        ids: int64 [N], the index that each sample is hashed by; default 0..N-1.
-
     Returns:
-        Positions, int64, ascending.
+        Positions, int64, ascending; a sample is hashed by its number in `ids`, by default its own.
     """
     check(1 <= count <= len(labels), "count", count, f"{name} has 1 to {len(labels)} samples")
     numbers = list(range(len(labels))) if ids is None else ids.tolist()

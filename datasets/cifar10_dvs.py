@@ -8,13 +8,11 @@ programs with an empty page; those of its interface, used here, serve the same f
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 from spikeformer_lt.errors import DataError, name_of
-from spikeformer_lt.events.dataset import Source, event_splits
-from spikeformer_lt.events.formats import FileReader
-from spikeformer_lt.events.frame import EventDataOptions
-from spikeformer_lt.events.recording import Sensor
+from spikeformer_lt.events import EventDataOptions, FileReader, Sensor, Source, event_splits
 from spikeformer_lt.events.split import (
     check_counts,
     class_samples,
@@ -41,7 +39,6 @@ _FILES = {
 }
 CLASSES = tuple(_FILES)
 PER_CLASS = 1000
-_TRAIN_FRACTION = 0.9
 ORIGINAL = tuple(
     Archive(
         *(f"{name}.zip", 0, md5),
@@ -79,20 +76,18 @@ def cifar10_dvs(options: EventDataOptions) -> Splits:
     root = Path(options.root)
     tonic = (root / TONIC.name).is_file()
     archives = [TONIC] if tonic else ORIGINAL
-    home = provide(
-        *("cifar10_dvs", root, options.download, lambda: _home(root, tonic)), archives=archives
-    )
+    find = functools.partial(_home, root, tonic)
+    home = provide("cifar10_dvs", root, options.download, find, archives=archives)
     old, new = (class_samples(home, (suffix,), CLASSES) for suffix in (".aedat", ".aedat4"))
     if old and new:
         raise DataError(
             f"{name_of(home)} holds both AEDAT 2 files ({old[0].path}) and AEDAT 4 files "
             f"({new[0].path}) of the same recordings: move one kind away"
         )
-    samples = new or old
-    expected = dict.fromkeys(CLASSES, PER_CLASS)
+    samples, expected = new or old, dict.fromkeys(CLASSES, PER_CLASS)
     check_counts("cifar10_dvs", samples, CLASSES, expected, options.events.incomplete)
-    pool, test = first_of_each_class(samples, _TRAIN_FRACTION)
-    split = cut("cifar10_dvs", CLASSES, pool, test, options.val_fraction)
+    parts = first_of_each_class(samples, 0.9)
+    split = cut("cifar10_dvs", CLASSES, *parts, options.val_fraction)
     reader = FileReader(home, "aedat4" if new else "cifar10_dvs")
     source = Source(reader, Sensor(128, 128), root=home)
     return event_splits(split, source, options, augment="spikformer_dvs")
@@ -101,12 +96,10 @@ def cifar10_dvs(options: EventDataOptions) -> Splits:
 def _home(root: Path, tonic: bool) -> Path | None:
     """Return the folder of the classes; the zips inside tonic's zip are unpacked for it."""
     outer = root / TONIC.into
-    if tonic and outer.is_dir():
-        most, members = ORIGINAL[0].unpacked, ORIGINAL[0].members
-        for name in CLASSES:
-            inner = outer / f"{name}.zip"
-            if inner.is_file() and not (outer / name).is_dir():
-                unpack(inner, outer, max_bytes=most, max_members=members)
+    for archive, name in zip(ORIGINAL if tonic else (), CLASSES, strict=False):
+        inner = outer / f"{name}.zip"
+        if inner.is_file() and not (outer / name).is_dir():
+            unpack(inner, outer, max_bytes=archive.unpacked, max_members=archive.members)
     found = [find_folder(root, (name,)) for name in CLASSES]
     homes = {folder.parent for folder in found if folder is not None}
     if len(homes) > 1:

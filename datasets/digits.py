@@ -9,14 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.images.arrays import ArrayImages
-from spikeformer_lt.images.splits import hashed_validation, make_splits
+from spikeformer_lt.config import check
+from spikeformer_lt.images import ArrayImages, hashed_validation, make_splits
 from spikeformer_lt.registry import register_dataset
 from spikeformer_lt.splits import DataOptions, Splits, takes
 
-_GRID = 8  # pixels a side in the source
-_INK = 16  # its brightest value
+_INK = 16  # the brightest value in the source
 _TEST_FRACTION = 0.2
 _LARGEST = 256  # pixels a side; beyond it the set takes gigabytes and shows nothing new
 
@@ -32,20 +30,18 @@ def digits(options: DataOptions) -> Splits:
     `image_size` is a multiple of 8 up to 256, by default 32; nothing is fetched.
     """
     size = 32 if options.image_size is None else options.image_size
-    if size % _GRID or not _GRID <= size <= _LARGEST:
-        raise ConfigError(
-            f"image_size={size} is not allowed: digits come in multiples of {_GRID} from {_GRID} "
-            f"to {_LARGEST} pixels, such as 16 or 32"
-        )
+    allowed = "digits come in multiples of 8 from 8 to 256 pixels, such as 16 or 32"
+    check(size in range(8, _LARGEST + 1, 8), "image_size", size, allowed)
     from sklearn.datasets import load_digits
 
     source = load_digits()
     labels = torch.from_numpy(source.target).to(torch.int64)
     pixels = enlarge(torch.from_numpy(source.images), size)
     pool, held = hashed_validation("digits/test", labels, _TEST_FRACTION)
-    mean, std = _moments(pixels[pool])
+    seen = pixels[pool, 0].to(torch.float64) / 255
+    mean, std = round(float(seen.mean()), 4), round(float(seen.std(correction=0)), 4)
     everything = ArrayImages(
-        "digits", pixels, labels, num_classes=10, mean=[mean] * 3, std=[std] * 3
+        "digits", pixels, labels, num_classes=10, mean=(mean,) * 3, std=(std,) * 3
     )
     train, test = everything.take(pool, "digits train"), everything.take(held, "digits test")
     return make_splits("digits", train, test, augment="digits", **options.parts())
@@ -60,9 +56,3 @@ def enlarge(ink: Tensor, size: int) -> Tensor:
         ink.to(torch.float64)[:, None], size=(size, size), mode="bilinear", align_corners=False
     )
     return (grey * 255 / _INK).round().to(torch.uint8).repeat(1, 3, 1, 1)
-
-
-def _moments(pixels: Tensor) -> tuple[float, float]:
-    """Return mean and standard deviation of pixels in [0, 1], to four decimals."""
-    scaled = pixels[:, 0].to(torch.float64) / 255
-    return round(float(scaled.mean()), 4), round(float(scaled.std(correction=0)), 4)

@@ -12,11 +12,9 @@ import re
 from pathlib import Path
 
 from spikeformer_lt.errors import DataError, name_of
-from spikeformer_lt.events.dataset import Source, event_splits
-from spikeformer_lt.events.formats import FileReader, read_trials
-from spikeformer_lt.events.frame import EventDataOptions
-from spikeformer_lt.events.recording import Sensor
-from spikeformer_lt.events.split import Sample, check_counts, cut, find_folder, scan
+from spikeformer_lt.events import EventDataOptions, FileReader, Sample, Sensor, Source, event_splits
+from spikeformer_lt.events.formats import read_trials
+from spikeformer_lt.events.split import check_counts, cut, find_folder, scan
 from spikeformer_lt.published import Archive, provide
 from spikeformer_lt.registry import register_dataset
 from spikeformer_lt.splits import Splits, takes
@@ -29,7 +27,7 @@ CLASSES = (
 NPY_COUNTS = {"train": 1077, "test": 264}
 TRIAL_COUNTS = {"train": 1176, "test": 288}
 _NPY_FOLDERS = {"train": "ibmGestureTrain", "test": "ibmGestureTest"}
-_NPY_NAME = re.compile(r"(?:.+/)?(user\d+)_[^/]+/(\d{1,3})\.npy")
+_NPY_NAME = re.compile(r"(?:.+/)?user(\d+)_[^/]+/(\d{1,3})\.npy")
 NPY_ARCHIVES = tuple(
     Archive(
         *(f"{_NPY_FOLDERS[part]}.tar.gz", 0, md5),
@@ -73,14 +71,13 @@ def dvs128_gesture(options: EventDataOptions) -> Splits:
         return None if trials is None else (trials, "aedat31")
 
     home, form = provide("dvs128_gesture", options.root, options.download, find, archives=archives)
-    if form == "npy":
-        parts, counts = _npy_parts(home), NPY_COUNTS
-    else:
-        parts, counts = read_trials(home, len(CLASSES)), TRIAL_COUNTS
+    counts = NPY_COUNTS if form == "npy" else TRIAL_COUNTS
+    parts = _npy_parts(home) if form == "npy" else read_trials(home, len(CLASSES))
     for part, samples in parts.items():
         name = f"dvs128_gesture {part}"
         check_counts(name, samples, CLASSES, counts[part], options.events.incomplete)
-    return _splits("dvs128_gesture", CLASSES, parts, home, form, options)
+    reader = FileReader(home, form, microseconds_per_tick=1000)
+    return _splits("dvs128_gesture", CLASSES, parts, reader, options)
 
 
 @register_dataset
@@ -108,7 +105,8 @@ def dvs128_recordings(options: EventDataOptions) -> Splits:
     lacking = sorted(set(range(len(classes))) - found)
     if lacking or not found:
         raise DataError(f"{name_of(home)} has no training file of class {lacking[:10] or 0}")
-    return _splits("dvs128_recordings", classes, parts, home, "npy", options)
+    reader = FileReader(home, "npy", microseconds_per_tick=1000)
+    return _splits("dvs128_recordings", classes, parts, reader, options)
 
 
 def _npy_home(root: str) -> Path | None:
@@ -119,9 +117,8 @@ def _npy_home(root: str) -> Path | None:
 
 
 def _npy_parts(home: Path) -> dict[str, list[Sample]]:
-    parts: dict[str, list[Sample]] = {}
+    parts: dict[str, list[Sample]] = {part: [] for part in _NPY_FOLDERS}
     for part, folder in _NPY_FOLDERS.items():
-        parts[part] = []
         for path in scan(home / folder, (".npy",)):
             named = _NPY_NAME.fullmatch(path)
             if named is None:
@@ -129,20 +126,14 @@ def _npy_parts(home: Path) -> dict[str, list[Sample]]:
                     f"{name_of(home / folder / path)} is not named "
                     "user<number>_<light>/<class>.npy: move it out of the set"
                 )
-            person = named[1].removeprefix("user")
-            parts[part].append(Sample(f"{folder}/{path}", label=int(named[2]), group=person))
+            parts[part].append(Sample(f"{folder}/{path}", label=int(named[2]), group=named[1]))
     return parts
 
 
 def _splits(
-    name: str,
-    classes: tuple[str, ...],
-    parts: dict[str, list[Sample]],
-    home: Path,
-    form: str,
+    name: str, classes: tuple[str, ...], parts: dict[str, list[Sample]], reader: FileReader,
     options: EventDataOptions,
-) -> Splits:
+) -> Splits:  # fmt: skip
     split = cut(name, classes, parts["train"], parts["test"], options.val_fraction, groups=True)
-    reader = FileReader(home, form, microseconds_per_tick=1000)
-    source = Source(reader, Sensor(128, 128), root=home)
+    source = Source(reader, Sensor(128, 128), root=reader.root)
     return event_splits(split, source, options, augment="spikformer_dvs")

@@ -48,42 +48,39 @@ def enlarge(images: Tensor, size: int) -> Tensor:
     if size == images.shape[-1]:
         return images
     parts = [
-        F.interpolate(part.float(), size=(size, size), mode="bilinear", align_corners=False)
+        F.interpolate(part.float(), size=(size, size), mode="bilinear").round().to(torch.uint8)
         for part in images.split(_CHUNK)
     ]
-    return torch.cat([part.round().to(torch.uint8) for part in parts])
+    return torch.cat(parts)
 
 
 _URL = "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/"
-_TRAIN_IMAGES, _TRAIN_LABELS = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
-_TEST_IMAGES, _TEST_LABELS = "t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"
 # fmt: off
+_FILES = tuple(
+    PublishedFile(name, size, md5, sha256, f"{_URL}{name}")
+    for name, size, md5, sha256 in (
+        ("train-images-idx3-ubyte.gz", 26_421_880, "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+         "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84"),
+        ("train-labels-idx1-ubyte.gz", 29_515, "25c81989df183df01b3e8a0aad5dffbe",
+         "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845"),
+        ("t10k-images-idx3-ubyte.gz", 4_422_102, "bef4ecab320f06d8554ea6380940ec79",
+         "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073"),
+        ("t10k-labels-idx1-ubyte.gz", 5_148, "bb300cfdad3c16e7a12a480ee83cd310",
+         "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5"),
+    )
+)
+# fmt: on
 FASHION = _IdxFiles(
     name="fashion_mnist",
     folder="fashion-mnist",
-    train=(
-        PublishedFile(_TRAIN_IMAGES, 26_421_880, "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
-                      "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
-                      f"{_URL}{_TRAIN_IMAGES}"),
-        PublishedFile(_TRAIN_LABELS, 29_515, "25c81989df183df01b3e8a0aad5dffbe",
-                      "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
-                      f"{_URL}{_TRAIN_LABELS}"),
-    ),
-    test=(
-        PublishedFile(_TEST_IMAGES, 4_422_102, "bef4ecab320f06d8554ea6380940ec79",
-                      "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
-                      f"{_URL}{_TEST_IMAGES}"),
-        PublishedFile(_TEST_LABELS, 5_148, "bb300cfdad3c16e7a12a480ee83cd310",
-                      "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
-                      f"{_URL}{_TEST_LABELS}"),
-    ),
+    train=_FILES[:2],
+    test=_FILES[2:],
     sizes=(28, 32),  # enlarged to 32 as the code of the ECCV 2022 paper does
     num_classes=10,
     mean=(0.2860,),
     std=(0.3530,),
     augment="crop4_flip",
 )
-# fmt: on
 
 
 @register_dataset

@@ -11,21 +11,19 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import Tensor
 
-from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.events.dataset import Source, event_splits
-from spikeformer_lt.events.frame import EventDataOptions
-from spikeformer_lt.events.recording import Raw, Sensor
+from spikeformer_lt.config import check
+from spikeformer_lt.events import EventDataOptions, Sample, Sensor, Source, event_splits
+from spikeformer_lt.events.recording import Raw
 from spikeformer_lt.events.simulate import Camera
-from spikeformer_lt.events.split import Sample, cut
+from spikeformer_lt.events.split import cut
 from spikeformer_lt.images.splits import hashed_validation
 from spikeformer_lt.registry import register_dataset
 from spikeformer_lt.rng import seed_for
 from spikeformer_lt.splits import Splits, takes
 
-_GRID, _INK = 8, 16  # pixels a side, and the brightest value, in the source
-_SIZES = range(16, 129, 8)
+_INK = 16  # the brightest value in the source
 _TEST_FRACTION = 0.2  # and the same digits as in the data set `digits`
 
 
@@ -42,13 +40,10 @@ def moving_digits(options: EventDataOptions) -> Splits:
     is fetched. Frames are kept in memory unless `events.cache` names a folder.
     """
     size = 32 if options.image_size is None else options.image_size
-    if size not in _SIZES:
-        raise ConfigError(
-            f"image_size={size} is not allowed: moving_digits have multiples of {_SIZES.step} from "
-            f"{_SIZES[0]} to {_SIZES[-1]} pixels, such as 32 or 64"
-        )
+    allowed = "moving_digits have multiples of 8 from 16 to 128 pixels, such as 32 or 64"
+    check(size in range(16, 129, 8), "image_size", size, allowed)
     labels = _digits()[1]
-    pool, held = hashed_validation("digits/test", torch.from_numpy(labels), _TEST_FRACTION)
+    pool, held = hashed_validation("digits/test", labels, _TEST_FRACTION)
     samples = [Sample(f"digit-{i:04d}", label=int(label)) for i, label in enumerate(labels)]
     train, test = ([samples[i] for i in part.tolist()] for part in (pool, held))
     split = cut("moving_digits", [str(n) for n in range(10)], train, test, options.val_fraction)
@@ -58,22 +53,18 @@ def moving_digits(options: EventDataOptions) -> Splits:
 
 @dataclass(frozen=True)
 class MovingDigit:
-    """Records a digit, by the number in its sample's path.
+    """Records a digit, by the number in its sample's path."""
 
-    Attributes:
-        size: side of the sensor, in pixels; the digit takes 3/4 of it.
-        camera: what it is recorded with.
-    """
-
-    size: int
-    camera: Camera = field(default_factory=Camera)
+    size: int  # side of the sensor, in pixels; the digit takes 3/4 of it
+    camera: Camera = field(default_factory=Camera)  # what it is recorded with
 
     def __call__(self, sample: Sample) -> Raw:
         """Return the recording of a digit."""
         number = int(sample.path.removeprefix("digit-"))
-        ink = _digits()[0][number]
+        ink, side = _digits()[0][None, None, number], self.size * 3 // 4
+        picture = torch.nn.functional.interpolate(ink, size=(side, side), mode="bilinear")
         rng = np.random.default_rng(seed_for("moving_digits", number, self.size))
-        return Raw(self.camera.record(_enlarge(ink, self.size * 3 // 4), self.size, rng))
+        return Raw(self.camera.record(picture[0, 0].numpy(), self.size, rng))
 
     def fingerprint(self, sample: Sample) -> str:
         """Return the same for all: a digit never changes."""
@@ -82,16 +73,9 @@ class MovingDigit:
 
 
 @functools.cache
-def _digits() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return brightness [1797, 8, 8] in [0, 1], and labels [1797]."""
+def _digits() -> tuple[Tensor, Tensor]:
+    """Return brightness, float64 [1797, 8, 8] in [0, 1], and labels, int64 [1797]."""
     from sklearn.datasets import load_digits
 
     source = load_digits()
-    return source.images / _INK, source.target.astype(np.int64)
-
-
-def _enlarge(ink: NDArray[np.float64], side: int) -> NDArray[np.float64]:
-    """Return an 8 x 8 picture bilinearly enlarged to `side` pixels a side."""
-    pixels = torch.from_numpy(np.ascontiguousarray(ink))[None, None]
-    large = torch.nn.functional.interpolate(pixels, size=(side, side), mode="bilinear")
-    return large[0, 0].numpy()
+    return torch.from_numpy(source.images / _INK), torch.from_numpy(source.target).to(torch.int64)

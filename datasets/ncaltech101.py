@@ -9,10 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from spikeformer_lt.events.dataset import Source, event_splits
-from spikeformer_lt.events.formats import FileReader
-from spikeformer_lt.events.frame import EventDataOptions
-from spikeformer_lt.events.recording import Sensor
+from spikeformer_lt.events import EventDataOptions, FileReader, Sensor, Source, event_splits
 from spikeformer_lt.events.split import (
     accept,
     check_counts,
@@ -28,7 +25,6 @@ from spikeformer_lt.splits import Splits, takes
 
 NUM_CLASSES = 101
 COUNT = 8709
-_TRAIN_FRACTION = 0.9
 _INNER = "Caltech101.zip"
 ARCHIVE = Archive(
     *("N-Caltech101-archive.zip", 0, "66201824eabb0239c7ab992480b50ba3"),
@@ -58,13 +54,11 @@ def ncaltech101(options: EventDataOptions) -> Splits:
         archive = replace(ARCHIVE, name=_INNER)
 
     def find() -> Path | None:
-        found = find_folder(options.root, ("Caltech101",))
         outer = find_folder(options.root, (archive.into,))
-        if found is None and outer is not None:  # the published zip holds a zip
-            for inner in sorted(outer.rglob(_INNER)):
+        if outer is not None and find_folder(options.root, ("Caltech101",)) is None:
+            for inner in sorted(outer.rglob(_INNER)):  # the published zip holds a zip
                 unpack(inner, outer, max_bytes=archive.unpacked, max_members=archive.members)
-            found = find_folder(options.root, ("Caltech101",))
-        return found
+        return find_folder(options.root, ("Caltech101",))
 
     home = provide("ncaltech101", options.root, options.download, find, archives=[archive])
     classes = sorted({path.split("/")[0] for path in scan(home, (".bin",))})
@@ -73,7 +67,7 @@ def ncaltech101(options: EventDataOptions) -> Splits:
     if len(classes) != NUM_CLASSES:
         accept(f"ncaltech101 has {len(classes)} classes of {NUM_CLASSES}", incomplete)
     check_counts("ncaltech101", samples, classes, COUNT, incomplete)
-    pool, test = first_of_each_class(samples, _TRAIN_FRACTION)
-    split = cut("ncaltech101", classes, pool, test, options.val_fraction)
+    parts = first_of_each_class(samples, 0.9)
+    split = cut("ncaltech101", classes, *parts, options.val_fraction)
     source = Source(FileReader(home, "bin"), Sensor(180, 240), root=home)
     return event_splits(split, source, options)

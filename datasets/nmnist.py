@@ -9,10 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from spikeformer_lt.events.dataset import Source, event_splits
-from spikeformer_lt.events.formats import FileReader
-from spikeformer_lt.events.frame import EventDataOptions
-from spikeformer_lt.events.recording import Sensor
+from spikeformer_lt.events import EventDataOptions, FileReader, Sensor, Source, event_splits
 from spikeformer_lt.events.split import check_counts, class_samples, cut, find_folder
 from spikeformer_lt.published import Archive, provide
 from spikeformer_lt.registry import register_dataset
@@ -64,11 +61,9 @@ def nmnist(options: EventDataOptions) -> Splits:
         for a in ARCHIVES
     ]
     home = provide("nmnist", root, options.download, find, archives=archives)
-    parts = {}
+    parts = {part: class_samples(home, (".bin",), CLASSES, part) for part in COUNTS}
     for part, counts in COUNTS.items():
-        parts[part] = class_samples(home, (".bin",), CLASSES, part)
-        expected = dict(zip(CLASSES, counts, strict=True))
-        incomplete = options.events.incomplete
+        expected, incomplete = dict(zip(CLASSES, counts, strict=True)), options.events.incomplete
         check_counts(f"nmnist {part}", parts[part], CLASSES, expected, incomplete)
     split = cut("nmnist", CLASSES, parts["Train"], parts["Test"], options.val_fraction)
     return event_splits(split, Source(FileReader(home, "bin"), Sensor(34, 34), root=home), options)

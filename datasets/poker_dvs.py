@@ -8,10 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from spikeformer_lt.events.dataset import Source, event_splits
-from spikeformer_lt.events.formats import FileReader
-from spikeformer_lt.events.frame import EventDataOptions
-from spikeformer_lt.events.recording import Sensor
+from spikeformer_lt.events import EventDataOptions, FileReader, Sensor, Source, event_splits
 from spikeformer_lt.events.split import check_counts, class_samples, cut, find_folder
 from spikeformer_lt.published import Archive, provide
 from spikeformer_lt.registry import register_dataset
@@ -27,16 +24,12 @@ ARCHIVES = tuple(
         members=1000,
     )
     for name, md5, sha256 in (
-        (
-            *("pips_train", "412bcfb96826e4fcb290558e8c150aae"),
-            "1ea38cdea0a46da6a8bce0f51b7a22b22a0922c14f73c5813a674810691eead5",
-        ),
-        (
-            *("pips_test", "eef2bf7d0d3defae89a6fa98b07c17af"),
-            "97501f9ab11f0c71fe232a264788671e9c4052566e3fc48c662ef6a7692347f2",
-        ),
+        ("pips_train", "412bcfb96826e4fcb290558e8c150aae",
+         "1ea38cdea0a46da6a8bce0f51b7a22b22a0922c14f73c5813a674810691eead5"),
+        ("pips_test", "eef2bf7d0d3defae89a6fa98b07c17af",
+         "97501f9ab11f0c71fe232a264788671e9c4052566e3fc48c662ef6a7692347f2"),
     )
-)
+)  # fmt: skip
 
 
 @register_dataset
@@ -53,9 +46,8 @@ def poker_dvs(options: EventDataOptions) -> Splits:
         return folders[0].parent if folders[0] and all(folders) else None
 
     home = provide("poker_dvs", options.root, options.download, find, archives=ARCHIVES)
-    parts = {}
+    parts = {folder: class_samples(home, (".npy",), CLASSES, folder) for folder in COUNTS}
     for folder, count in COUNTS.items():
-        parts[folder] = class_samples(home, (".npy",), CLASSES, folder)
         name = f"poker_dvs {folder.removeprefix('pips_')}"
         check_counts(name, parts[folder], CLASSES, count, options.events.incomplete)
     pool, test = parts.values()

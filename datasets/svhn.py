@@ -39,14 +39,12 @@ class _MatlabFiles(ImageFiles):
             found = loadmat(data, variable_names=("X", "y"))
         except Exception as fault:
             raise DataError(f"{where} is not a MATLAB file: {shown(str(fault))}") from fault
-        pixels, labels = found.get("X"), found.get("y")
-        shape: tuple[int, ...] = getattr(pixels, "shape", ())
-        sound = isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 and len(shape) == 4
-        if not sound or shape[:3] != (size, size, 3):
+        pixels, labels = np.asarray(found.get("X")), np.asarray(found.get("y"))
+        *sides, count = pixels.shape or (0,)
+        if pixels.dtype != np.uint8 or sides != [size, size, 3]:
             raise DataError(f"{where}: 'X' is no uint8 array [{size}, {size}, 3, N]")
-        sound = isinstance(labels, np.ndarray) and labels.dtype.kind in "ui"
-        if not sound or labels.shape != (shape[3], 1):
-            raise DataError(f"{where}: 'y' is no array of {shape[3]} whole numbers, one a row")
+        if labels.dtype.kind not in "ui" or labels.shape != (count, 1):
+            raise DataError(f"{where}: 'y' is no array of {count} whole numbers, one a row")
         classes = labels[:, 0].astype(np.int64)
         strange = np.flatnonzero((classes < 1) | (classes > _CLASSES))
         if strange.size:

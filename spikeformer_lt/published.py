@@ -8,13 +8,13 @@ bounds, and all of them appear or none.
 from __future__ import annotations
 
 import contextlib
+import functools
 import gzip
 import hashlib
 import http.client
 import logging
 import os
 import re
-import shutil
 import stat
 import tarfile
 import tempfile
@@ -33,6 +33,8 @@ from spikeformer_lt.errors import ConfigError, DataError, name_of, shown
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
+Member = tuple[str, Callable[[], Any] | None, str]
+"""A member's name as it is written, its content (None: a folder), and why it is refused, or ""."""
 _CHUNK = 1 << 20  # bytes
 _HEADERS = 4096  # bytes a member may cost beside its content: header, long name, padding
 _JUNK = "__MACOSX"  # a folder that macOS adds to archives
@@ -40,25 +42,15 @@ _JUNK = "__MACOSX"  # a folder that macOS adds to archives
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """A file as its author publishes it.
-
-    Attributes:
-        name: file name.
-        size: bytes; 0 where the author does not say, so that the server is asked.
-        md5: 32 hex digits.
-        sha256: 64 hex digits, or "" where it is not known.
-        url: https address, or "" where none serves programs.
-        page: where a person gets it; "" is `url`.
-        at_most: bytes that a download of unknown size may have.
-    """
+    """A file as its author publishes it."""
 
     name: str
-    size: int
-    md5: str
-    sha256: str = ""
-    url: str = ""
-    page: str = ""
-    at_most: int = 0
+    size: int  # bytes; 0 where the author does not say, so that the server is asked
+    md5: str  # 32 hex digits
+    sha256: str = ""  # 64 hex digits, or "" where it is not known
+    url: str = ""  # https address, or "" where none serves programs
+    page: str = ""  # where a person gets it; "" is `url`
+    at_most: int = 0  # bytes that a download of unknown size may have
 
     def __str__(self) -> str:
         source = self.page or self.url
@@ -67,23 +59,17 @@ class PublishedFile:
         return f"{self.name} ({', '.join(facts)})"
 
     def read(self, folder: Path) -> bytes:
-        """Return the file's bytes after their hashes; see `read_checked`."""
+        """Return the file's bytes if they have its hashes; see `read_checked`."""
         return read_checked(folder / self.name, md5=self.md5, sha256=self.sha256)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Archive(PublishedFile):
-    """A published archive; its name ends in .zip, .tar.gz or .tgz.
+    """A published archive; its name ends in .zip, .tar.gz or .tgz."""
 
-    Attributes:
-        unpacked: bytes that its members may have together.
-        members: files and folders that it may hold.
-        into: folder below the root that it is unpacked into; "" is the root.
-    """
-
-    unpacked: int
-    members: int
-    into: str = ""
+    unpacked: int  # bytes that its members may have together
+    members: int  # files and folders that it may hold
+    into: str = ""  # folder below the root that it is unpacked into; "" is the root
 
 
 def provide(
@@ -99,13 +85,9 @@ def provide(
     """Return what `find` finds; where it finds nothing, unpack or fetch the set first.
 
     Args:
-        name: of the data set.
         root: where the archives lie and are unpacked.
-        download: fetch what is missing.
         find: returns the set's place, or None while it is not whole.
-        archives: the archives that the set consists of.
-        files: single files in `folder`; they are fetched where there are no archives.
-        folder: folder below the root that the set's files are in.
+        files: single files in `folder` below the root, fetched where there are no archives.
 
     Raises:
         DataError: something is missing (each file is named with size, hash and address), damaged
@@ -122,19 +104,10 @@ def provide(
     if missing and not (download and all(file.url for file in missing.values())):
         raise _not_there(name, root, list(missing.values()), files, folder, download)
     for path, file in wanted.items():
-        if not isinstance(file, Archive):
-            if path in missing:
-                fetch(file, path)
-            continue
-        pinned = file.sha256 or _pinned(path)
-        if path in missing:
-            sha256 = fetch(file, path, sha256=pinned)
-        else:
-            sha256 = check_file(path, md5=file.md5, sha256=pinned)
-        if not pinned:
-            _pin(path, sha256)
-        log.info("unpacking %s", path)
-        unpack(path, root / file.into, max_bytes=file.unpacked, max_members=file.members)
+        if isinstance(file, Archive):
+            _install(file, path, root / file.into, path in missing)
+        elif path in missing:
+            fetch(file, path)
     found = find()
     if not found:
         names = ", ".join(file.name for file in wanted.values())
@@ -143,23 +116,15 @@ def provide(
 
 
 def _not_there(
-    name: str,
-    root: Path,
-    missing: Sequence[PublishedFile],
-    files: Sequence[PublishedFile],
-    folder: str,
-    download: bool,
+    name: str, root: Path, missing: list[PublishedFile], files: Any, folder: str, download: bool
 ) -> DataError:
     lacking = [file for file in files if not (root / folder / file.name).is_file()]
-    listed = ", ".join(map(str, lacking))
+    listed = f" with {', '.join(map(str, lacking))}" if lacking else ""
+    wanted = f"the folder {folder or 'that it holds'}{listed}"
     if isinstance(missing[0], Archive):
-        whole = f" or the folder {folder}" if folder else " or the folder that it holds"
-        wanted = "; ".join(map(str, missing)) + whole + (f" with {listed}" if listed else "")
-    else:
-        wanted = f"the folder {folder} with {listed}"
+        wanted = f"{'; '.join(map(str, missing))} or {wanted}"
     hint = ""
-    astray = [file.name for file in lacking if (root / file.name).is_file()]
-    if astray:
+    if astray := [file.name for file in lacking if (root / file.name).is_file()]:
         hint = (
             f" {astray[0]} lies in the root itself: put it into the folder {folder} there, or give "
             "the folder above it as the root."
@@ -173,43 +138,29 @@ def _not_there(
     )
 
 
-def _pin_of(path: Path) -> Path:
-    return path.with_name(f"{path.name}.sha256")
-
-
-def _pinned(path: Path) -> str:
-    """Return the sha256 that an archive had when it was first used, or ""."""
-    try:
-        text = _pin_of(path).read_text().strip()
-    except OSError:
-        return ""
-    if not re.fullmatch(r"[0-9a-f]{64}", text):
-        raise DataError(f"{name_of(_pin_of(path))} holds no sha256; remove it")
-    return text
-
-
-def _pin(path: Path, sha256: str) -> None:
-    """Note the sha256 of an archive whose md5 was right: publishers give md5 sums only."""
-    try:
-        write_atomic(_pin_of(path), f"{sha256}\n".encode(), DataError)
-    except DataError as fault:  # a read-only root is no reason not to train
-        log.warning("%s", fault)
+def _install(archive: Archive, path: Path, folder: Path, missing: bool) -> None:
+    """Fetch or check an archive and unpack it; its sha256 is noted beside it at its first use."""
+    note, sha256 = path.with_name(f"{path.name}.sha256"), archive.sha256
+    if not sha256:  # publishers give md5 sums only
+        with contextlib.suppress(OSError):
+            sha256 = note.read_text().strip() or "nothing"
+        if sha256 and not re.fullmatch(r"[0-9a-f]{64}", sha256):
+            raise DataError(f"{name_of(note)} holds no sha256; remove it")
+    if missing:
+        found = fetch(archive, path, sha256=sha256)
+    else:
+        found = check_file(path, md5=archive.md5, sha256=sha256)
+    if not sha256:
+        try:
+            write_atomic(note, f"{found}\n".encode(), DataError)
+        except DataError as fault:  # a read-only root is no reason not to train
+            log.warning("%s", fault)
+    log.info("unpacking %s", path)
+    unpack(path, folder, max_bytes=archive.unpacked, max_members=archive.members)
 
 
 def check_file(path: str | Path, *, md5: str, sha256: str = "") -> str:
-    """Compare a file with its published hashes, reading it once.
-
-    Args:
-        path: the file.
-        md5: 32 hex digits, as the publisher gives them.
-        sha256: 64 hex digits, or "" where none is known.
-
-    Returns:
-        The sha256 of the file.
-
-    Raises:
-        DataError: the file cannot be read, or a hash differs; both hashes are named.
-    """
+    """Compare a file with its published hashes, "" where unknown, and return its sha256."""
     try:
         with open(path, "rb") as file:
             return _compare(path, iter(lambda: file.read(_CHUNK), b""), md5, sha256)
@@ -218,14 +169,7 @@ def check_file(path: str | Path, *, md5: str, sha256: str = "") -> str:
 
 
 def read_checked(path: str | Path, *, md5: str, sha256: str = "") -> bytes:
-    """Read a file and return its bytes only if they have the published hashes.
-
-    The bytes that were hashed are the bytes that are returned: a file that changes after the check
-    cannot slip in.
-
-    Raises:
-        DataError: as `check_file`.
-    """
+    """Return the bytes of a file if they, as they were read, have the hashes; see `check_file`."""
     try:
         data = Path(path).read_bytes()
     except OSError as fault:
@@ -273,15 +217,14 @@ def fetch(
 
     Raises:
         ConfigError: the address is not https.
-        DataError: no connection, wrong answer (page, empty, cut, too long), wrong hash, full disk;
-            the message tells how to put the file there by hand.
+        DataError: anything else; the message tells how to put the file there by hand.
     """
     path = Path(path)
-    hashes = {"md5": file.md5, "sha256": file.sha256 or sha256}
+    check_hashes = functools.partial(check_file, md5=file.md5, sha256=file.sha256 or sha256)
     if urllib.parse.urlsplit(file.url).scheme != "https":
         raise ConfigError(f"{shown(file.url, 300)} is not an https address; only https is fetched")
     if path.exists():
-        return check_file(path, **hashes)
+        return check_hashes(path)
     opener = urllib.request.build_opener(_HttpsOnly(), *handlers)
     part = path.with_name(path.name + ".part")
     by_hand = (
@@ -292,13 +235,13 @@ def fetch(
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(part) as stream:
             if path.exists():  # another process was faster
-                return check_file(path, **hashes)
+                return check_hashes(path)
             log.info("fetching %s to %s", file.url, path)
             _receive(opener, file, stream, timeout_s)
             stream.flush()
             os.fsync(stream.fileno())
             try:
-                found = check_file(part, **hashes)
+                found = check_hashes(part)
             except DataError:
                 part.unlink()
                 raise
@@ -361,8 +304,7 @@ def _receive(
     if have and have == size:
         return
     headers = {"User-Agent": "spikeformer_lt", "Accept-Encoding": "identity"}
-    if have:
-        headers["Range"] = f"bytes={have}-"
+    headers |= {"Range": f"bytes={have}-"} if have else {}
     try:
         answer = opener.open(urllib.request.Request(url, headers=headers), timeout=timeout_s)
     except urllib.error.HTTPError as fault:
@@ -404,15 +346,6 @@ def _receive(
         raise DataError(f"{url} sent {'nothing' if not have else f'{have} of {size} bytes'}")
 
 
-@dataclass(frozen=True)
-class _Member:
-    """A member of an archive: its name as it is written, and its content, None for a folder."""
-
-    name: str
-    content: Callable[[], IO[bytes]] | None
-    refused: str = ""
-
-
 def unpack(
     archive: str | Path, folder: str | Path, *, max_bytes: int, max_members: int
 ) -> list[Path]:
@@ -432,23 +365,25 @@ def unpack(
 
     Raises:
         DataError: a link, a device, a name that leaves `folder` or means another place elsewhere,
-            two members of one name (letter case aside), encryption, more bytes or members than
-            allowed, a damaged archive, a full disk; the message names the member and nothing was
-            moved into `folder`.
+            two members of one name (letter case aside), encryption, too many bytes or members, a
+            damaged archive, a full disk; the member is named and nothing was moved into `folder`.
     """
     folder, name = Path(folder), name_of(archive)
     kind = "zip" if Path(archive).suffix.lower() == ".zip" else "tar"
-    stage: Path | None = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=".extract-", dir=folder))
-        with open(archive, "rb") as packed:
+        with (
+            tempfile.TemporaryDirectory(
+                prefix=".extract-", dir=folder, ignore_cleanup_errors=True
+            ) as stage,
+            open(archive, "rb") as packed,
+        ):
             limit = max_bytes + _HEADERS * (max_members + 256)
             members = _zip_members(packed) if kind == "zip" else _tar_members(packed, name, limit)
-            files = _write(members, stage, name, max_bytes, max_members)
-        for file in files:
-            (folder / file).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(stage / file, folder / file)
+            files = _write(members, Path(stage), name, max_bytes, max_members)
+            for file in files:
+                (folder / file).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(Path(stage, file), folder / file)
     except DataError:
         raise
     except OSError as fault:
@@ -462,34 +397,31 @@ def unpack(
     ) as fault:
         reason = shown(str(fault), 200)
         raise DataError(f"{name} is not a whole {kind} archive: {reason}") from fault
-    finally:
-        if stage is not None:
-            shutil.rmtree(stage, ignore_errors=True)
     log.info("unpacked %d files of %s into %s", len(files), archive, folder)
     return [folder / file for file in files]
 
 
 def _write(
-    members: Iterator[_Member], stage: Path, name: str, max_bytes: int, max_members: int
+    members: Iterator[Member], stage: Path, name: str, max_bytes: int, max_members: int
 ) -> list[PurePosixPath]:
     """Write the members into `stage` and return the paths of the files."""
     files: list[PurePosixPath] = []
     seen: set[str] = set()
     left = max_bytes
-    for count, member in enumerate(members, start=1):
-        shape = f"{name}: member {shown(member.name, 120)}"
+    for count, (written, content, refused) in enumerate(members, start=1):
+        shape = f"{name}: member {shown(written, 120)}"
         if count > max_members:
             raise DataError(f"{shape} is one more than the {max_members} allowed")
-        place = PurePosixPath(member.name)
-        if "\\" in member.name or "\0" in member.name or re.match(r"[A-Za-z]:", member.name):
+        place = PurePosixPath(written)
+        if "\\" in written or "\0" in written or re.match(r"[A-Za-z]:", written):
             raise DataError(f"{shape} has a name that other systems read as another place: refused")
         if place.is_absolute() or ".." in place.parts:
             raise DataError(f"{shape} would land outside the folder: refused, nothing was unpacked")
         if place.parts[:1] == (_JUNK,):
             continue
-        if member.refused:
-            raise DataError(f"{shape} is {member.refused}: refused, nothing was unpacked")
-        if member.content is None:
+        if refused:
+            raise DataError(f"{shape} is {refused}: refused, nothing was unpacked")
+        if content is None:
             (stage / place).mkdir(parents=True, exist_ok=True)
             continue
         key = place.as_posix().casefold()
@@ -497,9 +429,9 @@ def _write(
             raise DataError(f"{shape} is there twice, or has no name: nothing was unpacked")
         seen.add(key)
         (stage / place).parent.mkdir(parents=True, exist_ok=True)
-        with member.content() as content, open(stage / place, "xb") as file:
+        with content() as stream, open(stage / place, "xb") as file:
             # What it unpacks to is counted, not what the archive says of it.
-            for chunk in iter(lambda content=content: content.read(_CHUNK), b""):  # type: ignore[misc]
+            while chunk := stream.read(_CHUNK):
                 left -= len(chunk)
                 if left < 0:
                     raise DataError(f"{shape} goes past the {max_bytes} bytes allowed in all")
@@ -513,38 +445,29 @@ def _write(
     return files
 
 
-def _zip_members(packed: IO[bytes]) -> Iterator[_Member]:
+def _zip_members(packed: IO[bytes]) -> Iterator[Member]:
     with zipfile.ZipFile(packed) as archive:
         for info in archive.infolist():
             kind = stat.S_IFMT(info.external_attr >> 16)
             refused = "" if kind in (0, stat.S_IFREG, stat.S_IFDIR) else "a link or no plain file"
             if info.flag_bits & 0x1:
                 refused = "encrypted"
-
-            def content(info: zipfile.ZipInfo = info) -> IO[bytes]:
-                return archive.open(info)
-
+            content = None if info.is_dir() else functools.partial(archive.open, info)
             # zipfile mends names on its own; the one in the archive is what is judged.
-            yield _Member(info.orig_filename, None if info.is_dir() else content, refused)
+            yield info.orig_filename, content, refused
 
 
-def _tar_members(packed: IO[bytes], name: str, limit: int) -> Iterator[_Member]:
+def _tar_members(packed: IO[bytes], name: str, limit: int) -> Iterator[Member]:
     magic = packed.read(2)
     packed.seek(0)
     plain = cast("IO[bytes]", gzip.GzipFile(fileobj=packed)) if magic == b"\x1f\x8b" else packed
     # A stream is read front to back, once: no member is looked at before the caps have passed it.
     with tarfile.open(fileobj=cast("IO[bytes]", _Capped(plain, name, limit)), mode="r|") as tar:
         for info in tar:
+            sound = info.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and info.size >= 0
             refused = "a link" if info.issym() or info.islnk() else "no plain file"
-
-            def content(info: tarfile.TarInfo = info) -> IO[bytes]:
-                return cast("IO[bytes]", tar.extractfile(info))
-
-            if info.isdir() or (
-                info.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and info.size >= 0
-            ):
-                refused = ""
-            yield _Member(info.name, None if info.isdir() else content, refused)
+            content = None if info.isdir() else functools.partial(tar.extractfile, info)
+            yield info.name, content, "" if sound or info.isdir() else refused
 
 
 class _Capped:

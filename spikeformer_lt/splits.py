@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
-from spikeformer_lt.errors import ConfigError, DataError, one_of
+from spikeformer_lt.config import check
+from spikeformer_lt.errors import DataError, one_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,8 +60,7 @@ def takes(options: type[Options]) -> Callable[[Callable[[Options], Splits]], Cal
     """Let a function of one options object be called with the fields of `options` as keywords.
 
     `inspect.signature` shows them with their defaults, which is what a registry reads. A data set
-    raises a ConfigError for an option out of range, and a DataError for files that are missing,
-    damaged or not the published ones.
+    raises a ConfigError for an option out of range, and a DataError for missing or damaged files.
     """
 
     def decorate(make: Callable[[Options], Splits]) -> Callable[..., Splits]:
@@ -75,60 +75,33 @@ def takes(options: type[Options]) -> Callable[[Callable[[Options], Splits]], Cal
 
 
 class ImageDataset(Protocol):
-    """What a loader asks of a data set.
+    """What a loader asks of a data set: samples, uint8 or float32 [C, H, W], with their labels."""
 
-    Attributes:
-        name: what messages call it, e.g. "cifar10 train".
-        labels: [N] int64, each in [0, K).
-        mean: per channel, of pixels in [0, 1].
-        std: per channel, of pixels in [0, 1].
-    """
-
-    name: str
-    labels: Tensor
-    mean: tuple[float, ...]
+    name: str  # what messages call it, e.g. "cifar10 train"
+    labels: Tensor  # int64 [N], each in [0, K)
+    mean: tuple[float, ...]  # per channel, of pixels in [0, 1]
     std: tuple[float, ...]
 
-    def __len__(self) -> int:
-        """Return the number of samples."""
-        ...
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """Return one sample: uint8 or float32 [C, H, W], and its label."""
-        ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> tuple[Tensor, int]: ...
 
 
 @dataclass(frozen=True)
 class Splits:
-    """The three parts of a data set and what a model must know of them.
+    """The three parts of a data set and what a model must know of them."""
 
-    Attributes:
-        name: name of the data set, as users type it.
-        train: what training sees.
-        val: picks checkpoints, epochs and tickets.
-        test: evaluated once, at the end.
-        num_classes: number of classes, K.
-        in_channels: channels of a sample, C.
-        image_size: height and width of a sample, in pixels.
-        mean: per channel, of pixels in [0, 1].
-        std: per channel, of pixels in [0, 1].
-        kind: "static" images or "events".
-        split_sha256: fingerprint of the three index lists and their labels.
-        augment: name of the usual training augmentation; see `Augment.standard`.
-    """
-
-    name: str
+    name: str  # of the data set, as users type it
     train: ImageDataset
-    val: ImageDataset
-    test: ImageDataset
+    val: ImageDataset  # picks checkpoints, epochs and tickets
+    test: ImageDataset  # evaluated once, at the end
     num_classes: int
     in_channels: int
-    image_size: int
-    mean: tuple[float, ...]
+    image_size: int  # height and width of a sample, in pixels
+    mean: tuple[float, ...]  # per channel, of pixels in [0, 1], as `std`
     std: tuple[float, ...]
     kind: Literal["static", "events"]
-    split_sha256: str
-    augment: str = "none"
+    split_sha256: str  # fingerprint of the three index lists and their labels
+    augment: str = "none"  # the usual training augmentation; see `Augment.standard`
 
 
 def report_shared(text: str, duplicates: str) -> None:
@@ -144,13 +117,8 @@ def hashed(*parts: str | int) -> bytes:
 
 
 def exact_fraction(field: str, value: float) -> Fraction:
-    """Return a fraction between 0 and 1 as the decimal number that was typed.
-
-    Raises:
-        ConfigError: another value.
-    """
-    if not 0 < value < 1:
-        raise ConfigError(f"{field}={value!r} is not allowed: it must lie between 0 and 1")
+    """Return a fraction as the decimal that was typed; outside (0, 1) it is a ConfigError."""
+    check(0 < value < 1, field, value, "it must lie between 0 and 1")
     return Fraction(str(value))
 
 
@@ -163,16 +131,7 @@ def by_class(labels: Sequence[int], order: Callable[[int], Any]) -> dict[int, li
 
 
 def held_out(labels: Sequence[int], fraction: Fraction, order: Callable[[int], bytes]) -> list[int]:
-    """Choose a part of each class: ``round(fraction * n)`` (half up) of n, but never all.
-
-    Args:
-        labels: class of each sample.
-        fraction: part of each class.
-        order: hash of the sample at a position; the first of a class are chosen.
-
-    Returns:
-        Positions, ascending.
-    """
+    """Choose the first of each class in `order`: ``round(fraction * n)``, half up, never all."""
     held: list[int] = []
     for members in by_class(labels, order).values():
         count = (2 * fraction * len(members) + 1) // 2
@@ -181,15 +140,9 @@ def held_out(labels: Sequence[int], fraction: Fraction, order: Callable[[int], b
 
 
 def in_proportion(labels: Sequence[int], count: int, order: Callable[[int], bytes]) -> list[int]:
-    """Choose `count` samples, classes in proportion; a larger count keeps a smaller one's.
+    """Choose `count` samples, the first of each class in `order`, classes in proportion.
 
-    Args:
-        labels: class of each sample.
-        count: samples to choose, in [1, N].
-        order: hash of the sample at a position.
-
-    Returns:
-        Positions, ascending.
+    A larger count keeps a smaller one's.
     """
     turns = []
     for label, members in by_class(labels, order).items():

@@ -18,14 +18,7 @@ _CLEAN, _FAULTS, _WRONG = 0, 1, 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line.
-
-    Args:
-        argv: arguments; None takes those of the process.
-
-    Returns:
-        The exit status.
-    """
+    """Run the command line, by default that of the process, and return the exit status."""
     options = _parser().parse_args(argv)
     # Each fault is in the report, once; the same lines as warnings would bury it.
     logger = logging.getLogger("spikeformer_lt")

@@ -15,13 +15,7 @@ from numpy.typing import NDArray
 
 from spikeformer_lt.disk import content_kind
 from spikeformer_lt.errors import DataError, name_of, shown
-from spikeformer_lt.events.recording import (
-    EVENTS,
-    Events,
-    Raw,
-    make_events,
-    opened,
-)
+from spikeformer_lt.events.recording import EVENTS, Events, Raw, make_events, opened
 
 SIDE = 128  # pixels of the camera
 _WORDS = np.dtype([("address", ">u4"), ("clock", ">u4")])
@@ -111,7 +105,7 @@ def read_aedat31(path: str | Path, start_us: int | None = None, end_us: int | No
         end_us: leave out this time and what is later; None takes all.
 
     Returns:
-        `EVENTS` in file order; events that the file marks as not valid are counted as "invalid".
+        `EVENTS` in file order; events that are marked as not valid are counted as "invalid".
 
     Raises:
         DataError: not AEDAT 3.1, or a packet that is cut or impossible.
@@ -121,10 +115,7 @@ def read_aedat31(path: str | Path, start_us: int | None = None, end_us: int | No
     with opened(path) as (file, size):
         read_comments(file, path, "3.1")
         while file.tell() < size:
-            words = _packet(file, size, path)
-            if words is None:
-                continue
-            times, events = words
+            times, events = _packet(file, size, path)
             valid = (events["data"] & 1) == 1
             invalid += len(events) - int(np.count_nonzero(valid))
             if start_us is not None:
@@ -140,8 +131,8 @@ def read_aedat31(path: str | Path, start_us: int | None = None, end_us: int | No
 
 def _packet(
     file: BinaryIO, size: int, path: str | Path
-) -> tuple[NDArray[np.int64], NDArray[np.void]] | None:
-    """Read one packet: its times and events, or None if it is not of pixels."""
+) -> tuple[NDArray[np.int64], NDArray[np.void]]:
+    """Read the times and events of one packet; there are none if it is not of pixels."""
     place = file.tell()
     header = read_exactly(file, _HEADER.size, path, "a packet header")
     kind, _, event_size, _, overflow, capacity, number, _ = _HEADER.unpack(header)
@@ -157,11 +148,8 @@ def _packet(
             f"{name_of(path)} breaks off: the packet at byte {place} has {length} bytes of events, "
             f"{size - file.tell()} are left; the file is truncated or damaged"
         )
-    if kind != _POLARITY:
-        file.seek(length, 1)
-        return None
     data = read_exactly(file, length, path, "a packet")
-    words = np.frombuffer(data, _AEDAT31_WORDS, number)
+    words = np.frombuffer(data, _AEDAT31_WORDS, number if kind == _POLARITY else 0)
     return words["clock"].astype(np.int64) | (overflow << 31), words
 
 
@@ -209,9 +197,8 @@ def read_aedat4(path: str | Path) -> Raw:
 def _walk(path: str | Path) -> None:
     """Check that the header and all packets lie within the file.
 
-    The package takes their lengths on trust, and the header's text for UTF-8. Where it cannot get
-    the memory that a damaged length asks for, or the text is none, it ends the whole process, which
-    no handler can catch.
+    The package trusts their lengths and the header's text. Where a damaged length asks for too much
+    memory, or the text is not UTF-8, it ends the whole process, which no handler can catch.
     """
     with opened(path) as (file, size):
         head = file.read(1024)
@@ -252,24 +239,18 @@ def read_exactly(file: BinaryIO, count: int, path: str | Path, what: str) -> byt
 
 
 def read_comments(file: BinaryIO, path: str | Path, version: str) -> list[str]:
-    """Read the lines with a # at the head of an AEDAT 2 or 3 file, without their ends.
-
-    Args:
-        file: at its beginning; left at the first byte after the lines.
-        path: for messages.
-        version: what the first line must announce, e.g. "2." or "3.1".
+    """Read the lines with a # at the head of an AEDAT file, and leave it at the first byte after.
 
     Raises:
-        DataError: the file does not begin as AEDAT of this version, saying what it is instead.
+        DataError: the file does not begin as AEDAT of `version`, such as "2." or "3.1".
     """
     head = file.read(1024)
     file.seek(0)
     wanted = f"#!AER-DAT{version}".encode()
     if not head.startswith(wanted):
+        kind = content_kind(head)
         if head.startswith(b"#!AER-DAT"):
             kind = f"AEDAT of version {shown(head[9:12].decode('ascii', 'replace'))}"
-        else:
-            kind = content_kind(head)
         raise DataError(f"{name_of(path)} is not an AEDAT {version} file but {kind}")
     lines: list[str] = []
     while True:
@@ -293,22 +274,13 @@ class Clock:
     order around one, back.
     """
 
-    def __init__(self) -> None:
-        self._last: int | None = None
-        self._turns = 0
+    _last: int | None = None
 
     def times(self, clock: NDArray[np.uint32]) -> NDArray[np.int64]:
-        """Return the times of the next events of a file.
-
-        Shape: uint32 [N] -> int64 [N].
-        """
+        """Return the times, int64 [N], of the next events of a file."""
         times = clock.astype(np.int64)
-        if not len(times):
-            return times
-        first = int(times[0]) if self._last is None else self._last
-        self._last = int(times[-1])
-        steps = np.diff(times, prepend=first)
-        turns = (steps < -_WRAP // 2).astype(np.int64) - (steps > _WRAP // 2)
-        turns = self._turns + np.cumsum(turns)
-        self._turns = int(turns[-1])
-        return np.asarray(times + turns * _WRAP)
+        if len(times):
+            before = int(times[0]) if self._last is None else self._last
+            times = np.unwrap(np.concatenate([[before], times]), period=_WRAP)[1:]
+            self._last = int(times[-1])
+        return times

@@ -6,7 +6,7 @@ import functools
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -39,9 +39,8 @@ class EventAugment:
     of SNNAugmentWide in Spikformer's cifar10dvs/autoaugment.py; `roll` as in TET (Deng et al. 2022,
     arXiv:2202.11946); `event_drop`: EventDrop (Gu et al. 2021, arXiv:2106.05836), Algorithm 1.
 
-    Differs: EventDrop drops events before they are framed. Here they are counts already: single
-    events go by binomial thinning, which has the same distribution, rectangles are the same, and a
-    stretch of time begins and ends on frames.
+    Differs: EventDrop drops events before they are framed. Of counts, single events go by binomial
+    thinning, which has the same distribution, and a stretch of time begins and ends on frames.
     """
 
     hflip: float = 0.0
@@ -52,9 +51,6 @@ class EventAugment:
     @classmethod
     def standard(cls, name: str) -> EventAugment:
         """Return a preset: "none", "moving_digits", "spikformer_dvs", "tet_dvs" or "event_drop".
-
-        Raises:
-            ConfigError: no such preset.
 
         Source: "spikformer_dvs": cifar10dvs/train.py of Spikformer (also Spikingformer, QKFormer);
         "tet_dvs": TET's data_loaders.py. "moving_digits" shifts only: a flipped digit is another.
@@ -76,7 +72,7 @@ class EventAugment:
 
     def is_identity(self) -> bool:
         """Return whether nothing random is on."""
-        return all(getattr(self, item.name) == item.default for item in fields(self))
+        return self == EventAugment()
 
     def build(
         self, mean: Sequence[float], std: Sequence[float], image_size: int
@@ -84,14 +80,7 @@ class EventAugment:
         """Return the transform of one recording: [T, P, H, W] -> float32 [T, P, H, W].
 
         All choices follow from one draw of Python's global generator: seed that around a call.
-
-        Args:
-            mean: per polarity; must be 0, since frames are counts.
-            std: per polarity; must be 1.
-            image_size: not used; sizes are those of the frames.
-
-        Raises:
-            ConfigError: as `check`, or a mean or std that would change counts.
+        Frames are counts of any size: `image_size` is not used, and mean must be 0 and std 1.
         """
         del image_size
         self.check()
@@ -103,15 +92,7 @@ class EventAugment:
         return functools.partial(_augmented, self)
 
     def __call__(self, frames: Tensor, rng: np.random.Generator) -> Tensor:
-        """Return augmented frames; `frames` itself is not changed.
-
-        Args:
-            frames: counts, float or integer, [T, P, H, W].
-            rng: where all choices come from: the same state, the same result.
-
-        Raises:
-            DataError: another number of dimensions.
-        """
+        """Return augmented frames; `frames`, counts of any type [T, P, H, W], are not changed."""
         if frames.ndim != 4:
             raise DataError(
                 f"frames have the shape {list(frames.shape)}; needed is [T, P, H, W]: one recording"
@@ -150,14 +131,11 @@ def affine(
     Values are moved, never mixed: counts stay whole. What comes from outside is 0.
 
     Args:
-        frames: any type, [..., H, W].
-        angle: degrees; above 0 turns what is up to the left (counter-clockwise).
+        frames: any type, [..., H, W]; so is what is returned.
+        angle: degrees, counter-clockwise.
         shear_x: a row moves right by this times its distance above the middle row.
         dx: pixels to the right.
         dy: pixels down.
-
-    Returns:
-        A new tensor of the same shape and type.
     """
     height, width = frames.shape[-2:]
     rows = torch.arange(height, dtype=torch.float64)[:, None] - (height - 1) / 2 - dy
@@ -172,8 +150,7 @@ def affine(
     old_y = torch.floor(y + (height - 1) / 2 + 0.5).to(torch.int64)
     inside = (old_x >= 0) & (old_x < width) & (old_y >= 0) & (old_y < height)
     place = torch.where(inside, old_y * width + old_x, 0).flatten()
-    flat = frames.reshape(-1, height * width)
-    moved = flat[:, place]
+    moved = frames.reshape(-1, height * width)[:, place]
     moved[:, ~inside.flatten()] = 0
     return moved.view(frames.shape)
 
@@ -193,6 +170,7 @@ def _wide(frames: Tensor, rng: np.random.Generator) -> Tensor:
     operation = _OPERATIONS[rng.integers(len(_OPERATIONS))]
     # -1 to 1 in even steps: the sign that the source draws beside it changes no distribution.
     strength = float(rng.integers(_BINS)) * 2 / (_BINS - 1) - 1
+    height, width = frames.shape[-2:]
     match operation:
         case "shear_x":
             return affine(frames, shear_x=math.tan(strength * _SHEAR))
@@ -203,9 +181,7 @@ def _wide(frames: Tensor, rng: np.random.Generator) -> Tensor:
         case "rotate":
             return affine(frames, angle=strength * _TURN)
         case "cutout":
-            height, width = frames.shape[-2:]
-            side = round(float(np.sqrt(height * width * rng.uniform(*_CUT))))
-            side = min(side, height, width)
+            side = min(round(math.sqrt(height * width * rng.uniform(*_CUT))), height, width)
             top, left = rng.integers(height - side + 1), rng.integers(width - side + 1)
             return cut_out(frames, int(top), int(left), side, side)
     return frames

@@ -28,9 +28,8 @@ from spikeformer_lt.disk import free_bytes, safe_name
 from spikeformer_lt.errors import DataError
 
 _log = logging.getLogger(__name__)
-_MAGIC = b"SLTFRM1\n"
-_HEAD = len(_MAGIC) + 8  # magic, length of the header, checksum of the header
-_HEADER_LIMIT = 1_000_000
+_MAGIC = b"SLTFRM2\n"
+_HEAD = len(_MAGIC) + 4  # magic, checksum of all that follows: a line of JSON and the frames
 _KINDS = ("uint8", "uint16", "int32")
 _STALE_S = 24 * 3600  # an unfinished file of that age belongs to nobody
 
@@ -62,9 +61,6 @@ class FrameCache:
         folder: where caches live; this one takes a folder of its own in there.
         name: of the data set, the first part of that folder's name.
         parameters: whatever the frames depend on, as JSON values; the code's version is added.
-
-    Raises:
-        DataError: a parameter is no JSON value.
     """
 
     def __init__(self, folder: str | Path, name: str, parameters: Mapping[str, Any]) -> None:
@@ -80,18 +76,12 @@ class FrameCache:
         self._writes = True
 
     def get(self, name: str, fingerprint: str) -> NDArray[Any] | None:
-        """Return the frames stored for a recording, or None if they must be made.
-
-        Args:
-            name: of the recording, unique in the data set.
-            fingerprint: of its source; frames of another one are not returned.
-        """
+        """Return the frames stored for a recording and its source's fingerprint, or None."""
         path = self._path(name)
         try:
-            data = path.read_bytes()
+            frames = _unpack(path.read_bytes(), name, fingerprint)
         except OSError:
             return None
-        frames = _unpack(data, name, fingerprint)
         if frames is None:
             _log.info("cache entry %s is stale or damaged: it is made again", path)
         return frames
@@ -139,28 +129,21 @@ class FrameCache:
 
 def _pack(frames: NDArray[Any], name: str, fingerprint: str) -> list[bytes | memoryview]:
     assert frames.dtype.name in _KINDS
-    payload = np.ascontiguousarray(frames)
-    told: dict[str, Any] = {"name": name, "fingerprint": fingerprint, "dtype": frames.dtype.name}
-    told |= {"shape": list(frames.shape), "crc32": zlib.crc32(payload.data)}
-    header = json.dumps(told).encode()
-    lead = _MAGIC + len(header).to_bytes(4, "little") + zlib.crc32(header).to_bytes(4, "little")
-    return [lead, header, payload.data]
+    header = json.dumps([name, fingerprint, frames.dtype.name, frames.shape]).encode() + b"\n"
+    payload = np.ascontiguousarray(frames).data
+    checksum = zlib.crc32(payload, zlib.crc32(header))
+    return [_MAGIC + checksum.to_bytes(4, "little"), header, payload]
 
 
 def _unpack(data: bytes, name: str, fingerprint: str) -> NDArray[Any] | None:
-    length = int.from_bytes(data[8:12], "little")
-    header = data[_HEAD : _HEAD + length]
-    if data[:8] != _MAGIC or not 0 < length <= _HEADER_LIMIT or len(header) != length:
+    checksum, rest = int.from_bytes(data[len(_MAGIC) : _HEAD], "little"), memoryview(data)[_HEAD:]
+    if not data.startswith(_MAGIC) or not len(rest) or zlib.crc32(rest) != checksum:
         return None
-    if zlib.crc32(header) != int.from_bytes(data[12:_HEAD], "little"):
+    start = data.index(b"\n", _HEAD) + 1
+    *names, kind, shape = json.loads(data[_HEAD:start])
+    if names != [name, fingerprint]:
         return None
-    told = json.loads(header)
-    payload, kind = memoryview(data)[_HEAD + length :], np.dtype(told["dtype"])
-    sound = len(payload) == int(np.prod(told["shape"])) * kind.itemsize
-    wanted = (name, fingerprint, zlib.crc32(payload))
-    if not sound or (told["name"], told["fingerprint"], told["crc32"]) != wanted:
-        return None
-    return np.frombuffer(payload, kind).reshape(told["shape"])
+    return np.frombuffer(data, kind, offset=start).reshape(shape)
 
 
 class MemoryCache:

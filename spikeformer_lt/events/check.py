@@ -7,20 +7,25 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from spikeformer_lt.errors import DataError, name_of
 from spikeformer_lt.events.formats import SUFFIXES, FileReader, form_of
 from spikeformer_lt.events.frame import EventOptions
-from spikeformer_lt.events.recording import FIELDS, LARGEST_SIDE, Sensor
+from spikeformer_lt.events.recording import FIELDS, LARGEST_SIDE, Events, Sensor
 from spikeformer_lt.events.split import PARTS, Sample, Split, find_shared, scan
 from spikeformer_lt.events.validate import Report, validate
 from spikeformer_lt.registry import create_dataset
 
 _SHOWN = 20  # files listed by name
+_NUMBERS = (
+    *("given", "kept", "on", "duration_us", "rate_hz"),
+    *("faults", "examples", "skipped", "empty"),
+)
 
 
 @dataclass(frozen=True)
@@ -37,19 +42,12 @@ class Checked:
 
 @dataclass(frozen=True)
 class DataReport:
-    """What `check_folder` and `check_dataset` find.
-
-    Attributes:
-        title: folder or data set.
-        recordings: in order of parts and paths.
-        split_sha256: fingerprint of parts, paths and labels.
-        shared: pairs of files of two parts with the same bytes.
-    """
+    """What `check_folder` and `check_dataset` find, recordings in order of parts and paths."""
 
     title: str
     recordings: tuple[Checked, ...]
     split_sha256: str
-    shared: tuple[tuple[str, str], ...] = ()
+    shared: tuple[tuple[str, str], ...] = ()  # pairs of files of two parts with the same bytes
 
     @property
     def clean(self) -> bool:
@@ -67,7 +65,10 @@ class DataReport:
             "split_sha256": self.split_sha256,
             "shared": [list(pair) for pair in self.shared],
             "recordings": [
-                {"part": c.part, "class": c.label, "key": c.key, "error": c.error, **_numbers(c)}
+                {
+                    **{"part": c.part, "class": c.label, "key": c.key, "error": c.error},
+                    **{name: getattr(c.report, name) for name in _NUMBERS if c.report},
+                }
                 for c in self.recordings
             ],
         }
@@ -79,9 +80,9 @@ class DataReport:
             f"{'part':6} {'class':28} {'recordings':>10} {'events':>10} "
             f"{'seconds (least, median, most)':>30} {'events/s':>10}"
         )
-        for part in PARTS:
-            for label in dict.fromkeys(c.label for c in self.recordings if c.part == part):
-                lines.append(self._row(part, label))
+        lines += [
+            self._row(*pair) for pair in dict.fromkeys((c.part, c.label) for c in self.recordings)
+        ]
         width = max((c.extent[0] for c in self.recordings), default=0)
         height = max((c.extent[1] for c in self.recordings), default=0)
         lines += ["", f"largest coordinates: {height} rows, {width} columns"]
@@ -124,13 +125,6 @@ class DataReport:
             yield "no faults"
 
 
-def _numbers(checked: Checked) -> dict[str, Any]:
-    if checked.report is None:
-        return {}
-    names = ("given", "kept", "on", "duration_us", "rate_hz", "faults", "examples", "skipped")
-    return {name: getattr(checked.report, name) for name in (*names, "empty")}
-
-
 _TEST = re.compile(r"(?:^|[^A-Za-z])test|Test")
 _VAL = re.compile(r"(?:(?:^|[^A-Za-z])v|V)al(?:id|idation)?(?![a-z])")
 _PERSON = re.compile(r"user\d+.*")
@@ -147,11 +141,7 @@ def check_folder(
     A folder above a file with the word test or val in its name makes the part, else it is train.
     The folder around a file is its class; in a person's folder (user01_led) its own name is.
 
-    Args:
-        root: the folder.
-        sensor: the size that coordinates must fit; None allows any up to 4096.
-        columns: what the columns of plain npy arrays are.
-        microseconds_per_tick: unit of times in npy files.
+    Coordinates must fit the sensor, by default one of 4096 x 4096 pixels.
 
     Raises:
         DataError: `root` is no folder, holds no recording or a link out of it.
@@ -167,16 +157,16 @@ def check_folder(
     split = Split("folder", classes, *map(tuple, parts.values()))
     policy = EventOptions(bad_events="count").policy()
 
-    def read(sample: Sample) -> tuple[Any, Report]:
-        path = root / sample.path
-        reader = FileReader(root, form_of(path), tuple(columns), microseconds_per_tick)
-        raw = reader(sample)
-        side = sensor or Sensor(LARGEST_SIDE, LARGEST_SIDE)
+    side = sensor or Sensor(LARGEST_SIDE, LARGEST_SIDE)
+
+    def read(sample: Sample) -> tuple[Events, Report]:
+        form = form_of(root / sample.path)
+        raw = FileReader(root, form, tuple(columns), microseconds_per_tick)(sample)
         events, report = validate(raw.events, side, policy, name_of(sample.path), columns)
         return events, replace(report, skipped=raw.skipped)
 
     checked = [
-        _checked(part, classes[s.label], s, read)
+        _checked(part, classes[s.label], s.key, partial(read, s))
         for part, samples in parts.items()
         for s in samples
     ]
@@ -185,12 +175,7 @@ def check_folder(
 
 
 def check_dataset(name: str, root: str | Path, image_size: int | None = None) -> DataReport:
-    """Read every recording of a data set, in the parts that training takes them in.
-
-    Args:
-        name: a registered data set of events.
-        root: where it lies.
-        image_size: as the data set takes it.
+    """Read every recording of a registered data set, in the parts that training takes them in.
 
     Raises:
         ConfigError: no such data set, or one that is not of events.
@@ -202,26 +187,21 @@ def check_dataset(name: str, root: str | Path, image_size: int | None = None) ->
     for part in PARTS:
         data = getattr(splits, part)
         for index in sorted(range(len(data)), key=data.labels.tolist().__getitem__):
-
-            def read(_: Sample, index: int = index, data: Any = data) -> tuple[Any, Report]:
-                found: tuple[Any, Report] = data.events(index)
-                return found
-
-            sample = data.samples[index]
-            checked.append(_checked(part, data.classes[sample.label], sample, read))
+            sample, read = data.samples[index], partial(data.events, index)
+            checked.append(_checked(part, data.classes[sample.label], sample.key, read))
     samples = {part: getattr(splits, part).samples for part in PARTS}
     home = splits.train.source.root
     shared = () if home is None else tuple(find_shared(home, samples))
     return DataReport(f"{name} in {name_of(root)}", tuple(checked), splits.split_sha256, shared)
 
 
-def _checked(part: str, label: str, sample: Sample, read: Any) -> Checked:
+def _checked(part: str, label: str, key: str, read: Callable[[], tuple[Events, Report]]) -> Checked:
     try:
-        events, report = read(sample)
+        events, report = read()
     except DataError as fault:
-        return Checked(part, label, sample.key, None, str(fault))
+        return Checked(part, label, key, None, str(fault))
     extent = (int(events["x"].max()) + 1, int(events["y"].max()) + 1) if len(events) else (0, 0)
-    return Checked(part, label, sample.key, report, "", extent)
+    return Checked(part, label, key, report, "", extent)
 
 
 def _class_of(path: str) -> str:

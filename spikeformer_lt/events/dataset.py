@@ -38,99 +38,73 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class Source:
-    """Where the recordings of a set come from and what they are.
-
-    Attributes:
-        read: reads one.
-        sensor: the size that coordinates must fit.
-        policy: what the set itself allows; a user's `bad_events` goes over it.
-        root: folder of the set, or None for recordings that are made in memory.
-    """
+    """Where the recordings of a set come from and what they are."""
 
     read: Reader
-    sensor: Sensor
-    policy: Policy = field(default_factory=Policy)
-    root: Path | None = None
+    sensor: Sensor  # the size that coordinates must fit
+    policy: Policy = field(default_factory=Policy)  # the set's own; `bad_events` goes over it
+    root: Path | None = None  # folder of the set, or None for recordings that are made in memory
 
 
+@dataclass(eq=False, repr=False)
 class EventFrames(torch.utils.data.Dataset[tuple[Tensor, int]]):
     """Labelled recordings, given as frames.
-
-    Args:
-        name: what messages call it, e.g. "poker_dvs train".
-        samples: the recordings.
-        source: where they come from.
-        options: framing and faults.
-        size: height and width of a frame, in pixels.
-        classes: names by class number; default the numbers.
-        cache: where frames are kept, or None.
 
     Shape: [i] -> (float32 [T, 2, size, size], label).
     """
 
-    def __init__(
-        self,
-        name: str,
-        samples: Sequence[Sample],
-        source: Source,
-        options: EventOptions,
-        size: int,
-        classes: Sequence[str] = (),
-        cache: FrameCache | MemoryCache | None = None,
-    ) -> None:
-        self.name = name
-        self.samples = tuple(samples)
-        self.source = source
-        self.options = options
-        self.size = size
-        self.cache = cache
-        found = max((sample.label for sample in samples), default=-1) + 1
-        self.classes = tuple(classes) or tuple(str(label) for label in range(found))
-        self.labels = torch.tensor([sample.label for sample in samples], dtype=torch.int64)
-        self.mean: tuple[float, ...] = MEAN
-        self.std: tuple[float, ...] = STD
-        self._policy = options.policy(source.policy)
+    name: str
+    samples: Sequence[Sample]
+    source: Source
+    options: EventOptions
+    size: int  # height and width of a frame, in pixels
+    classes: Sequence[str] = ()  # names by class number; default the numbers
+    cache: FrameCache | MemoryCache | None = None
+    mean: tuple[float, ...] = MEAN
+    std: tuple[float, ...] = STD
+
+    def __post_init__(self) -> None:
+        self.samples = tuple(self.samples)
+        labels = [sample.label for sample in self.samples]
+        self.labels = torch.tensor(labels, dtype=torch.int64)
+        self.classes = tuple(self.classes) or tuple(map(str, range(max(labels, default=-1) + 1)))
+        self._policy = self.options.policy(self.source.policy)
 
     def __len__(self) -> int:
         """Return the number of recordings."""
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """Return frames float32 [T, 2, size, size] of recording `index`, and its label.
-
-        Raises:
-            DataError: the recording cannot be read or has a fault that the options refuse.
-        """
+        """Return frames and label of a recording; a fault that is refused is a DataError."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"{self.name} has {len(self)} recordings, no number {index}")
-        frames = torch.from_numpy(self.counts(index).astype(np.float32))
-        return frames, int(self.labels[index])
+        return torch.from_numpy(self.counts(index).astype(np.float32)), int(self.labels[index])
 
     def counts(self, index: int) -> NDArray[Any]:
-        """Return the frames of recording `index` as whole numbers, from the cache if there.
-
-        Shape: uint8, uint16 or int32 [T, 2, size, size].
-        """
+        """Return the frames of a recording as uint8, uint16 or int32, from the cache if there."""
         sample = self.samples[index]
         fingerprint = self.source.read.fingerprint(sample)
         found = None if self.cache is None else self.cache.get(sample.key, fingerprint)
         if found is not None:
             return found
-        frames, report = self._make(sample)
+        events, report = self.events(index)
+        moved, square = fit(events, self.source.sensor, self.size), Sensor(self.size, self.size)
+        frames, left_out = to_frames(moved, self.options, square, report.source)
+        if left_out:
+            log.info("%s: %d events after the last window", report.source, left_out)
         if report.empty and self.options.empty == "error":
             raise DataError(
                 f"{self.name}: {report.source} has {report.empty}, {report.kept} events in all; "
                 "remove it, or use empty=zero or empty=skip"
             )
+        small = narrow(frames)
         if self.cache is not None:
-            self.cache.put(sample.key, fingerprint, frames)
-        return frames
+            self.cache.put(sample.key, fingerprint, small)
+        return small
 
     def events(self, index: int) -> tuple[Events, Report]:
         """Return the valid events of recording `index` on the sensor, and the report on it."""
-        return self._read(self.samples[index])
-
-    def _read(self, sample: Sample) -> tuple[Events, Report]:
+        sample = self.samples[index]
         raw = self.source.read(sample)
         where = name_of(sample.key if self.source.root is None else self.source.root / sample.key)
         events, report = validate(raw.events, self.source.sensor, self._policy, where)
@@ -138,15 +112,6 @@ class EventFrames(torch.utils.data.Dataset[tuple[Tensor, int]]):
         if report.faults:
             log.warning("%s: %s: %s", self.name, where, report.line())
         return events, report
-
-    def _make(self, sample: Sample) -> tuple[NDArray[Any], Report]:
-        events, report = self._read(sample)
-        square = Sensor(self.size, self.size)
-        moved = fit(events, self.source.sensor, self.size)
-        frames, left_out = to_frames(moved, self.options.framing, square, report.source)
-        if left_out:
-            log.info("%s: %d events after the last window", report.source, left_out)
-        return narrow(frames), report
 
 
 _LARGEST_SIZE = 1024  # pixels a side
@@ -157,12 +122,7 @@ def event_splits(
 ) -> Splits:
     """Make the three parts of an event data set.
 
-    Args:
-        split: which recording is where.
-        source: where they come from.
-        options: sizes, limits (validation shrinks with the training part), framing and faults;
-            without `image_size` a frame has the sensor's longer side.
-        augment: name of the usual training augmentation; see `EventAugment.standard`.
+    Without `image_size` a frame has the sensor's longer side.
 
     Raises:
         ConfigError: an option out of range.
@@ -182,21 +142,19 @@ def event_splits(
         first = f"the first: {shared[0][0]} and {shared[0][1]}"
         report_shared(f"{text}; {first}", options.duplicates)
     cache = _cache(split.name, source, events, size)
-    parts: dict[str, EventFrames] = {}
-    for part in PARTS:
+
+    def frames(part: str, of: Sequence[Sample]) -> EventFrames:
         name = f"{split.name} {part}"
-        parts[part] = EventFrames(name, samples[part], source, events, size, split.classes, cache)
-        if events.empty == "skip":
-            parts[part] = _without_empty(parts[part])
+        return EventFrames(name, of, source, events, size, split.classes, cache)
+
+    parts = {part: frames(part, samples[part]) for part in PARTS}
     if events.empty == "skip":
-        train, val, test = (parts[part].samples for part in PARTS)
-        split = replace(split, train=train, val=val, test=test)
+        parts = {part: frames(part, _with_events(data)) for part, data in parts.items()}
+        split = replace(split, **{part: data.samples for part, data in parts.items()})  # type: ignore[arg-type]
     log.info("%s: split sha256 %s", split.name, split.sha256)
     return Splits(
         name=split.name,
-        train=parts["train"],
-        val=parts["val"],
-        test=parts["test"],
+        **parts,
         num_classes=len(split.classes),
         in_channels=2,
         image_size=size,
@@ -228,11 +186,9 @@ def _cache(
     return FrameCache(folder, name, parameters)
 
 
-def _without_empty(data: EventFrames) -> EventFrames:
-    """Read every recording once and leave out those with nothing to see."""
+def _with_events(data: EventFrames) -> list[Sample]:
+    """Read every recording once and return those with something to see."""
     left = [s for i, s in enumerate(data.samples) if not data.events(i)[1].empty]
     if len(left) < len(data):
         log.warning("%s: %d empty recordings skipped", data.name, len(data) - len(left))
-    return EventFrames(
-        data.name, left, data.source, data.options, data.size, data.classes, data.cache
-    )
+    return left

@@ -27,45 +27,30 @@ SUFFIXES = (".aedat", ".aedat4", ".bin", ".npy")
 
 @dataclass(frozen=True)
 class FileReader:
-    """Reads the recordings of one folder.
-
-    Attributes:
-        root: the folder.
-        form: "npy", "aedat2", "aedat31", "aedat4", "bin", or "cifar10_dvs" (AEDAT 2, turned
-            upright).
-        columns: what the columns of a plain npy array are.
-        microseconds_per_tick: unit of times in npy files.
-    """
+    """Reads the recordings of one folder."""
 
     root: Path = field(repr=False)
-    form: str
-    columns: tuple[str, ...] = FIELDS
-    microseconds_per_tick: int = 1
+    form: str  # one of FORMS; "cifar10_dvs" is "aedat2", turned upright
+    columns: tuple[str, ...] = FIELDS  # what the columns of a plain npy array are
+    microseconds_per_tick: int = 1  # unit of times in npy files
 
     def __post_init__(self) -> None:
         one_of("form", self.form, FORMS)
 
     def __call__(self, sample: Sample) -> Raw:
-        """Return what the file of a sample holds, or the stretch of it.
-
-        Raises:
-            DataError: as the reader of the form.
-        """
+        """Return what the file of a sample, or the stretch of it, holds; see the form's reader."""
         path = self.root / sample.path
-        if self.form == "npy":
-            return read_npy(path, self.columns, self.microseconds_per_tick)
-        if self.form == "aedat31":
-            return read_aedat31(path, sample.start_us, sample.end_us)
-        if self.form == "cifar10_dvs":
-            return as_cifar10_dvs(read_aedat2(path))
+        match self.form:
+            case "npy":
+                return read_npy(path, self.columns, self.microseconds_per_tick)
+            case "aedat31":
+                return read_aedat31(path, sample.start_us, sample.end_us)
+            case "cifar10_dvs":
+                return as_cifar10_dvs(read_aedat2(path))
         return {"aedat2": read_aedat2, "aedat4": read_aedat4, "bin": read_bin}[self.form](path)
 
     def fingerprint(self, sample: Sample) -> str:
-        """Return size and date of a sample's file.
-
-        Raises:
-            DataError: it is not there.
-        """
+        """Return size and date of a sample's file; a DataError if it is not there."""
         path = self.root / sample.path
         try:
             state = path.stat()
@@ -75,11 +60,7 @@ class FileReader:
 
 
 def form_of(path: str | Path) -> str:
-    """Tell the form of a recording by the end of its name and its first bytes.
-
-    Raises:
-        DataError: none of ours; the message says what the file is.
-    """
+    """Tell the form of a recording by the end of its name and its first bytes."""
     suffix = Path(path).suffix
     if suffix not in SUFFIXES:
         raise DataError(f"{name_of(path)} has no name of a recording: {', '.join(SUFFIXES)}")
@@ -100,13 +81,8 @@ def read_npy(
 
     tonic's DVS128 Gesture and Poker-DVS are plain arrays.
 
-    Args:
-        path: the file. Nothing larger than it is allocated on the word of its header.
-        columns: what the columns of a plain array are, in order.
-        microseconds_per_tick: unit of the times; 1000 for files in milliseconds.
-
-    Returns:
-        A mapping of columns in the file's own types, times in microseconds.
+    Nothing larger than the file is allocated on the word of its header. The columns that come back
+    have the file's own types; times are in microseconds.
 
     Raises:
         DataError: not a NumPy file, one with objects in it, cut, or of another form.
@@ -114,12 +90,12 @@ def read_npy(
     with opened(path) as (file, size):
         array = _load(file, size, path)
     found = columns_of(array, name_of(path), columns)
-    times = found["t_us"]
-    if microseconds_per_tick != 1 and times.dtype.kind in "iu":
-        # In a wide type, and never past what the gate refuses: a product that wraps looks valid.
-        limit = 2**62 // microseconds_per_tick
-        times = np.clip(times, -limit if times.dtype.kind == "i" else 0, limit).astype(np.int64)
     if microseconds_per_tick != 1:
+        times = found["t_us"]
+        if times.dtype.kind in "iu":
+            # In a wide type, never past what the gate refuses: a product that wraps looks valid.
+            limit = 2**62 // microseconds_per_tick
+            times = np.clip(times, -limit if times.dtype.kind == "i" else 0, limit).astype(np.int64)
         found["t_us"] = times * microseconds_per_tick
     return Raw(found)
 
@@ -165,15 +141,12 @@ def read_bin(path: str | Path) -> Raw:
     """Read a recording of an ATIS camera, the form of N-MNIST and N-Caltech101.
 
     An event has 5 bytes: column, row, a bit of polarity, 23 bits of microseconds, big-endian. Row
-    240 is no pixel: the camera's clock ran over, and all later times grow by 8192 us. The form has
-    no mark of its own: garbage shows as faults of coordinates and order. Texts and web pages are
-    refused. Memory stays below ten times the file.
-
-    Returns:
-        `EVENTS` in file order; clock marks are counted as "overflow".
+    240 is no pixel: the camera's clock ran over, and all later times grow by 8192 us; these marks
+    are counted as "overflow". The form has no mark of its own: garbage shows as faults of
+    coordinates and order. Memory stays below ten times the file.
 
     Raises:
-        DataError: a cut event, or a file of another kind.
+        DataError: a cut event, a text or a web page.
 
     Source: G. Orchard et al., "Converting Static Image Datasets to Spiking Neuromorphic Datasets
     Using Saccades", 2015, and its readers.
@@ -201,7 +174,6 @@ def read_bin(path: str | Path) -> Raw:
     return Raw(events, {"overflow": overflows} if overflows else {})
 
 
-_LISTS = {"train": "trials_to_train.txt", "test": "trials_to_test.txt"}
 _NAME = re.compile(r"user(\d+)_[\w-]+\.aedat")
 _ROW = re.compile(r"\s*(\d{1,4})\s*,\s*(\d{1,15})\s*,\s*(\d{1,15})\s*")
 _LIMIT = 1_000_000  # bytes of a list or csv file
@@ -210,12 +182,9 @@ _LIMIT = 1_000_000  # bytes of a list or csv file
 def read_trials(home: Path, num_classes: int) -> dict[str, list[Sample]]:
     """Read which stretch of which file of the original DVS128 Gesture is which gesture.
 
-    Two lists name the files of training and test; beside each ``user01_led.aedat`` a file
-    ``user01_led_labels.csv`` has lines ``class,startTime_usec,endTime_usec``.
-
-    Args:
-        home: the folder ``DvsGesture``.
-        num_classes: number of classes, K; the csv files count from 1 to K.
+    Two lists in the folder ``DvsGesture`` name the files of training and test; beside each
+    ``user01_led.aedat`` a file ``user01_led_labels.csv`` has lines
+    ``class,startTime_usec,endTime_usec``, classes counting from 1 to `num_classes`.
 
     Returns:
         {"train": ..., "test": ...}: stretches, sorted, each with its person as the group.
@@ -223,9 +192,9 @@ def read_trials(home: Path, num_classes: int) -> dict[str, list[Sample]]:
     Raises:
         DataError: a file is missing or malformed; file and line are named.
     """
-    parts: dict[str, list[Sample]] = {}
-    for part, listing in _LISTS.items():
-        samples: list[Sample] = []
+    parts: dict[str, list[Sample]] = {"train": [], "test": []}
+    for part, samples in parts.items():
+        listing = f"trials_to_{part}.txt"
         for number, line in _lines(home / listing):
             named = _NAME.fullmatch(line)
             if named is None:
@@ -236,7 +205,7 @@ def read_trials(home: Path, num_classes: int) -> dict[str, list[Sample]]:
             if not (home / line).is_file():
                 raise DataError(f"{name_of(home / line)} is missing; {listing} lists it")
             samples += _stretches(home, line, str(int(named[1])), num_classes)
-        parts[part] = sorted(samples)
+        samples.sort()
     return parts
 
 
@@ -261,8 +230,7 @@ def _lines(path: Path) -> list[tuple[int, str]]:
     """Return (number, text) of the lines that are not blank."""
     try:
         with open(path, "rb") as file:
-            text = file.read(_LIMIT).decode("utf-8-sig")
+            lines = file.read(_LIMIT).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as fault:
         raise DataError(f"cannot read {name_of(path)}: {fault}") from fault
-    numbered = enumerate(text.splitlines(), start=1)
-    return [(number, line.strip()) for number, line in numbered if line.strip()]
+    return [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]

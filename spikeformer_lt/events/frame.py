@@ -39,17 +39,52 @@ _CHOICES = {
 
 
 @dataclass(frozen=True)
-class EventOptions:
-    """Framing, faults and files of an event data set."""
+class Framing:
+    """How a recording is cut into frames.
 
-    T: int = 16
-    """Frames a recording is cut into: the model's time steps."""
+    With n events over a span of s microseconds, frame i < T - 1 takes
+
+    - "n_event_bins": events i*w to (i+1)*w - 1, w = max(1, n // T);
+    - "n_time_bins": times t0 + i*w to t0 + (i+1)*w - 1, w = max(1, s // T);
+    - "time_window": times as above with w = `window_us`;
+
+    and in the first two ways frame T - 1 takes all the rest. These are tonic's borders; tonic
+    (1.7.0) loses what follows the last of them, the last event at least by time bins and n mod T by
+    event bins, and everything where w is 0.
+    """
+
+    T: int | None = 16
+    """Frames a recording is cut into; None, for time_window only: as many as it needs."""
     by: str = "n_event_bins"
     """n_event_bins (equal counts), n_time_bins (equal times) or time_window (window_us each)."""
     window_us: int | None = None
     """Length of a frame in microseconds, for by=time_window."""
     values: str = "counts"
     """counts, or binary: 1 where at least one event fell."""
+
+    def __post_init__(self) -> None:
+        one_of("by", self.by, WAYS)
+        one_of("values", self.values, VALUES)
+        T, window_us, by_window = self.T, self.window_us, self.by == "time_window"
+        if T is None and not by_window:
+            raise ConfigError(f"T=None is not allowed with by={self.by}; only time_window has it")
+        sound = T is None or (type(T) is int and 1 <= T <= LARGEST_T)
+        check(sound, "T", T, f"a whole number, 1 to {LARGEST_T}")
+        if by_window != (window_us is not None):
+            raise ConfigError(
+                f"window_us={window_us!r} is not allowed with by={self.by}: it belongs to "
+                "time_window, which needs it"
+            )
+        sound = window_us is None or (type(window_us) is int and window_us >= 1)
+        check(sound, "window_us", window_us, "1 microsecond or more")
+
+
+@dataclass(frozen=True)
+class EventOptions(Framing):
+    """Framing, faults and files of an event data set."""
+
+    T: int = 16
+    """Frames a recording is cut into: the model's time steps."""
     bad_events: str = "error"
     """error, drop, or count (keep what can be kept) for events off the sensor and the like."""
     empty: str = "error"
@@ -66,19 +101,15 @@ class EventOptions:
             one_of(name, getattr(self, name), allowed)
         check(bool(self.cache), "cache", self.cache, "a folder, auto or none")
         check(self.T is not None, "T", self.T, "a model needs a fixed number of frames")
-        self.framing  # noqa: B018 (checks its own fields)
+        super().__post_init__()
 
     @property
     def framing(self) -> Framing:
         """How a recording is cut."""
-        return Framing(T=self.T, by=self.by, window_us=self.window_us, values=self.values)
+        return Framing(self.T, self.by, self.window_us, self.values)
 
     def policy(self, base: Policy | None = None) -> Policy:
-        """Return what happens to each fault.
-
-        Args:
-            base: the set's own policy, whose other fields stay.
-        """
+        """Return what happens to each fault; the other fields of `base`, the set's own, stay."""
         base = base or Policy()
         if self.bad_events == "error":
             return base
@@ -97,77 +128,21 @@ class EventDataOptions(DataOptions):
     """Framing, faults and files."""
 
 
-@dataclass(frozen=True)
-class Framing:
-    """How a recording is cut into frames.
-
-    With n events over a span of s microseconds, frame i < T - 1 takes
-
-    - "n_event_bins": events i*w to (i+1)*w - 1, w = max(1, n // T);
-    - "n_time_bins": times t0 + i*w to t0 + (i+1)*w - 1, w = max(1, s // T);
-    - "time_window": times as above with w = `window_us`;
-
-    and in the first two ways frame T - 1 takes all the rest. These are tonic's borders; tonic
-    (1.7.0) loses what follows the last of them, the last event at least by time bins and n mod T by
-    event bins, and everything where w is 0.
-
-    Attributes:
-        T: number of frames. None, with "time_window" only, makes as many as the recording needs.
-        by: one of the three ways, under tonic's names.
-        window_us: length of a window in microseconds, for "time_window" only.
-        values: "counts", or "binary": 1 where at least one event fell.
-    """
-
-    T: int | None = 16
-    by: str = "n_event_bins"
-    window_us: int | None = None
-    values: str = "counts"
-
-    def __post_init__(self) -> None:
-        one_of("by", self.by, WAYS)
-        one_of("values", self.values, VALUES)
-        by_window = self.by == "time_window"
-        if self.T is None and not by_window:
-            raise ConfigError(f"T=None is not allowed with by={self.by}; only time_window has it")
-        sound = self.T is None or (_whole(self.T) and 1 <= self.T <= LARGEST_T)
-        check(sound, "T", self.T, f"a whole number, 1 to {LARGEST_T}")
-        if by_window != (self.window_us is not None):
-            raise ConfigError(
-                f"window_us={self.window_us!r} is not allowed with by={self.by}: it belongs to "
-                "time_window, which needs it"
-            )
-        sound = self.window_us is None or (_whole(self.window_us) and self.window_us >= 1)
-        check(sound, "window_us", self.window_us, "1 microsecond or more")
-
-
-def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def to_frames(
     events: Events, framing: Framing, sensor: Sensor, source: str = "recording"
 ) -> tuple[Frames, int]:
-    """Count events per frame, polarity and pixel.
+    """Count events, `EVENTS` [N] as `validate` gives them, per frame, polarity and pixel.
 
     No event gives frames of zeros; events of one time fall into the first frame by time. Memory
     depends on T and the sensor, never on the times.
-
-    Args:
-        events: `EVENTS` in time order, as `validate` gives them.
-        framing: how to cut.
-        sensor: size of a frame.
-        source: the file's name, for messages.
 
     Returns:
         int32 [T, 2, H, W], polarity 0 first, and the number of events that no frame took: with
         "time_window" those after T windows, else 0.
 
     Raises:
-        DataError: another dtype, times out of order, an event off the sensor or of another
-            polarity; more than 4096 windows.
+        DataError: what `validate` does not give, or more than 4096 windows.
         ConfigError: the frames would take more than 1 GiB.
-
-    Shape: [N] events -> [T, 2, H, W].
     """
     if events.dtype != EVENTS or events.ndim != 1:
         raise DataError(
@@ -202,8 +177,7 @@ def _edges(times: NDArray[np.int64], framing: Framing, source: str) -> NDArray[n
     span = int(times[-1]) - int(times[0]) if count else 0
     T = framing.T
     if T is None:
-        assert framing.window_us is not None
-        T = span // framing.window_us + 1
+        T = span // (framing.window_us or 1) + 1
         if T > LARGEST_T:
             raise DataError(
                 f"{source}: {span} us in windows of {framing.window_us} us are {T} frames, more "
@@ -225,11 +199,9 @@ def _edges(times: NDArray[np.int64], framing: Framing, source: str) -> NDArray[n
 
 def narrow(frames: Frames) -> NDArray[Any]:
     """Return frames in the smallest of uint8, uint16 and int32 that holds every count."""
-    most = int(frames.max()) if frames.size else 0
-    for kind in (np.uint8, np.uint16):
-        if most <= np.iinfo(kind).max:
-            return frames.astype(kind)
-    return frames
+    most = frames.max(initial=0)
+    fitting = (kind for kind in (np.uint8, np.uint16) if most <= np.iinfo(kind).max)
+    return frames.astype(next(fitting, np.int32), copy=False)
 
 
 def _counter(events: int) -> Counter:
@@ -259,11 +231,7 @@ def _numba_fault() -> str:
 
 
 def count_numpy(x: Any, y: Any, p: Any, edges: NDArray[np.int64], frames: Frames) -> int:
-    """Add the events to `frames`; the slow path, equal to the kernel.
-
-    Returns:
-        Position of the first event that does not fit into a frame, or -1.
-    """
+    """Add the events to `frames` as `count_numba` does, half as fast."""
     _, polarities, height, width = frames.shape
     taken = int(edges[-1])
     x, y, p = (column[:taken] for column in (x, y, p))
@@ -278,14 +246,13 @@ def count_numpy(x: Any, y: Any, p: Any, edges: NDArray[np.int64], frames: Frames
 
 
 def count_numba(x: Any, y: Any, p: Any, edges: NDArray[np.int64], frames: Frames) -> int:
-    """Add events to `frames`.
+    """Add events to `frames`, contiguous int32 [T, 2, H, W], in place.
 
     Args:
         x: columns, uint16 [N].
         y: rows, uint16 [N].
         p: polarities, uint8 [N].
         edges: int64 [T + 1], ascending positions in [0, N]: the borders of the frames.
-        frames: int32 [T, 2, H, W], contiguous; changed in place.
 
     Returns:
         Position of the first event that does not fit into a frame, or -1.

@@ -21,32 +21,21 @@ from spikeformer_lt.errors import ConfigError, DataError, name_of, near, shown
 Events = NDArray[np.void]
 
 # 16 bytes an event, each field aligned: column, row, polarity (0 off, 1 on), microseconds.
-EVENTS = np.dtype(
-    {
-        "names": ["x", "y", "p", "t_us"],
-        "formats": ["<u2", "<u2", "u1", "<i8"],
-        "offsets": [0, 2, 4, 8],
-        "itemsize": 16,
-    }
-)
+EVENTS = np.dtype([("x", "<u2"), ("y", "<u2"), ("p", "u1"), ("t_us", "<i8")], align=True)
 FIELDS: tuple[str, ...] = ("x", "y", "p", "t_us")
 LARGEST_SIDE = 4096  # pixels; the largest event sensors have 1280
 
 
 @dataclass(frozen=True)
 class Sensor:
-    """Size of an event sensor, in pixels: rows, then columns.
-
-    Raises:
-        ConfigError: a side below 1 or above 4096.
-    """
+    """Size of an event sensor, in pixels from 1 to 4096: rows, then columns."""
 
     height: int
     width: int
 
     def __post_init__(self) -> None:
         for side in (self.height, self.width):
-            if isinstance(side, bool) or not isinstance(side, int) or not 1 <= side <= LARGEST_SIDE:
+            if type(side) is not int or not 1 <= side <= LARGEST_SIDE:
                 raise ConfigError(
                     f"sensor={self.height!r}x{self.width!r} is not allowed: rows x columns, each a "
                     f"whole number from 1 to {LARGEST_SIDE}"
@@ -57,11 +46,7 @@ class Sensor:
 
     @classmethod
     def parse(cls, text: str) -> Sensor:
-        """Read "128x128", rows first.
-
-        Raises:
-            ConfigError: another form.
-        """
+        """Read "128x128", rows first; another form is a ConfigError."""
         sides = re.fullmatch(r"([0-9]{1,9})x([0-9]{1,9})", text.lower())
         if sides is None:
             raise ConfigError(f"sensor={shown(text)} is not allowed: rows x columns, as 128x128")
@@ -81,9 +66,7 @@ def columns_of(events: Any, source: str, order: Sequence[str] = FIELDS) -> dict[
 
     Args:
         events: a structured array with the fields x, y, p and t_us (or t, in microseconds); a
-            mapping of such columns; or a plain [N, 4] array.
-        source: the file's name, for messages.
-        order: what the columns of a plain array are.
+            mapping of such columns; or a plain [N, 4] array with the columns of `order`.
 
     Returns:
         {"x", "y", "p", "t_us"}: one-dimensional arrays of one length, each of a boolean, integer or
@@ -110,12 +93,12 @@ def columns_of(events: Any, source: str, order: Sequence[str] = FIELDS) -> dict[
     if "t_us" not in found and "t" in found:
         found["t_us"] = found["t"]
     for name in FIELDS:
-        if name not in found:
+        column = found.get(name)
+        if column is None:
             raise DataError(
                 f"{source}: no field {name!r}{near(name, found) or ';'} found: "
                 f"{', '.join(map(shown, found)) or 'none'}; needed: x, y, p and t_us"
             )
-        column = found[name]
         if column.ndim != 1 or column.dtype.kind not in "biuf":
             raise DataError(
                 f"{source}: field {name!r} is {column.dtype} {list(column.shape)}; needed are "
@@ -128,20 +111,14 @@ def columns_of(events: Any, source: str, order: Sequence[str] = FIELDS) -> dict[
 
 
 def fit(events: Events, sensor: Sensor, size: int) -> Events:
-    """Move events onto a square of `size` pixels a side: none is lost, none is made.
+    """Move valid events onto a square of `size` pixels a side: none is lost, none is made.
 
     A sensor that is larger is scaled down by one factor for both axes, so that events of several
     pixels meet in one; what is smaller is put into the middle.
-
-    Args:
-        events: valid events of `sensor`.
-        sensor: where they were recorded.
-        size: side of the square, in pixels.
     """
-    longest = max(sensor.height, sensor.width)
-    scale = max(longest, size)  # pixels of the sensor that become `size` pixels
     if (sensor.height, sensor.width) == (size, size):
         return events
+    scale = max(sensor.height, sensor.width, size)  # pixels of the sensor that become `size` pixels
     moved = events.copy()
     for name, side in (("x", sensor.width), ("y", sensor.height)):
         margin = (size - -(-side * size // scale)) // 2
@@ -151,15 +128,10 @@ def fit(events: Events, sensor: Sensor, size: int) -> Events:
 
 @dataclass(frozen=True)
 class Raw:
-    """What a file holds, not yet validated.
+    """What a file holds, not yet validated."""
 
-    Attributes:
-        events: in any form that `recording.columns_of` takes.
-        skipped: entries that are no events of a pixel, by kind, e.g. {"special": 3}.
-    """
-
-    events: Events | NDArray[np.generic] | dict[str, NDArray[np.generic]]
-    skipped: dict[str, int] = field(default_factory=dict)
+    events: Events | NDArray[np.generic] | dict[str, NDArray[np.generic]]  # for columns_of
+    skipped: dict[str, int] = field(default_factory=dict)  # no events of a pixel, by kind
 
 
 @contextmanager

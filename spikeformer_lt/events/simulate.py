@@ -16,39 +16,28 @@ from numpy.typing import NDArray
 
 from spikeformer_lt.events.recording import Events, make_events
 
+Array = NDArray[np.float64]
 _FLOOR = 0.1  # brightness of black, so that its logarithm exists; white is 1
 
 
 @dataclass(frozen=True)
 class Camera:
-    """A simulated sensor and the motion before it.
+    """A simulated sensor and the motion before it."""
 
-    Attributes:
-        threshold: change of log brightness that makes an event.
-        mismatch: standard deviation of the thresholds over the pixels, as a fraction of it.
-        noise_hz: rate of events of each pixel without any change.
-        saccade_us: length of each of the three saccades, in microseconds.
-        reach: length of a saccade as a fraction of the sensor's side.
-        steps: pictures that a saccade is computed from.
-    """
+    threshold: float = 0.25  # change of log brightness that makes an event
+    mismatch: float = 0.03  # standard deviation of the thresholds over pixels, as a fraction of it
+    noise_hz: float = 0.5  # rate of events of each pixel without any change
+    saccade_us: int = 100_000  # length of each of the three saccades, in microseconds
+    reach: float = 0.12  # length of a saccade as a fraction of the sensor's side
+    steps: int = 24  # pictures that a saccade is computed from
 
-    threshold: float = 0.25
-    mismatch: float = 0.03
-    noise_hz: float = 0.5
-    saccade_us: int = 100_000
-    reach: float = 0.12
-    steps: int = 24
-
-    def record(self, picture: NDArray[np.float64], size: int, rng: np.random.Generator) -> Events:
-        """Record one picture.
+    def record(self, picture: Array, size: int, rng: np.random.Generator) -> Events:
+        """Return the valid events of one picture, from time 0 to three saccades.
 
         Args:
             picture: brightness in [0, 1], [h, w]; it is put into the middle, over black.
             size: side of the square sensor, in pixels, at least the picture's.
             rng: of path, thresholds and noise: the same state, the same recording.
-
-        Returns:
-            Valid events, from time 0 to three saccades.
         """
         assert max(picture.shape) <= size
         times, shifts = self._path(size, rng)
@@ -56,8 +45,10 @@ class Camera:
         spread = rng.standard_normal((size, size)) * self.mismatch
         threshold = self.threshold * np.clip(1 + spread, 0.5, 1.5)
         steps = self._crossings(level, threshold, times)
-        columns: list[tuple[NDArray[Any], ...]] = [*steps, self._noise(size, rng)]
-        x, y, p, t = (np.concatenate([part[i] for part in columns]) for i in range(4))
+        count = rng.poisson(self.noise_hz * size * size * self.duration_us / 1e6)
+        x, y = rng.integers(0, size, (2, count))
+        noise = (x, y, rng.integers(0, 2, count), rng.integers(0, self.duration_us, count))
+        x, y, p, t = (np.concatenate(columns) for columns in zip(*steps, noise, strict=True))
         order = np.argsort(t, kind="stable")
         return make_events(x[order], y[order], p[order], t[order])
 
@@ -66,9 +57,7 @@ class Camera:
         """Length of a recording."""
         return 3 * self.saccade_us
 
-    def _path(
-        self, size: int, rng: np.random.Generator
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def _path(self, size: int, rng: np.random.Generator) -> tuple[Array, Array]:
         """Return times [S] in microseconds and shifts [S, 2] in pixels (x, y) of a triangle."""
         angle, scale = rng.uniform(-0.3, 0.3), rng.uniform(0.8, 1.2) * self.reach * size
         corners = angle + np.pi / 2 + np.arange(4) * 2 * np.pi / 3
@@ -79,7 +68,7 @@ class Camera:
         return times, shifts
 
     def _crossings(
-        self, level: NDArray[np.float64], threshold: NDArray[np.float64], times: NDArray[np.float64]
+        self, level: Array, threshold: Array, times: Array
     ) -> list[tuple[NDArray[Any], ...]]:
         """Return (x, y, p, t) of the events between each two pictures."""
         last = level[0].copy()
@@ -88,8 +77,6 @@ class Camera:
             before, after = level[step - 1], level[step]
             count = np.floor(np.abs(after - last) / threshold).astype(np.int64)
             rows, columns = np.nonzero(count)
-            if not len(rows):
-                continue
             n = count[rows, columns]
             sign = np.sign(after - last)[rows, columns]
             # The j-th event of a pixel comes where the line from `before` to `after` meets
@@ -107,15 +94,8 @@ class Camera:
             last[rows, columns] += sign * n * threshold[rows, columns]
         return found
 
-    def _noise(self, size: int, rng: np.random.Generator) -> tuple[NDArray[Any], ...]:
-        count = rng.poisson(self.noise_hz * size * size * self.duration_us / 1e6)
-        x, y = rng.integers(0, size, (2, count))
-        return x, y, rng.integers(0, 2, count), rng.integers(0, self.duration_us, count)
 
-
-def _moved(
-    picture: NDArray[np.float64], size: int, shifts: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def _moved(picture: Array, size: int, shifts: Array) -> Array:
     """Return the picture on a black square at each shift, bilinearly: [S, size, size]."""
     hats = []
     for axis, side in enumerate(reversed(picture.shape)):

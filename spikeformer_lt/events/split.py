@@ -5,19 +5,21 @@ A split has a fingerprint, can be kept in a file, and is checked for recordings 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from spikeformer_lt.disk import parse_json, write_atomic
-from spikeformer_lt.errors import ConfigError, DataError, name_of, near, shown
+from spikeformer_lt.config import check
+from spikeformer_lt.disk import parse_json, sha256_of, write_atomic
+from spikeformer_lt.errors import DataError, name_of, near, shown
 from spikeformer_lt.splits import by_class, exact_fraction, hashed, held_out, in_proportion
 
 log = logging.getLogger(__name__)
@@ -31,21 +33,13 @@ _HEAD = 4096  # bytes compared before a whole file is read
 
 @dataclass(frozen=True, order=True)
 class Sample:
-    """One labelled recording, or one stretch of a longer one.
+    """One labelled recording, or one stretch of a longer one."""
 
-    Attributes:
-        path: below the root of the set, with "/" on every system.
-        start_us: beginning of the stretch; None is the whole file.
-        end_us: first time after the stretch.
-        label: class number.
-        group: whom or what it was taken from, where whole groups must stay together.
-    """
-
-    path: str
-    start_us: int | None = None
-    end_us: int | None = None
+    path: str  # below the root of the set, with "/" on every system
+    start_us: int | None = None  # beginning of the stretch; None is the whole file
+    end_us: int | None = None  # first time after the stretch
     label: int = 0
-    group: str = ""
+    group: str = ""  # whom or what it was taken from, where whole groups must stay together
 
     @property
     def key(self) -> str:
@@ -73,16 +67,15 @@ def scan(folder: str | Path, suffixes: Sequence[str]) -> list[str]:
     found: list[str] = []
     for here, folders, files in os.walk(top):
         folders[:] = [name for name in folders if not _junk(name)]
-        files = [name for name in files if not _junk(name)]
-        for name in [*folders, *files]:
-            path = Path(here, name)
+        paths = [Path(here, name) for name in files if not _junk(name)]
+        for path in [*(Path(here, name) for name in folders), *paths]:
             if path.is_symlink() and not _within(path, home):
                 raise DataError(
                     f"{name_of(path)} is a link that leads out of {name_of(top)}: it is not "
                     "followed; copy what it shows, or give that folder as the root"
                 )
-        wanted = (name for name in files if name.endswith(tuple(suffixes)))
-        found += [Path(here, name).relative_to(top).as_posix() for name in wanted]
+        wanted = (path for path in paths if path.name.endswith(tuple(suffixes)))
+        found += [path.relative_to(top).as_posix() for path in wanted]
     return sorted(found)
 
 
@@ -110,12 +103,14 @@ def find_folder(root: str | Path, names: Sequence[str]) -> Path | None:
     for _ in range(_DEPTH):
         below: list[Path] = []
         for folder in level:
-            try:
-                entries = sorted(entry for entry in folder.iterdir() if not _junk(entry.name))
-            except OSError:
-                continue
-            # The set's own folder may be a link, as users put one; other links are not followed.
-            below += [e for e in entries if e.is_dir() and (e.name in names or not e.is_symlink())]
+            with contextlib.suppress(OSError):
+                # The set's own folder may be a link, as users put one; others are not followed.
+                below += [
+                    entry
+                    for entry in sorted(folder.iterdir())
+                    if not _junk(entry.name) and entry.is_dir()
+                    if entry.name in names or not entry.is_symlink()
+                ]
         found = [folder for folder in below if folder.name in names]
         if len(found) > 1:
             raise DataError(
@@ -131,11 +126,7 @@ def find_folder(root: str | Path, names: Sequence[str]) -> Path | None:
 def class_samples(
     home: Path, suffixes: Sequence[str], classes: Sequence[str], folder: str = ""
 ) -> list[Sample]:
-    """Return the recordings below ``home/folder``, whose first folder there is their class.
-
-    Raises:
-        DataError: no class has that name; the path is named and the nearest class offered.
-    """
+    """Return the recordings below ``home/folder``, whose first folder there is their class."""
     numbers = {name: number for number, name in enumerate(classes)}
     samples = []
     for path in scan(home / folder, suffixes):
@@ -156,32 +147,25 @@ def check_counts(
     expected: int | Mapping[str, int],
     incomplete: str = "error",
 ) -> None:
-    """Compare what was found with what the published set has.
+    """Compare what was found with the published set; see `accept` for what a difference does.
 
     Args:
         name: of the part, e.g. "dvs128_gesture train".
-        samples: what was found.
-        classes: names by class number.
         expected: recordings in all, or {class: recordings}.
-        incomplete: "error" refuses a difference and tells the counts, "report" warns of it.
     """
     counts = Counter(classes[sample.label] for sample in samples if sample.label < len(classes))
+    told = [f"{each} {counts[each]}" for each in classes]
     if isinstance(expected, int):
         total, right = expected, all(counts[each] for each in classes)
-        told = [f"{each} {counts[each]}" for each in classes]
     else:
         total, right = sum(expected.values()), all(counts[c] == expected.get(c, 0) for c in classes)
-        told = [f"{each} {counts[each]} of {expected.get(each, 0)}" for each in classes]
+        told = [f"{text} of {expected.get(c, 0)}" for text, c in zip(told, classes, strict=True)]
     if not right or len(samples) != total:
         accept(f"{name} has {len(samples)} recordings of {total}: {', '.join(told)}", incomplete)
 
 
 def accept(fault: str, incomplete: str) -> None:
-    """Refuse an incomplete set with "error", or warn of it with "report".
-
-    Raises:
-        DataError: `incomplete` is "error".
-    """
+    """Refuse an incomplete set by a DataError with "error", or warn of it with "report"."""
     if incomplete == "error":
         raise DataError(f"{fault}; get the rest, or use incomplete=report to go on with these")
     log.warning("%s", fault)
@@ -203,19 +187,22 @@ class Split:
 
     def __post_init__(self) -> None:
         seen: dict[str, str] = {}
-        for part in PARTS:
-            for place, sample in enumerate(getattr(self, part)):
-                if sample.key in seen:
-                    raise DataError(
-                        f"{self.name}: {shown(sample.key, 300)} is in {seen[sample.key]} and in "
-                        f"{part}; a recording belongs to one part"
-                    )
-                seen[sample.key] = part
-                if not 0 <= sample.label < len(self.classes):
-                    raise DataError(
-                        f"{self.name}: {part} sample {place}, {shown(sample.key, 300)}, has the "
-                        f"label {sample.label}, outside [0, {len(self.classes)})"
-                    )
+        for part, place, sample in self._rows():
+            if sample.key in seen:
+                raise DataError(
+                    f"{self.name}: {shown(sample.key, 300)} is in {seen[sample.key]} and in "
+                    f"{part}; a recording belongs to one part"
+                )
+            seen[sample.key] = part
+            if not 0 <= sample.label < len(self.classes):
+                raise DataError(
+                    f"{self.name}: {part} sample {place}, {shown(sample.key, 300)}, has the "
+                    f"label {sample.label}, outside [0, {len(self.classes)})"
+                )
+
+    def _rows(self) -> list[tuple[str, int, Sample]]:
+        """Return (part, place in it, sample) of every recording."""
+        return [(part, *row) for part in PARTS for row in enumerate(getattr(self, part))]
 
     @property
     def sha256(self) -> str:
@@ -228,8 +215,7 @@ class Split:
 
     def save(self, path: str | Path) -> None:
         """Write the split as JSON, one recording a line."""
-        rows = [(part, sample) for part in PARTS for sample in getattr(self, part)]
-        lines = [json.dumps([part, sample.key, sample.label]) for part, sample in rows]
+        lines = [json.dumps([part, sample.key, sample.label]) for part, _, sample in self._rows()]
         head = {"format": _FORMAT, "version": _VERSION, "name": self.name, "sha256": self.sha256}
         text = json.dumps({**head, "classes": self.classes})[:-1]
         text += ', "recordings": [\n' + ",\n".join(lines) + "\n]}\n"
@@ -251,7 +237,7 @@ class Split:
                 not those that it lists.
         """
         told = _read_split(path)
-        have = {s.key: s for part in PARTS for s in getattr(self, part)}
+        have = {sample.key: sample for _, _, sample in self._rows()}
         parts: dict[str, list[Sample]] = {part: [] for part in PARTS}
         for part, key, label in told["recordings"]:
             sample = have.pop(key, None)
@@ -267,7 +253,7 @@ class Split:
                 f"{name_of(path)} does not list {shown(next(iter(have)), 300)} and {len(have) - 1} "
                 "more that are on disk: remove them, or make a new split file"
             )
-        split = Split(self.name, self.classes, *(tuple(parts[part]) for part in PARTS))
+        split = Split(self.name, self.classes, *map(tuple, parts.values()))
         if split.sha256 != told["sha256"] or tuple(told["classes"]) != self.classes:
             raise DataError(
                 f"{name_of(path)} was edited: its recordings have the sha256 {split.sha256}, it "
@@ -303,7 +289,7 @@ def cut(
     val_fraction: float,
     groups: bool = False,
 ) -> Split:
-    """Return the split of a set, whose validation part is held out of `pool` (see `hold_out`)."""
+    """Return the split of a set with validation held out of `pool` as `hold_out` does."""
     train, val = hold_out(name, pool, val_fraction, groups)
     return Split(name, tuple(classes), tuple(train), tuple(val), tuple(test))
 
@@ -315,48 +301,39 @@ def first_of_each_class(
 
     Of n samples ``ceil(fraction * n)`` come first. With 0.9 that is the field's split of
     CIFAR10-DVS (Spikformer, Spikingformer, QKFormer; spikingjelly's split_to_train_test_set).
-
-    Raises:
-        ConfigError: `fraction` outside (0, 1).
     """
     exact = exact_fraction("fraction", fraction)
     first: set[Sample] = set()
-    labels = [sample.label for sample in samples]
-    for members in by_class(labels, lambda i: (samples[i].path, samples[i].start_us or 0)).values():
-        first |= {samples[i] for i in members[: math.ceil(exact * len(members))]}
+    ordered = sorted(samples)
+    for members in by_class([sample.label for sample in ordered], int).values():
+        first |= {ordered[i] for i in members[: math.ceil(exact * len(members))]}
     return sorted(first), sorted(set(samples) - first)
 
 
 def hold_out(
     name: str, samples: Sequence[Sample], fraction: float, groups: bool = False
 ) -> tuple[list[Sample], list[Sample]]:
-    """Hold out a part of the training recordings, chosen by the hashes of their names.
+    """Hold out a part of the training recordings, chosen by hashes of their names and the set's.
 
-    Args:
-        name: of the set; another name gives another choice.
-        samples: the training recordings.
-        fraction: part to hold out, in (0, 1).
-        groups: hold out whole groups (people, say), as few as reach the fraction, never such that a
-            class loses its last training sample; else ``round(fraction * n)`` of each class, half
-            up, but never all.
+    With `groups` whole groups (people, say) are held out, as few as reach the fraction, never such
+    that a class loses its last training sample; else a part of each class, as `splits.held_out`.
 
     Returns:
         (kept, held out), each sorted.
 
     Raises:
-        ConfigError: `fraction` outside (0, 1).
         DataError: nothing can be held out.
     """
     exact = exact_fraction("val_fraction", fraction)
     held: set[Sample] = set()
+    labels = [sample.label for sample in samples]
     if groups:
         for group in sorted({s.group for s in samples}, key=lambda g: hashed(name, g)):
             more = held | {s for s in samples if s.group == group}
             left = {s.label for s in samples if s not in more}
-            if len(held) < exact * len(samples) and left == {s.label for s in samples}:
+            if len(held) < exact * len(samples) and left == set(labels):
                 held = more
     else:
-        labels = [sample.label for sample in samples]
         held = {samples[i] for i in held_out(labels, exact, lambda i: hashed(name, samples[i].key))}
     if not held:
         raise DataError(
@@ -367,13 +344,8 @@ def hold_out(
 
 
 def limit(name: str, samples: Sequence[Sample], count: int) -> list[Sample]:
-    """Choose `count` recordings, classes in proportion; a larger count keeps a smaller one's.
-
-    Raises:
-        ConfigError: `count` outside [1, number of samples].
-    """
-    if not 1 <= count <= len(samples):
-        raise ConfigError(f"limit={count} is not allowed: {name} has 1 to {len(samples)} samples")
+    """Choose `count` recordings, classes in proportion; a larger count keeps a smaller one's."""
+    check(1 <= count <= len(samples), "limit", count, f"{name} has 1 to {len(samples)} samples")
     labels = [sample.label for sample in samples]
     chosen = in_proportion(labels, count, lambda i: hashed(name, samples[i].key))
     return sorted(samples[i] for i in chosen)
@@ -395,39 +367,30 @@ def find_shared(root: str | Path, parts: Mapping[str, Sequence[Sample]]) -> list
     """Return pairs of files below `root`, of different parts, that hold the same bytes.
 
     Only files of one size are opened, and only those that also begin alike are read whole.
-
-    Raises:
-        DataError: a file cannot be read.
     """
     part_of: dict[str, str] = {}
     for part, samples in parts.items():
         for sample in samples:
             part_of.setdefault(sample.path, part)
-    top = Path(root)
+    groups = [list(part_of)]
     try:
-        groups = _group(list(part_of), lambda path: str((top / path).stat().st_size))
-        for length in (_HEAD, None):
-            finer = [_group(group, lambda path: _hash(top / path, length)) for group in groups]  # noqa: B023
-            groups = [group for found in finer for group in found]
+        for length in (0, _HEAD, None):
+            finer: dict[tuple[int, str], list[str]] = {}
+            for number, group in enumerate(groups):
+                for path in group:
+                    finer.setdefault((number, _hash(Path(root, path), length)), []).append(path)
+            groups = [group for group in finer.values() if len(group) > 1]
     except OSError as fault:
         raise DataError(f"cannot read {name_of(fault.filename)}: {fault.strerror}") from fault
-    found: list[tuple[str, str]] = []
-    for group in groups:
-        first = group[0]
-        found += [(first, other) for other in group[1:] if part_of[other] != part_of[first]]
-    return sorted(found)
-
-
-def _group(paths: Sequence[str], key: Callable[[str], str]) -> list[list[str]]:
-    """Return the groups of two or more paths with one key."""
-    groups: dict[str, list[str]] = {}
-    for path in paths:
-        groups.setdefault(key(path), []).append(path)
-    return [group for group in groups.values() if len(group) > 1]
+    pairs = [(first, other) for first, *rest in groups for other in rest]
+    return sorted((one, other) for one, other in pairs if part_of[one] != part_of[other])
 
 
 def _hash(path: Path, length: int | None) -> str:
+    """Return a hash of the first `length` bytes, all with None; with 0 the size of the file."""
+    if length == 0:
+        return str(path.stat().st_size)
+    if length is None:
+        return sha256_of(path)
     with open(path, "rb") as file:
-        if length is None:
-            return hashlib.file_digest(file, "sha256").hexdigest()
         return hashlib.sha256(file.read(length)).hexdigest()

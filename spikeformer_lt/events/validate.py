@@ -13,40 +13,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spikeformer_lt.errors import ConfigError, DataError, one_of
+from spikeformer_lt.config import check
+from spikeformer_lt.errors import DataError, one_of
 from spikeformer_lt.events.recording import FIELDS, Events, Sensor, columns_of, make_events
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was found in one recording; empty `faults` is a clean one.
-
-    Attributes:
-        source: the file.
-        given: events in the file.
-        kept: events that passed.
-        faults: number of events with each fault, by the names of `Policy`.
-        examples: the first event with each fault, in words.
-        duration_us: last time minus first time of what was kept.
-        on: kept events of polarity 1.
-        skipped: entries of the file that are no events of a pixel, by kind.
-    """
+    """What was found in one recording; empty `faults` is a clean one."""
 
     source: str
     given: int
     kept: int
-    faults: dict[str, int] = field(default_factory=dict)
-    examples: dict[str, str] = field(default_factory=dict)
-    duration_us: int = 0
-    on: int = 0
-    skipped: dict[str, int] = field(default_factory=dict)
+    faults: dict[str, int] = field(default_factory=dict)  # events with each, named as in Policy
+    examples: dict[str, str] = field(default_factory=dict)  # the first event with each
+    duration_us: int = 0  # last time minus first time of what was kept
+    on: int = 0  # kept events of polarity 1
+    skipped: dict[str, int] = field(default_factory=dict)  # no events of a pixel, by kind
 
     @property
     def empty(self) -> str:
         """Say why there is nothing to see in time: "no event", "one time", or ""."""
-        if not self.kept:
-            return "no event"
-        return "" if self.duration_us else "one time"
+        return "no event" if not self.kept else "" if self.duration_us else "one time"
 
     @property
     def dropped(self) -> int:
@@ -86,34 +74,22 @@ class Policy:
     """What to do about each fault; whatever is done is reported.
 
     "error" refuses the recording, "drop" leaves the events out, "count" keeps them as stated here.
-
-    Attributes:
-        nonfinite: a NaN or an infinity in any field.
-        fractional: a number that is not whole; "count" rounds down.
-        coordinates: x or y off the sensor, negative ones included.
-        polarity: neither 0 nor 1; "count" takes above 0 for 1 and the rest for 0.
-        time: below 0 or from 2**53 us on (a wrapped counter, a wrong unit).
-        order: earlier than an event before it; "count" sorts, equal times staying in file order.
-        span: first and last event further apart than `longest_us`; "count" keeps all.
-        signed_polarity: the file's polarities are -1 and 1: -1 is no fault then, 0 is one.
-        longest_us: the longest credible recording, in microseconds.
     """
 
-    nonfinite: str = "error"
-    fractional: str = "error"
-    coordinates: str = "error"
-    polarity: str = "error"
-    time: str = "error"
-    order: str = "count"
-    span: str = "error"
-    signed_polarity: bool = False
-    longest_us: int = _HOUR_US
+    nonfinite: str = "error"  # a NaN or an infinity in any field
+    fractional: str = "error"  # a number that is not whole; "count" rounds down
+    coordinates: str = "error"  # x or y off the sensor, negative ones included
+    polarity: str = "error"  # neither 0 nor 1; "count" takes above 0 for 1 and the rest for 0
+    time: str = "error"  # below 0 or from 2**53 us on (a wrapped counter, a wrong unit)
+    order: str = "count"  # earlier than an event before it; "count" sorts, stably
+    span: str = "error"  # first and last event further apart than `longest_us`; "count" keeps all
+    signed_polarity: bool = False  # polarities are -1 and 1: -1 is no fault then, 0 is one
+    longest_us: int = _HOUR_US  # the longest credible recording, in microseconds
 
     def __post_init__(self) -> None:
         for name, allowed in ACTIONS.items():
             one_of(name, getattr(self, name), allowed)
-        if self.longest_us < 1:
-            raise ConfigError(f"longest_us={self.longest_us} is not allowed: 1 microsecond or more")
+        check(self.longest_us >= 1, "longest_us", self.longest_us, "1 microsecond or more")
 
 
 def validate(
@@ -128,105 +104,64 @@ def validate(
     Args:
         events: structured array, mapping of columns, or [N, 4]; see `columns_of`. Not changed.
         sensor: the size that its coordinates must fit.
-        policy: what to do about faults; default `Policy()`.
-        source: the file's name, for messages and the report.
         columns: what the columns of a plain [N, 4] array are.
-
-    Returns:
-        The valid events, and the report on all of them.
 
     Raises:
         DataError: wrong fields or types, or a fault that the policy refuses: file, first event,
             value and limit are named.
     """
-    gate = _Gate(columns_of(events, source, columns), policy or Policy(), source)
-    gate.whole_numbers()
-    gate.coordinates(sensor)
-    gate.polarity()
-    gate.times()
-    return gate.result()
+    policy = policy or Policy()
+    gate = _Gate(columns_of(events, source, columns), policy, source)
+    real = [name for name in FIELDS if gate.columns[name].dtype.kind == "f"]
+    for name in real:
+        gate.found("nonfinite", ~np.isfinite(gate.columns[name]), name, "a finite number")
+    for name in real:
+        column = gate.columns[name]
+        gate.found("fractional", np.floor(column) != column, name, "a whole number")
+        # Beyond the type's range a cast gives any number: hold it at what is refused anyway.
+        limited = np.clip(np.floor(gate.columns[name]), -(2.0**62), 2.0**62)
+        gate.columns[name] = limited.astype(np.int64)
+    for name, side in (("x", sensor.width), ("y", sensor.height)):
+        column = gate.columns[name]
+        if len(column) and (column.min() < 0 or column.max() >= side):
+            limit = f"in [0, {side}), the sensor being {sensor}; the file's {name} is "
+            limit += f"{column.min()} to {column.max()}"
+            gate.found("coordinates", (column < 0) | (column >= side), name, limit)
+    column = gate.columns["p"]
+    if column.dtype.kind != "b":
+        off = -1 if policy.signed_polarity else 0
+        gate.found("polarity", (column != off) & (column != 1), "p", f"{off} or 1")
+        gate.columns["p"] = gate.columns["p"] > 0
+    column = gate.columns["t_us"]
+    limit = f"in [0, {TIME_LIMIT_US}) microseconds"
+    gate.found("time", (column < 0) | (column >= TIME_LIMIT_US), "t_us", limit)
+    column = gate.columns["t_us"] = gate.columns["t_us"].astype(np.int64)
+    if (column[1:] < column[:-1]).any():
+        late = column < np.maximum.accumulate(column)
+        gate.found("order", late, "t_us", "no earlier than the events before it")
+        if policy.order == "count":
+            gate.take(np.argsort(gate.columns["t_us"], kind="stable"))
+    column = gate.columns["t_us"]
+    if len(column) and int(column[-1]) - int(column[0]) > policy.longest_us:
+        limit = f"within {policy.longest_us} us of the first, {int(column[0])}"
+        gate.found("span", np.arange(len(column)) == len(column) - 1, "t_us", limit)
+    kept = make_events(**gate.columns)
+    duration = int(kept["t_us"][-1] - kept["t_us"][0]) if len(kept) else 0
+    told = (source, gate.given, len(kept), gate.faults, gate.examples, duration)
+    return kept, Report(*told, on=int(np.count_nonzero(kept["p"])))
 
 
 class _Gate:
     """One recording on its way through the checks; `places` are the original positions left."""
 
     def __init__(self, columns: dict[str, NDArray[Any]], policy: Policy, source: str) -> None:
-        self.columns = columns
-        self.policy = policy
-        self.source = source
+        self.columns, self.policy, self.source = columns, policy, source
         self.given = len(columns["x"])
         self.places: NDArray[np.int64] | None = None
         self.faults: dict[str, int] = {}
         self.examples: dict[str, str] = {}
 
-    def whole_numbers(self) -> None:
-        """Leave only finite, whole numbers, in integer types."""
-        real = [name for name in FIELDS if self.columns[name].dtype.kind == "f"]
-        for name in real:
-            self._found("nonfinite", ~np.isfinite(self.columns[name]), name, "a finite number")
-        for name in real:
-            column = self.columns[name]
-            self._found("fractional", np.floor(column) != column, name, "a whole number")
-            # Beyond the type's range a cast gives any number: hold it at what is refused anyway.
-            limited = np.clip(np.floor(self.columns[name]), -(2.0**62), 2.0**62)
-            self.columns[name] = limited.astype(np.int64)
-
-    def coordinates(self, sensor: Sensor) -> None:
-        """Leave only events on the sensor."""
-        for name, side in (("x", sensor.width), ("y", sensor.height)):
-            column = self.columns[name]
-            if len(column) and (column.min() < 0 or column.max() >= side):
-                limit = f"in [0, {side}), the sensor being {sensor}; the file's {name} is "
-                limit += f"{column.min()} to {column.max()}"
-                self._found("coordinates", (column < 0) | (column >= side), name, limit)
-
-    def polarity(self) -> None:
-        """Leave only 0 and 1."""
-        column = self.columns["p"]
-        if column.dtype.kind == "b":
-            return
-        if self.policy.signed_polarity:
-            self._found("polarity", (column != 1) & (column != -1), "p", "-1 or 1")
-        elif len(column) and (column.min() < 0 or column.max() > 1):
-            self._found("polarity", (column != 0) & (column != 1), "p", "0 or 1")
-        self.columns["p"] = self.columns["p"] > 0
-
-    def times(self) -> None:
-        """Leave times in range, in order, and not too far apart."""
-        column = self.columns["t_us"]
-        if len(column) and (column.min() < 0 or column.max() >= TIME_LIMIT_US):
-            bad = (column < 0) | (column >= TIME_LIMIT_US)
-            self._found("time", bad, "t_us", f"in [0, {TIME_LIMIT_US}) microseconds")
-        column = self.columns["t_us"] = self.columns["t_us"].astype(np.int64)
-        if (column[1:] < column[:-1]).any():
-            late = column < np.maximum.accumulate(column)
-            self._found("order", late, "t_us", "no earlier than the events before it")
-            if self.policy.order == "count":
-                order = np.argsort(self.columns["t_us"], kind="stable")
-                self._take(order)
-        column = self.columns["t_us"]
-        if len(column) and int(column[-1]) - int(column[0]) > self.policy.longest_us:
-            last = np.zeros(len(column), np.bool_)
-            last[-1] = True
-            limit = f"within {self.policy.longest_us} us of the first, {int(column[0])}"
-            self._found("span", last, "t_us", limit)
-
-    def result(self) -> tuple[Events, Report]:
-        """Return the events that are left, and the report."""
-        events = make_events(**self.columns)
-        duration = int(events["t_us"][-1] - events["t_us"][0]) if len(events) else 0
-        report = Report(
-            source=self.source,
-            given=self.given,
-            kept=len(events),
-            faults=self.faults,
-            examples=self.examples,
-            duration_us=duration,
-            on=int(np.count_nonzero(events["p"])),
-        )
-        return events, report
-
-    def _found(self, fault: str, bad: NDArray[np.bool_], name: str, needed: str) -> None:
+    def found(self, fault: str, bad: NDArray[np.bool_], name: str, needed: str) -> None:
         """Count the events marked in `bad`; refuse them or leave them out as the policy says."""
         count = int(np.count_nonzero(bad))
         if not count:
@@ -244,8 +179,9 @@ class _Gate:
         self.faults[fault] = self.faults.get(fault, 0) + count
         self.examples.setdefault(fault, example)
         if action == "drop":
-            self._take(np.flatnonzero(~bad))
+            self.take(np.flatnonzero(~bad))
 
-    def _take(self, places: NDArray[np.int64]) -> None:
+    def take(self, places: NDArray[np.int64]) -> None:
+        """Leave the events at some places."""
         self.places = places if self.places is None else self.places[places]
         self.columns = {name: column[places] for name, column in self.columns.items()}

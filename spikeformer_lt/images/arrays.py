@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,53 +11,55 @@ from torch import Tensor
 from spikeformer_lt.errors import DataError
 
 
+@dataclass(eq=False, repr=False)
 class ArrayImages(torch.utils.data.Dataset[tuple[Tensor, int]]):
-    """Labelled images in one uint8 tensor, as a map-style data set.
+    """Labelled images in one tensor, as a map-style data set; what does not fit is a DataError."""
 
-    Args:
-        name: what messages call it, e.g. "cifar10 train".
-        images: uint8 [N, C, H, W].
-        labels: int64 [N], each in [0, `num_classes`).
-        num_classes: number of classes, K.
-        mean: per channel, of pixels in [0, 1]; loaders normalise with it.
-        std: per channel, of pixels in [0, 1], above 0.
-        indices: int64 [N], where each image stood in its source; default 0..N-1.
+    name: str  # what messages call it, e.g. "cifar10 train"
+    images: Tensor  # uint8 [N, C, H, W]
+    labels: Tensor  # int64 [N], each in [0, num_classes)
+    _: KW_ONLY
+    num_classes: int
+    mean: tuple[float, ...]  # per channel, of pixels in [0, 1]; loaders normalise with it
+    std: tuple[float, ...]  # as `mean`, above 0
+    indices: Tensor = None  # type: ignore[assignment]  # int64 [N], in its source; default 0..N-1
 
-    Raises:
-        DataError: another dtype or shape, a label out of range (index and label are named), or a
-            mean or std that does not fit the channels.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        images: Tensor,
-        labels: Tensor,
-        *,
-        num_classes: int,
-        mean: Sequence[float],
-        std: Sequence[float],
-        indices: Tensor | None = None,
-    ) -> None:
-        _check_images(name, images)
-        _check_labels(name, labels, len(images), num_classes)
-        channels = images.shape[1]
-        if len(mean) != channels or len(std) != channels or min(std) <= 0:
+    def __post_init__(self) -> None:
+        name, images, labels = self.name, self.images, self.labels
+        if not isinstance(images, Tensor) or images.dtype != torch.uint8:
+            given = str(images.dtype) if torch.is_tensor(images) else type(images).__name__
+            raise DataError(f"{name}: images are {given}; allowed is uint8, 0 to 255: convert them")
+        count, channels = (*images.shape, 0, 0)[:2]
+        if images.ndim != 4 or 0 in images.shape or channels not in (1, 3):
             raise DataError(
-                f"{name}: mean {tuple(mean)} and std {tuple(std)} do not fit images of {channels} "
+                f"{name}: images have the shape {list(images.shape)}; needed is [N, C, H, W] with "
+                f"nothing empty and 3 channels (RGB) or 1 (grey), not {channels} channels: images "
+                "first, then channels; drop alpha, or move channels there"
+            )
+        if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.ndim != 1:
+            given = type(labels).__name__
+            if torch.is_tensor(labels):
+                given = f"{labels.dtype} {list(labels.shape)}"
+            raise DataError(f"{name}: labels are {given}; needed is int64 [{count}]")
+        if len(labels) != count:
+            raise DataError(f"{name}: {len(labels)} labels for {count} images; one each is needed")
+        wrong = torch.nonzero((labels < 0) | (labels >= self.num_classes)).flatten().tolist()
+        if wrong:
+            raise DataError(
+                f"{name}: label {int(labels[wrong[0]])} at index {wrong[0]} is outside "
+                f"[0, {self.num_classes}); {len(wrong)} labels are"
+            )
+        self.mean, self.std = tuple(map(float, self.mean)), tuple(map(float, self.std))
+        if {len(self.mean), len(self.std)} != {channels} or min(self.std) <= 0:
+            raise DataError(
+                f"{self.name}: mean {self.mean} and std {self.std} do not fit images of {channels} "
                 "channels; one number a channel is needed, each std above 0"
             )
-        if indices is None:
-            indices = torch.arange(len(images))
-        if indices.shape != labels.shape or indices.dtype != torch.int64:
-            raise DataError(f"{name}: indices must be int64 [{len(images)}], one for each image")
-        self.name = name
-        self.images = images.contiguous()
-        self.labels = labels.contiguous()
-        self.indices = indices.contiguous()
-        self.num_classes = num_classes
-        self.mean = tuple(float(value) for value in mean)
-        self.std = tuple(float(value) for value in std)
+        if self.indices is None:
+            self.indices = torch.arange(count)
+        if self.indices.shape != self.labels.shape or self.indices.dtype != torch.int64:
+            raise DataError(f"{self.name}: indices must be int64 [{count}], one for each image")
+        self.images, self.labels = self.images.contiguous(), self.labels.contiguous()
         self._digests: list[bytes] | None = None
 
     def __len__(self) -> int:
@@ -72,15 +74,10 @@ class ArrayImages(torch.utils.data.Dataset[tuple[Tensor, int]]):
 
     def take(self, positions: Tensor, name: str | None = None) -> ArrayImages:
         """Return the images at `positions` (int64 [n]) as a data set of their own."""
-        return ArrayImages(
-            name or self.name,
-            self.images[positions],
-            self.labels[positions],
-            num_classes=self.num_classes,
-            mean=self.mean,
-            std=self.std,
-            indices=self.indices[positions],
+        images, labels, indices = (
+            values[positions] for values in (self.images, self.labels, self.indices)
         )
+        return replace(self, name=name or self.name, images=images, labels=labels, indices=indices)
 
     def digests(self) -> list[bytes]:
         """Return a hash of the pixels of each image, in order; computed once."""
@@ -88,36 +85,3 @@ class ArrayImages(torch.utils.data.Dataset[tuple[Tensor, int]]):
             rows = self.images.flatten(1).numpy()
             self._digests = [hashlib.blake2b(row.data, digest_size=16).digest() for row in rows]
         return self._digests
-
-
-def _check_images(name: str, images: Tensor) -> None:
-    if not isinstance(images, Tensor) or images.dtype != torch.uint8:
-        given = images.dtype if isinstance(images, Tensor) else type(images).__name__
-        raise DataError(f"{name}: images are {given}; allowed is uint8, 0 to 255: convert them")
-    if images.ndim != 4 or 0 in images.shape:
-        raise DataError(
-            f"{name}: images have the shape {list(images.shape)}; "
-            "needed is [N, C, H, W] with nothing empty: images first, then channels"
-        )
-    if images.shape[1] not in (1, 3):
-        raise DataError(
-            f"{name}: images have the shape {list(images.shape)}, so {images.shape[1]} channels; "
-            "allowed are 3 (RGB) and 1 (grey) at dimension 1: drop alpha, or move channels there"
-        )
-
-
-def _check_labels(name: str, labels: Tensor, count: int, num_classes: int) -> None:
-    if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.ndim != 1:
-        given = type(labels).__name__
-        if isinstance(labels, Tensor):
-            given = f"{labels.dtype} {list(labels.shape)}"
-        raise DataError(f"{name}: labels are {given}; needed is int64 [{count}]")
-    if len(labels) != count:
-        raise DataError(f"{name}: {len(labels)} labels for {count} images; one each is needed")
-    wrong = torch.nonzero((labels < 0) | (labels >= num_classes)).flatten()
-    if len(wrong):
-        first = int(wrong[0])
-        raise DataError(
-            f"{name}: label {int(labels[first])} at index {first} is outside [0, {num_classes}); "
-            f"{len(wrong)} labels are"
-        )

@@ -21,8 +21,8 @@ from spikeformer_lt.rng import isolated_rng
 
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "random")
 # The operations that Spikformer's authors left on in their copy of timm's list (cifar10/aa_snn.py).
-_SPIKFORMER_OPS = ("Equalize", "Rotate", "ShearX", "TranslateXRel", "TranslateYRel")
-_OPS: dict[str, tuple[str, ...] | None] = {"timm": None, "spikformer": _SPIKFORMER_OPS}
+_SPIKFORMER_OPS = ["Equalize", "Rotate", "ShearX", "TranslateXRel", "TranslateYRel"]
+_OPS = {"timm": None, "spikformer": _SPIKFORMER_OPS}
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,7 @@ class Augment:
             together with `auto_augment`, which timm would let win silently.
         erasing: probability of a rectangle set to the mean colour, after normalisation.
 
-    Source: RandAugment, arXiv:1909.13719; random erasing, arXiv:1708.04896; presets: see
-    `standard`.
+    Source: RandAugment, arXiv:1909.13719; random erasing, arXiv:1708.04896.
     """
 
     crop_padding: int = 0
@@ -55,9 +54,6 @@ class Augment:
     @classmethod
     def standard(cls, name: str) -> Augment:
         """Return a preset: "spikformer_cifar", "crop4_flip", "crop8_flip", "digits" or "none".
-
-        Raises:
-            ConfigError: no such preset.
 
         Source: "spikformer_cifar" is cifar10.yml of Spikformer (arXiv:2209.15425) with the
         operations of its aa_snn.py; its random resized crop has scale and ratio 1, so none is
@@ -73,12 +69,11 @@ class Augment:
 
     def check(self) -> None:
         """Refuse values out of range by a ConfigError."""
-        for field in ("hflip", "erasing"):
+        for field in ("hflip", "erasing", "color_jitter"):
             value = getattr(self, field)
-            check(0 <= value <= 1, field, value, "a probability, 0 to 1")
+            check(0 <= value <= 1, field, value, "a probability or strength, 0 to 1")
         pad = self.crop_padding
         check(isinstance(pad, int) and pad >= 0, "crop_padding", pad, "0 pixels or more")
-        check(0 <= self.color_jitter <= 1, "color_jitter", self.color_jitter, "0 to 1")
         one_of("interpolation", self.interpolation, _INTERPOLATIONS)
         one_of("auto_augment_ops", self.auto_augment_ops, _OPS)
         name = self.auto_augment
@@ -96,16 +91,7 @@ class Augment:
         return not any(on)
 
     def build(self, mean: Sequence[float], std: Sequence[float], image_size: int) -> TrainTransform:
-        """Make the transform of one image.
-
-        Args:
-            mean: per channel, of pixels in [0, 1].
-            std: per channel, of pixels in [0, 1].
-            image_size: height and width, in pixels.
-
-        Raises:
-            ConfigError: as `check`, or a value that timm refuses.
-        """
+        """Return the transform of one image of `image_size` pixels a side; `mean` is of [0, 1]."""
         return TrainTransform(self, mean, std, image_size)
 
 
@@ -153,9 +139,7 @@ class TrainTransform:
         self, augment: Augment, mean: Sequence[float], std: Sequence[float], image_size: int
     ) -> None:
         augment.check()
-        self.augment = augment
-        self.mean = tuple(mean)
-        self.std = tuple(std)
+        self.augment, self.mean, self.std = augment, tuple(mean), tuple(std)
         self._on_pil: list[Callable[[Any], Any]] = []
         if augment.auto_augment:
             self._on_pil.append(self._rand_augment(image_size))
@@ -183,15 +167,9 @@ class TrainTransform:
     def _crop(self, image: Tensor) -> Tensor:
         pad = self.augment.crop_padding
         _, height, width = image.shape
-        down, right = random.randint(-pad, pad), random.randint(-pad, pad)
-        out = torch.zeros_like(image)
-        if abs(down) < height and abs(right) < width:
-            out[:, max(down, 0) : height + min(down, 0), max(right, 0) : width + min(right, 0)] = (
-                image[
-                    :, max(-down, 0) : height - max(down, 0), max(-right, 0) : width - max(right, 0)
-                ]
-            )
-        return out
+        top, left = pad - random.randint(-pad, pad), pad - random.randint(-pad, pad)
+        padded = torch.nn.functional.pad(image, (pad, pad, pad, pad))
+        return padded[:, top : top + height, left : left + width]
 
     def _through_pil(self, image: Tensor) -> Tensor:
         from PIL import Image
@@ -217,11 +195,9 @@ class TrainTransform:
         }
         if augment.interpolation != "random":
             hparams["interpolation"] = str_to_pil_interp(augment.interpolation)
-        ops = _OPS[augment.auto_augment_ops]
         try:
-            made = rand_augment_transform(
-                augment.auto_augment, hparams, transforms=list(ops) if ops else None
-            )
+            ops = _OPS[augment.auto_augment_ops]
+            made = rand_augment_transform(augment.auto_augment, hparams, ops)
         except (AssertionError, ValueError, KeyError) as fault:
             raise ConfigError(
                 f"auto_augment={augment.auto_augment!r} is not understood by timm: {fault}"

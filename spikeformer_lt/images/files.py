@@ -17,7 +17,7 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spikeformer_lt.errors import ConfigError, DataError, name_of, shown
+from spikeformer_lt.config import check
+from spikeformer_lt.errors import DataError, name_of, shown
 from spikeformer_lt.images.arrays import ArrayImages
 from spikeformer_lt.images.splits import make_splits
 from spikeformer_lt.published import Archive, PublishedFile, check_file, provide, read_checked
@@ -39,42 +40,21 @@ Labelled = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFiles:
-    """A published set of images: what it consists of, and how it is read.
-
-    Attributes:
-        name: of the set, as users type it.
-        folder: its folder, below the root.
-        archive: the archive that holds the folder; None for a set of single files.
-        train: files of the training set, in the folder.
-        test: files of the test set.
-        num_classes: number of classes, K.
-        sizes: heights and widths that it comes in, in pixels, its own first.
-        mean: of the training pixels in [0, 1], per channel.
-        std: of the training pixels in [0, 1], per channel.
-        augment: name of the usual training augmentation.
-    """
+    """A published set of images: what it consists of, and how it is read."""
 
     name: str
-    folder: str
-    archive: Archive | None = None
+    folder: str  # its folder, below the root
+    archive: Archive | None = None  # that holds the folder; None for single files
     train: tuple[PublishedFile, ...] = ()
     test: tuple[PublishedFile, ...] = ()
     num_classes: int
-    sizes: tuple[int, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    sizes: tuple[int, ...]  # heights and widths that it comes in, in pixels, its own first
+    mean: tuple[float, ...]  # of the training pixels in [0, 1], per channel
+    std: tuple[float, ...]  # of the training pixels in [0, 1], per channel
     augment: str = "none"
 
     def read(self, folder: Path, size: int) -> tuple[Labelled, Labelled]:
-        """Read the training and the test images, in file order.
-
-        Args:
-            folder: the set's folder; all files are there.
-            size: side of an image, in pixels.
-
-        Raises:
-            DataError: a file differs from the published one, or holds something else.
-        """
+        """Read the training and the test images of `size` pixels a side, in file order."""
         return self.read_part(folder, self.train, size), self.read_part(folder, self.test, size)
 
     def read_part(self, folder: Path, files: Sequence[PublishedFile], size: int) -> Labelled:
@@ -86,43 +66,25 @@ class ImageFiles:
         return all((folder / file.name).is_file() for file in self.train + self.test)
 
     def load(self, options: DataOptions) -> tuple[ArrayImages, ArrayImages]:
-        """Return all training and all test images.
-
-        Raises:
-            ConfigError: a size that the set does not come in.
-            DataError: files are missing (all are named), or as `read`.
-        """
+        """Return all training and all test images; missing or other files are a DataError."""
         size = self.sizes[0] if options.image_size is None else options.image_size
-        if size not in self.sizes:
-            raise ConfigError(
-                f"image_size={size} is not allowed: {self.name} has images of "
-                f"{' or '.join(map(str, self.sizes))} pixels a side; use that or leave it out"
-            )
+        own = f"{self.name} has images of {' or '.join(map(str, self.sizes))} pixels a side"
+        check(size in self.sizes, "image_size", size, f"{own}; use that or leave it out")
         home = Path(options.root) / self.folder
-        archives = () if self.archive is None else (self.archive,)
-
         provide(
             self.name, options.root, options.download, lambda: self.is_in(home),
-            archives=archives, files=self.train + self.test, folder=self.folder,
+            archives=(self.archive,) if self.archive else (),
+            files=self.train + self.test, folder=self.folder,
         )  # fmt: skip
-        train, test = (
-            ArrayImages(
-                f"{self.name} {part}", images, labels,
-                num_classes=self.num_classes, mean=self.mean, std=self.std,
-            )
-            for part, (images, labels) in zip(
-                ("train", "test"), self.read(home, size), strict=True
-            )
-        )  # fmt: skip
-        return train, test
+        facts = {"num_classes": self.num_classes, "mean": self.mean, "std": self.std}
+        train, test = self.read(home, size)
+        return (
+            ArrayImages(f"{self.name} train", *train, **facts),  # type: ignore[arg-type]
+            ArrayImages(f"{self.name} test", *test, **facts),  # type: ignore[arg-type]
+        )
 
     def splits(self, options: DataOptions) -> Splits:
-        """Return the set with its validation part cut from the training images.
-
-        Raises:
-            ConfigError: an option out of range.
-            DataError: as `load` and `make_splits`.
-        """
+        """Return the set with validation cut from the training images; see `make_splits`."""
         pool, test = self.load(options)
         return make_splits(self.name, pool, test, augment=self.augment, **options.parts())
 
@@ -134,21 +96,13 @@ _GZIP = 31  # zlib's number for a gzip header and the largest window
 def read_idx(
     path: str | Path, *, md5: str, sha256: str = "", dims: int, max_bytes: int = 1 << 30
 ) -> Tensor:
-    """Read one gzipped IDX file of bytes, after its hash.
+    """Read one gzipped IDX file of bytes as uint8 of the sizes that it names.
 
-    Args:
-        path: the file.
-        md5: published hash; compared before anything is unpacked.
-        sha256: a second hash, or "".
-        dims: number of dimensions that it must have.
-        max_bytes: most bytes that it may unpack to.
-
-    Returns:
-        uint8 tensor of the sizes that the file names.
+    The published hashes are compared before anything is unpacked.
 
     Raises:
-        DataError: a hash differs, it is no whole gzip file, unpacks to too much, or is no IDX
-            file of bytes with `dims` dimensions and exactly the values that they need.
+        DataError: a hash differs, it is no whole gzip file, unpacks to more than `max_bytes`, or is
+            no IDX file of bytes with `dims` dimensions and exactly the values that they need.
     """
     name = name_of(path)
     data = _gunzip(read_checked(path, md5=md5, sha256=sha256), name, max_bytes)
@@ -183,13 +137,12 @@ def _gunzip(packed: bytes, name: str, max_bytes: int) -> bytes:
     return data
 
 
-_reconstruct: Callable[..., Any] = np.empty(0, np.uint8).__reduce__()[0]  # type: ignore[assignment]
-_ALLOWED: dict[tuple[str, str], Any] = {
-    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
-    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("_codecs", "encode"): codecs.encode,
+_ALLOWED: dict[str, Any] = {
+    "numpy.core.multiarray._reconstruct": np.empty(0, np.uint8).__reduce__()[0],
+    "numpy._core.multiarray._reconstruct": np.empty(0, np.uint8).__reduce__()[0],
+    "numpy.ndarray": np.ndarray,
+    "numpy.dtype": np.dtype,
+    "_codecs.encode": codecs.encode,
 }
 
 
@@ -197,24 +150,16 @@ class _Unpickler(pickle.Unpickler):
     """Finds what an array of bytes needs, and no other global."""
 
     def find_class(self, module: str, name: str) -> Any:
-        try:
-            return _ALLOWED[module, name]
-        except KeyError:
-            raise DataError(
-                f"asks for {shown(f'{module}.{name}')}, which a batch of images does not need"
-            ) from None
+        wanted = f"{module}.{name}"
+        if wanted not in _ALLOWED:
+            raise DataError(f"asks for {shown(wanted)}, which a batch of images does not need")
+        return _ALLOWED[wanted]
 
 
 def read_batch(path: str | Path, *, md5: str, sha256: str = "") -> dict[str, Any]:
-    """Read one pickled batch, after its hash.
+    """Read one pickled batch: a dictionary of arrays, lists, numbers and bytes, its keys as text.
 
-    Args:
-        path: the file.
-        md5: published hash; compared before a single opcode is looked at.
-        sha256: a second hash, or "".
-
-    Returns:
-        The pickled dictionary with its keys as text: arrays, lists, numbers and bytes.
+    The published hashes are compared before a single opcode is looked at.
 
     Raises:
         DataError: a hash differs, the pickle asks for anything but an array, or it is no
@@ -238,13 +183,9 @@ _CHANNELS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class BatchFiles(ImageFiles):
-    """Pickled batches of RGB images, such as CIFAR's.
+    """Pickled batches of RGB images, such as CIFAR's."""
 
-    Attributes:
-        label_key: entry of a batch that holds the labels.
-    """
-
-    label_key: str
+    label_key: str  # entry of a batch that holds the labels
 
     def read_part(self, folder: Path, files: Sequence[PublishedFile], size: int) -> Labelled:
         """Read batches, one behind the other."""
@@ -277,23 +218,20 @@ class PictureFolders(ImageFiles):
     Single pictures have no published hashes. While the zip lies beside the folder, its hash is
     compared, and each picture with the checksum that the zip holds of it; without the zip a warning
     says that only names, numbers and sizes were checked.
-
-    Attributes:
-        per_class: training pictures of each class.
-        test_count: labelled test pictures.
     """
 
-    per_class: int
-    test_count: int
+    per_class: int  # training pictures of each class
+    test_count: int  # labelled test pictures
 
     def is_in(self, folder: Path) -> bool:
-        """Return whether a folder is the set's."""
+        """Return whether a folder holds the list of classes."""
         return (folder / "wnids.txt").is_file()
 
     def read(self, folder: Path, size: int) -> tuple[Labelled, Labelled]:
         """Read the pictures, class by class in the order of names; see `ImageFiles.read`."""
         assert self.archive is not None
-        reader = _PictureReader(self, folder, _checksums(self.folder, self.archive, folder), size)
+        sums = _checksums(self.folder, self.archive, folder)
+        reader = _PictureReader(self, self.archive.name, folder, sums, size)
         classes = reader.classes()
         train = [path for wnid in classes for path in reader.train(wnid)]
         labels = torch.arange(self.num_classes).repeat_interleave(self.per_class)
@@ -320,14 +258,15 @@ def _checksums(start: str, archive: Archive, folder: Path) -> dict[str, int] | N
     return {m.filename.removeprefix(start): m.CRC for m in members if m.filename.startswith(start)}
 
 
+@dataclass(frozen=True)
 class _PictureReader:
     """Reads the files of one set, each after its checksum."""
 
-    def __init__(
-        self, files: PictureFolders, folder: Path, sums: Mapping[str, int] | None, size: int
-    ) -> None:
-        self.files, self.folder, self.sums, self.size = files, folder, sums, size
-        self.archive = files.archive.name if files.archive else ""
+    files: PictureFolders
+    archive: str
+    folder: Path
+    sums: Mapping[str, int] | None
+    size: int
 
     def read(self, place: str) -> bytes:
         """Bytes of the file at a path below the folder."""
@@ -343,8 +282,8 @@ class _PictureReader:
 
     def lines(self, place: str, count: int) -> list[str]:
         """The lines of a text file, which must be `count`."""
-        found = self.read(place).decode("ascii", errors="replace").split("\n")
-        found = [line.strip("\r") for line in found if line.strip()]
+        text = self.read(place).decode("ascii", errors="replace")
+        found = [line.strip("\r") for line in text.split("\n") if line.strip()]
         if len(found) != count:
             where = name_of(self.folder / place)
             raise DataError(f"{where} has {len(found)} lines; needed are {count}")
@@ -398,10 +337,8 @@ class _PictureReader:
         where = name_of(self.folder / place)
         try:
             with Image.open(io.BytesIO(data), formats=("JPEG",)) as picture:
-                size = picture.size
-                pixels = np.array(picture.convert("RGB")) if size == (side, side) else None
+                if (size := picture.size) == (side, side):  # only then is it decoded
+                    return np.array(picture.convert("RGB"))
         except Exception as fault:
             raise DataError(f"{where} is no whole JPEG picture: {shown(str(fault))}") from fault
-        if pixels is None:
-            raise DataError(f"{where} has {size[0]} x {size[1]} pixels; needed are {side} x {side}")
-        return pixels
+        raise DataError(f"{where} has {size[0]} x {size[1]} pixels; needed are {side} x {side}")

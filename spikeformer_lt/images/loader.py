@@ -34,13 +34,6 @@ Transform = Callable[[Tensor], Tensor]
 Key = tuple[int, int]  # (epoch, index)
 
 
-@dataclass(frozen=True)
-class Fault:
-    """An error on its way out of a worker, as data, so that it is raised whole where it is read."""
-
-    message: str
-
-
 class Augmentation(Protocol):
     """What happens to training samples: `images.Augment`, or `events.EventAugment`."""
 
@@ -54,40 +47,33 @@ class Augmentation(Protocol):
         """Make the transform of one sample."""
 
 
+@dataclass(eq=False, repr=False)
 class BatchReader:
-    """Reads whole batches by their keys, in the main process or in a worker.
+    """Reads whole batches by their keys, in the main process or in a worker."""
 
-    Args:
-        dataset: where samples come from.
-        transform: augments and normalises one image, or None to normalise only.
-        seed: of the run; with epoch and index it seeds the augmentation of a sample.
-    """
-
-    def __init__(self, dataset: ImageDataset, transform: Transform | None, seed: int = 0) -> None:
-        self.dataset = dataset
-        self.transform = transform
-        self.seed = seed
+    dataset: ImageDataset
+    transform: Transform | None  # augments and normalises one image, or None to normalise only
+    seed: int = 0  # of the run; with epoch and index it seeds the augmentation of a sample
 
     def __len__(self) -> int:
         """Return the number of samples."""
         return len(self.dataset)
 
-    def __getitems__(self, keys: Sequence[Key]) -> Batch | Fault:
-        """Return the batch of `keys`, or what went wrong with it."""
+    def __getitems__(self, keys: Sequence[Key]) -> Batch | DataError:
+        """Return the batch of `keys`, or what went wrong with it, to be raised where it is read."""
         places = torch.tensor([index for _, index in keys], dtype=torch.int64)
         try:
-            if self.transform is None:
-                images = normalize(self._gather(places), self.dataset.mean, self.dataset.std)
-            else:
+            if self.transform is not None:
                 images = self._augmented(keys, self.transform)
+            else:
+                if isinstance(self.dataset, ArrayImages):
+                    images = self.dataset.images[places]
+                else:
+                    images = torch.stack([self._read(int(place)) for place in places])
+                images = normalize(images, self.dataset.mean, self.dataset.std)
         except DataError as fault:
-            return Fault(str(fault))
+            return DataError(str(fault))
         return images, self.dataset.labels[places], places
-
-    def _gather(self, places: Tensor) -> Tensor:
-        if isinstance(self.dataset, ArrayImages):
-            return self.dataset.images[places]
-        return torch.stack([self._read(int(place)) for place in places])
 
     def _augmented(self, keys: Sequence[Key], transform: Transform) -> Tensor:
         images = []
@@ -120,6 +106,7 @@ class BatchReader:
         )
 
 
+@dataclass(eq=False, repr=False)
 class Loader:
     """Batches of one pass: (images float32 [B, C, H, W], labels int64 [B], indices int64 [B]).
 
@@ -129,14 +116,13 @@ class Loader:
         DataError: while iterating, a sample cannot be read (it is named) or a worker died.
     """
 
-    def __init__(
-        self, reader: BatchReader, batches: Sequence[Sequence[Key]], workers: int, pin_memory: bool
-    ) -> None:
-        check(workers >= 0, "workers", workers, "0 (none) or more processes")
-        self._reader = reader
-        self._batches = batches
-        self._workers = workers
-        self._pin_memory = pin_memory
+    _reader: BatchReader
+    _batches: Sequence[Sequence[Key]]
+    _workers: int
+    _pin_memory: bool
+
+    def __post_init__(self) -> None:
+        check(self._workers >= 0, "workers", self._workers, "0 (none) or more processes")
 
     def __len__(self) -> int:
         """Return the number of batches."""
@@ -165,7 +151,7 @@ class Loader:
             if self._workers:
                 cast("Any", waiting)._shutdown_workers()
 
-    def _next(self, waiting: Iterator[Batch | Fault], step: int) -> Batch:
+    def _next(self, waiting: Iterator[Batch | DataError], step: int) -> Batch:
         try:
             batch = next(waiting)
         except RuntimeError as fault:
@@ -177,8 +163,8 @@ class Loader:
                 f"{keys[0][1]} to {keys[-1][1]} of its order) was ready: {shown(str(fault), 300)}; "
                 "with workers=0 the fault shows where it happens"
             ) from fault
-        if isinstance(batch, Fault):
-            raise DataError(batch.message)
+        if isinstance(batch, DataError):
+            raise batch
         return batch
 
 
@@ -217,21 +203,17 @@ def _end_on_word_of(parent: int) -> None:
 
 
 def steps_per_epoch(dataset: ImageDataset, batch_size: int, world_size: int = 1) -> int:
-    """Return the number of whole global batches (`batch_size` in each process) in `dataset`.
-
-    Raises:
-        ConfigError: a number below 1.
-        DataError: `dataset` is smaller than one global batch.
-    """
+    """Return the number of whole global batches, `batch_size` in each process, in a data set."""
     for field, value in (("batch_size", batch_size), ("world_size", world_size)):
         check(value >= 1, field, value, "1 or more")
-    if len(dataset) < batch_size * world_size:
+    together = batch_size * world_size
+    if len(dataset) < together:
         raise DataError(
-            f"{dataset.name} has {len(dataset)} samples, less than one global batch of "
-            f"{batch_size * world_size} (batch_size={batch_size} in {world_size} processes): no "
-            "step would be made; use a smaller batch_size or more samples"
+            f"{dataset.name} has {len(dataset)} samples, less than one global batch of {together} "
+            f"(batch_size={batch_size} in {world_size} processes): no step would be made; use a "
+            "smaller batch_size or more samples"
         )
-    return len(dataset) // (batch_size * world_size)
+    return len(dataset) // together
 
 
 def train_loader(
@@ -254,20 +236,15 @@ def train_loader(
     out of this epoch.
 
     Args:
-        dataset: training images.
-        augment: what happens to each.
         batch_size: samples a process takes in one step.
-        seed: of the run.
         epoch: number of the epoch, from 0.
         start_step: steps to skip, without loading them.
         workers: processes that load; 0 loads in this one.
-        rank: number of this process.
-        world_size: number of processes.
         pin_memory: put batches into page-locked memory, for a GPU.
 
     Raises:
         ConfigError: a number out of range, or as `Augment.check`.
-        DataError: as `steps_per_epoch`.
+        DataError: `dataset` is smaller than one global batch.
     """
     steps = steps_per_epoch(dataset, batch_size, world_size)
     _check_rank(rank, world_size)
@@ -298,16 +275,7 @@ def eval_loader(
     Rank r gets samples r, r + world_size, ...; nothing is padded, so ranks may differ by one
     sample, and the last batch may be short.
 
-    Args:
-        dataset: images to evaluate.
-        batch_size: samples in a batch.
-        rank: number of this process.
-        world_size: number of processes.
-        workers: processes that load; 0 loads in this one.
-        pin_memory: put batches into page-locked memory, for a GPU.
-
-    Raises:
-        ConfigError: a number out of range.
+    The arguments are those of `train_loader`; a number out of range is a ConfigError.
     """
     check(batch_size >= 1, "batch_size", batch_size, "1 or more")
     _check_rank(rank, world_size)

@@ -10,7 +10,8 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from spikeformer_lt.errors import ConfigError, DataError, one_of
+from spikeformer_lt.config import check
+from spikeformer_lt.errors import DataError, one_of
 from spikeformer_lt.images.arrays import ArrayImages
 from spikeformer_lt.splits import VAL_FRACTION as VAL_FRACTION
 from spikeformer_lt.splits import Splits as Splits
@@ -30,19 +31,9 @@ def make_splits(
 ) -> Splits:
     """Cut the validation part from `pool` and put the three parts together.
 
-    The validation part does not depend on the limits: a limited run never trains on an image that
-    a full run validates on.
-
-    Args:
-        name: of the data set.
-        pool: its training images.
-        test: its test images.
-        val_fraction: part of each class of `pool` that becomes validation, in (0, 1).
-        limit_train: images left to train on, classes in proportion; validation shrinks by the same
-            factor, to one image a class at least. None keeps all.
-        limit_test: images left to test on, classes in proportion. None keeps all.
-        duplicates: what to do if parts share images, "report" (log the counts) or "refuse".
-        augment: name of the usual training augmentation.
+    The keywords are those of `DataOptions`. A limited run never trains on an image that a full run
+    validates on: with `limit_train` validation shrinks by the same factor, to one image a class at
+    least.
 
     Raises:
         ConfigError: an option out of range.
@@ -65,13 +56,15 @@ def make_splits(
         )
     kept, held = hashed_validation(name, pool.labels, val_fraction)
     if limit_train is not None:
-        least = pool.num_classes
-        _check_limit("limit_train", limit_train, least, len(kept))
+        least, most = pool.num_classes, len(kept)
+        sound = least <= limit_train <= most
+        check(sound, "limit_train", limit_train, f"{least} to {most}, or leave it out")
         left = min(len(held), max(least, round(Fraction(len(held) * limit_train, len(kept)))))
         kept = kept[hashed_subset(name, pool.labels[kept], limit_train, ids=kept)]
         held = held[hashed_subset(name, pool.labels[held], left, ids=held)]
     if limit_test is not None:
-        _check_limit("limit_test", limit_test, 1, len(test))
+        sound = 1 <= limit_test <= len(test)
+        check(sound, "limit_test", limit_test, f"1 to {len(test)}, or leave it out")
         test = test.take(hashed_subset(f"{name}/test", test.labels, limit_test))
     parts = {
         "train": pool.take(kept, f"{name} train"),
@@ -103,17 +96,11 @@ def hashed_validation(
 ) -> tuple[Tensor, Tensor]:
     """Split samples into two parts, class by class, by the hash of (name, seed, index).
 
-    Args:
-        name: of the data set; another name gives another order.
-        labels: int64 [N].
-        fraction: part of each class that is held out, in (0, 1); see `splits.held_out`.
-        seed: another seed gives another order.
-
     Returns:
-        Positions (kept, held out), int64, each ascending.
+        Positions (kept, held out), int64, each ascending; of each class `fraction` is held out as
+        `splits.held_out` does.
 
     Raises:
-        ConfigError: `fraction` outside (0, 1).
         DataError: every class is too small to give a sample away.
     """
     listed = labels.tolist()
@@ -133,18 +120,10 @@ def hashed_subset(
 ) -> Tensor:
     """Choose `count` samples with the classes in proportion, by the order of `hashed_validation`.
 
-    Args:
-        name: of the data set.
-        labels: int64 [N].
-        count: samples to keep, in [1, N]; a larger count keeps what a smaller one chose.
-        seed: another seed gives another order.
-        ids: int64 [N], the index that each sample is hashed by; default 0..N-1.
-
     Returns:
-        Positions, int64, ascending.
+        Positions, int64, ascending; a sample is hashed by its number in `ids`, by default its own.
     """
-    if not 1 <= count <= len(labels):
-        raise ConfigError(f"count={count} is not allowed: {name} has 1 to {len(labels)} samples")
+    check(1 <= count <= len(labels), "count", count, f"{name} has 1 to {len(labels)} samples")
     numbers = list(range(len(labels))) if ids is None else ids.tolist()
     chosen = in_proportion(labels.tolist(), count, lambda i: hashed(name, seed, numbers[i]))
     return torch.tensor(chosen, dtype=torch.int64)
@@ -165,10 +144,4 @@ def shared_images(first: ArrayImages, second: ArrayImages) -> list[tuple[int, in
     places: dict[bytes, int] = {}
     for position, digest in enumerate(first.digests()):
         places.setdefault(digest, position)
-    found = ((places.get(digest), position) for position, digest in enumerate(second.digests()))
-    return [(one, other) for one, other in found if one is not None]
-
-
-def _check_limit(field: str, value: int, least: int, most: int) -> None:
-    if not least <= value <= most:
-        raise ConfigError(f"{field}={value} is not allowed: {least} to {most}, or leave it out")
+    return [(places[d], position) for position, d in enumerate(second.digests()) if d in places]

@@ -10,10 +10,8 @@ from huggingface_hub import PyTorchModelHubMixin, snapshot_download
 
 from spikeformer_lt.errors import ExportError, shown
 from spikeformer_lt.export.file import CARD, CONFIG, TENSORS, read_packed
-from spikeformer_lt.export.fold import CompactModel, compact
+from spikeformer_lt.export.inference import CompactModel, compact
 from spikeformer_lt.tickets.surgery import model_from_ticket
-
-__all__ = ["HubTicket"]
 
 FILES = (CONFIG, TENSORS, CARD)
 DOWNLOAD = ("revision", "cache_dir", "token", "force_download", "local_files_only")

@@ -17,10 +17,11 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from spikeformer_lt.export.file import binary_gains
 from spikeformer_lt.layers.attention import SpikingSelfAttention
 from spikeformer_lt.layers.patches import patches_of
 from spikeformer_lt.layers.stems import stem_of
-from spikeformer_lt.layers.subnet import Subnet, binary_gains
+from spikeformer_lt.layers.subnet import Subnet
 from spikeformer_lt.training.monitor import FiringWatch
 
 MAC_PJ, AC_PJ = 4.6, 0.9

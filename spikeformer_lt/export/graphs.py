@@ -315,9 +315,9 @@ def _trace(net: nn.Module) -> tuple[list[str], dict[int, Any]]:
     order: dict[str, None] = {}
     sizes: dict[int, Any] = {}
     names, kinds = {part: name for name, part in net.named_modules()}, cast(Any, (Unit, *POOLS))
-    patches, residual = patches_of(net), cast(Any, Residual)
+    patches, residual = cast(Any, patches_of(net)), cast(Any, Residual)
     apart = [part for part in names if part is patches or isinstance(part, residual)]
-    inside = {part for whole in apart if whole for part in whole.modules()}
+    inside = {part for whole in apart for part in whole.modules()}
 
     def measure(conv: nn.Module, args: Any, out: Tensor) -> None:
         sizes[id(conv)] = tuple(args[0].shape[-2:]), tuple(out.shape[-2:])

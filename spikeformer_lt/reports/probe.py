@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -24,20 +24,14 @@ CONFIDENCES = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 class Probe:
     """Record of one batch; spikes and membranes are those of its first sample."""
 
-    inputs: Tensor = field(default_factory=lambda: torch.empty(0))
-    """``[B, C, H, W]`` images or ``[B, T, C, H, W]`` frames, as the model saw them."""
-    logits: Tensor = field(default_factory=lambda: torch.empty(0))
-    """``[B, T, K]``."""
-    kept: Tensor | None = None
-    """Kept token indices ``[B, K]``; None where no patch is removed."""
-    grid: tuple[int, int] | None = None
-    """Rows and columns of the tokens; None for a network without a stem."""
-    spikes: dict[str, Tensor] = field(default_factory=dict)
-    """Layer -> ``[T, neurons]``, values 0 and 1."""
+    inputs: Tensor = field(default_factory=lambda: torch.empty(0))  # as the model saw them
+    logits: Tensor = field(default_factory=lambda: torch.empty(0))  # ``[B, T, K]``
+    kept: Tensor | None = None  # kept token indices ``[B, K]``; None where no patch is removed
+    grid: tuple[int, int] | None = None  # rows and columns of the tokens; None without a stem
+    spikes: dict[str, Tensor] = field(default_factory=dict)  # layer -> ``[T, neurons]``, 0 and 1
     membrane: dict[str, tuple[Tensor, Tensor, float]] = field(default_factory=dict)
     """Layer -> membranes and spikes ``[T, n]`` of some neurons, and the threshold."""
-    neurons: dict[str, list[int]] = field(default_factory=dict)
-    """Layer -> the n neurons of `membrane`, by index."""
+    neurons: dict[str, list[int]] = field(default_factory=dict)  # layer -> n neurons of `membrane`
 
 
 @contextmanager
@@ -57,8 +51,7 @@ def recording(model: nn.Module, membranes: Sequence[str] = ()) -> Iterator[Probe
         if name not in layers:
             raise DataError(f"{name} is no spiking layer; they are {', '.join(layers)}")
     stem, patches = stem_of(model), patches_of(model)
-    before = {n: layers[n].store_v_seq for n in wanted if hasattr(layers[n], "store_v_seq")}
-    handles: list[Any] = []
+    open_hooks = ExitStack()
 
     def begin(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         found.inputs = inputs[0]
@@ -69,25 +62,22 @@ def recording(model: nn.Module, membranes: Sequence[str] = ()) -> Iterator[Probe
     def select(module: nn.Module, inputs: object, output: tuple[Tensor, Any]) -> None:
         found.kept = output[0].clone()
 
-    def stop(module: nn.Module | None = None, inputs: object = None, output: Any = None) -> None:
-        if output is not None:
-            found.logits = output
-        while handles:
-            handles.pop().remove()
-        for name, value in before.items():
-            layers[name].store_v_seq = value
+    def stop(module: nn.Module, inputs: object, output: Tensor) -> None:
+        found.logits = output
+        open_hooks.close()
 
-    for name in before:
-        layers[name].store_v_seq = True  # type: ignore[assignment]
-    handles += [model.register_forward_pre_hook(begin), model.register_forward_hook(stop)]
+    hooks = [model.register_forward_pre_hook(begin), model.register_forward_hook(stop)]
     if patches is not None:
-        handles.append(patches.register_forward_hook(select))
+        hooks.append(patches.register_forward_hook(select))
     for name, layer in layers.items():
-        handles.append(layer.register_forward_hook(partial(_record, found, name, name in wanted)))
-    try:
+        hooks.append(layer.register_forward_hook(partial(_record, found, name, name in wanted)))
+        if name in wanted and hasattr(layer, "store_v_seq"):
+            open_hooks.callback(setattr, layer, "store_v_seq", layer.store_v_seq)
+            layer.store_v_seq = True  # type: ignore[assignment]
+    for hook in hooks:
+        open_hooks.callback(hook.remove)
+    with open_hooks:
         yield found
-    finally:
-        stop()
 
 
 @torch.no_grad()
@@ -143,12 +133,7 @@ def busy_neurons(trace: Tensor, spikes: Tensor, count: int = MEMBRANES) -> list[
 
 
 def keep_frequency(kept: Sequence[Tensor], grid: tuple[int, int]) -> Tensor:
-    """How often each token is kept over a set, ``[rows, columns]`` in [0, 1].
-
-    Args:
-        kept: indices ``[B, K]`` of each batch; the mean of the result is K over all tokens.
-        grid: rows and columns of the tokens.
-    """
+    """How often each token is kept over batches of indices ``[B, K]``, ``[rows, columns]``."""
     index = torch.cat(list(kept))
     counts = torch.bincount(index.flatten(), minlength=grid[0] * grid[1])
     return (counts.double() / len(index)).view(grid)

@@ -13,20 +13,15 @@ from spikeformer_lt.training.options import OptimConfig
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
     """Trainable parameters in three groups: decayed, not decayed (1-D), scores."""
-    decayed, plain, scores = [], [], []
+    found: dict[str, list[nn.Parameter]] = {"decayed": [], "plain": [], "scores": []}
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        if name.endswith(".scores"):
-            scores.append(parameter)
-        elif parameter.ndim < 2:
-            plain.append(parameter)
-        else:
-            decayed.append(parameter)
+        kind = "plain" if parameter.ndim < 2 else "decayed"
+        if parameter.requires_grad:
+            found["scores" if name.endswith(".scores") else kind].append(parameter)
     groups = [
-        {"params": decayed, "lr": config.lr, "weight_decay": config.weight_decay},
-        {"params": plain, "lr": config.lr, "weight_decay": 0.0},
-        {"params": scores, "lr": config.score_lr, "weight_decay": 0.0},
+        {"params": found["decayed"], "lr": config.lr, "weight_decay": config.weight_decay},
+        {"params": found["plain"], "lr": config.lr, "weight_decay": 0.0},
+        {"params": found["scores"], "lr": config.score_lr, "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
     if not groups:
@@ -35,11 +30,7 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """Create the optimizer.
-
-    Raises:
-        ConfigError: a name that timm does not know.
-    """
+    """Create the optimizer; a ConfigError for a name that timm does not know."""
     groups = parameter_groups(model, config)
     if config.opt in ("adamw", "adam"):  # torch's fused step: 4x the loop on the CPU
         kind = torch.optim.AdamW if config.opt == "adamw" else torch.optim.Adam
@@ -73,12 +64,9 @@ class Schedule:
         common: dict[str, Any] = {"warmup_t": warmup, "warmup_lr_init": first, "t_in_epochs": False}
         self.timm: Any = None
         if config.sched == "cosine":
-            self.timm = CosineLRScheduler(
-                optimizer, t_initial=updates, lr_min=config.min_lr, **common
-            )
+            self.timm = CosineLRScheduler(optimizer, updates, lr_min=config.min_lr, **common)
         elif config.sched == "step":
-            decay = max(1, updates // 3)
-            self.timm = StepLRScheduler(optimizer, decay_t=decay, decay_rate=0.1, **common)
+            self.timm = StepLRScheduler(optimizer, max(1, updates // 3), 0.1, **common)
         else:
             end = 1.0 if config.sched == "constant" else config.min_lr / config.lr
             self.linear = (warmup, updates, end, first)
@@ -87,10 +75,10 @@ class Schedule:
 
     def rates(self, first: int, count: int) -> list[list[float]]:
         """Learning rate of each group in `count` updates from number `first`; sets the last."""
-        groups, found = self.optimizer.param_groups, []
+        found = []
         for update in range(first, first + count):
             self.set(update)
-            found.append([float(group["lr"]) for group in groups])
+            found.append([float(group["lr"]) for group in self.optimizer.param_groups])
         return found
 
     def set(self, update: int) -> float:
@@ -102,6 +90,6 @@ class Schedule:
             factor = 1 - (1 - end) * min(1.0, update / updates)
             for group in self.optimizer.param_groups:
                 peak = group["initial_lr"]
-                warm = first + (peak - first) * update / warmup if update < warmup else None
-                group["lr"] = peak * factor if warm is None else warm
+                warm = update < warmup
+                group["lr"] = first + (peak - first) * update / warmup if warm else peak * factor
         return float(self.optimizer.param_groups[0]["lr"])

@@ -367,7 +367,7 @@ def model_card(packed: Packed, found: Sequence[Size], check: Check) -> str:
     said = {"data": "dataset", "split sha256": "split_sha256", "run": "run_id", "seed": "seed"}
     facts = {
         "model": name,
-        "arguments": _plain(json.dumps(model.get("args", {}))),
+        "arguments": _plain(model.get("args", {})),
         "search": _plain(known.get("search", "none")),
         **{label: _plain(known.get(key, "unknown")) for label, key in said.items()},
         "precision of dense values": packed.precision,
@@ -422,4 +422,6 @@ def _label(key: str, precision: str) -> str:
 
 def _plain(value: object) -> str:
     text = value if isinstance(value, str) else json.dumps(value, default=str)
-    return shown(text, 300)[1:-1].replace("|", "\\|").replace("<", "&lt;")
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text.replace("\\", "\\\\"))
+    text = text if len(text) <= 300 else f"{text[:280]}...{text[-10:]}"
+    return text.replace("|", "\\|").replace("<", "&lt;")

@@ -72,8 +72,7 @@ class Row:
 class Writer:
     """Packs tensors, one after another, into four streams.
 
-    Args:
-        precision: of the dense values and of kept values that are not binary.
+    `precision` is that of the dense values and of kept values that are not binary.
     """
 
     precision: str = "fp32"
@@ -127,13 +126,12 @@ class Writer:
                 f"tensor {shown(name)} reaches {top:g}, more than {self.precision} can hold; "
                 "take bf16 or fp32"
             )
-        found = encode_values(narrow)
+        rounded, found = narrow.float().view(values.shape), encode_values(narrow)
         if found is None:
             self._put("values", narrow)
-        else:
-            self._put("bits", torch.from_numpy(found[1]))
-        coded = (0, 0) if found is None else (found[0], len(found[1]))
-        return narrow.float().view(values.shape), coded
+            return rounded, (0, 0)
+        self._put("bits", torch.from_numpy(found[1]))
+        return rounded, (found[0], len(found[1]))
 
     def _bits(self, bits: Tensor, shape: Sequence[int]) -> tuple[str, int]:
         flat = bits.reshape(-1).numpy().astype(np.uint8)
@@ -332,11 +330,8 @@ def _unpack_table(table: Tensor) -> Sequence[Row]:
 def binary_gains(weight: Tensor, kept: Tensor) -> Tensor | None:
     """Gain of the layer ``[1]``, or of each output filter ``[out]``, of a binary weight.
 
-    A weight is binary if its kept entries share one magnitude, in the layer or in each filter. This
-    is the only definition: reports and exports use it.
-
-    Returns:
-        None if the weight is not binary, or if its gains are more than half of its kept entries.
+    A weight is binary if its kept entries share one magnitude, in the layer or in each filter. None
+    is returned if it is not, or if its gains are more than half of its kept entries.
     """
     if weight.ndim < 2 or weight.numel() == 0:
         return None

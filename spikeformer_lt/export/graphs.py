@@ -15,7 +15,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
@@ -39,11 +39,7 @@ GAP = 1e-4  # of the logits' scale in float32: rounding alone; a flipped spike s
 
 
 def to_pt2(model: CompactModel, path: str | Path) -> float:
-    """Write a ``torch.export`` program with a dynamic batch, and run it back.
-
-    Args:
-        model: a compact network on the CPU.
-        path: the file, ``.pt2``; `torch.export.load` reads it.
+    """Write a ``torch.export`` program (.pt2) with a dynamic batch, on the CPU, and run it back.
 
     Returns:
         Largest difference of the program's logits on two batch sizes.
@@ -103,14 +99,12 @@ def write_graph(model: CompactModel, path: str | Path) -> str:
 
     Endings are .pt2, .onnx, .int8.onnx (binary convolutions in integers) and .nir.
     """
-    kind = Path(path).suffix
-    if Path(path).name.endswith(INTEGERS):
-        gap = to_onnx(model, path, integers=True)
-        return f"ONNX graph in integers, dynamic batch, logits within {gap:.3g}"
+    kind, integers = Path(path).suffix, Path(path).name.endswith(INTEGERS)
     if kind == ".pt2":
         return f"torch.export program, logits within {to_pt2(model, path):.3g}"
     if kind == ".onnx":
-        return f"ONNX graph, dynamic batch, logits within {to_onnx(model, path):.3g}"
+        gap, words = to_onnx(model, path, integers), " in integers" if integers else ""
+        return f"ONNX graph{words}, dynamic batch, logits within {gap:.3g}"
     if kind == ".nir":
         left = to_nir(model, path)
         return "NIR; left out: " + "; ".join(f"{name}: {why}" for name, why in left.items())
@@ -157,8 +151,7 @@ def _compare(model: CompactModel, run: Any) -> float:
 
 
 def _need(*names: str) -> None:
-    missing = [name for name in names if importlib.util.find_spec(name) is None]
-    if missing:
+    if missing := [name for name in names if importlib.util.find_spec(name) is None]:
         raise ExportError(
             f"{', '.join(missing)} is not installed; install it with: "
             "pip install 'spikeformer_lt[onnx,nir]'"
@@ -168,17 +161,13 @@ def _need(*names: str) -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Suppress torch's warnings about itself and the exporters' progress."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+    with warnings.catch_warnings(), ExitStack() as levels:
+        warnings.simplefilter("ignore")
+        for name in ("torch.onnx", "onnxscript", "onnx_ir"):
+            logger = logging.getLogger(name)
+            levels.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.ERROR)
+        yield
 
 
 def use_integers(proto: Any, model: CompactModel) -> int:
@@ -234,14 +223,9 @@ def use_integers(proto: Any, model: CompactModel) -> int:
 
 
 def to_nir(model: CompactModel, path: str | Path) -> dict[str, str]:
-    """Write one NIR graph with a subgraph per chain of units, named after its first unit.
+    """Write one NIR graph (HDF5) with a subgraph per chain of units, named after its first unit.
 
-    Args:
-        model: a compact network, on the CPU.
-        path: the file, HDF5; `nir.read` reads it.
-
-    Returns:
-        What is left out, and why.
+    What is left out is returned with its reason.
 
     Raises:
         ExportError: nir is missing, or no neuron maps.
@@ -409,12 +393,9 @@ def _neuron(act: Any, shape: tuple[int, ...]) -> Any:
 
     ones = np.ones(shape, np.float32)
     return nir.LIF(
-        tau=ones * act.tau,
-        r=ones * (1.0 if act.decay_input else act.tau),
-        v_leak=ones * act.v_reset,
-        v_threshold=ones * act.v_threshold,
-        v_reset=ones * act.v_reset,
-    )
+        tau=ones * act.tau, r=ones * (1.0 if act.decay_input else act.tau),
+        v_leak=ones * act.v_reset, v_threshold=ones * act.v_threshold, v_reset=ones * act.v_reset,
+    )  # fmt: skip
 
 
 def _array(tensor: torch.Tensor) -> Any:

@@ -27,15 +27,8 @@ class HubTicket(
     """A compact network that knows the folder of its export.
 
     ``HubTicket.from_pretrained("exported/x")`` reads a folder offline, and a name of the hub
-    through huggingface_hub; every byte is verified as by `load_exported`. ``save_pretrained``
-    copies the packed files.
-
-    Args:
-        folder: an export.
-
-    Raises:
-        ExportError: no export, a newer one, or an edited config.json.
-        CheckpointError: a damaged tensor file.
+    through huggingface_hub; every byte is verified as by `load_exported`, which raises alike.
+    ``save_pretrained`` copies the packed files.
     """
 
     def __init__(self, folder: str | Path) -> None:

@@ -11,18 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from spikeformer_lt.disk import write_atomic
 from spikeformer_lt.errors import DataError, MaskError, TicketError
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.reports.energy import energy_tables, measure_energy, write_energy
 from spikeformer_lt.reports.finished import FinishedRun
 from spikeformer_lt.reports.page import markdown_table, write_csv, write_page
-from spikeformer_lt.reports.plots import (
-    plot_anytime,
-    plot_curves,
-    plot_energy,
-    plot_mask_distances,
-)
+from spikeformer_lt.reports.plots import plot_anytime, plot_curves, plot_energy, plot_mask_distances
 from spikeformer_lt.reports.run_page import FACTS, fact, notices_of, number_at
 from spikeformer_lt.ticket import Ticket
 from spikeformer_lt.training.jobs import Job
@@ -256,15 +253,14 @@ def write_confusions(folder: Path, runs: Iterable[tuple[str, Path]]) -> None:
     parts = ["# Confusion matrices\n\nRows are true classes, columns predictions; cells count test "
              "samples over all seeds.\n"]  # fmt: skip
     for variant, matrices in found.items():
-        sums = [[sum(cell) for cell in zip(*row, strict=True)]
-                for row in zip(*matrices, strict=True)]  # fmt: skip
-        header = ["true \\ predicted", *(str(k) for k in range(len(sums)))]
-        rows = [[str(k), *map(str, row)] for k, row in enumerate(sums)]
-        total, right = sum(map(sum, sums)), sum(row[k] for k, row in enumerate(sums))
+        sums = np.sum(matrices, axis=0)
+        header = ["true \\ predicted", *map(str, range(len(sums)))]
+        rows = [[str(k), *map(str, row)] for k, row in enumerate(sums.tolist())]
+        total, right = sums.sum(), sums.trace()
         parts.append(
             f"## {variant}\n\n{len(matrices)} seeds, {right} of {total} right "
             f"({100 * right / total:.2f} %; always the largest class: "
-            f"{100 * max(map(sum, sums)) / total:.2f} %).\n\n{markdown_table(header, rows)}\n"
+            f"{100 * sums.sum(1).max() / total:.2f} %).\n\n{markdown_table(header, rows)}\n"
         )
         write_csv(folder / f"confusion-{variant.replace(' ', '_')}.csv", header, rows)
     if found:
@@ -299,11 +295,8 @@ def accuracy_at_t(reports: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str,
     for variant, report in reports:
         if report.get("accuracy_at_t"):
             collected.setdefault(variant, []).append(report["accuracy_at_t"])
-    return {
-        variant: [statistics.fmean(step) for step in zip(*values, strict=True)]
-        for variant, values in collected.items()
-        if len({len(one) for one in values}) == 1
-    }
+    alike = {v: values for v, values in collected.items() if len({*map(len, values)}) == 1}
+    return {variant: np.mean(values, axis=0).tolist() for variant, values in alike.items()}
 
 
 def _first_masks(found: Sequence[tuple[str, Path]]) -> dict[str, Mask]:
@@ -318,10 +311,8 @@ def _first_masks(found: Sequence[tuple[str, Path]]) -> dict[str, Mask]:
 
 def _plot_curves(path: Path, series: Curves, dense: Sequence[float], name: str) -> Path:
     """Draw accuracy against the removed fraction of `name`."""
-    x_label, reference = f"{name} removed (fraction)", _mean(dense) if dense else None
-    return plot_curves(
-        path, series, x_label=x_label, y_label="test accuracy (%)", reference=reference
-    )
+    labels = {"x_label": f"{name} removed (fraction)", "y_label": "test accuracy (%)"}
+    return plot_curves(path, series, **labels, reference=_mean(dense) if dense else None)
 
 
 def _plot_masks(path: Path, masks: Mapping[str, Mask]) -> tuple[list[Path], str]:

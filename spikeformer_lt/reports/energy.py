@@ -93,11 +93,8 @@ class LayerEnergy:
     group: str  # one of `GROUPS`
 
 
-SUMMED = tuple(
-    f.name
-    for f in fields(LayerEnergy)
-    if f.type == "float" and f.name not in ("weight_sparsity", "rate")
-)
+SUMMED = tuple(f.name for f in fields(LayerEnergy)
+               if f.type == "float" and f.name not in ("weight_sparsity", "rate"))  # fmt: skip
 """Fields of a layer that add up to those of the network."""
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from einops import rearrange
@@ -162,10 +162,8 @@ class Operations:
         """
         impure = {n: layer.kind for n, layer in self.layers.items() if layer.kind != "{0,1}"}
         allowed = {n for n, weights in self.weights.items() if weights.part == "head"}
-        return {
-            "impure": impure,
-            "pure_after_first": set(impure) <= {*allowed, next(iter(self.layers))},
-        }
+        allowed.add(next(iter(self.layers)))
+        return {"impure": impure, "pure_after_first": set(impure) <= allowed}
 
 
 def kind_of(x: Tensor) -> str:
@@ -180,9 +178,8 @@ def kind_of(x: Tensor) -> str:
 
 def effective_weight(layer: nn.Module) -> Tensor:
     """The weight as it enters the multiplication: masked and, where it is so, binary."""
-    weight = layer.effective_weight() if isinstance(layer, Subnet) else layer.weight
-    assert isinstance(weight, Tensor)
-    return weight.detach()
+    weight: Any = layer.effective_weight() if isinstance(layer, Subnet) else layer.weight
+    return cast(Tensor, weight.detach())
 
 
 def stem_layers(model: nn.Module) -> list[nn.Module]:
@@ -204,20 +201,17 @@ def count_operations(model: nn.Module, batches: Iterable[Tensor], T: int) -> Ope
     T x firing rate x FLOPs is its mean-field form for dense weights.
     """
     total = Operations(T)
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with _Hooks(model, total), FiringWatch(model, always=True) as watch:
-            for images in batches:
-                total.static = images.ndim == 4
-                output = model(images)
-                if isinstance(output, Tensor):
-                    total.logits.append(output.cpu())
-                total.samples += len(images)
-            total.firing_rate = watch.rates()
-    finally:
-        for module, mode in training.items():
-            module.training = mode
+    with _Hooks(model, total) as hooks, FiringWatch(model, always=True) as watch:
+        for module in model.modules():
+            hooks.callback(setattr, module, "training", module.training)
+        model.eval()
+        for images in batches:
+            total.static = images.ndim == 4
+            output = model(images)
+            if isinstance(output, Tensor):
+                total.logits.append(output.cpu())
+            total.samples += len(images)
+        total.firing_rate = watch.rates()
     return total
 
 

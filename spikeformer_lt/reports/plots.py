@@ -123,11 +123,8 @@ def plot_curves(
 ) -> Path:  # fmt: skip
     """Mean and standard deviation of several series, controls dotted; every run is a faint dot.
 
-    Args:
-        path: the picture; the CSV holds mean, spread and count of every point.
-        series: name -> points ``(x, one value a run)``.
-        x_label, y_label: with units.
-        reference: mean of the dense networks, a dashed line.
+    Series are points ``(x, one value a run)``; `reference`, the mean of the dense networks, is a
+    dashed line. The CSV holds mean, spread and count of every point.
     """
     made, axes = figure(7.4, 4.2)
     rows: list[list[object]] = []
@@ -497,9 +494,7 @@ def plot_distances(path: Path, found: Tensor, names: Sequence[str], label: str =
     _heat(made, axes, found, top, "distance (fraction of entries that differ)")
     shown = range(0, n, -(-n // 24))
     marks = [names[i] for i in shown]
-    axes.set_xticks(shown, marks, fontsize=7)
-    if max(map(len, marks)) > 4:
-        axes.tick_params("x", rotation=60)
+    axes.set_xticks(shown, marks, fontsize=7, rotation=60 if max(map(len, marks)) > 4 else 0)
     axes.set_yticks(shown, marks, fontsize=7)
     axes.set(xlabel=label, ylabel=label)
     known = (~found.isnan()).nonzero().tolist() if n <= 12 else []

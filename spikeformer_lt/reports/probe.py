@@ -38,9 +38,7 @@ class Probe:
 def recording(model: nn.Module, membranes: Sequence[str] = ()) -> Iterator[Probe]:
     """Record the next forward of a model; the hooks are gone after it.
 
-    Args:
-        model: its stem and patch selection are found by type.
-        membranes: spiking layers whose membranes are recorded; the first layer if empty.
+    `membranes` names the spiking layers whose membranes are recorded; the first layer if empty.
 
     Raises:
         DataError: a name that is no spiking layer of the model.
@@ -112,12 +110,9 @@ def _first_sample(x: Tensor, batch: int) -> Tensor:
 
 
 def busy_neurons(trace: Tensor, spikes: Tensor, count: int = MEMBRANES) -> list[int]:
-    """Choose neurons to show: half that fire, then those that move most; none twice alike.
+    """Choose at most `count` neurons to show: half that fire, then those that move most.
 
-    Args:
-        trace: membranes ``[T, neurons]``; two are alike within a twentieth of its range.
-        spikes: the same shape.
-        count: how many at most.
+    Membranes and spikes are ``[T, neurons]``. No two are alike within a twentieth of the range.
     """
     moving = trace.std(0, unbiased=False).sort(descending=True, stable=True).indices
     fires = spikes.bool().any(0)[moving]
@@ -142,12 +137,11 @@ def keep_frequency(kept: Sequence[Tensor], grid: tuple[int, int]) -> Tensor:
 def early_exit(
     logits: Tensor, labels: Tensor, confidences: Sequence[float] = CONFIDENCES
 ) -> list[tuple[float, float, float]]:
-    """Stop at the first step whose mean logits are sure enough.
+    """Stop at the first step whose mean logits, of ``[B, T, K]``, are sure enough, or at the last.
 
     Args:
-        logits: ``[B, T, K]``.
-        labels: ``[B]``.
-        confidences: least softmax probabilities of the best class; at the last step all stop.
+        logits, labels: ``[B, T, K]`` and ``[B]``.
+        confidences: least softmax probabilities of the best class.
 
     Returns:
         For each: confidence, mean steps used, accuracy (%).

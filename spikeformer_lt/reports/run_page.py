@@ -100,9 +100,7 @@ def save_predictions(
 def write_report(experiment: Experiment, model: nn.Module, ticket: Ticket | None) -> dict[str, Any]:
     """Evaluate the finished network on the test set, once; write predictions and ``report.json``.
 
-    The report holds accuracies, sparsities apart, bits per ConvPEP weight, firing rates, MACs,
-    SOPs, the split's hash, versions and every choice made. If the ticket holds start weights, the
-    network trained from it is saved as ``trained``.
+    If the ticket holds start weights, the network trained from it is saved as ``trained``.
     """
     trainer, run = experiment.trainer, experiment.run
     metrics, ledger = describe(model, experiment.data, "test", trainer.accelerator)

@@ -236,10 +236,8 @@ class CheckpointStore:
 
 def _by_trust(published: list[_Published], latest: str) -> list[_Published]:
     """LATEST's own, those before it from new to old, then any after; without LATEST the newest."""
-    current = [entry for entry in published if entry.path.name == latest]
-    before = [entry for entry in published if not current or entry < current[0]]
-    after = [entry for entry in published if current and entry > current[0]]
-    return [*current, *reversed(before), *reversed(after)]
+    named = next((entry for entry in published if entry.path.name == latest), None)
+    return sorted(published, key=lambda e: (named is None or e <= named, e), reverse=True)
 
 
 def load_weights(

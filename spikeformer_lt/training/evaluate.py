@@ -120,14 +120,10 @@ class Predictions:
         return 100 * int((self.predicted == self.label).sum()) / len(self.label)
 
     def save(self, path: str | Path, facts: Mapping[str, Any]) -> None:
-        """Write the predictions; an older file that other weights gave is kept under their hash.
+        """Write the predictions and JSON `facts`, ``weights_sha256`` among them.
 
-        Args:
-            path: file to write.
-            facts: values that JSON can hold; ``weights_sha256`` is needed.
-
-        Raises:
-            CheckpointError: the file in the way holds no predictions, or the disk refuses.
+        An older file that other weights gave is kept under their hash; a CheckpointError for a file
+        that holds no predictions.
         """
         path = Path(path)
         if path.exists():
@@ -141,11 +137,7 @@ class Predictions:
 
 
 def read_predictions(path: str | Path) -> tuple[Predictions, dict[str, Any]]:
-    """Read the predictions of `Predictions.save`, and the facts saved with them.
-
-    Raises:
-        CheckpointError: the file is damaged or holds something else.
-    """
+    """Read the predictions and facts of `Predictions.save`, or raise a CheckpointError."""
     tensors, facts = read_tensors(path)
     shapes = {name: tensor.ndim for name, tensor in tensors.items()}
     if shapes != _COLUMNS or len({len(tensor) for tensor in tensors.values()}) != 1:

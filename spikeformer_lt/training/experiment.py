@@ -258,8 +258,7 @@ class Experiment:
     def model(self) -> nn.Module:
         """Create the model, from the run's seed or from given weights, and announce the run.
 
-        Raises:
-            CheckpointError: the weights of ``model.init_from`` are damaged or of another model.
+        A CheckpointError says that the weights of ``model.init_from`` are not of this model.
         """
         torch.manual_seed(seed_for(self.cfg.train.seed, "init"))
         model: nn.Module = create_model(self.cfg.model.name, **self.model_args())

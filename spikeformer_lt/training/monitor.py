@@ -56,10 +56,10 @@ class NonFiniteGuard:
         self._batch_fault, self._together = "", together()
 
     def check_batch(self, images: Tensor, indices: Iterable[int] | Tensor | None = None) -> bool:
-        """Look at a batch before the forward.
+        """Look at a batch [B, ...] before the forward.
 
         Args:
-            images: [B, ...].
+            images: the batch.
             indices: the samples' places in the data set, for the message; else in the batch.
 
         Returns:
@@ -133,7 +133,7 @@ class NonFiniteGuard:
             raise _error(fault)
 
     def keep_buffers(self, model: nn.Module) -> dict[str, Tensor]:
-        """Copy the buffers, which a forward in train mode changes; nothing under policy "stop"."""
+        """Copy the buffers, which a forward in train mode changes, under policy "skip"."""
         if self.policy == "stop":
             return {}
         return {name: value.detach().clone() for name, value in model.named_buffers()}
@@ -302,10 +302,9 @@ class FiringWatch:
 class EpochProgress:
     """Shows steps, images/s, ETA of the whole phase, loss, sparsity and mean firing rate.
 
-    Args:
+    Attributes:
         title: phase and epoch.
-        steps: optimizer steps of this epoch.
-        rest: steps of the phase after this epoch (for the ETA).
+        steps, rest: optimizer steps of this epoch, and of the phase after it (for the ETA).
         images_per_step: images over all ranks.
         show: only one rank shows anything.
         every_s: least seconds between two plain lines.

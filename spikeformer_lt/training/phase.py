@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from spikeformer_lt.errors import CheckpointError, ConfigError, shown
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.step import Step
-from spikeformer_lt.training.ema import Ema
+from spikeformer_lt.training.optim import Ema
 from spikeformer_lt.training.options import OptimConfig
 from spikeformer_lt.training.ranks import share_buffers
 
@@ -215,11 +215,11 @@ class Capture(Hook):
 
     def start(self, model: nn.Module, steps_per_epoch: int, epochs: int) -> None:
         """Find the step; take the state if it is the start."""
-        self.at = self.step.iterations(steps_per_epoch)
-        if self.at > epochs * steps_per_epoch:
+        self.at, end = self.step.iterations(steps_per_epoch), epochs * steps_per_epoch
+        if self.at > end:
             raise ConfigError(
                 f"rewind step {shown(str(self.step))} is iteration {self.at}, but the phase ends "
-                f"at {epochs * steps_per_epoch}; choose an earlier one"
+                f"at {end}; choose an earlier one"
             )
         if self.at == 0:
             self._take(model)
@@ -274,10 +274,9 @@ class Masked(Hook):
         self.mask.apply_(model)
 
     def _factor(self, name: str, like: Tensor) -> Tensor:
-        known = self._factors.get(name)
-        if known is None or known.device != like.device or known.dtype != like.dtype:
-            known = self._factors[name] = self.mask[name].to(like.device, like.dtype)
-        return known
+        known = self._factors.get(name, self.mask[name])
+        self._factors[name] = known.to(like.device, like.dtype)
+        return self._factors[name]
 
 
 class Rewired(Masked):

@@ -99,8 +99,7 @@ def gathered(own: Any) -> list[Any]:
 def refuse_differences(facts: Mapping[str, str]) -> None:
     """Refuse a run whose processes differ in a fact: name -> text, the same names on every rank.
 
-    Raises:
-        ConfigError: on every rank alike, with the first fact that differs, and whose it is.
+    The ConfigError comes on every rank alike, with the first fact that differs, and whose it is.
     """
     everywhere = gathered(dict(facts))
     for name, first in everywhere[0].items():
@@ -183,15 +182,10 @@ def lost_ranks(peers: Sequence[Peer]) -> dict[int, str]:
 
 
 def name_lost(peers: Sequence[Peer], fault: BaseException | None, timeout_s: float) -> None:
-    """Raise a sentence in place of a failed collective operation; anything else is left alone.
+    """Raise a RankError in place of a failed collective operation; other faults are left alone.
 
-    Args:
-        peers: of `gather_peers`; empty for one process.
-        fault: what ended this rank.
-        timeout_s: how long a collective operation waits, in seconds.
-
-    Raises:
-        RankError: which rank died or hangs, if it can be told, and how to go on.
+    It names the peers, none for one process, that died or hang, if that can be told. A collective
+    operation waits for `timeout_s` seconds.
     """
     text = str(fault).lower()
     if not peers or not isinstance(fault, RuntimeError) or not any(s in text for s in SIGNS):

@@ -82,8 +82,7 @@ class RunDir:
             config: nested frozen dataclass.
             slug: readable part of the run's name.
             identity: what the run is besides its configuration: recipe, search, data split.
-            resume: "never"; "auto" to go on if the run is there and to begin if it is not; or the
-                path of a run.
+            resume: "never"; "auto" to go on if the run is there, else begin; or the path of a run.
             allow: fields or groups that may differ from the run that is resumed; "world_size", too.
             seed: noted in env.json.
             root: parent of the directories that are named here; a name never leads out of it.

@@ -33,7 +33,6 @@ from spikeformer_lt.training.checkpoint import (
     load_weights,
     restore_optimizer,
 )
-from spikeformer_lt.training.ema import Ema
 from spikeformer_lt.training.evaluate import Metrics, evaluate
 from spikeformer_lt.training.monitor import (
     EpochProgress,
@@ -42,7 +41,7 @@ from spikeformer_lt.training.monitor import (
     epoch_line,
     removed,
 )
-from spikeformer_lt.training.optim import Schedule, build_optimizer
+from spikeformer_lt.training.optim import Ema, Schedule, build_optimizer
 from spikeformer_lt.training.options import LOSSES, TrainConfig
 from spikeformer_lt.training.phase import FitResult, Hooks, Phase, Progress
 from spikeformer_lt.training.ranks import StopRequest, agreed, share_buffers
@@ -103,13 +102,10 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
 def save_position(run: PhaseRun, store: CheckpointStore) -> None:
     """Publish a checkpoint whose number grows through all phases of the run."""
     moments, opt_state = flatten_optimizer(run.optimizer.state_dict())
+    average = run.ema.tensors() if run.ema is not None else {}
+    more = {"ema": average, "best": run.best or {}, "hooks": run.hooks.tensors()}
     tensors = {"model": state_of(run.model), "optimizer": moments}
-    if run.ema is not None:
-        tensors["ema"] = run.ema.tensors()
-    if run.best is not None:
-        tensors["best"] = run.best
-    if own := run.hooks.tensors():
-        tensors["hooks"] = own
+    tensors |= {group: own for group, own in more.items() if own}
     state = {
         "phase": run.phase.name,
         "position": asdict(run.at),

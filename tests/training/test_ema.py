@@ -7,7 +7,7 @@ from torch import nn
 
 from spikeformer_lt.disk import read_tensors, write_tensors
 from spikeformer_lt.errors import CheckpointError, ConfigError, MaskError
-from spikeformer_lt.training.ema import Ema
+from spikeformer_lt.training.optim import Ema
 
 
 def net() -> nn.Module:

@@ -51,8 +51,8 @@ from torch import Tensor, nn
 
 from spikeformer_lt import Mask, Ticket, create_model, load_exported
 from spikeformer_lt.export import export_ticket
-from spikeformer_lt.export.fold import compact
-from spikeformer_lt.export.verify import size_table
+from spikeformer_lt.export.api import size_table
+from spikeformer_lt.export.inference import compact
 from spikeformer_lt.layers.kernels import dispatch
 from spikeformer_lt.layers.neuron import LIF, BatchNorm
 from spikeformer_lt.layers.patches import PatchSelect, make_score

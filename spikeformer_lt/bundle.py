@@ -92,7 +92,7 @@ class Stage:
         self, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
     ) -> None:
         """Write a file of tensors, as `disk.write_tensors` does."""
-        self.write(name, pack_tensors(tensors, metadata, shown(name)))
+        self.write(name, pack_tensors(tensors, metadata, repr(name)))
 
     def seal(self, body: Mapping[str, Any]) -> None:
         """Write the manifest: `body`, which JSON must hold, and the hashes of the files so far."""
@@ -161,11 +161,10 @@ class Bundle:
         Raises:
             SpikeformerError: (as the kind's) it is not listed, cannot be read, or was changed.
         """
-        where = name_of(self.folder)
         try:
             data = (self.folder / name).read_bytes()
         except OSError as fault:
-            raise self.kind.error(f"{where}: cannot read {name}: {fault.strerror}") from None
+            raise self._fault(f"cannot read {name}: {fault.strerror}") from None
         written = self.files.get(name, {})
         size, expected = written.get("size", len(data)), written.get("sha256", "no file")
         found = hashlib.sha256(data).hexdigest()
@@ -179,14 +178,16 @@ class Bundle:
                 unpack_tensors(data, name)
         except CheckpointError as fault:
             odd += f"; {fault}"
-        raise self.kind.error(
-            f"{where}: {name} changed since the {self.kind.name} was saved ({odd}); restore it "
-            "from a copy"
+        raise self._fault(
+            f"{name} changed since the {self.kind.name} was saved ({odd}); restore it from a copy"
         )
 
     def tensors(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Read a file of tensors: the tensors on the CPU, and their metadata; raises as `read`."""
-        return unpack_tensors(self.read(name), name_of(self.folder / name))
+        return unpack_tensors(self.read(name), self.folder / name)
+
+    def _fault(self, what: str) -> SpikeformerError:
+        return self.kind.error(f"{name_of(self.folder)}: {what}")
 
 
 def open_bundle(folder: str | Path, kind: BundleKind) -> Bundle:
@@ -196,41 +197,48 @@ def open_bundle(folder: str | Path, kind: BundleKind) -> Bundle:
         SpikeformerError: (as the kind's) no such bundle, a newer one, or an edited manifest.
     """
     folder = Path(folder)
-    where, manifest = name_of(folder), kind.manifest
+    try:
+        return _opened(folder, kind)
+    except kind.error as fault:
+        raise kind.error(f"{name_of(folder)}: {fault}") from None
+
+
+def _opened(folder: Path, kind: BundleKind) -> Bundle:
+    manifest = kind.manifest
     if folder.is_file():
         with open(folder, "rb") as file:
             what = content_kind(file.read(1024))
-        raise kind.error(f"{where}: {kind} is a folder with {manifest}; this is {what}")
+        raise kind.error(f"{kind} is a folder with {manifest}; this is {what}")
     if not folder.exists():
         recover(folder)
     try:
         with open(folder / manifest, "rb") as file:
             text = file.read(MANIFEST_LIMIT).decode("utf-8")
     except OSError as fault:
-        raise kind.error(f"{where}: no {kind.name}: {manifest}: {fault.strerror}") from None
+        raise kind.error(f"no {kind.name}: {manifest}: {fault.strerror}") from None
     except UnicodeDecodeError:
-        raise kind.error(f"{where}: {manifest} is damaged: not UTF-8 text") from None
-    about = parse_json(text, f"{where}: {manifest}", kind.error)
+        raise kind.error(f"{manifest} is damaged: not UTF-8 text") from None
+    about = parse_json(text, manifest, kind.error)
     if not isinstance(about, dict) or about.get("format") != kind.format:
-        raise kind.error(f"{where}: {manifest} is not of {kind} of spikeformer_lt")
+        raise kind.error(f"{manifest} is not of {kind} of spikeformer_lt")
     version = about.get("format_version")
     if type(version) is int and version > kind.version:
         raise kind.error(
-            f"{where}: found {kind.name} format v{version}, supports <= v{kind.version}; "
+            f"found {kind.name} format v{version}, supports <= v{kind.version}; "
             "install a newer spikeformer_lt"
         )
     sealed = not kind.sealed or about.pop("seal", None) == _seal(about)
     if type(version) is not int or version < 1 or not sealed:
-        raise kind.error(f"{where}: {manifest} is damaged or was edited: its checksum differs")
+        raise kind.error(f"{manifest} is damaged or was edited: its checksum differs")
     listed = about.get("files" if kind.sizes else "sha256")
     if not isinstance(listed, dict) or not listed:
-        raise kind.error(f"{where}: {manifest} lists no files; it was edited")
+        raise kind.error(f"{manifest} lists no files; it was edited")
     files = {}
     for name, entry in listed.items():
         files[name] = entry if kind.sizes else {"sha256": entry}
         known = isinstance(files[name], dict) and isinstance(files[name].get("sha256"), str)
         if safe_name(name) != name or not known:
-            raise kind.error(f"{where}: {manifest} is damaged: odd entry {shown(name)}")
+            raise kind.error(f"{manifest} is damaged: odd entry {shown(name)}")
     return Bundle(folder, kind, about, files)
 
 
@@ -301,10 +309,9 @@ def _claim(folder: Path, held: contextlib.ExitStack) -> bool:
 
 
 def _refuse_foreign(folder: Path, kind: BundleKind, overwrite: bool) -> None:
-    where = name_of(folder)
     if not folder.is_dir():
         if folder.exists() or folder.is_symlink():
-            raise kind.error(f"{where} is a file; give a folder's name")
+            raise kind.error(f"{name_of(folder)} is a file; give a folder's name")
         return
     there = sorted(entry.name for entry in folder.iterdir())
     foreign = [name for name in there if name not in (kind.manifest, *kind.files)]
@@ -318,7 +325,7 @@ def _refuse_foreign(folder: Path, kind: BundleKind, overwrite: bool) -> None:
         if overwrite:
             advice = f", not this one: {kind} is replaced by {kind} only"
         what = shown((foreign or there)[0])
-        raise kind.error(f"{where} already holds {what}; give a new folder{advice}")
+        raise kind.error(f"{name_of(folder)} already holds {what}; give a new folder{advice}")
 
 
 def _publish(stage: Path, folder: Path) -> None:

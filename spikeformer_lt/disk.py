@@ -344,7 +344,7 @@ def pack_tensors(
         raise CheckpointError(f"{where}: cannot be written: {shown(str(fault), 300)}") from None
 
 
-def unpack_tensors(data: bytes, where: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def unpack_tensors(data: bytes, where: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Verify the bytes of `pack_tensors`.
 
     Returns:
@@ -354,23 +354,31 @@ def unpack_tensors(data: bytes, where: str) -> tuple[dict[str, Tensor], dict[str
         CheckpointError: every fault, with the file, the tensor if it is one tensor, and what the
             file is if it is none of ours.
     """
+    try:
+        return _unpacked(data)
+    except CheckpointError as fault:
+        place = where if isinstance(where, str) else name_of(where)
+        raise CheckpointError(f"{place}: {fault}") from None
+
+
+def _unpacked(data: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
     import safetensors
     import safetensors.torch
 
-    header = _header(data, where)
-    body, hashes = _verified_metadata(header, where)
+    header = _header(data)
+    body, hashes = _verified_metadata(header)
     try:
         loaded = safetensors.torch.load(data)
     except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError, TypeError) as fault:
-        raise CheckpointError(f"{where}: damaged: {shown(str(fault), 300)}") from None
+        raise CheckpointError(f"damaged: {shown(str(fault), 300)}") from None
     if loaded.keys() != hashes.keys():
         odd = sorted(loaded.keys() ^ hashes.keys())
-        raise CheckpointError(f"{where}: damaged: no matching checksum for tensor {shown(odd[0])}")
+        raise CheckpointError(f"damaged: no matching checksum for tensor {shown(odd[0])}")
     for name, expected in hashes.items():
         found = _tensor_sha256(loaded[name])
         if found != expected:
             raise CheckpointError(
-                f"{where}: damaged: tensor {shown(name)} has sha256 {found[:12]}..., "
+                f"damaged: tensor {shown(name)} has sha256 {found[:12]}..., "
                 f"{expected[:12]}... was written; restore the file from a copy"
             )
     return {name: loaded[name] for name in hashes}, body
@@ -393,12 +401,11 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         CheckpointError: as `unpack_tensors`, or a file that cannot be read.
     """
-    where = name_of(path)
     try:
         data = Path(path).read_bytes()
     except OSError as fault:
-        raise CheckpointError(f"cannot read {where}: {fault.strerror or fault}") from None
-    return unpack_tensors(data, where)
+        raise CheckpointError(f"cannot read {name_of(path)}: {fault.strerror or fault}") from None
+    return unpack_tensors(data, Path(path))
 
 
 def content_kind(head: bytes) -> str:
@@ -420,60 +427,56 @@ def content_kind(head: bytes) -> str:
     return f"unknown binary data (it begins with {head[:8].hex(' ')})"
 
 
-def _header(data: bytes, where: str) -> dict[str, Any]:
+def _header(data: bytes) -> dict[str, Any]:
     """Return the parsed header after checking every length against the file's size."""
     length = int.from_bytes(data[:8], "little")
     if len(data) < 9 or data[8:9] != b"{" or length > HEADER_LIMIT:
         short = "" if len(data) >= 9 or not data else f" of {len(data)} bytes, perhaps truncated"
-        raise CheckpointError(
-            f"{where}: not a safetensors file but {content_kind(data[:1024])}{short}"
-        )
+        raise CheckpointError(f"not a safetensors file but {content_kind(data[:1024])}{short}")
     if 8 + length > len(data):
         raise CheckpointError(
-            f"{where}: truncated: {8 + length} bytes of header announced, {len(data)} bytes there"
+            f"truncated: {8 + length} bytes of header announced, {len(data)} bytes there"
         )
     try:
         text = data[8 : 8 + length].decode("utf-8")
     except UnicodeDecodeError:
-        raise CheckpointError(f"{where}: damaged: its header is not UTF-8 text") from None
-    header = parse_json(text, f"{where}: damaged header", CheckpointError)
+        raise CheckpointError("damaged: its header is not UTF-8 text") from None
+    header = parse_json(text, "damaged header", CheckpointError)
     ends = [0]
     for name, entry in header.items():
         if name == "__metadata__":
             continue
         span = entry.get("data_offsets") if isinstance(entry, dict) else None
         if not isinstance(span, list) or len(span) != 2 or any(type(s) is not int for s in span):
-            raise CheckpointError(f"{where}: damaged: tensor {shown(name)} has no data_offsets")
+            raise CheckpointError(f"damaged: tensor {shown(name)} has no data_offsets")
         ends.append(span[1])
     expected = 8 + length + max(ends)
     if expected != len(data):
         word = "truncated" if len(data) < expected else "damaged"
         sizes = f"{expected} bytes expected, {len(data)} bytes there"
-        raise CheckpointError(f"{where}: {word}: {sizes}")
+        raise CheckpointError(f"{word}: {sizes}")
     return dict(header)
 
 
-def _verified_metadata(header: dict[str, Any], where: str) -> tuple[dict[str, Any], dict[str, str]]:
+def _verified_metadata(header: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     entries = header.get("__metadata__")
     text = entries.get(KEY) if isinstance(entries, dict) else None
     if not isinstance(text, str):
         raise CheckpointError(
-            f"{where}: a safetensors file that spikeformer_lt did not write, or one with a damaged "
+            f"a safetensors file that spikeformer_lt did not write, or one with a damaged "
             f"header; {_CONVERT}"
         )
-    own = parse_json(text, f"{where}: damaged metadata", CheckpointError)
+    own = parse_json(text, "damaged metadata", CheckpointError)
     version = own.get("format_version") if isinstance(own, dict) else None
     if type(version) is not int or version != VERSION:
         newer = type(version) is int and version > VERSION
         advice = "install a newer spikeformer_lt" if newer else "the header is damaged"
-        raise CheckpointError(
-            f"{where}: found format v{shown(version)}, supports <= v{VERSION}; {advice}"
-        )
+        raise CheckpointError(f"found format v{shown(version)}, supports <= v{VERSION}; {advice}")
     body, hashes = own.get("metadata"), own.get("sha256")
     if not (isinstance(body, dict) and isinstance(hashes, dict)):
-        raise CheckpointError(f"{where}: damaged: no metadata or no checksums")
+        raise CheckpointError("damaged: no metadata or no checksums")
     if _seal(body, hashes) != own.get("seal"):
-        raise CheckpointError(f"{where}: damaged: metadata and its checksum differ")
+        raise CheckpointError("damaged: metadata and its checksum differ")
     return body, hashes
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeformer_lt.bundle import BundleKind, open_bundle, staged
-from spikeformer_lt.errors import TicketError, near, shown
+from spikeformer_lt.errors import TicketError, name_of, near, shown
 from spikeformer_lt.mask import Mask
 
 TICKET = BundleKind(
@@ -100,7 +99,7 @@ class Ticket:
             CheckpointError: a tensor file is damaged.
         """
         bundle = open_bundle(folder, TICKET)
-        where, provenance = shown(str(folder), 300), bundle.about.get("provenance")
+        where, provenance = name_of(folder), bundle.about.get("provenance")
         if not isinstance(provenance, dict):
             raise TicketError(f"{where}: ticket.json has no provenance; it was edited")
         mask = Mask.stored(*bundle.tensors("mask.safetensors"), where)
@@ -116,9 +115,16 @@ class Ticket:
         Raises:
             TicketError: names or shapes differ; the first five are listed.
         """
-        wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-        given = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
-        faults = _differences(given, wanted)
+        wanted = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+        given = {name: list(tensor.shape) for name, tensor in self.tensors.items()}
+        faults = []
+        for name in dict.fromkeys([*wanted, *given]):
+            if name not in given:
+                faults.append(f"{shown(name)} {wanted[name]} is missing in the ticket")
+            elif name not in wanted:
+                faults.append(f"{shown(name)} {given[name]} is unknown to the model")
+            elif given[name] != wanted[name]:
+                faults.append(f"{shown(name)} is {given[name]}, the model has {wanted[name]}")
         if faults:
             more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
             raise TicketError(
@@ -134,29 +140,6 @@ def start_folder(path: str | Path) -> Path:
 
 
 def finished_folder(path: str | Path) -> Path:
-    """Where the network that a run ended with is.
-
-    Args:
-        path: a run directory, or a ticket folder.
-
-    Returns:
-        ``trained`` of a run that trained its ticket, else ``ticket`` of a run, else the path.
-    """
+    """Where the network that a run ended with is: ``trained``, else as `start_folder`."""
     trained = Path(path) / "trained"
     return trained if trained.is_dir() else start_folder(path)
-
-
-def _differences(
-    given: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]
-) -> list[str]:
-    faults = []
-    for name in [*wanted, *(name for name in given if name not in wanted)]:
-        if name not in given:
-            faults.append(f"{shown(name)} {list(wanted[name])} is missing in the ticket")
-        elif name not in wanted:
-            faults.append(f"{shown(name)} {list(given[name])} is unknown to the model")
-        elif given[name] != wanted[name]:
-            faults.append(
-                f"{shown(name)} is {list(given[name])}, the model has {list(wanted[name])}"
-            )
-    return faults

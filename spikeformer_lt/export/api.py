@@ -1,33 +1,93 @@
-"""Exports: a ticket packed into a folder that loads by itself, verified before it appears."""
+"""Exports: a ticket packed into a folder that loads by itself, verified before it appears.
+
+The check compares logits, spikes and tensors with their source; sizes stand beside their bound.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from spikeformer_lt.bundle import staged
 from spikeformer_lt.disk import parse_json
-from spikeformer_lt.errors import ExportError
+from spikeformer_lt.errors import ExportError, shown
 from spikeformer_lt.export.file import (
     CARD,
     CONFIG,
     EXPORT,
+    PRECISIONS,
     TENSORS,
+    Packed,
+    Row,
     read_packed,
     write_packed,
 )
-from spikeformer_lt.export.fold import compact
-from spikeformer_lt.export.verify import Check, Size, model_card, size_table, sizes, verify
+from spikeformer_lt.export.inference import compact
+from spikeformer_lt.layers.neuron import LIF, Heaviside, Sign
+from spikeformer_lt.layers.stems import stem_of
 from spikeformer_lt.ticket import Ticket, finished_folder
 from spikeformer_lt.tickets.surgery import model_from_ticket
 
-__all__ = ["Exported", "export_run", "export_ticket", "load_exported", "read_ticket"]
-
 REPORTED = ("test_accuracy", "val_accuracy", "test_count", "sparsity", "run_id")
+EXACT = 1e-9  # gap of logits in float64 that counts as equal
+BATCH = 4
+
+
+@dataclass(frozen=True)
+class Size:
+    """Bytes of a group of tensors.
+
+    ``packed`` counts the streams and the group's share of the table of tensors; ``bound`` is
+    n H(kept/n) bits a mask, one bit a kept binary weight, 32 bits a gain, and every other value at
+    its precision.
+    """
+
+    group: str
+    tensors: int
+    values: int
+    fp32: int
+    bound: float
+    packed: int
+
+    @property
+    def over_bound(self) -> float:
+        """Packed bytes above the bound, as a fraction of the bound."""
+        return self.packed / self.bound - 1
+
+    @property
+    def smaller(self) -> float:
+        """How many times fewer bytes than float32."""
+        return self.fp32 / self.packed
+
+
+@dataclass(frozen=True)
+class Check:
+    """Result of the comparison on the fixed batch; gaps are absolute differences of logits.
+
+    Attributes:
+        reload_gap: logits of the source against the reloaded network, float32; 0 at fp32.
+        compact_gap_float64: the reloaded network against its compact form, float64.
+        compact_gap_float32: the same in float32, where rounding may flip spikes.
+        same_class: fraction of the batch that source and compact form (float32) classify alike.
+        logit_scale: largest absolute logit of the source.
+        removed: dead channels that the compact form lacks; None if the model declares no chains.
+        stem: name of the model's stem; "" if it has none.
+    """
+
+    reload_gap: float
+    compact_gap_float64: float
+    compact_gap_float32: float
+    same_class: float
+    logit_scale: float
+    removed: int | None = None
+    stem: str = ""
 
 
 @dataclass(frozen=True)
@@ -135,3 +195,233 @@ def read_ticket(folder: str | Path) -> Ticket:
     if (folder / CONFIG).is_file() and (folder / TENSORS).is_file():
         return read_packed(folder).ticket
     return Ticket.load(folder)
+
+
+def sizes(packed: Packed, folder: str | Path, stem: str = "conv_pep") -> list[Size]:
+    """Sizes of the model's `stem` and of the rest (if both exist), and of the folder's two files.
+
+    The last counts the bytes on disk, provenance and headers included.
+    """
+    inside = [row for row in packed.rows if row.name.startswith(f"{stem}.")]
+    rest = [row for row in packed.rows if not row.name.startswith(f"{stem}.")]
+    groups = {"ConvPEP": inside, "rest": rest} if inside and rest else {}
+    whole = _size("file", packed.rows, packed)
+    on_disk = sum((Path(folder) / name).stat().st_size for name in (CONFIG, TENSORS))
+    parts = [_size(name, rows, packed) for name, rows in groups.items()]
+    return [*parts, replace(whole, packed=on_disk)]
+
+
+def size_table(found: Sequence[Size]) -> str:
+    """The sizes as text, one line a group."""
+    lines = [["part", "tensors", "values", "fp32", "bound", "packed", "over bound", "smaller"]]
+    lines += [
+        [s.group, f"{s.tensors}", f"{s.values:,}", f"{s.fp32:,}", f"{s.bound:,.0f}",
+         f"{s.packed:,}", f"{100 * s.over_bound:.1f} %", f"{s.smaller:.1f}x"]
+        for s in found
+    ]  # fmt: skip
+    first, *widths = (max(map(len, column)) for column in zip(*lines, strict=True))
+    return "\n".join(
+        "  ".join([line[0].ljust(first), *map(str.rjust, line[1:], widths)]) for line in lines
+    )
+
+
+def _size(group: str, rows: Sequence[Row], packed: Packed) -> Size:
+    wide = PRECISIONS[packed.precision].itemsize
+    values = full = stored = 0
+    bits = 0.0
+    for row in rows:
+        n = math.prod(row.shape)
+        item = getattr(torch, row.dtype).itemsize
+        kept = packed.ticket.mask.get(row.name)
+        k = n if kept is None else int(kept.sum())
+        p = k / n if n else 1.0
+        values, full = values + n, full + n * item
+        if p not in (0.0, 1.0):
+            bits += n * (-p * math.log2(p) - (1 - p) * math.log2(1 - p))
+        each = {"raw": 8 * item * n, "dense": 8 * wide * n, "sparse": 8 * wide * k, "binary": k}
+        bits += each[row.form] + 32 * row.gains
+        plain = {"raw": item * n, "dense": wide * n, "sparse": wide * k, "binary": 0}[row.form]
+        stored += row.values[1] if row.values[0] else plain
+        stored += int(row.mask[1]) + int(row.signs[1]) + 4 * row.gains
+    stored += round(packed.table_bytes * len(rows) / len(packed.rows))
+    return Size(group, len(rows), values, full, bits / 8, stored)
+
+
+def fixed_batch(model: Any, batch: int = BATCH) -> Tensor:
+    """Images ``[B, C, H, W]``, or frames ``[B, T, 2, H, W]`` for a network of events; seeded.
+
+    Raises:
+        ExportError: the network does not say its input: in_channels and image_size.
+    """
+    channels, size = getattr(model, "in_channels", None), getattr(model, "image_size", None)
+    if channels is None or size is None:
+        raise ExportError(
+            f"{type(model).__name__} does not say its in_channels and image_size; give images"
+        )
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    generator = torch.Generator().manual_seed(0)
+    if channels != 2:
+        return torch.rand(batch, channels, *sides, generator=generator)
+    rate = torch.full((batch, int(model.T), channels, *sides), 0.3)
+    return torch.poisson(rate, generator=generator)
+
+
+@torch.no_grad()
+def verify(source: Ticket, found: Packed, images: Tensor | None = None) -> Check:
+    """Compare an export that was read back with the ticket that was exported.
+
+    The logits compared are those of `images`, float32; None is `fixed_batch`.
+
+    Raises:
+        ExportError: a mask, tensor or logit that differs more than the precision accounts for.
+    """
+    _same_tensors(source, found)
+    before, after = model_from_ticket(source).eval(), model_from_ticket(found.ticket).eval()
+    x = fixed_batch(before) if images is None else images
+    wanted, again = before(x), after(x)
+    if not bool(torch.isfinite(wanted).all()):
+        raise ExportError("the ticket's own logits are not finite; it cannot be exported")
+    fast, stem = compact(after), stem_of(after)
+    quick, exact = fast(x), after.double()
+    wide = _gap(compact(exact)(x.double()), exact(x.double()))
+    same = wanted.mean(1).argmax(1) == quick.mean(1).argmax(1)
+    check = Check(
+        reload_gap=_gap(wanted, again),
+        compact_gap_float64=wide,
+        compact_gap_float32=_gap(again, quick),
+        same_class=float(same.double().mean()),
+        logit_scale=float(wanted.abs().max()),
+        removed=None if fast.removed is None else sum(fast.removed.values()),
+        stem=next((name for name, module in after.named_modules() if module is stem), ""),
+    )
+    if found.precision == "fp32" and check.reload_gap != 0:
+        raise ExportError(f"the reloaded logits differ by {check.reload_gap:g}; nothing is written")
+    # A sum may be rounded in its last bits, and a NaN must fail.
+    if not wide <= EXACT * max(1.0, check.logit_scale):
+        raise ExportError(
+            f"the compact network differs by {wide:g} in float64, more than {EXACT:g}: a spike "
+            "flipped or folding is wrong; nothing is written"
+        )
+    return check
+
+
+def _same_tensors(source: Ticket, found: Packed) -> None:
+    if found.ticket.mask != source.mask or found.ticket.tensors.keys() != source.tensors.keys():
+        raise ExportError("the reloaded masks or names differ from the ticket's")
+    narrow = PRECISIONS[found.precision]
+    forms = {row.name: row.form for row in found.rows}
+    for name, tensor in source.tensors.items():
+        plain = tensor.detach().cpu()
+        if plain.dtype == torch.float32 and forms[name] in ("dense", "sparse"):
+            plain = plain.to(narrow).float()
+        if not torch.equal(plain, found.ticket.tensors[name]):
+            raise ExportError(f"tensor {shown(name)} was not stored as it is; nothing is written")
+
+
+def _gap(a: Tensor, b: Tensor) -> float:
+    return float((a - b).abs().max())
+
+
+@torch.no_grad()
+def spike_mismatch(model: nn.Module, images: Tensor) -> dict[str, float]:
+    """Fraction of spikes that differ between a network and its compact form, by layer of neurons.
+
+    q, k and v count as one layer; layers that lost channels are left out. Both networks run on
+    `images` in the network's own precision.
+    """
+    plain, fast = _spikes(model, images), _spikes(compact(model).net, images)
+    out = {}
+    for name, spikes in fast.items():
+        parts = dict.fromkeys(name.replace("qkv.", f"{part}.") for part in "qkv")
+        names = [part.replace(".out.", ".proj.") for part in parts]
+        wanted = torch.cat([plain[part] for part in names if part in plain], -1)
+        if wanted.shape == spikes.shape:
+            out[name] = float((wanted != spikes).double().mean())
+    return out
+
+
+def _spikes(net: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """Output of each layer of neurons, by name."""
+    found: dict[str, Tensor] = {}
+    layers: dict[nn.Module, str] = {
+        m: name for name, m in net.named_modules() if isinstance(m, LIF | Heaviside | Sign)
+    }
+
+    def keep(module: nn.Module, args: Any, out: Tensor) -> None:
+        found[layers[module]] = out.clone()
+
+    hooks = [layer.register_forward_hook(keep) for layer in layers]
+    try:
+        net(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def model_card(packed: Packed, found: Sequence[Size], check: Check) -> str:
+    """Text of the README.md of an export that was read back, with its sizes and its check."""
+    known, about = packed.ticket.provenance, packed.about
+    model: Any = known.get("model", {})
+    name = _plain(model.get("name", "spiking network"))
+    said = {"data": "dataset", "split sha256": "split_sha256", "run": "run_id", "seed": "seed"}
+    facts = {
+        "model": name,
+        "arguments": _plain(model.get("args", {})),
+        "search": _plain(known.get("search", "none")),
+        **{label: _plain(known.get(key, "unknown")) for label, key in said.items()},
+        "precision of dense values": packed.precision,
+        "mask sparsity": f"{packed.ticket.mask.sparsity:.4f}",
+        **{_label(key, packed.precision): _plain(value) for key, value in about.items()},
+    }
+    dead = "not examined, because the model declares no chains of units"
+    if check.removed is not None:
+        dead = f"{check.removed} removed from the compact network"
+    rows = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
+    return f"""---
+library_name: spikeformer_lt
+tags: [spiking-neural-network, lottery-ticket, pruning, model_hub_mixin]
+pipeline_tag: image-classification
+---
+
+# {name}: a packed lottery ticket
+
+```python
+from spikeformer_lt import load_exported
+
+model = load_exported("THIS_FOLDER")  # images or frames -> logits [B, T, K]
+```
+
+| fact | value |
+|---|---|
+{rows}
+
+Bytes (bound: mask entropy, 1 bit a kept binary weight, the rest at its precision):
+
+```
+{size_table(found)}
+```
+
+Checked when it was written, on a fixed batch:
+
+- reloaded against source: logits within {check.reload_gap:.3g}
+- compact against reloaded, float64: {check.compact_gap_float64:.3g}
+- compact against reloaded, float32: {check.compact_gap_float32:.3g} \
+(logits reach {check.logit_scale:.3g})
+- same class as the source: {100 * check.same_class:.0f} %
+- dead channels: {dead}
+"""
+
+
+def _label(key: str, precision: str) -> str:
+    """Words of a fact; an accuracy is that of the run, before values were rounded."""
+    rounded = key.endswith("_accuracy") and precision != "fp32"
+    words = f" of the run, before rounding to {precision}" if rounded else ""
+    return key.replace("_", " ") + words
+
+
+def _plain(value: object) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text.replace("\\", "\\\\"))
+    text = text if len(text) <= 300 else f"{text[:280]}...{text[-10:]}"
+    return text.replace("|", "\\|").replace("<", "&lt;")

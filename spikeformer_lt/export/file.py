@@ -1,16 +1,22 @@
 """The files of an export: tensors packed into streams, and a config.json that seals them.
 
-Each tensor is stored as mask, signs, gains and values, each in the shortest of its codes. The
-streams are one safetensors file with a table of the tensors.
+Each tensor is stored as mask, signs, gains and values, each in the shortest of its codes. Bits are
+coded by an arithmetic coder of 32-bit integers with adaptive counts, so every machine writes the
+same bytes. A stream of n bits, k of them set, costs n H(k/n) + log2(n)/2 bits and a byte a context.
+
+Source: arithmetic coding of Rissanen & Langdon 1979; the estimator of Krichevsky & Trofimov 1981.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,44 +27,23 @@ from torch import Tensor
 
 from spikeformer_lt.bundle import BundleKind, Stage, open_bundle
 from spikeformer_lt.disk import parse_json
-from spikeformer_lt.errors import CheckpointError, ExportError, shown
-from spikeformer_lt.export.codec import (
-    contexts_of,
-    decode_bits,
-    decode_values,
-    digest_of,
-    encode_bits,
-    encode_values,
-    from_signs,
-)
-from spikeformer_lt.layers.subnet import binary_gains
+from spikeformer_lt.errors import CheckpointError, ExportError, name_of, shown
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.ticket import Ticket
-
-__all__ = [
-    "CARD",
-    "CONFIG",
-    "EXPORT",
-    "PRECISIONS",
-    "TENSORS",
-    "Packed",
-    "Reader",
-    "Row",
-    "Writer",
-    "read_packed",
-    "write_packed",
-]
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 STREAMS = {"bits": torch.uint8, "gains": torch.float32, "raw": torch.uint8}
 MAX_ENTRIES = 1 << 34
 TABLE_LIMIT = 1 << 26  # bytes of text
+SMALL = 1 << 16  # values; of larger tensors only one depth is tried
+DEEPEST = 14
+EXPONENTS = {torch.float32: 8, torch.bfloat16: 8, torch.float16: 5}  # bits of each dtype
 FORMAT = "spikeformer_lt.export"
 CONFIG, TENSORS, CARD = "config.json", "model.safetensors", "README.md"
 EXPORT = BundleKind(  # format 1 had no coded values
     "export", FORMAT, 2, CONFIG, ExportError, files=(TENSORS, CARD), indent=None
 )
-Bits = NDArray[np.uint8]
+Bytes = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -82,17 +67,12 @@ class Row:
     sha256: str
     values: Sequence[int] = (0, 0)  # rows of format v1 lack it
 
-    def as_list(self) -> list[object]:
-        """Values in the order of the fields, for JSON."""
-        return list(astuple(self))
-
 
 @dataclass
 class Writer:
     """Packs tensors, one after another, into four streams.
 
-    Args:
-        precision: of the dense values and of kept values that are not binary.
+    `precision` is that of the dense values and of kept values that are not binary.
     """
 
     precision: str = "fp32"
@@ -146,19 +126,18 @@ class Writer:
                 f"tensor {shown(name)} reaches {top:g}, more than {self.precision} can hold; "
                 "take bf16 or fp32"
             )
-        found = encode_values(narrow)
+        rounded, found = narrow.float().view(values.shape), encode_values(narrow)
         if found is None:
             self._put("values", narrow)
-        else:
-            self._put("bits", torch.from_numpy(found[1]))
-        coded = (0, 0) if found is None else (found[0], len(found[1]))
-        return narrow.float().view(values.shape), coded
+            return rounded, (0, 0)
+        self._put("bits", torch.from_numpy(found[1]))
+        return rounded, (found[0], len(found[1]))
 
     def _bits(self, bits: Tensor, shape: Sequence[int]) -> tuple[str, int]:
         flat = bits.reshape(-1).numpy().astype(np.uint8)
         if flat.all():
             return "all", 0
-        codes: dict[str, Bits] = {"bits": np.packbits(flat)}
+        codes: dict[str, Bytes] = {"bits": np.packbits(flat)}
         for code in ("one", "out", "in")[: 3 if len(shape) > 1 else 1]:
             codes[code] = encode_bits(flat, *contexts_of(code, shape))
         best = min(codes, key=lambda code: len(codes[code]))  # the first of the shortest
@@ -170,16 +149,10 @@ class Writer:
 
 
 class Reader:
-    """Unpacks the streams of a `Writer`; every length is checked.
+    """Unpacks the streams of a `Writer`; every length is checked."""
 
-    Args:
-        streams: the streams.
-        where: the file, for messages.
-    """
-
-    def __init__(self, streams: dict[str, Tensor], where: str) -> None:
-        self.streams, self.where = streams, where
-        self.places = dict.fromkeys(streams, 0)
+    def __init__(self, streams: dict[str, Tensor]) -> None:
+        self.streams, self.places = streams, dict.fromkeys(streams, 0)
 
     def get(self, row: Row) -> tuple[Tensor, Tensor | None]:
         """A tensor and its mask.
@@ -222,7 +195,7 @@ class Reader:
         for name, stream in self.streams.items():
             if self.places[name] != stream.numel():
                 left = stream.numel() - self.places[name]
-                raise CheckpointError(f"{self.where}: stream {name} has {left} entries too many")
+                raise CheckpointError(f"stream {name} has {left} entries too many")
 
     def _values(self, row: Row, count: int) -> Tensor:
         depth, size = row.values
@@ -258,7 +231,7 @@ class Reader:
         return part
 
     def _fault(self, row: Row, what: str) -> CheckpointError:
-        return CheckpointError(f"{self.where}: damaged: tensor {shown(row.name)}: {what}")
+        return CheckpointError(f"damaged: tensor {shown(row.name)}: {what}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -291,7 +264,9 @@ def write_packed(
     writer = Writer(precision)
     for name, tensor in ticket.tensors.items():
         writer.add(name, tensor, ticket.mask.get(name))
-    streams = {**writer.streams(), "table": _pack_table(writer.rows)}
+    text = json.dumps([list(astuple(row)) for row in writer.rows], separators=(",", ":"))
+    table = bytearray(zlib.compress(text.encode("ascii"), 9))
+    streams = {**writer.streams(), "table": torch.frombuffer(table, dtype=torch.uint8)}
     stage.write_tensors(TENSORS, streams, {"kind": FORMAT})
     body: dict[str, Any] = {"precision": precision}
     if list(ticket.mask) != [row.name for row in writer.rows if row.mask[0] != "none"]:
@@ -307,20 +282,26 @@ def read_packed(folder: str | Path) -> Packed:
         CheckpointError: a damaged or foreign tensor file; the tensor is named where it is one.
     """
     bundle = open_bundle(folder, EXPORT)
-    body, where = bundle.about, shown(str(folder), 300)
-    if not all(isinstance(body.get(name), dict) for name in ("provenance", "about")):
-        raise ExportError(f"{where}: {CONFIG} lacks provenance, about")
-    if body.get("precision") not in PRECISIONS:
-        raise ExportError(f"{where}: {CONFIG} has no known precision")
     streams, own = bundle.tensors(TENSORS)
-    file = shown(str(bundle.folder / TENSORS), 300)
+    try:
+        return _unpacked(bundle.about, streams, own)
+    except CheckpointError as fault:
+        raise CheckpointError(f"{name_of(bundle.folder / TENSORS)}: {fault}") from None
+    except ExportError as fault:
+        raise ExportError(f"{name_of(folder)}: {CONFIG} {fault}") from None
+
+
+def _unpacked(body: dict[str, Any], streams: dict[str, Tensor], own: Mapping[str, Any]) -> Packed:
+    if not all(isinstance(body.get(name), dict) for name in ("provenance", "about")):
+        raise ExportError("lacks provenance, about")
+    if body.get("precision") not in PRECISIONS:
+        raise ExportError("has no known precision")
     kinds = {name: part.dtype for name, part in streams.items()}
-    wanted = {name: part.dtype for name, part in Writer(body["precision"]).streams().items()}
-    if own != {"kind": FORMAT} or kinds != {**wanted, "table": torch.uint8}:
-        raise CheckpointError(f"{file}: holds {shown(own)}, not a packed ticket")
+    wanted = {**STREAMS, "values": PRECISIONS[body["precision"]], "table": torch.uint8}
+    if own != {"kind": FORMAT} or kinds != wanted:
+        raise CheckpointError(f"holds {shown(own)}, not a packed ticket")
     table = streams.pop("table")
-    rows = _unpack_table(table, file)
-    reader = Reader(streams, file)
+    rows, reader = _unpack_table(table), Reader(streams)
     tensors, masks = {}, {}
     for row in rows:
         tensors[row.name], kept = reader.get(row)
@@ -329,23 +310,217 @@ def read_packed(folder: str | Path) -> Packed:
     reader.end()
     order = body.get("mask_order", list(masks))
     if sorted(order) != sorted(masks):
-        raise ExportError(f"{where}: {CONFIG} names other masks than it stores")
+        raise ExportError("names other masks than it stores")
     ticket = Ticket(Mask({name: masks[name] for name in order}), tensors, body["provenance"])
     return Packed(ticket, tuple(rows), table.numel(), body["precision"], body["about"])
 
 
-def _pack_table(rows: Sequence[Row]) -> torch.Tensor:
-    text = json.dumps([row.as_list() for row in rows], separators=(",", ":"))
-    return torch.frombuffer(bytearray(zlib.compress(text.encode("ascii"), 9)), dtype=torch.uint8)
-
-
-def _unpack_table(table: torch.Tensor, file: str) -> Sequence[Row]:
+def _unpack_table(table: Tensor) -> Sequence[Row]:
     try:
         text = zlib.decompressobj().decompress(table.numpy().tobytes(), TABLE_LIMIT).decode("ascii")
     except (zlib.error, UnicodeDecodeError) as fault:
-        raise CheckpointError(f"{file}: damaged: its table of tensors: {fault}") from None
-    entries = parse_json(text, f"{file}: its table of tensors", CheckpointError)
+        raise CheckpointError(f"damaged: its table of tensors: {fault}") from None
+    entries = parse_json(text, "its table of tensors", CheckpointError)
     try:
         return [Row(*entry) for entry in entries]
     except TypeError:
-        raise CheckpointError(f"{file}: its table of tensors has another form") from None
+        raise CheckpointError("its table of tensors has another form") from None
+
+
+def binary_gains(weight: Tensor, kept: Tensor) -> Tensor | None:
+    """Gain of the layer ``[1]``, or of each output filter ``[out]``, of a binary weight.
+
+    A weight is binary if its kept entries share one magnitude, in the layer or in each filter. None
+    is returned if it is not, or if its gains are more than half of its kept entries.
+    """
+    if weight.ndim < 2 or weight.numel() == 0:
+        return None
+    size = torch.where(kept, weight.abs(), weight.new_zeros(())).flatten(1)
+    top = size.amax(1)
+    if not bool(((size == top[:, None]) | ~kept.flatten(1)).all()):
+        return None
+    found = top[kept.flatten(1).any(1)]
+    if len(found) == 0 or bool((found == found[0]).all()):
+        return found[:1] if len(found) else weight.new_zeros(1)
+    # As many gains as weights would say nothing shorter than the weights themselves.
+    return top if 2 * len(top) <= int(kept.sum()) else None
+
+
+def encode_bits(bits: Bytes, stride: int = 1, contexts: int = 1, depth: int = 0) -> Bytes:
+    """Code a stream of bits.
+
+    Args:
+        bits: zeros and ones, [n] uint8.
+        stride, contexts: bit i is counted in context ``(i // stride) % contexts``.
+        depth: if not 0, the bits are numbers of `depth` bits, highest first, and each bit is
+            counted in a context of those before it in its number.
+
+    Returns:
+        At most ``17 * n / 8 + 2`` bytes; n itself is not among them.
+    """
+    loops, out = _loops(), np.empty(17 * bits.size // 8 + 2, np.uint8)
+    contexts = 1 << depth if depth else contexts
+    size = loops["encode"](bits, stride, contexts, depth, out, loops["split"])
+    return out[:size].copy()
+
+
+def decode_bits(
+    data: Bytes, count: int, stride: int = 1, contexts: int = 1, depth: int = 0
+) -> Bytes:
+    """Decode `count` bits of `encode_bits`, with the same contexts.
+
+    Foreign data decode to other bits without an error, so the caller must check a hash.
+    """
+    loops, bits = _loops(), np.empty(count, np.uint8)
+    contexts = 1 << depth if depth else contexts
+    loops["decode"](data, bits, stride, contexts, depth, loops["split"])
+    return bits
+
+
+def encode_values(values: Tensor) -> tuple[int, Bytes] | None:
+    """Code floats without loss.
+
+    The leading bits of values of similar size are unevenly distributed: each of the first `depth`
+    bits is coded in the context of those before it. The rest is nearly random and stays as it is.
+
+    Args:
+        values: [n] float32, float16 or bfloat16.
+
+    Returns:
+        The depth and the bytes, or None if plain values are as short.
+    """
+    size = values.element_size()
+    whole = values.contiguous().view(torch.int32 if size == 4 else torch.int16).numpy()
+    ordered = whole.astype(f">i{size}").view(np.uint8).reshape(len(values), size)
+    bits: Bytes = np.unpackbits(ordered, axis=1)  # [n, width], sign first
+    width, first = 8 * size, 1 + EXPONENTS[values.dtype]
+    deepest = min(DEEPEST, width) if len(bits) <= SMALL else first
+    best: tuple[int, Bytes] | None = None
+    for depth in range(first, deepest + 1):
+        coded = encode_bits(bits[:, :depth].reshape(-1), depth=depth)
+        total = len(coded) + -(-len(bits) * (width - depth) // 8)
+        if total < (values.nbytes if best is None else len(best[1])):
+            best = depth, np.concatenate([coded, np.packbits(bits[:, depth:])])
+    return best
+
+
+def decode_values(data: Bytes, depth: int, count: int, dtype: torch.dtype) -> Tensor | None:
+    """Decode `count` values of `encode_values`; None if `data` has an impossible length or depth.
+
+    Foreign data of a possible length decode to other values, so the caller must check a hash.
+    """
+    width = 8 * dtype.itemsize
+    rest = -(-count * (width - depth) // 8)
+    if not 0 < depth <= min(DEEPEST, width) or len(data) < rest:
+        return None
+    cut = len(data) - rest
+    bits = np.empty((count, width), np.uint8)
+    top = decode_bits(np.ascontiguousarray(data[:cut]), count * depth, depth=depth)
+    bits[:, :depth] = top.reshape(count, depth)
+    low = np.unpackbits(data[cut:], count=count * (width - depth))
+    bits[:, depth:] = low.reshape(count, width - depth)
+    whole = np.packbits(bits, axis=1).view(f">u{width // 8}").reshape(-1)
+    native = whole.astype(f"=u{width // 8}").view(np.int32 if width == 32 else np.int16)
+    return torch.from_numpy(native).view(dtype)
+
+
+def digest_of(value: Tensor, kept: Tensor | None) -> str:
+    """sha256 of dtype, shape, values and mask."""
+    digest = hashlib.sha256(f"{value.dtype} {list(value.shape)}\n".encode())
+    if value.numel():
+        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    if kept is not None:
+        digest.update(np.packbits(kept.numpy().reshape(-1)).data)
+    return digest.hexdigest()
+
+
+def from_signs(kept: Tensor, negative: Tensor, gains: Tensor) -> Tensor:
+    """Weights: the sign of each kept entry times the gain of its layer or filter."""
+    value = torch.zeros(kept.shape)
+    value[kept] = torch.where(negative, -1.0, 1.0)
+    return value * gains.view(-1, *[1] * (kept.ndim - 1)) + 0.0  # turns -0.0 into 0.0
+
+
+def contexts_of(code: str, shape: Sequence[int]) -> tuple[int, int]:
+    """Stride and number of the contexts of a code: "one", or one per "out" or "in" channel."""
+    if code == "one":
+        return 1, 1
+    axis = {"out": 0, "in": 1}[code]
+    return max(1, math.prod(shape[axis + 1 :])), max(1, shape[axis])
+
+
+def _split(low: int, high: int, ones: int, count: int) -> int:
+    """Largest value of the part of [low, high] that codes a set bit."""
+    p = ((2 * ones + 1) << 16) // (2 * count + 2)
+    p = min(max(p, 1), 65535)
+    span = high - low
+    return low + (span >> 16) * p + (((span & 0xFFFF) * p) >> 16)
+
+
+def _encode(
+    bits: Bytes, stride: int, contexts: int, depth: int, out: Bytes, split: Callable[..., int]
+) -> int:
+    ones, count = np.zeros(contexts, np.int64), np.zeros(contexts, np.int64)
+    low, high, size, node = 0, 0xFFFFFFFF, 0, 1
+    for i in range(bits.size):
+        c = node if depth else (i // stride) % contexts
+        middle = split(low, high, ones[c], count[c])
+        if bits[i]:
+            high = middle
+            ones[c] += 1
+        else:
+            low = middle + 1
+        count[c] += 1
+        if depth:
+            node = 2 * node + int(bits[i]) if (i + 1) % depth else 1
+        while (low ^ high) >> 24 == 0:
+            out[size] = high >> 24
+            size += 1
+            low = (low << 8) & 0xFFFFFFFF
+            high = ((high << 8) & 0xFFFFFFFF) | 255
+    # The first bytes of low and high differ, so this byte, zeros after it, is in the interval.
+    out[size] = (low >> 24) + 1
+    return size + 1
+
+
+def _decode(
+    data: Bytes, bits: Bytes, stride: int, contexts: int, depth: int, split: Callable[..., int]
+) -> int:
+    ones, count = np.zeros(contexts, np.int64), np.zeros(contexts, np.int64)
+    low, high, code, place, node = 0, 0xFFFFFFFF, 0, 0, 1
+    for _ in range(4):
+        code = (code << 8) | (int(data[place]) if place < data.size else 0)
+        place += 1
+    for i in range(bits.size):
+        c = node if depth else (i // stride) % contexts
+        middle = split(low, high, ones[c], count[c])
+        if code <= middle:
+            high = middle
+            ones[c] += 1
+            bits[i] = 1
+        else:
+            low = middle + 1
+            bits[i] = 0
+        count[c] += 1
+        if depth:
+            node = 2 * node + int(bits[i]) if (i + 1) % depth else 1
+        while (low ^ high) >> 24 == 0:
+            low = (low << 8) & 0xFFFFFFFF
+            high = ((high << 8) & 0xFFFFFFFF) | 255
+            code = ((code << 8) & 0xFFFFFFFF) | (int(data[place]) if place < data.size else 0)
+            place += 1
+    return 0
+
+
+@cache
+def _loops() -> dict[str, Callable[..., Any]]:
+    """The coder's loops, compiled by numba if possible; plain Python is 300 times slower."""
+    loops: dict[str, Callable[..., Any]] = {}
+    loops |= {"split": _split, "encode": _encode, "decode": _decode}
+    try:
+        import numba
+
+        return {name: numba.njit(cache=True)(loop) for name, loop in loops.items()}
+    except Exception as fault:
+        logging.getLogger(__name__).warning("masks are coded without numba, slowly: %s", fault)
+        return loops

@@ -1,9 +1,8 @@
 """A compact network as a graph for other runtimes: torch.export (.pt2), ONNX and NIR.
 
 NIR's LIF is tau dv/dt = v_leak - v + r I; with steps of 1 it is ours if r is 1 where the input
-decays and tau where it does not. NIR has no max-pool, stateless threshold, product of two spike
-trains (attention) or gather (patch selection), so a NIR file holds the chains of units between
-these. A residual block, whose currents add before a neuron, is a graph of its own.
+decays and tau where it does not. A NIR file holds the chains of units between the operations that
+NIR lacks; a residual block, whose currents add before a neuron, is a graph of its own.
 
 Source: Pedersen et al. 2024, Nature Communications 15:8122 (NIR).
 """
@@ -16,7 +15,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
@@ -27,14 +26,11 @@ from torch import Tensor, nn
 
 from spikeformer_lt.disk import write_atomic
 from spikeformer_lt.errors import ExportError, shown
-from spikeformer_lt.export.fold import CompactModel
-from spikeformer_lt.export.inference import FoldedAttention, FoldedConv2d, FoldedUnit
-from spikeformer_lt.export.verify import fixed_batch
+from spikeformer_lt.export.api import fixed_batch
+from spikeformer_lt.export.inference import CompactModel, FoldedAttention, FoldedConv2d, FoldedUnit
 from spikeformer_lt.layers.neuron import LIF
 from spikeformer_lt.layers.patches import Random, patches_of
 from spikeformer_lt.layers.units import Residual, Unit, chains_of
-
-__all__ = ["chains", "to_nir", "to_onnx", "to_pt2", "use_integers", "write_graph"]
 
 INTEGERS = ".int8.onnx"
 LARGEST_BATCH = 65_536
@@ -43,11 +39,7 @@ GAP = 1e-4  # of the logits' scale in float32: rounding alone; a flipped spike s
 
 
 def to_pt2(model: CompactModel, path: str | Path) -> float:
-    """Write a ``torch.export`` program with a dynamic batch, and run it back.
-
-    Args:
-        model: a compact network on the CPU.
-        path: the file, ``.pt2``; `torch.export.load` reads it.
+    """Write a ``torch.export`` program (.pt2) with a dynamic batch, on the CPU, and run it back.
 
     Returns:
         Largest difference of the program's logits on two batch sizes.
@@ -107,14 +99,12 @@ def write_graph(model: CompactModel, path: str | Path) -> str:
 
     Endings are .pt2, .onnx, .int8.onnx (binary convolutions in integers) and .nir.
     """
-    kind = Path(path).suffix
-    if Path(path).name.endswith(INTEGERS):
-        gap = to_onnx(model, path, integers=True)
-        return f"ONNX graph in integers, dynamic batch, logits within {gap:.3g}"
+    kind, integers = Path(path).suffix, Path(path).name.endswith(INTEGERS)
     if kind == ".pt2":
         return f"torch.export program, logits within {to_pt2(model, path):.3g}"
     if kind == ".onnx":
-        return f"ONNX graph, dynamic batch, logits within {to_onnx(model, path):.3g}"
+        gap, words = to_onnx(model, path, integers), " in integers" if integers else ""
+        return f"ONNX graph{words}, dynamic batch, logits within {gap:.3g}"
     if kind == ".nir":
         left = to_nir(model, path)
         return "NIR; left out: " + "; ".join(f"{name}: {why}" for name, why in left.items())
@@ -123,8 +113,7 @@ def write_graph(model: CompactModel, path: str | Path) -> str:
 
 def _program(model: CompactModel) -> Any:
     net = copy.deepcopy(model.net)
-    patch = patches_of(net)
-    if patch is not None and isinstance(patch.score, Random):
+    if isinstance(getattr(patches_of(net), "score", None), Random):
         raise ExportError(
             "the random patch score hashes the bits of an image, for which graphs have no "
             "operation; it is a control, not for deployment"
@@ -162,8 +151,7 @@ def _compare(model: CompactModel, run: Any) -> float:
 
 
 def _need(*names: str) -> None:
-    missing = [name for name in names if importlib.util.find_spec(name) is None]
-    if missing:
+    if missing := [name for name in names if importlib.util.find_spec(name) is None]:
         raise ExportError(
             f"{', '.join(missing)} is not installed; install it with: "
             "pip install 'spikeformer_lt[onnx,nir]'"
@@ -173,25 +161,19 @@ def _need(*names: str) -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Suppress torch's warnings about itself and the exporters' progress."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+    with warnings.catch_warnings(), ExitStack() as levels:
+        warnings.simplefilter("ignore")
+        for name in ("torch.onnx", "onnxscript", "onnx_ir"):
+            logger = logging.getLogger(name)
+            levels.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.ERROR)
+        yield
 
 
 def use_integers(proto: Any, model: CompactModel) -> int:
     """Rewrite, in place, every Conv of spikes with binary weights; the sums in int32 are exact.
 
-    Args:
-        proto: ``onnx.ModelProto`` of the network.
-        model: the network; its `FoldedConv2d` layers say which weights are binary.
+    The `FoldedConv2d` layers of the model say which weights of its ``onnx.ModelProto`` are binary.
 
     Returns:
         Number of convolutions rewritten.
@@ -231,25 +213,19 @@ def use_integers(proto: Any, model: CompactModel) -> int:
             f"no binary convolution of spikes in this graph ({len(layers)} in the network); "
             "export it without integers"
         )
-    del graph.node[:]
-    graph.node.extend(nodes)
-    used = {name for node in graph.node for name in node.input}
+    used = {name for node in nodes for name in node.input}
     kept = [tensor for tensor in graph.initializer if tensor.name in used]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
+    for field, values in ((graph.node, nodes), (graph.initializer, kept)):
+        del field[:]
+        field.extend(values)
     onnx.checker.check_model(proto)
     return done
 
 
 def to_nir(model: CompactModel, path: str | Path) -> dict[str, str]:
-    """Write one NIR graph with a subgraph per chain of units, named after its first unit.
+    """Write one NIR graph (HDF5) with a subgraph per chain of units, named after its first unit.
 
-    Args:
-        model: a compact network, on the CPU.
-        path: the file, HDF5; `nir.read` reads it.
-
-    Returns:
-        What is left out, and why.
+    What is left out is returned with its reason.
 
     Raises:
         ExportError: nir is missing, or no neuron maps.
@@ -258,7 +234,7 @@ def to_nir(model: CompactModel, path: str | Path) -> dict[str, str]:
     import nir
 
     made, left = chains(model)
-    if not any(name != "head" for name in made):
+    if not made.keys() - {"head"}:
         reasons = "; ".join(f"{name}: {why}" for name, why in left.items())
         raise ExportError(f"no part of this network maps to NIR: {reasons}")
     file = io.BytesIO()
@@ -292,28 +268,25 @@ def chains(model: CompactModel) -> tuple[dict[str, Any], dict[str, str]]:
             first = first if nodes else name
             nodes += _nodes(part, sizes)
         before = name
-    for name, block in _residual_blocks(net).items():
+    blocks = {name: part for name, part in net.named_modules() if isinstance(part, Residual)}
+    for name, block in blocks.items():
         refusals = [_refusal(unit) for unit in block.branch()[:-1]]
         why = next(filter(None, [*refusals, _neuron_refusal(block.neuron)]), None)
         if why:
             left[name] = why
         else:
             made[name.replace(".", "_")] = _residual(block, sizes)
+    lacking = "is no operation of NIR"
     if isinstance(getattr(net, "head", None), nn.Linear):
         made["head"] = nir.NIRGraph.from_list(_affine(net.head))
-        mean = "the mean over tokens or places, channels innermost, is no operation of NIR"
-        left["mean"] = mean
+        left["mean"] = f"the mean over tokens or places, channels innermost, {lacking}"
     if any(isinstance(part, FoldedAttention) for part in net.modules()):
         left["attention"] = (
-            "the product of two spike trains is no operation of NIR; the sums around it go with it"
+            f"the product of two spike trains {lacking}; the sums around it go with it"
         )
     if patches_of(net) is not None:
-        left["patch"] = "a gather by scores is no operation of NIR"
+        left["patch"] = f"a gather by scores {lacking}"
     return made, left
-
-
-def _residual_blocks(net: nn.Module) -> dict[str, Residual]:
-    return {name: part for name, part in net.named_modules() if isinstance(part, Residual)}
 
 
 @torch.no_grad()
@@ -325,20 +298,22 @@ def _trace(net: nn.Module) -> tuple[list[str], dict[int, Any]]:
     """
     order: dict[str, None] = {}
     sizes: dict[int, Any] = {}
-    apart = [patches_of(net), *_residual_blocks(net).values()]
-    inside = {
-        id(part) for whole in apart if isinstance(whole, nn.Module) for part in whole.modules()
-    }
+    names, kinds = {part: name for name, part in net.named_modules()}, cast(Any, (Unit, *POOLS))
+    patches, residual = cast(Any, patches_of(net)), cast(Any, Residual)
+    apart = [part for part in names if part is patches or isinstance(part, residual)]
+    inside = {part for whole in apart for part in whole.modules()}
 
     def measure(conv: nn.Module, args: Any, out: Tensor) -> None:
         sizes[id(conv)] = tuple(args[0].shape[-2:]), tuple(out.shape[-2:])
 
-    modules, kinds = dict(net.named_modules()), cast(Any, (Unit, *POOLS))
-    convs = [part for part in modules.values() if isinstance(part, FoldedConv2d)]
-    handles = [conv.register_forward_hook(measure) for conv in convs]
-    for name, part in modules.items():
-        if isinstance(part, kinds) and id(part) not in inside:
-            note = lambda part, args, name=name: order.setdefault(name)  # noqa: E731
+    def note(part: nn.Module, args: Any) -> None:
+        order.setdefault(names[part])
+
+    handles = []
+    for part in names:
+        if isinstance(part, FoldedConv2d):
+            handles.append(part.register_forward_hook(measure))
+        if isinstance(part, kinds) and part not in inside:
             handles.append(part.register_forward_pre_hook(note))
     try:
         net(fixed_batch(net, 1).to(next(net.parameters()).dtype))
@@ -370,12 +345,12 @@ def _neuron_refusal(act: Any) -> str | None:
 
 def _nodes(unit: Any, sizes: dict[int, Any], neuron: Any = None) -> list[Any]:
     """Synapses and neurons of a unit; its own neurons by default."""
-    neuron = neuron or unit.neuron
-    shape = (len(unit.synapse.bias),)
-    if isinstance(unit.synapse, nn.Conv2d):
-        shape += sizes[id(unit.synapse)][1]
-        return [_conv(unit.synapse, sizes), _neuron(neuron, shape)]
-    return [_affine(unit.synapse), _neuron(neuron, shape)]
+    synapse, neuron = unit.synapse, neuron or unit.neuron
+    if isinstance(synapse, nn.Conv2d):
+        node, places = _conv(synapse, sizes), sizes[id(synapse)][1]
+    else:
+        node, places = _affine(synapse), ()
+    return [node, _neuron(neuron, (len(synapse.bias), *places))]
 
 
 def _conv(conv: Any, sizes: dict[int, Any]) -> Any:
@@ -418,12 +393,9 @@ def _neuron(act: Any, shape: tuple[int, ...]) -> Any:
 
     ones = np.ones(shape, np.float32)
     return nir.LIF(
-        tau=ones * act.tau,
-        r=ones * (1.0 if act.decay_input else act.tau),
-        v_leak=ones * act.v_reset,
-        v_threshold=ones * act.v_threshold,
-        v_reset=ones * act.v_reset,
-    )
+        tau=ones * act.tau, r=ones * (1.0 if act.decay_input else act.tau),
+        v_leak=ones * act.v_reset, v_threshold=ones * act.v_threshold, v_reset=ones * act.v_reset,
+    )  # fmt: skip
 
 
 def _array(tensor: torch.Tensor) -> Any:

@@ -10,10 +10,8 @@ from huggingface_hub import PyTorchModelHubMixin, snapshot_download
 
 from spikeformer_lt.errors import ExportError, shown
 from spikeformer_lt.export.file import CARD, CONFIG, TENSORS, read_packed
-from spikeformer_lt.export.fold import CompactModel, compact
+from spikeformer_lt.export.inference import CompactModel, compact
 from spikeformer_lt.tickets.surgery import model_from_ticket
-
-__all__ = ["HubTicket"]
 
 FILES = (CONFIG, TENSORS, CARD)
 DOWNLOAD = ("revision", "cache_dir", "token", "force_download", "local_files_only")
@@ -29,15 +27,8 @@ class HubTicket(
     """A compact network that knows the folder of its export.
 
     ``HubTicket.from_pretrained("exported/x")`` reads a folder offline, and a name of the hub
-    through huggingface_hub; every byte is verified as by `load_exported`. ``save_pretrained``
-    copies the packed files.
-
-    Args:
-        folder: an export.
-
-    Raises:
-        ExportError: no export, a newer one, or an edited config.json.
-        CheckpointError: a damaged tensor file.
+    through huggingface_hub; every byte is verified as by `load_exported`, which raises alike.
+    ``save_pretrained`` copies the packed files.
     """
 
     def __init__(self, folder: str | Path) -> None:

@@ -1,31 +1,198 @@
-"""Layers of a compact network: normalisation folded into the weights, for inference only.
+"""The compact form of a network: normalisation folded, q, k and v in one product, no dead channels.
 
-Binary weights that read whole numbers run as byte products, summed in int32, which is exact. Other
-linear maps run on weights in oneDNN's own order. Currents that no other layer reads are overwritten
-by their spikes, or never stored.
+Units are found by type and channels by the chains that a model declares. Binary weights that read
+whole numbers run as byte products, summed in int32, which is exact; other linear maps run on
+weights in oneDNN's own order. Currents that no other layer reads are overwritten by their spikes,
+or never stored.
 """
 
 from __future__ import annotations
 
+import copy
 import functools
+import itertools
 import weakref
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self, TypeGuard, cast
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from spikeformer_lt.errors import ConfigError, ExportError
 from spikeformer_lt.layers.attention import SpikingSelfAttention, spiking_attention
 from spikeformer_lt.layers.kernels import dispatch
 from spikeformer_lt.layers.kernels.dispatch import KernelError, is_plain, mode
 from spikeformer_lt.layers.neuron import LIF, NeuronConfig, hooked
-from spikeformer_lt.layers.units import ConvUnit, Folded, Integers, Reads, Unit, map_rows
+from spikeformer_lt.layers.units import (
+    ConvLayer,
+    ConvUnit,
+    Folded,
+    HiddenLayer,
+    Integers,
+    LinearUnit,
+    Reads,
+    Unit,
+    chains_of,
+    map_rows,
+)
 
-__all__ = ["FoldedAttention", "FoldedConvUnit", "FoldedLinearUnit", "FoldedUnit"]
-
+OUR_UNITS = (ConvUnit, LinearUnit, ConvLayer, HiddenLayer)
 FEW_ROWS = 256  # of a step; the fused pass gains 5 to 14 % on 44 rows, nothing on 1,408 (measured)
+
+
+class CompactModel(nn.Module):
+    """A network for inference alone, made by `compact`.
+
+    ``removed`` counts the removed channels by the name of their layer; None if the model declares
+    no chains, so that no channel could be examined.
+
+    Shape: images ``[B, C, H, W]`` or frames ``[B, T, C, H, W]`` -> logits ``[B, T, K]``.
+
+    Raises:
+        ExportError: (train) it has nothing left to train.
+    """
+
+    def __init__(self, net: nn.Module, removed: dict[str, int] | None) -> None:
+        super().__init__()
+        self.net, self.removed = net, removed
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Classify, without a graph for gradients."""
+        with torch.no_grad():
+            return cast(Tensor, self.net(x))
+
+    def train(self, mode: bool = True) -> Self:
+        """Refuse: BatchNorm and masks are folded away."""
+        if mode:
+            raise ExportError("a compact network cannot be trained; train the ticket it came from")
+        return super().train(False)
+
+
+@torch.no_grad()
+def compact(model: nn.Module) -> CompactModel:
+    """Copy a trained network into the form it should run in.
+
+    Every `Unit` and every `SpikingSelfAttention` of such units is replaced by its folded form,
+    whatever its name; other modules stay as they are.
+    """
+    net = copy.deepcopy(model).eval().requires_grad_(False)
+    _fold_children(net)
+    return CompactModel(net, remove_dead(net)).eval()
+
+
+def _fold_children(parent: nn.Module) -> None:
+    for name, child in list(parent.named_children()):
+        if (folded := _folded_form(child)) is None:
+            _fold_children(child)
+        else:
+            setattr(parent, name, folded)
+
+
+def _folded_form(module: nn.Module) -> nn.Module | None:
+    """The folded form of a unit or an attention; None of other modules and of odd subclasses."""
+    try:
+        if type(module) is SpikingSelfAttention:
+            parts = (module.q, module.k, module.v, module.proj)
+            return FoldedAttention(module) if all(map(_declares_form, parts)) else None
+        if not isinstance(module, Unit) or not _declares_form(module):
+            return None
+        if isinstance(module.synapse, nn.Conv2d):
+            return FoldedConvUnit(module)
+        return FoldedLinearUnit(module)
+    except ConfigError:  # a normalisation without running statistics stays as it is
+        return None
+
+
+def _declares_form(unit: nn.Module) -> bool:
+    """Whether ``folded()`` describes the unit's forward: a subclass may change forward alone."""
+    for kind in type(unit).__mro__:
+        if "folded" in vars(kind) or kind in OUR_UNITS:
+            return True
+        if "forward" in vars(kind):
+            return False
+    return False
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A folded unit and the only reader of its channels; ``repeats`` is that of their `Chain`."""
+
+    name: str
+    unit: FoldedUnit
+    reader: nn.Conv2d | nn.Linear
+    repeats: int = 1
+
+
+@torch.no_grad()
+def remove_dead(net: nn.Module) -> dict[str, int] | None:
+    """Remove dead channels of a network of folded units, in place; its function is unchanged.
+
+    A channel is dead if it never fires, because no weight reaches it and its constant current is
+    silent, or if nothing reads it. One removal may leave another channel unread, so they repeat to
+    a fixed point.
+
+    Returns:
+        Number of removed channels by the name of their unit; None if the network has no chains.
+    """
+    if not chains_of(net):
+        return None
+    pairs, removed, changed = find_pairs(net), Counter[str](), True
+    while changed:
+        changed = False
+        for pair in pairs:
+            columns = (pair.reader.weight != 0).transpose(0, 1).flatten(1).any(1)
+            read = columns.view(pair.repeats, -1).any(0)
+            folded = pair.unit.synapse
+            keep = alive(folded.weight, folded.bias, pair.unit.neuron) & read
+            keep[0] |= not bool(keep.any())  # an empty map cannot be convolved
+            if bool(keep.all()):
+                continue
+            select_channels(folded, keep, 0)
+            select_channels(pair.reader, keep.repeat(pair.repeats), 1)
+            removed[pair.name] += int((~keep).sum())
+            changed = True
+    return dict(removed)
+
+
+def find_pairs(net: nn.Module) -> list[Pair]:
+    """Every folded unit that one other unit, or the head, alone reads: the links of all chains."""
+    found = []
+    for chain in chains_of(net):
+        for name, after in itertools.pairwise(chain.names):
+            unit, reader = net.get_submodule(name), net.get_submodule(after)
+            synapse = reader.synapse if isinstance(reader, FoldedUnit) else reader
+            repeats = chain.repeats if after == chain.names[-1] else 1
+            if not isinstance(unit, FoldedUnit) or unit.neuron is None:
+                continue
+            if _is_dense(unit.synapse) and _is_dense(synapse):
+                found.append(Pair(name, unit, synapse, repeats))
+    return found
+
+
+def _is_dense(layer: nn.Module) -> TypeGuard[nn.Conv2d | nn.Linear]:
+    """Whether each output of a layer may read every input."""
+    return isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1)
+
+
+def alive(weight: Tensor, bias: Tensor, act: Any) -> Tensor:
+    """Channels that some weight reaches, or whose constant current is not silent.
+
+    From rest, the voltage of a LIF under a constant current approaches its end monotonically, so a
+    channel fires if rest or end reach the threshold. Rounding may lift one just below: it is kept.
+    """
+    reached = (weight != 0).flatten(1).any(1)
+    if not isinstance(act, LIF):
+        constant: Tensor = act(bias[None], 1)
+        return reached | (constant[0] != 0)
+    rest: float = act.v_reset or 0.0
+    end = rest + bias.double() * (1.0 if act.decay_input else act.tau)
+    highest: Tensor = end.clamp(min=rest)
+    silent: Tensor = highest < act.v_threshold - 1e-4 * max(1.0, abs(act.v_threshold))
+    return reached | ~silent
 
 
 class FoldedUnit(nn.Module):
@@ -67,9 +234,10 @@ class FoldedConvUnit(FoldedUnit):
         super().__init__(unit.neuron, unit.reads)
         assert isinstance(unit.synapse, nn.Conv2d)
         self.synapse = FoldedConv2d(unit.synapse, unit.folded(), _is_whole(unit.reads))
-        self.two_outputs = isinstance(unit, ConvUnit)
-        self.pool = unit.pool if isinstance(unit, ConvUnit) else None
-        self.pool_before_act = isinstance(unit, ConvUnit) and unit.pool_before_act
+        self.two_outputs, self.pool, self.pool_before_act = False, None, False
+        if isinstance(unit, ConvUnit):
+            self.two_outputs, self.pool = True, unit.pool
+            self.pool_before_act = unit.pool_before_act
 
     def forward(self, rows: Tensor, T: int, need_current: bool = False) -> Any:
         """Spikes; in place of a `ConvUnit` also the current, which is valid if `need_current`."""
@@ -97,15 +265,15 @@ class FoldedLinearUnit(FoldedUnit):
         super().__init__(units[0].neuron, units[0].reads)
         parts = [unit.folded() for unit in units]
         weight, bias = torch.cat([p.weight for p in parts]), torch.cat([p.bias for p in parts])
-        dtype = units[0].synapse.weight.dtype
-        self.synapse = FoldedLinear(weight, bias, dtype=dtype, whole=_is_whole(self.reads))
+        dtype, whole = units[0].synapse.weight.dtype, _is_whole(self.reads)
+        self.synapse = FoldedLinear(weight, bias, dtype, whole)
 
     def forward(self, tokens: Tensor, T: int, outputs: int | None = None) -> Tensor:
         """Spikes of all outputs, or of the first ones."""
-        spikes = fire_linear(self.act, self.synapse, tokens, T) if outputs is None else None
-        if spikes is None:
-            spikes = fire(self.act, self.synapse(tokens, outputs), T, self.synapse)
-        return spikes
+        fused = fire_linear(self.act, self.synapse, tokens, T) if outputs is None else None
+        if fused is not None:
+            return fused
+        return fire(self.act, self.synapse(tokens, outputs), T, self.synapse)
 
 
 class FoldedAttention(SpikingSelfAttention):
@@ -140,9 +308,9 @@ class DerivedCache:
     """Tensors derived from others (for example oneDNN-packed weights), by name.
 
     An entry is valid as long as its sources are the same tensors, unchanged. Threads may share a
-    cache: `get` returns the value that it checked or made, whatever other threads store meanwhile.
-    Copies and pickles are empty, because oneDNN's own memory cannot be copied. Changes of tensors
-    made under ``inference_mode`` are not counted by torch; call :meth:`clear` after one.
+    cache: each gets the value that it checked or made. Copies and pickles are empty, because
+    oneDNN's own memory cannot be copied. torch does not count changes of tensors made under
+    ``inference_mode``; call :meth:`clear` after one.
     """
 
     def __init__(self) -> None:
@@ -151,14 +319,7 @@ class DerivedCache:
     def get(
         self, name: str, sources: Sequence[Tensor], make: Callable[[], Any], key: Hashable = None
     ) -> Any:
-        """Return the value called `name`, made if needed.
-
-        Args:
-            name: one value is kept per name.
-            sources: the tensors that the value is made of.
-            make: makes the value.
-            key: whatever else the value depends on.
-        """
+        """The value called `name`; `make` makes it of the `sources` and of what `key` says."""
         # Compared by identity: an address is given to another tensor once the first is gone.
         state = (key, *(None if x.is_inference() else x._version for x in sources))
         refs, before, value = self._entries.get(name, ([], None, None))
@@ -192,6 +353,10 @@ class _FoldedSynapse(nn.Module):
         super()._load_from_state_dict(*args)
         self.cache.clear()
 
+    def _multiplies_bytes(self, x: Tensor, channels: int, least: int) -> bool:
+        usable = self.as_bytes and x.dtype == torch.float32 and channels >= least
+        return usable and not in_graph() and is_plain(x) and has_byte_products()
+
 
 class FoldedConv2d(_FoldedSynapse, nn.Conv2d):
     """A convolution with its normalisation in the weights.
@@ -200,8 +365,7 @@ class FoldedConv2d(_FoldedSynapse, nn.Conv2d):
     times from 48 input channels on, conversion included (two AVX-512 VNNI cores).
 
     Args:
-        conv: the convolution.
-        folded: its weight and bias with the normalisation.
+        conv, folded: the convolution, and its weight and bias with the normalisation.
         whole: all inputs are whole numbers from 0 to 255.
 
     Shape: ``[N, C, H, W]`` -> ``[N, C', H', W']``.
@@ -223,20 +387,15 @@ class FoldedConv2d(_FoldedSynapse, nn.Conv2d):
 
     def takes_bytes(self, maps: Tensor) -> bool:
         """Whether these maps are convolved in bytes."""
-        usable = self.as_bytes and maps.dtype == torch.float32 and maps.shape[1] >= 16
-        return usable and not in_graph() and is_plain(maps) and has_byte_products()
+        return self._multiplies_bytes(maps, maps.shape[1], 16)
 
     def convolve_bytes(self, maps: Tensor) -> Tensor:
         """Convolve whole numbers in bytes."""
         geometry = (self.stride, self.padding, self.dilation, self.groups)
-        ops = torch.ops.onednn
-        zero = torch.zeros(len(self.gain), dtype=torch.int64)
-
-        def pack() -> Any:
-            signs, shape = self.signs.contiguous(), list(maps.shape)
-            return ops.qconv_prepack(signs, self.gain, 1.0, 0, *geometry, shape)
-
-        packed = self.cache.get("bytes", (self.signs, self.gain), pack)
+        ops, zero = torch.ops.onednn, torch.zeros(len(self.gain), dtype=torch.int64)
+        packed = self.cache.get("bytes", (self.signs, self.gain), lambda: ops.qconv_prepack(
+            self.signs.contiguous(), self.gain, 1.0, 0, *geometry, list(maps.shape)
+        ))  # fmt: skip
         out: Tensor = ops.qconv2d_pointwise(
             maps.to(torch.uint8), 1.0, 0, packed, self.gain, zero, self.bias,
             *geometry, 1.0, 0, torch.float32, "none", [], "",
@@ -250,8 +409,7 @@ class FoldedLinear(_FoldedSynapse, nn.Linear):
     torch multiplies by MKL, which reaches half of oneDNN's speed on AMD processors (384 to 1536
     columns, 176 to 5632 rows, two AVX-512 cores: 1.4 to 3.3x). The weight is cached in oneDNN's own
     order for the last number of rows; ordering takes 5 to 50 % of the time of 176 rows. Binary
-    weights times whole numbers are summed in int32 (1.9 to 3.2 times faster from 128 columns on,
-    conversion included).
+    weights times whole numbers are summed in int32 (1.9 to 3.2 times faster from 128 columns on).
 
     Args:
         weight, bias: ``[out, in]`` and ``[out]``.
@@ -279,31 +437,16 @@ class FoldedLinear(_FoldedSynapse, nn.Linear):
         has_onednn = mode() != "torch" and torch.backends.mkldnn.is_available()
         if not plain or not rows or not has_onednn:
             return F.linear(x, weight, bias)
-
         ops, name = torch.ops.mkldnn, "whole" if outputs is None else "part"
-        ordered = self.cache.get(
-            name,
-            (self.weight,),
-            lambda: ops._reorder_linear_weight(weight.contiguous(), rows),
-            (outputs, rows),
-        )
+        order = functools.partial(ops._reorder_linear_weight, weight.contiguous(), rows)
+        ordered = self.cache.get(name, (self.weight,), order, (outputs, rows))
         out: Tensor = ops._linear_pointwise(x.contiguous(), ordered, bias, "none", [], "")
         return out
 
     def takes_bytes(self, x: Tensor) -> bool:
         """Whether this input is multiplied in bytes."""
-        usable = self.as_bytes and x.dtype == torch.float32 and x.shape[-1] >= 128 and x.numel() > 0
-        allowed = not in_graph() and mode() != "torch" and is_plain(x)
-        return usable and allowed and has_byte_products()
-
-    def panels(self) -> Tensor | None:
-        """The weight in the order of the fused product and LIF kernel; None if it has none."""
-        from spikeformer_lt.layers.kernels.matmul import as_panels
-
-        made: Tensor | None = self.cache.get(
-            "panels", (self.weight,), lambda: as_panels(self.weight)
-        )
-        return made
+        filled = x.numel() > 0 and mode() != "torch"
+        return filled and self._multiplies_bytes(x, x.shape[-1], 128)
 
     def _multiply_bytes(self, x: Tensor, outputs: int) -> Tensor:
         def pack() -> tuple[Tensor, Tensor]:
@@ -338,13 +481,7 @@ def _fill(layer: Any, weight: Tensor, bias: Tensor, dtype: torch.dtype, whole: b
 
 
 def select_channels(layer: nn.Conv2d | nn.Linear, keep: Tensor, dim: int) -> None:
-    """Keep some outputs (dim 0) or inputs (dim 1) of a layer, in place.
-
-    Args:
-        layer: a folded or any other layer without groups.
-        keep: bool, one per output or input.
-        dim: 0 or 1.
-    """
+    """Keep some outputs (dim 0) or inputs (dim 1) of a layer without groups, in place."""
     conv = isinstance(layer, nn.Conv2d)
     layout = torch.channels_last if conv else torch.contiguous_format
     places = keep.nonzero().flatten().to(layer.weight.device)
@@ -382,15 +519,10 @@ def _is_whole(reads: Reads) -> bool:
 
 
 def fire(act: Any, current: Tensor, T: int, source: nn.Module | None = None) -> Tensor:
-    """Return ``act(current, T)``; `current` may be overwritten.
+    """Return ``act(current, T)``; `current`, ``[T|1, ...]``, is invalid afterwards.
 
-    The in-place kernel runs for a plain LIF without hooks, outside of graphs and gradients.
-
-    Args:
-        act: the activation.
-        current: ``[T|1, ...]``; invalid afterwards.
-        T: number of time steps.
-        source: the layer that made the current; a hook on it may have stored the current.
+    The in-place kernel runs for a plain LIF without hooks, outside of graphs and gradients, unless
+    a hook on `source`, the layer that made the current, may have stored it.
     """
     params = None if source is not None and _observed(source) else _plain_lif(act)
     own = current.shape[0] == T and current.is_contiguous() and not torch.is_grad_enabled()
@@ -408,15 +540,10 @@ def fire(act: Any, current: Tensor, T: int, source: nn.Module | None = None) -> 
 
 
 def fire_linear(act: Any, linear: FoldedLinear, x: Tensor, T: int) -> Tensor | None:
-    """Return ``act(linear(x), T)`` in one pass over the rows, or None if that gains nothing.
+    """Return ``act(linear(x), T)``, of ``[T|1, ..., in]``, in one pass over the rows.
 
-    Nothing is gained on many rows, where the product dominates, and where bytes are multiplied.
-
-    Args:
-        act: the activation.
-        linear: the linear map.
-        x: ``[T|1, ..., in]``.
-        T: number of time steps.
+    None is returned if that gains nothing: on many rows, where the product dominates, and where
+    bytes are multiplied.
     """
     if in_graph():  # the number of rows would become a constant of the graph
         return None
@@ -431,9 +558,10 @@ def fire_linear(act: Any, linear: FoldedLinear, x: Tensor, T: int) -> Tensor | N
         return None
 
     def kernel() -> tuple[Tensor, Tensor] | None:
-        from spikeformer_lt.layers.kernels.matmul import linear_lif
+        from spikeformer_lt.layers.kernels.matmul import as_panels, linear_lif
 
-        panels = linear.panels()
+        weight = linear.weight
+        panels = linear.cache.get("panels", (weight,), lambda: as_panels(weight))
         if panels is None:
             return None
         v = act.start(linear.bias.expand(1, *x.shape[1:-1], -1))

@@ -9,12 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from spikeformer_lt.errors import DataError, ExportError
-from spikeformer_lt.export.fold import CompactModel
+from spikeformer_lt.export.inference import CompactModel
 from spikeformer_lt.layers.inputs import SelectsTokens, Stepwise
 from spikeformer_lt.layers.neuron import NeuronState, carry
 from spikeformer_lt.layers.patches import patches_of
-
-__all__ = ["Stream"]
 
 
 class Stream:

@@ -41,25 +41,6 @@ def gains(weight: Tensor, mask: Tensor, per_filter: bool = False) -> Tensor:
     return total / kept.clamp(min=1)
 
 
-def binary_gains(weight: Tensor, kept: Tensor) -> Tensor | None:
-    """Gain of the layer ``[1]``, or of each output filter ``[out]``, of a binary weight.
-
-    Its kept entries share one magnitude, in the layer or in each filter. None for other weights,
-    and if the gains are more than half of the kept entries.
-    """
-    if weight.ndim < 2 or weight.numel() == 0:
-        return None
-    size = torch.where(kept, weight.abs(), weight.new_zeros(())).flatten(1)
-    top = size.amax(1)
-    if not bool(((size == top[:, None]) | ~kept.flatten(1)).all()):
-        return None
-    found = top[kept.flatten(1).any(1)]
-    if len(found) == 0 or bool((found == found[0]).all()):
-        return found[:1] if len(found) else weight.new_zeros(1)
-    # As many gains as weights would say nothing shorter than the weights themselves.
-    return top if 2 * len(top) <= int(kept.sum()) else None
-
-
 class EffectiveWeight(torch.autograd.Function):
     """``w * M`` or ``alpha * sign(w) * M``, straight through to weights and scores.
 

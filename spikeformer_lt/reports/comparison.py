@@ -1,8 +1,4 @@
-"""Runs side by side: tables, curves, search cost and one ``report.html``.
-
-`write_comparison` compares variants over seeds from the files of their runs;
-`write_comparison_page` compares opened runs and measures their energy.
-"""
+"""Runs side by side: variants over seeds from their files, and opened runs with their energy."""
 
 from __future__ import annotations
 
@@ -15,18 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from spikeformer_lt.disk import write_atomic
 from spikeformer_lt.errors import DataError, MaskError, TicketError
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.reports.energy import energy_tables, measure_energy, write_energy
 from spikeformer_lt.reports.finished import FinishedRun
 from spikeformer_lt.reports.page import markdown_table, write_csv, write_page
-from spikeformer_lt.reports.plots import (
-    plot_anytime,
-    plot_curves,
-    plot_energy,
-    plot_mask_distances,
-)
+from spikeformer_lt.reports.plots import plot_anytime, plot_curves, plot_energy, plot_mask_distances
 from spikeformer_lt.reports.run_page import FACTS, fact, notices_of, number_at
 from spikeformer_lt.ticket import Ticket
 from spikeformer_lt.training.jobs import Job
@@ -51,21 +44,17 @@ COLUMNS = {
     "firing rate": ("mean_firing_rate", 1.0, 3),
 }
 """Column -> key of report.json, factor and digits."""
-Curves = dict[str, list[tuple[float, list[float]]]]
-"""Series -> points (x, one accuracy a run)."""
+Curves = dict[str, list[tuple[float, list[float]]]]  # series -> points (x, one accuracy a run)
 
 
 @dataclass(frozen=True)
 class Row:
     """One variant: the values of each column, one for each seed."""
 
-    variant: str
-    """``SERIES SPARSITY``, such as "imp+et 0.9", or a name alone."""
+    variant: str  # ``SERIES SPARSITY``, such as "imp+et 0.9", or a name alone
     values: Mapping[str, list[float]]
-    seed: tuple[int, ...] = ()
-    """Seed of each run, in the order of the values."""
-    dead: int = 0
-    """Runs in which a spiking layer never fired."""
+    seed: tuple[int, ...] = ()  # seed of each run, in the order of the values
+    dead: int = 0  # runs in which a spiking layer never fired
 
     @property
     def seeds(self) -> int:
@@ -88,9 +77,7 @@ def read_rows(runs: Iterable[Job]) -> list[Row]:
     Raises:
         DataError: runs of different test sets or splits, which are not comparable.
     """
-    collected: dict[str, dict[str, list[float]]] = {}
-    seeds: dict[str, list[int]] = {}
-    dead: Counter[str] = Counter()
+    found: dict[str, list[dict[str, Any]]] = {}
     splits: dict[str, Path] = {}
     for run in runs:
         if not run.report.exists():
@@ -101,14 +88,17 @@ def read_rows(runs: Iterable[Job]) -> list[Row]:
             raise DataError(f"runs of different splits are not comparable: {splits}")
         report["mean_firing_rate"] = _mean(report["firing_rate"].values())
         report["search_steps"] = steps_of_run(run.report)
-        row = collected.setdefault(run.variant, {column: [] for column in COLUMNS})
-        seeds.setdefault(run.variant, []).append(int(report["seed"]))
-        dead[run.variant] += bool(report.get("dead_layers"))
-        for column, (path, scale, _) in COLUMNS.items():
-            value = number_at(report, path)
-            if value is not None:
-                row[column].append(scale * value)
-    return [Row(name, values, tuple(seeds[name]), dead[name]) for name, values in collected.items()]
+        found.setdefault(run.variant, []).append(report)
+    rows = []
+    for variant, reports in found.items():
+        numbers = {column: [number_at(report, path) for report in reports]
+                   for column, (path, _, _) in COLUMNS.items()}  # fmt: skip
+        values = {column: [COLUMNS[column][1] * n for n in known if n is not None]
+                  for column, known in numbers.items()}  # fmt: skip
+        seeds = tuple(int(report["seed"]) for report in reports)
+        dead = sum(bool(report.get("dead_layers")) for report in reports)
+        rows.append(Row(variant, values, seeds, dead))
+    return rows
 
 
 def search_steps(provenance: Mapping[str, Any]) -> float | None:
@@ -119,13 +109,10 @@ def search_steps(provenance: Mapping[str, Any]) -> float | None:
     steps; scoring on single batches (the probe, SNIP, GraSP, SynFlow) is not counted.
 
     Args:
-        provenance: of the ticket that the search left, before any training from it.
-
-    Returns:
-        None if the provenance does not have the model's T or the phases.
+        provenance: of the ticket that the search left, before any training from it; None is
+            returned if it lacks the model's T or the phases.
     """
-    T = provenance.get("model", {}).get("args", {}).get("T")
-    phases = provenance.get("phases")
+    T, phases = provenance.get("model", {}).get("args", {}).get("T"), provenance.get("phases")
     if T is None or phases is None:
         return None
     fewer = provenance.get("early_time", {}).get("T_early", T)
@@ -142,10 +129,7 @@ def steps_of_run(report: Path) -> float | None:
 
 
 def early_time_table(rows: Sequence[Row]) -> str:
-    """Early-Time against the search alone, seed by seed: its cost and its loss of accuracy.
-
-    Args:
-        rows: of a comparison; a row "imp+et 0.9" is paired with "imp 0.9".
+    """Early-Time against the search alone, seed by seed: a row "imp+et 0.9" against "imp 0.9".
 
     Returns:
         A Markdown table of the ratios (with / without) of search seconds and of epochs x T, and
@@ -192,12 +176,9 @@ def write_comparison(
     Args:
         folder: of the comparison.
         runs: finished or not.
-        title: of the table.
+        title: of the table, which is returned as Markdown.
         level: the set of weights whose removed fraction is the x of series, unless their name
             says patches.
-
-    Returns:
-        The Markdown table.
     """
     runs = list(runs)
     rows = read_rows(runs)
@@ -214,8 +195,8 @@ def write_comparison(
         )
     write_atomic(folder / "comparison.md", text.encode())
     write_csv(folder / "comparison.csv", header, cells)
-    pairs = [(r, *pair) for r in rows for pair in zip(r.seed, r.values[ACCURACY], strict=True)]
-    single = [[r.variant, str(seed), f"{value:.4f}"] for r, seed, value in pairs]
+    single = [[r.variant, str(seed), f"{value:.4f}"] for r in rows
+              for seed, value in zip(r.seed, r.values[ACCURACY], strict=True)]  # fmt: skip
     write_csv(folder / "runs.csv", ["variant", "seed", ACCURACY], single)
     found = [(run.variant, run.report) for run in runs if run.report.exists()]
     write_confusions(folder, found)
@@ -229,10 +210,12 @@ def write_comparison(
             "deviation over seeds, each run a dot, controls dotted."
         )
     masks, differ = _plot_masks(folder / "masks.png", _first_masks(found))
+    at_t = accuracy_at_t(reports)
+    steps = [plot_anytime(folder / "anytime.png", at_t)] if at_t else []
     write_page(
         folder / "report.html",
         "variants.html",
-        [*curves, *_plot_accuracy(folder / "anytime.png", accuracy_at_t(reports)), *masks],
+        [*curves, *steps, *masks],
         title=title,
         notices=notes,
         datasets=[report.get("dataset") for _, report in reports],
@@ -249,23 +232,18 @@ def _notes(runs: Sequence[Job], rows: Sequence[Row]) -> list[str]:
     short = [f"{name} ({done.get(name, 0)} of {n})" for name, n in asked.items()
              if done.get(name, 0) < n]  # fmt: skip
     silent = [f"{row.variant} ({row.dead} of {row.seeds})" for row in rows if row.dead]
-    notes = [f"Runs missing, finished of asked: {', '.join(short)}."] if short else []
-    if silent:
-        notes.append(
-            "Runs with a spiking layer that never fired, whose few operations are no saving: "
-            f"{', '.join(silent)}."
-        )
-    return notes
+    notes = {
+        "Runs missing, finished of asked": short,
+        "Runs with a spiking layer that never fired, whose few operations are no saving": silent,
+    }
+    return [f"{words}: {', '.join(names)}." for words, names in notes.items() if names]
 
 
 def write_confusions(folder: Path, runs: Iterable[tuple[str, Path]]) -> None:
     """Write ``confusion.md`` and one ``confusion-VARIANT.csv`` for each variant.
 
-    Args:
-        folder: of the comparison.
-        runs: (variant, report.json) of each run; runs without one are left out.
-
-    Rows are true classes, columns predictions, cells the number of test samples over all seeds.
+    Runs are pairs (variant, report.json); those without a report are left out. Rows are true
+    classes, columns predictions, cells the number of test samples over all seeds.
     """
     found: dict[str, list[list[list[int]]]] = {}
     for variant, path in runs:
@@ -275,15 +253,14 @@ def write_confusions(folder: Path, runs: Iterable[tuple[str, Path]]) -> None:
     parts = ["# Confusion matrices\n\nRows are true classes, columns predictions; cells count test "
              "samples over all seeds.\n"]  # fmt: skip
     for variant, matrices in found.items():
-        sums = [[sum(cell) for cell in zip(*row, strict=True)]
-                for row in zip(*matrices, strict=True)]  # fmt: skip
-        header = ["true \\ predicted", *(str(k) for k in range(len(sums)))]
-        rows = [[str(k), *map(str, row)] for k, row in enumerate(sums)]
-        total, right = sum(map(sum, sums)), sum(row[k] for k, row in enumerate(sums))
+        sums = np.sum(matrices, axis=0)
+        header = ["true \\ predicted", *map(str, range(len(sums)))]
+        rows = [[str(k), *map(str, row)] for k, row in enumerate(sums.tolist())]
+        total, right = sums.sum(), sums.trace()
         parts.append(
             f"## {variant}\n\n{len(matrices)} seeds, {right} of {total} right "
             f"({100 * right / total:.2f} %; always the largest class: "
-            f"{100 * max(map(sum, sums)) / total:.2f} %).\n\n{markdown_table(header, rows)}\n"
+            f"{100 * sums.sum(1).max() / total:.2f} %).\n\n{markdown_table(header, rows)}\n"
         )
         write_csv(folder / f"confusion-{variant.replace(' ', '_')}.csv", header, rows)
     if found:
@@ -299,10 +276,9 @@ def series_of(rows: Iterable[Row], usual: str = "ConvPEP weights") -> dict[str, 
     for row in rows:
         name, _, number = row.variant.rpartition(" ")
         try:
-            asked = float(number)
+            if not 0 <= float(number) < 1:  # a name that ends in a number, such as "Algorithm 1"
+                continue
         except ValueError:
-            continue
-        if not 0 <= asked < 1:  # a name that ends in a number, such as "Algorithm 1"
             continue
         level = "patches" if "patches" in name else usual
         x = _mean(row.values[f"{level} removed %"]) / 100
@@ -319,11 +295,8 @@ def accuracy_at_t(reports: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str,
     for variant, report in reports:
         if report.get("accuracy_at_t"):
             collected.setdefault(variant, []).append(report["accuracy_at_t"])
-    return {
-        variant: [statistics.fmean(step) for step in zip(*values, strict=True)]
-        for variant, values in collected.items()
-        if len({len(one) for one in values}) == 1
-    }
+    alike = {v: values for v, values in collected.items() if len({*map(len, values)}) == 1}
+    return {variant: np.mean(values, axis=0).tolist() for variant, values in alike.items()}
 
 
 def _first_masks(found: Sequence[tuple[str, Path]]) -> dict[str, Mask]:
@@ -338,14 +311,8 @@ def _first_masks(found: Sequence[tuple[str, Path]]) -> dict[str, Mask]:
 
 def _plot_curves(path: Path, series: Curves, dense: Sequence[float], name: str) -> Path:
     """Draw accuracy against the removed fraction of `name`."""
-    x_label, reference = f"{name} removed (fraction)", _mean(dense) if dense else None
-    return plot_curves(
-        path, series, x_label=x_label, y_label="test accuracy (%)", reference=reference
-    )
-
-
-def _plot_accuracy(path: Path, found: Mapping[str, Sequence[float]]) -> list[Path]:
-    return [plot_anytime(path, found)] if found else []
+    labels = {"x_label": f"{name} removed (fraction)", "y_label": "test accuracy (%)"}
+    return plot_curves(path, series, **labels, reference=_mean(dense) if dense else None)
 
 
 def _plot_masks(path: Path, masks: Mapping[str, Mask]) -> tuple[list[Path], str]:
@@ -361,11 +328,7 @@ def _plot_masks(path: Path, masks: Mapping[str, Mask]) -> tuple[list[Path], str]
 def write_comparison_page(
     runs: Sequence[FinishedRun], out: Path, title: str, images: int = 256
 ) -> Path:
-    """Write the ``report.html`` of several runs: ledger, accuracy at t, energy, mask distances.
-
-    Returns:
-        The page.
-    """
+    """Write ``report.html`` of several runs: ledger, accuracy at t, energy, mask distances."""
     plots, named = out / "plots", dict(zip(_names(runs), runs, strict=True))
     energies = {
         name: measure_energy(run.model, run.batches("test", images), run.model.T)
@@ -378,7 +341,8 @@ def write_comparison_page(
     if len({run.ticket.provenance["split_sha256"] for run in runs}) > 1:
         notices.append("These runs have different splits: their accuracies do not compare.")
     reports = {name: run.report or {} for name, run in named.items()}
-    pictures = _plot_accuracy(plots / "anytime.png", accuracy_at_t(reports.items()))
+    at_t = accuracy_at_t(reports.items())
+    pictures = [plot_anytime(plots / "anytime.png", at_t)] if at_t else []
     curves, dense = by_search(runs)
     if curves:
         pictures.append(_plot_curves(plots / "curves.png", curves, dense, "all weights"))
@@ -412,15 +376,13 @@ def _names(runs: Sequence[FinishedRun]) -> list[str]:
 def by_search(runs: Sequence[FinishedRun]) -> tuple[Curves, list[float]]:
     """Curves of the runs with a report: search -> (all weights removed, accuracies), by sparsity.
 
-    Returns:
-        The curves, and the accuracies of the runs that removed neither weight nor patch.
+    The accuracies of the runs that removed neither weight nor patch come beside them.
     """
     found: dict[str, dict[float, list[float]]] = {}
     dense: list[float] = []
     for run in runs:
-        removed, accuracy = (
-            number_at(run.report, path) for path in ("sparsity.total_weight", "test_accuracy")
-        )
+        removed = number_at(run.report, "sparsity.total_weight")
+        accuracy = number_at(run.report, "test_accuracy")
         if run.report is None or removed is None or accuracy is None:
             continue
         if not any(run.report["sparsity"].values()):

@@ -1,7 +1,6 @@
 """Energy estimates of a network, layer by layer, from the counts of `reports.ledger`.
 
-The count at the spikes and weights that are there stands beside the papers' formula, by the two
-sets of constants in use; results are written as Markdown, JSON and CSV.
+The count at the spikes and weights that are there stands beside the papers' formula.
 """
 
 from __future__ import annotations
@@ -18,20 +17,13 @@ from torch import Tensor, nn
 from spikeformer_lt.config import check
 from spikeformer_lt.disk import write_atomic
 from spikeformer_lt.errors import DataError
-from spikeformer_lt.reports.ledger import AC_PJ, MAC_PJ, LayerCount, Operations, count_operations
+from spikeformer_lt.reports.ledger import AC_PJ, MAC_PJ, Operations, count_operations
 from spikeformer_lt.reports.page import Table, markdown_table, write_csv
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Energy of one operation, pJ; every figure made from it is an estimate.
-
-    Attributes:
-        name: of the set, in reports.
-        mac_pj: of a multiply-accumulate.
-        ac_pj: of an accumulate, that is of a synaptic operation.
-        source: where the figures come from.
-    """
+    """Energy of a multiply-accumulate and of an accumulate (a synaptic operation), pJ."""
 
     name: str
     mac_pj: float
@@ -39,8 +31,7 @@ class Costs:
     source: str
 
     def __post_init__(self) -> None:
-        for name in ("mac_pj", "ac_pj"):
-            value = getattr(self, name)
+        for name, value in (("mac_pj", self.mac_pj), ("ac_pj", self.ac_pj)):
             check(0 <= value < 1e6, f"{self.name}.{name}", value, "picojoules, finite and >= 0")
 
     def energy_pj(self, macs: float, acs: float) -> float:
@@ -50,24 +41,18 @@ class Costs:
 
 HOROWITZ = Costs("45nm", MAC_PJ, AC_PJ, "32-bit floating point at 45 nm, Horowitz, ISSCC 2014")
 SOP_77FJ = Costs(
-    "77fJ",
-    MAC_PJ,
-    0.077,
+    "77fJ", MAC_PJ, 0.077,
     "77 fJ a SOP as in Spikformer, ICLR 2023 (it counts SOPs only); a MAC as in the 45nm set",
-)
+)  # fmt: skip
 INT8 = Costs("int8", 0.23, 0.03, "8-bit integers at 45 nm, Horowitz, ISSCC 2014")
-COSTS = {costs.name: costs for costs in (HOROWITZ, SOP_77FJ)}
-"""The two sets in use in the field."""
+COSTS = {costs.name: costs for costs in (HOROWITZ, SOP_77FJ)}  # the two sets in use in the field
 MEMORY_PJ_PER_BYTE = {"SRAM 8 KB": 10 / 8, "SRAM 1 MB": 100 / 8, "DRAM": 1300 / 8}
 """Energy of reading one byte, pJ: 64-bit reads at 45 nm, Horowitz, ISSCC 2014 (DRAM: the lower)."""
 INPUT_BITS = {"{0,1}": 1, "{-1,0,1}": 2, "integers": 8, "real": 32}
 """Bits of one input value, by the kind of values that entered."""
-GROUPS_OF = {
-    **{"stem": "ConvPEP", "convolution": "convolutions"},
-    **{"attention": "attention", "linear": "linear maps", "head": "head"},
-}
-GROUPS = ("first layer", *GROUPS_OF.values())
-"""Groups of layers in the energy bars."""
+GROUPS_OF = {"stem": "ConvPEP", "convolution": "convolutions", "attention": "attention",
+             "linear": "linear maps", "head": "head"}  # fmt: skip
+GROUPS = ("first layer", *GROUPS_OF.values())  # groups of layers in the energy bars
 ESTIMATE = (
     "Theoretical estimates from operation counts on real inputs: no device was measured. The leak "
     "and threshold of neurons, biases and data movement are not in the energies; biases and memory "
@@ -91,43 +76,25 @@ class LayerEnergy:
     """One layer, per sample over all T steps; operations are counts, not energy."""
 
     name: str
-    operation: str
-    """convolution, linear or attention."""
-    input: str
-    """Values that entered: {0,1}, {-1,0,1}, integers or real."""
-    binary: bool
-    """Whether the weights that are not 0 share one magnitude."""
-    weight_sparsity: float
-    """Fraction of the weights that is 0."""
-    macs_dense: float
-    """Multiply-accumulates as the papers count: all weights, every step, (q k^T) v."""
-    multiplies: float
-    """Multiply-accumulates that remain: real inputs at real weights that are not 0."""
-    sops: float
-    """Accumulates caused by spikes: each, by its value, at each weight it meets that is not 0."""
-    acs: float
-    """All accumulates: SOPs, and real inputs at binary weights."""
-    bias_acs: float
-    """One accumulate an output for the folded BatchNorm or bias; not in the energies."""
-    rate: float
-    """Mean absolute input: the firing rate, where spikes enter."""
-    formula_macs: float
-    """MACs of the papers' formula: the first layer, dense, one step of a static image."""
-    formula_acs: float
-    """ACs of the papers' formula: T x rate x FLOPs, dense weights, no borders."""
-    weight_bits: float
-    """Storage of the weights: mask entropy, 1 or 32 bits a kept weight, gains."""
-    input_bits: float
-    """Input values, at the bits that their kind needs."""
-    group: str
-    """One of `GROUPS`."""
+    operation: str  # convolution, linear or attention
+    input: str  # values that entered: {0,1}, {-1,0,1}, integers or real
+    binary: bool  # whether the weights that are not 0 share one magnitude
+    weight_sparsity: float  # fraction of the weights that is 0
+    macs_dense: float  # multiply-accumulates as the papers count: all weights, every step
+    multiplies: float  # multiply-accumulates that remain: real inputs at real weights, not 0
+    sops: float  # accumulates of spikes: each, by its value, at each weight it meets, not 0
+    acs: float  # all accumulates: SOPs, and real inputs at binary weights
+    bias_acs: float  # one an output for the folded BatchNorm or bias; not in the energies
+    rate: float  # mean absolute input: the firing rate, where spikes enter
+    formula_macs: float  # MACs of the papers' formula: first layer, dense, one step of an image
+    formula_acs: float  # ACs of the papers' formula: T x rate x FLOPs, dense weights, no borders
+    weight_bits: float  # storage of the weights: mask entropy, 1 or 32 bits a kept weight, gains
+    input_bits: float  # input values, at the bits that their kind needs
+    group: str  # one of `GROUPS`
 
 
-SUMMED = tuple(
-    f.name
-    for f in fields(LayerEnergy)
-    if f.type == "float" and f.name not in ("weight_sparsity", "rate")
-)
+SUMMED = tuple(f.name for f in fields(LayerEnergy)
+               if f.type == "float" and f.name not in ("weight_sparsity", "rate"))  # fmt: skip
 """Fields of a layer that add up to those of the network."""
 
 
@@ -138,31 +105,24 @@ class Energy:
     layers: tuple[LayerEnergy, ...]
     samples: int
     T: int
-    dead: tuple[str, ...]
-    """Spiking layers that never fired: their network has no headline."""
+    dead: tuple[str, ...]  # spiking layers that never fired: their network has no headline
 
     @classmethod
     def of(cls, counted: Operations) -> Energy:
         """Energy ledger of one counting pass.
 
         BatchNorm is folded: into real weights, or, where weights are binary, into each channel's
-        threshold and bias; either way one accumulate an output is left, ``bias_acs``. The leak and
-        the threshold of the neurons are not counted, as in the papers.
+        threshold and bias; either way one accumulate an output is left, ``bias_acs``.
 
         Raises:
             DataError: a model without a layer that multiplies.
 
-        Source: the count by weights and spikes that are there is this project's; the formula is
-        Spikformer's (ICLR 2023, section 4), which arXiv 2311.12060 follows.
+        Source: the formula is Spikformer's (ICLR 2023, section 4), which arXiv 2311.12060 follows.
         """
         if not counted.layers:
             raise DataError("the network has no convolution or linear map to count")
-        last = len(counted.layers) - 1
-        rows = [
-            _layer(name, layer, counted, first=i == 0, last=i == last)
-            for i, (name, layer) in enumerate(counted.layers.items())
-        ]
-        return cls(tuple(rows), counted.samples, counted.T, tuple(counted.dead))
+        rows = tuple(_layer(name, counted) for name in counted.layers)
+        return cls(rows, counted.samples, counted.T, tuple(counted.dead))
 
     def total(self, what: str) -> float:
         """Sum of one of the counts over the layers."""
@@ -170,9 +130,8 @@ class Energy:
 
     def headline_pj(self, costs: Costs) -> float | None:
         """Energy of the operations of one sample, pJ; None where a layer is dead."""
-        if self.dead:
-            return None
-        return costs.energy_pj(self.total("multiplies"), self.total("acs"))
+        counted = costs.energy_pj(self.total("multiplies"), self.total("acs"))
+        return None if self.dead else counted
 
     def formula_pj(self, costs: Costs) -> float:
         """The papers' estimate for the same network, pJ."""
@@ -218,12 +177,7 @@ class Energy:
 
 
 def measure_energy(model: nn.Module, batches: Sequence[Tensor], T: int) -> Energy:
-    """Count a network's operations on real inputs and return its energy ledger.
-
-    Args:
-        model: its convolutions, linear maps and spiking attentions are counted, in eval mode.
-        batches: images ``[B, C, H, W]`` or frames ``[B, T, C, H, W]``, on the model's device.
-        T: time steps of the model.
+    """Energy ledger of a network on real inputs; arguments as `count_operations`.
 
     Raises:
         DataError: no input, or a model without a layer that multiplies.
@@ -233,10 +187,9 @@ def measure_energy(model: nn.Module, batches: Sequence[Tensor], T: int) -> Energ
     return Energy.of(count_operations(model, batches, T))
 
 
-def _layer(
-    name: str, count: LayerCount, counted: Operations, *, first: bool, last: bool
-) -> LayerEnergy:
-    n, weights = counted.samples, count.weights
+def _layer(name: str, counted: Operations) -> LayerEnergy:
+    n, count, names = counted.samples, counted.layers[name], list(counted.layers)
+    weights, first, last = count.weights, name == names[0], name == names[-1]
     rate, dense = count.events / count.inputs, count.macs_dense / n
     multiplied = first or (count.kind == "real" and not last)
     steps = counted.T if first and counted.static else 1
@@ -285,9 +238,10 @@ def headline_table(networks: Mapping[str, Energy]) -> Table:
     header = ["network", *(f"{kind}, {n} (uJ)" for n in COSTS for kind in ("counted", "formula"))]
     rows = []
     for name, energy in networks.items():
-        pj = [f(costs) for costs in COSTS.values() for f in (energy.headline_pj, energy.formula_pj)]
-        refused = ["refused (dead)"] * len(pj)
-        rows.append([name, *(refused if energy.dead else [f"{v / 1e6:.4f}" for v in pj])])  # type: ignore[operator]
+        pairs = [(energy.headline_pj(c), energy.formula_pj(c)) for c in COSTS.values()]
+        cells = ["refused (dead)" if counted is None else f"{value / 1e6:.4f}"
+                 for counted, formula in pairs for value in (counted or 0.0, formula)]  # fmt: skip
+        rows.append([name, *cells])
     return header, rows
 
 
@@ -308,8 +262,7 @@ def sensitivity_table(networks: Mapping[str, Energy]) -> Table:
     for costs, found in sensitivity(networks):
         row = [costs.name, f"{costs.mac_pj:g}", f"{costs.ac_pj:g}"]
         row += ["refused" if v is None else f"{v / 1e6:.4f}" for v in found.values()]
-        base = found[first]
-        values = [found[name] for name in others]
+        base, values = found[first], [found[name] for name in others]
         rows.append(row + ["-" if v is None or not base else f"{v / base:.3f}" for v in values])
     return header, rows
 
@@ -353,12 +306,7 @@ def energy_markdown(networks: Mapping[str, Energy]) -> str:
 def write_energy(folder: Path, networks: Mapping[str, Energy]) -> dict[str, Any]:
     """Write ``energy.json``, ``energy.csv`` and ``energy.md`` into `folder`.
 
-    Args:
-        folder: made if it is missing.
-        networks: name -> ledger; the first is what the others are divided by.
-
-    Returns:
-        What energy.json holds.
+    The first network is what the others are divided by. What energy.json holds is returned.
 
     Raises:
         DataError: no network was given.

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikeformer_lt.errors import DataError, TicketError, shown
+from spikeformer_lt.errors import DataError, TicketError, name_of, shown
 from spikeformer_lt.images.loader import eval_loader
 from spikeformer_lt.images.splits import Splits
 from spikeformer_lt.ticket import Ticket, finished_folder
@@ -29,12 +29,9 @@ class FinishedRun:
     ticket: Ticket
     model: Any
     splits: Splits
-    report: dict[str, Any] | None
-    """Its report.json; None for a ticket alone."""
-    own_split: bool
-    """Whether the splits are those of the ticket's search."""
-    untrained: bool = False
-    """Whether the network has a ticket's start weights, which are meant to be trained again."""
+    report: dict[str, Any] | None  # its report.json; None for a ticket alone
+    own_split: bool  # whether the splits are those of the ticket's search
+    untrained: bool = False  # whether these are start weights, meant to be trained again
 
     def batches(self, split: str, images: int, batch_size: int = 64) -> list[Tensor]:
         """The first images or frames of a split, in batches."""
@@ -54,6 +51,27 @@ class FinishedRun:
 
 
 def open_run(
+    path: str | Path, build: Callable[..., nn.Module], *how: Any, **options: Any
+) -> FinishedRun:
+    """Open a run directory or a ticket folder as `open_ticket` does, with its report if it has one.
+
+    Raises:
+        DataError: the report cannot be read.
+    """
+    run = open_ticket(path, build, *how, **options)
+    place = run.path / "report.json"
+    if not place.exists():
+        return run
+    try:
+        found = json.loads(place.read_text("utf-8"))
+    except (OSError, ValueError) as fault:
+        raise DataError(f"{name_of(place)} cannot be read: {fault}") from fault
+    if not isinstance(found, dict):
+        raise DataError(f"{name_of(place)} holds no report: a JSON object is needed")
+    return replace(run, report=found)
+
+
+def open_ticket(
     path: str | Path,
     build: Callable[..., nn.Module],
     data: EventDataConfig | None = None,
@@ -62,7 +80,7 @@ def open_run(
     options: Mapping[str, Any] | None = None,
     **overrides: Any,
 ) -> FinishedRun:
-    """Open a run directory or a ticket folder, with its report if it has one.
+    """Open a run directory or a ticket folder, without its report.
 
     Args:
         path: the directory; of a run, the network trained from its ticket is opened if it is there.
@@ -76,27 +94,12 @@ def open_run(
 
     Raises:
         TicketError: no ticket there, or one without its model or data.
-        DataError: its data set cannot be found, or its report cannot be read.
+        DataError: its data set cannot be found.
     """
-    run = open_ticket(path, build, data, given, read, options, **overrides)
-    return replace(run, report=_read_report(run.path / "report.json"))
-
-
-def open_ticket(
-    path: str | Path,
-    build: Callable[..., nn.Module],
-    data: EventDataConfig | None = None,
-    given: Collection[str] = (),
-    read: Callable[[Path], Ticket] = Ticket.load,
-    options: Mapping[str, Any] | None = None,
-    **overrides: Any,
-) -> FinishedRun:
-    """Open the ticket of a run as `open_run` does, without its report."""
     folder = Path(path)
     ticket = read(finished_folder(folder))
     known = ticket.provenance
-    missing = [name for name in NEEDED if name not in known]
-    if missing:
+    if missing := [name for name in NEEDED if name not in known]:
         raise TicketError(
             f"the ticket in {shown(str(path))} does not say its {', '.join(missing)}; "
             "tickets that recipes save do"
@@ -106,27 +109,15 @@ def open_ticket(
         own = {n: v for n, v in known.get("data", {}).items() if f"data.{n}" not in given}
         data = replace(data, name=known["dataset"], **own)
         options = {**known.get("data_options", {}), **(options or {})}
-    model: Any = build(ticket, **overrides)
+    model: Any = build(ticket, **overrides).to(torch.device("cpu"))
     splits = load_splits(data, model.T, options)
     return FinishedRun(
         path=folder,
         name=folder.name,
         ticket=ticket,
-        model=model.to(torch.device("cpu")),
+        model=model,
         splits=splits,
         report=None,
         own_split=splits.name == known["dataset"] and splits.split_sha256 == known["split_sha256"],
         untrained=known.get("trained") is False,
     )
-
-
-def _read_report(path: Path) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as fault:
-        raise DataError(f"{shown(str(path), 300)} cannot be read: {fault}") from fault
-    if not isinstance(found, dict):
-        raise DataError(f"{shown(str(path), 300)} holds no report: a JSON object is needed")
-    return found

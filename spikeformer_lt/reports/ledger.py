@@ -1,31 +1,33 @@
 """Operations, sparsities and firing of a network on real inputs, from one counting pass.
 
-`count_operations` runs the model once; the ledger of ``report.json``, the energies and the audit
-of spike purity read its result, so that they never disagree.
+The ledger of ``report.json``, the energies and the audit of spike purity read its result.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from spikeformer_lt.export.file import binary_gains
 from spikeformer_lt.layers.attention import SpikingSelfAttention
 from spikeformer_lt.layers.patches import patches_of
 from spikeformer_lt.layers.stems import stem_of
-from spikeformer_lt.layers.subnet import Subnet, binary_gains
+from spikeformer_lt.layers.subnet import Subnet
 from spikeformer_lt.training.monitor import FiringWatch
 
 MAC_PJ, AC_PJ = 4.6, 0.9
 """Energy of a 32-bit multiply-accumulate and accumulate at 45 nm, pJ (Horowitz, ISSCC 2014)."""
 KINDS = ("{0,1}", "{-1,0,1}", "integers", "real")
+TABLE = ("macs", "macs_t_fold", "macs_dense", "sops", "macs_nonspiking", "events")
 Counted = nn.Conv2d | nn.Linear
 """Modules whose multiplications are counted, beside the spiking attention."""
 
@@ -35,15 +37,11 @@ class LayerWeights:
     """The weights of one layer as they enter the multiplication: masked, and binary if they are."""
 
     total: int
-    kept: int
-    """Weights that are not 0."""
-    gains: int
-    """Magnitudes of a binary layer, one for the layer or one for each filter; 0 if it is real."""
+    kept: int  # weights that are not 0
+    gains: int  # magnitudes of a binary layer, one for it or for each filter; 0 if it is real
     fan_in: int
-    operation: str
-    """convolution or linear."""
-    part: str
-    """stem, head, or empty for the rest of the network."""
+    operation: str  # convolution or linear
+    part: str  # stem, head, or empty for the rest of the network
 
     @classmethod
     def of(cls, layer: nn.Module, part: str = "") -> LayerWeights:
@@ -79,24 +77,20 @@ class LayerWeights:
 class LayerCount:
     """Operations of one layer, summed over all samples seen."""
 
-    weights: LayerWeights | None = None
-    """None for an attention, which has none."""
-    macs: float = 0.0
-    """Multiply-accumulates as executed: what is equal at every step is computed once."""
-    macs_t_fold: float = 0.0
-    """The same, with every step computed again."""
-    macs_dense: float = 0.0
-    """Multiply-accumulates as the papers count: every step, and an attention as (q k^T) v."""
-    events: float = 0.0
-    """Sum of the absolute input values."""
-    inputs: float = 0.0
-    """Input elements."""
-    kind: str = "{0,1}"
-    """Values that entered: {0,1}, {-1,0,1}, integers, or real."""
-    met_by_value: float = 0.0
-    """Each absolute input value times the nonzero weights that it meets."""
-    met: float = 0.0
-    """Each input element, whatever its value, times the nonzero weights that it meets."""
+    weights: LayerWeights | None = None  # None for an attention, which has none
+    macs: float = 0.0  # multiply-accumulates: what is equal at every step is computed once
+    macs_t_fold: float = 0.0  # the same, with every step computed again
+    macs_dense: float = 0.0  # as the papers count: every step, and an attention as (q k^T) v
+    events: float = 0.0  # sum of the absolute input values
+    inputs: float = 0.0  # input elements
+    kind: str = "{0,1}"  # values that entered: {0,1}, {-1,0,1}, integers, or real
+    met_by_value: float = 0.0  # each absolute input value times the nonzero weights that it meets
+    met: float = 0.0  # each input element, whatever its value, times those weights
+
+    def add_macs(self, macs: float, t_fold: float, dense: float) -> None:
+        """Add the multiply-accumulates of one call."""
+        self.macs, self.macs_t_fold = self.macs + macs, self.macs_t_fold + t_fold
+        self.macs_dense += dense
 
     @property
     def operation(self) -> str:
@@ -130,19 +124,13 @@ class Operations:
 
     T: int
     samples: int = 0
-    static: bool = True
-    """Whether the inputs are images rather than frames of T steps."""
+    static: bool = True  # whether the inputs are images rather than frames of T steps
     layers: dict[str, LayerCount] = field(default_factory=dict)
-    weights: dict[str, LayerWeights] = field(default_factory=dict)
-    """All convolutions and linear maps of the model, those that did not run included."""
-    firing_rate: dict[str, float] = field(default_factory=dict)
-    """Spikes per neuron and step, for each spiking layer."""
-    kept_tokens: list[Tensor] = field(default_factory=list)
-    """Indices ``[B, K]`` that level 1 kept, for each batch."""
-    tokens: int = 0
-    """Tokens before level 1 removed any; 0 without it."""
-    logits: list[Tensor] = field(default_factory=list)
-    """Outputs of the model, for each batch."""
+    weights: dict[str, LayerWeights] = field(default_factory=dict)  # also of those that did not run
+    firing_rate: dict[str, float] = field(default_factory=dict)  # spikes per neuron and step
+    kept_tokens: list[Tensor] = field(default_factory=list)  # kept ``[B, K]``, for each batch
+    tokens: int = 0  # tokens before level 1 removed any; 0 without it
+    logits: list[Tensor] = field(default_factory=list)  # outputs of the model, for each batch
 
     @property
     def dead(self) -> list[str]:
@@ -160,9 +148,8 @@ class Operations:
 
     def table(self) -> dict[str, dict[str, Any]]:
         """Per layer and sample, ready for JSON."""
-        names = ("macs", "macs_t_fold", "macs_dense", "sops", "macs_nonspiking", "events")
         return {
-            name: {**{k: getattr(layer, k) / self.samples for k in names}, "input": layer.kind}
+            name: {**{k: getattr(layer, k) / self.samples for k in TABLE}, "input": layer.kind}
             for name, layer in self.layers.items()
         }
 
@@ -175,10 +162,8 @@ class Operations:
         """
         impure = {n: layer.kind for n, layer in self.layers.items() if layer.kind != "{0,1}"}
         allowed = {n for n, weights in self.weights.items() if weights.part == "head"}
-        return {
-            "impure": impure,
-            "pure_after_first": set(impure) <= {*allowed, next(iter(self.layers))},
-        }
+        allowed.add(next(iter(self.layers)))
+        return {"impure": impure, "pure_after_first": set(impure) <= allowed}
 
 
 def kind_of(x: Tensor) -> str:
@@ -193,9 +178,8 @@ def kind_of(x: Tensor) -> str:
 
 def effective_weight(layer: nn.Module) -> Tensor:
     """The weight as it enters the multiplication: masked and, where it is so, binary."""
-    weight = layer.effective_weight() if isinstance(layer, Subnet) else layer.weight
-    assert isinstance(weight, Tensor)
-    return weight.detach()
+    weight: Any = layer.effective_weight() if isinstance(layer, Subnet) else layer.weight
+    return cast(Tensor, weight.detach())
 
 
 def stem_layers(model: nn.Module) -> list[nn.Module]:
@@ -217,29 +201,27 @@ def count_operations(model: nn.Module, batches: Iterable[Tensor], T: int) -> Ope
     T x firing rate x FLOPs is its mean-field form for dense weights.
     """
     total = Operations(T)
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with _Hooks(model, total), FiringWatch(model, always=True) as watch:
-            for images in batches:
-                total.static = images.ndim == 4
-                output = model(images)
-                if isinstance(output, Tensor):
-                    total.logits.append(output.cpu())
-                total.samples += len(images)
-            total.firing_rate = watch.rates()
-    finally:
-        for module, mode in training.items():
-            module.training = mode
+    with _Hooks(model, total) as hooks, FiringWatch(model, always=True) as watch:
+        for module in model.modules():
+            hooks.callback(setattr, module, "training", module.training)
+        model.eval()
+        for images in batches:
+            total.static = images.ndim == 4
+            output = model(images)
+            if isinstance(output, Tensor):
+                total.logits.append(output.cpu())
+            total.samples += len(images)
+        total.firing_rate = watch.rates()
     return total
 
 
-class _Hooks:
+class _Hooks(ExitStack):
     """The forward hooks of one counting pass; they write into `total`."""
 
     def __init__(self, model: nn.Module, total: Operations) -> None:
+        super().__init__()
         self.total, self.batch = total, 0
-        self.handles = [model.register_forward_pre_hook(self._begin)]
+        self.callback(model.register_forward_pre_hook(self._begin).remove)
         stem, head = set(stem_layers(model)), getattr(model, "head", None)
         for name, module in model.named_modules():
             if isinstance(module, Counted):
@@ -254,27 +236,16 @@ class _Hooks:
         if (patches := patches_of(model)) is not None:
             self._hook(patches, self._select)
 
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *error: object) -> None:
-        for handle in self.handles:
-            handle.remove()
-
     def _hook(self, module: nn.Module, call: Callable[..., None], *known: Any) -> None:
-        self.handles.append(module.register_forward_hook(partial(call, *known)))
+        self.callback(module.register_forward_hook(partial(call, *known)).remove)
 
     def _begin(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self.batch = len(inputs[0])
 
-    def _keep(
-        self, seen: dict[str, Tensor], role: str, module: nn.Module, inputs: Any, output: Tensor
-    ) -> None:
-        seen[role] = output
+    def _keep(self, seen: dict[str, Tensor], role: str, *called: Any) -> None:
+        seen[role] = called[-1]
 
-    def _select(
-        self, module: nn.Module, inputs: tuple[Tensor, ...], output: tuple[Tensor, Any]
-    ) -> None:
+    def _select(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
         self.total.tokens = inputs[0].shape[2]
         self.total.kept_tokens.append(output[0].cpu())
 
@@ -286,10 +257,9 @@ class _Hooks:
         layer.inputs += x.numel()
         return layer
 
-    def _product(
-        self, name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
-    ) -> None:
-        x, T = inputs[0], self.total.T
+    def _product(self, name: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        x: Tensor = inputs[0]
+        T = self.total.T
         layer, present = self._layer(name, x), effective_weight(module) != 0
         if isinstance(module, nn.Conv2d):
             fan_out = present.unflatten(0, (module.groups, -1)).sum(1).double()
@@ -310,13 +280,9 @@ class _Hooks:
             timed = x.ndim > 2 and x.shape[0] in (1, T) and x.shape[1] == self.batch
             folds = T / x.shape[0] if timed else 1.0
         macs = output.numel() * present[0].numel()
-        layer.macs += macs
-        layer.macs_t_fold += macs * folds
-        layer.macs_dense += macs * folds
+        layer.add_macs(macs, macs * folds, macs * folds)
 
-    def _attention(
-        self, name: str, seen: dict[str, Tensor], module: Any, inputs: Any, output: Tensor
-    ) -> None:
+    def _attention(self, name: str, seen: dict[str, Tensor], module: Any, *called: Any) -> None:
         q, k, v = (
             rearrange(seen[role].double(), "t b n (h d) -> t b h n d", h=module.num_heads)
             for role in ("q", "k", "v")
@@ -329,10 +295,8 @@ class _Hooks:
             first = q @ k.transpose(-2, -1)  # [N, N] coincidences of q and k
             second = ((first != 0).sum(-2) * v.sum(-1)).sum()
         layer = self._layer(f"{name}.attention", q)
-        folds = self.total.T / len(q)
-        layer.macs += 2 * q.numel() * min(tokens, width)
-        layer.macs_t_fold += 2 * q.numel() * min(tokens, width) * folds
-        layer.macs_dense += 2 * q.numel() * tokens * folds
+        folds, macs = self.total.T / len(q), 2 * q.numel() * min(tokens, width)
+        layer.add_macs(macs, macs * folds, 2 * q.numel() * tokens * folds)
         layer.met_by_value += float(first.sum() + second)
 
 
@@ -371,10 +335,7 @@ def build_ledger(model: Any, batches: Sequence[Tensor]) -> dict[str, Any]:
         "firing_rate": counted.firing_rate,
         "dead_layers": dead,
         "saturated_layers": [name for name, rate in counted.firing_rate.items() if rate == 1],
-        "macs": counted.per_sample("macs"),
-        "macs_t_fold": counted.per_sample("macs_t_fold"),
-        "macs_dense": counted.per_sample("macs_dense"),
-        "sops": counted.per_sample("sops"),
+        **{what: counted.per_sample(what) for what in TABLE[:4]},
         "acs": acs,
         "macs_nonspiking": counted.per_sample("macs_nonspiking"),
         "layers": counted.table(),
@@ -393,16 +354,6 @@ def build_ledger(model: Any, batches: Sequence[Tensor]) -> dict[str, Any]:
         ),
         "purity": counted.purity(),
     }
-
-
-def bits_per_weight(layers: Sequence[nn.Module]) -> float:
-    """Bits that the weights of convolutions and linear maps need, over their number."""
-    return _bits([LayerWeights.of(layer) for layer in layers])
-
-
-def is_binary(weight: Tensor) -> bool:
-    """Whether the weights that are not 0 share one magnitude, in the layer or in each filter."""
-    return bool(weight.any()) and binary_gains(weight, weight != 0) is not None
 
 
 def _bits(layers: Sequence[LayerWeights]) -> float:

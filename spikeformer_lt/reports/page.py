@@ -16,14 +16,13 @@ from spikeformer_lt.errors import DataError, shown
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-Table = tuple[list[str], list[list[str]]]
-"""Header and rows."""
+Table = tuple[list[str], list[list[str]]]  # header and rows
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """An aligned Markdown table; bars inside cells are escaped."""
     cells = [[c.replace("|", "\\|") for c in row] for row in [header, *rows]]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
         "| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |"
         for row in cells
@@ -45,26 +44,20 @@ TYPES = {".png": "image/png", ".gif": "image/gif"}
 
 
 def write_page(path: Path, template: str, pictures: Iterable[Path] = (), **content: Any) -> Path:
-    """Write a self-contained HTML page: pictures inside it, no script, no server.
+    """Write a self-contained HTML page, atomically: pictures inside it, no script, no server.
 
     Args:
-        path: of the page, written atomically.
+        path: of the page, which is returned.
         template: a file of ``templates/``; it escapes every value.
         pictures: PNG and GIF files that the template may show, by name.
         content: ``title`` and the other values of the template.
-
-    Returns:
-        The path.
 
     Raises:
         DataError: a picture is neither PNG nor GIF, or cannot be read.
     """
     files = {picture.name: picture for picture in pictures}
-    page = (
-        _templates()
-        .get_template(template)
-        .render(sections=[], drawn=files, picture=lambda name: _embedded(files[name]), **content)
-    )
+    content |= {"sections": [], "drawn": files, "picture": lambda name: _embedded(files[name])}
+    page = _templates().get_template(template).render(**content)
     write_atomic(path, page.encode(), DataError)
     return path
 
@@ -75,10 +68,9 @@ def _embedded(path: Path) -> str:
     if kind is None:
         raise DataError(f"{shown(path.name)} is no picture of a report: {', '.join(TYPES)}")
     try:
-        data = base64.b64encode(path.read_bytes()).decode()
+        return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
     except OSError as fault:
         raise DataError(f"{shown(str(path))} cannot be read: {fault.strerror}") from None
-    return f"data:{kind};base64,{data}"
 
 
 @cache

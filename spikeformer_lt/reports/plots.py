@@ -1,8 +1,4 @@
-"""Every figure of the reports: headless, colour-blind-safe, with a CSV of its numbers beside it.
-
-Training and sparsity curves, energy bars, spikes and membranes, kept patches, kernels, distances
-between masks, accuracy over time steps and confusion matrices.
-"""
+"""Every figure of the reports: headless, colour-blind-safe, with a CSV of its numbers beside it."""
 
 from __future__ import annotations
 
@@ -30,13 +26,10 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 ON, OFF = (0.90, 0.62, 0.0), (0.0, 0.45, 0.70)
 """Orange and blue of the same palette: brighter and darker events."""
 PLUS, ZERO, MINUS = "#D55E00", "#F2F2F2", "#0072B2"
-CONTROL = "random"
-"""Prefix of the names of controls: their curves are dotted."""
+CONTROL = "random"  # prefix of the names of controls: their curves are dotted
 FADED, GIF_MS = 0.18, 120
-NEURONS = 200
-"""Neurons of a layer that a raster shows, evenly chosen."""
-KERNELS = 16
-"""Largest number of filters, and of channels, in a mosaic."""
+NEURONS = 200  # neurons of a layer that a raster shows, evenly chosen
+KERNELS = 16  # largest number of filters, and of channels, in a mosaic
 
 Array = NDArray[Any]
 Points = Sequence[tuple[float, Sequence[float]]]
@@ -47,12 +40,9 @@ def figure(
     width: float = 6.0, height: float = 4.0, rows: int = 1, columns: int = 1, share_x: bool = True,
     *, bare: bool = False,
 ) -> tuple[Any, Any]:  # fmt: skip
-    """A figure that needs no display and leaves matplotlib's global state alone.
+    """A figure, in inches, and its uppermost axes; `bare` axes, for images, have no grid lines.
 
-    Width and height are in inches; `bare` axes, for images, have no grid lines.
-
-    Returns:
-        The figure and its uppermost axes; ``.axes`` of the figure are all of them, row by row.
+    It needs no display and leaves matplotlib's global state alone.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -103,9 +93,13 @@ def _write_cells(axes: Any, shade: Tensor, texts: Mapping[tuple[int, int], str],
         axes.text(j, i, text, ha="center", va="center", color=colour, fontsize=size)
 
 
-def _whole_numbers(axes: Any, label: str) -> None:
+def _epochs(axes: Any) -> None:
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set_xlabel(label)
+    axes.set_xlabel("epoch (all phases)")
+
+
+def _legend(made: Any, place: str = "right upper", **how: Any) -> None:
+    made.legend(loc=f"outside {place}", frameon=False, fontsize=8, **how)
 
 
 def _read(path: Path) -> list[dict[str, str]]:
@@ -118,21 +112,19 @@ def _column(table: Sequence[Mapping[str, str]], name: str) -> list[tuple[int, fl
     return [(epoch, float(row[name])) for epoch, row in enumerate(table, 1) if row.get(name)]
 
 
+def _changes(table: Sequence[Mapping[str, str]]) -> list[int]:
+    """Epochs after which another phase begins."""
+    return [i for i in range(1, len(table)) if table[i]["phase"] != table[i - 1]["phase"]]
+
+
 def plot_curves(
-    path: Path,
-    series: Mapping[str, Points],
-    *,
-    x_label: str,
-    y_label: str,
+    path: Path, series: Mapping[str, Points], *, x_label: str, y_label: str,
     reference: float | None = None,
-) -> Path:
+) -> Path:  # fmt: skip
     """Mean and standard deviation of several series, controls dotted; every run is a faint dot.
 
-    Args:
-        path: the picture; the CSV holds mean, spread and count of every point.
-        series: name -> points ``(x, one value a run)``.
-        x_label, y_label: with units.
-        reference: mean of the dense networks, a dashed line.
+    Series are points ``(x, one value a run)``; `reference`, the mean of the dense networks, is a
+    dashed line. The CSV holds mean, spread and count of every point.
     """
     made, axes = figure(7.4, 4.2)
     rows: list[list[object]] = []
@@ -153,7 +145,7 @@ def plot_curves(
         axes.axhline(reference, color="#555555", linestyle="--", label="dense")
         rows.append(["dense", "", reference, "", ""])
     axes.set(xlabel=x_label, ylabel=y_label)
-    made.legend(loc="outside right upper", frameon=False, fontsize=8)
+    _legend(made)
     return _save(made, path, ["series", "x", "mean", "sd", "runs"], rows)
 
 
@@ -163,15 +155,13 @@ def plot_training(summary: Path, folder: Path) -> Path | None:
     if not table:
         return None
     made, upper = figure(7.0, 6.0, rows=2)
-    lower = made.axes[1]
+    lower, changes = made.axes[1], _changes(table)
     rows: list[list[object]] = []
-    changes = [i for i in range(1, len(table)) if table[i]["phase"] != table[i - 1]["phase"]]
     for axes, what, unit in ((upper, "accuracy", " (%)"), (lower, "loss", "")):
         for part, colour, marker in (("train", COLOURS[0], "o"), ("val", COLOURS[1], "s")):
             points = _column(table, f"{part}_{what}")
-            label = "validation" if part == "val" else part
             axes.plot([x for x, _ in points], [y for _, y in points], color=colour, marker=marker,
-                      markersize=3, label=label)  # fmt: skip
+                      markersize=3, label=part.replace("val", "validation"))  # fmt: skip
             rows += [[f"{part}_{what}", table[x - 1]["phase"], x, y] for x, y in points]
         for at in changes:
             axes.axvline(at + 0.5, color="#999999", linewidth=1)
@@ -182,22 +172,19 @@ def plot_training(summary: Path, folder: Path) -> Path | None:
             textcoords="offset points", fontsize=8,
         )  # fmt: skip
     lower.set_ylim(bottom=0)
-    _whole_numbers(lower, "epoch (all phases)")
-    made.legend(*upper.get_legend_handles_labels(), loc="outside upper right", ncols=2,
-                frameon=False)  # fmt: skip
-    return _save(
-        made, folder / "training.png", ["quantity", "phase", "epoch_of_run", "value"], rows
-    )
+    _epochs(lower)
+    handles, labels = upper.get_legend_handles_labels()
+    _legend(made, "upper right", handles=handles, labels=labels, ncols=2)
+    header = ["quantity", "phase", "epoch_of_run", "value"]
+    return _save(made, folder / "training.png", header, rows)
 
 
 def plot_epoch_rates(path: Path, summary: Path) -> Path | None:
     """Mean firing rate and recorded sparsities over the epochs of a run; None without any."""
-    wanted = {
-        "firing_rate": "firing rate",
-        "weight_sparsity": "prunable weights removed",
-        "patch_sparsity": "patches removed",
-    }
-    found = {column: _column(_read(summary), column) for column in wanted}
+    wanted = {"firing_rate": "firing rate", "weight_sparsity": "prunable weights removed",
+              "patch_sparsity": "patches removed"}  # fmt: skip
+    table = _read(summary)
+    found = {column: _column(table, column) for column in wanted}
     if not found["firing_rate"]:
         return None
     made, axes = figure(7.0, 3.4)
@@ -207,8 +194,8 @@ def plot_epoch_rates(path: Path, summary: Path) -> Path | None:
                       label=wanted[column])  # fmt: skip
     axes.set_ylabel("fraction")
     axes.set_ylim(bottom=0)
-    _whole_numbers(axes, "epoch (all phases)")
-    made.legend(loc="outside upper right", ncols=3, frameon=False, fontsize=8)
+    _epochs(axes)
+    _legend(made, "upper right", ncols=3)
     rows = [[column, *point] for column, points in found.items() for point in points]
     return _save(made, path, ["quantity", "epoch", "value"], rows)
 
@@ -216,8 +203,7 @@ def plot_epoch_rates(path: Path, summary: Path) -> Path | None:
 def plot_layer_epochs(path: Path, firing: Path) -> Path | None:
     """Heat map of each spiking layer's firing rate in every epoch, from a run's firing.csv.
 
-    A layer without a spike in an epoch is crossed; one that did not run there is blank. None is
-    returned if there is nothing to draw.
+    A layer without a spike in an epoch is crossed; one that did not run there is blank.
     """
     table = [row for row in _read(firing) if row.get("epoch")]
     layers = [name for name in (table[0] if table else {}) if name not in ("phase", "epoch")]
@@ -234,12 +220,11 @@ def plot_layer_epochs(path: Path, firing: Path) -> Path | None:
     dead = (rates == 0).nonzero()
     if len(dead):
         axes.scatter(dead[:, 1] + 1, dead[:, 0], marker="x", s=14, color=COLOURS[1], label="dead")
-        made.legend(loc="outside upper right", frameon=False, fontsize=8)
-    for at in range(1, epochs):
-        if table[at]["phase"] != table[at - 1]["phase"]:
-            axes.axvline(at + 0.5, color="white", linewidth=1.5)
+        _legend(made, "upper right")
+    for at in _changes(table):
+        axes.axvline(at + 0.5, color="white", linewidth=1.5)
     axes.set_yticks(range(len(layers)), layers, fontsize=7)
-    _whole_numbers(axes, "epoch (all phases)")
+    _epochs(axes)
     rows = [[name, row["phase"], row["epoch"], row[name]] for name in layers for row in table]
     return _save(made, path, ["layer", "phase", "epoch", "firing_rate"], rows)
 
@@ -251,15 +236,11 @@ def plot_energy(path: Path, networks: Mapping[str, Energy], costs: Costs = HOROW
     rows: list[list[object]] = []
     labelled: set[str] = set()
     for at, (name, energy) in enumerate(networks.items()):
-        label = "\n".join(wrap(name.replace("_", " "), 12 if many else 18))
-        axes.annotate(
-            label, (2 * at + 0.5, 0), (0, -24), textcoords="offset points", ha="center", va="top",
-            fontsize=8, annotation_clip=False,
-        )  # fmt: skip
+        label, foot = "\n".join(wrap(name.replace("_", " "), 12 if many else 18)), (2 * at + 0.5, 0)
+        axes.annotate(label, foot, (0, -24), textcoords="offset points", ha="center", va="top",
+                      fontsize=8, annotation_clip=False)  # fmt: skip
         if energy.dead:
-            axes.annotate(
-                "refused:\ndead layers", (2 * at + 0.5, 0), ha="center", va="bottom", fontsize=9
-            )
+            axes.annotate("refused:\ndead layers", foot, ha="center", va="bottom", fontsize=9)
             continue
         base = [0.0, 0.0]
         for group, values in energy.by_group(costs).items():
@@ -369,9 +350,8 @@ def keep_map(kept: Tensor | None, grid: tuple[int, int], size: tuple[int, int]) 
     rows, columns = grid
     if size[0] % rows or size[1] % columns:
         raise DataError(f"a grid of {rows} x {columns} patches does not divide {size} pixels")
-    flat = torch.ones(rows * columns, dtype=torch.bool)
+    flat = torch.full((rows * columns,), kept is None)
     if kept is not None:
-        flat[:] = False
         flat[kept.cpu()] = True
     grown = flat.view(rows, columns).repeat_interleave(size[0] // rows, 0)
     return grown.repeat_interleave(size[1] // columns, 1).numpy()
@@ -423,11 +403,10 @@ def plot_kept_clip(
     grown = shown.repeat(scale, 1).repeat(scale, 2)
     stills = [Image.fromarray((255 * one).astype(np.uint8)) for one in grown]
     events = [[t + 1, *row] for t, row in enumerate(frames.float().sum((2, 3)).tolist())]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    stills[0].save(
-        path.with_suffix(".gif"), save_all=True, append_images=stills[1:], duration=GIF_MS, loop=0
-    )
-    return _save(made, path, ["t", "off_events", "on_events"], events)
+    _save(made, path, ["t", "off_events", "on_events"], events)
+    how: dict[str, Any] = {"append_images": stills[1:], "duration": GIF_MS, "loop": 0}
+    stills[0].save(path.with_suffix(".gif"), save_all=True, **how)
+    return path
 
 
 def plot_keep_frequency(path: Path, frequency: Tensor, images: int) -> Path:
@@ -439,9 +418,8 @@ def plot_keep_frequency(path: Path, frequency: Tensor, images: int) -> Path:
     if len(cells) <= 64:
         _write_cells(axes, frequency, {at: f"{value:.2f}" for at, value in cells.items()}, 8)
     axes.set(xlabel="patch column", ylabel="patch row", xticks=range(columns), yticks=range(rows))
-    return _save(
-        made, path, ["row", "column", "kept_fraction"], [[*at, v] for at, v in cells.items()]
-    )
+    lines = [[*at, value] for at, value in cells.items()]
+    return _save(made, path, ["row", "column", "kept_fraction"], lines)
 
 
 def plot_kernels(path: Path, weight: Tensor, layer: str) -> Path:
@@ -472,7 +450,7 @@ def plot_kernels(path: Path, weight: Tensor, layer: str) -> Path:
     axes.set_title(f"{layer}: {gone:.1f} % of its weights removed", fontsize=8)
     handles = [Patch(facecolor=c, edgecolor="#777777", label=n)
                for c, n in ((PLUS, "+"), (ZERO, "0"), (MINUS, "-"))]  # fmt: skip
-    made.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=8)
+    _legend(made, handles=handles)
     flat = signs.flatten(1)
     counts = [[i, *(int((row == s).sum()) for s in (1, 0, -1))] for i, row in enumerate(flat)]
     return _save(made, path, ["filter", "plus", "zero", "minus"], counts)
@@ -516,9 +494,7 @@ def plot_distances(path: Path, found: Tensor, names: Sequence[str], label: str =
     _heat(made, axes, found, top, "distance (fraction of entries that differ)")
     shown = range(0, n, -(-n // 24))
     marks = [names[i] for i in shown]
-    axes.set_xticks(shown, marks, fontsize=7)
-    if max(map(len, marks)) > 4:
-        axes.tick_params("x", rotation=60)
+    axes.set_xticks(shown, marks, fontsize=7, rotation=60 if max(map(len, marks)) > 4 else 0)
     axes.set_yticks(shown, marks, fontsize=7)
     axes.set(xlabel=label, ylabel=label)
     known = (~found.isnan()).nonzero().tolist() if n <= 12 else []
@@ -537,7 +513,7 @@ def plot_anytime(path: Path, accuracy_at_t: Mapping[str, Sequence[float]]) -> Pa
         axes.plot(range(1, len(values) + 1), values, color=colour, marker=marker, label=name)
     axes.set(xlabel="time steps used", ylabel="accuracy (%)", xticks=range(1, longest + 1))
     if len(accuracy_at_t) > 1:
-        made.legend(loc="outside right upper", frameon=False, fontsize=8)
+        _legend(made)
     rows = [[n, t, v] for n, values in accuracy_at_t.items() for t, v in enumerate(values, start=1)]
     return _save(made, path, ["network", "t", "accuracy"], rows)
 

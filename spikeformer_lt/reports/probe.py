@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -24,29 +24,21 @@ CONFIDENCES = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 class Probe:
     """Record of one batch; spikes and membranes are those of its first sample."""
 
-    inputs: Tensor = field(default_factory=lambda: torch.empty(0))
-    """``[B, C, H, W]`` images or ``[B, T, C, H, W]`` frames, as the model saw them."""
-    logits: Tensor = field(default_factory=lambda: torch.empty(0))
-    """``[B, T, K]``."""
-    kept: Tensor | None = None
-    """Kept token indices ``[B, K]``; None where no patch is removed."""
-    grid: tuple[int, int] | None = None
-    """Rows and columns of the tokens; None for a network without a stem."""
-    spikes: dict[str, Tensor] = field(default_factory=dict)
-    """Layer -> ``[T, neurons]``, values 0 and 1."""
+    inputs: Tensor = field(default_factory=lambda: torch.empty(0))  # as the model saw them
+    logits: Tensor = field(default_factory=lambda: torch.empty(0))  # ``[B, T, K]``
+    kept: Tensor | None = None  # kept token indices ``[B, K]``; None where no patch is removed
+    grid: tuple[int, int] | None = None  # rows and columns of the tokens; None without a stem
+    spikes: dict[str, Tensor] = field(default_factory=dict)  # layer -> ``[T, neurons]``, 0 and 1
     membrane: dict[str, tuple[Tensor, Tensor, float]] = field(default_factory=dict)
     """Layer -> membranes and spikes ``[T, n]`` of some neurons, and the threshold."""
-    neurons: dict[str, list[int]] = field(default_factory=dict)
-    """Layer -> the n neurons of `membrane`, by index."""
+    neurons: dict[str, list[int]] = field(default_factory=dict)  # layer -> n neurons of `membrane`
 
 
 @contextmanager
 def recording(model: nn.Module, membranes: Sequence[str] = ()) -> Iterator[Probe]:
     """Record the next forward of a model; the hooks are gone after it.
 
-    Args:
-        model: its stem and patch selection are found by type.
-        membranes: spiking layers whose membranes are recorded; the first layer if empty.
+    `membranes` names the spiking layers whose membranes are recorded; the first layer if empty.
 
     Raises:
         DataError: a name that is no spiking layer of the model.
@@ -57,8 +49,7 @@ def recording(model: nn.Module, membranes: Sequence[str] = ()) -> Iterator[Probe
         if name not in layers:
             raise DataError(f"{name} is no spiking layer; they are {', '.join(layers)}")
     stem, patches = stem_of(model), patches_of(model)
-    before = {n: layers[n].store_v_seq for n in wanted if hasattr(layers[n], "store_v_seq")}
-    handles: list[Any] = []
+    open_hooks = ExitStack()
 
     def begin(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         found.inputs = inputs[0]
@@ -69,25 +60,22 @@ def recording(model: nn.Module, membranes: Sequence[str] = ()) -> Iterator[Probe
     def select(module: nn.Module, inputs: object, output: tuple[Tensor, Any]) -> None:
         found.kept = output[0].clone()
 
-    def stop(module: nn.Module | None = None, inputs: object = None, output: Any = None) -> None:
-        if output is not None:
-            found.logits = output
-        while handles:
-            handles.pop().remove()
-        for name, value in before.items():
-            layers[name].store_v_seq = value
+    def stop(module: nn.Module, inputs: object, output: Tensor) -> None:
+        found.logits = output
+        open_hooks.close()
 
-    for name in before:
-        layers[name].store_v_seq = True  # type: ignore[assignment]
-    handles += [model.register_forward_pre_hook(begin), model.register_forward_hook(stop)]
+    hooks = [model.register_forward_pre_hook(begin), model.register_forward_hook(stop)]
     if patches is not None:
-        handles.append(patches.register_forward_hook(select))
+        hooks.append(patches.register_forward_hook(select))
     for name, layer in layers.items():
-        handles.append(layer.register_forward_hook(partial(_record, found, name, name in wanted)))
-    try:
+        hooks.append(layer.register_forward_hook(partial(_record, found, name, name in wanted)))
+        if name in wanted and hasattr(layer, "store_v_seq"):
+            open_hooks.callback(setattr, layer, "store_v_seq", layer.store_v_seq)
+            layer.store_v_seq = True  # type: ignore[assignment]
+    for hook in hooks:
+        open_hooks.callback(hook.remove)
+    with open_hooks:
         yield found
-    finally:
-        stop()
 
 
 @torch.no_grad()
@@ -122,12 +110,9 @@ def _first_sample(x: Tensor, batch: int) -> Tensor:
 
 
 def busy_neurons(trace: Tensor, spikes: Tensor, count: int = MEMBRANES) -> list[int]:
-    """Choose neurons to show: half that fire, then those that move most; none twice alike.
+    """Choose at most `count` neurons to show: half that fire, then those that move most.
 
-    Args:
-        trace: membranes ``[T, neurons]``; two are alike within a twentieth of its range.
-        spikes: the same shape.
-        count: how many at most.
+    Membranes and spikes are ``[T, neurons]``. No two are alike within a twentieth of the range.
     """
     moving = trace.std(0, unbiased=False).sort(descending=True, stable=True).indices
     fires = spikes.bool().any(0)[moving]
@@ -143,12 +128,7 @@ def busy_neurons(trace: Tensor, spikes: Tensor, count: int = MEMBRANES) -> list[
 
 
 def keep_frequency(kept: Sequence[Tensor], grid: tuple[int, int]) -> Tensor:
-    """How often each token is kept over a set, ``[rows, columns]`` in [0, 1].
-
-    Args:
-        kept: indices ``[B, K]`` of each batch; the mean of the result is K over all tokens.
-        grid: rows and columns of the tokens.
-    """
+    """How often each token is kept over batches of indices ``[B, K]``, ``[rows, columns]``."""
     index = torch.cat(list(kept))
     counts = torch.bincount(index.flatten(), minlength=grid[0] * grid[1])
     return (counts.double() / len(index)).view(grid)
@@ -157,12 +137,11 @@ def keep_frequency(kept: Sequence[Tensor], grid: tuple[int, int]) -> Tensor:
 def early_exit(
     logits: Tensor, labels: Tensor, confidences: Sequence[float] = CONFIDENCES
 ) -> list[tuple[float, float, float]]:
-    """Stop at the first step whose mean logits are sure enough.
+    """Stop at the first step whose mean logits, of ``[B, T, K]``, are sure enough, or at the last.
 
     Args:
-        logits: ``[B, T, K]``.
-        labels: ``[B]``.
-        confidences: least softmax probabilities of the best class; at the last step all stop.
+        logits, labels: ``[B, T, K]`` and ``[B]``.
+        confidences: least softmax probabilities of the best class.
 
     Returns:
         For each: confidence, mean steps used, accuracy (%).

@@ -1,8 +1,4 @@
-"""The report of a run: ``report.json`` when it ends, and ``report.html`` from its files.
-
-`write_report` reads the test set once and counts what is left; `write_run_page` draws a finished
-run's pictures from its files and a few test inputs.
-"""
+"""The report of a run: ``report.json`` when it ends, and ``report.html`` from its files."""
 
 from __future__ import annotations
 
@@ -18,6 +14,7 @@ from torch import Tensor, nn
 from spikeformer_lt.disk import safe_name
 from spikeformer_lt.images.loader import eval_loader
 from spikeformer_lt.images.splits import Splits
+from spikeformer_lt.reports import plots
 from spikeformer_lt.reports.energy import Energy, energy_tables, layer_table, write_energy
 from spikeformer_lt.reports.finished import FinishedRun
 from spikeformer_lt.reports.ledger import (
@@ -27,26 +24,6 @@ from spikeformer_lt.reports.ledger import (
     stem_layers,
 )
 from spikeformer_lt.reports.page import write_page
-from spikeformer_lt.reports.plots import (
-    banded,
-    plot_anytime,
-    plot_confusion,
-    plot_distances,
-    plot_early_exit,
-    plot_energy,
-    plot_epoch_rates,
-    plot_keep_frequency,
-    plot_kept_clip,
-    plot_kept_images,
-    plot_kernels,
-    plot_layer_epochs,
-    plot_layer_rates,
-    plot_membrane,
-    plot_raster,
-    plot_training,
-    show_frames,
-    show_images,
-)
 from spikeformer_lt.reports.probe import Probe, early_exit, keep_frequency, recording
 from spikeformer_lt.runtime import describe_environment
 from spikeformer_lt.ticket import Ticket
@@ -123,9 +100,7 @@ def save_predictions(
 def write_report(experiment: Experiment, model: nn.Module, ticket: Ticket | None) -> dict[str, Any]:
     """Evaluate the finished network on the test set, once; write predictions and ``report.json``.
 
-    The report holds accuracies, sparsities apart, bits per ConvPEP weight, firing rates, MACs,
-    SOPs, the split's hash, versions and every choice made. If the ticket holds start weights, the
-    network trained from it is saved as ``trained``.
+    If the ticket holds start weights, the network trained from it is saved as ``trained``.
     """
     trainer, run = experiment.trainer, experiment.run
     metrics, ledger = describe(model, experiment.data, "test", trainer.accelerator)
@@ -158,7 +133,7 @@ def write_report(experiment: Experiment, model: nn.Module, ticket: Ticket | None
             run.path / PREDICTIONS, metrics, model, experiment.data, "test", run.run_id
         )
         run.write_report(report)
-        plot_training(run.path / "summary.csv", run.path / "plots")
+        plots.plot_training(run.path / "summary.csv", run.path / "plots")
         log.info("test %.2f %% of %d images", metrics.accuracy, metrics.count)
         shares = {k: round(v, 4) for k, v in report["sparsity"].items() if v is not None}
         log.info("sparsity (removed of all patches, ConvPEP weights, all weights) %s", shares)
@@ -172,11 +147,12 @@ def _about(ticket: Ticket) -> dict[str, Any]:
     """Name, sparsities and cost of a ticket's search."""
     known = ticket.provenance
     names = ("search", "trained", "prunable_sparsity", "total_sparsity", "search_seconds")
-    found = {name: known.get(name) for name in names}
-    if "ledger" in known:
-        found["ledger"] = known["ledger"]
     steps = known.get("early_time", {}).get("T_early")
-    return found if steps is None else {**found, "T_search": steps}
+    return {
+        **{name: known.get(name) for name in names},
+        **({"ledger": known["ledger"]} if "ledger" in known else {}),
+        **({} if steps is None else {"T_search": steps}),
+    }
 
 
 def draw_run(run: FinishedRun, folder: Path, images: int = 256) -> tuple[list[Path], Energy]:
@@ -200,37 +176,35 @@ def draw_run(run: FinishedRun, folder: Path, images: int = 256) -> tuple[list[Pa
         *_results(run, folder, torch.cat(counted.logits), labels),
         *_patches(run, folder, probe, labels.tolist(), counted.kept_tokens),
         *_spikes(run, folder, probe),
-        *(plot_kernels(folder / file, effective_weight(run.model.get_submodule(name)), name)
+        *(plots.plot_kernels(folder / file, effective_weight(run.model.get_submodule(name)), name)
           for file, name in _kernels(run).items()),
     ]  # fmt: skip
-    distances = run.ticket.provenance.get("mask_distances")
-    if distances:
-        epochs = [str(epoch + 1) for epoch in range(len(distances))]
+    if distances := run.ticket.provenance.get("mask_distances"):
+        found, epochs = plots.banded(distances), [str(i + 1) for i in range(len(distances))]
         path = folder / "mask-distances.png"
-        drawn.append(plot_distances(path, banded(distances), epochs, "epoch of the search"))
+        drawn.append(plots.plot_distances(path, found, epochs, "epoch of the search"))
     if not energy.dead:
-        drawn.append(plot_energy(folder / "energy-bars.png", {run.name: energy}))
+        drawn.append(plots.plot_energy(folder / "energy-bars.png", {run.name: energy}))
     return [path for path in drawn if path is not None], energy
 
 
 def _training(run: FinishedRun, folder: Path) -> Iterator[Path | None]:
     summary, firing = run.path / "summary.csv", run.path / "firing.csv"
     if summary.exists():
-        yield plot_training(summary, folder)
-        yield plot_epoch_rates(folder / "epoch-rates.png", summary)
+        yield plots.plot_training(summary, folder)
+        yield plots.plot_epoch_rates(folder / "epoch-rates.png", summary)
         if firing.exists():
-            yield plot_layer_epochs(folder / "layer-epoch-rates.png", firing)
+            yield plots.plot_layer_epochs(folder / "layer-epoch-rates.png", firing)
 
 
 def _results(run: FinishedRun, folder: Path, logits: Tensor, labels: Tensor) -> Iterator[Path]:
     report = run.report or {}
-    steps = torch.arange(1, logits.shape[1] + 1)[None, :, None]
-    here = ((logits.cumsum(1) / steps).argmax(2) == labels[:, None]).double().mean(0) * 100
+    here = (logits.cumsum(1).argmax(2) == labels[:, None]).double().mean(0) * 100
     at_t = report.get("accuracy_at_t") or here.tolist()
-    yield plot_anytime(folder / "anytime.png", {run.name: at_t})
-    yield plot_early_exit(folder / "early-exit.png", early_exit(logits, labels))
+    yield plots.plot_anytime(folder / "anytime.png", {run.name: at_t})
+    yield plots.plot_early_exit(folder / "early-exit.png", early_exit(logits, labels))
     if "confusion" in report:
-        yield plot_confusion(folder / "confusion.png", report["confusion"])
+        yield plots.plot_confusion(folder / "confusion.png", report["confusion"])
 
 
 def _patches(
@@ -240,26 +214,27 @@ def _patches(
         return
     x = probe.inputs[:SHOWN_IMAGES]
     names = [f"class {label}" for label in labels[: len(x)]]
-    static = x.ndim == 4
-    pixels = show_images(x, run.splits.mean, run.splits.std) if static else show_frames(x.sum(1))
-    yield plot_kept_images(folder / "kept-patches.png", pixels, probe.kept, probe.grid, names)
+    static, path = x.ndim == 4, folder / "kept-patches.png"
+    normal = run.splits.mean, run.splits.std
+    pixels = plots.show_images(x, *normal) if static else plots.show_frames(x.sum(1))
+    yield plots.plot_kept_images(path, pixels, probe.kept, probe.grid, names)
     if not static:
         own = None if probe.kept is None else probe.kept[0]
-        clip = plot_kept_clip(folder / "kept-clip.png", x[0], own, probe.grid)
+        clip = plots.plot_kept_clip(folder / "kept-clip.png", x[0], own, probe.grid)
         yield from (clip, clip.with_suffix(".gif"))
     if kept:
         often = keep_frequency(kept, probe.grid)
-        yield plot_keep_frequency(folder / "keep-frequency.png", often, sum(map(len, kept)))
+        yield plots.plot_keep_frequency(folder / "keep-frequency.png", often, sum(map(len, kept)))
 
 
 def _spikes(run: FinishedRun, folder: Path, probe: Probe) -> Iterator[Path]:
     if probe.spikes:
-        yield plot_raster(folder / "raster.png", probe.spikes)
+        yield plots.plot_raster(folder / "raster.png", probe.spikes)
         rates = (run.report or {}).get("firing_rate")
         rates = rates or {n: float(s.float().mean()) for n, s in probe.spikes.items()}
-        yield plot_layer_rates(folder / "layer-rates.png", rates)
+        yield plots.plot_layer_rates(folder / "layer-rates.png", rates)
     for name, recorded in probe.membrane.items():
-        yield plot_membrane(folder / "membrane.png", *recorded, name, probe.neurons[name])
+        yield plots.plot_membrane(folder / "membrane.png", *recorded, name, probe.neurons[name])
 
 
 def _kernels(run: FinishedRun) -> dict[str, str]:
@@ -273,11 +248,7 @@ def _kernels(run: FinishedRun) -> dict[str, str]:
 
 
 def write_run_page(run: FinishedRun, out: Path, images: int = 256) -> Path:
-    """Draw a run's pictures into ``plots/`` below `out` and write its ``report.html``.
-
-    Returns:
-        The page.
-    """
+    """Draw a run's pictures into ``plots/`` below `out` and write its page, ``report.html``."""
     pictures, energy = draw_run(run, out / "plots", images)
     write_energy(out / "energy", {run.name: energy})
     report, known = run.report or {}, run.ticket.provenance

@@ -6,9 +6,13 @@ import pytest
 import torch
 
 from spikeformer_lt.errors import ExportError
-from spikeformer_lt.export.fold import compact
-from spikeformer_lt.export.inference import FoldedAttention, FoldedConvUnit, FoldedLinearUnit
-from spikeformer_lt.export.verify import spike_mismatch
+from spikeformer_lt.export.api import spike_mismatch
+from spikeformer_lt.export.inference import (
+    FoldedAttention,
+    FoldedConvUnit,
+    FoldedLinearUnit,
+    compact,
+)
 from spikeformer_lt.layers.neuron import LIF, BatchNorm
 from spikeformer_lt.layers.units import LinearUnit
 

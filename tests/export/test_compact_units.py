@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from spikeformer_lt.export.fold import compact
-from spikeformer_lt.export.inference import FoldedConvUnit, FoldedLinearUnit
-from spikeformer_lt.export.verify import spike_mismatch
+from spikeformer_lt.export.api import spike_mismatch
+from spikeformer_lt.export.inference import FoldedConvUnit, FoldedLinearUnit, compact
 from spikeformer_lt.layers.neuron import LIF, BatchNorm
 from spikeformer_lt.layers.units import ConvLayer, Folded, Reads, map_rows
 from spikeformer_lt.models.spiking_cnn import SpikingCNN

@@ -13,10 +13,10 @@ import torch
 
 from spikeformer_lt import load_exported
 from spikeformer_lt.export import export_ticket
-from spikeformer_lt.export.fold import compact
+from spikeformer_lt.export.api import spike_mismatch
 from spikeformer_lt.export.graphs import to_pt2
+from spikeformer_lt.export.inference import compact
 from spikeformer_lt.export.streaming import Stream
-from spikeformer_lt.export.verify import spike_mismatch
 
 no_device = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
 CUDA = pytest.param("cuda", marks=[pytest.mark.gpu, no_device])

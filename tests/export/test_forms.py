@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from spikeformer_lt.export.codec import contexts_of, digest_of, from_signs
-from spikeformer_lt.layers.subnet import binary_gains
+from spikeformer_lt.export.file import binary_gains, contexts_of, digest_of, from_signs
 
 
 def test_gains_of_a_layer_and_of_filters() -> None:

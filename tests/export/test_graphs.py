@@ -11,9 +11,9 @@ import torch
 
 from spikeformer_lt.errors import ExportError
 from spikeformer_lt.export import graphs
-from spikeformer_lt.export.fold import compact
+from spikeformer_lt.export.api import fixed_batch
 from spikeformer_lt.export.graphs import to_onnx, to_pt2, write_graph
-from spikeformer_lt.export.verify import fixed_batch
+from spikeformer_lt.export.inference import compact
 
 needs_onnx = pytest.mark.skipif(
     any(importlib.util.find_spec(n) is None for n in ("onnx", "onnxscript", "onnxruntime")),

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from spikeformer_lt.errors import ExportError
-from spikeformer_lt.export.fold import CompactModel, compact
+from spikeformer_lt.export.inference import CompactModel, compact
 
 nir = pytest.importorskip("nir", reason="the extra 'nir' is not installed")
 

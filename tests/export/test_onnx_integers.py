@@ -10,8 +10,8 @@ import numpy as np  # noqa: E402
 from onnx import helper, numpy_helper  # noqa: E402
 
 from spikeformer_lt.errors import ExportError  # noqa: E402
-from spikeformer_lt.export.fold import compact  # noqa: E402
 from spikeformer_lt.export.graphs import use_integers  # noqa: E402
+from spikeformer_lt.export.inference import compact  # noqa: E402
 
 
 def graph_of(layer, name: str):

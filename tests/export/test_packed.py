@@ -139,8 +139,8 @@ def test_the_first_format_is_read_as_it_was_written(
     monkeypatch.setattr("spikeformer_lt.export.file.encode_values", lambda values: None)
     first = dataclasses.replace(packing.EXPORT, version=1)
     monkeypatch.setattr(packing, "EXPORT", first)
-    listed = packing.Row.as_list
-    monkeypatch.setattr(packing.Row, "as_list", lambda row: listed(row)[:-1])
+    fields = packing.astuple
+    monkeypatch.setattr(packing, "astuple", lambda row: fields(row)[:-1])
     write_packed(tmp_path, small)
     monkeypatch.undo()
     assert '"format_version":1' in (tmp_path / CONFIG).read_text()

@@ -141,16 +141,14 @@ def test_a_wrong_reload_writes_nothing(
 def test_a_wrong_compact_form_writes_nothing(
     ticket: Ticket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from spikeformer_lt.export import verify
-
-    right = verify.compact
+    right = publishing.compact
 
     def wrong(model):
         made = right(model)
         made.net.head.bias = torch.nn.Parameter(made.net.head.bias + 1e-6)
         return made
 
-    monkeypatch.setattr(verify, "compact", wrong)
+    monkeypatch.setattr(publishing, "compact", wrong)
     with pytest.raises(ExportError, match="the compact network differs"):
         export_ticket(ticket, tmp_path / "out")
     assert nothing_is_left(tmp_path)

@@ -11,8 +11,7 @@ from torch import nn
 
 from spikeformer_lt import Mask, Ticket, create_model, load_exported
 from spikeformer_lt.export import export_ticket
-from spikeformer_lt.export.fold import alive, compact, find_pairs
-from spikeformer_lt.export.inference import FoldedConvUnit
+from spikeformer_lt.export.inference import FoldedConvUnit, alive, compact, find_pairs
 from spikeformer_lt.layers.neuron import LIF
 from spikeformer_lt.layers.units import Chain
 from spikeformer_lt.models.spiking_cnn import SpikingCNN
@@ -191,6 +190,6 @@ def test_the_card_says_whether_channels_were_examined(ticket, tmp_path, monkeypa
     assert done.check.removed is not None
     card = (tmp_path / "a" / "README.md").read_text()
     assert f"dead channels: {done.check.removed} removed" in card
-    monkeypatch.setattr("spikeformer_lt.export.fold.chains_of", lambda net: [])
+    monkeypatch.setattr("spikeformer_lt.export.inference.chains_of", lambda net: [])
     assert export_ticket(ticket, tmp_path / "b").check.removed is None
     assert "dead channels: not examined" in (tmp_path / "b" / "README.md").read_text()

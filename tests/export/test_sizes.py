@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from spikeformer_lt import Mask, Ticket, create_model
+from spikeformer_lt.export.api import size_table, sizes
 from spikeformer_lt.export.file import read_packed
-from spikeformer_lt.export.verify import size_table, sizes
 from spikeformer_lt.layers.neuron import BatchNorm
 from spikeformer_lt.layers.subnet import SubnetConv2d, collapse, get_masks, rankings, set_masks
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from spikeformer_lt.errors import ConfigError, DataError, ExportError
-from spikeformer_lt.export.fold import compact
+from spikeformer_lt.export.inference import compact
 from spikeformer_lt.export.streaming import Stream
 
 CHOICES = [

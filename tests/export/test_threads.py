@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from spikeformer_lt.export.fold import compact
-from spikeformer_lt.export.inference import DerivedCache, FoldedLinear
+from spikeformer_lt.export.inference import DerivedCache, FoldedLinear, compact
 from spikeformer_lt.export.streaming import Stream
 from spikeformer_lt.layers.patches import PatchSelect
 

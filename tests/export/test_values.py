@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spikeformer_lt.export.codec import decode_values, encode_values
+from spikeformer_lt.export.file import decode_values, encode_values
 
 KINDS = [torch.float32, torch.float16, torch.bfloat16]
 

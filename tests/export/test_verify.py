@@ -10,8 +10,8 @@ import torch
 
 from spikeformer_lt import create_model
 from spikeformer_lt.errors import ExportError
+from spikeformer_lt.export.api import fixed_batch, spike_mismatch, verify
 from spikeformer_lt.export.file import read_packed
-from spikeformer_lt.export.verify import fixed_batch, spike_mismatch, verify
 
 
 def test_the_batch_is_fixed_and_fits_the_door() -> None:
@@ -60,7 +60,7 @@ def test_the_spike_mismatch_is_0_in_float64_and_sees_a_change(net, images) -> No
     x = images(model).double()
     rates = spike_mismatch(model.double(), x)
     assert len(rates) == 5 + 5 and max(rates.values()) == 0
-    from spikeformer_lt.export import verify as module
+    from spikeformer_lt.export import api as module
 
     right = module.compact
 

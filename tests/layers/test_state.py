@@ -11,7 +11,7 @@ from spikingjelly.activation_based.neuron import LIFNode
 from torch import nn
 
 from spikeformer_lt import create_model
-from spikeformer_lt.export.fold import compact
+from spikeformer_lt.export.inference import compact
 from spikeformer_lt.layers.neuron import (
     BatchNorm,
     NeuronState,

@@ -16,11 +16,21 @@ from spikeformer_lt.reports.energy import HOROWITZ, Energy
 from spikeformer_lt.reports.ledger import (
     AC_PJ,
     MAC_PJ,
-    bits_per_weight,
+    LayerWeights,
     build_ledger,
     count_operations,
-    is_binary,
 )
+
+
+def bits_per_weight(layers) -> float:
+    counts = [LayerWeights.of(layer) for layer in layers]
+    return sum(count.bits for count in counts) / sum(count.total for count in counts)
+
+
+def is_binary(weight: torch.Tensor) -> bool:
+    layer = nn.Linear(1, 1) if weight.ndim == 2 else nn.Conv2d(1, 1, 1)
+    layer.weight = nn.Parameter(weight)
+    return LayerWeights.of(layer).binary
 
 
 def lively() -> nn.Module:

@@ -135,8 +135,7 @@ def find(
     """Search, save the ticket, train it if it is not trained, test once, write the report.
 
     Args:
-        cfg: a configuration with the groups of `ImageRecipe`, and ``epochs`` if the search gives
-            tickets to be trained.
+        cfg: options with the groups of `ImageRecipe`, and ``epochs`` to train a ticket.
         choose: the search, whose configuration is the group of its name with the ``preset`` of the
             recipe; or a function that chooses from the configuration in force.
         small: values for the fallback, where the user names none.
@@ -184,16 +183,13 @@ def _made(chosen: Choice, seed: int, batch: Any) -> Any:
 
 
 def open_finished(path: str, cfg: Any, *, report: bool = True, **changed: Any) -> Any:
-    """Open a run, a ticket or an export with the data options of a recipe.
+    """Open a run, a ticket or an export as a `reports.FinishedRun`.
 
     Args:
         path: its folder.
         cfg: a configuration with an `EventDataConfig` as ``data``.
         report: also read its report.
         changed: model arguments that differ from the ticket's; None changes nothing.
-
-    Returns:
-        A `reports.FinishedRun`.
     """
     from spikeformer_lt.export import read_ticket
     from spikeformer_lt.reports import open_run, open_ticket

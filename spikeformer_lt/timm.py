@@ -1,8 +1,7 @@
 """Our models under their own names in timm, without importing timm.
 
-timm's registry needs the names, and the names need our model modules. So nothing happens until timm
-has been imported by somebody: before us, and then the models join at once; or after us, and then a
-finder on `sys.meta_path` lets the usual finders load timm and joins when timm is complete.
+If timm was imported before us, the models join at once; if after us, a finder on `sys.meta_path`
+lets the usual finders load timm and joins when timm is complete.
 """
 
 from __future__ import annotations

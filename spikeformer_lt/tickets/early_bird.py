@@ -19,7 +19,7 @@ from spikeformer_lt.mask import Mask
 from spikeformer_lt.registry import register_search
 from spikeformer_lt.rng import isolated_rng
 from spikeformer_lt.ticket import Ticket
-from spikeformer_lt.tickets.base import Search, magnitudes
+from spikeformer_lt.tickets.base import Search, magnitudes, noted
 from spikeformer_lt.tickets.configs import EarlyBirdConfig, preset_optim
 from spikeformer_lt.training.phase import Fit, Hook, Phase, Progress
 
@@ -42,9 +42,7 @@ class Group:
         return f"{self.norm}.weight"
 
 
-def find_groups(
-    model: nn.Module, images: Tensor, labels: Tensor | None = None
-) -> tuple[Group, ...]:
+def find_groups(model: nn.Module, images: Tensor) -> tuple[Group, ...]:
     """Find the channels of a network that nothing but one layer reads.
 
     Candidates are a layer, the BatchNorm after it and the next layer of as many inputs. Each is
@@ -55,17 +53,13 @@ def find_groups(
 
     Args:
         model: is not changed.
-        images: a few inputs; their labels are not needed.
+        images: a few inputs ``[B, C, H, W]``, or frames ``[B, T, C, H, W]``.
 
     Raises:
         ConfigError: no channel can be removed.
     """
-    del labels
-    layers = [
-        (n, m)
-        for n, m in model.named_modules()
-        if isinstance(m, (nn.Conv2d, nn.Linear, _BatchNorm))
-    ]
+    kinds = (nn.Conv2d, nn.Linear, _BatchNorm)
+    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, kinds)]
     found = []
     with isolated_rng(0), torch.no_grad():
         for place in range(1, len(layers) - 1):
@@ -107,10 +101,10 @@ def channel_mask(model: nn.Module, groups: Sequence[Group], channels: Mask) -> M
         columns = model.get_parameter(f"{group.consumer}.weight")
         _narrow(kept, f"{group.producer}.weight", _along(stays, 0, rows))
         _narrow(kept, f"{group.consumer}.weight", _along(stays, 1, columns))
-        for name in (f"{group.norm}.weight", f"{group.norm}.bias"):
+        biased = getattr(model.get_submodule(group.producer), "bias", None) is not None
+        biases = [f"{group.producer}.bias"] * biased
+        for name in (group.scale, f"{group.norm}.bias", *biases):
             _narrow(kept, name, stays)
-        if getattr(model.get_submodule(group.producer), "bias", None) is not None:
-            _narrow(kept, f"{group.producer}.bias", stays)
     return Mask(kept)
 
 
@@ -138,15 +132,13 @@ def shrink(model: nn.Module, groups: Sequence[Group], mask: Mapping[str, Tensor]
 
 
 def _sizes_fit(model: nn.Module, group: Group) -> bool:
-    producer, norm, consumer = (
-        model.get_submodule(name) for name in (group.producer, group.norm, group.consumer)
-    )
-    weight = getattr(consumer, "weight", None)
-    alone = getattr(producer, "groups", 1) == getattr(consumer, "groups", 1) == 1
-    made, scale = producer.weight, norm.weight
-    if not (isinstance(weight, Tensor) and isinstance(made, Tensor) and isinstance(scale, Tensor)):
+    names = (group.producer, group.norm, group.consumer)
+    producer, _, consumer = parts = [model.get_submodule(name) for name in names]
+    made, scale, weight = (getattr(part, "weight", None) for part in parts)
+    if made is None or scale is None or weight is None or weight.ndim < 2:
         return False
-    return alone and weight.ndim > 1 and len(made) == len(scale) == weight.shape[1]
+    alone = getattr(producer, "groups", 1) == getattr(consumer, "groups", 1) == 1
+    return alone and len(made) == len(scale) == weight.shape[1]
 
 
 def _holds(model: nn.Module, group: Group, images: Tensor) -> bool:
@@ -289,12 +281,8 @@ class MaskWatch(Hook):
 class EarlyBird(Search):
     """Lottery tickets drawn early in training; the ticket starts from the initial weights.
 
-    Args:
-        config: form, sparsity and when to stop.
-        seed: unused; every search takes one.
-        batch: gives a few images, for the channel form.
-
-    The channel form removes whole channels: `shrink` makes the smaller network.
+    The channel form, for which `batch` gives a few images, removes whole channels: `shrink` makes
+    the smaller network.
 
     Source: You et al., ICLR 2020 (arXiv 1909.11957), algorithm 1, the channel form; Kim et al.,
     ECCV 2022 (arXiv 2207.01382), section 3.2, the weight form.
@@ -302,7 +290,7 @@ class EarlyBird(Search):
 
     def _search(self, model: nn.Module, fit: Fit) -> Mask:
         config, channels = self.config, self.config.kind == "channels"
-        groups = find_groups(model, *self._images(2)) if channels else ()
+        groups = find_groups(model, self._images(2)[0]) if channels else ()
 
         def draw(now: nn.Module) -> Mask:
             scores = norm_scales(now, groups) if channels else magnitudes(config.prune.weights(now))
@@ -322,6 +310,4 @@ class EarlyBird(Search):
 
     def _ticket(self, model: nn.Module, mask: Mask) -> Ticket:
         """With each epoch's distances to the masks before it in the window, oldest first."""
-        made = super()._ticket(model, mask)
-        about = {**made.provenance, "mask_distances": self.watch.history}
-        return Ticket(made.mask, made.tensors, about)
+        return noted(super()._ticket(model, mask), mask_distances=self.watch.history)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from spikeformer_lt import cli
+from spikeformer_lt import cli, registry
 from spikeformer_lt.config import given_options, parse
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.registry import search_names
@@ -101,6 +101,16 @@ def cli_set(config, root="data"):
 """
 
 
+@pytest.fixture
+def own_entries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget what a test registers: others go through all entries."""
+    registry.list_models(), registry.list_datasets()
+    for shelf in (registry._models, registry._datasets):
+        for field in ("_factories", "_configs"):
+            monkeypatch.setattr(shelf, field, dict(getattr(shelf, field)))
+
+
+@pytest.mark.usefixtures("own_entries")
 def test_a_named_model_and_data_set_bring_their_options(tmp_path: Path) -> None:
     path = tmp_path / "cli_plugin.py"
     path.write_text(PLUGIN)

@@ -138,8 +138,11 @@ def test_a_channel_that_a_longer_stream_would_hear_stays(choice: dict[str, Any])
     assert found[fires].all() and (found != fires).sum() <= 1, "one at the threshold may stay"
 
 
-def with_list(name: str, declared: bool) -> Any:
-    """A CNN whose convolutions are in a list of this name, half of the first ones dead."""
+def with_list(name: str, known: str) -> Any:
+    """A CNN whose convolutions are in a list of this name, half of the first ones dead.
+
+    Its chains are declared, traced by its base class, or none.
+    """
 
     class Net(SpikingCNN):
         def __init__(self) -> None:
@@ -153,10 +156,10 @@ def with_list(name: str, declared: bool) -> Any:
                 rows = layer(rows, self.T)
             return rows
 
-        if declared:
+        if known != "traced":
 
             def chains(self) -> list[Chain]:
-                return [self.sequence(getattr(self, name))]
+                return [self.sequence(getattr(self, name))] if known == "declared" else []
 
     torch.manual_seed(0)
     model = Net().double().eval()
@@ -167,16 +170,17 @@ def with_list(name: str, declared: bool) -> Any:
     return model
 
 
+@pytest.mark.parametrize("chains", ["declared", "traced"])
 @pytest.mark.parametrize("name", ["layers", "convs", "conv_pep"])
-def test_dead_channels_go_whatever_their_list_is_called(name: str) -> None:
-    model, x = with_list(name, declared=True), torch.rand(3, 3, 16, 16).double()
+def test_dead_channels_go_whatever_their_list_is_called(name: str, chains: str) -> None:
+    model, x = with_list(name, chains), torch.rand(3, 3, 16, 16).double()
     fast = compact(model)
     assert fast.removed == {f"{name}.0": 8}
     torch.testing.assert_close(fast(x), model(x).detach(), rtol=0, atol=1e-9)
 
 
 def test_a_model_without_chains_says_that_nothing_was_examined() -> None:
-    model, x = with_list("layers", declared=False), torch.rand(3, 3, 16, 16).double()
+    model, x = with_list("layers", "none"), torch.rand(3, 3, 16, 16).double()
     fast = compact(model)
     assert fast.removed is None and isinstance(fast.net.layers[0], FoldedConvUnit)
     torch.testing.assert_close(fast(x), model(x).detach(), rtol=0, atol=1e-9)

@@ -420,7 +420,9 @@ class Only(nn.Module):
         super().__init__()
         self.tokens = tokens
 
-    def forward(self, images: torch.Tensor, T: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self, images: torch.Tensor, T: int, need_current: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         return self.tokens, self.tokens
 
 

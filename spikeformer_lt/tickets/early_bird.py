@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from spikeformer_lt.errors import ConfigError, MaskError
@@ -91,8 +92,7 @@ def channel_mask(model: nn.Module, groups: Sequence[Group], channels: Mask) -> M
         channels: kept channels by the norm's name, as `norm_scales` names them.
 
     Returns:
-        A mask of rows, columns, and of scales, shifts and biases, so that a removed channel is
-        exactly silent.
+        Rows, columns, scales, shifts and biases: a removed channel is exactly silent.
     """
     kept: dict[str, Tensor] = {}
     for group in groups:
@@ -149,35 +149,27 @@ def _holds(model: nn.Module, group: Group, images: Tensor) -> bool:
             module.bias.normal_(0.5, 1.0)
         elif isinstance(module, (nn.Conv2d, nn.Linear)):  # initial heads can be too faint to feel
             nn.init.kaiming_normal_(module.weight)
-    norm, consumer = probe.get_submodule(group.norm), probe.get_submodule(group.consumer)
-    scale, shift, weight = norm.weight, norm.bias, consumer.weight
-    assert isinstance(scale, Tensor) and isinstance(shift, Tensor) and isinstance(weight, Tensor)
-    some = torch.arange(len(scale), device=scale.device) % 2 == 0
-    own = [value.clone() for value in (scale, shift, weight)]
-    plain = probe(images)
-    weight[:, some] = 0
-    unread = probe(images)
-    scale[some] *= -2
-    shift[some] += 3
-    nobody_else = torch.equal(unread, probe(images))
-    weight.copy_(own[2])
-    felt = not torch.equal(plain, probe(images))
-    scale.copy_(own[0])
-    shift.copy_(own[1])
-    scale[some] = shift[some] = 0
-    silent = probe(images)
-    weight[:, some] = 7
-    if not (nobody_else and felt and torch.equal(silent, probe(images))):
+    names = (group.scale, f"{group.norm}.bias", f"{group.consumer}.weight")
+    scale, shift, weight = (probe.get_parameter(name) for name in names)
+
+    def outputs(*values: Tensor) -> Tensor:
+        made: Tensor = functional_call(probe, dict(zip(names, values, strict=True)), images)
+        return made
+
+    place = torch.arange(len(scale), device=scale.device)
+    some, first = place % 2 == 0, place == 0
+    columns = _along(some, 1, weight)
+    unread, read = weight.masked_fill(columns, 0), weight.masked_fill(columns, 7)
+    loud = torch.where(some, -2 * scale, scale), torch.where(some, shift + 3, shift)
+    mute = scale.masked_fill(some, 0), shift.masked_fill(some, 0)
+    nobody_else = torch.equal(outputs(scale, shift, unread), outputs(*loud, unread))
+    felt = not torch.equal(outputs(scale, shift, weight), outputs(*loud, weight))
+    silent = torch.equal(outputs(*mute, weight), outputs(*mute, read))
+    if not (nobody_else and felt and silent):
         return False
-    weight.copy_(own[2])
-    scale.copy_(own[0])
-    shift.copy_(own[1])
-    scale[0] = shift[0] = 0
-    masked = probe(images)
-    stays = torch.ones(len(scale), dtype=torch.bool)
-    stays[0] = False
+    masked = outputs(scale.masked_fill(first, 0), shift.masked_fill(first, 0), weight)
     try:
-        smaller = shrink(probe, [group], {group.scale: stays})(images)
+        smaller = shrink(probe, [group], {group.scale: ~first})(images)
     except (RuntimeError, ValueError):  # its shape is tied to something else, as heads are
         return False
     return torch.allclose(masked, smaller, rtol=1e-3, atol=1e-3)

@@ -31,13 +31,13 @@ from spikeformer_lt.disk import (
     safe_name,
     sync_folder,
     unpack_tensors,
+    write_through,
 )
-from spikeformer_lt.errors import CheckpointError, SpikeformerError, shown
+from spikeformer_lt.errors import CheckpointError, SpikeformerError, name_of, shown
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Bundle", "BundleKind", "Stage", "discard", "open_bundle", "recover", "staged"]
 
 MANIFEST_LIMIT = 1 << 26  # bytes; provenance of a long search has some thousands
 ABANDONED_S = 86400.0  # age of a leftover that is swept where a system has no locks
@@ -85,10 +85,7 @@ class Stage:
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file through to the disk."""
-        with open(self.path / name, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        write_through(self.path / name, data)
         self.files[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
     def write_tensors(
@@ -98,26 +95,23 @@ class Stage:
         self.write(name, pack_tensors(tensors, metadata, shown(name)))
 
     def seal(self, body: Mapping[str, Any]) -> None:
-        """Write the manifest: `body` and the hashes of the files so far; later ones are not sealed.
-
-        Raises:
-            SpikeformerError: (as the kind's) a value that JSON cannot hold.
-        """
+        """Write the manifest: `body`, which JSON must hold, and the hashes of the files so far."""
+        kind = self.kind
         for key, value in body.items():
             try:
                 json.dumps(value)
             except (TypeError, ValueError, RecursionError) as fault:
-                whose = f"{self.kind.name}'s {key}"
-                raise self.kind.error(f"the {whose} cannot be stored as JSON: {fault}") from None
+                whose = f"{kind.name}'s {key}"
+                raise kind.error(f"the {whose} cannot be stored as JSON: {fault}") from None
         listed: dict[str, Any] = {"files": dict(self.files)}
-        if not self.kind.sizes:
+        if not kind.sizes:
             listed = {"sha256": {name: entry["sha256"] for name, entry in self.files.items()}}
-        found = {"format": self.kind.format, "format_version": self.kind.version, **body, **listed}
-        if self.kind.sealed:
+        found = {"format": kind.format, "format_version": kind.version, **body, **listed}
+        if kind.sealed:
             found["seal"] = _seal(found)
-        separators = (",", ":") if self.kind.indent is None else None
-        text = json.dumps(found, indent=self.kind.indent, separators=separators)
-        self.write(self.kind.manifest, text.encode("ascii"))
+        separators = (",", ":") if kind.indent is None else None
+        text = json.dumps(found, indent=kind.indent, separators=separators)
+        self.write(kind.manifest, text.encode("ascii"))
 
 
 @contextlib.contextmanager
@@ -146,7 +140,7 @@ def staged(folder: str | Path, kind: BundleKind, overwrite: bool = False) -> Ite
             _publish(stage.path, folder)
         except OSError as fault:
             raise kind.error(
-                f"cannot write {shown(str(folder), 300)}: {fault.strerror or fault}; "
+                f"cannot write {name_of(folder)}: {fault.strerror or fault}; "
                 f"{free_bytes(folder.parent)} bytes free"
             ) from fault
 
@@ -165,10 +159,9 @@ class Bundle:
         """Read a file, once, and verify it.
 
         Raises:
-            SpikeformerError: (as the kind's) the manifest lists no such file, it cannot be read, or
-                it changed since the bundle was made.
+            SpikeformerError: (as the kind's) it is not listed, cannot be read, or was changed.
         """
-        where = shown(str(self.folder), 300)
+        where = name_of(self.folder)
         try:
             data = (self.folder / name).read_bytes()
         except OSError as fault:
@@ -192,13 +185,8 @@ class Bundle:
         )
 
     def tensors(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Read a file of tensors: the tensors on the CPU, and their metadata.
-
-        Raises:
-            SpikeformerError: as `read`.
-            CheckpointError: the file is none of ours.
-        """
-        return unpack_tensors(self.read(name), shown(str(self.folder / name), 300))
+        """Read a file of tensors: the tensors on the CPU, and their metadata; raises as `read`."""
+        return unpack_tensors(self.read(name), name_of(self.folder / name))
 
 
 def open_bundle(folder: str | Path, kind: BundleKind) -> Bundle:
@@ -208,7 +196,7 @@ def open_bundle(folder: str | Path, kind: BundleKind) -> Bundle:
         SpikeformerError: (as the kind's) no such bundle, a newer one, or an edited manifest.
     """
     folder = Path(folder)
-    where, manifest = shown(str(folder), 300), kind.manifest
+    where, manifest = name_of(folder), kind.manifest
     if folder.is_file():
         with open(folder, "rb") as file:
             what = content_kind(file.read(1024))
@@ -247,10 +235,9 @@ def open_bundle(folder: str | Path, kind: BundleKind) -> Bundle:
 
 
 def recover(folder: Path) -> None:
-    """Clear up beside `folder` after processes that are gone.
+    """Clear up beside `folder` after processes that are gone; what a living one holds stays.
 
-    An old bundle that was set aside is put back where nothing is in its place; stages and further
-    old ones are deleted. Those that a living process holds are left alone.
+    An old bundle that was set aside is put back where nothing is in its place.
     """
     parent, name = folder.parent, safe_name(folder.name)
     try:
@@ -258,25 +245,21 @@ def recover(folder: Path) -> None:
     except OSError:
         return
     for entry in entries:
-        match = _LEFTOVER.fullmatch(entry)
-        if match is None or match["name"] != name or not (parent / entry).is_dir():
+        match, path = _LEFTOVER.fullmatch(entry), parent / entry
+        if match is None or match["name"] != name or not path.is_dir():
             continue
         with contextlib.ExitStack() as held:
-            if not _claim(parent / entry, held):
+            if not _claim(path, held):
                 continue
             if match["kind"] == "old" and not folder.exists():
                 with contextlib.suppress(OSError):
-                    os.replace(parent / entry, folder)
+                    os.replace(path, folder)
             else:
-                shutil.rmtree(parent / entry, ignore_errors=True)
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def discard(folder: Path) -> None:
-    """Delete a bundle: a kill amid the deletion leaves no damaged one.
-
-    Raises:
-        OSError: it cannot be moved out of its place.
-    """
+    """Delete a bundle; a kill amid the deletion leaves no damaged one."""
     trash = _beside(folder, "tmp")
     os.replace(folder, trash)
     shutil.rmtree(trash, ignore_errors=True)
@@ -318,7 +301,7 @@ def _claim(folder: Path, held: contextlib.ExitStack) -> bool:
 
 
 def _refuse_foreign(folder: Path, kind: BundleKind, overwrite: bool) -> None:
-    where = shown(str(folder), 300)
+    where = name_of(folder)
     if not folder.is_dir():
         if folder.exists() or folder.is_symlink():
             raise kind.error(f"{where} is a file; give a folder's name")
@@ -326,19 +309,16 @@ def _refuse_foreign(folder: Path, kind: BundleKind, overwrite: bool) -> None:
     there = sorted(entry.name for entry in folder.iterdir())
     foreign = [name for name in there if name not in (kind.manifest, *kind.files)]
     if there and overwrite and not foreign:
-        try:
+        with contextlib.suppress(OSError, ValueError, RecursionError):
             about = json.loads((folder / kind.manifest).read_text("utf-8"))
-        except (OSError, ValueError, RecursionError):
-            about = None
-        if isinstance(about, dict) and about.get("format") == kind.format:
-            return
+            if isinstance(about, dict) and about.get("format") == kind.format:
+                return
     if there:
-        advice = f"which replaces {kind} only"
-        raise kind.error(
-            f"{where} already holds {shown((foreign or there)[0])}; give a new folder"
-            + (f", not this one: {kind} is replaced by {kind} only" if overwrite else "")
-            + ("" if overwrite else f" or overwrite=True (--overwrite), {advice}")
-        )
+        advice = f" or overwrite=True (--overwrite), which replaces {kind} only"
+        if overwrite:
+            advice = f", not this one: {kind} is replaced by {kind} only"
+        what = shown((foreign or there)[0])
+        raise kind.error(f"{where} already holds {what}; give a new folder{advice}")
 
 
 def _publish(stage: Path, folder: Path) -> None:

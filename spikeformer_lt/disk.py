@@ -21,34 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from spikeformer_lt.errors import CheckpointError, ConfigError, SpikeformerError, shown
+from spikeformer_lt.errors import CheckpointError, ConfigError, SpikeformerError, name_of, shown
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = [
-    "DEPTH_LIMIT",
-    "FILE_LIMIT",
-    "HEADER_LIMIT",
-    "KEY",
-    "NAME_LIMIT",
-    "VERSION",
-    "content_kind",
-    "csv_cell",
-    "dump_json",
-    "free_bytes",
-    "pack_tensors",
-    "parse_json",
-    "parse_yaml",
-    "read_mapping",
-    "read_tensors",
-    "safe_name",
-    "sha256_of",
-    "sync_folder",
-    "unpack_tensors",
-    "write_atomic",
-    "write_tensors",
-]
 
 NAME_LIMIT = 100  # characters; file systems allow 255 bytes and we append to names
 FILE_LIMIT = 1_000_000  # bytes; a configuration of ours has a few thousand
@@ -57,14 +34,22 @@ KEY = "spikeformer_lt"  # of our one entry in the header: safetensors writes sev
 VERSION = 1
 HEADER_LIMIT = 100_000_000  # bytes; safetensors' own limit
 _CONVERT = "convert it with: python recipes/convert.py --source FILE --model NAME --out DIR"
+_PICKLE = f"a pickle, which could run code and is never loaded; {_CONVERT}"
+_ZIP = f"a zip archive (torch.save writes such files, with a pickle inside); {_CONVERT}"
+_MAGIC = {
+    b"PK\x03\x04": _ZIP,
+    **{b"\x80" + bytes([protocol]): _PICKLE for protocol in (2, 3, 4, 5)},
+    **{b"\x1f\x8b": "a gzip archive", b"\x93NUMPY": "a NumPy array", b"\x89HDF": "an HDF5 file"},
+    **{b"\x89PNG": "a PNG image", b"7z\xbc\xaf": "a 7z archive"},
+}  # first bytes -> what it is
 _DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # Windows
 
 
 def safe_name(text: str) -> str:
     """Turn any text into one file name: no separator, no leading dot, no control character.
 
-    A text that already is such a name comes back unchanged. Any other is cleaned and gets eight
-    hex digits of its hash, so that two texts never share a name.
+    A text that is no such name is cleaned and gets eight hex digits of its hash, so that two texts
+    never share a name.
     """
     clean = re.sub(r"[^A-Za-z0-9._+=-]+", "_", text).lstrip(".-=+")[:NAME_LIMIT].rstrip("._")
     if _DEVICES.fullmatch(clean):
@@ -85,36 +70,36 @@ def sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
+def write_through(path: Path, data: bytes) -> None:
+    """Write a new file and wait until it is on the disk."""
+    with open(path, "xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def write_atomic(
     path: str | Path, data: bytes, error: type[SpikeformerError] = CheckpointError
 ) -> None:
-    """Write a file so that a reader sees the old content or the new one, never a part.
-
-    Args:
-        path: the file; its folder is made if missing.
-        data: the whole content.
-        error: class of the exception for a full disk, a read-only folder and the like.
+    """Write a file so that a reader sees the old content or the new one; its folder is made.
 
     Raises:
-        SpikeformerError: (as `error`) with path, bytes needed and bytes free; the previous file is
-            untouched.
+        SpikeformerError: (as `error`) a disk that refuses, with path, bytes needed and bytes free;
+            the previous file is untouched.
     """
     path = Path(path)
     stage = path.with_name(f".{path.name[:NAME_LIMIT]}.tmp-{uuid.uuid4().hex[:12]}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with open(stage, "xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+            write_through(stage, data)
             os.replace(stage, path)
         except BaseException:
             stage.unlink(missing_ok=True)
             raise
     except OSError as fault:
         raise error(
-            f"cannot write {shown(str(path), 300)}: {fault.strerror or fault}; {len(data)} bytes "
+            f"cannot write {name_of(path)}: {fault.strerror or fault}; {len(data)} bytes "
             f"needed, {free_bytes(path.parent)} free; the previous file, if any, is untouched"
         ) from fault
     sync_folder(path.parent)
@@ -135,12 +120,7 @@ def sha256_of(path: str | Path) -> str:
 
 
 def parse_json(text: str, source: str, error: type[SpikeformerError] = ConfigError) -> Any:
-    """Parse strict JSON: a repeated key is refused.
-
-    Args:
-        text: the document.
-        source: the file's name, for messages.
-        error: class of the exception.
+    """Parse strict JSON; `source` is the file's name, for messages.
 
     Raises:
         SpikeformerError: (as `error`) not JSON, a repeated key, or nested too deeply.
@@ -167,55 +147,74 @@ def parse_json(text: str, source: str, error: type[SpikeformerError] = ConfigErr
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain scalars by YAML 1.2's core rules: 1e-3 is a number, `off` and 2026-11-21 are words."""
+    """Plain scalars by YAML 1.2's core rules: 1e-3 is a number, `off` and 2026-11-21 are words.
+
+    Risky nodes are refused before anything is expanded: a bomb while it is small.
+    """
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (the base class's protocol)
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        what, event = "", self.peek_event()  # type: ignore[no-untyped-call]
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+            what = "an anchor or alias (& or *); write the value out"
+        elif tag := getattr(event, "tag", None):
+            what = f"the tag {shown(tag)}; only plain values are allowed"
+        elif isinstance(event, yaml.CollectionStartEvent) and self.depth == DEPTH_LIMIT:
+            what = f"nested deeper than {DEPTH_LIMIT} levels"
+        if what:
+            raise ConfigError(f"{self.name}, line {event.start_mark.line + 1}: {what}")
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            line = key_node.start_mark.line + 1
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise ConfigError(f"{self.name}, line {line}: a key must be one plain word")
+            key = self.construct_object(key_node)
+            if key in seen:
+                raise ConfigError(
+                    f"{self.name}, line {line}: the key {shown(key)} is there twice "
+                    f"(first in line {seen[key]}); keep one"
+                )
+            seen[key] = line
+        return super().construct_mapping(node, deep=deep)
 
 
 _TAG = "tag:yaml.org,2002:"
+_DECIMAL = r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
 for _kind, _pattern, _first in (
     ("null", r"~|null|Null|NULL|", [*"~nN", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", [*"tTfF"]),
     ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", [*"-+0123456789"]),
-    (
-        "float",
-        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
-        [*"-+.0123456789"],
-    ),
+    ("float", rf"{_DECIMAL}|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", [*"-+.0123456789"]),
 ):
     _Loader.add_implicit_resolver(_TAG + _kind, re.compile(rf"^(?:{_pattern})$"), _first)
 _Loader.add_constructor(_TAG + "bool", lambda _, node: node.value.lower() == "true")
 _Loader.add_constructor(
-    _TAG + "int",
-    lambda _, node: int(node.value, 0 if node.value[:2] in ("0o", "0x") else 10),
+    _TAG + "int", lambda _, node: int(node.value, 0 if node.value[:2] in ("0o", "0x") else 10)
 )
 
 
 def parse_yaml(text: str, source: str) -> Any:
-    """Parse plain YAML: no tag, no anchor or alias, no tab, no repeated key, one document.
-
-    Args:
-        text: the document.
-        source: the file's name, for messages.
+    """Parse one document of plain YAML; `source` is the file's name, for messages.
 
     Raises:
-        ConfigError: any of the above, or not YAML; the message has the line.
+        ConfigError: a tag, anchor, alias, tab or repeated key, or not YAML; the message has the
+            line.
     """
     for number, line in enumerate(text.splitlines(), start=1):
         if "\t" in line:
             raise ConfigError(f"{source}, line {number}: a tab; indent with spaces")
     try:
-        # Events come before anything is expanded, so that a bomb is refused while it is small.
-        _refuse_risky_events(text, source)
         loader = _Loader(text)
-        try:
-            node = loader.get_single_node()
-            if node is None:
-                return None
-            _refuse_repeated_keys(node, loader, source)
-            return loader.construct_document(node)
-        finally:
-            loader.dispose()
+        loader.name = source
+        return loader.get_single_data()
     except yaml.MarkedYAMLError as fault:
         mark = fault.problem_mark or fault.context_mark
         where = f", line {mark.line + 1}" if mark else ""
@@ -226,46 +225,6 @@ def parse_yaml(text: str, source: str) -> Any:
         raise ConfigError(f"{source}: not YAML: {shown(str(fault), 200)}") from None
 
 
-def _refuse_risky_events(text: str, source: str) -> None:
-    depth = 0
-    for event in yaml.parse(text, Loader=_Loader):
-        what = ""
-        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-            what = "an anchor or alias (& or *); write the value out"
-        elif tag := getattr(event, "tag", None):
-            what = f"the tag {shown(tag)}; only plain values are allowed"
-        elif isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-            what = f"nested deeper than {DEPTH_LIMIT} levels" if depth > DEPTH_LIMIT else ""
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
-        if what:
-            line = event.start_mark.line + 1 if event.start_mark else "?"
-            raise ConfigError(f"{source}, line {line}: {what}")
-
-
-def _refuse_repeated_keys(root: yaml.Node, loader: _Loader, source: str) -> None:
-    waiting = [root]
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, yaml.SequenceNode):
-            waiting += node.value
-        elif isinstance(node, yaml.MappingNode):
-            seen: dict[Any, int] = {}
-            for key_node, value_node in node.value:
-                line = key_node.start_mark.line + 1
-                if not isinstance(key_node, yaml.ScalarNode):
-                    raise ConfigError(f"{source}, line {line}: a key must be one plain word")
-                key = loader.construct_object(key_node)
-                if key in seen:
-                    raise ConfigError(
-                        f"{source}, line {line}: the key {shown(key)} is there twice "
-                        f"(first in line {seen[key]}); keep one"
-                    )
-                seen[key] = line
-                waiting.append(value_node)
-
-
 def read_mapping(path: str | Path) -> dict[str, Any]:
     """Read a ``.yaml``, ``.yml`` or ``.json`` file whose top level is a mapping.
 
@@ -273,7 +232,7 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
         ConfigError: missing, unreadable, too large, of another kind, or malformed.
     """
     path = Path(path)
-    name = shown(str(path), 300)
+    name = name_of(path)
     parsers = {".json": parse_json, ".yaml": parse_yaml, ".yml": parse_yaml}
     parser = parsers.get(path.suffix.lower())
     if parser is None:
@@ -300,8 +259,8 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
 def csv_cell(value: object) -> str:
     """Return `value` as the text of one CSV cell on one line that no spreadsheet will execute.
 
-    Numbers stay as they are. A text that begins like a formula (= + - @) gets a leading
-    apostrophe, and control characters are escaped. Quoting of commas is left to the csv module.
+    A text that begins like a formula (= + - @) gets a leading apostrophe, and control characters
+    are escaped. Quoting of commas is left to the csv module.
     """
     if value is None:
         return ""
@@ -314,11 +273,10 @@ def csv_cell(value: object) -> str:
 def dump_json(
     value: object, where: str, error: type[SpikeformerError], indent: int | None = None
 ) -> str:
-    """Return `value` as JSON text.
+    """Return `value` as JSON text; tuples come back as lists.
 
     Args:
-        value: mappings with text keys, lists, tuples (which come back as lists), text, booleans,
-            None, integers and finite floats.
+        value: dicts with text keys, lists, tuples, text, booleans, None, integers, finite floats.
         where: name of `value` in messages.
         error: class of the exception.
         indent: spaces a level; None for one line.
@@ -378,12 +336,8 @@ def pack_tensors(
         storages.add(storage)
     body = _checked(metadata or {}, where)
     hashes = {name: _tensor_sha256(tensor) for name, tensor in stored.items()}
-    own = {
-        "format_version": VERSION,
-        "metadata": body,
-        "sha256": hashes,
-        "seal": _seal(body, hashes),
-    }
+    own = {"format_version": VERSION, "metadata": body, "sha256": hashes}
+    own["seal"] = _seal(body, hashes)
     try:
         return safetensors.torch.save(stored, metadata={KEY: json.dumps(own)})
     except (RuntimeError, ValueError, KeyError, safetensors.SafetensorError) as fault:
@@ -430,7 +384,7 @@ def write_tensors(
     Raises:
         CheckpointError: a value that cannot be stored (named), or a disk that refuses.
     """
-    write_atomic(path, pack_tensors(tensors, metadata, shown(str(path), 300)))
+    write_atomic(path, pack_tensors(tensors, metadata, name_of(path)))
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -439,7 +393,7 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         CheckpointError: as `unpack_tensors`, or a file that cannot be read.
     """
-    where = shown(str(path), 300)
+    where = name_of(path)
     try:
         data = Path(path).read_bytes()
     except OSError as fault:
@@ -449,24 +403,14 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def content_kind(head: bytes) -> str:
     """Say in words what a file with these first bytes is, if it is not a safetensors file."""
-    start = head.lstrip()[:64].lower()
     if not head:
         return "an empty file (0 bytes)"
-    if head.startswith(b"PK\x03\x04"):
-        return f"a zip archive (torch.save writes such files, with a pickle inside); {_CONVERT}"
-    if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05":
-        return f"a pickle, which could run code and is never loaded; {_CONVERT}"
+    start = head.lstrip()[:64].lower()
     if start.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml")):
         return "an HTML or XML page, probably a failed download; download it again"
     if start.startswith(b"version https://git-lfs"):
         return "a Git LFS pointer; fetch the content with: git lfs pull"
-    for magic, kind in (
-        (b"\x1f\x8b", "a gzip archive"),
-        (b"\x93NUMPY", "a NumPy array"),
-        (b"\x89HDF", "an HDF5 file"),
-        (b"\x89PNG", "a PNG image"),
-        (b"7z\xbc\xaf", "a 7z archive"),
-    ):
+    for magic, kind in _MAGIC.items():
         if head.startswith(magic):
             return kind
     if head[257:262] == b"ustar":
@@ -504,9 +448,8 @@ def _header(data: bytes, where: str) -> dict[str, Any]:
     expected = 8 + length + max(ends)
     if expected != len(data):
         word = "truncated" if len(data) < expected else "damaged"
-        raise CheckpointError(
-            f"{where}: {word}: {expected} bytes expected, {len(data)} bytes there"
-        )
+        sizes = f"{expected} bytes expected, {len(data)} bytes there"
+        raise CheckpointError(f"{where}: {word}: {sizes}")
     return dict(header)
 
 

@@ -18,6 +18,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from spikeformer_lt.runtime import cpu_count
+
 NEEDED = {
     **{"torch": "torch", "torchvision": "torchvision", "timm": "timm", "numpy": "numpy"},
     **{"spikingjelly": "spikingjelly", "einops": "einops", "tonic": "tonic", "numba": "numba"},
@@ -104,22 +106,19 @@ def check_extras(extras: Mapping[str, str] = EXTRAS) -> Iterator[Finding]:
 
 def check_threads(threads: int, cpus: int, omp: str | None) -> Finding:
     """How many CPU threads a run would use."""
-    found = f"{threads} of {cpus} CPUs (OMP_NUM_THREADS {omp or 'not set'})"
+    found, fix = f"{threads} of {cpus} CPUs (OMP_NUM_THREADS {omp or 'not set'})", ""
     if threads > cpus:
-        return Finding("note", "threads", found, f"export OMP_NUM_THREADS={cpus}")
-    if threads < cpus:
+        fix = f"export OMP_NUM_THREADS={cpus}"
+    elif threads < cpus:
         fix = f"OMP_NUM_THREADS={cpus}, or accelerate launch --num_cpu_threads_per_process {cpus}"
-        return Finding("note", "threads", found, fix)
-    return Finding("ok", "threads", found)
+    return Finding("note" if fix else "ok", "threads", found, fix)
 
 
 def check_disk(folder: Path, need_gb: float = DISK_GB) -> Finding:
     """Free space where runs are written."""
     free = shutil.disk_usage(folder).free / 1e9
-    found = f"{free:.1f} GB free in {folder}"
-    if free < need_gb:
-        return Finding("note", "disk", found, "give another disk by --run.out DIR")
-    return Finding("ok", "disk", found)
+    fix = "give another disk by --run.out DIR" if free < need_gb else ""
+    return Finding("note" if fix else "ok", "disk", f"{free:.1f} GB free in {folder}", fix)
 
 
 def check_data(root: str) -> Iterator[Finding]:
@@ -140,8 +139,7 @@ def check_data(root: str) -> Iterator[Finding]:
                 fix = f"--data.name {name} --data.root {below}"
                 yield Finding("note", name, f"not in {root}/ itself, perhaps in {below}/", fix)
         else:
-            parts = (len(made.train), len(made.val), len(made.test))
-            found = "{} train, {} val, {} test".format(*parts)
+            found = f"{len(made.train)} train, {len(made.val)} val, {len(made.test)} test"
             yield Finding("ok", name, f"{found} (split {made.split_sha256[:12]})")
 
 
@@ -170,14 +168,13 @@ def find_below(root: Path, names: set[str]) -> Path | None:
 def check_world(env: Mapping[str, str], gpus: int) -> Finding:
     """How many processes there would be, and whether a launcher was asked for more."""
     world = env.get("WORLD_SIZE", "1")
-    found = f"{world} process(es), {gpus} CUDA device(s)"
+    found, fix = f"{world} process(es), {gpus} CUDA device(s)", ""
     if "WORLD_SIZE" not in env and "MASTER_ADDR" in env:
+        found += ", but a launcher set an address"
         fix = "torchrun --nproc_per_node N recipes/... (accelerate starts one process on a CPU)"
-        return Finding("note", "world size", f"{found}, but a launcher set an address", fix)
-    if gpus > 1 and world == "1":
+    elif gpus > 1 and world == "1":
         fix = f"accelerate launch --multi_gpu --num_processes {gpus} recipes/..."
-        return Finding("note", "world size", found, fix)
-    return Finding("ok", "world size", found)
+    return Finding("note" if fix else "ok", "world size", found, fix)
 
 
 def version_of(package: str) -> str:
@@ -199,8 +196,8 @@ def examine(root: str = "data", data: bool = True) -> Iterator[Finding]:
 
         vision = version_of("torchvision")
         yield check_pair(str(torch.__version__), vision)
-        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        yield check_threads(torch.get_num_threads(), cpus or 1, os.environ.get("OMP_NUM_THREADS"))
+        omp = os.environ.get("OMP_NUM_THREADS")
+        yield check_threads(torch.get_num_threads(), cpu_count(), omp)
         yield check_world(os.environ, torch.cuda.device_count())
     yield from check_extras()
     yield check_disk(Path.cwd())

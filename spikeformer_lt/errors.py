@@ -53,23 +53,14 @@ class Interrupted(SpikeformerError):
     """
 
     def __init__(self, signum: int, message: str = "") -> None:
-        super().__init__(message or f"stopped by {_signal_name(signum)}")
+        known = signum in set(signal.Signals)
+        name = signal.Signals(signum).name if known else f"signal {signum}"
+        super().__init__(message or f"stopped by {name}")
         self.signum = int(signum)
 
 
-def _signal_name(signum: int) -> str:
-    try:
-        return signal.Signals(signum).name
-    except ValueError:
-        return f"signal {signum}"
-
-
 def near(name: str, allowed: Iterable[str]) -> str:
-    """Hint at the allowed name that resembles `name` most.
-
-    Returns:
-        ``"; did you mean 'x'?"``, or ``""`` if nothing comes near.
-    """
+    """Hint at the most similar name: ``"; did you mean 'x'?"``, or ``""`` if none comes near."""
     by_lower = {option.lower(): option for option in sorted(allowed, reverse=True)}
     found = difflib.get_close_matches(str(name)[:200].lower(), by_lower, n=1)
     return f"; did you mean {by_lower[found[0]]!r}?" if found else ""
@@ -93,11 +84,7 @@ def name_of(path: str | Path) -> str:
 
 
 def one_of(field: str, value: object, allowed: Iterable[str]) -> None:
-    """Refuse a value that is not among the allowed words.
-
-    Raises:
-        ConfigError: the message offers the nearest word and lists all.
-    """
+    """Refuse a value that is not among the allowed words, by a ConfigError that lists them."""
     if value not in (words := list(allowed)):
         raise ConfigError(
             f"{field}={value!r} is not allowed{near(str(value), words) or ';'} "

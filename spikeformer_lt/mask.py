@@ -19,12 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from spikeformer_lt.disk import read_tensors, write_tensors
-from spikeformer_lt.errors import MaskError, near, shown
+from spikeformer_lt.errors import MaskError, name_of, near, shown
 from spikeformer_lt.rng import seed_for
 
 Flags: TypeAlias = NDArray[np.bool_]
 Scores: TypeAlias = NDArray[np.floating[Any]]
-__all__ = ["SCOPES", "Mask", "select"]
 
 SCOPES = ("global", "layer")
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of an entry
@@ -34,8 +33,8 @@ class Mask(Mapping[str, Tensor]):
     """Bool tensors by plain `state_dict` name; True means kept. It never changes.
 
     Args:
-        kept: one bool tensor per masked weight, shaped as that weight. Tensors of exact zeros and
-            ones are taken too. They are copied to the CPU; do not write into the copies.
+        kept: one bool tensor per masked weight, shaped as that weight, or one of exact zeros and
+            ones. They are copied to the CPU; do not write into the copies.
 
     Raises:
         MaskError: no layer, an empty layer, or a value other than 0 and 1.
@@ -100,11 +99,9 @@ class Mask(Mapping[str, Tensor]):
 
     @classmethod
     def random_like(cls, mask: Mask, seed: int) -> Mask:
-        """Draw a mask that removes as many entries of each layer, at random places.
+        """Draw a mask that removes as many entries of each layer of `mask`, at random places.
 
-        Args:
-            mask: gives names, shapes and counts.
-            seed: the same seed gives the same mask; layers are drawn independently of each other.
+        The same seed gives the same mask; layers are drawn independently of each other.
         """
         drawn = {}
         for name, kept in mask.items():
@@ -135,11 +132,7 @@ class Mask(Mapping[str, Tensor]):
         return {name: int((~kept).sum()) / kept.numel() for name, kept in self._kept.items()}
 
     def hamming(self, other: Mask) -> float:
-        """Return the fraction of entries in which two masks differ, in [0, 1].
-
-        Raises:
-            MaskError: the masks are not of the same layers.
-        """
+        """Return the fraction of entries in which two masks of one model differ, in [0, 1]."""
         self._check_names(other, "the other mask")
         differing = sum(int((kept != other[name]).sum()) for name, kept in self._kept.items())
         return differing / self.total
@@ -200,21 +193,12 @@ class Mask(Mapping[str, Tensor]):
 
     @classmethod
     def load(cls, path: str | Path) -> Mask:
-        """Read a mask that `save` wrote.
-
-        Raises:
-            CheckpointError: the file is damaged or foreign.
-            MaskError: the file holds something other than a mask.
-        """
-        return cls.stored(*read_tensors(path), shown(str(path), 300))
+        """Read a mask that `save` wrote; CheckpointError for damage, MaskError for another file."""
+        return cls.stored(*read_tensors(path), name_of(path))
 
     @classmethod
     def stored(cls, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], where: str) -> Mask:
-        """Make a mask of the tensors and `facts` of a file.
-
-        Raises:
-            MaskError: they are of something other than a mask.
-        """
+        """Make a mask of the tensors and `facts` of a file; MaskError if it is of another kind."""
         if facts.get("kind") != "mask":
             kind = shown(facts.get("kind"))
             raise MaskError(f"{where}: not a mask (its kind is {kind}); give a file of Mask.save")
@@ -277,14 +261,7 @@ def select(
     within: Mapping[str, Tensor] | None,
     floor: float,
 ) -> dict[str, Tensor]:
-    """Do the work of `Mask.from_scores`, which explains the arguments.
-
-    Returns:
-        One bool tensor per layer on the CPU, True for kept.
-
-    Raises:
-        MaskError: as `Mask.from_scores`.
-    """
+    """Compute `Mask.from_scores`, as bool tensors by layer on the CPU, True for kept."""
     _check_fraction("sparsity", sparsity, "[0, 1); to keep everything use 0.0")
     _check_fraction("floor", floor, "[0, 1]", closed=True)
     if scope not in SCOPES:
@@ -294,18 +271,15 @@ def select(
         raise MaskError("scores are empty; a mask needs at least one layer")
     flat = {name: _flat_scores(name, score) for name, score in scores.items()}
     alive = {
-        name: np.ones(len(layer), dtype=bool)
-        if within is None
-        else within[name].numpy().reshape(-1)
+        name: within[name].numpy().reshape(-1) if within else np.ones(len(layer), dtype=bool)
         for name, layer in flat.items()
     }
     kept: dict[str, Tensor] = {}
     for group in [list(flat)] if scope == "global" else [[name] for name in flat]:
         layers, flags = [flat[name] for name in group], [alive[name] for name in group]
         whose = "all layers" if scope == "global" else f"layer {shown(group[0])}"
-        for name, part in zip(
-            group, _survivors(layers, flags, sparsity, floor, whose), strict=True
-        ):
+        parts = _survivors(layers, flags, sparsity, floor, whose)
+        for name, part in zip(group, parts, strict=True):
             kept[name] = torch.from_numpy(part).view(scores[name].shape)
     return kept
 
@@ -325,13 +299,9 @@ def _survivors(
     if gone == 0 and floor == 0:
         stays = _keep(np.concatenate(scores), target)
     else:
-        free = np.concatenate(
-            [
-                flags & ~_protected(layer, flags, floor)
-                for layer, flags in zip(scores, alive, strict=True)
-            ]
-        )
-        places = np.flatnonzero(free)
+        pairs = zip(scores, alive, strict=True)
+        free = [flags & ~_protected(layer, flags, floor) for layer, flags in pairs]
+        places = np.flatnonzero(np.concatenate(free))
         if target - gone > len(places):
             possible = (gone + len(places)) / total
             raise MaskError(
@@ -373,23 +343,16 @@ def _flat_scores(name: str, score: Tensor) -> Scores:
         raise MaskError(f"layer {shown(name)}: scores must be a real tensor with entries")
     # Exact for every narrower dtype, so that order and ties are those of the given numbers.
     narrow = score.dtype.is_floating_point and score.dtype is not torch.float64
-    flat: Scores = (
-        score.detach().to("cpu", torch.float32 if narrow else torch.float64).reshape(-1).numpy()
-    )
+    dtype = torch.float32 if narrow else torch.float64
+    flat: Scores = score.detach().to("cpu", dtype).reshape(-1).numpy()
     # One NaN makes the minimum NaN: cheaper than a flag for every entry.
     if math.isnan(float(flat.min())):
-        bad = int(np.isnan(flat).sum())
-        raise MaskError(
-            f"layer {shown(name)}: {bad} of {len(flat)} scores are NaN; nothing to rank"
-        )
+        bad = f"{int(np.isnan(flat).sum())} of {len(flat)} scores are NaN"
+        raise MaskError(f"layer {shown(name)}: {bad}; nothing to rank")
     return flat
 
 
 def _check_fraction(field: str, value: float, allowed: str, closed: bool = False) -> None:
-    fits = (
-        isinstance(value, numbers.Real)
-        and not isinstance(value, bool)
-        and (0 <= value < 1 or (closed and value == 1))
-    )
-    if not fits:
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not (number and (0 <= value < 1 or (closed and value == 1))):
         raise MaskError(f"{field}={shown(value)} is outside {allowed}")

@@ -6,6 +6,7 @@ memory, and notes versions, machine, threads and commit.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.metadata
 import os
@@ -19,15 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from spikeformer_lt.errors import ConfigError
-
-__all__ = [
-    "OPENMP",
-    "describe_environment",
-    "environment_changes",
-    "keep_heap",
-    "openmp_runtimes",
-    "share_openmp",
-]
 
 CPUINFO = Path("/proc/cpuinfo")  # Linux
 PACKAGES = (
@@ -44,13 +36,12 @@ _MAY_CHANGE = ("command", "git_commit", "git_clean", "cpu_count")
 def share_openmp() -> str:
     """Load the system's OpenMP before torch loads its own copy, so that both use this one.
 
-    Threads of OpenMP spin for a while after their work. Two runtimes have twice as many, which keep
-    each other from the processor wherever torch and the kernels take turns: one image through an
-    exported ticket was measured at 13 to 30 % less time with one. It can only be done before torch
-    is imported. The environment variable SPIKEFORMER_OPENMP=own leaves everything as it is.
+    Threads of OpenMP spin for a while after their work. Those of two runtimes keep each other from
+    the processor wherever torch and the kernels take turns: one image through an exported ticket
+    was measured at 13 to 30 % less time with one.
 
     Returns:
-        What was done: "shared", or "own" with the reason.
+        What was done: "shared", or "own" with the reason, such as SPIKEFORMER_OPENMP=own.
 
     Raises:
         ConfigError: SPIKEFORMER_OPENMP is neither "share" nor "own".
@@ -75,15 +66,6 @@ def _mode(variable: str, usual: str, other: str) -> str:
     return mode
 
 
-def openmp_runtimes() -> list[str]:
-    """Paths of the GNU OpenMP runtimes that this process has loaded; of interest on Linux."""
-    try:
-        lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-    return sorted({line.split()[-1] for line in lines if "libgomp" in line})
-
-
 OPENMP = share_openmp()
 """What was done when this package was imported, for the log."""
 
@@ -93,10 +75,10 @@ def keep_heap() -> str:
 
     Every step asks for the same blocks. By default glibc returns large ones to the system, which
     hands them out again page by page, each to be zeroed: measured at 4 to 27 % of a step's
-    processor time. The environment variable SPIKEFORMER_HEAP=system leaves everything as it is.
+    processor time.
 
     Returns:
-        What is in force, for the log: "kept", or "system" with the reason.
+        What is in force: "kept", or "system" with the reason, such as SPIKEFORMER_HEAP=system.
 
     Raises:
         ConfigError: SPIKEFORMER_HEAP is neither "keep" nor "system".
@@ -118,12 +100,7 @@ def _keep() -> bool:
 
 
 def describe_environment(seed: int | None = None, world_size: int = 1) -> dict[str, Any]:
-    """Collect what the run's directory keeps in ``env.json``; values that JSON can hold.
-
-    Args:
-        seed: the run's seed.
-        world_size: number of processes.
-    """
+    """Collect what a run of so many processes keeps in ``env.json``; values that JSON can hold."""
     import torch
 
     commit, clean = _git()
@@ -134,7 +111,7 @@ def describe_environment(seed: int | None = None, world_size: int = 1) -> dict[s
         "versions": {"python": platform.python_version(), **_versions()},
         "platform": platform.platform(),
         "cpu": _cpu_model(),
-        "cpu_count": _cpu_count(),
+        "cpu_count": cpu_count(),
         "threads": torch.get_num_threads(),
         "gpus": devices,
         "git_commit": commit,
@@ -174,17 +151,15 @@ def _versions() -> dict[str, str | None]:
 
 
 def _cpu_model() -> str:
-    try:
-        text = CPUINFO.read_text("utf-8", "replace")
-    except OSError:
-        text = ""
-    for line in text.splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
+    with contextlib.suppress(OSError):
+        for line in CPUINFO.read_text("utf-8", "replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
 
 
-def _cpu_count() -> int:
+def cpu_count() -> int:
+    """Count the CPUs that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -38,11 +38,7 @@ class Step:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read "2ep", "500it" or "2ep50it".
-
-        Raises:
-            ConfigError: any other form.
-        """
+        """Read "2ep", "500it" or "2ep50it"; a ConfigError for any other form."""
         found = _FORM.fullmatch(text) if isinstance(text, str) and text else None
         if found is None:
             raise ConfigError(
@@ -56,14 +52,7 @@ class Step:
         return epochs + (f"{self.extra}it" if self.extra or not epochs else "")
 
     def iterations(self, steps_per_epoch: int) -> int:
-        """Return the count of iterations from the start of training.
-
-        Args:
-            steps_per_epoch: optimizer steps in one epoch, 1 or more.
-
-        Raises:
-            ConfigError: `steps_per_epoch` is not positive.
-        """
+        """Count iterations from the start of training, with so many (1 or more) in an epoch."""
         if steps_per_epoch < 1:
             raise ConfigError(f"steps_per_epoch={steps_per_epoch} is not allowed: 1 or more")
         return self.epochs * steps_per_epoch + self.extra

@@ -8,17 +8,17 @@ import sys
 import pytest
 
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.runtime import openmp_runtimes, share_openmp
+from spikeformer_lt.runtime import share_openmp
 
 _KERNEL = """
 import torch
 from spikeformer_lt.layers.kernels import dispatch
-from spikeformer_lt.runtime import openmp_runtimes
 torch.set_num_threads(2)
 dispatch.lif(torch.rand(4, 1 << 16), None, 4, dispatch.NeuronConfig())
 torch.rand(512, 512) @ torch.rand(512, 512)
 import numba
-print(numba.threading_layer(), len(openmp_runtimes()))
+loaded = {line.split()[-1] for line in open("/proc/self/maps") if "libgomp" in line}
+print(numba.threading_layer(), len(loaded))
 """
 
 
@@ -46,7 +46,3 @@ def test_what_was_done_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPIKEFORMER_OPENMP", "mine")
     with pytest.raises(ConfigError, match="SPIKEFORMER_OPENMP='mine'.*share or own"):
         share_openmp()
-
-
-def test_runtimes_are_paths() -> None:
-    assert all("gomp" in path for path in openmp_runtimes())

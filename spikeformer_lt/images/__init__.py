@@ -12,10 +12,9 @@ __all__ = [
 
 if TYPE_CHECKING:
     from spikeformer_lt.images.arrays import ArrayImages
-    from spikeformer_lt.images.augment import Augment, normalize
+    from spikeformer_lt.images.augment import Augment, Mixing, normalize
     from spikeformer_lt.images.files import read_batch
     from spikeformer_lt.images.loader import Loader, eval_loader, steps_per_epoch, train_loader
-    from spikeformer_lt.images.mixing import Mixing
     from spikeformer_lt.images.splits import (
         hashed_subset,
         hashed_validation,

@@ -23,19 +23,8 @@ from torch import Tensor, nn
 from spikeformer_lt.bundle import BundleKind, discard, open_bundle, staged
 from spikeformer_lt.config import check
 from spikeformer_lt.disk import dump_json, free_bytes, parse_json, safe_name, write_atomic
-from spikeformer_lt.errors import CheckpointError, NonFiniteError, near, shown
+from spikeformer_lt.errors import CheckpointError, NonFiniteError, name_of, near, shown
 from spikeformer_lt.training.monitor import count_nonfinite
-
-__all__ = [
-    "Checkpoint",
-    "CheckpointStore",
-    "Content",
-    "flatten_optimizer",
-    "load_weights",
-    "read_checkpoint",
-    "restore_optimizer",
-    "write_checkpoint",
-]
 
 CHECKPOINT = BundleKind(
     "checkpoint", "spikeformer_lt.checkpoint", 1, "manifest.json", CheckpointError,
@@ -68,9 +57,7 @@ class Checkpoint:
 def write_checkpoint(folder: Path, number: int, tensors: Content, state: Mapping[str, Any]) -> None:
     """Publish a new folder of ``<group>.safetensors``, ``state.json`` and the manifest.
 
-    Raises:
-        NonFiniteError: a NaN or infinity in a tensor; nothing was written.
-        CheckpointError: a value that cannot be stored, or a disk that refuses.
+    Raises NonFiniteError or CheckpointError as `CheckpointStore.save`.
     """
     for group, members in tensors.items():
         if safe_name(group) != group or group != group.lower():
@@ -78,8 +65,7 @@ def write_checkpoint(folder: Path, number: int, tensors: Content, state: Mapping
                 f"group {shown(group)} cannot be a file name; use lower-case letters and digits"
             )
         for name, value in members.items():
-            count = count_nonfinite(value)
-            if count:
+            if count := count_nonfinite(value):
                 raise NonFiniteError(
                     f"not saved: {group} tensor {shown(name)} has {count} non-finite values of "
                     f"{value.numel()}; the last good checkpoint is untouched; resume from it, e.g. "
@@ -95,25 +81,19 @@ def write_checkpoint(folder: Path, number: int, tensors: Content, state: Mapping
 
 
 def read_checkpoint(folder: Path, number: int) -> Checkpoint:
-    """Read a folder, every byte of it verified.
-
-    Args:
-        folder: the folder.
-        number: the number that it must have.
+    """Read the folder of a checkpoint of this number, every byte of it verified.
 
     Raises:
-        CheckpointError: any fault, with the file, the tensor if it is one tensor, and what the file
-            is if it is none of ours.
+        CheckpointError: any fault, with the file, the tensor, and what a foreign file is.
     """
-    bundle, where = open_bundle(folder, CHECKPOINT), shown(str(folder), 300)
+    bundle, where = open_bundle(folder, CHECKPOINT), name_of(folder)
     if bundle.about.get("number") != number:
         found = shown(bundle.about.get("number"))
         raise CheckpointError(f"{where}: is of checkpoint {found}, not {number}")
-    groups = [Path(name).stem for name in bundle.files if name.endswith(".safetensors")]
     text = bundle.read(STATE).decode("utf-8")
-    state = parse_json(text, shown(str(folder / STATE), 300), CheckpointError)
+    state = parse_json(text, name_of(folder / STATE), CheckpointError)
     tensors = {}
-    for group in groups:
+    for group in [Path(name).stem for name in bundle.files if name.endswith(".safetensors")]:
         tensors[group], own = bundle.tensors(f"{group}.safetensors")
         if own != {"group": group, "number": number}:
             raise CheckpointError(f"{where}: {group} belongs to another checkpoint: {shown(own)}")
@@ -127,14 +107,9 @@ class _Published(NamedTuple):
 
 
 class CheckpointStore:
-    """The checkpoints in one folder, written by one process.
+    """The checkpoints in one folder, which the first save makes, written by one process.
 
-    Args:
-        folder: where they are; made by the first save.
-        keep: how many published ones stay; 2 leave one to fall back on.
-
-    Raises:
-        ConfigError: `keep` below 1.
+    The newest `keep` stay, 1 or more: 2 leave one to fall back on.
     """
 
     def __init__(self, folder: str | Path, keep: int = 2) -> None:
@@ -142,16 +117,13 @@ class CheckpointStore:
         self.folder, self.keep = Path(folder), keep
 
     def save(self, number: int, tensors: Content, state: Mapping[str, Any]) -> Path:
-        """Publish a checkpoint, then delete those that `keep` no longer covers.
+        """Publish a checkpoint, then delete those that `keep` no longer covers; return its folder.
 
         Args:
-            number: its place in the run, e.g. the optimizer step. Published ones of a higher number
-                belong to a future that the run has turned back from; they go, too.
+            number: its place in the run. Published ones of a higher number belong to a future that
+                the run has turned back from; they go, too.
             tensors: group -> name -> tensor; a group becomes one file.
             state: JSON values with text keys; tuples come back as lists.
-
-        Returns:
-            The published folder.
 
         Raises:
             NonFiniteError: a NaN or infinity in a tensor.
@@ -172,35 +144,23 @@ class CheckpointStore:
             needed = sum(value.nbytes for group in tensors.values() for value in group.values())
             free = free_bytes(self.folder)
             raise CheckpointError(
-                f"cannot save checkpoint {number} in {shown(str(self.folder), 300)}: "
+                f"cannot save checkpoint {number} in {name_of(self.folder)}: "
                 f"{cause.strerror or cause}; {needed} bytes needed, {free} free; earlier "
                 "checkpoints are untouched; make room or repair the folder, then resume"
             ) from fault
         self._discard_beyond(target)
         return target.path
 
-    def load(self, number: int | None = None) -> Checkpoint | None:
+    def load(self) -> Checkpoint | None:
         """Read and verify the latest checkpoint, or else, with a warning, the previous good one.
-
-        Args:
-            number: read this one and no other.
 
         Returns:
             The checkpoint, its tensors on the CPU; None if nothing was ever published.
 
         Raises:
-            CheckpointError: checkpoints are there and none is good, or `number` is not there or not
-                good; with the fault of each.
+            CheckpointError: checkpoints are there and none is good; with the fault of each.
         """
         published = self._published()
-        if number is not None:
-            chosen = [entry for entry in published if entry.number == number]
-            if not chosen:
-                there = sorted({entry.number for entry in published})
-                raise CheckpointError(
-                    f"no checkpoint {number} in {shown(str(self.folder), 300)}; there are {there}"
-                )
-            return read_checkpoint(chosen[-1].path, number)
         latest, faults = self._latest_name(), list[str]()
         if latest and not any(entry.path.name == latest for entry in published):
             faults.append(f"LATEST names {shown(latest)}, which is not there")
@@ -215,7 +175,7 @@ class CheckpointStore:
             return found
         if faults:
             raise CheckpointError(
-                f"none of {len(published)} checkpoints in {shown(str(self.folder), 300)} is good: "
+                f"none of {len(published)} checkpoints in {name_of(self.folder)} is good: "
                 f"{'; '.join(faults)}; restore one from a copy, or start anew in another folder"
             )
         return None
@@ -233,7 +193,7 @@ class CheckpointStore:
             return []
         except OSError as fault:
             raise CheckpointError(
-                f"cannot read {shown(str(self.folder), 300)}: {fault.strerror or fault}"
+                f"cannot read {name_of(self.folder)}: {fault.strerror or fault}"
             ) from None
         matches = [match for match in map(_NAME.fullmatch, names) if match]
         return sorted(_Published(int(m[1]), int(m[2] or 0), self.folder / m[0]) for m in matches)
@@ -247,7 +207,7 @@ class CheckpointStore:
     def _free_name(self, number: int) -> _Published:
         """A name that nothing has: a folder that is in use can be replaced by no atomic step."""
         same = [entry.revision for entry in self._published() if entry.number == number]
-        revision = max(same) + 1 if same else 0
+        revision = max(same, default=-1) + 1
         suffix = f".{revision}" if revision else ""
         return _Published(number, revision, self.folder / f"ckpt-{number:08d}{suffix}")
 
@@ -262,7 +222,7 @@ class CheckpointStore:
     def _discard_beyond(self, newest: _Published) -> None:
         others = [entry for entry in self._published() if entry.path != newest.path]
         older = sorted({entry.number for entry in others if entry.number < newest.number})
-        kept = older[-(self.keep - 1) :] if self.keep > 1 else []
+        kept = older[max(0, len(older) - self.keep + 1) :]
         for entry in others:
             if entry.number in kept:
                 continue
@@ -276,32 +236,30 @@ class CheckpointStore:
 
 def _by_trust(published: list[_Published], latest: str) -> list[_Published]:
     """LATEST's own, those before it from new to old, then any after; without LATEST the newest."""
-    current = [entry for entry in published if entry.path.name == latest]
-    before = [entry for entry in published if not current or entry < current[0]]
-    after = [entry for entry in published if current and entry > current[0]]
-    return [*current, *reversed(before), *reversed(after)]
+    named = next((entry for entry in published if entry.path.name == latest), None)
+    return sorted(published, key=lambda e: (named is None or e <= named, e), reverse=True)
 
 
 def load_weights(
     model: nn.Module, tensors: Mapping[str, Tensor], source: str, differences: Sequence[str] = ()
 ) -> None:
-    """Copy tensors into a model that has exactly these names, shapes and dtypes.
+    """Copy tensors, in place, into a model that has exactly these names, shapes and dtypes.
 
     Args:
-        model: changed in place; its parameters stay the same objects.
+        model: its parameters stay the same objects.
         tensors: name -> tensor, as in ``model.state_dict()``.
-        source: where they come from, for messages.
-        differences: in what the two configurations differ, for messages.
+        source, differences: of tensors and of the two configurations, for messages.
 
     Raises:
-        CheckpointError: names, shapes or dtypes differ; the first five with both shapes, and
-            `differences`. The model is untouched.
+        CheckpointError: names, shapes or dtypes differ: the first five. The model is untouched.
     """
     own = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
     odd = []
     for name in [*own, *(name for name in tensors if name not in own)]:
-        there = _kind(tensors[name]) if name in tensors else "nothing"
-        here = _kind(own[name]) if name in own else "nothing"
+        there, here = (
+            f"{str(of[name].dtype)[6:]} {list(of[name].shape)}" if name in of else "nothing"
+            for of in (tensors, own)
+        )
         if there == here:
             continue
         spare = [other for other in tensors if other not in own]
@@ -319,28 +277,18 @@ def load_weights(
             value.copy_(tensors[name])
 
 
-def _kind(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
-
-
 def flatten_optimizer(state_dict: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Split ``optimizer.state_dict()`` into tensors and JSON, to be restored to the bit.
 
-    Any state of tensors, numbers, text, None and dicts, lists or tuples of these passes; numbers
-    keep their type and a tensor its place, be that a parameter group (timm's LAMB counts there).
-
     Returns:
-        Tensors by names such as ``state.3.exp_avg``, not copied; and a tree of JSON values that
-        refers to them.
+        Tensors by names such as ``state.3.exp_avg``, not copied; and a JSON tree that names them.
 
     Raises:
-        CheckpointError: a value of another kind, with its place.
+        CheckpointError: a value that is no tensor, number, text, None, dict, list or tuple.
     """
     tensors: dict[str, Tensor] = {}
-    return tensors, {
-        "state": _encode(dict(state_dict["state"]), "state", tensors),
-        "param_groups": _encode(list(state_dict["param_groups"]), "param_groups", tensors),
-    }
+    parts = {"state": dict(state_dict["state"]), "param_groups": list(state_dict["param_groups"])}
+    return tensors, {name: _encode(part, name, tensors) for name, part in parts.items()}
 
 
 def restore_optimizer(
@@ -417,8 +365,7 @@ def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     if kind == "dict":
         return {key: _decode(member, tensors) for key, member in content}
     if kind in ("list", "tuple"):
-        members = [_decode(member, tensors) for member in content]
-        return members if kind == "list" else tuple(members)
+        return {"list": list, "tuple": tuple}[kind](_decode(m, tensors) for m in content)
     if kind == "float":
         return float(content)
     raise ValueError(f"unknown kind {kind!r}")

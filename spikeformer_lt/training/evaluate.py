@@ -13,21 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spikeformer_lt.disk import read_tensors, write_tensors
-from spikeformer_lt.errors import CheckpointError, DataError, shown
+from spikeformer_lt.errors import CheckpointError, DataError, name_of
 from spikeformer_lt.images.loader import eval_loader
 from spikeformer_lt.images.splits import Splits
 
-__all__ = [
-    "PREDICTIONS",
-    "Metrics",
-    "Predictions",
-    "evaluate",
-    "gather_predictions",
-    "read_predictions",
-]
-
 PREDICTIONS = "predictions.safetensors"
-_COLUMNS = {"index": 1, "label": 1, "logits": 2, "predicted": 1}
+_COLUMNS = {"index": 1, "label": 1, "logits": 2, "predicted": 1}  # name -> dimensions
 
 log = logging.getLogger(__name__)
 
@@ -42,20 +33,13 @@ def evaluate(
     batch_size: int,
     workers: int = 0,
 ) -> Metrics:
-    """Evaluate `model` in eval mode; its training mode is put back.
-
-    Raises:
-        DataError: the ranks together did not see each sample exactly once.
-    """
+    """Evaluate in eval mode; a DataError if the ranks did not see each sample exactly once."""
     device, classes = accelerator.device, data.num_classes
+    rank, world = accelerator.process_index, accelerator.num_processes
     loader = eval_loader(
-        dataset,
-        batch_size=batch_size,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-        workers=workers,
+        dataset, batch_size=batch_size, rank=rank, world_size=world, workers=workers
     )
-    training = {name: m.training for name, m in model.named_modules()}
+    training = [module for module in model.modules() if module.training]
     model.eval()
     confusion = torch.zeros(classes, classes, dtype=torch.int64, device=device)
     sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, top-5, count
@@ -80,9 +64,9 @@ def evaluate(
             early = logits.cumsum(1) / steps[None, :, None]
             at_t = at_t + (early.argmax(2) == labels[:, None]).sum(0)
     finally:
-        for name, module in model.named_modules():
-            module.training = training[name]
-    if accelerator.num_processes > 1:
+        for module in training:
+            module.training = True
+    if world > 1:
         confusion, sums, at_t = (accelerator.reduce(v, "sum") for v in (confusion, sums, at_t))
     loss_sum, top5_sum, seen = sums.tolist()
     if seen != len(dataset):
@@ -115,7 +99,6 @@ class Metrics:
     confusion: Tensor
     """``[K, K]`` counts, rows are true classes."""
     predictions: Predictions
-    """Label and mean logits of each sample."""
 
 
 @dataclass(frozen=True)
@@ -137,14 +120,10 @@ class Predictions:
         return 100 * int((self.predicted == self.label).sum()) / len(self.label)
 
     def save(self, path: str | Path, facts: Mapping[str, Any]) -> None:
-        """Write the predictions; an older file that other weights gave is kept under their hash.
+        """Write the predictions and JSON `facts`, ``weights_sha256`` among them.
 
-        Args:
-            path: file to write.
-            facts: values that JSON can hold; ``weights_sha256`` is needed.
-
-        Raises:
-            CheckpointError: the file in the way holds no predictions, or the disk refuses.
+        An older file that other weights gave is kept under their hash; a CheckpointError for a file
+        that holds no predictions.
         """
         path = Path(path)
         if path.exists():
@@ -158,15 +137,11 @@ class Predictions:
 
 
 def read_predictions(path: str | Path) -> tuple[Predictions, dict[str, Any]]:
-    """Read a file of `Predictions.save`: the predictions, and the facts saved with them.
-
-    Raises:
-        CheckpointError: the file is damaged or holds something else.
-    """
+    """Read the predictions and facts of `Predictions.save`, or raise a CheckpointError."""
     tensors, facts = read_tensors(path)
     shapes = {name: tensor.ndim for name, tensor in tensors.items()}
     if shapes != _COLUMNS or len({len(tensor) for tensor in tensors.values()}) != 1:
-        raise CheckpointError(f"{shown(str(path), 300)}: holds no predictions: {sorted(tensors)}")
+        raise CheckpointError(f"{name_of(path)}: holds no predictions: {sorted(tensors)}")
     return Predictions(**tensors), facts
 
 
@@ -176,18 +151,17 @@ def gather_predictions(
     """Put the samples of all ranks in order; the result is on the CPU, the same on every rank.
 
     Args:
-        index: int64 ``[m]``, positions of this rank's samples in the split.
-        label: int64 ``[m]``.
+        index, label: int64 ``[m]``, positions in the split and classes of this rank's samples.
         logits: float32 ``[m, K]``.
         count: samples of the split, n.
-        accelerator: process group and device.
+        accelerator: of all ranks.
 
     Raises:
         DataError: a sample was lost or seen twice.
     """
-    index = index.to(logits.device)
     # Each row is one rank's value plus zeros, so that a sum over ranks changes no bit.
     seen, labels = logits.new_zeros(2, count, dtype=torch.int64)
+    index = index.to(logits.device)
     seen.index_add_(0, index, torch.ones_like(index))
     labels.index_add_(0, index, label)
     table = logits.new_zeros(count, logits.shape[1]).index_add_(0, index, logits)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from datetime import timedelta
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,8 @@ from torch import Tensor, nn
 from spikeformer_lt.config import check, entry_options, flat_values, given_options, to_dict
 from spikeformer_lt.errors import CheckpointError, ConfigError, DataError
 from spikeformer_lt.events.augment import EventAugment
-from spikeformer_lt.images.augment import Augment
+from spikeformer_lt.images.augment import Augment, Mixing
 from spikeformer_lt.images.loader import train_loader
-from spikeformer_lt.images.mixing import Mixing
 from spikeformer_lt.images.splits import Splits
 from spikeformer_lt.layers.neuron import lif_path
 from spikeformer_lt.layers.recompute import set_recompute
@@ -68,11 +68,8 @@ class Wanted:
 
     def is_under(self, root: Path) -> bool:
         """Whether a sign of the set is there."""
-        return any(
-            any(root.glob("*/" * level + sign))
-            for sign in self.signs
-            for level in range(self.depth + 1)
-        )
+        levels = range(self.depth + 1)
+        return any(any(root.glob("*/" * n + sign)) for sign in self.signs for n in levels)
 
 
 CIFAR10 = Wanted("cifar10", "CIFAR-10", ("cifar-10-batches-py", "cifar-10-python.tar.gz"), 0)
@@ -91,8 +88,7 @@ def settle(cfg: Any, wanted: Wanted, fallback: str, small: dict[str, Any]) -> tu
         cfg: a recipe's configuration, as it was read.
         wanted: what auto stands for.
         fallback: the embedded set that auto takes where `wanted` is missing.
-        small: option values for the fallback, where the user named none; a group stands for each
-            of its fields.
+        small: option values for the fallback, where the user named none; a group for its fields.
 
     Returns:
         The configuration; a notice for the user, or ""; and the small values taken, in words.
@@ -111,7 +107,8 @@ def settle(cfg: Any, wanted: Wanted, fallback: str, small: dict[str, Any]) -> tu
         return settled, notice, ""
     plain, given, taken = type(cfg)(), given_options(cfg), []
     for path, value in _leaves(small):
-        if path not in given and _get(settled, path) == _get(plain, path) != value:
+        usual, now = (attrgetter(path)(each) for each in (plain, settled))
+        if path not in given and now == usual != value:
             settled = _set(settled, path, value)
             taken.append(f"{path}={value}")
     return settled, notice, ", ".join(taken)
@@ -120,22 +117,10 @@ def settle(cfg: Any, wanted: Wanted, fallback: str, small: dict[str, Any]) -> tu
 def augmentation(data: DataConfig, splits: Splits) -> tuple[Augment | EventAugment, Mixing]:
     """Return what training does to samples and batches: the set's usual, or what was asked for."""
     name = splits.augment if data.augment == "auto" else data.augment
-    asked = {
-        "mixup": data.mixup,
-        "cutmix": data.cutmix,
-        "smoothing": data.smoothing,
-        "until": data.mix_until,
-    }
+    asked = {"mixup": data.mixup, "smoothing": data.smoothing, "until": data.mix_until}
     given = {field: value for field, value in asked.items() if value is not None}
-    mixing = replace(Mixing.standard(name), **given)
     kind = EventAugment if splits.kind == "events" else Augment
-    return kind.standard(name), mixing
-
-
-def _get(cfg: Any, path: str) -> Any:
-    for name in path.split("."):
-        cfg = getattr(cfg, name)
-    return cfg
+    return kind.standard(name), replace(Mixing.standard(name), cutmix=data.cutmix, **given)
 
 
 def _leaves(values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -170,12 +155,9 @@ class Estimate:
 
 
 def estimate_step(model: nn.Module, images: Tensor, batch_size: int) -> Estimate:
-    """Measure one forward and backward of a copy of the model.
+    """Measure a step of a copy of the model on images ``[b, ...]``, b >= 2; scale it to a batch.
 
-    Args:
-        model: left untouched, BatchNorm buffers and random streams included.
-        images: probe batch ``[b, ...]`` with b >= 2.
-        batch_size: size to scale to.
+    Random streams are left untouched.
     """
     probe = copy.deepcopy(model).train()
     seen: dict[int, int] = {}
@@ -204,10 +186,7 @@ class Experiment:
 
     Args:
         cfg: a recipe's configuration with ``data, model, train, run`` groups.
-        fallback: embedded data set for ``data.name auto``.
-        small: option values for the fallback, where the user named none; a group stands for
-            each of its fields.
-        wanted: what ``data.name auto`` stands for where it is on disk.
+        fallback, small, wanted: as in `settle`.
         search: name of the search, which is part of the run's identity.
     """
 
@@ -222,13 +201,10 @@ class Experiment:
         wanted: Wanted = CIFAR10,
         search: str = "",
     ) -> None:
-        self.asked, self.cfg, self.wanted = cfg, cfg, wanted
-        self.fallback, self.small, self.search = fallback, small, search
-        self.stop = StopRequest()
-        self.notice = self.taken = ""
+        self.search, self.stop = search, StopRequest()
+        self.cfg, self.notice, self.taken = settle(cfg, wanted, fallback, small)
 
     def __enter__(self) -> Experiment:
-        self.cfg, self.notice, self.taken = settle(self.cfg, self.wanted, self.fallback, self.small)
         cfg, train = self.cfg, self.cfg.train
         waiting = InitProcessGroupKwargs(timeout=timedelta(seconds=train.timeout_s))
         self.accelerator = Accelerator(
@@ -282,8 +258,7 @@ class Experiment:
     def model(self) -> nn.Module:
         """Create the model, from the run's seed or from given weights, and announce the run.
 
-        Raises:
-            CheckpointError: the weights of ``model.init_from`` are damaged or of another model.
+        A CheckpointError says that the weights of ``model.init_from`` are not of this model.
         """
         torch.manual_seed(seed_for(self.cfg.train.seed, "init"))
         model: nn.Module = create_model(self.cfg.model.name, **self.model_args())
@@ -320,7 +295,7 @@ class Experiment:
             return
         log.info("***** %s *****", self.run.run_id)
         notices = launcher_notices(trainer.world, train.mixed_precision, train.accumulate)
-        for line in [self.notice] * bool(self.notice) + notices:
+        for line in filter(None, [self.notice, *notices]):
             log.warning("NOTICE: %s", line)
         sizes = f"{len(data.train)} train, {len(data.val)} val, {len(data.test)} test"
         log.info("data %s: %s (split %s)", data.name, sizes, data.split_sha256[:12])
@@ -328,9 +303,8 @@ class Experiment:
             log.info("values for %s, where no option names another: %s", data.name, self.taken)
         millions = sum(p.numel() for p in model.parameters()) / 1e6
         source = f", weights of {cfg.model.init_from}" if cfg.model.init_from else ""
-        log.info(
-            "model %s: %.2f M parameters, T %d%s", cfg.model.name, millions, cfg.model.T, source
-        )
+        name, steps = cfg.model.name, cfg.model.T
+        log.info("model %s: %.2f M parameters, T %d%s", name, millions, steps, source)
         device = trainer.accelerator.device
         total = train.batch_size * train.accumulate * trainer.world
         log.info(

@@ -36,17 +36,14 @@ class Job:
 def run_jobs(jobs: Sequence[Job], at_once: int = 1) -> None:
     """Run what has no report yet; each run resumes by itself where it had stopped.
 
-    A run that another process has, such as one that a killed comparison left behind, is waited
-    for; if it ends without a report, it is run again.
+    A run that another process has is waited for; if it ends without a report, it is run again.
 
     Args:
         jobs: the runs.
-        at_once: processes at a time; the machine's threads are shared out between them, where
-            OMP_NUM_THREADS does not ask for fewer.
+        at_once: processes at a time; they share the machine's threads, or OMP_NUM_THREADS.
 
     Raises:
-        SpikeformerError: a run failed; the message names it and its output file. The other runs
-            are finished first, and nothing of them is lost.
+        SpikeformerError: a run failed, with its output file; the others are finished first.
         Interrupted: SIGINT or SIGTERM; the runs in progress were stopped by one SIGTERM and saved.
     """
     waiting = [job for job in jobs if not job.report.exists()]
@@ -105,7 +102,6 @@ def run_jobs(jobs: Sequence[Job], at_once: int = 1) -> None:
 
 
 def _taken(job: Job) -> bool:
-    """Whether another process has the run."""
     taken = in_use(job.folder)
     if taken:
         log.info("%s seed %d is being run by another process: waiting", job.variant, job.seed)
@@ -123,14 +119,10 @@ def _start(job: Job, at_once: int) -> subprocess.Popen[bytes]:
     asked = os.environ.get("OMP_NUM_THREADS", "")
     threads = min(threads, int(asked)) if asked.isdigit() and asked != "0" else threads
     env = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    command = [sys.executable, *job.command]
-    command += ["--run.out", str(job.folder), "--run.resume", "auto"]
+    place = ("--run.out", str(job.folder), "--run.resume", "auto")
     with Path(f"{job.folder}.out").open("ab") as out:
         return subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            env=env,
+            [sys.executable, *job.command, *place], stdin=subprocess.DEVNULL, stdout=out,
+            stderr=subprocess.STDOUT, env=env,
             process_group=0,  # a Ctrl-C of the terminal and our SIGTERM would be two signals
-        )
+        )  # fmt: skip

@@ -11,8 +11,9 @@ import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,18 +24,6 @@ from spikeformer_lt.errors import DataError, NonFiniteError, shown
 from spikeformer_lt.layers.patches import PatchSelect, kept_count
 from spikeformer_lt.layers.subnet import SubnetConv2d
 from spikeformer_lt.training.ranks import agreed, together
-
-__all__ = [
-    "EpochProgress",
-    "FiringWatch",
-    "NonFiniteGuard",
-    "SpikingLayer",
-    "clock",
-    "count_nonfinite",
-    "epoch_line",
-    "removed",
-    "spiking_layers",
-]
 
 log = logging.getLogger(__name__)
 
@@ -52,35 +41,25 @@ def count_nonfinite(tensor: Tensor) -> int:
 
 
 class NonFiniteGuard:
-    """Stops, or skips a step, when something that must be finite is not.
+    """Stops (policy "stop"), or skips a step ("skip"), when something must be finite and is not.
 
     The order of calls in a step: `keep_buffers`, then for each batch `check_batch` and forward and
     backward, then `check_step`; where that returns True, `restore_buffers` and no optimizer step.
-
-    Args:
-        policy: "stop" raises at the first fault; "skip" leaves the step out and goes on.
-        limit: that many skipped steps in a row are one too many.
-
-    Raises:
-        ConfigError: an unknown policy, or a limit below 1.
+    `limit` skipped steps in a row, 1 or more, are one too many.
     """
 
     def __init__(self, policy: str = "stop", limit: int = 10) -> None:
         check(policy in POLICIES, "nonfinite", policy, f"one of {', '.join(POLICIES)}")
         check(limit >= 1, "skip_limit", limit, "an integer >= 1")
         self.policy, self.limit = policy, limit
-        self.skipped = 0
-        """Steps skipped so far."""
-        self.in_a_row = 0
-        """Steps skipped since the last good one."""
-        self._batch_fault = ""
-        self._together = together()
+        self.skipped, self.in_a_row = 0, 0  # steps skipped so far, and since the last good one
+        self._batch_fault, self._together = "", together()
 
     def check_batch(self, images: Tensor, indices: Iterable[int] | Tensor | None = None) -> bool:
-        """Look at a batch before the forward.
+        """Look at a batch [B, ...] before the forward.
 
         Args:
-            images: [B, ...]; integer images are finite by nature.
+            images: the batch.
             indices: the samples' places in the data set, for the message; else in the batch.
 
         Returns:
@@ -90,8 +69,7 @@ class NonFiniteGuard:
             NonFiniteError: (policy "stop") with the samples and the count of bad values.
             DataError: `indices` has not one entry a sample.
         """
-        count = count_nonfinite(images)
-        if count == 0:
+        if (count := count_nonfinite(images)) == 0:
             return False
         rows = (~torch.isfinite(images.detach().flatten(1))).any(1).nonzero().flatten().tolist()
         what = "positions in the batch"
@@ -113,14 +91,11 @@ class NonFiniteGuard:
         return True
 
     def check_step(self, grad_norm: Tensor | float, logits: Tensor, model: nn.Module) -> bool:
-        """Look at gradients, logits, buffers and membranes after the backward.
-
-        Costs one read of the buffers and membranes and one synchronisation with the device.
+        """Look at gradients, logits, buffers and membranes after the backward; one synchronisation.
 
         Args:
-            grad_norm: total norm of all gradients. Take it by ``get_total_norm`` and clip after
-                this: clipping by a norm that is not finite spreads it over all gradients, and then
-                the first of them is named, not the one it came from.
+            grad_norm: total norm of all gradients, before they are clipped: clipping by a norm that
+                is not finite spreads it over all of them.
             logits: [B, ...] of the last batch.
             model: the network.
 
@@ -128,8 +103,7 @@ class NonFiniteGuard:
             True if this step must be skipped: call `restore_buffers` and leave the optimizer alone.
 
         Raises:
-            NonFiniteError: policy "stop", or `limit` skipped steps in a row; with the first bad
-                tensor of each kind.
+            NonFiniteError: policy "stop", or `limit` skipped steps in a row; with the bad tensors.
         """
         fault, self._batch_fault = self._batch_fault, ""
         fault = fault or _step_fault(grad_norm, logits, model)
@@ -153,17 +127,13 @@ class NonFiniteGuard:
         return True
 
     def check_buffers(self, model: nn.Module) -> None:
-        """Refuse a model whose parameters or buffers are not finite, e.g. before it is saved.
-
-        Raises:
-            NonFiniteError: under either policy, with the first bad one of each kind.
-        """
+        """Refuse a model with parameters or buffers that are not finite, by a NonFiniteError."""
         fault = _faults({"parameter": model.named_parameters(), "buffer": model.named_buffers()})
         if fault:
             raise _error(fault)
 
     def keep_buffers(self, model: nn.Module) -> dict[str, Tensor]:
-        """Copy the buffers, which a forward in train mode changes; nothing under policy "stop"."""
+        """Copy the buffers, which a forward in train mode changes, under policy "skip"."""
         if self.policy == "stop":
             return {}
         return {name: value.detach().clone() for name, value in model.named_buffers()}
@@ -192,17 +162,12 @@ def _step_fault(grad_norm: Tensor | float, logits: Tensor, model: nn.Module) -> 
     probe = torch.isfinite(logits.detach()).all() & torch.isfinite(norm)
     if bool(probe & torch.isfinite(rest.to(logits.device))):
         return ""
-    fault = _faults(
-        {
-            "parameter": model.named_parameters(),
-            "logits": [("[B, T, K]", logits)],
-            "gradient of": (
-                (name, p.grad) for name, p in model.named_parameters() if p.grad is not None
-            ),
-            "buffer": _float_buffers(model),
-            "membrane of": _membranes(model),
-        }
-    )
+    parameters = dict(model.named_parameters())
+    grads = [(name, p.grad) for name, p in parameters.items() if p.grad is not None]
+    fault = _faults({
+        "parameter": parameters.items(), "logits": [("[B, T, K]", logits)], "gradient of": grads,
+        "buffer": _float_buffers(model), "membrane of": _membranes(model),
+    })  # fmt: skip
     if not fault and not bool(torch.isfinite(norm)):
         fault = "the norm of the gradients, which overflowed though each of them is finite"
     return fault
@@ -212,10 +177,10 @@ def _faults(kinds: Mapping[str, Iterable[tuple[str, Tensor]]]) -> str:
     """The first tensor of each kind that is not finite, in words."""
     found = []
     for kind, named in kinds.items():
-        counts = ((name, count_nonfinite(value), value.numel()) for name, value in named)
-        bad = next(((name, count, of) for name, count, of in counts if count), None)
-        if bad is not None:
-            found.append(f"{kind} {shown(bad[0])} ({bad[1]} of {bad[2]} values)")
+        for name, value in named:
+            if count := count_nonfinite(value):
+                found.append(f"{kind} {shown(name)} ({count} of {value.numel()} values)")
+                break
     return ", ".join(found)
 
 
@@ -238,38 +203,22 @@ def _membranes(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield name, v
 
 
-@runtime_checkable
-class SpikingLayer(Protocol):
-    """A neuron or an activation; its output is spikes where `spiking` is True."""
-
-    spiking: bool
-
-
 def spiking_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Modules whose output is spikes and that lie in no other such module, by name."""
     found: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
-        if _fires(module):
+        if getattr(module, "spiking", False):
             parents = (name[:at] for at, letter in enumerate(name) if letter == ".")
             if "" not in found and not any(parent in found for parent in parents):
                 found[name] = module
     return found
 
 
-def _fires(layer: object) -> bool:
-    return isinstance(layer, SpikingLayer) and layer.spiking
-
-
 class FiringWatch:
-    """Sums the spikes of each layer as they are made: one read of the output, nothing copied.
+    """Sums the spikes of each of the `spiking_layers` of a network that is in no wrapper.
 
-    The layers are `spiking_layers`: a neuron is one layer with its surrogate. Only forwards while
-    `model` is in train mode count, so that a validation amid an epoch leaves no trace. On a GPU
-    nothing waits for the device before a rate is asked for.
-
-    Args:
-        model: the network, not a wrapper of it, so that layers bear their names in the state_dict.
-        always: count in eval mode, too.
+    Only forwards while it is in train mode count, unless `always`, so that a validation amid an
+    epoch leaves no trace. On a GPU nothing waits for the device before a rate is asked for.
     """
 
     def __init__(self, model: nn.Module, always: bool = False) -> None:
@@ -315,19 +264,15 @@ class FiringWatch:
         return sum(map(float, self._sums.values())) / count if count else 0.0
 
     def warn(self, epoch: int) -> tuple[list[str], list[str]]:
-        """Log one warning that names the layers of rate 0 and of rate 1, if there are any.
-
-        Args:
-            epoch: number of the epoch, from 0; the warning counts from 1.
-
-        Returns:
-            Names of the dead layers and of the saturated ones.
-        """
+        """Log a warning that names dead (rate 0) and saturated (rate 1) layers, and return both."""
         rates = self.rates()
         dead = [name for name, rate in rates.items() if rate == 0.0]
         full = [name for name, rate in rates.items() if rate >= 1.0 - ROUNDING]
         kinds = {"never fired": dead, "fired at every step": full}
-        parts = [f"{len(of)} {what}: {_names(of)}" for what, of in kinds.items() if of]
+        parts = []
+        for what, of in kinds.items():
+            more = f" and {len(of) - LISTED} more" if len(of) > LISTED else ""
+            parts += [f"{len(of)} {what}: {', '.join(of[:LISTED])}{more}"] * bool(of)
         if parts:
             log.warning(
                 "epoch %d: of %d spiking layers, %s; no information passes there: look at the "
@@ -353,42 +298,32 @@ class FiringWatch:
             self._counts[name] = int(count)
 
 
-def _names(layers: list[str]) -> str:
-    more = f" and {len(layers) - LISTED} more" if len(layers) > LISTED else ""
-    return f"{', '.join(layers[:LISTED])}{more}"
-
-
+@dataclass(eq=False)
 class EpochProgress:
     """Shows steps, images/s, ETA of the whole phase, loss, sparsity and mean firing rate.
 
-    Args:
+    Attributes:
         title: phase and epoch.
-        steps: optimizer steps of this epoch.
-        rest: steps of the phase after this epoch (for the ETA).
+        steps, rest: optimizer steps of this epoch, and of the phase after it (for the ETA).
         images_per_step: images over all ranks.
         show: only one rank shows anything.
         every_s: least seconds between two plain lines.
     """
 
-    def __init__(
-        self,
-        title: str,
-        steps: int,
-        rest: int,
-        images_per_step: int,
-        *,
-        show: bool = True,
-        every_s: float = 30.0,
-    ) -> None:
-        self.title, self.steps, self.rest = title, steps, rest
-        self.images_per_step, self.every_s, self.show = images_per_step, every_s, show
-        self.done, self.start = 0, time.monotonic()
-        self.last_line = self.start
-        self.bar = None
-        if show and sys.stderr.isatty():
+    title: str
+    steps: int
+    rest: int
+    images_per_step: int
+    show: bool = True
+    every_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        self.done, self.bar = 0, None
+        self.start = self.last_line = time.monotonic()
+        if self.show and sys.stderr.isatty():
             from tqdm import tqdm
 
-            self.bar = tqdm(total=steps, desc=title, unit="step", leave=False)
+            self.bar = tqdm(total=self.steps, desc=self.title, unit="step", leave=False)
 
     def __enter__(self) -> EpochProgress:
         return self
@@ -426,10 +361,7 @@ class EpochProgress:
 def removed(model: nn.Module, masked: int = 0, of: int = 0) -> dict[str, float]:
     """What a model in training has removed now: sparsity of weights and of patches.
 
-    Args:
-        model: its convolutions and patch selection are counted.
-        masked, of: weights that the search's own mask removes, and has; they count instead of the
-            convolutions.
+    Its convolutions count, or else the weights that the search's mask removes, and has.
     """
     convs = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
     total = sum(conv.weight.numel() for conv in convs)

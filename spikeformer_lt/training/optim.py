@@ -1,32 +1,32 @@
-"""Optimizers and schedules by timm's names, with groups for decay and for scores."""
+"""Optimizers and schedules by timm's names, and the moving average of weights."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from spikeformer_lt.errors import ConfigError, near
+from spikeformer_lt.config import check
+from spikeformer_lt.errors import CheckpointError, ConfigError, MaskError, near, shown
 from spikeformer_lt.training.options import OptimConfig
+
+UPDATES = "ema.updates"  # the counter's name among the saved tensors
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
     """Trainable parameters in three groups: decayed, not decayed (1-D), scores."""
-    decayed, plain, scores = [], [], []
+    found: dict[str, list[nn.Parameter]] = {"decayed": [], "plain": [], "scores": []}
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        if name.endswith(".scores"):
-            scores.append(parameter)
-        elif parameter.ndim < 2:
-            plain.append(parameter)
-        else:
-            decayed.append(parameter)
+        kind = "plain" if parameter.ndim < 2 else "decayed"
+        if parameter.requires_grad:
+            found["scores" if name.endswith(".scores") else kind].append(parameter)
     groups = [
-        {"params": decayed, "lr": config.lr, "weight_decay": config.weight_decay},
-        {"params": plain, "lr": config.lr, "weight_decay": 0.0},
-        {"params": scores, "lr": config.score_lr, "weight_decay": 0.0},
+        {"params": found["decayed"], "lr": config.lr, "weight_decay": config.weight_decay},
+        {"params": found["plain"], "lr": config.lr, "weight_decay": 0.0},
+        {"params": found["scores"], "lr": config.score_lr, "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
     if not groups:
@@ -35,11 +35,7 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """Create the optimizer.
-
-    Raises:
-        ConfigError: a name that timm does not know.
-    """
+    """Create the optimizer; a ConfigError for a name that timm does not know."""
     groups = parameter_groups(model, config)
     if config.opt in ("adamw", "adam"):  # torch's fused step: 4x the loop on the CPU
         kind = torch.optim.AdamW if config.opt == "adamw" else torch.optim.Adam
@@ -73,12 +69,9 @@ class Schedule:
         common: dict[str, Any] = {"warmup_t": warmup, "warmup_lr_init": first, "t_in_epochs": False}
         self.timm: Any = None
         if config.sched == "cosine":
-            self.timm = CosineLRScheduler(
-                optimizer, t_initial=updates, lr_min=config.min_lr, **common
-            )
+            self.timm = CosineLRScheduler(optimizer, updates, lr_min=config.min_lr, **common)
         elif config.sched == "step":
-            decay = max(1, updates // 3)
-            self.timm = StepLRScheduler(optimizer, decay_t=decay, decay_rate=0.1, **common)
+            self.timm = StepLRScheduler(optimizer, max(1, updates // 3), 0.1, **common)
         else:
             end = 1.0 if config.sched == "constant" else config.min_lr / config.lr
             self.linear = (warmup, updates, end, first)
@@ -87,10 +80,10 @@ class Schedule:
 
     def rates(self, first: int, count: int) -> list[list[float]]:
         """Learning rate of each group in `count` updates from number `first`; sets the last."""
-        groups, found = self.optimizer.param_groups, []
+        found = []
         for update in range(first, first + count):
             self.set(update)
-            found.append([float(group["lr"]) for group in groups])
+            found.append([float(group["lr"]) for group in self.optimizer.param_groups])
         return found
 
     def set(self, update: int) -> float:
@@ -102,6 +95,117 @@ class Schedule:
             factor = 1 - (1 - end) * min(1.0, update / updates)
             for group in self.optimizer.param_groups:
                 peak = group["initial_lr"]
-                warm = first + (peak - first) * update / warmup if update < warmup else None
-                group["lr"] = peak * factor if warm is None else warm
+                warm = update < warmup
+                group["lr"] = first + (peak - first) * update / warmup if warm else peak * factor
         return float(self.optimizer.param_groups[0]["lr"])
+
+
+class Ema:
+    """Averages every tensor of ``model.state_dict()`` under its own name, from its present value.
+
+    After update n, counted from 1, with ``d = min(decay, (1 + n) / (10 + n))`` during warm-up and
+    ``d = decay`` else: ``average = d * average + (1 - d) * weight``. Averages are float32 at least;
+    integers (counters) are copied. `decay` lies in [0, 1), else it raises a ConfigError.
+
+    Source: the warm-up is that of TensorFlow's ExponentialMovingAverage (`num_updates`).
+    """
+
+    def __init__(self, model: nn.Module, decay: float, warmup: bool = True) -> None:
+        check(0 <= decay < 1, "ema_decay", decay, "a number in [0, 1)")
+        self.decay, self.warmup, self.updates = float(decay), bool(warmup), 0
+        self._average = {k: v.detach().to(_wide(v), copy=True) for k, v in _state(model).items()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Move the average towards the model's present weights.
+
+        Raises:
+            ConfigError: the model has gained, lost or reshaped a tensor since.
+        """
+        current = self._matching(model)
+        self.updates += 1
+        warm = (1 + self.updates) / (10 + self.updates)
+        keep = min(self.decay, warm) if self.warmup else self.decay
+        for name, average in self._average.items():
+            if average.is_floating_point():
+                average.lerp_(current[name].to(average.dtype), 1 - keep)
+            else:
+                average.copy_(current[name])
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the averages under the names of the state_dict; not copies."""
+        return dict(self._average)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return `weights` and the count of updates, for a checkpoint; not copies."""
+        return {**self._average, UPDATES: torch.tensor(self.updates)}
+
+    @torch.no_grad()
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what `tensors` returned; a CheckpointError if names, shapes, dtypes differ."""
+        own = self.tensors()
+        for name in [*own, *tensors]:
+            here, there = (
+                f"{found[name].dtype} {list(found[name].shape)}" if name in found else "nothing"
+                for found in (own, tensors)
+            )
+            if here != there:
+                where = f"{there} in the checkpoint, {here} in the model"
+                raise CheckpointError(f"weight average: {shown(name)} is {where}")
+        for name, average in self._average.items():
+            average.copy_(tensors[name])
+        self.updates = int(tensors[UPDATES])
+
+    @contextmanager
+    def swapped(self, model: nn.Module) -> Iterator[None]:
+        """Let the model hold the average inside; its own weights come back, bit for bit, after."""
+        own = {name: value.detach().clone() for name, value in self._matching(model).items()}
+        try:
+            _overwrite(model, self._average)
+            yield
+        finally:
+            _overwrite(model, own)
+
+    @torch.no_grad()
+    def apply_mask(self, mask: Mapping[str, Tensor]) -> None:
+        """Set weights that a mask removes (False) to exactly 0; MaskError if it does not fit."""
+        for name, kept in mask.items():
+            if name not in self._average:
+                hint = near(name, self._average)
+                raise MaskError(f"the weight average has no {shown(name)}{hint}")
+            average = self._average[name]
+            if average.shape != kept.shape:
+                raise MaskError(
+                    f"{shown(name)}: the mask has shape {list(kept.shape)}, the weight average "
+                    f"{list(average.shape)}"
+                )
+            average.masked_fill_(~kept.to(average.device), 0)
+
+    def _matching(self, model: nn.Module) -> dict[str, Tensor]:
+        current = _state(model)
+        for name in sorted(current.keys() ^ self._average.keys()):
+            side = "has gained" if name in current else "has lost"
+            what = f"the model {side} {shown(name)}"
+            raise ConfigError(f"{what} since its Ema was made; make it anew")
+        for name, value in current.items():
+            before, now = list(self._average[name].shape), list(value.shape)
+            if now != before:
+                what = f"{shown(name)} has changed from {before} to {now}"
+                raise ConfigError(f"{what} since the Ema was made; make it anew")
+        return current
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+
+
+@torch.no_grad()
+def _overwrite(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    for name, value in _state(model).items():
+        value.copy_(tensors[name])
+
+
+def _wide(value: Tensor) -> torch.dtype:
+    if value.is_floating_point():
+        return torch.promote_types(value.dtype, torch.float32)
+    return value.dtype

@@ -167,8 +167,7 @@ class ModelConfig:
         """
         if not self.init_from:
             return None
-        places = [Path(self.init_from) / sub for sub in ("ticket", "")]
-        files = [place / "model.safetensors" for place in places]
+        files = [Path(self.init_from) / sub / "model.safetensors" for sub in ("ticket", "")]
         found = [file for file in files if file.is_file()]
         rule = "a folder with model.safetensors: a ticket, a finished run, or recipes/convert.py's"
         check(bool(found), "model.init_from", self.init_from, rule)
@@ -202,7 +201,7 @@ def load_splits(data: DataConfig, T: int, own: Mapping[str, Any] | None = None) 
 
     Args:
         data: the options; event options are refused for a set of still images.
-        T: frames that an event recording is cut into; still images do not need it.
+        T: frames that an event recording is cut into.
         own: options of the set's own config class.
 
     Raises:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -16,24 +16,11 @@ from torch import Tensor, nn
 from spikeformer_lt.errors import CheckpointError, ConfigError, shown
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.step import Step
-from spikeformer_lt.training.ema import Ema
+from spikeformer_lt.training.optim import Ema
 from spikeformer_lt.training.options import OptimConfig
 from spikeformer_lt.training.ranks import share_buffers
 
-__all__ = [
-    "Capture",
-    "Fit",
-    "FitResult",
-    "Hook",
-    "Hooks",
-    "Masked",
-    "OptimConfig",
-    "Phase",
-    "Progress",
-]
-
-BEGIN = Step()
-"""The very start of a phase."""
+BEGIN = Step()  # of a phase
 
 
 @dataclass(frozen=True)
@@ -66,15 +53,14 @@ class Phase:
         optim: overrides the run's optimizer.
         before_step: called before every optimizer step (mask updates, annealing).
         after_step: called after it (re-applying a weight mask).
-        settled_from: first epoch whose validation may choose the best weights; earlier ones
-            have not reached the sparsity asked for.
+        settled_from: first epoch whose validation may choose the best weights.
         teacher: frozen network whose softened logits are distilled.
         distill: weight of the distillation term, in [0, 1].
         frozen: prefixes of parameter names that do not train, and whose BatchNorms stay in eval.
         hooks: what the search does inside; their state is saved and restored with the phase.
         lr_factor: multiplies the peak learning rate, also that of scores.
-        lr_from: point of the learning-rate schedule to start at: the schedule is that of a phase
-            which is longer by so much, entered there.
+        lr_from: where the learning-rate schedule, longer by so much, is entered.
+        tags: further columns of the phase's summary rows.
     """
 
     name: str
@@ -113,11 +99,8 @@ class FitResult:
     """Best test accuracy of all validated epochs, %, where it was asked for."""
 
 
-class Fit(Protocol):
-    """Train `model` in place through one phase; resumable, deterministic for a given seed."""
-
-    def __call__(self, model: nn.Module, phase: Phase) -> FitResult:
-        """Train and return what was reached."""
+Fit: TypeAlias = Callable[[nn.Module, Phase], FitResult]
+"""Trains a model in place through one phase; resumable, deterministic for a given seed."""
 
 
 class Hook:
@@ -198,21 +181,15 @@ class Hooks:
 
     def tensors(self) -> dict[str, Tensor]:
         """Tensors of all hooks, as one group of a checkpoint."""
-        own = [hook.tensors() for hook in self.hooks]
-        return {
-            f"{place}.{n}": value for place, found in enumerate(own) for n, value in found.items()
-        }
+        own = enumerate(hook.tensors() for hook in self.hooks)
+        return {f"{place}.{n}": value for place, found in own for n, value in found.items()}
 
     def state(self) -> list[dict[str, Any]]:
         """State of each hook."""
         return [hook.state() for hook in self.hooks]
 
     def load(self, tensors: Mapping[str, Tensor], states: Sequence[Mapping[str, Any]]) -> None:
-        """Give each hook back what it had saved.
-
-        Raises:
-            CheckpointError: the checkpoint is of another number of hooks.
-        """
+        """Give each hook back what it had saved; a CheckpointError for another number of hooks."""
         if len(states) != len(self.hooks):
             raise CheckpointError(
                 f"the checkpoint is of a phase with {len(states)} hooks, this one has "
@@ -228,11 +205,7 @@ class Hooks:
 class Capture(Hook):
     """Keeps the whole ``state_dict`` as it is after `step`: what late rewinding goes back to.
 
-    Args:
-        step: the point of the phase; ``Step()`` is its very start.
-
-    Raises:
-        ConfigError: (start) the phase ends before `step`.
+    `start` raises a ConfigError where the phase ends before `step`; ``Step()`` is its very start.
 
     Source: Frankle et al., ICML 2020 (arXiv 1912.05671): rewinding to an early iteration.
     """
@@ -242,11 +215,11 @@ class Capture(Hook):
 
     def start(self, model: nn.Module, steps_per_epoch: int, epochs: int) -> None:
         """Find the step; take the state if it is the start."""
-        self.at = self.step.iterations(steps_per_epoch)
-        if self.at > epochs * steps_per_epoch:
+        self.at, end = self.step.iterations(steps_per_epoch), epochs * steps_per_epoch
+        if self.at > end:
             raise ConfigError(
                 f"rewind step {shown(str(self.step))} is iteration {self.at}, but the phase ends "
-                f"at {epochs * steps_per_epoch}; choose an earlier one"
+                f"at {end}; choose an earlier one"
             )
         if self.at == 0:
             self._take(model)
@@ -274,14 +247,8 @@ class Masked(Hook):
     """Keeps the weights that a mask removes at exactly 0, whatever the optimizer.
 
     Gradients of removed weights are cleared before clipping, so that they neither count in the norm
-    nor enter a momentum; after the step the weights are set to +0.0 again, which no rounding,
-    decay or stale moment survives. The mask is explicit: a kept weight may pass through 0.
-
-    Args:
-        mask: which weights are kept; names are those of the model's state_dict.
-
-    Raises:
-        MaskError: (start) the mask does not fit the model.
+    nor enter a momentum; after the step the weights are set to +0.0 again. A kept one may pass 0.
+    `start` raises a MaskError where the mask does not fit the model's state_dict.
     """
 
     mask: Mask
@@ -299,8 +266,7 @@ class Masked(Hook):
         """Clear the gradients of removed weights; a NaN stays one, for the guard to find."""
         parameters = dict(model.named_parameters(remove_duplicate=False))
         for name in self.mask:
-            grad = parameters[name].grad
-            if grad is not None:
+            if (grad := parameters[name].grad) is not None:
                 grad.mul_(self._factor(name, grad))
 
     def after_step(self, model: nn.Module, updates: int) -> None:
@@ -308,10 +274,9 @@ class Masked(Hook):
         self.mask.apply_(model)
 
     def _factor(self, name: str, like: Tensor) -> Tensor:
-        known = self._factors.get(name)
-        if known is None or known.device != like.device or known.dtype != like.dtype:
-            known = self._factors[name] = self.mask[name].to(like.device, like.dtype)
-        return known
+        known = self._factors.get(name, self.mask[name])
+        self._factors[name] = known.to(like.device, like.dtype)
+        return self._factors[name]
 
 
 class Rewired(Masked):

@@ -19,20 +19,6 @@ from torch import Tensor, nn
 
 from spikeformer_lt.errors import ConfigError, RankError, shown
 
-__all__ = [
-    "Peer",
-    "StopRequest",
-    "agreed",
-    "digest",
-    "gather_peers",
-    "launcher_notices",
-    "lost_ranks",
-    "name_lost",
-    "refuse_differences",
-    "share_buffers",
-    "together",
-]
-
 SIGNS = ("gloo", "nccl", "connection", "timed out", "timeout", "socket", "store")
 """Words of the errors that a collective operation fails with."""
 PATIENCE_S = 3.0
@@ -43,13 +29,9 @@ class StopRequest:
     """Turns the first SIGINT or SIGTERM into a flag; the second ends the process at once.
 
     The loop looks at `requested` between steps, saves, and raises ``errors.Interrupted(signum)``.
-    The second signal exits with status 130 (SIGINT) or 143 (SIGTERM) and saves nothing: the last
-    published checkpoint is good at any moment. Outside the main thread, where Python allows no
-    handlers, it does nothing. Forked loader workers inherit the handlers and so survive a Ctrl-C
-    that reaches the whole process group until the loop has saved.
-
-    Args:
-        signals: which signals to take over.
+    The second signal exits with status 130 (SIGINT) or 143 (SIGTERM) and saves nothing. Outside the
+    main thread, where Python allows no handlers, it does nothing. Forked loader workers inherit the
+    handlers and so survive a Ctrl-C of the whole process group until the loop has saved.
     """
 
     def __init__(self, signals: Sequence[int] = (signal.SIGINT, signal.SIGTERM)) -> None:
@@ -96,11 +78,7 @@ def together() -> bool:
 
 
 def agreed(number: int) -> int:
-    """The largest number that any rank gives, on every rank.
-
-    A scheduler may send its signal to one process only; alone, it would save and leave the others
-    waiting.
-    """
+    """The largest number that any rank gives: a scheduler may send its signal to one only."""
     if not together():
         return number
     device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
@@ -119,13 +97,9 @@ def gathered(own: Any) -> list[Any]:
 
 
 def refuse_differences(facts: Mapping[str, str]) -> None:
-    """Refuse a run whose processes differ.
+    """Refuse a run whose processes differ in a fact: name -> text, the same names on every rank.
 
-    Args:
-        facts: name -> text, the same names on every rank.
-
-    Raises:
-        ConfigError: on every rank alike, with the first fact that differs, and whose it is.
+    The ConfigError comes on every rank alike, with the first fact that differs, and whose it is.
     """
     everywhere = gathered(dict(facts))
     for name, first in everywhere[0].items():
@@ -139,10 +113,9 @@ def refuse_differences(facts: Mapping[str, str]) -> None:
 
 @torch.no_grad()
 def share_buffers(model: nn.Module) -> None:
-    """Give every rank the buffers of the first: BatchNorm statistics and masks.
+    """Give every rank the buffers of the first, BatchNorm statistics and masks.
 
-    Each rank's statistics hold its own last batch until the next forward shares them, so that
-    without this the ranks would validate slightly different networks.
+    Each rank's statistics hold its own last batch: without this all validate different networks.
     """
     if together():
         for buffer in model.buffers():
@@ -160,13 +133,7 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def launcher_notices(processes: int, mixed_precision: str, accumulate: int) -> list[str]:
-    """Say what ``accelerate launch`` was asked for and does not do, in sentences for the log.
-
-    Args:
-        processes: how many there are.
-        mixed_precision: the run's own.
-        accumulate: the run's own.
-    """
+    """Say what ``accelerate launch`` was asked for and does not do, in sentences for the log."""
     asked, found = os.environ, list[str]()
     if "ACCELERATE_MIXED_PRECISION" not in asked:
         return found  # another launcher, or none
@@ -207,24 +174,18 @@ def gather_peers() -> list[Peer]:
 def lost_ranks(peers: Sequence[Peer]) -> dict[int, str]:
     """Ranks on this host that are gone or do not run: rank -> what is known."""
     here = socket.gethostname()
-    found = {}
-    for rank, peer in enumerate(peers):
-        state = _state(peer.pid) if peer.host == here else ""
-        if state:
-            found[rank] = f"rank {rank} (process {peer.pid} on {peer.host}) {state}"
-    return found
+    return {
+        rank: f"rank {rank} (process {peer.pid} on {peer.host}) {state}"
+        for rank, peer in enumerate(peers)
+        if peer.host == here and (state := _state(peer.pid))
+    }
 
 
 def name_lost(peers: Sequence[Peer], fault: BaseException | None, timeout_s: float) -> None:
-    """Raise a sentence in place of a failed collective operation; anything else is left alone.
+    """Raise a RankError in place of a failed collective operation; other faults are left alone.
 
-    Args:
-        peers: of `gather_peers`; empty for one process.
-        fault: what ended this rank.
-        timeout_s: how long a collective operation waits.
-
-    Raises:
-        RankError: which rank died or hangs, if it can be told, and how to go on.
+    It names the peers, none for one process, that died or hang, if that can be told. A collective
+    operation waits for `timeout_s` seconds.
     """
     text = str(fault).lower()
     if not peers or not isinstance(fault, RuntimeError) or not any(s in text for s in SIGNS):

@@ -10,7 +10,6 @@ import contextlib
 import csv
 import errno
 import io
-import json
 import logging
 import os
 import re
@@ -26,11 +25,9 @@ import torch
 from spikeformer_lt.config import check, differences, flat_values, load_config, save_config, to_dict
 from spikeformer_lt.config import run_id as name_run
 from spikeformer_lt.disk import csv_cell, dump_json, read_mapping, safe_name, write_atomic
-from spikeformer_lt.errors import ConfigError, near, shown
+from spikeformer_lt.errors import ConfigError, name_of, near, shown
 from spikeformer_lt.runtime import describe_environment, environment_changes
 from spikeformer_lt.training.ranks import together
-
-__all__ = ["CONFIG", "RunChoice", "RunDir", "RunLog", "Summary", "holds_run", "in_use", "take_lock"]
 
 PACKAGE = "spikeformer_lt"
 CONFIG, ENV, LOG, LOCK = "config.json", "env.json", "log.txt", ".lock"
@@ -46,11 +43,10 @@ log = logging.getLogger(__name__)
 class RunDir:
     """Handle of a run directory; `open` makes or resumes one.
 
-    Args:
-        path: the directory.
+    Attributes:
         run_id: slug and hash of what the run is.
         resumed: whether an earlier process had begun the run.
-        writer: False on all ranks but the first: nothing is written, rows are still counted.
+        writer: False on ranks other than the first: nothing is written, rows are still counted.
     """
 
     def __init__(
@@ -79,16 +75,14 @@ class RunDir:
     ) -> RunDir:
         """Make a run directory, or go on in one.
 
-        With several processes all of them call this once the process group is there; the first
-        decides and writes, the others follow.
+        All ranks call this; the first decides and writes, the others follow.
 
         Args:
             path: the directory; empty for a new one under `root`, named after the run.
             config: nested frozen dataclass.
             slug: readable part of the run's name.
             identity: what the run is besides its configuration: recipe, search, data split.
-            resume: "never"; "auto" to go on if the run is there and to begin if it is not; or the
-                path of a run.
+            resume: "never"; "auto" to go on if the run is there, else begin; or the path of a run.
             allow: fields or groups that may differ from the run that is resumed; "world_size", too.
             seed: noted in env.json.
             root: parent of the directories that are named here; a name never leads out of it.
@@ -108,17 +102,17 @@ class RunDir:
         choice = RunChoice(config, run_id, resume, tuple(allow), tuple(own), Path(root))
         if not together():
             return cls._begin(choice, str(path), seed, 1, log)
-        distributed, run, answer = torch.distributed, None, [""]
+        distributed, run, answer = torch.distributed, None, list[Any](["", False, ""])
         if distributed.get_rank() == 0:
             try:
                 run = cls._begin(choice, str(path), seed, distributed.get_world_size(), log)
-                answer = [json.dumps([str(run.path), run.resumed, ""])]
+                answer = [str(run.path), run.resumed, ""]
             except ConfigError as fault:
-                answer = [json.dumps(["", False, str(fault)])]
+                answer = ["", False, str(fault)]
         distributed.broadcast_object_list(answer)
-        found, resumed, fault_text = json.loads(answer[0])
-        if fault_text:
-            raise ConfigError(fault_text)
+        found, resumed, refusal = answer
+        if refusal:
+            raise ConfigError(refusal)
         return run or cls(found, run_id, resumed=resumed, writer=False)
 
     @classmethod
@@ -130,16 +124,15 @@ class RunDir:
             folder.mkdir(parents=True, exist_ok=True)
             lock = take_lock(folder)
         except OSError as fault:
-            where = shown(str(fault.filename or path), 300)
             raise ConfigError(
-                f"cannot make the run directory {where}: {fault.strerror or fault}; choose another "
-                "--run.out"
+                f"cannot make the run directory {name_of(fault.filename or path)}: "
+                f"{fault.strerror or fault}; choose another --run.out"
             ) from None
         run = cls(folder, choice.run_id, resumed=resumed)
         run._lock = lock
         try:
             if holds_run(folder) and not resumed:
-                raise ConfigError(f"{shown(path, 300)}: another process has just begun a run there")
+                raise ConfigError(f"{name_of(path)}: another process has just begun a run there")
             env = describe_environment(seed, world_size)
             changed = run._compare(choice, env) if resumed else []
             if changed or not resumed:
@@ -156,17 +149,15 @@ class RunDir:
 
     def _compare(self, choice: RunChoice, env: dict[str, Any]) -> list[str]:
         """Refuse a change that is not allowed, note the others in `env`, and return them."""
-        path = self.path / ENV
-        old = read_mapping(path) if path.exists() else {}
-        before = old.pop(CHANGED, [])
-        changed = choice.changes(self.path)
+        old = read_mapping(self.path / ENV) if (self.path / ENV).exists() else {}
+        before, changed = old.pop(CHANGED, []), choice.changes(self.path)
         if old.get(WORLD, env[WORLD]) != env[WORLD]:
             changed.append(f"{WORLD}: {old[WORLD]} -> {env[WORLD]}")
         refused = [line for line in changed if not _within(line, choice.allow)]
         if refused:
             fields = " ".join(line.partition(":")[0] for line in refused)
             raise ConfigError(
-                f"{shown(str(self.path), 300)} holds a run of another configuration: "
+                f"{name_of(self.path)} holds a run of another configuration: "
                 f"{'; '.join(refused)}; take the old values, or allow the change with "
                 f"--run.allow-config-change {fields}"
             )
@@ -194,20 +185,16 @@ class RunDir:
         """Write a report as JSON, atomically.
 
         Raises:
-            ConfigError: a NaN, an infinity or a value that JSON cannot hold, with its place; or the
-                disk refuses.
+            ConfigError: a value that JSON cannot hold, NaN included, with its place; or the disk.
         """
         self._write_json(name, dict(report), "report")
 
     def inside(self, *names: str) -> Path:
-        """Return a path in this directory, whatever the names hold: each becomes one component."""
+        """Return a path in this directory; each name becomes one component, whatever it holds."""
         return self.path.joinpath(*(safe_name(name) for name in names))
 
     def abandon(self) -> None:
-        """Take back a run whose start failed, so that it can be started again in the same place.
-
-        Only where this process began it and nothing but the beginning is there; then `close`.
-        """
+        """Close; take back a run that this process began, if nothing but the beginning is there."""
         if self._log is not None:
             self._log.close()
         began = {CONFIG, ENV, LOG, LOCK}
@@ -249,16 +236,7 @@ def holds_run(folder: Path) -> bool:
 
 @dataclass(frozen=True)
 class RunChoice:
-    """Which directory a run goes to, and whether it begins there or goes on.
-
-    Attributes:
-        config: the configuration, a nested frozen dataclass.
-        run_id: name of the run, one safe path component.
-        resume: "never", "auto" or the path of a run.
-        allow: fields or groups that may differ from the run that is resumed.
-        own: fields or groups that are about the directory and are not compared.
-        root: parent of the directories that are named here.
-    """
+    """Which directory a run goes to, and whether it goes on there; fields as in `RunDir.open`."""
 
     config: Any
     run_id: str
@@ -270,9 +248,8 @@ class RunChoice:
     def choose(self, path: str) -> tuple[Path, bool]:
         """Give the directory and whether a run goes on there.
 
-        Args:
-            path: the directory that was asked for; empty for one named after the run, which is made
-                here and is nobody else's, even if two processes ask in the same instant.
+        An empty `path` stands for one named after the run, which is made here and is nobody else's,
+        even if two processes ask in the same instant.
 
         Raises:
             ConfigError: it holds another run, or something that is no run; nothing to resume.
@@ -282,16 +259,19 @@ class RunChoice:
             return self._resumed_path(path), True
         if path:
             folder = Path(path)
-            if holds_run(folder):
-                if self.resume == "auto":
-                    return folder, True
-                raise ConfigError(
-                    f"{shown(path, 300)} already holds a run, and nothing is ever overwritten"
-                    f"{self._differing(folder)}; go on with it by --run.resume auto, or choose "
-                    "another --run.out"
-                )
-            _refuse_foreign(folder)
-            return folder, False
+            if not holds_run(folder):
+                _refuse_foreign(folder)
+                return folder, False
+            if self.resume == "auto":
+                return folder, True
+            differing = ""
+            with contextlib.suppress(ConfigError):
+                if changed := self.changes(folder):
+                    differing = f" (a run of another configuration: {'; '.join(changed)})"
+            raise ConfigError(
+                f"{name_of(path)} already holds a run, and nothing is ever overwritten{differing}; "
+                "go on with it by --run.resume auto, or choose another --run.out"
+            )
         if self.resume == "auto":
             for folder in self._twins():
                 with contextlib.suppress(ConfigError):  # damaged, or of another version
@@ -300,11 +280,7 @@ class RunChoice:
         return self._new_twin(), False
 
     def changes(self, folder: Path) -> list[str]:
-        """List where the run in `folder` differs: "field: old -> new", the own fields left out.
-
-        Raises:
-            ConfigError: its configuration cannot be read.
-        """
+        """List where the run in `folder` differs: "field: old -> new", the own fields left out."""
         old = load_config(type(self.config), folder / CONFIG)
         return [line for line in differences(old, self.config) if not _within(line, self.own)]
 
@@ -313,28 +289,21 @@ class RunChoice:
         if not holds_run(folder):
             hint = near(self.resume, ("never", "auto"))
             raise ConfigError(
-                f"resume={shown(self.resume, 300)} is not allowed: never, auto, or a directory "
+                f"resume={name_of(self.resume)} is not allowed: never, auto, or a directory "
                 f"that holds a run, which has a {CONFIG}{hint}"
             )
         if path and Path(path).resolve() != folder.resolve():
             raise ConfigError(
-                f"resume={shown(self.resume, 300)} and out={shown(path, 300)} are two directories; "
+                f"resume={name_of(self.resume)} and out={name_of(path)} are two directories; "
                 "give one of them"
             )
         return folder
-
-    def _differing(self, folder: Path) -> str:
-        with contextlib.suppress(ConfigError):
-            if changed := self.changes(folder):
-                return f" (a run of another configuration: {'; '.join(changed)})"
-        return ""
 
     def _twins(self) -> list[Path]:
         """Runs of this name under the root, newest first."""
         pattern = re.compile(rf"{re.escape(self.run_id)}(?:-(\d{{1,6}}))?")
         names = os.listdir(self.root) if self.root.is_dir() else []
-        matches = [match for match in map(pattern.fullmatch, names) if match]
-        matches = [match for match in matches if holds_run(self.root / match[0])]
+        matches = [m for m in map(pattern.fullmatch, names) if m and holds_run(self.root / m[0])]
         matches.sort(key=lambda match: int(match[1] or 1), reverse=True)
         return [self.root / match[0] for match in matches]
 
@@ -345,7 +314,7 @@ class RunChoice:
             with contextlib.suppress(FileExistsError):
                 folder.mkdir()  # the one step that only one of two processes can win
                 return folder
-        raise ConfigError(f"{shown(str(self.root), 300)} has {TWINS} runs {self.run_id}; clear it")
+        raise ConfigError(f"{name_of(self.root)} has {TWINS} runs {self.run_id}; clear it")
 
 
 def _within(line: str, names: Sequence[str]) -> bool:
@@ -355,23 +324,22 @@ def _within(line: str, names: Sequence[str]) -> bool:
 
 
 def _refuse_foreign(folder: Path) -> None:
-    where = shown(str(folder), 300)
     if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{where} is a file, not a directory; choose another --run.out")
+        raise ConfigError(f"{name_of(folder)} is a file, not a directory; choose another --run.out")
     names = sorted(os.listdir(folder)) if folder.exists() else []
     foreign = [name for name in names if not name.startswith(LEFTOVERS)]
     if foreign:
         raise ConfigError(
-            f"{where} is not empty ({shown(foreign[0])}, {len(foreign)} in all) and holds no run; "
-            "choose a new or empty --run.out"
+            f"{name_of(folder)} is not empty ({shown(foreign[0])}, {len(foreign)} in all) and "
+            "holds no run; choose a new or empty --run.out"
         )
 
 
 def take_lock(folder: Path) -> IO[bytes] | None:
     """Claim a directory until the returned file is closed or this process ends, however it ends.
 
-    The lock is the process's own: forked loader workers that outlive a killed parent do not hold
-    it, and a process never locks itself out. A system without such locks lets everybody in.
+    Forked loader workers that outlive a killed parent do not hold the lock, and a process never
+    locks itself out. A system without such locks lets everybody in.
 
     Raises:
         ConfigError: a living process has the directory.
@@ -385,15 +353,15 @@ def take_lock(folder: Path) -> IO[bytes] | None:
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as fault:
-        file.seek(0)
-        owner = file.read(20).decode("ascii", "replace").strip()
-        file.close()
-        if fault.errno in (errno.EACCES, errno.EAGAIN):
-            raise ConfigError(
-                f"{shown(str(folder), 300)} is in use by process {shown(owner)[1:-1]}; wait "
-                "for it, stop it, or choose another run directory"
-            ) from None
-        return None
+        with file:
+            file.seek(0)
+            owner = shown(file.read(20).decode("ascii", "replace").strip())[1:-1]
+        if fault.errno not in (errno.EACCES, errno.EAGAIN):
+            return None
+        raise ConfigError(
+            f"{name_of(folder)} is in use by process {owner}; wait for it, stop it, or choose "
+            "another run directory"
+        ) from None
     file.truncate(0)
     file.write(f"{os.getpid()}\n".encode())
     file.flush()
@@ -428,9 +396,7 @@ class _Plain(logging.Formatter):
 
 
 class RunLog:
-    """Handlers on the package's logger, from INFO up, until `close`.
-
-    Messages go to stderr, unless the program has its own logging, and to log.txt.
+    """Sends messages from INFO up to a file, and to stderr unless the program has its own logging.
 
     Args:
         path: the file, appended to; None for a rank that logs nothing.
@@ -456,8 +422,7 @@ class RunLog:
         try:
             file = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
         except OSError as fault:
-            where = shown(str(path), 300)
-            raise ConfigError(f"cannot write {where}: {fault.strerror or fault}") from None
+            raise ConfigError(f"cannot write {name_of(path)}: {fault.strerror or fault}") from None
         file.setFormatter(_Plain("%(asctime)s %(levelname)s %(message)s"))
         if self._early is not None:
             self._early.setTarget(file)
@@ -466,17 +431,15 @@ class RunLog:
         self._add(file)
 
     def _add(self, handler: logging.Handler) -> None:
-        found = [handler]
-        if not self._handlers and not logging.getLogger().handlers:
-            console = logging.StreamHandler(sys.stderr)
-            console.setFormatter(_Plain("%(message)s"))
-            found.append(console)
-        for one in found:
-            one.setLevel(logging.INFO)
-            self._logger.addHandler(one)
-        self._handlers += found
+        handler.setLevel(logging.INFO)
+        self._logger.addHandler(handler)
+        self._handlers.append(handler)
         if self._level == logging.NOTSET:
             self._logger.setLevel(logging.INFO)
+        if len(self._handlers) == 1 and not logging.getLogger().handlers:
+            console = logging.StreamHandler(sys.stderr)
+            console.setFormatter(_Plain("%(message)s"))
+            self._add(console)
 
     def close(self) -> None:
         """Leave the logger as it was."""
@@ -489,53 +452,39 @@ class RunLog:
 
 
 class Summary:
-    """The rows of a table, in the order they were appended, whole on the disk at any moment.
+    """The rows of a CSV file, in the order they were appended, whole on the disk at any moment.
 
     Columns keep their places. A row that brings a new one gets it at the right end, and the rows
     before it an empty cell there. The file is replaced as a whole, so a kill leaves no half row.
-
-    Args:
-        path: the CSV file; read if it is there.
-
-    Raises:
-        ConfigError: the file is there and is no table of ours.
+    A file that is there is read; a ConfigError if it is no table of ours.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._header: list[str] = []
         self._rows: list[list[str]] = []
-        where = shown(str(path), 300)
         try:
             text = path.read_text("utf-8-sig")
             table = list(csv.reader(io.StringIO(text, newline=""), strict=True))
         except FileNotFoundError:
             return
         except (OSError, UnicodeDecodeError) as fault:
-            raise ConfigError(f"cannot read {where}: {fault}") from None
+            raise ConfigError(f"cannot read {name_of(path)}: {fault}") from None
         except csv.Error as fault:
-            raise ConfigError(f"{where}: not a CSV table: {fault}; move it away") from None
+            raise ConfigError(f"{name_of(path)}: not a CSV table: {fault}; move it away") from None
         self._header, self._rows = table[0] if table else [], table[1:]
         for line, row in enumerate(self._rows, start=2):
             if len(row) > len(self._header) or len(set(self._header)) != len(self._header):
                 raise ConfigError(
-                    f"{where}, row {line}: {len(row)} cells under {len(self._header)} columns; "
-                    "repair the file or move it away"
+                    f"{name_of(path)}, row {line}: {len(row)} cells under {len(self._header)} "
+                    "columns; repair the file or move it away"
                 )
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Add a row and write the file.
-
-        Args:
-            row: column -> number, text or None (an empty cell). Text that a spreadsheet would take
-                for a formula is disarmed; line breaks are escaped.
-
-        Raises:
-            ConfigError: the disk refuses.
-        """
+        """Add a row, column -> number, text or None (an empty cell), and write the file."""
         # The repr of a NumPy or torch scalar is no number.
         plain = {k: v.item() if callable(getattr(v, "item", None)) else v for k, v in row.items()}
         cells = {csv_cell(name): csv_cell(value) for name, value in plain.items()}
@@ -544,11 +493,7 @@ class Summary:
         self._write()
 
     def truncate(self, rows: int) -> None:
-        """Keep the first `rows` rows: those that were there when a checkpoint was made.
-
-        Where fewer are left, because the file was edited or lost, empty ones take their places, so
-        that a later checkpoint's count still fits.
-        """
+        """Keep the first `rows` rows; empty ones take the places of those that were lost."""
         lost = rows - len(self._rows)
         if lost == 0:
             return

@@ -20,8 +20,8 @@ from torch.nn import functional as F
 
 from spikeformer_lt.config import check
 from spikeformer_lt.errors import ConfigError, Interrupted
+from spikeformer_lt.images.augment import Mixing
 from spikeformer_lt.images.loader import Augmentation, eval_loader, train_loader
-from spikeformer_lt.images.mixing import Mixing
 from spikeformer_lt.images.splits import Splits
 from spikeformer_lt.layers.recompute import set_recompute
 from spikeformer_lt.rng import seed_for
@@ -33,7 +33,6 @@ from spikeformer_lt.training.checkpoint import (
     load_weights,
     restore_optimizer,
 )
-from spikeformer_lt.training.ema import Ema
 from spikeformer_lt.training.evaluate import Metrics, evaluate
 from spikeformer_lt.training.monitor import (
     EpochProgress,
@@ -42,24 +41,11 @@ from spikeformer_lt.training.monitor import (
     epoch_line,
     removed,
 )
-from spikeformer_lt.training.optim import Schedule, build_optimizer
+from spikeformer_lt.training.optim import Ema, Schedule, build_optimizer
 from spikeformer_lt.training.options import LOSSES, TrainConfig
 from spikeformer_lt.training.phase import FitResult, Hooks, Phase, Progress
 from spikeformer_lt.training.ranks import StopRequest, agreed, share_buffers
 from spikeformer_lt.training.run import RunDir
-
-__all__ = [
-    "LOSSES",
-    "PhaseRun",
-    "Position",
-    "Trainer",
-    "distill_loss",
-    "record_epoch",
-    "restore_position",
-    "save_position",
-    "state_of",
-    "task_loss",
-]
 
 log = logging.getLogger(__name__)
 
@@ -89,8 +75,7 @@ def distill_loss(logits: Tensor, teacher: Tensor, temperature: float = 2.0) -> T
     """
     student = F.log_softmax(logits.float().mean(1) / temperature, dim=1)
     target = F.log_softmax(teacher.float().mean(1) / temperature, dim=1)
-    loss = F.kl_div(student, target, reduction="batchmean", log_target=True)
-    return loss * temperature**2
+    return temperature**2 * F.kl_div(student, target, reduction="batchmean", log_target=True)
 
 
 @dataclass
@@ -117,13 +102,10 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
 def save_position(run: PhaseRun, store: CheckpointStore) -> None:
     """Publish a checkpoint whose number grows through all phases of the run."""
     moments, opt_state = flatten_optimizer(run.optimizer.state_dict())
+    average = run.ema.tensors() if run.ema is not None else {}
+    more = {"ema": average, "best": run.best or {}, "hooks": run.hooks.tensors()}
     tensors = {"model": state_of(run.model), "optimizer": moments}
-    if run.ema is not None:
-        tensors["ema"] = run.ema.tensors()
-    if run.best is not None:
-        tensors["best"] = run.best
-    if own := run.hooks.tensors():
-        tensors["hooks"] = own
+    tensors |= {group: own for group, own in more.items() if own}
     state = {
         "phase": run.phase.name,
         "position": asdict(run.at),
@@ -137,11 +119,7 @@ def save_position(run: PhaseRun, store: CheckpointStore) -> None:
 
 
 def restore_position(run: PhaseRun, found: Checkpoint) -> None:
-    """Put a phase back to where a checkpoint left it, to the bit.
-
-    Raises:
-        CheckpointError: the checkpoint belongs to another model or optimizer.
-    """
+    """Put a phase back to where a checkpoint left it; CheckpointError if it is of another model."""
     load_weights(run.model, found.tensors["model"], str(found.path))
     restore_optimizer(run.optimizer, found.tensors["optimizer"], found.state["optimizer"])
     if run.ema is not None:
@@ -157,8 +135,7 @@ def record_epoch(run: PhaseRun, row: Mapping[str, Any], speed: float) -> None:
     """Write an epoch's rows to summary.csv and firing.csv, log it, and pass it to the board.
 
     Args:
-        run: at the end of the epoch, before its position moves on; its firing rates are those of
-            the images that this process trained on. Ranks other than the first write nothing.
+        run: at the end of the epoch; its firing rates are of the images that this process saw.
         row: of summary.csv, with ``phase`` and ``epoch``.
         speed: images/s over all ranks.
     """
@@ -172,8 +149,7 @@ def record_epoch(run: PhaseRun, row: Mapping[str, Any], speed: float) -> None:
     log.info("%s", epoch_line(row, phase.epochs, speed, left))
     if trainer.board is None:
         return
-    points = {**row, **{f"firing/{name}": rate for name, rate in rates.items()}}
-    for key, value in points.items():
+    for key, value in {**row, **{f"firing/{name}": rate for name, rate in rates.items()}}.items():
         if isinstance(value, float):
             trainer.board.add_scalar(f"{phase.name}/{key}", value, at.epoch + 1)
     trainer.board.flush()
@@ -201,7 +177,8 @@ class PhaseRun:
         self.at = Position(rows=trainer.run.rows())
         self.best: dict[str, Tensor] | None = None
         self.wrapped = trainer.accelerator.prepare(model) if trainer.world > 1 else model
-        self._restore()
+        if trainer.run.resumed:
+            self._restore()
 
     def _save(self) -> None:
         if self.trainer.main:
@@ -209,8 +186,6 @@ class PhaseRun:
             save_position(self, self.trainer.last)
 
     def _restore(self) -> None:
-        if not self.trainer.run.resumed:
-            return
         found = self.trainer.last.load()
         if found is not None and found.state["phase"] == self.phase.name:
             restore_position(self, found)
@@ -227,11 +202,10 @@ class PhaseRun:
         if self.best is None:  # a hook ended the phase before any validation counted
             share_buffers(self.model)
             self._keep_best()
-        on_test = at.best_on_test if self.config.best_on_test else None
-        best = at.best_accuracy, at.best_epoch
-        result = FitResult(phase.name, *best, at.epoch, at.seconds, on_test)
         self.watch.close()
-        return result, self.best or {}
+        on_test = at.best_on_test if self.config.best_on_test else None
+        reached = at.best_accuracy, at.best_epoch, at.epoch, at.seconds, on_test
+        return FitResult(phase.name, *reached), self.best or {}
 
     def _keep_best(self) -> None:
         self.best = {name: value.clone() for name, value in state_of(self.model).items()}
@@ -239,19 +213,15 @@ class PhaseRun:
     def _epoch(self) -> None:
         trainer, at, config = self.trainer, self.at, self.config
         loader = train_loader(
-            trainer.data.train,
-            trainer.augment,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            epoch=at.epoch,
-            start_step=at.step * config.accumulate,
-            workers=config.workers,
-            rank=trainer.rank,
-            world_size=trainer.world,
-        )
-        self._train_mode()
-        done = at.epoch * self.steps
-        self.rates = self.schedule.rates(self.entry + done, self.steps)
+            trainer.data.train, trainer.augment, batch_size=config.batch_size, seed=config.seed,
+            epoch=at.epoch, start_step=at.step * config.accumulate, workers=config.workers,
+            rank=trainer.rank, world_size=trainer.world,
+        )  # fmt: skip
+        self.model.train()
+        for name, module in self.model.named_modules():
+            if any(f"{name}.".startswith(f"{prefix}.") for prefix in self.phase.frozen):
+                module.eval()
+        self.rates = self.schedule.rates(self.entry + at.epoch * self.steps, self.steps)
         gone = removed(self.model, *self.hooks.removed())
         start, batches = time.monotonic(), iter(loader)
         rest = (self.phase.epochs - at.epoch - 1) * self.steps
@@ -286,9 +256,9 @@ class PhaseRun:
         for part in range(config.accumulate):
             images, labels, indices = (t.to(self.trainer.accelerator.device) for t in next(batches))
             self.guard.check_batch(images, indices)
-            last = part == config.accumulate - 1
+            more = part < config.accumulate - 1
             no_sync = self.trainer.accelerator.no_sync
-            with contextlib.nullcontext() if last else no_sync(self.wrapped):
+            with no_sync(self.wrapped) if more else contextlib.nullcontext():
                 logits, loss = self._loss(images, labels, update * config.accumulate + part)
                 (loss / config.accumulate).backward()
             loss_sum += float(loss.detach()) / config.accumulate
@@ -325,12 +295,6 @@ class PhaseRun:
             soft = distill_loss(logits, taught, config.distill_temperature)
             loss = (1 - phase.distill) * loss + phase.distill * soft
         return logits, loss
-
-    def _train_mode(self) -> None:
-        self.model.train()
-        for name, module in self.model.named_modules():
-            if any(name == p or name.startswith(p + ".") for p in self.phase.frozen):
-                module.eval()
 
     def _end_epoch(self, speed: float) -> None:
         trainer, at, phase = self.trainer, self.at, self.phase
@@ -383,7 +347,7 @@ class Trainer:
     """Trains phases of one run; an instance's :meth:`fit` is what searches are given.
 
     Args:
-        data: splits; only ``train`` and ``val`` are read here, and test for ``best_on_test``.
+        data: splits; test is read for ``best_on_test`` only.
         config: how to train.
         augment, mixing: of the training images.
         run: run directory; checkpoints, rows and phase results live there.
@@ -408,9 +372,8 @@ class Trainer:
         self.heap = keep_heap()
         self.data, self.config, self.run = data, config, run
         self.augment, self.mixing, self.stop = augment, mixing, stop
-        self.accelerator = accelerator
-        self.main = self.accelerator.is_main_process
-        self.world, self.rank = self.accelerator.num_processes, self.accelerator.process_index
+        self.accelerator, self.main = accelerator, accelerator.is_main_process
+        self.world, self.rank = accelerator.num_processes, accelerator.process_index
         self.last = CheckpointStore(run.path / "last", keep=2)
         self.board: Any = None
         if config.tensorboard and self.main:
@@ -427,8 +390,7 @@ class Trainer:
     def fit(self, model: nn.Module, phase: Phase) -> FitResult:
         """Train `model` in place; afterwards it holds its best validated weights.
 
-        A phase that had finished is restored from ``best/`` of the run; one that was interrupted
-        goes on at the very step.
+        A finished phase is restored from ``best/``; an interrupted one goes on at the very step.
         """
         model.to(self.accelerator.device)
         set_recompute(model, self.config.recompute)
@@ -451,15 +413,10 @@ class Trainer:
         return result
 
     def batch(self, count: int) -> tuple[Tensor, Tensor]:
-        """The first `count` training images, not augmented, and their labels, on the device.
-
-        They are the same for every search of a run; fewer come if the training set is smaller.
-        """
-        wanted = min(count, len(self.data.train))
-        loader = eval_loader(self.data.train, wanted, workers=0)
+        """The first `count` training images, or all, not augmented, and their labels."""
+        loader = eval_loader(self.data.train, min(count, len(self.data.train)), workers=0)
         images, labels, _ = next(iter(loader))
-        device = self.accelerator.device
-        return images.to(device), labels.to(device)
+        return images.to(self.accelerator.device), labels.to(self.accelerator.device)
 
     def evaluate(self, model: nn.Module, split: str) -> Metrics:
         """Evaluate on ``train``, ``val`` or ``test``: every sample once, by one network."""

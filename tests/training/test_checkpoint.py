@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from spikeformer_lt.errors import CheckpointError, ConfigError, NonFiniteError
-from spikeformer_lt.training.checkpoint import CheckpointStore
+from spikeformer_lt.training.checkpoint import CheckpointStore, read_checkpoint
 
 OPEN = open
 LOG = "spikeformer_lt.training.checkpoint"
@@ -87,15 +87,9 @@ def test_only_keep_checkpoints_stay_and_the_newest_is_loaded(tmp_path):
     assert (tmp_path / "LATEST").read_text() == "ckpt-00000009\n"
     assert store.latest_number() == 9
     assert_holds(store.load(), 9)
-    assert_holds(store.load(5), 5)
+    assert_holds(read_checkpoint(tmp_path / "ckpt-00000005", 5), 5)
     fill(tmp_path / "one", 1, 2, keep=1)
     assert names(tmp_path / "one") == ["LATEST", "ckpt-00000002"]
-
-
-def test_a_number_that_is_not_there_is_refused_with_those_that_are(tmp_path):
-    store = fill(tmp_path, 1, 2)
-    with pytest.raises(CheckpointError, match=r"no checkpoint 7 .* there are \[1, 2\]"):
-        store.load(7)
 
 
 @pytest.mark.fault(1)
@@ -189,7 +183,7 @@ def test_a_damaged_latest_falls_back_with_a_warning_that_says_why(tmp_path, capl
     assert "skipped" in record.getMessage()
     assert "ckpt-00000002" in record.getMessage()
     with pytest.raises(CheckpointError, match=message):
-        store.load(2)
+        read_checkpoint(tmp_path / "ckpt-00000002", 2)
     damage_truncate(tmp_path / "ckpt-00000001" / "state.json")
     with pytest.raises(CheckpointError, match=r"none of 2 checkpoints.*(?s:.)*state\.json"):
         store.load()

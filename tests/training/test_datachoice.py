@@ -8,8 +8,7 @@ import pytest
 
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.events.augment import EventAugment
-from spikeformer_lt.images.augment import Augment
-from spikeformer_lt.images.mixing import Mixing
+from spikeformer_lt.images.augment import Augment, Mixing
 from spikeformer_lt.training.experiment import (
     CIFAR10,
     CIFAR10_DVS,

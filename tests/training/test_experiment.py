@@ -12,7 +12,7 @@ from spikeformer_lt.config import parse
 from spikeformer_lt.disk import write_tensors
 from spikeformer_lt.errors import CheckpointError, ConfigError
 from spikeformer_lt.export import export_ticket
-from spikeformer_lt.images.mixing import Mixing
+from spikeformer_lt.images.augment import Mixing
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.ticket import Ticket
 from spikeformer_lt.tickets.configs import MultiSpConfig
@@ -122,11 +122,10 @@ def test_a_directory_in_use_by_another_configuration_is_refused(tmp_path):
         pass
 
 
-def test_a_field_that_does_not_exist_cannot_be_made_small(tmp_path):
-    experiment = opened(tmp_path)
-    experiment.small = {"model.widht": 3}
-    with pytest.raises(AttributeError), experiment:
-        pass
+def test_a_field_that_does_not_exist_cannot_be_made_small():
+    asked = Recipe(data=DataConfig(name="digits"))
+    with pytest.raises(AttributeError):
+        settle(asked, CIFAR10, "digits", {"model.widht": 3})
 
 
 def test_a_run_starts_from_the_weights_it_is_given(tmp_path):

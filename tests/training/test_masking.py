@@ -8,7 +8,7 @@ from torch import nn
 
 from spikeformer_lt.errors import MaskError
 from spikeformer_lt.mask import Mask
-from spikeformer_lt.training.ema import Ema
+from spikeformer_lt.training.optim import Ema
 from spikeformer_lt.training.phase import Hooks, Masked, Progress, Rewired
 
 OPTIMIZERS = {

@@ -10,8 +10,7 @@ from accelerate import Accelerator
 
 from spikeformer_lt import create_dataset, create_model
 from spikeformer_lt.errors import ConfigError, DataError
-from spikeformer_lt.images.augment import Augment
-from spikeformer_lt.images.mixing import Mixing
+from spikeformer_lt.images.augment import Augment, Mixing
 from spikeformer_lt.training.options import OptimConfig, TrainConfig
 from spikeformer_lt.training.phase import Phase
 from spikeformer_lt.training.run import RunDir

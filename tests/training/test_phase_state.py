@@ -10,8 +10,8 @@ from torch import nn
 
 from spikeformer_lt.errors import CheckpointError
 from spikeformer_lt.training.checkpoint import CheckpointStore
-from spikeformer_lt.training.ema import Ema
 from spikeformer_lt.training.monitor import FiringWatch, NonFiniteGuard
+from spikeformer_lt.training.optim import Ema
 from spikeformer_lt.training.phase import Hooks, Phase
 from spikeformer_lt.training.trainer import Position, restore_position, save_position, state_of
 

@@ -14,8 +14,7 @@ from torch import nn
 
 from spikeformer_lt import create_dataset, create_model
 from spikeformer_lt.errors import ConfigError, Interrupted, NonFiniteError
-from spikeformer_lt.images.augment import Augment
-from spikeformer_lt.images.mixing import Mixing
+from spikeformer_lt.images.augment import Augment, Mixing
 from spikeformer_lt.step import Step
 from spikeformer_lt.training.monitor import spiking_layers
 from spikeformer_lt.training.options import OptimConfig, TrainConfig

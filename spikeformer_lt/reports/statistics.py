@@ -1,0 +1,134 @@
+"""Intervals and paired tests for accuracies: what a table may conclude from saved predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from spikeformer_lt.errors import DataError
+
+__all__ = ["Interval", "Paired", "compare_predictions", "holm", "over_seeds", "wilson"]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value and the ends of its confidence interval, all in the unit of the value."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Two networks on the same test samples; differences in percentage points."""
+
+    difference: Interval
+    """Accuracy of the first minus the second, with its paired bootstrap interval."""
+    p: float
+    """Exact two-sided McNemar test on the samples that one of the two gets right."""
+    only_first: int
+    """Samples that the first alone gets right."""
+    only_second: int
+    """Samples that the second alone gets right."""
+
+
+def wilson(correct: int, count: int, confidence: float = 0.95) -> Interval:
+    """Accuracy of one network in percent, with Wilson's score interval.
+
+    Args:
+        correct: samples classified correctly.
+        count: samples of the test set.
+        confidence: in (0, 1).
+
+    Raises:
+        DataError: `correct` outside [0, count], or an empty set.
+
+    Source: Wilson 1927, JASA 22(158).
+    """
+    from scipy.stats import binomtest
+
+    if not 0 <= correct <= count or count < 1:
+        raise DataError(
+            f"correct={correct} of count={count} is not allowed: 0 to count, count >= 1"
+        )
+    found = binomtest(correct, count).proportion_ci(confidence, method="wilson")
+    return Interval(100 * correct / count, 100 * found.low, 100 * found.high)
+
+
+def over_seeds(values: Sequence[float], confidence: float = 0.95) -> Interval:
+    """Mean of one value a seed, with the t interval of so few.
+
+    Args:
+        values: accuracies, or anything else with one value a seed; at least one.
+        confidence: in (0, 1).
+
+    Returns:
+        The interval; infinite ends for a single seed, which says nothing of the spread.
+
+    Raises:
+        DataError: no value.
+    """
+    from scipy.stats import t
+
+    if not values:
+        raise DataError("no value to average: give one for each seed")
+    mean = float(np.mean(values))
+    if len(values) == 1:
+        return Interval(mean, -np.inf, np.inf)
+    error = float(np.std(values, ddof=1)) / len(values) ** 0.5
+    half = float(t.ppf((1 + confidence) / 2, len(values) - 1)) * error
+    return Interval(mean, mean - half, mean + half)
+
+
+def compare_predictions(
+    first: Any, second: Any, labels: Any, confidence: float = 0.95, draws: int = 10_000
+) -> Paired:
+    """Compare two networks on the same test samples, sample by sample.
+
+    Args:
+        first, second: predicted classes, ``[n]`` integers.
+        labels: true classes, ``[n]``.
+        confidence: of the interval of the difference.
+        draws: bootstrap samples, drawn with a fixed seed.
+
+    Raises:
+        DataError: lengths differ, or no samples.
+
+    Source: McNemar 1947, Psychometrika 12(2), exact form; Efron 1979 for the bootstrap.
+    """
+    from scipy.stats import binomtest
+
+    rows = [np.asarray(each) for each in (first, second, labels)]
+    if len({row.shape for row in rows}) != 1 or rows[0].ndim != 1 or not len(rows[0]):
+        shapes = ", ".join(str(list(row.shape)) for row in rows)
+        raise DataError(f"predictions and labels {shapes} are not of the same samples")
+    right = [rows[0] == rows[2], rows[1] == rows[2]]
+    only_first, only_second = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
+    count, apart = len(rows[2]), only_first + only_second
+    p = float(binomtest(only_first, apart).pvalue) if apart else 1.0
+    generator = np.random.default_rng(0)
+    same = count - apart
+    drawn = generator.multinomial(count, np.array([only_first, only_second, same]) / count, draws)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(100 * (drawn[:, 0] - drawn[:, 1]) / count, [tail, 1 - tail])
+    difference = 100 * (only_first - only_second) / count
+    return Paired(Interval(difference, float(low), float(high)), p, only_first, only_second)
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """p-values of a table's comparisons, adjusted for their number.
+
+    Source: Holm 1979, Scand. J. Statist. 6(2).
+    """
+    adjusted, largest = {}, 0.0
+    for rank, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
+        largest = max(largest, min(1.0, p * (len(p_values) - rank)))
+        adjusted[name] = largest
+    return {name: adjusted[name] for name in p_values}

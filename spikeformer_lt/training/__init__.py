@@ -14,12 +14,11 @@ __all__ = [
 
 if TYPE_CHECKING:
     from spikeformer_lt.training.checkpoint import CheckpointStore
-    from spikeformer_lt.training.ema import Ema
     from spikeformer_lt.training.evaluate import PREDICTIONS, Metrics, Predictions, read_predictions
     from spikeformer_lt.training.experiment import Experiment
     from spikeformer_lt.training.jobs import Job, run_jobs
     from spikeformer_lt.training.monitor import FiringWatch, NonFiniteGuard, spiking_layers
-    from spikeformer_lt.training.optim import Schedule, build_optimizer
+    from spikeformer_lt.training.optim import Ema, Schedule, build_optimizer
     from spikeformer_lt.training.options import (
         DataConfig,
         EventDataConfig,

@@ -7,6 +7,7 @@ ImageNet have ``q_conv`` with kernels ``[D, D, 1]`` or ``[D, D, 1, 1]``, and no 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,7 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spikeformer_lt.config import check
+from spikeformer_lt.disk import sha256_of, write_atomic, write_tensors
 from spikeformer_lt.errors import CheckpointError, near, shown
+from spikeformer_lt.registry import create_model
 
 WRAPPERS = ("state_dict", "state_dict_ema")
 _PREFIX = re.compile(r"^(?:module\.|_orig_mod\.)+")  # DistributedDataParallel, torch.compile
@@ -39,6 +43,60 @@ class Translation:
     sizes: dict[str, Any]
     tensors: dict[str, Tensor]
     dropped: list[str]
+
+
+def convert(
+    source: str | Path, name: str, out: str | Path, ema: bool = False, **chosen: Any
+) -> str:
+    """Write a published checkpoint as ``model.safetensors`` and ``config.json`` of ours.
+
+    Args:
+        source: the checkpoint; see `read_original`.
+        name: the registered model that it is of.
+        out: folder, which must hold neither file.
+        ema: take the averaged weights.
+        chosen: model arguments that no tensor tells, where they are not the model's own.
+
+    Returns:
+        Lines that say what was read, told and written.
+
+    Raises:
+        ConfigError: files in `out`, a model without published checkpoints, or a wrong argument.
+        CheckpointError: the file is refused or does not fit; nothing is written.
+    """
+    out = Path(out)
+    taken = [n for n in ("model.safetensors", "config.json") if (out / n).exists()]
+    check(not taken, "out", str(out), f"a new folder; it already holds {', '.join(taken)}")
+    with torch.device("meta"):
+        named: Any = create_model(name)
+    published = hasattr(named, "translate")
+    check(published, "model", name, "a model with published checkpoints, a Spikformer")
+    tensors = read_original(source, ema)
+    found = named.translate(tensors)
+    heads, dim = chosen.get("num_heads", named.num_heads), found.sizes["embed_dim"]
+    rule = f"a divisor of the file's embed_dim={dim}; no tensor tells it, so give --num-heads"
+    check(heads > 0 and dim % heads == 0, "num_heads", heads, rule)
+    args = {**found.sizes, **chosen}
+    model: Any = create_model(name, **args)
+    load_translated(model, found.tensors)
+    about = {
+        "model": {"name": name, "args": args},
+        "source": {"file": Path(source).name, "sha256": sha256_of(source)},
+    }
+    write_tensors(out / "model.safetensors", model.state_dict(), {"kind": "model", **about})
+    write_atomic(out / "config.json", (json.dumps(about, indent=2) + "\n").encode())
+    parameters = sum(p.numel() for p in model.parameters())
+    own = {"T": model.T, "num_heads": model.num_heads, "image_size": model.image_size}
+    own["attn_scale"] = model.blocks[0].attn.scale
+    told, untold = (", ".join(f"{n}={v}" for n, v in d.items()) for d in (found.sizes, own))
+    dead = f": {', '.join(found.dropped[:5])}" if found.dropped else ""
+    return (
+        f"read      {len(tensors)} tensors of {source}\n"
+        f"told      {told}\n"
+        f"not told  {untold}: {', '.join(chosen) or 'none'} from the options\n"
+        f"dropped   {len(found.dropped)} tensors that the published code never reads{dead}\n"
+        f"wrote     {parameters:,} parameters to {out / 'model.safetensors'}"
+    )
 
 
 def read_original(path: str | Path, ema: bool = False) -> dict[str, Tensor]:

@@ -4,17 +4,14 @@ accelerate launch recipes/biprop_cifar.py    # CIFAR-10 under ./data
 accelerate launch recipes/biprop_cifar.py --data.name digits    # embedded, no download
 accelerate launch recipes/biprop_cifar.py --preset iclr21
 
-Where CIFAR-10 is not on disk and no data set is named, the embedded digits are used instead, with
-a notice; options left alone then take small values.
+Where CIFAR-10 is not on disk, the embedded digits stand in, with a notice and smaller values.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 from spikeformer_lt.cli import ImageRecipe, find, full_size, small
 from spikeformer_lt.config import run_recipe
-from spikeformer_lt.tickets import BipropConfig, with_preset
+from spikeformer_lt.tickets import BipropConfig
 
 SMALL = small("biprop")
 
@@ -26,9 +23,6 @@ class BipropCifar(ImageRecipe):
     preset: str = "default"
     """Published settings by name: iclr21 or iclr21-global."""
     biprop: BipropConfig = field(default_factory=full_size("biprop"))
-
-    def __post_init__(self) -> None:
-        with_preset(self.biprop, self.preset)
 
 
 def main(cfg: BipropCifar) -> None:

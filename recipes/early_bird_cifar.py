@@ -4,17 +4,14 @@ accelerate launch recipes/early_bird_cifar.py    # CIFAR-10 under ./data
 accelerate launch recipes/early_bird_cifar.py --data.name digits    # embedded, no download
 accelerate launch recipes/early_bird_cifar.py --early-bird.kind channels
 
-Where CIFAR-10 is not on disk and no data set is named, the embedded digits are used instead, with
-a notice; options left alone then take small values.
+Where CIFAR-10 is not on disk, the embedded digits stand in, with a notice and smaller values.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 from spikeformer_lt.cli import ImageRecipe, find, full_size, small
 from spikeformer_lt.config import run_recipe
-from spikeformer_lt.tickets import EarlyBirdConfig, with_preset
+from spikeformer_lt.tickets import EarlyBirdConfig
 
 SMALL = small("early_bird", epochs=8)
 
@@ -28,9 +25,6 @@ class EarlyBirdCifar(ImageRecipe):
     early_bird: EarlyBirdConfig = field(default_factory=full_size("early_bird"))
     epochs: int = 300
     """Epochs of training from the ticket; a preset has its own."""
-
-    def __post_init__(self) -> None:
-        with_preset(self.early_bird, self.preset)
 
 
 def main(cfg: EarlyBirdCifar) -> None:

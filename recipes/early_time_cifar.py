@@ -4,11 +4,8 @@ accelerate launch recipes/early_time_cifar.py    # CIFAR-10 under ./data
 accelerate launch recipes/early_time_cifar.py --data.name digits    # embedded, no download
 accelerate launch recipes/early_time_cifar.py --search early_bird
 
-Where CIFAR-10 is not on disk and no data set is named, the embedded digits are used instead, with
-a notice; options left alone then take small values.
+Where CIFAR-10 is not on disk, the embedded digits stand in, with a notice and smaller values.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass, field
 
@@ -46,7 +43,6 @@ class EarlyTimeCifar(ImageRecipe):
 
     def __post_init__(self) -> None:
         check_fields(self, search=SEARCHES)
-        with_preset(getattr(self, self.search), self.preset)
 
 
 def choose(cfg: EarlyTimeCifar) -> Choice:

@@ -4,17 +4,14 @@ accelerate launch recipes/edge_popup_cifar.py    # CIFAR-10 under ./data
 accelerate launch recipes/edge_popup_cifar.py --data.name digits    # embedded, no download
 accelerate launch recipes/edge_popup_cifar.py --preset cvpr20
 
-Where CIFAR-10 is not on disk and no data set is named, the embedded digits are used instead, with
-a notice; options left alone then take small values.
+Where CIFAR-10 is not on disk, the embedded digits stand in, with a notice and smaller values.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 from spikeformer_lt.cli import ImageRecipe, find, full_size, small
 from spikeformer_lt.config import run_recipe
-from spikeformer_lt.tickets import EdgePopupConfig, with_preset
+from spikeformer_lt.tickets import EdgePopupConfig
 
 SMALL = small("edge_popup")
 
@@ -26,9 +23,6 @@ class EdgePopupCifar(ImageRecipe):
     preset: str = "default"
     """Published settings by name: cvpr20."""
     edge_popup: EdgePopupConfig = field(default_factory=full_size("edge_popup"))
-
-    def __post_init__(self) -> None:
-        with_preset(self.edge_popup, self.preset)
 
 
 def main(cfg: EdgePopupCifar) -> None:

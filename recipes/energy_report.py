@@ -3,16 +3,13 @@
 python recipes/energy_report.py --runs runs/x --out energy/                  # one network
 python recipes/energy_report.py --runs runs/dense runs/x --out energy/       # dense against ticket
 
-The first run is what the others are divided by. Operations are counted at the spikes and weights
-that are there, on test images; every energy is an estimate and says so.
+The first run is what the others are divided by. Every energy is an estimate and says so.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from spikeformer_lt.cli import open_finished
+from spikeformer_lt.cli import notices, open_finished
 from spikeformer_lt.config import check, check_fields, run_recipe
 from spikeformer_lt.training import EventDataConfig
 
@@ -42,19 +39,14 @@ class EnergyReport:
 
 def main(cfg: EnergyReport) -> None:
     """Open, count, write, print."""
-    check(
-        len(cfg.runs) > 0, "runs", cfg.runs, "folders of runs, tickets or exports: --runs DIR ..."
-    )
+    check(bool(cfg.runs), "runs", cfg.runs, "folders of runs, tickets or exports: --runs DIR ...")
 
     from spikeformer_lt.reports import energy_markdown, measure_energy, plot_energy, write_energy
 
     networks = {}
     for path in cfg.runs:
         run = open_finished(path, cfg, T=cfg.T)
-        if run.untrained:
-            print(f"NOTICE: {path} is a ticket with its start weights: nothing is trained there")
-        if not run.own_split:
-            print(f"NOTICE: {path} was made with another split; its training images may be here")
+        print("".join(f"NOTICE: {line}\n" for line in notices(run)), end="")
         name = run.name if run.name not in networks else str(run.path)
         batches = run.batches(cfg.split, cfg.images, cfg.batch_size)
         networks[name] = measure_energy(run.model, batches, run.model.T)

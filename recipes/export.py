@@ -5,8 +5,6 @@ python recipes/export.py --run runs/x --out exported/x-bf16 --precision bf16
 python recipes/export.py --run runs/x --out exported/x-graphs --graphs pt2,onnx
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from spikeformer_lt.config import check, run_recipe

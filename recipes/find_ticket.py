@@ -8,8 +8,6 @@ The network is trained from the ticket unless the search ends trained; it is tes
 report is written. A search of your own needs its file: SEARCH --plugins FILE.py.
 """
 
-from __future__ import annotations
-
 import sys
 
 from spikeformer_lt.cli import find_command

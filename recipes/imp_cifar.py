@@ -5,11 +5,8 @@ accelerate launch recipes/imp_cifar.py --data.name digits    # embedded, no down
 accelerate launch recipes/imp_cifar.py --preset eccv22     # the published schedule
 accelerate launch recipes/imp_cifar.py --patches.sparsity 0.314     # joint: patches and encoder
 
-Where CIFAR-10 is not on disk and no data set is named, the embedded digits are used instead, with
-a notice; options left alone then take small values.
+Where CIFAR-10 is not on disk, the embedded digits stand in, with a notice and smaller values.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass, field
 
@@ -32,9 +29,6 @@ class ImpCifar(ImageRecipe):
     otherwise: one ticket of both, with one ledger."""
     epochs: int = 300
     """Epochs of training from the ticket; a preset has its own."""
-
-    def __post_init__(self) -> None:
-        with_preset(self.imp, self.preset)
 
 
 def choose(cfg: ImpCifar) -> Choice:

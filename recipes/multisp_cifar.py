@@ -4,11 +4,9 @@ accelerate launch recipes/multisp_cifar.py                              # CIFAR-
 accelerate launch recipes/multisp_cifar.py --data.name digits           # embedded, no download
 accelerate launch recipes/multisp_cifar.py --multisp.preset literal     # Algorithm 1 as printed
 
-Defaults are the papers' CIFAR settings. Where CIFAR-10 is not on disk and no data set is named,
-the embedded digits are used instead, with a notice; options left alone then take small values.
+Defaults are the papers' CIFAR settings. Where CIFAR-10 is not on disk, the embedded digits stand
+in, with a notice and smaller values.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass, field
 

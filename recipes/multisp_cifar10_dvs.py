@@ -5,11 +5,9 @@ accelerate launch recipes/multisp_cifar10_dvs.py --data.name moving_digits  # em
 accelerate launch recipes/multisp_cifar10_dvs.py --data.values binary       # spikes in, too
 
 Defaults are Spikformer's for CIFAR10-DVS: 2-256, T 16, 16x16 patches, 96 epochs and 10 more at
-the last learning rate. Where CIFAR10-DVS is not on disk and no data set is named, the embedded
-moving digits are used instead, with a notice; options left alone then take small values.
+the last learning rate. Where CIFAR10-DVS is not on disk, the embedded moving
+digits stand in, with a notice and smaller values.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass, field
 

@@ -5,11 +5,9 @@ accelerate launch recipes/multisp_dvs128.py --data.name moving_digits     # embe
 accelerate launch recipes/multisp_dvs128.py --data.values binary          # spikes in, too
 
 Defaults are Spikformer's for DVS128 Gesture: 2-256, T 16, 16x16 patches, 192 epochs and 10 more at
-the last learning rate. Where DVS128 Gesture is not on disk and no data set is named, the embedded
-moving digits are used instead, with a notice; options left alone then take small values.
+the last learning rate. Where DVS128 Gesture is not on disk, the embedded moving
+digits stand in, with a notice and smaller values.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass, field
 

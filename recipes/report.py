@@ -7,8 +7,6 @@ The page opens in any browser without a server: pictures are inside it. Beside i
 a CSV for each, and the energy ledger.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,9 +35,7 @@ class Report:
 
 def main(cfg: Report) -> None:
     """Open, draw, write."""
-    check(
-        len(cfg.runs) > 0, "runs", cfg.runs, "folders of runs, tickets or exports: --runs DIR ..."
-    )
+    check(bool(cfg.runs), "runs", cfg.runs, "folders of runs, tickets or exports: --runs DIR ...")
     check(len(cfg.runs) == 1 or bool(cfg.out), "out", cfg.out, "a folder for the comparison")
 
     from spikeformer_lt.reports import write_comparison_page, write_run_page

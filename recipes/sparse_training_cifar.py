@@ -4,17 +4,13 @@ accelerate launch recipes/sparse_training_cifar.py    # CIFAR-10 under ./data
 accelerate launch recipes/sparse_training_cifar.py --data.name digits    # embedded, no download
 accelerate launch recipes/sparse_training_cifar.py --method snip --sparsity 0.95
 
-Where CIFAR-10 is not on disk and no data set is named, the embedded digits are used instead, with
-a notice; options left alone then take small values.
+Where CIFAR-10 is not on disk, the embedded digits stand in, with a notice and smaller values.
 """
 
-from __future__ import annotations
+from dataclasses import dataclass, replace
 
-from dataclasses import dataclass
-
-from spikeformer_lt.cli import Choice, ImageRecipe, find, small
+from spikeformer_lt.cli import Choice, ImageRecipe, find, full_size, small
 from spikeformer_lt.config import check, check_fields, run_recipe
-from spikeformer_lt.registry import config_class
 from spikeformer_lt.tickets import NmConfig, RandomConfig, SparseTrainingConfig
 
 MOVING = ("set", "rigl", "granet")
@@ -52,9 +48,7 @@ def choose(cfg: SparseTrainingCifar) -> Choice:
         return "random", RandomConfig(sparsity, "erk")
     if method == "nm":
         return "nm", NmConfig(round(4 * (1 - sparsity)), 4)
-    kind = config_class("search", method)
-    assert kind is not None
-    return method, kind(sparsity)
+    return method, replace(full_size(method)(), sparsity=sparsity)
 
 
 def main(cfg: SparseTrainingCifar) -> None:

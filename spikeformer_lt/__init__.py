@@ -18,26 +18,47 @@ try:
 except importlib.metadata.PackageNotFoundError:  # a source tree that was not installed
     __version__ = "0+unknown"
 
+__all__ = [
+    "Mask",
+    "Ticket",
+    "__version__",
+    "check",
+    "check_fields",
+    "check_model",
+    "create_dataset",
+    "create_model",
+    "create_search",
+    "list_datasets",
+    "list_models",
+    "list_searches",
+    "load_exported",
+    "register_dataset",
+    "register_model",
+    "register_search",
+    "run_recipe",
+    "use_plugins",
+]  # fmt: skip
+
 if TYPE_CHECKING:
-    from spikeformer_lt.config import check as check
-    from spikeformer_lt.config import check_fields as check_fields
-    from spikeformer_lt.config import run_recipe as run_recipe
-    from spikeformer_lt.export import load_exported as load_exported
-    from spikeformer_lt.mask import Mask as Mask
-    from spikeformer_lt.registry import create_dataset as create_dataset
-    from spikeformer_lt.registry import create_model as create_model
-    from spikeformer_lt.registry import create_search as create_search
-    from spikeformer_lt.registry import list_datasets as list_datasets
-    from spikeformer_lt.registry import list_models as list_models
-    from spikeformer_lt.registry import list_searches as list_searches
-    from spikeformer_lt.registry import register_dataset as register_dataset
-    from spikeformer_lt.registry import register_model as register_model
-    from spikeformer_lt.registry import register_search as register_search
-    from spikeformer_lt.registry import use_plugins as use_plugins
-    from spikeformer_lt.ticket import Ticket as Ticket
+    from spikeformer_lt.config import check, check_fields, run_recipe
+    from spikeformer_lt.export import load_exported
+    from spikeformer_lt.mask import Mask
+    from spikeformer_lt.registry import (
+        create_dataset,
+        create_model,
+        create_search,
+        list_datasets,
+        list_models,
+        list_searches,
+        register_dataset,
+        register_model,
+        register_search,
+        use_plugins,
+    )
+    from spikeformer_lt.testing import check_model
+    from spikeformer_lt.ticket import Ticket
 else:
-    __getattr__, __dir__, __all__ = lazy(__name__)
-    __all__ = ["__version__", *__all__]
+    __getattr__, __dir__ = lazy(__name__)
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 importlib.import_module(f"{__name__}.timm").join_timm()

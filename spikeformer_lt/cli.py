@@ -7,6 +7,7 @@ recipe with its defaults. Nothing here imports torch before the options are read
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import runpy
 import sys
@@ -29,7 +30,8 @@ from spikeformer_lt.config import (
     to_dict,
     value_of,
 )
-from spikeformer_lt.errors import ConfigError, near, shown
+from spikeformer_lt.disk import write_atomic
+from spikeformer_lt.errors import ConfigError, TicketError, near, shown
 from spikeformer_lt.registry import config_class, search_names, use_plugins
 from spikeformer_lt.tickets import configs
 from spikeformer_lt.training.options import (
@@ -133,26 +135,23 @@ def find(
     """Search, save the ticket, train it if it is not trained, test once, write the report.
 
     Args:
-        cfg: a configuration with the groups of `ImageRecipe`, and ``epochs`` if the search gives
-            tickets to be trained.
+        cfg: options with the groups of `ImageRecipe`, and ``epochs`` to train a ticket.
         choose: the search, whose configuration is the group of its name with the ``preset`` of the
             recipe; or a function that chooses from the configuration in force.
         small: values for the fallback, where the user names none.
         fallback: embedded data set for ``data.name auto``.
         wanted: the set that auto takes if it is on disk: cifar10, dvs128_gesture or cifar10_dvs.
     """
-    from spikeformer_lt.reports.run_page import write_report
-    from spikeformer_lt.tickets.base import retrain, with_phase
+    name, _, *inner = _chosen(choose, cfg)  # refuses a preset of another search
+    search_name = f"{name} {inner[0][0]}" if inner else name
+
+    from spikeformer_lt.reports import write_report
+    from spikeformer_lt.tickets import retrain, with_phase
     from spikeformer_lt.training.experiment import CIFAR10, CIFAR10_DVS, DVS128_GESTURE, Experiment
 
     sets = {one.name: one for one in (CIFAR10, DVS128_GESTURE, CIFAR10_DVS)}
-    with Experiment(
-        cfg,
-        fallback=fallback,
-        small=dict(small),
-        wanted=sets[wanted],
-        search=_search_name(_chosen(choose, cfg)),
-    ) as experiment:
+    names = {"fallback": fallback, "search": search_name}
+    with Experiment(cfg, small=dict(small), wanted=sets[wanted], **names) as experiment:
         model, fit = experiment.model(), experiment.trainer.fit
         chosen = _chosen(choose, experiment.cfg)
         search = _made(chosen, cfg.train.seed, experiment.trainer.batch)
@@ -171,10 +170,6 @@ def _chosen(choose: str | Callable[[Any], Choice], cfg: Any) -> Choice:
     return choose, configs.with_preset(getattr(cfg, choose), getattr(cfg, "preset", "default"))
 
 
-def _search_name(chosen: Choice) -> str:
-    return chosen[0] if len(chosen) == 2 else f"{chosen[0]} {chosen[2][0]}"
-
-
 def _made(chosen: Choice, seed: int, batch: Any) -> Any:
     from spikeformer_lt.registry import create_search
 
@@ -188,20 +183,17 @@ def _made(chosen: Choice, seed: int, batch: Any) -> Any:
 
 
 def open_finished(path: str, cfg: Any, *, report: bool = True, **changed: Any) -> Any:
-    """Open a run, a ticket or an export with the data options of a recipe.
+    """Open a run, a ticket or an export as a `reports.FinishedRun`.
 
     Args:
         path: its folder.
         cfg: a configuration with an `EventDataConfig` as ``data``.
         report: also read its report.
         changed: model arguments that differ from the ticket's; None changes nothing.
-
-    Returns:
-        A `reports.FinishedRun`.
     """
     from spikeformer_lt.export import read_ticket
-    from spikeformer_lt.reports.finished import open_run, open_ticket
-    from spikeformer_lt.tickets.surgery import model_from_ticket
+    from spikeformer_lt.reports import open_run, open_ticket
+    from spikeformer_lt.tickets import model_from_ticket
 
     own = entry_options(cfg, cfg.data.name, given=True)
     changed = {name: value for name, value in changed.items() if value is not None}
@@ -209,6 +201,96 @@ def open_finished(path: str, cfg: Any, *, report: bool = True, **changed: Any) -
     return opened(
         path, model_from_ticket, cfg.data, given_options(cfg), read_ticket, own, **changed
     )
+
+
+def notices(run: Any) -> list[str]:
+    """What a user should know before taking a number from a `reports.FinishedRun`."""
+    found, known, split = [], run.ticket.provenance, run.splits.split_sha256
+    if run.splits.name == known["dataset"] and not run.own_split:
+        found.append(
+            f"split {split[:12]} is not the ticket's own ({known['split_sha256'][:12]}); the "
+            f"training images of {run.path} may be among these"
+        )
+    if run.untrained:
+        found.append(
+            f"this ticket holds its start weights, to be trained again: {run.path}; the report of "
+            "its run has the accuracy of the trained network"
+        )
+    return found
+
+
+def evaluate_finished(cfg: Any, accelerator: Any) -> None:
+    """Evaluate a run, ticket or export; print accuracy and ledger, write what was asked for.
+
+    Args:
+        cfg: the options of ``recipes/evaluate.py``.
+        accelerator: the processes and the device that evaluate.
+    """
+    from spikeformer_lt.reports import describe, save_predictions
+    from spikeformer_lt.training import PREDICTIONS
+
+    run = open_finished(cfg.run, cfg, report=False, T=cfg.T)
+    tell = accelerator.print
+    model, splits = run.model.to(accelerator.device), run.splits
+    for line in notices(run):
+        tell(f"NOTICE: {line}")
+    metrics, ledger = describe(model, splits, cfg.split, accelerator, batch_size=cfg.batch_size)
+    tell(
+        f"{splits.name} {cfg.split}: {metrics.accuracy:.2f} % of {metrics.count} "
+        f"(top-5 {metrics.top5:.2f} %, loss {metrics.loss:.4f})"
+    )
+    bits = [name for name in ledger if name.endswith("bits_per_weight")]
+    told = {name: ledger[name] for name in ("sparsity", *bits, "macs", "sops", "params")}
+    told["sparsity"] = {kind: s for kind, s in told["sparsity"].items() if s is not None}
+    for name, value in told.items():
+        if value is not None:
+            tell(f"  {name}: {value}")
+    if cfg.out and accelerator.is_main_process:
+        result = {"accuracy": metrics.accuracy, "count": metrics.count, "loss": metrics.loss}
+        text = json.dumps({**result, "split": cfg.split, **ledger}, indent=2)
+        write_atomic(cfg.out, f"{text}\n".encode(), ConfigError)
+        beside = Path(cfg.out).with_suffix(f".{PREDICTIONS}")
+        made_by = str(run.ticket.provenance.get("run_id", ""))
+        save_predictions(beside, metrics, model, splits, cfg.split, made_by)
+
+
+def transfer(cfg: Any, small: Mapping[str, Any]) -> None:
+    """Move a ticket into a network of its own kind, train it, test once, write the report.
+
+    Args:
+        cfg: the options of ``recipes/transfer_cifar.py``.
+        small: values for the embedded digits, where the user names none.
+
+    Raises:
+        TicketError: the ticket's provenance names no model, or it does not fit the network.
+    """
+    from spikeformer_lt.reports import write_report
+    from spikeformer_lt.ticket import Ticket, start_folder
+    from spikeformer_lt.tickets import apply_surgery, retrain, transfer_ticket, with_phase
+    from spikeformer_lt.training import Experiment
+
+    found = Ticket.load(start_folder(cfg.ticket))
+    origin = found.provenance.get("model")
+    if not isinstance(origin, dict):
+        raise TicketError("the ticket's provenance names no model; tickets that recipes save do")
+    given, known = given_options(cfg), origin.get("args", {})
+    own = {f.name: known[f.name] for f in dataclasses.fields(ModelConfig) if f.name in known}
+    own = {k: v for k, v in ({"name": origin["name"]} | own).items() if f"model.{k}" not in given}
+    cfg = adapted(cfg, model=replace(cfg.model, **own))
+    with Experiment(cfg, fallback="digits", small=dict(small), search="transfer") as experiment:
+        model, trainer = experiment.model(), experiment.trainer
+        apply_surgery(model, found)
+        changed = {k: v for k, v in experiment.model_args().items() if known.get(k) != v}
+        images = trainer.batch(cfg.norm_images)[0] if cfg.norm == "estimate" else None
+        batches = None if images is None else images.split(cfg.train.batch_size)
+        model.to(trainer.accelerator.device)
+        moved = transfer_ticket(
+            found, model, norm=cfg.norm, batches=batches, fresh=cfg.fresh, **changed
+        )
+        start = Ticket(moved.mask, moved.tensors, {**moved.provenance, "trained": False})
+        ticket = experiment.save_ticket(start)
+        result = retrain(model, ticket, trainer.fit, experiment.cfg.epochs)
+        write_report(experiment, model, with_phase(ticket, result))
 
 
 @dataclass(frozen=True)
@@ -234,8 +316,8 @@ class Comparison:
 def compare(
     cfg: Comparison,
     rows: Mapping[str, str],
-    folders: Mapping[str, str],
     title: str,
+    joints: tuple[str, str] = ("_", "-"),
     **more: Any,
 ) -> None:
     """Run what is not finished of a comparison, then write table, CSV and curves.
@@ -243,12 +325,12 @@ def compare(
     Args:
         cfg: the options.
         rows: by variant: a recipe's file name and its options.
-        folders: by variant: the start of the names of its runs' folders; the seed follows.
         title: of the table.
+        joints: what replaces blanks in a run's folder, and what comes before the seed.
         more: for `write_comparison`.
     """
-    from spikeformer_lt.reports.comparison import write_comparison
-    from spikeformer_lt.training.jobs import Job, run_jobs
+    from spikeformer_lt.reports import write_comparison
+    from spikeformer_lt.training import Job, run_jobs
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     jobs = []
@@ -256,10 +338,90 @@ def compare(
         for variant, line in rows.items():
             recipe, *options = f"{line} --data.name {cfg.data} {cfg.options}".split()
             command = (str(RECIPES / recipe), *options, "--train.seed", str(seed))
-            place = Path(cfg.out) / "runs" / f"{folders[variant]}{seed}"
-            jobs.append(Job(variant, seed, place, command))
+            name = f"{variant.replace(' ', joints[0]).replace(':', '')}{joints[1]}{seed}"
+            jobs.append(Job(variant, seed, Path(cfg.out) / "runs" / name, command))
     run_jobs(jobs, at_once=cfg.jobs)
     print(write_comparison(Path(cfg.out), jobs, title, **more))
+
+
+def search_rows(cfg: Any, lines: Mapping[str, str]) -> dict[str, str]:
+    """Rows of a comparison of searches: by variant, a recipe's file name and its options.
+
+    Args:
+        cfg: the options of ``recipes/compare_tickets.py``.
+        lines: by search, and dense: a recipe and its options, with {name} and {s} for the search
+            and the sparsity. Registered searches without a line run by ``find_ticket.py``.
+    """
+    known = tuple(dict.fromkeys([*lines, *search_names()]))
+    for search in cfg.searches:
+        check(search in known, "searches", search, f"some of {', '.join(known)}")
+    for sparsity in cfg.sparsities:
+        check(0 < sparsity < 1, "sparsities", sparsity, "in (0, 1)")
+    own: dict[str, str] = {}
+    for text in cfg.search_options:
+        search, _, options = text.partition("=")
+        rule = "SEARCH=OPTIONS, such as 'imp=--imp.epochs 2'"
+        check(search in known, "search_options", text, rule)
+        own[search] = f"{own.get(search, '')} {options}"
+    rows = {}
+    for search in ("dense", *cfg.searches):
+        line = lines.get(search) or f"find_ticket.py {search}{_rate(search)}"
+        for s in cfg.sparsities if "{s}" in line else ("",):
+            options = own.get(search, "")
+            rows[f"{search} {s}".strip()] = f"{line.format(name=search, s=s)} {options}"
+    return rows
+
+
+def _rate(search: str) -> str:
+    """The sparsity's option of a search; empty where it has no single rate."""
+    config = list(_groups(search, ()).values())[-1:]
+    return " --sparsity {s}" if config and hasattr(config[0], "sparsity") else ""
+
+
+_W, _P, _A = "--multisp.weights.", "--multisp.patches.", "--multisp.activation."
+_NO_WEIGHTS, _NO_PATCHES = f"{_W}method off", f"{_P}sparsity 0"
+_DENSE = f"{_NO_WEIGHTS} {_NO_PATCHES}"
+_HARD = f"{_W}sparsity 0.95 {_P}sparsity 0.65"
+MULTISP_SUITES: dict[str, dict[str, str]] = {
+    "demo": {
+        "dense": _DENSE,
+        "MultiSp": "",
+        "random control": f"{_W}method random {_P}score random",
+    },
+    "ablation": {
+        "dense": _DENSE,
+        "level 1 only (patches)": _NO_WEIGHTS,
+        "level 2 only (weights)": _NO_PATCHES,
+        **{f"level 3 only: {kind}": f"{_DENSE} {_A}kind {kind}" for kind in ("heaviside", "sign")},
+        "level 3 only: relu (reference)": f"{_DENSE} {_A}kind relu",
+        "all levels (default)": "",
+        **{f"all levels, {kind}": f"{_A}kind {kind}" for kind in ("heaviside", "sign")},
+        "all levels, iand residual": f"{_A}residual iand",
+        "all levels, random patches": f"{_P}score random",
+        "all levels, random mask": f"{_W}method random",
+        **{order: f"--multisp.schedule {order}" for order in ("sequential", "reverse")},
+        "literal Algorithm 1": "--multisp.preset literal",
+    },
+    "parts": {
+        "latent (default)": _HARD,
+        "frozen scores": f"{_HARD} {_W}method scores",
+        "scores over latent": f"{_HARD} {_W}method both",
+        "annealed scores over latent": f"{_HARD} {_W}method both {_W}anneal 4",
+        "magnitude, fixed": f"{_HARD} {_W}method magnitude",
+        "per-filter gains": f"{_HARD} {_W}gain filter",
+        "global budget": f"{_HARD} {_W}scope global {_W}floor 0.02",
+        "from dense weights": f"{_HARD} --multisp.dense-epochs 12",
+        "from dense, distilled": f"{_HARD} --multisp.dense-epochs 12 --multisp.distill 0.5",
+    },
+    "curves": {
+        "dense": _DENSE,
+        **{f"weights {s}": f"{_W}sparsity {s}" for s in (0.5, 0.8, 0.9, 0.95, 0.98)},
+        **{f"random mask {s}": f"{_W}sparsity {s} {_W}method random" for s in (0.5, 0.9, 0.95)},
+        **{f"patches {s}": f"{_P}sparsity {s}" for s in (0.314, 0.5, 0.65, 0.8)},
+        **{f"random patches {s}": f"{_P}sparsity {s} {_P}score random" for s in (0.314, 0.65, 0.8)},
+    },
+}
+"""By suite and variant: the options that a comparison of MultiSp runs with."""
 
 
 @dataclass(frozen=True)

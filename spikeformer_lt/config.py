@@ -82,13 +82,7 @@ def parse(cls: type[C], argv: Sequence[str] | None = None, prog: str | None = No
 def with_entries(cls: type[C], argv: Sequence[str], in_file: Mapping[str, Any]) -> type[C]:
     """The configuration class with a group for the options of the named model and data set.
 
-    Args:
-        cls: class whose groups ``model`` and ``data`` have a ``name``.
-        argv: the options.
-        in_file: what ``--config`` gives.
-
-    Returns:
-        `cls` itself where neither has options of its own.
+    The names are those of the groups ``model`` and ``data``, by the options `argv` or a file.
     """
     kinds, groups = field_kinds(cls), {}
     for kind, group in (("model", "model"), ("dataset", "data")):
@@ -106,10 +100,10 @@ def with_entries(cls: type[C], argv: Sequence[str], in_file: Mapping[str, Any]) 
 def value_of(option: str, argv: Sequence[str]) -> str | None:
     """The value that the options give last to "group.field"; None if they do not name it."""
     found = None
-    for place, token in enumerate(argv):
+    for token, following in zip(argv, [*argv[1:], ""], strict=False):
         flag, equals, value = token.partition("=")
         if flag.startswith("--") and flag[2:].replace("-", "_") == option:
-            found = value if equals else next(iter(argv[place + 1 :]), "")
+            found = value if equals else following
     return found
 
 
@@ -132,10 +126,7 @@ def extended(cls: type[C], groups: Mapping[str, Any]) -> type[C]:
 def entry_options(cfg: object, name: str, given: bool = False) -> dict[str, Any]:
     """Options of a model's or data set's own group, as plain values; {} where it has none.
 
-    Args:
-        cfg: the configuration.
-        name: the registered name, which is the group's.
-        given: only those that the user named.
+    `name` is the registered name, which is the group's; `given` leaves what the user named.
     """
     own = getattr(cfg, name, None)
     values = to_dict(own) if dataclasses.is_dataclass(own) else {}
@@ -177,12 +168,7 @@ def run_recipe(
 
 
 def exit_after(action: Callable[[], Any], debug: bool = False) -> NoReturn:
-    """Do something and exit with the status that `run_recipe` promises.
-
-    Args:
-        action: may raise.
-        debug: also print the traceback of an error.
-    """
+    """Do something and exit with the status of `run_recipe`; `debug` prints tracebacks, too."""
     status = 0
     try:
         action()
@@ -391,9 +377,9 @@ def from_dict(cls: type[C], mapping: Mapping[str, Any], where: str = "") -> C:
         if name in values:
             raise ConfigError(f"the key {shown(where + name)} is there twice; keep one")
         values[name] = _from_plain(kinds[name], value, where + name)
-    for field in dataclasses.fields(typing.cast(Any, cls)):
-        if field.init and field.name not in values and not _has_default(field):
-            raise ConfigError(f"the key {where}{field.name} is missing; it has no default")
+    for name in kinds:
+        if name not in values and _default(cls, name) is dataclasses.MISSING:
+            raise ConfigError(f"the key {where}{name} is missing; it has no default")
     return cls(**values)
 
 
@@ -431,12 +417,12 @@ def flat_values(tree: Mapping[str, Any], where: str = "") -> Iterator[tuple[str,
 def differences(old: Any, new: Any) -> list[str]:
     """List the fields in which two configurations differ, as "group.field: old -> new"."""
     before, after = dict(flat_values(to_dict(old))), dict(flat_values(to_dict(new)))
-    listed = []
-    for name in [*before, *(name for name in after if name not in before)]:
-        left, right = before.get(name, "absent"), after.get(name, "absent")
-        if _canonical(left) != _canonical(right):
-            listed.append(f"{name}: {shown(left)} -> {shown(right)}")
-    return listed
+    pairs = {n: (before.get(n, "absent"), after.get(n, "absent")) for n in {**before, **after}}
+    return [
+        f"{name}: {shown(left)} -> {shown(right)}"
+        for name, (left, right) in pairs.items()
+        if _canonical(left) != _canonical(right)
+    ]
 
 
 def run_id(
@@ -460,11 +446,8 @@ def run_id(
     for name in exclude:
         if not any(f"{key}.".startswith(f"{name}.") for key in values):
             raise ConfigError(f"exclude={shown(name)} names no field{near(name, values)}")
-    counted = {
-        name: _canonical(value)
-        for name, value in values.items()
-        if not any(f"{name}.".startswith(f"{out}.") for out in exclude)
-    }
+    outside = tuple(f"{name}." for name in exclude)
+    counted = {k: _canonical(v) for k, v in values.items() if not f"{k}.".startswith(outside)}
     text = json.dumps([dict(identity or {}), counted], sort_keys=True)
     return f"{safe_name(slug)}-{hashlib.sha256(text.encode('ascii')).hexdigest()[:8]}"
 
@@ -544,12 +527,7 @@ def _canonical(value: Any) -> Any:
 
 
 def _default(cls: Any, name: str) -> Any:
-    """Default of one field of a configuration class."""
+    """Default of one field of a configuration class; MISSING if it has none."""
     field = cls.__dataclass_fields__[name]
     made = field.default_factory is not dataclasses.MISSING
     return field.default_factory() if made else field.default
-
-
-def _has_default(field: dataclasses.Field[Any]) -> bool:
-    missing = dataclasses.MISSING
-    return field.default is not missing or field.default_factory is not missing

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 
-def lazy(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
-    """Return ``__getattr__``, ``__dir__`` and ``__all__`` of a package.
+def lazy(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """Return ``__getattr__`` and ``__dir__`` of a package.
 
-    The names are those that the package's ``__init__`` imports under ``if TYPE_CHECKING:``, so that
-    they are listed once, and type checkers see them as they are.
+    The names are those that the package's ``__init__`` imports under ``if TYPE_CHECKING:``, where
+    type checkers see them as they are; its ``__all__`` lists the same names.
 
     Args:
         package: the package's ``__name__``, while its ``__init__`` is being run.
@@ -40,4 +40,4 @@ def lazy(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], l
     def listed() -> list[str]:
         return sorted({*vars(sys.modules[package]), *homes})
 
-    return find, listed, sorted(homes)
+    return find, listed

@@ -1,9 +1,7 @@
 """Models, data sets and searches by name, with the config class of each that has options.
 
-``@register_search("snip", SnipConfig)`` registers a class or function under a name; the bare
-``@register_search`` takes the function's own name. Modules of `spikeformer_lt.models`, `.datasets`
-and `.tickets` are imported when a name is first needed, files of a user by ``--plugins FILE.py``
-(their paths are kept in an environment variable for child processes). Models also join timm.
+Modules of `spikeformer_lt.models`, `.datasets` and `.tickets` are imported when a name is first
+needed, files of a user by ``--plugins FILE.py``. Models also join timm.
 """
 
 from __future__ import annotations
@@ -77,7 +75,7 @@ class Registry:
     """One shelf of named factories.
 
     Args:
-        kind: what the factories make, as messages call it ("model").
+        kind: what the factories make, as messages call it.
         package: package whose modules hold the factories.
     """
 
@@ -126,7 +124,7 @@ class Registry:
         """
         if self._declared is None:
             spec = importlib.util.find_spec(self.package)
-            folders = [] if spec is None else spec.submodule_search_locations or []
+            folders = (spec and spec.submodule_search_locations) or []
             pattern = rf'^@register_{self.verb}\("(\w+)", (\w+)\)$'
             self._declared = {
                 name: (f"{self.package}.{path.stem}", config)
@@ -176,31 +174,25 @@ class Registry:
         """
         factory, config = self.factory(name), self._configs.get(name)
         own = [f.name for f in dataclasses.fields(config)] if config else []
-        allowed = _parameters(factory)
+        rest, allowed = dict(keywords), _parameters(factory)
+        given = rest.pop("config", None) if config else None
         if allowed is not None:
             allowed = {k: v for k, v in allowed.items() if k != "config"} | dict.fromkeys(
                 own, False
             )
-            for keyword in keywords:
-                if keyword not in allowed and not (config and keyword == "config"):
-                    raise ConfigError(
-                        f"{self.kind} {name!r} has no keyword {shown(keyword)}"
-                        f"{near(keyword, allowed) or ';'} allowed: {', '.join(allowed) or 'none'}"
-                    )
-            needed = [key for key, needed in allowed.items() if needed and key not in keywords]
-            if needed:
+            if odd := [key for key in rest if key not in allowed]:
+                raise ConfigError(
+                    f"{self.kind} {name!r} has no keyword {shown(odd[0])}"
+                    f"{near(odd[0], allowed) or ';'} allowed: {', '.join(allowed) or 'none'}"
+                )
+            if needed := [key for key, needed in allowed.items() if needed and key not in rest]:
                 raise ConfigError(f"{self.kind} {name!r} needs the keyword {', '.join(needed)}")
         if config is None:
-            return factory(**keywords)
-        rest = {key: value for key, value in keywords.items() if key not in own}
-        values = {key: keywords[key] for key in own if key in keywords}
+            return factory(**rest)
+        values = {key: rest.pop(key) for key in own if key in rest}
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        given = rest.pop("config", None)
-        if given is None:
-            given = config(**values)
-        elif values:
-            given = dataclasses.replace(given, **values)
-        return factory(config=given, **rest)
+        made = config(**values) if given is None else dataclasses.replace(given, **values)
+        return factory(config=made, **rest)
 
     def _discover(self) -> None:
         # Set first: a module under discovery may ask for names, or import timm, which asks.
@@ -208,12 +200,9 @@ class Registry:
             return
         self._discovered = True
         try:
-            try:
-                package = importlib.import_module(self.package)
-            except ModuleNotFoundError as fault:
-                if fault.name != self.package:
-                    raise
+            if importlib.util.find_spec(self.package) is None:
                 return
+            package = importlib.import_module(self.package)
             for module in sorted(m.name for m in pkgutil.iter_modules(package.__path__)):
                 self._import(f"{self.package}.{module}")
             use_plugins()
@@ -304,12 +293,7 @@ def register_search(first: Any, config: type | None = None) -> Any:
 
 
 def config_class(kind: str, name: str) -> type | None:
-    """Return the config class of an entry; None if it has no options of its own.
-
-    Args:
-        kind: "model", "dataset" or "search".
-        name: the registered name; an unknown one gives None.
-    """
+    """Return the config class of a "model", "dataset" or "search"; None if it has no options."""
     shelves = {"model": _models, "dataset": _datasets, "search": _searches}
     return shelves[kind].config_class(name)
 
@@ -329,29 +313,17 @@ def create_model(name: str, /, **keywords: Any) -> nn.Module:
 
 
 def dataset_factory(name: str) -> Callable[..., Any]:
-    """Return the function that makes the data set called `name`.
-
-    Raises:
-        ConfigError: unknown name; the message offers the nearest one.
-    """
+    """Return the function that makes the data set called `name`; errors as of `create_model`."""
     return _datasets.factory(name)
 
 
 def create_dataset(name: str, /, **keywords: Any) -> Any:
-    """Make the splits of the data set called `name`.
-
-    Raises:
-        ConfigError: unknown name or keyword; the message offers the nearest one.
-    """
+    """Make the splits of the data set called `name`; errors as of `create_model`."""
     return _datasets.create(name, keywords)
 
 
 def create_search(name: str, /, **keywords: Any) -> Any:
-    """Make the ticket search called `name`.
-
-    Raises:
-        ConfigError: unknown name or keyword; the message offers the nearest one.
-    """
+    """Make the ticket search called `name`; errors as of `create_model`."""
     return _searches.create(name, keywords)
 
 

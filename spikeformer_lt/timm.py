@@ -1,8 +1,7 @@
 """Our models under their own names in timm, without importing timm.
 
-timm's registry needs the names, and the names need our model modules. So nothing happens until timm
-has been imported by somebody: before us, and then the models join at once; or after us, and then a
-finder on `sys.meta_path` lets the usual finders load timm and joins when timm is complete.
+If timm was imported before us, the models join at once; if after us, a finder on `sys.meta_path`
+lets the usual finders load timm and joins when timm is complete.
 """
 
 from __future__ import annotations
@@ -77,7 +76,7 @@ def _add(name: str) -> None:
 
 
 class _TimmFinder(importlib.abc.MetaPathFinder):
-    """Lets the other finders find timm and wraps the loader that they give."""
+    """Lets the other finders find timm, and registers our models when it is loaded."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -89,29 +88,18 @@ class _TimmFinder(importlib.abc.MetaPathFinder):
             spec: ModuleSpec | None = find(fullname, path, target) if find else None
             if spec is not None:
                 if spec.loader is not None:
-                    spec.loader = _TimmLoader(spec.loader, self)
+                    self._join_after(spec.loader)
                 return spec
         return None
 
+    def _join_after(self, loader: Any) -> None:
+        load = loader.exec_module
 
-class _TimmLoader(importlib.abc.Loader):
-    """Loads timm by its own loader, then registers our models."""
+        def exec_module(module: ModuleType) -> None:
+            del loader.exec_module  # the loader's own again
+            load(module)
+            if self in sys.meta_path:
+                sys.meta_path.remove(self)
+            join_timm()
 
-    def __init__(self, loader: importlib.abc.Loader, finder: _TimmFinder) -> None:
-        self._loader = loader
-        self._finder = finder
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        return self._loader.create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
-        module.__loader__ = self._loader
-        if module.__spec__ is not None:
-            module.__spec__.loader = self._loader
-        self._loader.exec_module(module)
-        if self._finder in sys.meta_path:
-            sys.meta_path.remove(self._finder)
-        join_timm()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._loader, name)
+        loader.exec_module = exec_module

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
 import importlib.util
 import subprocess
@@ -35,6 +36,18 @@ def test_every_public_name_is_there_and_listed() -> None:
         assert getattr(spikeformer_lt, name).__name__ == name
     assert set(dir(spikeformer_lt)) >= NAMES
     assert set(spikeformer_lt.__all__) >= NAMES
+
+
+@pytest.mark.parametrize(
+    "door", ["", "events", "export", "images", "layers", "reports", "tickets", "training"]
+)
+def test_a_door_lists_the_names_that_it_loads_and_no_others(door: str) -> None:
+    init = Path(spikeformer_lt.__file__).parent / door / "__init__.py"
+    tree = ast.parse(init.read_text("utf-8"))
+    (guard,) = (n for n in tree.body if isinstance(n, ast.If) and "TYPE" in ast.unparse(n.test))
+    loaded = [a.asname or a.name for n in guard.body for a in n.names]
+    (listed,) = (ast.literal_eval(n.value) for n in tree.body if "__all__ =" in ast.unparse(n))
+    assert sorted(listed) == sorted(loaded + ["__version__"] * (not door))
 
 
 def test_load_exported_is_offered_exactly_when_the_export_is_there() -> None:

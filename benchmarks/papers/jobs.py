@@ -8,17 +8,58 @@ import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from papers.commands import command_of
 from papers.drops import NOT_RUN, Line
 from papers.finished import Run, expected_config, read_run
-from papers.tables import Table
+from papers.report import write_table
+from papers.tables import TABLES, Table
+from spikeformer_lt.config import check
 from spikeformer_lt.errors import Interrupted, SpikeformerError
 from spikeformer_lt.training.jobs import Job, run_jobs
 
 log = logging.getLogger(__name__)
 
 PLACES = ("report.json", "*/report.json", "runs/*/report.json")
+
+
+def run_tables(cfg: Any, recipes: Path) -> None:
+    """Run what is not finished of the tables that ``recipes/paper_tables.py`` was asked for.
+
+    Args:
+        cfg: the options of that recipe.
+        recipes: folder of the recipes.
+
+    Raises:
+        ConfigError: no such table or row.
+    """
+    check(len(cfg.seeds) > 0, "seeds", cfg.seeds, "at least one seed")
+    for name in cfg.table:
+        check(name in TABLES, "table", name, f"some of {', '.join(TABLES)}")
+    names = [cell.name for table in cfg.table for cell in TABLES[table].cells]
+    for text in cfg.rows:
+        known = any(text in name for name in names)
+        check(known, "rows", text, "a part of the name of a row; see --dry-run")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    out, reuse = Path(cfg.out), [Path(root) for root in cfg.reuse]
+    jobs = {
+        name: jobs_of(TABLES[name], cfg.scale, cfg.seeds, recipes, out / "runs", cfg.data_root)
+        for name in cfg.table
+    }
+    every = [job for rows in jobs.values() for row in rows.values() for job in row]
+    asked = [j for j in every if not cfg.rows or any(text in j.variant for text in cfg.rows)]
+    if cfg.dry_run:
+        for job in asked:
+            print(f"# {job.variant}\npython {shlex.join(job.command)} --run.out {job.folder}")
+        return
+    try:
+        if not cfg.write_only:
+            run_rows(asked, reuse, cfg.jobs, cfg.limit_minutes)
+    finally:
+        for name in cfg.table:
+            lines = lines_of(TABLES[name], cfg.scale, jobs[name], reuse)
+            print(write_table(out, TABLES[name], cfg.scale, lines))
 
 
 def job_of(

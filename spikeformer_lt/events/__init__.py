@@ -4,26 +4,24 @@ from typing import TYPE_CHECKING
 
 from spikeformer_lt.lazy import lazy
 
+__all__ = [
+    "EVENTS", "Camera", "EventAugment", "EventDataOptions", "EventFrames", "EventOptions",
+    "FileReader", "FrameCache", "Framing", "MemoryCache", "Policy", "Report", "Sample", "Sensor",
+    "Source", "Split", "check_dataset", "check_folder", "event_splits", "fit", "make_events",
+    "read_aedat2", "read_aedat4", "read_aedat31", "read_bin", "read_npy", "to_frames", "validate",
+]  # fmt: skip
+
 if TYPE_CHECKING:
-    from spikeformer_lt.events.augment import EventAugment as EventAugment
-    from spikeformer_lt.events.cache import FrameCache as FrameCache
-    from spikeformer_lt.events.cache import MemoryCache as MemoryCache
-    from spikeformer_lt.events.dataset import EventFrames as EventFrames
-    from spikeformer_lt.events.dataset import Source as Source
-    from spikeformer_lt.events.dataset import event_splits as event_splits
-    from spikeformer_lt.events.formats import FileReader as FileReader
-    from spikeformer_lt.events.frame import EventDataOptions as EventDataOptions
-    from spikeformer_lt.events.frame import EventOptions as EventOptions
-    from spikeformer_lt.events.frame import Framing as Framing
-    from spikeformer_lt.events.frame import to_frames as to_frames
-    from spikeformer_lt.events.recording import EVENTS as EVENTS
-    from spikeformer_lt.events.recording import Sensor as Sensor
-    from spikeformer_lt.events.recording import fit as fit
-    from spikeformer_lt.events.recording import make_events as make_events
-    from spikeformer_lt.events.split import Sample as Sample
-    from spikeformer_lt.events.split import Split as Split
-    from spikeformer_lt.events.validate import Policy as Policy
-    from spikeformer_lt.events.validate import Report as Report
-    from spikeformer_lt.events.validate import validate as validate
+    from spikeformer_lt.events.aedat import read_aedat2, read_aedat4, read_aedat31
+    from spikeformer_lt.events.augment import EventAugment
+    from spikeformer_lt.events.cache import FrameCache, MemoryCache
+    from spikeformer_lt.events.check import check_dataset, check_folder
+    from spikeformer_lt.events.dataset import EventFrames, Source, event_splits
+    from spikeformer_lt.events.formats import FileReader, read_bin, read_npy
+    from spikeformer_lt.events.frame import EventDataOptions, EventOptions, Framing, to_frames
+    from spikeformer_lt.events.recording import EVENTS, Sensor, fit, make_events
+    from spikeformer_lt.events.simulate import Camera
+    from spikeformer_lt.events.split import Sample, Split
+    from spikeformer_lt.events.validate import Policy, Report, validate
 else:
-    __getattr__, __dir__, __all__ = lazy(__name__)
+    __getattr__, __dir__ = lazy(__name__)

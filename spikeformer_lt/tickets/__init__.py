@@ -4,57 +4,68 @@ from typing import TYPE_CHECKING
 
 from spikeformer_lt.lazy import lazy
 
+__all__ = [
+    "NORMS", "ActivationConfig", "Biprop", "BipropConfig", "EarlyBird", "EarlyBirdConfig",
+    "EarlyTime", "EarlyTimeConfig", "EdgePopup", "EdgePopupConfig", "Grasp", "GraspConfig", "Imp",
+    "ImpConfig", "Joint", "JointConfig", "Magnitude", "MagnitudeConfig", "MultiSp",
+    "MultiSpConfig", "Nm", "NmConfig", "OneShotConfig", "PatchConfig", "PruneConfig",
+    "RandomConfig", "RandomTicket", "Search", "Snip", "SnipConfig", "SparseTraining",
+    "SparseTrainingConfig", "Synflow", "SynflowConfig", "WeightConfig", "apply_surgery",
+    "dead_filters", "estimate_norms", "find_groups", "magnitudes", "model_from_ticket",
+    "on_encoder", "preset_optim", "prunable", "retrain", "set_activation", "set_patches", "shrink",
+    "snapshot", "transfer_ticket", "with_phase", "with_preset",
+]  # fmt: skip
+
 if TYPE_CHECKING:
-    from spikeformer_lt.tickets.at_init import Grasp as Grasp
-    from spikeformer_lt.tickets.at_init import Snip as Snip
-    from spikeformer_lt.tickets.at_init import Synflow as Synflow
-    from spikeformer_lt.tickets.base import Search as Search
-    from spikeformer_lt.tickets.base import dead_filters as dead_filters
-    from spikeformer_lt.tickets.base import magnitudes as magnitudes
-    from spikeformer_lt.tickets.base import prunable as prunable
-    from spikeformer_lt.tickets.base import retrain as retrain
-    from spikeformer_lt.tickets.base import snapshot as snapshot
-    from spikeformer_lt.tickets.base import with_phase as with_phase
-    from spikeformer_lt.tickets.configs import NORMS as NORMS
-    from spikeformer_lt.tickets.configs import ActivationConfig as ActivationConfig
-    from spikeformer_lt.tickets.configs import BipropConfig as BipropConfig
-    from spikeformer_lt.tickets.configs import EarlyBirdConfig as EarlyBirdConfig
-    from spikeformer_lt.tickets.configs import EarlyTimeConfig as EarlyTimeConfig
-    from spikeformer_lt.tickets.configs import EdgePopupConfig as EdgePopupConfig
-    from spikeformer_lt.tickets.configs import GraspConfig as GraspConfig
-    from spikeformer_lt.tickets.configs import ImpConfig as ImpConfig
-    from spikeformer_lt.tickets.configs import JointConfig as JointConfig
-    from spikeformer_lt.tickets.configs import MagnitudeConfig as MagnitudeConfig
-    from spikeformer_lt.tickets.configs import MultiSpConfig as MultiSpConfig
-    from spikeformer_lt.tickets.configs import NmConfig as NmConfig
-    from spikeformer_lt.tickets.configs import OneShotConfig as OneShotConfig
-    from spikeformer_lt.tickets.configs import PatchConfig as PatchConfig
-    from spikeformer_lt.tickets.configs import PruneConfig as PruneConfig
-    from spikeformer_lt.tickets.configs import RandomConfig as RandomConfig
-    from spikeformer_lt.tickets.configs import SnipConfig as SnipConfig
-    from spikeformer_lt.tickets.configs import SparseTrainingConfig as SparseTrainingConfig
-    from spikeformer_lt.tickets.configs import SynflowConfig as SynflowConfig
-    from spikeformer_lt.tickets.configs import WeightConfig as WeightConfig
-    from spikeformer_lt.tickets.configs import on_encoder as on_encoder
-    from spikeformer_lt.tickets.configs import preset_optim as preset_optim
-    from spikeformer_lt.tickets.configs import with_preset as with_preset
-    from spikeformer_lt.tickets.early_bird import EarlyBird as EarlyBird
-    from spikeformer_lt.tickets.early_bird import find_groups as find_groups
-    from spikeformer_lt.tickets.early_bird import shrink as shrink
-    from spikeformer_lt.tickets.early_time import EarlyTime as EarlyTime
-    from spikeformer_lt.tickets.imp import Imp as Imp
-    from spikeformer_lt.tickets.joint import Joint as Joint
-    from spikeformer_lt.tickets.multisp import MultiSp as MultiSp
-    from spikeformer_lt.tickets.one_shot import Magnitude as Magnitude
-    from spikeformer_lt.tickets.one_shot import Nm as Nm
-    from spikeformer_lt.tickets.one_shot import RandomTicket as RandomTicket
-    from spikeformer_lt.tickets.scores import Biprop as Biprop
-    from spikeformer_lt.tickets.scores import EdgePopup as EdgePopup
-    from spikeformer_lt.tickets.sparse_training import SparseTraining as SparseTraining
-    from spikeformer_lt.tickets.surgery import apply_surgery as apply_surgery
-    from spikeformer_lt.tickets.surgery import model_from_ticket as model_from_ticket
-    from spikeformer_lt.tickets.surgery import set_activation as set_activation
-    from spikeformer_lt.tickets.surgery import set_patches as set_patches
-    from spikeformer_lt.tickets.transfer import transfer_ticket as transfer_ticket
+    from spikeformer_lt.tickets.at_init import Grasp, Snip, Synflow
+    from spikeformer_lt.tickets.base import (
+        Search,
+        dead_filters,
+        magnitudes,
+        prunable,
+        retrain,
+        snapshot,
+        with_phase,
+    )
+    from spikeformer_lt.tickets.configs import (
+        NORMS,
+        ActivationConfig,
+        BipropConfig,
+        EarlyBirdConfig,
+        EarlyTimeConfig,
+        EdgePopupConfig,
+        GraspConfig,
+        ImpConfig,
+        JointConfig,
+        MagnitudeConfig,
+        MultiSpConfig,
+        NmConfig,
+        OneShotConfig,
+        PatchConfig,
+        PruneConfig,
+        RandomConfig,
+        SnipConfig,
+        SparseTrainingConfig,
+        SynflowConfig,
+        WeightConfig,
+        on_encoder,
+        preset_optim,
+        with_preset,
+    )
+    from spikeformer_lt.tickets.early_bird import EarlyBird, find_groups, shrink
+    from spikeformer_lt.tickets.early_time import EarlyTime
+    from spikeformer_lt.tickets.imp import Imp
+    from spikeformer_lt.tickets.joint import Joint
+    from spikeformer_lt.tickets.multisp import MultiSp
+    from spikeformer_lt.tickets.one_shot import Magnitude, Nm, RandomTicket
+    from spikeformer_lt.tickets.scores import Biprop, EdgePopup
+    from spikeformer_lt.tickets.sparse_training import SparseTraining
+    from spikeformer_lt.tickets.surgery import (
+        apply_surgery,
+        model_from_ticket,
+        set_activation,
+        set_patches,
+    )
+    from spikeformer_lt.tickets.transfer import estimate_norms, transfer_ticket
 else:
-    __getattr__, __dir__, __all__ = lazy(__name__)
+    __getattr__, __dir__ = lazy(__name__)

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from spikeformer_lt.layers.neuron import LIF, Activation, Relu
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.registry import register_search
-from spikeformer_lt.tickets.base import Search
+from spikeformer_lt.tickets.base import Search, kept_modes
 from spikeformer_lt.tickets.configs import GraspConfig, SnipConfig, SynflowConfig
 from spikeformer_lt.training.phase import Fit
 
@@ -27,17 +27,14 @@ def loss_gradients(
     weight that the loss does not depend on has gradient 0.
     """
     buffers = {name: value.clone() for name, value in model.named_buffers()}
-    modes = {module: module.training for module in model.modules()}
-    model.train()
-    try:
-        with torch.enable_grad():
+    with kept_modes(model), torch.enable_grad():
+        model.train()
+        try:
             loss = F.cross_entropy(model(images).mean(1), labels)
             found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        for name, value in model.named_buffers():
-            value.copy_(buffers[name])
+        finally:
+            for name, value in model.named_buffers():
+                value.copy_(buffers[name])
     return {
         name: torch.zeros_like(weight) if grad is None else grad
         for (name, weight), grad in zip(weights.items(), found, strict=True)
@@ -47,11 +44,6 @@ def loss_gradients(
 @register_search("snip", SnipConfig)
 class Snip(Search):
     """Weights with the smallest ``|g * w|`` are removed, on one batch, before any training.
-
-    Args:
-        config: sparsity and batch.
-        seed: unused; every search takes one.
-        batch: where the images come from.
 
     Source: Lee et al., ICLR 2019 (arXiv 1810.02340), eq. 6. On SNNs it falls below random masks
     at high sparsity: arXiv 2207.01382.
@@ -99,11 +91,6 @@ class Grasp(Search):
     Removing weight q changes ``||g||^2`` by about ``-2 w_q (Hg)_q``: those go first whose removal
     raises it most.
 
-    Args:
-        config: sparsity, batch and difference step.
-        seed: unused; every search takes one.
-        batch: where the images come from.
-
     Source: Wang et al., ICLR 2020 (arXiv 2002.07376), eq. 8.
     """
 
@@ -145,12 +132,8 @@ def positive_twin(model: nn.Module) -> nn.Module:
 class Synflow(Search):
     """Weights with the least ``|w * dR/dw|`` go, ``R = sum of the outputs for an input of ones``.
 
-    Every round ranks what is left anew, which is what keeps a layer from vanishing as a whole.
-
-    Args:
-        config: sparsity and rounds.
-        seed: unused; every search takes one.
-        batch: gives the shape of an input; its values are never looked at.
+    Every round ranks what is left anew, which keeps a layer from vanishing as a whole. Of `batch`
+    the shape alone is looked at.
 
     Source: Tanaka et al., NeurIPS 2020 (arXiv 2006.05467), algorithm 1.
     """

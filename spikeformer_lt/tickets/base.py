@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -22,20 +23,16 @@ from spikeformer_lt.training.phase import Fit, FitResult, Masked, Phase
 __getattr__ = moved(__name__)
 Batch = Callable[[int], tuple[Tensor, Tensor]]
 """Gives so many training images and their labels, not augmented; `Trainer.batch` is one."""
+_PRUNABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
 def prunable(model: nn.Module, prune: Any) -> dict[str, Tensor]:
-    """The prunable weights by their state_dict name, in the order of the modules.
-
-    Args:
-        model: the network.
-        prune: a `PruneConfig`.
+    """The weights that a `PruneConfig` allows, by state_dict name, in the order of the modules.
 
     Raises:
         ConfigError: nothing is left to prune.
     """
-    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, kinds)}
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, _PRUNABLE)}
     convs = [n for n, m in layers.items() if not isinstance(m, nn.Linear)]
     linears = [n for n, m in layers.items() if isinstance(m, nn.Linear)]
     spared = set() if prune.first_conv else set(convs[:1])
@@ -59,7 +56,7 @@ class Search:
     Args:
         config: a frozen dataclass, stored in the ticket; the config class's defaults if None. A
             method ``resolved()`` of it gives the configuration that runs.
-        seed: of everything that the search draws.
+        seed: of everything that the search draws; unused where it draws nothing.
         batch: gives training images, for searches that look at some.
 
     Attributes:
@@ -106,26 +103,22 @@ class Search:
 
     def _ticket(self, model: nn.Module, mask: Mask) -> Ticket:
         model.load_state_dict(self.start)
-        parameters = sum(p.numel() for p in model.parameters())
         quiet = self.config.prune.silence and not self.trained
         whole = silenced(model, mask) if quiet else mask
         whole.apply_(model)
-        return Ticket.of(
-            model,
-            whole,
-            {
-                "search": self.name,
-                "config": asdict(self.config),
-                "search_seed": self.seed,
-                "trained": self.trained,
-                "phases": [asdict(result) for result in self.results],
-                "search_seconds": sum(result.seconds for result in self.results),
-                "prunable_weights": mask.total,
-                "prunable_sparsity": mask.sparsity,
-                "total_sparsity": mask.removed / parameters,
-                "dead_filters": dead_filters(mask),
-            },
-        )
+        about = {
+            "search": self.name,
+            "config": asdict(self.config),
+            "search_seed": self.seed,
+            "trained": self.trained,
+            "phases": [asdict(result) for result in self.results],
+            "search_seconds": sum(result.seconds for result in self.results),
+            "prunable_weights": mask.total,
+            "prunable_sparsity": mask.sparsity,
+            "total_sparsity": mask.removed / sum(p.numel() for p in model.parameters()),
+            "dead_filters": dead_filters(mask),
+        }
+        return Ticket.of(model, whole, about)
 
 
 def snapshot(model: nn.Module) -> dict[str, Tensor]:
@@ -150,7 +143,7 @@ def dead_filters(mask: Mask) -> dict[str, int]:
 
 def silenced(model: nn.Module, mask: Mask) -> Mask:
     """The mask with BatchNorm's scale and shift of every output row of which no weight is left."""
-    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, _BatchNorm)
+    kinds = (*_PRUNABLE, _BatchNorm)
     layers = [(n, m) for n, m in model.named_modules() if isinstance(m, kinds)]
     found = dict(mask)
     for (name, _), (norm, following) in pairwise(layers):
@@ -172,13 +165,9 @@ def retrain(
     optim: OptimConfig | None = None,
     name: str = "retrain",
 ) -> FitResult:
-    """Train a ticket from its start weights; what its mask removes stays exactly 0.
+    """Train a model from a ticket, in place; what the mask removes stays exactly 0.
 
-    Args:
-        model: of the ticket's architecture; changed in place.
-        ticket: mask and start weights.
-        fit: the trainer's.
-        epochs, optim, name: of the phase.
+    `epochs`, `optim` and `name` are those of the phase; `fit` is the trainer's.
     """
     ticket.apply_(model)
     return fit(model, Phase(name, epochs, optim, hooks=(Masked(ticket.mask),)))
@@ -186,8 +175,23 @@ def retrain(
 
 def with_phase(ticket: Ticket, result: FitResult) -> Ticket:
     """The ticket with one more phase in its provenance: what was trained from it."""
-    phases = [*ticket.provenance.get("phases", []), asdict(result)]
-    return Ticket(ticket.mask, ticket.tensors, {**ticket.provenance, "phases": phases})
+    return noted(ticket, phases=[*ticket.provenance.get("phases", []), asdict(result)])
+
+
+def noted(ticket: Ticket, **about: Any) -> Ticket:
+    """The ticket with more provenance."""
+    return replace(ticket, provenance={**ticket.provenance, **about})
+
+
+@contextmanager
+def kept_modes(model: nn.Module) -> Iterator[None]:
+    """Give every module its training mode back after the block."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 @torch.no_grad()

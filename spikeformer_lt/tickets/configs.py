@@ -58,6 +58,17 @@ def retraining(config: Any, epochs: int, inner: Any = None) -> tuple[int, OptimC
     return epochs if preset == "default" else published, preset_optim(preset)
 
 
+class Preset:
+    """A configuration whose ``preset`` other than "default" fixes the published settings."""
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]]
+
+    def resolved(self) -> Any:
+        """The configuration that runs."""
+        config: Any = self
+        return replace(config, **self.PRESETS.get(config.preset, {}))
+
+
 @dataclass(frozen=True)
 class PruneConfig:
     """Which weights may be removed: of convolutions and linear maps, never of biases or norms."""
@@ -91,8 +102,10 @@ class OneShotConfig:
     """Least fraction of each layer that stays, in [0, 1]."""
     prune: PruneConfig = field(default_factory=PruneConfig)
 
+    RULES: ClassVar[dict[str, Any]] = {}  # of the fields that a subclass adds
+
     def __post_init__(self) -> None:
-        check_fields(self, sparsity="[0, 1)", scope=SCOPES, floor="[0, 1]")
+        check_fields(self, sparsity="[0, 1)", scope=SCOPES, floor="[0, 1]", **self.RULES)
 
     def mask(self, scores: Mapping[str, Tensor], within: Mask | None = None) -> Mask:
         """Remove the lowest scores."""
@@ -107,10 +120,7 @@ class SnipConfig(OneShotConfig):
 
     images: int = 128
     """Training images that the gradient is taken on."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_fields(self, images=2)
+    RULES: ClassVar[dict[str, Any]] = {"images": 2}
 
 
 @dataclass(frozen=True)
@@ -119,10 +129,7 @@ class GraspConfig(SnipConfig):
 
     step: float = 1e-2
     """Length of the finite difference, over that of the weights."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_fields(self, step="(0, 1)")
+    RULES: ClassVar[dict[str, Any]] = {"images": 2, "step": "(0, 1)"}
 
 
 @dataclass(frozen=True)
@@ -131,10 +138,7 @@ class SynflowConfig(OneShotConfig):
 
     rounds: int = 100
     """Rounds; after round i a fraction (1 - sparsity)^(i / rounds) is left."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_fields(self, rounds=1)
+    RULES: ClassVar[dict[str, Any]] = {"rounds": 1}
 
 
 @dataclass(frozen=True)
@@ -145,10 +149,7 @@ class MagnitudeConfig(OneShotConfig):
     """Epochs of dense training before the removal; 0 ranks the initial weights."""
     start: str = "init"
     """Start weights of the ticket: init, or trained (fine-tuning, as compression does)."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_fields(self, epochs=0, start=("init", "trained"))
+    RULES: ClassVar[dict[str, Any]] = {"epochs": 0, "start": ("init", "trained")}
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ class NmConfig:
 
 
 @dataclass(frozen=True)
-class ImpConfig:
+class ImpConfig(Preset):
     """Train, remove the smallest weights, go back to an early point, again and again.
 
     After round i exactly ``round((1 - (1 - fraction)^i) * n)`` of the n prunable weights are gone:
@@ -221,6 +222,12 @@ class ImpConfig:
     start weights permuted within each layer."""
     prune: PruneConfig = field(default_factory=PruneConfig)
     published_epochs: ClassVar[int] = 280  # of training from the ticket, under a preset
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "eccv22": dict(
+            rounds=14, fraction=0.25, sparsity=0.0, levels=(), scope="global", floor=0.0,
+            epochs=300, round_epochs=280, rewind="21ep", buffers="keep", lr="restart",
+        )
+    }  # fmt: skip
 
     def __post_init__(self) -> None:
         check_fields(self, preset=("default", "eccv22"), sparsity="[0, 1)", scope=SCOPES)
@@ -236,15 +243,6 @@ class ImpConfig:
         """The point to go back to."""
         return Step.parse(self.rewind)
 
-    def resolved(self) -> ImpConfig:
-        """The configuration that runs: a preset fixes the published schedule."""
-        if self.preset == "default":
-            return self
-        return replace(
-            self, rounds=14, fraction=0.25, sparsity=0.0, levels=(), scope="global", floor=0.0,
-            epochs=300, round_epochs=280, rewind="21ep", buffers="keep", lr="restart",
-        )  # fmt: skip
-
     def schedule(self) -> tuple[float, ...]:
         """Sparsity after each round."""
         if self.levels:
@@ -259,7 +257,7 @@ class ImpConfig:
 
 
 @dataclass(frozen=True)
-class EarlyBirdConfig:
+class EarlyBirdConfig(Preset):
     """Watch the mask of the dense network at the start of each epoch."""
 
     preset: str = "default"
@@ -285,6 +283,12 @@ class EarlyBirdConfig:
     """Penalty on the BatchNorm scales while channels are searched."""
     prune: PruneConfig = field(default_factory=PruneConfig)
     published_epochs: ClassVar[int] = 300
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "eccv22": dict(
+            kind="weights", scope="global", floor=0.0, epochs=300, window=5, tolerance=0.02,
+            lr_factor=2.0,
+        )
+    }  # fmt: skip
 
     def __post_init__(self) -> None:
         check_fields(self, preset=("default", "eccv22"), kind=("weights", "channels"))
@@ -297,16 +301,11 @@ class EarlyBirdConfig:
         """The configuration that runs, with its tolerance and what the preset fixes."""
         usual = 0.02 if self.kind == "weights" else 0.1
         made = replace(self, tolerance=self.tolerance if self.tolerance >= 0 else usual)
-        if self.preset == "default":
-            return made
-        return replace(
-            made, kind="weights", scope="global", floor=0.0, epochs=300, window=5, tolerance=0.02,
-            lr_factor=2.0,
-        )  # fmt: skip
+        return replace(made, **self.PRESETS.get(self.preset, {}))
 
 
 @dataclass(frozen=True)
-class EarlyTimeConfig:
+class EarlyTimeConfig(Preset):
     """Find the fewest time steps whose output is near that of all T."""
 
     preset: str = "default"
@@ -323,18 +322,20 @@ class EarlyTimeConfig:
     """The search that runs with the steps found."""
     published_epochs: ClassVar[int] = 300
 
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "eccv22": {"epochs": 2, "images": 1000, "threshold": 0.6}
+    }
+
     def __post_init__(self) -> None:
         check_fields(self, preset=("default", "eccv22"), epochs=0, images=1, threshold="[0, 1]")
         check_fields(self, order=("paper", "code"))
 
-    def resolved(self) -> EarlyTimeConfig:
-        """The configuration that runs: a preset fixes the published settings."""
-        published: dict[str, Any] = {"epochs": 2, "images": 1000, "threshold": 0.6}
-        return self if self.preset == "default" else replace(self, **published)
+
+_FROZEN: dict[str, Any] = {"epochs": 100, "learn_norm": False}
 
 
 @dataclass(frozen=True)
-class EdgePopupConfig:
+class EdgePopupConfig(Preset):
     """Learn which of the frozen initial weights to keep."""
 
     preset: str = "default"
@@ -362,18 +363,13 @@ class EdgePopupConfig:
     prune: PruneConfig = field(default_factory=PruneConfig)
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
-        "cvpr20": {"sparsity": 0.5, "scope": "layer", "ramp_epochs": 0.0, "init": "signed"}
+        "cvpr20": dict(_FROZEN, sparsity=0.5, scope="layer", ramp_epochs=0.0, init="signed")
     }
 
     def __post_init__(self) -> None:
         check_fields(self, preset=("default", *self.PRESETS), sparsity="[0, 1)", scope=SCOPES)
         check_fields(self, floor="[0, 1]", epochs=1, ramp_epochs=0, ramp_from="[0, 1)")
         check_fields(self, init=INITS, freeze_mask_at="[0, 1]")
-
-    def resolved(self) -> EdgePopupConfig:
-        """The configuration that runs: a preset fixes the published settings."""
-        published = {"epochs": 100, "learn_norm": False, **self.PRESETS.get(self.preset, {})}
-        return self if self.preset == "default" else replace(self, **published)
 
 
 @dataclass(frozen=True)
@@ -385,8 +381,10 @@ class BipropConfig(EdgePopupConfig):
     with a ramp from 50 % over 10 epochs. Both leave the sparsity as given."""
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
-        "iclr21": {"scope": "layer", "ramp_epochs": 0.0, "init": "kaiming"},
-        "iclr21-global": dict(scope="global", ramp_epochs=10.0, ramp_from=0.5, init="kaiming"),
+        "iclr21": dict(_FROZEN, scope="layer", ramp_epochs=0.0, init="kaiming"),
+        "iclr21-global": dict(
+            _FROZEN, scope="global", ramp_epochs=10.0, ramp_from=0.5, init="kaiming"
+        ),
     }
 
 
@@ -433,7 +431,7 @@ class SparseTrainingConfig:
 
     def resolved(self) -> SparseTrainingConfig:
         """The configuration that runs: a preset fixes how weights grow and where it starts."""
-        made = self if self.preset == "default" else replace(self, **REWIRINGS[self.preset])
+        made = replace(self, **REWIRINGS.get(self.preset, {}))
         begin = made.sparsity if made.start_sparsity < 0 else made.start_sparsity
         return replace(made, start_sparsity=min(begin, made.sparsity))
 
@@ -499,13 +497,8 @@ class WeightConfig:
         where = "multisp.weights."
         check_fields(self, where, sparsity="[0, 1)", floor="[0, 1)", anneal="[0, 1000)")
         check_fields(self, where, ramp_from="[0, 1)", ramp_epochs=0, freeze_mask_at="[0, 1]")
-        check_fields(
-            self,
-            where,
-            method=(*MOVING, "magnitude", "random", "off"),
-            scope=("layer", "global"),
-            init=INITS,
-        )
+        methods = (*MOVING, "magnitude", "random", "off")
+        check_fields(self, where, method=methods, scope=("layer", "global"), init=INITS)
         check_fields(self, where, gain=("layer", "filter"), first_conv=("auto", "binary", "full"))
 
 
@@ -562,13 +555,10 @@ class MultiSpConfig:
         searched = self.epochs if self.schedule == "joint" else max(1, self.stem_epochs)
         whole = int(weights.freeze_mask_at * searched)
         ends = weights.ramp_epochs <= whole or weights.method not in MOVING
-        check(
-            ends or self.preset != "default",
-            "multisp.weights.ramp_epochs",
-            weights.ramp_epochs,
-            f"at most {whole}, as freeze_mask_at={weights.freeze_mask_at} of the {searched} epochs "
-            "ends it: the mask would never reach its sparsity",
-        )
+        rule = f"at most {whole}, as freeze_mask_at={weights.freeze_mask_at} of the {searched} "
+        rule += "epochs ends it: the mask would never reach its sparsity"
+        ends = ends or self.preset != "default"
+        check(ends, "multisp.weights.ramp_epochs", weights.ramp_epochs, rule)
 
     def resolved(self) -> MultiSpConfig:
         """The configuration that runs: the literal preset overrides what Algorithm 1 fixes."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from spikeformer_lt.errors import ConfigError, MaskError
@@ -19,7 +20,7 @@ from spikeformer_lt.mask import Mask
 from spikeformer_lt.registry import register_search
 from spikeformer_lt.rng import isolated_rng
 from spikeformer_lt.ticket import Ticket
-from spikeformer_lt.tickets.base import Search, magnitudes
+from spikeformer_lt.tickets.base import Search, magnitudes, noted
 from spikeformer_lt.tickets.configs import EarlyBirdConfig, preset_optim
 from spikeformer_lt.training.phase import Fit, Hook, Phase, Progress
 
@@ -42,9 +43,7 @@ class Group:
         return f"{self.norm}.weight"
 
 
-def find_groups(
-    model: nn.Module, images: Tensor, labels: Tensor | None = None
-) -> tuple[Group, ...]:
+def find_groups(model: nn.Module, images: Tensor) -> tuple[Group, ...]:
     """Find the channels of a network that nothing but one layer reads.
 
     Candidates are a layer, the BatchNorm after it and the next layer of as many inputs. Each is
@@ -55,17 +54,13 @@ def find_groups(
 
     Args:
         model: is not changed.
-        images: a few inputs; their labels are not needed.
+        images: a few inputs ``[B, C, H, W]``, or frames ``[B, T, C, H, W]``.
 
     Raises:
         ConfigError: no channel can be removed.
     """
-    del labels
-    layers = [
-        (n, m)
-        for n, m in model.named_modules()
-        if isinstance(m, (nn.Conv2d, nn.Linear, _BatchNorm))
-    ]
+    kinds = (nn.Conv2d, nn.Linear, _BatchNorm)
+    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, kinds)]
     found = []
     with isolated_rng(0), torch.no_grad():
         for place in range(1, len(layers) - 1):
@@ -97,8 +92,7 @@ def channel_mask(model: nn.Module, groups: Sequence[Group], channels: Mask) -> M
         channels: kept channels by the norm's name, as `norm_scales` names them.
 
     Returns:
-        A mask of rows, columns, and of scales, shifts and biases, so that a removed channel is
-        exactly silent.
+        Rows, columns, scales, shifts and biases: a removed channel is exactly silent.
     """
     kept: dict[str, Tensor] = {}
     for group in groups:
@@ -107,10 +101,10 @@ def channel_mask(model: nn.Module, groups: Sequence[Group], channels: Mask) -> M
         columns = model.get_parameter(f"{group.consumer}.weight")
         _narrow(kept, f"{group.producer}.weight", _along(stays, 0, rows))
         _narrow(kept, f"{group.consumer}.weight", _along(stays, 1, columns))
-        for name in (f"{group.norm}.weight", f"{group.norm}.bias"):
+        biased = getattr(model.get_submodule(group.producer), "bias", None) is not None
+        biases = [f"{group.producer}.bias"] * biased
+        for name in (group.scale, f"{group.norm}.bias", *biases):
             _narrow(kept, name, stays)
-        if getattr(model.get_submodule(group.producer), "bias", None) is not None:
-            _narrow(kept, f"{group.producer}.bias", stays)
     return Mask(kept)
 
 
@@ -138,15 +132,13 @@ def shrink(model: nn.Module, groups: Sequence[Group], mask: Mapping[str, Tensor]
 
 
 def _sizes_fit(model: nn.Module, group: Group) -> bool:
-    producer, norm, consumer = (
-        model.get_submodule(name) for name in (group.producer, group.norm, group.consumer)
-    )
-    weight = getattr(consumer, "weight", None)
-    alone = getattr(producer, "groups", 1) == getattr(consumer, "groups", 1) == 1
-    made, scale = producer.weight, norm.weight
-    if not (isinstance(weight, Tensor) and isinstance(made, Tensor) and isinstance(scale, Tensor)):
+    names = (group.producer, group.norm, group.consumer)
+    producer, _, consumer = parts = [model.get_submodule(name) for name in names]
+    made, scale, weight = (getattr(part, "weight", None) for part in parts)
+    if made is None or scale is None or weight is None or weight.ndim < 2:
         return False
-    return alone and weight.ndim > 1 and len(made) == len(scale) == weight.shape[1]
+    alone = getattr(producer, "groups", 1) == getattr(consumer, "groups", 1) == 1
+    return alone and len(made) == len(scale) == weight.shape[1]
 
 
 def _holds(model: nn.Module, group: Group, images: Tensor) -> bool:
@@ -157,35 +149,27 @@ def _holds(model: nn.Module, group: Group, images: Tensor) -> bool:
             module.bias.normal_(0.5, 1.0)
         elif isinstance(module, (nn.Conv2d, nn.Linear)):  # initial heads can be too faint to feel
             nn.init.kaiming_normal_(module.weight)
-    norm, consumer = probe.get_submodule(group.norm), probe.get_submodule(group.consumer)
-    scale, shift, weight = norm.weight, norm.bias, consumer.weight
-    assert isinstance(scale, Tensor) and isinstance(shift, Tensor) and isinstance(weight, Tensor)
-    some = torch.arange(len(scale), device=scale.device) % 2 == 0
-    own = [value.clone() for value in (scale, shift, weight)]
-    plain = probe(images)
-    weight[:, some] = 0
-    unread = probe(images)
-    scale[some] *= -2
-    shift[some] += 3
-    nobody_else = torch.equal(unread, probe(images))
-    weight.copy_(own[2])
-    felt = not torch.equal(plain, probe(images))
-    scale.copy_(own[0])
-    shift.copy_(own[1])
-    scale[some] = shift[some] = 0
-    silent = probe(images)
-    weight[:, some] = 7
-    if not (nobody_else and felt and torch.equal(silent, probe(images))):
+    names = (group.scale, f"{group.norm}.bias", f"{group.consumer}.weight")
+    scale, shift, weight = (probe.get_parameter(name) for name in names)
+
+    def outputs(*values: Tensor) -> Tensor:
+        made: Tensor = functional_call(probe, dict(zip(names, values, strict=True)), images)
+        return made
+
+    place = torch.arange(len(scale), device=scale.device)
+    some, first = place % 2 == 0, place == 0
+    columns = _along(some, 1, weight)
+    unread, read = weight.masked_fill(columns, 0), weight.masked_fill(columns, 7)
+    loud = torch.where(some, -2 * scale, scale), torch.where(some, shift + 3, shift)
+    mute = scale.masked_fill(some, 0), shift.masked_fill(some, 0)
+    nobody_else = torch.equal(outputs(scale, shift, unread), outputs(*loud, unread))
+    felt = not torch.equal(outputs(scale, shift, weight), outputs(*loud, weight))
+    silent = torch.equal(outputs(*mute, weight), outputs(*mute, read))
+    if not (nobody_else and felt and silent):
         return False
-    weight.copy_(own[2])
-    scale.copy_(own[0])
-    shift.copy_(own[1])
-    scale[0] = shift[0] = 0
-    masked = probe(images)
-    stays = torch.ones(len(scale), dtype=torch.bool)
-    stays[0] = False
+    masked = outputs(scale.masked_fill(first, 0), shift.masked_fill(first, 0), weight)
     try:
-        smaller = shrink(probe, [group], {group.scale: stays})(images)
+        smaller = shrink(probe, [group], {group.scale: ~first})(images)
     except (RuntimeError, ValueError):  # its shape is tied to something else, as heads are
         return False
     return torch.allclose(masked, smaller, rtol=1e-3, atol=1e-3)
@@ -289,12 +273,8 @@ class MaskWatch(Hook):
 class EarlyBird(Search):
     """Lottery tickets drawn early in training; the ticket starts from the initial weights.
 
-    Args:
-        config: form, sparsity and when to stop.
-        seed: unused; every search takes one.
-        batch: gives a few images, for the channel form.
-
-    The channel form removes whole channels: `shrink` makes the smaller network.
+    The channel form, for which `batch` gives a few images, removes whole channels: `shrink` makes
+    the smaller network.
 
     Source: You et al., ICLR 2020 (arXiv 1909.11957), algorithm 1, the channel form; Kim et al.,
     ECCV 2022 (arXiv 2207.01382), section 3.2, the weight form.
@@ -302,7 +282,7 @@ class EarlyBird(Search):
 
     def _search(self, model: nn.Module, fit: Fit) -> Mask:
         config, channels = self.config, self.config.kind == "channels"
-        groups = find_groups(model, *self._images(2)) if channels else ()
+        groups = find_groups(model, self._images(2)[0]) if channels else ()
 
         def draw(now: nn.Module) -> Mask:
             scores = norm_scales(now, groups) if channels else magnitudes(config.prune.weights(now))
@@ -322,6 +302,4 @@ class EarlyBird(Search):
 
     def _ticket(self, model: nn.Module, mask: Mask) -> Ticket:
         """With each epoch's distances to the masks before it in the window, oldest first."""
-        made = super()._ticket(model, mask)
-        about = {**made.provenance, "mask_distances": self.watch.history}
-        return Ticket(made.mask, made.tensors, about)
+        return noted(super()._ticket(model, mask), mask_distances=self.watch.history)

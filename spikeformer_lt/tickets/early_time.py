@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.registry import create_search, register_search
 from spikeformer_lt.ticket import Ticket
-from spikeformer_lt.tickets.base import Batch, Search, snapshot
+from spikeformer_lt.tickets.base import Batch, Search, kept_modes, noted, snapshot
 from spikeformer_lt.tickets.configs import EarlyTimeConfig, preset_optim
 from spikeformer_lt.training.phase import Fit, Phase
 
@@ -36,14 +36,9 @@ def divergences(model: nn.Module, images: Tensor, order: str, batch: int = 250) 
     Returns:
         Mean over the images for t = 2 to T - 1, in nats.
     """
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        parts = [model(part).double() for part in images.split(batch)]
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-    logits = torch.cat(parts)
+    with kept_modes(model):
+        model.eval()
+        logits = torch.cat([model(part).double() for part in images.split(batch)])
     steps = torch.arange(1, logits.shape[1] + 1, device=logits.device)
     logs = F.log_softmax(logits.cumsum(1) / steps[None, :, None], dim=2)
     found = []
@@ -111,9 +106,7 @@ class EarlyTime(Search):
     buffers as without it.
 
     Args:
-        config: how the number of steps is chosen, and the name of the search inside.
-        seed: of the search inside.
-        batch: gives the probe's images.
+        config, seed, batch: of every search; the latter two go to the search inside, too.
         inner: the search inside; the one that the configuration names, with its defaults, if None.
 
     Source: Kim et al., ECCV 2022 (arXiv 2207.01382), section 3.3.
@@ -152,6 +145,5 @@ class EarlyTime(Search):
         self.start, self.results = self.inner.start, [probed, *self.inner.results]
         about = {"T": own, "T_early": self.T, "divergences": values, "config": asdict(config)}
         phases = [asdict(probed), *ticket.provenance.get("phases", [])]
-        found = {**ticket.provenance, "early_time": about, "phases": phases}
-        found["search_seconds"] = sum(phase["seconds"] for phase in phases)
-        return Ticket(ticket.mask, ticket.tensors, found)
+        seconds = sum(phase["seconds"] for phase in phases)
+        return noted(ticket, early_time=about, phases=phases, search_seconds=seconds)

@@ -20,10 +20,6 @@ from spikeformer_lt.training.phase import Capture, Fit, Masked, Phase
 class Imp(Search):
     """Lottery tickets by iterative magnitude pruning.
 
-    Args:
-        config: schedule and policies.
-        seed: of the controls.
-
     A removed weight never returns: masks are nested, round by round. Weights are ranked as the
     last epoch of a round left them.
 
@@ -49,10 +45,9 @@ class Imp(Search):
             self._rewind(model, early.captured)
             if number < len(levels):
                 phase = Phase(f"imp-{number}", epochs, optim, hooks=(Masked(mask),))
-                phase = replace(phase, settled_from=epochs - 1)
                 if config.lr == "resume":
                     phase = replace(phase, lr_from=step)
-                self._fit(fit, model, phase)
+                self._fit(fit, model, replace(phase, settled_from=epochs - 1))
         assert mask is not None
         if config.control == "random":
             mask = Mask.random_like(mask, seed_for(self.seed, "imp control"))
@@ -65,8 +60,7 @@ class Imp(Search):
         kept = {name: value.detach().clone() for name, value in model.named_buffers()}
         model.load_state_dict(early)
         if self.config.buffers == "keep":
-            for name, value in model.named_buffers():
-                value.copy_(kept[name])
+            model.load_state_dict(kept, strict=False)
         elif self.config.buffers == "reset":
             for module in model.modules():
                 if isinstance(module, _BatchNorm):

@@ -10,7 +10,7 @@ from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.stems import stem_of
 from spikeformer_lt.registry import register_search
 from spikeformer_lt.ticket import Ticket
-from spikeformer_lt.tickets.base import Search
+from spikeformer_lt.tickets.base import Search, noted
 from spikeformer_lt.tickets.configs import JointConfig, MultiSpConfig
 from spikeformer_lt.tickets.imp import Imp
 from spikeformer_lt.tickets.multisp import MultiSp
@@ -20,10 +20,6 @@ from spikeformer_lt.training.phase import Fit
 @register_search("joint", JointConfig)
 class Joint(Search):
     """Patches are removed first; every round of weight pruning sees the patches that are left.
-
-    Args:
-        config: both levels.
-        seed: of the selector and the controls.
 
     The ticket's mask is over the encoder's weights; its provenance has one ledger with the
     sparsity of each level apart, and over all parameters.
@@ -54,6 +50,6 @@ class Joint(Search):
             "total_weight": about["total_sparsity"],
         }
         phases = [asdict(result) for result in levels.results] + about["phases"]
-        found = {**about, "search": "joint", "config": asdict(self.config), "phases": phases}
-        found["search_seconds"] = sum(phase["seconds"] for phase in phases)
-        return Ticket(ticket.mask, ticket.tensors, {**found, "ledger": ledger})
+        seconds = sum(phase["seconds"] for phase in phases)
+        own = {"search": self.name, "config": asdict(self.config), "ledger": ledger}
+        return noted(ticket, **own, phases=phases, search_seconds=seconds)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -11,17 +13,11 @@ from torch import Tensor, nn
 
 from spikeformer_lt.config import check
 from spikeformer_lt.errors import ConfigError
+from spikeformer_lt.layers import subnet
 from spikeformer_lt.layers.neuron import reset_state
 from spikeformer_lt.layers.patches import Attention
 from spikeformer_lt.layers.stems import stem_of
-from spikeformer_lt.layers.subnet import (
-    SubnetConv2d,
-    collapse,
-    get_masks,
-    rankings,
-    set_masks,
-    subnets,
-)
+from spikeformer_lt.layers.subnet import SubnetConv2d, collapse, get_masks, set_masks
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.registry import register_search
 from spikeformer_lt.rng import seed_for
@@ -43,22 +39,26 @@ class StemProbe(nn.Module):
     Source: arXiv 2311.12060, Algorithm 1, phase 1; the head is dropped afterwards.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
-        self.conv_pep = stem_of(model)
-        self.T = int(model.T)  # type: ignore[arg-type]
-        self.head = nn.Linear(self.conv_pep.dim, int(model.num_classes))  # type: ignore[arg-type]
-        self._door = model.time_first
+        self.conv_pep, self.T, self._door = stem_of(model), int(model.T), model.time_first
+        self.head = nn.Linear(self.conv_pep.dim, int(model.num_classes))
 
     def forward(self, x: Tensor) -> Tensor:
         """Mean token of each step, classified."""
-        reset_state(self)
-        try:
-            tokens, _ = self.conv_pep(self._door(x), self.T)  # type: ignore[operator]
+        with _at_rest(self):
+            tokens, _ = self.conv_pep(self._door(x), self.T)
             logits: Tensor = self.head(tokens.mean(2))
             return logits.expand(self.T, -1, -1).transpose(0, 1)
-        finally:
-            reset_state(self)
+
+
+@contextmanager
+def _at_rest(model: nn.Module) -> Iterator[None]:
+    reset_state(model)
+    try:
+        yield
+    finally:
+        reset_state(model)
 
 
 def install_subnets(conv_pep: Any, config: WeightConfig) -> None:
@@ -70,17 +70,12 @@ def install_subnets(conv_pep: Any, config: WeightConfig) -> None:
         if role == "shortcut" and not config.include_rpe:
             continue
         init_weight(unit.conv.weight, config.init, config.sparsity)
-        spikes_in = conv_pep.in_channels == 2
-        binary = config.binary
+        binary, learns = config.binary, LEARNS.get(config.method, config.method)
         if role == "first":
-            auto = config.first_conv == "auto"
-            binary = binary and (spikes_in if auto else config.first_conv == "binary")
-        unit.conv = SubnetConv2d(
-            unit.conv,
-            LEARNS.get(config.method, config.method),
-            binary=binary,
-            per_filter=config.gain == "filter",
-        )
+            spikes_in = conv_pep.in_channels == 2 and config.first_conv == "auto"
+            binary = binary and (spikes_in or config.first_conv == "binary")
+        per_filter = config.gain == "filter"
+        unit.conv = SubnetConv2d(unit.conv, learns, binary=binary, per_filter=per_filter)
 
 
 def init_weight(weight: Tensor, init: str, sparsity: float) -> None:
@@ -124,7 +119,7 @@ class MaskController:
         """Update masks and annealing for the step to come."""
         if self.fixed:
             return
-        for _, layer in subnets(self.model):
+        for _, layer in subnet.subnets(self.model):
             layer.anneal = self.config.anneal * min(progress.fraction, self.config.freeze_mask_at)
         if progress.fraction > self.config.freeze_mask_at:
             return
@@ -143,7 +138,7 @@ class MaskController:
         """Rank the weights; a mask that leaves nothing of a layer is refused."""
         config = self.config
         floor = config.floor if config.scope == "global" else 0.0
-        mask = Mask.from_scores(rankings(self.model), sparsity, config.scope, within, floor)
+        mask = Mask.from_scores(subnet.rankings(self.model), sparsity, config.scope, within, floor)
         for name, kept in mask.items():
             rule = f"lower, as it removes all {kept.numel()} weights of {name}"
             if config.scope == "global":
@@ -161,10 +156,6 @@ LITERAL_SCORES = OptimConfig(
 @register_search("multisp", MultiSpConfig)
 class MultiSp(Search):
     """Finds a MultiSp ticket.
-
-    Args:
-        config: levels, schedule and options.
-        seed: of initialisations that the search draws itself (scores, heads, control masks).
 
     The model must have a stem, and for level 1 ``patch``; ``T``, ``num_classes``, ``time_first``.
 
@@ -193,21 +184,15 @@ class MultiSp(Search):
         set_activation(model, config.activation)
         final = Phase(config.schedule, config.epochs, teacher=teacher, distill=config.distill)
         getattr(self, f"_{config.schedule}")(model, fit, final)
-        if any(True for _ in subnets(model)):
+        if any(True for _ in subnet.subnets(model)):
             self._mask = get_masks(model)
             collapse(model)
         return self._mask or _all_kept(model)
 
     def _ticket(self, model: nn.Module, mask: Mask) -> Ticket:
-        self.start = snapshot(model)
-        about = {
-            "search": self.name,
-            "config": asdict(self.config),
-            "phases": [asdict(result) for result in self.results],
-        }
+        self.start, phases = snapshot(model), [asdict(result) for result in self.results]
+        about = {"search": self.name, "config": asdict(self.config), "phases": phases}
         return Ticket(mask, dict(self.start), about)
-
-    # -- schedules -----------------------------------------------------------------------
 
     def _joint(self, model: nn.Module, fit: Fit, final: Phase) -> None:
         self.select_patches(model, fit)
@@ -218,10 +203,8 @@ class MultiSp(Search):
         if config.weights.method != "off":
             self._seeded("head")
             probe = StemProbe(model)
-            phase = Phase("conv_pep", config.stem_epochs)
-            if config.preset == "literal":
-                phase = replace(phase, optim=LITERAL_SCORES)
-            searched = self._with_masks(model, phase)
+            optim = LITERAL_SCORES if config.preset == "literal" else None
+            searched = self._with_masks(model, Phase("conv_pep", config.stem_epochs, optim))
             self._fit(fit, probe, searched)
             if config.stem == "frozen":
                 self._mask = get_masks(model)
@@ -241,8 +224,6 @@ class MultiSp(Search):
         stem = replace(final, name="conv_pep", epochs=max(1, self.config.stem_epochs))
         self._fit(fit, model, self._with_masks(model, stem))
 
-    # -- levels --------------------------------------------------------------------------
-
     def _with_masks(self, model: nn.Module, phase: Phase) -> Phase:
         """Turn level 2 on for a phase."""
         weights = self.config.weights
@@ -250,8 +231,7 @@ class MultiSp(Search):
             return phase
         self._seeded("scores")
         install_subnets(stem_of(model), weights)
-        seed = seed_for(self.seed, "mask")
-        controller = MaskController(model, weights, seed)
+        controller = MaskController(model, weights, seed_for(self.seed, "mask"))
         return replace(phase, before_step=controller, settled_from=controller.settled_from)
 
     def select_patches(self, model: nn.Module, fit: Fit) -> None:
@@ -261,15 +241,14 @@ class MultiSp(Search):
             return
         self._seeded("selector")
         score = new_score(model, patches)
+        if isinstance(score, Attention) and patches.selector_epochs:
+            probe = SelectorProbe(model, score)
+            wanted = {p: p.requires_grad for p in probe.stem.parameters()}
+            probe.stem.requires_grad_(False)
+            self._fit(fit, probe, Phase("selector", patches.selector_epochs, frozen=("stem",)))
+            for parameter, needs in wanted.items():
+                parameter.requires_grad_(needs)
         if isinstance(score, Attention):
-            if patches.selector_epochs:
-                probe = SelectorProbe(model, score)
-                phase = Phase("selector", patches.selector_epochs, frozen=("stem",))
-                wanted = {p: p.requires_grad for p in probe.stem.parameters()}
-                probe.stem.requires_grad_(False)
-                self._fit(fit, probe, phase)
-                for parameter, needs in wanted.items():
-                    parameter.requires_grad_(needs)
             score.requires_grad_(False)
         set_patches(model, patches, score)
 
@@ -280,19 +259,16 @@ class MultiSp(Search):
 class SelectorProbe(nn.Module):
     """Frozen stem, one encoder block and a head: what trains the attention selector (SETS)."""
 
-    def __init__(self, model: nn.Module, score: Attention) -> None:
+    def __init__(self, model: Any, score: Attention) -> None:
         super().__init__()
-        self.stem, self.score, self.T = stem_of(model), score, int(model.T)  # type: ignore[arg-type]
-        self._door = model.time_first
+        self.stem, self.score = stem_of(model), score
+        self.T, self._door = int(model.T), model.time_first
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Tensor) -> Tensor:
         """Logits ``[B, T, K]`` of the selector."""
-        reset_state(self)
-        try:
-            tokens, _ = self.stem(self._door(x), self.T)  # type: ignore[operator]
+        with _at_rest(self):
+            tokens, _ = self.stem(self._door(x), self.T)
             return self.score.logits(tokens, self.T)
-        finally:
-            reset_state(self)
 
 
 def _stem_name(model: nn.Module) -> str:

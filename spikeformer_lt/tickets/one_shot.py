@@ -8,18 +8,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from spikeformer_lt.config import check
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.registry import register_search
 from spikeformer_lt.rng import seed_for
 from spikeformer_lt.tickets.base import Search, magnitudes, prunable, snapshot
-from spikeformer_lt.tickets.configs import (
-    DISTRIBUTIONS,
-    MagnitudeConfig,
-    NmConfig,
-    RandomConfig,
-)
+from spikeformer_lt.tickets.configs import MagnitudeConfig, NmConfig, RandomConfig
 from spikeformer_lt.training.phase import Fit, Phase
 
 
@@ -37,9 +31,7 @@ def kept_counts(
 
     Source: ERK: Evci et al., ICML 2020 (arXiv 1911.11134), section 3.
     """
-    check(0 <= sparsity < 1, "sparsity", sparsity, "in [0, 1)")
-    allowed = ", ".join(DISTRIBUTIONS)
-    check(distribution in DISTRIBUTIONS, "distribution", distribution, f"one of {allowed}")
+    RandomConfig(sparsity, distribution)  # refuses what is not allowed
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
     total = sum(sizes.values())
     target = total - round(sparsity * total)
@@ -71,22 +63,16 @@ def _erk(
 
 def random_mask(weights: Mapping[str, Tensor], counts: Mapping[str, int], seed: int) -> Mask:
     """Keep so many weights of each layer at random places, each layer drawn by its own name."""
-    first = {}
-    for name, weight in weights.items():
-        flat = torch.zeros(weight.numel(), dtype=torch.bool)
-        flat[: counts[name]] = True
-        first[name] = flat.view(weight.shape)
+    first = {
+        name: (torch.arange(weight.numel()) < counts[name]).view(weight.shape)
+        for name, weight in weights.items()
+    }
     return Mask.random_like(Mask(first), seed_for(seed, "random ticket"))
 
 
 @register_search("magnitude", MagnitudeConfig)
 class Magnitude(Search):
-    """Smallest weights removed in one step.
-
-    Args:
-        config: sparsity, and whether to train first.
-        seed: unused; every search takes one.
-    """
+    """Smallest weights removed in one step, after a training if the configuration says so."""
 
     def _search(self, model: nn.Module, fit: Fit) -> Mask:
         return self.config.mask(magnitudes(self._trained(model, fit)))  # type: ignore[no-any-return]
@@ -104,12 +90,7 @@ class Magnitude(Search):
 
 @register_search("random", RandomConfig)
 class RandomTicket(Search):
-    """A random mask over the initial weights.
-
-    Args:
-        config: sparsity and its distribution over layers.
-        seed: of the places.
-    """
+    """A random mask over the initial weights, at a density for each layer."""
 
     def _search(self, model: nn.Module, fit: Fit) -> Mask:
         weights = self.config.prune.weights(model)
@@ -142,17 +123,12 @@ class Nm(Magnitude):
     Layers whose number of inputs is no multiple of m (an RGB convolution) stay dense and are not
     in the mask.
 
-    Args:
-        config: the pattern, and whether to train first.
-        seed: unused; every search takes one.
-
     Source: Zhou et al., ICLR 2021 (arXiv 2102.04010), the N:M pattern; 2:4 by magnitude is the
     plain baseline of it.
     """
 
     def _search(self, model: nn.Module, fit: Fit) -> Mask:
-        config = self.config
-        weights = self._trained(model, fit)
+        config, weights = self.config, self._trained(model, fit)
         fitting = {name: w for name, w in weights.items() if w.shape[1] % config.m == 0}
         if not fitting:
             raise ConfigError(f"m={config.m} divides the inputs of no layer; choose another")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -12,12 +13,7 @@ from spikeformer_lt.mask import Mask
 from spikeformer_lt.registry import register_search
 from spikeformer_lt.rng import seed_for
 from spikeformer_lt.tickets.base import Search, snapshot
-from spikeformer_lt.tickets.configs import (
-    BipropConfig,
-    EdgePopupConfig,
-    WeightConfig,
-    preset_optim,
-)
+from spikeformer_lt.tickets.configs import BipropConfig, EdgePopupConfig, WeightConfig, preset_optim
 from spikeformer_lt.tickets.multisp import MaskController, init_weight
 from spikeformer_lt.training.phase import Fit, Phase
 
@@ -28,10 +24,6 @@ class EdgePopup(Search):
 
     A removed weight can return while scores are learned. The ticket holds the network that was
     validated: its weights are ``w * M`` (biprop: ``alpha * sign(w) * M``), not to be retrained.
-
-    Args:
-        config: sparsity, schedule and start weights.
-        seed: of start weights and scores.
 
     Source: Ramanujan et al., CVPR 2020 (arXiv 1911.13299), section 4.
     """
@@ -51,15 +43,12 @@ class EdgePopup(Search):
         for name, parameter in rest.items():
             parameter.requires_grad_(config.learn_norm and name not in weights)
         self.frozen = {name: weight.detach().clone() for name, weight in weights.items()}
-        controller = MaskController(model, self._mask_options(), self.seed)
-        phase = Phase(
-            self.name,
-            config.epochs,
-            preset_optim(config.preset),
-            before_step=controller,
-            settled_from=controller.settled_from,
-        )
-        self._fit(fit, model, phase)
+        names = ("sparsity", "scope", "floor", "ramp_epochs", "ramp_from", "freeze_mask_at")
+        same = {name: getattr(config, name) for name in names}
+        options = WeightConfig(method="scores", binary=self.binary, **same)
+        controller = MaskController(model, options, self.seed)
+        phase = Phase(self.name, config.epochs, preset_optim(config.preset), controller)
+        self._fit(fit, model, replace(phase, settled_from=controller.settled_from))
         mask = get_masks(model)
         collapse(model)
         for name, parameter in model.named_parameters():
@@ -68,19 +57,6 @@ class EdgePopup(Search):
             model.get_parameter(name).requires_grad_(True)
         self.start = snapshot(model)
         return mask
-
-    def _mask_options(self) -> WeightConfig:
-        config = self.config
-        return WeightConfig(
-            method="scores",
-            sparsity=config.sparsity,
-            binary=self.binary,
-            scope=config.scope,
-            floor=config.floor,
-            ramp_epochs=config.ramp_epochs,
-            ramp_from=config.ramp_from,
-            freeze_mask_at=config.freeze_mask_at,
-        )
 
 
 @register_search("biprop", BipropConfig)

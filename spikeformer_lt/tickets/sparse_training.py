@@ -86,10 +86,6 @@ class Rewiring(Rewired):
 class SparseTraining(Search):
     """Dynamic sparse training; the ticket holds trained weights and the final mask.
 
-    Args:
-        config: growth rule and schedule.
-        seed: of the start mask and of random growth.
-
     Source: SET: Mocanu et al., Nat. Commun. 2018 (arXiv 1707.04780); RigL: Evci et al., ICML 2020
     (arXiv 1911.11134), algorithm 1; GraNet: Liu et al., NeurIPS 2021 (arXiv 2106.10404).
     """

@@ -22,13 +22,7 @@ def set_activation(model: Any, config: ActivationConfig) -> None:
 
 
 def set_patches(model: Any, config: PatchConfig, score: PatchScore | None = None) -> None:
-    """Select patches (level 1), in place; a sparsity of 0 changes nothing.
-
-    Args:
-        model: a network with patches.
-        config: how many patches are removed, and by which score.
-        score: a trained score; a new one if None.
-    """
+    """Select patches (level 1), in place, by a trained score or a new one; 0 changes nothing."""
     if config.sparsity > 0:
         score = new_score(model, config) if score is None else score
         model.set_patch(
@@ -42,12 +36,7 @@ def new_score(model: Any, config: PatchConfig) -> PatchScore:
 
 
 def apply_surgery(model: nn.Module, ticket: Ticket) -> None:
-    """Make the changes that a ticket's search made to its model, in place.
-
-    Args:
-        model: a new model of the ticket's architecture.
-        ticket: of any search; most change nothing.
-    """
+    """Make the changes of a ticket's search to a new model, in place; most searches make none."""
     search, config = ticket.provenance.get("search"), ticket.provenance.get("config", {})
     if search == "multisp":
         set_activation(model, _known(ActivationConfig, config["activation"]))
@@ -61,12 +50,9 @@ def _known(cls: type, values: Mapping[str, Any]) -> Any:
 
 
 def model_from_ticket(ticket: Ticket, **overrides: Any) -> nn.Module:
-    """Build the model that a ticket's provenance names and put the ticket's weights into it.
+    """Build the model that a ticket's provenance names, with the ticket's weights, in eval mode.
 
-    Args:
-        ticket: a ticket that a recipe saved; its provenance holds ``model: {name, args}`` and,
-            for MultiSp and joint tickets, the search's ``config``.
-        overrides: model arguments to change, such as T.
+    `overrides` are model arguments to change, such as T.
 
     Raises:
         TicketError: the provenance names no model, or the weights do not fit it.

@@ -13,6 +13,7 @@ from spikeformer_lt.config import check
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.ticket import Ticket
+from spikeformer_lt.tickets.base import kept_modes, snapshot
 from spikeformer_lt.tickets.configs import NORMS
 
 
@@ -28,17 +29,15 @@ def transfer_ticket(
     """Put a ticket's mask and weights into another network, such as a ReLU CNN's into its SNN.
 
     Args:
-        ticket: found on a network with the same names in its state_dict: another neuron, another
-            T, another data set.
+        ticket: found on a network with the same names in its state_dict.
         model: takes the weights, in place; those that the mask removes are exactly 0.
         norm: BatchNorm's running statistics: ``keep`` the ticket's; ``reset`` to mean 0 and
             variance 1; or ``estimate`` them anew from `batches`, whose activity in the new
             neurons is another. Scale and shift are weights and always come along.
         batches: images or frames for ``estimate``, on the model's device.
-        fresh: names of layers, such as "head", that keep the model's own weights and are not
-            masked: what another data set shapes otherwise.
-        changed: model arguments that differ from those in the ticket's provenance, such as
-            ``neuron="lif"``; recorded there, so that the new ticket can be built again.
+        fresh: names of layers, such as "head", that keep the model's own weights, not masked.
+        changed: model arguments that differ from those in the ticket's provenance, where they are
+            recorded, so that the new ticket can be built again.
 
     Returns:
         The ticket that `model` now is, with ``transfer`` in its provenance.
@@ -48,8 +47,7 @@ def transfer_ticket(
             model does not have; nothing is written.
         TicketError: names or shapes differ elsewhere; nothing is written.
 
-    Source: the question is that of Kim et al., ECCV 2022, arXiv 2207.01382: whether tickets of ANNs
-    are tickets of SNNs.
+    Source: Kim et al., ECCV 2022 (arXiv 2207.01382), asks whether tickets of ANNs serve SNNs.
     """
     check(norm in NORMS, "norm", norm, f"one of {', '.join(NORMS)}")
     listed = list(batches) if batches is not None else []
@@ -59,13 +57,10 @@ def transfer_ticket(
     for layer in fresh:
         check(layer in names, "fresh", layer, "the name of a layer of the model")
 
-    def is_fresh(name: str) -> bool:
-        return any(name.startswith(f"{layer}.") for layer in fresh)
-
-    own = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    tensors = {name: tensor for name, tensor in ticket.tensors.items() if not is_fresh(name)}
-    tensors |= {name: tensor.clone() for name, tensor in own.items() if is_fresh(name)}
-    mask = Mask({name: kept for name, kept in ticket.mask.items() if not is_fresh(name)})
+    own = tuple(f"{layer}." for layer in fresh)
+    tensors = {n: t for n, t in ticket.tensors.items() if not n.startswith(own)}
+    tensors |= {n: t for n, t in snapshot(model).items() if n.startswith(own)}
+    mask = Mask({n: kept for n, kept in ticket.mask.items() if not n.startswith(own)})
     Ticket(mask, tensors).apply_(model)
     if norm == "reset":
         for module in _norms(model):
@@ -87,34 +82,29 @@ def transfer_ticket(
 
 @torch.no_grad()
 def estimate_norms(model: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Set every BatchNorm's running statistics to the mean of those of the batches.
+    """Set every BatchNorm's running statistics to the mean of those of the batches, in place.
 
     Each layer is measured while the ones before it normalise by the batch itself, as in training.
     Weights, training modes and momenta stay as they are; all else of the model runs in eval mode.
-
-    Args:
-        model: in place; without BatchNorm nothing happens.
-        batches: images or frames on the model's device, each with more than one value a channel.
+    Batches are images or frames on the model's device, with more than one value a channel.
 
     Raises:
         DataError: a batch that has no variance, such as one image at a map of one pixel.
     """
     norms = _norms(model)
     momenta = [layer.momentum for layer in norms]
-    modes = {module: module.training for module in model.modules()}
-    try:
+    with kept_modes(model):
         model.eval()
-        for layer in norms:
-            layer.reset_running_stats()
-            layer.momentum = None  # the plain mean over batches
-            layer.train()
-        for batch in batches:
-            model(batch)
-    finally:
-        for layer, momentum in zip(norms, momenta, strict=True):
-            layer.momentum = momentum
-        for module, mode in modes.items():
-            module.training = mode
+        try:
+            for layer in norms:
+                layer.reset_running_stats()
+                layer.momentum = None  # the plain mean over batches
+                layer.train()
+            for batch in batches:
+                model(batch)
+        finally:
+            for layer, momentum in zip(norms, momenta, strict=True):
+                layer.momentum = momentum
 
 
 def _norms(model: nn.Module) -> list[_BatchNorm]:

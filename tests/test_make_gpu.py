@@ -100,7 +100,10 @@ def test_a_part_ends_in_its_time(
     )
     if code is STAYS:  # what it started has ended, too
         stat = Path(f"/proc/{printed.strip()}/stat")
-        assert not stat.exists() or stat.read_text().split()[2] == "Z"
+        until = time.monotonic() + 5  # a killed process that is running ends at its next turn
+        while stat.exists() and stat.read_text().split()[2] != "Z":
+            assert time.monotonic() < until
+            time.sleep(0.05)
 
 
 def test_what_cannot_run_or_is_done_is_skipped_with_the_reason(

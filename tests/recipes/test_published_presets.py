@@ -13,7 +13,7 @@ import pytest
 from accelerate.state import AcceleratorState
 
 from spikeformer_lt.config import parse
-from spikeformer_lt.reports import run_page
+from spikeformer_lt.reports import plots
 from spikeformer_lt.training.phase import FitResult, Hooks
 from spikeformer_lt.training.trainer import Trainer
 
@@ -55,7 +55,7 @@ def test_a_preset_asks_for_the_published_phases(line, tmp_path, monkeypatch) -> 
         return FitResult(phase.name, 50.0, 0, phase.epochs, 1.0)
 
     monkeypatch.setattr(Trainer, "fit", fit)
-    monkeypatch.setattr(run_page, "plot_training", lambda *_: None)  # there are no epochs
+    monkeypatch.setattr(plots, "plot_training", lambda *_: None)  # there are no epochs
     AcceleratorState._reset_state(reset_partial_state=True)
     name, *options = line.split()
     spec = importlib.util.spec_from_file_location(name, RECIPES / f"{name}.py")

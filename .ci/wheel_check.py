@@ -29,7 +29,9 @@ package = pathlib.Path(spikeformer_lt.__file__).resolve()
 assert home in package.parents, f"{package} is not in {home}: another copy was imported"
 
 files = importlib.metadata.files("spikeformer_lt")
-top = {path.parts[0] for path in files}
+commands = {path.name for path in files if path.parts[0] == ".."}
+assert commands == {"spikeformer-lt"}, f"the wheel's commands are {sorted(commands)}"
+top = {path.parts[0] for path in files} - {".."}
 foreign = {name for name in top if name.split("-")[0] != "spikeformer_lt"}
 assert not foreign, f"the wheel also installed {sorted(foreign)}"
 for name in ("models", "datasets", "recipes", "tests"):

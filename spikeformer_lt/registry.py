@@ -191,8 +191,11 @@ class Registry:
             return factory(**rest)
         values = {key: rest.pop(key) for key in own if key in rest}
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        made = config(**values) if given is None else dataclasses.replace(given, **values)
-        return factory(config=made, **rest)
+        if given is None:
+            given = config(**values)
+        elif values:
+            given = dataclasses.replace(given, **values)
+        return factory(config=given, **rest)
 
     def _discover(self) -> None:
         # Set first: a module under discovery may ask for names, or import timm, which asks.

@@ -66,7 +66,8 @@ class Preset:
     def resolved(self) -> Any:
         """The configuration that runs."""
         config: Any = self
-        return replace(config, **self.PRESETS.get(config.preset, {}))
+        published = self.PRESETS.get(config.preset)
+        return replace(config, **published) if published else config
 
 
 @dataclass(frozen=True)

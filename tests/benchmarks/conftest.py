@@ -1,4 +1,4 @@
-"""Runs of published rows, finished without training; the benchmarks' folder is importable."""
+"""Runs of published rows, finished without training; folders that tests import from."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 from spikeformer_lt.config import run_id, save_config
 from spikeformer_lt.training.jobs import Job
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 from papers.finished import expected_config
 

@@ -64,8 +64,7 @@ SMALL = st.builds(Step, st.integers(0, 3), st.integers(0, 6))
 @given(SMALL, SMALL, st.integers(1, 10))
 def test_order_is_that_of_the_iterations_wherever_it_is_certain(a: Step, b: Step, n: int) -> None:
     i, j = a.iterations(n), b.iterations(n)
-    kinds = ((lt, i < j), (le, i <= j), (gt, i > j), (ge, i >= j))
-    for compare, expected in kinds:
+    for compare, expected in ((lt, i < j), (le, i <= j), (gt, i > j), (ge, i >= j)):
         try:
             answer = compare(a, b)
         except ConfigError:

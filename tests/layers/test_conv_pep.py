@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.neuron import LIF, Activation, NeuronConfig

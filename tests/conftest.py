@@ -126,20 +126,3 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
         (name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections
     ]
     return report
-
-
-@pytest.fixture(scope="session")
-def files():
-    """The writers of tests/event_files.py: event files in their true forms."""
-    path = Path(__file__).with_name("event_files.py")
-    spec = importlib.util.spec_from_file_location("event_files", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def sample_events(files):
-    """A thousand valid events on 128 x 128 pixels over a second."""
-    return files.some_events()

@@ -11,6 +11,7 @@ import itertools
 import json
 import logging
 import runpy
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -152,9 +153,14 @@ def find(
 
     sets = {one.name: one for one in (CIFAR10, DVS128_GESTURE, CIFAR10_DVS)}
     names = {"fallback": fallback, "search": " ".join([name, *(one for one, _ in inner)])}
-    with Experiment(cfg, small=dict(small), wanted=sets[wanted], **names) as experiment:
+    experiment = Experiment(cfg, small=dict(small), wanted=sets[wanted], **names)
+    chosen = _chosen(choose, experiment.cfg)
+    refuse_overruled(experiment.cfg, cfg, chosen)
+    if cfg.run.dry_run:
+        print(experiment.dry_run())
+        return
+    with experiment:
         model, fit = experiment.model(), experiment.trainer.fit
-        chosen = _chosen(choose, experiment.cfg)
         search = _made(chosen, cfg.train.seed, experiment.trainer.batch)
         ticket = experiment.save_ticket(search.find(model, fit))
         if not search.trained:
@@ -168,6 +174,36 @@ def _chosen(choose: str | Callable[[Any], Choice], cfg: Any) -> Choice:
     if not isinstance(choose, str):
         return choose(cfg)
     return choose, configs.with_preset(getattr(cfg, choose), getattr(cfg, "preset", "default"))
+
+
+def refuse_overruled(cfg: Any, read: Any, chosen: Choice) -> None:
+    """Refuse an option that a preset overrules, by a ConfigError.
+
+    Args:
+        cfg: the configuration in force.
+        read: the one that knows which options the user named.
+        chosen: the search, whose configuration may have a preset.
+    """
+    named = given_options(read)
+    for search, config in (chosen[:2], *chosen[2:]):
+        if hasattr(config, "imp"):  # a joint search
+            search, config = "imp", config.imp
+        preset = getattr(config, "preset", "default")
+        if preset == "default":
+            continue
+        ours, fixed = to_dict(config), dict(flat_values(to_dict(config.resolved())))
+        wanted = {f"{search}.{name}": value for name, value in flat_values(ours)}
+        runs = {f"{search}.{name}": value for name, value in fixed.items()}
+        epochs, optim = configs.retraining(config, getattr(cfg, "epochs", 0))
+        if hasattr(cfg, "epochs"):
+            wanted["epochs"], runs["epochs"] = cfg.epochs, epochs
+        if optim is not None:
+            for name, value in to_dict(optim).items():
+                wanted[f"train.optim.{name}"] = getattr(cfg.train.optim, name)
+                runs[f"train.optim.{name}"] = value
+        for name in sorted(named & wanted.keys()):
+            rule = f"preset {preset} fixes it at {shown(runs.get(name))}; leave one of the two out"
+            check(wanted[name] == runs.get(name, wanted[name]), name, wanted[name], rule)
 
 
 def _made(chosen: Choice, seed: int, batch: Any) -> Any:
@@ -260,7 +296,11 @@ def transfer(cfg: Any, small: Mapping[str, Any]) -> None:
     own = {"name": origin["name"], **known}
     free = [f.name for f in dataclasses.fields(ModelConfig) if f"model.{f.name}" not in given]
     cfg = adapted(cfg, model=replace(cfg.model, **{k: own[k] for k in free if k in own}))
-    with Experiment(cfg, fallback="digits", small=dict(small), search="transfer") as experiment:
+    experiment = Experiment(cfg, fallback="digits", small=dict(small), search="transfer")
+    if cfg.run.dry_run:
+        print(experiment.dry_run())
+        return
+    with experiment:
         model, trainer = experiment.model(), experiment.trainer
         apply_surgery(model, found)
         changed = {k: v for k, v in experiment.model_args().items() if known.get(k) != v}
@@ -290,6 +330,8 @@ class Comparison:
     """Directory of the comparison; runs go into runs/ below it."""
     options: str = ""
     """Further options for every run, in quotes: --options="--model.T 2"."""
+    dry_run: bool = False
+    """Print the commands of all runs and run nothing."""
 
     def __post_init__(self) -> None:
         check_fields(self, jobs=1)
@@ -322,6 +364,9 @@ def compare(
         command = (str(RECIPES / recipe), *options, "--train.seed", str(seed))
         name = f"{variant.replace(' ', joints[0]).replace(':', '')}{joints[1]}{seed}"
         jobs.append(Job(variant, seed, Path(cfg.out) / "runs" / name, command))
+    if cfg.dry_run:
+        print("\n".join(shlex.join(job.command) for job in jobs))
+        return
     run_jobs(jobs, at_once=cfg.jobs)
     print(write_comparison(Path(cfg.out), jobs, title, **more))
 
@@ -518,4 +563,4 @@ def main(argv: Sequence[str] | None = None, prog: str = "spikeformer-lt") -> NoR
         else:
             commands[command](given[1:], f"{prog} {command}")
 
-    exit_after(act, "--debug" in given)
+    exit_after(act, given)

@@ -6,6 +6,7 @@ Nothing here imports torch at the top, so that ``--help`` and errors need not wa
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -58,9 +59,17 @@ class OptimConfig:
             warmup_epochs=finite, cooldown_epochs=finite,
             sched=("cosine", "linear", "step", "constant"),
         )  # fmt: skip
+        rule = f"at most lr={self.lr:g}"
+        check(self.min_lr <= self.lr, "optim.min_lr", self.min_lr, rule)
+        cold = self.warmup_epochs == 0 or self.warmup_lr <= self.lr
+        check(cold, "optim.warmup_lr", self.warmup_lr, rule)
 
 
 LOSSES = ("mean", "tet")
+MOST_THREADS = max(64, os.cpu_count() or 1)
+"""Threads that a run may ask for; torch ends the process where the system has no more."""
+MOST_WORKERS = 4 * MOST_THREADS
+"""Loader processes that a run may ask for."""
 
 SPLIT_OPTIONS = ("root", "image_size", "limit_train", "limit_test")
 """Options of a data set that a ticket must repeat to meet its own splits again."""
@@ -153,6 +162,15 @@ class ModelConfig:
     neuron: str | None = None
     """lif, or relu or sign for the network without time, of models that have the choice (CNNs)."""
 
+    def __post_init__(self) -> None:
+        bounds = {
+            "T": "[1, 4096]", "embed_dim": "[1, 65536]", "depth": "[1, 256]",
+            "num_heads": "[1, 4096]", "mlp_ratio": "(0, 1024]", "tau": "(1, 1e6)",
+            "v_threshold": "(0, 1e6)",
+        }  # fmt: skip
+        given = {n: rule for n, rule in bounds.items() if getattr(self, n) is not None}
+        check_fields(self, "model.", **given)
+
     def args(self) -> dict[str, Any]:
         """Keywords for `create_model`: what was set."""
         own = [f.name for f in fields(self) if f.name not in ("name", "init_from")]
@@ -188,6 +206,8 @@ class RunConfig:
     """never, auto (go on where --run.out stopped, start if it is new), or a run directory."""
     allow_config_change: tuple[str, ...] = ()
     """Fields that may differ from the run that is resumed."""
+    dry_run: bool = False
+    """Check options, data, network and memory, and make nothing; --dry-run for short."""
 
 
 def split_options(data: DataConfig) -> dict[str, Any]:
@@ -271,7 +291,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_fields(
             self, "train.", batch_size=1, eval_batch_size=1, accumulate=1, validate_every=1,
-            skip_limit=1, timeout_s=1, workers=0, checkpoint_steps=0, threads=0,
+            skip_limit=1, timeout_s="[1, 1e7]", checkpoint_steps=0,
+            threads=f"[0, {MOST_THREADS}]", workers=f"[0, {MOST_WORKERS}]",
+            distill_temperature="(0, 1e6)",
             ema_decay="[0, 1)", loss=LOSSES, nonfinite=("stop", "skip"),
         )  # fmt: skip
         rule = "no or bf16 (float16 overflows in the integer attention sums)"

@@ -10,7 +10,7 @@ Where CIFAR-10 is not on disk, the embedded digits stand in, with a notice and s
 from dataclasses import dataclass, field
 
 from spikeformer_lt.cli import Choice, ImageRecipe, find, full_size, small
-from spikeformer_lt.config import check_fields, run_recipe
+from spikeformer_lt.config import check, check_fields, run_recipe
 from spikeformer_lt.tickets import (
     BipropConfig,
     EarlyBirdConfig,
@@ -43,6 +43,8 @@ class EarlyTimeCifar(ImageRecipe):
 
     def __post_init__(self) -> None:
         check_fields(self, search=SEARCHES)
+        inside = self.early_time.search
+        check(inside in ("imp", self.search), "early_time.search", inside, "give --search instead")
 
 
 def choose(cfg: EarlyTimeCifar) -> Choice:

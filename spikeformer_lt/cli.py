@@ -146,6 +146,8 @@ def find(
         wanted: the set that auto takes if it is on disk: cifar10, dvs128_gesture or cifar10_dvs.
     """
     name, _, *inner = _chosen(choose, cfg)  # refuses a preset of another search
+    epochs = getattr(cfg, "epochs", 1)
+    check(epochs >= 0, "epochs", epochs, "at least 0")
 
     from spikeformer_lt.reports import write_report
     from spikeformer_lt.tickets import retrain, with_phase
@@ -235,15 +237,16 @@ def open_finished(path: str, cfg: Any, *, report: bool = True, **changed: Any) -
 def notices(run: Any) -> list[str]:
     """What a user should know before taking a number from a `reports.FinishedRun`."""
     known, split = run.ticket.provenance, run.splits.split_sha256
+    own = known.get("split_sha256", "not known")[:12]
     other = (
-        f"split {split[:12]} is not the ticket's own ({known['split_sha256'][:12]}); the training "
-        f"images of {run.path} may be among these"
+        f"split {split[:12]} is not the ticket's own ({own}); the training images of {run.path} "
+        "may be among these"
     )
     start = (
         f"this ticket holds its start weights, to be trained again: {run.path}; the report of its "
         "run has the accuracy of the trained network"
     )
-    foreign = run.splits.name == known["dataset"] and not run.own_split
+    foreign = run.splits.name == known.get("dataset") and not run.own_split
     return [other] * foreign + [start] * run.untrained
 
 

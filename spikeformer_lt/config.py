@@ -355,6 +355,7 @@ def _as_config_error(
     kind = options.get(named[1].replace("-", "_")) if named else None
     allowed = f"; allowed: {allowed_words(kind)}" if kind is not None else ""
     text = text.rstrip(".") or "the options cannot be read"
+    text = text if len(text) <= 400 else f"{text[:200]} ... {text[-100:]}"
     return ConfigError(f"{text}{allowed}; see {prog} --help")
 
 

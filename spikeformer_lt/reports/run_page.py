@@ -253,7 +253,7 @@ def write_run_page(run: FinishedRun, out: Path, images: int = 256) -> Path:
     write_energy(out / "energy", {run.name: energy})
     report, known = run.report or {}, run.ticket.provenance
     ledger = [[name, fact(report, *how)] for name, how in FACTS.items()]
-    ledger += [["data set", known["dataset"]], ["split", str(known["split_sha256"])[:12]]]
+    ledger += [["data set", run.splits.name], ["split", run.splits.split_sha256[:12]]]
     ledger += [["seed", known.get("seed", "-")], ["search", known.get("search", "-")]]
     return write_page(
         out / "report.html",

@@ -52,7 +52,7 @@ from spikeformer_lt.training.ranks import (
     name_lost,
     refuse_differences,
 )
-from spikeformer_lt.training.run import RunDir, RunLog
+from spikeformer_lt.training.run import RunDir, RunLog, holds_run
 from spikeformer_lt.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -310,8 +310,14 @@ class Experiment:
 
     def dry_run(self) -> str:
         """Check everything that can be checked without making anything; say what would run."""
-        cfg = self.cfg
+        cfg, run = self.cfg, self.cfg.run
         check_values(cfg)
+        rule = "never, auto, or the directory of a run"
+        known = run.resume in ("never", "auto") or holds_run(Path(run.resume))
+        check(known, "run.resume", run.resume, rule)
+        new = run.resume != "never" or not run.out or not holds_run(Path(run.out))
+        check(new, "run.out", run.out, "a new directory; this one holds a run: --run.resume DIR")
+        cfg.model.start_weights()
         data, own = cfg.data, entry_options(cfg, cfg.data.name)
         split_file = getattr(data, "split_file", None)
         if split_file and not Path(split_file).exists():  # it would be written

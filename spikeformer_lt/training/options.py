@@ -106,6 +106,14 @@ class DataConfig:
     smoothing: float | None = None
     """Label smoothing; None is the papers' value for the data set."""
 
+    def __post_init__(self) -> None:
+        bounds: dict[str, Any] = {
+            "image_size": 1, "limit_train": 1, "limit_test": 1, "mixup": "[0, 1000]",
+            "cutmix": "[0, 1000]", "mix_until": "[0, 1]", "smoothing": "[0, 1)",
+        }  # fmt: skip
+        given = {n: rule for n, rule in bounds.items() if getattr(self, n) is not None}
+        check_fields(self, "data.", **given)
+
 
 @dataclass(frozen=True)
 class EventDataConfig(DataConfig):
@@ -132,6 +140,10 @@ class EventDataConfig(DataConfig):
     """Folder for frames that were made once; auto is .frames in the root, none keeps none."""
     split_file: str | None = EventOptions.split_file
     """JSON file of the split: read where it is, written where it is not."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        EventOptions(T=1, **{name: getattr(self, name) for name in EVENT_OPTIONS})
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from spikeformer_lt.errors import CheckpointError
+from spikeformer_lt.foreign import read_foreign
 from spikeformer_lt.models.spikformer import Spikformer
-from spikeformer_lt.models.spikformer_convert import load_translated, read_original, translate
+from spikeformer_lt.models.spikformer_convert import load_translated, translate
 
 SIZES = {"embed_dim": 32, "depth": 2, "num_heads": 4, "mlp_ratio": 2.0, "num_classes": 7}
 
@@ -197,24 +198,24 @@ def test_every_wrapper_of_a_training_script_is_taken_off(
     source = published()
     path = tmp_path / "checkpoint.pth.tar"
     torch.save(wrap(source), path, _use_new_zipfile_serialization=not legacy)
-    assert same(read_original(path), source)
+    assert same(read_foreign(path), source)
 
 
 def test_averaged_weights_are_taken_when_asked_for(tmp_path: Path) -> None:
     live, averaged = published(), published()
     path = tmp_path / "checkpoint.pth.tar"
     torch.save({"state_dict": live, "state_dict_ema": averaged}, path)
-    assert same(read_original(path), live)
-    assert same(read_original(path, ema=True), averaged)
+    assert same(read_foreign(path), live)
+    assert same(read_foreign(path, ema=True), averaged)
     torch.save({"state_dict": live}, path)
     with pytest.raises(CheckpointError, match=r"no averaged weights .*drop --ema"):
-        read_original(path, ema=True)
+        read_foreign(path, ema=True)
 
 
 def test_safetensors_files_are_read(tmp_path: Path) -> None:
     source = published()
     save_file(source, tmp_path / "model.safetensors")
-    assert same(read_original(tmp_path / "model.safetensors"), source)
+    assert same(read_foreign(tmp_path / "model.safetensors"), source)
 
 
 class Payload:
@@ -239,7 +240,7 @@ def test_code_in_a_pickle_is_never_run(tmp_path: Path, form: str) -> None:
     else:
         torch.save(content, path, _use_new_zipfile_serialization=form != "legacy")
     with pytest.raises(CheckpointError) as caught:
-        read_original(path)
+        read_foreign(path)
     assert not mark.exists()
     assert "nothing in it was run" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -263,7 +264,7 @@ def test_what_is_no_checkpoint_is_refused_in_one_line(tmp_path: Path, kind: str)
     path = tmp_path / "checkpoint.pth"
     path.write_bytes(BAD_FILES[kind])
     with pytest.raises(CheckpointError, match=r"checkpoint\.pth") as caught:
-        read_original(path)
+        read_foreign(path)
     assert "\n" not in str(caught.value)
 
 
@@ -274,14 +275,14 @@ def test_a_truncated_checkpoint_is_refused(tmp_path: Path) -> None:
     for share in (0.01, 0.3, 0.7, 0.999):
         path.write_bytes(data[: int(len(data) * share)])
         with pytest.raises(CheckpointError, match=r"cut\.pth"):
-            read_original(path)
+            read_foreign(path)
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"none\.pth.*No such file"):
-        read_original(tmp_path / "none.pth")
+        read_foreign(tmp_path / "none.pth")
     with pytest.raises(CheckpointError, match="directory"):
-        read_original(tmp_path)
+        read_foreign(tmp_path)
 
 
 def test_contents_other_than_finite_tensors_are_refused_by_name(tmp_path: Path) -> None:
@@ -289,14 +290,16 @@ def test_contents_other_than_finite_tensors_are_refused_by_name(tmp_path: Path) 
     for content, message in (
         ([1, 2], "no table of tensors but list"),
         ({}, "no table of tensors"),
-        ({"model": published()}, "'model' is no dense tensor but dict"),
+        ({"one": published(), "two": published()}, r"several tables of tensors \('one', 'two'\)"),
+        ({"model": {"a": torch.zeros(1), "b": [1]}}, "'b' is no dense tensor but list"),
+        ({"epoch": 3, "args": argparse.Namespace()}, "no table of tensors but dict; 'args' is no"),
         ({"head.weight": torch.eye(3).to_sparse()}, "'head.weight' is no dense tensor"),
         ({"head.weight": torch.tensor([1.0, float("nan")])}, "'head.weight' has NaN"),
         ({"module.a": torch.zeros(1), "a": torch.zeros(1)}, "'a' is there twice"),
     ):
         torch.save(content, path)
         with pytest.raises(CheckpointError, match=message):
-            read_original(path)
+            read_foreign(path)
 
 
 # -- the published network itself ----------------------------------------------------------

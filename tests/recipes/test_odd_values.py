@@ -71,11 +71,9 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
     def kept(name: str, **keywords: Any) -> Any:
         key = f"{name} {sorted(keywords.items(), key=str)}"
-        return (
-            made.setdefault(key, None)
-            or made.update({key: create_dataset(name, **keywords)})
-            or made[key]
-        )
+        if key not in made:
+            made[key] = create_dataset(name, **keywords)
+        return made[key]
 
     monkeypatch.setattr("spikeformer_lt.training.options.create_dataset", kept)
     monkeypatch.chdir(tmp_path)
@@ -90,10 +88,14 @@ def try_out(case: Case, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
     main, cls = programs()[command]
     if "data.name" in {o for o, _, _ in leaves(cls)}:
         argv += ["--data.name", "moving_digits" if name in EVENTS else "digits"]
-    with pytest.raises(SystemExit) as stop:
+
+    def run() -> None:
         if kind == "run":
             config.run_recipe(main, cls, argv, prog=name)
         config.exit_after(lambda: cli.find_command([name, *argv], "find"), argv)
+
+    with pytest.raises(SystemExit) as stop:
+        run()
     return int(stop.value.code or 0), capsys.readouterr().err
 
 

@@ -145,25 +145,32 @@ def declared_part(model: nn.Module, name: str, kind: Any) -> Any:
     return found[0] if len(found) == 1 else None
 
 
-class _Unit:
-    """Shared part of the units of this module: the protocol, from `conv` or `linear` and `act`."""
+class Firing:
+    """What a unit says of the neuron in its `act`: part of the protocol `Unit`."""
 
     reads: Reads = "real"
-    linear: Any
-    norm: Any
     act: Any
 
     @property
-    def synapse(self) -> Any:
-        return getattr(self, "conv", None) or self.linear
-
-    @property
     def neuron(self) -> Any:
+        """The neuron or activation; None where the output is a current."""
         return self.act
 
     @property
     def fires(self) -> bool:
+        """Whether the output is spikes in {0, 1}."""
         return bool(getattr(self.act, "spiking", False))
+
+
+class _Unit(Firing):
+    """Shared part of the units of this module: the protocol, from `conv` or `linear` and `act`."""
+
+    linear: Any
+    norm: Any
+
+    @property
+    def synapse(self) -> Any:
+        return getattr(self, "conv", None) or self.linear
 
     def folded(self) -> Folded:
         synapse = self.synapse

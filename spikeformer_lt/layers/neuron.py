@@ -27,7 +27,7 @@ from spikeformer_lt.errors import ConfigError, DataError, near
 from spikeformer_lt.layers.inputs import NeuronConfig as NeuronConfig
 from spikeformer_lt.layers.inputs import check_surrogate
 from spikeformer_lt.layers.kernels import dispatch
-from spikeformer_lt.layers.kernels.reference import lif_loop, spike
+from spikeformer_lt.layers.kernels.reference import lif_loop, spike, transformed
 
 Kind = Literal["lif", "heaviside", "sign", "relu"]
 
@@ -263,7 +263,7 @@ def _takes_theirs(x: Tensor) -> bool:
         and dispatch.mode() != "torch"
         and not torch.jit.is_tracing()
         and not torch.compiler.is_compiling()
-        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+        and not transformed(x)
     )
 
 
@@ -340,8 +340,10 @@ class BatchNorm(_BatchNorm):
             rows = x.reshape(-1, channels)
         else:  # an image [1, C, n, 1] with its channels innermost is torch's fast way
             rows = x.reshape(1, -1, 1, channels).permute(0, 3, 1, 2)
-        momentum = 1.0 if batch else 0.0
-        y = F.batch_norm(rows, mean, var, self.weight, self.bias, batch, momentum, self.eps)
+        kind, momentum = x.dtype, 1.0 if batch else 0.0  # a module of 16 bits is widened, too
+        scale, shift = (None if p is None else p.to(kind) for p in (self.weight, self.bias))
+        mean, var = mean.to(kind), var.to(kind)
+        y = F.batch_norm(rows, mean, var, scale, shift, batch, momentum, self.eps)
         return (y if y.dim() == 2 else y.permute(0, 2, 3, 1)).reshape(x.shape)
 
     def check(self, x: Tensor) -> int:

@@ -82,7 +82,7 @@ class Random(PatchScore):
 
     def forward(self, tokens: Tensor, current: Tensor, images: Tensor, T: int) -> Tensor:
         """A 53-bit hash of (image bits, position) as a float64 in [0, 1)."""
-        view = torch.int64 if images.dtype == torch.float64 else torch.int32
+        view = {2: torch.int16, 4: torch.int32, 8: torch.int64}[images.element_size()]
         bits = images.contiguous().view(view).flatten(2).to(torch.int64)
         place = torch.arange(bits.shape[2], device=bits.device)
         frames = (bits * (2 * place + 1)).sum(2)  # wraps: exact in any order
@@ -225,8 +225,9 @@ class PatchSelect(nn.Module):
         """Return (index ``[B, K]``, multiplier ``[1, B, K, 1]`` that carries learned gradients)."""
         trained = self.training and any(p.requires_grad for p in self.score.parameters())
         learns = trained and not self.score.learned
-        # In 16 bits many scores would be equal, and the position would decide.
-        wide = torch.promote_types(tokens.dtype, torch.float32)
+        # In 16 bits many scores would be equal; a network that scores has a type of its own.
+        own = next(self.score.parameters(), None)
+        wide = torch.promote_types(tokens.dtype, torch.float32) if own is None else own.dtype
         device = tokens.device.type
         narrow = torch.is_autocast_enabled(device)
         full = torch.autocast(device, enabled=False) if narrow else nullcontext()

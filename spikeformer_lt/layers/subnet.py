@@ -50,9 +50,10 @@ class EffectiveWeight(torch.autograd.Function):
     Source: Ramanujan et al., CVPR 2020 (arXiv 1911.13299), eq. 5; arXiv 2103.09377, alg. 1.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(
-        ctx: Any,
         weight: Tensor,
         scores: Tensor | None,
         mask: Tensor,
@@ -61,21 +62,37 @@ class EffectiveWeight(torch.autograd.Function):
         window: Tensor | None,
     ) -> Tensor:
         """Return the weight the convolution runs on, exactly 0 where removed."""
-        ctx.save_for_backward(weight, scores, window)
-        kept = signs(weight).mul_(gains(weight, mask, per_filter)) if binary else weight
+        kept = signs(weight) * gains(weight, mask, per_filter) if binary else weight
         return torch.where(mask, kept, 0.0)  # +0 even where the weight is negative or NaN
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keep what the gradients read."""
+        weight, scores, _, _, _, window = inputs
+        ctx.save_for_backward(weight, scores, window)
+        ctx.save_for_forward(weight, scores, window)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Straight-through gradients of the weight and of its scores."""
-        weight, scores, window = ctx.saved_tensors
         (grad,) = grads
         grad_scores = None
-        if scores is not None and ctx.needs_input_grad[1]:
-            grad_scores = grad * weight * torch.sign(scores)
-            if window is not None:
-                grad_scores = grad_scores * window
+        if ctx.saved_tensors[1] is not None and ctx.needs_input_grad[1]:
+            grad_scores = _through_scores(grad, *ctx.saved_tensors)
         return grad if ctx.needs_input_grad[0] else None, grad_scores, None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, for_weight: Tensor | None, for_scores: Tensor | None, *_: None) -> Tensor:
+        """The same, forward."""
+        parts = [] if for_weight is None else [for_weight]
+        if for_scores is not None:
+            parts.append(_through_scores(for_scores, *ctx.saved_tensors))
+        return sum(parts[1:], parts[0])
+
+
+def _through_scores(slope: Tensor, weight: Tensor, scores: Tensor, window: Tensor | None) -> Tensor:
+    slope = slope * weight * torch.sign(scores)
+    return slope if window is None else slope * window
 
 
 LEARN = ("scores", "weights", "both")

@@ -443,6 +443,8 @@ def spikes_together(units: Sequence[LinearUnit], tokens: Tensor, T: int) -> Tens
         norm, own = unit.norm, unit.linear
         statistics = norm.running_mean, norm.running_var
         found.append((own.weight, own.bias, norm.weight, norm.bias, *statistics))
+        if not dispatch.is_plain(*found[-1]):
+            return None
     together: list[Any] = [None if p[0] is None else torch.cat(p) for p in zip(*found, strict=True)]
     weight, bias, scale, shift, mean, var = together
     current = (product_rows if applies(tokens, linear) else F.linear)(tokens, weight, bias)

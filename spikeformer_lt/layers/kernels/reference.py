@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from spikeformer_lt.layers.inputs import NeuronConfig
 
@@ -35,24 +36,43 @@ def surrogate_derivative(u: Tensor, surrogate: str, alpha: float) -> Tensor:
 
 
 class _Spike(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, u: Tensor, surrogate: str, alpha: float) -> Tensor:
-        ctx.save_for_backward(u)
-        ctx.surrogate, ctx.alpha = surrogate, alpha
+    def forward(u: Tensor, surrogate: str, alpha: float) -> Tensor:
         return (u >= 0).to(u.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        u, ctx.surrogate, ctx.alpha = inputs
+        ctx.save_for_backward(u)
+        ctx.save_for_forward(u)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (u,) = ctx.saved_tensors
         return grad * surrogate_derivative(u, ctx.surrogate, ctx.alpha), None, None
 
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
+        (u,) = ctx.saved_tensors
+        return tangent * surrogate_derivative(u, ctx.surrogate, ctx.alpha)
+
 
 def spike(u: Tensor, surrogate: str, alpha: float) -> Tensor:
-    """1 where ``u >= 0``, else 0; differentiable (twice, too) through the surrogate."""
-    if torch.is_grad_enabled() and u.requires_grad:
+    """1 where ``u >= 0``, else 0; differentiable (twice, and forward) through the surrogate."""
+    if (torch.is_grad_enabled() and u.requires_grad) or transformed(u):
         out: Tensor = _Spike.apply(u, surrogate, alpha)  # type: ignore[no-untyped-call]
         return out
     return (u >= 0).to(u.dtype)
+
+
+def transformed(*tensors: Tensor | None) -> bool:
+    """Whether torch.func transforms one of these, or forward-mode derivatives are taken."""
+    if forward_ad._current_level >= 0:
+        return True
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+    return any(x is not None and wrapped(x) for x in tensors)
 
 
 def charge(x: Tensor, v: Tensor | float, neuron: NeuronConfig) -> Tensor:

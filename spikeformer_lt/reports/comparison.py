@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +20,13 @@ from spikeformer_lt.mask import Mask
 from spikeformer_lt.reports.energy import energy_tables, measure_energy, write_energy
 from spikeformer_lt.reports.finished import FinishedRun
 from spikeformer_lt.reports.page import markdown_table, write_csv, write_page
-from spikeformer_lt.reports.plots import plot_anytime, plot_curves, plot_energy, plot_mask_distances
+from spikeformer_lt.reports.plots import (
+    banded,
+    plot_anytime,
+    plot_curves,
+    plot_distances,
+    plot_energy,
+)
 from spikeformer_lt.reports.run_page import FACTS, fact, notices_of, number_at
 from spikeformer_lt.ticket import Ticket
 from spikeformer_lt.training.jobs import Job
@@ -63,12 +70,9 @@ class Row:
 
     def cell(self, column: str) -> str:
         """Mean, with the standard deviation if there are several seeds."""
-        values, digits = self.values[column], COLUMNS[column][2]
-        if not values:
-            return "-"
+        values, form = self.values[column], f".{COLUMNS[column][2]}f"
         spread = statistics.stdev(values) if len(values) > 1 else 0.0
-        mean = f"{statistics.fmean(values):.{digits}f}"
-        return f"{mean} ± {spread:.{digits}f}" if spread else mean
+        return _mean_cell(values, form) + (f" ± {spread:{form}}" if spread else "")
 
 
 def read_rows(runs: Iterable[Job]) -> list[Row]:
@@ -91,10 +95,9 @@ def read_rows(runs: Iterable[Job]) -> list[Row]:
         found.setdefault(run.variant, []).append(report)
     rows = []
     for variant, reports in found.items():
-        numbers = {column: [number_at(report, path) for report in reports]
-                   for column, (path, _, _) in COLUMNS.items()}  # fmt: skip
-        values = {column: [COLUMNS[column][1] * n for n in known if n is not None]
-                  for column, known in numbers.items()}  # fmt: skip
+        values = {column: [scale * number for report in reports
+                           if (number := number_at(report, path)) is not None]
+                  for column, (path, scale, _) in COLUMNS.items()}  # fmt: skip
         seeds = tuple(int(report["seed"]) for report in reports)
         dead = sum(bool(report.get("dead_layers")) for report in reports)
         rows.append(Row(variant, values, seeds, dead))
@@ -102,15 +105,11 @@ def read_rows(runs: Iterable[Job]) -> list[Row]:
 
 
 def search_steps(provenance: Mapping[str, Any]) -> float | None:
-    """Cost of a search that no machine changes: epochs times time steps, summed over its phases.
+    """Cost of a search that no machine changes: epochs x time steps, summed over its phases.
 
-    Times the number of training images, this is the number of single-step forwards of an image.
-    The dense epochs before the probe of Early-Time count with all T, later ones with the fewer
-    steps; scoring on single batches (the probe, SNIP, GraSP, SynFlow) is not counted.
-
-    Args:
-        provenance: of the ticket that the search left, before any training from it; None is
-            returned if it lacks the model's T or the phases.
+    `provenance` is of the ticket that the search left, before any training from it; None if it
+    lacks the model's T or the phases. The epochs before the probe of Early-Time count with all T;
+    scoring on single batches is not counted.
     """
     T, phases = provenance.get("model", {}).get("args", {}).get("T"), provenance.get("phases")
     if T is None or phases is None:
@@ -122,18 +121,15 @@ def search_steps(provenance: Mapping[str, Any]) -> float | None:
 def steps_of_run(report: Path) -> float | None:
     """`search_steps` of the ticket beside a run's report; None if no search of weights was run."""
     about = report.parent / "ticket" / "ticket.json"
-    if not about.is_file():
-        return None
-    known = json.loads(about.read_text())["provenance"]
+    known = json.loads(about.read_text())["provenance"] if about.is_file() else {}
     return search_steps(known) if "search_seconds" in known else None
 
 
 def early_time_table(rows: Sequence[Row]) -> str:
     """Early-Time against the search alone, seed by seed: a row "imp+et 0.9" against "imp 0.9".
 
-    Returns:
-        A Markdown table of the ratios (with / without) of search seconds and of epochs x T, and
-        of the change in accuracy; "" if no row has a partner.
+    A Markdown table of the ratios (with / without) of search seconds and of epochs x T, and of the
+    change in accuracy; "" if no row has a partner.
     """
     known = {row.variant: row for row in rows}
     lines = []
@@ -173,12 +169,8 @@ def write_comparison(
 ) -> str:
     """Write ``comparison.md``, ``.csv``, confusion matrices, curves and ``report.html``.
 
-    Args:
-        folder: of the comparison.
-        runs: finished or not.
-        title: of the table, which is returned as Markdown.
-        level: the set of weights whose removed fraction is the x of series, unless their name
-            says patches.
+    `runs` are finished or not; `level` is the set of weights whose removed fraction is the x of
+    series, unless their name says patches. The table is returned as Markdown.
     """
     runs = list(runs)
     rows = read_rows(runs)
@@ -186,13 +178,11 @@ def write_comparison(
     header = ["variant", "seeds", *columns]
     cells = [[r.variant, str(r.seeds), *(r.cell(c) for c in columns)] for r in rows]
     notes = _notes(runs, rows)
-    text = f"# {title}\n\n{markdown_table(header, cells)}\n"
-    text += "".join(f"\n{note}\n" for note in notes)
+    parts = [f"# {title}", markdown_table(header, cells), *notes]
     if saved := early_time_table(rows):
-        text += (
-            "\nEarly-Time against the same search without it, seed by seed (means of the ratios "
-            f"with / without):\n\n{saved}\n"
-        )
+        parts += ["Early-Time against the same search without it, seed by seed (means of the "
+                  "ratios with / without):", saved]  # fmt: skip
+    text = "\n\n".join(parts) + "\n"
     write_atomic(folder / "comparison.md", text.encode())
     write_csv(folder / "comparison.csv", header, cells)
     single = [[r.variant, str(seed), f"{value:.4f}"] for r in rows
@@ -201,28 +191,20 @@ def write_comparison(
     found = [(run.variant, run.report) for run in runs if run.report.exists()]
     write_confusions(folder, found)
     reports = [(variant, json.loads(path.read_text("utf-8"))) for variant, path in found]
-    curves = {}
     dense = [v for r in rows if r.variant == "dense" for v in r.values[ACCURACY]]
-    for name, series in series_of(rows, level).items():
-        path = _plot_curves(folder / f"curve-{name.replace(' ', '-')}.png", series, dense, name)
-        curves[path] = (
-            f"Test accuracy against the fraction of {name} that is removed: mean and standard "
-            "deviation over seeds, each run a dot, controls dotted."
-        )
+    curves = {_plot_curves(folder / f"curve-{name.replace(' ', '-')}.png", series, dense, name):
+              f"Test accuracy against the fraction of {name} that is removed: mean and standard "
+              "deviation over seeds, each run a dot, controls dotted."
+              for name, series in series_of(rows, level).items()}  # fmt: skip
     masks, differ = _plot_masks(folder / "masks.png", _first_masks(found))
     at_t = accuracy_at_t(reports)
     steps = [plot_anytime(folder / "anytime.png", at_t)] if at_t else []
     write_page(
-        folder / "report.html",
-        "variants.html",
-        [*curves, *steps, *masks],
-        title=title,
-        notices=notes,
+        folder / "report.html", "variants.html", [*curves, *steps, *masks],
+        title=title, notices=notes, table=(header, cells), differ=differ,
         datasets=[report.get("dataset") for _, report in reports],
-        table=(header, cells),
         curves={path.name: said for path, said in curves.items()},
-        differ=differ,
-    )
+    )  # fmt: skip
     return text
 
 
@@ -240,10 +222,9 @@ def _notes(runs: Sequence[Job], rows: Sequence[Row]) -> list[str]:
 
 
 def write_confusions(folder: Path, runs: Iterable[tuple[str, Path]]) -> None:
-    """Write ``confusion.md`` and one ``confusion-VARIANT.csv`` for each variant.
+    """Write ``confusion.md`` and a ``confusion-VARIANT.csv`` of runs (variant, report.json).
 
-    Runs are pairs (variant, report.json); those without a report are left out. Rows are true
-    classes, columns predictions, cells the number of test samples over all seeds.
+    Rows are true classes, columns predictions, cells the number of test samples over all seeds.
     """
     found: dict[str, list[list[list[int]]]] = {}
     for variant, path in runs:
@@ -275,10 +256,7 @@ def series_of(rows: Iterable[Row], usual: str = "ConvPEP weights") -> dict[str, 
     found: dict[str, Curves] = {}
     for row in rows:
         name, _, number = row.variant.rpartition(" ")
-        try:
-            if not 0 <= float(number) < 1:  # a name that ends in a number, such as "Algorithm 1"
-                continue
-        except ValueError:
+        if not re.fullmatch(r"0(\.\d+)?|[\d.]+e-\d+", number):  # "Algorithm 1" is no rate
             continue
         level = "patches" if "patches" in name else usual
         x = _mean(row.values[f"{level} removed %"]) / 100
@@ -317,12 +295,12 @@ def _plot_curves(path: Path, series: Curves, dense: Sequence[float], name: str) 
 
 def _plot_masks(path: Path, masks: Mapping[str, Mask]) -> tuple[list[Path], str]:
     """Draw the distances between masks; returns the picture, or why there is none."""
+    known = list(masks.values())
     try:
-        if len(masks) > 1:
-            plot_mask_distances(path, list(masks.values()), list(masks))
+        found = banded([[one.hamming(other) for other in known[:i]] for i, one in enumerate(known)])
     except MaskError as differ:
         return [], str(differ)
-    return [path] if len(masks) > 1 else [], ""
+    return [plot_distances(path, found, list(masks))] if len(masks) > 1 else [], ""
 
 
 def write_comparison_page(
@@ -330,14 +308,11 @@ def write_comparison_page(
 ) -> Path:
     """Write ``report.html`` of several runs: ledger, accuracy at t, energy, mask distances."""
     plots, named = out / "plots", dict(zip(_names(runs), runs, strict=True))
-    energies = {
-        name: measure_energy(run.model, run.batches("test", images), run.model.T)
-        for name, run in named.items()
-    }
+    energies = {name: measure_energy(run.model, run.batches("test", images), run.model.T)
+                for name, run in named.items()}  # fmt: skip
     write_energy(out / "energy", energies)
-    notices = [
-        words for name, run in named.items() for words in notices_of(name, run, energies[name])
-    ]
+    notices = [words for name, run in named.items()
+               for words in notices_of(name, run, energies[name])]  # fmt: skip
     if len({run.ticket.provenance["split_sha256"] for run in runs}) > 1:
         notices.append("These runs have different splits: their accuracies do not compare.")
     reports = {name: run.report or {} for name, run in named.items()}
@@ -353,16 +328,10 @@ def write_comparison_page(
     rows = [[name, *(fact(report, *how) for report in reports.values())]
             for name, how in FACTS.items()]  # fmt: skip
     return write_page(
-        out / "report.html",
-        "runs.html",
-        [*pictures, *drawn],
-        title=title,
-        notices=notices,
-        datasets=[run.splits.name for run in runs],
-        ledger=(["quantity", *named], rows),
-        energy=energy_tables(energies),
-        differ=differ,
-    )
+        out / "report.html", "runs.html", [*pictures, *drawn],
+        title=title, notices=notices, datasets=[run.splits.name for run in runs], differ=differ,
+        ledger=(["quantity", *named], rows), energy=energy_tables(energies),
+    )  # fmt: skip
 
 
 def _names(runs: Sequence[FinishedRun]) -> list[str]:

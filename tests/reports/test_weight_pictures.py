@@ -7,14 +7,9 @@ import csv
 import pytest
 import torch
 
-from spikeformer_lt.errors import DataError, MaskError
+from spikeformer_lt.errors import DataError
 from spikeformer_lt.mask import Mask
-from spikeformer_lt.reports.plots import (
-    banded,
-    plot_distances,
-    plot_kernels,
-    plot_mask_distances,
-)
+from spikeformer_lt.reports.plots import banded, plot_distances, plot_kernels
 
 
 def test_a_mosaic_counts_signs_of_every_filter(tmp_path):
@@ -30,17 +25,13 @@ def test_a_mosaic_counts_signs_of_every_filter(tmp_path):
         plot_kernels(tmp_path / "b.png", torch.ones(2, 2), "linear")
 
 
-def masks(count, names=("a",)):
-    generator = torch.Generator().manual_seed(0)
-    return [Mask({n: torch.rand(4, 5, generator=generator) < 0.5 for n in names})
-            for _ in range(count)]  # fmt: skip
-
-
 def test_distances_are_a_metric_and_drawn_as_they_are(tmp_path):
-    found = masks(4)
-    distances = plot_mask_distances(tmp_path / "a.png", found, list("wxyz"))
+    generator = torch.Generator().manual_seed(0)
+    masks = [Mask({"a": torch.rand(4, 5, generator=generator) < 0.5}) for _ in range(4)]
+    distances = banded([[a.hamming(b) for b in masks[:i]] for i, a in enumerate(masks)])
+    plot_distances(tmp_path / "a.png", distances, list("wxyz"))
     assert torch.equal(distances, distances.T) and not bool(distances.diagonal().any())
-    assert float(distances[0, 1]) == found[0].hamming(found[1]) > 0
+    assert float(distances[0, 1]) == masks[0].hamming(masks[1]) > 0
     for i in range(4):
         for j in range(4):
             for k in range(4):
@@ -58,10 +49,3 @@ def test_distances_in_a_window_become_a_band(tmp_path):
     plot_distances(tmp_path / "a.png", found, list("1234"), "epoch")
     rows = list(csv.DictReader((tmp_path / "a.csv").open()))
     assert (rows[0]["4"], rows[0]["2"]) == ("", "0.3")
-
-
-def test_masks_of_other_layers_and_missing_names_are_refused(tmp_path):
-    with pytest.raises(MaskError):
-        plot_mask_distances(tmp_path / "a.png", [*masks(1), *masks(1, ("b",))], ["a", "b"])
-    with pytest.raises(DataError, match="one for each"):
-        plot_mask_distances(tmp_path / "a.png", masks(2), ["x"])

@@ -180,23 +180,17 @@ def _layer(name: str, counted: Operations) -> LayerEnergy:
     steps = counted.T if first and counted.static else 1
     part = "" if weights is None else weights.part
     return LayerEnergy(
-        name=name,
-        operation=count.operation,
-        input=count.kind,
+        name=name, operation=count.operation, input=count.kind,
         binary=weights is not None and weights.binary,
         weight_sparsity=0.0 if weights is None else 1 - weights.kept / weights.total,
-        macs_dense=dense,
-        multiplies=count.multiplies / n,
-        sops=count.sops / n,
-        acs=count.acs / n,
-        bias_acs=0.0 if weights is None else count.macs / n / weights.fan_in,
-        rate=rate,
+        macs_dense=dense, multiplies=count.multiplies / n, sops=count.sops / n, acs=count.acs / n,
+        bias_acs=0.0 if weights is None else count.macs / n / weights.fan_in, rate=rate,
         formula_macs=dense / steps if multiplied else 0.0,
         formula_acs=0.0 if multiplied else rate * dense,
         weight_bits=0.0 if weights is None else weights.bits,
         input_bits=count.inputs / n * INPUT_BITS[count.kind],
         group=GROUPS[0] if first else GROUPS_OF[part or count.operation],
-    )
+    )  # fmt: skip
 
 
 def layer_table(energy: Energy) -> Table:

@@ -77,10 +77,8 @@ def open_ticket(
         path: the directory; of a run, the network trained from its ticket is opened if it is there.
         build: makes the network of a ticket; `model_from_ticket`.
         data: its data set. None, ``auto`` and the ticket's own set take the ticket's own data
-            options, except for those in `given`.
-        given: options that the user named, as `given_options` tells them.
+            options, except for those `given` by name; `options` are of the set's own config class.
         read: reads the ticket of a folder; `export.read_ticket` also reads exports.
-        options: of the data set's own config class, if others than the ticket's.
         overrides: model arguments to change, such as T.
 
     Raises:

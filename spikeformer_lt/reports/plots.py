@@ -75,17 +75,18 @@ def _save(made: Any, path: Path, header: Sequence[str], rows: Rows) -> Path:
     return path
 
 
-def _heat(made: Any, axes: Any, values: Tensor, top: float, label: str, **how: Any) -> None:
-    """Draw a matrix from 0 to `top`, with a colour bar."""
+def _heat_map(
+    size: tuple[float, float], values: Tensor, top: float, label: str,
+    texts: Mapping[tuple[int, int], str] | None = None, **how: Any,
+) -> tuple[Any, Any]:  # fmt: skip
+    """Draw a matrix from 0 to `top` with a colour bar, and `texts` into its cells."""
+    made, axes = figure(*size, bare=True)
     drawn = axes.imshow(values.numpy(), cmap="cividis", vmin=0, vmax=top, **how)
     made.colorbar(drawn, label=label)
-
-
-def _write_cells(axes: Any, shade: Tensor, texts: Mapping[tuple[int, int], str], size: int) -> None:
-    """Write into cells of a heat map: white on the dark half of its colours."""
-    for (i, j), text in texts.items():
-        colour = "white" if float(shade[i, j]) < 0.5 else "black"
-        axes.text(j, i, text, ha="center", va="center", color=colour, fontsize=size)
+    for (i, j), text in (texts or {}).items():
+        colour = "white" if float(values[i, j]) < top / 2 else "black"
+        axes.text(j, i, text, ha="center", va="center", color=colour, fontsize=7)
+    return made, axes
 
 
 def _epochs(axes: Any) -> None:
@@ -200,12 +201,11 @@ def plot_layer_epochs(path: Path, firing: Path) -> Path | None:
     if not layers:
         return None
     rates = torch.tensor([[float(row[name] or "nan") for row in table] for name in layers])
-    epochs = len(table)
-    made, axes = figure(min(11.0, 4.2 + 0.22 * epochs), 0.19 * len(layers) + 1.4, bare=True)
-    _heat(
-        made, axes, rates, max(float(rates.nan_to_num().max()), 1e-9),
+    size = min(11.0, 4.2 + 0.22 * len(table)), 0.19 * len(layers) + 1.4
+    made, axes = _heat_map(
+        size, rates, max(float(rates.nan_to_num().max()), 1e-9),
         "firing rate (spikes per\nneuron and step)", aspect="auto", interpolation="nearest",
-        extent=(0.5, epochs + 0.5, len(layers) - 0.5, -0.5),
+        extent=(0.5, len(table) + 0.5, len(layers) - 0.5, -0.5),
     )  # fmt: skip
     dead = (rates == 0).nonzero()
     if len(dead):
@@ -233,11 +233,11 @@ def plot_energy(path: Path, networks: Mapping[str, Energy], costs: Costs = HOROW
             continue
         base = [0.0, 0.0]
         for group, values in energy.by_group(costs).items():
-            label = None if any(group == row[2] for row in rows) else group
-            colour = COLOURS[GROUPS.index(group)]
+            known = any(group == row[2] for row in rows)
             bars = axes.bar([2 * at, 2 * at + 1], [pj / 1e6 for pj in values], bottom=base,
-                            color=colour, label=label, width=0.8, hatch=["", "//"],
-                            edgecolor="white", linewidth=0.5)  # fmt: skip
+                            color=COLOURS[GROUPS.index(group)], label=None if known else group,
+                            width=0.8, hatch=["", "//"], linewidth=0.5,
+                            edgecolor="white")  # fmt: skip
             base = [bar.get_y() + bar.get_height() for bar in bars]
             rows += [[name, kind, group, pj / 1e6]
                      for kind, pj in zip(("counted", "formula"), values, strict=True)]  # fmt: skip
@@ -395,12 +395,11 @@ def plot_kept_clip(
 
 def plot_keep_frequency(path: Path, frequency: Tensor, images: int) -> Path:
     """Heat map ``[rows, columns]``: the fraction of images in which each patch is kept."""
-    made, axes = figure(4.4, 3.6, bare=True)
-    _heat(made, axes, frequency, 1, f"fraction of {images} inputs that keep it")
     rows, columns = frequency.shape
     cells = {(i, j): float(value) for (i, j), value in np.ndenumerate(frequency.numpy())}
-    if len(cells) <= 64:
-        _write_cells(axes, frequency, {at: f"{value:.2f}" for at, value in cells.items()}, 8)
+    texts = {at: f"{value:.2f}" for at, value in cells.items()} if len(cells) <= 64 else {}
+    label = f"fraction of {images} inputs that keep it"
+    made, axes = _heat_map((4.4, 3.6), frequency, 1, label, texts)
     axes.set(xlabel="patch column", ylabel="patch row", xticks=range(columns), yticks=range(rows))
     lines = [[*at, value] for at, value in cells.items()]
     return _save(made, path, ["row", "column", "kept_fraction"], lines)
@@ -448,19 +447,17 @@ def banded(distances: Sequence[Sequence[float]]) -> Tensor:
 
 def plot_distances(path: Path, found: Tensor, names: Sequence[str], label: str = "") -> Path:
     """A symmetric matrix of distances between masks; NaN is grey: not compared."""
-    n = len(names)
+    n, top = len(names), max(float(found.nan_to_num().max()), 1e-9)
     size = min(0.55 * n + 2.6, 9.0)
-    made, axes = figure(size + 0.9, size, bare=True)
-    axes.set_facecolor("#BBBBBB")
-    top = max(float(found.nan_to_num().max()), 1e-9)
-    _heat(made, axes, found, top, "distance (fraction of entries that differ)")
+    known = (~found.isnan()).nonzero().tolist() if n <= 12 else []
+    texts = {(i, j): f"{float(found[i, j]):.3f}" for i, j in known}
+    what = "distance (fraction of entries that differ)"
+    made, axes = _heat_map((size + 0.9, size), found, top, what, texts)
     shown = range(0, n, -(-n // 24))
     marks = [names[i] for i in shown]
     axes.set_xticks(shown, marks, fontsize=7, rotation=60 if max(map(len, marks)) > 4 else 0)
     axes.set_yticks(shown, marks, fontsize=7)
-    axes.set(xlabel=label, ylabel=label)
-    known = (~found.isnan()).nonzero().tolist() if n <= 12 else []
-    _write_cells(axes, found / top, {(i, j): f"{float(found[i, j]):.3f}" for i, j in known}, 6)
+    axes.set(xlabel=label, ylabel=label, facecolor="#BBBBBB")
     rows = [[name, *("" if v != v else v for v in row)]
             for name, row in zip(names, found.tolist(), strict=True)]  # fmt: skip
     return _save(made, path, ["mask", *names], rows)
@@ -499,11 +496,10 @@ def plot_confusion(path: Path, confusion: Sequence[Sequence[int]]) -> Path:
         raise DataError(f"a confusion matrix is square; this one is {list(counts.shape)}")
     classes = len(counts)
     share = counts.double() / counts.sum(1, keepdim=True).clamp_min(1)
-    made, axes = figure(5.6, 4.8, bare=True)
-    _heat(made, axes, share, 1, "fraction of the true class")
-    if classes <= 20:
-        known = counts.nonzero().tolist()
-        _write_cells(axes, share, {(i, j): str(int(counts[i, j])) for i, j in known}, 7)
+    few = classes <= 20
+    texts = {(i, j): str(int(counts[i, j])) for i, j in counts.nonzero().tolist()} if few else {}
+    made, axes = _heat_map((5.6, 4.8), share, 1, "fraction of the true class", texts)
+    if few:
         axes.set(xticks=range(classes), yticks=range(classes))
     right = int(counts.diagonal().sum())
     axes.set(xlabel="predicted class", ylabel="true class",

@@ -149,15 +149,25 @@ def draw_run(run: FinishedRun, folder: Path, images: int = 256) -> tuple[list[Pa
     labels = torch.cat([y for _, y in pairs])
     with recording(run.model) as probe:
         counted = count_operations(run.model, [x for x, _ in pairs], run.model.T)
-    energy = Energy.of(counted)
-    drawn = [
-        *_training(run, folder),
-        *_results(run, folder, torch.cat(counted.logits), labels),
-        *_patches(run, folder, probe, labels.tolist(), counted.kept_tokens),
-        *_spikes(run, folder, probe),
-        *(plots.plot_kernels(folder / file, effective_weight(run.model.get_submodule(name)), name)
-          for file, name in _kernels(run).items()),
-    ]  # fmt: skip
+    energy, report, logits = Energy.of(counted), run.report or {}, torch.cat(counted.logits)
+    summary, firing = run.path / "summary.csv", run.path / "firing.csv"
+    drawn: list[Path | None] = []
+    if summary.exists():
+        drawn.append(plots.plot_training(summary, folder))
+        drawn.append(plots.plot_epoch_rates(folder / "epoch-rates.png", summary))
+        if firing.exists():
+            drawn.append(plots.plot_layer_epochs(folder / "layer-epoch-rates.png", firing))
+    here = (logits.cumsum(1).argmax(2) == labels[:, None]).double().mean(0) * 100
+    at_t = {run.name: report.get("accuracy_at_t") or here.tolist()}
+    drawn.append(plots.plot_anytime(folder / "anytime.png", at_t))
+    drawn.append(plots.plot_early_exit(folder / "early-exit.png", early_exit(logits, labels)))
+    if "confusion" in report:
+        drawn.append(plots.plot_confusion(folder / "confusion.png", report["confusion"]))
+    drawn += _patches(run, folder, probe, labels.tolist(), counted.kept_tokens)
+    drawn += _spikes(report, folder, probe)
+    for file, name in _kernels(run).items():
+        weight = effective_weight(run.model.get_submodule(name))
+        drawn.append(plots.plot_kernels(folder / file, weight, name))
     if distances := run.ticket.provenance.get("mask_distances"):
         found, epochs = plots.banded(distances), [str(i + 1) for i in range(len(distances))]
         path = folder / "mask-distances.png"
@@ -165,25 +175,6 @@ def draw_run(run: FinishedRun, folder: Path, images: int = 256) -> tuple[list[Pa
     if not energy.dead:
         drawn.append(plots.plot_energy(folder / "energy-bars.png", {run.name: energy}))
     return [path for path in drawn if path is not None], energy
-
-
-def _training(run: FinishedRun, folder: Path) -> Iterator[Path | None]:
-    summary, firing = run.path / "summary.csv", run.path / "firing.csv"
-    if summary.exists():
-        yield plots.plot_training(summary, folder)
-        yield plots.plot_epoch_rates(folder / "epoch-rates.png", summary)
-        if firing.exists():
-            yield plots.plot_layer_epochs(folder / "layer-epoch-rates.png", firing)
-
-
-def _results(run: FinishedRun, folder: Path, logits: Tensor, labels: Tensor) -> Iterator[Path]:
-    report = run.report or {}
-    here = (logits.cumsum(1).argmax(2) == labels[:, None]).double().mean(0) * 100
-    at_t = report.get("accuracy_at_t") or here.tolist()
-    yield plots.plot_anytime(folder / "anytime.png", {run.name: at_t})
-    yield plots.plot_early_exit(folder / "early-exit.png", early_exit(logits, labels))
-    if "confusion" in report:
-        yield plots.plot_confusion(folder / "confusion.png", report["confusion"])
 
 
 def _patches(
@@ -206,11 +197,11 @@ def _patches(
         yield plots.plot_keep_frequency(folder / "keep-frequency.png", often, sum(map(len, kept)))
 
 
-def _spikes(run: FinishedRun, folder: Path, probe: Probe) -> Iterator[Path]:
+def _spikes(report: Mapping[str, Any], folder: Path, probe: Probe) -> Iterator[Path]:
     if probe.spikes:
         yield plots.plot_raster(folder / "raster.png", probe.spikes)
-        rates = (run.report or {}).get("firing_rate")
-        rates = rates or {n: float(s.float().mean()) for n, s in probe.spikes.items()}
+        here = {name: float(spikes.float().mean()) for name, spikes in probe.spikes.items()}
+        rates = report.get("firing_rate") or here
         yield plots.plot_layer_rates(folder / "layer-rates.png", rates)
     for name, recorded in probe.membrane.items():
         yield plots.plot_membrane(folder / "membrane.png", *recorded, name, probe.neurons[name])

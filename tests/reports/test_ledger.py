@@ -175,26 +175,6 @@ def test_one_weight_in_each_filter_is_told_by_its_magnitude():
     assert not is_binary(one_each)
 
 
-def test_a_model_without_a_conv_pep_has_a_ledger_without_one():
-    class Plain(nn.Module):
-        T = 2
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.head = nn.Linear(4, 3)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.head(x.flatten(1)).unsqueeze(1).expand(-1, 2, -1)
-
-    model = Plain()
-    with torch.no_grad():
-        model.head.weight[0] = 0
-    ledger = build_ledger(model, [torch.rand(2, 1, 2, 2)])
-    found = {"patch": 0.0, "conv_pep_weight": None, "total_weight": pytest.approx(1 / 3)}
-    assert ledger["sparsity"] == found
-    assert ledger["conv_pep_bits_per_weight"] is None
-
-
 def audited(build, **kwargs):
     model = build(**kwargs)
     return count_operations(model, IMAGES[:1], model.T).purity()

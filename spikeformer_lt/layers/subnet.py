@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeformer_lt.errors import ConfigError, MaskError
+from spikeformer_lt.layers.kernels.reference import straight_through, transformed
 from spikeformer_lt.mask import Mask
 
 
@@ -50,10 +51,9 @@ class EffectiveWeight(torch.autograd.Function):
     Source: Ramanujan et al., CVPR 2020 (arXiv 1911.13299), eq. 5; arXiv 2103.09377, alg. 1.
     """
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(
+        ctx: Any,
         weight: Tensor,
         scores: Tensor | None,
         mask: Tensor,
@@ -62,37 +62,25 @@ class EffectiveWeight(torch.autograd.Function):
         window: Tensor | None,
     ) -> Tensor:
         """Return the weight the convolution runs on, exactly 0 where removed."""
-        kept = signs(weight) * gains(weight, mask, per_filter) if binary else weight
-        return torch.where(mask, kept, 0.0)  # +0 even where the weight is negative or NaN
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Keep what the gradients read."""
-        weight, scores, _, _, _, window = inputs
         ctx.save_for_backward(weight, scores, window)
-        ctx.save_for_forward(weight, scores, window)
+        return _kept(weight, mask, binary, per_filter)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Straight-through gradients of the weight and of its scores."""
+        weight, scores, window = ctx.saved_tensors
         (grad,) = grads
         grad_scores = None
-        if ctx.saved_tensors[1] is not None and ctx.needs_input_grad[1]:
-            grad_scores = _through_scores(grad, *ctx.saved_tensors)
+        if scores is not None and ctx.needs_input_grad[1]:
+            grad_scores = grad * weight * torch.sign(scores)
+            if window is not None:
+                grad_scores = grad_scores * window
         return grad if ctx.needs_input_grad[0] else None, grad_scores, None, None, None, None
 
-    @staticmethod
-    def jvp(ctx: Any, for_weight: Tensor | None, for_scores: Tensor | None, *_: None) -> Tensor:
-        """The same, forward."""
-        parts = [] if for_weight is None else [for_weight]
-        if for_scores is not None:
-            parts.append(_through_scores(for_scores, *ctx.saved_tensors))
-        return sum(parts[1:], parts[0])
 
-
-def _through_scores(slope: Tensor, weight: Tensor, scores: Tensor, window: Tensor | None) -> Tensor:
-    slope = slope * weight * torch.sign(scores)
-    return slope if window is None else slope * window
+def _kept(weight: Tensor, mask: Tensor, binary: bool, per_filter: bool) -> Tensor:
+    kept = signs(weight) * gains(weight, mask, per_filter) if binary else weight
+    return torch.where(mask, kept, 0.0)  # +0 even where the weight is negative or NaN
 
 
 LEARN = ("scores", "weights", "both")
@@ -134,10 +122,17 @@ class _Subnet(nn.Module):
             distance = (self.ranking() - self.threshold) / self.ranking().std().clamp(min=1e-12)
             soft = torch.sigmoid(self.anneal * distance)
             window = 4 * soft * (1 - soft)
-        weight: Tensor = EffectiveWeight.apply(  # type: ignore[no-untyped-call]
-            self.weight, self.scores, self.mask, self.binary, self.per_filter, window
+        weight, scores, form = self.weight, self.scores, (self.mask, self.binary, self.per_filter)
+        if transformed(weight, scores, self.mask):  # torch.func asks for torch's own operations
+            through = weight
+            if scores is not None:
+                slope = weight.detach() if window is None else weight.detach() * window
+                through = weight + scores.abs() * slope
+            return straight_through(_kept(weight, *form), through)
+        effective: Tensor = EffectiveWeight.apply(  # type: ignore[no-untyped-call]
+            weight, scores, *form, window
         )
-        return weight
+        return effective
 
     def collapse(self) -> Any:
         """A plain layer with the effective weight: removed entries are exactly 0."""

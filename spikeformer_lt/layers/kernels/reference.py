@@ -36,43 +36,54 @@ def surrogate_derivative(u: Tensor, surrogate: str, alpha: float) -> Tensor:
 
 
 class _Spike(torch.autograd.Function):
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(u: Tensor, surrogate: str, alpha: float) -> Tensor:
-        return (u >= 0).to(u.dtype)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        u, ctx.surrogate, ctx.alpha = inputs
+    def forward(ctx: Any, u: Tensor, surrogate: str, alpha: float) -> Tensor:
         ctx.save_for_backward(u)
-        ctx.save_for_forward(u)
+        ctx.surrogate, ctx.alpha = surrogate, alpha
+        return (u >= 0).to(u.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (u,) = ctx.saved_tensors
         return grad * surrogate_derivative(u, ctx.surrogate, ctx.alpha), None, None
 
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
-        (u,) = ctx.saved_tensors
-        return tangent * surrogate_derivative(u, ctx.surrogate, ctx.alpha)
-
 
 def spike(u: Tensor, surrogate: str, alpha: float) -> Tensor:
-    """1 where ``u >= 0``, else 0; differentiable (twice, and forward) through the surrogate."""
-    if (torch.is_grad_enabled() and u.requires_grad) or transformed(u):
+    """1 where ``u >= 0``, else 0; differentiable through the surrogate, in every mode of torch."""
+    if transformed(u):
+        return straight_through((u >= 0).to(u.dtype), _smooth(u, surrogate, alpha))
+    if torch.is_grad_enabled() and u.requires_grad:
         out: Tensor = _Spike.apply(u, surrogate, alpha)  # type: ignore[no-untyped-call]
         return out
     return (u >= 0).to(u.dtype)
 
 
+def _smooth(u: Tensor, surrogate: str, alpha: float) -> Tensor:
+    """A function with the derivative of `surrogate_derivative`."""
+    if surrogate == "sigmoid":
+        return (u * alpha).sigmoid()
+    if surrogate == "atan":
+        return (math.pi / 2 * alpha * u).atan() / math.pi
+    assert surrogate == "hardtanh", surrogate
+    return (u * alpha).clamp(-1, 1)
+
+
+def straight_through(value: Tensor, smooth: Tensor) -> Tensor:
+    """The value, to the bit, with the derivatives of `smooth`, in operations of torch."""
+    return value + (smooth - smooth.detach())
+
+
 def transformed(*tensors: Tensor | None) -> bool:
     """Whether torch.func transforms one of these, or forward-mode derivatives are taken."""
+    if torch.compiler.is_compiling():
+        return False
     if forward_ad._current_level >= 0:
         return True
     wrapped = torch._C._functorch.is_functorch_wrapped_tensor
-    return any(x is not None and wrapped(x) for x in tensors)
+    for x in tensors:  # noqa: SIM110 - a generator costs more than the loop
+        if x is not None and wrapped(x):
+            return True
+    return False
 
 
 def charge(x: Tensor, v: Tensor | float, neuron: NeuronConfig) -> Tensor:

@@ -451,10 +451,13 @@ class PatchConfig:
     """Multiply attention sums by N/K for the keys that are gone."""
     selector_epochs: int = 5
     """Epochs of the attention selector; other scores need none."""
+    ties: str = "hash"
+    """Equal scores: hash prefers no part of the images, index keeps the upper rows."""
 
     def __post_init__(self) -> None:
         check_fields(self, "multisp.patches.", sparsity="[0, 1)", score=SCORES)
         check_fields(self, "multisp.patches.", space=("token", "pixel"), selector_epochs=0)
+        check_fields(self, "multisp.patches.", ties=("hash", "index"))
 
 
 @dataclass(frozen=True)
@@ -511,9 +514,16 @@ class ActivationConfig:
     """lif (spiking), heaviside {0,1}, sign {-1,+1} or relu (full-precision reference)."""
     residual: str = "add"
     """add (tokens in {0,1,2}), iand or or (tokens stay {0,1})."""
+    ste: str = "auto"
+    """Derivative of heaviside and sign: auto (that of the neurons, and hardtanh), hardtanh, or
+    bireal, 2 - 2|x| where |x| <= 1 (Bi-Real Net)."""
 
     def __post_init__(self) -> None:
         check_fields(self, "multisp.activation.", kind=ACTIVATIONS, residual=RESIDUALS)
+        check_fields(self, "multisp.activation.", ste=("auto", "hardtanh", "bireal"))
+        asked = self.ste == "auto" or self.kind in ("heaviside", "sign")
+        rule = f"auto for kind {self.kind}; it is for heaviside and sign"
+        check(asked, "multisp.activation.ste", self.ste, rule)
 
 
 @dataclass(frozen=True)

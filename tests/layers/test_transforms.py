@@ -12,14 +12,17 @@ from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jacfwd, jacrev, jvp, vmap
 
 from spikeformer_lt import create_model
-from spikeformer_lt.layers.neuron import LIF, Heaviside, Sign
+from spikeformer_lt.layers.neuron import LIF, Heaviside, NeuronConfig, Sign
 from spikeformer_lt.layers.patches import SCORES, PatchSelect, make_score
 from spikeformer_lt.layers.subnet import install
 
 SIZES: dict[str, Any] = {"image_size": 16, "T": 2, "v_threshold": 0.2}
 SMALL = {"embed_dim": 32, "depth": 1, "num_heads": 4, **SIZES}
 MODELS = {"spikformer_toy": SMALL, "spiking_vgg_toy": SIZES, "spiking_resnet_toy": SIZES}
-NEURONS = [LIF(), LIF(surrogate="atan", v_reset=None), Heaviside(surrogate="hardtanh"), Sign()]
+NEURONS = [
+    LIF(), LIF(surrogate="atan", v_reset=None), Heaviside(surrogate="hardtanh"),
+    Sign(NeuronConfig(surrogate="bireal")),
+]  # fmt: skip
 
 
 @pytest.fixture

@@ -65,12 +65,18 @@ def is_forced() -> bool:
     return mode() == "numba"
 
 
-def is_plain(*tensors: Tensor | None) -> bool:
-    """Whether all are numbers in memory, and nothing traces, transforms or counts operations."""
+def is_plain(*tensors: Tensor | None, anywhere: bool = False) -> bool:
+    """Whether all are numbers in memory, and nothing traces, transforms or counts operations.
+
+    The memory is that of the processor, or with `anywhere` also that of a CUDA device.
+    """
     if torch.jit.is_tracing() or _get_current_dispatch_mode() is not None:
         return False
     for x in tensors:
-        if x is not None and not (type(x) in _TYPES and x.is_cpu and x.layout == torch.strided):
+        if x is None:
+            continue
+        here = x.is_cpu or (anywhere and x.is_cuda)
+        if not (type(x) in _TYPES and here and x.layout == torch.strided):
             return False
     return not transformed(*tensors)
 

@@ -7,7 +7,9 @@
             v[t] = h[t] - v_threshold s[t]                   (soft, r = 0)
 
 The derivative of s with respect to u = h - v_threshold is replaced by that of a smooth function:
-sigmoid: a y (1 - y) with y = 1 / (1 + exp(-a u));  atan: (a / 2) / (1 + (pi / 2 a u)^2).
+sigmoid: a y (1 - y) with y = 1 / (1 + exp(-a u));  atan: (a / 2) / (1 + (pi / 2 a u)^2);
+of stateless activations hardtanh: a where |a u| <= 1;  bireal: 2 a max(0, 1 - |a u|), the slope of
+the parabolas of Liu et al. 2018, arXiv:1808.00278, section 3.3.
 """
 
 from __future__ import annotations
@@ -31,6 +33,8 @@ def surrogate_derivative(u: Tensor, surrogate: str, alpha: float) -> Tensor:
     if surrogate == "atan":
         a = alpha / 2
         return a / (1 + (math.pi * a * u).square())
+    if surrogate == "bireal":
+        return (1 - u.abs() * alpha).clamp(min=0) * (2 * alpha)
     assert surrogate == "hardtanh", surrogate
     return (u.abs() * alpha <= 1).to(u.dtype) * alpha
 
@@ -64,8 +68,8 @@ def _smooth(u: Tensor, surrogate: str, alpha: float) -> Tensor:
         return (u * alpha).sigmoid()
     if surrogate == "atan":
         return (math.pi / 2 * alpha * u).atan() / math.pi
-    assert surrogate == "hardtanh", surrogate
-    return (u * alpha).clamp(-1, 1)
+    inside = (u * alpha).clamp(-1, 1)
+    return inside if surrogate == "hardtanh" else inside * (2 - inside.abs())
 
 
 def straight_through(value: Tensor, smooth: Tensor) -> Tensor:

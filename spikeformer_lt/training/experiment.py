@@ -239,7 +239,7 @@ class Experiment:
         data, model = self.data, self.cfg.model
         own: dict[str, Any] = {"num_classes": data.num_classes, "in_channels": data.in_channels}
         own |= {"image_size": data.image_size, **entry_options(self.cfg, model.name)}
-        return own | model.args()
+        return {**own, **model.args()}
 
     def model(self) -> nn.Module:
         """Create the model, from the run's seed or ``model.init_from``, and announce the run."""

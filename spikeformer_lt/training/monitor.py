@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +23,8 @@ from spikeformer_lt.config import check
 from spikeformer_lt.errors import NonFiniteError, shown
 from spikeformer_lt.layers.patches import PatchSelect, kept_count
 from spikeformer_lt.layers.subnet import SubnetConv2d
+from spikeformer_lt.mask import Mask
 from spikeformer_lt.training.ranks import agreed, together
-
-if TYPE_CHECKING:
-    from spikeformer_lt.training.phase import Hook
 
 log = logging.getLogger(__name__)
 
@@ -333,12 +331,11 @@ class EpochProgress:
         )  # fmt: skip
 
 
-def removed(model: nn.Module, hooks: Sequence[Hook] = ()) -> dict[str, float]:
+def removed(model: nn.Module, masks: Sequence[Mask] = ()) -> dict[str, float]:
     """What a model in training has removed now: sparsity of weights and of patches.
 
-    Its convolutions count, or else the weights that the masks of hooks remove, and have.
+    Its convolutions count, or else the weights that `masks` remove, and have.
     """
-    masks = [hook.mask for hook in hooks if hook.mask is not None]
     total, kept = sum(m.total for m in masks), sum(m.total - m.removed for m in masks)
     for conv in (module for module in model.modules() if not masks):
         if isinstance(conv, nn.Conv2d):

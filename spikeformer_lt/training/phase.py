@@ -172,6 +172,10 @@ class Hooks:
             for hook in self.hooks:
                 hook.after_average(ema)
 
+    def masks(self) -> list[Mask]:
+        """Masks that they keep in force."""
+        return [hook.mask for hook in self.hooks if hook.mask is not None]
+
     def tensors(self) -> dict[str, Tensor]:
         """Tensors of all hooks, as one group of a checkpoint."""
         own = enumerate(hook.tensors() for hook in self.hooks)

@@ -207,7 +207,7 @@ class PhaseRun:
         for name, module in self.model.named_modules():
             if any(f"{name}.".startswith(f"{prefix}.") for prefix in self.phase.frozen):
                 module.eval()
-        gone = removed(self.model, self.phase.hooks)
+        gone = removed(self.model, self.hooks.masks())
         start, batches = time.monotonic(), iter(loader)
         rest = (self.phase.epochs - at.epoch - 1) * self.steps
         title = f"{self.phase.name} epoch {at.epoch + 1}/{self.phase.epochs}"
@@ -291,7 +291,7 @@ class PhaseRun:
             "train_accuracy": 100 * at.correct / max(1, at.seen),
             "lr": float(self.optimizer.param_groups[0]["lr"]),
             "firing_rate": self.watch.mean_rate(),
-            **removed(self.model, self.phase.hooks),
+            **removed(self.model, self.hooks.masks()),
             "val_loss": None,
             "val_accuracy": None,
         }

@@ -15,7 +15,7 @@ from spikeformer_lt.mask import Mask
 from spikeformer_lt.tickets.configs import WeightConfig
 from spikeformer_lt.tickets.multisp import MaskController, install_subnets
 from spikeformer_lt.training.monitor import EpochProgress, clock, epoch_line, removed
-from spikeformer_lt.training.phase import Hook, Masked
+from spikeformer_lt.training.phase import Hook, Hooks, Masked
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_what_is_removed_is_read_off_the_model():
 
 def test_a_mask_of_the_search_is_what_counts():
     mask = Mask({"weight": torch.arange(40).view(4, 10) < 10})
-    found = removed(nn.Linear(10, 4), [Hook(), Masked(mask)])
+    found = removed(nn.Linear(10, 4), Hooks([Hook(), Masked(mask)]).masks())
     assert found == {"weight_sparsity": 0.75, "patch_sparsity": 0.0}
 
 

@@ -138,7 +138,7 @@ class Mask(Mapping[str, Tensor]):
         return digest.hexdigest()
 
     def apply_(self, model: nn.Module) -> None:
-        """Set removed weights to exactly +0.0, in place, even NaN; a MaskError if one is missing."""
+        """Set removed weights to +0.0, in place, even NaN; a MaskError if one is missing."""
         weights = self._weights(model)
         with torch.no_grad():
             for name in self._kept:

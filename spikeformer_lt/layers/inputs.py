@@ -8,6 +8,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from spikeformer_lt.config import check
 from spikeformer_lt.errors import ConfigError, DataError, near
@@ -159,6 +161,19 @@ class SpikingClassifier(nn.Module):
         )
 
 
+def transformed(*tensors: Tensor | None) -> bool:
+    """Whether torch.func transforms one of these, or forward-mode derivatives are taken."""
+    if torch.compiler.is_compiling():
+        return False
+    if forward_ad._current_level >= 0:
+        return True
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+    for x in tensors:  # noqa: SIM110 - a generator costs more than the loop
+        if x is not None and wrapped(x):
+            return True
+    return False
+
+
 def check_values(x: Tensor) -> None:
     """Refuse numbers that no image has: spikes would hide them behind confident logits.
 
@@ -167,9 +182,9 @@ def check_values(x: Tensor) -> None:
     Raises:
         DataError: names the first value that is not finite, or above 1e6 in size.
     """
-    from spikeformer_lt.layers.kernels import dispatch
-
-    if x.numel() == 0 or not dispatch.is_plain(x, anywhere=True):
+    values = type(x) in (Tensor, nn.Parameter) and x.numel() > 0 and not x.is_meta
+    followed = torch.jit.is_tracing() or torch.compiler.is_compiling() or transformed(x)
+    if not values or followed or _get_current_dispatch_mode() is not None:
         return
     low, high = x.detach().aminmax()
     if not (float(low) >= -LARGEST and float(high) <= LARGEST):  # NaN is neither

@@ -25,9 +25,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from spikeformer_lt.errors import ConfigError, DataError, near
 from spikeformer_lt.layers.inputs import NeuronConfig as NeuronConfig
-from spikeformer_lt.layers.inputs import check_surrogate
+from spikeformer_lt.layers.inputs import check_surrogate, transformed
 from spikeformer_lt.layers.kernels import dispatch
-from spikeformer_lt.layers.kernels.reference import lif_loop, spike, transformed
+from spikeformer_lt.layers.kernels.reference import lif_loop, spike
 
 Kind = Literal["lif", "heaviside", "sign", "relu"]
 

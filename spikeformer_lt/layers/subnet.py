@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from spikeformer_lt.errors import ConfigError, MaskError
-from spikeformer_lt.layers.kernels.reference import straight_through, transformed
+from spikeformer_lt.layers.inputs import transformed
+from spikeformer_lt.layers.kernels.reference import straight_through
 from spikeformer_lt.mask import Mask
 
 

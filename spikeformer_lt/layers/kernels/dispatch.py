@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.layers.inputs import NeuronConfig
-from spikeformer_lt.layers.kernels.reference import lif_loop, transformed
+from spikeformer_lt.layers.inputs import NeuronConfig, transformed
+from spikeformer_lt.layers.kernels.reference import lif_loop
 
 log = logging.getLogger(__name__)
 _VARIABLE = "SPIKEFORMER_KERNELS"
@@ -65,18 +65,12 @@ def is_forced() -> bool:
     return mode() == "numba"
 
 
-def is_plain(*tensors: Tensor | None, anywhere: bool = False) -> bool:
-    """Whether all are numbers in memory, and nothing traces, transforms or counts operations.
-
-    The memory is that of the processor, or with `anywhere` also that of a CUDA device.
-    """
+def is_plain(*tensors: Tensor | None) -> bool:
+    """Whether all are numbers in memory, and nothing traces, transforms or counts operations."""
     if torch.jit.is_tracing() or _get_current_dispatch_mode() is not None:
         return False
     for x in tensors:
-        if x is None:
-            continue
-        here = x.is_cpu or (anywhere and x.is_cuda)
-        if not (type(x) in _TYPES and here and x.layout == torch.strided):
+        if x is not None and not (type(x) in _TYPES and x.is_cpu and x.layout == torch.strided):
             return False
     return not transformed(*tensors)
 

@@ -20,9 +20,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from spikeformer_lt.layers.inputs import NeuronConfig
+from spikeformer_lt.layers.inputs import NeuronConfig, transformed
 
 
 def surrogate_derivative(u: Tensor, surrogate: str, alpha: float) -> Tensor:
@@ -75,19 +74,6 @@ def _smooth(u: Tensor, surrogate: str, alpha: float) -> Tensor:
 def straight_through(value: Tensor, smooth: Tensor) -> Tensor:
     """The value, to the bit, with the derivatives of `smooth`, in operations of torch."""
     return value + (smooth - smooth.detach())
-
-
-def transformed(*tensors: Tensor | None) -> bool:
-    """Whether torch.func transforms one of these, or forward-mode derivatives are taken."""
-    if torch.compiler.is_compiling():
-        return False
-    if forward_ad._current_level >= 0:
-        return True
-    wrapped = torch._C._functorch.is_functorch_wrapped_tensor
-    for x in tensors:  # noqa: SIM110 - a generator costs more than the loop
-        if x is not None and wrapped(x):
-            return True
-    return False
 
 
 def charge(x: Tensor, v: Tensor | float, neuron: NeuronConfig) -> Tensor:

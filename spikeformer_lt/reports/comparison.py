@@ -293,16 +293,9 @@ def write_comparison_page(
     energies = {name: measure_energy(run.model, run.batches("test", images), run.model.T)
                 for name, run in named.items()}  # fmt: skip
     write_energy(out / "energy", energies)
-<<<<<<< HEAD
-    notices = [
-        words for name, run in named.items() for words in notices_of(name, run, energies[name])
-    ]
-    if len({run.splits.split_sha256 for run in runs}) > 1:
-=======
     notices = [words for name, run in named.items()
                for words in notices_of(name, run, energies[name])]  # fmt: skip
-    if len({run.ticket.provenance["split_sha256"] for run in runs}) > 1:
->>>>>>> main
+    if len({run.splits.split_sha256 for run in runs}) > 1:
         notices.append("These runs have different splits: their accuracies do not compare.")
     reports = {name: run.report or {} for name, run in named.items()}
     at_t = accuracy_at_t({name: [report] for name, report in reports.items()})

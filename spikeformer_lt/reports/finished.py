@@ -10,13 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-<<<<<<< HEAD
 from spikeformer_lt.config import check
-from spikeformer_lt.errors import DataError, TicketError, name_of, shown
-=======
 from spikeformer_lt.disk import read_mapping
 from spikeformer_lt.errors import ConfigError, DataError, TicketError, shown
->>>>>>> main
 from spikeformer_lt.images.loader import eval_loader
 from spikeformer_lt.images.splits import Splits
 from spikeformer_lt.ticket import Ticket, finished_folder

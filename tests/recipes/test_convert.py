@@ -75,7 +75,8 @@ def test_a_published_checkpoint_becomes_a_folder_of_ours(
     assert "num_classes=7" in done.out and "mlp_ratio=2.0" in done.out
     assert "dropped   2 tensors" in done.out and "block.0.norm1.weight" in done.out
     assert "num_heads=4" in done.out and "none from the options" in done.out
-    assert {p.name for p in folder.iterdir()} == {"model.safetensors", "config.json"}
+    files = {"model.safetensors", "config.json", "mask.safetensors", "ticket.json"}
+    assert {p.name for p in folder.iterdir()} == files
     model = rebuilt(folder)
     stored = torch.load(source, weights_only=True)["state_dict"]
     ours = published(model)

@@ -6,9 +6,11 @@ import pickle
 from collections import OrderedDict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from spikeformer_lt.errors import CheckpointError
 from spikeformer_lt.foreign import read_foreign
@@ -189,9 +191,17 @@ def same(read: dict[str, torch.Tensor], source: dict[str, torch.Tensor]) -> bool
         lambda s: {"state_dict": OrderedDict((f"module.{n}", v) for n, v in s.items())},
         lambda s: {f"module._orig_mod.{n}": v for n, v in s.items()},
         lambda s: {"state_dict": s, "optimizer": {"state": {0: {"step": torch.tensor(1.0)}}}},
+        lambda s: {"model": s, "model_ema": {n: v + 1 for n, v in s.items()}, "epoch": 3},
+        lambda s: {"net": s, "max_test_acc": np.float64(94.1), "epoch": np.int32(3)},
+        lambda s: {"model_state_dict": {**s, "epoch": 3, "a.total_ops": torch.zeros(1)}},
+        lambda s: {"state_dict": {f"model.{n}": v for n, v in s.items()}, "loops": {"a": {}}},
+        lambda s: {"snapshot": {"weights": {f"backbone.{n}": v for n, v in s.items()}}},
     ],
-    ids=["plain", "state_dict", "ema and options", "module.", "compiled", "optimizer"],
-)
+    ids=[
+        "plain", "state_dict", "ema and options", "module.", "compiled", "optimizer", "model",
+        "net with numbers of NumPy", "scalars beside", "Lightning", "any one wrapper",
+    ],
+)  # fmt: skip
 def test_every_wrapper_of_a_training_script_is_taken_off(
     tmp_path: Path, wrap: object, legacy: bool
 ) -> None:
@@ -303,6 +313,33 @@ def test_contents_other_than_finite_tensors_are_refused_by_name(tmp_path: Path) 
 
 
 # -- the published network itself ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_spikingjellys_checkpoint_gives_its_logits(tmp_path: Path, wrapped: bool) -> None:
+    from spikingjelly.activation_based import functional
+    from spikingjelly.activation_based.model.spikformer import Spikformer as Theirs
+
+    sizes = {"in_channels": 3, "img_size_h": 16, "img_size_w": 16, "patch_size": 4, "depths": 2}
+    torch.manual_seed(3)
+    theirs = Theirs(T=4, num_classes=7, embed_dims=32, num_heads=4, mlp_ratio=2.0, **sizes)
+    for module in theirs.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            nn.init.uniform_(module.bias, 0.5, 2.0)
+    nn.init.normal_(theirs.head.weight)
+    theirs.double().eval()
+    state = theirs.state_dict()
+    torch.save({"model": state} if wrapped else state, tmp_path / "jelly.pth")
+    found = translate(read_foreign(tmp_path / "jelly.pth"))
+    assert not found.dropped and found.sizes["pool_before_act"]
+    model = build(found.sizes, T=4).double().eval()
+    load_translated(model, found.tensors)
+    x = torch.rand(2, 3, 16, 16, dtype=torch.float64)
+    with torch.no_grad():
+        expected = theirs(x).transpose(0, 1)
+    functional.reset_net(theirs)
+    assert expected.std() > 0
+    torch.testing.assert_close(model(x), expected, rtol=0, atol=1e-9)
 
 
 @pytest.mark.golden

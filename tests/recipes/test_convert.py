@@ -143,6 +143,23 @@ def test_missing_and_wrong_options_are_named(source: Path, tmp_path: Path) -> No
             convert(**options)
 
 
+def test_a_converted_checkpoint_evaluates_exports_and_reports(
+    recipes: Any, source: Path, tmp_path: Path
+) -> None:
+    convert(source=source, model="spikformer_toy", out=tmp_path / "out")
+    assert "name the data set" in recipes.run("evaluate", "--run", tmp_path / "out").error
+    data = ("--data.name", "digits", "--data.limit-test", "20")
+    shown = []
+    assert recipes.run("export", "--run", tmp_path / "out", "--out", tmp_path / "x").code == 0
+    for folder in ("out", "x"):
+        ended = recipes.run("evaluate", "--run", tmp_path / folder, *data)
+        assert (ended.code, ended.err) == (0, "")
+        shown.append(ended.out)
+    assert shown[0].splitlines()[0] == shown[1].splitlines()[0]
+    page = recipes.run("report", "--runs", tmp_path / "out", "--images", "10", *data)
+    assert page.code == 0 and (tmp_path / "out" / "report.html").is_file()
+
+
 @pytest.mark.golden
 def test_the_published_network_survives_the_whole_way(shared: Path, tmp_path: Path) -> None:
     golden = load_file(shared / "golden" / "spikformer_cifar10_d64_l2_h4_t4.safetensors")

@@ -43,6 +43,7 @@ print(json.dumps({"right": right, "count": count, "masks": masks}))
 
 
 @pytest.mark.slow
+@pytest.mark.fault(98)
 def test_a_ticket_keeps_its_accuracy_and_scores_their_mask(tmp_path: Path) -> None:
     found = {}
     for kind, variables in KINDS.items():

@@ -80,6 +80,10 @@ FASHION = _IdxFiles(
     mean=(0.2860,),
     std=(0.3530,),
     augment="crop4_flip",
+    classes=(
+        *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+        *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+    ),
 )
 
 

@@ -52,6 +52,11 @@ class ImageFiles:
     mean: tuple[float, ...]  # of the training pixels in [0, 1], per channel
     std: tuple[float, ...]  # of the training pixels in [0, 1], per channel
     augment: str = "none"
+    classes: tuple[str, ...] = ()  # names by class number; default the numbers
+
+    def names(self, folder: Path) -> tuple[str, ...]:
+        """Names of the classes; () are their numbers."""
+        return self.classes
 
     def read(self, folder: Path, size: int) -> tuple[Labelled, Labelled]:
         """Read the training and the test images of `size` pixels a side, in file order."""
@@ -78,6 +83,7 @@ class ImageFiles:
         )  # fmt: skip
         facts = {"num_classes": self.num_classes, "mean": self.mean, "std": self.std}
         train, test = self.read(home, size)
+        facts["classes"] = self.names(home)
         return (
             ArrayImages(f"{self.name} train", *train, **facts),  # type: ignore[arg-type]
             ArrayImages(f"{self.name} test", *test, **facts),  # type: ignore[arg-type]
@@ -237,6 +243,10 @@ class PictureFolders(ImageFiles):
         labels = torch.arange(self.num_classes).repeat_interleave(self.per_class)
         held, held_labels = reader.annotated(classes)
         return (reader.pixels(train), labels), (reader.pixels(held), held_labels)
+
+    def names(self, folder: Path) -> tuple[str, ...]:
+        """Return the folders' names: numbers of WordNet."""
+        return tuple(_PictureReader(self, "", folder, None, 0).classes())
 
 
 def _checksums(start: str, archive: Archive, folder: Path) -> dict[str, int] | None:

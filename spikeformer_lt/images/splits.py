@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from fractions import Fraction
 from itertools import combinations
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,7 +67,7 @@ def make_splits(
         sound = 1 <= limit_test <= len(test)
         check(sound, "limit_test", limit_test, f"1 to {len(test)}, or leave it out")
         test = test.take(hashed_subset(f"{name}/test", test.labels, limit_test))
-    parts = {
+    parts: dict[str, Any] = {
         "train": pool.take(kept, f"{name} train"),
         "val": pool.take(held, f"{name} val"),
         "test": test,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from spikeformer_lt.errors import DataError, TicketError, name_of, shown
 from spikeformer_lt.images.loader import eval_loader
 from spikeformer_lt.images.splits import Splits
+from spikeformer_lt.preprocess import Preprocess
 from spikeformer_lt.ticket import Ticket, finished_folder
 from spikeformer_lt.training.options import EventDataConfig, load_splits
 
@@ -95,6 +96,7 @@ def open_ticket(
     Raises:
         TicketError: no ticket there, or one without its model or data.
         DataError: its data set cannot be found.
+        ConfigError: a data set that prepares its samples in another way than the ticket's did.
     """
     folder = Path(path)
     ticket = read(finished_folder(folder))
@@ -111,6 +113,9 @@ def open_ticket(
         options = {**known.get("data_options", {}), **(options or {})}
     model: Any = build(ticket, **overrides).to(torch.device("cpu"))
     splits = load_splits(data, model.T, options)
+    prepared = Preprocess.known(known)
+    if prepared is not None and splits.preprocess is not None:
+        prepared.refuse_other(splits.preprocess, name_of(path), splits.name)
     return FinishedRun(
         path=folder,
         name=folder.name,

@@ -11,6 +11,7 @@ from torch import nn
 from spikeformer_lt.errors import TicketError
 from spikeformer_lt.layers.patches import PatchScore, PatchSelect, make_score
 from spikeformer_lt.layers.stems import stem_of
+from spikeformer_lt.preprocess import Preprocess
 from spikeformer_lt.registry import create_model
 from spikeformer_lt.ticket import Ticket
 from spikeformer_lt.tickets.configs import ActivationConfig, PatchConfig
@@ -52,7 +53,8 @@ def _known(cls: type, values: Mapping[str, Any]) -> Any:
 def model_from_ticket(ticket: Ticket, **overrides: Any) -> nn.Module:
     """Build the model that a ticket's provenance names, with the ticket's weights, in eval mode.
 
-    `overrides` are model arguments to change, such as T.
+    Its attribute ``preprocess`` is the ticket's, or None. `overrides` are model arguments to
+    change, such as T.
 
     Raises:
         TicketError: the provenance names no model, or the weights do not fit it.
@@ -66,4 +68,5 @@ def model_from_ticket(ticket: Ticket, **overrides: Any) -> nn.Module:
         ticket.apply_(model)
     except (RuntimeError, KeyError) as error:
         raise TicketError(f"the ticket does not fit {known['name']}: {error}") from error
+    model.preprocess = Preprocess.known(ticket.provenance)  # type: ignore[assignment]
     return model.eval()

@@ -70,7 +70,7 @@ def cifar10_dvs(options: EventDataOptions) -> Splits:
     The split is the field's: of each class, sorted by path, the first 90 % train.
 
     `root` holds the ten folders of the classes, or the archives: ``airplane.zip`` and so on, or
-    tonic's ``CIFAR10DVS.zip`` (whose files need the package aedat); `image_size` 64 joins four
+    tonic's ``CIFAR10DVS.zip`` (whose files need the extra ``aedat``); `image_size` 64 joins four
     pixels in one.
     """
     root = Path(options.root)

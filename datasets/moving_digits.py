@@ -7,7 +7,7 @@ Source: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -48,7 +48,8 @@ def moving_digits(options: EventDataOptions) -> Splits:
     train, test = ([samples[i] for i in part.tolist()] for part in (pool, held))
     split = cut("moving_digits", [str(n) for n in range(10)], train, test, options.val_fraction)
     source = Source(MovingDigit(size), Sensor(size, size))
-    return event_splits(split, source, options, augment="moving_digits")
+    splits = event_splits(split, source, options, augment="moving_digits")
+    return replace(splits, mirror_changes_label=True)
 
 
 @dataclass(frozen=True)

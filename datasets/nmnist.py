@@ -66,4 +66,5 @@ def nmnist(options: EventDataOptions) -> Splits:
         expected, incomplete = dict(zip(CLASSES, counts, strict=True)), options.events.incomplete
         check_counts(f"nmnist {part}", parts[part], CLASSES, expected, incomplete)
     split = cut("nmnist", CLASSES, parts["Train"], parts["Test"], options.val_fraction)
-    return event_splits(split, Source(FileReader(home, "bin"), Sensor(34, 34), root=home), options)
+    source = Source(FileReader(home, "bin"), Sensor(34, 34), root=home)
+    return replace(event_splits(split, source, options), mirror_changes_label=True)

@@ -148,7 +148,7 @@ def check_folder(
         told = ", ".join(f"{count} of {kind}" for kind, count in kinds.most_common(_OTHERS))
         raise DataError(
             f"{name_of(root)} holds no recording ({', '.join(SUFFIXES)}); its files: "
-            f"{told or 'none'}; unpack archives, and save events as .npy arrays [N, 4] of x, y, p, t"
+            f"{told or 'none'}; unpack archives, and save events as .npy, [N, 4] of x, y, p and t"
         )
     classes = tuple(sorted({_class_of(path) for path in paths}))
     parts: dict[str, list[Sample]] = {part: [] for part in PARTS}

@@ -156,8 +156,10 @@ def event_splits(
         split = replace(split, **{part: data.samples for part, data in parts.items()})  # type: ignore[arg-type]
     log.info("%s: split sha256 %s", split.name, split.sha256)
     return Splits(
-        name=split.name,
-        **parts,
+        split.name,
+        parts["train"],
+        parts["val"],
+        parts["test"],
         num_classes=len(split.classes),
         in_channels=2,
         image_size=size,

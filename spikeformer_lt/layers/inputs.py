@@ -8,10 +8,15 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from spikeformer_lt.errors import ConfigError, near
+from spikeformer_lt.config import check
+from spikeformer_lt.errors import ConfigError, DataError, near
 
-ALPHAS = {"sigmoid": 4.0, "atan": 2.0, "hardtanh": 1.0}  # steepness of each surrogate by default
+# Steepness of each surrogate by default.
+ALPHAS = {"sigmoid": 4.0, "atan": 2.0, "hardtanh": 1.0, "bireal": 1.0}
+LARGEST = 1e6  # size of a pixel or count; normalised pixels are below 10, counts below 1e5
 
 
 @dataclass(frozen=True)
@@ -24,8 +29,8 @@ class NeuronConfig:
         v_reset: voltage after a spike; None subtracts `v_threshold` instead (soft reset).
         decay_input: whether the input, too, is divided by `tau`.
         surrogate: derivative that stands in for that of the threshold: "sigmoid", "atan", or of
-            stateless activations "hardtanh".
-        alpha: its steepness; None means 4.0, 2.0 and 1.0.
+            stateless activations "hardtanh" and "bireal".
+        alpha: its steepness; None means 4.0, 2.0, 1.0 and 1.0.
         detach_reset: whether gradients skip the path through the reset.
 
     Raises:
@@ -41,15 +46,14 @@ class NeuronConfig:
     detach_reset: bool = True
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.tau) and self.tau > 1.0):
-            raise ConfigError(f"tau={self.tau!r} is not allowed: a finite number of steps above 1")
+        tau, alpha, rule = self.tau, self.alpha, "a finite number"
+        check(math.isfinite(tau) and tau > 1, "tau", tau, f"{rule} of steps above 1")
         for field in ("v_threshold", "v_reset"):
             value = getattr(self, field)
-            if value is not None and not math.isfinite(value):
-                raise ConfigError(f"{field}={value!r} is not allowed: a finite number")
+            check(value is None or math.isfinite(value), field, value, rule)
         check_surrogate(self.surrogate, tuple(ALPHAS))
-        if self.alpha is not None and not (math.isfinite(self.alpha) and self.alpha > 0):
-            raise ConfigError(f"alpha={self.alpha!r} is not allowed: a finite number above 0")
+        steep = alpha is None or (math.isfinite(alpha) and alpha > 0)
+        check(steep, "alpha", alpha, f"{rule} above 0")
 
     @property
     def v_rest(self) -> float:
@@ -141,7 +145,12 @@ class SpikingClassifier(nn.Module):
         )
 
     def time_first(self, x: Tensor) -> Tensor:
-        """Check an input and put time first: ``[1, B, C, H, W]`` or ``[T, B, C, H, W]``."""
+        """Check an input and put time first: ``[1, B, C, H, W]`` or ``[T, B, C, H, W]``.
+
+        In eval mode its values are checked, too, by :func:`check_values`.
+        """
+        if not self.training:
+            check_values(x)
         return time_first(
             x,
             T=self.T,
@@ -149,6 +158,41 @@ class SpikingClassifier(nn.Module):
             image_size=self.image_size,
             dtype=self.head.weight.dtype,
             compute_once=self.compute_once,
+        )
+
+
+def transformed(*tensors: Tensor | None) -> bool:
+    """Whether torch.func transforms one of these, or forward-mode derivatives are taken."""
+    if torch.compiler.is_compiling():
+        return False
+    if forward_ad._current_level >= 0:
+        return True
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+    for x in tensors:  # noqa: SIM110 - a generator costs more than the loop
+        if x is not None and wrapped(x):
+            return True
+    return False
+
+
+def check_values(x: Tensor) -> None:
+    """Refuse numbers that no image has: spikes would hide them behind confident logits.
+
+    Graphs, transforms and tensors without values pass unseen.
+
+    Raises:
+        DataError: names the first value that is not finite, or above 1e6 in size.
+    """
+    values = type(x) in (Tensor, nn.Parameter) and x.numel() > 0 and not x.is_meta
+    followed = torch.jit.is_tracing() or torch.compiler.is_compiling() or transformed(x)
+    if not values or followed or _get_current_dispatch_mode() is not None:
+        return
+    low, high = x.detach().aminmax()
+    if not (float(low) >= -LARGEST and float(high) <= LARGEST):  # NaN is neither
+        wrong = ~(x.detach().abs() <= LARGEST)
+        place = wrong.nonzero()[0].tolist()
+        raise DataError(
+            f"input holds {float(x[tuple(place)])} at {place} of {list(x.shape)}; values must be "
+            f"finite and at most {LARGEST:.0e} in size: check the file and the normalisation"
         )
 
 
@@ -168,17 +212,13 @@ def time_first(
     dtype: torch.dtype,
     compute_once: bool = True,
 ) -> Tensor:
-    """Check an input and put time first.
+    """Check images ``[B, C, H, W]`` or frames ``[B, T, C, H, W]`` and put time first.
 
     Args:
-        x: images ``[B, C, H, W]`` or frames ``[B, T, C, H, W]``.
+        x: the input.
         T, in_channels, image_size: time steps of the model, its C and (H, W).
         dtype: of its weights; under autocast another one than float64 will do, too.
-        compute_once: leave the time axis of static images at size 1, which stands for T equal
-            steps; else repeat them.
-
-    Returns:
-        ``[T, B, C, H, W]``, or ``[1, B, C, H, W]`` of static images.
+        compute_once: let ``[1, B, C, H, W]`` stand for T equal steps of static images.
 
     Raises:
         ConfigError: another dtype, T, channel count or size than the model's.

@@ -11,12 +11,7 @@ from spikeformer_lt import Ticket, create_dataset, create_model
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.reports.finished import open_run
 from spikeformer_lt.reports.run_page import draw_run
-from spikeformer_lt.tickets import (
-    MultiSpConfig,
-    model_from_ticket,
-    set_activation,
-    set_patches,
-)
+from spikeformer_lt.tickets import MultiSpConfig, model_from_ticket, set_activation, set_patches
 
 
 def event_ticket(folder):
@@ -30,7 +25,7 @@ def event_ticket(folder):
     args |= {"embed_dim": 16, "v_threshold": 0.2}
     torch.manual_seed(0)
     model = create_model("spikformer_toy", num_classes=10, **args)
-    config = MultiSpConfig().resolved()
+    config = MultiSpConfig()
     config = replace(config, patches=replace(config.patches, sparsity=0.5))
     set_activation(model, config.activation)
     set_patches(model, config.patches)

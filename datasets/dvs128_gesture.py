@@ -57,12 +57,10 @@ ORIGINAL = Archive(
 def dvs128_gesture(options: EventDataOptions) -> Splits:
     """DVS128 Gesture: 11 gestures, 128 x 128 pixels, the official split by people.
 
-    Validation is whole people of the training part, as the test is: nobody is in two parts. A
-    mirrored right hand is a left one, so that nothing is mirrored unless ``--data.augment
-    spikformer_dvs`` or ``tet_dvs`` asks for it.
-
-    `root` holds tonic's ``ibmGestureTrain`` and ``ibmGestureTest`` or their archives (3.5 GB, which
-    are fetched), or the original ``DvsGesture`` or its archive.
+    Validation is whole people of the training part. A mirrored right hand is a left one: nothing is
+    mirrored unless ``--data.augment spikformer_dvs`` or ``tet_dvs`` asks for it. `root` holds
+    tonic's ``ibmGestureTrain`` and ``ibmGestureTest`` or their archives (3.5 GB, which are
+    fetched), or the original ``DvsGesture`` or its archive.
     """
     original = (Path(options.root) / ORIGINAL.name).is_file()
     archives = (ORIGINAL,) if original else NPY_ARCHIVES
@@ -91,10 +89,8 @@ def dvs128_recordings(options: EventDataOptions) -> Splits:
     Files are ``ibmGestureTrain/user<number>_<light>/<class>.npy`` and the same in
     ``ibmGestureTest``: [N, 4] of x, y, polarity and time in ms (or as `events.unit` and
     `events.columns` say). Classes are numbers from 0; each has a training file, and the test may
-    lack some. Results on such a set are not results on DVS128 Gesture.
-
-    `root` holds the two folders, at most three levels down; nothing is fetched, and validation is
-    whole people.
+    lack some. Results on such a set are not results on DVS128 Gesture. `root` holds the two
+    folders, at most three levels down; validation is whole people.
     """
     home = _npy_home(options.root)
     if home is None:

@@ -32,12 +32,10 @@ _TEST_FRACTION = 0.2  # and the same digits as in the data set `digits`
 def moving_digits(options: EventDataOptions) -> Splits:
     """scikit-learn's digits as event recordings: 1,438 to train and validate, 359 to test.
 
-    Each of the 1,797 digits makes three saccades of 100 ms; a recording depends on nothing but the
-    number of its digit and the sensor's size. They are simulated: their results are no results on
-    recordings of a camera.
-
-    `image_size` is the side of the sensor, a multiple of 8 from 16 to 128, by default 32; nothing
-    is fetched. Frames are kept in memory unless `events.cache` names a folder.
+    Each digit makes three saccades of 100 ms; a recording depends on nothing but the number of its
+    digit and the sensor's size. They are simulated: their results are no results on recordings of a
+    camera. `image_size` is the side of the sensor, a multiple of 8 from 16 to 128, by default 32.
+    Frames are kept in memory unless `events.cache` names a folder.
     """
     size = 32 if options.image_size is None else options.image_size
     allowed = "moving_digits have multiples of 8 from 16 to 128 pixels, such as 32 or 64"

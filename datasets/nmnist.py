@@ -44,8 +44,7 @@ ARCHIVES = tuple(
 def nmnist(options: EventDataOptions) -> Splits:
     """N-MNIST: 60,000 recordings to train and validate, 10,000 to test, 34 x 34 pixels.
 
-    `root` holds ``NMNIST/Train`` and ``NMNIST/Test`` (or the two alone), or the archives Train.zip
-    and Test.zip (1.2 GB); frames above 34 pixels get a margin of zeros.
+    `root` holds ``NMNIST/Train`` and ``NMNIST/Test`` (or the two alone), or Train.zip and Test.zip.
     """
     root = Path(options.root)
 

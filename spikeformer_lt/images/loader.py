@@ -169,17 +169,24 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
+_OF_MAIN = [
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")
+    if hasattr(signal, name)
+]
+
+
 @contextlib.contextmanager
 def _stop_signals_held(really: bool) -> Iterator[None]:
     """Hold stop signals while workers start; they inherit it, so no moment lies between.
 
-    A Ctrl-C or a SIGTERM to the whole group is for the main process: it saves and stops, and a
-    worker heeds no SIGTERM but its parent's.
+    A signal to the whole group is for the main process: it saves and stops, and a worker heeds no
+    SIGTERM but its parent's.
     """
     if not (really and hasattr(signal, "sigwaitinfo")):  # Linux
         yield
         return
-    held = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM])
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, [*_OF_MAIN, signal.SIGTERM])
     try:
         yield
     finally:
@@ -188,7 +195,8 @@ def _stop_signals_held(really: bool) -> Iterator[None]:
 
 def _leave_signals_to_main(worker: int) -> None:
     del worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for signum in _OF_MAIN:
+        signal.signal(signum, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
         threading.Thread(target=_end_on_word_of, args=(os.getppid(),), daemon=True).start()
 

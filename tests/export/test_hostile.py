@@ -122,7 +122,7 @@ def attack(folder: Path) -> None:
     print(f"refused {refused}")
 
 
-@pytest.mark.fault(44)
+@pytest.mark.fault(51)
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="Linux limits memory")
 def test_exports_that_were_sealed_again_are_refused_by_name(tmp_path: Path) -> None:
     code = "import sys, test_hostile as t; from pathlib import Path; t.attack(Path(sys.argv[1]))"

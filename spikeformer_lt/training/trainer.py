@@ -130,7 +130,7 @@ def restore_position(run: PhaseRun, found: Checkpoint) -> None:
     if ranks and len(ranks) != world:  # another number of ranks: the first takes all over
         ranks = [[*(sum(own[i] for own in ranks) for i in range(3)), merged([o[3] for o in ranks])]]
     if ranks or rank > 0:
-        counted = ranks[rank] if rank < len(ranks) else [0.0, 0.0, 0, {}]
+        counted: Any = ranks[rank] if rank < len(ranks) else [0.0, 0.0, 0, {}]
         run.at.loss_sum, run.at.correct, run.at.seen = counted[:3]
         run.watch.load_state(counted[3])
     run.guard.load_state(state["guard"])

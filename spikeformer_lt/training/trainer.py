@@ -199,7 +199,8 @@ class PhaseRun:
         found = self.trainer.last.load()
         if found is not None and found.state["phase"] == self.phase.name:
             restore_position(self, found)
-            self.sums.copy_(torch.tensor([self.at.loss_sum, self.at.correct]))
+            counted = [self.at.loss_sum, self.at.correct]
+            self.sums.copy_(torch.tensor(counted, dtype=torch.float64))
             log.info("resumed %s at epoch %d step %d", self.phase.name, self.at.epoch, self.at.step)
         else:  # the row of an epoch whose checkpoint was never published comes again
             self.at.rows = 0 if found is None else int(found.state["position"]["rows"])
@@ -308,6 +309,8 @@ class PhaseRun:
 
     def _agree(self, fault: bool) -> bool:
         """Ask all ranks, in one message, for a fault and for a signal."""
+        if self.trainer.world == 1:
+            return fault
         fault_of_any, self.signum = agreed(fault, getattr(self.trainer.stop, "signum", 0))
         return bool(fault_of_any)
 
@@ -368,7 +371,7 @@ class PhaseRun:
 
     def _honour_stop(self, saved: bool = False) -> None:
         if self.trainer.world == 1:
-            self._agree(False)
+            self.signum = getattr(self.trainer.stop, "signum", 0)
         if not self.signum:
             return
         if not saved:

@@ -101,7 +101,7 @@ def mutate(draw: random.Random, folder: Path) -> str:
 
 
 def attack(folder: Path) -> None:
-    """Load mutations until enough were refused; print those that were not refused as they should."""
+    """Load mutations until enough were refused; print what was not refused well."""
     load_exported(SHIPPED)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))

@@ -27,16 +27,20 @@ MODULES = 8  # for each tensor of a stored model; ours have about one
 
 def set_activation(model: Any, config: ActivationConfig) -> None:
     """Replace the activations of the stem (MultiSp's level 3), in place."""
-    stem_of(model).set_activation(config.kind, config.residual)
+    own = {} if config.ste == "auto" else {"surrogate": config.ste}
+    stem_of(model).set_activation(config.kind, config.residual, **own)
 
 
 def set_patches(model: Any, config: PatchConfig, score: PatchScore | None = None) -> None:
     """Select patches (level 1), in place, by a trained score or a new one; 0 changes nothing."""
     if config.sparsity > 0:
         score = new_score(model, config) if score is None else score
-        model.set_patch(
-            PatchSelect(score, config.sparsity, space=config.space, rescale=config.rescale)
-        )
+        options: dict[str, Any] = {
+            "space": config.space,
+            "rescale": config.rescale,
+            "ties": config.ties,
+        }
+        model.set_patch(PatchSelect(score, config.sparsity, **options))
 
 
 def new_score(model: Any, config: PatchConfig) -> PatchScore:
@@ -54,15 +58,17 @@ def _operate(model: nn.Module, provenance: Mapping[str, Any]) -> None:
     if search == "multisp":
         set_activation(model, _known(ActivationConfig, config, "activation"))
     if search in ("multisp", "joint"):
-        set_patches(model, _known(PatchConfig, config, "patches"))
+        # A ticket of an earlier version kept the lower index, and goes on doing so.
+        set_patches(model, _known(PatchConfig, config, "patches", ties="index"))
 
 
-def _known(cls: type, config: Any, name: str) -> Any:
+def _known(cls: type, config: Any, name: str, **earlier: Any) -> Any:
     """Return the configuration `name` of a search, of the values that this version knows."""
     values = config.get(name) if isinstance(config, dict) else None
     if not isinstance(values, dict):
         raise TicketError(f"the provenance has no {name} in the configuration of its search")
-    return from_dict(cls, {key: values[key] for key in asdict(cls()) if key in values}, f"{name}.")
+    values = earlier | {key: values[key] for key in asdict(cls()) if key in values}
+    return from_dict(cls, values, f"{name}.")
 
 
 def expected_tensors(

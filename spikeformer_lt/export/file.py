@@ -35,6 +35,7 @@ from spikeformer_lt.errors import (
     shown,
 )
 from spikeformer_lt.mask import Mask
+from spikeformer_lt.preprocess import Preprocess
 from spikeformer_lt.registry import list_models
 from spikeformer_lt.ticket import Ticket, compare
 from spikeformer_lt.tickets.surgery import expected_tensors
@@ -52,8 +53,8 @@ DEEPEST = 14
 EXPONENTS = {torch.float32: 8, torch.bfloat16: 8, torch.float16: 5}  # bits of each dtype
 FORMAT = "spikeformer_lt.export"
 CONFIG, TENSORS, CARD = "config.json", "model.safetensors", "README.md"
-# Format 1 had no coded values.
-EXPORT = BundleKind("export", FORMAT, 2, CONFIG, ExportError, (TENSORS, CARD), indent=None)
+# Format 1 had no coded values, formats 1 and 2 no preprocess.
+EXPORT = BundleKind("export", FORMAT, 3, CONFIG, ExportError, (TENSORS, CARD), indent=None)
 Bytes = NDArray[np.uint8]
 
 
@@ -263,7 +264,10 @@ def write_packed(
     body: dict[str, Any] = {"precision": precision}
     if list(ticket.mask) != [row.name for row in writer.rows if row.mask[0] != "none"]:
         body["mask_order"] = list(ticket.mask)  # otherwise that of the tensors
-    stage.seal({**body, "provenance": ticket.provenance, "about": dict(about or {})})
+    body |= {"provenance": dict(ticket.provenance), "about": dict(about or {})}
+    if "preprocess" in ticket.provenance:
+        body["preprocess"] = body["provenance"].pop("preprocess")
+    stage.seal(body)
 
 
 def read_packed(folder: str | Path) -> Packed:
@@ -304,10 +308,14 @@ def _unpacked(body: dict[str, Any], streams: dict[str, Tensor], own: Mapping[str
         if kept is not None:
             masks[row.name] = kept
     reader.end()
+    provenance = dict(body["provenance"])
+    if "preprocess" in body:
+        provenance["preprocess"] = body["preprocess"]
+        Preprocess.known(provenance)
     order = body.get("mask_order", list(masks))
     if not isinstance(order, list) or sorted(map(str, order)) != sorted(masks):
         raise ExportError("names other masks than it stores")
-    ticket = Ticket(Mask({name: masks[name] for name in order}), tensors, body["provenance"])
+    ticket = Ticket(Mask({name: masks[name] for name in order}), tensors, provenance)
     return Packed(ticket, tuple(rows), table.numel(), body["precision"], body["about"])
 
 

@@ -16,6 +16,7 @@ from spikeformer_lt.errors import ConfigError, SpikeformerError, TicketError, sh
 from spikeformer_lt.layers.patches import PatchScore, PatchSelect, make_score
 from spikeformer_lt.layers.stems import stem_of
 from spikeformer_lt.mask import Mask
+from spikeformer_lt.preprocess import Preprocess
 from spikeformer_lt.registry import create_model
 from spikeformer_lt.ticket import Ticket, compare
 from spikeformer_lt.tickets.base import kept_modes, snapshot
@@ -119,8 +120,8 @@ def expected_tensors(
 def model_from_ticket(ticket: Ticket, **overrides: Any) -> nn.Module:
     """Build the model that a ticket's provenance names, with the ticket's weights, in eval mode.
 
-    `overrides` are model arguments to change, such as T; a TicketError where no model is named, or
-    the weights do not fit it, and a ConfigError for what the model refuses.
+    Its attribute ``preprocess`` is the ticket's, or None. `overrides` are model arguments to
+    change, such as T; a TicketError where no model is named, or the weights do not fit it.
     """
     # Nothing of a stranger's size is allocated: the shapes are compared first.
     expected = expected_tensors(ticket.provenance, len(ticket.tensors), **overrides)
@@ -132,6 +133,7 @@ def model_from_ticket(ticket: Ticket, **overrides: Any) -> nn.Module:
         ticket.apply_(model)
     except (RuntimeError, KeyError) as error:
         raise TicketError(f"the ticket does not fit {known['name']}: {error}") from error
+    model.preprocess = Preprocess.known(ticket.provenance)  # type: ignore[assignment]
     return model.eval()
 
 

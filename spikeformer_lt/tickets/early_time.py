@@ -135,7 +135,8 @@ class EarlyTime(Search):
             raise ConfigError("early_time looks at training images: give batch=trainer.batch")
         with at_time(model, int(getattr(model, "T", 0))):
             before = snapshot(model)
-            probed = fit(model, Phase("early_time", config.epochs, preset_optim(config.preset)))
+            phase = Phase("early_time", config.epochs, preset_optim(config.preset))
+            probed = self._fit(fit, model, phase)
             own = int(model.T)  # type: ignore[arg-type]
             values = divergences(model, self.batch(config.images)[0], config.order)
             self.T = choose_time(values, own, config.threshold, config.order)

@@ -7,8 +7,11 @@ are measured on a small batch before the run starts.
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from datetime import timedelta
 from operator import attrgetter
@@ -20,8 +23,9 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
 
-from spikeformer_lt.config import check, entry_options, flat_values, given_options, to_dict
-from spikeformer_lt.errors import CheckpointError, ConfigError, DataError
+from spikeformer_lt.bundle import open_bundle
+from spikeformer_lt.config import changes, check, entry_options, flat_values, given_options, to_dict
+from spikeformer_lt.errors import CheckpointError, ConfigError, DataError, name_of
 from spikeformer_lt.events.augment import EventAugment
 from spikeformer_lt.images.augment import Augment, Mixing
 from spikeformer_lt.images.loader import train_loader
@@ -31,10 +35,10 @@ from spikeformer_lt.layers.units import set_recompute
 from spikeformer_lt.registry import create_model
 from spikeformer_lt.rng import isolated_rng, seed_for
 from spikeformer_lt.runtime import OPENMP
-from spikeformer_lt.ticket import Ticket
+from spikeformer_lt.ticket import TICKET, Ticket
 from spikeformer_lt.training.checkpoint import load_weights
 from spikeformer_lt.training.monitor import clock
-from spikeformer_lt.training.options import DataConfig, load_splits, split_options
+from spikeformer_lt.training.options import DataConfig, lasting, load_splits, split_options
 from spikeformer_lt.training.ranks import (
     StopRequest,
     digest,
@@ -47,6 +51,8 @@ from spikeformer_lt.training.run import RunDir, RunLog
 from spikeformer_lt.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
+ORIGIN = ("search", "config", "search_seed", "early_time", "seed", "split_sha256", "model")
+"""Provenance that tells how a ticket was found."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +131,18 @@ def _set(cfg: Any, path: str, value: Any) -> Any:
     name, _, rest = path.partition(".")
     check(is_dataclass(cfg) and hasattr(cfg, name), path, value, "a field of the configuration")
     return replace(cfg, **{name: _set(getattr(cfg, name), rest, value) if rest else value})
+
+
+def plain(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Provenance as JSON gives it back."""
+    found: dict[str, Any] = json.loads(json.dumps(provenance))
+    return found
+
+
+def fingerprint(provenance: Mapping[str, Any]) -> str:
+    """SHA-256 of what made a ticket: search and its configuration, run's options, split, seed."""
+    known = {name: provenance[name] for name in (*ORIGIN, "options") if name in provenance}
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -217,7 +235,10 @@ class Experiment:
             )
             augment, mixing = augmentation(cfg.data, self.data)
             places = self.data, train, self.run, self.accelerator
-            self.trainer = Trainer(*places, augment=augment, mixing=mixing, stop=self.stop)
+            names = ("data", "model", "train", cfg.data.name, cfg.model.name)
+            groups = {name: to_dict(getattr(cfg, name)) for name in names if hasattr(cfg, name)}
+            own = {"augment": augment, "mixing": mixing, "made_by": lasting(groups)}
+            self.trainer = Trainer(*places, stop=self.stop, **own)
         except BaseException as fault:
             self.__exit__(type(fault), fault)
             raise
@@ -265,12 +286,30 @@ class Experiment:
             "seed": self.cfg.train.seed,
             "run_id": self.run.run_id,
         }
-        ticket = Ticket(ticket.mask, ticket.tensors, {**ticket.provenance, **origin})
+        provenance = {**ticket.provenance, **origin, "options": self.trainer.made_by}
+        provenance["fingerprint"] = fingerprint(provenance)
+        self._refuse_another(provenance)
+        ticket = Ticket(ticket.mask, ticket.tensors, provenance)
         found = {"mask": ticket.mask.sha256, "weights": digest(ticket.tensors)}
         refuse_differences({f"the ticket's {name}": value for name, value in found.items()})
         if self.trainer.main:
             ticket.save(self.run.path / "ticket", overwrite=True)
         return ticket
+
+    def _refuse_another(self, provenance: dict[str, Any]) -> None:
+        """Refuse to put a ticket in the place of one that was found otherwise."""
+        folder = self.run.path / "ticket"
+        if not folder.is_dir():
+            return
+        old, now = (
+            dict(flat_values({name: found[name] for name in ORIGIN if name in found}))
+            for found in (open_bundle(folder, TICKET).about["provenance"], plain(provenance))
+        )
+        if changed := changes(old, {name: now.get(name, "absent") for name in old}):
+            raise ConfigError(
+                f"{name_of(folder)} was found otherwise: {'; '.join(changed)}; take the old "
+                "values, or choose another --run.out"
+            )
 
     def _announce(self, model: nn.Module) -> None:
         trainer, data, cfg, train = self.trainer, self.data, self.cfg, self.cfg.train

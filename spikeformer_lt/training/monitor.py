@@ -165,7 +165,7 @@ def _faults(kinds: Mapping[str, Iterable[tuple[str, Tensor]]]) -> str:
 def _error(fault: str) -> NonFiniteError:
     return NonFiniteError(
         f"NaN or infinity in {fault}; the last good checkpoint is untouched; look at the data, "
-        "lower the learning rate, or set nonfinite to skip"
+        "lower the learning rate in a new run, or set nonfinite to skip"
     )
 
 

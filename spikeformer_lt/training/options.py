@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spikeformer_lt.config import check, check_fields
+from spikeformer_lt.config import check, check_fields, flat_values
 from spikeformer_lt.disk import read_tensors
 from spikeformer_lt.errors import DataError
 from spikeformer_lt.events.frame import EventOptions
@@ -182,6 +182,24 @@ class RunConfig:
     """never, auto (go on where --run.out stopped, start if it is new), or a run directory."""
     allow_config_change: tuple[str, ...] = ()
     """Fields that may differ from the run that is resumed."""
+
+
+# Options of how a run is computed and kept: they may differ when it is resumed.
+FREE = (
+    *("data.root", "data.download", "data.cache", "data.split_file"),
+    *("train.workers", "train.threads", "train.cpu", "train.timeout_s", "train.tensorboard"),
+    *("train.checkpoint_steps", "train.eval_batch_size", "train.recompute", "train.nonfinite"),
+    "train.skip_limit",
+)
+
+
+def lasting(groups: Mapping[str, Any]) -> dict[str, Any]:
+    """Options that make a phase what it is, by "group.field", of groups as nested dicts.
+
+    Those of the optimizer are left out: a phase may have its own.
+    """
+    values = dict(flat_values(groups))
+    return {k: v for k, v in values.items() if k not in FREE and not k.startswith("train.optim.")}
 
 
 def split_options(data: DataConfig) -> dict[str, Any]:

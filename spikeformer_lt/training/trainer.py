@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spikeformer_lt.config import check
+from spikeformer_lt.config import check, to_dict
 from spikeformer_lt.errors import ConfigError, Interrupted
 from spikeformer_lt.images.augment import Mixing
 from spikeformer_lt.images.loader import Augmentation, eval_loader, train_loader
@@ -27,10 +27,12 @@ from spikeformer_lt.layers.units import set_recompute
 from spikeformer_lt.rng import seed_for
 from spikeformer_lt.runtime import keep_heap
 from spikeformer_lt.training.checkpoint import (
+    MADE_BY,
     Checkpoint,
     CheckpointStore,
     flatten_optimizer,
     load_weights,
+    refuse_another,
     restore_optimizer,
 )
 from spikeformer_lt.training.evaluate import Metrics, evaluate
@@ -42,7 +44,7 @@ from spikeformer_lt.training.monitor import (
     removed,
 )
 from spikeformer_lt.training.optim import Ema, Schedule, build_optimizer
-from spikeformer_lt.training.options import LOSSES, TrainConfig
+from spikeformer_lt.training.options import LOSSES, TrainConfig, lasting
 from spikeformer_lt.training.phase import FitResult, Hooks, Phase, Progress
 from spikeformer_lt.training.ranks import StopRequest, agreed, share_buffers
 from spikeformer_lt.training.run import RunDir
@@ -104,7 +106,8 @@ def save_position(run: PhaseRun, store: CheckpointStore) -> None:
     tensors = {"model": state_of(run.model), "optimizer": moments}
     tensors |= {group: own for group, own in more.items() if own}
     state = {
-        "phase": run.phase.name, "position": asdict(run.at), "optimizer": opt_state,
+        "phase": run.phase.name, MADE_BY: run.facts, "position": asdict(run.at),
+        "optimizer": opt_state,
         "firing": run.watch.state(), "guard": run.guard.state(), "hooks": run.hooks.state(),
     }  # fmt: skip
     store.save(store.next_number(), tensors, state)
@@ -149,7 +152,7 @@ class PhaseRun:
 
     def __init__(self, trainer: Trainer, model: nn.Module, phase: Phase) -> None:
         self.trainer, self.model, self.phase, self.config = trainer, model, phase, trainer.config
-        self.optim = phase.optimizer(trainer.config.optim)
+        self.optim, self.facts = phase.optimizer(trainer.config.optim), trainer.facts(phase)
         images = len(trainer.data.train)
         self.batch = self.config.batch_size * trainer.world * self.config.accumulate
         self.steps = images // self.batch
@@ -177,8 +180,10 @@ class PhaseRun:
     def _restore(self) -> None:
         found = self.trainer.last.load()
         if found is not None and found.state["phase"] == self.phase.name:
+            refuse_another(found, self.facts, f"phase {self.phase.name}")
             restore_position(self, found)
-            log.info("resumed %s at epoch %d step %d", self.phase.name, self.at.epoch, self.at.step)
+            at = self.at
+            log.info("resumed %s at epoch %d step %d", self.phase.name, at.epoch + 1, at.step)
         else:  # the row of an epoch whose checkpoint was never published comes again
             self.at.rows = 0 if found is None else int(found.state["position"]["rows"])
         self.trainer.run.truncate(self.at.rows)
@@ -332,6 +337,8 @@ class Trainer:
 
     The test split of `data` is read for ``best_on_test`` only. `run` gets checkpoints, rows and
     results of phases. `stop` is honoured between steps; the caller owns the signal handlers.
+    `made_by` are the facts of the run, by name, that its phases depend on: without them those of
+    `data`, `config` and `mixing`.
     """
 
     def __init__(
@@ -344,6 +351,7 @@ class Trainer:
         augment: Augmentation,
         mixing: Mixing,
         stop: StopRequest | None = None,
+        made_by: Mapping[str, Any] | None = None,
     ) -> None:
         if config.threads:
             torch.set_num_threads(config.threads)
@@ -354,6 +362,9 @@ class Trainer:
         self.accelerator, self.main = accelerator, accelerator.is_main_process
         self.world, self.rank = accelerator.num_processes, accelerator.process_index
         self.last = CheckpointStore(run.path / "last", keep=2)
+        known = {"data": {"name": data.name}, "train": to_dict(config), "mixing": to_dict(mixing)}
+        self.made_by = dict(lasting(known) if made_by is None else made_by)
+        self.made_by["data.split"] = data.split_sha256
         self.board: Any = None
         if config.tensorboard and self.main:
             try:
@@ -374,8 +385,9 @@ class Trainer:
         model.to(self.accelerator.device)
         set_recompute(model, self.config.recompute)
         store = CheckpointStore(self.run.path / "best" / phase.name, keep=1)
-        finished, hooks = store.load(), Hooks(phase.hooks)
+        finished, hooks, facts = store.load(), Hooks(phase.hooks), self.facts(phase)
         if finished is not None:
+            refuse_another(finished, facts, f"phase {phase.name}")
             model.load_state_dict(finished.tensors["model"])
             hooks.load(finished.tensors.get("hooks", {}), finished.state.get("hooks", []))
             log.info("phase %s was finished before: %s", phase.name, finished.path)
@@ -390,10 +402,14 @@ class Trainer:
             store.save(
                 0,
                 groups,
-                {"result": asdict(result), "hooks": hooks.state()},
+                {"result": asdict(result), "hooks": hooks.state(), MADE_BY: facts},
             )
         self.accelerator.wait_for_everyone()
         return result
+
+    def facts(self, phase: Phase) -> dict[str, Any]:
+        """Everything that makes a phase of this run, by name; it resumes under the same alone."""
+        return {**self.made_by, **phase.facts(self.config.optim)}
 
     def batch(self, count: int) -> tuple[Tensor, Tensor]:
         """The first `count` training images, or all, not augmented, and their labels."""

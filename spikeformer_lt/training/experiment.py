@@ -1,16 +1,13 @@
 """What every recipe does around its search: data, model, run directory, trainer, ticket.
 
-The set that is there is settled, with its usual augmentation and mixing; memory and time of a step
-are measured on a small batch before the run starts.
+The set that is there is settled, with its usual augmentation and mixing.
 """
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import logging
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from datetime import timedelta
@@ -21,23 +18,20 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
-from torch import Tensor, nn
+from torch import nn
 
 from spikeformer_lt.bundle import open_bundle
 from spikeformer_lt.config import changes, check, entry_options, flat_values, given_options, to_dict
 from spikeformer_lt.errors import CheckpointError, ConfigError, DataError, name_of
 from spikeformer_lt.events.augment import EventAugment
 from spikeformer_lt.images.augment import Augment, Mixing
-from spikeformer_lt.images.loader import train_loader
 from spikeformer_lt.images.splits import Splits
 from spikeformer_lt.layers.neuron import lif_path
-from spikeformer_lt.layers.units import set_recompute
 from spikeformer_lt.registry import create_model
-from spikeformer_lt.rng import isolated_rng, seed_for
+from spikeformer_lt.rng import seed_for
 from spikeformer_lt.runtime import OPENMP
 from spikeformer_lt.ticket import TICKET, Ticket
 from spikeformer_lt.training.checkpoint import load_weights
-from spikeformer_lt.training.monitor import clock
 from spikeformer_lt.training.options import DataConfig, lasting, load_splits, split_options
 from spikeformer_lt.training.ranks import (
     StopRequest,
@@ -145,46 +139,6 @@ def fingerprint(provenance: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """What a step of the run will need, scaled from a probe batch; without workspaces.
-
-    `saved_mb` are the tensors kept for the backward pass, `weights_mb` parameters, gradients and
-    two optimizer moments; the seconds are of forward and backward.
-    """
-
-    saved_mb: float
-    weights_mb: float
-    seconds_per_step: float
-
-
-def estimate_step(model: nn.Module, images: Tensor, batch_size: int) -> Estimate:
-    """Measure a step of a copy of the model on images ``[b, ...]``, b >= 2; scale it to a batch.
-
-    Random streams are left untouched.
-    """
-    probe = copy.deepcopy(model).train()
-    seen: dict[int, int] = {}
-
-    def count(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        seen[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    weights = {p.untyped_storage().data_ptr() for p in probe.parameters()}
-    scale = batch_size / len(images)
-    with isolated_rng(0):
-        probe(images).float().mean().backward()  # warm-up: kernels compile here
-        start = time.perf_counter()
-        with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
-            out = probe(images).float().mean()
-        out.backward()
-        seconds = time.perf_counter() - start
-    saved = sum(size for pointer, size in seen.items() if pointer not in weights)
-    numel = sum(p.numel() for p in model.parameters())
-    return Estimate(saved * scale / 1e6, 4 * 4 * numel / 1e6, seconds * scale)
-
-
 class Experiment:
     """Context of one run; leaves signal handlers and logging as they were.
 
@@ -238,6 +192,7 @@ class Experiment:
             names = ("data", "model", "train", cfg.data.name, cfg.model.name)
             groups = {name: to_dict(getattr(cfg, name)) for name in names if hasattr(cfg, name)}
             own = {"augment": augment, "mixing": mixing, "made_by": lasting(groups)}
+            own["extend"] = cfg.run.extend
             self.trainer = Trainer(*places, stop=self.stop, **own)
         except BaseException as fault:
             self.__exit__(type(fault), fault)
@@ -269,7 +224,6 @@ class Experiment:
         start = self.cfg.model.start_weights()
         if start is not None:
             load_weights(model, start, self.cfg.model.init_from)
-        set_recompute(model, self.cfg.train.recompute)  # the estimate counts what it keeps
         self._announce(model)
         return model
 
@@ -335,12 +289,4 @@ class Experiment:
             train.batch_size, train.accumulate, trainer.world, total, train.optim.lr, device,
             torch.get_num_threads(), lif_path(device), trainer.heap, OPENMP,
             ", activations computed again" if train.recompute else "",
-        )  # fmt: skip
-        size = min(8, train.batch_size)
-        images, _, _ = next(iter(train_loader(data.train, trainer.augment, size, 0, 0)))
-        guess = estimate_step(model.to(device), images.to(device), train.batch_size)
-        seconds, steps = guess.seconds_per_step * train.accumulate, len(data.train) // total
-        log.info(
-            "estimate: %.0f MB for a step (%.0f saved for backward), %.3f s a step, %s an epoch",
-            guess.saved_mb + guess.weights_mb, guess.saved_mb, seconds, clock(seconds * steps),
         )  # fmt: skip

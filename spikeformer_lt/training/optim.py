@@ -62,15 +62,18 @@ class Schedule:
     def __init__(
         self, optimizer: torch.optim.Optimizer, config: OptimConfig, updates: int, per_epoch: int
     ) -> None:
-        self.optimizer, self.config = optimizer, config
+        self.optimizer, self.config, self.last = optimizer, config, max(0, updates - 1)
         self.updates = max(1, updates - round(config.cooldown_epochs * per_epoch))
         self.warmup = round(config.warmup_epochs * per_epoch)
         self.peaks = [float(group["lr"]) for group in optimizer.param_groups]
 
     def set(self, update: int) -> float:
-        """Put the learning rates of update number `update` in force; returns the first group's."""
+        """Put the rates of update number `update` in force, the last ones after the end.
+
+        Return that of the first group.
+        """
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
-            group["lr"] = self._rate(peak, update)
+            group["lr"] = self._rate(peak, min(update, self.last))
         return float(self.optimizer.param_groups[0]["lr"])
 
     def _rate(self, peak: float, update: int) -> float:

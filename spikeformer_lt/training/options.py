@@ -182,6 +182,12 @@ class RunConfig:
     """never, auto (go on where --run.out stopped, start if it is new), or a run directory."""
     allow_config_change: tuple[str, ...] = ()
     """Fields that may differ from the run that is resumed."""
+    extend: int = 0
+    """Train the last phase of the finished run that is resumed on, for so many epochs beyond its
+    own, at the learning rate that its schedule ended with."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "run.", extend=0)
 
 
 # Options of how a run is computed and kept: they may differ when it is resumed.

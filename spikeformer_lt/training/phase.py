@@ -26,7 +26,7 @@ BEGIN = Step()  # of a phase
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a phase stands, before a step."""
+    """Where a phase stands, before a step; beyond its `epochs` while it is extended."""
 
     epoch: int
     step: int
@@ -40,7 +40,7 @@ class Progress:
 
     @property
     def fraction(self) -> float:
-        """Fraction of the phase that is done, in [0, 1)."""
+        """Fraction of the phase that is done, in [0, 1); above 1 while it is extended."""
         return self.epochs_done / self.epochs
 
 
@@ -102,8 +102,9 @@ class Phase:
 class FitResult:
     """What a phase reached: the model holds its best validated weights.
 
-    `epochs` is how many it trained: fewer than asked for where a hook ended it. `best_on_test` is
-    the best test accuracy of all validated epochs, %, where it was asked for.
+    `epochs` is how many it trained: fewer than asked for where a hook ended it, more where it was
+    extended. `best_epoch` counts from 1; 0 is none. `best_on_test` is the best test accuracy of
+    all validated epochs, %, where it was asked for.
     """
 
     phase: str

@@ -11,30 +11,25 @@ import numbers
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from spikeformer_lt.disk import read_tensors, write_tensors
 from spikeformer_lt.errors import MaskError, name_of, near, shown
 from spikeformer_lt.rng import seed_for
 
-Flags: TypeAlias = NDArray[np.bool_]
-Scores: TypeAlias = NDArray[np.floating[Any]]
-
 SCOPES = ("global", "layer")
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of an entry
 
 
 class Mask(Mapping[str, Tensor]):
-    """Bool tensors by plain `state_dict` name; True means kept. It never changes.
+    """Bool tensors by plain `state_dict` name, on the CPU; True means kept. It never changes.
 
     Args:
-        kept: one bool tensor per masked weight, shaped as that weight, or one of exact zeros and
-            ones. They are copied to the CPU; do not write into the copies.
+        kept: one tensor per masked weight, shaped as that weight, bool or exact zeros and ones.
 
     Raises:
         MaskError: no layer, an empty layer, or a value other than 0 and 1.
@@ -85,9 +80,8 @@ class Mask(Mapping[str, Tensor]):
             floor: least fraction of each layer that stays, in [0, 1]; of what `within` left, if
                 that is less.
 
-        Returns:
-            Mask that does not depend on the device of the scores. Of equal scores those with the
-            lower flat index are kept, layers counted in the order of `scores`.
+        Of equal scores those with the lower flat index are kept, layers counted in the order of
+        `scores`, on every device alike.
 
         Raises:
             MaskError: a NaN score; a name or shape that differs from `within`; a fraction outside
@@ -99,17 +93,13 @@ class Mask(Mapping[str, Tensor]):
 
     @classmethod
     def random_like(cls, mask: Mask, seed: int) -> Mask:
-        """Draw a mask that removes as many entries of each layer of `mask`, at random places.
-
-        The same seed gives the same mask; layers are drawn independently of each other.
-        """
+        """Draw a mask that removes as many entries of each layer of `mask`, at random places."""
         drawn = {}
         for name, kept in mask.items():
             generator = torch.Generator().manual_seed(seed_for(seed, "random mask", name))
             order = torch.randperm(kept.numel(), generator=generator)
-            flat = torch.zeros(kept.numel(), dtype=torch.bool)
-            flat[order[: int(kept.sum())]] = True
-            drawn[name] = flat.view(kept.shape)
+            drawn[name] = torch.zeros_like(kept)
+            drawn[name].view(-1)[order[: int(kept.sum())]] = True
         return cls(drawn)
 
     @cached_property
@@ -148,13 +138,8 @@ class Mask(Mapping[str, Tensor]):
         return digest.hexdigest()
 
     def apply_(self, model: nn.Module) -> None:
-        """Set the removed weights of `model` to exactly +0.0, in place, even if they were NaN.
-
-        Raises:
-            MaskError: a name or shape of the mask is not in `model`.
-        """
-        weights = _weights(model)
-        self._check_names(weights, "the model", more_allowed=True)
+        """Set removed weights to +0.0, in place, even NaN; a MaskError if one is missing."""
+        weights = self._weights(model)
         with torch.no_grad():
             for name in self._kept:
                 weight = weights[name].detach()
@@ -168,8 +153,7 @@ class Mask(Mapping[str, Tensor]):
             MaskError: a name or shape differs, a weight of a masked layer is NaN or infinite, or
                 all entries of a layer are removed and `allow_layer_collapse` is not set.
         """
-        weights = _weights(model)
-        self._check_names(weights, "the model", more_allowed=True)
+        weights = self._weights(model)
         for name, kept in self._kept.items():
             bad = int((~torch.isfinite(weights[name].detach())).sum())
             if bad:
@@ -223,6 +207,12 @@ class Mask(Mapping[str, Tensor]):
             extra = next(name for name in tensors if name not in self._kept)
             raise MaskError(f"layer {shown(extra)} of {whose} is not in the mask")
 
+    def _weights(self, model: nn.Module) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+        found |= dict(model.named_buffers())
+        self._check_names(found, "the model", more_allowed=True)
+        return found
+
     def _bits_for(self, name: str, weight: Tensor) -> Tensor:
         """Return all-ones or all-zeros words of the weight's size: `and` is exact and fast."""
         if not weight.dtype.is_floating_point:
@@ -235,10 +225,6 @@ class Mask(Mapping[str, Tensor]):
 
     def __getstate__(self) -> dict[str, object]:
         return {"_kept": self._kept, "_bits": {}}
-
-
-def _weights(model: nn.Module) -> dict[str, Tensor]:
-    return {**dict(model.named_buffers()), **dict(model.named_parameters(remove_duplicate=False))}
 
 
 def _as_bool(name: str, tensor: Tensor) -> Tensor:
@@ -257,11 +243,11 @@ def _as_bool(name: str, tensor: Tensor) -> Tensor:
 def select(
     scores: Mapping[str, Tensor],
     sparsity: float,
-    scope: str,
-    within: Mapping[str, Tensor] | None,
-    floor: float,
+    scope: str = "global",
+    within: Mapping[str, Tensor] | None = None,
+    floor: float = 0.0,
 ) -> dict[str, Tensor]:
-    """Compute `Mask.from_scores`, as bool tensors by layer on the CPU, True for kept."""
+    """Compute `Mask.from_scores`, as bool tensors by layer where the scores are."""
     _check_fraction("sparsity", sparsity, "[0, 1); to keep everything use 0.0")
     _check_fraction("floor", floor, "[0, 1]", closed=True)
     if scope not in SCOPES:
@@ -270,84 +256,93 @@ def select(
     if not scores:
         raise MaskError("scores are empty; a mask needs at least one layer")
     flat = {name: _flat_scores(name, score) for name, score in scores.items()}
-    alive = {
-        name: within[name].numpy().reshape(-1) if within else np.ones(len(layer), dtype=bool)
-        for name, layer in flat.items()
-    }
     kept: dict[str, Tensor] = {}
     for group in [list(flat)] if scope == "global" else [[name] for name in flat]:
-        layers, flags = [flat[name] for name in group], [alive[name] for name in group]
         whose = "all layers" if scope == "global" else f"layer {shown(group[0])}"
-        parts = _survivors(layers, flags, sparsity, floor, whose)
-        for name, part in zip(group, parts, strict=True):
-            kept[name] = torch.from_numpy(part).view(scores[name].shape)
+        layers = [flat[name] for name in group]
+        alive = [within[name].to(flat[name].device).flatten() for name in group] if within else None
+        stays = _survivors(layers, alive, sparsity, floor, whose)
+        for name, part in zip(group, stays.split([len(layer) for layer in layers]), strict=True):
+            kept[name] = part.view(scores[name].shape)
     return kept
 
 
 def _survivors(
-    scores: Sequence[Scores], alive: Sequence[Flags], sparsity: float, floor: float, whose: str
-) -> list[Flags]:
-    """Say which entries of some flat layers stay when ``round(sparsity * n)`` of all n go."""
-    total = sum(len(layer) for layer in scores)
-    target = round(sparsity * total)
-    gone = total - sum(int(np.count_nonzero(flags)) for flags in alive)
+    layers: Sequence[Tensor],
+    alive: Sequence[Tensor] | None,
+    sparsity: float,
+    floor: float,
+    whose: str,
+) -> Tensor:
+    """Say which entries of flat layers, one after the other, stay of `alive`; all if None."""
+    scores = torch.cat([layer.to(layers[0].device) for layer in layers])
+    total, target = len(scores), round(sparsity * len(scores))
+    if alive is None and floor == 0:
+        return keep_largest(scores, total - target)
+    left = [torch.ones_like(x, dtype=torch.bool) for x in layers] if alive is None else alive
+    stays = torch.cat([flags.to(scores.device) for flags in left])
+    gone = total - int(stays.count_nonzero())
     if gone > target:
         raise MaskError(
             f"sparsity={sparsity} would remove {target} of {total} entries of {whose}, but the "
             f"mask in `within` already removed {gone}; ask for at least {gone / total:.6g}"
         )
-    if gone == 0 and floor == 0:
-        stays = _keep(np.concatenate(scores), target)
-    else:
-        pairs = zip(scores, alive, strict=True)
-        free = [flags & ~_protected(layer, flags, floor) for layer, flags in pairs]
-        places = np.flatnonzero(np.concatenate(free))
-        if target - gone > len(places):
-            possible = (gone + len(places)) / total
-            raise MaskError(
-                f"sparsity={sparsity} with floor={floor} is impossible for {whose}: at most "
-                f"{possible:.6g} can be removed; lower one of the two"
-            )
-        stays = np.concatenate(alive)
-        stays[places] = _keep(np.concatenate(scores)[places], target - gone)
-    ends = np.cumsum([len(layer) for layer in scores])[:-1]
-    return [np.asarray(part) for part in np.split(stays, ends)]
+    free = stays
+    if floor:
+        safe = [_best(layer, flags, floor) for layer, flags in zip(layers, left, strict=True)]
+        free = stays & ~torch.cat([flags.to(scores.device) for flags in safe])
+    places = _places(free)
+    if target - gone > len(places):
+        raise MaskError(
+            f"sparsity={sparsity} with floor={floor} is impossible for {whose}: at most "
+            f"{(gone + len(places)) / total:.6g} can be removed; lower one of the two"
+        )
+    stays[places] = keep_largest(scores[places], len(places) - (target - gone))
+    return stays
 
 
-def _protected(layer: Scores, alive: Flags, floor: float) -> Flags:
-    """Mark the best entries of a layer, as many as its floor asks for."""
-    safe = np.zeros(len(layer), dtype=bool)
-    places = np.flatnonzero(alive)
+def _best(layer: Tensor, alive: Tensor, floor: float) -> Tensor:
+    """Mark the best entries of a layer that are alive, as many as its floor asks for."""
+    safe, places = torch.zeros_like(alive), _places(alive)
     # The tolerance keeps 0.1 * 10 at 1 entry where floating point makes it a little more.
-    count = min(math.ceil(floor * len(layer) - 1e-9), len(places))
-    safe[places] = _keep(layer[places], len(places) - count)
+    least = min(math.ceil(floor * len(layer) - 1e-9), len(places))
+    safe[places] = keep_largest(layer[places], least)
     return safe
 
 
-def _keep(scores: Scores, removed: int) -> Flags:
-    """Mark all but the `removed` lowest scores; of equal ones the last go first."""
+def _places(flags: Tensor) -> Tensor:
+    # numpy's is five times faster on the CPU.
+    fast = flags.is_cpu
+    return torch.from_numpy(np.flatnonzero(flags)) if fast else flags.nonzero().flatten()
+
+
+def keep_largest(scores: Tensor, count: int) -> Tensor:
+    """Mark the `count` largest of flat scores; of equal ones those with the lower index."""
+    removed = len(scores) - count
     if removed == 0:
-        return np.ones(len(scores), dtype=bool)
+        return torch.ones_like(scores, dtype=torch.bool)
     # A partition finds the threshold in linear time; a full sort costs ten times as much.
-    threshold = np.partition(scores, removed - 1)[removed - 1]
-    stays = scores >= threshold
-    surplus = int(np.count_nonzero(stays)) - (len(scores) - removed)
-    if surplus:
-        ties = np.flatnonzero(scores == threshold)
-        stays[ties[len(ties) - surplus :]] = False
-    return np.asarray(stays, dtype=bool)
+    if scores.is_cpu:
+        values = scores.numpy()
+        lowest = np.partition(values, removed - 1)[removed - 1]
+        flags = values >= lowest
+        if surplus := int(np.count_nonzero(flags)) - count:
+            flags[np.flatnonzero(values == lowest)[-surplus:]] = False
+        return torch.from_numpy(flags)
+    threshold = scores.kthvalue(removed).values
+    above, ties = scores > threshold, scores == threshold
+    return above | (ties & (ties.cumsum(0) <= count - above.sum()))
 
 
-def _flat_scores(name: str, score: Tensor) -> Scores:
+def _flat_scores(name: str, score: Tensor) -> Tensor:
     if not isinstance(score, Tensor) or score.numel() == 0 or score.is_complex():
         raise MaskError(f"layer {shown(name)}: scores must be a real tensor with entries")
     # Exact for every narrower dtype, so that order and ties are those of the given numbers.
     narrow = score.dtype.is_floating_point and score.dtype is not torch.float64
-    dtype = torch.float32 if narrow else torch.float64
-    flat: Scores = score.detach().to("cpu", dtype).reshape(-1).numpy()
+    flat = score.detach().to(torch.float32 if narrow else torch.float64).flatten()
     # One NaN makes the minimum NaN: cheaper than a flag for every entry.
     if math.isnan(float(flat.min())):
-        bad = f"{int(np.isnan(flat).sum())} of {len(flat)} scores are NaN"
+        bad = f"{int(flat.isnan().sum())} of {len(flat)} scores are NaN"
         raise MaskError(f"layer {shown(name)}: {bad}; nothing to rank")
     return flat
 

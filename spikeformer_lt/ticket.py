@@ -26,7 +26,7 @@ class Ticket:
     Args:
         mask: which weights are kept.
         tensors: whole `state_dict` of the start weights; removed weights are exactly 0.
-        provenance: how it was found, in values that JSON can hold: model, search, seed, run id...
+        provenance: how it was found, in values that JSON can hold.
 
     Raises:
         TicketError: a masked layer is missing, has another shape, or has a removed weight that is
@@ -60,30 +60,17 @@ class Ticket:
 
     @classmethod
     def of(cls, model: nn.Module, mask: Mask, provenance: dict[str, Any] | None = None) -> Ticket:
-        """Take the present weights of `model` as start weights, those that `mask` removes as 0.
-
-        The model is not changed and the ticket shares no memory with it.
-
-        Raises:
-            TicketError: the mask is not of this model.
-        """
-        tensors = {}
-        for name, tensor in model.state_dict().items():
-            copy = tensor.detach().to("cpu", copy=True)
-            if name in mask and copy.shape == mask[name].shape:
-                copy[~mask[name]] = 0
-            tensors[name] = copy
+        """Copy the present weights of `model` as start weights, those that `mask` removes as 0."""
+        tensors = {k: v.detach().to("cpu", copy=True) for k, v in model.state_dict().items()}
+        for name, kept in mask.items():
+            if name in tensors and tensors[name].shape == kept.shape:
+                tensors[name][~kept] = 0
         return cls(mask, tensors, dict(provenance or {}))
 
     def save(self, folder: str | Path, overwrite: bool = False) -> None:
-        """Write ``mask.safetensors``, ``model.safetensors`` and ``ticket.json``, all at once.
+        """Write ``mask.safetensors``, ``model.safetensors`` and ``ticket.json``, all or nothing.
 
-        Args:
-            folder: new or empty folder, which appears complete or not at all.
-            overwrite: replace the ticket that is there.
-
-        Raises:
-            TicketError: the folder is in use, or the disk refuses.
+        `folder` is new or empty, or with `overwrite` a ticket; a TicketError if it is in use.
         """
         with staged(folder, TICKET, overwrite) as stage:
             stage.write_tensors("mask.safetensors", self.mask, self.mask.facts())
@@ -92,12 +79,7 @@ class Ticket:
 
     @classmethod
     def load(cls, folder: str | Path) -> Ticket:
-        """Read and verify a ticket; nothing is ever unpickled.
-
-        Raises:
-            TicketError: no ticket, a newer one, or files changed since it was saved.
-            CheckpointError: a tensor file is damaged.
-        """
+        """Read and verify a ticket; a TicketError or CheckpointError says what is wrong with it."""
         bundle = open_bundle(folder, TICKET)
         where, provenance = name_of(folder), bundle.about.get("provenance")
         if not isinstance(provenance, dict):
@@ -110,11 +92,7 @@ class Ticket:
             raise TicketError(f"{where}: {fault}") from None
 
     def apply_(self, model: nn.Module) -> None:
-        """Copy the start weights into `model`, in place; nothing is written if one does not fit.
-
-        Raises:
-            TicketError: names or shapes differ; the first five are listed.
-        """
+        """Copy the start weights into `model`, in place; a TicketError if one does not fit."""
         wanted = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
         given = {name: list(tensor.shape) for name, tensor in self.tensors.items()}
         faults = []

@@ -17,7 +17,6 @@ __all__ = [
 ]  # fmt: skip
 
 if TYPE_CHECKING:
-    from spikeformer_lt.tickets.at_init import Grasp, Snip, Synflow
     from spikeformer_lt.tickets.base import (
         Search,
         dead_filters,
@@ -55,17 +54,17 @@ if TYPE_CHECKING:
     from spikeformer_lt.tickets.early_bird import EarlyBird, find_groups, shrink
     from spikeformer_lt.tickets.early_time import EarlyTime
     from spikeformer_lt.tickets.imp import Imp
-    from spikeformer_lt.tickets.joint import Joint
-    from spikeformer_lt.tickets.multisp import MultiSp
-    from spikeformer_lt.tickets.one_shot import Magnitude, Nm, RandomTicket
+    from spikeformer_lt.tickets.multisp import Joint, MultiSp
+    from spikeformer_lt.tickets.one_shot import Grasp, Magnitude, Nm, RandomTicket, Snip, Synflow
     from spikeformer_lt.tickets.scores import Biprop, EdgePopup
     from spikeformer_lt.tickets.sparse_training import SparseTraining
     from spikeformer_lt.tickets.surgery import (
         apply_surgery,
+        estimate_norms,
         model_from_ticket,
         set_activation,
         set_patches,
+        transfer_ticket,
     )
-    from spikeformer_lt.tickets.transfer import estimate_norms, transfer_ticket
 else:
     __getattr__, __dir__ = lazy(__name__)

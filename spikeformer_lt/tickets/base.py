@@ -29,16 +29,11 @@ _PRUNABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
 def prunable(model: nn.Module, prune: Any) -> dict[str, Tensor]:
-    """The weights that a `PruneConfig` allows, by state_dict name, in the order of the modules.
-
-    Raises:
-        ConfigError: nothing is left to prune.
-    """
+    """The weights that a `PruneConfig` allows, by state_dict name; a ConfigError for none."""
     layers = {n: m for n, m in model.named_modules() if isinstance(m, _PRUNABLE)}
-    convs = [n for n, m in layers.items() if not isinstance(m, nn.Linear)]
     linears = [n for n, m in layers.items() if isinstance(m, nn.Linear)]
-    spared = set() if prune.first_conv else set(convs[:1])
-    spared |= set() if prune.head else set(linears[-1:])
+    spared = [] if prune.head else linears[-1:]
+    spared += [] if prune.first_conv else [n for n in layers if n not in linears][:1]
     found = {
         f"{name}.weight": layer.weight
         for name, layer in layers.items()
@@ -56,14 +51,12 @@ class Search:
     """Base of searches; a subclass gives `_search` and is registered with its config class.
 
     Args:
-        config: a frozen dataclass, stored in the ticket; the config class's defaults if None. A
-            method ``resolved()`` of it gives the configuration that runs.
-        seed: of everything that the search draws; unused where it draws nothing.
+        config: a frozen dataclass, stored in the ticket; the config class's defaults if None.
+        seed: of everything that the search draws.
         batch: gives training images, for searches that look at some.
 
     Attributes:
-        start: whole state_dict that the ticket's weights are taken from: its weights are
-            ``mask * start``, bit for bit. Set by `find`.
+        start: whole state_dict, set by `find`; the ticket's weights are ``mask * start``.
         results: the phases that `find` trained: what the search cost.
         trained: the ticket's weights are trained ones, not a point to start from.
     """
@@ -75,15 +68,20 @@ class Search:
     def __init__(self, config: Any = None, seed: int = 0, batch: Batch | None = None) -> None:
         if config is None and self.config_class is not None:
             config = self.config_class()
-        self.config = config.resolved() if hasattr(config, "resolved") else config
+        self.config = self.resolved(config)
         self.seed, self.batch = seed, batch
         self.results: list[FitResult] = []
         self.start: dict[str, Tensor] = {}
 
+    @staticmethod
+    def resolved(config: Any) -> Any:
+        """The configuration that runs: with what its preset fixes, in PRESETS of its class."""
+        presets = getattr(config, "PRESETS", {})
+        return _changed(config, presets.get(getattr(config, "preset", ""), {}))
+
     def find(self, model: nn.Module, fit: Fit) -> Ticket:
         """Find a ticket; `model` ends holding its weights, plain and ready to train."""
-        self.results = []
-        self.start = snapshot(model)
+        self.results, self.start = [], snapshot(model)
         ticket = self._ticket(model, self._search(model, fit))
         reset_state(model)
         return ticket
@@ -126,6 +124,11 @@ class Search:
         return Ticket.of(model, whole, about)
 
 
+def _changed(config: Any, values: Mapping[str, Any]) -> Any:
+    deep = {k: _changed(getattr(config, k), v) for k, v in values.items() if isinstance(v, dict)}
+    return replace(config, **{**values, **deep}) if values else config
+
+
 def snapshot(model: nn.Module) -> dict[str, Tensor]:
     """A copy of the whole state_dict on the CPU."""
     return {k: v.detach().to("cpu", copy=True) for k, v in model.state_dict().items()}
@@ -137,11 +140,7 @@ def magnitudes(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def dead_filters(mask: Mask) -> dict[str, int]:
-    """Output rows of which no weight is left, where there are any.
-
-    Such a row gives 0, so that after its BatchNorm the neuron sees the norm's bias alone: it is
-    silent or fires at a fixed rate, whatever the input.
-    """
+    """Output rows of which no weight is left, by layer; their neurons see the norm's bias alone."""
     counts = {n: int((~kept.flatten(1).any(1)).sum()) for n, kept in mask.items() if kept.ndim > 1}
     return {name: count for name, count in counts.items() if count}
 
@@ -170,10 +169,7 @@ def retrain(
     optim: OptimConfig | None = None,
     name: str = "retrain",
 ) -> FitResult:
-    """Train a model from a ticket, in place; what the mask removes stays exactly 0.
-
-    `epochs`, `optim` and `name` are those of the phase; `fit` is the trainer's.
-    """
+    """Train a model from a ticket, in place, as a phase; what the mask removes stays exactly 0."""
     ticket.apply_(model)
     origin = {"ticket.weights": digest(ticket.tensors)}
     return fit(model, Phase(name, epochs, optim, hooks=(Masked(ticket.mask),), origin=origin))
@@ -203,10 +199,8 @@ def kept_modes(model: nn.Module) -> Iterator[None]:
 @torch.no_grad()
 def shuffled(state: Mapping[str, Tensor], names: Mapping[str, Any], seed: int) -> dict[str, Tensor]:
     """The state with each named tensor's values permuted at random: an untouched distribution."""
-    out = dict(state)
-    generator = torch.Generator().manual_seed(seed)
+    out, generator = dict(state), torch.Generator().manual_seed(seed)
     for name in names:
-        flat = state[name].flatten()
-        order = torch.randperm(flat.numel(), generator=generator)
-        out[name] = flat[order].view(state[name].shape)
+        order = torch.randperm(state[name].numel(), generator=generator)
+        out[name] = state[name].flatten()[order].view(state[name].shape)
     return out

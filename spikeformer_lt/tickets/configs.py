@@ -58,16 +58,39 @@ def retraining(config: Any, epochs: int, inner: Any = None) -> tuple[int, OptimC
     return epochs if preset == "default" else published, preset_optim(preset)
 
 
-class Preset:
-    """A configuration whose ``preset`` other than "default" fixes the published settings."""
+RULES: dict[str, Any] = dict(
+    sparsity="[0, 1)", scope=SCOPES, floor="[0, 1]", epochs=1, images=2, step="(0, 1)", rounds=1,
+    start=("init", "trained"), distribution=DISTRIBUTIONS, m=2, round_epochs=0, fraction="(0, 1)",
+    buffers=("rewind", "keep", "reset"), lr=("restart", "resume"), window=2, l1="[0, 1)",
+    control=("none", "random", "shuffle"), threshold="[0, 1]", order=("paper", "code"), init=INITS,
+    ramp_epochs=0, ramp_from="[0, 1)", freeze_mask_at="[0, 1]", grow=("gradient", "random"),
+    drop="[0, 1)", every=1, end="(0, 1]", score=SCORES, space=("token", "pixel"),
+    selector_epochs=0, anneal="[0, 1000)", method=(*MOVING, "magnitude", "random", "off"),
+    gain=("layer", "filter"), first_conv=("auto", "binary", "full"), residual=RESIDUALS,
+    schedule=("joint", "sequential", "reverse"), stem=("frozen", "finetune"), dense_epochs=0,
+    stem_epochs=0, distill="[0, 1]",
+)  # fmt: skip
+"""What a field of any configuration below may be, as rules of `check_fields`."""
 
-    PRESETS: ClassVar[dict[str, dict[str, Any]]]
 
-    def resolved(self) -> Any:
-        """The configuration that runs."""
-        config: Any = self
-        published = self.PRESETS.get(config.preset)
-        return replace(config, **published) if published else config
+class Checked:
+    """Base of configurations: refuses what RULES, or OWN for this class, do not allow.
+
+    WHERE goes before the names of fields in messages. A ``preset`` other than "default" fixes the
+    published settings of PRESETS.
+    """
+
+    OWN: ClassVar[dict[str, Any]] = {}
+    WHERE: ClassVar[str] = ""
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
+
+    def __post_init__(self) -> None:
+        rules = {**RULES, "preset": ("default", *self.PRESETS), **self.OWN}
+        # A field of the same name in a plug-in's class has rules of its own.
+        ours = [kind for kind in type(self).__mro__ if kind.__module__ == __name__]
+        known = {name for kind in ours for name in vars(kind).get("__annotations__", ())}
+        names = [name for name in vars(self) if name in known and name in rules]
+        check_fields(self, self.WHERE, **{name: rules[name] for name in names})
 
 
 @dataclass(frozen=True)
@@ -81,8 +104,8 @@ class PruneConfig:
     inside: tuple[str, ...] = ()
     """Only layers whose name starts with one of these; all where none is given."""
     silence: bool = False
-    """Also remove BatchNorm's scale and shift where all weights of an output are gone: it would
-    fire at the shift's pace, whatever the input. Searches that end trained leave it as it is."""
+    """Also remove BatchNorm's scale and shift where all weights of an output are gone, which would
+    fire at the shift's pace; not in searches that end trained."""
 
     def weights(self, model: nn.Module) -> dict[str, Tensor]:
         """See `tickets.prunable`."""
@@ -92,7 +115,7 @@ class PruneConfig:
 
 
 @dataclass(frozen=True)
-class OneShotConfig:
+class OneShotConfig(Checked):
     """A mask by one ranking of all prunable weights."""
 
     sparsity: float = 0.9
@@ -102,11 +125,6 @@ class OneShotConfig:
     floor: float = 0.0
     """Least fraction of each layer that stays, in [0, 1]."""
     prune: PruneConfig = field(default_factory=PruneConfig)
-
-    RULES: ClassVar[dict[str, Any]] = {}  # of the fields that a subclass adds
-
-    def __post_init__(self) -> None:
-        check_fields(self, sparsity="[0, 1)", scope=SCOPES, floor="[0, 1]", **self.RULES)
 
     def mask(self, scores: Mapping[str, Tensor], within: Mask | None = None) -> Mask:
         """Remove the lowest scores."""
@@ -121,7 +139,6 @@ class SnipConfig(OneShotConfig):
 
     images: int = 128
     """Training images that the gradient is taken on."""
-    RULES: ClassVar[dict[str, Any]] = {"images": 2}
 
 
 @dataclass(frozen=True)
@@ -130,7 +147,6 @@ class GraspConfig(SnipConfig):
 
     step: float = 1e-2
     """Length of the finite difference, over that of the weights."""
-    RULES: ClassVar[dict[str, Any]] = {"images": 2, "step": "(0, 1)"}
 
 
 @dataclass(frozen=True)
@@ -139,7 +155,6 @@ class SynflowConfig(OneShotConfig):
 
     rounds: int = 100
     """Rounds; after round i a fraction (1 - sparsity)^(i / rounds) is left."""
-    RULES: ClassVar[dict[str, Any]] = {"rounds": 1}
 
 
 @dataclass(frozen=True)
@@ -150,11 +165,11 @@ class MagnitudeConfig(OneShotConfig):
     """Epochs of dense training before the removal; 0 ranks the initial weights."""
     start: str = "init"
     """Start weights of the ticket: init, or trained (fine-tuning, as compression does)."""
-    RULES: ClassVar[dict[str, Any]] = {"epochs": 0, "start": ("init", "trained")}
+    OWN: ClassVar = {"epochs": 0}
 
 
 @dataclass(frozen=True)
-class RandomConfig:
+class RandomConfig(Checked):
     """Random places at a given sparsity."""
 
     sparsity: float = 0.9
@@ -163,12 +178,9 @@ class RandomConfig:
     """uniform: the same density in each layer; erk: denser where a layer is small."""
     prune: PruneConfig = field(default_factory=PruneConfig)
 
-    def __post_init__(self) -> None:
-        check_fields(self, sparsity="[0, 1)", distribution=DISTRIBUTIONS)
-
 
 @dataclass(frozen=True)
-class NmConfig:
+class NmConfig(Checked):
     """Keep the n largest of every m weights along the input channels."""
 
     n: int = 2
@@ -180,18 +192,18 @@ class NmConfig:
     start: str = "init"
     """Start weights of the ticket: init, or trained."""
     prune: PruneConfig = field(default_factory=PruneConfig)
+    OWN: ClassVar = {"epochs": 0}
 
     def __post_init__(self) -> None:
-        check_fields(self, m=2, epochs=0, start=("init", "trained"))
+        super().__post_init__()
         check(1 <= self.n < self.m, "n", self.n, f"from 1 to m - 1 = {self.m - 1}")
 
 
 @dataclass(frozen=True)
-class ImpConfig(Preset):
+class ImpConfig(Checked):
     """Train, remove the smallest weights, go back to an early point, again and again.
 
-    After round i exactly ``round((1 - (1 - fraction)^i) * n)`` of the n prunable weights are gone:
-    every level is counted from n, so that rounding never adds up.
+    After round i exactly ``round((1 - (1 - fraction)^i) * n)`` of the n prunable weights are gone.
     """
 
     preset: str = "default"
@@ -223,7 +235,7 @@ class ImpConfig(Preset):
     start weights permuted within each layer."""
     prune: PruneConfig = field(default_factory=PruneConfig)
     published_epochs: ClassVar[int] = 280  # of training from the ticket, under a preset
-    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+    PRESETS: ClassVar = {
         "eccv22": dict(
             rounds=14, fraction=0.25, sparsity=0.0, levels=(), scope="global", floor=0.0,
             epochs=300, round_epochs=280, rewind="21ep", buffers="keep", lr="restart",
@@ -231,10 +243,7 @@ class ImpConfig(Preset):
     }  # fmt: skip
 
     def __post_init__(self) -> None:
-        check_fields(self, preset=("default", "eccv22"), sparsity="[0, 1)", scope=SCOPES)
-        check_fields(self, floor="[0, 1]", rounds=1, epochs=1, round_epochs=0, fraction="(0, 1)")
-        check_fields(self, buffers=("rewind", "keep", "reset"), lr=("restart", "resume"))
-        check_fields(self, control=("none", "random", "shuffle"))
+        super().__post_init__()
         rising = all(a < b for a, b in zip((0.0, *self.levels), (*self.levels, 1.0), strict=True))
         check(rising, "levels", self.levels, "rising, in (0, 1)")
         self.rewind_step  # noqa: B018 - refuses what is no step
@@ -244,21 +253,9 @@ class ImpConfig(Preset):
         """The point to go back to."""
         return Step.parse(self.rewind)
 
-    def schedule(self) -> tuple[float, ...]:
-        """Sparsity after each round."""
-        if self.levels:
-            return self.levels
-        if not self.sparsity:
-            return tuple(1 - (1 - self.fraction) ** i for i in range(1, self.rounds + 1))
-        found: list[float] = []
-        while not found or found[-1] < self.sparsity:
-            reached = 1 - (1 - self.fraction) ** (len(found) + 1)
-            found.append(self.sparsity if reached > self.sparsity - 1e-9 else reached)
-        return tuple(found)
-
 
 @dataclass(frozen=True)
-class EarlyBirdConfig(Preset):
+class EarlyBirdConfig(Checked):
     """Watch the mask of the dense network at the start of each epoch."""
 
     preset: str = "default"
@@ -276,37 +273,29 @@ class EarlyBirdConfig(Preset):
     window: int = 5
     """Masks compared: the newest with all others."""
     tolerance: float = -1.0
-    """Largest distance in the window that counts as standing still; below 0: 0.02 for weights, 0.1
-    for channels."""
+    """Largest distance that counts as standing still; below 0: 0.02 (weights), 0.1 (channels)."""
     lr_factor: float = 2.0
     """Learning rate of the search over the run's own."""
     l1: float = 1e-4
     """Penalty on the BatchNorm scales while channels are searched."""
     prune: PruneConfig = field(default_factory=PruneConfig)
     published_epochs: ClassVar[int] = 300
-    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+    PRESETS: ClassVar = {
         "eccv22": dict(
             kind="weights", scope="global", floor=0.0, epochs=300, window=5, tolerance=0.02,
             lr_factor=2.0,
         )
     }  # fmt: skip
+    OWN: ClassVar = {"kind": ("weights", "channels")}
 
     def __post_init__(self) -> None:
-        check_fields(self, preset=("default", "eccv22"), kind=("weights", "channels"))
-        check_fields(self, sparsity="[0, 1)", scope=SCOPES, floor="[0, 1]", epochs=1)
-        check_fields(self, window=2, l1="[0, 1)")
+        super().__post_init__()
         check(self.tolerance <= 1, "tolerance", self.tolerance, "at most 1")
         check(self.lr_factor > 0, "lr_factor", self.lr_factor, "above 0")
 
-    def resolved(self) -> EarlyBirdConfig:
-        """The configuration that runs, with its tolerance and what the preset fixes."""
-        usual = 0.02 if self.kind == "weights" else 0.1
-        made = replace(self, tolerance=self.tolerance if self.tolerance >= 0 else usual)
-        return replace(made, **self.PRESETS.get(self.preset, {}))
-
 
 @dataclass(frozen=True)
-class EarlyTimeConfig(Preset):
+class EarlyTimeConfig(Checked):
     """Find the fewest time steps whose output is near that of all T."""
 
     preset: str = "default"
@@ -322,21 +311,15 @@ class EarlyTimeConfig(Preset):
     search: str = "imp"
     """The search that runs with the steps found."""
     published_epochs: ClassVar[int] = 300
-
-    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
-        "eccv22": {"epochs": 2, "images": 1000, "threshold": 0.6}
-    }
-
-    def __post_init__(self) -> None:
-        check_fields(self, preset=("default", "eccv22"), epochs=0, images=1, threshold="[0, 1]")
-        check_fields(self, order=("paper", "code"))
+    PRESETS: ClassVar = {"eccv22": {"epochs": 2, "images": 1000, "threshold": 0.6}}
+    OWN: ClassVar = {"epochs": 0, "images": 1}
 
 
 _FROZEN: dict[str, Any] = {"epochs": 100, "learn_norm": False}
 
 
 @dataclass(frozen=True)
-class EdgePopupConfig(Preset):
+class EdgePopupConfig(Checked):
     """Learn which of the frozen initial weights to keep."""
 
     preset: str = "default"
@@ -346,8 +329,7 @@ class EdgePopupConfig(Preset):
     scope: str = "layer"
     """layer: the same sparsity in each layer; global: one threshold over all scores."""
     floor: float = 0.005
-    """Least fraction of each layer that a global threshold leaves, in [0, 1]; at 0 a layer may
-    lose all its weights, which ends the search."""
+    """Least fraction of each layer that a global threshold leaves; a layer without any ends it."""
     epochs: int = 30
     """Epochs of score learning."""
     ramp_epochs: float = 0.0
@@ -355,22 +337,15 @@ class EdgePopupConfig(Preset):
     ramp_from: float = 0.5
     """Sparsity at which the ramp starts."""
     init: str = "keep"
-    """Frozen weights: keep what the model holds, kaiming (scaled by what is kept), or signed
-    constants."""
+    """Frozen weights: keep the model's, kaiming (scaled by what is kept), or signed constants."""
     learn_norm: bool = True
     """Train scale and shift of the norms, and biases; the papers leave them at their start."""
     freeze_mask_at: float = 1.0
     """Fraction of the training after which the mask stays as it is."""
     prune: PruneConfig = field(default_factory=PruneConfig)
-
-    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+    PRESETS: ClassVar = {
         "cvpr20": dict(_FROZEN, sparsity=0.5, scope="layer", ramp_epochs=0.0, init="signed")
     }
-
-    def __post_init__(self) -> None:
-        check_fields(self, preset=("default", *self.PRESETS), sparsity="[0, 1)", scope=SCOPES)
-        check_fields(self, floor="[0, 1]", epochs=1, ramp_epochs=0, ramp_from="[0, 1)")
-        check_fields(self, init=INITS, freeze_mask_at="[0, 1]")
 
 
 @dataclass(frozen=True)
@@ -378,10 +353,9 @@ class BipropConfig(EdgePopupConfig):
     """Learn which signs of the frozen initial weights to keep; one gain for each layer."""
 
     preset: str = "default"
-    """default; iclr21: layer-wise, kaiming, SGD at 0.1, 100 epochs; iclr21-global: one threshold
-    with a ramp from 50 % over 10 epochs. Both leave the sparsity as given."""
-
-    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+    """default; iclr21: layer-wise, kaiming, SGD at 0.1, 100 epochs; iclr21-global: one threshold,
+    a ramp from 50 % over 10 epochs. Both leave the sparsity as given."""
+    PRESETS: ClassVar = {
         "iclr21": dict(_FROZEN, scope="layer", ramp_epochs=0.0, init="kaiming"),
         "iclr21-global": dict(
             _FROZEN, scope="global", ramp_epochs=10.0, ramp_from=0.5, init="kaiming"
@@ -389,15 +363,8 @@ class BipropConfig(EdgePopupConfig):
     }
 
 
-REWIRINGS: dict[str, dict[str, Any]] = {
-    "set": {"grow": "random", "start_sparsity": -1.0, "distribution": "erk"},
-    "rigl": {"grow": "gradient", "start_sparsity": -1.0, "distribution": "erk"},
-    "granet": {"grow": "gradient", "start_sparsity": 0.5, "distribution": "erk"},
-}
-
-
 @dataclass(frozen=True)
-class SparseTrainingConfig:
+class SparseTrainingConfig(Checked):
     """Train sparse from the start; now and then drop the smallest weights and grow others."""
 
     preset: str = "rigl"
@@ -422,23 +389,20 @@ class SparseTrainingConfig:
     epochs: int = 30
     """Epochs of the training."""
     prune: PruneConfig = field(default_factory=PruneConfig)
+    PRESETS: ClassVar = {
+        "set": {"grow": "random", "start_sparsity": -1.0, "distribution": "erk"},
+        "rigl": {"grow": "gradient", "start_sparsity": -1.0, "distribution": "erk"},
+        "granet": {"grow": "gradient", "start_sparsity": 0.5, "distribution": "erk"},
+    }
 
     def __post_init__(self) -> None:
-        check_fields(self, preset=("default", *REWIRINGS), sparsity="[0, 1)")
+        super().__post_init__()
         low = self.start_sparsity <= self.sparsity
         check(low, "start_sparsity", self.start_sparsity, "at most the final sparsity")
-        check_fields(self, grow=("gradient", "random"), distribution=DISTRIBUTIONS, drop="[0, 1)")
-        check_fields(self, every=1, end="(0, 1]", floor="[0, 1]", epochs=1)
-
-    def resolved(self) -> SparseTrainingConfig:
-        """The configuration that runs: a preset fixes how weights grow and where it starts."""
-        made = replace(self, **REWIRINGS.get(self.preset, {}))
-        begin = made.sparsity if made.start_sparsity < 0 else made.start_sparsity
-        return replace(made, start_sparsity=min(begin, made.sparsity))
 
 
 @dataclass(frozen=True)
-class PatchConfig:
+class PatchConfig(Checked):
     """Level 1: patch-number sparsity."""
 
     sparsity: float = 0.314
@@ -451,14 +415,11 @@ class PatchConfig:
     """Multiply attention sums by N/K for the keys that are gone."""
     selector_epochs: int = 5
     """Epochs of the attention selector; other scores need none."""
-
-    def __post_init__(self) -> None:
-        check_fields(self, "multisp.patches.", sparsity="[0, 1)", score=SCORES)
-        check_fields(self, "multisp.patches.", space=("token", "pixel"), selector_epochs=0)
+    WHERE = "multisp.patches."
 
 
 @dataclass(frozen=True)
-class WeightConfig:
+class WeightConfig(Checked):
     """Level 2: sparse and binary ConvPEP weights."""
 
     method: str = "latent"
@@ -480,48 +441,39 @@ class WeightConfig:
     gain: str = "layer"
     """One gain for each layer (biprop) or each output filter (XNOR-Net)."""
     first_conv: str = "auto"
-    """auto: full precision for images, binary for event input; or binary, full. It is pruned
-    in every case."""
+    """auto: full precision for images, binary for events; or binary, full. Pruned in any case."""
     include_rpe: bool = True
     """Prune and binarize the position-encoding convolution (60 % of the ConvPEP) too."""
     init: str = "keep"
-    """Start weights: keep what the model holds, kaiming (scaled by what is kept), or signed
-    constants."""
+    """Start weights: keep the model's, kaiming (scaled by what is kept), or signed constants."""
     monotone: bool = False
     """Removed weights never return (Algorithm 1's line 10 read literally)."""
     anneal: float = 0.0
     """Final steepness of the score gradient's window around the threshold; 0 is edge-popup."""
     freeze_mask_at: float = 0.75
     """Fraction of the phase after which the mask stays as it is."""
-
-    def __post_init__(self) -> None:
-        where = "multisp.weights."
-        check_fields(self, where, sparsity="[0, 1)", floor="[0, 1)", anneal="[0, 1000)")
-        check_fields(self, where, ramp_from="[0, 1)", ramp_epochs=0, freeze_mask_at="[0, 1]")
-        methods = (*MOVING, "magnitude", "random", "off")
-        check_fields(self, where, method=methods, scope=("layer", "global"), init=INITS)
-        check_fields(self, where, gain=("layer", "filter"), first_conv=("auto", "binary", "full"))
+    WHERE = "multisp.weights."
+    OWN: ClassVar = {"floor": "[0, 1)", "scope": ("layer", "global")}
 
 
 @dataclass(frozen=True)
-class ActivationConfig:
+class ActivationConfig(Checked):
     """Level 3: binary ConvPEP activations."""
 
     kind: str = "lif"
     """lif (spiking), heaviside {0,1}, sign {-1,+1} or relu (full-precision reference)."""
     residual: str = "add"
     """add (tokens in {0,1,2}), iand or or (tokens stay {0,1})."""
-
-    def __post_init__(self) -> None:
-        check_fields(self, "multisp.activation.", kind=ACTIVATIONS, residual=RESIDUALS)
+    WHERE = "multisp.activation."
+    OWN: ClassVar = {"kind": ACTIVATIONS}
 
 
 @dataclass(frozen=True)
-class MultiSpConfig:
+class MultiSpConfig(Checked):
     """MultiSp: patches, ConvPEP weights and ConvPEP activations made sparse and binary.
 
-    Source: arXiv 2309.13302 (abstract) and Algorithm 1 of arXiv 2311.12060. The full text of the
-    first was not at hand: defaults are choices, and each run's report lists them.
+    Source: arXiv 2309.13302 (abstract) and Algorithm 1 of arXiv 2311.12060; the rest are choices,
+    which each run's report lists.
     """
 
     preset: str = "default"
@@ -544,34 +496,29 @@ class MultiSpConfig:
     patches: PatchConfig = field(default_factory=PatchConfig)
     weights: WeightConfig = field(default_factory=WeightConfig)
     activation: ActivationConfig = field(default_factory=ActivationConfig)
+    WHERE = "multisp."
+    PRESETS: ClassVar = {
+        "literal": dict(
+            schedule="sequential", stem="frozen", dense_epochs=0, distill=0.0,
+            weights=dict(
+                method="scores", scope="global", init="kaiming", gain="layer", anneal=0.0,
+                ramp_epochs=0.0, freeze_mask_at=1.0,
+            ),
+        )
+    }  # fmt: skip
 
     def __post_init__(self) -> None:
-        schedules = ("joint", "sequential", "reverse")
-        check_fields(self, "multisp.", preset=("default", "literal"), schedule=schedules)
-        check_fields(self, "multisp.", stem=("frozen", "finetune"), dense_epochs=0, stem_epochs=0)
-        check_fields(self, "multisp.", epochs=1, distill="[0, 1]")
+        super().__post_init__()
         taught = self.distill == 0 or self.dense_epochs > 0
         check(taught, "multisp.distill", self.distill, "0 unless dense_epochs > 0 (the teacher)")
         weights = self.weights
         searched = self.epochs if self.schedule == "joint" else max(1, self.stem_epochs)
         whole = int(weights.freeze_mask_at * searched)
-        ends = weights.ramp_epochs <= whole or weights.method not in MOVING
         rule = f"at most {whole}, as freeze_mask_at={weights.freeze_mask_at} of the {searched} "
         rule += "epochs ends it: the mask would never reach its sparsity"
+        ends = weights.ramp_epochs <= whole or weights.method not in MOVING
         ends = ends or self.preset != "default"
         check(ends, "multisp.weights.ramp_epochs", weights.ramp_epochs, rule)
-
-    def resolved(self) -> MultiSpConfig:
-        """The configuration that runs: the literal preset overrides what Algorithm 1 fixes."""
-        if self.preset == "default":
-            return self
-        weights = replace(
-            self.weights, method="scores", scope="global", init="kaiming", gain="layer", anneal=0.0,
-            ramp_epochs=0.0, freeze_mask_at=1.0,
-        )  # fmt: skip
-        return replace(
-            self, schedule="sequential", stem="frozen", dense_epochs=0, distill=0.0, weights=weights
-        )
 
 
 def on_encoder(imp: ImpConfig) -> ImpConfig:

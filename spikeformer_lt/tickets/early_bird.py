@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,12 +25,10 @@ from spikeformer_lt.tickets.configs import EarlyBirdConfig, preset_optim
 from spikeformer_lt.training.phase import Fit, Hook, Phase, Progress
 
 
-@dataclass(frozen=True)
-class Group:
-    """One set of channels: the layer that makes them, its norm, the layer that reads them.
+class Group(NamedTuple):
+    """A layer that makes channels, its norm, and the layer that reads them, by module name.
 
-    All are module names; channel c is row c of `producer`, entry c of `norm`, column c of
-    `consumer`.
+    Channel c is row c of `producer`, entry c of `norm`, column c of `consumer`.
     """
 
     producer: str
@@ -47,28 +45,18 @@ def find_groups(model: nn.Module, images: Tensor) -> tuple[Group, ...]:
     """Find the channels of a network that nothing but one layer reads.
 
     Candidates are a layer, the BatchNorm after it and the next layer of as many inputs. Each is
-    tried on a copy with random norms and weights, where three things must hold: with the
-    consumer's columns at 0 the norm's entries change nothing (nobody else reads them); with the
-    norm's entries at 0 the columns change nothing (a silent channel gives 0, and no residual
-    shares it); and the network with a channel cut out computes the same.
-
-    Args:
-        model: is not changed.
-        images: a few inputs ``[B, C, H, W]``, or frames ``[B, T, C, H, W]``.
-
-    Raises:
-        ConfigError: no channel can be removed.
+    tried on a copy with random norms and weights, on a few `images`: with the consumer's columns
+    at 0 the norm's entries must change nothing (nobody else reads them), with the norm's entries at
+    0 the columns (a silent channel gives 0), and the network with a channel cut out must compute
+    the same. A ConfigError says that no channel can be removed.
     """
     kinds = (nn.Conv2d, nn.Linear, _BatchNorm)
     layers = [(n, m) for n, m in model.named_modules() if isinstance(m, kinds)]
     found = []
     with isolated_rng(0), torch.no_grad():
-        for place in range(1, len(layers) - 1):
-            (producer, made), (norm, between), (consumer, _) = layers[place - 1 : place + 2]
-            if not isinstance(between, _BatchNorm) or isinstance(made, _BatchNorm):
-                continue
-            group = Group(producer, norm, consumer)
-            if _sizes_fit(model, group) and _holds(model, group, images):
+        for three in zip(layers, layers[1:], layers[2:], strict=False):
+            group, parts = Group(*(name for name, _ in three)), [part for _, part in three]
+            if _sizes_fit(*parts) and _holds(model, group, images):
                 found.append(group)
     if not found:
         raise ConfigError(
@@ -84,40 +72,27 @@ def norm_scales(model: nn.Module, groups: Sequence[Group]) -> dict[str, Tensor]:
 
 
 def channel_mask(model: nn.Module, groups: Sequence[Group], channels: Mask) -> Mask:
-    """The weight mask that removes whole channels.
+    """The weight mask that removes whole channels: a removed one is exactly silent.
 
-    Args:
-        model: gives the shapes.
-        groups: from `find_groups`.
-        channels: kept channels by the norm's name, as `norm_scales` names them.
-
-    Returns:
-        Rows, columns, scales, shifts and biases: a removed channel is exactly silent.
+    `channels` are the kept ones by the norm's name, as `norm_scales` names them.
     """
     kept: dict[str, Tensor] = {}
+    parameters = dict(model.named_parameters())
     for group in groups:
-        stays = channels[group.norm]
-        rows = model.get_parameter(f"{group.producer}.weight")
-        columns = model.get_parameter(f"{group.consumer}.weight")
-        _narrow(kept, f"{group.producer}.weight", _along(stays, 0, rows))
-        _narrow(kept, f"{group.consumer}.weight", _along(stays, 1, columns))
-        biased = getattr(model.get_submodule(group.producer), "bias", None) is not None
-        biases = [f"{group.producer}.bias"] * biased
-        for name in (group.scale, f"{group.norm}.bias", *biases):
-            _narrow(kept, name, stays)
+        rows = (f"{group.producer}.weight", f"{group.producer}.bias", group.scale)
+        for name in (*rows, f"{group.norm}.bias", f"{group.consumer}.weight"):
+            if name in parameters:
+                dim = int(name.startswith(f"{group.consumer}."))
+                stays = _along(channels[group.norm], dim, parameters[name])
+                kept[name] = kept.get(name, stays) & stays
     return Mask(kept)
 
 
 def shrink(model: nn.Module, groups: Sequence[Group], mask: Mapping[str, Tensor]) -> nn.Module:
     """Cut removed channels out of a network, in place: the same function with smaller layers.
 
-    Args:
-        model: holds a ticket's weights.
-        groups: from `find_groups`, of the whole network.
-        mask: from `channel_mask`, or of a ticket that the channel form found.
-
-    Raises:
-        MaskError: a layer of the groups is not in the mask.
+    `model` holds a ticket's weights, `groups` are of the whole network, `mask` is of `channel_mask`
+    or of a ticket that the channel form found; a MaskError if a layer of the groups is not in it.
     """
     for group in groups:
         if group.scale not in mask:
@@ -131,11 +106,10 @@ def shrink(model: nn.Module, groups: Sequence[Group], mask: Mapping[str, Tensor]
     return model
 
 
-def _sizes_fit(model: nn.Module, group: Group) -> bool:
-    names = (group.producer, group.norm, group.consumer)
-    producer, _, consumer = parts = [model.get_submodule(name) for name in names]
-    made, scale, weight = (getattr(part, "weight", None) for part in parts)
-    if made is None or scale is None or weight is None or weight.ndim < 2:
+def _sizes_fit(producer: nn.Module, norm: nn.Module, consumer: nn.Module) -> bool:
+    makes = isinstance(norm, _BatchNorm) and not isinstance(producer, _BatchNorm)
+    made, scale, weight = (getattr(part, "weight", None) for part in (producer, norm, consumer))
+    if not makes or made is None or scale is None or weight is None or weight.ndim < 2:
         return False
     alone = getattr(producer, "groups", 1) == getattr(consumer, "groups", 1) == 1
     return alone and len(made) == len(scale) == weight.shape[1]
@@ -164,8 +138,7 @@ def _holds(model: nn.Module, group: Group, images: Tensor) -> bool:
     mute = scale.masked_fill(some, 0), shift.masked_fill(some, 0)
     nobody_else = torch.equal(outputs(scale, shift, unread), outputs(*loud, unread))
     felt = not torch.equal(outputs(scale, shift, weight), outputs(*loud, weight))
-    silent = torch.equal(outputs(*mute, weight), outputs(*mute, read))
-    if not (nobody_else and felt and silent):
+    if not (nobody_else and felt and torch.equal(outputs(*mute, weight), outputs(*mute, read))):
         return False
     masked = outputs(scale.masked_fill(first, 0), shift.masked_fill(first, 0), weight)
     try:
@@ -181,18 +154,13 @@ def _along(stays: Tensor, dim: int, weight: Tensor) -> Tensor:
     return stays.view(shape).expand(weight.shape)
 
 
-def _narrow(kept: dict[str, Tensor], name: str, more: Tensor) -> None:
-    kept[name] = kept[name] & more if name in kept else more
-
-
 @torch.no_grad()
 def _cut(module: nn.Module, stays: Tensor, dim: int) -> None:
-    for name in ("weight", "bias", "running_mean", "running_var"):
+    for name in ("weight",) if dim else ("weight", "bias", "running_mean", "running_var"):
         value = getattr(module, name, None)
-        if not isinstance(value, Tensor) or value.ndim <= dim or (dim and name != "weight"):
-            continue
-        less = value.index_select(dim, stays.to(value.device)).clone()
-        setattr(module, name, nn.Parameter(less) if isinstance(value, nn.Parameter) else less)
+        if value is not None:
+            less = value.index_select(dim, stays.to(value.device))
+            setattr(module, name, nn.Parameter(less) if isinstance(value, nn.Parameter) else less)
     sizes = (("out_channels", "out_features", "num_features"), ("in_channels", "in_features"))
     for name in sizes[dim]:
         if hasattr(module, name):
@@ -200,16 +168,10 @@ def _cut(module: nn.Module, stays: Tensor, dim: int) -> None:
 
 
 class MaskWatch(Hook):
-    """Ends a phase when the newest of some masks differs little from the ones before.
+    """Ends a phase when the newest of `window` masks differs little from all the ones before.
 
-    Args:
-        draw: the mask of the present weights.
-        window: masks compared.
-        tolerance: largest Hamming distance, as a fraction of all entries.
-        penalty: added to the gradient of each norm's scale, times its sign.
-
-    No decision is made before the window is full, so that the first possible end is before epoch
-    index ``window - 1``.
+    `draw` makes the mask of the present weights, `tolerance` is the largest Hamming distance as a
+    fraction of all entries, and `penalty` an L1 strength by the name of a norm's scale.
     """
 
     def __init__(
@@ -222,8 +184,7 @@ class MaskWatch(Hook):
         self.draw, self.window, self.tolerance = draw, window, tolerance
         self.penalty = dict(penalty or {})
         self.masks: list[Mask] = []
-        self.distances: list[float] = []
-        self.history: list[list[float]] = []
+        self.history: list[list[float]] = []  # distances to the newest, of each epoch
         self.epoch, self.still = -1, False
 
     def before_epoch(self, model: nn.Module, epoch: int) -> bool:
@@ -231,11 +192,9 @@ class MaskWatch(Hook):
         if epoch > self.epoch:  # an epoch that was resumed amid has been looked at
             self.epoch = epoch
             self.masks = [*self.masks, self.draw(model)][-self.window :]
-            newest = self.masks[-1]
-            self.distances = [newest.hamming(mask) for mask in self.masks[:-1]]
-            self.history.append(self.distances)
+            self.history.append([self.masks[-1].hamming(mask) for mask in self.masks[:-1]])
             full = len(self.masks) == self.window
-            self.still = full and max(self.distances) < max(self.tolerance, 1e-12)
+            self.still = full and max(self.history[-1]) < max(self.tolerance, 1e-12)
         return self.still
 
     @torch.no_grad()
@@ -255,13 +214,12 @@ class MaskWatch(Hook):
     def state(self) -> dict[str, Any]:
         """Where the watch stands."""
         known = {"epoch": self.epoch, "still": self.still, "count": len(self.masks)}
-        return {**known, "distances": self.distances, "history": self.history}
+        return {**known, "history": self.history}
 
     def load(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Take masks and decision over."""
         self.epoch, self.still = int(state["epoch"]), bool(state["still"])
-        self.distances = [float(value) for value in state["distances"]]
-        self.history = [[float(value) for value in row] for row in state.get("history", [])]
+        self.history = [[float(value) for value in row] for row in state["history"]]
         parts: list[dict[str, Tensor]] = [{} for _ in range(int(state["count"]))]
         for key, kept in tensors.items():
             place, _, name = key.partition("/")
@@ -280,23 +238,32 @@ class EarlyBird(Search):
     ECCV 2022 (arXiv 2207.01382), section 3.2, the weight form.
     """
 
+    @staticmethod
+    def resolved(config: EarlyBirdConfig) -> EarlyBirdConfig:
+        """The configuration that runs, with its tolerance."""
+        if config.tolerance < 0:
+            config = replace(config, tolerance=0.02 if config.kind == "weights" else 0.1)
+        made: EarlyBirdConfig = Search.resolved(config)
+        return made
+
     def _search(self, model: nn.Module, fit: Fit) -> Mask:
         config, channels = self.config, self.config.kind == "channels"
         groups = find_groups(model, self._images(2)[0]) if channels else ()
 
         def draw(now: nn.Module) -> Mask:
-            scores = norm_scales(now, groups) if channels else magnitudes(config.prune.weights(now))
-            floor = config.floor
-            if channels:  # never a whole layer: nothing would pass it
-                floor = max(floor, min(1 / score.numel() for score in scores.values()))
+            if not channels:
+                scores, least = magnitudes(config.prune.weights(now)), 0.0
+            else:  # never a whole layer: nothing would pass it
+                scores = norm_scales(now, groups)
+                least = min(1 / score.numel() for score in scores.values())
+            floor = max(config.floor, least)
             return Mask.from_scores(scores, config.sparsity, config.scope, floor=floor)
 
         scales = {group.scale: config.l1 for group in groups}
         self.watch = MaskWatch(draw, config.window, config.tolerance, scales)
-        phase = Phase("early_bird", config.epochs, preset_optim(config.preset))
-        phase = replace(phase, hooks=(self.watch,), lr_factor=config.lr_factor)
-        stopped = self._fit(fit, model, replace(phase, settled_from=config.epochs - 1))
-        still = stopped.epochs < config.epochs
+        phase = Phase("early_bird", config.epochs, preset_optim(config.preset), hooks=(self.watch,))
+        phase = replace(phase, lr_factor=config.lr_factor, settled_from=config.epochs - 1)
+        still = self._fit(fit, model, phase).epochs < config.epochs
         mask = self.watch.masks[-1] if still else draw(model)
         return channel_mask(model, groups, mask) if channels else mask
 

@@ -23,44 +23,26 @@ from spikeformer_lt.training.phase import Fit, Phase
 def divergences(model: nn.Module, images: Tensor, order: str, batch: int = 250) -> list[float]:
     """Divergence between the class probabilities after t steps and after all T.
 
-    The network is causal in time, so that one run at T gives every t: ``P_t`` is the softmax of
-    the mean logits of the first t steps. It is evaluated as it would be used, with the running
-    statistics of its norms; neither they nor the training mode of any module change.
-
-    Args:
-        model: gives logits ``[B, T, K]``.
-        images: ``[B, C, H, W]`` or frames ``[B, T, C, H, W]``.
-        order: "paper" for KL(P_t || P_T), "code" for KL(P_T || P_t).
-        batch: images at a time.
-
-    Returns:
-        Mean over the images for t = 2 to T - 1, in nats.
+    One run at T gives every t: ``P_t`` is the softmax of the mean logits of the first t steps, in
+    eval mode. Mean over the images, for t = 2 to T - 1, in nats, of KL(P_t || P_T) ("paper") or
+    KL(P_T || P_t) ("code"); `batch` images at a time.
     """
     with kept_modes(model):
         model.eval()
         logits = torch.cat([model(part).double() for part in images.split(batch)])
     steps = torch.arange(1, logits.shape[1] + 1, device=logits.device)
     logs = F.log_softmax(logits.cumsum(1) / steps[None, :, None], dim=2)
-    found = []
-    for t in range(2, logits.shape[1]):
-        few, full = logs[:, t - 1], logs[:, -1]
-        p, q = (few, full) if order == "paper" else (full, few)
-        found.append(float((p.exp() * (p - q)).sum(1).mean()))
-    return found
+    few, full = logs[:, 1:-1], logs[:, -1:].expand_as(logs[:, 1:-1])
+    p, q = (few, full) if order == "paper" else (full, few)
+    return [float(value) for value in (p.exp() * (p - q)).sum(2).mean(0)]
 
 
 def choose_time(values: Sequence[float], T: int, threshold: float, order: str) -> int:
     """The fewest steps t >= 2 whose divergence, normalised, is below the threshold; else T.
 
-    Args:
-        values: divergences for t = 2 to T - 1.
-        T: all steps.
-        threshold: in [0, 1]; 0 gives T, unless a divergence is not there at all.
-        order: "paper" normalises by the value of t = 2 (which is then 1), "code" by the largest.
+    `values` are of t = 2 to T - 1; "paper" normalises by that of t = 2, "code" by the largest.
     """
-    if not values:
-        return T
-    unit = values[0] if order == "paper" else max(values)
+    unit = max(values[:1] if order == "paper" else values, default=0.0)
     for t, value in enumerate(values, 2):
         if (value / unit if unit > 0 else 0.0) < threshold:
             return t
@@ -69,11 +51,7 @@ def choose_time(values: Sequence[float], T: int, threshold: float, order: str) -
 
 @contextlib.contextmanager
 def at_time(model: nn.Module, T: int) -> Iterator[None]:
-    """Run a network with T steps inside: frames are cut to their first T; its own T comes back.
-
-    Raises:
-        ConfigError: the model has no T, or does not follow it.
-    """
+    """Run a network with T steps inside, frames cut to their first T; a ConfigError without T."""
     own = getattr(model, "T", None)
     if not isinstance(own, int):
         raise ConfigError(f"{type(model).__name__} has no number of time steps T to change")
@@ -102,12 +80,8 @@ def at_time(model: nn.Module, T: int) -> Iterator[None]:
 class EarlyTime(Search):
     """Another search, run with fewer time steps; the ticket is to be trained with all T.
 
-    The probe's short training is undone before the search, which begins from the same weights and
-    buffers as without it.
-
-    Args:
-        config, seed, batch: of every search; the latter two go to the search inside, too.
-        inner: the search inside; the one that the configuration names, with its defaults, if None.
+    The probe's short training is undone before the search. Beside the arguments of every search,
+    `inner` is the search inside; the one that the configuration names, with its defaults, if None.
 
     Source: Kim et al., ECCV 2022 (arXiv 2207.01382), section 3.3.
     """
@@ -125,20 +99,14 @@ class EarlyTime(Search):
         self.inner, self.trained, self.T = inner, inner.trained, 0
 
     def find(self, model: nn.Module, fit: Fit) -> Ticket:
-        """Choose the time, search with it, give T back.
-
-        Raises:
-            ConfigError: no images to probe with, or a model without T.
-        """
+        """Choose the time, search with it, give T back; a ConfigError for a model without T."""
         config = self.config
-        if self.batch is None:
-            raise ConfigError("early_time looks at training images: give batch=trainer.batch")
         with at_time(model, int(getattr(model, "T", 0))):
             before = snapshot(model)
             phase = Phase("early_time", config.epochs, preset_optim(config.preset))
             probed = self._fit(fit, model, phase)
             own = int(model.T)  # type: ignore[arg-type]
-            values = divergences(model, self.batch(config.images)[0], config.order)
+            values = divergences(model, self._images(config.images)[0], config.order)
             self.T = choose_time(values, own, config.threshold, config.order)
             model.load_state_dict(before)
         with at_time(model, self.T):

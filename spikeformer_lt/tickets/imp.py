@@ -12,8 +12,21 @@ from spikeformer_lt.mask import Mask
 from spikeformer_lt.registry import register_search
 from spikeformer_lt.rng import seed_for
 from spikeformer_lt.tickets.base import Search, magnitudes, prunable, shuffled, snapshot
-from spikeformer_lt.tickets.configs import ImpConfig, preset_optim
+from spikeformer_lt.tickets.configs import PRESETS, ImpConfig
 from spikeformer_lt.training.phase import Capture, Fit, Masked, Phase
+
+
+def schedule(config: ImpConfig) -> tuple[float, ...]:
+    """Sparsity after each round."""
+    if config.levels:
+        return config.levels
+    if not config.sparsity:
+        return tuple(1 - (1 - config.fraction) ** i for i in range(1, config.rounds + 1))
+    found: list[float] = []
+    while not found or found[-1] < config.sparsity:
+        reached = 1 - (1 - config.fraction) ** (len(found) + 1)
+        found.append(config.sparsity if reached > config.sparsity - 1e-9 else reached)
+    return tuple(found)
 
 
 @register_search("imp", ImpConfig)
@@ -32,8 +45,8 @@ class Imp(Search):
 
     def _search(self, model: nn.Module, fit: Fit) -> Mask:
         config, step = self.config, self.config.rewind_step
-        optim = preset_optim(config.preset)
-        early, mask, levels = Capture(step), None, config.schedule()
+        optim = PRESETS.get(config.preset)
+        early, mask, levels = Capture(step), None, schedule(config)
         self.masks = []
         dense = Phase("imp-0", config.epochs, optim, hooks=(early,))
         self._fit(fit, model, replace(dense, settled_from=config.epochs - 1))

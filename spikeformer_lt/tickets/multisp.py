@@ -1,10 +1,8 @@
-"""MultiSp: patch, ConvPEP-weight and ConvPEP-activation sparsity in one search."""
+"""MultiSp: patch, ConvPEP-weight and ConvPEP-activation sparsity in one search; joint tickets."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -14,7 +12,6 @@ from torch import Tensor, nn
 from spikeformer_lt.config import check
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers import subnet
-from spikeformer_lt.layers.neuron import reset_state
 from spikeformer_lt.layers.patches import Attention
 from spikeformer_lt.layers.stems import stem_of
 from spikeformer_lt.layers.subnet import SubnetConv2d, collapse, get_masks, set_masks
@@ -22,19 +19,16 @@ from spikeformer_lt.mask import Mask
 from spikeformer_lt.registry import register_search
 from spikeformer_lt.rng import seed_for
 from spikeformer_lt.ticket import Ticket
-from spikeformer_lt.tickets.base import Search, snapshot
-from spikeformer_lt.tickets.configs import MOVING, MultiSpConfig, WeightConfig
+from spikeformer_lt.tickets.base import Search, noted, snapshot
+from spikeformer_lt.tickets.configs import MOVING, JointConfig, MultiSpConfig, WeightConfig
+from spikeformer_lt.tickets.imp import Imp
 from spikeformer_lt.tickets.surgery import new_score, set_activation, set_patches
 from spikeformer_lt.training.options import OptimConfig
 from spikeformer_lt.training.phase import Fit, Phase, Progress
 
-LEARNS = {"latent": "weights", "magnitude": "weights", "random": "weights"}
-
 
 class StemProbe(nn.Module):
-    """ConvPEP with a temporary linear head: the network that a stem search trains.
-
-    Shape: images ``[B, C, H, W]`` or frames ``[B, T, C, H, W]`` -> logits ``[B, T, K]``.
+    """ConvPEP with a temporary linear head, which gives logits ``[B, T, K]``.
 
     Source: arXiv 2311.12060, Algorithm 1, phase 1; the head is dropped afterwards.
     """
@@ -46,55 +40,40 @@ class StemProbe(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Mean token of each step, classified."""
-        with _at_rest(self):
-            tokens, _ = self.conv_pep(self._door(x), self.T)
-            logits: Tensor = self.head(tokens.mean(2))
-            return logits.expand(self.T, -1, -1).transpose(0, 1)
-
-
-@contextmanager
-def _at_rest(model: nn.Module) -> Iterator[None]:
-    reset_state(model)
-    try:
-        yield
-    finally:
-        reset_state(model)
+        tokens, _ = self.conv_pep(self._door(x), self.T)
+        logits: Tensor = self.head(tokens.mean(2))
+        return logits.expand(self.T, -1, -1).transpose(0, 1)
 
 
 def install_subnets(conv_pep: Any, config: WeightConfig) -> None:
-    """Replace the ConvPEP's convolutions by subnet convolutions, in place.
-
-    Start weights are initialised first if asked for; scores and inits draw from torch's stream.
-    """
+    """Replace the ConvPEP's convolutions by subnet convolutions, in place, initialised as asked."""
+    learns = config.method if config.method in ("scores", "both") else "weights"
+    of_spikes = conv_pep.in_channels == 2 and config.first_conv == "auto"
     for role, unit in conv_pep.units():
         if role == "shortcut" and not config.include_rpe:
             continue
         init_weight(unit.conv.weight, config.init, config.sparsity)
-        binary, learns = config.binary, LEARNS.get(config.method, config.method)
-        if role == "first":
-            spikes_in = conv_pep.in_channels == 2 and config.first_conv == "auto"
-            binary = binary and (spikes_in or config.first_conv == "binary")
-        per_filter = config.gain == "filter"
-        unit.conv = SubnetConv2d(unit.conv, learns, binary=binary, per_filter=per_filter)
+        whole = role == "first" and not (of_spikes or config.first_conv == "binary")
+        unit.conv = SubnetConv2d(
+            unit.conv,
+            learns,
+            binary=config.binary and not whole,
+            per_filter=config.gain == "filter",
+        )
 
 
 def init_weight(weight: Tensor, init: str, sparsity: float) -> None:
     """Kaiming or signed-constant start weights; the fan counts kept weights only (scale_fan)."""
     if init == "keep":
         return
-    fan = weight[0].numel() * (1 - sparsity)
-    std = (2 / fan) ** 0.5
+    std = (2 / (weight[0].numel() * (1 - sparsity))) ** 0.5
+    drawn = torch.randn(weight.shape)
     with torch.no_grad():
-        drawn = torch.randn(weight.shape)
         weight.copy_(std * (drawn.sign() if init == "signed" else drawn))
 
 
 class MaskController:
-    """Keeps the stem's masks at the sparsity that the schedule asks for, before every step.
-
-    Raises:
-        ConfigError: a layer would lose all its weights, and nothing would pass it.
-    """
+    """Keeps masks at the sparsity of the schedule; a ConfigError if a layer would lose all."""
 
     def __init__(self, model: nn.Module, config: WeightConfig, seed: int) -> None:
         self.model, self.config = model, config
@@ -136,13 +115,12 @@ class MaskController:
 
     def _mask(self, sparsity: float, within: Mask | None = None) -> Mask:
         """Rank the weights; a mask that leaves nothing of a layer is refused."""
-        config = self.config
-        floor = config.floor if config.scope == "global" else 0.0
+        config, everywhere = self.config, self.config.scope == "global"
+        floor = config.floor if everywhere else 0.0
         mask = Mask.from_scores(subnet.rankings(self.model), sparsity, config.scope, within, floor)
         for name, kept in mask.items():
             rule = f"lower, as it removes all {kept.numel()} weights of {name}"
-            if config.scope == "global":
-                rule += ", or a floor above 0"
+            rule += ", or a floor above 0" if everywhere else ""
             check(bool(kept.any()), "weights.sparsity", config.sparsity, rule)
         return mask
 
@@ -167,8 +145,7 @@ class MultiSp(Search):
     def _search(self, model: nn.Module, fit: Fit) -> Mask:
         """Train `model` in place into a ticket; it ends collapsed to plain convolutions.
 
-        Every phase is resumable through `fit`; the surgery between phases is deterministic, so
-        that a resumed search meets the same modules.
+        The surgery between phases is deterministic: a resumed search meets the same modules.
         """
         if stem_of(model) is None:
             raise ConfigError(
@@ -211,10 +188,8 @@ class MultiSp(Search):
                 collapse(model)
                 stem_of(model).requires_grad_(False)
                 final = replace(final, frozen=(_stem_name(model),))
-            else:
-                controller = searched.before_step
-                if isinstance(controller, MaskController):
-                    final = replace(final, before_step=controller.at_full_sparsity())
+            elif isinstance(searched.before_step, MaskController):
+                final = replace(final, before_step=searched.before_step.at_full_sparsity())
         self.select_patches(model, fit)
         self._fit(fit, model, final)
 
@@ -241,14 +216,14 @@ class MultiSp(Search):
             return
         self._seeded("selector")
         score = new_score(model, patches)
-        if isinstance(score, Attention) and patches.selector_epochs:
+        if isinstance(score, Attention):
             probe = SelectorProbe(model, score)
             wanted = {p: p.requires_grad for p in probe.stem.parameters()}
-            probe.stem.requires_grad_(False)
-            self._fit(fit, probe, Phase("selector", patches.selector_epochs, frozen=("stem",)))
+            if patches.selector_epochs:
+                probe.stem.requires_grad_(False)
+                self._fit(fit, probe, Phase("selector", patches.selector_epochs, frozen=("stem",)))
             for parameter, needs in wanted.items():
                 parameter.requires_grad_(needs)
-        if isinstance(score, Attention):
             score.requires_grad_(False)
         set_patches(model, patches, score)
 
@@ -266,14 +241,14 @@ class SelectorProbe(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``[B, T, K]`` of the selector."""
-        with _at_rest(self):
-            tokens, _ = self.stem(self._door(x), self.T)
-            return self.score.logits(tokens, self.T)
+        tokens, _ = self.stem(self._door(x), self.T)
+        return self.score.logits(tokens, self.T)
 
 
 def _stem_name(model: nn.Module) -> str:
-    names: dict[Any, str] = {module: name for name, module in model.named_modules()}
-    return names[stem_of(model)]
+    stem = stem_of(model)
+    found: str = next(name for name, module in model.named_modules() if module is stem)
+    return found
 
 
 def _all_kept(model: nn.Module) -> Mask:
@@ -281,3 +256,36 @@ def _all_kept(model: nn.Module) -> Mask:
     return Mask(
         {k: torch.ones_like(v, dtype=torch.bool).cpu() for k, v in weights.items() if v.ndim == 4}
     )
+
+
+@register_search("joint", JointConfig)
+class Joint(Search):
+    """Patches are removed first; every round of weight pruning sees the patches that are left.
+
+    The ticket's mask is over the encoder's weights; its provenance has the sparsity of each level.
+
+    Source: patches: arXiv 2311.12060; weights: as `imp`; both together: arXiv 2311.08806.
+    """
+
+    def find(self, model: nn.Module, fit: Fit) -> Ticket:
+        """Select patches, then prune the encoder; a ConfigError for a model without patches."""
+        if stem_of(model) is None:
+            raise ConfigError(
+                f"joint needs a model with patches (a ConvPEP); {type(model).__name__} has none: "
+                "use imp"
+            )
+        levels = MultiSp(MultiSpConfig(patches=self.config.patches), self.seed)
+        levels.select_patches(model, fit)
+        inner = Imp(self.config.imp, self.seed)
+        ticket = inner.find(model, fit)
+        self.start, self.results = inner.start, levels.results + inner.results
+        about = ticket.provenance
+        ledger = {
+            "patch": self.config.patches.sparsity,
+            "weight": about["prunable_sparsity"],
+            "total_weight": about["total_sparsity"],
+        }
+        phases = [asdict(result) for result in levels.results] + about["phases"]
+        seconds = sum(phase["seconds"] for phase in phases)
+        own = {"search": self.name, "config": asdict(self.config), "ledger": ledger}
+        return noted(ticket, **own, phases=phases, search_seconds=seconds)

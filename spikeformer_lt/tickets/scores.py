@@ -22,8 +22,7 @@ from spikeformer_lt.training.phase import Fit, Phase
 class EdgePopup(Search):
     """Scores over frozen weights; the mask is the top of ``|s|``, computed anew at every step.
 
-    A removed weight can return while scores are learned. The ticket holds the network that was
-    validated: its weights are ``w * M`` (biprop: ``alpha * sign(w) * M``), not to be retrained.
+    The ticket's weights are ``w * M`` (biprop: ``alpha * sign(w) * M``), not to be retrained.
 
     Source: Ramanujan et al., CVPR 2020 (arXiv 1911.13299), section 4.
     """
@@ -39,7 +38,9 @@ class EdgePopup(Search):
             init_weight(weight, config.init, config.sparsity)
             install(model, name.removesuffix(".weight"), "scores", binary=self.binary)
         rest = {n: p for n, p in model.named_parameters() if not n.endswith(".scores")}
-        wanted = {name: parameter.requires_grad for name, parameter in rest.items()}
+        wanted = {
+            name: parameter.requires_grad or name in weights for name, parameter in rest.items()
+        }
         for name, parameter in rest.items():
             parameter.requires_grad_(config.learn_norm and name not in weights)
         self.frozen = {name: weight.detach().clone() for name, weight in weights.items()}
@@ -52,9 +53,7 @@ class EdgePopup(Search):
         mask = get_masks(model)
         collapse(model)
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(wanted.get(name, True))
-        for name in weights:
-            model.get_parameter(name).requires_grad_(True)
+            parameter.requires_grad_(wanted[name])
         self.start = snapshot(model)
         return mask
 
@@ -63,8 +62,7 @@ class EdgePopup(Search):
 class Biprop(EdgePopup):
     """Multi-prize tickets: weights ``alpha * sign(w) * M`` with ``alpha = ||w*M||_1 / ||M||_0``.
 
-    The gain divides by the true number of kept weights; a layer of which nothing is kept has gain
-    0. Scores learn as in edge-popup: the gain is a constant of the step.
+    Scores learn as in edge-popup: the gain is a constant of the step, and 0 where nothing is kept.
 
     Source: Diffenderfer & Kailkhura, ICLR 2021 (arXiv 2103.09377), algorithm 1.
     """

@@ -13,7 +13,7 @@ from spikeformer_lt.registry import register_search
 from spikeformer_lt.rng import seed_for
 from spikeformer_lt.tickets.base import Search, snapshot
 from spikeformer_lt.tickets.configs import SparseTrainingConfig
-from spikeformer_lt.tickets.one_shot import kept_counts, random_mask
+from spikeformer_lt.tickets.one_shot import random_mask
 from spikeformer_lt.training.phase import Fit, Phase, Progress, Rewired
 
 
@@ -37,11 +37,7 @@ def exchange(weight: Tensor, kept: Tensor, count: int, grow: Tensor) -> Tensor:
 
 
 class Rewiring(Rewired):
-    """Changes the mask during training, between a backward and its step.
-
-    The dense gradient is there for nothing: a removed weight is 0 in value, and its gradient is
-    cleared only after this has looked at it.
-    """
+    """Changes the mask between a backward and its step, while the dense gradient is still there."""
 
     def __init__(self, mask: Mask, config: SparseTrainingConfig, seed: int) -> None:
         super().__init__(mask)
@@ -92,11 +88,17 @@ class SparseTraining(Search):
 
     trained = True
 
+    @staticmethod
+    def resolved(config: SparseTrainingConfig) -> SparseTrainingConfig:
+        """The configuration that runs: a preset fixes how weights grow and where it starts."""
+        made: SparseTrainingConfig = Search.resolved(config)
+        begin = made.sparsity if made.start_sparsity < 0 else made.start_sparsity
+        return replace(made, start_sparsity=min(begin, made.sparsity))
+
     def _search(self, model: nn.Module, fit: Fit) -> Mask:
         config, weights = self.config, self.config.prune.weights(model)
-        shapes = {name: weight.shape for name, weight in weights.items()}
-        counts = kept_counts(shapes, config.start_sparsity, config.distribution)
-        self.wiring = Rewiring(random_mask(weights, counts, self.seed), config, self.seed)
+        mask = random_mask(weights, config.start_sparsity, config.distribution, self.seed)
+        self.wiring = Rewiring(mask, config, self.seed)
         settled = math.ceil(config.end * config.epochs)
         phase = Phase("sparse_training", config.epochs, hooks=(self.wiring,))
         self._fit(fit, model, replace(phase, settled_from=settled))

@@ -12,6 +12,8 @@ from papers.finished import expected_config
 from papers.tables import TABLES, Cell
 
 from spikeformer_lt.registry import create_model, list_datasets
+from spikeformer_lt.tickets import EarlyBird, Imp
+from spikeformer_lt.tickets.imp import schedule
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
@@ -64,10 +66,10 @@ def test_published_levels_are_reached_at_full_scale() -> None:
     for cell in TABLES["eccv22-tab1"].cells:
         if cell.method == "IMP" and cell.level is not None:
             made = config(cell, "full")
-            removed = made.imp.schedule()[-1]
+            removed = schedule(made.imp)[-1]
             assert removed * 14_715_584 / 14_728_266 == pytest.approx(cell.level, abs=2e-4)
-            assert made.imp.resolved().epochs == 300 and made.train.optim.lr == 0.3
-            bird = config(replace(cell, method="EB"), "full").early_bird.resolved()
+            assert Imp(made.imp).config.epochs == 300 and made.train.optim.lr == 0.3
+            bird = EarlyBird(config(replace(cell, method="EB"), "full").early_bird).config
             assert bird.sparsity == pytest.approx(removed, abs=1e-4)
 
 

@@ -25,7 +25,7 @@ def event_ticket(folder):
     args |= {"embed_dim": 16, "v_threshold": 0.2}
     torch.manual_seed(0)
     model = create_model("spikformer_toy", num_classes=10, **args)
-    config = MultiSpConfig().resolved()
+    config = MultiSpConfig()
     config = replace(config, patches=replace(config.patches, sparsity=0.5))
     set_activation(model, config.activation)
     set_patches(model, config.patches)

@@ -72,6 +72,6 @@ def test_all_kept_is_the_sign_network_and_prunes_nothing():
 
 
 def test_the_global_preset_ramps_from_one_half():
-    config = BipropConfig(preset="iclr21-global", sparsity=0.95).resolved()
+    config = Biprop(BipropConfig(preset="iclr21-global", sparsity=0.95)).config
     assert (config.scope, config.ramp_epochs, config.ramp_from) == ("global", 10.0, 0.5)
     assert config.sparsity == 0.95 and isinstance(config.prune, PruneConfig)

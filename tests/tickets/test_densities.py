@@ -39,8 +39,9 @@ def test_erk_fills_a_layer_that_would_overflow():
 
 def test_a_random_mask_has_the_counts_and_depends_on_the_seed():
     weights = {"a": torch.zeros(10, 10), "b": torch.zeros(5, 4)}
-    masks = [random_mask(weights, {"a": 37, "b": 3}, seed) for seed in (1, 1, 2)]
-    assert int(masks[0]["a"].sum()) == 37 and int(masks[0]["b"].sum()) == 3
+    masks = [random_mask(weights, 0.6, "erk", seed) for seed in (1, 1, 2)]
+    counts = kept_counts({n: w.shape for n, w in weights.items()}, 0.6, "erk")
+    assert {name: int(kept.sum()) for name, kept in masks[0].items()} == counts
     assert masks[0] == masks[1] != masks[2]
 
 

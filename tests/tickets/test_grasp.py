@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.tickets import Grasp, GraspConfig
-from spikeformer_lt.tickets.at_init import hessian_gradient, loss_gradients
+from spikeformer_lt.tickets.one_shot import hessian_gradient, loss_gradients
 
 
 class Smooth(nn.Module):

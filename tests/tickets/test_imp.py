@@ -14,6 +14,7 @@ from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.tickets import Imp, ImpConfig, PruneConfig, magnitudes
 from spikeformer_lt.tickets.configs import ECCV22
+from spikeformer_lt.tickets.imp import schedule
 from spikeformer_lt.training.phase import FitResult, Hooks, Phase
 
 PRINTED = (25.04, 43.71, 57.76, 68.3, 76.2, 82.13, 86.58, 89.91, 92.41, 94.29, 95.69, 96.75, 97.54,
@@ -64,7 +65,7 @@ def test_the_paper_s_list_is_what_its_counter_prints_on_the_network_itself():
     weights = PruneConfig().weights(model)
     assert sum(weight.numel() for weight in weights.values()) == 14_715_584
     mask, counted = None, []
-    for level in ImpConfig(preset="eccv22").resolved().schedule():
+    for level in schedule(Imp(ImpConfig(preset="eccv22")).config):
         mask = Mask.from_scores(magnitudes(weights), level, "global", mask)
         mask.apply_(model)
         counted.append(100 * zeros(model, everything) / total)
@@ -82,7 +83,7 @@ def test_the_paper_s_list_is_the_schedule_over_all_parameters():
     prunable = sum(9 * a * b for a, b in pairwise((3, *VGG16))) + 512 * 10
     total = prunable + 3 * sum(VGG16) + 10  # two of BatchNorm and a bias for each channel
     assert (prunable, total) == (14_715_584, 14_728_266)
-    levels = ImpConfig(preset="eccv22").resolved().schedule()
+    levels = schedule(Imp(ImpConfig(preset="eccv22")).config)
     assert len(levels) == len(PRINTED) == 14
     for level, printed in zip(levels, PRINTED, strict=True):
         assert 100 * round(level * prunable) / total == pytest.approx(printed, abs=0.1)
@@ -165,13 +166,13 @@ def test_controls_keep_the_counts(make):
 
 
 def test_a_target_is_reached_exactly_by_any_fraction():
-    assert ImpConfig(sparsity=0.9, fraction=0.5).schedule() == (0.5, 0.75, 0.875, 0.9)
-    assert ImpConfig(sparsity=0.75, fraction=0.5).schedule() == (0.5, 0.75)
-    assert ImpConfig(levels=(0.2, 0.9)).schedule() == (0.2, 0.9)
+    assert schedule(ImpConfig(sparsity=0.9, fraction=0.5)) == (0.5, 0.75, 0.875, 0.9)
+    assert schedule(ImpConfig(sparsity=0.75, fraction=0.5)) == (0.5, 0.75)
+    assert schedule(ImpConfig(levels=(0.2, 0.9))) == (0.2, 0.9)
 
 
 def test_the_preset_is_the_published_schedule(make):
-    config = ImpConfig(preset="eccv22", rounds=2, epochs=1).resolved()
+    config = Imp(ImpConfig(preset="eccv22", rounds=2, epochs=1)).config
     assert (config.rounds, config.epochs, config.rewind) == (14, 300, "21ep")
     assert ECCV22.lr == 0.3
 

@@ -8,18 +8,19 @@ import pytest
 
 from spikeformer_lt.config import from_dict, to_dict
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.tickets import MultiSpConfig, PatchConfig, WeightConfig
+from spikeformer_lt.tickets import MultiSp, MultiSpConfig, PatchConfig, WeightConfig
 
 
 def test_the_default_preset_changes_nothing():
     config = MultiSpConfig(schedule="reverse", epochs=3)
-    assert config.resolved() is config
+    assert MultiSp(config).config is config
 
 
 def test_the_literal_preset_keeps_budgets_and_overrides_the_method():
-    config = MultiSpConfig(
+    given = MultiSpConfig(
         preset="literal", epochs=7, stem_epochs=4, weights=WeightConfig(sparsity=0.7, gain="filter")
-    ).resolved()
+    )
+    config = MultiSp(given).config
     assert (config.epochs, config.stem_epochs, config.weights.sparsity) == (7, 4, 0.7)
     assert (config.weights.gain, config.weights.init) == ("layer", "kaiming")
     assert config.weights.freeze_mask_at == 1.0

@@ -10,6 +10,7 @@ from spikeformer_lt.tickets import (
     EarlyBirdConfig,
     EdgePopupConfig,
     ImpConfig,
+    Search,
     preset_optim,
     with_preset,
 )
@@ -27,7 +28,7 @@ def test_every_preset_of_a_search_has_an_optimizer():
     for kind, names in asked.items():
         for name in names:
             assert preset_optim(name) is not None
-            assert kind(preset=name).resolved().epochs in (100, 300)
+            assert Search.resolved(kind(preset=name)).epochs in (100, 300)
 
 
 def test_a_preset_by_name_goes_into_the_configuration_of_its_search():

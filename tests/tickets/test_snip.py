@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.tickets import Snip, SnipConfig
-from spikeformer_lt.tickets.at_init import loss_gradients
+from spikeformer_lt.tickets.one_shot import loss_gradients
 
 
 class Plain(nn.Module):

@@ -11,7 +11,6 @@ from torch import nn
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.tickets import SparseTraining, SparseTrainingConfig
-from spikeformer_lt.tickets.configs import REWIRINGS as PRESETS
 from spikeformer_lt.tickets.sparse_training import Rewiring, exchange
 from spikeformer_lt.training.phase import Hooks, Progress
 
@@ -35,7 +34,7 @@ def train(preset: str, epochs: int = 4, **options):
     """Ten steps an epoch of a linear map; returns the hook and the masks after each step."""
     torch.manual_seed(0)
     model = nn.Linear(20, 15)
-    config = SparseTrainingConfig(preset, epochs=epochs, every=5, **options).resolved()
+    config = SparseTraining(SparseTrainingConfig(preset, epochs=epochs, every=5, **options)).config
     first = Mask.from_scores({"weight": torch.rand(15, 20)}, config.start_sparsity)
     hook = Rewiring(first, config, seed=0)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
@@ -52,7 +51,7 @@ def train(preset: str, epochs: int = 4, **options):
     return hook, masks
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", SparseTrainingConfig.PRESETS)
 def test_the_mask_moves_on_schedule_and_ends_exact(preset):
     hook, masks = train(preset, sparsity=0.9)
     assert hook.mask.removed == round(0.9 * 300)

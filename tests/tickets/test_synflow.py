@@ -9,7 +9,7 @@ from torch import nn
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.units import LinearUnit
 from spikeformer_lt.tickets import PruneConfig, Synflow, SynflowConfig
-from spikeformer_lt.tickets.at_init import flow, positive_twin
+from spikeformer_lt.tickets.one_shot import flow, positive_twin
 
 
 class Chain(nn.Module):

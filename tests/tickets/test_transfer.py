@@ -17,7 +17,7 @@ from spikeformer_lt.tickets import (
     retrain,
     transfer_ticket,
 )
-from spikeformer_lt.tickets.transfer import estimate_norms
+from spikeformer_lt.tickets.surgery import estimate_norms
 from spikeformer_lt.training.phase import Phase
 
 ARGS = {"image_size": 8, "T": 3, "num_classes": 10}

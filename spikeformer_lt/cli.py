@@ -155,11 +155,13 @@ def find(
     with Experiment(cfg, small=dict(small), wanted=sets[wanted], **names) as experiment:
         model, fit = experiment.model(), experiment.trainer.fit
         chosen = _chosen(choose, experiment.cfg)
-        search = _made(chosen, cfg.train.seed, experiment.trainer.batch)
-        ticket = experiment.save_ticket(search.find(model, fit))
+        search, epochs = _made(chosen, cfg.train.seed, experiment.trainer.batch), 0
         if not search.trained:
             inside = [config for _, config in chosen[2:]]
             epochs, optim = configs.retraining(chosen[1], experiment.cfg.epochs, *inside)
+        experiment.trainer.planned = search.planned() + epochs
+        ticket = experiment.save_ticket(search.find(model, fit))
+        if not search.trained:
             ticket = with_phase(ticket, retrain(model, ticket, fit, epochs, optim))
         write_report(experiment, model, ticket)
 

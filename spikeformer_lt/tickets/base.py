@@ -86,6 +86,10 @@ class Search:
         reset_state(model)
         return ticket
 
+    def planned(self) -> int:
+        """Most epochs that `find` trains, for the time that a run has left."""
+        return int(getattr(self.config, "epochs", 0))
+
     def _search(self, model: nn.Module, fit: Fit) -> Mask:
         raise NotImplementedError
 

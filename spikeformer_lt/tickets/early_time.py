@@ -98,6 +98,10 @@ class EarlyTime(Search):
             inner = create_search(self.config.search, seed=seed, batch=batch)
         self.inner, self.trained, self.T = inner, inner.trained, 0
 
+    def planned(self) -> int:
+        """Epochs of the probe and of the search inside."""
+        return int(self.config.epochs + self.inner.planned())
+
     def find(self, model: nn.Module, fit: Fit) -> Ticket:
         """Choose the time, search with it, give T back; a ConfigError for a model without T."""
         config = self.config

@@ -188,12 +188,13 @@ class Experiment:
                 log=self._log,
             )
             augment, mixing = augmentation(cfg.data, self.data)
-            places = self.data, train, self.run, self.accelerator
             names = ("data", "model", "train", cfg.data.name, cfg.model.name)
             groups = {name: to_dict(getattr(cfg, name)) for name in names if hasattr(cfg, name)}
-            own = {"augment": augment, "mixing": mixing, "made_by": lasting(groups)}
-            own["extend"] = cfg.run.extend
-            self.trainer = Trainer(*places, stop=self.stop, **own)
+            places = self.data, train, self.run, self.accelerator
+            self.trainer = Trainer(
+                *places, augment=augment, mixing=mixing, stop=self.stop, made_by=lasting(groups),
+                extend=cfg.run.extend,
+            )  # fmt: skip
         except BaseException as fault:
             self.__exit__(type(fault), fault)
             raise

@@ -9,13 +9,13 @@ the last learning rate. Where CIFAR10-DVS is not on disk, the embedded moving
 digits stand in, with a notice and smaller values.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from spikeformer_lt.cli import EVENTS_SMALL as SMALL
-from spikeformer_lt.cli import EventRecipe, find
+from spikeformer_lt.cli import PAPER_EVENTS, EventRecipe, find
 from spikeformer_lt.config import run_recipe
 from spikeformer_lt.tickets import MultiSpConfig
-from spikeformer_lt.training import ModelConfig
+from spikeformer_lt.training import ModelConfig, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,11 @@ class MultiSpCifar10Dvs(EventRecipe):
 
     model: ModelConfig = field(
         default_factory=lambda: ModelConfig(name="spikformer_dvs", T=16, num_heads=16)
+    )
+    train: TrainConfig = field(
+        default_factory=lambda: TrainConfig(
+            batch_size=16, optim=replace(PAPER_EVENTS, of_epochs=106)
+        )
     )
     multisp: MultiSpConfig = field(
         default_factory=lambda: MultiSpConfig(epochs=106, stem_epochs=50)

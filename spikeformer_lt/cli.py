@@ -46,11 +46,14 @@ from spikeformer_lt.training.options import (
 )
 
 RECIPES = Path(__file__).parent / "recipes"
-PAPER = OptimConfig(lr=5e-4, weight_decay=0.06, min_lr=1e-5, warmup_epochs=20, warmup_lr=1e-5)
+PAPER = OptimConfig(
+    lr=5e-4, weight_decay=0.06, min_lr=1e-5, warmup_epochs=20, warmup_lr=1e-5, of_epochs=300
+)
 """The papers' optimizer for CIFAR."""
 PAPER_EVENTS = OptimConfig(
-    lr=1e-3, weight_decay=0.06, min_lr=1e-5, warmup_epochs=10, warmup_lr=1e-5, cooldown_epochs=10
-)
+    lr=1e-3, weight_decay=0.06, min_lr=1e-5, warmup_epochs=10, warmup_lr=1e-5, cooldown_epochs=10,
+    of_epochs=202,
+)  # fmt: skip
 """The papers' optimizer for event data."""
 IMAGES_SMALL = {
     "model.name": "spikformer_digits",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from datetime import timedelta
 from operator import attrgetter
@@ -30,6 +30,7 @@ from spikeformer_lt.layers.neuron import lif_path
 from spikeformer_lt.registry import create_model
 from spikeformer_lt.rng import seed_for
 from spikeformer_lt.runtime import OPENMP
+from spikeformer_lt.step import Step
 from spikeformer_lt.ticket import TICKET, Ticket
 from spikeformer_lt.training.checkpoint import load_weights
 from spikeformer_lt.training.options import DataConfig, lasting, load_splits, split_options
@@ -45,6 +46,8 @@ from spikeformer_lt.training.run import RunDir, RunLog
 from spikeformer_lt.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
+FOLLOWING = ("rewind", "round_epochs", "stem_epochs")
+"""Lengths inside a search that follow its epochs where the user names those alone."""
 ORIGIN = ("search", "config", "search_seed", "early_time", "seed", "split_sha256", "model")
 """Provenance that tells how a ticket was found."""
 
@@ -84,7 +87,8 @@ def settle(cfg: Any, wanted: Wanted, fallback: str, small: dict[str, Any]) -> tu
         small: option values for the fallback, where the user named none; a group for its fields.
 
     Returns:
-        The configuration; a notice for the user, or ""; and the small values taken, in words.
+        The configuration; a notice for the user, or ""; and the values taken for what the user did
+        not name, small ones and lengths that follow the epochs that were, in words.
     """
     name, notice = cfg.data.name, ""
     if name == "auto":
@@ -96,20 +100,42 @@ def settle(cfg: Any, wanted: Wanted, fallback: str, small: dict[str, Any]) -> tu
                 f"Its results are not {wanted.title} results; --data.download fetches it."
             )
     settled = replace(cfg, data=replace(cfg.data, name=name))
-    if name != fallback:
-        return settled, notice, ""
-    plain, given, taken = type(cfg)(), given_options(cfg), []
+    usual, given, taken = type(cfg)(), given_options(cfg), dict[str, Any]()
     leaves = [
         (path, own) if not field else (f"{path}.{field}", getattr(own, field))
-        for path, own in small.items()
+        for path, own in (small.items() if name == fallback else ())
         for field in ([f.name for f in fields(own)] if is_dataclass(own) else [""])
     ]
     for path, value in leaves:
-        usual, now = (attrgetter(path)(each) for each in (plain, settled))
-        if path not in given and now == usual != value:
-            settled = _set(settled, path, value)
-            taken.append(f"{path}={value}")
-    return settled, notice, ", ".join(taken)
+        before, now = (attrgetter(path)(each) for each in (usual, settled))
+        if path not in given and now == before != value:
+            taken[path] = value
+        usual = _set(usual, path, value)
+    for path, value in taken.items():
+        settled = _set(settled, path, value)
+    for path, value in _following(settled, usual, given).items():
+        settled, taken[path] = _set(settled, path, value), value
+    return settled, notice, ", ".join(f"{path}={value}" for path, value in taken.items())
+
+
+def _following(cfg: Any, usual: Any, given: Collection[str]) -> dict[str, Any]:
+    """Lengths that the user left to the epochs of a search or a phase, where those were named."""
+    found: dict[str, Any] = {}
+    for group in (field.name for field in fields(cfg)):
+        own, before = getattr(cfg, group), getattr(usual, group)
+        if f"{group}.epochs" not in given or own.epochs == before.epochs:
+            continue
+        for name in (n for n in FOLLOWING if hasattr(own, n) and f"{group}.{n}" not in given):
+            value, scale = getattr(before, name), own.epochs / before.epochs
+            step = Step.parse(value) if name == "rewind" else Step(value)
+            epochs = max(1, round(scale * step.epochs)) if step.epochs else 0
+            if name == "rewind":
+                value = str(Step(min(epochs, own.epochs - 1), step.extra))
+            found[f"{group}.{name}"] = value if name == "rewind" else epochs
+    named = {"train.optim.warmup_epochs", "train.optim.cooldown_epochs"} & set(given)
+    if named and "train.optim.of_epochs" not in given and cfg.train.optim.of_epochs:
+        found["train.optim.of_epochs"] = 0
+    return {path: v for path, v in found.items() if v != attrgetter(path)(cfg)}
 
 
 def augmentation(data: DataConfig, splits: Splits) -> tuple[Augment | EventAugment, Mixing]:

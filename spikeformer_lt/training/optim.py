@@ -52,19 +52,39 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
     )
 
 
+def lengths(config: OptimConfig, epochs: float) -> tuple[float, float, str]:
+    """Epochs of warm-up and cool-down in a phase of `epochs`, and what to tell the user, or "".
+
+    They scale with the phase where the configuration says for which length they are. Where they
+    would leave nothing between them, they share half of the phase.
+    """
+    scale = epochs / config.of_epochs if config.of_epochs else 1.0
+    warmup, cooldown = config.warmup_epochs * scale, config.cooldown_epochs * scale
+    if warmup + cooldown < epochs or warmup + cooldown == 0:
+        return warmup, cooldown, ""
+    less = 0.5 * epochs / (warmup + cooldown)
+    notice = (
+        f"warm-up of {warmup:g} epochs and cool-down of {cooldown:g} leave nothing of {epochs:g} "
+        f"epochs: they are shortened to {warmup * less:.3g} and {cooldown * less:.3g}; choose "
+        "--train.optim.warmup-epochs and --train.optim.cooldown-epochs for this length"
+    )
+    return warmup * less, cooldown * less, notice
+
+
 class Schedule:
     """Learning rates as a function of the update number alone, so that they need no saved state.
 
     Every group keeps its own peak: scores and weights share the shape of the curve. The formulas
-    are those of timm's schedulers.
+    are those of timm's schedulers. `notice` says where the phase is too short for its warm-up.
     """
 
     def __init__(
         self, optimizer: torch.optim.Optimizer, config: OptimConfig, updates: int, per_epoch: int
     ) -> None:
         self.optimizer, self.config, self.last = optimizer, config, max(0, updates - 1)
-        self.updates = max(1, updates - round(config.cooldown_epochs * per_epoch))
-        self.warmup = round(config.warmup_epochs * per_epoch)
+        warmup, cooldown, self.notice = lengths(config, updates / per_epoch)
+        self.updates = max(1, updates - round(cooldown * per_epoch))
+        self.warmup = round(warmup * per_epoch)
         self.peaks = [float(group["lr"]) for group in optimizer.param_groups]
 
     def set(self, update: int) -> float:

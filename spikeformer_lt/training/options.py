@@ -45,6 +45,9 @@ class OptimConfig:
     """Learning rate at the start of the warm-up."""
     cooldown_epochs: float = 0.0
     """Epochs at min_lr after the schedule, the last of the phase's."""
+    of_epochs: int = 0
+    """Length of a phase, in epochs, that warm-up and cool-down are meant for: in another one they
+    scale with it; 0, or naming one of the two, takes them as they are."""
     score_lr: float = 0.01
     """Learning rate of subnetwork scores (they follow the same schedule, without decay)."""
     clip_grad: float = 5.0
@@ -55,7 +58,7 @@ class OptimConfig:
         check_fields(
             self, "optim.", lr=positive, score_lr=positive, momentum="[0, 1)",
             weight_decay=finite, min_lr=finite, warmup_lr=finite, clip_grad=finite,
-            warmup_epochs=finite, cooldown_epochs=finite,
+            warmup_epochs=finite, cooldown_epochs=finite, of_epochs=0,
             sched=("cosine", "linear", "step", "constant"),
         )  # fmt: skip
 

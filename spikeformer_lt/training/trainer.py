@@ -169,6 +169,8 @@ class PhaseRun:
         self.entry = phase.lr_from.iterations(self.steps)
         updates = self.entry + phase.epochs * self.steps
         self.schedule = Schedule(self.optimizer, self.optim, updates, self.steps)
+        if self.schedule.notice and trainer.main:
+            log.warning("NOTICE: phase %s: %s", phase.name, self.schedule.notice)
         self.ema = Ema(model, self.config.ema_decay) if self.config.ema_decay else None
         self.watch = FiringWatch(model)
         self.guard = NonFiniteGuard(self.config.nonfinite, self.config.skip_limit)

@@ -175,7 +175,8 @@ class RunDir:
                 f"{'; '.join(refused)}; take the old values, or allow the change with "
                 f"--run.allow-config-change {fields}"
             )
-        drift = environment_changes(old, env) if old else []
+        elsewhere = {name: value for name, value in env.items() if name != IDENTITY}
+        drift = environment_changes(old, elsewhere) if old else []
         if drift:
             log.warning("resumed elsewhere: the last bits may differ: %s", "; ".join(drift))
         env[CHANGED] = [*before, *changed, *drift]

@@ -266,6 +266,7 @@ class Experiment:
             **({"data_options": options} if options else {}),
             "seed": self.cfg.train.seed,
             "run_id": self.run.run_id,
+            **(self.data.preprocess.noted() if self.data.preprocess else {}),
         }
         provenance = {**ticket.provenance, **origin, "options": self.trainer.made_by}
         provenance["fingerprint"] = fingerprint(provenance)

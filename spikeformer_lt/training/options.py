@@ -86,7 +86,8 @@ class DataConfig:
     limit_test: int | None = None
     """Test on this many images, classes in proportion; None is all."""
     augment: str = "auto"
-    """auto (the data set's usual), none, digits, spikformer_cifar, crop4_flip or crop8_flip."""
+    """auto (the data set's usual), none, digits, spikformer_cifar, crop4, crop4_flip or
+    crop8_flip."""
     mixup: float | None = None
     """Alpha of mixup; None is the papers' value for the data set."""
     cutmix: float = 0.0
@@ -105,7 +106,8 @@ class EventDataConfig(DataConfig):
     """
 
     augment: str = "auto"
-    """auto (the data set's usual), none, spikformer_dvs, tet_dvs, event_drop or moving_digits."""
+    """auto (the data set's usual), none, spikformer_dvs, wide_dvs, tet_dvs, event_drop or
+    moving_digits."""
     by: str = EventOptions.by
     """n_event_bins (equal counts), n_time_bins (equal times) or time_window (window_us each)."""
     window_us: int | None = EventOptions.window_us
@@ -122,6 +124,11 @@ class EventDataConfig(DataConfig):
     """Folder for frames that were made once; auto is .frames in the root, none keeps none."""
     split_file: str | None = EventOptions.split_file
     """JSON file of the split: read where it is, written where it is not."""
+    unit: str | None = EventOptions.unit
+    """Unit of times in npy, npz and HDF5 files, us, ms or s (a field t_us is in us); None is the
+    set's own."""
+    columns: str | None = EventOptions.columns
+    """Order of the columns of plain npy arrays, such as x,y,p,t; None is the set's own."""
 
 
 @dataclass(frozen=True)

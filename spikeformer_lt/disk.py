@@ -172,10 +172,7 @@ def parse_json(text: str, source: str, error: type[SpikeformerError] = ConfigErr
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain scalars by YAML 1.2's core rules: 1e-3 is a number, `off` and 2026-11-21 are words.
-
-    Risky nodes are refused before anything is expanded: a bomb while it is small.
-    """
+    """YAML 1.2's core rules (1e-3 is a number, `off` a word); bombs are refused unexpanded."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (the base class's protocol)
     depth = 0
@@ -225,11 +222,7 @@ _Loader.add_constructor(
 
 
 def parse_yaml(text: str, source: str) -> Any:
-    """Parse one document of plain YAML; `source` is the file's name, for messages.
-
-    Raises:
-        ConfigError: a tag, anchor, alias, tab or repeated key, or not YAML, with its line.
-    """
+    """Parse one document of plain YAML of the file `source`; a ConfigError names the line."""
     for number, line in enumerate(text.splitlines(), start=1):
         if "\t" in line:
             raise ConfigError(f"{source}, line {number}: a tab; indent with spaces")
@@ -248,11 +241,7 @@ def parse_yaml(text: str, source: str) -> Any:
 
 
 def read_mapping(path: str | Path) -> dict[str, Any]:
-    """Read a ``.yaml``, ``.yml`` or ``.json`` file whose top level is a mapping.
-
-    Raises:
-        ConfigError: missing, unreadable, too large, of another kind, or malformed.
-    """
+    """Read a ``.yaml``, ``.yml`` or ``.json`` mapping, or raise a ConfigError with its name."""
     name, parsers = name_of(path), {".json": parse_json, ".yaml": parse_yaml, ".yml": parse_yaml}
     parser = parsers.get(Path(path).suffix.lower())
     if parser is None:

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from spikeformer_lt.config import check
-from spikeformer_lt.errors import DataError, shown
+from spikeformer_lt.errors import STOPS, DataError, shown
 from spikeformer_lt.images.arrays import ArrayImages
 from spikeformer_lt.images.augment import normalize
 from spikeformer_lt.rng import isolated_rng, seed_for
@@ -169,13 +169,6 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-_OF_MAIN = [
-    getattr(signal, name)
-    for name in ("SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")
-    if hasattr(signal, name)
-]
-
-
 @contextlib.contextmanager
 def _stop_signals_held(really: bool) -> Iterator[None]:
     """Hold stop signals while workers start; they inherit it, so no moment lies between.
@@ -186,7 +179,7 @@ def _stop_signals_held(really: bool) -> Iterator[None]:
     if not (really and hasattr(signal, "sigwaitinfo")):  # Linux
         yield
         return
-    held = signal.pthread_sigmask(signal.SIG_BLOCK, [*_OF_MAIN, signal.SIGTERM])
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     try:
         yield
     finally:
@@ -195,8 +188,9 @@ def _stop_signals_held(really: bool) -> Iterator[None]:
 
 def _leave_signals_to_main(worker: int) -> None:
     del worker
-    for signum in _OF_MAIN:
-        signal.signal(signum, signal.SIG_IGN)
+    for signum in STOPS:
+        if signum != signal.SIGTERM:
+            signal.signal(signum, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
         threading.Thread(target=_end_on_word_of, args=(os.getppid(),), daemon=True).start()
 

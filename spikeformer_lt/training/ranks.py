@@ -18,16 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikeformer_lt.errors import ConfigError, RankError, shown
+from spikeformer_lt.errors import STOPS, ConfigError, RankError, shown
 
 # Words of the errors that a collective operation fails with.
 SIGNS = ("gloo", "nccl", "connection", "timed out", "timeout", "socket", "store")
 PATIENCE_S = 3.0  # a process that is being killed takes a moment to be gone
-STOPS = tuple(
-    getattr(signal, name)
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
-    if hasattr(signal, name)
-)
 AGAIN_S = 10.0  # a scheduler signals a whole tree of processes, and launchers signal it again
 TYPED_AGAIN_S = 0.5  # of a person at the terminal
 

@@ -8,7 +8,8 @@ import threading
 
 import pytest
 
-from spikeformer_lt.training.ranks import STOPS, StopRequest
+from spikeformer_lt.errors import STOPS
+from spikeformer_lt.training.ranks import StopRequest
 
 
 @pytest.mark.parametrize("signum", STOPS)

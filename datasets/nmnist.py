@@ -16,8 +16,7 @@ from spikeformer_lt.registry import register_dataset
 from spikeformer_lt.splits import Splits, takes
 
 CLASSES = tuple("0123456789")
-# The counts of MNIST itself.
-COUNTS = {
+COUNTS = {  # those of MNIST itself
     "Train": (5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949),
     "Test": (980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009),
 }
@@ -44,8 +43,7 @@ ARCHIVES = tuple(
 def nmnist(options: EventDataOptions) -> Splits:
     """N-MNIST: 60,000 recordings to train and validate, 10,000 to test, 34 x 34 pixels.
 
-    `root` holds ``NMNIST/Train`` and ``NMNIST/Test`` (or the two alone), or the archives Train.zip
-    and Test.zip (1.2 GB); frames above 34 pixels get a margin of zeros.
+    `root` holds ``NMNIST/Train`` and ``NMNIST/Test`` (or the two alone), or Train.zip and Test.zip.
     """
     root = Path(options.root)
 
@@ -66,4 +64,5 @@ def nmnist(options: EventDataOptions) -> Splits:
         expected, incomplete = dict(zip(CLASSES, counts, strict=True)), options.events.incomplete
         check_counts(f"nmnist {part}", parts[part], CLASSES, expected, incomplete)
     split = cut("nmnist", CLASSES, parts["Train"], parts["Test"], options.val_fraction)
-    return event_splits(split, Source(FileReader(home, "bin"), Sensor(34, 34), root=home), options)
+    source = Source(FileReader(home, "bin"), Sensor(34, 34), root=home)
+    return replace(event_splits(split, source, options), mirror_changes_label=True)

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from fractions import Fraction
 from itertools import combinations
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,7 +65,7 @@ def make_splits(
         check(1 <= limit_test <= len(test), "limit_test", limit_test, rule)
         test = test.take(hashed_subset(f"{name}/test", test.labels, limit_test))
     train, val = pool.take(kept, f"{name} train"), pool.take(held, f"{name} val")
-    parts = {"train": train, "val": val, "test": test}
+    parts: dict[str, Any] = {"train": train, "val": val, "test": test}
     for first, second in combinations(parts.values(), 2):
         shared = shared_images(first, second)
         if shared:
@@ -72,7 +73,8 @@ def make_splits(
             text = f"{len(shared)} images of {second.name} are in {first.name} too, pixel for pixel"
             report_shared(f"{text}; the first: {other} is {one} of the source", duplicates)
     return Splits(
-        name, **parts, num_classes=pool.num_classes, in_channels=pool.images.shape[1],
+        name, parts["train"], parts["val"], parts["test"],
+        num_classes=pool.num_classes, in_channels=pool.images.shape[1],
         image_size=height, mean=pool.mean, std=pool.std, kind="static", augment=augment,
         split_sha256=split_sha256({k: (part.indices, part.labels) for k, part in parts.items()}),
     )  # fmt: skip

@@ -196,7 +196,7 @@ def refuse_overruled(cfg: Any, read: Any, chosen: Choice) -> None:
         if hasattr(config, "imp"):  # a joint search
             search, config = "imp", config.imp
         preset = getattr(config, "preset", "default")
-        if preset == "default":
+        if preset == "default" or not hasattr(config, "resolved"):
             continue
         ours, fixed = to_dict(config), dict(flat_values(to_dict(config.resolved())))
         wanted = {f"{search}.{name}": value for name, value in flat_values(ours)}

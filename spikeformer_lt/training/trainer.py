@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -18,8 +18,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spikeformer_lt.config import check
-from spikeformer_lt.errors import ConfigError, Interrupted
+from spikeformer_lt.config import check, to_dict
+from spikeformer_lt.errors import ConfigError, Interrupted, name_of
 from spikeformer_lt.images.augment import Mixing
 from spikeformer_lt.images.loader import Augmentation, eval_loader, train_loader
 from spikeformer_lt.images.splits import Splits
@@ -27,10 +27,12 @@ from spikeformer_lt.layers.units import set_recompute
 from spikeformer_lt.rng import seed_for
 from spikeformer_lt.runtime import keep_heap
 from spikeformer_lt.training.checkpoint import (
+    MADE_BY,
     Checkpoint,
     CheckpointStore,
     flatten_optimizer,
     load_weights,
+    refuse_another,
     restore_optimizer,
 )
 from spikeformer_lt.training.evaluate import Metrics, evaluate
@@ -38,16 +40,20 @@ from spikeformer_lt.training.monitor import (
     EpochProgress,
     FiringWatch,
     NonFiniteGuard,
+    clock,
     epoch_line,
+    estimate_step,
+    merged,
     removed,
 )
 from spikeformer_lt.training.optim import Ema, Schedule, build_optimizer
-from spikeformer_lt.training.options import LOSSES, TrainConfig
+from spikeformer_lt.training.options import LOSSES, TrainConfig, lasting
 from spikeformer_lt.training.phase import FitResult, Hooks, Phase, Progress
-from spikeformer_lt.training.ranks import StopRequest, agreed, share_buffers
+from spikeformer_lt.training.ranks import StopRequest, agreed, gathered, share_buffers
 from spikeformer_lt.training.run import RunDir
 
 log = logging.getLogger(__name__)
+READ_STEPS = 8  # steps between two readings of faults and signals, where they wait for somebody
 
 
 def task_loss(logits: Tensor, target: Tensor, kind: str = "mean") -> Tensor:
@@ -96,17 +102,23 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in model.state_dict().items()}
 
 
-def save_position(run: PhaseRun, store: CheckpointStore) -> None:
-    """Publish a checkpoint whose number grows through all phases of the run."""
+def save_position(run: PhaseRun, store: CheckpointStore, ranks: Sequence[Any] = ()) -> None:
+    """Publish a checkpoint whose number grows through all phases of the run.
+
+    `ranks` has what each rank counted in this epoch: loss, right answers, images, firing.
+    """
     moments, opt_state = flatten_optimizer(run.optimizer.state_dict())
     average = run.ema.tensors() if run.ema is not None else {}
     more = {"ema": average, "best": run.best or {}, "hooks": run.hooks.tensors()}
     tensors = {"model": state_of(run.model), "optimizer": moments}
     tensors |= {group: own for group, own in more.items() if own}
     state = {
-        "phase": run.phase.name, "position": asdict(run.at), "optimizer": opt_state,
+        "phase": run.phase.name, MADE_BY: run.facts, "position": asdict(run.at),
+        "optimizer": opt_state,
         "firing": run.watch.state(), "guard": run.guard.state(), "hooks": run.hooks.state(),
     }  # fmt: skip
+    if len(ranks) > 1:
+        state["ranks"] = list(ranks)
     store.save(store.next_number(), tensors, state)
 
 
@@ -119,6 +131,13 @@ def restore_position(run: PhaseRun, found: Checkpoint) -> None:
         run.ema.load(tensors["ema"])
     run.best, run.at = tensors.get("best"), Position(**state["position"])
     run.watch.load_state(state["firing"])
+    ranks, world, rank = state.get("ranks", []), run.trainer.world, run.trainer.rank
+    if ranks and len(ranks) != world:  # another number of ranks: the first takes all over
+        ranks = [[*(sum(own[i] for own in ranks) for i in range(3)), merged([o[3] for o in ranks])]]
+    if ranks or rank > 0:
+        counted: Any = ranks[rank] if rank < len(ranks) else [0.0, 0.0, 0, {}]
+        run.at.loss_sum, run.at.correct, run.at.seen = counted[:3]
+        run.watch.load_state(counted[3])
     run.guard.load_state(state["guard"])
     run.hooks.load(tensors.get("hooks", {}), state.get("hooks", []))
 
@@ -126,7 +145,7 @@ def restore_position(run: PhaseRun, found: Checkpoint) -> None:
 def record_epoch(run: PhaseRun, row: Mapping[str, Any], speed: float) -> None:
     """Write an epoch's rows, log it, and pass it to the board.
 
-    Its firing rates are of the images that this process saw; `speed` is images/s over all ranks.
+    Firing rates and `speed`, in images/s, are of all ranks.
     """
     trainer, at, phase = run.trainer, run.at, run.phase
     if not trainer.main:
@@ -134,8 +153,9 @@ def record_epoch(run: PhaseRun, row: Mapping[str, Any], speed: float) -> None:
     rates = run.watch.rates()
     trainer.run.append_row(dict(row) | phase.tags)
     trainer.run.append_row({"phase": row["phase"], "epoch": row["epoch"], **rates}, "firing")
-    left = at.seconds / (at.epoch + 1) * (phase.epochs - at.epoch - 1)
-    log.info("%s", epoch_line(row, phase.epochs, speed, left))
+    left = at.seconds / (at.epoch + 1) * (run.until - at.epoch - 1)
+    later = at.seconds / (at.epoch + 1) * trainer.later(phase)
+    log.info("%s", epoch_line(row, run.until, speed, left, left + later))
     if trainer.board is None:
         return
     for key, value in {**row, **{f"firing/{name}": rate for name, rate in rates.items()}}.items():
@@ -147,9 +167,10 @@ def record_epoch(run: PhaseRun, row: Mapping[str, Any], speed: float) -> None:
 class PhaseRun:
     """Trains one phase for a :class:`Trainer` and keeps its best validated weights."""
 
-    def __init__(self, trainer: Trainer, model: nn.Module, phase: Phase) -> None:
+    def __init__(self, trainer: Trainer, model: nn.Module, phase: Phase, until: int) -> None:
         self.trainer, self.model, self.phase, self.config = trainer, model, phase, trainer.config
-        self.optim = phase.optimizer(trainer.config.optim)
+        self.until = until  # epochs, with those that a finished phase is extended by
+        self.optim, self.facts = phase.optimizer(trainer.config.optim), trainer.facts(phase)
         images = len(trainer.data.train)
         self.batch = self.config.batch_size * trainer.world * self.config.accumulate
         self.steps = images // self.batch
@@ -157,28 +178,60 @@ class PhaseRun:
         self.hooks = Hooks(phase.hooks)
         self.hooks.start(model, self.steps, phase.epochs)
         self.optimizer = build_optimizer(model, self.optim)
+        if trainer.main:  # before DistributedDataParallel, whose backward waits for other ranks
+            self._estimate()
         self.entry = phase.lr_from.iterations(self.steps)
         updates = self.entry + phase.epochs * self.steps
         self.schedule = Schedule(self.optimizer, self.optim, updates, self.steps)
+        if self.schedule.notice and trainer.main:
+            log.warning("NOTICE: phase %s: %s", phase.name, self.schedule.notice)
         self.ema = Ema(model, self.config.ema_decay) if self.config.ema_decay else None
         self.watch = FiringWatch(model)
-        self.guard = NonFiniteGuard(self.config.nonfinite, self.config.skip_limit)
+        self.guard = NonFiniteGuard(self.config.nonfinite, self.config.skip_limit, self._agree)
+        self.signum = 0  # the signal that any rank was sent
         self.at = Position(rows=trainer.run.rows())
+        # Nothing waits for the device in a step: loss and right answers are summed there.
+        kind = torch.float32 if trainer.accelerator.device.type == "mps" else torch.float64
+        self.sums = torch.zeros(2, dtype=kind, device=trainer.accelerator.device)
         self.best: dict[str, Tensor] | None = None
         self.wrapped = trainer.accelerator.prepare(model) if trainer.world > 1 else model
         if trainer.run.resumed:
             self._restore()
 
+    def _estimate(self) -> None:
+        """Say what the network of this phase, as the search made it, will take."""
+        trainer, config = self.trainer, self.config
+        few = min(8, config.batch_size)
+        images, _, _ = next(iter(train_loader(trainer.data.train, trainer.augment, few, 0, 0)))
+        images = images.nan_to_num(0.0, 0.0, 0.0).to(trainer.accelerator.device)
+        with trainer.accelerator.autocast():
+            guess = estimate_step(self.model, images, config.batch_size)
+        step = guess.seconds_per_step * config.accumulate
+        epochs = self.phase.epochs
+        log.info(
+            "estimate: %.0f MB for a step of %s (%.0f saved for backward), %.3f s a step, %s an "
+            "epoch, %s for %d epochs and %s for those of the run",
+            guess.saved_mb + guess.weights_mb, self.phase.name, guess.saved_mb, step,
+            clock(step * self.steps), clock(step * self.steps * epochs), epochs,
+            clock(step * self.steps * (epochs + trainer.later(self.phase))),
+        )  # fmt: skip
+
     def _save(self) -> None:
+        self.at.loss_sum, self.at.correct = self.sums.tolist()
+        own = [self.at.loss_sum, self.at.correct, self.at.seen, self.watch.state()]
+        ranks = gathered(own)
         if self.trainer.main:
             self.guard.check_buffers(self.model)
-            save_position(self, self.trainer.last)
+            save_position(self, self.trainer.last, ranks)
 
     def _restore(self) -> None:
         found = self.trainer.last.load()
         if found is not None and found.state["phase"] == self.phase.name:
+            refuse_another(found, self.facts, f"phase {self.phase.name}")
             restore_position(self, found)
-            log.info("resumed %s at epoch %d step %d", self.phase.name, self.at.epoch, self.at.step)
+            at = self.at
+            self.sums.copy_(torch.tensor([at.loss_sum, at.correct], dtype=torch.float64))
+            log.info("resumed %s at epoch %d step %d", self.phase.name, at.epoch + 1, at.step)
         else:  # the row of an epoch whose checkpoint was never published comes again
             self.at.rows = 0 if found is None else int(found.state["position"]["rows"])
         self.trainer.run.truncate(self.at.rows)
@@ -186,15 +239,21 @@ class PhaseRun:
     def train(self) -> tuple[FitResult, dict[str, Tensor]]:
         """Run the epochs that are left."""
         at, phase = self.at, self.phase
-        while at.epoch < phase.epochs and not self.hooks.before_epoch(self.model, at.epoch):
+        while at.epoch < self.until and not self.hooks.before_epoch(self.model, at.epoch):
             self._epoch()
         if self.best is None:  # a hook ended the phase before any validation counted
             share_buffers(self.model)
         best = self.best or state_of(self.model)
-        self.watch.close()
         on_test = at.best_on_test if self.config.best_on_test else None
-        reached = at.best_accuracy, at.best_epoch, at.epoch, at.seconds, on_test
+        reached = at.best_accuracy, at.best_epoch + 1, at.epoch, at.seconds, on_test
         return FitResult(phase.name, *reached), best
+
+    def close(self) -> None:
+        """Take the hooks off the model and free the wrapper that averages its gradients."""
+        self.watch.close()
+        if self.wrapped is not self.model:
+            self.wrapped = self.model
+            self.trainer.accelerator.free_memory()
 
     def _epoch(self) -> None:
         trainer, at, config = self.trainer, self.at, self.config
@@ -209,13 +268,19 @@ class PhaseRun:
                 module.eval()
         gone = removed(self.model, self.hooks.masks())
         start, batches = time.monotonic(), iter(loader)
-        rest = (self.phase.epochs - at.epoch - 1) * self.steps
-        title = f"{self.phase.name} epoch {at.epoch + 1}/{self.phase.epochs}"
+        rest = (self.until - at.epoch - 1 + trainer.later(self.phase)) * self.steps
+        title = f"{self.phase.name} epoch {at.epoch + 1}/{self.until}"
         with EpochProgress(title, self.steps - at.step, rest, self.batch, show=trainer.main) as bar:
             while at.step < self.steps:
                 self._step(batches)
                 at.step += 1
-                bar.step(loss=at.loss_sum / max(1, at.step), rate=self.watch.mean_rate(), **gone)
+                bar.step(
+                    lambda: {
+                        "loss": float(self.sums[0]) / at.step,
+                        "rate": self.watch.mean_rate(),
+                        **gone,
+                    }
+                )
                 every = config.checkpoint_steps
                 if every and at.step % every == 0 and at.step < self.steps:
                     at.seconds += time.monotonic() - start
@@ -228,13 +293,15 @@ class PhaseRun:
 
     def _step(self, batches: Any) -> None:
         at, config = self.at, self.config
-        loss_sum, correct, seen = 0.0, 0.0, 0
+        sums, seen = torch.zeros_like(self.sums), 0
         update = at.epoch * self.steps + at.step
-        progress = Progress(at.epoch, at.step, self.steps, self.phase.epochs)
+        late = int(at.epoch >= self.phase.epochs)  # what ends with the phase stays ended
+        progress = Progress(at.epoch, at.step + late, self.steps, self.phase.epochs)
         if self.phase.before_step is not None:
             self.phase.before_step(progress)
         self.schedule.set(self.entry + update)
-        torch.manual_seed(seed_for(config.seed, self.phase.name, "noise", update))
+        own = [self.trainer.rank] if self.trainer.rank else []
+        torch.manual_seed(seed_for(config.seed, self.phase.name, "noise", update, *own))
         self.optimizer.zero_grad(set_to_none=True)
         kept = self.guard.keep_buffers(self.model)
         for part in range(config.accumulate):
@@ -245,30 +312,44 @@ class PhaseRun:
             with no_sync(self.wrapped) if more else contextlib.nullcontext():
                 logits, loss = self._loss(images, labels, update * config.accumulate + part)
                 (loss / config.accumulate).backward()
-            loss_sum += float(loss.detach()) / config.accumulate
-            correct += float((logits.detach().mean(1).argmax(1) == labels).sum())
+            right = (logits.detach().mean(1).argmax(1) == labels).sum()
+            sums[0] += loss.detach().to(sums.dtype) / config.accumulate
+            sums[1] += right
             seen += len(labels)
         self.hooks.after_backward(self.model, self.optimizer, progress)
         trained = [p for p in self.model.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
-        if self.guard.check_step(norm, logits, self.model):
+        if self.guard.check_step(norm, logits, self.model, self._reads(at.step)):
             self.guard.restore_buffers(self.model, kept)
             return
         if self.optim.clip_grad:
             nn.utils.clip_grads_with_norm_(trained, self.optim.clip_grad, norm)
-        at.loss_sum += loss_sum
-        at.correct += correct
+        self.sums += sums
         at.seen += seen
         self.optimizer.step()
         if self.phase.after_step is not None:
             self.phase.after_step()
         self.hooks.after_step(self.model, update + 1, self.ema)
 
+    def _reads(self, step: int) -> bool:
+        """Whether a step is one after which all ranks look at what went wrong, and at signals."""
+        alone = self.trainer.world == 1 and self.sums.device.type == "cpu"
+        saved = self.config.checkpoint_steps and (step + 1) % self.config.checkpoint_steps == 0
+        often = alone or self.guard.policy == "skip" or saved
+        return bool(often or step % READ_STEPS == 0 or step + 1 == self.steps)
+
+    def _agree(self, fault: bool) -> bool:
+        """Ask all ranks, in one message, for a fault and for a signal."""
+        if self.trainer.world == 1:
+            return fault
+        fault_of_any, self.signum = agreed(fault, getattr(self.trainer.stop, "signum", 0))
+        return bool(fault_of_any)
+
     def _loss(self, images: Tensor, labels: Tensor, batch: int) -> tuple[Tensor, Tensor]:
         phase, config = self.phase, self.config
         seed = seed_for(config.seed, phase.name, "mix", batch, self.trainer.rank)
         mixing, classes = self.trainer.mixing, self.trainer.data.num_classes
-        mix = self.at.epoch < mixing.until * phase.epochs
+        mix = min(self.at.epoch, phase.epochs - 1) < mixing.until * phase.epochs
         images, target = mixing.apply(images, labels, classes, seed, mix=mix)
         with self.trainer.accelerator.autocast():
             logits = self.wrapped(images)
@@ -283,12 +364,15 @@ class PhaseRun:
     def _end_epoch(self, speed: float) -> None:
         trainer, at, phase = self.trainer, self.at, self.phase
         per_step = self.config.batch_size * self.config.accumulate
-        last = at.epoch + 1 == phase.epochs
+        last = at.epoch + 1 == self.until
+        counted = gathered([*self.sums.tolist(), at.seen, self.watch.state()])
+        loss_sum, correct, seen = (sum(own[i] for own in counted) for i in range(3))
+        self.watch.load_state(merged([own[3] for own in counted]))
         row: dict[str, Any] = {
             "phase": phase.name,
             "epoch": at.epoch + 1,
-            "train_loss": at.loss_sum / max(1, at.seen) * per_step,
-            "train_accuracy": 100 * at.correct / max(1, at.seen),
+            "train_loss": loss_sum / max(1, seen) * per_step,
+            "train_accuracy": 100 * correct / max(1, seen),
             "lr": float(self.optimizer.param_groups[0]["lr"]),
             "firing_rate": self.watch.mean_rate(),
             **removed(self.model, self.hooks.masks()),
@@ -310,19 +394,22 @@ class PhaseRun:
         record_epoch(self, row, speed)
         self.watch.reset()
         at.rows, at.epoch, at.step = at.rows + 1, at.epoch + 1, 0
-        at.loss_sum, at.correct, at.seen = 0.0, 0.0, 0
+        at.seen = 0
+        self.sums.zero_()
         self._save()
+        self._agree(False)
         self._honour_stop(saved=True)
 
     def _honour_stop(self, saved: bool = False) -> None:
-        signum = agreed(getattr(self.trainer.stop, "signum", 0))
-        if not signum:
+        if self.trainer.world == 1:
+            self.signum = getattr(self.trainer.stop, "signum", 0)
+        if not self.signum:
             return
         if not saved:
             self._save()
         self.trainer.accelerator.wait_for_everyone()
         raise Interrupted(
-            signum, f"stopped at {self.phase.name} epoch {self.at.epoch + 1} step "
+            self.signum, f"stopped at {self.phase.name} epoch {self.at.epoch + 1} step "
             f"{self.at.step}; everything is saved: go on with --run.resume auto"
         )  # fmt: skip
 
@@ -332,6 +419,12 @@ class Trainer:
 
     The test split of `data` is read for ``best_on_test`` only. `run` gets checkpoints, rows and
     results of phases. `stop` is honoured between steps; the caller owns the signal handlers.
+    `made_by` are the facts of the run, by name, that its phases depend on: without them those of
+    `data`, `config` and `mixing`. `extend` trains the last phase of a finished run on, for so many
+    epochs beyond its own.
+
+    Attributes:
+        planned: epochs of all phases of the run, for the time that is left; 0 where unknown.
     """
 
     def __init__(
@@ -344,6 +437,8 @@ class Trainer:
         augment: Augmentation,
         mixing: Mixing,
         stop: StopRequest | None = None,
+        made_by: Mapping[str, Any] | None = None,
+        extend: int = 0,
     ) -> None:
         if config.threads:
             torch.set_num_threads(config.threads)
@@ -354,6 +449,12 @@ class Trainer:
         self.accelerator, self.main = accelerator, accelerator.is_main_process
         self.world, self.rank = accelerator.num_processes, accelerator.process_index
         self.last = CheckpointStore(run.path / "last", keep=2)
+        self.extend = extend
+        self.extended = self._last_phase() if extend else ""
+        self.planned, self.behind = 0, 0  # epochs of the run, and of its phases that are done
+        known = {"data": {"name": data.name}, "train": to_dict(config), "mixing": to_dict(mixing)}
+        self.made_by = dict(lasting(known) if made_by is None else made_by)
+        self.made_by["data.split"] = data.split_sha256
         self.board: Any = None
         if config.tensorboard and self.main:
             try:
@@ -366,6 +467,16 @@ class Trainer:
 
             self.board = SummaryWriter(str(run.path / "tb"))
 
+    def _last_phase(self) -> str:
+        """Name of the phase that a finished run ended with."""
+        if not (self.run.path / "report.json").is_file():
+            raise ConfigError(
+                f"run.extend={self.extend} is not allowed: {name_of(self.run.path)} is not a "
+                "finished run; give it by --run.resume, or finish it without --run.extend first"
+            )
+        found = self.last.load()
+        return "" if found is None else str(found.state["phase"])
+
     def fit(self, model: nn.Module, phase: Phase) -> FitResult:
         """Train `model` in place; afterwards it holds its best validated weights.
 
@@ -374,26 +485,48 @@ class Trainer:
         model.to(self.accelerator.device)
         set_recompute(model, self.config.recompute)
         store = CheckpointStore(self.run.path / "best" / phase.name, keep=1)
-        finished, hooks = store.load(), Hooks(phase.hooks)
+        finished, hooks, facts = store.load(), Hooks(phase.hooks), self.facts(phase)
+        until = phase.epochs + (self.extend if phase.name == self.extended else 0)
         if finished is not None:
+            refuse_another(finished, facts, f"phase {phase.name}")
             model.load_state_dict(finished.tensors["model"])
             hooks.load(finished.tensors.get("hooks", {}), finished.state.get("hooks", []))
             log.info("phase %s was finished before: %s", phase.name, finished.path)
-            return FitResult(**finished.state["result"])
+            result = FitResult(**finished.state["result"])
+            if MADE_BY not in finished.state:  # of a version that counted epochs from 0
+                result = replace(result, best_epoch=result.best_epoch + 1)
+            self.behind += phase.epochs
+            if result.epochs >= until:
+                return result
+            log.warning(
+                "NOTICE: phase %s goes on from epoch %d to %d, at the learning rates of its last "
+                "step; mixing and masks stay as they ended",
+                phase.name, result.epochs, until,
+            )  # fmt: skip
         if phase.epochs == 0:
-            return FitResult(phase.name, float("nan"), -1, 0, 0.0)
-        result, tensors = PhaseRun(self, model, phase).train()
+            return FitResult(phase.name, float("nan"), 0, 0, 0.0)
+        with contextlib.closing(PhaseRun(self, model, phase, until)) as run:
+            result, tensors = run.train()
         model.load_state_dict(tensors)
         if self.main:
             own = hooks.tensors()
             groups = {"model": tensors, **({"hooks": own} if own else {})}
             store.save(
-                0,
+                store.next_number(),
                 groups,
-                {"result": asdict(result), "hooks": hooks.state()},
+                {"result": asdict(result), "hooks": hooks.state(), MADE_BY: facts},
             )
         self.accelerator.wait_for_everyone()
+        self.behind += 0 if finished else phase.epochs
         return result
+
+    def later(self, phase: Phase) -> int:
+        """Epochs of the run after a phase that is in progress, as far as they are planned."""
+        return max(0, self.planned - self.behind - phase.epochs)
+
+    def facts(self, phase: Phase) -> dict[str, Any]:
+        """Everything that makes a phase of this run, by name; it resumes under the same alone."""
+        return {**self.made_by, **phase.facts(self.config.optim)}
 
     def batch(self, count: int) -> tuple[Tensor, Tensor]:
         """The first `count` training images, or all, not augmented, and their labels."""

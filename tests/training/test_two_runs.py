@@ -46,6 +46,7 @@ def trained(folder: Path, seed: int) -> dict[str, torch.Tensor]:
         return one.save_ticket(ticket).tensors
 
 
+@pytest.mark.fault(63)
 def test_runs_side_by_side_give_the_bits_that_they_give_alone(tmp_path):
     seeds = (0, 1, 2)
     alone = [trained(tmp_path / f"alone-{seed}", seed) for seed in seeds]
@@ -64,6 +65,7 @@ def test_runs_side_by_side_give_the_bits_that_they_give_alone(tmp_path):
         assert log == [[2, 1], [2, 1]], "each log has its own run"
 
 
+@pytest.mark.fault(63)
 def test_one_thread_may_alternate_between_two_runs(tmp_path):
     with experiment(tmp_path / "a") as first, experiment(tmp_path / "b") as second:
         models = first.model(), second.model()
@@ -73,6 +75,7 @@ def test_one_thread_may_alternate_between_two_runs(tmp_path):
         assert (tmp_path / name / "log.txt").read_text().count("joint epoch 2/2  loss") == 1
 
 
+@pytest.mark.fault(63)
 def test_a_directory_is_one_runs_in_this_process_too(tmp_path):
     with experiment(tmp_path / "a") as first:
         again = experiment(tmp_path / "a")
@@ -83,6 +86,7 @@ def test_a_directory_is_one_runs_in_this_process_too(tmp_path):
         assert again.run.resumed
 
 
+@pytest.mark.fault(63)
 def test_a_run_leaves_threads_and_precision_to_the_next(tmp_path):
     before = torch.get_num_threads()
     half = replace(TRAIN, mixed_precision="bf16", threads=1)

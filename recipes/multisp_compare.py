@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from spikeformer_lt.cli import MULTISP_SUITES, Comparison, compare
 from spikeformer_lt.config import check_fields, run_recipe
 
-RECIPES = ("multisp_cifar", "multisp_dvs128", "multisp_cifar10_dvs")
+RECIPES = {"multisp_cifar": 300, "multisp_dvs128": 202, "multisp_cifar10_dvs": 106}
+"""Published epochs of each."""
 
 
 @dataclass(frozen=True)
@@ -27,14 +28,15 @@ class MultiSpCompare(Comparison):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_fields(self, recipe=RECIPES, suite=tuple(MULTISP_SUITES))
+        check_fields(self, recipe=tuple(RECIPES), suite=tuple(MULTISP_SUITES))
 
 
 def main(cfg: MultiSpCompare) -> None:
     """Run what is not finished, then write table, CSV and curves."""
     suite = MULTISP_SUITES[cfg.suite]
-    rows = {name: f"{cfg.recipe}.py {options}" for name, options in suite.items()}
-    compare(cfg, rows, f"MultiSp: {cfg.suite} on {cfg.data}")
+    rows = {name: f"{cfg.recipe}.py --multisp.epochs {{e}} {options}"
+            for name, options in suite.items()}  # fmt: skip
+    compare(cfg, rows, f"MultiSp: {cfg.suite} on {cfg.data}", published=RECIPES[cfg.recipe])
 
 
 if __name__ == "__main__":

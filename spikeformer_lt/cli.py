@@ -160,7 +160,9 @@ def find(
         if not search.trained:
             inside = [config for _, config in chosen[2:]]
             epochs, optim = configs.retraining(chosen[1], experiment.cfg.epochs, *inside)
-            ticket = with_phase(ticket, retrain(model, ticket, fit, epochs, optim))
+            start = str(configs.start_step(chosen[1], *inside))
+            result = retrain(model, ticket, fit, epochs, optim)
+            ticket = with_phase(ticket, result, start_step=start)
         write_report(experiment, model, ticket)
 
 
@@ -290,9 +292,13 @@ class Comparison:
     """Directory of the comparison; runs go into runs/ below it."""
     options: str = ""
     """Further options for every run, in quotes: --options="--model.T 2"."""
+    epochs: int | None = None
+    """Epochs that the network of each variant is trained for, those before a rewind point and of
+    earlier phases included; None is 12 on digits, 20 on moving_digits, else as published."""
 
     def __post_init__(self) -> None:
         check_fields(self, jobs=1)
+        check(self.epochs is None or self.epochs >= 2, "epochs", self.epochs, "2 or more")
         check(len(self.seeds) > 0, "seeds", self.seeds, "at least one seed")
 
 
@@ -301,29 +307,47 @@ def compare(
     rows: Mapping[str, str],
     title: str,
     joints: tuple[str, str] = ("_", "-"),
+    published: int = 300,
     **more: Any,
 ) -> None:
     """Run what is not finished of a comparison, then write table, CSV and curves.
 
     Args:
         cfg: the options.
-        rows: by variant: a recipe's file name and its options.
+        rows: by variant: a recipe's file name and its options; {e} is the budget of epochs, {h}
+            and {r} are its half and the rest.
         title: of the table.
         joints: what replaces blanks in the name of a run's folder, and what precedes the seed.
+        published: the budget where the options name none and the set is not embedded.
         more: for `write_comparison`.
     """
     from spikeformer_lt.reports import write_comparison
     from spikeformer_lt.training import Job, run_jobs
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    e = cfg.epochs or {"digits": 12, "moving_digits": 20}.get(cfg.data, published)
+    budget = {"{e}": str(e), "{h}": str(e // 2), "{r}": str(e - e // 2)}
     jobs = []
     for seed, (variant, line) in itertools.product(cfg.seeds, rows.items()):
         recipe, *options = f"{line} --data.name {cfg.data} {cfg.options}".split()
+        options = _last_of_each([budget.get(token, token) for token in options])
         command = (str(RECIPES / recipe), *options, "--train.seed", str(seed))
         name = f"{variant.replace(' ', joints[0]).replace(':', '')}{joints[1]}{seed}"
         jobs.append(Job(variant, seed, Path(cfg.out) / "runs" / name, command))
     run_jobs(jobs, at_once=cfg.jobs)
     print(write_comparison(Path(cfg.out), jobs, title, **more))
+
+
+def _last_of_each(tokens: Sequence[str]) -> list[str]:
+    """Command-line tokens without the options that later ones give again."""
+    found: dict[str, list[str]] = {"": []}
+    name = ""
+    for token in tokens:
+        if token.startswith("--"):
+            name = token.partition("=")[0]
+            found.pop(name, None)
+        found.setdefault(name, []).append(token)
+    return [token for group in found.values() for token in group]
 
 
 def search_rows(cfg: Any, lines: Mapping[str, str]) -> dict[str, str]:
@@ -348,16 +372,27 @@ def search_rows(cfg: Any, lines: Mapping[str, str]) -> dict[str, str]:
         line = lines.get(search)
         if line is None:
             rated = any(hasattr(c, "sparsity") for c in list(_groups(search, ()).values())[-1:])
-            line = f"find_ticket.py {search}" + " --sparsity {s}" * rated
+            line = f"find_ticket.py {search}{_budget(search)}" + " --sparsity {s}" * rated
         for s in cfg.sparsities if "{s}" in line else ("",):
             options = own.get(search, "")
-            rows[f"{search} {s}".strip()] = f"{line.format(name=search, s=s)} {options}"
+            named = line.replace("{name}", search).replace("{s}", str(s))
+            rows[f"{search} {s}".strip()] = f"{named} {options}"
     return rows
+
+
+def _budget(search: str) -> str:
+    """The options that give a registered search and the training from its ticket one budget."""
+    known = "epochs" in FULL_SIZE.get(search, {})
+    return (
+        f" --{search.replace('_', '-')}.epochs {{e}} --epochs {{e}}" if known else " --epochs {e}"
+    )
 
 
 _W, _P, _A = "--multisp.weights.", "--multisp.patches.", "--multisp.activation."
 _NO_WEIGHTS, _NO_PATCHES = f"{_W}method off", f"{_P}sparsity 0"
 _DENSE = f"{_NO_WEIGHTS} {_NO_PATCHES}"
+_TWO_PHASES = "--multisp.stem-epochs {h} --multisp.epochs {r}"
+_FROM_DENSE = "--multisp.dense-epochs {h} --multisp.epochs {r}"
 _HARD = f"{_W}sparsity 0.95 {_P}sparsity 0.65"
 MULTISP_SUITES: dict[str, dict[str, str]] = {
     "demo": {
@@ -376,8 +411,9 @@ MULTISP_SUITES: dict[str, dict[str, str]] = {
         "all levels, iand residual": f"{_A}residual iand",
         "all levels, random patches": f"{_P}score random",
         "all levels, random mask": f"{_W}method random",
-        **{order: f"--multisp.schedule {order}" for order in ("sequential", "reverse")},
-        "literal Algorithm 1": "--multisp.preset literal",
+        "sequential": f"--multisp.schedule sequential {_TWO_PHASES}",
+        "reverse": f"--multisp.schedule reverse {_TWO_PHASES}",
+        "literal Algorithm 1": f"--multisp.preset literal {_TWO_PHASES}",
     },
     "parts": {
         "latent (default)": _HARD,
@@ -387,8 +423,8 @@ MULTISP_SUITES: dict[str, dict[str, str]] = {
         "magnitude, fixed": f"{_HARD} {_W}method magnitude",
         "per-filter gains": f"{_HARD} {_W}gain filter",
         "global budget": f"{_HARD} {_W}scope global {_W}floor 0.02",
-        "from dense weights": f"{_HARD} --multisp.dense-epochs 12",
-        "from dense, distilled": f"{_HARD} --multisp.dense-epochs 12 --multisp.distill 0.5",
+        "from dense weights": f"{_HARD} {_FROM_DENSE}",
+        "from dense, distilled": f"{_HARD} {_FROM_DENSE} --multisp.distill 0.5",
     },
     "curves": {
         "dense": _DENSE,

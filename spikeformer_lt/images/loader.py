@@ -24,6 +24,7 @@ from spikeformer_lt.config import check
 from spikeformer_lt.errors import DataError, shown
 from spikeformer_lt.images.arrays import ArrayImages
 from spikeformer_lt.images.augment import normalize
+from spikeformer_lt.images.splits import hashed_subset
 from spikeformer_lt.rng import isolated_rng, seed_for
 from spikeformer_lt.splits import ImageDataset
 
@@ -276,6 +277,16 @@ def eval_loader(
     mine = [(0, index) for index in range(rank, len(dataset), world_size)]
     batches = [mine[first : first + batch_size] for first in range(0, len(mine), batch_size)]
     return Loader(BatchReader(dataset, None), batches, workers, pin_memory)
+
+
+def sample_loader(dataset: ImageDataset, count: int, batch_size: int, seed: int = 0) -> Loader:
+    """Return `count` samples, or all, that stand for the set: `hashed_subset`, as `eval_loader`."""
+    check(count >= 1, "count", count, "1 or more")
+    size = min(count, len(dataset))
+    chosen = hashed_subset(dataset.name, dataset.labels, size, seed).tolist()
+    keys = [(0, index) for index in chosen]
+    batches = [keys[first : first + batch_size] for first in range(0, size, batch_size)]
+    return Loader(BatchReader(dataset, None), batches, 0, False)
 
 
 def _check_rank(rank: int, world_size: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeformer_lt.disk import safe_name
-from spikeformer_lt.images.loader import eval_loader
+from spikeformer_lt.images.loader import sample_loader
 from spikeformer_lt.images.splits import Splits
 from spikeformer_lt.reports import plots
 from spikeformer_lt.reports.energy import Energy, energy_tables, layer_table, write_energy
@@ -25,7 +24,9 @@ from spikeformer_lt.reports.ledger import (
 )
 from spikeformer_lt.reports.page import write_page
 from spikeformer_lt.reports.probe import Probe, early_exit, keep_frequency, recording
+from spikeformer_lt.reports.statistics import wilson
 from spikeformer_lt.runtime import describe_environment
+from spikeformer_lt.step import Step
 from spikeformer_lt.ticket import Ticket
 from spikeformer_lt.training.evaluate import PREDICTIONS, Metrics, evaluate
 from spikeformer_lt.training.experiment import Experiment
@@ -40,6 +41,7 @@ FACTS = {
     "test accuracy (%)": ("test_accuracy", 1.0, "{:.2f}"),
     "test inputs": ("test_count", 1.0, "{:.0f}"),
     "validation accuracy (%)": ("val_accuracy", 1.0, "{:.2f}"),
+    "epochs trained": ("epochs_trained", 1.0, "{:.1f}"),
     "patches removed (%)": ("sparsity.patch", 100.0, "{:.1f}"),
     "ConvPEP weights removed (%)": ("sparsity.conv_pep_weight", 100.0, "{:.1f}"),
     "prunable weights removed (%)": ("ticket.prunable_sparsity", 100.0, "{:.1f}"),
@@ -70,10 +72,10 @@ def fact(report: Mapping[str, Any] | None, path: str, scale: float, form: str) -
 def describe(
     model: nn.Module, data: Splits, split: str, accelerator: Any, batch_size: int = 256
 ) -> tuple[Metrics, dict[str, Any]]:
-    """Evaluate one split and build the ledger on its first images."""
+    """Evaluate one split and build the ledger on samples of it, classes in proportion."""
     dataset = getattr(data, split)
     metrics = evaluate(model, dataset, data, accelerator, batch_size=batch_size)
-    some = islice(eval_loader(dataset, min(64, len(dataset))), max(1, LEDGER_IMAGES // 64))
+    some = sample_loader(dataset, LEDGER_IMAGES, 64)
     return metrics, build_ledger(model, [x.to(accelerator.device) for x, _, _ in some])
 
 
@@ -92,13 +94,31 @@ def save_predictions(
     metrics.predictions.save(path, facts)
 
 
+def epochs_trained(provenance: Mapping[str, Any], steps_per_epoch: int) -> float | None:
+    """Epochs of training that the tested weights went through; None without phases.
+
+    Of a network trained from a ticket: those of its start weights and of the last phase. A search
+    that ends trained counts all its phases; the probe of Early-Time is undone before the search.
+    """
+    phases = [p for p in provenance.get("phases", []) if p["phase"] != "early_time"]
+    if not phases:
+        return None
+    if provenance.get("trained") is False:
+        start = Step.parse(provenance.get("start_step", "0it")).iterations(steps_per_epoch)
+        return float(phases[-1]["epochs"] + start / steps_per_epoch)
+    return float(sum(phase["epochs"] for phase in phases))
+
+
 def write_report(experiment: Experiment, model: nn.Module, ticket: Ticket | None) -> dict[str, Any]:
     """Evaluate the finished network on the test set, once; write predictions and ``report.json``.
 
     If the ticket holds start weights, the network trained from it is saved as ``trained``.
+    ``test_accuracy_interval`` is Wilson's, of 95 %.
     """
     trainer, run, known = experiment.trainer, experiment.run, ticket.provenance if ticket else {}
     metrics, ledger = describe(model, experiment.data, "test", trainer.accelerator)
+    interval, train = wilson(metrics.correct, metrics.count), experiment.cfg.train
+    batch = train.batch_size * train.accumulate * trainer.world
     phases, about = known.get("phases", []), {name: known.get(name) for name in ABOUT_TICKET}
     more = {"ledger": known.get("ledger"), "T_search": known.get("early_time", {}).get("T_early")}
     about |= {name: value for name, value in more.items() if value is not None}
@@ -108,6 +128,7 @@ def write_report(experiment: Experiment, model: nn.Module, ticket: Ticket | None
         "dataset": experiment.data.name,
         "split_sha256": experiment.data.split_sha256,
         "test_accuracy": metrics.accuracy,
+        "test_accuracy_interval": [interval.low, interval.high],
         "test_count": metrics.count,
         "test_loss": metrics.loss,
         "top5": metrics.top5,
@@ -116,6 +137,7 @@ def write_report(experiment: Experiment, model: nn.Module, ticket: Ticket | None
         "val_accuracy": phases[-1]["val_accuracy"] if phases else None,
         "best_on_test": phases[-1].get("best_on_test") if phases else None,
         "seconds": sum(phase["seconds"] for phase in phases),
+        "epochs_trained": epochs_trained(known, max(1, len(experiment.data.train) // batch)),
         "choices": known.get("config", {}),
         **ledger,
         "ticket": about if ticket else {},
@@ -130,7 +152,7 @@ def write_report(experiment: Experiment, model: nn.Module, ticket: Ticket | None
         save_predictions(place, metrics, model, experiment.data, "test", run.run_id)
         run.write_report(report)
         plots.plot_training(run.path / "summary.csv", run.path / "plots")
-        log.info("test %.2f %% of %d images", metrics.accuracy, metrics.count)
+        log.info("test %.2f %% %s of %d images", metrics.accuracy, interval.ends, metrics.count)
         shares = {k: round(v, 4) for k, v in report["sparsity"].items() if v is not None}
         log.info("sparsity (removed of all patches, ConvPEP weights, all weights) %s", shares)
         if report["dead_layers"]:

@@ -19,16 +19,15 @@ SMALL = (
     "--data.limit-train 64 --data.limit-test 40 --data.image-size 16 --model.name spikformer_toy "
     "--model.embed-dim 16 --model.T 2 --train.cpu"
 )
-OWN = ["dense=--epochs 1", "edge-popup=--edge-popup.epochs 1"]
-OWN += ["imp=--imp.epochs 1 --imp.rewind 1it --imp.rounds 1 --epochs 1"]
-OWN += ["imp+et=--imp.epochs 1 --imp.rewind 1it --imp.rounds 1 --epochs 1 --early-time.epochs 1"]
+OWN = ["imp+et=--early-time.epochs 1"]
 
 
 def test_searches_become_one_table_and_go_on_where_they_stopped(
     recipes: Any, tmp_path: Path
 ) -> None:
+    """With one budget: the epoch before IMP's rewind point counts as training, the probe's not."""
     line = shlex.split("--searches edge-popup imp imp+et --sparsities 0.5 --seeds 0 --jobs 2")
-    line += [f"--options={SMALL}", "--search-options", *OWN, "--out", str(tmp_path)]
+    line += ["--epochs", "2", f"--options={SMALL}", "--search-options", *OWN, "--out", str(tmp_path)]
     ended = recipes.run("compare_tickets", *line, fork_jobs=True)
     assert ended.code == 0, ended.err
     assert "4 runs, 0 of them finished before" in ended.err
@@ -38,9 +37,13 @@ def test_searches_become_one_table_and_go_on_where_they_stopped(
     removed = [float(row["prunable weights removed %"]) for row in rows.values()]
     assert removed == pytest.approx([0, 50, 50, 50], abs=0.1)
     cost = [float(row["search (epochs x T)"]) for row in rows.values()]
-    assert cost == [0, 2, 6, 8]  # T 2: no fewer steps, and the probe's epoch on top
+    assert cost == [0, 4, 8, 10]  # T 2: no fewer steps, and the probe's epoch on top
+    assert {row["epochs trained"] for row in rows.values()} == {"2.0"}
     text = (tmp_path / "comparison.md").read_text()
-    assert "Early-Time against the same search without it" in text and "| 1.333 " in text
+    assert "Early-Time against the same search without it" in text and "| 1.250 " in text
+    assert "Epochs trained differ" not in text and "| McNemar" in text
+    low, high = json.loads(rows["dense"]["95 % interval"])
+    assert 0 <= low < float(rows["dense"]["test accuracy %"]) < high <= 100
     assert float(rows["imp+et 0.5"]["T in search"]) == 2
     assert (tmp_path / "curve-prunable-weights.png").stat().st_size > 1000
 

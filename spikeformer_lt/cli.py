@@ -215,7 +215,7 @@ def notices(run: Any) -> list[str]:
 
 def evaluate_finished(cfg: Any, accelerator: Any) -> None:
     """Evaluate a run, ticket or export by the options of ``recipes/evaluate.py``."""
-    from spikeformer_lt.reports import describe, save_predictions
+    from spikeformer_lt.reports import describe, save_predictions, saved_metrics, wilson
     from spikeformer_lt.training import PREDICTIONS
 
     run = open_finished(cfg.run, cfg, report=False, T=cfg.T)
@@ -223,11 +223,19 @@ def evaluate_finished(cfg: Any, accelerator: Any) -> None:
     model, splits = run.model.to(accelerator.device), run.splits
     for line in notices(run):
         tell(f"NOTICE: {line}")
-    metrics, ledger = describe(model, splits, cfg.split, accelerator, batch_size=cfg.batch_size)
+    beside = Path(cfg.out or PREDICTIONS).with_suffix(f".{PREDICTIONS}")
+    places = [run.path / PREDICTIONS, run.path.parent / PREDICTIONS, *([beside] if cfg.out else [])]
+    known = ((place, saved_metrics(place, model, splits, cfg.split)) for place in places)
+    found = next(((place, saved) for place, saved in known if saved and not cfg.again), None)
+    how = {"batch_size": cfg.batch_size, "saved": found and found[1]}
+    metrics, ledger = describe(model, splits, cfg.split, accelerator, **how)
+    interval = wilson(metrics.correct, metrics.count)
     tell(
         f"{splits.name} {cfg.split}: {metrics.accuracy:.2f} % of {metrics.count} "
-        f"(top-5 {metrics.top5:.2f} %, loss {metrics.loss:.4f})"
+        f"(top-5 {metrics.top5:.2f} %, loss {metrics.loss:.4f}), 95 % interval {interval.ends}"
     )
+    if found is not None:
+        tell(f"  from the predictions saved at the first reading: {found[0]} (--again reads anew)")
     bits = [name for name in ledger if name.endswith("bits_per_weight")]
     told = {name: ledger[name] for name in ("sparsity", *bits, "macs", "sops", "params")}
     told["sparsity"] = {kind: s for kind, s in told["sparsity"].items() if s is not None}
@@ -235,10 +243,11 @@ def evaluate_finished(cfg: Any, accelerator: Any) -> None:
         if value is not None:
             tell(f"  {name}: {value}")
     if cfg.out and accelerator.is_main_process:
-        result = {"accuracy": metrics.accuracy, "count": metrics.count, "loss": metrics.loss}
+        result: dict[str, Any] = {"accuracy": metrics.accuracy, "count": metrics.count}
+        result |= {"accuracy_interval": [interval.low, interval.high], "loss": metrics.loss}
+        result["saved"] = found is not None
         text = json.dumps({**result, "split": cfg.split, **ledger}, indent=2)
         write_atomic(cfg.out, f"{text}\n".encode(), ConfigError)
-        beside = Path(cfg.out).with_suffix(f".{PREDICTIONS}")
         made_by = str(run.ticket.provenance.get("run_id", ""))
         save_predictions(beside, metrics, model, splits, cfg.split, made_by)
 

@@ -8,7 +8,7 @@ import re
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,9 @@ from spikeformer_lt.reports.run_page import FACTS, fact, notices_of, number_at
 from spikeformer_lt.reports.statistics import (
     Interval,
     Outcome,
+    accuracy_interval,
     contrast,
     holm,
-    over_seeds,
-    wilson,
 )
 from spikeformer_lt.ticket import Ticket
 from spikeformer_lt.training.evaluate import PREDICTIONS, read_predictions
@@ -51,6 +50,7 @@ COLUMNS = {
     "T in search": ("ticket.T_search", 1.0, 1),
     "ConvPEP bits/weight": ("conv_pep_bits_per_weight", 1.0, 2),
     "MACs, all weights (M)": ("macs", 1e-6, 2),
+    "MACs, papers' count (M)": ("macs_dense", 1e-6, 2),
     "MACs of real inputs (M)": ("macs_nonspiking", 1e-6, 3),
     "SOPs (M)": ("sops", 1e-6, 3),
     "firing rate": ("mean_firing_rate", 1.0, 3),
@@ -80,12 +80,9 @@ class Row:
         return {seed: scale * number for seed, number in known.items() if number is not None}
 
     def interval(self) -> Interval:
-        """Test accuracy, %: Wilson's interval of one run, else the t interval over seeds."""
+        """See `accuracy_interval`."""
         values = list(self.values(ACCURACY).values())
-        if len(values) == 1 and (count := self.reports[0].get("test_count")):
-            return wilson(round(values[0] * count / 100), count)
-        found = over_seeds(values)
-        return replace(found, low=max(found.low, 0.0), high=min(found.high, 100.0))
+        return accuracy_interval(values, self.reports[0].get("test_count"))
 
     def outcomes(self) -> dict[int, Outcome]:
         """Seed -> test result, with the predictions that lie beside its report."""

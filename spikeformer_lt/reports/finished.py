@@ -34,7 +34,7 @@ class FinishedRun:
     untrained: bool = False  # whether these are start weights, meant to be trained again
 
     def batches(self, split: str, images: int, batch_size: int = 64) -> list[Tensor]:
-        """Images or frames that stand for a split, in batches: see `sample_loader`."""
+        """Some images or frames of a split, classes in proportion, in batches."""
         return [x for x, _ in self.labelled(split, images, batch_size)]
 
     def labelled(

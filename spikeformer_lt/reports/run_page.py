@@ -28,7 +28,7 @@ from spikeformer_lt.reports.statistics import wilson
 from spikeformer_lt.runtime import describe_environment
 from spikeformer_lt.step import Step
 from spikeformer_lt.ticket import Ticket
-from spikeformer_lt.training.evaluate import PREDICTIONS, Metrics, evaluate
+from spikeformer_lt.training.evaluate import PREDICTIONS, Metrics, evaluate, read_predictions
 from spikeformer_lt.training.experiment import Experiment
 from spikeformer_lt.training.ranks import digest
 
@@ -49,6 +49,7 @@ FACTS = {
     "bits per ConvPEP weight": ("conv_pep_bits_per_weight", 1.0, "{:.2f}"),
     "parameters": ("params", 1.0, "{:,.0f}"),
     "MACs per input, all weights": ("macs", 1.0, "{:,.0f}"),
+    "MACs per input, the papers' count": ("macs_dense", 1.0, "{:,.0f}"),
     "MACs per input, of real values": ("macs_nonspiking", 1.0, "{:,.0f}"),
     "SOPs per input": ("sops", 1.0, "{:,.0f}"),
 }
@@ -70,12 +71,17 @@ def fact(report: Mapping[str, Any] | None, path: str, scale: float, form: str) -
 
 
 def describe(
-    model: nn.Module, data: Splits, split: str, accelerator: Any, batch_size: int = 256
+    model: nn.Module,
+    data: Splits,
+    split: str,
+    accelerator: Any,
+    batch_size: int = 256,
+    saved: Metrics | None = None,
 ) -> tuple[Metrics, dict[str, Any]]:
-    """Evaluate one split and build the ledger on samples of it, classes in proportion."""
+    """Evaluate one split and build the ledger on a sample of it, classes in proportion."""
     dataset = getattr(data, split)
-    metrics = evaluate(model, dataset, data, accelerator, batch_size=batch_size)
-    some = sample_loader(dataset, LEDGER_IMAGES, 64)
+    metrics = saved or evaluate(model, dataset, data, accelerator, batch_size=batch_size)
+    some = sample_loader(dataset, LEDGER_IMAGES)
     return metrics, build_ledger(model, [x.to(accelerator.device) for x, _, _ in some])
 
 
@@ -87,11 +93,47 @@ def save_predictions(
     Raises:
         CheckpointError: another file than predictions has this name, or the disk refuses.
     """
-    classes, weights = getattr(getattr(data, split), "classes", None), digest(model.state_dict())
-    facts = {"dataset": data.name, "split": split, "split_sha256": data.split_sha256,
-             "run_id": run_id, "weights_sha256": weights,
-             "classes": list(classes) if classes else None}  # fmt: skip
+    classes = getattr(getattr(data, split), "classes", None)
+    facts = _read_by(model, data, split) | {
+        "run_id": run_id,
+        "classes": list(classes) if classes else None,
+        "loss": metrics.loss,
+        "top5": metrics.top5,
+        "accuracy_at_t": list(metrics.accuracy_at_t),
+    }
     metrics.predictions.save(path, facts)
+
+
+def saved_metrics(path: Path, model: nn.Module, data: Splits, split: str) -> Metrics | None:
+    """The evaluation that `save_predictions` saved; None if it is of other weights, data or T.
+
+    Raises:
+        CheckpointError: the file holds no predictions, or is damaged.
+    """
+    if not path.is_file():
+        return None
+    found, facts = read_predictions(path)
+    if any(facts.get(name) != fact for name, fact in _read_by(model, data, split).items()):
+        return None
+    count, classes = len(found.label), data.num_classes
+    cells = torch.bincount(found.label * classes + found.predicted, minlength=classes**2)
+    return Metrics(
+        accuracy=found.accuracy, loss=facts["loss"], count=count,
+        correct=int((found.predicted == found.label).sum()), top5=facts["top5"],
+        accuracy_at_t=tuple(facts["accuracy_at_t"]), confusion=cells.view(classes, classes),
+        predictions=found,
+    )  # fmt: skip
+
+
+def _read_by(model: Any, data: Splits, split: str) -> dict[str, Any]:
+    """What an evaluation is of: it need not be made again while this is the same."""
+    return {
+        "dataset": data.name,
+        "split": split,
+        "split_sha256": data.split_sha256,
+        "weights_sha256": digest(model.state_dict()),
+        "T": getattr(model, "T", None),
+    }
 
 
 def epochs_trained(provenance: Mapping[str, Any], steps_per_epoch: int) -> float | None:

@@ -24,9 +24,8 @@ class Interval:
 
     @property
     def ends(self) -> str:
-        """The interval alone; of one seed, which says nothing of the spread, a question mark."""
-        known = np.isfinite([self.low, self.high]).all()
-        return f"[{self.low:.2f}, {self.high:.2f}]" if known else "[?]"
+        """The interval alone."""
+        return f"[{self.low:.2f}, {self.high:.2f}]"
 
 
 @dataclass(frozen=True)
@@ -72,6 +71,14 @@ def over_seeds(values: Sequence[float], confidence: float = 0.95) -> Interval:
         error = float(np.std(values, ddof=1)) / len(values) ** 0.5
         half = float(t.ppf((1 + confidence) / 2, len(values) - 1)) * error
     return Interval(mean, mean - half, mean + half)
+
+
+def accuracy_interval(values: Sequence[float], count: int | None) -> Interval:
+    """Test accuracy, %: Wilson's interval of one run on `count` samples, else t over seeds."""
+    if len(values) == 1 and count:
+        return wilson(round(values[0] * count / 100), count)
+    found = over_seeds(values)
+    return Interval(found.value, max(found.low, 0.0), min(found.high, 100.0))
 
 
 def compare_predictions(

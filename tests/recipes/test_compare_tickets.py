@@ -22,12 +22,21 @@ SMALL = (
 OWN = ["imp+et=--early-time.epochs 1"]
 
 
+@pytest.mark.fault(86)
 def test_searches_become_one_table_and_go_on_where_they_stopped(
     recipes: Any, tmp_path: Path
 ) -> None:
     """With one budget: the epoch before IMP's rewind point counts as training, the probe's not."""
     line = shlex.split("--searches edge-popup imp imp+et --sparsities 0.5 --seeds 0 --jobs 2")
-    line += ["--epochs", "2", f"--options={SMALL}", "--search-options", *OWN, "--out", str(tmp_path)]
+    line += [
+        "--epochs",
+        "2",
+        f"--options={SMALL}",
+        "--search-options",
+        *OWN,
+        "--out",
+        str(tmp_path),
+    ]
     ended = recipes.run("compare_tickets", *line, fork_jobs=True)
     assert ended.code == 0, ended.err
     assert "4 runs, 0 of them finished before" in ended.err

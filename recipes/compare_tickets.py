@@ -6,8 +6,7 @@ python recipes/compare_tickets.py --data cifar10 --options="--model.name spikfor
 
 Finished runs are kept, the others resume. Controls: dense, random, and for IMP imp-random (its
 counts at random places) and imp-shuffle (its mask, its start weights permuted). Any registered
-search is a row, a plug-in's too. Every network that is tested was trained for as many epochs
-(--epochs), those before a rewind point included. Early-Time's saving is below the table.
+search is a row, a plug-in's too. All rows train their network for --epochs.
 """
 
 from dataclasses import dataclass
@@ -31,7 +30,6 @@ SEARCHES = {
     **dict.fromkeys(("random", "erk", "magnitude", "snip", "grasp", "synflow", "nm"), SPARSE),
     **dict.fromkeys(("set", "rigl", "granet"), SPARSE),
 }
-"""{s} is the sparsity, {e} the budget of epochs, {name} the search."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +50,8 @@ class CompareTickets(Comparison):
 
 def main(cfg: CompareTickets) -> None:
     """Run what is not finished, then write table, CSV and curves."""
-    title = f"Ticket searches on {cfg.data}"
-    rows = search_rows(cfg, SEARCHES)
-    compare(cfg, rows, title, ("-", "-seed"), level="prunable weights")
+    title, joints = f"Ticket searches on {cfg.data}", ("-", "-seed")
+    compare(cfg, search_rows(cfg, SEARCHES), title, joints, level="prunable weights")
 
 
 if __name__ == "__main__":

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from spikeformer_lt.cli import MULTISP_SUITES, Comparison, compare
 from spikeformer_lt.config import check_fields, run_recipe
 
-RECIPES = {"multisp_cifar": 300, "multisp_dvs128": 202, "multisp_cifar10_dvs": 106}
-"""Published epochs of each."""
+RECIPES = {"multisp_cifar": 300, "multisp_dvs128": 202, "multisp_cifar10_dvs": 106}  # epochs
 
 
 @dataclass(frozen=True)
@@ -33,9 +32,8 @@ class MultiSpCompare(Comparison):
 
 def main(cfg: MultiSpCompare) -> None:
     """Run what is not finished, then write table, CSV and curves."""
-    suite = MULTISP_SUITES[cfg.suite]
-    rows = {name: f"{cfg.recipe}.py --multisp.epochs {{e}} {options}"
-            for name, options in suite.items()}  # fmt: skip
+    begin, suite = f"{cfg.recipe}.py --multisp.epochs {{e}}", MULTISP_SUITES[cfg.suite]
+    rows = {name: f"{begin} {options}" for name, options in suite.items()}
     compare(cfg, rows, f"MultiSp: {cfg.suite} on {cfg.data}", published=RECIPES[cfg.recipe])
 
 

@@ -40,8 +40,7 @@ def main(cfg: Report) -> None:
 
     from spikeformer_lt.reports import write_comparison_page, write_run_page
 
-    runs = [open_finished(path, cfg) for path in cfg.runs]
-    out = Path(cfg.out or cfg.runs[0])
+    runs, out = [open_finished(path, cfg) for path in cfg.runs], Path(cfg.out or cfg.runs[0])
     if len(runs) == 1:
         page = write_run_page(runs[0], out, cfg.images)
     else:

@@ -4,8 +4,6 @@ python recipes/multisp_compare.py --suite demo --out runs/demo                 #
 python recipes/multisp_compare.py --suite ablation --seeds 0 1 2 --jobs 2   # each level, controls
 python recipes/multisp_compare.py --suite curves --seeds 0 1 2 --jobs 2     # where it breaks
 python recipes/multisp_compare.py --recipe multisp_dvs128 --data moving_digits --seeds 0 1 2
-
-A comparison that was killed goes on where it stopped: finished runs are kept, the others resume.
 """
 
 from dataclasses import dataclass

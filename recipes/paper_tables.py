@@ -4,7 +4,7 @@ python recipes/paper_tables.py                                   # every table o
 python recipes/paper_tables.py --table eccv22-tab1 --scale cifar10-subset --jobs 2
 python recipes/paper_tables.py --table 2311-tab1 --scale full --dry-run    # print the commands
 
-Each row is a resumable run; only one of exactly its configuration counts.
+Each row is a resumable run of another recipe; only a run of exactly its configuration counts.
 """
 
 import importlib
@@ -50,9 +50,8 @@ class PaperTables:
 
 def main(cfg: PaperTables) -> None:
     """Run what is not finished, then write every table."""
-    check(
-        PAPERS.is_dir(), "benchmarks", str(PAPERS), "a folder: papers/ of a checkout of the project"
-    )
+    rule = "the papers' tables come with a checkout of the repository"
+    check(PAPERS.is_dir(), "benchmarks", str(PAPERS), rule)
     sys.path.insert(0, str(PAPERS.parent))
     importlib.import_module("papers.jobs").run_tables(cfg, Path(__file__).resolve().parent)
 

@@ -264,6 +264,7 @@ class Experiment:
             **({"data_options": options} if options else {}),
             "seed": self.cfg.train.seed,
             "run_id": self.run.run_id,
+            **(self.data.preprocess.noted() if self.data.preprocess else {}),
         }
         ticket = Ticket(ticket.mask, ticket.tensors, {**ticket.provenance, **origin})
         found = {"mask": ticket.mask.sha256, "weights": digest(ticket.tensors)}

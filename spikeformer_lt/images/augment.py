@@ -93,6 +93,7 @@ class Augment:
 _PRESETS = {
     "none": Augment(),
     "digits": Augment(crop_padding=2),
+    "crop4": Augment(crop_padding=4),
     "crop4_flip": Augment(crop_padding=4, hflip=0.5),
     "crop8_flip": Augment(crop_padding=8, hflip=0.5),
     "spikformer_cifar": Augment(
@@ -232,6 +233,7 @@ class Mixing:
         return {
             "spikformer_cifar": cls(mixup=0.5, smoothing=0.1, until=2 / 3),
             "spikformer_dvs": cls(mixup=0.5, smoothing=0.1, prob=0.5),
+            "wide_dvs": cls(mixup=0.5, smoothing=0.1, prob=0.5),
         }.get(augment, cls())
 
     def __post_init__(self) -> None:

@@ -21,7 +21,7 @@ from spikeformer_lt.reports import plots
 from spikeformer_lt.reports.energy import energy_tables, measure_energy, write_energy
 from spikeformer_lt.reports.finished import FinishedRun
 from spikeformer_lt.reports.page import Table, markdown_table, write_csv, write_page
-from spikeformer_lt.reports.run_page import FACTS, fact, notices_of, number_at
+from spikeformer_lt.reports.run_page import FACTS, fact, interval_of, notices_of, number_at
 from spikeformer_lt.reports.statistics import (
     Interval,
     Outcome,
@@ -411,6 +411,7 @@ def write_comparison_page(
     drawn, differ = _plot_masks(folder / "masks.png", masks)
     rows = [[name, *(fact(report, *how) for report in reports.values())]
             for name, how in FACTS.items()]  # fmt: skip
+    rows.insert(1, [INTERVAL, *map(interval_of, reports.values())])
     return write_page(
         out / "report.html", "runs.html", [*pictures, *drawn],
         title=title, notices=notices, datasets=[run.splits.name for run in runs], differ=differ,

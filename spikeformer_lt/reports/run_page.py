@@ -25,7 +25,7 @@ from spikeformer_lt.reports.ledger import (
 )
 from spikeformer_lt.reports.page import write_page
 from spikeformer_lt.reports.probe import Probe, early_exit, keep_frequency, recording
-from spikeformer_lt.reports.statistics import wilson
+from spikeformer_lt.reports.statistics import accuracy_interval, wilson
 from spikeformer_lt.runtime import describe_environment
 from spikeformer_lt.step import Step
 from spikeformer_lt.ticket import Ticket
@@ -69,6 +69,12 @@ def fact(report: Mapping[str, Any] | None, path: str, scale: float, form: str) -
     """One number of a report as text, or a dash if it was not measured."""
     value = number_at(report, path)
     return "-" if value is None else form.format(scale * value)
+
+
+def interval_of(report: Mapping[str, Any] | None) -> str:
+    """95 % interval of a report's test accuracy, or a dash if it was not measured."""
+    accuracy, count = (number_at(report, name) for name in ("test_accuracy", "test_count"))
+    return "-" if accuracy is None or not count else accuracy_interval([accuracy], int(count)).ends
 
 
 def describe(
@@ -159,7 +165,9 @@ def write_report(experiment: Experiment, model: nn.Module, ticket: Ticket | None
     ``test_accuracy_interval`` is Wilson's, of 95 %.
     """
     trainer, run, known = experiment.trainer, experiment.run, ticket.provenance if ticket else {}
-    metrics, ledger = describe(model, experiment.data, "test", trainer.accelerator)
+    place, augment = run.path / PREDICTIONS, to_dict(trainer.augment)
+    saved = saved_metrics(place, model, experiment.data, "test")  # by a run that was killed here
+    metrics, ledger = describe(model, experiment.data, "test", trainer.accelerator, saved=saved)
     interval, train = wilson(metrics.correct, metrics.count), experiment.cfg.train
     batch = train.batch_size * train.accumulate * trainer.world
     phases, about = known.get("phases", []), {name: known.get(name) for name in ABOUT_TICKET}
@@ -183,6 +191,12 @@ def write_report(experiment: Experiment, model: nn.Module, ticket: Ticket | None
         "seconds": sum(phase["seconds"] for phase in phases),
         "epochs_trained": epochs_trained(known, max(1, len(experiment.data.train) // batch)),
         "choices": known.get("config", {}),
+        "augmentation": {
+            "samples": augment,
+            "batches": to_dict(trainer.mixing),
+            "can_change_label": ["hflip"]
+            * bool(augment.get("hflip") and experiment.data.mirror_changes_label),
+        },
         **ledger,
         "ticket": about if ticket else {},
         "mask_sha256": ticket.mask.sha256 if ticket else None,
@@ -192,7 +206,6 @@ def write_report(experiment: Experiment, model: nn.Module, ticket: Ticket | None
         if ticket is not None and known.get("trained") is False:
             trained = Ticket.of(model, ticket.mask, {**known, "trained": True})
             trained.save(run.path / "trained", overwrite=True)
-        place = run.path / PREDICTIONS
         save_predictions(place, metrics, model, experiment.data, "test", run.run_id)
         run.write_report(report)
         plots.plot_training(run.path / "summary.csv", run.path / "plots")
@@ -286,6 +299,7 @@ def write_run_page(run: FinishedRun, out: Path, images: int = 256) -> Path:
     write_energy(out / "energy", {run.name: energy})
     report, known = run.report or {}, run.ticket.provenance
     ledger = [[name, fact(report, *how)] for name, how in FACTS.items()]
+    ledger.insert(1, ["95 % interval", interval_of(report)])
     ledger += [["data set", known["dataset"]], ["split", str(known["split_sha256"])[:12]]]
     ledger += [["seed", known.get("seed", "-")], ["search", known.get("search", "-")]]
     return write_page(
@@ -306,6 +320,9 @@ def notices_of(name: str, run: FinishedRun, energy: Energy) -> list[str]:
         "a ticket with its start weights; spikes, patches and energy are those of a network "
         "that is not trained": run.untrained,
         "measured on another split than its own": not run.own_split,
+        "trained on mirrored samples, some of which are of another class": bool(
+            (run.report or {}).get("augmentation", {}).get("can_change_label")
+        ),
         f"energy {energy.refusal()}": bool(energy.dead),
     }
     return [f"{name}: {words}." for words, holds in notices.items() if holds]

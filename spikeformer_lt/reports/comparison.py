@@ -139,7 +139,7 @@ def _rows_against(rows: Sequence[Row]) -> Table:
 
 def _is_control(control: str, variant: str) -> bool:
     """Whether "imp-random 0.9" or "random 0.9" is a control of "imp 0.9"."""
-    if not CONTROLS.search(control) or CONTROLS.search(variant):
+    if variant == "dense" or not CONTROLS.search(control) or CONTROLS.search(variant):
         return False
     name, rate = series_and_rate(variant)
     base, same = series_and_rate(CONTROLS.sub("", control))

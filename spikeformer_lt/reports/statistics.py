@@ -74,11 +74,18 @@ def over_seeds(values: Sequence[float], confidence: float = 0.95) -> Interval:
 
 
 def accuracy_interval(values: Sequence[float], count: int | None) -> Interval:
-    """Test accuracy, %: Wilson's interval of one run on `count` samples, else t over seeds."""
-    if len(values) == 1 and count:
-        return wilson(round(values[0] * count / 100), count)
+    """Test accuracy, %: Wilson's interval of one run on `count` samples, else t over seeds.
+
+    Seeds share their test samples, so that several are never surer than one run of their mean.
+    """
     found = over_seeds(values)
-    return Interval(found.value, max(found.low, 0.0), min(found.high, 100.0))
+    if not count:
+        return Interval(found.value, max(found.low, 0.0), min(found.high, 100.0))
+    one = wilson(round(found.value * count / 100), count)
+    if len(values) == 1:
+        return one
+    low, high = max(found.low, 0.0), min(found.high, 100.0)
+    return Interval(found.value, min(low, one.low), max(high, one.high))
 
 
 def compare_predictions(

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from spikeformer_lt.config import (
     adapted,
@@ -44,6 +44,9 @@ from spikeformer_lt.training.options import (
     RunConfig,
     TrainConfig,
 )
+
+if TYPE_CHECKING:
+    from spikeformer_lt.training.jobs import Job
 
 RECIPES = Path(__file__).parent / "recipes"
 PAPER = OptimConfig(
@@ -326,19 +329,31 @@ def compare(
 ) -> None:
     """Run what is not finished of a comparison, then write table, CSV and curves.
 
+    `title` is that of the table, `more` for `write_comparison`, the others for `jobs_of`.
+    """
+    from spikeformer_lt.reports import write_comparison
+    from spikeformer_lt.training import run_jobs
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    jobs = jobs_of(cfg, rows, joints, published)
+    run_jobs(jobs, at_once=cfg.jobs)
+    print(write_comparison(Path(cfg.out), jobs, title, **more))
+
+
+def jobs_of(
+    cfg: Comparison, rows: Mapping[str, str], joints: tuple[str, str], published: int = 300
+) -> list[Job]:
+    """The runs of a comparison, with one budget of epochs.
+
     Args:
         cfg: the options.
         rows: by variant: a recipe's file name and its options; {e} is the budget of epochs, {h}
             and {r} are its half and the rest.
-        title: of the table.
         joints: what replaces blanks in the name of a run's folder, and what precedes the seed.
         published: the budget where the options name none and the set is not embedded.
-        more: for `write_comparison`.
     """
-    from spikeformer_lt.reports import write_comparison
-    from spikeformer_lt.training import Job, run_jobs
+    from spikeformer_lt.training.jobs import Job
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     e = cfg.epochs or {"digits": 12, "moving_digits": 20}.get(cfg.data, published)
     budget = {"{e}": str(e), "{h}": str(e // 2), "{r}": str(e - e // 2)}
     jobs = []
@@ -348,8 +363,7 @@ def compare(
         command = (str(RECIPES / recipe), *options, "--train.seed", str(seed))
         name = f"{variant.replace(' ', joints[0]).replace(':', '')}{joints[1]}{seed}"
         jobs.append(Job(variant, seed, Path(cfg.out) / "runs" / name, command))
-    run_jobs(jobs, at_once=cfg.jobs)
-    print(write_comparison(Path(cfg.out), jobs, title, **more))
+    return jobs
 
 
 def _last_of_each(tokens: Sequence[str]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -17,7 +18,7 @@ from spikeformer_lt.layers.stems import stem_of
 from spikeformer_lt.layers.subnet import SubnetConv2d, collapse, get_masks, set_masks
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.registry import register_search
-from spikeformer_lt.rng import seed_for
+from spikeformer_lt.rng import seed_for, seeded
 from spikeformer_lt.ticket import Ticket
 from spikeformer_lt.tickets.base import Search, noted, snapshot
 from spikeformer_lt.tickets.configs import MOVING, JointConfig, MultiSpConfig, WeightConfig
@@ -186,8 +187,8 @@ class MultiSp(Search):
     def _sequential(self, model: nn.Module, fit: Fit, final: Phase) -> None:
         config = self.config
         if config.weights.method != "off":
-            self._seeded("head")
-            probe = StemProbe(model)
+            with self._seeded("head"):
+                probe = StemProbe(model)
             optim = LITERAL_SCORES if config.preset == "literal" else None
             searched = self._with_masks(model, Phase("conv_pep", config.stem_epochs, optim))
             self._fit(fit, probe, searched)
@@ -212,8 +213,8 @@ class MultiSp(Search):
         weights = self.config.weights
         if weights.method == "off":
             return phase
-        self._seeded("scores")
-        install_subnets(stem_of(model), weights)
+        with self._seeded("scores"):
+            install_subnets(stem_of(model), weights)
         controller = MaskController(model, weights, seed_for(self.seed, "mask"))
         return replace(phase, before_step=controller, settled_from=controller.settled_from)
 
@@ -222,8 +223,8 @@ class MultiSp(Search):
         patches = self.config.patches
         if patches.sparsity == 0:
             return
-        self._seeded("selector")
-        score = new_score(model, patches)
+        with self._seeded("selector"):
+            score = new_score(model, patches)
         if isinstance(score, Attention):
             probe = SelectorProbe(model, score)
             wanted = {p: p.requires_grad for p in probe.stem.parameters()}
@@ -235,8 +236,8 @@ class MultiSp(Search):
             score.requires_grad_(False)
         set_patches(model, patches, score)
 
-    def _seeded(self, what: str) -> None:
-        torch.manual_seed(seed_for(self.seed, "multisp", what))
+    def _seeded(self, what: str) -> AbstractContextManager[None]:
+        return seeded(seed_for(self.seed, "multisp", what))
 
 
 class SelectorProbe(nn.Module):

@@ -44,11 +44,14 @@ from spikeformer_lt.training.options import (
 )
 
 RECIPES = Path(__file__).parent / "recipes"
-PAPER = OptimConfig(lr=5e-4, weight_decay=0.06, min_lr=1e-5, warmup_epochs=20, warmup_lr=1e-5)
+PAPER = OptimConfig(
+    lr=5e-4, weight_decay=0.06, min_lr=1e-5, warmup_epochs=20, warmup_lr=1e-5, clip_grad=0.0
+)
 """The papers' optimizer for CIFAR."""
 PAPER_EVENTS = OptimConfig(
-    lr=1e-3, weight_decay=0.06, min_lr=1e-5, warmup_epochs=10, warmup_lr=1e-5, cooldown_epochs=10
-)
+    lr=1e-3, weight_decay=0.06, min_lr=1e-5, warmup_epochs=10, warmup_lr=1e-5, cooldown_epochs=10,
+    clip_grad=0.0,
+)  # fmt: skip
 """The papers' optimizer for event data."""
 IMAGES_SMALL = {
     "model.name": "spikformer_digits",
@@ -142,7 +145,8 @@ def find(
         fallback: embedded data set for ``data.name auto``.
         wanted: the set that auto takes if it is on disk: cifar10, dvs128_gesture or cifar10_dvs.
     """
-    name, _, *inner = _chosen(choose, cfg)  # refuses a preset of another search
+    name, config, *inner = _chosen(choose, cfg)  # refuses a preset of another search
+    preset = getattr(getattr(config, "imp", config), "preset", "default")
     search_name = f"{name} {inner[0][0]}" if inner else name
 
     from spikeformer_lt.reports import write_report
@@ -151,7 +155,9 @@ def find(
 
     sets = {one.name: one for one in (CIFAR10, DVS128_GESTURE, CIFAR10_DVS)}
     names = {"fallback": fallback, "search": search_name}
-    with Experiment(cfg, small=dict(small), wanted=sets[wanted], **names) as experiment:
+    published = configs.PUBLISHED.get(preset, {})
+    usual: dict[str, Any] = {"small": dict(small), "published": published, **names}
+    with Experiment(cfg, wanted=sets[wanted], **usual) as experiment:
         model, fit = experiment.model(), experiment.trainer.fit
         chosen = _chosen(choose, experiment.cfg)
         search = _made(chosen, cfg.train.seed, experiment.trainer.batch)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeformer_lt.disk import safe_name
-from spikeformer_lt.images.loader import eval_loader
+from spikeformer_lt.images.loader import sample_loader
 from spikeformer_lt.images.splits import Splits
 from spikeformer_lt.reports import plots
 from spikeformer_lt.reports.energy import Energy, energy_tables, layer_table, write_energy
@@ -69,11 +68,10 @@ def fact(report: Mapping[str, Any] | None, path: str, scale: float, form: str) -
 def describe(
     model: nn.Module, data: Splits, split: str, accelerator: Any, batch_size: int = 256
 ) -> tuple[Metrics, dict[str, Any]]:
-    """Evaluate one split and build the ledger on its first images."""
+    """Evaluate one split and build the ledger on a sample of it, classes in proportion."""
     dataset = getattr(data, split)
     metrics = evaluate(model, dataset, data, accelerator, batch_size=batch_size)
-    loader = eval_loader(dataset, min(64, len(dataset)))
-    some = islice(loader, max(1, LEDGER_IMAGES // 64))
+    some = sample_loader(dataset, LEDGER_IMAGES)
     return metrics, build_ledger(model, [x.to(accelerator.device) for x, _, _ in some])
 
 
@@ -146,10 +144,10 @@ def write_report(experiment: Experiment, model: nn.Module, ticket: Ticket | None
 def _about(ticket: Ticket) -> dict[str, Any]:
     """Name, sparsities and cost of a ticket's search."""
     known = ticket.provenance
-    names = ("search", "trained", "prunable_sparsity", "total_sparsity", "search_seconds")
+    names = ("search", "trained", "control", "deviations", "prunable_sparsity", "total_sparsity")
     steps = known.get("early_time", {}).get("T_early")
     return {
-        **{name: known.get(name) for name in names},
+        **{name: known.get(name) for name in (*names, "search_seconds")},
         **({"ledger": known["ledger"]} if "ledger" in known else {}),
         **({} if steps is None else {"T_search": steps}),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -13,10 +14,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from spikeformer_lt.deprecated import moved
-from spikeformer_lt.errors import ConfigError
+from spikeformer_lt.errors import ConfigError, TicketError
 from spikeformer_lt.layers.neuron import reset_state
 from spikeformer_lt.mask import Mask
+from spikeformer_lt.rng import isolated_rng, seed_for
 from spikeformer_lt.ticket import Ticket
+from spikeformer_lt.tickets.configs import deviations
 from spikeformer_lt.training.options import OptimConfig
 from spikeformer_lt.training.phase import Fit, FitResult, Masked, Phase
 
@@ -82,11 +85,28 @@ class Search:
         return _changed(config, presets.get(getattr(config, "preset", ""), {}))
 
     def find(self, model: nn.Module, fit: Fit) -> Ticket:
-        """Find a ticket; `model` ends holding its weights, plain and ready to train."""
+        """Find a ticket; `model` ends holding its weights, plain and ready to train.
+
+        Raises:
+            TicketError: the mask is not of the sparsity that was asked for, as of phases that
+                another search left in the run directory.
+        """
         self.results, self.start = [], snapshot(model)
-        ticket = self._ticket(model, self._search(model, fit))
+        mask = self._search(model, fit)
+        asked = self._asked(mask)
+        if asked is not None and asked != mask.removed:
+            raise TicketError(
+                f"{self.name} was to remove {asked} of {mask.total} weights and removed "
+                f"{mask.removed}: its phases are those of another search; give a new --run.out"
+            )
+        ticket = self._ticket(model, mask)
         reset_state(model)
         return ticket
+
+    def _asked(self, mask: Mask) -> int | None:
+        """Weights to be removed, by the configuration; None where it names no rate."""
+        sparsity, scope = (getattr(self.config, n, None) for n in ("sparsity", "scope"))
+        return None if sparsity is None else asked_for(mask, sparsity, scope)
 
     def _search(self, model: nn.Module, fit: Fit) -> Mask:
         raise NotImplementedError
@@ -104,6 +124,10 @@ class Search:
         return self.batch(count)
 
     def _ticket(self, model: nn.Module, mask: Mask) -> Ticket:
+        kind = getattr(self.config, "control", "none")
+        if kind != "none":
+            seed = seed_for(self.seed, f"{self.name} control")
+            mask, self.start = control(kind, mask, self.start, model, seed)
         model.load_state_dict(self.start)
         quiet = self.config.prune.silence and not self.trained
         whole = silenced(model, mask) if quiet else mask
@@ -113,12 +137,15 @@ class Search:
             "config": asdict(self.config),
             "search_seed": self.seed,
             "trained": self.trained,
+            "control": kind,
             "phases": [asdict(result) for result in self.results],
             "search_seconds": sum(result.seconds for result in self.results),
             "prunable_weights": mask.total,
             "prunable_sparsity": mask.sparsity,
             "total_sparsity": mask.removed / sum(p.numel() for p in model.parameters()),
             "dead_filters": dead_filters(mask),
+            "mask_sha256": whole.sha256,
+            "deviations": deviations(self.config),
         }
         return Ticket.of(model, whole, about)
 
@@ -192,6 +219,58 @@ def kept_modes(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+def asked_for(mask: Mask, sparsity: float, scope: str | None) -> int:
+    """Entries of a mask that a sparsity removes: of all together, or of each layer by itself."""
+    sizes = [kept.numel() for kept in mask.values()] if scope == "layer" else [mask.total]
+    return sum(round(sparsity * size) for size in sizes)
+
+
+def control(
+    kind: str, mask: Mask, start: Mapping[str, Tensor], model: nn.Module, seed: int
+) -> tuple[Mask, dict[str, Tensor]]:
+    """The mask and the start weights that a ticket is to be compared with.
+
+    Args:
+        kind: random (the mask shuffled within each layer: as many weights of each, at random
+            places), shuffle (the start weights permuted within each layer of the mask) or fresh
+            (the start weights drawn anew).
+        mask: of the ticket.
+        start: whole state_dict of its start weights.
+        model: of these names; is not changed.
+        seed: of what is drawn.
+
+    Source: Frankle & Carbin, ICLR 2019 (arXiv 1803.03635), section 2; arXiv 2009.11094.
+    """
+    if kind == "random":
+        return Mask.random_like(mask, seed), dict(start)
+    if kind == "shuffle":
+        return mask, shuffled(start, mask, seed)
+    return mask, fresh_weights(model, seed)
+
+
+def fresh_weights(model: nn.Module, seed: int) -> dict[str, Tensor]:
+    """A state_dict that is drawn anew from a seed, by each layer's own initialisation.
+
+    Raises:
+        ConfigError: a module with parameters has no ``reset_parameters``.
+    """
+    twin = copy.deepcopy(model)
+    with isolated_rng(seed):
+        for name, module in twin.named_modules():
+            reset = getattr(module, "reset_parameters", None)
+            if callable(reset):
+                reset()
+            elif next(module.parameters(recurse=False), None) is not None:
+                raise ConfigError(
+                    f"control=fresh: {name or 'the model'}, a {type(module).__name__}, has no "
+                    "reset_parameters() to draw its weights anew; use random or shuffle"
+                )
+        own: Any = getattr(twin, "init_weights", None)
+        if callable(own):
+            own()
+    return snapshot(twin)
 
 
 @torch.no_grad()

@@ -23,6 +23,7 @@ from spikeformer_lt.ticket import Ticket
 from spikeformer_lt.tickets.base import Search, magnitudes, noted
 from spikeformer_lt.tickets.configs import EarlyBirdConfig, preset_optim
 from spikeformer_lt.training.phase import Fit, Hook, Phase, Progress
+from spikeformer_lt.training.ranks import from_first
 
 
 class Group(NamedTuple):
@@ -267,7 +268,8 @@ class EarlyBird(Search):
                 scores = norm_scales(now, groups)
                 least = min(1 / score.numel() for score in scores.values())
             floor = max(config.floor, least)
-            return Mask.from_scores(scores, config.sparsity, config.scope, floor=floor)
+            found = Mask.from_scores(scores, config.sparsity, config.scope, floor=floor)
+            return Mask(from_first(found))
 
         scales = {group.scale: config.l1 for group in groups}
         self.watch = MaskWatch(draw, config.window, config.tolerance, scales)
@@ -276,6 +278,9 @@ class EarlyBird(Search):
         still = self._fit(fit, model, phase).epochs < config.epochs
         mask = self.watch.masks[-1] if still else draw(model)
         return channel_mask(model, groups, mask) if channels else mask
+
+    def _asked(self, mask: Mask) -> int | None:
+        return None if self.config.kind == "channels" else super()._asked(mask)
 
     def _ticket(self, model: nn.Module, mask: Mask) -> Ticket:
         """With each epoch's distances to the masks before it in the window, oldest first."""

@@ -44,12 +44,12 @@ def apply_surgery(model: nn.Module, ticket: Ticket) -> None:
     """Make the changes of a ticket's search to a new model, in place; most searches make none."""
     search, config = ticket.provenance.get("search"), ticket.provenance.get("config", {})
     if search == "multisp":
-        set_activation(model, _known(ActivationConfig, config["activation"]))
+        set_activation(model, known_config(ActivationConfig, config["activation"]))
     if search in ("multisp", "joint"):
-        set_patches(model, _known(PatchConfig, config["patches"]))
+        set_patches(model, known_config(PatchConfig, config["patches"]))
 
 
-def _known(cls: type, values: Mapping[str, Any]) -> Any:
+def known_config(cls: type, values: Mapping[str, Any]) -> Any:
     """Return a configuration of the values that this version knows."""
     return cls(**{name: values[name] for name in asdict(cls()) if name in values})
 
@@ -128,6 +128,7 @@ def transfer_ticket(
         "changed": dict(changed),
         "mask_sha256": ticket.mask.sha256,
     }
+    provenance["mask_sha256"] = mask.sha256
     return Ticket.of(model, mask, provenance)
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from datetime import timedelta
 from operator import attrgetter
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
 
 from spikeformer_lt.config import check, entry_options, flat_values, given_options, to_dict
-from spikeformer_lt.errors import CheckpointError, ConfigError, DataError
+from spikeformer_lt.errors import CheckpointError, ConfigError, DataError, TicketError
 from spikeformer_lt.events.augment import EventAugment
 from spikeformer_lt.images.augment import Augment, Mixing
 from spikeformer_lt.images.loader import train_loader
@@ -79,6 +80,29 @@ DVS128_GESTURE = Wanted(
     ("ibmGestureTrain", "ibmGestureTrain.tar.gz", "DvsGesture", "DvsGesture.tar.gz"),
 )
 CIFAR10_DVS = Wanted("cifar10_dvs", "CIFAR10-DVS", ("CIFAR10DVS", "CIFAR10DVS.zip", "airplane.zip"))
+
+
+def with_published(
+    cfg: Any, values: Mapping[str, Any], given: Collection[str]
+) -> tuple[Any, list[str]]:
+    """The configuration with the options of a preset, and where the user's options differ.
+
+    Args:
+        cfg: a recipe's configuration, with its data set settled.
+        values: by option; a mapping is by data set, and leaves other sets as they are.
+        given: options that the user named, which stay.
+    """
+    differing = []
+    for path, found in values.items():
+        value = found.get(cfg.data.name) if isinstance(found, Mapping) else found
+        now = attrgetter(path)(cfg)
+        if value is None or now == value:
+            continue
+        if path in given:
+            differing.append(f"--{path.replace('_', '-')} {now} (published: {value})")
+        else:
+            cfg = _set(cfg, path, value)
+    return cfg, differing
 
 
 def settle(cfg: Any, wanted: Wanted, fallback: str, small: dict[str, Any]) -> tuple[Any, str, str]:
@@ -188,6 +212,7 @@ class Experiment:
         cfg: a recipe's configuration with ``data, model, train, run`` groups.
         fallback, small, wanted: as in `settle`.
         search: name of the search, which is part of the run's identity.
+        published: options of the search's preset, as in `with_published`.
     """
 
     run: RunDir
@@ -200,9 +225,11 @@ class Experiment:
         small: dict[str, Any],
         wanted: Wanted = CIFAR10,
         search: str = "",
+        published: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self.search, self.stop = search, StopRequest()
-        self.cfg, self.notice, self.taken = settle(cfg, wanted, fallback, small)
+        settled, self.notice, self.taken = settle(cfg, wanted, fallback, small)
+        self.cfg, self.deviations = with_published(settled, published, given_options(cfg))
 
     def __enter__(self) -> Experiment:
         cfg, train = self.cfg, self.cfg.train
@@ -270,7 +297,17 @@ class Experiment:
         return model
 
     def save_ticket(self, ticket: Ticket) -> Ticket:
-        """Save the ticket into the run with what is needed to build it again."""
+        """Save the ticket into the run with what is needed to build it again.
+
+        Raises:
+            TicketError: its provenance is of another mask.
+        """
+        noted = ticket.provenance.get("mask_sha256", ticket.mask.sha256)
+        if noted != ticket.mask.sha256:
+            raise TicketError(
+                f"the ticket's mask is {ticket.mask.sha256[:12]}, and its provenance is of mask "
+                f"{str(noted)[:12]}; save the ticket that the search returned"
+            )
         known = {"name": self.cfg.model.name, "args": self.model_args()}
         options = entry_options(self.cfg, self.data.name)
         origin = {
@@ -282,7 +319,9 @@ class Experiment:
             "seed": self.cfg.train.seed,
             "run_id": self.run.run_id,
         }
-        ticket = Ticket(ticket.mask, ticket.tensors, {**ticket.provenance, **origin})
+        differing = [*ticket.provenance.get("deviations", ()), *self.deviations]
+        about = {**ticket.provenance, **origin, "deviations": differing}
+        ticket = Ticket(ticket.mask, ticket.tensors, about)
         found = {"mask": ticket.mask.sha256, "weights": digest(ticket.tensors)}
         refuse_differences({f"the ticket's {name}": value for name, value in found.items()})
         if self.trainer.main:

@@ -23,9 +23,10 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
         kind = "plain" if parameter.ndim < 2 else "decayed"
         if parameter.requires_grad:
             found["scores" if name.endswith(".scores") else kind].append(parameter)
+    vectors = config.weight_decay if config.decay_vectors else 0.0
     groups = [
         {"params": found["decayed"], "lr": config.lr, "weight_decay": config.weight_decay},
-        {"params": found["plain"], "lr": config.lr, "weight_decay": 0.0},
+        {"params": found["plain"], "lr": config.lr, "weight_decay": vectors},
         {"params": found["scores"], "lr": config.score_lr, "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]

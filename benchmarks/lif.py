@@ -119,10 +119,7 @@ def cases(
             "ours": torch.no_grad()(lambda: ours(x)),
             PEER: torch.no_grad()(lambda: theirs(x)),
         },
-        "lif, with backward": {
-            "ours": lambda: grad(ours(x), x),
-            PEER: lambda: grad(theirs(x), x),
-        },
+        "lif, with backward": {"ours": lambda: grad(ours(x), x), PEER: lambda: grad(theirs(x), x)},
         "lif, static input": {
             "ours": lambda: grad(ours(once), once),
             PEER: lambda: grad(theirs(copies()), once),

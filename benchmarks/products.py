@@ -53,10 +53,7 @@ def convolution(n: int, side: int, channels: int, made: int, dtype: torch.dtype)
     return {
         "forward": (lambda: winograd.direct(rows, weight), lambda: winograd.convolve(rows, weight)),
         "input gradient": (lambda: back(True), lambda: winograd.convolve(grad, weight, True)),
-        "weight gradient": (
-            lambda: back(False),
-            lambda: winograd.weights_back(rows, grad, weight),
-        ),
+        "weight gradient": (lambda: back(False), lambda: winograd.weights_back(rows, grad, weight)),
     }
 
 
@@ -72,10 +69,7 @@ def linear(n: int, wide: int, tall: int, dtype: torch.dtype) -> Ways:
         return out
 
     return {
-        "input gradient": (
-            lambda: product(g, weight.t()),
-            lambda: matmul.inputs_back(g, weight),
-        ),
+        "input gradient": (lambda: product(g, weight.t()), lambda: matmul.inputs_back(g, weight)),
         "weight gradient": (lambda: product(g.t(), x.t()), lambda: matmul.weights_back(g, x)),
     }
 

@@ -19,23 +19,9 @@ except importlib.metadata.PackageNotFoundError:  # a source tree that was not in
     __version__ = "0+unknown"
 
 __all__ = [
-    "Mask",
-    "Ticket",
-    "__version__",
-    "check",
-    "check_fields",
-    "check_model",
-    "create_dataset",
-    "create_model",
-    "create_search",
-    "list_datasets",
-    "list_models",
-    "list_searches",
-    "load_exported",
-    "register_dataset",
-    "register_model",
-    "register_search",
-    "run_recipe",
+    "Mask", "Ticket", "__version__", "check", "check_fields", "check_model", "create_dataset",
+    "create_model", "create_search", "list_datasets", "list_models", "list_searches",
+    "load_exported", "register_dataset", "register_model", "register_search", "run_recipe",
     "use_plugins",
 ]  # fmt: skip
 
@@ -62,4 +48,4 @@ else:
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 importlib.import_module(f"{__name__}.timm").join_timm()
-importlib.import_module(f"{__name__}.deprecated").keep_old_imports()
+importlib.import_module(f"{__name__}.deprecated")

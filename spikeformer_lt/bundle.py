@@ -1,8 +1,7 @@
 """Sealed folders: tickets, exports and checkpoints.
 
 A bundle is a folder of files and a manifest with the sha256 of each. It is staged beside its place,
-written through to the disk and published in one step, so that its place holds the old bundle or the
-new one. Whoever opens it reads each file once and verifies it.
+written through to the disk and published in one step. Each file is verified when it is read.
 """
 
 from __future__ import annotations
@@ -46,29 +45,17 @@ _LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<kind>tmp|old)-[0-9a-f]{12}")
 
 @dataclass(frozen=True)
 class BundleKind:
-    """What kind of bundle a folder is.
+    """What kind of bundle a folder is."""
 
-    Attributes:
-        name: word for it in messages.
-        format: value of ``format`` in its manifest.
-        version: newest ``format_version``; all from 1 on are read.
-        manifest: file name of the manifest.
-        error: class of the exceptions.
-        files: names that may stand beside the manifest; a folder with others is never replaced.
-        sealed: whether the manifest has a checksum of its own.
-        sizes: list size and sha256 of each file under ``files``, not the sha256 under ``sha256``.
-        indent: indentation of the manifest; None for one line.
-    """
-
-    name: str
-    format: str
-    version: int
-    manifest: str
+    name: str  # word for it in messages
+    format: str  # value of ``format`` in its manifest
+    version: int  # newest ``format_version``; all from 1 on are read
+    manifest: str  # file name
     error: type[SpikeformerError]
-    files: tuple[str, ...] = ()
-    sealed: bool = True
-    sizes: bool = False
-    indent: int | None = 2
+    files: tuple[str, ...] = ()  # others beside the manifest; a folder with more is never replaced
+    sealed: bool = True  # whether the manifest has a checksum of its own
+    sizes: bool = False  # size and sha256 of each file under ``files``, or sha256 under ``sha256``
+    indent: int | None = 2  # of the manifest; None for one line
 
     def __str__(self) -> str:
         return f"{'an' if self.name[0] in 'aeiou' else 'a'} {self.name}"
@@ -80,17 +67,14 @@ class Stage:
 
     path: Path
     kind: BundleKind
-    files: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Size and sha256 of each file so far."""
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)  # size and sha256, so far
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file through to the disk."""
         write_through(self.path / name, data)
         self.files[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
-    def write_tensors(
-        self, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
-    ) -> None:
+    def write_tensors(self, name: str, tensors: Mapping[str, Tensor], metadata: Any) -> None:
         """Write a file of tensors, as `disk.write_tensors` does."""
         self.write(name, pack_tensors(tensors, metadata, repr(name)))
 
@@ -101,12 +85,13 @@ class Stage:
             try:
                 json.dumps(value)
             except (TypeError, ValueError, RecursionError) as fault:
-                whose = f"{kind.name}'s {key}"
-                raise kind.error(f"the {whose} cannot be stored as JSON: {fault}") from None
-        listed: dict[str, Any] = {"files": dict(self.files)}
-        if not kind.sizes:
-            listed = {"sha256": {name: entry["sha256"] for name, entry in self.files.items()}}
-        found = {"format": kind.format, "format_version": kind.version, **body, **listed}
+                what = f"the {kind.name}'s {key} cannot be stored as JSON"
+                raise kind.error(f"{what}: {fault}") from None
+        found = {"format": kind.format, "format_version": kind.version, **body}
+        if kind.sizes:
+            found["files"] = dict(self.files)
+        else:
+            found["sha256"] = {name: entry["sha256"] for name, entry in self.files.items()}
         if kind.sealed:
             found["seal"] = _seal(found)
         separators = (",", ":") if kind.indent is None else None
@@ -116,12 +101,9 @@ class Stage:
 
 @contextlib.contextmanager
 def staged(folder: str | Path, kind: BundleKind, overwrite: bool = False) -> Iterator[Stage]:
-    """Give a stage to fill inside; at the end it is published as `folder`.
+    """Give a stage to fill inside; at the end it is published as `folder`, whole or not at all.
 
-    Args:
-        folder: new or empty folder, which appears complete or not at all; parents are made.
-        kind: what is made.
-        overwrite: replace a bundle of this kind that is there.
+    The folder is new or empty; with `overwrite` it may hold a bundle of this kind.
 
     Raises:
         SpikeformerError: (as the kind's) the folder holds something else, or the disk refuses; what
@@ -139,10 +121,9 @@ def staged(folder: str | Path, kind: BundleKind, overwrite: bool = False) -> Ite
             _refuse_foreign(folder, kind, overwrite)
             _publish(stage.path, folder)
         except OSError as fault:
-            raise kind.error(
-                f"cannot write {name_of(folder)}: {fault.strerror or fault}; "
-                f"{free_bytes(folder.parent)} bytes free"
-            ) from fault
+            free = f"{free_bytes(folder.parent)} bytes free"
+            what = f"cannot write {name_of(folder)}: {fault.strerror or fault}"
+            raise kind.error(f"{what}; {free}") from fault
 
 
 @dataclass(frozen=True)
@@ -152,15 +133,10 @@ class Bundle:
     folder: Path
     kind: BundleKind
     about: dict[str, Any]
-    files: dict[str, dict[str, Any]]
-    """sha256, and size where it is known, of each file."""
+    files: dict[str, dict[str, Any]]  # sha256, and size where it is known
 
     def read(self, name: str) -> bytes:
-        """Read a file, once, and verify it.
-
-        Raises:
-            SpikeformerError: (as the kind's) it is not listed, cannot be read, or was changed.
-        """
+        """Read a file, once; it raises as the kind if that is not listed, unreadable or changed."""
         try:
             data = (self.folder / name).read_bytes()
         except OSError as fault:
@@ -173,11 +149,11 @@ class Bundle:
         odd = f"sha256 {found[:12]}..., {expected[:12]}... was written"
         if size != len(data):
             odd = f"{len(data)} bytes there, {size} were written"
-        try:
-            if name.endswith(".safetensors"):
+        if name.endswith(".safetensors"):
+            try:
                 unpack_tensors(data, name)
-        except CheckpointError as fault:
-            odd += f"; {fault}"
+            except CheckpointError as fault:
+                odd += f"; {fault}"
         raise self._fault(
             f"{name} changed since the {self.kind.name} was saved ({odd}); restore it from a copy"
         )
@@ -223,30 +199,24 @@ def _opened(folder: Path, kind: BundleKind) -> Bundle:
         raise kind.error(f"{manifest} is not of {kind} of spikeformer_lt")
     version = about.get("format_version")
     if type(version) is int and version > kind.version:
-        raise kind.error(
-            f"found {kind.name} format v{version}, supports <= v{kind.version}; "
-            "install a newer spikeformer_lt"
-        )
+        found = f"found {kind.name} format v{version}, supports <= v{kind.version}"
+        raise kind.error(f"{found}; install a newer spikeformer_lt")
     sealed = not kind.sealed or about.pop("seal", None) == _seal(about)
     if type(version) is not int or version < 1 or not sealed:
         raise kind.error(f"{manifest} is damaged or was edited: its checksum differs")
     listed = about.get("files" if kind.sizes else "sha256")
     if not isinstance(listed, dict) or not listed:
         raise kind.error(f"{manifest} lists no files; it was edited")
-    files = {}
-    for name, entry in listed.items():
-        files[name] = entry if kind.sizes else {"sha256": entry}
-        known = isinstance(files[name], dict) and isinstance(files[name].get("sha256"), str)
+    files = listed if kind.sizes else {name: {"sha256": entry} for name, entry in listed.items()}
+    for name, entry in files.items():
+        known = isinstance(entry, dict) and isinstance(entry.get("sha256"), str)
         if safe_name(name) != name or not known:
             raise kind.error(f"{manifest} is damaged: odd entry {shown(name)}")
     return Bundle(folder, kind, about, files)
 
 
 def recover(folder: Path) -> None:
-    """Clear up beside `folder` after processes that are gone; what a living one holds stays.
-
-    An old bundle that was set aside is put back where nothing is in its place.
-    """
+    """Clear up beside `folder` after processes that are gone; put an old one back into a gap."""
     parent, name = folder.parent, safe_name(folder.name)
     try:
         entries = sorted(os.listdir(parent))
@@ -294,16 +264,11 @@ def _claim(folder: Path, held: contextlib.ExitStack) -> bool:
         import fcntl
 
         handle = os.open(folder, os.O_RDONLY)
-    except ImportError:  # Windows
-        return time.time() - folder.stat().st_mtime > ABANDONED_S or not any(folder.iterdir())
-    except OSError:
-        return False
-    held.callback(os.close, handle)
-    try:
+        held.callback(os.close, handle)
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except (FileNotFoundError, PermissionError, BlockingIOError):
         return False
-    except OSError:  # a file system without locks
+    except (ImportError, OSError):  # Windows; a file system without locks
         return time.time() - folder.stat().st_mtime > ABANDONED_S or not any(folder.iterdir())
     return True
 
@@ -329,7 +294,7 @@ def _refuse_foreign(folder: Path, kind: BundleKind, overwrite: bool) -> None:
 
 
 def _publish(stage: Path, folder: Path) -> None:
-    """Put a stage in its place; what was there is at the stage's path afterwards, or deleted."""
+    """Put a stage in its place; what was there goes to the stage's path or is deleted."""
     if not folder.exists() or not any(folder.iterdir()):
         os.replace(stage, folder)
     elif not _exchange(stage, folder):

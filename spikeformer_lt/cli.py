@@ -7,12 +7,14 @@ recipe with its defaults. Nothing here imports torch before the options are read
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import logging
 import runpy
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -32,7 +34,7 @@ from spikeformer_lt.config import (
 )
 from spikeformer_lt.disk import write_atomic
 from spikeformer_lt.errors import ConfigError, TicketError, near, shown
-from spikeformer_lt.registry import config_class, search_names, use_plugins
+from spikeformer_lt.registry import config_class, create_search, search_names, use_plugins
 from spikeformer_lt.tickets import configs
 from spikeformer_lt.training.options import (
     DataConfig,
@@ -92,7 +94,7 @@ ON_DIGITS: dict[str, dict[str, Any]] = {
 def full_size(search: str) -> Callable[[], Any]:
     """What makes the configuration of a search for CIFAR-10."""
     kind: Any = config_class("search", search)
-    return lambda: kind(**FULL_SIZE.get(search, {}))
+    return partial(kind, **FULL_SIZE.get(search, {}))
 
 
 def small(*searches: str, **more: Any) -> dict[str, Any]:
@@ -147,25 +149,26 @@ def find(
     """
     name, config, *inner = _chosen(choose, cfg)  # refuses a preset of another search
     preset = getattr(getattr(config, "imp", config), "preset", "default")
-    search_name = f"{name} {inner[0][0]}" if inner else name
 
     from spikeformer_lt.reports import write_report
     from spikeformer_lt.tickets import retrain, with_phase
     from spikeformer_lt.training.experiment import CIFAR10, CIFAR10_DVS, DVS128_GESTURE, Experiment
 
     sets = {one.name: one for one in (CIFAR10, DVS128_GESTURE, CIFAR10_DVS)}
-    names = {"fallback": fallback, "search": search_name}
-    published = configs.PUBLISHED.get(preset, {})
-    usual: dict[str, Any] = {"small": dict(small), "published": published, **names}
+    names = {"fallback": fallback, "search": " ".join([name, *(one for one, _ in inner)])}
+    usual: dict[str, Any] = {
+        "small": dict(small),
+        "published": configs.PUBLISHED.get(preset, {}),
+        **names,
+    }
     with Experiment(cfg, wanted=sets[wanted], **usual) as experiment:
         model, fit = experiment.model(), experiment.trainer.fit
         chosen = _chosen(choose, experiment.cfg)
         search = _made(chosen, cfg.train.seed, experiment.trainer.batch)
         ticket = experiment.save_ticket(search.find(model, fit))
         if not search.trained:
-            _, config, *inner = chosen
-            inside = inner[0][1] if inner else None
-            epochs, optim = configs.retraining(config, experiment.cfg.epochs, inside)
+            inside = [config for _, config in chosen[2:]]
+            epochs, optim = configs.retraining(chosen[1], experiment.cfg.epochs, *inside)
             ticket = with_phase(ticket, retrain(model, ticket, fit, epochs, optim))
         write_report(experiment, model, ticket)
 
@@ -177,61 +180,48 @@ def _chosen(choose: str | Callable[[Any], Choice], cfg: Any) -> Choice:
 
 
 def _made(chosen: Choice, seed: int, batch: Any) -> Any:
-    from spikeformer_lt.registry import create_search
-
     name, config, *inner = chosen
-    options: dict[str, Any] = {"seed": seed}
-    if config is not None:  # a plug-in's bare function takes a seed alone
-        options |= {"config": config, "batch": batch}
-    if inner:
-        options["inner"] = _made(inner[0], seed, batch)
-    return create_search(name, **options)
+    if config is None:  # a plug-in's bare function takes a seed alone
+        return create_search(name, seed=seed)
+    around = {"inner": _made(inner[0], seed, batch)} if inner else {}
+    return create_search(name, seed=seed, config=config, batch=batch, **around)
 
 
 def open_finished(path: str, cfg: Any, *, report: bool = True, **changed: Any) -> Any:
-    """Open a run, a ticket or an export as a `reports.FinishedRun`.
+    """Open the folder of a run, a ticket or an export as a `reports.FinishedRun`.
 
     Args:
-        path: its folder.
+        path: the folder.
         cfg: a configuration with an `EventDataConfig` as ``data``.
-        report: also read its report.
+        report: whether its report is read.
         changed: model arguments that differ from the ticket's; None changes nothing.
     """
     from spikeformer_lt.export import read_ticket
     from spikeformer_lt.reports import open_run, open_ticket
     from spikeformer_lt.tickets import model_from_ticket
 
-    own = entry_options(cfg, cfg.data.name, given=True)
+    how = (cfg.data, given_options(cfg), read_ticket, entry_options(cfg, cfg.data.name, given=True))
     changed = {name: value for name, value in changed.items() if value is not None}
-    opened = open_run if report else open_ticket
-    return opened(
-        path, model_from_ticket, cfg.data, given_options(cfg), read_ticket, own, **changed
-    )
+    return (open_run if report else open_ticket)(path, model_from_ticket, *how, **changed)
 
 
 def notices(run: Any) -> list[str]:
     """What a user should know before taking a number from a `reports.FinishedRun`."""
-    found, known, split = [], run.ticket.provenance, run.splits.split_sha256
-    if run.splits.name == known["dataset"] and not run.own_split:
-        found.append(
-            f"split {split[:12]} is not the ticket's own ({known['split_sha256'][:12]}); the "
-            f"training images of {run.path} may be among these"
-        )
-    if run.untrained:
-        found.append(
-            f"this ticket holds its start weights, to be trained again: {run.path}; the report of "
-            "its run has the accuracy of the trained network"
-        )
-    return found
+    known, split = run.ticket.provenance, run.splits.split_sha256
+    other = (
+        f"split {split[:12]} is not the ticket's own ({known['split_sha256'][:12]}); the training "
+        f"images of {run.path} may be among these"
+    )
+    start = (
+        f"this ticket holds its start weights, to be trained again: {run.path}; the report of its "
+        "run has the accuracy of the trained network"
+    )
+    foreign = run.splits.name == known["dataset"] and not run.own_split
+    return [other] * foreign + [start] * run.untrained
 
 
 def evaluate_finished(cfg: Any, accelerator: Any) -> None:
-    """Evaluate a run, ticket or export; print accuracy and ledger, write what was asked for.
-
-    Args:
-        cfg: the options of ``recipes/evaluate.py``.
-        accelerator: the processes and the device that evaluate.
-    """
+    """Evaluate a run, ticket or export by the options of ``recipes/evaluate.py``."""
     from spikeformer_lt.reports import describe, save_predictions
     from spikeformer_lt.training import PREDICTIONS
 
@@ -263,12 +253,8 @@ def evaluate_finished(cfg: Any, accelerator: Any) -> None:
 def transfer(cfg: Any, small: Mapping[str, Any]) -> None:
     """Move a ticket into a network of its own kind, train it, test once, write the report.
 
-    Args:
-        cfg: the options of ``recipes/transfer_cifar.py``.
-        small: values for the embedded digits, where the user names none.
-
-    Raises:
-        TicketError: the ticket's provenance names no model, or it does not fit the network.
+    `cfg` has the options of ``recipes/transfer_cifar.py``, `small` the values for the embedded
+    digits. A ticket whose provenance names no model, or that does not fit, is a TicketError.
     """
     from spikeformer_lt.reports import write_report
     from spikeformer_lt.ticket import Ticket, start_folder
@@ -280,19 +266,19 @@ def transfer(cfg: Any, small: Mapping[str, Any]) -> None:
     if not isinstance(origin, dict):
         raise TicketError("the ticket's provenance names no model; tickets that recipes save do")
     given, known = given_options(cfg), origin.get("args", {})
-    own = {f.name: known[f.name] for f in dataclasses.fields(ModelConfig) if f.name in known}
-    own = {k: v for k, v in ({"name": origin["name"]} | own).items() if f"model.{k}" not in given}
-    cfg = adapted(cfg, model=replace(cfg.model, **own))
+    own = {"name": origin["name"], **known}
+    free = [f.name for f in dataclasses.fields(ModelConfig) if f"model.{f.name}" not in given]
+    cfg = adapted(cfg, model=replace(cfg.model, **{k: own[k] for k in free if k in own}))
     with Experiment(cfg, fallback="digits", small=dict(small), search="transfer") as experiment:
         model, trainer = experiment.model(), experiment.trainer
         apply_surgery(model, found)
         changed = {k: v for k, v in experiment.model_args().items() if known.get(k) != v}
-        images = trainer.batch(cfg.norm_images)[0] if cfg.norm == "estimate" else None
-        batches = None if images is None else images.split(cfg.train.batch_size)
+        batches = None
+        if cfg.norm == "estimate":
+            batches = trainer.batch(cfg.norm_images)[0].split(cfg.train.batch_size)
         model.to(trainer.accelerator.device)
-        moved = transfer_ticket(
-            found, model, norm=cfg.norm, batches=batches, fresh=cfg.fresh, **changed
-        )
+        how = {"norm": cfg.norm, "batches": batches, "fresh": cfg.fresh}
+        moved = transfer_ticket(found, model, **how, **changed)
         start = Ticket(moved.mask, moved.tensors, {**moved.provenance, "trained": False})
         ticket = experiment.save_ticket(start)
         result = retrain(model, ticket, trainer.fit, experiment.cfg.epochs)
@@ -332,7 +318,7 @@ def compare(
         cfg: the options.
         rows: by variant: a recipe's file name and its options.
         title: of the table.
-        joints: what replaces blanks in a run's folder, and what comes before the seed.
+        joints: what replaces blanks in the name of a run's folder, and what precedes the seed.
         more: for `write_comparison`.
     """
     from spikeformer_lt.reports import write_comparison
@@ -340,23 +326,20 @@ def compare(
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     jobs = []
-    for seed in cfg.seeds:
-        for variant, line in rows.items():
-            recipe, *options = f"{line} --data.name {cfg.data} {cfg.options}".split()
-            command = (str(RECIPES / recipe), *options, "--train.seed", str(seed))
-            name = f"{variant.replace(' ', joints[0]).replace(':', '')}{joints[1]}{seed}"
-            jobs.append(Job(variant, seed, Path(cfg.out) / "runs" / name, command))
+    for seed, (variant, line) in itertools.product(cfg.seeds, rows.items()):
+        recipe, *options = f"{line} --data.name {cfg.data} {cfg.options}".split()
+        command = (str(RECIPES / recipe), *options, "--train.seed", str(seed))
+        name = f"{variant.replace(' ', joints[0]).replace(':', '')}{joints[1]}{seed}"
+        jobs.append(Job(variant, seed, Path(cfg.out) / "runs" / name, command))
     run_jobs(jobs, at_once=cfg.jobs)
     print(write_comparison(Path(cfg.out), jobs, title, **more))
 
 
 def search_rows(cfg: Any, lines: Mapping[str, str]) -> dict[str, str]:
-    """Rows of a comparison of searches: by variant, a recipe's file name and its options.
+    """Rows of ``recipes/compare_tickets.py``: by variant, a recipe's file name and its options.
 
-    Args:
-        cfg: the options of ``recipes/compare_tickets.py``.
-        lines: by search, and dense: a recipe and its options, with {name} and {s} for the search
-            and the sparsity. Registered searches without a line run by ``find_ticket.py``.
+    `lines` has them by search, and for dense, with {name} and {s} for the search and the sparsity.
+    Registered searches without a line run by ``find_ticket.py``.
     """
     known = tuple(dict.fromkeys([*lines, *search_names()]))
     for search in cfg.searches:
@@ -371,17 +354,14 @@ def search_rows(cfg: Any, lines: Mapping[str, str]) -> dict[str, str]:
         own[search] = f"{own.get(search, '')} {options}"
     rows = {}
     for search in ("dense", *cfg.searches):
-        line = lines.get(search) or f"find_ticket.py {search}{_rate(search)}"
+        line = lines.get(search)
+        if line is None:
+            rated = any(hasattr(c, "sparsity") for c in list(_groups(search, ()).values())[-1:])
+            line = f"find_ticket.py {search}" + " --sparsity {s}" * rated
         for s in cfg.sparsities if "{s}" in line else ("",):
             options = own.get(search, "")
             rows[f"{search} {s}".strip()] = f"{line.format(name=search, s=s)} {options}"
     return rows
-
-
-def _rate(search: str) -> str:
-    """The sparsity's option of a search; empty where it has no single rate."""
-    config = list(_groups(search, ()).values())[-1:]
-    return " --sparsity {s}" if config and hasattr(config[0], "sparsity") else ""
 
 
 _W, _P, _A = "--multisp.weights.", "--multisp.patches.", "--multisp.activation."
@@ -448,11 +428,7 @@ class FindAtSparsity(Find):
 
 
 def read_find(argv: Sequence[str], prog: str = "find") -> tuple[Any, dict[str, Any]]:
-    """Read the options of ``find SEARCH --SEARCH.FIELD ...``.
-
-    Returns:
-        The configuration, and the groups of the search and of the one inside it, by name; none for
-        a plug-in's search without options.
+    """Read ``find SEARCH --SEARCH.FIELD ...``: the configuration, and the searches' own by name.
 
     Raises:
         ConfigError: no search of that name, or an option that it does not have.
@@ -462,9 +438,11 @@ def read_find(argv: Sequence[str], prog: str = "find") -> tuple[Any, dict[str, A
     use_plugins(split_plugins(options)[1])
     names = search_names()
     if search not in names:
-        given = f"unknown search {shown(argv[0])}{near(search, names) or ';'}" if named else ""
+        given = f"name a search: {prog} SEARCH;"
+        if named:
+            given = f"unknown search {shown(argv[0])}{near(search, names) or ';'}"
         known = f"the searches are {', '.join(names)}; your own needs --plugins FILE.py after it"
-        raise ConfigError(f"{given or f'name a search: {prog} SEARCH;'} {known}")
+        raise ConfigError(f"{given} {known}")
     groups = _groups(search, options)
     rated = _check_sparsity(search, groups, options)
     cls = extended(FindAtSparsity if rated else Find, groups)
@@ -479,7 +457,11 @@ def find_command(argv: Sequence[str], prog: str) -> None:
     """Run ``find SEARCH --SEARCH.FIELD ...``; ``find --help`` lists the searches."""
     if argv and argv[0] == "--help":
         use_plugins(split_plugins(list(argv))[1])
-        print(f"usage: {prog} SEARCH [options]\n\n{_told(search_names())}")
+        print(f"usage: {prog} SEARCH [options]\n")
+        print("searches (SEARCH --help lists the options of one):")
+        for name in search_names():
+            doc = getattr(config_class("search", name), "__doc__", None) or "A plug-in's search."
+            print(f"  {name:16} {doc.strip().splitlines()[0]}")
         return
     cfg, groups = read_find([token for token in argv if token != "--debug"], prog)
 
@@ -509,31 +491,18 @@ def _check_sparsity(search: str, groups: Mapping[str, Any], options: Sequence[st
     group, config = list(groups.items())[-1]
     rated = hasattr(config, "sparsity")
     if rated and value_of(f"{group}.sparsity", options) is not None:
-        raise ConfigError(
-            f"--{group}.sparsity is written --sparsity: it is common to all searches of one rate"
-        )
+        common = "it is common to all searches of one rate"
+        raise ConfigError(f"--{group}.sparsity is written --sparsity: {common}")
     if not rated and value_of("sparsity", options) is not None:
-        own = [name for name, _ in flat_values(to_dict(config)) if name.endswith(".sparsity")]
-        own = own or [f.name for f in dataclasses.fields(config)][:2]
+        names = [name for name, _ in flat_values(to_dict(config))]
+        own = [name for name in names if name.endswith(".sparsity")] or names[:2]
         hint = " and ".join(f"--{group}.{name}" for name in own)
         raise ConfigError(f"--sparsity is not allowed: {search} has no single rate; give {hint}")
     return rated
 
 
-def _told(names: Sequence[str]) -> str:
-    lines = []
-    for name in names:
-        doc = getattr(config_class("search", name), "__doc__", None) or "A search of a plug-in."
-        lines.append(f"  {name:16} {doc.strip().splitlines()[0]}")
-    return "\n".join(["searches (SEARCH --help lists the options of one):", *lines])
-
-
 def run_command(argv: Sequence[str], prog: str) -> None:
-    """Run ``run RECIPE ...``: a recipe of the package with its own options.
-
-    Raises:
-        ConfigError: no recipe of that name.
-    """
+    """Run ``run RECIPE ...``: a recipe of the package; another name is a ConfigError."""
     names = sorted(path.stem for path in RECIPES.glob("*.py"))
     name = argv[0].replace("-", "_") if argv else ""
     if name not in names:
@@ -543,21 +512,19 @@ def run_command(argv: Sequence[str], prog: str) -> None:
     runpy.run_module(f"spikeformer_lt.recipes.{name}", run_name="__main__", alter_sys=True)
 
 
-COMMANDS = {"find": find_command, "run": run_command}
-
-
 def main(argv: Sequence[str] | None = None, prog: str = "spikeformer-lt") -> NoReturn:
     """Run the command line and exit, as `config.run_recipe` does."""
     given = list(sys.argv[1:] if argv is None else argv)
 
     def act() -> None:
         command = given[0] if given else "--help"
+        commands = {"find": find_command, "run": run_command}
         if command == "--help":
             print(f"usage: {prog} find SEARCH [options] | {prog} run RECIPE [options]")
-        elif command not in COMMANDS:
-            hint = near(command, COMMANDS) or ";"
+        elif command not in commands:
+            hint = near(command, commands) or ";"
             raise ConfigError(f"unknown command {shown(command)}{hint} allowed: find, run")
         else:
-            COMMANDS[command](given[1:], f"{prog} {command}")
+            commands[command](given[1:], f"{prog} {command}")
 
     exit_after(act, "--debug" in given)

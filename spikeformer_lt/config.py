@@ -1,7 +1,7 @@
 """Configuration: nested frozen dataclasses, filled from a file and from the command line.
 
-A field's docstring is its help; its default is in the class and nowhere else. A model or data set
-with options of its own adds a group of its name. `parse` is the one place that imports tyro.
+A field's docstring is its help. A model or data set with options of its own adds a group of its
+name.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import hashlib
 import inspect
 import io
 import json
+import math
+import os
 import re
 import sys
 import traceback
@@ -40,8 +42,7 @@ def parse(cls: type[C], argv: Sequence[str] | None = None, prog: str | None = No
 
     In option names '-' and '_' are alike. A boolean is ``--group.field`` or ``--group.no-field``.
     ``--config FILE`` gives values that the other options override; ``--plugins FILE.py`` imports
-    files that register names. The model and the data set that are named add their own options:
-    ``--my-net.width``. ``--help`` prints each option with its default and exits with 0.
+    files that register names. The named model and data set add their own: ``--my-net.width``.
 
     Args:
         cls: nested frozen dataclass; every field with a default.
@@ -55,14 +56,16 @@ def parse(cls: type[C], argv: Sequence[str] | None = None, prog: str | None = No
 
     prog = prog or Path(sys.argv[0]).name
     given = [token for token in (sys.argv[1:] if argv is None else argv) if token != "--debug"]
-    rest, config_file = _split_config(given)
+    rest, files = _taken(given, "--config", most=1)
+    if len(files) > 1:
+        raise ConfigError(f"--config is there twice: {shown(files[0])} and {shown(files[1])}")
     rest, plugins = split_plugins(rest)
     use_plugins(plugins)
-    in_file = {} if config_file is None else read_mapping(config_file)
+    in_file = read_mapping(files[0]) if files else {}
     cls = with_entries(cls, rest, in_file)
     options = dict(_options(cls))
     _refuse_unknown(rest, options)
-    default = tyro.MISSING_NONPROP if config_file is None else load_config(cls, config_file)
+    default = load_config(cls, files[0]) if files else tyro.MISSING_NONPROP
     own = inspect.cleandoc(cls.__doc__ or "")
     intro = "" if own.startswith(f"{cls.__name__}(") else f"{own}\n\n"  # dataclass's own docstring
     complaint = io.StringIO()
@@ -80,20 +83,16 @@ def parse(cls: type[C], argv: Sequence[str] | None = None, prog: str | None = No
 
 
 def with_entries(cls: type[C], argv: Sequence[str], in_file: Mapping[str, Any]) -> type[C]:
-    """The configuration class with a group for the options of the named model and data set.
-
-    The names are those of the groups ``model`` and ``data``, by the options `argv` or a file.
-    """
+    """The configuration class with a group for the options of the named model and data set."""
     kinds, groups = field_kinds(cls), {}
     for kind, group in (("model", "model"), ("dataset", "data")):
         if "name" not in getattr(kinds.get(group), "__dataclass_fields__", ()):
             continue
         written = in_file.get(group)
         name = written.get("name") if isinstance(written, Mapping) else None
-        name = value_of(f"{group}.name", argv) or name or getattr(_default(cls, group), "name", "")
-        config = config_class(kind, str(name))
-        if config is not None:
-            groups[str(name)] = config()
+        name = str(value_of(f"{group}.name", argv) or name or _default(cls, group).name)
+        if config := config_class(kind, name):
+            groups[name] = config()
     return extended(cls, groups) if groups else cls
 
 
@@ -109,44 +108,34 @@ def value_of(option: str, argv: Sequence[str]) -> str | None:
 
 def extended(cls: type[C], groups: Mapping[str, Any]) -> type[C]:
     """A configuration class with more groups, whose defaults are the given configurations."""
-    taken = field_kinds(cls)
-    for name in groups:
+    taken, fields = field_kinds(cls), []
+    for name, config in groups.items():
         free = name.isidentifier() and name not in taken
         check(free, "name", name, f"an identifier other than {', '.join(taken)}")
-    fields = [
-        (name, type(config), dataclasses.field(default=config)) for name, config in groups.items()
-    ]
-    made: Any = dataclasses.make_dataclass(
-        cls.__name__, fields, bases=(cls,), frozen=True, namespace={"__doc__": cls.__doc__}
+        fields.append((name, type(config), dataclasses.field(default=config)))
+    own = {"__doc__": cls.__doc__, "__module__": cls.__module__}
+    made = dataclasses.make_dataclass(
+        cls.__name__, fields, bases=(cls,), frozen=True, namespace=own
     )
-    made.__module__ = cls.__module__
     return typing.cast(type[C], made)
 
 
 def entry_options(cfg: object, name: str, given: bool = False) -> dict[str, Any]:
-    """Options of a model's or data set's own group, as plain values; {} where it has none.
-
-    `name` is the registered name, which is the group's; `given` leaves what the user named.
-    """
-    own = getattr(cfg, name, None)
+    """Options of the model or data set `name`, as plain values; only those named if `given`."""
+    own, named = getattr(cfg, name, None), given_options(cfg)
     values = to_dict(own) if dataclasses.is_dataclass(own) else {}
-    named = given_options(cfg)
     return {k: v for k, v in values.items() if not given or f"{name}.{k}" in named}
 
 
 def given_options(cfg: object) -> frozenset[str]:
-    """Options "group.field" that the user named, also where they gave the default's value.
-
-    Empty for a configuration that `parse` did not make, and for one changed since.
-    """
+    """Options "group.field" that the user named to `parse`; none once a field was changed."""
     named: frozenset[str] = getattr(cfg, _GIVEN, frozenset())
     return named
 
 
 def adapted(cfg: C, **changes: Any) -> C:
     """A configuration with some fields changed, that still knows which options the user named."""
-    made: Any = cfg
-    made = dataclasses.replace(made, **changes)
+    made = dataclasses.replace(typing.cast(Any, cfg), **changes)
     object.__setattr__(made, _GIVEN, given_options(cfg))
     return typing.cast(C, made)
 
@@ -159,9 +148,8 @@ def run_recipe(
 ) -> NoReturn:
     """Parse the options, call ``main(cfg)`` and exit: what the last line of a recipe does.
 
-    The exit status is 0 when done, 2 after an error that the user can mend (one line on stderr,
-    and the traceback with ``--debug`` anywhere among the options), and 130 or 143 when a signal
-    stopped the run after a save.
+    The exit status is 0 when done, 2 after an error that the user can mend (one line on stderr;
+    with ``--debug`` the traceback), and 130 or 143 when a signal stopped the run after a save.
     """
     given = list(sys.argv[1:] if argv is None else argv)
     exit_after(lambda: main(parse(cls, given, prog)), "--debug" in given)
@@ -187,65 +175,51 @@ def exit_after(action: Callable[[], Any], debug: bool = False) -> NoReturn:
     sys.exit(status)
 
 
-def _options(cls: type, where: str = "") -> list[tuple[str, Any]]:
-    """List ("group.field", type) of every option."""
-    found: list[tuple[str, Any]] = []
+def _options(cls: Any, where: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield ("group.field", type) of every option."""
     for name, kind in field_kinds(cls).items():
         if dataclasses.is_dataclass(kind):
-            found += _options(kind, f"{where}{name}.")  # type: ignore[arg-type]
+            yield from _options(kind, f"{where}{name}.")
         else:
-            found.append((where + name, kind))
-    return found
+            yield where + name, kind
 
 
-def _split_config(argv: list[str]) -> tuple[list[str], str | None]:
-    """Take ``--config FILE`` out of the options; they are tyro's, it is ours."""
-    rest: list[str] = []
-    chosen: str | None = None
-    waiting = iter(argv)
-    for token in waiting:
-        name, equals, value = token.partition("=")
-        if name != "--config":
-            rest.append(token)
-            continue
-        found = value if equals else next(waiting, "")
-        if not found or found.startswith("--"):
-            raise ConfigError("--config needs a file: --config FILE.yaml or --config FILE.json")
-        if chosen is not None:
-            raise ConfigError(f"--config is there twice: {shown(chosen)} and {shown(found)}")
-        chosen = found
-    return rest, chosen
-
-
-def split_plugins(argv: list[str]) -> tuple[list[str], list[str]]:
+def split_plugins(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """Take every ``--plugins FILE.py ...`` out of the options."""
+    return _taken(argv, "--plugins")
+
+
+def _taken(argv: Sequence[str], flag: str, most: int | None = None) -> tuple[list[str], list[str]]:
+    """Take a flag of ours, with at most so many values each time, out of the options for tyro."""
     rest: list[str] = []
-    files: list[str] = []
-    taking = False
+    values: list[str] = []
+    room: float = 0
     for token in argv:
         name, equals, value = token.partition("=")
-        if name == "--plugins":
-            taking, files = not equals, files + ([value] if equals else [])
-        elif taking and not token.startswith("--"):
-            files.append(token)
+        if name == flag:
+            room = 0 if equals else most or math.inf
+            values += [value] if value else []
+        elif room and not token.startswith("--"):
+            values.append(token)
+            room -= 1
         else:
-            taking = False
+            room = 0
             rest.append(token)
-    if not files and len(rest) < len(argv):
-        raise ConfigError("--plugins needs files: --plugins FILE.py [FILE.py ...]")
-    return rest, files
+    if not values and len(rest) < len(argv):
+        forms = "a file: --config FILE.yaml or --config FILE.json"
+        if most is None:
+            forms = "files: --plugins FILE.py [FILE.py ...]"
+        raise ConfigError(f"{flag} needs {forms}")
+    return rest, values
 
 
 def _refuse_unknown(argv: Sequence[str], options: dict[str, Any]) -> None:
     for token in argv:
-        if not token.startswith("--"):
-            continue
-        given = token.partition("=")[0]
-        name = _option_of(token, options)
-        leaf = name.rpartition(".")[2]
-        if name in options or name in _ALWAYS:
+        given, name = token.partition("=")[0], _option_of(token, options)
+        if not token.startswith("--") or name in options or name in _ALWAYS:
             continue
         # Whoever leaves out the group is offered the options that end so.
+        leaf = name.rpartition(".")[2]
         same = [f"--{option}" for option in options if option.rpartition(".")[2] == leaf]
         flags = [f"--{option.replace('_', '-')}" for option in options]
         hint = f"; did you mean {' or '.join(same)}?" if same else near(given, flags)
@@ -270,31 +244,19 @@ def _as_config_error(
         if isinstance(cause, SpikeformerError):
             return cause
         cause = cause.__context__
-    text = _first_block(printed).removeprefix("Error parsing ") or "the options cannot be read"
+    # The box's title is in its upper line where stdout takes UTF-8, else above a rule of its own.
+    plain = re.sub(r"\x1b\[[0-9;]*m|^╭.*$", "", printed, flags=re.MULTILINE)
+    blocks = [
+        block.split() for block in re.split(r"^[│ ]*[─╰╯-]+[│ ]*$", plain, flags=re.MULTILINE)
+    ]
+    chosen = blocks[0] if "╭" in printed or len(blocks) == 1 else blocks[1]
+    text = " ".join(word for word in chosen if word != "│")
+    text = "".join(c for c in text if c.isprintable()).removeprefix("Error parsing ")
     named = re.search(r"--([\w.-]+)", text)
     kind = options.get(named[1].replace("-", "_")) if named else None
     allowed = f"; allowed: {allowed_words(kind)}" if kind is not None else ""
-    return ConfigError(f"{text.rstrip('.')}{allowed}; see {prog} --help")
-
-
-def _first_block(printed: str) -> str:
-    """Return as one line what tyro's box says below its title.
-
-    The box is drawn with lines where stdout takes UTF-8, and its title is in the upper line; else
-    with blanks, and the title has a line of its own above a rule.
-    """
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", printed)
-    blocks: list[list[str]] = [[]]
-    for line in plain.splitlines():
-        inner = line.strip("│ ")
-        if line.startswith("╭"):
-            continue
-        if inner and set(inner) <= set("─-╰╯"):
-            blocks.append([])
-        elif inner:
-            blocks[-1].append(inner)
-    chosen = blocks[0] if "╭" in plain or len(blocks) == 1 else blocks[1]
-    return "".join(c for c in " ".join(chosen) if c.isprintable())
+    text = text.rstrip(".") or "the options cannot be read"
+    return ConfigError(f"{text}{allowed}; see {prog} --help")
 
 
 _PLAIN = {
@@ -303,62 +265,55 @@ _PLAIN = {
     float: "a number",
     str: "a text (quote it if it looks like a number)",
     Path: "a path",
+    type(None): "None (null in a file)",
 }
 
 
 def check(condition: bool, field: str, value: object, allowed: str) -> None:
-    """Refuse the value of a field; meant for the `__post_init__` of a configuration.
+    """Raise a ConfigError unless `condition`; meant for the `__post_init__` of a configuration.
 
     Args:
         condition: whether the value is allowed.
         field: the option as a user writes it, e.g. "train.epochs".
         value: what was given.
         allowed: what is allowed, and what to do if that is not obvious.
-
-    Raises:
-        ConfigError: `condition` is false.
     """
     if not condition:
         raise ConfigError(f"{field}={shown(value)} is not allowed: {allowed}")
 
 
 def check_fields(config: object, where: str = "", /, **rules: Any) -> None:
-    """Refuse the values of fields that their rules do not allow.
+    """Raise a ConfigError for the first field of `config` whose rule does not allow its value.
 
     Args:
         config: a dataclass.
         where: prefix of the fields' names in messages.
         rules: by field: the least value, an interval such as "[0, 1)", or the allowed words.
-
-    Raises:
-        ConfigError: one line with the field, its value and what is allowed.
     """
     for name, rule in rules.items():
         value = getattr(config, name)
         if isinstance(rule, int):
-            check(value >= rule, where + name, value, f"at least {rule}")
+            allowed, words = value >= rule, f"at least {rule}"
         elif isinstance(rule, str):
             low, high = (float(end) for end in rule[1:-1].split(","))
-            inside = low <= value if rule[0] == "[" else low < value
-            inside = inside and (value <= high if rule[-1] == "]" else value < high)
-            check(inside, where + name, value, f"in {rule}")
+            allowed, words = low < value < high, f"in {rule}"
+            allowed |= (value == low and rule[0] == "[") or (value == high and rule[-1] == "]")
         else:
             words = " or ".join(rule) if len(rule) == 2 else f"one of {', '.join(rule)}"
-            check(value in rule, where + name, value, words)
+            allowed = value in rule
+        check(allowed, where + name, value, words)
 
 
 def to_dict(cfg: Any) -> dict[str, Any]:
     """Return the configuration as nested dicts of plain values, as JSON will hold them."""
-    return {field.name: _to_plain(getattr(cfg, field.name)) for field in dataclasses.fields(cfg)}
+    plain = json.loads(json.dumps(dataclasses.asdict(cfg), default=os.fspath))
+    return typing.cast(dict[str, Any], plain)
 
 
 def from_dict(cls: type[C], mapping: Mapping[str, Any], where: str = "") -> C:
     """Make a configuration from nested mappings; what is not named keeps its default.
 
-    Args:
-        cls: the dataclass.
-        mapping: values by field; in keys '-' and '_' are alike.
-        where: start of the keys in messages.
+    In keys '-' and '_' are alike; `where` is their start in messages.
 
     Raises:
         ConfigError: an unknown or missing key, a value of the wrong type, or whatever the
@@ -384,20 +339,12 @@ def from_dict(cls: type[C], mapping: Mapping[str, Any], where: str = "") -> C:
 
 
 def save_config(cfg: Any, path: str | Path) -> None:
-    """Write the configuration as JSON, atomically.
-
-    Raises:
-        ConfigError: the disk refuses.
-    """
+    """Write the configuration as JSON, atomically; a ConfigError if the disk refuses."""
     write_atomic(path, (json.dumps(to_dict(cfg), indent=2) + "\n").encode(), ConfigError)
 
 
 def load_config(cls: type[C], path: str | Path) -> C:
-    """Read a configuration from a ``.json``, ``.yaml`` or ``.yml`` file.
-
-    Raises:
-        ConfigError: as `from_dict`, with the file's name; or the file is malformed.
-    """
+    """Read a configuration from a ``.json``, ``.yaml`` or ``.yml`` file; raises as `from_dict`."""
     values = read_mapping(path)
     try:
         return from_dict(cls, values)
@@ -417,30 +364,24 @@ def flat_values(tree: Mapping[str, Any], where: str = "") -> Iterator[tuple[str,
 def differences(old: Any, new: Any) -> list[str]:
     """List the fields in which two configurations differ, as "group.field: old -> new"."""
     before, after = dict(flat_values(to_dict(old))), dict(flat_values(to_dict(new)))
-    pairs = {n: (before.get(n, "absent"), after.get(n, "absent")) for n in {**before, **after}}
-    return [
-        f"{name}: {shown(left)} -> {shown(right)}"
-        for name, (left, right) in pairs.items()
-        if _canonical(left) != _canonical(right)
-    ]
+    found = []
+    for name in {**before, **after}:
+        left, right = before.get(name, "absent"), after.get(name, "absent")
+        if _canonical(left) != _canonical(right):
+            found.append(f"{name}: {shown(left)} -> {shown(right)}")
+    return found
 
 
 def run_id(
     cfg: Any, slug: str, exclude: Sequence[str] = (), identity: Mapping[str, str] | None = None
 ) -> str:
-    """Name a run after what it is: "slug-8hex".
-
-    Every field counts, also where it has its default: two classes with other defaults are told
-    apart, and values written out are the same run as values left alone.
+    """Name a run after what it is: "slug-8hex"; every field counts, also where it has its default.
 
     Args:
         cfg: the configuration.
         slug: readable part; made safe as a file name.
-        exclude: fields or groups that do not count, e.g. "out" or "data.root".
+        exclude: fields or groups that do not count, e.g. "out"; a ConfigError if one is no field.
         identity: what the run is besides its configuration: recipe, search, data split.
-
-    Raises:
-        ConfigError: `exclude` names no field.
     """
     values = dict(flat_values(to_dict(cfg)))
     for name in exclude:
@@ -465,25 +406,15 @@ def allowed_words(kind: Any) -> str:
         return "one of " + ", ".join(str(part) for part in parts)
     if origin in (Union, types.UnionType):
         return " or ".join(allowed_words(part) for part in parts)
+    if origin is tuple and parts[1:] == (Ellipsis,):
+        return f"a list, each entry {allowed_words(parts[0])}"
     if origin is tuple:
-        if len(parts) == 2 and parts[1] is Ellipsis:
-            return f"a list, each entry {allowed_words(parts[0])}"
         return f"a list of {len(parts)}: {', '.join(allowed_words(part) for part in parts)}"
-    if kind is type(None):
-        return "None (null in a file)"
     return _PLAIN.get(kind) or str(getattr(kind, "__name__", kind))
 
 
-def _to_plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        return to_dict(value)
-    if isinstance(value, tuple | list):
-        return [_to_plain(entry) for entry in value]
-    return str(value) if isinstance(value, Path) else value
-
-
 def _from_plain(kind: Any, value: Any, name: str) -> Any:
-    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    origin, parts, hint = typing.get_origin(kind), typing.get_args(kind), ""
     if dataclasses.is_dataclass(kind):
         return from_dict(typing.cast(type, kind), value, f"{name}.")
     if origin in (Union, types.UnionType):
@@ -499,35 +430,28 @@ def _from_plain(kind: Any, value: Any, name: str) -> Any:
             return tuple(_from_plain(k, v, f"{name}[{i}]") for i, (k, v) in enumerate(pairs))
     elif origin is Literal:
         # `1 == True` and `0 == False` in Python, not in a configuration.
-        for part in parts:
-            if part == value and type(part) is type(value):
-                return part
+        if any(part == value and type(part) is type(value) for part in parts):
+            return value
         hint = near(value, [p for p in parts if isinstance(p, str)]) if type(value) is str else ""
-        allowed = allowed_words(kind)
-        raise ConfigError(f"{name}={shown(value)} is not allowed{hint or ':'} {allowed}")
-    elif kind is type(None):
-        if value is None:
-            return None
     elif kind is float and type(value) in (int, float):
         return float(value)
     elif kind is Path and isinstance(value, str | Path):
         return Path(value)
     elif type(value) is kind:
         return value
-    raise ConfigError(f"{name}={shown(value)} is not allowed: {allowed_words(kind)}")
+    raise ConfigError(f"{name}={shown(value)} is not allowed{hint or ':'} {allowed_words(kind)}")
 
 
 def _canonical(value: Any) -> Any:
-    """Make 1 and 1.0 one value: a float field may hold either."""
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if value != value:  # NaN, which differs from itself
-        return "nan"
+    """Make 1 and 1.0 one value, which a float field may hold, and NaN equal to itself."""
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else "nan" if math.isnan(value) else value
     return [_canonical(entry) for entry in value] if isinstance(value, list) else value
 
 
 def _default(cls: Any, name: str) -> Any:
     """Default of one field of a configuration class; MISSING if it has none."""
     field = cls.__dataclass_fields__[name]
-    made = field.default_factory is not dataclasses.MISSING
-    return field.default_factory() if made else field.default
+    return (
+        field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    )

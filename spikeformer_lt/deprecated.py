@@ -8,9 +8,7 @@ from __future__ import annotations
 import importlib
 import sys
 import warnings
-from collections.abc import Callable, Sequence
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -40,23 +38,7 @@ def moved(module: str) -> Callable[[str], Any]:
     return find
 
 
-class OldModules(MetaPathFinder, Loader):
-    """Makes a vanished module of `MOVED` when it is imported."""
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        """Take the modules of the table and no other."""
-        old = fullname.removeprefix(f"{PACKAGE}.")
-        return ModuleSpec(fullname, self) if fullname != old and old in MOVED else None
-
-    def exec_module(self, module: ModuleType) -> None:
-        """Give the module its old names, each with a warning at its first use."""
-        old = module.__name__.removeprefix(f"{PACKAGE}.")
-        vars(module).update(__getattr__=moved(module.__name__), __all__=list(MOVED[old]))
-
-
-def keep_old_imports() -> None:
-    """Let the imports of `MOVED` work; once a process."""
-    if not any(isinstance(finder, OldModules) for finder in sys.meta_path):
-        sys.meta_path.append(OldModules())
+for _old in MOVED.keys() - {"tickets.base"}:  # that module is still there
+    _module = ModuleType(f"{PACKAGE}.{_old}", "A module whose names have moved.")
+    vars(_module).update(__getattr__=moved(_module.__name__), __all__=list(MOVED[_old]))
+    sys.modules[_module.__name__] = _module

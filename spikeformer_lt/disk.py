@@ -1,8 +1,7 @@
 """Files: names, atomic writes, JSON, YAML, cells of a CSV, tensors.
 
-What people and programs hand in is read with limits and comes as plain dicts, lists, texts,
-numbers, booleans and None. Tensors are safetensors files in which every tensor, their table and the
-metadata are hashed: safetensors alone accepts a flipped bit. Nothing is ever unpickled.
+Tensors are safetensors files in which every tensor, their table and the metadata are hashed:
+safetensors alone accepts a flipped bit. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import shutil
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import yaml
 
@@ -48,13 +47,12 @@ _DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  #
 def safe_name(text: str) -> str:
     """Turn any text into one file name: no separator, no leading dot, no control character.
 
-    A text that is no such name is cleaned and gets eight hex digits of its hash, so that two texts
-    never share a name.
+    A text that has to be cleaned gets eight digits of its hash: two texts never share a name.
     """
     clean = re.sub(r"[^A-Za-z0-9._+=-]+", "_", text).lstrip(".-=+")[:NAME_LIMIT].rstrip("._")
     if _DEVICES.fullmatch(clean):
         clean = f"_{clean}"
-    if clean == text and clean:
+    if clean and clean == text:
         return clean
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
     return f"{clean[: NAME_LIMIT - 9] or 'unnamed'}-{digest}"
@@ -62,12 +60,10 @@ def safe_name(text: str) -> str:
 
 def sync_folder(folder: Path) -> None:
     """Make the names in `folder` survive a power cut; a no-op where the system cannot."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError), contextlib.ExitStack() as opened:
         handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        opened.callback(os.close, handle)
+        os.fsync(handle)
 
 
 def write_through(path: Path, data: bytes) -> None:
@@ -84,8 +80,7 @@ def write_atomic(
     """Write a file so that a reader sees the old content or the new one; its folder is made.
 
     Raises:
-        SpikeformerError: (as `error`) a disk that refuses, with path, bytes needed and bytes free;
-            the previous file is untouched.
+        SpikeformerError: (as `error`) the disk refuses; the previous file is untouched.
     """
     path = Path(path)
     stage = path.with_name(f".{path.name[:NAME_LIMIT]}.tmp-{uuid.uuid4().hex[:12]}")
@@ -94,9 +89,8 @@ def write_atomic(
         try:
             write_through(stage, data)
             os.replace(stage, path)
-        except BaseException:
+        finally:
             stage.unlink(missing_ok=True)
-            raise
     except OSError as fault:
         raise error(
             f"cannot write {name_of(path)}: {fault.strerror or fault}; {len(data)} bytes "
@@ -127,21 +121,20 @@ def parse_json(text: str, source: str, error: type[SpikeformerError] = ConfigErr
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in found:
-                raise error(f"{source}: the key {shown(key)} is there twice; keep one")
-            found[key] = value
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            twice = next(key for key in found if sum(key == name for name, _ in pairs) > 1)
+            raise error(f"{source}: the key {shown(twice)} is there twice; keep one")
         return found
 
     try:
         return json.loads(text, object_pairs_hook=unique)
     except json.JSONDecodeError as fault:
         raise error(f"{source}, line {fault.lineno}: not JSON: {fault.msg}") from None
-    except RecursionError:
-        raise error(f"{source}: JSON nested too deeply") from None
     except SpikeformerError:
         raise
+    except RecursionError:
+        raise error(f"{source}: JSON nested too deeply") from None
     except ValueError as fault:  # a number of more digits than Python converts
         raise error(f"{source}: not JSON: {fault}") from None
 
@@ -156,15 +149,13 @@ class _Loader(yaml.SafeLoader):
     depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        what, event = "", self.peek_event()  # type: ignore[no-untyped-call]
+        event = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-            what = "an anchor or alias (& or *); write the value out"
-        elif tag := getattr(event, "tag", None):
-            what = f"the tag {shown(tag)}; only plain values are allowed"
-        elif isinstance(event, yaml.CollectionStartEvent) and self.depth == DEPTH_LIMIT:
-            what = f"nested deeper than {DEPTH_LIMIT} levels"
-        if what:
-            raise ConfigError(f"{self.name}, line {event.start_mark.line + 1}: {what}")
+            self.refuse(event, "an anchor or alias (& or *); write the value out")
+        if tag := getattr(event, "tag", None):
+            self.refuse(event, f"the tag {shown(tag)}; only plain values are allowed")
+        if isinstance(event, yaml.CollectionStartEvent) and self.depth == DEPTH_LIMIT:
+            self.refuse(event, f"nested deeper than {DEPTH_LIMIT} levels")
         self.depth += 1
         node = super().compose_node(parent, index)
         self.depth -= 1
@@ -173,17 +164,17 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: dict[Any, int] = {}
         for key_node, _ in node.value:
-            line = key_node.start_mark.line + 1
             if not isinstance(key_node, yaml.ScalarNode):
-                raise ConfigError(f"{self.name}, line {line}: a key must be one plain word")
+                self.refuse(key_node, "a key must be one plain word")
             key = self.construct_object(key_node)
             if key in seen:
-                raise ConfigError(
-                    f"{self.name}, line {line}: the key {shown(key)} is there twice "
-                    f"(first in line {seen[key]}); keep one"
-                )
-            seen[key] = line
+                first = f"(first in line {seen[key]}); keep one"
+                self.refuse(key_node, f"the key {shown(key)} is there twice {first}")
+            seen[key] = key_node.start_mark.line + 1
         return super().construct_mapping(node, deep=deep)
+
+    def refuse(self, where: Any, what: str) -> NoReturn:
+        raise ConfigError(f"{self.name}, line {where.start_mark.line + 1}: {what}")
 
 
 _TAG = "tag:yaml.org,2002:"
@@ -205,8 +196,7 @@ def parse_yaml(text: str, source: str) -> Any:
     """Parse one document of plain YAML; `source` is the file's name, for messages.
 
     Raises:
-        ConfigError: a tag, anchor, alias, tab or repeated key, or not YAML; the message has the
-            line.
+        ConfigError: a tag, anchor, alias, tab or repeated key, or not YAML, with its line.
     """
     for number, line in enumerate(text.splitlines(), start=1):
         if "\t" in line:
@@ -231,10 +221,8 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
     Raises:
         ConfigError: missing, unreadable, too large, of another kind, or malformed.
     """
-    path = Path(path)
-    name = name_of(path)
-    parsers = {".json": parse_json, ".yaml": parse_yaml, ".yml": parse_yaml}
-    parser = parsers.get(path.suffix.lower())
+    name, parsers = name_of(path), {".json": parse_json, ".yaml": parse_yaml, ".yml": parse_yaml}
+    parser = parsers.get(Path(path).suffix.lower())
     if parser is None:
         raise ConfigError(f"{name}: the name must end in {', '.join(parsers)}")
     try:
@@ -248,8 +236,7 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as fault:
         raise ConfigError(f"{name}: not UTF-8 text (byte {fault.start})") from None
-    found = parser(text, name)
-    if found is None:
+    if (found := parser(text, name)) is None:
         return {}
     if not isinstance(found, dict):
         raise ConfigError(f"{name}: the top level must be 'key: value' lines, not {shown(found)}")
@@ -257,15 +244,12 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
 
 
 def csv_cell(value: object) -> str:
-    """Return `value` as the text of one CSV cell on one line that no spreadsheet will execute.
+    """Return `value` as one line for a CSV cell, for the csv module to quote.
 
-    A text that begins like a formula (= + - @) gets a leading apostrophe, and control characters
-    are escaped. Quoting of commas is left to the csv module.
+    A text that begins like a formula (= + - @) gets a leading apostrophe: no spreadsheet runs it.
     """
-    if value is None:
-        return ""
-    if isinstance(value, bool | int | float):
-        return repr(value)
+    if value is None or isinstance(value, bool | int | float):
+        return "" if value is None else repr(value)
     text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(value))
     return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) else text
 
@@ -273,25 +257,17 @@ def csv_cell(value: object) -> str:
 def dump_json(
     value: object, where: str, error: type[SpikeformerError], indent: int | None = None
 ) -> str:
-    """Return `value` as JSON text; tuples come back as lists.
-
-    Args:
-        value: dicts with text keys, lists, tuples, text, booleans, None, integers, finite floats.
-        where: name of `value` in messages.
-        error: class of the exception.
-        indent: spaces a level; None for one line.
+    """Return `value`, called `where` in messages, as JSON text; tuples come back as lists.
 
     Raises:
-        SpikeformerError: (as `error`) anything else, a NaN or an infinity, with its place.
+        SpikeformerError: (as `error`) a NaN, an infinity, or what JSON cannot hold, with its place.
     """
     _refuse_odd(value, where, error)
     return json.dumps(value, indent=indent)
 
 
 def _refuse_odd(value: object, where: str, error: type[SpikeformerError]) -> None:
-    if isinstance(value, Mapping):
-        if type(value) is not dict:
-            raise error(f"{where} is a {type(value).__name__}; allowed is a plain dict")
+    if type(value) is dict:
         for key, member in value.items():
             if not isinstance(key, str):
                 raise error(f"{where} has the key {shown(key)}; keys must be text")
@@ -299,10 +275,9 @@ def _refuse_odd(value: object, where: str, error: type[SpikeformerError]) -> Non
     elif isinstance(value, list | tuple):
         for index, member in enumerate(value):
             _refuse_odd(member, f"{where}[{index}]", error)
-    elif isinstance(value, float):
-        if not math.isfinite(value):
-            raise error(f"{where} is {value}; allowed are finite numbers, and None for 'no value'")
-    elif value is not None and not isinstance(value, str | int):
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise error(f"{where} is {value}; allowed are finite numbers, and None for 'no value'")
+    elif value is not None and not isinstance(value, str | int | float):
         raise error(
             f"{where} is {shown(value)} of type {type(value).__name__}; allowed are None, numbers, "
             "text, lists and dicts; convert it first"
@@ -312,12 +287,9 @@ def _refuse_odd(value: object, where: str, error: type[SpikeformerError]) -> Non
 def pack_tensors(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None, where: str
 ) -> bytes:
-    """Return tensors and JSON metadata as the bytes of one file.
+    """Return tensors and metadata, which JSON must hold, as the bytes of one file.
 
-    Args:
-        tensors: any names, any dense dtype; tensors that share memory are stored one by one.
-        metadata: values that JSON can hold; lists come back for tuples.
-        where: the file's name, for messages.
+    Any dense dtype is stored; tensors that share memory one by one. `where` names the file.
 
     Raises:
         CheckpointError: a value that cannot be stored (named).
@@ -334,7 +306,12 @@ def pack_tensors(
         if storage in storages:
             stored[name] = stored[name].clone()
         storages.add(storage)
-    body = _checked(metadata or {}, where)
+    body = dict(metadata or {})
+    for key, value in body.items():
+        try:
+            json.dumps({key: value})
+        except (TypeError, ValueError, RecursionError) as fault:
+            raise CheckpointError(f"{where}: metadata {shown(key)} is not JSON: {fault}") from None
     hashes = {name: _tensor_sha256(tensor) for name, tensor in stored.items()}
     own = {"format_version": VERSION, "metadata": body, "sha256": hashes}
     own["seal"] = _seal(body, hashes)
@@ -345,14 +322,10 @@ def pack_tensors(
 
 
 def unpack_tensors(data: bytes, where: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Verify the bytes of `pack_tensors`.
-
-    Returns:
-        Tensors on the CPU in the order they were given to `pack_tensors`, and the metadata.
+    """Verify the bytes of `pack_tensors` and return its tensors, in order on the CPU, and metadata.
 
     Raises:
-        CheckpointError: every fault, with the file, the tensor if it is one tensor, and what the
-            file is if it is none of ours.
+        CheckpointError: every fault, with the file, the tensor, and what else the file is.
     """
     try:
         return _unpacked(data)
@@ -371,8 +344,7 @@ def _unpacked(data: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
         loaded = safetensors.torch.load(data)
     except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError, TypeError) as fault:
         raise CheckpointError(f"damaged: {shown(str(fault), 300)}") from None
-    if loaded.keys() != hashes.keys():
-        odd = sorted(loaded.keys() ^ hashes.keys())
+    if odd := sorted(loaded.keys() ^ hashes.keys()):
         raise CheckpointError(f"damaged: no matching checksum for tensor {shown(odd[0])}")
     for name, expected in hashes.items():
         found = _tensor_sha256(loaded[name])
@@ -387,20 +359,12 @@ def _unpacked(data: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def write_tensors(
     path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None
 ) -> None:
-    """Write a file of `pack_tensors`, atomically; its folder is made if missing.
-
-    Raises:
-        CheckpointError: a value that cannot be stored (named), or a disk that refuses.
-    """
+    """Write a file of `pack_tensors`, atomically; raises as it does, and if the disk refuses."""
     write_atomic(path, pack_tensors(tensors, metadata, name_of(path)))
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read and verify a file of `write_tensors`.
-
-    Raises:
-        CheckpointError: as `unpack_tensors`, or a file that cannot be read.
-    """
+    """Read and verify a file of `write_tensors`; raises as `unpack_tensors`."""
     try:
         data = Path(path).read_bytes()
     except OSError as fault:
@@ -434,16 +398,15 @@ def _header(data: bytes) -> dict[str, Any]:
         short = "" if len(data) >= 9 or not data else f" of {len(data)} bytes, perhaps truncated"
         raise CheckpointError(f"not a safetensors file but {content_kind(data[:1024])}{short}")
     if 8 + length > len(data):
-        raise CheckpointError(
-            f"truncated: {8 + length} bytes of header announced, {len(data)} bytes there"
-        )
+        header = f"{8 + length} bytes of header announced"
+        raise CheckpointError(f"truncated: {header}, {len(data)} bytes there")
     try:
         text = data[8 : 8 + length].decode("utf-8")
     except UnicodeDecodeError:
         raise CheckpointError("damaged: its header is not UTF-8 text") from None
-    header = parse_json(text, "damaged header", CheckpointError)
+    entries = parse_json(text, "damaged header", CheckpointError)
     ends = [0]
-    for name, entry in header.items():
+    for name, entry in entries.items():
         if name == "__metadata__":
             continue
         span = entry.get("data_offsets") if isinstance(entry, dict) else None
@@ -453,19 +416,16 @@ def _header(data: bytes) -> dict[str, Any]:
     expected = 8 + length + max(ends)
     if expected != len(data):
         word = "truncated" if len(data) < expected else "damaged"
-        sizes = f"{expected} bytes expected, {len(data)} bytes there"
-        raise CheckpointError(f"{word}: {sizes}")
-    return dict(header)
+        raise CheckpointError(f"{word}: {expected} bytes expected, {len(data)} bytes there")
+    return dict(entries)
 
 
 def _verified_metadata(header: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     entries = header.get("__metadata__")
     text = entries.get(KEY) if isinstance(entries, dict) else None
     if not isinstance(text, str):
-        raise CheckpointError(
-            f"a safetensors file that spikeformer_lt did not write, or one with a damaged "
-            f"header; {_CONVERT}"
-        )
+        what = "a safetensors file that spikeformer_lt did not write, or one with a damaged header"
+        raise CheckpointError(f"{what}; {_CONVERT}")
     own = parse_json(text, "damaged metadata", CheckpointError)
     version = own.get("format_version") if isinstance(own, dict) else None
     if type(version) is not int or version != VERSION:
@@ -484,20 +444,11 @@ def _seal(body: Mapping[str, Any], hashes: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps([body, list(hashes.items())]).encode("ascii")).hexdigest()
 
 
-def _checked(metadata: Mapping[str, Any], where: str) -> dict[str, Any]:
-    for key, value in metadata.items():
-        try:
-            json.dumps({key: value})
-        except (TypeError, ValueError, RecursionError) as fault:
-            raise CheckpointError(f"{where}: metadata {shown(key)} is not JSON: {fault}") from None
-    return dict(metadata)
-
-
 def _plain(tensor: Tensor, name: str, where: str) -> Tensor:
     import torch
 
-    if not isinstance(tensor, torch.Tensor) or tensor.layout is not torch.strided:
-        kind = getattr(tensor, "layout", type(tensor).__name__)
+    kind = getattr(tensor, "layout", type(tensor).__name__)
+    if kind is not torch.strided:
         raise CheckpointError(f"{where}: {shown(name)} is no dense tensor but {kind}")
     if tensor.is_meta or tensor.is_quantized:
         raise CheckpointError(f"{where}: tensor {shown(name)} has no plain values to store")

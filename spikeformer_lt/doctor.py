@@ -6,27 +6,28 @@ Exit status: 0 where everything needed works, 1 where something does not.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
-import importlib.metadata
 import importlib.util
 import os
 import platform
 import re
 import shutil
 import sys
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from spikeformer_lt.runtime import cpu_count
+from spikeformer_lt.runtime import cpu_count, installed_version
 
 NEEDED = {
-    **{"torch": "torch", "torchvision": "torchvision", "timm": "timm", "numpy": "numpy"},
-    **{"spikingjelly": "spikingjelly", "einops": "einops", "tonic": "tonic", "numba": "numba"},
-    **{"accelerate": "accelerate", "safetensors": "safetensors", "sklearn": "scikit-learn"},
-    **{"matplotlib": "matplotlib", "tqdm": "tqdm", "tyro": "tyro", "yaml": "pyyaml"},
-    "jinja2": "jinja2",
+    **{name: name for name in ("torch", "torchvision", "timm", "numpy", "spikingjelly", "einops")},
+    **{name: name for name in ("tonic", "numba", "accelerate", "safetensors", "matplotlib")},
+    **{"tqdm": "tqdm", "tyro": "tyro", "jinja2": "jinja2"},
+    **{"sklearn": "scikit-learn", "yaml": "pyyaml"},
 }
+"""Module that must load -> the package that has it."""
 EXTRAS = {
     **{"tensorboard": "trackers", "onnx": "onnx", "onnxruntime": "onnx"},
     **{"nir": "nir", "nirtorch": "nir", "aedat": "aedat"},
@@ -56,61 +57,58 @@ class Finding:
         return f"{line}\n{'':25}fix: {self.fix}" if self.fix else line
 
 
-def check_python() -> Finding:
-    """Python's version; pip refuses to install below the oldest that is supported."""
-    return Finding("ok", "python", platform.python_version())
-
-
 def check_imports(modules: Mapping[str, str] = NEEDED) -> Iterator[Finding]:
     """Import what is needed: a version that is installed may still fail to load."""
     for module, package in modules.items():
+        found = Finding("ok", package, version_of(package))
         try:
             importlib.import_module(module)
+        except (KeyboardInterrupt, SystemExit):
+            raise
         except BaseException as fault:  # torchvision raises RuntimeError, a Rust wheel may panic
-            if isinstance(fault, (KeyboardInterrupt, SystemExit)):
-                raise
             words = (str(fault).splitlines() or [type(fault).__name__])[0]
-            yield Finding("FAIL", package, words, INSTALL)
-        else:
-            yield Finding("ok", package, version_of(package))
+            found = Finding("FAIL", package, words, INSTALL)
+        yield found
 
 
 def check_pair(torch_version: str, vision_version: str) -> Finding:
     """Whether torch and torchvision belong together, and are of a range that is tested."""
-    found = f"torch {torch_version}, torchvision {vision_version}"
-    one, other = (re.match(r"(\d+)\.(\d+)", v) for v in (torch_version, vision_version))
+    both = (torch_version, vision_version)
+    one, other = (re.match(r"(\d+)\.(\d+)", version) for version in both)
+    builds = {re.sub(r"\d+$", "", version.partition("+")[2]) for version in both} - {""}
+    minor = int(one[2]) if one else 0
+    state, words = "FAIL", ""
     if one is None or other is None:
-        return Finding("FAIL", "torch pair", found, INSTALL)
-    minor = int(one[2])
-    if (int(other[1]), int(other[2])) != (0, minor + PAIR_OFFSET):
-        wanted = f"torchvision 0.{minor + PAIR_OFFSET} for torch 2.{minor}"
-        return Finding("FAIL", "torch pair", f"{found}: {wanted} is needed", INSTALL)
-    builds = {re.sub(r"\d+$", "", v.partition("+")[2]) for v in (torch_version, vision_version)}
-    if len(builds - {""}) > 1:
-        return Finding("FAIL", "torch pair", f"{found}: one is of another build", INSTALL)
-    if one[1] != "2" or minor not in TORCH_MINORS:
-        tested = f"tested with 2.{TORCH_MINORS.start} to 2.{TORCH_MINORS.stop - 1}"
-        return Finding("note", "torch pair", f"{found}; {tested}", INSTALL)
-    return Finding("ok", "torch pair", f"{found}: matched")
+        words = ": no version numbers"
+    elif (int(other[1]), int(other[2])) != (0, minor + PAIR_OFFSET):
+        words = f": torchvision 0.{minor + PAIR_OFFSET} for torch 2.{minor} is needed"
+    elif len(builds) > 1:
+        words = ": one is of another build"
+    elif one[1] != "2" or minor not in TORCH_MINORS:
+        state = "note"
+        words = f"; tested with 2.{TORCH_MINORS.start} to 2.{TORCH_MINORS.stop - 1}"
+    else:
+        state, words = "ok", ": matched"
+    found = f"torch {torch_version}, torchvision {vision_version}{words}"
+    return Finding(state, "torch pair", found, "" if state == "ok" else INSTALL)
 
 
 def check_extras(extras: Mapping[str, str] = EXTRAS) -> Iterator[Finding]:
     """Which optional packages are there; none is needed to train."""
     for module, extra in extras.items():
-        if importlib.util.find_spec(module) is None:
-            fix = f"pip install 'spikeformer_lt[{extra}]' (only if you use it)"
-            yield Finding("note", module, "not installed", fix)
-        else:
+        if importlib.util.find_spec(module) is not None:
             yield Finding("ok", module, version_of(module))
+            continue
+        fix = f"pip install 'spikeformer_lt[{extra}]' (only if you use it)"
+        yield Finding("note", module, "not installed", fix)
 
 
 def check_threads(threads: int, cpus: int, omp: str | None) -> Finding:
     """How many CPU threads a run would use."""
-    found, fix = f"{threads} of {cpus} CPUs (OMP_NUM_THREADS {omp or 'not set'})", ""
-    if threads > cpus:
-        fix = f"export OMP_NUM_THREADS={cpus}"
-    elif threads < cpus:
+    fix = f"export OMP_NUM_THREADS={cpus}" if threads > cpus else ""
+    if threads < cpus:
         fix = f"OMP_NUM_THREADS={cpus}, or accelerate launch --num_cpu_threads_per_process {cpus}"
+    found = f"{threads} of {cpus} CPUs (OMP_NUM_THREADS {omp or 'not set'})"
     return Finding("note" if fix else "ok", "threads", found, fix)
 
 
@@ -129,18 +127,16 @@ def check_data(root: str) -> Iterator[Finding]:
     for name in list_datasets():
         try:
             made = create_dataset(name, root=root)
-        except SpikeformerError as fault:
-            words = re.sub(r" \((\d+ bytes, )?md5 [^)]*\)", "", str(fault).splitlines()[0])
-            asked = words.partition("Put there")[2]
-            below = find_below(Path(root), set(re.findall(r"[\w.-]{4,}", asked)))
-            if below is None:
-                yield Finding("note", name, f"not in {root}/", words)
-            else:
-                fix = f"--data.name {name} --data.root {below}"
-                yield Finding("note", name, f"not in {root}/ itself, perhaps in {below}/", fix)
-        else:
             found = f"{len(made.train)} train, {len(made.val)} val, {len(made.test)} test"
             yield Finding("ok", name, f"{found} (split {made.split_sha256[:12]})")
+        except SpikeformerError as fault:
+            fix = re.sub(r" \((\d+ bytes, )?md5 [^)]*\)", "", str(fault).splitlines()[0])
+            asked, where = fix.partition("Put there")[2], f"not in {root}/"
+            below = find_below(Path(root), set(re.findall(r"[\w.-]{4,}", asked)))
+            if below is not None:
+                fix = f"--data.name {name} --data.root {below}"
+                where += f" itself, perhaps in {below}/"
+            yield Finding("note", name, where, fix)
 
 
 def find_below(root: Path, names: set[str]) -> Path | None:
@@ -148,20 +144,18 @@ def find_below(root: Path, names: set[str]) -> Path | None:
 
     At most `DEPTH` levels and `MOST_FOLDERS` folders are looked at: a data set may hold a million.
     """
-    level, seen = [root], 0
-    for _ in range(DEPTH):
-        below: list[Path] = []
-        for folder in level:
-            try:
-                entries = sorted(folder.iterdir())
-            except OSError:
-                continue
-            seen += 1
+    waiting = deque([(root, 1)])
+    for _ in range(MOST_FOLDERS):
+        if not waiting:
+            break
+        folder, depth = waiting.popleft()
+        with contextlib.suppress(OSError):
+            entries = sorted(folder.iterdir())
             if folder != root and any(entry.name in names for entry in entries):
                 return folder
-            if seen < MOST_FOLDERS:
-                below += [e for e in entries if e.is_dir() and not e.name.startswith(".")]
-        level = below[:MOST_FOLDERS]
+            if depth < DEPTH:
+                below = [e for e in entries if e.is_dir() and not e.name.startswith(".")]
+                waiting.extend((entry, depth + 1) for entry in below)
     return None
 
 
@@ -178,24 +172,19 @@ def check_world(env: Mapping[str, str], gpus: int) -> Finding:
 
 
 def version_of(package: str) -> str:
-    """Installed version; empty words where a module comes without metadata."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "present, version unknown"
+    """Installed version, or words where a module comes without metadata."""
+    return installed_version(package) or "present, version unknown"
 
 
 def examine(root: str = "data", data: bool = True) -> Iterator[Finding]:
     """Every check, in order."""
-    yield check_python()
-    imports = list(check_imports())
-    yield from imports
+    yield Finding("ok", "python", platform.python_version())
+    yield from (imports := list(check_imports()))
     broken = {finding.what for finding in imports if finding.state == "FAIL"}
     if "torch" not in broken:
         import torch
 
-        vision = version_of("torchvision")
-        yield check_pair(str(torch.__version__), vision)
+        yield check_pair(str(torch.__version__), version_of("torchvision"))
         omp = os.environ.get("OMP_NUM_THREADS")
         yield check_threads(torch.get_num_threads(), cpu_count(), omp)
         yield check_world(os.environ, torch.cuda.device_count())
@@ -216,11 +205,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     failed = 0
     for finding in examine(options.data, not options.no_data):
-        sys.stdout.write(f"{finding}\n")
-        sys.stdout.flush()
+        print(finding, flush=True)
         failed += finding.state == "FAIL"
-    words = f"{failed} thing(s) to repair" if failed else "everything that is needed works"
-    sys.stdout.write(f"{words}\n")
+    print(f"{failed} thing(s) to repair" if failed else "everything that is needed works")
     return int(failed > 0)
 
 

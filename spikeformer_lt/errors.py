@@ -45,12 +45,7 @@ class RankError(SpikeformerError):
 
 
 class Interrupted(SpikeformerError):
-    """A signal asked the run to stop and everything that is needed to resume is saved.
-
-    Args:
-        signum: number of the signal; the exit status of a recipe is ``128 + signum``.
-        message: what was saved and how to go on.
-    """
+    """A signal stopped the run after a save; the exit status of a recipe is ``128 + signum``."""
 
     def __init__(self, signum: int, message: str = "") -> None:
         known = signum in set(signal.Signals)
@@ -67,10 +62,7 @@ def near(name: str, allowed: Iterable[str]) -> str:
 
 
 def shown(value: object, limit: int = 80) -> str:
-    """Return `value` as one short printable line, whatever a stranger put into it.
-
-    Line breaks and other control characters come back escaped and a long text loses its middle.
-    """
+    """Return `value` as one line: control characters escaped, a long text without its middle."""
     text = ascii(value) if isinstance(value, bytes) else repr(value)
     text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
     if len(text) <= limit:
@@ -86,7 +78,5 @@ def name_of(path: str | Path) -> str:
 def one_of(field: str, value: object, allowed: Iterable[str]) -> None:
     """Refuse a value that is not among the allowed words, by a ConfigError that lists them."""
     if value not in (words := list(allowed)):
-        raise ConfigError(
-            f"{field}={value!r} is not allowed{near(str(value), words) or ';'} "
-            f"use {', '.join(words)}"
-        )
+        hint = near(str(value), words) or ";"
+        raise ConfigError(f"{field}={value!r} is not allowed{hint} use {', '.join(words)}")

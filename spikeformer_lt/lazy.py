@@ -11,13 +11,10 @@ from typing import Any
 
 
 def lazy(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Return ``__getattr__`` and ``__dir__`` of a package.
+    """Return ``__getattr__`` and ``__dir__`` of a package, while its ``__init__`` is being run.
 
-    The names are those that the package's ``__init__`` imports under ``if TYPE_CHECKING:``, where
-    type checkers see them as they are; its ``__all__`` lists the same names.
-
-    Args:
-        package: the package's ``__name__``, while its ``__init__`` is being run.
+    The names are those that the ``__init__`` imports under ``if TYPE_CHECKING:``, where type
+    checkers see them as they are; its ``__all__`` lists the same names.
     """
     source = Path(str(sys.modules[package].__file__)).read_text("utf-8")
     homes = {

@@ -80,9 +80,8 @@ class Mask(Mapping[str, Tensor]):
             floor: least fraction of each layer that stays, in [0, 1]; of what `within` left, if
                 that is less.
 
-        Returns:
-            Mask that does not depend on the device of the scores. Of equal scores those with the
-            lower flat index are kept, layers counted in the order of `scores`.
+        Of equal scores those with the lower flat index are kept, layers counted in the order of
+        `scores`, on every device alike.
 
         Raises:
             MaskError: a NaN score; a name or shape that differs from `within`; a fraction outside
@@ -139,11 +138,7 @@ class Mask(Mapping[str, Tensor]):
         return digest.hexdigest()
 
     def apply_(self, model: nn.Module) -> None:
-        """Set the removed weights of `model` to exactly +0.0, in place, even if they were NaN.
-
-        Raises:
-            MaskError: a name or shape of the mask is not in `model`.
-        """
+        """Set removed weights to +0.0, in place, even NaN; a MaskError if one is missing."""
         weights = self._weights(model)
         with torch.no_grad():
             for name in self._kept:

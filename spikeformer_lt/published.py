@@ -1,8 +1,6 @@
 """Files that authors publish: found where a user put them, checked, fetched on demand, unpacked.
 
-The network is used only where a user allows it by ``--data.download``. An archive is a stranger's
-file: its members are plain files and folders inside the folder that was named, within stated
-bounds, and all of them appear or none.
+The network is used only where a user allows it by ``--data.download``.
 """
 
 from __future__ import annotations
@@ -33,11 +31,11 @@ from spikeformer_lt.errors import ConfigError, DataError, name_of, shown
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
-Member = tuple[str, Callable[[], Any] | None, str]
-"""A member's name as it is written, its content (None: a folder), and why it is refused, or ""."""
+Member = tuple[str, Callable[[], Any] | None, str]  # name, content or None (folder), what is wrong
 _CHUNK = 1 << 20  # bytes
 _HEADERS = 4096  # bytes a member may cost beside its content: header, long name, padding
 _JUNK = "__MACOSX"  # a folder that macOS adds to archives
+_DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -53,10 +51,9 @@ class PublishedFile:
     at_most: int = 0  # bytes that a download of unknown size may have
 
     def __str__(self) -> str:
+        size = f"{self.size} bytes, " if self.size else ""
         source = self.page or self.url
-        facts = [f"{self.size} bytes"] if self.size else []
-        facts += [f"md5 {self.md5}"] + ([f"from {source}"] if source else [])
-        return f"{self.name} ({', '.join(facts)})"
+        return f"{self.name} ({size}md5 {self.md5}{source and f', from {source}'})"
 
     def read(self, folder: Path) -> bytes:
         """Return the file's bytes if they have its hashes; see `read_checked`."""
@@ -90,11 +87,9 @@ def provide(
         files: single files in `folder` below the root, fetched where there are no archives.
 
     Raises:
-        DataError: something is missing (each file is named with size, hash and address), damaged
-            or hostile, or the network fails.
+        DataError: a file is missing (named with size, hash and address), damaged or hostile.
     """
-    found = find()
-    if found:
+    if found := find():
         return found
     root = Path(root)
     wanted: dict[Path, PublishedFile] = {root / archive.name: archive for archive in archives}
@@ -105,14 +100,13 @@ def provide(
         raise _not_there(name, root, list(missing.values()), files, folder, download)
     for path, file in wanted.items():
         if isinstance(file, Archive):
-            _install(file, path, root / file.into, path in missing)
+            _install(file, path, root / file.into)
         elif path in missing:
             fetch(file, path)
-    found = find()
-    if not found:
-        names = ", ".join(file.name for file in wanted.values())
-        raise DataError(f"{name}: {names} in {name_of(root)} does not hold what it should")
-    return found
+    if found := find():
+        return found
+    names = ", ".join(file.name for file in wanted.values())
+    raise DataError(f"{name}: {names} in {name_of(root)} does not hold what it should")
 
 
 def _not_there(
@@ -123,22 +117,23 @@ def _not_there(
     wanted = f"the folder {folder or 'that it holds'}{listed}"
     if isinstance(missing[0], Archive):
         wanted = f"{'; '.join(map(str, missing))} or {wanted}"
-    hint = ""
+    hint = network = ""
     if astray := [file.name for file in lacking if (root / file.name).is_file()]:
         hint = (
             f" {astray[0]} lies in the root itself: put it into the folder {folder} there, or give "
             "the folder above it as the root."
         )
-    network = "or allow the network with --data.download; "
-    if not all(file.url for file in missing):
-        network = "it cannot be downloaded by a program; " if download else ""
+    if all(file.url for file in missing):
+        network = "or allow the network with --data.download; "
+    elif download:
+        network = "it cannot be downloaded by a program; "
     return DataError(
         f"{name} is not in {name_of(root.absolute())}.{hint} Put there {wanted}; {network}or use "
         "what needs no files: --data.name digits or moving_digits"
     )
 
 
-def _install(archive: Archive, path: Path, folder: Path, missing: bool) -> None:
+def _install(archive: Archive, path: Path, folder: Path) -> None:
     """Fetch or check an archive and unpack it; its sha256 is noted beside it at its first use."""
     note, sha256 = path.with_name(f"{path.name}.sha256"), archive.sha256
     if not sha256:  # publishers give md5 sums only
@@ -146,10 +141,10 @@ def _install(archive: Archive, path: Path, folder: Path, missing: bool) -> None:
             sha256 = note.read_text().strip() or "nothing"
         if sha256 and not re.fullmatch(r"[0-9a-f]{64}", sha256):
             raise DataError(f"{name_of(note)} holds no sha256; remove it")
-    if missing:
-        found = fetch(archive, path, sha256=sha256)
-    else:
+    if path.is_file():
         found = check_file(path, md5=archive.md5, sha256=sha256)
+    else:
+        found = fetch(archive, path, sha256=sha256)
     if not sha256:
         try:
             write_atomic(note, f"{found}\n".encode(), DataError)
@@ -200,20 +195,17 @@ def fetch(
     timeout_s: float = 30.0,
     handlers: Sequence[urllib.request.BaseHandler] = (),
 ) -> str:
-    """Fetch a file over https; it appears under its name only when it is whole and its hash fits.
+    """Fetch a file over https, or check the one that is there, and return its sha256.
 
-    Bytes arrive in ``<path>.part``, which the next call continues. A second process that wants the
-    same file waits for the first one. A file that is already there is checked, not fetched.
+    Bytes arrive in ``<path>.part``, which the next call continues, and which a second process waits
+    for. The file appears under its name only when it is whole and its hash fits.
 
     Args:
         file: what is published; a redirect from its address to anything but https is refused.
-        path: where the file shall be; its folder is made.
+        path: of the file; its folder is made.
         sha256: hash to ask for where `file` has none.
         timeout_s: longest silence of the server, in seconds.
         handlers: further urllib handlers, such as a proxy's.
-
-    Returns:
-        The sha256 of the file.
 
     Raises:
         ConfigError: the address is not https.
@@ -227,10 +219,8 @@ def fetch(
         return check_hashes(path)
     opener = urllib.request.build_opener(_HttpsOnly(), *handlers)
     part = path.with_name(path.name + ".part")
-    by_hand = (
-        f"; run again to go on from what is there, or put the file there by hand: "
-        f"{name_of(path)}, which is {file}"
-    )
+    again = "; run again to go on from what is there, or put the file there by hand"
+    by_hand = f"{again}: {name_of(path)}, which is {file}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(part) as stream:
@@ -246,7 +236,7 @@ def fetch(
                 part.unlink()
                 raise
             os.replace(part, path)
-            sync_folder(path.parent)
+        sync_folder(path.parent)
         return found
     except DataError as fault:
         raise DataError(f"{fault}{by_hand}") from fault
@@ -265,9 +255,8 @@ class _HttpsOnly(urllib.request.HTTPRedirectHandler):
         self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: str
     ) -> urllib.request.Request | None:
         if urllib.parse.urlsplit(newurl).scheme != "https":
-            raise DataError(
-                f"{req.full_url} redirects to {shown(newurl, 300)}, which is not https: refused"
-            )
+            place = f"{shown(newurl, 300)}, which is not https"
+            raise DataError(f"{req.full_url} redirects to {place}: refused")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
@@ -287,9 +276,8 @@ def _locked(part: Path) -> Iterator[IO[bytes]]:
                 yield file
             finally:
                 file.flush()
-                with contextlib.suppress(OSError):
-                    if part.stat().st_size == 0:
-                        part.unlink()
+                if os.fstat(file.fileno()).st_size == 0:
+                    part.unlink(missing_ok=True)
             return
 
 
@@ -298,13 +286,15 @@ def _receive(
 ) -> None:
     """Bring `part` to the size of the file, continuing from what it holds."""
     url, size = file.url, file.size
+    page = DataError(f"{url} answered with an HTML page instead of the file")
     have = part.seek(0, os.SEEK_END)
     if size and have > size:
         have = part.truncate(0)
     if have and have == size:
         return
     headers = {"User-Agent": "spikeformer_lt", "Accept-Encoding": "identity"}
-    headers |= {"Range": f"bytes={have}-"} if have else {}
+    if have:
+        headers["Range"] = f"bytes={have}-"
     try:
         answer = opener.open(urllib.request.Request(url, headers=headers), timeout=timeout_s)
     except urllib.error.HTTPError as fault:
@@ -317,26 +307,23 @@ def _receive(
         if answer.status not in (http.HTTPStatus.OK, http.HTTPStatus.PARTIAL_CONTENT):
             raise DataError(f"{url} answered {answer.status} instead of the file")
         if answer.headers.get_content_type() in ("text/html", "application/xhtml+xml"):
-            raise DataError(f"{url} answered with an HTML page instead of the file")
+            raise page
         span = answer.headers.get("Content-Range", "")
-        length = answer.headers.get("Content-Length", "")
+        length = span.rpartition("/")[2] or answer.headers.get("Content-Length", "")
         if answer.status == http.HTTPStatus.OK:
             have = part.truncate(0)
         elif not span.startswith(f"bytes {have}-"):
             part.truncate(0)
             raise DataError(f"{url} answered with another part of the file than was asked for")
-        else:
-            length = span.rpartition("/")[2]
         if not size:
             size = int(length) if length.isdecimal() and len(length) <= 18 else -1
             if not 0 < size <= file.at_most:
-                raise DataError(
-                    f"{url} has {size} bytes; an archive of at most {file.at_most} was expected: "
-                    "the address no longer serves the file"
-                )
+                expected = f"an archive of at most {file.at_most} was expected"
+                moved = "the address no longer serves the file"
+                raise DataError(f"{url} has {size} bytes; {expected}: {moved}")
         for chunk in iter(lambda: answer.read(_CHUNK), b""):
             if have == 0 and chunk[:200].lstrip().lower().startswith((b"<!doctype", b"<html")):
-                raise DataError(f"{url} answered with an HTML page instead of the file")
+                raise page
             have += len(chunk)
             if have > size:
                 part.truncate(0)
@@ -349,19 +336,16 @@ def _receive(
 def unpack(
     archive: str | Path, folder: str | Path, *, max_bytes: int, max_members: int
 ) -> list[Path]:
-    """Unpack a zip, tar or tar.gz: plain files and folders only, and all of them or none.
+    """Unpack a zip (named so), tar or tar.gz into a folder and return the files in archive order.
 
     Members are written to a stage inside `folder` and moved to their places when the last one has
     passed. Modes, owners and times of the archive are not applied, and what macOS adds is left out.
 
     Args:
-        archive: the file, a zip if its name ends so; check its hash first where one is known.
-        folder: where its members go; made if missing.
+        archive: the file; check its hash first where one is known.
+        folder: made if missing.
         max_bytes: most bytes that all members together may have, unpacked.
         max_members: most files and folders that it may hold.
-
-    Returns:
-        The files, in archive order.
 
     Raises:
         DataError: a link, a device, a name that leaves `folder` or means another place elsewhere,
@@ -372,12 +356,10 @@ def unpack(
     kind = "zip" if Path(archive).suffix.lower() == ".zip" else "tar"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with (
-            tempfile.TemporaryDirectory(
-                prefix=".extract-", dir=folder, ignore_cleanup_errors=True
-            ) as stage,
-            open(archive, "rb") as packed,
-        ):
+        staging = tempfile.TemporaryDirectory(
+            prefix=".extract-", dir=folder, ignore_cleanup_errors=True
+        )
+        with staging as stage, open(archive, "rb") as packed:
             limit = max_bytes + _HEADERS * (max_members + 256)
             members = _zip_members(packed) if kind == "zip" else _tar_members(packed, name, limit)
             files = _write(members, Path(stage), name, max_bytes, max_members)
@@ -387,14 +369,9 @@ def unpack(
     except DataError:
         raise
     except OSError as fault:
-        raise DataError(
-            f"cannot unpack {name} into {name_of(folder)}: {fault.strerror or fault}; "
-            f"{free_bytes(folder)} bytes free"
-        ) from fault
-    except (
-        *(tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError),
-        *(ValueError, NotImplementedError, RuntimeError),
-    ) as fault:
+        reason = f"{fault.strerror or fault}; {free_bytes(folder)} bytes free"
+        raise DataError(f"cannot unpack {name} into {name_of(folder)}: {reason}") from fault
+    except _DAMAGED as fault:
         reason = shown(str(fault), 200)
         raise DataError(f"{name} is not a whole {kind} archive: {reason}") from fault
     log.info("unpacked %d files of %s into %s", len(files), archive, folder)

@@ -17,7 +17,7 @@ import pkgutil
 import re
 import sys
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -26,15 +26,14 @@ from spikeformer_lt.errors import ConfigError, near, shown
 if TYPE_CHECKING:
     from torch import nn
 
+Factory = TypeVar("Factory", bound=Callable[..., Any])
+log = logging.getLogger(__name__)
 VARIABLE = "SPIKEFORMER_LT_PLUGINS"
 """Environment variable: paths of the files, separated as those of PATH are."""
 
 
 def use_plugins(files: Iterable[str | Path] = ()) -> None:
-    """Import files, and those that the environment names, here and in every child process.
-
-    Args:
-        files: Python files; each is imported once a process.
+    """Import Python files, and those that the environment names, here and in every child process.
 
     Raises:
         ConfigError: a file is missing, is no Python file, or fails while it is imported.
@@ -67,22 +66,12 @@ def _import(path: Path) -> None:
         raise ConfigError(f"--plugins {where} cannot be imported: {said}") from fault
 
 
-Factory = TypeVar("Factory", bound=Callable[..., Any])
-log = logging.getLogger(__name__)
-
-
 class Registry:
-    """One shelf of named factories.
-
-    Args:
-        kind: what the factories make, as messages call it.
-        package: package whose modules hold the factories.
-    """
+    """Named factories of one `kind`, held by the modules of `package`."""
 
     def __init__(self, kind: str, package: str) -> None:
         self.kind, self.package = kind, package
-        self.verb = kind.replace(" ", "")
-        self.listing = f"list_{self.verb}es" if self.verb == "search" else f"list_{self.verb}s"
+        self.verb = kind.replace(" ", "")  # of register_VERB
         self.listeners: list[Callable[[str], None]] = []
         self._factories: dict[str, Callable[..., Any]] = {}
         self._configs: dict[str, type] = {}
@@ -90,8 +79,17 @@ class Registry:
         self._declared: dict[str, tuple[str, str]] | None = None
         self._discovered = False
 
+    @overload
+    def register(self, first: Factory) -> Factory: ...
+    @overload
+    def register(self, first: str, config: type) -> Callable[[Factory], Factory]: ...
     def register(self, first: Any, config: type | None = None) -> Any:
-        """Register a factory: the decorator itself, or the decorator for a name and config class.
+        """Register a function or class that makes a model, a data set or a search.
+
+        Bare, a function is registered under its own name. As
+        ``@register_model("my_net", MyNetConfig)`` it has a name and a dataclass of options: they
+        are on the command line as ``--my-net.FIELD``, and the factory gets them as ``config``.
+        Models join timm's registry too; a search is created as ``Class(config, seed, batch)``.
 
         Raises:
             ConfigError: another factory has that name.
@@ -124,11 +122,10 @@ class Registry:
         """
         if self._declared is None:
             spec = importlib.util.find_spec(self.package)
-            folders = (spec and spec.submodule_search_locations) or []
             pattern = rf'^@register_{self.verb}\("(\w+)", (\w+)\)$'
             self._declared = {
                 name: (f"{self.package}.{path.stem}", config)
-                for folder in folders
+                for folder in (spec and spec.submodule_search_locations) or []
                 for path in sorted(Path(folder).glob("*.py"))
                 for name, config in re.findall(pattern, path.read_text("utf-8"), re.MULTILINE)
             }
@@ -138,11 +135,11 @@ class Registry:
         """Return the config class of `name`; None if it has no options or is unknown."""
         if name not in self._configs and name in self.declared():
             module, config = self.declared()[name]
-            rooms = (f"{self.package}.configs", module)  # the first imports no torch
-            for room in [room for room in rooms if importlib.util.find_spec(room)]:
-                found = getattr(importlib.import_module(room), config, None)
-                if isinstance(found, type):
-                    return found
+            for room in (f"{self.package}.configs", module):  # the first imports no torch
+                if importlib.util.find_spec(room):
+                    found = getattr(importlib.import_module(room), config, None)
+                    if isinstance(found, type):
+                        return found
         return self._configs.get(name)
 
     def names(self) -> list[str]:
@@ -160,13 +157,14 @@ class Registry:
         if isinstance(name, str) and name in self._factories:
             return self._factories[name]
         hint = near(str(name), self._factories)
+        plural = "es" if self.verb.endswith("ch") else "s"
         missing = "".join(f"; {m} is not available: {why}" for m, why in self._unavailable.items())
         raise ConfigError(
-            f"unknown {self.kind} {shown(name)}{hint or ';'} see {self.listing}(); one of your own "
-            f"needs its file, --plugins FILE.py{missing}"
+            f"unknown {self.kind} {shown(name)}{hint or ';'} see list_{self.verb}{plural}(); one "
+            f"of your own needs its file, --plugins FILE.py{missing}"
         )
 
-    def create(self, name: str, keywords: Mapping[str, Any]) -> Any:
+    def create(self, name: str, /, **keywords: Any) -> Any:
         """Call the factory `name` with `keywords`.
 
         Raises:
@@ -174,28 +172,26 @@ class Registry:
         """
         factory, config = self.factory(name), self._configs.get(name)
         own = [f.name for f in dataclasses.fields(config)] if config else []
-        rest, allowed = dict(keywords), _parameters(factory)
-        given = rest.pop("config", None) if config else None
-        if allowed is not None:
-            allowed = {k: v for k, v in allowed.items() if k != "config"} | dict.fromkeys(
-                own, False
-            )
-            if odd := [key for key in rest if key not in allowed]:
+        given = keywords.pop("config", None) if config else None
+        if (allowed := _parameters(factory)) is not None:
+            allowed.pop("config", None)
+            allowed |= dict.fromkeys(own, False)
+            if odd := [key for key in keywords if key not in allowed]:
                 raise ConfigError(
                     f"{self.kind} {name!r} has no keyword {shown(odd[0])}"
                     f"{near(odd[0], allowed) or ';'} allowed: {', '.join(allowed) or 'none'}"
                 )
-            if needed := [key for key, needed in allowed.items() if needed and key not in rest]:
+            if needed := [key for key, need in allowed.items() if need and key not in keywords]:
                 raise ConfigError(f"{self.kind} {name!r} needs the keyword {', '.join(needed)}")
         if config is None:
-            return factory(**rest)
-        values = {key: rest.pop(key) for key in own if key in rest}
+            return factory(**keywords)
+        values = {key: keywords.pop(key) for key in own if key in keywords}
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         if given is None:
             given = config(**values)
         elif values:
             given = dataclasses.replace(given, **values)
-        return factory(config=given, **rest)
+        return factory(config=given, **keywords)
 
     def _discover(self) -> None:
         # Set first: a module under discovery may ask for names, or import timm, which asks.
@@ -258,41 +254,12 @@ _models = Registry("model", "spikeformer_lt.models")
 _datasets = Registry("data set", "spikeformer_lt.datasets")
 _searches = Registry("search", "spikeformer_lt.tickets")
 
-
-@overload
-def register_model(first: Factory) -> Factory: ...
-@overload
-def register_model(first: str, config: type) -> Callable[[Factory], Factory]: ...
-def register_model(first: Any, config: type | None = None) -> Any:
-    """Register a function or class that makes a model, in timm's registry too.
-
-    Bare, a function is registered under its own name. As ``@register_model("my_net", MyNetConfig)``
-    it has a name and a dataclass of options: they are on the command line as ``--my-net.FIELD``,
-    and the factory gets them as ``config``, before the keywords of every model.
-    """
-    return _models.register(first, config)
-
-
-@overload
-def register_dataset(first: Factory) -> Factory: ...
-@overload
-def register_dataset(first: str, config: type) -> Callable[[Factory], Factory]: ...
-def register_dataset(first: Any, config: type | None = None) -> Any:
-    """Register a function that makes the splits of a data set; bare or with options, as a model."""
-    return _datasets.register(first, config)
-
-
-@overload
-def register_search(first: Factory) -> Factory: ...
-@overload
-def register_search(first: str, config: type) -> Callable[[Factory], Factory]: ...
-def register_search(first: Any, config: type | None = None) -> Any:
-    """Register a ticket search, ``@register_search("snip", SnipConfig)`` on its class.
-
-    It is created as ``Class(config, seed, batch)``. Bare, a function that makes a search is
-    registered under its own name, without options on the command line.
-    """
-    return _searches.register(first, config)
+register_model, list_models = _models.register, _models.names
+register_dataset, list_datasets = _datasets.register, _datasets.names
+register_search, list_searches = _searches.register, _searches.names
+create_model: Callable[..., nn.Module] = _models.create
+create_dataset, dataset_factory = _datasets.create, _datasets.factory
+create_search = _searches.create
 
 
 def config_class(kind: str, name: str) -> type | None:
@@ -304,42 +271,3 @@ def config_class(kind: str, name: str) -> type | None:
 def search_names() -> list[str]:
     """Return the searches that are registered or declared so far, sorted, without importing any."""
     return sorted({*_searches.declared(), *_searches._factories})
-
-
-def create_model(name: str, /, **keywords: Any) -> nn.Module:
-    """Make the model called `name`.
-
-    Raises:
-        ConfigError: unknown name or keyword; the message offers the nearest one.
-    """
-    return typing.cast("nn.Module", _models.create(name, keywords))
-
-
-def dataset_factory(name: str) -> Callable[..., Any]:
-    """Return the function that makes the data set called `name`; errors as of `create_model`."""
-    return _datasets.factory(name)
-
-
-def create_dataset(name: str, /, **keywords: Any) -> Any:
-    """Make the splits of the data set called `name`; errors as of `create_model`."""
-    return _datasets.create(name, keywords)
-
-
-def create_search(name: str, /, **keywords: Any) -> Any:
-    """Make the ticket search called `name`; errors as of `create_model`."""
-    return _searches.create(name, keywords)
-
-
-def list_models() -> list[str]:
-    """Return the names of all models, sorted."""
-    return _models.names()
-
-
-def list_datasets() -> list[str]:
-    """Return the names of all data sets, sorted."""
-    return _datasets.names()
-
-
-def list_searches() -> list[str]:
-    """Return the names of all searches, sorted."""
-    return _searches.names()

@@ -16,59 +16,46 @@ from spikeformer_lt.errors import ConfigError, shown
 
 
 def seed_for(*parts: SupportsIndex | str) -> int:
-    """Derive a seed from integers and words, e.g. ``seed_for(seed, "augment", epoch, 7)``.
+    """Derive a seed in [0, 2**63) from integers and words: ``seed_for(seed, "augment", epoch, 7)``.
 
-    The same parts give the same seed on every machine and Python; ``1`` and ``"1"`` differ, and so
-    do ``("a", "b")`` and ``("ab",)``.
-
-    Returns:
-        Integer in [0, 2**63).
+    The same parts give the same seed on every machine and Python; ``1`` and ``"1"`` differ.
 
     Raises:
         ConfigError: there is no part, or one is neither an integer nor a string.
     """
     if not parts:
         raise ConfigError("seed_for() was given nothing; give it at least one integer or string")
-    text = json.dumps([_plain(part) for part in parts])
-    digest = hashlib.sha256(text.encode("ascii")).digest()
+    digest = hashlib.sha256(json.dumps([_plain(part) for part in parts]).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 def _plain(part: SupportsIndex | str) -> int | str:
     if isinstance(part, str):
         return part
-    try:
-        if isinstance(part, bool):
-            raise TypeError
-        return operator.index(part)
-    except TypeError:
-        raise ConfigError(
-            f"seed_for() was given {shown(part)} of type {type(part).__name__}; "
-            "allowed are integers and strings; convert it first"
-        ) from None
+    if isinstance(part, SupportsIndex) and not isinstance(part, bool):
+        with contextlib.suppress(TypeError):  # an array of several numbers
+            return operator.index(part)
+    raise ConfigError(
+        f"seed_for() was given {shown(part)} of type {type(part).__name__}; "
+        "allowed are integers and strings; convert it first"
+    )
 
 
 @contextlib.contextmanager
 def isolated_rng(seed: int) -> Iterator[None]:
-    """Seed Python's, NumPy's and torch's CPU generators inside; outside nothing is noticed.
+    """Seed Python's, NumPy's and torch's CPU generators inside, with any integer.
 
-    The three global streams go on after the block, or after an exception in it, as if it had not
-    been. Accelerators keep their own streams, which are left alone.
-
-    Args:
-        seed: any integer; NumPy's old global generator takes its lowest 32 bits.
+    The three global streams go on after the block as if it had not been. Accelerators keep theirs.
     """
     import torch
 
-    python_state = random.getstate()
-    numpy_state = np.random.get_state()  # noqa: NPY002
-    torch_state = torch.get_rng_state()
-    try:
-        random.seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002
-        torch.default_generator.manual_seed(seed % 2**63)
-        yield
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)  # noqa: NPY002
-        torch.set_rng_state(torch_state)
+    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng(devices=[]):
+        try:
+            random.seed(seed)
+            np.random.seed(seed % 2**32)  # noqa: NPY002
+            torch.default_generator.manual_seed(seed % 2**63)
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)  # noqa: NPY002

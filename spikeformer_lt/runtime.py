@@ -1,7 +1,6 @@
 """What an import and a run do to the process, and what a run's numbers depend on besides options.
 
-Importing this room shares one OpenMP runtime between torch and the kernels. A run keeps freed
-memory, and notes versions, machine, threads and commit.
+Importing this module shares one OpenMP runtime between torch and the kernels.
 """
 
 from __future__ import annotations
@@ -23,12 +22,11 @@ from spikeformer_lt.errors import ConfigError
 
 CPUINFO = Path("/proc/cpuinfo")  # Linux
 PACKAGES = (
-    *("spikeformer_lt", "torch", "torchvision", "timm", "spikingjelly", "accelerate", "numpy"),
-    *("numba", "safetensors", "scikit-learn", "tonic"),
-)
+    "spikeformer_lt", "torch", "torchvision", "timm", "spikingjelly", "accelerate", "numpy",
+    "numba", "safetensors", "scikit-learn", "tonic",
+)  # fmt: skip
 _LIBGOMP = "libgomp.so.1.0.0"  # the name by which numba asks for it
 _TRIM, _MMAP = -1, -3  # glibc's M_TRIM_THRESHOLD and M_MMAP_THRESHOLD
-_LARGEST = 2**31 - 1
 # Same numbers on another commit or under another command are what a resume is for.
 _MAY_CHANGE = ("command", "git_commit", "git_clean", "cpu_count")
 
@@ -36,12 +34,9 @@ _MAY_CHANGE = ("command", "git_commit", "git_clean", "cpu_count")
 def share_openmp() -> str:
     """Load the system's OpenMP before torch loads its own copy, so that both use this one.
 
-    Threads of OpenMP spin for a while after their work. Those of two runtimes keep each other from
-    the processor wherever torch and the kernels take turns: one image through an exported ticket
-    was measured at 13 to 30 % less time with one.
-
-    Returns:
-        What was done: "shared", or "own" with the reason, such as SPIKEFORMER_OPENMP=own.
+    Idle threads of OpenMP spin, and those of two runtimes keep each other from the processor: one
+    image through an exported ticket was measured at 13 to 30 % less time with one. Return
+    "shared", or "own" with the reason.
 
     Raises:
         ConfigError: SPIKEFORMER_OPENMP is neither "share" nor "own".
@@ -73,12 +68,9 @@ OPENMP = share_openmp()
 def keep_heap() -> str:
     """Tell the C library to keep freed memory; the whole process is concerned, peaks are not.
 
-    Every step asks for the same blocks. By default glibc returns large ones to the system, which
-    hands them out again page by page, each to be zeroed: measured at 4 to 27 % of a step's
-    processor time.
-
-    Returns:
-        What is in force: "kept", or "system" with the reason, such as SPIKEFORMER_HEAP=system.
+    By default glibc returns large blocks to the system, which zeroes each page that it hands out
+    again: measured at 4 to 27 % of a step's processor time. Return "kept", or "system" with the
+    reason.
 
     Raises:
         ConfigError: SPIKEFORMER_HEAP is neither "keep" nor "system".
@@ -96,7 +88,7 @@ def _keep() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
-    return all(mallopt(option, ctypes.c_int(_LARGEST)) for option in (_MMAP, _TRIM))
+    return all(mallopt(option, ctypes.c_int(2**31 - 1)) for option in (_MMAP, _TRIM))
 
 
 def describe_environment(seed: int | None = None, world_size: int = 1) -> dict[str, Any]:
@@ -104,7 +96,6 @@ def describe_environment(seed: int | None = None, world_size: int = 1) -> dict[s
     import torch
 
     commit, clean = _git()
-    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "seed": seed,
         "world_size": world_size,
@@ -113,7 +104,7 @@ def describe_environment(seed: int | None = None, world_size: int = 1) -> dict[s
         "cpu": _cpu_model(),
         "cpu_count": cpu_count(),
         "threads": torch.get_num_threads(),
-        "gpus": devices,
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "git_commit": commit,
         "git_clean": clean,
         "command": shlex.join(sys.argv),
@@ -123,10 +114,9 @@ def describe_environment(seed: int | None = None, world_size: int = 1) -> dict[s
 def environment_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """List what differs and may change results in their last bits, as "field: old -> new"."""
     before, after = _flat(old), _flat(new)
-    names = [*before, *(name for name in after if name not in before)]
     return [
         f"{name}: {before.get(name)} -> {after.get(name)}"
-        for name in names
+        for name in before | after
         if before.get(name) != after.get(name) and name not in _MAY_CHANGE
     ]
 
@@ -140,14 +130,16 @@ def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
 def _versions() -> dict[str, str | None]:
     import torch
 
-    found: dict[str, str | None] = {}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    found["torch"] = str(torch.__version__)  # with its build, e.g. +cpu
-    return found
+    found = {name: installed_version(name) for name in PACKAGES}
+    return found | {"torch": str(torch.__version__)}  # with its build, e.g. +cpu
+
+
+def installed_version(package: str) -> str | None:
+    """Return the version that a package was installed with; None if none is known."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _cpu_model() -> str:
@@ -168,17 +160,15 @@ def cpu_count() -> int:
 def _git() -> tuple[str | None, bool | None]:
     """Commit of our source tree and whether it is unchanged; None for an installed package."""
     home = Path(__file__).resolve().parents[1]
+
+    def git(words: str) -> str:
+        line = ["git", "-C", str(home), *words.split()]
+        return subprocess.run(line, capture_output=True, text=True, timeout=5, check=True).stdout
+
     try:
-        top, commit = _run_git(home, "rev-parse", "--show-toplevel", "HEAD").split()
+        top, commit = git("rev-parse --show-toplevel HEAD").split()
         if Path(top).resolve() != home:
             return None, None
-        return commit, not _run_git(home, "status", "--porcelain", "--untracked-files=no").strip()
+        return commit, not git("status --porcelain --untracked-files=no").strip()
     except (OSError, subprocess.SubprocessError, ValueError):
         return None, None
-
-
-def _run_git(home: Path, *words: str) -> str:
-    done = subprocess.run(
-        ["git", "-C", str(home), *words], capture_output=True, text=True, timeout=5, check=True
-    )
-    return done.stdout

@@ -1,7 +1,4 @@
-"""Train, validation and test: what a user may choose about them, and who goes where.
-
-A hash of names and numbers decides, so that a split is the same on every machine.
-"""
+"""Train, validation and test: what a user may choose about them, and who goes where, by hash."""
 
 from __future__ import annotations
 
@@ -57,11 +54,7 @@ Options = TypeVar("Options", bound=DataOptions)
 
 
 def takes(options: type[Options]) -> Callable[[Callable[[Options], Splits]], Callable[..., Splits]]:
-    """Let a function of one options object be called with the fields of `options` as keywords.
-
-    `inspect.signature` shows them with their defaults, which is what a registry reads. A data set
-    raises a ConfigError for an option out of range, and a DataError for missing or damaged files.
-    """
+    """Let a function of one options object be called with the fields of `options` as keywords."""
 
     def decorate(make: Callable[[Options], Splits]) -> Callable[..., Splits]:
         @functools.wraps(make)
@@ -105,7 +98,7 @@ class Splits:
 
 
 def report_shared(text: str, duplicates: str) -> None:
-    """Warn of samples that two parts share, or refuse them by a DataError with "refuse"."""
+    """Warn of samples that two parts share, or raise a DataError with "refuse"."""
     if duplicates == "refuse":
         raise DataError(f"{text}; to accept them use duplicates=report")
     log.warning("%s", text)
@@ -140,10 +133,7 @@ def held_out(labels: Sequence[int], fraction: Fraction, order: Callable[[int], b
 
 
 def in_proportion(labels: Sequence[int], count: int, order: Callable[[int], bytes]) -> list[int]:
-    """Choose `count` samples, the first of each class in `order`, classes in proportion.
-
-    They come class by class in turn: the first ones are those of a smaller count.
-    """
+    """Choose `count` samples by `order`, classes in proportion and in turn, as a smaller count."""
     turns = []
     for label, members in by_class(labels, order).items():
         # Member p of a class of n has its turn at (p + 1/2) / n: classes of any size advance alike.

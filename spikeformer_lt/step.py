@@ -13,17 +13,10 @@ _FORM = re.compile(r"(?:([0-9]{1,12})ep)?(?:([0-9]{1,12})it)?")
 
 @dataclass(frozen=True, init=False)
 class Step:
-    """So many epochs and then so many iterations (optimizer steps).
-
-    Args:
-        epochs: whole epochs, 0 or more.
-        iterations: further iterations, 0 or more; more than an epoch has is allowed.
+    """So many epochs and then so many iterations (optimizer steps), integers of 0 or more.
 
     Two steps compare by their count of iterations. Where the answer depends on how many iterations
     an epoch has ("1ep50it" against "2ep"), a comparison raises and `iterations` is to be used.
-
-    Raises:
-        ConfigError: a negative number, or something that is no integer.
     """
 
     epochs: int
@@ -57,29 +50,18 @@ class Step:
             raise ConfigError(f"steps_per_epoch={steps_per_epoch} is not allowed: 1 or more")
         return self.epochs * steps_per_epoch + self.extra
 
-    def __lt__(self, other: Step) -> bool:
-        return _is_after(other, self, 1)
-
     def __le__(self, other: Step) -> bool:
-        return _is_after(other, self, 0)
+        if not isinstance(other, Step):
+            raise TypeError("a Step compares with a Step only; read a text with Step.parse")
+        epochs, extra = other.epochs - self.epochs, other.extra - self.extra
+        if epochs >= 0 and epochs + extra >= 0:
+            return True
+        if epochs <= 0 and epochs + extra < 0:
+            return False
+        raise ConfigError(
+            f"which of '{self}' and '{other}' comes first depends on the iterations in an epoch; "
+            "compare step.iterations(steps_per_epoch)"
+        )
 
     def __gt__(self, other: Step) -> bool:
-        return _is_after(self, other, 1)
-
-    def __ge__(self, other: Step) -> bool:
-        return _is_after(self, other, 0)
-
-
-def _is_after(late: Step, early: Step, least: int) -> bool:
-    """Tell whether late - early >= `least` iterations, whatever the length of an epoch."""
-    if not (isinstance(late, Step) and isinstance(early, Step)):
-        raise TypeError("a Step compares with a Step only; read a text with Step.parse")
-    epochs, extra = late.epochs - early.epochs, late.extra - early.extra
-    if epochs >= 0 and epochs + extra >= least:
-        return True
-    if epochs <= 0 and epochs + extra < least:
-        return False
-    raise ConfigError(
-        f"which of '{late}' and '{early}' comes first depends on the iterations in an epoch; "
-        "compare step.iterations(steps_per_epoch)"
-    )
+        return not self <= other

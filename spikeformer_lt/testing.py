@@ -35,55 +35,41 @@ def check_model(model: nn.Module) -> ModelCheck:
 
     A model without declarations trains, and its weights are pruned by their names; declarations let
     MultiSp find the stem, exports fold units and remove dead channels, and reports name layers.
-
-    Args:
-        model: classifies images or frames; one forward is run on zeros, in eval mode.
-
-    Returns:
-        Declarations and gaps. `missing` is empty for a model that every search and export takes.
+    `missing` is empty for a model that every search and export takes. One forward is run on zeros,
+    in eval mode.
     """
     found = ModelCheck()
-    units = {name: m for name, m in model.named_modules() if isinstance(m, Unit)}
-    _check_sizes(model, found)
-    _check_stem(model, found)
     _check_parts(model, found)
+    units = {name: m for name, m in model.named_modules() if isinstance(m, Unit)}
     _check_units(model, units, found)
     _check_chains(model, units, found)
     _check_forward(model, found)
     return found
 
 
-def _check_sizes(model: Any, found: ModelCheck) -> None:
+def _check_parts(model: Any, found: ModelCheck) -> None:
     for name in _SIZES:
-        value = getattr(model, name, None)
-        if value is None:
+        if getattr(model, name, None) is None:
             found.missing.append(f"attribute {name}: recipes, exports and streaming read it")
         else:
-            found.declared[name] = str(value)
-
-
-def _check_stem(model: nn.Module, found: ModelCheck) -> None:
+            found.declared[name] = str(getattr(model, name))
     stem = stem_of(model)
     if stem is None:
         found.missing.append(
             "a stem: MultiSp needs one module with in_channels, dim, stride, units() and "
             "set_activation(kind, residual)"
         )
-        return
-    name = next(name for name, module in model.named_modules() if module is stem)
-    roles = ", ".join(role for role, _ in stem.units())
-    found.declared["stem"] = f"{name}: {roles}; stride {stem.stride}"
-    for i, (role, unit) in enumerate(stem.units()):
-        if not isinstance(unit, Unit):
-            found.missing.append(f"unit {i} ({role}) of the stem is no Unit")
-
-
-def _check_parts(model: Any, found: ModelCheck) -> None:
-    blocks = getattr(model, "blocks", None)
-    if blocks is None:
+    else:
+        name = next(name for name, module in model.named_modules() if module is stem)
+        roles = ", ".join(role for role, _ in stem.units())
+        found.declared["stem"] = f"{name}: {roles}; stride {stem.stride}"
+        for i, (role, unit) in enumerate(stem.units()):
+            if not isinstance(unit, Unit):
+                found.missing.append(f"unit {i} ({role}) of the stem is no Unit")
+    if getattr(model, "blocks", None) is None:
         found.missing.append("blocks: the encoder's or residual blocks, in order")
     else:
-        found.declared["blocks"] = str(len(blocks))
+        found.declared["blocks"] = str(len(model.blocks))
     if isinstance(getattr(model, "head", None), nn.Linear):
         found.declared["head"] = f"{model.head.in_features} -> {model.head.out_features}"
     else:
@@ -137,15 +123,15 @@ def _check_forward(model: Any, found: ModelCheck) -> None:
     size = model.image_size
     size = (size, size) if isinstance(size, int) else size
     x = next(model.parameters()).new_zeros(2, model.in_channels, *size)
-    training, wanted = model.training, (2, model.T, model.num_classes)
+    training, wanted = model.training, [2, model.T, model.num_classes]
     try:
-        shape = tuple(model.eval()(x).shape)
+        shape = list(model.eval()(x).shape)
     except Exception as error:
         found.missing.append(f"a forward of images {list(x.shape)} fails: {error}")
-        return
+    else:
+        if shape == wanted:
+            found.declared["logits"] = str(shape)
+        else:
+            found.missing.append(f"logits are {shape}; they must be [B, T, K] = {wanted}")
     finally:
         model.train(training)
-    if shape == wanted:
-        found.declared["logits"] = str(list(shape))
-    else:
-        found.missing.append(f"logits are {list(shape)}; they must be [B, T, K] = {list(wanted)}")

@@ -79,12 +79,7 @@ class Ticket:
 
     @classmethod
     def load(cls, folder: str | Path) -> Ticket:
-        """Read and verify a ticket; nothing is ever unpickled.
-
-        Raises:
-            TicketError: no ticket, a newer one, or files changed since it was saved.
-            CheckpointError: a tensor file is damaged.
-        """
+        """Read and verify a ticket; a TicketError or CheckpointError says what is wrong with it."""
         bundle = open_bundle(folder, TICKET)
         where, provenance = name_of(folder), bundle.about.get("provenance")
         if not isinstance(provenance, dict):
@@ -97,11 +92,7 @@ class Ticket:
             raise TicketError(f"{where}: {fault}") from None
 
     def apply_(self, model: nn.Module) -> None:
-        """Copy the start weights into `model`, in place; nothing is written if one does not fit.
-
-        Raises:
-            TicketError: names or shapes differ; the first five are listed.
-        """
+        """Copy the start weights into `model`, in place; a TicketError if one does not fit."""
         wanted = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
         given = {name: list(tensor.shape) for name, tensor in self.tensors.items()}
         faults = []

@@ -28,7 +28,7 @@ _joined: dict[str, Callable[..., Any]] = {}
 
 def join_timm() -> None:
     """Register our models with timm now if it is imported, else as soon as it will be."""
-    if not _is_complete(sys.modules.get("timm")):
+    if not hasattr(sys.modules.get("timm"), "create_model"):  # absent, or being imported
         if not any(isinstance(finder, _TimmFinder) for finder in sys.meta_path):
             sys.meta_path.insert(0, _TimmFinder())
         return
@@ -42,10 +42,6 @@ def join_timm() -> None:
         return
     for name in names:
         _add(name)
-
-
-def _is_complete(timm: ModuleType | None) -> bool:
-    return timm is not None and hasattr(timm, "create_model")
 
 
 def _add(name: str) -> None:
@@ -83,23 +79,19 @@ class _TimmFinder(importlib.abc.MetaPathFinder):
     ) -> ModuleSpec | None:
         if fullname != "timm":
             return None
-        for finder in sys.meta_path:
-            find = None if finder is self else getattr(finder, "find_spec", None)
-            spec: ModuleSpec | None = find(fullname, path, target) if find else None
-            if spec is not None:
-                if spec.loader is not None:
-                    self._join_after(spec.loader)
-                return spec
-        return None
+        others = [finder for finder in sys.meta_path if finder is not self]
+        specs = (finder.find_spec(fullname, path, target) for finder in others)
+        spec = next((spec for spec in specs if spec is not None), None)
+        loader: Any = spec and spec.loader
+        if loader is not None:
+            load = loader.exec_module
 
-    def _join_after(self, loader: Any) -> None:
-        load = loader.exec_module
+            def exec_module(module: ModuleType) -> None:
+                del loader.exec_module  # the loader's own again
+                load(module)
+                if self in sys.meta_path:
+                    sys.meta_path.remove(self)
+                join_timm()
 
-        def exec_module(module: ModuleType) -> None:
-            del loader.exec_module  # the loader's own again
-            load(module)
-            if self in sys.meta_path:
-                sys.meta_path.remove(self)
-            join_timm()
-
-        loader.exec_module = exec_module
+            loader.exec_module = exec_module
+        return spec

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import random
 import shutil
@@ -9,6 +10,8 @@ import socket
 import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -97,6 +100,22 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"no folder {SHARED}: real data and reference tensors are optional")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def files() -> ModuleType:
+    """The writers of tests/event_files.py: event files in their true forms."""
+    spec = importlib.util.spec_from_file_location("event_files", ROOT / "tests" / "event_files.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def sample_events(files: ModuleType) -> Any:
+    """A thousand valid events on 128 x 128 pixels over a second."""
+    return files.some_events()
 
 
 @pytest.hookimpl(wrapper=True)

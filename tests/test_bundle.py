@@ -188,12 +188,9 @@ def test_a_stage_of_a_living_process_is_left_alone(tmp_path: Path) -> None:
     )
     folder = tmp_path / "home" / "p"
     child = subprocess.Popen(
-        [sys.executable, "-c", code, str(folder)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-    )
+        [sys.executable, "-c", code, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        text=True, env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
     assert child.stdout is not None
     name = child.stdout.readline().strip()
     recover(folder)

@@ -14,7 +14,6 @@ from spikeformer_lt.doctor import (
     check_extras,
     check_imports,
     check_pair,
-    check_python,
     check_threads,
     check_world,
     find_below,
@@ -65,7 +64,6 @@ def test_threads_disk_and_world_say_what_to_do(tmp_path):
     assert "torchrun" in check_world({"MASTER_ADDR": "127.0.0.1"}, 0).fix
     assert "--num_processes 4" in check_world({}, 4).fix
     assert check_world({"WORLD_SIZE": "4", "MASTER_ADDR": "a"}, 4).state == "ok"
-    assert check_python().state == "ok"
 
 
 def test_data_that_is_there_is_counted_and_data_that_is_not_says_where_to_put_it(tmp_path):
@@ -108,7 +106,7 @@ def test_the_status_is_1_only_where_something_needed_fails(monkeypatch, capsys):
     assert "torch pair" in printed and "world size" in printed
     monkeypatch.setattr("spikeformer_lt.doctor.NEEDED", {})
     bad = Finding("FAIL", "x", "y", "z")
-    monkeypatch.setattr("spikeformer_lt.doctor.check_python", lambda: bad)
+    monkeypatch.setattr("spikeformer_lt.doctor.check_disk", lambda folder: bad)
     assert main(["--no-data"]) == 1
     assert "1 thing(s) to repair" in capsys.readouterr().out
 

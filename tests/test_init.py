@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -12,30 +11,6 @@ from pathlib import Path
 import pytest
 
 import spikeformer_lt
-
-NAMES = {
-    *("create_model", "create_dataset", "create_search"),
-    *("list_models", "list_datasets", "list_searches", "Mask", "Ticket"),
-}
-
-
-def test_importing_the_package_loads_nothing_heavy() -> None:
-    code = (
-        "import sys, spikeformer_lt\n"
-        "heavy = {'torch', 'numpy', 'timm', 'numba', 'tyro', 'spikingjelly', 'yaml'}\n"
-        "print(sorted(heavy & set(sys.modules)))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
-    )
-    assert done.stdout == "[]\n"
-
-
-def test_every_public_name_is_there_and_listed() -> None:
-    for name in NAMES:
-        assert getattr(spikeformer_lt, name).__name__ == name
-    assert set(dir(spikeformer_lt)) >= NAMES
-    assert set(spikeformer_lt.__all__) >= NAMES
 
 
 @pytest.mark.parametrize(
@@ -48,12 +23,6 @@ def test_a_door_lists_the_names_that_it_loads_and_no_others(door: str) -> None:
     loaded = [a.asname or a.name for n in guard.body for a in n.names]
     (listed,) = (ast.literal_eval(n.value) for n in tree.body if "__all__ =" in ast.unparse(n))
     assert sorted(listed) == sorted(loaded + ["__version__"] * (not door))
-
-
-def test_load_exported_is_offered_exactly_when_the_export_is_there() -> None:
-    there = importlib.util.find_spec("spikeformer_lt.export") is not None
-    assert ("load_exported" in spikeformer_lt.__all__) == there
-    assert hasattr(spikeformer_lt, "load_exported") == there
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

@@ -44,7 +44,7 @@ BUDGETS = {
     ("benchmarks",): Budget(lines=6_000, files=30),
     (".ci",): Budget(lines=500, files=6),
 }
-TEST_LINES = 1.35  # lines of tests to a line of the library; the design asks for 1.1
+TEST_LINES = 1.7  # lines of tests to a line of the library; the design asks for 1.1
 
 BINARY_LIMIT = 500_000  # bytes; more than that in a clone needs a reason
 BINARIES = {".safetensors", ".pkl", ".pickle", ".pt", ".pth", ".tar", ".bin", ".npz", ".npy", ".h5"}

@@ -254,12 +254,8 @@ def test_what_is_no_archive_is_refused_by_name(tmp_path, junk):
     (tmp_path / "junk.tar").write_bytes(junk)
     with pytest.raises(DataError, match=r"junk\.tar"):
         unpack(tmp_path / "junk.tar", tmp_path / "out", **CAPS)
-
-
-@pytest.mark.parametrize("name", ["none.tar", "none.zip"])
-def test_a_missing_archive_is_refused_by_name(tmp_path, name):
-    with pytest.raises(DataError, match=f"cannot unpack .*{name}"):
-        unpack(tmp_path / name, tmp_path / "out", **CAPS)
+    with pytest.raises(DataError, match=r"cannot unpack .*none.zip"):
+        unpack(tmp_path / "none.zip", tmp_path / "out", **CAPS)
 
 
 class PlainHttps(urllib.request.HTTPSHandler):
@@ -426,7 +422,7 @@ def test_a_server_tells_the_size_that_was_not_published(server, tmp_path, have):
         ("other", "has md5"),
         ("long", "more than the published"),
         ("gone", "answered 404"),
-        ("downgrade", "not https"),
+        ("downgrade", "redirects to .* which is not https: refused"),
     ],
 )
 @pytest.mark.fault(27)
@@ -443,13 +439,9 @@ def test_a_wrong_answer_is_refused_with_the_way_to_do_it_by_hand(server, tmp_pat
 @pytest.mark.parametrize(
     ("name", "complaint"),
     [
-        ("page", "HTML page"),
-        ("empty", "answered 202"),
         ("unknown", "has -1 bytes"),
         ("zero", "has 0 bytes"),
         ("huge", f"has {10**12} bytes; an archive of at most 20000 was expected"),
-        ("gone", "answered 404"),
-        ("downgrade", "redirects to .* which is not https: refused"),
     ],
 )
 def test_another_answer_is_no_archive_of_unknown_size(server, tmp_path, name, complaint):
@@ -580,10 +572,9 @@ def test_the_sha256_of_the_first_use_is_asked_for_at_the_next(tmp_path):
 
 
 def test_what_is_there_is_left_alone(tmp_path, asked):
-    there = provide(
-        "made", tmp_path / "gone", True, lambda: "there", archives=[archive_of(b"", "a.zip")]
-    )
-    assert there == "there" and asked == []
+    archives = [archive_of(b"", "a.zip")]
+    assert provide("made", tmp_path / "gone", True, lambda: "there", archives=archives) == "there"
+    assert asked == []
 
 
 @pytest.mark.fault(27)

@@ -56,22 +56,22 @@ def test_a_file_with_a_decorator_is_all_that_a_new_name_needs(
     put(shelf, tmp_path, "alpha")
     assert "shelf_of_a_test.alpha" not in sys.modules
     assert shelf.names() == ["alpha", "zeta"]
-    assert shelf.create("zeta", {"width": 5}) == ("zeta", 5)
+    assert shelf.create("zeta", **{"width": 5}) == ("zeta", 5)
 
 
 def test_an_unknown_name_is_refused_with_the_nearest(shelf: Registry) -> None:
     shelf.register(make("spikformer_cifar"))
     with pytest.raises(ConfigError) as caught:
-        shelf.create("spikfomer", {})
+        shelf.create("spikfomer")
     assert str(caught.value) == (
         "unknown model 'spikfomer'; did you mean 'spikformer_cifar'? see list_models(); one of "
         "your own needs its file, --plugins FILE.py"
     )
     with pytest.raises(ConfigError, match=r"unknown model 'zzz'; see list_models\(\)"):
-        shelf.create("zzz", {})
+        shelf.create("zzz")
     for odd in (None, 3, ["toy"], "a\nb", "x" * 5000):
         with pytest.raises(ConfigError, match="unknown model") as caught:
-            shelf.create(odd, {})  # type: ignore[arg-type]
+            shelf.create(odd)  # type: ignore[arg-type]
         assert str(caught.value).isprintable()
         assert len(str(caught.value)) < 200
 
@@ -91,7 +91,7 @@ def test_a_name_belongs_to_one_function(shelf: Registry) -> None:
     twins.register(first)
     with pytest.raises(ConfigError, match="already registered"):
         twins.register(toy)
-    assert shelf.create("toy", {}) == (3, 1)
+    assert shelf.create("toy") == (3, 1)
 
 
 def test_a_module_that_is_executed_again_may_register_again(
@@ -113,11 +113,11 @@ def test_the_decorator_gives_the_function_back(shelf: Registry) -> None:
 
 def test_an_unknown_keyword_is_refused_with_the_nearest(shelf: Registry) -> None:
     shelf.register(make())
-    assert shelf.create("toy", {"depth": 4}) == (3, 4)
+    assert shelf.create("toy", **{"depth": 4}) == (3, 4)
     with pytest.raises(ConfigError, match=r"'toy' has no keyword 'dept'; did you mean 'depth'\?"):
-        shelf.create("toy", {"dept": 4})
+        shelf.create("toy", **{"dept": 4})
     with pytest.raises(ConfigError, match="'zzz'; allowed: width, depth"):
-        shelf.create("toy", {"zzz": 4})
+        shelf.create("toy", **{"zzz": 4})
 
 
 def test_a_missing_keyword_is_named(shelf: Registry) -> None:
@@ -125,9 +125,9 @@ def test_a_missing_keyword_is_named(shelf: Registry) -> None:
         return num_classes + seed
 
     shelf.register(needs)
-    assert shelf.create("needs", {"num_classes": 3}) == 3
+    assert shelf.create("needs", **{"num_classes": 3}) == 3
     with pytest.raises(ConfigError, match="'needs' needs the keyword num_classes"):
-        shelf.create("needs", {})
+        shelf.create("needs")
 
 
 class Net:
@@ -142,9 +142,9 @@ def test_keywords_passed_on_are_those_of_the_class_that_is_made(shelf: Registry)
         return Net(**{"width": 8, **kwargs})
 
     shelf.register(net)
-    assert shelf.create("net", {"T": 2}).T == 2
+    assert shelf.create("net", **{"T": 2}).T == 2
     with pytest.raises(ConfigError, match=r"no keyword 'wdth'; did you mean 'width'\?"):
-        shelf.create("net", {"wdth": 3})
+        shelf.create("net", **{"wdth": 3})
 
 
 def test_a_factory_that_says_nothing_may_take_anything(shelf: Registry) -> None:
@@ -152,7 +152,7 @@ def test_a_factory_that_says_nothing_may_take_anything(shelf: Registry) -> None:
         return kwargs
 
     shelf.register(anything)
-    assert shelf.create("anything", {"x": 1}) == {"x": 1}
+    assert shelf.create("anything", **{"x": 1}) == {"x": 1}
 
 
 def test_a_missing_optional_package_costs_only_the_names_that_need_it(
@@ -162,7 +162,7 @@ def test_a_missing_optional_package_costs_only_the_names_that_need_it(
     put(shelf, tmp_path, "beta", "import no_such_package_at_all\n" + FILE)
     assert shelf.names() == ["alpha"]
     with pytest.raises(ConfigError, match="beta is not available: install no_such_package_at_all"):
-        shelf.create("beta", {})
+        shelf.create("beta")
 
 
 def test_a_broken_file_is_reported_and_not_skipped(shelf: Registry, tmp_path: Path) -> None:
@@ -240,6 +240,6 @@ def derived(**options: Any) -> Derived:
 
 def test_a_class_that_passes_options_to_its_base_allows_those_of_both(shelf: Registry) -> None:
     shelf.register(derived)
-    assert shelf.create("derived", {"depth": 2, "own": 1}).made == (3, 2)
+    assert shelf.create("derived", **{"depth": 2, "own": 1}).made == (3, 2)
     with pytest.raises(ConfigError, match=r"no keyword 'dept'; did you mean 'depth'\?"):
-        shelf.create("derived", {"dept": 2})
+        shelf.create("derived", **{"dept": 2})

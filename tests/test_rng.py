@@ -90,14 +90,3 @@ def test_the_inner_streams_depend_on_the_seed_alone() -> None:
             drawn.append(draw())
     assert drawn[0] == drawn[1]
     assert len(set(drawn[1:])) == 3
-
-
-def test_blocks_nest() -> None:
-    with isolated_rng(1):
-        draw()
-        expected = draw()
-    with isolated_rng(1):
-        draw()
-        with isolated_rng(2):
-            draw()
-        assert draw() == expected

@@ -6,17 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from papers.drops import (
-    NOISE,
-    NOT_RUN,
-    OPPOSITE,
-    SAME,
-    Drop,
-    Line,
-    against_one,
-    drop,
-    drops,
-)
+from papers.drops import NOISE, NOT_RUN, OPPOSITE, SAME, Drop, Line, against_one, drop, drops
 from papers.pictures import plot_table
 from papers.tables import Table
 from spikeformer_lt.disk import write_atomic

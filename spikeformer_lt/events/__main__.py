@@ -14,8 +14,6 @@ from collections.abc import Sequence
 from spikeformer_lt.errors import SpikeformerError
 from spikeformer_lt.events.recording import FIELDS, Sensor
 
-_CLEAN, _FAULTS, _WRONG = 0, 1, 2
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line, by default that of the process, and return the exit status."""
@@ -37,29 +35,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.debug:
             raise
         sys.stderr.write(f"error: {fault}\n")
-        return _WRONG
+        return 2
     finally:
         logger.setLevel(level)
     text = json.dumps(report.as_dict(), indent=1) if options.json else report.text()
     sys.stdout.write(f"{text}\n")
-    return _CLEAN if report.clean else _FAULTS
+    return 0 if report.clean else 1
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m spikeformer_lt.events")
     commands = parser.add_subparsers(dest="command", required=True)
-    check = commands.add_parser(
-        "check", help="read every recording and report counts, durations, rates and faults"
-    )
+    told = "read every recording and report counts, durations, rates and faults"
+    check = commands.add_parser("check", help=told)
     check.add_argument("dir", metavar="DIR", help="folder of recordings, or root of a data set")
     check.add_argument("--data", metavar="NAME", help="a data set, for its parts and split")
     check.add_argument("--image-size", type=int, help="with --data: as the data set takes it")
-    check.add_argument(
-        "--sensor", metavar="HxW", help="size that coordinates must fit (rows first)"
-    )
-    check.add_argument(
-        "--columns", default=",".join(FIELDS), help="order of plain npy columns (x,y,p,t_us)"
-    )
+    told = "size that coordinates must fit (rows first)"
+    check.add_argument("--sensor", metavar="HxW", help=told)
+    told = "order of plain npy columns (x,y,p,t_us)"
+    check.add_argument("--columns", default=",".join(FIELDS), help=told)
     check.add_argument("--unit", choices=("us", "ms"), default="us", help="of times in npy files")
     check.add_argument("--json", action="store_true", help="print JSON")
     check.add_argument("--debug", action="store_true", help="show the traceback of an error")

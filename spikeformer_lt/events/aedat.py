@@ -1,4 +1,4 @@
-"""AEDAT files of versions 2.0, 3.1 and 4, after inivation's descriptions of these forms.
+"""AEDAT 2, 3.1 and 4, after inivation's descriptions of these forms.
 
 2.0 is the form of the original CIFAR10-DVS, 3.1 of the original DVS128 Gesture, and 4, which the
 optional package aedat reads, of tonic's CIFAR10-DVS.
@@ -19,7 +19,6 @@ from spikeformer_lt.events.recording import EVENTS, Events, Raw, make_events, op
 
 SIDE = 128  # pixels of the camera
 _WORDS = np.dtype([("address", ">u4"), ("clock", ">u4")])
-_CHUNK = 1 << 16  # events read at once
 _HEADER_LIMIT = 1_000_000  # bytes of text before the events
 _WRAP = 2**32  # microseconds, where a 32-bit clock starts again
 
@@ -27,14 +26,10 @@ _WRAP = 2**32  # microseconds, where a 32-bit clock starts again
 def read_aedat2(path: str | Path) -> Raw:
     """Read a DVS128 recording: x, y and polarity as the address bits have them.
 
-    After lines with a #, events of 8 bytes, big-endian: an address (bit 0 polarity, 1-7 column,
-    8-14 row, 15 set for what is no pixel, such as a sync pulse) and a time in microseconds. The
-    camera's own column counts from the right, and its polarity bit is 1 for darker; what a set
-    calls up, right and on is the set's to say (see `as_cifar10_dvs`). Memory stays below three
+    Events of 8 bytes, big-endian: an address (bit 0 polarity, 1-7 column, 8-14 row, 15 set for what
+    is no pixel, counted as "special") and a time in microseconds. The camera's column counts from
+    the right, and its polarity bit is 1 for darker: see `as_cifar10_dvs`. Memory stays below ten
     times the file.
-
-    Returns:
-        `EVENTS`; pulses that are no pixel are counted as "special".
 
     Raises:
         DataError: not AEDAT 2, a cut event, or addresses of another camera.
@@ -47,29 +42,21 @@ def read_aedat2(path: str | Path) -> Raw:
                 f"{name_of(path)} breaks off: {left} bytes of events are no multiple of "
                 f"{_WORDS.itemsize}; the file is truncated or damaged"
             )
-        count = left // _WORDS.itemsize
-        events = np.empty(count, EVENTS)
-        clock = Clock()
-        kept = special = 0
-        for first in range(0, count, _CHUNK):
-            words = np.fromfile(file, _WORDS, min(_CHUNK, count - first))
-            address = words["address"].astype(np.uint32)
-            if len(words) and int(address.max()) > 0xFFFF:
-                place = first + int(np.argmax(address > 0xFFFF))
-                raise DataError(
-                    f"{name_of(path)}: event {place} has the address {int(address.max()):#x}: "
-                    f"not a DVS128 camera ({SIDE}x{SIDE} pixels, addresses up to 0xffff)"
-                )
-            pixel = (address & 0x8000) == 0
-            special += len(words) - int(np.count_nonzero(pixel))
-            address = address[pixel]
-            part = slice(kept, kept + len(address))
-            events["t_us"][part] = clock.times(words["clock"][pixel])
-            events["x"][part] = (address >> 1) & 0x7F
-            events["y"][part] = (address >> 8) & 0x7F
-            events["p"][part] = address & 1
-            kept += len(address)
-    return Raw(events[:kept], {"special": special} if special else {})
+        words = np.fromfile(file, _WORDS)
+    address = words["address"].astype(np.uint32)
+    if address.max(initial=0) > 0xFFFF:
+        raise DataError(
+            f"{name_of(path)}: event {np.argmax(address > 0xFFFF)} has the address "
+            f"{address.max():#x}: not a DVS128 camera ({SIDE}x{SIDE} pixels, addresses up to "
+            "0xffff)"
+        )
+    pixel = (address & 0x8000) == 0
+    special = len(words) - int(np.count_nonzero(pixel))
+    address, clock = address[pixel], words["clock"][pixel].astype(np.int64)
+    x, y, p = (address >> 1) & 0x7F, (address >> 8) & 0x7F, address & 1
+    # A step of more than half the clock's range is a restart, or back over one in lost order.
+    events = make_events(x, y, p, np.unwrap(clock, period=_WRAP))
+    return Raw(events, {"special": special} if special else {})
 
 
 def as_cifar10_dvs(raw: Raw) -> Raw:
@@ -93,24 +80,21 @@ _LARGEST_PACKET = 1 << 28  # bytes
 
 
 def read_aedat31(path: str | Path, start_us: int | None = None, end_us: int | None = None) -> Raw:
-    """Read the pixel events of a file, or of one stretch of it.
+    """Read the pixel events of a file, or of one stretch of it, in file order.
 
     A packet has a header of 28 bytes, little-endian, and then its events; those of type 1 are of
     pixels, 8 bytes each: data (bit 0 valid, 1 polarity, 2-16 row, 17-31 column) and 31 bits of
-    microseconds, whose restarts the header counts.
+    microseconds, whose restarts the header counts. What is not valid is counted as "invalid".
 
     Args:
         path: the file. It is read packet by packet: memory holds the events that are returned.
-        start_us: leave out what is earlier; None takes all.
-        end_us: leave out this time and what is later; None takes all.
-
-    Returns:
-        `EVENTS` in file order; events that are marked as not valid are counted as "invalid".
+        start_us: first time that is taken; None takes all.
+        end_us: first time after that; None takes all.
 
     Raises:
         DataError: not AEDAT 3.1, or a packet that is cut or impossible.
     """
-    parts: list[Events] = []
+    parts: list[Events] = [np.empty(0, EVENTS)]
     invalid = 0
     with opened(path) as (file, size):
         read_comments(file, path, "3.1")
@@ -125,8 +109,7 @@ def read_aedat31(path: str | Path, start_us: int | None = None, end_us: int | No
             data = events["data"][valid]
             x, y, p = (data >> 17) & 0x7FFF, (data >> 2) & 0x7FFF, (data >> 1) & 1
             parts.append(make_events(x, y, p, times[valid]))
-    found = np.concatenate(parts) if parts else np.empty(0, EVENTS)
-    return Raw(found, {"invalid": invalid} if invalid else {})
+    return Raw(np.concatenate(parts), {"invalid": invalid} if invalid else {})
 
 
 def _packet(
@@ -173,7 +156,7 @@ def read_aedat4(path: str | Path) -> Raw:
             f"{name_of(path)}: AEDAT 4 files need the package aedat; "
             "install it with: pip install 'spikeformer_lt[aedat]'"
         ) from fault
-    parts: list[Events] = []
+    parts: list[Events] = [np.empty(0, EVENTS)]
     try:
         decoder = aedat.Decoder(str(path))
         streams = decoder.id_to_stream()
@@ -191,7 +174,7 @@ def read_aedat4(path: str | Path) -> Raw:
             f"{name_of(path)} is damaged or not AEDAT 4: {type(fault).__name__}: "
             f"{shown(str(fault), 200)}"
         ) from fault
-    return Raw(np.concatenate(parts) if parts else np.empty(0, EVENTS))
+    return Raw(np.concatenate(parts))
 
 
 def _walk(path: str | Path) -> None:
@@ -239,11 +222,7 @@ def read_exactly(file: BinaryIO, count: int, path: str | Path, what: str) -> byt
 
 
 def read_comments(file: BinaryIO, path: str | Path, version: str) -> list[str]:
-    """Read the lines with a # at the head of an AEDAT file, and leave it at the first byte after.
-
-    Raises:
-        DataError: the file does not begin as AEDAT of `version`, such as "2." or "3.1".
-    """
+    """Read the lines with a # at the head of an AEDAT file of `version`, such as "2." or "3.1"."""
     head = file.read(1024)
     file.seek(0)
     wanted = f"#!AER-DAT{version}".encode()
@@ -265,22 +244,3 @@ def read_comments(file: BinaryIO, path: str | Path, version: str) -> list[str]:
         lines.append(text)
         if text.startswith(("#!END-HEADER", "#End Of ASCII Header", "# End of ASCII Header")):
             return lines
-
-
-class Clock:
-    """A 32-bit microsecond clock, read piece by piece, with its restarts (each 71 minutes) undone.
-
-    A step of more than half the range is taken for a restart, forward or, where events are out of
-    order around one, back.
-    """
-
-    _last: int | None = None
-
-    def times(self, clock: NDArray[np.uint32]) -> NDArray[np.int64]:
-        """Return the times, int64 [N], of the next events of a file."""
-        times = clock.astype(np.int64)
-        if len(times):
-            before = int(times[0]) if self._last is None else self._last
-            times = np.unwrap(np.concatenate([[before], times]), period=_WRAP)[1:]
-            self._last = int(times[-1])
-        return times

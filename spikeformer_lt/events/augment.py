@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import random
 from collections.abc import Callable, Sequence
@@ -16,7 +15,7 @@ from spikeformer_lt.config import check
 from spikeformer_lt.errors import ConfigError, DataError, near
 
 _BINS = 31  # strengths of an operation, evenly spaced
-_SHEAR, _SHIFT, _TURN = 0.3, 5, 30.0  # largest: radians, pixels, degrees
+_SHEAR, _SHIFT, _TURN = math.degrees(0.3), 5, -30.0  # largest: degrees, pixels, degrees
 _CUT = (0.001, 0.11)  # area of the rectangle, as a fraction of the frame
 _OPERATIONS = ("identity", "shear_x", "translate_x", "translate_y", "rotate", "cutout")
 _DROPS = ("none", "time", "area", "random")
@@ -26,8 +25,6 @@ _DROPS = ("none", "time", "area", "random")
 class EventAugment:
     """What happens to a training recording, in this order; all off by default.
 
-    It takes the place of `images.Augment` in a loader: the same three methods.
-
     Attributes:
         hflip: probability of a left-right flip.
         roll: largest shift in pixels, both axes, what leaves on one side entering on the other.
@@ -35,9 +32,8 @@ class EventAugment:
         event_drop: probability of EventDrop: all of one stretch of time, all of one rectangle, or
             single events at random go.
 
-    Source: `wide` is Neuromorphic Data Augmentation (Li et al. 2022, arXiv:2203.06145) in the form
-    of SNNAugmentWide in Spikformer's cifar10dvs/autoaugment.py; `roll` as in TET (Deng et al. 2022,
-    arXiv:2202.11946); `event_drop`: EventDrop (Gu et al. 2021, arXiv:2106.05836), Algorithm 1.
+    Source: `wide`: SNNAugmentWide in Spikformer's cifar10dvs/autoaugment.py (arXiv:2203.06145);
+    `roll`: TET (arXiv:2202.11946); `event_drop`: EventDrop (arXiv:2106.05836), Algorithm 1.
 
     Differs: EventDrop drops events before they are framed. Of counts, single events go by binomial
     thinning, which has the same distribution, and a stretch of time begins and ends on frames.
@@ -89,7 +85,10 @@ class EventAugment:
                 f"mean={tuple(mean)} and std={tuple(std)} are not allowed for events: frames are "
                 "counts, with means 0 and deviations 1"
             )
-        return functools.partial(_augmented, self)
+        return self._drawn
+
+    def _drawn(self, frames: Tensor) -> Tensor:
+        return self(frames, np.random.default_rng(random.getrandbits(64))).to(torch.float32)
 
     def __call__(self, frames: Tensor, rng: np.random.Generator) -> Tensor:
         """Return augmented frames; `frames`, counts of any type [T, P, H, W], are not changed."""
@@ -118,73 +117,25 @@ _PRESETS = {
 }
 
 
-def _augmented(augment: EventAugment, frames: Tensor) -> Tensor:
-    rng = np.random.default_rng(random.getrandbits(64))
-    return augment(frames, rng).to(torch.float32)
-
-
-def affine(
-    frames: Tensor, *, angle: float = 0.0, shear_x: float = 0.0, dx: int = 0, dy: int = 0
-) -> Tensor:
-    """Turn, shear and shift frames about their middle, each new pixel taking the nearest old one.
-
-    Values are moved, never mixed: counts stay whole. What comes from outside is 0.
-
-    Args:
-        frames: any type, [..., H, W]; so is what is returned.
-        angle: degrees, counter-clockwise.
-        shear_x: a row moves right by this times its distance above the middle row.
-        dx: pixels to the right.
-        dy: pixels down.
-    """
-    height, width = frames.shape[-2:]
-    rows = torch.arange(height, dtype=torch.float64)[:, None] - (height - 1) / 2 - dy
-    columns = torch.arange(width, dtype=torch.float64)[None, :] - (width - 1) / 2 - dx
-    cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
-    # From a new place back to the old one: shift, then turn, then shear undone.
-    x = cos * columns - sin * rows
-    y = sin * columns + cos * rows
-    x = x + shear_x * y
-    # Half a pixel rounds up on both axes, so that nothing depends on how a tie is broken.
-    old_x = torch.floor(x + (width - 1) / 2 + 0.5).to(torch.int64)
-    old_y = torch.floor(y + (height - 1) / 2 + 0.5).to(torch.int64)
-    inside = (old_x >= 0) & (old_x < width) & (old_y >= 0) & (old_y < height)
-    place = torch.where(inside, old_y * width + old_x, 0).flatten()
-    moved = frames.reshape(-1, height * width)[:, place]
-    moved[:, ~inside.flatten()] = 0
-    return moved.view(frames.shape)
-
-
-def cut_out(frames: Tensor, top: int, left: int, height: int, width: int) -> Tensor:
-    """Return frames with one rectangle of pixels set to 0 at all times; what is outside is ignored.
-
-    Shape: [..., H, W] -> the same.
-    """
-    out = frames.clone()
-    rows = slice(max(top, 0), max(top + height, 0))
-    out[..., rows, max(left, 0) : max(left + width, 0)] = 0
-    return out
-
-
 def _wide(frames: Tensor, rng: np.random.Generator) -> Tensor:
+    from torchvision.transforms import functional  # takes a second to load
+
     operation = _OPERATIONS[rng.integers(len(_OPERATIONS))]
     # -1 to 1 in even steps: the sign that the source draws beside it changes no distribution.
     strength = float(rng.integers(_BINS)) * 2 / (_BINS - 1) - 1
     height, width = frames.shape[-2:]
-    match operation:
-        case "shear_x":
-            return affine(frames, shear_x=math.tan(strength * _SHEAR))
-        case "translate_x":
-            return affine(frames, dx=int(strength * _SHIFT))
-        case "translate_y":
-            return affine(frames, dy=int(strength * _SHIFT))
-        case "rotate":
-            return affine(frames, angle=strength * _TURN)
-        case "cutout":
-            side = min(round(math.sqrt(height * width * rng.uniform(*_CUT))), height, width)
-            top, left = rng.integers(height - side + 1), rng.integers(width - side + 1)
-            return cut_out(frames, int(top), int(left), side, side)
-    return frames
+    if operation == "identity":
+        return frames
+    if operation == "cutout":
+        side = min(round(math.sqrt(height * width * rng.uniform(*_CUT))), height, width)
+        top, left = rng.integers([height - side + 1, width - side + 1]).tolist()
+        return _cut_out(frames, top, left, side, side)
+    angle = strength * _TURN if operation == "rotate" else 0.0
+    shear = strength * _SHEAR if operation == "shear_x" else 0.0
+    shifts = [int(strength * _SHIFT) * (operation == f"translate_{axis}") for axis in "xy"]
+    # The nearest pixel: values are moved, never mixed, and counts stay whole.
+    moved: Tensor = functional.affine(frames, angle, shifts, 1.0, [shear, 0.0])
+    return moved
 
 
 def _event_drop(frames: Tensor, rng: np.random.Generator) -> Tensor:
@@ -194,16 +145,21 @@ def _event_drop(frames: Tensor, rng: np.random.Generator) -> Tensor:
     part = rng.integers(1, 10) / 10
     if way == "time":
         length = max(1, round(T * part))
-        first = int(rng.integers(0, T - length + 1))
+        first = rng.integers(0, T - length + 1)
         out = frames.clone()
         out[first : first + length] = 0
         return out
     if way == "area":
         side = rng.integers(1, 6) / 20
-        top, left = int(rng.integers(height)), int(rng.integers(width))
-        return cut_out(frames, top, left, round(height * side), round(width * side))
+        top, left = rng.integers([height, width]).tolist()
+        return _cut_out(frames, top, left, round(height * side), round(width * side))
     if way == "random":
         counts = np.rint(frames.numpy()).astype(np.int64)
-        kept = rng.binomial(counts, 1 - part)
-        return torch.from_numpy(kept).to(frames.dtype)
+        return torch.from_numpy(rng.binomial(counts, 1 - part)).to(frames.dtype)
     return frames
+
+
+def _cut_out(frames: Tensor, top: int, left: int, height: int, width: int) -> Tensor:
+    out = frames.clone()
+    out[..., top : top + height, left : left + width] = 0
+    return out

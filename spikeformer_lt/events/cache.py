@@ -30,7 +30,6 @@ from spikeformer_lt.errors import DataError
 _log = logging.getLogger(__name__)
 _MAGIC = b"SLTFRM2\n"
 _HEAD = len(_MAGIC) + 4  # magic, checksum of all that follows: a line of JSON and the frames
-_KINDS = ("uint8", "uint16", "int32")
 _STALE_S = 24 * 3600  # an unfinished file of that age belongs to nobody
 
 
@@ -47,18 +46,15 @@ def source_of(thing: object) -> str:
 
 
 def _hash_of(paths: list[Path]) -> str:
-    state = hashlib.sha256()
-    for path in paths:
-        with contextlib.suppress(OSError):
-            state.update(f"{path.name}\n".encode() + path.read_bytes())
-    return state.hexdigest()[:16]
+    sources = (f"{path.name}\n".encode() + path.read_bytes() for path in paths if path.is_file())
+    return hashlib.sha256(b"".join(sources)).hexdigest()[:16]
 
 
 class FrameCache:
     """Frames on disk under the hash of what they depend on.
 
     Args:
-        folder: where caches live; this one takes a folder of its own in there.
+        folder: where caches live; this one makes a folder of its own in there.
         name: of the data set, the first part of that folder's name.
         parameters: whatever the frames depend on, as JSON values; the code's version is added.
     """
@@ -66,13 +62,12 @@ class FrameCache:
     def __init__(self, folder: str | Path, name: str, parameters: Mapping[str, Any]) -> None:
         everything = {**parameters, "code": code_version(), "name": name}
         try:
-            text = json.dumps(everything, sort_keys=True, allow_nan=False, indent=1)
+            self._describe = json.dumps(everything, sort_keys=True, allow_nan=False, indent=1)
         except (TypeError, ValueError) as fault:
             raise DataError(f"cache of {name}: a parameter is not JSON: {fault}") from fault
-        self.key = hashlib.sha256(text.encode()).hexdigest()[:20]
+        self.key = hashlib.sha256(self._describe.encode()).hexdigest()[:20]
         self.folder = Path(folder) / f"{safe_name(name)}-{self.key}"
-        self._describe = text
-        self._described = False
+        self._opened = False
         self._writes = True
 
     def get(self, name: str, fingerprint: str) -> NDArray[Any] | None:
@@ -87,16 +82,17 @@ class FrameCache:
         return frames
 
     def put(self, name: str, fingerprint: str, frames: NDArray[Any]) -> None:
-        """Store frames [T, 2, H, W] of uint8, uint16 or int32 under the names that `get` takes.
+        """Store integer frames [T, 2, H, W] under the names that `get` takes.
 
-        Where the disk refuses, that is said once, and frames are made anew when needed.
+        Where the disk refuses, that is said once, and frames are made again when needed.
         """
         if not self._writes:
             return
         path = self._path(name)
         stage = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:12]}")
         try:
-            self._open(path.parent)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._open()
             try:
                 with open(stage, "xb") as file:
                     file.writelines(_pack(frames, name, fingerprint))
@@ -115,11 +111,11 @@ class FrameCache:
         digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
         return self.folder / digest[:2] / f"{digest[2:26]}.frames"
 
-    def _open(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        if self._described:
+    def _open(self) -> None:
+        """Describe the folder and sweep what killed processes left, at the first write."""
+        if self._opened:
             return
-        self._described = True
+        self._opened = True
         (self.folder / "key.json").write_text(self._describe)
         for left in self.folder.glob("??/.*.tmp-*"):
             with contextlib.suppress(OSError):
@@ -128,7 +124,6 @@ class FrameCache:
 
 
 def _pack(frames: NDArray[Any], name: str, fingerprint: str) -> list[bytes | memoryview]:
-    assert frames.dtype.name in _KINDS
     header = json.dumps([name, fingerprint, frames.dtype.name, frames.shape]).encode() + b"\n"
     payload = np.ascontiguousarray(frames).data
     checksum = zlib.crc32(payload, zlib.crc32(header))
@@ -150,12 +145,12 @@ class MemoryCache:
     """Frames kept in this process, for recordings that are made rather than read."""
 
     def __init__(self) -> None:
-        self._frames: dict[str, NDArray[Any]] = {}
+        self._frames: dict[tuple[str, str], NDArray[Any]] = {}
 
     def get(self, name: str, fingerprint: str) -> NDArray[Any] | None:
         """Return the frames stored for a recording, or None."""
-        return self._frames.get(f"{fingerprint} {name}")
+        return self._frames.get((name, fingerprint))
 
     def put(self, name: str, fingerprint: str, frames: NDArray[Any]) -> None:
         """Store frames."""
-        self._frames[f"{fingerprint} {name}"] = frames
+        self._frames[name, fingerprint] = frames

@@ -1,27 +1,26 @@
-"""The data report of a folder or a data set: counts, durations, rates and every fault.
-
-``python -m spikeformer_lt.events check`` prints it.
-"""
+"""The data report of a folder or a data set: counts, durations, rates and every fault."""
 
 from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from spikeformer_lt.errors import DataError, name_of
-from spikeformer_lt.events.formats import SUFFIXES, FileReader, form_of
+from spikeformer_lt.events.dataset import EventFrames, Source
+from spikeformer_lt.events.formats import SUFFIXES, FileReader
 from spikeformer_lt.events.frame import EventOptions
-from spikeformer_lt.events.recording import FIELDS, LARGEST_SIDE, Events, Sensor
+from spikeformer_lt.events.recording import FIELDS, LARGEST_SIDE, Sensor
 from spikeformer_lt.events.split import PARTS, Sample, Split, find_shared, scan
-from spikeformer_lt.events.validate import Report, validate
+from spikeformer_lt.events.validate import Report
 from spikeformer_lt.registry import create_dataset
 
 _SHOWN = 20  # files listed by name
+_OPTIONS = EventOptions(bad_events="count", incomplete="report", empty="zero", cache="none")
 _NUMBERS = (
     *("given", "kept", "on", "duration_us", "rate_hz"),
     *("faults", "examples", "skipped", "empty"),
@@ -42,7 +41,7 @@ class Checked:
 
 @dataclass(frozen=True)
 class DataReport:
-    """What `check_folder` and `check_dataset` find, recordings in order of parts and paths."""
+    """What `check_folder` and `check_dataset` find, in order of parts, classes and paths."""
 
     title: str
     recordings: tuple[Checked, ...]
@@ -80,41 +79,26 @@ class DataReport:
             f"{'part':6} {'class':28} {'recordings':>10} {'events':>10} "
             f"{'seconds (least, median, most)':>30} {'events/s':>10}"
         )
-        lines += [
-            self._row(*pair) for pair in dict.fromkeys((c.part, c.label) for c in self.recordings)
-        ]
-        width = max((c.extent[0] for c in self.recordings), default=0)
-        height = max((c.extent[1] for c in self.recordings), default=0)
+        rows: dict[tuple[str, str], list[Report | None]] = {}
+        for c in self.recordings:
+            rows.setdefault((c.part, c.label), []).append(c.report)
+        lines += [f"{part:6} {label[:28]:28} {_row(rows[part, label])}" for part, label in rows]
+        width, height = (max((c.extent[i] for c in self.recordings), default=0) for i in (0, 1))
         lines += ["", f"largest coordinates: {height} rows, {width} columns"]
-        lines += [*self._faults(), f"split sha256: {self.split_sha256}"]
-        return "\n".join(lines)
-
-    def _row(self, part: str, label: str) -> str:
-        mine = [c for c in self.recordings if (c.part, c.label) == (part, label)]
-        read = [c.report for c in mine if c.report is not None]
-        if not read:
-            return f"{part:6} {label[:28]:28} {len(mine):10}    none can be read"
-        seconds = [r.duration_us / 1e6 for r in read]
-        span = f"{min(seconds):.3f} {statistics.median(seconds):.3f} {max(seconds):.3f}"
-        events = round(statistics.median(r.kept for r in read))
-        rate = round(statistics.median(r.rate_hz for r in read))
-        return f"{part:6} {label[:28]:28} {len(mine):10} {events:10} {span:>30} {rate:10}"
+        return "\n".join([*lines, *self._faults(), f"split sha256: {self.split_sha256}"])
 
     def _faults(self) -> Iterator[str]:
         read = [c.report for c in self.recordings if c.report is not None]
         for kind in dict.fromkeys(fault for report in read for fault in report.faults):
             hit = [report for report in read if kind in report.faults]
-            count, first = sum(report.faults[kind] for report in hit), hit[0]
-            yield (
-                f"{kind}: {count} events in {len(hit)} recordings; first: {first.source}: "
-                f"{first.examples[kind]}"
-            )
-        for kind in dict.fromkeys(entry for report in read for entry in report.skipped):
-            count = sum(report.skipped.get(kind, 0) for report in read)
+            count = sum(report.faults[kind] for report in hit)
+            first = f"first: {hit[0].source}: {hit[0].examples[kind]}"
+            yield f"{kind}: {count} events in {len(hit)} recordings; {first}"
+        for kind, count in sum((Counter(report.skipped) for report in read), Counter()).items():
             yield f"passed over as {kind}: {count} entries"
-        empty = [(c.key, c.report.empty) for c in self.recordings if c.report and c.report.empty]
+        reports = [(c.key, c.report) for c in self.recordings]
         for word, listed in (
-            ("nothing to see", [f"{key}: {why}" for key, why in empty]),
+            ("nothing to see", [f"{key}: {r.empty}" for key, r in reports if r and r.empty]),
             ("unreadable", [c.error for c in self.recordings if c.report is None]),
             ("the same in two parts", [f"{one} = {other}" for one, other in self.shared]),
         ):
@@ -123,6 +107,17 @@ class DataReport:
                 yield from (f"  {line}" for line in listed[:_SHOWN])
         if self.clean:
             yield "no faults"
+
+
+def _row(reports: list[Report | None]) -> str:
+    read = [report for report in reports if report is not None]
+    if not read:
+        return f"{len(reports):10}    none can be read"
+    seconds = [r.duration_us / 1e6 for r in read]
+    span = f"{min(seconds):.3f} {statistics.median(seconds):.3f} {max(seconds):.3f}"
+    events = round(statistics.median(r.kept for r in read))
+    rate = round(statistics.median(r.rate_hz for r in read))
+    return f"{len(reports):10} {events:10} {span:>30} {rate:10}"
 
 
 _TEST = re.compile(r"(?:^|[^A-Za-z])test|Test")
@@ -140,13 +135,11 @@ def check_folder(
 
     A folder above a file with the word test or val in its name makes the part, else it is train.
     The folder around a file is its class; in a person's folder (user01_led) its own name is.
-
     Coordinates must fit the sensor, by default one of 4096 x 4096 pixels.
 
     Raises:
         DataError: `root` is no folder, holds no recording or a link out of it.
     """
-    root = Path(root)
     paths = scan(root, SUFFIXES)
     if not paths:
         raise DataError(f"{name_of(root)} holds no recording: {', '.join(SUFFIXES)}")
@@ -155,23 +148,11 @@ def check_folder(
     for path in paths:
         parts[_part_of(path)].append(Sample(path, label=classes.index(_class_of(path))))
     split = Split("folder", classes, *map(tuple, parts.values()))
-    policy = EventOptions(bad_events="count").policy()
-
+    reader = FileReader(Path(root), "auto", tuple(columns), microseconds_per_tick)
     side = sensor or Sensor(LARGEST_SIDE, LARGEST_SIDE)
-
-    def read(sample: Sample) -> tuple[Events, Report]:
-        form = form_of(root / sample.path)
-        raw = FileReader(root, form, tuple(columns), microseconds_per_tick)(sample)
-        events, report = validate(raw.events, side, policy, name_of(sample.path), columns)
-        return events, replace(report, skipped=raw.skipped)
-
-    checked = [
-        _checked(part, classes[s.label], s.key, partial(read, s))
-        for part, samples in parts.items()
-        for s in samples
-    ]
-    shared = tuple(find_shared(root, parts))
-    return DataReport(name_of(root), tuple(checked), split.sha256, shared)
+    source = Source(reader, side, root=Path(root))
+    data = [EventFrames(part, parts[part], source, _OPTIONS, 1, classes) for part in PARTS]
+    return _report(name_of(root), data, split.sha256)
 
 
 def check_dataset(name: str, root: str | Path, image_size: int | None = None) -> DataReport:
@@ -181,27 +162,32 @@ def check_dataset(name: str, root: str | Path, image_size: int | None = None) ->
         ConfigError: no such data set, or one that is not of events.
         DataError: it is not there.
     """
-    options = EventOptions(bad_events="count", incomplete="report", empty="zero", cache="none")
-    splits = create_dataset(name, root=str(root), image_size=image_size, events=options)
-    checked = []
-    for part in PARTS:
-        data = getattr(splits, part)
-        for index in sorted(range(len(data)), key=data.labels.tolist().__getitem__):
-            sample, read = data.samples[index], partial(data.events, index)
-            checked.append(_checked(part, data.classes[sample.label], sample.key, read))
-    samples = {part: getattr(splits, part).samples for part in PARTS}
-    home = splits.train.source.root
+    splits = create_dataset(name, root=str(root), image_size=image_size, events=_OPTIONS)
+    data = [cast("EventFrames", getattr(splits, part)) for part in PARTS]
+    return _report(f"{name} in {name_of(root)}", data, splits.split_sha256)
+
+
+def _report(title: str, parts: Sequence[EventFrames], split_sha256: str) -> DataReport:
+    checked = [
+        _checked(part, data, index)
+        for part, data in zip(PARTS, parts, strict=True)
+        for index in sorted(range(len(data)), key=data.labels.tolist().__getitem__)
+    ]
+    home = parts[0].source.root
+    samples = {part: data.samples for part, data in zip(PARTS, parts, strict=True)}
     shared = () if home is None else tuple(find_shared(home, samples))
-    return DataReport(f"{name} in {name_of(root)}", tuple(checked), splits.split_sha256, shared)
+    return DataReport(title, tuple(checked), split_sha256, shared)
 
 
-def _checked(part: str, label: str, key: str, read: Callable[[], tuple[Events, Report]]) -> Checked:
+def _checked(part: str, data: EventFrames, index: int) -> Checked:
+    sample = data.samples[index]
+    told = (part, data.classes[sample.label], sample.key)
     try:
-        events, report = read()
+        events, report = data.events(index)
     except DataError as fault:
-        return Checked(part, label, key, None, str(fault))
+        return Checked(*told, None, str(fault))
     extent = (int(events["x"].max()) + 1, int(events["y"].max()) + 1) if len(events) else (0, 0)
-    return Checked(part, label, key, report, "", extent)
+    return Checked(*told, report, "", extent)
 
 
 def _class_of(path: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -48,10 +49,7 @@ class Source:
 
 @dataclass(eq=False, repr=False)
 class EventFrames(torch.utils.data.Dataset[tuple[Tensor, int]]):
-    """Labelled recordings, given as frames.
-
-    Shape: [i] -> (float32 [T, 2, size, size], label).
-    """
+    """Labelled recordings as frames: ``[i]`` is (float32 [T, 2, size, size], label)."""
 
     name: str
     samples: Sequence[Sample]
@@ -64,7 +62,6 @@ class EventFrames(torch.utils.data.Dataset[tuple[Tensor, int]]):
     std: tuple[float, ...] = STD
 
     def __post_init__(self) -> None:
-        self.samples = tuple(self.samples)
         labels = [sample.label for sample in self.samples]
         self.labels = torch.tensor(labels, dtype=torch.int64)
         self.classes = tuple(self.classes) or tuple(map(str, range(max(labels, default=-1) + 1)))
@@ -88,15 +85,15 @@ class EventFrames(torch.utils.data.Dataset[tuple[Tensor, int]]):
         if found is not None:
             return found
         events, report = self.events(index)
-        moved, square = fit(events, self.source.sensor, self.size), Sensor(self.size, self.size)
-        frames, left_out = to_frames(moved, self.options, square, report.source)
-        if left_out:
-            log.info("%s: %d events after the last window", report.source, left_out)
         if report.empty and self.options.empty == "error":
             raise DataError(
                 f"{self.name}: {report.source} has {report.empty}, {report.kept} events in all; "
                 "remove it, or use empty=zero or empty=skip"
             )
+        moved, square = fit(events, self.source.sensor, self.size), Sensor(self.size, self.size)
+        frames, left_out = to_frames(moved, self.options, square, report.source)
+        if left_out:
+            log.info("%s: %d events after the last window", report.source, left_out)
         small = narrow(frames)
         if self.cache is not None:
             self.cache.put(sample.key, fingerprint, small)
@@ -120,20 +117,19 @@ _LARGEST_SIZE = 1024  # pixels a side
 def event_splits(
     split: Split, source: Source, options: EventDataOptions, augment: str = "none"
 ) -> Splits:
-    """Make the three parts of an event data set.
-
-    Without `image_size` a frame has the sensor's longer side.
+    """Make the three parts of an event data set; by default a frame has the sensor's longer side.
 
     Raises:
         ConfigError: an option out of range.
         DataError: a split file that does not fit, or, with "refuse", shared recordings.
     """
     size, events = options.image_size, options.events
-    if size is None:
-        size = max(source.sensor.height, source.sensor.width)
+    size = max(source.sensor.height, source.sensor.width) if size is None else size
     check(1 <= size <= _LARGEST_SIZE, "image_size", size, f"1 to {_LARGEST_SIZE} pixels")
-    if events.split_file is not None:
-        split = split.kept_in(Path(events.split_file))
+    if events.split_file is not None and os.path.exists(events.split_file):
+        split = split.as_saved(events.split_file)
+    elif events.split_file is not None:
+        split.save(events.split_file)
     split = limited(split, options.limit_train, options.limit_test)
     samples = {part: getattr(split, part) for part in PARTS}
     shared = [] if source.root is None else find_shared(source.root, samples)
@@ -141,15 +137,10 @@ def event_splits(
         text = f"{split.name}: {len(shared)} recordings are in two parts, byte for byte"
         first = f"the first: {shared[0][0]} and {shared[0][1]}"
         report_shared(f"{text}; {first}", options.duplicates)
-    cache = _cache(split.name, source, events, size)
-
-    def frames(part: str, of: Sequence[Sample]) -> EventFrames:
-        name = f"{split.name} {part}"
-        return EventFrames(name, of, source, events, size, split.classes, cache)
-
-    parts = {part: frames(part, samples[part]) for part in PARTS}
+    whole = (source, events, size, split.classes, _cache(split.name, source, events, size))
+    parts = {p: EventFrames(f"{split.name} {p}", samples[p], *whole) for p in PARTS}
     if events.empty == "skip":
-        parts = {part: frames(part, _with_events(data)) for part, data in parts.items()}
+        parts = {part: replace(data, samples=_with_events(data)) for part, data in parts.items()}
         split = replace(split, **{part: data.samples for part, data in parts.items()})  # type: ignore[arg-type]
     log.info("%s: split sha256 %s", split.name, split.sha256)
     return Splits(
@@ -186,9 +177,9 @@ def _cache(
     return FrameCache(folder, name, parameters)
 
 
-def _with_events(data: EventFrames) -> list[Sample]:
+def _with_events(data: EventFrames) -> tuple[Sample, ...]:
     """Read every recording once and return those with something to see."""
-    left = [s for i, s in enumerate(data.samples) if not data.events(i)[1].empty]
+    left = tuple(s for i, s in enumerate(data.samples) if not data.events(i)[1].empty)
     if len(left) < len(data):
         log.warning("%s: %d empty recordings skipped", data.name, len(data) - len(left))
     return left

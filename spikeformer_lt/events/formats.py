@@ -1,7 +1,4 @@
-"""Readers of event files: NumPy arrays, an ATIS camera's .bin, and DVS128 Gesture's label tables.
-
-`FileReader` reads the files of a set, AEDAT among them (see `events.aedat`).
-"""
+"""Readers of event files: NumPy arrays, an ATIS camera's .bin, DVS128 Gesture's label tables."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ from spikeformer_lt.events.aedat import as_cifar10_dvs, read_aedat2, read_aedat4
 from spikeformer_lt.events.recording import FIELDS, Raw, columns_of, make_events, opened
 from spikeformer_lt.events.split import Sample
 
-FORMS = ("aedat2", "aedat31", "aedat4", "bin", "cifar10_dvs", "npy")
+FORMS = ("aedat2", "aedat31", "aedat4", "auto", "bin", "cifar10_dvs", "npy")
 SUFFIXES = (".aedat", ".aedat4", ".bin", ".npy")
 
 
@@ -30,7 +27,7 @@ class FileReader:
     """Reads the recordings of one folder."""
 
     root: Path = field(repr=False)
-    form: str  # one of FORMS; "cifar10_dvs" is "aedat2", turned upright
+    form: str  # one of FORMS; "auto" is `form_of` a file, "cifar10_dvs" "aedat2" turned upright
     columns: tuple[str, ...] = FIELDS  # what the columns of a plain npy array are
     microseconds_per_tick: int = 1  # unit of times in npy files
 
@@ -40,14 +37,15 @@ class FileReader:
     def __call__(self, sample: Sample) -> Raw:
         """Return what the file of a sample, or the stretch of it, holds; see the form's reader."""
         path = self.root / sample.path
-        match self.form:
+        form = form_of(path) if self.form == "auto" else self.form
+        match form:
             case "npy":
                 return read_npy(path, self.columns, self.microseconds_per_tick)
             case "aedat31":
                 return read_aedat31(path, sample.start_us, sample.end_us)
             case "cifar10_dvs":
                 return as_cifar10_dvs(read_aedat2(path))
-        return {"aedat2": read_aedat2, "aedat4": read_aedat4, "bin": read_bin}[self.form](path)
+        return {"aedat2": read_aedat2, "aedat4": read_aedat4, "bin": read_bin}[form](path)
 
     def fingerprint(self, sample: Sample) -> str:
         """Return size and date of a sample's file; a DataError if it is not there."""
@@ -78,8 +76,6 @@ def read_npy(
     path: str | Path, columns: Sequence[str] = FIELDS, microseconds_per_tick: int = 1
 ) -> Raw:
     """Read a structured array with x, y, p and t (or t_us), or a plain [N, 4] array.
-
-    tonic's DVS128 Gesture and Poker-DVS are plain arrays.
 
     Nothing larger than the file is allocated on the word of its header. The columns that come back
     have the file's own types; times are in microseconds.
@@ -141,15 +137,14 @@ def read_bin(path: str | Path) -> Raw:
     """Read a recording of an ATIS camera, the form of N-MNIST and N-Caltech101.
 
     An event has 5 bytes: column, row, a bit of polarity, 23 bits of microseconds, big-endian. Row
-    240 is no pixel: the camera's clock ran over, and all later times grow by 8192 us; these marks
-    are counted as "overflow". The form has no mark of its own: garbage shows as faults of
-    coordinates and order. Memory stays below ten times the file.
+    240 marks that the clock ran over: later times grow by 8192 us; marks are counted as "overflow".
+    Garbage shows as faults of coordinates and order. Memory stays below ten times the file.
 
     Raises:
         DataError: a cut event, a text or a web page.
 
-    Source: G. Orchard et al., "Converting Static Image Datasets to Spiking Neuromorphic Datasets
-    Using Saccades", 2015, and its readers.
+    Source: the readers of Orchard et al. 2015, "Converting Static Image Datasets to Spiking
+    Neuromorphic Datasets Using Saccades".
     """
     with opened(path) as (file, size):
         head = file.read(1024)
@@ -182,9 +177,8 @@ _LIMIT = 1_000_000  # bytes of a list or csv file
 def read_trials(home: Path, num_classes: int) -> dict[str, list[Sample]]:
     """Read which stretch of which file of the original DVS128 Gesture is which gesture.
 
-    Two lists in the folder ``DvsGesture`` name the files of training and test; beside each
-    ``user01_led.aedat`` a file ``user01_led_labels.csv`` has lines
-    ``class,startTime_usec,endTime_usec``, classes counting from 1 to `num_classes`.
+    ``trials_to_train.txt`` and ``trials_to_test.txt`` name files; beside ``user01_led.aedat`` the
+    file ``user01_led_labels.csv`` has lines ``class,startTime_usec,endTime_usec``, classes from 1.
 
     Returns:
         {"train": ..., "test": ...}: stretches, sorted, each with its person as the group.
@@ -194,16 +188,14 @@ def read_trials(home: Path, num_classes: int) -> dict[str, list[Sample]]:
     """
     parts: dict[str, list[Sample]] = {"train": [], "test": []}
     for part, samples in parts.items():
-        listing = f"trials_to_{part}.txt"
-        for number, line in _lines(home / listing):
+        listing = home / f"trials_to_{part}.txt"
+        for number, line in _lines(listing):
             named = _NAME.fullmatch(line)
             if named is None:
-                raise DataError(
-                    f"{name_of(home / listing)}, line {number}: {shown(line)} is no "
-                    "user<number>_<light>.aedat"
-                )
+                what = f"{shown(line)} is no user<number>_<light>.aedat"
+                raise DataError(f"{name_of(listing)}, line {number}: {what}")
             if not (home / line).is_file():
-                raise DataError(f"{name_of(home / line)} is missing; {listing} lists it")
+                raise DataError(f"{name_of(home / line)} is missing; {listing.name} lists it")
             samples += _stretches(home, line, str(int(named[1])), num_classes)
         samples.sort()
     return parts

@@ -1,7 +1,4 @@
-"""Events to frames: every event is counted once, or said to be left out.
-
-`EventOptions` and `EventDataOptions` are what a user may choose about any event data set.
-"""
+"""Events to frames, and the options of event data sets: every event is counted, or told of."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,11 +28,6 @@ LARGEST_T = 4096
 LARGEST_FRAMES = 2**28  # values in the frames of one recording: 1 GiB
 _VARIABLE = "SPIKEFORMER_KERNELS"
 _FEW = 2000  # events; below, NumPy is as fast and numba need not be loaded
-_CHOICES = {
-    "bad_events": ("error", "drop", "count"),
-    "empty": ("error", "zero", "skip"),
-    "incomplete": ("error", "report"),
-}
 
 
 @dataclass(frozen=True)
@@ -48,9 +40,8 @@ class Framing:
     - "n_time_bins": times t0 + i*w to t0 + (i+1)*w - 1, w = max(1, s // T);
     - "time_window": times as above with w = `window_us`;
 
-    and in the first two ways frame T - 1 takes all the rest. These are tonic's borders; tonic
-    (1.7.0) loses what follows the last of them, the last event at least by time bins and n mod T by
-    event bins, and everything where w is 0.
+    and in the first two ways frame T - 1 takes all the rest. The borders are tonic's; tonic (1.7.0)
+    loses what follows the last of them, and everything where w is 0.
     """
 
     T: int | None = 16
@@ -97,8 +88,9 @@ class EventOptions(Framing):
     """JSON file of the split: read where it is, written where it is not."""
 
     def __post_init__(self) -> None:
-        for name, allowed in _CHOICES.items():
-            one_of(name, getattr(self, name), allowed)
+        one_of("bad_events", self.bad_events, ("error", "drop", "count"))
+        one_of("empty", self.empty, ("error", "zero", "skip"))
+        one_of("incomplete", self.incomplete, ("error", "report"))
         check(bool(self.cache), "cache", self.cache, "a folder, auto or none")
         check(self.T is not None, "T", self.T, "a model needs a fixed number of frames")
         super().__post_init__()
@@ -133,12 +125,8 @@ def to_frames(
 ) -> tuple[Frames, int]:
     """Count events, `EVENTS` [N] as `validate` gives them, per frame, polarity and pixel.
 
-    No event gives frames of zeros; events of one time fall into the first frame by time. Memory
-    depends on T and the sensor, never on the times.
-
     Returns:
-        int32 [T, 2, H, W], polarity 0 first, and the number of events that no frame took: with
-        "time_window" those after T windows, else 0.
+        int32 [T, 2, H, W], polarity 0 first, and the number of events after the last "time_window".
 
     Raises:
         DataError: what `validate` does not give, or more than 4096 windows.
@@ -161,10 +149,10 @@ def to_frames(
     frames = np.zeros(shape, np.int32)
     bad = _counter(len(events))(events["x"], events["y"], events["p"], edges, frames)
     if bad >= 0:
-        x, y, p = (int(events[name][bad]) for name in ("x", "y", "p"))
+        told = ", ".join(f"{name}={events[name][bad]}" for name in ("x", "y", "p"))
         raise DataError(
-            f"{source}: event {bad} has x={x}, y={y}, p={p}: not on a sensor of {sensor} with "
-            "polarities 0 and 1; pass the recording through validate()"
+            f"{source}: event {bad} has {told}: not on a sensor of {sensor} with polarities 0 and "
+            "1; pass the recording through validate()"
         )
     if framing.values == "binary":
         np.minimum(frames, 1, out=frames)
@@ -183,9 +171,7 @@ def _edges(times: NDArray[np.int64], framing: Framing, source: str) -> NDArray[n
                 f"{source}: {span} us in windows of {framing.window_us} us are {T} frames, more "
                 f"than {LARGEST_T}; use longer windows or give T"
             )
-    if not count:
-        return np.zeros(T + 1, np.int64)
-    if framing.by == "n_event_bins":
+    if framing.by == "n_event_bins" or not count:
         edges = np.minimum(np.arange(T + 1, dtype=np.int64) * max(1, count // T), count)
     else:
         width = framing.window_us or max(1, span // T)
@@ -210,24 +196,10 @@ def _counter(events: int) -> Counter:
     check(mode in ("auto", "torch", "numba"), _VARIABLE, mode, "auto, torch or numba")
     if mode == "torch" or (mode == "auto" and events < _FEW):
         return count_numpy
-    fault = _numba_fault()
+    fault = _compiled()[1]
     if fault and mode == "numba":
-        raise ConfigError(
-            f"{_VARIABLE}=numba, but numba cannot be used ({fault}); use auto or torch"
-        )
+        raise ConfigError(f"{_VARIABLE}=numba, but numba failed ({fault}); use auto or torch")
     return count_numpy if fault else count_numba
-
-
-@functools.cache
-def _numba_fault() -> str:
-    """Compile the kernel, once a process, and return why that failed, or ""."""
-    none, first = np.empty(0, EVENTS), np.zeros(2, np.int64)
-    try:
-        count_numba(none["x"], none["y"], none["p"], first, np.zeros((1, 2, 1, 1), np.int32))
-    except Exception as fault:  # numba raises its own kinds where its cache or LLVM fails
-        log.warning("frames are counted by NumPy, half as fast: numba failed (%s)", fault)
-        return str(fault) or type(fault).__name__
-    return ""
 
 
 def count_numpy(x: Any, y: Any, p: Any, edges: NDArray[np.int64], frames: Frames) -> int:
@@ -249,9 +221,7 @@ def count_numba(x: Any, y: Any, p: Any, edges: NDArray[np.int64], frames: Frames
     """Add events to `frames`, contiguous int32 [T, 2, H, W], in place.
 
     Args:
-        x: columns, uint16 [N].
-        y: rows, uint16 [N].
-        p: polarities, uint8 [N].
+        x: columns, uint16 [N], as the rows `y`; polarities `p` are uint8 [N].
         edges: int64 [T + 1], ascending positions in [0, N]: the borders of the frames.
 
     Returns:
@@ -260,20 +230,26 @@ def count_numba(x: Any, y: Any, p: Any, edges: NDArray[np.int64], frames: Frames
     T, polarities, height, width = frames.shape
     assert polarities == 2 and frames.flags.c_contiguous
     assert edges[0] >= 0 and edges[-1] <= len(x) == len(y) == len(p)
-    return int(_compiled()(x, y, p, edges, frames.reshape(T, -1), height, width))
+    return int(_compiled()[0](x, y, p, edges, frames.reshape(T, -1), height, width))
 
 
 @functools.cache
-def _compiled() -> Callable[..., int]:
-    """Return `_count` compiled, cached on disk or, where no folder can be written, anew."""
-    import numba  # takes half a second to load
-
+def _compiled() -> tuple[Any, str]:
+    """Return `_count` compiled, or None and why there is none."""
+    none = np.empty(0, EVENTS)
     try:
-        made = numba.njit(cache=True, nogil=True)(_count)
-    except RuntimeError as fault:
-        log.info("the frame kernel is compiled anew in this process: %s", fault)
-        made = numba.njit(nogil=True)(_count)
-    return cast("Callable[..., int]", made)
+        import numba  # takes half a second to load
+
+        try:
+            kernel = numba.njit(cache=True, nogil=True)(_count)
+        except RuntimeError as fault:  # no folder can be written
+            log.info("the frame kernel is compiled again in this process: %s", fault)
+            kernel = numba.njit(nogil=True)(_count)
+        kernel(none["x"], none["y"], none["p"], np.zeros(2, int), np.zeros((1, 2), "i4"), 1, 1)
+    except Exception as fault:  # numba raises its own kinds where its cache or LLVM fails
+        log.warning("frames are counted by NumPy, half as fast: numba failed (%s)", fault)
+        return None, str(fault) or type(fault).__name__
+    return kernel, ""
 
 
 def _count(x: Any, y: Any, p: Any, edges: Any, frames: Any, height: int, width: int) -> int:

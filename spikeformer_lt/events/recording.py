@@ -1,11 +1,11 @@
 """What a recording is: events in one structured array, on a sensor of known size.
 
-A reader gives whatever the file says, in any numeric type; `validate.validate` turns it into
-`EVENTS`, and only that is made into frames. A fault names the file.
+A reader gives what the file says, in any numeric type; `validate.validate` turns it into `EVENTS`.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -62,34 +62,30 @@ def make_events(x: Any, y: Any, p: Any, t_us: Any) -> Events:
 
 
 def columns_of(events: Any, source: str, order: Sequence[str] = FIELDS) -> dict[str, NDArray[Any]]:
-    """Return the four columns of a recording in whatever form it comes.
+    """Return the columns {"x", "y", "p", "t_us"} of a recording: numbers [N], views where possible.
 
     Args:
         events: a structured array with the fields x, y, p and t_us (or t, in microseconds); a
             mapping of such columns; or a plain [N, 4] array with the columns of `order`.
-
-    Returns:
-        {"x", "y", "p", "t_us"}: one-dimensional arrays of one length, each of a boolean, integer or
-        float type; views where that is possible.
 
     Raises:
         DataError: a missing field, another type or shape; the message names it.
     """
     if isinstance(events, Mapping):
         found = {str(name): np.asarray(column) for name, column in events.items()}
-    elif isinstance(events, np.ndarray) and events.dtype.names:
+    elif not isinstance(events, np.ndarray):
+        raise DataError(f"{source}: events are {type(events).__name__}; needed is an array")
+    elif events.dtype.names:
         if events.ndim != 1:
             raise DataError(f"{source}: events have the shape {list(events.shape)}; needed is [N]")
         found = {name: events[name] for name in events.dtype.names}
-    elif isinstance(events, np.ndarray):
-        if events.ndim != 2 or events.shape[1] != len(order):
-            raise DataError(
-                f"{source}: an array {list(events.shape)} of {events.dtype}; needed "
-                f"is [N, {len(order)}] with the columns {', '.join(order)}, or a structured array"
-            )
-        found = {name: events[:, place] for place, name in enumerate(order)}
+    elif events.ndim != 2 or events.shape[1] != len(order):
+        raise DataError(
+            f"{source}: an array {list(events.shape)} of {events.dtype}; needed "
+            f"is [N, {len(order)}] with the columns {', '.join(order)}, or a structured array"
+        )
     else:
-        raise DataError(f"{source}: events are {type(events).__name__}; needed is an array")
+        found = {name: events[:, place] for place, name in enumerate(order)}
     if "t_us" not in found and "t" in found:
         found["t_us"] = found["t"]
     for name in FIELDS:
@@ -113,8 +109,7 @@ def columns_of(events: Any, source: str, order: Sequence[str] = FIELDS) -> dict[
 def fit(events: Events, sensor: Sensor, size: int) -> Events:
     """Move valid events onto a square of `size` pixels a side: none is lost, none is made.
 
-    A sensor that is larger is scaled down by one factor for both axes, so that events of several
-    pixels meet in one; what is smaller is put into the middle.
+    A larger sensor is scaled down by one factor for both axes; a smaller one is put in the middle.
     """
     if (sensor.height, sensor.width) == (size, size):
         return events
@@ -139,8 +134,7 @@ def opened(path: str | Path) -> Iterator[tuple[BinaryIO, int]]:
     """Open a file and give it with its size in bytes; it cannot be read or is empty: DataError."""
     try:
         with open(path, "rb") as file:
-            size = file.seek(0, 2)
-            file.seek(0)
+            size = os.fstat(file.fileno()).st_size
             if not size:
                 raise DataError(f"{name_of(path)} is empty (0 bytes); get the file again")
             yield file, size

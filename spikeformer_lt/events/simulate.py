@@ -1,9 +1,8 @@
 """A picture moved before a simulated event camera: recordings that need no download.
 
 A pixel sends an event whenever the logarithm of its brightness has changed by its threshold since
-the event before (Lichtsteiner et al. 2008, doi:10.1109/JSSC.2007.914337; the model of ESIM, Rebecq
-et al. 2018, with linear interpolation in time). The picture moves along three saccades that form a
-triangle, as in N-MNIST (Orchard et al. 2015).
+the event before (ESIM, Rebecq et al. 2018, with linear interpolation in time). The picture moves
+along three saccades that form a triangle, as in N-MNIST (Orchard et al. 2015).
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Which recordings there are, found on disk in one order, and which is in which part.
-
-A split has a fingerprint, can be kept in a file, and is checked for recordings in two parts.
-"""
+"""Which recordings there are, found on disk in one order, and which is in which part."""
 
 from __future__ import annotations
 
@@ -44,15 +41,12 @@ class Sample:
     @property
     def key(self) -> str:
         """A name that no other sample of the set has."""
-        if self.start_us is None:
-            return self.path
-        return f"{self.path}[{self.start_us}:{self.end_us}]"
+        stretch = f"[{self.start_us}:{self.end_us}]"
+        return self.path if self.start_us is None else self.path + stretch
 
 
 def scan(folder: str | Path, suffixes: Sequence[str]) -> list[str]:
-    """Find files by the ends of their names, in all folders below one.
-
-    Hidden files and what desktops leave behind (.DS_Store, __MACOSX, Thumbs.db) are passed over.
+    """Find files by the ends of their names, in all folders below one, hidden ones left out.
 
     Returns:
         Paths below `folder`, with "/", in the order of their characters: the same on every machine.
@@ -67,14 +61,14 @@ def scan(folder: str | Path, suffixes: Sequence[str]) -> list[str]:
     found: list[str] = []
     for here, folders, files in os.walk(top):
         folders[:] = [name for name in folders if not _junk(name)]
-        paths = [Path(here, name) for name in files if not _junk(name)]
-        for path in [*(Path(here, name) for name in folders), *paths]:
+        files = [name for name in files if not _junk(name)]
+        for path in (Path(here, name) for name in (*folders, *files)):
             if path.is_symlink() and not _within(path, home):
                 raise DataError(
                     f"{name_of(path)} is a link that leads out of {name_of(top)}: it is not "
                     "followed; copy what it shows, or give that folder as the root"
                 )
-        wanted = (path for path in paths if path.name.endswith(tuple(suffixes)))
+        wanted = (Path(here, name) for name in files if name.endswith(tuple(suffixes)))
         found += [path.relative_to(top).as_posix() for path in wanted]
     return sorted(found)
 
@@ -96,11 +90,11 @@ def find_folder(root: str | Path, names: Sequence[str]) -> Path | None:
     Raises:
         DataError: two such folders, as an archive unpacked twice leaves them.
     """
-    top = Path(root)
-    if top.absolute().name in names and top.is_dir():
-        return top
-    level = [top]
+    level = [Path(root)]
+    found = [top for top in level if top.absolute().name in names and top.is_dir()]
     for _ in range(_DEPTH):
+        if found:
+            break
         below: list[Path] = []
         for folder in level:
             with contextlib.suppress(OSError):
@@ -111,32 +105,29 @@ def find_folder(root: str | Path, names: Sequence[str]) -> Path | None:
                     if not _junk(entry.name) and entry.is_dir()
                     if entry.name in names or not entry.is_symlink()
                 ]
-        found = [folder for folder in below if folder.name in names]
-        if len(found) > 1:
-            raise DataError(
-                f"{name_of(found[0])} and {name_of(found[1])} both look like the set: remove one, "
-                "or give the folder above the right one as the root"
-            )
-        if found:
-            return found[0]
-        level = below
-    return None
+        found, level = [folder for folder in below if folder.name in names], below
+    if len(found) > 1:
+        raise DataError(
+            f"{name_of(found[0])} and {name_of(found[1])} both look like the set: remove one, "
+            "or give the folder above the right one as the root"
+        )
+    return found[0] if found else None
 
 
 def class_samples(
     home: Path, suffixes: Sequence[str], classes: Sequence[str], folder: str = ""
 ) -> list[Sample]:
     """Return the recordings below ``home/folder``, whose first folder there is their class."""
-    numbers = {name: number for number, name in enumerate(classes)}
     samples = []
     for path in scan(home / folder, suffixes):
         name = path.split("/")[0]
-        if name not in numbers:
+        if name not in classes:
             raise DataError(
                 f"{shown(path, 300)}: {shown(name)} is no class{near(name, classes) or ';'} "
                 f"there are {len(classes)}: {', '.join(classes[:20])}"
             )
-        samples.append(Sample(f"{folder}/{path}" if folder else path, label=numbers[name]))
+        where = f"{folder}/{path}" if folder else path
+        samples.append(Sample(where, label=classes.index(name)))
     return samples
 
 
@@ -147,19 +138,18 @@ def check_counts(
     expected: int | Mapping[str, int],
     incomplete: str = "error",
 ) -> None:
-    """Compare what was found with the published set; see `accept` for what a difference does.
+    """Compare a part with the published set's; see `accept` for what a difference does.
 
     Args:
-        name: of the part, e.g. "dvs128_gesture train".
         expected: recordings in all, or {class: recordings}.
     """
     counts = Counter(classes[sample.label] for sample in samples if sample.label < len(classes))
-    told = [f"{each} {counts[each]}" for each in classes]
     if isinstance(expected, int):
         total, right = expected, all(counts[each] for each in classes)
+        told = [f"{each} {counts[each]}" for each in classes]
     else:
         total, right = sum(expected.values()), all(counts[c] == expected.get(c, 0) for c in classes)
-        told = [f"{text} of {expected.get(c, 0)}" for text, c in zip(told, classes, strict=True)]
+        told = [f"{each} {counts[each]} of {expected.get(each, 0)}" for each in classes]
     if not right or len(samples) != total:
         accept(f"{name} has {len(samples)} recordings of {total}: {', '.join(told)}", incomplete)
 
@@ -173,11 +163,7 @@ def accept(fault: str, incomplete: str) -> None:
 
 @dataclass(frozen=True)
 class Split:
-    """Which recording is in which part.
-
-    Raises:
-        DataError: a recording in two parts or twice in one, or a label without a class.
-    """
+    """Which recording is in which part; a DataError if one is there twice, or has no class."""
 
     name: str
     classes: tuple[str, ...]
@@ -220,23 +206,15 @@ class Split:
         text = json.dumps({**head, "classes": self.classes})[:-1]
         text += ', "recordings": [\n' + ",\n".join(lines) + "\n]}\n"
         write_atomic(path, text.encode(), DataError)
-
-    def kept_in(self, path: Path) -> Split:
-        """Return the split of a file, which is written where it is not there yet."""
-        if path.exists():
-            return self.as_saved(path)
-        self.save(path)
         log.info("%s: split written to %s", self.name, path)
-        return self
 
     def as_saved(self, path: str | Path) -> Split:
         """Return these recordings in the parts that a file of `save` gives them.
 
         Raises:
-            DataError: the file is damaged, edited or of another set, or the recordings on disk are
-                not those that it lists.
+            DataError: the file is damaged, edited or of another set.
         """
-        told = _read_split(path)
+        where, told = name_of(path), _read_split(path)
         have = {sample.key: sample for _, _, sample in self._rows()}
         parts: dict[str, list[Sample]] = {part: [] for part in PARTS}
         for part, key, label in told["recordings"]:
@@ -244,20 +222,20 @@ class Split:
             if sample is None or sample.label != label or part not in parts:
                 now = "not there" if sample is None else f"of class {sample.label}"
                 raise DataError(
-                    f"{name_of(path)} lists {shown(key, 300)} as {part} of class {label}; on "
-                    f"disk it is {now}: the data or the file was changed"
+                    f"{where} lists {shown(key, 300)} as {part} of class {label}; on disk it is "
+                    f"{now}: the data or the file was changed"
                 )
             parts[part].append(sample)
         if have:
             raise DataError(
-                f"{name_of(path)} does not list {shown(next(iter(have)), 300)} and {len(have) - 1} "
-                "more that are on disk: remove them, or make a new split file"
+                f"{where} does not list {shown(next(iter(have)), 300)} and {len(have) - 1} more "
+                "that are on disk: remove them, or make a new split file"
             )
         split = Split(self.name, self.classes, *map(tuple, parts.values()))
         if split.sha256 != told["sha256"] or tuple(told["classes"]) != self.classes:
             raise DataError(
-                f"{name_of(path)} was edited: its recordings have the sha256 {split.sha256}, it "
-                f"says {shown(told['sha256'])}; restore it, or remove it to make a new one"
+                f"{where} was edited: its recordings have the sha256 {split.sha256}, it says "
+                f"{shown(told['sha256'])}; restore it, or remove it to make a new one"
             )
         return split
 
@@ -282,13 +260,9 @@ def _read_split(path: str | Path) -> dict[str, Any]:
 
 
 def cut(
-    name: str,
-    classes: Sequence[str],
-    pool: Sequence[Sample],
-    test: Sequence[Sample],
-    val_fraction: float,
-    groups: bool = False,
-) -> Split:
+    name: str, classes: Sequence[str], pool: Sequence[Sample], test: Sequence[Sample],
+    val_fraction: float, groups: bool = False,
+) -> Split:  # fmt: skip
     """Return the split of a set with validation held out of `pool` as `hold_out` does."""
     train, val = hold_out(name, pool, val_fraction, groups)
     return Split(name, tuple(classes), tuple(train), tuple(val), tuple(test))
@@ -297,14 +271,13 @@ def cut(
 def first_of_each_class(
     samples: Sequence[Sample], fraction: float
 ) -> tuple[list[Sample], list[Sample]]:
-    """Cut each class, sorted by path: the first part trains, the rest tests.
+    """Cut each class, sorted by path: the first ``ceil(fraction * n)`` train, the rest tests.
 
-    Of n samples ``ceil(fraction * n)`` come first. With 0.9 that is the field's split of
-    CIFAR10-DVS (Spikformer, Spikingformer, QKFormer; spikingjelly's split_to_train_test_set).
+    With 0.9 that is the field's split of CIFAR10-DVS (Spikformer, Spikingformer, QKFormer;
+    spikingjelly's split_to_train_test_set).
     """
-    exact = exact_fraction("fraction", fraction)
+    exact, ordered = exact_fraction("fraction", fraction), sorted(samples)
     first: set[Sample] = set()
-    ordered = sorted(samples)
     for members in by_class([sample.label for sample in ordered], int).values():
         first |= {ordered[i] for i in members[: math.ceil(exact * len(members))]}
     return sorted(first), sorted(set(samples) - first)
@@ -313,13 +286,10 @@ def first_of_each_class(
 def hold_out(
     name: str, samples: Sequence[Sample], fraction: float, groups: bool = False
 ) -> tuple[list[Sample], list[Sample]]:
-    """Hold out a part of the training recordings, chosen by hashes of their names and the set's.
+    """Return training recordings (kept, held out), chosen by hashes of names, each sorted.
 
     With `groups` whole groups (people, say) are held out, as few as reach the fraction, never such
     that a class loses its last training sample; else a part of each class, as `splits.held_out`.
-
-    Returns:
-        (kept, held out), each sorted.
 
     Raises:
         DataError: nothing can be held out.
@@ -374,11 +344,11 @@ def find_shared(root: str | Path, parts: Mapping[str, Sequence[Sample]]) -> list
             part_of.setdefault(sample.path, part)
     groups = [list(part_of)]
     try:
-        for length in (0, _HEAD, None):
-            finer: dict[tuple[int, str], list[str]] = {}
+        for mark in (os.path.getsize, _head, sha256_of):
+            finer: dict[tuple[int, object], list[str]] = {}
             for number, group in enumerate(groups):
                 for path in group:
-                    finer.setdefault((number, _hash(Path(root, path), length)), []).append(path)
+                    finer.setdefault((number, mark(Path(root, path))), []).append(path)
             groups = [group for group in finer.values() if len(group) > 1]
     except OSError as fault:
         raise DataError(f"cannot read {name_of(fault.filename)}: {fault.strerror}") from fault
@@ -386,11 +356,6 @@ def find_shared(root: str | Path, parts: Mapping[str, Sequence[Sample]]) -> list
     return sorted((one, other) for one, other in pairs if part_of[one] != part_of[other])
 
 
-def _hash(path: Path, length: int | None) -> str:
-    """Return a hash of the first `length` bytes, all with None; with 0 the size of the file."""
-    if length == 0:
-        return str(path.stat().st_size)
-    if length is None:
-        return sha256_of(path)
+def _head(path: Path) -> bytes:
     with open(path, "rb") as file:
-        return hashlib.sha256(file.read(length)).hexdigest()
+        return file.read(_HEAD)

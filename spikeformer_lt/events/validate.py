@@ -1,8 +1,4 @@
-"""The gate that every recording passes: a fault is refused, dropped or repaired, and told.
-
-What tonic does silently with such arrays (1.7.0): x = -1 counts in the last column, unsorted times
-give empty frames, a time of 2**62 asks for 336 TiB.
-"""
+"""The gate that every recording passes: a fault is refused, dropped or repaired, and told."""
 
 from __future__ import annotations
 
@@ -48,10 +44,9 @@ class Report:
 
     def line(self) -> str:
         """Return the faults on one line, or "no faults"."""
-        if not self.faults:
-            return "no faults"
         told = [f"{name} {count} ({self.examples[name]})" for name, count in self.faults.items()]
-        return f"{'; '.join(told)}; {self.dropped} of {self.given} events left out"
+        told.append(f"{self.dropped} of {self.given} events left out")
+        return "; ".join(told) if self.faults else "no faults"
 
 
 TIME_LIMIT_US = 2**53  # 285 years; above it a float64 time has lost its microseconds
@@ -102,13 +97,11 @@ def validate(
     """Check a recording and return it as `EVENTS`, in time order.
 
     Args:
-        events: structured array, mapping of columns, or [N, 4]; see `columns_of`. Not changed.
+        events: what `columns_of` takes, with `columns` as its order; it is not changed.
         sensor: the size that its coordinates must fit.
-        columns: what the columns of a plain [N, 4] array are.
 
     Raises:
-        DataError: wrong fields or types, or a fault that the policy refuses: file, first event,
-            value and limit are named.
+        DataError: wrong fields or types, or a fault that the policy refuses.
     """
     policy = policy or Policy()
     gate = _Gate(columns_of(events, source, columns), policy, source)
@@ -118,7 +111,7 @@ def validate(
     for name in real:
         column = gate.columns[name]
         gate.found("fractional", np.floor(column) != column, name, "a whole number")
-        # Beyond the type's range a cast gives any number: hold it at what is refused anyway.
+        # A cast from beyond the type's range gives any number; 2**62 is refused later on.
         limited = np.clip(np.floor(gate.columns[name]), -(2.0**62), 2.0**62)
         gate.columns[name] = limited.astype(np.int64)
     for name, side in (("x", sensor.width), ("y", sensor.height)):
@@ -141,12 +134,12 @@ def validate(
         gate.found("order", late, "t_us", "no earlier than the events before it")
         if policy.order == "count":
             gate.take(np.argsort(gate.columns["t_us"], kind="stable"))
-    column = gate.columns["t_us"]
-    if len(column) and int(column[-1]) - int(column[0]) > policy.longest_us:
-        limit = f"within {policy.longest_us} us of the first, {int(column[0])}"
-        gate.found("span", np.arange(len(column)) == len(column) - 1, "t_us", limit)
     kept = make_events(**gate.columns)
-    duration = int(kept["t_us"][-1] - kept["t_us"][0]) if len(kept) else 0
+    times = kept["t_us"]
+    duration = int(times[-1] - times[0]) if len(times) else 0
+    if duration > policy.longest_us:
+        limit = f"within {policy.longest_us} us of the first, {times[0]}"
+        gate.found("span", np.arange(len(times)) == len(times) - 1, "t_us", limit)
     told = (source, gate.given, len(kept), gate.faults, gate.examples, duration)
     return kept, Report(*told, on=int(np.count_nonzero(kept["p"])))
 
@@ -163,10 +156,9 @@ class _Gate:
 
     def found(self, fault: str, bad: NDArray[np.bool_], name: str, needed: str) -> None:
         """Count the events marked in `bad`; refuse them or leave them out as the policy says."""
-        count = int(np.count_nonzero(bad))
+        count, first = int(np.count_nonzero(bad)), int(np.argmax(bad)) if len(bad) else 0
         if not count:
             return
-        first = int(np.argmax(bad))
         place = first if self.places is None else int(self.places[first])
         example = f"event {place}: {name}={self.columns[name][first]}, must be {needed}"
         action = getattr(self.policy, fault)

@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +46,8 @@ BATCH = 4
 class Size:
     """Bytes of a group of tensors.
 
-    ``packed`` counts the streams and the group's share of the table of tensors; ``bound`` is
-    n H(kept/n) bits a mask, one bit a kept binary weight, 32 bits a gain, and every other value at
-    its precision.
+    ``packed`` counts streams and the group's share of the table of tensors; ``bound`` n H(kept/n)
+    bits a mask, one a kept binary weight, 32 a gain, and every other value at its precision.
     """
 
     group: str
@@ -71,23 +72,16 @@ class Size:
 class Check:
     """Result of the comparison on the fixed batch; gaps are absolute differences of logits.
 
-    Attributes:
-        reload_gap: logits of the source against the reloaded network, float32; 0 at fp32.
-        compact_gap_float64: the reloaded network against its compact form, float64.
-        compact_gap_float32: the same in float32, where rounding may flip spikes.
-        same_class: fraction of the batch that source and compact form (float32) classify alike.
-        logit_scale: largest absolute logit of the source.
-        removed: dead channels that the compact form lacks; None if the model declares no chains.
-        stem: name of the model's stem; "" if it has none.
+    ``same_class`` is the fraction of the batch that source and compact form classify alike.
     """
 
-    reload_gap: float
-    compact_gap_float64: float
-    compact_gap_float32: float
+    reload_gap: float  # source against reloaded network, float32; 0 at fp32
+    compact_gap_float64: float  # reloaded network against its compact form
+    compact_gap_float32: float  # the same, where rounding may flip spikes
     same_class: float
-    logit_scale: float
-    removed: int | None = None
-    stem: str = ""
+    logit_scale: float  # largest absolute logit of the source
+    removed: int | None = None  # dead channels; None if the model declares no chains
+    stem: str = ""  # name of the model's stem, if it has one
 
 
 @dataclass(frozen=True)
@@ -114,13 +108,8 @@ class Exported:
 def export_run(run: str | Path, folder: str | Path, **options: Any) -> Exported:
     """Export the network that a run ended with; accuracies and sparsities of its report go along.
 
-    Args:
-        run: a run directory, or a ticket folder.
-        folder: new or empty folder.
-        options: `precision` and `overwrite` of `export_ticket`.
-
-    Raises:
-        ExportError, TicketError: as `export_ticket`; an unreadable ticket or report.
+    `run` is a run directory or a ticket folder. Options and exceptions are those of
+    `export_ticket`; an unreadable ticket or report raises, too.
     """
     ticket, report = Ticket.load(finished_folder(run)), Path(run) / "report.json"
     about: dict[str, Any] = {}
@@ -143,11 +132,9 @@ def export_ticket(
 
     Args:
         ticket: its provenance must name the model, as that of every recipe's ticket does.
-        folder: new or empty folder.
-        precision: "fp32", "fp16" or "bf16", see `write_packed`.
-        about: further values for config.json: run id, accuracy, sparsities...
+        folder: new or empty; with `overwrite` also an export, which is replaced.
+        precision, about: as for `write_packed`.
         images: batch of the comparison; None is a fixed one.
-        overwrite: replace an export that is there.
 
     Raises:
         ExportError: the folder is in use, the ticket cannot be stored, or the check failed.
@@ -172,8 +159,8 @@ def load_exported(folder: str | Path, *, plain: bool = False, **overrides: Any) 
         overrides: model arguments to change, such as T.
 
     Returns:
-        ``nn.Module`` in eval mode: images ``[B, C, H, W]`` or frames ``[B, T, 2, H, W]`` ->
-        logits ``[B, T, K]``.
+        A module in eval mode: images ``[B, C, H, W]`` or frames ``[B, T, 2, H, W]`` -> logits
+        ``[B, T, K]``.
 
     Raises:
         ExportError: no export, a newer one, or files changed since it was written.
@@ -191,10 +178,8 @@ def read_ticket(folder: str | Path) -> Ticket:
         ExportError, CheckpointError: as `load_exported`.
         TicketError: neither an export nor a ticket, or a damaged ticket.
     """
-    folder = Path(folder)
-    if (folder / CONFIG).is_file() and (folder / TENSORS).is_file():
-        return read_packed(folder).ticket
-    return Ticket.load(folder)
+    packed = all((Path(folder) / name).is_file() for name in (CONFIG, TENSORS))
+    return read_packed(folder).ticket if packed else Ticket.load(folder)
 
 
 def sizes(packed: Packed, folder: str | Path, stem: str = "conv_pep") -> list[Size]:
@@ -204,11 +189,10 @@ def sizes(packed: Packed, folder: str | Path, stem: str = "conv_pep") -> list[Si
     """
     inside = [row for row in packed.rows if row.name.startswith(f"{stem}.")]
     rest = [row for row in packed.rows if not row.name.startswith(f"{stem}.")]
-    groups = {"ConvPEP": inside, "rest": rest} if inside and rest else {}
-    whole = _size("file", packed.rows, packed)
+    parts = [_size("ConvPEP", inside, packed), _size("rest", rest, packed)]
     on_disk = sum((Path(folder) / name).stat().st_size for name in (CONFIG, TENSORS))
-    parts = [_size(name, rows, packed) for name, rows in groups.items()]
-    return [*parts, replace(whole, packed=on_disk)]
+    whole = replace(_size("file", packed.rows, packed), packed=on_disk)
+    return [*parts, whole] if inside and rest else [whole]
 
 
 def size_table(found: Sequence[Size]) -> str:
@@ -220,9 +204,8 @@ def size_table(found: Sequence[Size]) -> str:
         for s in found
     ]  # fmt: skip
     first, *widths = (max(map(len, column)) for column in zip(*lines, strict=True))
-    return "\n".join(
-        "  ".join([line[0].ljust(first), *map(str.rjust, line[1:], widths)]) for line in lines
-    )
+    rows = ([line[0].ljust(first), *map(str.rjust, line[1:], widths)] for line in lines)
+    return "\n".join(map("  ".join, rows))
 
 
 def _size(group: str, rows: Sequence[Row], packed: Packed) -> Size:
@@ -230,17 +213,14 @@ def _size(group: str, rows: Sequence[Row], packed: Packed) -> Size:
     values = full = stored = 0
     bits = 0.0
     for row in rows:
-        n = math.prod(row.shape)
-        item = getattr(torch, row.dtype).itemsize
+        n, item = math.prod(row.shape), getattr(torch, row.dtype).itemsize
         kept = packed.ticket.mask.get(row.name)
         k = n if kept is None else int(kept.sum())
-        p = k / n if n else 1.0
         values, full = values + n, full + n * item
-        if p not in (0.0, 1.0):
-            bits += n * (-p * math.log2(p) - (1 - p) * math.log2(1 - p))
-        each = {"raw": 8 * item * n, "dense": 8 * wide * n, "sparse": 8 * wide * k, "binary": k}
-        bits += each[row.form] + 32 * row.gains
+        if 0 < k < n:
+            bits -= k * math.log2(k / n) + (n - k) * math.log2(1 - k / n)
         plain = {"raw": item * n, "dense": wide * n, "sparse": wide * k, "binary": 0}[row.form]
+        bits += 8 * plain + (k if row.form == "binary" else 0) + 32 * row.gains
         stored += row.values[1] if row.values[0] else plain
         stored += int(row.mask[1]) + int(row.signs[1]) + 4 * row.gains
     stored += round(packed.table_bytes * len(rows) / len(packed.rows))
@@ -268,9 +248,7 @@ def fixed_batch(model: Any, batch: int = BATCH) -> Tensor:
 
 @torch.no_grad()
 def verify(source: Ticket, found: Packed, images: Tensor | None = None) -> Check:
-    """Compare an export that was read back with the ticket that was exported.
-
-    The logits compared are those of `images`, float32; None is `fixed_batch`.
+    """Compare an export that was read back with its ticket, by logits of `images` (float32).
 
     Raises:
         ExportError: a mask, tensor or logit that differs more than the precision accounts for.
@@ -343,20 +321,17 @@ def spike_mismatch(model: nn.Module, images: Tensor) -> dict[str, float]:
 def _spikes(net: nn.Module, images: Tensor) -> dict[str, Tensor]:
     """Output of each layer of neurons, by name."""
     found: dict[str, Tensor] = {}
-    layers: dict[nn.Module, str] = {
-        m: name for name, m in net.named_modules() if isinstance(m, LIF | Heaviside | Sign)
-    }
-
-    def keep(module: nn.Module, args: Any, out: Tensor) -> None:
-        found[layers[module]] = out.clone()
-
-    hooks = [layer.register_forward_hook(keep) for layer in layers]
-    try:
+    with ExitStack() as hooks:
+        for name, layer in net.named_modules():
+            if isinstance(layer, LIF | Heaviside | Sign):
+                keep = partial(_keep, found, name)
+                hooks.callback(layer.register_forward_hook(keep).remove)
         net(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return found
+
+
+def _keep(found: dict[str, Tensor], name: str, module: nn.Module, args: Any, out: Tensor) -> None:
+    found[name] = out.clone()
 
 
 def model_card(packed: Packed, found: Sequence[Size], check: Check) -> str:
@@ -372,8 +347,11 @@ def model_card(packed: Packed, found: Sequence[Size], check: Check) -> str:
         **{label: _plain(known.get(key, "unknown")) for label, key in said.items()},
         "precision of dense values": packed.precision,
         "mask sparsity": f"{packed.ticket.mask.sparsity:.4f}",
-        **{_label(key, packed.precision): _plain(value) for key, value in about.items()},
     }
+    for key, value in about.items():  # an accuracy is that of the run, before values were rounded
+        rounded = key.endswith("_accuracy") and packed.precision != "fp32"
+        words = f" of the run, before rounding to {packed.precision}" if rounded else ""
+        facts[key.replace("_", " ") + words] = _plain(value)
     dead = "not examined, because the model declares no chains of units"
     if check.removed is not None:
         dead = f"{check.removed} removed from the compact network"
@@ -411,13 +389,6 @@ Checked when it was written, on a fixed batch:
 - same class as the source: {100 * check.same_class:.0f} %
 - dead channels: {dead}
 """
-
-
-def _label(key: str, precision: str) -> str:
-    """Words of a fact; an accuracy is that of the run, before values were rounded."""
-    rounded = key.endswith("_accuracy") and precision != "fp32"
-    words = f" of the run, before rounding to {precision}" if rounded else ""
-    return key.replace("_", " ") + words
 
 
 def _plain(value: object) -> str:

@@ -3,8 +3,7 @@
 Each tensor is stored as mask, signs, gains and values, each in the shortest of its codes. Bits are
 coded by an arithmetic coder of 32-bit integers with adaptive counts, so every machine writes the
 same bytes. A stream of n bits, k of them set, costs n H(k/n) + log2(n)/2 bits and a byte a context.
-
-Source: arithmetic coding of Rissanen & Langdon 1979; the estimator of Krichevsky & Trofimov 1981.
+Source: Rissanen & Langdon 1979; the estimator of Krichevsky & Trofimov 1981.
 """
 
 from __future__ import annotations
@@ -40,9 +39,8 @@ DEEPEST = 14
 EXPONENTS = {torch.float32: 8, torch.bfloat16: 8, torch.float16: 5}  # bits of each dtype
 FORMAT = "spikeformer_lt.export"
 CONFIG, TENSORS, CARD = "config.json", "model.safetensors", "README.md"
-EXPORT = BundleKind(  # format 1 had no coded values
-    "export", FORMAT, 2, CONFIG, ExportError, files=(TENSORS, CARD), indent=None
-)
+# Format 1 had no coded values.
+EXPORT = BundleKind("export", FORMAT, 2, CONFIG, ExportError, (TENSORS, CARD), indent=None)
 Bytes = NDArray[np.uint8]
 
 
@@ -70,10 +68,7 @@ class Row:
 
 @dataclass
 class Writer:
-    """Packs tensors, one after another, into four streams.
-
-    `precision` is that of the dense values and of kept values that are not binary.
-    """
+    """Packs tensors into four streams; `precision` is that of values that are not binary."""
 
     precision: str = "fp32"
     rows: list[Row] = field(default_factory=list)
@@ -99,11 +94,8 @@ class Writer:
             signs = self._bits(negative, negative.shape)
             self._put("gains", gains)
             value = from_signs(chosen, negative, gains)
-        elif kept is None:
-            form = "dense"
-            value, coded = self._values(plain, name)
         else:
-            form, value = "sparse", torch.zeros_like(plain)
+            form, value = "dense" if kept is None else "sparse", torch.zeros_like(plain)
             value[chosen], coded = self._values(plain[chosen], name)
         dtype, shape = str(plain.dtype).removeprefix("torch."), list(plain.shape)
         digest = digest_of(value, kept)
@@ -119,19 +111,18 @@ class Writer:
 
     def _values(self, values: Tensor, name: str) -> tuple[Tensor, tuple[int, int]]:
         """Store values at the precision; return them rounded, and the depth and bytes of a code."""
-        narrow = values.reshape(-1).to(PRECISIONS[self.precision])
+        narrow = values.to(PRECISIONS[self.precision])
         if not bool(torch.isfinite(narrow).all()):
-            top = float(values.abs().max())
             raise ExportError(
-                f"tensor {shown(name)} reaches {top:g}, more than {self.precision} can hold; "
-                "take bf16 or fp32"
+                f"tensor {shown(name)} reaches {float(values.abs().max()):g}, more than "
+                f"{self.precision} can hold; take bf16 or fp32"
             )
-        rounded, found = narrow.float().view(values.shape), encode_values(narrow)
+        found = encode_values(narrow)
         if found is None:
             self._put("values", narrow)
-            return rounded, (0, 0)
+            return narrow.float(), (0, 0)
         self._put("bits", torch.from_numpy(found[1]))
-        return rounded, (found[0], len(found[1]))
+        return narrow.float(), (found[0], len(found[1]))
 
     def _bits(self, bits: Tensor, shape: Sequence[int]) -> tuple[str, int]:
         flat = bits.reshape(-1).numpy().astype(np.uint8)
@@ -160,23 +151,19 @@ class Reader:
         Raises:
             CheckpointError: a row that does not fit the streams, or another sha256; it is named.
         """
-        count = math.prod(row.shape)
+        count, dtype = math.prod(row.shape), getattr(torch, row.dtype, None)
         if count > MAX_ENTRIES:
             raise self._fault(row, f"{count} entries are more than any model has")
-        dtype = getattr(torch, row.dtype, None)
         if not isinstance(dtype, torch.dtype):
             raise self._fault(row, f"dtype {shown(row.dtype)} is unknown")
-        kept: Tensor | None = None
         if row.form == "raw":
             raw = self._take(row, "raw", count * dtype.itemsize)
             value = raw.clone().view(dtype).view(list(row.shape))
-        if row.mask[0] != "none":
-            kept = self._bits(row, row.mask, row.shape).bool()
+        unmasked = row.mask[0] == "none"
+        kept = None if unmasked else self._bits(row, row.mask, row.shape).bool()
         chosen = torch.ones(list(row.shape), dtype=torch.bool) if kept is None else kept
         number = int(chosen.sum())
-        if row.form == "dense":
-            value = self._values(row, count).float().view(list(row.shape))
-        elif row.form == "sparse":
+        if row.form in ("dense", "sparse"):
             value = torch.zeros(list(row.shape))
             value[chosen] = self._values(row, number).float()
         elif row.form == "binary":
@@ -217,7 +204,7 @@ class Reader:
                 raise self._fault(row, f"{size} bytes for {count} bits")
             bits = np.unpackbits(data, count=count)
         elif kind in ("one", "out", "in") and (kind == "one" or len(shape) > 1):
-            bits = decode_bits(np.ascontiguousarray(data), count, *contexts_of(kind, shape))
+            bits = decode_bits(data, count, *contexts_of(kind, shape))
         else:
             raise self._fault(row, f"code {shown(kind)} is unknown")
         return torch.from_numpy(bits).view(list(shape))
@@ -248,13 +235,9 @@ class Packed:
 def write_packed(
     stage: Stage, ticket: Ticket, precision: str = "fp32", about: Mapping[str, Any] | None = None
 ) -> None:
-    """Write and seal ``model.safetensors`` and ``config.json``.
+    """Write and seal ``model.safetensors`` and ``config.json``; `about` is any further JSON.
 
-    Args:
-        stage: the export in the making.
-        ticket: mask and weights; the provenance is stored with them.
-        precision: "fp32", "fp16" or "bf16" of everything but masks, signs, gains and integers.
-        about: further values for JSON: accuracy, sparsities...
+    `precision`, "fp32", "fp16" or "bf16", is that of all but masks, signs, gains and integers.
 
     Raises:
         ExportError: an unknown precision, a tensor that cannot be stored (named), or a full disk.
@@ -318,11 +301,9 @@ def _unpacked(body: dict[str, Any], streams: dict[str, Tensor], own: Mapping[str
 def _unpack_table(table: Tensor) -> Sequence[Row]:
     try:
         text = zlib.decompressobj().decompress(table.numpy().tobytes(), TABLE_LIMIT).decode("ascii")
+        return [Row(*entry) for entry in parse_json(text, "its table of tensors", CheckpointError)]
     except (zlib.error, UnicodeDecodeError) as fault:
         raise CheckpointError(f"damaged: its table of tensors: {fault}") from None
-    entries = parse_json(text, "its table of tensors", CheckpointError)
-    try:
-        return [Row(*entry) for entry in entries]
     except TypeError:
         raise CheckpointError("its table of tensors has another form") from None
 
@@ -358,33 +339,25 @@ def encode_bits(bits: Bytes, stride: int = 1, contexts: int = 1, depth: int = 0)
     Returns:
         At most ``17 * n / 8 + 2`` bytes; n itself is not among them.
     """
-    loops, out = _loops(), np.empty(17 * bits.size // 8 + 2, np.uint8)
-    contexts = 1 << depth if depth else contexts
-    size = loops["encode"](bits, stride, contexts, depth, out, loops["split"])
+    out = np.empty(17 * bits.size // 8 + 2, np.uint8)
+    size = _coder()(bits, out, stride, contexts, depth, False)
     return out[:size].copy()
 
 
 def decode_bits(
     data: Bytes, count: int, stride: int = 1, contexts: int = 1, depth: int = 0
 ) -> Bytes:
-    """Decode `count` bits of `encode_bits`, with the same contexts.
-
-    Foreign data decode to other bits without an error, so the caller must check a hash.
-    """
-    loops, bits = _loops(), np.empty(count, np.uint8)
-    contexts = 1 << depth if depth else contexts
-    loops["decode"](data, bits, stride, contexts, depth, loops["split"])
+    """Decode `count` bits of `encode_bits`; foreign data give other bits, so check a hash."""
+    bits = np.empty(count, np.uint8)
+    _coder()(bits, np.array(data), stride, contexts, depth, True)
     return bits
 
 
 def encode_values(values: Tensor) -> tuple[int, Bytes] | None:
-    """Code floats without loss.
+    """Code float32, float16 or bfloat16 [n] without loss.
 
     The leading bits of values of similar size are unevenly distributed: each of the first `depth`
     bits is coded in the context of those before it. The rest is nearly random and stays as it is.
-
-    Args:
-        values: [n] float32, float16 or bfloat16.
 
     Returns:
         The depth and the bytes, or None if plain values are as short.
@@ -394,7 +367,7 @@ def encode_values(values: Tensor) -> tuple[int, Bytes] | None:
     ordered = whole.astype(f">i{size}").view(np.uint8).reshape(len(values), size)
     bits: Bytes = np.unpackbits(ordered, axis=1)  # [n, width], sign first
     width, first = 8 * size, 1 + EXPONENTS[values.dtype]
-    deepest = min(DEEPEST, width) if len(bits) <= SMALL else first
+    deepest = DEEPEST if len(bits) <= SMALL else first
     best: tuple[int, Bytes] | None = None
     for depth in range(first, deepest + 1):
         coded = encode_bits(bits[:, :depth].reshape(-1), depth=depth)
@@ -405,23 +378,19 @@ def encode_values(values: Tensor) -> tuple[int, Bytes] | None:
 
 
 def decode_values(data: Bytes, depth: int, count: int, dtype: torch.dtype) -> Tensor | None:
-    """Decode `count` values of `encode_values`; None if `data` has an impossible length or depth.
-
-    Foreign data of a possible length decode to other values, so the caller must check a hash.
-    """
+    """Decode `count` values of `encode_values`; None if length or depth are impossible."""
     width = 8 * dtype.itemsize
     rest = -(-count * (width - depth) // 8)
-    if not 0 < depth <= min(DEEPEST, width) or len(data) < rest:
+    if not 0 < depth <= DEEPEST or len(data) < rest:
         return None
     cut = len(data) - rest
     bits = np.empty((count, width), np.uint8)
-    top = decode_bits(np.ascontiguousarray(data[:cut]), count * depth, depth=depth)
+    top = decode_bits(data[:cut], count * depth, depth=depth)
     bits[:, :depth] = top.reshape(count, depth)
     low = np.unpackbits(data[cut:], count=count * (width - depth))
     bits[:, depth:] = low.reshape(count, width - depth)
-    whole = np.packbits(bits, axis=1).view(f">u{width // 8}").reshape(-1)
-    native = whole.astype(f"=u{width // 8}").view(np.int32 if width == 32 else np.int16)
-    return torch.from_numpy(native).view(dtype)
+    whole = np.packbits(bits, axis=1).view(f">i{width // 8}").reshape(-1)
+    return torch.from_numpy(whole.astype(f"=i{width // 8}")).view(dtype)
 
 
 def digest_of(value: Tensor, kept: Tensor | None) -> str:
@@ -445,26 +414,24 @@ def contexts_of(code: str, shape: Sequence[int]) -> tuple[int, int]:
     """Stride and number of the contexts of a code: "one", or one per "out" or "in" channel."""
     if code == "one":
         return 1, 1
-    axis = {"out": 0, "in": 1}[code]
+    axis = ("out", "in").index(code)
     return max(1, math.prod(shape[axis + 1 :])), max(1, shape[axis])
 
 
-def _split(low: int, high: int, ones: int, count: int) -> int:
-    """Largest value of the part of [low, high] that codes a set bit."""
-    p = ((2 * ones + 1) << 16) // (2 * count + 2)
-    p = min(max(p, 1), 65535)
-    span = high - low
-    return low + (span >> 16) * p + (((span & 0xFFFF) * p) >> 16)
-
-
-def _encode(
-    bits: Bytes, stride: int, contexts: int, depth: int, out: Bytes, split: Callable[..., int]
-) -> int:
+def _code(bits: Bytes, data: Bytes, stride: int, contexts: int, depth: int, decodes: bool) -> int:
+    """Encode `bits` into `data`, or decode them from it; the number of bytes that were coded."""
+    contexts = 1 << depth if depth else contexts
     ones, count = np.zeros(contexts, np.int64), np.zeros(contexts, np.int64)
-    low, high, size, node = 0, 0xFFFFFFFF, 0, 1
+    low, high, code, place, node = 0, 0xFFFFFFFF, 0, 0, 1
+    while decodes and place < 4:
+        code = (code << 8) | (int(data[place]) if place < data.size else 0)
+        place += 1
     for i in range(bits.size):
-        c = node if depth else (i // stride) % contexts
-        middle = split(low, high, ones[c], count[c])
+        c, span = node if depth else (i // stride) % contexts, high - low
+        p = min(max(((2 * ones[c] + 1) << 16) // (2 * count[c] + 2), 1), 65535)
+        middle = low + (span >> 16) * p + (((span & 0xFFFF) * p) >> 16)  # the last of a set bit
+        if decodes:
+            bits[i] = code <= middle
         if bits[i]:
             high = middle
             ones[c] += 1
@@ -474,53 +441,25 @@ def _encode(
         if depth:
             node = 2 * node + int(bits[i]) if (i + 1) % depth else 1
         while (low ^ high) >> 24 == 0:
-            out[size] = high >> 24
-            size += 1
-            low = (low << 8) & 0xFFFFFFFF
-            high = ((high << 8) & 0xFFFFFFFF) | 255
-    # The first bytes of low and high differ, so this byte, zeros after it, is in the interval.
-    out[size] = (low >> 24) + 1
-    return size + 1
-
-
-def _decode(
-    data: Bytes, bits: Bytes, stride: int, contexts: int, depth: int, split: Callable[..., int]
-) -> int:
-    ones, count = np.zeros(contexts, np.int64), np.zeros(contexts, np.int64)
-    low, high, code, place, node = 0, 0xFFFFFFFF, 0, 0, 1
-    for _ in range(4):
-        code = (code << 8) | (int(data[place]) if place < data.size else 0)
-        place += 1
-    for i in range(bits.size):
-        c = node if depth else (i // stride) % contexts
-        middle = split(low, high, ones[c], count[c])
-        if code <= middle:
-            high = middle
-            ones[c] += 1
-            bits[i] = 1
-        else:
-            low = middle + 1
-            bits[i] = 0
-        count[c] += 1
-        if depth:
-            node = 2 * node + int(bits[i]) if (i + 1) % depth else 1
-        while (low ^ high) >> 24 == 0:
-            low = (low << 8) & 0xFFFFFFFF
-            high = ((high << 8) & 0xFFFFFFFF) | 255
-            code = ((code << 8) & 0xFFFFFFFF) | (int(data[place]) if place < data.size else 0)
+            if decodes:
+                code = ((code << 8) & 0xFFFFFFFF) | (int(data[place]) if place < data.size else 0)
+            else:
+                data[place] = high >> 24
             place += 1
-    return 0
+            low = (low << 8) & 0xFFFFFFFF
+            high = ((high << 8) & 0xFFFFFFFF) | 255
+    if not decodes:  # the first bytes of low and high differ: this one, zeros after it, is between
+        data[place] = (low >> 24) + 1
+    return place + 1
 
 
 @cache
-def _loops() -> dict[str, Callable[..., Any]]:
-    """The coder's loops, compiled by numba if possible; plain Python is 300 times slower."""
-    loops: dict[str, Callable[..., Any]] = {}
-    loops |= {"split": _split, "encode": _encode, "decode": _decode}
+def _coder() -> Callable[..., int]:
+    """The coder, compiled by numba if possible; plain Python is 300 times slower."""
     try:
         import numba
 
-        return {name: numba.njit(cache=True)(loop) for name, loop in loops.items()}
+        return numba.njit(cache=True)(_code)  # type: ignore[no-any-return]
     except Exception as fault:
         logging.getLogger(__name__).warning("masks are coded without numba, slowly: %s", fault)
-        return loops
+        return _code

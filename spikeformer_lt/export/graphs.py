@@ -3,8 +3,7 @@
 NIR's LIF is tau dv/dt = v_leak - v + r I; with steps of 1 it is ours if r is 1 where the input
 decays and tau where it does not. A NIR file holds the chains of units between the operations that
 NIR lacks; a residual block, whose currents add before a neuron, is a graph of its own.
-
-Source: Pedersen et al. 2024, Nature Communications 15:8122 (NIR).
+Source of NIR: Pedersen et al. 2024, Nature Communications 15:8122.
 """
 
 from __future__ import annotations
@@ -41,18 +40,13 @@ GAP = 1e-4  # of the logits' scale in float32: rounding alone; a flipped spike s
 def to_pt2(model: CompactModel, path: str | Path) -> float:
     """Write a ``torch.export`` program (.pt2) with a dynamic batch, on the CPU, and run it back.
 
-    Returns:
-        Largest difference of the program's logits on two batch sizes.
-
-    Raises:
-        ExportError: what cannot be traced, or a program that gives other logits.
+    The result and the exceptions are those of `to_onnx`.
     """
     file = io.BytesIO()
     with _quiet():
         torch.export.save(_program(model), file)
         file.seek(0)
-        program = torch.export.load(file).module()
-        gap = _compare(model, lambda x: program(x))
+        gap = _compare(model, torch.export.load(file).module())
     write_atomic(path, file.getvalue(), ExportError)
     return gap
 
@@ -60,13 +54,11 @@ def to_pt2(model: CompactModel, path: str | Path) -> float:
 def to_onnx(model: CompactModel, path: str | Path, integers: bool = False) -> float:
     """Write an ONNX graph with a dynamic batch, input "input" and output "logits"; run it back.
 
-    Args:
-        model: a compact network on the CPU, float32.
-        path: the file, ``.onnx``.
-        integers: binary convolutions of spikes as ConvInteger, int8 weights summed in int32.
+    The network is in float32, on the CPU. With `integers`, binary convolutions of spikes are
+    ConvInteger: int8 weights summed in int32.
 
     Returns:
-        Largest difference of onnxruntime's logits on two batch sizes.
+        Largest difference of the graph's logits on two batch sizes.
 
     Raises:
         ExportError: onnx, onnxscript or onnxruntime is missing; what cannot be traced; a graph that
@@ -143,10 +135,8 @@ def _compare(model: CompactModel, run: Any) -> float:
         same = bool((found.mean(1).argmax(1) == wanted.mean(1).argmax(1)).all())
         if x.dtype == torch.float64 or not same:
             raise ExportError(f"the graph's logits differ by {gap:g}; nothing is written")
-        logging.getLogger(__name__).warning(
-            "the graph's logits differ by %g: rounding flipped spikes; the classes are the same",
-            gap,
-        )
+        words = "the graph's logits differ by %g: rounding flipped spikes; the classes are the same"
+        logging.getLogger(__name__).warning(words, gap)
     return gap
 
 
@@ -171,12 +161,10 @@ def _quiet() -> Iterator[None]:
 
 
 def use_integers(proto: Any, model: CompactModel) -> int:
-    """Rewrite, in place, every Conv of spikes with binary weights; the sums in int32 are exact.
+    """Rewrite every Conv of spikes with binary weights, in place, and count them.
 
-    The `FoldedConv2d` layers of the model say which weights of its ``onnx.ModelProto`` are binary.
-
-    Returns:
-        Number of convolutions rewritten.
+    The `FoldedConv2d` layers say which weights of the ``onnx.ModelProto`` are binary. Sums in int32
+    are exact.
 
     Raises:
         ExportError: the graph has none of the network's binary convolutions.
@@ -223,9 +211,7 @@ def use_integers(proto: Any, model: CompactModel) -> int:
 
 
 def to_nir(model: CompactModel, path: str | Path) -> dict[str, str]:
-    """Write one NIR graph (HDF5) with a subgraph per chain of units, named after its first unit.
-
-    What is left out is returned with its reason.
+    """Write one NIR graph (HDF5) with a subgraph a chain of units; what is left out, and why.
 
     Raises:
         ExportError: nir is missing, or no neuron maps.
@@ -278,7 +264,7 @@ def chains(model: CompactModel) -> tuple[dict[str, Any], dict[str, str]]:
             made[name.replace(".", "_")] = _residual(block, sizes)
     lacking = "is no operation of NIR"
     if isinstance(getattr(net, "head", None), nn.Linear):
-        made["head"] = nir.NIRGraph.from_list(_affine(net.head))
+        made["head"] = nir.NIRGraph.from_list(_synapse(net.head, sizes))
         left["mean"] = f"the mean over tokens or places, channels innermost, {lacking}"
     if any(isinstance(part, FoldedAttention) for part in net.modules()):
         left["attention"] = (
@@ -309,17 +295,13 @@ def _trace(net: nn.Module) -> tuple[list[str], dict[int, Any]]:
     def note(part: nn.Module, args: Any) -> None:
         order.setdefault(names[part])
 
-    handles = []
-    for part in names:
-        if isinstance(part, FoldedConv2d):
-            handles.append(part.register_forward_hook(measure))
-        if isinstance(part, kinds) and part not in inside:
-            handles.append(part.register_forward_pre_hook(note))
-    try:
+    with ExitStack() as hooks:
+        for part in names:
+            if isinstance(part, FoldedConv2d):
+                hooks.callback(part.register_forward_hook(measure).remove)
+            if isinstance(part, kinds) and part not in inside:
+                hooks.callback(part.register_forward_pre_hook(note).remove)
         net(fixed_batch(net, 1).to(next(net.parameters()).dtype))
-    finally:
-        for handle in handles:
-            handle.remove()
     return list(order), sizes
 
 
@@ -345,27 +327,27 @@ def _neuron_refusal(act: Any) -> str | None:
 
 def _nodes(unit: Any, sizes: dict[int, Any], neuron: Any = None) -> list[Any]:
     """Synapses and neurons of a unit; its own neurons by default."""
-    synapse, neuron = unit.synapse, neuron or unit.neuron
-    if isinstance(synapse, nn.Conv2d):
-        node, places = _conv(synapse, sizes), sizes[id(synapse)][1]
-    else:
-        node, places = _affine(synapse), ()
-    return [node, _neuron(neuron, (len(synapse.bias), *places))]
-
-
-def _conv(conv: Any, sizes: dict[int, Any]) -> Any:
     import nir
 
-    return nir.Conv2d(
-        input_shape=sizes[id(conv)][0], weight=_array(conv.weight), stride=conv.stride,
-        padding=conv.padding, dilation=conv.dilation, groups=conv.groups, bias=_array(conv.bias),
+    act, places = neuron or unit.neuron, sizes.get(id(unit.synapse), ((), ()))[1]
+    ones = np.ones((len(unit.synapse.bias), *places), np.float32)
+    lif = nir.LIF(
+        tau=ones * act.tau, r=ones * (1.0 if act.decay_input else act.tau),
+        v_leak=ones * act.v_reset, v_threshold=ones * act.v_threshold, v_reset=ones * act.v_reset,
     )  # fmt: skip
+    return [_synapse(unit.synapse, sizes), lif]
 
 
-def _affine(layer: Any) -> Any:
+def _synapse(layer: Any, sizes: dict[int, Any]) -> Any:
     import nir
 
-    return nir.Affine(weight=_array(layer.weight), bias=_array(layer.bias))
+    weight, bias = _array(layer.weight), _array(layer.bias)
+    if isinstance(layer, nn.Linear):
+        return nir.Affine(weight=weight, bias=bias)
+    return nir.Conv2d(
+        input_shape=sizes[id(layer)][0], weight=weight, stride=layer.stride,
+        padding=layer.padding, dilation=layer.dilation, groups=layer.groups, bias=bias,
+    )  # fmt: skip
 
 
 def _residual(block: Residual, sizes: dict[int, Any]) -> Any:
@@ -382,20 +364,10 @@ def _residual(block: Residual, sizes: dict[int, Any]) -> Any:
     straight = "input"
     if block.shortcut is not None:
         straight = "shortcut"
-        nodes["shortcut"] = _conv(block.shortcut.synapse, sizes)
+        nodes["shortcut"] = _synapse(block.shortcut.synapse, sizes)
         edges.append(("input", "shortcut"))
     nodes["output"] = nir.Output(nodes["lif"].output_type)
     return nir.NIRGraph(nodes=nodes, edges=[*edges, (straight, "lif"), ("lif", "output")])
-
-
-def _neuron(act: Any, shape: tuple[int, ...]) -> Any:
-    import nir
-
-    ones = np.ones(shape, np.float32)
-    return nir.LIF(
-        tau=ones * act.tau, r=ones * (1.0 if act.decay_input else act.tau),
-        v_leak=ones * act.v_reset, v_threshold=ones * act.v_threshold, v_reset=ones * act.v_reset,
-    )  # fmt: skip
 
 
 def _array(tensor: torch.Tensor) -> Any:

@@ -26,9 +26,8 @@ class HubTicket(
 ):
     """A compact network that knows the folder of its export.
 
-    ``HubTicket.from_pretrained("exported/x")`` reads a folder offline, and a name of the hub
-    through huggingface_hub; every byte is verified as by `load_exported`, which raises alike.
-    ``save_pretrained`` copies the packed files.
+    ``from_pretrained`` reads a folder offline, a name of the hub through huggingface_hub, and
+    verifies and raises as `load_exported`; ``save_pretrained`` copies the packed files.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -46,10 +45,8 @@ class HubTicket(
         try:
             folder = snapshot_download(model_id, allow_patterns=list(FILES), **known)
         except Exception as fault:
-            raise ExportError(
-                f"{shown(model_id)} is no folder here, and the hub did not give it: "
-                f"{shown(str(fault), 200)}"
-            ) from fault
+            what = f"{shown(model_id)} is no folder here, and the hub did not give it: "
+            raise ExportError(what + shown(str(fault), 200)) from fault
         return cls(folder)
 
     def _save_pretrained(self, save_directory: Path) -> None:

@@ -14,7 +14,6 @@ import itertools
 import weakref
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
 from typing import Any, Self, TypeGuard, cast
 
 import torch
@@ -25,7 +24,7 @@ from torch.nn import functional as F
 from spikeformer_lt.errors import ConfigError, ExportError
 from spikeformer_lt.layers.attention import SpikingSelfAttention, spiking_attention
 from spikeformer_lt.layers.kernels import dispatch
-from spikeformer_lt.layers.kernels.dispatch import KernelError, is_plain, mode
+from spikeformer_lt.layers.kernels.dispatch import is_plain, mode
 from spikeformer_lt.layers.neuron import LIF, NeuronConfig, hooked
 from spikeformer_lt.layers.units import (
     ConvLayer,
@@ -45,15 +44,12 @@ FEW_ROWS = 256  # of a step; the fused pass gains 5 to 14 % on 44 rows, nothing 
 
 
 class CompactModel(nn.Module):
-    """A network for inference alone, made by `compact`.
+    """A network for inference alone, made by `compact`; its `train` raises ExportError.
 
     ``removed`` counts the removed channels by the name of their layer; None if the model declares
     no chains, so that no channel could be examined.
 
     Shape: images ``[B, C, H, W]`` or frames ``[B, T, C, H, W]`` -> logits ``[B, T, K]``.
-
-    Raises:
-        ExportError: (train) it has nothing left to train.
     """
 
     def __init__(self, net: nn.Module, removed: dict[str, int] | None) -> None:
@@ -100,9 +96,8 @@ def _folded_form(module: nn.Module) -> nn.Module | None:
             return FoldedAttention(module) if all(map(_declares_form, parts)) else None
         if not isinstance(module, Unit) or not _declares_form(module):
             return None
-        if isinstance(module.synapse, nn.Conv2d):
-            return FoldedConvUnit(module)
-        return FoldedLinearUnit(module)
+        conv = isinstance(module.synapse, nn.Conv2d)
+        return FoldedConvUnit(module) if conv else FoldedLinearUnit(module)
     except ConfigError:  # a normalisation without running statistics stays as it is
         return None
 
@@ -117,49 +112,34 @@ def _declares_form(unit: nn.Module) -> bool:
     return False
 
 
-@dataclass(frozen=True)
-class Pair:
-    """A folded unit and the only reader of its channels; ``repeats`` is that of their `Chain`."""
-
-    name: str
-    unit: FoldedUnit
-    reader: nn.Conv2d | nn.Linear
-    repeats: int = 1
-
-
 @torch.no_grad()
 def remove_dead(net: nn.Module) -> dict[str, int] | None:
     """Remove dead channels of a network of folded units, in place; its function is unchanged.
 
     A channel is dead if it never fires, because no weight reaches it and its constant current is
     silent, or if nothing reads it. One removal may leave another channel unread, so they repeat to
-    a fixed point.
-
-    Returns:
-        Number of removed channels by the name of their unit; None if the network has no chains.
+    a fixed point. Removed channels are counted by unit; None if the network has no chains.
     """
     if not chains_of(net):
         return None
     pairs, removed, changed = find_pairs(net), Counter[str](), True
     while changed:
         changed = False
-        for pair in pairs:
-            columns = (pair.reader.weight != 0).transpose(0, 1).flatten(1).any(1)
-            read = columns.view(pair.repeats, -1).any(0)
-            folded = pair.unit.synapse
-            keep = alive(folded.weight, folded.bias, pair.unit.neuron) & read
+        for name, unit, reader, repeats in pairs:
+            columns = (reader.weight != 0).transpose(0, 1).flatten(1).any(1)
+            read = columns.view(repeats, -1).any(0)
+            keep = alive(unit.synapse.weight, unit.synapse.bias, unit.neuron) & read
             keep[0] |= not bool(keep.any())  # an empty map cannot be convolved
-            if bool(keep.all()):
-                continue
-            select_channels(folded, keep, 0)
-            select_channels(pair.reader, keep.repeat(pair.repeats), 1)
-            removed[pair.name] += int((~keep).sum())
-            changed = True
+            if not bool(keep.all()):
+                select_channels(unit.synapse, keep, 0)
+                select_channels(reader, keep.repeat(repeats), 1)
+                removed[name] += int((~keep).sum())
+                changed = True
     return dict(removed)
 
 
-def find_pairs(net: nn.Module) -> list[Pair]:
-    """Every folded unit that one other unit, or the head, alone reads: the links of all chains."""
+def find_pairs(net: nn.Module) -> list[tuple[str, FoldedUnit, nn.Conv2d | nn.Linear, int]]:
+    """Name of every folded unit with one reader, the unit, its reader, `repeats` of its chain."""
     found = []
     for chain in chains_of(net):
         for name, after in itertools.pairwise(chain.names):
@@ -169,7 +149,7 @@ def find_pairs(net: nn.Module) -> list[Pair]:
             if not isinstance(unit, FoldedUnit) or unit.neuron is None:
                 continue
             if _is_dense(unit.synapse) and _is_dense(synapse):
-                found.append(Pair(name, unit, synapse, repeats))
+                found.append((name, unit, synapse, repeats))
     return found
 
 
@@ -190,9 +170,8 @@ def alive(weight: Tensor, bias: Tensor, act: Any) -> Tensor:
         return reached | (constant[0] != 0)
     rest: float = act.v_reset or 0.0
     end = rest + bias.double() * (1.0 if act.decay_input else act.tau)
-    highest: Tensor = end.clamp(min=rest)
-    silent: Tensor = highest < act.v_threshold - 1e-4 * max(1.0, abs(act.v_threshold))
-    return reached | ~silent
+    least: float = act.v_threshold - 1e-4 * max(1.0, abs(act.v_threshold))
+    return reached | (end.clamp(min=rest) >= least)
 
 
 class FoldedUnit(nn.Module):
@@ -221,10 +200,7 @@ class FoldedUnit(nn.Module):
 
 
 class FoldedConvUnit(FoldedUnit):
-    """A folded unit of a convolution, called as the unit that it replaces.
-
-    Args:
-        unit: the unit; the pool of a `ConvUnit` is taken over.
+    """A folded unit of a convolution, called as the unit that it replaces, with its pool.
 
     Shape: rows ``[T|1, B, H, W, C]`` -> spikes ``[T|1, B, H', W', C']``, or the current where there
     is no neuron; in place of a `ConvUnit` both.
@@ -234,10 +210,9 @@ class FoldedConvUnit(FoldedUnit):
         super().__init__(unit.neuron, unit.reads)
         assert isinstance(unit.synapse, nn.Conv2d)
         self.synapse = FoldedConv2d(unit.synapse, unit.folded(), _is_whole(unit.reads))
-        self.two_outputs, self.pool, self.pool_before_act = False, None, False
-        if isinstance(unit, ConvUnit):
-            self.two_outputs, self.pool = True, unit.pool
-            self.pool_before_act = unit.pool_before_act
+        self.two_outputs = isinstance(unit, ConvUnit)
+        self.pool = unit.pool if isinstance(unit, ConvUnit) else None
+        self.pool_before_act = isinstance(unit, ConvUnit) and unit.pool_before_act
 
     def forward(self, rows: Tensor, T: int, need_current: bool = False) -> Any:
         """Spikes; in place of a `ConvUnit` also the current, which is valid if `need_current`."""
@@ -253,10 +228,7 @@ class FoldedConvUnit(FoldedUnit):
 
 
 class FoldedLinearUnit(FoldedUnit):
-    """One or several linear units of the same input, as one product and one layer of neurons.
-
-    Args:
-        units: units with equal neurons.
+    """One or several linear units of equal input and neurons, as one product.
 
     Shape: ``[T|1, ..., in]`` -> spikes ``[T, ..., out]``, those of all units side by side.
     """
@@ -304,34 +276,26 @@ class FoldedAttention(SpikingSelfAttention):
         return (k @ q.sum(-2).unsqueeze(-1)).squeeze(-1).mean((0, 2))
 
 
-class DerivedCache:
+class DerivedCache(dict[str, tuple[list[Any], Any, Any]]):
     """Tensors derived from others (for example oneDNN-packed weights), by name.
 
     An entry is valid as long as its sources are the same tensors, unchanged. Threads may share a
-    cache: each gets the value that it checked or made. Copies and pickles are empty, because
-    oneDNN's own memory cannot be copied. torch does not count changes of tensors made under
-    ``inference_mode``; call :meth:`clear` after one.
+    cache. Copies and pickles are empty: oneDNN's own memory cannot be copied. torch does not count
+    changes of tensors made under ``inference_mode``; `clear` the cache after one.
     """
 
-    def __init__(self) -> None:
-        self._entries: dict[str, tuple[list[Any], Any, Any]] = {}
-
-    def get(
+    def derive(
         self, name: str, sources: Sequence[Tensor], make: Callable[[], Any], key: Hashable = None
     ) -> Any:
         """The value called `name`; `make` makes it of the `sources` and of what `key` says."""
         # Compared by identity: an address is given to another tensor once the first is gone.
         state = (key, *(None if x.is_inference() else x._version for x in sources))
-        refs, before, value = self._entries.get(name, ([], None, None))
+        refs, before, value = self.get(name, ([], None, None))
         if before == state and all(ref() is x for ref, x in zip(refs, sources, strict=True)):
             return value
         value = make()
-        self._entries[name] = [weakref.ref(x) for x in sources], state, value
+        self[name] = [weakref.ref(x) for x in sources], state, value
         return value
-
-    def clear(self) -> None:
-        """Drop all entries."""
-        self._entries.clear()
 
     def __reduce__(self) -> tuple[type[DerivedCache], tuple[()]]:
         return DerivedCache, ()
@@ -359,16 +323,11 @@ class _FoldedSynapse(nn.Module):
 
 
 class FoldedConv2d(_FoldedSynapse, nn.Conv2d):
-    """A convolution with its normalisation in the weights.
+    """A convolution ``[N, C, H, W]`` -> ``[N, C', H', W']`` with its normalisation in the weights.
 
     Binary weights times whole numbers are summed in int32 by oneDNN, where that is faster: 1.7 to 5
-    times from 48 input channels on, conversion included (two AVX-512 VNNI cores).
-
-    Args:
-        conv, folded: the convolution, and its weight and bias with the normalisation.
-        whole: all inputs are whole numbers from 0 to 255.
-
-    Shape: ``[N, C, H, W]`` -> ``[N, C', H', W']``.
+    times from 48 input channels on, conversion included (two AVX-512 VNNI cores). `whole` says that
+    all inputs are whole numbers from 0 to 255.
     """
 
     def __init__(self, conv: nn.Conv2d, folded: Folded, whole: bool = False) -> None:
@@ -380,20 +339,11 @@ class FoldedConv2d(_FoldedSynapse, nn.Conv2d):
 
     def forward(self, maps: Tensor) -> Tensor:
         """Convolve; normalisation included."""
-        if self.takes_bytes(maps):
-            return self.convolve_bytes(maps)
-        out: Tensor = self._conv_forward(maps, self.weight, self.bias)
-        return out
-
-    def takes_bytes(self, maps: Tensor) -> bool:
-        """Whether these maps are convolved in bytes."""
-        return self._multiplies_bytes(maps, maps.shape[1], 16)
-
-    def convolve_bytes(self, maps: Tensor) -> Tensor:
-        """Convolve whole numbers in bytes."""
+        if not self.takes_bytes(maps):
+            return cast(Tensor, self._conv_forward(maps, self.weight, self.bias))
         geometry = (self.stride, self.padding, self.dilation, self.groups)
         ops, zero = torch.ops.onednn, torch.zeros(len(self.gain), dtype=torch.int64)
-        packed = self.cache.get("bytes", (self.signs, self.gain), lambda: ops.qconv_prepack(
+        packed = self.cache.derive("bytes", (self.signs, self.gain), lambda: ops.qconv_prepack(
             self.signs.contiguous(), self.gain, 1.0, 0, *geometry, list(maps.shape)
         ))  # fmt: skip
         out: Tensor = ops.qconv2d_pointwise(
@@ -402,21 +352,19 @@ class FoldedConv2d(_FoldedSynapse, nn.Conv2d):
         )  # fmt: skip
         return out
 
+    def takes_bytes(self, maps: Tensor) -> bool:
+        """Whether these maps are convolved in bytes."""
+        return self._multiplies_bytes(maps, maps.shape[1], 16)
+
 
 class FoldedLinear(_FoldedSynapse, nn.Linear):
-    """A linear map, of float32 on a CPU by oneDNN, otherwise by torch.
+    """A linear map ``[..., in]`` -> ``[..., out]``, of float32 on a CPU by oneDNN, else by torch.
 
     torch multiplies by MKL, which reaches half of oneDNN's speed on AMD processors (384 to 1536
     columns, 176 to 5632 rows, two AVX-512 cores: 1.4 to 3.3x). The weight is cached in oneDNN's own
     order for the last number of rows; ordering takes 5 to 50 % of the time of 176 rows. Binary
-    weights times whole numbers are summed in int32 (1.9 to 3.2 times faster from 128 columns on).
-
-    Args:
-        weight, bias: ``[out, in]`` and ``[out]``.
-        dtype: of the map; None is that of the weight.
-        whole: all inputs are whole numbers from 0 to 255.
-
-    Shape: ``[..., in]`` -> ``[..., out]``.
+    weights times whole numbers (0 to 255, which `whole` says) are summed in int32: 1.9 to 3.2 times
+    faster from 128 columns on. `dtype` is that of the map; None is that of the weight.
     """
 
     def __init__(
@@ -439,7 +387,7 @@ class FoldedLinear(_FoldedSynapse, nn.Linear):
             return F.linear(x, weight, bias)
         ops, name = torch.ops.mkldnn, "whole" if outputs is None else "part"
         order = functools.partial(ops._reorder_linear_weight, weight.contiguous(), rows)
-        ordered = self.cache.get(name, (self.weight,), order, (outputs, rows))
+        ordered = self.cache.derive(name, (self.weight,), order, (outputs, rows))
         out: Tensor = ops._linear_pointwise(x.contiguous(), ordered, bias, "none", [], "")
         return out
 
@@ -454,7 +402,7 @@ class FoldedLinear(_FoldedSynapse, nn.Linear):
             return self.gain[:outputs].contiguous(), torch.ops.onednn.qlinear_prepack(signs, None)
 
         name = "bytes" if outputs == len(self.gain) else "some bytes"
-        gain, packed = self.cache.get(name, (self.signs, self.gain), pack, outputs)
+        gain, packed = self.cache.derive(name, (self.signs, self.gain), pack, outputs)
         zero = torch.zeros(outputs, dtype=torch.int64)
         flat = x.reshape(-1, x.shape[-1]).to(torch.uint8)
         out: Tensor = torch.ops.onednn.qlinear_pointwise(
@@ -508,9 +456,8 @@ def has_byte_products() -> bool:
     """Whether this processor multiplies bytes, and torch supports it."""
     known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     vnni = known.get("avx512_vnni") or getattr(torch.cpu, "_is_vnni_supported", bool)()
-    return bool(vnni) and all(
-        hasattr(torch.ops.onednn, name) for name in ("qconv2d_pointwise", "qlinear_pointwise")
-    )
+    names = ("qconv2d_pointwise", "qlinear_pointwise")
+    return bool(vnni) and all(hasattr(torch.ops.onednn, name) for name in names)
 
 
 def _is_whole(reads: Reads) -> bool:
@@ -529,14 +476,18 @@ def fire(act: Any, current: Tensor, T: int, source: nn.Module | None = None) -> 
     if params is None or not own or not dispatch.takes_numba(current, current.numel()):
         return act(current, T)  # type: ignore[no-any-return]
 
-    def kernel() -> tuple[Tensor, Tensor]:
-        from spikeformer_lt.layers.kernels.lif import Work
+    v = act.start(current)
+    found = _lif(current, None if v is None else v.contiguous(), T, params)
+    if found is None:
+        return act(current, T)  # type: ignore[no-any-return]
+    act.keep(found[1])
+    return found[0]
 
-        v = act.start(current)
-        return Work(current, None if v is None else v.contiguous(), T, params).forward(current)
 
-    spikes = _run(act, kernel)
-    return act(current, T) if spikes is None else spikes
+@dispatch.or_none
+def _lif(current: Tensor, v: Any, T: int, params: NeuronConfig) -> tuple[Tensor, Tensor]:
+    work: tuple[Tensor, Tensor] = dispatch.load("lif").Work(current, v, T, params).forward(current)
+    return work
 
 
 def fire_linear(act: Any, linear: FoldedLinear, x: Tensor, T: int) -> Tensor | None:
@@ -557,32 +508,24 @@ def fire_linear(act: Any, linear: FoldedLinear, x: Tensor, T: int) -> Tensor | N
     if not dispatch.takes_numba(x, x.numel() // x.shape[0] * T):
         return None
 
-    def kernel() -> tuple[Tensor, Tensor] | None:
-        from spikeformer_lt.layers.kernels.matmul import as_panels, linear_lif
-
-        weight = linear.weight
-        panels = linear.cache.get("panels", (weight,), lambda: as_panels(weight))
-        if panels is None:
-            return None
-        v = act.start(linear.bias.expand(1, *x.shape[1:-1], -1))
-        return linear_lif(x.contiguous(), panels, linear.bias, v, T, params)
-
-    return _run(act, kernel)
-
-
-def _run(act: LIF, kernel: Callable[[], tuple[Tensor, Tensor] | None]) -> Tensor | None:
-    """Spikes of a kernel; None if it does not apply, or fails."""
-    try:
-        found = kernel()
-    except ImportError:  # the activation reports it
-        return None
-    except KernelError as error:
-        dispatch.give_up(error)
-        return None
+    v = act.start(linear.bias.expand(1, *x.shape[1:-1], -1))
+    found = _linear_lif(linear, x.contiguous(), v, T, params)
     if found is None:
         return None
     act.keep(found[1])
     return found[0]
+
+
+@dispatch.or_none
+def _linear_lif(
+    linear: FoldedLinear, x: Tensor, v: Tensor | None, T: int, params: NeuronConfig
+) -> tuple[Tensor, Tensor] | None:
+    kernels, weight = dispatch.load("matmul"), linear.weight
+    panels = linear.cache.derive("panels", (weight,), lambda: kernels.as_panels(weight))
+    if panels is None:
+        return None
+    out: tuple[Tensor, Tensor] = kernels.linear_lif(x, panels, linear.bias, v, T, params)
+    return out
 
 
 def _plain_lif(act: Any) -> NeuronConfig | None:

@@ -21,16 +21,11 @@ class Stream:
     Without patch selection every frame gives its logits at once, also beyond the T steps of the
     training. A selection scores its tokens over the whole clip: then the stem, most of the work on
     events, runs frame by frame, and the encoder after the T-th frame. A network of still images
-    takes the image of each step as its frame.
-
-    Several streams may share one network, also in several threads: the state is the stream's.
-
-    Args:
-        model: a network with a step interface (`layers.inputs.Stepwise`; with patch selection
-            `layers.inputs.SelectsTokens`), plain or compact, in eval mode.
+    takes the image of each step as its frame. Streams may share a network, also between threads.
 
     Raises:
-        ExportError: the network has no such interface, or is in training mode.
+        ExportError: the network, plain or compact, is in training mode, or has no step interface:
+            `layers.inputs.Stepwise`, with patch selection `layers.inputs.SelectsTokens`.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -58,10 +53,7 @@ class Stream:
 
     @torch.no_grad()
     def push(self, frame: Tensor) -> Tensor:
-        """Take the next frame.
-
-        Args:
-            frame: ``[B, C, H, W]``, the same B throughout a clip.
+        """Take the next frame, ``[B, C, H, W]``, of the same B throughout a clip.
 
         Returns:
             The logits that became known, ``[B, n, K]``: n is 1, or with patch selection 0 until the
@@ -75,25 +67,24 @@ class Stream:
         with carry(state):
             found = self._step.stem_tokens(images) if self._selects else self._step.classify(images)
         self._state, self.frames = state, self.frames + 1  # a frame that fails changes nothing
-        if not self._selects:
-            logits: Tensor = found.transpose(0, 1)
-            return logits
-        self._seen.append((*found, images))
-        if self.frames < self.net.T:
-            return frame.new_zeros(frame.shape[0], 0, self.net.num_classes)
-        clip = [torch.cat(parts) for parts in zip(*self._seen, strict=True)]
-        self.reset()
-        whole: Tensor = self.net.classify_tokens(*clip)
-        return whole.transpose(0, 1)
+        if self._selects:
+            self._seen.append((*found, images))
+            if self.frames < self.net.T:
+                return frame.new_zeros(frame.shape[0], 0, self.net.num_classes)
+            clip = [torch.cat(parts) for parts in zip(*self._seen, strict=True)]
+            self.reset()
+            found = self.net.classify_tokens(*clip)
+        logits: Tensor = found.transpose(0, 1)
+        return logits
 
     def _checked(self, frame: Tensor) -> Tensor:
         if frame.ndim != 4:
             raise DataError(f"a frame is [B, C, H, W]; got {list(frame.shape)}")
         images: Tensor = self.net.time_first(frame)[:1]
-        for v in self._state.voltages.values():
-            if v.shape[0] != frame.shape[0]:
-                raise DataError(
-                    f"the clip began with a batch of {v.shape[0]}, this frame has "
-                    f"{frame.shape[0]}; call reset() for another clip"
-                )
+        begun, here = {len(v) for v in self._state.voltages.values()}, len(frame)
+        if begun - {here}:
+            raise DataError(
+                f"the clip began with a batch of {min(begun - {here})}, this frame has {here}; "
+                "call reset() for another clip"
+            )
         return images.contiguous()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from dataclasses import KW_ONLY, dataclass, replace
 
@@ -30,16 +31,15 @@ class ArrayImages(torch.utils.data.Dataset[tuple[Tensor, int]]):
             given = str(images.dtype) if torch.is_tensor(images) else type(images).__name__
             raise DataError(f"{name}: images are {given}; allowed is uint8, 0 to 255: convert them")
         count, channels = (*images.shape, 0, 0)[:2]
-        if images.ndim != 4 or 0 in images.shape or channels not in (1, 3):
+        if images.ndim != 4 or not images.numel() or channels not in (1, 3):
             raise DataError(
                 f"{name}: images have the shape {list(images.shape)}; needed is [N, C, H, W] with "
                 f"nothing empty and 3 channels (RGB) or 1 (grey), not {channels} channels: images "
                 "first, then channels; drop alpha, or move channels there"
             )
         if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.ndim != 1:
-            given = type(labels).__name__
-            if torch.is_tensor(labels):
-                given = f"{labels.dtype} {list(labels.shape)}"
+            tensor = torch.is_tensor(labels)
+            given = f"{labels.dtype} {list(labels.shape)}" if tensor else type(labels).__name__
             raise DataError(f"{name}: labels are {given}; needed is int64 [{count}]")
         if len(labels) != count:
             raise DataError(f"{name}: {len(labels)} labels for {count} images; one each is needed")
@@ -52,15 +52,14 @@ class ArrayImages(torch.utils.data.Dataset[tuple[Tensor, int]]):
         self.mean, self.std = tuple(map(float, self.mean)), tuple(map(float, self.std))
         if {len(self.mean), len(self.std)} != {channels} or min(self.std) <= 0:
             raise DataError(
-                f"{self.name}: mean {self.mean} and std {self.std} do not fit images of {channels} "
+                f"{name}: mean {self.mean} and std {self.std} do not fit images of {channels} "
                 "channels; one number a channel is needed, each std above 0"
             )
         if self.indices is None:
             self.indices = torch.arange(count)
         if self.indices.shape != self.labels.shape or self.indices.dtype != torch.int64:
-            raise DataError(f"{self.name}: indices must be int64 [{count}], one for each image")
+            raise DataError(f"{name}: indices must be int64 [{count}], one for each image")
         self.images, self.labels = self.images.contiguous(), self.labels.contiguous()
-        self._digests: list[bytes] | None = None
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -74,14 +73,11 @@ class ArrayImages(torch.utils.data.Dataset[tuple[Tensor, int]]):
 
     def take(self, positions: Tensor, name: str | None = None) -> ArrayImages:
         """Return the images at `positions` (int64 [n]) as a data set of their own."""
-        images, labels, indices = (
-            values[positions] for values in (self.images, self.labels, self.indices)
-        )
-        return replace(self, name=name or self.name, images=images, labels=labels, indices=indices)
+        parts = {part: getattr(self, part)[positions] for part in ("images", "labels", "indices")}
+        return replace(self, name=name or self.name, **parts)
 
+    @functools.cached_property
     def digests(self) -> list[bytes]:
-        """Return a hash of the pixels of each image, in order; computed once."""
-        if self._digests is None:
-            rows = self.images.flatten(1).numpy()
-            self._digests = [hashlib.blake2b(row.data, digest_size=16).digest() for row in rows]
-        return self._digests
+        """A hash of the pixels of each image, in order."""
+        rows = self.images.flatten(1).numpy()
+        return [hashlib.blake2b(row.data, digest_size=16).digest() for row in rows]

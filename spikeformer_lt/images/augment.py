@@ -1,7 +1,4 @@
-"""Training augmentation of one image, and mixup, CutMix and label smoothing of one batch.
-
-Both are plain configurations; `Augment` is built into a transform when used.
-"""
+"""Training augmentation of one image, and mixup, CutMix and label smoothing of one batch."""
 
 from __future__ import annotations
 
@@ -21,8 +18,8 @@ from spikeformer_lt.rng import isolated_rng
 
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "random")
 # The operations that Spikformer's authors left on in their copy of timm's list (cifar10/aa_snn.py).
-_SPIKFORMER_OPS = ["Equalize", "Rotate", "ShearX", "TranslateXRel", "TranslateYRel"]
-_OPS = {"timm": None, "spikformer": _SPIKFORMER_OPS}
+_SPIKFORMER = ["Equalize", "Rotate", "ShearX", "TranslateXRel", "TranslateYRel"]
+_OPS = {"timm": None, "spikformer": _SPIKFORMER}
 
 
 @dataclass(frozen=True)
@@ -57,17 +54,14 @@ class Augment:
     def standard(cls, name: str) -> Augment:
         """Return a preset: "spikformer_cifar", "crop4_flip", "crop8_flip", "digits" or "none".
 
-        Source: "spikformer_cifar" is cifar10.yml of Spikformer (arXiv:2209.15425) with the
-        operations of its aa_snn.py; its random resized crop has scale and ratio 1, so none is
-        made. "crop4_flip" (SVHN, Fashion-MNIST), "crop4_flip_cutout" (CIFAR) and "crop8_flip"
-        (Tiny-ImageNet) are those of the code of arXiv:2207.01382. "digits" shifts only: a flipped
-        digit is another sign.
+        Source: "spikformer_cifar" is cifar10.yml of Spikformer (arXiv:2209.15425), whose random
+        resized crop has scale and ratio 1 and is left out. "crop4_flip" (SVHN, Fashion-MNIST),
+        "crop4_flip_cutout" (CIFAR) and "crop8_flip" (Tiny-ImageNet) are those of the code of
+        arXiv:2207.01382. "digits" shifts only: a flipped digit is another sign.
         """
         if name not in _PRESETS:
-            raise ConfigError(
-                f"augment={name!r} is not a preset{near(name, _PRESETS) or ';'} "
-                f"allowed: {', '.join(sorted(_PRESETS))}"
-            )
+            hint = f"{near(name, _PRESETS) or ';'} allowed: {', '.join(sorted(_PRESETS))}"
+            raise ConfigError(f"augment={name!r} is not a preset{hint}")
         return _PRESETS[name]
 
     def check(self) -> None:
@@ -106,19 +100,14 @@ _PRESETS = {
     "crop4_flip_cutout": Augment(crop_padding=4, hflip=0.5, cutout=16),
     "crop8_flip": Augment(crop_padding=8, hflip=0.5),
     "spikformer_cifar": Augment(
-        hflip=0.5,
-        auto_augment="rand-m9-n1-mstd0.4-inc1",
-        auto_augment_ops="spikformer",
+        hflip=0.5, auto_augment="rand-m9-n1-mstd0.4-inc1", auto_augment_ops="spikformer",
         erasing=0.25,
     ),
-}
+}  # fmt: skip
 
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Return images as float32, less the mean and over the standard deviation of each channel.
-
-    Shape: uint8 (0 to 255) or float (0 to 1) [..., C, H, W] -> float32 [..., C, H, W].
-    """
+    """Return uint8 (0 to 255) or float (0 to 1) images [..., C, H, W] as normalised float32."""
     scaled = images.to(torch.float32, copy=True)
     if images.dtype == torch.uint8:
         scaled.div_(255)
@@ -132,12 +121,10 @@ def _column(values: tuple[float, ...]) -> Tensor:
 
 
 class TrainTransform:
-    """One image to one augmented, normalised image; made by `Augment.build`.
+    """One image, uint8 [C, H, W], to an augmented, normalised float32 one; see `Augment.build`.
 
     Draws from the global generators of Python, NumPy and torch, as timm's operations do: seed all
     three around a call.
-
-    Shape: uint8 [C, H, W] -> float32 [C, H, W].
     """
 
     def __init__(
@@ -192,11 +179,9 @@ class TrainTransform:
         from timm.data.auto_augment import rand_augment_transform
         from timm.data.transforms import str_to_pil_interp
 
-        augment = self.augment
+        augment, where = self.augment, f"auto_augment={self.augment.auto_augment!r}"
         if len(self.mean) != 3:
-            raise ConfigError(
-                f"auto_augment={augment.auto_augment!r} needs 3 channels, not {len(self.mean)}"
-            )
+            raise ConfigError(f"{where} needs 3 channels, not {len(self.mean)}")
         # The numbers below are those of timm's own create_transform.
         hparams: dict[str, Any] = {
             "translate_const": int(image_size * 0.45),
@@ -208,9 +193,7 @@ class TrainTransform:
             ops = _OPS[augment.auto_augment_ops]
             made = rand_augment_transform(augment.auto_augment, hparams, ops)
         except (AssertionError, ValueError, KeyError) as fault:
-            raise ConfigError(
-                f"auto_augment={augment.auto_augment!r} is not understood by timm: {fault}"
-            ) from fault
+            raise ConfigError(f"{where} is not understood by timm: {fault}") from fault
         for op in made.ops:
             if op.name.startswith("Posterize"):
                 op.aug_fn = _posterize
@@ -279,13 +262,10 @@ class Mixing:
 
         Args:
             images: float [B, C, H, W], or frames [B, T, C, H, W], mixed alike at all T.
-            labels: int64 [B].
-            num_classes: number of classes, K.
+            labels: int64 [B], of K classes; targets are float32 [B, K] and sum to 1.
+            num_classes: K.
             seed: decides weight and box, and nothing else does.
             mix: False only smooths, as in the last epochs of a run.
-
-        Returns:
-            Images as given in shape and dtype, and float32 targets [B, K] that sum to 1.
 
         Raises:
             ConfigError: as `check`.
@@ -298,13 +278,9 @@ class Mixing:
         from timm.data.mixup import Mixup
 
         mixer = Mixup(
-            mixup_alpha=self.mixup,
-            cutmix_alpha=self.cutmix,
-            prob=self.prob,
-            switch_prob=self.switch_prob,
-            label_smoothing=self.smoothing,
-            num_classes=num_classes,
-        )
+            self.mixup, self.cutmix, prob=self.prob, switch_prob=self.switch_prob,
+            label_smoothing=self.smoothing, num_classes=num_classes,
+        )  # fmt: skip
         with isolated_rng(seed):
             # CutMix cuts dimensions 2 and 3: they must be height and width.
             mixed, targets = mixer(images.clone().flatten(1, -3), labels)

@@ -1,9 +1,8 @@
 """Published images: the files of a set, and readers of IDX, pickled batches and picture folders.
 
-Sources of the forms: Y. LeCun, C. Cortes, C. Burges, "The MNIST database", section "File formats"
-(IDX: two zero bytes, one for the type, one for the number of dimensions, each size as a big-endian
-32-bit number, then the values); A. Krizhevsky, "Learning Multiple Layers of Features from Tiny
-Images", 2009 (batches), and pickle's documentation, "Restricting Globals".
+Sources: Y. LeCun, C. Cortes, C. Burges, "The MNIST database", section "File formats" (IDX); A.
+Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009 (batches); pickle's
+documentation, "Restricting Globals".
 """
 
 from __future__ import annotations
@@ -49,8 +48,8 @@ class ImageFiles:
     test: tuple[PublishedFile, ...] = ()
     num_classes: int
     sizes: tuple[int, ...]  # heights and widths that it comes in, in pixels, its own first
-    mean: tuple[float, ...]  # of the training pixels in [0, 1], per channel
-    std: tuple[float, ...]  # of the training pixels in [0, 1], per channel
+    mean: tuple[float, ...]  # of the training pixels in [0, 1], per channel, as `std`
+    std: tuple[float, ...]
     augment: str = "none"
 
     def read(self, folder: Path, size: int) -> tuple[Labelled, Labelled]:
@@ -58,7 +57,7 @@ class ImageFiles:
         return self.read_part(folder, self.train, size), self.read_part(folder, self.test, size)
 
     def read_part(self, folder: Path, files: Sequence[PublishedFile], size: int) -> Labelled:
-        """Read the files of one part; each form of files has its own way."""
+        """Read the files of one part."""
         raise NotImplementedError
 
     def is_in(self, folder: Path) -> bool:
@@ -76,21 +75,20 @@ class ImageFiles:
             archives=(self.archive,) if self.archive else (),
             files=self.train + self.test, folder=self.folder,
         )  # fmt: skip
-        facts = {"num_classes": self.num_classes, "mean": self.mean, "std": self.std}
+        facts: Any = {"num_classes": self.num_classes, "mean": self.mean, "std": self.std}
         train, test = self.read(home, size)
         return (
-            ArrayImages(f"{self.name} train", *train, **facts),  # type: ignore[arg-type]
-            ArrayImages(f"{self.name} test", *test, **facts),  # type: ignore[arg-type]
+            ArrayImages(f"{self.name} train", *train, **facts),
+            ArrayImages(f"{self.name} test", *test, **facts),
         )
 
     def splits(self, options: DataOptions) -> Splits:
         """Return the set with validation cut from the training images; see `make_splits`."""
-        pool, test = self.load(options)
-        return make_splits(self.name, pool, test, augment=self.augment, **options.parts())
+        parts = self.load(options)
+        return make_splits(self.name, *parts, augment=self.augment, **options.parts())
 
 
-_UNSIGNED_BYTES = 8
-_GZIP = 31  # zlib's number for a gzip header and the largest window
+_UNSIGNED_BYTES = 8  # IDX's number of that type
 
 
 def read_idx(
@@ -98,11 +96,10 @@ def read_idx(
 ) -> Tensor:
     """Read one gzipped IDX file of bytes as uint8 of the sizes that it names.
 
-    The published hashes are compared before anything is unpacked.
-
     Raises:
-        DataError: a hash differs, it is no whole gzip file, unpacks to more than `max_bytes`, or is
-            no IDX file of bytes with `dims` dimensions and exactly the values that they need.
+        DataError: a published hash differs (nothing is unpacked then), it is no whole gzip file,
+            unpacks to more than `max_bytes`, or is no IDX file of bytes with `dims` dimensions and
+            exactly the values that they need.
     """
     name = name_of(path)
     data = _gunzip(read_checked(path, md5=md5, sha256=sha256), name, max_bytes)
@@ -124,7 +121,7 @@ def read_idx(
 
 
 def _gunzip(packed: bytes, name: str, max_bytes: int) -> bytes:
-    stream = zlib.decompressobj(_GZIP)
+    stream = zlib.decompressobj(31)  # a gzip header and the largest window
     try:
         data = stream.decompress(packed, max_bytes + 1)
     except zlib.error as fault:
@@ -215,9 +212,8 @@ class PictureFolders(ImageFiles):
 
     The folder's ``wnids.txt`` names the classes, ``train/CLASS/images/*.JPEG`` are the training
     pictures, and ``val/val_annotations.txt`` names those of ``val/images`` that are the test.
-    Single pictures have no published hashes. While the zip lies beside the folder, its hash is
-    compared, and each picture with the checksum that the zip holds of it; without the zip a warning
-    says that only names, numbers and sizes were checked.
+    Single pictures have no published hashes: each is compared with the checksum in the zip while
+    that lies beside the folder, else a warning says that only names, numbers and sizes were.
     """
 
     per_class: int  # training pictures of each class
@@ -231,12 +227,12 @@ class PictureFolders(ImageFiles):
         """Read the pictures, class by class in the order of names; see `ImageFiles.read`."""
         assert self.archive is not None
         sums = _checksums(self.folder, self.archive, folder)
-        reader = _PictureReader(self, self.archive.name, folder, sums, size)
+        reader = _PictureReader(self, self.archive.name, folder, sums)
         classes = reader.classes()
         train = [path for wnid in classes for path in reader.train(wnid)]
         labels = torch.arange(self.num_classes).repeat_interleave(self.per_class)
         held, held_labels = reader.annotated(classes)
-        return (reader.pixels(train), labels), (reader.pixels(held), held_labels)
+        return (reader.pixels(train, size), labels), (reader.pixels(held, size), held_labels)
 
 
 def _checksums(start: str, archive: Archive, folder: Path) -> dict[str, int] | None:
@@ -265,8 +261,7 @@ class _PictureReader:
     files: PictureFolders
     archive: str
     folder: Path
-    sums: Mapping[str, int] | None
-    size: int
+    sums: Mapping[str, int] | None  # by path below the folder, CRC-32; None without the zip
 
     def read(self, place: str) -> bytes:
         """Bytes of the file at a path below the folder."""
@@ -291,54 +286,56 @@ class _PictureReader:
 
     def classes(self) -> list[str]:
         """Names of the classes, sorted."""
-        names = sorted(set(self.lines("wnids.txt", self.files.num_classes)))
-        if len(names) != self.files.num_classes or not all(map(_NAME.fullmatch, names)):
+        count = self.files.num_classes
+        names = sorted(set(self.lines("wnids.txt", count)))
+        if len(names) != count or not all(map(_NAME.fullmatch, names)):
             raise DataError(f"{self.folder / 'wnids.txt'} does not name each class once")
         return names
 
     def train(self, wnid: str) -> list[str]:
         """Paths of a class's pictures; numbers in their names count up."""
-        place = self.folder / "train" / wnid / "images"
-        names = sorted((path.name for path in place.glob("*.JPEG")), key=lambda n: (len(n), n))
-        if len(names) != self.files.per_class:
+        place, count = f"train/{wnid}/images", self.files.per_class
+        found = (path.name for path in (self.folder / place).glob("*.JPEG"))
+        names = sorted(found, key=lambda name: (len(name), name))
+        if len(names) != count:
             raise DataError(
-                f"{name_of(place)} holds {len(names)} pictures (*.JPEG); needed are "
-                f"{self.files.per_class}: unpack {self.archive} again"
+                f"{name_of(self.folder / place)} holds {len(names)} pictures (*.JPEG); needed are "
+                f"{count}: unpack {self.archive} again"
             )
-        return [f"train/{wnid}/images/{name}" for name in names]
+        return [f"{place}/{name}" for name in names]
 
     def annotated(self, classes: Sequence[str]) -> tuple[list[str], Tensor]:
         """Paths and labels of the pictures that the annotations name."""
-        numbers = {wnid: number for number, wnid in enumerate(classes)}
         source = "val/val_annotations.txt"
         places: dict[str, int] = {}
         for count, line in enumerate(self.lines(source, self.files.test_count), start=1):
             picture, wnid = [*line.split("\t"), "", ""][:2]
             place = f"val/images/{picture}"
-            if not _NAME.fullmatch(picture) or wnid not in numbers or place in places:
+            if not _NAME.fullmatch(picture) or wnid not in classes or place in places:
                 raise DataError(
                     f"{name_of(self.folder / source)}: line {count} is {shown(line, 80)}; "
                     "needed are a picture, once, and a class of wnids.txt"
                 )
-            places[place] = numbers[wnid]
+            places[place] = classes.index(wnid)
         return list(places), torch.tensor(list(places.values()), dtype=torch.int64)
 
-    def pixels(self, places: Sequence[str]) -> Tensor:
-        """Pictures as uint8 ``[N, 3, H, W]``; grey ones have three equal channels."""
-        out = torch.empty(len(places), 3, self.size, self.size, dtype=torch.uint8)
-        for number, place in enumerate(places):
-            out[number] = torch.from_numpy(self._picture(place)).permute(2, 0, 1)
-        return out
-
-    def _picture(self, place: str) -> np.ndarray:
+    def pixels(self, places: Sequence[str], side: int) -> Tensor:
+        """Pictures as uint8 ``[N, 3, side, side]``; grey ones have three equal channels."""
         from PIL import Image
 
-        data, side = self.read(place), self.size
-        where = name_of(self.folder / place)
-        try:
-            with Image.open(io.BytesIO(data), formats=("JPEG",)) as picture:
-                if (size := picture.size) == (side, side):  # only then is it decoded
-                    return np.array(picture.convert("RGB"))
-        except Exception as fault:
-            raise DataError(f"{where} is no whole JPEG picture: {shown(str(fault))}") from fault
-        raise DataError(f"{where} has {size[0]} x {size[1]} pixels; needed are {side} x {side}")
+        out = torch.empty(len(places), 3, side, side, dtype=torch.uint8)
+        for number, place in enumerate(places):
+            data, where = self.read(place), name_of(self.folder / place)
+            try:
+                with Image.open(io.BytesIO(data), formats=("JPEG",)) as picture:
+                    size = picture.size
+                    if size == (side, side):  # only then is it decoded
+                        rgb = np.array(picture.convert("RGB"))
+                        out[number] = torch.from_numpy(rgb).permute(2, 0, 1)
+            except Exception as fault:
+                raise DataError(f"{where} is no whole JPEG picture: {shown(str(fault))}") from fault
+            if size != (side, side):
+                raise DataError(
+                    f"{where} has {size[0]} x {size[1]} pixels; needed are {side} x {side}"
+                )
+        return out

@@ -1,8 +1,7 @@
 """Batches in a fixed order: a function of (seed, epoch, index), whatever number of workers.
 
-Training keys are (epoch, index): the order of an epoch is drawn from its own seed, and each sample
-is augmented under a seed of its own, so that worker count, process count and a resumed start change
-nothing.
+Each epoch's order and each sample's augmentation have a seed of their own, so that the number of
+workers and processes and a resumed start change nothing.
 """
 
 from __future__ import annotations
@@ -66,14 +65,14 @@ class BatchReader:
         try:
             if self.transform is not None:
                 images = self._augmented(keys, self.transform)
+            elif isinstance(self.dataset, ArrayImages):
+                images = self.dataset.images[places]
             else:
-                if isinstance(self.dataset, ArrayImages):
-                    images = self.dataset.images[places]
-                else:
-                    images = torch.stack([self._read(int(place)) for place in places])
-                images = normalize(images, self.dataset.mean, self.dataset.std)
+                images = torch.stack([self._read(int(place)) for place in places])
         except DataError as fault:
             return DataError(str(fault))
+        if self.transform is None:
+            images = normalize(images, self.dataset.mean, self.dataset.std)
         return images, self.dataset.labels[places], places
 
     def _augmented(self, keys: Sequence[Key], transform: Transform) -> Tensor:
@@ -111,10 +110,8 @@ class BatchReader:
 class Loader:
     """Batches of one pass: (images float32 [B, C, H, W], labels int64 [B], indices int64 [B]).
 
-    Made by `train_loader` and `eval_loader`. It can be iterated again and gives the same.
-
-    Raises:
-        DataError: while iterating, a sample cannot be read (it is named) or a worker died.
+    Each iteration gives the same. A sample that cannot be read (it is named) and the death of a
+    worker are a DataError.
     """
 
     _reader: BatchReader
@@ -175,10 +172,10 @@ def _as_it_is(batch: Any) -> Any:
 
 @contextlib.contextmanager
 def _stop_signals_held(really: bool) -> Iterator[None]:
-    """Keep stop signals waiting while workers start, who inherit that: there is no moment between.
+    """Hold stop signals while workers start; they inherit it, so no moment lies between.
 
-    A Ctrl-C or a scheduler's SIGTERM to the whole group is for the main process only. It saves and
-    stops, and its workers end with it: a worker heeds no SIGTERM but its parent's.
+    A Ctrl-C or a SIGTERM to the whole group is for the main process: it saves and stops, and a
+    worker heeds no SIGTERM but its parent's.
     """
     if not (really and hasattr(signal, "sigwaitinfo")):  # Linux
         yield
@@ -205,8 +202,8 @@ def _end_on_word_of(parent: int) -> None:
 
 def steps_per_epoch(dataset: ImageDataset, batch_size: int, world_size: int = 1) -> int:
     """Return the number of whole global batches, `batch_size` in each process, in a data set."""
-    for field, value in (("batch_size", batch_size), ("world_size", world_size)):
-        check(value >= 1, field, value, "1 or more")
+    check(batch_size >= 1, "batch_size", batch_size, "1 or more")
+    check(world_size >= 1, "world_size", world_size, "1 or more")
     together = batch_size * world_size
     if len(dataset) < together:
         raise DataError(
@@ -230,7 +227,7 @@ def train_loader(
     *,
     pin_memory: bool = False,
 ) -> Loader:
-    """Return the training batches of one epoch, shuffled and augmented.
+    """Return the training batches of one epoch, counted from 0, shuffled and augmented.
 
     The batches of all ranks at one step, put together in rank order, are the batch that a single
     process with ``batch_size * world_size`` would get. Samples that fill no global batch are left
@@ -238,7 +235,6 @@ def train_loader(
 
     Args:
         batch_size: samples a process takes in one step.
-        epoch: number of the epoch, from 0.
         start_step: steps to skip, without loading them.
         workers: processes that load; 0 loads in this one.
         pin_memory: put batches into page-locked memory, for a GPU.
@@ -274,17 +270,12 @@ def eval_loader(
     """Return every sample exactly once over all ranks, in order, normalised and else unchanged.
 
     Rank r gets samples r, r + world_size, ...; nothing is padded, so ranks may differ by one
-    sample, and the last batch may be short.
-
-    The arguments are those of `train_loader`; a number out of range is a ConfigError.
+    sample, and the last batch may be short. The arguments are those of `train_loader`.
     """
     check(batch_size >= 1, "batch_size", batch_size, "1 or more")
     _check_rank(rank, world_size)
-    mine = range(rank, len(dataset), world_size)
-    batches = [
-        [(0, index) for index in mine[first : first + batch_size]]
-        for first in range(0, len(mine), batch_size)
-    ]
+    mine = [(0, index) for index in range(rank, len(dataset), world_size)]
+    batches = [mine[first : first + batch_size] for first in range(0, len(mine), batch_size)]
     return Loader(BatchReader(dataset, None), batches, workers, pin_memory)
 
 
@@ -309,5 +300,4 @@ def sample_loader(dataset: ImageDataset, count: int, batch_size: int = 64, seed:
 
 
 def _check_rank(rank: int, world_size: int) -> None:
-    sound = world_size >= 1 and 0 <= rank < world_size
-    check(sound, f"rank={rank} of world_size", world_size, "0 to size - 1")
+    check(0 <= rank < world_size, f"rank={rank} of world_size", world_size, "0 to size - 1")

@@ -31,9 +31,8 @@ def make_splits(
 ) -> Splits:
     """Cut the validation part from `pool` and put the three parts together.
 
-    The keywords are those of `DataOptions`. A limited run never trains on an image that a full run
-    validates on: with `limit_train` validation shrinks by the same factor, to one image a class at
-    least.
+    The keywords are those of `DataOptions`. With `limit_train` validation shrinks by the same
+    factor, to one image a class at least, and keeps what a full run validates on.
 
     Raises:
         ConfigError: an option out of range.
@@ -49,28 +48,23 @@ def make_splits(
     height, width = pool.images.shape[2:]
     if height != width:
         raise DataError(f"{name}: images of {height} x {width} pixels; they must be square")
-    missing = sorted(set(range(pool.num_classes)) - set(pool.labels.tolist()))
-    if missing:
-        raise DataError(
-            f"{name}: no training image of class {missing[:10]}; {len(missing)} missing"
-        )
+    lost = sorted(set(range(pool.num_classes)) - set(pool.labels.tolist()))
+    if lost:
+        raise DataError(f"{name}: no training image of class {lost[:10]}; {len(lost)} missing")
     kept, held = hashed_validation(name, pool.labels, val_fraction)
     if limit_train is not None:
         least, most = pool.num_classes, len(kept)
-        sound = least <= limit_train <= most
-        check(sound, "limit_train", limit_train, f"{least} to {most}, or leave it out")
+        rule = f"{least} to {most}, or leave it out"
+        check(least <= limit_train <= most, "limit_train", limit_train, rule)
         left = min(len(held), max(least, round(Fraction(len(held) * limit_train, len(kept)))))
         kept = kept[hashed_subset(name, pool.labels[kept], limit_train, ids=kept)]
         held = held[hashed_subset(name, pool.labels[held], left, ids=held)]
     if limit_test is not None:
-        sound = 1 <= limit_test <= len(test)
-        check(sound, "limit_test", limit_test, f"1 to {len(test)}, or leave it out")
+        rule = f"1 to {len(test)}, or leave it out"
+        check(1 <= limit_test <= len(test), "limit_test", limit_test, rule)
         test = test.take(hashed_subset(f"{name}/test", test.labels, limit_test))
-    parts = {
-        "train": pool.take(kept, f"{name} train"),
-        "val": pool.take(held, f"{name} val"),
-        "test": test,
-    }
+    train, val = pool.take(kept, f"{name} train"), pool.take(held, f"{name} val")
+    parts = {"train": train, "val": val, "test": test}
     for first, second in combinations(parts.values(), 2):
         shared = shared_images(first, second)
         if shared:
@@ -78,17 +72,10 @@ def make_splits(
             text = f"{len(shared)} images of {second.name} are in {first.name} too, pixel for pixel"
             report_shared(f"{text}; the first: {other} is {one} of the source", duplicates)
     return Splits(
-        name=name,
-        **parts,
-        num_classes=pool.num_classes,
-        in_channels=pool.images.shape[1],
-        image_size=height,
-        mean=pool.mean,
-        std=pool.std,
-        kind="static",
+        name, **parts, num_classes=pool.num_classes, in_channels=pool.images.shape[1],
+        image_size=height, mean=pool.mean, std=pool.std, kind="static", augment=augment,
         split_sha256=split_sha256({k: (part.indices, part.labels) for k, part in parts.items()}),
-        augment=augment,
-    )
+    )  # fmt: skip
 
 
 def hashed_validation(
@@ -96,12 +83,8 @@ def hashed_validation(
 ) -> tuple[Tensor, Tensor]:
     """Split samples into two parts, class by class, by the hash of (name, seed, index).
 
-    Returns:
-        Positions (kept, held out), int64, each ascending; of each class `fraction` is held out as
-        `splits.held_out` does.
-
-    Raises:
-        DataError: every class is too small to give a sample away.
+    Return positions (kept, held out), int64, ascending; `splits.held_out` tells how many. If every
+    class is too small to give a sample away, it is a DataError.
     """
     listed = labels.tolist()
     found = held_out(listed, exact_fraction("fraction", fraction), lambda i: hashed(name, seed, i))
@@ -120,8 +103,7 @@ def hashed_subset(
 ) -> Tensor:
     """Choose `count` samples with the classes in proportion, by the order of `hashed_validation`.
 
-    Returns:
-        Positions, int64, ascending; a sample is hashed by its number in `ids`, by default its own.
+    Return positions, int64, ascending; a sample is hashed by its number in `ids`, or its own.
     """
     check(1 <= count <= len(labels), "count", count, f"{name} has 1 to {len(labels)} samples")
     numbers = list(range(len(labels))) if ids is None else ids.tolist()
@@ -141,7 +123,5 @@ def split_sha256(parts: Mapping[str, tuple[Tensor, Tensor]]) -> str:
 
 def shared_images(first: ArrayImages, second: ArrayImages) -> list[tuple[int, int]]:
     """Return (position in `first`, position in `second`) of images with the same pixels."""
-    places: dict[bytes, int] = {}
-    for position, digest in enumerate(first.digests()):
-        places.setdefault(digest, position)
-    return [(places[d], position) for position, d in enumerate(second.digests()) if d in places]
+    places = {digest: position for position, digest in reversed([*enumerate(first.digests)])}
+    return [(places[d], position) for position, d in enumerate(second.digests) if d in places]

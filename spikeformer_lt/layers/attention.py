@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -30,8 +32,7 @@ class SpikingSelfAttention(nn.Module):
         scale: factor of the integer attention sums (0.125 on images, 0.25 on DVS in the
             reference; it does not follow 1/sqrt(d)).
         attn_threshold: firing threshold of the neuron after the attention sum.
-        bias: bias of the four linear maps.
-        qkv_bias: whether q, k and v share in that; False leaves it to the projection.
+        bias, qkv_bias: bias of the projection, and whether q, k and v share in it.
         neuron: constants of the neurons; None means the defaults.
 
     Shape: in ``[T|1, B, N, D]`` -> out ``[T, B, N, D]`` spikes.
@@ -55,9 +56,8 @@ class SpikingSelfAttention(nn.Module):
             raise ConfigError(f"num_heads={num_heads} must divide the embedding dim={dim}")
         self.num_heads, self.scale = num_heads, scale
         self.rescale_to: int | None = None  # tokens N: sums over K kept keys are multiplied by N/K
-        self.q = LinearUnit(dim, dim, bias=bias and qkv_bias, neuron=neuron)
-        self.k = LinearUnit(dim, dim, bias=bias and qkv_bias, neuron=neuron)
-        self.v = LinearUnit(dim, dim, bias=bias and qkv_bias, neuron=neuron)
+        own: Any = {"bias": bias and qkv_bias, "neuron": neuron}
+        self.q, self.k, self.v = (LinearUnit(dim, dim, **own) for _ in range(3))
         self.attn_act = LIF(neuron, v_threshold=attn_threshold)
         self.proj = LinearUnit(dim, dim, bias=bias, neuron=neuron)
         self.proj.reads = "spikes"
@@ -127,11 +127,7 @@ class EncoderBlock(nn.Module):
         self.recompute = False
 
     def set_reads(self, reads: Reads) -> Reads:
-        """Tell the units what values the block reads.
-
-        Returns:
-            The values of the block's output.
-        """
+        """Tell the units what values the block reads; returns those of its output."""
         summed = add_spikes(reads)
         for unit in (self.attn.q, self.attn.k, self.attn.v):
             unit.reads = reads

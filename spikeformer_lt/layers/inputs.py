@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from spikeformer_lt.config import check
 from spikeformer_lt.errors import ConfigError, near
 
 ALPHAS = {"sigmoid": 4.0, "atan": 2.0, "hardtanh": 1.0}  # steepness of each surrogate by default
@@ -41,15 +42,14 @@ class NeuronConfig:
     detach_reset: bool = True
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.tau) and self.tau > 1.0):
-            raise ConfigError(f"tau={self.tau!r} is not allowed: a finite number of steps above 1")
+        tau, alpha, rule = self.tau, self.alpha, "a finite number"
+        check(math.isfinite(tau) and tau > 1, "tau", tau, f"{rule} of steps above 1")
         for field in ("v_threshold", "v_reset"):
             value = getattr(self, field)
-            if value is not None and not math.isfinite(value):
-                raise ConfigError(f"{field}={value!r} is not allowed: a finite number")
+            check(value is None or math.isfinite(value), field, value, rule)
         check_surrogate(self.surrogate, tuple(ALPHAS))
-        if self.alpha is not None and not (math.isfinite(self.alpha) and self.alpha > 0):
-            raise ConfigError(f"alpha={self.alpha!r} is not allowed: a finite number above 0")
+        steep = alpha is None or (math.isfinite(alpha) and alpha > 0)
+        check(steep, "alpha", alpha, f"{rule} above 0")
 
     @property
     def v_rest(self) -> float:
@@ -168,17 +168,13 @@ def time_first(
     dtype: torch.dtype,
     compute_once: bool = True,
 ) -> Tensor:
-    """Check an input and put time first.
+    """Check images ``[B, C, H, W]`` or frames ``[B, T, C, H, W]`` and put time first.
 
     Args:
-        x: images ``[B, C, H, W]`` or frames ``[B, T, C, H, W]``.
+        x: the input.
         T, in_channels, image_size: time steps of the model, its C and (H, W).
         dtype: of its weights; under autocast another one than float64 will do, too.
-        compute_once: leave the time axis of static images at size 1, which stands for T equal
-            steps; else repeat them.
-
-    Returns:
-        ``[T, B, C, H, W]``, or ``[1, B, C, H, W]`` of static images.
+        compute_once: let ``[1, B, C, H, W]`` stand for T equal steps of static images.
 
     Raises:
         ConfigError: another dtype, T, channel count or size than the model's.

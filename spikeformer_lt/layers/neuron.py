@@ -76,10 +76,7 @@ _CARRIED: ContextVar[NeuronState | None] = ContextVar("spikeformer_lt_neuron_sta
 
 @contextmanager
 def carry(state: NeuronState | None) -> Iterator[None]:
-    """Let LIF neurons, in this thread, start from `state` and leave their last voltages in it.
-
-    None means rest, as outside.
-    """
+    """Let LIF neurons of this thread go on from `state` and write to it; None is rest."""
     token = _CARRIED.set(state)
     try:
         yield
@@ -124,16 +121,13 @@ class Heaviside(Activation):
         neuron = _configured(neuron, constants)
         self.v_threshold = float(neuron.v_threshold)
         self.surrogate, self.alpha = neuron.surrogate, neuron.steepness
-        lif = replace(neuron, tau=2.0, v_reset=0.0, decay_input=False, detach_reset=True)
-        self._lif = None if neuron.surrogate == "hardtanh" else lif
+        self.lif: NeuronConfig | None = None  # of a LIF whose first step from rest is this
+        if neuron.surrogate != "hardtanh":
+            self.lif = replace(neuron, tau=2.0, v_reset=0.0, decay_input=False, detach_reset=True)
 
     def activate(self, x: Tensor) -> Tensor:
         """Spikes in {0, 1}."""
         return spike(x - self.v_threshold, self.surrogate, self.alpha)
-
-    def as_lif(self) -> NeuronConfig | None:
-        """A LIF whose first step from rest is this activation; None if the kernels have none."""
-        return self._lif
 
     def extra_repr(self) -> str:
         """Constants for ``print(model)``."""
@@ -209,10 +203,8 @@ class LIF(LIFNode):  # type: ignore[misc]
         name = _NAMES.get(type(function))
         if name is None or not function.spiking:
             return None
-        own = (
-            *(self.tau, self.v_threshold, self.v_reset, self.decay_input),
-            *(name, float(function.alpha), self.detach_reset),
-        )
+        constants = self.tau, self.v_threshold, self.v_reset, self.decay_input
+        own = (*constants, name, float(function.alpha), self.detach_reset)
         known, made = self._known
         if known != own:  # a constant was changed
             made = NeuronConfig(*own)
@@ -221,7 +213,7 @@ class LIF(LIFNode):  # type: ignore[misc]
 
     def start(self, x: Tensor) -> Tensor | None:
         """Voltage before the first step of `x`: the carried one, if it has that shape, or rest."""
-        state = None if torch.compiler.is_compiling() else _CARRIED.get()
+        state = carried()
         v = None if state is None else state.voltages.get(self)
         if v is None or v.shape != x.shape[1:]:
             return None
@@ -229,7 +221,7 @@ class LIF(LIFNode):  # type: ignore[misc]
 
     def keep(self, v: Tensor) -> None:
         """Carry `v` to the next forward where a state is carried."""
-        state = None if torch.compiler.is_compiling() else _CARRIED.get()
+        state = carried()
         if state is not None:
             state.voltages[self] = v.detach()
 
@@ -239,8 +231,14 @@ class LIF(LIFNode):  # type: ignore[misc]
         v = self.start(x)
         current = x if x.dtype == torch.float64 else x.float()
         params = self.params()
-        if params is None or self.store_v_seq:
-            spikes, v = self._record(current, v, steps)
+        if params is None or self.store_v_seq:  # the plain loop, for any surrogate
+            trace: list[Tensor] = []
+            known = (self.tau, self.v_threshold, self.v_reset, self.decay_input)
+            neuron = NeuronConfig(*known, detach_reset=self.detach_reset)
+            spikes, v = lif_loop(current, v, steps, neuron, self.surrogate_function, trace)
+            if self.store_v_seq:
+                self.v_seq = torch.stack(trace).detach()
+                self.v = self.v_seq[-1]
         elif _takes_theirs(current):
             spikes, v = self.run_theirs(current, v, steps)
         else:
@@ -249,32 +247,11 @@ class LIF(LIFNode):  # type: ignore[misc]
         return spikes.to(x.dtype)
 
     def run_theirs(self, x: Tensor, v: Tensor | None, T: int) -> tuple[Tensor, Tensor]:
-        """Spikes and last voltage by spikingjelly, which on CUDA runs its fused kernels.
-
-        Args and returns are those of `dispatch.lif`; `x` is float32.
-        """
+        """As `dispatch.lif` of float32, by spikingjelly, which on CUDA runs its fused kernels."""
         start = x.new_full(x.shape[1:], self.v_reset or 0.0) if v is None else v
-        spikes, last, _ = lif_multi_step(
-            x.expand(T, *x.shape[1:]),
-            start,
-            self.tau,
-            self.decay_input,
-            self.v_threshold,
-            self.v_reset,
-            self.surrogate_function,
-            self.detach_reset,
-        )
-        return spikes, last
-
-    def _record(self, x: Tensor, v: Tensor | None, T: int) -> tuple[Tensor, Tensor]:
-        """The plain loop: for a surrogate of the user's, and to record the voltages."""
-        trace: list[Tensor] = []
-        constants = (self.tau, self.v_threshold, self.v_reset, self.decay_input)
-        neuron = NeuronConfig(*constants, detach_reset=self.detach_reset)
-        spikes, last = lif_loop(x, v, T, neuron, self.surrogate_function, trace)
-        if self.store_v_seq:
-            self.v_seq = torch.stack(trace).detach()
-            self.v = self.v_seq[-1]
+        constants = self.tau, self.decay_input, self.v_threshold, self.v_reset
+        rest = self.surrogate_function, self.detach_reset
+        spikes, last, _ = lif_multi_step(x.expand(T, *x.shape[1:]), start, *constants, *rest)
         return spikes, last
 
 
@@ -316,13 +293,11 @@ def make_activation(
     Raises:
         ConfigError: an unknown kind, an option that no neuron has, or a value out of range.
     """
-    kinds = ["lif", "heaviside", "sign", "relu"]
+    kinds = {"lif": LIF, "heaviside": Heaviside, "sign": Sign, "relu": Relu}
     if kind not in kinds:
-        raise ConfigError(f"activation {kind!r} is not one of {kinds}{near(kind, kinds)}")
-    neuron = _configured(neuron, constants)
-    if kind in ("lif", "heaviside"):
-        return LIF(neuron) if kind == "lif" else Heaviside(neuron)
-    return Sign() if kind == "sign" else Relu()
+        raise ConfigError(f"activation {kind!r} is not one of {list(kinds)}{near(kind, kinds)}")
+    neuron, made = _configured(neuron, constants), kinds[kind]
+    return made() if made in (Sign, Relu) else made(neuron)
 
 
 def reset_state(model: nn.Module) -> None:
@@ -349,18 +324,15 @@ class BatchNorm(_BatchNorm):
 
     def forward(self, x: Tensor, repeats: int = 1) -> Tensor:
         """Normalise `x`, which represents `repeats` equal copies of itself along time."""
-        y = self._normalise(x if x.dtype == torch.float64 else x.float(), repeats)
-        return y.to(x.dtype)
-
-    def _normalise(self, x: Tensor, repeats: int) -> Tensor:
-        count = self.check(x)
+        count, dtype = self.check(x), x.dtype
+        x = x if dtype == torch.float64 else x.float()
         if not (self.training or self.running_mean is None):
             assert self.running_mean is not None and self.running_var is not None
-            return self._apply_rows(x, self.running_mean, self.running_var, False)
+            return self._apply_rows(x, self.running_mean, self.running_var, False).to(dtype)
         mean, var = x.new_zeros(2, self.num_features)
         y = self._apply_rows(x, mean, var, True)  # which writes mean and unbiased variance
         self.track(mean, var * ((count - 1) / count), count * repeats)
-        return y
+        return y.to(dtype)
 
     def _apply_rows(self, x: Tensor, mean: Tensor, var: Tensor, batch: bool) -> Tensor:
         channels = x.shape[-1]
@@ -419,15 +391,9 @@ def affine(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
 
 
 def norm_act(
-    norm: BatchNorm,
-    act: LIF | Activation,
-    x: Tensor,
-    T: int | None = None,
-    repeats: int = 1,
-    *,
-    need_current: bool = False,
-) -> Any:
-    """``act(norm(x, repeats), T)``, as one operation where that is faster.
+    norm: BatchNorm | None, act: LIF | Activation | None, x: Tensor, T: int | None = None
+) -> Tensor:
+    """``act(norm(x), T)``, as one operation where that is faster; either may be missing.
 
     The fused kernel bypasses both modules, so any hook on them disables it, except forward hooks of
     `act` with an attribute ``observes_output`` set, which are called with the spikes alone.
@@ -435,49 +401,35 @@ def norm_act(
     Args:
         norm, act: the normalisation and the activation after it.
         x: [T|1, ..., C].
-        T: number of time steps that the output of a LIF has; None means ``x.shape[0]``.
-        repeats: number of equal copies along time that `x` represents, as in :class:`BatchNorm`.
-        need_current: also return the output of `norm`, [T|1, ..., C].
-
-    Returns:
-        The activation: [T, ..., C] from a LIF, else [T|1, ..., C]; with `need_current`, a pair.
+        T: number of steps of a LIF's output, [T, ..., C]; None means ``x.shape[0]``.
     """
-    if not need_current:
-        fused = fused_norm_act(norm, act, x, T, repeats)
-        if fused is not None:
-            return fused
-    current = norm(x, repeats)
-    out: Tensor = act(current, T)
-    return (out, current) if need_current else out
+    fused = fused_norm_act(norm, act, x, T)
+    if fused is not None:
+        return fused
+    current = x if norm is None else norm(x, (T or x.shape[0]) // x.shape[0])
+    return current if act is None else act(current, T)
 
 
 def fused_norm_act(
-    norm: BatchNorm,
-    act: Any,
-    x: Tensor,
-    T: int | None,
-    repeats: int,
-    pooled: bool = False,
+    norm: Any, act: Any, x: Tensor, T: int | None, pooled: bool = False
 ) -> Tensor | None:
     """Spikes by the fused kernel; None if it does not apply.
 
     With `pooled`, `norm` is followed by a max-pool (3x3, stride 2, padding 1) of [T|1, B, H, W, C].
     """
-    if type(norm) is not BatchNorm or hooked(norm, act):
+    kind = type(act)
+    lif = kind is LIF and not act.store_v_seq
+    if type(norm) is not BatchNorm or not (lif or kind is Heaviside) or hooked(norm, act):
         return None
-    time, kind = x.shape[0], type(act)
-    steps = count_steps(x, T, kind.__name__)
-    v = None
-    if kind is LIF and not act.store_v_seq:
-        params = act.params()
-        v = act.start(x[..., ::2, ::2, :] if pooled else x)
-    elif kind is Heaviside:  # every step is the first of a LIF
-        params, steps = act.as_lif(), 1
-        x = x.flatten(0, 1)[None] if pooled else x[None]
-    else:
-        return None
+    params = act.params() if lif else act.lif
     if params is None:
         return None
+    steps, time, v = count_steps(x, T, kind.__name__), x.shape[0], None
+    repeats = steps // time
+    if lif:
+        v = act.start(x[..., ::2, ::2, :] if pooled else x)
+    else:  # every step is the first of a LIF
+        steps, x = 1, x.flatten(0, 1)[None] if pooled else x[None]
     count = norm.check(x)
     batch = norm.training or norm.running_mean is None
     mean, var = (None, None) if batch else (norm.running_mean, norm.running_var)
@@ -489,7 +441,7 @@ def fused_norm_act(
     spikes, last, mean, var = result
     if batch:
         norm.track(mean, var, count * repeats)
-    if kind is LIF:
+    if lif:
         act.keep(last)
     else:
         spikes = spikes[0].unflatten(0, (time, -1)) if pooled else spikes[0]

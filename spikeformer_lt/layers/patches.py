@@ -143,17 +143,18 @@ class Gumbel(PatchScore):
         return logits - torch.log(-torch.log(noise))
 
 
-SCORES = ("rate", "l2", "attention", "tp", "gumbel", "random")
+SCORES: dict[str, type[PatchScore]] = {
+    "rate": Rate, "l2": L2, "attention": Attention, "tp": TemporalSpatial, "gumbel": Gumbel,
+    "random": Random,
+}  # fmt: skip
 
 
 def make_score(kind: str, dim: int, num_classes: int, num_heads: int) -> PatchScore:
     """Build a patch score by name."""
     if kind not in SCORES:
         raise ConfigError(f"patch score {kind!r} is not one of {', '.join(SCORES)}")
-    if kind == "attention":
-        return Attention(dim, num_classes, num_heads)
-    plain = {"rate": Rate, "l2": L2, "tp": TemporalSpatial, "random": Random}
-    return Gumbel(dim) if kind == "gumbel" else plain[kind]()
+    sizes = {"attention": (dim, num_classes, num_heads), "gumbel": (dim,)}
+    return SCORES[kind](*sizes.get(kind, ()))
 
 
 def grid_of(count: int, size: torch.Size) -> tuple[int, int]:
@@ -195,8 +196,7 @@ class PatchSelect(nn.Module):
         space: ``token`` gathers after the whole ConvPEP; ``pixel`` also zeroes the pixels of
             removed patches and embeds the masked image again (Alg. 1's last line; its receptive
             fields still see neighbours).
-        rescale: multiply attention sums by N/K, for the removed keys; see
-            ``Spikformer.set_patch``.
+        rescale: multiply attention sums by N/K, for the removed keys; see `Spikformer.set_patch`.
 
     Source: arXiv 2311.12060, alg. 1 (PatchS); arXiv 2211.01484 (data-level tickets).
     """

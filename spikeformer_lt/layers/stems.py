@@ -25,14 +25,11 @@ class StemUnit(NamedTuple):
 
 @runtime_checkable
 class Stem(Protocol):
-    """A patch embedding: images in, tokens ``[T|1, B, N, dim]`` out.
-
-    ``stride`` is the side of a patch in pixels.
-    """
+    """A patch embedding: images in, tokens ``[T|1, B, N, dim]`` out."""
 
     in_channels: int
     dim: int
-    stride: int
+    stride: int  # side of a patch in pixels
 
     def units(self) -> Sequence[StemUnit]:
         """The units in the order of the data."""
@@ -42,10 +39,7 @@ class Stem(Protocol):
 
 
 def stem_of(model: nn.Module) -> Any:
-    """The stem that a model declares, else its only :class:`Stem`; None if it has none or several.
-
-    It is a module, too.
-    """
+    """The stem (a module) that a model declares, else its only one; None otherwise."""
     return declared_part(model, "stem", Stem)
 
 
@@ -53,8 +47,7 @@ class ConvPEP(nn.Module):
     """Four conv-BN-activation stages, a conv position encoding (RPE), tokens out.
 
     Args:
-        in_channels: image or event channels.
-        dim: embedding width D; the stages have D/8, D/4, D/2, D channels.
+        in_channels, dim: channels of the input; width D of stages of D/8, D/4, D/2, D channels.
         pools: for each stage, whether its map is halved.
         activation: ``lif`` (stateful), ``heaviside`` {0,1}, ``sign`` {-1,+1} or ``relu``.
         residual: how the position encoding p joins the map x: ``add`` x+p (values {0,1,2}),
@@ -62,9 +55,8 @@ class ConvPEP(nn.Module):
         pool_before_act: pool before the neuron instead of after it.
         neuron: constants of the neurons; None means the defaults.
 
-    Shape: in ``[T|1, B, C, H, W]`` -> tokens ``[T|1, B, N, D]``. A size-1 time axis (static
-    image) is computed once: up to the first neuron with ``lif``, throughout when the
-    activation is stateless.
+    Shape: in ``[T|1, B, C, H, W]`` -> tokens ``[T|1, B, N, D]``. A static image, T 1, is computed
+    once: up to the first neuron with ``lif``, throughout when the activation is stateless.
 
     Source: Zhou et al., Spikformer, ICLR 2023, eq. 12-13; arXiv 2311.12060, section III (CPM).
     """
@@ -149,10 +141,7 @@ class ConvPEP(nn.Module):
             )
 
     def forward(self, images: Tensor, T: int, need_current: bool = False) -> tuple[Tensor, Tensor]:
-        """Return (tokens, current): current is the position encoding's BatchNorm output as tokens.
-
-        The current is valid only with `need_current`, which patch criteria on membranes need.
-        """
+        """Return tokens and, if asked for, the BatchNorm output of the position encoding."""
         rows = images.permute(0, 1, 3, 4, 2).contiguous()
         for stage in self.stages:
             rows, _ = call(stage, rows, T)

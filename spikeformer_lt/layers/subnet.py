@@ -88,12 +88,16 @@ class _Subnet(nn.Module):
     mask: Tensor
     threshold: Tensor
 
-    def _take(self, weight: Tensor, learn: str, binary: bool, per_filter: bool) -> None:
+    def __init__(
+        self, layer: Any, learn: str, *, binary: bool = True, per_filter: bool = False
+    ) -> None:
+        super().__init__(**_geometry(layer))
         if learn not in LEARN:
             raise ConfigError(f"learn={learn!r} is not one of {', '.join(LEARN)}")
         self.learn, self.binary, self.per_filter = learn, binary, per_filter
         self.anneal = 0.0
-        self.weight = weight
+        weight = self.weight = layer.weight
+        self.bias = layer.bias
         self.weight.requires_grad_(learn != "scores")
         self.scores: nn.Parameter | None = None
         if learn != "weights":
@@ -118,12 +122,20 @@ class _Subnet(nn.Module):
         )
         return weight
 
+    def collapse(self) -> Any:
+        """A plain layer with the effective weight: removed entries are exactly 0."""
+        kind = nn.Linear if isinstance(self, nn.Linear) else nn.Conv2d
+        plain: Any = kind(**_geometry(self))
+        plain.weight = nn.Parameter(self.effective_weight().detach().clone())
+        plain.bias = self.bias
+        return plain
+
 
 class SubnetConv2d(_Subnet, nn.Conv2d):
     """A convolution whose effective weight is ``w * M`` or ``alpha * sign(w) * M``.
 
     Args:
-        conv: the convolution to take over: weight and bias are shared, and the bias stays.
+        layer: the convolution to take over: weight and bias are shared, and the bias stays.
         learn: ``scores`` over frozen weights (edge-popup, biprop), latent ``weights`` through
             the straight-through estimator, or ``both``.
         binary: binarize the kept weights with a gain.
@@ -135,51 +147,18 @@ class SubnetConv2d(_Subnet, nn.Conv2d):
     Source: arXiv 1911.13299 (edge-popup); arXiv 2103.09377 (biprop); arXiv 2311.12060, alg. 1.
     """
 
-    def __init__(
-        self, conv: nn.Conv2d, learn: str, *, binary: bool = True, per_filter: bool = False
-    ) -> None:
-        super().__init__(**_geometry(conv))
-        self.bias = conv.bias
-        self._take(conv.weight, learn, binary, per_filter)
-
     def forward(self, input: Tensor) -> Tensor:
         """Convolve ``[N, C, H, W]`` with the effective weight."""
         out: Tensor = self._conv_forward(input, self.effective_weight(), self.bias)
         return out
 
-    def collapse(self) -> nn.Conv2d:
-        """A plain convolution with the effective weight: removed entries are exactly 0."""
-        conv = nn.Conv2d(**_geometry(self))
-        conv.weight = nn.Parameter(self.effective_weight().detach().clone())
-        conv.bias = self.bias
-        return conv
-
 
 class SubnetLinear(_Subnet, nn.Linear):
-    """A linear map whose effective weight is that of a :class:`SubnetConv2d`; its bias stays.
-
-    Args:
-        linear: the map to take over (weight and bias are shared, not copied).
-        learn, binary, per_filter: as of a :class:`SubnetConv2d`.
-    """
-
-    def __init__(
-        self, linear: nn.Linear, learn: str, *, binary: bool = True, per_filter: bool = False
-    ) -> None:
-        super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
-        self.bias = linear.bias
-        self._take(linear.weight, learn, binary, per_filter)
+    """A linear map whose effective weight is that of a :class:`SubnetConv2d`; its bias stays."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Map ``[..., in]`` to ``[..., out]``."""
         return nn.functional.linear(input, self.effective_weight(), self.bias)
-
-    def collapse(self) -> nn.Linear:
-        """A plain linear map with the effective weight."""
-        plain = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
-        plain.weight = nn.Parameter(self.effective_weight().detach().clone())
-        plain.bias = self.bias
-        return plain
 
 
 Subnet = SubnetConv2d | SubnetLinear
@@ -187,22 +166,21 @@ Subnet = SubnetConv2d | SubnetLinear
 
 def install(model: nn.Module, name: str, learn: str, *, binary: bool) -> None:
     """Replace the convolution or linear map called `name` by a subnet layer, in place."""
-    parent = model.get_submodule(name.rpartition(".")[0])
     layer = model.get_submodule(name)
-    if isinstance(layer, nn.Linear):
-        made: Subnet = SubnetLinear(layer, learn, binary=binary)
-    elif isinstance(layer, nn.Conv2d):
-        made = SubnetConv2d(layer, learn, binary=binary)
-    else:
+    if not isinstance(layer, nn.Linear | nn.Conv2d):
         raise ConfigError(f"{name}: no subnet form of {type(layer).__name__}; exclude it")
-    setattr(parent, name.rpartition(".")[2], made)
+    made = SubnetLinear if isinstance(layer, nn.Linear) else SubnetConv2d
+    parent, _, own = name.rpartition(".")
+    setattr(model.get_submodule(parent), own, made(layer, learn, binary=binary))
 
 
-def _geometry(conv: nn.Conv2d) -> dict[str, Any]:
-    """Constructor arguments of a convolution of the same shape, without a bias or values."""
-    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation")
-    same = {name: getattr(conv, name) for name in (*names, "groups", "padding_mode")}
-    return {**same, "bias": False, "device": "meta"}
+def _geometry(layer: nn.Module) -> dict[str, Any]:
+    """Constructor arguments of a layer of the same shape, without a bias or values."""
+    names = ["in_features", "out_features"]
+    if isinstance(layer, nn.Conv2d):
+        names = ["in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation"]
+        names += ["groups", "padding_mode"]
+    return {**{n: getattr(layer, n) for n in names}, "bias": False, "device": "meta"}
 
 
 def subnets(model: nn.Module) -> Iterator[tuple[str, Subnet]]:

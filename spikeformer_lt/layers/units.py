@@ -7,10 +7,9 @@ model lists in `Chain`s which units are read by one other unit alone. Parts with
 
 from __future__ import annotations
 
-import platform
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -38,7 +37,7 @@ from spikeformer_lt.layers.neuron import (
     make_activation,
     norm_act,
 )
-from spikeformer_lt.layers.subnet import SubnetConv2d, SubnetLinear
+from spikeformer_lt.layers.subnet import Subnet, SubnetConv2d
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,11 @@ class Unit(Protocol):
         """Whether the output is spikes in {0, 1}."""
 
     def folded(self) -> Folded:
-        """Weight and bias that include the normalisation."""
+        """Weight and bias that include the normalisation.
+
+        Raises:
+            ConfigError: the BatchNorm has no running statistics.
+        """
 
 
 @runtime_checkable
@@ -105,20 +108,14 @@ class Residual(Protocol):
 
 @dataclass(frozen=True)
 class Chain:
-    """Units of a model each of which is read by the next one alone.
-
-    `repeats` is above 1 where a map of several places is flattened, channels innermost.
-    """
+    """Units of a model each of which is read by the next one alone."""
 
     names: tuple[str, ...]  # dotted, in the order of the data; the last may be the head
-    repeats: int = 1  # columns of the last reader for each channel that it reads
+    repeats: int = 1  # columns of the last reader for each channel: places of a flattened map
 
 
 def chain_of(model: nn.Module, parts: Iterable[nn.Module], repeats: int = 1) -> Chain:
-    """Chain of the units and linear maps among `parts`, by their names in `model`.
-
-    The parts are in the order of the data; pools between units are left out.
-    """
+    """Chain of the units and linear maps among `parts`, which are in the order of the data."""
     names = {id(module): name for name, module in model.named_modules()}
     units = [part for part in parts if isinstance(part, Unit | nn.Linear)]
     return Chain(tuple(names[id(unit)] for unit in units), repeats)
@@ -158,29 +155,20 @@ class _Unit:
 
     @property
     def synapse(self) -> Any:
-        """The convolution or linear map."""
         return getattr(self, "conv", None) or self.linear
 
     @property
     def neuron(self) -> Any:
-        """The neuron or activation; None where the output is a current."""
         return self.act
 
     @property
     def fires(self) -> bool:
-        """Whether the output is spikes in {0, 1}."""
         return bool(getattr(self.act, "spiking", False))
 
     def folded(self) -> Folded:
-        """Weight and bias that include the normalisation.
-
-        Raises:
-            ConfigError: the BatchNorm has no running statistics.
-        """
         synapse = self.synapse
-        subnet = isinstance(synapse, SubnetConv2d | SubnetLinear)
-        plain = synapse.effective_weight() if subnet else synapse.weight
-        weight, bias = plain.detach().double(), synapse.bias
+        own = synapse.effective_weight() if isinstance(synapse, Subnet) else synapse.weight
+        weight, bias = own.detach().double(), synapse.bias
         shift = weight.new_zeros(len(weight)) if bias is None else bias.detach().double()
         if self.norm is not None:
             scale, offset = affine(self.norm)
@@ -254,13 +242,9 @@ def _multiply(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
 def _slow_mkl() -> bool:
     """Whether torch multiplies by MKL on a processor that is not of MKL's maker."""
     known = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
-    if not known or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        return False
-    try:
-        maker = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        maker = platform.processor()
-    return "GenuineIntel" not in maker and "AuthenticAMD" in maker
+    cpu = Path("/proc/cpuinfo")
+    other = cpu.exists() and "AuthenticAMD" in cpu.read_text("utf-8")
+    return known and other and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 _SIZE_KEEPING = ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros")
@@ -294,86 +278,6 @@ def map_rows(rows: Tensor, layer: nn.Module) -> Tensor:
     time, batch = rows.shape[:2]
     maps = layer(rows.flatten(0, 1).permute(0, 3, 1, 2))
     return maps.permute(0, 2, 3, 1).unflatten(0, (time, batch))  # type: ignore[no-any-return]
-
-
-class ConvUnit(_Unit, nn.Module):
-    """3x3 convolution (no bias), BatchNorm, activation, with an optional 2x max-pool.
-
-    Args:
-        in_channels, out_channels: channels of the maps.
-        pool: halve the map with a max-pool (kernel 3, stride 2, padding 1).
-        pool_before_act: pool the BatchNorm output instead of the spikes (spikingjelly 2.0).
-        activation: ``lif | heaviside | sign | relu``.
-        neuron: constants of the activation; None means the defaults.
-
-    Shape: in ``[T|1, B, H, W, C]`` -> out ``[T|1, B, H', W', C']``; a size-1 time axis stays so
-    only through a stateless activation.
-
-    Source: Zhou et al., Spikformer, ICLR 2023, eq. 12 (Spiking Patch Splitting).
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        *,
-        pool: bool = False,
-        pool_before_act: bool = False,
-        activation: str = "lif",
-        neuron: NeuronConfig | None = None,
-    ) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
-        self.norm = BatchNorm(out_channels)
-        self.act = make_activation(activation, neuron)
-        self.pool = nn.MaxPool2d(3, stride=2, padding=1) if pool else None
-        self.pool_before_act = pool_before_act
-        self.recompute = False
-
-    def forward(self, rows: Tensor, T: int, need_current: bool = False) -> tuple[Tensor, Tensor]:
-        """Return (activations, BatchNorm output); the second is only valid on request."""
-        rows, pool = map_rows(rows, self.conv), self.pool
-        norm, act, repeats = self.norm, self.act, T // rows.shape[0]
-        plain = type(pool) is nn.MaxPool2d and not hooked(pool)
-        if pool is not None and self.pool_before_act:
-            if plain and not need_current:
-                spikes = fused_norm_act(norm, act, rows, T, repeats, pooled=True)
-                if spikes is not None:
-                    return spikes, rows
-            current = map_rows(norm(rows, repeats), pool)
-            return act(current, T), current
-        out = norm_act(norm, act, rows, T, repeats, need_current=need_current)
-        out, current = out if need_current else (out, rows)
-        if pool is None:
-            return out, current
-        pooled = dispatch.pool(out) if plain else None
-        return (map_rows(out, pool) if pooled is None else pooled), current
-
-
-class LinearUnit(_Unit, nn.Module):
-    """Linear map, BatchNorm over the embedding, LIF.
-
-    Shape: in ``[T|1, B, N, D]`` -> out ``[T, B, N, D']`` spikes.
-    """
-
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        *,
-        bias: bool = True,
-        neuron: NeuronConfig | None = None,
-    ) -> None:
-        super().__init__()
-        self.linear = nn.Linear(in_features, out_features, bias=bias)
-        self.norm = BatchNorm(out_features)
-        self.act = LIF(neuron)
-
-    def forward(self, tokens: Tensor, T: int) -> Tensor:
-        """Map tokens to spikes; a static input is multiplied once and expanded by the neuron."""
-        current = linear_rows(tokens, self.linear)
-        out: Tensor = norm_act(self.norm, self.act, current, T, T // current.shape[0])
-        return out
 
 
 class ConvLayer(_Unit, nn.Module):
@@ -410,14 +314,85 @@ class ConvLayer(_Unit, nn.Module):
 
     def forward(self, rows: Tensor, T: int) -> Tensor:
         """Spikes, or the current where there is no neuron."""
-        rows = map_rows(rows, self.conv)
-        repeats = T // rows.shape[0]
-        if self.act is None:
-            return self.norm(rows, repeats)  # type: ignore[no-any-return]
-        return norm_act(self.norm, self.act, rows, T, repeats)  # type: ignore[no-any-return]
+        return norm_act(self.norm, self.act, map_rows(rows, self.conv), T)
 
 
-class HiddenLayer(_Unit, nn.Module):
+class ConvUnit(ConvLayer):
+    """3x3 convolution (no bias), BatchNorm, activation, with an optional 2x max-pool.
+
+    Args:
+        in_channels, out_channels, activation: as of a :class:`ConvLayer`.
+        pool: halve the map with a max-pool (kernel 3, stride 2, padding 1).
+        pool_before_act: pool the BatchNorm output instead of the spikes (spikingjelly 2.0).
+        neuron: constants of the activation; None means the defaults.
+
+    Source: Zhou et al., Spikformer, ICLR 2023, eq. 12 (Spiking Patch Splitting).
+    """
+
+    act: Any
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        pool: bool = False,
+        pool_before_act: bool = False,
+        activation: str = "lif",
+        neuron: NeuronConfig | None = None,
+    ) -> None:
+        neuron = neuron or NeuronConfig()
+        super().__init__(in_channels, out_channels, activation=activation, neuron=neuron)
+        self.pool = nn.MaxPool2d(3, stride=2, padding=1) if pool else None
+        self.pool_before_act = pool_before_act
+
+    def forward(self, rows: Tensor, T: int, need_current: bool = False) -> Any:
+        """Return (activations, BatchNorm output); the second is only valid on request."""
+        current = map_rows(rows, self.conv)
+        pool: Any = self.pool
+        plain = type(pool) is nn.MaxPool2d and not hooked(pool)
+        before = pool is not None and self.pool_before_act
+        if need_current or before:
+            if before and plain and not need_current:
+                spikes = fused_norm_act(self.norm, self.act, current, T, pooled=True)
+                if spikes is not None:
+                    return spikes, current
+            current = self.norm(current, T // current.shape[0])
+            current = map_rows(current, pool) if before else current
+            out = self.act(current, T)
+        else:
+            out = norm_act(self.norm, self.act, current, T)
+        if pool is None or before:
+            return out, current
+        pooled = dispatch.pool(out) if plain else None
+        return (map_rows(out, pool) if pooled is None else pooled), current
+
+
+class LinearUnit(_Unit, nn.Module):
+    """Linear map, BatchNorm over the embedding, LIF.
+
+    Shape: in ``[T|1, B, N, D]`` -> out ``[T, B, N, D']`` spikes.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        bias: bool = True,
+        neuron: NeuronConfig | None = None,
+    ) -> None:
+        super().__init__()
+        self.linear = nn.Linear(in_features, out_features, bias=bias)
+        self.norm = BatchNorm(out_features)
+        self.act = LIF(neuron)
+
+    def forward(self, values: Tensor, T: int) -> Tensor:
+        """Spikes; a static input is multiplied once and expanded by the neuron."""
+        return norm_act(self.norm, self.act, linear_rows(values, self.linear), T)
+
+
+class HiddenLayer(LinearUnit):
     """Linear map with a bias, BatchNorm on request, and the neuron.
 
     Without BatchNorm the biases start where the neurons just reach their threshold: from torch's
@@ -436,22 +411,13 @@ class HiddenLayer(_Unit, nn.Module):
         activation: str = "lif",
         neuron: NeuronConfig | None = None,
     ) -> None:
-        super().__init__()
         neuron = neuron or NeuronConfig()
-        self.linear = nn.Linear(in_features, out_features)
-        self.norm = BatchNorm(out_features) if norm else None
+        super().__init__(in_features, out_features)
         if not norm:
+            self.norm = None
             gain = neuron.tau if neuron.decay_input else 1.0
             nn.init.constant_(self.linear.bias, (neuron.v_threshold - neuron.v_rest) * gain)
         self.act = make_activation(activation, neuron)
-
-    def forward(self, values: Tensor, T: int) -> Tensor:
-        """Spikes of the hidden neurons."""
-        current = self.linear(values)
-        if self.norm is None:
-            return self.act(current, T)  # type: ignore[no-any-return]
-        repeats = T // current.shape[0]
-        return norm_act(self.norm, self.act, current, T, repeats)  # type: ignore[no-any-return]
 
 
 def spikes_together(units: Sequence[LinearUnit], tokens: Tensor, T: int) -> Tensor | None:
@@ -470,7 +436,8 @@ def spikes_together(units: Sequence[LinearUnit], tokens: Tensor, T: int) -> Tens
         norm, own = unit.norm, unit.linear
         statistics = norm.running_mean, norm.running_var
         found.append((own.weight, own.bias, norm.weight, norm.bias, *statistics))
-    weight, bias, scale, shift, mean, var = map(_together, zip(*found, strict=True))
+    together: list[Any] = [None if p[0] is None else torch.cat(p) for p in zip(*found, strict=True)]
+    weight, bias, scale, shift, mean, var = together
     current = (product_rows if applies(tokens, linear) else F.linear)(tokens, weight, bias)
     count = first.check(current[..., : first.num_features])
     if first.training:
@@ -486,10 +453,6 @@ def spikes_together(units: Sequence[LinearUnit], tokens: Tensor, T: int) -> Tens
         for hook in unit.act._forward_hooks.values():  # observers alone, see `hooked`
             hook(unit.act, (), spikes[..., i, :])
     return spikes
-
-
-def _together(parts: Sequence[Tensor | None]) -> Any:
-    return None if parts[0] is None else torch.cat(parts)  # type: ignore[arg-type]
 
 
 def _shared_neuron(units: Sequence[Any]) -> NeuronConfig | None:
@@ -514,27 +477,22 @@ def _shared_neuron(units: Sequence[Any]) -> NeuronConfig | None:
 
 
 def set_recompute(model: nn.Module, on: bool = True) -> int:
-    """Say whether the parts of a network are computed again instead of kept.
-
-    Args:
-        model: changed in place; parts are its modules with an attribute ``recompute``: encoder
-            blocks, units of the ConvPEP, layers and residual blocks of CNNs.
-        on: False keeps everything, which is faster.
+    """Say whether the modules with an attribute ``recompute`` are computed again instead of kept.
 
     Returns:
-        Number of parts.
+        Their number.
 
     Raises:
-        ConfigError: `on`, and the network has no such part.
+        ConfigError: `on`, and the network has none.
     """
     parts: list[Any] = [module for module in model.modules() if hasattr(module, "recompute")]
+    for part in parts:
+        part.recompute = on
     if on and not parts:
         raise ConfigError(
             f"recompute=True is not allowed: {type(model).__name__} has no part that says "
             "recompute; run it without"
         )
-    for part in parts:
-        part.recompute = on
     return len(parts)
 
 
@@ -551,43 +509,34 @@ def call(part: Any, *args: Any) -> Any:
         return part(*args)
     state = carried()
     begun = None if state is None else state.copy()
-
-    def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-        return nullcontext(), _Again(part, begun)
-
-    return checkpoint(part, *args, use_reentrant=False, context_fn=contexts)
+    both = nullcontext(), _Again(part, begun)
+    return checkpoint(part, *args, use_reentrant=False, context_fn=lambda: both)
 
 
-class _Again:
-    """The context of a second forward; it may be entered again, for a second backward pass."""
+class _Again(AbstractContextManager[None]):
+    """A second forward of a part from its first state, which leaves no trace.
+
+    It may be entered again, for a second backward pass.
+    """
 
     def __init__(self, part: nn.Module, begun: NeuronState | None) -> None:
-        self._of = part, begun
+        self._part, self._begun = part, begun
 
     def __enter__(self) -> None:
-        self._context = _again(*self._of)
-        self._context.__enter__()
+        modules: list[Any] = list(self._part.modules())
+        self._norms = [m for m in modules if isinstance(m, _BatchNorm) and m.track_running_stats]
+        self._hooks = [(m, m._forward_hooks) for m in modules if m._forward_hooks]
+        for norm in self._norms:
+            norm.track_running_stats = False
+        for module, own in self._hooks:
+            kept = ((k, h) for k, h in own.items() if not getattr(h, "observes_output", False))
+            module._forward_hooks = OrderedDict(kept)
+        self._carry = carry(None if self._begun is None else self._begun.copy())
+        self._carry.__enter__()
 
     def __exit__(self, *error: Any) -> None:
-        self._context.__exit__(*error)
-
-
-@contextmanager
-def _again(part: nn.Module, begun: NeuronState | None) -> Iterator[None]:
-    """Let the part run from its first state, and leave no trace of this run."""
-    modules: list[Any] = list(part.modules())
-    norms = [m for m in modules if isinstance(m, _BatchNorm) and m.track_running_stats]
-    hooks = [module._forward_hooks for module in modules]
-    for norm in norms:
-        norm.track_running_stats = False
-    for module, own in zip(modules, hooks, strict=True):
-        kept = ((k, h) for k, h in own.items() if not getattr(h, "observes_output", False))
-        module._forward_hooks = OrderedDict(kept) if own else own
-    try:
-        with carry(None if begun is None else begun.copy()):
-            yield
-    finally:
-        for norm in norms:
+        self._carry.__exit__(*error)
+        for norm in self._norms:
             norm.track_running_stats = True
-        for module, own in zip(modules, hooks, strict=True):
+        for module, own in self._hooks:
             module._forward_hooks = own

@@ -1,7 +1,4 @@
-"""Energy estimates of a network, layer by layer, from the counts of `reports.ledger`.
-
-The count at the spikes and weights that are there stands beside the papers' formula.
-"""
+"""Energy estimates of a network, layer by layer: as counted, and by the papers' formula."""
 
 from __future__ import annotations
 
@@ -52,7 +49,7 @@ INPUT_BITS = {"{0,1}": 1, "{-1,0,1}": 2, "integers": 8, "real": 32}
 """Bits of one input value, by the kind of values that entered."""
 GROUPS_OF = {"stem": "ConvPEP", "convolution": "convolutions", "attention": "attention",
              "linear": "linear maps", "head": "head"}  # fmt: skip
-GROUPS = ("first layer", *GROUPS_OF.values())  # groups of layers in the energy bars
+GROUPS = ("first layer", *GROUPS_OF.values())
 ESTIMATE = (
     "Theoretical estimates from operation counts on real inputs: no device was measured. The leak "
     "and threshold of neurons, biases and data movement are not in the energies; biases and memory "
@@ -62,12 +59,9 @@ ESTIMATE = (
 
 def sensitivity_costs() -> list[Costs]:
     """Both sets, 8-bit integers, and the 45 nm set with each figure halved and doubled."""
-    varied = [
-        Costs(f"45nm, MAC x{m:g}, AC x{a:g}", MAC_PJ * m, AC_PJ * a, "varied 45nm")
-        for m in (0.5, 1.0, 2.0)
-        for a in (0.5, 1.0, 2.0)
-        if (m, a) != (1.0, 1.0)
-    ]
+    factors = [(m, a) for m in (0.5, 1.0, 2.0) for a in (0.5, 1.0, 2.0) if (m, a) != (1.0, 1.0)]
+    varied = [Costs(f"45nm, MAC x{m:g}, AC x{a:g}", MAC_PJ * m, AC_PJ * a, "varied 45nm")
+              for m, a in factors]  # fmt: skip
     return [HOROWITZ, SOP_77FJ, INT8, *varied]
 
 
@@ -109,10 +103,7 @@ class Energy:
 
     @classmethod
     def of(cls, counted: Operations) -> Energy:
-        """Energy ledger of one counting pass.
-
-        BatchNorm is folded: into real weights, or, where weights are binary, into each channel's
-        threshold and bias; either way one accumulate an output is left, ``bias_acs``.
+        """Energy ledger of one counting pass; BatchNorm is folded, which leaves ``bias_acs``.
 
         Raises:
             DataError: a model without a layer that multiplies.
@@ -130,8 +121,9 @@ class Energy:
 
     def headline_pj(self, costs: Costs) -> float | None:
         """Energy of the operations of one sample, pJ; None where a layer is dead."""
-        counted = costs.energy_pj(self.total("multiplies"), self.total("acs"))
-        return None if self.dead else counted
+        if self.dead:
+            return None
+        return costs.energy_pj(self.total("multiplies"), self.total("acs"))
 
     def formula_pj(self, costs: Costs) -> float:
         """The papers' estimate for the same network, pJ."""
@@ -148,12 +140,9 @@ class Energy:
 
     def refusal(self) -> str:
         """Why there is no headline; empty where there is one."""
-        if not self.dead:
-            return ""
-        return (
-            f"refused: {len(self.dead)} spiking layers never fired ({', '.join(self.dead[:3])}); "
-            "a silent network looks cheap and does nothing"
-        )
+        first = ", ".join(self.dead[:3])
+        words = f"refused: {len(self.dead)} spiking layers never fired ({first}); a silent network "
+        return f"{words}looks cheap and does nothing" if self.dead else ""
 
     def memory_pj(self) -> dict[str, float]:
         """Energy, pJ, of reading every weight and input once a sample, by kind of memory."""
@@ -177,11 +166,7 @@ class Energy:
 
 
 def measure_energy(model: nn.Module, batches: Sequence[Tensor], T: int) -> Energy:
-    """Energy ledger of a network on real inputs; arguments as `count_operations`.
-
-    Raises:
-        DataError: no input, or a model without a layer that multiplies.
-    """
+    """Energy ledger of a network on real inputs, as `Energy.of`; DataError without any."""
     if not batches:
         raise DataError("no input to measure energy on; give at least one batch")
     return Energy.of(count_operations(model, batches, T))
@@ -195,23 +180,17 @@ def _layer(name: str, counted: Operations) -> LayerEnergy:
     steps = counted.T if first and counted.static else 1
     part = "" if weights is None else weights.part
     return LayerEnergy(
-        name=name,
-        operation=count.operation,
-        input=count.kind,
+        name=name, operation=count.operation, input=count.kind,
         binary=weights is not None and weights.binary,
         weight_sparsity=0.0 if weights is None else 1 - weights.kept / weights.total,
-        macs_dense=dense,
-        multiplies=count.multiplies / n,
-        sops=count.sops / n,
-        acs=count.acs / n,
-        bias_acs=0.0 if weights is None else count.macs / n / weights.fan_in,
-        rate=rate,
+        macs_dense=dense, multiplies=count.multiplies / n, sops=count.sops / n, acs=count.acs / n,
+        bias_acs=0.0 if weights is None else count.macs / n / weights.fan_in, rate=rate,
         formula_macs=dense / steps if multiplied else 0.0,
         formula_acs=0.0 if multiplied else rate * dense,
         weight_bits=0.0 if weights is None else weights.bits,
         input_bits=count.inputs / n * INPUT_BITS[count.kind],
         group=GROUPS[0] if first else GROUPS_OF[part or count.operation],
-    )
+    )  # fmt: skip
 
 
 def layer_table(energy: Energy) -> Table:
@@ -220,11 +199,10 @@ def layer_table(energy: Energy) -> Table:
               "ACs", "of them SOPs", "formula MACs", "formula ACs", "ACs / formula"]  # fmt: skip
     rows = []
     for row in energy.layers:
-        kind, gone = "binary" if row.binary else "real", f"{100 * row.weight_sparsity:.1f}"
-        about = ["-", "-"] if row.operation == "attention" else [kind, gone]
+        weights = ["binary" if row.binary else "real", f"{100 * row.weight_sparsity:.1f}"]
+        about = ["-", "-"] if row.operation == "attention" else weights
         rows.append([row.name, row.input, *about, *_counts(partial(getattr, row))])
-    rows.append(["all", "", "", "", *_counts(energy.total)])
-    return header, rows
+    return header, [*rows, ["all", "", "", "", *_counts(energy.total)]]
 
 
 def _counts(of: Callable[[str], float]) -> list[str]:
@@ -239,18 +217,19 @@ def headline_table(networks: Mapping[str, Energy]) -> Table:
     rows = []
     for name, energy in networks.items():
         pairs = [(energy.headline_pj(c), energy.formula_pj(c)) for c in COSTS.values()]
-        cells = ["refused (dead)" if counted is None else f"{value / 1e6:.4f}"
-                 for counted, formula in pairs for value in (counted or 0.0, formula)]  # fmt: skip
-        rows.append([name, *cells])
+        values = [None if energy.dead else value for pair in pairs for value in pair]
+        rows.append([name, *map(_microjoules, values)])
     return header, rows
+
+
+def _microjoules(pj: float | None) -> str:
+    return "refused (dead)" if pj is None else f"{pj / 1e6:.4f}"
 
 
 def sensitivity(networks: Mapping[str, Energy]) -> list[tuple[Costs, dict[str, float | None]]]:
     """Energy of each network, pJ, for each set of constants."""
-    return [
-        (costs, {name: energy.headline_pj(costs) for name, energy in networks.items()})
-        for costs in sensitivity_costs()
-    ]
+    return [(costs, {name: energy.headline_pj(costs) for name, energy in networks.items()})
+            for costs in sensitivity_costs()]  # fmt: skip
 
 
 def sensitivity_table(networks: Mapping[str, Energy]) -> Table:
@@ -261,9 +240,9 @@ def sensitivity_table(networks: Mapping[str, Energy]) -> Table:
     rows = []
     for costs, found in sensitivity(networks):
         row = [costs.name, f"{costs.mac_pj:g}", f"{costs.ac_pj:g}"]
-        row += ["refused" if v is None else f"{v / 1e6:.4f}" for v in found.values()]
         base, values = found[first], [found[name] for name in others]
-        rows.append(row + ["-" if v is None or not base else f"{v / base:.3f}" for v in values])
+        ratios = ["-" if v is None or not base else f"{v / base:.3f}" for v in values]
+        rows.append([*row, *map(_microjoules, found.values()), *ratios])
     return header, rows
 
 
@@ -275,19 +254,15 @@ def memory_table(networks: Mapping[str, Energy]) -> Table:
     for name, energy in networks.items():
         counts = [energy.total("weight_bits") / 8, energy.total("input_bits") / 8]
         row = [name, *(f"{v:,.0f}" for v in (*counts, energy.total("bias_acs")))]
-        rows.append(row + [f"{pj / 1e6:.4f}" for pj in energy.memory_pj().values()])
+        rows.append([*row, *map(_microjoules, energy.memory_pj().values())])
     return header, rows
 
 
 def energy_tables(networks: Mapping[str, Energy]) -> dict[str, Any]:
     """Tables and constants of the energies, for the templates of pages."""
-    return {
-        "estimate": ESTIMATE,
-        "headline": headline_table(networks),
-        "costs": list(COSTS.values()),
-        "sensitivity": sensitivity_table(networks),
-        "memory": memory_table(networks),
-    }
+    return {"estimate": ESTIMATE, "costs": list(COSTS.values()), "memory": memory_table(networks),
+            "headline": headline_table(networks),
+            "sensitivity": sensitivity_table(networks)}  # fmt: skip
 
 
 def energy_markdown(networks: Mapping[str, Energy]) -> str:
@@ -304,12 +279,9 @@ def energy_markdown(networks: Mapping[str, Energy]) -> str:
 
 
 def write_energy(folder: Path, networks: Mapping[str, Energy]) -> dict[str, Any]:
-    """Write ``energy.json``, ``energy.csv`` and ``energy.md`` into `folder`.
+    """Write ``energy.json``, which is returned, ``energy.csv`` and ``energy.md`` into `folder`.
 
-    The first network is what the others are divided by. What energy.json holds is returned.
-
-    Raises:
-        DataError: no network was given.
+    The first network is what the others are divided by. DataError if there is none.
     """
     if not networks:
         raise DataError("no network to report the energy of")
@@ -320,8 +292,8 @@ def write_energy(folder: Path, networks: Mapping[str, Energy]) -> dict[str, Any]
     }
     write_atomic(folder / "energy.json", (json.dumps(found, indent=2) + "\n").encode(), DataError)
     columns = [f.name for f in fields(LayerEnergy)]
-    layers = [(name, row) for name, energy in networks.items() for row in energy.layers]
-    rows = [[name, *(getattr(row, column) for column in columns)] for name, row in layers]
+    rows = [[name, *(getattr(row, column) for column in columns)]
+            for name, energy in networks.items() for row in energy.layers]  # fmt: skip
     write_csv(folder / "energy.csv", ["network", *columns], rows)
     write_atomic(folder / "energy.md", energy_markdown(networks).encode(), DataError)
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikeformer_lt.errors import DataError, TicketError, name_of, shown
+from spikeformer_lt.disk import read_mapping
+from spikeformer_lt.errors import ConfigError, DataError, TicketError, shown
 from spikeformer_lt.images.loader import sample_loader
 from spikeformer_lt.images.splits import Splits
 from spikeformer_lt.ticket import Ticket, finished_folder
@@ -48,22 +48,13 @@ class FinishedRun:
 def open_run(
     path: str | Path, build: Callable[..., nn.Module], *how: Any, **options: Any
 ) -> FinishedRun:
-    """Open a run directory or a ticket folder as `open_ticket` does, with its report if it has one.
-
-    Raises:
-        DataError: the report cannot be read.
-    """
+    """Open a folder as `open_ticket` does, with its report if it has one; DataError if damaged."""
     run = open_ticket(path, build, *how, **options)
     place = run.path / "report.json"
-    if not place.exists():
-        return run
     try:
-        found = json.loads(place.read_text("utf-8"))
-    except (OSError, ValueError) as fault:
-        raise DataError(f"{name_of(place)} cannot be read: {fault}") from fault
-    if not isinstance(found, dict):
-        raise DataError(f"{name_of(place)} holds no report: a JSON object is needed")
-    return replace(run, report=found)
+        return replace(run, report=read_mapping(place)) if place.exists() else run
+    except ConfigError as fault:
+        raise DataError(str(fault)) from None
 
 
 def open_ticket(
@@ -80,11 +71,9 @@ def open_ticket(
     Args:
         path: the directory; of a run, the network trained from its ticket is opened if it is there.
         build: makes the network of a ticket; `model_from_ticket`.
-        data: location of its data set. None, ``name auto`` and the name of the ticket's own set
-            take the ticket's own data options, except for those in `given`.
-        given: options that the user named, as `given_options` tells them.
+        data: its data set. None, ``auto`` and the ticket's own set take the ticket's own data
+            options, except for those `given` by name; `options` are of the set's own config class.
         read: reads the ticket of a folder; `export.read_ticket` also reads exports.
-        options: of the data set's own config class, if others than the ticket's.
         overrides: model arguments to change, such as T.
 
     Raises:
@@ -106,13 +95,6 @@ def open_ticket(
         options = {**known.get("data_options", {}), **(options or {})}
     model: Any = build(ticket, **overrides).to(torch.device("cpu"))
     splits = load_splits(data, model.T, options)
-    return FinishedRun(
-        path=folder,
-        name=folder.name,
-        ticket=ticket,
-        model=model,
-        splits=splits,
-        report=None,
-        own_split=splits.name == known["dataset"] and splits.split_sha256 == known["split_sha256"],
-        untrained=known.get("trained") is False,
-    )
+    own_split = (splits.name, splits.split_sha256) == (known["dataset"], known["split_sha256"])
+    untrained = known.get("trained") is False
+    return FinishedRun(folder, folder.name, ticket, model, splits, None, own_split, untrained)

@@ -1,7 +1,4 @@
-"""Operations, sparsities and firing of a network on real inputs, from one counting pass.
-
-The ledger of ``report.json``, the energies and the audit of spike purity read its result.
-"""
+"""Operations, sparsities and firing of a network on real inputs, from one counting pass."""
 
 from __future__ import annotations
 
@@ -47,29 +44,21 @@ class LayerWeights:
     def of(cls, layer: nn.Module, part: str = "") -> LayerWeights:
         """Count the weights of a convolution or linear map."""
         weight = effective_weight(layer)
-        gains = binary_gains(weight, weight != 0) if bool(weight.any()) else None
-        return cls(
-            total=weight.numel(),
-            kept=int(weight.count_nonzero()),
-            gains=0 if gains is None else len(gains),
-            fan_in=weight[0].numel(),
-            operation="convolution" if isinstance(layer, nn.Conv2d) else "linear",
-            part=part,
-        )
+        kept, operation = weight != 0, "convolution" if isinstance(layer, nn.Conv2d) else "linear"
+        found = binary_gains(weight, kept) if bool(kept.any()) else None
+        gains = 0 if found is None else len(found)
+        return cls(weight.numel(), int(kept.sum()), gains, weight[0].numel(), operation, part)
 
     @property
     def binary(self) -> bool:
-        """Whether the weights that are not 0 share one magnitude, in the layer or in each filter.
-
-        The definition is that of exports, `binary_gains`.
-        """
+        """Whether the weights that are not 0 share magnitudes, as `binary_gains` says."""
         return self.gains > 0
 
     @property
     def bits(self) -> float:
         """Entropy of the mask, 1 bit a kept binary weight or 32 a real one, 32 bits a gain."""
-        p = self.kept / self.total
-        entropy = 0.0 if p in (0.0, 1.0) else -p * math.log2(p) - (1 - p) * math.log2(1 - p)
+        share = self.kept / self.total
+        entropy = -sum(p * math.log2(p) for p in (share, 1 - share) if p > 0)
         return self.total * entropy + self.kept * (1 if self.binary else 32) + 32 * self.gains
 
 
@@ -87,10 +76,10 @@ class LayerCount:
     met_by_value: float = 0.0  # each absolute input value times the nonzero weights that it meets
     met: float = 0.0  # each input element, whatever its value, times those weights
 
-    def add_macs(self, macs: float, t_fold: float, dense: float) -> None:
-        """Add the multiply-accumulates of one call."""
-        self.macs, self.macs_t_fold = self.macs + macs, self.macs_t_fold + t_fold
-        self.macs_dense += dense
+    def add_macs(self, macs: float, folds: float, dense: float) -> None:
+        """Add the multiply-accumulates of one call, and of all steps that it stands for."""
+        self.macs, self.macs_t_fold = self.macs + macs, self.macs_t_fold + macs * folds
+        self.macs_dense += dense * folds
 
     @property
     def operation(self) -> str:
@@ -137,28 +126,15 @@ class Operations:
         """Spiking layers that never fired."""
         return [name for name, rate in self.firing_rate.items() if rate == 0]
 
-    @property
-    def patch_sparsity(self) -> float:
-        """Fraction of the tokens that level 1 removed."""
-        return 1 - self.kept_tokens[0].shape[1] / self.tokens if self.kept_tokens else 0.0
-
     def per_sample(self, what: str) -> float:
         """A total over the layers, per sample and over all T steps."""
         return float(sum(getattr(layer, what) for layer in self.layers.values()) / self.samples)
 
-    def table(self) -> dict[str, dict[str, Any]]:
-        """Per layer and sample, ready for JSON."""
-        return {
-            name: {**{k: getattr(layer, k) / self.samples for k in TABLE}, "input": layer.kind}
-            for name, layer in self.layers.items()
-        }
-
     def purity(self) -> dict[str, Any]:
-        """List the inputs of convolutions, linear maps and attentions that are not {0,1}.
+        """``impure`` layers, whose inputs are not {0,1}: name -> kind of values.
 
-        Returns:
-            ``impure``: {layer: kind of values}; ``pure_after_first``: whether only the first
-            layer, which reads the image, and the head, which reads a mean, are listed.
+        ``pure_after_first``: whether they are at most the first, which reads the image, and the
+        head, which reads a mean.
         """
         impure = {n: layer.kind for n, layer in self.layers.items() if layer.kind != "{0,1}"}
         allowed = {n for n, weights in self.weights.items() if weights.part == "head"}
@@ -280,7 +256,7 @@ class _Hooks(ExitStack):
             timed = x.ndim > 2 and x.shape[0] in (1, T) and x.shape[1] == self.batch
             folds = T / x.shape[0] if timed else 1.0
         macs = output.numel() * present[0].numel()
-        layer.add_macs(macs, macs * folds, macs * folds)
+        layer.add_macs(macs, folds, macs)
 
     def _attention(self, name: str, seen: dict[str, Tensor], module: Any, *called: Any) -> None:
         q, k, v = (
@@ -295,8 +271,8 @@ class _Hooks(ExitStack):
             first = q @ k.transpose(-2, -1)  # [N, N] coincidences of q and k
             second = ((first != 0).sum(-2) * v.sum(-1)).sum()
         layer = self._layer(f"{name}.attention", q)
-        folds, macs = self.total.T / len(q), 2 * q.numel() * min(tokens, width)
-        layer.add_macs(macs, macs * folds, 2 * q.numel() * tokens * folds)
+        macs, dense = 2 * q.numel() * min(tokens, width), 2 * q.numel() * tokens
+        layer.add_macs(macs, self.total.T / len(q), dense)
         layer.met_by_value += float(first.sum() + second)
 
 
@@ -308,22 +284,20 @@ def build_ledger(model: Any, batches: Sequence[Tensor]) -> dict[str, Any]:
         batches: images or frames, on the model's device.
 
     Returns:
-        JSON-ready values. ``sparsity``: patch, conv_pep_weight (of all ConvPEP weights),
-        total_weight (of all weights of convolutions and linear maps). ``conv_pep_bits_per_weight``
-        and ``bits_per_weight`` have the same denominators; both ConvPEP values are None without a
-        stem. Operations are per sample over all T steps. ``energy_pj`` is a theoretical estimate,
-        and None with a reason if a layer is dead: a silent network would look brilliant.
-        ``uncounted_layers`` hold matrices that are neither a convolution nor a linear map.
+        Values for JSON. ``sparsity`` and bits are of all ConvPEP weights (None without a stem) and
+        of all weights of convolutions and linear maps; operations per sample over all T steps.
+        ``energy_pj`` is an estimate, None if a layer is dead. ``uncounted_layers`` hold matrices
+        that are neither a convolution nor a linear map.
     """
     counted = count_operations(model, batches, model.T)
-    every, dead = list(counted.weights.values()), counted.dead
+    every, dead, kept = list(counted.weights.values()), counted.dead, counted.kept_tokens
     stem = [weights for weights in every if weights.part == "stem"]
-    parameters = [(m, n) for m in model.modules() for n, _ in m.named_parameters(recurse=False)]
-    values = [effective_weight(m) if n == "weight" else getattr(m, n) for m, n in parameters]
+    own = [(m, n, p) for m in model.modules() for n, p in m.named_parameters(recurse=False)]
+    values = [effective_weight(m) if n == "weight" else p for m, n, p in own]
     macs, acs = counted.per_sample("multiplies"), counted.per_sample("acs")
     return {
         "sparsity": {
-            "patch": counted.patch_sparsity,
+            "patch": 1 - kept[0].shape[1] / counted.tokens if kept else 0.0,
             "conv_pep_weight": _removed(stem) if stem else None,
             "total_weight": _removed(every),
         },
@@ -338,7 +312,10 @@ def build_ledger(model: Any, batches: Sequence[Tensor]) -> dict[str, Any]:
         **{what: counted.per_sample(what) for what in TABLE[:4]},
         "acs": acs,
         "macs_nonspiking": counted.per_sample("macs_nonspiking"),
-        "layers": counted.table(),
+        "layers": {
+            name: {**{k: getattr(layer, k) / counted.samples for k in TABLE}, "input": layer.kind}
+            for name, layer in counted.layers.items()
+        },
         "uncounted_layers": [
             name
             for name, module in model.named_modules()

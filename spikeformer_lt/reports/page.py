@@ -46,14 +46,8 @@ TYPES = {".png": "image/png", ".gif": "image/gif"}
 def write_page(path: Path, template: str, pictures: Iterable[Path] = (), **content: Any) -> Path:
     """Write a self-contained HTML page, atomically: pictures inside it, no script, no server.
 
-    Args:
-        path: of the page, which is returned.
-        template: a file of ``templates/``; it escapes every value.
-        pictures: PNG and GIF files that the template may show, by name.
-        content: ``title`` and the other values of the template.
-
-    Raises:
-        DataError: a picture is neither PNG nor GIF, or cannot be read.
+    `template`, a file of ``templates/``, escapes every value of `content` (``title`` and others)
+    and may show `pictures`, PNG and GIF, by name. DataError if one is of another kind or unread.
     """
     files = {picture.name: picture for picture in pictures}
     content |= {"sections": [], "drawn": files, "picture": lambda name: _embedded(files[name])}

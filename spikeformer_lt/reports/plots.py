@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spikeformer_lt.errors import DataError
-from spikeformer_lt.mask import Mask
 from spikeformer_lt.reports.energy import GROUPS, HOROWITZ, Costs, Energy
 from spikeformer_lt.reports.page import write_csv
 
@@ -40,15 +39,10 @@ def figure(
     width: float = 6.0, height: float = 4.0, rows: int = 1, columns: int = 1, share_x: bool = True,
     *, bare: bool = False,
 ) -> tuple[Any, Any]:  # fmt: skip
-    """A figure, in inches, and its uppermost axes; `bare` axes, for images, have no grid lines.
-
-    It needs no display and leaves matplotlib's global state alone.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    """A figure, in inches, and its uppermost axes; `bare` axes, for images, have no grid lines."""
     from matplotlib.figure import Figure
 
     made = Figure(figsize=(width, height), dpi=120, layout="constrained")
-    FigureCanvasAgg(made)
     every = made.subplots(rows, columns, sharex=share_x and not bare, squeeze=False).ravel()
     for axes in () if bare else every:
         axes.grid(alpha=0.3)
@@ -57,9 +51,10 @@ def figure(
     return made, every[0]
 
 
-def style(at: int) -> tuple[str, str]:
+def style(at: int) -> dict[str, str]:
     """Colour and marker of a series by its index: 49 pairs, the first 7 alike in neither."""
-    return COLOURS[at % len(COLOURS)], MARKERS[(at + at // len(COLOURS)) % len(MARKERS)]
+    marker = MARKERS[(at + at // len(COLOURS)) % len(MARKERS)]
+    return {"color": COLOURS[at % len(COLOURS)], "marker": marker}
 
 
 def _panels(count: int, most: int, width: float, height: float, more: float = 0.0) -> Any:
@@ -80,17 +75,18 @@ def _save(made: Any, path: Path, header: Sequence[str], rows: Rows) -> Path:
     return path
 
 
-def _heat(made: Any, axes: Any, values: Tensor, top: float, label: str, **how: Any) -> None:
-    """Draw a matrix from 0 to `top`, with a colour bar."""
+def _heat_map(
+    size: tuple[float, float], values: Tensor, top: float, label: str,
+    texts: Mapping[tuple[int, int], str] | None = None, **how: Any,
+) -> tuple[Any, Any]:  # fmt: skip
+    """Draw a matrix from 0 to `top` with a colour bar, and `texts` into its cells."""
+    made, axes = figure(*size, bare=True)
     drawn = axes.imshow(values.numpy(), cmap="cividis", vmin=0, vmax=top, **how)
     made.colorbar(drawn, label=label)
-
-
-def _write_cells(axes: Any, shade: Tensor, texts: Mapping[tuple[int, int], str], size: int) -> None:
-    """Write into cells of a heat map: white on the dark half of its colours."""
-    for (i, j), text in texts.items():
-        colour = "white" if float(shade[i, j]) < 0.5 else "black"
-        axes.text(j, i, text, ha="center", va="center", color=colour, fontsize=size)
+    for (i, j), text in (texts or {}).items():
+        colour = "white" if float(values[i, j]) < top / 2 else "black"
+        axes.text(j, i, text, ha="center", va="center", color=colour, fontsize=7)
+    return made, axes
 
 
 def _epochs(axes: Any) -> None:
@@ -105,6 +101,12 @@ def _legend(made: Any, place: str = "right upper", **how: Any) -> None:
 def _read(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def _plot_points(axes: Any, points: Sequence[tuple[int, float]], label: str, at: int) -> None:
+    """Draw a line through points ``(x, y)``, which can be none, in the style of a series."""
+    xs, ys = zip(*points, strict=True) if points else ((), ())
+    axes.plot(xs, ys, **style(at), markersize=3, label=label)
 
 
 def _column(table: Sequence[Mapping[str, str]], name: str) -> list[tuple[int, float]]:
@@ -123,24 +125,21 @@ def plot_curves(
 ) -> Path:  # fmt: skip
     """Mean and standard deviation of several series, controls dotted; every run is a faint dot.
 
-    Series are points ``(x, one value a run)``; `reference`, the mean of the dense networks, is a
-    dashed line. The CSV holds mean, spread and count of every point.
+    Series are points ``(x, one value a run)``; `reference`, the dense mean, is a dashed line.
     """
     made, axes = figure(7.4, 4.2)
     rows: list[list[object]] = []
     for at, (name, points) in enumerate(series.items()):
-        colour, marker = style(at)
         means = [statistics.fmean(values) for _, values in points]
-        spread = [statistics.stdev(v) if len(v) > 1 else 0.0 for _, v in points]
-        bars = [s if len(v) > 1 else math.nan for s, (_, v) in zip(spread, points, strict=True)]
+        spread = [statistics.stdev(v) if len(v) > 1 else math.nan for _, v in points]
         axes.errorbar(
-            [x for x, _ in points], means, yerr=bars, label=name, color=colour, marker=marker,
+            [x for x, _ in points], means, yerr=spread, label=name, **style(at),
             markersize=5, capsize=3, linestyle=":" if name.startswith(CONTROL) else "-",
         )  # fmt: skip
         each = [(x, value) for x, values in points for value in values]
-        axes.scatter(*zip(*each, strict=True), color=colour, marker=marker, s=9, alpha=0.4)
-        numbers = zip(points, means, spread, strict=True)
-        rows += [[name, x, mean, sd, len(v)] for (x, v), mean, sd in numbers]
+        axes.scatter(*zip(*each, strict=True), **style(at), s=9, alpha=0.4)
+        rows += [[name, x, mean, 0.0 if math.isnan(sd) else sd, len(values)]
+                 for (x, values), mean, sd in zip(points, means, spread, strict=True)]  # fmt: skip
     if reference is not None:
         axes.axhline(reference, color="#555555", linestyle="--", label="dense")
         rows.append(["dense", "", reference, "", ""])
@@ -158,23 +157,19 @@ def plot_training(summary: Path, folder: Path) -> Path | None:
     lower, changes = made.axes[1], _changes(table)
     rows: list[list[object]] = []
     for axes, what, unit in ((upper, "accuracy", " (%)"), (lower, "loss", "")):
-        for part, colour, marker in (("train", COLOURS[0], "o"), ("val", COLOURS[1], "s")):
+        for at, (part, label) in enumerate((("train", "train"), ("val", "validation"))):
             points = _column(table, f"{part}_{what}")
-            axes.plot([x for x, _ in points], [y for _, y in points], color=colour, marker=marker,
-                      markersize=3, label=part.replace("val", "validation"))  # fmt: skip
+            _plot_points(axes, points, label, at)
             rows += [[f"{part}_{what}", table[x - 1]["phase"], x, y] for x, y in points]
         for at in changes:
             axes.axvline(at + 0.5, color="#999999", linewidth=1)
         axes.set_ylabel(what + unit)
     for at in [0, *changes] if changes else []:
-        upper.annotate(
-            table[at]["phase"], (at + 0.5, 1.0), (2, 2), xycoords=("data", "axes fraction"),
-            textcoords="offset points", fontsize=8,
-        )  # fmt: skip
+        upper.annotate(table[at]["phase"], (at + 0.5, 1.0), (2, 2), fontsize=8,
+                       xycoords=("data", "axes fraction"), textcoords="offset points")  # fmt: skip
     lower.set_ylim(bottom=0)
     _epochs(lower)
-    handles, labels = upper.get_legend_handles_labels()
-    _legend(made, "upper right", handles=handles, labels=labels, ncols=2)
+    _legend(made, "upper right", handles=upper.get_lines()[:2], ncols=2)
     header = ["quantity", "phase", "epoch_of_run", "value"]
     return _save(made, folder / "training.png", header, rows)
 
@@ -188,10 +183,9 @@ def plot_epoch_rates(path: Path, summary: Path) -> Path | None:
     if not found["firing_rate"]:
         return None
     made, axes = figure(7.0, 3.4)
-    for (column, points), colour, marker in zip(found.items(), COLOURS, "os^", strict=False):
+    for at, (column, points) in enumerate(found.items()):
         if points:
-            axes.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=3,
-                      label=wanted[column])  # fmt: skip
+            _plot_points(axes, points, wanted[column], at)
     axes.set_ylabel("fraction")
     axes.set_ylim(bottom=0)
     _epochs(axes)
@@ -201,21 +195,17 @@ def plot_epoch_rates(path: Path, summary: Path) -> Path | None:
 
 
 def plot_layer_epochs(path: Path, firing: Path) -> Path | None:
-    """Heat map of each spiking layer's firing rate in every epoch, from a run's firing.csv.
-
-    A layer without a spike in an epoch is crossed; one that did not run there is blank.
-    """
+    """Heat map of each layer's firing rate by epoch, from firing.csv; dead layers are crossed."""
     table = [row for row in _read(firing) if row.get("epoch")]
     layers = [name for name in (table[0] if table else {}) if name not in ("phase", "epoch")]
     if not layers:
         return None
     rates = torch.tensor([[float(row[name] or "nan") for row in table] for name in layers])
-    epochs = len(table)
-    made, axes = figure(min(11.0, 4.2 + 0.22 * epochs), 0.19 * len(layers) + 1.4, bare=True)
-    _heat(
-        made, axes, rates, max(float(rates.nan_to_num().max()), 1e-9),
+    size = min(11.0, 4.2 + 0.22 * len(table)), 0.19 * len(layers) + 1.4
+    made, axes = _heat_map(
+        size, rates, max(float(rates.nan_to_num().max()), 1e-9),
         "firing rate (spikes per\nneuron and step)", aspect="auto", interpolation="nearest",
-        extent=(0.5, epochs + 0.5, len(layers) - 0.5, -0.5),
+        extent=(0.5, len(table) + 0.5, len(layers) - 0.5, -0.5),
     )  # fmt: skip
     dead = (rates == 0).nonzero()
     if len(dead):
@@ -234,7 +224,6 @@ def plot_energy(path: Path, networks: Mapping[str, Energy], costs: Costs = HOROW
     many = len(networks) > 4
     made, axes = figure(2.6 + (1.05 if many else 1.7) * len(networks), 4.0)
     rows: list[list[object]] = []
-    labelled: set[str] = set()
     for at, (name, energy) in enumerate(networks.items()):
         label, foot = "\n".join(wrap(name.replace("_", " "), 12 if many else 18)), (2 * at + 0.5, 0)
         axes.annotate(label, foot, (0, -24), textcoords="offset points", ha="center", va="top",
@@ -244,22 +233,21 @@ def plot_energy(path: Path, networks: Mapping[str, Energy], costs: Costs = HOROW
             continue
         base = [0.0, 0.0]
         for group, values in energy.by_group(costs).items():
-            for kind, pj in enumerate(values):
-                axes.bar(
-                    2 * at + kind, pj / 1e6, bottom=base[kind],
-                    color=COLOURS[GROUPS.index(group)], label=None if group in labelled else group,
-                    width=0.8, hatch="//" if kind else None, edgecolor="white", linewidth=0.5,
-                )  # fmt: skip
-                labelled.add(group)
-                base[kind] += pj / 1e6
-                rows.append([name, ("counted", "formula")[kind], group, pj / 1e6])
+            known = any(group == row[2] for row in rows)
+            bars = axes.bar([2 * at, 2 * at + 1], [pj / 1e6 for pj in values], bottom=base,
+                            color=COLOURS[GROUPS.index(group)], label=None if known else group,
+                            width=0.8, hatch=["", "//"], linewidth=0.5,
+                            edgecolor="white")  # fmt: skip
+            base = [bar.get_y() + bar.get_height() for bar in bars]
+            rows += [[name, kind, group, pj / 1e6]
+                     for kind, pj in zip(("counted", "formula"), values, strict=True)]  # fmt: skip
     ticks = ["c.", "f."] if many else ["counted", "formula"]
     axes.set_xticks(range(2 * len(networks)), ticks * len(networks), fontsize=8)
     axes.set_ylabel(f"energy per sample (uJ, estimate, {costs.name})")
     if many:
         axes.set_title("c.: counted; f. (hatched): the papers' formula", fontsize=8)
     axes.grid(axis="x", visible=False)
-    if labelled:
+    if rows:
         axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return _save(made, path, ["network", "kind", "group", "energy_uj"], rows)
 
@@ -278,11 +266,8 @@ def plot_raster(path: Path, spikes: Mapping[str, Tensor], layers: int = 6) -> Pa
         axes.scatter(fired[:, 0] + 1, chosen[fired[:, 1]], s=6, marker="|", color=COLOURS[0],
                      linewidths=1.2)  # fmt: skip
         axes.set_title(f"{name}\nrate {float(spikes[name].float().mean()):.3f}", fontsize=7)
-        axes.set(xlim=(0.5, T + 0.5), ylim=(-0.5, neurons - 0.5))
-        axes.set_xticks(range(1, T + 1, max(1, T // 8)))
-        axes.tick_params(labelsize=7)
-        axes.set_xlabel("time step", fontsize=7)
-        axes.set_ylabel("neuron", fontsize=7)
+        axes.set(xlim=(0.5, T + 0.5), ylim=(-0.5, neurons - 0.5), xlabel="time step",
+                 ylabel="neuron", xticks=range(1, T + 1, max(1, T // 8)))  # fmt: skip
         rows += [[name, int(t) + 1, int(chosen[n])] for t, n in fired]
     return _save(made, path, ["layer", "t", "neuron"], rows)
 
@@ -311,17 +296,16 @@ def plot_membrane(
     steps = torch.arange(1, len(trace) + 1)
     gap = 0.05 * max(threshold - min(float(trace.min()), 0.0), 1e-9)  # of the picture's height
     rows: list[list[object]] = []
-    for n, (neuron, colour, marker) in enumerate(zip(neurons, COLOURS, MARKERS, strict=False)):
-        axes.plot(steps, trace[:, n], color=colour, marker=marker, markersize=4,
-                  label=f"neuron {neuron}")  # fmt: skip
-        fired = spikes[:, n] > 0
-        axes.plot(steps[fired], torch.full((int(fired.sum()),), threshold + gap * (n + 1)),
-                  linestyle="", marker="|", color=colour, markersize=6)  # fmt: skip
+    for n, neuron in enumerate(neurons):
+        axes.plot(steps, trace[:, n], **style(n), markersize=4, label=f"neuron {neuron}")
+        fired = steps[spikes[:, n] > 0]
+        above = torch.full(fired.shape, threshold + gap * (n + 1))
+        axes.plot(fired, above, linestyle="", marker="|", color=COLOURS[n], markersize=6)
         rows += [[neuron, int(t), float(trace[t - 1, n]), int(spikes[t - 1, n])] for t in steps]
     axes.axhline(threshold, color="#555555", linestyle="--", linewidth=1, label="threshold")
-    axes.set(xlabel="time step", ylabel="membrane after the step (dimensionless)")
+    axes.set(xlabel="time step", ylabel="membrane after the step (dimensionless)",
+             xticks=steps.tolist())  # fmt: skip
     axes.set_title(f"{layer}: membranes of some neurons; ticks above are spikes", fontsize=8)
-    axes.set_xticks(steps.tolist())
     axes.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return _save(made, path, ["neuron", "t", "membrane", "spike"], rows)
 
@@ -353,8 +337,8 @@ def keep_map(kept: Tensor | None, grid: tuple[int, int], size: tuple[int, int]) 
     flat = torch.full((rows * columns,), kept is None)
     if kept is not None:
         flat[kept.cpu()] = True
-    grown = flat.view(rows, columns).repeat_interleave(size[0] // rows, 0)
-    return grown.repeat_interleave(size[1] // columns, 1).numpy()
+    patch = np.ones((size[0] // rows, size[1] // columns), dtype=bool)
+    return np.kron(flat.view(rows, columns).numpy(), patch)
 
 
 def fade(pixels: Array, keep: Array) -> Array:
@@ -411,29 +395,25 @@ def plot_kept_clip(
 
 def plot_keep_frequency(path: Path, frequency: Tensor, images: int) -> Path:
     """Heat map ``[rows, columns]``: the fraction of images in which each patch is kept."""
-    made, axes = figure(4.4, 3.6, bare=True)
-    _heat(made, axes, frequency, 1, f"fraction of {images} inputs that keep it")
     rows, columns = frequency.shape
-    cells = {(i, j): float(frequency[i, j]) for i in range(rows) for j in range(columns)}
-    if len(cells) <= 64:
-        _write_cells(axes, frequency, {at: f"{value:.2f}" for at, value in cells.items()}, 8)
+    cells = {(i, j): float(value) for (i, j), value in np.ndenumerate(frequency.numpy())}
+    texts = {at: f"{value:.2f}" for at, value in cells.items()} if len(cells) <= 64 else {}
+    label = f"fraction of {images} inputs that keep it"
+    made, axes = _heat_map((4.4, 3.6), frequency, 1, label, texts)
     axes.set(xlabel="patch column", ylabel="patch row", xticks=range(columns), yticks=range(rows))
     lines = [[*at, value] for at, value in cells.items()]
     return _save(made, path, ["row", "column", "kept_fraction"], lines)
 
 
 def plot_kernels(path: Path, weight: Tensor, layer: str) -> Path:
-    """Signs of a convolution's kernels ``[out, in, kh, kw]``: filters down, channels across.
-
-    The CSV holds the counts of +, 0 and - of every filter.
-    """
+    """Signs of a convolution's kernels ``[out, in, kh, kw]``: filters down, channels across."""
     if weight.ndim != 4:
         raise DataError(f"{layer} has shape {list(weight.shape)}; a convolution has four axes")
     from matplotlib.colors import BoundaryNorm, ListedColormap
     from matplotlib.patches import Patch
 
     signs = weight.detach().cpu().sign()
-    part = torch.nn.functional.pad(signs[:KERNELS, :KERNELS], (0, 1, 0, 1), value=float("nan"))
+    part = torch.nn.functional.pad(signs[:KERNELS, :KERNELS], (0, 1, 0, 1), value=math.nan)
     filters, channels = part.shape[:2]
     canvas = part.permute(0, 2, 1, 3).flatten(2).flatten(0, 1)[:-1, :-1]
     width = max(4.2, min(5.6, 0.09 * canvas.shape[1]) + 1.0)
@@ -443,40 +423,21 @@ def plot_kernels(path: Path, weight: Tensor, layer: str) -> Path:
         canvas.numpy(), cmap=ListedColormap([MINUS, ZERO, PLUS]),
         norm=BoundaryNorm([-1.5, -0.5, 0.5, 1.5], 3), interpolation="nearest",
     )  # fmt: skip
-    axes.set(xticks=[], yticks=[])
-    axes.set_xlabel(f"input channel (first {channels} of {weight.shape[1]})", fontsize=8)
-    axes.set_ylabel(f"filter (first {filters} of {weight.shape[0]})", fontsize=8)
+    axes.set(xticks=[], yticks=[], ylabel=f"filter (first {filters} of {weight.shape[0]})",
+             xlabel=f"input channel (first {channels} of {weight.shape[1]})")  # fmt: skip
     gone = 100 * float((signs == 0).double().mean())
     axes.set_title(f"{layer}: {gone:.1f} % of its weights removed", fontsize=8)
     handles = [Patch(facecolor=c, edgecolor="#777777", label=n)
                for c, n in ((PLUS, "+"), (ZERO, "0"), (MINUS, "-"))]  # fmt: skip
     _legend(made, handles=handles)
-    flat = signs.flatten(1)
-    counts = [[i, *(int((row == s).sum()) for s in (1, 0, -1))] for i, row in enumerate(flat)]
+    counts = [[i, *(int((row == s).sum()) for s in (1, 0, -1))] for i, row in enumerate(signs)]
     return _save(made, path, ["filter", "plus", "zero", "minus"], counts)
 
 
-def plot_mask_distances(path: Path, masks: Sequence[Mask], names: Sequence[str]) -> Tensor:
-    """Draw and return the Hamming distances between masks, a symmetric ``[n, n]`` in [0, 1].
-
-    Raises:
-        MaskError: masks of different layers.
-        DataError: not one name for each mask.
-    """
-    if len(names) != len(masks) or not masks:
-        raise DataError(f"{len(masks)} masks and {len(names)} names; give one for each")
-    found = banded([[one.hamming(other) for other in masks[:i]] for i, one in enumerate(masks)])
-    plot_distances(path, found, names)
-    return found
-
-
 def banded(distances: Sequence[Sequence[float]]) -> Tensor:
-    """Distances of each mask to the last ones before it, oldest first, as a symmetric matrix.
-
-    Pairs that were not compared, as outside the window of Early-Bird, are NaN.
-    """
+    """Distances of each mask to the last ones before it, as a symmetric matrix, NaN elsewhere."""
     n = len(distances)
-    found = torch.full((n, n), float("nan"), dtype=torch.float64)
+    found = torch.full((n, n), math.nan, dtype=torch.float64)
     for i, row in enumerate(distances):
         found[i, i] = 0.0
         for j, value in enumerate(row, start=i - len(row)):
@@ -486,19 +447,17 @@ def banded(distances: Sequence[Sequence[float]]) -> Tensor:
 
 def plot_distances(path: Path, found: Tensor, names: Sequence[str], label: str = "") -> Path:
     """A symmetric matrix of distances between masks; NaN is grey: not compared."""
-    n = len(names)
+    n, top = len(names), max(float(found.nan_to_num().max()), 1e-9)
     size = min(0.55 * n + 2.6, 9.0)
-    made, axes = figure(size + 0.9, size, bare=True)
-    axes.set_facecolor("#BBBBBB")
-    top = max(float(found.nan_to_num().max()), 1e-9)
-    _heat(made, axes, found, top, "distance (fraction of entries that differ)")
+    known = (~found.isnan()).nonzero().tolist() if n <= 12 else []
+    texts = {(i, j): f"{float(found[i, j]):.3f}" for i, j in known}
+    what = "distance (fraction of entries that differ)"
+    made, axes = _heat_map((size + 0.9, size), found, top, what, texts)
     shown = range(0, n, -(-n // 24))
     marks = [names[i] for i in shown]
     axes.set_xticks(shown, marks, fontsize=7, rotation=60 if max(map(len, marks)) > 4 else 0)
     axes.set_yticks(shown, marks, fontsize=7)
-    axes.set(xlabel=label, ylabel=label)
-    known = (~found.isnan()).nonzero().tolist() if n <= 12 else []
-    _write_cells(axes, found / top, {(i, j): f"{float(found[i, j]):.3f}" for i, j in known}, 6)
+    axes.set(xlabel=label, ylabel=label, facecolor="#BBBBBB")
     rows = [[name, *("" if v != v else v for v in row)]
             for name, row in zip(names, found.tolist(), strict=True)]  # fmt: skip
     return _save(made, path, ["mask", *names], rows)
@@ -509,8 +468,7 @@ def plot_anytime(path: Path, accuracy_at_t: Mapping[str, Sequence[float]]) -> Pa
     made, axes = figure(6.8, max(4.0, 0.2 * len(accuracy_at_t) + 0.6))
     longest = max(len(values) for values in accuracy_at_t.values())
     for at, (name, values) in enumerate(accuracy_at_t.items()):
-        colour, marker = style(at)
-        axes.plot(range(1, len(values) + 1), values, color=colour, marker=marker, label=name)
+        axes.plot(range(1, len(values) + 1), values, **style(at), label=name)
     axes.set(xlabel="time steps used", ylabel="accuracy (%)", xticks=range(1, longest + 1))
     if len(accuracy_at_t) > 1:
         _legend(made)
@@ -538,14 +496,13 @@ def plot_confusion(path: Path, confusion: Sequence[Sequence[int]]) -> Path:
         raise DataError(f"a confusion matrix is square; this one is {list(counts.shape)}")
     classes = len(counts)
     share = counts.double() / counts.sum(1, keepdim=True).clamp_min(1)
-    made, axes = figure(5.6, 4.8, bare=True)
-    _heat(made, axes, share, 1, "fraction of the true class")
-    if classes <= 20:
-        known = counts.nonzero().tolist()
-        _write_cells(axes, share, {(i, j): str(int(counts[i, j])) for i, j in known}, 7)
+    few = classes <= 20
+    texts = {(i, j): str(int(counts[i, j])) for i, j in counts.nonzero().tolist()} if few else {}
+    made, axes = _heat_map((5.6, 4.8), share, 1, "fraction of the true class", texts)
+    if few:
         axes.set(xticks=range(classes), yticks=range(classes))
     right = int(counts.diagonal().sum())
     axes.set(xlabel="predicted class", ylabel="true class",
              title=f"{right} of {int(counts.sum())} right")  # fmt: skip
     rows = [[i, *row] for i, row in enumerate(counts.tolist())]
-    return _save(made, path, ["true", *range(classes)], rows)
+    return _save(made, path, ["true", *map(str, range(classes))], rows)

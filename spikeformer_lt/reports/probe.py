@@ -39,9 +39,7 @@ def recording(model: nn.Module, membranes: Sequence[str] = ()) -> Iterator[Probe
     """Record the next forward of a model; the hooks are gone after it.
 
     `membranes` names the spiking layers whose membranes are recorded; the first layer if empty.
-
-    Raises:
-        DataError: a name that is no spiking layer of the model.
+    A name that is no spiking layer of the model raises DataError.
     """
     found, layers = Probe(), spiking_layers(model)
     wanted = list(membranes) or list(layers)[:1]
@@ -54,8 +52,8 @@ def recording(model: nn.Module, membranes: Sequence[str] = ()) -> Iterator[Probe
     def begin(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         found.inputs = inputs[0]
         if stem is not None:
-            rows, columns = (side // stem.stride for side in found.inputs.shape[-2:])
-            found.grid = rows, columns
+            height, width = found.inputs.shape[-2:]
+            found.grid = height // stem.stride, width // stem.stride
 
     def select(module: nn.Module, inputs: object, output: tuple[Tensor, Any]) -> None:
         found.kept = output[0].clone()
@@ -110,9 +108,9 @@ def _first_sample(x: Tensor, batch: int) -> Tensor:
 
 
 def busy_neurons(trace: Tensor, spikes: Tensor, count: int = MEMBRANES) -> list[int]:
-    """Choose at most `count` neurons to show: half that fire, then those that move most.
+    """Choose at most `count` of ``[T, neurons]``: half that fire, then those that move most.
 
-    Membranes and spikes are ``[T, neurons]``. No two are alike within a twentieth of the range.
+    No two membranes are alike within a twentieth of the range.
     """
     moving = trace.std(0, unbiased=False).sort(descending=True, stable=True).indices
     fires = spikes.bool().any(0)[moving]
@@ -137,7 +135,7 @@ def keep_frequency(kept: Sequence[Tensor], grid: tuple[int, int]) -> Tensor:
 def early_exit(
     logits: Tensor, labels: Tensor, confidences: Sequence[float] = CONFIDENCES
 ) -> list[tuple[float, float, float]]:
-    """Stop at the first step whose mean logits, of ``[B, T, K]``, are sure enough, or at the last.
+    """Stop at the first step whose mean logits are sure enough, or at the last.
 
     Args:
         logits, labels: ``[B, T, K]`` and ``[B]``.
@@ -148,12 +146,11 @@ def early_exit(
     """
     mean = logits.cumsum(1) / torch.arange(1, logits.shape[1] + 1)[None, :, None]
     best, answer = mean.softmax(2).max(2)
-    found = []
+    right, found = answer == labels[:, None], []
     for confidence in confidences:
         sure = best >= confidence
         sure[:, -1] = True
         at = sure.int().argmax(1)
-        right = answer.gather(1, at[:, None])[:, 0] == labels
-        steps = float((at + 1).double().mean())
-        found.append((confidence, steps, 100 * float(right.double().mean())))
+        accuracy = 100 * float(right.gather(1, at[:, None]).double().mean())
+        found.append((confidence, float((at + 1).double().mean()), accuracy))
     return found

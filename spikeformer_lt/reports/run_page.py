@@ -34,6 +34,10 @@ log = logging.getLogger(__name__)
 LEDGER_IMAGES = 256
 """Test images that firing rates, operations and the purity audit are measured on."""
 SHOWN_IMAGES = 8
+ABOUT_TICKET = (
+    "search", "trained", "control", "deviations", "prunable_sparsity", "total_sparsity",
+    "search_seconds",
+)  # fmt: skip
 FACTS = {
     "test accuracy (%)": ("test_accuracy", 1.0, "{:.2f}"),
     "test inputs": ("test_count", 1.0, "{:.0f}"),
@@ -83,15 +87,10 @@ def save_predictions(
     Raises:
         CheckpointError: another file than predictions has this name, or the disk refuses.
     """
-    classes = getattr(getattr(data, split), "classes", None)
-    facts = {
-        "dataset": data.name,
-        "split": split,
-        "split_sha256": data.split_sha256,
-        "run_id": run_id,
-        "weights_sha256": digest(model.state_dict()),
-        "classes": list(classes) if classes else None,
-    }
+    classes, weights = getattr(getattr(data, split), "classes", None), digest(model.state_dict())
+    facts = {"dataset": data.name, "split": split, "split_sha256": data.split_sha256,
+             "run_id": run_id, "weights_sha256": weights,
+             "classes": list(classes) if classes else None}  # fmt: skip
     metrics.predictions.save(path, facts)
 
 
@@ -100,9 +99,11 @@ def write_report(experiment: Experiment, model: nn.Module, ticket: Ticket | None
 
     If the ticket holds start weights, the network trained from it is saved as ``trained``.
     """
-    trainer, run = experiment.trainer, experiment.run
+    trainer, run, known = experiment.trainer, experiment.run, ticket.provenance if ticket else {}
     metrics, ledger = describe(model, experiment.data, "test", trainer.accelerator)
-    phases = ticket.provenance.get("phases", []) if ticket else []
+    phases, about = known.get("phases", []), {name: known.get(name) for name in ABOUT_TICKET}
+    more = {"ledger": known.get("ledger"), "T_search": known.get("early_time", {}).get("T_early")}
+    about |= {name: value for name, value in more.items() if value is not None}
     report: dict[str, Any] = {
         "run_id": run.run_id,
         "seed": experiment.cfg.train.seed,
@@ -117,19 +118,18 @@ def write_report(experiment: Experiment, model: nn.Module, ticket: Ticket | None
         "val_accuracy": phases[-1]["val_accuracy"] if phases else None,
         "best_on_test": phases[-1].get("best_on_test") if phases else None,
         "seconds": sum(phase["seconds"] for phase in phases),
-        "choices": ticket.provenance.get("config", {}) if ticket else {},
+        "choices": known.get("config", {}),
         **ledger,
-        "ticket": _about(ticket) if ticket else {},
+        "ticket": about if ticket else {},
         "mask_sha256": ticket.mask.sha256 if ticket else None,
         "versions": describe_environment()["versions"],
     }
     if trainer.main:
-        if ticket is not None and ticket.provenance.get("trained") is False:
-            trained = Ticket.of(model, ticket.mask, {**ticket.provenance, "trained": True})
+        if ticket is not None and known.get("trained") is False:
+            trained = Ticket.of(model, ticket.mask, {**known, "trained": True})
             trained.save(run.path / "trained", overwrite=True)
-        save_predictions(
-            run.path / PREDICTIONS, metrics, model, experiment.data, "test", run.run_id
-        )
+        place = run.path / PREDICTIONS
+        save_predictions(place, metrics, model, experiment.data, "test", run.run_id)
         run.write_report(report)
         plots.plot_training(run.path / "summary.csv", run.path / "plots")
         log.info("test %.2f %% of %d images", metrics.accuracy, metrics.count)
@@ -141,42 +141,35 @@ def write_report(experiment: Experiment, model: nn.Module, ticket: Ticket | None
     return report
 
 
-def _about(ticket: Ticket) -> dict[str, Any]:
-    """Name, sparsities and cost of a ticket's search."""
-    known = ticket.provenance
-    names = ("search", "trained", "control", "deviations", "prunable_sparsity", "total_sparsity")
-    steps = known.get("early_time", {}).get("T_early")
-    return {
-        **{name: known.get(name) for name in (*names, "search_seconds")},
-        **({"ledger": known["ledger"]} if "ledger" in known else {}),
-        **({} if steps is None else {"T_search": steps}),
-    }
-
-
 def draw_run(run: FinishedRun, folder: Path, images: int = 256) -> tuple[list[Path], Energy]:
-    """Draw everything that can be drawn of a run, from its files and one pass over test inputs.
-
-    Args:
-        run: opened by `open_run`.
-        folder: for the pictures and the CSV beside each; made if missing.
-        images: test inputs that rates, keep frequencies and energy are measured on.
+    """Draw what can be drawn of a run, from its files and one pass over `images` test inputs.
 
     Returns:
-        The pictures, and the energy ledger.
+        The pictures in `folder`, each with a CSV beside it, and the energy ledger.
     """
     pairs = list(run.labelled("test", images))
     labels = torch.cat([y for _, y in pairs])
     with recording(run.model) as probe:
         counted = count_operations(run.model, [x for x, _ in pairs], run.model.T)
-    energy = Energy.of(counted)
-    drawn = [
-        *_training(run, folder),
-        *_results(run, folder, torch.cat(counted.logits), labels),
-        *_patches(run, folder, probe, labels.tolist(), counted.kept_tokens),
-        *_spikes(run, folder, probe),
-        *(plots.plot_kernels(folder / file, effective_weight(run.model.get_submodule(name)), name)
-          for file, name in _kernels(run).items()),
-    ]  # fmt: skip
+    energy, report, logits = Energy.of(counted), run.report or {}, torch.cat(counted.logits)
+    summary, firing = run.path / "summary.csv", run.path / "firing.csv"
+    drawn: list[Path | None] = []
+    if summary.exists():
+        drawn.append(plots.plot_training(summary, folder))
+        drawn.append(plots.plot_epoch_rates(folder / "epoch-rates.png", summary))
+        if firing.exists():
+            drawn.append(plots.plot_layer_epochs(folder / "layer-epoch-rates.png", firing))
+    here = (logits.cumsum(1).argmax(2) == labels[:, None]).double().mean(0) * 100
+    at_t = {run.name: report.get("accuracy_at_t") or here.tolist()}
+    drawn.append(plots.plot_anytime(folder / "anytime.png", at_t))
+    drawn.append(plots.plot_early_exit(folder / "early-exit.png", early_exit(logits, labels)))
+    if "confusion" in report:
+        drawn.append(plots.plot_confusion(folder / "confusion.png", report["confusion"]))
+    drawn += _patches(run, folder, probe, labels.tolist(), counted.kept_tokens)
+    drawn += _spikes(report, folder, probe)
+    for file, name in _kernels(run).items():
+        weight = effective_weight(run.model.get_submodule(name))
+        drawn.append(plots.plot_kernels(folder / file, weight, name))
     if distances := run.ticket.provenance.get("mask_distances"):
         found, epochs = plots.banded(distances), [str(i + 1) for i in range(len(distances))]
         path = folder / "mask-distances.png"
@@ -186,50 +179,31 @@ def draw_run(run: FinishedRun, folder: Path, images: int = 256) -> tuple[list[Pa
     return [path for path in drawn if path is not None], energy
 
 
-def _training(run: FinishedRun, folder: Path) -> Iterator[Path | None]:
-    summary, firing = run.path / "summary.csv", run.path / "firing.csv"
-    if summary.exists():
-        yield plots.plot_training(summary, folder)
-        yield plots.plot_epoch_rates(folder / "epoch-rates.png", summary)
-        if firing.exists():
-            yield plots.plot_layer_epochs(folder / "layer-epoch-rates.png", firing)
-
-
-def _results(run: FinishedRun, folder: Path, logits: Tensor, labels: Tensor) -> Iterator[Path]:
-    report = run.report or {}
-    here = (logits.cumsum(1).argmax(2) == labels[:, None]).double().mean(0) * 100
-    at_t = report.get("accuracy_at_t") or here.tolist()
-    yield plots.plot_anytime(folder / "anytime.png", {run.name: at_t})
-    yield plots.plot_early_exit(folder / "early-exit.png", early_exit(logits, labels))
-    if "confusion" in report:
-        yield plots.plot_confusion(folder / "confusion.png", report["confusion"])
-
-
 def _patches(
     run: FinishedRun, folder: Path, probe: Probe, labels: list[int], kept: list[Tensor]
 ) -> Iterator[Path]:
     if probe.grid is None:
         return
-    x = probe.inputs[:SHOWN_IMAGES]
+    x, path = probe.inputs[:SHOWN_IMAGES], folder / "kept-patches.png"
     names = [f"class {label}" for label in labels[: len(x)]]
-    static, path = x.ndim == 4, folder / "kept-patches.png"
-    normal = run.splits.mean, run.splits.std
-    pixels = plots.show_images(x, *normal) if static else plots.show_frames(x.sum(1))
-    yield plots.plot_kept_images(path, pixels, probe.kept, probe.grid, names)
-    if not static:
+    if x.ndim == 4:
+        pixels = plots.show_images(x, run.splits.mean, run.splits.std)
+    else:
+        pixels = plots.show_frames(x.sum(1))
         own = None if probe.kept is None else probe.kept[0]
         clip = plots.plot_kept_clip(folder / "kept-clip.png", x[0], own, probe.grid)
         yield from (clip, clip.with_suffix(".gif"))
+    yield plots.plot_kept_images(path, pixels, probe.kept, probe.grid, names)
     if kept:
         often = keep_frequency(kept, probe.grid)
         yield plots.plot_keep_frequency(folder / "keep-frequency.png", often, sum(map(len, kept)))
 
 
-def _spikes(run: FinishedRun, folder: Path, probe: Probe) -> Iterator[Path]:
+def _spikes(report: Mapping[str, Any], folder: Path, probe: Probe) -> Iterator[Path]:
     if probe.spikes:
         yield plots.plot_raster(folder / "raster.png", probe.spikes)
-        rates = (run.report or {}).get("firing_rate")
-        rates = rates or {n: float(s.float().mean()) for n, s in probe.spikes.items()}
+        here = {name: float(spikes.float().mean()) for name, spikes in probe.spikes.items()}
+        rates = report.get("firing_rate") or here
         yield plots.plot_layer_rates(folder / "layer-rates.png", rates)
     for name, recorded in probe.membrane.items():
         yield plots.plot_membrane(folder / "membrane.png", *recorded, name, probe.neurons[name])
@@ -238,11 +212,8 @@ def _spikes(run: FinishedRun, folder: Path, probe: Probe) -> Iterator[Path]:
 def _kernels(run: FinishedRun) -> dict[str, str]:
     """Picture -> convolution of the stem, or of a network without one."""
     stem = stem_layers(run.model)
-    return {
-        f"kernels-{safe_name(name)}.png": name
-        for name, module in run.model.named_modules()
-        if isinstance(module, nn.Conv2d) and (not stem or module in stem)
-    }
+    return {f"kernels-{safe_name(name)}.png": name for name, module in run.model.named_modules()
+            if isinstance(module, nn.Conv2d) and (not stem or module in stem)}  # fmt: skip
 
 
 def write_run_page(run: FinishedRun, out: Path, images: int = 256) -> Path:
@@ -254,20 +225,14 @@ def write_run_page(run: FinishedRun, out: Path, images: int = 256) -> Path:
     ledger += [["data set", known["dataset"]], ["split", str(known["split_sha256"])[:12]]]
     ledger += [["seed", known.get("seed", "-")], ["search", known.get("search", "-")]]
     return write_page(
-        out / "report.html",
-        "run.html",
-        pictures,
+        out / "report.html", "run.html", pictures,
         title=f"{run.name}: {report.get('run_id', run.path.name)}",
-        notices=notices_of(run.name, run, energy),
-        dataset=run.splits.name,
-        ledger=ledger,
+        notices=notices_of(run.name, run, energy), dataset=run.splits.name, ledger=ledger,
         report={name: report.get(name) for name in ("accuracy_at_t", "firing_rate")},
-        samples=energy.samples,
-        stem=bool(stem_layers(run.model)),
+        samples=energy.samples, stem=bool(stem_layers(run.model)),
         kernels={file: f"Signs of the kernels of {name}." for file, name in _kernels(run).items()},
-        energy=energy_tables({run.name: energy}),
-        layers=layer_table(energy),
-    )
+        energy=energy_tables({run.name: energy}), layers=layer_table(energy),
+    )  # fmt: skip
 
 
 def notices_of(name: str, run: FinishedRun, energy: Energy) -> list[str]:

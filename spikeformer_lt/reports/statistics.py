@@ -10,8 +10,6 @@ import numpy as np
 
 from spikeformer_lt.errors import DataError
 
-__all__ = ["Interval", "Paired", "compare_predictions", "holm", "over_seeds", "wilson"]
-
 
 @dataclass(frozen=True)
 class Interval:
@@ -29,23 +27,14 @@ class Interval:
 class Paired:
     """Two networks on the same test samples; differences in percentage points."""
 
-    difference: Interval
-    """Accuracy of the first minus the second, with its paired bootstrap interval."""
-    p: float
-    """Exact two-sided McNemar test on the samples that one of the two gets right."""
-    only_first: int
-    """Samples that the first alone gets right."""
-    only_second: int
-    """Samples that the second alone gets right."""
+    difference: Interval  # accuracy of the first minus the second, paired bootstrap
+    p: float  # exact two-sided McNemar test on the samples that one of the two gets right
+    only_first: int  # samples that the first alone gets right
+    only_second: int  # samples that the second alone gets right
 
 
 def wilson(correct: int, count: int, confidence: float = 0.95) -> Interval:
-    """Accuracy of one network in percent, with Wilson's score interval.
-
-    Args:
-        correct: samples classified correctly.
-        count: samples of the test set.
-        confidence: in (0, 1).
+    """Accuracy in percent of `correct` of `count` samples, with Wilson's score interval.
 
     Raises:
         DataError: `correct` outside [0, count], or an empty set.
@@ -63,14 +52,7 @@ def wilson(correct: int, count: int, confidence: float = 0.95) -> Interval:
 
 
 def over_seeds(values: Sequence[float], confidence: float = 0.95) -> Interval:
-    """Mean of one value a seed, with the t interval of so few.
-
-    Args:
-        values: accuracies, or anything else with one value a seed; at least one.
-        confidence: in (0, 1).
-
-    Returns:
-        The interval; infinite ends for a single seed, which says nothing of the spread.
+    """Mean of one value a seed, with its t interval; its ends are infinite for a single seed.
 
     Raises:
         DataError: no value.
@@ -79,11 +61,10 @@ def over_seeds(values: Sequence[float], confidence: float = 0.95) -> Interval:
 
     if not values:
         raise DataError("no value to average: give one for each seed")
-    mean = float(np.mean(values))
-    if len(values) == 1:
-        return Interval(mean, -np.inf, np.inf)
-    error = float(np.std(values, ddof=1)) / len(values) ** 0.5
-    half = float(t.ppf((1 + confidence) / 2, len(values) - 1)) * error
+    mean, half = float(np.mean(values)), np.inf
+    if len(values) > 1:
+        error = float(np.std(values, ddof=1)) / len(values) ** 0.5
+        half = float(t.ppf((1 + confidence) / 2, len(values) - 1)) * error
     return Interval(mean, mean - half, mean + half)
 
 

@@ -30,11 +30,7 @@ _PRUNABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
 def prunable(model: nn.Module, prune: Any) -> dict[str, Tensor]:
-    """The weights that a `PruneConfig` allows, by state_dict name, in the order of the modules.
-
-    Raises:
-        ConfigError: nothing is left to prune.
-    """
+    """The weights that a `PruneConfig` allows, by state_dict name; a ConfigError for none."""
     layers = {n: m for n, m in model.named_modules() if isinstance(m, _PRUNABLE)}
     linears = [n for n, m in layers.items() if isinstance(m, nn.Linear)]
     spared = [] if prune.head else linears[-1:]

@@ -46,17 +46,10 @@ def find_groups(model: nn.Module, images: Tensor) -> tuple[Group, ...]:
     """Find the channels of a network that nothing but one layer reads.
 
     Candidates are a layer, the BatchNorm after it and the next layer of as many inputs. Each is
-    tried on a copy with random norms and weights, where three things must hold: with the
-    consumer's columns at 0 the norm's entries change nothing (nobody else reads them); with the
-    norm's entries at 0 the columns change nothing (a silent channel gives 0, and no residual
-    shares it); and the network with a channel cut out computes the same.
-
-    Args:
-        model: is not changed.
-        images: a few inputs ``[B, C, H, W]``, or frames ``[B, T, C, H, W]``.
-
-    Raises:
-        ConfigError: no channel can be removed.
+    tried on a copy with random norms and weights, on a few `images`: with the consumer's columns
+    at 0 the norm's entries must change nothing (nobody else reads them), with the norm's entries at
+    0 the columns (a silent channel gives 0), and the network with a channel cut out must compute
+    the same. A ConfigError says that no channel can be removed.
     """
     kinds = (nn.Conv2d, nn.Linear, _BatchNorm)
     layers = [(n, m) for n, m in model.named_modules() if isinstance(m, kinds)]
@@ -178,11 +171,8 @@ def _cut(module: nn.Module, stays: Tensor, dim: int) -> None:
 class MaskWatch(Hook):
     """Ends a phase when the newest of `window` masks differs little from all the ones before.
 
-    Args:
-        draw: the mask of the present weights.
-        window: masks compared; no decision is made before there are so many.
-        tolerance: largest Hamming distance, as a fraction of all entries.
-        penalty: added to the gradient of each norm's scale, times its sign.
+    `draw` makes the mask of the present weights, `tolerance` is the largest Hamming distance as a
+    fraction of all entries, and `penalty` an L1 strength by the name of a norm's scale.
     """
 
     def __init__(

@@ -23,17 +23,9 @@ from spikeformer_lt.training.phase import Fit, Phase
 def divergences(model: nn.Module, images: Tensor, order: str, batch: int = 250) -> list[float]:
     """Divergence between the class probabilities after t steps and after all T.
 
-    The network is causal in time, so that one run at T gives every t: ``P_t`` is the softmax of
-    the mean logits of the first t steps, in eval mode.
-
-    Args:
-        model: gives logits ``[B, T, K]``; is not changed.
-        images: ``[B, C, H, W]`` or frames ``[B, T, C, H, W]``.
-        order: "paper" for KL(P_t || P_T), "code" for KL(P_T || P_t).
-        batch: images at a time.
-
-    Returns:
-        Mean over the images for t = 2 to T - 1, in nats.
+    One run at T gives every t: ``P_t`` is the softmax of the mean logits of the first t steps, in
+    eval mode. Mean over the images, for t = 2 to T - 1, in nats, of KL(P_t || P_T) ("paper") or
+    KL(P_T || P_t) ("code"); `batch` images at a time.
     """
     with kept_modes(model):
         model.eval()
@@ -59,11 +51,7 @@ def choose_time(values: Sequence[float], T: int, threshold: float, order: str) -
 
 @contextlib.contextmanager
 def at_time(model: nn.Module, T: int) -> Iterator[None]:
-    """Run a network with T steps inside: frames are cut to their first T; its own T comes back.
-
-    Raises:
-        ConfigError: the model has no T, or does not follow it.
-    """
+    """Run a network with T steps inside, frames cut to their first T; a ConfigError without T."""
     own = getattr(model, "T", None)
     if not isinstance(own, int):
         raise ConfigError(f"{type(model).__name__} has no number of time steps T to change")

@@ -44,9 +44,7 @@ from spikeformer_lt.training.ranks import from_first
 
 
 class StemProbe(nn.Module):
-    """ConvPEP with a temporary linear head: the network that a stem search trains.
-
-    Shape: images ``[B, C, H, W]`` or frames ``[B, T, C, H, W]`` -> logits ``[B, T, K]``.
+    """ConvPEP with a temporary linear head, which gives logits ``[B, T, K]``.
 
     Source: arXiv 2311.12060, Algorithm 1, phase 1; the head is dropped afterwards.
     """
@@ -64,10 +62,7 @@ class StemProbe(nn.Module):
 
 
 def install_subnets(conv_pep: Any, config: WeightConfig) -> None:
-    """Replace the ConvPEP's convolutions by subnet convolutions, in place.
-
-    Start weights are initialised first if asked for; scores and inits draw from torch's stream.
-    """
+    """Replace the ConvPEP's convolutions by subnet convolutions, in place, initialised as asked."""
     learns = config.method if config.method in ("scores", "both") else "weights"
     of_spikes = conv_pep.in_channels == 2 and config.first_conv == "auto"
     for role, unit in conv_pep.units():
@@ -94,11 +89,7 @@ def init_weight(weight: Tensor, init: str, sparsity: float) -> None:
 
 
 class MaskController:
-    """Keeps the stem's masks at the sparsity that the schedule asks for, before every step.
-
-    Raises:
-        ConfigError: a layer would lose all its weights, and nothing would pass it.
-    """
+    """Keeps masks at the sparsity of the schedule; a ConfigError if a layer would lose all."""
 
     def __init__(self, model: nn.Module, config: WeightConfig, seed: int) -> None:
         self.model, self.config = model, config

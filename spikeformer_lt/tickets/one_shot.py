@@ -41,9 +41,6 @@ def kept_counts(
     density proportional to ``(out + in + kH + kW) / (out * in * kH * kW)``; layers that would
     exceed 1 are dense, and the others share the rest. Fractions are rounded by largest remainder.
 
-    Raises:
-        ConfigError: sparsity outside [0, 1), or an unknown distribution.
-
     Source: ERK: Evci et al., ICML 2020 (arXiv 1911.11134), section 3.
     """
     RandomConfig(sparsity, distribution)  # refuses what is not allowed
@@ -148,11 +145,7 @@ class Nm(Magnitude):
 def loss_gradients(
     model: nn.Module, weights: Mapping[str, Tensor], images: Tensor, labels: Tensor
 ) -> dict[str, Tensor]:
-    """Gradient of the cross entropy of the mean logits; the model is left as it was.
-
-    BatchNorm normalises by the batch, as at the start of training; its buffers do not move. A
-    weight that the loss does not depend on has gradient 0.
-    """
+    """Gradient of the cross entropy of the mean logits in train mode; the model stays as it is."""
     buffers = {name: value.clone() for name, value in model.named_buffers()}
     with kept_modes(model), torch.enable_grad():
         logits = functional_call(model.train(), buffers, images)
@@ -181,10 +174,9 @@ class Snip(Search):
 def hessian_gradient(
     weights: Mapping[str, Tensor], gradients: Callable[[], dict[str, Tensor]], step: float
 ) -> dict[str, Tensor]:
-    """``H g`` by a central difference of gradients along g; the weights come back bit for bit.
+    """``H g`` by a central difference of gradients at ``w + e g`` and ``w - e g``.
 
-    Surrogate gradients have no second derivative that means anything to a spike, so that the
-    gradients themselves are compared at ``w + e g`` and ``w - e g``, ``e = step ||w|| / ||g||``.
+    ``e = step ||w|| / ||g||``. Surrogate gradients have no second derivative that means anything.
     """
     own = {name: weight.detach().clone() for name, weight in weights.items()}
     grad = gradients()
@@ -221,10 +213,9 @@ class Grasp(Search):
 
 
 def positive_twin(model: nn.Module) -> nn.Module:
-    """A copy whose parameters are absolute, whose norms and neurons pass positive values on.
+    """A float64 copy with absolute parameters, norms that are the identity, and ReLU neurons.
 
-    Norms become the identity (up to the rounding of their epsilon), neurons a ReLU; float64, for
-    products over many layers. Hooks on outputs go: without neurons a static image has one step.
+    Hooks on outputs go: without neurons a static image has one step.
     """
     twin = copy.deepcopy(model)
     for parent in list(twin.modules()):
@@ -246,8 +237,7 @@ def positive_twin(model: nn.Module) -> nn.Module:
 class Synflow(Search):
     """Weights with the least ``|w * dR/dw|`` go, ``R = sum of the outputs for an input of ones``.
 
-    Every round ranks what is left anew, which keeps a layer from vanishing as a whole. Of `batch`
-    the shape alone is looked at.
+    Every round ranks what is left anew. Of `batch` the shape alone is looked at.
 
     Source: Tanaka et al., NeurIPS 2020 (arXiv 2006.05467), algorithm 1.
     """

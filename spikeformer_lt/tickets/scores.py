@@ -22,8 +22,7 @@ from spikeformer_lt.training.phase import Fit, Phase
 class EdgePopup(Search):
     """Scores over frozen weights; the mask is the top of ``|s|``, computed anew at every step.
 
-    A removed weight can return while scores are learned. The ticket holds the network that was
-    validated: its weights are ``w * M`` (biprop: ``alpha * sign(w) * M``), not to be retrained.
+    The ticket's weights are ``w * M`` (biprop: ``alpha * sign(w) * M``), not to be retrained.
 
     Source: Ramanujan et al., CVPR 2020 (arXiv 1911.13299), section 4.
     """

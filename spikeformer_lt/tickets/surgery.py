@@ -57,10 +57,7 @@ def known_config(cls: type, values: Mapping[str, Any]) -> Any:
 def model_from_ticket(ticket: Ticket, **overrides: Any) -> nn.Module:
     """Build the model that a ticket's provenance names, with the ticket's weights, in eval mode.
 
-    `overrides` are model arguments to change, such as T.
-
-    Raises:
-        TicketError: the provenance names no model, or the weights do not fit it.
+    `overrides` are model arguments to change, such as T; a TicketError where no model is named.
     """
     known = ticket.provenance.get("model")
     if not isinstance(known, dict) or "name" not in known:

@@ -1,21 +1,22 @@
 """Checkpoints of a run: verified when loaded, never lost to a kill, equal to the bit.
 
 A checkpoint is a bundle of tensor files and a state. The folder of a run's checkpoints holds
-``ckpt-00000012/`` and its predecessors, and ``LATEST``, which names the one to go on from; old ones
-go only after the new one is published.
+``ckpt-00000012/`` and its predecessors, and ``LATEST``, which names the newest; old ones go only
+after the new one is published.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,10 +56,7 @@ class Checkpoint:
 
 
 def write_checkpoint(folder: Path, number: int, tensors: Content, state: Mapping[str, Any]) -> None:
-    """Publish a new folder of ``<group>.safetensors``, ``state.json`` and the manifest.
-
-    Raises NonFiniteError or CheckpointError as `CheckpointStore.save`.
-    """
+    """Publish a new folder of tensor files, ``state.json`` and the manifest; raises as `save`."""
     for group, members in tensors.items():
         if safe_name(group) != group or group != group.lower():
             raise CheckpointError(
@@ -81,11 +79,7 @@ def write_checkpoint(folder: Path, number: int, tensors: Content, state: Mapping
 
 
 def read_checkpoint(folder: Path, number: int) -> Checkpoint:
-    """Read the folder of a checkpoint of this number, every byte of it verified.
-
-    Raises:
-        CheckpointError: any fault, with the file, the tensor, and what a foreign file is.
-    """
+    """Read and verify a checkpoint's folder; a CheckpointError names the file, tensor and fault."""
     bundle, where = open_bundle(folder, CHECKPOINT), name_of(folder)
     if bundle.about.get("number") != number:
         found = shown(bundle.about.get("number"))
@@ -98,12 +92,6 @@ def read_checkpoint(folder: Path, number: int) -> Checkpoint:
         if own != {"group": group, "number": number}:
             raise CheckpointError(f"{where}: {group} belongs to another checkpoint: {shown(own)}")
     return Checkpoint(number, folder, tensors, state)
-
-
-class _Published(NamedTuple):
-    number: int
-    revision: int  # above 0 where a run that had gone back saved the same number once more
-    path: Path
 
 
 class CheckpointStore:
@@ -120,8 +108,7 @@ class CheckpointStore:
         """Publish a checkpoint, then delete those that `keep` no longer covers; return its folder.
 
         Args:
-            number: its place in the run. Published ones of a higher number belong to a future that
-                the run has turned back from; they go, too.
+            number: its place in the run, above that of all earlier ones.
             tensors: group -> name -> tensor; a group becomes one file.
             state: JSON values with text keys; tuples come back as lists.
 
@@ -130,13 +117,14 @@ class CheckpointStore:
             CheckpointError: a value that cannot be stored, or a disk that refuses, with path, bytes
                 needed and bytes free. Earlier checkpoints are untouched in every case.
         """
-        check(0 <= number < NUMBER_LIMIT, "number", number, "a checkpoint's number is 0 or above")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._sweep()
-            target = self._free_name(number)
-            write_checkpoint(target.path, number, tensors, state)
-            write_atomic(self.folder / LATEST, f"{target.path.name}\n".encode())
+            first = self.next_number()
+            check(first <= number < NUMBER_LIMIT, "number", number, f"an integer from {first} on")
+            target = self.folder / f"ckpt-{number:08d}"
+            write_checkpoint(target, number, tensors, state)
+            write_atomic(self.folder / LATEST, f"{target.name}\n".encode())
         except (OSError, CheckpointError) as fault:
             cause = fault if isinstance(fault, OSError) else fault.__cause__
             if not isinstance(cause, OSError):
@@ -148,25 +136,27 @@ class CheckpointStore:
                 f"{cause.strerror or cause}; {needed} bytes needed, {free} free; earlier "
                 "checkpoints are untouched; make room or repair the folder, then resume"
             ) from fault
-        self._discard_beyond(target)
-        return target.path
+        for _, _, old in self._published()[: -self.keep]:
+            try:
+                discard(old)
+            except OSError as fault:
+                log.warning("cannot delete the old checkpoint %s: %s", old, fault)
+        return target
 
     def load(self) -> Checkpoint | None:
         """Read and verify the latest checkpoint, or else, with a warning, the previous good one.
 
-        Returns:
-            The checkpoint, its tensors on the CPU; None if nothing was ever published.
-
-        Raises:
-            CheckpointError: checkpoints are there and none is good; with the fault of each.
+        Its tensors are on the CPU; None if nothing was ever published. A CheckpointError with the
+        fault of each says that checkpoints are there and none is good.
         """
-        published = self._published()
-        latest, faults = self._latest_name(), list[str]()
-        if latest and not any(entry.path.name == latest for entry in published):
-            faults.append(f"LATEST names {shown(latest)}, which is not there")
-        for entry in _by_trust(published, latest):
+        published, faults = self._published(), list[str]()
+        with contextlib.suppress(OSError):
+            latest = (self.folder / LATEST).read_bytes()[:100].decode("ascii", "replace").strip()
+            if not any(path.name == latest for _, _, path in published):
+                faults.append(f"LATEST names {shown(latest)}, which is not there")
+        for number, _, path in reversed(published):
             try:
-                found = read_checkpoint(entry.path, entry.number)
+                found = read_checkpoint(path, number)
             except CheckpointError as fault:
                 faults.append(str(fault))
                 continue
@@ -180,13 +170,12 @@ class CheckpointStore:
             )
         return None
 
-    def latest_number(self) -> int | None:
-        """Return the number that `load` tries first, unverified; None if there is none."""
-        ordered = _by_trust(self._published(), self._latest_name())
-        return ordered[0].number if ordered else None
+    def next_number(self) -> int:
+        """Return the least number that `save` takes: one above the newest, 0 if there is none."""
+        return max((number for number, _, _ in self._published()), default=-1) + 1
 
-    def _published(self) -> list[_Published]:
-        """Published checkpoints, oldest first."""
+    def _published(self) -> list[tuple[int, int, Path]]:
+        """Number, revision (of older versions) and folder of each checkpoint, oldest first."""
         try:
             names = os.listdir(self.folder)
         except FileNotFoundError:
@@ -196,20 +185,7 @@ class CheckpointStore:
                 f"cannot read {name_of(self.folder)}: {fault.strerror or fault}"
             ) from None
         matches = [match for match in map(_NAME.fullmatch, names) if match]
-        return sorted(_Published(int(m[1]), int(m[2] or 0), self.folder / m[0]) for m in matches)
-
-    def _latest_name(self) -> str:
-        try:
-            return (self.folder / LATEST).read_bytes()[:100].decode("ascii", "replace").strip()
-        except OSError:
-            return ""
-
-    def _free_name(self, number: int) -> _Published:
-        """A name that nothing has: a folder that is in use can be replaced by no atomic step."""
-        same = [entry.revision for entry in self._published() if entry.number == number]
-        revision = max(same, default=-1) + 1
-        suffix = f".{revision}" if revision else ""
-        return _Published(number, revision, self.folder / f"ckpt-{number:08d}{suffix}")
+        return sorted((int(m[1]), int(m[2] or 0), self.folder / m[0]) for m in matches)
 
     def _sweep(self) -> None:
         for name in os.listdir(self.folder):
@@ -219,57 +195,37 @@ class CheckpointStore:
             elif _STALE.fullmatch(name):
                 path.unlink(missing_ok=True)
 
-    def _discard_beyond(self, newest: _Published) -> None:
-        others = [entry for entry in self._published() if entry.path != newest.path]
-        older = sorted({entry.number for entry in others if entry.number < newest.number})
-        kept = older[max(0, len(older) - self.keep + 1) :]
-        for entry in others:
-            if entry.number in kept:
-                continue
-            if entry.number > newest.number:
-                log.info("deleting %s: the run went back to before it", entry.path)
-            try:
-                discard(entry.path)
-            except OSError as fault:
-                log.warning("cannot delete the old checkpoint %s: %s", entry.path, fault)
+
+def misfits(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+    """Name the tensors of a checkpoint whose name, shape or dtype is not the model's, in words."""
+    odd = []
+    for name in [*own, *(name for name in found if name not in own)]:
+        there, here = (
+            f"{str(of[name].dtype)[6:]} {list(of[name].shape)}" if name in of else "nothing"
+            for of in (found, own)
+        )
+        if there != here:
+            hint = "" if name in found else near(name, found.keys() - own.keys())
+            odd.append(f"{shown(name)}: {there} in the checkpoint, {here} in the model{hint}")
+    return odd
 
 
-def _by_trust(published: list[_Published], latest: str) -> list[_Published]:
-    """LATEST's own, those before it from new to old, then any after; without LATEST the newest."""
-    named = next((entry for entry in published if entry.path.name == latest), None)
-    return sorted(published, key=lambda e: (named is None or e <= named, e), reverse=True)
-
-
-def load_weights(
-    model: nn.Module, tensors: Mapping[str, Tensor], source: str, differences: Sequence[str] = ()
-) -> None:
+def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
     """Copy tensors, in place, into a model that has exactly these names, shapes and dtypes.
 
     Args:
         model: its parameters stay the same objects.
         tensors: name -> tensor, as in ``model.state_dict()``.
-        source, differences: of tensors and of the two configurations, for messages.
+        source: of the tensors, for messages.
 
     Raises:
         CheckpointError: names, shapes or dtypes differ: the first five. The model is untouched.
     """
     own = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
-    odd = []
-    for name in [*own, *(name for name in tensors if name not in own)]:
-        there, here = (
-            f"{str(of[name].dtype)[6:]} {list(of[name].shape)}" if name in of else "nothing"
-            for of in (tensors, own)
-        )
-        if there == here:
-            continue
-        spare = [other for other in tensors if other not in own]
-        hint = near(name, spare) if name not in tensors else ""
-        odd.append(f"{shown(name)}: {there} in the checkpoint, {here} in the model{hint}")
-    if odd:
+    if odd := misfits(own, tensors):
         more = f"; and {len(odd) - LISTED} more" if len(odd) > LISTED else ""
-        config = f"; the configurations differ: {'; '.join(differences)}" if differences else ""
         raise CheckpointError(
-            f"{source} does not fit the model: {'; '.join(odd[:LISTED])}{more}{config}; "
+            f"{source} does not fit the model: {'; '.join(odd[:LISTED])}{more}; "
             "build the model from the config.json beside the checkpoint"
         )
     with torch.no_grad():
@@ -280,11 +236,8 @@ def load_weights(
 def flatten_optimizer(state_dict: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Split ``optimizer.state_dict()`` into tensors and JSON, to be restored to the bit.
 
-    Returns:
-        Tensors by names such as ``state.3.exp_avg``, not copied; and a JSON tree that names them.
-
-    Raises:
-        CheckpointError: a value that is no tensor, number, text, None, dict, list or tuple.
+    Tensors have names such as ``state.3.exp_avg`` and are not copied; the JSON tree names them. A
+    CheckpointError refuses a value that is no tensor, number, text, None, dict, list or tuple.
     """
     tensors: dict[str, Tensor] = {}
     parts = {"state": dict(state_dict["state"]), "param_groups": list(state_dict["param_groups"])}
@@ -296,12 +249,10 @@ def restore_optimizer(
 ) -> None:
     """Load what `flatten_optimizer` gave into an optimizer over the same parameters, in place.
 
-    Raises:
-        CheckpointError: a tensor is missing, or the parameters are others in number or shape.
+    A CheckpointError says that a tensor is missing, or the parameters differ in number or shape.
     """
     try:
-        groups = _decode(state["param_groups"], tensors)
-        members = _decode(state["state"], tensors)
+        groups, members = (_decode(state[part], tensors) for part in ("param_groups", "state"))
     except (KeyError, TypeError, ValueError, AttributeError) as fault:
         raise CheckpointError(f"optimizer state: damaged or incomplete: {fault!r}") from None
     parameters = [p for group in optimizer.param_groups for p in group["params"]]

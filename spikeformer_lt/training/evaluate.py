@@ -41,47 +41,36 @@ def evaluate(
     )
     training = [module for module in model.modules() if module.training]
     model.eval()
-    confusion = torch.zeros(classes, classes, dtype=torch.int64, device=device)
-    sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, top-5, count
-    at_t = torch.zeros(1, dtype=torch.int64, device=device)  # hits, for each t once T is known
+    hits = torch.zeros(1, dtype=torch.int64, device=device)  # for each t once T is known
     none = torch.zeros(0, dtype=torch.int64, device=device)
     rows = [(none, none, torch.zeros(0, classes, device=device))]  # indices, labels, mean logits
     try:
         for images, labels, indices in loader:
-            images, labels = images.to(device), labels.to(device)
+            labels = labels.to(device)
             with accelerator.autocast():
-                logits = model(images)
-            logits = logits.float()
-            mean = logits.mean(1)
-            rows.append((indices.to(device), labels, mean))
-            cells = labels * classes + mean.argmax(1)
-            confusion.view(-1).index_add_(0, cells, torch.ones_like(labels))
-            loss = F.cross_entropy(mean, labels, reduction="sum")
-            best = mean.topk(min(5, classes), dim=1).indices
-            top5 = (best == labels[:, None]).any(1).sum()
-            sums += torch.stack((loss, top5, torch.tensor(len(labels), device=device))).double()
+                logits = model(images.to(device)).float()
+            rows.append((indices.to(device), labels, logits.mean(1)))
             steps = torch.arange(1, logits.shape[1] + 1, device=device)
             early = logits.cumsum(1) / steps[None, :, None]
-            at_t = at_t + (early.argmax(2) == labels[:, None]).sum(0)
+            hits = hits + (early.argmax(2) == labels[:, None]).sum(0)
     finally:
         for module in training:
             module.training = True
-    if world > 1:
-        confusion, sums, at_t = (accelerator.reduce(v, "sum") for v in (confusion, sums, at_t))
-    loss_sum, top5_sum, seen = sums.tolist()
-    if seen != len(dataset):
-        raise DataError(f"evaluated {int(seen)} samples of {len(dataset)}: ranks lost or repeated")
     index, label, means = (torch.cat(column) for column in zip(*rows, strict=True))
-    correct = int(confusion.diagonal().sum())
+    found = gather_predictions(index, label, means, len(dataset), accelerator)
+    hits = accelerator.reduce(hits, "sum") if world > 1 else hits
+    label, count = found.label, len(dataset)
+    confusion = torch.bincount(label * classes + found.predicted, minlength=classes**2)
+    best = found.logits.topk(min(5, classes), dim=1).indices
     return Metrics(
-        accuracy=100 * correct / seen,
-        loss=loss_sum / seen,
-        count=int(seen),
-        correct=correct,
-        top5=100 * top5_sum / seen,
-        accuracy_at_t=tuple(100 * h / seen for h in at_t.tolist()),
-        confusion=confusion.cpu(),
-        predictions=gather_predictions(index, label, means, len(dataset), accelerator),
+        accuracy=found.accuracy,
+        loss=float(F.cross_entropy(found.logits.double(), label)),
+        count=count,
+        correct=int((found.predicted == label).sum()),
+        top5=100 * int((best == label[:, None]).sum()) / count,
+        accuracy_at_t=tuple(100 * n / count for n in hits.tolist()),
+        confusion=confusion.view(classes, classes),
+        predictions=found,
     )
 
 
@@ -150,14 +139,9 @@ def gather_predictions(
 ) -> Predictions:
     """Put the samples of all ranks in order; the result is on the CPU, the same on every rank.
 
-    Args:
-        index, label: int64 ``[m]``, positions in the split and classes of this rank's samples.
-        logits: float32 ``[m, K]``.
-        count: samples of the split, n.
-        accelerator: of all ranks.
-
-    Raises:
-        DataError: a sample was lost or seen twice.
+    `index` and `label` are int64 ``[m]``, positions and classes of this rank's samples; `logits`
+    are float32 ``[m, K]``; the split has `count` samples. A DataError says that one was lost or
+    seen twice.
     """
     # Each row is one rank's value plus zeros, so that a sum over ranks changes no bit.
     seen, labels = logits.new_zeros(2, count, dtype=torch.int64)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from datetime import timedelta
 from operator import attrgetter
@@ -55,11 +55,8 @@ log = logging.getLogger(__name__)
 class Wanted:
     """The set that ``data.name auto`` stands for where it is on disk.
 
-    Attributes:
-        name: registered name.
-        title: what messages call it.
-        signs: files or folders that show it is there.
-        depth: levels below the root at which its reader finds them.
+    `signs` are files or folders that show it is there, up to `depth` levels below the root;
+    messages call it `title`.
     """
 
     name: str
@@ -74,11 +71,8 @@ class Wanted:
 
 
 CIFAR10 = Wanted("cifar10", "CIFAR-10", ("cifar-10-batches-py", "cifar-10-python.tar.gz"), 0)
-DVS128_GESTURE = Wanted(
-    "dvs128_gesture",
-    "DVS128 Gesture",
-    ("ibmGestureTrain", "ibmGestureTrain.tar.gz", "DvsGesture", "DvsGesture.tar.gz"),
-)
+_GESTURE = ("ibmGestureTrain", "ibmGestureTrain.tar.gz", "DvsGesture", "DvsGesture.tar.gz")
+DVS128_GESTURE = Wanted("dvs128_gesture", "DVS128 Gesture", _GESTURE)
 CIFAR10_DVS = Wanted("cifar10_dvs", "CIFAR10-DVS", ("CIFAR10DVS", "CIFAR10DVS.zip", "airplane.zip"))
 
 
@@ -130,7 +124,12 @@ def settle(cfg: Any, wanted: Wanted, fallback: str, small: dict[str, Any]) -> tu
     if name != fallback:
         return settled, notice, ""
     plain, given, taken = type(cfg)(), given_options(cfg), []
-    for path, value in _leaves(small):
+    leaves = [
+        (path, own) if not field else (f"{path}.{field}", getattr(own, field))
+        for path, own in small.items()
+        for field in ([f.name for f in fields(own)] if is_dataclass(own) else [""])
+    ]
+    for path, value in leaves:
         usual, now = (attrgetter(path)(each) for each in (plain, settled))
         if path not in given and now == usual != value:
             settled = _set(settled, path, value)
@@ -147,14 +146,6 @@ def augmentation(data: DataConfig, splits: Splits) -> tuple[Augment | EventAugme
     return kind.standard(name), replace(Mixing.standard(name), cutmix=data.cutmix, **given)
 
 
-def _leaves(values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    for path, value in values.items():
-        if is_dataclass(value):
-            yield from ((f"{path}.{f.name}", getattr(value, f.name)) for f in fields(value))
-        else:
-            yield path, value
-
-
 def _set(cfg: Any, path: str, value: Any) -> Any:
     name, _, rest = path.partition(".")
     check(is_dataclass(cfg) and hasattr(cfg, name), path, value, "a field of the configuration")
@@ -163,19 +154,15 @@ def _set(cfg: Any, path: str, value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a step of the run will need, scaled from a probe batch."""
+    """What a step of the run will need, scaled from a probe batch; without workspaces.
+
+    `saved_mb` are the tensors kept for the backward pass, `weights_mb` parameters, gradients and
+    two optimizer moments; the seconds are of forward and backward.
+    """
 
     saved_mb: float
-    """Tensors kept for the backward pass, MB."""
     weights_mb: float
-    """Parameters, gradients and two optimizer moments, MB."""
     seconds_per_step: float
-    """Forward and backward of one batch."""
-
-    @property
-    def total_mb(self) -> float:
-        """Sum of what was counted; workspace and the framework itself come on top."""
-        return self.saved_mb + self.weights_mb
 
 
 def estimate_step(model: nn.Module, images: Tensor, batch_size: int) -> Estimate:
@@ -277,16 +264,13 @@ class Experiment:
 
     def model_args(self) -> dict[str, Any]:
         """Keywords that build this run's model."""
-        data = self.data
-        own = {"num_classes": data.num_classes, "in_channels": data.in_channels}
-        own |= {"image_size": data.image_size, **entry_options(self.cfg, self.cfg.model.name)}
-        return {**own, **self.cfg.model.args()}
+        data, model = self.data, self.cfg.model
+        own: dict[str, Any] = {"num_classes": data.num_classes, "in_channels": data.in_channels}
+        own |= {"image_size": data.image_size, **entry_options(self.cfg, model.name)}
+        return {**own, **model.args()}
 
     def model(self) -> nn.Module:
-        """Create the model, from the run's seed or from given weights, and announce the run.
-
-        A CheckpointError says that the weights of ``model.init_from`` are not of this model.
-        """
+        """Create the model, from the run's seed or ``model.init_from``, and announce the run."""
         torch.manual_seed(seed_for(self.cfg.train.seed, "init"))
         model: nn.Module = create_model(self.cfg.model.name, **self.model_args())
         start = self.cfg.model.start_weights()
@@ -356,8 +340,8 @@ class Experiment:
         size = min(8, train.batch_size)
         images, _, _ = next(iter(train_loader(data.train, trainer.augment, size, 0, 0)))
         guess = estimate_step(model.to(device), images.to(device), train.batch_size)
-        seconds = guess.seconds_per_step * train.accumulate
+        seconds, steps = guess.seconds_per_step * train.accumulate, len(data.train) // total
         log.info(
             "estimate: %.0f MB for a step (%.0f saved for backward), %.3f s a step, %s an epoch",
-            guess.total_mb, guess.saved_mb, seconds, clock(seconds * (len(data.train) // total)),
+            guess.saved_mb + guess.weights_mb, guess.saved_mb, seconds, clock(seconds * steps),
         )  # fmt: skip

@@ -37,10 +37,7 @@ def run_jobs(jobs: Sequence[Job], at_once: int = 1) -> None:
     """Run what has no report yet; each run resumes by itself where it had stopped.
 
     A run that another process has is waited for; if it ends without a report, it is run again.
-
-    Args:
-        jobs: the runs.
-        at_once: processes at a time; they share the machine's threads, or OMP_NUM_THREADS.
+    `at_once` processes share the machine's threads, or OMP_NUM_THREADS.
 
     Raises:
         SpikeformerError: a run failed, with its output file; the others are finished first.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from spikeformer_lt.config import check
-from spikeformer_lt.errors import DataError, NonFiniteError, shown
+from spikeformer_lt.errors import NonFiniteError, shown
 from spikeformer_lt.layers.patches import PatchSelect, kept_count
 from spikeformer_lt.layers.subnet import SubnetConv2d
+from spikeformer_lt.mask import Mask
 from spikeformer_lt.training.ranks import agreed, together
 
 log = logging.getLogger(__name__)
@@ -43,9 +44,8 @@ def count_nonfinite(tensor: Tensor) -> int:
 class NonFiniteGuard:
     """Stops (policy "stop"), or skips a step ("skip"), when something must be finite and is not.
 
-    The order of calls in a step: `keep_buffers`, then for each batch `check_batch` and forward and
-    backward, then `check_step`; where that returns True, `restore_buffers` and no optimizer step.
-    `limit` skipped steps in a row, 1 or more, are one too many.
+    A step calls `keep_buffers`, for each batch `check_batch`, then `check_step`; where that returns
+    True, `restore_buffers` and no optimizer step. `limit` skipped steps in a row are one too many.
     """
 
     def __init__(self, policy: str = "stop", limit: int = 10) -> None:
@@ -55,34 +55,21 @@ class NonFiniteGuard:
         self.skipped, self.in_a_row = 0, 0  # steps skipped so far, and since the last good one
         self._batch_fault, self._together = "", together()
 
-    def check_batch(self, images: Tensor, indices: Iterable[int] | Tensor | None = None) -> bool:
-        """Look at a batch [B, ...] before the forward.
+    def check_batch(self, images: Tensor, indices: Iterable[int] | Tensor) -> bool:
+        """Look at a batch [B, ...] before the forward; `indices` are its places in the data set.
 
-        Args:
-            images: the batch.
-            indices: the samples' places in the data set, for the message; else in the batch.
-
-        Returns:
-            True if the batch is bad and the step will be skipped; `check_step` will say so, too.
-
-        Raises:
-            NonFiniteError: (policy "stop") with the samples and the count of bad values.
-            DataError: `indices` has not one entry a sample.
+        Returns True if the step will be skipped, as `check_step` will say, too. Policy "stop"
+        raises a NonFiniteError with the samples and the count of bad values.
         """
         if (count := count_nonfinite(images)) == 0:
             return False
-        rows = (~torch.isfinite(images.detach().flatten(1))).any(1).nonzero().flatten().tolist()
-        what = "positions in the batch"
-        if indices is not None:
-            own = [int(index) for index in indices]
-            if len(own) != len(images):
-                raise DataError(f"{len(own)} indices were given for {len(images)} samples")
-            rows, what = [own[row] for row in rows], "samples of the data set"
+        bad = (~torch.isfinite(images.detach().flatten(1))).any(1).tolist()
+        rows = [int(index) for index, odd in zip(indices, bad, strict=True) if odd]
         listed = ", ".join(map(str, rows[:SAMPLES]))
         more = f" and {len(rows) - SAMPLES} more" if len(rows) > SAMPLES else ""
         self._batch_fault = (
             f"{count} of {images.numel()} input values in {len(rows)} of {len(images)} images "
-            f"({what}: {listed}{more})"
+            f"(samples of the data set: {listed}{more})"
         )
         # With several ranks all must stop at the same place: check_step asks them.
         if self.policy == "stop" and not self._together:
@@ -91,19 +78,11 @@ class NonFiniteGuard:
         return True
 
     def check_step(self, grad_norm: Tensor | float, logits: Tensor, model: nn.Module) -> bool:
-        """Look at gradients, logits, buffers and membranes after the backward; one synchronisation.
+        """Look at gradients, logits [B, ...], buffers and membranes; one synchronisation.
 
-        Args:
-            grad_norm: total norm of all gradients, before they are clipped: clipping by a norm that
-                is not finite spreads it over all of them.
-            logits: [B, ...] of the last batch.
-            model: the network.
-
-        Returns:
-            True if this step must be skipped: call `restore_buffers` and leave the optimizer alone.
-
-        Raises:
-            NonFiniteError: policy "stop", or `limit` skipped steps in a row; with the bad tensors.
+        `grad_norm` is the total norm before clipping, which would spread what is not finite. True
+        says that this step must be skipped. A NonFiniteError names the bad tensors: policy "stop",
+        or `limit` skipped steps in a row.
         """
         fault, self._batch_fault = self._batch_fault, ""
         fault = fault or _step_fault(grad_norm, logits, model)
@@ -134,9 +113,8 @@ class NonFiniteGuard:
 
     def keep_buffers(self, model: nn.Module) -> dict[str, Tensor]:
         """Copy the buffers, which a forward in train mode changes, under policy "skip"."""
-        if self.policy == "stop":
-            return {}
-        return {name: value.detach().clone() for name, value in model.named_buffers()}
+        buffers = model.named_buffers() if self.policy == "skip" else ()
+        return {name: value.detach().clone() for name, value in buffers}
 
     @torch.no_grad()
     def restore_buffers(self, model: nn.Module, kept: Mapping[str, Tensor]) -> None:
@@ -268,9 +246,8 @@ class FiringWatch:
         rates = self.rates()
         dead = [name for name, rate in rates.items() if rate == 0.0]
         full = [name for name, rate in rates.items() if rate >= 1.0 - ROUNDING]
-        kinds = {"never fired": dead, "fired at every step": full}
         parts = []
-        for what, of in kinds.items():
+        for what, of in (("never fired", dead), ("fired at every step", full)):
             more = f" and {len(of) - LISTED} more" if len(of) > LISTED else ""
             parts += [f"{len(of)} {what}: {', '.join(of[:LISTED])}{more}"] * bool(of)
         if parts:
@@ -302,12 +279,8 @@ class FiringWatch:
 class EpochProgress:
     """Shows steps, images/s, ETA of the whole phase, loss, sparsity and mean firing rate.
 
-    Attributes:
-        title: phase and epoch.
-        steps, rest: optimizer steps of this epoch, and of the phase after it (for the ETA).
-        images_per_step: images over all ranks.
-        show: only one rank shows anything.
-        every_s: least seconds between two plain lines.
+    `steps` and `rest` are optimizer steps of this epoch and of the phase after it; only one rank
+    shows anything; plain lines are `every_s` seconds apart or more.
     """
 
     title: str
@@ -358,19 +331,16 @@ class EpochProgress:
         )  # fmt: skip
 
 
-def removed(model: nn.Module, masked: int = 0, of: int = 0) -> dict[str, float]:
+def removed(model: nn.Module, masks: Sequence[Mask] = ()) -> dict[str, float]:
     """What a model in training has removed now: sparsity of weights and of patches.
 
-    Its convolutions count, or else the weights that the search's mask removes, and has.
+    Its convolutions count, or else the weights that `masks` remove, and have.
     """
-    convs = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
-    total = sum(conv.weight.numel() for conv in convs)
-    kept = sum(
-        int((conv.mask if isinstance(conv, SubnetConv2d) else conv.weight).count_nonzero())
-        for conv in convs
-    )
-    if of:
-        total, kept = of, of - masked
+    total, kept = sum(m.total for m in masks), sum(m.total - m.removed for m in masks)
+    for conv in (module for module in model.modules() if not masks):
+        if isinstance(conv, nn.Conv2d):
+            weights = conv.mask if isinstance(conv, SubnetConv2d) else conv.weight
+            total, kept = total + weights.numel(), kept + int(weights.count_nonzero())
     tokens = int(getattr(model, "num_tokens", 0))
     asked = [m.sparsity for m in model.modules() if isinstance(m, PatchSelect)]
     gone = 1 - kept_count(tokens, asked[0]) / tokens if asked and tokens else 0.0

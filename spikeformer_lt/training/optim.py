@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from spikeformer_lt.config import check
 from spikeformer_lt.errors import CheckpointError, ConfigError, MaskError, near, shown
+from spikeformer_lt.training.checkpoint import misfits
 from spikeformer_lt.training.options import OptimConfig
 
 UPDATES = "ema.updates"  # the counter's name among the saved tensors
@@ -18,17 +20,16 @@ UPDATES = "ema.updates"  # the counter's name among the saved tensors
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
     """Trainable parameters in three groups: decayed, not decayed (1-D), scores."""
-    found: dict[str, list[nn.Parameter]] = {"decayed": [], "plain": [], "scores": []}
-    for name, parameter in model.named_parameters():
-        kind = "plain" if parameter.ndim < 2 else "decayed"
-        if parameter.requires_grad:
-            found["scores" if name.endswith(".scores") else kind].append(parameter)
     vectors = config.weight_decay if config.decay_vectors else 0.0
-    groups = [
-        {"params": found["decayed"], "lr": config.lr, "weight_decay": config.weight_decay},
-        {"params": found["plain"], "lr": config.lr, "weight_decay": vectors},
-        {"params": found["scores"], "lr": config.score_lr, "weight_decay": 0.0},
+    groups: list[dict[str, Any]] = [
+        {"params": [], "lr": config.lr, "weight_decay": config.weight_decay},
+        {"params": [], "lr": config.lr, "weight_decay": vectors},
+        {"params": [], "lr": config.score_lr, "weight_decay": 0.0},
     ]
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            place = 2 if name.endswith(".scores") else int(parameter.ndim < 2)
+            groups[place]["params"].append(parameter)
     groups = [group for group in groups if group["params"]]
     if not groups:
         raise ConfigError("nothing to train: every parameter is frozen")
@@ -55,78 +56,60 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
 class Schedule:
     """Learning rates as a function of the update number alone, so that they need no saved state.
 
-    Every group keeps its own peak: scores and weights share the shape of the curve.
+    Every group keeps its own peak: scores and weights share the shape of the curve. The formulas
+    are those of timm's schedulers.
     """
 
     def __init__(
         self, optimizer: torch.optim.Optimizer, config: OptimConfig, updates: int, per_epoch: int
     ) -> None:
-        from timm.scheduler import CosineLRScheduler, StepLRScheduler
-
-        self.optimizer = optimizer
-        updates = max(1, updates - round(config.cooldown_epochs * per_epoch))
-        warmup = round(config.warmup_epochs * per_epoch)
-        first = min(config.warmup_lr, config.lr)
-        common: dict[str, Any] = {"warmup_t": warmup, "warmup_lr_init": first, "t_in_epochs": False}
-        self.timm: Any = None
-        if config.sched == "cosine":
-            self.timm = CosineLRScheduler(optimizer, updates, lr_min=config.min_lr, **common)
-        elif config.sched == "step":
-            self.timm = StepLRScheduler(optimizer, max(1, updates // 3), 0.1, **common)
-        else:
-            end = 1.0 if config.sched == "constant" else config.min_lr / config.lr
-            self.linear = (warmup, updates, end, first)
-            for group in optimizer.param_groups:
-                group.setdefault("initial_lr", group["lr"])
-
-    def rates(self, first: int, count: int) -> list[list[float]]:
-        """Learning rate of each group in `count` updates from number `first`; sets the last."""
-        found = []
-        for update in range(first, first + count):
-            self.set(update)
-            found.append([float(group["lr"]) for group in self.optimizer.param_groups])
-        return found
+        self.optimizer, self.config = optimizer, config
+        self.updates = max(1, updates - round(config.cooldown_epochs * per_epoch))
+        self.warmup = round(config.warmup_epochs * per_epoch)
+        self.peaks = [float(group["lr"]) for group in optimizer.param_groups]
 
     def set(self, update: int) -> float:
         """Put the learning rates of update number `update` in force; returns the first group's."""
-        if self.timm is not None:
-            self.timm.step_update(update)
-        else:
-            warmup, updates, end, first = self.linear
-            factor = 1 - (1 - end) * min(1.0, update / updates)
-            for group in self.optimizer.param_groups:
-                peak = group["initial_lr"]
-                warm = update < warmup
-                group["lr"] = first + (peak - first) * update / warmup if warm else peak * factor
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = self._rate(peak, update)
         return float(self.optimizer.param_groups[0]["lr"])
+
+    def _rate(self, peak: float, update: int) -> float:
+        config, done = self.config, min(update, self.updates)
+        if update < self.warmup:
+            first = min(config.warmup_lr, config.lr)
+            return first + update * ((peak - first) / self.warmup)
+        if config.sched == "cosine":
+            wave = 1 + math.cos(math.pi * done / self.updates)
+            return config.min_lr + 0.5 * (peak - config.min_lr) * wave
+        if config.sched == "step":
+            drops = (update - self.warmup) // max(1, self.updates // 3)
+            return float(peak * 0.1**drops)
+        end = 1.0 if config.sched == "constant" else config.min_lr / config.lr
+        return peak * (1 - (1 - end) * (done / self.updates))
 
 
 class Ema:
     """Averages every tensor of ``model.state_dict()`` under its own name, from its present value.
 
-    After update n, counted from 1, with ``d = min(decay, (1 + n) / (10 + n))`` during warm-up and
-    ``d = decay`` else: ``average = d * average + (1 - d) * weight``. Averages are float32 at least;
-    integers (counters) are copied. `decay` lies in [0, 1), else it raises a ConfigError.
+    After update n, counted from 1, with ``d = min(decay, (1 + n) / (10 + n))``:
+    ``average = d * average + (1 - d) * weight``. Averages are float32 at least; integers (counters)
+    are copied. `decay` lies in [0, 1), else it raises a ConfigError.
 
     Source: the warm-up is that of TensorFlow's ExponentialMovingAverage (`num_updates`).
     """
 
-    def __init__(self, model: nn.Module, decay: float, warmup: bool = True) -> None:
+    def __init__(self, model: nn.Module, decay: float) -> None:
         check(0 <= decay < 1, "ema_decay", decay, "a number in [0, 1)")
-        self.decay, self.warmup, self.updates = float(decay), bool(warmup), 0
+        self.decay, self.updates = float(decay), 0
         self._average = {k: v.detach().to(_wide(v), copy=True) for k, v in _state(model).items()}
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Move the average towards the model's present weights.
-
-        Raises:
-            ConfigError: the model has gained, lost or reshaped a tensor since.
-        """
+        """Move the average; a ConfigError if the model has gained, lost or reshaped a tensor."""
         current = self._matching(model)
         self.updates += 1
-        warm = (1 + self.updates) / (10 + self.updates)
-        keep = min(self.decay, warm) if self.warmup else self.decay
+        keep = min(self.decay, (1 + self.updates) / (10 + self.updates))
         for name, average in self._average.items():
             if average.is_floating_point():
                 average.lerp_(current[name].to(average.dtype), 1 - keep)
@@ -144,15 +127,8 @@ class Ema:
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over what `tensors` returned; a CheckpointError if names, shapes, dtypes differ."""
-        own = self.tensors()
-        for name in [*own, *tensors]:
-            here, there = (
-                f"{found[name].dtype} {list(found[name].shape)}" if name in found else "nothing"
-                for found in (own, tensors)
-            )
-            if here != there:
-                where = f"{there} in the checkpoint, {here} in the model"
-                raise CheckpointError(f"weight average: {shown(name)} is {where}")
+        if odd := misfits(self.tensors(), tensors):
+            raise CheckpointError(f"weight average: {odd[0]}")
         for name, average in self._average.items():
             average.copy_(tensors[name])
         self.updates = int(tensors[UPDATES])
@@ -184,14 +160,13 @@ class Ema:
 
     def _matching(self, model: nn.Module) -> dict[str, Tensor]:
         current = _state(model)
-        for name in sorted(current.keys() ^ self._average.keys()):
-            side = "has gained" if name in current else "has lost"
-            what = f"the model {side} {shown(name)}"
-            raise ConfigError(f"{what} since its Ema was made; make it anew")
-        for name, value in current.items():
-            before, now = list(self._average[name].shape), list(value.shape)
-            if now != before:
-                what = f"{shown(name)} has changed from {before} to {now}"
+        sizes = [{k: list(v.shape) for k, v in of.items()} for of in (self._average, current)]
+        for name in {**sizes[1], **sizes[0]}:
+            before, now = (of.get(name) for of in sizes)
+            if before != now:
+                what = f"the model has {'gained' if before is None else 'lost'} {shown(name)}"
+                if before and now:
+                    what = f"{shown(name)} has changed from {before} to {now}"
                 raise ConfigError(f"{what} since the Ema was made; make it anew")
         return current
 

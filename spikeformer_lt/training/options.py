@@ -63,13 +63,9 @@ class OptimConfig:
 
 
 LOSSES = ("mean", "tet")
-
+# Options of a data set that a ticket must repeat to meet its own splits again.
 SPLIT_OPTIONS = ("root", "image_size", "limit_train", "limit_test")
-"""Options of a data set that a ticket must repeat to meet its own splits again."""
-EVENT_OPTIONS = (
-    *("by", "window_us", "values", "bad_events", "empty", "incomplete", "cache", "split_file"),
-)
-"""The same for event data."""
+EVENT_OPTIONS = tuple(f.name for f in fields(EventOptions) if f.name != "T")
 
 
 @dataclass(frozen=True)
@@ -163,9 +159,7 @@ class ModelConfig:
     def start_weights(self) -> dict[str, Tensor] | None:
         """Tensors of the folder `init_from`, by their state_dict names; None without one.
 
-        Raises:
-            ConfigError: the folder holds no model, or an export, whose tensors are packed.
-            CheckpointError: its file is damaged, or a pickle.
+        A ConfigError says that it holds no model, or an export; a CheckpointError, a damaged file.
         """
         if not self.init_from:
             return None
@@ -194,21 +188,15 @@ class RunConfig:
 
 def split_options(data: DataConfig) -> dict[str, Any]:
     """Return what a ticket must remember of its data options."""
-    names = SPLIT_OPTIONS + (EVENT_OPTIONS if isinstance(data, EventDataConfig) else ())
-    return {name: getattr(data, name) for name in names}
+    names = SPLIT_OPTIONS + EVENT_OPTIONS
+    return {name: getattr(data, name) for name in names if hasattr(data, name)}
 
 
 def load_splits(data: DataConfig, T: int, own: Mapping[str, Any] | None = None) -> Splits:
     """Create the data set that a configuration names.
 
-    Args:
-        data: the options; event options are refused for a set of still images.
-        T: frames that an event recording is cut into.
-        own: options of the set's own config class.
-
-    Raises:
-        ConfigError: an option that is out of range or that the set does not have.
-        DataError: as the data set.
+    `T` is the frames that an event recording is cut into, `own` the options of the set's own class.
+    A ConfigError refuses an option that is out of range or that the set does not have.
     """
     keywords: dict[str, Any] = {name: getattr(data, name) for name in (*SPLIT_OPTIONS, "download")}
     chosen = {name: getattr(data, name) for name in EVENT_OPTIONS if hasattr(data, name)}
@@ -277,5 +265,5 @@ class TrainConfig:
             ema_decay="[0, 1)", loss=LOSSES, nonfinite=("stop", "skip"),
         )  # fmt: skip
         rule = "no or bf16 (float16 overflows in the integer attention sums)"
-        fits = self.mixed_precision in ("no", "bf16")
-        check(fits, "train.mixed_precision", self.mixed_precision, rule)
+        precision = self.mixed_precision
+        check(precision in ("no", "bf16"), "train.mixed_precision", precision, rule)

@@ -51,11 +51,9 @@ class Phase:
         name: unique in the run: key of its checkpoints, seeds and summary rows.
         epochs: epochs to train; 0 returns at once.
         optim: overrides the run's optimizer.
-        before_step: called before every optimizer step (mask updates, annealing).
-        after_step: called after it (re-applying a weight mask).
+        before_step, after_step: called around every optimizer step (annealing, masks).
         settled_from: first epoch whose validation may choose the best weights.
-        teacher: frozen network whose softened logits are distilled.
-        distill: weight of the distillation term, in [0, 1].
+        teacher, distill: frozen network whose softened logits are distilled; its weight in [0, 1].
         frozen: prefixes of parameter names that do not train, and whose BatchNorms stay in eval.
         hooks: what the search does inside; their state is saved and restored with the phase.
         lr_factor: multiplies the peak learning rate, also that of scores.
@@ -87,7 +85,8 @@ class Phase:
 class FitResult:
     """What a phase reached: the model holds its best validated weights.
 
-    `epochs` is how many it trained: fewer than asked for where a hook ended it.
+    `epochs` is how many it trained: fewer than asked for where a hook ended it. `best_on_test` is
+    the best test accuracy of all validated epochs, %, where it was asked for.
     """
 
     phase: str
@@ -96,7 +95,6 @@ class FitResult:
     epochs: int
     seconds: float
     best_on_test: float | None = None
-    """Best test accuracy of all validated epochs, %, where it was asked for."""
 
 
 Fit: TypeAlias = Callable[[nn.Module, Phase], FitResult]
@@ -107,11 +105,11 @@ class Hook:
     """Called by a phase at its seams; does nothing by itself.
 
     `tensors` and `state` are saved with every checkpoint of the phase and with its result; `load`
-    gets them back, also when the phase had finished before and does not train again.
+    gets them back, also when the phase had finished before and does not train again. `mask` is the
+    one that it keeps in force, if any.
     """
 
     mask: Mask | None = None
-    """The mask that it keeps in force, if any."""
 
     def start(self, model: nn.Module, steps_per_epoch: int, epochs: int) -> None:
         """Called before the optimizer is made; on a resumed run, too, and then before `load`."""
@@ -174,10 +172,9 @@ class Hooks:
             for hook in self.hooks:
                 hook.after_average(ema)
 
-    def removed(self) -> tuple[int, int]:
-        """Weights that their masks remove, and have."""
-        masks = [hook.mask for hook in self.hooks if hook.mask is not None]
-        return sum(mask.removed for mask in masks), sum(mask.total for mask in masks)
+    def masks(self) -> list[Mask]:
+        """Masks that they keep in force."""
+        return [hook.mask for hook in self.hooks if hook.mask is not None]
 
     def tensors(self) -> dict[str, Tensor]:
         """Tensors of all hooks, as one group of a checkpoint."""
@@ -248,7 +245,6 @@ class Masked(Hook):
 
     Gradients of removed weights are cleared before clipping, so that they neither count in the norm
     nor enter a momentum; after the step the weights are set to +0.0 again. A kept one may pass 0.
-    `start` raises a MaskError where the mask does not fit the model's state_dict.
     """
 
     mask: Mask
@@ -267,16 +263,13 @@ class Masked(Hook):
         parameters = dict(model.named_parameters(remove_duplicate=False))
         for name in self.mask:
             if (grad := parameters[name].grad) is not None:
-                grad.mul_(self._factor(name, grad))
+                known = self._factors.get(name, self.mask[name])
+                self._factors[name] = known.to(grad.device, grad.dtype)
+                grad.mul_(self._factors[name])
 
     def after_step(self, model: nn.Module, updates: int) -> None:
         """Set removed weights to +0.0."""
         self.mask.apply_(model)
-
-    def _factor(self, name: str, like: Tensor) -> Tensor:
-        known = self._factors.get(name, self.mask[name])
-        self._factors[name] = known.to(like.device, like.dtype)
-        return self._factors[name]
 
 
 class Rewired(Masked):

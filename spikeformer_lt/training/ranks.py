@@ -19,10 +19,9 @@ from torch import Tensor, nn
 
 from spikeformer_lt.errors import ConfigError, RankError, shown
 
+# Words of the errors that a collective operation fails with.
 SIGNS = ("gloo", "nccl", "connection", "timed out", "timeout", "socket", "store")
-"""Words of the errors that a collective operation fails with."""
-PATIENCE_S = 3.0
-"""A process that is being killed takes a moment to be gone."""
+PATIENCE_S = 3.0  # a process that is being killed takes a moment to be gone
 
 
 class StopRequest:
@@ -36,8 +35,7 @@ class StopRequest:
 
     def __init__(self, signals: Sequence[int] = (signal.SIGINT, signal.SIGTERM)) -> None:
         self.signals = tuple(signals)
-        self.signum = 0
-        """The first signal that came, or 0."""
+        self.signum = 0  # the first signal that came
         self._previous: dict[int, Any] = {}
         self._pid = 0
 
@@ -97,10 +95,7 @@ def gathered(own: Any) -> list[Any]:
 
 
 def refuse_differences(facts: Mapping[str, str]) -> None:
-    """Refuse a run whose processes differ in a fact: name -> text, the same names on every rank.
-
-    The ConfigError comes on every rank alike, with the first fact that differs, and whose it is.
-    """
+    """Refuse a run whose processes differ in a fact (name -> text), on every rank alike."""
     everywhere = gathered(dict(facts))
     for name, first in everywhere[0].items():
         for rank, own in enumerate(everywhere):
@@ -148,7 +143,8 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 def launcher_notices(processes: int, mixed_precision: str, accumulate: int) -> list[str]:
     """Say what ``accelerate launch`` was asked for and does not do, in sentences for the log."""
     asked, found = os.environ, list[str]()
-    if "ACCELERATE_MIXED_PRECISION" not in asked:
+    wanted = asked.get("ACCELERATE_MIXED_PRECISION")
+    if wanted is None:
         return found  # another launcher, or none
     # The launcher sets an address for several CPU processes but starts one, without a world size.
     if processes == 1 and "MASTER_ADDR" in asked and "WORLD_SIZE" not in asked:
@@ -156,7 +152,6 @@ def launcher_notices(processes: int, mixed_precision: str, accumulate: int) -> l
             "accelerate launch was asked for several processes and started one, as it does on a "
             "CPU without MPI: use torchrun --nproc_per_node N recipes/..., or --num_processes 1"
         )
-    wanted = asked["ACCELERATE_MIXED_PRECISION"]
     if wanted not in ("", "no", mixed_precision):
         found.append(
             f"accelerate launch --mixed_precision {wanted} has no effect: this run computes in "
@@ -186,19 +181,17 @@ def gather_peers() -> list[Peer]:
 
 def lost_ranks(peers: Sequence[Peer]) -> dict[int, str]:
     """Ranks on this host that are gone or do not run: rank -> what is known."""
-    here = socket.gethostname()
     return {
         rank: f"rank {rank} (process {peer.pid} on {peer.host}) {state}"
         for rank, peer in enumerate(peers)
-        if peer.host == here and (state := _state(peer.pid))
+        if peer.host == socket.gethostname() and (state := _state(peer.pid))
     }
 
 
 def name_lost(peers: Sequence[Peer], fault: BaseException | None, timeout_s: float) -> None:
-    """Raise a RankError in place of a failed collective operation; other faults are left alone.
+    """Raise a RankError that names the peers which died or hang, if `fault` is of a collective one.
 
-    It names the peers, none for one process, that died or hang, if that can be told. A collective
-    operation waits for `timeout_s` seconds.
+    Other faults, and those of a single process, are left alone. An operation waits `timeout_s` s.
     """
     text = str(fault).lower()
     if not peers or not isinstance(fault, RuntimeError) or not any(s in text for s in SIGNS):

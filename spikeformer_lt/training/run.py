@@ -34,7 +34,9 @@ CONFIG, ENV, LOG, LOCK = "config.json", "env.json", "log.txt", ".lock"
 LEFTOVERS = (LOCK, f".{CONFIG}.tmp-")  # what a start that was killed may leave behind
 TABLES = ("summary", "firing")
 """CSV files of one row an epoch: accuracies and the like, and each spiking layer's rate."""
+OWN = ("run",)  # the group about the directory itself, which is no part of a run's identity
 TWINS = 10_000  # runs of one configuration under one root
+TAKEN = (errno.EACCES, errno.EAGAIN)  # what the system answers about a lock that is held
 WORLD, CHANGED = "world_size", "changed_on_resume"  # keys of env.json
 
 log = logging.getLogger(__name__)
@@ -43,10 +45,8 @@ log = logging.getLogger(__name__)
 class RunDir:
     """Handle of a run directory; `open` makes or resumes one.
 
-    Attributes:
-        run_id: slug and hash of what the run is.
-        resumed: whether an earlier process had begun the run.
-        writer: False on ranks other than the first: nothing is written, rows are still counted.
+    `resumed` says whether an earlier process had begun the run. Ranks other than the first are no
+    `writer`: nothing is written, rows are still counted.
     """
 
     def __init__(
@@ -70,7 +70,6 @@ class RunDir:
         allow: Sequence[str] = (),
         seed: int | None = None,
         root: str | Path = "runs",
-        own: Sequence[str] = ("run",),
         log: RunLog | None = None,
     ) -> RunDir:
         """Make a run directory, or go on in one.
@@ -80,26 +79,25 @@ class RunDir:
         Args:
             path: the directory; empty for a new one under `root`, named after the run.
             config: nested frozen dataclass.
-            slug: readable part of the run's name.
-            identity: what the run is besides its configuration: recipe, search, data split.
+            slug, identity: readable part of the run's name; what the run is besides `config`.
             resume: "never"; "auto" to go on if the run is there, else begin; or the path of a run.
             allow: fields or groups that may differ from the run that is resumed; "world_size", too.
             seed: noted in env.json.
             root: parent of the directories that are named here; a name never leads out of it.
-            own: fields or groups about the directory itself, which are not compared.
             log: the run's log, if it was begun before; it becomes this run's.
 
         Raises:
             ConfigError: the directory holds another run or foreign files, is in use, or cannot be
                 written; or the configuration differs: each field, old -> new.
         """
-        fields = [name for name, _ in flat_values(to_dict(config))]
-        for name in (*allow, *own):
-            known = name == WORLD or any(f"{field}.".startswith(f"{name}.") for field in fields)
-            hint = near(name, [*fields, WORLD])
-            check(known, "allow_config_change", name, f"a field of the configuration{hint}")
-        run_id = name_run(config, slug, own, identity)
-        choice = RunChoice(config, run_id, resume, tuple(allow), tuple(own), Path(root))
+        fields = [name for name, _ in flat_values(to_dict(config))] + [WORLD]
+        for name in allow:
+            rule = f"a field of the configuration{near(name, fields)}"
+            check(
+                any(_within(field, [name]) for field in fields), "allow_config_change", name, rule
+            )
+        run_id = name_run(config, slug, [name for name in OWN if hasattr(config, name)], identity)
+        choice = RunChoice(config, run_id, resume, tuple(allow), Path(root))
         if not together():
             return cls._begin(choice, str(path), seed, 1, log)
         distributed, run, answer = torch.distributed, None, list[Any](["", False, ""])
@@ -122,14 +120,13 @@ class RunDir:
         try:
             folder, resumed = choice.choose(path)
             folder.mkdir(parents=True, exist_ok=True)
-            lock = take_lock(folder)
+            run = cls(folder, choice.run_id, resumed=resumed)
+            run._lock = take_lock(folder)
         except OSError as fault:
             raise ConfigError(
                 f"cannot make the run directory {name_of(fault.filename or path)}: "
                 f"{fault.strerror or fault}; choose another --run.out"
             ) from None
-        run = cls(folder, choice.run_id, resumed=resumed)
-        run._lock = lock
         try:
             if holds_run(folder) and not resumed:
                 raise ConfigError(f"{name_of(path)}: another process has just begun a run there")
@@ -153,8 +150,7 @@ class RunDir:
         before, changed = old.pop(CHANGED, []), choice.changes(self.path)
         if old.get(WORLD, env[WORLD]) != env[WORLD]:
             changed.append(f"{WORLD}: {old[WORLD]} -> {env[WORLD]}")
-        refused = [line for line in changed if not _within(line, choice.allow)]
-        if refused:
+        if refused := [line for line in changed if not _within(line, choice.allow)]:
             fields = " ".join(line.partition(":")[0] for line in refused)
             raise ConfigError(
                 f"{name_of(self.path)} holds a run of another configuration: "
@@ -172,7 +168,7 @@ class RunDir:
         return len(self._table("summary"))
 
     def append_row(self, row: Mapping[str, object], table: str = "summary") -> None:
-        """Add a row to summary.csv, or to another of `TABLES`: column -> number, text or None."""
+        """Add a row to one of `TABLES`: column -> number, text or None."""
         if self.writer:
             self._table(table).append(row)
 
@@ -182,16 +178,8 @@ class RunDir:
             self._table(table).truncate(rows)
 
     def write_report(self, report: Mapping[str, Any], name: str = "report.json") -> None:
-        """Write a report as JSON, atomically.
-
-        Raises:
-            ConfigError: a value that JSON cannot hold, NaN included, with its place; or the disk.
-        """
-        self._write_json(name, dict(report), "report")
-
-    def inside(self, *names: str) -> Path:
-        """Return a path in this directory; each name becomes one component, whatever it holds."""
-        return self.path.joinpath(*(safe_name(name) for name in names))
+        """Write a report as JSON, atomically; a ConfigError names what JSON cannot hold, as NaN."""
+        self._write_json(name, report, "report")
 
     def abandon(self) -> None:
         """Close; take back a run that this process began, if nothing but the beginning is there."""
@@ -218,10 +206,10 @@ class RunDir:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _write_json(self, name: str, value: dict[str, Any], what: str = "env") -> None:
-        text = dump_json(value, what, ConfigError, indent=2)
+    def _write_json(self, name: str, value: Mapping[str, Any], what: str = "env") -> None:
+        text = dump_json(dict(value), what, ConfigError, indent=2)
         if self.writer:
-            write_atomic(self.inside(name), f"{text}\n".encode(), ConfigError)
+            write_atomic(self.path / safe_name(name), f"{text}\n".encode(), ConfigError)
 
     def _table(self, name: str) -> Summary:
         if name not in self._tables:
@@ -242,7 +230,6 @@ class RunChoice:
     run_id: str
     resume: str
     allow: Sequence[str]
-    own: Sequence[str]
     root: Path
 
     def choose(self, path: str) -> tuple[Path, bool]:
@@ -261,28 +248,32 @@ class RunChoice:
             folder = Path(path)
             if not holds_run(folder):
                 _refuse_foreign(folder)
+            elif self.resume == "never":
+                differing = ""
+                with contextlib.suppress(ConfigError):
+                    if changed := self.changes(folder):
+                        differing = f" (a run of another configuration: {'; '.join(changed)})"
+                raise ConfigError(
+                    f"{name_of(path)} already holds a run, and nothing is ever overwritten"
+                    f"{differing}; go on with it by --run.resume auto, or choose another --run.out"
+                )
+            return folder, holds_run(folder)
+        for folder in self._twins() if self.resume == "auto" else ():
+            with contextlib.suppress(ConfigError):  # damaged, or of another version
+                if not self.changes(folder):
+                    return folder, True
+        self.root.mkdir(parents=True, exist_ok=True)
+        for number in range(1, TWINS):
+            folder = self.root / (self.run_id if number == 1 else f"{self.run_id}-{number}")
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir()  # the one step that only one of two processes can win
                 return folder, False
-            if self.resume == "auto":
-                return folder, True
-            differing = ""
-            with contextlib.suppress(ConfigError):
-                if changed := self.changes(folder):
-                    differing = f" (a run of another configuration: {'; '.join(changed)})"
-            raise ConfigError(
-                f"{name_of(path)} already holds a run, and nothing is ever overwritten{differing}; "
-                "go on with it by --run.resume auto, or choose another --run.out"
-            )
-        if self.resume == "auto":
-            for folder in self._twins():
-                with contextlib.suppress(ConfigError):  # damaged, or of another version
-                    if not self.changes(folder):
-                        return folder, True
-        return self._new_twin(), False
+        raise ConfigError(f"{name_of(self.root)} has {TWINS} runs {self.run_id}; clear it")
 
     def changes(self, folder: Path) -> list[str]:
-        """List where the run in `folder` differs: "field: old -> new", the own fields left out."""
+        """List where the run in `folder` differs: "field: old -> new", but for the group `run`."""
         old = load_config(type(self.config), folder / CONFIG)
-        return [line for line in differences(old, self.config) if not _within(line, self.own)]
+        return [line for line in differences(old, self.config) if not _within(line, OWN)]
 
     def _resumed_path(self, path: str) -> Path:
         folder = Path(self.resume)
@@ -307,18 +298,9 @@ class RunChoice:
         matches.sort(key=lambda match: int(match[1] or 1), reverse=True)
         return [self.root / match[0] for match in matches]
 
-    def _new_twin(self) -> Path:
-        self.root.mkdir(parents=True, exist_ok=True)
-        for number in range(1, TWINS):
-            folder = self.root / (self.run_id if number == 1 else f"{self.run_id}-{number}")
-            with contextlib.suppress(FileExistsError):
-                folder.mkdir()  # the one step that only one of two processes can win
-                return folder
-        raise ConfigError(f"{name_of(self.root)} has {TWINS} runs {self.run_id}; clear it")
-
 
 def _within(line: str, names: Sequence[str]) -> bool:
-    """Whether a line "field: old -> new" is of one of these fields or groups."""
+    """Whether a field, or a line "field: old -> new", is of one of these fields or groups."""
     field = line.partition(":")[0]
     return any(f"{field}.".startswith(f"{name}.") for name in names)
 
@@ -327,8 +309,7 @@ def _refuse_foreign(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{name_of(folder)} is a file, not a directory; choose another --run.out")
     names = sorted(os.listdir(folder)) if folder.exists() else []
-    foreign = [name for name in names if not name.startswith(LEFTOVERS)]
-    if foreign:
+    if foreign := [name for name in names if not name.startswith(LEFTOVERS)]:
         raise ConfigError(
             f"{name_of(folder)} is not empty ({shown(foreign[0])}, {len(foreign)} in all) and "
             "holds no run; choose a new or empty --run.out"
@@ -339,11 +320,8 @@ def take_lock(folder: Path) -> IO[bytes] | None:
     """Claim a directory until the returned file is closed or this process ends, however it ends.
 
     Forked loader workers that outlive a killed parent do not hold the lock, and a process never
-    locks itself out. A system without such locks lets everybody in.
-
-    Raises:
-        ConfigError: a living process has the directory.
-        OSError: the directory cannot be written.
+    locks itself out. A system without such locks lets everybody in. A ConfigError says that a
+    living process has the directory; an OSError that it cannot be written.
     """
     try:
         import fcntl
@@ -356,7 +334,7 @@ def take_lock(folder: Path) -> IO[bytes] | None:
         with file:
             file.seek(0)
             owner = shown(file.read(20).decode("ascii", "replace").strip())[1:-1]
-        if fault.errno not in (errno.EACCES, errno.EAGAIN):
+        if fault.errno not in TAKEN:
             return None
         raise ConfigError(
             f"{name_of(folder)} is in use by process {owner}; wait for it, stop it, or choose "
@@ -376,10 +354,8 @@ def in_use(folder: Path) -> bool:
     try:
         with open(folder / LOCK, "r+b") as file:
             os.lockf(file.fileno(), os.F_TEST, 0)
-    except (FileNotFoundError, AttributeError):  # no run yet; Windows
-        return False
-    except OSError as fault:
-        return fault.errno in (errno.EACCES, errno.EAGAIN)
+    except (OSError, AttributeError) as fault:  # no run yet, or taken; no such call on Windows
+        return getattr(fault, "errno", None) in TAKEN
     return False
 
 
@@ -388,10 +364,11 @@ class _Plain(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         lines = record.message.splitlines() or [""]
-        record.message = "\n    ".join(
+        safe = (
             "".join(c if c.isprintable() or c == "\t" else ascii(c)[1:-1] for c in line)
             for line in lines
         )
+        record.message = "\n    ".join(safe)
         return super().formatMessage(record)
 
 
@@ -401,9 +378,6 @@ class RunLog:
     Args:
         path: the file, appended to; None for a rank that logs nothing.
         early: begin without a file; `open` writes to it what came before.
-
-    Raises:
-        ConfigError: the file cannot be written.
     """
 
     def __init__(self, path: Path | None, early: bool = False) -> None:
@@ -418,7 +392,7 @@ class RunLog:
             self.open(path)
 
     def open(self, path: Path) -> None:
-        """Go on in a file."""
+        """Go on in a file; a ConfigError if it cannot be written."""
         try:
             file = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
         except OSError as fault:
@@ -443,12 +417,11 @@ class RunLog:
 
     def close(self) -> None:
         """Leave the logger as it was."""
-        for handler in self._handlers:
+        while self._handlers:
+            handler = self._handlers.pop()
             self._logger.removeHandler(handler)
             handler.close()
-        if self._handlers:
             self._logger.setLevel(self._level)
-        self._handlers = []
 
 
 class Summary:
@@ -506,6 +479,5 @@ class Summary:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(self._header)
-        for row in self._rows:
-            writer.writerow(row + [""] * (len(self._header) - len(row)))
+        writer.writerows(row + [""] * (len(self._header) - len(row)) for row in self._rows)
         write_atomic(self.path, text.getvalue().encode("utf-8"), ConfigError)

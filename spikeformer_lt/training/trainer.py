@@ -51,13 +51,10 @@ log = logging.getLogger(__name__)
 
 
 def task_loss(logits: Tensor, target: Tensor, kind: str = "mean") -> Tensor:
-    """Cross entropy of spiking logits.
+    """Cross entropy of logits ``[B, T, K]`` and classes ``[B]`` or probabilities ``[B, K]``.
 
-    Args:
-        logits: ``[B, T, K]``.
-        target: ``[B]`` class indices or ``[B, K]`` probabilities.
-        kind: ``mean`` of the logits over T (Spikformer), or ``tet``: mean over T of the cross
-            entropy at each step (Deng et al., ICLR 2022, eq. 9 without the MSE term).
+    `kind` is ``mean`` of the logits over T (Spikformer), or ``tet``: mean over T of the cross
+    entropy at each step (Deng et al., ICLR 2022, eq. 9 without the MSE term).
     """
     logits = logits.float()
     if kind == "mean":
@@ -80,7 +77,7 @@ def distill_loss(logits: Tensor, teacher: Tensor, temperature: float = 2.0) -> T
 
 @dataclass
 class Position:
-    """Everything a checkpoint holds besides tensors."""
+    """Where a phase is, and what it has summed up so far."""
 
     epoch: int = 0
     step: int = 0
@@ -107,37 +104,29 @@ def save_position(run: PhaseRun, store: CheckpointStore) -> None:
     tensors = {"model": state_of(run.model), "optimizer": moments}
     tensors |= {group: own for group, own in more.items() if own}
     state = {
-        "phase": run.phase.name,
-        "position": asdict(run.at),
-        "optimizer": opt_state,
-        "firing": run.watch.state(),
-        "guard": run.guard.state(),
-        "hooks": run.hooks.state(),
-    }
-    latest = store.latest_number()
-    store.save(0 if latest is None else latest + 1, tensors, state)
+        "phase": run.phase.name, "position": asdict(run.at), "optimizer": opt_state,
+        "firing": run.watch.state(), "guard": run.guard.state(), "hooks": run.hooks.state(),
+    }  # fmt: skip
+    store.save(store.next_number(), tensors, state)
 
 
 def restore_position(run: PhaseRun, found: Checkpoint) -> None:
     """Put a phase back to where a checkpoint left it; CheckpointError if it is of another model."""
-    load_weights(run.model, found.tensors["model"], str(found.path))
-    restore_optimizer(run.optimizer, found.tensors["optimizer"], found.state["optimizer"])
+    tensors, state = found.tensors, found.state
+    load_weights(run.model, tensors["model"], str(found.path))
+    restore_optimizer(run.optimizer, tensors["optimizer"], state["optimizer"])
     if run.ema is not None:
-        run.ema.load(found.tensors["ema"])
-    run.best = found.tensors.get("best")
-    run.at = Position(**found.state["position"])
-    run.watch.load_state(found.state["firing"])
-    run.guard.load_state(found.state["guard"])
-    run.hooks.load(found.tensors.get("hooks", {}), found.state.get("hooks", []))
+        run.ema.load(tensors["ema"])
+    run.best, run.at = tensors.get("best"), Position(**state["position"])
+    run.watch.load_state(state["firing"])
+    run.guard.load_state(state["guard"])
+    run.hooks.load(tensors.get("hooks", {}), state.get("hooks", []))
 
 
 def record_epoch(run: PhaseRun, row: Mapping[str, Any], speed: float) -> None:
-    """Write an epoch's rows to summary.csv and firing.csv, log it, and pass it to the board.
+    """Write an epoch's rows, log it, and pass it to the board.
 
-    Args:
-        run: at the end of the epoch; its firing rates are of the images that this process saw.
-        row: of summary.csv, with ``phase`` and ``epoch``.
-        speed: images/s over all ranks.
+    Its firing rates are of the images that this process saw; `speed` is images/s over all ranks.
     """
     trainer, at, phase = run.trainer, run.at, run.phase
     if not trainer.main:
@@ -201,14 +190,11 @@ class PhaseRun:
             self._epoch()
         if self.best is None:  # a hook ended the phase before any validation counted
             share_buffers(self.model)
-            self._keep_best()
+        best = self.best or state_of(self.model)
         self.watch.close()
         on_test = at.best_on_test if self.config.best_on_test else None
         reached = at.best_accuracy, at.best_epoch, at.epoch, at.seconds, on_test
-        return FitResult(phase.name, *reached), self.best or {}
-
-    def _keep_best(self) -> None:
-        self.best = {name: value.clone() for name, value in state_of(self.model).items()}
+        return FitResult(phase.name, *reached), best
 
     def _epoch(self) -> None:
         trainer, at, config = self.trainer, self.at, self.config
@@ -221,8 +207,7 @@ class PhaseRun:
         for name, module in self.model.named_modules():
             if any(f"{name}.".startswith(f"{prefix}.") for prefix in self.phase.frozen):
                 module.eval()
-        self.rates = self.schedule.rates(self.entry + at.epoch * self.steps, self.steps)
-        gone = removed(self.model, *self.hooks.removed())
+        gone = removed(self.model, self.hooks.masks())
         start, batches = time.monotonic(), iter(loader)
         rest = (self.phase.epochs - at.epoch - 1) * self.steps
         title = f"{self.phase.name} epoch {at.epoch + 1}/{self.phase.epochs}"
@@ -248,8 +233,7 @@ class PhaseRun:
         progress = Progress(at.epoch, at.step, self.steps, self.phase.epochs)
         if self.phase.before_step is not None:
             self.phase.before_step(progress)
-        for group, lr in zip(self.optimizer.param_groups, self.rates[at.step], strict=True):
-            group["lr"] = lr
+        self.schedule.set(self.entry + update)
         torch.manual_seed(seed_for(config.seed, self.phase.name, "noise", update))
         self.optimizer.zero_grad(set_to_none=True)
         kept = self.guard.keep_buffers(self.model)
@@ -307,7 +291,7 @@ class PhaseRun:
             "train_accuracy": 100 * at.correct / max(1, at.seen),
             "lr": float(self.optimizer.param_groups[0]["lr"]),
             "firing_rate": self.watch.mean_rate(),
-            **removed(self.model, *self.hooks.removed()),
+            **removed(self.model, self.hooks.masks()),
             "val_loss": None,
             "val_accuracy": None,
         }
@@ -321,7 +305,7 @@ class PhaseRun:
                     at.best_on_test = max(at.best_on_test, on_test)
                 if settled and metrics.accuracy >= at.best_accuracy:
                     at.best_accuracy, at.best_epoch = metrics.accuracy, at.epoch
-                    self._keep_best()
+                    self.best = {k: v.clone() for k, v in state_of(self.model).items()}
         self.watch.warn(at.epoch)
         record_epoch(self, row, speed)
         self.watch.reset()
@@ -346,13 +330,8 @@ class PhaseRun:
 class Trainer:
     """Trains phases of one run; an instance's :meth:`fit` is what searches are given.
 
-    Args:
-        data: splits; test is read for ``best_on_test`` only.
-        config: how to train.
-        augment, mixing: of the training images.
-        run: run directory; checkpoints, rows and phase results live there.
-        accelerator: device, precision and process group.
-        stop: stop request to honour between steps; the caller owns the signal handlers.
+    The test split of `data` is read for ``best_on_test`` only. `run` gets checkpoints, rows and
+    results of phases. `stop` is honoured between steps; the caller owns the signal handlers.
     """
 
     def __init__(
@@ -408,7 +387,11 @@ class Trainer:
         if self.main:
             own = hooks.tensors()
             groups = {"model": tensors, **({"hooks": own} if own else {})}
-            store.save(0, groups, {"result": asdict(result), "hooks": hooks.state()})
+            store.save(
+                0,
+                groups,
+                {"result": asdict(result), "hooks": hooks.state()},
+            )
         self.accelerator.wait_for_everyone()
         return result
 

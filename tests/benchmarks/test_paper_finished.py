@@ -7,13 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from papers.finished import (
-    Run,
-    expected_config,
-    load_recipe,
-    read_run,
-    recipe_class,
-)
+from papers.finished import Run, expected_config, load_recipe, read_run, recipe_class
 from papers.jobs import job_of
 
 from spikeformer_lt.config import differences, from_dict, to_dict

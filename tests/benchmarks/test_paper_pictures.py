@@ -6,20 +6,15 @@ import csv
 from pathlib import Path
 
 import pytest
+from paper_rows import line
 from papers.drops import Line
-from papers.finished import Run
 from papers.pictures import plot_table
-from papers.tables import TABLES, Cell, Table
+from papers.tables import TABLES, Table
 
 
 def marks(path: Path) -> list[dict[str, str]]:
     with open(path.with_name(f"{path.stem}-picture.csv"), newline="") as file:
         return list(csv.DictReader(file))
-
-
-def run(accuracy: float) -> Run:
-    report = {"test_accuracy": accuracy, "seed": 0, "test_count": 400}
-    return Run(Path("x"), report, {}, {}, 1)
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -33,12 +28,8 @@ def test_every_published_table_can_be_drawn_without_a_run(tmp_path, name) -> Non
 
 
 def test_changes_are_the_negative_drops(tmp_path) -> None:
-    cells = [
-        Cell("t", "cifar10", "net", "dense", accuracy=93.0),
-        Cell("t", "cifar10", "net", "IMP", "sparsity", 0.5, 92.0, "dense"),
-        Cell("t", "cifar10", "net", "IMP", "sparsity", 0.9, 90.0, "dense"),
-    ]
-    lines = [Line(cells[0], (run(95.0),)), Line(cells[1], (run(96.0),)), Line(cells[2])]
-    plot_table(tmp_path / "p.png", Table("t", "Title", tuple(cells)), lines)
+    rows = (("dense", None, 93.0, 95.0), ("IMP", 0.5, 92.0, 96.0), ("IMP", 0.9, 90.0))
+    lines = [line(*row) for row in rows]
+    plot_table(tmp_path / "p.png", Table("t", "Title", tuple(x.cell for x in lines)), lines)
     found = [(m["whose"], float(m["level"]), float(m["change"])) for m in marks(tmp_path / "p.png")]
     assert found == [("published", 0.5, -1.0), ("published", 0.9, -3.0), ("ours", 0.5, 1.0)]

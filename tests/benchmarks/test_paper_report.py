@@ -17,12 +17,9 @@ def test_without_a_published_dense_the_first_level_is_the_reference() -> None:
         line("IMP", 0.9, 90.0, 60.0),
     ]
     words = trend(rows)
-    assert (
-        "IMP at sparsity 0.5 / 0.9, since its first level: published 0.00 / 2.00, ours 0.00 / 34.00"
-    ) in words[0]
-    assert (
-        words[-1] == "rows with both drops: 1 same direction, 0 opposite direction, 0 within noise"
-    )
+    assert "IMP at sparsity 0.5 / 0.9, since its first level: published 0.00 / 2.00" in words[0]
+    assert words[0].endswith("ours 0.00 / 34.00")
+    assert words[-1].startswith("rows with both drops: 1 same direction, 0 opposite")
 
 
 def test_with_a_published_dense_the_whole_curve_is_against_it() -> None:

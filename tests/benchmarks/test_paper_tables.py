@@ -36,26 +36,14 @@ def test_eccv22_table_1(row: tuple[str, str, str], numbers: list[float]) -> None
 @pytest.mark.parametrize(
     ("data", "network", "column"),
     [
-        (
-            "cifar10",
-            "VGG-9",
-            [88.10, 86.75, 83.84, 87.71, 87.57, 87.73, 85.27, 81.30, 87.52, 87.76],
-        ),
-        (
-            "cifar100",
-            "ResNet-19",
-            [76.74, 74.42, 66.60, 72.37, 72.93, 75.62, 73.87, 62.76, 72.01, 72.73],
-        ),
-        (
-            "cifar10_dvs",
-            "VGG-9",
-            [78.65, 77.94, 69.21, 78.41, 77.49, 77.92, 77.31, 63.82, 77.94, 77.01],
-        ),
+        ("cifar10", "VGG-9", "88.10 86.75 83.84 87.71 87.57 87.73 85.27 81.30 87.52 87.76"),
+        ("cifar100", "ResNet-19", "76.74 74.42 66.60 72.37 72.93 75.62 73.87 62.76 72.01 72.73"),
+        ("cifar10_dvs", "VGG-9", "78.65 77.94 69.21 78.41 77.49 77.92 77.31 63.82 77.94 77.01"),
     ],
 )
-def test_connection_tickets(data: str, network: str, column: list[float]) -> None:
+def test_connection_tickets(data: str, network: str, column: str) -> None:
     found = [c for c in TABLES["2311-tab1"].cells if (c.data, c.network) == (data, network)]
-    assert [c.accuracy for c in found] == column
+    assert " ".join(f"{c.accuracy:.2f}" for c in found) == column
 
 
 @pytest.mark.parametrize(

@@ -260,11 +260,12 @@ def test_every_form_comes_back_event_for_event_and_is_recognised(files, tmp_path
     for form, name in names.items():
         getattr(files, f"write_{form}")(tmp_path / name, events)
         assert form_of(tmp_path / name) == form
-        raw = FileReader(tmp_path, form)(Sample(name))
-        assert np.array_equal(validate(raw.events, Sensor(128, 128))[0], events)
+        for told in (form, "auto"):
+            raw = FileReader(tmp_path, told)(Sample(name))
+            assert np.array_equal(validate(raw.events, Sensor(128, 128))[0], events)
     files.write_aedat4(tmp_path / "a.aedat4", events)
     assert form_of(tmp_path / "a.aedat4") == "aedat4"
-    assert {*names, "aedat4", "cifar10_dvs"} == set(FORMS)
+    assert {*names, "aedat4", "auto", "cifar10_dvs"} == set(FORMS)
     (tmp_path / "c.aedat").write_bytes((tmp_path / "a.aedat4").read_bytes())
     assert form_of(tmp_path / "c.aedat") == "aedat4"
 
@@ -300,8 +301,8 @@ def test_what_is_no_recording_is_called_what_it_is(tmp_path):
         form_of(tmp_path / "a.aedat")
     with pytest.raises(DataError, match="has no name of a recording"):
         form_of(tmp_path / "a.txt")
-    with pytest.raises(ConfigError, match="did you mean 'aedat4'"):
-        FileReader(tmp_path, "aedat")
+    with pytest.raises(ConfigError, match="did you mean 'aedat31'"):
+        FileReader(tmp_path, "aedat3")
 
 
 def test_what_a_reader_depends_on_is_in_its_repr_and_where_it_lies_is_not(tmp_path):

@@ -328,8 +328,6 @@ def test_without_numba_numpy_counts_and_says_so_once(files, monkeypatch, caplog)
     monkeypatch.setattr(
         frame_module, "_compiled", functools.cache(frame_module._compiled.__wrapped__)
     )
-    fresh = functools.cache(frame_module._numba_fault.__wrapped__)
-    monkeypatch.setattr(frame_module, "_numba_fault", fresh)
     monkeypatch.setitem(sys.modules, "numba", None)
     events = files.some_events(5000, 24, 32)
     with caplog.at_level(logging.WARNING):

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spikeformer_lt.errors import ConfigError, DataError
-from spikeformer_lt.events.aedat import Clock, read_comments, read_exactly
+from spikeformer_lt.events.aedat import read_comments, read_exactly
 from spikeformer_lt.events.recording import (
     EVENTS,
     Sensor,
@@ -183,15 +183,3 @@ def test_another_kind_of_file_is_called_what_it_is(tmp_path, content, words):
     with pytest.raises(DataError, match=words) as caught:
         header(tmp_path, content)
     assert "a.aedat" in str(caught.value)
-
-
-@pytest.mark.fault(21)
-def test_a_clock_that_starts_again_goes_on():
-    true = np.array([2**32 - 20, 2**32 - 5, 2**32 + 1, 2**32 - 2, 2**32 + 9, 2**33 + 3], np.int64)
-    # The fourth event is out of order around the restart; the last comes after another one.
-    clock = np.array([*true[:5], true[4] + 2**31 - 1, true[5]], np.int64)
-    wrapped = (clock % 2**32).astype(np.uint32)
-    for cuts in ([], [3], [1, 2, 3, 4, 5, 6], [0, 0, 6]):
-        one = Clock()
-        pieces = [one.times(piece) for piece in np.split(wrapped, cuts)]
-        assert np.array_equal(np.concatenate(pieces), clock)

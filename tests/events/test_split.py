@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spikeformer_lt.disk import sha256_of
 from spikeformer_lt.errors import ConfigError, DataError
 from spikeformer_lt.events import split
 from spikeformer_lt.events.split import (
@@ -364,14 +365,12 @@ def test_the_same_bytes_in_two_parts_are_found_and_in_one_part_are_not(tmp_path)
 def test_only_files_of_one_size_and_one_beginning_are_read_whole(tmp_path, monkeypatch):
     put(tmp_path, {"a": b"1", "b": b"22", "c": b"x" * 9000, "d": b"y" * 9000, "e": b"y" * 9000})
     read = []
-    whole = split._hash
 
-    def told(path, length):
-        if length is None:
-            read.append(path.name)
-        return whole(path, length)
+    def told(path):
+        read.append(path.name)
+        return sha256_of(path)
 
-    monkeypatch.setattr(split, "_hash", told)
+    monkeypatch.setattr(split, "sha256_of", told)
     samples = [Sample(name) for name in "abcde"]
     assert find_shared(tmp_path, {"train": samples[:4], "test": samples[4:]}) == [("d", "e")]
     assert read == ["d", "e"]

@@ -57,8 +57,7 @@ def test_the_plain_loops_write_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -
     bits = (np.random.default_rng(1).random(3000) < 0.2).astype(np.uint8)
     fast = encode_bits(bits, 30, 7)
     deep = encode_bits(bits, depth=10)
-    plain = {"split": codec._split, "encode": codec._encode, "decode": codec._decode}
-    monkeypatch.setattr(codec, "_loops", lambda: plain)
+    monkeypatch.setattr(codec, "_coder", lambda: codec._code)
     assert np.array_equal(encode_bits(bits, depth=10), deep)
     assert np.array_equal(decode_bits(deep, 3000, depth=10), bits)
     assert np.array_equal(encode_bits(bits, 30, 7), fast)

@@ -75,7 +75,7 @@ def test_a_cache_gives_each_thread_the_value_it_asked_for() -> None:
 
     def ask(key: int) -> int:
         return sum(
-            cache.get("x", (source,), lambda: (key, torch.ones(key)), key)[0] != key
+            cache.derive("x", (source,), lambda: (key, torch.ones(key)), key)[0] != key
             for _ in range(2000)
         )
 

@@ -46,9 +46,9 @@ def test_taking_keeps_images_labels_and_source_indices_together(random_images):
 
 def test_equal_images_and_no_others_have_equal_digests(random_images):
     data = random_images(20)
-    digests = data.take(torch.tensor([3, 4, 3])).digests()
+    digests = data.take(torch.tensor([3, 4, 3])).digests
     assert digests[0] == digests[2] != digests[1]
-    assert len(set(data.digests())) == 20
+    assert len(set(data.digests)) == 20
 
 
 @pytest.mark.parametrize(

@@ -152,16 +152,3 @@ def test_frozen_weights_get_no_gradient() -> None:
     effective(weight, scores, mask).sum().backward()
     assert weight.grad is None
     assert scores.grad is not None
-
-
-@pytest.mark.parametrize("binary", [True, False])
-def test_a_removed_weight_is_zero_whatever_it_was(binary: bool) -> None:
-    weight, mask = drawn(0)
-    weight[~mask] = (
-        torch.tensor([float("nan"), float("inf"), -1.0])
-        .repeat(mask.numel())[: int((~mask).sum())]
-        .double()
-    )
-    removed = effective(weight, None, mask, binary=binary)[~mask]
-    assert torch.equal(removed, torch.zeros_like(removed))
-    assert not removed.signbit().any()

@@ -2,10 +2,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.layers.neuron import LIF, Activation, NeuronConfig, reset_state
+from spikeformer_lt.layers.neuron import LIF, Activation, NeuronConfig
 from spikeformer_lt.layers.stems import ACTIVATIONS, RESIDUALS, ConvPEP
 
 T, B = 3, 2
@@ -32,12 +31,7 @@ def make(awaken):
 
     def build(images: torch.Tensor, centre: float = 0.35, **options: object) -> ConvPEP:
         pep = ConvPEP(images.shape[2], 32, **options).double()
-
-        def run(module: nn.Module) -> None:
-            module(images, T)
-            reset_state(module)
-
-        awaken(pep, run, centre=centre)
+        awaken(pep, lambda module: module(images, T), centre=centre)
         return pep.eval()
 
     return build
@@ -151,7 +145,6 @@ def test_computing_a_static_image_once_changes_nothing(
     results = []
     for steps in (1, T):
         pep.load_state_dict(start)
-        reset_state(pep)
         x = images.clone().requires_grad_()
         with outputs(pep) as seen:
             tokens, current = pep(x.expand(steps, -1, -1, -1, -1), T, need_current=True)
@@ -209,7 +202,6 @@ def test_an_image_does_not_depend_on_its_neighbours_in_the_batch(make) -> None:
     frames = pictures(T)
     pep = make(frames)
     tokens, current = pep(frames, T, need_current=True)
-    reset_state(pep)
     alone, current_alone = pep(frames[:, 1:], T, need_current=True)
     assert torch.equal(alone, tokens[:, 1:])
     assert torch.allclose(current_alone, current[:, 1:], rtol=0, atol=1e-12)
@@ -235,7 +227,6 @@ def test_swapping_the_activation_keeps_weights_and_options() -> None:
         assert (pep.activation, pep.residual) == (kind, "or")
         assert all(isinstance(u.act, LIF if kind == "lif" else Activation) for _, u in pep.units())
         pep(pictures().float(), T)
-        reset_state(pep)
     assert pep.state_dict().keys() == before.keys()
     acts = [unit.act for _, unit in pep.units()]
     assert {(act.v_threshold, act.tau) for act in acts} == {(0.7, 1.5)}

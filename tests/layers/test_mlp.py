@@ -3,7 +3,6 @@ from __future__ import annotations
 import torch
 
 from spikeformer_lt.layers.attention import EncoderBlock, SpikingMLP, SpikingSelfAttention
-from spikeformer_lt.layers.neuron import reset_state
 
 T, B, N, D = 3, 2, 16, 32
 
@@ -14,12 +13,7 @@ def spikes(*shape: int) -> torch.Tensor:
 
 def make_block(awaken) -> EncoderBlock:
     block = EncoderBlock(SpikingSelfAttention(D, 4), SpikingMLP(D, 2 * D)).double()
-
-    def run(module: torch.nn.Module) -> None:
-        module(spikes(T, B, N, D), T)
-        reset_state(block)
-
-    awaken(block, run)
+    awaken(block, lambda module: module(spikes(T, B, N, D), T))
     return block.eval()
 
 
@@ -29,7 +23,6 @@ def test_the_mlp_treats_each_token_by_itself(awaken) -> None:
     out = mlp(tokens, T)
     assert 0.05 < out.mean() < 0.6
     for n in (0, 7, N - 1):
-        reset_state(mlp)
         assert torch.equal(mlp(tokens[:, :, n : n + 1], T), out[:, :, n : n + 1])
 
 
@@ -42,7 +35,6 @@ def test_a_block_adds_attention_and_then_the_mlp(awaken, outputs) -> None:
     for name, values in seen.items():
         assert 0.05 < values.mean() < 0.6, name
     assert torch.equal(out, tokens + seen["attn.proj.act"] + seen["mlp.fc2.act"])
-    reset_state(block)
     middle = tokens + block.attn(tokens, T)
     assert torch.equal(out, middle + block.mlp(middle, T))
 
@@ -56,7 +48,6 @@ def test_a_block_of_a_static_input_equals_that_of_its_copies(awaken) -> None:
     block = make_block(awaken)
     tokens = spikes(1, B, N, D)
     once = block(tokens, T)
-    reset_state(block)
     assert torch.equal(once, block(tokens.expand(T, -1, -1, -1), T))
 
 

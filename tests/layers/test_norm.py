@@ -98,7 +98,7 @@ def test_one_value_per_channel_is_refused_in_training_alone(repeats: int) -> Non
     with pytest.raises(DataError, match="one value per channel has no variance"):
         norm(torch.zeros(1, 1, 3), repeats)
     with pytest.raises(DataError, match="one value per channel"):
-        norm_act(norm, make_lif(), torch.zeros(1, 1, 3), 4, repeats)
+        norm_act(norm, make_lif(), torch.zeros(1, 1, 3), repeats)
     assert norm.num_batches_tracked == 0
     assert norm.eval()(torch.zeros(1, 1, 3), repeats).shape == (1, 1, 3)
 
@@ -144,11 +144,10 @@ def test_fused_equals_norm_then_neuron(
         leaf = x.clone().requires_grad_()
         with carry(state):
             if fused:
-                out = norm_act(n, act, leaf, steps, repeats)
+                out = norm_act(n, act, leaf, steps)
             else:
                 monkeypatch.setattr("spikeformer_lt.layers.kernels.dispatch._mode", "torch")
-                out, current = norm_act(n, act, leaf, steps, repeats, need_current=True)
-                assert torch.equal(current, n.eval()(leaf)) != train
+                out = act(n(leaf, repeats), steps)
         gradients = torch.autograd.grad(out, [leaf, *n.parameters()], weight)
         results.append((out, state.voltages[act], gradients, buffers(n)))
     (out, v, gradients, state), (out_2, v_2, gradients_2, state_2) = results
@@ -164,7 +163,7 @@ def test_fused_float32_spikes_differ_in_fewer_than_one_in_a_thousand() -> None:
     x = torch.randn(4, 50, 96) * 2 + 1
     norm = awake(BatchNorm(96), torch.float32)
     fused = norm_act(norm, make_lif(), x)
-    apart, _ = norm_act(norm, make_lif(), x, need_current=True)
+    apart = make_lif()(norm(x))
     assert fused.mean() > 0.1
     assert (fused != apart).float().mean() < 1e-3
 
@@ -174,7 +173,7 @@ def test_the_fused_path_is_taken_by_a_training_step(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(BatchNorm, "forward", None)
     state = NeuronState()
     with carry(state):
-        out = norm_act(norm, act, torch.randn(1, 50, 96, requires_grad=True), 4, 4)
+        out = norm_act(norm, act, torch.randn(1, 50, 96, requires_grad=True), 4)
     out.sum().backward()
     assert out.shape == (4, 50, 96)
     assert norm.weight.grad.abs().sum() > 0
@@ -186,8 +185,7 @@ def test_the_fused_path_is_taken_by_a_training_step(monkeypatch: pytest.MonkeyPa
 def test_every_activation_follows_a_norm(kind: str) -> None:
     norm, act = awake(BatchNorm(5)), make_activation(kind)
     x = torch.randn(1, 8, 5, dtype=torch.float64)
-    out, current = norm_act(norm, act, x, 4, 4, need_current=True)
-    assert current.shape == x.shape
+    out, current = norm_act(norm, act, x, 4), norm(x)
     assert out.shape == ((4, 8, 5) if kind == "lif" else x.shape)
     assert torch.equal(out, act(current, 4))
 

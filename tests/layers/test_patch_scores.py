@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.layers.neuron import reset_state
 from spikeformer_lt.layers.patches import SCORES, Gumbel, PatchScore, grid_of, make_score
 
 T, B, D = 4, 3, 16
@@ -26,12 +25,7 @@ def inputs(
 def make(kind: str, awaken=None) -> PatchScore:
     score = make_score(kind, D, num_classes=5, num_heads=4).double()
     if kind == "attention":
-
-        def run(module: torch.nn.Module) -> None:
-            module.logits(inputs()[0], T)
-            reset_state(module)
-
-        awaken(score, run)
+        awaken(score, lambda module: module.logits(inputs()[0], T))
     return score.eval()
 
 
@@ -49,11 +43,9 @@ def test_a_score_does_not_depend_on_the_rest_of_the_batch(awaken, kind: str) -> 
     score, (tokens, current, images) = make(kind, awaken), inputs()
     whole = score(tokens, current, images, T)
     order = torch.tensor([2, 0, 1])
-    reset_state(score)
     permuted = score(tokens[:, order], current[:, order], images[:, order], T)
     assert torch.equal(permuted, whole[order])
     for b in range(B):
-        reset_state(score)
         part = slice(b, b + 1)
         alone = score(tokens[:, part], current[:, part], images[:, part], T)
         assert torch.equal(alone[0], whole[b])
@@ -63,7 +55,6 @@ def test_a_score_does_not_depend_on_the_rest_of_the_batch(awaken, kind: str) -> 
 def test_equal_copies_along_time_score_as_the_one_image_they_are(awaken, kind: str) -> None:
     score, once = make(kind, awaken), inputs(1)
     first = score(*once, T)
-    reset_state(score)
     copies = score(*(x.expand(T, *x.shape[1:]) for x in once), T)
     assert torch.allclose(copies, first, rtol=0, atol=1e-15)
     assert kind in ("l2", "tp", "gumbel") or torch.equal(copies, first)
@@ -171,7 +162,6 @@ def test_attention_is_what_the_trained_selector_gives_each_token(awaken) -> None
     score, (tokens, current, images) = make("attention", awaken), inputs()
     assert score.learned
     received = score(tokens, current, images, T)
-    reset_state(score)
     attn = score.block.attn
     q, k = (getattr(attn, n)(tokens, T).unflatten(3, (4, -1)).transpose(2, 3) for n in "qk")
     assert 0.05 < q.mean() < 0.6 and 0.05 < k.mean() < 0.6

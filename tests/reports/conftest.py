@@ -26,6 +26,12 @@ def make_lively(**sizes):
 
 
 @pytest.fixture
+def build():
+    """Makes a small network in which every layer fires, with options of its own."""
+    return make_lively
+
+
+@pytest.fixture
 def lively():
     return make_lively()
 

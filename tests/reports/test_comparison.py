@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 from spikeformer_lt.errors import DataError
-from spikeformer_lt.reports.comparison import read_rows, series_of, write_comparison
+from spikeformer_lt.reports.comparison import (
+    Row,
+    early_time_table,
+    read_rows,
+    search_steps,
+    series_of,
+    steps_of_run,
+    write_comparison,
+    write_confusions,
+)
 
 
 @dataclass(frozen=True)
@@ -37,7 +46,7 @@ def test_rows_carry_mean_and_spread(tmp_path):
     (row,) = read_rows(runs)
     assert row.cell("test accuracy %") == "91.00 ± 1.41"
     assert row.cell("patches removed %") == "30.0"
-    assert row.seeds == 2
+    assert row.values("val %") == {0: 1.0, 1: 1.0}
 
 
 def test_runs_of_other_splits_are_not_compared(tmp_path):
@@ -93,3 +102,77 @@ def test_what_was_not_run_is_said(tmp_path):
     assert (tmp_path / "comparison.md").read_text() == text
     assert (tmp_path / "comparison.csv").exists()
     assert (tmp_path / "curve-ConvPEP-weights.png").exists()
+
+
+def test_seeds_add_up_and_runs_without_a_matrix_are_left_out(tmp_path):
+    counts = ([[3, 1], [0, 6]], [[4, 0], [2, 4]])
+    write_confusions(tmp_path, [Row("a b", [{}, *({"confusion": each} for each in counts)])])
+    text = (tmp_path / "confusion.md").read_text()
+    assert "2 seeds, 17 of 20 right (85.00 %; always the largest class: 60.00 %)" in text
+    rows = (tmp_path / "confusion-a_b.csv").read_text().splitlines()[1:]
+    assert rows == ["0,7,1", "1,2,10"]
+
+
+MODEL = {"name": "spiking_vgg_toy", "args": {"T": 5}}
+IMP = [{"phase": "imp-0", "epochs": 8}, {"phase": "imp-1", "epochs": 6}]
+
+
+def run_of(folder: Path, variant: str, seed: int, accuracy: float, seconds: float, T: int) -> Run:
+    """A finished run with its ticket, as a recipe leaves them."""
+    here = folder / f"{variant.replace(' ', '-')}-seed{seed}"
+    (here / "ticket").mkdir(parents=True)
+    about: dict = {"model": MODEL, "phases": IMP, "search_seconds": seconds}
+    report = {
+        "dataset": "digits", "split_sha256": "s", "test_accuracy": accuracy, "val_accuracy": 1.0,
+        "sparsity": {"patch": 0, "conv_pep_weight": None, "total_weight": 0.9}, "seed": seed,
+        "firing_rate": {"a": 0.1}, "ticket": {"search_seconds": seconds, "prunable_sparsity": 0.9},
+    }  # fmt: skip
+    if T < 5:
+        about["early_time"] = {"T": 5, "T_early": T}
+        about["phases"] = [{"phase": "early_time", "epochs": 2}, *IMP]
+        report["ticket"]["T_search"] = T
+    (here / "ticket" / "ticket.json").write_text(json.dumps({"provenance": about}))
+    (here / "report.json").write_text(json.dumps(report))
+    return Run(variant, here / "report.json")
+
+
+def test_epochs_count_with_the_steps_that_they_ran_with():
+    assert search_steps({"model": MODEL, "phases": IMP}) == 14 * 5
+    probed = [{"phase": "early_time", "epochs": 2}, *IMP]
+    found = {"model": MODEL, "phases": probed, "early_time": {"T_early": 3}}
+    assert search_steps(found) == 2 * 5 + 14 * 3
+    assert search_steps({"model": MODEL, "phases": []}) == 0  # one-shot: nothing was trained
+    assert search_steps({"phases": IMP}) is None and search_steps({"model": MODEL}) is None
+
+
+def test_a_run_without_a_search_of_weights_has_no_cost(tmp_path):
+    assert steps_of_run(tmp_path / "report.json") is None
+    (tmp_path / "ticket").mkdir()
+    for about, cost in (({}, None), ({"search_seconds": 1.0}, 70.0)):
+        known = {"provenance": {"model": MODEL, "phases": IMP, **about}}
+        (tmp_path / "ticket" / "ticket.json").write_text(json.dumps(known))
+        assert steps_of_run(tmp_path / "report.json") == cost
+
+
+def test_the_saving_is_a_ratio_of_the_same_seeds(tmp_path):
+    runs = [
+        run_of(tmp_path, "imp 0.9", 0, 60.0, 100.0, 5),
+        run_of(tmp_path, "imp 0.9", 1, 62.0, 200.0, 5),
+        run_of(tmp_path, "imp+et 0.9", 1, 61.0, 130.0, 3),
+        run_of(tmp_path, "imp+et 0.96", 0, 50.0, 10.0, 3),  # nothing to compare with
+    ]
+    text = write_comparison(tmp_path, runs, "title", level="prunable weights")
+    (line,) = [row for row in text.splitlines() if "with / without" not in row and "0.650" in row]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    steps = (2 * 5 + 14 * 3) / (14 * 5)
+    assert cells == ["imp+et 0.9", "1", "3.0", "0.650", "35.0", f"{steps:.3f}",
+                     f"{100 * (1 - steps):.1f}", "-1.00"]  # fmt: skip
+    (row,) = [row for row in text.splitlines() if row.startswith("| imp 0.9 ")]
+    assert [cell.strip() for cell in row.split("|")][8:10] == ["150.0 ± 70.7", "70"]
+
+
+def test_without_a_pair_there_is_no_table(tmp_path):
+    assert early_time_table([]) == ""
+    assert "Early-Time" not in write_comparison(
+        tmp_path, [run_of(tmp_path, "imp 0.9", 0, 60.0, 1.0, 5)], "title"
+    )

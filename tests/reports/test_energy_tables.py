@@ -1,4 +1,4 @@
-"""Energy as table, JSON and CSV."""
+"""Energy as constants, table, JSON, CSV and bars."""
 
 from __future__ import annotations
 
@@ -8,16 +8,21 @@ import json
 import pytest
 import torch
 
-from spikeformer_lt.errors import DataError
+from spikeformer_lt.errors import ConfigError, DataError
 from spikeformer_lt.reports.energy import (
+    COSTS,
     HOROWITZ,
+    SOP_77FJ,
+    Costs,
     energy_markdown,
     layer_table,
     measure_energy,
     sensitivity,
+    sensitivity_costs,
     sensitivity_table,
     write_energy,
 )
+from spikeformer_lt.reports.plots import plot_energy
 
 
 @pytest.fixture
@@ -69,3 +74,49 @@ def test_a_dead_network_has_no_figure_in_any_table(pair, lively, probe):
 def test_no_network_is_refused(tmp_path):
     with pytest.raises(DataError, match="no network"):
         write_energy(tmp_path, {})
+
+
+def test_the_two_sets_are_the_ones_in_use():
+    assert (HOROWITZ.mac_pj, HOROWITZ.ac_pj) == (4.6, 0.9)
+    assert SOP_77FJ.ac_pj == 0.077
+    assert list(COSTS) == ["45nm", "77fJ"]
+
+
+def test_77_fj_gives_spikformers_published_power():
+    published = {6.82: 0.525, 8.69: 0.669, 11.09: 0.854, 13.67: 1.053, 22.09: 1.701}  # G -> mJ
+    for gsops, mj in published.items():
+        assert SOP_77FJ.energy_pj(0, gsops * 1e9) / 1e9 == pytest.approx(mj, abs=1e-3)
+
+
+def test_sensitivity_halves_and_doubles_each_figure_once():
+    found = sensitivity_costs()
+    pairs = [(c.mac_pj, c.ac_pj) for c in found]
+    assert len(set(pairs)) == len(pairs) == 11
+    assert {(2.3, 0.9), (9.2, 0.9), (4.6, 0.45), (4.6, 1.8)} <= set(pairs)
+
+
+def test_a_negative_or_endless_cost_is_refused():
+    for bad in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match="mac_pj"):
+            Costs("x", bad, 1.0, "")
+
+
+def test_groups_sum_to_the_whole(lively, probe):
+    energy = measure_energy(lively, probe, lively.T)
+    groups = energy.by_group(HOROWITZ)
+    assert sum(v for v, _ in groups.values()) == pytest.approx(energy.headline_pj(HOROWITZ))
+    assert sum(f for _, f in groups.values()) == pytest.approx(energy.formula_pj(HOROWITZ))
+    assert all(counted > 0 for counted, _ in groups.values())
+
+
+def test_bars_have_a_csv_beside_them_and_a_dead_network_has_no_bar(lively, probe, tmp_path):
+    alive = measure_energy(lively, probe, lively.T)
+    with torch.no_grad():
+        lively.blocks[0].attn.q.norm.bias.fill_(-100)
+    dead = measure_energy(lively, probe, lively.T)
+    plot_energy(tmp_path / "new" / "energy.png", {"alive": alive, "dead": dead})
+    assert (tmp_path / "new" / "energy.png").stat().st_size > 5000
+    rows = list(csv.DictReader((tmp_path / "new" / "energy.csv").open()))
+    assert {row["network"] for row in rows} == {"alive"}
+    counted = sum(float(row["energy_uj"]) for row in rows if row["kind"] == "counted")
+    assert counted == pytest.approx(alive.headline_pj(HOROWITZ) / 1e6)

@@ -11,12 +11,7 @@ from spikeformer_lt import Ticket, create_dataset, create_model
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.reports.finished import open_run
 from spikeformer_lt.reports.run_page import draw_run
-from spikeformer_lt.tickets import (
-    MultiSpConfig,
-    model_from_ticket,
-    set_activation,
-    set_patches,
-)
+from spikeformer_lt.tickets import MultiSpConfig, model_from_ticket, set_activation, set_patches
 
 
 def event_ticket(folder):

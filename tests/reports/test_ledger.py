@@ -33,23 +33,11 @@ def is_binary(weight: torch.Tensor) -> bool:
     return LayerWeights.of(layer).binary
 
 
-def lively() -> nn.Module:
-    torch.manual_seed(0)
-    model = create_model("spikformer_toy", image_size=16, embed_dim=16, depth=1, num_heads=2, T=2)
-    for module in model.modules():
-        if type(module).__name__ == "BatchNorm":
-            nn.init.constant_(module.bias, 1.2)
-            nn.init.constant_(module.weight, 2.0)
-    for _ in range(40):  # BatchNorm statistics of real activity: every layer fires
-        model.train()(torch.rand(8, 3, 16, 16))
-    return model
-
-
 IMAGES = [torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(1)) for _ in range(2)]
 
 
-def test_every_kind_of_sparsity_is_counted_apart():
-    model = lively()
+def test_every_kind_of_sparsity_is_counted_apart(build):
+    model = build()
     with torch.no_grad():
         for _, unit in model.conv_pep.units():
             flat = unit.conv.weight.view(-1)
@@ -86,8 +74,8 @@ def test_a_model_without_a_stem_has_the_figures_that_it_can_have():
     json.dumps(ledger)
 
 
-def test_energy_is_the_sum_over_layers_by_the_stated_constants():
-    ledger = build_ledger(lively(), IMAGES)
+def test_energy_is_the_sum_over_layers_by_the_stated_constants(build):
+    ledger = build_ledger(build(), IMAGES)
     sops = sum(layer["sops"] for layer in ledger["layers"].values())
     macs = sum(layer["macs_nonspiking"] for layer in ledger["layers"].values())
     assert all(rate > 0 for rate in ledger["firing_rate"].values())
@@ -95,8 +83,8 @@ def test_energy_is_the_sum_over_layers_by_the_stated_constants():
     assert ledger["energy_pj"] == pytest.approx(MAC_PJ * macs + AC_PJ * sops)
 
 
-def test_a_binary_first_convolution_has_one_energy_in_every_report():
-    model = lively()
+def test_a_binary_first_convolution_has_one_energy_in_every_report(build):
+    model = build()
     with torch.no_grad():
         weight = model.conv_pep.stages[0].conv.weight
         weight.copy_(torch.where(weight < 0, -0.125, 0.125))
@@ -133,8 +121,8 @@ def test_the_stem_is_counted_whatever_the_model_calls_it():
 
 
 @pytest.mark.fault(17)
-def test_a_dead_network_gets_no_energy_headline():
-    model = lively()
+def test_a_dead_network_gets_no_energy_headline(build):
+    model = build()
     with torch.no_grad():
         model.blocks[0].attn.q.norm.bias.fill_(-100)
     ledger = build_ledger(model, IMAGES)
@@ -187,21 +175,26 @@ def test_one_weight_in_each_filter_is_told_by_its_magnitude():
     assert not is_binary(one_each)
 
 
-def test_a_model_without_a_conv_pep_has_a_ledger_without_one():
-    class Plain(nn.Module):
-        T = 2
+def audited(build, **kwargs):
+    model = build(**kwargs)
+    return count_operations(model, IMAGES[:1], model.T).purity()
 
-        def __init__(self) -> None:
-            super().__init__()
-            self.head = nn.Linear(4, 3)
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.head(x.flatten(1)).unsqueeze(1).expand(-1, 2, -1)
+def test_add_residuals_make_integers_and_iand_keeps_tokens_binary(build):
+    assert audited(build)["impure"]["blocks.0.attn.q.linear"] == "integers"
+    for residual in ("iand", "or"):
+        assert "blocks.0.attn.q.linear" not in audited(build, residual=residual)["impure"]
 
-    model = Plain()
-    with torch.no_grad():
-        model.head.weight[0] = 0
-    ledger = build_ledger(model, [torch.rand(2, 1, 2, 2)])
-    found = {"patch": 0.0, "conv_pep_weight": None, "total_weight": pytest.approx(1 / 3)}
-    assert ledger["sparsity"] == found
-    assert ledger["conv_pep_bits_per_weight"] is None
+
+def test_the_image_enters_the_first_convolution_as_real_numbers(build):
+    impure = audited(build, residual="iand")["impure"]
+    assert impure["conv_pep.stages.0.conv"] == "real"
+    assert "conv_pep.stages.1.conv" not in impure
+
+
+def test_sign_activations_are_called_by_name(build):
+    assert audited(build, activation="sign")["impure"]["conv_pep.stages.1.conv"] == "{-1,0,1}"
+
+
+def test_relu_is_not_spiking(build):
+    assert audited(build, activation="relu")["impure"]["conv_pep.stages.1.conv"] == "real"

@@ -49,18 +49,12 @@ def test_a_brute_force_loop_counts_the_same():
     weight = torch.randn(4, 3, 3, 3, generator=generator)
     weight[torch.rand(weight.shape, generator=generator) < 0.6] = 0
     x = (torch.rand(2, 3, 6, 5, generator=generator) < 0.3).float()
-    brute = 0
-    for b in range(2):
-        for o in range(4):
-            for i in range(6):
-                for j in range(5):
-                    for c in range(3):
-                        for di in range(3):
-                            for dj in range(3):
-                                y, z = i + di - 1, j + dj - 1
-                                if 0 <= y < 6 and 0 <= z < 5 and weight[o, c, di, dj] != 0:
-                                    brute += int(x[b, c, y, z])
-    assert layer(OneConv(weight, padding=1), x).sops == brute
+    met = 0
+    for _, into, row, column in (weight != 0).nonzero().tolist():
+        tap = torch.zeros(1, 3, 3, 3)
+        tap[0, into, row, column] = 1  # the spikes that this weight meets
+        met += float(nn.functional.conv2d(x, tap, padding=1).sum())
+    assert layer(OneConv(weight, padding=1), x).sops == met
 
 
 @pytest.mark.parametrize(("groups", "dilation"), [(2, 1), (4, 2), (1, 2)])
@@ -72,15 +66,6 @@ def test_grouped_and_dilated_convolutions_are_counted_as_they_connect(groups, di
     spikes = (torch.rand(2, 4, 7, 7) < 0.3).float()
     counted = count_operations(conv, [spikes], T=1)
     assert counted.layers[""].sops == float(conv(spikes).detach().double().sum()) > 0
-
-
-def test_halving_a_mask_halves_its_sops_exactly():
-    weight = torch.ones(4, 2, 3, 3)
-    x = (torch.rand(3, 2, 8, 8) < 0.4).float()
-    whole = layer(OneConv(weight, padding=1), x).sops
-    weight[::2] = 0  # half of the filters: half of every spike's fan-out
-    assert layer(OneConv(weight, padding=1), x).sops == whole / 2
-    assert layer(OneConv(torch.zeros(4, 2, 3, 3)), x).sops == 0
 
 
 def test_real_inputs_are_multiplications_at_nonzero_weights():
@@ -96,11 +81,6 @@ def test_batches_of_integers_and_reals_count_the_same_in_any_order_and_in_one():
     for batches in ([whole, real], [real, whole], [torch.cat([whole, real])]):
         (count,) = count_operations(model, batches, 1).layers.values()
         assert (count.sops, count.macs_nonspiking) == (0, 2 * 4 * 2)
-
-
-def test_silence_costs_nothing():
-    count = layer(OneConv(torch.ones(2, 2, 3, 3)), torch.zeros(2, 2, 8, 8))
-    assert count.sops == 0
 
 
 @pytest.mark.parametrize(

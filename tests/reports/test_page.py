@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from html.parser import HTMLParser
 
 import pytest
 
 from spikeformer_lt.errors import DataError
-from spikeformer_lt.reports.page import write_page
+from spikeformer_lt.reports.page import markdown_table, write_csv, write_page
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -68,3 +69,18 @@ def test_other_files_and_missing_pictures_are_refused(tmp_path):
         with pytest.raises(DataError, match=words):
             write(tmp_path, [tmp_path / name], curves={name: "x"})
     assert not (tmp_path / "report.html").exists()
+
+
+def test_a_markdown_table_is_aligned_and_escaped():
+    text = markdown_table(["name", "x"], [["a|b", "1"], ["long name", "22"]])
+    lines = text.splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert "a\\|b" in lines[2]
+    assert set(lines[1]) == {"|", "-"}
+
+
+def test_a_formula_in_a_cell_is_defused(tmp_path):
+    write_csv(tmp_path / "t.csv", ["a", "b"], [["=cmd()", 1.5], ["x,y", -2]])
+    with (tmp_path / "t.csv").open(newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows == [["a", "b"], ["'=cmd()", "1.5"], ["x,y", "-2"]]

@@ -6,11 +6,13 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
+from accelerate import Accelerator
 
-from spikeformer_lt import Ticket
+from spikeformer_lt import Ticket, create_dataset, create_model
 from spikeformer_lt.reports.comparison import by_search, write_comparison_page
 from spikeformer_lt.reports.finished import open_run
-from spikeformer_lt.reports.run_page import fact, write_run_page
+from spikeformer_lt.reports.run_page import LEDGER_IMAGES, describe, fact, write_run_page
 from spikeformer_lt.tickets.surgery import model_from_ticket
 
 
@@ -50,15 +52,9 @@ def test_a_comparison_has_all_runs_side_by_side_and_says_what_is_dead(two, tmp_p
 
 
 def test_runs_become_curves_by_search_and_what_is_removed(two, tmp_path):
-    for run, (search, removed, accuracy) in zip(
-        [*two, *two],
-        [("imp", 0.5, 90.0), ("imp", 0.9, 80.0), ("snip", 0.5, 70.0), ("imp", 0.5, 92.0)],
-        strict=True,
-    ):
-        run.report.setdefault("all", []).append((search, removed, accuracy))
+    found = [("imp", 0.5, 90.0), ("imp", 0.9, 80.0), ("snip", 0.5, 70.0), ("imp", 0.5, 92.0)]
     runs = []
-    for run, at in ((two[0], 0), (two[1], 0), (two[0], 1), (two[1], 1)):
-        search, removed, accuracy = run.report["all"][at]
+    for run, (search, removed, accuracy) in zip([*two, *two], found, strict=True):
         ticket = Ticket(run.ticket.mask, run.ticket.tensors,
                         {**run.ticket.provenance, "search": search})  # fmt: skip
         report = {"sparsity": {"total_weight": removed}, "test_accuracy": accuracy}
@@ -71,3 +67,16 @@ def test_runs_become_curves_by_search_and_what_is_removed(two, tmp_path):
     page = write_comparison_page(runs, tmp_path / "out", "Four", images=8)
     assert "Accuracy against sparsity" in page.read_text()
     assert (tmp_path / "out" / "plots" / "curves.csv").exists()
+
+
+def test_describe_evaluates_the_split_and_measures_its_first_images():
+    data = create_dataset("digits", image_size=16, limit_train=64, limit_test=40)
+    torch.manual_seed(0)
+    model = create_model("spikformer_toy", image_size=16, embed_dim=16, depth=1, num_heads=2, T=2)
+    forwards = []
+    model.register_forward_hook(lambda module, x, y: forwards.append(len(x[0])))
+    metrics, ledger = describe(model, data, "test", Accelerator(cpu=True))
+    assert forwards == [40, 40]  # the evaluation and one counting pass
+    assert metrics.count == len(data.test)
+    assert ledger["ledger_samples"] == min(LEDGER_IMAGES, len(data.test))
+    assert {"sparsity", "macs", "sops", "firing_rate", "purity", "params"} <= set(ledger)

@@ -77,7 +77,7 @@ def test_what_is_saved_comes_back_bit_for_bit(tmp_path):
 def test_nothing_saved_is_none_and_no_folder_is_made(tmp_path):
     store = CheckpointStore(tmp_path / "none")
     assert store.load() is None
-    assert store.latest_number() is None
+    assert store.next_number() == 0
     assert not store.folder.exists()
 
 
@@ -85,7 +85,7 @@ def test_only_keep_checkpoints_stay_and_the_newest_is_loaded(tmp_path):
     store = fill(tmp_path, 1, 5, 9)
     assert names(tmp_path) == ["LATEST", "ckpt-00000005", "ckpt-00000009"]
     assert (tmp_path / "LATEST").read_text() == "ckpt-00000009\n"
-    assert store.latest_number() == 9
+    assert store.next_number() == 10
     assert_holds(store.load(), 9)
     assert_holds(read_checkpoint(tmp_path / "ckpt-00000005", 5), 5)
     fill(tmp_path / "one", 1, 2, keep=1)
@@ -110,24 +110,12 @@ def test_a_stage_left_by_a_kill_is_ignored_and_swept_by_the_next_save(tmp_path):
     assert names(tmp_path) == ["LATEST", "ckpt-00000001", "ckpt-00000002", "notes.tmp"]
 
 
-def test_a_kill_between_publishing_and_latest_goes_on_from_the_one_before(tmp_path):
+def test_a_kill_between_publishing_and_latest_goes_on_from_what_was_published(tmp_path):
     store = fill(tmp_path, 1, 2)
     (tmp_path / "LATEST").write_text("ckpt-00000001\n")
-    assert store.latest_number() == 1
-    assert_holds(store.load(), 1)
-    path = store.save(2, content(2), {"epoch": 2})
-    assert path.name == "ckpt-00000002.1"
-    assert names(tmp_path) == ["LATEST", "ckpt-00000001", "ckpt-00000002.1"]
     assert_holds(store.load(), 2)
-
-
-def test_a_run_that_went_back_leaves_no_future_behind(tmp_path, caplog):
-    store = fill(tmp_path, 10, 20)
-    with caplog.at_level(logging.INFO, LOG):
-        store.save(11, content(11), {"epoch": 11})
-    assert "ckpt-00000020: the run went back" in caplog.text
-    assert names(tmp_path) == ["LATEST", "ckpt-00000010", "ckpt-00000011"]
-    assert_holds(store.load(), 11)
+    store.save(3, content(3), {"epoch": 3})
+    assert names(tmp_path) == ["LATEST", "ckpt-00000002", "ckpt-00000003"]
 
 
 def test_latest_that_is_missing_or_odd_costs_nothing(tmp_path, caplog):
@@ -288,7 +276,7 @@ def test_a_disk_that_is_full_at_any_write_leaves_the_old_one_intact(tmp_path, mo
         assert "No space left on device; 128 bytes needed" in message
         assert f"{shutil.disk_usage(folder).free // 10**10}" in message.split("needed, ")[1]
         assert not [name for name in names(folder) if ".tmp" in name]
-        assert_holds(store.load(), 1)
+        assert_holds(store.load(), 1 if allowed < 4 else 2)  # LATEST is written last
         store.save(3, content(3), {"epoch": 3})
         assert_holds(store.load(), 3)
     assert allowed == 5, "model, optimizer, state, manifest and LATEST are five writes"
@@ -368,5 +356,6 @@ def test_what_cannot_be_stored_is_refused_and_leaves_no_trace(tmp_path, tensors,
 def test_odd_arguments_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="keep=0"):
         CheckpointStore(tmp_path, keep=0)
-    with pytest.raises(ConfigError, match="number=-1"):
-        CheckpointStore(tmp_path).save(-1, {}, {})
+    for number in (-1, 3):
+        with pytest.raises(ConfigError, match=f"number={number} .*from"):
+            fill(tmp_path / str(number), 3).save(number, {}, {})

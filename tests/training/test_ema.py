@@ -28,11 +28,18 @@ def snapshot(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
+def settled(model: nn.Module, decay: float) -> Ema:
+    """An average after its warm-up."""
+    ema = Ema(model, decay)
+    ema.updates = 10**6
+    return ema
+
+
 def test_the_average_of_a_scalar_by_hand():
     model = nn.Linear(1, 1, bias=False)
     with torch.no_grad():
         model.weight.fill_(1.0)
-    ema = Ema(model, 0.75, warmup=False)
+    ema = settled(model, 0.75)
     for weight, expected in ((2.0, 1.25), (5.0, 2.1875), (2.1875, 2.1875)):
         with torch.no_grad():
             model.weight.fill_(weight)
@@ -59,7 +66,7 @@ def test_warmup_starts_with_a_short_memory_and_ends_at_the_decay():
 
 def test_names_are_those_of_the_state_dict_and_buffers_are_averaged_too():
     model = net()
-    ema = Ema(model, 0.9, warmup=False)
+    ema = settled(model, 0.9)
     first = snapshot(model)
     move(model, 0)
     ema.update(model)
@@ -74,7 +81,7 @@ def test_names_are_those_of_the_state_dict_and_buffers_are_averaged_too():
 
 def test_the_average_is_float32_under_half_precision_weights_and_never_aliases_them():
     model = net().to(torch.bfloat16)
-    ema = Ema(model, 0.999, warmup=False)
+    ema = settled(model, 0.999)
     start = ema.weights()["0.weight"].clone()
     assert start.dtype == torch.float32
     with torch.no_grad():
@@ -173,7 +180,7 @@ def test_a_model_that_was_changed_is_refused_by_name():
     model = net()
     ema = Ema(model, 0.9)
     model.add_module("3", nn.Linear(2, 2))
-    with pytest.raises(ConfigError, match=r"gained '3\.bias'"):
+    with pytest.raises(ConfigError, match=r"gained '3\.weight'"):
         ema.update(model)
     smaller = net()
     smaller[2] = nn.Linear(6, 3)
@@ -190,9 +197,9 @@ def test_a_foreign_checkpoint_is_refused_and_changes_nothing():
     for change, message in (
         ({"0.weight": torch.zeros(3, 3)}, r"float32 \[3, 3\] in the\s+checkpoint"),
         ({"0.weight": torch.zeros(6, 4, dtype=torch.float64)}, "float64"),
-        ({"more": torch.zeros(1)}, "'more' is torch.float32 .* nothing in the model"),
-        ({"0.weight": None}, "'0.weight' is nothing in the checkpoint"),
-        ({"ema.updates": None}, "'ema.updates' is nothing in the checkpoint"),
+        ({"more": torch.zeros(1)}, "'more': float32 .* nothing in the model"),
+        ({"0.weight": None}, "'0.weight': nothing in the checkpoint"),
+        ({"ema.updates": None}, "'ema.updates': nothing in the checkpoint"),
     ):
         tensors = {k: v for k, v in {**good, **change}.items() if v is not None}
         with pytest.raises(CheckpointError, match=message):

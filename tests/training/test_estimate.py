@@ -31,6 +31,5 @@ def test_memory_scales_with_the_batch_and_grows_with_time_steps():
     large = estimate_step(toy(), images, 16)
     assert large.saved_mb == 4 * small.saved_mb
     assert large.weights_mb == small.weights_mb
-    assert large.total_mb == large.saved_mb + large.weights_mb
     assert estimate_step(toy(T=8), images, 4).saved_mb > 1.5 * small.saved_mb
     assert small.seconds_per_step > 0

@@ -72,6 +72,8 @@ def test_two_ranks_together_see_each_sample_once(data):
         fake = Rank(device=torch.device("cpu"), process_index=rank, num_processes=2)
         with pytest.raises(DataError, match="ranks lost or repeated"):
             evaluate(FirstPixel(), data.test, data, fake, batch_size=8)
-    both = parts[0] + parts[3]
+    seen, labels, logits = (one + other for one, other in zip(parts[:3], parts[3:], strict=True))
     alone = evaluate(FirstPixel(), data.test, data, Accelerator(cpu=True), batch_size=8)
-    assert torch.equal(both, alone.confusion)
+    assert torch.equal(seen, torch.ones_like(seen))
+    assert torch.equal(labels, alone.predictions.label)
+    assert torch.equal(logits, alone.predictions.logits)

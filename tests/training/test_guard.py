@@ -10,7 +10,7 @@ from spikingjelly.activation_based import functional, neuron, surrogate
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from spikeformer_lt.errors import ConfigError, DataError, NonFiniteError
+from spikeformer_lt.errors import ConfigError, NonFiniteError
 from spikeformer_lt.training.monitor import NonFiniteGuard, count_nonfinite
 
 T = 3
@@ -99,16 +99,12 @@ def test_a_bad_batch_is_named_by_its_samples_and_the_count_of_values():
     assert "3 of 288 input values in 2 of 8 images (samples of the data set: 102, 105)" in str(
         caught.value
     )
-    with pytest.raises(NonFiniteError, match=r"positions in the batch: 2, 5\)"):
-        guard.check_batch(images)
     with pytest.raises(NonFiniteError, match="0, 1, 2, 3, 4 and 15 more"):
         guard.check_batch(torch.full((20, 3), float("inf")), range(20))
-    with pytest.raises(DataError, match="7 indices were given for 8 samples"):
-        guard.check_batch(images, range(7))
 
 
 def test_integer_images_are_finite_by_nature():
-    assert NonFiniteGuard().check_batch(torch.full((2, 3), 255, dtype=torch.uint8)) is False
+    assert NonFiniteGuard().check_batch(torch.full((2, 3), 255, dtype=torch.uint8), [0, 1]) is False
 
 
 @pytest.mark.parametrize("where", ["parameter", "gradient", "logits", "buffer", "membrane"])
@@ -179,7 +175,7 @@ def test_a_skipped_step_leaves_the_network_as_if_it_had_not_been(net, caplog):
 
 def test_a_bad_batch_that_leaves_no_other_trace_is_skipped_too(net):
     guard = NonFiniteGuard("skip")
-    assert guard.check_batch(torch.tensor([[float("nan")]])) is True
+    assert guard.check_batch(torch.tensor([[float("nan")]]), [3]) is True
     _, norm, logits = backward(net, *batch())
     assert guard.check_step(norm, logits, net) is True
     assert guard.check_step(norm, logits, net) is False, "the next step starts clean"

@@ -143,6 +143,6 @@ def test_a_run_that_a_killed_comparison_left_behind_is_waited_for(script, tmp_pa
     assert left.stdout.readline() == "held\n"
     job = Job("a", 0, tmp_path / "a", (script,))
     run_jobs([job])
-    assert left.wait(1) == 0
+    assert left.wait(20) == 0
     assert (job.report.read_text() == "by the one before") == (end == "finish")
     assert (tmp_path / "a.out").exists() == (end == "die")

@@ -38,7 +38,7 @@ def test_plain_values_come_back_as_they_were(value):
         ({"a": {1, 2}}, r"report\.a is \{1, 2\} of type set"),
         ({"a": b"x"}, "of type bytes"),
         ({"a": np.int64(3)}, "of type int64.*convert it first"),
-        ({"a": Counter()}, r"report\.a is a Counter"),
+        ({"a": Counter()}, r"report\.a is Counter\(\) of type Counter"),
     ],
 )
 def test_anything_else_is_refused_with_its_place(value, message):

@@ -5,14 +5,17 @@ from __future__ import annotations
 import logging
 
 import pytest
+import torch
 from torch import nn
 
 from spikeformer_lt import create_model
 from spikeformer_lt.layers.patches import PatchSelect, Rate
 from spikeformer_lt.layers.subnet import collapse
+from spikeformer_lt.mask import Mask
 from spikeformer_lt.tickets.configs import WeightConfig
 from spikeformer_lt.tickets.multisp import MaskController, install_subnets
 from spikeformer_lt.training.monitor import EpochProgress, clock, epoch_line, removed
+from spikeformer_lt.training.phase import Hook, Hooks, Masked
 
 
 @pytest.mark.parametrize(
@@ -60,7 +63,8 @@ def test_what_is_removed_is_read_off_the_model():
 
 
 def test_a_mask_of_the_search_is_what_counts():
-    found = removed(nn.Linear(2, 2), 30, 40)
+    mask = Mask({"weight": torch.arange(40).view(4, 10) < 10})
+    found = removed(nn.Linear(10, 4), Hooks([Hook(), Masked(mask)]).masks())
     assert found == {"weight_sparsity": 0.75, "patch_sparsity": 0.0}
 
 

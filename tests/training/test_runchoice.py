@@ -32,7 +32,7 @@ class Config:
 
 
 def choice(root: Path, resume: str = "never", **given) -> RunChoice:
-    fields = {"config": Config(), "run_id": "x-0123abcd", "allow": (), "own": ("run",)}
+    fields = {"config": Config(), "run_id": "x-0123abcd", "allow": ()}
     return RunChoice(**{**fields, "resume": resume, "root": root, **given})
 
 

@@ -81,9 +81,6 @@ def test_a_hostile_name_stays_inside_the_root(tmp_path, slug):
         assert run.path.name.isascii()
         assert len(run.path.name) < 130
     assert names(tmp_path) == ["runs"]
-    inside = run.inside("plots", slug, "../x.png")
-    assert inside.resolve().is_relative_to(run.path.resolve())
-    assert len(inside.relative_to(run.path).parts) == 3
 
 
 def test_two_runs_of_one_configuration_get_two_folders(tmp_path):
@@ -220,7 +217,7 @@ from spikeformer_lt.training.run import RunDir
 @dataclass(frozen=True)
 class Config:
     epochs: int = 3
-run = RunDir.open(sys.argv[1], Config(), own=())
+run = RunDir.open(sys.argv[1], Config())
 print("open", flush=True)
 time.sleep(60)
 """
@@ -237,12 +234,12 @@ def test_a_run_in_progress_is_not_resumed_by_a_second_process(tmp_path):
     try:
         assert other.stdout.readline() == "open\n"
         with pytest.raises(ConfigError, match=f"in use by process {other.pid}"):
-            RunDir.open(path, Same(), resume="auto", own=())
+            RunDir.open(path, Same(), resume="auto")
     finally:
         other.kill()
         other.wait(10)
         other.stdout.close()
-    with RunDir.open(path, Same(), resume="auto", own=()) as run:
+    with RunDir.open(path, Same(), resume="auto") as run:
         assert run.resumed
 
 
@@ -307,14 +304,14 @@ class Config:
     epochs: int = 3
 rank, store, root = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 torch.distributed.init_process_group("gloo", f"file://{store}", rank=rank, world_size=2)
-run = RunDir.open("", Config(), root=root, own=())
+run = RunDir.open("", Config(), root=root)
 print(run.path.name, run.run_id, run.resumed, run.writer, end=" ")
 run.close()
-run = RunDir.open("", Config(), root=root, own=(), resume="auto")
+run = RunDir.open("", Config(), root=root, resume="auto")
 print(run.resumed, end=" ")
 run.close()
 try:
-    RunDir.open(sys.argv[4], Config(), own=())
+    RunDir.open(sys.argv[4], Config())
 except ConfigError as fault:
     print(type(fault).__name__, "is a file" in str(fault))
 torch.distributed.destroy_process_group()

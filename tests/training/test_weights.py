@@ -24,18 +24,17 @@ def test_weights_and_buffers_arrive_and_parameters_stay_the_same_objects():
 
 
 @pytest.mark.fault(12)
-def test_another_size_names_five_tensors_with_both_shapes_and_the_configurations_difference():
+def test_another_size_names_five_tensors_with_both_shapes():
     target = net(4)
     kept = {name: value.clone() for name, value in target.state_dict().items()}
     with pytest.raises(CheckpointError) as caught:
-        load_weights(target, net(6).state_dict(), "last/ckpt-3", ["model.embed_dim: 6 -> 4"])
+        load_weights(target, net(6).state_dict(), "last/ckpt-3")
     message = str(caught.value)
     assert message.startswith("last/ckpt-3 does not fit the model: '0.weight': ")
     first = "'0.weight': float32 [6, 3, 3, 3] in the checkpoint, float32 [4, 3, 3, 3] in the model;"
     assert first in message
     assert message.count("in the checkpoint,") == 5
     assert "and 2 more" in message
-    assert "model.embed_dim: 6 -> 4" in message
     assert all(torch.equal(target.state_dict()[name], value) for name, value in kept.items())
 
 

@@ -120,14 +120,15 @@ def give_up(error: KernelError) -> None:
 
 
 @cache
-def _load(name: str) -> ModuleType:
+def load(name: str) -> ModuleType:
+    """A module of kernels; raises `KernelError`."""
     try:
         return import_module(f"spikeformer_lt.layers.kernels.{name}")
     except Exception as error:
         raise KernelError("numba cannot be loaded") from error
 
 
-def _or_none(operation: Callable[P, R]) -> Callable[P, R | None]:
+def or_none(operation: Callable[P, R]) -> Callable[P, R | None]:
     """Return None, and give the kernels up, if one fails."""
 
     @wraps(operation)
@@ -141,19 +142,19 @@ def _or_none(operation: Callable[P, R]) -> Callable[P, R | None]:
     return guarded
 
 
-@_or_none
+@or_none
 def attention(x: Tensor, heads: int, scale: float) -> Tensor | None:
     """``scale q k^T v``, [T, B, N, D], of q, k and v side by side, [T, B, N, 3, D]."""
     if not takes_numba(x, x.numel()):
         return None
-    module = _load("matmul")
+    module = load("matmul")
     if not module.heads_fit(x, heads):
         return None
     out: Tensor = module.AttentionFunction.apply(x.contiguous(), heads, scale)
     return out
 
 
-@_or_none
+@or_none
 def conv(rows: Tensor, weight: Tensor) -> Tensor | None:
     """Convolution (3x3, stride 1, padding 1) of maps [T, B, H, W, C] by weights [C', C, 3, 3].
 
@@ -161,20 +162,20 @@ def conv(rows: Tensor, weight: Tensor) -> Tensor | None:
     """
     if not takes_conv(rows, weight):
         return None
-    out: Tensor = _load("winograd").WinogradFunction.apply(rows.contiguous(), weight)
+    out: Tensor = load("winograd").WinogradFunction.apply(rows.contiguous(), weight)
     return out
 
 
-@_or_none
+@or_none
 def takes_conv(rows: Tensor, weight: Tensor) -> bool:
     """Whether :func:`conv` applies to these, and is faster than a direct convolution."""
     if not takes_numba(rows, rows.numel(), weight):
         return False
-    fits, pays = _load("winograd").suits(rows.shape, weight.shape, rows.element_size())
+    fits, pays = load("winograd").suits(rows.shape, weight.shape, rows.element_size())
     return bool(fits and (pays or _mode == "numba"))
 
 
-@_or_none
+@or_none
 def linear_back(
     x: Tensor, weight: Tensor, grad: Tensor, wanted: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None] | None:
@@ -184,19 +185,19 @@ def linear_back(
     """
     if not takes_numba(grad, grad.numel()):
         return None
-    matmul = _load("matmul")
+    matmul = load("matmul")
     if not matmul.fits(x, weight):
         return None
     gx = matmul.inputs_back(grad, weight) if wanted[0] else None
     return gx, matmul.weights_back(grad, x) if wanted[1] else None
 
 
-@_or_none
+@or_none
 def pool(x: Tensor) -> Tensor | None:
     """Max-pool (3x3, stride 2, padding 1) of maps [T, B, H, W, C]."""
     if not takes_numba(x, x.numel()):
         return None
-    out: Tensor = _load("pool").PoolFunction.apply(x.contiguous())
+    out: Tensor = load("pool").PoolFunction.apply(x.contiguous())
     return out
 
 
@@ -216,15 +217,15 @@ def lif(x: Tensor, v: Tensor | None, T: int, neuron: NeuronConfig) -> tuple[Tens
         x, v = x.contiguous(), None if v is None else v.contiguous()
         try:
             if not torch.is_grad_enabled():
-                return _load("lif").Work(x, v, T, neuron).forward()  # type: ignore[no-any-return]
-            spikes, last = _load("lif").LIFFunction.apply(x, v, T, neuron)
+                return load("lif").Work(x, v, T, neuron).forward()  # type: ignore[no-any-return]
+            spikes, last = load("lif").LIFFunction.apply(x, v, T, neuron)
             return spikes, last
         except KernelError as error:
             give_up(error)
     return lif_loop(x, v, T, neuron)
 
 
-@_or_none
+@or_none
 def norm_lif(
     x: Tensor,
     weight: Tensor | None,
@@ -253,7 +254,7 @@ def norm_lif(
     """
     if not takes_numba(x, x.numel() // x.shape[0] * T, weight, bias, v, mean, var):
         return None
-    kernels, x, batch = _load("lif"), x.contiguous(), mean is None
+    kernels, x, batch = load("lif"), x.contiguous(), mean is None
     v = None if v is None else v.contiguous()
     if mean is None or var is None:
         mean, var = kernels.moments(x)

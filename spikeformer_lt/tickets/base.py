@@ -254,7 +254,7 @@ def fresh_weights(model: nn.Module, seed: int) -> dict[str, Tensor]:
     """
     twin = copy.deepcopy(model)
     with isolated_rng(seed):
-        for name, module in twin.named_modules():
+        for name, module in reversed(list(twin.named_modules())):  # parents have the last word
             reset = getattr(module, "reset_parameters", None)
             if callable(reset):
                 reset()

@@ -330,7 +330,12 @@ def keep_largest(scores: Tensor, count: int) -> Tensor:
         if surplus := int(np.count_nonzero(flags)) - count:
             flags[np.flatnonzero(values == lowest)[-surplus:]] = False
         return torch.from_numpy(flags)
-    threshold = scores.kthvalue(removed).values
+    return _over_threshold(scores, count)
+
+
+def _over_threshold(scores: Tensor, count: int) -> Tensor:
+    """The same for less than all of them, without a look from the host."""
+    threshold = scores.kthvalue(len(scores) - count).values
     above, ties = scores > threshold, scores == threshold
     return above | (ties & (ties.cumsum(0) <= count - above.sum()))
 

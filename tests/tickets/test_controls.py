@@ -151,6 +151,7 @@ def test_start_weights_of_another_seed_are_refused(tmp_path):
         MultiSpConfig(control="fresh")
 
 
+@pytest.mark.fault(73)
 def test_a_mask_of_another_rate_than_was_asked_for_is_no_ticket(make):
     search = create_search("magnitude", sparsity=0.9)
     weights = dict(search.config.prune.weights(make()))

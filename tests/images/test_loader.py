@@ -333,7 +333,8 @@ def test_an_interrupt_is_not_taken_for_a_bad_sample():
 def test_a_sample_stands_for_a_sorted_set_in_every_batch(sizes, count, batch):
     labels = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))  # class by class
     images = torch.zeros(len(labels), 1, 2, 2, dtype=torch.uint8)
-    data = ArrayImages("sorted", images, labels, len(sizes), (0.5,), (0.5,))
+    known = {"num_classes": len(sizes), "mean": (0.5,), "std": (0.5,)}
+    data = ArrayImages("sorted", images, labels, **known)
     batches = list(sample_loader(data, count, batch, seed=3))
     same(batches, list(sample_loader(data, count, batch, seed=3)))
     places = torch.cat([indices for _, _, indices in batches])

@@ -12,7 +12,7 @@ from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.inputs import SpikingClassifier, at_least_one
 from spikeformer_lt.layers.neuron import make_activation
 from spikeformer_lt.layers.tracing import trace_chains
-from spikeformer_lt.layers.units import Chain, ConvLayer, HiddenLayer, chain_of
+from spikeformer_lt.layers.units import Chain, ConvLayer, HiddenLayer, Reads, chain_of
 
 
 class SpikingCNN(SpikingClassifier):
@@ -68,6 +68,7 @@ class SpikingCNN(SpikingClassifier):
                 "image_size or less pooling"
             )
         self.pooled, width = pooled, channels * pooled**2
+        self.averages = tuple(maps) != (pooled, pooled)
         self.hidden: HiddenLayer | None = None
         if hidden is not None:
             at_least_one(hidden=hidden)
@@ -101,6 +102,11 @@ class SpikingCNN(SpikingClassifier):
 
     def set_reads(self) -> None:
         """Tell the units what values they read; a subclass that does not gets "real" for all."""
+
+    def set_last(self, reads: Reads) -> None:
+        """Tell the hidden layer what the last maps hold, which it may read averaged."""
+        if self.hidden is not None:
+            self.hidden.reads = "real" if self.averages else reads
 
     def features(self, rows: Tensor) -> Tensor:
         """Feature maps ``[T|1, B, H', W', C']`` of the input ``[T|1, B, H, W, C]``."""

@@ -124,6 +124,7 @@ class SpikingResNet(SpikingCNN):
         reads: Reads = "spikes" if self.stem.fires else "real"
         for block in self.blocks:
             reads = block.set_reads(reads)
+        self.set_last(reads)
 
     def features(self, rows: Tensor) -> Tensor:
         """Feature maps ``[T|1, B, H', W', C']`` of the input ``[T|1, B, H, W, C]``."""

@@ -103,6 +103,7 @@ class SpikingVGG(SpikingCNN):
                 layer.reads, reads = reads, "spikes" if layer.fires else "real"
             elif isinstance(layer, nn.AvgPool2d):
                 reads = "real"
+        self.set_last(reads)
 
     def features(self, rows: Tensor) -> Tensor:
         """Feature maps ``[T|1, B, H', W', C']`` of the input ``[T|1, B, H, W, C]``."""

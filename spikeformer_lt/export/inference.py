@@ -29,6 +29,7 @@ from spikeformer_lt.layers.neuron import LIF, NeuronConfig, hooked
 from spikeformer_lt.layers.units import (
     ConvLayer,
     ConvUnit,
+    Firing,
     Folded,
     HiddenLayer,
     Integers,
@@ -174,7 +175,7 @@ def alive(weight: Tensor, bias: Tensor, act: Any) -> Tensor:
     return reached | (end.clamp(min=rest) >= least)
 
 
-class FoldedUnit(nn.Module):
+class FoldedUnit(Firing, nn.Module):
     """Synapses with the normalisation in their weights, and the neurons after them."""
 
     synapse: Any
@@ -182,16 +183,6 @@ class FoldedUnit(nn.Module):
     def __init__(self, neuron: Any, reads: Reads) -> None:
         super().__init__()
         self.act, self.reads = neuron, reads
-
-    @property
-    def neuron(self) -> Any:
-        """The activation, or None."""
-        return self.act
-
-    @property
-    def fires(self) -> bool:
-        """Whether the output is spikes."""
-        return bool(getattr(self.act, "spiking", False))
 
     def folded(self) -> Folded:
         """Weight and bias in float64, and the neuron."""

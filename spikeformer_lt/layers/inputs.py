@@ -8,11 +8,15 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from spikeformer_lt.config import check
-from spikeformer_lt.errors import ConfigError, near
+from spikeformer_lt.errors import ConfigError, DataError, near
 
-ALPHAS = {"sigmoid": 4.0, "atan": 2.0, "hardtanh": 1.0}  # steepness of each surrogate by default
+# Steepness of each surrogate by default.
+ALPHAS = {"sigmoid": 4.0, "atan": 2.0, "hardtanh": 1.0, "bireal": 1.0}
+LARGEST = 1e6  # size of a pixel or count; normalised pixels are below 10, counts below 1e5
 
 
 @dataclass(frozen=True)
@@ -25,8 +29,8 @@ class NeuronConfig:
         v_reset: voltage after a spike; None subtracts `v_threshold` instead (soft reset).
         decay_input: whether the input, too, is divided by `tau`.
         surrogate: derivative that stands in for that of the threshold: "sigmoid", "atan", or of
-            stateless activations "hardtanh".
-        alpha: its steepness; None means 4.0, 2.0 and 1.0.
+            stateless activations "hardtanh" and "bireal".
+        alpha: its steepness; None means 4.0, 2.0, 1.0 and 1.0.
         detach_reset: whether gradients skip the path through the reset.
 
     Raises:
@@ -141,7 +145,12 @@ class SpikingClassifier(nn.Module):
         )
 
     def time_first(self, x: Tensor) -> Tensor:
-        """Check an input and put time first: ``[1, B, C, H, W]`` or ``[T, B, C, H, W]``."""
+        """Check an input and put time first: ``[1, B, C, H, W]`` or ``[T, B, C, H, W]``.
+
+        In eval mode its values are checked, too, by :func:`check_values`.
+        """
+        if not self.training:
+            check_values(x)
         return time_first(
             x,
             T=self.T,
@@ -149,6 +158,41 @@ class SpikingClassifier(nn.Module):
             image_size=self.image_size,
             dtype=self.head.weight.dtype,
             compute_once=self.compute_once,
+        )
+
+
+def transformed(*tensors: Tensor | None) -> bool:
+    """Whether torch.func transforms one of these, or forward-mode derivatives are taken."""
+    if torch.compiler.is_compiling():
+        return False
+    if forward_ad._current_level >= 0:
+        return True
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+    for x in tensors:  # noqa: SIM110 - a generator costs more than the loop
+        if x is not None and wrapped(x):
+            return True
+    return False
+
+
+def check_values(x: Tensor) -> None:
+    """Refuse numbers that no image has: spikes would hide them behind confident logits.
+
+    Graphs, transforms and tensors without values pass unseen.
+
+    Raises:
+        DataError: names the first value that is not finite, or above 1e6 in size.
+    """
+    values = type(x) in (Tensor, nn.Parameter) and x.numel() > 0 and not x.is_meta
+    followed = torch.jit.is_tracing() or torch.compiler.is_compiling() or transformed(x)
+    if not values or followed or _get_current_dispatch_mode() is not None:
+        return
+    low, high = x.detach().aminmax()
+    if not (float(low) >= -LARGEST and float(high) <= LARGEST):  # NaN is neither
+        wrong = ~(x.detach().abs() <= LARGEST)
+        place = wrong.nonzero()[0].tolist()
+        raise DataError(
+            f"input holds {float(x[tuple(place)])} at {place} of {list(x.shape)}; values must be "
+            f"finite and at most {LARGEST:.0e} in size: check the file and the normalisation"
         )
 
 

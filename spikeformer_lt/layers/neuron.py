@@ -25,7 +25,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from spikeformer_lt.errors import ConfigError, DataError, near
 from spikeformer_lt.layers.inputs import NeuronConfig as NeuronConfig
-from spikeformer_lt.layers.inputs import check_surrogate
+from spikeformer_lt.layers.inputs import check_surrogate, transformed
 from spikeformer_lt.layers.kernels import dispatch
 from spikeformer_lt.layers.kernels.reference import lif_loop, spike
 
@@ -109,8 +109,7 @@ class Heaviside(Activation):
     """1 where ``x >= v_threshold``, else 0, with a surrogate derivative.
 
     Args:
-        neuron: its threshold, surrogate and steepness are used. "hardtanh" is `alpha` where
-            ``|u| <= 1 / alpha``.
+        neuron: its threshold, surrogate and steepness are used.
         constants: fields of `neuron` that differ.
     """
 
@@ -122,7 +121,7 @@ class Heaviside(Activation):
         self.v_threshold = float(neuron.v_threshold)
         self.surrogate, self.alpha = neuron.surrogate, neuron.steepness
         self.lif: NeuronConfig | None = None  # of a LIF whose first step from rest is this
-        if neuron.surrogate != "hardtanh":
+        if neuron.surrogate in _SURROGATES:
             self.lif = replace(neuron, tau=2.0, v_reset=0.0, decay_input=False, detach_reset=True)
 
     def activate(self, x: Tensor) -> Tensor:
@@ -135,15 +134,31 @@ class Heaviside(Activation):
 
 
 class Sign(Activation):
-    """+1 where ``x >= 0``, else -1; the gradient passes where ``|x| <= 1`` (that of hard tanh).
+    """+1 where ``x >= 0``, else -1.
 
-    Source: Courbariaux et al. 2016, arXiv:1602.02830, section 2.3.
+    The gradient passes where ``|x| <= 1`` (that of hard tanh), or is that of Bi-Real Net,
+    ``2 - 2 |x|`` there.
+
+    Args:
+        neuron: its surrogate is used if it is "hardtanh", the default here, or "bireal".
+
+    Source: Courbariaux et al. 2016, arXiv:1602.02830, section 2.3; Liu et al. 2018,
+    arXiv:1808.00278, section 3.3.
     """
+
+    def __init__(self, neuron: NeuronConfig | None = None) -> None:
+        super().__init__()
+        own = neuron is not None and neuron.surrogate == "bireal"
+        self.surrogate = "bireal" if own else "hardtanh"
 
     def activate(self, x: Tensor) -> Tensor:
         """Values in {-1, +1}."""
-        fired = spike(x, "hardtanh", 1.0)
+        fired = spike(x, self.surrogate, 1.0)
         return fired + fired.detach() - 1.0
+
+    def extra_repr(self) -> str:
+        """Surrogate for ``print(model)``."""
+        return f"surrogate={self.surrogate}"
 
 
 class Relu(Activation):
@@ -263,7 +278,7 @@ def _takes_theirs(x: Tensor) -> bool:
         and dispatch.mode() != "torch"
         and not torch.jit.is_tracing()
         and not torch.compiler.is_compiling()
-        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+        and not transformed(x)
     )
 
 
@@ -297,7 +312,7 @@ def make_activation(
     if kind not in kinds:
         raise ConfigError(f"activation {kind!r} is not one of {list(kinds)}{near(kind, kinds)}")
     neuron, made = _configured(neuron, constants), kinds[kind]
-    return made() if made in (Sign, Relu) else made(neuron)
+    return made() if made is Relu else made(neuron)
 
 
 def reset_state(model: nn.Module) -> None:
@@ -340,8 +355,10 @@ class BatchNorm(_BatchNorm):
             rows = x.reshape(-1, channels)
         else:  # an image [1, C, n, 1] with its channels innermost is torch's fast way
             rows = x.reshape(1, -1, 1, channels).permute(0, 3, 1, 2)
-        momentum = 1.0 if batch else 0.0
-        y = F.batch_norm(rows, mean, var, self.weight, self.bias, batch, momentum, self.eps)
+        kind, momentum = x.dtype, 1.0 if batch else 0.0  # a module of 16 bits is widened, too
+        scale, shift = (None if p is None else p.to(kind) for p in (self.weight, self.bias))
+        mean, var = mean.to(kind), var.to(kind)
+        y = F.batch_norm(rows, mean, var, scale, shift, batch, momentum, self.eps)
         return (y if y.dim() == 2 else y.permute(0, 2, 3, 1)).reshape(x.shape)
 
     def check(self, x: Tensor) -> int:

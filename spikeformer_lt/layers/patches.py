@@ -5,6 +5,7 @@ A score is one real number for each token of each image; larger is kept.
 
 from __future__ import annotations
 
+import logging
 from contextlib import nullcontext
 from typing import Self
 
@@ -15,6 +16,8 @@ from torch.nn import functional as F
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.attention import EncoderBlock, SpikingMLP, SpikingSelfAttention
 from spikeformer_lt.layers.units import declared_part
+
+log = logging.getLogger(__name__)
 
 
 class PatchScore(nn.Module):
@@ -82,7 +85,7 @@ class Random(PatchScore):
 
     def forward(self, tokens: Tensor, current: Tensor, images: Tensor, T: int) -> Tensor:
         """A 53-bit hash of (image bits, position) as a float64 in [0, 1)."""
-        view = torch.int64 if images.dtype == torch.float64 else torch.int32
+        view = {2: torch.int16, 4: torch.int32, 8: torch.int64}[images.element_size()]
         bits = images.contiguous().view(view).flatten(2).to(torch.int64)
         place = torch.arange(bits.shape[2], device=bits.device)
         frames = (bits * (2 * place + 1)).sum(2)  # wraps: exact in any order
@@ -112,9 +115,18 @@ class Attention(PatchScore):
         super().__init__()
         self.block = EncoderBlock(SpikingSelfAttention(dim, num_heads), SpikingMLP(dim, 2 * dim))
         self.head = nn.Linear(dim, num_classes)
+        self._known = False  # whether it was trained was looked at
 
     def forward(self, tokens: Tensor, current: Tensor, images: Tensor, T: int) -> Tensor:
         """Attention received."""
+        if not self._known and not torch.compiler.is_compiling():
+            self._known = True
+            norm = getattr(getattr(self.block.attn, "q", None), "norm", None)
+            if norm is not None and not int(norm.num_batches_tracked):
+                log.warning(
+                    "the attention selector of patches was never trained, so its choice means "
+                    "nothing; train it (selector_epochs above 0) or load its weights"
+                )
         return self.block.attn.received(tokens, T)
 
     def logits(self, tokens: Tensor, T: int) -> Tensor:
@@ -169,16 +181,28 @@ def kept_count(tokens: int, sparsity: float) -> int:
     return max(1, tokens - round(sparsity * tokens))
 
 
-def top_tokens(scores: Tensor, keep: int) -> Tensor:
-    """Indices ``[B, keep]``, ascending, of the best tokens; ties keep the lower index."""
-    if torch.compiler.is_exporting():  # ONNX has no stable sort; ranks by comparison are as exact
-        place = torch.arange(scores.shape[1], device=scores.device)
-        ahead = scores[:, None, :] > scores[:, :, None]
-        ahead |= (scores[:, None, :] == scores[:, :, None]) & (place < place[:, None])
-        late = torch.where(ahead.sum(2) < keep, place, scores.shape[1] + place)
-        return late.topk(keep, dim=1, largest=False, sorted=True).indices
-    order = torch.sort(scores, dim=1, descending=True, stable=True).indices[:, :keep]
-    return order.sort(dim=1).values
+def top_tokens(scores: Tensor, keep: int, ties: str = "hash") -> Tensor:
+    """Indices ``[B, keep]``, ascending, of the best tokens.
+
+    Args:
+        scores: ``[B, N]``.
+        keep: tokens that stay.
+        ties: "hash" takes equal scores in a pseudo-random order of their places, which the order of
+            an image's scores turns, so that no part of the images is preferred; "index" in that of
+            the indices. Both are the same on every device, in every batch and in graphs.
+
+    Source: the hash is Fibonacci hashing, Knuth, TAOCP volume 3, section 6.4.
+    """
+    count = scores.shape[1]
+    place = torch.arange(count, device=scores.device)
+    ahead = scores[:, None, :] > scores[:, :, None]  # [b, n, m]: m goes before n
+    order = place[None]
+    if ties == "hash":
+        turn = (ahead.sum(2) * (2 * place + 1)).sum(1, keepdim=True)
+        order = (place + turn) * 2654435761 % 2**32
+    ahead |= (scores[:, None, :] == scores[:, :, None]) & (order[:, None, :] < order[:, :, None])
+    late = torch.where(ahead.sum(2) < keep, place, count + place)
+    return late.topk(keep, dim=1, largest=False, sorted=True).indices
 
 
 def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
@@ -197,19 +221,29 @@ class PatchSelect(nn.Module):
             removed patches and embeds the masked image again (Alg. 1's last line; its receptive
             fields still see neighbours).
         rescale: multiply attention sums by N/K, for the removed keys; see `Spikformer.set_patch`.
+        ties: the order of equal scores, "hash" or "index", of :func:`top_tokens`.
 
     Source: arXiv 2311.12060, alg. 1 (PatchS); arXiv 2211.01484 (data-level tickets).
     """
 
     def __init__(
-        self, score: PatchScore, sparsity: float, *, space: str = "token", rescale: bool = False
+        self,
+        score: PatchScore,
+        sparsity: float,
+        *,
+        space: str = "token",
+        rescale: bool = False,
+        ties: str = "hash",
     ) -> None:
         super().__init__()
         if not 0 <= sparsity < 1:
             raise ConfigError(f"patch sparsity={sparsity} is outside [0, 1)")
         if space not in ("token", "pixel"):
             raise ConfigError(f"patch space={space!r} is not one of token, pixel")
-        self.score, self.sparsity, self.space, self.rescale = score, sparsity, space, rescale
+        if ties not in ("hash", "index"):
+            raise ConfigError(f"patch ties={ties!r} is not one of hash, index")
+        self.score, self.sparsity, self.space = score, sparsity, space
+        self.rescale, self.ties = rescale, ties
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
@@ -225,14 +259,15 @@ class PatchSelect(nn.Module):
         """Return (index ``[B, K]``, multiplier ``[1, B, K, 1]`` that carries learned gradients)."""
         trained = self.training and any(p.requires_grad for p in self.score.parameters())
         learns = trained and not self.score.learned
-        # In 16 bits many scores would be equal, and the position would decide.
-        wide = torch.promote_types(tokens.dtype, torch.float32)
+        # In 16 bits many scores would be equal; a network that scores has a type of its own.
+        own = next(self.score.parameters(), None)
+        wide = torch.promote_types(tokens.dtype, torch.float32) if own is None else own.dtype
         device = tokens.device.type
         narrow = torch.is_autocast_enabled(device)
         full = torch.autocast(device, enabled=False) if narrow else nullcontext()
         with full, torch.set_grad_enabled(learns and torch.is_grad_enabled()):
             scores = self.score(tokens.detach().to(wide), current.detach().to(wide), images, T)
-        index = top_tokens(scores.detach(), kept_count(tokens.shape[2], self.sparsity))
+        index = top_tokens(scores.detach(), kept_count(tokens.shape[2], self.sparsity), self.ties)
         if not learns:
             return index, None
         soft = torch.sigmoid(scores.gather(1, index))

@@ -93,13 +93,19 @@ class ConvPEP(nn.Module):
         self._readers: tuple[Any, ...] = ()
         self._set_reads()
 
-    def set_activation(self, kind: str, residual: str | None = None) -> None:
-        """Replace every activation of the stem (level 3), and optionally the residual rule."""
+    def set_activation(
+        self, kind: str, residual: str | None = None, surrogate: str | None = None
+    ) -> None:
+        """Replace every activation of the stem (level 3), and on request the residual rule.
+
+        `surrogate` is that of the new activations, by default that of the stem's neurons.
+        """
         residual = residual or self.residual
         _check_choice("activation", kind, ACTIVATIONS)
         _check_choice("residual", residual, RESIDUALS)
+        own = {} if surrogate is None else {"surrogate": surrogate, "alpha": None}
         for unit in (*self.stages, self.rpe):
-            unit.act = make_activation(kind, self.neuron)
+            unit.act = make_activation(kind, self.neuron, **own)
         self.activation, self.residual = kind, residual
         self._set_reads()
 

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from spikeformer_lt.errors import ConfigError, MaskError
+from spikeformer_lt.layers.inputs import transformed
+from spikeformer_lt.layers.kernels.reference import straight_through
 from spikeformer_lt.mask import Mask
 
 
@@ -62,8 +64,7 @@ class EffectiveWeight(torch.autograd.Function):
     ) -> Tensor:
         """Return the weight the convolution runs on, exactly 0 where removed."""
         ctx.save_for_backward(weight, scores, window)
-        kept = signs(weight).mul_(gains(weight, mask, per_filter)) if binary else weight
-        return torch.where(mask, kept, 0.0)  # +0 even where the weight is negative or NaN
+        return _kept(weight, mask, binary, per_filter)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -76,6 +77,11 @@ class EffectiveWeight(torch.autograd.Function):
             if window is not None:
                 grad_scores = grad_scores * window
         return grad if ctx.needs_input_grad[0] else None, grad_scores, None, None, None, None
+
+
+def _kept(weight: Tensor, mask: Tensor, binary: bool, per_filter: bool) -> Tensor:
+    kept = signs(weight) * gains(weight, mask, per_filter) if binary else weight
+    return torch.where(mask, kept, 0.0)  # +0 even where the weight is negative or NaN
 
 
 LEARN = ("scores", "weights", "both")
@@ -117,10 +123,17 @@ class _Subnet(nn.Module):
             distance = (self.ranking() - self.threshold) / self.ranking().std().clamp(min=1e-12)
             soft = torch.sigmoid(self.anneal * distance)
             window = 4 * soft * (1 - soft)
-        weight: Tensor = EffectiveWeight.apply(  # type: ignore[no-untyped-call]
-            self.weight, self.scores, self.mask, self.binary, self.per_filter, window
+        weight, scores, form = self.weight, self.scores, (self.mask, self.binary, self.per_filter)
+        if transformed(weight, scores, self.mask):  # torch.func asks for torch's own operations
+            through = weight
+            if scores is not None:
+                slope = weight.detach() if window is None else weight.detach() * window
+                through = weight + scores.abs() * slope
+            return straight_through(_kept(weight, *form), through)
+        effective: Tensor = EffectiveWeight.apply(  # type: ignore[no-untyped-call]
+            weight, scores, *form, window
         )
-        return weight
+        return effective
 
     def collapse(self) -> Any:
         """A plain layer with the effective weight: removed entries are exactly 0."""

@@ -145,25 +145,32 @@ def declared_part(model: nn.Module, name: str, kind: Any) -> Any:
     return found[0] if len(found) == 1 else None
 
 
-class _Unit:
-    """Shared part of the units of this module: the protocol, from `conv` or `linear` and `act`."""
+class Firing:
+    """What a unit says of the neuron in its `act`: part of the protocol `Unit`."""
 
     reads: Reads = "real"
-    linear: Any
-    norm: Any
     act: Any
 
     @property
-    def synapse(self) -> Any:
-        return getattr(self, "conv", None) or self.linear
-
-    @property
     def neuron(self) -> Any:
+        """The neuron or activation; None where the output is a current."""
         return self.act
 
     @property
     def fires(self) -> bool:
+        """Whether the output is spikes in {0, 1}."""
         return bool(getattr(self.act, "spiking", False))
+
+
+class _Unit(Firing):
+    """Shared part of the units of this module: the protocol, from `conv` or `linear` and `act`."""
+
+    linear: Any
+    norm: Any
+
+    @property
+    def synapse(self) -> Any:
+        return getattr(self, "conv", None) or self.linear
 
     def folded(self) -> Folded:
         synapse = self.synapse
@@ -442,6 +449,8 @@ def spikes_together(units: Sequence[LinearUnit], tokens: Tensor, T: int) -> Tens
         norm, own = unit.norm, unit.linear
         statistics = norm.running_mean, norm.running_var
         found.append((own.weight, own.bias, norm.weight, norm.bias, *statistics))
+        if not dispatch.is_plain(*found[-1]):
+            return None
     together: list[Any] = [None if p[0] is None else torch.cat(p) for p in zip(*found, strict=True)]
     weight, bias, scale, shift, mean, var = together
     current = (product_rows if applies(tokens, linear) else F.linear)(tokens, weight, bias)

@@ -99,7 +99,7 @@ RULES: dict[str, Any] = dict(
     selector_epochs=0, anneal="[0, 1000)", method=(*MOVING, "magnitude", "random", "off"),
     gain=("layer", "filter"), first_conv=("auto", "binary", "full"), residual=RESIDUALS,
     schedule=("joint", "sequential", "reverse"), stem=("frozen", "finetune"), dense_epochs=0,
-    stem_epochs=0, distill="[0, 1]",
+    stem_epochs=0, distill="[0, 1]", ties=("hash", "index"), ste=("auto", "hardtanh", "bireal"),
 )  # fmt: skip
 """What a field of any configuration below may be, as rules of `check_fields`."""
 
@@ -475,6 +475,8 @@ class PatchConfig(Checked):
     """Multiply attention sums by N/K for the keys that are gone."""
     selector_epochs: int = 5
     """Epochs of the attention selector; other scores need none."""
+    ties: str = "hash"
+    """Equal scores: hash prefers no part of the images, index keeps the upper rows."""
     WHERE = "multisp.patches."
 
 
@@ -526,8 +528,17 @@ class ActivationConfig(Checked):
     """lif (spiking), heaviside {0,1}, sign {-1,+1} or relu (full-precision reference)."""
     residual: str = "add"
     """add (tokens in {0,1,2}), iand or or (tokens stay {0,1})."""
+    ste: str = "auto"
+    """Derivative of heaviside and sign: auto (that of the neurons, and hardtanh), hardtanh, or
+    bireal, 2 - 2|x| where |x| <= 1 (Bi-Real Net)."""
     WHERE = "multisp.activation."
     OWN: ClassVar = {"kind": ACTIVATIONS}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        asked = self.ste == "auto" or self.kind in ("heaviside", "sign")
+        rule = f"auto for kind {self.kind}; it is for heaviside and sign"
+        check(asked, "multisp.activation.ste", self.ste, rule)
 
 
 @dataclass(frozen=True)

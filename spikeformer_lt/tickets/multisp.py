@@ -213,7 +213,8 @@ class MultiSp(Search):
         rule = f"{seed}, with which the ticket's search drew its start weights"
         check(kind == "fresh" or seed in (None, self.seed), "train.seed", self.seed, rule)
         levels = {"patches": PatchConfig, "weights": WeightConfig, "activation": ActivationConfig}
-        own = {name: known_config(cls, about["config"][name]) for name, cls in levels.items()}
+        known = {**about["config"], "patches": {"ties": "index", **about["config"]["patches"]}}
+        own = {name: known_config(cls, known[name]) for name, cls in levels.items()}
         own["weights"] = weights = replace(own["weights"], ramp_epochs=0.0)
         self.config = replace(self.config, **own)
         self._origin = {"from_ticket": {n: about.get(n) for n in ("run_id", "mask_sha256", "seed")}}

@@ -23,16 +23,20 @@ from spikeformer_lt.tickets.configs import NORMS, ActivationConfig, PatchConfig
 
 def set_activation(model: Any, config: ActivationConfig) -> None:
     """Replace the activations of the stem (MultiSp's level 3), in place."""
-    stem_of(model).set_activation(config.kind, config.residual)
+    own = {} if config.ste == "auto" else {"surrogate": config.ste}
+    stem_of(model).set_activation(config.kind, config.residual, **own)
 
 
 def set_patches(model: Any, config: PatchConfig, score: PatchScore | None = None) -> None:
     """Select patches (level 1), in place, by a trained score or a new one; 0 changes nothing."""
     if config.sparsity > 0:
         score = new_score(model, config) if score is None else score
-        model.set_patch(
-            PatchSelect(score, config.sparsity, space=config.space, rescale=config.rescale)
-        )
+        options: dict[str, Any] = {
+            "space": config.space,
+            "rescale": config.rescale,
+            "ties": config.ties,
+        }
+        model.set_patch(PatchSelect(score, config.sparsity, **options))
 
 
 def new_score(model: Any, config: PatchConfig) -> PatchScore:
@@ -46,7 +50,8 @@ def apply_surgery(model: nn.Module, ticket: Ticket) -> None:
     if search == "multisp":
         set_activation(model, known_config(ActivationConfig, config["activation"]))
     if search in ("multisp", "joint"):
-        set_patches(model, known_config(PatchConfig, config["patches"]))
+        # A ticket of an earlier version kept the lower index, and goes on doing so.
+        set_patches(model, known_config(PatchConfig, {"ties": "index", **config["patches"]}))
 
 
 def known_config(cls: type, values: Mapping[str, Any]) -> Any:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from spikeformer_lt.errors import ConfigError, DataError
-from spikeformer_lt.layers.neuron import Activation, Heaviside, Relu, Sign
+from spikeformer_lt.layers.neuron import Activation, Heaviside, NeuronConfig, Relu, Sign
 
 X = torch.tensor([[-2.0, -1.0, -0.25, 0.0, 0.5, 1.0, 1.5, 3.0]], dtype=torch.float64)
 
@@ -33,6 +33,7 @@ def test_values_do_not_depend_on_gradients_being_asked_for(act: Activation) -> N
 
 def test_sign_passes_gradients_within_one() -> None:
     assert gradient(Sign()) == [0, 1, 1, 1, 1, 1, 0, 0]
+    assert gradient(Sign(NeuronConfig(surrogate="bireal"))) == [0, 0, 1.5, 2, 1, 0, 0, 0]
 
 
 def test_heaviside_has_the_derivative_of_its_surrogate() -> None:
@@ -45,6 +46,8 @@ def test_heaviside_has_the_derivative_of_its_surrogate() -> None:
     assert gradient(Heaviside(surrogate="atan")) == pytest.approx(arctan, abs=1e-15)
     window = gradient(Heaviside(v_threshold=0.5, surrogate="hardtanh", alpha=2.0))
     assert window == [0, 0, 0, 2, 2, 2, 0, 0]
+    parabola = gradient(Heaviside(v_threshold=0.5, surrogate="bireal", alpha=2.0))
+    assert parabola == [0, 0, 0, 0, 4, 0, 0, 0]
 
 
 @pytest.mark.parametrize("act", [Heaviside(), Sign(), Relu()])

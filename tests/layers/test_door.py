@@ -7,7 +7,8 @@ import re
 import pytest
 import torch
 
-from spikeformer_lt.errors import ConfigError
+from spikeformer_lt import create_model
+from spikeformer_lt.errors import ConfigError, DataError
 from spikeformer_lt.layers.inputs import time_first
 
 T = 3
@@ -51,3 +52,15 @@ def test_anything_else_is_refused_by_name(x: torch.Tensor, message: str) -> None
     with pytest.raises(ConfigError) as caught:
         time_first(x, **OPTIONS)
     assert re.search(message, str(caught.value))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 1e30, -1e7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_value_that_no_image_has_is_refused_at_inference(bad: float, dtype: torch.dtype) -> None:
+    model = create_model("spikformer_toy", image_size=16, T=2).to(dtype).eval()
+    x = torch.zeros(2, 3, 16, 16, dtype=dtype)
+    x[1, 2, 7, 0] = bad
+    with pytest.raises(DataError, match=r"input holds .* at \[1, 2, 7, 0\] of \[2, 3, 16, 16\]"):
+        model(x)
+    x[1, 2, 7, 0] = 9e5
+    assert model(x).isfinite().all()

@@ -64,13 +64,31 @@ def test_the_kept_count_is_exact_and_never_zero(tokens: int, sparsity: float) ->
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=40), st.data())
 @pytest.mark.fault(48)
-def test_the_best_tokens_stay_and_ties_keep_the_lower_index(
-    levels: list[int], data: st.DataObject
-) -> None:
+def test_the_best_tokens_stay_whatever_the_ties(levels: list[int], data: st.DataObject) -> None:
     keep = data.draw(st.integers(1, len(levels)))
-    index = top_tokens(torch.tensor([levels], dtype=torch.float32), keep)[0].tolist()
+    scores = torch.tensor([levels, levels[::-1]], dtype=torch.float32)
     expected = sorted(range(len(levels)), key=lambda i: (-levels[i], i))[:keep]
-    assert index == sorted(expected)
+    assert top_tokens(scores, keep, "index")[0].tolist() == sorted(expected)
+    found = top_tokens(scores, keep)
+    assert found.shape == (2, keep) and (found.diff(dim=1) > 0).all()
+    best = torch.tensor(sorted(levels, reverse=True)[:keep]).float()
+    for row, index in zip(scores, found, strict=True):
+        assert torch.equal(row[index].sort(descending=True).values, best)
+    assert torch.equal(top_tokens(scores[1:].double(), keep), found[1:])
+
+
+@pytest.mark.parametrize("side", [4, 8])
+def test_equal_scores_prefer_no_part_of_the_images(side: int) -> None:
+    count, keep = side**2, side**2 // 2
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randint(0, 3, (4000, count), generator=generator).float()
+    kept = torch.zeros(len(scores), count).scatter_(1, top_tokens(scores, keep), 1.0)
+    share = kept.mean(0).view(side, side)
+    assert (share - 0.5).abs().max() < 0.04, share  # five standard errors
+    first = torch.zeros(len(scores), count).scatter_(1, top_tokens(scores, keep, "index"), 1.0)
+    assert first.mean(0).view(side, side)[0].mean() > 0.6
+    rows = top_tokens(torch.zeros(1, count), keep)[0] // side  # of a blank image, too
+    assert abs(float(rows.float().mean()) - (side - 1) / 2) < 0.2 * side
 
 
 @pytest.mark.parametrize("kind", SCORES)
@@ -89,11 +107,26 @@ def test_indices_are_unique_sorted_in_range_and_exact_in_number(
         assert torch.equal(index, torch.arange(N).expand(B, -1))
 
 
-def test_equal_scores_keep_the_first_tokens() -> None:
-    select = PatchSelect(Given(torch.zeros(B, N)), 0.25)
+def test_equal_scores_keep_the_first_tokens_where_that_is_asked_for() -> None:
+    select = PatchSelect(Given(torch.zeros(B, N)), 0.25, ties="index")
     index, multiplier = select(*inputs(), T)
     assert torch.equal(index, torch.arange(12).expand(B, -1))
     assert multiplier is None
+    with pytest.raises(ConfigError, match="patch ties='row' is not one of hash, index"):
+        PatchSelect(Given(torch.zeros(B, N)), 0.25, ties="row")
+
+
+def test_a_selector_that_was_never_trained_is_told_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for trained in (False, True):
+        caplog.clear()
+        select = make("attention").eval()
+        if trained:
+            select.score.block.train()(inputs()[0], T)
+        select.eval()(*inputs(), T)
+        select(*inputs(), T)
+        assert caplog.text.count("was never trained") == (not trained)
 
 
 def test_the_same_tokens_are_gathered_at_every_step() -> None:
@@ -251,12 +284,3 @@ def test_a_sparsity_outside_its_range_is_refused(sparsity: float) -> None:
 def test_an_unknown_space_is_refused() -> None:
     with pytest.raises(ConfigError, match="patch space='image' is not one of token, pixel"):
         make("rate", space="image")
-
-
-def test_the_ranking_that_graphs_get_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    scores = torch.randint(0, 4, (50, 9), generator=torch.Generator().manual_seed(0)).float()
-    for keep in range(1, 10):
-        wanted = top_tokens(scores, keep)
-        with monkeypatch.context() as patch:
-            patch.setattr(torch.compiler, "is_exporting", lambda: True)
-            assert torch.equal(top_tokens(scores, keep), wanted)

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.layers.inputs import NeuronConfig
+from spikeformer_lt.layers.inputs import NeuronConfig, transformed
 from spikeformer_lt.layers.kernels.reference import lif_loop
 
 log = logging.getLogger(__name__)
@@ -70,14 +70,9 @@ def is_plain(*tensors: Tensor | None) -> bool:
     if torch.jit.is_tracing() or _get_current_dispatch_mode() is not None:
         return False
     for x in tensors:
-        if x is not None and not (
-            type(x) in _TYPES
-            and x.is_cpu
-            and x.layout == torch.strided
-            and not torch._C._functorch.is_functorch_wrapped_tensor(x)
-        ):
+        if x is not None and not (type(x) in _TYPES and x.is_cpu and x.layout == torch.strided):
             return False
-    return True
+    return not transformed(*tensors)
 
 
 def takes_numba(x: Tensor, spikes: int, *others: Tensor | None) -> bool:
@@ -213,7 +208,7 @@ def lif(x: Tensor, v: Tensor | None, T: int, neuron: NeuronConfig) -> tuple[Tens
     Returns:
         Spikes [T, ...] in {0, 1}, and the voltage after the last step.
     """
-    if takes_numba(x, x.numel() // x.shape[0] * T):
+    if takes_numba(x, x.numel() // x.shape[0] * T, v):
         x, v = x.contiguous(), None if v is None else v.contiguous()
         try:
             if not torch.is_grad_enabled():

@@ -7,7 +7,9 @@
             v[t] = h[t] - v_threshold s[t]                   (soft, r = 0)
 
 The derivative of s with respect to u = h - v_threshold is replaced by that of a smooth function:
-sigmoid: a y (1 - y) with y = 1 / (1 + exp(-a u));  atan: (a / 2) / (1 + (pi / 2 a u)^2).
+sigmoid: a y (1 - y) with y = 1 / (1 + exp(-a u));  atan: (a / 2) / (1 + (pi / 2 a u)^2);
+of stateless activations hardtanh: a where |a u| <= 1;  bireal: 2 a max(0, 1 - |a u|), the slope of
+the parabolas of Liu et al. 2018, arXiv:1808.00278, section 3.3.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spikeformer_lt.layers.inputs import NeuronConfig
+from spikeformer_lt.layers.inputs import NeuronConfig, transformed
 
 
 def surrogate_derivative(u: Tensor, surrogate: str, alpha: float) -> Tensor:
@@ -30,6 +32,8 @@ def surrogate_derivative(u: Tensor, surrogate: str, alpha: float) -> Tensor:
     if surrogate == "atan":
         a = alpha / 2
         return a / (1 + (math.pi * a * u).square())
+    if surrogate == "bireal":
+        return (1 - u.abs() * alpha).clamp(min=0) * (2 * alpha)
     assert surrogate == "hardtanh", surrogate
     return (u.abs() * alpha <= 1).to(u.dtype) * alpha
 
@@ -48,11 +52,28 @@ class _Spike(torch.autograd.Function):
 
 
 def spike(u: Tensor, surrogate: str, alpha: float) -> Tensor:
-    """1 where ``u >= 0``, else 0; differentiable (twice, too) through the surrogate."""
+    """1 where ``u >= 0``, else 0; differentiable through the surrogate, in every mode of torch."""
+    if transformed(u):
+        return straight_through((u >= 0).to(u.dtype), _smooth(u, surrogate, alpha))
     if torch.is_grad_enabled() and u.requires_grad:
         out: Tensor = _Spike.apply(u, surrogate, alpha)  # type: ignore[no-untyped-call]
         return out
     return (u >= 0).to(u.dtype)
+
+
+def _smooth(u: Tensor, surrogate: str, alpha: float) -> Tensor:
+    """A function with the derivative of `surrogate_derivative`."""
+    if surrogate == "sigmoid":
+        return (u * alpha).sigmoid()
+    if surrogate == "atan":
+        return (math.pi / 2 * alpha * u).atan() / math.pi
+    inside = (u * alpha).clamp(-1, 1)
+    return inside if surrogate == "hardtanh" else inside * (2 - inside.abs())
+
+
+def straight_through(value: Tensor, smooth: Tensor) -> Tensor:
+    """The value, to the bit, with the derivatives of `smooth`, in operations of torch."""
+    return value + (smooth - smooth.detach())
 
 
 def charge(x: Tensor, v: Tensor | float, neuron: NeuronConfig) -> Tensor:

@@ -101,9 +101,9 @@ def test_without_numba_torch_runs(
 ) -> None:
     import sys
 
-    dispatch._load.cache_clear()
+    dispatch.load.cache_clear()
     monkeypatch.setitem(sys.modules, "spikeformer_lt.layers.kernels.lif", None)
     spikes, _ = dispatch.lif(torch.full((1, LARGE), 1.5), None, 2, NeuronConfig())
     assert spikes.sum() == LARGE
-    dispatch._load.cache_clear()
+    dispatch.load.cache_clear()
     assert "ModuleNotFoundError" in caplog.text or "ImportError" in caplog.text

@@ -19,7 +19,6 @@ from spikeformer_lt.layers.neuron import reset_state
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.rng import isolated_rng, seed_for
 from spikeformer_lt.ticket import Ticket
-from spikeformer_lt.tickets.configs import deviations
 from spikeformer_lt.training.options import OptimConfig
 from spikeformer_lt.training.phase import Fit, FitResult, Masked, Phase
 
@@ -215,6 +214,11 @@ def kept_modes(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+def deviations(config: Any) -> list[str]:
+    """What the preset of a search does in another way than its source, by DEVIATIONS."""
+    return list(getattr(config, "DEVIATIONS", {}).get(getattr(config, "preset", ""), ()))
 
 
 def asked_for(mask: Mask, sparsity: float, scope: str | None) -> int:

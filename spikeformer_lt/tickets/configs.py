@@ -66,11 +66,6 @@ DEVIATIONS: dict[str, tuple[str, ...]] = {
 """What a preset still does in another way than its source: a report lists it."""
 
 
-def deviations(config: Any) -> list[str]:
-    """What the preset of a search still does in another way than its source."""
-    return list(DEVIATIONS.get(getattr(config, "preset", ""), ()))
-
-
 def with_preset(config: Any, preset: str) -> Any:
     """The configuration with a preset by name; "default" leaves it as it is."""
     return config if preset == "default" else replace(config, preset=preset)
@@ -114,6 +109,7 @@ class Checked:
     OWN: ClassVar[dict[str, Any]] = {}
     WHERE: ClassVar[str] = ""
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
+    DEVIATIONS: ClassVar[dict[str, tuple[str, ...]]] = DEVIATIONS
 
     def __post_init__(self) -> None:
         rules = {**RULES, "preset": ("default", *self.PRESETS), **self.OWN}

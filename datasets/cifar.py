@@ -44,6 +44,8 @@ CIFAR10 = BatchFiles(
     mean=(0.4914, 0.4822, 0.4465),
     std=(0.2470, 0.2435, 0.2616),
     augment="spikformer_cifar",
+    classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship",
+             "truck"),
 )
 CIFAR100 = BatchFiles(
     name="cifar100",

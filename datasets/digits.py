@@ -26,7 +26,6 @@ def digits(options: DataOptions) -> Splits:
 
     One fifth of each class, chosen by hashes, is the test set; it is the same for every size,
     seed and option.
-
     `image_size` is a multiple of 8 up to 256, by default 32; nothing is fetched.
     """
     size = 32 if options.image_size is None else options.image_size

@@ -54,6 +54,7 @@ def enlarge(images: Tensor, size: int) -> Tensor:
     return torch.cat(parts)
 
 
+_CLASSES = "T-shirt/top, Trouser, Pullover, Dress, Coat, Sandal, Shirt, Sneaker, Bag, Ankle boot"
 _URL = "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/"
 # fmt: off
 _FILES = tuple(
@@ -80,6 +81,7 @@ FASHION = _IdxFiles(
     mean=(0.2860,),
     std=(0.3530,),
     augment="crop4_flip",
+    classes=tuple(_CLASSES.split(", ")),
 )
 
 

@@ -35,7 +35,6 @@ def moving_digits(options: EventDataOptions) -> Splits:
     Each of the 1,797 digits makes three saccades of 100 ms; a recording depends on nothing but the
     number of its digit and the sensor's size. They are simulated: their results are no results on
     recordings of a camera.
-
     `image_size` is the side of the sensor, a multiple of 8 from 16 to 128, by default 32; nothing
     is fetched. Frames are kept in memory unless `events.cache` names a folder.
     """

@@ -45,7 +45,6 @@ def ncaltech101(options: EventDataOptions) -> Splits:
 
     There is no published split: of each class, sorted by path, the first 90 % are to train and
     validate and the rest to test.
-
     `root` holds ``Caltech101`` or the archive (4 GB); without `image_size` a frame has 240 pixels a
     side. Recordings are scaled down to fit, all by one factor, and put into the middle.
     """

@@ -16,8 +16,7 @@ from spikeformer_lt.registry import register_dataset
 from spikeformer_lt.splits import Splits, takes
 
 CLASSES = tuple("0123456789")
-# The counts of MNIST itself.
-COUNTS = {
+COUNTS = {  # those of MNIST itself
     "Train": (5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949),
     "Test": (980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009),
 }

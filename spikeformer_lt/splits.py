@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from spikeformer_lt.config import check
 from spikeformer_lt.errors import DataError, one_of
+from spikeformer_lt.preprocess import CHANNELS, Preprocess
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -95,6 +96,14 @@ class Splits:
     kind: Literal["static", "events"]
     split_sha256: str  # fingerprint of the three index lists and their labels
     augment: str = "none"  # the usual training augmentation; see `Augment.standard`
+    preprocess: Preprocess | None = None  # of samples; that of pictures is made of the fields above
+
+    def __post_init__(self) -> None:
+        channels = {count: name for name, count in CHANNELS.items()}.get(self.in_channels)
+        if self.preprocess is None and self.kind == "static" and channels in ("RGB", "grey"):
+            classes = getattr(self.train, "classes", ()) or map(str, range(self.num_classes))
+            made = Preprocess(channels, self.image_size, self.mean, self.std, tuple(classes))
+            object.__setattr__(self, "preprocess", made)
 
 
 def report_shared(text: str, duplicates: str) -> None:

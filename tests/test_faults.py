@@ -31,7 +31,7 @@ def test_every_test_that_a_page_names_exists() -> None:
 
 def test_every_fault_of_the_page_is_shown_by_a_test_or_says_why_not() -> None:
     numbers = faults.rows(PAGE)
-    assert sorted(numbers) == [*range(1, 51)]
+    assert len(numbers) == len(set(numbers)) and {*range(1, 51)} <= set(numbers)
     shown = faults.marked(TESTS)
     assert set(numbers) - set(shown) == {44}
     assert set(shown) <= set(numbers)

@@ -18,9 +18,10 @@ from spikeformer_lt.config import check
 from spikeformer_lt.errors import DataError, name_of
 from spikeformer_lt.events.cache import FrameCache, MemoryCache, source_of
 from spikeformer_lt.events.frame import EventDataOptions, EventOptions, narrow, to_frames
-from spikeformer_lt.events.recording import Events, Raw, Sensor, fit
+from spikeformer_lt.events.recording import FIELDS, Events, Raw, Sensor, fit
 from spikeformer_lt.events.split import PARTS, Sample, Split, find_shared, limited
 from spikeformer_lt.events.validate import Policy, Report, validate
+from spikeformer_lt.preprocess import Preprocess, Recordings
 from spikeformer_lt.splits import Splits, report_shared
 
 log = logging.getLogger(__name__)
@@ -143,6 +144,17 @@ def event_splits(
         parts = {part: replace(data, samples=_with_events(data)) for part, data in parts.items()}
         split = replace(split, **{part: data.samples for part, data in parts.items()})  # type: ignore[arg-type]
     log.info("%s: split sha256 %s", split.name, split.sha256)
+    form = getattr(source.read, "form", "")
+    how = Recordings(
+        sensor=(source.sensor.height, source.sensor.width),
+        T=events.T,
+        by=events.by,
+        window_us=events.window_us,
+        values=events.values,
+        form=form if form == "cifar10_dvs" else "",
+        columns=getattr(source.read, "columns", FIELDS),
+        microseconds_per_tick=getattr(source.read, "microseconds_per_tick", 1),
+    )
     return Splits(
         name=split.name,
         **parts,
@@ -154,6 +166,7 @@ def event_splits(
         kind="events",
         split_sha256=split.sha256,
         augment=augment,
+        preprocess=Preprocess("off,on", size, MEAN, STD, tuple(split.classes), how),
     )
 
 

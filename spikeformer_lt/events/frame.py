@@ -16,15 +16,13 @@ from spikeformer_lt.config import check
 from spikeformer_lt.errors import ConfigError, DataError, one_of
 from spikeformer_lt.events.recording import EVENTS, Events, Sensor
 from spikeformer_lt.events.validate import ACTIONS, Policy
+from spikeformer_lt.preprocess import LARGEST_T, VALUES, WAYS
 from spikeformer_lt.splits import DataOptions
 
 log = logging.getLogger(__name__)
 Frames = NDArray[np.int32]
 Counter = Callable[[Any, Any, Any, NDArray[np.int64], Frames], int]
 
-WAYS = ("n_event_bins", "n_time_bins", "time_window")
-VALUES = ("counts", "binary")
-LARGEST_T = 4096
 LARGEST_FRAMES = 2**28  # values in the frames of one recording: 1 GiB
 _VARIABLE = "SPIKEFORMER_KERNELS"
 _FEW = 2000  # events; below, NumPy is as fast and numba need not be loaded

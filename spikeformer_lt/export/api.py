@@ -32,8 +32,10 @@ from spikeformer_lt.export.file import (
     write_packed,
 )
 from spikeformer_lt.export.inference import compact
+from spikeformer_lt.export.prediction import predict
 from spikeformer_lt.layers.neuron import LIF, Heaviside, Sign
 from spikeformer_lt.layers.stems import stem_of
+from spikeformer_lt.preprocess import Preprocess
 from spikeformer_lt.ticket import Ticket, finished_folder
 from spikeformer_lt.tickets.surgery import model_from_ticket
 
@@ -92,13 +94,19 @@ class Exported:
     sizes: list[Size]
     check: Check
     trained: bool = True
+    preprocess: Preprocess | None = None
 
     def summary(self) -> str:
         """Sizes and check as text of several lines."""
-        notice = "NOTICE: this ticket holds its start weights: an untrained network is exported\n"
-        check = self.check
+        notices, check = "", self.check
+        if not self.trained:
+            notices = (
+                "NOTICE: this ticket holds its start weights: an untrained network is exported\n"
+            )
+        if self.preprocess is None:
+            notices += "NOTICE: this ticket lacks its preprocess: predict(x) will ask for it\n"
         return (
-            f"{'' if self.trained else notice}{size_table(self.sizes)}\n"
+            f"{notices}{size_table(self.sizes)}\n"
             f"verified: reloaded logits within {check.reload_gap:.3g}; compact within "
             f"{check.compact_gap_float64:.3g} (float64), {check.compact_gap_float32:.3g} "
             f"(float32); same class {100 * check.same_class:.0f} %"
@@ -126,6 +134,7 @@ def export_ticket(
     precision: str = "fp32",
     about: Mapping[str, Any] | None = None,
     images: Tensor | None = None,
+    preprocess: Preprocess | None = None,
     overwrite: bool = False,
 ) -> Exported:
     """Pack a ticket, load it back and compare it; the folder appears only if both are equal.
@@ -135,11 +144,14 @@ def export_ticket(
         folder: new or empty; with `overwrite` also an export, which is replaced.
         precision, about: as for `write_packed`.
         images: batch of the comparison; None is a fixed one.
+        preprocess: how samples become input; None is what the ticket says.
 
     Raises:
         ExportError: the folder is in use, the ticket cannot be stored, or the check failed.
         TicketError: the ticket names no model, or not the one it is of.
     """
+    if preprocess is not None:
+        ticket = replace(ticket, provenance={**ticket.provenance, **preprocess.noted()})
     with staged(folder, EXPORT, overwrite) as stage:
         write_packed(stage, ticket, precision, about)
         packed = read_packed(stage.path)
@@ -147,7 +159,7 @@ def export_ticket(
         found = sizes(packed, stage.path, check.stem)
         stage.write(CARD, model_card(packed, found, check).encode("utf-8"))
     trained = ticket.provenance.get("trained") is not False
-    return Exported(Path(folder), found, check, trained)
+    return Exported(Path(folder), found, check, trained, Preprocess.known(ticket.provenance))
 
 
 def load_exported(folder: str | Path, *, plain: bool = False, **overrides: Any) -> Any:
@@ -159,16 +171,19 @@ def load_exported(folder: str | Path, *, plain: bool = False, **overrides: Any) 
         overrides: model arguments to change, such as T.
 
     Returns:
-        A module in eval mode: images ``[B, C, H, W]`` or frames ``[B, T, 2, H, W]`` -> logits
-        ``[B, T, K]``.
+        A module in eval mode: normalised images ``[B, C, H, W]`` or frames ``[B, T, 2, H, W]`` ->
+        logits ``[B, T, K]``. Its ``predict`` takes pixels, files and recordings; see `predict`.
 
     Raises:
         ExportError: no export, a newer one, or files changed since it was written.
         CheckpointError: a damaged tensor file; the tensor is named where it is one.
         TicketError: the stored weights are not of the model that they name.
     """
-    model = model_from_ticket(read_packed(folder).ticket, **overrides).eval()
-    return model if plain else compact(model)
+    model: Any = model_from_ticket(read_packed(folder).ticket, **overrides)
+    if not plain:
+        return compact(model)
+    model.predict = partial(predict, model)
+    return model
 
 
 def read_ticket(folder: str | Path) -> Ticket:
@@ -348,6 +363,12 @@ def model_card(packed: Packed, found: Sequence[Size], check: Check) -> str:
         "precision of dense values": packed.precision,
         "mask sparsity": f"{packed.ticket.mask.sparsity:.4f}",
     }
+    prepared = Preprocess.known(known)
+    example = "logits = model(x)  # normalised images or frames -> [B, T, K]"
+    if prepared is not None:
+        facts["input"] = prepared.described()
+        x = "recordings" if prepared.recordings else "uint8_images"
+        example = f"model.predict({x})  # [Prediction(label, name, probability, probabilities)]"
     for key, value in about.items():  # an accuracy is that of the run, before values were rounded
         rounded = key.endswith("_accuracy") and packed.precision != "fp32"
         words = f" of the run, before rounding to {packed.precision}" if rounded else ""
@@ -367,7 +388,8 @@ pipeline_tag: image-classification
 ```python
 from spikeformer_lt import load_exported
 
-model = load_exported("THIS_FOLDER")  # images or frames -> logits [B, T, K]
+model = load_exported("THIS_FOLDER")
+{example}
 ```
 
 | fact | value |

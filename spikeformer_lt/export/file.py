@@ -28,6 +28,7 @@ from spikeformer_lt.bundle import BundleKind, Stage, open_bundle
 from spikeformer_lt.disk import parse_json
 from spikeformer_lt.errors import CheckpointError, ExportError, name_of, shown
 from spikeformer_lt.mask import Mask
+from spikeformer_lt.preprocess import Preprocess
 from spikeformer_lt.ticket import Ticket
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -39,8 +40,8 @@ DEEPEST = 14
 EXPONENTS = {torch.float32: 8, torch.bfloat16: 8, torch.float16: 5}  # bits of each dtype
 FORMAT = "spikeformer_lt.export"
 CONFIG, TENSORS, CARD = "config.json", "model.safetensors", "README.md"
-# Format 1 had no coded values.
-EXPORT = BundleKind("export", FORMAT, 2, CONFIG, ExportError, (TENSORS, CARD), indent=None)
+# Format 1 had no coded values, formats 1 and 2 no preprocess.
+EXPORT = BundleKind("export", FORMAT, 3, CONFIG, ExportError, (TENSORS, CARD), indent=None)
 Bytes = NDArray[np.uint8]
 
 
@@ -254,7 +255,10 @@ def write_packed(
     body: dict[str, Any] = {"precision": precision}
     if list(ticket.mask) != [row.name for row in writer.rows if row.mask[0] != "none"]:
         body["mask_order"] = list(ticket.mask)  # otherwise that of the tensors
-    stage.seal({**body, "provenance": ticket.provenance, "about": dict(about or {})})
+    body |= {"provenance": dict(ticket.provenance), "about": dict(about or {})}
+    if "preprocess" in ticket.provenance:
+        body["preprocess"] = body["provenance"].pop("preprocess")
+    stage.seal(body)
 
 
 def read_packed(folder: str | Path) -> Packed:
@@ -291,10 +295,14 @@ def _unpacked(body: dict[str, Any], streams: dict[str, Tensor], own: Mapping[str
         if kept is not None:
             masks[row.name] = kept
     reader.end()
+    provenance = dict(body["provenance"])
+    if "preprocess" in body:
+        provenance["preprocess"] = body["preprocess"]
+        Preprocess.known(provenance)
     order = body.get("mask_order", list(masks))
     if sorted(order) != sorted(masks):
         raise ExportError("names other masks than it stores")
-    ticket = Ticket(Mask({name: masks[name] for name in order}), tensors, body["provenance"])
+    ticket = Ticket(Mask({name: masks[name] for name in order}), tensors, provenance)
     return Packed(ticket, tuple(rows), table.numel(), body["precision"], body["about"])
 
 

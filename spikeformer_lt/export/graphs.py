@@ -11,9 +11,10 @@ from __future__ import annotations
 import copy
 import importlib.util
 import io
+import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -23,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from spikeformer_lt.config import to_dict
 from spikeformer_lt.disk import write_atomic
 from spikeformer_lt.errors import ExportError, shown
 from spikeformer_lt.export.api import fixed_batch
@@ -44,7 +46,7 @@ def to_pt2(model: CompactModel, path: str | Path) -> float:
     """
     file = io.BytesIO()
     with _quiet():
-        torch.export.save(_program(model), file)
+        torch.export.save(_program(model), file, extra_files=_facts(model))
         file.seek(0)
         gap = _compare(model, torch.export.load(file).module())
     write_atomic(path, file.getvalue(), ExportError)
@@ -54,8 +56,9 @@ def to_pt2(model: CompactModel, path: str | Path) -> float:
 def to_onnx(model: CompactModel, path: str | Path, integers: bool = False) -> float:
     """Write an ONNX graph with a dynamic batch, input "input" and output "logits"; run it back.
 
-    The network is in float32, on the CPU. With `integers`, binary convolutions of spikes are
-    ConvInteger: int8 weights summed in int32.
+    The network is in float32, on the CPU. If it knows the preprocess of its images, the graph takes
+    uint8 pixels ``[B, C, H, W]``; otherwise, and of frames, what the network takes. With
+    `integers`, binary convolutions of spikes are ConvInteger: int8 weights summed in int32.
 
     Returns:
         Largest difference of the graph's logits on two batch sizes.
@@ -75,6 +78,8 @@ def to_onnx(model: CompactModel, path: str | Path, integers: bool = False) -> fl
     except Exception as fault:
         raise ExportError(f"no ONNX graph: {shown(str(fault), 300)}") from fault
     proto = made.model_proto
+    for key, value in _facts(model).items():
+        proto.metadata_props.add(key=key, value=value)
     if integers:
         use_integers(proto, model)
     data = proto.SerializeToString()
@@ -103,37 +108,68 @@ def write_graph(model: CompactModel, path: str | Path) -> str:
     raise ExportError(f"{shown(str(path))}: a graph ends in .pt2, .onnx, {INTEGERS} or .nir")
 
 
+class _OfPixels(nn.Module):
+    """A network of images with its normalisation before it: uint8 pixels ``[B, C, H, W]``."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, net: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.net, like = net, next(net.parameters())
+        for name, values in (("mean", mean), ("std", std)):
+            self.register_buffer(name, torch.tensor(values).view(-1, 1, 1).to(like))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        logits: Tensor = self.net((pixels.to(self.mean.dtype) / 255 - self.mean) / self.std)
+        return logits
+
+
+def _graph_of(model: CompactModel, batch: int) -> tuple[nn.Module, Tensor]:
+    """The module that becomes a graph, and a batch of its input."""
+    how, x = model.preprocess, fixed_batch(model.net, batch)
+    if how is None or how.recordings is not None:
+        return model.net, x.to(next(model.net.parameters()).dtype)
+    return _OfPixels(model.net, how.mean, how.std), (255 * x).round().to(torch.uint8)
+
+
+def _facts(model: CompactModel) -> dict[str, str]:
+    """What a file says of its input beside the graph."""
+    return {} if model.preprocess is None else {"preprocess": json.dumps(to_dict(model.preprocess))}
+
+
 def _program(model: CompactModel) -> Any:
-    net = copy.deepcopy(model.net)
-    if isinstance(getattr(patches_of(net), "score", None), Random):
+    # 0 and 1 would be taken for constants.
+    net, x = _graph_of(copy.deepcopy(model), 3)
+    if isinstance(getattr(patches_of(model.net), "score", None), Random):
         raise ExportError(
             "the random patch score hashes the bits of an image, for which graphs have no "
             "operation; it is a control, not for deployment"
         )
-    # 0 and 1 would be taken for constants.
-    x = fixed_batch(net, 3).to(next(net.parameters()).dtype)
     batch = torch.export.Dim("batch", min=1, max=LARGEST_BATCH)
     try:
         with _quiet(), torch.no_grad():
             return torch.export.export(net, (x,), dynamic_shapes=({0: batch},))
     except Exception as fault:
-        raise ExportError(f"{type(net).__name__} is no graph: {shown(str(fault), 300)}") from fault
+        name = type(model.net).__name__
+        raise ExportError(f"{name} is no graph: {shown(str(fault), 300)}") from fault
 
 
 def _compare(model: CompactModel, run: Any) -> float:
     gap = 0.0
-    x = fixed_batch(model.net, 4).to(next(model.net.parameters()).dtype)
+    net, x = _graph_of(model, 4)
     with torch.no_grad():
         for part in (x, x[:1].contiguous()):
             found: Tensor = run(part)
-            wanted = model(part)
+            wanted: Tensor = net(part)
             if found.shape != wanted.shape:
                 raise ExportError(f"the graph gives {list(found.shape)}, not {list(wanted.shape)}")
             gap = max(gap, float((found - wanted).abs().max()))
             scale = max(1.0, float(wanted.abs().max()))
-    if not gap <= (1e-9 if x.dtype == torch.float64 else GAP) * scale:
+    exact = wanted.dtype == torch.float64
+    if not gap <= (1e-9 if exact else GAP) * scale:
         same = bool((found.mean(1).argmax(1) == wanted.mean(1).argmax(1)).all())
-        if x.dtype == torch.float64 or not same:
+        if exact or not same:
             raise ExportError(f"the graph's logits differ by {gap:g}; nothing is written")
         words = "the graph's logits differ by %g: rounding flipped spikes; the classes are the same"
         logging.getLogger(__name__).warning(words, gap)
@@ -173,7 +209,8 @@ def use_integers(proto: Any, model: CompactModel) -> int:
     from onnx import helper, numpy_helper
 
     layers: dict[str, Any] = {
-        f"{name}.weight": layer
+        f"{start}{name}.weight": layer
+        for start in ("", "net.")  # alone, or behind its normalisation
         for name, layer in model.net.named_modules()
         if isinstance(layer, FoldedConv2d) and layer.as_bytes
     }
@@ -198,7 +235,7 @@ def use_integers(proto: Any, model: CompactModel) -> int:
         ]
     if not done:
         raise ExportError(
-            f"no binary convolution of spikes in this graph ({len(layers)} in the network); "
+            f"no binary convolution of spikes in this graph ({len(layers) // 2} in the network); "
             "export it without integers"
         )
     used = {name for node in nodes for name in node.input}

@@ -33,7 +33,7 @@ class HubTicket(
     def __init__(self, folder: str | Path) -> None:
         self.about = read_packed(folder)
         made = compact(model_from_ticket(self.about.ticket))
-        super().__init__(made.net, made.removed)
+        super().__init__(made.net, made.removed, made.preprocess)
         self.folder = Path(folder)
         self.eval()
 

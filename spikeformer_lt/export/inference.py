@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spikeformer_lt.errors import ConfigError, ExportError
+from spikeformer_lt.export.prediction import Prediction, predict
 from spikeformer_lt.layers.attention import SpikingSelfAttention, spiking_attention
 from spikeformer_lt.layers.kernels import dispatch
 from spikeformer_lt.layers.kernels.dispatch import is_plain, mode
@@ -39,6 +40,7 @@ from spikeformer_lt.layers.units import (
     chains_of,
     map_rows,
 )
+from spikeformer_lt.preprocess import Preprocess
 
 OUR_UNITS = (ConvUnit, LinearUnit, ConvLayer, HiddenLayer)
 FEW_ROWS = 256  # of a step; the fused pass gains 5 to 14 % on 44 rows, nothing on 1,408 (measured)
@@ -48,19 +50,28 @@ class CompactModel(nn.Module):
     """A network for inference alone, made by `compact`; its `train` raises ExportError.
 
     ``removed`` counts the removed channels by the name of their layer; None if the model declares
-    no chains, so that no channel could be examined.
+    no chains, so that no channel could be examined. ``preprocess`` is that of its ticket, or None.
 
     Shape: images ``[B, C, H, W]`` or frames ``[B, T, C, H, W]`` -> logits ``[B, T, K]``.
     """
 
-    def __init__(self, net: nn.Module, removed: dict[str, int] | None) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        removed: dict[str, int] | None,
+        preprocess: Preprocess | None = None,
+    ) -> None:
         super().__init__()
-        self.net, self.removed = net, removed
+        self.net, self.removed, self.preprocess = net, removed, preprocess
 
     def forward(self, x: Tensor) -> Tensor:
         """Classify, without a graph for gradients."""
         with torch.no_grad():
             return cast(Tensor, self.net(x))
+
+    def predict(self, x: Any, preprocess: Preprocess | None = None) -> list[Prediction]:
+        """Classify pictures or recordings as users have them; see `export.predict`."""
+        return predict(self, x, preprocess)
 
     def train(self, mode: bool = True) -> Self:
         """Refuse: BatchNorm and masks are folded away."""
@@ -78,7 +89,7 @@ def compact(model: nn.Module) -> CompactModel:
     """
     net = copy.deepcopy(model).eval().requires_grad_(False)
     _fold_children(net)
-    return CompactModel(net, remove_dead(net)).eval()
+    return CompactModel(net, remove_dead(net), getattr(model, "preprocess", None)).eval()
 
 
 def _fold_children(parent: nn.Module) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from spikeformer_lt.errors import DataError, ExportError
 from spikeformer_lt.export.inference import CompactModel
+from spikeformer_lt.export.prediction import event_frame, prepared_for, to_input
 from spikeformer_lt.layers.inputs import SelectsTokens, Stepwise
 from spikeformer_lt.layers.neuron import NeuronState, carry
 from spikeformer_lt.layers.patches import patches_of
@@ -40,7 +41,7 @@ class Stream:
             )
         if net.training:
             raise ExportError("a network in training mode cannot stream; call .eval() first")
-        self.net, self.frames = net, 0
+        self.net, self.frames, self._given = net, 0, model
         self._step: Any = copy.copy(net)  # the same modules, run for one step
         self._step.T = 1
         self.reset()
@@ -52,8 +53,11 @@ class Stream:
         self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
 
     @torch.no_grad()
-    def push(self, frame: Tensor) -> Tensor:
+    def push(self, frame: Any) -> Tensor:
         """Take the next frame, ``[B, C, H, W]``, of the same B throughout a clip.
+
+        Normalised floats are taken as they are; uint8 pixels, or a slice of events (a list of B
+        slices) that becomes one frame, go through the network's preprocess.
 
         Returns:
             The logits that became known, ``[B, n, K]``: n is 1, or with patch selection 0 until the
@@ -61,21 +65,31 @@ class Stream:
 
         Raises:
             ConfigError: a frame of another shape or dtype than the model's.
-            DataError: another batch size than the clip began with.
+            DataError: another batch size than the clip began with; a slice that is no recording.
+            ExportError: pixels or events, and the network came without its preprocess.
         """
-        images, state = self._checked(frame), self._state.copy()
+        given, state = self._prepared(frame), self._state.copy()
+        images = self._checked(given)
         with carry(state):
             found = self._step.stem_tokens(images) if self._selects else self._step.classify(images)
         self._state, self.frames = state, self.frames + 1  # a frame that fails changes nothing
         if self._selects:
             self._seen.append((*found, images))
             if self.frames < self.net.T:
-                return frame.new_zeros(frame.shape[0], 0, self.net.num_classes)
+                return given.new_zeros(len(given), 0, self.net.num_classes)
             clip = [torch.cat(parts) for parts in zip(*self._seen, strict=True)]
             self.reset()
             found = self.net.classify_tokens(*clip)
         logits: Tensor = found.transpose(0, 1)
         return logits
+
+    def _prepared(self, frame: Any) -> Tensor:
+        if isinstance(frame, Tensor) and frame.is_floating_point():
+            return frame
+        how = prepared_for(self._given)
+        plain: Tensor = to_input(frame, how) if how.recordings is None else event_frame(frame, how)
+        like = next(self.net.parameters())
+        return plain.to(like.device, like.dtype)
 
     def _checked(self, frame: Tensor) -> Tensor:
         if frame.ndim != 4:

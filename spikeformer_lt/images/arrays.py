@@ -24,6 +24,7 @@ class ArrayImages(torch.utils.data.Dataset[tuple[Tensor, int]]):
     mean: tuple[float, ...]  # per channel, of pixels in [0, 1]; loaders normalise with it
     std: tuple[float, ...]  # as `mean`, above 0
     indices: Tensor = None  # type: ignore[assignment]  # int64 [N], in its source; default 0..N-1
+    classes: tuple[str, ...] = ()  # names by class number; default the numbers
 
     def __post_init__(self) -> None:
         name, images, labels = self.name, self.images, self.labels
@@ -54,6 +55,11 @@ class ArrayImages(torch.utils.data.Dataset[tuple[Tensor, int]]):
             raise DataError(
                 f"{name}: mean {self.mean} and std {self.std} do not fit images of {channels} "
                 "channels; one number a channel is needed, each std above 0"
+            )
+        self.classes = tuple(self.classes) or tuple(map(str, range(self.num_classes)))
+        if len(self.classes) != self.num_classes:
+            raise DataError(
+                f"{name}: {len(self.classes)} names of classes for {self.num_classes} classes"
             )
         if self.indices is None:
             self.indices = torch.arange(count)

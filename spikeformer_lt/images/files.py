@@ -51,6 +51,11 @@ class ImageFiles:
     mean: tuple[float, ...]  # of the training pixels in [0, 1], per channel, as `std`
     std: tuple[float, ...]
     augment: str = "none"
+    classes: tuple[str, ...] = ()  # names by class number; default the numbers
+
+    def names(self, folder: Path) -> tuple[str, ...]:
+        """Names of the classes; () are their numbers."""
+        return self.classes
 
     def read(self, folder: Path, size: int) -> tuple[Labelled, Labelled]:
         """Read the training and the test images of `size` pixels a side, in file order."""
@@ -77,6 +82,7 @@ class ImageFiles:
         )  # fmt: skip
         facts: Any = {"num_classes": self.num_classes, "mean": self.mean, "std": self.std}
         train, test = self.read(home, size)
+        facts["classes"] = self.names(home)
         return (
             ArrayImages(f"{self.name} train", *train, **facts),
             ArrayImages(f"{self.name} test", *test, **facts),
@@ -233,6 +239,10 @@ class PictureFolders(ImageFiles):
         labels = torch.arange(self.num_classes).repeat_interleave(self.per_class)
         held, held_labels = reader.annotated(classes)
         return (reader.pixels(train, size), labels), (reader.pixels(held, size), held_labels)
+
+    def names(self, folder: Path) -> tuple[str, ...]:
+        """Return the folders' names: numbers of WordNet."""
+        return tuple(_PictureReader(self, "", folder, None).classes())
 
 
 def _checksums(start: str, archive: Archive, folder: Path) -> dict[str, int] | None:

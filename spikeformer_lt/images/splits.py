@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from fractions import Fraction
 from itertools import combinations
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,7 +65,7 @@ def make_splits(
         check(1 <= limit_test <= len(test), "limit_test", limit_test, rule)
         test = test.take(hashed_subset(f"{name}/test", test.labels, limit_test))
     train, val = pool.take(kept, f"{name} train"), pool.take(held, f"{name} val")
-    parts = {"train": train, "val": val, "test": test}
+    parts: dict[str, Any] = {"train": train, "val": val, "test": test}
     for first, second in combinations(parts.values(), 2):
         shared = shared_images(first, second)
         if shared:

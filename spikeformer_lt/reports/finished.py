@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from spikeformer_lt.disk import read_mapping
-from spikeformer_lt.errors import ConfigError, DataError, TicketError, shown
+from spikeformer_lt.errors import ConfigError, DataError, TicketError, name_of, shown
 from spikeformer_lt.images.loader import sample_loader
 from spikeformer_lt.images.splits import Splits
+from spikeformer_lt.preprocess import Preprocess
 from spikeformer_lt.ticket import Ticket, finished_folder
 from spikeformer_lt.training.options import EventDataConfig, load_splits
 
@@ -79,6 +80,7 @@ def open_ticket(
     Raises:
         TicketError: no ticket there, or one without its model or data.
         DataError: its data set cannot be found.
+        ConfigError: a data set that prepares its samples in another way than the ticket's did.
     """
     folder = Path(path)
     ticket = read(finished_folder(folder))
@@ -95,6 +97,9 @@ def open_ticket(
         options = {**known.get("data_options", {}), **(options or {})}
     model: Any = build(ticket, **overrides).to(torch.device("cpu"))
     splits = load_splits(data, model.T, options)
+    prepared = Preprocess.known(known)
+    if prepared is not None and splits.preprocess is not None:
+        prepared.refuse_other(splits.preprocess, name_of(path), splits.name)
     own_split = (splits.name, splits.split_sha256) == (known["dataset"], known["split_sha256"])
     untrained = known.get("trained") is False
     return FinishedRun(folder, folder.name, ticket, model, splits, None, own_split, untrained)

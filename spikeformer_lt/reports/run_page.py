@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spikeformer_lt.config import to_dict
 from spikeformer_lt.disk import safe_name
 from spikeformer_lt.images.loader import sample_loader
 from spikeformer_lt.images.splits import Splits
@@ -117,6 +118,7 @@ def write_report(experiment: Experiment, model: nn.Module, ticket: Ticket | None
         "confusion": metrics.confusion.tolist(),
         "val_accuracy": phases[-1]["val_accuracy"] if phases else None,
         "best_on_test": phases[-1].get("best_on_test") if phases else None,
+        "preprocess": to_dict(how) if (how := experiment.data.preprocess) else None,
         "seconds": sum(phase["seconds"] for phase in phases),
         "choices": known.get("config", {}),
         **ledger,

@@ -20,7 +20,15 @@ from spikeformer_lt.mask import Mask, select
 from spikeformer_lt.registry import register_search
 from spikeformer_lt.rng import seed_for
 from spikeformer_lt.ticket import Ticket, finished_folder
-from spikeformer_lt.tickets.base import Search, asked_for, control, fresh_weights, noted, snapshot
+from spikeformer_lt.tickets.base import (
+    Search,
+    asked_for,
+    control,
+    deviations,
+    fresh_weights,
+    noted,
+    snapshot,
+)
 from spikeformer_lt.tickets.configs import (
     MOVING,
     ActivationConfig,
@@ -28,7 +36,6 @@ from spikeformer_lt.tickets.configs import (
     MultiSpConfig,
     PatchConfig,
     WeightConfig,
-    deviations,
 )
 from spikeformer_lt.tickets.imp import Imp
 from spikeformer_lt.tickets.surgery import (

@@ -15,6 +15,7 @@ from spikeformer_lt.errors import ConfigError, TicketError
 from spikeformer_lt.layers.patches import PatchScore, PatchSelect, make_score
 from spikeformer_lt.layers.stems import stem_of
 from spikeformer_lt.mask import Mask
+from spikeformer_lt.preprocess import Preprocess
 from spikeformer_lt.registry import create_model
 from spikeformer_lt.ticket import Ticket
 from spikeformer_lt.tickets.base import kept_modes, snapshot
@@ -62,7 +63,8 @@ def known_config(cls: type, values: Mapping[str, Any]) -> Any:
 def model_from_ticket(ticket: Ticket, **overrides: Any) -> nn.Module:
     """Build the model that a ticket's provenance names, with the ticket's weights, in eval mode.
 
-    `overrides` are model arguments to change, such as T; a TicketError where no model is named.
+    Its attribute ``preprocess`` is the ticket's, or None. `overrides` are model arguments to
+    change, such as T; a TicketError where no model is named.
     """
     known = ticket.provenance.get("model")
     if not isinstance(known, dict) or "name" not in known:
@@ -73,6 +75,7 @@ def model_from_ticket(ticket: Ticket, **overrides: Any) -> nn.Module:
         ticket.apply_(model)
     except (RuntimeError, KeyError) as error:
         raise TicketError(f"the ticket does not fit {known['name']}: {error}") from error
+    model.preprocess = Preprocess.known(ticket.provenance)  # type: ignore[assignment]
     return model.eval()
 
 

@@ -302,6 +302,7 @@ class Experiment:
             **({"data_options": options} if options else {}),
             "seed": self.cfg.train.seed,
             "run_id": self.run.run_id,
+            **(self.data.preprocess.noted() if self.data.preprocess else {}),
         }
         differing = [*ticket.provenance.get("deviations", ()), *self.deviations]
         about = {**ticket.provenance, **origin, "deviations": differing}

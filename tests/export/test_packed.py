@@ -114,8 +114,8 @@ def test_newer_foreign_and_edited_exports_are_refused(
 ) -> None:
     write_packed(tmp_path, small)
     text = (tmp_path / CONFIG).read_text()
-    edit(tmp_path, format_version=3)
-    with pytest.raises(SpikeformerError, match=r"format v3, supports <= v2; install a newer"):
+    edit(tmp_path, format_version=4)
+    with pytest.raises(SpikeformerError, match=r"format v4, supports <= v3; install a newer"):
         read_packed(tmp_path)
     for key, value, match in (
         ("format", "other", "not of an export"),
@@ -123,6 +123,7 @@ def test_newer_foreign_and_edited_exports_are_refused(
         ("sha256", {}, "lists no files"),
         ("mask_order", ["head.w"], "other masks"),
         ("provenance", [], "lacks provenance"),
+        ("preprocess", {"channels": "RGB"}, "preprocess"),
     ):
         (tmp_path / CONFIG).write_text(text)
         edit(tmp_path, **{key: value})

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from spikeformer_lt import Mask, Ticket, create_model, load_exported
+from spikeformer_lt import Mask, Ticket, create_dataset, create_model, load_exported
 
 pytestmark = pytest.mark.recipe
 ARGS = {"image_size": 16, "embed_dim": 16, "depth": 1, "num_heads": 2, "T": 2}
@@ -75,6 +75,12 @@ def test_what_was_trained_from_an_imp_ticket_is_exported(recipes, tmp_path: Path
     for name in ("test_accuracy", "val_accuracy", "test_count", "sparsity"):
         assert body["about"][name] == report[name], name
     assert len(report["sparsity"]) > 1
+    sizes = {"image_size": 16, "limit_train": 64, "limit_test": 40}
+    digits = create_dataset("digits", **sizes).test
+    hits = [
+        p.label == y for p, y in zip(compact.predict(digits.images), digits.labels, strict=True)
+    ]
+    assert 100 * sum(map(int, hits)) / 40 == pytest.approx(accuracy)
     done = recipes.run("export", "--run", run / "ticket", "--out", tmp_path / "start")
     assert "NOTICE: this ticket holds its start weights" in done.out
 

@@ -10,7 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from spikeformer_lt import create_dataset, load_exported
+from spikeformer_lt.export import export_run
 from spikeformer_lt.ticket import Ticket
+from spikeformer_lt.training.evaluate import PREDICTIONS, read_predictions
 
 SMALL = shlex.split(
     "--data.limit-train 60 --data.limit-test 40 --data.image-size 16 --model.embed-dim 16 "
@@ -56,6 +59,21 @@ def test_evaluate_meets_the_same_frames_again(recipes: Any, run: Path, tmp_path:
     again = json.loads(out.read_text())
     assert (again["accuracy"], again["count"]) == (report["test_accuracy"], report["test_count"])
     assert again["sops"] == report["sops"]
+
+
+@pytest.mark.fault(60)
+def test_its_export_takes_raw_recordings(run: Path, tmp_path: Path) -> None:
+    export_run(run, tmp_path / "out")
+    net = load_exported(tmp_path / "out")
+    how = net.preprocess.recordings
+    assert (how.values, how.T, how.by) == ("binary", 2, "n_event_bins")
+    sizes = {"limit_train": 60, "limit_test": 40, "image_size": 16}
+    test = create_dataset("moving_digits", **sizes).test
+    recordings = [test.events(index)[0] for index in range(len(test))]
+    np.save(tmp_path / "last.npy", recordings[-1])
+    found = net.predict([*recordings[:-1], tmp_path / "last.npy"])
+    wanted, _ = read_predictions(run / PREDICTIONS)
+    assert [one.label for one in found] == wanted.predicted.tolist()
 
 
 def test_without_recordings_counted_frames_of_moving_digits_are_used_and_said_so(

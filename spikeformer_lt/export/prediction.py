@@ -1,0 +1,209 @@
+"""Classes of pictures and recordings as users have them: the preprocessing of a ticket, applied."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from spikeformer_lt.errors import DataError, ExportError, name_of, shown
+from spikeformer_lt.events.formats import FileReader, form_of
+from spikeformer_lt.events.frame import Framing, to_frames
+from spikeformer_lt.events.recording import FIELDS, Raw, Sensor, fit
+from spikeformer_lt.events.split import Sample
+from spikeformer_lt.events.validate import validate
+from spikeformer_lt.images.augment import normalize
+from spikeformer_lt.preprocess import Preprocess, Recordings
+
+BATCH = 64  # samples of a forward
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a network says of one sample."""
+
+    label: int
+    name: str
+    """Of the class."""
+    probability: float
+    """Of the class, in [0, 1]."""
+    probabilities: Tensor = field(repr=False, compare=False)
+    """float32 ``[K]``, of all classes: softmax of the mean logits over T."""
+
+
+@torch.no_grad()
+def predict(model: nn.Module, x: Any, preprocess: Preprocess | None = None) -> list[Prediction]:
+    """Classify pictures or recordings.
+
+    Args:
+        model: a network, plain or compact, in eval mode.
+        x: samples in a form of `to_input`; also a list of them, or an array of several.
+        preprocess: how they become its input; None is what came with the network.
+
+    Raises:
+        ExportError: nothing came with the network, or it says other classes than the network has.
+        DataError: a sample that `to_input` refuses.
+    """
+    prepare = prepared_for(model, preprocess)
+    like = next(model.parameters())
+    found = []
+    for part in _parts(x, 4 if prepare.recordings is None else 5):
+        batch = to_input(part, prepare).to(like.device, like.dtype)
+        logits: Tensor = model(batch).float().mean(1)
+        if logits.shape[1] != len(prepare.classes):
+            raise ExportError(
+                f"the network has {logits.shape[1]} classes, its preprocess names "
+                f"{len(prepare.classes)}; give the one of its data set: preprocess=..."
+            )
+        for chances in logits.softmax(1).cpu():
+            label = int(chances.argmax())
+            found.append(Prediction(label, prepare.classes[label], float(chances[label]), chances))
+    return found
+
+
+def _parts(x: Any, ndim: int) -> list[Any]:
+    """Lists, and arrays of `ndim` dimensions, in slices of `BATCH` samples."""
+    if not isinstance(x, list | tuple) and getattr(x, "ndim", 0) != ndim:
+        return [x]
+    return [x[start : start + BATCH] for start in range(0, max(1, len(x)), BATCH)]
+
+
+def prepared_for(model: Any, preprocess: Preprocess | None = None) -> Preprocess:
+    """The preprocessing of a network: the given one, else its own, with its number of frames.
+
+    Raises:
+        ExportError: there is none.
+    """
+    found: Preprocess | None = preprocess or getattr(model, "preprocess", None)
+    if found is None:
+        raise ExportError(
+            "this network was saved without its preprocess (mean, std, classes, framing); give "
+            "it: predict(x, preprocess=create_dataset(NAME).preprocess)"
+        )
+    steps = getattr(getattr(model, "net", model), "T", None)
+    if found.recordings is not None and isinstance(steps, int):
+        found = replace(found, recordings=replace(found.recordings, T=steps))
+    return found
+
+
+def to_input(x: Any, preprocess: Preprocess) -> Tensor:
+    """Make the input of a network.
+
+    Args:
+        x: of pictures: uint8 ``[B, H, W, C]`` or ``[B, C, H, W]`` or one of them, a PIL image or a
+            path, which are scaled and cut to the network's square. Of events: a structured array
+            with x, y, p and t_us, a mapping of such columns, ``[N, 4]`` in that order, a path, or
+            counts ``[B, T, 2, H, W]``; times in microseconds. Or a list of such samples.
+        preprocess: of the network.
+
+    Returns:
+        float32 ``[B, C, H, W]``, normalised, or frames ``[B, T, 2, H, W]``.
+
+    Raises:
+        DataError: another form, size or type; an unreadable file; events off the sensor.
+    """
+    if isinstance(x, list | tuple):
+        if not x:
+            raise DataError("no sample was given: the list is empty")
+        return torch.cat([to_input(one, preprocess) for one in x])
+    if preprocess.recordings is not None:
+        return _frames(x, preprocess, preprocess.recordings)
+    if preprocess.in_channels == 2:
+        raise DataError("this preprocess does not say how recordings become frames")
+    return normalize(_pixels(x, preprocess), preprocess.mean, preprocess.std)
+
+
+def _pixels(x: Any, preprocess: Preprocess) -> Tensor:
+    """uint8 ``[B, C, H, W]``."""
+    from PIL import Image, ImageOps
+
+    size, channels = preprocess.image_size, preprocess.in_channels
+    if isinstance(x, str | Path):
+        x = _opened(x)
+    if isinstance(x, Image.Image):
+        if x.mode[0] in "IF":
+            raise DataError(f"a picture of mode {x.mode} has more than 8 bits a pixel; convert it")
+        upright = ImageOps.exif_transpose(x).convert("RGB" if channels == 3 else "L")
+        fitted = ImageOps.fit(upright, (size, size), Image.Resampling.BILINEAR)
+        x = np.array(fitted).reshape(size, size, channels)
+    if not isinstance(x, np.ndarray | Tensor):
+        raise DataError(
+            f"{type(x).__name__} is no picture; give uint8 pixels, a PIL image or a path"
+        )
+    if x.dtype not in (np.uint8, torch.uint8):
+        raise DataError(
+            f"pixels are {str(x.dtype).removeprefix('torch.')}; predict takes uint8, 0 to 255, and "
+            "normalises them itself; normalised values go to the network: net(x)"
+        )
+    pixels = torch.from_numpy(np.ascontiguousarray(x)) if isinstance(x, np.ndarray) else x
+    shape = list(pixels.shape)
+    pixels = pixels[None] if pixels.ndim == 3 else pixels
+    if list(pixels.shape[1:]) == [size, size, channels] != [channels, size, size]:
+        pixels = pixels.permute(0, 3, 1, 2)
+    if list(pixels.shape[1:]) != [channels, size, size] or not len(pixels):
+        raise DataError(
+            f"pixels are {shape}; needed are [B, {size}, {size}, {channels}] or [B, {channels}, "
+            f"{size}, {size}] ({preprocess.channels}); PIL images and paths are scaled"
+        )
+    return pixels.cpu()
+
+
+def _opened(path: str | Path) -> Any:
+    """A picture of PIL, decoded."""
+    from PIL import Image
+
+    if not Path(path).is_file():
+        raise DataError(f"{name_of(path)} is no file of a picture")
+    try:
+        picture = Image.open(path)
+        picture.load()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as fault:
+        raise DataError(f"{name_of(path)} is no whole picture: {shown(str(fault))}") from None
+    return picture
+
+
+def event_frame(x: Any, preprocess: Preprocess) -> Tensor:
+    """One frame ``[B, 2, H, W]`` of all events in `x`, in a form of `to_input`, or of none."""
+    how = preprocess.recordings
+    assert how is not None
+    one = replace(how, T=1, by="n_event_bins", window_us=None)
+    parts = x if isinstance(x, list | tuple) else [x]
+    return torch.cat([_frames(part, preprocess, one, empty=True)[:, 0] for part in parts])
+
+
+def _frames(x: Any, preprocess: Preprocess, how: Recordings, empty: bool = False) -> Tensor:
+    """float32 ``[B, T, 2, H, W]``; `empty` allows recordings without an event."""
+    size, side = preprocess.image_size, Sensor(*how.sensor)
+    array = x.numpy(force=True) if isinstance(x, Tensor) else x
+    if isinstance(array, np.ndarray) and array.ndim in (4, 5):
+        return _counts(array, [how.T, 2, size, size])
+    source, columns = "recording", tuple(FIELDS)
+    if isinstance(array, str | Path):
+        path, source, columns = Path(array), name_of(array), how.columns
+        if not path.is_file():
+            raise DataError(f"{source} is no file of a recording")
+        form = how.form or form_of(path)
+        array = FileReader(path.parent, form, columns, how.microseconds_per_tick)(Sample(path.name))
+    events = array.events if isinstance(array, Raw) else array
+    kept, _ = validate(events, side, None, source, columns)
+    if not len(kept) and not empty:
+        raise DataError(f"{source} has no event")
+    framing = Framing(how.T, how.by, how.window_us, how.values)
+    frames, _ = to_frames(fit(kept, side, size), framing, Sensor(size, size), source)
+    return torch.from_numpy(frames.astype(np.float32))[None]
+
+
+def _counts(array: NDArray[Any], shape: list[int]) -> Tensor:
+    """Frames that were counted already, as float32 ``[B, *shape]``."""
+    sound = array.dtype.kind in "biuf" and list(array.shape[-4:]) == shape and array.size > 0
+    if not sound or not bool((np.isfinite(array) & (array >= 0)).all()):
+        raise DataError(
+            f"frames are {array.dtype} {list(array.shape)}; needed are counts, finite and 0 or "
+            f"more, [B, {', '.join(map(str, shape))}]"
+        )
+    return torch.from_numpy(array.astype(np.float32)).view(-1, *shape)

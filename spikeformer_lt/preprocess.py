@@ -1,0 +1,136 @@
+"""What makes a network's input of pictures or recordings; tickets and exports carry it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from spikeformer_lt.config import check, flat_values, from_dict, to_dict
+from spikeformer_lt.errors import ConfigError, TicketError, one_of, shown
+
+CHANNELS = {"RGB": 3, "grey": 1, "off,on": 2}
+WAYS = ("n_event_bins", "n_time_bins", "time_window")
+VALUES = ("counts", "binary")
+LARGEST_SIDE, LARGEST_T, MOST_CLASSES = 4096, 4096, 100_000
+_KEY = "preprocess"  # of a ticket's provenance
+_OF_FILES = ("sensor", "form", "columns", "microseconds_per_tick")
+
+
+@dataclass(frozen=True)
+class Recordings:
+    """How a recording of events becomes frames; the fields are those of `events.Framing`."""
+
+    sensor: tuple[int, int]
+    """Rows and columns of the camera; coordinates must fit."""
+    T: int
+    """Frames a recording is cut into."""
+    by: str = "n_event_bins"
+    window_us: int | None = None
+    values: str = "counts"
+    form: str = ""
+    """Form of the set's files; "" tells it by name and first bytes."""
+    columns: tuple[str, ...] = ("x", "y", "p", "t_us")
+    """What the columns of a plain array in a file are."""
+    microseconds_per_tick: int = 1
+    """Unit of the times in npy files; events in memory are in microseconds."""
+
+    def __post_init__(self) -> None:
+        one_of("by", self.by, WAYS)
+        one_of("values", self.values, VALUES)
+        for side in self.sensor:
+            check(1 <= side <= LARGEST_SIDE, "sensor", side, f"1 to {LARGEST_SIDE} pixels a side")
+        check(1 <= self.T <= LARGEST_T, "T", self.T, f"1 to {LARGEST_T} frames")
+        window, ticks = self.window_us, self.microseconds_per_tick
+        sound = (self.by == "time_window") == (window is not None) and (
+            window is None or window > 0
+        )
+        check(sound, "window_us", window, "1 microsecond or more with time_window, else none")
+        check(ticks >= 1, "microseconds_per_tick", ticks, "1 microsecond or more")
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """What a data set knows of its samples and a user of the network must.
+
+    Pixels in [0, 1] less `mean`, over `std`, are the input. Frames of events are counts, of which
+    mean 0 and deviation 1 change nothing.
+    """
+
+    channels: str
+    """Their order; "off,on" are the two polarities of events."""
+    image_size: int
+    """Height and width in pixels."""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    classes: tuple[str, ...]
+    """Names, by class number."""
+    recordings: Recordings | None = None
+    """Of event sets alone."""
+
+    def __post_init__(self) -> None:
+        one_of("channels", self.channels, CHANNELS)
+        size, count = self.image_size, len(self.classes)
+        check(1 <= size <= LARGEST_SIDE, "image_size", size, f"1 to {LARGEST_SIDE} pixels")
+        fits = {len(self.mean), len(self.std)} == {self.in_channels}
+        finite = all(map(math.isfinite, (*self.mean, *self.std)))
+        sound = fits and finite and min(self.std, default=0) > 0
+        given = f"{list(self.mean)} and {list(self.std)}"
+        check(sound, "mean and std", given, f"{self.in_channels} finite numbers each, std above 0")
+        check(1 <= count <= MOST_CLASSES, "classes", count, f"1 to {MOST_CLASSES} names")
+        events = self.channels == "off,on"
+        check(events or not self.recordings, "recordings", self.recordings, "channels 'off,on'")
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the input."""
+        return CHANNELS[self.channels]
+
+    @classmethod
+    def known(cls, provenance: Mapping[str, Any]) -> Self | None:
+        """What a ticket's provenance says; None if nothing, a TicketError if it is odd."""
+        said = provenance.get(_KEY)
+        try:
+            return None if said is None else from_dict(cls, said)
+        except ConfigError as fault:
+            raise TicketError(f"the {_KEY} that was stored is damaged: {fault}") from None
+
+    def described(self) -> str:
+        """The preprocessing in words, for a person who has the network and nothing else."""
+        size, how = f"{self.image_size} x {self.image_size}", self.recordings
+        if how is None:
+            return (
+                f"{self.channels} pictures of {size} pixels, (x / 255 - {list(self.mean)}) / "
+                f"{list(self.std)}"
+            )
+        cut = f"windows of {how.window_us} us" if how.window_us else how.by
+        camera = " x ".join(map(str, how.sensor))
+        return f"events of a {camera} camera, {how.T} frames of {how.values} by {cut}, on {size}"
+
+    def noted(self) -> dict[str, Any]:
+        """The entry of a ticket's provenance that `known` reads."""
+        return {_KEY: to_dict(self)}
+
+    def refuse_other(self, other: Preprocess, whose: str, name: str) -> None:
+        """Refuse the data set `name`, which prepares samples as `other` says, not as `whose` does.
+
+        T, the camera and the form of files may differ, and numbers in place of classes' names.
+
+        Raises:
+            ConfigError: the first field that differs, with both values.
+        """
+        mine, theirs = (dict(flat_values(to_dict(one))) for one in (self, other))
+        numbers = [str(number) for number in range(len(self.classes))]
+        free = {"recordings.T", *(f"recordings.{name}" for name in _OF_FILES)}
+        if len(self.classes) == len(other.classes) and numbers in (
+            mine["classes"],
+            theirs["classes"],
+        ):
+            free.add("classes")
+        for field in dict.fromkeys([*mine, *theirs]):
+            if field not in free and mine.get(field) != theirs.get(field):
+                raise ConfigError(
+                    f"{whose} was made for samples with {field}={shown(mine.get(field))}, the data "
+                    f"set {name} has {shown(theirs.get(field))}; take the set it was made for"
+                )

@@ -35,7 +35,7 @@ from spikeformer_lt.config import (
 from spikeformer_lt.disk import write_atomic
 from spikeformer_lt.errors import ConfigError, TicketError, near, shown
 from spikeformer_lt.registry import config_class, create_search, search_names, use_plugins
-from spikeformer_lt.tickets import configs
+from spikeformer_lt.tickets import presets
 from spikeformer_lt.training.options import (
     DataConfig,
     EventDataConfig,
@@ -158,7 +158,7 @@ def find(
     names = {"fallback": fallback, "search": " ".join([name, *(one for one, _ in inner)])}
     usual: dict[str, Any] = {
         "small": dict(small),
-        "published": configs.PUBLISHED.get(preset, {}),
+        "published": presets.PUBLISHED.get(preset, {}),
         **names,
     }
     with Experiment(cfg, wanted=sets[wanted], **usual) as experiment:
@@ -168,7 +168,7 @@ def find(
         ticket = experiment.save_ticket(search.find(model, fit))
         if not search.trained:
             inside = [config for _, config in chosen[2:]]
-            epochs, optim = configs.retraining(chosen[1], experiment.cfg.epochs, *inside)
+            epochs, optim = presets.retraining(chosen[1], experiment.cfg.epochs, *inside)
             ticket = with_phase(ticket, retrain(model, ticket, fit, epochs, optim))
         write_report(experiment, model, ticket)
 
@@ -176,7 +176,7 @@ def find(
 def _chosen(choose: str | Callable[[Any], Choice], cfg: Any) -> Choice:
     if not isinstance(choose, str):
         return choose(cfg)
-    return choose, configs.with_preset(getattr(cfg, choose), getattr(cfg, "preset", "default"))
+    return choose, presets.with_preset(getattr(cfg, choose), getattr(cfg, "preset", "default"))
 
 
 def _made(chosen: Choice, seed: int, batch: Any) -> Any:

@@ -21,7 +21,8 @@ from spikeformer_lt.registry import register_search
 from spikeformer_lt.rng import isolated_rng
 from spikeformer_lt.ticket import Ticket
 from spikeformer_lt.tickets.base import Search, magnitudes, noted
-from spikeformer_lt.tickets.configs import EarlyBirdConfig, preset_optim
+from spikeformer_lt.tickets.configs import EarlyBirdConfig
+from spikeformer_lt.tickets.presets import preset_optim
 from spikeformer_lt.training.phase import Fit, Hook, Phase, Progress
 from spikeformer_lt.training.ranks import from_first
 

@@ -11,7 +11,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.registry import register_search
 from spikeformer_lt.tickets.base import Search, asked_for, magnitudes, prunable, snapshot
-from spikeformer_lt.tickets.configs import PRESETS, ImpConfig
+from spikeformer_lt.tickets.configs import ImpConfig
+from spikeformer_lt.tickets.presets import PRESETS
 from spikeformer_lt.training.phase import Capture, Fit, Masked, Phase
 from spikeformer_lt.training.ranks import from_first
 

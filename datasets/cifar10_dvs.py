@@ -67,10 +67,9 @@ TONIC = Archive(
 def cifar10_dvs(options: EventDataOptions) -> Splits:
     """CIFAR10-DVS: 9,000 recordings to train and validate, 1,000 to test, 128 x 128 pixels.
 
-    The split is the field's: of each class, sorted by path, the first 90 % train.
-    `root` holds the ten folders of the classes, or the archives: ``airplane.zip`` and so on, or
-    tonic's ``CIFAR10DVS.zip`` (whose files need the package aedat); `image_size` 64 joins four
-    pixels in one.
+    The split is the field's: of each class, sorted by path, the first 90 % train. `root` holds the
+    ten folders of the classes, or the archives: ``airplane.zip`` and so on, or tonic's
+    ``CIFAR10DVS.zip`` (it needs the extra ``aedat``); `image_size` 64 joins four pixels in one.
     """
     root = Path(options.root)
     tonic = (root / TONIC.name).is_file()

@@ -6,6 +6,8 @@ Source: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -43,7 +45,8 @@ def digits(options: DataOptions) -> Splits:
         "digits", pixels, labels, num_classes=10, mean=(mean,) * 3, std=(std,) * 3
     )
     train, test = everything.take(pool, "digits train"), everything.take(held, "digits test")
-    return make_splits("digits", train, test, augment="digits", **options.parts())
+    splits = make_splits("digits", train, test, augment="digits", **options.parts())
+    return replace(splits, mirror_changes_label=True)
 
 
 def enlarge(ink: Tensor, size: int) -> Tensor:

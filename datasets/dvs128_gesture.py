@@ -9,6 +9,7 @@ twice it has one file). Both keep people 1-23 for training and 24-29 for the tes
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from spikeformer_lt.errors import DataError, name_of
@@ -27,7 +28,7 @@ CLASSES = (
 NPY_COUNTS = {"train": 1077, "test": 264}
 TRIAL_COUNTS = {"train": 1176, "test": 288}
 _NPY_FOLDERS = {"train": "ibmGestureTrain", "test": "ibmGestureTest"}
-_NPY_NAME = re.compile(r"(?:.+/)?user(\d+)_[^/]+/(\d{1,3})\.npy")
+_NPY_NAME = re.compile(r"(?:.+/)?user(\d+)_[^/]+/(\d{1,3})\.(?i:npy)")
 NPY_ARCHIVES = tuple(
     Archive(
         *(f"{_NPY_FOLDERS[part]}.tar.gz", 0, md5),
@@ -56,10 +57,10 @@ ORIGINAL = Archive(
 def dvs128_gesture(options: EventDataOptions) -> Splits:
     """DVS128 Gesture: 11 gestures, 128 x 128 pixels, the official split by people.
 
-    Validation is whole people of the training part, as the test is: nobody is in two parts.
-
-    `root` holds tonic's ``ibmGestureTrain`` and ``ibmGestureTest`` or their archives (3.5 GB, which
-    are fetched), or the original ``DvsGesture`` or its archive.
+    Validation is whole people of the training part. A mirrored right hand is a left one: nothing is
+    mirrored unless ``--data.augment spikformer_dvs`` or ``tet_dvs`` asks for it. `root` holds
+    tonic's ``ibmGestureTrain`` and ``ibmGestureTest`` or their archives (3.5 GB, which are
+    fetched), or the original ``DvsGesture`` or its archive.
     """
     original = (Path(options.root) / ORIGINAL.name).is_file()
     archives = (ORIGINAL,) if original else NPY_ARCHIVES
@@ -86,12 +87,10 @@ def dvs128_recordings(options: EventDataOptions) -> Splits:
     """Own recordings of a DVS128 in the form that tonic gives DVS128 Gesture, of any classes.
 
     Files are ``ibmGestureTrain/user<number>_<light>/<class>.npy`` and the same in
-    ``ibmGestureTest``: [N, 4] of x, y, polarity and time in ms. Classes are numbers from 0; each
-    has a training file, and the test may lack some. Results on such a set are not results on DVS128
-    Gesture.
-
-    `root` holds the two folders, at most three levels down; nothing is fetched, and validation is
-    whole people.
+    ``ibmGestureTest``: [N, 4] of x, y, polarity and time in ms (or as `events.unit` and
+    `events.columns` say). Classes are numbers from 0; each has a training file, and the test may
+    lack some. Results on such a set are not results on DVS128 Gesture. `root` holds the two
+    folders, at most three levels down; validation is whole people.
     """
     home = _npy_home(options.root)
     if home is None:
@@ -136,4 +135,5 @@ def _splits(
 ) -> Splits:  # fmt: skip
     split = cut(name, classes, parts["train"], parts["test"], options.val_fraction, groups=True)
     source = Source(reader, Sensor(128, 128), root=reader.root)
-    return event_splits(split, source, options, augment="spikformer_dvs")
+    splits = event_splits(split, source, options, augment="wide_dvs")
+    return replace(splits, mirror_changes_label=True)

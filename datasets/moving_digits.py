@@ -7,7 +7,7 @@ Source: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -32,11 +32,10 @@ _TEST_FRACTION = 0.2  # and the same digits as in the data set `digits`
 def moving_digits(options: EventDataOptions) -> Splits:
     """scikit-learn's digits as event recordings: 1,438 to train and validate, 359 to test.
 
-    Each of the 1,797 digits makes three saccades of 100 ms; a recording depends on nothing but the
-    number of its digit and the sensor's size. They are simulated: their results are no results on
-    recordings of a camera.
-    `image_size` is the side of the sensor, a multiple of 8 from 16 to 128, by default 32; nothing
-    is fetched. Frames are kept in memory unless `events.cache` names a folder.
+    Each digit makes three saccades of 100 ms; a recording depends on nothing but the number of its
+    digit and the sensor's size. They are simulated: their results are no results on recordings of a
+    camera. `image_size` is the side of the sensor, a multiple of 8 from 16 to 128, by default 32.
+    Frames are kept in memory unless `events.cache` names a folder.
     """
     size = 32 if options.image_size is None else options.image_size
     allowed = "moving_digits have multiples of 8 from 16 to 128 pixels, such as 32 or 64"
@@ -47,7 +46,8 @@ def moving_digits(options: EventDataOptions) -> Splits:
     train, test = ([samples[i] for i in part.tolist()] for part in (pool, held))
     split = cut("moving_digits", [str(n) for n in range(10)], train, test, options.val_fraction)
     source = Source(MovingDigit(size), Sensor(size, size))
-    return event_splits(split, source, options, augment="moving_digits")
+    splits = event_splits(split, source, options, augment="moving_digits")
+    return replace(splits, mirror_changes_label=True)
 
 
 @dataclass(frozen=True)

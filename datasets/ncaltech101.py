@@ -44,9 +44,8 @@ def ncaltech101(options: EventDataOptions) -> Splits:
     """N-Caltech101: 8,709 recordings of 101 classes, up to 180 x 240 pixels.
 
     There is no published split: of each class, sorted by path, the first 90 % are to train and
-    validate and the rest to test.
-    `root` holds ``Caltech101`` or the archive (4 GB); without `image_size` a frame has 240 pixels a
-    side. Recordings are scaled down to fit, all by one factor, and put into the middle.
+    validate and the rest to test. `root` holds ``Caltech101`` or the archive (4 GB). Recordings are
+    scaled down to fit, all by one factor, and put into the middle.
     """
     archive = ARCHIVE
     if (Path(options.root) / _INNER).is_file():  # spikingjelly knows the same file by this name

@@ -43,8 +43,7 @@ ARCHIVES = tuple(
 def nmnist(options: EventDataOptions) -> Splits:
     """N-MNIST: 60,000 recordings to train and validate, 10,000 to test, 34 x 34 pixels.
 
-    `root` holds ``NMNIST/Train`` and ``NMNIST/Test`` (or the two alone), or the archives Train.zip
-    and Test.zip (1.2 GB); frames above 34 pixels get a margin of zeros.
+    `root` holds ``NMNIST/Train`` and ``NMNIST/Test`` (or the two alone), or Train.zip and Test.zip.
     """
     root = Path(options.root)
 
@@ -65,4 +64,5 @@ def nmnist(options: EventDataOptions) -> Splits:
         expected, incomplete = dict(zip(CLASSES, counts, strict=True)), options.events.incomplete
         check_counts(f"nmnist {part}", parts[part], CLASSES, expected, incomplete)
     split = cut("nmnist", CLASSES, parts["Train"], parts["Test"], options.val_fraction)
-    return event_splits(split, Source(FileReader(home, "bin"), Sensor(34, 34), root=home), options)
+    source = Source(FileReader(home, "bin"), Sensor(34, 34), root=home)
+    return replace(event_splits(split, source, options), mirror_changes_label=True)

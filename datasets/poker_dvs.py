@@ -37,8 +37,7 @@ ARCHIVES = tuple(
 def poker_dvs(options: EventDataOptions) -> Splits:
     """Poker-DVS: 48 recordings to train and validate, 20 to test, 4 classes, 35 x 35 pixels.
 
-    `root` holds ``pips_train`` and ``pips_test``, or their archives; frames above 35 pixels get a
-    margin of zeros.
+    `root` holds ``pips_train`` and ``pips_test``, or their archives.
     """
 
     def find() -> Path | None:

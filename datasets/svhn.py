@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +73,7 @@ SVHN = _MatlabFiles(
     num_classes=_CLASSES,
     mean=(0.4377, 0.4438, 0.4728),
     std=(0.1980, 0.2010, 0.1970),
-    augment="crop4_flip",
+    augment="crop4",
 )
 # fmt: on
 
@@ -84,9 +84,8 @@ def svhn(options: DataOptions) -> Splits:
     """SVHN: 73,257 training and 26,032 test images of 32 x 32 RGB pixels, 10 classes.
 
     The class of a digit is the digit: the files' own label of a zero, 10, is read as 0. The
-    published augmentation of the ECCV 2022 paper flips digits, too; ``--data.augment digits`` only
-    shifts them.
+    published augmentation of the ECCV 2022 paper, ``--data.augment crop4_flip``, mirrors digits.
 
     `root` holds ``svhn`` with the two files (246 MB).
     """
-    return SVHN.splits(options)
+    return replace(SVHN.splits(options), mirror_changes_label=True)

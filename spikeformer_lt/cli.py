@@ -47,12 +47,18 @@ from spikeformer_lt.training.options import (
 
 RECIPES = Path(__file__).parent / "recipes"
 PAPER = OptimConfig(
-    lr=5e-4, weight_decay=0.06, min_lr=1e-5, warmup_epochs=20, warmup_lr=1e-5, clip_grad=0.0
+    lr=5e-4,
+    weight_decay=0.06,
+    min_lr=1e-5,
+    warmup_epochs=20,
+    warmup_lr=1e-5,
+    clip_grad=0.0,
+    of_epochs=300,
 )
 """The papers' optimizer for CIFAR."""
 PAPER_EVENTS = OptimConfig(
     lr=1e-3, weight_decay=0.06, min_lr=1e-5, warmup_epochs=10, warmup_lr=1e-5, cooldown_epochs=10,
-    clip_grad=0.0,
+    clip_grad=0.0, of_epochs=202,
 )  # fmt: skip
 """The papers' optimizer for event data."""
 IMAGES_SMALL = {
@@ -164,11 +170,13 @@ def find(
     with Experiment(cfg, wanted=sets[wanted], **usual) as experiment:
         model, fit = experiment.model(), experiment.trainer.fit
         chosen = _chosen(choose, experiment.cfg)
-        search = _made(chosen, cfg.train.seed, experiment.trainer.batch)
-        ticket = experiment.save_ticket(search.find(model, fit))
+        search, epochs = _made(chosen, cfg.train.seed, experiment.trainer.batch), 0
         if not search.trained:
             inside = [config for _, config in chosen[2:]]
             epochs, optim = presets.retraining(chosen[1], experiment.cfg.epochs, *inside)
+        experiment.trainer.planned = search.planned() + epochs
+        ticket = experiment.save_ticket(search.find(model, fit))
+        if not search.trained:
             ticket = with_phase(ticket, retrain(model, ticket, fit, epochs, optim))
         write_report(experiment, model, ticket)
 

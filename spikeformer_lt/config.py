@@ -363,13 +363,17 @@ def flat_values(tree: Mapping[str, Any], where: str = "") -> Iterator[tuple[str,
 
 def differences(old: Any, new: Any) -> list[str]:
     """List the fields in which two configurations differ, as "group.field: old -> new"."""
-    before, after = dict(flat_values(to_dict(old))), dict(flat_values(to_dict(new)))
-    found = []
-    for name in {**before, **after}:
-        left, right = before.get(name, "absent"), after.get(name, "absent")
-        if _canonical(left) != _canonical(right):
-            found.append(f"{name}: {shown(left)} -> {shown(right)}")
-    return found
+    return changes(dict(flat_values(to_dict(old))), dict(flat_values(to_dict(new))))
+
+
+def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """List the names under which two flat mappings differ, as "name: old -> new"."""
+    pairs = {n: (before.get(n, "absent"), after.get(n, "absent")) for n in {**before, **after}}
+    return [
+        f"{name}: {shown(left)} -> {shown(right)}"
+        for name, (left, right) in pairs.items()
+        if _canonical(left) != _canonical(right)
+    ]
 
 
 def run_id(

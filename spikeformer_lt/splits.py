@@ -96,6 +96,7 @@ class Splits:
     kind: Literal["static", "events"]
     split_sha256: str  # fingerprint of the three index lists and their labels
     augment: str = "none"  # the usual training augmentation; see `Augment.standard`
+    mirror_changes_label: bool = False  # whether a sample flipped left to right is another class
     preprocess: Preprocess | None = None  # of samples; that of pictures is made of the fields above
 
     def __post_init__(self) -> None:

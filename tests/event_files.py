@@ -40,16 +40,18 @@ def write_npy(path: Path, events, ticks=1, columns=("x", "y", "p", "t_us"), dtyp
     np.save(path, np.stack([scaled[name] for name in columns], 1).astype(dtype))
 
 
-def write_aedat2(path: Path, events, special=()):
-    """jAER's DVS128: big-endian address and time; `special` positions become sync pulses."""
+def write_aedat2(path: Path, events, special=(), chip=""):
+    """jAER's DVS128 or DAVIS: big-endian address and time; `special` positions are no pixel's."""
     words = np.empty(len(events), [("address", ">u4"), ("clock", ">u4")])
-    address = events["p"].astype(np.uint32) | (events["x"].astype(np.uint32) << 1)
-    address |= events["y"].astype(np.uint32) << 8
-    address[list(special)] |= 0x8000
+    davis = "davis" in chip.lower()
+    x, y, p = (events[name].astype(np.uint32) for name in ("x", "y", "p"))
+    address = (y << 22) | (x << 12) | (p << 11) if davis else (y << 8) | (x << 1) | p
+    address[list(special)] |= 0x80000000 if davis else 0x8000
     words["address"] = address
     words["clock"] = events["t_us"] % 2**32
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(AEDAT2_HEADER + words.tobytes())
+    line = f"# AEChip: {chip}\r\n".encode() if chip else b""
+    path.write_bytes(AEDAT2_HEADER + line + words.tobytes())
 
 
 def write_aedat31(path: Path, events, packet=300, invalid=(), other=True):
@@ -88,24 +90,50 @@ def write_bin(path: Path, events, overflow_every=0):
     path.write_bytes(np.array(rows, np.uint8).reshape(-1, 5).tobytes())
 
 
-AEDAT4_INFO = """<dv version="2.0"><node name="outInfo" path="/mainloop/Recorder/outInfo/">
-<node name="0" path="/mainloop/Recorder/outInfo/0/">
+AEDAT4_STREAM = """<node name="{number}" path="/mainloop/Recorder/outInfo/{number}/">
 <attr key="compression" type="string">NONE</attr>
 <attr key="originalModuleName" type="string">capture</attr>
 <attr key="originalOutputName" type="string">events</attr>
 <attr key="typeDescription" type="string">Array of events (polarity ON/OFF).</attr>
-<attr key="typeIdentifier" type="string">EVTS</attr>
-<node name="info" path="/mainloop/Recorder/outInfo/0/info/">
+<attr key="typeIdentifier" type="string">{kind}</attr>
+<node name="info" path="/mainloop/Recorder/outInfo/{number}/info/">
 <attr key="sizeX" type="int">{width}</attr><attr key="sizeY" type="int">{height}</attr>
-<attr key="source" type="string">DVS128</attr></node></node></node></dv>"""
+<attr key="source" type="string">DVS128</attr></node></node>"""
+PACKINGS = {"none": 0, "lz4": 1, "zstd": 3}
 
 
-def write_aedat4(path: Path, events, packet=400, width=128, height=128):
-    """DV's form without compression: its FlatBuffers are few enough to be laid out by hand."""
-    info = AEDAT4_INFO.format(width=width, height=height).encode()
+def packed(data: bytes, packing: str) -> bytes:
+    """The bytes of a packet as DV packs them."""
+    if packing == "lz4":
+        import lz4.frame
+
+        return lz4.frame.compress(data)
+    if packing == "zstd":
+        import zstandard
+
+        return zstandard.ZstdCompressor().compress(data)
+    return data
+
+
+def write_aedat4(
+    path: Path, events, packet=400, width=128, height=128, packing="none", index=False,
+    number=None, streams=("EVTS",),
+):  # fmt: skip
+    """DV's form: its FlatBuffers are few enough to be laid out by hand.
+
+    `index` appends an index of packets, as DV does when it closes a recording; `number` overrules
+    the header's number of the packing; the packets take the `streams` in turn.
+    """
+    told = [
+        AEDAT4_STREAM.format(number=i, kind=kind, width=width, height=height)
+        for i, kind in enumerate(streams)
+    ]
+    info = '<dv version="2.0"><node name="outInfo" path="/mainloop/Recorder/outInfo/">'
+    info = f"{info}{''.join(told)}</node></dv>".encode()
     header = struct.pack("<I4s", 20, b"IOHE")  # root at 20
     header += struct.pack("<5H2x", 10, 20, 4, 12, 8)  # vtable at 8
-    header += struct.pack("<iiIq", 12, 0, 12, -1)  # table: no compression, text at 40, no index
+    number = PACKINGS[packing] if number is None else number
+    header += struct.pack("<iiIq", 12, number, 12, -1)  # table: packing, text at 40, no index
     header += struct.pack("<I", len(info)) + info + b"\0"
     header += bytes(-len(header) % 8)
     out = [b"#!AER-DAT4.0\r\n", struct.pack("<I", len(header)), header]
@@ -117,7 +145,7 @@ def write_aedat4(path: Path, events, packet=400, width=128, height=128):
             "itemsize": 16,
         }
     )
-    for first in range(0, len(events), packet):
+    for turn, first in enumerate(range(0, len(events), packet)):
         part = events[first : first + packet]
         rows = np.zeros(len(part), kind)
         for theirs, ours in (("t", "t_us"), ("x", "x"), ("y", "y"), ("on", "p")):
@@ -125,7 +153,91 @@ def write_aedat4(path: Path, events, packet=400, width=128, height=128):
         body = struct.pack("<I4s", 16, b"EVTS") + struct.pack("<3H2x", 6, 8, 4)
         body += struct.pack("<iI", 8, 8) + bytes(4)  # table at 16, vector at 28
         body += struct.pack("<I", len(part)) + rows.tobytes()
-        body = struct.pack("<I", len(body)) + body
-        out.append(struct.pack("<II", 0, len(body)) + body)
+        body = packed(struct.pack("<I", len(body)) + body, packing)
+        out.append(struct.pack("<II", turn % len(streams), len(body)) + body)
+    whole = bytearray(b"".join(out))
+    if index:
+        place = 18 + 20 + 12  # of the table's field
+        whole[place : place + 8] = struct.pack("<q", len(whole))
+        whole += packed(bytes(range(200)), packing)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(b"".join(out))
+    path.write_bytes(whole)
+
+
+def write_evt2(path: Path, events):
+    """Prophesee's EVT 2.0: words of 32 bits, the upper bits of the time in words of their own."""
+    words = []
+    upper = None
+    for x, y, p, t in events.tolist():
+        if t >> 6 != upper:
+            upper = t >> 6
+            words.append(8 << 28 | (upper & 0xFFFFFFF))
+        words.append(p << 28 | (t & 63) << 22 | x << 11 | y)
+        if len(words) % 50 == 0:
+            words.append(0xA << 28 | (t & 63) << 22)  # a trigger
+    path.parent.mkdir(parents=True, exist_ok=True)
+    header = b"% date 2024-01-01\n% evt 2.0\n% geometry 1280x720\n% end\n"
+    path.write_bytes(header + np.array(words, "<u4").tobytes())
+
+
+def write_evt3(path: Path, events):
+    """EVT 3.0: 16-bit words; events of one row, time and sign within 12 columns make a vector."""
+    words, high, low, row = [], None, None, None
+    rows = events.tolist()
+    i = 0
+    while i < len(rows):
+        x, y, p, t = rows[i]
+        if t >> 12 != high:
+            high, low = t >> 12, None if t & 0xFFF else 0
+            words.append(8 << 12 | (high & 0xFFF))
+        if t & 0xFFF != low:
+            low = t & 0xFFF
+            words.append(6 << 12 | low)
+        if y != row:
+            row = y
+            words.append(y)
+        last = i
+        while last + 1 < len(rows) and rows[last + 1][1:] == (y, p, t):
+            if not rows[last][0] < rows[last + 1][0] < x + 20:
+                break
+            last += 1
+        if last == i:
+            words.append(2 << 12 | p << 11 | x)
+        else:
+            bits = sum(1 << (rows[j][0] - x) for j in range(i, last + 1))
+            words += [3 << 12 | p << 11 | x, 4 << 12 | (bits & 0xFFF), 5 << 12 | bits >> 12]
+        i = last + 1
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"% evt 3.0\n% end\n" + np.array(words, "<u2").tobytes())
+
+
+def write_dat(path: Path, events):
+    """Prophesee's .dat: eight bytes an event after two of their kind and size."""
+    words = np.empty(len(events), [("clock", "<u4"), ("data", "<u4")])
+    x, y, p = (events[name].astype(np.uint32) for name in ("x", "y", "p"))
+    words["clock"], words["data"] = events["t_us"] % 2**32, x | y << 14 | p << 28
+    path.parent.mkdir(parents=True, exist_ok=True)
+    header = b"% Data file containing Event2D events.\n% Version 2\n"
+    path.write_bytes(header + bytes([12, 8]) + words.tobytes())
+
+
+def write_npz(path: Path, events):
+    """Columns, as spikingjelly writes DVS128 Gesture."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns = {name: events[ours] for name, ours in zip("xypt", events.dtype.names, strict=True)}
+    np.savez_compressed(path, **columns)
+
+
+def write_hdf5(path: Path, events, group="events", table=False):
+    """Columns in a group, or a table with fields."""
+    import h5py
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as store:
+        if table:
+            kinds = [("x", "<u2"), ("y", "<u2"), ("p", "u1"), ("t", "<i8")]
+            store[group] = np.array(events.tolist(), kinds)
+            return
+        for name, ours in zip("xypt", events.dtype.names, strict=True):
+            path = f"{group}/{name}"
+            store.create_dataset(path, data=events[ours], compression="gzip")

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from spikeformer_lt.errors import SpikeformerError
-from spikeformer_lt.events.recording import FIELDS, Sensor
+from spikeformer_lt.events.recording import FIELDS, UNITS, Sensor, parse_columns
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,11 +26,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         from spikeformer_lt.events.check import check_dataset, check_folder
 
         if options.data:
-            report = check_dataset(options.data, options.dir, options.image_size)
+            given = (options.unit, options.columns)
+            own = [None if isinstance(value, _Usual) else value for value in given]
+            report = check_dataset(options.data, options.dir, options.image_size, *own)
         else:
             sensor = Sensor.parse(options.sensor) if options.sensor else None
-            ticks = 1000 if options.unit == "ms" else 1
-            report = check_folder(options.dir, sensor, options.columns.split(","), ticks)
+            columns, ticks = parse_columns(options.columns), UNITS[options.unit]
+            report = check_folder(options.dir, sensor, columns, ticks)
     except SpikeformerError as fault:
         if options.debug:
             raise
@@ -43,6 +45,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if report.clean else 1
 
 
+class _Usual(str):
+    """A default, which a data set's own value goes over."""
+
+    __slots__ = ()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m spikeformer_lt.events")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -53,9 +61,10 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--image-size", type=int, help="with --data: as the data set takes it")
     told = "size that coordinates must fit (rows first)"
     check.add_argument("--sensor", metavar="HxW", help=told)
-    told = "order of plain npy columns (x,y,p,t_us)"
-    check.add_argument("--columns", default=",".join(FIELDS), help=told)
-    check.add_argument("--unit", choices=("us", "ms"), default="us", help="of times in npy files")
+    told = "order of plain npy columns (x,y,p,t_us, or the data set's own)"
+    check.add_argument("--columns", default=_Usual(",".join(FIELDS)), help=told)
+    told = "of times in npy, npz and HDF5 files (us, or the data set's own); a field t_us is in us"
+    check.add_argument("--unit", choices=tuple(UNITS), default=_Usual("us"), help=told)
     check.add_argument("--json", action="store_true", help="print JSON")
     check.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser

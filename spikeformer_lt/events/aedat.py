@@ -1,41 +1,74 @@
 """AEDAT 2, 3.1 and 4, after inivation's descriptions of these forms.
 
-2.0 is the form of the original CIFAR10-DVS, 3.1 of the original DVS128 Gesture, and 4, which the
-optional package aedat reads, of tonic's CIFAR10-DVS.
+2.0 is the form of the original CIFAR10-DVS, 3.1 of the original DVS128 Gesture, and 4 of tonic's
+CIFAR10-DVS.
 """
 
 from __future__ import annotations
 
+import importlib
+import os
+import re
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from spikeformer_lt.disk import content_kind
 from spikeformer_lt.errors import DataError, name_of, shown
-from spikeformer_lt.events.recording import EVENTS, Events, Raw, make_events, opened
+from spikeformer_lt.events.recording import (
+    EVENTS,
+    FIELDS,
+    Events,
+    Raw,
+    check_size,
+    largest_size,
+    make_events,
+    opened,
+)
 
 SIDE = 128  # pixels of the camera
+
+
+class _Layout(NamedTuple):
+    """Where the bits of an AEDAT 2 address are: shifts, masks after them, and marks."""
+
+    p: int
+    x: int
+    width: int
+    y: int
+    height: int
+    special: int  # bits of what is no pixel's event
+    largest: int
+
+
+# By a word in the chip's name. Source: jAER, DVS128.java and DavisChip.java.
+_CHIPS = {
+    "dvs128": _Layout(0, 1, 0x7F, 8, 0x7F, 0x8000, 0xFFFF),
+    "davis": _Layout(11, 12, 0x3FF, 22, 0x1FF, 0x80000400, 0xFFFFFFFF),
+}
 _WORDS = np.dtype([("address", ">u4"), ("clock", ">u4")])
 _HEADER_LIMIT = 1_000_000  # bytes of text before the events
 _WRAP = 2**32  # microseconds, where a 32-bit clock starts again
 
 
 def read_aedat2(path: str | Path) -> Raw:
-    """Read a DVS128 recording: x, y and polarity as the address bits have them.
+    """Read a recording of a DVS128 or, by its header's line AEChip, of a DAVIS camera.
 
-    Events of 8 bytes, big-endian: an address (bit 0 polarity, 1-7 column, 8-14 row, 15 set for what
-    is no pixel, counted as "special") and a time in microseconds. The camera's column counts from
-    the right, and its polarity bit is 1 for darker: see `as_cifar10_dvs`. Memory stays below ten
-    times the file.
+    Events of 8 bytes, big-endian: an address and a time in microseconds. x, y and polarity are as
+    the address bits have them; what is no pixel's event is counted as "special". A DVS128 counts
+    columns from the right, and its polarity bit is 1 for darker: see `as_cifar10_dvs`. Memory stays
+    below ten times the file.
 
     Raises:
-        DataError: not AEDAT 2, a cut event, or addresses of another camera.
+        DataError: not AEDAT 2, a cut event, or another camera.
     """
     with opened(path) as (file, size):
-        read_comments(file, path, "2.")
+        header = read_comments(file, path, "2.")
         left = size - file.tell()
         if left % _WORDS.itemsize:
             raise DataError(
@@ -44,16 +77,23 @@ def read_aedat2(path: str | Path) -> Raw:
             )
         words = np.fromfile(file, _WORDS)
     address = words["address"].astype(np.uint32)
-    if address.max(initial=0) > 0xFFFF:
-        raise DataError(
-            f"{name_of(path)}: event {np.argmax(address > 0xFFFF)} has the address "
-            f"{address.max():#x}: not a DVS128 camera ({SIDE}x{SIDE} pixels, addresses up to "
-            "0xffff)"
-        )
-    pixel = (address & 0x8000) == 0
+    chips = [line.split("AEChip:")[1].strip() for line in header if "AEChip:" in line]
+    chip = chips[-1].split(".")[-1] if chips else "DVS128"
+    layout = next((bits for word, bits in _CHIPS.items() if word in chip.lower()), None)
+    if layout is None or address.max(initial=0) > layout.largest:
+        what = f"its chip is {shown(chip)}" if chips else "its header names no chip"
+        if layout is not None:
+            place = np.argmax(address > layout.largest)
+            what = (
+                f"event {place} has the address {address.max():#x}: not a DVS128 camera "
+                f"({SIDE}x{SIDE} pixels, addresses up to 0xffff), and {what}"
+            )
+        raise DataError(f"{name_of(path)}: {what}; DVS128 and DAVIS cameras are read")
+    pixel = (address & layout.special) == 0
     special = len(words) - int(np.count_nonzero(pixel))
     address, clock = address[pixel], words["clock"][pixel].astype(np.int64)
-    x, y, p = (address >> 1) & 0x7F, (address >> 8) & 0x7F, address & 1
+    x, y = (address >> layout.x) & layout.width, (address >> layout.y) & layout.height
+    p = (address >> layout.p) & 1
     # A step of more than half the clock's range is a restart, or back over one in lost order.
     events = make_events(x, y, p, np.unwrap(clock, period=_WRAP))
     return Raw(events, {"special": special} if special else {})
@@ -77,6 +117,7 @@ _HEADER = struct.Struct("<hhiiiiii")
 _AEDAT31_WORDS = np.dtype([("data", "<u4"), ("clock", "<u4")])
 _POLARITY = 1
 _LARGEST_PACKET = 1 << 28  # bytes
+_LARGEST_WINDOW = 1 << 27  # bytes that zstandard keeps
 
 
 def read_aedat31(path: str | Path, start_us: int | None = None, end_us: int | None = None) -> Raw:
@@ -137,76 +178,153 @@ def _packet(
 
 
 _MAGIC = b"#!AER-DAT4.0\r\n"
-_LENGTH = struct.Struct("<I")
-_PACKET = struct.Struct("<II")  # stream, bytes
+_PACKINGS = ("", "lz4", "lz4", "zstandard", "zstandard")  # the package, by the header's number
+_PACKET = struct.Struct("<iI")  # stream, bytes
+_AEDAT4_EVENT = np.dtype(
+    {
+        "names": FIELDS,
+        "formats": ["<i2", "<i2", "u1", "<i8"],
+        "offsets": [8, 10, 12, 0],
+        "itemsize": 16,
+    }
+)
+_STREAM = re.compile(r'<node\b[^>]*\boutInfo/(\d{1,9})/?"[^>]*>')
 
 
 def read_aedat4(path: str | Path) -> Raw:
     """Read the first stream of pixel events of a file, in file order.
 
+    The file is read packet by packet, up to the index that DV appends to a finished recording.
+
     Raises:
-        DataError: the package aedat is missing, or the file is not AEDAT 4, has no events or is
-            damaged. The package is compiled, and a panic in it is no Exception: it is caught too.
+        DataError: not AEDAT 4, no stream of events, damaged, larger unpacked than a recording can
+            be, or packed while the package that unpacks it is missing.
     """
-    _walk(path)
-    try:
-        import aedat
-    except ImportError as fault:
-        raise DataError(
-            f"{name_of(path)}: AEDAT 4 files need the package aedat; "
-            "install it with: pip install 'spikeformer_lt[aedat]'"
-        ) from fault
     parts: list[Events] = [np.empty(0, EVENTS)]
-    try:
-        decoder = aedat.Decoder(str(path))
-        streams = decoder.id_to_stream()
-        chosen = min((i for i, s in streams.items() if s["type"] == "events"), default=None)
-        if chosen is None:
-            raise DataError(f"{name_of(path)} has no stream of events")
-        for packet in decoder:
-            if packet["stream_id"] == chosen:
-                found = packet["events"]
-                parts.append(make_events(found["x"], found["y"], found["on"], found["t"]))
-    except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError, DataError):
-        raise
-    except BaseException as fault:  # pyo3's PanicException derives from BaseException alone
-        raise DataError(
-            f"{name_of(path)} is damaged or not AEDAT 4: {type(fault).__name__}: "
-            f"{shown(str(fault), 200)}"
-        ) from fault
+    with opened(path) as (file, size):
+        packing, chosen, end = _description(file, size, path)
+        while (place := file.tell()) < end:
+            header = read_exactly(file, _PACKET.size, path, "a packet header")
+            stream, length = _PACKET.unpack(header)
+            if length > end - file.tell():
+                raise DataError(
+                    f"{name_of(path)} breaks off: the packet at byte {place} has {length} bytes, "
+                    f"{end - file.tell()} are left; the file is truncated or damaged"
+                )
+            if stream == chosen:
+                data = _unpacked(read_exactly(file, length, path, "a packet"), packing, path)
+                with _damage(path, f"the packet at byte {place}"):
+                    events = _Table(data, b"EVTS").vector(0, _AEDAT4_EVENT)
+                parts.append(make_events(*(events[name] for name in FIELDS)))
+                check_size(path, size, sum(part.nbytes for part in parts))
+            else:
+                file.seek(length, os.SEEK_CUR)
     return Raw(np.concatenate(parts))
 
 
-def _walk(path: str | Path) -> None:
-    """Check that the header and all packets lie within the file.
+def _description(file: BinaryIO, size: int, path: str | Path) -> tuple[str, int, int]:
+    """Read the header: what unpacks the packets, the stream of events, where packets end."""
+    head = file.read(len(_MAGIC) + 4)
+    if not head.startswith(_MAGIC):
+        raise DataError(f"{name_of(path)} is not an AEDAT 4 file but {content_kind(head)}")
+    length = int.from_bytes(head[len(_MAGIC) :], "little")
+    header = read_exactly(file, min(length, size), path, "the header")
+    with _damage(path, "the header"):
+        table = _Table(head[len(_MAGIC) :] + header, b"IOHE")
+        packing, index = _PACKINGS[table.number(0, "<I", 0)], table.number(1, "<q", -1)
+        text = bytes(table.vector(2, np.dtype("u1"))).decode("utf-8")
+    # What follows the description of a stream, up to the next one, is about that stream.
+    _, *told = _STREAM.split(text)
+    streams = [
+        int(number)
+        for number, about in zip(told[::2], told[1::2], strict=True)
+        if ">EVTS<" in about
+    ]
+    if not streams:
+        raise DataError(f"{name_of(path)} has no stream of events")
+    if index > size:
+        raise DataError(
+            f"{name_of(path)} breaks off: its index is at byte {index} of {size}; the file is "
+            "truncated or damaged"
+        )
+    return packing, min(streams), index if index > 0 else size
 
-    The package trusts their lengths and the header's text. Where a damaged length asks for too much
-    memory, or the text is not UTF-8, it ends the whole process, which no handler can catch.
+
+def _unpacked(data: bytes, packing: str, path: str | Path) -> bytes:
+    """Return the content of a packet; no more is unpacked than `check_size` lets through."""
+    if not packing:
+        return data
+    try:
+        module = importlib.import_module(packing if packing != "lz4" else "lz4.frame")
+    except ImportError as fault:
+        raise DataError(
+            f"{name_of(path)}: its packets need the package {packing}; install it with: "
+            "pip install 'spikeformer_lt[aedat]'"
+        ) from fault
+    most = largest_size(len(data)) + 1
+    with _damage(path, "a packet"):
+        if packing == "lz4":
+            found: bytes = module.LZ4FrameDecompressor().decompress(data, max_length=most)
+        else:
+            with module.ZstdDecompressor(max_window_size=_LARGEST_WINDOW).stream_reader(
+                data
+            ) as reader:
+                found = reader.read(most)
+    check_size(path, len(data), len(found))
+    return found
+
+
+@contextmanager
+def _damage(path: str | Path, what: str) -> Iterator[None]:
+    """Turn what a decoder raises into a DataError that names the file."""
+    try:
+        yield
+    except (MemoryError, DataError):
+        raise
+    except Exception as fault:  # lz4 and zstandard raise kinds of their own
+        raise DataError(
+            f"{name_of(path)} is damaged: {what} cannot be read: {shown(str(fault), 200)}"
+        ) from fault
+
+
+class _Table:
+    """The root table of a FlatBuffer with its size before it; fields have numbers.
+
+    Source: https://flatbuffers.dev/internals and the schemas of AEDAT 4.
     """
-    with opened(path) as (file, size):
-        head = file.read(1024)
-        if not head.startswith(_MAGIC):
-            raise DataError(f"{name_of(path)} is not an AEDAT 4 file but {content_kind(head)}")
-        file.seek(len(_MAGIC))
-        (length,) = _LENGTH.unpack(read_exactly(file, _LENGTH.size, path, "the header's length"))
-        place = file.tell() + length
-        if place <= size:
-            text = file.read(length)
-            try:
-                text[text.find(b"<") : text.rfind(b">") + 1].decode("utf-8")
-            except UnicodeDecodeError as fault:
-                raise DataError(
-                    f"{name_of(path)} is damaged: the description of its streams is no text"
-                ) from fault
-        while place < size:
-            file.seek(place)
-            _, length = _PACKET.unpack(read_exactly(file, _PACKET.size, path, "a packet header"))
-            place = file.tell() + length
-        if place > size:
-            raise DataError(
-                f"{name_of(path)} breaks off: what ends at byte {place} is in a file of {size} "
-                "bytes; it is truncated or damaged"
-            )
+
+    def __init__(self, data: bytes, identifier: bytes) -> None:
+        self.data = memoryview(data)[4:]
+        if self.data[4:8] != identifier:
+            raise ValueError(f"{identifier.decode()} is not its kind")
+        self.root = self._at("<I", 0)
+        self.fields = self.root - self._at("<i", self.root)
+
+    def number(self, field: int, form: str, default: int) -> int:
+        """Return a number, in a form of `struct`."""
+        place = self._place(field)
+        return self._at(form, place) if place else default
+
+    def vector(self, field: int, kind: np.dtype[Any]) -> NDArray[Any]:
+        """Return a vector of numbers or structures, [N]; a view."""
+        place = self._place(field)
+        if not place:
+            return np.empty(0, kind)
+        place += self._at("<I", place)
+        return np.frombuffer(self.data, kind, self._at("<I", place), place + 4)
+
+    def _place(self, field: int) -> int:
+        """Return where a field is, or 0 where it is left out."""
+        slot = 4 + 2 * field
+        if slot >= self._at("<H", self.fields):
+            return 0
+        offset = self._at("<H", self.fields + slot)
+        return self.root + offset if offset else 0
+
+    def _at(self, form: str, place: int) -> int:
+        if place < 0:
+            raise ValueError(f"an offset of {place}")
+        return int(struct.unpack_from(form, self.data, place)[0])
 
 
 def read_exactly(file: BinaryIO, count: int, path: str | Path, what: str) -> bytes:

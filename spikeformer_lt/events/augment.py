@@ -46,10 +46,11 @@ class EventAugment:
 
     @classmethod
     def standard(cls, name: str) -> EventAugment:
-        """Return a preset: "none", "moving_digits", "spikformer_dvs", "tet_dvs" or "event_drop".
+        """Return a preset, such as "none" or "spikformer_dvs".
 
         Source: "spikformer_dvs": cifar10dvs/train.py of Spikformer (also Spikingformer, QKFormer);
-        "tet_dvs": TET's data_loaders.py. "moving_digits" shifts only: a flipped digit is another.
+        "tet_dvs": TET's data_loaders.py. "wide_dvs" is the first without its flips, for sets in
+        which a mirrored sample is of another class; "moving_digits" only shifts.
         """
         if name not in _PRESETS:
             raise ConfigError(
@@ -112,6 +113,7 @@ _PRESETS = {
     "none": EventAugment(),
     "moving_digits": EventAugment(roll=2),
     "spikformer_dvs": EventAugment(hflip=0.5, wide=True),
+    "wide_dvs": EventAugment(wide=True),
     "tet_dvs": EventAugment(hflip=0.5, roll=5),
     "event_drop": EventAugment(event_drop=0.5),
 }

@@ -6,7 +6,7 @@ import re
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,9 +21,10 @@ from spikeformer_lt.registry import create_dataset
 
 _SHOWN = 20  # files listed by name
 _OPTIONS = EventOptions(bad_events="count", incomplete="report", empty="zero", cache="none")
+_OTHERS = 5  # kinds of other files that are named
 _NUMBERS = (
     *("given", "kept", "on", "duration_us", "rate_hz"),
-    *("faults", "examples", "skipped", "empty"),
+    *("faults", "examples", "skipped", "empty", "doubt"),
 )
 
 
@@ -50,9 +51,9 @@ class DataReport:
 
     @property
     def clean(self) -> bool:
-        """Whether there is no fault, no unreadable, empty or shared recording."""
+        """Whether there is no fault, no unreadable, empty, doubtful or shared recording."""
         return not self.shared and all(
-            c.report is not None and not c.report.faults and not c.report.empty
+            c.report is not None and not (c.report.faults or c.report.empty or c.report.doubt)
             for c in self.recordings
         )
 
@@ -99,6 +100,7 @@ class DataReport:
         reports = [(c.key, c.report) for c in self.recordings]
         for word, listed in (
             ("nothing to see", [f"{key}: {r.empty}" for key, r in reports if r and r.empty]),
+            ("doubtful times", [f"{key}: {r.doubt}" for key, r in reports if r and r.doubt]),
             ("unreadable", [c.error for c in self.recordings if c.report is None]),
             ("the same in two parts", [f"{one} = {other}" for one, other in self.shared]),
         ):
@@ -142,7 +144,12 @@ def check_folder(
     """
     paths = scan(root, SUFFIXES)
     if not paths:
-        raise DataError(f"{name_of(root)} holds no recording: {', '.join(SUFFIXES)}")
+        kinds = Counter(Path(path).suffix.lower() or "no suffix" for path in scan(root, ("",)))
+        told = ", ".join(f"{count} of {kind}" for kind, count in kinds.most_common(_OTHERS))
+        raise DataError(
+            f"{name_of(root)} holds no recording ({', '.join(SUFFIXES)}); its files: "
+            f"{told or 'none'}; unpack archives, and save events as .npy, [N, 4] of x, y, p and t"
+        )
     classes = tuple(sorted({_class_of(path) for path in paths}))
     parts: dict[str, list[Sample]] = {part: [] for part in PARTS}
     for path in paths:
@@ -155,14 +162,20 @@ def check_folder(
     return _report(name_of(root), data, split.sha256)
 
 
-def check_dataset(name: str, root: str | Path, image_size: int | None = None) -> DataReport:
+def check_dataset(
+    name: str, root: str | Path, image_size: int | None = None, unit: str | None = None,
+    columns: str | None = None,
+) -> DataReport:  # fmt: skip
     """Read every recording of a registered data set, in the parts that training takes them in.
+
+    `unit` and `columns` are those of `EventOptions`.
 
     Raises:
         ConfigError: no such data set, or one that is not of events.
         DataError: it is not there.
     """
-    splits = create_dataset(name, root=str(root), image_size=image_size, events=_OPTIONS)
+    options = replace(_OPTIONS, unit=unit, columns=columns)
+    splits = create_dataset(name, root=str(root), image_size=image_size, events=options)
     data = [cast("EventFrames", getattr(splits, part)) for part in PARTS]
     return _report(f"{name} in {name_of(root)}", data, splits.split_sha256)
 

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spikeformer_lt.config import check
-from spikeformer_lt.errors import DataError, name_of
+from spikeformer_lt.errors import ConfigError, DataError, name_of
 from spikeformer_lt.events.cache import FrameCache, MemoryCache, source_of
+from spikeformer_lt.events.formats import FileReader
 from spikeformer_lt.events.frame import EventDataOptions, EventOptions, narrow, to_frames
 from spikeformer_lt.events.recording import FIELDS, Events, Raw, Sensor, fit
 from spikeformer_lt.events.split import PARTS, Sample, Split, find_shared, limited
@@ -67,6 +68,7 @@ class EventFrames(torch.utils.data.Dataset[tuple[Tensor, int]]):
         self.labels = torch.tensor(labels, dtype=torch.int64)
         self.classes = tuple(self.classes) or tuple(map(str, range(max(labels, default=-1) + 1)))
         self._policy = self.options.policy(self.source.policy)
+        self._doubted = False  # whether one recording has been told of
 
     def __len__(self) -> int:
         """Return the number of recordings."""
@@ -109,6 +111,9 @@ class EventFrames(torch.utils.data.Dataset[tuple[Tensor, int]]):
         report = replace(report, skipped=raw.skipped)
         if report.faults:
             log.warning("%s: %s: %s", self.name, where, report.line())
+        if report.doubt and not self._doubted:
+            self._doubted = True
+            log.warning("%s: %s: %s", self.name, where, report.doubt)
         return events, report
 
 
@@ -126,6 +131,13 @@ def event_splits(
     """
     size, events = options.image_size, options.events
     size = max(source.sensor.height, source.sensor.width) if size is None else size
+    if events.unit is not None or events.columns is not None:
+        if not isinstance(source.read, FileReader):
+            raise ConfigError(
+                f"unit={events.unit!r} and columns={events.columns!r} are not allowed: the "
+                f"recordings of {split.name} are not read from files"
+            )
+        source = replace(source, read=source.read.reading(events.unit, events.columns))
     check(1 <= size <= _LARGEST_SIZE, "image_size", size, f"1 to {_LARGEST_SIZE} pixels")
     if events.split_file is not None and os.path.exists(events.split_file):
         split = split.as_saved(events.split_file)
@@ -156,8 +168,10 @@ def event_splits(
         microseconds_per_tick=getattr(source.read, "microseconds_per_tick", 1),
     )
     return Splits(
-        name=split.name,
-        **parts,
+        split.name,
+        parts["train"],
+        parts["val"],
+        parts["test"],
         num_classes=len(split.classes),
         in_channels=2,
         image_size=size,

@@ -4,22 +4,50 @@ from __future__ import annotations
 
 import math
 import re
+import zipfile
+import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from spikeformer_lt.config import check
 from spikeformer_lt.disk import content_kind
 from spikeformer_lt.errors import DataError, name_of, one_of, shown
-from spikeformer_lt.events.aedat import as_cifar10_dvs, read_aedat2, read_aedat4, read_aedat31
-from spikeformer_lt.events.recording import FIELDS, Raw, columns_of, make_events, opened
+from spikeformer_lt.events.aedat import (
+    as_cifar10_dvs,
+    read_aedat2,
+    read_aedat4,
+    read_aedat31,
+    read_exactly,
+)
+from spikeformer_lt.events.recording import (
+    EVENTS,
+    FIELDS,
+    UNITS,
+    Events,
+    Raw,
+    check_size,
+    columns_of,
+    make_events,
+    opened,
+    parse_columns,
+)
 from spikeformer_lt.events.split import Sample
 
-FORMS = ("aedat2", "aedat31", "aedat4", "auto", "bin", "cifar10_dvs", "npy")
-SUFFIXES = (".aedat", ".aedat4", ".bin", ".npy")
+FORMS = (
+    *("aedat2", "aedat31", "aedat4", "auto", "bin", "cifar10_dvs"),
+    *("dat", "hdf5", "npy", "npz", "raw"),
+)
+_SUFFIXES = {
+    **{".aedat": "aedat", ".aedat4": "aedat4", ".bin": "bin", ".bs2": "bin", ".dat": "dat"},
+    **{".h5": "hdf5", ".hdf5": "hdf5", ".npy": "npy", ".npz": "npz", ".raw": "raw"},
+}
+SUFFIXES = tuple(_SUFFIXES)
+TABLES = ("hdf5", "npy", "npz")  # forms whose columns and unit of time a user may name
 
 
 @dataclass(frozen=True)
@@ -29,7 +57,7 @@ class FileReader:
     root: Path = field(repr=False)
     form: str  # one of FORMS; "auto" is `form_of` a file, "cifar10_dvs" "aedat2" turned upright
     columns: tuple[str, ...] = FIELDS  # what the columns of a plain npy array are
-    microseconds_per_tick: int = 1  # unit of times in npy files
+    microseconds_per_tick: int = 1  # unit of times in npy, npz and HDF5 files; of t, not of t_us
 
     def __post_init__(self) -> None:
         one_of("form", self.form, FORMS)
@@ -39,13 +67,24 @@ class FileReader:
         path = self.root / sample.path
         form = form_of(path) if self.form == "auto" else self.form
         match form:
-            case "npy":
-                return read_npy(path, self.columns, self.microseconds_per_tick)
+            case "npy" | "npz":
+                read = read_npy if form == "npy" else read_npz
+                return read(path, self.columns, self.microseconds_per_tick)
+            case "hdf5":
+                return read_hdf5(path, self.microseconds_per_tick)
             case "aedat31":
                 return read_aedat31(path, sample.start_us, sample.end_us)
             case "cifar10_dvs":
                 return as_cifar10_dvs(read_aedat2(path))
-        return {"aedat2": read_aedat2, "aedat4": read_aedat4, "bin": read_bin}[form](path)
+            case "aedat2":
+                return read_aedat2(path)
+            case "aedat4":
+                return read_aedat4(path)
+            case "dat":
+                return read_dat(path)
+            case "raw":
+                return read_evt(path)
+        return read_bin(path)
 
     def fingerprint(self, sample: Sample) -> str:
         """Return size and date of a sample's file; a DataError if it is not there."""
@@ -56,19 +95,32 @@ class FileReader:
             raise DataError(f"cannot read {name_of(path)}: {fault.strerror or fault}") from fault
         return f"{state.st_size}-{state.st_mtime_ns}"
 
+    def reading(self, unit: str | None, columns: str | None) -> FileReader:
+        """Return the reader with a unit of time, "us" or "ms", and columns such as "t,x,y,p".
+
+        Raises:
+            ConfigError: the form has a unit and columns of its own.
+        """
+        for name, value in (("unit", unit), ("columns", columns)):
+            own = value is None or self.form in (*TABLES, "auto")
+            check(own, name, value, f"{self.form} files say that themselves; leave it out")
+        ticks = self.microseconds_per_tick if unit is None else UNITS[unit]
+        named = self.columns if columns is None else parse_columns(columns)
+        return replace(self, columns=named, microseconds_per_tick=ticks)
+
 
 def form_of(path: str | Path) -> str:
     """Tell the form of a recording by the end of its name and its first bytes."""
-    suffix = Path(path).suffix
-    if suffix not in SUFFIXES:
+    form = _SUFFIXES.get(Path(path).suffix.lower(), "")
+    if not form:
         raise DataError(f"{name_of(path)} has no name of a recording: {', '.join(SUFFIXES)}")
-    if suffix != ".aedat":
-        return suffix[1:]
+    if form != "aedat":
+        return form
     with opened(path) as (file, _):
         head = file.read(1024)
-    for start, form in ((b"2.", "aedat2"), (b"3.1", "aedat31"), (b"4.0", "aedat4")):
+    for start, version in ((b"2.", "aedat2"), (b"3.1", "aedat31"), (b"4.0", "aedat4")):
         if head.startswith(b"#!AER-DAT" + start):
-            return form
+            return version
     raise DataError(f"{name_of(path)} is not AEDAT 2, 3.1 or 4 but {content_kind(head)}")
 
 
@@ -78,50 +130,136 @@ def read_npy(
     """Read a structured array with x, y, p and t (or t_us), or a plain [N, 4] array.
 
     Nothing larger than the file is allocated on the word of its header. The columns that come back
-    have the file's own types; times are in microseconds.
+    have the file's own types; times are in microseconds, as a field t_us is in any case.
 
     Raises:
         DataError: not a NumPy file, one with objects in it, cut, or of another form.
     """
     with opened(path) as (file, size):
-        array = _load(file, size, path)
-    found = columns_of(array, name_of(path), columns)
-    if microseconds_per_tick != 1:
-        times = found["t_us"]
-        if times.dtype.kind in "iu":
-            # In a wide type, never past what the gate refuses: a product that wraps looks valid.
-            limit = 2**62 // microseconds_per_tick
-            times = np.clip(times, -limit if times.dtype.kind == "i" else 0, limit).astype(np.int64)
-        found["t_us"] = times * microseconds_per_tick
-    return Raw(found)
+        array = _load(file, size, name_of(path))
+    return _in_microseconds(array, path, columns, microseconds_per_tick)
 
 
-def _load(file: BinaryIO, size: int, path: str | Path) -> NDArray[np.generic]:
+def read_npz(
+    path: str | Path, columns: Sequence[str] = FIELDS, microseconds_per_tick: int = 1
+) -> Raw:
+    """Read an archive of NumPy arrays x, y, p and t (or t_us), or of one array as `read_npy` does.
+
+    Raises:
+        DataError: as `read_npy`, or larger unpacked than a recording can be.
+    """
+    with opened(path) as (file, size):
+        if not zipfile.is_zipfile(file):
+            file.seek(0)
+            raise DataError(f"{name_of(path)} is no .npz but {content_kind(file.read(1024))}")
+        try:
+            with zipfile.ZipFile(file) as archive:
+                check_size(path, size, sum(entry.file_size for entry in archive.infolist()))
+                arrays = {}
+                for entry in archive.infolist():
+                    with archive.open(entry) as member:
+                        where = f"{name_of(path)}, {shown(entry.filename)},"
+                        found = _load(cast("BinaryIO", member), entry.file_size, where)
+                        arrays[entry.filename.removesuffix(".npy")] = found
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as fault:
+            raise DataError(f"{name_of(path)} is damaged: {shown(str(fault), 200)}") from fault
+    only = next(iter(arrays.values())) if len(arrays) == 1 else arrays
+    return _in_microseconds(only, path, columns, microseconds_per_tick)
+
+
+def read_hdf5(path: str | Path, microseconds_per_tick: int = 1) -> Raw:
+    """Read x, y, p and t (or t_us) of a group "events" or of the file, or a table "CD/events".
+
+    Raises:
+        DataError: the package h5py is missing, the file is damaged, has no such columns of its own,
+            or is larger unpacked than a recording can be.
+    """
+    with opened(path) as (file, size):
+        head = file.read(1024)
+        if not head.startswith(b"\x89HDF\r\n\x1a\n"):
+            raise DataError(f"{name_of(path)} is no HDF5 file but {content_kind(head)}")
+        try:
+            import h5py
+        except ImportError as fault:
+            raise DataError(
+                f"{name_of(path)}: HDF5 files need the package h5py; install it with: "
+                "pip install 'spikeformer_lt[hdf5]'"
+            ) from fault
+        try:
+            with h5py.File(file, "r") as store:
+                found = _own(store, "events") or _own(store, "CD/events") or store
+                tables = {"": found}
+                if isinstance(found, h5py.Group):
+                    tables = {name: _own(found, name) for name in found}
+                kept = {
+                    name: table
+                    for name, table in tables.items()
+                    if isinstance(table, h5py.Dataset)
+                    and table.ndim == 1
+                    and not (table.dtype.hasobject or table.is_virtual or table.external)
+                    and name in ("", *FIELDS, "t")
+                }
+                check_size(path, size, sum(table.nbytes for table in kept.values()))
+                columns = {name: table[()] for name, table in kept.items()}
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError) as fault:
+            raise DataError(f"{name_of(path)} is damaged: {shown(str(fault), 200)}") from fault
+    return _in_microseconds(columns.get("", columns), path, FIELDS, microseconds_per_tick)
+
+
+def _own(group: Any, name: str) -> Any:
+    """Return a member that is in the HDF5 file itself, no link to another place, or None."""
+    import h5py
+
+    for part in name.split("/"):
+        kept = isinstance(group, h5py.Group) and group.get(part, getlink=True)
+        if not isinstance(kept, h5py.HardLink):
+            return None
+        group = group[part]
+    return group
+
+
+def _in_microseconds(
+    events: Any, path: str | Path, columns: Sequence[str], microseconds_per_tick: int
+) -> Raw:
+    """Return the columns with times in microseconds, whole ones; a field t_us has them already."""
+    named = events if isinstance(events, dict) else events.dtype.names or ()
+    found = columns_of(events, name_of(path), columns)
+    times = found["t_us"]
+    if "t_us" in named or microseconds_per_tick == 1:
+        return Raw(found)
+    if times.dtype.kind in "iu":
+        # In a wide type, never past what the gate refuses: a product that wraps looks valid.
+        limit = 2**62 // microseconds_per_tick
+        times = np.clip(times, -limit if times.dtype.kind == "i" else 0, limit).astype(np.int64)
+    times = times * microseconds_per_tick
+    return Raw({**found, "t_us": np.rint(times) if times.dtype.kind == "f" else times})
+
+
+def _load(file: BinaryIO, size: int, where: str) -> NDArray[np.generic]:
+    """Read a NumPy file of `size` bytes: its header first, then no more than it has."""
     head = file.read(1024)
-    file.seek(0)
     if not head.startswith(b"\x93NUMPY"):
-        raise DataError(f"{name_of(path)} is not a NumPy file but {content_kind(head)}")
+        raise DataError(f"{where} is not a NumPy file but {content_kind(head)}")
+    file.seek(0)
     try:
         version = np.lib.format.read_magic(file)
         read_header = getattr(np.lib.format, f"read_array_header_{min(version[0], 2)}_0")
         shape, fortran, dtype = read_header(file)
     except Exception as fault:  # numpy lets several kinds through, tokenize.TokenError among them
-        raise DataError(
-            f"{name_of(path)} has a damaged header: {shown(str(fault), 200)}"
-        ) from fault
+        raise DataError(f"{where} has a damaged header: {shown(str(fault), 200)}") from fault
     if dtype.hasobject:
         raise DataError(
-            f"{name_of(path)} holds Python objects, which could run code: it is not read; save the "
-            "events as a numeric array"
+            f"{where} holds Python objects, which could run code: it is not read; save the events "
+            "as a numeric array"
         )
     count = math.prod(map(int, shape))
     wanted, left = count * dtype.itemsize, size - file.tell()
     if wanted != left or min(shape, default=0) < 0:
         raise DataError(
-            f"{name_of(path)} is truncated or damaged: its header tells of {list(shape)} {dtype}, "
-            f"{wanted} bytes; {left} are there"
+            f"{where} is truncated or damaged: its header tells of {list(shape)} {dtype}, {wanted} "
+            f"bytes; {left} are there"
         )
-    array: NDArray[np.generic] = np.fromfile(file, dtype, count)
+    array: NDArray[np.generic] = np.frombuffer(file.read(wanted), dtype)
     return array.reshape(shape, order="F" if fortran else "C")
 
 
@@ -167,6 +305,139 @@ def read_bin(path: str | Path) -> Raw:
         rows, times = rows[~mark], times[~mark]
     events = make_events(rows[:, 0], rows[:, 1], rows[:, 2] >> 7, times)
     return Raw(events, {"overflow": overflows} if overflows else {})
+
+
+_CHUNK = 1 << 17  # words of EVT 3 unpacked at once
+
+
+def read_evt(path: str | Path) -> Raw:
+    """Read the pixel events of a Prophesee recording (.raw) in EVT 2.0 or EVT 3.0.
+
+    Triggers and other words that are no pixel's are passed over. Memory stays below ten times the
+    file, and below 64 bytes an event.
+
+    Raises:
+        DataError: no such file, another version, or more events than a recording can have.
+
+    Source: Prophesee's description of the forms and openeb's decoders.
+    """
+    with opened(path) as (file, size):
+        header = _percent_header(file, path)
+        found = re.search(r"evt ([\d.]+)|format EVT([\d.]+)", header)
+        version = found and (found[1] or found[2])
+        if version not in ("2.0", "2", "3.0", "3"):
+            raise DataError(
+                f"{name_of(path)} is in {'EVT ' + shown(version) if version else 'no EVT form'}; "
+                "EVT 2.0 and 3.0 are read: convert it with Prophesee's tools"
+            )
+        width = 4 if version in ("2.0", "2") else 2  # bytes of a word
+        left = (size - file.tell()) % width
+        if left:
+            raise DataError(
+                f"{name_of(path)} breaks off: {left} bytes after its last word; the file is "
+                "truncated or damaged"
+            )
+        data = file.read()
+    if width == 4:
+        return Raw(_evt2_events(np.frombuffer(data, "<u4")))
+    return Raw(_evt3_events(np.frombuffer(data, "<u2"), path, size))
+
+
+def _percent_header(file: BinaryIO, path: str | Path) -> str:
+    """Read the lines with a % at the head of a file, and leave it at the first byte after."""
+    head = file.read(_LIMIT)
+    if not head.startswith(b"%"):
+        raise DataError(
+            f"{name_of(path)} is no Prophesee recording but {content_kind(head[:1024])}"
+        )
+    end = 0
+    while head[end : end + 1] == b"%":
+        line = head[end : head.find(b"\n", end) + 1]
+        end += len(line)
+        if not line:
+            raise DataError(f"{name_of(path)} breaks off in its header, or has no end of it")
+        if line.strip() == b"% end":
+            break
+    file.seek(end)
+    return head[:end].decode("latin-1")
+
+
+def _last(marks: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return for each position the last one up to it that is marked, or -1."""
+    return np.maximum.accumulate(np.where(marks, np.arange(len(marks)), -1))
+
+
+def _evt2_events(words: NDArray[np.uint32]) -> Events:
+    kind = words >> 28
+    high = kind == 8  # the upper 28 bits of the time
+    last = _last(high)
+    pixel = (kind <= 1) & (last >= 0)
+    upper = np.unwrap((words & 0xFFFFFFF).astype(np.int64)[high], period=1 << 28)
+    words, kind = words[pixel], kind[pixel]
+    turn = (np.cumsum(high) - 1)[pixel]
+    times = (upper[turn] << 6) | ((words >> 22) & 0x3F)
+    return make_events((words >> 11) & 0x7FF, words & 0x7FF, kind, times)
+
+
+def _evt3_events(words: NDArray[np.uint16], path: str | Path, size: int) -> Events:
+    """Unpack EVT 3, whose words change a state that later words add to.
+
+    Each chunk begins with words that repeat the state at the end of the one before.
+    """
+    parts: list[Events] = [np.empty(0, EVENTS)]
+    state, high = words[:0], int(words[words >> 12 == 8][:1].sum() & 0xFFF)
+    for first in range(0, len(words), _CHUNK):
+        chunk = np.concatenate([state, words[first : first + _CHUNK]])
+        kind, value = chunk >> 12, (chunk & 0xFFF).astype(np.int64)
+        row, base, low, upper = (_last(kind == code) for code in (0, 3, 6, 8))
+        # 12 bits of the time that start again each 16.8 s, and 12 below, 0 from where those change.
+        highs = np.unwrap(np.append(high, value[kind == 8]), period=1 << 12)
+        now = highs[np.cumsum(kind == 8)]
+        fine = np.where((low >= 0) & (now[low] == now), value[low], 0)
+        # An event by itself, or up to 12 in a vector, which moves the base by its width.
+        single, width = kind == 2, 12 * (kind == 4) + 8 * (kind == 5)
+        end = (value & 0x7FF)[base] + np.cumsum(width) - np.cumsum(width)[base]
+        x = np.where(single, value & 0x7FF, end - width)
+        p = np.where(single, value, value[base]) >> 11
+        bits = np.where(single, 1, value & ((1 << width) - 1))
+        known = (upper >= 0) & (row >= 0) & (single | (base >= 0))
+        at, place = np.nonzero(np.where(known, bits, 0)[:, None] >> np.arange(12) & 1)
+        times = (now << 12) | fine
+        parts.append(make_events(x[at] + place, (value & 0x7FF)[row[at]], p[at], times[at]))
+        check_size(path, size, sum(part.nbytes for part in parts))
+        high = int(now[-1])
+        marks = ((8, upper, high & 0xFFF), (6, low, fine[-1]), (0, row, value[row[-1]]))
+        repeated = [code << 12 | int(number) for code, last, number in marks if last[-1] >= 0]
+        if base[-1] >= 0:
+            repeated.append(3 << 12 | int(value[base[-1]] & 0x800) | int(end[-1]) & 0x7FF)
+        state = np.array(repeated, np.uint16)
+    return np.concatenate(parts)
+
+
+def read_dat(path: str | Path) -> Raw:
+    """Read the pixel events of a Prophesee .dat file, the form of N-Cars.
+
+    Raises:
+        DataError: no such file, of another kind of events, or cut.
+    """
+    with opened(path) as (file, size):
+        header = _percent_header(file, path)
+        kind, each = read_exactly(file, 2, path, "the kind of events")
+        version = re.search(r"[Vv]ersion (\d+)", header)
+        if kind not in (0, 12) or each != 8 or (version and version[1] != "2"):
+            raise DataError(
+                f"{name_of(path)} has events of kind {kind}, {each} bytes each, in version "
+                f"{version[1] if version else 'none'}; pixel events of version 2 are read"
+            )
+        left = size - file.tell()
+        if left % each:
+            raise DataError(
+                f"{name_of(path)} breaks off: {left} bytes of events are no multiple of {each}; "
+                "the file is truncated or damaged"
+            )
+        words = np.fromfile(file, np.dtype([("clock", "<u4"), ("data", "<u4")]))
+    data, times = words["data"], np.unwrap(words["clock"].astype(np.int64), period=1 << 32)
+    return Raw(make_events(data & 0x3FFF, (data >> 14) & 0x3FFF, (data >> 28) & 1, times))
 
 
 _NAME = re.compile(r"user(\d+)_[\w-]+\.aedat")
@@ -221,8 +492,8 @@ def _stretches(home: Path, recording: str, person: str, num_classes: int) -> lis
 def _lines(path: Path) -> list[tuple[int, str]]:
     """Return (number, text) of the lines that are not blank."""
     try:
-        with open(path, "rb") as file:
+        with opened(path) as (file, _):
             lines = file.read(_LIMIT).decode("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as fault:
+    except UnicodeDecodeError as fault:
         raise DataError(f"cannot read {name_of(path)}: {fault}") from fault
     return [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]

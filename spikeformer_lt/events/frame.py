@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from spikeformer_lt.config import check
 from spikeformer_lt.errors import ConfigError, DataError, one_of
-from spikeformer_lt.events.recording import EVENTS, Events, Sensor
+from spikeformer_lt.events.recording import EVENTS, UNITS, Events, Sensor, parse_columns
 from spikeformer_lt.events.validate import ACTIONS, Policy
 from spikeformer_lt.preprocess import LARGEST_T, VALUES, WAYS
 from spikeformer_lt.splits import DataOptions
@@ -84,8 +84,17 @@ class EventOptions(Framing):
     """Folder for frames that were made once; auto is .frames in the root, none keeps none."""
     split_file: str | None = None
     """JSON file of the split: read where it is, written where it is not."""
+    unit: str | None = None
+    """Unit of times in npy, npz and HDF5 files, us, ms or s (a field t_us is in us); None is the
+    set's own."""
+    columns: str | None = None
+    """Order of the columns of plain npy arrays, such as x,y,p,t; None is the set's own."""
 
     def __post_init__(self) -> None:
+        if self.unit is not None:
+            one_of("unit", self.unit, UNITS)
+        if self.columns is not None:
+            parse_columns(self.columns)
         one_of("bad_events", self.bad_events, ("error", "drop", "count"))
         one_of("empty", self.empty, ("error", "zero", "skip"))
         one_of("incomplete", self.incomplete, ("error", "report"))

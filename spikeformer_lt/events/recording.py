@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,7 +24,9 @@ Events = NDArray[np.void]
 # 16 bytes an event, each field aligned: column, row, polarity (0 off, 1 on), microseconds.
 EVENTS = np.dtype([("x", "<u2"), ("y", "<u2"), ("p", "u1"), ("t_us", "<i8")], align=True)
 FIELDS: tuple[str, ...] = ("x", "y", "p", "t_us")
+UNITS = {"us": 1, "ms": 1000, "s": 1_000_000}  # microseconds in what a file may count times in
 LARGEST_SIDE = 4096  # pixels; the largest event sensors have 1280
+LARGEST_BYTES = 1 << 32  # of one recording unpacked: 268 million events
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,20 @@ class Sensor:
         if sides is None:
             raise ConfigError(f"sensor={shown(text)} is not allowed: rows x columns, as 128x128")
         return cls(int(sides[1]), int(sides[2]))
+
+
+def parse_columns(text: str) -> tuple[str, ...]:
+    """Read the order of the columns of a plain array, such as "t,x,y,p"; t is as good as t_us.
+
+    Raises:
+        ConfigError: not each of the four once.
+    """
+    names = tuple("t_us" if name.strip() == "t" else name.strip() for name in text.split(","))
+    if sorted(names) != sorted(FIELDS):
+        raise ConfigError(
+            f"columns={shown(text)} is not allowed: x, y, p and t, each once, as x,y,p,t"
+        )
+    return names
 
 
 def make_events(x: Any, y: Any, p: Any, t_us: Any) -> Events:
@@ -129,12 +146,41 @@ class Raw:
     skipped: dict[str, int] = field(default_factory=dict)  # no events of a pixel, by kind
 
 
+def regular_size(path: str | Path) -> int:
+    """Return the size of a file in bytes; what blocks or never ends, as a pipe, is a DataError."""
+    state = os.stat(path)
+    if not stat.S_ISREG(state.st_mode) and not stat.S_ISDIR(state.st_mode):
+        raise DataError(f"{name_of(path)} is no regular file but a pipe, a socket or a device")
+    return state.st_size
+
+
+def largest_size(size: int) -> int:
+    """Return how many bytes a recording of `size` packed bytes may have unpacked.
+
+    Events pack ten times at most; a file that holds more is made to fill memory.
+    """
+    return min(max(1 << 20, 200 * size), LARGEST_BYTES)
+
+
+def check_size(path: str | Path, size: int, unpacked: int) -> None:
+    """Refuse content of more than `largest_size` bytes by a DataError."""
+    if unpacked > largest_size(size):
+        raise DataError(
+            f"{name_of(path)}: {size} bytes unpack to more than {largest_size(size)}: no recording "
+            "packs that well; the file is damaged or made to fill memory"
+        )
+
+
 @contextmanager
 def opened(path: str | Path) -> Iterator[tuple[BinaryIO, int]]:
-    """Open a file and give it with its size in bytes; it cannot be read or is empty: DataError."""
+    """Open a regular file that is not empty, and give it with its size in bytes.
+
+    Raises:
+        DataError: it is no such file, or an OSError while it is read.
+    """
     try:
+        size = regular_size(path)
         with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
             if not size:
                 raise DataError(f"{name_of(path)} is empty (0 bytes); get the file again")
             yield file, size

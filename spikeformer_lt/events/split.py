@@ -17,6 +17,7 @@ from typing import Any
 from spikeformer_lt.config import check
 from spikeformer_lt.disk import parse_json, sha256_of, write_atomic
 from spikeformer_lt.errors import DataError, name_of, near, shown
+from spikeformer_lt.events.recording import opened, regular_size
 from spikeformer_lt.splits import by_class, exact_fraction, hashed, held_out, in_proportion
 
 log = logging.getLogger(__name__)
@@ -46,29 +47,27 @@ class Sample:
 
 
 def scan(folder: str | Path, suffixes: Sequence[str]) -> list[str]:
-    """Find files by the ends of their names, in all folders below one, hidden ones left out.
+    """Find files by the ends of their names, in small letters, in all folders below one.
+
+    Hidden files are left out; links are followed.
 
     Returns:
         Paths below `folder`, with "/", in the order of their characters: the same on every machine.
 
     Raises:
-        DataError: `folder` is no folder, or a link in it leads out of it.
+        DataError: `folder` is no folder, or a link shows nothing or a folder that it is in.
     """
     top = Path(folder)
     if not top.is_dir():
         raise DataError(f"{name_of(top)} is not a folder")
-    home = top.resolve()
     found: list[str] = []
-    for here, folders, files in os.walk(top):
+    for here, folders, files in os.walk(top, followlinks=True):
         folders[:] = [name for name in folders if not _junk(name)]
         files = [name for name in files if not _junk(name)]
         for path in (Path(here, name) for name in (*folders, *files)):
-            if path.is_symlink() and not _within(path, home):
-                raise DataError(
-                    f"{name_of(path)} is a link that leads out of {name_of(top)}: it is not "
-                    "followed; copy what it shows, or give that folder as the root"
-                )
-        wanted = (Path(here, name) for name in files if name.endswith(tuple(suffixes)))
+            if path.is_symlink():
+                _check_link(path)
+        wanted = (Path(here, name) for name in files if name.lower().endswith(tuple(suffixes)))
         found += [path.relative_to(top).as_posix() for path in wanted]
     return sorted(found)
 
@@ -77,11 +76,14 @@ def _junk(name: str) -> bool:
     return name.startswith(".") or name in _JUNK
 
 
-def _within(path: Path, home: Path) -> bool:
-    try:
-        return path.resolve().is_relative_to(home)
-    except (OSError, RuntimeError):  # a link to itself
-        return False
+def _check_link(path: Path) -> None:
+    """Refuse a link that would be followed for ever, or that shows nothing."""
+    if not path.exists():
+        raise DataError(
+            f"{name_of(path)} is a link to {name_of(os.readlink(path))}: nothing is there"
+        )
+    if path.parent.resolve().is_relative_to(path.resolve()):
+        raise DataError(f"{name_of(path)} is a link to a folder that it is in; remove it")
 
 
 def find_folder(root: str | Path, names: Sequence[str]) -> Path | None:
@@ -98,15 +100,10 @@ def find_folder(root: str | Path, names: Sequence[str]) -> Path | None:
         below: list[Path] = []
         for folder in level:
             with contextlib.suppress(OSError):
-                # The set's own folder may be a link, as users put one; others are not followed.
-                below += [
-                    entry
-                    for entry in sorted(folder.iterdir())
-                    if not _junk(entry.name) and entry.is_dir()
-                    if entry.name in names or not entry.is_symlink()
-                ]
+                entries = sorted(folder.iterdir())
+                below += [entry for entry in entries if not _junk(entry.name) and entry.is_dir()]
         found, level = [folder for folder in below if folder.name in names], below
-    if len(found) > 1:
+    if len({folder.resolve() for folder in found}) > 1:
         raise DataError(
             f"{name_of(found[0])} and {name_of(found[1])} both look like the set: remove one, "
             "or give the folder above the right one as the root"
@@ -243,9 +240,9 @@ class Split:
 def _read_split(path: str | Path) -> dict[str, Any]:
     where = name_of(path)
     try:
-        with open(path, "rb") as file:
+        with opened(path) as (file, _):
             text = file.read(_FILE_LIMIT).decode("utf-8")
-    except (OSError, UnicodeDecodeError) as fault:
+    except UnicodeDecodeError as fault:
         raise DataError(f"cannot read the split file {where}: {fault}") from fault
     told = parse_json(text, where, DataError)
     if not isinstance(told, dict) or told.get("format") != _FORMAT:
@@ -344,7 +341,7 @@ def find_shared(root: str | Path, parts: Mapping[str, Sequence[Sample]]) -> list
             part_of.setdefault(sample.path, part)
     groups = [list(part_of)]
     try:
-        for mark in (os.path.getsize, _head, sha256_of):
+        for mark in (regular_size, _head, sha256_of):
             finer: dict[tuple[int, object], list[str]] = {}
             for number, group in enumerate(groups):
                 for path in group:

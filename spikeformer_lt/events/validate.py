@@ -26,6 +26,7 @@ class Report:
     duration_us: int = 0  # last time minus first time of what was kept
     on: int = 0  # kept events of polarity 1
     skipped: dict[str, int] = field(default_factory=dict)  # no events of a pixel, by kind
+    doubt: str = ""  # why the times may be in another unit
 
     @property
     def empty(self) -> str:
@@ -51,6 +52,10 @@ class Report:
 
 TIME_LIMIT_US = 2**53  # 285 years; above it a float64 time has lost its microseconds
 _HOUR_US = 3_600_000_000
+_ENOUGH = 100  # events; fewer tell nothing of a rate
+_SILENT_HZ, _QUIET_HZ, _LOUD_HZ = 0.001, 0.05, 1000.0  # events of a pixel
+_LONG_US = 600_000_000
+_UNIT = "; are times in another unit? use unit=us, ms or s"
 
 # What may be done about each fault, the mildest last.
 ACTIONS: dict[str, tuple[str, ...]] = {
@@ -138,10 +143,22 @@ def validate(
     times = kept["t_us"]
     duration = int(times[-1] - times[0]) if len(times) else 0
     if duration > policy.longest_us:
-        limit = f"within {policy.longest_us} us of the first, {times[0]}"
+        limit = f"within {policy.longest_us} us of the first, {times[0]}{_UNIT}"
         gate.found("span", np.arange(len(times)) == len(times) - 1, "t_us", limit)
     told = (source, gate.given, len(kept), gate.faults, gate.examples, duration)
-    return kept, Report(*told, on=int(np.count_nonzero(kept["p"])))
+    on = int(np.count_nonzero(kept["p"]))
+    return kept, Report(*told, on=on, doubt=_doubt(kept, duration))
+
+
+def _doubt(events: Events, duration_us: int) -> str:
+    """Say that a rate is none of a camera's, whose pixels have some events a second."""
+    if len(events) < _ENOUGH or not duration_us:
+        return ""
+    pixels = (int(events["x"].max()) + 1) * (int(events["y"].max()) + 1)
+    rate = len(events) * 1e6 / duration_us / pixels
+    if (_QUIET_HZ if duration_us > _LONG_US else _SILENT_HZ) <= rate <= _LOUD_HZ:
+        return ""
+    return f"{len(events)} events in {duration_us / 1e6:g} s, {rate:.2g} a second and pixel{_UNIT}"
 
 
 class _Gate:

@@ -96,6 +96,7 @@ class Augment:
 _PRESETS = {
     "none": Augment(),
     "digits": Augment(crop_padding=2),
+    "crop4": Augment(crop_padding=4),
     "crop4_flip": Augment(crop_padding=4, hflip=0.5),
     "crop4_flip_cutout": Augment(crop_padding=4, hflip=0.5, cutout=16),
     "crop8_flip": Augment(crop_padding=8, hflip=0.5),
@@ -240,6 +241,7 @@ class Mixing:
         return {
             "spikformer_cifar": cls(mixup=0.5, smoothing=0.1, until=2 / 3),
             "spikformer_dvs": cls(mixup=0.5, smoothing=0.1, prob=0.5, until=75 / 106),
+            "wide_dvs": cls(mixup=0.5, smoothing=0.1, prob=0.5, until=75 / 106),
         }.get(augment, cls())
 
     def __post_init__(self) -> None:

@@ -73,7 +73,8 @@ def make_splits(
             text = f"{len(shared)} images of {second.name} are in {first.name} too, pixel for pixel"
             report_shared(f"{text}; the first: {other} is {one} of the source", duplicates)
     return Splits(
-        name, **parts, num_classes=pool.num_classes, in_channels=pool.images.shape[1],
+        name, parts["train"], parts["val"], parts["test"],
+        num_classes=pool.num_classes, in_channels=pool.images.shape[1],
         image_size=height, mean=pool.mean, std=pool.std, kind="static", augment=augment,
         split_sha256=split_sha256({k: (part.indices, part.labels) for k, part in parts.items()}),
     )  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, is_dataclass, replace
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from spikeformer_lt.config import flat_values, to_dict
 from spikeformer_lt.deprecated import moved
 from spikeformer_lt.errors import ConfigError, TicketError
 from spikeformer_lt.layers.neuron import reset_state
@@ -21,6 +22,7 @@ from spikeformer_lt.rng import isolated_rng, seed_for
 from spikeformer_lt.ticket import Ticket
 from spikeformer_lt.training.options import OptimConfig
 from spikeformer_lt.training.phase import Fit, FitResult, Masked, Phase
+from spikeformer_lt.training.ranks import digest
 
 __getattr__ = moved(__name__)
 Batch = Callable[[int], tuple[Tensor, Tensor]]
@@ -103,11 +105,18 @@ class Search:
         sparsity, scope = (getattr(self.config, n, None) for n in ("sparsity", "scope"))
         return None if sparsity is None else asked_for(mask, sparsity, scope)
 
+    def planned(self) -> int:
+        """Most epochs that `find` trains, for the time that a run has left."""
+        return int(getattr(self.config, "epochs", 0))
+
     def _search(self, model: nn.Module, fit: Fit) -> Mask:
         raise NotImplementedError
 
     def _fit(self, fit: Fit, model: nn.Module, phase: Phase) -> FitResult:
-        self.results.append(fit(model, phase))
+        """Train a phase, marked with what asked for it, and keep its result."""
+        config = {self.name: to_dict(self.config)} if is_dataclass(self.config) else {}
+        own = {"search": self.name, "search_seed": self.seed, **dict(flat_values(config))}
+        self.results.append(fit(model, replace(phase, origin={**own, **phase.origin})))
         return self.results[-1]
 
     def _images(self, count: int) -> tuple[Tensor, Tensor]:
@@ -192,7 +201,8 @@ def retrain(
 ) -> FitResult:
     """Train a model from a ticket, in place, as a phase; what the mask removes stays exactly 0."""
     ticket.apply_(model)
-    return fit(model, Phase(name, epochs, optim, hooks=(Masked(ticket.mask),)))
+    origin = {"ticket.weights": digest(ticket.tensors)}
+    return fit(model, Phase(name, epochs, optim, hooks=(Masked(ticket.mask),), origin=origin))
 
 
 def with_phase(ticket: Ticket, result: FitResult) -> Ticket:

@@ -99,12 +99,17 @@ class EarlyTime(Search):
             inner = create_search(self.config.search, seed=seed, batch=batch)
         self.inner, self.trained, self.T = inner, inner.trained, 0
 
+    def planned(self) -> int:
+        """Epochs of the probe and of the search inside."""
+        return int(self.config.epochs + self.inner.planned())
+
     def find(self, model: nn.Module, fit: Fit) -> Ticket:
         """Choose the time, search with it, give T back; a ConfigError for a model without T."""
         config = self.config
         with at_time(model, int(getattr(model, "T", 0))):
             before = snapshot(model)
-            probed = fit(model, Phase("early_time", config.epochs, preset_optim(config.preset)))
+            phase = Phase("early_time", config.epochs, preset_optim(config.preset))
+            probed = self._fit(fit, model, phase)
             own = int(model.T)  # type: ignore[arg-type]
             values = divergences(model, self._images(config.images)[0], config.order)
             self.T = choose_time(values, own, config.threshold, config.order)

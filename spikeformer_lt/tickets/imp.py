@@ -44,6 +44,14 @@ class Imp(Search):
     masks: list[Mask]
     """The mask of each round, set by `find`."""
 
+    def planned(self) -> int:
+        """Epochs of the dense training and of all rounds but the last, which retraining is."""
+        return int(self.config.epochs + (len(schedule(self.config)) - 1) * self._round_epochs())
+
+    def _round_epochs(self) -> int:
+        config = self.config
+        return int(config.round_epochs or max(1, config.epochs - config.rewind_step.epochs))
+
     def _search(self, model: nn.Module, fit: Fit) -> Mask:
         config, step = self.config, self.config.rewind_step
         optim = PRESETS.get(config.preset)
@@ -51,7 +59,7 @@ class Imp(Search):
         self.masks = []
         dense = Phase("imp-0", config.epochs, optim, hooks=(early,))
         self._fit(fit, model, replace(dense, settled_from=config.epochs - 1))
-        epochs = config.round_epochs or max(1, config.epochs - step.epochs)
+        epochs = self._round_epochs()
         for number, level in enumerate(levels, 1):
             scores = magnitudes(prunable(model, config.prune))
             mask = Mask.from_scores(scores, level, config.scope, mask, config.floor)

@@ -172,6 +172,16 @@ class MultiSp(Search):
 
     trained = True
 
+    def planned(self) -> int:
+        """Epochs of the dense network, the selector, the stem and the rest."""
+        if self.config.ticket:
+            return int(self.config.epochs)
+        config = self.config
+        searched = config.stem_epochs if config.weights.method != "off" else 0
+        stem = {"sequential": searched, "reverse": max(1, config.stem_epochs)}
+        found = config.dense_epochs + config.epochs + _selector_epochs(config.patches)
+        return int(found + stem.get(config.schedule, 0))
+
     def _search(self, model: nn.Module, fit: Fit) -> Mask:
         """Train `model` in place into a ticket; it ends collapsed to plain convolutions.
 
@@ -344,6 +354,11 @@ def _all_kept(model: nn.Module) -> Mask:
     )
 
 
+def _selector_epochs(patches: Any) -> int:
+    trained = patches.score == "attention" and patches.sparsity > 0
+    return patches.selector_epochs if trained else 0
+
+
 @register_search("joint", JointConfig)
 class Joint(Search):
     """Patches are removed first; every round of weight pruning sees the patches that are left.
@@ -352,6 +367,10 @@ class Joint(Search):
 
     Source: patches: arXiv 2311.12060; weights: as `imp`; both together: arXiv 2311.08806.
     """
+
+    def planned(self) -> int:
+        """Epochs of the selector and of the rounds."""
+        return _selector_epochs(self.config.patches) + Imp(self.config.imp).planned()
 
     def find(self, model: nn.Module, fit: Fit) -> Ticket:
         """Select patches, then prune the encoder; a ConfigError for a model without patches."""

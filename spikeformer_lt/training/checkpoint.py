@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from spikeformer_lt.bundle import BundleKind, discard, open_bundle, staged
-from spikeformer_lt.config import check
+from spikeformer_lt.config import changes, check
 from spikeformer_lt.disk import dump_json, free_bytes, parse_json, safe_name, write_atomic
-from spikeformer_lt.errors import CheckpointError, NonFiniteError, name_of, near, shown
+from spikeformer_lt.errors import CheckpointError, ConfigError, NonFiniteError, name_of, near, shown
 from spikeformer_lt.training.monitor import count_nonfinite
 
 CHECKPOINT = BundleKind(
@@ -32,6 +32,7 @@ CHECKPOINT = BundleKind(
     sizes=True, indent=1,
 )  # fmt: skip
 STATE, LATEST = "state.json", "LATEST"
+MADE_BY = "made_by"  # key of the state: the facts that made a phase
 NUMBER_LIMIT = 10**18
 LISTED = 5  # tensors that a message shows before it counts the rest
 _NAME = re.compile(r"ckpt-(\d{8,18})(?:\.(\d{1,9}))?")
@@ -66,8 +67,8 @@ def write_checkpoint(folder: Path, number: int, tensors: Content, state: Mapping
             if count := count_nonfinite(value):
                 raise NonFiniteError(
                     f"not saved: {group} tensor {shown(name)} has {count} non-finite values of "
-                    f"{value.numel()}; the last good checkpoint is untouched; resume from it, e.g. "
-                    "with a lower learning rate"
+                    f"{value.numel()}; the last good checkpoint is untouched; a new run starts "
+                    "from it by --model.init-from, e.g. with a lower learning rate"
                 )
     text = dump_json(dict(state), "state", CheckpointError)
     with staged(folder, CHECKPOINT) as stage:
@@ -92,6 +93,22 @@ def read_checkpoint(folder: Path, number: int) -> Checkpoint:
         if own != {"group": group, "number": number}:
             raise CheckpointError(f"{where}: {group} belongs to another checkpoint: {shown(own)}")
     return Checkpoint(number, folder, tensors, state)
+
+
+def refuse_another(found: Checkpoint, facts: Mapping[str, Any], what: str) -> None:
+    """Refuse a checkpoint that something else than `facts` made, by a ConfigError with each fact.
+
+    `what` it is of, for messages. One that an older version wrote does not say; a warning does.
+    """
+    made_by = found.state.get(MADE_BY)
+    if not isinstance(made_by, dict):
+        log.warning("%s does not say what made it: %s is taken as it is", found.path, what)
+    elif changed := changes(made_by, {name: facts.get(name, "absent") for name in made_by}):
+        raise ConfigError(
+            f"{what} was made otherwise: {'; '.join(changed)}; take the old values, or a new "
+            f"--run.out, which --model.init-from {name_of(found.path)} starts from these weights; "
+            "--run.extend trains a finished run on"
+        )
 
 
 class CheckpointStore:

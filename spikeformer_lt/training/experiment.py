@@ -1,14 +1,13 @@
 """What every recipe does around its search: data, model, run directory, trainer, ticket.
 
-The set that is there is settled, with its usual augmentation and mixing; memory and time of a step
-are measured on a small batch before the run starts.
+The set that is there is settled, with its usual augmentation and mixing.
 """
 
 from __future__ import annotations
 
-import copy
+import hashlib
+import json
 import logging
-import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from datetime import timedelta
@@ -20,23 +19,22 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
-from torch import Tensor, nn
+from torch import nn
 
-from spikeformer_lt.config import check, entry_options, flat_values, given_options, to_dict
-from spikeformer_lt.errors import CheckpointError, ConfigError, DataError, TicketError
+from spikeformer_lt.bundle import open_bundle
+from spikeformer_lt.config import changes, check, entry_options, flat_values, given_options, to_dict
+from spikeformer_lt.errors import CheckpointError, ConfigError, DataError, TicketError, name_of
 from spikeformer_lt.events.augment import EventAugment
 from spikeformer_lt.images.augment import Augment, Mixing
-from spikeformer_lt.images.loader import train_loader
 from spikeformer_lt.images.splits import Splits
 from spikeformer_lt.layers.neuron import lif_path
-from spikeformer_lt.layers.units import set_recompute
 from spikeformer_lt.registry import create_model
-from spikeformer_lt.rng import isolated_rng, seed_for
+from spikeformer_lt.rng import seed_for
 from spikeformer_lt.runtime import OPENMP
-from spikeformer_lt.ticket import Ticket
+from spikeformer_lt.step import Step
+from spikeformer_lt.ticket import TICKET, Ticket
 from spikeformer_lt.training.checkpoint import load_weights
-from spikeformer_lt.training.monitor import clock
-from spikeformer_lt.training.options import DataConfig, load_splits, split_options
+from spikeformer_lt.training.options import DataConfig, lasting, load_splits, split_options
 from spikeformer_lt.training.ranks import (
     StopRequest,
     digest,
@@ -49,6 +47,10 @@ from spikeformer_lt.training.run import RunDir, RunLog
 from spikeformer_lt.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
+FOLLOWING = ("rewind", "round_epochs", "stem_epochs")
+"""Lengths inside a search that follow its epochs where the user names those alone."""
+ORIGIN = ("search", "config", "search_seed", "early_time", "seed", "split_sha256", "model")
+"""Provenance that tells how a ticket was found."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,8 @@ def settle(cfg: Any, wanted: Wanted, fallback: str, small: dict[str, Any]) -> tu
         small: option values for the fallback, where the user named none; a group for its fields.
 
     Returns:
-        The configuration; a notice for the user, or ""; and the small values taken, in words.
+        The configuration; a notice for the user, or ""; and the values taken for what the user did
+        not name, small ones and lengths that follow the epochs that were, in words.
     """
     name, notice = cfg.data.name, ""
     if name == "auto":
@@ -121,20 +124,42 @@ def settle(cfg: Any, wanted: Wanted, fallback: str, small: dict[str, Any]) -> tu
                 f"Its results are not {wanted.title} results; --data.download fetches it."
             )
     settled = replace(cfg, data=replace(cfg.data, name=name))
-    if name != fallback:
-        return settled, notice, ""
-    plain, given, taken = type(cfg)(), given_options(cfg), []
+    usual, given, taken = type(cfg)(), given_options(cfg), dict[str, Any]()
     leaves = [
         (path, own) if not field else (f"{path}.{field}", getattr(own, field))
-        for path, own in small.items()
+        for path, own in (small.items() if name == fallback else ())
         for field in ([f.name for f in fields(own)] if is_dataclass(own) else [""])
     ]
     for path, value in leaves:
-        usual, now = (attrgetter(path)(each) for each in (plain, settled))
-        if path not in given and now == usual != value:
-            settled = _set(settled, path, value)
-            taken.append(f"{path}={value}")
-    return settled, notice, ", ".join(taken)
+        before, now = (attrgetter(path)(each) for each in (usual, settled))
+        if path not in given and now == before != value:
+            taken[path] = value
+        usual = _set(usual, path, value)
+    for path, value in taken.items():
+        settled = _set(settled, path, value)
+    for path, value in _following(settled, usual, given).items():
+        settled, taken[path] = _set(settled, path, value), value
+    return settled, notice, ", ".join(f"{path}={value}" for path, value in taken.items())
+
+
+def _following(cfg: Any, usual: Any, given: Collection[str]) -> dict[str, Any]:
+    """Lengths that the user left to the epochs of a search or a phase, where those were named."""
+    found: dict[str, Any] = {}
+    for group in (field.name for field in fields(cfg)):
+        own, before = getattr(cfg, group), getattr(usual, group)
+        if f"{group}.epochs" not in given or own.epochs == before.epochs:
+            continue
+        for name in (n for n in FOLLOWING if hasattr(own, n) and f"{group}.{n}" not in given):
+            value, scale = getattr(before, name), own.epochs / before.epochs
+            step = Step.parse(value) if name == "rewind" else Step(value)
+            epochs = max(1, round(scale * step.epochs)) if step.epochs else 0
+            if name == "rewind":
+                value = str(Step(min(epochs, own.epochs - 1), step.extra))
+            found[f"{group}.{name}"] = value if name == "rewind" else epochs
+    named = {"train.optim.warmup_epochs", "train.optim.cooldown_epochs"} & set(given)
+    if named and "train.optim.of_epochs" not in given and cfg.train.optim.of_epochs:
+        found["train.optim.of_epochs"] = 0
+    return {path: v for path, v in found.items() if v != attrgetter(path)(cfg)}
 
 
 def augmentation(data: DataConfig, splits: Splits) -> tuple[Augment | EventAugment, Mixing]:
@@ -143,6 +168,9 @@ def augmentation(data: DataConfig, splits: Splits) -> tuple[Augment | EventAugme
     asked = {"mixup": data.mixup, "smoothing": data.smoothing, "until": data.mix_until}
     given = {field: value for field, value in asked.items() if value is not None}
     kind = EventAugment if splits.kind == "events" else Augment
+    if kind.standard(name).hflip and splits.mirror_changes_label:
+        told = "NOTICE: %s: data.augment=%s mirrors samples, which changes the class of some"
+        log.warning(told, splits.name, name)
     return kind.standard(name), replace(Mixing.standard(name), cutmix=data.cutmix, **given)
 
 
@@ -152,44 +180,16 @@ def _set(cfg: Any, path: str, value: Any) -> Any:
     return replace(cfg, **{name: _set(getattr(cfg, name), rest, value) if rest else value})
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """What a step of the run will need, scaled from a probe batch; without workspaces.
-
-    `saved_mb` are the tensors kept for the backward pass, `weights_mb` parameters, gradients and
-    two optimizer moments; the seconds are of forward and backward.
-    """
-
-    saved_mb: float
-    weights_mb: float
-    seconds_per_step: float
+def plain(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Provenance as JSON gives it back."""
+    found: dict[str, Any] = json.loads(json.dumps(provenance))
+    return found
 
 
-def estimate_step(model: nn.Module, images: Tensor, batch_size: int) -> Estimate:
-    """Measure a step of a copy of the model on images ``[b, ...]``, b >= 2; scale it to a batch.
-
-    Random streams are left untouched.
-    """
-    probe = copy.deepcopy(model).train()
-    seen: dict[int, int] = {}
-
-    def count(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        seen[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    weights = {p.untyped_storage().data_ptr() for p in probe.parameters()}
-    scale = batch_size / len(images)
-    with isolated_rng(0):
-        probe(images).float().mean().backward()  # warm-up: kernels compile here
-        start = time.perf_counter()
-        with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
-            out = probe(images).float().mean()
-        out.backward()
-        seconds = time.perf_counter() - start
-    saved = sum(size for pointer, size in seen.items() if pointer not in weights)
-    numel = sum(p.numel() for p in model.parameters())
-    return Estimate(saved * scale / 1e6, 4 * 4 * numel / 1e6, seconds * scale)
+def fingerprint(provenance: Mapping[str, Any]) -> str:
+    """SHA-256 of what made a ticket: search and its configuration, run's options, split, seed."""
+    known = {name: provenance[name] for name in (*ORIGIN, "options") if name in provenance}
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
 
 class Experiment:
@@ -244,8 +244,13 @@ class Experiment:
                 log=self._log,
             )
             augment, mixing = augmentation(cfg.data, self.data)
+            names = ("data", "model", "train", cfg.data.name, cfg.model.name)
+            groups = {name: to_dict(getattr(cfg, name)) for name in names if hasattr(cfg, name)}
             places = self.data, train, self.run, self.accelerator
-            self.trainer = Trainer(*places, augment=augment, mixing=mixing, stop=self.stop)
+            self.trainer = Trainer(
+                *places, augment=augment, mixing=mixing, stop=self.stop, made_by=lasting(groups),
+                extend=cfg.run.extend,
+            )  # fmt: skip
         except BaseException as fault:
             self.__exit__(type(fault), fault)
             raise
@@ -276,7 +281,6 @@ class Experiment:
         start = self.cfg.model.start_weights()
         if start is not None:
             load_weights(model, start, self.cfg.model.init_from)
-        set_recompute(model, self.cfg.train.recompute)  # the estimate counts what it keeps
         self._announce(model)
         return model
 
@@ -305,13 +309,30 @@ class Experiment:
             **(self.data.preprocess.noted() if self.data.preprocess else {}),
         }
         differing = [*ticket.provenance.get("deviations", ()), *self.deviations]
-        about = {**ticket.provenance, **origin, "deviations": differing}
-        ticket = Ticket(ticket.mask, ticket.tensors, about)
+        provenance = {**ticket.provenance, **origin, "options": self.trainer.made_by}
+        provenance |= {"deviations": differing, "fingerprint": fingerprint(provenance)}
+        self._refuse_another(provenance)
+        ticket = Ticket(ticket.mask, ticket.tensors, provenance)
         found = {"mask": ticket.mask.sha256, "weights": digest(ticket.tensors)}
         refuse_differences({f"the ticket's {name}": value for name, value in found.items()})
         if self.trainer.main:
             ticket.save(self.run.path / "ticket", overwrite=True)
         return ticket
+
+    def _refuse_another(self, provenance: dict[str, Any]) -> None:
+        """Refuse to put a ticket in the place of one that was found otherwise."""
+        folder = self.run.path / "ticket"
+        if not folder.is_dir():
+            return
+        old, now = (
+            dict(flat_values({name: found[name] for name in ORIGIN if name in found}))
+            for found in (open_bundle(folder, TICKET).about["provenance"], plain(provenance))
+        )
+        if changed := changes(old, {name: now.get(name, "absent") for name in old}):
+            raise ConfigError(
+                f"{name_of(folder)} was found otherwise: {'; '.join(changed)}; take the old "
+                "values, or choose another --run.out"
+            )
 
     def _announce(self, model: nn.Module) -> None:
         trainer, data, cfg, train = self.trainer, self.data, self.cfg, self.cfg.train
@@ -337,12 +358,4 @@ class Experiment:
             train.batch_size, train.accumulate, trainer.world, total, train.optim.lr, device,
             torch.get_num_threads(), lif_path(device), trainer.heap, OPENMP,
             ", activations computed again" if train.recompute else "",
-        )  # fmt: skip
-        size = min(8, train.batch_size)
-        images, _, _ = next(iter(train_loader(data.train, trainer.augment, size, 0, 0)))
-        guess = estimate_step(model.to(device), images.to(device), train.batch_size)
-        seconds, steps = guess.seconds_per_step * train.accumulate, len(data.train) // total
-        log.info(
-            "estimate: %.0f MB for a step (%.0f saved for backward), %.3f s a step, %s an epoch",
-            guess.saved_mb + guess.weights_mb, guess.saved_mb, seconds, clock(seconds * steps),
         )  # fmt: skip

@@ -21,9 +21,11 @@ from torch.utils.hooks import RemovableHandle
 
 from spikeformer_lt.config import check
 from spikeformer_lt.errors import NonFiniteError, shown
+from spikeformer_lt.layers.neuron import reset_state
 from spikeformer_lt.layers.patches import PatchSelect, kept_count
 from spikeformer_lt.layers.subnet import SubnetConv2d
 from spikeformer_lt.mask import Mask
+from spikeformer_lt.rng import isolated_rng
 from spikeformer_lt.training.ranks import agreed, together
 
 log = logging.getLogger(__name__)
@@ -165,7 +167,7 @@ def _faults(kinds: Mapping[str, Iterable[tuple[str, Tensor]]]) -> str:
 def _error(fault: str) -> NonFiniteError:
     return NonFiniteError(
         f"NaN or infinity in {fault}; the last good checkpoint is untouched; look at the data, "
-        "lower the learning rate, or set nonfinite to skip"
+        "lower the learning rate in a new run, or set nonfinite to skip"
     )
 
 
@@ -277,9 +279,9 @@ class FiringWatch:
 
 @dataclass(eq=False)
 class EpochProgress:
-    """Shows steps, images/s, ETA of the whole phase, loss, sparsity and mean firing rate.
+    """Shows steps, images/s, ETA of the whole run, loss, sparsity and mean firing rate.
 
-    `steps` and `rest` are optimizer steps of this epoch and of the phase after it; only one rank
+    `steps` and `rest` are optimizer steps of this epoch and of the run after it; only one rank
     shows anything; plain lines are `every_s` seconds apart or more.
     """
 
@@ -331,6 +333,56 @@ class EpochProgress:
         )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """What a step of a phase will need, scaled from a probe batch; without workspaces.
+
+    `saved_mb` are the tensors kept for the backward pass, `weights_mb` parameters, gradients and
+    two optimizer moments; the seconds are of forward and backward.
+    """
+
+    saved_mb: float
+    weights_mb: float
+    seconds_per_step: float
+
+
+def estimate_step(model: nn.Module, images: Tensor, batch_size: int) -> Estimate:
+    """Measure a training step on images ``[b, ...]``, b >= 2, and scale it to a batch.
+
+    The model, which has no gradients yet, and the random streams are left as they were.
+    """
+    buffers = {name: value.detach().clone() for name, value in model.named_buffers()}
+    training = {module: module.training for module in model.modules()}
+    seen: dict[int, int] = {}
+
+    def count(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        seen[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    try:
+        with isolated_rng(0):
+            model.train()
+            model(images).float().mean().backward()  # warm-up: kernels compile here
+            start = time.perf_counter()
+            with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
+                out = model(images).float().mean()
+            out.backward()
+            seconds = time.perf_counter() - start
+    finally:
+        model.zero_grad(set_to_none=True)
+        for module, mode in training.items():
+            module.training = mode
+        with torch.no_grad():
+            for name, value in model.named_buffers():
+                value.copy_(buffers[name])
+        reset_state(model)
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    saved = sum(size for pointer, size in seen.items() if pointer not in weights)
+    scale, numel = batch_size / len(images), sum(p.numel() for p in model.parameters())
+    return Estimate(saved * scale / 1e6, 4 * 4 * numel / 1e6, seconds * scale)
+
+
 def removed(model: nn.Module, masks: Sequence[Mask] = ()) -> dict[str, float]:
     """What a model in training has removed now: sparsity of weights and of patches.
 
@@ -347,15 +399,17 @@ def removed(model: nn.Module, masks: Sequence[Mask] = ()) -> dict[str, float]:
     return {"weight_sparsity": 1 - kept / total if total else 0.0, "patch_sparsity": gone}
 
 
-def epoch_line(row: Mapping[str, Any], epochs: int, images_per_s: float, left_s: float) -> str:
-    """One line for the end of an epoch, from its row of the summary."""
+def epoch_line(
+    row: Mapping[str, Any], epochs: int, images_per_s: float, left_s: float, run_s: float = 0.0
+) -> str:
+    """One line for the end of an epoch, from its row; with the seconds left of phase and run."""
     val = "-" if row["val_accuracy"] is None else f"{row['val_accuracy']:.2f} %"
     return (
         f"{row['phase']} epoch {row['epoch']}/{epochs}  loss {row['train_loss']:.4f}  "
         f"train {row['train_accuracy']:.2f} %  val {val}  rate {row['firing_rate']:.3f}  "
         f"removed: weights {100 * row['weight_sparsity']:.1f} % "
         f"patches {100 * row['patch_sparsity']:.1f} %  {images_per_s:.0f} images/s  "
-        f"ETA {clock(left_s)}"
+        f"ETA {clock(left_s)}" + (f", run {clock(run_s)}" if run_s > left_s else "")
     )
 
 

@@ -53,25 +53,48 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
     )
 
 
+def lengths(config: OptimConfig, epochs: float) -> tuple[float, float, str]:
+    """Epochs of warm-up and cool-down in a phase of `epochs`, and what to tell the user, or "".
+
+    They scale with the phase where the configuration says for which length they are. Where they
+    would leave nothing between them, they share half of the phase.
+    """
+    scale = epochs / config.of_epochs if config.of_epochs else 1.0
+    warmup, cooldown = config.warmup_epochs * scale, config.cooldown_epochs * scale
+    if warmup + cooldown < epochs or warmup + cooldown == 0:
+        return warmup, cooldown, ""
+    less = 0.5 * epochs / (warmup + cooldown)
+    notice = (
+        f"warm-up of {warmup:g} epochs and cool-down of {cooldown:g} leave nothing of {epochs:g} "
+        f"epochs: they are shortened to {warmup * less:.3g} and {cooldown * less:.3g}; choose "
+        "--train.optim.warmup-epochs and --train.optim.cooldown-epochs for this length"
+    )
+    return warmup * less, cooldown * less, notice
+
+
 class Schedule:
     """Learning rates as a function of the update number alone, so that they need no saved state.
 
     Every group keeps its own peak: scores and weights share the shape of the curve. The formulas
-    are those of timm's schedulers.
+    are those of timm's schedulers. `notice` says where the phase is too short for its warm-up.
     """
 
     def __init__(
         self, optimizer: torch.optim.Optimizer, config: OptimConfig, updates: int, per_epoch: int
     ) -> None:
-        self.optimizer, self.config = optimizer, config
-        self.updates = max(1, updates - round(config.cooldown_epochs * per_epoch))
-        self.warmup = round(config.warmup_epochs * per_epoch)
+        self.optimizer, self.config, self.last = optimizer, config, max(0, updates - 1)
+        warmup, cooldown, self.notice = lengths(config, updates / per_epoch)
+        self.updates = max(1, updates - round(cooldown * per_epoch))
+        self.warmup = round(warmup * per_epoch)
         self.peaks = [float(group["lr"]) for group in optimizer.param_groups]
 
     def set(self, update: int) -> float:
-        """Put the learning rates of update number `update` in force; returns the first group's."""
+        """Put the rates of update number `update` in force, the last ones after the end.
+
+        Return that of the first group.
+        """
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
-            group["lr"] = self._rate(peak, update)
+            group["lr"] = self._rate(peak, min(update, self.last))
         return float(self.optimizer.param_groups[0]["lr"])
 
     def _rate(self, peak: float, update: int) -> float:

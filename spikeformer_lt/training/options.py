@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spikeformer_lt.config import check, check_fields
+from spikeformer_lt.config import check, check_fields, flat_values
 from spikeformer_lt.disk import read_tensors
 from spikeformer_lt.errors import DataError
 from spikeformer_lt.events.frame import EventOptions
@@ -45,6 +45,9 @@ class OptimConfig:
     """Learning rate at the start of the warm-up."""
     cooldown_epochs: float = 0.0
     """Epochs at min_lr after the schedule, the last of the phase's."""
+    of_epochs: int = 0
+    """Length of a phase, in epochs, that warm-up and cool-down are meant for: in another one they
+    scale with it; 0, or naming one of the two, takes them as they are."""
     score_lr: float = 0.01
     """Learning rate of subnetwork scores (they follow the same schedule, without decay)."""
     clip_grad: float = 5.0
@@ -57,7 +60,7 @@ class OptimConfig:
         check_fields(
             self, "optim.", lr=positive, score_lr=positive, momentum="[0, 1)",
             weight_decay=finite, min_lr=finite, warmup_lr=finite, clip_grad=finite,
-            warmup_epochs=finite, cooldown_epochs=finite,
+            warmup_epochs=finite, cooldown_epochs=finite, of_epochs=0,
             sched=("cosine", "linear", "step", "constant"),
         )  # fmt: skip
 
@@ -85,7 +88,8 @@ class DataConfig:
     limit_test: int | None = None
     """Test on this many images, classes in proportion; None is all."""
     augment: str = "auto"
-    """auto (the data set's usual), none, digits, spikformer_cifar, crop4_flip or crop8_flip."""
+    """auto (the data set's usual), none, digits, spikformer_cifar, crop4, crop4_flip or
+    crop8_flip."""
     mixup: float | None = None
     """Alpha of mixup; None is the papers' value for the data set."""
     cutmix: float = 0.0
@@ -104,7 +108,8 @@ class EventDataConfig(DataConfig):
     """
 
     augment: str = "auto"
-    """auto (the data set's usual), none, spikformer_dvs, tet_dvs, event_drop or moving_digits."""
+    """auto (the data set's usual), none, spikformer_dvs, wide_dvs, tet_dvs, event_drop or
+    moving_digits."""
     by: str = EventOptions.by
     """n_event_bins (equal counts), n_time_bins (equal times) or time_window (window_us each)."""
     window_us: int | None = EventOptions.window_us
@@ -121,6 +126,11 @@ class EventDataConfig(DataConfig):
     """Folder for frames that were made once; auto is .frames in the root, none keeps none."""
     split_file: str | None = EventOptions.split_file
     """JSON file of the split: read where it is, written where it is not."""
+    unit: str | None = EventOptions.unit
+    """Unit of times in npy, npz and HDF5 files, us, ms or s (a field t_us is in us); None is the
+    set's own."""
+    columns: str | None = EventOptions.columns
+    """Order of the columns of plain npy arrays, such as x,y,p,t; None is the set's own."""
 
 
 @dataclass(frozen=True)
@@ -184,6 +194,30 @@ class RunConfig:
     """never, auto (go on where --run.out stopped, start if it is new), or a run directory."""
     allow_config_change: tuple[str, ...] = ()
     """Fields that may differ from the run that is resumed."""
+    extend: int = 0
+    """Train the last phase of the finished run that is resumed on, for so many epochs beyond its
+    own, at the learning rate that its schedule ended with."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "run.", extend=0)
+
+
+# Options of how a run is computed and kept: they may differ when it is resumed.
+FREE = (
+    *("data.root", "data.download", "data.cache", "data.split_file"),
+    *("train.workers", "train.threads", "train.cpu", "train.timeout_s", "train.tensorboard"),
+    *("train.checkpoint_steps", "train.eval_batch_size", "train.recompute", "train.nonfinite"),
+    "train.skip_limit",
+)
+
+
+def lasting(groups: Mapping[str, Any]) -> dict[str, Any]:
+    """Options that make a phase what it is, by "group.field", of groups as nested dicts.
+
+    Those of the optimizer are left out: a phase may have its own.
+    """
+    values = dict(flat_values(groups))
+    return {k: v for k, v in values.items() if k not in FREE and not k.startswith("train.optim.")}
 
 
 def split_options(data: DataConfig) -> dict[str, Any]:

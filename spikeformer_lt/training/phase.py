@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from spikeformer_lt.config import flat_values, to_dict
 from spikeformer_lt.errors import CheckpointError, ConfigError, shown
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.step import Step
@@ -25,7 +26,7 @@ BEGIN = Step()  # of a phase
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a phase stands, before a step."""
+    """Where a phase stands, before a step; beyond its `epochs` while it is extended."""
 
     epoch: int
     step: int
@@ -39,7 +40,7 @@ class Progress:
 
     @property
     def fraction(self) -> float:
-        """Fraction of the phase that is done, in [0, 1)."""
+        """Fraction of the phase that is done, in [0, 1); above 1 while it is extended."""
         return self.epochs_done / self.epochs
 
 
@@ -59,6 +60,8 @@ class Phase:
         lr_factor: multiplies the peak learning rate, also that of scores.
         lr_from: where the learning-rate schedule, longer by so much, is entered.
         tags: further columns of the phase's summary rows.
+        origin: what else makes it, by name, in values that JSON can hold: the search and its
+            configuration. A phase is resumed under the same origin alone.
     """
 
     name: str
@@ -74,6 +77,20 @@ class Phase:
     lr_factor: float = 1.0
     lr_from: Step = BEGIN
     tags: dict[str, str] = field(default_factory=dict)
+    origin: Mapping[str, Any] = field(default_factory=dict)
+
+    def facts(self, usual: OptimConfig) -> dict[str, Any]:
+        """What makes the phase, by name, in a run whose `usual` optimizer is given."""
+        masks = [hook.mask.sha256 if hook.mask else "" for hook in self.hooks]
+        own = {
+            "epochs": self.epochs, "settled_from": self.settled_from, "distill": self.distill,
+            "frozen": list(self.frozen), "lr_factor": self.lr_factor, "lr_from": str(self.lr_from),
+            "hooks": [type(hook).__name__ for hook in self.hooks], "masks": masks,
+        }  # fmt: skip
+        optim = {"train.optim": to_dict(usual)}
+        if self.optim is not None:
+            optim = {f"{self.name}.optim": to_dict(self.optim)}
+        return {**self.origin, **dict(flat_values({self.name: own, **optim}))}
 
     def optimizer(self, usual: OptimConfig) -> OptimConfig:
         """The optimizer of this phase in a run whose `usual` one is given."""
@@ -85,8 +102,9 @@ class Phase:
 class FitResult:
     """What a phase reached: the model holds its best validated weights.
 
-    `epochs` is how many it trained: fewer than asked for where a hook ended it. `best_on_test` is
-    the best test accuracy of all validated epochs, %, where it was asked for.
+    `epochs` is how many it trained: fewer than asked for where a hook ended it, more where it was
+    extended. `best_epoch` counts from 1; 0 is none. `best_on_test` is the best test accuracy of
+    all validated epochs, %, where it was asked for.
     """
 
     phase: str

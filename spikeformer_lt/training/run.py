@@ -15,14 +15,22 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 
-from spikeformer_lt.config import check, differences, flat_values, load_config, save_config, to_dict
+from spikeformer_lt.config import (
+    changes,
+    check,
+    differences,
+    flat_values,
+    load_config,
+    save_config,
+    to_dict,
+)
 from spikeformer_lt.config import run_id as name_run
 from spikeformer_lt.disk import csv_cell, dump_json, read_mapping, safe_name, write_atomic
 from spikeformer_lt.errors import ConfigError, name_of, near, shown
@@ -37,7 +45,7 @@ TABLES = ("summary", "firing")
 OWN = ("run",)  # the group about the directory itself, which is no part of a run's identity
 TWINS = 10_000  # runs of one configuration under one root
 TAKEN = (errno.EACCES, errno.EAGAIN)  # what the system answers about a lock that is held
-WORLD, CHANGED = "world_size", "changed_on_resume"  # keys of env.json
+WORLD, CHANGED, IDENTITY = "world_size", "changed_on_resume", "identity"  # keys of env.json
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +65,7 @@ class RunDir:
         self._tables: dict[str, Summary] = {}
         self._lock: IO[bytes] | None = None
         self._log: RunLog | None = None
+        self._changed: Any = None  # a configuration that becomes the run's with what it makes
 
     @classmethod
     def open(
@@ -97,7 +106,7 @@ class RunDir:
                 any(_within(field, [name]) for field in fields), "allow_config_change", name, rule
             )
         run_id = name_run(config, slug, [name for name in OWN if hasattr(config, name)], identity)
-        choice = RunChoice(config, run_id, resume, tuple(allow), Path(root))
+        choice = RunChoice(config, run_id, resume, tuple(allow), Path(root), identity or {})
         if not together():
             return cls._begin(choice, str(path), seed, 1, log)
         distributed, run, answer = torch.distributed, None, list[Any](["", False, ""])
@@ -130,11 +139,14 @@ class RunDir:
         try:
             if holds_run(folder) and not resumed:
                 raise ConfigError(f"{name_of(path)}: another process has just begun a run there")
-            env = describe_environment(seed, world_size)
+            env = describe_environment(seed, world_size) | {IDENTITY: dict(choice.identity)}
             changed = run._compare(choice, env) if resumed else []
-            if changed or not resumed:
-                save_config(choice.config, folder / CONFIG)
-            run._write_json(ENV, env)
+            if changed:
+                run._changed = choice.config, env
+            else:
+                if not resumed:
+                    save_config(choice.config, folder / CONFIG)
+                run._write_json(ENV, env)
             run._log = log_ or RunLog(None)
             run._log.open(folder / LOG)
         except BaseException:
@@ -148,6 +160,12 @@ class RunDir:
         """Refuse a change that is not allowed, note the others in `env`, and return them."""
         old = read_mapping(self.path / ENV) if (self.path / ENV).exists() else {}
         before, changed = old.pop(CHANGED, []), choice.changes(self.path)
+        identity = old.pop(IDENTITY, {})
+        if another := changes(identity, {**identity, **env[IDENTITY]}) if identity else []:
+            raise ConfigError(
+                f"{name_of(self.path)} holds another run: {'; '.join(another)}; choose another "
+                "--run.out"
+            )
         if old.get(WORLD, env[WORLD]) != env[WORLD]:
             changed.append(f"{WORLD}: {old[WORLD]} -> {env[WORLD]}")
         if refused := [line for line in changed if not _within(line, choice.allow)]:
@@ -157,7 +175,8 @@ class RunDir:
                 f"{'; '.join(refused)}; take the old values, or allow the change with "
                 f"--run.allow-config-change {fields}"
             )
-        drift = environment_changes(old, env) if old else []
+        elsewhere = {name: value for name, value in env.items() if name != IDENTITY}
+        drift = environment_changes(old, elsewhere) if old else []
         if drift:
             log.warning("resumed elsewhere: the last bits may differ: %s", "; ".join(drift))
         env[CHANGED] = [*before, *changed, *drift]
@@ -170,6 +189,7 @@ class RunDir:
     def append_row(self, row: Mapping[str, object], table: str = "summary") -> None:
         """Add a row to one of `TABLES`: column -> number, text or None."""
         if self.writer:
+            self._settle()
             self._table(table).append(row)
 
     def truncate(self, rows: int) -> None:
@@ -179,10 +199,15 @@ class RunDir:
 
     def write_report(self, report: Mapping[str, Any], name: str = "report.json") -> None:
         """Write a report as JSON, atomically; a ConfigError names what JSON cannot hold, as NaN."""
+        self._settle()
         self._write_json(name, report, "report")
 
     def abandon(self) -> None:
-        """Close; take back a run that this process began, if nothing but the beginning is there."""
+        """Close; take back a run that this process began, if nothing but the beginning is there.
+
+        An allowed change of configuration under which nothing was made is forgotten, too.
+        """
+        self._changed = None
         if self._log is not None:
             self._log.close()
         began = {CONFIG, ENV, LOG, LOCK}
@@ -195,6 +220,7 @@ class RunDir:
 
     def close(self) -> None:
         """Let go of log.txt and of the directory."""
+        self._settle()
         for held in (self._log, self._lock):
             if held is not None:
                 held.close()
@@ -205,6 +231,14 @@ class RunDir:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    def _settle(self) -> None:
+        """Make an allowed change of configuration the run's own."""
+        if self._changed is not None:
+            config, env = self._changed
+            self._changed = None
+            save_config(config, self.path / CONFIG)
+            self._write_json(ENV, env)
 
     def _write_json(self, name: str, value: Mapping[str, Any], what: str = "env") -> None:
         text = dump_json(dict(value), what, ConfigError, indent=2)
@@ -231,6 +265,7 @@ class RunChoice:
     resume: str
     allow: Sequence[str]
     root: Path
+    identity: Mapping[str, str] = field(default_factory=dict)
 
     def choose(self, path: str) -> tuple[Path, bool]:
         """Give the directory and whether a run goes on there.

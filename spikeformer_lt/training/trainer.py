@@ -10,7 +10,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -18,8 +18,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spikeformer_lt.config import check
-from spikeformer_lt.errors import ConfigError, Interrupted
+from spikeformer_lt.config import check, to_dict
+from spikeformer_lt.errors import ConfigError, Interrupted, name_of
 from spikeformer_lt.images.augment import Mixing
 from spikeformer_lt.images.loader import Augmentation, sample_loader, train_loader
 from spikeformer_lt.images.splits import Splits
@@ -27,10 +27,12 @@ from spikeformer_lt.layers.units import set_recompute
 from spikeformer_lt.rng import seed_for
 from spikeformer_lt.runtime import keep_heap
 from spikeformer_lt.training.checkpoint import (
+    MADE_BY,
     Checkpoint,
     CheckpointStore,
     flatten_optimizer,
     load_weights,
+    refuse_another,
     restore_optimizer,
 )
 from spikeformer_lt.training.evaluate import Metrics, evaluate
@@ -38,11 +40,13 @@ from spikeformer_lt.training.monitor import (
     EpochProgress,
     FiringWatch,
     NonFiniteGuard,
+    clock,
     epoch_line,
+    estimate_step,
     removed,
 )
 from spikeformer_lt.training.optim import Ema, Schedule, build_optimizer
-from spikeformer_lt.training.options import LOSSES, TrainConfig
+from spikeformer_lt.training.options import LOSSES, TrainConfig, lasting
 from spikeformer_lt.training.phase import FitResult, Hooks, Phase, Progress
 from spikeformer_lt.training.ranks import StopRequest, agreed, share_buffers
 from spikeformer_lt.training.run import RunDir
@@ -104,7 +108,8 @@ def save_position(run: PhaseRun, store: CheckpointStore) -> None:
     tensors = {"model": state_of(run.model), "optimizer": moments}
     tensors |= {group: own for group, own in more.items() if own}
     state = {
-        "phase": run.phase.name, "position": asdict(run.at), "optimizer": opt_state,
+        "phase": run.phase.name, MADE_BY: run.facts, "position": asdict(run.at),
+        "optimizer": opt_state,
         "firing": run.watch.state(), "guard": run.guard.state(), "hooks": run.hooks.state(),
     }  # fmt: skip
     store.save(store.next_number(), tensors, state)
@@ -134,8 +139,9 @@ def record_epoch(run: PhaseRun, row: Mapping[str, Any], speed: float) -> None:
     rates = run.watch.rates()
     trainer.run.append_row(dict(row) | phase.tags)
     trainer.run.append_row({"phase": row["phase"], "epoch": row["epoch"], **rates}, "firing")
-    left = at.seconds / (at.epoch + 1) * (phase.epochs - at.epoch - 1)
-    log.info("%s", epoch_line(row, phase.epochs, speed, left))
+    left = at.seconds / (at.epoch + 1) * (run.until - at.epoch - 1)
+    later = at.seconds / (at.epoch + 1) * trainer.later(phase)
+    log.info("%s", epoch_line(row, run.until, speed, left, left + later))
     if trainer.board is None:
         return
     for key, value in {**row, **{f"firing/{name}": rate for name, rate in rates.items()}}.items():
@@ -147,9 +153,10 @@ def record_epoch(run: PhaseRun, row: Mapping[str, Any], speed: float) -> None:
 class PhaseRun:
     """Trains one phase for a :class:`Trainer` and keeps its best validated weights."""
 
-    def __init__(self, trainer: Trainer, model: nn.Module, phase: Phase) -> None:
+    def __init__(self, trainer: Trainer, model: nn.Module, phase: Phase, until: int) -> None:
         self.trainer, self.model, self.phase, self.config = trainer, model, phase, trainer.config
-        self.optim = phase.optimizer(trainer.config.optim)
+        self.until = until  # epochs, with those that a finished phase is extended by
+        self.optim, self.facts = phase.optimizer(trainer.config.optim), trainer.facts(phase)
         images = len(trainer.data.train)
         self.batch = self.config.batch_size * trainer.world * self.config.accumulate
         self.steps = images // self.batch
@@ -157,9 +164,13 @@ class PhaseRun:
         self.hooks = Hooks(phase.hooks)
         self.hooks.start(model, self.steps, phase.epochs)
         self.optimizer = build_optimizer(model, self.optim)
+        if trainer.main:  # before DistributedDataParallel, whose backward waits for other ranks
+            self._estimate()
         self.entry = phase.lr_from.iterations(self.steps)
         updates = self.entry + phase.epochs * self.steps
         self.schedule = Schedule(self.optimizer, self.optim, updates, self.steps)
+        if self.schedule.notice and trainer.main:
+            log.warning("NOTICE: phase %s: %s", phase.name, self.schedule.notice)
         self.ema = Ema(model, self.config.ema_decay) if self.config.ema_decay else None
         self.watch = FiringWatch(model)
         self.guard = NonFiniteGuard(self.config.nonfinite, self.config.skip_limit)
@@ -169,6 +180,24 @@ class PhaseRun:
         if trainer.run.resumed:
             self._restore()
 
+    def _estimate(self) -> None:
+        """Say what the network of this phase, as the search made it, will take."""
+        trainer, config = self.trainer, self.config
+        few = min(8, config.batch_size)
+        images, _, _ = next(iter(train_loader(trainer.data.train, trainer.augment, few, 0, 0)))
+        images = images.nan_to_num(0.0, 0.0, 0.0).to(trainer.accelerator.device)
+        with trainer.accelerator.autocast():
+            guess = estimate_step(self.model, images, config.batch_size)
+        step = guess.seconds_per_step * config.accumulate
+        epochs = self.phase.epochs
+        log.info(
+            "estimate: %.0f MB for a step of %s (%.0f saved for backward), %.3f s a step, %s an "
+            "epoch, %s for %d epochs and %s for those of the run",
+            guess.saved_mb + guess.weights_mb, self.phase.name, guess.saved_mb, step,
+            clock(step * self.steps), clock(step * self.steps * epochs), epochs,
+            clock(step * self.steps * (epochs + trainer.later(self.phase))),
+        )  # fmt: skip
+
     def _save(self) -> None:
         if self.trainer.main:
             self.guard.check_buffers(self.model)
@@ -177,8 +206,10 @@ class PhaseRun:
     def _restore(self) -> None:
         found = self.trainer.last.load()
         if found is not None and found.state["phase"] == self.phase.name:
+            refuse_another(found, self.facts, f"phase {self.phase.name}")
             restore_position(self, found)
-            log.info("resumed %s at epoch %d step %d", self.phase.name, self.at.epoch, self.at.step)
+            at = self.at
+            log.info("resumed %s at epoch %d step %d", self.phase.name, at.epoch + 1, at.step)
         else:  # the row of an epoch whose checkpoint was never published comes again
             self.at.rows = 0 if found is None else int(found.state["position"]["rows"])
         self.trainer.run.truncate(self.at.rows)
@@ -186,14 +217,14 @@ class PhaseRun:
     def train(self) -> tuple[FitResult, dict[str, Tensor]]:
         """Run the epochs that are left."""
         at, phase = self.at, self.phase
-        while at.epoch < phase.epochs and not self.hooks.before_epoch(self.model, at.epoch):
+        while at.epoch < self.until and not self.hooks.before_epoch(self.model, at.epoch):
             self._epoch()
         if self.best is None:  # a hook ended the phase before any validation counted
             share_buffers(self.model)
         best = self.best or state_of(self.model)
         self.watch.close()
         on_test = at.best_on_test if self.config.best_on_test else None
-        reached = at.best_accuracy, at.best_epoch, at.epoch, at.seconds, on_test
+        reached = at.best_accuracy, at.best_epoch + 1, at.epoch, at.seconds, on_test
         return FitResult(phase.name, *reached), best
 
     def _epoch(self) -> None:
@@ -209,8 +240,8 @@ class PhaseRun:
                 module.eval()
         gone = removed(self.model, self.hooks.masks())
         start, batches = time.monotonic(), iter(loader)
-        rest = (self.phase.epochs - at.epoch - 1) * self.steps
-        title = f"{self.phase.name} epoch {at.epoch + 1}/{self.phase.epochs}"
+        rest = (self.until - at.epoch - 1 + trainer.later(self.phase)) * self.steps
+        title = f"{self.phase.name} epoch {at.epoch + 1}/{self.until}"
         with EpochProgress(title, self.steps - at.step, rest, self.batch, show=trainer.main) as bar:
             while at.step < self.steps:
                 self._step(batches)
@@ -230,7 +261,8 @@ class PhaseRun:
         at, config = self.at, self.config
         loss_sum, correct, seen = 0.0, 0.0, 0
         update = at.epoch * self.steps + at.step
-        progress = Progress(at.epoch, at.step, self.steps, self.phase.epochs)
+        late = int(at.epoch >= self.phase.epochs)  # what ends with the phase stays ended
+        progress = Progress(at.epoch, at.step + late, self.steps, self.phase.epochs)
         if self.phase.before_step is not None:
             self.phase.before_step(progress)
         self.schedule.set(self.entry + update)
@@ -268,7 +300,7 @@ class PhaseRun:
         phase, config = self.phase, self.config
         seed = seed_for(config.seed, phase.name, "mix", batch, self.trainer.rank)
         mixing, classes = self.trainer.mixing, self.trainer.data.num_classes
-        mix = self.at.epoch < mixing.until * phase.epochs
+        mix = min(self.at.epoch, phase.epochs - 1) < mixing.until * phase.epochs
         images, target = mixing.apply(images, labels, classes, seed, mix=mix)
         with self.trainer.accelerator.autocast():
             logits = self.wrapped(images)
@@ -283,7 +315,7 @@ class PhaseRun:
     def _end_epoch(self, speed: float) -> None:
         trainer, at, phase = self.trainer, self.at, self.phase
         per_step = self.config.batch_size * self.config.accumulate
-        last = at.epoch + 1 == phase.epochs
+        last = at.epoch + 1 == self.until
         row: dict[str, Any] = {
             "phase": phase.name,
             "epoch": at.epoch + 1,
@@ -332,6 +364,12 @@ class Trainer:
 
     The test split of `data` is read for ``best_on_test`` only. `run` gets checkpoints, rows and
     results of phases. `stop` is honoured between steps; the caller owns the signal handlers.
+    `made_by` are the facts of the run, by name, that its phases depend on: without them those of
+    `data`, `config` and `mixing`. `extend` trains the last phase of a finished run on, for so many
+    epochs beyond its own.
+
+    Attributes:
+        planned: epochs of all phases of the run, for the time that is left; 0 where unknown.
     """
 
     def __init__(
@@ -344,6 +382,8 @@ class Trainer:
         augment: Augmentation,
         mixing: Mixing,
         stop: StopRequest | None = None,
+        made_by: Mapping[str, Any] | None = None,
+        extend: int = 0,
     ) -> None:
         if config.threads:
             torch.set_num_threads(config.threads)
@@ -354,6 +394,12 @@ class Trainer:
         self.accelerator, self.main = accelerator, accelerator.is_main_process
         self.world, self.rank = accelerator.num_processes, accelerator.process_index
         self.last = CheckpointStore(run.path / "last", keep=2)
+        self.extend = extend
+        self.extended = self._last_phase() if extend else ""
+        self.planned, self.behind = 0, 0  # epochs of the run, and of its phases that are done
+        known = {"data": {"name": data.name}, "train": to_dict(config), "mixing": to_dict(mixing)}
+        self.made_by = dict(lasting(known) if made_by is None else made_by)
+        self.made_by["data.split"] = data.split_sha256
         self.board: Any = None
         if config.tensorboard and self.main:
             try:
@@ -366,6 +412,16 @@ class Trainer:
 
             self.board = SummaryWriter(str(run.path / "tb"))
 
+    def _last_phase(self) -> str:
+        """Name of the phase that a finished run ended with."""
+        if not (self.run.path / "report.json").is_file():
+            raise ConfigError(
+                f"run.extend={self.extend} is not allowed: {name_of(self.run.path)} is not a "
+                "finished run; give it by --run.resume, or finish it without --run.extend first"
+            )
+        found = self.last.load()
+        return "" if found is None else str(found.state["phase"])
+
     def fit(self, model: nn.Module, phase: Phase) -> FitResult:
         """Train `model` in place; afterwards it holds its best validated weights.
 
@@ -374,26 +430,47 @@ class Trainer:
         model.to(self.accelerator.device)
         set_recompute(model, self.config.recompute)
         store = CheckpointStore(self.run.path / "best" / phase.name, keep=1)
-        finished, hooks = store.load(), Hooks(phase.hooks)
+        finished, hooks, facts = store.load(), Hooks(phase.hooks), self.facts(phase)
+        until = phase.epochs + (self.extend if phase.name == self.extended else 0)
         if finished is not None:
+            refuse_another(finished, facts, f"phase {phase.name}")
             model.load_state_dict(finished.tensors["model"])
             hooks.load(finished.tensors.get("hooks", {}), finished.state.get("hooks", []))
             log.info("phase %s was finished before: %s", phase.name, finished.path)
-            return FitResult(**finished.state["result"])
+            result = FitResult(**finished.state["result"])
+            if MADE_BY not in finished.state:  # of a version that counted epochs from 0
+                result = replace(result, best_epoch=result.best_epoch + 1)
+            self.behind += phase.epochs
+            if result.epochs >= until:
+                return result
+            log.warning(
+                "NOTICE: phase %s goes on from epoch %d to %d, at the learning rates of its last "
+                "step; mixing and masks stay as they ended",
+                phase.name, result.epochs, until,
+            )  # fmt: skip
         if phase.epochs == 0:
-            return FitResult(phase.name, float("nan"), -1, 0, 0.0)
-        result, tensors = PhaseRun(self, model, phase).train()
+            return FitResult(phase.name, float("nan"), 0, 0, 0.0)
+        result, tensors = PhaseRun(self, model, phase, until).train()
         model.load_state_dict(tensors)
         if self.main:
             own = hooks.tensors()
             groups = {"model": tensors, **({"hooks": own} if own else {})}
             store.save(
-                0,
+                store.next_number(),
                 groups,
-                {"result": asdict(result), "hooks": hooks.state()},
+                {"result": asdict(result), "hooks": hooks.state(), MADE_BY: facts},
             )
         self.accelerator.wait_for_everyone()
+        self.behind += 0 if finished else phase.epochs
         return result
+
+    def later(self, phase: Phase) -> int:
+        """Epochs of the run after a phase that is in progress, as far as they are planned."""
+        return max(0, self.planned - self.behind - phase.epochs)
+
+    def facts(self, phase: Phase) -> dict[str, Any]:
+        """Everything that makes a phase of this run, by name; it resumes under the same alone."""
+        return {**self.made_by, **phase.facts(self.config.optim)}
 
     def batch(self, count: int) -> tuple[Tensor, Tensor]:
         """So many training images, or all, not augmented, and their labels.

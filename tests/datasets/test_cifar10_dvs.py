@@ -52,23 +52,12 @@ def test_half_the_size_keeps_every_event(files, tmp_path):
     assert frames.shape == (4, 2, 64, 64) and frames.sum() == splits.test.events(0)[1].kept
 
 
-def test_tonics_files_are_read_through_aedat(files, tmp_path):
-    pytest.importorskip("aedat", reason="the optional package aedat is not installed")
+def test_tonics_files_are_read(files, tmp_path):
     put(files, tmp_path, "aedat4")
     splits = create_dataset("cifar10_dvs", root=str(tmp_path), events=REPORT)
     assert len(splits.test) == 10
     events, _ = splits.test.events(0)
     assert np.array_equal(events, files.some_events(70, seed=10))
-
-
-def test_tonics_files_without_aedat_say_what_to_install(files, tmp_path, monkeypatch):
-    import sys
-
-    monkeypatch.setitem(sys.modules, "aedat", None)
-    put(files, tmp_path, "aedat4")
-    splits = create_dataset("cifar10_dvs", root=str(tmp_path), events=REPORT)
-    with pytest.raises(DataError, match="pip install"):
-        splits.test[0]
 
 
 @pytest.mark.fault(26)

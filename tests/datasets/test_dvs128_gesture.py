@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from spikeformer_lt.datasets import dvs128_gesture as module
 from spikeformer_lt.errors import DataError
+from spikeformer_lt.events import EventAugment
 from spikeformer_lt.events.frame import EventOptions
 from spikeformer_lt.registry import create_dataset
 
@@ -131,6 +133,61 @@ def test_own_recordings_without_a_class_to_train_on_are_refused(files, tmp_path)
         (tmp_path / "ibmGestureTrain" / f"user{person:02d}_fluorescent" / "1.npy").unlink()
     with pytest.raises(DataError, match=r"no training file of class \[1\]"):
         create_dataset("dvs128_recordings", root=str(tmp_path))
+
+
+@pytest.mark.parametrize("form", ["npy", "original"])
+def test_links_to_the_folders_are_the_folders(files, tmp_path, form):
+    disk, root = tmp_path / "disk", tmp_path / "data"
+    root.mkdir()
+    if form == "npy":
+        put_npy(files, disk)
+        for folder in PEOPLE:
+            (root / folder).symlink_to(disk / folder)
+    else:
+        put_original(files, disk / "DvsGesture")
+        (root / "DvsGesture").symlink_to(disk / "DvsGesture")
+    linked = create_dataset("dvs128_gesture", root=str(root), events=REPORT)
+    plain = create_dataset("dvs128_gesture", root=str(disk), events=REPORT)
+    assert linked.split_sha256 == plain.split_sha256
+    assert torch.equal(linked.test[0][0], plain.test[0][0])
+
+
+def test_the_unit_and_the_columns_of_own_recordings_can_be_named(files, tmp_path):
+    put_npy(files, tmp_path, labels=2)
+    plain = create_dataset("dvs128_recordings", root=str(tmp_path), events=REPORT)
+    micro = tmp_path / "micro"
+    for path in sorted(tmp_path.rglob("*.npy")):
+        rows = np.load(path).astype(np.int64)
+        target = micro / path.relative_to(tmp_path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        np.save(target, np.stack([rows[:, 3] * 1000, *rows[:, :3].T], 1))
+    events = replace(REPORT, unit="us", columns="t,x,y,p")
+    named = create_dataset("dvs128_recordings", root=str(micro), events=events)
+    for part in ("train", "val", "test"):
+        ours, theirs = getattr(named, part), getattr(plain, part)
+        assert all(np.array_equal(ours.events(i)[0], theirs.events(i)[0]) for i in range(len(ours)))
+
+
+def test_a_recording_in_a_wrong_unit_is_told_once(files, tmp_path, caplog):
+    put_npy(files, tmp_path, labels=2)
+    for path in tmp_path.rglob("*.npy"):
+        events = files.some_events(800, span_us=1_500_000, seed=len(str(path)))
+        files.write_npy(path, events)  # microseconds
+    splits = create_dataset("dvs128_recordings", root=str(tmp_path), events=REPORT)
+    with caplog.at_level(logging.WARNING):
+        for i in range(len(splits.train)):
+            splits.train[i]
+    told = [r.getMessage() for r in caplog.records if "use unit=us, ms or s" in r.getMessage()]
+    assert len(told) == 1 and "800 events in 149" in told[0]
+
+
+@pytest.mark.parametrize("name", ["dvs128_gesture", "dvs128_recordings"])
+def test_nothing_is_mirrored_by_default(files, tmp_path, name):
+    """A mirrored right hand is a left one."""
+    put_npy(files, tmp_path)
+    splits = create_dataset(name, root=str(tmp_path), events=REPORT)
+    assert splits.mirror_changes_label
+    assert EventAugment.standard(splits.augment) == EventAugment(wide=True)
 
 
 @pytest.mark.data

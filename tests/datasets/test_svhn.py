@@ -52,7 +52,7 @@ def test_the_set_is_read_split_and_described(small):
     root, arrays = small
     splits = registry.create_dataset("svhn", root=str(root))
     assert (splits.num_classes, splits.in_channels, splits.image_size) == (10, 3, 32)
-    assert (splits.kind, splits.augment) == ("static", "crop4_flip")
+    assert (splits.kind, splits.augment) == ("static", "crop4") and splits.mirror_changes_label
     assert torch.bincount(splits.val.labels).tolist() == [PER_CLASS // 10] * 10
     pixels, labels = arrays["test"]
     for index in (0, 9, 57):

@@ -3,7 +3,6 @@ from __future__ import annotations
 import struct
 import sys
 import tracemalloc
-import types
 
 import numpy as np
 import pytest
@@ -200,12 +199,42 @@ def test_aedat_2_in_its_place_is_called_that(files, tmp_path):
         read_aedat31(tmp_path / "a.aedat")
 
 
-def test_a_file_comes_back_event_for_event(files, tmp_path):
-    pytest.importorskip("aedat", reason="the optional package aedat is not installed")
+@pytest.fixture(params=["none", "lz4", "zstd"])
+def packing(request):
+    if request.param != "none":
+        package = {"lz4": "lz4.frame", "zstd": "zstandard"}[request.param]
+        pytest.importorskip(package, reason=f"the optional package {package} is not installed")
+    return request.param
+
+
+@pytest.mark.parametrize("index", [False, True])
+def test_an_aedat_4_file_comes_back_event_for_event(files, tmp_path, packing, index):
     events = files.some_events(1000)
     events["t_us"] += 1_600_000_000_000_000  # DV writes the time of day
-    files.write_aedat4(tmp_path / "a.aedat4", events)
+    files.write_aedat4(tmp_path / "a.aedat4", events, packing=packing, index=index)
     assert np.array_equal(read_aedat4(tmp_path / "a.aedat4").events, events)
+
+
+def test_a_recording_of_inivations_own_writer_comes_back_event_for_event(tmp_path):
+    dv = pytest.importorskip("dv_processing", reason="the package dv-processing is not installed")
+    rng = np.random.default_rng(0)
+    for packing in (dv.CompressionType.NONE, dv.CompressionType.LZ4, dv.CompressionType.ZSTD):
+        config = dv.io.MonoCameraWriter.Config("DVXplorer_sample")
+        config.addEventStream((640, 480))
+        config.addFrameStream((640, 480))
+        config.compression = packing
+        writer = dv.io.MonoCameraWriter(str(tmp_path / "a.aedat4"), config)
+        rows = []
+        for k in range(5):
+            store = dv.EventStore()
+            for t in np.sort(rng.integers(0, 10_000, 300)).tolist():
+                row = (int(rng.integers(640)), int(rng.integers(480)), bool(rng.integers(2)))
+                rows.append((*row, 1_600_000_000_000_000 + 10_000 * k + t))
+                store.push_back(rows[-1][3], *row)
+            writer.writeEvents(store)
+            writer.writeFrame(dv.Frame(rows[-1][3], np.full((480, 640), k, np.uint8)))
+        del writer  # it writes the index
+        assert read_aedat4(tmp_path / "a.aedat4").events.tolist() == rows
 
 
 def refusal(path):
@@ -217,10 +246,9 @@ def refusal(path):
 
 
 @pytest.mark.fault(24)
-def test_every_cut_and_any_garbage_is_one_error_that_names_the_file(files, tmp_path):
-    pytest.importorskip("aedat", reason="the optional package aedat is not installed")
+def test_every_cut_and_any_garbage_is_one_error_that_names_the_file(files, tmp_path, packing):
     path = tmp_path / "a.aedat4"
-    files.write_aedat4(path, files.some_events(100), packet=40)
+    files.write_aedat4(path, files.some_events(100), packet=40, packing=packing)
     whole = path.read_bytes()
     rng = np.random.default_rng(0)
     broken = [whole[:cut] for cut in range(0, len(whole), 11)]
@@ -232,12 +260,46 @@ def test_every_cut_and_any_garbage_is_one_error_that_names_the_file(files, tmp_p
     for content in broken:
         path.write_bytes(content)
         message = refusal(path)
-        assert not message or "a.aedat4" in message
+        assert not message or ("a.aedat4" in message and "\n" not in message)
         refused += bool(message)
     assert refused > len(whole) // 11
 
 
-def test_other_files_are_called_what_they_are_without_the_package(tmp_path):
+@pytest.mark.parametrize("where", ["header", "packet", "vtable", "count", "string"])
+def test_lengths_and_offsets_that_lead_out_are_refused_before_anything_is_allocated(
+    files, tmp_path, where
+):
+    path = tmp_path / "a.aedat4"
+    files.write_aedat4(path, files.some_events(100), packet=40)
+    whole = bytearray(path.read_bytes())
+    end = 18 + int.from_bytes(whole[14:18], "little")  # of the header
+    place = {"header": 14, "packet": end + 4, "vtable": 18 + 20, "count": end + 40, "string": 58}
+    whole[place[where] : place[where] + 4] = struct.pack("<I", 0xFFFFFFF0)
+    path.write_bytes(whole)
+    tracemalloc.start()
+    with pytest.raises(DataError, match=r"a\.aedat4"):
+        read_aedat4(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1_000_000
+
+
+def test_a_packet_that_unpacks_to_far_more_than_its_size_is_refused(files, tmp_path, packing):
+    if packing == "none":
+        pytest.skip("nothing is packed")
+    events = np.zeros(400_000, files.some_events(1).dtype)
+    path = tmp_path / "bomb.aedat4"
+    files.write_aedat4(path, events, packet=len(events), packing=packing)
+    assert path.stat().st_size < 40_000
+    tracemalloc.start()
+    with pytest.raises(DataError, match=r"bomb\.aedat4.*unpack to more than \d+"):
+        read_aedat4(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20_000_000
+
+
+def test_other_files_are_called_what_they_are(tmp_path):
     path = tmp_path / "a.aedat4"
     for content, words in ((b"", "is empty"), (b"<html>", "an HTML or XML page"), (b"abc", "text")):
         path.write_bytes(content)
@@ -245,80 +307,46 @@ def test_other_files_are_called_what_they_are_without_the_package(tmp_path):
             read_aedat4(path)
 
 
-def test_what_the_package_would_end_the_process_for_is_refused_before(files, tmp_path, monkeypatch):
-    path = tmp_path / "a.aedat4"
-    files.write_aedat4(path, files.some_events(100), packet=40)
-    whole = bytearray(path.read_bytes())
-    monkeypatch.setitem(sys.modules, "aedat", None)  # it is not even asked
-    header = int.from_bytes(whole[14:18], "little")
-    for place, words in ((18 + header + 7, "breaks off"), (17, "breaks off"), (400, "is no text")):
-        hit = bytearray(whole)
-        hit[place] ^= 0x80
-        path.write_bytes(hit)
-        with pytest.raises(DataError, match=rf"a\.aedat4.*{words}"):
-            read_aedat4(path)
-
-
-def test_a_missing_package_is_an_instruction(files, tmp_path, monkeypatch):
-    files.write_aedat4(tmp_path / "a.aedat4", files.some_events(5))
-    monkeypatch.setitem(sys.modules, "aedat", None)
-    with pytest.raises(DataError, match=r"pip install 'spikeformer_lt\[aedat\]'"):
+@pytest.mark.parametrize("package", ["lz4", "zstandard"])
+def test_a_missing_package_is_an_instruction(files, tmp_path, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setitem(sys.modules, "lz4.frame", None)
+    files.write_aedat4(tmp_path / "a.aedat4", files.some_events(5), number=1 + 2 * (package > "m"))
+    with pytest.raises(DataError, match=rf"{package}.*pip install 'spikeformer_lt\[aedat\]'"):
         read_aedat4(tmp_path / "a.aedat4")
 
 
-class PanicException(BaseException):
-    """As pyo3's, which is no Exception."""
-
-
-def stand_in(monkeypatch, decoder):
-    module = types.ModuleType("aedat")
-    module.Decoder = decoder
-    monkeypatch.setitem(sys.modules, "aedat", module)
-
-
-@pytest.mark.fault(24)
-def test_a_panic_of_the_compiled_package_is_an_error_and_a_ctrl_c_is_not(
-    files, tmp_path, monkeypatch
-):
-    files.write_aedat4(tmp_path / "a.aedat4", files.some_events(5))
-
-    def panic(path):
-        raise PanicException("range end index 8 out of range\nfor slice of length 4")
-
-    stand_in(monkeypatch, panic)
-    with pytest.raises(DataError, match=r"a\.aedat4.*PanicException.*range end index") as caught:
-        read_aedat4(tmp_path / "a.aedat4")
-    assert "\n" not in str(caught.value)
-
-    def interrupt(path):
-        raise KeyboardInterrupt
-
-    stand_in(monkeypatch, interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        read_aedat4(tmp_path / "a.aedat4")
-
-
-def test_the_first_stream_of_events_is_read_and_others_are_not(files, tmp_path, monkeypatch):
-    kind = [("t", "<i8"), ("x", "<u2"), ("y", "<u2"), ("on", "?")]
-    rows = np.array([(5, 1, 2, True), (6, 3, 4, False)], kind)
-
-    class Decoder:
-        streams = {0: {"type": "frame"}, 2: {"type": "events"}, 1: {"type": "events"}}  # noqa: RUF012
-
-        def __init__(self, path):
-            pass
-
-        def id_to_stream(self):
-            return self.streams
-
-        def __iter__(self):
-            yield {"stream_id": 0, "frame": None}
-            yield {"stream_id": 1, "events": rows}
-            yield {"stream_id": 2, "events": rows[:1]}
-
-    files.write_aedat4(tmp_path / "a.aedat4", files.some_events(5))
-    stand_in(monkeypatch, Decoder)
-    assert read_aedat4(tmp_path / "a.aedat4").events.tolist() == [(1, 2, 1, 5), (3, 4, 0, 6)]
-    Decoder.streams = {0: {"type": "frame"}}
+def test_the_first_stream_of_events_is_read_and_others_are_not(files, tmp_path):
+    events = files.some_events(90)
+    files.write_aedat4(tmp_path / "a.aedat4", events, packet=30, streams=("FRME", "EVTS", "EVTS"))
+    assert np.array_equal(read_aedat4(tmp_path / "a.aedat4").events, events[30:60])
+    files.write_aedat4(tmp_path / "a.aedat4", events, streams=("FRME",))
     with pytest.raises(DataError, match="has no stream of events"):
         read_aedat4(tmp_path / "a.aedat4")
+
+
+CHIPS = [
+    ("eu.seebetter.ini.chips.davis.Davis346red", 346, 260),
+    ("eu.seebetter.ini.chips.davis.DAVIS240C", 240, 180),
+]
+
+
+@pytest.mark.parametrize(("chip", "width", "height"), CHIPS)
+def test_a_davis_recording_is_read_by_the_headers_chip(files, tmp_path, chip, width, height):
+    events = files.some_events(300, height, width)
+    files.write_aedat2(tmp_path / "a.aedat", events, chip=chip)
+    raw = read_aedat2(tmp_path / "a.aedat")
+    assert np.array_equal(raw.events, events) and raw.skipped == {}
+
+
+def test_samples_of_a_davis_that_are_no_events_are_counted(files, tmp_path):
+    events = files.some_events(30, 260, 346)
+    files.write_aedat2(tmp_path / "a.aedat", events, chip="davis.Davis346B", special=(0, 7))
+    raw = read_aedat2(tmp_path / "a.aedat")
+    assert np.array_equal(raw.events, np.delete(events, [0, 7])) and raw.skipped == {"special": 2}
+
+
+def test_another_chip_is_refused_by_its_name(files, tmp_path):
+    files.write_aedat2(tmp_path / "a.aedat", files.some_events(5), chip="x.chips.CochleaAMS1c")
+    with pytest.raises(DataError, match=r"its chip is 'CochleaAMS1c'; DVS128 and DAVIS cameras"):
+        read_aedat2(tmp_path / "a.aedat")

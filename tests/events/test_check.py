@@ -204,6 +204,44 @@ def test_long_lists_are_cut_in_the_text_and_whole_in_the_json():
     assert told["clean"] and told["recordings"][0]["rate_hz"] == 200
 
 
+def test_files_that_are_no_recordings_are_named(tmp_path):
+    for name in ("a.txt", "b.txt", "c.mat"):
+        (tmp_path / name).write_text("0.1 1 2 1\n")
+    with pytest.raises(DataError, match=r"its files: 2 of \.txt, 1 of \.mat; unpack archives"):
+        check_folder(tmp_path)
+
+
+def test_times_in_another_unit_are_doubted(files, tmp_path):
+    events = files.some_events(2000, span_us=500_000)
+    files.write_npy(tmp_path / "cat" / "0.npy", events)
+    assert check_folder(tmp_path).clean
+    for ticks in (1000, 1_000_000):
+        report = check_folder(tmp_path, microseconds_per_tick=ticks)
+        assert not report.clean
+        if ticks == 1000:
+            assert "doubtful times: 1\n  cat/0.npy: 2000 events in 499" in report.text()
+    events = files.some_events(20_000, span_us=500_000)
+    files.write_npy(tmp_path / "cat" / "0.npy", events, ticks=1000)
+    report = check_folder(tmp_path)  # milliseconds as microseconds: 500 of them
+    assert not report.clean and "use unit=us, ms or s" in report.text()
+
+
+def test_a_data_sets_unit_and_columns_are_its_own_unless_given(files, tmp_path, capsys):
+    for folder, people in (("ibmGestureTrain", range(1, 9)), ("ibmGestureTest", (24,))):
+        for person in people:
+            for label in range(2):
+                events = files.some_events(900, seed=10 * person + label)
+                path = tmp_path / folder / f"user{person:02d}_led" / f"{label}.npy"
+                files.write_npy(path, events, columns=("t_us", "x", "y", "p"))
+    command = ["check", str(tmp_path), "--data", "dvs128_recordings"]
+    assert main(command) == 1
+    assert main([*command, "--columns", "t,x,y,p"]) == 1
+    assert "doubtful times: 18" in capsys.readouterr().out
+    assert main([*command, "--columns", "t,x,y,p", "--unit", "us"]) == 0
+    assert main(["check", str(tmp_path), "--columns", "x,y,p"]) == 2
+    assert "columns='x,y,p' is not allowed" in capsys.readouterr().err
+
+
 @pytest.fixture
 def recordings(files, tmp_path):
     for i in range(3):

@@ -297,7 +297,7 @@ def test_the_cache_is_in_the_root_in_memory_where_asked_or_nowhere(root, tmp_pat
 
 CHANGES = [
     {"T": 5}, {"by": "n_time_bins"}, {"by": "time_window", "window_us": 9}, {"values": "binary"},
-    {"bad_events": "drop"}, {"empty": "zero"},
+    {"bad_events": "drop"}, {"empty": "zero"}, {"unit": "s"}, {"columns": "x,y,t,p"},
 ]  # fmt: skip
 
 
@@ -320,6 +320,15 @@ def test_every_parameter_is_in_the_caches_key(root):
     assert key() == keys[0]
     # Where the set lies, and which recordings are in which part, is no part of what a frame is.
     assert key(reader=FileReader(root / "..", "npy")) == keys[0]
+
+
+def test_a_unit_of_recordings_that_are_made_is_refused():
+    class Made:
+        """Reads nothing."""
+
+    options = EventDataOptions(events=EventOptions(T=4, unit="ms"))
+    with pytest.raises(ConfigError, match="recordings of made are not read from files"):
+        event_splits(split(), Source(Made(), Sensor(20, 32)), options)
 
 
 @pytest.mark.fault(34)

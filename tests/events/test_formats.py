@@ -1,21 +1,28 @@
 from __future__ import annotations
 
 import io
+import struct
 import tracemalloc
 import warnings
+import zipfile
 
 import numpy as np
 import pytest
 
 from spikeformer_lt.errors import ConfigError, DataError
+from spikeformer_lt.events import formats
 from spikeformer_lt.events.formats import (
     FORMS,
     FileReader,
     form_of,
     read_bin,
+    read_dat,
+    read_evt,
+    read_hdf5,
     read_npy,
     read_trials,
 )
+from spikeformer_lt.events.frame import EventOptions
 from spikeformer_lt.events.recording import Sensor
 from spikeformer_lt.events.split import Sample
 from spikeformer_lt.events.validate import validate
@@ -194,6 +201,227 @@ def test_events_that_begin_like_another_kind_of_file_are_still_events(tmp_path, 
     assert len(read_bin(tmp_path / "a.bin").events) == 4
 
 
+def test_a_field_t_us_is_in_microseconds_whatever_the_unit(files, tmp_path):
+    """`t` and plain columns are in the unit that is named."""
+    events = files.some_events(200, span_us=100_000)
+    np.save(tmp_path / "own.npy", events)
+    files.write_npz(tmp_path / "a.npz", events)
+    files.write_hdf5(tmp_path / "a.h5", events)
+    own = FileReader(tmp_path, "npy", microseconds_per_tick=1000)(Sample("own.npy"))
+    assert np.array_equal(own.events["t_us"], events["t_us"])
+    for name in ("a.npz", "a.h5"):
+        scaled = FileReader(tmp_path, "auto", microseconds_per_tick=1000)(Sample(name))
+        assert np.array_equal(scaled.events["t_us"], events["t_us"] * 1000)
+
+
+def test_fractions_of_a_second_are_rounded_to_microseconds(tmp_path):
+    np.save(tmp_path / "a.npy", np.array([[1, 1, 1, 0.0], [1, 1, 0, 0.123457]]))
+    raw = read_npy(tmp_path / "a.npy", microseconds_per_tick=1_000_000)
+    assert validate(raw.events, SENSOR)[0]["t_us"].tolist() == [0, 123_457]
+
+
+def test_a_unit_and_columns_belong_to_tables(tmp_path):
+    reader = FileReader(tmp_path, "npy", microseconds_per_tick=1000).reading("us", "t,x,y,p")
+    assert reader.columns == ("t_us", "x", "y", "p") and reader.microseconds_per_tick == 1
+    assert FileReader(tmp_path, "npy").reading(None, None) == FileReader(tmp_path, "npy")
+    for words in ({"unit": "us", "columns": None}, {"unit": None, "columns": "x,y,p,t"}):
+        with pytest.raises(ConfigError, match="bin files say that themselves"):
+            FileReader(tmp_path, "bin").reading(**words)
+    for text in ("x,y,p", "x,y,p,t,t", "x,y,p,time", ""):
+        with pytest.raises(ConfigError, match="x, y, p and t, each once"):
+            FileReader(tmp_path, "npy").reading(None, text)
+
+
+def test_tables_in_hdf5_are_found_in_a_group_at_the_top_or_as_fields(files, tmp_path):
+    events = files.some_events(100)
+    for group, table in (("events", False), ("/", False), ("events", True), ("CD/events", True)):
+        files.write_hdf5(tmp_path / "a.h5", events, group, table)
+        raw = read_hdf5(tmp_path / "a.h5")
+        assert np.array_equal(validate(raw.events, SENSOR)[0], events)
+
+
+def test_hdf5_without_columns_of_its_own_is_refused(files, tmp_path):
+    import h5py
+
+    path = tmp_path / "a.h5"
+    files.write_hdf5(tmp_path / "other.h5", files.some_events(10))
+    for name, place in (("x", "/etc/passwd"), ("events", "other.h5")):
+        with h5py.File(path, "w") as store:
+            store[name] = h5py.ExternalLink(place, "/events")
+        with pytest.raises(DataError, match=r"a\.h5.*no field 'x'"):
+            read_hdf5(path)
+    with h5py.File(path, "w") as store:
+        store.create_dataset("x", (8,), "u1", external=[(str(tmp_path / "other.h5"), 0, 8)])
+    with pytest.raises(DataError, match="no field 'x'"):
+        read_hdf5(path)
+    path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(200))
+    with pytest.raises(DataError, match=r"a\.h5.*is damaged"):
+        read_hdf5(path)
+
+
+def bomb_npz(path):
+    np.savez_compressed(path, x=np.zeros(2**24, "i4"), y=[1], p=[1], t=[1])
+
+
+def bomb_hdf5(path):
+    import h5py
+
+    with h5py.File(path, "w") as store:
+        for name in "xypt":
+            store.create_dataset(f"events/{name}", (2**38,), "i8", chunks=(1024,))
+
+
+def bomb_header(path):
+    buffer = io.BytesIO()
+    header = {"descr": "<i8", "fortran_order": False, "shape": (2**40,)}
+    np.lib.format.write_array_header_1_0(buffer, header)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x.npy", buffer.getvalue() + bytes(64))
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "words"),
+    [
+        (bomb_npz, "a.npz", "unpack to more than"),
+        (bomb_header, "a.npz", "truncated or damaged"),
+        (bomb_hdf5, "a.h5", "unpack to more than"),
+    ],
+)
+def test_what_unpacks_to_far_more_than_its_size_is_refused_before_it_is(
+    tmp_path, make, name, words
+):
+    make(tmp_path / name)
+    tracemalloc.start()
+    with pytest.raises(DataError, match=words):
+        FileReader(tmp_path, "auto")(Sample(name))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20_000_000
+
+
+WRITERS = ["aedat2", "aedat31", "aedat4", "bin", "dat", "evt2", "evt3", "hdf5", "npy", "npz"]
+NAMES = {"aedat2": "a.aedat", "aedat31": "a.aedat", "evt2": "a.raw", "evt3": "a.raw"}
+
+
+@pytest.mark.parametrize("turns", [60, pytest.param(20_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("form", WRITERS)
+@pytest.mark.fault(24)
+def test_a_mutated_file_is_read_or_refused_in_one_line(files, tmp_path, form, turns):
+    """Bits, bytes and lengths are changed: no other error, and memory stays with the file."""
+    name = NAMES.get(form, f"a.{form}")
+    path = tmp_path / name
+    getattr(files, f"write_{form}")(path, files.some_events(150))
+    whole, reader = path.read_bytes(), FileReader(tmp_path, "auto")
+    rng = np.random.default_rng(len(form))
+    tracemalloc.start()
+    for turn in range(turns):
+        hit = bytearray(whole)
+        for _ in range(rng.integers(1, 4)):
+            place = int(rng.integers(len(hit) if turn % 2 else min(len(hit), 400)))
+            match turn % 4:
+                case 0:
+                    hit[place] ^= 1 << rng.integers(8)
+                case 1:
+                    hit[place : place + 4] = struct.pack("<I", int(rng.integers(2**32)))
+                case 2:
+                    hit[place : place + 4] = rng.choice(
+                        [b"\xff\xff\xff\x7f", b"\xff" * 4, bytes(4)]
+                    )
+                case 3:
+                    del hit[place : place + int(rng.integers(1, 9))]
+        path.write_bytes(hit)
+        try:
+            raw = reader(Sample(name))
+            validate(raw.events, SENSOR, EventOptions(bad_events="count").policy(), name)
+        except DataError as fault:
+            message = str(fault)
+        else:
+            message = ""
+        assert "\n" not in message
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 30_000_000
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("name", "count", "extent", "span"),
+    [
+        ("evt3_sample.raw", 219_596, (1280, 720), (11_718_656, 11_727_457)),
+        ("sample_ncars.dat", 2_009, (78, 42), (0, 99_952)),
+    ],
+)
+def test_recordings_of_prophesees_cameras_are_read(shared, name, count, extent, span):
+    """Counts of the publisher; times of EVT 3 as evlib reads them."""
+    folder = shared / "data" / "event_files"
+    if not (folder / name).is_file():
+        pytest.skip(f"no file {folder / name}")
+    events, report = validate(FileReader(folder, "auto")(Sample(name)).events, Sensor(720, 1280))
+    assert len(events) == count and not report.faults and not report.doubt
+    assert (events["x"].max() + 1, events["y"].max() + 1) == extent
+    assert (events["t_us"][0], events["t_us"][-1]) == span
+
+
+@pytest.mark.parametrize("form", ["evt2", "evt3", "dat"])
+def test_other_hands_readers_give_the_same(files, tmp_path, form):
+    expelliarmus = pytest.importorskip("expelliarmus", reason="expelliarmus is not installed")
+    path = tmp_path / ("a.dat" if form == "dat" else "a.raw")
+    events = files.some_events(3000, 480, 640, 300_000)
+    getattr(files, f"write_{form}")(path, events)
+    ours = FileReader(tmp_path, "auto")(Sample(path.name)).events
+    theirs = expelliarmus.Wizard(encoding=form).read(path)
+    for name, other in (("x", "x"), ("y", "y"), ("p", "p"), ("t_us", "t")):
+        if (form, name) != ("evt3", "t_us"):  # expelliarmus 1.1.12 counts restarts twice
+            assert np.array_equal(ours[name].astype(int), theirs[other].astype(int))
+
+
+@pytest.mark.parametrize("chunk", [7, 1 << 17])
+def test_evt_3_is_the_same_whatever_the_chunk_and_over_the_clocks_restart(
+    files, tmp_path, monkeypatch, chunk
+):
+    monkeypatch.setattr(formats, "_CHUNK", chunk)
+    events = files.some_events(2000, 20, 128, 300_000)
+    events["t_us"] = events["t_us"] // 400 * 400
+    events = np.sort(events, order=["t_us", "y", "p", "x"])
+    events = events[np.append(True, events[1:] != events[:-1])]
+    events["t_us"] += 2**24 - 150_000
+    files.write_evt3(tmp_path / "a.raw", events)
+    found = read_evt(tmp_path / "a.raw").events
+    assert np.array_equal(found, events)
+
+
+def test_another_version_or_kind_of_prophesees_files_is_named(files, tmp_path):
+    for header, words in (
+        (b"% evt 2.1\n", "is in EVT '2.1'"),
+        (b"% Date 2020\n", "is in no EVT form"),
+        (b"RIFF....", "no Prophesee recording"),
+        (b"% evt 3.0", "breaks off in its header"),
+        (b"% evt 3.0\n% end\n\x00", "breaks off: 1 bytes"),
+    ):
+        (tmp_path / "a.raw").write_bytes(header)
+        with pytest.raises(DataError, match=words):
+            read_evt(tmp_path / "a.raw")
+    files.write_dat(tmp_path / "a.dat", files.some_events(3))
+    whole = (tmp_path / "a.dat").read_bytes()
+    for content, words in (
+        (whole.replace(b"Version 2", b"Version 1"), "version 1"),
+        (whole.replace(b"\x0c\x08", b"\x0e\x08"), "kind 14"),
+        (whole[:-1], "23 bytes of events are no multiple of 8"),
+    ):
+        (tmp_path / "a.dat").write_bytes(content)
+        with pytest.raises(DataError, match=words):
+            read_dat(tmp_path / "a.dat")
+
+
+def test_what_never_ends_is_not_opened(tmp_path):
+    import os
+
+    os.mkfifo(tmp_path / "a.npy")
+    for read in (lambda: read_npy(tmp_path / "a.npy"), lambda: read_bin("/dev/zero")):
+        with pytest.raises(DataError, match="no regular file but a pipe, a socket or a device"):
+            read()
+
+
 CSV = "class,startTime_usec,endTime_usec\r\n1,100,200\r\n2,200,300\r\n2,350,400\r\n"
 
 
@@ -256,7 +484,10 @@ def test_missing_files_and_names_that_lead_elsewhere_are_refused(home):
 
 def test_every_form_comes_back_event_for_event_and_is_recognised(files, tmp_path):
     events = files.some_events(200, span_us=100_000)
-    names = {"npy": "a.npy", "bin": "a.bin", "aedat2": "a.aedat", "aedat31": "b.aedat"}
+    names = {
+        "npy": "a.npy", "bin": "a.BIN", "aedat2": "a.aedat", "aedat31": "b.aedat", "dat": "a.dat",
+        "npz": "a.npz", "hdf5": "a.h5",
+    }  # fmt: skip
     for form, name in names.items():
         getattr(files, f"write_{form}")(tmp_path / name, events)
         assert form_of(tmp_path / name) == form
@@ -265,7 +496,11 @@ def test_every_form_comes_back_event_for_event_and_is_recognised(files, tmp_path
             assert np.array_equal(validate(raw.events, Sensor(128, 128))[0], events)
     files.write_aedat4(tmp_path / "a.aedat4", events)
     assert form_of(tmp_path / "a.aedat4") == "aedat4"
-    assert {*names, "aedat4", "auto", "cifar10_dvs"} == set(FORMS)
+    for form in ("evt2", "evt3"):
+        getattr(files, f"write_{form}")(tmp_path / "a.raw", events)
+        raw = FileReader(tmp_path, "auto")(Sample("a.raw"))
+        assert np.array_equal(validate(raw.events, Sensor(128, 128))[0], events)
+    assert {*names, "aedat4", "auto", "cifar10_dvs", "raw"} == set(FORMS)
     (tmp_path / "c.aedat").write_bytes((tmp_path / "a.aedat4").read_bytes())
     assert form_of(tmp_path / "c.aedat") == "aedat4"
 

@@ -401,6 +401,8 @@ def test_options_become_the_framing_they_name():
         ({"empty": "zeros"}, "did you mean 'zero'"),
         ({"incomplete": "ok"}, "use error, report"),
         ({"cache": ""}, "cache=''"),
+        ({"unit": "mss"}, "did you mean 'ms'"),
+        ({"columns": "x,y,t"}, "columns='x,y,t'"),
     ],
 )
 def test_an_impossible_option_is_refused_when_it_is_given(fields, words):

@@ -51,8 +51,8 @@ def test_the_order_is_not_the_file_systems(tmp_path, monkeypatch):
     straight = scan(tmp_path, (".npy",))
     walk = os.walk
 
-    def other_machine(top):
-        for here, folders, files in walk(top):
+    def other_machine(top, **options):
+        for here, folders, files in walk(top, **options):
             folders.sort(reverse=True)
             yield here, folders, sorted(files, reverse=True)
 
@@ -61,21 +61,32 @@ def test_the_order_is_not_the_file_systems(tmp_path, monkeypatch):
 
 
 @pytest.mark.fault(26)
-def test_a_link_inside_is_a_file_and_a_link_out_is_refused(tmp_path):
-    touch(tmp_path, "set/a/1.npy", "secret/2.npy")
+def test_links_are_followed_where_users_put_them(tmp_path):
+    touch(tmp_path, "set/a/1.npy", "disk/2.npy", "disk/below/3.NPY")
     (tmp_path / "set/a/2.npy").symlink_to("1.npy")
-    assert scan(tmp_path / "set", (".npy",)) == ["a/1.npy", "a/2.npy"]
-    (tmp_path / "set/a/3.npy").symlink_to(tmp_path / "secret/2.npy")
-    with pytest.raises(DataError, match=r"3\.npy.* is a link that leads out of"):
-        scan(tmp_path / "set", (".npy",))
-    (tmp_path / "set/a/3.npy").unlink()
-    (tmp_path / "set/b").symlink_to(tmp_path / "secret")
-    with pytest.raises(DataError, match=r"set/b.* is a link that leads out of"):
-        scan(tmp_path / "set", (".npy",))
-    # The root itself may be a link: that is the user's own choice.
-    (tmp_path / "set/b").unlink()
+    (tmp_path / "set/a/3.npy").symlink_to(tmp_path / "disk/2.npy")
+    (tmp_path / "set/b").symlink_to(tmp_path / "disk")
     (tmp_path / "link").symlink_to(tmp_path / "set")
-    assert scan(tmp_path / "link", (".npy",)) == ["a/1.npy", "a/2.npy"]
+    found = ["a/1.npy", "a/2.npy", "a/3.npy", "b/2.npy", "b/below/3.NPY"]
+    assert scan(tmp_path / "set", (".npy",)) == scan(tmp_path / "link", (".npy",)) == found
+
+
+@pytest.mark.fault(26)
+def test_a_link_to_nothing_or_to_where_it_is_is_refused(tmp_path):
+    touch(tmp_path, "set/a/1.npy")
+    link = tmp_path / "set/a/2.npy"
+    link.symlink_to(tmp_path / "gone.npy")
+    with pytest.raises(DataError, match=r"2\.npy' is a link to .*gone\.npy': nothing is there"):
+        scan(tmp_path / "set", (".npy",))
+    for place in (tmp_path / "set", tmp_path / "set/a", tmp_path):
+        link.unlink()
+        link.symlink_to(place)
+        with pytest.raises(DataError, match=r"2\.npy' is a link to a folder that it is in"):
+            scan(tmp_path / "set", (".npy",))
+    link.unlink()
+    link.symlink_to(link)
+    with pytest.raises(DataError, match="nothing is there"):
+        scan(tmp_path / "set", (".npy",))
 
 
 def test_a_missing_folder_is_named(tmp_path):
@@ -91,15 +102,18 @@ def test_a_folder_is_found_where_users_unpack_it(tmp_path):
     assert find_folder(tmp_path / "root-0" / "Set", ("Set",)) == tmp_path / "root-0" / "Set"
 
 
-def test_a_link_to_a_set_is_found_and_no_other_link_is_followed(tmp_path):
+def test_a_set_is_found_through_links_once(tmp_path):
     touch(tmp_path / "disk", "Set/1.npy")
     root = tmp_path / "root"
     root.mkdir()
     (root / "elsewhere").symlink_to(tmp_path / "disk")
-    assert find_folder(root, ("Set",)) is None
+    assert find_folder(root, ("Set",)) == root / "elsewhere" / "Set"
     (root / "Set").symlink_to(tmp_path / "disk" / "Set")
     assert find_folder(root, ("Set",)) == root / "Set"
     assert scan(root / "Set", (".npy",)) == ["1.npy"]
+    (root / "also").symlink_to(tmp_path / "disk")
+    (root / "Set").unlink()
+    assert find_folder(root, ("Set",)) == root / "also" / "Set"
     touch(tmp_path / "deep", "a/b/c/Set/1.npy")
     assert find_folder(tmp_path / "deep", ("Set",)) is None
     assert find_folder(tmp_path / "gone", ("Set",)) is None
@@ -327,7 +341,7 @@ def test_an_edited_foreign_or_damaged_split_file_is_refused(tmp_path):
         path.write_text(content)
         with pytest.raises(DataError, match=r"split\.json"):
             split.as_saved(path)
-    with pytest.raises(DataError, match="cannot read the split file"):
+    with pytest.raises(DataError, match=r"cannot read .*gone\.json"):
         split.as_saved(tmp_path / "gone.json")
 
 

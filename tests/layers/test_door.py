@@ -56,6 +56,7 @@ def test_anything_else_is_refused_by_name(x: torch.Tensor, message: str) -> None
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 1e30, -1e7])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.fault(95)
 def test_a_value_that_no_image_has_is_refused_at_inference(bad: float, dtype: torch.dtype) -> None:
     model = create_model("spikformer_toy", image_size=16, T=2).to(dtype).eval()
     x = torch.zeros(2, 3, 16, 16, dtype=dtype)

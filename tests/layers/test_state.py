@@ -12,6 +12,7 @@ from torch import nn
 
 from spikeformer_lt import create_model
 from spikeformer_lt.export.inference import compact
+from spikeformer_lt.layers.inputs import SpikingClassifier
 from spikeformer_lt.layers.neuron import (
     BatchNorm,
     NeuronState,
@@ -29,7 +30,26 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "compact transformer": ("spikformer_digits", {"v_threshold": 0.3}),
     "vgg": ("spiking_vgg_toy", {"hidden": 16}),
     "resnet": ("spiking_resnet_toy", {}),
+    "compact vgg": ("spiking_vgg_toy", {"hidden": 16}),
+    "plug-in": ("", {}),
 }
+
+
+class PlugIn(SpikingClassifier):
+    """A network of a user's that declares nothing, of our layers and torch's."""
+
+    def __init__(self) -> None:
+        super().__init__(image_size=16, v_threshold=0.3)
+        self.conv = nn.Conv2d(3, 8, 3, stride=2)
+        self.first, self.second = make_activation("heaviside"), make_lif(v_threshold=0.3)
+        self.norm, self.head = BatchNorm(8), nn.Linear(8, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits ``[B, T, K]`` of images."""
+        images = self.time_first(x)
+        maps = self.first(self.conv(images.flatten(0, 1)).unflatten(0, images.shape[:2]))
+        rows = self.second(self.norm(maps.permute(0, 1, 3, 4, 2), self.T), self.T)
+        return self.head(rows.mean((2, 3))).transpose(0, 1)
 
 
 def layers() -> nn.Sequential:
@@ -113,7 +133,7 @@ def test_recordings_and_foreign_neurons_are_reset() -> None:
 def threads_share(name: str, calls: int) -> None:
     """Eight threads get the bits of one."""
     kind, options = MODELS[name]
-    model: Any = create_model(kind, **options).eval()
+    model: Any = create_model(kind, **options).eval() if kind else PlugIn().eval()
     if "patches" in name:
         model.set_patch(PatchSelect(Rate(), 0.5, rescale=True).eval())
     torch.manual_seed(0)

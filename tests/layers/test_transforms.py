@@ -32,6 +32,7 @@ def _kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_kernels")
 @pytest.mark.parametrize("neuron", NEURONS, ids=lambda neuron: type(neuron).__name__)
+@pytest.mark.fault(96)
 def test_every_mode_of_differentiation_gives_the_gradient_of_autograd(neuron: nn.Module) -> None:
     x = torch.randn(3, 2, 5, dtype=torch.float64)
     t, weight = torch.randn_like(x), torch.randn_like(x)
@@ -56,6 +57,7 @@ def test_every_mode_of_differentiation_gives_the_gradient_of_autograd(neuron: nn
 
 @pytest.mark.usefixtures("_kernels")
 @pytest.mark.parametrize("name", [*MODELS, "subnet"])
+@pytest.mark.fault(96)
 def test_a_networks_gradients_follow_transforms(name: str, awaken) -> None:
     model: Any = create_model(
         "spikformer_toy" if name == "subnet" else name, **MODELS.get(name, SMALL)
@@ -87,6 +89,7 @@ def test_a_networks_gradients_follow_transforms(name: str, awaken) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", MODELS)
+@pytest.mark.fault(96)
 def test_a_network_of_16_bits_classifies_and_trains(name: str, dtype: torch.dtype, awaken) -> None:
     model: Any = create_model(name, **MODELS[name])
     x = torch.randn(8, 3, 16, 16)

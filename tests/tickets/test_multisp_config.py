@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
+from spikeformer_lt import create_model
 from spikeformer_lt.config import from_dict, to_dict
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.tickets import MultiSp, MultiSpConfig, PatchConfig, WeightConfig
+from spikeformer_lt.tickets import (
+    ActivationConfig,
+    MultiSp,
+    MultiSpConfig,
+    PatchConfig,
+    WeightConfig,
+    apply_surgery,
+    set_activation,
+)
 
 
 def test_the_default_preset_changes_nothing():
@@ -49,3 +59,24 @@ def test_a_ramp_that_the_frozen_mask_would_cut_short_is_refused():
         MultiSpConfig(epochs=11, weights=ramp)
     with pytest.raises(ConfigError, match=r"ramp_epochs=9.0 .* at most 7"):
         MultiSpConfig(epochs=50, stem_epochs=10, schedule="sequential", weights=ramp)
+
+
+def test_the_slope_of_an_activation_is_an_option_of_stateless_ones():
+    model = create_model("spikformer_toy", image_size=16)
+    for kind, ste, found in [
+        ("heaviside", "auto", "sigmoid"), ("heaviside", "bireal", "bireal"),
+        ("sign", "auto", "hardtanh"), ("sign", "bireal", "bireal"),
+    ]:  # fmt: skip
+        set_activation(model, ActivationConfig(kind, ste=ste))
+        assert {part.unit.neuron.surrogate for part in model.stem.units()} == {found}
+    with pytest.raises(ConfigError, match="activation.ste='bireal' is not allowed: auto for kind"):
+        ActivationConfig("lif", ste="bireal")
+
+
+def test_a_ticket_of_an_earlier_version_keeps_its_order_of_equal_scores():
+    old, new = {"sparsity": 0.5}, {"sparsity": 0.5, "ties": "hash"}
+    for patches, ties in ((old, "index"), (new, "hash")):
+        model = create_model("spikformer_toy", image_size=16)
+        provenance = {"search": "multisp", "config": {"activation": {}, "patches": patches}}
+        apply_surgery(model, SimpleNamespace(provenance=provenance))
+        assert model.patch.ties == ties

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from spikeformer_lt import create_model
-from spikeformer_lt.training.experiment import estimate_step
+from spikeformer_lt.training.monitor import estimate_step
 
 
 def toy(**kwargs):

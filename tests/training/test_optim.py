@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from spikeformer_lt import create_model
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.tickets.configs import WeightConfig
 from spikeformer_lt.tickets.multisp import install_subnets
-from spikeformer_lt.training.optim import Schedule, build_optimizer, parameter_groups
+from spikeformer_lt.training.optim import Schedule, build_optimizer, lengths, parameter_groups
 from spikeformer_lt.training.options import OptimConfig
 
 
@@ -104,3 +108,26 @@ def test_the_cooldown_stays_at_the_last_learning_rate():
         rates = [schedule.set(update) for update in range(50)]
         assert rates[30:] == pytest.approx([end] * 20)
         assert rates[29] > end
+
+
+def test_lengths_follow_the_phase_unless_they_are_absolute():
+    scaled = OptimConfig(warmup_epochs=20, cooldown_epochs=10, of_epochs=300)
+    assert lengths(scaled, 300) == (20, 10, "")
+    assert lengths(scaled, 30) == (2, 1, "")
+    assert lengths(replace(scaled, of_epochs=0), 300) == (20, 10, "")
+    warmup, cooldown, notice = lengths(replace(scaled, of_epochs=0), 15)
+    assert (warmup, cooldown) == (5, 2.5)
+    assert "warm-up of 20 epochs and cool-down of 10 leave nothing of 15 epochs" in notice
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.floats(0, 400), st.floats(0, 400), st.integers(0, 400), st.integers(1, 300),
+    st.sampled_from(["cosine", "linear", "step", "constant"]),
+)  # fmt: skip
+def test_every_phase_reaches_its_peak_or_half_of_it(warmup, cooldown, of_epochs, epochs, sched):
+    config = OptimConfig(
+        lr=0.1, sched=sched, warmup_epochs=warmup, cooldown_epochs=cooldown, of_epochs=of_epochs
+    )
+    schedule = Schedule(build_optimizer(nn.Linear(2, 2), config), config, 10 * epochs, 10)
+    assert max(schedule.set(update) for update in range(10 * epochs)) > 0.05

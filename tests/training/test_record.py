@@ -19,8 +19,10 @@ ROW = {
 
 def a_run(folder, main=True, board=None):
     trainer = SimpleNamespace(main=main, board=board, run=RunDir(folder, writer=main))
+    trainer.later = lambda phase: 3
     return SimpleNamespace(
         trainer=trainer,
+        until=4,
         at=SimpleNamespace(epoch=1, seconds=2.0),
         phase=SimpleNamespace(name="joint", epochs=4, tags={"round": "1"}),
         watch=SimpleNamespace(rates=lambda: {"a.act": 0.25, "b.act": 0.0}),
@@ -41,7 +43,7 @@ def test_an_epoch_has_one_row_in_each_table_and_a_line_in_the_log(tmp_path, capl
     ]
     (row,) = read(tmp_path / "summary.csv")
     assert (row["train_loss"], row["val_accuracy"], row["round"]) == ("0.5", "", "1")
-    assert "joint epoch 2/4" in caplog.text and "ETA 0:00:02" in caplog.text
+    assert "joint epoch 2/4" in caplog.text and "ETA 0:00:02, run 0:00:05" in caplog.text
 
 
 def test_other_ranks_write_and_say_nothing(tmp_path, caplog):

@@ -154,6 +154,7 @@ def find(
         wanted: the set that auto takes if it is on disk: cifar10, dvs128_gesture or cifar10_dvs.
     """
     name, config, *inner = _chosen(choose, cfg)  # refuses a preset of another search
+    config = inner[0][1] if inner else config
     preset = getattr(getattr(config, "imp", config), "preset", "default")
 
     from spikeformer_lt.reports import write_report

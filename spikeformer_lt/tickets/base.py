@@ -84,9 +84,7 @@ class Search:
     def find(self, model: nn.Module, fit: Fit) -> Ticket:
         """Find a ticket; `model` ends holding its weights, plain and ready to train.
 
-        Raises:
-            TicketError: the mask is not of the sparsity that was asked for, as of phases that
-                another search left in the run directory.
+        A TicketError says that the mask is not of the sparsity that was asked for.
         """
         self.results, self.start = [], snapshot(model)
         mask = self._search(model, fit)
@@ -240,16 +238,9 @@ def asked_for(mask: Mask, sparsity: float, scope: str | None) -> int:
 def control(
     kind: str, mask: Mask, start: Mapping[str, Tensor], model: nn.Module, seed: int
 ) -> tuple[Mask, dict[str, Tensor]]:
-    """The mask and the start weights that a ticket is to be compared with.
+    """The mask and the start weights of a control: random, shuffle or fresh, as of `Pruning`.
 
-    Args:
-        kind: random (the mask shuffled within each layer: as many weights of each, at random
-            places), shuffle (the start weights permuted within each layer of the mask) or fresh
-            (the start weights drawn anew).
-        mask: of the ticket.
-        start: whole state_dict of its start weights.
-        model: of these names; is not changed.
-        seed: of what is drawn.
+    `start` is the whole state_dict of the ticket's start weights; the model is not changed.
 
     Source: Frankle & Carbin, ICLR 2019 (arXiv 1803.03635), section 2; arXiv 2009.11094.
     """
@@ -261,11 +252,7 @@ def control(
 
 
 def fresh_weights(model: nn.Module, seed: int) -> dict[str, Tensor]:
-    """A state_dict that is drawn anew from a seed, by each layer's own initialisation.
-
-    Raises:
-        ConfigError: a module with parameters has no ``reset_parameters``.
-    """
+    """A state_dict drawn anew, by each layer's ``reset_parameters``; a ConfigError without one."""
     twin = copy.deepcopy(model)
     with isolated_rng(seed):
         for name, module in reversed(list(twin.named_modules())):  # parents have the last word

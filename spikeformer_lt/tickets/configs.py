@@ -88,7 +88,17 @@ class PruneConfig:
 
 
 @dataclass(frozen=True)
-class OneShotConfig(Checked):
+class Pruning(Checked):
+    """Base of searches whose ticket is trained again."""
+
+    prune: PruneConfig = field(default_factory=PruneConfig, kw_only=True)
+    control: str = field(default="none", kw_only=True)
+    """none, or what the ticket is compared with: random (as many weights of each layer, at random
+    places), shuffle (start weights permuted within each layer) or fresh (drawn anew)."""
+
+
+@dataclass(frozen=True)
+class OneShotConfig(Pruning):
     """A mask by one ranking of all prunable weights."""
 
     sparsity: float = 0.9
@@ -97,10 +107,6 @@ class OneShotConfig(Checked):
     """global ranks all layers together; layer removes the same fraction of each."""
     floor: float = 0.0
     """Least fraction of each layer that stays, in [0, 1]."""
-    prune: PruneConfig = field(default_factory=PruneConfig)
-    control: str = "none"
-    """none, or what the ticket is compared with: random (as many weights of each layer, at random
-    places), shuffle (start weights permuted within each layer) or fresh (drawn anew)."""
 
     def mask(self, scores: Mapping[str, Tensor], within: Mask | None = None) -> Mask:
         """Remove the lowest scores."""
@@ -145,21 +151,17 @@ class MagnitudeConfig(OneShotConfig):
 
 
 @dataclass(frozen=True)
-class RandomConfig(Checked):
+class RandomConfig(Pruning):
     """Random places at a given sparsity."""
 
     sparsity: float = 0.9
     """Fraction of the prunable weights removed, in [0, 1): exactly round(sparsity * n) of n."""
     distribution: str = "uniform"
     """uniform: the same density in each layer; erk: denser where a layer is small."""
-    prune: PruneConfig = field(default_factory=PruneConfig)
-    control: str = "none"
-    """none, or what the ticket is compared with: random (as many weights of each layer, at random
-    places), shuffle (start weights permuted within each layer) or fresh (drawn anew)."""
 
 
 @dataclass(frozen=True)
-class NmConfig(Checked):
+class NmConfig(Pruning):
     """Keep the n largest of every m weights along the input channels."""
 
     n: int = 2
@@ -170,10 +172,6 @@ class NmConfig(Checked):
     """Epochs of dense training before the removal; 0 ranks the initial weights."""
     start: str = "init"
     """Start weights of the ticket: init, or trained."""
-    prune: PruneConfig = field(default_factory=PruneConfig)
-    control: str = "none"
-    """none, or what the ticket is compared with: shuffle (start weights permuted within each
-    layer) or fresh (drawn anew)."""
     OWN: ClassVar = {"epochs": 0, "control": ("none", "shuffle", "fresh")}
 
     def __post_init__(self) -> None:
@@ -182,7 +180,7 @@ class NmConfig(Checked):
 
 
 @dataclass(frozen=True)
-class ImpConfig(Checked):
+class ImpConfig(Pruning):
     """Train, remove the smallest weights, go back to an early point, again and again.
 
     After round i exactly ``round((1 - (1 - fraction)^i) * n)`` of the n prunable weights are gone.
@@ -212,10 +210,6 @@ class ImpConfig(Checked):
     """BatchNorm statistics: rewind with the weights, keep what training left, or reset."""
     lr: str = "restart"
     """Learning rate of later rounds: restart its schedule, or resume it at the rewind point."""
-    control: str = "none"
-    """none; random: as many weights of each layer, at random places; shuffle: the found mask with
-    start weights permuted within each layer; fresh: the found mask, start weights drawn anew."""
-    prune: PruneConfig = field(default_factory=PruneConfig)
     published_epochs: ClassVar[int] = 280  # of training from the ticket, under a preset
     PRESETS: ClassVar = {
         "eccv22": dict(
@@ -237,7 +231,7 @@ class ImpConfig(Checked):
 
 
 @dataclass(frozen=True)
-class EarlyBirdConfig(Checked):
+class EarlyBirdConfig(Pruning):
     """Watch the mask of the dense network at the start of each epoch."""
 
     preset: str = "default"
@@ -260,10 +254,6 @@ class EarlyBirdConfig(Checked):
     """Learning rate of the search over the run's own."""
     l1: float = 1e-4
     """Penalty on the BatchNorm scales while channels are searched."""
-    prune: PruneConfig = field(default_factory=PruneConfig)
-    control: str = "none"
-    """none, or what the ticket is compared with: random (as many weights of each layer, at random
-    places), shuffle (start weights permuted within each layer) or fresh (drawn anew)."""
     published_epochs: ClassVar[int] = 300
     PRESETS: ClassVar = {
         "eccv22": dict(

@@ -93,17 +93,13 @@ def transfer_ticket(
     Args:
         ticket: found on a network with the same names in its state_dict.
         model: takes the weights, in place; those that the mask removes are exactly 0.
-        norm: BatchNorm's running statistics: ``keep`` the ticket's, ``reset`` to mean 0 and
-            variance 1, or ``estimate`` from `batches`. Scale and shift always come along.
+        norm: BatchNorm's running statistics: ``keep`` the ticket's, ``reset`` or ``estimate`` them.
         batches: images or frames for ``estimate``, on the model's device.
         fresh: names of layers, such as "head", that keep the model's own weights, not masked.
         changed: model arguments that differ from those in the ticket's provenance.
 
-    Returns:
-        The ticket that `model` now is, with ``transfer`` in its provenance.
-
     Raises:
-        ConfigError: an unknown `norm`, no batches for ``estimate``, or an unknown layer in `fresh`.
+        ConfigError: an unknown `norm` or layer in `fresh`, or no batches for ``estimate``.
         TicketError: names or shapes differ elsewhere. Nothing is written in either case.
 
     Source: Kim et al., ECCV 2022 (arXiv 2207.01382), asks whether tickets of ANNs serve SNNs.

@@ -81,23 +81,18 @@ CIFAR10_DVS = Wanted("cifar10_dvs", "CIFAR10-DVS", ("CIFAR10DVS", "CIFAR10DVS.zi
 def with_published(
     cfg: Any, values: Mapping[str, Any], given: Collection[str]
 ) -> tuple[Any, list[str]]:
-    """The configuration with the options of a preset, and where the user's options differ.
+    """The configuration with a preset's options, and in words where the user's `given` ones differ.
 
-    Args:
-        cfg: a recipe's configuration, with its data set settled.
-        values: by option; a mapping is by data set, and leaves other sets as they are.
-        given: options that the user named, which stay.
+    A value that is a mapping is by data set, and leaves other sets as they are.
     """
     differing = []
     for path, found in values.items():
         value = found.get(cfg.data.name) if isinstance(found, Mapping) else found
         now = attrgetter(path)(cfg)
-        if value is None or now == value:
-            continue
-        if path in given:
-            differing.append(f"--{path.replace('_', '-')} {now} (published: {value})")
-        else:
+        if path not in given and value is not None:
             cfg = _set(cfg, path, value)
+        elif value not in (None, now):
+            differing.append(f"--{path.replace('_', '-')} {now} (published: {value})")
     return cfg, differing
 
 
@@ -285,11 +280,7 @@ class Experiment:
         return model
 
     def save_ticket(self, ticket: Ticket) -> Ticket:
-        """Save the ticket into the run with what is needed to build it again.
-
-        Raises:
-            TicketError: its provenance is of another mask.
-        """
+        """Save the ticket into the run with what is needed to build it again."""
         noted = ticket.provenance.get("mask_sha256", ticket.mask.sha256)
         if noted != ticket.mask.sha256:
             raise TicketError(

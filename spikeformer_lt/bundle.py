@@ -25,8 +25,10 @@ from typing import TYPE_CHECKING, Any
 from spikeformer_lt.disk import (
     content_kind,
     free_bytes,
+    free_memory,
     pack_tensors,
     parse_json,
+    read_regular,
     safe_name,
     sync_folder,
     unpack_tensors,
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-MANIFEST_LIMIT = 1 << 26  # bytes; provenance of a long search has some thousands
+MANIFEST_LIMIT = 1 << 24  # bytes; provenance of a long search has some thousands
 ABANDONED_S = 86400.0  # age of a leftover that is swept where a system has no locks
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<kind>tmp|old)-[0-9a-f]{12}")
 
@@ -138,7 +140,7 @@ class Bundle:
     def read(self, name: str) -> bytes:
         """Read a file, once; it raises as the kind if that is not listed, unreadable or changed."""
         try:
-            data = (self.folder / name).read_bytes()
+            data = read_regular(self.folder / name, free_memory() // 2)
         except OSError as fault:
             raise self._fault(f"cannot read {name}: {fault.strerror}") from None
         written = self.files.get(name, {})
@@ -188,8 +190,7 @@ def _opened(folder: Path, kind: BundleKind) -> Bundle:
     if not folder.exists():
         recover(folder)
     try:
-        with open(folder / manifest, "rb") as file:
-            text = file.read(MANIFEST_LIMIT).decode("utf-8")
+        text = read_regular(folder / manifest, MANIFEST_LIMIT).decode("utf-8")
     except OSError as fault:
         raise kind.error(f"no {kind.name}: {manifest}: {fault.strerror}") from None
     except UnicodeDecodeError:

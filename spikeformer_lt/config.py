@@ -44,13 +44,8 @@ def parse(cls: type[C], argv: Sequence[str] | None = None, prog: str | None = No
     ``--config FILE`` gives values that the other options override; ``--plugins FILE.py`` imports
     files that register names. The named model and data set add their own: ``--my-net.width``.
 
-    Args:
-        cls: nested frozen dataclass; every field with a default.
-        argv: the options; those of the process if None.
-        prog: the program's name in the help; the script's name if None.
-
-    Raises:
-        ConfigError: one line that says what was given, what is allowed, what to do.
+    `cls` is a nested frozen dataclass, every field with a default; `argv` and the program's name
+    `prog` are the process's if None. A ConfigError is one line: given, allowed, what to do.
     """
     import tyro
 
@@ -272,11 +267,7 @@ _PLAIN = {
 def check(condition: bool, field: str, value: object, allowed: str) -> None:
     """Raise a ConfigError unless `condition`; meant for the `__post_init__` of a configuration.
 
-    Args:
-        condition: whether the value is allowed.
-        field: the option as a user writes it, e.g. "train.epochs".
-        value: what was given.
-        allowed: what is allowed, and what to do if that is not obvious.
+    `field` is the option as a user writes it, e.g. "train.epochs"; `allowed` also says what to do.
     """
     if not condition:
         raise ConfigError(f"{field}={shown(value)} is not allowed: {allowed}")
@@ -285,10 +276,8 @@ def check(condition: bool, field: str, value: object, allowed: str) -> None:
 def check_fields(config: object, where: str = "", /, **rules: Any) -> None:
     """Raise a ConfigError for the first field of `config` whose rule does not allow its value.
 
-    Args:
-        config: a dataclass.
-        where: prefix of the fields' names in messages.
-        rules: by field: the least value, an interval such as "[0, 1)", or the allowed words.
+    A rule is the least value, an interval such as "[0, 1)", or the allowed words; `where` is the
+    prefix of the fields' names in messages.
     """
     for name, rule in rules.items():
         value = getattr(config, name)
@@ -381,11 +370,8 @@ def run_id(
 ) -> str:
     """Name a run after what it is: "slug-8hex"; every field counts, also where it has its default.
 
-    Args:
-        cfg: the configuration.
-        slug: readable part; made safe as a file name.
-        exclude: fields or groups that do not count, e.g. "out"; a ConfigError if one is no field.
-        identity: what the run is besides its configuration: recipe, search, data split.
+    `slug` is made safe as a file name; `exclude` names fields or groups that do not count, such as
+    "out", and a ConfigError tells of one that is none; `identity` is what else the run is.
     """
     values = dict(flat_values(to_dict(cfg)))
     for name in exclude:

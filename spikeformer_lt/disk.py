@@ -7,12 +7,14 @@ safetensors alone accepts a flipped bit. Nothing is ever unpickled.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
 import os
 import re
 import shutil
+import stat
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -107,6 +109,36 @@ def free_bytes(folder: Path) -> int | str:
     return "unknown"
 
 
+def read_regular(path: str | Path, most: int) -> bytes:
+    """Return the bytes of a regular file: no pipe is waited for, and no device read for ever.
+
+    Raises:
+        OSError: it cannot be read, is no regular file, or has more than `most` bytes.
+    """
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    with open(handle, "rb") as file:
+        about = os.fstat(handle)
+        if not stat.S_ISREG(about.st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file")
+        if about.st_size > most:
+            raise OSError(errno.EFBIG, f"it has {about.st_size} bytes, more than {most}")
+        return file.read()
+
+
+def free_memory() -> int:
+    """Bytes that this process may still take, as far as the system tells; 2**63 if it does not."""
+    found = [1 << 63]
+    with contextlib.suppress(OSError, ValueError, IndexError, ImportError):
+        import resource
+
+        limit, used = resource.getrlimit(resource.RLIMIT_AS)[0], Path("/proc/self/statm")
+        if limit != resource.RLIM_INFINITY:
+            found.append(limit - int(used.read_text().split()[0]) * resource.getpagesize())
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        found.append(int(lines["MemAvailable"].split()[0]) * 1024)
+    return max(0, min(found))
+
+
 def sha256_of(path: str | Path) -> str:
     """Return the sha256 of a file's content as 64 hex digits."""
     with open(path, "rb") as file:
@@ -140,10 +172,7 @@ def parse_json(text: str, source: str, error: type[SpikeformerError] = ConfigErr
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain scalars by YAML 1.2's core rules: 1e-3 is a number, `off` and 2026-11-21 are words.
-
-    Risky nodes are refused before anything is expanded: a bomb while it is small.
-    """
+    """YAML 1.2's core rules (1e-3 is a number, `off` a word); bombs are refused unexpanded."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (the base class's protocol)
     depth = 0
@@ -193,11 +222,7 @@ _Loader.add_constructor(
 
 
 def parse_yaml(text: str, source: str) -> Any:
-    """Parse one document of plain YAML; `source` is the file's name, for messages.
-
-    Raises:
-        ConfigError: a tag, anchor, alias, tab or repeated key, or not YAML, with its line.
-    """
+    """Parse one document of plain YAML of the file `source`; a ConfigError names the line."""
     for number, line in enumerate(text.splitlines(), start=1):
         if "\t" in line:
             raise ConfigError(f"{source}, line {number}: a tab; indent with spaces")
@@ -216,11 +241,7 @@ def parse_yaml(text: str, source: str) -> Any:
 
 
 def read_mapping(path: str | Path) -> dict[str, Any]:
-    """Read a ``.yaml``, ``.yml`` or ``.json`` file whose top level is a mapping.
-
-    Raises:
-        ConfigError: missing, unreadable, too large, of another kind, or malformed.
-    """
+    """Read a ``.yaml``, ``.yml`` or ``.json`` mapping, or raise a ConfigError with its name."""
     name, parsers = name_of(path), {".json": parse_json, ".yaml": parse_yaml, ".yml": parse_yaml}
     parser = parsers.get(Path(path).suffix.lower())
     if parser is None:
@@ -366,7 +387,7 @@ def write_tensors(
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read and verify a file of `write_tensors`; raises as `unpack_tensors`."""
     try:
-        data = Path(path).read_bytes()
+        data = read_regular(path, free_memory())
     except OSError as fault:
         raise CheckpointError(f"cannot read {name_of(path)}: {fault.strerror or fault}") from None
     return unpack_tensors(data, Path(path))

@@ -44,6 +44,13 @@ class RankError(SpikeformerError):
     """A process of the run died or does not answer."""
 
 
+STOPS = [
+    found
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+    if (found := getattr(signal, name, None)) is not None
+]  # signals that ask a run to save and stop
+
+
 class Interrupted(SpikeformerError):
     """A signal stopped the run after a save; the exit status of a recipe is ``128 + signum``."""
 

@@ -81,13 +81,8 @@ def provide(
 ) -> T:
     """Return what `find` finds; where it finds nothing, unpack or fetch the set first.
 
-    Args:
-        root: where the archives lie and are unpacked.
-        find: returns the set's place, or None while it is not whole.
-        files: single files in `folder` below the root, fetched where there are no archives.
-
-    Raises:
-        DataError: a file is missing (named with size, hash and address), damaged or hostile.
+    Archives lie in the root, single files in `folder` below it. A DataError names what is missing
+    (with size, hash and address), damaged or hostile.
     """
     if found := find():
         return found
@@ -200,12 +195,8 @@ def fetch(
     Bytes arrive in ``<path>.part``, which the next call continues, and which a second process waits
     for. The file appears under its name only when it is whole and its hash fits.
 
-    Args:
-        file: what is published; a redirect from its address to anything but https is refused.
-        path: of the file; its folder is made.
-        sha256: hash to ask for where `file` has none.
-        timeout_s: longest silence of the server, in seconds.
-        handlers: further urllib handlers, such as a proxy's.
+    `sha256` is asked for where `file` has none; `timeout_s` seconds are the longest silence of the
+    server; `handlers` are further ones of urllib, such as a proxy's.
 
     Raises:
         ConfigError: the address is not https.
@@ -341,11 +332,7 @@ def unpack(
     Members are written to a stage inside `folder` and moved to their places when the last one has
     passed. Modes, owners and times of the archive are not applied, and what macOS adds is left out.
 
-    Args:
-        archive: the file; check its hash first where one is known.
-        folder: made if missing.
-        max_bytes: most bytes that all members together may have, unpacked.
-        max_members: most files and folders that it may hold.
+    `max_bytes` are of all members together, unpacked.
 
     Raises:
         DataError: a link, a device, a name that leaves `folder` or means another place elsewhere,

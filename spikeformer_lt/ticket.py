@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,24 +93,31 @@ class Ticket:
             raise TicketError(f"{where}: {fault}") from None
 
     def apply_(self, model: nn.Module) -> None:
-        """Copy the start weights into `model`, in place; a TicketError if one does not fit."""
-        wanted = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
-        given = {name: list(tensor.shape) for name, tensor in self.tensors.items()}
-        faults = []
-        for name in dict.fromkeys([*wanted, *given]):
-            if name not in given:
-                faults.append(f"{shown(name)} {wanted[name]} is missing in the ticket")
-            elif name not in wanted:
-                faults.append(f"{shown(name)} {given[name]} is unknown to the model")
-            elif given[name] != wanted[name]:
-                faults.append(f"{shown(name)} is {given[name]}, the model has {wanted[name]}")
-        if faults:
-            more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
-            raise TicketError(
-                f"the ticket is not of this model: {'; '.join(faults[:5])}{more}; make the model "
-                "with the arguments in the ticket's provenance"
-            )
+        """Copy the start weights into `model`, in place; raises as `compare`, changing nothing."""
+        compare(self.tensors, model.state_dict())
         model.load_state_dict(self.tensors)
+
+
+def compare(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Compare names and shapes of stored tensors with a model's `state_dict`, on any device.
+
+    Raises:
+        TicketError: some differ; the first five are listed.
+    """
+    faults = []
+    for name in dict.fromkeys([*state, *tensors]):
+        if name not in tensors:
+            faults.append(f"{shown(name)} {list(state[name].shape)} is missing in the ticket")
+        elif name not in state:
+            faults.append(f"{shown(name)} {list(tensors[name].shape)} is unknown to the model")
+        elif (given := list(tensors[name].shape)) != (wanted := list(state[name].shape)):
+            faults.append(f"{shown(name)} is {given}, the model has {wanted}")
+    if faults:
+        more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
+        raise TicketError(
+            f"the ticket is not of this model: {'; '.join(faults[:5])}{more}; make the model "
+            "with the arguments in the ticket's provenance"
+        )
 
 
 def start_folder(path: str | Path) -> Path:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from spikeformer_lt.bundle import staged
 from spikeformer_lt.disk import parse_json
-from spikeformer_lt.errors import ExportError, shown
+from spikeformer_lt.errors import ConfigError, ExportError, TicketError, name_of, shown
 from spikeformer_lt.export.file import (
     CARD,
     CONFIG,
@@ -179,7 +179,11 @@ def load_exported(folder: str | Path, *, plain: bool = False, **overrides: Any) 
         CheckpointError: a damaged tensor file; the tensor is named where it is one.
         TicketError: the stored weights are not of the model that they name.
     """
-    model: Any = model_from_ticket(read_packed(folder).ticket, **overrides)
+    ticket = read_packed(folder).ticket
+    try:
+        model: Any = model_from_ticket(ticket, **overrides)
+    except (TicketError, ConfigError) as fault:
+        raise type(fault)(f"{name_of(folder)}: {fault}") from None
     if not plain:
         return compact(model)
     model.predict = partial(predict, model)

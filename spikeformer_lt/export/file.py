@@ -25,16 +25,29 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spikeformer_lt.bundle import BundleKind, Stage, open_bundle
-from spikeformer_lt.disk import parse_json
-from spikeformer_lt.errors import CheckpointError, ExportError, name_of, shown
+from spikeformer_lt.disk import free_memory, parse_json
+from spikeformer_lt.errors import (
+    CheckpointError,
+    ConfigError,
+    ExportError,
+    TicketError,
+    name_of,
+    shown,
+)
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.preprocess import Preprocess
-from spikeformer_lt.ticket import Ticket
+from spikeformer_lt.registry import list_models
+from spikeformer_lt.ticket import Ticket, compare
+from spikeformer_lt.tickets.surgery import expected_tensors
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 STREAMS = {"bits": torch.uint8, "gains": torch.float32, "raw": torch.uint8}
-MAX_ENTRIES = 1 << 34
-TABLE_LIMIT = 1 << 26  # bytes of text
+TABLE_LIMIT = 1 << 22  # bytes of text; a tensor takes about 150
+FEW, PER_BYTE = 1 << 24, 1024  # entries that any export may have, and those to a byte of its file
+BYTES, CODED_BYTES = 7, 48  # of memory: of all entries, and of those that are being decoded
+DIMENSIONS = 8
+TYPES = {"float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"}
+CODES = ("bits", "one", "out", "in", "all")
 SMALL = 1 << 16  # values; of larger tensors only one depth is tried
 DEEPEST = 14
 EXPONENTS = {torch.float32: 8, torch.bfloat16: 8, torch.float16: 5}  # bits of each dtype
@@ -152,13 +165,11 @@ class Reader:
         Raises:
             CheckpointError: a row that does not fit the streams, or another sha256; it is named.
         """
-        count, dtype = math.prod(row.shape), getattr(torch, row.dtype, None)
-        if count > MAX_ENTRIES:
-            raise self._fault(row, f"{count} entries are more than any model has")
-        if not isinstance(dtype, torch.dtype):
-            raise self._fault(row, f"dtype {shown(row.dtype)} is unknown")
         if row.form == "raw":
-            raw = self._take(row, "raw", count * dtype.itemsize)
+            dtype: torch.dtype = getattr(torch, row.dtype)
+            raw = self._take(row, "raw", math.prod(row.shape) * dtype.itemsize)
+            if dtype == torch.bool and bool((raw > 1).any()):
+                raise self._fault(row, "a byte of it is neither true nor false")
             value = raw.clone().view(dtype).view(list(row.shape))
         unmasked = row.mask[0] == "none"
         kept = None if unmasked else self._bits(row, row.mask, row.shape).bool()
@@ -172,8 +183,6 @@ class Reader:
                 raise self._fault(row, f"{row.gains} gains for {row.shape[0]} filters")
             negative = self._bits(row, row.signs, [number]).bool()
             value = from_signs(chosen, negative, self._take(row, "gains", row.gains))
-        elif row.form != "raw":
-            raise self._fault(row, f"form {shown(row.form)} is unknown")
         if digest_of(value, kept) != row.sha256:
             raise self._fault(row, "its values have another sha256 than was written")
         return value, kept
@@ -207,7 +216,7 @@ class Reader:
         elif kind in ("one", "out", "in") and (kind == "one" or len(shape) > 1):
             bits = decode_bits(data, count, *contexts_of(kind, shape))
         else:
-            raise self._fault(row, f"code {shown(kind)} is unknown")
+            raise self._fault(row, f"code {shown(kind)} does not suit shape {shown(shape)}")
         return torch.from_numpy(bits).view(list(shape))
 
     def _take(self, row: Row, stream: str, count: int) -> Tensor:
@@ -266,14 +275,17 @@ def read_packed(folder: str | Path) -> Packed:
 
     Raises:
         ExportError: no export, a newer one, or files changed since it was written.
-        CheckpointError: a damaged or foreign tensor file; the tensor is named where it is one.
+        CheckpointError: a damaged or foreign tensor file, or one of another model than is named;
+            the tensor is named where it is one.
     """
     bundle = open_bundle(folder, EXPORT)
     streams, own = bundle.tensors(TENSORS)
     try:
         return _unpacked(bundle.about, streams, own)
-    except CheckpointError as fault:
+    except (CheckpointError, TicketError, ConfigError) as fault:
         raise CheckpointError(f"{name_of(bundle.folder / TENSORS)}: {fault}") from None
+    except MemoryError:
+        raise CheckpointError(f"{name_of(bundle.folder / TENSORS)}: too large to unpack") from None
     except ExportError as fault:
         raise ExportError(f"{name_of(folder)}: {CONFIG} {fault}") from None
 
@@ -289,6 +301,7 @@ def _unpacked(body: dict[str, Any], streams: dict[str, Tensor], own: Mapping[str
         raise CheckpointError(f"holds {shown(own)}, not a packed ticket")
     table = streams.pop("table")
     rows, reader = _unpack_table(table), Reader(streams)
+    _refuse_sizes(rows, streams, body["provenance"])
     tensors, masks = {}, {}
     for row in rows:
         tensors[row.name], kept = reader.get(row)
@@ -300,20 +313,74 @@ def _unpacked(body: dict[str, Any], streams: dict[str, Tensor], own: Mapping[str
         provenance["preprocess"] = body["preprocess"]
         Preprocess.known(provenance)
     order = body.get("mask_order", list(masks))
-    if sorted(order) != sorted(masks):
+    if not isinstance(order, list) or sorted(map(str, order)) != sorted(masks):
         raise ExportError("names other masks than it stores")
     ticket = Ticket(Mask({name: masks[name] for name in order}), tensors, provenance)
     return Packed(ticket, tuple(rows), table.numel(), body["precision"], body["about"])
 
 
-def _unpack_table(table: Tensor) -> Sequence[Row]:
+def _unpack_table(table: Tensor) -> list[Row]:
+    unpacker = zlib.decompressobj()
     try:
-        text = zlib.decompressobj().decompress(table.numpy().tobytes(), TABLE_LIMIT).decode("ascii")
-        return [Row(*entry) for entry in parse_json(text, "its table of tensors", CheckpointError)]
+        text = unpacker.decompress(table.numpy().tobytes(), TABLE_LIMIT).decode("ascii")
     except (zlib.error, UnicodeDecodeError) as fault:
         raise CheckpointError(f"damaged: its table of tensors: {fault}") from None
-    except TypeError:
-        raise CheckpointError("its table of tensors has another form") from None
+    if unpacker.unconsumed_tail:
+        raise CheckpointError(f"its table of tensors is longer than {TABLE_LIMIT} bytes")
+    entries = parse_json(text, "its table of tensors", CheckpointError)
+    if not isinstance(entries, list) or not entries:
+        raise CheckpointError("its table of tensors has another form")
+    rows = {(row := _row(entry)).name: row for entry in entries}
+    if len(rows) < len(entries):
+        raise CheckpointError("its table of tensors names a tensor twice")
+    return list(rows.values())
+
+
+def _row(entry: Any) -> Row:
+    """A row of the table, whose values have their types and keep within their bounds."""
+
+    def whole(*values: Any) -> bool:
+        return all(type(value) is int and 0 <= value < 1 << 40 for value in values)
+
+    def code(pair: Any, *known: str) -> bool:
+        return isinstance(pair, list) and len(pair) == 2 and pair[0] in known and whole(pair[1])
+
+    if not isinstance(entry, list) or len(entry) not in (8, 9) or not isinstance(entry[0], str):
+        raise CheckpointError("its table of tensors has another form")
+    row = Row(*entry)
+    forms = ("dense", "sparse", "binary") if row.dtype == "float32" else ("raw",)
+    checks = {
+        "dtype": isinstance(row.dtype, str) and row.dtype in TYPES,
+        "shape": isinstance(row.shape, list) and len(row.shape) <= DIMENSIONS and whole(*row.shape),
+        "form": row.form in forms and (row.form != "binary" or len(row.shape) > 1),
+        "mask": code(row.mask, "none", *CODES),
+        "signs": code(row.signs, *CODES),
+        "gains": whole(row.gains),
+        "sha256": isinstance(row.sha256, str),
+        "values": isinstance(row.values, list | tuple) and len(row.values) == 2
+        and whole(*row.values),
+    }  # fmt: skip
+    for name, sound in checks.items():
+        if not sound:
+            odd = shown(getattr(row, name))
+            raise CheckpointError(f"damaged: tensor {shown(row.name)}: {name} {odd} is impossible")
+    return row
+
+
+def _refuse_sizes(rows: Sequence[Row], streams: Mapping[str, Tensor], known: Any) -> None:
+    """Compare names and shapes with the model's and the sizes with what can be, before decoding."""
+    if isinstance(known.get("model"), dict) and known["model"].get("name") in list_models():
+        expected = expected_tensors(known, len(rows))
+        found = {row.name: torch.empty(row.shape, device="meta") for row in rows}
+        compare(found, expected)
+    counts = [math.prod(row.shape) for row in rows]
+    stored = sum(stream.nbytes for stream in streams.values())
+    if sum(counts) > max(FEW, PER_BYTE * stored):
+        raise CheckpointError(f"{sum(counts)} entries cannot come from {stored} bytes")
+    coded = max((n for n, row in zip(counts, rows, strict=True) if row.values[0]), default=0)
+    needed, free = BYTES * sum(counts) + CODED_BYTES * coded, free_memory()
+    if needed > free:
+        raise CheckpointError(f"{needed} bytes of memory are needed to unpack it, {free} are free")
 
 
 def binary_gains(weight: Tensor, kept: Tensor) -> Tensor | None:

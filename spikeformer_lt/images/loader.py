@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from spikeformer_lt.config import check
-from spikeformer_lt.errors import DataError, shown
+from spikeformer_lt.errors import STOPS, DataError, shown
 from spikeformer_lt.images.arrays import ArrayImages
 from spikeformer_lt.images.augment import normalize
 from spikeformer_lt.rng import isolated_rng, seed_for
@@ -174,13 +174,13 @@ def _as_it_is(batch: Any) -> Any:
 def _stop_signals_held(really: bool) -> Iterator[None]:
     """Hold stop signals while workers start; they inherit it, so no moment lies between.
 
-    A Ctrl-C or a SIGTERM to the whole group is for the main process: it saves and stops, and a
-    worker heeds no SIGTERM but its parent's.
+    A signal to the whole group is for the main process: it saves and stops, and a worker heeds no
+    SIGTERM but its parent's.
     """
     if not (really and hasattr(signal, "sigwaitinfo")):  # Linux
         yield
         return
-    held = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM])
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     try:
         yield
     finally:
@@ -189,7 +189,9 @@ def _stop_signals_held(really: bool) -> Iterator[None]:
 
 def _leave_signals_to_main(worker: int) -> None:
     del worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for signum in STOPS:
+        if signum != signal.SIGTERM:
+            signal.signal(signum, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
         threading.Thread(target=_end_on_word_of, args=(os.getppid(),), daemon=True).start()
 

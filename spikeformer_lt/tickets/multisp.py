@@ -229,9 +229,9 @@ class MultiSp(Search):
         seed = about.get("seed")
         rule = f"{seed}, with which the ticket's search drew its start weights"
         check(kind == "fresh" or seed in (None, self.seed), "train.seed", self.seed, rule)
-        levels = {"patches": PatchConfig, "weights": WeightConfig, "activation": ActivationConfig}
-        known = {**about["config"], "patches": {"ties": "index", **about["config"]["patches"]}}
-        own = {name: known_config(cls, known[name]) for name, cls in levels.items()}
+        levels = {"weights": WeightConfig, "activation": ActivationConfig}
+        own = {n: known_config(cls, about.get("config"), n) for n, cls in levels.items()}
+        own["patches"] = known_config(PatchConfig, about.get("config"), "patches", ties="index")
         own["weights"] = weights = replace(own["weights"], ramp_epochs=0.0)
         self.config = replace(self.config, **own)
         self._origin = {"from_ticket": {n: about.get(n) for n in ("run_id", "mask_sha256", "seed")}}

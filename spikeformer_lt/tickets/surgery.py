@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -10,16 +11,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from spikeformer_lt.config import check
-from spikeformer_lt.errors import ConfigError, TicketError
+from spikeformer_lt.config import check, from_dict
+from spikeformer_lt.errors import ConfigError, SpikeformerError, TicketError, shown
 from spikeformer_lt.layers.patches import PatchScore, PatchSelect, make_score
 from spikeformer_lt.layers.stems import stem_of
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.preprocess import Preprocess
 from spikeformer_lt.registry import create_model
-from spikeformer_lt.ticket import Ticket
+from spikeformer_lt.ticket import Ticket, compare
 from spikeformer_lt.tickets.base import kept_modes, snapshot
 from spikeformer_lt.tickets.configs import NORMS, ActivationConfig, PatchConfig
+
+LARGEST = 1 << 20  # number that an argument of a stored model may be
+MODULES = 8  # for each tensor of a stored model; ours have about one
 
 
 def set_activation(model: Any, config: ActivationConfig) -> None:
@@ -47,28 +51,82 @@ def new_score(model: Any, config: PatchConfig) -> PatchScore:
 
 def apply_surgery(model: nn.Module, ticket: Ticket) -> None:
     """Make the changes of a ticket's search to a new model, in place; most searches make none."""
-    search, config = ticket.provenance.get("search"), ticket.provenance.get("config", {})
+    _operate(model, ticket.provenance)
+
+
+def _operate(model: nn.Module, provenance: Mapping[str, Any]) -> None:
+    search, config = provenance.get("search"), provenance.get("config")
     if search == "multisp":
-        set_activation(model, known_config(ActivationConfig, config["activation"]))
+        set_activation(model, known_config(ActivationConfig, config, "activation"))
     if search in ("multisp", "joint"):
         # A ticket of an earlier version kept the lower index, and goes on doing so.
-        set_patches(model, known_config(PatchConfig, {"ties": "index", **config["patches"]}))
+        set_patches(model, known_config(PatchConfig, config, "patches", ties="index"))
 
 
-def known_config(cls: type, values: Mapping[str, Any]) -> Any:
-    """Return a configuration of the values that this version knows."""
-    return cls(**{name: values[name] for name in asdict(cls()) if name in values})
+def known_config(cls: type, config: Any, name: str, **earlier: Any) -> Any:
+    """Return the configuration `name` of a search, of the values that this version knows."""
+    values = config.get(name) if isinstance(config, dict) else None
+    if not isinstance(values, dict):
+        raise TicketError(f"the provenance has no {name} in the configuration of its search")
+    values = earlier | {key: values[key] for key in asdict(cls()) if key in values}
+    return from_dict(cls, values, f"{name}.")
+
+
+def expected_tensors(
+    provenance: Mapping[str, Any], count: int, **overrides: Any
+) -> dict[str, Tensor]:
+    """The state_dict of the network that a provenance names, on the meta device.
+
+    Nothing is allocated, and what is far larger than `count` stored tensors is not made to its end.
+
+    Raises:
+        TicketError: the provenance names no model, or one that cannot be made.
+        ConfigError: an unknown model, or arguments that it refuses.
+    """
+    known = provenance.get("model")
+    if not isinstance(known, dict) or not isinstance(known.get("name"), str):
+        raise TicketError("the ticket's provenance names no model; save it with a recipe of ours")
+    name, given = known["name"], known.get("args", {})
+    if not isinstance(given, dict):
+        raise TicketError(f"the arguments of {shown(name)} are {shown(given)}, not named values")
+    for key, value in given.items():
+        numbers = value if isinstance(value, list) else [value]
+        plain = all(isinstance(n, str | int | float | None) for n in numbers)
+        if not plain or any(isinstance(n, int | float) and not abs(n) <= LARGEST for n in numbers):
+            raise TicketError(f"{key}={shown(value)} is no argument that a model can have")
+    places, here = iter(range(MODULES * (count + 100))), threading.get_ident()
+
+    def register(*registered: Any) -> None:
+        if threading.get_ident() == here and next(places, None) is None:
+            raise TicketError(
+                f"{shown(name)} with {shown(given)} has far more than {count} tensors"
+            )
+
+    hook = nn.modules.module.register_module_module_registration_hook(register)
+    try:
+        with torch.device("meta"):
+            model = create_model(name, **{**given, **overrides})
+            _operate(model, provenance)
+    except SpikeformerError:
+        raise
+    except Exception as fault:
+        what = f"{type(fault).__name__}: {shown(str(fault))}"
+        raise TicketError(f"{shown(name)} cannot be made with {shown(given)}: {what}") from fault
+    finally:
+        hook.remove()
+    return dict(model.state_dict())
 
 
 def model_from_ticket(ticket: Ticket, **overrides: Any) -> nn.Module:
     """Build the model that a ticket's provenance names, with the ticket's weights, in eval mode.
 
     Its attribute ``preprocess`` is the ticket's, or None. `overrides` are model arguments to
-    change, such as T; a TicketError where no model is named.
+    change, such as T; a TicketError where no model is named, or the weights do not fit it.
     """
-    known = ticket.provenance.get("model")
-    if not isinstance(known, dict) or "name" not in known:
-        raise TicketError("the ticket's provenance names no model; save it with a recipe of ours")
+    # Nothing of a stranger's size is allocated: the shapes are compared first.
+    expected = expected_tensors(ticket.provenance, len(ticket.tensors), **overrides)
+    compare(ticket.tensors, expected)
+    known = ticket.provenance["model"]
     model = create_model(known["name"], **{**known.get("args", {}), **overrides})
     apply_surgery(model, ticket)
     try:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 POLICIES = ("stop", "skip")
 LISTED = 8  # layers that a warning names before it counts the rest
 SAMPLES = 5  # indices of bad samples that a message shows
+BAR_S = 1.0  # between two readings of the values beside a bar
 ROUNDING = 1e-6  # of a float32 sum over a saturated layer
 
 
@@ -48,21 +49,40 @@ class NonFiniteGuard:
 
     A step calls `keep_buffers`, for each batch `check_batch`, then `check_step`; where that returns
     True, `restore_buffers` and no optimizer step. `limit` skipped steps in a row are one too many.
+    `agree` says whether any rank has a fault, whose own it gets.
     """
 
-    def __init__(self, policy: str = "stop", limit: int = 10) -> None:
+    def __init__(
+        self, policy: str = "stop", limit: int = 10, agree: Callable[[bool], bool] | None = None
+    ) -> None:
         check(policy in POLICIES, "nonfinite", policy, f"one of {', '.join(POLICIES)}")
         check(limit >= 1, "skip_limit", limit, "an integer >= 1")
         self.policy, self.limit = policy, limit
         self.skipped, self.in_a_row = 0, 0  # steps skipped so far, and since the last good one
         self._batch_fault, self._together = "", together()
+        self._agree = agree or (lambda fault: bool(agreed(fault)[0]))
+        self._batches: list[tuple[Tensor, Any]] = []
+        self._sound: Tensor | None = None  # of the steps that were not read yet
 
     def check_batch(self, images: Tensor, indices: Iterable[int] | Tensor) -> bool:
         """Look at a batch [B, ...] before the forward; `indices` are its places in the data set.
 
         Returns True if the step will be skipped, as `check_step` will say, too. Policy "stop"
-        raises a NonFiniteError with the samples and the count of bad values.
+        raises a NonFiniteError with the samples and the count of bad values. On an accelerator
+        nothing waits: `check_step` looks at all batches of the step.
         """
+        if images.device.type != "cpu":
+            self._batches.append((images.detach(), indices))
+            return False
+        if not self._look_at(images, indices):
+            return False
+        # With several ranks all must stop at the same place: check_step asks them.
+        if self.policy == "stop" and not self._together:
+            fault, self._batch_fault = self._batch_fault, ""
+            raise _error(fault)
+        return True
+
+    def _look_at(self, images: Tensor, indices: Iterable[int] | Tensor) -> bool:
         if (count := count_nonfinite(images)) == 0:
             return False
         bad = (~torch.isfinite(images.detach().flatten(1))).any(1).tolist()
@@ -73,23 +93,35 @@ class NonFiniteGuard:
             f"{count} of {images.numel()} input values in {len(rows)} of {len(images)} images "
             f"(samples of the data set: {listed}{more})"
         )
-        # With several ranks all must stop at the same place: check_step asks them.
-        if self.policy == "stop" and not self._together:
-            fault, self._batch_fault = self._batch_fault, ""
-            raise _error(fault)
         return True
 
-    def check_step(self, grad_norm: Tensor | float, logits: Tensor, model: nn.Module) -> bool:
-        """Look at gradients, logits [B, ...], buffers and membranes; one synchronisation.
+    def check_step(
+        self, grad_norm: Tensor | float, logits: Tensor, model: nn.Module, read: bool = True
+    ) -> bool:
+        """Look at gradients, logits [B, ...], buffers and membranes; one synchronisation, or none.
 
         `grad_norm` is the total norm before clipping, which would spread what is not finite. True
         says that this step must be skipped. A NonFiniteError names the bad tensors: policy "stop",
-        or `limit` skipped steps in a row.
+        or `limit` skipped steps in a row. Without `read` a fault is kept for the next call with it.
         """
+        norm = torch.as_tensor(grad_norm, device=logits.device).detach()
+        sound = _all_finite(norm, logits, model)
+        for images, _ in self._batches:
+            if images.is_floating_point():
+                sound = sound & torch.isfinite(images).all()
+        self._sound = sound if self._sound is None else self._sound & sound
+        batches, self._batches = self._batches, []
+        if not read:
+            return False
+        sound, self._sound = self._sound, None
         fault, self._batch_fault = self._batch_fault, ""
-        fault = fault or _step_fault(grad_norm, logits, model)
+        if not fault and not bool(sound):
+            for images, indices in batches:
+                self._look_at(images, indices)
+            fault, self._batch_fault = self._batch_fault, ""
+            fault = fault or _step_fault(norm, model, logits)
         # Ranks that part ways would wait for each other forever.
-        if self._together and agreed(bool(fault)) and not fault:
+        if self._agree(bool(fault)) and not fault:
             fault = "a tensor of another rank, whose log names it"
         if not fault:
             self.in_a_row = 0
@@ -134,14 +166,15 @@ class NonFiniteGuard:
         self.skipped, self.in_a_row = int(state["skipped"]), int(state["in_a_row"])
 
 
-def _step_fault(grad_norm: Tensor | float, logits: Tensor, model: nn.Module) -> str:
-    norm = torch.as_tensor(grad_norm, device=logits.device).detach()
+def _all_finite(norm: Tensor, logits: Tensor, model: nn.Module) -> Tensor:
+    """Whether a step is sound, as one number on its device, so that it is waited for once."""
     watched = [value.detach() for _, value in (*_float_buffers(model), *_membranes(model))]
     rest = nn.utils.get_total_norm(watched)
-    # One number, so that a device is waited for once.
     probe = torch.isfinite(logits.detach()).all() & torch.isfinite(norm)
-    if bool(probe & torch.isfinite(rest.to(logits.device))):
-        return ""
+    return probe & torch.isfinite(rest.to(logits.device))
+
+
+def _step_fault(norm: Tensor, model: nn.Module, logits: Tensor) -> str:
     parameters = dict(model.named_parameters())
     grads = [(name, p.grad) for name, p in parameters.items() if p.grad is not None]
     fault = _faults({
@@ -277,6 +310,16 @@ class FiringWatch:
             self._counts[name] = int(count)
 
 
+def merged(states: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, list[float]]:
+    """Spikes and counts of several `FiringWatch.state`, layer by layer together."""
+    found: dict[str, list[float]] = {}
+    for state in states:
+        for name, (total, count) in state.items():
+            known = found.setdefault(name, [0.0, 0])
+            found[name] = [known[0] + total, known[1] + count]
+    return found
+
+
 @dataclass(eq=False)
 class EpochProgress:
     """Shows steps, images/s, ETA of the whole run, loss, sparsity and mean firing rate.
@@ -312,24 +355,26 @@ class EpochProgress:
         """Mean throughput of this epoch."""
         return self.done * self.images_per_step / max(1e-9, time.monotonic() - self.start)
 
-    def step(self, **shown: float) -> None:
-        """Count one optimizer step; `shown` values are printed as they come."""
+    def step(self, values: Callable[[], Mapping[str, float]]) -> None:
+        """Count one optimizer step; `values` are asked for when they are printed."""
         self.done += 1
         if not self.show:
             return
+        now = time.monotonic()
         if self.bar is not None:
             self.bar.update(1)
-            self.bar.set_postfix({k: f"{v:.4g}" for k, v in shown.items()}, refresh=False)
-            return
-        now = time.monotonic()
-        if now - self.last_line < self.every_s:
+        if now - self.last_line < (self.every_s if self.bar is None else BAR_S):
             return
         self.last_line = now
+        shown = {key: f"{value:.4g}" for key, value in values().items()}
+        if self.bar is not None:
+            self.bar.set_postfix(shown, refresh=False)
+            return
         left = (self.steps - self.done + self.rest) * (now - self.start) / self.done
-        values = "  ".join(f"{k} {v:.4g}" for k, v in shown.items())
+        text = "  ".join(f"{key} {value}" for key, value in shown.items())
         log.info(
             "%s  [%d/%d]  %s  %.0f images/s  ETA %s",
-            self.title, self.done, self.steps, values, self.images_per_s, clock(left),
+            self.title, self.done, self.steps, text, self.images_per_s, clock(left),
         )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from spikeformer_lt.mask import Mask
 from spikeformer_lt.step import Step
 from spikeformer_lt.training.optim import Ema
 from spikeformer_lt.training.options import OptimConfig
-from spikeformer_lt.training.ranks import share_buffers
+from spikeformer_lt.training.ranks import from_first, share_buffers, together
 
 BEGIN = Step()  # of a phase
 
@@ -257,6 +257,11 @@ class Capture(Hook):
         self.captured = {k: v.detach().to("cpu", copy=True) for k, v in model.state_dict().items()}
 
 
+def _of_first(mask: Mask) -> Mask:
+    """The first rank's mask: the scores of others may differ in their last bits."""
+    return Mask(from_first(mask)) if together() else mask
+
+
 @dataclass(eq=False)
 class Masked(Hook):
     """Keeps the weights that a mask removes at exactly 0, whatever the optimizer.
@@ -270,6 +275,7 @@ class Masked(Hook):
 
     def start(self, model: nn.Module, steps_per_epoch: int, epochs: int) -> None:
         """Clear what is removed before the optimizer and the weight average see it."""
+        self.mask = _of_first(self.mask)
         self.mask.check(model, allow_layer_collapse=True)
         self.mask.apply_(model)
 
@@ -297,7 +303,8 @@ class Rewired(Masked):
     """
 
     def change(self, mask: Mask, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Put another mask in force, between a backward and its step."""
+        """Put another mask in force, the first rank's, between a backward and its step."""
+        mask = _of_first(mask)
         returned = {name: mask[name] & ~self.mask[name] for name in mask}
         self.mask, self._factors = mask, {}
         mask.apply_(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import signal
@@ -17,25 +18,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikeformer_lt.errors import ConfigError, RankError, shown
+from spikeformer_lt.errors import STOPS, ConfigError, RankError, shown
 
 # Words of the errors that a collective operation fails with.
 SIGNS = ("gloo", "nccl", "connection", "timed out", "timeout", "socket", "store")
 PATIENCE_S = 3.0  # a process that is being killed takes a moment to be gone
+AGAIN_S = 10.0  # a scheduler signals a whole tree of processes, and launchers signal it again
+TYPED_AGAIN_S = 0.5  # of a person at the terminal
 
 
 class StopRequest:
-    """Turns the first SIGINT or SIGTERM into a flag; the second ends the process at once.
+    """Turns the first signal of `STOPS` into a flag; a later one ends the process at once.
 
-    The loop looks at `requested` between steps, saves, and raises ``errors.Interrupted(signum)``.
-    The second signal exits with status 130 (SIGINT) or 143 (SIGTERM) and saves nothing. Outside the
-    main thread, where Python allows no handlers, it does nothing. Forked loader workers inherit the
-    handlers and so survive a Ctrl-C of the whole process group until the loop has saved.
+    The loop looks at `requested` between steps, saves, and raises ``errors.Interrupted(signum)``. A
+    further signal counts after `AGAIN_S` seconds, and Ctrl-C at a terminal after `TYPED_AGAIN_S`:
+    the process exits with status 128 + signal and saves nothing. Outside the main thread, where
+    Python allows no handlers, it does nothing. Forked loader workers inherit the handlers and so
+    survive a signal to the whole process group. A SIGHUP that nohup ignores stays ignored.
     """
 
-    def __init__(self, signals: Sequence[int] = (signal.SIGINT, signal.SIGTERM)) -> None:
+    def __init__(self, signals: Sequence[int] = STOPS) -> None:
         self.signals = tuple(signals)
         self.signum = 0  # the first signal that came
+        self._since = 0.0
         self._previous: dict[int, Any] = {}
         self._pid = 0
 
@@ -48,7 +53,10 @@ class StopRequest:
         self._pid = os.getpid()
         if threading.current_thread() is threading.main_thread():
             for signum in self.signals:
-                self._previous[signum] = signal.signal(signum, self._handle)
+                if signum in (signal.SIGINT, signal.SIGTERM) or (
+                    signal.getsignal(signum) != signal.SIG_IGN
+                ):
+                    self._previous[signum] = signal.signal(signum, self._handle)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -58,13 +66,18 @@ class StopRequest:
         self._previous = {}
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._pid:
+            return
         if self.signum:
-            os._exit(128 + signum)
-        self.signum = signum
-        if os.getpid() == self._pid:
-            name = signal.Signals(signum).name
-            # Not the logger: the signal may have come while it held its own stream.
-            text = f"\n{name}: saving after this step, then stopping; again to stop at once\n"
+            typed = signum == signal.SIGINT and os.isatty(0)
+            if time.monotonic() - self._since >= (TYPED_AGAIN_S if typed else AGAIN_S):
+                os._exit(128 + signum)
+            return
+        self.signum, self._since = signum, time.monotonic()
+        name = signal.Signals(signum).name
+        # Not the logger: the signal may have come while it held its own stream.
+        text = f"\n{name}: saving after this step, then stopping; again to stop at once\n"
+        with contextlib.suppress(OSError):  # the terminal may be gone
             os.write(2, text.encode())
 
 
@@ -75,14 +88,29 @@ def together() -> bool:
     return ready and distributed.get_world_size() > 1
 
 
-def agreed(number: int) -> int:
-    """The largest number that any rank gives: a scheduler may send its signal to one only."""
+def agreed(*numbers: int) -> list[int]:
+    """The largest of each number that any rank gives: a signal may have come to one only."""
     if not together():
-        return number
-    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
-    flag = torch.tensor(int(number), device=device)
-    torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
-    return int(flag)
+        return list(numbers)
+    flags = torch.tensor(numbers, device=_device())
+    torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
+    return [int(flag) for flag in flags.tolist()]
+
+
+def _device() -> str:
+    return "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+
+
+def from_first(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The first rank's tensors on every rank; the names and shapes are the same everywhere."""
+    found = dict(tensors)
+    for name, own in tensors.items() if together() else ():
+        sent = own.detach().to(
+            _device(), torch.uint8 if own.dtype == torch.bool else None, copy=True
+        )
+        torch.distributed.broadcast(sent, 0)
+        found[name] = sent.to(own.device, own.dtype)
+    return found
 
 
 def gathered(own: Any) -> list[Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -43,15 +43,17 @@ from spikeformer_lt.training.monitor import (
     clock,
     epoch_line,
     estimate_step,
+    merged,
     removed,
 )
 from spikeformer_lt.training.optim import Ema, Schedule, build_optimizer
 from spikeformer_lt.training.options import LOSSES, TrainConfig, lasting
 from spikeformer_lt.training.phase import FitResult, Hooks, Phase, Progress
-from spikeformer_lt.training.ranks import StopRequest, agreed, share_buffers
+from spikeformer_lt.training.ranks import StopRequest, agreed, gathered, share_buffers
 from spikeformer_lt.training.run import RunDir
 
 log = logging.getLogger(__name__)
+READ_STEPS = 8  # steps between two readings of faults and signals, where they wait for somebody
 
 
 def task_loss(logits: Tensor, target: Tensor, kind: str = "mean") -> Tensor:
@@ -100,8 +102,11 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in model.state_dict().items()}
 
 
-def save_position(run: PhaseRun, store: CheckpointStore) -> None:
-    """Publish a checkpoint whose number grows through all phases of the run."""
+def save_position(run: PhaseRun, store: CheckpointStore, ranks: Sequence[Any] = ()) -> None:
+    """Publish a checkpoint whose number grows through all phases of the run.
+
+    `ranks` has what each rank counted in this epoch: loss, right answers, images, firing.
+    """
     moments, opt_state = flatten_optimizer(run.optimizer.state_dict())
     average = run.ema.tensors() if run.ema is not None else {}
     more = {"ema": average, "best": run.best or {}, "hooks": run.hooks.tensors()}
@@ -112,6 +117,8 @@ def save_position(run: PhaseRun, store: CheckpointStore) -> None:
         "optimizer": opt_state,
         "firing": run.watch.state(), "guard": run.guard.state(), "hooks": run.hooks.state(),
     }  # fmt: skip
+    if len(ranks) > 1:
+        state["ranks"] = list(ranks)
     store.save(store.next_number(), tensors, state)
 
 
@@ -124,6 +131,13 @@ def restore_position(run: PhaseRun, found: Checkpoint) -> None:
         run.ema.load(tensors["ema"])
     run.best, run.at = tensors.get("best"), Position(**state["position"])
     run.watch.load_state(state["firing"])
+    ranks, world, rank = state.get("ranks", []), run.trainer.world, run.trainer.rank
+    if ranks and len(ranks) != world:  # another number of ranks: the first takes all over
+        ranks = [[*(sum(own[i] for own in ranks) for i in range(3)), merged([o[3] for o in ranks])]]
+    if ranks or rank > 0:
+        counted: Any = ranks[rank] if rank < len(ranks) else [0.0, 0.0, 0, {}]
+        run.at.loss_sum, run.at.correct, run.at.seen = counted[:3]
+        run.watch.load_state(counted[3])
     run.guard.load_state(state["guard"])
     run.hooks.load(tensors.get("hooks", {}), state.get("hooks", []))
 
@@ -131,7 +145,7 @@ def restore_position(run: PhaseRun, found: Checkpoint) -> None:
 def record_epoch(run: PhaseRun, row: Mapping[str, Any], speed: float) -> None:
     """Write an epoch's rows, log it, and pass it to the board.
 
-    Its firing rates are of the images that this process saw; `speed` is images/s over all ranks.
+    Firing rates and `speed`, in images/s, are of all ranks.
     """
     trainer, at, phase = run.trainer, run.at, run.phase
     if not trainer.main:
@@ -173,8 +187,12 @@ class PhaseRun:
             log.warning("NOTICE: phase %s: %s", phase.name, self.schedule.notice)
         self.ema = Ema(model, self.config.ema_decay) if self.config.ema_decay else None
         self.watch = FiringWatch(model)
-        self.guard = NonFiniteGuard(self.config.nonfinite, self.config.skip_limit)
+        self.guard = NonFiniteGuard(self.config.nonfinite, self.config.skip_limit, self._agree)
+        self.signum = 0  # the signal that any rank was sent
         self.at = Position(rows=trainer.run.rows())
+        # Nothing waits for the device in a step: loss and right answers are summed there.
+        kind = torch.float32 if trainer.accelerator.device.type == "mps" else torch.float64
+        self.sums = torch.zeros(2, dtype=kind, device=trainer.accelerator.device)
         self.best: dict[str, Tensor] | None = None
         self.wrapped = trainer.accelerator.prepare(model) if trainer.world > 1 else model
         if trainer.run.resumed:
@@ -199,9 +217,12 @@ class PhaseRun:
         )  # fmt: skip
 
     def _save(self) -> None:
+        self.at.loss_sum, self.at.correct = self.sums.tolist()
+        own = [self.at.loss_sum, self.at.correct, self.at.seen, self.watch.state()]
+        ranks = gathered(own)
         if self.trainer.main:
             self.guard.check_buffers(self.model)
-            save_position(self, self.trainer.last)
+            save_position(self, self.trainer.last, ranks)
 
     def _restore(self) -> None:
         found = self.trainer.last.load()
@@ -209,6 +230,7 @@ class PhaseRun:
             refuse_another(found, self.facts, f"phase {self.phase.name}")
             restore_position(self, found)
             at = self.at
+            self.sums.copy_(torch.tensor([at.loss_sum, at.correct], dtype=torch.float64))
             log.info("resumed %s at epoch %d step %d", self.phase.name, at.epoch + 1, at.step)
         else:  # the row of an epoch whose checkpoint was never published comes again
             self.at.rows = 0 if found is None else int(found.state["position"]["rows"])
@@ -222,10 +244,16 @@ class PhaseRun:
         if self.best is None:  # a hook ended the phase before any validation counted
             share_buffers(self.model)
         best = self.best or state_of(self.model)
-        self.watch.close()
         on_test = at.best_on_test if self.config.best_on_test else None
         reached = at.best_accuracy, at.best_epoch + 1, at.epoch, at.seconds, on_test
         return FitResult(phase.name, *reached), best
+
+    def close(self) -> None:
+        """Take the hooks off the model and free the wrapper that averages its gradients."""
+        self.watch.close()
+        if self.wrapped is not self.model:
+            self.wrapped = self.model
+            self.trainer.accelerator.free_memory()
 
     def _epoch(self) -> None:
         trainer, at, config = self.trainer, self.at, self.config
@@ -246,7 +274,13 @@ class PhaseRun:
             while at.step < self.steps:
                 self._step(batches)
                 at.step += 1
-                bar.step(loss=at.loss_sum / max(1, at.step), rate=self.watch.mean_rate(), **gone)
+                bar.step(
+                    lambda: {
+                        "loss": float(self.sums[0]) / at.step,
+                        "rate": self.watch.mean_rate(),
+                        **gone,
+                    }
+                )
                 every = config.checkpoint_steps
                 if every and at.step % every == 0 and at.step < self.steps:
                     at.seconds += time.monotonic() - start
@@ -259,14 +293,15 @@ class PhaseRun:
 
     def _step(self, batches: Any) -> None:
         at, config = self.at, self.config
-        loss_sum, correct, seen = 0.0, 0.0, 0
+        sums, seen = torch.zeros_like(self.sums), 0
         update = at.epoch * self.steps + at.step
         late = int(at.epoch >= self.phase.epochs)  # what ends with the phase stays ended
         progress = Progress(at.epoch, at.step + late, self.steps, self.phase.epochs)
         if self.phase.before_step is not None:
             self.phase.before_step(progress)
         self.schedule.set(self.entry + update)
-        torch.manual_seed(seed_for(config.seed, self.phase.name, "noise", update))
+        own = [self.trainer.rank] if self.trainer.rank else []
+        torch.manual_seed(seed_for(config.seed, self.phase.name, "noise", update, *own))
         self.optimizer.zero_grad(set_to_none=True)
         kept = self.guard.keep_buffers(self.model)
         for part in range(config.accumulate):
@@ -277,24 +312,38 @@ class PhaseRun:
             with no_sync(self.wrapped) if more else contextlib.nullcontext():
                 logits, loss = self._loss(images, labels, update * config.accumulate + part)
                 (loss / config.accumulate).backward()
-            loss_sum += float(loss.detach()) / config.accumulate
-            correct += float((logits.detach().mean(1).argmax(1) == labels).sum())
+            right = (logits.detach().mean(1).argmax(1) == labels).sum()
+            sums[0] += loss.detach().to(sums.dtype) / config.accumulate
+            sums[1] += right
             seen += len(labels)
         self.hooks.after_backward(self.model, self.optimizer, progress)
         trained = [p for p in self.model.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
-        if self.guard.check_step(norm, logits, self.model):
+        if self.guard.check_step(norm, logits, self.model, self._reads(at.step)):
             self.guard.restore_buffers(self.model, kept)
             return
         if self.optim.clip_grad:
             nn.utils.clip_grads_with_norm_(trained, self.optim.clip_grad, norm)
-        at.loss_sum += loss_sum
-        at.correct += correct
+        self.sums += sums
         at.seen += seen
         self.optimizer.step()
         if self.phase.after_step is not None:
             self.phase.after_step()
         self.hooks.after_step(self.model, update + 1, self.ema)
+
+    def _reads(self, step: int) -> bool:
+        """Whether a step is one after which all ranks look at what went wrong, and at signals."""
+        alone = self.trainer.world == 1 and self.sums.device.type == "cpu"
+        saved = self.config.checkpoint_steps and (step + 1) % self.config.checkpoint_steps == 0
+        often = alone or self.guard.policy == "skip" or saved
+        return bool(often or step % READ_STEPS == 0 or step + 1 == self.steps)
+
+    def _agree(self, fault: bool) -> bool:
+        """Ask all ranks, in one message, for a fault and for a signal."""
+        if self.trainer.world == 1:
+            return fault
+        fault_of_any, self.signum = agreed(fault, getattr(self.trainer.stop, "signum", 0))
+        return bool(fault_of_any)
 
     def _loss(self, images: Tensor, labels: Tensor, batch: int) -> tuple[Tensor, Tensor]:
         phase, config = self.phase, self.config
@@ -316,11 +365,14 @@ class PhaseRun:
         trainer, at, phase = self.trainer, self.at, self.phase
         per_step = self.config.batch_size * self.config.accumulate
         last = at.epoch + 1 == self.until
+        counted = gathered([*self.sums.tolist(), at.seen, self.watch.state()])
+        loss_sum, correct, seen = (sum(own[i] for own in counted) for i in range(3))
+        self.watch.load_state(merged([own[3] for own in counted]))
         row: dict[str, Any] = {
             "phase": phase.name,
             "epoch": at.epoch + 1,
-            "train_loss": at.loss_sum / max(1, at.seen) * per_step,
-            "train_accuracy": 100 * at.correct / max(1, at.seen),
+            "train_loss": loss_sum / max(1, seen) * per_step,
+            "train_accuracy": 100 * correct / max(1, seen),
             "lr": float(self.optimizer.param_groups[0]["lr"]),
             "firing_rate": self.watch.mean_rate(),
             **removed(self.model, self.hooks.masks()),
@@ -342,19 +394,22 @@ class PhaseRun:
         record_epoch(self, row, speed)
         self.watch.reset()
         at.rows, at.epoch, at.step = at.rows + 1, at.epoch + 1, 0
-        at.loss_sum, at.correct, at.seen = 0.0, 0.0, 0
+        at.seen = 0
+        self.sums.zero_()
         self._save()
+        self._agree(False)
         self._honour_stop(saved=True)
 
     def _honour_stop(self, saved: bool = False) -> None:
-        signum = agreed(getattr(self.trainer.stop, "signum", 0))
-        if not signum:
+        if self.trainer.world == 1:
+            self.signum = getattr(self.trainer.stop, "signum", 0)
+        if not self.signum:
             return
         if not saved:
             self._save()
         self.trainer.accelerator.wait_for_everyone()
         raise Interrupted(
-            signum, f"stopped at {self.phase.name} epoch {self.at.epoch + 1} step "
+            self.signum, f"stopped at {self.phase.name} epoch {self.at.epoch + 1} step "
             f"{self.at.step}; everything is saved: go on with --run.resume auto"
         )  # fmt: skip
 
@@ -450,7 +505,8 @@ class Trainer:
             )  # fmt: skip
         if phase.epochs == 0:
             return FitResult(phase.name, float("nan"), 0, 0, 0.0)
-        result, tensors = PhaseRun(self, model, phase, until).train()
+        with contextlib.closing(PhaseRun(self, model, phase, until)) as run:
+            result, tensors = run.train()
         model.load_state_dict(tensors)
         if self.main:
             own = hooks.tensors()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from spikeformer_lt.errors import CheckpointError, ExportError
-from spikeformer_lt.export.file import Reader, Row, Writer
+from spikeformer_lt.export.file import Reader, Row, Writer, _row
 
 
 def through(writer: Writer) -> dict[str, tuple[torch.Tensor, torch.Tensor | None]]:
@@ -99,7 +101,6 @@ ODD = {
     "no such form": {"form": "odd"},
     "no such dtype": {"dtype": "float31"},
     "no such code": {"mask": ("odd", 3)},
-    "too many entries": {"shape": [1 << 20, 1 << 20]},
     "another shape": {"shape": [4, 16]},
     "a longer mask": {"mask": ("bits", 9)},
     "gains of another layer": {"gains": 3},
@@ -117,9 +118,9 @@ def test_a_row_that_does_not_fit_is_refused_by_name(name: str) -> None:
     writer = Writer()
     writer.add("w", torch.where(kept, torch.randn(8, 8).sign(), 0.0), kept)
     good = writer.rows[0]
-    row = Row(**{**{f: getattr(good, f) for f in Row.__dataclass_fields__}, **ODD[name]})
+    row = {**{f: getattr(good, f) for f in Row.__dataclass_fields__}, **ODD[name]}
     with pytest.raises(CheckpointError, match="^damaged: tensor 'w': "):
-        Reader(writer.streams()).get(row)
+        Reader(writer.streams()).get(_row(json.loads(json.dumps(list(row.values())))))
 
 
 def test_streams_with_more_than_their_rows_are_refused() -> None:

@@ -8,10 +8,12 @@ import threading
 
 import pytest
 
+from spikeformer_lt.errors import STOPS
 from spikeformer_lt.training.ranks import StopRequest
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signum", STOPS)
+@pytest.mark.fault(5)
 def test_the_first_signal_only_sets_a_flag(signum, capfd):
     with StopRequest() as stop:
         assert not stop.requested
@@ -23,7 +25,7 @@ def test_the_first_signal_only_sets_a_flag(signum, capfd):
 
 
 def test_handlers_are_given_back_also_after_an_exception_and_when_nested():
-    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    before = {s: signal.getsignal(s) for s in STOPS}
     with pytest.raises(RuntimeError), StopRequest():
         raise RuntimeError
     with StopRequest() as outer:
@@ -58,9 +60,21 @@ def test_outside_the_main_thread_it_is_there_and_does_nothing():
     assert seen == [(False, True)]
 
 
+def test_a_hangup_that_nohup_ignores_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert not stop.requested
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 LOOP = """
 import os, signal, sys, time
+from spikeformer_lt.training import ranks
 from spikeformer_lt.training.ranks import StopRequest
+ranks.AGAIN_S = float(sys.argv[2])
 with StopRequest() as stop:
     child = os.fork() if sys.argv[1] == "fork" else 1
     if child:
@@ -74,14 +88,14 @@ with StopRequest() as stop:
         os.kill(child, signal.SIGKILL)
         os._exit(0)
     print("saving", flush=True)
-    time.sleep(30)
+    time.sleep(float(sys.argv[3]))
     print("saved", flush=True)
 """
 
 
-def started(how: str) -> subprocess.Popen:
+def started(how: str, again_s: float = 10.0, save_s: float = 30.0) -> subprocess.Popen:
     process = subprocess.Popen(
-        [sys.executable, "-c", LOOP, how],
+        [sys.executable, "-c", LOOP, how, str(again_s), str(save_s)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -100,8 +114,8 @@ def started(how: str) -> subprocess.Popen:
     ],
 )
 @pytest.mark.fault(5)
-def test_the_second_signal_ends_the_process_at_once(first, second, status):
-    process = started("alone")
+def test_a_later_signal_ends_the_process_at_once(first, second, status):
+    process = started("alone", again_s=0.0)
     process.send_signal(first)
     assert process.stdout.readline() == "saving\n"
     process.send_signal(second)
@@ -110,6 +124,16 @@ def test_the_second_signal_ends_the_process_at_once(first, second, status):
     assert out == "", "the save was cut off"
     assert f"{first.name}: saving after this step" in err
     assert "Traceback" not in err
+
+
+@pytest.mark.fault(5)
+def test_the_signals_that_a_tree_of_processes_gets_at_once_let_it_save():
+    process = started("alone", save_s=0.3)
+    for signum in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        process.send_signal(signum)
+    out, err = process.communicate(timeout=10)
+    assert process.returncode == 0 and out == "saving\nsaved\n"
+    assert err.count("saving after this step") == 1
 
 
 def test_forked_workers_survive_a_signal_to_the_whole_group_and_stay_silent():

@@ -23,8 +23,7 @@ from spikeformer_lt.ticket import Ticket
 from spikeformer_lt.tickets.base import Search, magnitudes, noted
 from spikeformer_lt.tickets.configs import EarlyBirdConfig
 from spikeformer_lt.tickets.presets import preset_optim
-from spikeformer_lt.training.phase import Fit, Hook, Phase, Progress
-from spikeformer_lt.training.ranks import from_first
+from spikeformer_lt.training.phase import Fit, Hook, Phase, Progress, of_first
 
 
 class Group(NamedTuple):
@@ -260,7 +259,7 @@ class EarlyBird(Search):
                 least = min(1 / score.numel() for score in scores.values())
             floor = max(config.floor, least)
             found = Mask.from_scores(scores, config.sparsity, config.scope, floor=floor)
-            return Mask(from_first(found))
+            return of_first(found)
 
         scales = {group.scale: config.l1 for group in groups}
         self.watch = MaskWatch(draw, config.window, config.tolerance, scales)

@@ -16,7 +16,6 @@ from spikeformer_lt.tickets.base import Search, snapshot
 from spikeformer_lt.tickets.configs import SparseTrainingConfig
 from spikeformer_lt.tickets.one_shot import random_mask
 from spikeformer_lt.training.phase import Fit, Phase, Progress, Rewired
-from spikeformer_lt.training.ranks import from_first
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +89,7 @@ class Rewiring(Rewired):
             else:
                 grow = torch.zeros_like(weight) if weight.grad is None else weight.grad.abs()
             out[name] = exchange(weight, kept, int(fraction * int(kept.sum())), grow)
-        return Mask(from_first(out))
+        return Mask(out)
 
 
 @register_search("sparse_training", SparseTrainingConfig)

@@ -145,19 +145,6 @@ def share_buffers(model: nn.Module) -> None:
             torch.distributed.broadcast(buffer, 0)
 
 
-def from_first(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give every rank the bool tensors of the first, in one message; they stay on their device."""
-    found = dict(tensors)
-    if together():
-        wanted = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
-        flat = torch.cat([value.to(wanted, torch.uint8).flatten() for value in found.values()])
-        torch.distributed.broadcast(flat, 0)
-        parts = flat.bool().split([value.numel() for value in found.values()])
-        for (name, value), part in zip(tensors.items(), parts, strict=True):
-            found[name] = part.view(value.shape).to(value.device)
-    return found
-
-
 def digest(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 of names, types, shapes and bytes."""
     found = hashlib.sha256()

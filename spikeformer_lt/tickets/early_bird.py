@@ -6,6 +6,7 @@ The channels of a network that can be removed are found by trying, masked as a w
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -24,6 +25,8 @@ from spikeformer_lt.tickets.base import Search, magnitudes, noted
 from spikeformer_lt.tickets.configs import EarlyBirdConfig
 from spikeformer_lt.tickets.presets import preset_optim
 from spikeformer_lt.training.phase import Fit, Hook, Phase, Progress, of_first
+
+log = logging.getLogger(__name__)
 
 
 class Group(NamedTuple):
@@ -261,6 +264,12 @@ class EarlyBird(Search):
             found = Mask.from_scores(scores, config.sparsity, config.scope, floor=floor)
             return of_first(found)
 
+        if config.epochs <= config.window - 1:
+            log.warning(
+                "NOTICE: early_bird.epochs=%d: a search of so few epochs never has the %d masks that "
+                "are compared, and takes its last one; give more, or a smaller window",
+                config.epochs, config.window,
+            )  # fmt: skip
         scales = {group.scale: config.l1 for group in groups}
         self.watch = MaskWatch(draw, config.window, config.tolerance, scales)
         phase = Phase("early_bird", config.epochs, preset_optim(config.preset), hooks=(self.watch,))

@@ -265,11 +265,10 @@ class EarlyBird(Search):
             return of_first(found)
 
         if config.epochs <= config.window - 1:
-            log.warning(
-                "NOTICE: early_bird.epochs=%d: a search of so few epochs never has the %d masks that "
-                "are compared, and takes its last one; give more, or a smaller window",
-                config.epochs, config.window,
-            )  # fmt: skip
+            few = (
+                "NOTICE: early_bird.epochs=%d is too few for %d masks to compare: the last is taken"
+            )
+            log.warning(few, config.epochs, config.window)
         scales = {group.scale: config.l1 for group in groups}
         self.watch = MaskWatch(draw, config.window, config.tolerance, scales)
         phase = Phase("early_bird", config.epochs, preset_optim(config.preset), hooks=(self.watch,))

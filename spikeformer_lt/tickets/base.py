@@ -100,8 +100,9 @@ class Search:
 
     def _asked(self, mask: Mask) -> int | None:
         """Weights to be removed, by the configuration; None where it names no rate."""
-        sparsity, scope = (getattr(self.config, n, None) for n in ("sparsity", "scope"))
-        return None if sparsity is None else asked_for(mask, sparsity, scope)
+        if not (hasattr(self.config, "sparsity") and hasattr(self.config, "prune")):
+            return None
+        return asked_for(mask, self.config.sparsity, getattr(self.config, "scope", None))
 
     def planned(self) -> int:
         """Most epochs that `find` trains, for the time that a run has left."""

@@ -10,8 +10,6 @@ import importlib
 import os
 import re
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -26,6 +24,7 @@ from spikeformer_lt.events.recording import (
     Events,
     Raw,
     check_size,
+    decoding,
     largest_size,
     make_events,
     opened,
@@ -213,7 +212,7 @@ def read_aedat4(path: str | Path) -> Raw:
                 )
             if stream == chosen:
                 data = _unpacked(read_exactly(file, length, path, "a packet"), packing, path)
-                with _damage(path, f"the packet at byte {place}"):
+                with decoding(path, f"the packet at byte {place}"):
                     events = _Table(data, b"EVTS").vector(0, _AEDAT4_EVENT)
                 parts.append(make_events(*(events[name] for name in FIELDS)))
                 check_size(path, size, sum(part.nbytes for part in parts))
@@ -229,7 +228,7 @@ def _description(file: BinaryIO, size: int, path: str | Path) -> tuple[str, int,
         raise DataError(f"{name_of(path)} is not an AEDAT 4 file but {content_kind(head)}")
     length = int.from_bytes(head[len(_MAGIC) :], "little")
     header = read_exactly(file, min(length, size), path, "the header")
-    with _damage(path, "the header"):
+    with decoding(path, "the header"):
         table = _Table(head[len(_MAGIC) :] + header, b"IOHE")
         packing, index = _PACKINGS[table.number(0, "<I", 0)], table.number(1, "<q", -1)
         text = bytes(table.vector(2, np.dtype("u1"))).decode("utf-8")
@@ -262,7 +261,7 @@ def _unpacked(data: bytes, packing: str, path: str | Path) -> bytes:
             "pip install 'spikeformer_lt[aedat]'"
         ) from fault
     most = largest_size(len(data)) + 1
-    with _damage(path, "a packet"):
+    with decoding(path, "a packet"):
         if packing == "lz4":
             found: bytes = module.LZ4FrameDecompressor().decompress(data, max_length=most)
         else:
@@ -272,19 +271,6 @@ def _unpacked(data: bytes, packing: str, path: str | Path) -> bytes:
                 found = reader.read(most)
     check_size(path, len(data), len(found))
     return found
-
-
-@contextmanager
-def _damage(path: str | Path, what: str) -> Iterator[None]:
-    """Turn what a decoder raises into a DataError that names the file."""
-    try:
-        yield
-    except (MemoryError, DataError):
-        raise
-    except Exception as fault:  # lz4 and zstandard raise kinds of their own
-        raise DataError(
-            f"{name_of(path)} is damaged: {what} cannot be read: {shown(str(fault), 200)}"
-        ) from fault
 
 
 class _Table:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -18,7 +19,7 @@ from spikeformer_lt.layers.stems import stem_of
 from spikeformer_lt.layers.subnet import SubnetConv2d, collapse, get_masks, set_masks
 from spikeformer_lt.mask import Mask, select
 from spikeformer_lt.registry import register_search
-from spikeformer_lt.rng import seed_for
+from spikeformer_lt.rng import seed_for, seeded
 from spikeformer_lt.ticket import Ticket, finished_folder
 from spikeformer_lt.tickets.base import (
     Search,
@@ -239,11 +240,9 @@ class MultiSp(Search):
         drawn = seed_for(self.seed, "multisp control")
         if kind == "fresh":
             model.load_state_dict(fresh_weights(model, drawn))
-            torch.manual_seed(drawn)
-        else:
-            self._seeded("scores")
-        if sparse:
-            install_subnets(stem, weights)  # draws start weights as the search did
+        with seeded(drawn) if kind == "fresh" else self._seeded("scores"):
+            if sparse:
+                install_subnets(stem, weights)  # draws start weights as the search did
         start = {key: value for key, value in snapshot(model).items() if key in self.start}
         collapse(model)
         if kind in ("random", "shuffle"):
@@ -270,8 +269,8 @@ class MultiSp(Search):
     def _sequential(self, model: nn.Module, fit: Fit, final: Phase) -> None:
         config = self.config
         if config.weights.method != "off":
-            self._seeded("head")
-            probe = StemProbe(model)
+            with self._seeded("head"):
+                probe = StemProbe(model)
             optim = LITERAL_SCORES if config.preset == "literal" else None
             searched = self._with_masks(model, Phase("conv_pep", config.stem_epochs, optim))
             vectors = [p for p in stem_of(model).parameters() if p.ndim < 2]
@@ -300,8 +299,8 @@ class MultiSp(Search):
         weights = self.config.weights
         if weights.method == "off":
             return phase
-        self._seeded("scores")
-        install_subnets(stem_of(model), weights)
+        with self._seeded("scores"):
+            install_subnets(stem_of(model), weights)
         controller = MaskController(model, weights, seed_for(self.seed, "mask"))
         return replace(phase, before_step=controller, settled_from=controller.settled_from)
 
@@ -310,8 +309,8 @@ class MultiSp(Search):
         patches = self.config.patches
         if patches.sparsity == 0:
             return
-        self._seeded("selector")
-        score = new_score(model, patches)
+        with self._seeded("selector"):
+            score = new_score(model, patches)
         if isinstance(score, Attention):
             probe = SelectorProbe(model, score)
             wanted = {p: p.requires_grad for p in probe.stem.parameters()}
@@ -323,8 +322,8 @@ class MultiSp(Search):
             score.requires_grad_(False)
         set_patches(model, patches, score)
 
-    def _seeded(self, what: str) -> None:
-        torch.manual_seed(seed_for(self.seed, "multisp", what))
+    def _seeded(self, what: str) -> AbstractContextManager[None]:
+        return seeded(seed_for(self.seed, "multisp", what))
 
 
 class SelectorProbe(nn.Module):

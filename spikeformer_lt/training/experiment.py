@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 
@@ -29,7 +30,7 @@ from spikeformer_lt.images.augment import Augment, Mixing
 from spikeformer_lt.images.splits import Splits
 from spikeformer_lt.layers.neuron import lif_path
 from spikeformer_lt.registry import create_model
-from spikeformer_lt.rng import seed_for
+from spikeformer_lt.rng import seed_for, seeded
 from spikeformer_lt.runtime import OPENMP
 from spikeformer_lt.step import Step
 from spikeformer_lt.ticket import TICKET, Ticket
@@ -42,6 +43,7 @@ from spikeformer_lt.training.ranks import (
     launcher_notices,
     name_lost,
     refuse_differences,
+    together,
 )
 from spikeformer_lt.training.run import RunDir, RunLog
 from spikeformer_lt.training.trainer import Trainer
@@ -187,6 +189,9 @@ def fingerprint(provenance: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
 
+_OPEN: list[Experiment] = []
+
+
 class Experiment:
     """Context of one run; leaves signal handlers and logging as they were.
 
@@ -215,10 +220,8 @@ class Experiment:
 
     def __enter__(self) -> Experiment:
         cfg, train = self.cfg, self.cfg.train
-        waiting = InitProcessGroupKwargs(timeout=timedelta(seconds=train.timeout_s))
-        self.accelerator = Accelerator(
-            cpu=train.cpu, mixed_precision=train.mixed_precision, kwargs_handlers=[waiting]
-        )
+        self._threads = torch.get_num_threads()
+        self.accelerator = self._own_accelerator()
         self.peers = gather_peers()
         self._log = RunLog(None, early=self.accelerator.is_main_process)
         self.stop.__enter__()
@@ -234,7 +237,7 @@ class Experiment:
                 slug=f"{cfg.model.name}-{cfg.data.name}",
                 identity={**identity, "split": self.data.split_sha256},
                 resume=cfg.run.resume,
-                allow=cfg.run.allow_config_change,
+                allow=self._allowed(),
                 seed=train.seed,
                 log=self._log,
             )
@@ -255,12 +258,41 @@ class Experiment:
         self, kind: type[BaseException] | None, error: BaseException | None, *trace: object
     ) -> None:
         self.stop.__exit__()
+        torch.set_num_threads(self._threads)
+        if self in _OPEN:
+            _OPEN.remove(self)
         if hasattr(self, "run"):
             if isinstance(error, (CheckpointError, ConfigError, DataError)):
                 self.run.abandon()
             self.run.close()
         self._log.close()
         name_lost(self.peers, error, self.cfg.train.timeout_s)
+
+    def _allowed(self) -> list[str]:
+        """Fields that may change on a resume, with the lengths that follow those named."""
+        allowed = list(self.cfg.run.allow_config_change)
+        groups = [name.removesuffix(".epochs") for name in allowed if name.endswith(".epochs")]
+        return allowed + [
+            f"{group}.{name}" for group in groups for name in FOLLOWING
+            if hasattr(getattr(self.cfg, group, None), name)
+        ]  # fmt: skip
+
+    def _own_accelerator(self) -> Accelerator:
+        """Make an accelerator, whose device and precision are those of the whole process."""
+        train, state = self.cfg.train, AcceleratorState._shared_state
+        wanted = {"cpu": train.cpu, "mixed_precision": train.mixed_precision}
+        if state and {name: state.get(f"_{name}") for name in wanted} != wanted:
+            if _OPEN or together():
+                raise ConfigError(
+                    f"another run of this process has other values than train.cpu={train.cpu} and "
+                    f"train.mixed_precision={train.mixed_precision}: close it first, or start "
+                    "this one in a process of its own"
+                )
+            AcceleratorState._reset_state(reset_partial_state=True)
+        waiting = InitProcessGroupKwargs(timeout=timedelta(seconds=train.timeout_s))
+        made = Accelerator(**wanted, kwargs_handlers=[waiting])
+        _OPEN.append(self)
+        return made
 
     def model_args(self) -> dict[str, Any]:
         """Keywords that build this run's model."""
@@ -271,8 +303,8 @@ class Experiment:
 
     def model(self) -> nn.Module:
         """Create the model, from the run's seed or ``model.init_from``, and announce the run."""
-        torch.manual_seed(seed_for(self.cfg.train.seed, "init"))
-        model: nn.Module = create_model(self.cfg.model.name, **self.model_args())
+        with seeded(seed_for(self.cfg.train.seed, "init")):
+            model: nn.Module = create_model(self.cfg.model.name, **self.model_args())
         start = self.cfg.model.start_weights()
         if start is not None:
             load_weights(model, start, self.cfg.model.init_from)

@@ -90,7 +90,7 @@ def expected_tensors(
     if not isinstance(given, dict):
         raise TicketError(f"the arguments of {shown(name)} are {shown(given)}, not named values")
     for key, value in given.items():
-        numbers = value if isinstance(value, list) else [value]
+        numbers = value if isinstance(value, list | tuple) else [value]
         plain = all(isinstance(n, str | int | float | None) for n in numbers)
         if not plain or any(isinstance(n, int | float) and not abs(n) <= LARGEST for n in numbers):
             raise TicketError(f"{key}={shown(value)} is no argument that a model can have")

@@ -282,16 +282,9 @@ def eval_loader(
 
 
 def sample_loader(dataset: ImageDataset, count: int, batch_size: int = 64, seed: int = 0) -> Loader:
-    """Return a few samples that stand for the set: `count`, or all if there are fewer.
+    """Return `count` samples that stand for the set, or all, drawn by hash, normalised.
 
-    They are drawn by hash with the classes in proportion, in every batch too, however the set is
-    sorted; normalised and else unchanged.
-
-    Args:
-        dataset: the set.
-        count: samples; a number below 1 is a ConfigError.
-        batch_size: samples of a batch.
-        seed: of the hash.
+    The classes are in proportion, in every batch too, however the set is sorted.
     """
     check(count >= 1, "count", count, "1 or more")
     order = partial(hashed, dataset.name, seed)

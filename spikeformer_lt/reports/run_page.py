@@ -37,7 +37,10 @@ log = logging.getLogger(__name__)
 LEDGER_IMAGES = 256
 """Test images that firing rates, operations and the purity audit are measured on."""
 SHOWN_IMAGES = 8
-ABOUT_TICKET = ("search", "trained", "prunable_sparsity", "total_sparsity", "search_seconds")
+ABOUT_TICKET = (
+    "search", "trained", "control", "deviations", "prunable_sparsity", "total_sparsity",
+    "search_seconds",
+)  # fmt: skip
 FACTS = {
     "test accuracy (%)": ("test_accuracy", 1.0, "{:.2f}"),
     "test inputs": ("test_count", 1.0, "{:.0f}"),

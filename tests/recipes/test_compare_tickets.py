@@ -21,7 +21,7 @@ from spikeformer_lt import create_search
 from spikeformer_lt.cli import MULTISP_SUITES, Comparison, jobs_of, read_find, search_rows
 from spikeformer_lt.config import parse
 from spikeformer_lt.registry import search_names
-from spikeformer_lt.tickets.configs import retraining, start_step
+from spikeformer_lt.tickets.presets import retraining, start_step
 
 pytestmark = pytest.mark.recipe
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from spikeformer_lt.config import (
     adapted,
@@ -36,7 +36,7 @@ from spikeformer_lt.config import (
 from spikeformer_lt.disk import write_atomic
 from spikeformer_lt.errors import ConfigError, TicketError, near, shown
 from spikeformer_lt.registry import config_class, create_search, search_names, use_plugins
-from spikeformer_lt.tickets import configs
+from spikeformer_lt.tickets import presets
 from spikeformer_lt.training.options import (
     DataConfig,
     EventDataConfig,
@@ -46,14 +46,18 @@ from spikeformer_lt.training.options import (
     TrainConfig,
 )
 
+if TYPE_CHECKING:
+    from spikeformer_lt.training.jobs import Job
+
 RECIPES = Path(__file__).parent / "recipes"
 PAPER = OptimConfig(
-    lr=5e-4, weight_decay=0.06, min_lr=1e-5, warmup_epochs=20, warmup_lr=1e-5, of_epochs=300
-)
+    lr=5e-4, weight_decay=0.06, min_lr=1e-5, warmup_epochs=20, warmup_lr=1e-5, clip_grad=0.0,
+    of_epochs=300,
+)  # fmt: skip
 """The papers' optimizer for CIFAR."""
 PAPER_EVENTS = OptimConfig(
     lr=1e-3, weight_decay=0.06, min_lr=1e-5, warmup_epochs=10, warmup_lr=1e-5, cooldown_epochs=10,
-    of_epochs=202,
+    clip_grad=0.0, of_epochs=202,
 )  # fmt: skip
 """The papers' optimizer for event data."""
 IMAGES_SMALL = {
@@ -64,31 +68,21 @@ IMAGES_SMALL = {
 }
 """Values for the embedded digits, where the user names none."""
 EVENTS_SMALL = {
-    "model.name": "spikformer_dvs_toy",
-    "model.T": 8,
-    "model.num_heads": None,
-    "train.optim": IMAGES_SMALL["train.optim"],
-    "multisp.epochs": 20,
-    "multisp.stem_epochs": 6,
-}
+    "model.name": "spikformer_dvs_toy", "model.T": 8, "model.num_heads": None,
+    "train.optim": IMAGES_SMALL["train.optim"], "multisp.epochs": 20, "multisp.stem_epochs": 6,
+}  # fmt: skip
 """Values for the embedded moving digits, where the user names none."""
 FULL_SIZE: dict[str, dict[str, Any]] = {
-    "biprop": {"epochs": 100},
-    "early_bird": {"epochs": 300},
-    "edge_popup": {"epochs": 100},
-    "imp": {"epochs": 300, "rewind": "20ep"},
-    "multisp": {"epochs": 300, "stem_epochs": 100},
-    "sparse_training": {"epochs": 300},
-}
+    "biprop": {"epochs": 100}, "edge_popup": {"epochs": 100},
+    "early_bird": {"epochs": 300}, "sparse_training": {"epochs": 300},
+    "imp": {"epochs": 300, "rewind": "20ep"}, "multisp": {"epochs": 300, "stem_epochs": 100},
+}  # fmt: skip
 """Options of searches on CIFAR-10 that differ from their own defaults."""
 ON_DIGITS: dict[str, dict[str, Any]] = {
-    "biprop": {"epochs": 12},
-    "early_bird": {"epochs": 8},
-    "edge_popup": {"epochs": 12},
+    "biprop": {"epochs": 12}, "edge_popup": {"epochs": 12}, "early_bird": {"epochs": 8},
     "imp": {"epochs": 8, "rounds": 4, "rewind": "1ep"},
-    "multisp": {"epochs": 12, "stem_epochs": 6},
-    "sparse_training": {"epochs": 12, "every": 20},
-}
+    "multisp": {"epochs": 12, "stem_epochs": 6}, "sparse_training": {"epochs": 12, "every": 20},
+}  # fmt: skip
 """The same on the embedded digits."""
 
 
@@ -148,9 +142,10 @@ def find(
         fallback: embedded data set for ``data.name auto``.
         wanted: the set that auto takes if it is on disk: cifar10, dvs128_gesture or cifar10_dvs.
     """
-    name, _, *inner = _chosen(choose, cfg)  # refuses a preset of another search
-    epochs = getattr(cfg, "epochs", 1)
-    check(epochs >= 0, "epochs", epochs, "at least 0")
+    name, config, *inner = _chosen(choose, cfg)  # refuses a preset of another search
+    config = inner[0][1] if inner else config
+    preset = getattr(getattr(config, "imp", config), "preset", "default")
+    check_fields(cfg, **{"epochs": 0} if hasattr(cfg, "epochs") else {})
 
     from spikeformer_lt.reports import write_report
     from spikeformer_lt.tickets import retrain, with_phase
@@ -158,9 +153,11 @@ def find(
 
     sets = {one.name: one for one in (CIFAR10, DVS128_GESTURE, CIFAR10_DVS)}
     names = {"fallback": fallback, "search": " ".join([name, *(one for one, _ in inner)])}
-    experiment = Experiment(cfg, small=dict(small), wanted=sets[wanted], **names)
+    published: Any = presets.PUBLISHED.get(preset, {})
+    usual: dict[str, Any] = {"small": dict(small), "published": published, **names}
+    experiment = Experiment(cfg, wanted=sets[wanted], **usual)
     chosen = _chosen(choose, experiment.cfg)
-    refuse_overruled(experiment.cfg, cfg, chosen)
+    presets.refuse_overruled(experiment.cfg, given_options(cfg), chosen)
     if cfg.run.dry_run:
         print(experiment.dry_run())
         return
@@ -169,48 +166,20 @@ def find(
         search, epochs = _made(chosen, cfg.train.seed, experiment.trainer.batch), 0
         if not search.trained:
             inside = [config for _, config in chosen[2:]]
-            epochs, optim = configs.retraining(chosen[1], experiment.cfg.epochs, *inside)
+            epochs, optim = presets.retraining(chosen[1], experiment.cfg.epochs, *inside)
         experiment.trainer.planned = search.planned() + epochs
         ticket = experiment.save_ticket(search.find(model, fit))
         if not search.trained:
-            ticket = with_phase(ticket, retrain(model, ticket, fit, epochs, optim))
+            start = str(presets.start_step(chosen[1], *inside))
+            result = retrain(model, ticket, fit, epochs, optim)
+            ticket = with_phase(ticket, result, start_step=start)
         write_report(experiment, model, ticket)
 
 
 def _chosen(choose: str | Callable[[Any], Choice], cfg: Any) -> Choice:
     if not isinstance(choose, str):
         return choose(cfg)
-    return choose, configs.with_preset(getattr(cfg, choose), getattr(cfg, "preset", "default"))
-
-
-def refuse_overruled(cfg: Any, read: Any, chosen: Choice) -> None:
-    """Refuse an option that a preset overrules, by a ConfigError.
-
-    Args:
-        cfg: the configuration in force.
-        read: the one that knows which options the user named.
-        chosen: the search, whose configuration may have a preset.
-    """
-    named = given_options(read)
-    for search, config in (chosen[:2], *chosen[2:]):
-        if hasattr(config, "imp"):  # a joint search
-            search, config = "imp", config.imp
-        preset = getattr(config, "preset", "default")
-        if preset == "default" or not hasattr(config, "resolved"):
-            continue
-        ours, fixed = to_dict(config), dict(flat_values(to_dict(config.resolved())))
-        wanted = {f"{search}.{name}": value for name, value in flat_values(ours)}
-        runs = {f"{search}.{name}": value for name, value in fixed.items()}
-        epochs, optim = configs.retraining(config, getattr(cfg, "epochs", 0))
-        if hasattr(cfg, "epochs"):
-            wanted["epochs"], runs["epochs"] = cfg.epochs, epochs
-        if optim is not None:
-            for name, value in to_dict(optim).items():
-                wanted[f"train.optim.{name}"] = getattr(cfg.train.optim, name)
-                runs[f"train.optim.{name}"] = value
-        for name in sorted(named & wanted.keys()):
-            rule = f"preset {preset} fixes it at {shown(runs.get(name))}; leave one of the two out"
-            check(wanted[name] == runs.get(name, wanted[name]), name, wanted[name], rule)
+    return choose, presets.with_preset(getattr(cfg, choose), getattr(cfg, "preset", "default"))
 
 
 def _made(chosen: Choice, seed: int, batch: Any) -> Any:
@@ -257,7 +226,7 @@ def notices(run: Any) -> list[str]:
 
 def evaluate_finished(cfg: Any, accelerator: Any) -> None:
     """Evaluate a run, ticket or export by the options of ``recipes/evaluate.py``."""
-    from spikeformer_lt.reports import describe, save_predictions
+    from spikeformer_lt.reports import describe, save_predictions, saved_metrics, wilson
     from spikeformer_lt.training import PREDICTIONS
 
     run = open_finished(cfg.run, cfg, report=False, T=cfg.T)
@@ -265,11 +234,19 @@ def evaluate_finished(cfg: Any, accelerator: Any) -> None:
     model, splits = run.model.to(accelerator.device), run.splits
     for line in notices(run):
         tell(f"NOTICE: {line}")
-    metrics, ledger = describe(model, splits, cfg.split, accelerator, batch_size=cfg.batch_size)
+    beside = Path(cfg.out or PREDICTIONS).with_suffix(f".{PREDICTIONS}")
+    places = [run.path / PREDICTIONS, run.path.parent / PREDICTIONS, *([beside] if cfg.out else [])]
+    known = ((place, saved_metrics(place, model, splits, cfg.split)) for place in places)
+    found = next(((place, saved) for place, saved in known if saved and not cfg.again), None)
+    how = {"batch_size": cfg.batch_size, "saved": found and found[1]}
+    metrics, ledger = describe(model, splits, cfg.split, accelerator, **how)
+    interval = wilson(metrics.correct, metrics.count)
     tell(
         f"{splits.name} {cfg.split}: {metrics.accuracy:.2f} % of {metrics.count} "
-        f"(top-5 {metrics.top5:.2f} %, loss {metrics.loss:.4f})"
+        f"(top-5 {metrics.top5:.2f} %, loss {metrics.loss:.4f}), 95 % interval {interval.ends}"
     )
+    if found is not None:
+        tell(f"  from the predictions saved at the first reading: {found[0]} (--again reads anew)")
     bits = [name for name in ledger if name.endswith("bits_per_weight")]
     told = {name: ledger[name] for name in ("sparsity", *bits, "macs", "sops", "params")}
     told["sparsity"] = {kind: s for kind, s in told["sparsity"].items() if s is not None}
@@ -277,10 +254,11 @@ def evaluate_finished(cfg: Any, accelerator: Any) -> None:
         if value is not None:
             tell(f"  {name}: {value}")
     if cfg.out and accelerator.is_main_process:
-        result = {"accuracy": metrics.accuracy, "count": metrics.count, "loss": metrics.loss}
+        result: dict[str, Any] = {"accuracy": metrics.accuracy, "count": metrics.count}
+        result |= {"accuracy_interval": [interval.low, interval.high], "loss": metrics.loss}
+        result["saved"] = found is not None
         text = json.dumps({**result, "split": cfg.split, **ledger}, indent=2)
         write_atomic(cfg.out, f"{text}\n".encode(), ConfigError)
-        beside = Path(cfg.out).with_suffix(f".{PREDICTIONS}")
         made_by = str(run.ticket.provenance.get("run_id", ""))
         save_predictions(beside, metrics, model, splits, cfg.split, made_by)
 
@@ -340,9 +318,13 @@ class Comparison:
     """Further options for every run, in quotes: --options="--model.T 2"."""
     dry_run: bool = False
     """Print the commands of all runs and run nothing."""
+    epochs: int | None = None
+    """Epochs that the network of each variant is trained for, those before a rewind point and of
+    earlier phases included; None is 12 on digits, 20 on moving_digits, else as published."""
 
     def __post_init__(self) -> None:
         check_fields(self, jobs=1)
+        check(self.epochs is None or self.epochs >= 2, "epochs", self.epochs, "2 or more")
         check(len(self.seeds) > 0, "seeds", self.seeds, "at least one seed")
 
 
@@ -351,32 +333,61 @@ def compare(
     rows: Mapping[str, str],
     title: str,
     joints: tuple[str, str] = ("_", "-"),
+    published: int = 300,
     **more: Any,
 ) -> None:
     """Run what is not finished of a comparison, then write table, CSV and curves.
 
-    Args:
-        cfg: the options.
-        rows: by variant: a recipe's file name and its options.
-        title: of the table.
-        joints: what replaces blanks in the name of a run's folder, and what precedes the seed.
-        more: for `write_comparison`.
+    `title` is that of the table, `more` for `write_comparison`, the others for `jobs_of`.
     """
     from spikeformer_lt.reports import write_comparison
-    from spikeformer_lt.training import Job, run_jobs
+    from spikeformer_lt.training import run_jobs
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    jobs = []
-    for seed, (variant, line) in itertools.product(cfg.seeds, rows.items()):
-        recipe, *options = f"{line} --data.name {cfg.data} {cfg.options}".split()
-        command = (str(RECIPES / recipe), *options, "--train.seed", str(seed))
-        name = f"{variant.replace(' ', joints[0]).replace(':', '')}{joints[1]}{seed}"
-        jobs.append(Job(variant, seed, Path(cfg.out) / "runs" / name, command))
+    jobs = jobs_of(cfg, rows, joints, published)
     if cfg.dry_run:
         print("\n".join(shlex.join(job.command) for job in jobs))
         return
     run_jobs(jobs, at_once=cfg.jobs)
     print(write_comparison(Path(cfg.out), jobs, title, **more))
+
+
+def jobs_of(
+    cfg: Comparison, rows: Mapping[str, str], joints: tuple[str, str], published: int = 300
+) -> list[Job]:
+    """The runs of a comparison, with one budget of epochs.
+
+    Args:
+        cfg: the options.
+        rows: by variant: a recipe's file name and its options; {e} is the budget of epochs, {h}
+            and {r} are its half and the rest.
+        joints: what replaces blanks in the name of a run's folder, and what precedes the seed.
+        published: the budget where the options name none and the set is not embedded.
+    """
+    from spikeformer_lt.training.jobs import Job
+
+    e = cfg.epochs or {"digits": 12, "moving_digits": 20}.get(cfg.data, published)
+    budget = {"{e}": str(e), "{h}": str(e // 2), "{r}": str(e - e // 2)}
+    jobs = []
+    for seed, (variant, line) in itertools.product(cfg.seeds, rows.items()):
+        recipe, *options = f"{line} --data.name {cfg.data} {cfg.options}".split()
+        options = _last_of_each([budget.get(token, token) for token in options])
+        command = (str(RECIPES / recipe), *options, "--train.seed", str(seed))
+        name = f"{variant.replace(' ', joints[0]).replace(':', '')}{joints[1]}{seed}"
+        jobs.append(Job(variant, seed, Path(cfg.out) / "runs" / name, command))
+    return jobs
+
+
+def _last_of_each(tokens: Sequence[str]) -> list[str]:
+    """Command-line tokens without the options that later ones give again."""
+    found: dict[str, list[str]] = {"": []}
+    name = ""
+    for token in tokens:
+        if token.startswith("--"):
+            name = token.partition("=")[0]
+            found.pop(name, None)
+        found.setdefault(name, []).append(token)
+    return [token for group in found.values() for token in group]
 
 
 def search_rows(cfg: Any, lines: Mapping[str, str]) -> dict[str, str]:
@@ -401,16 +412,27 @@ def search_rows(cfg: Any, lines: Mapping[str, str]) -> dict[str, str]:
         line = lines.get(search)
         if line is None:
             rated = any(hasattr(c, "sparsity") for c in list(_groups(search, ()).values())[-1:])
-            line = f"find_ticket.py {search}" + " --sparsity {s}" * rated
+            line = f"find_ticket.py {search}{_budget(search)}" + " --sparsity {s}" * rated
         for s in cfg.sparsities if "{s}" in line else ("",):
             options = own.get(search, "")
-            rows[f"{search} {s}".strip()] = f"{line.format(name=search, s=s)} {options}"
+            named = line.replace("{name}", search).replace("{s}", str(s))
+            rows[f"{search} {s}".strip()] = f"{named} {options}"
     return rows
+
+
+def _budget(search: str) -> str:
+    """The options that give a registered search and the training from its ticket one budget."""
+    known = "epochs" in FULL_SIZE.get(search, {})
+    return (
+        f" --{search.replace('_', '-')}.epochs {{e}} --epochs {{e}}" if known else " --epochs {e}"
+    )
 
 
 _W, _P, _A = "--multisp.weights.", "--multisp.patches.", "--multisp.activation."
 _NO_WEIGHTS, _NO_PATCHES = f"{_W}method off", f"{_P}sparsity 0"
 _DENSE = f"{_NO_WEIGHTS} {_NO_PATCHES}"
+_TWO_PHASES = "--multisp.stem-epochs {h} --multisp.epochs {r}"
+_FROM_DENSE = "--multisp.dense-epochs {h} --multisp.epochs {r}"
 _HARD = f"{_W}sparsity 0.95 {_P}sparsity 0.65"
 MULTISP_SUITES: dict[str, dict[str, str]] = {
     "demo": {
@@ -429,8 +451,9 @@ MULTISP_SUITES: dict[str, dict[str, str]] = {
         "all levels, iand residual": f"{_A}residual iand",
         "all levels, random patches": f"{_P}score random",
         "all levels, random mask": f"{_W}method random",
-        **{order: f"--multisp.schedule {order}" for order in ("sequential", "reverse")},
-        "literal Algorithm 1": "--multisp.preset literal",
+        "sequential": f"--multisp.schedule sequential {_TWO_PHASES}",
+        "reverse": f"--multisp.schedule reverse {_TWO_PHASES}",
+        "literal Algorithm 1": f"--multisp.preset literal {_TWO_PHASES}",
     },
     "parts": {
         "latent (default)": _HARD,
@@ -440,8 +463,8 @@ MULTISP_SUITES: dict[str, dict[str, str]] = {
         "magnitude, fixed": f"{_HARD} {_W}method magnitude",
         "per-filter gains": f"{_HARD} {_W}gain filter",
         "global budget": f"{_HARD} {_W}scope global {_W}floor 0.02",
-        "from dense weights": f"{_HARD} --multisp.dense-epochs 12",
-        "from dense, distilled": f"{_HARD} --multisp.dense-epochs 12 --multisp.distill 0.5",
+        "from dense weights": f"{_HARD} {_FROM_DENSE}",
+        "from dense, distilled": f"{_HARD} {_FROM_DENSE} --multisp.distill 0.5",
     },
     "curves": {
         "dense": _DENSE,

@@ -562,7 +562,8 @@ def _check_sparsity(search: str, groups: Mapping[str, Any], options: Sequence[st
         raise ConfigError(f"--{group}.sparsity is written --sparsity: {common}")
     if not rated and value_of("sparsity", options) is not None:
         names = [name for name, _ in flat_values(to_dict(config))]
-        own = [name for name in names if name.endswith(".sparsity")] or names[:2]
+        own = [name for name in names if name.endswith(".sparsity")]
+        own = own or list(type(config).__annotations__)[:2]
         hint = " and ".join(f"--{group}.{name}" for name in own)
         raise ConfigError(f"--sparsity is not allowed: {search} has no single rate; give {hint}")
     return rated

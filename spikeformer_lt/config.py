@@ -232,14 +232,14 @@ def _verdict(fault: BaseException, argv: Sequence[str]) -> tuple[int, str]:
 
 
 def _as_typed(text: str, argv: Sequence[str]) -> str:
-    """An error that begins "field=" with the one option of `argv` that ends in that field."""
+    """An error that begins "field=", with the groups of the one option of `argv` ending so."""
     found = re.match(r"([A-Za-z_]\w*(?:\.\w+)*)=", text)
     if found is None:
         return text
     flags = [token.partition("=")[0] for token in argv if token.startswith("--")]
     field = found[1].replace("-", "_")
     same = {f for f in flags if f"--.{f[2:]}".replace("-", "_").endswith(f".{field}")}
-    return f"{same.pop()}{text[found.end() - 1 :]}" if len(same) == 1 else text
+    return f"{same.pop()[: -len(field)]}{text}" if len(same) == 1 else text
 
 
 def _options(cls: Any, where: str = "") -> Iterator[tuple[str, Any]]:

@@ -35,7 +35,6 @@ from spikeformer_lt.config import (
 from spikeformer_lt.errors import ConfigError, Interrupted, SpikeformerError, TicketError, name_of
 from spikeformer_lt.events.augment import EventAugment
 from spikeformer_lt.images.augment import Augment, Mixing
-from spikeformer_lt.images.loader import steps_per_epoch
 from spikeformer_lt.images.splits import Splits
 from spikeformer_lt.layers.neuron import lif_path
 from spikeformer_lt.registry import create_model
@@ -308,15 +307,16 @@ class Experiment:
         Return the network, without weights where it can be made so.
 
         Raises:
-            ConfigError: as the network, augmentation, mixing and optimizer, or memory that the
-                machine does not have.
-            DataError: fewer samples than one batch.
+            ConfigError: as the network, augmentation, mixing and optimizer; fewer samples than one
+                batch; or memory that the machine does not have.
         """
         train, data = self.cfg.train, self.data
         augment, mixing = augmentation(self.cfg.data, data)
         augment.check()
         mixing.check(train.batch_size)
-        steps_per_epoch(data.train, train.batch_size)
+        images = len(data.train)
+        rule = f"at most {images} (train set)"
+        check(train.batch_size <= images, "train.batch_size", train.batch_size, rule)
         check_optimizer(train.optim)
         name, args = self.cfg.model.name, self.model_args()
         with isolated_rng(0):

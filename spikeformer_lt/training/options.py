@@ -111,8 +111,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         bounds: dict[str, Any] = {
-            "image_size": 1, "limit_train": 1, "limit_test": 1, "mixup": "[0, 1000]",
-            "cutmix": "[0, 1000]", "mix_until": "[0, 1]", "smoothing": "[0, 1)",
+            "mixup": "[0, 1000]", "cutmix": "[0, 1000]", "mix_until": "[0, 1]",
+            "smoothing": "[0, 1)",
         }  # fmt: skip
         given = {n: rule for n, rule in bounds.items() if getattr(self, n) is not None}
         check_fields(self, "data.", **given)

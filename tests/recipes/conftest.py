@@ -8,7 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,18 @@ class Ended:
         return lines[0]
 
 
+def last_of_each(tokens: Iterable[str]) -> tuple[str, ...]:
+    """Options without those that later ones give again: one line takes each once."""
+    found: dict[str, list[str]] = {"": []}
+    name = ""
+    for token in tokens:
+        if token.startswith("--"):
+            name = token.partition("=")[0].replace("_", "-")
+            found.pop(name, None)
+        found.setdefault(name, []).append(token)
+    return tuple(token for group in found.values() for token in group)
+
+
 class Recipes:
     """Runs recipes one after another, each in a process of its own."""
 
@@ -76,9 +88,10 @@ class Recipes:
             self.wait()
         self.count += 1
         path = recipe if isinstance(recipe, Path) else ROOT / "recipes" / f"{recipe}.py"
+        argv = last_of_each(map(str, argv))
         self.files = [self.folder / f"{self.count}.{name}" for name in ("out", "err")]
         job = {
-            "argv": [str(path), *map(str, argv)],
+            "argv": [str(path), *argv],
             **{name: str(file) for name, file in zip(("out", "err"), self.files, strict=True)},
             "cwd": str(cwd),
             "signals": list(signals),
@@ -168,7 +181,7 @@ def finished_run(out: Path) -> Finished:
     """Start it, and wait."""
     # Enough of a training that no layer is dead and the accuracy is not that of a constant answer.
     more = "--train.batch-size 8 --multisp.epochs 8 --model.v-threshold 0.2 --train.optim.lr 0.01"
-    options = (*Recipes.small, *shlex.split(more), "--run.out", str(out))
+    options = last_of_each((*Recipes.small, *shlex.split(more), "--run.out", str(out)))
     ended = subprocess.run(
         [sys.executable, *LAUNCH, str(ROOT / "recipes" / "multisp_cifar.py"), *options],
         capture_output=True,

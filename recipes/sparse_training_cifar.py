@@ -31,6 +31,8 @@ class SparseTrainingCifar(ImageRecipe):
     """Epochs of training."""
     every: int = 100
     """Optimizer steps between two moves of the mask."""
+    control: str = "none"
+    """What the ticket is compared with: random, shuffle or fresh; start where the mask moves."""
 
     def __post_init__(self) -> None:
         check_fields(self, method=(*MOVING, *FIXED), sparsity="[0, 1)")
@@ -43,12 +45,12 @@ def choose(cfg: SparseTrainingCifar) -> Choice:
     method, sparsity = cfg.method, cfg.sparsity
     if method in MOVING:  # their names are their published settings
         config = SparseTrainingConfig(method, sparsity, every=cfg.every, epochs=cfg.epochs)
-        return "sparse_training", config
+        return "sparse_training", replace(config, control=cfg.control)
     if method == "erk":
-        return "random", RandomConfig(sparsity, "erk")
+        return "random", RandomConfig(sparsity, "erk", control=cfg.control)
     if method == "nm":
-        return "nm", NmConfig(round(4 * (1 - sparsity)), 4)
-    return method, replace(full_size(method)(), sparsity=sparsity)
+        return "nm", NmConfig(round(4 * (1 - sparsity)), 4, control=cfg.control)
+    return method, replace(full_size(method)(), sparsity=sparsity, control=cfg.control)
 
 
 def main(cfg: SparseTrainingCifar) -> None:

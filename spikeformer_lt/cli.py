@@ -174,7 +174,8 @@ def find(
         search, epochs = _made(chosen, cfg.train.seed, experiment.trainer.batch), 0
         if not search.trained:
             inside = [config for _, config in chosen[2:]]
-            epochs, optim = presets.retraining(chosen[1], experiment.cfg.epochs, *inside)
+            asked = getattr(experiment.cfg, "epochs", getattr(chosen[1], "epochs", 0))
+            epochs, optim = presets.retraining(chosen[1], asked, *inside)
         experiment.trainer.planned = search.planned() + epochs
         ticket = experiment.save_ticket(search.find(model, fit))
         if not search.trained:

@@ -25,9 +25,11 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "literal": {"model.tau": 100.0, "model.decay_input": False},
 }
 """Options of the whole run that a preset stands for, where the user names none; by data set."""
+_HELD_OUT = "10 % of the training images are validation and choose the weights, not the test set"
 DEVIATIONS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("cvpr20", "iclr21", "iclr21-global"), (_HELD_OUT,)),
     "eccv22": (
-        "10 % of the training images are validation and choose the weights, not the test set",
+        _HELD_OUT,
         "time steps are those of the run (published: 5)",
         "float32 (published: mixed precision)",
     ),

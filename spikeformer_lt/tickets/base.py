@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from spikeformer_lt.config import flat_values, to_dict
 from spikeformer_lt.deprecated import moved
 from spikeformer_lt.errors import ConfigError, TicketError
 from spikeformer_lt.layers.neuron import reset_state
@@ -121,8 +120,8 @@ class Search:
 
     def _fit(self, fit: Fit, model: nn.Module, phase: Phase) -> FitResult:
         """Train a phase, marked with what asked for it, and keep its result."""
-        config = {self.name: to_dict(self.config)} if is_dataclass(self.config) else {}
-        own = {"search": self.name, "search_seed": self.seed, **dict(flat_values(config))}
+        own: dict[str, Any] = {self.name: self.config} if is_dataclass(self.config) else {}
+        own |= {"search": self.name, "search_seed": self.seed}
         self.results.append(fit(model, replace(phase, origin={**own, **phase.origin})))
         return self.results[-1]
 

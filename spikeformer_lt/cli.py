@@ -6,7 +6,9 @@ recipe with its defaults. Nothing here imports torch before the options are read
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import glob
 import itertools
 import json
 import logging
@@ -18,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
+from spikeformer_lt.bundle import outputs as outputs  # recipes take it from here
 from spikeformer_lt.config import (
     adapted,
     check,
@@ -46,6 +49,11 @@ from spikeformer_lt.training.options import (
 )
 
 RECIPES = Path(__file__).parent / "recipes"
+COMPARED = (
+    *("comparison.*", "runs.csv", "report.html", "confusion.md", "confusion-*.csv"),
+    *("curve-*.*", "masks.*", "anytime.*"),
+)
+"""Names of the files that a comparison writes beside its runs."""
 PAPER = OptimConfig(
     lr=5e-4, weight_decay=0.06, min_lr=1e-5, warmup_epochs=20, warmup_lr=1e-5, of_epochs=300
 )
@@ -218,6 +226,17 @@ def notices(run: Any) -> list[str]:
 
 def evaluate_finished(cfg: Any, accelerator: Any) -> None:
     """Evaluate a run, ticket or export by the options of ``recipes/evaluate.py``."""
+    from spikeformer_lt.training import PREDICTIONS
+
+    with contextlib.ExitStack() as writing:
+        if cfg.out and accelerator.is_main_process:
+            out = Path(cfg.out)
+            names = (out.name, out.with_suffix(f".{PREDICTIONS}").name)
+            writing.enter_context(outputs(out.parent, cfg.overwrite, *map(glob.escape, names)))
+        _evaluate(cfg, accelerator)
+
+
+def _evaluate(cfg: Any, accelerator: Any) -> None:
     from spikeformer_lt.reports import describe, save_predictions
     from spikeformer_lt.training import PREDICTIONS
 
@@ -293,6 +312,8 @@ class Comparison:
     """Runs at a time, one thread each when more than one."""
     out: str = "runs/compare"
     """Directory of the comparison; runs go into runs/ below it."""
+    overwrite: bool = False
+    """Replace tables and pictures there that are not as an earlier call wrote them."""
     options: str = ""
     """Further options for every run, in quotes: --options="--model.T 2"."""
 
@@ -327,8 +348,9 @@ def compare(
         command = (str(RECIPES / recipe), *options, "--train.seed", str(seed))
         name = f"{variant.replace(' ', joints[0]).replace(':', '')}{joints[1]}{seed}"
         jobs.append(Job(variant, seed, Path(cfg.out) / "runs" / name, command))
-    run_jobs(jobs, at_once=cfg.jobs)
-    print(write_comparison(Path(cfg.out), jobs, title, **more))
+    with outputs(cfg.out, cfg.overwrite, *COMPARED):
+        run_jobs(jobs, at_once=cfg.jobs)
+        print(write_comparison(Path(cfg.out), jobs, title, **more))
 
 
 def search_rows(cfg: Any, lines: Mapping[str, str]) -> dict[str, str]:

@@ -38,7 +38,7 @@ from spikeformer_lt.config import (
 from spikeformer_lt.disk import write_atomic
 from spikeformer_lt.errors import ConfigError, TicketError, near, shown
 from spikeformer_lt.registry import config_class, create_search, search_names, use_plugins
-from spikeformer_lt.tickets import configs
+from spikeformer_lt.tickets import presets
 from spikeformer_lt.training.options import (
     DataConfig,
     EventDataConfig,
@@ -55,12 +55,18 @@ COMPARED = (
 )
 """Names of the files that a comparison writes beside its runs."""
 PAPER = OptimConfig(
-    lr=5e-4, weight_decay=0.06, min_lr=1e-5, warmup_epochs=20, warmup_lr=1e-5, of_epochs=300
+    lr=5e-4,
+    weight_decay=0.06,
+    min_lr=1e-5,
+    warmup_epochs=20,
+    warmup_lr=1e-5,
+    clip_grad=0.0,
+    of_epochs=300,
 )
 """The papers' optimizer for CIFAR."""
 PAPER_EVENTS = OptimConfig(
     lr=1e-3, weight_decay=0.06, min_lr=1e-5, warmup_epochs=10, warmup_lr=1e-5, cooldown_epochs=10,
-    of_epochs=202,
+    clip_grad=0.0, of_epochs=202,
 )  # fmt: skip
 """The papers' optimizer for event data."""
 IMAGES_SMALL = {
@@ -155,7 +161,9 @@ def find(
         fallback: embedded data set for ``data.name auto``.
         wanted: the set that auto takes if it is on disk: cifar10, dvs128_gesture or cifar10_dvs.
     """
-    name, _, *inner = _chosen(choose, cfg)  # refuses a preset of another search
+    name, config, *inner = _chosen(choose, cfg)  # refuses a preset of another search
+    config = inner[0][1] if inner else config
+    preset = getattr(getattr(config, "imp", config), "preset", "default")
 
     from spikeformer_lt.reports import write_report
     from spikeformer_lt.tickets import retrain, with_phase
@@ -163,13 +171,18 @@ def find(
 
     sets = {one.name: one for one in (CIFAR10, DVS128_GESTURE, CIFAR10_DVS)}
     names = {"fallback": fallback, "search": " ".join([name, *(one for one, _ in inner)])}
-    with Experiment(cfg, small=dict(small), wanted=sets[wanted], **names) as experiment:
+    usual: dict[str, Any] = {
+        "small": dict(small),
+        "published": presets.PUBLISHED.get(preset, {}),
+        **names,
+    }
+    with Experiment(cfg, wanted=sets[wanted], **usual) as experiment:
         model, fit = experiment.model(), experiment.trainer.fit
         chosen = _chosen(choose, experiment.cfg)
         search, epochs = _made(chosen, cfg.train.seed, experiment.trainer.batch), 0
         if not search.trained:
             inside = [config for _, config in chosen[2:]]
-            epochs, optim = configs.retraining(chosen[1], experiment.cfg.epochs, *inside)
+            epochs, optim = presets.retraining(chosen[1], experiment.cfg.epochs, *inside)
         experiment.trainer.planned = search.planned() + epochs
         ticket = experiment.save_ticket(search.find(model, fit))
         if not search.trained:
@@ -180,7 +193,7 @@ def find(
 def _chosen(choose: str | Callable[[Any], Choice], cfg: Any) -> Choice:
     if not isinstance(choose, str):
         return choose(cfg)
-    return choose, configs.with_preset(getattr(cfg, choose), getattr(cfg, "preset", "default"))
+    return choose, presets.with_preset(getattr(cfg, choose), getattr(cfg, "preset", "default"))
 
 
 def _made(chosen: Choice, seed: int, batch: Any) -> Any:

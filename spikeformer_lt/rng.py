@@ -7,12 +7,16 @@ import hashlib
 import json
 import operator
 import random
+import threading
 from collections.abc import Iterator
 from typing import SupportsIndex
 
 import numpy as np
 
 from spikeformer_lt.errors import ConfigError, shown
+
+STREAM = threading.RLock()
+"""Held while the global streams of random numbers are seeded and drawn from, by one thread."""
 
 
 def seed_for(*parts: SupportsIndex | str) -> int:
@@ -42,6 +46,16 @@ def _plain(part: SupportsIndex | str) -> int | str:
 
 
 @contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed torch's generators, and let no other thread seed or draw inside."""
+    import torch
+
+    with STREAM:
+        torch.manual_seed(seed)
+        yield
+
+
+@contextlib.contextmanager
 def isolated_rng(seed: int) -> Iterator[None]:
     """Seed Python's, NumPy's and torch's CPU generators inside, with any integer.
 
@@ -49,8 +63,8 @@ def isolated_rng(seed: int) -> Iterator[None]:
     """
     import torch
 
-    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng(devices=[]):
+    with STREAM, torch.random.fork_rng(devices=[]):
+        python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
         try:
             random.seed(seed)
             np.random.seed(seed % 2**32)  # noqa: NPY002

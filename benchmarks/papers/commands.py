@@ -25,7 +25,8 @@ MOVING = (
 )
 SGD = (
     "--train.optim.opt momentum --train.optim.lr 0.3 --train.optim.weight-decay 5e-4 "
-    "--train.optim.min-lr 0 --train.optim.warmup-epochs 0 --train.optim.clip-grad 0"
+    "--train.optim.min-lr 0 --train.optim.warmup-epochs 0 --train.optim.clip-grad 0 "
+    "--train.optim.decay-vectors --train.loss tet"
 )
 ADAM = (
     "--train.optim.opt adam --train.optim.lr 1e-3 --train.optim.score-lr 0.1 "
@@ -80,7 +81,8 @@ def _eccv22(cell: Cell, scale: str) -> str:
         "EB": f"early_bird_cifar.py {bird}",
         "EB+ET": f"{early} early_bird {bird}",
     }[method]
-    published = f"--data.name {cell.data} --data.augment crop4_flip --data.mixup 0 "
+    augment = "crop4_flip_cutout" if cell.data.startswith("cifar") else "crop4_flip"
+    published = f"--data.name {cell.data} --data.augment {augment} --data.mixup 0 "
     published += f"--data.smoothing 0 --train.batch-size 128 {SGD}"
     data = {"digits": DIGITS, "cifar10-subset": SUBSET, "full": published}[scale]
     return f"{own} {data} --model.name {(CNNS if full else TOYS)[cell.network]} --model.T 5"

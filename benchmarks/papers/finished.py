@@ -15,10 +15,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from spikeformer_lt.config import differences, load_config, parse, run_id
+from spikeformer_lt.config import differences, given_options, load_config, parse, run_id
 from spikeformer_lt.disk import read_mapping
 from spikeformer_lt.errors import ConfigError, DataError
-from spikeformer_lt.training.experiment import CIFAR10, settle
+from spikeformer_lt.tickets.presets import PUBLISHED
+from spikeformer_lt.training.experiment import CIFAR10, settle, with_published
 from spikeformer_lt.training.options import EventDataConfig
 
 NOT_COMPARED = (
@@ -86,6 +87,9 @@ def expected_config(path: Path, options: Sequence[str]) -> Any:
     cfg: Any = parse(recipe_class(path), list(options), prog=path.name)
     fallback = "moving_digits" if isinstance(cfg.data, EventDataConfig) else "digits"
     settled, _, _ = settle(cfg, CIFAR10, fallback, load_recipe(path).SMALL)
+    for group in (field.name for field in dataclasses.fields(cfg)):
+        preset = getattr(getattr(cfg, group), "preset", "default")
+        settled, _ = with_published(settled, PUBLISHED.get(preset, {}), given_options(cfg))
     return settled
 
 

@@ -10,8 +10,6 @@ import importlib
 import os
 import re
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -26,6 +24,7 @@ from spikeformer_lt.events.recording import (
     Events,
     Raw,
     check_size,
+    decoding,
     largest_size,
     make_events,
     opened,
@@ -52,6 +51,7 @@ _CHIPS = {
     "davis": _Layout(11, 12, 0x3FF, 22, 0x1FF, 0x80000400, 0xFFFFFFFF),
 }
 _WORDS = np.dtype([("address", ">u4"), ("clock", ">u4")])
+_NO_TEXT = re.compile(rb"[\x00-\x08\x0e-\x1f]")
 _HEADER_LIMIT = 1_000_000  # bytes of text before the events
 _WRAP = 2**32  # microseconds, where a 32-bit clock starts again
 
@@ -138,7 +138,9 @@ def read_aedat31(path: str | Path, start_us: int | None = None, end_us: int | No
     parts: list[Events] = [np.empty(0, EVENTS)]
     invalid = 0
     with opened(path) as (file, size):
-        read_comments(file, path, "3.1")
+        forms = [line.split()[1] for line in read_comments(file, path, "3.1") if "Format: " in line]
+        if forms and forms[0] != "RAW":
+            raise DataError(f"{name_of(path)} has the format {shown(forms[0])}; RAW is read")
         while file.tell() < size:
             times, events = _packet(file, size, path)
             valid = (events["data"] & 1) == 1
@@ -213,7 +215,7 @@ def read_aedat4(path: str | Path) -> Raw:
                 )
             if stream == chosen:
                 data = _unpacked(read_exactly(file, length, path, "a packet"), packing, path)
-                with _damage(path, f"the packet at byte {place}"):
+                with decoding(path, f"the packet at byte {place}"):
                     events = _Table(data, b"EVTS").vector(0, _AEDAT4_EVENT)
                 parts.append(make_events(*(events[name] for name in FIELDS)))
                 check_size(path, size, sum(part.nbytes for part in parts))
@@ -229,7 +231,7 @@ def _description(file: BinaryIO, size: int, path: str | Path) -> tuple[str, int,
         raise DataError(f"{name_of(path)} is not an AEDAT 4 file but {content_kind(head)}")
     length = int.from_bytes(head[len(_MAGIC) :], "little")
     header = read_exactly(file, min(length, size), path, "the header")
-    with _damage(path, "the header"):
+    with decoding(path, "the header"):
         table = _Table(head[len(_MAGIC) :] + header, b"IOHE")
         packing, index = _PACKINGS[table.number(0, "<I", 0)], table.number(1, "<q", -1)
         text = bytes(table.vector(2, np.dtype("u1"))).decode("utf-8")
@@ -262,7 +264,7 @@ def _unpacked(data: bytes, packing: str, path: str | Path) -> bytes:
             "pip install 'spikeformer_lt[aedat]'"
         ) from fault
     most = largest_size(len(data)) + 1
-    with _damage(path, "a packet"):
+    with decoding(path, "a packet"):
         if packing == "lz4":
             found: bytes = module.LZ4FrameDecompressor().decompress(data, max_length=most)
         else:
@@ -272,19 +274,6 @@ def _unpacked(data: bytes, packing: str, path: str | Path) -> bytes:
                 found = reader.read(most)
     check_size(path, len(data), len(found))
     return found
-
-
-@contextmanager
-def _damage(path: str | Path, what: str) -> Iterator[None]:
-    """Turn what a decoder raises into a DataError that names the file."""
-    try:
-        yield
-    except (MemoryError, DataError):
-        raise
-    except Exception as fault:  # lz4 and zstandard raise kinds of their own
-        raise DataError(
-            f"{name_of(path)} is damaged: {what} cannot be read: {shown(str(fault), 200)}"
-        ) from fault
 
 
 class _Table:
@@ -353,7 +342,8 @@ def read_comments(file: BinaryIO, path: str | Path, version: str) -> list[str]:
     while True:
         place = file.tell()
         line = file.readline(_HEADER_LIMIT)
-        if not line.startswith(b"#"):
+        # An event may begin with the byte of a #; the zeros of its time are no text.
+        if not line.startswith(b"#") or _NO_TEXT.search(line):
             file.seek(place)
             return lines
         if not line.endswith(b"\n") or file.tell() > _HEADER_LIMIT:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import math
 import re
 import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,6 +32,7 @@ from spikeformer_lt.events.recording import (
     Raw,
     check_size,
     columns_of,
+    decoding,
     make_events,
     opened,
     parse_columns,
@@ -47,6 +48,7 @@ _SUFFIXES = {
     **{".h5": "hdf5", ".hdf5": "hdf5", ".npy": "npy", ".npz": "npz", ".raw": "raw"},
 }
 SUFFIXES = tuple(_SUFFIXES)
+_LONGEST_HEADER = 1 << 16  # bytes before the numbers of a NumPy file
 TABLES = ("hdf5", "npy", "npz")  # forms whose columns and unit of time a user may name
 
 
@@ -152,17 +154,14 @@ def read_npz(
         if not zipfile.is_zipfile(file):
             file.seek(0)
             raise DataError(f"{name_of(path)} is no .npz but {content_kind(file.read(1024))}")
-        try:
-            with zipfile.ZipFile(file) as archive:
-                check_size(path, size, sum(entry.file_size for entry in archive.infolist()))
-                arrays = {}
-                for entry in archive.infolist():
-                    with archive.open(entry) as member:
-                        where = f"{name_of(path)}, {shown(entry.filename)},"
-                        found = _load(cast("BinaryIO", member), entry.file_size, where)
-                        arrays[entry.filename.removesuffix(".npy")] = found
-        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as fault:
-            raise DataError(f"{name_of(path)} is damaged: {shown(str(fault), 200)}") from fault
+        arrays = {}
+        with decoding(path), zipfile.ZipFile(file) as archive:
+            check_size(path, size, sum(entry.file_size for entry in archive.infolist()))
+            for entry in archive.infolist():
+                with archive.open(entry) as member:
+                    where = f"{name_of(path)}, {shown(entry.filename)},"
+                    found = _load(cast("BinaryIO", member), entry.file_size, where)
+                    arrays[entry.filename.removesuffix(".npy")] = found
     only = next(iter(arrays.values())) if len(arrays) == 1 else arrays
     return _in_microseconds(only, path, columns, microseconds_per_tick)
 
@@ -185,24 +184,20 @@ def read_hdf5(path: str | Path, microseconds_per_tick: int = 1) -> Raw:
                 f"{name_of(path)}: HDF5 files need the package h5py; install it with: "
                 "pip install 'spikeformer_lt[hdf5]'"
             ) from fault
-        try:
-            with h5py.File(file, "r") as store:
-                found = _own(store, "events") or _own(store, "CD/events") or store
-                tables = {"": found}
-                if isinstance(found, h5py.Group):
-                    tables = {name: _own(found, name) for name in found}
-                kept = {
-                    name: table
-                    for name, table in tables.items()
-                    if isinstance(table, h5py.Dataset)
-                    and table.ndim == 1
-                    and not (table.dtype.hasobject or table.is_virtual or table.external)
-                    and name in ("", *FIELDS, "t")
-                }
-                check_size(path, size, sum(table.nbytes for table in kept.values()))
-                columns = {name: table[()] for name, table in kept.items()}
-        except (OSError, RuntimeError, ValueError, KeyError, TypeError) as fault:
-            raise DataError(f"{name_of(path)} is damaged: {shown(str(fault), 200)}") from fault
+        with decoding(path), h5py.File(file, "r") as store:
+            found = _own(store, "events") or _own(store, "CD/events") or store
+            tables = {"": found}
+            if isinstance(found, h5py.Group):
+                tables = {name: _own(found, name) for name in (*FIELDS, "t")}
+            kept = {
+                name: table
+                for name, table in tables.items()
+                if isinstance(table, h5py.Dataset)
+                and table.ndim == 1
+                and not (table.dtype.hasobject or table.is_virtual or table.external)
+            }
+            check_size(path, size, sum(table.nbytes for table in kept.values()))
+            columns = {name: table[()] for name, table in kept.items()}
     return _in_microseconds(columns.get("", columns), path, FIELDS, microseconds_per_tick)
 
 
@@ -237,14 +232,13 @@ def _in_microseconds(
 
 def _load(file: BinaryIO, size: int, where: str) -> NDArray[np.generic]:
     """Read a NumPy file of `size` bytes: its header first, then no more than it has."""
-    head = file.read(1024)
-    if not head.startswith(b"\x93NUMPY"):
-        raise DataError(f"{where} is not a NumPy file but {content_kind(head)}")
-    file.seek(0)
+    head = io.BytesIO(file.read(_LONGEST_HEADER))
+    if not head.getvalue().startswith(b"\x93NUMPY"):
+        raise DataError(f"{where} is not a NumPy file but {content_kind(head.read(1024))}")
     try:
-        version = np.lib.format.read_magic(file)
+        version = np.lib.format.read_magic(head)
         read_header = getattr(np.lib.format, f"read_array_header_{min(version[0], 2)}_0")
-        shape, fortran, dtype = read_header(file)
+        shape, fortran, dtype = read_header(head)
     except Exception as fault:  # numpy lets several kinds through, tokenize.TokenError among them
         raise DataError(f"{where} has a damaged header: {shown(str(fault), 200)}") from fault
     if dtype.hasobject:
@@ -253,12 +247,13 @@ def _load(file: BinaryIO, size: int, where: str) -> NDArray[np.generic]:
             "as a numeric array"
         )
     count = math.prod(map(int, shape))
-    wanted, left = count * dtype.itemsize, size - file.tell()
+    wanted, left = count * dtype.itemsize, size - head.tell()
     if wanted != left or min(shape, default=0) < 0:
         raise DataError(
             f"{where} is truncated or damaged: its header tells of {list(shape)} {dtype}, {wanted} "
             f"bytes; {left} are there"
         )
+    file.seek(head.tell())
     array: NDArray[np.generic] = np.frombuffer(file.read(wanted), dtype)
     return array.reshape(shape, order="F" if fortran else "C")
 

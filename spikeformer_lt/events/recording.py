@@ -172,6 +172,19 @@ def check_size(path: str | Path, size: int, unpacked: int) -> None:
 
 
 @contextmanager
+def decoding(path: str | Path, what: str = "its content") -> Iterator[None]:
+    """Turn what a decoder raises, of whatever kind, into a DataError that names the file."""
+    try:
+        yield
+    except (MemoryError, DataError):
+        raise
+    except Exception as fault:
+        raise DataError(
+            f"{name_of(path)} is damaged: {what} cannot be read: {shown(str(fault), 200)}"
+        ) from fault
+
+
+@contextmanager
 def opened(path: str | Path) -> Iterator[tuple[BinaryIO, int]]:
     """Open a regular file that is not empty, and give it with its size in bytes.
 

@@ -353,6 +353,11 @@ def _keep(found: dict[str, Tensor], name: str, module: nn.Module, args: Any, out
     found[name] = out.clone()
 
 
+_USE = """load_exported("THIS_FOLDER")
+x = {sample}
+print(model.predict(x))  # [Prediction(label, name, probability, probabilities)]"""
+
+
 def model_card(packed: Packed, found: Sequence[Size], check: Check) -> str:
     """Text of the README.md of an export that was read back, with its sizes and its check."""
     known, about = packed.ticket.provenance, packed.about
@@ -368,11 +373,10 @@ def model_card(packed: Packed, found: Sequence[Size], check: Check) -> str:
         "mask sparsity": f"{packed.ticket.mask.sparsity:.4f}",
     }
     prepared = Preprocess.known(known)
-    example = "logits = model(x)  # normalised images or frames -> [B, T, K]"
+    imports, use = "", 'load_exported("THIS_FOLDER")  # normalised images or frames -> [B, T, K]'
     if prepared is not None:
         facts["input"] = prepared.described()
-        x = "recordings" if prepared.recordings else "uint8_images"
-        example = f"model.predict({x})  # [Prediction(label, name, probability, probabilities)]"
+        imports, use = "import numpy as np\n", _USE.format(sample=prepared.sample())
     for key, value in about.items():  # an accuracy is that of the run, before values were rounded
         rounded = key.endswith("_accuracy") and packed.precision != "fp32"
         words = f" of the run, before rounding to {packed.precision}" if rounded else ""
@@ -390,10 +394,9 @@ pipeline_tag: image-classification
 # {name}: a packed lottery ticket
 
 ```python
-from spikeformer_lt import load_exported
+{imports}from spikeformer_lt import load_exported
 
-model = load_exported("THIS_FOLDER")
-{example}
+model = {use}
 ```
 
 | fact | value |

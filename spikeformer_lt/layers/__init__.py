@@ -9,14 +9,14 @@ __all__ = [
     "Folded", "Heaviside", "HiddenLayer", "Integers", "LinearUnit", "NeuronConfig", "NeuronState",
     "PatchScore", "PatchSelect", "Relu", "Sign", "SpikingClassifier", "SpikingMLP",
     "SpikingSelfAttention", "Stem", "StemUnit", "SubnetConv2d", "SubnetLinear", "Unit", "carry",
-    "chain_of", "chains_of", "collapse", "gather_tokens", "get_masks", "kept_count",
+    "chain_of", "chains_of", "check_values", "collapse", "gather_tokens", "get_masks", "kept_count",
     "make_activation", "make_lif", "make_score", "patches_of", "rankings", "reset_state",
     "set_masks", "stem_of", "subnets", "time_first", "trace_chains",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
     from spikeformer_lt.layers.attention import EncoderBlock, SpikingMLP, SpikingSelfAttention
-    from spikeformer_lt.layers.inputs import SpikingClassifier, time_first
+    from spikeformer_lt.layers.inputs import SpikingClassifier, check_values, time_first
     from spikeformer_lt.layers.neuron import (
         LIF,
         Activation,

@@ -192,7 +192,7 @@ def check_values(x: Tensor) -> None:
         place = wrong.nonzero()[0].tolist()
         raise DataError(
             f"input holds {float(x[tuple(place)])} at {place} of {list(x.shape)}; values must be "
-            f"finite and at most {LARGEST:.0e} in size: check the file and the normalisation"
+            f"finite and at most {LARGEST:,.0f} in size: check the file and the normalisation"
         )
 
 

@@ -422,9 +422,15 @@ class HiddenLayer(LinearUnit):
         super().__init__(in_features, out_features)
         if not norm:
             self.norm = None
-            gain = neuron.tau if neuron.decay_input else 1.0
-            nn.init.constant_(self.linear.bias, (neuron.v_threshold - neuron.v_rest) * gain)
+        gain = neuron.tau if neuron.decay_input else 1.0
+        self._start = (neuron.v_threshold - neuron.v_rest) * gain
+        self.reset_parameters()
         self.act = make_activation(activation, neuron)
+
+    def reset_parameters(self) -> None:
+        """Start the biases of neurons without BatchNorm at their threshold."""
+        if self.norm is None:
+            nn.init.constant_(self.linear.bias, self._start)
 
 
 def spikes_together(units: Sequence[LinearUnit], tokens: Tensor, T: int) -> Tensor | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from spikeformer_lt.config import to_dict
 from spikeformer_lt.disk import safe_name
-from spikeformer_lt.images.loader import eval_loader
+from spikeformer_lt.images.loader import sample_loader
 from spikeformer_lt.images.splits import Splits
 from spikeformer_lt.reports import plots
 from spikeformer_lt.reports.energy import Energy, energy_tables, layer_table, write_energy
@@ -36,7 +35,10 @@ log = logging.getLogger(__name__)
 LEDGER_IMAGES = 256
 """Test images that firing rates, operations and the purity audit are measured on."""
 SHOWN_IMAGES = 8
-ABOUT_TICKET = ("search", "trained", "prunable_sparsity", "total_sparsity", "search_seconds")
+ABOUT_TICKET = (
+    "search", "trained", "control", "deviations", "prunable_sparsity", "total_sparsity",
+    "search_seconds",
+)  # fmt: skip
 FACTS = {
     "test accuracy (%)": ("test_accuracy", 1.0, "{:.2f}"),
     "test inputs": ("test_count", 1.0, "{:.0f}"),
@@ -71,10 +73,10 @@ def fact(report: Mapping[str, Any] | None, path: str, scale: float, form: str) -
 def describe(
     model: nn.Module, data: Splits, split: str, accelerator: Any, batch_size: int = 256
 ) -> tuple[Metrics, dict[str, Any]]:
-    """Evaluate one split and build the ledger on its first images."""
+    """Evaluate one split and build the ledger on a sample of it, classes in proportion."""
     dataset = getattr(data, split)
     metrics = evaluate(model, dataset, data, accelerator, batch_size=batch_size)
-    some = islice(eval_loader(dataset, min(64, len(dataset))), max(1, LEDGER_IMAGES // 64))
+    some = sample_loader(dataset, LEDGER_IMAGES)
     return metrics, build_ledger(model, [x.to(accelerator.device) for x, _, _ in some])
 
 

@@ -13,22 +13,24 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from datetime import timedelta
 from operator import attrgetter
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 
 from spikeformer_lt.bundle import open_bundle
 from spikeformer_lt.config import changes, check, entry_options, flat_values, given_options, to_dict
-from spikeformer_lt.errors import CheckpointError, ConfigError, DataError, name_of
+from spikeformer_lt.errors import CheckpointError, ConfigError, DataError, TicketError, name_of
 from spikeformer_lt.events.augment import EventAugment
 from spikeformer_lt.images.augment import Augment, Mixing
 from spikeformer_lt.images.splits import Splits
 from spikeformer_lt.layers.neuron import lif_path
 from spikeformer_lt.registry import create_model
-from spikeformer_lt.rng import seed_for
+from spikeformer_lt.rng import seed_for, seeded
 from spikeformer_lt.runtime import OPENMP
 from spikeformer_lt.step import Step
 from spikeformer_lt.ticket import TICKET, Ticket
@@ -41,6 +43,7 @@ from spikeformer_lt.training.ranks import (
     launcher_notices,
     name_lost,
     refuse_differences,
+    together,
 )
 from spikeformer_lt.training.run import RunDir, RunLog
 from spikeformer_lt.training.trainer import Trainer
@@ -75,6 +78,24 @@ CIFAR10 = Wanted("cifar10", "CIFAR-10", ("cifar-10-batches-py", "cifar-10-python
 _GESTURE = ("ibmGestureTrain", "ibmGestureTrain.tar.gz", "DvsGesture", "DvsGesture.tar.gz")
 DVS128_GESTURE = Wanted("dvs128_gesture", "DVS128 Gesture", _GESTURE)
 CIFAR10_DVS = Wanted("cifar10_dvs", "CIFAR10-DVS", ("CIFAR10DVS", "CIFAR10DVS.zip", "airplane.zip"))
+
+
+def with_published(
+    cfg: Any, values: Mapping[str, Any], given: Collection[str]
+) -> tuple[Any, list[str]]:
+    """The configuration with a preset's options, and in words where the user's `given` ones differ.
+
+    A value that is a mapping is by data set, and leaves other sets as they are.
+    """
+    differing = []
+    for path, found in values.items():
+        value = found.get(cfg.data.name) if isinstance(found, Mapping) else found
+        now = attrgetter(path)(cfg)
+        if path not in given and value is not None:
+            cfg = _set(cfg, path, value)
+        elif value not in (None, now):
+            differing.append(f"--{path.replace('_', '-')} {now} (published: {value})")
+    return cfg, differing
 
 
 def settle(cfg: Any, wanted: Wanted, fallback: str, small: dict[str, Any]) -> tuple[Any, str, str]:
@@ -168,6 +189,9 @@ def fingerprint(provenance: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
 
+_OPEN: list[Experiment] = []
+
+
 class Experiment:
     """Context of one run; leaves signal handlers and logging as they were.
 
@@ -175,6 +199,7 @@ class Experiment:
         cfg: a recipe's configuration with ``data, model, train, run`` groups.
         fallback, small, wanted: as in `settle`.
         search: name of the search, which is part of the run's identity.
+        published: options of the search's preset, as in `with_published`.
     """
 
     run: RunDir
@@ -187,16 +212,16 @@ class Experiment:
         small: dict[str, Any],
         wanted: Wanted = CIFAR10,
         search: str = "",
+        published: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self.search, self.stop = search, StopRequest()
-        self.cfg, self.notice, self.taken = settle(cfg, wanted, fallback, small)
+        settled, self.notice, self.taken = settle(cfg, wanted, fallback, small)
+        self.cfg, self.deviations = with_published(settled, published, given_options(cfg))
 
     def __enter__(self) -> Experiment:
         cfg, train = self.cfg, self.cfg.train
-        waiting = InitProcessGroupKwargs(timeout=timedelta(seconds=train.timeout_s))
-        self.accelerator = Accelerator(
-            cpu=train.cpu, mixed_precision=train.mixed_precision, kwargs_handlers=[waiting]
-        )
+        self._threads = torch.get_num_threads()
+        self.accelerator = self._own_accelerator()
         self.peers = gather_peers()
         self._log = RunLog(None, early=self.accelerator.is_main_process)
         self.stop.__enter__()
@@ -212,7 +237,7 @@ class Experiment:
                 slug=f"{cfg.model.name}-{cfg.data.name}",
                 identity={**identity, "split": self.data.split_sha256},
                 resume=cfg.run.resume,
-                allow=cfg.run.allow_config_change,
+                allow=self._allowed(),
                 seed=train.seed,
                 log=self._log,
             )
@@ -233,12 +258,41 @@ class Experiment:
         self, kind: type[BaseException] | None, error: BaseException | None, *trace: object
     ) -> None:
         self.stop.__exit__()
+        torch.set_num_threads(self._threads)
+        if self in _OPEN:
+            _OPEN.remove(self)
         if hasattr(self, "run"):
             if isinstance(error, (CheckpointError, ConfigError, DataError)):
                 self.run.abandon()
             self.run.close()
         self._log.close()
         name_lost(self.peers, error, self.cfg.train.timeout_s)
+
+    def _allowed(self) -> list[str]:
+        """Fields that may change on a resume, with the lengths that follow those named."""
+        allowed = list(self.cfg.run.allow_config_change)
+        groups = [name.removesuffix(".epochs") for name in allowed if name.endswith(".epochs")]
+        return allowed + [
+            f"{group}.{name}" for group in groups for name in FOLLOWING
+            if hasattr(getattr(self.cfg, group, None), name)
+        ]  # fmt: skip
+
+    def _own_accelerator(self) -> Accelerator:
+        """Make an accelerator, whose device and precision are those of the whole process."""
+        train, state = self.cfg.train, AcceleratorState._shared_state
+        wanted = {"cpu": train.cpu, "mixed_precision": train.mixed_precision}
+        if state and {name: state.get(f"_{name}") for name in wanted} != wanted:
+            if _OPEN or together():
+                raise ConfigError(
+                    f"another run of this process has other values than train.cpu={train.cpu} and "
+                    f"train.mixed_precision={train.mixed_precision}: close it first, or start "
+                    "this one in a process of its own"
+                )
+            AcceleratorState._reset_state(reset_partial_state=True)
+        waiting = InitProcessGroupKwargs(timeout=timedelta(seconds=train.timeout_s))
+        made = Accelerator(**wanted, kwargs_handlers=[waiting])
+        _OPEN.append(self)
+        return made
 
     def model_args(self) -> dict[str, Any]:
         """Keywords that build this run's model."""
@@ -249,8 +303,8 @@ class Experiment:
 
     def model(self) -> nn.Module:
         """Create the model, from the run's seed or ``model.init_from``, and announce the run."""
-        torch.manual_seed(seed_for(self.cfg.train.seed, "init"))
-        model: nn.Module = create_model(self.cfg.model.name, **self.model_args())
+        with seeded(seed_for(self.cfg.train.seed, "init")):
+            model: nn.Module = create_model(self.cfg.model.name, **self.model_args())
         start = self.cfg.model.start_weights()
         if start is not None:
             load_weights(model, start, self.cfg.model.init_from)
@@ -259,6 +313,12 @@ class Experiment:
 
     def save_ticket(self, ticket: Ticket) -> Ticket:
         """Save the ticket into the run with what is needed to build it again."""
+        noted = ticket.provenance.get("mask_sha256", ticket.mask.sha256)
+        if noted != ticket.mask.sha256:
+            raise TicketError(
+                f"the ticket's mask is {ticket.mask.sha256[:12]}, and its provenance is of mask "
+                f"{str(noted)[:12]}; save the ticket that the search returned"
+            )
         known = {"name": self.cfg.model.name, "args": self.model_args()}
         options = entry_options(self.cfg, self.data.name)
         origin = {
@@ -271,8 +331,9 @@ class Experiment:
             "run_id": self.run.run_id,
             **(self.data.preprocess.noted() if self.data.preprocess else {}),
         }
+        differing = [*ticket.provenance.get("deviations", ()), *self.deviations]
         provenance = {**ticket.provenance, **origin, "options": self.trainer.made_by}
-        provenance["fingerprint"] = fingerprint(provenance)
+        provenance |= {"deviations": differing, "fingerprint": fingerprint(provenance)}
         self._refuse_another(provenance)
         ticket = Ticket(ticket.mask, ticket.tensors, provenance)
         found = {"mask": ticket.mask.sha256, "weights": digest(ticket.tensors)}

@@ -14,7 +14,9 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from logging.handlers import MemoryHandler
 from pathlib import Path
@@ -49,6 +51,8 @@ TAKEN = (errno.EACCES, errno.EAGAIN)  # what the system answers about a lock tha
 WORLD, CHANGED, IDENTITY = "world_size", "changed_on_resume", "identity"  # keys of env.json
 
 log = logging.getLogger(__name__)
+_HELD: weakref.WeakValueDictionary[Path, RunDir] = weakref.WeakValueDictionary()
+_CLAIMING = threading.Lock()
 
 
 class RunDir:
@@ -131,7 +135,13 @@ class RunDir:
             folder, resumed = choice.choose(path)
             folder.mkdir(parents=True, exist_ok=True)
             run = cls(folder, choice.run_id, resumed=resumed)
-            run._lock = take_lock(folder)
+            with _CLAIMING:
+                if (place := folder.resolve()) in _HELD:
+                    raise ConfigError(
+                        f"{name_of(folder)} is in use by another run of this process; close that "
+                        "one, or choose another run directory"
+                    )
+                run._lock, _HELD[place] = take_lock(folder), run
         except OSError as fault:
             raise ConfigError(
                 f"cannot make the run directory {name_of(fault.filename or path)}: "
@@ -227,6 +237,12 @@ class RunDir:
             if held is not None:
                 held.close()
         self._log = self._lock = None
+        for place in [place for place, run in _HELD.items() if run is self]:
+            del _HELD[place]
+
+    def speaks(self) -> contextlib.AbstractContextManager[None]:
+        """Let what this thread logs inside go to this run's log, of several in the process."""
+        return contextlib.nullcontext() if self._log is None else self._log.speaks()
 
     def __enter__(self) -> RunDir:
         return self
@@ -409,8 +425,13 @@ class _Plain(logging.Formatter):
         return super().formatMessage(record)
 
 
+_SPEAKERS: dict[int, list[RunLog]] = {}  # by thread: the last one takes what it logs
+
+
 class RunLog:
     """Sends messages from INFO up to a file, and to stderr unless the program has its own logging.
+
+    Of several in one process each takes what its own thread logs, or the thread inside `speaks`.
 
     Args:
         path: the file, appended to; None for a rank that logs nothing.
@@ -422,6 +443,8 @@ class RunLog:
         self._level = self._logger.level
         self._handlers: list[logging.Handler] = []
         self._early: MemoryHandler | None = None
+        self._thread = threading.get_ident()
+        _SPEAKERS.setdefault(self._thread, []).append(self)
         if early:
             self._early = MemoryHandler(10_000, logging.CRITICAL + 1, flushOnClose=False)
             self._add(self._early)
@@ -441,8 +464,23 @@ class RunLog:
             self._logger.removeHandler(self._early)
         self._add(file)
 
+    @contextlib.contextmanager
+    def speaks(self) -> Iterator[None]:
+        """Take what this thread logs inside."""
+        speakers = _SPEAKERS.setdefault(threading.get_ident(), [])
+        speakers.append(self)
+        try:
+            yield
+        finally:
+            speakers.remove(self)
+
+    def _is_mine(self, record: logging.LogRecord) -> bool:
+        speakers = _SPEAKERS.get(record.thread or 0)
+        return not speakers or speakers[-1] is self
+
     def _add(self, handler: logging.Handler) -> None:
         handler.setLevel(logging.INFO)
+        handler.addFilter(self._is_mine)
         self._logger.addHandler(handler)
         self._handlers.append(handler)
         if self._level == logging.NOTSET:
@@ -454,6 +492,8 @@ class RunLog:
 
     def close(self) -> None:
         """Leave the logger as it was."""
+        if self in _SPEAKERS.get(self._thread, []):
+            _SPEAKERS[self._thread].remove(self)
         while self._handlers:
             handler = self._handlers.pop()
             self._logger.removeHandler(handler)

@@ -21,10 +21,10 @@ from torch.nn import functional as F
 from spikeformer_lt.config import check, to_dict
 from spikeformer_lt.errors import ConfigError, Interrupted, name_of
 from spikeformer_lt.images.augment import Mixing
-from spikeformer_lt.images.loader import Augmentation, eval_loader, train_loader
+from spikeformer_lt.images.loader import Augmentation, sample_loader, train_loader
 from spikeformer_lt.images.splits import Splits
 from spikeformer_lt.layers.units import set_recompute
-from spikeformer_lt.rng import seed_for
+from spikeformer_lt.rng import STREAM, seed_for
 from spikeformer_lt.runtime import keep_heap
 from spikeformer_lt.training.checkpoint import (
     MADE_BY,
@@ -272,7 +272,8 @@ class PhaseRun:
         title = f"{self.phase.name} epoch {at.epoch + 1}/{self.until}"
         with EpochProgress(title, self.steps - at.step, rest, self.batch, show=trainer.main) as bar:
             while at.step < self.steps:
-                self._step(batches)
+                with STREAM:  # its noise is drawn from torch's own stream
+                    self._step(batches)
                 at.step += 1
                 bar.step(
                     lambda: {
@@ -482,6 +483,10 @@ class Trainer:
 
         A finished phase is restored from ``best/``; an interrupted one goes on at the very step.
         """
+        with self.run.speaks():
+            return self._fit(model, phase)
+
+    def _fit(self, model: nn.Module, phase: Phase) -> FitResult:
         model.to(self.accelerator.device)
         set_recompute(model, self.config.recompute)
         store = CheckpointStore(self.run.path / "best" / phase.name, keep=1)
@@ -529,8 +534,11 @@ class Trainer:
         return {**self.made_by, **phase.facts(self.config.optim)}
 
     def batch(self, count: int) -> tuple[Tensor, Tensor]:
-        """The first `count` training images, or all, not augmented, and their labels."""
-        loader = eval_loader(self.data.train, min(count, len(self.data.train)), workers=0)
+        """So many training images, or all, not augmented, and their labels.
+
+        They are drawn by hash from the run's seed, with the classes in proportion.
+        """
+        loader = sample_loader(self.data.train, count, count, self.config.seed)
         images, labels, _ = next(iter(loader))
         return images.to(self.accelerator.device), labels.to(self.accelerator.device)
 
@@ -538,5 +546,6 @@ class Trainer:
         """Evaluate on ``train``, ``val`` or ``test``: every sample once, by one network."""
         share_buffers(model)
         size, workers = self.config.eval_batch_size, self.config.workers
-        part = getattr(self.data, split)
-        return evaluate(model, part, self.data, self.accelerator, batch_size=size, workers=workers)
+        own = {"batch_size": size, "workers": workers}
+        with STREAM:
+            return evaluate(model, getattr(self.data, split), self.data, self.accelerator, **own)

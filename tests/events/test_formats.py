@@ -126,6 +126,7 @@ def test_a_header_that_tells_of_terabytes_allocates_nothing(tmp_path):
         (b"\x93NUMPY\x01\x00\x0a\x00{'descr': ", "damaged header"),
         (b"\x93NUMPY\x01\x00\x12\x00__import__('os')  ", "damaged header"),
         (b"\x93NUMPY\x09\x09\x00\x00", "damaged header"),
+        (b"\x93NUMPY\x02\x00\xff\xff\xff\x7f{'descr': ", "damaged header"),
     ],
 )
 @pytest.mark.fault(24)
@@ -303,7 +304,7 @@ WRITERS = ["aedat2", "aedat31", "aedat4", "bin", "dat", "evt2", "evt3", "hdf5", 
 NAMES = {"aedat2": "a.aedat", "aedat31": "a.aedat", "evt2": "a.raw", "evt3": "a.raw"}
 
 
-@pytest.mark.parametrize("turns", [60, pytest.param(20_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("turns", [60, pytest.param(3_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("form", WRITERS)
 @pytest.mark.fault(24)
 def test_a_mutated_file_is_read_or_refused_in_one_line(files, tmp_path, form, turns):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from spikeformer_lt import create_model
 from spikeformer_lt.cli import PAPER
-from spikeformer_lt.config import parse
+from spikeformer_lt.config import flat_values, parse, run_id, to_dict
 from spikeformer_lt.disk import write_tensors
 from spikeformer_lt.errors import CheckpointError, ConfigError
 from spikeformer_lt.export import export_ticket
@@ -27,6 +28,7 @@ from spikeformer_lt.training.options import (
     RunConfig,
     TrainConfig,
 )
+from spikeformer_lt.training.run import RunDir
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,41 @@ def test_a_directory_in_use_by_another_configuration_is_refused(tmp_path):
         pass
 
 
+def ids(**groups) -> str:
+    return run_id(Recipe(**groups), "x", ["run"], {"recipe": "r", "search": "s", "split": "d"})
+
+
+def test_the_id_of_a_run_is_that_of_its_whole_configuration_search_recipe_and_split():
+    usual = Recipe()
+    found = {ids()}
+    assert ids(run=RunConfig("elsewhere", "auto", ("train.seed",), extend=3)) in found
+    for group in ("data", "model", "train"):
+        own = getattr(usual, group)
+        for name, value in to_dict(own).items():
+            if not isinstance(value, dict):
+                other = "other" if isinstance(value, str) else 3 if value is None else value + 1
+                made = copy.copy(own)
+                object.__setattr__(made, name, other)
+                found.add(ids(**{group: made}))
+    fields = [name for name, _ in flat_values(to_dict(usual))]
+    named = [n for n in fields if not n.startswith(("run.", "train.optim."))]
+    assert len(found) == 1 + len(named)
+    identity = {"recipe": "r", "search": "s", "split": "d"}
+    for name in identity:
+        found.add(run_id(usual, "x", ["run"], identity | {name: "other"}))
+    assert len(found) == 4 + len(named)
+
+
+def test_searches_with_equal_options_have_runs_of_their_own(tmp_path):
+    """What their configurations do not say, the identity does."""
+    names = ("multisp", "imp", "biprop", "edge_popup", "early_bird", "")
+    found = set()
+    for name in names:
+        with RunDir.open("", Recipe(), root=tmp_path, identity={"search": name}) as run:
+            found.add(run.run_id)
+    assert len(found) == len(names) == len(list(tmp_path.iterdir()))
+
+
 def test_a_field_that_does_not_exist_cannot_be_made_small():
     asked = Recipe(data=DataConfig(name="digits"))
     with pytest.raises(AttributeError):
@@ -208,6 +245,7 @@ LENGTHS = {
 
 
 @pytest.mark.parametrize("line", LENGTHS)
+@pytest.mark.fault(62)
 def test_lengths_that_nobody_named_follow_the_epochs_that_somebody_did(line):
     name = [] if "data.name" in line else ["--data.name", "cifar10"]
     cfg = parse(Searching, [*name, *line.split()])

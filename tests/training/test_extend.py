@@ -60,6 +60,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.fault(61)
 def test_the_last_phase_goes_on_at_its_last_rates_and_no_further_than_asked(tmp_path, data, caplog):
     first = run(tmp_path / "run", data)
     before, seen = rows(tmp_path / "run"), []
@@ -75,6 +76,7 @@ def test_the_last_phase_goes_on_at_its_last_rates_and_no_further_than_asked(tmp_
     assert run(tmp_path / "run", data).epochs == 4, "what was trained stays trained"
 
 
+@pytest.mark.fault(61)
 def test_an_extension_that_was_stopped_goes_on_to_the_same_bits(tmp_path, data):
     for name in ("whole", "parts"):
         run(tmp_path / name, data)
@@ -88,6 +90,7 @@ def test_an_extension_that_was_stopped_goes_on_to_the_same_bits(tmp_path, data):
     assert rows(tmp_path / "whole") == rows(tmp_path / "parts")
 
 
+@pytest.mark.fault(61)
 def test_a_run_that_is_not_finished_is_not_extended(tmp_path, data):
     with pytest.raises(ConfigError, match=r"run\.extend=2 is not allowed: .* is not a finished"):
         run(tmp_path / "run", data, extend=2)

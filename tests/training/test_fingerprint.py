@@ -131,6 +131,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("state", ["finished", "interrupted"])
+@pytest.mark.fault(61)
 def test_a_phase_is_resumed_under_the_same_facts_alone(state, data, request):
     folder = request.getfixturevalue(state)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -148,12 +149,14 @@ def test_a_phase_is_resumed_under_the_same_facts_alone(state, data, request):
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
 
 
+@pytest.mark.fault(61)
 def test_how_a_run_is_computed_may_change(finished, data):
     free = {"workers": 1, "threads": 1, "checkpoint_steps": 1, "eval_batch_size": 8}
     again = fit(finished, data, PHASE, replace(TRAIN, nonfinite="skip", recompute=True, **free))
     assert again.epochs == 1
 
 
+@pytest.mark.fault(61)
 def test_a_checkpoint_of_an_older_version_is_taken_with_a_warning(tmp_path, data, caplog):
     fit(tmp_path / "run", data, PHASE)
     store = CheckpointStore(tmp_path / "run" / "best" / "joint", keep=1)
@@ -173,6 +176,7 @@ def multisp(sparsity: float, **given) -> MultiSp:
     return MultiSp(MultiSpConfig(weights=WeightConfig(sparsity=sparsity), **given), seed=42)
 
 
+@pytest.mark.fault(61)
 def test_a_resume_from_python_under_another_search_is_refused(tmp_path):
     with experiment(tmp_path / "run") as first:
         ticket = multisp(0.5, epochs=1).find(first.model(), first.trainer.fit)
@@ -187,6 +191,7 @@ def test_a_resume_from_python_under_another_search_is_refused(tmp_path):
     assert (tmp_path / "run" / "ticket" / "ticket.json").read_bytes() == saved
 
 
+@pytest.mark.fault(61)
 def test_rounds_of_another_fraction_are_not_taken_over(tmp_path):
     def found(fraction: float) -> Ticket:
         config = ImpConfig(epochs=1, rounds=2, fraction=fraction, rewind="0it")
@@ -198,6 +203,7 @@ def test_rounds_of_another_fraction_are_not_taken_over(tmp_path):
         found(0.6)
 
 
+@pytest.mark.fault(61)
 def test_a_ticket_found_without_training_is_not_replaced_by_another_searchs(tmp_path):
     def found(sparsity: float) -> Ticket:
         search = RandomTicket(RandomConfig(sparsity, prune=PruneConfig(head=False)), seed=1)
@@ -211,6 +217,7 @@ def test_a_ticket_found_without_training_is_not_replaced_by_another_searchs(tmp_
     assert Ticket.load(tmp_path / "run" / "ticket").provenance["fingerprint"] in prints
 
 
+@pytest.mark.fault(61)
 def test_a_training_goes_on_from_the_same_ticket_alone(tmp_path, data):
     def trained(seed: int, scale: float) -> FitResult:
         model = toy()
@@ -230,6 +237,7 @@ def test_a_training_goes_on_from_the_same_ticket_alone(tmp_path, data):
         trained(0, 2.0)
 
 
+@pytest.mark.fault(61)
 def test_an_allowed_change_that_no_phase_allows_leaves_the_runs_records(tmp_path):
     folder = tmp_path / "run"
     with experiment(folder) as first:
@@ -247,6 +255,7 @@ def test_an_allowed_change_that_no_phase_allows_leaves_the_runs_records(tmp_path
     assert any(line.startswith("train.optim.lr: 0.005 -> 0.1") for line in changed)
 
 
+@pytest.mark.fault(61)
 def test_a_run_of_another_search_is_not_gone_on_with(tmp_path):
     with experiment(tmp_path / "run", "imp"):
         pass

@@ -3,8 +3,7 @@
 python recipes/report.py --runs runs/x                             # into runs/x
 python recipes/report.py --runs runs/dense runs/x --out compare/   # a comparison
 
-The page opens in any browser without a server: pictures are inside it. Beside it lie the pictures,
-a CSV for each, and the energy ledger.
+The page needs no server: pictures are inside it. A CSV for each and the energy lie beside it.
 """
 
 from dataclasses import dataclass, field

@@ -27,6 +27,10 @@ class Export:
     graphs: str = ""
     """Graphs to write beside the folder, as OUT.pt2, OUT.onnx, OUT.int8.onnx (binary convolutions
     in integers) or OUT.nir: names with commas."""
+    data: str = ""
+    """Data set whose preprocess goes along, for a ticket without one (a converted checkpoint)."""
+    root: str = "data"
+    """Folder of its files."""
     overwrite: bool = False
     """Replace the export that is there, and graphs that are not as an earlier call wrote them."""
 
@@ -44,10 +48,12 @@ def main(cfg: Export) -> None:
 
     from spikeformer_lt.export import export_run, load_exported, write_graph
 
+    how = {"precision": cfg.precision, "overwrite": cfg.overwrite}
     graphs = [Path(f"{cfg.out.rstrip('/')}.{name}") for name in cfg.graphs.split(",") if name]
     with outputs(graphs[0].parent if graphs else "", cfg.overwrite, *(p.name for p in graphs)):
-        done = export_run(cfg.run, cfg.out, precision=cfg.precision, overwrite=cfg.overwrite)
-        print(f"{done.summary()}\nwrote {cfg.out}")
+        done = export_run(cfg.run, cfg.out, data=cfg.data, root=cfg.root, **how)
+        print(f"{done.summary()}
+wrote {cfg.out}")
         for path in graphs:
             print(f"wrote {path}: {write_graph(load_exported(cfg.out), path)}")
 

@@ -25,8 +25,7 @@ class Export:
     precision: str = "fp32"
     """Of the values that are neither mask nor sign nor gain: fp32, fp16 or bf16."""
     graphs: str = ""
-    """Graphs to write beside the folder, as OUT.pt2, OUT.onnx, OUT.int8.onnx (binary convolutions
-    in integers) or OUT.nir: names with commas."""
+    """Graphs beside the folder: pt2, onnx, int8.onnx (binary convolutions in integers), nir."""
     data: str = ""
     """Data set whose preprocess goes along, for a ticket without one (a converted checkpoint)."""
     root: str = "data"
@@ -52,8 +51,7 @@ def main(cfg: Export) -> None:
     graphs = [Path(f"{cfg.out.rstrip('/')}.{name}") for name in cfg.graphs.split(",") if name]
     with outputs(graphs[0].parent if graphs else "", cfg.overwrite, *(p.name for p in graphs)):
         done = export_run(cfg.run, cfg.out, data=cfg.data, root=cfg.root, **how)
-        print(f"{done.summary()}
-wrote {cfg.out}")
+        print(f"{done.summary()}\nwrote {cfg.out}")
         for path in graphs:
             print(f"wrote {path}: {write_graph(load_exported(cfg.out), path)}")
 

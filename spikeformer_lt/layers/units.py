@@ -519,8 +519,9 @@ def call(part: Any, *args: Any) -> Any:
 
     Source: Chen et al. 2016, arXiv:1604.06174, section 3.
     """
-    asked = part.training and getattr(part, "recompute", False)
-    if not asked or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+    asked = part.training and getattr(part, "recompute", False) and torch.is_grad_enabled()
+    # torch.func has no hooks of saved tensors, which a checkpoint needs.
+    if not asked or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return part(*args)
     state = carried()
     begun = None if state is None else state.copy()

@@ -322,6 +322,8 @@ def edits(text):
     yield {**told, "recordings": [[*rows[0][:2], 1], *rows[1:]]}, "of class 0"
     yield {**told, "recordings": [["dev", *rows[0][1:]], *rows[1:]]}, "as dev"
     yield {**told, "recordings": [5]}, "no list of recordings"
+    for odd in ([[], "a", 0], ["train", ["a"], 0], ["train", "a", "0"], ["train", "a", 0.0]):
+        yield {**told, "recordings": [odd, *rows]}, "no list of recordings"
     yield {**told, "version": 2}, "found split v2, supports v1"
     yield {**told, "format": "else"}, "is not a split file"
     yield [1], "is not a split file"

@@ -22,10 +22,14 @@ class Evaluate:
     """train, val or test."""
     out: str = ""
     """JSON file for the result; predictions go beside it; empty prints only."""
+    overwrite: bool = False
+    """Replace files there that are not as an earlier call wrote them."""
     batch_size: int = 256
     """Images per step."""
     T: int | None = None
     """Time steps, if others than the ticket was trained with."""
+    again: bool = False
+    """Evaluate even where predictions of these weights and samples are saved."""
     cpu: bool = False
     """Stay on the CPU even where a GPU is present."""
     data: EventDataConfig = field(default_factory=EventDataConfig)

@@ -3,14 +3,13 @@
 python recipes/report.py --runs runs/x                             # into runs/x
 python recipes/report.py --runs runs/dense runs/x --out compare/   # a comparison
 
-The page opens in any browser without a server: pictures are inside it. Beside it lie the pictures,
-a CSV for each, and the energy ledger.
+The page needs no server: pictures are inside it. A CSV for each and the energy lie beside it.
 """
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from spikeformer_lt.cli import open_finished
+from spikeformer_lt.cli import open_finished, outputs
 from spikeformer_lt.config import check, check_fields, run_recipe
 from spikeformer_lt.training import EventDataConfig
 
@@ -23,6 +22,8 @@ class Report:
     """Run directories, ticket folders or exports; more than one makes a comparison."""
     out: str = ""
     """Folder for report.html; empty is the run itself, and required for a comparison."""
+    overwrite: bool = False
+    """Replace files there that are not as an earlier call wrote them."""
     title: str = "Comparison of tickets"
     """Heading of a comparison."""
     images: int = 256
@@ -42,10 +43,11 @@ def main(cfg: Report) -> None:
 
     runs = [open_finished(path, cfg) for path in cfg.runs]
     out = Path(cfg.out or cfg.runs[0])
-    if len(runs) == 1:
-        page = write_run_page(runs[0], out, cfg.images)
-    else:
-        page = write_comparison_page(runs, out, cfg.title, cfg.images)
+    with outputs(out, cfg.overwrite or not cfg.out, "report.html", "plots/*"):
+        if len(runs) == 1:
+            page = write_run_page(runs[0], out, cfg.images)
+        else:
+            page = write_comparison_page(runs, out, cfg.title, cfg.images)
     print(f"wrote {page} ({page.stat().st_size / 1e6:.1f} MB)")
 
 

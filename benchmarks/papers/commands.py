@@ -94,7 +94,7 @@ def _connections(cell: Cell, scale: str) -> str:
         return BINARY
     sparsity = cell.level if cell.axis == "sparsity" and cell.level is not None else 0.5
     name = "biprop" if method in ("BNN-ConnS", "ActBNN-ConnS", "BinWSNN-ConnS") else "edge-popup"
-    epochs = 300 if full else 16
+    epochs = 300 if full else 8
     own = f"{name.replace('-', '_')}_cifar.py --{name}.sparsity {sparsity} --{name}.init kaiming "
     own += f"--{name}.epochs {epochs}" + (f" --{name}.no-learn-norm" if full else "")
     if not method.endswith("ConnS"):
@@ -111,7 +111,7 @@ def _transformers(cell: Cell, scale: str) -> str:
     if cell.axis == "patch sparsity" and cell.level is not None:
         patches = cell.level
     full, events = scale == "full", _events(cell)
-    stem, epochs = (100, 300) if full else (6, 8)
+    stem, epochs = (100, 300) if full else (4, 4 if connections else 8)
     own = f"--multisp.epochs {epochs} --multisp.patches.sparsity {patches} "
     if connections:
         own += f"--multisp.preset literal --multisp.weights.sparsity {STEM[cell.network]} "

@@ -18,6 +18,8 @@ from typing import Any
 from spikeformer_lt.config import differences, given_options, load_config, parse, run_id
 from spikeformer_lt.disk import read_mapping
 from spikeformer_lt.errors import ConfigError, DataError
+from spikeformer_lt.reports.comparison import outcome_of
+from spikeformer_lt.reports.statistics import Outcome
 from spikeformer_lt.tickets.presets import PUBLISHED
 from spikeformer_lt.training.experiment import CIFAR10, settle, with_published
 from spikeformer_lt.training.options import EventDataConfig
@@ -44,6 +46,13 @@ class Run:
     def accuracy(self) -> float:
         """Test accuracy, in %."""
         return float(self.report["test_accuracy"])
+
+    @property
+    def outcome(self) -> Outcome:
+        """Test result, with the predictions that were saved beside the report."""
+        found = outcome_of(self.report, self.folder)
+        assert found is not None  # `read_run` takes no report without accuracy and count
+        return found
 
     @property
     def seed(self) -> int:

@@ -207,9 +207,9 @@ def retrain(
     return fit(model, Phase(name, epochs, optim, hooks=(Masked(ticket.mask),), origin=origin))
 
 
-def with_phase(ticket: Ticket, result: FitResult) -> Ticket:
+def with_phase(ticket: Ticket, result: FitResult, **about: Any) -> Ticket:
     """The ticket with one more phase in its provenance: what was trained from it."""
-    return noted(ticket, phases=[*ticket.provenance.get("phases", []), asdict(result)])
+    return noted(ticket, phases=[*ticket.provenance.get("phases", []), asdict(result)], **about)
 
 
 def noted(ticket: Ticket, **about: Any) -> Ticket:

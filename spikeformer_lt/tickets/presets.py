@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from spikeformer_lt.step import Step
 from spikeformer_lt.training.options import OptimConfig
 
 ECCV22 = OptimConfig(
@@ -21,7 +22,7 @@ PRESETS = {"eccv22": ECCV22, **dict.fromkeys(("cvpr20", "iclr21", "iclr21-global
 
 ON_CIFAR = {"cifar10": "crop4_flip_cutout", "cifar100": "crop4_flip_cutout"}
 PUBLISHED: dict[str, dict[str, Any]] = {
-    "eccv22": {"train.loss": "tet", "data.augment": ON_CIFAR},
+    "eccv22": {"train.loss": "tet", "data.augment": {**ON_CIFAR, "svhn": "crop4_flip"}},
     "literal": {"model.tau": 100.0, "model.decay_input": False},
 }
 """Options of the whole run that a preset stands for, where the user names none; by data set."""
@@ -56,8 +57,25 @@ def preset_optim(preset: str) -> OptimConfig | None:
 
 
 def retraining(config: Any, epochs: int, inner: Any = None) -> tuple[int, OptimConfig | None]:
-    """Epochs and optimizer of the training from a ticket, by the preset (of `inner` if given)."""
+    """Epochs and optimizer of the training from a ticket, by the preset (of `inner` if given).
+
+    `epochs` are those of the network that is tested: what its start weights were trained for is
+    part of them. A preset has its own number, as published.
+    """
     config = getattr(config, "imp", config)  # of a joint search
     preset = getattr(config if inner is None else inner, "preset", "default")
     published = getattr(config, "published_epochs", epochs)
-    return epochs if preset == "default" else published, preset_optim(preset)
+    left = max(1, epochs - start_step(config, inner).epochs)
+    return left if preset == "default" else published, preset_optim(preset)
+
+
+def start_step(config: Any, inner: Any = None) -> Step:
+    """Point of training at which a search (around `inner`) takes the start weights of tickets."""
+    config = config if inner is None else inner
+    config = getattr(config, "imp", config)
+    config = config.resolved() if hasattr(config, "resolved") else config
+    if getattr(config, "control", "none") == "fresh":
+        return Step()
+    if getattr(config, "start", "init") == "trained":
+        return Step(config.epochs)
+    return getattr(config, "rewind_step", Step())

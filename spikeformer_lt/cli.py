@@ -150,7 +150,7 @@ def find(
     name, _, *inner = _chosen(choose, cfg)  # refuses a preset of another search
 
     from spikeformer_lt.reports import write_report
-    from spikeformer_lt.tickets import retrain, with_phase
+    from spikeformer_lt.tickets import Search, retrain, with_phase
     from spikeformer_lt.training.experiment import CIFAR10, CIFAR10_DVS, DVS128_GESTURE, Experiment
 
     sets = {one.name: one for one in (CIFAR10, DVS128_GESTURE, CIFAR10_DVS)}
@@ -162,7 +162,11 @@ def find(
         if not search.trained:
             inside = [config for _, config in chosen[2:]]
             epochs, optim = configs.retraining(chosen[1], experiment.cfg.epochs, *inside)
-        experiment.trainer.planned = search.planned() + epochs
+        if isinstance(search, Search):
+            experiment.trainer.planned = search.planned() + epochs
+        else:  # the phases of such a plug-in do not say what asked for them
+            group = {} if chosen[1] is None else {name: to_dict(chosen[1])}
+            experiment.trainer.made_by |= {"search": name, **dict(flat_values(group))}
         ticket = experiment.save_ticket(search.find(model, fit))
         if not search.trained:
             ticket = with_phase(ticket, retrain(model, ticket, fit, epochs, optim))

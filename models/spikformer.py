@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.attention import EncoderBlock, SpikingMLP, SpikingSelfAttention
@@ -92,6 +94,10 @@ class Spikformer(SpikingClassifier):
         )
         self.conv_pep.feed(self.blocks)
         self.head = nn.Linear(embed_dim, num_classes)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Draw the linear maps anew from a normal distribution of deviation 0.02, cut at 2."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -129,9 +135,19 @@ class Spikformer(SpikingClassifier):
         return self.classify_tokens(*self.stem_tokens(images), images)
 
     def stem_tokens(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """All tokens ``[T|1, B, N, D]`` of images, and their current if the selection reads it."""
+        """All tokens ``[T|1, B, N, D]`` of images, and their current if the selection reads it.
+
+        For a selection in pixel space they are a measurement: no graph, no statistics moved.
+        """
         need_current = self.patch is not None and self.patch.score.needs_current
-        out: tuple[Tensor, Tensor] = self.conv_pep(images, self.T, need_current)
+        inputs = (images, self.T, need_current)
+        out: tuple[Tensor, Tensor]
+        if self.training and self.patch is not None and self.patch.space == "pixel":
+            buffers = {name: value.clone() for name, value in self.conv_pep.named_buffers()}
+            with torch.no_grad():
+                out = functional_call(self.conv_pep, buffers, inputs)
+        else:
+            out = self.conv_pep(*inputs)
         return out
 
     def classify_tokens(self, tokens: Tensor, current: Tensor, images: Tensor) -> Tensor:

@@ -74,15 +74,20 @@ class SpikingVGG(SpikingCNN):
             self.layers.append(self.spiking_layer(width, layer, bias=conv_bias))
             width = layer
         self.build_classifier(width, size, pooled, hidden, hidden_norm)
+        self.head_std = head_std
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Draw convolutions and head anew."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        if head_std is None:
+        if self.head_std is None:
             nn.init.kaiming_normal_(self.head.weight, nonlinearity="relu")
         else:
-            nn.init.normal_(self.head.weight, std=head_std)
+            nn.init.normal_(self.head.weight, std=self.head_std)
         nn.init.zeros_(self.head.bias)
 
     def chains(self) -> list[Chain]:

@@ -6,7 +6,7 @@ python recipes/compare_tickets.py --data cifar10 --options="--model.name spikfor
 
 Finished runs are kept, the others resume. Controls: dense, random, and for IMP imp-random (its
 counts at random places) and imp-shuffle (its mask, its start weights permuted). Any registered
-search is a row, a plug-in's too. Early-Time's saving is below the table, as a ratio.
+search is a row, a plug-in's too. All rows train their network for --epochs.
 """
 
 from dataclasses import dataclass
@@ -14,17 +14,19 @@ from dataclasses import dataclass
 from spikeformer_lt.cli import Comparison, compare, search_rows
 from spikeformer_lt.config import run_recipe
 
-SPARSE = "sparse_training_cifar.py --method {name} --sparsity {s}"
+SPARSE = "sparse_training_cifar.py --method {name} --sparsity {s} --epochs {e}"
+IMP = "--imp.sparsity {s} --imp.epochs {e} --epochs {e}"
+EARLY_BIRD = "--early-bird.sparsity {s} --early-bird.epochs {e} --epochs {e}"
 SEARCHES = {
-    "dense": "sparse_training_cifar.py --method random --sparsity 0",
-    "imp": "imp_cifar.py --imp.sparsity {s}",
-    "imp-random": "imp_cifar.py --imp.control random --imp.sparsity {s}",
-    "imp-shuffle": "imp_cifar.py --imp.control shuffle --imp.sparsity {s}",
-    "imp+et": "early_time_cifar.py --search imp --imp.sparsity {s}",
-    "eb": "early_bird_cifar.py --early-bird.sparsity {s}",
-    "eb+et": "early_time_cifar.py --search early_bird --early-bird.sparsity {s}",
-    "edge-popup": "edge_popup_cifar.py --edge-popup.sparsity {s}",
-    "biprop": "biprop_cifar.py --biprop.sparsity {s}",
+    "dense": "sparse_training_cifar.py --method random --sparsity 0 --epochs {e}",
+    "imp": f"imp_cifar.py {IMP}",
+    "imp-random": f"imp_cifar.py --imp.control random {IMP}",
+    "imp-shuffle": f"imp_cifar.py --imp.control shuffle {IMP}",
+    "imp+et": f"early_time_cifar.py --search imp {IMP}",
+    "eb": f"early_bird_cifar.py {EARLY_BIRD}",
+    "eb+et": f"early_time_cifar.py --search early_bird {EARLY_BIRD}",
+    "edge-popup": "edge_popup_cifar.py --edge-popup.sparsity {s} --edge-popup.epochs {e}",
+    "biprop": "biprop_cifar.py --biprop.sparsity {s} --biprop.epochs {e}",
     **dict.fromkeys(("random", "erk", "magnitude", "snip", "grasp", "synflow", "nm"), SPARSE),
     **dict.fromkeys(("set", "rigl", "granet"), SPARSE),
 }
@@ -48,9 +50,8 @@ class CompareTickets(Comparison):
 
 def main(cfg: CompareTickets) -> None:
     """Run what is not finished, then write table, CSV and curves."""
-    title = f"Ticket searches on {cfg.data}"
-    rows = search_rows(cfg, SEARCHES)
-    compare(cfg, rows, title, ("-", "-seed"), level="prunable weights")
+    title, joints = f"Ticket searches on {cfg.data}", ("-", "-seed")
+    compare(cfg, search_rows(cfg, SEARCHES), title, joints, level="prunable weights")
 
 
 if __name__ == "__main__":

@@ -48,8 +48,8 @@ def main(cfg: EnergyReport) -> None:
         run = open_finished(path, cfg, T=cfg.T)
         print("".join(f"NOTICE: {line}\n" for line in notices(run)), end="")
         name = run.name if run.name not in networks else str(run.path)
-        batches = run.batches(cfg.split, cfg.images, cfg.batch_size)
-        networks[name] = measure_energy(run.model, batches, run.model.T)
+        images = run.batches(cfg.split, cfg.images, cfg.batch_size)
+        networks[name] = measure_energy(run.model, images, run.model.T)
     if cfg.out:
         write_energy(Path(cfg.out), networks)
         plot_energy(Path(cfg.out) / "energy-bars.png", networks)

@@ -26,6 +26,8 @@ class Evaluate:
     """Images per step."""
     T: int | None = None
     """Time steps, if others than the ticket was trained with."""
+    again: bool = False
+    """Evaluate even where predictions of these weights and samples are saved."""
     cpu: bool = False
     """Stay on the CPU even where a GPU is present."""
     data: EventDataConfig = field(default_factory=EventDataConfig)

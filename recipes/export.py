@@ -25,6 +25,10 @@ class Export:
     graphs: str = ""
     """Graphs to write beside the folder, as OUT.pt2, OUT.onnx, OUT.int8.onnx (binary convolutions
     in integers) or OUT.nir: names with commas."""
+    data: str = ""
+    """Data set whose preprocess goes along, for a ticket without one (a converted checkpoint)."""
+    root: str = "data"
+    """Folder of its files."""
     overwrite: bool = False
     """Replace the export that is there."""
 
@@ -42,7 +46,8 @@ def main(cfg: Export) -> None:
 
     from spikeformer_lt.export import export_run, load_exported, write_graph
 
-    done = export_run(cfg.run, cfg.out, precision=cfg.precision, overwrite=cfg.overwrite)
+    how = {"precision": cfg.precision, "overwrite": cfg.overwrite}
+    done = export_run(cfg.run, cfg.out, data=cfg.data, root=cfg.root, **how)
     print(f"{done.summary()}\nwrote {cfg.out}")
     for name in filter(None, cfg.graphs.split(",")):
         path = f"{cfg.out.rstrip('/')}.{name}"

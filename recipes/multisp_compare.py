@@ -4,8 +4,6 @@ python recipes/multisp_compare.py --suite demo --out runs/demo                 #
 python recipes/multisp_compare.py --suite ablation --seeds 0 1 2 --jobs 2   # each level, controls
 python recipes/multisp_compare.py --suite curves --seeds 0 1 2 --jobs 2     # where it breaks
 python recipes/multisp_compare.py --recipe multisp_dvs128 --data moving_digits --seeds 0 1 2
-
-A comparison that was killed goes on where it stopped: finished runs are kept, the others resume.
 """
 
 from dataclasses import dataclass
@@ -13,7 +11,7 @@ from dataclasses import dataclass
 from spikeformer_lt.cli import MULTISP_SUITES, Comparison, compare
 from spikeformer_lt.config import check_fields, run_recipe
 
-RECIPES = ("multisp_cifar", "multisp_dvs128", "multisp_cifar10_dvs")
+RECIPES = {"multisp_cifar": 300, "multisp_dvs128": 202, "multisp_cifar10_dvs": 106}  # epochs
 
 
 @dataclass(frozen=True)
@@ -27,14 +25,14 @@ class MultiSpCompare(Comparison):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_fields(self, recipe=RECIPES, suite=tuple(MULTISP_SUITES))
+        check_fields(self, recipe=tuple(RECIPES), suite=tuple(MULTISP_SUITES))
 
 
 def main(cfg: MultiSpCompare) -> None:
     """Run what is not finished, then write table, CSV and curves."""
-    suite = MULTISP_SUITES[cfg.suite]
-    rows = {name: f"{cfg.recipe}.py {options}" for name, options in suite.items()}
-    compare(cfg, rows, f"MultiSp: {cfg.suite} on {cfg.data}")
+    begin, suite = f"{cfg.recipe}.py --multisp.epochs {{e}}", MULTISP_SUITES[cfg.suite]
+    rows = {name: f"{begin} {options}" for name, options in suite.items()}
+    compare(cfg, rows, f"MultiSp: {cfg.suite} on {cfg.data}", published=RECIPES[cfg.recipe])
 
 
 if __name__ == "__main__":

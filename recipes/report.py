@@ -3,8 +3,7 @@
 python recipes/report.py --runs runs/x                             # into runs/x
 python recipes/report.py --runs runs/dense runs/x --out compare/   # a comparison
 
-The page opens in any browser without a server: pictures are inside it. Beside it lie the pictures,
-a CSV for each, and the energy ledger.
+The page needs no server: pictures are inside it. A CSV for each and the energy lie beside it.
 """
 
 from dataclasses import dataclass, field
@@ -40,8 +39,7 @@ def main(cfg: Report) -> None:
 
     from spikeformer_lt.reports import write_comparison_page, write_run_page
 
-    runs = [open_finished(path, cfg) for path in cfg.runs]
-    out = Path(cfg.out or cfg.runs[0])
+    runs, out = [open_finished(path, cfg) for path in cfg.runs], Path(cfg.out or cfg.runs[0])
     if len(runs) == 1:
         page = write_run_page(runs[0], out, cfg.images)
     else:

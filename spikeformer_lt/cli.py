@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from spikeformer_lt.config import (
     adapted,
@@ -35,7 +35,7 @@ from spikeformer_lt.config import (
 from spikeformer_lt.disk import write_atomic
 from spikeformer_lt.errors import ConfigError, TicketError, near, shown
 from spikeformer_lt.registry import config_class, create_search, search_names, use_plugins
-from spikeformer_lt.tickets import configs
+from spikeformer_lt.tickets import presets
 from spikeformer_lt.training.options import (
     DataConfig,
     EventDataConfig,
@@ -45,14 +45,23 @@ from spikeformer_lt.training.options import (
     TrainConfig,
 )
 
+if TYPE_CHECKING:
+    from spikeformer_lt.training.jobs import Job
+
 RECIPES = Path(__file__).parent / "recipes"
 PAPER = OptimConfig(
-    lr=5e-4, weight_decay=0.06, min_lr=1e-5, warmup_epochs=20, warmup_lr=1e-5, of_epochs=300
+    lr=5e-4,
+    weight_decay=0.06,
+    min_lr=1e-5,
+    warmup_epochs=20,
+    warmup_lr=1e-5,
+    clip_grad=0.0,
+    of_epochs=300,
 )
 """The papers' optimizer for CIFAR."""
 PAPER_EVENTS = OptimConfig(
     lr=1e-3, weight_decay=0.06, min_lr=1e-5, warmup_epochs=10, warmup_lr=1e-5, cooldown_epochs=10,
-    of_epochs=202,
+    clip_grad=0.0, of_epochs=202,
 )  # fmt: skip
 """The papers' optimizer for event data."""
 IMAGES_SMALL = {
@@ -147,7 +156,9 @@ def find(
         fallback: embedded data set for ``data.name auto``.
         wanted: the set that auto takes if it is on disk: cifar10, dvs128_gesture or cifar10_dvs.
     """
-    name, _, *inner = _chosen(choose, cfg)  # refuses a preset of another search
+    name, config, *inner = _chosen(choose, cfg)  # refuses a preset of another search
+    config = inner[0][1] if inner else config
+    preset = getattr(getattr(config, "imp", config), "preset", "default")
 
     from spikeformer_lt.reports import write_report
     from spikeformer_lt.tickets import Search, retrain, with_phase
@@ -155,13 +166,18 @@ def find(
 
     sets = {one.name: one for one in (CIFAR10, DVS128_GESTURE, CIFAR10_DVS)}
     names = {"fallback": fallback, "search": " ".join([name, *(one for one, _ in inner)])}
-    with Experiment(cfg, small=dict(small), wanted=sets[wanted], **names) as experiment:
+    usual: dict[str, Any] = {
+        "small": dict(small),
+        "published": presets.PUBLISHED.get(preset, {}),
+        **names,
+    }
+    with Experiment(cfg, wanted=sets[wanted], **usual) as experiment:
         model, fit = experiment.model(), experiment.trainer.fit
         chosen = _chosen(choose, experiment.cfg)
         search, epochs = _made(chosen, cfg.train.seed, experiment.trainer.batch), 0
         if not search.trained:
             inside = [config for _, config in chosen[2:]]
-            epochs, optim = configs.retraining(chosen[1], experiment.cfg.epochs, *inside)
+            epochs, optim = presets.retraining(chosen[1], experiment.cfg.epochs, *inside)
         if isinstance(search, Search):
             experiment.trainer.planned = search.planned() + epochs
         else:  # the phases of such a plug-in do not say what asked for them
@@ -169,14 +185,16 @@ def find(
             experiment.trainer.made_by |= {"search": name, **dict(flat_values(group))}
         ticket = experiment.save_ticket(search.find(model, fit))
         if not search.trained:
-            ticket = with_phase(ticket, retrain(model, ticket, fit, epochs, optim))
+            start = str(presets.start_step(chosen[1], *inside))
+            result = retrain(model, ticket, fit, epochs, optim)
+            ticket = with_phase(ticket, result, start_step=start)
         write_report(experiment, model, ticket)
 
 
 def _chosen(choose: str | Callable[[Any], Choice], cfg: Any) -> Choice:
     if not isinstance(choose, str):
         return choose(cfg)
-    return choose, configs.with_preset(getattr(cfg, choose), getattr(cfg, "preset", "default"))
+    return choose, presets.with_preset(getattr(cfg, choose), getattr(cfg, "preset", "default"))
 
 
 def _made(chosen: Choice, seed: int, batch: Any) -> Any:
@@ -222,7 +240,7 @@ def notices(run: Any) -> list[str]:
 
 def evaluate_finished(cfg: Any, accelerator: Any) -> None:
     """Evaluate a run, ticket or export by the options of ``recipes/evaluate.py``."""
-    from spikeformer_lt.reports import describe, save_predictions
+    from spikeformer_lt.reports import describe, save_predictions, saved_metrics, wilson
     from spikeformer_lt.training import PREDICTIONS
 
     run = open_finished(cfg.run, cfg, report=False, T=cfg.T)
@@ -230,11 +248,19 @@ def evaluate_finished(cfg: Any, accelerator: Any) -> None:
     model, splits = run.model.to(accelerator.device), run.splits
     for line in notices(run):
         tell(f"NOTICE: {line}")
-    metrics, ledger = describe(model, splits, cfg.split, accelerator, batch_size=cfg.batch_size)
+    beside = Path(cfg.out or PREDICTIONS).with_suffix(f".{PREDICTIONS}")
+    places = [run.path / PREDICTIONS, run.path.parent / PREDICTIONS, *([beside] if cfg.out else [])]
+    known = ((place, saved_metrics(place, model, splits, cfg.split)) for place in places)
+    found = next(((place, saved) for place, saved in known if saved and not cfg.again), None)
+    how = {"batch_size": cfg.batch_size, "saved": found and found[1]}
+    metrics, ledger = describe(model, splits, cfg.split, accelerator, **how)
+    interval = wilson(metrics.correct, metrics.count)
     tell(
         f"{splits.name} {cfg.split}: {metrics.accuracy:.2f} % of {metrics.count} "
-        f"(top-5 {metrics.top5:.2f} %, loss {metrics.loss:.4f})"
+        f"(top-5 {metrics.top5:.2f} %, loss {metrics.loss:.4f}), 95 % interval {interval.ends}"
     )
+    if found is not None:
+        tell(f"  from the predictions saved at the first reading: {found[0]} (--again reads anew)")
     bits = [name for name in ledger if name.endswith("bits_per_weight")]
     told = {name: ledger[name] for name in ("sparsity", *bits, "macs", "sops", "params")}
     told["sparsity"] = {kind: s for kind, s in told["sparsity"].items() if s is not None}
@@ -242,10 +268,11 @@ def evaluate_finished(cfg: Any, accelerator: Any) -> None:
         if value is not None:
             tell(f"  {name}: {value}")
     if cfg.out and accelerator.is_main_process:
-        result = {"accuracy": metrics.accuracy, "count": metrics.count, "loss": metrics.loss}
+        result: dict[str, Any] = {"accuracy": metrics.accuracy, "count": metrics.count}
+        result |= {"accuracy_interval": [interval.low, interval.high], "loss": metrics.loss}
+        result["saved"] = found is not None
         text = json.dumps({**result, "split": cfg.split, **ledger}, indent=2)
         write_atomic(cfg.out, f"{text}\n".encode(), ConfigError)
-        beside = Path(cfg.out).with_suffix(f".{PREDICTIONS}")
         made_by = str(run.ticket.provenance.get("run_id", ""))
         save_predictions(beside, metrics, model, splits, cfg.split, made_by)
 
@@ -299,9 +326,13 @@ class Comparison:
     """Directory of the comparison; runs go into runs/ below it."""
     options: str = ""
     """Further options for every run, in quotes: --options="--model.T 2"."""
+    epochs: int | None = None
+    """Epochs that the network of each variant is trained for, those before a rewind point and of
+    earlier phases included; None is 12 on digits, 20 on moving_digits, else as published."""
 
     def __post_init__(self) -> None:
         check_fields(self, jobs=1)
+        check(self.epochs is None or self.epochs >= 2, "epochs", self.epochs, "2 or more")
         check(len(self.seeds) > 0, "seeds", self.seeds, "at least one seed")
 
 
@@ -310,29 +341,58 @@ def compare(
     rows: Mapping[str, str],
     title: str,
     joints: tuple[str, str] = ("_", "-"),
+    published: int = 300,
     **more: Any,
 ) -> None:
     """Run what is not finished of a comparison, then write table, CSV and curves.
 
-    Args:
-        cfg: the options.
-        rows: by variant: a recipe's file name and its options.
-        title: of the table.
-        joints: what replaces blanks in the name of a run's folder, and what precedes the seed.
-        more: for `write_comparison`.
+    `title` is that of the table, `more` for `write_comparison`, the others for `jobs_of`.
     """
     from spikeformer_lt.reports import write_comparison
-    from spikeformer_lt.training import Job, run_jobs
+    from spikeformer_lt.training import run_jobs
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    jobs = jobs_of(cfg, rows, joints, published)
+    run_jobs(jobs, at_once=cfg.jobs)
+    print(write_comparison(Path(cfg.out), jobs, title, **more))
+
+
+def jobs_of(
+    cfg: Comparison, rows: Mapping[str, str], joints: tuple[str, str], published: int = 300
+) -> list[Job]:
+    """The runs of a comparison, with one budget of epochs.
+
+    Args:
+        cfg: the options.
+        rows: by variant: a recipe's file name and its options; {e} is the budget of epochs, {h}
+            and {r} are its half and the rest.
+        joints: what replaces blanks in the name of a run's folder, and what precedes the seed.
+        published: the budget where the options name none and the set is not embedded.
+    """
+    from spikeformer_lt.training.jobs import Job
+
+    e = cfg.epochs or {"digits": 12, "moving_digits": 20}.get(cfg.data, published)
+    budget = {"{e}": str(e), "{h}": str(e // 2), "{r}": str(e - e // 2)}
     jobs = []
     for seed, (variant, line) in itertools.product(cfg.seeds, rows.items()):
         recipe, *options = f"{line} --data.name {cfg.data} {cfg.options}".split()
+        options = _last_of_each([budget.get(token, token) for token in options])
         command = (str(RECIPES / recipe), *options, "--train.seed", str(seed))
         name = f"{variant.replace(' ', joints[0]).replace(':', '')}{joints[1]}{seed}"
         jobs.append(Job(variant, seed, Path(cfg.out) / "runs" / name, command))
-    run_jobs(jobs, at_once=cfg.jobs)
-    print(write_comparison(Path(cfg.out), jobs, title, **more))
+    return jobs
+
+
+def _last_of_each(tokens: Sequence[str]) -> list[str]:
+    """Command-line tokens without the options that later ones give again."""
+    found: dict[str, list[str]] = {"": []}
+    name = ""
+    for token in tokens:
+        if token.startswith("--"):
+            name = token.partition("=")[0]
+            found.pop(name, None)
+        found.setdefault(name, []).append(token)
+    return [token for group in found.values() for token in group]
 
 
 def search_rows(cfg: Any, lines: Mapping[str, str]) -> dict[str, str]:
@@ -357,16 +417,27 @@ def search_rows(cfg: Any, lines: Mapping[str, str]) -> dict[str, str]:
         line = lines.get(search)
         if line is None:
             rated = any(hasattr(c, "sparsity") for c in list(_groups(search, ()).values())[-1:])
-            line = f"find_ticket.py {search}" + " --sparsity {s}" * rated
+            line = f"find_ticket.py {search}{_budget(search)}" + " --sparsity {s}" * rated
         for s in cfg.sparsities if "{s}" in line else ("",):
             options = own.get(search, "")
-            rows[f"{search} {s}".strip()] = f"{line.format(name=search, s=s)} {options}"
+            named = line.replace("{name}", search).replace("{s}", str(s))
+            rows[f"{search} {s}".strip()] = f"{named} {options}"
     return rows
+
+
+def _budget(search: str) -> str:
+    """The options that give a registered search and the training from its ticket one budget."""
+    known = "epochs" in FULL_SIZE.get(search, {})
+    return (
+        f" --{search.replace('_', '-')}.epochs {{e}} --epochs {{e}}" if known else " --epochs {e}"
+    )
 
 
 _W, _P, _A = "--multisp.weights.", "--multisp.patches.", "--multisp.activation."
 _NO_WEIGHTS, _NO_PATCHES = f"{_W}method off", f"{_P}sparsity 0"
 _DENSE = f"{_NO_WEIGHTS} {_NO_PATCHES}"
+_TWO_PHASES = "--multisp.stem-epochs {h} --multisp.epochs {r}"
+_FROM_DENSE = "--multisp.dense-epochs {h} --multisp.epochs {r}"
 _HARD = f"{_W}sparsity 0.95 {_P}sparsity 0.65"
 MULTISP_SUITES: dict[str, dict[str, str]] = {
     "demo": {
@@ -385,8 +456,9 @@ MULTISP_SUITES: dict[str, dict[str, str]] = {
         "all levels, iand residual": f"{_A}residual iand",
         "all levels, random patches": f"{_P}score random",
         "all levels, random mask": f"{_W}method random",
-        **{order: f"--multisp.schedule {order}" for order in ("sequential", "reverse")},
-        "literal Algorithm 1": "--multisp.preset literal",
+        "sequential": f"--multisp.schedule sequential {_TWO_PHASES}",
+        "reverse": f"--multisp.schedule reverse {_TWO_PHASES}",
+        "literal Algorithm 1": f"--multisp.preset literal {_TWO_PHASES}",
     },
     "parts": {
         "latent (default)": _HARD,
@@ -396,8 +468,8 @@ MULTISP_SUITES: dict[str, dict[str, str]] = {
         "magnitude, fixed": f"{_HARD} {_W}method magnitude",
         "per-filter gains": f"{_HARD} {_W}gain filter",
         "global budget": f"{_HARD} {_W}scope global {_W}floor 0.02",
-        "from dense weights": f"{_HARD} --multisp.dense-epochs 12",
-        "from dense, distilled": f"{_HARD} --multisp.dense-epochs 12 --multisp.distill 0.5",
+        "from dense weights": f"{_HARD} {_FROM_DENSE}",
+        "from dense, distilled": f"{_HARD} {_FROM_DENSE} --multisp.distill 0.5",
     },
     "curves": {
         "dense": _DENSE,

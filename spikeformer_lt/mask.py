@@ -256,6 +256,7 @@ def select(
     if not scores:
         raise MaskError("scores are empty; a mask needs at least one layer")
     flat = {name: _flat_scores(name, score) for name, score in scores.items()}
+    _refuse_nan(flat)
     kept: dict[str, Tensor] = {}
     for group in [list(flat)] if scope == "global" else [[name] for name in flat]:
         whose = "all layers" if scope == "global" else f"layer {shown(group[0])}"
@@ -329,7 +330,12 @@ def keep_largest(scores: Tensor, count: int) -> Tensor:
         if surplus := int(np.count_nonzero(flags)) - count:
             flags[np.flatnonzero(values == lowest)[-surplus:]] = False
         return torch.from_numpy(flags)
-    threshold = scores.kthvalue(removed).values
+    return _over_threshold(scores, count)
+
+
+def _over_threshold(scores: Tensor, count: int) -> Tensor:
+    """The same for less than all of them, without a look from the host."""
+    threshold = scores.kthvalue(len(scores) - count).values
     above, ties = scores > threshold, scores == threshold
     return above | (ties & (ties.cumsum(0) <= count - above.sum()))
 
@@ -339,12 +345,18 @@ def _flat_scores(name: str, score: Tensor) -> Tensor:
         raise MaskError(f"layer {shown(name)}: scores must be a real tensor with entries")
     # Exact for every narrower dtype, so that order and ties are those of the given numbers.
     narrow = score.dtype.is_floating_point and score.dtype is not torch.float64
-    flat = score.detach().to(torch.float32 if narrow else torch.float64).flatten()
-    # One NaN makes the minimum NaN: cheaper than a flag for every entry.
-    if math.isnan(float(flat.min())):
-        bad = f"{int(flat.isnan().sum())} of {len(flat)} scores are NaN"
-        raise MaskError(f"layer {shown(name)}: {bad}; nothing to rank")
-    return flat
+    return score.detach().to(torch.float32 if narrow else torch.float64).flatten()
+
+
+def _refuse_nan(flat: Mapping[str, Tensor]) -> None:
+    # One NaN makes the minimum NaN, and one look at a device is enough for all layers.
+    where = next(iter(flat.values())).device
+    lowest = torch.stack([layer.min().to(where, torch.float64) for layer in flat.values()])
+    if not bool(lowest.isnan().any()):
+        return
+    name, layer = next((name, layer) for name, layer in flat.items() if bool(layer.isnan().any()))
+    bad = f"{int(layer.isnan().sum())} of {len(layer)} scores are NaN"
+    raise MaskError(f"layer {shown(name)}: {bad}; nothing to rank")
 
 
 def _check_fraction(field: str, value: float, allowed: str, closed: bool = False) -> None:

@@ -108,6 +108,14 @@ class Preprocess:
         camera = " x ".join(map(str, how.sensor))
         return f"events of a {camera} camera, {how.T} frames of {how.values} by {cut}, on {size}"
 
+    def sample(self) -> str:
+        """A sample in Python, as `export.predict` takes it."""
+        if self.recordings is None:
+            shape = (1, self.image_size, self.image_size, self.in_channels)
+            return f"np.zeros({shape}, np.uint8)  # or PIL images, or paths"
+        kinds = [("x", "u2"), ("y", "u2"), ("p", "u1"), ("t_us", "i8")]
+        return f"np.zeros(1, {kinds})  # one event; or a path"
+
     def noted(self) -> dict[str, Any]:
         """The entry of a ticket's provenance that `known` reads."""
         return {_KEY: to_dict(self)}

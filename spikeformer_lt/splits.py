@@ -143,9 +143,9 @@ def held_out(labels: Sequence[int], fraction: Fraction, order: Callable[[int], b
 
 
 def in_proportion(labels: Sequence[int], count: int, order: Callable[[int], bytes]) -> list[int]:
-    """Choose `count` samples by `order`, classes in proportion; a larger count keeps them."""
+    """Choose `count` samples by `order`, classes in proportion and in turn, as a smaller count."""
     turns = []
     for label, members in by_class(labels, order).items():
         # Member p of a class of n has its turn at (p + 1/2) / n: classes of any size advance alike.
         turns += [((2 * p + 1) / (2 * len(members)), label, i) for p, i in enumerate(members)]
-    return sorted(position for _, _, position in sorted(turns)[:count])
+    return [position for _, _, position in sorted(turns)[:count]]

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spikeformer_lt.errors import MaskError
-from spikeformer_lt.mask import keep_largest, select
+from spikeformer_lt.mask import _over_threshold, keep_largest, select
 
 FEW = st.sampled_from([0.0, -0.0, 1.0, 2.0, float("inf"), float("-inf")])
 
@@ -96,3 +96,26 @@ def test_a_wrong_argument_is_refused(change: dict[str, object], words: str) -> N
     given_ |= {"scope": "global", "within": None, "floor": 0.0} | change
     with pytest.raises(MaskError, match=words):
         select(**given_)  # type: ignore[arg-type]
+
+
+@given(st.lists(FEW, min_size=2, max_size=60), st.data())
+def test_the_threshold_of_a_device_agrees_with_the_partition(
+    values: list[float], data: st.DataObject
+) -> None:
+    """The branch for accelerators, run where the tests are."""
+    scores = torch.tensor(values)
+    count = data.draw(st.integers(0, len(values) - 1))
+    assert torch.equal(_over_threshold(scores, count), keep_largest(scores, count))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("scope", ["global", "layer"])
+def test_a_mask_from_given_scores_is_the_same_on_a_gpu(scope: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"a": (64, 32, 3, 3), "b": (100, 70), "c": (5,)}
+    drawn = {n: torch.randint(0, 50, s, generator=generator) / 7 for n, s in shapes.items()}
+    first = select(drawn, 0.3, scope, None, 0.0)
+    for within, floor in ((None, 0.0), (None, 0.2), (first, 0.0), (first, 0.1)):
+        here = select(drawn, 0.7, scope, within, floor)
+        there = select({n: s.cuda() for n, s in drawn.items()}, 0.7, scope, within, floor)
+        assert all(there[n].is_cuda and torch.equal(there[n].cpu(), here[n]) for n in here)

@@ -25,7 +25,8 @@ MOVING = (
 )
 SGD = (
     "--train.optim.opt momentum --train.optim.lr 0.3 --train.optim.weight-decay 5e-4 "
-    "--train.optim.min-lr 0 --train.optim.warmup-epochs 0 --train.optim.clip-grad 0"
+    "--train.optim.min-lr 0 --train.optim.warmup-epochs 0 --train.optim.clip-grad 0 "
+    "--train.optim.decay-vectors --train.loss tet"
 )
 ADAM = (
     "--train.optim.opt adam --train.optim.lr 1e-3 --train.optim.score-lr 0.1 "
@@ -80,7 +81,8 @@ def _eccv22(cell: Cell, scale: str) -> str:
         "EB": f"early_bird_cifar.py {bird}",
         "EB+ET": f"{early} early_bird {bird}",
     }[method]
-    published = f"--data.name {cell.data} --data.augment crop4_flip --data.mixup 0 "
+    augment = "crop4_flip_cutout" if cell.data.startswith("cifar") else "crop4_flip"
+    published = f"--data.name {cell.data} --data.augment {augment} --data.mixup 0 "
     published += f"--data.smoothing 0 --train.batch-size 128 {SGD}"
     data = {"digits": DIGITS, "cifar10-subset": SUBSET, "full": published}[scale]
     return f"{own} {data} --model.name {(CNNS if full else TOYS)[cell.network]} --model.T 5"
@@ -92,7 +94,7 @@ def _connections(cell: Cell, scale: str) -> str:
         return BINARY
     sparsity = cell.level if cell.axis == "sparsity" and cell.level is not None else 0.5
     name = "biprop" if method in ("BNN-ConnS", "ActBNN-ConnS", "BinWSNN-ConnS") else "edge-popup"
-    epochs = 300 if full else 16
+    epochs = 300 if full else 8
     own = f"{name.replace('-', '_')}_cifar.py --{name}.sparsity {sparsity} --{name}.init kaiming "
     own += f"--{name}.epochs {epochs}" + (f" --{name}.no-learn-norm" if full else "")
     if not method.endswith("ConnS"):
@@ -109,7 +111,7 @@ def _transformers(cell: Cell, scale: str) -> str:
     if cell.axis == "patch sparsity" and cell.level is not None:
         patches = cell.level
     full, events = scale == "full", _events(cell)
-    stem, epochs = (100, 300) if full else (6, 8)
+    stem, epochs = (100, 300) if full else (4, 4 if connections else 8)
     own = f"--multisp.epochs {epochs} --multisp.patches.sparsity {patches} "
     if connections:
         own += f"--multisp.preset literal --multisp.weights.sparsity {STEM[cell.network]} "

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from papers.finished import Run
 from papers.tables import Cell
+from spikeformer_lt.reports.statistics import accuracy_interval, contrast, holm
 
 NOT_RUN = "not run"
-SAME, OPPOSITE, NOISE = "same direction", "opposite direction", "within noise"
+SAME, OPPOSITE, NOISE = "same direction", "opposite direction", "not told apart"
+LEVEL = 0.05
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,20 @@ class Line:
         return f"{self.accuracy:.2f}{spread}"
 
     @property
+    def interval(self) -> str:
+        """95 % interval of the accuracy, or "not run"."""
+        if not self.runs:
+            return NOT_RUN
+        values = [run.accuracy for run in self.runs]
+        return accuracy_interval(values, int(self.runs[0].report["test_count"])).ends
+
+    @property
+    def trained(self) -> float | None:
+        """Epochs that the tested network was trained for; None where that is not known."""
+        known = {run.report.get("epochs_trained") for run in self.runs}
+        return known.pop() if len(known) == 1 else None
+
+    @property
     def place(self) -> str:
         """What was run where: data, network, epochs."""
         if not self.runs:
@@ -52,59 +67,55 @@ class Line:
 
 @dataclass(frozen=True)
 class Drop:
-    """Accuracy lost against a reference, in points: published, ours, and our noise."""
+    """Accuracy lost against a reference, in points: published, ours, and half our interval."""
 
     published: float | None = None
     ours: float | None = None
     noise: float = 0.0
+    p: float | None = None
+    """Two-sided, of ours; adjusted for the number of a table's drops by `drops`."""
 
     @property
     def verdict(self) -> str:
         """Whether ours goes where the published one goes; "" where one of them is missing."""
         if self.published is None or self.ours is None:
             return ""
-        if abs(self.ours) <= self.noise:
+        if abs(self.ours) <= self.noise or (self.p is not None and self.p >= LEVEL):
             return NOISE
         return SAME if self.published * self.ours > 0 else OPPOSITE
 
 
 def drop(row: Line, reference: Line | None) -> Drop:
-    """The drop of a row against a reference.
-
-    Ours is the mean over the seeds that both have. Its noise is two standard errors: of the
-    number of test images, or of the seeds where those vary more.
-    """
+    """The drop of a row against a reference, over the seeds that both have: see `contrast`."""
     if reference is None or reference is row:
         return Drop()
     printed = (reference.cell.accuracy, row.cell.accuracy)
     published = None if None in printed else printed[0] - printed[1]  # type: ignore[operator]
     dense = {run.seed: run for run in reference.runs}
-    pairs = [(dense[run.seed], run) for run in row.runs if run.seed in dense]
+    pairs = [(dense[run.seed].outcome, run.outcome) for run in row.runs if run.seed in dense]
     if not pairs:
         return Drop(published)
-    lost = [a.accuracy - b.accuracy for a, b in pairs]
-    images = sum(b.report["test_count"] for _, b in pairs)
-    sides = zip(*pairs, strict=True)
-    parts = [statistics.fmean(run.accuracy for run in side) / 100 for side in sides]
-    error = 100 * math.sqrt(sum(p * (1 - p) for p in parts) / images)
-    if len(lost) > 1:
-        error = max(error, statistics.stdev(lost) / math.sqrt(len(lost)))
-    return Drop(published, statistics.fmean(lost), 2 * error)
+    found = contrast(pairs)
+    half = (found.difference.high - found.difference.low) / 2
+    return Drop(published, found.difference.value, half, found.p)
 
 
 def drops(lines: Sequence[Line]) -> list[tuple[Drop, Drop]]:
-    """For each row: its drop against its dense row, and since the first level of its curve."""
+    """For each row: its drop against its dense row, and since the first level of its curve.
+
+    p-values are adjusted for their number (Holm).
+    """
     dense = {(x.cell.data, x.cell.network, x.cell.method): x for x in lines}
     first: dict[tuple[str, ...], Line] = {}
-    for line in lines:
-        first.setdefault(line.cell.series, line)
-    return [
-        (
-            drop(line, dense.get((line.cell.data, line.cell.network, line.cell.against))),
-            drop(line, first[line.cell.series]),
-        )
-        for line in lines
-    ]
+    found: dict[str, Drop] = {}
+    for at, line in enumerate(lines):
+        cell = line.cell
+        against = dense.get((cell.data, cell.network, cell.against))
+        since = first.setdefault(cell.series, line)
+        found[f"{at} against"], found[f"{at} since"] = drop(line, against), drop(line, since)
+    adjusted = holm({name: each.p for name, each in found.items() if each.p is not None})
+    known = {name: replace(each, p=adjusted.get(name)) for name, each in found.items()}
+    return [(known[f"{at} against"], known[f"{at} since"]) for at in range(len(lines))]
 
 
 def against_one(lines: Sequence[Line]) -> list[tuple[Drop, str]]:

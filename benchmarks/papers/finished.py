@@ -15,10 +15,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from spikeformer_lt.config import differences, load_config, parse, run_id
+from spikeformer_lt.config import differences, given_options, load_config, parse, run_id
 from spikeformer_lt.disk import read_mapping
 from spikeformer_lt.errors import ConfigError, DataError
-from spikeformer_lt.training.experiment import CIFAR10, settle
+from spikeformer_lt.reports.comparison import outcome_of
+from spikeformer_lt.reports.statistics import Outcome
+from spikeformer_lt.tickets.presets import PUBLISHED
+from spikeformer_lt.training.experiment import CIFAR10, settle, with_published
 from spikeformer_lt.training.options import EventDataConfig
 
 NOT_COMPARED = (
@@ -43,6 +46,13 @@ class Run:
     def accuracy(self) -> float:
         """Test accuracy, in %."""
         return float(self.report["test_accuracy"])
+
+    @property
+    def outcome(self) -> Outcome:
+        """Test result, with the predictions that were saved beside the report."""
+        found = outcome_of(self.report, self.folder)
+        assert found is not None  # `read_run` takes no report without accuracy and count
+        return found
 
     @property
     def seed(self) -> int:
@@ -86,6 +96,9 @@ def expected_config(path: Path, options: Sequence[str]) -> Any:
     cfg: Any = parse(recipe_class(path), list(options), prog=path.name)
     fallback = "moving_digits" if isinstance(cfg.data, EventDataConfig) else "digits"
     settled, _, _ = settle(cfg, CIFAR10, fallback, load_recipe(path).SMALL)
+    for group in (field.name for field in dataclasses.fields(cfg)):
+        preset = getattr(getattr(cfg, group), "preset", "default")
+        settled, _ = with_published(settled, PUBLISHED.get(preset, {}), given_options(cfg))
     return settled
 
 

@@ -51,6 +51,7 @@ _CHIPS = {
     "davis": _Layout(11, 12, 0x3FF, 22, 0x1FF, 0x80000400, 0xFFFFFFFF),
 }
 _WORDS = np.dtype([("address", ">u4"), ("clock", ">u4")])
+_NO_TEXT = re.compile(rb"[\x00-\x08\x0e-\x1f]")
 _HEADER_LIMIT = 1_000_000  # bytes of text before the events
 _WRAP = 2**32  # microseconds, where a 32-bit clock starts again
 
@@ -137,7 +138,9 @@ def read_aedat31(path: str | Path, start_us: int | None = None, end_us: int | No
     parts: list[Events] = [np.empty(0, EVENTS)]
     invalid = 0
     with opened(path) as (file, size):
-        read_comments(file, path, "3.1")
+        forms = [line.split()[1] for line in read_comments(file, path, "3.1") if "Format: " in line]
+        if forms and forms[0] != "RAW":
+            raise DataError(f"{name_of(path)} has the format {shown(forms[0])}; RAW is read")
         while file.tell() < size:
             times, events = _packet(file, size, path)
             valid = (events["data"] & 1) == 1
@@ -339,7 +342,8 @@ def read_comments(file: BinaryIO, path: str | Path, version: str) -> list[str]:
     while True:
         place = file.tell()
         line = file.readline(_HEADER_LIMIT)
-        if not line.startswith(b"#"):
+        # An event may begin with the byte of a #; the zeros of its time are no text.
+        if not line.startswith(b"#") or _NO_TEXT.search(line):
             file.seek(place)
             return lines
         if not line.endswith(b"\n") or file.tell() > _HEADER_LIMIT:

@@ -54,7 +54,7 @@ TIME_LIMIT_US = 2**53  # 285 years; above it a float64 time has lost its microse
 _HOUR_US = 3_600_000_000
 _ENOUGH = 100  # events; fewer tell nothing of a rate
 _SILENT_HZ, _QUIET_HZ, _LOUD_HZ = 0.001, 0.05, 1000.0  # events of a pixel
-_LONG_US = 600_000_000
+_SHORT_US, _LONG_US = 1000, 600_000_000
 _UNIT = "; are times in another unit? use unit=us, ms or s"
 
 # What may be done about each fault, the mildest last.
@@ -156,7 +156,8 @@ def _doubt(events: Events, duration_us: int) -> str:
         return ""
     pixels = (int(events["x"].max()) + 1) * (int(events["y"].max()) + 1)
     rate = len(events) * 1e6 / duration_us / pixels
-    if (_QUIET_HZ if duration_us > _LONG_US else _SILENT_HZ) <= rate <= _LOUD_HZ:
+    least = _QUIET_HZ if duration_us > _LONG_US else _SILENT_HZ
+    if least <= rate <= _LOUD_HZ and duration_us >= _SHORT_US:
         return ""
     return f"{len(events)} events in {duration_us / 1e6:g} s, {rate:.2g} a second and pixel{_UNIT}"
 

@@ -113,18 +113,38 @@ class Exported:
         )
 
 
-def export_run(run: str | Path, folder: str | Path, **options: Any) -> Exported:
+def export_run(
+    run: str | Path, folder: str | Path, *, data: str = "", root: str = "data", **options: Any
+) -> Exported:
     """Export the network that a run ended with; accuracies and sparsities of its report go along.
 
-    `run` is a run directory or a ticket folder. Options and exceptions are those of
-    `export_ticket`; an unreadable ticket or report raises, too.
+    Args:
+        run: a run directory, or a ticket folder.
+        folder: as for `export_ticket`, as are the `options` and what is raised.
+        data: name of the data set whose preprocess goes along, for a ticket that lacks its own,
+            such as a converted checkpoint.
+        root: folder of its files.
     """
     ticket, report = Ticket.load(finished_folder(run)), Path(run) / "report.json"
     about: dict[str, Any] = {}
     if report.is_file():
         known = parse_json(report.read_text(encoding="utf-8"), str(report), ExportError)
         about = {name: known[name] for name in REPORTED if name in known}
+    if data:
+        options["preprocess"] = _preprocess_of(ticket, data, root)
     return export_ticket(ticket, folder, about=about, **options)
+
+
+def _preprocess_of(ticket: Ticket, data: str, root: str) -> Preprocess | None:
+    """How a data set prepares samples for the network of a ticket."""
+    from spikeformer_lt.training.options import EventDataConfig, load_splits
+
+    model: Any = model_from_ticket(ticket)
+    size = model.image_size if isinstance(model.image_size, int) else model.image_size[0]
+    found = load_splits(EventDataConfig(name=data, root=root, image_size=size), model.T).preprocess
+    if (own := Preprocess.known(ticket.provenance)) is not None and found is not None:
+        own.refuse_other(found, "the ticket", data)
+    return found
 
 
 def export_ticket(
@@ -353,6 +373,11 @@ def _keep(found: dict[str, Tensor], name: str, module: nn.Module, args: Any, out
     found[name] = out.clone()
 
 
+_USE = """load_exported("THIS_FOLDER")
+x = {sample}
+print(model.predict(x))  # [Prediction(label, name, probability, probabilities)]"""
+
+
 def model_card(packed: Packed, found: Sequence[Size], check: Check) -> str:
     """Text of the README.md of an export that was read back, with its sizes and its check."""
     known, about = packed.ticket.provenance, packed.about
@@ -368,11 +393,10 @@ def model_card(packed: Packed, found: Sequence[Size], check: Check) -> str:
         "mask sparsity": f"{packed.ticket.mask.sparsity:.4f}",
     }
     prepared = Preprocess.known(known)
-    example = "logits = model(x)  # normalised images or frames -> [B, T, K]"
+    imports, use = "", 'load_exported("THIS_FOLDER")  # normalised images or frames -> [B, T, K]'
     if prepared is not None:
         facts["input"] = prepared.described()
-        x = "recordings" if prepared.recordings else "uint8_images"
-        example = f"model.predict({x})  # [Prediction(label, name, probability, probabilities)]"
+        imports, use = "import numpy as np\n", _USE.format(sample=prepared.sample())
     for key, value in about.items():  # an accuracy is that of the run, before values were rounded
         rounded = key.endswith("_accuracy") and packed.precision != "fp32"
         words = f" of the run, before rounding to {packed.precision}" if rounded else ""
@@ -390,10 +414,9 @@ pipeline_tag: image-classification
 # {name}: a packed lottery ticket
 
 ```python
-from spikeformer_lt import load_exported
+{imports}from spikeformer_lt import load_exported
 
-model = load_exported("THIS_FOLDER")
-{example}
+model = {use}
 ```
 
 | fact | value |

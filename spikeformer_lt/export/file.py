@@ -299,6 +299,10 @@ def _unpacked(body: dict[str, Any], streams: dict[str, Tensor], own: Mapping[str
     wanted = {**STREAMS, "values": PRECISIONS[body["precision"]], "table": torch.uint8}
     if own != {"kind": FORMAT} or kinds != wanted:
         raise CheckpointError(f"holds {shown(own)}, not a packed ticket")
+    provenance = dict(body["provenance"])
+    if "preprocess" in body:
+        provenance["preprocess"] = body["preprocess"]
+        Preprocess.known(provenance)
     table = streams.pop("table")
     rows, reader = _unpack_table(table), Reader(streams)
     _refuse_sizes(rows, streams, body["provenance"])
@@ -308,10 +312,6 @@ def _unpacked(body: dict[str, Any], streams: dict[str, Tensor], own: Mapping[str
         if kept is not None:
             masks[row.name] = kept
     reader.end()
-    provenance = dict(body["provenance"])
-    if "preprocess" in body:
-        provenance["preprocess"] = body["preprocess"]
-        Preprocess.known(provenance)
     order = body.get("mask_order", list(masks))
     if not isinstance(order, list) or sorted(map(str, order)) != sorted(masks):
         raise ExportError("names other masks than it stores")

@@ -77,7 +77,7 @@ def prepared_for(model: Any, preprocess: Preprocess | None = None) -> Preprocess
     """The preprocessing of a network: the given one, else its own, with its number of frames.
 
     Raises:
-        ExportError: there is none.
+        ExportError: there is none, or it is of another input than the network's.
     """
     found: Preprocess | None = preprocess or getattr(model, "preprocess", None)
     if found is None:
@@ -85,7 +85,17 @@ def prepared_for(model: Any, preprocess: Preprocess | None = None) -> Preprocess
             "this network was saved without its preprocess (mean, std, classes, framing); give "
             "it: predict(x, preprocess=create_dataset(NAME).preprocess)"
         )
-    steps = getattr(getattr(model, "net", model), "T", None)
+    net = model.net if hasattr(model, "net") else model
+    size, channels = getattr(net, "image_size", None), getattr(net, "in_channels", None)
+    sides = (size, size) if isinstance(size, int) else size
+    of = found.in_channels, (found.image_size, found.image_size)
+    if channels is not None and sides is not None and of != (channels, tuple(sides)):
+        raise ExportError(
+            f"the preprocess is of {found.in_channels} channels of {found.image_size} pixels a "
+            f"side, the network of {channels} of {' x '.join(map(str, sides))}; give the one of "
+            "its data set: preprocess=..."
+        )
+    steps = getattr(net, "T", None)
     if found.recordings is not None and isinstance(steps, int):
         found = replace(found, recordings=replace(found.recordings, T=steps))
     return found

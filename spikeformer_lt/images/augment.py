@@ -36,8 +36,9 @@ class Augment:
         color_jitter: strength of brightness, contrast and saturation changes; 0 is off. Not
             together with `auto_augment`, which timm would let win silently.
         erasing: probability of a rectangle set to the mean colour, after normalisation.
+        cutout: side of a square set to the mean colour, its middle anywhere in the image; 0 is off.
 
-    Source: RandAugment, arXiv:1909.13719; random erasing, arXiv:1708.04896.
+    Source: RandAugment, arXiv:1909.13719; random erasing, arXiv:1708.04896; Cutout, 1708.04552.
     """
 
     crop_padding: int = 0
@@ -47,15 +48,16 @@ class Augment:
     interpolation: str = "bicubic"
     color_jitter: float = 0.0
     erasing: float = 0.0
+    cutout: int = 0
 
     @classmethod
     def standard(cls, name: str) -> Augment:
         """Return a preset: "spikformer_cifar", "crop4_flip", "crop8_flip", "digits" or "none".
 
         Source: "spikformer_cifar" is cifar10.yml of Spikformer (arXiv:2209.15425), whose random
-        resized crop has scale and ratio 1 and is left out. "crop4_flip" (SVHN, Fashion-MNIST) and
-        "crop8_flip" (Tiny-ImageNet) are those of the code of arXiv:2207.01382. "digits" shifts
-        only: a flipped digit is another sign.
+        resized crop has scale and ratio 1 and is left out. "crop4_flip" (SVHN, Fashion-MNIST),
+        "crop4_flip_cutout" (CIFAR) and "crop8_flip" (Tiny-ImageNet) are those of the code of
+        arXiv:2207.01382. "digits" shifts only: a flipped digit is another sign.
         """
         if name not in _PRESETS:
             hint = f"{near(name, _PRESETS) or ';'} allowed: {', '.join(sorted(_PRESETS))}"
@@ -69,6 +71,7 @@ class Augment:
             check(0 <= value <= 1, field, value, "a probability or strength, 0 to 1")
         pad = self.crop_padding
         check(isinstance(pad, int) and pad >= 0, "crop_padding", pad, "0 pixels or more")
+        check(self.cutout >= 0, "cutout", self.cutout, "0 pixels or more")
         one_of("interpolation", self.interpolation, _INTERPOLATIONS)
         one_of("auto_augment_ops", self.auto_augment_ops, _OPS)
         name = self.auto_augment
@@ -83,7 +86,7 @@ class Augment:
     def is_identity(self) -> bool:
         """Return whether nothing random is on."""
         on = (self.crop_padding, self.hflip, self.auto_augment, self.color_jitter, self.erasing)
-        return not any(on)
+        return not any((*on, self.cutout))
 
     def build(self, mean: Sequence[float], std: Sequence[float], image_size: int) -> TrainTransform:
         """Return the transform of one image of `image_size` pixels a side; `mean` is of [0, 1]."""
@@ -95,6 +98,7 @@ _PRESETS = {
     "digits": Augment(crop_padding=2),
     "crop4": Augment(crop_padding=4),
     "crop4_flip": Augment(crop_padding=4, hflip=0.5),
+    "crop4_flip_cutout": Augment(crop_padding=4, hflip=0.5, cutout=16),
     "crop8_flip": Augment(crop_padding=8, hflip=0.5),
     "spikformer_cifar": Augment(
         hflip=0.5, auto_augment="rand-m9-n1-mstd0.4-inc1", auto_augment_ops="spikformer",
@@ -151,6 +155,10 @@ class TrainTransform:
         if self._on_pil:
             image = self._through_pil(image)
         out = normalize(image, self.mean, self.std)
+        if side := self.augment.cutout:  # `out` is a new tensor
+            height, width = out.shape[-2:]
+            top, left = random.randrange(height) - side // 2, random.randrange(width) - side // 2
+            out[:, max(0, top) : max(0, top + side), max(0, left) : max(0, left + side)] = 0
         return out if self._erase is None else self._erase(out)
 
     def _crop(self, image: Tensor) -> Tensor:
@@ -228,12 +236,12 @@ class Mixing:
         """Return what goes with a preset of `Augment` or `EventAugment`; off for most.
 
         Source: "spikformer_cifar": Spikformer's cifar10.yml, off after 200 of 300 epochs;
-        "spikformer_dvs": its cifar10dvs/train.py, half of the batches (arXiv:2209.15425).
+        "spikformer_dvs": its cifar10dvs/train.py, half of the batches of 75 of 106 epochs.
         """
         return {
             "spikformer_cifar": cls(mixup=0.5, smoothing=0.1, until=2 / 3),
-            "spikformer_dvs": cls(mixup=0.5, smoothing=0.1, prob=0.5),
-            "wide_dvs": cls(mixup=0.5, smoothing=0.1, prob=0.5),
+            "spikformer_dvs": cls(mixup=0.5, smoothing=0.1, prob=0.5, until=75 / 106),
+            "wide_dvs": cls(mixup=0.5, smoothing=0.1, prob=0.5, until=75 / 106),
         }.get(augment, cls())
 
     def __post_init__(self) -> None:

@@ -13,6 +13,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -25,7 +26,7 @@ from spikeformer_lt.errors import STOPS, DataError, shown
 from spikeformer_lt.images.arrays import ArrayImages
 from spikeformer_lt.images.augment import normalize
 from spikeformer_lt.rng import isolated_rng, seed_for
-from spikeformer_lt.splits import ImageDataset
+from spikeformer_lt.splits import ImageDataset, hashed, in_proportion
 
 Batch = tuple[Tensor, Tensor, Tensor]
 Transform = Callable[[Tensor], Tensor]
@@ -278,6 +279,19 @@ def eval_loader(
     mine = [(0, index) for index in range(rank, len(dataset), world_size)]
     batches = [mine[first : first + batch_size] for first in range(0, len(mine), batch_size)]
     return Loader(BatchReader(dataset, None), batches, workers, pin_memory)
+
+
+def sample_loader(dataset: ImageDataset, count: int, batch_size: int = 64, seed: int = 0) -> Loader:
+    """Return `count` samples that stand for the set, or all, drawn by hash, normalised.
+
+    The classes are in proportion, in every batch too, however the set is sorted.
+    """
+    check(count >= 1, "count", count, "1 or more")
+    order = partial(hashed, dataset.name, seed)
+    chosen = in_proportion(dataset.labels.tolist(), count, order)
+    batches = [chosen[first : first + batch_size] for first in range(0, len(chosen), batch_size)]
+    keys = [[(0, index) for index in batch] for batch in batches]
+    return Loader(BatchReader(dataset, None), keys, 0, False)
 
 
 def _check_rank(rank: int, world_size: int) -> None:

@@ -110,7 +110,7 @@ def hashed_subset(
     check(1 <= count <= len(labels), "count", count, f"{name} has 1 to {len(labels)} samples")
     numbers = list(range(len(labels))) if ids is None else ids.tolist()
     chosen = in_proportion(labels.tolist(), count, lambda i: hashed(name, seed, numbers[i]))
-    return torch.tensor(chosen, dtype=torch.int64)
+    return torch.tensor(sorted(chosen), dtype=torch.int64)
 
 
 def split_sha256(parts: Mapping[str, tuple[Tensor, Tensor]]) -> str:

@@ -6,7 +6,7 @@ The kept weights may be binary with a gain: ``alpha * sign(w) * mask``.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -213,7 +213,7 @@ def get_masks(model: nn.Module) -> Mask:
     return Mask({name: layer.mask.cpu().clone() for name, layer in subnets(model)})
 
 
-def set_masks(model: nn.Module, mask: Mask) -> None:
+def set_masks(model: nn.Module, mask: Mapping[str, Tensor]) -> None:
     """Put a mask in force; its keys must be exactly the subnet layers of the model."""
     layers = dict(subnets(model))
     if set(layers) != set(mask):
@@ -228,8 +228,9 @@ def set_masks(model: nn.Module, mask: Mask) -> None:
             )
     for name, layer in layers.items():
         layer.mask.copy_(mask[name])
-        if layer.anneal > 0 and bool(layer.mask.any()):
-            layer.threshold.copy_(layer.ranking()[layer.mask].min())
+        if layer.anneal > 0:
+            least = torch.where(layer.mask, layer.ranking(), math.inf).min()
+            layer.threshold.copy_(torch.where(least.isinf(), layer.threshold, least))
 
 
 def collapse(model: nn.Module) -> nn.Module:

@@ -422,9 +422,15 @@ class HiddenLayer(LinearUnit):
         super().__init__(in_features, out_features)
         if not norm:
             self.norm = None
-            gain = neuron.tau if neuron.decay_input else 1.0
-            nn.init.constant_(self.linear.bias, (neuron.v_threshold - neuron.v_rest) * gain)
+        gain = neuron.tau if neuron.decay_input else 1.0
+        self._start = (neuron.v_threshold - neuron.v_rest) * gain
+        self.reset_parameters()
         self.act = make_activation(activation, neuron)
+
+    def reset_parameters(self) -> None:
+        """Start the biases of neurons without BatchNorm at their threshold."""
+        if self.norm is None:
+            nn.init.constant_(self.linear.bias, self._start)
 
 
 def spikes_together(units: Sequence[LinearUnit], tokens: Tensor, T: int) -> Tensor | None:
@@ -513,8 +519,9 @@ def call(part: Any, *args: Any) -> Any:
 
     Source: Chen et al. 2016, arXiv:1604.06174, section 3.
     """
-    asked = part.training and getattr(part, "recompute", False)
-    if not asked or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+    asked = part.training and getattr(part, "recompute", False) and torch.is_grad_enabled()
+    # torch.func has no hooks of saved tensors, which a checkpoint needs.
+    if not asked or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return part(*args)
     state = carried()
     begun = None if state is None else state.copy()

@@ -7,9 +7,9 @@ from spikeformer_lt.lazy import lazy
 __all__ = [
     "FinishedRun", "Interval", "Paired", "Probe", "build_ledger", "compare_predictions", "describe",
     "early_exit", "energy_markdown", "holm", "markdown_table", "measure_energy", "open_run",
-    "open_ticket", "over_seeds", "plot_energy", "run_probe", "save_predictions", "wilson",
-    "write_comparison", "write_comparison_page", "write_csv", "write_energy", "write_report",
-    "write_run_page",
+    "open_ticket", "over_seeds", "plot_energy", "run_probe", "save_predictions", "saved_metrics",
+    "wilson", "write_comparison", "write_comparison_page", "write_csv", "write_energy",
+    "write_report", "write_run_page",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from spikeformer_lt.reports.run_page import (
         describe,
         save_predictions,
+        saved_metrics,
         write_report,
         write_run_page,
     )

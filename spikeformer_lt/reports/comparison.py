@@ -15,22 +15,32 @@ from typing import Any
 import numpy as np
 
 from spikeformer_lt.disk import write_atomic
-from spikeformer_lt.errors import DataError, MaskError, TicketError
+from spikeformer_lt.errors import CheckpointError, DataError, MaskError, TicketError
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.reports import plots
 from spikeformer_lt.reports.energy import energy_tables, measure_energy, write_energy
 from spikeformer_lt.reports.finished import FinishedRun
-from spikeformer_lt.reports.page import markdown_table, write_csv, write_page
-from spikeformer_lt.reports.run_page import FACTS, fact, notices_of, number_at
+from spikeformer_lt.reports.page import Table, markdown_table, write_csv, write_page
+from spikeformer_lt.reports.run_page import FACTS, fact, interval_of, notices_of, number_at
+from spikeformer_lt.reports.statistics import (
+    Interval,
+    Outcome,
+    accuracy_interval,
+    contrast,
+    holm,
+)
 from spikeformer_lt.ticket import Ticket
+from spikeformer_lt.training.evaluate import PREDICTIONS, read_predictions
 from spikeformer_lt.training.jobs import Job
 
 WRAPPED = "+et"
 """Ending of the name of a series in which Early-Time wraps the search of the same name."""
 SECONDS, STEPS, ACCURACY = "search (s)", "search (epochs x T)", "test accuracy %"
+EPOCHS, INTERVAL = "epochs trained", "95 % interval"
 COLUMNS = {
     ACCURACY: ("test_accuracy", 1.0, 2),
     "val %": ("val_accuracy", 1.0, 2),
+    EPOCHS: ("epochs_trained", 1.0, 1),
     "patches removed %": ("sparsity.patch", 100.0, 1),
     "ConvPEP weights removed %": ("sparsity.conv_pep_weight", 100.0, 1),
     "all weights removed %": ("sparsity.total_weight", 100.0, 1),
@@ -40,11 +50,19 @@ COLUMNS = {
     "T in search": ("ticket.T_search", 1.0, 1),
     "ConvPEP bits/weight": ("conv_pep_bits_per_weight", 1.0, 2),
     "MACs, all weights (M)": ("macs", 1e-6, 2),
+    "MACs, papers' count (M)": ("macs_dense", 1e-6, 2),
     "MACs of real inputs (M)": ("macs_nonspiking", 1e-6, 3),
     "SOPs (M)": ("sops", 1e-6, 3),
     "firing rate": ("mean_firing_rate", 1.0, 3),
 }
 """Column -> key of report.json, factor and digits."""
+RATE = re.compile(r"(.*?) ?\b(0(?:\.\d+)?|[\d.]+e-\d+)")
+CONTROLS = re.compile(r"-?\b(random|shuffle|control)\b")
+DIFFERENCES = (
+    "Points of test accuracy. One seed: McNemar's exact test on the saved predictions, with a "
+    "paired bootstrap interval. More: the variance over seeds and that of the test samples. A "
+    "verdict needs p below 0.05 after Holm's correction over the table."
+)
 Curves = dict[str, list[tuple[float, list[float]]]]  # series -> points (x, one accuracy a run)
 
 
@@ -61,11 +79,77 @@ class Row:
         known = {int(report["seed"]): number_at(report, path) for report in self.reports}
         return {seed: scale * number for seed, number in known.items() if number is not None}
 
+    def interval(self) -> Interval:
+        """See `accuracy_interval`."""
+        values = list(self.values(ACCURACY).values())
+        return accuracy_interval(values, self.reports[0].get("test_count"))
+
+    def outcomes(self) -> dict[int, Outcome]:
+        """Seed -> test result, with the predictions that lie beside its report."""
+        found = {int(x["seed"]): outcome_of(x, x["folder"]) for x in self.reports}
+        return {seed: outcome for seed, outcome in found.items() if outcome is not None}
+
     def cell(self, column: str) -> str:
         """Mean, with the standard deviation if there are several seeds."""
         values, form = list(self.values(column).values()), f".{COLUMNS[column][2]}f"
         spread = statistics.stdev(values) if len(values) > 1 else 0.0
         return _mean_cell(values, form) + (f" ± {spread:{form}}" if spread else "")
+
+
+def outcome_of(report: Mapping[str, Any], folder: Path) -> Outcome | None:
+    """Test result of a run, with its saved predictions if they are those of the report."""
+    if report.get("test_accuracy") is None or not report.get("test_count"):
+        return None
+    accuracy, count = float(report["test_accuracy"]), int(report["test_count"])
+    with contextlib.suppress(CheckpointError):
+        found, _ = read_predictions(folder / PREDICTIONS)
+        if abs(found.accuracy - accuracy) < 1e-6:
+            return Outcome(accuracy, count, found.predicted.numpy(), found.label.numpy())
+    return Outcome(accuracy, count)
+
+
+def differences(sides: Mapping[tuple[str, str], Sequence[tuple[Outcome, Outcome]]]) -> Table:
+    """Test accuracy of variants against others, with Holm's p over the whole table.
+
+    Args:
+        sides: (variant, what it is compared with) -> both results for each seed that both have.
+    """
+    found = {names: contrast(pairs) for names, pairs in sides.items() if pairs}
+    adjusted = holm({"\0".join(names): one.p for names, one in found.items()})
+    header = ["variant", "against", "seeds", "points", INTERVAL, "p", "p (Holm)", "verdict", "test"]
+    rows = []
+    for names, one in found.items():
+        p = adjusted["\0".join(names)]
+        numbers = [f"{one.difference.value:+.2f}", one.difference.ends, f"{one.p:.3g}", f"{p:.3g}"]
+        rows.append([*names, str(one.seeds), *numbers, one.verdict(p), one.test])
+    return header, rows
+
+
+def _rows_against(rows: Sequence[Row]) -> Table:
+    """Each row against dense, and against the controls of its rate."""
+    sides = {}
+    results = {row.variant: row.outcomes() for row in rows}
+    for variant, ours in results.items():
+        for other, theirs in results.items():
+            if variant != other and (other == "dense" or _is_control(other, variant)):
+                pairs = [(ours[seed], theirs[seed]) for seed in ours if seed in theirs]
+                sides[variant, other] = pairs
+    return differences(sides)
+
+
+def _is_control(control: str, variant: str) -> bool:
+    """Whether "imp-random 0.9" or "random 0.9" is a control of "imp 0.9"."""
+    if variant == "dense" or not CONTROLS.search(control) or CONTROLS.search(variant):
+        return False
+    name, rate = series_and_rate(variant)
+    base, same = series_and_rate(CONTROLS.sub("", control))
+    return rate == same and name.startswith(base.strip())
+
+
+def series_and_rate(variant: str) -> tuple[str, str]:
+    """The name of a variant and the fraction at its end, which can be missing."""
+    found = RATE.fullmatch(variant)  # "Algorithm 1" is no rate
+    return (found[1], found[2]) if found else (variant, "")
 
 
 def read_rows(runs: Iterable[Job]) -> list[Row]:
@@ -157,10 +241,14 @@ def write_comparison(
     runs = list(runs)
     rows = read_rows(runs)
     columns = [c for c in COLUMNS if not rows or any(r.values(c) for r in rows)]
-    header = ["variant", "seeds", *columns]
-    cells = [[r.variant, str(len(r.reports)), *(r.cell(c) for c in columns)] for r in rows]
-    notes = _notes(runs, rows)
+    header = ["variant", "seeds", ACCURACY, INTERVAL, *columns[1:]]
+    cells = [[r.variant, str(len(r.reports)), r.cell(ACCURACY), r.interval().ends,
+              *(r.cell(c) for c in columns[1:])] for r in rows]  # fmt: skip
+    notes, against = _notes(runs, rows), _rows_against(rows)
     parts = [f"# {title}", markdown_table(header, cells), *notes]
+    if against[1]:
+        parts += ["## Differences in test accuracy", DIFFERENCES, markdown_table(*against)]
+        write_csv(folder / "differences.csv", *against)
     if saved := early_time_table(rows):
         parts += ["Early-Time against the same search without it, seed by seed (means of the "
                   "ratios with / without):", saved]  # fmt: skip
@@ -181,7 +269,8 @@ def write_comparison(
     steps = [plots.plot_anytime(folder / "anytime.png", at_t)] if at_t else []
     write_page(
         folder / "report.html", "variants.html", [*curves, *steps, *masks],
-        title=title, notices=notes, table=(header, cells), differ=differ,
+        title=title, notices=notes, table=(header, cells), differ=differ, against=against,
+        differences=DIFFERENCES,
         datasets=[report.get("dataset") for row in rows for report in row.reports],
         curves={path.name: said for path, said in curves.items()},
     )  # fmt: skip
@@ -196,8 +285,13 @@ def _notes(runs: Sequence[Job], rows: Sequence[Row]) -> list[str]:
              if done.get(name, 0) < n]  # fmt: skip
     dead = {row.variant: sum(bool(x.get("dead_layers")) for x in row.reports) for row in rows}
     silent = [f"{name} ({n} of {done[name]})" for name, n in dead.items() if n]
+    trained = {row.variant: row.cell(EPOCHS) for row in rows}
+    budgets = [f"{name} {epochs}" for name, epochs in trained.items()]
     notes = {
         "Runs missing, finished of asked": short,
+        "Epochs trained differ, so that accuracies compare budgets, too": (
+            budgets if len(set(trained.values())) > 1 else []
+        ),
         "Runs with a spiking layer that never fired, whose few operations are no saving": silent,
     }
     return [f"{words}: {', '.join(names)}." for words, names in notes.items() if names]
@@ -235,8 +329,8 @@ def series_of(rows: Iterable[Row], usual: str = "ConvPEP weights") -> dict[str, 
     """
     found: dict[str, Curves] = {}
     for row in rows:
-        name, _, number = row.variant.rpartition(" ")
-        if not re.fullmatch(r"0(\.\d+)?|[\d.]+e-\d+", number):  # "Algorithm 1" is no rate
+        name, rate = series_and_rate(row.variant)
+        if not rate:
             continue
         level = "patches" if "patches" in name else usual
         x = statistics.fmean(row.values(f"{level} removed %").values() or [0.0]) / 100
@@ -298,6 +392,14 @@ def write_comparison_page(
     if len({run.ticket.provenance["split_sha256"] for run in runs}) > 1:
         notices.append("These runs have different splits: their accuracies do not compare.")
     reports = {name: run.report or {} for name, run in named.items()}
+    results = {name: found for name, report in reports.items()
+               if (found := outcome_of(report, named[name].path)) is not None}  # fmt: skip
+    first, *others = results or [""]
+    against = differences({(n, first): [(results[n], results[first])] for n in others})
+    trained = {name: fact(report, *FACTS["epochs trained"]) for name, report in reports.items()}
+    if len(set(trained.values())) > 1:
+        told = ", ".join(f"{name} {epochs}" for name, epochs in trained.items())
+        notices.append(f"Epochs trained differ, so that accuracies compare budgets, too: {told}.")
     at_t = accuracy_at_t({name: [report] for name, report in reports.items()})
     pictures = [plots.plot_anytime(folder / "anytime.png", at_t)] if at_t else []
     curves, dense = by_search(runs)
@@ -309,10 +411,12 @@ def write_comparison_page(
     drawn, differ = _plot_masks(folder / "masks.png", masks)
     rows = [[name, *(fact(report, *how) for report in reports.values())]
             for name, how in FACTS.items()]  # fmt: skip
+    rows.insert(1, [INTERVAL, *map(interval_of, reports.values())])
     return write_page(
         out / "report.html", "runs.html", [*pictures, *drawn],
         title=title, notices=notices, datasets=[run.splits.name for run in runs], differ=differ,
-        ledger=(["quantity", *named], rows), energy=energy_tables(energies),
+        ledger=(["quantity", *named], rows), energy=energy_tables(energies), against=against,
+        differences=DIFFERENCES,
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from spikeformer_lt.disk import read_mapping
 from spikeformer_lt.errors import ConfigError, DataError, TicketError, name_of, shown
-from spikeformer_lt.images.loader import eval_loader
+from spikeformer_lt.images.loader import sample_loader
 from spikeformer_lt.images.splits import Splits
 from spikeformer_lt.preprocess import Preprocess
 from spikeformer_lt.ticket import Ticket, finished_folder
@@ -35,20 +35,15 @@ class FinishedRun:
     untrained: bool = False  # whether these are start weights, meant to be trained again
 
     def batches(self, split: str, images: int, batch_size: int = 64) -> list[Tensor]:
-        """The first images or frames of a split, in batches."""
+        """Some images or frames of a split, classes in proportion, in batches."""
         return [x for x, _ in self.labelled(split, images, batch_size)]
 
     def labelled(
         self, split: str, images: int, batch_size: int = 64
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """The first images of a split with their labels."""
-        dataset = getattr(self.splits, split)
-        left = min(images, len(dataset))
-        for x, labels, _ in eval_loader(dataset, min(batch_size, left)):
-            yield x[:left], labels[:left]
-            left -= len(x)
-            if left <= 0:
-                return
+        """The same with their labels."""
+        for x, labels, _ in sample_loader(getattr(self.splits, split), images, batch_size):
+            yield x, labels
 
 
 def open_run(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from spikeformer_lt.config import to_dict
 from spikeformer_lt.disk import safe_name
-from spikeformer_lt.images.loader import eval_loader
+from spikeformer_lt.images.loader import sample_loader
 from spikeformer_lt.images.splits import Splits
 from spikeformer_lt.reports import plots
 from spikeformer_lt.reports.energy import Energy, energy_tables, layer_table, write_energy
@@ -26,9 +25,11 @@ from spikeformer_lt.reports.ledger import (
 )
 from spikeformer_lt.reports.page import write_page
 from spikeformer_lt.reports.probe import Probe, early_exit, keep_frequency, recording
+from spikeformer_lt.reports.statistics import accuracy_interval, wilson
 from spikeformer_lt.runtime import describe_environment
+from spikeformer_lt.step import Step
 from spikeformer_lt.ticket import Ticket
-from spikeformer_lt.training.evaluate import PREDICTIONS, Metrics, evaluate
+from spikeformer_lt.training.evaluate import PREDICTIONS, Metrics, evaluate, read_predictions
 from spikeformer_lt.training.experiment import Experiment
 from spikeformer_lt.training.ranks import digest
 
@@ -36,11 +37,15 @@ log = logging.getLogger(__name__)
 LEDGER_IMAGES = 256
 """Test images that firing rates, operations and the purity audit are measured on."""
 SHOWN_IMAGES = 8
-ABOUT_TICKET = ("search", "trained", "prunable_sparsity", "total_sparsity", "search_seconds")
+ABOUT_TICKET = (
+    "search", "trained", "control", "deviations", "prunable_sparsity", "total_sparsity",
+    "search_seconds",
+)  # fmt: skip
 FACTS = {
     "test accuracy (%)": ("test_accuracy", 1.0, "{:.2f}"),
     "test inputs": ("test_count", 1.0, "{:.0f}"),
     "validation accuracy (%)": ("val_accuracy", 1.0, "{:.2f}"),
+    "epochs trained": ("epochs_trained", 1.0, "{:.1f}"),
     "patches removed (%)": ("sparsity.patch", 100.0, "{:.1f}"),
     "ConvPEP weights removed (%)": ("sparsity.conv_pep_weight", 100.0, "{:.1f}"),
     "prunable weights removed (%)": ("ticket.prunable_sparsity", 100.0, "{:.1f}"),
@@ -48,6 +53,7 @@ FACTS = {
     "bits per ConvPEP weight": ("conv_pep_bits_per_weight", 1.0, "{:.2f}"),
     "parameters": ("params", 1.0, "{:,.0f}"),
     "MACs per input, all weights": ("macs", 1.0, "{:,.0f}"),
+    "MACs per input, the papers' count": ("macs_dense", 1.0, "{:,.0f}"),
     "MACs per input, of real values": ("macs_nonspiking", 1.0, "{:,.0f}"),
     "SOPs per input": ("sops", 1.0, "{:,.0f}"),
 }
@@ -68,13 +74,24 @@ def fact(report: Mapping[str, Any] | None, path: str, scale: float, form: str) -
     return "-" if value is None else form.format(scale * value)
 
 
+def interval_of(report: Mapping[str, Any] | None) -> str:
+    """95 % interval of a report's test accuracy, or a dash if it was not measured."""
+    accuracy, count = (number_at(report, name) for name in ("test_accuracy", "test_count"))
+    return "-" if accuracy is None or not count else accuracy_interval([accuracy], int(count)).ends
+
+
 def describe(
-    model: nn.Module, data: Splits, split: str, accelerator: Any, batch_size: int = 256
+    model: nn.Module,
+    data: Splits,
+    split: str,
+    accelerator: Any,
+    batch_size: int = 256,
+    saved: Metrics | None = None,
 ) -> tuple[Metrics, dict[str, Any]]:
-    """Evaluate one split and build the ledger on its first images."""
+    """Evaluate one split and build the ledger on a sample of it, classes in proportion."""
     dataset = getattr(data, split)
-    metrics = evaluate(model, dataset, data, accelerator, batch_size=batch_size)
-    some = islice(eval_loader(dataset, min(64, len(dataset))), max(1, LEDGER_IMAGES // 64))
+    metrics = saved or evaluate(model, dataset, data, accelerator, batch_size=batch_size)
+    some = sample_loader(dataset, LEDGER_IMAGES)
     return metrics, build_ledger(model, [x.to(accelerator.device) for x, _, _ in some])
 
 
@@ -86,20 +103,76 @@ def save_predictions(
     Raises:
         CheckpointError: another file than predictions has this name, or the disk refuses.
     """
-    classes, weights = getattr(getattr(data, split), "classes", None), digest(model.state_dict())
-    facts = {"dataset": data.name, "split": split, "split_sha256": data.split_sha256,
-             "run_id": run_id, "weights_sha256": weights,
-             "classes": list(classes) if classes else None}  # fmt: skip
+    classes = getattr(getattr(data, split), "classes", None)
+    facts = _read_by(model, data, split) | {
+        "run_id": run_id,
+        "classes": list(classes) if classes else None,
+        "loss": metrics.loss,
+        "top5": metrics.top5,
+        "accuracy_at_t": list(metrics.accuracy_at_t),
+    }
     metrics.predictions.save(path, facts)
+
+
+def saved_metrics(path: Path, model: nn.Module, data: Splits, split: str) -> Metrics | None:
+    """The evaluation that `save_predictions` saved; None if it is of other weights, data or T.
+
+    Raises:
+        CheckpointError: the file holds no predictions, or is damaged.
+    """
+    if not path.is_file():
+        return None
+    found, facts = read_predictions(path)
+    if any(facts.get(name) != fact for name, fact in _read_by(model, data, split).items()):
+        return None
+    count, classes = len(found.label), data.num_classes
+    cells = torch.bincount(found.label * classes + found.predicted, minlength=classes**2)
+    return Metrics(
+        accuracy=found.accuracy, loss=facts["loss"], count=count,
+        correct=int((found.predicted == found.label).sum()), top5=facts["top5"],
+        accuracy_at_t=tuple(facts["accuracy_at_t"]), confusion=cells.view(classes, classes),
+        predictions=found,
+    )  # fmt: skip
+
+
+def _read_by(model: Any, data: Splits, split: str) -> dict[str, Any]:
+    """What an evaluation is of: it need not be made again while this is the same."""
+    return {
+        "dataset": data.name,
+        "split": split,
+        "split_sha256": data.split_sha256,
+        "weights_sha256": digest(model.state_dict()),
+        "T": getattr(model, "T", None),
+    }
+
+
+def epochs_trained(provenance: Mapping[str, Any], steps_per_epoch: int) -> float | None:
+    """Epochs of training that the tested weights went through; None without phases.
+
+    Of a network trained from a ticket: those of its start weights and of the last phase. A search
+    that ends trained counts all its phases; the probe of Early-Time is undone before the search.
+    """
+    phases = [p for p in provenance.get("phases", []) if p["phase"] != "early_time"]
+    if not phases:
+        return None
+    if provenance.get("trained") is False:
+        start = Step.parse(provenance.get("start_step", "0it")).iterations(steps_per_epoch)
+        return float(phases[-1]["epochs"] + start / steps_per_epoch)
+    return float(sum(phase["epochs"] for phase in phases))
 
 
 def write_report(experiment: Experiment, model: nn.Module, ticket: Ticket | None) -> dict[str, Any]:
     """Evaluate the finished network on the test set, once; write predictions and ``report.json``.
 
     If the ticket holds start weights, the network trained from it is saved as ``trained``.
+    ``test_accuracy_interval`` is Wilson's, of 95 %.
     """
     trainer, run, known = experiment.trainer, experiment.run, ticket.provenance if ticket else {}
-    metrics, ledger = describe(model, experiment.data, "test", trainer.accelerator)
+    place, augment = run.path / PREDICTIONS, to_dict(trainer.augment)
+    saved = saved_metrics(place, model, experiment.data, "test")  # by a run that was killed here
+    metrics, ledger = describe(model, experiment.data, "test", trainer.accelerator, saved=saved)
+    interval, train = wilson(metrics.correct, metrics.count), experiment.cfg.train
+    batch = train.batch_size * train.accumulate * trainer.world
     phases, about = known.get("phases", []), {name: known.get(name) for name in ABOUT_TICKET}
     more = {"ledger": known.get("ledger"), "T_search": known.get("early_time", {}).get("T_early")}
     about |= {name: value for name, value in more.items() if value is not None}
@@ -109,6 +182,7 @@ def write_report(experiment: Experiment, model: nn.Module, ticket: Ticket | None
         "dataset": experiment.data.name,
         "split_sha256": experiment.data.split_sha256,
         "test_accuracy": metrics.accuracy,
+        "test_accuracy_interval": [interval.low, interval.high],
         "test_count": metrics.count,
         "test_loss": metrics.loss,
         "top5": metrics.top5,
@@ -118,7 +192,14 @@ def write_report(experiment: Experiment, model: nn.Module, ticket: Ticket | None
         "best_on_test": phases[-1].get("best_on_test") if phases else None,
         "preprocess": to_dict(how) if (how := experiment.data.preprocess) else None,
         "seconds": sum(phase["seconds"] for phase in phases),
+        "epochs_trained": epochs_trained(known, max(1, len(experiment.data.train) // batch)),
         "choices": known.get("config", {}),
+        "augmentation": {
+            "samples": augment,
+            "batches": to_dict(trainer.mixing),
+            "can_change_label": ["hflip"]
+            * bool(augment.get("hflip") and experiment.data.mirror_changes_label),
+        },
         **ledger,
         "ticket": about if ticket else {},
         "mask_sha256": ticket.mask.sha256 if ticket else None,
@@ -128,11 +209,10 @@ def write_report(experiment: Experiment, model: nn.Module, ticket: Ticket | None
         if ticket is not None and known.get("trained") is False:
             trained = Ticket.of(model, ticket.mask, {**known, "trained": True})
             trained.save(run.path / "trained", overwrite=True)
-        place = run.path / PREDICTIONS
         save_predictions(place, metrics, model, experiment.data, "test", run.run_id)
         run.write_report(report)
         plots.plot_training(run.path / "summary.csv", run.path / "plots")
-        log.info("test %.2f %% of %d images", metrics.accuracy, metrics.count)
+        log.info("test %.2f %% %s of %d images", metrics.accuracy, interval.ends, metrics.count)
         shares = {k: round(v, 4) for k, v in report["sparsity"].items() if v is not None}
         log.info("sparsity (removed of all patches, ConvPEP weights, all weights) %s", shares)
         if report["dead_layers"]:
@@ -222,6 +302,7 @@ def write_run_page(run: FinishedRun, out: Path, images: int = 256) -> Path:
     write_energy(out / "energy", {run.name: energy})
     report, known = run.report or {}, run.ticket.provenance
     ledger = [[name, fact(report, *how)] for name, how in FACTS.items()]
+    ledger.insert(1, ["95 % interval", interval_of(report)])
     ledger += [["data set", known["dataset"]], ["split", str(known["split_sha256"])[:12]]]
     ledger += [["seed", known.get("seed", "-")], ["search", known.get("search", "-")]]
     return write_page(
@@ -242,6 +323,9 @@ def notices_of(name: str, run: FinishedRun, energy: Energy) -> list[str]:
         "a ticket with its start weights; spikes, patches and energy are those of a network "
         "that is not trained": run.untrained,
         "measured on another split than its own": not run.own_split,
+        "trained on mirrored samples, some of which are of another class": bool(
+            (run.report or {}).get("augmentation", {}).get("can_change_label")
+        ),
         f"energy {energy.refusal()}": bool(energy.dead),
     }
     return [f"{name}: {words}." for words, holds in notices.items() if holds]

@@ -20,7 +20,12 @@ class Interval:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
+        return f"{self.value:.2f} {self.ends}"
+
+    @property
+    def ends(self) -> str:
+        """The interval alone."""
+        return f"[{self.low:.2f}, {self.high:.2f}]"
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,21 @@ def over_seeds(values: Sequence[float], confidence: float = 0.95) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
+def accuracy_interval(values: Sequence[float], count: int | None) -> Interval:
+    """Test accuracy, %: Wilson's interval of one run on `count` samples, else t over seeds.
+
+    Seeds share their test samples, so that several are never surer than one run of their mean.
+    """
+    found = over_seeds(values)
+    if not count:
+        return Interval(found.value, max(found.low, 0.0), min(found.high, 100.0))
+    one = wilson(round(found.value * count / 100), count)
+    if len(values) == 1:
+        return one
+    low, high = max(found.low, 0.0), min(found.high, 100.0)
+    return Interval(found.value, min(low, one.low), max(high, one.high))
+
+
 def compare_predictions(
     first: Any, second: Any, labels: Any, confidence: float = 0.95, draws: int = 10_000
 ) -> Paired:
@@ -101,6 +121,82 @@ def compare_predictions(
     low, high = np.quantile(100 * (drawn[:, 0] - drawn[:, 1]) / count, [tail, 1 - tail])
     difference = 100 * (only_first - only_second) / count
     return Paired(Interval(difference, float(low), float(high)), p, only_first, only_second)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Test result of one run: accuracy in percent of `count` samples, and its answers if saved."""
+
+    accuracy: float
+    count: int
+    predicted: Any = None  # classes ``[count]``, as `labels`
+    labels: Any = None
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Difference of two variants over the seeds that both have, in percentage points."""
+
+    difference: Interval
+    p: float  # two-sided
+    seeds: int
+    test: str  # how the interval and p were found
+
+    def verdict(self, p: float | None = None, level: float = 0.05) -> str:
+        """higher, lower, or not told apart; `p` is the adjusted one of a table."""
+        if (self.p if p is None else p) >= level:
+            return "not told apart"
+        return "higher" if self.difference.value > 0 else "lower"
+
+
+def contrast(pairs: Sequence[tuple[Outcome, Outcome]], confidence: float = 0.95) -> Contrast:
+    """Compare two variants, one pair of runs a seed, all on the same test samples.
+
+    One seed with saved predictions is a McNemar test. Otherwise the variance of the mean difference
+    is that over seeds plus that of the test samples, which further seeds do not make smaller, with
+    degrees of freedom after Satterthwaite.
+
+    Raises:
+        DataError: no pair, or predictions of different samples.
+
+    Source: Satterthwaite 1946, Biometrics 2(6); Agresti & Caffo 2000, Am. Stat. 54(4).
+    """
+    from scipy.stats import t
+
+    if not pairs:
+        raise DataError("no seed that both variants have: run them with the same seeds")
+    n = len(pairs)
+    if n == 1 and (found := _paired(*pairs[0], confidence=confidence)):
+        return Contrast(found.difference, found.p, 1, "McNemar")
+    lost = np.array([first.accuracy - second.accuracy for first, second in pairs])
+    mean = float(lost.mean())
+    samples = float(np.mean([_sample_variance(*pair) for pair in pairs]))
+    seeds = float(np.var(lost, ddof=1)) / n if n > 1 else 0.0
+    parts = seeds**2 / max(n - 1, 1) + samples**2 / max(pairs[0][0].count - 1, 1)
+    degrees, error = (seeds + samples) ** 2 / parts if parts else 1.0, (seeds + samples) ** 0.5
+    half = float(t.ppf((1 + confidence) / 2, degrees)) * error
+    p = float(2 * t.sf(abs(mean) / error, degrees)) if error else float(mean == 0)
+    test = f"t over {n} seeds" if n > 1 else "two proportions"
+    return Contrast(Interval(mean, mean - half, mean + half), p, n, test)
+
+
+def _paired(first: Outcome, second: Outcome, **how: Any) -> Paired | None:
+    """Compare the saved answers of two runs; None if one of them saved none."""
+    if first.predicted is None or second.predicted is None:
+        return None
+    if not np.array_equal(first.labels, second.labels):
+        raise DataError("the saved predictions are of different test samples: evaluate both again")
+    return compare_predictions(first.predicted, second.predicted, first.labels, **how)
+
+
+def _sample_variance(first: Outcome, second: Outcome) -> float:
+    """Variance of the difference of two accuracies, in points, from the draw of test samples."""
+    found, n = _paired(first, second, draws=1), first.count
+    if found is None:
+        shares = [(x.accuracy / 100 * x.count + 1) / (x.count + 2) for x in (first, second)]
+        return sum(1e4 * share * (1 - share) / n for share in shares)
+    apart, lost = found.only_first + found.only_second, found.only_first - found.only_second
+    return 1e4 * (apart - lost**2 / n) / n**2
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:

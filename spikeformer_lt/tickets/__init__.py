@@ -48,14 +48,13 @@ if TYPE_CHECKING:
         SynflowConfig,
         WeightConfig,
         on_encoder,
-        preset_optim,
-        with_preset,
     )
     from spikeformer_lt.tickets.early_bird import EarlyBird, find_groups, shrink
     from spikeformer_lt.tickets.early_time import EarlyTime
     from spikeformer_lt.tickets.imp import Imp
     from spikeformer_lt.tickets.multisp import Joint, MultiSp
     from spikeformer_lt.tickets.one_shot import Grasp, Magnitude, Nm, RandomTicket, Snip, Synflow
+    from spikeformer_lt.tickets.presets import preset_optim, with_preset
     from spikeformer_lt.tickets.scores import Biprop, EdgePopup
     from spikeformer_lt.tickets.sparse_training import SparseTraining
     from spikeformer_lt.tickets.surgery import (

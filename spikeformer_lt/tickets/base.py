@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass, replace
@@ -14,9 +15,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from spikeformer_lt.config import flat_values, to_dict
 from spikeformer_lt.deprecated import moved
-from spikeformer_lt.errors import ConfigError
+from spikeformer_lt.errors import ConfigError, TicketError
 from spikeformer_lt.layers.neuron import reset_state
 from spikeformer_lt.mask import Mask
+from spikeformer_lt.rng import isolated_rng, seed_for
 from spikeformer_lt.ticket import Ticket
 from spikeformer_lt.training.options import OptimConfig
 from spikeformer_lt.training.phase import Fit, FitResult, Masked, Phase
@@ -80,11 +82,27 @@ class Search:
         return _changed(config, presets.get(getattr(config, "preset", ""), {}))
 
     def find(self, model: nn.Module, fit: Fit) -> Ticket:
-        """Find a ticket; `model` ends holding its weights, plain and ready to train."""
+        """Find a ticket; `model` ends holding its weights, plain and ready to train.
+
+        A TicketError says that the mask is not of the sparsity that was asked for.
+        """
         self.results, self.start = [], snapshot(model)
-        ticket = self._ticket(model, self._search(model, fit))
+        mask = self._search(model, fit)
+        asked = self._asked(mask)
+        if asked is not None and asked != mask.removed:
+            raise TicketError(
+                f"{self.name} was to remove {asked} of {mask.total} weights and removed "
+                f"{mask.removed}: its phases are those of another search; give a new --run.out"
+            )
+        ticket = self._ticket(model, mask)
         reset_state(model)
         return ticket
+
+    def _asked(self, mask: Mask) -> int | None:
+        """Weights to be removed, by the configuration; None where it names no rate."""
+        if not (hasattr(self.config, "sparsity") and hasattr(self.config, "prune")):
+            return None
+        return asked_for(mask, self.config.sparsity, getattr(self.config, "scope", None))
 
     def planned(self) -> int:
         """Most epochs that `find` trains, for the time that a run has left."""
@@ -109,6 +127,10 @@ class Search:
         return self.batch(count)
 
     def _ticket(self, model: nn.Module, mask: Mask) -> Ticket:
+        kind = getattr(self.config, "control", "none")
+        if kind != "none":
+            seed = seed_for(self.seed, f"{self.name} control")
+            mask, self.start = control(kind, mask, self.start, model, seed)
         model.load_state_dict(self.start)
         quiet = self.config.prune.silence and not self.trained
         whole = silenced(model, mask) if quiet else mask
@@ -118,12 +140,15 @@ class Search:
             "config": asdict(self.config),
             "search_seed": self.seed,
             "trained": self.trained,
+            "control": kind,
             "phases": [asdict(result) for result in self.results],
             "search_seconds": sum(result.seconds for result in self.results),
             "prunable_weights": mask.total,
             "prunable_sparsity": mask.sparsity,
             "total_sparsity": mask.removed / sum(p.numel() for p in model.parameters()),
             "dead_filters": dead_filters(mask),
+            "mask_sha256": whole.sha256,
+            "deviations": deviations(self.config),
         }
         return Ticket.of(model, whole, about)
 
@@ -179,9 +204,9 @@ def retrain(
     return fit(model, Phase(name, epochs, optim, hooks=(Masked(ticket.mask),), origin=origin))
 
 
-def with_phase(ticket: Ticket, result: FitResult) -> Ticket:
+def with_phase(ticket: Ticket, result: FitResult, **about: Any) -> Ticket:
     """The ticket with one more phase in its provenance: what was trained from it."""
-    return noted(ticket, phases=[*ticket.provenance.get("phases", []), asdict(result)])
+    return noted(ticket, phases=[*ticket.provenance.get("phases", []), asdict(result)], **about)
 
 
 def noted(ticket: Ticket, **about: Any) -> Ticket:
@@ -198,6 +223,52 @@ def kept_modes(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+def deviations(config: Any) -> list[str]:
+    """What the preset of a search does in another way than its source, by DEVIATIONS."""
+    return list(getattr(config, "DEVIATIONS", {}).get(getattr(config, "preset", ""), ()))
+
+
+def asked_for(mask: Mask, sparsity: float, scope: str | None) -> int:
+    """Entries of a mask that a sparsity removes: of all together, or of each layer by itself."""
+    sizes = [kept.numel() for kept in mask.values()] if scope == "layer" else [mask.total]
+    return sum(round(sparsity * size) for size in sizes)
+
+
+def control(
+    kind: str, mask: Mask, start: Mapping[str, Tensor], model: nn.Module, seed: int
+) -> tuple[Mask, dict[str, Tensor]]:
+    """The mask and the start weights of a control: random, shuffle or fresh, as of `Pruning`.
+
+    `start` is the whole state_dict of the ticket's start weights; the model is not changed.
+
+    Source: Frankle & Carbin, ICLR 2019 (arXiv 1803.03635), section 2; arXiv 2009.11094.
+    """
+    if kind == "random":
+        return Mask.random_like(mask, seed), dict(start)
+    if kind == "shuffle":
+        return mask, shuffled(start, mask, seed)
+    return mask, fresh_weights(model, seed)
+
+
+def fresh_weights(model: nn.Module, seed: int) -> dict[str, Tensor]:
+    """A state_dict drawn anew, by each layer's ``reset_parameters``; a ConfigError without one."""
+    twin = copy.deepcopy(model)
+    with isolated_rng(seed):
+        for name, module in reversed(list(twin.named_modules())):  # parents have the last word
+            reset = getattr(module, "reset_parameters", None)
+            if callable(reset):
+                reset()
+            elif next(module.parameters(recurse=False), None) is not None:
+                raise ConfigError(
+                    f"control=fresh: {name or 'the model'}, a {type(module).__name__}, has no "
+                    "reset_parameters() to draw its weights anew; use random or shuffle"
+                )
+        own: Any = getattr(twin, "init_weights", None)
+        if callable(own):
+            own()
+    return snapshot(twin)
 
 
 @torch.no_grad()

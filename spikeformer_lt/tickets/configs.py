@@ -1,4 +1,4 @@
-"""Configurations of the built-in searches, and the published presets.
+"""Configurations of the built-in searches.
 
 Nothing here imports torch, so that ``--help`` and errors need not wait for it.
 """
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from spikeformer_lt.config import check, check_fields
 from spikeformer_lt.step import Step
-from spikeformer_lt.training.options import OptimConfig
+from spikeformer_lt.tickets.presets import DEVIATIONS
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -27,42 +27,14 @@ RESIDUALS = ("add", "iand", "or")
 DISTRIBUTIONS = ("uniform", "erk")
 INITS = ("keep", "kaiming", "signed")
 MOVING = ("latent", "scores", "both")  # methods whose mask changes during the training
+CONTROLS = ("none", "random", "shuffle", "fresh")
 NORMS = ("keep", "reset", "estimate")  # BatchNorm's statistics in a transfer
-
-ECCV22 = OptimConfig(
-    opt="momentum", lr=0.3, weight_decay=5e-4, momentum=0.9, min_lr=0.0, clip_grad=0.0
-)
-"""SGD at 0.3, cosine to 0, batch 128: Kim et al., ECCV 2022 (arXiv 2207.01382), section 4.1."""
-EDGE_POPUP = OptimConfig(
-    opt="momentum", lr=0.1, score_lr=0.1, weight_decay=1e-4, momentum=0.9, min_lr=0.0, clip_grad=0.0
-)
-"""SGD at 0.1, cosine to 0, 100 epochs: arXiv 1911.13299 on CIFAR-10, and arXiv 2103.09377."""
-PRESETS = {"eccv22": ECCV22, **dict.fromkeys(("cvpr20", "iclr21", "iclr21-global"), EDGE_POPUP)}
-
-
-def with_preset(config: Any, preset: str) -> Any:
-    """The configuration with a preset by name; "default" leaves it as it is."""
-    return config if preset == "default" else replace(config, preset=preset)
-
-
-def preset_optim(preset: str) -> OptimConfig | None:
-    """Optimizer of a preset; None leaves the run's own."""
-    return PRESETS.get(preset)
-
-
-def retraining(config: Any, epochs: int, inner: Any = None) -> tuple[int, OptimConfig | None]:
-    """Epochs and optimizer of the training from a ticket, by the preset (of `inner` if given)."""
-    config = getattr(config, "imp", config)  # of a joint search
-    preset = getattr(config if inner is None else inner, "preset", "default")
-    published = getattr(config, "published_epochs", epochs)
-    return epochs if preset == "default" else published, preset_optim(preset)
-
 
 RULES: dict[str, Any] = dict(
     sparsity="[0, 1)", scope=SCOPES, floor="[0, 1]", epochs=1, images=2, step="(0, 1)", rounds=1,
     start=("init", "trained"), distribution=DISTRIBUTIONS, m=2, round_epochs=0, fraction="(0, 1)",
     buffers=("rewind", "keep", "reset"), lr=("restart", "resume"), window=2, l1="[0, 1)",
-    control=("none", "random", "shuffle"), threshold="[0, 1]", order=("paper", "code"), init=INITS,
+    control=CONTROLS, threshold="[0, 1]", order=("paper", "code"), init=INITS,
     ramp_epochs=0, ramp_from="[0, 1)", freeze_mask_at="[0, 1]", grow=("gradient", "random"),
     drop="[0, 1)", every=1, end="(0, 1]", score=SCORES, space=("token", "pixel"),
     selector_epochs=0, anneal="[0, 1000)", method=(*MOVING, "magnitude", "random", "off"),
@@ -83,6 +55,7 @@ class Checked:
     OWN: ClassVar[dict[str, Any]] = {}
     WHERE: ClassVar[str] = ""
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
+    DEVIATIONS: ClassVar[dict[str, tuple[str, ...]]] = DEVIATIONS
 
     def __post_init__(self) -> None:
         rules = {**RULES, "preset": ("default", *self.PRESETS), **self.OWN}
@@ -115,7 +88,17 @@ class PruneConfig:
 
 
 @dataclass(frozen=True)
-class OneShotConfig(Checked):
+class Pruning(Checked):
+    """Base of searches whose ticket is trained again."""
+
+    prune: PruneConfig = field(default_factory=PruneConfig, kw_only=True)
+    control: str = field(default="none", kw_only=True)
+    """none, or what the ticket is compared with: random (as many weights of each layer, at random
+    places), shuffle (start weights permuted within each layer) or fresh (drawn anew)."""
+
+
+@dataclass(frozen=True)
+class OneShotConfig(Pruning):
     """A mask by one ranking of all prunable weights."""
 
     sparsity: float = 0.9
@@ -124,7 +107,6 @@ class OneShotConfig(Checked):
     """global ranks all layers together; layer removes the same fraction of each."""
     floor: float = 0.0
     """Least fraction of each layer that stays, in [0, 1]."""
-    prune: PruneConfig = field(default_factory=PruneConfig)
 
     def mask(self, scores: Mapping[str, Tensor], within: Mask | None = None) -> Mask:
         """Remove the lowest scores."""
@@ -169,18 +151,17 @@ class MagnitudeConfig(OneShotConfig):
 
 
 @dataclass(frozen=True)
-class RandomConfig(Checked):
+class RandomConfig(Pruning):
     """Random places at a given sparsity."""
 
     sparsity: float = 0.9
     """Fraction of the prunable weights removed, in [0, 1): exactly round(sparsity * n) of n."""
     distribution: str = "uniform"
     """uniform: the same density in each layer; erk: denser where a layer is small."""
-    prune: PruneConfig = field(default_factory=PruneConfig)
 
 
 @dataclass(frozen=True)
-class NmConfig(Checked):
+class NmConfig(Pruning):
     """Keep the n largest of every m weights along the input channels."""
 
     n: int = 2
@@ -191,8 +172,7 @@ class NmConfig(Checked):
     """Epochs of dense training before the removal; 0 ranks the initial weights."""
     start: str = "init"
     """Start weights of the ticket: init, or trained."""
-    prune: PruneConfig = field(default_factory=PruneConfig)
-    OWN: ClassVar = {"epochs": 0}
+    OWN: ClassVar = {"epochs": 0, "control": ("none", "shuffle", "fresh")}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -200,7 +180,7 @@ class NmConfig(Checked):
 
 
 @dataclass(frozen=True)
-class ImpConfig(Checked):
+class ImpConfig(Pruning):
     """Train, remove the smallest weights, go back to an early point, again and again.
 
     After round i exactly ``round((1 - (1 - fraction)^i) * n)`` of the n prunable weights are gone.
@@ -230,10 +210,6 @@ class ImpConfig(Checked):
     """BatchNorm statistics: rewind with the weights, keep what training left, or reset."""
     lr: str = "restart"
     """Learning rate of later rounds: restart its schedule, or resume it at the rewind point."""
-    control: str = "none"
-    """none; random: as many weights of each layer, at random places; shuffle: the found mask with
-    start weights permuted within each layer."""
-    prune: PruneConfig = field(default_factory=PruneConfig)
     published_epochs: ClassVar[int] = 280  # of training from the ticket, under a preset
     PRESETS: ClassVar = {
         "eccv22": dict(
@@ -255,7 +231,7 @@ class ImpConfig(Checked):
 
 
 @dataclass(frozen=True)
-class EarlyBirdConfig(Checked):
+class EarlyBirdConfig(Pruning):
     """Watch the mask of the dense network at the start of each epoch."""
 
     preset: str = "default"
@@ -278,7 +254,6 @@ class EarlyBirdConfig(Checked):
     """Learning rate of the search over the run's own."""
     l1: float = 1e-4
     """Penalty on the BatchNorm scales while channels are searched."""
-    prune: PruneConfig = field(default_factory=PruneConfig)
     published_epochs: ClassVar[int] = 300
     PRESETS: ClassVar = {
         "eccv22": dict(
@@ -292,6 +267,9 @@ class EarlyBirdConfig(Checked):
         super().__post_init__()
         check(self.tolerance <= 1, "tolerance", self.tolerance, "at most 1")
         check(self.lr_factor > 0, "lr_factor", self.lr_factor, "above 0")
+        whole = self.kind == "channels" and self.control == "random"
+        rule = "shuffle or fresh with kind=channels, whose mask is of whole channels"
+        check(not whole, "control", self.control, rule)
 
 
 @dataclass(frozen=True)
@@ -316,6 +294,15 @@ class EarlyTimeConfig(Checked):
 
 
 _FROZEN: dict[str, Any] = {"epochs": 100, "learn_norm": False}
+
+
+def check_ramp(config: Any, epochs: int, where: str = "") -> None:
+    """Refuse a ramp of the sparsity that a training of some epochs would not see to its end."""
+    frozen = config.freeze_mask_at
+    whole = min(int(frozen * epochs), epochs - 1) if config.ramp_epochs else 0
+    rule = f"at most {whole}, as freeze_mask_at={frozen} of the {epochs} epochs ends it: the mask "
+    rule += "would never reach its sparsity"
+    check(config.ramp_epochs <= whole, f"{where}ramp_epochs", config.ramp_epochs, rule)
 
 
 @dataclass(frozen=True)
@@ -346,6 +333,11 @@ class EdgePopupConfig(Checked):
     PRESETS: ClassVar = {
         "cvpr20": dict(_FROZEN, sparsity=0.5, scope="layer", ramp_epochs=0.0, init="signed")
     }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.preset == "default":
+            check_ramp(self, self.epochs)
 
 
 @dataclass(frozen=True)
@@ -448,6 +440,8 @@ class WeightConfig(Checked):
     """Prune and binarize the position-encoding convolution (60 % of the ConvPEP) too."""
     init: str = "keep"
     """Start weights: keep the model's, kaiming (scaled by what is kept), or signed constants."""
+    learn_norm: bool = True
+    """Train scale and shift of the ConvPEP's norms, and biases, in its own search (sequential)."""
     monotone: bool = False
     """Removed weights never return (Algorithm 1's line 10 read literally)."""
     anneal: float = 0.0
@@ -488,9 +482,9 @@ class MultiSpConfig(Checked):
     """
 
     preset: str = "default"
-    """default: what measured best; literal: Algorithm 1 of arXiv 2311.12060, which fixes method
-    scores, scope global, init kaiming, gain layer, schedule sequential, Adam at 0.1 for the
-    scores and a frozen stem."""
+    """default: what measured best; literal: Algorithm 1 of arXiv 2311.12060, which fixes schedule
+    sequential, a frozen stem, patches in pixel space, and of the weights method scores, scope
+    global, init kaiming, gain layer, a binary first convolution, norms that do not learn."""
     schedule: str = "joint"
     """joint: all levels in one training; sequential: ConvPEP ticket, patches, then encoder;
     reverse: patches with a dense ConvPEP, then its ticket."""
@@ -504,6 +498,12 @@ class MultiSpConfig(Checked):
     """After a sequential search the ConvPEP is frozen, or goes on training (finetune)."""
     distill: float = 0.0
     """Weight of distillation from the dense network, in [0, 1]; needs dense_epochs > 0."""
+    ticket: str = ""
+    """Folder of a MultiSp run or ticket: nothing is searched, and its mask is trained once more,
+    for `epochs`, from the start weights of its search."""
+    control: str = "none"
+    """What that training is compared with: random (the mask shuffled within each layer), shuffle
+    (start weights permuted within each layer) or fresh (start weights drawn anew)."""
     patches: PatchConfig = field(default_factory=PatchConfig)
     weights: WeightConfig = field(default_factory=WeightConfig)
     activation: ActivationConfig = field(default_factory=ActivationConfig)
@@ -511,9 +511,11 @@ class MultiSpConfig(Checked):
     PRESETS: ClassVar = {
         "literal": dict(
             schedule="sequential", stem="frozen", dense_epochs=0, distill=0.0,
+            patches=dict(score="rate", space="pixel", rescale=False),
             weights=dict(
                 method="scores", scope="global", init="kaiming", gain="layer", anneal=0.0,
-                ramp_epochs=0.0, freeze_mask_at=1.0,
+                ramp_epochs=0.0, freeze_mask_at=1.0, first_conv="binary", binary=True,
+                include_rpe=True, learn_norm=False,
             ),
         )
     }  # fmt: skip
@@ -522,14 +524,11 @@ class MultiSpConfig(Checked):
         super().__post_init__()
         taught = self.distill == 0 or self.dense_epochs > 0
         check(taught, "multisp.distill", self.distill, "0 unless dense_epochs > 0 (the teacher)")
-        weights = self.weights
-        searched = self.epochs if self.schedule == "joint" else max(1, self.stem_epochs)
-        whole = int(weights.freeze_mask_at * searched)
-        rule = f"at most {whole}, as freeze_mask_at={weights.freeze_mask_at} of the {searched} "
-        rule += "epochs ends it: the mask would never reach its sparsity"
-        ends = weights.ramp_epochs <= whole or weights.method not in MOVING
-        ends = ends or self.preset != "default"
-        check(ends, "multisp.weights.ramp_epochs", weights.ramp_epochs, rule)
+        if self.weights.method in MOVING and self.preset == "default":
+            searched = self.epochs if self.schedule == "joint" else max(1, self.stem_epochs)
+            check_ramp(self.weights, searched, "multisp.weights.")
+        alone = self.control != "none" and not self.ticket
+        check(not alone, "multisp.control", self.control, "none without multisp.ticket DIR")
 
 
 def on_encoder(imp: ImpConfig) -> ImpConfig:

@@ -6,6 +6,7 @@ The channels of a network that can be removed are found by trying, masked as a w
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -21,8 +22,11 @@ from spikeformer_lt.registry import register_search
 from spikeformer_lt.rng import isolated_rng
 from spikeformer_lt.ticket import Ticket
 from spikeformer_lt.tickets.base import Search, magnitudes, noted
-from spikeformer_lt.tickets.configs import EarlyBirdConfig, preset_optim
-from spikeformer_lt.training.phase import Fit, Hook, Phase, Progress
+from spikeformer_lt.tickets.configs import EarlyBirdConfig
+from spikeformer_lt.tickets.presets import preset_optim
+from spikeformer_lt.training.phase import Fit, Hook, Phase, Progress, of_first
+
+log = logging.getLogger(__name__)
 
 
 class Group(NamedTuple):
@@ -257,8 +261,14 @@ class EarlyBird(Search):
                 scores = norm_scales(now, groups)
                 least = min(1 / score.numel() for score in scores.values())
             floor = max(config.floor, least)
-            return Mask.from_scores(scores, config.sparsity, config.scope, floor=floor)
+            found = Mask.from_scores(scores, config.sparsity, config.scope, floor=floor)
+            return of_first(found)
 
+        if config.epochs <= config.window - 1:
+            few = (
+                "NOTICE: early_bird.epochs=%d is too few for %d masks to compare: the last is taken"
+            )
+            log.warning(few, config.epochs, config.window)
         scales = {group.scale: config.l1 for group in groups}
         self.watch = MaskWatch(draw, config.window, config.tolerance, scales)
         phase = Phase("early_bird", config.epochs, preset_optim(config.preset), hooks=(self.watch,))
@@ -266,6 +276,9 @@ class EarlyBird(Search):
         still = self._fit(fit, model, phase).epochs < config.epochs
         mask = self.watch.masks[-1] if still else draw(model)
         return channel_mask(model, groups, mask) if channels else mask
+
+    def _asked(self, mask: Mask) -> int | None:
+        return None if self.config.kind == "channels" else super()._asked(mask)
 
     def _ticket(self, model: nn.Module, mask: Mask) -> Ticket:
         """With each epoch's distances to the masks before it in the window, oldest first."""

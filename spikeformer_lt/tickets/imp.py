@@ -10,10 +10,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.registry import register_search
-from spikeformer_lt.rng import seed_for
-from spikeformer_lt.tickets.base import Search, magnitudes, prunable, shuffled, snapshot
-from spikeformer_lt.tickets.configs import PRESETS, ImpConfig
-from spikeformer_lt.training.phase import Capture, Fit, Masked, Phase
+from spikeformer_lt.tickets.base import Search, asked_for, magnitudes, prunable, snapshot
+from spikeformer_lt.tickets.configs import ImpConfig
+from spikeformer_lt.tickets.presets import PRESETS
+from spikeformer_lt.training.phase import Capture, Fit, Masked, Phase, of_first
 
 
 def schedule(config: ImpConfig) -> tuple[float, ...]:
@@ -62,6 +62,7 @@ class Imp(Search):
         for number, level in enumerate(levels, 1):
             scores = magnitudes(prunable(model, config.prune))
             mask = Mask.from_scores(scores, level, config.scope, mask, config.floor)
+            mask = of_first(mask)
             self.masks.append(mask)
             self._rewind(model, early.captured)
             if number < len(levels):
@@ -70,11 +71,10 @@ class Imp(Search):
                     phase = replace(phase, lr_from=step)
                 self._fit(fit, model, replace(phase, settled_from=epochs - 1))
         assert mask is not None
-        if config.control == "random":
-            mask = Mask.random_like(mask, seed_for(self.seed, "imp control"))
-        if config.control == "shuffle":
-            self.start = shuffled(self.start, mask, seed_for(self.seed, "imp control"))
         return mask
+
+    def _asked(self, mask: Mask) -> int:
+        return asked_for(mask, schedule(self.config)[-1], self.config.scope)
 
     def _rewind(self, model: nn.Module, early: dict[str, torch.Tensor]) -> None:
         """Put weights back, and BatchNorm statistics as the policy says; becomes `start`."""

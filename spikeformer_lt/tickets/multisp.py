@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from typing import Any
@@ -16,16 +17,38 @@ from spikeformer_lt.layers import subnet
 from spikeformer_lt.layers.patches import Attention
 from spikeformer_lt.layers.stems import stem_of
 from spikeformer_lt.layers.subnet import SubnetConv2d, collapse, get_masks, set_masks
-from spikeformer_lt.mask import Mask
+from spikeformer_lt.mask import Mask, select
 from spikeformer_lt.registry import register_search
 from spikeformer_lt.rng import seed_for, seeded
-from spikeformer_lt.ticket import Ticket
-from spikeformer_lt.tickets.base import Search, noted, snapshot
-from spikeformer_lt.tickets.configs import MOVING, JointConfig, MultiSpConfig, WeightConfig
+from spikeformer_lt.ticket import Ticket, finished_folder
+from spikeformer_lt.tickets.base import (
+    Search,
+    asked_for,
+    control,
+    deviations,
+    fresh_weights,
+    noted,
+    snapshot,
+)
+from spikeformer_lt.tickets.configs import (
+    MOVING,
+    ActivationConfig,
+    JointConfig,
+    MultiSpConfig,
+    PatchConfig,
+    WeightConfig,
+)
 from spikeformer_lt.tickets.imp import Imp
-from spikeformer_lt.tickets.surgery import new_score, set_activation, set_patches
+from spikeformer_lt.tickets.surgery import (
+    apply_surgery,
+    known_config,
+    new_score,
+    set_activation,
+    set_patches,
+)
 from spikeformer_lt.training.options import OptimConfig
 from spikeformer_lt.training.phase import Fit, Phase, Progress
+from spikeformer_lt.training.ranks import from_first
 
 
 class StemProbe(nn.Module):
@@ -80,7 +103,7 @@ class MaskController:
         self.model, self.config = model, config
         self.fixed = config.method not in MOVING
         if config.method == "random":
-            set_masks(model, Mask.random_like(self._mask(config.sparsity), seed))
+            set_masks(model, Mask.random_like(Mask(self._mask(config.sparsity)), seed))
         else:
             self.update(0.0 if config.ramp_epochs and not self.fixed else 1.0)
 
@@ -111,25 +134,32 @@ class MaskController:
         end = self.config.sparsity
         begin = min(end, self.config.ramp_from)
         sparsity = begin + (end - begin) * (1 - (1 - done) ** 3)
-        within = get_masks(self.model) if self.config.monotone and done > 0 else None
+        within = None
+        if self.config.monotone and done > 0:
+            within = {name: layer.mask for name, layer in subnet.subnets(self.model)}
         set_masks(self.model, self._mask(sparsity, within))
 
-    def _mask(self, sparsity: float, within: Mask | None = None) -> Mask:
-        """Rank the weights; a mask that leaves nothing of a layer is refused."""
+    def _mask(
+        self, sparsity: float, within: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Rank the first rank's weights; a mask that leaves nothing of a layer is refused."""
         config, everywhere = self.config, self.config.scope == "global"
         floor = config.floor if everywhere else 0.0
-        mask = Mask.from_scores(subnet.rankings(self.model), sparsity, config.scope, within, floor)
-        for name, kept in mask.items():
-            rule = f"lower, as it removes all {kept.numel()} weights of {name}"
+        mask = select(subnet.rankings(self.model), sparsity, config.scope, within, floor)
+        mask = from_first(mask)
+        alive = torch.stack([kept.any() for kept in mask.values()])
+        if not bool(alive.all()):
+            name = list(mask)[int(alive.int().argmin())]
+            rule = f"lower, as it removes all {mask[name].numel()} weights of {name}"
             rule += ", or a floor above 0" if everywhere else ""
-            check(bool(kept.any()), "weights.sparsity", config.sparsity, rule)
+            check(False, "weights.sparsity", config.sparsity, rule)
         return mask
 
 
 LITERAL_SCORES = OptimConfig(
-    opt="adam", lr=0.1, score_lr=0.1, weight_decay=0.0, min_lr=0.0, clip_grad=0.0
+    opt="adam", lr=1e-3, score_lr=0.1, weight_decay=0.0, min_lr=0.0, clip_grad=0.0
 )
-"""Adam at 0.1, cosine, no decay: arXiv 2311.12060, section IV."""
+"""Adam at 0.1 for the scores, cosine, no decay: arXiv 2311.12060, section IV; head at 1e-3."""
 
 
 @register_search("multisp", MultiSpConfig)
@@ -145,6 +175,8 @@ class MultiSp(Search):
 
     def planned(self) -> int:
         """Epochs of the dense network, the selector, the stem and the rest."""
+        if self.config.ticket:
+            return int(self.config.epochs)
         config = self.config
         searched = config.stem_epochs if config.weights.method != "off" else 0
         stem = {"sequential": searched, "reverse": max(1, config.stem_epochs)}
@@ -163,6 +195,9 @@ class MultiSp(Search):
             )
         config, teacher = self.config, None
         self._mask: Mask | None = None
+        self._origin: dict[str, Any] = {}
+        if config.ticket:
+            return self._trained_again(model, fit)
         if config.dense_epochs:
             self._fit(fit, model, Phase("dense", config.dense_epochs))
             if config.distill:
@@ -171,14 +206,61 @@ class MultiSp(Search):
         final = Phase(config.schedule, config.epochs, teacher=teacher, distill=config.distill)
         getattr(self, f"_{config.schedule}")(model, fit, final)
         if any(True for _ in subnet.subnets(model)):
-            self._mask = get_masks(model)
-            collapse(model)
+            self._mask = self._collapsed(model)
         return self._mask or _all_kept(model)
 
     def _ticket(self, model: nn.Module, mask: Mask) -> Ticket:
         self.start, phases = snapshot(model), [asdict(result) for result in self.results]
         about = {"search": self.name, "config": asdict(self.config), "phases": phases}
+        about |= {"control": self.config.control, "mask_sha256": mask.sha256, **self._origin}
+        about["deviations"] = deviations(self.config)
         return Ticket(mask, dict(self.start), about)
+
+    def _asked(self, mask: Mask) -> int | None:
+        weights = self.config.weights
+        searched = weights.method != "off"
+        return asked_for(mask, weights.sparsity, weights.scope) if searched else None
+
+    def _trained_again(self, model: nn.Module, fit: Fit) -> Mask:
+        """Train the mask of a finished search from its start weights, or from a control's."""
+        where, kind = self.config.ticket, self.config.control
+        found = Ticket.load(finished_folder(where))
+        about = found.provenance
+        check(about.get("search") == "multisp", "multisp.ticket", where, "a ticket of multisp")
+        seed = about.get("seed")
+        rule = f"{seed}, with which the ticket's search drew its start weights"
+        check(kind == "fresh" or seed in (None, self.seed), "train.seed", self.seed, rule)
+        levels = {"weights": WeightConfig, "activation": ActivationConfig}
+        own = {n: known_config(cls, about.get("config"), n) for n, cls in levels.items()}
+        own["patches"] = known_config(PatchConfig, about.get("config"), "patches", ties="index")
+        own["weights"] = weights = replace(own["weights"], ramp_epochs=0.0)
+        self.config = replace(self.config, **own)
+        self._origin = {"from_ticket": {n: about.get(n) for n in ("run_id", "mask_sha256", "seed")}}
+        stem, sparse, mask = stem_of(model), weights.method != "off", found.mask
+        drawn = seed_for(self.seed, "multisp control")
+        if kind == "fresh":
+            model.load_state_dict(fresh_weights(model, drawn))
+        with seeded(drawn) if kind == "fresh" else self._seeded("scores"):
+            if sparse:
+                install_subnets(stem, weights)  # draws start weights as the search did
+        start = {key: value for key, value in snapshot(model).items() if key in self.start}
+        collapse(model)
+        if kind in ("random", "shuffle"):
+            mask, start = control(kind, mask, start, model, drawn)
+        model.load_state_dict(start)
+        apply_surgery(model, found)
+        selector = {key: value for key, value in found.tensors.items() if key not in start}
+        model.load_state_dict(selector, strict=False)
+        if sparse:
+            install_subnets(stem, replace(weights, method="latent", init="keep"))
+            set_masks(model, mask)
+        self._fit(fit, model, Phase("retrain", self.config.epochs))
+        return mask if not sparse else self._collapsed(model)
+
+    def _collapsed(self, model: nn.Module) -> Mask:
+        mask = get_masks(model)
+        collapse(model)
+        return mask
 
     def _joint(self, model: nn.Module, fit: Fit, final: Phase) -> None:
         self.select_patches(model, fit)
@@ -191,10 +273,14 @@ class MultiSp(Search):
                 probe = StemProbe(model)
             optim = LITERAL_SCORES if config.preset == "literal" else None
             searched = self._with_masks(model, Phase("conv_pep", config.stem_epochs, optim))
+            vectors = [p for p in stem_of(model).parameters() if p.ndim < 2]
+            for parameter in vectors:
+                parameter.requires_grad_(config.weights.learn_norm)
             self._fit(fit, probe, searched)
+            for parameter in vectors:
+                parameter.requires_grad_(True)
             if config.stem == "frozen":
-                self._mask = get_masks(model)
-                collapse(model)
+                self._mask = self._collapsed(model)
                 stem_of(model).requires_grad_(False)
                 final = replace(final, frozen=(_stem_name(model),))
             elif isinstance(searched.before_step, MaskController):

@@ -28,7 +28,7 @@ from spikeformer_lt.tickets.configs import (
     SnipConfig,
     SynflowConfig,
 )
-from spikeformer_lt.training.phase import Fit, Phase
+from spikeformer_lt.training.phase import Fit, Phase, of_first
 
 
 def kept_counts(
@@ -85,7 +85,7 @@ class Magnitude(Search):
     """Smallest weights removed in one step, after a training if the configuration says so."""
 
     def _search(self, model: nn.Module, fit: Fit) -> Mask:
-        return self.config.mask(magnitudes(self._trained(model, fit)))  # type: ignore[no-any-return]
+        return of_first(self.config.mask(magnitudes(self._trained(model, fit))))
 
     def _trained(self, model: nn.Module, fit: Fit) -> dict[str, Tensor]:
         """The prunable weights, after the dense training if there is one."""
@@ -166,7 +166,7 @@ class Snip(Search):
         weights = self.config.prune.weights(model)
         grads = loss_gradients(model, weights, *self._images(self.config.images))
         scores = {name: (grads[name] * weight.detach()).abs() for name, weight in weights.items()}
-        return self.config.mask(scores)  # type: ignore[no-any-return]
+        return of_first(self.config.mask(scores))
 
 
 @torch.no_grad()
@@ -208,7 +208,7 @@ class Grasp(Search):
         gradients = partial(loss_gradients, model, weights, *self._images(self.config.images))
         curved = hessian_gradient(weights, gradients, self.config.step)
         scores = {name: weight.detach() * curved[name] for name, weight in weights.items()}
-        return self.config.mask(scores)  # type: ignore[no-any-return]
+        return of_first(self.config.mask(scores))
 
 
 def positive_twin(model: nn.Module) -> nn.Module:
@@ -249,7 +249,7 @@ class Synflow(Search):
         for number in range(1, config.rounds + 1):
             left = (1 - config.sparsity) ** (number / config.rounds)
             level = replace(config, sparsity=1 - left) if number < config.rounds else config
-            mask = level.mask(flow(twin, weights, ones), mask)
+            mask = of_first(level.mask(flow(twin, weights, ones), mask))
             mask.apply_(twin)
         return mask  # type: ignore[return-value]
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from spikeformer_lt.mask import Mask
+from spikeformer_lt.mask import Mask, keep_largest
 from spikeformer_lt.registry import register_search
 from spikeformer_lt.rng import seed_for
 from spikeformer_lt.tickets.base import Search, snapshot
 from spikeformer_lt.tickets.configs import SparseTrainingConfig
 from spikeformer_lt.tickets.one_shot import random_mask
 from spikeformer_lt.training.phase import Fit, Phase, Progress, Rewired
+
+log = logging.getLogger(__name__)
 
 
 def exchange(weight: Tensor, kept: Tensor, count: int, grow: Tensor) -> Tensor:
@@ -26,14 +29,12 @@ def exchange(weight: Tensor, kept: Tensor, count: int, grow: Tensor) -> Tensor:
     count = min(count, kept.numel() - alive, alive)
     if count == 0:
         return kept
-    size, flat = weight.detach().abs().flatten().cpu(), kept.flatten()
-    size = torch.where(flat, size, torch.full_like(size, math.inf))
-    out = flat.clone()
-    out[torch.sort(size, stable=True).indices[:count]] = False
-    score = grow.detach().flatten().cpu().double()
-    score = torch.where(out, torch.full_like(score, -math.inf), score)
-    out[torch.sort(score, descending=True, stable=True).indices[:count]] = True
-    return out.view(kept.shape)
+    flat = kept.to(weight.device).flatten()
+    small = torch.where(flat, -weight.detach().abs().flatten(), -math.inf)
+    out = flat & ~keep_largest(small, count)
+    score = grow.detach().to(weight.device).flatten().nan_to_num(0.0)
+    out |= keep_largest(torch.where(out, -math.inf, score), count)
+    return out.view(kept.shape).to(kept.device)
 
 
 class Rewiring(Rewired):
@@ -43,21 +44,34 @@ class Rewiring(Rewired):
         super().__init__(mask)
         self.config, self.seed = config, seed
 
+    def start(self, model: nn.Module, steps_per_epoch: int, epochs: int) -> None:
+        """Say where the training is too short for any exchange."""
+        super().start(model, steps_per_epoch, epochs)
+        last = self._last(steps_per_epoch * epochs)
+        if self.config.every >= last and self.config.drop > 0:
+            log.warning(
+                "NOTICE: sparse_training.every=%d: this training changes its mask up to step %d of "
+                "%d, so that no weight is exchanged; give a smaller number",
+                self.config.every, last, steps_per_epoch * epochs,
+            )  # fmt: skip
+
+    def _last(self, total: int) -> int:
+        return min(max(1, math.floor(self.config.end * total)), total - 1)
+
     @torch.no_grad()
     def after_backward(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress
     ) -> None:
         """Update the mask if it is time, then clear the gradients of what is removed."""
         update = progress.epoch * progress.steps_per_epoch + progress.step
-        total = progress.epochs * progress.steps_per_epoch
-        last = min(max(1, math.floor(self.config.end * total)), total - 1)
+        last = self._last(progress.epochs * progress.steps_per_epoch)
         due = update > 0 and update % self.config.every == 0 and update < last
         if due or update == last:  # the last update exchanges nothing and settles the sparsity
             self.change(self._next(model, update, last), model, optimizer)
         super().after_backward(model, optimizer, progress)
 
     def _next(self, model: nn.Module, update: int, last: int) -> Mask:
-        config, done = self.config, update / max(1, last)
+        config, done = self.config, update / last if last else 1.0
         parameters = dict(model.named_parameters())
         mask, final = self.mask, config.sparsity
         if config.start_sparsity < final:

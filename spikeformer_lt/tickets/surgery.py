@@ -57,13 +57,13 @@ def apply_surgery(model: nn.Module, ticket: Ticket) -> None:
 def _operate(model: nn.Module, provenance: Mapping[str, Any]) -> None:
     search, config = provenance.get("search"), provenance.get("config")
     if search == "multisp":
-        set_activation(model, _known(ActivationConfig, config, "activation"))
+        set_activation(model, known_config(ActivationConfig, config, "activation"))
     if search in ("multisp", "joint"):
         # A ticket of an earlier version kept the lower index, and goes on doing so.
-        set_patches(model, _known(PatchConfig, config, "patches", ties="index"))
+        set_patches(model, known_config(PatchConfig, config, "patches", ties="index"))
 
 
-def _known(cls: type, config: Any, name: str, **earlier: Any) -> Any:
+def known_config(cls: type, config: Any, name: str, **earlier: Any) -> Any:
     """Return the configuration `name` of a search, of the values that this version knows."""
     values = config.get(name) if isinstance(config, dict) else None
     if not isinstance(values, dict):
@@ -90,7 +90,7 @@ def expected_tensors(
     if not isinstance(given, dict):
         raise TicketError(f"the arguments of {shown(name)} are {shown(given)}, not named values")
     for key, value in given.items():
-        numbers = value if isinstance(value, list) else [value]
+        numbers = value if isinstance(value, list | tuple) else [value]
         plain = all(isinstance(n, str | int | float | None) for n in numbers)
         if not plain or any(isinstance(n, int | float) and not abs(n) <= LARGEST for n in numbers):
             raise TicketError(f"{key}={shown(value)} is no argument that a model can have")
@@ -151,17 +151,13 @@ def transfer_ticket(
     Args:
         ticket: found on a network with the same names in its state_dict.
         model: takes the weights, in place; those that the mask removes are exactly 0.
-        norm: BatchNorm's running statistics: ``keep`` the ticket's, ``reset`` to mean 0 and
-            variance 1, or ``estimate`` from `batches`. Scale and shift always come along.
+        norm: BatchNorm's running statistics: ``keep`` the ticket's, ``reset`` or ``estimate`` them.
         batches: images or frames for ``estimate``, on the model's device.
         fresh: names of layers, such as "head", that keep the model's own weights, not masked.
         changed: model arguments that differ from those in the ticket's provenance.
 
-    Returns:
-        The ticket that `model` now is, with ``transfer`` in its provenance.
-
     Raises:
-        ConfigError: an unknown `norm`, no batches for ``estimate``, or an unknown layer in `fresh`.
+        ConfigError: an unknown `norm` or layer in `fresh`, or no batches for ``estimate``.
         TicketError: names or shapes differ elsewhere. Nothing is written in either case.
 
     Source: Kim et al., ECCV 2022 (arXiv 2207.01382), asks whether tickets of ANNs serve SNNs.
@@ -191,6 +187,7 @@ def transfer_ticket(
         "changed": dict(changed),
         "mask_sha256": ticket.mask.sha256,
     }
+    provenance["mask_sha256"] = mask.sha256
     return Ticket.of(model, mask, provenance)
 
 

@@ -16,6 +16,7 @@ from spikeformer_lt.disk import read_tensors, write_tensors
 from spikeformer_lt.errors import CheckpointError, DataError, name_of
 from spikeformer_lt.images.loader import eval_loader
 from spikeformer_lt.images.splits import Splits
+from spikeformer_lt.layers.inputs import check_values
 
 PREDICTIONS = "predictions.safetensors"
 _COLUMNS = {"index": 1, "label": 1, "logits": 2, "predicted": 1}  # name -> dimensions
@@ -33,7 +34,12 @@ def evaluate(
     batch_size: int,
     workers: int = 0,
 ) -> Metrics:
-    """Evaluate in eval mode; a DataError if the ranks did not see each sample exactly once."""
+    """Evaluate in eval mode.
+
+    Raises:
+        DataError: the ranks did not see each sample exactly once, or a sample has values that
+            `check_values` refuses.
+    """
     device, classes = accelerator.device, data.num_classes
     rank, world = accelerator.process_index, accelerator.num_processes
     loader = eval_loader(
@@ -46,6 +52,7 @@ def evaluate(
     rows = [(none, none, torch.zeros(0, classes, device=device))]  # indices, labels, mean logits
     try:
         for images, labels, indices in loader:
+            check_values(images)  # here, so that every model is spared them, and no device waits
             labels = labels.to(device)
             with accelerator.autocast():
                 logits = model(images.to(device)).float()

@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from datetime import timedelta
 from operator import attrgetter
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from torch import nn
 
 from spikeformer_lt.bundle import open_bundle
 from spikeformer_lt.config import changes, check, entry_options, flat_values, given_options, to_dict
-from spikeformer_lt.errors import CheckpointError, ConfigError, DataError, name_of
+from spikeformer_lt.errors import CheckpointError, ConfigError, DataError, TicketError, name_of
 from spikeformer_lt.events.augment import EventAugment
 from spikeformer_lt.images.augment import Augment, Mixing
 from spikeformer_lt.images.splits import Splits
@@ -77,6 +78,24 @@ CIFAR10 = Wanted("cifar10", "CIFAR-10", ("cifar-10-batches-py", "cifar-10-python
 _GESTURE = ("ibmGestureTrain", "ibmGestureTrain.tar.gz", "DvsGesture", "DvsGesture.tar.gz")
 DVS128_GESTURE = Wanted("dvs128_gesture", "DVS128 Gesture", _GESTURE)
 CIFAR10_DVS = Wanted("cifar10_dvs", "CIFAR10-DVS", ("CIFAR10DVS", "CIFAR10DVS.zip", "airplane.zip"))
+
+
+def with_published(
+    cfg: Any, values: Mapping[str, Any], given: Collection[str]
+) -> tuple[Any, list[str]]:
+    """The configuration with a preset's options, and in words where the user's `given` ones differ.
+
+    A value that is a mapping is by data set, and leaves other sets as they are.
+    """
+    differing = []
+    for path, found in values.items():
+        value = found.get(cfg.data.name) if isinstance(found, Mapping) else found
+        now = attrgetter(path)(cfg)
+        if path not in given and value is not None:
+            cfg = _set(cfg, path, value)
+        elif value not in (None, now):
+            differing.append(f"--{path.replace('_', '-')} {now} (published: {value})")
+    return cfg, differing
 
 
 def settle(cfg: Any, wanted: Wanted, fallback: str, small: dict[str, Any]) -> tuple[Any, str, str]:
@@ -180,6 +199,7 @@ class Experiment:
         cfg: a recipe's configuration with ``data, model, train, run`` groups.
         fallback, small, wanted: as in `settle`.
         search: name of the search, which is part of the run's identity.
+        published: options of the search's preset, as in `with_published`.
     """
 
     run: RunDir
@@ -192,9 +212,11 @@ class Experiment:
         small: dict[str, Any],
         wanted: Wanted = CIFAR10,
         search: str = "",
+        published: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self.search, self.stop = search, StopRequest()
-        self.cfg, self.notice, self.taken = settle(cfg, wanted, fallback, small)
+        settled, self.notice, self.taken = settle(cfg, wanted, fallback, small)
+        self.cfg, self.deviations = with_published(settled, published, given_options(cfg))
 
     def __enter__(self) -> Experiment:
         cfg, train = self.cfg, self.cfg.train
@@ -291,6 +313,12 @@ class Experiment:
 
     def save_ticket(self, ticket: Ticket) -> Ticket:
         """Save the ticket into the run with what is needed to build it again."""
+        noted = ticket.provenance.get("mask_sha256", ticket.mask.sha256)
+        if noted != ticket.mask.sha256:
+            raise TicketError(
+                f"the ticket's mask is {ticket.mask.sha256[:12]}, and its provenance is of mask "
+                f"{str(noted)[:12]}; save the ticket that the search returned"
+            )
         known = {"name": self.cfg.model.name, "args": self.model_args()}
         options = entry_options(self.cfg, self.data.name)
         origin = {
@@ -303,8 +331,9 @@ class Experiment:
             "run_id": self.run.run_id,
             **(self.data.preprocess.noted() if self.data.preprocess else {}),
         }
+        differing = [*ticket.provenance.get("deviations", ()), *self.deviations]
         provenance = {**ticket.provenance, **origin, "options": self.trainer.made_by}
-        provenance["fingerprint"] = fingerprint(provenance)
+        provenance |= {"deviations": differing, "fingerprint": fingerprint(provenance)}
         self._refuse_another(provenance)
         ticket = Ticket(ticket.mask, ticket.tensors, provenance)
         found = {"mask": ticket.mask.sha256, "weights": digest(ticket.tensors)}

@@ -20,9 +20,10 @@ UPDATES = "ema.updates"  # the counter's name among the saved tensors
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
     """Trainable parameters in three groups: decayed, not decayed (1-D), scores."""
+    vectors = config.weight_decay if config.decay_vectors else 0.0
     groups: list[dict[str, Any]] = [
         {"params": [], "lr": config.lr, "weight_decay": config.weight_decay},
-        {"params": [], "lr": config.lr, "weight_decay": 0.0},
+        {"params": [], "lr": config.lr, "weight_decay": vectors},
         {"params": [], "lr": config.score_lr, "weight_decay": 0.0},
     ]
     for name, parameter in model.named_parameters():

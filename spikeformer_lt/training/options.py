@@ -52,6 +52,8 @@ class OptimConfig:
     """Learning rate of subnetwork scores (they follow the same schedule, without decay)."""
     clip_grad: float = 5.0
     """Largest gradient norm; 0 does not clip."""
+    decay_vectors: bool = False
+    """Decay BatchNorm's scale and shift, and biases, too."""
 
     def __post_init__(self) -> None:
         positive, finite = "(0, 1e3)", "[0, 1e9)"

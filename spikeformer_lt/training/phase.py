@@ -257,7 +257,7 @@ class Capture(Hook):
         self.captured = {k: v.detach().to("cpu", copy=True) for k, v in model.state_dict().items()}
 
 
-def _of_first(mask: Mask) -> Mask:
+def of_first(mask: Mask) -> Mask:
     """The first rank's mask: the scores of others may differ in their last bits."""
     return Mask(from_first(mask)) if together() else mask
 
@@ -275,7 +275,7 @@ class Masked(Hook):
 
     def start(self, model: nn.Module, steps_per_epoch: int, epochs: int) -> None:
         """Clear what is removed before the optimizer and the weight average see it."""
-        self.mask = _of_first(self.mask)
+        self.mask = of_first(self.mask)
         self.mask.check(model, allow_layer_collapse=True)
         self.mask.apply_(model)
 
@@ -304,7 +304,7 @@ class Rewired(Masked):
 
     def change(self, mask: Mask, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Put another mask in force, the first rank's, between a backward and its step."""
-        mask = _of_first(mask)
+        mask = of_first(mask)
         returned = {name: mask[name] & ~self.mask[name] for name in mask}
         self.mask, self._factors = mask, {}
         mask.apply_(model)

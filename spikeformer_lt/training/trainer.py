@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from spikeformer_lt.config import check, to_dict
 from spikeformer_lt.errors import ConfigError, Interrupted, name_of
 from spikeformer_lt.images.augment import Mixing
-from spikeformer_lt.images.loader import Augmentation, eval_loader, train_loader
+from spikeformer_lt.images.loader import Augmentation, sample_loader, train_loader
 from spikeformer_lt.images.splits import Splits
 from spikeformer_lt.layers.units import set_recompute
 from spikeformer_lt.rng import STREAM, seed_for
@@ -119,6 +119,8 @@ def save_position(run: PhaseRun, store: CheckpointStore, ranks: Sequence[Any] = 
     }  # fmt: skip
     if len(ranks) > 1:
         state["ranks"] = list(ranks)
+    if run.trainer.data.preprocess is not None:
+        state |= run.trainer.data.preprocess.noted()
     store.save(store.next_number(), tensors, state)
 
 
@@ -534,8 +536,11 @@ class Trainer:
         return {**self.made_by, **phase.facts(self.config.optim)}
 
     def batch(self, count: int) -> tuple[Tensor, Tensor]:
-        """The first `count` training images, or all, not augmented, and their labels."""
-        loader = eval_loader(self.data.train, min(count, len(self.data.train)), workers=0)
+        """So many training images, or all, not augmented, and their labels.
+
+        They are drawn by hash from the run's seed, with the classes in proportion.
+        """
+        loader = sample_loader(self.data.train, count, count, self.config.seed)
         images, labels, _ = next(iter(loader))
         return images.to(self.accelerator.device), labels.to(self.accelerator.device)
 

@@ -20,11 +20,30 @@ def test_a_drop_is_against_dense_and_since_the_first_level() -> None:
     assert (found[4][1].published, found[4][1].ours) == (12.0, None)  # its first level was not run
 
 
-def test_noise_is_two_standard_errors_of_images_or_seeds() -> None:
-    one = drop(line("IMP", 0.5, 90.0, 80.0), line("dense", None, 93.0, 90.0))
-    assert one.noise == pytest.approx(200 * math.sqrt((0.9 * 0.1 + 0.8 * 0.2) / 400))
+@pytest.mark.fault(85)
+def test_noise_is_of_the_test_images_once_and_of_the_seeds() -> None:
+    dense, row = (90.0, 90.01, 90.02), (88.9, 88.91, 88.92)
+    noise = []
+    for seeds in (1, 2, 3):
+        found = drop(
+            line("IMP", 0.5, 89.0, *row[:seeds]), line("dense", None, 90.0, *dense[:seeds])
+        )
+        assert found.ours == pytest.approx(1.1) and found.verdict == NOISE
+        noise.append(found.noise)
+    error = math.sqrt((361 / 402 * 41 / 402 + 356.6 / 402 * 45.4 / 402) / 400)
+    assert noise[0] == pytest.approx(100 * 1.966 * error, rel=1e-3)
+    assert noise[1] == pytest.approx(noise[0], rel=1e-2)  # the same images, read again
+    assert noise[2] == pytest.approx(noise[0], rel=1e-2)
     far = drop(line("IMP", 0.5, 90.0, 80.0, 40.0), line("dense", None, 93.0, 90.0, 90.0))
-    assert far.ours == 30.0 and far.noise == pytest.approx(2 * 20 * math.sqrt(2) / math.sqrt(2))
+    assert far.ours == 30.0 and far.noise > 200  # t of hardly more than one degree of freedom
+
+
+def test_directions_are_told_after_correction_for_the_table() -> None:
+    many = [line("dense", None, 93.0, 95.0, 95.2, 95.1)]
+    many += [line("IMP", at / 20, 92.0, 90.4, 90.6, 90.5) for at in range(1, 15)]
+    alone, whole = drops(many[:2])[1][0], drops(many)[1][0]
+    assert alone.verdict == SAME and whole.verdict == NOISE
+    assert whole.p == pytest.approx(27 * alone.p)  # 14 against dense, 13 since the first level
 
 
 @pytest.mark.parametrize(

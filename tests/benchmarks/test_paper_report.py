@@ -6,7 +6,7 @@ import csv
 
 from paper_rows import ROWS, line
 from papers.drops import NOISE, SAME, Line
-from papers.report import effects, trend, write_table
+from papers.report import budgets, effects, trend, write_table
 from papers.tables import Effect, Table
 
 
@@ -53,9 +53,12 @@ def test_what_is_written_holds_every_row_and_no_unrun_number(tmp_path) -> None:
     ]  # fmt: skip
     unrun = rows[3]
     assert (unrun["published %"], unrun["published drop"]) == ("92.0", "1.0")
-    assert {unrun[c] for c in ("our drop", "±", "ours since first", "direction")} == {"not run"}
+    ours = ("95 % interval", "our drop", "±", "ours since first", "direction")
+    assert {unrun[c] for c in ours} == {"not run"}
+    assert rows[4]["95 % interval"] == "[55.13, 64.68]"  # Wilson's, 240 of 400
+    assert rows[0]["95 % interval"] == "[83.29, 100.00]"  # t, of two seeds
     assert (unrun["run on"], unrun["seeds"]) == ("not run", "0")
-    assert rows[2]["direction"] == SAME and rows[1]["direction"] == NOISE
+    assert rows[4]["direction"] == SAME and rows[1]["direction"] == NOISE
     assert rows[0]["run on"] == "digits; toy T 5; 8 epochs"
     assert "4 of 5 rows" in text and "- A note." in text and "7 runs on a processor" in text
     with open(tmp_path / "t-digits-runs.csv", newline="") as file:
@@ -63,6 +66,17 @@ def test_what_is_written_holds_every_row_and_no_unrun_number(tmp_path) -> None:
     assert len(runs) == 7 and runs[0]["run id"] == "toy-dense" + "None"
     assert runs[0]["command"] == "recipe.py --x 1"
     assert (tmp_path / "t-digits.png").stat().st_size > 5000
+
+
+def test_rows_of_another_budget_are_named() -> None:
+    dense, row = line("dense", None, 93.0, 95.0), line("IMP", 0.5, 92.0, 94.0)
+    for each, epochs in ((dense, 8.0), (row, 16.0)):
+        each.runs[0].report["epochs_trained"] = epochs
+    assert budgets([dense, row])[0].endswith(
+        "t cifar10 net IMP sparsity 0.5: 16.0 epochs against 8.0."
+    )
+    row.runs[0].report["epochs_trained"] = 8.0
+    assert budgets([dense, row]) == []
 
 
 def test_a_refused_run_is_named(tmp_path) -> None:

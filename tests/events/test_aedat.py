@@ -3,6 +3,7 @@ from __future__ import annotations
 import struct
 import sys
 import tracemalloc
+import warnings
 
 import numpy as np
 import pytest
@@ -331,6 +332,15 @@ CHIPS = [
 ]
 
 
+def test_an_event_that_begins_like_a_comment_is_an_event(files, tmp_path):
+    """Row 140 of a DAVIS makes the first byte of an address a #."""
+    events = files.some_events(300, 260, 346)
+    events["y"][:3] = 140
+    files.write_aedat2(tmp_path / "a.aedat", events, chip="davis.Davis346red")
+    assert (tmp_path / "a.aedat").read_bytes().split(b"346red\r\n")[1].startswith(b"#")
+    assert np.array_equal(read_aedat2(tmp_path / "a.aedat").events, events)
+
+
 @pytest.mark.parametrize(("chip", "width", "height"), CHIPS)
 def test_a_davis_recording_is_read_by_the_headers_chip(files, tmp_path, chip, width, height):
     events = files.some_events(300, height, width)
@@ -350,3 +360,31 @@ def test_another_chip_is_refused_by_its_name(files, tmp_path):
     files.write_aedat2(tmp_path / "a.aedat", files.some_events(5), chip="x.chips.CochleaAMS1c")
     with pytest.raises(DataError, match=r"its chip is 'CochleaAMS1c'; DVS128 and DAVIS cameras"):
         read_aedat2(tmp_path / "a.aedat")
+
+
+def test_tonics_readers_give_the_same_but_for_its_turns(files, tmp_path):
+    """tonic 1.7.0 turns a DAVIS upside down; of AEDAT 3.1 it still reads words."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from tonic import io
+    events, path = files.some_events(500, 260, 346), tmp_path / "a.aedat"
+    events["y"][0] = 0  # tonic takes a first byte of # for a comment
+    files.write_aedat2(path, events, chip="eu.seebetter.ini.chips.davis.Davis346red")
+    ours, theirs = read_aedat2(path).events, io.read_davis_346(path)[2]
+    turned = {"x": 345 - theirs["x"], "y": 259 - theirs["y"], "p": theirs["p"]}
+    for name, other in {**turned, "t_us": theirs["t"]}.items():
+        assert np.array_equal(ours[name].astype(int), other.astype(int))
+    files.write_aedat31(path, events, other=False)
+    words = io.get_aer_events_from_file(path, 3.1, len(files.AEDAT31_HEADER))
+    ours, address = read_aedat31(path).events, words["address"]
+    found = {"x": address >> 17, "y": address >> 2 & 0x7FFF, "p": address >> 1 & 1}
+    for name, other in {**found, "t_us": words["timeStamp"]}.items():
+        assert np.array_equal(ours[name].astype(int), other.astype(int))
+
+
+def test_packed_aedat_3_is_refused(files, tmp_path):
+    files.write_aedat31(tmp_path / "a.aedat", files.some_events(5))
+    whole = (tmp_path / "a.aedat").read_bytes()
+    (tmp_path / "a.aedat").write_bytes(whole.replace(b"Format: RAW", b"Format: Serial-TS"))
+    with pytest.raises(DataError, match="has the format 'Serial-TS'; RAW is read"):
+        read_aedat31(tmp_path / "a.aedat")

@@ -24,7 +24,7 @@ _spec.loader.exec_module(_layers)
 awaken, outputs = _layers.awaken, _layers.outputs
 
 SMALL = {"image_size": 16, "embed_dim": 32, "depth": 1, "num_heads": 4, "mlp_ratio": 2.0, "T": 3}
-PATCHES = {"score": "rate", "sparsity": 0.3, "space": "token", "rescale": False}
+PATCHES = {"score": "rate", "sparsity": 0.3, "space": "token", "rescale": False, "ties": "hash"}
 
 
 def pictures(model: Any, batch: int = 3) -> torch.Tensor:

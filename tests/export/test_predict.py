@@ -145,7 +145,10 @@ def test_everything_that_is_made_of_a_ticket_carries_it(net, tmp_path: Path) -> 
     assert [one.label for one in plain.predict(x)] == [one.label for one in wanted]
     assert all(one.name == f"class {one.label}" for one in wanted)
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "model.predict(uint8_images)" in card and "RGB pictures of 16 x 16 pixels" in card
+    assert (
+        "x = np.zeros((1, 16, 16, 3), np.uint8)" in card
+        and "RGB pictures of 16 x 16 pixels" in card
+    )
 
 
 def test_a_stream_takes_pixels_and_slices_of_events(net, cnn) -> None:
@@ -180,6 +183,8 @@ def test_an_artefact_without_it_says_so_and_takes_one(net, tmp_path: Path) -> No
     few = dataclasses.replace(PIXELS, classes=("a", "b"))
     with pytest.raises(ExportError, match="10 classes, its preprocess names 2"):
         fast.predict(x, preprocess=few)
+    with pytest.raises(ExportError, match="of 2 channels of 16 pixels a side, the network of 3 of"):
+        fast.predict(x, preprocess=EVENTS_IN)
 
 
 WRONG: list[tuple[Any, str]] = [

@@ -205,3 +205,23 @@ print([name for name in ("timm", "PIL", "torchvision") if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout == "[]\n", done.stderr
+
+
+def test_cutout_sets_one_square_to_the_mean_and_touches_nothing_else():
+    plain = normalize(image(), MEAN, STD)
+    cut = Augment(cutout=16).build(MEAN, STD, 32)
+    sizes = set()
+    for seed in range(30):
+        out = drawn(cut, image(), seed)
+        gone = (out == 0).all(0)
+        rows, columns = gone.any(1).nonzero().flatten(), gone.any(0).nonzero().flatten()
+        square = torch.zeros_like(gone)
+        square[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = True
+        assert torch.equal(gone, square)
+        assert torch.equal(out[:, ~square], plain[:, ~square])
+        sizes.add((len(rows), len(columns)))
+    assert max(sizes) == (16, 16) and min(min(size) for size in sizes) < 16  # cut at the border
+    assert Augment.standard("crop4_flip_cutout") == Augment(crop_padding=4, hflip=0.5, cutout=16)
+    assert not Augment(cutout=16).is_identity()
+    with pytest.raises(ConfigError, match="cutout=-1"):
+        Augment(cutout=-1).check()

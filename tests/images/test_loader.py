@@ -15,8 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spikeformer_lt.errors import ConfigError, DataError
-from spikeformer_lt.images import Augment, eval_loader, normalize, steps_per_epoch, train_loader
-from spikeformer_lt.images.loader import BatchReader
+from spikeformer_lt.images import (
+    ArrayImages,
+    Augment,
+    eval_loader,
+    normalize,
+    steps_per_epoch,
+    train_loader,
+)
+from spikeformer_lt.images.loader import BatchReader, sample_loader
 from spikeformer_lt.rng import isolated_rng, seed_for
 
 PAPER = Augment.standard("spikformer_cifar")
@@ -317,3 +324,29 @@ def test_an_augmentation_that_fails_names_the_sample(random_images):
 def test_an_interrupt_is_not_taken_for_a_bad_sample():
     with pytest.raises(KeyboardInterrupt):
         BatchReader(Unhappy(KeyboardInterrupt()), None).__getitems__([(0, 5)])
+
+
+@given(
+    st.lists(st.integers(1, 60), min_size=2, max_size=8), st.integers(1, 200), st.integers(1, 40)
+)
+@pytest.mark.fault(71)
+def test_a_sample_stands_for_a_sorted_set_in_every_batch(sizes, count, batch):
+    labels = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))  # class by class
+    images = torch.zeros(len(labels), 1, 2, 2, dtype=torch.uint8)
+    known = {"num_classes": len(sizes), "mean": (0.5,), "std": (0.5,)}
+    data = ArrayImages("sorted", images, labels, **known)
+    batches = list(sample_loader(data, count, batch, seed=3))
+    same(batches, list(sample_loader(data, count, batch, seed=3)))
+    places = torch.cat([indices for _, _, indices in batches])
+    assert len(set(places.tolist())) == len(places) == min(count, len(data))
+    for taken in (places, *(places[:n] for n in range(1, len(places), 7))):
+        found = torch.bincount(labels[taken], minlength=len(sizes))
+        wanted = torch.tensor(sizes) * len(taken) / len(data)
+        assert float((found - wanted).abs().max()) < 1 + len(sizes) / 2
+
+
+def test_a_sample_depends_on_its_seed(data):
+    drawn = [next(iter(sample_loader(data, 9, 9, seed)))[2].tolist() for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    with pytest.raises(ConfigError, match="count=0"):
+        sample_loader(data, 0)

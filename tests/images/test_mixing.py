@@ -105,7 +105,8 @@ def test_probability_is_that_of_a_batch(images):
 def test_the_standard_is_that_of_spikformer():
     assert Mixing.standard("none") == Mixing()
     assert Mixing.standard("spikformer_cifar") == Mixing(mixup=0.5, smoothing=0.1, until=2 / 3)
-    assert Mixing.standard("spikformer_dvs") == Mixing(mixup=0.5, smoothing=0.1, prob=0.5)
+    events = Mixing(mixup=0.5, smoothing=0.1, prob=0.5, until=75 / 106)
+    assert Mixing.standard("spikformer_dvs") == events
 
 
 @pytest.mark.fault(38)

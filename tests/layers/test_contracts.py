@@ -105,6 +105,36 @@ def test_layers_of_a_cnn_say_what_they_read() -> None:
     assert {u.reads for u in resnet.modules() if isinstance(u, Unit)} == {"real"}
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "hidden"),
+    [
+        ("spikformer_toy", {"residual": "or"}, None),
+        ("spikformer_toy", {}, None),
+        ("spiking_vgg_toy", {"image_size": 8, "hidden": 16}, "spikes"),
+        ("spiking_vgg_toy", {"image_size": 16, "hidden": 16}, "real"),
+        ("spiking_resnet_toy", {"image_size": 16, "hidden": 16}, "real"),
+    ],
+)
+def test_units_receive_what_they_say_that_they_read(
+    name: str, options: dict[str, Any], hidden: object, awaken
+) -> None:
+    model: Any = create_model(name, **{"image_size": 16, "T": 3, **options})
+    x = torch.randn(4, 3, *model.image_size)
+    awaken(model, lambda module: module(x))
+    units = {n: m for n, m in model.eval().named_modules() if isinstance(m, Unit)}
+    seen: dict[str, torch.Tensor] = {}
+    for n, unit in units.items():
+        unit.register_forward_pre_hook(lambda m, args, n=n: seen.update({n: args[0]}))
+    model(x)
+    assert seen.keys() == units.keys()
+    for n, unit in units.items():
+        limit = {"spikes": 1, "real": None}.get(unit.reads, getattr(unit.reads, "max", None))
+        if limit is not None:
+            assert set(seen[n].unique().tolist()) <= set(range(limit + 1)), n
+            assert seen[n].any(), n
+    assert getattr(getattr(model, "hidden", None), "reads", None) == hidden
+
+
 def test_a_stem_and_a_selection_are_found_whatever_they_are_called() -> None:
     model = toy()
     assert stem_of(model) is model.conv_pep and isinstance(model.stem, Stem)

@@ -7,28 +7,49 @@ import json
 import os
 import shlex
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+from papers.finished import load_recipe, recipe_class
+
+from spikeformer_lt import create_search
+from spikeformer_lt.cli import MULTISP_SUITES, Comparison, jobs_of, read_find, search_rows
+from spikeformer_lt.config import parse
+from spikeformer_lt.registry import search_names
+from spikeformer_lt.tickets.presets import retraining, start_step
+
 pytestmark = pytest.mark.recipe
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+OWN_GROUPS = ("multisp", "early_bird", "edge_popup", "biprop")
 
 SMALL = (
     "--data.limit-train 64 --data.limit-test 40 --data.image-size 16 --model.name spikformer_toy "
     "--model.embed-dim 16 --model.T 2 --train.cpu"
 )
-OWN = ["dense=--epochs 1", "edge-popup=--edge-popup.epochs 1"]
-OWN += ["imp=--imp.epochs 1 --imp.rewind 1it --imp.rounds 1 --epochs 1"]
-OWN += ["imp+et=--imp.epochs 1 --imp.rewind 1it --imp.rounds 1 --epochs 1 --early-time.epochs 1"]
+OWN = ["imp+et=--early-time.epochs 1"]
 
 
+@pytest.mark.fault(86)
 def test_searches_become_one_table_and_go_on_where_they_stopped(
     recipes: Any, tmp_path: Path
 ) -> None:
+    """With one budget: the epoch before IMP's rewind point counts as training, the probe's not."""
     line = shlex.split("--searches edge-popup imp imp+et --sparsities 0.5 --seeds 0 --jobs 2")
-    line += [f"--options={SMALL}", "--search-options", *OWN, "--out", str(tmp_path)]
+    line += [
+        "--epochs",
+        "2",
+        f"--options={SMALL}",
+        "--search-options",
+        *OWN,
+        "--out",
+        str(tmp_path),
+    ]
     ended = recipes.run("compare_tickets", *line, fork_jobs=True)
     assert ended.code == 0, ended.err
     assert "4 runs, 0 of them finished before" in ended.err
@@ -38,9 +59,13 @@ def test_searches_become_one_table_and_go_on_where_they_stopped(
     removed = [float(row["prunable weights removed %"]) for row in rows.values()]
     assert removed == pytest.approx([0, 50, 50, 50], abs=0.1)
     cost = [float(row["search (epochs x T)"]) for row in rows.values()]
-    assert cost == [0, 2, 6, 8]  # T 2: no fewer steps, and the probe's epoch on top
+    assert cost == [0, 4, 8, 10]  # T 2: no fewer steps, and the probe's epoch on top
+    assert {row["epochs trained"] for row in rows.values()} == {"2.0"}
     text = (tmp_path / "comparison.md").read_text()
-    assert "Early-Time against the same search without it" in text and "| 1.333 " in text
+    assert "Early-Time against the same search without it" in text and "| 1.250 " in text
+    assert "Epochs trained differ" not in text and "| McNemar" in text
+    low, high = json.loads(rows["dense"]["95 % interval"])
+    assert 0 <= low < float(rows["dense"]["test accuracy %"]) < high <= 100
     assert float(rows["imp+et 0.5"]["T in search"]) == 2
     assert (tmp_path / "curve-prunable-weights.png").stat().st_size > 1000
 
@@ -50,6 +75,44 @@ def test_searches_become_one_table_and_go_on_where_they_stopped(
     again = recipes.run("compare_tickets", *line, fork_jobs=True)
     assert "4 runs, 3 of them finished before" in again.err
     assert json.loads(report.read_text()) == before
+
+
+@pytest.mark.parametrize("case", ["tickets", *(("cifar", suite) for suite in MULTISP_SUITES)])
+@pytest.mark.fault(86)
+def test_every_variant_has_one_budget(case: Any) -> None:
+    """Of each search and of each suite of MultiSp, by the configuration that its run would have."""
+    if case == "tickets":
+        recipe = load_recipe(RECIPES / "compare_tickets.py")
+        names = (*recipe.SEARCHES, *search_names())
+        cfg = recipe.CompareTickets(searches=names, sparsities=(0.5,), seeds=(0,), epochs=30)
+        jobs = jobs_of(cfg, search_rows(cfg, recipe.SEARCHES), ("-", "-"))
+        assert len(jobs) > 20
+    else:
+        lines = MULTISP_SUITES[case[1]]
+        rows = {n: f"multisp_{case[0]}.py --multisp.epochs {{e}} {o}" for n, o in lines.items()}
+        jobs = jobs_of(Comparison(epochs=30), rows, ("_", "-"))
+    found = {}
+    for job in jobs:
+        path, *options = job.command
+        if Path(path).name == "find_ticket.py":
+            cfg, groups = read_find(options)
+            name, *inside = groups
+            chosen = (name, getattr(cfg, name, None), *((n, getattr(cfg, n)) for n in inside))
+        else:
+            recipe = load_recipe(Path(path))
+            cfg = parse(recipe_class(Path(path)), options)
+            own = next((n for n in OWN_GROUPS if hasattr(cfg, n)), "")
+            chosen = recipe.choose(cfg) if hasattr(recipe, "choose") else (own, getattr(cfg, own))
+        name, config, *inner = chosen
+        inner = [create_search(inner[0][0], config=inner[0][1])] if inner else []
+        search = create_search(name, config=config, **({"inner": inner[0]} if inner else {}))
+        trained = search.planned()
+        if not search.trained:
+            inside = [search.config for search in inner]
+            start = start_step(search.config, *inside).epochs
+            trained = retraining(search.config, cfg.epochs, *inside)[0] + start
+        found[job.variant] = trained
+    assert set(found.values()) == {30}, found
 
 
 @pytest.mark.slow

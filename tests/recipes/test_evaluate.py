@@ -31,11 +31,21 @@ def evaluated(recipes: Any, out: Path, *options: object, **kwargs: Any) -> dict[
 
 
 @pytest.mark.fault(50)
+@pytest.mark.fault(87)
 def test_a_run_evaluates_to_the_accuracy_and_ledger_of_its_report(
     recipes: Any, finished: Any, tmp_path: Path
 ) -> None:
-    found = evaluated(recipes, tmp_path / "new" / "place" / "test.json", "--run", finished.path)
+    """Returned as they were saved at the first reading, which is said; or read again."""
+    place = tmp_path / "new" / "place" / "test.json"
+    first = evaluated(recipes, tmp_path / "first.json", "--run", finished.path)
+    assert first["saved"] and "saved at the first reading" in first["printed"]
+    found = evaluated(recipes, place, "--run", finished.path, "--again")
+    assert not found["saved"] and {**found, "saved": True, "printed": ""} == {
+        **first,
+        "printed": "",
+    }
     report = finished.report
+    assert found["accuracy_interval"] == report["test_accuracy_interval"]
     assert found["accuracy"] == report["test_accuracy"]
     assert (found["count"], found["split"]) == (report["test_count"], "test")
     assert found["loss"] == report["test_loss"]

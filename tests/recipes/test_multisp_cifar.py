@@ -281,7 +281,12 @@ def test_schedules_and_the_literal_preset_run_to_a_ticket(
     report = json.loads((run / "report.json").read_text())
     assert report["sparsity"]["conv_pep_weight"] == 0.5
     assert report["sparsity"]["patch"] == 5 / 16
-    assert len(report["binary_layers"]) == 4
+    literal = "literal" in options
+    assert len(report["binary_layers"]) == 4 + literal  # Algorithm 1 spares no convolution
+    assert len(report["ticket"]["deviations"]) == 5 * literal
+    if literal:
+        model = Ticket.load(run / "ticket").provenance["model"]
+        assert (model["args"]["tau"], model["args"]["decay_input"]) == (100.0, False)
     again = recipes.run("evaluate", "--run", run, "--cpu", "--out", tmp_path / "again.json")
     assert again.code == 0, again.err
     assert json.loads((tmp_path / "again.json").read_text())["loss"] == report["test_loss"]

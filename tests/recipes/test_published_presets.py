@@ -49,6 +49,7 @@ def test_a_preset_asks_for_the_published_phases(line, tmp_path, monkeypatch) -> 
     def fit(trainer: Trainer, model: Any, phase: Any) -> FitResult:
         optim = phase.optimizer(trainer.config.optim)
         asked.append((phase, optim))
+        assert trainer.config.loss == ("tet" if "eccv22" in line else "mean")
         hooks, steps = Hooks(phase.hooks), 2
         hooks.start(model, steps, phase.epochs)
         hooks.after_step(model, steps * phase.epochs, None)

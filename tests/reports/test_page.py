@@ -37,6 +37,8 @@ def write(folder, pictures=(), **content):
         "table": (["a<", "b"], [["<x>", 1], ["y", 2]]),
         "curves": {"curve.png": 'a "picture"'},
         "differ": "",
+        "against": (["variant", "verdict"], []),
+        "differences": "",
     }
     return write_page(folder / "report.html", "variants.html", pictures, **{**usual, **content})
 

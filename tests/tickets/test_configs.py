@@ -17,7 +17,7 @@ from spikeformer_lt.tickets import Search, SnipConfig, configs
 
 def test_the_words_are_those_that_layers_and_masks_know() -> None:
     assert configs.SCOPES == SCOPES
-    assert configs.SCORES == patches.SCORES
+    assert tuple(patches.SCORES) == configs.SCORES
     assert (configs.ACTIVATIONS, configs.RESIDUALS) == (stems.ACTIVATIONS, stems.RESIDUALS)
 
 

@@ -132,3 +132,9 @@ def test_channels_of_a_ticket_are_cut_out_and_the_outputs_stay(make, bench, tmp_
 def test_bad_options_are_refused(field, value):
     with pytest.raises(ConfigError, match=field):
         EarlyBirdConfig(**{field: value})
+
+
+def test_a_search_that_is_too_short_to_stop_says_so(make, bench, tmp_path, caplog):
+    config = EarlyBirdConfig(sparsity=0.5, epochs=1, window=3)
+    EarlyBird(config).find(make(), bench.trainer(tmp_path).fit)
+    assert "NOTICE: early_bird.epochs=1" in caplog.text

@@ -13,8 +13,8 @@ from spikeformer_lt import create_model
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.tickets import Imp, ImpConfig, PruneConfig, magnitudes
-from spikeformer_lt.tickets.configs import ECCV22
 from spikeformer_lt.tickets.imp import schedule
+from spikeformer_lt.tickets.presets import ECCV22
 from spikeformer_lt.training.phase import FitResult, Hooks, Phase
 
 PRINTED = (25.04, 43.71, 57.76, 68.3, 76.2, 82.13, 86.58, 89.91, 92.41, 94.29, 95.69, 96.75, 97.54,

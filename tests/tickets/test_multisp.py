@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from spikeformer_lt import create_model, create_search
 from spikeformer_lt.errors import ConfigError
@@ -15,11 +16,13 @@ from spikeformer_lt.layers.patches import kept_count
 from spikeformer_lt.layers.subnet import SubnetConv2d, rankings
 from spikeformer_lt.tickets import (
     ActivationConfig,
+    EdgePopupConfig,
     MultiSp,
     MultiSpConfig,
     PatchConfig,
     WeightConfig,
     model_from_ticket,
+    set_patches,
 )
 from spikeformer_lt.tickets.multisp import LITERAL_SCORES
 from spikeformer_lt.training.phase import FitResult, Phase, Progress
@@ -140,14 +143,59 @@ def test_a_frozen_stem_does_not_move_while_the_encoder_trains():
 
 
 def test_the_literal_preset_is_algorithm_1():
-    search = MultiSp(MultiSpConfig(preset="literal", epochs=1, stem_epochs=1, dense_epochs=9))
+    """In its first phase scores and the temporary head train, and nothing else."""
+    moved = {}
+
+    class Watching(Recorder):
+        def __call__(self, model, phase):
+            before = {k: v.detach().clone() for k, v in model.named_parameters()}
+            result = super().__call__(model, phase)
+            after = dict(model.named_parameters())
+            moved[phase.name] = {k for k, v in before.items() if not torch.equal(v, after[k])}
+            return result
+
+    search = MultiSp(MultiSpConfig(preset="literal", epochs=1, stem_epochs=2, dense_epochs=9))
     weights = search.config.weights
     assert (weights.method, weights.scope, weights.gain) == ("scores", "global", "layer")
     assert search.config.schedule == "sequential"
     assert search.config.dense_epochs == 0
-    fit = Recorder()
-    search.find(toy(), fit)
-    assert fit.phases[0].optim == LITERAL_SCORES
+    model, fit = toy(), Watching()
+    ticket = search.find(model, fit)
+    assert fit.phases[0].optim == LITERAL_SCORES and LITERAL_SCORES.lr < LITERAL_SCORES.score_lr
+    learned = {name for name in moved["conv_pep"] if name.endswith(".scores")}
+    assert moved["conv_pep"] - learned == {"head.weight", "head.bias"} and len(learned) == 5
+    assert not any(name.startswith("conv_pep") for name in moved["sequential"])
+    assert len(model.conv_pep.stages[0].conv.weight.abs().unique()) == 2  # binary and sparse
+    assert model.patch.space == "pixel"
+    assert len(ticket.provenance["deviations"]) == 5
+    assert MultiSp().find(toy(), Recorder()).provenance["deviations"] == []
+
+
+@pytest.mark.fault(74)
+def test_a_measurement_in_pixel_space_moves_nothing_and_trains_the_same_weights():
+    """One update of every norm a step, and gradients of the second pass alone."""
+    images = torch.rand(4, 3, 16, 16) * 4
+    model = toy().train()
+    set_patches(model, PatchConfig(0.5, space="pixel"))
+    tokens, _ = model.stem_tokens(model.time_first(images))
+    assert not tokens.requires_grad
+    norms = [m for m in model.conv_pep.modules() if isinstance(m, _BatchNorm)]
+    assert all(int(norm.num_batches_tracked) == 0 for norm in norms)
+    assert all(bool((norm.running_mean == 0).all()) for norm in norms)
+    F.cross_entropy(model(images).mean(1), torch.arange(4)).backward()
+    assert all(int(norm.num_batches_tracked) == 1 for norm in norms)
+    assert all(p.grad is not None for p in model.conv_pep.parameters())
+
+
+@pytest.mark.fault(72)
+def test_a_ramp_that_no_step_would_end_is_refused():
+    ramp = WeightConfig(ramp_epochs=4.0, freeze_mask_at=1.0)
+    with pytest.raises(ConfigError, match=r"ramp_epochs=4.0 .* at most 3"):
+        MultiSpConfig(epochs=4, weights=ramp)
+    with pytest.raises(ConfigError, match=r"ramp_epochs=4.0 .* at most 3"):
+        EdgePopupConfig(epochs=4, ramp_epochs=4.0)
+    reached = MultiSp(MultiSpConfig(epochs=5, weights=ramp)).find(toy(), Recorder())
+    assert {round(s, 2) for s in reached.mask.layer_sparsity().values()} == {0.5}
 
 
 def test_the_dense_control_is_the_plain_model():

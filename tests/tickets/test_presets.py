@@ -14,7 +14,7 @@ from spikeformer_lt.tickets import (
     preset_optim,
     with_preset,
 )
-from spikeformer_lt.tickets.configs import PRESETS
+from spikeformer_lt.tickets.presets import PRESETS
 
 
 def test_only_a_preset_overrides_the_run():

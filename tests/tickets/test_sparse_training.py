@@ -101,3 +101,38 @@ def test_every_length_ends_at_the_final_sparsity(make, bench, tmp_path):
 def test_bad_options_are_refused(field, value):
     with pytest.raises(ConfigError, match=field):
         SparseTrainingConfig(**{field: value})
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+@pytest.mark.fault(72)
+def test_the_shortest_training_reaches_its_sparsity(steps):
+    model = nn.Linear(20, 15)
+    config = SparseTraining(SparseTrainingConfig("granet", sparsity=0.9, epochs=1, every=1)).config
+    first = Mask.from_scores({"weight": torch.rand(15, 20)}, config.start_sparsity)
+    hook = Rewiring(first, config, seed=0)
+    hooks, optimizer = Hooks([hook]), torch.optim.SGD(model.parameters(), lr=0.1)
+    hooks.start(model, steps, 1)
+    for step in range(steps):
+        model(torch.randn(8, 20)).square().mean().backward()
+        hooks.after_backward(model, optimizer, Progress(0, step, steps, 1))
+        hooks.after_step(model, step + 1, None)
+    assert hook.mask.removed == 270
+
+
+def test_a_training_without_an_exchange_says_so(caplog):
+    config = SparseTraining(SparseTrainingConfig("rigl", epochs=1, every=50)).config
+    hook = Rewiring(Mask({"weight": torch.ones(2, 2)}), config, seed=0)
+    hook.start(nn.Linear(2, 2), 20, 1)
+    assert "NOTICE: sparse_training.every=50" in caplog.text
+    caplog.clear()
+    hook.start(nn.Linear(2, 2), 200, 1)
+    assert not caplog.text
+
+
+@pytest.mark.gpu
+def test_an_exchange_on_a_gpu_is_that_of_the_cpu():
+    generator = torch.Generator().manual_seed(0)
+    weight, grow = torch.randint(-3, 4, (2, 999), generator=generator).float()  # many ties
+    kept = torch.rand(999, generator=generator) < 0.3
+    there = exchange(weight.cuda(), kept, 100, grow.cuda())
+    assert torch.equal(there, exchange(weight, kept, 100, grow))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -56,6 +57,19 @@ def test_the_training_mode_is_put_back_even_after_an_error(data):
         evaluate(model, data.test, data, Accelerator(cpu=True), batch_size=8)
     assert model.training
     assert not model.frozen.training
+
+
+@pytest.mark.fault(95)
+def test_a_value_that_no_image_has_is_refused_for_every_model(data):
+    images = torch.zeros(8, 3, 16, 16)
+    images[3, 0, 1, 2] = float("nan")
+    wrong = torch.utils.data.TensorDataset(images, torch.zeros(8).long(), torch.arange(8))
+    loader = {"eval_loader": lambda *args, **options: torch.utils.data.DataLoader(wrong, 4)}
+    with (
+        patch.multiple("spikeformer_lt.training.evaluate", **loader),
+        pytest.raises(DataError, match=r"input holds nan at \[3, 0, 1, 2\]"),
+    ):
+        evaluate(FirstPixel(), data.test, data, Accelerator(cpu=True), batch_size=4)
 
 
 def test_two_ranks_together_see_each_sample_once(data):

@@ -30,6 +30,14 @@ def test_scores_have_their_own_rate_and_nothing_thin_decays():
     assert counted == len([p for p in model.parameters() if p.requires_grad])
 
 
+def test_vectors_decay_where_a_source_decays_them():
+    net = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    for decays in (False, True):
+        config = OptimConfig(weight_decay=0.3, decay_vectors=decays)
+        matrices, vectors = parameter_groups(net, config)
+        assert (matrices["weight_decay"], vectors["weight_decay"]) == (0.3, 0.3 * decays)
+
+
 def test_frozen_parameters_are_left_out_and_an_empty_training_is_refused():
     net = nn.Linear(3, 3)
     net.bias.requires_grad_(False)

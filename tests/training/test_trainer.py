@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import signal
 from dataclasses import dataclass, field
 
@@ -14,7 +15,7 @@ from torch import nn
 
 from spikeformer_lt import create_dataset, create_model
 from spikeformer_lt.errors import ConfigError, Interrupted, NonFiniteError
-from spikeformer_lt.images.augment import Augment, Mixing
+from spikeformer_lt.images.augment import Augment, Mixing, normalize
 from spikeformer_lt.step import Step
 from spikeformer_lt.training.monitor import spiking_layers
 from spikeformer_lt.training.options import OptimConfig, TrainConfig
@@ -336,10 +337,17 @@ def test_a_hook_ends_a_phase_and_finds_its_state_when_it_is_asked_again(tmp_path
     assert torch.equal(*captured)
 
 
-def test_a_batch_is_the_first_training_images_without_augmentation(tmp_path, data):
-    made = trainer(tmp_path, data, settings())
-    images, labels = made.batch(5)
-    again, _ = made.batch(10**6)
-    assert images.shape[0] == len(labels) == 5
-    assert len(again) == len(data.train)
-    assert torch.equal(images, again[:5])
+@pytest.mark.fault(71)
+def test_a_batch_is_some_of_each_class_without_augmentation(tmp_path, data):
+    """Of a set that is sorted by class, as recordings are."""
+    order = torch.argsort(data.train.labels, stable=True)
+    by_class = dataclasses.replace(data, train=data.train.take(order))
+    made = trainer(tmp_path, by_class, settings())
+    images, labels = made.batch(20)
+    assert torch.bincount(labels, minlength=10).tolist() == [2] * 10
+    places = [int((by_class.train.labels == label).nonzero()[0]) for label in labels]
+    assert len(set(places)) == 10
+    shown = normalize(by_class.train.images, by_class.mean, by_class.std)
+    assert all(any(torch.equal(image, other) for other in shown) for image in images)
+    assert torch.equal(made.batch(20)[0], images)
+    assert len(made.batch(10**6)[0]) == len(data.train)

@@ -162,13 +162,9 @@ def find(
     from spikeformer_lt.training.experiment import CIFAR10, CIFAR10_DVS, DVS128_GESTURE, Experiment
 
     sets = {one.name: one for one in (CIFAR10, DVS128_GESTURE, CIFAR10_DVS)}
-    names = {"fallback": fallback, "search": " ".join([name, *(one for one, _ in inner)])}
-    usual: dict[str, Any] = {
-        "small": dict(small),
-        "published": presets.PUBLISHED.get(preset, {}),
-        **names,
-    }
-    with Experiment(cfg, wanted=sets[wanted], **usual) as experiment:
+    usual: dict[str, Any] = {"small": dict(small), "published": presets.PUBLISHED.get(preset, {})}
+    usual["search"] = " ".join([name, *(one for one, _ in inner)])
+    with Experiment(cfg, wanted=sets[wanted], fallback=fallback, **usual) as experiment:
         model, fit = experiment.model(), experiment.trainer.fit
         chosen = _chosen(choose, experiment.cfg)
         search, epochs = _made(chosen, cfg.train.seed, experiment.trainer.batch), 0

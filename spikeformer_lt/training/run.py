@@ -24,6 +24,7 @@ from typing import IO, Any
 
 import torch
 
+from spikeformer_lt.bundle import sweep
 from spikeformer_lt.config import (
     changes,
     check,
@@ -147,6 +148,7 @@ class RunDir:
                 f"{fault.strerror or fault}; choose another --run.out"
             ) from None
         try:
+            sweep(folder)
             if holds_run(folder) and not resumed:
                 raise ConfigError(f"{name_of(path)}: another process has just begun a run there")
             env = describe_environment(seed, world_size) | {IDENTITY: dict(choice.identity)}

@@ -56,6 +56,12 @@ def preset_optim(preset: str) -> OptimConfig | None:
     return PRESETS.get(preset)
 
 
+def published(config: Any, inner: Any = None) -> dict[str, Any]:
+    """Options of the whole run that the preset (of `inner` if given) stands for."""
+    config = getattr(config, "imp", config) if inner is None else inner  # of a joint search
+    return PUBLISHED.get(getattr(config, "preset", "default"), {})
+
+
 def retraining(config: Any, epochs: int, inner: Any = None) -> tuple[int, OptimConfig | None]:
     """Epochs and optimizer of the training from a ticket, by the preset (of `inner` if given).
 

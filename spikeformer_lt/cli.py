@@ -158,24 +158,24 @@ def find(
     preset = getattr(getattr(config, "imp", config), "preset", "default")
 
     from spikeformer_lt.reports import write_report
-    from spikeformer_lt.tickets import retrain, with_phase
+    from spikeformer_lt.tickets import Search, retrain, with_phase
     from spikeformer_lt.training.experiment import CIFAR10, CIFAR10_DVS, DVS128_GESTURE, Experiment
 
     sets = {one.name: one for one in (CIFAR10, DVS128_GESTURE, CIFAR10_DVS)}
-    names = {"fallback": fallback, "search": " ".join([name, *(one for one, _ in inner)])}
-    usual: dict[str, Any] = {
-        "small": dict(small),
-        "published": presets.PUBLISHED.get(preset, {}),
-        **names,
-    }
-    with Experiment(cfg, wanted=sets[wanted], **usual) as experiment:
+    usual: dict[str, Any] = {"small": dict(small), "published": presets.PUBLISHED.get(preset, {})}
+    usual["search"] = " ".join([name, *(one for one, _ in inner)])
+    with Experiment(cfg, wanted=sets[wanted], fallback=fallback, **usual) as experiment:
         model, fit = experiment.model(), experiment.trainer.fit
         chosen = _chosen(choose, experiment.cfg)
         search, epochs = _made(chosen, cfg.train.seed, experiment.trainer.batch), 0
         if not search.trained:
             inside = [config for _, config in chosen[2:]]
             epochs, optim = presets.retraining(chosen[1], experiment.cfg.epochs, *inside)
-        experiment.trainer.planned = search.planned() + epochs
+        if isinstance(search, Search):
+            experiment.trainer.planned = search.planned() + epochs
+        else:  # the phases of such a plug-in do not say what asked for them
+            group = {} if chosen[1] is None else {name: to_dict(chosen[1])}
+            experiment.trainer.made_by |= {"search": name, **dict(flat_values(group))}
         ticket = experiment.save_ticket(search.find(model, fit))
         if not search.trained:
             start = str(presets.start_step(chosen[1], *inside))

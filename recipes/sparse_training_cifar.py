@@ -1,8 +1,7 @@
 """Train sparse from the start: a mask that moves, or one that was chosen before training.
 
 accelerate launch recipes/sparse_training_cifar.py    # CIFAR-10 under ./data
-accelerate launch recipes/sparse_training_cifar.py --data.name digits    # embedded, no download
-accelerate launch recipes/sparse_training_cifar.py --method snip --sparsity 0.95
+accelerate launch recipes/sparse_training_cifar.py --data.name digits --method snip    # embedded
 
 Where CIFAR-10 is not on disk, the embedded digits stand in, with a notice and smaller values.
 """
@@ -23,8 +22,7 @@ class SparseTrainingCifar(ImageRecipe):
     """Sparse training on RGB images."""
 
     method: str = "rigl"
-    """set, rigl or granet (the mask moves); random, erk, magnitude, snip, grasp, synflow, or nm
-    (2:4 at a sparsity of 0.5; 1:4 at 0.75)."""
+    """set, rigl, granet (the mask moves), random, erk, magnitude, snip, grasp, synflow, or nm (2:4)."""
     sparsity: float = 0.9
     """Fraction of the prunable weights removed, in [0, 1); 0 with random is the dense network."""
     epochs: int = 300

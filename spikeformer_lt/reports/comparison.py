@@ -248,7 +248,9 @@ def write_comparison(
     parts = [f"# {title}", markdown_table(header, cells), *notes]
     if against[1]:
         parts += ["## Differences in test accuracy", DIFFERENCES, markdown_table(*against)]
-        write_csv(folder / "differences.csv", *against)
+        points = against[0].index("points")  # numbers, which no spreadsheet takes for a formula
+        numbers = [[*row[:points], float(row[points]), *row[points + 1 :]] for row in against[1]]
+        write_csv(folder / "differences.csv", against[0], numbers)
     if saved := early_time_table(rows):
         parts += ["Early-Time against the same search without it, seed by seed (means of the "
                   "ratios with / without):", saved]  # fmt: skip

@@ -247,7 +247,7 @@ def evaluate_finished(cfg: Any, accelerator: Any) -> None:
     beside = Path(cfg.out or PREDICTIONS).with_suffix(f".{PREDICTIONS}")
     places = [run.path / PREDICTIONS, run.path.parent / PREDICTIONS, *([beside] if cfg.out else [])]
     known = ((place, saved_metrics(place, model, splits, cfg.split)) for place in places)
-    found = next(((place, saved) for place, saved in known if saved and not cfg.again), None)
+    found = None if cfg.again else next((pair for pair in known if pair[1]), None)
     how = {"batch_size": cfg.batch_size, "saved": found and found[1]}
     metrics, ledger = describe(model, splits, cfg.split, accelerator, **how)
     interval = wilson(metrics.correct, metrics.count)
@@ -484,7 +484,8 @@ class Find(ImageRecipe):
 
     data: EventDataConfig = field(default_factory=EventDataConfig)
     epochs: int = 300
-    """Epochs of training from the ticket; a preset has its own, and some searches end trained."""
+    """Epochs of the tested network, with those before a rewind point; a preset has its own, and some
+    searches end trained."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ recipe with its defaults. Nothing here imports torch before the options are read
 from __future__ import annotations
 
 import dataclasses
+import glob
 import itertools
 import json
 import logging
@@ -18,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from spikeformer_lt.bundle import outputs as outputs  # recipes take it from here
 from spikeformer_lt.config import (
     adapted,
     check,
@@ -50,14 +52,9 @@ if TYPE_CHECKING:
 
 RECIPES = Path(__file__).parent / "recipes"
 PAPER = OptimConfig(
-    lr=5e-4,
-    weight_decay=0.06,
-    min_lr=1e-5,
-    warmup_epochs=20,
-    warmup_lr=1e-5,
-    clip_grad=0.0,
+    lr=5e-4, weight_decay=0.06, min_lr=1e-5, warmup_epochs=20, warmup_lr=1e-5, clip_grad=0.0,
     of_epochs=300,
-)
+)  # fmt: skip
 """The papers' optimizer for CIFAR."""
 PAPER_EVENTS = OptimConfig(
     lr=1e-3, weight_decay=0.06, min_lr=1e-5, warmup_epochs=10, warmup_lr=1e-5, cooldown_epochs=10,
@@ -161,24 +158,24 @@ def find(
     preset = getattr(getattr(config, "imp", config), "preset", "default")
 
     from spikeformer_lt.reports import write_report
-    from spikeformer_lt.tickets import retrain, with_phase
+    from spikeformer_lt.tickets import Search, retrain, with_phase
     from spikeformer_lt.training.experiment import CIFAR10, CIFAR10_DVS, DVS128_GESTURE, Experiment
 
     sets = {one.name: one for one in (CIFAR10, DVS128_GESTURE, CIFAR10_DVS)}
-    names = {"fallback": fallback, "search": " ".join([name, *(one for one, _ in inner)])}
-    usual: dict[str, Any] = {
-        "small": dict(small),
-        "published": presets.PUBLISHED.get(preset, {}),
-        **names,
-    }
-    with Experiment(cfg, wanted=sets[wanted], **usual) as experiment:
+    usual: dict[str, Any] = {"small": dict(small), "published": presets.PUBLISHED.get(preset, {})}
+    usual["search"] = " ".join([name, *(one for one, _ in inner)])
+    with Experiment(cfg, wanted=sets[wanted], fallback=fallback, **usual) as experiment:
         model, fit = experiment.model(), experiment.trainer.fit
         chosen = _chosen(choose, experiment.cfg)
         search, epochs = _made(chosen, cfg.train.seed, experiment.trainer.batch), 0
         if not search.trained:
             inside = [config for _, config in chosen[2:]]
             epochs, optim = presets.retraining(chosen[1], experiment.cfg.epochs, *inside)
-        experiment.trainer.planned = search.planned() + epochs
+        if isinstance(search, Search):
+            experiment.trainer.planned = search.planned() + epochs
+        else:  # the phases of such a plug-in do not say what asked for them
+            group = {} if chosen[1] is None else {name: to_dict(chosen[1])}
+            experiment.trainer.made_by |= {"search": name, **dict(flat_values(group))}
         ticket = experiment.save_ticket(search.find(model, fit))
         if not search.trained:
             start = str(presets.start_step(chosen[1], *inside))
@@ -204,11 +201,7 @@ def _made(chosen: Choice, seed: int, batch: Any) -> Any:
 def open_finished(path: str, cfg: Any, *, report: bool = True, **changed: Any) -> Any:
     """Open the folder of a run, a ticket or an export as a `reports.FinishedRun`.
 
-    Args:
-        path: the folder.
-        cfg: a configuration with an `EventDataConfig` as ``data``.
-        report: whether its report is read.
-        changed: model arguments that differ from the ticket's; None changes nothing.
+    `cfg` has an `EventDataConfig` as ``data``; `changed` are model arguments, unless None.
     """
     from spikeformer_lt.export import read_ticket
     from spikeformer_lt.reports import open_run, open_ticket
@@ -236,6 +229,16 @@ def notices(run: Any) -> list[str]:
 
 def evaluate_finished(cfg: Any, accelerator: Any) -> None:
     """Evaluate a run, ticket or export by the options of ``recipes/evaluate.py``."""
+    from spikeformer_lt.training import PREDICTIONS
+
+    out = Path(cfg.out)
+    names = map(glob.escape, (out.name, out.with_suffix(f".{PREDICTIONS}").name) if cfg.out else ())
+    folder = out.parent if cfg.out and accelerator.is_main_process else ""
+    with outputs(folder, cfg.overwrite, *names):
+        _evaluate(cfg, accelerator)
+
+
+def _evaluate(cfg: Any, accelerator: Any) -> None:
     from spikeformer_lt.reports import describe, save_predictions, saved_metrics, wilson
     from spikeformer_lt.training import PREDICTIONS
 
@@ -320,6 +323,8 @@ class Comparison:
     """Runs at a time, one thread each when more than one."""
     out: str = "runs/compare"
     """Directory of the comparison; runs go into runs/ below it."""
+    overwrite: bool = False
+    """Replace tables and pictures there that are not as an earlier call wrote them."""
     options: str = ""
     """Further options for every run, in quotes: --options="--model.T 2"."""
     epochs: int | None = None
@@ -344,13 +349,14 @@ def compare(
 
     `title` is that of the table, `more` for `write_comparison`, the others for `jobs_of`.
     """
-    from spikeformer_lt.reports import write_comparison
+    from spikeformer_lt.reports.comparison import WRITTEN, write_comparison
     from spikeformer_lt.training import run_jobs
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     jobs = jobs_of(cfg, rows, joints, published)
-    run_jobs(jobs, at_once=cfg.jobs)
-    print(write_comparison(Path(cfg.out), jobs, title, **more))
+    with outputs(cfg.out, cfg.overwrite, *WRITTEN):
+        run_jobs(jobs, at_once=cfg.jobs)
+        print(write_comparison(Path(cfg.out), jobs, title, **more))
 
 
 def jobs_of(
@@ -358,12 +364,9 @@ def jobs_of(
 ) -> list[Job]:
     """The runs of a comparison, with one budget of epochs.
 
-    Args:
-        cfg: the options.
-        rows: by variant: a recipe's file name and its options; {e} is the budget of epochs, {h}
-            and {r} are its half and the rest.
-        joints: what replaces blanks in the name of a run's folder, and what precedes the seed.
-        published: the budget where the options name none and the set is not embedded.
+    `rows` are a recipe's file name and options, {e} the budget of epochs, {h} and {r} its half and
+    the rest; `joints` replace blanks in a folder's name and precede the seed; `published` is the
+    budget where the options name none and the set is not embedded.
     """
     from spikeformer_lt.training.jobs import Job
 
@@ -424,9 +427,8 @@ def search_rows(cfg: Any, lines: Mapping[str, str]) -> dict[str, str]:
 def _budget(search: str) -> str:
     """The options that give a registered search and the training from its ticket one budget."""
     known = "epochs" in FULL_SIZE.get(search, {})
-    return (
-        f" --{search.replace('_', '-')}.epochs {{e}} --epochs {{e}}" if known else " --epochs {e}"
-    )
+    own = f" --{search.replace('_', '-')}.epochs {{e}}" if known else ""
+    return f"{own} --epochs {{e}}"
 
 
 _W, _P, _A = "--multisp.weights.", "--multisp.patches.", "--multisp.activation."

@@ -113,18 +113,38 @@ class Exported:
         )
 
 
-def export_run(run: str | Path, folder: str | Path, **options: Any) -> Exported:
+def export_run(
+    run: str | Path, folder: str | Path, *, data: str = "", root: str = "data", **options: Any
+) -> Exported:
     """Export the network that a run ended with; accuracies and sparsities of its report go along.
 
-    `run` is a run directory or a ticket folder. Options and exceptions are those of
-    `export_ticket`; an unreadable ticket or report raises, too.
+    Args:
+        run: a run directory, or a ticket folder.
+        folder: as for `export_ticket`, as are the `options` and what is raised.
+        data: name of the data set whose preprocess goes along, for a ticket that lacks its own,
+            such as a converted checkpoint.
+        root: folder of its files.
     """
     ticket, report = Ticket.load(finished_folder(run)), Path(run) / "report.json"
     about: dict[str, Any] = {}
     if report.is_file():
         known = parse_json(report.read_text(encoding="utf-8"), str(report), ExportError)
         about = {name: known[name] for name in REPORTED if name in known}
+    if data:
+        options["preprocess"] = _preprocess_of(ticket, data, root)
     return export_ticket(ticket, folder, about=about, **options)
+
+
+def _preprocess_of(ticket: Ticket, data: str, root: str) -> Preprocess | None:
+    """How a data set prepares samples for the network of a ticket."""
+    from spikeformer_lt.training.options import EventDataConfig, load_splits
+
+    model: Any = model_from_ticket(ticket)
+    size = model.image_size if isinstance(model.image_size, int) else model.image_size[0]
+    found = load_splits(EventDataConfig(name=data, root=root, image_size=size), model.T).preprocess
+    if (own := Preprocess.known(ticket.provenance)) is not None and found is not None:
+        own.refuse_other(found, "the ticket", data)
+    return found
 
 
 def export_ticket(

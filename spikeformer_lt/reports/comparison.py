@@ -68,6 +68,10 @@ DIFFERENCES = (
     "verdict needs p below 0.05 after Holm's correction over the table."
 )
 Curves = dict[str, list[tuple[float, list[float]]]]  # series -> points (x, one accuracy a run)
+WRITTEN = (
+    *("comparison.*", "runs.csv", "report.html", "confusion.md", "confusion-*.csv"),
+    *("curve-*.*", "masks.*", "anytime.*"),
+)  # names of the files that a comparison writes beside its runs
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ PRESETS = {"eccv22": ECCV22, **dict.fromkeys(("cvpr20", "iclr21", "iclr21-global
 
 ON_CIFAR = {"cifar10": "crop4_flip_cutout", "cifar100": "crop4_flip_cutout"}
 PUBLISHED: dict[str, dict[str, Any]] = {
-    "eccv22": {"train.loss": "tet", "data.augment": ON_CIFAR},
+    "eccv22": {"train.loss": "tet", "data.augment": {**ON_CIFAR, "svhn": "crop4_flip"}},
     "literal": {"model.tau": 100.0, "model.decay_input": False},
 }
 """Options of the whole run that a preset stands for, where the user names none; by data set."""

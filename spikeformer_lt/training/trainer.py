@@ -119,6 +119,8 @@ def save_position(run: PhaseRun, store: CheckpointStore, ranks: Sequence[Any] = 
     }  # fmt: skip
     if len(ranks) > 1:
         state["ranks"] = list(ranks)
+    if run.trainer.data.preprocess is not None:
+        state |= run.trainer.data.preprocess.noted()
     store.save(store.next_number(), tensors, state)
 
 

@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.func import functional_call, grad, jacfwd, jacrev, jvp, vmap
+from torch.func import functional_call, grad, jacfwd, jacrev, jvp, stack_module_state, vmap
 
 from spikeformer_lt import create_model
 from spikeformer_lt.layers.neuron import LIF, Heaviside, NeuronConfig, Sign
 from spikeformer_lt.layers.patches import SCORES, PatchSelect, make_score
 from spikeformer_lt.layers.subnet import install
+from spikeformer_lt.layers.units import set_recompute
 
 SIZES: dict[str, Any] = {"image_size": 16, "T": 2, "v_threshold": 0.2}
 SMALL = {"embed_dim": 32, "depth": 1, "num_heads": 4, **SIZES}
@@ -105,7 +106,30 @@ def test_a_network_of_16_bits_classifies_and_trains(name: str, dtype: torch.dtyp
 
 
 @pytest.mark.parametrize("kind", SCORES)
-def test_every_patch_score_runs_in_16_bits(kind: str) -> None:
+def test_every_patch_score_runs_in_16_bits_and_without_values(kind: str) -> None:
     model: Any = create_model("spikformer_toy", **SMALL)
     model.set_patch(PatchSelect(make_score(kind, 32, 10, 4), 0.5))
+    on_meta = copy.deepcopy(model).to("meta")(torch.empty(2, 3, 16, 16, device="meta"))
+    assert on_meta.is_meta and on_meta.shape == (2, 2, 10)
     assert model.eval().bfloat16()(torch.randn(2, 3, 16, 16).bfloat16()).isfinite().all()
+
+
+@pytest.mark.fault(96)
+def test_an_ensemble_trains_under_vmap_and_parts_that_recompute_under_grad() -> None:
+    models = [create_model("spikformer_toy", **SMALL).double().train() for _ in range(2)]
+    x = torch.randn(4, 3, 16, 16).double()
+    weights, buffers = stack_module_state(models)
+    shell = copy.deepcopy(models[0]).to("meta")
+
+    def loss(weights: Any, buffers: Any) -> Tensor:
+        return functional_call(shell, (weights, buffers), (x,)).square().sum()
+
+    found = vmap(grad(loss))(weights, buffers)
+    set_recompute(shell)
+    again = vmap(grad(loss))(weights, buffers)
+    for i, model in enumerate(models):
+        model(x).square().sum().backward()
+        for n, p in model.named_parameters():
+            wanted = torch.zeros_like(p) if p.grad is None else p.grad
+            torch.testing.assert_close(found[n][i], wanted, rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(again[n][i], wanted, rtol=1e-9, atol=1e-12)

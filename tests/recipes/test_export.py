@@ -11,6 +11,9 @@ import pytest
 import torch
 
 from spikeformer_lt import Mask, Ticket, create_dataset, create_model, load_exported
+from spikeformer_lt.config import to_dict
+from spikeformer_lt.preprocess import Preprocess
+from spikeformer_lt.training.checkpoint import CheckpointStore
 
 pytestmark = pytest.mark.recipe
 ARGS = {"image_size": 16, "embed_dim": 16, "depth": 1, "num_heads": 2, "T": 2}
@@ -40,6 +43,14 @@ def test_a_run_becomes_a_folder_that_loads(recipes, folder: Path) -> None:
     found = load_exported(out, plain=True).state_dict()
     assert all(torch.equal(found[name], tensor) for name, tensor in ticket.tensors.items())
     assert (folder / "exported.pt2").is_file()
+    assert "NOTICE: this ticket lacks its preprocess" in done.out
+    again = recipes.run(
+        "export", "--run", folder / "run", "--out", folder / "b", "--data", "digits"
+    )
+    assert again.code == 0 and "NOTICE" not in again.out, again.err
+    assert (
+        load_exported(folder / "b").preprocess == create_dataset("digits", image_size=16).preprocess
+    )
 
 
 @pytest.mark.parametrize(
@@ -76,7 +87,10 @@ def test_what_was_trained_from_an_imp_ticket_is_exported(recipes, tmp_path: Path
         assert body["about"][name] == report[name], name
     assert len(report["sparsity"]) > 1
     sizes = {"image_size": 16, "limit_train": 64, "limit_test": 40}
-    digits = create_dataset("digits", **sizes).test
+    data = create_dataset("digits", **sizes)
+    digits, saved = data.test, CheckpointStore(run / "last").load()
+    assert saved is not None and Preprocess.known(saved.state) == data.preprocess
+    assert report["preprocess"] == body["preprocess"] == to_dict(data.preprocess)
     hits = [
         p.label == y for p, y in zip(compact.predict(digits.images), digits.labels, strict=True)
     ]

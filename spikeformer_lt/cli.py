@@ -486,8 +486,8 @@ class Find(ImageRecipe):
 
     data: EventDataConfig = field(default_factory=EventDataConfig)
     epochs: int = 300
-    """Epochs of the tested network, with those before a rewind point; a preset has its own, and some
-    searches end trained."""
+    """Epochs of the tested network, with those before a rewind point; a preset has its own, and
+    some searches end trained."""
 
 
 @dataclass(frozen=True)

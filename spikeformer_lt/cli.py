@@ -250,7 +250,7 @@ def _evaluate(cfg: Any, accelerator: Any) -> None:
     beside = Path(cfg.out or PREDICTIONS).with_suffix(f".{PREDICTIONS}")
     places = [run.path / PREDICTIONS, run.path.parent / PREDICTIONS, *([beside] if cfg.out else [])]
     known = ((place, saved_metrics(place, model, splits, cfg.split)) for place in places)
-    found = next(((place, saved) for place, saved in known if saved and not cfg.again), None)
+    found = None if cfg.again else next((pair for pair in known if pair[1]), None)
     how = {"batch_size": cfg.batch_size, "saved": found and found[1]}
     metrics, ledger = describe(model, splits, cfg.split, accelerator, **how)
     interval = wilson(metrics.correct, metrics.count)
@@ -384,8 +384,7 @@ def jobs_of(
 
 def _last_of_each(tokens: Sequence[str]) -> list[str]:
     """Command-line tokens without the options that later ones give again."""
-    found: dict[str, list[str]] = {"": []}
-    name = ""
+    found, name = dict[str, list[str]](), ""
     for token in tokens:
         if token.startswith("--"):
             name = token.partition("=")[0]
@@ -454,8 +453,7 @@ MULTISP_SUITES: dict[str, dict[str, str]] = {
         "all levels, iand residual": f"{_A}residual iand",
         "all levels, random patches": f"{_P}score random",
         "all levels, random mask": f"{_W}method random",
-        "sequential": f"--multisp.schedule sequential {_TWO_PHASES}",
-        "reverse": f"--multisp.schedule reverse {_TWO_PHASES}",
+        **{way: f"--multisp.schedule {way} {_TWO_PHASES}" for way in ("sequential", "reverse")},
         "literal Algorithm 1": f"--multisp.preset literal {_TWO_PHASES}",
     },
     "parts": {
@@ -486,7 +484,7 @@ class Find(ImageRecipe):
 
     data: EventDataConfig = field(default_factory=EventDataConfig)
     epochs: int = 300
-    """Epochs of training from the ticket; a preset has its own, and some searches end trained."""
+    """Epochs of the tested network; a preset has its own, and some searches end trained."""
 
 
 @dataclass(frozen=True)

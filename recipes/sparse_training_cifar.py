@@ -22,7 +22,7 @@ class SparseTrainingCifar(ImageRecipe):
     """Sparse training on RGB images."""
 
     method: str = "rigl"
-    """set, rigl, granet (the mask moves), random, erk, magnitude, snip, grasp, synflow, or nm (2:4)."""
+    """set, rigl, granet (moving mask), random, erk, magnitude, snip, grasp, synflow or nm (2:4)."""
     sparsity: float = 0.9
     """Fraction of the prunable weights removed, in [0, 1); 0 with random is the dense network."""
     epochs: int = 300

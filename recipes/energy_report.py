@@ -1,6 +1,5 @@
 """Energy of finished runs, layer by layer, beside the papers' formula.
 
-python recipes/energy_report.py --runs runs/x --out energy/                  # one network
 python recipes/energy_report.py --runs runs/dense runs/x --out energy/       # dense against ticket
 
 The first run is what the others are divided by. Every energy is an estimate and says so.
@@ -9,7 +8,7 @@ The first run is what the others are divided by. Every energy is an estimate and
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from spikeformer_lt.cli import notices, open_finished
+from spikeformer_lt.cli import notices, open_finished, outputs
 from spikeformer_lt.config import check, check_fields, run_recipe
 from spikeformer_lt.training import EventDataConfig
 
@@ -22,6 +21,8 @@ class EnergyReport:
     """Run directories, ticket folders or exports; the first is the reference."""
     out: str = ""
     """Folder for energy.md, energy.json, energy.csv and energy-bars.png; empty prints only."""
+    overwrite: bool = False
+    """Replace files there that are not as an earlier call wrote them."""
     split: str = "test"
     """train, val or test: which images the operations are counted on."""
     images: int = 256
@@ -34,25 +35,24 @@ class EnergyReport:
 
     def __post_init__(self) -> None:
         check_fields(self, split=("train", "val", "test"), batch_size=1, images=1)
-        check(self.T is None or self.T >= 1, "T", self.T, "at least 1")
 
 
 def main(cfg: EnergyReport) -> None:
     """Open, count, write, print."""
     check(bool(cfg.runs), "runs", cfg.runs, "folders of runs, tickets or exports: --runs DIR ...")
-
     from spikeformer_lt.reports import energy_markdown, measure_energy, plot_energy, write_energy
 
     networks = {}
-    for path in cfg.runs:
-        run = open_finished(path, cfg, T=cfg.T)
-        print("".join(f"NOTICE: {line}\n" for line in notices(run)), end="")
-        name = run.name if run.name not in networks else str(run.path)
-        images = run.batches(cfg.split, cfg.images, cfg.batch_size)
-        networks[name] = measure_energy(run.model, images, run.model.T)
-    if cfg.out:
-        write_energy(Path(cfg.out), networks)
-        plot_energy(Path(cfg.out) / "energy-bars.png", networks)
+    with outputs(cfg.out, cfg.overwrite, "energy.*", "energy-bars.*"):
+        for path in cfg.runs:
+            run = open_finished(path, cfg, T=cfg.T)
+            print("".join(f"NOTICE: {line}\n" for line in notices(run)), end="")
+            name = run.name if run.name not in networks else str(run.path)
+            batches = run.batches(cfg.split, cfg.images, cfg.batch_size)
+            networks[name] = measure_energy(run.model, batches, run.model.T)
+        if cfg.out:
+            write_energy(Path(cfg.out), networks)
+            plot_energy(Path(cfg.out) / "energy-bars.png", networks)
     print(energy_markdown(networks))
 
 

@@ -22,6 +22,8 @@ class Evaluate:
     """train, val or test."""
     out: str = ""
     """JSON file for the result; predictions go beside it; empty prints only."""
+    overwrite: bool = False
+    """Replace files there that are not as an earlier call wrote them."""
     batch_size: int = 256
     """Images per step."""
     T: int | None = None

@@ -6,7 +6,9 @@ python recipes/export.py --run runs/x --out exported/x-graphs --graphs pt2,onnx
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
+from spikeformer_lt.cli import outputs
 from spikeformer_lt.config import check, run_recipe
 
 GRAPHS = ("pt2", "onnx", "int8.onnx", "nir")
@@ -23,14 +25,13 @@ class Export:
     precision: str = "fp32"
     """Of the values that are neither mask nor sign nor gain: fp32, fp16 or bf16."""
     graphs: str = ""
-    """Graphs to write beside the folder, as OUT.pt2, OUT.onnx, OUT.int8.onnx (binary convolutions
-    in integers) or OUT.nir: names with commas."""
+    """Graphs beside the folder: pt2, onnx, int8.onnx (binary convolutions in integers), nir."""
     data: str = ""
     """Data set whose preprocess goes along, for a ticket without one (a converted checkpoint)."""
     root: str = "data"
     """Folder of its files."""
     overwrite: bool = False
-    """Replace the export that is there."""
+    """Replace the export that is there, and graphs that are not as an earlier call wrote them."""
 
     def __post_init__(self) -> None:
         allowed = ("fp32", "fp16", "bf16")
@@ -47,11 +48,12 @@ def main(cfg: Export) -> None:
     from spikeformer_lt.export import export_run, load_exported, write_graph
 
     how = {"precision": cfg.precision, "overwrite": cfg.overwrite}
-    done = export_run(cfg.run, cfg.out, data=cfg.data, root=cfg.root, **how)
-    print(f"{done.summary()}\nwrote {cfg.out}")
-    for name in filter(None, cfg.graphs.split(",")):
-        path = f"{cfg.out.rstrip('/')}.{name}"
-        print(f"wrote {path}: {write_graph(load_exported(cfg.out), path)}")
+    graphs = [Path(f"{cfg.out.rstrip('/')}.{name}") for name in cfg.graphs.split(",") if name]
+    with outputs(graphs[0].parent if graphs else "", cfg.overwrite, *(p.name for p in graphs)):
+        done = export_run(cfg.run, cfg.out, data=cfg.data, root=cfg.root, **how)
+        print(f"{done.summary()}\nwrote {cfg.out}")
+        for path in graphs:
+            print(f"wrote {path}: {write_graph(load_exported(cfg.out), path)}")
 
 
 if __name__ == "__main__":

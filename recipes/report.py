@@ -9,7 +9,7 @@ The page needs no server: pictures are inside it. A CSV for each and the energy 
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from spikeformer_lt.cli import open_finished
+from spikeformer_lt.cli import open_finished, outputs
 from spikeformer_lt.config import check, check_fields, run_recipe
 from spikeformer_lt.training import EventDataConfig
 
@@ -22,6 +22,8 @@ class Report:
     """Run directories, ticket folders or exports; more than one makes a comparison."""
     out: str = ""
     """Folder for report.html; empty is the run itself, and required for a comparison."""
+    overwrite: bool = False
+    """Replace files there that are not as an earlier call wrote them."""
     title: str = "Comparison of tickets"
     """Heading of a comparison."""
     images: int = 256
@@ -39,11 +41,13 @@ def main(cfg: Report) -> None:
 
     from spikeformer_lt.reports import write_comparison_page, write_run_page
 
-    runs, out = [open_finished(path, cfg) for path in cfg.runs], Path(cfg.out or cfg.runs[0])
-    if len(runs) == 1:
-        page = write_run_page(runs[0], out, cfg.images)
-    else:
-        page = write_comparison_page(runs, out, cfg.title, cfg.images)
+    runs = [open_finished(path, cfg) for path in cfg.runs]
+    out = Path(cfg.out or cfg.runs[0])
+    with outputs(out, cfg.overwrite or not cfg.out, "report.html", "plots/*"):
+        if len(runs) == 1:
+            page = write_run_page(runs[0], out, cfg.images)
+        else:
+            page = write_comparison_page(runs, out, cfg.title, cfg.images)
     print(f"wrote {page} ({page.stat().st_size / 1e6:.1f} MB)")
 
 

@@ -30,17 +30,20 @@ from spikeformer_lt.disk import (
     parse_json,
     read_regular,
     safe_name,
+    sha256_of,
     sync_folder,
     unpack_tensors,
+    write_atomic,
     write_through,
 )
-from spikeformer_lt.errors import CheckpointError, SpikeformerError, name_of, shown
+from spikeformer_lt.errors import CheckpointError, ConfigError, SpikeformerError, name_of, shown
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 MANIFEST_LIMIT = 1 << 24  # bytes; provenance of a long search has some thousands
+NOTE, UNFINISHED = ".spikeformer_lt.json", "*"  # of the files that a command wrote into a folder
 ABANDONED_S = 86400.0  # age of a leftover that is swept where a system has no locks
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<kind>tmp|old)-[0-9a-f]{12}")
 
@@ -228,13 +231,76 @@ def recover(folder: Path) -> None:
         if match is None or match["name"] != name or not path.is_dir():
             continue
         with contextlib.ExitStack() as held:
-            if not _claim(path, held):
+            if not claim(path, held):
                 continue
             if match["kind"] == "old" and not folder.exists():
                 with contextlib.suppress(OSError):
                     os.replace(path, folder)
             else:
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def sweep(folder: Path) -> None:
+    """Delete what killed processes left half made in a folder that this one alone writes to.
+
+    What was set aside to be replaced goes back to its place if nothing is there.
+    """
+    for path in sorted(folder.rglob(".*")):
+        if match := _LEFTOVER.fullmatch(path.name):
+            if path.is_dir():
+                recover(path.with_name(match["name"]))
+            elif path.is_file():
+                path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def outputs(folder: str | Path, overwrite: bool, *patterns: str) -> Iterator[None]:
+    """Write files of these names into a folder inside; none that is not ours is replaced.
+
+    The sha256 of each is noted in a hidden file of the folder: the next call replaces what is still
+    as it was written, and with `overwrite` anything of these names. No folder is no writing.
+
+    Raises:
+        ConfigError: a file of these names is not ours, or was changed since; nothing was written.
+    """
+    if not folder:
+        yield
+        return
+    folder = Path(folder)
+    known: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        known = dict(json.loads(read_regular(folder / NOTE, MANIFEST_LIMIT)))
+    unfinished = known.pop(UNFINISHED, []) == list(patterns)  # a call that was killed
+
+    def there() -> Iterator[Path]:
+        return (path for pattern in patterns for path in sorted(folder.glob(pattern)))
+
+    for path in there() if not (overwrite or unfinished) else ():
+        name = path.relative_to(folder).as_posix()
+        if not path.is_file() or path.is_symlink() or known.get(name) != sha256_of(path):
+            raise ConfigError(
+                f"{name_of(path)} is there, and not as this command wrote it; choose another --out "
+                "or replace it with --overwrite"
+            )
+    made = not folder.exists()
+    _note(folder, {**known, UNFINISHED: list(patterns)})
+    try:
+        yield
+    finally:
+        for path in there():
+            if path.is_file():
+                known[path.relative_to(folder).as_posix()] = sha256_of(path)
+        if known:
+            _note(folder, known)
+        else:
+            (folder / NOTE).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                if made:
+                    folder.rmdir()
+
+
+def _note(folder: Path, known: Mapping[str, Any]) -> None:
+    write_atomic(folder / NOTE, f"{json.dumps(known, indent=1)}\n".encode(), ConfigError)
 
 
 def discard(folder: Path) -> None:
@@ -254,23 +320,24 @@ def _new_stage(folder: Path, cleaning: contextlib.ExitStack) -> Path:
         path = _beside(folder, "tmp")
         path.mkdir(parents=True)
         # Another process that clears up may have come between.
-        if _claim(path, cleaning) and path.exists():
+        if claim(path, cleaning) and path.exists():
             cleaning.callback(shutil.rmtree, path, ignore_errors=True)
             return path
 
 
-def _claim(folder: Path, held: contextlib.ExitStack) -> bool:
-    """Hold a folder until `held` ends, unless a living process does; whether it could be held."""
+def claim(path: Path, held: contextlib.ExitStack) -> bool:
+    """Hold a path until `held` ends, unless a living process does; whether it could be held."""
     try:
         import fcntl
 
-        handle = os.open(folder, os.O_RDONLY)
+        handle = os.open(path, os.O_RDONLY)
         held.callback(os.close, handle)
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (FileNotFoundError, PermissionError, BlockingIOError):
         return False
     except (ImportError, OSError):  # Windows; a file system without locks
-        return time.time() - folder.stat().st_mtime > ABANDONED_S or not any(folder.iterdir())
+        old = time.time() - path.stat().st_mtime > ABANDONED_S
+        return old or (path.is_dir() and not any(path.iterdir()))
     return True
 
 
@@ -301,7 +368,7 @@ def _publish(stage: Path, folder: Path) -> None:
     elif not _exchange(stage, folder):
         old = _beside(folder, "old")
         with contextlib.ExitStack() as held:
-            _claim(folder, held)
+            claim(folder, held)
             os.replace(folder, old)
             try:
                 os.replace(stage, folder)

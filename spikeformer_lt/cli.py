@@ -7,6 +7,7 @@ recipe with its defaults. Nothing here imports torch before the options are read
 from __future__ import annotations
 
 import dataclasses
+import glob
 import itertools
 import json
 import logging
@@ -19,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from spikeformer_lt.bundle import outputs as outputs  # recipes take it from here
 from spikeformer_lt.config import (
     adapted,
     check,
@@ -28,6 +30,7 @@ from spikeformer_lt.config import (
     extended,
     flat_values,
     given_options,
+    last_of_each,
     parse,
     split_plugins,
     to_dict,
@@ -143,19 +146,17 @@ def find(
         wanted: the set that auto takes if it is on disk: cifar10, dvs128_gesture or cifar10_dvs.
     """
     name, config, *inner = _chosen(choose, cfg)  # refuses a preset of another search
-    config = inner[0][1] if inner else config
-    preset = getattr(getattr(config, "imp", config), "preset", "default")
     check_fields(cfg, **{"epochs": 0} if hasattr(cfg, "epochs") else {})
 
     from spikeformer_lt.reports import write_report
-    from spikeformer_lt.tickets import retrain, with_phase
+    from spikeformer_lt.tickets import Search, retrain, with_phase
     from spikeformer_lt.training.experiment import CIFAR10, CIFAR10_DVS, DVS128_GESTURE, Experiment
 
     sets = {one.name: one for one in (CIFAR10, DVS128_GESTURE, CIFAR10_DVS)}
-    names = {"fallback": fallback, "search": " ".join([name, *(one for one, _ in inner)])}
-    published: Any = presets.PUBLISHED.get(preset, {})
-    usual: dict[str, Any] = {"small": dict(small), "published": published, **names}
-    experiment = Experiment(cfg, wanted=sets[wanted], **usual)
+    published = presets.published(config, *(own for _, own in inner))
+    usual: dict[str, Any] = {"small": dict(small), "published": published}
+    usual["search"] = " ".join([name, *(one for one, _ in inner)])
+    experiment = Experiment(cfg, wanted=sets[wanted], fallback=fallback, **usual)
     chosen = _chosen(choose, experiment.cfg)
     presets.refuse_overruled(experiment.cfg, given_options(cfg), chosen)
     if cfg.run.dry_run:
@@ -166,8 +167,13 @@ def find(
         search, epochs = _made(chosen, cfg.train.seed, experiment.trainer.batch), 0
         if not search.trained:
             inside = [config for _, config in chosen[2:]]
-            epochs, optim = presets.retraining(chosen[1], experiment.cfg.epochs, *inside)
-        experiment.trainer.planned = search.planned() + epochs
+            epochs = getattr(experiment.cfg, "epochs", getattr(chosen[1], "epochs", 0))
+            epochs, optim = presets.retraining(chosen[1], epochs, *inside)
+        if isinstance(search, Search):
+            experiment.trainer.planned = search.planned() + epochs
+        else:  # the phases of such a plug-in do not say what asked for them
+            group = {} if chosen[1] is None else {name: to_dict(chosen[1])}
+            experiment.trainer.made_by |= {"search": name, **dict(flat_values(group))}
         ticket = experiment.save_ticket(search.find(model, fit))
         if not search.trained:
             start = str(presets.start_step(chosen[1], *inside))
@@ -193,11 +199,7 @@ def _made(chosen: Choice, seed: int, batch: Any) -> Any:
 def open_finished(path: str, cfg: Any, *, report: bool = True, **changed: Any) -> Any:
     """Open the folder of a run, a ticket or an export as a `reports.FinishedRun`.
 
-    Args:
-        path: the folder.
-        cfg: a configuration with an `EventDataConfig` as ``data``.
-        report: whether its report is read.
-        changed: model arguments that differ from the ticket's; None changes nothing.
+    `cfg` has an `EventDataConfig` as ``data``; `changed` are model arguments, unless None.
     """
     from spikeformer_lt.export import read_ticket
     from spikeformer_lt.reports import open_run, open_ticket
@@ -226,6 +228,16 @@ def notices(run: Any) -> list[str]:
 
 def evaluate_finished(cfg: Any, accelerator: Any) -> None:
     """Evaluate a run, ticket or export by the options of ``recipes/evaluate.py``."""
+    from spikeformer_lt.training import PREDICTIONS
+
+    out = Path(cfg.out)
+    names = map(glob.escape, (out.name, out.with_suffix(f".{PREDICTIONS}").name) if cfg.out else ())
+    folder = out.parent if cfg.out and accelerator.is_main_process else ""
+    with outputs(folder, cfg.overwrite, *names):
+        _evaluate(cfg, accelerator)
+
+
+def _evaluate(cfg: Any, accelerator: Any) -> None:
     from spikeformer_lt.reports import describe, save_predictions, saved_metrics, wilson
     from spikeformer_lt.training import PREDICTIONS
 
@@ -237,7 +249,7 @@ def evaluate_finished(cfg: Any, accelerator: Any) -> None:
     beside = Path(cfg.out or PREDICTIONS).with_suffix(f".{PREDICTIONS}")
     places = [run.path / PREDICTIONS, run.path.parent / PREDICTIONS, *([beside] if cfg.out else [])]
     known = ((place, saved_metrics(place, model, splits, cfg.split)) for place in places)
-    found = next(((place, saved) for place, saved in known if saved and not cfg.again), None)
+    found = None if cfg.again else next((pair for pair in known if pair[1]), None)
     how = {"batch_size": cfg.batch_size, "saved": found and found[1]}
     metrics, ledger = describe(model, splits, cfg.split, accelerator, **how)
     interval = wilson(metrics.correct, metrics.count)
@@ -314,6 +326,8 @@ class Comparison:
     """Runs at a time, one thread each when more than one."""
     out: str = "runs/compare"
     """Directory of the comparison; runs go into runs/ below it."""
+    overwrite: bool = False
+    """Replace tables and pictures there that are not as an earlier call wrote them."""
     options: str = ""
     """Further options for every run, in quotes: --options="--model.T 2"."""
     dry_run: bool = False
@@ -340,7 +354,7 @@ def compare(
 
     `title` is that of the table, `more` for `write_comparison`, the others for `jobs_of`.
     """
-    from spikeformer_lt.reports import write_comparison
+    from spikeformer_lt.reports.comparison import WRITTEN, write_comparison
     from spikeformer_lt.training import run_jobs
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -348,8 +362,9 @@ def compare(
     if cfg.dry_run:
         print("\n".join(shlex.join(job.command) for job in jobs))
         return
-    run_jobs(jobs, at_once=cfg.jobs)
-    print(write_comparison(Path(cfg.out), jobs, title, **more))
+    with outputs(cfg.out, cfg.overwrite, *WRITTEN):
+        run_jobs(jobs, at_once=cfg.jobs)
+        print(write_comparison(Path(cfg.out), jobs, title, **more))
 
 
 def jobs_of(
@@ -357,12 +372,9 @@ def jobs_of(
 ) -> list[Job]:
     """The runs of a comparison, with one budget of epochs.
 
-    Args:
-        cfg: the options.
-        rows: by variant: a recipe's file name and its options; {e} is the budget of epochs, {h}
-            and {r} are its half and the rest.
-        joints: what replaces blanks in the name of a run's folder, and what precedes the seed.
-        published: the budget where the options name none and the set is not embedded.
+    `rows` are a recipe's file name and options, {e} the budget of epochs, {h} and {r} its half and
+    the rest; `joints` replace blanks in a folder's name and precede the seed; `published` is the
+    budget where the options name none and the set is not embedded.
     """
     from spikeformer_lt.training.jobs import Job
 
@@ -371,23 +383,11 @@ def jobs_of(
     jobs = []
     for seed, (variant, line) in itertools.product(cfg.seeds, rows.items()):
         recipe, *options = f"{line} --data.name {cfg.data} {cfg.options}".split()
-        options = _last_of_each([budget.get(token, token) for token in options])
+        options = last_of_each([budget.get(token, token) for token in options])
         command = (str(RECIPES / recipe), *options, "--train.seed", str(seed))
         name = f"{variant.replace(' ', joints[0]).replace(':', '')}{joints[1]}{seed}"
         jobs.append(Job(variant, seed, Path(cfg.out) / "runs" / name, command))
     return jobs
-
-
-def _last_of_each(tokens: Sequence[str]) -> list[str]:
-    """Command-line tokens without the options that later ones give again."""
-    found: dict[str, list[str]] = {"": []}
-    name = ""
-    for token in tokens:
-        if token.startswith("--"):
-            name = token.partition("=")[0]
-            found.pop(name, None)
-        found.setdefault(name, []).append(token)
-    return [token for group in found.values() for token in group]
 
 
 def search_rows(cfg: Any, lines: Mapping[str, str]) -> dict[str, str]:
@@ -423,9 +423,8 @@ def search_rows(cfg: Any, lines: Mapping[str, str]) -> dict[str, str]:
 def _budget(search: str) -> str:
     """The options that give a registered search and the training from its ticket one budget."""
     known = "epochs" in FULL_SIZE.get(search, {})
-    return (
-        f" --{search.replace('_', '-')}.epochs {{e}} --epochs {{e}}" if known else " --epochs {e}"
-    )
+    own = f" --{search.replace('_', '-')}.epochs {{e}}" if known else ""
+    return f"{own} --epochs {{e}}"
 
 
 _W, _P, _A = "--multisp.weights.", "--multisp.patches.", "--multisp.activation."
@@ -451,8 +450,7 @@ MULTISP_SUITES: dict[str, dict[str, str]] = {
         "all levels, iand residual": f"{_A}residual iand",
         "all levels, random patches": f"{_P}score random",
         "all levels, random mask": f"{_W}method random",
-        "sequential": f"--multisp.schedule sequential {_TWO_PHASES}",
-        "reverse": f"--multisp.schedule reverse {_TWO_PHASES}",
+        **{way: f"--multisp.schedule {way} {_TWO_PHASES}" for way in ("sequential", "reverse")},
         "literal Algorithm 1": f"--multisp.preset literal {_TWO_PHASES}",
     },
     "parts": {
@@ -483,7 +481,7 @@ class Find(ImageRecipe):
 
     data: EventDataConfig = field(default_factory=EventDataConfig)
     epochs: int = 300
-    """Epochs of training from the ticket; a preset has its own, and some searches end trained."""
+    """Epochs of the tested network; a preset has its own, and some searches end trained."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import sys
 import traceback
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, Union
 
@@ -318,6 +318,18 @@ def _refuse_contradictions(argv: Sequence[str], options: dict[str, Any]) -> None
         values = [value] if equals else []
         if options.get(name) is bool:
             values.append("False" if flag[2:].replace("-", "_") != name else "True")
+
+
+def last_of_each(tokens: Iterable[str]) -> list[str]:
+    """Command-line tokens without the options that later ones give again."""
+    found: dict[str, list[str]] = {"": []}
+    name = ""
+    for token in tokens:
+        if token.startswith("--"):
+            name = token.partition("=")[0].replace("_", "-")
+            found.pop(name, None)
+        found.setdefault(name, []).append(token)
+    return [token for group in found.values() for token in group]
 
 
 def _option_of(token: str, options: dict[str, Any]) -> str:

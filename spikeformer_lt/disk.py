@@ -84,7 +84,7 @@ def write_atomic(
     Raises:
         SpikeformerError: (as `error`) the disk refuses; the previous file is untouched.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))  # what a link names is written, and the link stays
     stage = path.with_name(f".{path.name[:NAME_LIMIT]}.tmp-{uuid.uuid4().hex[:12]}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

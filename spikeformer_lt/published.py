@@ -13,6 +13,7 @@ import http.client
 import logging
 import os
 import re
+import shutil
 import stat
 import tarfile
 import tempfile
@@ -26,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, TypeVar, cast
 
+from spikeformer_lt.bundle import claim
 from spikeformer_lt.disk import free_bytes, sync_folder, write_atomic
 from spikeformer_lt.errors import ConfigError, DataError, name_of, shown
 
@@ -346,7 +348,12 @@ def unpack(
         staging = tempfile.TemporaryDirectory(
             prefix=".extract-", dir=folder, ignore_cleanup_errors=True
         )
-        with staging as stage, open(archive, "rb") as packed:
+        for left in folder.glob(".extract-*"):
+            with contextlib.ExitStack() as held:
+                if claim(left, held):  # of a process that is gone
+                    shutil.rmtree(left, ignore_errors=True)
+        with staging as stage, contextlib.ExitStack() as held, open(archive, "rb") as packed:
+            claim(Path(stage), held)
             limit = max_bytes + _HEADERS * (max_members + 256)
             members = _zip_members(packed) if kind == "zip" else _tar_members(packed, name, limit)
             files = _write(members, Path(stage), name, max_bytes, max_members)

@@ -138,9 +138,10 @@ def read_aedat31(path: str | Path, start_us: int | None = None, end_us: int | No
     parts: list[Events] = [np.empty(0, EVENTS)]
     invalid = 0
     with opened(path) as (file, size):
-        forms = [line.split()[1] for line in read_comments(file, path, "3.1") if "Format: " in line]
-        if forms and forms[0] != "RAW":
-            raise DataError(f"{name_of(path)} has the format {shown(forms[0])}; RAW is read")
+        for line in read_comments(file, path, "3.1"):
+            start, _, form = line.partition("Format: ")
+            if start == "#" and form.strip() != "RAW":
+                raise DataError(f"{name_of(path)} has the format {shown(form)}; RAW is read")
         while file.tell() < size:
             times, events = _packet(file, size, path)
             valid = (events["data"] & 1) == 1

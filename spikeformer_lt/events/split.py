@@ -251,7 +251,10 @@ def _read_split(path: str | Path) -> dict[str, Any]:
         raise DataError(f"{where}: found split v{told.get('version')!r}, supports v{_VERSION}")
     rows = told.get("recordings")
     sound = isinstance(rows, list) and isinstance(told.get("classes"), list)
-    if not sound or not all(isinstance(r, list) and len(r) == 3 for r in rows or ()):
+    kinds = [str, str, int]  # part, key and label
+    if not sound or not all(
+        isinstance(r, list) and list(map(type, r)) == kinds for r in rows or ()
+    ):
         raise DataError(f"{where} is damaged: no list of recordings")
     return told
 

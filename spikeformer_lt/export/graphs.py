@@ -261,7 +261,7 @@ def to_nir(model: CompactModel, path: str | Path) -> dict[str, str]:
         reasons = "; ".join(f"{name}: {why}" for name, why in left.items())
         raise ExportError(f"no part of this network maps to NIR: {reasons}")
     file = io.BytesIO()
-    nir.write(file, nir.NIRGraph(nodes=made, edges=[], type_check=False))
+    nir.write(file, nir.NIRGraph(made, [], _facts(model), type_check=False))
     write_atomic(path, file.getvalue(), ExportError)
     return left
 

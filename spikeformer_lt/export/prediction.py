@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from spikeformer_lt.events.validate import validate
 from spikeformer_lt.images.augment import normalize
 from spikeformer_lt.preprocess import Preprocess, Recordings
 
+log = logging.getLogger(__name__)
 BATCH = 64  # samples of a forward
 
 
@@ -197,10 +199,13 @@ def _frames(x: Any, preprocess: Preprocess, how: Recordings, empty: bool = False
         path, source, columns = Path(array), name_of(array), how.columns
         if not path.is_file():
             raise DataError(f"{source} is no file of a recording")
-        form = how.form or form_of(path)
+        form = form_of(path)
+        form = how.form if how.form and form == "aedat2" else form  # turned upright
         array = FileReader(path.parent, form, columns, how.microseconds_per_tick)(Sample(path.name))
     events = array.events if isinstance(array, Raw) else array
-    kept, _ = validate(events, side, None, source, columns)
+    kept, report = validate(events, side, None, source, columns)
+    if report.doubt:
+        log.warning("%s: %s", source, report.doubt)
     if not len(kept) and not empty:
         raise DataError(f"{source} has no event")
     framing = Framing(how.T, how.by, how.window_us, how.values)

@@ -161,6 +161,11 @@ class SpikingClassifier(nn.Module):
         )
 
 
+def autocasts(x: Tensor) -> bool:
+    """Whether autocast is on for the device of `x`; the meta device knows none."""
+    return not x.is_meta and torch.is_autocast_enabled(x.device.type)
+
+
 def transformed(*tensors: Tensor | None) -> bool:
     """Whether torch.func transforms one of these, or forward-mode derivatives are taken."""
     if torch.compiler.is_compiling():
@@ -226,8 +231,7 @@ def time_first(
     expected = f"[B, {in_channels}, {image_size[0]}, {image_size[1]}]"
     if not x.is_floating_point():
         raise ConfigError(f"input dtype {x.dtype} is not floating point; normalise images first")
-    mixed = torch.is_autocast_enabled(x.device.type)
-    if x.dtype != dtype and not (mixed and x.dtype != torch.float64):
+    if x.dtype != dtype and not (autocasts(x) and x.dtype != torch.float64):
         raise ConfigError(f"input dtype {x.dtype} is not the model's {dtype}; convert one")
     if x.ndim not in (4, 5) or x.shape[-3:] != (in_channels, *image_size):
         raise ConfigError(

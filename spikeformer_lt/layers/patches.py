@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.attention import EncoderBlock, SpikingMLP, SpikingSelfAttention
+from spikeformer_lt.layers.inputs import autocasts, transformed
 from spikeformer_lt.layers.units import declared_part
 
 log = logging.getLogger(__name__)
@@ -119,15 +120,19 @@ class Attention(PatchScore):
 
     def forward(self, tokens: Tensor, current: Tensor, images: Tensor, T: int) -> Tensor:
         """Attention received."""
-        if not self._known and not torch.compiler.is_compiling():
-            self._known = True
-            norm = getattr(getattr(self.block.attn, "q", None), "norm", None)
-            if norm is not None and not int(norm.num_batches_tracked):
-                log.warning(
-                    "the attention selector of patches was never trained, so its choice means "
-                    "nothing; train it (selector_epochs above 0) or load its weights"
-                )
+        if not (self._known or torch.compiler.is_compiling() or tokens.is_meta):
+            self._warn()
         return self.block.attn.received(tokens, T)
+
+    def _warn(self) -> None:
+        norm = getattr(getattr(self.block.attn, "q", None), "norm", None)
+        count = None if norm is None else norm.num_batches_tracked
+        self._known = not transformed(count)
+        if self._known and count is not None and not int(count):
+            log.warning(
+                "the attention selector of patches was never trained, so its choice means nothing; "
+                "train it (selector_epochs above 0) or load its weights"
+            )
 
     def logits(self, tokens: Tensor, T: int) -> Tensor:
         """Class logits ``[B, T, K]`` that train the selector."""
@@ -262,9 +267,8 @@ class PatchSelect(nn.Module):
         # In 16 bits many scores would be equal; a network that scores has a type of its own.
         own = next(self.score.parameters(), None)
         wide = torch.promote_types(tokens.dtype, torch.float32) if own is None else own.dtype
-        device = tokens.device.type
-        narrow = torch.is_autocast_enabled(device)
-        full = torch.autocast(device, enabled=False) if narrow else nullcontext()
+        narrow = autocasts(tokens)
+        full = torch.autocast(tokens.device.type, enabled=False) if narrow else nullcontext()
         with full, torch.set_grad_enabled(learns and torch.is_grad_enabled()):
             scores = self.score(tokens.detach().to(wide), current.detach().to(wide), images, T)
         index = top_tokens(scores.detach(), kept_count(tokens.shape[2], self.sparsity), self.ties)

@@ -22,7 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.layers.inputs import NeuronConfig
+from spikeformer_lt.layers.inputs import NeuronConfig, autocasts
 from spikeformer_lt.layers.kernels import dispatch
 from spikeformer_lt.layers.neuron import (
     LIF,
@@ -268,7 +268,7 @@ def conv_rows(rows: Tensor, conv: nn.Conv2d) -> Tensor | None:
     subnet = type(conv) is SubnetConv2d
     if geometry != _SIZE_KEEPING or rows.dim() != 5 or not (subnet or type(conv) is nn.Conv2d):
         return None
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled(rows.device.type):
+    if torch.compiler.is_compiling() or autocasts(rows):
         return None
     if hooked(conv) or (subnet and not dispatch.takes_conv(rows, conv.weight)):
         return None

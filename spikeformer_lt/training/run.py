@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import errno
+import gc
 import io
 import logging
 import os
@@ -24,6 +25,7 @@ from typing import IO, Any
 
 import torch
 
+from spikeformer_lt.bundle import sweep
 from spikeformer_lt.config import (
     changes,
     check,
@@ -136,6 +138,8 @@ class RunDir:
             run = cls(folder, choice.run_id, resumed=resumed)
             with _CLAIMING:
                 if (place := folder.resolve()) in _HELD:
+                    gc.collect()  # one that nobody has any more was not closed
+                if place in _HELD:
                     raise ConfigError(
                         f"{name_of(folder)} is in use by another run of this process; close that "
                         "one, or choose another run directory"
@@ -147,6 +151,7 @@ class RunDir:
                 f"{fault.strerror or fault}; choose another --run.out"
             ) from None
         try:
+            sweep(folder)
             if holds_run(folder) and not resumed:
                 raise ConfigError(f"{name_of(path)}: another process has just begun a run there")
             env = describe_environment(seed, world_size) | {IDENTITY: dict(choice.identity)}

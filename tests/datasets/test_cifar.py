@@ -162,3 +162,10 @@ def test_the_real_cifar_10_is_read_whole(real_root, caplog):
         squares[channel] = (counts * values**2).sum() / counts.sum()
     assert torch.allclose(total, torch.tensor(splits.mean).double(), atol=5e-5)
     assert torch.allclose((squares - total**2).sqrt(), torch.tensor(splits.std).double(), atol=5e-5)
+
+
+@pytest.mark.parametrize("files", [cifar.CIFAR10, cifar.CIFAR100], ids=lambda files: files.name)
+def test_each_class_has_its_name_in_the_published_order(files):
+    """Both sets number their classes by the alphabet."""
+    assert len(set(files.classes)) == files.num_classes
+    assert sorted(files.classes) == list(files.classes)

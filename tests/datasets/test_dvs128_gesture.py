@@ -54,6 +54,7 @@ def test_tonics_form_is_found_and_read_event_for_event(files, tmp_path, place):
     expected["t_us"] = expected["t_us"] // 1000 * 1000
     assert np.array_equal(events, expected) and report.faults == {}
     assert splits.test[0][0].sum() == len(expected)
+    assert files.same_from_files(splits)
 
 
 def test_nobody_is_in_two_parts(files, tmp_path):
@@ -136,6 +137,7 @@ def test_own_recordings_without_a_class_to_train_on_are_refused(files, tmp_path)
 
 
 @pytest.mark.parametrize("form", ["npy", "original"])
+@pytest.mark.fault(83)
 def test_links_to_the_folders_are_the_folders(files, tmp_path, form):
     disk, root = tmp_path / "disk", tmp_path / "data"
     root.mkdir()
@@ -152,6 +154,7 @@ def test_links_to_the_folders_are_the_folders(files, tmp_path, form):
     assert torch.equal(linked.test[0][0], plain.test[0][0])
 
 
+@pytest.mark.fault(80)
 def test_the_unit_and_the_columns_of_own_recordings_can_be_named(files, tmp_path):
     put_npy(files, tmp_path, labels=2)
     plain = create_dataset("dvs128_recordings", root=str(tmp_path), events=REPORT)
@@ -166,8 +169,10 @@ def test_the_unit_and_the_columns_of_own_recordings_can_be_named(files, tmp_path
     for part in ("train", "val", "test"):
         ours, theirs = getattr(named, part), getattr(plain, part)
         assert all(np.array_equal(ours.events(i)[0], theirs.events(i)[0]) for i in range(len(ours)))
+    assert files.same_from_files(named) and files.same_from_files(plain)
 
 
+@pytest.mark.fault(80)
 def test_a_recording_in_a_wrong_unit_is_told_once(files, tmp_path, caplog):
     put_npy(files, tmp_path, labels=2)
     for path in tmp_path.rglob("*.npy"):
@@ -182,6 +187,7 @@ def test_a_recording_in_a_wrong_unit_is_told_once(files, tmp_path, caplog):
 
 
 @pytest.mark.parametrize("name", ["dvs128_gesture", "dvs128_recordings"])
+@pytest.mark.fault(84)
 def test_nothing_is_mirrored_by_default(files, tmp_path, name):
     """A mirrored right hand is a left one."""
     put_npy(files, tmp_path)

@@ -209,6 +209,7 @@ def packing(request):
 
 
 @pytest.mark.parametrize("index", [False, True])
+@pytest.mark.fault(81)
 def test_an_aedat_4_file_comes_back_event_for_event(files, tmp_path, packing, index):
     events = files.some_events(1000)
     events["t_us"] += 1_600_000_000_000_000  # DV writes the time of day
@@ -216,6 +217,7 @@ def test_an_aedat_4_file_comes_back_event_for_event(files, tmp_path, packing, in
     assert np.array_equal(read_aedat4(tmp_path / "a.aedat4").events, events)
 
 
+@pytest.mark.fault(81)
 def test_a_recording_of_inivations_own_writer_comes_back_event_for_event(tmp_path):
     dv = pytest.importorskip("dv_processing", reason="the package dv-processing is not installed")
     rng = np.random.default_rng(0)
@@ -267,6 +269,7 @@ def test_every_cut_and_any_garbage_is_one_error_that_names_the_file(files, tmp_p
 
 
 @pytest.mark.parametrize("where", ["header", "packet", "vtable", "count", "string"])
+@pytest.mark.fault(82)
 def test_lengths_and_offsets_that_lead_out_are_refused_before_anything_is_allocated(
     files, tmp_path, where
 ):
@@ -285,6 +288,7 @@ def test_lengths_and_offsets_that_lead_out_are_refused_before_anything_is_alloca
     assert peak < 1_000_000
 
 
+@pytest.mark.fault(82)
 def test_a_packet_that_unpacks_to_far_more_than_its_size_is_refused(files, tmp_path, packing):
     if packing == "none":
         pytest.skip("nothing is packed")
@@ -332,6 +336,7 @@ CHIPS = [
 ]
 
 
+@pytest.mark.fault(81)
 def test_an_event_that_begins_like_a_comment_is_an_event(files, tmp_path):
     """Row 140 of a DAVIS makes the first byte of an address a #."""
     events = files.some_events(300, 260, 346)
@@ -342,6 +347,7 @@ def test_an_event_that_begins_like_a_comment_is_an_event(files, tmp_path):
 
 
 @pytest.mark.parametrize(("chip", "width", "height"), CHIPS)
+@pytest.mark.fault(81)
 def test_a_davis_recording_is_read_by_the_headers_chip(files, tmp_path, chip, width, height):
     events = files.some_events(300, height, width)
     files.write_aedat2(tmp_path / "a.aedat", events, chip=chip)
@@ -356,6 +362,7 @@ def test_samples_of_a_davis_that_are_no_events_are_counted(files, tmp_path):
     assert np.array_equal(raw.events, np.delete(events, [0, 7])) and raw.skipped == {"special": 2}
 
 
+@pytest.mark.fault(81)
 def test_another_chip_is_refused_by_its_name(files, tmp_path):
     files.write_aedat2(tmp_path / "a.aedat", files.some_events(5), chip="x.chips.CochleaAMS1c")
     with pytest.raises(DataError, match=r"its chip is 'CochleaAMS1c'; DVS128 and DAVIS cameras"):

@@ -5,6 +5,7 @@ import logging
 import multiprocessing
 import os
 import time
+import zlib
 
 import numpy as np
 import pytest
@@ -102,6 +103,19 @@ def test_every_cut_and_every_flipped_bit_is_noticed(tmp_path, frames):
     assert np.array_equal(cache.get("a", "1-2"), frames)
 
 
+@pytest.mark.parametrize(
+    "header",
+    [b"no JSON\n", b"5\n", b'["a", "1-2", "O", [1]]\n', b'["a", "1-2", "uint8", [7]]\n',
+     b'["a", "1-2", "uint8", ["x"]]\n', b'["a", "1-2", [], [1]]\n', b"[" * 99_999],
+)  # fmt: skip
+def test_an_entry_that_was_made_up_is_made_again(tmp_path, frames, header):
+    cache = FrameCache(tmp_path, "made", PARAMETERS)
+    cache.put("a", "1-2", frames)
+    rest = header + bytes(16)
+    entry(cache).write_bytes(b"SLTFRM2\n" + zlib.crc32(rest).to_bytes(4, "little") + rest)
+    assert cache.get("a", "1-2") is None
+
+
 @pytest.mark.fault(31)
 def test_a_full_or_read_only_disk_costs_a_warning_and_no_run(tmp_path, frames, monkeypatch, caplog):
     cache = FrameCache(tmp_path, "made", PARAMETERS)
@@ -149,7 +163,7 @@ def test_what_a_killed_process_left_is_swept_once_it_is_old(tmp_path, frames):
     cache = FrameCache(tmp_path, "made", PARAMETERS)
     cache.put("a", "1-2", frames)
     folder = entry(cache).parent
-    for name, age in ((".x.frames.tmp-1", 2 * 86400), (".y.frames.tmp-2", 60)):
+    for name, age in ((".x.frames.tmp-1", 120), (".y.frames.tmp-2", 10)):
         (folder / name).touch()
         os.utime(folder / name, (time.time() - age,) * 2)
     FrameCache(tmp_path, "made", PARAMETERS).put("a", "1-2", frames)

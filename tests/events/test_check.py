@@ -204,6 +204,7 @@ def test_long_lists_are_cut_in_the_text_and_whole_in_the_json():
     assert told["clean"] and told["recordings"][0]["rate_hz"] == 200
 
 
+@pytest.mark.fault(81)
 def test_files_that_are_no_recordings_are_named(tmp_path):
     for name in ("a.txt", "b.txt", "c.mat"):
         (tmp_path / name).write_text("0.1 1 2 1\n")
@@ -211,6 +212,7 @@ def test_files_that_are_no_recordings_are_named(tmp_path):
         check_folder(tmp_path)
 
 
+@pytest.mark.fault(80)
 def test_times_in_another_unit_are_doubted(files, tmp_path):
     events = files.some_events(2000, span_us=500_000)
     files.write_npy(tmp_path / "cat" / "0.npy", events)
@@ -226,6 +228,7 @@ def test_times_in_another_unit_are_doubted(files, tmp_path):
     assert not report.clean and "use unit=us, ms or s" in report.text()
 
 
+@pytest.mark.fault(80)
 def test_a_data_sets_unit_and_columns_are_its_own_unless_given(files, tmp_path, capsys):
     for folder, people in (("ibmGestureTrain", range(1, 9)), ("ibmGestureTest", (24,))):
         for person in people:

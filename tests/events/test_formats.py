@@ -101,6 +101,7 @@ def test_every_cut_and_every_surplus_is_refused(files, tmp_path):
             read_npy(path)
 
 
+@pytest.mark.fault(82)
 def test_a_header_that_tells_of_terabytes_allocates_nothing(tmp_path):
     path = tmp_path / "a.npy"
     for shape in ((10**12, 4), (-5, 4), (2**40, 2**40)):
@@ -202,6 +203,7 @@ def test_events_that_begin_like_another_kind_of_file_are_still_events(tmp_path, 
     assert len(read_bin(tmp_path / "a.bin").events) == 4
 
 
+@pytest.mark.fault(80)
 def test_a_field_t_us_is_in_microseconds_whatever_the_unit(files, tmp_path):
     """`t` and plain columns are in the unit that is named."""
     events = files.some_events(200, span_us=100_000)
@@ -215,6 +217,7 @@ def test_a_field_t_us_is_in_microseconds_whatever_the_unit(files, tmp_path):
         assert np.array_equal(scaled.events["t_us"], events["t_us"] * 1000)
 
 
+@pytest.mark.fault(80)
 def test_fractions_of_a_second_are_rounded_to_microseconds(tmp_path):
     np.save(tmp_path / "a.npy", np.array([[1, 1, 1, 0.0], [1, 1, 0, 0.123457]]))
     raw = read_npy(tmp_path / "a.npy", microseconds_per_tick=1_000_000)
@@ -288,6 +291,7 @@ def bomb_header(path):
         (bomb_hdf5, "a.h5", "unpack to more than"),
     ],
 )
+@pytest.mark.fault(82)
 def test_what_unpacks_to_far_more_than_its_size_is_refused_before_it_is(
     tmp_path, make, name, words
 ):
@@ -306,7 +310,7 @@ NAMES = {"aedat2": "a.aedat", "aedat31": "a.aedat", "evt2": "a.raw", "evt3": "a.
 
 @pytest.mark.parametrize("turns", [60, pytest.param(3_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("form", WRITERS)
-@pytest.mark.fault(24)
+@pytest.mark.fault(24, 82)
 def test_a_mutated_file_is_read_or_refused_in_one_line(files, tmp_path, form, turns):
     """Bits, bytes and lengths are changed: no other error, and memory stays with the file."""
     name = NAMES.get(form, f"a.{form}")
@@ -352,6 +356,7 @@ def test_a_mutated_file_is_read_or_refused_in_one_line(files, tmp_path, form, tu
         ("sample_ncars.dat", 2_009, (78, 42), (0, 99_952)),
     ],
 )
+@pytest.mark.fault(81)
 def test_recordings_of_prophesees_cameras_are_read(shared, name, count, extent, span):
     """Counts of the publisher; times of EVT 3 as evlib reads them."""
     folder = shared / "data" / "event_files"
@@ -364,6 +369,7 @@ def test_recordings_of_prophesees_cameras_are_read(shared, name, count, extent, 
 
 
 @pytest.mark.parametrize("form", ["evt2", "evt3", "dat"])
+@pytest.mark.fault(81)
 def test_other_hands_readers_give_the_same(files, tmp_path, form):
     expelliarmus = pytest.importorskip("expelliarmus", reason="expelliarmus is not installed")
     path = tmp_path / ("a.dat" if form == "dat" else "a.raw")
@@ -414,6 +420,7 @@ def test_another_version_or_kind_of_prophesees_files_is_named(files, tmp_path):
             read_dat(tmp_path / "a.dat")
 
 
+@pytest.mark.fault(82)
 def test_what_never_ends_is_not_opened(tmp_path):
     import os
 
@@ -483,6 +490,7 @@ def test_missing_files_and_names_that_lead_elsewhere_are_refused(home):
         read_trials(home, 11)
 
 
+@pytest.mark.fault(81)
 def test_every_form_comes_back_event_for_event_and_is_recognised(files, tmp_path):
     events = files.some_events(200, span_us=100_000)
     names = {

@@ -60,7 +60,7 @@ def test_the_order_is_not_the_file_systems(tmp_path, monkeypatch):
     assert scan(tmp_path, (".npy",)) == straight == sorted(straight)
 
 
-@pytest.mark.fault(26)
+@pytest.mark.fault(26, 83)
 def test_links_are_followed_where_users_put_them(tmp_path):
     touch(tmp_path, "set/a/1.npy", "disk/2.npy", "disk/below/3.NPY")
     (tmp_path / "set/a/2.npy").symlink_to("1.npy")
@@ -71,7 +71,7 @@ def test_links_are_followed_where_users_put_them(tmp_path):
     assert scan(tmp_path / "set", (".npy",)) == scan(tmp_path / "link", (".npy",)) == found
 
 
-@pytest.mark.fault(26)
+@pytest.mark.fault(26, 83)
 def test_a_link_to_nothing_or_to_where_it_is_is_refused(tmp_path):
     touch(tmp_path, "set/a/1.npy")
     link = tmp_path / "set/a/2.npy"
@@ -102,6 +102,7 @@ def test_a_folder_is_found_where_users_unpack_it(tmp_path):
     assert find_folder(tmp_path / "root-0" / "Set", ("Set",)) == tmp_path / "root-0" / "Set"
 
 
+@pytest.mark.fault(83)
 def test_a_set_is_found_through_links_once(tmp_path):
     touch(tmp_path / "disk", "Set/1.npy")
     root = tmp_path / "root"
@@ -322,6 +323,8 @@ def edits(text):
     yield {**told, "recordings": [[*rows[0][:2], 1], *rows[1:]]}, "of class 0"
     yield {**told, "recordings": [["dev", *rows[0][1:]], *rows[1:]]}, "as dev"
     yield {**told, "recordings": [5]}, "no list of recordings"
+    for odd in ([[], "a", 0], ["train", ["a"], 0], ["train", "a", "0"], ["train", "a", 0.0]):
+        yield {**told, "recordings": [odd, *rows]}, "no list of recordings"
     yield {**told, "version": 2}, "found split v2, supports v1"
     yield {**told, "format": "else"}, "is not a split file"
     yield [1], "is not a split file"

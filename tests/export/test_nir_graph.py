@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from spikeformer_lt.config import from_dict
 from spikeformer_lt.errors import ExportError
 from spikeformer_lt.export.inference import CompactModel, compact
+from spikeformer_lt.preprocess import Preprocess, Recordings
 
 nir = pytest.importorskip("nir", reason="the extra 'nir' is not installed")
 
@@ -113,6 +116,14 @@ def test_the_chains_fire_as_the_network_does(decay: bool, net, images, tmp_path:
         assert same(found, seen[end][1]), place
     found = run(graph.nodes["head"], seen["head"][0])
     torch.testing.assert_close(found, seen["head"][1], rtol=0, atol=1e-5)
+
+
+def test_the_file_says_how_its_samples_are_prepared(cnn, tmp_path: Path) -> None:
+    model, how = cnn("vgg of events"), Recordings((15, 15), 3)
+    model.preprocess = Preprocess("off,on", 15, (0.0, 0.0), (1.0, 1.0), tuple("0123456789"), how)
+    to_nir(compact(model), tmp_path / "a.nir")
+    said = nir.read(str(tmp_path / "a.nir")).metadata["preprocess"]
+    assert from_dict(Preprocess, json.loads(said)) == model.preprocess
 
 
 def test_a_vgg_is_cut_at_its_pools_alone(cnn, images, tmp_path: Path) -> None:

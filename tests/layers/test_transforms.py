@@ -106,9 +106,11 @@ def test_a_network_of_16_bits_classifies_and_trains(name: str, dtype: torch.dtyp
 
 
 @pytest.mark.parametrize("kind", SCORES)
-def test_every_patch_score_runs_in_16_bits(kind: str) -> None:
+def test_every_patch_score_runs_in_16_bits_and_without_values(kind: str) -> None:
     model: Any = create_model("spikformer_toy", **SMALL)
     model.set_patch(PatchSelect(make_score(kind, 32, 10, 4), 0.5))
+    on_meta = copy.deepcopy(model).to("meta")(torch.empty(2, 3, 16, 16, device="meta"))
+    assert on_meta.is_meta and on_meta.shape == (2, 2, 10)
     assert model.eval().bfloat16()(torch.randn(2, 3, 16, 16).bfloat16()).isfinite().all()
 
 

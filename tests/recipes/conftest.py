@@ -8,13 +8,15 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from filelock import FileLock
+
+from spikeformer_lt.config import last_of_each
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = shlex.split(
@@ -43,18 +45,6 @@ class Ended:
         lines = self.err.splitlines()
         assert len(lines) == 1 and lines[0].startswith("error: "), self.err
         return lines[0]
-
-
-def last_of_each(tokens: Iterable[str]) -> tuple[str, ...]:
-    """Options without those that later ones give again: one line takes each once."""
-    found: dict[str, list[str]] = {"": []}
-    name = ""
-    for token in tokens:
-        if token.startswith("--"):
-            name = token.partition("=")[0].replace("_", "-")
-            found.pop(name, None)
-        found.setdefault(name, []).append(token)
-    return tuple(token for group in found.values() for token in group)
 
 
 class Recipes:
@@ -181,7 +171,7 @@ def finished_run(out: Path) -> Finished:
     """Start it, and wait."""
     # Enough of a training that no layer is dead and the accuracy is not that of a constant answer.
     more = "--train.batch-size 8 --multisp.epochs 8 --model.v-threshold 0.2 --train.optim.lr 0.01"
-    options = last_of_each((*Recipes.small, *shlex.split(more), "--run.out", str(out)))
+    options = tuple(last_of_each((*Recipes.small, *shlex.split(more), "--run.out", str(out))))
     ended = subprocess.run(
         [sys.executable, *LAUNCH, str(ROOT / "recipes" / "multisp_cifar.py"), *options],
         capture_output=True,

@@ -30,10 +30,14 @@ def test_a_digits_tickets_energy_sums_to_its_ledger(
     assert sum(round(count) for count in spikes) == round(report["sops"] * n)
     assert round(network["totals"]["sops"] * n) == round(report["sops"] * n)
     assert network["dead_layers"] == report["dead_layers"]
-    assert sorted(p.suffix for p in out.iterdir()) == [".csv", ".csv", ".json", ".md", ".png"]
+    assert sorted(p.suffix for p in out.glob("[!.]*")) == [".csv", ".csv", ".json", ".md", ".png"]
     assert (out / "energy.md").read_text().strip() == ended.out.strip()
     first = network["layers"][0]
     assert first["input"] == "real" and (first["multiplies"] == 0) == first["binary"]
+    (out / "energy.md").write_text("mine")
+    ended = recipes.run("energy_report", "--runs", finished.path, "--out", out)
+    assert ended.code == 2 and "energy.md' is there, and not as" in ended.error
+    assert (out / "energy.md").read_text() == "mine"
 
 
 def test_halving_the_mask_of_a_digits_ticket_halves_its_sops_exactly(finished: Any) -> None:

@@ -54,6 +54,7 @@ def test_auto_does_not_take_files_where_their_reader_does_not_look(tmp_path):
     assert settle(asked, CIFAR10, "digits", {})[0].data.name == "cifar10"
 
 
+@pytest.mark.fault(84)
 def test_an_augmentation_that_changes_labels_is_told(caplog):
     events = load_splits(DataConfig(name="moving_digits", limit_train=20, limit_test=10), 2)
     augmentation(EventDataConfig(), events)

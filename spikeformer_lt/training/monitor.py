@@ -398,6 +398,7 @@ def estimate_step(model: nn.Module, images: Tensor, batch_size: int) -> Estimate
     """
     buffers = {name: value.detach().clone() for name, value in model.named_buffers()}
     training = {module: module.training for module in model.modules()}
+    wait = torch.cuda.synchronize if images.is_cuda else lambda: None
     seen: dict[int, int] = {}
 
     def count(tensor: Tensor) -> Tensor:
@@ -409,10 +410,12 @@ def estimate_step(model: nn.Module, images: Tensor, batch_size: int) -> Estimate
         with isolated_rng(0):
             model.train()
             model(images).float().mean().backward()  # warm-up: kernels compile here
+            wait()
             start = time.perf_counter()
             with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
                 out = model(images).float().mean()
             out.backward()
+            wait()
             seconds = time.perf_counter() - start
     finally:
         model.zero_grad(set_to_none=True)

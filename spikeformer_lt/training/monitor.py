@@ -398,8 +398,11 @@ def estimate_step(model: nn.Module, images: Tensor, batch_size: int) -> Estimate
     """
     buffers = {name: value.detach().clone() for name, value in model.named_buffers()}
     training = {module: module.training for module in model.modules()}
-    wait = torch.cuda.synchronize if images.is_cuda else lambda: None
     seen: dict[int, int] = {}
+
+    def wait() -> None:
+        if images.is_cuda:
+            torch.cuda.synchronize()
 
     def count(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import errno
+import gc
 import io
 import logging
 import os
@@ -137,6 +138,8 @@ class RunDir:
             run = cls(folder, choice.run_id, resumed=resumed)
             with _CLAIMING:
                 if (place := folder.resolve()) in _HELD:
+                    gc.collect()  # one that nobody has any more was not closed
+                if place in _HELD:
                     raise ConfigError(
                         f"{name_of(folder)} is in use by another run of this process; close that "
                         "one, or choose another run directory"

@@ -58,6 +58,10 @@ COLUMNS = {
 """Column -> key of report.json, factor and digits."""
 RATE = re.compile(r"(.*?) ?\b(0(?:\.\d+)?|[\d.]+e-\d+)")
 CONTROLS = re.compile(r"-?\b(random|shuffle|control)\b")
+COLUMNS_SAY = (
+    "Mean and, after the sign, standard deviation over the seeds. The interval is Wilson's for one "
+    "run, else t over the seeds, and never narrower than one run's."
+)
 DIFFERENCES = (
     "Points of test accuracy. One seed: McNemar's exact test on the saved predictions, with a "
     "paired bootstrap interval. More: the variance over seeds and that of the test samples. A "
@@ -253,10 +257,12 @@ def write_comparison(
     cells = [[r.variant, str(len(r.reports)), r.cell(ACCURACY), r.interval().ends,
               *(r.cell(c) for c in columns[1:])] for r in rows]  # fmt: skip
     notes, against = _notes(runs, rows), _rows_against(rows)
-    parts = [f"# {title}", markdown_table(header, cells), *notes]
+    parts = [f"# {title}", markdown_table(header, cells), COLUMNS_SAY, *notes]
     if against[1]:
         parts += ["## Differences in test accuracy", DIFFERENCES, markdown_table(*against)]
-        write_csv(folder / "differences.csv", *against)
+        points = against[0].index("points")  # numbers, which no spreadsheet takes for a formula
+        numbers = [[*row[:points], float(row[points]), *row[points + 1 :]] for row in against[1]]
+        write_csv(folder / "differences.csv", against[0], numbers)
     if saved := early_time_table(rows):
         parts += ["Early-Time against the same search without it, seed by seed (means of the "
                   "ratios with / without):", saved]  # fmt: skip
@@ -278,7 +284,7 @@ def write_comparison(
     write_page(
         folder / "report.html", "variants.html", [*curves, *steps, *masks],
         title=title, notices=notes, table=(header, cells), differ=differ, against=against,
-        differences=DIFFERENCES,
+        differences=DIFFERENCES, columns_say=COLUMNS_SAY,
         datasets=[report.get("dataset") for row in rows for report in row.reports],
         curves={path.name: said for path, said in curves.items()},
     )  # fmt: skip
@@ -402,8 +408,10 @@ def write_comparison_page(
     reports = {name: run.report or {} for name, run in named.items()}
     results = {name: found for name, report in reports.items()
                if (found := outcome_of(report, named[name].path)) is not None}  # fmt: skip
+    split = {name: named[name].ticket.provenance["split_sha256"] for name in results}
     first, *others = results or [""]
-    against = differences({(n, first): [(results[n], results[first])] for n in others})
+    alike = [name for name in others if split[name] == split[first]]
+    against = differences({(n, first): [(results[n], results[first])] for n in alike})
     trained = {name: fact(report, *FACTS["epochs trained"]) for name, report in reports.items()}
     if len(set(trained.values())) > 1:
         told = ", ".join(f"{name} {epochs}" for name, epochs in trained.items())

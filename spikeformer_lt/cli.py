@@ -154,15 +154,14 @@ def find(
         wanted: the set that auto takes if it is on disk: cifar10, dvs128_gesture or cifar10_dvs.
     """
     name, config, *inner = _chosen(choose, cfg)  # refuses a preset of another search
-    config = inner[0][1] if inner else config
-    preset = getattr(getattr(config, "imp", config), "preset", "default")
 
     from spikeformer_lt.reports import write_report
     from spikeformer_lt.tickets import Search, retrain, with_phase
     from spikeformer_lt.training.experiment import CIFAR10, CIFAR10_DVS, DVS128_GESTURE, Experiment
 
     sets = {one.name: one for one in (CIFAR10, DVS128_GESTURE, CIFAR10_DVS)}
-    usual: dict[str, Any] = {"small": dict(small), "published": presets.PUBLISHED.get(preset, {})}
+    published = presets.published(config, *(own for _, own in inner))
+    usual: dict[str, Any] = {"small": dict(small), "published": published}
     usual["search"] = " ".join([name, *(one for one, _ in inner)])
     with Experiment(cfg, wanted=sets[wanted], fallback=fallback, **usual) as experiment:
         model, fit = experiment.model(), experiment.trainer.fit
@@ -170,7 +169,8 @@ def find(
         search, epochs = _made(chosen, cfg.train.seed, experiment.trainer.batch), 0
         if not search.trained:
             inside = [config for _, config in chosen[2:]]
-            epochs, optim = presets.retraining(chosen[1], experiment.cfg.epochs, *inside)
+            epochs = getattr(experiment.cfg, "epochs", getattr(chosen[1], "epochs", 0))
+            epochs, optim = presets.retraining(chosen[1], epochs, *inside)
         if isinstance(search, Search):
             experiment.trainer.planned = search.planned() + epochs
         else:  # the phases of such a plug-in do not say what asked for them

@@ -6,8 +6,10 @@ import struct
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from spikeformer_lt.events.recording import make_events
+from spikeformer_lt.export import to_input
 
 AEDAT2_HEADER = (
     b"#!AER-DAT2.0\r\n# This is a raw AE data file - do not edit\r\n"
@@ -241,3 +243,12 @@ def write_hdf5(path: Path, events, group="events", table=False):
         for name, ours in zip("xypt", events.dtype.names, strict=True):
             path = f"{group}/{name}"
             store.create_dataset(path, data=events[ours], compression="gzip")
+
+
+def same_from_files(splits) -> bool:
+    """Whether the files of a set, given to a ticket's preprocess, become the frames of the set."""
+    test = splits.test
+    return all(
+        torch.equal(to_input(test.source.root / sample.path, splits.preprocess)[0], test[i][0])
+        for i, sample in enumerate(test.samples[:3])
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from spikeformer_lt.events.validate import validate
 from spikeformer_lt.images.augment import normalize
 from spikeformer_lt.preprocess import Preprocess, Recordings
 
+log = logging.getLogger(__name__)
 BATCH = 64  # samples of a forward
 
 
@@ -46,9 +48,12 @@ def predict(model: nn.Module, x: Any, preprocess: Preprocess | None = None) -> l
         preprocess: how they become its input; None is what came with the network.
 
     Raises:
-        ExportError: nothing came with the network, or it says other classes than the network has.
+        ExportError: nothing came with the network, it says other classes than the network has, or
+            the network is in training mode.
         DataError: a sample that `to_input` refuses.
     """
+    if model.training:
+        raise ExportError("a network in training mode cannot predict; call .eval() first")
     prepare = prepared_for(model, preprocess)
     like = next(model.parameters())
     found = []
@@ -150,7 +155,7 @@ def _pixels(x: Any, preprocess: Preprocess) -> Tensor:
             f"pixels are {str(x.dtype).removeprefix('torch.')}; predict takes uint8, 0 to 255, and "
             "normalises them itself; normalised values go to the network: net(x)"
         )
-    pixels = torch.from_numpy(np.ascontiguousarray(x)) if isinstance(x, np.ndarray) else x
+    pixels = torch.from_numpy(np.array(x, order="C")) if isinstance(x, np.ndarray) else x
     shape = list(pixels.shape)
     pixels = pixels[None] if pixels.ndim == 3 else pixels
     if list(pixels.shape[1:]) == [size, size, channels] != [channels, size, size]:
@@ -197,10 +202,13 @@ def _frames(x: Any, preprocess: Preprocess, how: Recordings, empty: bool = False
         path, source, columns = Path(array), name_of(array), how.columns
         if not path.is_file():
             raise DataError(f"{source} is no file of a recording")
-        form = how.form or form_of(path)
+        form = form_of(path)
+        form = how.form if how.form and form == "aedat2" else form  # turned upright
         array = FileReader(path.parent, form, columns, how.microseconds_per_tick)(Sample(path.name))
     events = array.events if isinstance(array, Raw) else array
-    kept, _ = validate(events, side, None, source, columns)
+    kept, report = validate(events, side, None, source, columns)
+    if report.doubt:
+        log.warning("%s: %s", source, report.doubt)
     if not len(kept) and not empty:
         raise DataError(f"{source} has no event")
     framing = Framing(how.T, how.by, how.window_us, how.values)

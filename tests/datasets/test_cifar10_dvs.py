@@ -43,6 +43,7 @@ def test_the_original_is_read_upright_in_the_fields_split(files, tmp_path):
     assert np.array_equal(events["x"], 127 - straight["y"])
     assert np.array_equal(events["y"], 127 - straight["x"])
     assert np.array_equal(events["p"], 1 - straight["p"])
+    assert files.same_from_files(splits)
 
 
 def test_half_the_size_keeps_every_event(files, tmp_path):
@@ -58,6 +59,7 @@ def test_tonics_files_are_read(files, tmp_path):
     assert len(splits.test) == 10
     events, _ = splits.test.events(0)
     assert np.array_equal(events, files.some_events(70, seed=10))
+    assert files.same_from_files(splits)
 
 
 @pytest.mark.fault(26)

@@ -54,6 +54,7 @@ def test_tonics_form_is_found_and_read_event_for_event(files, tmp_path, place):
     expected["t_us"] = expected["t_us"] // 1000 * 1000
     assert np.array_equal(events, expected) and report.faults == {}
     assert splits.test[0][0].sum() == len(expected)
+    assert files.same_from_files(splits)
 
 
 def test_nobody_is_in_two_parts(files, tmp_path):
@@ -168,6 +169,7 @@ def test_the_unit_and_the_columns_of_own_recordings_can_be_named(files, tmp_path
     for part in ("train", "val", "test"):
         ours, theirs = getattr(named, part), getattr(plain, part)
         assert all(np.array_equal(ours.events(i)[0], theirs.events(i)[0]) for i in range(len(ours)))
+    assert files.same_from_files(named) and files.same_from_files(plain)
 
 
 @pytest.mark.fault(80)

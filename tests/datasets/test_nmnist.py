@@ -35,6 +35,7 @@ def test_the_folders_are_found_where_users_put_them(files, tmp_path, place):
     assert splits.test.samples[0].path == "Test/0/00101.bin"
     assert np.array_equal(events, files.some_events(161, 34, 34, 300_000, 101))
     assert splits.test[0][0].sum() == 161
+    assert files.same_from_files(splits)
 
 
 @pytest.mark.fault(26)

@@ -40,6 +40,7 @@ def test_a_whole_set_in_its_true_form_is_read_event_for_event(root, files):
     events, report = splits.test.events(number)
     assert np.array_equal(events, files.some_events(109, 35, 35, 20_000, 49))
     assert splits.test[number][0].sum() == 109 and report.faults == {}
+    assert files.same_from_files(splits)
 
 
 def test_a_file_more_or_less_is_an_error_with_counts_or_a_warning(root, caplog):

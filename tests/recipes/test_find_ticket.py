@@ -124,3 +124,53 @@ def test_help_lists_the_own_options(plugged: Plugged, recipes: Any) -> None:
     assert ended.code == 0 and "--growth.epochs INT" in ended.out
     named = recipes.run("imp_cifar", *plugged.plugins, "--model.name", "my_net", "--help")
     assert "--my-net.width INT" in named.out and "--imp.rounds INT" in named.out
+
+
+PLAIN = '''
+"""A search that is no subclass of ours."""
+from dataclasses import dataclass
+import torch
+from spikeformer_lt import Mask, Ticket, register_search
+from spikeformer_lt.training import Phase
+
+@dataclass(frozen=True)
+class PlainConfig:
+    """A search of its own kind."""
+    epochs: int = 1
+    """Epochs."""
+
+@register_search("plain", PlainConfig)
+class Plain:
+    trained = True
+    def __init__(self, config=None, seed=0, batch=None):
+        self.config = config or PlainConfig()
+    def find(self, model, fit):
+        fit(model, Phase("own", 1))
+        mask = Mask({n: torch.ones_like(p, dtype=torch.bool) for n, p in model.named_parameters()
+                     if p.ndim > 1})
+        about = {"search": "plain", "trained": True, "phases": []}
+        return Ticket.of(model, mask, about)
+'''
+
+
+@pytest.mark.fault(61)
+def test_a_phase_of_a_search_of_any_kind_is_that_of_its_options(
+    recipes: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "plain.py").write_text(PLAIN)
+    common = ("plain", "--plugins", tmp_path / "plain.py", "--run.out", tmp_path / "run")
+    common += (
+        "--data.name",
+        "digits",
+        "--data.limit-train",
+        "48",
+        "--data.limit-test",
+        "40",
+        *TRAIN,
+    )
+    common += ("--model.name", "spikformer_toy", "--model.T", "2", "--data.image-size", "16")
+    assert recipes.run("find_ticket", *common).code == 0
+    resumed = ("--run.resume", "auto", "--run.allow-config-change", "plain.epochs")
+    ended = recipes.run("find_ticket", *common, *resumed, "--plain.epochs", 2)
+    assert ended.code == 2
+    assert re.search(r"phase own was made otherwise: plain\.epochs: 1 -> 2", ended.err)

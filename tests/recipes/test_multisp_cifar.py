@@ -146,12 +146,17 @@ def test_resuming_with_other_values_names_each_field_old_and_new(
     for change in ("train.seed: 42 -> 7", "train.batch_size: 8 -> 16", "model.embed_dim: 16 -> 32"):
         assert change in error
     assert "--run.allow-config-change model.embed_dim train.seed train.batch_size" in error
+    kept = {name: (run / name).read_bytes() for name in ("config.json", "env.json", "report.json")}
     allowed = ("--train.seed", 7, "--run.allow-config-change", "train.seed")
     ended = recipes.run("multisp_cifar", *options, *allowed)
+    assert ended.code == 2 and "phase joint was made otherwise: train.seed: 42 -> 7" in ended.err
+    assert {name: (run / name).read_bytes() for name in kept} == kept
+    free = ("--train.checkpoint-steps", 3, "--run.allow-config-change", "train.checkpoint_steps")
+    ended = recipes.run("multisp_cifar", *options, *free)
     assert ended.code == 0, ended.err
-    assert "resumed with a change: train.seed: 42 -> 7" in ended.err
+    assert "resumed with a change: train.checkpoint_steps: 0 -> 3" in ended.err
     noted = json.loads((run / "env.json").read_text())["changed_on_resume"]
-    assert "train.seed: 42 -> 7" in noted
+    assert "train.checkpoint_steps: 0 -> 3" in noted
 
 
 # -- wrong input -------------------------------------------------------------------------
@@ -353,7 +358,7 @@ def test_a_run_that_sigterm_stopped_ends_like_one_that_was_left_alone(
     assert not (run / "report.json").exists()
     ended = recipes.run("multisp_cifar", *options, "--run.resume", "auto")
     assert ended.code == 0, ended.err
-    assert "resumed joint at epoch 1 step 2" in ended.err
+    assert "resumed joint at epoch 2 step 2" in ended.err
     assert_same_end(run, whole)
 
 

@@ -81,6 +81,9 @@ def test_every_form_of_a_picture_gives_the_same_classes(shipped, digits, tmp_pat
         assert shipped.predict(form) == wanted
     for one in (images[0], last[0].numpy(), pictures[0], tmp_path / "0.png"):
         assert shipped.predict(one) == wanted[:1]
+    fixed = images.numpy()[::-1]
+    fixed.flags.writeable = False
+    assert shipped.predict(fixed) == wanted[::-1]
     wide = pictures[0].resize((40, 30))
     assert len(shipped.predict([wide, pictures[0]])) == 2, "pictures are scaled, arrays are not"
 
@@ -144,6 +147,8 @@ def test_everything_that_is_made_of_a_ticket_carries_it(net, tmp_path: Path) -> 
     assert plain.predict(x) == copy.deepcopy(plain).predict(x) == predict(plain, x)
     assert [one.label for one in plain.predict(x)] == [one.label for one in wanted]
     assert all(one.name == f"class {one.label}" for one in wanted)
+    with pytest.raises(ExportError, match=r"training mode cannot predict; call \.eval\(\) first"):
+        predict(plain.train(), x)
     card = (tmp_path / "out" / "README.md").read_text()
     assert (
         "x = np.zeros((1, 16, 16, 3), np.uint8)" in card

@@ -24,7 +24,7 @@ class EarlyBirdCifar(ImageRecipe):
     """Published settings by name: eccv22."""
     early_bird: EarlyBirdConfig = field(default_factory=full_size("early_bird"))
     epochs: int = 300
-    """Epochs of training from the ticket; a preset has its own."""
+    """Epochs of the tested network, with those before a rewind point; a preset has its own."""
 
 
 def main(cfg: EarlyBirdCifar) -> None:

@@ -39,7 +39,7 @@ class EarlyTimeCifar(ImageRecipe):
     edge_popup: EdgePopupConfig = field(default_factory=full_size("edge_popup"))
     biprop: BipropConfig = field(default_factory=full_size("biprop"))
     epochs: int = 300
-    """Epochs of training from the ticket; a preset has its own."""
+    """Epochs of the tested network, with those before a rewind point; a preset has its own."""
 
     def __post_init__(self) -> None:
         check_fields(self, search=SEARCHES)

@@ -28,7 +28,7 @@ class ImpCifar(ImageRecipe):
     """Where patches are removed, too, weights of the encoder alone are, unless imp.prune says
     otherwise: one ticket of both, with one ledger."""
     epochs: int = 300
-    """Epochs of training from the ticket; a preset has its own."""
+    """Epochs of the tested network, with those before a rewind point; a preset has its own."""
 
 
 def choose(cfg: ImpCifar) -> Choice:

@@ -1,8 +1,7 @@
 """Train sparse from the start: a mask that moves, or one that was chosen before training.
 
 accelerate launch recipes/sparse_training_cifar.py    # CIFAR-10 under ./data
-accelerate launch recipes/sparse_training_cifar.py --data.name digits    # embedded, no download
-accelerate launch recipes/sparse_training_cifar.py --method snip --sparsity 0.95
+accelerate launch recipes/sparse_training_cifar.py --data.name digits --method snip    # embedded
 
 Where CIFAR-10 is not on disk, the embedded digits stand in, with a notice and smaller values.
 """
@@ -23,14 +22,15 @@ class SparseTrainingCifar(ImageRecipe):
     """Sparse training on RGB images."""
 
     method: str = "rigl"
-    """set, rigl or granet (the mask moves); random, erk, magnitude, snip, grasp, synflow, or nm
-    (2:4 at a sparsity of 0.5; 1:4 at 0.75)."""
+    """set, rigl, granet (moving mask), random, erk, magnitude, snip, grasp, synflow or nm (2:4)."""
     sparsity: float = 0.9
     """Fraction of the prunable weights removed, in [0, 1); 0 with random is the dense network."""
     epochs: int = 300
     """Epochs of training."""
     every: int = 100
     """Optimizer steps between two moves of the mask."""
+    control: str = "none"
+    """What the ticket is compared with: random, shuffle or fresh; start where the mask moves."""
 
     def __post_init__(self) -> None:
         check_fields(self, method=(*MOVING, *FIXED), sparsity="[0, 1)")
@@ -43,12 +43,12 @@ def choose(cfg: SparseTrainingCifar) -> Choice:
     method, sparsity = cfg.method, cfg.sparsity
     if method in MOVING:  # their names are their published settings
         config = SparseTrainingConfig(method, sparsity, every=cfg.every, epochs=cfg.epochs)
-        return "sparse_training", config
+        return "sparse_training", replace(config, control=cfg.control)
     if method == "erk":
-        return "random", RandomConfig(sparsity, "erk")
+        return "random", RandomConfig(sparsity, "erk", control=cfg.control)
     if method == "nm":
-        return "nm", NmConfig(round(4 * (1 - sparsity)), 4)
-    return method, replace(full_size(method)(), sparsity=sparsity)
+        return "nm", NmConfig(round(4 * (1 - sparsity)), 4, control=cfg.control)
+    return method, replace(full_size(method)(), sparsity=sparsity, control=cfg.control)
 
 
 def main(cfg: SparseTrainingCifar) -> None:

@@ -325,18 +325,19 @@ def _new_stage(folder: Path, cleaning: contextlib.ExitStack) -> Path:
             return path
 
 
-def claim(folder: Path, held: contextlib.ExitStack) -> bool:
-    """Hold a folder until `held` ends, unless a living process does; whether it could be held."""
+def claim(path: Path, held: contextlib.ExitStack) -> bool:
+    """Hold a path until `held` ends, unless a living process does; whether it could be held."""
     try:
         import fcntl
 
-        handle = os.open(folder, os.O_RDONLY)
+        handle = os.open(path, os.O_RDONLY)
         held.callback(os.close, handle)
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (FileNotFoundError, PermissionError, BlockingIOError):
         return False
     except (ImportError, OSError):  # Windows; a file system without locks
-        return time.time() - folder.stat().st_mtime > ABANDONED_S or not any(folder.iterdir())
+        old = time.time() - path.stat().st_mtime > ABANDONED_S
+        return old or (path.is_dir() and not any(path.iterdir()))
     return True
 
 

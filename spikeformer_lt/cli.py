@@ -154,15 +154,14 @@ def find(
         wanted: the set that auto takes if it is on disk: cifar10, dvs128_gesture or cifar10_dvs.
     """
     name, config, *inner = _chosen(choose, cfg)  # refuses a preset of another search
-    config = inner[0][1] if inner else config
-    preset = getattr(getattr(config, "imp", config), "preset", "default")
 
     from spikeformer_lt.reports import write_report
     from spikeformer_lt.tickets import Search, retrain, with_phase
     from spikeformer_lt.training.experiment import CIFAR10, CIFAR10_DVS, DVS128_GESTURE, Experiment
 
     sets = {one.name: one for one in (CIFAR10, DVS128_GESTURE, CIFAR10_DVS)}
-    usual: dict[str, Any] = {"small": dict(small), "published": presets.PUBLISHED.get(preset, {})}
+    published = presets.published(config, *(own for _, own in inner))
+    usual: dict[str, Any] = {"small": dict(small), "published": published}
     usual["search"] = " ".join([name, *(one for one, _ in inner)])
     with Experiment(cfg, wanted=sets[wanted], fallback=fallback, **usual) as experiment:
         model, fit = experiment.model(), experiment.trainer.fit
@@ -170,7 +169,8 @@ def find(
         search, epochs = _made(chosen, cfg.train.seed, experiment.trainer.batch), 0
         if not search.trained:
             inside = [config for _, config in chosen[2:]]
-            epochs, optim = presets.retraining(chosen[1], experiment.cfg.epochs, *inside)
+            epochs = getattr(experiment.cfg, "epochs", getattr(chosen[1], "epochs", 0))
+            epochs, optim = presets.retraining(chosen[1], epochs, *inside)
         if isinstance(search, Search):
             experiment.trainer.planned = search.planned() + epochs
         else:  # the phases of such a plug-in do not say what asked for them
@@ -250,7 +250,7 @@ def _evaluate(cfg: Any, accelerator: Any) -> None:
     beside = Path(cfg.out or PREDICTIONS).with_suffix(f".{PREDICTIONS}")
     places = [run.path / PREDICTIONS, run.path.parent / PREDICTIONS, *([beside] if cfg.out else [])]
     known = ((place, saved_metrics(place, model, splits, cfg.split)) for place in places)
-    found = next(((place, saved) for place, saved in known if saved and not cfg.again), None)
+    found = None if cfg.again else next((pair for pair in known if pair[1]), None)
     how = {"batch_size": cfg.batch_size, "saved": found and found[1]}
     metrics, ledger = describe(model, splits, cfg.split, accelerator, **how)
     interval = wilson(metrics.correct, metrics.count)
@@ -384,8 +384,7 @@ def jobs_of(
 
 def _last_of_each(tokens: Sequence[str]) -> list[str]:
     """Command-line tokens without the options that later ones give again."""
-    found: dict[str, list[str]] = {"": []}
-    name = ""
+    found, name = dict[str, list[str]](), ""
     for token in tokens:
         if token.startswith("--"):
             name = token.partition("=")[0]
@@ -454,8 +453,7 @@ MULTISP_SUITES: dict[str, dict[str, str]] = {
         "all levels, iand residual": f"{_A}residual iand",
         "all levels, random patches": f"{_P}score random",
         "all levels, random mask": f"{_W}method random",
-        "sequential": f"--multisp.schedule sequential {_TWO_PHASES}",
-        "reverse": f"--multisp.schedule reverse {_TWO_PHASES}",
+        **{way: f"--multisp.schedule {way} {_TWO_PHASES}" for way in ("sequential", "reverse")},
         "literal Algorithm 1": f"--multisp.preset literal {_TWO_PHASES}",
     },
     "parts": {
@@ -486,7 +484,7 @@ class Find(ImageRecipe):
 
     data: EventDataConfig = field(default_factory=EventDataConfig)
     epochs: int = 300
-    """Epochs of training from the ticket; a preset has its own, and some searches end trained."""
+    """Epochs of the tested network; a preset has its own, and some searches end trained."""
 
 
 @dataclass(frozen=True)

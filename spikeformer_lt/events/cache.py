@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from spikeformer_lt.bundle import claim
 from spikeformer_lt.disk import free_bytes, safe_name
 from spikeformer_lt.errors import DataError
 
@@ -31,7 +32,7 @@ _log = logging.getLogger(__name__)
 _MAGIC = b"SLTFRM2\n"
 _HEAD = len(_MAGIC) + 4  # magic, checksum of all that follows: a line of JSON and the frames
 _KINDS = ("uint8", "uint16", "int32")
-_STALE_S = 24 * 3600  # an unfinished file of that age belongs to nobody
+_STALE_S = 60  # an unfinished file of that age, which no process holds, belongs to nobody
 
 
 @functools.cache
@@ -95,7 +96,8 @@ class FrameCache:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._open()
             try:
-                with open(stage, "xb") as file:
+                with open(stage, "xb") as file, contextlib.ExitStack() as held:
+                    claim(stage, held)
                     file.writelines(_pack(frames, name, fingerprint))
                 os.replace(stage, path)
             except BaseException:
@@ -119,8 +121,8 @@ class FrameCache:
         self._opened = True
         (self.folder / "key.json").write_text(self._describe)
         for left in self.folder.glob("??/.*.tmp-*"):
-            with contextlib.suppress(OSError):
-                if time.time() - left.stat().st_mtime > _STALE_S:
+            with contextlib.suppress(OSError), contextlib.ExitStack() as held:
+                if claim(left, held) and time.time() - left.stat().st_mtime > _STALE_S:
                     left.unlink()
 
 

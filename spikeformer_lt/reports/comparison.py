@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import statistics
 from collections import Counter
@@ -14,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from spikeformer_lt.disk import write_atomic
-from spikeformer_lt.errors import CheckpointError, DataError, MaskError, TicketError
+from spikeformer_lt.disk import read_record, write_atomic
+from spikeformer_lt.errors import CheckpointError, DataError, MaskError, TicketError, name_of
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.reports import plots
 from spikeformer_lt.reports.energy import energy_tables, measure_energy, write_energy
@@ -32,6 +31,7 @@ from spikeformer_lt.reports.statistics import (
 from spikeformer_lt.ticket import Ticket
 from spikeformer_lt.training.evaluate import PREDICTIONS, read_predictions
 from spikeformer_lt.training.jobs import Job
+from spikeformer_lt.training.run import read_report
 
 WRAPPED = "+et"
 """Ending of the name of a series in which Early-Time wraps the search of the same name."""
@@ -58,6 +58,10 @@ COLUMNS = {
 """Column -> key of report.json, factor and digits."""
 RATE = re.compile(r"(.*?) ?\b(0(?:\.\d+)?|[\d.]+e-\d+)")
 CONTROLS = re.compile(r"-?\b(random|shuffle|control)\b")
+COLUMNS_SAY = (
+    "Mean and, after the sign, standard deviation over the seeds. The interval is Wilson's for one "
+    "run, else t over the seeds, and never narrower than one run's."
+)
 DIFFERENCES = (
     "Points of test accuracy. One seed: McNemar's exact test on the saved predictions, with a "
     "paired bootstrap interval. More: the variance over seeds and that of the test samples. A "
@@ -167,7 +171,10 @@ def read_rows(runs: Iterable[Job]) -> list[Row]:
     for run in runs:
         if not run.report.exists():
             continue
-        report = json.loads(run.report.read_text("utf-8"))
+        report = read_report(run.report)
+        for name in ("dataset", "split_sha256", "firing_rate", "seed"):
+            if report.get(name) is None:
+                raise DataError(f"{name_of(run.report)} has no {name}: it is no report of a run")
         splits.setdefault(f"{report['dataset']} {report['split_sha256']}", run.report)
         if len(splits) > 1:
             raise DataError(f"runs of different splits are not comparable: {splits}")
@@ -194,7 +201,8 @@ def search_steps(provenance: Mapping[str, Any]) -> float | None:
 def steps_of_run(report: Path) -> float | None:
     """`search_steps` of the ticket beside a run's report; None if no search of weights was run."""
     about = report.parent / "ticket" / "ticket.json"
-    known = json.loads(about.read_text())["provenance"] if about.is_file() else {}
+    known = read_record(about, {"provenance": "names"}, DataError) if about.is_file() else {}
+    known = known.get("provenance") or {}
     return search_steps(known) if "search_seconds" in known else None
 
 
@@ -249,10 +257,12 @@ def write_comparison(
     cells = [[r.variant, str(len(r.reports)), r.cell(ACCURACY), r.interval().ends,
               *(r.cell(c) for c in columns[1:])] for r in rows]  # fmt: skip
     notes, against = _notes(runs, rows), _rows_against(rows)
-    parts = [f"# {title}", markdown_table(header, cells), *notes]
+    parts = [f"# {title}", markdown_table(header, cells), COLUMNS_SAY, *notes]
     if against[1]:
         parts += ["## Differences in test accuracy", DIFFERENCES, markdown_table(*against)]
-        write_csv(folder / "differences.csv", *against)
+        points = against[0].index("points")  # numbers, which no spreadsheet takes for a formula
+        numbers = [[*row[:points], float(row[points]), *row[points + 1 :]] for row in against[1]]
+        write_csv(folder / "differences.csv", against[0], numbers)
     if saved := early_time_table(rows):
         parts += ["Early-Time against the same search without it, seed by seed (means of the "
                   "ratios with / without):", saved]  # fmt: skip
@@ -274,7 +284,7 @@ def write_comparison(
     write_page(
         folder / "report.html", "variants.html", [*curves, *steps, *masks],
         title=title, notices=notes, table=(header, cells), differ=differ, against=against,
-        differences=DIFFERENCES,
+        differences=DIFFERENCES, columns_say=COLUMNS_SAY,
         datasets=[report.get("dataset") for row in rows for report in row.reports],
         curves={path.name: said for path, said in curves.items()},
     )  # fmt: skip
@@ -398,8 +408,10 @@ def write_comparison_page(
     reports = {name: run.report or {} for name, run in named.items()}
     results = {name: found for name, report in reports.items()
                if (found := outcome_of(report, named[name].path)) is not None}  # fmt: skip
+    split = {name: named[name].ticket.provenance["split_sha256"] for name in results}
     first, *others = results or [""]
-    against = differences({(n, first): [(results[n], results[first])] for n in others})
+    alike = [name for name in others if split[name] == split[first]]
+    against = differences({(n, first): [(results[n], results[first])] for n in alike})
     trained = {name: fact(report, *FACTS["epochs trained"]) for name, report in reports.items()}
     if len(set(trained.values())) > 1:
         told = ", ".join(f"{name} {epochs}" for name, epochs in trained.items())

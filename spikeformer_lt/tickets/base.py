@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from spikeformer_lt.config import flat_values, to_dict
 from spikeformer_lt.deprecated import moved
 from spikeformer_lt.errors import ConfigError, TicketError
 from spikeformer_lt.layers.neuron import reset_state
@@ -72,6 +71,9 @@ class Search:
             config = self.config_class()
         self.config = self.resolved(config)
         self.seed, self.batch = seed, batch
+        self.control: str = getattr(self.config, "control", "none")
+        if self.control != "none":
+            self.trained = False
         self.results: list[FitResult] = []
         self.start: dict[str, Tensor] = {}
 
@@ -87,6 +89,7 @@ class Search:
         A TicketError says that the mask is not of the sparsity that was asked for.
         """
         self.results, self.start = [], snapshot(model)
+        begun = self.start
         mask = self._search(model, fit)
         asked = self._asked(mask)
         if asked is not None and asked != mask.removed:
@@ -94,6 +97,10 @@ class Search:
                 f"{self.name} was to remove {asked} of {mask.total} weights and removed "
                 f"{mask.removed}: its phases are those of another search; give a new --run.out"
             )
+        if self.control != "none" and not self.trained:
+            self.start = begun if type(self).trained else self.start
+            seed = seed_for(self.seed, f"{self.name} control")
+            mask, self.start = control(self.control, mask, self.start, model, seed)
         ticket = self._ticket(model, mask)
         reset_state(model)
         return ticket
@@ -113,8 +120,8 @@ class Search:
 
     def _fit(self, fit: Fit, model: nn.Module, phase: Phase) -> FitResult:
         """Train a phase, marked with what asked for it, and keep its result."""
-        config = {self.name: to_dict(self.config)} if is_dataclass(self.config) else {}
-        own = {"search": self.name, "search_seed": self.seed, **dict(flat_values(config))}
+        own: dict[str, Any] = {self.name: self.config} if is_dataclass(self.config) else {}
+        own |= {"search": self.name, "search_seed": self.seed}
         self.results.append(fit(model, replace(phase, origin={**own, **phase.origin})))
         return self.results[-1]
 
@@ -127,10 +134,6 @@ class Search:
         return self.batch(count)
 
     def _ticket(self, model: nn.Module, mask: Mask) -> Ticket:
-        kind = getattr(self.config, "control", "none")
-        if kind != "none":
-            seed = seed_for(self.seed, f"{self.name} control")
-            mask, self.start = control(kind, mask, self.start, model, seed)
         model.load_state_dict(self.start)
         quiet = self.config.prune.silence and not self.trained
         whole = silenced(model, mask) if quiet else mask
@@ -140,7 +143,7 @@ class Search:
             "config": asdict(self.config),
             "search_seed": self.seed,
             "trained": self.trained,
-            "control": kind,
+            "control": self.control,
             "phases": [asdict(result) for result in self.results],
             "search_seconds": sum(result.seconds for result in self.results),
             "prunable_weights": mask.total,
@@ -239,7 +242,7 @@ def asked_for(mask: Mask, sparsity: float, scope: str | None) -> int:
 def control(
     kind: str, mask: Mask, start: Mapping[str, Tensor], model: nn.Module, seed: int
 ) -> tuple[Mask, dict[str, Tensor]]:
-    """The mask and the start weights of a control: random, shuffle or fresh, as of `Pruning`.
+    """The mask and the start weights of a control, as of `TrainedPruning`.
 
     `start` is the whole state_dict of the ticket's start weights; the model is not changed.
 
@@ -249,7 +252,7 @@ def control(
         return Mask.random_like(mask, seed), dict(start)
     if kind == "shuffle":
         return mask, shuffled(start, mask, seed)
-    return mask, fresh_weights(model, seed)
+    return mask, fresh_weights(model, seed) if kind == "fresh" else dict(start)
 
 
 def fresh_weights(model: nn.Module, seed: int) -> dict[str, Tensor]:

@@ -98,6 +98,17 @@ class Pruning(Checked):
 
 
 @dataclass(frozen=True)
+class TrainedPruning(Pruning):
+    """Base of searches that end trained; under a control their mask is trained again."""
+
+    control: str = field(default="none", kw_only=True)
+    """none; start: the found mask is trained again from the weights that the search began with; or
+    what that is compared with: random (as many weights of each layer, at random places), shuffle
+    (start weights permuted within each layer) or fresh (drawn anew)."""
+    OWN: ClassVar = {"control": ("none", "start", "random", "shuffle", "fresh")}
+
+
+@dataclass(frozen=True)
 class OneShotConfig(Pruning):
     """A mask by one ranking of all prunable weights."""
 
@@ -306,7 +317,7 @@ def check_ramp(config: Any, epochs: int, where: str = "") -> None:
 
 
 @dataclass(frozen=True)
-class EdgePopupConfig(Checked):
+class EdgePopupConfig(TrainedPruning):
     """Learn which of the frozen initial weights to keep."""
 
     preset: str = "default"
@@ -329,7 +340,6 @@ class EdgePopupConfig(Checked):
     """Train scale and shift of the norms, and biases; the papers leave them at their start."""
     freeze_mask_at: float = 1.0
     """Fraction of the training after which the mask stays as it is."""
-    prune: PruneConfig = field(default_factory=PruneConfig)
     PRESETS: ClassVar = {
         "cvpr20": dict(_FROZEN, sparsity=0.5, scope="layer", ramp_epochs=0.0, init="signed")
     }
@@ -356,7 +366,7 @@ class BipropConfig(EdgePopupConfig):
 
 
 @dataclass(frozen=True)
-class SparseTrainingConfig(Checked):
+class SparseTrainingConfig(TrainedPruning):
     """Train sparse from the start; now and then drop the smallest weights and grow others."""
 
     preset: str = "rigl"
@@ -380,7 +390,6 @@ class SparseTrainingConfig(Checked):
     """Least fraction of each layer that pruning leaves (schedules that prune on)."""
     epochs: int = 30
     """Epochs of the training."""
-    prune: PruneConfig = field(default_factory=PruneConfig)
     PRESETS: ClassVar = {
         "set": {"grow": "random", "start_sparsity": -1.0, "distribution": "erk"},
         "rigl": {"grow": "gradient", "start_sparsity": -1.0, "distribution": "erk"},

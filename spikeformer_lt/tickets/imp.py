@@ -13,7 +13,7 @@ from spikeformer_lt.registry import register_search
 from spikeformer_lt.tickets.base import Search, asked_for, magnitudes, prunable, snapshot
 from spikeformer_lt.tickets.configs import ImpConfig
 from spikeformer_lt.tickets.presets import PRESETS
-from spikeformer_lt.training.phase import Capture, Fit, Masked, Phase, of_first
+from spikeformer_lt.training.phase import Capture, Fit, Masked, Phase
 
 
 def schedule(config: ImpConfig) -> tuple[float, ...]:
@@ -62,7 +62,6 @@ class Imp(Search):
         for number, level in enumerate(levels, 1):
             scores = magnitudes(prunable(model, config.prune))
             mask = Mask.from_scores(scores, level, config.scope, mask, config.floor)
-            mask = of_first(mask)
             self.masks.append(mask)
             self._rewind(model, early.captured)
             if number < len(levels):

@@ -22,6 +22,7 @@ from spikeformer_lt.registry import register_search
 from spikeformer_lt.rng import seed_for, seeded
 from spikeformer_lt.ticket import Ticket, finished_folder
 from spikeformer_lt.tickets.base import (
+    Batch,
     Search,
     asked_for,
     control,
@@ -173,6 +174,10 @@ class MultiSp(Search):
 
     trained = True
 
+    def __init__(self, config: Any = None, seed: int = 0, batch: Batch | None = None) -> None:
+        super().__init__(config, seed, batch)
+        self.trained = True  # it trains a control itself
+
     def planned(self) -> int:
         """Epochs of the dense network, the selector, the stem and the rest."""
         if self.config.ticket:
@@ -212,7 +217,7 @@ class MultiSp(Search):
     def _ticket(self, model: nn.Module, mask: Mask) -> Ticket:
         self.start, phases = snapshot(model), [asdict(result) for result in self.results]
         about = {"search": self.name, "config": asdict(self.config), "phases": phases}
-        about |= {"control": self.config.control, "mask_sha256": mask.sha256, **self._origin}
+        about |= {"control": self.control, "mask_sha256": mask.sha256, **self._origin}
         about["deviations"] = deviations(self.config)
         return Ticket(mask, dict(self.start), about)
 
@@ -223,7 +228,7 @@ class MultiSp(Search):
 
     def _trained_again(self, model: nn.Module, fit: Fit) -> Mask:
         """Train the mask of a finished search from its start weights, or from a control's."""
-        where, kind = self.config.ticket, self.config.control
+        where, kind = self.config.ticket, self.control
         found = Ticket.load(finished_folder(where))
         about = found.provenance
         check(about.get("search") == "multisp", "multisp.ticket", where, "a ticket of multisp")

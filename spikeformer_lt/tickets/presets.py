@@ -26,9 +26,11 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "literal": {"model.tau": 100.0, "model.decay_input": False},
 }
 """Options of the whole run that a preset stands for, where the user names none; by data set."""
+_HELD_OUT = "10 % of the training images are validation and choose the weights, not the test set"
 DEVIATIONS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("cvpr20", "iclr21", "iclr21-global"), (_HELD_OUT,)),
     "eccv22": (
-        "10 % of the training images are validation and choose the weights, not the test set",
+        _HELD_OUT,
         "time steps are those of the run (published: 5)",
         "float32 (published: mixed precision)",
     ),
@@ -52,6 +54,12 @@ def with_preset(config: Any, preset: str) -> Any:
 def preset_optim(preset: str) -> OptimConfig | None:
     """Optimizer of a preset; None leaves the run's own."""
     return PRESETS.get(preset)
+
+
+def published(config: Any, inner: Any = None) -> dict[str, Any]:
+    """Options of the whole run that the preset (of `inner` if given) stands for."""
+    config = getattr(config, "imp", config) if inner is None else inner  # of a joint search
+    return PUBLISHED.get(getattr(config, "preset", "default"), {})
 
 
 def retraining(config: Any, epochs: int, inner: Any = None) -> tuple[int, OptimConfig | None]:

@@ -7,7 +7,7 @@ rewind to, hold a mask, change it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -60,8 +60,8 @@ class Phase:
         lr_factor: multiplies the peak learning rate, also that of scores.
         lr_from: where the learning-rate schedule, longer by so much, is entered.
         tags: further columns of the phase's summary rows.
-        origin: what else makes it, by name, in values that JSON can hold: the search and its
-            configuration. A phase is resumed under the same origin alone.
+        origin: what else makes it, by name, in configurations or values that JSON can hold: the
+            search and its configuration. A phase is resumed under the same origin alone.
     """
 
     name: str
@@ -90,7 +90,8 @@ class Phase:
         optim = {"train.optim": to_dict(usual)}
         if self.optim is not None:
             optim = {f"{self.name}.optim": to_dict(self.optim)}
-        return {**self.origin, **dict(flat_values({self.name: own, **optim}))}
+        origin = {k: to_dict(v) if is_dataclass(v) else v for k, v in self.origin.items()}
+        return dict(flat_values(origin)) | dict(flat_values({self.name: own, **optim}))
 
     def optimizer(self, usual: OptimConfig) -> OptimConfig:
         """The optimizer of this phase in a run whose `usual` one is given."""

@@ -163,7 +163,7 @@ def test_what_a_killed_process_left_is_swept_once_it_is_old(tmp_path, frames):
     cache = FrameCache(tmp_path, "made", PARAMETERS)
     cache.put("a", "1-2", frames)
     folder = entry(cache).parent
-    for name, age in ((".x.frames.tmp-1", 2 * 86400), (".y.frames.tmp-2", 60)):
+    for name, age in ((".x.frames.tmp-1", 120), (".y.frames.tmp-2", 10)):
         (folder / name).touch()
         os.utime(folder / name, (time.time() - age,) * 2)
     FrameCache(tmp_path, "made", PARAMETERS).put("a", "1-2", frames)

@@ -46,11 +46,13 @@ def place(out: Path) -> str:
     return "before the first checkpoint" if found is None else f"{found.state['phase']}"
 
 
-def kill_loop(recipes: Any, folder: Path, kills: int) -> list[str]:
+def kill_loop(
+    recipes: Any, folder: Path, kills: int, recipe: str = "multisp_cifar", options: Any = OPTIONS
+) -> list[str]:
     """Kill `kills` times, each killed run in the end resumed to its finish; return the places."""
 
     def start(out: Path) -> int:
-        return recipes.start("multisp_cifar", *OPTIONS, *EVERY_STEP, "--run.out", out)
+        return recipes.start(recipe, *options, *EVERY_STEP, "--run.out", out)
 
     start(folder / "warm")  # the first run compiles kernels; its length says nothing
     assert recipes.wait().code == 0
@@ -96,6 +98,44 @@ def test_fifty_kills_resume_to_the_same_bits(recipes: Any, tmp_path: Path) -> No
     print({name: where.count(name) for name in sorted(set(where))})
     assert len(where) == 50
     assert len(set(where)) >= 3, where  # they fell into different phases
+
+
+IMP = shlex.split(
+    "--data.name digits --data.limit-train 128 --data.limit-test 40 --data.image-size 16 "
+    "--model.name spikformer_toy --model.embed-dim 16 --model.T 2 --train.batch-size 16 "
+    "--train.cpu --imp.epochs 2 --imp.rounds 3 --imp.rewind 1ep --epochs 1 --run.resume auto"
+)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_thirty_kills_of_imp_resume_to_the_same_bits(recipes: Any, tmp_path: Path) -> None:
+    where = kill_loop(recipes, tmp_path, 30, "imp_cifar", IMP)
+    assert len(where) == 30 and len(set(where)) >= 3, where
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_comparison_that_was_killed_goes_on_to_the_same_table(
+    recipes: Any, tmp_path: Path
+) -> None:
+    own = "--data.limit-train 64 --data.limit-test 40 --data.image-size 16 --model.T 2 --train.cpu"
+    small = f"{own} --model.name spikformer_toy --model.embed-dim 16"
+    options = ("--searches", "random", "--sparsities", 0.5, f"--options={small}", "--epochs", 2)
+    draw, begun = random.Random(0), time.monotonic()
+    whole = recipes.run("compare_tickets", *options, "--out", tmp_path / "whole")
+    assert whole.code == 0, whole.err
+    length = time.monotonic() - begun
+    for _ in range(6):
+        pid = recipes.start("compare_tickets", *options, "--out", tmp_path / "killed")
+        time.sleep(draw.uniform(0.1, 0.6) * length)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        assert recipes.wait().code in (0, -signal.SIGKILL)
+    last = recipes.run("compare_tickets", *options, "--out", tmp_path / "killed")
+    assert last.code == 0, last.err
+    tables = [(tmp_path / name / "runs.csv").read_text() for name in ("whole", "killed")]
+    assert tables[0] == tables[1] and tables[0].count("\n") == 5
 
 
 @pytest.mark.recipe

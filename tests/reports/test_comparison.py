@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 from spikeformer_lt.errors import DataError
 from spikeformer_lt.reports.comparison import (
     Row,
+    _is_control,
     early_time_table,
+    outcome_of,
     read_rows,
     search_steps,
     series_of,
@@ -19,6 +23,7 @@ from spikeformer_lt.reports.comparison import (
     write_comparison,
     write_confusions,
 )
+from spikeformer_lt.training.evaluate import PREDICTIONS, Predictions
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,7 @@ class Run:
 def finished(
     folder: Path, variant: str, accuracy: float, split: str = "s", seed: int = 0, patch: float = 0.3
 ) -> Run:
+    folder.mkdir(exist_ok=True)
     path = folder / f"{variant}-{seed}.json".replace(" ", "_")
     report = {
         "dataset": "digits", "split_sha256": split, "test_accuracy": accuracy, "val_accuracy": 1.0,
@@ -92,6 +98,36 @@ def test_networks_with_silent_layers_are_pointed_out(tmp_path):
     runs[1].report.write_text(json.dumps(report))
     text = write_comparison(tmp_path, runs, "title")
     assert "never fired, whose few operations are no saving: b (1 of 1)." in text
+
+
+def test_a_control_is_of_the_same_rate_and_of_its_search() -> None:
+    of = {"imp 0.9": ("imp-random 0.9", "imp-shuffle 0.9", "random 0.9"), "eb 0.9": ("random 0.9",)}
+    controls = ("imp-random 0.9", "imp-shuffle 0.9", "random 0.9", "random 0.5", "imp-random 0.5")
+    for variant, own in of.items():
+        assert tuple(name for name in controls if _is_control(name, variant)) == own
+    assert _is_control("random control", "MultiSp") and not _is_control("random control", "dense")
+    assert not _is_control("random 0.9", "imp-random 0.9")
+
+
+@pytest.mark.fault(86)
+def test_rows_of_another_budget_are_named_and_predictions_of_other_weights_not_taken(tmp_path):
+    rows = (("dense", 75.0), ("imp 0.9", 50.0))
+    runs = [finished(tmp_path / name, name, accuracy) for name, accuracy in rows]
+    for run, epochs, right in zip(runs, (12.0, 9.0), (3, 2), strict=True):
+        report = json.loads(run.report.read_text())
+        run.report.write_text(json.dumps({**report, "epochs_trained": epochs, "test_count": 4}))
+        answers = torch.tensor([0] * right + [1] * (4 - right))
+        zeros = torch.zeros(4, dtype=torch.int64)
+        saved = Predictions(torch.arange(4), zeros, torch.zeros(4, 2), answers)
+        saved.save(run.report.parent / PREDICTIONS, {"weights_sha256": "w"})
+    text = write_comparison(tmp_path, runs, "title")
+    assert "Epochs trained differ, so that accuracies compare budgets, too: dense 12.0, imp" in text
+    (row,) = list(csv.DictReader((tmp_path / "differences.csv").open()))
+    assert (row["variant"], row["against"], row["test"]) == ("imp 0.9", "dense", "McNemar")
+    assert (row["points"], row["verdict"]) == ("-25.0", "not told apart")
+    report = json.loads(runs[0].report.read_text())
+    other = outcome_of({**report, "test_accuracy": 25.0}, runs[0].report.parent)
+    assert other is not None and other.predicted is None
 
 
 def test_what_was_not_run_is_said(tmp_path):

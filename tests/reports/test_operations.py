@@ -11,7 +11,7 @@ from spikeformer_lt.layers.attention import EncoderBlock, SpikingMLP, SpikingSel
 from spikeformer_lt.layers.neuron import reset_state
 from spikeformer_lt.layers.patches import Gumbel, PatchSelect, Rate
 from spikeformer_lt.layers.stems import ConvPEP
-from spikeformer_lt.reports.ledger import count_operations, kind_of
+from spikeformer_lt.reports.ledger import build_ledger, count_operations, kind_of
 
 
 class OneConv(nn.Module):
@@ -109,6 +109,26 @@ def test_macs_of_spikformer_4_384_are_the_published_ones():
     assert round(paper, 1) == 116.4
     dense = sum(layer.macs_dense / model.T / 1e6 for layer in counted.layers.values())
     assert dense == pytest.approx(sum(stem) + 4 * paper + 384 * 10 / 1e6)
+
+
+@pytest.mark.fault(88)
+@pytest.mark.parametrize(
+    ("name", "shape", "blocks", "giga"),
+    [
+        ("spikformer_cifar", (1, 3, 32, 32), 4, 3.74),
+        ("spikformer_dvs", (1, 16, 2, 128, 128), 2, 6.06),
+    ],
+)
+def test_the_papers_count_stands_beside_the_executed_one(name, shape, blocks, giga):
+    """12 N D^2 + 2 N^2 D a block at every step, whatever order and however often it is computed."""
+    model = create_model(name, num_classes=10)
+    ledger = build_ledger(model, [torch.rand(shape).round()])
+    tokens, width, T = 64, model.head.in_features, model.T
+    block = 12 * tokens * width**2 + 2 * tokens**2 * width
+    stem = sum(v["macs_dense"] for k, v in ledger["layers"].items() if k.startswith("conv_pep"))
+    assert ledger["macs_dense"] == stem + T * (blocks * block) + T * 10 * width
+    assert round(ledger["macs_dense"] / 1e9, 2) == giga
+    assert ledger["macs"] <= ledger["macs_t_fold"] <= ledger["macs_dense"]
 
 
 class OnlyStem(nn.Module):

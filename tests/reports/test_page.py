@@ -39,6 +39,7 @@ def write(folder, pictures=(), **content):
         "differ": "",
         "against": (["variant", "verdict"], []),
         "differences": "",
+        "columns_say": "",
     }
     return write_page(folder / "report.html", "variants.html", pictures, **{**usual, **content})
 

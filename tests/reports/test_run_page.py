@@ -12,7 +12,13 @@ from accelerate import Accelerator
 from spikeformer_lt import Ticket, create_dataset, create_model
 from spikeformer_lt.reports.comparison import by_search, write_comparison_page
 from spikeformer_lt.reports.finished import open_run
-from spikeformer_lt.reports.run_page import LEDGER_IMAGES, describe, fact, write_run_page
+from spikeformer_lt.reports.run_page import (
+    LEDGER_IMAGES,
+    describe,
+    epochs_trained,
+    fact,
+    write_run_page,
+)
 from spikeformer_lt.tickets.surgery import model_from_ticket
 
 
@@ -22,6 +28,22 @@ def test_a_figure_that_was_not_measured_is_a_dash():
     for path in ("val_accuracy", "sparsity.other", "nothing.at.all"):
         assert fact(report, path, 1, "{}") == "-"
     assert fact(None, "x", 1, "{}") == "-"
+
+
+@pytest.mark.parametrize(
+    ("known", "epochs"),
+    [
+        ({"phases": []}, None),
+        ({"phases": [("dense", 6), ("joint", 12)]}, 18),
+        ({"phases": [("early_time", 2), ("edge_popup", 8)], "trained": True}, 8),
+        ({"phases": [("imp-0", 8), ("retrain", 8)], "trained": False}, 8),
+        ({"phases": [("imp-0", 8), ("retrain", 6)], "trained": False, "start_step": "2ep"}, 8),
+        ({"phases": [("imp-0", 8), ("retrain", 8)], "trained": False, "start_step": "5it"}, 8.5),
+    ],
+)
+def test_epochs_are_those_that_the_tested_weights_went_through(known, epochs):
+    phases = [{"phase": name, "epochs": count} for name, count in known["phases"]]
+    assert epochs_trained({**known, "phases": phases}, 10) == epochs
 
 
 @pytest.fixture

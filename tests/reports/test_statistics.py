@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spikeformer_lt.errors import DataError
-from spikeformer_lt.reports.statistics import compare_predictions, holm, over_seeds, wilson
+from spikeformer_lt.reports.statistics import (
+    Outcome,
+    accuracy_interval,
+    compare_predictions,
+    contrast,
+    holm,
+    over_seeds,
+    wilson,
+)
 
 
 def test_wilson_is_the_published_formula() -> None:
@@ -69,6 +78,55 @@ def test_the_bootstrap_covers_the_true_difference() -> None:
 def test_predictions_of_other_samples_are_refused() -> None:
     with pytest.raises(DataError, match=r"\[3\], \[2\], \[3\] are not of the same samples"):
         compare_predictions([0, 1, 2], [0, 1], [0, 1, 2])
+
+
+def outcome(right: np.ndarray, saved: bool = True) -> Outcome:
+    labels = np.zeros(len(right), int)
+    answers = (np.where(right, 0, 1), labels) if saved else (None, None)
+    return Outcome(100 * float(right.mean()), len(right), *answers)
+
+
+def test_one_seed_is_mcnemars_test_where_predictions_were_saved() -> None:
+    draw = np.random.default_rng(3)
+    first, second = (draw.random(500) < share for share in (0.9, 0.8))
+    found = contrast([(outcome(first), outcome(second))])
+    labels = np.zeros(500, int)
+    alone = compare_predictions(np.where(first, 0, 1), np.where(second, 0, 1), labels)
+    assert (found.p, found.difference, found.test) == (alone.p, alone.difference, "McNemar")
+    assert found.verdict() == "higher" and found.verdict(0.2) == "not told apart"
+    unsaved = contrast([(outcome(first, saved=False), outcome(second))])
+    assert unsaved.test == "two proportions" and unsaved.p < 0.001
+    other = replace(outcome(second), labels=labels + 1)
+    with pytest.raises(DataError, match="different test samples"):
+        contrast([(outcome(first), other)])
+    with pytest.raises(DataError, match="no seed that both"):
+        contrast([])
+
+
+@pytest.mark.fault(85)
+def test_the_interval_of_several_seeds_covers_the_difference_of_the_methods() -> None:
+    """Seeds move both accuracies; all of them are read on the same test samples."""
+    draw, hits, narrow, trials = np.random.default_rng(4), 0, 0, 300
+    for _ in range(trials):
+        easy = draw.random(400)
+        pairs = [
+            tuple(outcome(easy < share + draw.normal(0, 0.02)) for share in (0.85, 0.80))
+            for _ in range(3)
+        ]
+        found = contrast(pairs).difference
+        hits += found.low <= 5 <= found.high
+        lost = [a.accuracy - b.accuracy for a, b in pairs]
+        half = 2 * float(np.std(lost, ddof=1)) / math.sqrt(3)  # two standard errors of three seeds
+        narrow += abs(float(np.mean(lost)) - 5) <= half
+    assert hits / trials > 0.93 > narrow / trials
+
+
+def test_several_seeds_are_never_surer_than_one_run_of_their_mean() -> None:
+    assert accuracy_interval([95.0], 400) == wilson(380, 400)
+    same = accuracy_interval([95.0, 95.0, 95.0], 400)
+    assert (same.low, same.high) == (wilson(380, 400).low, wilson(380, 400).high)
+    assert accuracy_interval([90.0, 94.0, 98.0], 400).low == over_seeds([90.0, 94.0, 98.0]).low
+    assert accuracy_interval([95.0, 97.0], None).high == 100
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))

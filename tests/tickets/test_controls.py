@@ -75,6 +75,36 @@ def test_controls_keep_the_counts_and_change_what_they_say(make, search, options
         assert set(shuffle.tensors[name][kept].tolist()) - {0.0} <= values
 
 
+@pytest.mark.parametrize(
+    ("search", "options"),
+    [
+        ("sparse_training", {"sparsity": 0.7, "epochs": 2}),
+        ("edge_popup", {"sparsity": 0.7, "scope": "global"}),
+        ("biprop", {"sparsity": 0.7, "init": "kaiming"}),
+    ],
+)
+def test_the_mask_of_a_search_that_ends_trained_is_trained_again(
+    make, search, options, monkeypatch
+):
+    monkeypatch.setattr(Fit, "__call__", with_hooks(Fit.__call__))
+    trained = create_search(search, seed=3, **options)
+    found, start = trained.find(make(), Fit()), make().state_dict()
+    assert trained.trained and found.provenance["trained"]
+    for kind in ("start", "random", "shuffle", "fresh"):
+        model, again = make(), create_search(search, control=kind, seed=3, **options)
+        ticket = again.find(model, Fit())
+        assert not again.trained and not ticket.provenance["trained"]
+        assert ticket.mask.layer_sparsity() == found.mask.layer_sparsity()
+        assert (ticket.mask == found.mask) == (kind != "random")
+        for name, value in model.state_dict().items():
+            wanted = torch.where(ticket.mask[name], start[name], 0) if name in found.mask else None
+            if kind in ("start", "random"):
+                assert torch.equal(value, start[name] if wanted is None else wanted)
+            elif wanted is not None:
+                assert torch.equal(value, wanted) <= (not bool(ticket.mask[name].any()))
+            assert torch.equal(value, ticket.tensors[name])
+
+
 def with_hooks(train):
     def fit(self, model, phase):
         for hook in phase.hooks:

@@ -1,0 +1,174 @@
+"""Kills at every operation of all that publishes: whole files, the old one or the new one."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from spikeformer_lt import bundle
+from spikeformer_lt.bundle import outputs, staged
+from spikeformer_lt.events.cache import FrameCache
+from spikeformer_lt.export.file import EXPORT, read_packed, write_packed
+from spikeformer_lt.mask import Mask
+from spikeformer_lt.published import unpack
+from spikeformer_lt.ticket import Ticket
+
+LEAST = 100  # kills
+
+
+def ticket(number: int) -> Ticket:
+    generator = torch.Generator().manual_seed(number)
+    weight = torch.randn(8, 4, generator=generator)
+    kept = weight > 0
+    return Ticket(Mask({"w": kept}), {"w": weight * kept, "b": torch.randn(3)}, {"seed": number})
+
+
+def save_ticket(folder: Path, number: int, overwrite: bool = True) -> None:
+    ticket(number).save(folder / "ticket", overwrite)
+
+
+def saved_ticket(folder: Path) -> int | None:
+    place = folder / "ticket"
+    try:
+        return int(Ticket.load(place).provenance["seed"])
+    except Exception:
+        return None if not place.exists() else -1
+
+
+def save_export(folder: Path, number: int, overwrite: bool = True) -> None:
+    with staged(folder / "export", EXPORT, overwrite) as stage:
+        write_packed(stage, ticket(number))
+
+
+def saved_export(folder: Path) -> int | None:
+    place = folder / "export"
+    try:
+        return int(read_packed(place).ticket.provenance["seed"])
+    except Exception:
+        return None if not place.exists() else -1
+
+
+FRAMES = {number: np.full((2, 2, 8, 8), number, np.uint8) for number in (1, 2)}
+
+
+def save_frames(folder: Path, number: int) -> None:
+    FrameCache(folder, "set", {}).put("a", f"fingerprint {number}", FRAMES[number])
+
+
+def saved_frames(folder: Path) -> int | None:
+    for number, frames in FRAMES.items():
+        found = FrameCache(folder, "set", {}).get("a", f"fingerprint {number}")
+        if found is not None:
+            return number if np.array_equal(found, frames) else -1
+    return None
+
+
+def extract(folder: Path, number: int) -> None:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name in ("a", "deep/b"):
+            archive.writestr(name, str(number) * 100)
+    (folder / "set.zip").write_bytes(packed.getvalue())
+    unpack(folder / "set.zip", folder / "set", max_bytes=10_000, max_members=9)
+
+
+def extracted(folder: Path) -> int | None:
+    """Each file is whole; a set of old and new ones is unpacked again, as it is not complete."""
+    files = [folder / "set" / name for name in ("a", "deep/b")]
+    texts = {file.read_text() for file in files if file.exists()}
+    if not texts <= {"1" * 100, "2" * 100}:
+        return -1
+    return int(texts.pop()[0]) if len(texts) == 1 and all(map(Path.exists, files)) else None
+
+
+def write_tables(folder: Path, number: int) -> None:
+    with outputs(folder / "out", False, "*.md"):
+        for name in ("a.md", "b.md"):
+            bundle.write_atomic(folder / "out" / name, str(number).encode())
+
+
+def tables(folder: Path) -> int | None:
+    found = [(folder / "out" / name) for name in ("a.md", "b.md")]
+    texts = {file.read_text() for file in found if file.exists()}
+    return int(texts.pop()) if len(texts) == 1 and all(map(Path.exists, found)) else None
+
+
+Case = tuple[Callable[..., None], Callable[[Path], int | None], bool, bool]
+CASES: dict[str, Case] = {  # what saves, what tells the number, is the old one kept, by exchange
+    "ticket": (save_ticket, saved_ticket, True, True),
+    "ticket, by two renames": (save_ticket, saved_ticket, True, False),
+    "export": (save_export, saved_export, True, True),
+    "export, by two renames": (save_export, saved_export, True, False),
+    "frames": (save_frames, saved_frames, False, True),
+    "archive": (extract, extracted, False, True),
+    "tables": (write_tables, tables, False, True),
+}
+
+
+def kill_everywhere(bomb: Any, root: Path, case: Case, old: bool) -> dict[str, Any]:
+    """Save 2, over 1 or anew, with a kill at operation 0, 1, 2 ... until one save survives."""
+    save, saved, keeps, _ = case
+    base, faults, fuse, survived = root / "base", list[str](), 0, False
+    base.mkdir(parents=True)
+    if old:
+        save(base, 1)
+    while not survived:
+        folder = root / str(fuse)
+        shutil.copytree(base, folder)
+        survived = bomb.survives(lambda folder=folder: save(folder, 2), fuse, False)
+        found, whole = saved(folder), {2} if survived else {1 if old else None, 2}
+        if found not in whole and (found == -1 or keeps):
+            faults.append(f"{fuse}: {found} after the kill")
+        save(folder, 2)  # a second life, over whatever the kill has left behind
+        left = [path.name for path in folder.rglob(".*") if ".old-" in path.name]
+        left += [path.name for path in folder.rglob(".*") if path.is_dir() and path.name != "."]
+        if saved(folder) != 2 or left:
+            faults.append(f"{fuse}: {saved(folder)} in the second life, {left} left over")
+        shutil.rmtree(folder)
+        fuse += 1
+    return {"kills": fuse - 1, "faults": faults}
+
+
+def main(root: Path) -> None:
+    sys.path.insert(0, str(Path(__file__).parent))
+    from kills import Bomb
+
+    torch.set_num_threads(1)
+    save_export(root / "warm", 1)  # compiles the coder
+    bomb, report, exchange = Bomb(), {}, bundle._exchange
+    for place, (name, case) in enumerate(CASES.items()):
+        bundle._exchange = exchange if case[3] else lambda one, other: False
+        for old in (False, True):
+            words = f"{name} over an old one" if old else name
+            report[words] = kill_everywhere(bomb, root / f"{place}{old}", case, old)
+    print(json.dumps(report))
+
+
+@pytest.mark.fault(1)
+def test_after_a_kill_at_any_operation_the_old_or_the_new_is_there(tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, __file__, str(tmp_path)], capture_output=True, text=True, timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    report = json.loads(ended.stdout)
+    assert {name: found["faults"] for name, found in report.items() if found["faults"]} == {}
+    kills = {name: found["kills"] for name, found in report.items()}
+    print(kills)
+    assert min(kills.values()) >= 3 and sum(kills.values()) >= LEAST, kills
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from spikeformer_lt.config import check
-from spikeformer_lt.disk import read_mapping
-from spikeformer_lt.errors import ConfigError, DataError, TicketError, name_of, shown
+from spikeformer_lt.errors import TicketError, name_of, shown
 from spikeformer_lt.images.loader import sample_loader
 from spikeformer_lt.images.splits import Splits
 from spikeformer_lt.preprocess import Preprocess
 from spikeformer_lt.ticket import Ticket, finished_folder
 from spikeformer_lt.training.options import EventDataConfig, load_splits
+from spikeformer_lt.training.run import read_report
 
 NEEDED = ("model", "dataset", "split_sha256")
 
@@ -53,10 +53,7 @@ def open_run(
     """Open a folder as `open_ticket` does, with its report if it has one; DataError if damaged."""
     run = open_ticket(path, build, *how, **options)
     place = run.path / "report.json"
-    try:
-        return replace(run, report=read_mapping(place)) if place.exists() else run
-    except ConfigError as fault:
-        raise DataError(str(fault)) from None
+    return replace(run, report=read_report(place)) if place.exists() else run
 
 
 def open_ticket(

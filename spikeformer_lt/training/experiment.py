@@ -60,7 +60,9 @@ from spikeformer_lt.training.trainer import Trainer
 log = logging.getLogger(__name__)
 FOLLOWING = ("rewind", "round_epochs", "stem_epochs")
 """Lengths inside a search that follow its epochs where the user names those alone."""
-ORIGIN = ("search", "config", "search_seed", "early_time", "seed", "split_sha256", "model")
+ORIGIN = (
+    *("search", "config", "search_seed", "early_time", "seed", "split_sha256", "model", "options"),
+)
 """Provenance that tells how a ticket was found."""
 
 
@@ -186,16 +188,14 @@ def _set(cfg: Any, path: str, value: Any) -> Any:
     return replace(cfg, **{name: _set(getattr(cfg, name), rest, value) if rest else value})
 
 
-def plain(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """Provenance as JSON gives it back."""
-    found: dict[str, Any] = json.loads(json.dumps(provenance))
-    return found
+def origin_of(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """What made a ticket, by name: its search and configuration, model, options, split, seed.
 
-
-def fingerprint(provenance: Mapping[str, Any]) -> str:
-    """SHA-256 of what made a ticket: search and its configuration, run's options, split, seed."""
-    known = {name: provenance[name] for name in (*ORIGIN, "options") if name in provenance}
-    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+    Values are as JSON gives them back; measured ones are left out.
+    """
+    known = {name: provenance[name] for name in ORIGIN if name in provenance}
+    values = dict(flat_values(json.loads(json.dumps(known))))
+    return {name: value for name, value in values.items() if "divergences" not in name}
 
 
 _OPEN: list[Experiment] = []
@@ -421,7 +421,9 @@ class Experiment:
         }
         differing = [*ticket.provenance.get("deviations", ()), *self.deviations]
         provenance = {**ticket.provenance, **origin, "options": self.trainer.made_by}
-        provenance |= {"deviations": differing, "fingerprint": fingerprint(provenance)}
+        made = json.dumps(origin_of(provenance), sort_keys=True)
+        provenance["deviations"] = differing
+        provenance["fingerprint"] = hashlib.sha256(made.encode()).hexdigest()
         self._refuse_another(provenance)
         ticket = Ticket(ticket.mask, ticket.tensors, provenance)
         found = {"mask": ticket.mask.sha256, "weights": digest(ticket.tensors)}
@@ -435,10 +437,9 @@ class Experiment:
         folder = self.run.path / "ticket"
         if not folder.is_dir():
             return
-        old, now = (
-            dict(flat_values({name: found[name] for name in ORIGIN if name in found}))
-            for found in (open_bundle(folder, TICKET).about["provenance"], plain(provenance))
-        )
+        saved = open_bundle(folder, TICKET).about.get("provenance")
+        old = origin_of(saved if isinstance(saved, dict) else {})
+        now = origin_of(provenance)
         if changed := changes(old, {name: now.get(name, "absent") for name in old}):
             raise ConfigError(
                 f"{name_of(folder)} was found otherwise: {'; '.join(changed)}; take the old "

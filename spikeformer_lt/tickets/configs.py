@@ -536,6 +536,10 @@ class MultiSpConfig(Checked):
         if self.weights.method in MOVING and self.preset == "default":
             searched = self.epochs if self.schedule == "joint" else max(1, self.stem_epochs)
             check_ramp(self.weights, searched, "multisp.weights.")
+        untrained = self.schedule != "joint" and not (self.stem_epochs or self.dense_epochs)
+        rule = "at least 1: a frozen ConvPEP would keep its random weights; or give stem finetune"
+        sound = not untrained or self.stem != "frozen"
+        check(sound, "multisp.stem_epochs", self.stem_epochs, rule)
         alone = self.control != "none" and not self.ticket
         check(not alone, "multisp.control", self.control, "none without multisp.ticket DIR")
 

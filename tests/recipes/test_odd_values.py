@@ -143,6 +143,7 @@ def drawn(count: int) -> list[Case]:
     return random.Random(seed).sample(everything, count)
 
 
+@pytest.mark.fault(101)
 def test_odd_values_are_refused_in_one_line(quick: Path, capsys: Any) -> None:
     """Every eighth by the command line, whose parser takes most of the time."""
     cases = drawn(200)

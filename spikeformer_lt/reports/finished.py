@@ -99,6 +99,12 @@ def open_ticket(
         options = {**known.get("data_options", {}), **(options or {})}
     model: Any = build(ticket, **overrides).to(torch.device("cpu"))
     splits = load_splits(data, model.T, options)
+    classes = getattr(model, "num_classes", splits.num_classes)
+    if classes != splits.num_classes:
+        raise TicketError(
+            f"the network in {shown(str(path))} has {classes} classes, {splits.name} has "
+            f"{splits.num_classes}: name the data set that it was trained on"
+        )
     prepared = Preprocess.known(known)
     if prepared is not None and splits.preprocess is not None:
         prepared.refuse_other(splits.preprocess, name_of(path), splits.name)

@@ -277,7 +277,7 @@ class EarlyBirdConfig(Pruning):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self.tolerance <= 1, "tolerance", self.tolerance, "at most 1")
-        check(self.lr_factor > 0, "lr_factor", self.lr_factor, "above 0")
+        check(0 < self.lr_factor <= 1000, "lr_factor", self.lr_factor, "in (0, 1000]")
         whole = self.kind == "channels" and self.control == "random"
         rule = "shuffle or fresh with kind=channels, whose mask is of whole channels"
         check(not whole, "control", self.control, rule)

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import runpy
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,14 @@ def test_a_converted_checkpoint_evaluates_exports_and_reports(
     convert(source=source, model="spikformer_toy", out=tmp_path / "out")
     assert "name the data set" in recipes.run("evaluate", "--run", tmp_path / "out").error
     data = ("--data.name", "digits", "--data.limit-test", "20")
+    assert (
+        "has 7 classes, digits has 10"
+        in recipes.run("evaluate", "--run", tmp_path / "out", *data).error
+    )
+    model = create_model("spikformer_toy")
+    torch.save({"net": published(model)}, source)
+    shutil.rmtree(tmp_path / "out")
+    convert(source=source, model="spikformer_toy", out=tmp_path / "out")
     shown = []
     assert recipes.run("export", "--run", tmp_path / "out", "--out", tmp_path / "x").code == 0
     for folder in ("out", "x"):

@@ -400,6 +400,10 @@ def estimate_step(model: nn.Module, images: Tensor, batch_size: int) -> Estimate
     training = {module: module.training for module in model.modules()}
     seen: dict[int, int] = {}
 
+    def wait() -> None:
+        if images.is_cuda:
+            torch.cuda.synchronize()
+
     def count(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         seen[storage.data_ptr()] = storage.nbytes()
@@ -409,10 +413,12 @@ def estimate_step(model: nn.Module, images: Tensor, batch_size: int) -> Estimate
         with isolated_rng(0):
             model.train()
             model(images).float().mean().backward()  # warm-up: kernels compile here
+            wait()
             start = time.perf_counter()
             with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
                 out = model(images).float().mean()
             out.backward()
+            wait()
             seconds = time.perf_counter() - start
     finally:
         model.zero_grad(set_to_none=True)

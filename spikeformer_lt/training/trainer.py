@@ -412,9 +412,13 @@ class PhaseRun:
         if not saved:
             self._save()
         self.trainer.accelerator.wait_for_everyone()
+        at = self.at
+        where = (
+            f"epoch {at.epoch + 1} step {at.step}" if at.step else f"the end of epoch {at.epoch}"
+        )
         raise Interrupted(
-            self.signum, f"stopped at {self.phase.name} epoch {self.at.epoch + 1} step "
-            f"{self.at.step}; everything is saved: go on with --run.resume auto"
+            self.signum, f"stopped at {self.phase.name} {where}; everything is saved: go on with "
+            "--run.resume auto"
         )  # fmt: skip
 
 

@@ -38,7 +38,6 @@ import sys, torch
 from torch import nn
 
 from spikeformer_lt.tickets import Snip, SnipConfig
-from spikeformer_lt.tickets import Snip, SnipConfig
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.training.ranks import refuse_differences, share_buffers
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from spikeformer_lt.config import check
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.attention import EncoderBlock, SpikingMLP, SpikingSelfAttention
-from spikeformer_lt.layers.inputs import SpikingClassifier, at_least_one
+from spikeformer_lt.layers.inputs import SpikingClassifier, at_least_one, finite
 from spikeformer_lt.layers.neuron import carry
 from spikeformer_lt.layers.patches import PatchSelect, gather_tokens
 from spikeformer_lt.layers.stems import ConvPEP
@@ -62,8 +63,12 @@ class Spikformer(SpikingClassifier):
         **options: Any,
     ) -> None:
         super().__init__(num_classes, T, **options)
-        hidden = int(embed_dim * mlp_ratio)
         at_least_one(depth=depth, embed_dim=embed_dim, num_heads=num_heads)
+        check(depth <= 1000, "depth", depth, "at most 1,000 blocks")
+        numbers = {"mlp_ratio": mlp_ratio, "attn_scale": attn_scale}
+        for field, value in {**numbers, "attn_threshold": attn_threshold}.items():
+            check(finite(value), field, value, "a finite number")
+        hidden = int(embed_dim * mlp_ratio)
         at_least_one(**{"embed_dim * mlp_ratio": hidden})
         self.embed_dim, self.num_heads = embed_dim, num_heads
         self.conv_pep = ConvPEP(

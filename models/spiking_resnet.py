@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from spikeformer_lt.config import check
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.layers.inputs import at_least_one
+from spikeformer_lt.layers.inputs import at_least_one, listed
 from spikeformer_lt.layers.neuron import NeuronConfig, make_activation
 from spikeformer_lt.layers.units import Chain, ConvLayer, Reads, call
 from spikeformer_lt.models.spiking_cnn import SpikingCNN, halved
@@ -99,6 +100,7 @@ class SpikingResNet(SpikingCNN):
         **options: Any,
     ) -> None:
         super().__init__(num_classes, T, **options)
+        listed(widths=widths, depths=depths, strides=strides)
         if not (len(widths) == len(depths) == len(strides) >= 1):
             raise ConfigError(
                 f"widths={list(widths)}, depths={list(depths)}, strides={list(strides)} must have "
@@ -107,7 +109,8 @@ class SpikingResNet(SpikingCNN):
         at_least_one(stem=stem)
         for width, depth in zip(widths, depths, strict=True):
             at_least_one(widths=width, depths=depth)
-        if set(strides) - {1, 2}:
+            check(depth <= 1000, "depths", depth, "at most 1,000 blocks a stage")
+        if any(stride not in (1, 2) for stride in strides):
             raise ConfigError(f"strides={list(strides)} is not allowed: each 1 or 2")
         self.stem = self.spiking_layer(self.in_channels, stem)
         self.blocks: Any = nn.ModuleList()

@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.layers.inputs import at_least_one
+from spikeformer_lt.config import check
+from spikeformer_lt.errors import ConfigError, shown
+from spikeformer_lt.layers.inputs import at_least_one, finite, listed
 from spikeformer_lt.layers.units import Chain, ConvLayer, Reads, call, chain_of, map_rows
 from spikeformer_lt.models.spiking_cnn import SpikingCNN, halved
 from spikeformer_lt.registry import register_model
@@ -58,7 +59,10 @@ class SpikingVGG(SpikingCNN):
     ) -> None:
         super().__init__(num_classes, T, **options)
         if pool not in POOLS:
-            raise ConfigError(f"pool={pool!r} is not one of {', '.join(POOLS)}")
+            raise ConfigError(f"pool={shown(pool)} is not one of {', '.join(POOLS)}")
+        listed(layers=layers)
+        spread = head_std is None or (finite(head_std) and head_std >= 0)
+        check(spread, "head_std", head_std, "a number from 0 on, or None")
         if not any(layer != M for layer in layers):
             raise ConfigError(f"layers={list(layers)} is not allowed: one width at least")
         self.layers = nn.ModuleList()

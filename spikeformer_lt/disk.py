@@ -31,6 +31,12 @@ if TYPE_CHECKING:
 NAME_LIMIT = 100  # characters; file systems allow 255 bytes and we append to names
 FILE_LIMIT = 1_000_000  # bytes; a configuration of ours has a few thousand
 DEPTH_LIMIT = 50  # nesting; ours has three levels
+RECORD_LIMIT = 1 << 24  # bytes; a report with the confusion of 1,000 classes has 3 million
+_NUMBER = (int, float, type(None))
+_KINDS: dict[str, Any] = {
+    **{"text": str, "whole": int, "real": (int, float)},
+    **{"names": dict, "rates": dict, "list": list},
+}
 KEY = "spikeformer_lt"  # of our one entry in the header: safetensors writes several in any order
 VERSION = 1
 HEADER_LIMIT = 100_000_000  # bytes; safetensors' own limit
@@ -261,6 +267,33 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
         return {}
     if not isinstance(found, dict):
         raise ConfigError(f"{name}: the top level must be 'key: value' lines, not {shown(found)}")
+    return found
+
+
+def read_record(
+    path: str | Path, fields: Mapping[str, str], error: type[SpikeformerError]
+) -> dict[str, Any]:
+    """Read a JSON object that a program of ours wrote, and check the types of its fields.
+
+    Args:
+        path: the file, of at most `RECORD_LIMIT` bytes.
+        fields: what some fields hold where they are there and not null: "text", "whole" or "real"
+            numbers, "names" (an object), "rates" (an object of numbers) or "list".
+        error: class of the exception, which names the field.
+    """
+    name = name_of(path)
+    try:
+        found = parse_json(read_regular(path, RECORD_LIMIT).decode("utf-8"), name, error)
+    except (OSError, UnicodeDecodeError) as fault:
+        raise error(f"cannot read {name}: {getattr(fault, 'strerror', '') or fault}") from None
+    if not isinstance(found, dict):
+        raise error(f"{name}: the top level must be an object, not {shown(found)}")
+    for field, kind in fields.items():
+        value = found.get(field)
+        members = [*value.values()] if isinstance(value, dict) and kind == "rates" else []
+        sound = isinstance(value, _KINDS[kind]) and not isinstance(value, bool)
+        if value is not None and not (sound and all(isinstance(m, _NUMBER) for m in members)):
+            raise error(f"{name}: {field}={shown(value)} is not allowed: {kind}")
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spikeformer_lt.disk import csv_cell, parse_json, parse_yaml, read_mapping
+from spikeformer_lt.disk import csv_cell, parse_json, parse_yaml, read_mapping, read_record
 from spikeformer_lt.errors import CheckpointError, ConfigError
 
 PLAIN = st.recursive(
@@ -161,3 +162,36 @@ def test_cells_keep_numbers_and_names() -> None:
         *("-1", "0.1", "True", "", "conv_pep.0", "'=cmd|' /C calc'!A0"),
     ]
     assert csv_cell("a\r\nb") == r"a\r\nb"
+
+
+FIELDS = {"a": "text", "n": "whole", "x": "real", "o": "names", "r": "rates", "l": "list"}
+GOOD = {"a": "t", "n": 3, "x": 0.5, "o": {"k": []}, "r": {"k": 1, "m": None}, "l": [1], "more": {}}
+
+
+@pytest.mark.fault(53)
+def test_a_record_is_read_by_its_types(tmp_path: Path) -> None:
+    file = tmp_path / "report.json"
+    for good in (GOOD, {}, dict.fromkeys(FIELDS)):
+        file.write_text(json.dumps(good))
+        assert read_record(file, FIELDS, CheckpointError) == good
+    for name, kind in FIELDS.items():
+        for odd in ("", 1.5, True, [], {}, {"k": "x"}, {"k": []}, [[]] * 9):
+            file.write_text(json.dumps({**GOOD, name: odd}))
+            if type(odd) is type(GOOD[name]) and (kind != "rates" or odd == {}):
+                assert read_record(file, FIELDS, CheckpointError)[name] == odd
+                continue
+            with pytest.raises(CheckpointError, match=f"report.json.*{name}="):
+                read_record(file, FIELDS, CheckpointError)
+
+
+@pytest.mark.fault(53)
+def test_what_is_no_record_is_refused_by_name(tmp_path: Path) -> None:
+    file = tmp_path / "report.json"
+    for data in (b"[]", b"{", b"\xff", b"[" * 10**5, b'{"a": 1, "a": 2}', b" " * (1 << 24) + b"{}"):
+        file.write_bytes(data)
+        with pytest.raises(CheckpointError, match="report.json"):
+            read_record(file, FIELDS, CheckpointError)
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(CheckpointError, match="report.json.*no regular file"):
+        read_record(file, FIELDS, CheckpointError)

@@ -23,6 +23,7 @@ from spikeformer_lt.reports.statistics import Outcome
 from spikeformer_lt.tickets.presets import PUBLISHED
 from spikeformer_lt.training.experiment import CIFAR10, settle, with_published
 from spikeformer_lt.training.options import EventDataConfig
+from spikeformer_lt.training.run import read_report
 
 NOT_COMPARED = (
     *("run", "data.root", "data.download", "data.cache", "train.workers", "train.threads"),
@@ -121,8 +122,8 @@ def read_run(folder: Path, path: Path, wanted: Any) -> Run | str:
         return "not finished" if folder.is_dir() else "not run"
     try:
         config = load_config(type(wanted), folder / "config.json")
-        report, env = read_mapping(report_file), read_mapping(folder / "env.json")
-    except (ConfigError, OSError) as fault:
+        report, env = read_report(report_file), read_mapping(folder / "env.json")
+    except (ConfigError, DataError, OSError) as fault:
         return f"cannot be read: {fault}"
     made_by = Path(shlex.split(str(env.get("command", "")) or "?")[0]).stem
     if made_by != path.stem:

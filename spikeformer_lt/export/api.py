@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from spikeformer_lt.bundle import staged
-from spikeformer_lt.disk import parse_json
 from spikeformer_lt.errors import ConfigError, ExportError, TicketError, name_of, shown
 from spikeformer_lt.export.file import (
     CARD,
@@ -36,8 +35,9 @@ from spikeformer_lt.export.prediction import predict
 from spikeformer_lt.layers.neuron import LIF, Heaviside, Sign
 from spikeformer_lt.layers.stems import stem_of
 from spikeformer_lt.preprocess import Preprocess
-from spikeformer_lt.ticket import Ticket, finished_folder
+from spikeformer_lt.ticket import TICKET, Ticket, finished_folder
 from spikeformer_lt.tickets.surgery import model_from_ticket
+from spikeformer_lt.training.run import read_report
 
 REPORTED = ("test_accuracy", "val_accuracy", "test_count", "sparsity", "run_id")
 EXACT = 1e-9  # gap of logits in float64 that counts as equal
@@ -128,7 +128,7 @@ def export_run(
     ticket, report = Ticket.load(finished_folder(run)), Path(run) / "report.json"
     about: dict[str, Any] = {}
     if report.is_file():
-        known = parse_json(report.read_text(encoding="utf-8"), str(report), ExportError)
+        known = read_report(report, ExportError)
         about = {name: known[name] for name in REPORTED if name in known}
     if data:
         options["preprocess"] = _preprocess_of(ticket, data, root)
@@ -217,7 +217,8 @@ def read_ticket(folder: str | Path) -> Ticket:
         ExportError, CheckpointError: as `load_exported`.
         TicketError: neither an export nor a ticket, or a damaged ticket.
     """
-    packed = all((Path(folder) / name).is_file() for name in (CONFIG, TENSORS))
+    there = [(Path(folder) / name).is_file() for name in (CONFIG, TENSORS, TICKET.manifest)]
+    packed = there == [True, True, False]  # a converted checkpoint has all three
     return read_packed(folder).ticket if packed else Ticket.load(folder)
 
 

@@ -48,9 +48,12 @@ def predict(model: nn.Module, x: Any, preprocess: Preprocess | None = None) -> l
         preprocess: how they become its input; None is what came with the network.
 
     Raises:
-        ExportError: nothing came with the network, or it says other classes than the network has.
+        ExportError: nothing came with the network, it says other classes than the network has, or
+            the network is in training mode.
         DataError: a sample that `to_input` refuses.
     """
+    if model.training:
+        raise ExportError("a network in training mode cannot predict; call .eval() first")
     prepare = prepared_for(model, preprocess)
     like = next(model.parameters())
     found = []
@@ -152,7 +155,7 @@ def _pixels(x: Any, preprocess: Preprocess) -> Tensor:
             f"pixels are {str(x.dtype).removeprefix('torch.')}; predict takes uint8, 0 to 255, and "
             "normalises them itself; normalised values go to the network: net(x)"
         )
-    pixels = torch.from_numpy(np.ascontiguousarray(x)) if isinstance(x, np.ndarray) else x
+    pixels = torch.from_numpy(np.array(x, order="C")) if isinstance(x, np.ndarray) else x
     shape = list(pixels.shape)
     pixels = pixels[None] if pixels.ndim == 3 else pixels
     if list(pixels.shape[1:]) == [size, size, channels] != [channels, size, size]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -12,10 +12,11 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from spikeformer_lt.config import check
-from spikeformer_lt.errors import ConfigError, DataError, near
+from spikeformer_lt.errors import ConfigError, DataError, near, shown
 
 # Steepness of each surrogate by default.
 ALPHAS = {"sigmoid": 4.0, "atan": 2.0, "hardtanh": 1.0, "bireal": 1.0}
+MOST = 100_000  # channels, classes, blocks, steps, pixels a side
 LARGEST = 1e6  # size of a pixel or count; normalised pixels are below 10, counts below 1e5
 
 
@@ -46,14 +47,13 @@ class NeuronConfig:
     detach_reset: bool = True
 
     def __post_init__(self) -> None:
-        tau, alpha, rule = self.tau, self.alpha, "a finite number"
-        check(math.isfinite(tau) and tau > 1, "tau", tau, f"{rule} of steps above 1")
-        for field in ("v_threshold", "v_reset"):
-            value = getattr(self, field)
-            check(value is None or math.isfinite(value), field, value, rule)
+        rule = "a finite number"
+        check(finite(self.tau) and self.tau > 1, "tau", self.tau, f"{rule} of steps above 1")
+        check(finite(self.v_threshold), "v_threshold", self.v_threshold, rule)
+        reset, alpha = self.v_reset, self.alpha
+        check(reset is None or finite(reset), "v_reset", reset, rule)
         check_surrogate(self.surrogate, tuple(ALPHAS))
-        steep = alpha is None or (math.isfinite(alpha) and alpha > 0)
-        check(steep, "alpha", alpha, f"{rule} above 0")
+        check(alpha is None or (finite(alpha) and alpha > 0), "alpha", alpha, f"{rule} above 0")
 
     @property
     def v_rest(self) -> float:
@@ -69,7 +69,8 @@ class NeuronConfig:
 def check_surrogate(name: str, allowed: tuple[str, ...]) -> None:
     """Refuse an unknown surrogate."""
     if name not in allowed:
-        raise ConfigError(f"surrogate={name!r} is not one of {list(allowed)}{near(name, allowed)}")
+        hint = near(name, allowed)
+        raise ConfigError(f"surrogate={shown(name)} is not one of {list(allowed)}{hint}")
 
 
 @runtime_checkable
@@ -135,14 +136,18 @@ class SpikingClassifier(nn.Module):
     ) -> None:
         super().__init__()
         at_least_one(T=T, num_classes=num_classes, in_channels=in_channels)
-        size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-        if len(size) != 2 or min(size) < 1:
-            raise ConfigError(f"image_size={image_size} is not allowed: a side, or (H, W)")
+        size = (image_size, image_size) if isinstance(image_size, int) else image_size
+        sides = isinstance(size, list | tuple) and [s for s in size if whole(s)]
+        rule = f"a side from 1 to {MOST:,} pixels, or (H, W)"
+        check(bool(sides) and len(sides) == len(size) == 2, "image_size", image_size, rule)
         self.T, self.num_classes, self.compute_once = T, num_classes, compute_once
         self.in_channels, self.image_size = in_channels, (int(size[0]), int(size[1]))
         self.neuron = NeuronConfig(
             tau, v_threshold, v_reset, decay_input, surrogate, alpha, detach_reset
         )
+        fires = max(0.0, self.neuron.v_rest)
+        rule = "above 0 and above v_reset, else every neuron fires at every step"
+        check(v_threshold > fires, "v_threshold", v_threshold, rule)
 
     def time_first(self, x: Tensor) -> Tensor:
         """Check an input and put time first: ``[1, B, C, H, W]`` or ``[T, B, C, H, W]``.
@@ -201,11 +206,31 @@ def check_values(x: Tensor) -> None:
         )
 
 
+def finite(value: Any) -> bool:
+    """Whether `value` is a real number, and below 1e30 in size."""
+    real: bool = isinstance(value, Real) and not isinstance(value, bool)
+    return real and bool(abs(value) < 1e30)
+
+
+def listed(**values: Any) -> None:
+    """Refuse, by a ConfigError with field and value, what is no list of up to 1,000 entries."""
+    for field, value in values.items():
+        fits = isinstance(value, list | tuple) and len(value) <= 1000
+        check(fits, field, value, "a list of at most 1,000 entries")
+
+
+def whole(value: object) -> bool:
+    """Whether `value` is a whole number from 1 to 100,000, such as a count of channels."""
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST
+
+
 def at_least_one(**numbers: Any) -> None:
     """Refuse, by a ConfigError with field and value, what is no whole number from 1 on."""
     for field, value in numbers.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ConfigError(f"{field}={value} is not allowed: a whole number, at least 1")
+        if not whole(value):
+            given = value if isinstance(value, str) and len(value) < 80 else shown(value)
+            most = f", at most {MOST:,}" if isinstance(value, int) and value > 1 else ""
+            raise ConfigError(f"{field}={given} is not allowed: a whole number, at least 1{most}")
 
 
 def time_first(

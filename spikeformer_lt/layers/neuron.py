@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from torch.nn.modules import module as nn_module
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from spikeformer_lt.errors import ConfigError, DataError, near
+from spikeformer_lt.errors import ConfigError, DataError, near, shown
 from spikeformer_lt.layers.inputs import NeuronConfig as NeuronConfig
 from spikeformer_lt.layers.inputs import check_surrogate, transformed
 from spikeformer_lt.layers.kernels import dispatch
@@ -309,8 +309,10 @@ def make_activation(
         ConfigError: an unknown kind, an option that no neuron has, or a value out of range.
     """
     kinds = {"lif": LIF, "heaviside": Heaviside, "sign": Sign, "relu": Relu}
-    if kind not in kinds:
-        raise ConfigError(f"activation {kind!r} is not one of {list(kinds)}{near(kind, kinds)}")
+    if not isinstance(kind, str) or kind not in kinds:
+        raise ConfigError(
+            f"activation {shown(kind)} is not one of {list(kinds)}{near(kind, kinds)}"
+        )
     neuron, made = _configured(neuron, constants), kinds[kind]
     return made() if made is Relu else made(neuron)
 

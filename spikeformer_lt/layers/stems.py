@@ -8,7 +8,8 @@ from typing import Any, Literal, NamedTuple, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from spikeformer_lt.errors import ConfigError
+from spikeformer_lt.errors import ConfigError, shown
+from spikeformer_lt.layers.inputs import listed
 from spikeformer_lt.layers.neuron import NeuronConfig, make_activation
 from spikeformer_lt.layers.units import Chain, ConvUnit, Integers, Reads, Unit, call, declared_part
 
@@ -75,8 +76,9 @@ class ConvPEP(nn.Module):
         super().__init__()
         if dim % 8:
             raise ConfigError(f"embed_dim={dim} must be a multiple of 8 (stage widths D/8 ... D)")
+        listed(pools=pools)
         if len(pools) != 4:
-            raise ConfigError(f"pools={list(pools)} must have one entry for each of the 4 stages")
+            raise ConfigError(f"pools={shown(pools)} must have one entry for each of the 4 stages")
         _check_choice("activation", activation, ACTIVATIONS)
         _check_choice("residual", residual, RESIDUALS)
         self.in_channels, self.dim = in_channels, dim
@@ -165,4 +167,4 @@ class ConvPEP(nn.Module):
 
 def _check_choice(field: str, value: str, allowed: Sequence[str]) -> None:
     if value not in allowed:
-        raise ConfigError(f"{field}={value!r} is not one of {', '.join(allowed)}")
+        raise ConfigError(f"{field}={shown(value)} is not one of {', '.join(allowed)}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import statistics
 from collections import Counter
@@ -14,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from spikeformer_lt.disk import write_atomic
-from spikeformer_lt.errors import CheckpointError, DataError, MaskError, TicketError
+from spikeformer_lt.disk import read_record, write_atomic
+from spikeformer_lt.errors import CheckpointError, DataError, MaskError, TicketError, name_of
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.reports import plots
 from spikeformer_lt.reports.energy import energy_tables, measure_energy, write_energy
@@ -32,6 +31,7 @@ from spikeformer_lt.reports.statistics import (
 from spikeformer_lt.ticket import Ticket
 from spikeformer_lt.training.evaluate import PREDICTIONS, read_predictions
 from spikeformer_lt.training.jobs import Job
+from spikeformer_lt.training.run import read_report
 
 WRAPPED = "+et"
 """Ending of the name of a series in which Early-Time wraps the search of the same name."""
@@ -171,7 +171,10 @@ def read_rows(runs: Iterable[Job]) -> list[Row]:
     for run in runs:
         if not run.report.exists():
             continue
-        report = json.loads(run.report.read_text("utf-8"))
+        report = read_report(run.report)
+        for name in ("dataset", "split_sha256", "firing_rate", "seed"):
+            if report.get(name) is None:
+                raise DataError(f"{name_of(run.report)} has no {name}: it is no report of a run")
         splits.setdefault(f"{report['dataset']} {report['split_sha256']}", run.report)
         if len(splits) > 1:
             raise DataError(f"runs of different splits are not comparable: {splits}")
@@ -198,7 +201,8 @@ def search_steps(provenance: Mapping[str, Any]) -> float | None:
 def steps_of_run(report: Path) -> float | None:
     """`search_steps` of the ticket beside a run's report; None if no search of weights was run."""
     about = report.parent / "ticket" / "ticket.json"
-    known = json.loads(about.read_text())["provenance"] if about.is_file() else {}
+    known = read_record(about, {"provenance": "names"}, DataError) if about.is_file() else {}
+    known = known.get("provenance") or {}
     return search_steps(known) if "search_seconds" in known else None
 
 
@@ -399,7 +403,7 @@ def write_comparison_page(
     write_energy(out / "energy", energies)
     notices = [words for name, run in named.items()
                for words in notices_of(name, run, energies[name])]  # fmt: skip
-    if len({run.ticket.provenance["split_sha256"] for run in runs}) > 1:
+    if len({run.splits.split_sha256 for run in runs}) > 1:
         notices.append("These runs have different splits: their accuracies do not compare.")
     reports = {name: run.report or {} for name, run in named.items()}
     results = {name: found for name, report in reports.items()

@@ -176,7 +176,7 @@ def plot_training(summary: Path, folder: Path) -> Path | None:
 
 def plot_epoch_rates(path: Path, summary: Path) -> Path | None:
     """Mean firing rate and recorded sparsities over the epochs of a run; None without any."""
-    wanted = {"firing_rate": "firing rate", "weight_sparsity": "prunable weights removed",
+    wanted = {"firing_rate": "firing rate", "weight_sparsity": "masked weights removed",
               "patch_sparsity": "patches removed"}  # fmt: skip
     table = _read(summary)
     found = {column: _column(table, column) for column in wanted}

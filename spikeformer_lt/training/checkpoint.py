@@ -67,8 +67,8 @@ def write_checkpoint(folder: Path, number: int, tensors: Content, state: Mapping
             if count := count_nonfinite(value):
                 raise NonFiniteError(
                     f"not saved: {group} tensor {shown(name)} has {count} non-finite values of "
-                    f"{value.numel()}; the last good checkpoint is untouched; a new run starts "
-                    "from it by --model.init-from, e.g. with a lower learning rate"
+                    f"{value.numel()}; the last good checkpoint is untouched; begin a new run, "
+                    "e.g. with a lower learning rate"
                 )
     text = dump_json(dict(state), "state", CheckpointError)
     with staged(folder, CHECKPOINT) as stage:
@@ -105,9 +105,9 @@ def refuse_another(found: Checkpoint, facts: Mapping[str, Any], what: str) -> No
         log.warning("%s does not say what made it: %s is taken as it is", found.path, what)
     elif changed := changes(made_by, {name: facts.get(name, "absent") for name in made_by}):
         raise ConfigError(
-            f"{what} was made otherwise: {'; '.join(changed)}; take the old values, or a new "
-            f"--run.out, which --model.init-from {name_of(found.path)} starts from these weights; "
-            "--run.extend trains a finished run on"
+            f"{what} was made otherwise: {'; '.join(changed)}; take the old values, or choose "
+            "another --run.out (--model.init-from starts from the ticket of a run); --run.extend "
+            "trains a finished run on"
         )
 
 

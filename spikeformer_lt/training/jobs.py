@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -11,11 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from spikeformer_lt.errors import Interrupted, SpikeformerError
+from spikeformer_lt.disk import read_mapping
+from spikeformer_lt.errors import ConfigError, Interrupted, SpikeformerError, name_of
 from spikeformer_lt.training.ranks import StopRequest
-from spikeformer_lt.training.run import in_use
+from spikeformer_lt.training.run import ENV, in_use
 
 log = logging.getLogger(__name__)
+PLACE = ("--run.out", "--run.resume")  # options that a job adds to its command
 
 
 @dataclass(frozen=True)
@@ -40,10 +43,14 @@ def run_jobs(jobs: Sequence[Job], at_once: int = 1) -> None:
     `at_once` processes share the machine's threads, or OMP_NUM_THREADS.
 
     Raises:
+        ConfigError: a finished run is of another command.
         SpikeformerError: a run failed, with its output file; the others are finished first.
         Interrupted: SIGINT or SIGTERM; the runs in progress were stopped by one SIGTERM and saved.
     """
     waiting = [job for job in jobs if not job.report.exists()]
+    for job in jobs:
+        if job not in waiting:
+            _refuse_others(job)
     log.info("%d runs, %d of them finished before", len(jobs), len(jobs) - len(waiting))
     running: dict[Job, subprocess.Popen[bytes] | None] = {}  # None: another process has it
     failed: list[tuple[Job, int]] = []
@@ -98,6 +105,24 @@ def run_jobs(jobs: Sequence[Job], at_once: int = 1) -> None:
         )
 
 
+def _refuse_others(job: Job) -> None:
+    """Refuse a finished run that another command made, where its env.json tells."""
+    try:
+        made = shlex.split(str(read_mapping(job.folder / ENV).get("command", "")))
+    except ConfigError:
+        return
+    options, there = list(job.command[1:]), made[1:]
+    for flag in PLACE:
+        if flag in there:
+            at = there.index(flag)
+            del there[at : at + 2]
+    if made and sorted(there) != sorted(options):
+        raise ConfigError(
+            f"{name_of(job.folder)} is finished with other options: {shlex.join(there)} -> "
+            f"{shlex.join(options)}; choose another folder for the new ones"
+        )
+
+
 def _taken(job: Job) -> bool:
     taken = in_use(job.folder)
     if taken:
@@ -116,7 +141,7 @@ def _start(job: Job, at_once: int) -> subprocess.Popen[bytes]:
     asked = os.environ.get("OMP_NUM_THREADS", "")
     threads = min(threads, int(asked)) if asked.isdigit() and asked != "0" else threads
     env = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    place = ("--run.out", str(job.folder), "--run.resume", "auto")
+    place = (PLACE[0], str(job.folder), PLACE[1], "auto")
     with Path(f"{job.folder}.out").open("ab") as out:
         return subprocess.Popen(
             [sys.executable, *job.command, *place], stdin=subprocess.DEVNULL, stdout=out,

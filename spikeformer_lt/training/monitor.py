@@ -400,6 +400,10 @@ def estimate_step(model: nn.Module, images: Tensor, batch_size: int) -> Estimate
     training = {module: module.training for module in model.modules()}
     seen: dict[int, int] = {}
 
+    def wait() -> None:
+        if images.is_cuda:
+            torch.cuda.synchronize()
+
     def count(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         seen[storage.data_ptr()] = storage.nbytes()
@@ -409,10 +413,12 @@ def estimate_step(model: nn.Module, images: Tensor, batch_size: int) -> Estimate
         with isolated_rng(0):
             model.train()
             model(images).float().mean().backward()  # warm-up: kernels compile here
+            wait()
             start = time.perf_counter()
             with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
                 out = model(images).float().mean()
             out.backward()
+            wait()
             seconds = time.perf_counter() - start
     finally:
         model.zero_grad(set_to_none=True)
@@ -445,14 +451,18 @@ def removed(model: nn.Module, masks: Sequence[Mask] = ()) -> dict[str, float]:
 
 
 def epoch_line(
-    row: Mapping[str, Any], epochs: int, images_per_s: float, left_s: float, run_s: float = 0.0
-) -> str:
-    """One line for the end of an epoch, from its row; with the seconds left of phase and run."""
+    row: Mapping[str, Any], epochs: int, images_per_s: float, left_s: float, run_s: float = 0.0,
+    weights: str = "convolutions' weights",
+) -> str:  # fmt: skip
+    """One line for the end of an epoch, from its row; with the seconds left of phase and run.
+
+    `weights` are those of which a fraction is removed: see `removed`.
+    """
     val = "-" if row["val_accuracy"] is None else f"{row['val_accuracy']:.2f} %"
     return (
         f"{row['phase']} epoch {row['epoch']}/{epochs}  loss {row['train_loss']:.4f}  "
         f"train {row['train_accuracy']:.2f} %  val {val}  rate {row['firing_rate']:.3f}  "
-        f"removed: weights {100 * row['weight_sparsity']:.1f} % "
+        f"removed: {weights} {100 * row['weight_sparsity']:.1f} % "
         f"patches {100 * row['patch_sparsity']:.1f} %  {images_per_s:.0f} images/s  "
         f"ETA {clock(left_s)}" + (f", run {clock(run_s)}" if run_s > left_s else "")
     )

@@ -36,13 +36,28 @@ from spikeformer_lt.config import (
     to_dict,
 )
 from spikeformer_lt.config import run_id as name_run
-from spikeformer_lt.disk import csv_cell, dump_json, read_mapping, safe_name, write_atomic
-from spikeformer_lt.errors import ConfigError, name_of, near, shown
+from spikeformer_lt.disk import (
+    csv_cell,
+    dump_json,
+    read_mapping,
+    read_record,
+    safe_name,
+    write_atomic,
+)
+from spikeformer_lt.errors import ConfigError, DataError, SpikeformerError, name_of, near, shown
 from spikeformer_lt.runtime import describe_environment, environment_changes
 from spikeformer_lt.training.ranks import together
 
 PACKAGE = "spikeformer_lt"
 CONFIG, ENV, LOG, LOCK = "config.json", "env.json", "log.txt", ".lock"
+REPORT = {
+    **dict.fromkeys(("run_id", "dataset", "split_sha256", "mask_sha256"), "text"),
+    **dict.fromkeys(("seed", "test_count", "params", "ledger_samples"), "whole"),
+    **dict.fromkeys(("test_accuracy", "val_accuracy", "test_loss", "macs", "sops"), "real"),
+    **dict.fromkeys(("sparsity", "firing_rate"), "rates"),
+    **dict.fromkeys(("layers", "purity", "ticket", "choices", "versions"), "names"),
+    **dict.fromkeys(("confusion", "dead_layers", "accuracy_at_t"), "list"),
+}  # what a report holds, for whoever reads one
 LEFTOVERS = (LOCK, f".{CONFIG}.tmp-")  # what a start that was killed may leave behind
 TABLES = ("summary", "firing")
 """CSV files of one row an epoch: accuracies and the like, and each spiking layer's rate."""
@@ -359,6 +374,11 @@ def _within(line: str, names: Sequence[str]) -> bool:
     """Whether a field, or a line "field: old -> new", is of one of these fields or groups."""
     field = line.partition(":")[0]
     return any(f"{field}.".startswith(f"{name}.") for name in names)
+
+
+def read_report(path: Path, error: type[SpikeformerError] = DataError) -> dict[str, Any]:
+    """Read the ``report.json`` of a run; an `error` names a field of another type than we write."""
+    return read_record(path, REPORT, error)
 
 
 def _refuse_foreign(folder: Path) -> None:

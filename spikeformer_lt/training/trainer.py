@@ -157,7 +157,8 @@ def record_epoch(run: PhaseRun, row: Mapping[str, Any], speed: float) -> None:
     trainer.run.append_row({"phase": row["phase"], "epoch": row["epoch"], **rates}, "firing")
     left = at.seconds / (at.epoch + 1) * (run.until - at.epoch - 1)
     later = at.seconds / (at.epoch + 1) * trainer.later(phase)
-    log.info("%s", epoch_line(row, run.until, speed, left, left + later))
+    of = {"weights": "masked layers' weights"} if run.hooks.masks() else {}
+    log.info("%s", epoch_line(row, run.until, speed, left, left + later, **of))
     if trainer.board is None:
         return
     for key, value in {**row, **{f"firing/{name}": rate for name, rate in rates.items()}}.items():
@@ -411,9 +412,13 @@ class PhaseRun:
         if not saved:
             self._save()
         self.trainer.accelerator.wait_for_everyone()
+        at = self.at
+        where = (
+            f"epoch {at.epoch + 1} step {at.step}" if at.step else f"the end of epoch {at.epoch}"
+        )
         raise Interrupted(
-            self.signum, f"stopped at {self.phase.name} epoch {self.at.epoch + 1} step "
-            f"{self.at.step}; everything is saved: go on with --run.resume auto"
+            self.signum, f"stopped at {self.phase.name} {where}; everything is saved: go on with "
+            "--run.resume auto"
         )  # fmt: skip
 
 

@@ -81,6 +81,9 @@ def test_every_form_of_a_picture_gives_the_same_classes(shipped, digits, tmp_pat
         assert shipped.predict(form) == wanted
     for one in (images[0], last[0].numpy(), pictures[0], tmp_path / "0.png"):
         assert shipped.predict(one) == wanted[:1]
+    fixed = images.numpy()[::-1]
+    fixed.flags.writeable = False
+    assert shipped.predict(fixed) == wanted[::-1]
     wide = pictures[0].resize((40, 30))
     assert len(shipped.predict([wide, pictures[0]])) == 2, "pictures are scaled, arrays are not"
 
@@ -144,6 +147,8 @@ def test_everything_that_is_made_of_a_ticket_carries_it(net, tmp_path: Path) -> 
     assert plain.predict(x) == copy.deepcopy(plain).predict(x) == predict(plain, x)
     assert [one.label for one in plain.predict(x)] == [one.label for one in wanted]
     assert all(one.name == f"class {one.label}" for one in wanted)
+    with pytest.raises(ExportError, match=r"training mode cannot predict; call \.eval\(\) first"):
+        predict(plain.train(), x)
     card = (tmp_path / "out" / "README.md").read_text()
     assert (
         "x = np.zeros((1, 16, 16, 3), np.uint8)" in card
@@ -188,7 +193,7 @@ def test_an_artefact_without_it_says_so_and_takes_one(net, tmp_path: Path) -> No
 
 
 WRONG: list[tuple[Any, str]] = [
-    (torch.rand(2, 3, 16, 16), "pixels are float32; predict takes uint8"),
+    (torch.full((2, 3, 16, 16), 0.5), "pixels are float32; predict takes uint8"),
     (np.zeros((2, 16, 16, 3)), "pixels are float64"),
     (np.array([["a"]]), "pixels are <U1"),
     (torch.zeros(2, 3, 16, 17, dtype=torch.uint8), r"pixels are \[2, 3, 16, 17\]; needed are"),
@@ -258,7 +263,10 @@ def test_recordings_become_the_frames_that_training_saw(tmp_path: Path) -> None:
 EVENT_FAULTS: list[tuple[Any, str]] = [
     (np.zeros(0, EVENTS), "recording has no event"),
     (np.array([(99, 0, 0, 1)], EVENTS), "x"),
-    (torch.rand(2, 4, 2, 16, 16), r"frames are float32 \[2, 4, 2, 16, 16\]; needed are counts"),
+    (
+        torch.full((2, 4, 2, 16, 16), 0.5),
+        r"frames are float32 \[2, 4, 2, 16, 16\]; needed are counts",
+    ),
     (torch.full((1, 3, 2, 16, 16), float("nan")), "finite and 0 or more"),
     (torch.full((1, 3, 2, 16, 16), -1.0), "finite and 0 or more"),
     ("nowhere.npy", "is no file of a recording"),

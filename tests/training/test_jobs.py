@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
-from spikeformer_lt.errors import SpikeformerError
+from spikeformer_lt.errors import ConfigError, SpikeformerError
 from spikeformer_lt.training.jobs import Job, run_jobs
 
 SCRIPT = """
@@ -54,6 +56,20 @@ def test_finished_jobs_are_not_run_again(script, tmp_path):
     job.folder.mkdir()
     job.report.write_text("kept")
     run_jobs([job])
+    assert job.report.read_text() == "kept"
+
+
+@pytest.mark.fault(61)
+def test_a_finished_run_of_other_options_is_not_taken_for_this_one(script, tmp_path):
+    job = Job("a", 0, tmp_path / "a", (script, "--x", "1", "--y"))
+    job.folder.mkdir()
+    job.report.write_text("kept")
+    made = f"{script} --y --x 1 --run.out {job.folder} --run.resume auto"
+    (job.folder / "env.json").write_text(json.dumps({"command": made}))
+    run_jobs([job])
+    other = replace(job, command=(script, "--x", "2", "--y"))
+    with pytest.raises(ConfigError, match=r"finished with other options: --y --x 1 -> --x 2 --y;"):
+        run_jobs([other])
     assert job.report.read_text() == "kept"
 
 

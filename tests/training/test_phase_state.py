@@ -28,7 +28,7 @@ def run_of(width: int = 3, seed: int = 0):
         model=model, optimizer=optimizer, ema=ema, best=state_of(nn.Linear(width, 2)),
         at=Position(epoch=2, step=seed, best_accuracy=71.5),
         phase=Phase("joint", 4), facts={"joint.epochs": 4},
-        trainer=SimpleNamespace(world=1, rank=0),
+        trainer=SimpleNamespace(world=1, rank=0, data=SimpleNamespace(preprocess=None)),
         watch=FiringWatch(model), guard=NonFiniteGuard("skip", 5), hooks=Hooks(()),
     )  # fmt: skip
 

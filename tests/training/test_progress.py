@@ -75,5 +75,7 @@ def test_an_epoch_s_line_has_its_row_speed_and_eta():
     }  # fmt: skip
     line = epoch_line(row, 5, 120.4, 61.0)
     assert line.startswith("imp-1 epoch 2/5  loss 1.5000  train 40.00 %  val -  ")
-    assert "weights 25.0 %" in line and line.endswith("120 images/s  ETA 0:01:01")
+    assert "removed: convolutions' weights 25.0 %" in line and line.endswith(
+        "120 images/s  ETA 0:01:01"
+    )
     assert "val 7.00 %" in epoch_line(row | {"val_accuracy": 7.0}, 5, 1.0, 0.0)

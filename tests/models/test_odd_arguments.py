@@ -1,0 +1,44 @@
+"""Odd arguments of models: built, or refused in one line, before memory is taken."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+import torch
+
+from spikeformer_lt import create_model
+from spikeformer_lt.errors import SpikeformerError
+from spikeformer_lt.layers import SpikingClassifier
+from spikeformer_lt.models.spikformer import Spikformer
+from spikeformer_lt.models.spiking_resnet import SpikingResNet
+from spikeformer_lt.models.spiking_vgg import SpikingVGG
+
+MODELS: dict[str, type] = {
+    "spikformer_toy": Spikformer,
+    "spiking_vgg_toy": SpikingVGG,
+    "spiking_resnet_toy": SpikingResNet,
+}
+ODD: list[Any] = [
+    0, -1, float("nan"), float("inf"), 1e30, 10**20, 10**400, "", "x" * 5000, None, True, [1],
+    (1, 2, 3), {}, b"a",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.fault(35)
+def test_an_odd_argument_builds_or_is_refused_in_one_line(name: str) -> None:
+    kinds = (MODELS[name], SpikingClassifier) if name == "spikformer_toy" else (MODELS[name],)
+    fields = {field for kind in kinds for field in inspect.signature(kind).parameters}
+    refused = 0
+    for field in sorted(fields - {"options"}):
+        for value in ODD:
+            try:
+                with torch.device("meta"):
+                    create_model(name, **{field: value})
+            except SpikeformerError as error:
+                refused += 1
+                text = str(error)
+                assert "\n" not in text and len(text) < 500 and field.split("_")[0] in text, text
+    assert refused > 5 * len(fields)

@@ -24,6 +24,7 @@ from spikeformer_lt.events.recording import (
     Events,
     Raw,
     check_size,
+    check_whole,
     decoding,
     largest_size,
     make_events,
@@ -69,12 +70,7 @@ def read_aedat2(path: str | Path) -> Raw:
     """
     with opened(path) as (file, size):
         header = read_comments(file, path, "2.")
-        left = size - file.tell()
-        if left % _WORDS.itemsize:
-            raise DataError(
-                f"{name_of(path)} breaks off: {left} bytes of events are no multiple of "
-                f"{_WORDS.itemsize}; the file is truncated or damaged"
-            )
+        check_whole(path, size - file.tell(), _WORDS.itemsize)
         words = np.fromfile(file, _WORDS)
     address = words["address"].astype(np.uint32)
     chips = [line.split("AEChip:")[1].strip() for line in header if "AEChip:" in line]

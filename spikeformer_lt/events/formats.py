@@ -31,6 +31,7 @@ from spikeformer_lt.events.recording import (
     Events,
     Raw,
     check_size,
+    check_whole,
     columns_of,
     decoding,
     make_events,
@@ -284,11 +285,7 @@ def read_bin(path: str | Path) -> Raw:
         kind = content_kind(head)
         if kind.startswith(_FOREIGN) and len(head) > _SHORT:
             raise DataError(f"{name_of(path)} is not an ATIS recording but {kind}")
-        if size % _SIZE:
-            raise DataError(
-                f"{name_of(path)} breaks off: {size} bytes are no multiple of {_SIZE}; the file is "
-                "truncated or damaged"
-            )
+        check_whole(path, size, _SIZE)
         file.seek(0)
         rows = np.fromfile(file, np.uint8).reshape(-1, _SIZE)
     mark = rows[:, 1] == _OVERFLOW_ROW
@@ -326,12 +323,7 @@ def read_evt(path: str | Path) -> Raw:
                 "EVT 2.0 and 3.0 are read: convert it with Prophesee's tools"
             )
         width = 4 if version in ("2.0", "2") else 2  # bytes of a word
-        left = (size - file.tell()) % width
-        if left:
-            raise DataError(
-                f"{name_of(path)} breaks off: {left} bytes after its last word; the file is "
-                "truncated or damaged"
-            )
+        check_whole(path, size - file.tell(), width)
         data = file.read()
     if width == 4:
         return Raw(_evt2_events(np.frombuffer(data, "<u4")))
@@ -424,12 +416,7 @@ def read_dat(path: str | Path) -> Raw:
                 f"{name_of(path)} has events of kind {kind}, {each} bytes each, in version "
                 f"{version[1] if version else 'none'}; pixel events of version 2 are read"
             )
-        left = size - file.tell()
-        if left % each:
-            raise DataError(
-                f"{name_of(path)} breaks off: {left} bytes of events are no multiple of {each}; "
-                "the file is truncated or damaged"
-            )
+        check_whole(path, size - file.tell(), each)
         words = np.fromfile(file, np.dtype([("clock", "<u4"), ("data", "<u4")]))
     data, times = words["data"], np.unwrap(words["clock"].astype(np.int64), period=1 << 32)
     return Raw(make_events(data & 0x3FFF, (data >> 14) & 0x3FFF, (data >> 28) & 1, times))

@@ -417,7 +417,7 @@ def test_another_version_or_kind_of_prophesees_files_is_named(files, tmp_path):
         (b"% Date 2020\n", "is in no EVT form"),
         (b"RIFF....", "no Prophesee recording"),
         (b"% evt 3.0", "breaks off in its header"),
-        (b"% evt 3.0\n% end\n\x00", "breaks off: 1 bytes"),
+        (b"% evt 3.0\n% end\n\x00", "breaks off: 1 bytes are no multiple of 2"),
     ):
         (tmp_path / "a.raw").write_bytes(header)
         with pytest.raises(DataError, match=words):
@@ -427,7 +427,7 @@ def test_another_version_or_kind_of_prophesees_files_is_named(files, tmp_path):
     for content, words in (
         (whole.replace(b"Version 2", b"Version 1"), "version 1"),
         (whole.replace(b"\x0c\x08", b"\x0e\x08"), "kind 14"),
-        (whole[:-1], "23 bytes of events are no multiple of 8"),
+        (whole[:-1], "23 bytes are no multiple of 8"),
     ):
         (tmp_path / "a.dat").write_bytes(content)
         with pytest.raises(DataError, match=words):

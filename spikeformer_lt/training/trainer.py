@@ -114,7 +114,7 @@ def save_position(run: PhaseRun, store: CheckpointStore, ranks: Sequence[Any] = 
     tensors |= {group: own for group, own in more.items() if own}
     state = {
         "phase": run.phase.name, MADE_BY: run.facts, "position": asdict(run.at),
-        "optimizer": opt_state,
+        "optimizer": opt_state, "steps": run.steps,
         "firing": run.watch.state(), "guard": run.guard.state(), "hooks": run.hooks.state(),
     }  # fmt: skip
     if len(ranks) > 1:
@@ -132,6 +132,10 @@ def restore_position(run: PhaseRun, found: Checkpoint) -> None:
     if run.ema is not None:
         run.ema.load(tensors["ema"])
     run.best, run.at = tensors.get("best"), Position(**state["position"])
+    before = state.get("steps", run.steps)
+    if run.at.step and before != run.steps:  # another number of processes, as the user allowed
+        run.at.step = run.at.step * run.steps // before
+        log.warning("NOTICE: an epoch has %d steps now, not %d", run.steps, before)
     run.watch.load_state(state["firing"])
     ranks, world, rank = state.get("ranks", []), run.trainer.world, run.trainer.rank
     if ranks and len(ranks) != world:  # another number of ranks: the first takes all over

@@ -1,15 +1,15 @@
-"""Checkpoints of the published Spikformer code, read without running them and renamed to ours.
+"""Checkpoints of the published Spikformer code, and of spikingjelly's, renamed to ours.
 
-That code has a model file for each data set: the CIFAR one has ``q_linear`` where those of DVS and
-ImageNet have ``q_conv`` with kernels ``[D, D, 1]`` or ``[D, D, 1, 1]``, and no bias on q, k and v.
+The published code has a model file for each data set: the CIFAR one has ``q_linear`` where those of
+DVS and ImageNet have ``q_conv`` with kernels ``[D, D, 1]`` or ``[D, D, 1, 1]``, and no bias on q, k
+and v. spikingjelly 2's Spikformer has one ``qkv_conv_bn``, no biases, and pools before it fires.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spikeformer_lt.bundle import staged
 from spikeformer_lt.config import check
-from spikeformer_lt.disk import sha256_of, write_atomic, write_tensors
-from spikeformer_lt.errors import CheckpointError, near, shown
+from spikeformer_lt.disk import sha256_of
+from spikeformer_lt.errors import CheckpointError, near
+from spikeformer_lt.foreign import listed, read_foreign
+from spikeformer_lt.mask import Mask
 from spikeformer_lt.registry import create_model
+from spikeformer_lt.ticket import TICKET
 
-WRAPPERS = ("state_dict", "state_dict_ema")
-_PREFIX = re.compile(r"^(?:module\.|_orig_mod\.)+")  # DistributedDataParallel, torch.compile
 _KINDS = {"conv": "linear", "linear": "linear", "bn": "norm"}
 _DEAD = re.compile(r"(block\.\d+\.norm[12]|norm)\.(weight|bias)|pos_embed")
 _STEM = re.compile(r"patch_embed\.(?:proj_(conv|bn)([123]?)|rpe_(conv|bn))\.(\w+)")
 _BLOCK = re.compile(r"block\.(\d{1,4})\.(attn\.(?:q|k|v|proj)|mlp\.fc[12])_(conv|linear|bn)\.(\w+)")
+_JELLY_STEM = re.compile(
+    r"patch_embed\.(?:stages\.([0-3])|positional_encoding)\.conv_bn\.block\.([01])\.(\w+)"
+)
+_JELLY_BLOCK = re.compile(
+    r"blocks\.(\d{1,4})\.(attn\.(?:qkv|proj)(?=_conv_bn)|mlp\.fc[12])(?:_conv_bn)?\.([01])\.(\w+)"
+)
 
 
 @dataclass(frozen=True)
@@ -48,12 +56,12 @@ class Translation:
 def convert(
     source: str | Path, name: str, out: str | Path, ema: bool = False, **chosen: Any
 ) -> str:
-    """Write a published checkpoint as ``model.safetensors`` and ``config.json`` of ours.
+    """Write a published checkpoint as a ticket that removes nothing, and its ``config.json``.
 
     Args:
-        source: the checkpoint; see `read_original`.
+        source: the checkpoint; see `read_foreign`.
         name: the registered model that it is of.
-        out: folder, which must hold neither file.
+        out: new or empty folder.
         ema: take the averaged weights.
         chosen: model arguments that no tensor tells, where they are not the model's own.
 
@@ -71,7 +79,7 @@ def convert(
         named: Any = create_model(name)
     published = hasattr(named, "translate")
     check(published, "model", name, "a model with published checkpoints, a Spikformer")
-    tensors = read_original(source, ema)
+    tensors = read_foreign(source, ema)
     found = named.translate(tensors)
     heads, dim = chosen.get("num_heads", named.num_heads), found.sizes["embed_dim"]
     rule = f"a divisor of the file's embed_dim={dim}; no tensor tells it, so give --num-heads"
@@ -83,8 +91,13 @@ def convert(
         "model": {"name": name, "args": args},
         "source": {"file": Path(source).name, "sha256": sha256_of(source)},
     }
-    write_tensors(out / "model.safetensors", model.state_dict(), {"kind": "model", **about})
-    write_atomic(out / "config.json", (json.dumps(about, indent=2) + "\n").encode())
+    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    mask = Mask({f"{n}.weight": torch.ones(m.weight.shape, dtype=torch.bool) for n, m in layers})
+    with staged(out, TICKET) as stage:
+        stage.write_tensors("mask.safetensors", mask, mask.facts())
+        stage.write_tensors("model.safetensors", model.state_dict(), {"kind": "model", **about})
+        stage.write("config.json", (json.dumps(about, indent=2) + "\n").encode())
+        stage.seal({"sparsity": 0.0, "provenance": {**about, "search": "none", "trained": True}})
     parameters = sum(p.numel() for p in model.parameters())
     own = {"T": model.T, "num_heads": model.num_heads, "image_size": model.image_size}
     own["attn_scale"] = model.blocks[0].attn.scale
@@ -99,46 +112,6 @@ def convert(
     )
 
 
-def read_original(path: str | Path, ema: bool = False) -> dict[str, Tensor]:
-    """Read the tensors of a ``.pth``, ``.pth.tar`` or ``.safetensors`` file under their own names.
-
-    A pickle is read by torch's weights-only reader, which builds tensors and plain containers
-    and calls nothing that the file names.
-
-    Args:
-        path: the file; a training checkpoint with the weights under ``state_dict`` will do.
-        ema: take the averaged weights, ``state_dict_ema``, of a training checkpoint.
-
-    Raises:
-        CheckpointError: the file holds code, something else than weights, or numbers that are not
-            finite.
-    """
-    where = shown(str(path), 300)
-    content: Any = _load(Path(path), where)
-    if isinstance(content, Mapping):
-        found = [name for name in WRAPPERS if isinstance(content.get(name), Mapping)]
-        if ema and WRAPPERS[1] not in found:
-            raise CheckpointError(f"{where}: no averaged weights ({WRAPPERS[1]}) in it; drop --ema")
-        if found:
-            content = content[WRAPPERS[1] if ema else found[0]]
-    if not isinstance(content, Mapping) or not content:
-        raise CheckpointError(f"{where}: no table of tensors but {type(content).__name__}")
-    tensors: dict[str, Tensor] = {}
-    for name, value in content.items():
-        if not isinstance(value, Tensor) or value.layout is not torch.strided:
-            raise CheckpointError(
-                f"{where}: {shown(name)} is no dense tensor but {type(value).__name__}; "
-                f"allowed: a state_dict, or a dict with one as {' or '.join(WRAPPERS)}"
-            )
-        if not bool(torch.isfinite(value).all()):
-            raise CheckpointError(f"{where}: tensor {shown(name)} has NaN or infinite values")
-        plain = _PREFIX.sub("", str(name))
-        if plain in tensors:
-            raise CheckpointError(f"{where}: {shown(plain)} is there twice, with another prefix")
-        tensors[plain] = value.detach()
-    return tensors
-
-
 def translate(tensors: Mapping[str, Tensor]) -> Translation:
     """Rename the tensors of a published Spikformer and tell its sizes from them.
 
@@ -150,14 +123,22 @@ def translate(tensors: Mapping[str, Tensor]) -> Translation:
     dropped, unknown = list[str](), list[str]()
     for name, tensor in tensors.items():
         ours = _rename(name)
-        if ours is not None:
-            flat = ours.startswith("blocks.") and ours.endswith(".linear.weight")
-            renamed[ours] = _matrix(tensor) if flat else tensor
-        else:
+        if ours is None:
             (dropped if _DEAD.fullmatch(name) else unknown).append(name)
+            continue
+        if ours.startswith("blocks.") and ours.endswith(".linear.weight"):
+            tensor = _matrix(tensor)
+        if ".attn.qkv." in ours:
+            parts = tensor.chunk(3) if tensor.ndim else (tensor, tensor, tensor)
+            for unit, part in zip("qkv", parts, strict=False):
+                renamed[ours.replace(".qkv.", f".{unit}.")] = part
+        else:
+            renamed[ours] = tensor
     if unknown:
-        raise CheckpointError(f"no name of a published Spikformer: {_first(unknown)}")
-    return Translation(_sizes(renamed), renamed, dropped)
+        raise CheckpointError(f"no name of a published Spikformer: {listed(unknown)}")
+    jelly = any(_JELLY_STEM.fullmatch(name) for name in tensors)
+    of_jelly = {"pool_before_act": True, "attn_scale": 0.125} if jelly else {}
+    return Translation(_sizes(renamed) | of_jelly, renamed, dropped)
 
 
 def load_translated(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -176,32 +157,10 @@ def load_translated(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             if name in tensors and tensors[name].shape != value.shape
         ],
     }
-    said = [f"{kind}: {_first(names)}" for kind, names in faults.items() if names]
+    said = [f"{kind}: {listed(names)}" for kind, names in faults.items() if names]
     if said:
         raise CheckpointError(f"the tensors do not fit the model; {'; '.join(said)}")
     model.load_state_dict(tensors)
-
-
-def _load(path: Path, where: str) -> object:
-    try:
-        with path.open("rb") as file:
-            head = file.read(9)
-    except OSError as fault:
-        raise CheckpointError(f"cannot read {where}: {fault.strerror or fault}") from None
-    try:
-        if head[8:9] == b"{":
-            import safetensors.torch
-
-            return safetensors.torch.load_file(path)
-        # Training scripts store their parsed options, an object without behaviour.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as fault:
-        named = re.search(r"GLOBAL ([\w.]+)", str(fault))
-        what = f"it asks for {named[1]}, which is code" if named else "it is damaged, or no weights"
-        raise CheckpointError(
-            f"{where}: refused, and nothing in it was run: {what}; give a file of tensors only"
-        ) from fault
 
 
 def _rename(name: str) -> str | None:
@@ -214,6 +173,13 @@ def _rename(name: str) -> str | None:
     if block := _BLOCK.fullmatch(name):
         index, unit, kind, leaf = block.groups()
         return f"blocks.{int(index)}.{unit}.{_KINDS[kind]}.{leaf}"
+    if jelly := _JELLY_STEM.fullmatch(name):
+        stage, place, leaf = jelly.groups()
+        unit = "rpe" if stage is None else f"stages.{stage}"
+        return f"conv_pep.{unit}.{('conv', 'norm')[int(place)]}.{leaf}"
+    if jelly := _JELLY_BLOCK.fullmatch(name):
+        index, unit, place, leaf = jelly.groups()
+        return f"blocks.{int(index)}.{unit}.{('linear', 'norm')[int(place)]}.{leaf}"
     return None
 
 
@@ -233,7 +199,7 @@ def _sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     lacking = [name for name in telling if name not in tensors]
     if lacking:
         hint = near(lacking[0], tensors)
-        raise CheckpointError(f"no published Spikformer; missing: {_first(lacking)}{hint}")
+        raise CheckpointError(f"no published Spikformer; missing: {listed(lacking)}{hint}")
     shapes = {name: list(tensors[name].shape) for name in telling}
     for name, ndim in telling.items():
         if len(shapes[name]) != ndim:
@@ -248,9 +214,3 @@ def _sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         "linear_bias": "blocks.0.attn.proj.linear.bias" in tensors,
         "qkv_bias": "blocks.0.attn.q.linear.bias" in tensors,
     }
-
-
-def _first(names: Iterable[str], limit: int = 5) -> str:
-    listed = list(names)
-    more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
-    return ", ".join(shown(name, 120) for name in listed[:limit]) + more

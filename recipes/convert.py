@@ -1,7 +1,8 @@
-"""Turn a published Spikformer checkpoint into a folder of ours: model.safetensors and config.json.
+"""Turn a published Spikformer checkpoint into a ticket of ours, which evaluates and exports.
 
 python recipes/convert.py --source checkpoint.pth.tar --model spikformer_cifar --out converted/
 python recipes/convert.py --source dvs.pth --model spikformer_dvs --T 10 --out converted/
+python recipes/evaluate.py --run converted/ --data.name cifar10
 
 Nothing in a pickle is run. Widths, depth and classes are read from the tensors; what no tensor
 tells (T, heads, image size, scale) is the named model's own unless given.
@@ -23,7 +24,7 @@ class Convert:
     model: str = "spikformer_cifar"
     """The registered model that it is a checkpoint of."""
     out: str = ""
-    """Folder to write model.safetensors and config.json into."""
+    """New folder for the ticket, which removes no weight, and its config.json."""
     ema: bool = False
     """Take the averaged weights (state_dict_ema) of a training checkpoint."""
     T: int | None = None

@@ -31,8 +31,7 @@ class EarlyTimeCifar(ImageRecipe):
     search: str = "imp"
     """The search that runs with fewer steps: imp, early_bird, edge_popup or biprop."""
     preset: str = "default"
-    """Published settings by name: eccv22 with imp and early_bird, cvpr20 with edge_popup, iclr21 or
-    iclr21-global with biprop; Early-Time itself then takes its own, eccv22."""
+    """eccv22 (imp, early_bird), cvpr20 (edge_popup), iclr21 or iclr21-global (biprop)."""
     early_time: EarlyTimeConfig = field(default_factory=EarlyTimeConfig)
     imp: ImpConfig = field(default_factory=full_size("imp"))
     early_bird: EarlyBirdConfig = field(default_factory=full_size("early_bird"))
@@ -43,10 +42,11 @@ class EarlyTimeCifar(ImageRecipe):
 
     def __post_init__(self) -> None:
         check_fields(self, search=SEARCHES)
+        check_fields(self.early_time, "early_time.", search=("imp", self.search))
 
 
 def choose(cfg: EarlyTimeCifar) -> Choice:
-    """Early-Time around the chosen search, both with the preset."""
+    """Early-Time, with its eccv22 if a preset is named, around the search with that preset."""
     early = cfg.early_time if cfg.preset == "default" else with_preset(cfg.early_time, "eccv22")
     return "early_time", early, (cfg.search, with_preset(getattr(cfg, cfg.search), cfg.preset))
 

@@ -14,4 +14,4 @@ from spikeformer_lt.cli import find_command
 from spikeformer_lt.config import exit_after
 
 if __name__ == "__main__":
-    exit_after(lambda: find_command(sys.argv[1:], "find_ticket.py"), "--debug" in sys.argv)
+    exit_after(lambda: find_command(sys.argv[1:], "find_ticket.py"), sys.argv[1:])

@@ -48,4 +48,3 @@ else:
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 importlib.import_module(f"{__name__}.timm").join_timm()
-importlib.import_module(f"{__name__}.deprecated")

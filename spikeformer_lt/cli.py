@@ -12,6 +12,7 @@ import itertools
 import json
 import logging
 import runpy
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,6 +30,7 @@ from spikeformer_lt.config import (
     extended,
     flat_values,
     given_options,
+    last_of_each,
     parse,
     split_plugins,
     to_dict,
@@ -69,31 +71,21 @@ IMAGES_SMALL = {
 }
 """Values for the embedded digits, where the user names none."""
 EVENTS_SMALL = {
-    "model.name": "spikformer_dvs_toy",
-    "model.T": 8,
-    "model.num_heads": None,
-    "train.optim": IMAGES_SMALL["train.optim"],
-    "multisp.epochs": 20,
-    "multisp.stem_epochs": 6,
-}
+    "model.name": "spikformer_dvs_toy", "model.T": 8, "model.num_heads": None,
+    "train.optim": IMAGES_SMALL["train.optim"], "multisp.epochs": 20, "multisp.stem_epochs": 6,
+}  # fmt: skip
 """Values for the embedded moving digits, where the user names none."""
 FULL_SIZE: dict[str, dict[str, Any]] = {
-    "biprop": {"epochs": 100},
-    "early_bird": {"epochs": 300},
-    "edge_popup": {"epochs": 100},
-    "imp": {"epochs": 300, "rewind": "20ep"},
-    "multisp": {"epochs": 300, "stem_epochs": 100},
-    "sparse_training": {"epochs": 300},
-}
+    "biprop": {"epochs": 100}, "edge_popup": {"epochs": 100},
+    "early_bird": {"epochs": 300}, "sparse_training": {"epochs": 300},
+    "imp": {"epochs": 300, "rewind": "20ep"}, "multisp": {"epochs": 300, "stem_epochs": 100},
+}  # fmt: skip
 """Options of searches on CIFAR-10 that differ from their own defaults."""
 ON_DIGITS: dict[str, dict[str, Any]] = {
-    "biprop": {"epochs": 12},
-    "early_bird": {"epochs": 8},
-    "edge_popup": {"epochs": 12},
+    "biprop": {"epochs": 12}, "edge_popup": {"epochs": 12}, "early_bird": {"epochs": 8},
     "imp": {"epochs": 8, "rounds": 4, "rewind": "1ep"},
-    "multisp": {"epochs": 12, "stem_epochs": 6},
-    "sparse_training": {"epochs": 12, "every": 20},
-}
+    "multisp": {"epochs": 12, "stem_epochs": 6}, "sparse_training": {"epochs": 12, "every": 20},
+}  # fmt: skip
 """The same on the embedded digits."""
 
 
@@ -154,6 +146,7 @@ def find(
         wanted: the set that auto takes if it is on disk: cifar10, dvs128_gesture or cifar10_dvs.
     """
     name, config, *inner = _chosen(choose, cfg)  # refuses a preset of another search
+    check_fields(cfg, **{"epochs": 0} if hasattr(cfg, "epochs") else {})
 
     from spikeformer_lt.reports import write_report
     from spikeformer_lt.tickets import Search, retrain, with_phase
@@ -163,9 +156,14 @@ def find(
     published = presets.published(config, *(own for _, own in inner))
     usual: dict[str, Any] = {"small": dict(small), "published": published}
     usual["search"] = " ".join([name, *(one for one, _ in inner)])
-    with Experiment(cfg, wanted=sets[wanted], fallback=fallback, **usual) as experiment:
+    experiment = Experiment(cfg, wanted=sets[wanted], fallback=fallback, **usual)
+    chosen = _chosen(choose, experiment.cfg)
+    presets.refuse_overruled(experiment.cfg, given_options(cfg), chosen)
+    if cfg.run.dry_run:
+        print(experiment.dry_run())
+        return
+    with experiment:
         model, fit = experiment.model(), experiment.trainer.fit
-        chosen = _chosen(choose, experiment.cfg)
         search, epochs = _made(chosen, cfg.train.seed, experiment.trainer.batch), 0
         if not search.trained:
             inside = [config for _, config in chosen[2:]]
@@ -215,15 +213,16 @@ def open_finished(path: str, cfg: Any, *, report: bool = True, **changed: Any) -
 def notices(run: Any) -> list[str]:
     """What a user should know before taking a number from a `reports.FinishedRun`."""
     known, split = run.ticket.provenance, run.splits.split_sha256
+    own = known.get("split_sha256", "not known")[:12]
     other = (
-        f"split {split[:12]} is not the ticket's own ({known['split_sha256'][:12]}); the training "
-        f"images of {run.path} may be among these"
+        f"split {split[:12]} is not the ticket's own ({own}); the training images of {run.path} "
+        "may be among these"
     )
     start = (
         f"this ticket holds its start weights, to be trained again: {run.path}; the report of its "
         "run has the accuracy of the trained network"
     )
-    foreign = run.splits.name == known["dataset"] and not run.own_split
+    foreign = run.splits.name == known.get("dataset") and not run.own_split
     return [other] * foreign + [start] * run.untrained
 
 
@@ -295,7 +294,11 @@ def transfer(cfg: Any, small: Mapping[str, Any]) -> None:
     own = {"name": origin["name"], **known}
     free = [f.name for f in dataclasses.fields(ModelConfig) if f"model.{f.name}" not in given]
     cfg = adapted(cfg, model=replace(cfg.model, **{k: own[k] for k in free if k in own}))
-    with Experiment(cfg, fallback="digits", small=dict(small), search="transfer") as experiment:
+    experiment = Experiment(cfg, fallback="digits", small=dict(small), search="transfer")
+    if cfg.run.dry_run:
+        print(experiment.dry_run())
+        return
+    with experiment:
         model, trainer = experiment.model(), experiment.trainer
         apply_surgery(model, found)
         changed = {k: v for k, v in experiment.model_args().items() if known.get(k) != v}
@@ -327,6 +330,8 @@ class Comparison:
     """Replace tables and pictures there that are not as an earlier call wrote them."""
     options: str = ""
     """Further options for every run, in quotes: --options="--model.T 2"."""
+    dry_run: bool = False
+    """Print the commands of all runs and run nothing."""
     epochs: int | None = None
     """Epochs that the network of each variant is trained for, those before a rewind point and of
     earlier phases included; None is 12 on digits, 20 on moving_digits, else as published."""
@@ -354,6 +359,9 @@ def compare(
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     jobs = jobs_of(cfg, rows, joints, published)
+    if cfg.dry_run:
+        print("\n".join(shlex.join(job.command) for job in jobs))
+        return
     with outputs(cfg.out, cfg.overwrite, *WRITTEN):
         run_jobs(jobs, at_once=cfg.jobs)
         print(write_comparison(Path(cfg.out), jobs, title, **more))
@@ -375,22 +383,11 @@ def jobs_of(
     jobs = []
     for seed, (variant, line) in itertools.product(cfg.seeds, rows.items()):
         recipe, *options = f"{line} --data.name {cfg.data} {cfg.options}".split()
-        options = _last_of_each([budget.get(token, token) for token in options])
+        options = last_of_each([budget.get(token, token) for token in options])
         command = (str(RECIPES / recipe), *options, "--train.seed", str(seed))
         name = f"{variant.replace(' ', joints[0]).replace(':', '')}{joints[1]}{seed}"
         jobs.append(Job(variant, seed, Path(cfg.out) / "runs" / name, command))
     return jobs
-
-
-def _last_of_each(tokens: Sequence[str]) -> list[str]:
-    """Command-line tokens without the options that later ones give again."""
-    found, name = dict[str, list[str]](), ""
-    for token in tokens:
-        if token.startswith("--"):
-            name = token.partition("=")[0]
-            found.pop(name, None)
-        found.setdefault(name, []).append(token)
-    return [token for group in found.values() for token in group]
 
 
 def search_rows(cfg: Any, lines: Mapping[str, str]) -> dict[str, str]:
@@ -563,7 +560,8 @@ def _check_sparsity(search: str, groups: Mapping[str, Any], options: Sequence[st
         raise ConfigError(f"--{group}.sparsity is written --sparsity: {common}")
     if not rated and value_of("sparsity", options) is not None:
         names = [name for name, _ in flat_values(to_dict(config))]
-        own = [name for name in names if name.endswith(".sparsity")] or names[:2]
+        own = [name for name in names if name.endswith(".sparsity")]
+        own = own or list(type(config).__annotations__)[:2]
         hint = " and ".join(f"--{group}.{name}" for name in own)
         raise ConfigError(f"--sparsity is not allowed: {search} has no single rate; give {hint}")
     return rated
@@ -595,4 +593,4 @@ def main(argv: Sequence[str] | None = None, prog: str = "spikeformer-lt") -> NoR
         else:
             commands[command](given[1:], f"{prog} {command}")
 
-    exit_after(act, "--debug" in given)
+    exit_after(act, given)

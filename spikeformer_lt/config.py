@@ -19,7 +19,7 @@ import sys
 import traceback
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, Union
 
@@ -28,13 +28,16 @@ from spikeformer_lt.errors import ConfigError, Interrupted, SpikeformerError, ne
 from spikeformer_lt.registry import config_class, use_plugins
 
 C = TypeVar("C")
-_ALWAYS = ("help", "config", "debug", "plugins")
+_ALWAYS = ("help", "config", "debug", "plugins", "dry_run")
 _GIVEN = "_given_options"
 _HELP = (
     "Beside the options below: --config FILE (.yaml or .json) gives values that options override; "
     "--plugins FILE.py [FILE.py ...] imports models, data sets and searches of your own; "
-    "--debug shows the traceback of an error."
+    "--dry-run checks options, data and memory and makes nothing; --debug shows the traceback of "
+    "an error."
 )
+DRY_RUN = "--dry-run"
+INT_LIMIT, TEXT_LIMIT = 2**63, 4096
 
 
 def parse(cls: type[C], argv: Sequence[str] | None = None, prog: str | None = None) -> C:
@@ -59,7 +62,9 @@ def parse(cls: type[C], argv: Sequence[str] | None = None, prog: str | None = No
     in_file = read_mapping(files[0]) if files else {}
     cls = with_entries(cls, rest, in_file)
     options = dict(_options(cls))
+    rest = _with_dry_run(rest, options)
     _refuse_unknown(rest, options)
+    _refuse_contradictions(rest, options)
     default = load_config(cls, files[0]) if files else tyro.MISSING_NONPROP
     own = inspect.cleandoc(cls.__doc__ or "")
     intro = "" if own.startswith(f"{cls.__name__}(") else f"{own}\n\n"  # dataclass's own docstring
@@ -73,8 +78,27 @@ def parse(cls: type[C], argv: Sequence[str] | None = None, prog: str | None = No
         raise _as_config_error(stop, complaint.getvalue(), options, prog) from None
     named = {name for token in rest if (name := _option_of(token, options)) in options}
     named |= {name.replace("-", "_") for name, _ in flat_values(in_file)}
+    check_values(made)
     object.__setattr__(made, _GIVEN, frozenset(named))
     return typing.cast(C, made)
+
+
+def check_values(cfg: Any) -> None:
+    """Refuse what no field of a configuration takes, by a ConfigError.
+
+    These are numbers that are not finite or have more than 63 bits, and texts with a null byte or
+    of more than 4,096 characters.
+    """
+    for name, found in flat_values(to_dict(cfg)):
+        for value in found if isinstance(found, list) else [found]:
+            if isinstance(value, float):
+                check(math.isfinite(value), name, value, "a finite number")
+            elif isinstance(value, int):
+                check(abs(value) < INT_LIMIT, name, value, "an integer of at most 63 bits")
+            elif isinstance(value, str):
+                sound = "\0" not in value and len(value) <= TEXT_LIMIT
+                rule = f"at most {TEXT_LIMIT} characters, none of them a null byte"
+                check(sound, name, value, rule)
 
 
 def with_entries(cls: type[C], argv: Sequence[str], in_file: Mapping[str, Any]) -> type[C]:
@@ -143,31 +167,79 @@ def run_recipe(
 ) -> NoReturn:
     """Parse the options, call ``main(cfg)`` and exit: what the last line of a recipe does.
 
-    The exit status is 0 when done, 2 after an error that the user can mend (one line on stderr;
-    with ``--debug`` the traceback), and 130 or 143 when a signal stopped the run after a save.
+    With ``--dry-run`` a recipe without such an option of its own stops after its options. The exit
+    status is 0 when done, 2 after an error that the user can mend (one line on stderr), 1 after a
+    fault of ours or of a plug-in, and 130 or 143 when a signal stopped the run after a save.
     """
     given = list(sys.argv[1:] if argv is None else argv)
-    exit_after(lambda: main(parse(cls, given, prog)), "--debug" in given)
+
+    def act() -> None:
+        cfg = parse(cls, given, prog)
+        if DRY_RUN in given and not {"dry_run", "run.dry_run"} & {n for n, _ in _options(cls)}:
+            sys.stdout.write("dry run: the options are in order; nothing was opened or written\n")
+            return
+        main(cfg)
+
+    exit_after(act, given)
 
 
-def exit_after(action: Callable[[], Any], debug: bool = False) -> NoReturn:
-    """Do something and exit with the status of `run_recipe`; `debug` prints tracebacks, too."""
+def exit_after(action: Callable[[], Any], argv: Sequence[str] = ()) -> NoReturn:
+    """Do something and exit with the status of `run_recipe`.
+
+    Args:
+        action: what is done.
+        argv: the options; ``--debug`` among them prints tracebacks, and an error names an option
+            as it was typed there.
+    """
     status = 0
     try:
         action()
-    except (SpikeformerError, KeyboardInterrupt) as fault:
-        if debug:
+    except (SystemExit, GeneratorExit):
+        raise
+    except BaseException as fault:  # the last resort: a panic of a compiled reader, too
+        if "--debug" in argv:
             traceback.print_exc()
-        status = 2
-        if isinstance(fault, KeyboardInterrupt):
-            status, fault = 130, Interrupted(2, "interrupted by Ctrl-C")
-        elif isinstance(fault, Interrupted):
-            status = 128 + fault.signum
-        text = "".join(c if c.isprintable() else " " for c in str(fault)).strip()
-        word = "stopped" if isinstance(fault, Interrupted) else "error"
-        sys.stderr.write(f"{word}: {text}\n")
-        sys.stderr.flush()
+        status, text = _verdict(fault, argv)
+        text = "".join(c if c.isprintable() else " " for c in text).strip()
+        with contextlib.suppress(OSError):
+            sys.stderr.write(f"{text}\n")
+            sys.stderr.flush()
     sys.exit(status)
+
+
+def _verdict(fault: BaseException, argv: Sequence[str]) -> tuple[int, str]:
+    """Exit status and line of an exception that ended a program."""
+    text = str(fault)
+    if isinstance(fault, KeyboardInterrupt):
+        return 130, "stopped: interrupted by Ctrl-C"
+    if isinstance(fault, Interrupted):
+        return 128 + fault.signum, f"stopped: {text}"
+    if isinstance(fault, SpikeformerError):
+        return 2, f"error: {_as_typed(text, argv)}"
+    if isinstance(fault, BrokenPipeError):  # also when Python flushes at the end
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 2, "error: the program that read this output has ended"
+    if isinstance(fault, OSError):
+        where = f" {shown(str(fault.filename), 300)}" if fault.filename else ""
+        return 2, f"error: the system refuses{where}: {fault.strerror or text}"
+    lacking = re.search(r"(?i)out of memory|not enough memory|allocate memory", text)
+    if isinstance(fault, MemoryError) or (isinstance(fault, RuntimeError) and lacking):
+        hint = "use a smaller batch, T or network"
+        return 2, f"error: the memory does not suffice: {hint} ({shown(text, 200)})"
+    kind, hint = type(fault).__name__, "" if "--debug" in argv else "; --debug shows where"
+    return 1, f"bug or plug-in: {kind}: {shown(text, 300)[1:-1]}{hint}"
+
+
+def _as_typed(text: str, argv: Sequence[str]) -> str:
+    """An error that begins "field=", with the groups of the one option of `argv` ending so."""
+    found = re.match(r"([A-Za-z_]\w*(?:\.\w+)*)=", text)
+    if found is None:
+        return text
+    flags = [token.partition("=")[0] for token in argv if token.startswith("--")]
+    field = found[1].replace("-", "_")
+    same = {f for f in flags if f"--.{f[2:]}".replace("-", "_").endswith(f".{field}")}
+    return f"{same.pop()[: -len(field)]}{text}" if len(same) == 1 else text
 
 
 def _options(cls: Any, where: str = "") -> Iterator[tuple[str, Any]]:
@@ -221,6 +293,45 @@ def _refuse_unknown(argv: Sequence[str], options: dict[str, Any]) -> None:
         raise ConfigError(f"unknown option {shown(given)}{hint or ';'} see --help")
 
 
+def _with_dry_run(argv: Sequence[str], options: Mapping[str, Any]) -> list[str]:
+    """The options with ``--dry-run`` as that of a run, or without it where there is none."""
+    if "dry_run" in options:
+        return list(argv)
+    of_run = ["--run.dry-run"] if "run.dry_run" in options else []
+    return [one for token in argv for one in (of_run if token == DRY_RUN else [token])]
+
+
+def _refuse_contradictions(argv: Sequence[str], options: dict[str, Any]) -> None:
+    """Refuse an option that is there twice with different values."""
+    seen: dict[str, list[str]] = {}
+    name, values = "", list[str]()
+    for token in [*argv, "--"]:
+        if not token.startswith("--"):
+            values.append(token)
+            continue
+        if values != seen.setdefault(name, values):
+            first, second = (" ".join(one) for one in (seen[name], values))
+            flag = f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{flag} is there twice: {shown(first)} and {shown(second)}")
+        flag, equals, value = token.partition("=")
+        name = _option_of(token, options)
+        values = [value] if equals else []
+        if options.get(name) is bool:
+            values.append("False" if flag[2:].replace("-", "_") != name else "True")
+
+
+def last_of_each(tokens: Iterable[str]) -> list[str]:
+    """Command-line tokens without the options that later ones give again."""
+    found: dict[str, list[str]] = {"": []}
+    name = ""
+    for token in tokens:
+        if token.startswith("--"):
+            name = token.partition("=")[0].replace("_", "-")
+            found.pop(name, None)
+        found.setdefault(name, []).append(token)
+    return [token for group in found.values() for token in group]
+
+
 def _option_of(token: str, options: dict[str, Any]) -> str:
     """Name the option of a token ``--group.field=value`` as "group.field", negated or not."""
     name = token.partition("=")[0].removeprefix("--").replace("-", "_")
@@ -251,6 +362,7 @@ def _as_config_error(
     kind = options.get(named[1].replace("-", "_")) if named else None
     allowed = f"; allowed: {allowed_words(kind)}" if kind is not None else ""
     text = text.rstrip(".") or "the options cannot be read"
+    text = text if len(text) <= 400 else f"{text[:200]} ... {text[-100:]}"
     return ConfigError(f"{text}{allowed}; see {prog} --help")
 
 

@@ -21,6 +21,10 @@ from typing import Any
 from spikeformer_lt.errors import ConfigError
 
 CPUINFO = Path("/proc/cpuinfo")  # Linux
+CGROUPS = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
 PACKAGES = (
     "spikeformer_lt", "torch", "torchvision", "timm", "spikingjelly", "accelerate", "numpy",
     "numba", "safetensors", "scikit-learn", "tonic",
@@ -155,6 +159,17 @@ def cpu_count() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def memory_bytes() -> int | None:
+    """Return the memory that this process may have, by the machine and by its control group."""
+    found = []
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    for place in CGROUPS:
+        with contextlib.suppress(OSError, ValueError):
+            found.append(int(place.read_text()))
+    return min(found, default=None)
 
 
 def _git() -> tuple[str | None, bool | None]:

@@ -252,12 +252,31 @@ def test_a_stopped_run_has_the_signals_status(
     assert capsys.readouterr().err.startswith("stopped: ")
 
 
-def test_our_own_mistakes_keep_their_traceback() -> None:
+@pytest.mark.parametrize(
+    ("fault", "code", "line"),
+    [
+        (ZeroDivisionError("by\nzero"), 1, "bug or plug-in: ZeroDivisionError: by\\nzero; --debug"),
+        (OSError(28, "No space left", "runs/x"), 2, "error: the system refuses 'runs/x': No space"),
+        (MemoryError(), 2, "error: the memory does not suffice"),
+        (RuntimeError("CUDA out of memory"), 2, "error: the memory does not suffice"),
+        (RuntimeError("shape"), 1, "bug or plug-in: RuntimeError: shape"),
+        (ConfigError("lr=3 is not allowed"), 2, "error: --train.lr=3 is not allowed"),
+    ],
+)
+def test_every_fault_ends_in_one_line_and_its_status(fault, code, line, capsys) -> None:
     def main(_: Recipe) -> None:
-        raise ZeroDivisionError
+        raise fault
 
-    with pytest.raises(ZeroDivisionError):
-        run_recipe(main, Recipe, [])
+    argv = ["--train.lr", "3"] if isinstance(fault, ConfigError) else []
+    assert status(main, *argv) == code
+    said = capsys.readouterr().err
+    assert said.startswith(line) and said.count("\n") == 1
+
+
+def test_an_option_with_two_values_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"--train\.lr is there twice: '1' and '2'"):
+        parse(Recipe, ["--train.lr", "1", "--train.lr=2"])
+    assert parse(Recipe, ["--train.lr", "1", "--train.lr=1"]).train.lr == 1
 
 
 def test_a_configuration_error_waits_for_no_heavy_library() -> None:

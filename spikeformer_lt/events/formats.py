@@ -302,14 +302,14 @@ def read_bin(path: str | Path) -> Raw:
     return Raw(events, {"overflow": overflows} if overflows else {})
 
 
-_CHUNK = 1 << 17  # words of EVT 3 unpacked at once
+_CHUNK = 1 << 14  # words of EVT 3 unpacked at once
 
 
 def read_evt(path: str | Path) -> Raw:
     """Read the pixel events of a Prophesee recording (.raw) in EVT 2.0 or EVT 3.0.
 
-    Triggers and other words that are no pixel's are passed over. Memory stays below ten times the
-    file, and below 64 bytes an event.
+    Triggers and other words that are no pixel's are passed over. Memory stays below twenty times
+    the file and twice the events.
 
     Raises:
         DataError: no such file, another version, or more events than a recording can have.

@@ -55,7 +55,7 @@ _HOUR_US = 3_600_000_000
 _ENOUGH = 100  # events; fewer tell nothing of a rate
 _SILENT_HZ, _QUIET_HZ, _LOUD_HZ = 0.001, 0.05, 1000.0  # events of a pixel
 _SHORT_US, _LONG_US = 1000, 600_000_000
-_UNIT = "; are times in another unit? use unit=us, ms or s"
+_UNIT = "; are times in another unit? use unit=us, ms or s (--data.unit; --unit of events check)"
 
 # What may be done about each fault, the mildest last.
 ACTIONS: dict[str, tuple[str, ...]] = {

@@ -35,7 +35,7 @@ from spikeformer_lt.export.prediction import predict
 from spikeformer_lt.layers.neuron import LIF, Heaviside, Sign
 from spikeformer_lt.layers.stems import stem_of
 from spikeformer_lt.preprocess import Preprocess
-from spikeformer_lt.ticket import Ticket, finished_folder
+from spikeformer_lt.ticket import TICKET, Ticket, finished_folder
 from spikeformer_lt.tickets.surgery import model_from_ticket
 from spikeformer_lt.training.run import read_report
 
@@ -217,7 +217,8 @@ def read_ticket(folder: str | Path) -> Ticket:
         ExportError, CheckpointError: as `load_exported`.
         TicketError: neither an export nor a ticket, or a damaged ticket.
     """
-    packed = all((Path(folder) / name).is_file() for name in (CONFIG, TENSORS))
+    there = [(Path(folder) / name).is_file() for name in (CONFIG, TENSORS, TICKET.manifest)]
+    packed = there == [True, True, False]  # a converted checkpoint has all three
     return read_packed(folder).ticket if packed else Ticket.load(folder)
 
 

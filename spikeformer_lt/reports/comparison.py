@@ -403,7 +403,7 @@ def write_comparison_page(
     write_energy(out / "energy", energies)
     notices = [words for name, run in named.items()
                for words in notices_of(name, run, energies[name])]  # fmt: skip
-    if len({run.ticket.provenance["split_sha256"] for run in runs}) > 1:
+    if len({run.splits.split_sha256 for run in runs}) > 1:
         notices.append("These runs have different splits: their accuracies do not compare.")
     reports = {name: run.report or {} for name, run in named.items()}
     results = {name: found for name, report in reports.items()

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spikeformer_lt.config import check
 from spikeformer_lt.errors import TicketError, name_of, shown
 from spikeformer_lt.images.loader import sample_loader
 from spikeformer_lt.images.splits import Splits
@@ -82,12 +83,16 @@ def open_ticket(
     folder = Path(path)
     ticket = read(finished_folder(folder))
     known = ticket.provenance
+    data = data or EventDataConfig()
+    if "model" in known and "source" in known and "dataset" not in known:  # of other code
+        rule = "name the data set of a converted checkpoint, such as cifar10"
+        check(data.name != "auto", "data.name", data.name, rule)
+        known = {**known, "dataset": "", "split_sha256": ""}
     if missing := [name for name in NEEDED if name not in known]:
         raise TicketError(
             f"the ticket in {shown(str(path))} does not say its {', '.join(missing)}; "
             "tickets that recipes save do"
         )
-    data = data or EventDataConfig()
     if data.name in ("auto", known["dataset"]):
         own = {n: v for n, v in known.get("data", {}).items() if f"data.{n}" not in given}
         data = replace(data, name=known["dataset"], **own)

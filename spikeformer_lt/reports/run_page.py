@@ -303,7 +303,7 @@ def write_run_page(run: FinishedRun, out: Path, images: int = 256) -> Path:
     report, known = run.report or {}, run.ticket.provenance
     ledger = [[name, fact(report, *how)] for name, how in FACTS.items()]
     ledger.insert(1, ["95 % interval", interval_of(report)])
-    ledger += [["data set", known["dataset"]], ["split", str(known["split_sha256"])[:12]]]
+    ledger += [["data set", run.splits.name], ["split", run.splits.split_sha256[:12]]]
     ledger += [["seed", known.get("seed", "-")], ["search", known.get("search", "-")]]
     return write_page(
         out / "report.html", "run.html", pictures,

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from spikeformer_lt.deprecated import moved
 from spikeformer_lt.errors import ConfigError, TicketError
 from spikeformer_lt.layers.neuron import reset_state
+from spikeformer_lt.lazy import moved
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.rng import isolated_rng, seed_for
 from spikeformer_lt.ticket import Ticket

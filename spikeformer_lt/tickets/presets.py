@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
+from spikeformer_lt.config import check, flat_values, to_dict
+from spikeformer_lt.errors import shown
 from spikeformer_lt.step import Step
 from spikeformer_lt.training.options import OptimConfig
 
@@ -85,3 +88,35 @@ def start_step(config: Any, inner: Any = None) -> Step:
     if getattr(config, "start", "init") == "trained":
         return Step(config.epochs)
     return getattr(config, "rewind_step", Step())
+
+
+def refuse_overruled(cfg: Any, named: Collection[str], chosen: Sequence[Any]) -> None:
+    """Refuse an option that a preset overrules, by a ConfigError.
+
+    Args:
+        cfg: the configuration in force.
+        named: options that the user named.
+        chosen: the search and its configuration, and of a search around another that one's pair.
+    """
+    for inner in chosen[2:]:
+        refuse_overruled(cfg, named, inner)
+    search, config = chosen[:2]
+    if hasattr(config, "imp"):  # a joint search
+        search, config = "imp", config.imp
+    preset = getattr(config, "preset", "default")
+    if preset == "default" or not hasattr(config, "resolved"):
+        return
+    epochs, optim = retraining(config, getattr(cfg, "epochs", 0))
+    ours: dict[str, Any] = {search: to_dict(config), "train": {"optim": to_dict(cfg.train.optim)}}
+    runs: dict[str, Any] = {
+        search: to_dict(config.resolved()),
+        "train": {"optim": to_dict(optim or OptimConfig())},
+    }
+    if optim is None:
+        del ours["train"]
+    if hasattr(cfg, "epochs"):
+        ours["epochs"], runs["epochs"] = cfg.epochs, epochs
+    fixed = dict(flat_values(runs))
+    for name, value in flat_values(ours):
+        rule = f"preset {preset} fixes it at {shown(fixed[name])}; leave one of the two out"
+        check(name not in named or value == fixed[name], name, value, rule)

@@ -23,18 +23,27 @@ from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 
 from spikeformer_lt.bundle import open_bundle
-from spikeformer_lt.config import changes, check, entry_options, flat_values, given_options, to_dict
-from spikeformer_lt.errors import CheckpointError, ConfigError, DataError, TicketError, name_of
+from spikeformer_lt.config import (
+    changes,
+    check,
+    check_values,
+    entry_options,
+    flat_values,
+    given_options,
+    to_dict,
+)
+from spikeformer_lt.errors import ConfigError, Interrupted, SpikeformerError, TicketError, name_of
 from spikeformer_lt.events.augment import EventAugment
 from spikeformer_lt.images.augment import Augment, Mixing
 from spikeformer_lt.images.splits import Splits
 from spikeformer_lt.layers.neuron import lif_path
 from spikeformer_lt.registry import create_model
-from spikeformer_lt.rng import seed_for, seeded
-from spikeformer_lt.runtime import OPENMP
+from spikeformer_lt.rng import isolated_rng, seed_for, seeded
+from spikeformer_lt.runtime import OPENMP, memory_bytes
 from spikeformer_lt.step import Step
 from spikeformer_lt.ticket import TICKET, Ticket
 from spikeformer_lt.training.checkpoint import load_weights
+from spikeformer_lt.training.optim import check_optimizer
 from spikeformer_lt.training.options import DataConfig, lasting, load_splits, split_options
 from spikeformer_lt.training.ranks import (
     StopRequest,
@@ -45,7 +54,7 @@ from spikeformer_lt.training.ranks import (
     refuse_differences,
     together,
 )
-from spikeformer_lt.training.run import RunDir, RunLog
+from spikeformer_lt.training.run import RunDir, RunLog, holds_run
 from spikeformer_lt.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -200,6 +209,28 @@ def origin_of(provenance: Mapping[str, Any]) -> dict[str, Any]:
 _OPEN: list[Experiment] = []
 
 
+def check_memory(model: nn.Module, T: int, batch_size: int) -> None:
+    """Refuse what the machine cannot hold even without the activations inside the blocks.
+
+    Counted are weights, gradients and two moments, and one float32 input and one map of tokens a
+    block for all T: less than any training needs.
+    """
+    numel = sum(p.numel() for p in model.parameters())
+    size: Any = getattr(model, "image_size", 0)
+    height, width = size if isinstance(size, tuple) else (size, size)
+    values = getattr(model, "in_channels", 1) * height * width
+    blocks, dim = getattr(model, "blocks", ()), getattr(model, "embed_dim", 0)
+    values += getattr(model, "num_tokens", 0) * dim * len(blocks)
+    need, there = 16 * numel + 4 * T * batch_size * values, memory_bytes()
+    if torch.cuda.is_available():
+        there = torch.cuda.mem_get_info()[1]
+    if there is not None and need > there:
+        raise ConfigError(
+            f"a step needs {need / 1e9:.3g} GB at least, {there / 1e9:.3g} GB are there: use a "
+            f"smaller --model.T ({T}), --train.batch-size ({batch_size}) or network"
+        )
+
+
 class Experiment:
     """Context of one run; leaves signal handlers and logging as they were.
 
@@ -228,6 +259,7 @@ class Experiment:
 
     def __enter__(self) -> Experiment:
         cfg, train = self.cfg, self.cfg.train
+        check_values(cfg)
         self._threads = torch.get_num_threads()
         self.accelerator = self._own_accelerator()
         self.peers = gather_peers()
@@ -238,6 +270,7 @@ class Experiment:
             facts = {name: str(value) for name, value in flat_values(to_dict(cfg))}
             facts |= {"data split": self.data.split_sha256, "torch": str(torch.__version__)}
             refuse_differences(facts)
+            self.check()
             identity = {"recipe": type(cfg).__name__, "search": self.search}
             self.run = RunDir.open(
                 cfg.run.out,
@@ -270,11 +303,66 @@ class Experiment:
         if self in _OPEN:
             _OPEN.remove(self)
         if hasattr(self, "run"):
-            if isinstance(error, (CheckpointError, ConfigError, DataError)):
-                self.run.abandon()
+            if isinstance(error, Exception) and not isinstance(error, Interrupted):
+                self.run.abandon()  # what has no checkpoint blocks no path
             self.run.close()
         self._log.close()
         name_lost(self.peers, error, self.cfg.train.timeout_s)
+
+    def check(self) -> nn.Module:
+        """Check network, batches and memory against data and machine, before anything is made.
+
+        Return the network, without weights where it can be made so.
+
+        Raises:
+            ConfigError: as the network, augmentation, mixing and optimizer; fewer samples than one
+                batch; or memory that the machine does not have.
+        """
+        train, data = self.cfg.train, self.data
+        augment, mixing = augmentation(self.cfg.data, data)
+        augment.check()
+        mixing.check(train.batch_size)
+        images = len(data.train)
+        rule = f"at most {images} (train set)"
+        check(train.batch_size <= images, "train.batch_size", train.batch_size, rule)
+        check_optimizer(train.optim)
+        name, args = self.cfg.model.name, self.model_args()
+        with isolated_rng(0):
+            try:
+                with torch.device("meta"):
+                    model: nn.Module = create_model(name, **args)
+            except SpikeformerError:
+                raise
+            except Exception:  # a plug-in's, which computes while it is built
+                model = create_model(name, **args)
+        check_memory(model, self.cfg.model.T, train.batch_size)
+        return model
+
+    def dry_run(self) -> str:
+        """Check everything that can be checked without making anything; say what would run."""
+        cfg, run = self.cfg, self.cfg.run
+        check_values(cfg)
+        rule = "never, auto, or the directory of a run"
+        known = run.resume in ("never", "auto") or holds_run(Path(run.resume))
+        check(known, "run.resume", run.resume, rule)
+        new = run.resume != "never" or not run.out or not holds_run(Path(run.out))
+        check(new, "run.out", run.out, "a new directory; this one holds a run: --run.resume DIR")
+        cfg.model.start_weights()
+        data, own = cfg.data, entry_options(cfg, cfg.data.name)
+        split_file = getattr(data, "split_file", None)
+        if split_file and not Path(split_file).exists():  # it would be written
+            data = replace(data, split_file=None)
+        self.data = load_splits(data, cfg.model.T, own)
+        model = self.check()
+        numbers = sum(p.numel() for p in model.parameters())
+        sizes = (
+            f"{len(self.data.train)} train, {len(self.data.val)} val, {len(self.data.test)} test"
+        )
+        return (
+            f"dry run: {cfg.model.name} of {numbers:,} parameters, T {cfg.model.T}, on "
+            f"{self.data.name} ({sizes}): options, data, network and memory are in order; nothing "
+            "was written"
+        )
 
     def _allowed(self) -> list[str]:
         """Fields that may change on a resume, with the lengths that follow those named."""

@@ -36,18 +36,27 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
     return groups
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """Create the optimizer; a ConfigError for a name that timm does not know."""
-    groups = parameter_groups(model, config)
-    if config.opt in ("adamw", "adam"):  # torch's fused step: 4x the loop on the CPU
-        kind = torch.optim.AdamW if config.opt == "adamw" else torch.optim.Adam
-        return kind(groups, lr=config.lr, fused=True)
-    from timm.optim import create_optimizer_v2, list_optimizers
+def check_optimizer(config: OptimConfig) -> None:
+    """Refuse a name that timm does not know, by a ConfigError."""
+    if config.opt in ("adamw", "adam"):
+        return
+    from timm.optim import list_optimizers
 
     known = [str(name) for name in list_optimizers()]
     if config.opt not in known:
         hint = near(config.opt, known) or ", such as adamw, adam or sgd"
-        raise ConfigError(f"optim.opt={config.opt!r} is not one of timm's {len(known)}{hint}")
+        raise ConfigError(f"optim.opt={shown(config.opt)} is not one of timm's {len(known)}{hint}")
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """Create the optimizer; a ConfigError for a name that timm does not know."""
+    check_optimizer(config)
+    groups = parameter_groups(model, config)
+    if config.opt in ("adamw", "adam"):  # torch's fused step: 4x the loop on the CPU
+        kind = torch.optim.AdamW if config.opt == "adamw" else torch.optim.Adam
+        return kind(groups, lr=config.lr, fused=True)
+    from timm.optim import create_optimizer_v2
+
     return create_optimizer_v2(
         groups, opt=config.opt, lr=config.lr, weight_decay=0.0, momentum=config.momentum
     )

@@ -6,6 +6,7 @@ Nothing here imports torch at the top, so that ``--help`` and errors need not wa
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -63,9 +64,18 @@ class OptimConfig:
             warmup_epochs=finite, cooldown_epochs=finite, of_epochs=0,
             sched=("cosine", "linear", "step", "constant"),
         )  # fmt: skip
+        rule = f"at most lr={self.lr:g}"
+        check(self.min_lr <= self.lr, "optim.min_lr", self.min_lr, rule)
+        cold = self.warmup_epochs == 0 or self.warmup_lr <= self.lr
+        check(cold, "optim.warmup_lr", self.warmup_lr, rule)
 
 
 LOSSES = ("mean", "tet")
+MOST_THREADS = max(64, os.cpu_count() or 1)
+"""Threads that a run may ask for; torch ends the process where the system has no more."""
+MOST_WORKERS = 4 * MOST_THREADS
+"""Loader processes that a run may ask for."""
+
 # Options of a data set that a ticket must repeat to meet its own splits again.
 SPLIT_OPTIONS = ("root", "image_size", "limit_train", "limit_test")
 EVENT_OPTIONS = tuple(f.name for f in fields(EventOptions) if f.name != "T")
@@ -98,6 +108,14 @@ class DataConfig:
     """Fraction of each phase after which mixup and CutMix are off; None is the papers' value."""
     smoothing: float | None = None
     """Label smoothing; None is the papers' value for the data set."""
+
+    def __post_init__(self) -> None:
+        bounds: dict[str, Any] = {
+            "mixup": "[0, 1000]", "cutmix": "[0, 1000]", "mix_until": "[0, 1]",
+            "smoothing": "[0, 1)",
+        }  # fmt: skip
+        given = {n: rule for n, rule in bounds.items() if getattr(self, n) is not None}
+        check_fields(self, "data.", **given)
 
 
 @dataclass(frozen=True)
@@ -132,6 +150,10 @@ class EventDataConfig(DataConfig):
     columns: str | None = EventOptions.columns
     """Order of the columns of plain npy arrays, such as x,y,p,t; None is the set's own."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        EventOptions(T=1, **{name: getattr(self, name) for name in EVENT_OPTIONS})
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -160,6 +182,15 @@ class ModelConfig:
     """Firing threshold, dimensionless."""
     neuron: str | None = None
     """lif, or relu or sign for the network without time, of models that have the choice (CNNs)."""
+
+    def __post_init__(self) -> None:
+        bounds = {
+            "T": "[1, 4096]", "embed_dim": "[1, 65536]", "depth": "[1, 256]",
+            "num_heads": "[1, 4096]", "mlp_ratio": "(0, 1024]", "tau": "(1, 1e6)",
+            "v_threshold": "(0, 1e6)",
+        }  # fmt: skip
+        given = {n: rule for n, rule in bounds.items() if getattr(self, n) is not None}
+        check_fields(self, "model.", **given)
 
     def args(self) -> dict[str, Any]:
         """Keywords for `create_model`: what was set."""
@@ -194,6 +225,8 @@ class RunConfig:
     """never, auto (go on where --run.out stopped, start if it is new), or a run directory."""
     allow_config_change: tuple[str, ...] = ()
     """Fields that may differ from the run that is resumed."""
+    dry_run: bool = False
+    """Check options, data, network and memory, and make nothing; --dry-run for short."""
     extend: int = 0
     """Train the last phase of the finished run that is resumed on, for so many epochs beyond its
     own, at the learning rate that its schedule ended with."""
@@ -295,7 +328,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_fields(
             self, "train.", batch_size=1, eval_batch_size=1, accumulate=1, validate_every=1,
-            skip_limit=1, timeout_s=1, workers=0, checkpoint_steps=0, threads=0,
+            skip_limit=1, timeout_s="[1, 1e7]", checkpoint_steps=0,
+            threads=f"[0, {MOST_THREADS}]", workers=f"[0, {MOST_WORKERS}]",
+            distill_temperature="(0, 1e6)",
             ema_decay="[0, 1)", loss=LOSSES, nonfinite=("stop", "skip"),
         )  # fmt: skip
         rule = "no or bf16 (float16 overflows in the integer attention sums)"

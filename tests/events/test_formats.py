@@ -348,6 +348,20 @@ def test_a_mutated_file_is_read_or_refused_in_one_line(files, tmp_path, form, tu
     assert peak < 30_000_000
 
 
+@pytest.mark.parametrize("form", WRITERS)
+def test_memory_follows_the_file_and_its_events(files, tmp_path, form):
+    """Twenty times the file and twice the events at most, beside what a chunk takes."""
+    events = files.some_events(40_000)
+    path = tmp_path / NAMES.get(form, f"a.{form}")
+    getattr(files, f"write_{form}")(path, events)
+    FileReader(tmp_path, "auto")(Sample(path.name))  # imports what it needs
+    tracemalloc.start()
+    FileReader(tmp_path, "auto")(Sample(path.name))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20 * path.stat().st_size + 2 * events.nbytes
+
+
 @pytest.mark.data
 @pytest.mark.parametrize(
     ("name", "count", "extent", "span"),
@@ -382,7 +396,7 @@ def test_other_hands_readers_give_the_same(files, tmp_path, form):
             assert np.array_equal(ours[name].astype(int), theirs[other].astype(int))
 
 
-@pytest.mark.parametrize("chunk", [7, 1 << 17])
+@pytest.mark.parametrize("chunk", [7, 1 << 14])
 def test_evt_3_is_the_same_whatever_the_chunk_and_over_the_clocks_restart(
     files, tmp_path, monkeypatch, chunk
 ):

@@ -193,7 +193,7 @@ def test_an_artefact_without_it_says_so_and_takes_one(net, tmp_path: Path) -> No
 
 
 WRONG: list[tuple[Any, str]] = [
-    (torch.rand(2, 3, 16, 16), "pixels are float32; predict takes uint8"),
+    (torch.full((2, 3, 16, 16), 0.5), "pixels are float32; predict takes uint8"),
     (np.zeros((2, 16, 16, 3)), "pixels are float64"),
     (np.array([["a"]]), "pixels are <U1"),
     (torch.zeros(2, 3, 16, 17, dtype=torch.uint8), r"pixels are \[2, 3, 16, 17\]; needed are"),
@@ -263,7 +263,10 @@ def test_recordings_become_the_frames_that_training_saw(tmp_path: Path) -> None:
 EVENT_FAULTS: list[tuple[Any, str]] = [
     (np.zeros(0, EVENTS), "recording has no event"),
     (np.array([(99, 0, 0, 1)], EVENTS), "x"),
-    (torch.rand(2, 4, 2, 16, 16), r"frames are float32 \[2, 4, 2, 16, 16\]; needed are counts"),
+    (
+        torch.full((2, 4, 2, 16, 16), 0.5),
+        r"frames are float32 \[2, 4, 2, 16, 16\]; needed are counts",
+    ),
     (torch.full((1, 3, 2, 16, 16), float("nan")), "finite and 0 or more"),
     (torch.full((1, 3, 2, 16, 16), -1.0), "finite and 0 or more"),
     ("nowhere.npy", "is no file of a recording"),

@@ -6,13 +6,16 @@ import pickle
 from collections import OrderedDict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from spikeformer_lt.errors import CheckpointError
+from spikeformer_lt.foreign import read_foreign
 from spikeformer_lt.models.spikformer import Spikformer
-from spikeformer_lt.models.spikformer_convert import load_translated, read_original, translate
+from spikeformer_lt.models.spikformer_convert import load_translated, translate
 
 SIZES = {"embed_dim": 32, "depth": 2, "num_heads": 4, "mlp_ratio": 2.0, "num_classes": 7}
 
@@ -188,33 +191,41 @@ def same(read: dict[str, torch.Tensor], source: dict[str, torch.Tensor]) -> bool
         lambda s: {"state_dict": OrderedDict((f"module.{n}", v) for n, v in s.items())},
         lambda s: {f"module._orig_mod.{n}": v for n, v in s.items()},
         lambda s: {"state_dict": s, "optimizer": {"state": {0: {"step": torch.tensor(1.0)}}}},
+        lambda s: {"model": s, "model_ema": {n: v + 1 for n, v in s.items()}, "epoch": 3},
+        lambda s: {"net": s, "max_test_acc": np.float64(94.1), "epoch": np.int32(3)},
+        lambda s: {"model_state_dict": {**s, "epoch": 3, "a.total_ops": torch.zeros(1)}},
+        lambda s: {"state_dict": {f"model.{n}": v for n, v in s.items()}, "loops": {"a": {}}},
+        lambda s: {"snapshot": {"weights": {f"backbone.{n}": v for n, v in s.items()}}},
     ],
-    ids=["plain", "state_dict", "ema and options", "module.", "compiled", "optimizer"],
-)
+    ids=[
+        "plain", "state_dict", "ema and options", "module.", "compiled", "optimizer", "model",
+        "net with numbers of NumPy", "scalars beside", "Lightning", "any one wrapper",
+    ],
+)  # fmt: skip
 def test_every_wrapper_of_a_training_script_is_taken_off(
     tmp_path: Path, wrap: object, legacy: bool
 ) -> None:
     source = published()
     path = tmp_path / "checkpoint.pth.tar"
     torch.save(wrap(source), path, _use_new_zipfile_serialization=not legacy)
-    assert same(read_original(path), source)
+    assert same(read_foreign(path), source)
 
 
 def test_averaged_weights_are_taken_when_asked_for(tmp_path: Path) -> None:
     live, averaged = published(), published()
     path = tmp_path / "checkpoint.pth.tar"
     torch.save({"state_dict": live, "state_dict_ema": averaged}, path)
-    assert same(read_original(path), live)
-    assert same(read_original(path, ema=True), averaged)
+    assert same(read_foreign(path), live)
+    assert same(read_foreign(path, ema=True), averaged)
     torch.save({"state_dict": live}, path)
     with pytest.raises(CheckpointError, match=r"no averaged weights .*drop --ema"):
-        read_original(path, ema=True)
+        read_foreign(path, ema=True)
 
 
 def test_safetensors_files_are_read(tmp_path: Path) -> None:
     source = published()
     save_file(source, tmp_path / "model.safetensors")
-    assert same(read_original(tmp_path / "model.safetensors"), source)
+    assert same(read_foreign(tmp_path / "model.safetensors"), source)
 
 
 class Payload:
@@ -239,7 +250,7 @@ def test_code_in_a_pickle_is_never_run(tmp_path: Path, form: str) -> None:
     else:
         torch.save(content, path, _use_new_zipfile_serialization=form != "legacy")
     with pytest.raises(CheckpointError) as caught:
-        read_original(path)
+        read_foreign(path)
     assert not mark.exists()
     assert "nothing in it was run" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -263,7 +274,7 @@ def test_what_is_no_checkpoint_is_refused_in_one_line(tmp_path: Path, kind: str)
     path = tmp_path / "checkpoint.pth"
     path.write_bytes(BAD_FILES[kind])
     with pytest.raises(CheckpointError, match=r"checkpoint\.pth") as caught:
-        read_original(path)
+        read_foreign(path)
     assert "\n" not in str(caught.value)
 
 
@@ -274,14 +285,14 @@ def test_a_truncated_checkpoint_is_refused(tmp_path: Path) -> None:
     for share in (0.01, 0.3, 0.7, 0.999):
         path.write_bytes(data[: int(len(data) * share)])
         with pytest.raises(CheckpointError, match=r"cut\.pth"):
-            read_original(path)
+            read_foreign(path)
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"none\.pth.*No such file"):
-        read_original(tmp_path / "none.pth")
+        read_foreign(tmp_path / "none.pth")
     with pytest.raises(CheckpointError, match="directory"):
-        read_original(tmp_path)
+        read_foreign(tmp_path)
 
 
 def test_contents_other_than_finite_tensors_are_refused_by_name(tmp_path: Path) -> None:
@@ -289,17 +300,46 @@ def test_contents_other_than_finite_tensors_are_refused_by_name(tmp_path: Path) 
     for content, message in (
         ([1, 2], "no table of tensors but list"),
         ({}, "no table of tensors"),
-        ({"model": published()}, "'model' is no dense tensor but dict"),
+        ({"one": published(), "two": published()}, r"several tables of tensors \('one', 'two'\)"),
+        ({"model": {"a": torch.zeros(1), "b": [1]}}, "'b' is no dense tensor but list"),
+        ({"epoch": 3, "args": argparse.Namespace()}, "no table of tensors but dict; 'args' is no"),
         ({"head.weight": torch.eye(3).to_sparse()}, "'head.weight' is no dense tensor"),
         ({"head.weight": torch.tensor([1.0, float("nan")])}, "'head.weight' has NaN"),
         ({"module.a": torch.zeros(1), "a": torch.zeros(1)}, "'a' is there twice"),
     ):
         torch.save(content, path)
         with pytest.raises(CheckpointError, match=message):
-            read_original(path)
+            read_foreign(path)
 
 
 # -- the published network itself ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_spikingjellys_checkpoint_gives_its_logits(tmp_path: Path, wrapped: bool) -> None:
+    from spikingjelly.activation_based import functional
+    from spikingjelly.activation_based.model.spikformer import Spikformer as Theirs
+
+    sizes = {"in_channels": 3, "img_size_h": 16, "img_size_w": 16, "patch_size": 4, "depths": 2}
+    torch.manual_seed(3)
+    theirs = Theirs(T=4, num_classes=7, embed_dims=32, num_heads=4, mlp_ratio=2.0, **sizes)
+    for module in theirs.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            nn.init.uniform_(module.bias, 0.5, 2.0)
+    nn.init.normal_(theirs.head.weight)
+    theirs.double().eval()
+    state = theirs.state_dict()
+    torch.save({"model": state} if wrapped else state, tmp_path / "jelly.pth")
+    found = translate(read_foreign(tmp_path / "jelly.pth"))
+    assert not found.dropped and found.sizes["pool_before_act"]
+    model = build(found.sizes, T=4).double().eval()
+    load_translated(model, found.tensors)
+    x = torch.rand(2, 3, 16, 16, dtype=torch.float64)
+    with torch.no_grad():
+        expected = theirs(x).transpose(0, 1)
+    functional.reset_net(theirs)
+    assert expected.std() > 0
+    torch.testing.assert_close(model(x), expected, rtol=0, atol=1e-9)
 
 
 @pytest.mark.golden

@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
+from spikeformer_lt.config import last_of_each
+
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = shlex.split(
     "--data.limit-train 64 --data.limit-test 40 --data.image-size 16 --model.name spikformer_toy "
@@ -76,9 +78,10 @@ class Recipes:
             self.wait()
         self.count += 1
         path = recipe if isinstance(recipe, Path) else ROOT / "recipes" / f"{recipe}.py"
+        argv = last_of_each(map(str, argv))
         self.files = [self.folder / f"{self.count}.{name}" for name in ("out", "err")]
         job = {
-            "argv": [str(path), *map(str, argv)],
+            "argv": [str(path), *argv],
             **{name: str(file) for name, file in zip(("out", "err"), self.files, strict=True)},
             "cwd": str(cwd),
             "signals": list(signals),
@@ -168,7 +171,7 @@ def finished_run(out: Path) -> Finished:
     """Start it, and wait."""
     # Enough of a training that no layer is dead and the accuracy is not that of a constant answer.
     more = "--train.batch-size 8 --multisp.epochs 8 --model.v-threshold 0.2 --train.optim.lr 0.01"
-    options = (*Recipes.small, *shlex.split(more), "--run.out", str(out))
+    options = tuple(last_of_each((*Recipes.small, *shlex.split(more), "--run.out", str(out))))
     ended = subprocess.run(
         [sys.executable, *LAUNCH, str(ROOT / "recipes" / "multisp_cifar.py"), *options],
         capture_output=True,

@@ -75,7 +75,8 @@ def test_a_published_checkpoint_becomes_a_folder_of_ours(
     assert "num_classes=7" in done.out and "mlp_ratio=2.0" in done.out
     assert "dropped   2 tensors" in done.out and "block.0.norm1.weight" in done.out
     assert "num_heads=4" in done.out and "none from the options" in done.out
-    assert {p.name for p in folder.iterdir()} == {"model.safetensors", "config.json"}
+    files = {"model.safetensors", "config.json", "mask.safetensors", "ticket.json"}
+    assert {p.name for p in folder.iterdir()} == files
     model = rebuilt(folder)
     stored = torch.load(source, weights_only=True)["state_dict"]
     ours = published(model)
@@ -140,6 +141,23 @@ def test_missing_and_wrong_options_are_named(source: Path, tmp_path: Path) -> No
     ):
         with pytest.raises(ConfigError, match=message):
             convert(**options)
+
+
+def test_a_converted_checkpoint_evaluates_exports_and_reports(
+    recipes: Any, source: Path, tmp_path: Path
+) -> None:
+    convert(source=source, model="spikformer_toy", out=tmp_path / "out")
+    assert "name the data set" in recipes.run("evaluate", "--run", tmp_path / "out").error
+    data = ("--data.name", "digits", "--data.limit-test", "20")
+    shown = []
+    assert recipes.run("export", "--run", tmp_path / "out", "--out", tmp_path / "x").code == 0
+    for folder in ("out", "x"):
+        ended = recipes.run("evaluate", "--run", tmp_path / folder, *data)
+        assert (ended.code, ended.err) == (0, "")
+        shown.append(ended.out)
+    assert shown[0].splitlines()[0] == shown[1].splitlines()[0]
+    page = recipes.run("report", "--runs", tmp_path / "out", "--images", "10", *data)
+    assert page.code == 0 and (tmp_path / "out" / "report.html").is_file()
 
 
 @pytest.mark.golden

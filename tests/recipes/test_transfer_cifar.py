@@ -86,7 +86,7 @@ def test_a_bad_option_is_one_clear_line(recipes: Any, run: Path, options, words)
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ("--fresh heat", "error: fresh='heat' is not allowed"),
+        ("--fresh heat", "error: --fresh='heat' is not allowed"),
         ("--model.name spiking_vgg9 --model.neuron lif", "error: the ticket is not of this model"),
     ],
 )

@@ -1,0 +1,156 @@
+"""Odd values of every option of every recipe: one line, no traceback, nothing made."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import importlib
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spikeformer_lt import cli, config
+from spikeformer_lt.registry import create_dataset, search_names
+
+ROOT = Path(__file__).resolve().parents[2]
+VALUES = ("0", "-1", "nan", "inf", "1e30", "1" + 20 * "0", "", 50_000 * "x", "a\0b")
+RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.py"))
+EVENTS = ("multisp_dvs128", "multisp_cifar10_dvs")
+Case = tuple[str, str, str]
+
+
+def leaves(cls: Any, where: str = "") -> Iterator[tuple[str, str, Any]]:
+    """Each option: its name, the class and field that define it, and its type."""
+    for name, kind in config.field_kinds(cls).items():
+        if dataclasses.is_dataclass(kind):
+            yield from leaves(kind, f"{where}{name}.")
+        else:
+            yield where + name, f"{cls.__qualname__}.{name}", kind
+
+
+@functools.cache
+def programs() -> dict[str, tuple[Any, type]]:
+    """By command: what runs a configuration, and its class."""
+    found: dict[str, tuple[Any, type]] = {}
+    for recipe in RECIPES:
+        module = importlib.import_module(f"spikeformer_lt.recipes.{recipe}")
+        classes = [
+            kind
+            for kind in vars(module).values()
+            if dataclasses.is_dataclass(kind) and kind.__module__ == module.__name__
+        ]
+        if classes:
+            found[f"run {recipe}"] = (module.main, classes[-1])
+    for search in search_names():
+        found[f"find {search}"] = (None, type(cli.read_find([search])[0]))
+    return found
+
+
+@functools.cache
+def cases() -> list[Case]:
+    """Every field of every configuration once, with each value: command, option, value."""
+    seen, found = set[str](), list[Case]()
+    for command, (_, cls) in programs().items():
+        for option, field, kind in leaves(cls):
+            if kind is bool or field in seen or option in ("data.name", "imp.sparsity"):
+                continue
+            seen.add(field)
+            found += [(command, option, value) for value in VALUES]
+    return found
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty working directory, and data sets that are made once."""
+    made: dict[str, Any] = {}
+
+    def kept(name: str, **keywords: Any) -> Any:
+        key = f"{name} {sorted(keywords.items(), key=str)}"
+        if key not in made:
+            made[key] = create_dataset(name, **keywords)
+        return made[key]
+
+    monkeypatch.setattr("spikeformer_lt.training.options.create_dataset", kept)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+PLAIN = {"nan": float("nan"), "inf": float("inf"), "1e30": 1e30}
+
+
+def from_file(case: Case) -> None:
+    """Run a recipe with the value as it would stand in a configuration file, under --dry-run."""
+    command, option, value = case
+    main, cls = programs()[command]
+    options = {option for option, _, _ in leaves(cls)}
+    values: dict[str, Any] = {option: int(value) if value.lstrip("-").isdigit() else value}
+    values[option] = PLAIN.get(value, values[option])
+    if "data.name" in options:
+        values["data.name"] = "moving_digits" if command.split()[1] in EVENTS else "digits"
+    values |= {name: True for name in ("run.dry_run", "dry_run") if name in options}
+    tree: dict[str, Any] = {}
+    for name, plain in values.items():
+        *groups, leaf = name.split(".")
+        functools.reduce(lambda at, group: at.setdefault(group, {}), groups, tree)[leaf] = plain
+    cfg = config.from_dict(cls, tree)
+    config.check_values(cfg)
+    if {"run.dry_run", "dry_run"} & options:
+        main(cfg)
+
+
+def try_out(case: Case, capsys: pytest.CaptureFixture[str], file: bool = False) -> tuple[int, str]:
+    """Exit status and stderr of a command with one odd value, under --dry-run."""
+    command, option, value = case
+    kind, name = command.split()
+    argv = [f"--{option.replace('_', '-')}={value}", "--dry-run"]
+    main, cls = programs()[command]
+    if "data.name" in {o for o, _, _ in leaves(cls)}:
+        argv += ["--data.name", "moving_digits" if name in EVENTS else "digits"]
+
+    def run() -> None:
+        if file and kind == "run":
+            config.exit_after(lambda: from_file(case))
+        if kind == "run":
+            config.run_recipe(main, cls, argv, prog=name)
+        config.exit_after(lambda: cli.find_command([name, *argv], "find"), argv)
+
+    with pytest.raises(SystemExit) as stop:
+        run()
+    return int(stop.value.code or 0), capsys.readouterr().err
+
+
+def check(case: Case, folder: Path, capsys: Any, file: bool = False) -> bool:
+    """Whether a command accepted its value; it must have answered in one line and made nothing."""
+    code, said = try_out(case, capsys, file)
+    shown = (case[0], case[1], case[2][:30], said)
+    assert code in (0, 2), shown
+    if code:
+        assert said.startswith("error: ") and len(said.splitlines()) == 1, shown
+        assert said.isprintable() or said[:-1].isprintable(), shown
+        assert len(said) < 1500, shown
+    assert not os.listdir(folder), shown
+    return code == 0
+
+
+def drawn(count: int) -> list[Case]:
+    everything = cases()
+    seed = hashlib.sha256(repr(len(everything)).encode()).digest()
+    return random.Random(seed).sample(everything, count)
+
+
+def test_odd_values_are_refused_in_one_line(quick: Path, capsys: Any) -> None:
+    """Every eighth by the command line, whose parser takes most of the time."""
+    cases = drawn(200)
+    accepted = [check(case, quick, capsys, file=i % 8 > 0) for i, case in enumerate(cases)]
+    assert 0 < sum(accepted) < 100
+
+
+@pytest.mark.slow
+def test_every_option_refuses_odd_values_in_one_line(quick: Path, capsys: Any) -> None:
+    for case in cases():
+        check(case, quick, capsys)

@@ -427,7 +427,8 @@ class Experiment:
             "run_id": self.run.run_id,
             **(self.data.preprocess.noted() if self.data.preprocess else {}),
         }
-        differing = [*ticket.provenance.get("deviations", ()), *self.deviations]
+        noted_ones = ticket.provenance.get("deviations", ())
+        differing = list(dict.fromkeys([*noted_ones, *self.deviations]))  # it may be saved again
         provenance = {**ticket.provenance, **origin, "options": self.trainer.made_by}
         made = json.dumps(origin_of(provenance), sort_keys=True)
         provenance["deviations"] = differing

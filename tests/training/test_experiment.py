@@ -267,6 +267,9 @@ def test_lengths_that_nobody_named_follow_the_epochs_that_somebody_did(line):
     settled, _, taken = settle(cfg, CIFAR10, "digits", small)
     found = settled.imp.rewind, settled.multisp.stem_epochs, settled.train.optim.of_epochs
     assert found == LENGTHS[line]
+    selector = {"--multisp.epochs 3": 1, "--multisp.epochs 30 --multisp.stem-epochs 25": 1}
+    wanted = 2 if "multisp.epochs 6" in line else selector.get(line, 5)
+    assert settled.multisp.patches.selector_epochs == wanted
     for group, name in (("imp", "rewind"), ("multisp", "stem_epochs")):
         changed = getattr(getattr(settled, group), name) != getattr(getattr(cfg, group), name)
         assert (f"{group}.{name}=" in taken) == changed

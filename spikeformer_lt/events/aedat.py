@@ -52,7 +52,7 @@ _CHIPS = {
     "davis": _Layout(11, 12, 0x3FF, 22, 0x1FF, 0x80000400, 0xFFFFFFFF),
 }
 _WORDS = np.dtype([("address", ">u4"), ("clock", ">u4")])
-_NO_TEXT = re.compile(rb"[\x00-\x08\x0e-\x1f]")
+NO_TEXT = re.compile(rb"[\x00-\x08\x0e-\x1f]")
 _HEADER_LIMIT = 1_000_000  # bytes of text before the events
 _WRAP = 2**32  # microseconds, where a 32-bit clock starts again
 
@@ -340,7 +340,7 @@ def read_comments(file: BinaryIO, path: str | Path, version: str) -> list[str]:
         place = file.tell()
         line = file.readline(_HEADER_LIMIT)
         # An event may begin with the byte of a #; the zeros of its time are no text.
-        if not line.startswith(b"#") or _NO_TEXT.search(line):
+        if not line.startswith(b"#") or NO_TEXT.search(line):
             file.seek(place)
             return lines
         if not line.endswith(b"\n") or file.tell() > _HEADER_LIMIT:

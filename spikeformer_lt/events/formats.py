@@ -1,4 +1,7 @@
-"""Readers of event files: NumPy arrays, an ATIS camera's .bin, DVS128 Gesture's label tables."""
+"""Readers of event files, and `FileReader`, which takes the one that a file needs.
+
+AEDAT has a room of its own, `events.aedat`. DVS128 Gesture's label tables are read here, too.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ from spikeformer_lt.config import check
 from spikeformer_lt.disk import content_kind
 from spikeformer_lt.errors import DataError, name_of, one_of, shown
 from spikeformer_lt.events.aedat import (
+    NO_TEXT,
     as_cifar10_dvs,
     read_aedat2,
     read_aedat4,
@@ -337,14 +341,14 @@ def _percent_header(file: BinaryIO, path: str | Path) -> str:
         raise DataError(
             f"{name_of(path)} is no Prophesee recording but {content_kind(head[:1024])}"
         )
-    end = 0
-    while head[end : end + 1] == b"%":
-        line = head[end : head.find(b"\n", end) + 1]
-        end += len(line)
-        if not line:
-            raise DataError(f"{name_of(path)} breaks off in its header, or has no end of it")
-        if line.strip() == b"% end":
+    end, line = 0, b""
+    while head[end : end + 1] == b"%" and line.strip() != b"% end":
+        line = head[end:].split(b"\n", 1)[0]
+        if NO_TEXT.search(line):  # a word that begins with the byte of a %
             break
+        end += len(line) + 1
+        if end > len(head):
+            raise DataError(f"{name_of(path)} breaks off in its header, or has no end of it")
     file.seek(end)
     return head[:end].decode("latin-1")
 

@@ -91,19 +91,25 @@ def prepared_for(model: Any, preprocess: Preprocess | None = None) -> Preprocess
             "it: predict(x, preprocess=create_dataset(NAME).preprocess)"
         )
     net = model.net if hasattr(model, "net") else model
-    size, channels = getattr(net, "image_size", None), getattr(net, "in_channels", None)
-    sides = (size, size) if isinstance(size, int) else size
-    of = found.in_channels, (found.image_size, found.image_size)
-    if channels is not None and sides is not None and of != (channels, tuple(sides)):
+    door, size = door_of(net), found.image_size
+    if door is not None and door != (found.in_channels, size, size):
         raise ExportError(
-            f"the preprocess is of {found.in_channels} channels of {found.image_size} pixels a "
-            f"side, the network of {channels} of {' x '.join(map(str, sides))}; give the one of "
-            "its data set: preprocess=..."
+            f"the preprocess is of {[found.in_channels, size, size]} channels, rows and columns, "
+            f"the network of {list(door)}; give the one of its data set: preprocess=..."
         )
     steps = getattr(net, "T", None)
     if found.recordings is not None and isinstance(steps, int):
         found = replace(found, recordings=replace(found.recordings, T=steps))
     return found
+
+
+def door_of(model: Any) -> tuple[int, int, int] | None:
+    """Channels, height and width of a network's input; None if it does not say them."""
+    channels, size = getattr(model, "in_channels", None), getattr(model, "image_size", None)
+    if channels is None or size is None:
+        return None
+    height, width = (size, size) if isinstance(size, int) else size
+    return channels, height, width
 
 
 def to_input(x: Any, preprocess: Preprocess) -> Tensor:

@@ -411,6 +411,17 @@ def test_evt_3_is_the_same_whatever_the_chunk_and_over_the_clocks_restart(
     assert np.array_equal(found, events)
 
 
+def test_a_word_that_begins_like_a_header_is_a_word(files, tmp_path):
+    """The camera's older files have no line that ends the header."""
+    events = files.some_events(50, 20, 128)
+    events["t_us"] += 0x25 << 12  # the low byte of the first word is a %
+    files.write_evt3(tmp_path / "a.raw", events)
+    whole = (tmp_path / "a.raw").read_bytes().replace(b"% end\n", b"")
+    assert whole.split(b"3.0\n")[1].startswith(b"%")
+    (tmp_path / "a.raw").write_bytes(whole)
+    assert np.array_equal(read_evt(tmp_path / "a.raw").events, events)
+
+
 def test_another_version_or_kind_of_prophesees_files_is_named(files, tmp_path):
     for header, words in (
         (b"% evt 2.1\n", "is in EVT '2.1'"),

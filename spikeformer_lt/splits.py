@@ -102,8 +102,11 @@ class Splits:
     def __post_init__(self) -> None:
         channels = {count: name for name, count in CHANNELS.items()}.get(self.in_channels)
         if self.preprocess is None and self.kind == "static" and channels in ("RGB", "grey"):
-            classes = getattr(self.train, "classes", ()) or map(str, range(self.num_classes))
-            made = Preprocess(channels, self.image_size, self.mean, self.std, tuple(classes))
+            numbers = tuple(map(str, range(self.num_classes)))
+            names = tuple(map(str, getattr(self.train, "classes", ())))
+            classes = names if len(names) == self.num_classes else numbers
+            mean, std = (tuple(map(float, values)) for values in (self.mean, self.std))
+            made = Preprocess(channels, self.image_size, mean, std, classes)
             object.__setattr__(self, "preprocess", made)
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +15,7 @@ from spikeformer_lt import create_dataset
 from spikeformer_lt.config import from_dict, to_dict
 from spikeformer_lt.errors import ConfigError, SpikeformerError
 from spikeformer_lt.preprocess import Preprocess, Recordings
+from spikeformer_lt.splits import Splits
 
 NAMES = tuple(f"class {number}" for number in range(10))
 PIXELS = Preprocess("RGB", 16, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3), NAMES)
@@ -79,3 +81,35 @@ def test_another_data_set_is_refused_by_the_field_that_differs() -> None:
     EVENTS_IN.refuse_other(
         dataclasses.replace(EVENTS_IN, recordings=dataclasses.replace(HOW, T=9)), "x", "set"
     )
+
+
+class Words:
+    """A part of somebody's data set: what splits ask of it, and names that may be no text."""
+
+    name, labels, mean, std = "words", None, (0.5,), (0.2,)
+
+    def __init__(self, classes: Any) -> None:
+        self.classes = classes
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> Any:
+        raise IndexError
+
+
+@pytest.mark.parametrize(
+    ("classes", "names"),
+    [(["a", "b"], ("a", "b")), ([3, 7], ("3", "7")), ((), ("0", "1")), (["a"], ("0", "1"))],
+)
+def test_splits_of_pictures_say_how_they_are_prepared(classes: Any, names: Any) -> None:
+    part: Any = Words(classes)
+    parts = {"train": part, "val": part, "test": part}
+    about: dict[str, Any] = {"num_classes": 2, "image_size": 8, "split_sha256": ""}
+    mean, std = np.array([0.5], np.float32), [0.25]
+    numbers: dict[str, Any] = {"mean": mean, "std": std, **about, **parts}
+    made = Splits("words", in_channels=1, kind="static", **numbers)
+    assert made.preprocess == Preprocess("grey", 8, (0.5,), (0.25,), names)
+    assert Preprocess.known(made.preprocess.noted()) == made.preprocess
+    for other in ({"in_channels": 2, "kind": "static"}, {"in_channels": 1, "kind": "events"}):
+        assert Splits("words", **other, **numbers).preprocess is None  # type: ignore[arg-type]

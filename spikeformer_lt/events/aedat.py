@@ -24,6 +24,7 @@ from spikeformer_lt.events.recording import (
     Events,
     Raw,
     check_size,
+    check_whole,
     decoding,
     largest_size,
     make_events,
@@ -51,7 +52,7 @@ _CHIPS = {
     "davis": _Layout(11, 12, 0x3FF, 22, 0x1FF, 0x80000400, 0xFFFFFFFF),
 }
 _WORDS = np.dtype([("address", ">u4"), ("clock", ">u4")])
-_NO_TEXT = re.compile(rb"[\x00-\x08\x0e-\x1f]")
+NO_TEXT = re.compile(rb"[\x00-\x08\x0e-\x1f]")
 _HEADER_LIMIT = 1_000_000  # bytes of text before the events
 _WRAP = 2**32  # microseconds, where a 32-bit clock starts again
 
@@ -69,12 +70,7 @@ def read_aedat2(path: str | Path) -> Raw:
     """
     with opened(path) as (file, size):
         header = read_comments(file, path, "2.")
-        left = size - file.tell()
-        if left % _WORDS.itemsize:
-            raise DataError(
-                f"{name_of(path)} breaks off: {left} bytes of events are no multiple of "
-                f"{_WORDS.itemsize}; the file is truncated or damaged"
-            )
+        check_whole(path, size - file.tell(), _WORDS.itemsize)
         words = np.fromfile(file, _WORDS)
     address = words["address"].astype(np.uint32)
     chips = [line.split("AEChip:")[1].strip() for line in header if "AEChip:" in line]
@@ -344,7 +340,7 @@ def read_comments(file: BinaryIO, path: str | Path, version: str) -> list[str]:
         place = file.tell()
         line = file.readline(_HEADER_LIMIT)
         # An event may begin with the byte of a #; the zeros of its time are no text.
-        if not line.startswith(b"#") or _NO_TEXT.search(line):
+        if not line.startswith(b"#") or NO_TEXT.search(line):
             file.seek(place)
             return lines
         if not line.endswith(b"\n") or file.tell() > _HEADER_LIMIT:

@@ -1,4 +1,7 @@
-"""Readers of event files: NumPy arrays, an ATIS camera's .bin, DVS128 Gesture's label tables."""
+"""Readers of event files, and `FileReader`, which takes the one that a file needs.
+
+AEDAT has a room of its own, `events.aedat`. DVS128 Gesture's label tables are read here, too.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ from spikeformer_lt.config import check
 from spikeformer_lt.disk import content_kind
 from spikeformer_lt.errors import DataError, name_of, one_of, shown
 from spikeformer_lt.events.aedat import (
+    NO_TEXT,
     as_cifar10_dvs,
     read_aedat2,
     read_aedat4,
@@ -31,6 +35,7 @@ from spikeformer_lt.events.recording import (
     Events,
     Raw,
     check_size,
+    check_whole,
     columns_of,
     decoding,
     make_events,
@@ -284,11 +289,7 @@ def read_bin(path: str | Path) -> Raw:
         kind = content_kind(head)
         if kind.startswith(_FOREIGN) and len(head) > _SHORT:
             raise DataError(f"{name_of(path)} is not an ATIS recording but {kind}")
-        if size % _SIZE:
-            raise DataError(
-                f"{name_of(path)} breaks off: {size} bytes are no multiple of {_SIZE}; the file is "
-                "truncated or damaged"
-            )
+        check_whole(path, size, _SIZE)
         file.seek(0)
         rows = np.fromfile(file, np.uint8).reshape(-1, _SIZE)
     mark = rows[:, 1] == _OVERFLOW_ROW
@@ -326,12 +327,7 @@ def read_evt(path: str | Path) -> Raw:
                 "EVT 2.0 and 3.0 are read: convert it with Prophesee's tools"
             )
         width = 4 if version in ("2.0", "2") else 2  # bytes of a word
-        left = (size - file.tell()) % width
-        if left:
-            raise DataError(
-                f"{name_of(path)} breaks off: {left} bytes after its last word; the file is "
-                "truncated or damaged"
-            )
+        check_whole(path, size - file.tell(), width)
         data = file.read()
     if width == 4:
         return Raw(_evt2_events(np.frombuffer(data, "<u4")))
@@ -345,14 +341,14 @@ def _percent_header(file: BinaryIO, path: str | Path) -> str:
         raise DataError(
             f"{name_of(path)} is no Prophesee recording but {content_kind(head[:1024])}"
         )
-    end = 0
-    while head[end : end + 1] == b"%":
-        line = head[end : head.find(b"\n", end) + 1]
-        end += len(line)
-        if not line:
-            raise DataError(f"{name_of(path)} breaks off in its header, or has no end of it")
-        if line.strip() == b"% end":
+    end, line = 0, b""
+    while head[end : end + 1] == b"%" and line.strip() != b"% end":
+        line = head[end:].split(b"\n", 1)[0]
+        if NO_TEXT.search(line):  # a word that begins with the byte of a %
             break
+        end += len(line) + 1
+        if end > len(head):
+            raise DataError(f"{name_of(path)} breaks off in its header, or has no end of it")
     file.seek(end)
     return head[:end].decode("latin-1")
 
@@ -424,12 +420,7 @@ def read_dat(path: str | Path) -> Raw:
                 f"{name_of(path)} has events of kind {kind}, {each} bytes each, in version "
                 f"{version[1] if version else 'none'}; pixel events of version 2 are read"
             )
-        left = size - file.tell()
-        if left % each:
-            raise DataError(
-                f"{name_of(path)} breaks off: {left} bytes of events are no multiple of {each}; "
-                "the file is truncated or damaged"
-            )
+        check_whole(path, size - file.tell(), each)
         words = np.fromfile(file, np.dtype([("clock", "<u4"), ("data", "<u4")]))
     data, times = words["data"], np.unwrap(words["clock"].astype(np.int64), period=1 << 32)
     return Raw(make_events(data & 0x3FFF, (data >> 14) & 0x3FFF, (data >> 28) & 1, times))

@@ -171,6 +171,15 @@ def check_size(path: str | Path, size: int, unpacked: int) -> None:
         )
 
 
+def check_whole(path: str | Path, left: int, each: int) -> None:
+    """Refuse `left` bytes of events that are no whole number of `each` by a DataError."""
+    if left % each:
+        raise DataError(
+            f"{name_of(path)} breaks off: {left} bytes are no multiple of {each}; the file is "
+            "truncated or damaged"
+        )
+
+
 @contextmanager
 def decoding(path: str | Path, what: str = "its content") -> Iterator[None]:
     """Turn what a decoder raises, of whatever kind, into a DataError that names the file."""

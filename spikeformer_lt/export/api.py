@@ -31,7 +31,7 @@ from spikeformer_lt.export.file import (
     write_packed,
 )
 from spikeformer_lt.export.inference import compact
-from spikeformer_lt.export.prediction import predict
+from spikeformer_lt.export.prediction import door_of, predict, prepared_for
 from spikeformer_lt.layers.neuron import LIF, Heaviside, Sign
 from spikeformer_lt.layers.stems import stem_of
 from spikeformer_lt.preprocess import Preprocess
@@ -140,7 +140,7 @@ def _preprocess_of(ticket: Ticket, data: str, root: str) -> Preprocess | None:
     from spikeformer_lt.training.options import EventDataConfig, load_splits
 
     model: Any = model_from_ticket(ticket)
-    size = model.image_size if isinstance(model.image_size, int) else model.image_size[0]
+    size = None if (door := door_of(model)) is None else door[1]
     found = load_splits(EventDataConfig(name=data, root=root, image_size=size), model.T).preprocess
     if (own := Preprocess.known(ticket.provenance)) is not None and found is not None:
         own.refuse_other(found, "the ticket", data)
@@ -273,16 +273,14 @@ def fixed_batch(model: Any, batch: int = BATCH) -> Tensor:
     Raises:
         ExportError: the network does not say its input: in_channels and image_size.
     """
-    channels, size = getattr(model, "in_channels", None), getattr(model, "image_size", None)
-    if channels is None or size is None:
+    door, generator = door_of(model), torch.Generator().manual_seed(0)
+    if door is None:
         raise ExportError(
             f"{type(model).__name__} does not say its in_channels and image_size; give images"
         )
-    sides = (size, size) if isinstance(size, int) else tuple(size)
-    generator = torch.Generator().manual_seed(0)
-    if channels != 2:
-        return torch.rand(batch, channels, *sides, generator=generator)
-    rate = torch.full((batch, int(model.T), channels, *sides), 0.3)
+    if door[0] != 2:
+        return torch.rand(batch, *door, generator=generator)
+    rate = torch.full((batch, int(model.T), *door), 0.3)
     return torch.poisson(rate, generator=generator)
 
 
@@ -291,10 +289,13 @@ def verify(source: Ticket, found: Packed, images: Tensor | None = None) -> Check
     """Compare an export that was read back with its ticket, by logits of `images` (float32).
 
     Raises:
-        ExportError: a mask, tensor or logit that differs more than the precision accounts for.
+        ExportError: a mask, tensor or logit that differs more than the precision accounts for; a
+            preprocess of another network.
     """
     _same_tensors(source, found)
     before, after = model_from_ticket(source).eval(), model_from_ticket(found.ticket).eval()
+    if before.preprocess is not None:
+        prepared_for(before)
     x = fixed_batch(before) if images is None else images
     wanted, again = before(x), after(x)
     if not bool(torch.isfinite(wanted).all()):

@@ -60,11 +60,6 @@ def predict(model: nn.Module, x: Any, preprocess: Preprocess | None = None) -> l
     for part in _parts(x, 4 if prepare.recordings is None else 5):
         batch = to_input(part, prepare).to(like.device, like.dtype)
         logits: Tensor = model(batch).float().mean(1)
-        if logits.shape[1] != len(prepare.classes):
-            raise ExportError(
-                f"the network has {logits.shape[1]} classes, its preprocess names "
-                f"{len(prepare.classes)}; give the one of its data set: preprocess=..."
-            )
         for chances in logits.softmax(1).cpu():
             label = int(chances.argmax())
             found.append(Prediction(label, prepare.classes[label], float(chances[label]), chances))
@@ -91,19 +86,31 @@ def prepared_for(model: Any, preprocess: Preprocess | None = None) -> Preprocess
             "it: predict(x, preprocess=create_dataset(NAME).preprocess)"
         )
     net = model.net if hasattr(model, "net") else model
-    size, channels = getattr(net, "image_size", None), getattr(net, "in_channels", None)
-    sides = (size, size) if isinstance(size, int) else size
-    of = found.in_channels, (found.image_size, found.image_size)
-    if channels is not None and sides is not None and of != (channels, tuple(sides)):
+    door, size = door_of(net), found.image_size
+    if door is not None and door != (found.in_channels, size, size):
         raise ExportError(
-            f"the preprocess is of {found.in_channels} channels of {found.image_size} pixels a "
-            f"side, the network of {channels} of {' x '.join(map(str, sides))}; give the one of "
-            "its data set: preprocess=..."
+            f"the preprocess is of {[found.in_channels, size, size]} channels, rows and columns, "
+            f"the network of {list(door)}; give the one of its data set: preprocess=..."
+        )
+    count = getattr(net, "num_classes", None)
+    if count not in (None, len(found.classes)):
+        raise ExportError(
+            f"the network has {count} classes, its preprocess names {len(found.classes)}; give the "
+            "one of its data set: preprocess=..."
         )
     steps = getattr(net, "T", None)
     if found.recordings is not None and isinstance(steps, int):
         found = replace(found, recordings=replace(found.recordings, T=steps))
     return found
+
+
+def door_of(model: Any) -> tuple[int, int, int] | None:
+    """Channels, height and width of a network's input; None if it does not say them."""
+    channels, size = getattr(model, "in_channels", None), getattr(model, "image_size", None)
+    if channels is None or size is None:
+        return None
+    height, width = (size, size) if isinstance(size, int) else size
+    return channels, height, width
 
 
 def to_input(x: Any, preprocess: Preprocess) -> Tensor:

@@ -194,6 +194,7 @@ def check_values(x: Tensor) -> None:
     """
     values = type(x) in (Tensor, nn.Parameter) and x.numel() > 0 and not x.is_meta
     followed = torch.jit.is_tracing() or torch.compiler.is_compiling() or transformed(x)
+    followed = followed or (x.is_cuda and torch.cuda.is_current_stream_capturing())
     if not values or followed or _get_current_dispatch_mode() is not None:
         return
     low, high = x.detach().aminmax()

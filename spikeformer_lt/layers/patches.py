@@ -198,13 +198,22 @@ def top_tokens(scores: Tensor, keep: int, ties: str = "hash") -> Tensor:
 
     Source: the hash is Fibonacci hashing, Knuth, TAOCP volume 3, section 6.4.
     """
-    count = scores.shape[1]
-    place = torch.arange(count, device=scores.device)
-    ahead = scores[:, None, :] > scores[:, :, None]  # [b, n, m]: m goes before n
+    count, place = scores.shape[1], torch.arange(scores.shape[1], device=scores.device)
+    # Graphs have no stable sort, transforms no search; comparisons are as exact, and slower.
+    compare = torch.compiler.is_exporting() or transformed(scores)
+    ahead = scores[:, None, :] > scores[:, :, None] if compare else None  # m goes before n
     order = place[None]
     if ties == "hash":
-        turn = (ahead.sum(2) * (2 * place + 1)).sum(1, keepdim=True)
+        falling = -scores
+        better = (
+            torch.searchsorted(falling.sort(1).values, falling) if ahead is None else ahead.sum(2)
+        )
+        turn = (better * (2 * place + 1)).sum(1, keepdim=True)
         order = (place + turn) * 2654435761 % 2**32
+    if ahead is None:
+        places = order.argsort(1).expand(len(scores), -1)
+        best = torch.sort(scores.gather(1, places), dim=1, descending=True, stable=True).indices
+        return places.gather(1, best[:, :keep]).sort(dim=1).values
     ahead |= (scores[:, None, :] == scores[:, :, None]) & (order[:, None, :] < order[:, :, None])
     late = torch.where(ahead.sum(2) < keep, place, count + place)
     return late.topk(keep, dim=1, largest=False, sorted=True).indices

@@ -58,7 +58,7 @@ from spikeformer_lt.training.run import RunDir, RunLog, holds_run
 from spikeformer_lt.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
-FOLLOWING = ("rewind", "round_epochs", "stem_epochs")
+FOLLOWING = ("rewind", "round_epochs", "stem_epochs", "patches.selector_epochs")
 """Lengths inside a search that follow its epochs where the user names those alone."""
 ORIGIN = (
     *("search", "config", "search_seed", "early_time", "seed", "split_sha256", "model", "options"),
@@ -155,15 +155,16 @@ def _following(cfg: Any, usual: Any, given: Collection[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for group in (field.name for field in fields(cfg)):
         own, before = getattr(cfg, group), getattr(usual, group)
-        if f"{group}.epochs" not in given or own.epochs == before.epochs:
+        if f"{group}.epochs" not in given or before.epochs < 1 or own.epochs == before.epochs:
             continue
-        for name in (n for n in FOLLOWING if hasattr(own, n) and f"{group}.{n}" not in given):
-            value, scale = getattr(before, name), own.epochs / before.epochs
+        for name in FOLLOWING:
+            value, scale = _at(before, name), own.epochs / before.epochs
+            if value is None or f"{group}.{name}" in given:
+                continue
             step = Step.parse(value) if name == "rewind" else Step(value)
             epochs = max(1, round(scale * step.epochs)) if step.epochs else 0
-            if name == "rewind":
-                value = str(Step(min(epochs, own.epochs - 1), step.extra))
-            found[f"{group}.{name}"] = value if name == "rewind" else epochs
+            rewound = str(Step(min(epochs, own.epochs - 1), step.extra))
+            found[f"{group}.{name}"] = rewound if name == "rewind" else epochs
     named = {"train.optim.warmup_epochs", "train.optim.cooldown_epochs"} & set(given)
     if named and "train.optim.of_epochs" not in given and cfg.train.optim.of_epochs:
         found["train.optim.of_epochs"] = 0
@@ -180,6 +181,13 @@ def augmentation(data: DataConfig, splits: Splits) -> tuple[Augment | EventAugme
         told = "NOTICE: %s: data.augment=%s mirrors samples, which changes the class of some"
         log.warning(told, splits.name, name)
     return kind.standard(name), replace(Mixing.standard(name), cutmix=data.cutmix, **given)
+
+
+def _at(cfg: Any, path: str) -> Any:
+    """The value at a dotted path; None if there is none."""
+    for name in path.split("."):
+        cfg = getattr(cfg, name, None)
+    return cfg
 
 
 def _set(cfg: Any, path: str, value: Any) -> Any:
@@ -362,7 +370,7 @@ class Experiment:
         groups = [name.removesuffix(".epochs") for name in allowed if name.endswith(".epochs")]
         return allowed + [
             f"{group}.{name}" for group in groups for name in FOLLOWING
-            if hasattr(getattr(self.cfg, group, None), name)
+            if _at(self.cfg, f"{group}.{name}") is not None
         ]  # fmt: skip
 
     def _own_accelerator(self) -> Accelerator:
@@ -419,7 +427,8 @@ class Experiment:
             "run_id": self.run.run_id,
             **(self.data.preprocess.noted() if self.data.preprocess else {}),
         }
-        differing = [*ticket.provenance.get("deviations", ()), *self.deviations]
+        noted_ones = ticket.provenance.get("deviations", ())
+        differing = list(dict.fromkeys([*noted_ones, *self.deviations]))  # it may be saved again
         provenance = {**ticket.provenance, **origin, "options": self.trainer.made_by}
         made = json.dumps(origin_of(provenance), sort_keys=True)
         provenance["deviations"] = differing

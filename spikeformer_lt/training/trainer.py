@@ -114,7 +114,7 @@ def save_position(run: PhaseRun, store: CheckpointStore, ranks: Sequence[Any] = 
     tensors |= {group: own for group, own in more.items() if own}
     state = {
         "phase": run.phase.name, MADE_BY: run.facts, "position": asdict(run.at),
-        "optimizer": opt_state,
+        "optimizer": opt_state, "steps": run.steps,
         "firing": run.watch.state(), "guard": run.guard.state(), "hooks": run.hooks.state(),
     }  # fmt: skip
     if len(ranks) > 1:
@@ -132,6 +132,10 @@ def restore_position(run: PhaseRun, found: Checkpoint) -> None:
     if run.ema is not None:
         run.ema.load(tensors["ema"])
     run.best, run.at = tensors.get("best"), Position(**state["position"])
+    before = state.get("steps", run.steps)
+    if run.at.step and before != run.steps:  # another number of processes, as the user allowed
+        run.at.step = run.at.step * run.steps // before
+        log.warning("NOTICE: an epoch has %d steps now, not %d", run.steps, before)
     run.watch.load_state(state["firing"])
     ranks, world, rank = state.get("ranks", []), run.trainer.world, run.trainer.rank
     if ranks and len(ranks) != world:  # another number of ranks: the first takes all over
@@ -173,7 +177,10 @@ class PhaseRun:
     def __init__(self, trainer: Trainer, model: nn.Module, phase: Phase, until: int) -> None:
         self.trainer, self.model, self.phase, self.config = trainer, model, phase, trainer.config
         self.until = until  # epochs, with those that a finished phase is extended by
-        self.optim, self.facts = phase.optimizer(trainer.config.optim), trainer.facts(phase)
+        self.optim, self.facts = phase.optimizer(trainer.config.optim), trainer.facts(phase, model)
+        found = trainer.last.load() if trainer.run.resumed else None
+        if found is not None and found.state["phase"] == phase.name:
+            refuse_another(found, self.facts, f"phase {phase.name}")
         images = len(trainer.data.train)
         self.batch = self.config.batch_size * trainer.world * self.config.accumulate
         self.steps = images // self.batch
@@ -199,7 +206,7 @@ class PhaseRun:
         self.best: dict[str, Tensor] | None = None
         self.wrapped = trainer.accelerator.prepare(model) if trainer.world > 1 else model
         if trainer.run.resumed:
-            self._restore()
+            self._restore(found)
 
     def _estimate(self) -> None:
         """Say what the network of this phase, as the search made it, will take."""
@@ -227,10 +234,8 @@ class PhaseRun:
             self.guard.check_buffers(self.model)
             save_position(self, self.trainer.last, ranks)
 
-    def _restore(self) -> None:
-        found = self.trainer.last.load()
+    def _restore(self, found: Checkpoint | None) -> None:
         if found is not None and found.state["phase"] == self.phase.name:
-            refuse_another(found, self.facts, f"phase {self.phase.name}")
             restore_position(self, found)
             at = self.at
             self.sums.copy_(torch.tensor([at.loss_sum, at.correct], dtype=torch.float64))
@@ -497,11 +502,11 @@ class Trainer:
         model.to(self.accelerator.device)
         set_recompute(model, self.config.recompute)
         store = CheckpointStore(self.run.path / "best" / phase.name, keep=1)
-        finished, hooks, facts = store.load(), Hooks(phase.hooks), self.facts(phase)
+        finished, hooks, facts = store.load(), Hooks(phase.hooks), self.facts(phase, model)
         until = phase.epochs + (self.extend if phase.name == self.extended else 0)
         if finished is not None:
             refuse_another(finished, facts, f"phase {phase.name}")
-            model.load_state_dict(finished.tensors["model"])
+            load_weights(model, finished.tensors["model"], str(finished.path))
             hooks.load(finished.tensors.get("hooks", {}), finished.state.get("hooks", []))
             log.info("phase %s was finished before: %s", phase.name, finished.path)
             result = FitResult(**finished.state["result"])
@@ -536,9 +541,12 @@ class Trainer:
         """Epochs of the run after a phase that is in progress, as far as they are planned."""
         return max(0, self.planned - self.behind - phase.epochs)
 
-    def facts(self, phase: Phase) -> dict[str, Any]:
+    def facts(self, phase: Phase, model: nn.Module) -> dict[str, Any]:
         """Everything that makes a phase of this run, by name; it resumes under the same alone."""
-        return {**self.made_by, **phase.facts(self.config.optim)}
+        steps = getattr(model, "T", None)
+        network = {"network": type(model).__name__, "T": steps if isinstance(steps, int) else None}
+        own = {f"{phase.name}.{name}": value for name, value in network.items()}
+        return {**self.made_by, **phase.facts(self.config.optim), **own}
 
     def batch(self, count: int) -> tuple[Tensor, Tensor]:
         """So many training images, or all, not augmented, and their labels.

@@ -411,13 +411,24 @@ def test_evt_3_is_the_same_whatever_the_chunk_and_over_the_clocks_restart(
     assert np.array_equal(found, events)
 
 
+def test_a_word_that_begins_like_a_header_is_a_word(files, tmp_path):
+    """The camera's older files have no line that ends the header."""
+    events = files.some_events(50, 20, 128)
+    events["t_us"] += 0x25 << 12  # the low byte of the first word is a %
+    files.write_evt3(tmp_path / "a.raw", events)
+    whole = (tmp_path / "a.raw").read_bytes().replace(b"% end\n", b"")
+    assert whole.split(b"3.0\n")[1].startswith(b"%")
+    (tmp_path / "a.raw").write_bytes(whole)
+    assert np.array_equal(read_evt(tmp_path / "a.raw").events, events)
+
+
 def test_another_version_or_kind_of_prophesees_files_is_named(files, tmp_path):
     for header, words in (
         (b"% evt 2.1\n", "is in EVT '2.1'"),
         (b"% Date 2020\n", "is in no EVT form"),
         (b"RIFF....", "no Prophesee recording"),
         (b"% evt 3.0", "breaks off in its header"),
-        (b"% evt 3.0\n% end\n\x00", "breaks off: 1 bytes"),
+        (b"% evt 3.0\n% end\n\x00", "breaks off: 1 bytes are no multiple of 2"),
     ):
         (tmp_path / "a.raw").write_bytes(header)
         with pytest.raises(DataError, match=words):
@@ -427,7 +438,7 @@ def test_another_version_or_kind_of_prophesees_files_is_named(files, tmp_path):
     for content, words in (
         (whole.replace(b"Version 2", b"Version 1"), "version 1"),
         (whole.replace(b"\x0c\x08", b"\x0e\x08"), "kind 14"),
-        (whole[:-1], "23 bytes of events are no multiple of 8"),
+        (whole[:-1], "23 bytes are no multiple of 8"),
     ):
         (tmp_path / "a.dat").write_bytes(content)
         with pytest.raises(DataError, match=words):

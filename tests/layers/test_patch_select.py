@@ -286,3 +286,15 @@ def test_a_sparsity_outside_its_range_is_refused(sparsity: float) -> None:
 def test_an_unknown_space_is_refused() -> None:
     with pytest.raises(ConfigError, match="patch space='image' is not one of token, pixel"):
         make("rate", space="image")
+
+
+@pytest.mark.parametrize("ties", ["hash", "index"])
+def test_the_ranking_that_graphs_get_is_the_same(
+    ties: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = torch.randint(0, 4, (50, 9), generator=torch.Generator().manual_seed(0)).float()
+    for keep in range(1, 10):
+        wanted = top_tokens(scores, keep, ties)
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.compiler, "is_exporting", lambda: True)
+            assert torch.equal(top_tokens(scores, keep, ties), wanted)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 import os
+import re
 import shlex
 import signal
 import socket
@@ -21,6 +23,7 @@ import torch
 from spikeformer_lt import Ticket
 from spikeformer_lt.reports.finished import open_run
 from spikeformer_lt.tickets.surgery import model_from_ticket
+from spikeformer_lt.training.checkpoint import CheckpointStore
 from spikeformer_lt.training.evaluate import PREDICTIONS, evaluate, read_predictions
 
 pytestmark = pytest.mark.recipe
@@ -33,23 +36,32 @@ SMALL = shlex.split(
     "--train.cpu --train.batch-size 8 --train.optim.lr 0.01"
 )
 WATCHED = """
-import json, runpy, sys
+import gc, json, runpy, sys
+from torch import initial_seed
+from torch.nn.parallel import DistributedDataParallel
 from spikeformer_lt.images.loader import eval_loader
 from spikeformer_lt.training.experiment import Experiment
 from spikeformer_lt.training.ranks import digest
+from spikeformer_lt.training.trainer import PhaseRun
 
-save = Experiment.save_ticket
+save, end, own = Experiment.save_ticket, PhaseRun._end_epoch, []
+
+def noted(self, speed):
+    fired = [sum(map(float, self.watch._sums.values())), sum(self.watch._counts.values())]
+    own.append([*self.sums.tolist(), self.at.seen, *fired, initial_seed()])
+    return end(self, speed)
 
 def shown(self, ticket):
     ticket = save(self, ticket)
     world, rank = self.trainer.world, self.trainer.rank
     loader = eval_loader(self.data.test, 16, rank=rank, world_size=world)
     seen = [int(i) for _, _, indices in loader for i in indices]
-    print("SEEN", json.dumps({"rank": rank, "mask": ticket.mask.sha256, "seen": seen,
-                              "weights": digest(ticket.tensors)}))
+    wrappers = sum(isinstance(thing, DistributedDataParallel) for thing in gc.get_objects())
+    print("SEEN", json.dumps({"rank": rank, "mask": ticket.mask.sha256, "seen": seen, "own": own,
+                              "weights": digest(ticket.tensors), "wrappers": wrappers}))
     return ticket
 
-Experiment.save_ticket = shown
+Experiment.save_ticket, PhaseRun._end_epoch = shown, noted
 sys.argv[0] = RECIPE
 runpy.run_path(RECIPE, run_name="__main__")
 """
@@ -139,6 +151,19 @@ def test_two_ranks_make_one_ticket_and_count_each_sample_once(start: Start, tmp_
     assert [one["rank"] for one in said] == [0, 1]
     assert said[0]["mask"] == said[1]["mask"] == Ticket.load(out / "ticket").mask.sha256
     assert said[0]["weights"] == said[1]["weights"]
+    # One model-sized bucket a phase would stay with a wrapper.
+    assert [one["wrappers"] for one in said] == [0, 0]
+    with (out / "summary.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(said[0]["own"]) == len(said[1]["own"])
+    for row, *ranks_own in zip(rows, said[0]["own"], said[1]["own"], strict=True):
+        loss, right, images, fired, neurons, _ = (
+            sum(pair) for pair in zip(*ranks_own, strict=True)
+        )
+        assert images == 64 and float(row["train_accuracy"]) == pytest.approx(100 * right / images)
+        assert float(row["train_loss"]) == pytest.approx(loss / images * 8)
+        assert float(row["firing_rate"]) == pytest.approx(fired / neurons)
+        assert ranks_own[0][-1] != ranks_own[1][-1], "the noise of two ranks is the same"
     # Without duplicates, and nothing is left out, though 41 is no multiple of 2.
     assert sorted(said[0]["seen"] + said[1]["seen"]) == list(range(41))
     assert abs(len(said[0]["seen"]) - len(said[1]["seen"])) <= 16
@@ -243,6 +268,39 @@ def test_a_signal_to_one_rank_stops_both_after_the_same_step(
     ]
     assert len(stopped[0]) == 1 and stopped[0] == stopped[1]
     assert list((tmp_path / "run" / "last").iterdir())
+
+
+def descendants(pid: int) -> list[int]:
+    """Processes that a process started, and those that they started."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [found for child in map(int, children) for found in (child, *descendants(child))]
+
+
+@pytest.mark.slow
+@pytest.mark.fault(5)
+def test_a_signal_to_the_whole_tree_of_torchrun_saves_once(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launch = shlex.split(f"-P -m torch.distributed.run --nproc_per_node 2 --master_port {port}")
+    options = [*SMALL, "--multisp.epochs", "100000", "--run.out", str(tmp_path / "run")]
+    with (tmp_path / "said").open("w") as said:
+        process = subprocess.Popen(
+            [sys.executable, *launch, str(MULTISP), *options], stdout=said, stderr=said,
+            cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+    until = time.monotonic() + 200
+    while not (tmp_path / "run" / "last" / "LATEST").exists():
+        assert time.monotonic() < until and process.poll() is None, (tmp_path / "said").read_text()
+        time.sleep(0.05)
+    for pid in (*descendants(process.pid), process.pid):
+        os.kill(pid, signal.SIGTERM)
+    process.wait(60)
+    text = (tmp_path / "said").read_text()
+    assert text.count("saving after this step") == 2, text  # one a rank
+    places = set(re.findall(r"stopped at (.*); everything is saved", text))
+    position = CheckpointStore(tmp_path / "run" / "last").load().state["position"]
+    assert places == {f"joint epoch {position['epoch'] + 1} step {position['step']}"}, text
 
 
 def test_two_processes_that_became_one_are_told_of(tmp_path: Path) -> None:

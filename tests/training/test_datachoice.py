@@ -68,7 +68,7 @@ def test_recordings_and_images_have_their_own_augmentation():
     config = EventDataConfig(augment="spikformer_dvs", mixup=0.25)
     assert augmentation(config, events) == (
         EventAugment.standard("spikformer_dvs"),
-        Mixing(mixup=0.25, smoothing=0.1, prob=0.5),
+        Mixing(mixup=0.25, smoothing=0.1, prob=0.5, until=75 / 106),
     )
     assert augmentation(DataConfig(), events) == (EventAugment(roll=2), Mixing())
     images = load_splits(DataConfig(name="digits", limit_train=20, limit_test=10), 2)

@@ -12,7 +12,7 @@ from spikeformer_lt import create_model
 from spikeformer_lt.cli import PAPER
 from spikeformer_lt.config import flat_values, parse, run_id, to_dict
 from spikeformer_lt.disk import write_tensors
-from spikeformer_lt.errors import CheckpointError, ConfigError
+from spikeformer_lt.errors import CheckpointError, ConfigError, TicketError
 from spikeformer_lt.export import export_ticket
 from spikeformer_lt.images.augment import Mixing
 from spikeformer_lt.mask import Mask
@@ -20,7 +20,7 @@ from spikeformer_lt.ticket import Ticket
 from spikeformer_lt.tickets.configs import ImpConfig, MultiSpConfig
 from spikeformer_lt.tickets.multisp import MultiSp
 from spikeformer_lt.tickets.surgery import model_from_ticket
-from spikeformer_lt.training.experiment import CIFAR10, Experiment, settle
+from spikeformer_lt.training.experiment import CIFAR10, Experiment, settle, with_published
 from spikeformer_lt.training.options import (
     DataConfig,
     ModelConfig,
@@ -109,9 +109,23 @@ def test_a_saved_ticket_knows_its_model_and_its_splits(tmp_path):
         experiment.save_ticket(ticket)  # a resumed run saves it again
         assert ticket.provenance["split_sha256"] == experiment.data.split_sha256
         assert ticket.provenance["data"]["limit_train"] == 48
+        other = Mask.random_like(ticket.mask, 1)
+        with pytest.raises(TicketError, match="and its provenance is of mask"):
+            experiment.save_ticket(Ticket.of(model, other, ticket.provenance))
         accuracy = experiment.trainer.evaluate(model, "test").accuracy
         again = experiment.trainer.evaluate(model_from_ticket(ticket), "test").accuracy
     assert again == accuracy
+
+
+def test_a_preset_s_options_of_the_run_are_taken_where_the_user_names_none(tmp_path):
+    published = {"train.loss": "tet", "data.augment": {"cifar10": "crop4_flip_cutout"}}
+    cfg = Recipe(data=DataConfig(name="digits"))
+    taken, differing = with_published(cfg, published, ())
+    assert (taken.train.loss, taken.data.augment, differing) == ("tet", "auto", [])
+    taken, differing = with_published(replace(cfg, data=DataConfig(name="cifar10")), published, ())
+    assert taken.data.augment == "crop4_flip_cutout" and not differing
+    taken, differing = with_published(cfg, published, {"train.loss"})
+    assert taken.train.loss == "mean" and differing == ["--train.loss mean (published: tet)"]
 
 
 @pytest.mark.fault(7)
@@ -253,6 +267,9 @@ def test_lengths_that_nobody_named_follow_the_epochs_that_somebody_did(line):
     settled, _, taken = settle(cfg, CIFAR10, "digits", small)
     found = settled.imp.rewind, settled.multisp.stem_epochs, settled.train.optim.of_epochs
     assert found == LENGTHS[line]
+    selector = {"--multisp.epochs 3": 1, "--multisp.epochs 30 --multisp.stem-epochs 25": 1}
+    wanted = 2 if "multisp.epochs 6" in line else selector.get(line, 5)
+    assert settled.multisp.patches.selector_epochs == wanted
     for group, name in (("imp", "rewind"), ("multisp", "stem_epochs")):
         changed = getattr(getattr(settled, group), name) != getattr(getattr(cfg, group), name)
         assert (f"{group}.{name}=" in taken) == changed

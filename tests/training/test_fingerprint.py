@@ -13,7 +13,7 @@ from torch import nn
 
 from spikeformer_lt import create_dataset, create_model
 from spikeformer_lt.config import load_config
-from spikeformer_lt.errors import ConfigError, Interrupted
+from spikeformer_lt.errors import CheckpointError, ConfigError, Interrupted
 from spikeformer_lt.images.augment import Augment, Mixing
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.step import Step
@@ -83,12 +83,14 @@ class Stop:
         return 15 if self.left < 0 else 0
 
 
-def fit(folder: Path, data, phase: Phase, config: TrainConfig = TRAIN, **given) -> FitResult:
+def fit(
+    folder: Path, data, phase: Phase, config: TrainConfig = TRAIN, model=None, **given
+) -> FitResult:
     run = RunDir(folder, resumed=folder.exists())
     folder.mkdir(exist_ok=True)
     usual = {"augment": Augment.standard("digits"), "mixing": Mixing()}
     trainer = Trainer(data, config, run, Accelerator(cpu=True), **{**usual, **given})
-    return trainer.fit(toy(), phase)
+    return trainer.fit(model or toy(), phase)
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +145,15 @@ def test_a_phase_is_resumed_under_the_same_facts_alone(state, data, request):
         assert message.startswith("phase joint was made otherwise: ")
         assert change in message.replace(f"{MASK.mask.sha256[:60]}...", "")
         assert "--run.out" in message and "--model.init-from" in message
+    slower = create_model("spikformer_toy", **{**SIZES, "T": 3})
+    with pytest.raises(ConfigError, match=r"joint\.T: 2 -> 3"):
+        fit(folder, data, PHASE, model=slower)
+    wider = create_model("spikformer_toy", **{**SIZES, "embed_dim": 32})
+    with pytest.raises(CheckpointError, match="does not fit the model"):
+        fit(folder, data, PHASE, model=wider)
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(768, 10), nn.Unflatten(1, (1, 10)))
+    with pytest.raises(ConfigError, match=r"joint\.network: '\w+' -> 'Sequential'"):
+        fit(folder, data, PHASE, model=flat)
     other = create_dataset("digits", image_size=16, limit_train=40, limit_test=40)
     with pytest.raises(ConfigError, match=r"data\.split: '\w+' -> '\w+'"):
         fit(folder, other, PHASE)

@@ -11,10 +11,11 @@ from accelerate import Accelerator
 from spikeformer_lt import create_dataset, create_model
 from spikeformer_lt.errors import ConfigError, DataError
 from spikeformer_lt.images.augment import Augment, Mixing
+from spikeformer_lt.training.monitor import EpochProgress
 from spikeformer_lt.training.options import OptimConfig, TrainConfig
 from spikeformer_lt.training.phase import Phase
 from spikeformer_lt.training.run import RunDir
-from spikeformer_lt.training.trainer import Trainer
+from spikeformer_lt.training.trainer import PhaseRun, Trainer
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,13 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
 
 
-def fitted(folder, epochs=2, **kwargs):
+def fitted(folder, epochs=2, depth=1, **kwargs):
     config = TrainConfig(**{"batch_size": 16, "cpu": True, "optim": OptimConfig(lr=5e-3), **kwargs})
     data = create_dataset("digits", image_size=16, limit_train=48, limit_test=40)
     torch.manual_seed(0)
-    model = create_model("spikformer_toy", image_size=16, embed_dim=16, depth=1, num_heads=2, T=2)
+    model = create_model(
+        "spikformer_toy", image_size=16, embed_dim=16, depth=depth, num_heads=2, T=2
+    )
     run = RunDir.open(str(folder), Config(train=config))
     trainer = Trainer(
         data,
@@ -64,3 +67,38 @@ def test_validation_can_be_rarer_but_never_misses_the_last_epoch(tmp_path):
 def test_a_batch_larger_than_the_training_set_is_refused(tmp_path):
     with pytest.raises((ConfigError, DataError), match="batch"):
         fitted(tmp_path / "a", batch_size=64)
+
+
+def test_a_step_reads_one_number_however_deep_the_network(tmp_path, monkeypatch):
+    """Each reading makes an accelerator wait; what is printed is read when it is printed."""
+    reads, inside = [], []
+
+    def counting(read):
+        def counted(self, *given):
+            reads.extend(inside)
+            return read(self, *given)
+
+        return counted
+
+    for name in ("__float__", "__int__", "__bool__", "item", "tolist"):
+        monkeypatch.setattr(torch.Tensor, name, counting(getattr(torch.Tensor, name)))
+    step, shown = PhaseRun._step, EpochProgress.step
+
+    def watched(self, batches):
+        batch = [next(batches)]  # what a loader does on the host is its own
+        inside.append(1)
+        step(self, iter(batch))
+
+    def ended(self, values):
+        shown(self, values)
+        inside.clear()
+
+    monkeypatch.setattr(PhaseRun, "_step", watched)
+    monkeypatch.setattr(EpochProgress, "step", ended)
+    counts = []
+    for depth in (1, 3):
+        reads.clear()
+        fitted(tmp_path / str(depth), epochs=1, depth=depth)
+        counts.append(len(reads))
+    # 2 steps: of each the images are looked at and one flag is read, on the host here.
+    assert counts[0] == counts[1] <= 2 * 3, counts

@@ -25,7 +25,7 @@ def run_of(width: int = 3, seed: int = 0):
     ema = Ema(model, 0.9)
     ema.update(model)
     return SimpleNamespace(
-        model=model, optimizer=optimizer, ema=ema, best=state_of(nn.Linear(width, 2)),
+        steps=10, model=model, optimizer=optimizer, ema=ema, best=state_of(nn.Linear(width, 2)),
         at=Position(epoch=2, step=seed, best_accuracy=71.5),
         phase=Phase("joint", 4), facts={"joint.epochs": 4},
         trainer=SimpleNamespace(world=1, rank=0, data=SimpleNamespace(preprocess=None)),
@@ -54,3 +54,14 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     save_position(run_of(3), store)
     with pytest.raises(CheckpointError, match="weight"):
         restore_position(run_of(5), store.load())
+
+
+@pytest.mark.parametrize(("step", "steps", "expected"), [(5, 20, 10), (5, 5, 2), (0, 5, 0)])
+def test_a_part_of_an_epoch_stays_that_part_on_another_number_of_processes(
+    tmp_path, step, steps, expected
+):
+    store, old, new = CheckpointStore(tmp_path), run_of(seed=1), run_of(seed=2)
+    old.at.step, new.steps = step, steps
+    save_position(old, store)
+    restore_position(new, store.load())
+    assert new.at.step == expected

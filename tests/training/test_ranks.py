@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from spikeformer_lt.tickets import Snip, SnipConfig
 from spikeformer_lt.training.ranks import (
     agreed,
     digest,
@@ -18,24 +20,41 @@ from spikeformer_lt.training.ranks import (
     together,
 )
 
-RANKS = """
+
+def snip_mask(seed):
+    """The mask that a search finds on images of a seed."""
+
+    def batch(count):
+        drawn = torch.Generator().manual_seed(seed)
+        return torch.randn(count, 6, generator=drawn), torch.randint(4, (count,), generator=drawn)
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 4), nn.Unflatten(1, (1, 4)))
+    return Snip(SnipConfig(0.5), batch=batch).find(net, None).mask
+
+
+RANKS = f"""
 import sys, torch
 from torch import nn
+
+from spikeformer_lt.tickets import Snip, SnipConfig
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.training.ranks import refuse_differences, share_buffers
 
+{inspect.getsource(snip_mask)}
 rank = int(sys.argv[1])
 torch.distributed.init_process_group(
-    "gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2
+    "gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2
 )
 model = nn.BatchNorm1d(2)
 model.running_mean.fill_(rank + 1)
 model.register_buffer("mask", torch.tensor([rank == 0, True]))
 share_buffers(model)
 print(model.running_mean.tolist(), model.mask.tolist())
-refuse_differences({"data": "a", "seed": "1"})
+print(snip_mask(rank).sha256)
+refuse_differences({{"data": "a", "seed": "1"}})
 try:
-    refuse_differences({"data": "a", "seed": str(rank)})
+    refuse_differences({{"data": "a", "seed": str(rank)}})
 except ConfigError as fault:
     print(fault)
 torch.distributed.destroy_process_group()
@@ -43,7 +62,8 @@ torch.distributed.destroy_process_group()
 
 
 @pytest.mark.fault(41)
-def test_ranks_get_the_buffers_of_the_first_and_agree_that_they_differ(tmp_path):
+def test_ranks_get_the_buffers_and_masks_of_the_first_and_agree_that_they_differ(tmp_path):
+    own = [snip_mask(rank).sha256 for rank in range(2)]
     ranks = [
         subprocess.Popen(
             [sys.executable, "-c", RANKS, str(rank), str(tmp_path / "store")],
@@ -53,7 +73,8 @@ def test_ranks_get_the_buffers_of_the_first_and_agree_that_they_differ(tmp_path)
         for rank in range(2)
     ]
     for rank in ranks:
-        buffers, fault = rank.communicate(timeout=60)[0].splitlines()
+        buffers, mask, fault = rank.communicate(timeout=120)[0].splitlines()
+        assert mask == own[0] != own[1]
         assert buffers == "[1.0, 1.0] [True, True]"
         assert fault == (
             "the processes of this run differ in seed: '0' on rank 0, '1' on rank 1; "

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from spikeformer_lt.training.phase import Hooks
 from spikeformer_lt.training.run import RunDir
 from spikeformer_lt.training.trainer import record_epoch
 
@@ -23,6 +24,7 @@ def a_run(folder, main=True, board=None):
     return SimpleNamespace(
         trainer=trainer,
         until=4,
+        hooks=Hooks(()),
         at=SimpleNamespace(epoch=1, seconds=2.0),
         phase=SimpleNamespace(name="joint", epochs=4, tags={"round": "1"}),
         watch=SimpleNamespace(rates=lambda: {"a.act": 0.25, "b.act": 0.0}),

@@ -160,7 +160,8 @@ def find(
     chosen = _chosen(choose, experiment.cfg)
     presets.refuse_overruled(experiment.cfg, given_options(cfg), chosen)
     if cfg.run.dry_run:
-        print(experiment.dry_run())
+        every = (chosen[1], *(inside for _, inside in chosen[2:]))
+        print(experiment.dry_run(c.prune.weights for c in every if hasattr(c, "prune")))
         return
     with experiment:
         model, fit = experiment.model(), experiment.trainer.fit

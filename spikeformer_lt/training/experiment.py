@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from datetime import timedelta
 from operator import attrgetter
@@ -338,8 +338,11 @@ class Experiment:
         check_memory(model, self.cfg.model.T, train.batch_size)
         return model
 
-    def dry_run(self) -> str:
-        """Check everything that can be checked without making anything; say what would run."""
+    def dry_run(self, reads: Iterable[Callable[[nn.Module], object]] = ()) -> str:
+        """Check everything that can be checked without making anything; say what would run.
+
+        `reads` are what a search reads of the network, such as its prunable weights.
+        """
         cfg, run = self.cfg, self.cfg.run
         check_values(cfg)
         rule = "never, auto, or the directory of a run"
@@ -354,6 +357,8 @@ class Experiment:
             data = replace(data, split_file=None)
         self.data = load_splits(data, cfg.model.T, own)
         model = self.check()
+        for read in reads:
+            read(model)
         numbers = sum(p.numel() for p in model.parameters())
         sizes = (
             f"{len(self.data.train)} train, {len(self.data.val)} val, {len(self.data.test)} test"

@@ -5,7 +5,7 @@ python recipes/compare_tickets.py --searches imp imp+et random --sparsities 0.9 
 python recipes/compare_tickets.py --data cifar10 --options="--model.name spikformer_cifar_4_256"
 
 Finished runs are kept, the others resume. Controls: dense, random, and for IMP imp-random (its
-counts at random places) and imp-shuffle (its mask, its start weights permuted). Any registered
+counts at random places), imp-shuffle (its start weights permuted) and imp-fresh. Any registered
 search is a row, a plug-in's too. All rows train their network for --epochs.
 """
 
@@ -22,6 +22,7 @@ SEARCHES = {
     "imp": f"imp_cifar.py {IMP}",
     "imp-random": f"imp_cifar.py --imp.control random {IMP}",
     "imp-shuffle": f"imp_cifar.py --imp.control shuffle {IMP}",
+    "imp-fresh": f"imp_cifar.py --imp.control fresh {IMP}",
     "imp+et": f"early_time_cifar.py --search imp {IMP}",
     "eb": f"early_bird_cifar.py {EARLY_BIRD}",
     "eb+et": f"early_time_cifar.py --search early_bird {EARLY_BIRD}",

@@ -57,7 +57,7 @@ COLUMNS = {
 }
 """Column -> key of report.json, factor and digits."""
 RATE = re.compile(r"(.*?) ?\b(0(?:\.\d+)?|[\d.]+e-\d+)")
-CONTROLS = re.compile(r"-?\b(random|shuffle|control)\b")
+CONTROLS = re.compile(r"-?\b(random|shuffle|fresh|control)\b")
 COLUMNS_SAY = (
     "Mean and, after the sign, standard deviation over the seeds. The interval is Wilson's for one "
     "run, else t over the seeds, and never narrower than one run's."
@@ -69,7 +69,14 @@ DIFFERENCES = (
 )
 Curves = dict[str, list[tuple[float, list[float]]]]  # series -> points (x, one accuracy a run)
 WRITTEN = (
-    *("comparison.*", "runs.csv", "report.html", "confusion.md", "confusion-*.csv"),
+    *(
+        "comparison.*",
+        "runs.csv",
+        "differences.csv",
+        "report.html",
+        "confusion.md",
+        "confusion-*.csv",
+    ),
     *("curve-*.*", "masks.*", "anytime.*"),
 )  # names of the files that a comparison writes beside its runs
 

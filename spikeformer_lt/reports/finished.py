@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikeformer_lt.config import check
+from spikeformer_lt.config import check, from_dict, to_dict
 from spikeformer_lt.errors import TicketError, name_of, shown
 from spikeformer_lt.images.loader import sample_loader
 from spikeformer_lt.images.splits import Splits
 from spikeformer_lt.preprocess import Preprocess
+from spikeformer_lt.registry import config_class
 from spikeformer_lt.ticket import Ticket, finished_folder
 from spikeformer_lt.training.options import EventDataConfig, load_splits
 from spikeformer_lt.training.run import read_report
@@ -94,9 +95,14 @@ def open_ticket(
             "tickets that recipes save do"
         )
     if data.name in ("auto", known["dataset"]):
-        own = {n: v for n, v in known.get("data", {}).items() if f"data.{n}" not in given}
-        data = replace(data, name=known["dataset"], **own)
-        options = {**known.get("data_options", {}), **(options or {})}
+        own, stored = known.get("data", {}), known.get("data_options", {})
+        if not (isinstance(own, dict) and isinstance(stored, dict)):
+            raise TicketError(f"the ticket in {name_of(path)} has odd options of its data set")
+        own = {n: v for n, v in own.items() if f"data.{n}" not in given}
+        data = from_dict(type(data), {**to_dict(data), "name": known["dataset"], **own}, "data.")
+        if config := config_class("dataset", data.name):
+            from_dict(config, stored, f"{data.name}.")
+        options = {**stored, **(options or {})}
     model: Any = build(ticket, **overrides).to(torch.device("cpu"))
     splits = load_splits(data, model.T, options)
     prepared = Preprocess.known(known)

@@ -21,6 +21,8 @@ from spikeformer_lt.disk import read_tensors
 from spikeformer_lt.errors import SpikeformerError
 from spikeformer_lt.export.api import load_exported
 from spikeformer_lt.export.file import CONFIG, EXPORT, TENSORS
+from spikeformer_lt.reports import open_run
+from spikeformer_lt.tickets import model_from_ticket
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "docs" / "results" / "digits-ticket"
@@ -132,3 +134,27 @@ def test_exports_that_were_sealed_again_are_refused_by_name(tmp_path: Path) -> N
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr[-2000:]
     assert ended.stdout.splitlines() == [f"refused {REFUSED}"]
+
+
+@pytest.mark.fault(53)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("data", -1), ("data", []), ("data_options", "x"), ("dataset", []), ("model", 3)],
+)
+def test_a_ticket_with_odd_words_about_its_data_is_refused(
+    name: str, value: Any, tmp_path: Path
+) -> None:
+    folder = tmp_path / "ticket"
+    shutil.copytree(ROOT / "tests/golden/frozen/multisp/finished/ticket", folder)
+    body = json.loads((folder / "ticket.json").read_text())
+    body["provenance"][name] = value
+    (folder / "ticket.json").write_text(json.dumps(body))
+    with pytest.raises(SpikeformerError):
+        open_run(folder, model_from_ticket)
+    body = json.loads(
+        (ROOT / "tests/golden/frozen/multisp/finished/ticket/ticket.json").read_text()
+    )
+    body["provenance"]["data"]["limit_test"] = str(value)
+    (folder / "ticket.json").write_text(json.dumps(body))
+    with pytest.raises(SpikeformerError, match=r"data\.limit_test="):
+        open_run(folder, model_from_ticket)

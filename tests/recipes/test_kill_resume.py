@@ -34,6 +34,7 @@ def final(out: Path) -> tuple[dict[str, bytes], dict[str, Any], str]:
     tensors = Ticket.load(out / "ticket").tensors
     report = json.loads((out / "report.json").read_text())
     assert report.pop("seconds") > 0
+    report.get("ticket", {}).pop("search_seconds", None)
     bits = {name: value.numpy().tobytes() for name, value in tensors.items()}
     return bits, report, (out / "summary.csv").read_text()
 

@@ -101,10 +101,10 @@ def test_networks_with_silent_layers_are_pointed_out(tmp_path):
 
 
 def test_a_control_is_of_the_same_rate_and_of_its_search() -> None:
-    of = {"imp 0.9": ("imp-random 0.9", "imp-shuffle 0.9", "random 0.9"), "eb 0.9": ("random 0.9",)}
-    controls = ("imp-random 0.9", "imp-shuffle 0.9", "random 0.9", "random 0.5", "imp-random 0.5")
-    for variant, own in of.items():
-        assert tuple(name for name in controls if _is_control(name, variant)) == own
+    own = ("imp-random 0.9", "imp-shuffle 0.9", "imp-fresh 0.9", "random 0.9")
+    of, controls = {"imp 0.9": own, "eb 0.9": own[-1:]}, (*own, "random 0.5", "imp-random 0.5")
+    for variant, expected in of.items():
+        assert tuple(name for name in controls if _is_control(name, variant)) == expected
     assert _is_control("random control", "MultiSp") and not _is_control("random control", "dense")
     assert not _is_control("random 0.9", "imp-random 0.9")
 

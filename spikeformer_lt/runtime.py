@@ -161,6 +161,16 @@ def cpu_count() -> int:
     return os.cpu_count() or 1
 
 
+def open_files() -> int:
+    """Return how many files this process may have open at a time."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return sys.maxsize
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
+
+
 def memory_bytes() -> int | None:
     """Return the memory that this process may have, by the machine and by its control group."""
     found = []

@@ -263,6 +263,7 @@ def test_a_stopped_run_has_the_signals_status(
         (ConfigError("lr=3 is not allowed"), 2, "error: --train.lr=3 is not allowed"),
     ],
 )
+@pytest.mark.fault(100)
 def test_every_fault_ends_in_one_line_and_its_status(fault, code, line, capsys) -> None:
     def main(_: Recipe) -> None:
         raise fault
@@ -273,6 +274,7 @@ def test_every_fault_ends_in_one_line_and_its_status(fault, code, line, capsys) 
     assert said.startswith(line) and said.count("\n") == 1
 
 
+@pytest.mark.fault(101)
 def test_an_option_with_two_values_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"--train\.lr is there twice: '1' and '2'"):
         parse(Recipe, ["--train.lr", "1", "--train.lr=2"])

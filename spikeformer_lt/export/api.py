@@ -31,7 +31,7 @@ from spikeformer_lt.export.file import (
     write_packed,
 )
 from spikeformer_lt.export.inference import compact
-from spikeformer_lt.export.prediction import door_of, predict
+from spikeformer_lt.export.prediction import door_of, predict, prepared_for
 from spikeformer_lt.layers.neuron import LIF, Heaviside, Sign
 from spikeformer_lt.layers.stems import stem_of
 from spikeformer_lt.preprocess import Preprocess
@@ -289,10 +289,13 @@ def verify(source: Ticket, found: Packed, images: Tensor | None = None) -> Check
     """Compare an export that was read back with its ticket, by logits of `images` (float32).
 
     Raises:
-        ExportError: a mask, tensor or logit that differs more than the precision accounts for.
+        ExportError: a mask, tensor or logit that differs more than the precision accounts for; a
+            preprocess of another network.
     """
     _same_tensors(source, found)
     before, after = model_from_ticket(source).eval(), model_from_ticket(found.ticket).eval()
+    if before.preprocess is not None:
+        prepared_for(before)
     x = fixed_batch(before) if images is None else images
     wanted, again = before(x), after(x)
     if not bool(torch.isfinite(wanted).all()):

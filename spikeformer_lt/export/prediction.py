@@ -60,11 +60,6 @@ def predict(model: nn.Module, x: Any, preprocess: Preprocess | None = None) -> l
     for part in _parts(x, 4 if prepare.recordings is None else 5):
         batch = to_input(part, prepare).to(like.device, like.dtype)
         logits: Tensor = model(batch).float().mean(1)
-        if logits.shape[1] != len(prepare.classes):
-            raise ExportError(
-                f"the network has {logits.shape[1]} classes, its preprocess names "
-                f"{len(prepare.classes)}; give the one of its data set: preprocess=..."
-            )
         for chances in logits.softmax(1).cpu():
             label = int(chances.argmax())
             found.append(Prediction(label, prepare.classes[label], float(chances[label]), chances))
@@ -96,6 +91,12 @@ def prepared_for(model: Any, preprocess: Preprocess | None = None) -> Preprocess
         raise ExportError(
             f"the preprocess is of {[found.in_channels, size, size]} channels, rows and columns, "
             f"the network of {list(door)}; give the one of its data set: preprocess=..."
+        )
+    count = getattr(net, "num_classes", None)
+    if count not in (None, len(found.classes)):
+        raise ExportError(
+            f"the network has {count} classes, its preprocess names {len(found.classes)}; give the "
+            "one of its data set: preprocess=..."
         )
     steps = getattr(net, "T", None)
     if found.recordings is not None and isinstance(steps, int):

@@ -26,6 +26,7 @@ from spikeformer_lt.errors import STOPS, DataError, shown
 from spikeformer_lt.images.arrays import ArrayImages
 from spikeformer_lt.images.augment import normalize
 from spikeformer_lt.rng import isolated_rng, seed_for
+from spikeformer_lt.runtime import open_files
 from spikeformer_lt.splits import ImageDataset, hashed, in_proportion
 
 Batch = tuple[Tensor, Tensor, Tensor]
@@ -121,6 +122,9 @@ class Loader:
 
     def __post_init__(self) -> None:
         check(self._workers >= 0, "workers", self._workers, "0 (none) or more processes")
+        need, most = 24 + 12 * self._workers, open_files()
+        rule = f"a worker holds about 12 of the {most} files that may be open: raise ulimit -n"
+        check(self._workers == 0 or need <= most, "workers", self._workers, rule)
 
     def __len__(self) -> int:
         """Return the number of batches."""

@@ -277,7 +277,7 @@ class EarlyBirdConfig(Pruning):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self.tolerance <= 1, "tolerance", self.tolerance, "at most 1")
-        check(self.lr_factor > 0, "lr_factor", self.lr_factor, "above 0")
+        check(0 < self.lr_factor <= 1000, "lr_factor", self.lr_factor, "in (0, 1000]")
         whole = self.kind == "channels" and self.control == "random"
         rule = "shuffle or fresh with kind=channels, whose mask is of whole channels"
         check(not whole, "control", self.control, rule)
@@ -536,6 +536,10 @@ class MultiSpConfig(Checked):
         if self.weights.method in MOVING and self.preset == "default":
             searched = self.epochs if self.schedule == "joint" else max(1, self.stem_epochs)
             check_ramp(self.weights, searched, "multisp.weights.")
+        untrained = self.schedule != "joint" and not (self.stem_epochs or self.dense_epochs)
+        rule = "at least 1: a frozen ConvPEP would keep its random weights; or give stem finetune"
+        sound = not untrained or self.stem != "frozen"
+        check(sound, "multisp.stem_epochs", self.stem_epochs, rule)
         alone = self.control != "none" and not self.ticket
         check(not alone, "multisp.control", self.control, "none without multisp.ticket DIR")
 

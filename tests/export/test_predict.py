@@ -188,6 +188,9 @@ def test_an_artefact_without_it_says_so_and_takes_one(net, tmp_path: Path) -> No
     few = dataclasses.replace(PIXELS, classes=("a", "b"))
     with pytest.raises(ExportError, match="10 classes, its preprocess names 2"):
         fast.predict(x, preprocess=few)
+    with pytest.raises(ExportError, match="10 classes, its preprocess names 2"):
+        export_ticket(ticket, tmp_path / "few", preprocess=few)
+    assert not (tmp_path / "few").exists()
     with pytest.raises(ExportError, match=r"is of \[2, 16, 16\] channels, rows and columns, the"):
         fast.predict(x, preprocess=EVENTS_IN)
 

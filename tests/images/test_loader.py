@@ -350,3 +350,10 @@ def test_a_sample_depends_on_its_seed(data):
     assert drawn[0] == drawn[1] != drawn[2]
     with pytest.raises(ConfigError, match="count=0"):
         sample_loader(data, 0)
+
+
+def test_workers_without_files_for_their_pipes_are_refused(data, monkeypatch):
+    monkeypatch.setattr("spikeformer_lt.images.loader.open_files", lambda: 30)
+    with pytest.raises(ConfigError, match=r"workers=2 is not allowed: .*raise ulimit -n"):
+        eval_loader(data, 8, workers=2)
+    assert len(list(eval_loader(data, 25))) == 2

@@ -202,6 +202,7 @@ def same(read: dict[str, torch.Tensor], source: dict[str, torch.Tensor]) -> bool
         "net with numbers of NumPy", "scalars beside", "Lightning", "any one wrapper",
     ],
 )  # fmt: skip
+@pytest.mark.fault(102)
 def test_every_wrapper_of_a_training_script_is_taken_off(
     tmp_path: Path, wrap: object, legacy: bool
 ) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import runpy
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def published(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     """A training checkpoint of a toy whose layers fire."""
-    model = create_model("spikformer_toy", num_classes=7)
+    model = create_model("spikformer_toy", num_classes=10)
     for name, value in model.named_parameters():
         if name.endswith("norm.bias"):
             torch.nn.init.uniform_(value, 0.4, 2.0)
@@ -72,7 +73,7 @@ def test_a_published_checkpoint_becomes_a_folder_of_ours(
     given = ("--source", source, "--model", "spikformer_toy", "--out", folder)
     done = recipes.run("convert", *given)
     assert (done.code, done.err) == (0, "")
-    assert "num_classes=7" in done.out and "mlp_ratio=2.0" in done.out
+    assert "num_classes=10" in done.out and "mlp_ratio=2.0" in done.out
     assert "dropped   2 tensors" in done.out and "block.0.norm1.weight" in done.out
     assert "num_heads=4" in done.out and "none from the options" in done.out
     files = {"model.safetensors", "config.json", "mask.safetensors", "ticket.json"}
@@ -82,7 +83,7 @@ def test_a_published_checkpoint_becomes_a_folder_of_ours(
     ours = published(model)
     assert all(torch.equal(ours[name], value) for name, value in stored.items())
     logits = model.double()(torch.rand(2, 3, 32, 32, dtype=torch.float64))
-    assert logits.shape == (2, 4, 7) and logits.std() > 0
+    assert logits.shape == (2, 4, 10) and logits.std() > 0
 
 
 @pytest.mark.fault(11)
@@ -104,7 +105,7 @@ def test_what_no_tensor_tells_can_be_given(source: Path, tmp_path: Path) -> None
     model = rebuilt(out)
     assert (model.T, model.num_heads, model.image_size) == (2, 8, (16, 16))
     assert model.blocks[0].attn.scale == 0.25
-    assert model(torch.rand(2, 3, 16, 16)).shape == (2, 2, 7)
+    assert model(torch.rand(2, 3, 16, 16)).shape == (2, 2, 10)
 
 
 def test_heads_that_do_not_divide_the_width_ask_for_the_option(
@@ -149,8 +150,18 @@ def test_a_converted_checkpoint_evaluates_exports_and_reports(
     convert(source=source, model="spikformer_toy", out=tmp_path / "out")
     assert "name the data set" in recipes.run("evaluate", "--run", tmp_path / "out").error
     data = ("--data.name", "digits", "--data.limit-test", "20")
+    assert (
+        "has 7 classes, digits has 10"
+        in recipes.run("evaluate", "--run", tmp_path / "out", *data).error
+    )
+    model = create_model("spikformer_toy")
+    torch.save({"net": published(model)}, source)
+    shutil.rmtree(tmp_path / "out")
+    convert(source=source, model="spikformer_toy", out=tmp_path / "out")
     shown = []
     assert recipes.run("export", "--run", tmp_path / "out", "--out", tmp_path / "x").code == 0
+    ended = recipes.run("evaluate", "--run", tmp_path / "out", "--data.name", "moving_digits")
+    assert ended.code == 2 and ended.err.count("\n") == 1, ended.err
     for folder in ("out", "x"):
         ended = recipes.run("evaluate", "--run", tmp_path / folder, *data)
         assert (ended.code, ended.err) == (0, "")

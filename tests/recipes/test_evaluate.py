@@ -74,6 +74,23 @@ def test_samples_that_are_prepared_in_another_way_are_refused(recipes: Any, fini
     assert "was made for samples with image_size=16, the data set digits has 32" in done.err
 
 
+@pytest.mark.fault(60)
+def test_a_network_of_other_classes_is_refused(recipes: Any, tmp_path: Path) -> None:
+    args = {"T": 2, "image_size": 8, "num_classes": 7, "in_channels": 3}
+    model = create_model("spiking_vgg_toy", **args)
+    known = {
+        "model": {"name": "spiking_vgg_toy", "args": args},
+        "dataset": "digits",
+        "split_sha256": "",
+        "data": {"image_size": 8},
+    }
+    whole = {"layers.0.conv.weight": torch.ones(16, 3, 3, 3, dtype=torch.bool)}
+    Ticket.of(model, Mask(whole), known).save(tmp_path / "ticket")
+    done = recipes.run("evaluate", "--cpu", "--run", tmp_path / "ticket")
+    assert done.code == 2 and done.err.count("\n") == 1, done.err
+    assert "tells 7 classes apart, the data set digits has 10" in done.err
+
+
 def test_a_cnn_is_evaluated_by_the_name_in_its_ticket(recipes: Any, tmp_path: Path) -> None:
     """Weights whose first layer is half removed; nothing of it is a Spikformer."""
     options = {"image_size": 8, "limit_train": 48, "limit_test": 40}

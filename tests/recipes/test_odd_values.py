@@ -8,6 +8,7 @@ import hashlib
 import importlib
 import os
 import random
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,14 @@ from typing import Any
 import pytest
 
 from spikeformer_lt import cli, config
+from spikeformer_lt.config import last_of_each
 from spikeformer_lt.registry import create_dataset, search_names
 
 ROOT = Path(__file__).resolve().parents[2]
 VALUES = ("0", "-1", "nan", "inf", "1e30", "1" + 20 * "0", "", 50_000 * "x", "a\0b")
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.py"))
 EVENTS = ("multisp_dvs128", "multisp_cifar10_dvs")
+LINES = 100
 Case = tuple[str, str, str]
 
 
@@ -143,6 +146,7 @@ def drawn(count: int) -> list[Case]:
     return random.Random(seed).sample(everything, count)
 
 
+@pytest.mark.fault(101)
 def test_odd_values_are_refused_in_one_line(quick: Path, capsys: Any) -> None:
     """Every eighth by the command line, whose parser takes most of the time."""
     cases = drawn(200)
@@ -154,3 +158,66 @@ def test_odd_values_are_refused_in_one_line(quick: Path, capsys: Any) -> None:
 def test_every_option_refuses_odd_values_in_one_line(quick: Path, capsys: Any) -> None:
     for case in cases():
         check(case, quick, capsys)
+
+
+SMALL = shlex.split(
+    "--data.name digits --data.limit-train 32 --data.limit-test 20 --data.image-size 16 "
+    "--model.name spikformer_toy --model.embed-dim 16 --model.T 2 --train.cpu --train.batch-size 16"
+)
+ONE_EPOCH = {
+    "imp": "--imp.epochs 1 --imp.rounds 1 --imp.rewind 1it",
+    "early_bird": "--early-bird.epochs 1",
+    "early_time": "--early-time.epochs 1 --imp.epochs 1 --imp.rounds 1 --imp.rewind 1it",
+    "edge_popup": "--edge-popup.epochs 1",
+    "biprop": "--biprop.epochs 1",
+    "multisp": "--multisp.epochs 1",
+    "sparse_training": "--every 1",
+    "joint": "--joint.imp.epochs 1 --joint.imp.rounds 1 --joint.imp.rewind 1it",
+}
+
+
+def training_line(case: Case) -> list[str] | None:
+    """A command that trains two steps a phase with one odd value; None for other programs."""
+    command, option, value = case
+    kind, name = command.split()
+    search = name.removesuffix("_cifar")
+    options = {o for o, _, _ in leaves(programs()[command][1])}
+    if "run.out" not in options or name in (*EVENTS, "transfer_cifar"):
+        return None
+    if option.startswith("run.") or option.endswith(".ticket"):  # places
+        return None
+    words = [*SMALL, *shlex.split(ONE_EPOCH.get(search, ""))]
+    words += ["--epochs", "1"] if "epochs" in options else []
+    lacking = [w for w in words if w[:2] == "--" and w[2:].replace("-", "_") not in options]
+    for flag in lacking:
+        at = words.index(flag)
+        del words[at : at + 2]
+    words.append(f"--{option.replace('_', '-')}={value}")
+    return [*([name] if kind == "find" else []), *last_of_each(words)]
+
+
+@pytest.mark.slow
+@pytest.mark.recipe
+def test_accepted_lines_train_save_resume_and_report(
+    recipes: Any, quick: Path, capsys: Any, tmp_path: Path
+) -> None:
+    lines, everything = 0, cases()
+    for case in drawn(len(everything)):
+        argv = training_line(case)
+        if argv is None:
+            continue
+        kind, name = case[0].split()
+        recipe, run = "find_ticket" if kind == "find" else name, tmp_path / f"run-{lines}"
+        tried = recipes.run(recipe, *argv, "--dry-run")
+        assert tried.code in (0, 2), (argv, tried.err)
+        if tried.code:
+            continue
+        for resume in ("never", "auto"):
+            ended = recipes.run(recipe, *argv, "--run.out", run, "--run.resume", resume)
+            assert ended.code == 0, (argv, ended.err)
+            report = (run / "report.json").read_text()
+            assert '"test_accuracy"' in report
+        lines += 1
+        if lines == LINES:
+            break
+    assert lines == LINES

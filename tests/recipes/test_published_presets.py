@@ -70,6 +70,7 @@ def test_a_preset_asks_for_the_published_phases(line, tmp_path, monkeypatch) -> 
     for _, optim in asked:
         known = (optim.opt, optim.momentum, optim.sched, optim.min_lr, optim.warmup_epochs)
         assert known == ("momentum", 0.9, "cosine", 0.0, 0.0)
+        assert optim.clip_grad == 0 and optim.decay_vectors == (optim.lr >= 0.3)  # the ECCV paper's
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     if "imp" in line:
         assert report["ticket"]["prunable_sparsity"] == pytest.approx(1 - 0.75**14, abs=1e-4)

@@ -28,7 +28,9 @@ SEARCHES = {
     "joint": JointConfig(ATTENTION, IMP),
     "early_time": EarlyTimeConfig(epochs=2, search="imp", images=4),
     "multisp": MultiSpConfig(epochs=4, dense_epochs=2, patches=ATTENTION),
-    "multisp sequential": MultiSpConfig(epochs=4, stem_epochs=0, schedule="sequential"),
+    "multisp sequential": MultiSpConfig(
+        epochs=4, stem_epochs=0, schedule="sequential", stem="finetune"
+    ),
     "multisp reverse": MultiSpConfig(epochs=4, stem_epochs=6, schedule="reverse"),
     "multisp off": MultiSpConfig(
         epochs=4, stem_epochs=6, schedule="sequential", weights=WeightConfig(method="off")

@@ -54,10 +54,8 @@ def run_tables(cfg: Any, recipes: Path) -> None:
         for job in asked:
             print(f"# {job.variant}\npython {shlex.join(job.command)} --run.out {job.folder}")
         return
-    stems = [f"{name}-{cfg.scale}" for name in cfg.table]
-    with outputs(
-        out, cfg.overwrite, *(f"{stem}{end}" for stem in stems for end in (".*", "-*.csv"))
-    ):
+    written = [f"{name}-{cfg.scale}{end}" for name in cfg.table for end in (".*", "-*.csv")]
+    with outputs(out, cfg.overwrite, *written):
         try:
             if not cfg.write_only:
                 run_rows(asked, reuse, cfg.jobs, cfg.limit_minutes)

@@ -1,6 +1,5 @@
 """Run the papers' tables and figures again: published numbers beside ours, or "not run".
 
-python recipes/paper_tables.py                                   # every table on the digits
 python recipes/paper_tables.py --table eccv22-tab1 --scale cifar10-subset --jobs 2
 python recipes/paper_tables.py --table 2311-tab1 --scale full --dry-run    # print the commands
 
@@ -33,6 +32,8 @@ class PaperTables:
     """Runs at a time, one thread each when more than one."""
     out: str = "runs/paper-tables"
     """Directory of the tables; runs go into runs/ below it."""
+    overwrite: bool = False
+    """Replace tables there that are not as an earlier call wrote them."""
     reuse: tuple[str, ...] = ()
     """Directories of other runs; those with a row's configuration are taken for it."""
     data_root: str = "data"
@@ -50,8 +51,7 @@ class PaperTables:
 
 def main(cfg: PaperTables) -> None:
     """Run what is not finished, then write every table."""
-    rule = "the papers' tables come with a checkout of the repository"
-    check(PAPERS.is_dir(), "benchmarks", str(PAPERS), rule)
+    check(PAPERS.is_dir(), "benchmarks", str(PAPERS), "the papers' tables need a checkout")
     sys.path.insert(0, str(PAPERS.parent))
     importlib.import_module("papers.jobs").run_tables(cfg, Path(__file__).resolve().parent)
 

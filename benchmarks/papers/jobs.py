@@ -15,6 +15,7 @@ from papers.drops import NOT_RUN, Line
 from papers.finished import Run, expected_config, read_run
 from papers.report import write_table
 from papers.tables import TABLES, Table
+from spikeformer_lt.bundle import outputs
 from spikeformer_lt.config import check
 from spikeformer_lt.errors import Interrupted, SpikeformerError
 from spikeformer_lt.training.jobs import Job, run_jobs
@@ -53,13 +54,15 @@ def run_tables(cfg: Any, recipes: Path) -> None:
         for job in asked:
             print(f"# {job.variant}\npython {shlex.join(job.command)} --run.out {job.folder}")
         return
-    try:
-        if not cfg.write_only:
-            run_rows(asked, reuse, cfg.jobs, cfg.limit_minutes)
-    finally:
-        for name in cfg.table:
-            lines = lines_of(TABLES[name], cfg.scale, jobs[name], reuse)
-            print(write_table(out, TABLES[name], cfg.scale, lines))
+    written = [f"{name}-{cfg.scale}{end}" for name in cfg.table for end in (".*", "-*.csv")]
+    with outputs(out, cfg.overwrite, *written):
+        try:
+            if not cfg.write_only:
+                run_rows(asked, reuse, cfg.jobs, cfg.limit_minutes)
+        finally:
+            for name in cfg.table:
+                lines = lines_of(TABLES[name], cfg.scale, jobs[name], reuse)
+                print(write_table(out, TABLES[name], cfg.scale, lines))
 
 
 def job_of(

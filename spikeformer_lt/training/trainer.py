@@ -49,7 +49,7 @@ from spikeformer_lt.training.monitor import (
 from spikeformer_lt.training.optim import Ema, Schedule, build_optimizer
 from spikeformer_lt.training.options import LOSSES, TrainConfig, lasting
 from spikeformer_lt.training.phase import FitResult, Hooks, Phase, Progress
-from spikeformer_lt.training.ranks import StopRequest, agreed, gathered, share_buffers
+from spikeformer_lt.training.ranks import StopRequest, agreed, digest, gathered, share_buffers
 from spikeformer_lt.training.run import RunDir
 
 log = logging.getLogger(__name__)
@@ -464,6 +464,7 @@ class Trainer:
         self.last = CheckpointStore(run.path / "last", keep=2)
         self.extend = extend
         self.extended = self._last_phase() if extend else ""
+        self.starts: dict[str, str] = {}  # hash of what each phase of this process began with
         self.planned, self.behind = 0, 0  # epochs of the run, and of its phases that are done
         known = {"data": {"name": data.name}, "train": to_dict(config), "mixing": to_dict(mixing)}
         self.made_by = dict(lasting(known) if made_by is None else made_by)
@@ -503,6 +504,12 @@ class Trainer:
         set_recompute(model, self.config.recompute)
         store = CheckpointStore(self.run.path / "best" / phase.name, keep=1)
         finished, hooks, facts = store.load(), Hooks(phase.hooks), self.facts(phase, model)
+        start = digest(state_of(model))
+        if self.starts.setdefault(phase.name, start) != start:
+            raise ConfigError(
+                f"phase {phase.name} of this run began with other weights: give each phase a name "
+                "of its own, or each network a run"
+            )
         until = phase.epochs + (self.extend if phase.name == self.extended else 0)
         if finished is not None:
             refuse_another(finished, facts, f"phase {phase.name}")

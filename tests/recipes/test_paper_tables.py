@@ -70,7 +70,7 @@ def test_without_a_checkout_one_line_says_what_is_missing(recipes: Any, tmp_path
     alone = tmp_path / "recipes" / "paper_tables.py"
     alone.parent.mkdir()
     shutil.copy(Path(__file__).parents[2] / "recipes" / "paper_tables.py", alone)
-    assert "come with a checkout of the repository" in recipes.run(alone, "--dry-run").error
+    assert "the papers' tables need a checkout" in recipes.run(alone, "--dry-run").error
 
 
 @pytest.mark.parametrize(

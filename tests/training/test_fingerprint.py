@@ -161,6 +161,21 @@ def test_a_phase_is_resumed_under_the_same_facts_alone(state, data, request):
 
 
 @pytest.mark.fault(61)
+def test_a_second_network_gets_no_phase_of_the_first(tmp_path, data):
+    with RunDir(tmp_path) as run:
+        usual = {"augment": Augment.standard("digits"), "mixing": Mixing()}
+        trainer = Trainer(data, TRAIN, run, Accelerator(cpu=True), **usual)
+        first, same, second = toy(), toy(), toy()
+        torch.nn.init.ones_(second.head.weight)
+        trainer.fit(first, PHASE)
+        trainer.fit(same, PHASE)
+        assert torch.equal(same.head.weight, first.head.weight)
+        with pytest.raises(ConfigError, match="phase joint of this run began with other weights"):
+            trainer.fit(second, PHASE)
+        trainer.fit(second, replace(PHASE, name="second"))
+
+
+@pytest.mark.fault(61)
 def test_how_a_run_is_computed_may_change(finished, data):
     free = {"workers": 1, "threads": 1, "checkpoint_steps": 1, "eval_batch_size": 8}
     again = fit(finished, data, PHASE, replace(TRAIN, nonfinite="skip", recompute=True, **free))

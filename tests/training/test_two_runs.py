@@ -17,7 +17,7 @@ from spikeformer_lt.training.options import DataConfig, ModelConfig, RunConfig, 
 
 TRAIN = TrainConfig(batch_size=16, cpu=True)
 NOISY = MultiSpConfig(
-    epochs=2, patches=PatchConfig(score="gumbel"), weights=WeightConfig(method="both")
+    epochs=1, patches=PatchConfig(score="gumbel"), weights=WeightConfig(method="both")
 )
 
 
@@ -48,7 +48,7 @@ def trained(folder: Path, seed: int) -> dict[str, torch.Tensor]:
 
 @pytest.mark.fault(63)
 def test_runs_side_by_side_give_the_bits_that_they_give_alone(tmp_path):
-    seeds = (0, 1, 2)
+    seeds = (0, 1)
     alone = [trained(tmp_path / f"alone-{seed}", seed) for seed in seeds]
     with ThreadPoolExecutor(len(seeds)) as pool:
         folders = [tmp_path / f"beside-{seed}" for seed in seeds]
@@ -60,7 +60,7 @@ def test_runs_side_by_side_give_the_bits_that_they_give_alone(tmp_path):
             folder = tmp_path / f"{kind}-{seed}"
             rows.append((folder / "summary.csv").read_bytes())
             text = (folder / "log.txt").read_text()
-            log.append([text.count("*****"), text.count("joint epoch 1/2  loss")])
+            log.append([text.count("*****"), text.count("joint epoch 1/1  loss")])
         assert rows[0] == rows[1]
         assert log == [[2, 1], [2, 1]], "each log has its own run"
 
@@ -72,7 +72,7 @@ def test_one_thread_may_alternate_between_two_runs(tmp_path):
         for one, model in zip((first, second), models, strict=True):
             MultiSp(NOISY, 0).find(model, one.trainer.fit)
     for name in ("a", "b"):
-        assert (tmp_path / name / "log.txt").read_text().count("joint epoch 2/2  loss") == 1
+        assert (tmp_path / name / "log.txt").read_text().count("joint epoch 1/1  loss") == 1
 
 
 @pytest.mark.fault(63)

@@ -19,10 +19,11 @@ from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.layers.inputs import NeuronConfig, transformed
+from spikeformer_lt.layers.inputs import NeuronConfig
 from spikeformer_lt.layers.kernels.reference import lif_loop
 
 log = logging.getLogger(__name__)
@@ -69,10 +70,17 @@ def is_plain(*tensors: Tensor | None) -> bool:
     """Whether all are numbers in memory, and nothing traces, transforms or counts operations."""
     if torch.jit.is_tracing() or _get_current_dispatch_mode() is not None:
         return False
+    if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
+        return False
     for x in tensors:
-        if x is not None and not (type(x) in _TYPES and x.is_cpu and x.layout == torch.strided):
+        if x is not None and not (
+            type(x) in _TYPES
+            and x.is_cpu
+            and x.layout == torch.strided
+            and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+        ):
             return False
-    return not transformed(*tensors)
+    return True
 
 
 def takes_numba(x: Tensor, spikes: int, *others: Tensor | None) -> bool:

@@ -91,9 +91,11 @@ def test_a_run_of_another_row_is_refused(tmp_path, finish_row, other) -> None:
 def test_the_seed_counts_and_the_data_folder_does_not(tmp_path, finish_row) -> None:
     job, path, _ = asked(tmp_path)
     folder = finish_row(job, 380)
-    options = [*job.command[1:], "--data.root", "elsewhere", "--train.threads", "3"]
+    options = [*job.command[1:], "--train.threads", "3"]
+    options[options.index("--data.root") + 1] = "elsewhere"
     assert isinstance(read_run(folder, path, expected_config(path, options)), Run)
-    options = [*job.command[1:], "--train.seed", "7"]
+    options = list(job.command[1:])
+    options[options.index("--train.seed") + 1] = "7"
     assert "train.seed: 0 -> 7" in read_run(folder, path, expected_config(path, options))
 
 

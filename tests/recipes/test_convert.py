@@ -147,6 +147,7 @@ def test_missing_and_wrong_options_are_named(source: Path, tmp_path: Path) -> No
 def test_a_converted_checkpoint_evaluates_exports_and_reports(
     recipes: Any, source: Path, tmp_path: Path
 ) -> None:
+    torch.save({"net": published(create_model("spikformer_toy", num_classes=7))}, source)
     convert(source=source, model="spikformer_toy", out=tmp_path / "out")
     assert "name the data set" in recipes.run("evaluate", "--run", tmp_path / "out").error
     data = ("--data.name", "digits", "--data.limit-test", "20")

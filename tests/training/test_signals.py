@@ -14,7 +14,9 @@ from spikeformer_lt.training.ranks import StopRequest
 
 @pytest.mark.parametrize("signum", STOPS)
 @pytest.mark.fault(5)
-def test_the_first_signal_only_sets_a_flag(signum, capfd):
+def test_the_first_signal_only_sets_a_flag(signum, capfd, request):
+    before = signal.signal(signum, signal.SIG_DFL)  # under nohup a hang-up stays ignored
+    request.addfinalizer(lambda: signal.signal(signum, before))
     with StopRequest() as stop:
         assert not stop.requested
         assert stop.signum == 0

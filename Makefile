@@ -64,7 +64,7 @@ demo: $(STAMP)
 	@$(LAUNCH) recipes/multisp_compare.py --suite demo --out runs/demo
 
 test: $(STAMP)
-	@echo "Tests (not slow, not gpu): under 6 minutes on 2 cores"
+	@echo "Tests (not slow, not gpu): about 10 minutes on 2 cores"
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile $(ARGS)
 
 # A green run of all of them is noted in CONTRIBUTING.md.

@@ -68,6 +68,7 @@ DIFFERENCES = (
     "verdict needs p below 0.05 after Holm's correction over the table."
 )
 Curves = dict[str, list[tuple[float, list[float]]]]  # series -> points (x, one accuracy a run)
+UNEQUAL = "Epochs trained differ, so that accuracies compare budgets, too"
 WRITTEN = (
     *(
         "comparison.*",
@@ -298,6 +299,12 @@ def write_comparison(
     return text
 
 
+def unequal(trained: Mapping[str, str]) -> list[str]:
+    """Each variant with its epochs of training, if these differ."""
+    differ = len(set(trained.values())) > 1
+    return [f"{name} {epochs}" for name, epochs in trained.items()] if differ else []
+
+
 def _notes(runs: Sequence[Job], rows: Sequence[Row]) -> list[str]:
     """What a reader must know first: missing runs and silent networks."""
     done = {row.variant: len(row.reports) for row in rows}
@@ -306,13 +313,10 @@ def _notes(runs: Sequence[Job], rows: Sequence[Row]) -> list[str]:
              if done.get(name, 0) < n]  # fmt: skip
     dead = {row.variant: sum(bool(x.get("dead_layers")) for x in row.reports) for row in rows}
     silent = [f"{name} ({n} of {done[name]})" for name, n in dead.items() if n]
-    trained = {row.variant: row.cell(EPOCHS) for row in rows}
-    budgets = [f"{name} {epochs}" for name, epochs in trained.items()]
+    budgets = unequal({row.variant: row.cell(EPOCHS) for row in rows})
     notes = {
         "Runs missing, finished of asked": short,
-        "Epochs trained differ, so that accuracies compare budgets, too": (
-            budgets if len(set(trained.values())) > 1 else []
-        ),
+        UNEQUAL: budgets,
         "Runs with a spiking layer that never fired, whose few operations are no saving": silent,
     }
     return [f"{words}: {', '.join(names)}." for words, names in notes.items() if names]
@@ -420,9 +424,8 @@ def write_comparison_page(
     alike = [name for name in others if split[name] == split[first]]
     against = differences({(n, first): [(results[n], results[first])] for n in alike})
     trained = {name: fact(report, *FACTS["epochs trained"]) for name, report in reports.items()}
-    if len(set(trained.values())) > 1:
-        told = ", ".join(f"{name} {epochs}" for name, epochs in trained.items())
-        notices.append(f"Epochs trained differ, so that accuracies compare budgets, too: {told}.")
+    if told := ", ".join(unequal(trained)):
+        notices.append(f"{UNEQUAL}: {told}.")
     at_t = accuracy_at_t({name: [report] for name, report in reports.items()})
     pictures = [plots.plot_anytime(folder / "anytime.png", at_t)] if at_t else []
     curves, dense = by_search(runs)

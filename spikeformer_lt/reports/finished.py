@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeformer_lt.config import check, from_dict, to_dict
-from spikeformer_lt.errors import ConfigError, TicketError, name_of, shown
+from spikeformer_lt.errors import TicketError, name_of, shown
 from spikeformer_lt.images.loader import sample_loader
 from spikeformer_lt.images.splits import Splits
 from spikeformer_lt.preprocess import Preprocess
@@ -77,10 +77,10 @@ def open_ticket(
         overrides: model arguments to change, such as T.
 
     Raises:
-        TicketError: no ticket there, or one without its model or data.
+        TicketError: no ticket there, one without its model or data, or a data set of another
+            number of classes.
         DataError: its data set cannot be found.
-        ConfigError: a data set of another number of classes, or that prepares its samples in
-            another way than the ticket's did.
+        ConfigError: a data set that prepares its samples in another way than the ticket's did.
     """
     folder = Path(path)
     ticket = read(finished_folder(folder))
@@ -115,12 +115,6 @@ def open_ticket(
     prepared = Preprocess.known(known)
     if prepared is not None and splits.preprocess is not None:
         prepared.refuse_other(splits.preprocess, name_of(path), splits.name)
-    made = getattr(model, "num_classes", splits.num_classes)
-    if made != splits.num_classes:
-        raise ConfigError(
-            f"{name_of(path)} tells {made} classes apart, the data set {splits.name} has "
-            f"{splits.num_classes}; take the set it was made for"
-        )
     own_split = (splits.name, splits.split_sha256) == (known["dataset"], known["split_sha256"])
     untrained = known.get("trained") is False
     return FinishedRun(folder, folder.name, ticket, model, splits, None, own_split, untrained)

@@ -70,6 +70,7 @@ def is_plain(*tensors: Tensor | None) -> bool:
     """Whether all are numbers in memory, and nothing traces, transforms or counts operations."""
     if torch.jit.is_tracing() or _get_current_dispatch_mode() is not None:
         return False
+    # As `inputs.transformed`, without a call for each: every operation asks this.
     if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
         return False
     for x in tensors:

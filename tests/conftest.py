@@ -6,12 +6,14 @@ import importlib.util
 import os
 import random
 import shutil
+import signal
 import socket
 import tempfile
+import tracemalloc
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -116,6 +118,44 @@ def files() -> ModuleType:
 def sample_events(files: ModuleType) -> Any:
     """A thousand valid events on 128 x 128 pixels over a second."""
     return files.some_events()
+
+
+class StopAfter:
+    """A stop request that comes true when it has been asked `count` times."""
+
+    def __init__(self, count: int) -> None:
+        self.left = count
+
+    @property
+    def signum(self) -> int:
+        self.left -= 1
+        return signal.SIGTERM if self.left < 0 else 0
+
+
+@pytest.fixture(scope="session")
+def stop_after() -> type[StopAfter]:
+    """Makes a stop request that comes true when a trainer has asked so many times."""
+    return StopAfter
+
+
+class Traced:
+    """Largest memory that Python held inside, in bytes."""
+
+    bytes = 0
+
+    def __enter__(self) -> Self:
+        tracemalloc.start()
+        return self
+
+    def __exit__(self, *fault: object) -> None:
+        self.bytes = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+
+
+@pytest.fixture
+def traced() -> type[Traced]:
+    """Measures the memory of what is done inside: ``with traced() as peak``, then peak.bytes."""
+    return Traced
 
 
 @pytest.hookimpl(wrapper=True)

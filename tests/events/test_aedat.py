@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import struct
 import sys
-import tracemalloc
 import warnings
 
 import numpy as np
@@ -66,14 +65,12 @@ def test_truncated_foreign_and_empty_files_are_one_clear_error(files, tmp_path):
         read_aedat2(path)
 
 
-def test_reading_takes_less_than_ten_times_the_file(files, tmp_path):
+def test_reading_takes_less_than_ten_times_the_file(files, tmp_path, traced):
     path = tmp_path / "a.aedat"
     files.write_aedat2(path, files.some_events(400_000))
-    tracemalloc.start()
-    read_aedat2(path)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 10 * path.stat().st_size
+    with traced() as peak:
+        read_aedat2(path)
+    assert peak.bytes < 10 * path.stat().st_size
 
 
 def test_upright_cifar10_dvs_swaps_the_axes_counts_from_the_other_end_and_turns_the_sign(
@@ -161,15 +158,15 @@ def test_every_cut_is_one_error_that_names_the_file_or_falls_between_packets(fil
         (3, 1, 2**30, 4, 0, 2**30, 1, 1),
     ],
 )
-def test_an_impossible_packet_is_refused_before_anything_is_allocated(files, tmp_path, header):
+def test_an_impossible_packet_is_refused_before_anything_is_allocated(
+    files, tmp_path, traced, header
+):
     path = tmp_path / "a.aedat"
     path.write_bytes(files.AEDAT31_HEADER + struct.pack("<hhiiiiii", *header) + bytes(40))
-    tracemalloc.start()
-    with pytest.raises(DataError, match=r"a\.aedat.*packet at byte \d+ is impossible"):
+    refused = pytest.raises(DataError, match=r"a\.aedat.*packet at byte \d+ is impossible")
+    with traced() as peak, refused:
         read_aedat31(path)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 1_000_000
+    assert peak.bytes < 1_000_000
 
 
 def test_garbage_after_the_header_is_an_error_or_events_never_a_crash(files, tmp_path):
@@ -184,14 +181,12 @@ def test_garbage_after_the_header_is_an_error_or_events_never_a_crash(files, tmp
     assert refused == 200
 
 
-def test_a_stretch_of_a_long_file_takes_the_memory_of_the_stretch(files, tmp_path):
+def test_a_stretch_of_a_long_file_takes_the_memory_of_the_stretch(files, tmp_path, traced):
     path = tmp_path / "a.aedat"
     files.write_aedat31(path, files.some_events(300_000), packet=4096)
-    tracemalloc.start()
-    read_aedat31(path, 0, 10_000)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < path.stat().st_size / 4
+    with traced() as peak:
+        read_aedat31(path, 0, 10_000)
+    assert peak.bytes < path.stat().st_size / 4
 
 
 def test_aedat_2_in_its_place_is_called_that(files, tmp_path):
@@ -271,7 +266,7 @@ def test_every_cut_and_any_garbage_is_one_error_that_names_the_file(files, tmp_p
 @pytest.mark.parametrize("where", ["header", "packet", "vtable", "count", "string"])
 @pytest.mark.fault(82)
 def test_lengths_and_offsets_that_lead_out_are_refused_before_anything_is_allocated(
-    files, tmp_path, where
+    files, tmp_path, traced, where
 ):
     path = tmp_path / "a.aedat4"
     files.write_aedat4(path, files.some_events(100), packet=40)
@@ -280,28 +275,25 @@ def test_lengths_and_offsets_that_lead_out_are_refused_before_anything_is_alloca
     place = {"header": 14, "packet": end + 4, "vtable": 18 + 20, "count": end + 40, "string": 58}
     whole[place[where] : place[where] + 4] = struct.pack("<I", 0xFFFFFFF0)
     path.write_bytes(whole)
-    tracemalloc.start()
-    with pytest.raises(DataError, match=r"a\.aedat4"):
+    with traced() as peak, pytest.raises(DataError, match=r"a\.aedat4"):
         read_aedat4(path)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 1_000_000
+    assert peak.bytes < 1_000_000
 
 
 @pytest.mark.fault(82)
-def test_a_packet_that_unpacks_to_far_more_than_its_size_is_refused(files, tmp_path, packing):
+def test_a_packet_that_unpacks_to_far_more_than_its_size_is_refused(
+    files, tmp_path, traced, packing
+):
     if packing == "none":
         pytest.skip("nothing is packed")
     events = np.zeros(400_000, files.some_events(1).dtype)
     path = tmp_path / "bomb.aedat4"
     files.write_aedat4(path, events, packet=len(events), packing=packing)
     assert path.stat().st_size < 40_000
-    tracemalloc.start()
-    with pytest.raises(DataError, match=r"bomb\.aedat4.*unpack to more than \d+"):
+    refused = pytest.raises(DataError, match=r"bomb\.aedat4.*unpack to more than \d+")
+    with traced() as peak, refused:
         read_aedat4(path)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 20_000_000
+    assert peak.bytes < 20_000_000
 
 
 def test_other_files_are_called_what_they_are(tmp_path):

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import io
 import struct
-import tracemalloc
 import warnings
 import zipfile
 
@@ -102,7 +101,7 @@ def test_every_cut_and_every_surplus_is_refused(files, tmp_path):
 
 
 @pytest.mark.fault(82)
-def test_a_header_that_tells_of_terabytes_allocates_nothing(tmp_path):
+def test_a_header_that_tells_of_terabytes_allocates_nothing(tmp_path, traced):
     path = tmp_path / "a.npy"
     for shape in ((10**12, 4), (-5, 4), (2**40, 2**40)):
         buffer = io.BytesIO()
@@ -110,12 +109,9 @@ def test_a_header_that_tells_of_terabytes_allocates_nothing(tmp_path):
             buffer, {"descr": "<i4", "fortran_order": False, "shape": shape}
         )
         path.write_bytes(buffer.getvalue() + bytes(16))
-        tracemalloc.start()
-        with pytest.raises(DataError, match="truncated or damaged"):
+        with traced() as peak, pytest.raises(DataError, match="truncated or damaged"):
             read_npy(path)
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        assert peak < 1_000_000
+        assert peak.bytes < 1_000_000
 
 
 @pytest.mark.parametrize(
@@ -293,15 +289,12 @@ def bomb_header(path):
 )
 @pytest.mark.fault(82)
 def test_what_unpacks_to_far_more_than_its_size_is_refused_before_it_is(
-    tmp_path, make, name, words
+    tmp_path, traced, make, name, words
 ):
     make(tmp_path / name)
-    tracemalloc.start()
-    with pytest.raises(DataError, match=words):
+    with traced() as peak, pytest.raises(DataError, match=words):
         FileReader(tmp_path, "auto")(Sample(name))
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 20_000_000
+    assert peak.bytes < 20_000_000
 
 
 WRITERS = ["aedat2", "aedat31", "aedat4", "bin", "dat", "evt2", "evt3", "hdf5", "npy", "npz"]
@@ -311,55 +304,51 @@ NAMES = {"aedat2": "a.aedat", "aedat31": "a.aedat", "evt2": "a.raw", "evt3": "a.
 @pytest.mark.parametrize("turns", [60, pytest.param(3_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("form", WRITERS)
 @pytest.mark.fault(24, 82)
-def test_a_mutated_file_is_read_or_refused_in_one_line(files, tmp_path, form, turns):
+def test_a_mutated_file_is_read_or_refused_in_one_line(files, tmp_path, traced, form, turns):
     """Bits, bytes and lengths are changed: no other error, and memory stays with the file."""
     name = NAMES.get(form, f"a.{form}")
     path = tmp_path / name
     getattr(files, f"write_{form}")(path, files.some_events(150))
     whole, reader = path.read_bytes(), FileReader(tmp_path, "auto")
     rng = np.random.default_rng(len(form))
-    tracemalloc.start()
-    for turn in range(turns):
-        hit = bytearray(whole)
-        for _ in range(rng.integers(1, 4)):
-            place = int(rng.integers(len(hit) if turn % 2 else min(len(hit), 400)))
-            match turn % 4:
-                case 0:
-                    hit[place] ^= 1 << rng.integers(8)
-                case 1:
-                    hit[place : place + 4] = struct.pack("<I", int(rng.integers(2**32)))
-                case 2:
-                    hit[place : place + 4] = rng.choice(
-                        [b"\xff\xff\xff\x7f", b"\xff" * 4, bytes(4)]
-                    )
-                case 3:
-                    del hit[place : place + int(rng.integers(1, 9))]
-        path.write_bytes(hit)
-        try:
-            raw = reader(Sample(name))
-            validate(raw.events, SENSOR, EventOptions(bad_events="count").policy(), name)
-        except DataError as fault:
-            message = str(fault)
-        else:
-            message = ""
-        assert "\n" not in message
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 30_000_000
+    with traced() as peak:
+        for turn in range(turns):
+            hit = bytearray(whole)
+            for _ in range(rng.integers(1, 4)):
+                place = int(rng.integers(len(hit) if turn % 2 else min(len(hit), 400)))
+                match turn % 4:
+                    case 0:
+                        hit[place] ^= 1 << rng.integers(8)
+                    case 1:
+                        hit[place : place + 4] = struct.pack("<I", int(rng.integers(2**32)))
+                    case 2:
+                        hit[place : place + 4] = rng.choice(
+                            [b"\xff\xff\xff\x7f", b"\xff" * 4, bytes(4)]
+                        )
+                    case 3:
+                        del hit[place : place + int(rng.integers(1, 9))]
+            path.write_bytes(hit)
+            try:
+                raw = reader(Sample(name))
+                validate(raw.events, SENSOR, EventOptions(bad_events="count").policy(), name)
+            except DataError as fault:
+                message = str(fault)
+            else:
+                message = ""
+            assert "\n" not in message
+    assert peak.bytes < 30_000_000
 
 
 @pytest.mark.parametrize("form", WRITERS)
-def test_memory_follows_the_file_and_its_events(files, tmp_path, form):
+def test_memory_follows_the_file_and_its_events(files, tmp_path, traced, form):
     """Twenty times the file and twice the events at most, beside what a chunk takes."""
     events = files.some_events(40_000)
     path = tmp_path / NAMES.get(form, f"a.{form}")
     getattr(files, f"write_{form}")(path, events)
     FileReader(tmp_path, "auto")(Sample(path.name))  # imports what it needs
-    tracemalloc.start()
-    FileReader(tmp_path, "auto")(Sample(path.name))
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 20 * path.stat().st_size + 2 * events.nbytes
+    with traced() as peak:
+        FileReader(tmp_path, "auto")(Sample(path.name))
+    assert peak.bytes < 20 * path.stat().st_size + 2 * events.nbytes
 
 
 @pytest.mark.data

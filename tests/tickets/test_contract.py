@@ -313,25 +313,15 @@ def test_nothing_removed_comes_back_in_training(case, options, run, bench, tmp_p
     assert moved
 
 
-class StopAfter:
-    """A stop request that comes true when it has been asked `count` times."""
-
-    def __init__(self, count: int) -> None:
-        self.left = count
-
-    @property
-    def signum(self) -> int:
-        self.left -= 1
-        return signal.SIGTERM if self.left < 0 else 0
-
-
 @on_one_network(sorted(TRAINING))
-def test_a_search_cut_off_anywhere_ends_with_the_same_ticket(case, make, model, bench, tmp_path):
+def test_a_search_cut_off_anywhere_ends_with_the_same_ticket(
+    case, make, model, bench, tmp_path, stop_after
+):
     options = {"ema_decay": 0.5, "checkpoint_steps": 2}
     _, whole = found(case, model, bench.trainer(tmp_path / "whole", **options))
     cuts = 0
     for count in (2, 4, 3, 5, 10**6):
-        trainer = bench.trainer(tmp_path / "cut", stop=StopAfter(count), **options)
+        trainer = bench.trainer(tmp_path / "cut", stop=stop_after(count), **options)
         try:
             _, ticket = found(case, make(), trainer)
             break

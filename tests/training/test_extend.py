@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,19 +27,7 @@ def data():
     return create_dataset("digits", image_size=16, limit_train=48, limit_test=40)
 
 
-class Stop:
-    """A stop request that comes true when it has been asked `count` times."""
-
-    def __init__(self, count: int) -> None:
-        self.left = count
-
-    @property
-    def signum(self) -> int:
-        self.left -= 1
-        return 15 if self.left < 0 else 0
-
-
-def run(folder: Path, data, extend: int = 0, stop: Stop | None = None, **given) -> FitResult:
+def run(folder: Path, data, extend: int = 0, stop: Any = None, **given) -> FitResult:
     """A run of two phases with a report at its end."""
     with RunDir(folder, resumed=folder.exists()) as directory:
         folder.mkdir(exist_ok=True)
@@ -77,13 +66,13 @@ def test_the_last_phase_goes_on_at_its_last_rates_and_no_further_than_asked(tmp_
 
 
 @pytest.mark.fault(61)
-def test_an_extension_that_was_stopped_goes_on_to_the_same_bits(tmp_path, data):
+def test_an_extension_that_was_stopped_goes_on_to_the_same_bits(tmp_path, data, stop_after):
     for name in ("whole", "parts"):
         run(tmp_path / name, data)
     run(tmp_path / "whole", data, extend=2)
     for stops in (1, 1, 1):
         with pytest.raises(Interrupted, match="stopped at joint"):
-            run(tmp_path / "parts", data, extend=2, stop=Stop(stops))
+            run(tmp_path / "parts", data, extend=2, stop=stop_after(stops))
     run(tmp_path / "parts", data, extend=2)
     reports = [(tmp_path / name / "report.json").read_text() for name in ("whole", "parts")]
     assert reports[0] == reports[1]

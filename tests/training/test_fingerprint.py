@@ -71,18 +71,6 @@ def toy() -> nn.Module:
     return create_model("spikformer_toy", **SIZES)
 
 
-class Stop:
-    """A stop request that comes true when it has been asked `count` times."""
-
-    def __init__(self, count: int) -> None:
-        self.left = count
-
-    @property
-    def signum(self) -> int:
-        self.left -= 1
-        return 15 if self.left < 0 else 0
-
-
 def fit(
     folder: Path, data, phase: Phase, config: TrainConfig = TRAIN, model=None, **given
 ) -> FitResult:
@@ -102,11 +90,11 @@ def finished(data, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def interrupted(data, tmp_path_factory) -> Path:
+def interrupted(data, tmp_path_factory, stop_after) -> Path:
     """A run that was stopped amid a phase."""
     folder = tmp_path_factory.mktemp("interrupted") / "run"
     with pytest.raises(Interrupted, match="joint epoch 1 step 2"):
-        fit(folder, data, Phase("joint", 1, origin={"multisp.epochs": 1}), stop=Stop(1))
+        fit(folder, data, Phase("joint", 1, origin={"multisp.epochs": 1}), stop=stop_after(1))
     return folder
 
 

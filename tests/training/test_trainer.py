@@ -60,18 +60,6 @@ def trainer(folder, data, config, *, mixing=None, stop=None) -> Trainer:
     )
 
 
-class StopAfter:
-    """A stop request that comes true when it has been asked `count` times."""
-
-    def __init__(self, count: int) -> None:
-        self.left = count
-
-    @property
-    def signum(self) -> int:
-        self.left -= 1
-        return signal.SIGTERM if self.left < 0 else 0
-
-
 def rows(folder, table="summary") -> list[dict[str, str]]:
     with (folder / f"{table}.csv").open() as file:
         return list(csv.DictReader(file))
@@ -89,13 +77,13 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.fault(6)
-def test_a_stopped_phase_goes_on_to_the_same_bits(case, data, tmp_path):
+def test_a_stopped_phase_goes_on_to_the_same_bits(case, data, tmp_path, stop_after):
     config = settings(checkpoint_steps=1, **CASES[case])
     phase, mixing = Phase("joint", 3), Mixing(mixup=0.5, smoothing=0.1)
     whole, parts = toy(), toy()
     result = trainer(tmp_path / "whole", data, config, mixing=mixing).fit(whole, phase)
     for stops in (2, 5):
-        once = trainer(tmp_path / "parts", data, config, mixing=mixing, stop=StopAfter(stops))
+        once = trainer(tmp_path / "parts", data, config, mixing=mixing, stop=stop_after(stops))
         with pytest.raises(Interrupted) as caught:
             once.fit(parts, phase)
         once.run.close()
@@ -283,7 +271,7 @@ def test_bf16_trains_with_float32_neurons(data, tmp_path):
     assert result.val_accuracy >= 0
 
 
-def test_a_stop_right_after_an_epoch_s_last_step_resumes_there(tmp_path, data):
+def test_a_stop_right_after_an_epoch_s_last_step_resumes_there(tmp_path, data, stop_after):
     """96 images less validation, batches of 16: the step count of an epoch is the stop's."""
     config = settings()
     whole = trainer(tmp_path / "whole", data, config)
@@ -291,7 +279,7 @@ def test_a_stop_right_after_an_epoch_s_last_step_resumes_there(tmp_path, data):
     whole.fit(expected, Phase("joint", 2))
     steps = len(data.train) // 16
     model = toy()
-    cut = trainer(tmp_path / "cut", data, config, stop=StopAfter(steps - 1))
+    cut = trainer(tmp_path / "cut", data, config, stop=stop_after(steps - 1))
     with pytest.raises(Interrupted, match=f"step {steps}"):
         cut.fit(model, Phase("joint", 2))
     cut.run.close()

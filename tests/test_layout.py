@@ -38,10 +38,11 @@ class Budget:
 
 # The one table of sizes. Raising a number needs a reason in the commit that does it.
 BUDGETS = {
-    ("spikeformer_lt",): Budget(lines=26_000, files=110),
-    ("models", "datasets", "recipes"): Budget(lines=3_000, files=45),
-    ("recipes",): Budget(lines=950, files=25, file_lines=60),
-    ("benchmarks",): Budget(lines=6_000, files=30),
+    ("spikeformer_lt",): Budget(lines=27_500, files=116),
+    ("models",): Budget(lines=3_500, files=20),
+    ("datasets",): Budget(lines=1_800, files=20),
+    ("recipes",): Budget(lines=1_100, files=25, file_lines=60),
+    ("benchmarks",): Budget(lines=7_000, files=36),
     (".ci",): Budget(lines=500, files=6),
 }
 TEST_LINES = 1.7  # lines of tests to a line of the library; the design asks for 1.1

@@ -563,6 +563,10 @@ class Summary:
     def __len__(self) -> int:
         return len(self._rows)
 
+    def last(self) -> dict[str, str]:
+        """The cells of the last row by column; empty where there is no row."""
+        return dict(zip(self._header, self._rows[-1] if self._rows else (), strict=False))
+
     def append(self, row: Mapping[str, Any]) -> None:
         """Add a row, column -> number, text or None (an empty cell), and write the file."""
         # The repr of a NumPy or torch scalar is no number.

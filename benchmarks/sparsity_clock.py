@@ -77,12 +77,12 @@ def network(residual: str, sparsity: float, name: str = "spikformer_cifar") -> t
             rates[unit] = float(out.mean())
 
         hooks.append(unit.act.register_forward_hook(see))
-    for turn in range(24):  # statistics first, so that each layer has those of its own inputs
-        model.train(turn < 12)
+    for turn in range(14):  # statistics first, so that each layer has those of its own inputs
+        model.train(turn < 8)
         with torch.no_grad():
             model(x)
         for unit in units:
-            unit.norm.bias.data += (1.5 if turn < 16 else 0.5) * (RATE - rates[unit])
+            unit.norm.bias.data += (2.0 if turn < 8 else 1.0) * (RATE - rates[unit])
     for hook in hooks:
         hook.remove()
     return model.eval(), rates
@@ -152,6 +152,7 @@ def whole(args: argparse.Namespace) -> list[dict[str, Any]]:
 def difference(model: Any) -> float:
     """Largest difference of a logit in float64, dense against lists."""
     before, dispatch._mode = dispatch.mode(), "numba"
+    torch.set_num_threads(1)
     exact = compact(model.double())
     x = torch.randn(1, 3, *model.image_size).double()
     gap = (exact.use_lists("never")(x) - exact.use_lists("always")(x)).abs().max()

@@ -195,7 +195,7 @@ class MultiSp(Search):
         """
         if stem_of(model) is None:
             raise ConfigError(
-                f"MultiSp needs a model with a ConvPEP; {type(model).__name__} has none: "
+                f"MultiSp needs a model with a ConvPEP; {model._get_name()} has none: "
                 "give --model.name of a Spikformer, or use another search"
             )
         config, teacher = self.config, None
@@ -380,7 +380,7 @@ class Joint(Search):
         """Select patches, then prune the encoder; a ConfigError for a model without patches."""
         if stem_of(model) is None:
             raise ConfigError(
-                f"joint needs a model with patches (a ConvPEP); {type(model).__name__} has none: "
+                f"joint needs a model with patches (a ConvPEP); {model._get_name()} has none: "
                 "use imp"
             )
         levels = MultiSp(MultiSpConfig(patches=self.config.patches), self.seed)

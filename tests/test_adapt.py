@@ -22,7 +22,7 @@ from spikeformer_lt.export import export_ticket, load_exported
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.reports import build_ledger
 from spikeformer_lt.ticket import Ticket
-from spikeformer_lt.tickets import RandomConfig, create_search
+from spikeformer_lt.tickets import RandomConfig
 
 T, K = 3, 5
 IMAGES = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2
@@ -236,7 +236,7 @@ def test_masks_of_torch_prune_come_and_go() -> None:
 def test_masks_and_weights_are_exported_and_come_back_into_a_network(tmp_path: Path) -> None:
     net = jelly()
     adapted = adapt(net, T, images=IMAGES)
-    ticket = create_search("random", config=RandomConfig(0.5)).find(adapted, pytest.fail)
+    ticket = lt.create_search("random", config=RandomConfig(0.5)).find(adapted, pytest.fail)
     sizes = {"image_size": 8, "T": T, "num_classes": K}
     about = {**ticket.provenance, "model": {"name": "module:Sequential", "args": sizes}}
     ticket = Ticket(ticket.mask, ticket.tensors, about)

@@ -70,7 +70,7 @@ predict ticket zero.png one.png --json
 bench ticket --calls 3
 report --runs runs/first --out page
 energy --runs runs/first ticket
-compare --searches random snip --sparsities 0.9 --seeds 0 --epochs 2 --options "{SMALL}" --out both
+compare --searches random snip --sparsities 0.9 --seeds 0 --epochs 2 --options="{SMALL}" --out both
 find snip {SMALL} --epochs 1 --sparsity 0.9 --snip.images 64 --run.out runs/snip
 watch runs
 cp multisp_cifar mine.py

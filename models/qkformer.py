@@ -8,6 +8,7 @@ from typing import Any
 from spikeformer_lt.config import check
 from spikeformer_lt.layers.inputs import at_least_one, listed
 from spikeformer_lt.layers.stems import Embedding, HierarchicalStem
+from spikeformer_lt.models.spikformer_convert import QKFORMER
 from spikeformer_lt.models.spiking_transformer import SpikingTransformer
 from spikeformer_lt.registry import register_model
 
@@ -34,6 +35,8 @@ class QKFormer(SpikingTransformer):
     Tokens can leave before the last stage. The stem is all before it: its units are those of the
     embeddings.
     """
+
+    published = QKFORMER
 
     def __init__(
         self,

@@ -7,7 +7,7 @@ from typing import Any
 
 from spikeformer_lt.layers.inputs import at_least_one
 from spikeformer_lt.layers.stems import ConvPEP
-from spikeformer_lt.models import spikformer_convert
+from spikeformer_lt.models.spikformer_convert import SPIKFORMER
 from spikeformer_lt.models.spiking_transformer import SpikingTransformer, draw_linear
 from spikeformer_lt.registry import register_model
 
@@ -28,7 +28,7 @@ class Spikformer(SpikingTransformer):
         activation, residual, pool_before_act: of the ConvPEP.
     """
 
-    translate = staticmethod(spikformer_convert.translate)  # published checkpoints
+    published = SPIKFORMER
 
     def __init__(
         self,

@@ -7,6 +7,7 @@ from typing import Any
 
 from spikeformer_lt.layers.inputs import at_least_one
 from spikeformer_lt.layers.stems import SpikingTokenizer
+from spikeformer_lt.models.spikformer_convert import SPIKINGFORMER
 from spikeformer_lt.models.spiking_transformer import SpikingTransformer
 from spikeformer_lt.registry import register_model
 
@@ -26,6 +27,8 @@ class Spikingformer(SpikingTransformer):
     forward reads.
     """
 
+    published = SPIKINGFORMER
+
     def __init__(
         self,
         num_classes: int = 10,
@@ -39,7 +42,7 @@ class Spikingformer(SpikingTransformer):
     ) -> None:
         super().__init__(num_classes, T, **options)
         at_least_one(depth=depth)
-        own = {"pools": pools, "activation": activation, "neuron": self.neuron}
+        own: dict[str, Any] = {"pools": pools, "activation": activation, "neuron": self.neuron}
         self.stem = SpikingTokenizer(self.in_channels, self.embed_dim, **own)
         self.build(self.make_blocks(depth, attention, residual="ms"))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,15 +14,18 @@ from spikingjelly.activation_based.surrogate import Sigmoid
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spikeformer_lt.errors import ConfigError
+from spikeformer_lt.errors import CheckpointError, ConfigError
 from spikeformer_lt.layers.attention import TokenAttention
 from spikeformer_lt.layers.patches import PatchSelect, make_score
 from spikeformer_lt.layers.units import Unit
 from spikeformer_lt.models.qkformer import QKFormer
 from spikeformer_lt.models.spikformer import Spikformer
+from spikeformer_lt.models.spikformer_convert import QKFORMER, SPIKINGFORMER, convert, translate
 from spikeformer_lt.models.spikingformer import Spikingformer
 from spikeformer_lt.registry import create_model, list_models
 from spikeformer_lt.testing import check_model
+from spikeformer_lt.ticket import Ticket
+from spikeformer_lt.tickets import model_from_ticket
 
 T, B, K = 3, 2, 10
 
@@ -358,3 +362,78 @@ def test_every_attention_runs_in_every_residual(kind: str, residual: str, awaken
     if kind == "linear":
         model.blocks[0].attn.linear = False
         assert torch.equal(model(pictures(model)), logits)
+
+
+# -- published checkpoints -------------------------------------------------------------------
+
+
+def encoder(theirs: str, ours: str, roles: str, attn: str, mlp: str) -> dict[str, str]:
+    """Units of a block in the published code, by our names."""
+    names = {f"{theirs}.{attn}.{role}": f"{ours}.attn.{role}" for role in (*roles, "proj")}
+    return names | {f"{theirs}.mlp.{mlp}{i}": f"{ours}.mlp.fc{i}" for i in (1, 2)}
+
+
+def tokenizer(part: str) -> dict[str, str]:
+    """Units of the published Spikingformers, by our names."""
+    numbers = "01234" if part == "block" else ("", *"1234")
+    places = [*(f"stem.stages.{i}" for i in range(4)), "stem.last"]
+    names = {f"patch_embed.{part}{n}": ours for n, ours in zip(numbers, places, strict=True)}
+    for i in range(2):
+        names |= encoder(f"block.{i}", f"blocks.{i}", "qkv", "attn", "mlp")
+    return names
+
+
+def stages(layout: str) -> dict[str, str]:
+    """Units of the published QKFormers, by our names."""
+    names: dict[str, str] = {}
+    numbers = {"cifar": (["", "1"], ["3", "4"]), "dvs": (["", "1", "2", "3"], ["", "4"]),
+               "imagenet": (["", "1", "2"], ["3", "4"])}[layout]  # fmt: skip
+    for s in range(2):
+        place = f"stem.embeddings.{s}"
+        for i, number in enumerate(numbers[min(s, 1)]):
+            names[f"patch_embed{s + 1}.proj{number}"] = f"{place}.stages.{i}"
+        names[f"patch_embed{s + 1}.proj_res"] = f"{place}.shortcut"
+    mlp, last = ("fc", "attn") if layout == "imagenet" else ("mlp", "ssa")
+    names |= encoder("stage1.0", "stem.stages.0.0", "qk", "tssa", mlp)
+    return names | encoder("stage2.0", "blocks.0", "qkv", last, mlp)
+
+
+@pytest.mark.parametrize("kind", ["block", "proj", "cifar", "dvs", "imagenet"])
+def test_every_live_tensor_of_a_published_checkpoint_finds_its_place(
+    kind: str, tmp_path: Path
+) -> None:
+    tokens = kind in ("block", "proj")
+    make, units = PLAIN["spikingformer" if tokens else kind][0], tokenizer(kind)
+    units = units if tokens else stages(kind)
+    model: Any = make()
+    state = {n: torch.rand(v.shape).to(v.dtype) for n, v in model.state_dict().items()}
+    theirs = {n: state[n] for n in ("head.weight", "head.bias")}
+    for name, ours in units.items():
+        for leaf, value in ((n.removeprefix(f"{ours}."), v) for n, v in state.items()
+                            if n.startswith(f"{ours}.")):  # fmt: skip
+            part, _, last = leaf.partition(".")
+            axes = (1, 1) if ".mlp." in name else (1,)
+            value = value.reshape(*value.shape, *axes) if leaf == "linear.weight" else value
+            theirs[f"{name}_{'bn' if part == 'norm' else 'conv'}.{last}"] = value
+    dead = {f"block.{i}.norm{n}.weight": torch.ones(32) for i in range(2) for n in (1, 2)}
+    theirs |= dead if tokens else {}
+    found = translate(theirs, model.published)
+    assert found.tensors.keys() == state.keys() and len(found.dropped) == 4 * tokens
+    assert all(torch.equal(found.tensors[n], v) for n, v in state.items())
+    about = {"embed_dim": model.embed_dim, "mlp_ratio": 2.0, "in_channels": 3, "num_classes": K}
+    about |= {"depth": 2} if tokens else {"depths": (1, 1), "layout": kind}
+    assert found.sizes == about
+    torch.save({"state_dict": theirs}, tmp_path / "file.pth")
+    name = "spikingformer_cifar" if tokens else "qkformer_cifar"
+    options = {"num_heads": model.num_heads, "image_size": model.image_size[0], "T": T}
+    said = convert(tmp_path / "file.pth", name, tmp_path / "out", **options)
+    assert f"{sum(p.numel() for p in model.parameters()):,} parameters" in said
+    again = model_from_ticket(Ticket.load(tmp_path / "out"))
+    assert all(torch.equal(again.state_dict()[n], v) for n, v in state.items())
+
+
+def test_a_checkpoint_of_another_family_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="no name of a published QKFormer"):
+        translate({"patch_embed.block0_conv.weight": torch.zeros(4, 3, 3, 3)}, QKFORMER)
+    with pytest.raises(CheckpointError, match="no published Spikingformer; missing"):
+        translate({"head.weight": torch.zeros(7, 32)}, SPIKINGFORMER)

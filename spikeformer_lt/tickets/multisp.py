@@ -189,7 +189,7 @@ class MultiSp(Search):
         return int(found + stem.get(config.schedule, 0))
 
     def check(self, model: nn.Module) -> None:
-        """Refuse a model without a stem or what its score reads, and a ticket that is none or not of this model."""
+        """Refuse a model without a stem, or what its score reads; a ticket not of this model."""
         if stem_of(model) is None:
             raise ConfigError(
                 f"MultiSp needs a model with a stem; {type(model).__name__} has none: "

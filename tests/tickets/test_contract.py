@@ -501,8 +501,16 @@ LEVELS = {
 }
 
 
-@pytest.mark.parametrize("schedule", ["joint", "sequential"])
-@pytest.mark.parametrize("case", LEVELS)
+@pytest.mark.parametrize(
+    ("case", "schedule"),
+    [
+        ("spikingformer", "joint"),
+        ("qkformer", "sequential"),
+        *(pytest.param(*pair, marks=pytest.mark.slow) for pair in (
+            ("spikingformer", "sequential"), ("qkformer", "joint"), ("qkformer, sign", "joint"),
+        )),
+    ],
+)  # fmt: skip
 def test_all_levels_together_on_the_families(case, schedule, bench, tmp_path):
     """Tokens, weights of every unit of the stem and its activations; counted, streamed, exported
     bit for bit."""

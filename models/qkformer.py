@@ -51,7 +51,7 @@ class QKFormer(SpikingTransformer):
         **options: Any,
     ) -> None:
         super().__init__(num_classes, T, **options)
-        check(layout in LAYOUTS, "layout", layout, f"one of {', '.join(LAYOUTS)}")
+        check(layout in tuple(LAYOUTS), "layout", layout, f"one of {', '.join(LAYOUTS)}")
         listed(depths=depths)
         at_least_one(**{"len(depths)": len(depths)})
         for depth in depths:

@@ -356,6 +356,8 @@ def _refusal(unit: Any) -> str | None:
 
 
 def _neuron_refusal(act: Any) -> str | None:
+    if act is None:
+        return "it ends with a current that a sum reads, and no neuron follows"
     if not isinstance(act, LIF):
         return f"{type(act).__name__} has no neuron of NIR"
     if act.v_reset is None:

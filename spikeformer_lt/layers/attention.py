@@ -275,7 +275,7 @@ class EncoderBlock(nn.Module):
         neuron: NeuronConfig | None = None,
     ) -> None:
         super().__init__()
-        check(residual in RESIDUALS, "residual", residual, f"one of {', '.join(RESIDUALS)}")
+        check(residual in RESIDUALS, "block_residual", residual, f"one of {', '.join(RESIDUALS)}")
         self.attn: Any = attn
         self.mlp, self.residual = mlp, residual
         ms = residual == "ms"

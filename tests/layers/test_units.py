@@ -90,7 +90,7 @@ def test_a_static_input_is_convolved_once() -> None:
 def test_the_current_is_the_normalised_convolution(pool_first: bool) -> None:
     unit = ConvUnit(C, 16, pool_before_act=pool_first).double().eval()
     rows = torch.randn(T, B, H, W, C, dtype=torch.float64)
-    _, current = unit(rows, T, need="current")
+    _, current = unit(rows, T, need_current=True)
     assert torch.allclose(current, unit.norm(map_rows(rows, unit.conv)), rtol=0, atol=1e-12)
 
 

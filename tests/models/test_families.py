@@ -323,7 +323,7 @@ def test_gates_are_asked_of_a_qkformer_alone(make: Any) -> None:
         (QKFormer, {"embed_dim": 30}, "multiple of 8"),
         (QKFormer, {"residual": "xor"}, "residual='xor'"),
         (QKFormer, {"num_heads": 5}, "num_heads=5 must divide"),
-        (Spikformer, {"block_residual": "sum"}, "residual"),
+        (Spikformer, {"block_residual": "sum"}, "block_residual='sum'"),
     ],
     ids=str,
 )

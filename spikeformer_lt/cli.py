@@ -157,8 +157,8 @@ def find(
     chosen = _chosen(choose, experiment.cfg)
     presets.refuse_overruled(experiment.cfg, given_options(cfg), chosen)
     if cfg.run.dry_run:
-        every = (chosen[1], *(inside for _, inside in chosen[2:]))
-        print(experiment.dry_run(c.prune.weights for c in every if hasattr(c, "prune")))
+        tried = _made(chosen, cfg.train.seed, None)
+        print(experiment.dry_run(tried.check if isinstance(tried, Search) else None))
         return
     with experiment:
         model, fit = experiment.model(), experiment.trainer.fit
@@ -280,6 +280,7 @@ def transfer(cfg: Any, small: Mapping[str, Any]) -> None:
     digits. A ticket whose provenance names no model, or that does not fit, is a TicketError.
     """
     from spikeformer_lt.reports import write_report
+    from spikeformer_lt.rng import seed_for
     from spikeformer_lt.ticket import Ticket, start_folder
     from spikeformer_lt.tickets import apply_surgery, retrain, transfer_ticket, with_phase
     from spikeformer_lt.training import Experiment
@@ -304,7 +305,8 @@ def transfer(cfg: Any, small: Mapping[str, Any]) -> None:
         if cfg.norm == "estimate":
             batches = trainer.batch(cfg.norm_images)[0].split(cfg.train.batch_size)
         model.to(trainer.accelerator.device)
-        how = {"norm": cfg.norm, "batches": batches, "fresh": cfg.fresh}
+        how = {"norm": cfg.norm, "batches": batches, "fresh": cfg.fresh, "control": cfg.control}
+        how["seed"] = seed_for(cfg.train.seed, "transfer control")
         moved = transfer_ticket(found, model, **how, **changed)
         start = Ticket(moved.mask, moved.tensors, {**moved.provenance, "trained": False})
         ticket = experiment.save_ticket(start)

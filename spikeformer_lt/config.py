@@ -84,7 +84,7 @@ def parse(cls: type[C], argv: Sequence[str] | None = None, prog: str | None = No
         raise _as_config_error(stop, complaint.getvalue(), options, prog) from None
     named = {name for token in rest if (name := _option_of(token, options)) in options}
     named |= {name.replace("-", "_") for name, _ in flat_values(in_file)}
-    check_values(made)
+    check_limits(made)
     object.__setattr__(made, _GIVEN, frozenset(named))
     if printing:
         sys.stdout.write(yaml.safe_dump(to_dict(made), sort_keys=False, allow_unicode=True))
@@ -92,7 +92,7 @@ def parse(cls: type[C], argv: Sequence[str] | None = None, prog: str | None = No
     return typing.cast(C, made)
 
 
-def check_values(cfg: Any) -> None:
+def check_limits(cfg: Any) -> None:
     """Refuse what no field of a configuration takes, by a ConfigError.
 
     These are numbers that are not finite or have more than 63 bits, and texts with a null byte or

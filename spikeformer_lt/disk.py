@@ -35,7 +35,7 @@ RECORD_LIMIT = 1 << 24  # bytes; a report with the confusion of 1,000 classes ha
 _NUMBER = (int, float, type(None))
 _KINDS: dict[str, Any] = {
     **{"text": str, "whole": int, "real": (int, float)},
-    **{"names": dict, "rates": dict, "list": list},
+    **{"names": dict, "rates": dict, "list": list, "reals": list, "table": list},
 }
 KEY = "spikeformer_lt"  # of our one entry in the header: safetensors writes several in any order
 VERSION = 1
@@ -82,15 +82,23 @@ def write_through(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def refuse_link(path: Path, error: type[SpikeformerError]) -> None:
+    """Refuse to publish at a link: neither it nor what it names is replaced."""
+    if path.is_symlink():
+        raise error(f"{name_of(path)} is a link, which is never replaced; give a path that is none")
+
+
 def write_atomic(
     path: str | Path, data: bytes, error: type[SpikeformerError] = CheckpointError
 ) -> None:
     """Write a file so that a reader sees the old content or the new one; its folder is made.
 
     Raises:
-        SpikeformerError: (as `error`) the disk refuses; the previous file is untouched.
+        SpikeformerError: (as `error`) the path is a link, or the disk refuses; the previous file is
+            untouched.
     """
-    path = Path(os.path.realpath(path))  # what a link names is written, and the link stays
+    path = Path(path)
+    refuse_link(path, error)
     stage = path.with_name(f".{path.name[:NAME_LIMIT]}.tmp-{uuid.uuid4().hex[:12]}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -278,7 +286,8 @@ def read_record(
     Args:
         path: the file, of at most `RECORD_LIMIT` bytes.
         fields: what some fields hold where they are there and not null: "text", "whole" or "real"
-            numbers, "names" (an object), "rates" (an object of numbers) or "list".
+            numbers, "names" (an object), "rates" (an object of numbers or null), "list", "reals" (a
+            list of numbers) or "table" (a square one).
         error: class of the exception, which names the field.
     """
     name = name_of(path)
@@ -292,9 +301,17 @@ def read_record(
         value = found.get(field)
         members = [*value.values()] if isinstance(value, dict) and kind == "rates" else []
         sound = isinstance(value, _KINDS[kind]) and not isinstance(value, bool)
+        if sound and kind in ("reals", "table"):
+            rows = value if kind == "table" else [value]
+            sound = all(is_numbers(row) and len(row) == len(value) for row in rows)
         if value is not None and not (sound and all(isinstance(m, _NUMBER) for m in members)):
             raise error(f"{name}: {field}={shown(value)} is not allowed: {kind}")
     return found
+
+
+def is_numbers(value: object) -> bool:
+    """Whether a value of JSON is a list of numbers."""
+    return isinstance(value, list) and all(type(one) in (int, float) for one in value)
 
 
 def csv_cell(value: object) -> str:

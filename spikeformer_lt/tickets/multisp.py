@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from spikeformer_lt.config import check
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers import subnet
-from spikeformer_lt.layers.patches import Attention
+from spikeformer_lt.layers.patches import SCORES, Attention, check_needs
 from spikeformer_lt.layers.stems import stem_of
 from spikeformer_lt.layers.subnet import SubnetConv2d, collapse, get_masks, set_masks
 from spikeformer_lt.mask import Mask, select
@@ -53,7 +53,7 @@ from spikeformer_lt.training.ranks import from_first
 
 
 class StemProbe(nn.Module):
-    """ConvPEP with a temporary linear head, which gives logits ``[B, T, K]``.
+    """A stem with a temporary linear head, which gives logits ``[B, T, K]``.
 
     Source: arXiv 2311.12060, Algorithm 1, phase 1; the head is dropped afterwards.
     """
@@ -70,11 +70,11 @@ class StemProbe(nn.Module):
         return logits.expand(self.T, -1, -1).transpose(0, 1)
 
 
-def install_subnets(conv_pep: Any, config: WeightConfig) -> None:
-    """Replace the ConvPEP's convolutions by subnet convolutions, in place, initialised as asked."""
+def install_subnets(stem: Any, config: WeightConfig) -> None:
+    """Replace the stem's convolutions by subnet convolutions, in place, initialised as asked."""
     learns = config.method if config.method in ("scores", "both") else "weights"
-    of_spikes = conv_pep.in_channels == 2 and config.first_conv == "auto"
-    for role, unit in conv_pep.units():
+    of_spikes = stem.in_channels == 2 and config.first_conv == "auto"
+    for role, unit in stem.units():
         if role == "shortcut" and not config.include_rpe:
             continue
         init_weight(unit.conv.weight, config.init, config.sparsity)
@@ -188,16 +188,23 @@ class MultiSp(Search):
         found = config.dense_epochs + config.epochs + _selector_epochs(config.patches)
         return int(found + stem.get(config.schedule, 0))
 
+    def check(self, model: nn.Module) -> None:
+        """Refuse a model without a stem, or what its score reads; a ticket not of this model."""
+        if stem_of(model) is None:
+            raise ConfigError(
+                f"MultiSp needs a model with a stem; {type(model).__name__} has none: "
+                "give --model.name of a spiking transformer, or use another search"
+            )
+        check_needs(SCORES[self.config.patches.score], stem_of(model))
+        if self.config.ticket:
+            self._opened(model)
+
     def _search(self, model: nn.Module, fit: Fit) -> Mask:
         """Train `model` in place into a ticket; it ends collapsed to plain convolutions.
 
         The surgery between phases is deterministic: a resumed search meets the same modules.
         """
-        if stem_of(model) is None:
-            raise ConfigError(
-                f"MultiSp needs a model with a ConvPEP; {type(model).__name__} has none: "
-                "give --model.name of a Spikformer, or use another search"
-            )
+        self.check(model)
         config, teacher = self.config, None
         self._mask: Mask | None = None
         self._origin: dict[str, Any] = {}
@@ -226,15 +233,23 @@ class MultiSp(Search):
         searched = weights.method != "off"
         return asked_for(mask, weights.sparsity, weights.scope) if searched else None
 
+    def _opened(self, model: nn.Module) -> Ticket:
+        """The ticket that is trained again."""
+        where, own = self.config.ticket, model.state_dict()
+        found = Ticket.load(finished_folder(where))
+        about, seed = found.provenance, found.provenance.get("seed")
+        check(about.get("search") == "multisp", "multisp.ticket", where, "a ticket of multisp")
+        fits = all(n in own and own[n].shape == kept.shape for n, kept in found.mask.items())
+        check(fits, "multisp.ticket", where, "a ticket of this network: take its --model options")
+        rule = f"{seed}, with which the ticket's search drew its start weights"
+        drawn = self.control == "fresh" or seed in (None, self.seed)
+        check(drawn, "train.seed", self.seed, rule)
+        return found
+
     def _trained_again(self, model: nn.Module, fit: Fit) -> Mask:
         """Train the mask of a finished search from its start weights, or from a control's."""
-        where, kind = self.config.ticket, self.control
-        found = Ticket.load(finished_folder(where))
+        kind, found = self.control, self._opened(model)
         about = found.provenance
-        check(about.get("search") == "multisp", "multisp.ticket", where, "a ticket of multisp")
-        seed = about.get("seed")
-        rule = f"{seed}, with which the ticket's search drew its start weights"
-        check(kind == "fresh" or seed in (None, self.seed), "train.seed", self.seed, rule)
         levels = {"weights": WeightConfig, "activation": ActivationConfig}
         own = {n: known_config(cls, about.get("config"), n) for n, cls in levels.items()}
         own["patches"] = known_config(PatchConfig, about.get("config"), "patches", ties="index")
@@ -278,11 +293,11 @@ class MultiSp(Search):
                 probe = StemProbe(model)
             optim = LITERAL_SCORES if config.preset == "literal" else None
             searched = self._with_masks(model, Phase("conv_pep", config.stem_epochs, optim))
-            vectors = [p for p in stem_of(model).parameters() if p.ndim < 2]
-            for parameter in vectors:
+            moves = [p for p in stem_of(model).parameters() if p.ndim < 2 and p.requires_grad]
+            for parameter in moves:
                 parameter.requires_grad_(config.weights.learn_norm)
             self._fit(fit, probe, searched)
-            for parameter in vectors:
+            for parameter in moves:
                 parameter.requires_grad_(True)
             if config.stem == "frozen":
                 self._mask = self._collapsed(model)
@@ -376,13 +391,19 @@ class Joint(Search):
         """Epochs of the selector and of the rounds."""
         return _selector_epochs(self.config.patches) + Imp(self.config.imp).planned()
 
-    def find(self, model: nn.Module, fit: Fit) -> Ticket:
-        """Select patches, then prune the encoder; a ConfigError for a model without patches."""
+    def check(self, model: nn.Module) -> None:
+        """Refuse a model without patches, and as `imp`."""
         if stem_of(model) is None:
             raise ConfigError(
-                f"joint needs a model with patches (a ConvPEP); {type(model).__name__} has none: "
+                f"joint needs a model with patches (a stem); {type(model).__name__} has none: "
                 "use imp"
             )
+        check_needs(SCORES[self.config.patches.score], stem_of(model))
+        self.config.imp.prune.weights(model)
+
+    def find(self, model: nn.Module, fit: Fit) -> Ticket:
+        """Select patches, then prune the encoder; a ConfigError for a model without patches."""
+        self.check(model)
         levels = MultiSp(MultiSpConfig(patches=self.config.patches), self.seed)
         levels.select_patches(model, fit)
         inner = Imp(self.config.imp, self.seed)

@@ -41,6 +41,7 @@ from spikeformer_lt.disk import (
     dump_json,
     read_mapping,
     read_record,
+    refuse_link,
     safe_name,
     write_atomic,
 )
@@ -55,8 +56,9 @@ REPORT = {
     **dict.fromkeys(("seed", "test_count", "params", "ledger_samples"), "whole"),
     **dict.fromkeys(("test_accuracy", "val_accuracy", "test_loss", "macs", "sops"), "real"),
     **dict.fromkeys(("sparsity", "firing_rate"), "rates"),
-    **dict.fromkeys(("layers", "purity", "ticket", "choices", "versions"), "names"),
-    **dict.fromkeys(("confusion", "dead_layers", "accuracy_at_t"), "list"),
+    **dict.fromkeys(("layers", "purity", "ticket", "choices", "versions", "augmentation"), "names"),
+    **{"dead_layers": "list", "confusion": "table"},
+    **dict.fromkeys(("accuracy_at_t", "test_accuracy_interval"), "reals"),
 }  # what a report holds, for whoever reads one
 LEFTOVERS = (LOCK, f".{CONFIG}.tmp-")  # what a start that was killed may leave behind
 TABLES = ("summary", "firing")
@@ -318,7 +320,7 @@ class RunChoice:
         if path:
             folder = Path(path)
             if not holds_run(folder):
-                _refuse_foreign(folder)
+                refuse_foreign(folder)
             elif self.resume == "never":
                 differing = ""
                 with contextlib.suppress(ConfigError):
@@ -381,7 +383,12 @@ def read_report(path: Path, error: type[SpikeformerError] = DataError) -> dict[s
     return read_record(path, REPORT, error)
 
 
-def _refuse_foreign(folder: Path) -> None:
+def refuse_foreign(folder: Path) -> None:
+    """Refuse to begin a run in a file, in a folder of other things, or where none can be made."""
+    place = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if place != folder:
+        rule = f"a path in a folder that can be written, which {name_of(place)} is not"
+        check(place.is_dir() and os.access(place, os.W_OK), "run.out", str(folder), rule)
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{name_of(folder)} is a file, not a directory; choose another --run.out")
     names = sorted(os.listdir(folder)) if folder.exists() else []
@@ -403,6 +410,7 @@ def take_lock(folder: Path) -> IO[bytes] | None:
         import fcntl
     except ImportError:  # Windows
         return None
+    refuse_link(folder / LOCK, ConfigError)
     file = open(folder / LOCK, "a+b")  # noqa: SIM115 - open as long as the lock is held
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spikeformer_lt.errors import DataError
+from spikeformer_lt.disk import write_atomic
+from spikeformer_lt.errors import DataError, name_of, shown
 from spikeformer_lt.reports.energy import GROUPS, HOROWITZ, Costs, Energy
 from spikeformer_lt.reports.page import write_csv
 
@@ -69,8 +71,9 @@ def _panels(count: int, most: int, width: float, height: float, more: float = 0.
 
 def _save(made: Any, path: Path, header: Sequence[str], rows: Rows) -> Path:
     """Write a figure and its numbers; returns the path of the figure."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    made.savefig(path)
+    image = io.BytesIO()
+    made.savefig(image)
+    write_atomic(path, image.getvalue(), DataError)
     write_csv(path.with_suffix(".csv"), header, rows)
     return path
 
@@ -99,8 +102,20 @@ def _legend(made: Any, place: str = "right upper", **how: Any) -> None:
 
 
 def _read(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    """Rows of a run's table; a DataError unless each cell but the phase is a number or empty."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            table = list(csv.DictReader(file, restkey="", restval="", strict=True))
+        for line, row in enumerate(table, 2):
+            if "phase" not in row or "" in row:
+                raise ValueError(f"the cells of row {line} are not those of the columns")
+            for name, cell in row.items():
+                if name != "phase" and cell:
+                    float(cell)
+    except (OSError, ValueError, csv.Error) as fault:
+        what = shown(str(fault), 200)
+        raise DataError(f"{name_of(path)} is no table of a run: {what}; move it away") from None
+    return table
 
 
 def _plot_points(axes: Any, points: Sequence[tuple[int, float]], label: str, at: int) -> None:

@@ -112,7 +112,7 @@ class CompactModel(nn.Module):
             check_values(x)
             held.copy_(x)
             graph.replay()
-            return out.clone()
+            return cast(Tensor, out.clone())
 
         return replay
 

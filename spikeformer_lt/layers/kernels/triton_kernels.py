@@ -499,10 +499,13 @@ class AttentionFunction(torch.autograd.Function):
 
         def operations(x: Tensor) -> Tensor:
             q, k, v = x.unflatten(-1, (heads, -1)).permute(3, 0, 1, 4, 2, 5)
-            return (q @ (k.transpose(-2, -1) @ v) * scale).transpose(2, 3).flatten(3)
+            out: Tensor = (q @ (k.transpose(-2, -1) @ v) * scale).transpose(2, 3).flatten(3)
+            return out
 
         gradients = once(kernels)
-        return (again(operations, (x,), grad) if gradients is None else gradients)[0], None, None
+        if gradients is None:
+            gradients = again(operations, (x,), grad)
+        return gradients[0], None, None
 
 
 def _head(x: Tensor, heads: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Networks of timm and torchvision by their names, made for a size of images."""
+"""models.foreign: networks of timm and torchvision by their names, for a size of images."""
 
 from __future__ import annotations
 

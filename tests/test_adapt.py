@@ -269,7 +269,7 @@ def test_a_search_runs_in_a_network_from_python(
     with pytest.raises(ConfigError, match="another"):
         lt.find("snip", net, "digits", resume="auto", **how)
     with pytest.raises(ConfigError, match=r"10 outputs for digits, not 5"):
-        lt.find("random", dense(), "digits", options={**options, "data.image-size": 8})
+        lt.find("snip", dense(), "digits", options={**options, "data.image-size": 8})
 
 
 def of_jelly() -> nn.Module:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -101,7 +98,7 @@ WITH_PATCHES = {"joint", "multisp"}
 NESTED = {"imp", "imp layer", "early_time imp", "joint"}  # what is removed stays removed
 REGROWING = {"edge_popup", "early_time edge_popup", "biprop", "biprop global", "set", "rigl",
              "granet", "multisp"}  # fmt: skip
-MULTI_PHASE = {"imp", "early_time imp", "joint"}
+SEARCH = Path(__file__).with_name("search_fork.py")
 Make = Callable[[], nn.Module]
 
 
@@ -335,48 +332,28 @@ def test_a_search_cut_off_anywhere_ends_with_the_same_ticket(
         assert torch.equal(ticket.tensors[name], value), name
 
 
-@pytest.fixture(scope="module")
-def kill_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Runs a search in a process of its own; returns its exit status and what it left."""
-    server = subprocess.Popen(
-        [sys.executable, "-P", str(Path(__file__).with_name("search_server.py"))],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-
-    def run(case: str, network: str, folder: Path, kill: tuple[int, int] | None) -> int:
-        job = {"case": case, "network": network, "folder": str(folder), "kill": kill}
-        server.stdin.write(json.dumps(job) + "\n")
-        server.stdin.flush()
-        return int(server.stdout.readline())
-
-    yield run
-    server.communicate("end\n", timeout=60)
-
-
 @pytest.mark.parametrize("network", ["spikformer", pytest.param("vgg", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "case",
     [
-        pytest.param(case, marks=() if case in MULTI_PHASE else pytest.mark.slow)
+        pytest.param(case, marks=() if case == "early_time imp" else pytest.mark.slow)
         for case in sorted(TRAINING)
     ],
 )
-def test_a_search_killed_amid_every_round_ends_with_the_same_ticket(
-    case, network, kill_server, tmp_path
-):
+def test_a_search_killed_amid_every_round_ends_with_the_same_ticket(case, network, forks, tmp_path):
     """SIGKILL, after the second optimizer step of each phase in turn."""
+
+    def run(name: str, *kill: int) -> int:
+        return forks.start(SEARCH, case, network, tmp_path / name, *kill).wait()
+
     if case in WITH_PATCHES and network == "vgg":
         pytest.skip("it needs patches; its own tests ask for a clear refusal")
-    assert kill_server(case, network, tmp_path / "whole", None) == 0
+    assert run("whole") == 0
     whole = Ticket.load(tmp_path / "whole" / "ticket")
     phases = [p for p in whole.provenance["phases"] if p["epochs"]]
     for number in range(len(phases)):
-        code = kill_server(case, network, tmp_path / "killed", (number, 2))
-        assert code == -signal.SIGKILL, number
-    assert kill_server(case, network, tmp_path / "killed", None) == 0
+        assert run("killed", number) == -signal.SIGKILL, number
+    assert run("killed") == 0
     ticket = Ticket.load(tmp_path / "killed" / "ticket")
     assert ticket.mask.sha256 == whole.mask.sha256
     for name, value in whole.tensors.items():

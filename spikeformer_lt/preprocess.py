@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from spikeformer_lt.config import check, flat_values, from_dict, to_dict
-from spikeformer_lt.errors import ConfigError, TicketError, one_of, shown
+from spikeformer_lt.config import check, check_fields, flat_values, from_dict, to_dict
+from spikeformer_lt.errors import ConfigError, TicketError, shown
 
 CHANNELS = {"RGB": 3, "grey": 1, "off,on": 2}
 WAYS = ("n_event_bins", "n_time_bins", "time_window")
@@ -37,8 +37,7 @@ class Recordings:
     """Unit of the times in npy files; events in memory are in microseconds."""
 
     def __post_init__(self) -> None:
-        one_of("by", self.by, WAYS)
-        one_of("values", self.values, VALUES)
+        check_fields(self, by=WAYS, values=VALUES)
         for side in self.sensor:
             check(1 <= side <= LARGEST_SIDE, "sensor", side, f"1 to {LARGEST_SIDE} pixels a side")
         check(1 <= self.T <= LARGEST_T, "T", self.T, f"1 to {LARGEST_T} frames")
@@ -70,7 +69,7 @@ class Preprocess:
     """Of event sets alone."""
 
     def __post_init__(self) -> None:
-        one_of("channels", self.channels, CHANNELS)
+        check_fields(self, channels=CHANNELS)
         size, count = self.image_size, len(self.classes)
         check(1 <= size <= LARGEST_SIDE, "image_size", size, f"1 to {LARGEST_SIDE} pixels")
         fits = {len(self.mean), len(self.std)} == {self.in_channels}

@@ -16,9 +16,8 @@ from torch import nn
 from spikeformer_lt import create_dataset, create_model
 from spikeformer_lt.errors import ConfigError, Interrupted, NonFiniteError
 from spikeformer_lt.images.augment import Augment, Mixing, normalize
-from spikeformer_lt.step import Step
 from spikeformer_lt.training.monitor import spiking_layers
-from spikeformer_lt.training.options import OptimConfig, TrainConfig
+from spikeformer_lt.training.options import OptimConfig, Step, TrainConfig
 from spikeformer_lt.training.phase import Capture, Hook, Phase
 from spikeformer_lt.training.run import RunDir
 from spikeformer_lt.training.trainer import Trainer

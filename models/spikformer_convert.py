@@ -10,14 +10,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from spikeformer_lt.bundle import staged
+from spikeformer_lt.bundle import refuse_foreign, staged
 from spikeformer_lt.config import check
 from spikeformer_lt.disk import sha256_of
 from spikeformer_lt.errors import CheckpointError, near
@@ -54,27 +54,33 @@ class Translation:
 
 
 def convert(
-    source: str | Path, name: str, out: str | Path, ema: bool = False, **chosen: Any
+    source: str | Path,
+    name: str,
+    out: str | Path,
+    ema: bool = False,
+    overwrite: bool = False,
+    **chosen: Any,
 ) -> str:
     """Write a published checkpoint as a ticket that removes nothing, and its ``config.json``.
 
     Args:
         source: the checkpoint; see `read_foreign`.
         name: the registered model that it is of.
-        out: new or empty folder.
+        out: new or empty folder, or with `overwrite` what an earlier call wrote.
         ema: take the averaged weights.
+        overwrite: replace that.
         chosen: model arguments that no tensor tells, where they are not the model's own.
 
     Returns:
         Lines that say what was read, told and written.
 
     Raises:
-        ConfigError: files in `out`, a model without published checkpoints, or a wrong argument.
+        TicketError: something else in `out`.
+        ConfigError: a model without published checkpoints, or a wrong argument.
         CheckpointError: the file is refused or does not fit; nothing is written.
     """
-    out = Path(out)
-    taken = [n for n in ("model.safetensors", "config.json") if (out / n).exists()]
-    check(not taken, "out", str(out), f"a new folder; it already holds {', '.join(taken)}")
+    out, kind = Path(out), replace(TICKET, files=(*TICKET.files, "config.json"))
+    refuse_foreign(out, kind, overwrite)
     with torch.device("meta"):
         named: Any = create_model(name)
     published = hasattr(named, "translate")
@@ -93,7 +99,7 @@ def convert(
     }
     layers = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     mask = Mask({f"{n}.weight": torch.ones(m.weight.shape, dtype=torch.bool) for n, m in layers})
-    with staged(out, TICKET) as stage:
+    with staged(out, kind, overwrite) as stage:
         stage.write_tensors("mask.safetensors", mask, mask.facts())
         stage.write_tensors("model.safetensors", model.state_dict(), {"kind": "model", **about})
         stage.write("config.json", (json.dumps(about, indent=2) + "\n").encode())

@@ -25,6 +25,8 @@ class Convert:
     """The registered model that it is a checkpoint of."""
     out: str = ""
     """New folder for the ticket, which removes no weight, and its config.json."""
+    overwrite: bool = False
+    """Replace a folder that an earlier call wrote, and no other."""
     ema: bool = False
     """Take the averaged weights (state_dict_ema) of a training checkpoint."""
     T: int | None = None
@@ -45,7 +47,7 @@ def main(cfg: Convert) -> None:
     from spikeformer_lt.models.spikformer_convert import convert
 
     chosen = {name: value for name in UNTOLD if (value := asdict(cfg)[name]) is not None}
-    print(convert(cfg.source, cfg.model, cfg.out, cfg.ema, **chosen))
+    print(convert(cfg.source, cfg.model, cfg.out, cfg.ema, cfg.overwrite, **chosen))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from spikeformer_lt.cli import IMAGES_SMALL, ImageRecipe, transfer
 from spikeformer_lt.config import check, check_fields, run_recipe
-from spikeformer_lt.tickets import NORMS
+from spikeformer_lt.tickets import CONTROLS, NORMS
 
 SMALL = {name: IMAGES_SMALL[name] for name in ("train.batch_size", "train.optim")} | {"epochs": 8}
 
@@ -30,11 +30,14 @@ class TransferCifar(ImageRecipe):
     """Training images that statistics are estimated on."""
     fresh: tuple[str, ...] = ()
     """Layers that keep this run's own start weights and no mask, such as head for other classes."""
+    control: str = "none"
+    """none, or what the ticket is compared with: random (its weights at random places of each
+    layer), shuffle (permuted within each layer) or fresh (start weights drawn anew)."""
     epochs: int = 300
     """Epochs of training from the ticket."""
 
     def __post_init__(self) -> None:
-        check_fields(self, norm=NORMS, norm_images=2)
+        check_fields(self, norm=NORMS, norm_images=2, control=CONTROLS)
 
 
 def main(cfg: TransferCifar) -> None:

@@ -29,6 +29,7 @@ from spikeformer_lt.disk import (
     pack_tensors,
     parse_json,
     read_regular,
+    refuse_link,
     safe_name,
     sha256_of,
     sync_folder,
@@ -115,15 +116,14 @@ def staged(folder: str | Path, kind: BundleKind, overwrite: bool = False) -> Ite
             was there is untouched.
     """
     folder = Path(folder)
-    folder = folder.resolve() if folder.is_dir() else folder
     recover(folder)
-    _refuse_foreign(folder, kind, overwrite)
+    refuse_foreign(folder, kind, overwrite)
     with contextlib.ExitStack() as cleaning:
         try:
             stage = Stage(_new_stage(folder, cleaning), kind)
             yield stage
             sync_folder(stage.path)
-            _refuse_foreign(folder, kind, overwrite)
+            refuse_foreign(folder, kind, overwrite)
             _publish(stage.path, folder)
         except OSError as fault:
             free = f"{free_bytes(folder.parent)} bytes free"
@@ -275,9 +275,12 @@ def outputs(folder: str | Path, overwrite: bool, *patterns: str) -> Iterator[Non
     def there() -> Iterator[Path]:
         return (path for pattern in patterns for path in sorted(folder.glob(pattern)))
 
-    for path in there() if not (overwrite or unfinished) else ():
+    for path in there():
+        refuse_link(path, ConfigError)
+        if overwrite or unfinished:
+            continue
         name = path.relative_to(folder).as_posix()
-        if not path.is_file() or path.is_symlink() or known.get(name) != sha256_of(path):
+        if not path.is_file() or known.get(name) != sha256_of(path):
             raise ConfigError(
                 f"{name_of(path)} is there, and not as this command wrote it; choose another --out "
                 "or replace it with --overwrite"
@@ -341,9 +344,11 @@ def claim(path: Path, held: contextlib.ExitStack) -> bool:
     return True
 
 
-def _refuse_foreign(folder: Path, kind: BundleKind, overwrite: bool) -> None:
+def refuse_foreign(folder: Path, kind: BundleKind, overwrite: bool) -> None:
+    """Refuse to publish at a link, and in a folder that holds anything else than the kind."""
+    refuse_link(folder, kind.error)
     if not folder.is_dir():
-        if folder.exists() or folder.is_symlink():
+        if folder.exists():
             raise kind.error(f"{name_of(folder)} is a file; give a folder's name")
         return
     there = sorted(entry.name for entry in folder.iterdir())

@@ -11,14 +11,12 @@ import glob
 import itertools
 import json
 import logging
-import runpy
 import shlex
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from spikeformer_lt.bundle import outputs as outputs  # recipes take it from here
 from spikeformer_lt.config import (
@@ -26,7 +24,6 @@ from spikeformer_lt.config import (
     check,
     check_fields,
     entry_options,
-    exit_after,
     extended,
     flat_values,
     given_options,
@@ -160,8 +157,8 @@ def find(
     chosen = _chosen(choose, experiment.cfg)
     presets.refuse_overruled(experiment.cfg, given_options(cfg), chosen)
     if cfg.run.dry_run:
-        every = (chosen[1], *(inside for _, inside in chosen[2:]))
-        print(experiment.dry_run(c.prune.weights for c in every if hasattr(c, "prune")))
+        tried = _made(chosen, cfg.train.seed, None)
+        print(experiment.dry_run(tried.check if isinstance(tried, Search) else None))
         return
     with experiment:
         model, fit = experiment.model(), experiment.trainer.fit
@@ -283,6 +280,7 @@ def transfer(cfg: Any, small: Mapping[str, Any]) -> None:
     digits. A ticket whose provenance names no model, or that does not fit, is a TicketError.
     """
     from spikeformer_lt.reports import write_report
+    from spikeformer_lt.rng import seed_for
     from spikeformer_lt.ticket import Ticket, start_folder
     from spikeformer_lt.tickets import apply_surgery, retrain, transfer_ticket, with_phase
     from spikeformer_lt.training import Experiment
@@ -307,7 +305,8 @@ def transfer(cfg: Any, small: Mapping[str, Any]) -> None:
         if cfg.norm == "estimate":
             batches = trainer.batch(cfg.norm_images)[0].split(cfg.train.batch_size)
         model.to(trainer.accelerator.device)
-        how = {"norm": cfg.norm, "batches": batches, "fresh": cfg.fresh}
+        how = {"norm": cfg.norm, "batches": batches, "fresh": cfg.fresh, "control": cfg.control}
+        how["seed"] = seed_for(cfg.train.seed, "transfer control")
         moved = transfer_ticket(found, model, **how, **changed)
         start = Ticket(moved.mask, moved.tensors, {**moved.provenance, "trained": False})
         ticket = experiment.save_ticket(start)
@@ -566,32 +565,3 @@ def _check_sparsity(search: str, groups: Mapping[str, Any], options: Sequence[st
         hint = " and ".join(f"--{group}.{name}" for name in own)
         raise ConfigError(f"--sparsity is not allowed: {search} has no single rate; give {hint}")
     return rated
-
-
-def run_command(argv: Sequence[str], prog: str) -> None:
-    """Run ``run RECIPE ...``: a recipe of the package; another name is a ConfigError."""
-    names = sorted(path.stem for path in RECIPES.glob("*.py"))
-    name = argv[0].replace("-", "_") if argv else ""
-    if name not in names:
-        hint = f"unknown recipe {shown(argv[0])}{near(name, names) or ';'}" if argv else "name one:"
-        raise ConfigError(f"{hint} the recipes are {', '.join(names)}")
-    sys.argv = [f"{prog} {name}", *argv[1:]]
-    runpy.run_module(f"spikeformer_lt.recipes.{name}", run_name="__main__", alter_sys=True)
-
-
-def main(argv: Sequence[str] | None = None, prog: str = "spikeformer-lt") -> NoReturn:
-    """Run the command line and exit, as `config.run_recipe` does."""
-    given = list(sys.argv[1:] if argv is None else argv)
-
-    def act() -> None:
-        command = given[0] if given else "--help"
-        commands = {"find": find_command, "run": run_command}
-        if command == "--help":
-            print(f"usage: {prog} find SEARCH [options] | {prog} run RECIPE [options]")
-        elif command not in commands:
-            hint = near(command, commands) or ";"
-            raise ConfigError(f"unknown command {shown(command)}{hint} allowed: find, run")
-        else:
-            commands[command](given[1:], f"{prog} {command}")
-
-    exit_after(act, given)

@@ -23,20 +23,23 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, Union
 
+import yaml
+
 from spikeformer_lt.disk import read_mapping, safe_name, write_atomic
 from spikeformer_lt.errors import ConfigError, Interrupted, SpikeformerError, near, shown
 from spikeformer_lt.registry import config_class, use_plugins
 
 C = TypeVar("C")
-_ALWAYS = ("help", "config", "debug", "plugins", "dry_run")
+_ALWAYS = ("help", "config", "debug", "plugins", "dry_run", "print_config")
 _GIVEN = "_given_options"
 _HELP = (
     "Beside the options below: --config FILE (.yaml or .json) gives values that options override; "
     "--plugins FILE.py [FILE.py ...] imports models, data sets and searches of your own; "
-    "--dry-run checks options, data and memory and makes nothing; --debug shows the traceback of "
-    "an error."
+    "--dry-run checks options, data and memory and makes nothing; --print-config prints the values "
+    "as a file for --config; --debug shows the traceback of an error."
 )
-DRY_RUN = "--dry-run"
+DRY_RUN, PRINT_CONFIG = "--dry-run", "--print-config"
+_ASSIGNED = re.compile(r"[a-z]\w*(\.[A-Za-z][\w-]*)+=")  # group.field=value
 INT_LIMIT, TEXT_LIMIT = 2**63, 4096
 
 
@@ -44,7 +47,8 @@ def parse(cls: type[C], argv: Sequence[str] | None = None, prog: str | None = No
     """Make a configuration from command-line options ``--group.field value``.
 
     In option names '-' and '_' are alike. A boolean is ``--group.field`` or ``--group.no-field``.
-    ``--config FILE`` gives values that the other options override; ``--plugins FILE.py`` imports
+    ``group.field=value`` does as well. ``--config FILE`` gives values that the others override,
+    ``--print-config`` prints such a file and exits; ``--plugins FILE.py`` imports
     files that register names. The named model and data set add their own: ``--my-net.width``.
 
     `cls` is a nested frozen dataclass, every field with a default; `argv` and the program's name
@@ -54,6 +58,7 @@ def parse(cls: type[C], argv: Sequence[str] | None = None, prog: str | None = No
 
     prog = prog or Path(sys.argv[0]).name
     given = [token for token in (sys.argv[1:] if argv is None else argv) if token != "--debug"]
+    given = [f"--{token}" if _ASSIGNED.match(token) else token for token in given]
     rest, files = _taken(given, "--config", most=1)
     if len(files) > 1:
         raise ConfigError(f"--config is there twice: {shown(files[0])} and {shown(files[1])}")
@@ -62,7 +67,8 @@ def parse(cls: type[C], argv: Sequence[str] | None = None, prog: str | None = No
     in_file = read_mapping(files[0]) if files else {}
     cls = with_entries(cls, rest, in_file)
     options = dict(_options(cls))
-    rest = _with_dry_run(rest, options)
+    printing = PRINT_CONFIG in rest
+    rest = _with_dry_run([token for token in rest if token != PRINT_CONFIG], options)
     _refuse_unknown(rest, options)
     _refuse_contradictions(rest, options)
     default = load_config(cls, files[0]) if files else tyro.MISSING_NONPROP
@@ -78,12 +84,15 @@ def parse(cls: type[C], argv: Sequence[str] | None = None, prog: str | None = No
         raise _as_config_error(stop, complaint.getvalue(), options, prog) from None
     named = {name for token in rest if (name := _option_of(token, options)) in options}
     named |= {name.replace("-", "_") for name, _ in flat_values(in_file)}
-    check_values(made)
+    check_limits(made)
     object.__setattr__(made, _GIVEN, frozenset(named))
+    if printing:
+        sys.stdout.write(yaml.safe_dump(to_dict(made), sort_keys=False, allow_unicode=True))
+        raise SystemExit(0)
     return typing.cast(C, made)
 
 
-def check_values(cfg: Any) -> None:
+def check_limits(cfg: Any) -> None:
     """Refuse what no field of a configuration takes, by a ConfigError.
 
     These are numbers that are not finite or have more than 63 bits, and texts with a null byte or
@@ -240,6 +249,11 @@ def _as_typed(text: str, argv: Sequence[str]) -> str:
     field = found[1].replace("-", "_")
     same = {f for f in flags if f"--.{f[2:]}".replace("-", "_").endswith(f".{field}")}
     return f"{same.pop()[: -len(field)]}{text}" if len(same) == 1 else text
+
+
+def option_names(cls: Any) -> list[str]:
+    """Names "group.field" of the options of a configuration class, in order."""
+    return [name for name, _ in _options(cls)]
 
 
 def _options(cls: Any, where: str = "") -> Iterator[tuple[str, Any]]:

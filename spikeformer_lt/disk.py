@@ -82,15 +82,23 @@ def write_through(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def refuse_link(path: Path, error: type[SpikeformerError]) -> None:
+    """Refuse to publish at a link: neither it nor what it names is replaced."""
+    if path.is_symlink():
+        raise error(f"{name_of(path)} is a link, which is never replaced; give a path that is none")
+
+
 def write_atomic(
     path: str | Path, data: bytes, error: type[SpikeformerError] = CheckpointError
 ) -> None:
     """Write a file so that a reader sees the old content or the new one; its folder is made.
 
     Raises:
-        SpikeformerError: (as `error`) the disk refuses; the previous file is untouched.
+        SpikeformerError: (as `error`) the path is a link, or the disk refuses; the previous file is
+            untouched.
     """
-    path = Path(os.path.realpath(path))  # what a link names is written, and the link stays
+    path = Path(path)
+    refuse_link(path, error)
     stage = path.with_name(f".{path.name[:NAME_LIMIT]}.tmp-{uuid.uuid4().hex[:12]}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

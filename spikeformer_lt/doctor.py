@@ -194,10 +194,10 @@ def examine(root: str = "data", data: bool = True) -> Iterator[Finding]:
         yield from check_data(root)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "python -m spikeformer_lt.doctor") -> int:
     """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m spikeformer_lt.doctor",
+        prog=prog,
         description="Look at this installation, its data and its processes; print what to do.",
     )
     parser.add_argument("--data", default="data", help="folder of data sets (default: data)")

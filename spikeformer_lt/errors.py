@@ -86,4 +86,4 @@ def one_of(field: str, value: object, allowed: Iterable[str]) -> None:
     """Refuse a value that is not among the allowed words, by a ConfigError that lists them."""
     if value not in (words := list(allowed)):
         hint = near(str(value), words) or ";"
-        raise ConfigError(f"{field}={value!r} is not allowed{hint} use {', '.join(words)}")
+        raise ConfigError(f"{field}={shown(value)} is not allowed{hint} use {', '.join(words)}")

@@ -119,6 +119,11 @@ class Preprocess:
         """The entry of a ticket's provenance that `known` reads."""
         return {_KEY: to_dict(self)}
 
+    def facts(self) -> dict[str, Any]:
+        """What changes the input of a network, by name: not the form of files nor their camera."""
+        own = dict(flat_values(to_dict(self)))
+        return {k: v for k, v in own.items() if k.partition(".")[2] not in _OF_FILES}
+
     def refuse_other(self, other: Preprocess, whose: str, name: str) -> None:
         """Refuse the data set `name`, which prepares samples as `other` says, not as `whose` does.
 
@@ -127,9 +132,9 @@ class Preprocess:
         Raises:
             ConfigError: the first field that differs, with both values.
         """
-        mine, theirs = (dict(flat_values(to_dict(one))) for one in (self, other))
+        mine, theirs = (one.facts() for one in (self, other))
         numbers = [str(number) for number in range(len(self.classes))]
-        free = {"recordings.T", *(f"recordings.{name}" for name in _OF_FILES)}
+        free = {"recordings.T"}
         if len(self.classes) == len(other.classes) and numbers in (
             mine["classes"],
             theirs["classes"],

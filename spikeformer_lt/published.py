@@ -28,7 +28,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, TypeVar, cast
 
 from spikeformer_lt.bundle import claim
-from spikeformer_lt.disk import free_bytes, sync_folder, write_atomic
+from spikeformer_lt.disk import free_bytes, refuse_link, sync_folder, write_atomic
 from spikeformer_lt.errors import ConfigError, DataError, name_of, shown
 
 T = TypeVar("T")
@@ -212,6 +212,8 @@ def fetch(
         return check_hashes(path)
     opener = urllib.request.build_opener(_HttpsOnly(), *handlers)
     part = path.with_name(path.name + ".part")
+    for target in (path, part):
+        refuse_link(target, DataError)
     again = "; run again to go on from what is there, or put the file there by hand"
     by_hand = f"{again}: {name_of(path)}, which is {file}"
     try:
@@ -339,7 +341,8 @@ def unpack(
     Raises:
         DataError: a link, a device, a name that leaves `folder` or means another place elsewhere,
             two members of one name (letter case aside), encryption, too many bytes or members, a
-            damaged archive, a full disk; the member is named and nothing was moved into `folder`.
+            damaged archive, a link in `folder` where a member goes, a full disk; the member is
+            named and nothing was moved into `folder`.
     """
     folder, name = Path(folder), name_of(archive)
     kind = "zip" if Path(archive).suffix.lower() == ".zip" else "tar"
@@ -357,6 +360,8 @@ def unpack(
             limit = max_bytes + _HEADERS * (max_members + 256)
             members = _zip_members(packed) if kind == "zip" else _tar_members(packed, name, limit)
             files = _write(members, Path(stage), name, max_bytes, max_members)
+            for place in {place for file in files for place in (file, *file.parents[:-1])}:
+                refuse_link(folder / place, DataError)
             for file in files:
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(Path(stage, file), folder / file)

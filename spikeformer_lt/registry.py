@@ -258,6 +258,7 @@ register_model, list_models = _models.register, _models.names
 register_dataset, list_datasets = _datasets.register, _datasets.names
 register_search, list_searches = _searches.register, _searches.names
 create_model: Callable[..., nn.Module] = _models.create
+model_factory = _models.factory
 create_dataset, dataset_factory = _datasets.create, _datasets.factory
 create_search = _searches.create
 

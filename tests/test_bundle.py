@@ -149,12 +149,31 @@ def test_a_file_that_comes_while_the_stage_is_filled_is_not_replaced(tmp_path: P
     assert sorted(os.listdir(folder)) == ["a.txt", "notes.txt", "parcel.json"]
 
 
-def test_a_link_to_a_folder_stays_a_link(tmp_path: Path) -> None:
+@pytest.mark.fault(52)
+@pytest.mark.parametrize("target", ["p", "empty", "nowhere"])
+def test_a_link_as_target_is_refused(tmp_path: Path, target: str) -> None:
     save(tmp_path / "p", "old")
-    (tmp_path / "link").symlink_to("p")
-    save(tmp_path / "link", "new", overwrite=True)
-    assert (tmp_path / "link").is_symlink()
-    assert content(tmp_path / "p") == "new"
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(target)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(TicketError, match="link' is a link, which is never replaced"):
+        save(tmp_path / "link", "new", overwrite=True)
+    assert sorted(tmp_path.rglob("*")) == before and content(tmp_path / "p") == "old"
+
+
+def test_a_link_that_comes_while_the_stage_is_filled_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TicketError, match="is a link"):  # noqa: PT012, SIM117
+        with staged(tmp_path / "p", KIND) as stage:
+            stage.seal({})
+            (tmp_path / "p").symlink_to("nowhere")
+    assert os.listdir(tmp_path) == ["p"] and (tmp_path / "p").is_symlink()
+
+
+def test_a_link_above_the_target_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "runs").symlink_to("disk")
+    save(tmp_path / "runs" / "p", "new")
+    assert content(tmp_path / "disk" / "p") == "new"
 
 
 def test_leftovers_of_a_kill_are_swept_by_the_next_save(tmp_path: Path) -> None:

@@ -14,10 +14,12 @@ from collections.abc import Sequence
 from spikeformer_lt.errors import SpikeformerError
 from spikeformer_lt.events.recording import FIELDS, UNITS, Sensor, parse_columns
 
+PROGRAM = "python -m spikeformer_lt.events"
 
-def main(argv: Sequence[str] | None = None) -> int:
+
+def main(argv: Sequence[str] | None = None, prog: str = PROGRAM) -> int:
     """Run the command line, by default that of the process, and return the exit status."""
-    options = _parser().parse_args(argv)
+    options = _parser(prog).parse_args(argv)
     # Each fault is in the report, once; the same lines as warnings would bury it.
     logger = logging.getLogger("spikeformer_lt")
     level = logger.level
@@ -51,8 +53,8 @@ class _Usual(str):
     __slots__ = ()
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m spikeformer_lt.events")
+def _parser(prog: str = PROGRAM) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog)
     commands = parser.add_subparsers(dest="command", required=True)
     told = "read every recording and report counts, durations, rates and faults"
     check = commands.add_parser("check", help=told)

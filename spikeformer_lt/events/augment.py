@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from spikeformer_lt.config import check
-from spikeformer_lt.errors import ConfigError, DataError, near
+from spikeformer_lt.errors import ConfigError, DataError, near, shown
 
 _BINS = 31  # strengths of an operation, evenly spaced
 _SHEAR, _SHIFT, _TURN = math.degrees(0.3), 5, -30.0  # largest: degrees, pixels, degrees
@@ -54,7 +54,7 @@ class EventAugment:
         """
         if name not in _PRESETS:
             raise ConfigError(
-                f"augment={name!r} is not a preset for events{near(name, _PRESETS) or ';'} "
+                f"augment={shown(name)} is not a preset for events{near(name, _PRESETS) or ';'} "
                 f"allowed: {', '.join(sorted(_PRESETS))}"
             )
         return _PRESETS[name]

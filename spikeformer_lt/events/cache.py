@@ -8,6 +8,7 @@ may build one cache: the later rename wins with the same bytes.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import json
@@ -94,6 +95,8 @@ class FrameCache:
         stage = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:12]}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            if path.is_symlink() or (self.folder / "key.json").is_symlink():
+                raise FileExistsError(errno.EEXIST, "a link is in the place of an entry")
             self._open()
             try:
                 with open(stage, "xb") as file, contextlib.ExitStack() as held:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spikeformer_lt.config import check
-from spikeformer_lt.errors import ConfigError, DataError, name_of
+from spikeformer_lt.errors import ConfigError, DataError, name_of, shown
 from spikeformer_lt.events.cache import FrameCache, MemoryCache, source_of
 from spikeformer_lt.events.formats import FileReader
 from spikeformer_lt.events.frame import EventDataOptions, EventOptions, narrow, to_frames
@@ -134,8 +134,8 @@ def event_splits(
     if events.unit is not None or events.columns is not None:
         if not isinstance(source.read, FileReader):
             raise ConfigError(
-                f"unit={events.unit!r} and columns={events.columns!r} are not allowed: the "
-                f"recordings of {split.name} are not read from files"
+                f"unit={shown(events.unit)} and columns={shown(events.columns)} are not allowed: "
+                f"the recordings of {split.name} are not read from files"
             )
         source = replace(source, read=source.read.reading(events.unit, events.columns))
     check(1 <= size <= _LARGEST_SIZE, "image_size", size, f"1 to {_LARGEST_SIZE} pixels")

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spikeformer_lt.config import check
-from spikeformer_lt.errors import ConfigError, DataError, one_of
+from spikeformer_lt.errors import ConfigError, DataError, one_of, shown
 from spikeformer_lt.events.recording import EVENTS, UNITS, Events, Sensor, parse_columns
 from spikeformer_lt.events.validate import ACTIONS, Policy
 from spikeformer_lt.preprocess import LARGEST_T, VALUES, WAYS
@@ -61,7 +61,7 @@ class Framing:
         check(sound, "T", T, f"a whole number, 1 to {LARGEST_T}")
         if by_window != (window_us is not None):
             raise ConfigError(
-                f"window_us={window_us!r} is not allowed with by={self.by}: it belongs to "
+                f"window_us={shown(window_us)} is not allowed with by={self.by}: it belongs to "
                 "time_window, which needs it"
             )
         sound = window_us is None or (type(window_us) is int and window_us >= 1)

@@ -109,12 +109,12 @@ def columns_of(events: Any, source: str, order: Sequence[str] = FIELDS) -> dict[
         column = found.get(name)
         if column is None:
             raise DataError(
-                f"{source}: no field {name!r}{near(name, found) or ';'} found: "
+                f"{source}: no field {shown(name)}{near(name, found) or ';'} found: "
                 f"{', '.join(map(shown, found)) or 'none'}; needed: x, y, p and t_us"
             )
         if column.ndim != 1 or column.dtype.kind not in "biuf":
             raise DataError(
-                f"{source}: field {name!r} is {column.dtype} {list(column.shape)}; needed are "
+                f"{source}: field {shown(name)} is {column.dtype} {list(column.shape)}; needed are "
                 "numbers in one dimension"
             )
     lengths = {name: len(found[name]) for name in FIELDS}

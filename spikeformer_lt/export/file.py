@@ -253,7 +253,7 @@ def write_packed(
         ExportError: an unknown precision, a tensor that cannot be stored (named), or a full disk.
     """
     if precision not in PRECISIONS:
-        raise ExportError(f"precision={precision!r} is not one of {', '.join(PRECISIONS)}")
+        raise ExportError(f"precision={shown(precision)} is not one of {', '.join(PRECISIONS)}")
     writer = Writer(precision)
     for name, tensor in ticket.tensors.items():
         writer.add(name, tensor, ticket.mask.get(name))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from spikeformer_lt.config import check, check_fields
-from spikeformer_lt.errors import ConfigError, near, one_of
+from spikeformer_lt.errors import ConfigError, near, one_of, shown
 from spikeformer_lt.rng import isolated_rng
 
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "random")
@@ -61,7 +61,7 @@ class Augment:
         """
         if name not in _PRESETS:
             hint = f"{near(name, _PRESETS) or ';'} allowed: {', '.join(sorted(_PRESETS))}"
-            raise ConfigError(f"augment={name!r} is not a preset{hint}")
+            raise ConfigError(f"augment={shown(name)} is not a preset{hint}")
         return _PRESETS[name]
 
     def check(self) -> None:
@@ -180,7 +180,7 @@ class TrainTransform:
         from timm.data.auto_augment import rand_augment_transform
         from timm.data.transforms import str_to_pil_interp
 
-        augment, where = self.augment, f"auto_augment={self.augment.auto_augment!r}"
+        augment, where = self.augment, f"auto_augment={shown(self.augment.auto_augment)}"
         if len(self.mean) != 3:
             raise ConfigError(f"{where} needs 3 channels, not {len(self.mean)}")
         # The numbers below are those of timm's own create_transform.

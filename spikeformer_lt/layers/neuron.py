@@ -53,7 +53,7 @@ def _configured(neuron: NeuronConfig | None, constants: dict[str, Any]) -> Neuro
     for name in constants:
         if name not in _CONSTANTS:
             hint = near(name, _CONSTANTS)
-            raise ConfigError(f"{name!r} is not an option of a neuron{hint}; {_CONSTANTS}")
+            raise ConfigError(f"{shown(name)} is not an option of a neuron{hint}; {_CONSTANTS}")
     return replace(neuron or NeuronConfig(), **constants)
 
 

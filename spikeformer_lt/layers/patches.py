@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spikeformer_lt.errors import ConfigError
+from spikeformer_lt.errors import ConfigError, shown
 from spikeformer_lt.layers.attention import EncoderBlock, SpikingMLP, SpikingSelfAttention
 from spikeformer_lt.layers.inputs import autocasts, transformed
 from spikeformer_lt.layers.units import declared_part
@@ -169,7 +169,7 @@ SCORES: dict[str, type[PatchScore]] = {
 def make_score(kind: str, dim: int, num_classes: int, num_heads: int) -> PatchScore:
     """Build a patch score by name."""
     if kind not in SCORES:
-        raise ConfigError(f"patch score {kind!r} is not one of {', '.join(SCORES)}")
+        raise ConfigError(f"patch score {shown(kind)} is not one of {', '.join(SCORES)}")
     sizes = {"attention": (dim, num_classes, num_heads), "gumbel": (dim,)}
     return SCORES[kind](*sizes.get(kind, ()))
 
@@ -253,9 +253,9 @@ class PatchSelect(nn.Module):
         if not 0 <= sparsity < 1:
             raise ConfigError(f"patch sparsity={sparsity} is outside [0, 1)")
         if space not in ("token", "pixel"):
-            raise ConfigError(f"patch space={space!r} is not one of token, pixel")
+            raise ConfigError(f"patch space={shown(space)} is not one of token, pixel")
         if ties not in ("hash", "index"):
-            raise ConfigError(f"patch ties={ties!r} is not one of hash, index")
+            raise ConfigError(f"patch ties={shown(ties)} is not one of hash, index")
         self.score, self.sparsity, self.space = score, sparsity, space
         self.rescale, self.ties = rescale, ties
         self.train(self.training)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikeformer_lt.errors import ConfigError, MaskError
+from spikeformer_lt.errors import ConfigError, MaskError, shown
 from spikeformer_lt.layers.inputs import transformed
 from spikeformer_lt.layers.kernels.reference import straight_through
 from spikeformer_lt.mask import Mask
@@ -99,7 +99,7 @@ class _Subnet(nn.Module):
     ) -> None:
         super().__init__(**_geometry(layer))
         if learn not in LEARN:
-            raise ConfigError(f"learn={learn!r} is not one of {', '.join(LEARN)}")
+            raise ConfigError(f"learn={shown(learn)} is not one of {', '.join(LEARN)}")
         self.learn, self.binary, self.per_filter = learn, binary, per_filter
         self.anneal = 0.0
         weight = self.weight = layer.weight

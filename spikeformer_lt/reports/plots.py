@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from spikeformer_lt.disk import write_atomic
 from spikeformer_lt.errors import DataError
 from spikeformer_lt.reports.energy import GROUPS, HOROWITZ, Costs, Energy
 from spikeformer_lt.reports.page import write_csv
@@ -69,8 +71,9 @@ def _panels(count: int, most: int, width: float, height: float, more: float = 0.
 
 def _save(made: Any, path: Path, header: Sequence[str], rows: Rows) -> Path:
     """Write a figure and its numbers; returns the path of the figure."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    made.savefig(path)
+    image = io.BytesIO()
+    made.savefig(image)
+    write_atomic(path, image.getvalue(), DataError)
     write_csv(path.with_suffix(".csv"), header, rows)
     return path
 

@@ -5,15 +5,15 @@ from typing import TYPE_CHECKING
 from spikeformer_lt.lazy import lazy
 
 __all__ = [
-    "NORMS", "ActivationConfig", "Biprop", "BipropConfig", "EarlyBird", "EarlyBirdConfig",
-    "EarlyTime", "EarlyTimeConfig", "EdgePopup", "EdgePopupConfig", "Grasp", "GraspConfig", "Imp",
-    "ImpConfig", "Joint", "JointConfig", "Magnitude", "MagnitudeConfig", "MultiSp",
-    "MultiSpConfig", "Nm", "NmConfig", "OneShotConfig", "PatchConfig", "PruneConfig",
+    "CONTROLS", "NORMS", "ActivationConfig", "Biprop", "BipropConfig", "EarlyBird",
+    "EarlyBirdConfig", "EarlyTime", "EarlyTimeConfig", "EdgePopup", "EdgePopupConfig", "Grasp",
+    "GraspConfig", "Imp", "ImpConfig", "Joint", "JointConfig", "Magnitude", "MagnitudeConfig",
+    "MultiSp", "MultiSpConfig", "Nm", "NmConfig", "OneShotConfig", "PatchConfig", "PruneConfig",
     "RandomConfig", "RandomTicket", "Search", "Snip", "SnipConfig", "SparseTraining",
     "SparseTrainingConfig", "Synflow", "SynflowConfig", "WeightConfig", "apply_surgery",
     "dead_filters", "estimate_norms", "find_groups", "magnitudes", "model_from_ticket",
-    "on_encoder", "preset_optim", "prunable", "retrain", "set_activation", "set_patches", "shrink",
-    "snapshot", "transfer_ticket", "with_phase", "with_preset",
+    "on_encoder", "preset_optim", "prunable", "retrain", "set_activation", "set_patches",
+    "shrink", "snapshot", "transfer_ticket", "with_phase", "with_preset",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         with_phase,
     )
     from spikeformer_lt.tickets.configs import (
+        CONTROLS,
         NORMS,
         ActivationConfig,
         BipropConfig,

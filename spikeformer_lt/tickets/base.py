@@ -105,6 +105,14 @@ class Search:
         reset_state(model)
         return ticket
 
+    def check(self, model: nn.Module) -> None:
+        """Refuse, before anything is trained, what `find` would refuse of a model.
+
+        Its weights need no values; folders that the configuration names are opened.
+        """
+        if hasattr(self.config, "prune"):
+            self.config.prune.weights(model)
+
     def _asked(self, mask: Mask) -> int | None:
         """Weights to be removed, by the configuration; None where it names no rate."""
         if not (hasattr(self.config, "sparsity") and hasattr(self.config, "prune")):

@@ -99,6 +99,10 @@ class EarlyTime(Search):
             inner = create_search(self.config.search, seed=seed, batch=batch)
         self.inner, self.trained, self.T = inner, inner.trained, 0
 
+    def check(self, model: nn.Module) -> None:
+        """As the search inside."""
+        self.inner.check(model)
+
     def planned(self) -> int:
         """Epochs of the probe and of the search inside."""
         return int(self.config.epochs + self.inner.planned())

@@ -188,16 +188,22 @@ class MultiSp(Search):
         found = config.dense_epochs + config.epochs + _selector_epochs(config.patches)
         return int(found + stem.get(config.schedule, 0))
 
-    def _search(self, model: nn.Module, fit: Fit) -> Mask:
-        """Train `model` in place into a ticket; it ends collapsed to plain convolutions.
-
-        The surgery between phases is deterministic: a resumed search meets the same modules.
-        """
+    def check(self, model: nn.Module) -> None:
+        """Refuse a model without a ConvPEP, and a ticket that is none or not of this model."""
         if stem_of(model) is None:
             raise ConfigError(
                 f"MultiSp needs a model with a ConvPEP; {type(model).__name__} has none: "
                 "give --model.name of a Spikformer, or use another search"
             )
+        if self.config.ticket:
+            self._opened(model)
+
+    def _search(self, model: nn.Module, fit: Fit) -> Mask:
+        """Train `model` in place into a ticket; it ends collapsed to plain convolutions.
+
+        The surgery between phases is deterministic: a resumed search meets the same modules.
+        """
+        self.check(model)
         config, teacher = self.config, None
         self._mask: Mask | None = None
         self._origin: dict[str, Any] = {}
@@ -226,15 +232,23 @@ class MultiSp(Search):
         searched = weights.method != "off"
         return asked_for(mask, weights.sparsity, weights.scope) if searched else None
 
+    def _opened(self, model: nn.Module) -> Ticket:
+        """The ticket that is trained again."""
+        where, own = self.config.ticket, model.state_dict()
+        found = Ticket.load(finished_folder(where))
+        about, seed = found.provenance, found.provenance.get("seed")
+        check(about.get("search") == "multisp", "multisp.ticket", where, "a ticket of multisp")
+        fits = all(n in own and own[n].shape == kept.shape for n, kept in found.mask.items())
+        check(fits, "multisp.ticket", where, "a ticket of this network: take its --model options")
+        rule = f"{seed}, with which the ticket's search drew its start weights"
+        drawn = self.control == "fresh" or seed in (None, self.seed)
+        check(drawn, "train.seed", self.seed, rule)
+        return found
+
     def _trained_again(self, model: nn.Module, fit: Fit) -> Mask:
         """Train the mask of a finished search from its start weights, or from a control's."""
-        where, kind = self.config.ticket, self.control
-        found = Ticket.load(finished_folder(where))
+        kind, found = self.control, self._opened(model)
         about = found.provenance
-        check(about.get("search") == "multisp", "multisp.ticket", where, "a ticket of multisp")
-        seed = about.get("seed")
-        rule = f"{seed}, with which the ticket's search drew its start weights"
-        check(kind == "fresh" or seed in (None, self.seed), "train.seed", self.seed, rule)
         levels = {"weights": WeightConfig, "activation": ActivationConfig}
         own = {n: known_config(cls, about.get("config"), n) for n, cls in levels.items()}
         own["patches"] = known_config(PatchConfig, about.get("config"), "patches", ties="index")
@@ -376,13 +390,18 @@ class Joint(Search):
         """Epochs of the selector and of the rounds."""
         return _selector_epochs(self.config.patches) + Imp(self.config.imp).planned()
 
-    def find(self, model: nn.Module, fit: Fit) -> Ticket:
-        """Select patches, then prune the encoder; a ConfigError for a model without patches."""
+    def check(self, model: nn.Module) -> None:
+        """Refuse a model without patches, and as `imp`."""
         if stem_of(model) is None:
             raise ConfigError(
                 f"joint needs a model with patches (a ConvPEP); {type(model).__name__} has none: "
                 "use imp"
             )
+        self.config.imp.prune.weights(model)
+
+    def find(self, model: nn.Module, fit: Fit) -> Ticket:
+        """Select patches, then prune the encoder; a ConfigError for a model without patches."""
+        self.check(model)
         levels = MultiSp(MultiSpConfig(patches=self.config.patches), self.seed)
         levels.select_patches(model, fit)
         inner = Imp(self.config.imp, self.seed)

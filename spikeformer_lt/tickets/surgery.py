@@ -19,8 +19,8 @@ from spikeformer_lt.mask import Mask
 from spikeformer_lt.preprocess import Preprocess
 from spikeformer_lt.registry import create_model
 from spikeformer_lt.ticket import Ticket, compare
-from spikeformer_lt.tickets.base import kept_modes, snapshot
-from spikeformer_lt.tickets.configs import NORMS, ActivationConfig, PatchConfig
+from spikeformer_lt.tickets.base import fresh_weights, kept_modes, snapshot
+from spikeformer_lt.tickets.configs import CONTROLS, NORMS, ActivationConfig, PatchConfig
 
 LARGEST = 1 << 20  # number that an argument of a stored model may be
 MODULES = 8  # for each tensor of a stored model; ours have about one
@@ -144,6 +144,8 @@ def transfer_ticket(
     norm: str = "keep",
     batches: Iterable[Tensor] | None = None,
     fresh: Sequence[str] = (),
+    control: str = "none",
+    seed: int = 0,
     **changed: Any,
 ) -> Ticket:
     """Put a ticket's mask and weights into another network, such as a ReLU CNN's into its SNN.
@@ -154,15 +156,19 @@ def transfer_ticket(
         norm: BatchNorm's running statistics: ``keep`` the ticket's, ``reset`` or ``estimate`` them.
         batches: images or frames for ``estimate``, on the model's device.
         fresh: names of layers, such as "head", that keep the model's own weights, not masked.
+        control: "none", or what stands in the ticket's place, drawn by `seed`: its weights at
+            random places (random), at its own but permuted (shuffle), both within each layer, or
+            weights drawn anew (fresh). Weights that the ticket removed are not known any more.
         changed: model arguments that differ from those in the ticket's provenance.
 
     Raises:
-        ConfigError: an unknown `norm` or layer in `fresh`, or no batches for ``estimate``.
+        ConfigError: an unknown `norm`, `control` or layer in `fresh`; no batches for ``estimate``.
         TicketError: names or shapes differ elsewhere. Nothing is written in either case.
 
     Source: Kim et al., ECCV 2022 (arXiv 2207.01382), asks whether tickets of ANNs serve SNNs.
     """
     check(norm in NORMS, "norm", norm, f"one of {', '.join(NORMS)}")
+    check(control in CONTROLS, "control", control, f"one of {', '.join(CONTROLS)}")
     listed = list(batches) if batches is not None else []
     if norm == "estimate" and not listed:
         raise ConfigError("norm='estimate' needs batches: images that BatchNorm is measured on")
@@ -175,6 +181,10 @@ def transfer_ticket(
     tensors |= {n: t for n, t in snapshot(model).items() if n.startswith(own)}
     mask = Mask({n: kept for n, kept in ticket.mask.items() if not n.startswith(own)})
     Ticket(mask, tensors).apply_(model)
+    if control != "none":
+        mask, tensors = _controlled(control, mask, tensors, model, seed)
+        model.load_state_dict(tensors)
+        mask.apply_(model)
     if norm != "keep":  # no batches reset them
         estimate_norms(model, listed if norm == "estimate" else [])
     provenance = dict(ticket.provenance)
@@ -187,8 +197,22 @@ def transfer_ticket(
         "changed": dict(changed),
         "mask_sha256": ticket.mask.sha256,
     }
-    provenance["mask_sha256"] = mask.sha256
+    provenance |= {"mask_sha256": mask.sha256, "control": control}
     return Ticket.of(model, mask, provenance)
+
+
+def _controlled(
+    kind: str, mask: Mask, start: dict[str, Tensor], model: nn.Module, seed: int
+) -> tuple[Mask, dict[str, Tensor]]:
+    if kind == "fresh":
+        return mask, fresh_weights(model, seed)
+    places = Mask.random_like(mask, seed) if kind == "random" else mask
+    moved, generator = dict(start), torch.Generator().manual_seed(seed)
+    for name, kept in mask.items():
+        values = start[name][kept]
+        moved[name] = torch.zeros_like(start[name])
+        moved[name][places[name]] = values[torch.randperm(len(values), generator=generator)]
+    return places, moved
 
 
 @torch.no_grad()

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spikeformer_lt.disk import read_tensors, write_tensors
+from spikeformer_lt.disk import read_tensors, refuse_link, write_tensors
 from spikeformer_lt.errors import CheckpointError, DataError, name_of
 from spikeformer_lt.images.loader import eval_loader
 from spikeformer_lt.images.splits import Splits
-from spikeformer_lt.layers.inputs import check_values
+from spikeformer_lt.layers.inputs import check_values, values_checked
 
 PREDICTIONS = "predictions.safetensors"
 _COLUMNS = {"index": 1, "label": 1, "logits": 2, "predicted": 1}  # name -> dimensions
@@ -52,9 +52,9 @@ def evaluate(
     rows = [(none, none, torch.zeros(0, classes, device=device))]  # indices, labels, mean logits
     try:
         for images, labels, indices in loader:
-            check_values(images)  # here, so that every model is spared them, and no device waits
+            check_values(images)  # here, of every model, and where no device waits for it
             labels = labels.to(device)
-            with accelerator.autocast():
+            with accelerator.autocast(), values_checked():
                 logits = model(images.to(device)).float()
             rows.append((indices.to(device), labels, logits.mean(1)))
             steps = torch.arange(1, logits.shape[1] + 1, device=device)
@@ -122,6 +122,7 @@ class Predictions:
         that holds no predictions.
         """
         path = Path(path)
+        refuse_link(path, CheckpointError)
         if path.exists():
             other = str(read_predictions(path)[1].get("weights_sha256"))
             if other != facts["weights_sha256"]:

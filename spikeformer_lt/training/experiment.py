@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from datetime import timedelta
 from operator import attrgetter
@@ -26,7 +26,7 @@ from spikeformer_lt.bundle import open_bundle
 from spikeformer_lt.config import (
     changes,
     check,
-    check_values,
+    check_limits,
     entry_options,
     flat_values,
     given_options,
@@ -50,10 +50,11 @@ from spikeformer_lt.training.ranks import (
     gather_peers,
     launcher_notices,
     name_lost,
+    on_first,
     refuse_differences,
     together,
 )
-from spikeformer_lt.training.run import RunDir, RunLog, holds_run
+from spikeformer_lt.training.run import RunDir, RunLog, holds_run, refuse_foreign
 from spikeformer_lt.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -258,7 +259,7 @@ class Experiment:
 
     def __enter__(self) -> Experiment:
         cfg, train = self.cfg, self.cfg.train
-        check_values(cfg)
+        check_limits(cfg)
         self._threads = torch.get_num_threads()
         self.accelerator = self._own_accelerator()
         self.peers = gather_peers()
@@ -337,18 +338,20 @@ class Experiment:
         check_memory(model, self.cfg.model.T, train.batch_size)
         return model
 
-    def dry_run(self, reads: Iterable[Callable[[nn.Module], object]] = ()) -> str:
+    def dry_run(self, searched: Callable[[nn.Module], object] | None = None) -> str:
         """Check everything that can be checked without making anything; say what would run.
 
-        `reads` are what a search reads of the network, such as its prunable weights.
+        `searched` is what a search checks of the network, as `Search.check`.
         """
         cfg, run = self.cfg, self.cfg.run
-        check_values(cfg)
+        check_limits(cfg)
         rule = "never, auto, or the directory of a run"
         known = run.resume in ("never", "auto") or holds_run(Path(run.resume))
         check(known, "run.resume", run.resume, rule)
         new = run.resume != "never" or not run.out or not holds_run(Path(run.out))
         check(new, "run.out", run.out, "a new directory; this one holds a run: --run.resume DIR")
+        if run.out and not holds_run(Path(run.out)):
+            refuse_foreign(Path(run.out))
         cfg.model.start_weights()
         data, own = cfg.data, entry_options(cfg, cfg.data.name)
         split_file = getattr(data, "split_file", None)
@@ -356,8 +359,8 @@ class Experiment:
             data = replace(data, split_file=None)
         self.data = load_splits(data, cfg.model.T, own)
         model = self.check()
-        for read in reads:
-            read(model)
+        if searched is not None:
+            searched(model)
         numbers = sum(p.numel() for p in model.parameters())
         sizes = (
             f"{len(self.data.train)} train, {len(self.data.val)} val, {len(self.data.test)} test"
@@ -441,8 +444,7 @@ class Experiment:
         ticket = Ticket(ticket.mask, ticket.tensors, provenance)
         found = {"mask": ticket.mask.sha256, "weights": digest(ticket.tensors)}
         refuse_differences({f"the ticket's {name}": value for name, value in found.items()})
-        if self.trainer.main:
-            ticket.save(self.run.path / "ticket", overwrite=True)
+        on_first(lambda: ticket.save(self.run.path / "ticket", overwrite=True))
         return ticket
 
     def _refuse_another(self, provenance: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikeformer_lt.errors import STOPS, ConfigError, RankError, shown
+from spikeformer_lt.errors import STOPS, ConfigError, RankError, SpikeformerError, shown
 
 # Words of the errors that a collective operation fails with.
 SIGNS = ("gloo", "nccl", "connection", "timed out", "timeout", "socket", "store")
@@ -120,6 +120,19 @@ def gathered(own: Any) -> list[Any]:
     everywhere = [own] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(everywhere, own)
     return everywhere
+
+
+def on_first(action: Callable[[], object]) -> None:
+    """Do something on the first rank; what it refuses there is raised on every rank."""
+    fault: SpikeformerError | None = None
+    if not together() or torch.distributed.get_rank() == 0:
+        try:
+            action()
+        except SpikeformerError as caught:
+            fault = caught
+    told = gathered(None if fault is None else f"rank 0: {fault}")[0]
+    if told is not None:
+        raise fault or SpikeformerError(told)
 
 
 def refuse_differences(facts: Mapping[str, str]) -> None:

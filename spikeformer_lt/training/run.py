@@ -41,6 +41,7 @@ from spikeformer_lt.disk import (
     dump_json,
     read_mapping,
     read_record,
+    refuse_link,
     safe_name,
     write_atomic,
 )
@@ -318,7 +319,7 @@ class RunChoice:
         if path:
             folder = Path(path)
             if not holds_run(folder):
-                _refuse_foreign(folder)
+                refuse_foreign(folder)
             elif self.resume == "never":
                 differing = ""
                 with contextlib.suppress(ConfigError):
@@ -381,7 +382,12 @@ def read_report(path: Path, error: type[SpikeformerError] = DataError) -> dict[s
     return read_record(path, REPORT, error)
 
 
-def _refuse_foreign(folder: Path) -> None:
+def refuse_foreign(folder: Path) -> None:
+    """Refuse to begin a run in a file, in a folder of other things, or where none can be made."""
+    place = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if place != folder:
+        rule = f"a path in a folder that can be written, which {name_of(place)} is not"
+        check(place.is_dir() and os.access(place, os.W_OK), "run.out", str(folder), rule)
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{name_of(folder)} is a file, not a directory; choose another --run.out")
     names = sorted(os.listdir(folder)) if folder.exists() else []
@@ -403,6 +409,7 @@ def take_lock(folder: Path) -> IO[bytes] | None:
         import fcntl
     except ImportError:  # Windows
         return None
+    refuse_link(folder / LOCK, ConfigError)
     file = open(folder / LOCK, "a+b")  # noqa: SIM115 - open as long as the lock is held
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -555,6 +562,10 @@ class Summary:
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def last(self) -> dict[str, str]:
+        """The cells of the last row by column; empty where there is no row."""
+        return dict(zip(self._header, self._rows[-1] if self._rows else (), strict=False))
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add a row, column -> number, text or None (an empty cell), and write the file."""

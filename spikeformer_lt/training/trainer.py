@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spikeformer_lt.config import check, to_dict
-from spikeformer_lt.errors import ConfigError, Interrupted, name_of
+from spikeformer_lt.errors import ConfigError, Interrupted, name_of, shown
 from spikeformer_lt.images.augment import Mixing
 from spikeformer_lt.images.loader import Augmentation, sample_loader, train_loader
 from spikeformer_lt.images.splits import Splits
@@ -49,7 +49,14 @@ from spikeformer_lt.training.monitor import (
 from spikeformer_lt.training.optim import Ema, Schedule, build_optimizer
 from spikeformer_lt.training.options import LOSSES, TrainConfig, lasting
 from spikeformer_lt.training.phase import FitResult, Hooks, Phase, Progress
-from spikeformer_lt.training.ranks import StopRequest, agreed, digest, gathered, share_buffers
+from spikeformer_lt.training.ranks import (
+    StopRequest,
+    agreed,
+    digest,
+    gathered,
+    on_first,
+    share_buffers,
+)
 from spikeformer_lt.training.run import RunDir
 
 log = logging.getLogger(__name__)
@@ -68,7 +75,7 @@ def task_loss(logits: Tensor, target: Tensor, kind: str = "mean") -> Tensor:
     if kind == "tet":
         steps = logits.shape[1]
         return F.cross_entropy(logits.flatten(0, 1), target.repeat_interleave(steps, 0))
-    raise ConfigError(f"loss={kind!r} is not one of {', '.join(LOSSES)}")
+    raise ConfigError(f"loss={shown(kind)} is not one of {', '.join(LOSSES)}")
 
 
 def distill_loss(logits: Tensor, teacher: Tensor, temperature: float = 2.0) -> Tensor:
@@ -230,9 +237,12 @@ class PhaseRun:
         self.at.loss_sum, self.at.correct = self.sums.tolist()
         own = [self.at.loss_sum, self.at.correct, self.at.seen, self.watch.state()]
         ranks = gathered(own)
-        if self.trainer.main:
+
+        def save() -> None:
             self.guard.check_buffers(self.model)
             save_position(self, self.trainer.last, ranks)
+
+        on_first(save)
 
     def _restore(self, found: Checkpoint | None) -> None:
         if found is not None and found.state["phase"] == self.phase.name:
@@ -469,6 +479,8 @@ class Trainer:
         known = {"data": {"name": data.name}, "train": to_dict(config), "mixing": to_dict(mixing)}
         self.made_by = dict(lasting(known) if made_by is None else made_by)
         self.made_by["data.split"] = data.split_sha256
+        made_from = data.preprocess.facts() if data.preprocess else {}
+        self.made_by |= {f"data.preprocess.{name}": value for name, value in made_from.items()}
         self.board: Any = None
         if config.tensorboard and self.main:
             try:
@@ -532,15 +544,10 @@ class Trainer:
         with contextlib.closing(PhaseRun(self, model, phase, until)) as run:
             result, tensors = run.train()
         model.load_state_dict(tensors)
-        if self.main:
-            own = hooks.tensors()
-            groups = {"model": tensors, **({"hooks": own} if own else {})}
-            store.save(
-                store.next_number(),
-                groups,
-                {"result": asdict(result), "hooks": hooks.state(), MADE_BY: facts},
-            )
-        self.accelerator.wait_for_everyone()
+        own = hooks.tensors()
+        groups = {"model": tensors, **({"hooks": own} if own else {})}
+        state = {"result": asdict(result), "hooks": hooks.state(), MADE_BY: facts}
+        on_first(lambda: store.save(store.next_number(), groups, state))
         self.behind += 0 if finished else phase.epochs
         return result
 

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from spikeformer_lt.disk import read_tensors
-from spikeformer_lt.errors import CheckpointError, ConfigError
+from spikeformer_lt.errors import CheckpointError, ConfigError, TicketError
 from spikeformer_lt.registry import create_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -118,10 +118,28 @@ def test_heads_that_do_not_divide_the_width_ask_for_the_option(
 
 @pytest.mark.fault(50)
 def test_nothing_is_overwritten(source: Path, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("mine")
-    with pytest.raises(ConfigError, match=r"already holds config\.json"):
-        convert(source=source, model="spikformer_toy", out=tmp_path)
-    assert (tmp_path / "config.json").read_text() == "mine"
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "config.json").write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(TicketError, match=r"already holds 'config\.json'"):
+            convert(source=source, model="spikformer_toy", out=out, overwrite=overwrite)
+    assert (out / "config.json").read_text() == "mine"
+
+
+def test_what_an_earlier_call_wrote_is_replaced_where_that_is_asked_for(
+    source: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    convert(source=source, model="spikformer_toy", out=out)
+    with pytest.raises(TicketError, match="already holds .*--overwrite"):
+        convert(source=source, model="spikformer_toy", out=out, T=2)
+    assert rebuilt(out).T == 4
+    convert(source=source, model="spikformer_toy", out=out, T=2, overwrite=True)
+    assert rebuilt(out).T == 2
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(TicketError, match="already holds 'notes.txt'"):
+        convert(source=source, model="spikformer_toy", out=out, overwrite=True)
 
 
 def test_a_checkpoint_that_does_not_fit_writes_nothing(source: Path, tmp_path: Path) -> None:

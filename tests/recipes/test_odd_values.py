@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from spikeformer_lt import cli, config
+from spikeformer_lt import Mask, Ticket, cli, config
 from spikeformer_lt.config import last_of_each
 from spikeformer_lt.registry import create_dataset, search_names
 
@@ -101,7 +102,7 @@ def from_file(case: Case) -> None:
         *groups, leaf = name.split(".")
         functools.reduce(lambda at, group: at.setdefault(group, {}), groups, tree)[leaf] = plain
     cfg = config.from_dict(cls, tree)
-    config.check_values(cfg)
+    config.check_limits(cfg)
     if {"run.dry_run", "dry_run"} & options:
         main(cfg)
 
@@ -158,6 +159,44 @@ def test_odd_values_are_refused_in_one_line(quick: Path, capsys: Any) -> None:
 def test_every_option_refuses_odd_values_in_one_line(quick: Path, capsys: Any) -> None:
     for case in cases():
         check(case, quick, capsys)
+
+
+@pytest.mark.fault(101)
+@pytest.mark.parametrize(
+    ("search", "option", "words"),
+    [
+        ("multisp", "--multisp.ticket=0", "no ticket"),
+        ("multisp", "--multisp.ticket=foreign", "no ticket"),
+        ("multisp", "--multisp.ticket=wide", "a ticket of this network"),
+        ("multisp", "--model.name=spiking_vgg9", "needs a model with a ConvPEP"),
+        ("joint", "--model.name=spiking_vgg9", "needs a model with patches"),
+        ("imp", "--imp.prune.inside=nowhere", "leaves nothing to prune"),
+        ("early_time", "--imp.prune.inside=nowhere", "leaves nothing to prune"),
+        ("snip", "--model.init-from=foreign", "a folder with model.safetensors"),
+        ("snip", "--run.out=foreign", "holds no run"),
+        ("snip", "--run.out=foreign/notes.txt", "is a file"),
+        ("snip", "--run.out=foreign/notes.txt/run", "a folder that can be written"),
+        ("snip", "--run.resume=foreign", "the directory of a run"),
+        ("snip", "--data.split-file=foreign", "still images"),
+    ],
+)
+def test_what_a_run_would_refuse_of_places_and_networks_its_dry_run_refuses(
+    search: str, option: str, words: str, quick: Path, capsys: Any
+) -> None:
+    (quick / "foreign").mkdir()
+    (quick / "foreign" / "notes.txt").write_text("mine")
+    Ticket(
+        Mask(KEPT := {"head.weight": torch.ones(3, 7, dtype=torch.bool)}),
+        {name: kept.float() for name, kept in KEPT.items()},
+        {"search": "multisp"},
+    ).save(quick / "wide")
+    before = sorted(quick.rglob("*"))
+    argv = [search, "--data.name", "digits", option, "--dry-run"]
+    with pytest.raises(SystemExit) as stop:
+        config.exit_after(lambda: cli.find_command(argv, "find"), argv)
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and words in said and said.count("\n") == 1, said
+    assert sorted(quick.rglob("*")) == before
 
 
 SMALL = shlex.split(

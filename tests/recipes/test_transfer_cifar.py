@@ -63,7 +63,10 @@ def test_a_relu_ticket_becomes_a_spiking_one_with_another_t_on_other_data(
 
 
 def test_a_fresh_head_serves_other_classes(recipes: Any, run: Path) -> None:
-    start, _, report = moved(recipes, run, "--data.image-size", "8", "--fresh", "head")
+    options = ("--data.image-size", "8", "--fresh", "head", "--control", "random")
+    start, _, report = moved(recipes, run, *options)
+    assert start.mask["layers.0.conv.weight"].shape and start.provenance["control"] == "random"
+    assert report["ticket"]["control"] == "random"
     assert "head.weight" not in start.mask and start.mask.sparsity > 0.6
     assert report["firing_rate"] == {}  # still without spikes: the ticket's own neuron
     assert start.provenance["model"]["args"]["image_size"] == 8
@@ -75,6 +78,7 @@ def test_a_fresh_head_serves_other_classes(recipes: Any, run: Path) -> None:
         ("", "ticket='' is not allowed"),
         ("--ticket nowhere", "no ticket"),
         ("--ticket RUN --norm new", "norm='new' "),
+        ("--ticket RUN --control new", "control='new' "),
     ],
 )
 def test_a_bad_option_is_one_clear_line(recipes: Any, run: Path, options, words) -> None:

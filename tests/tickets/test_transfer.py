@@ -69,6 +69,22 @@ def test_weights_mask_and_norms_arrive_bit_for_bit() -> None:
     assert torch.equal(model(images()), plain)
 
 
+@pytest.mark.parametrize("kind", ["random", "shuffle", "fresh"])
+def test_a_control_stands_in_the_tickets_place(kind: str) -> None:
+    ticket, model = found(), network(seed=1)
+    moved = transfer_ticket(ticket, model, control=kind, seed=3, neuron="lif")
+    again = transfer_ticket(ticket, network(seed=2), control=kind, seed=3, neuron="lif")
+    assert (moved.mask == ticket.mask) == (kind != "random") and moved.mask == again.mask
+    assert moved.provenance["control"] == kind
+    for name, kept in moved.mask.items():
+        own, values = ticket.tensors[name], moved.tensors[name]
+        assert int(kept.sum()) == int(ticket.mask[name].sum()) and not values[~kept].any()
+        assert torch.equal(values, again.tensors[name]) and not torch.equal(values, own)
+        same = torch.equal(values[kept].sort()[0], own[ticket.mask[name]].sort()[0])
+        assert same == (kind != "fresh")
+        assert torch.equal(model.get_parameter(name), values)
+
+
 @pytest.mark.parametrize("norm", ["reset", "estimate"])
 def test_new_statistics_leave_weights_alone(norm: str) -> None:
     ticket, model = found(), network(seed=1)

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from spikeformer_lt import create_dataset
+from spikeformer_lt import create_dataset, create_model
 from spikeformer_lt.errors import DataError
 from spikeformer_lt.training.evaluate import evaluate
 
@@ -40,6 +40,20 @@ def test_accuracy_confusion_and_early_answers_by_hand(data):
     wanted = [100 * n / len(labels) for n in (ones, zeros, zeros)]
     assert metrics.accuracy_at_t == pytest.approx(wanted)
     assert metrics.confusion[:, 0].tolist() == torch.bincount(labels, minlength=10).tolist()
+
+
+def test_each_batch_is_looked_at_once_whatever_the_model(data, monkeypatch):
+    looked = []
+    ends = torch.Tensor.aminmax
+    monkeypatch.setattr(torch.Tensor, "aminmax", lambda x: looked.append(len(x)) or ends(x))
+    net = create_model("spikformer_toy", image_size=16, embed_dim=16, depth=1, num_heads=2, T=2)
+    for model in (net, FirstPixel()):
+        evaluate(model, data.test, data, Accelerator(cpu=True), batch_size=16)
+        assert looked == [16, 16, 8]
+        looked.clear()
+    with torch.no_grad():
+        net.eval()(torch.rand(5, 3, 16, 16))
+    assert looked == [5]  # a model that is called by others looks itself
 
 
 def test_the_training_mode_is_put_back_even_after_an_error(data):

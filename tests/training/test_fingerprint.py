@@ -145,6 +145,9 @@ def test_a_phase_is_resumed_under_the_same_facts_alone(state, data, request):
     other = create_dataset("digits", image_size=16, limit_train=40, limit_test=40)
     with pytest.raises(ConfigError, match=r"data\.split: '\w+' -> '\w+'"):
         fit(folder, other, PHASE)
+    brighter = replace(data, preprocess=replace(data.preprocess, mean=(0.5, 0.5, 0.5)))
+    with pytest.raises(ConfigError, match=r"data\.preprocess\.mean: .* -> \[0\.5, 0\.5, 0\.5\]"):
+        fit(folder, brighter, PHASE)
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
 
 

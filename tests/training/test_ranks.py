@@ -36,8 +36,8 @@ import sys, torch
 from torch import nn
 
 from spikeformer_lt.tickets import Snip, SnipConfig
-from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.training.ranks import refuse_differences, share_buffers
+from spikeformer_lt.errors import ConfigError, NonFiniteError, SpikeformerError
+from spikeformer_lt.training.ranks import on_first, refuse_differences, share_buffers
 
 {inspect.getsource(snip_mask)}
 rank = int(sys.argv[1])
@@ -55,6 +55,18 @@ try:
     refuse_differences({{"data": "a", "seed": str(rank)}})
 except ConfigError as fault:
     print(fault)
+
+
+def fail():
+    raise NonFiniteError("NaN in buffer 'x'")
+
+
+done = []
+on_first(lambda: done.append(rank))
+try:
+    on_first(fail)
+except SpikeformerError as fault:
+    print(done, fault)
 torch.distributed.destroy_process_group()
 """
 
@@ -62,9 +74,12 @@ torch.distributed.destroy_process_group()
 @pytest.mark.fault(41)
 def test_ranks_get_the_buffers_and_masks_of_the_first_and_agree_that_they_differ(forks, tmp_path):
     own = [snip_mask(rank).sha256 for rank in range(2)]
-    for rank in [forks.start("-c", RANKS, rank, tmp_path / "store") for rank in range(2)]:
-        buffers, mask, fault = rank.communicate(120)[0].splitlines()
+    ranks = [forks.start("-c", RANKS, rank, tmp_path / "store") for rank in range(2)]
+    saved = ("[0] NaN in buffer 'x'", "[] rank 0: NaN in buffer 'x'")
+    for rank, said in zip(ranks, saved, strict=True):
+        buffers, mask, fault, failed = rank.communicate(120)[0].splitlines()
         assert mask == own[0] != own[1]
+        assert failed == said  # what the first alone did, and could not do, stops both
         assert buffers == "[1.0, 1.0] [True, True]"
         assert fault == (
             "the processes of this run differ in seed: '0' on rank 0, '1' on rank 1; "

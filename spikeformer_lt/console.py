@@ -1,0 +1,422 @@
+"""The console script ``spikeformer-lt``: what is there, recipes, searches, and finished runs.
+
+Every command that a recipe does is that recipe with its options; the rest is here. Nothing imports
+torch before it is known what is asked.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import runpy
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, is_dataclass
+from inspect import getdoc
+from pathlib import Path
+from typing import Any, NoReturn
+
+from spikeformer_lt.cli import RECIPES, FindAtSparsity, find_command
+from spikeformer_lt.config import (
+    check,
+    check_fields,
+    exit_after,
+    option_names,
+    parse,
+    split_plugins,
+)
+from spikeformer_lt.errors import ConfigError, SpikeformerError, near, shown
+from spikeformer_lt.registry import config_class, search_names, use_plugins
+
+INTRO = """\
+Lottery tickets in spiking transformers: find, train, measure, export.
+
+  {prog} run multisp_cifar --data.name digits --run.out runs/first    a MultiSp ticket; no download
+  {prog} evaluate --run runs/first                                    accuracy with its interval
+  {prog} export --run runs/first --out ticket                         a folder that loads by itself
+  {prog} predict ticket PICTURE.png
+"""
+HIDDEN = "complete"  # for the script of `completion`
+KINDS = ("models", "datasets", "searches", "recipes")
+AS_RECIPE = {
+    "compare": "compare_tickets", "evaluate": "evaluate", "export": "export", "report": "report",
+    "energy": "energy_report", "convert": "convert", "reproduce": "paper_tables",
+}  # fmt: skip
+"""Command -> the recipe that it is."""
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Classify pictures or recordings with a run, a ticket or an export."""
+
+    top: int = 1
+    """Classes shown for each file."""
+    json: bool = False
+    """Print JSON instead of a table."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, top=1)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Milliseconds of a call of a compact network."""
+
+    batch_sizes: tuple[int, ...] = (1, 32)
+    """Samples of a call."""
+    calls: int = 31
+    """Calls of which the median is taken, after three that are not counted."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, calls=1)
+        check(all(b >= 1 for b in self.batch_sizes), "batch_sizes", self.batch_sizes, "1 or more")
+
+
+@dataclass(frozen=True)
+class Watch:
+    """State, epoch and accuracy of every run below some folders."""
+
+    every: float = 0
+    """Seconds between two looks; 0 looks once."""
+
+    def __post_init__(self) -> None:
+        check(0 <= self.every <= 86_400, "every", self.every, "0 or seconds up to a day")
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "spikeformer-lt") -> NoReturn:
+    """Run the console and exit, as `config.run_recipe` does."""
+    given = list(sys.argv[1:] if argv is None else argv)
+
+    def act() -> None:
+        command = given[0] if given else "--help"
+        if command in ("--help", "-h", "help"):
+            print(INTRO.format(prog=prog))
+            print(table([*_summaries()], "  "))
+            print(f"\n{prog} COMMAND --help lists the options of a command.")
+        elif command == "--version":
+            from spikeformer_lt.runtime import installed_version
+
+            print(installed_version("spikeformer_lt") or "a source tree that was not installed")
+        elif command in AS_RECIPE:
+            _run_recipe(AS_RECIPE[command], given[1:], f"{prog} {command}")
+        elif command in COMMANDS:
+            COMMANDS[command][0](given[1:], f"{prog} {command}")
+        else:
+            known = sorted({*COMMANDS, *AS_RECIPE} - {HIDDEN})
+            hint = near(command, known) or f"; allowed: {', '.join(known)}"
+            raise ConfigError(f"unknown command {shown(command)}{hint}")
+
+    exit_after(act, given)
+
+
+def _summaries() -> Iterator[tuple[str, str]]:
+    for name, (command, words) in COMMANDS.items():
+        if name != HIDDEN:
+            yield f"{name} {words}", (command.__doc__ or "").splitlines()[0]
+    for name, recipe in AS_RECIPE.items():
+        yield name, _first_line(RECIPES / f"{recipe}.py")
+
+
+def _first_line(recipe: Path) -> str:
+    """What a recipe says of itself, read without running it."""
+    return recipe.read_text("utf-8").partition("\n")[0].strip('"')
+
+
+def _recipes() -> dict[str, Path]:
+    return {path.stem: path for path in sorted(RECIPES.glob("*.py"))}
+
+
+def _recipe(argv: Sequence[str]) -> Path:
+    """The recipe that the first word names; a ConfigError for another."""
+    known = _recipes()
+    name = argv[0].removesuffix(".py").replace("-", "_") if argv else ""
+    if name not in known:
+        hint = near(name, known) or ";" if argv else ";"
+        given = f"unknown recipe {shown(argv[0])}{hint}" if argv else "name one:"
+        raise ConfigError(f"{given} the recipes are {', '.join(known)}; your own is a FILE.py")
+    return known[name]
+
+
+def run(argv: Sequence[str], prog: str) -> None:
+    """Run a recipe of the package, or a file of your own."""
+    own = Path(argv[0]) if argv and argv[0].endswith(".py") else None
+    if own is not None and own.is_file():
+        sys.argv = list(argv)
+        runpy.run_path(str(own), run_name="__main__")
+        return
+    _run_recipe(_recipe(argv).stem, argv[1:], f"{prog} {argv[0]}")
+
+
+def _run_recipe(name: str, argv: Sequence[str], prog: str) -> None:
+    sys.argv = [prog, *argv]
+    runpy.run_module(f"spikeformer_lt.recipes.{name}", run_name="__main__", alter_sys=True)
+
+
+def find(argv: Sequence[str], prog: str) -> None:
+    """Find a ticket with any search, train it, test it once."""
+    find_command(argv, prog)
+
+
+def copy(argv: Sequence[str], prog: str) -> None:
+    """Copy a recipe, to be changed and run."""
+    if len(argv) != 2:
+        raise ConfigError(f"{prog} takes a recipe and a new file: {prog} RECIPE FILE.py")
+    source, target = _recipe(argv), Path(argv[1])
+    check(target.suffix == ".py", "FILE", argv[1], "a Python file, FILE.py")
+    try:
+        with target.open("x", encoding="utf-8") as file:
+            file.write(source.read_text("utf-8"))
+    except FileExistsError:
+        raise ConfigError(f"{shown(argv[1])} is there already; name a new file") from None
+    print(f"wrote {target}; run it: spikeformer-lt run {target}")
+
+
+def ls(argv: Sequence[str], prog: str) -> None:
+    """List what is there."""
+    rest, plugins = split_plugins(argv)
+    use_plugins(plugins)
+    if len(rest) != 1 or rest[0] not in KINDS:
+        raise ConfigError(f"{prog} takes one of {', '.join(KINDS)}")
+    print(table(LISTS[rest[0]]()))
+
+
+def _list_recipes() -> list[tuple[str, ...]]:
+    return [("recipe", "does"), *((n, _first_line(path)) for n, path in _recipes().items())]
+
+
+def _list_searches() -> list[tuple[str, ...]]:
+    rows = [(n, getdoc(config_class("search", n)) or "A plug-in's search.") for n in search_names()]
+    return [("search", "does"), *((name, doc.splitlines()[0]) for name, doc in rows)]
+
+
+def _list_datasets() -> list[tuple[str, ...]]:
+    from spikeformer_lt.registry import dataset_factory, list_datasets
+
+    rows = [(name, getdoc(dataset_factory(name)) or "") for name in list_datasets()]
+    return [("data set", "holds"), *((name, doc.partition("\n")[0]) for name, doc in rows)]
+
+
+def _list_models() -> list[tuple[str, ...]]:
+    import torch
+
+    from spikeformer_lt.registry import create_model, list_models, model_factory
+
+    rows: list[tuple[str, ...]] = [("model", "parameters", "T", "input", "is")]
+    for name in list_models():
+        try:
+            with torch.device("meta"):
+                net: Any = create_model(name, num_classes=10)
+        except SpikeformerError:  # a plug-in's, with keywords of its own
+            net = None
+        count = f"{sum(p.numel() for p in net.parameters()):,}" if net is not None else "?"
+        side = getattr(net, "image_size", None)
+        size = "x".join(map(str, side)) if isinstance(side, tuple) else side
+        channels = getattr(net, "in_channels", None)
+        shape = f"{channels}x{size}" if channels and size else "?"
+        doc = (getdoc(model_factory(name)) or "").partition("\n")[0]
+        rows.append((name, count, str(getattr(net, "T", "?")), shape, doc))
+    return rows
+
+
+LISTS: dict[str, Callable[[], list[tuple[str, ...]]]] = {
+    "models": _list_models, "datasets": _list_datasets,
+    "searches": _list_searches, "recipes": _list_recipes,
+}  # fmt: skip
+
+
+def table(rows: Sequence[Sequence[str]], indent: str = "") -> str:
+    """Rows of cells as aligned columns, cut at the width of the terminal."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
+    room = shutil.get_terminal_size((120, 24)).columns
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+        line = indent + "  ".join([*cells, row[-1]]).rstrip()
+        lines.append(line if len(line) <= room else f"{line[: room - 3]}...")
+    return "\n".join(lines)
+
+
+def _words(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words before the first option, and the options."""
+    at = next((i for i, token in enumerate(argv) if token.startswith("-")), len(argv))
+    return list(argv[:at]), list(argv[at:])
+
+
+def _network(folder: str) -> Any:
+    """The compact network of an export, a ticket or a run, ready to predict."""
+    from spikeformer_lt.export import compact, read_ticket
+    from spikeformer_lt.ticket import finished_folder
+    from spikeformer_lt.tickets import model_from_ticket
+
+    return compact(model_from_ticket(read_ticket(finished_folder(folder))))
+
+
+def predict(argv: Sequence[str], prog: str) -> None:
+    """Classify pictures or recordings with a run, a ticket or an export."""
+    words, options = _words(argv)
+    cfg = parse(Predict, options, prog)
+    if len(words) < 2:
+        raise ConfigError(f"{prog} takes a ticket's folder and files: {prog} DIR FILE [FILE ...]")
+    net = _network(words[0])
+    found = net.predict([Path(word) for word in words[1:]])
+    rows: list[tuple[str, ...]] = [("file", "probability", "class")]
+    records = []
+    for file, one in zip(words[1:], found, strict=True):
+        order = one.probabilities.argsort(descending=True, stable=True)[: cfg.top].tolist()
+        names = [net.preprocess.classes[label] for label in order]
+        shares = [float(one.probabilities[label]) for label in order]
+        rows += [(file, f"{p:.4f}", n) for n, p in zip(names, shares, strict=True)]
+        kept = zip(order, names, shares, strict=True)
+        classes = [{"label": k, "name": n, "probability": p} for k, n, p in kept]
+        records.append({"file": file, "classes": classes})
+    print(json.dumps(records, indent=2) if cfg.json else table(rows))
+
+
+def bench(argv: Sequence[str], prog: str) -> None:
+    """Time a run, a ticket or an export in its compact form, on this machine."""
+    words, options = _words(argv)
+    cfg = parse(Bench, options, prog)
+    if len(words) != 1:
+        raise ConfigError(f"{prog} takes one folder of a run, a ticket or an export: {prog} DIR")
+
+    import torch
+
+    from spikeformer_lt.export.api import fixed_batch
+    from spikeformer_lt.runtime import describe_environment
+
+    net = _network(words[0])
+    rows: list[tuple[str, ...]] = [("batch", "ms a call", "fastest", "slowest", "samples/s")]
+    for size in cfg.batch_sizes:
+        images = fixed_batch(net.net, size)
+        for _ in range(3):
+            net(images)
+        spans = []
+        for _ in range(cfg.calls):
+            start = time.perf_counter()
+            net(images)
+            spans.append((time.perf_counter() - start) * 1e3)
+        middle = statistics.median(spans)
+        ends = (f"{middle:.2f}", f"{min(spans):.2f}", f"{max(spans):.2f}")
+        rows.append((str(size), *ends, f"{size / middle * 1e3:.0f}"))
+    where = f"{describe_environment()['cpu']}, {torch.get_num_threads()} threads"
+    print(f"{where}, median of {cfg.calls} calls")
+    print(table(rows))
+
+
+def watch(argv: Sequence[str], prog: str) -> None:
+    """Show the state of the runs in some folders."""
+    words, options = _words(argv)
+    cfg = parse(Watch, options, prog)
+    places = [Path(word) for word in words or ["runs"]]
+    for place in places:
+        check(place.is_dir(), "FOLDER", str(place), "a folder of runs")
+    while True:
+        print(table([("run", "state", "epoch", "accuracy %"), *_states(places)]), flush=True)
+        if not cfg.every:
+            return
+        time.sleep(cfg.every)
+        print()
+
+
+def _states(places: Iterable[Path]) -> Iterator[tuple[str, str, str, str]]:
+    """Name, state, epoch and accuracy of every run below some folders."""
+    from spikeformer_lt.training.run import CONFIG, Summary, in_use, read_report
+
+    for place in places:
+        for folder in sorted(path.parent for path in place.rglob(CONFIG)):
+            name = str(folder.relative_to(place)) if folder != place else folder.name
+            state = "running" if in_use(folder) else "stopped"
+            epoch = accuracy = ""
+            if (folder / "report.json").is_file():
+                state, report = "done", read_report(folder / "report.json")
+                accuracy = f"test {report.get('test_accuracy', float('nan')):.2f}"
+            elif (folder / "summary.csv").is_file():
+                last = Summary(folder / "summary.csv").last()
+                epoch = last.get("epoch", "")
+                value = last.get("val_accuracy")
+                accuracy = f"val {float(value):.2f}" if value else ""
+            yield name, state, epoch, accuracy
+
+
+def events(argv: Sequence[str], prog: str) -> None:
+    """Report counts, rates and faults of recordings."""
+    from spikeformer_lt.events.__main__ import main as check_events
+
+    sys.exit(check_events(argv or ["--help"], prog))
+
+
+def doctor(argv: Sequence[str], prog: str) -> None:
+    """Look at this installation, its data and its processes; say what to mend."""
+    from spikeformer_lt.doctor import main as examine
+
+    sys.exit(examine(argv, prog))
+
+
+SCRIPT = """\
+_spikeformer_lt() {
+  local IFS=$'\\n'
+  COMPREPLY=( $(spikeformer-lt complete "${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null) )
+}
+complete -o default -F _spikeformer_lt spikeformer-lt
+"""
+
+
+def completion(argv: Sequence[str], prog: str) -> None:
+    """Print the script that completes words in a shell."""
+    if list(argv) not in (["bash"], ["zsh"]):
+        raise ConfigError(f'{prog} takes bash or zsh: eval "$({prog} bash)" in ~/.bashrc')
+    if argv[0] == "zsh":
+        print("autoload -U +X compinit && compinit -u\nautoload -U +X bashcompinit && bashcompinit")
+    print(SCRIPT, end="")
+
+
+def complete(argv: Sequence[str], prog: str) -> None:
+    """Print what the last of some words may become, one a line."""
+    *before, last = argv or [""]
+    print("\n".join(word for word in sorted(_next(before)) if word.startswith(last)))
+
+
+def _next(before: Sequence[str]) -> set[str]:
+    """The words that may follow the words of a command line."""
+    if not before:
+        return {*COMMANDS, *AS_RECIPE} - {HIDDEN}
+    first, *rest = before
+    if first == "find" and rest:
+        return _options_of_search(rest[0].replace("-", "_"))
+    if first in AS_RECIPE or (first == "run" and rest):
+        name = AS_RECIPE.get(first) or rest[0].replace("-", "_")
+        return _options_of_recipe(name) if name in _recipes() else set()
+    words: dict[str, Iterable[str]] = {
+        "find": search_names(), "run": _recipes(), "cp": _recipes(), "ls": KINDS,
+        "completion": ("bash", "zsh"), "events": ("check",),
+    }  # fmt: skip
+    return set(words.get(first, ())) if not rest else set()
+
+
+def _options_of_search(name: str) -> set[str]:
+    kind = config_class("search", name)
+    own = {f"{name}.{field}" for field in option_names(kind)} if kind else set()
+    return _flags({*option_names(FindAtSparsity), *own} - {f"{name}.sparsity"})
+
+
+def _options_of_recipe(name: str) -> set[str]:
+    module = importlib.import_module(f"spikeformer_lt.recipes.{name}")
+    kinds = [k for k in vars(module).values() if getattr(k, "__module__", "") == module.__name__]
+    return _flags({n for kind in kinds if is_dataclass(kind) for n in option_names(kind)})
+
+
+def _flags(names: Iterable[str]) -> set[str]:
+    return {f"--{name.replace('_', '-')}" for name in names} | {"--config", "--help", "--dry-run"}
+
+
+Command = Callable[[Sequence[str], str], None]
+COMMANDS: dict[str, tuple[Command, str]] = {
+    "run": (run, "RECIPE|FILE.py"), "find": (find, "SEARCH"), "predict": (predict, "DIR FILE ..."),
+    "bench": (bench, "DIR"), "watch": (watch, "[FOLDER ...]"), "ls": (ls, "|".join(KINDS)),
+    "cp": (copy, "RECIPE FILE.py"), "events": (events, "check DIR"), "doctor": (doctor, ""),
+    "completion": (completion, "bash|zsh"), HIDDEN: (complete, "WORD ..."),
+}  # fmt: skip
+"""Command -> what it does, and the words that it takes before its options."""

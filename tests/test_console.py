@@ -1,0 +1,191 @@
+"""The console: every command, what it refuses, and that it answers before torch is loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from spikeformer_lt import console
+from spikeformer_lt.config import to_dict
+from spikeformer_lt.tickets import SnipConfig
+
+ROOT = Path(__file__).resolve().parents[1]
+TICKET = ROOT / "docs" / "results" / "digits-ticket"
+COMMANDS = sorted({*console.COMMANDS, *console.AS_RECIPE} - {console.HIDDEN})
+
+
+def said(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> str:
+    """What a command prints; its error line where it must fail."""
+    with pytest.raises(SystemExit) as stop:
+        console.main(words)
+    out, err = capsys.readouterr()
+    assert (stop.value.code or 0) == code, err
+    return err if code else out
+
+
+def test_help_names_every_command_in_one_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = said(capsys, "--help").splitlines()
+    for command in COMMANDS:
+        assert sum(line.split()[:1] == [command] for line in lines) == 1, command
+    assert said(capsys) == "\n".join(lines) + "\n"
+
+
+def test_help_and_completion_load_no_torch() -> None:
+    words = ["--help", "find --help", "find imp --help", "ls searches", "complete find imp --imp."]
+    script = "import sys\nfrom spikeformer_lt import console\n" + "".join(
+        f"try: console.main({line.split()})\nexcept SystemExit as end: assert not end.code\n"
+        for line in words
+    )
+    script += "assert 'torch' not in sys.modules, 'torch was loaded'"
+    ended = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("nope", "unknown command 'nope'; allowed: bench, compare,"),
+        ("evalute", "unknown command 'evalute'; did you mean 'evaluate'?"),
+        ("run nope", "unknown recipe 'nope'; the recipes are biprop_cifar,"),
+        ("run no.py", "unknown recipe 'no.py'; the recipes are"),
+        ("ls", "takes one of models, datasets, searches, recipes"),
+        ("cp evaluate", "takes a recipe and a new file"),
+        ("cp evaluate out.txt", "FILE='out.txt' is not allowed: a Python file"),
+        ("predict somewhere", "takes a ticket's folder and files"),
+        ("predict a b --top 0", "--top=0 is not allowed: at least 1"),
+        ("bench", "takes one folder"),
+        ("bench somewhere --batch-sizes 0", "1 or more"),
+        ("watch nowhere", "FOLDER='nowhere' is not allowed: a folder of runs"),
+        ("watch . --every -1", "0 or seconds up to a day"),
+        ("completion fish", "takes bash or zsh"),
+    ],
+)
+def test_a_wrong_line_is_one_error(
+    line: str, told: str, capsys: pytest.CaptureFixture[str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    error = said(capsys, *line.split(), code=2)
+    assert told in error and len(error.splitlines()) == 1
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", console.KINDS)
+def test_every_entry_is_listed(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    from spikeformer_lt import list_datasets, list_models, list_searches
+
+    known = {"models": list_models, "datasets": list_datasets, "searches": list_searches}
+    wanted = known[kind]() if kind in known else [p.stem for p in (ROOT / "recipes").glob("*.py")]
+    rows = [line.split()[0] for line in said(capsys, "ls", kind).splitlines()[1:]]
+    assert rows == sorted(wanted)
+    if kind == "models":
+        assert "9,324,730" in said(capsys, "ls", kind)
+
+
+def test_a_copied_recipe_is_the_recipe_and_replaces_nothing(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    mine = tmp_path / "mine.py"
+    said(capsys, "cp", "evaluate", str(mine))
+    assert mine.read_text() == (ROOT / "recipes" / "evaluate.py").read_text()
+    assert "is there already" in said(capsys, "cp", "export", str(mine), code=2)
+    mine.write_text(mine.read_text().replace("A run directory, a ticket", "My own, a ticket"))
+    assert "My own, a ticket" in said(capsys, "run", str(mine), "--help")
+
+
+def test_predict_and_bench_take_an_export(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    digits = load_digits()
+    files = []
+    for number, (image, label) in enumerate(zip(digits.images[:8], digits.target, strict=False)):
+        pixels = np.kron(image, np.ones((2, 2))) / 16 * 255
+        files.append(tmp_path / f"{number}-{label}.png")
+        Image.fromarray(pixels.round().astype(np.uint8)).convert("RGB").save(files[-1])
+    words = ["predict", str(TICKET), *map(str, files)]
+    rows = json.loads(said(capsys, *words, "--json", "--top", "2"))
+    assert [Path(row["file"]) for row in rows] == files
+    for row in rows:
+        first, second = row["classes"]
+        assert 1 >= first["probability"] >= second["probability"] >= 0
+        assert first["name"] == str(first["label"])
+    right = sum(
+        r["classes"][0]["label"] == int(f.stem[-1]) for r, f in zip(rows, files, strict=True)
+    )
+    assert right >= 6
+    table = said(capsys, *words).splitlines()
+    assert [line.split()[-1] for line in table[1:]] == [r["classes"][0]["name"] for r in rows]
+    head, columns, *lines = said(
+        capsys, "bench", str(TICKET), "--calls", "2", "--batch-sizes", "1", "2"
+    ).splitlines()
+    assert "threads, median of 2 calls" in head and columns.startswith("batch")
+    assert [line.split()[0] for line in lines] == ["1", "2"]
+    assert all(float(cell) > 0 for line in lines for cell in line.split())
+
+
+def test_watch_tells_runs_apart(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for name in ("done", "stopped", "new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    (tmp_path / "done" / "report.json").write_text('{"test_accuracy": 97.5}')
+    (tmp_path / "stopped" / "summary.csv").write_text("epoch,val_accuracy\n1,50\n2,61.25\n")
+    rows = [line.split() for line in said(capsys, "watch", str(tmp_path)).splitlines()[1:]]
+    assert rows == [
+        ["done", "done", "test", "97.50"],
+        ["new", "stopped"],
+        ["stopped", "stopped", "2", "val", "61.25"],
+    ]
+
+
+def test_the_printed_configuration_is_one_that_is_read(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    from spikeformer_lt.cli import read_find
+
+    line = ["snip", "snip.images=64", "--sparsity", "0.9", "--data.name", "digits"]
+    text = said(capsys, "find", *line, "--print-config")
+    (tmp_path / "options.yaml").write_text(text)
+    again, _ = read_find(["snip", "--config", str(tmp_path / "options.yaml")])
+    asked, _ = read_find(line)
+    assert to_dict(again) == to_dict(asked) == yaml.safe_load(text)
+    assert asked.snip == SnipConfig(images=64, sparsity=0.9)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_a_shell_completes_words(shell: str, tmp_path: Path) -> None:
+    """The script is run by the shell, with a command of this name on the path."""
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed")
+    command = tmp_path / "spikeformer-lt"
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -P -m spikeformer_lt "$@"\n')
+    command.chmod(0o755)
+    ask = (
+        'eval "$(spikeformer-lt completion bash)"; COMP_WORDS=(spikeformer-lt find snip --snip.im)'
+        '; COMP_CWORD=3; _spikeformer_lt; echo "${COMPREPLY[@]}"'
+    )
+    if shell == "zsh":  # its own way in; the function is the same one
+        ask = (
+            'eval "$(spikeformer-lt completion zsh)"; echo ${_comps[spikeformer-lt]:+--snip.images}'
+        )
+    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    ended = subprocess.run([shell, "-c", ask], capture_output=True, text=True, env=env)
+    assert ended.stdout.split() == ["--snip.images"], ended.stderr
+
+
+def test_completion_offers_what_may_follow(capsys: pytest.CaptureFixture[str]) -> None:
+    assert said(capsys, "complete", "ev").split() == ["evaluate", "events"]
+    assert said(capsys, "complete", "ls", "").split() == sorted(console.KINDS)
+    assert "multisp_cifar" in said(capsys, "complete", "run", "mul").split()
+    assert said(capsys, "complete", "evaluate", "--sp").split() == ["--split"]
+    assert "--multisp.patches.sparsity" in said(capsys, "complete", "run", "multisp-cifar", "--mu")
+    assert said(capsys, "complete", "nope", "x").split() == []

@@ -200,9 +200,6 @@ def on_one_network(cases: Iterable[str]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(("case", "make"), pairs, indirect=["make"])
 
 
-every = pytest.mark.parametrize("case", CASES)
-
-
 def test_every_registered_search_is_here() -> None:
     assert {name for name, _ in CASES.values()} == set(list_searches())
     assert set(CASES) >= NESTED | REGROWING
@@ -256,7 +253,7 @@ def bits(tensor: torch.Tensor) -> tuple[torch.dtype, torch.Size, bytes]:
     return tensor.dtype, tensor.shape, tensor.numpy(force=True).tobytes()
 
 
-@every
+@on_one_network(CASES)
 def test_ticket_is_exact_and_starts_from_the_rewind_state(case, make, run, tmp_path):
     """And it goes through files, plain and packed, unchanged."""
     search, ticket = run.search, run.ticket
@@ -274,7 +271,7 @@ def lost_and_won(older: Mask, newer: Mask) -> tuple[int, int]:
     return lost, sum(int((~older[name] & newer[name]).sum()) for name in newer)
 
 
-@every
+@on_one_network(CASES)
 def test_masks_move_as_the_search_says(case, run):
     masks, ticket = run.masks, run.ticket
     if case in NESTED:
@@ -296,7 +293,19 @@ TRAINING_OPTIONS = {
 }
 
 
-@pytest.mark.parametrize(("case", "options"), in_turn(CASES, list(TRAINING_OPTIONS)))
+def trained() -> list[Any]:
+    """Each case on one network with one of the options, in turn; the rest is slow."""
+    networks = [param for param in in_turn(CASES, ("spikformer", "vgg")) if not param.marks]
+    return [
+        pytest.param(case, kind, options, marks=marks)
+        for place, (case, chosen) in enumerate(param.values for param in networks)
+        for kind in ("spikformer", "vgg")
+        for turn, options in enumerate(TRAINING_OPTIONS)
+        for marks in [() if (kind, turn) == (chosen, place % 3) else pytest.mark.slow]
+    ]
+
+
+@pytest.mark.parametrize(("case", "make", "options"), trained(), indirect=["make"])
 def test_nothing_removed_comes_back_in_training(case, options, run, bench, tmp_path):
     model, ticket = deepcopy(run.model), run.ticket
     trainer = bench.trainer(tmp_path / "train", **TRAINING_OPTIONS[options])
@@ -457,7 +466,7 @@ def test_every_search_runs_on_every_family_and_kind_of_input(case, network, benc
     check_export(trained, name, sizes, tmp_path / "packed")
 
 
-@every
+@on_one_network(CASES)
 def test_one_shot_searches_leave_buffers_and_modes(case, run):
     if case in TRAINING:
         pytest.skip("this search trains")

@@ -4,8 +4,9 @@ Reads one JSON object a line: ``argv`` (as Python's: a script, -m and a module o
 their options), ``out`` and ``err`` (files), ``cwd``, ``env`` (changes), ``session``: whether the
 child leads a process group of its own, ``signals``, a list of [method, n, signum]: the child
 signals itself after the n-th call of that method, ``file_limit``: bytes after which a file is too
-large, or null, and ``fork_jobs``: whether the runs of a comparison are forks as well, not processes
-of their own. Answers with the child's pid; its exit status goes to FOLDER/<pid>.status.
+large, or null, and ``fork_jobs``: whether runs that a comparison or accelerate starts are forks as
+well, not processes of their own. Answers with the child's pid; its exit status goes to
+FOLDER/<pid>.status.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import accelerate  # noqa: F401
+import accelerate.commands.launch as launch
 import timm.data
 import timm.optim
 import timm.scheduler  # noqa: F401
@@ -64,14 +65,14 @@ def signal_after(method: str, nth: int, signum: int) -> None:
 
 
 class Forked:
-    """Stands for subprocess.Popen where a comparison starts its runs: a fork, no start-up."""
+    """Stands for subprocess.Popen where a comparison or accelerate starts runs: no start-up."""
 
     def __init__(
-        self, command: list[str], *, stdout: Any, env: dict[str, str], **_: object
+        self, command: list[str], *, env: dict[str, str], stdout: Any = None, **_: object
     ) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
-        self.status: int | None = None
+        self.returncode: int | None = None
         self.pid = os.fork()
         if self.pid == 0:
             os.setpgid(0, 0)
@@ -79,8 +80,8 @@ class Forked:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             logging.getLogger("spikeformer_lt").handlers.clear()
             os.environ.update(env)
-            os.dup2(stdout.fileno(), 1)
-            os.dup2(stdout.fileno(), 2)
+            for stream in (1, 2) if stdout else ():
+                os.dup2(stdout.fileno(), stream)
             end(be(command[1:]))
 
     def poll(self) -> int | None:
@@ -94,10 +95,10 @@ class Forked:
             os.kill(self.pid, signal.SIGTERM)
 
     def _waited(self, options: int) -> int | None:
-        if self.status is None:
+        if self.returncode is None:
             pid, status = os.waitpid(self.pid, options)
-            self.status = os.waitstatus_to_exitcode(status) if pid else None
-        return self.status
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
 
 
 def end(status: int) -> None:
@@ -118,8 +119,8 @@ def run(job: dict) -> int:
     os.chdir(job["cwd"])
     sys.stdin.close()
     if job["fork_jobs"]:
-        jobs.subprocess = SimpleNamespace(
-            Popen=Forked, DEVNULL=subprocess.DEVNULL, STDOUT=subprocess.STDOUT
+        jobs.subprocess = launch.subprocess = SimpleNamespace(
+            **{**vars(subprocess), "Popen": Forked}
         )
     for method, nth, signum in job["signals"]:
         signal_after(method, nth, signum)

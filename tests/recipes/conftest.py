@@ -20,7 +20,7 @@ SMALL = shlex.split(
     "--model.embed-dim 16 --model.T 2 --multisp.epochs 1 --multisp.stem-epochs 1 --train.cpu"
 )
 LAUNCH = shlex.split(
-    "-m accelerate.commands.launch --num_processes 1 --num_machines 1 --mixed_precision no "
+    "-c 'from accelerate.commands.launch import main; main()' --num_processes 1 --num_machines 1 --mixed_precision no "
     "--dynamo_backend no"
 )
 
@@ -127,7 +127,7 @@ def finished_run(forks: Any, out: Path) -> Finished:
     more = "--train.batch-size 8 --multisp.epochs 8 --model.v-threshold 0.2 --train.optim.lr 0.01"
     options = tuple(last_of_each((*Recipes.small, *shlex.split(more), "--run.out", str(out))))
     recipe = ROOT / "recipes" / "multisp_cifar.py"
-    child = forks.start(*LAUNCH, recipe, *options, cwd=out.parent)
+    child = forks.start(*LAUNCH, recipe, *options, cwd=out.parent, fork_jobs=True)
     said = child.communicate()
     assert child.returncode == 0, said[1]
     return Finished(out, options, *said)

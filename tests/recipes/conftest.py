@@ -20,8 +20,8 @@ SMALL = shlex.split(
     "--model.embed-dim 16 --model.T 2 --multisp.epochs 1 --multisp.stem-epochs 1 --train.cpu"
 )
 LAUNCH = shlex.split(
-    "-c 'from accelerate.commands.launch import main; main()' --num_processes 1 --num_machines 1 --mixed_precision no "
-    "--dynamo_backend no"
+    "-c 'from accelerate.commands.launch import main; main()' --num_processes 1 --num_machines 1 "
+    "--mixed_precision no --dynamo_backend no"
 )
 
 

@@ -326,7 +326,7 @@ def test_a_search_cut_off_anywhere_ends_with_the_same_ticket(
     options = {"ema_decay": 0.5, "checkpoint_steps": 2}
     _, whole = found(case, model, bench.trainer(tmp_path / "whole", **options))
     cuts = 0
-    for count in (2, 4, 3, 5, 10**6):
+    for count in (2, 5, 10**6):
         trainer = bench.trainer(tmp_path / "cut", stop=stop_after(count), **options)
         try:
             _, ticket = found(case, make(), trainer)

@@ -196,9 +196,9 @@ def seen(ranks: Ranks) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     "line",
     [
-        "imp_cifar --imp.sparsity 0.6 --imp.rounds 1 --imp.epochs 1",
+        "imp_cifar --imp.sparsity 0.6 --imp.rounds 1 --imp.epochs 1 --epochs 1",
         pytest.param(
-            "early_bird_cifar --early-bird.kind channels --early-bird.epochs 1",
+            "early_bird_cifar --early-bird.kind channels --early-bird.epochs 1 --epochs 1",
             marks=pytest.mark.slow,
         ),
         pytest.param(

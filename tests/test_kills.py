@@ -9,7 +9,6 @@ import http.client
 import http.server
 import io
 import json
-import os
 import random
 import shutil
 import sys

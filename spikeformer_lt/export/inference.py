@@ -247,7 +247,8 @@ class FoldedLinearUnit(FoldedUnit):
         fused = fire_linear(self.act, self.synapse, tokens, T) if outputs is None else None
         if fused is not None:
             return fused
-        return fire(self.act, self.synapse(tokens, outputs), T, self.synapse)
+        current = self.synapse(tokens, outputs)
+        return current if self.act is None else fire(self.act, current, T, self.synapse)
 
 
 class FoldedAttention(SpikingSelfAttention):

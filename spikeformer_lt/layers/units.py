@@ -376,9 +376,10 @@ class ConvUnit(ConvLayer):
 
 
 class LinearUnit(_Unit, nn.Module):
-    """Linear map, BatchNorm over the embedding, LIF.
+    """Linear map, BatchNorm over the embedding, and LIF unless it ends before a sum.
 
-    Shape: in ``[T|1, B, N, D]`` -> out ``[T, B, N, D']`` spikes.
+    Shape: in ``[T|1, B, N, D]`` -> out ``[T, B, N, D']`` spikes, or with `current` that of the
+    BatchNorm, ``[T|1, B, N, D']``.
     """
 
     def __init__(
@@ -388,11 +389,12 @@ class LinearUnit(_Unit, nn.Module):
         *,
         bias: bool = True,
         neuron: NeuronConfig | None = None,
+        current: bool = False,
     ) -> None:
         super().__init__()
         self.linear = nn.Linear(in_features, out_features, bias=bias)
         self.norm = BatchNorm(out_features)
-        self.act = LIF(neuron)
+        self.act = None if current else LIF(neuron)
 
     def forward(self, values: Tensor, T: int) -> Tensor:
         """Spikes; a static input is multiplied once and expanded by the neuron."""

@@ -56,8 +56,9 @@ REPORT = {
     **dict.fromkeys(("seed", "test_count", "params", "ledger_samples"), "whole"),
     **dict.fromkeys(("test_accuracy", "val_accuracy", "test_loss", "macs", "sops"), "real"),
     **dict.fromkeys(("sparsity", "firing_rate"), "rates"),
-    **dict.fromkeys(("layers", "purity", "ticket", "choices", "versions"), "names"),
-    **dict.fromkeys(("confusion", "dead_layers", "accuracy_at_t"), "list"),
+    **dict.fromkeys(("layers", "purity", "ticket", "choices", "versions", "augmentation"), "names"),
+    **{"dead_layers": "list", "confusion": "table"},
+    **dict.fromkeys(("accuracy_at_t", "test_accuracy_interval"), "reals"),
 }  # what a report holds, for whoever reads one
 LEFTOVERS = (LOCK, f".{CONFIG}.tmp-")  # what a start that was killed may leave behind
 TABLES = ("summary", "firing")

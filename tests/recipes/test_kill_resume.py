@@ -95,7 +95,7 @@ def test_four_kills_resume_to_the_same_bits(recipes: Any, tmp_path: Path) -> Non
     assert whole.code == 0, whole.err
     step, save = "trainer:PhaseRun._step", "checkpoint:CheckpointStore.save"
     where = []
-    for method, count in ((step, 9), (save, 12), (step, 5), (save, 10)):
+    for method, count in ((step, 9), (save, 12), (step, 5), (save, 20)):
         kill = (f"spikeformer_lt.training.{method}", count, signal.SIGKILL)
         ended = recipes.run(*run, tmp_path / "killed", signals=[kill])
         assert ended.code == -signal.SIGKILL, ended.err

@@ -28,9 +28,6 @@ export MPLBACKEND := Agg
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONPATH PYTHONHOME
 
-LAUNCH := $(PY) -m accelerate.commands.launch --num_processes 1 --num_machines 1 \
-	--mixed_precision no --dynamo_backend no --num_cpu_threads_per_process $(CPUS)
-
 .PHONY: help install demo test slow gpu lint docs wheel-check release-check clean
 .DEFAULT_GOAL := help
 
@@ -62,7 +59,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	@echo "Demo: dense, MultiSp and control runs on digits; under 15 minutes on 2 cores"
-	@$(LAUNCH) recipes/multisp_compare.py --suite demo --out runs/demo
+	@$(PY) recipes/multisp_compare.py --suite demo --jobs $(CPUS) --out runs/demo
 
 test: $(STAMP)
 	@echo "Tests (not slow, not gpu): about 10 minutes on 2 cores"

@@ -382,7 +382,7 @@ class TrainConfig:
     cpu: bool = False
     """Stay on the CPU even where a GPU is present."""
     threads: int = 0
-    """CPU threads; 0 leaves torch's own choice."""
+    """CPU threads; 0 is those of OMP_NUM_THREADS, or else one for a small network and all CPUs."""
     timeout_s: int = 600
     """Seconds that a process waits for the others before the run ends and names the missing."""
     optim: OptimConfig = field(default_factory=OptimConfig)

@@ -158,6 +158,7 @@ def test_odd_values_are_refused_in_one_line(quick: Path, capsys: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_every_option_refuses_odd_values_in_one_line(quick: Path, capsys: Any) -> None:
     for case in cases():
         check(case, quick, capsys)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.layers.neuron import LIF, Activation, Relu
+from spikeformer_lt.layers.neuron import LIF, Activation, Relu, foreign_neurons, make_linear
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.registry import register_search
 from spikeformer_lt.rng import seed_for
@@ -232,8 +232,13 @@ def positive_twin(model: nn.Module) -> nn.Module:
                 setattr(parent, name, Relu())
             elif isinstance(child, _BatchNorm):
                 child.reset_running_stats()
-                nn.init.ones_(child.weight)
-                nn.init.zeros_(child.bias)
+                if child.affine:
+                    nn.init.ones_(child.weight)
+                    nn.init.zeros_(child.bias)
+            elif isinstance(child, nn.LayerNorm | nn.GroupNorm):
+                setattr(parent, name, nn.Identity())
+    for neuron in foreign_neurons(twin).values():
+        make_linear(neuron)
     with torch.no_grad():
         for parameter in twin.parameters():
             parameter.abs_()

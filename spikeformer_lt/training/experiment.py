@@ -22,6 +22,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 
+from spikeformer_lt.adapt import Adapted, at_door
 from spikeformer_lt.bundle import open_bundle
 from spikeformer_lt.config import (
     changes,
@@ -39,12 +40,11 @@ from spikeformer_lt.images.splits import Splits
 from spikeformer_lt.layers.neuron import lif_path
 from spikeformer_lt.registry import create_model
 from spikeformer_lt.rng import isolated_rng, seed_for, seeded
-from spikeformer_lt.runtime import OPENMP, memory_bytes
-from spikeformer_lt.step import Step
+from spikeformer_lt.runtime import OPENMP, WAITING, memory_bytes
 from spikeformer_lt.ticket import TICKET, Ticket
 from spikeformer_lt.training.checkpoint import load_weights, refuse_misfits
 from spikeformer_lt.training.optim import check_optimizer
-from spikeformer_lt.training.options import DataConfig, lasting, load_splits, split_options
+from spikeformer_lt.training.options import DataConfig, Step, lasting, load_splits, split_options
 from spikeformer_lt.training.ranks import (
     StopRequest,
     digest,
@@ -240,6 +240,7 @@ class Experiment:
         fallback, small, wanted: as in `settle`.
         search: name of the search, which is part of the run's identity.
         published: options of the search's preset, as in `with_published`.
+        network: the model, where it is no registered one; it is changed in place.
     """
 
     run: RunDir
@@ -253,8 +254,9 @@ class Experiment:
         wanted: Wanted = CIFAR10,
         search: str = "",
         published: Mapping[str, Any] = MappingProxyType({}),
+        network: nn.Module | None = None,
     ) -> None:
-        self.search, self.stop = search, StopRequest()
+        self.search, self.stop, self.network = search, StopRequest(), network
         settled, self.notice, self.taken = settle(cfg, wanted, fallback, small)
         self.cfg, self.deviations = with_published(settled, published, given_options(cfg))
 
@@ -273,11 +275,12 @@ class Experiment:
             refuse_differences(facts)
             self.check()
             identity = {"recipe": type(cfg).__name__, "search": self.search}
+            start = {} if self.network is None else {"weights": digest(self.network.state_dict())}
             self.run = RunDir.open(
                 cfg.run.out,
                 cfg,
                 slug=f"{cfg.model.name}-{cfg.data.name}",
-                identity={**identity, "split": self.data.split_sha256},
+                identity={**identity, **start, "split": self.data.split_sha256},
                 resume=cfg.run.resume,
                 allow=self._allowed(),
                 seed=train.seed,
@@ -286,6 +289,7 @@ class Experiment:
             augment, mixing = augmentation(cfg.data, self.data)
             names = ("data", "model", "train", cfg.data.name, cfg.model.name)
             groups = {name: to_dict(getattr(cfg, name)) for name in names if hasattr(cfg, name)}
+            groups |= {"network": start} if start else {}
             places = self.data, train, self.run, self.accelerator
             self.trainer = Trainer(
                 *places, augment=augment, mixing=mixing, stop=self.stop, made_by=lasting(groups),
@@ -328,10 +332,11 @@ class Experiment:
         check(train.batch_size <= images, "train.batch_size", train.batch_size, rule)
         check_optimizer(train.optim)
         name, args = self.cfg.model.name, self.model_args()
+        model = self.network
         with isolated_rng(0):
             try:
                 with torch.device("meta"):
-                    model: nn.Module = create_model(name, **args)
+                    model = create_model(name, **args) if model is None else model
             except SpikeformerError:
                 raise
             except Exception:  # a plug-in's, which computes while it is built
@@ -410,11 +415,17 @@ class Experiment:
 
     def model(self) -> nn.Module:
         """Create the model, from the run's seed or ``model.init_from``, and announce the run."""
+        name, classes = self.cfg.model.name, self.data.num_classes
         with seeded(seed_for(self.cfg.train.seed, "init")):
-            model: nn.Module = create_model(self.cfg.model.name, **self.model_args())
+            made = self.network
+            made = create_model(name, **self.model_args()) if made is None else made
         start = self.cfg.model.start_weights()
         if start is not None:
-            load_weights(model, start, self.cfg.model.init_from)
+            load_weights(made, start, self.cfg.model.init_from)
+        model = at_door(made, self.cfg.model.T, lambda: self.trainer.batch(3)[0])
+        if isinstance(model, Adapted):
+            rule = f"a network of {classes} outputs for {self.data.name}, not {model.num_classes}"
+            check(model.num_classes == classes, "model.name", name, rule)
         self._announce(model)
         return model
 
@@ -483,10 +494,12 @@ class Experiment:
         log.info("model %s: %.2f M parameters, T %d%s", name, millions, steps, source)
         device = trainer.accelerator.device
         total = train.batch_size * train.accumulate * trainer.world
+        if isinstance(model, Adapted):
+            log.info("adapted: %s", model.found)
         log.info(
             "batch %d x %d accumulated x %d processes = %d, lr %g, on %s, %d threads, "
-            "kernels %s, freed memory %s, OpenMP %s%s",
+            "kernels %s, freed memory %s, OpenMP %s, waits %s%s",
             train.batch_size, train.accumulate, trainer.world, total, train.optim.lr, device,
-            torch.get_num_threads(), lif_path(device), trainer.heap, OPENMP,
+            torch.get_num_threads(), lif_path(device), trainer.heap, OPENMP, WAITING,
             ", activations computed again" if train.recompute else "",
         )  # fmt: skip

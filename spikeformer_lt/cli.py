@@ -325,6 +325,9 @@ class Comparison:
         check_fields(self, jobs=1)
         check(self.epochs is None or self.epochs >= 2, "epochs", self.epochs, "2 or more")
         check(len(self.seeds) > 0, "seeds", self.seeds, "at least one seed")
+        for name in ("seeds", "searches", "sparsities"):
+            listed = getattr(self, name, ())
+            check(len(set(listed)) == len(listed), name, listed, "each once")
 
 
 def compare(

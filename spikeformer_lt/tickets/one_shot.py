@@ -133,12 +133,20 @@ class Nm(Magnitude):
     Source: Zhou et al., ICLR 2021 (arXiv 2102.04010), the N:M pattern.
     """
 
-    def _search(self, model: nn.Module, fit: Fit) -> Mask:
-        config, weights = self.config, self._trained(model, fit)
-        fitting = {name: w for name, w in weights.items() if w.shape[1] % config.m == 0}
+    def check(self, model: nn.Module) -> None:
+        """Refuse a group that divides the inputs of no layer."""
+        self._fitting(self.config.prune.weights(model))
+
+    def _fitting(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        m = self.config.m
+        fitting = {name: w for name, w in weights.items() if w.shape[1] % m == 0}
         if not fitting:
-            raise ConfigError(f"m={config.m} divides the inputs of no layer; choose another")
-        return nm_mask(magnitudes(fitting), config.n, config.m)
+            raise ConfigError(f"m={m} is not allowed: it divides the inputs of no layer")
+        return fitting
+
+    def _search(self, model: nn.Module, fit: Fit) -> Mask:
+        fitting = self._fitting(self._trained(model, fit))
+        return nm_mask(magnitudes(fitting), self.config.n, self.config.m)
 
 
 def loss_gradients(

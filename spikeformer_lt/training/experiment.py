@@ -42,7 +42,7 @@ from spikeformer_lt.registry import create_model
 from spikeformer_lt.rng import isolated_rng, seed_for, seeded
 from spikeformer_lt.runtime import OPENMP, WAITING, memory_bytes
 from spikeformer_lt.ticket import TICKET, Ticket
-from spikeformer_lt.training.checkpoint import load_weights
+from spikeformer_lt.training.checkpoint import load_weights, refuse_misfits
 from spikeformer_lt.training.optim import check_optimizer
 from spikeformer_lt.training.options import DataConfig, Step, lasting, load_splits, split_options
 from spikeformer_lt.training.ranks import (
@@ -55,7 +55,7 @@ from spikeformer_lt.training.ranks import (
     refuse_differences,
     together,
 )
-from spikeformer_lt.training.run import RunDir, RunLog, holds_run, refuse_foreign
+from spikeformer_lt.training.run import RunChoice, RunDir, RunLog
 from spikeformer_lt.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -341,6 +341,8 @@ class Experiment:
                 raise
             except Exception:  # a plug-in's, which computes while it is built
                 model = create_model(name, **args)
+        if not isinstance(model, nn.Module):
+            raise ConfigError(f"model {name} gave {type(model).__name__}, not an nn.Module")
         check_memory(model, self.cfg.model.T, train.batch_size)
         return model
 
@@ -349,22 +351,23 @@ class Experiment:
 
         `searched` is what a search checks of the network, as `Search.check`.
         """
-        cfg, run = self.cfg, self.cfg.run
+        cfg = self.cfg
         check_limits(cfg)
-        rule = "never, auto, or the directory of a run"
-        known = run.resume in ("never", "auto") or holds_run(Path(run.resume))
-        check(known, "run.resume", run.resume, rule)
-        new = run.resume != "never" or not run.out or not holds_run(Path(run.out))
-        check(new, "run.out", run.out, "a new directory; this one holds a run: --run.resume DIR")
-        if run.out and not holds_run(Path(run.out)):
-            refuse_foreign(Path(run.out))
-        cfg.model.start_weights()
+        choice = RunChoice(cfg, "", cfg.run.resume, self._allowed(), Path("runs"))
+        folder, extend = choice.check(cfg.run.out), cfg.run.extend
+        finished = folder is not None and (folder / "report.json").is_file()
+        check(
+            not extend or finished, "run.extend", extend, "0 but for a finished run: --run.resume"
+        )
+        start = cfg.model.start_weights()
         data, own = cfg.data, entry_options(cfg, cfg.data.name)
         split_file = getattr(data, "split_file", None)
         if split_file and not Path(split_file).exists():  # it would be written
             data = replace(data, split_file=None)
         self.data = load_splits(data, cfg.model.T, own)
         model = self.check()
+        if start is not None:
+            refuse_misfits(model, start, cfg.model.init_from)
         if searched is not None:
             searched(model)
         numbers = sum(p.numel() for p in model.parameters())

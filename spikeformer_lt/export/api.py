@@ -97,10 +97,8 @@ class Exported:
     check: Check
     trained: bool = True
     preprocess: Preprocess | None = None
-    bits: float = 0.0
-    """Of the tensor file, less its table, a weight of all convolutions and linear maps."""
-    bits_bound: float = 0.0
-    """The same of the bound of all tensors."""
+    bits: tuple[float, ...] = ()
+    """A weight of all convolutions and linear maps, in the tensor file less its table; the bound's."""
 
     def summary(self) -> str:
         """Sizes and check as text of several lines."""
@@ -113,7 +111,7 @@ class Exported:
             notices += "NOTICE: this ticket lacks its preprocess: predict(x) will ask for it\n"
         return (
             f"{notices}{size_table(self.sizes)}\n"
-            f"all weights: {self.bits:.3f} bits each in the file, bound {self.bits_bound:.3f}\n"
+            f"all weights: {self.bits[0]:.3f} bits each in the file, bound {self.bits[1]:.3f}\n"
             f"verified: reloaded logits within {check.reload_gap:.3g}; compact within "
             f"{check.compact_gap_float64:.3g} (float64), {check.compact_gap_float32:.3g} "
             f"(float32); same class {100 * check.same_class:.0f} %"
@@ -190,9 +188,9 @@ def export_ticket(
     trained = ticket.provenance.get("trained") is not False
     matrices = sum(math.prod(row.shape) for row in packed.rows if len(row.shape) > 1)
     written = (Path(folder) / TENSORS).stat().st_size - packed.table_bytes
-    bits = [8 * size / max(1, matrices) for size in (written, found[-1].bound)]
+    bits = tuple(8 * size / max(1, matrices) for size in (written, found[-1].bound))
     known = Preprocess.known(ticket.provenance)
-    return Exported(Path(folder), found, check, trained, known, *bits)
+    return Exported(Path(folder), found, check, trained, known, bits)
 
 
 def load_exported(

@@ -496,11 +496,6 @@ class EncoderConfig(Checked):
         both = self.method == "rigl" and (self.binary or self.ramp_epochs > 0)
         check(not both, "multisp.encoder.method", self.method, "another with binary or a ramp")
 
-    def weights(self) -> WeightConfig:
-        """The same as options of level 2, whose layers and masks it uses."""
-        names = "method", "sparsity", "binary", "scope", "floor", "ramp_epochs"
-        return WeightConfig(gain="filter", **{name: getattr(self, name) for name in names})
-
 
 @dataclass(frozen=True)
 class ActivationConfig(Checked):
@@ -578,8 +573,8 @@ class MultiSpConfig(Checked):
         if self.weights.method in MOVING and self.preset == "default":
             searched = self.epochs if self.schedule == "joint" else max(1, self.stem_epochs)
             check_ramp(self.weights, searched, "multisp.weights.")
-        if self.encoder.method != "rigl":
-            check_ramp(self.encoder.weights(), self.epochs, "multisp.encoder.")
+        ramp = WeightConfig(ramp_epochs=self.encoder.ramp_epochs)
+        check_ramp(ramp, self.epochs, "multisp.encoder.")
         untrained = self.schedule != "joint" and not (self.stem_epochs or self.dense_epochs)
         rule = "at least 1: a frozen ConvPEP would keep its random weights; or give stem finetune"
         sound = not untrained or self.stem != "frozen"

@@ -117,10 +117,6 @@ def encoder_weights(model: Any, head: bool = True) -> dict[str, Tensor]:
     }
 
 
-def _asks(config: EncoderConfig) -> bool:
-    return config.binary or config.sparsity > 0
-
-
 def install_encoder(model: nn.Module, config: EncoderConfig) -> None:
     """Replace the layers of level 4 by subnet layers, in place; the gains are of each output."""
     for name in encoder_weights(model, config.head):
@@ -189,8 +185,8 @@ class MaskController:
         """Rank the first rank's weights; a mask that leaves nothing of a layer is refused."""
         config, everywhere = self.config, self.config.scope == "global"
         floor = config.floor if everywhere else 0.0
-        rankings = {name: layer.ranking() for name, layer in self.layers.items()}
-        mask = select(rankings, sparsity, config.scope, within, floor)
+        ranked = {name: layer.ranking() for name, layer in self.layers.items()}
+        mask = select(ranked, sparsity, config.scope, within, floor)
         mask = from_first(mask)
         alive = torch.stack([kept.any() for kept in mask.values()])
         if not bool(alive.all()):
@@ -329,12 +325,12 @@ class MultiSp(Search):
         model.load_state_dict(selector, strict=False)
         if sparse:
             install_subnets(stem, replace(weights, method="latent", init="keep"))
-        if _asks(encoder):
+        if encoder.binary or encoder.sparsity:
             install_encoder(model, encoder)
-        if sparse or _asks(encoder):
+        if known := dict(subnet.subnets(model)):
             set_masks(model, mask)
         self._fit(fit, model, Phase("retrain", self.config.epochs))
-        return self._collapsed(model) if sparse or _asks(encoder) else mask
+        return self._collapsed(model) if known else mask
 
     def _collapsed(self, model: nn.Module) -> Mask:
         mask = {**(self._mask or {}), **get_masks(model)}
@@ -391,7 +387,7 @@ class MultiSp(Search):
     def _with_encoder(self, model: nn.Module, phase: Phase) -> Phase:
         """Turn level 4 on for a phase that trains the encoder."""
         config, before = self.config.encoder, phase.before_step
-        if not _asks(config):
+        if not (config.binary or config.sparsity):
             return phase
         seed = seed_for(self.seed, "encoder mask")
         if config.method == "rigl":
@@ -401,7 +397,9 @@ class MultiSp(Search):
             settled = max(phase.settled_from, math.ceil(how.end * phase.epochs))
             return replace(phase, hooks=(self._rigl,), settled_from=settled)
         install_encoder(model, config)
-        own = MaskController(model, config.weights(), seed, self._stem)
+        names = "method", "sparsity", "binary", "scope", "floor", "ramp_epochs"
+        same = {name: getattr(config, name) for name in names}
+        own = MaskController(model, WeightConfig(**same), seed, self._stem)
         self._encoder = own
 
         def both(progress: Progress) -> None:

@@ -98,7 +98,7 @@ class Exported:
     trained: bool = True
     preprocess: Preprocess | None = None
     bits: tuple[float, ...] = ()
-    """A weight of all convolutions and linear maps, in the tensor file less its table; the bound's."""
+    """A weight of convolutions and linear maps, in the tensor file less its table; the bound's."""
 
     def summary(self) -> str:
         """Sizes and check as text of several lines."""

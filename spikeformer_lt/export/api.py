@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikeformer_lt.adapt import Adapted
+from spikeformer_lt.adapted import Adapted
 from spikeformer_lt.bundle import staged
 from spikeformer_lt.errors import ConfigError, ExportError, TicketError, name_of, shown
 from spikeformer_lt.export.file import (

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikeformer_lt.adapt import PRUNABLE
+from spikeformer_lt.adapted import PRUNABLE
 from spikeformer_lt.config import check
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers import subnet

@@ -139,9 +139,9 @@ def test_an_environment_that_is_none_of_ours_is_refused_by_field(tmp_path):
     RunDir.open(tmp_path / "a", Config()).close()
     odd = {"changed_on_resume": 3, "identity": [1], "world_size": "two", "versions": "x"}
     sound = json.loads((tmp_path / "a" / "env.json").read_text())
-    for field, value in odd.items():
-        (tmp_path / "a" / "env.json").write_text(json.dumps({**sound, field: value}))
-        with pytest.raises(ConfigError, match=f"env.json.*{field}="):
+    for name, value in odd.items():
+        (tmp_path / "a" / "env.json").write_text(json.dumps({**sound, name: value}))
+        with pytest.raises(ConfigError, match=f"env.json.*{name}="):
             RunDir.open(tmp_path / "a", Config(), resume="auto")
     empty = dict.fromkeys(("changed_on_resume", "identity", "versions"))
     (tmp_path / "a" / "env.json").write_text(json.dumps(sound | empty))

@@ -18,7 +18,7 @@ import stat
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeGuard
 
 import yaml
 
@@ -35,7 +35,7 @@ RECORD_LIMIT = 1 << 24  # bytes; a report with the confusion of 1,000 classes ha
 _NUMBER = (int, float, type(None))
 _KINDS: dict[str, Any] = {
     **{"text": str, "whole": int, "real": (int, float)},
-    **{"names": dict, "rates": dict, "list": list},
+    **{"names": dict, "rates": dict, "list": list, "reals": list, "table": list},
 }
 KEY = "spikeformer_lt"  # of our one entry in the header: safetensors writes several in any order
 VERSION = 1
@@ -286,7 +286,8 @@ def read_record(
     Args:
         path: the file, of at most `RECORD_LIMIT` bytes.
         fields: what some fields hold where they are there and not null: "text", "whole" or "real"
-            numbers, "names" (an object), "rates" (an object of numbers) or "list".
+            numbers, "names" (an object), "rates" (an object of numbers or null), "list", "reals" (a
+            list of numbers) or "table" (a square one).
         error: class of the exception, which names the field.
     """
     name = name_of(path)
@@ -300,9 +301,17 @@ def read_record(
         value = found.get(field)
         members = [*value.values()] if isinstance(value, dict) and kind == "rates" else []
         sound = isinstance(value, _KINDS[kind]) and not isinstance(value, bool)
+        if isinstance(value, list) and kind in ("reals", "table"):
+            rows = value if kind == "table" else [value]
+            sound = all(is_numbers(row) and len(row) == len(value) for row in rows)
         if value is not None and not (sound and all(isinstance(m, _NUMBER) for m in members)):
             raise error(f"{name}: {field}={shown(value)} is not allowed: {kind}")
     return found
+
+
+def is_numbers(value: object) -> TypeGuard[list[float]]:
+    """Whether a value of JSON is a list of numbers."""
+    return isinstance(value, list) and all(type(one) in (int, float) for one in value)
 
 
 def csv_cell(value: object) -> str:

@@ -86,9 +86,11 @@ def provide(
     Archives lie in the root, single files in `folder` below it. A DataError names what is missing
     (with size, hash and address), damaged or hostile.
     """
+    root = Path(root)
+    for archive in archives:
+        _sweep(root / archive.into)
     if found := find():
         return found
-    root = Path(root)
     wanted: dict[Path, PublishedFile] = {root / archive.name: archive for archive in archives}
     if not archives:
         wanted = {root / folder / file.name: file for file in files}
@@ -348,23 +350,17 @@ def unpack(
     kind = "zip" if Path(archive).suffix.lower() == ".zip" else "tar"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        staging = tempfile.TemporaryDirectory(
-            prefix=".extract-", dir=folder, ignore_cleanup_errors=True
-        )
-        for left in folder.glob(".extract-*"):
-            with contextlib.ExitStack() as held:
-                if claim(left, held):  # of a process that is gone
-                    shutil.rmtree(left, ignore_errors=True)
-        with staging as stage, contextlib.ExitStack() as held, open(archive, "rb") as packed:
-            claim(Path(stage), held)
+        _sweep(folder)
+        with contextlib.ExitStack() as held, open(archive, "rb") as packed:
+            stage = _stage(folder, held)
             limit = max_bytes + _HEADERS * (max_members + 256)
             members = _zip_members(packed) if kind == "zip" else _tar_members(packed, name, limit)
-            files = _write(members, Path(stage), name, max_bytes, max_members)
+            files = _write(members, stage, name, max_bytes, max_members)
             for place in {place for file in files for place in (file, *file.parents[:-1])}:
                 refuse_link(folder / place, DataError)
             for file in files:
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
-                os.replace(Path(stage, file), folder / file)
+                os.replace(stage / file, folder / file)
     except DataError:
         raise
     except OSError as fault:
@@ -375,6 +371,25 @@ def unpack(
         raise DataError(f"{name} is not a whole {kind} archive: {reason}") from fault
     log.info("unpacked %d files of %s into %s", len(files), archive, folder)
     return [folder / file for file in files]
+
+
+def _stage(folder: Path, held: contextlib.ExitStack) -> Path:
+    """Make a folder inside that this process holds until it is deleted, at the end."""
+    while True:
+        made = tempfile.TemporaryDirectory(
+            prefix=".extract-", dir=folder, ignore_cleanup_errors=True
+        )
+        held.callback(made.cleanup)
+        if claim(Path(made.name), held) and os.path.isdir(made.name):  # it was not swept meanwhile
+            return Path(made.name)
+
+
+def _sweep(folder: Path) -> None:
+    """Delete the stages of processes that are gone."""
+    for left in folder.glob(".extract-*"):
+        with contextlib.ExitStack() as held:
+            if claim(left, held):
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _write(

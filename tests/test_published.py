@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import http.client
@@ -19,6 +20,7 @@ from functools import partial
 import pytest
 
 from spikeformer_lt import published
+from spikeformer_lt.bundle import claim
 from spikeformer_lt.errors import ConfigError, DataError
 from spikeformer_lt.published import (
     Archive,
@@ -94,6 +96,38 @@ def test_files_and_folders_of_a_zip_come_out_and_desktop_leavings_do_not(tmp_pat
     assert [p.relative_to(tmp_path / "out").as_posix() for p in found] == ["a/b.txt", "c"]
     assert everything_in(tmp_path / "out") == ["a", "a/b.txt", "c"]
     assert (tmp_path / "out/a/b.txt").read_bytes() == b"one"
+
+
+def test_no_other_process_can_take_the_stage_of_a_living_one(tmp_path, monkeypatch):
+    looked, write = [], published._write
+
+    def look(members, stage, *rest):
+        with contextlib.ExitStack() as other:
+            looked.append((stage.is_dir(), claim(stage, other)))
+        return write(members, stage, *rest)
+
+    monkeypatch.setattr(published, "_write", look)
+    unpack(make_tar(tmp_path / "a.tar", [(member("one"), b"1")]), tmp_path / "out", **CAPS)
+    assert looked == [(True, False)] and everything_in(tmp_path / "out") == ["one"]
+
+
+def test_a_link_where_a_file_goes_is_refused_and_nothing_is_moved(tmp_path, server):
+    (tmp_path / "elsewhere").write_bytes(b"mine")
+    members = [(member("set/one"), b"1"), (member("set/two"), b"2")]
+    archive = make_tar(tmp_path / "a.tar", members)
+    for name, target in (("set/two", "../../elsewhere"), ("set", "../nowhere")):
+        place = tmp_path / name.replace("/", "-") / name
+        place.parent.mkdir(parents=True)
+        place.symlink_to(target)
+        with pytest.raises(DataError, match="is a link, which is never replaced"):
+            unpack(archive, tmp_path / name.replace("/", "-"), **CAPS)
+        assert place.is_symlink() and not (place.parent / "one").exists()
+    for name in ("b.bin", "b.bin.part"):
+        (tmp_path / name).symlink_to("elsewhere" if name == "b.bin.part" else "nowhere")
+        with pytest.raises(DataError, match="is a link, which is never replaced"):
+            get(server, "good", tmp_path / "b.bin")
+        (tmp_path / name).unlink()
+    assert (tmp_path / "elsewhere").read_bytes() == b"mine" and server.asked == []
 
 
 def test_modes_of_the_archive_are_not_applied(tmp_path):

@@ -185,6 +185,20 @@ def test_a_record_is_read_by_its_types(tmp_path: Path) -> None:
 
 
 @pytest.mark.fault(53)
+def test_lists_of_numbers_and_square_tables_are_looked_into(tmp_path: Path) -> None:
+    file, fields = tmp_path / "report.json", {"v": "reals", "c": "table"}
+    for good in ({"v": [1, 0.5], "c": [[1, 2], [3, 4]]}, {"v": [], "c": []}, {"v": None}):
+        file.write_text(json.dumps(good))
+        assert read_record(file, fields, CheckpointError) == good
+    odd = {"v": ([[]], ["1"], [None], [True]), "c": ([1], [[1, 2]], [[1, 2], [3]], [["a"]])}
+    for name, values in odd.items():
+        for value in values:
+            file.write_text(json.dumps({name: value}))
+            with pytest.raises(CheckpointError, match=f"report.json.*{name}="):
+                read_record(file, fields, CheckpointError)
+
+
+@pytest.mark.fault(53)
 def test_what_is_no_record_is_refused_by_name(tmp_path: Path) -> None:
     file = tmp_path / "report.json"
     for data in (b"[]", b"{", b"\xff", b"[" * 10**5, b'{"a": 1, "a": 2}', b" " * (1 << 24) + b"{}"):

@@ -54,6 +54,7 @@ _SUFFIXES = {
 }
 SUFFIXES = tuple(_SUFFIXES)
 _LONGEST_HEADER = 1 << 16  # bytes before the numbers of a NumPy file
+_NAMED = 10  # members that a message lists
 TABLES = ("hdf5", "npy", "npz")  # forms whose columns and unit of time a user may name
 
 
@@ -161,13 +162,21 @@ def read_npz(
             raise DataError(f"{name_of(path)} is no .npz but {content_kind(file.read(1024))}")
         arrays = {}
         with decoding(path), zipfile.ZipFile(file) as archive:
-            check_size(path, size, sum(entry.file_size for entry in archive.infolist()))
-            for entry in archive.infolist():
+            entries = archive.infolist()
+            names = [entry.filename.removesuffix(".npy") for entry in entries]
+            check_size(path, size, sum(entry.file_size for entry in entries))
+            for name, entry in zip(names, entries, strict=True):
+                if len(names) > 1 and name not in (*FIELDS, "t"):
+                    continue
+                where = f"{name_of(path)}, {shown(entry.filename)},"
+                if name in arrays:
+                    raise DataError(f"{where} is there twice")
                 with archive.open(entry) as member:
-                    where = f"{name_of(path)}, {shown(entry.filename)},"
-                    found = _load(cast("BinaryIO", member), entry.file_size, where)
-                    arrays[entry.filename.removesuffix(".npy")] = found
-    only = next(iter(arrays.values())) if len(arrays) == 1 else arrays
+                    arrays[name] = _load(cast("BinaryIO", member), entry.file_size, where)
+    if len(names) > 1 and len(arrays) < len(FIELDS):
+        listed = ", ".join(map(shown, names[:_NAMED]))
+        raise DataError(f"{name_of(path)} holds {listed}; needed: x, y, p and t_us, or one array")
+    only = arrays[names[0]] if len(names) == 1 else arrays
     return _in_microseconds(only, path, columns, microseconds_per_tick)
 
 
@@ -194,13 +203,15 @@ def read_hdf5(path: str | Path, microseconds_per_tick: int = 1) -> Raw:
             tables = {"": found}
             if isinstance(found, h5py.Group):
                 tables = {name: _own(found, name) for name in (*FIELDS, "t")}
-            kept = {
-                name: table
-                for name, table in tables.items()
-                if isinstance(table, h5py.Dataset)
-                and table.ndim == 1
-                and not (table.dtype.hasobject or table.is_virtual or table.external)
-            }
+            kept = {n: table for n, table in tables.items() if isinstance(table, h5py.Dataset)}
+            for name, table in kept.items():
+                odd = table.dtype.hasobject or table.is_virtual or table.external
+                if odd or table.shape is None or table.ndim != 1:
+                    what = f"{shown(table.dtype)} {table.shape}"
+                    raise DataError(
+                        f"{name_of(path)}: {shown(name or table.name)} is {what}; needed are "
+                        "numbers in one dimension, in the file itself"
+                    )
             check_size(path, size, sum(table.nbytes for table in kept.values()))
             columns = {name: table[()] for name, table in kept.items()}
     return _in_microseconds(columns.get("", columns), path, FIELDS, microseconds_per_tick)
@@ -251,6 +262,8 @@ def _load(file: BinaryIO, size: int, where: str) -> NDArray[np.generic]:
             f"{where} holds Python objects, which could run code: it is not read; save the events "
             "as a numeric array"
         )
+    if not dtype.itemsize or any(type(side) is not int for side in shape):
+        raise DataError(f"{where} has a damaged header: {shown(shape)} of {dtype} are no events")
     count = math.prod(map(int, shape))
     wanted, left = count * dtype.itemsize, size - head.tell()
     if wanted != left or min(shape, default=0) < 0:
@@ -260,7 +273,7 @@ def _load(file: BinaryIO, size: int, where: str) -> NDArray[np.generic]:
         )
     file.seek(head.tell())
     array: NDArray[np.generic] = np.frombuffer(file.read(wanted), dtype)
-    return array.reshape(shape, order="F" if fortran else "C")
+    return array.reshape(shape if wanted else (0, *shape[1:2]), order="F" if fortran else "C")
 
 
 _SIZE = 5  # bytes an event

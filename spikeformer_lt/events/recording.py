@@ -103,24 +103,23 @@ def columns_of(events: Any, source: str, order: Sequence[str] = FIELDS) -> dict[
         )
     else:
         found = {name: events[:, place] for place, name in enumerate(order)}
-    if "t_us" not in found and "t" in found:
-        found["t_us"] = found["t"]
+    timed = found if "t_us" in found or "t" not in found else {**found, "t_us": found["t"]}
     for name in FIELDS:
-        column = found.get(name)
+        column = timed.get(name)
         if column is None:
             raise DataError(
                 f"{source}: no field {shown(name)}{near(name, found) or ';'} found: "
-                f"{', '.join(map(shown, found)) or 'none'}; needed: x, y, p and t_us"
+                f"{', '.join(map(shown, list(found)[:20])) or 'none'}; needed: x, y, p and t_us"
             )
         if column.ndim != 1 or column.dtype.kind not in "biuf":
             raise DataError(
                 f"{source}: field {shown(name)} is {column.dtype} {list(column.shape)}; needed are "
                 "numbers in one dimension"
             )
-    lengths = {name: len(found[name]) for name in FIELDS}
+    lengths = {name: len(timed[name]) for name in FIELDS}
     if len(set(lengths.values())) > 1:
         raise DataError(f"{source}: fields of different length: {lengths}")
-    return {name: found[name] for name in FIELDS}
+    return {name: timed[name] for name in FIELDS}
 
 
 def fit(events: Events, sensor: Sensor, size: int) -> Events:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spikeformer_lt.disk import write_atomic
-from spikeformer_lt.errors import DataError
+from spikeformer_lt.errors import DataError, name_of, shown
 from spikeformer_lt.reports.energy import GROUPS, HOROWITZ, Costs, Energy
 from spikeformer_lt.reports.page import write_csv
 
@@ -102,8 +102,20 @@ def _legend(made: Any, place: str = "right upper", **how: Any) -> None:
 
 
 def _read(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    """Rows of a run's table; a DataError unless each cell but the phase is a number or empty."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            table = list(csv.DictReader(file, restkey="", restval="", strict=True))
+        for line, row in enumerate(table, 2):
+            if "phase" not in row or "" in row:
+                raise ValueError(f"the cells of row {line} are not those of the columns")
+            for name, cell in row.items():
+                if name != "phase" and cell:
+                    float(cell)
+    except (OSError, ValueError, csv.Error) as fault:
+        what = shown(str(fault), 200)
+        raise DataError(f"{name_of(path)} is no table of a run: {what}; move it away") from None
+    return table
 
 
 def _plot_points(axes: Any, points: Sequence[tuple[int, float]], label: str, at: int) -> None:
@@ -392,7 +404,9 @@ def plot_kept_clip(
     events = [[t + 1, *row] for t, row in enumerate(frames.float().sum((2, 3)).tolist())]
     _save(made, path, ["t", "off_events", "on_events"], events)
     how: dict[str, Any] = {"append_images": stills[1:], "duration": GIF_MS, "loop": 0}
-    stills[0].save(path.with_suffix(".gif"), save_all=True, **how)
+    film = io.BytesIO()
+    stills[0].save(film, "GIF", save_all=True, **how)
+    write_atomic(path.with_suffix(".gif"), film.getvalue(), DataError)
     return path
 
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from spikeformer_lt.config import to_dict
-from spikeformer_lt.disk import safe_name
+from spikeformer_lt.disk import is_numbers, safe_name
+from spikeformer_lt.errors import DataError, name_of, shown
 from spikeformer_lt.images.loader import sample_loader
 from spikeformer_lt.images.splits import Splits
 from spikeformer_lt.reports import plots
@@ -27,10 +28,10 @@ from spikeformer_lt.reports.page import write_page
 from spikeformer_lt.reports.probe import Probe, early_exit, keep_frequency, recording
 from spikeformer_lt.reports.statistics import accuracy_interval, wilson
 from spikeformer_lt.runtime import describe_environment
-from spikeformer_lt.step import Step
 from spikeformer_lt.ticket import Ticket
 from spikeformer_lt.training.evaluate import PREDICTIONS, Metrics, evaluate, read_predictions
 from spikeformer_lt.training.experiment import Experiment
+from spikeformer_lt.training.options import Step
 from spikeformer_lt.training.ranks import digest
 
 log = logging.getLogger(__name__)
@@ -65,6 +66,8 @@ def number_at(report: Mapping[str, Any] | None, path: str) -> float | None:
     value: Any = report
     for name in path.split("."):
         value = value.get(name) if isinstance(value, Mapping) else None
+    if value is not None and type(value) not in (int, float):
+        raise DataError(f"a report says {path}={shown(value)}, which is no number; restore it")
     return None if value is None else float(value)
 
 
@@ -243,7 +246,7 @@ def draw_run(run: FinishedRun, folder: Path, images: int = 256) -> tuple[list[Pa
     at_t = {run.name: report.get("accuracy_at_t") or here.tolist()}
     drawn.append(plots.plot_anytime(folder / "anytime.png", at_t))
     drawn.append(plots.plot_early_exit(folder / "early-exit.png", early_exit(logits, labels)))
-    if "confusion" in report:
+    if report.get("confusion"):
         drawn.append(plots.plot_confusion(folder / "confusion.png", report["confusion"]))
     drawn += _patches(run, folder, probe, labels.tolist(), counted.kept_tokens)
     drawn += _spikes(report, folder, probe)
@@ -251,6 +254,9 @@ def draw_run(run: FinishedRun, folder: Path, images: int = 256) -> tuple[list[Pa
         weight = effective_weight(run.model.get_submodule(name))
         drawn.append(plots.plot_kernels(folder / file, weight, name))
     if distances := run.ticket.provenance.get("mask_distances"):
+        rows = enumerate(distances) if isinstance(distances, list) else [(0, None)]
+        if not all(is_numbers(row) and len(row) <= i for i, row in rows):
+            raise DataError(f"{name_of(run.path)}: the ticket's mask_distances are damaged")
         found, epochs = plots.banded(distances), [str(i + 1) for i in range(len(distances))]
         path = folder / "mask-distances.png"
         drawn.append(plots.plot_distances(path, found, epochs, "epoch of the search"))
@@ -283,7 +289,8 @@ def _spikes(report: Mapping[str, Any], folder: Path, probe: Probe) -> Iterator[P
     if probe.spikes:
         yield plots.plot_raster(folder / "raster.png", probe.spikes)
         here = {name: float(spikes.float().mean()) for name, spikes in probe.spikes.items()}
-        rates = report.get("firing_rate") or here
+        known = report.get("firing_rate") or {}
+        rates = {name: rate for name, rate in known.items() if rate is not None} or here
         yield plots.plot_layer_rates(folder / "layer-rates.png", rates)
     for name, recorded in probe.membrane.items():
         yield plots.plot_membrane(folder / "membrane.png", *recorded, name, probe.neurons[name])

@@ -11,8 +11,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from spikeformer_lt.config import check, check_fields
-from spikeformer_lt.step import Step
 from spikeformer_lt.tickets.presets import DEVIATIONS
+from spikeformer_lt.training.options import Step
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # The same words as in mask.py, layers/patches.py and layers/stems.py, which import torch.
 SCOPES = ("global", "layer")
-SCORES = ("rate", "l2", "attention", "tp", "gumbel", "random")
+SCORES = ("rate", "l2", "attention", "tp", "gumbel", "qk", "random")
 ACTIVATIONS = ("lif", "heaviside", "sign", "relu")
 RESIDUALS = ("add", "iand", "or")
 DISTRIBUTIONS = ("uniform", "erk")
@@ -303,6 +303,11 @@ class EarlyTimeConfig(Checked):
     PRESETS: ClassVar = {"eccv22": {"epochs": 2, "images": 1000, "threshold": 0.6}}
     OWN: ClassVar = {"epochs": 0, "images": 1}
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        other = self.search.replace("-", "_") != "early_time"
+        check(other, "early_time.search", self.search, "another search than early_time itself")
+
 
 _FROZEN: dict[str, Any] = {"epochs": 100, "learn_norm": False}
 
@@ -409,7 +414,8 @@ class PatchConfig(Checked):
     sparsity: float = 0.314
     """Fraction of patches removed for each image, in [0, 1); 0 turns level 1 off."""
     score: str = "rate"
-    """rate, l2, attention, tp, gumbel, or random (the control)."""
+    """rate, l2, attention, tp, gumbel, qk (gates of QKFormer's token attention), or random (the
+    control)."""
     space: str = "token"
     """token: gather after ConvPEP; pixel: also zero the removed pixels and embed again."""
     rescale: bool = False
@@ -459,6 +465,36 @@ class WeightConfig(Checked):
     """Fraction of the phase after which the mask stays as it is."""
     WHERE = "multisp.weights."
     OWN: ClassVar = {"floor": "[0, 1)", "scope": ("layer", "global")}
+
+
+@dataclass(frozen=True)
+class EncoderConfig(Checked):
+    """Level 4: sparse and binary weights behind the ConvPEP, in blocks and head."""
+
+    sparsity: float = 0.0
+    """Fraction of these weights removed, in [0, 1); 0 without binary is off."""
+    binary: bool = False
+    """Binarize the kept weights to +-gain, one gain for each output (BESTformer)."""
+    method: str = "latent"
+    """latent: train all, mask the largest; magnitude: one mask from the start weights; rigl:
+    dynamic sparse training, of full-precision weights; random: the control mask."""
+    scope: str = "global"
+    """global: one budget over these weights; layer: the same sparsity in each."""
+    floor: float = 0.01
+    """Least fraction that a global budget leaves in each layer."""
+    ramp_epochs: float = 0.0
+    """Epochs of a cubic ramp of the sparsity from 0 (latent); the mask moves up to 3/4 of all."""
+    every: int = 100
+    """Optimizer steps between two exchanges of method rigl."""
+    head: bool = True
+    """The last linear map is among these weights, too."""
+    WHERE = "multisp.encoder."
+    OWN: ClassVar = {"floor": "[0, 1)", "method": ("latent", "magnitude", "rigl", "random")}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        both = self.method == "rigl" and (self.binary or self.ramp_epochs > 0)
+        check(not both, "multisp.encoder.method", self.method, "another with binary or a ramp")
 
 
 @dataclass(frozen=True)
@@ -516,6 +552,7 @@ class MultiSpConfig(Checked):
     patches: PatchConfig = field(default_factory=PatchConfig)
     weights: WeightConfig = field(default_factory=WeightConfig)
     activation: ActivationConfig = field(default_factory=ActivationConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
     WHERE = "multisp."
     PRESETS: ClassVar = {
         "literal": dict(
@@ -536,6 +573,8 @@ class MultiSpConfig(Checked):
         if self.weights.method in MOVING and self.preset == "default":
             searched = self.epochs if self.schedule == "joint" else max(1, self.stem_epochs)
             check_ramp(self.weights, searched, "multisp.weights.")
+        ramp = WeightConfig(ramp_epochs=self.encoder.ramp_epochs)
+        check_ramp(ramp, self.epochs, "multisp.encoder.")
         untrained = self.schedule != "joint" and not (self.stem_epochs or self.dense_epochs)
         rule = "at least 1: a frozen ConvPEP would keep its random weights; or give stem finetune"
         sound = not untrained or self.stem != "frozen"

@@ -19,6 +19,7 @@ from spikeformer_lt.events.formats import (
     read_evt,
     read_hdf5,
     read_npy,
+    read_npz,
     read_trials,
 )
 from spikeformer_lt.events.frame import EventOptions
@@ -103,13 +104,17 @@ def test_every_cut_and_every_surplus_is_refused(files, tmp_path):
 @pytest.mark.fault(82)
 def test_a_header_that_tells_of_terabytes_allocates_nothing(tmp_path, traced):
     path = tmp_path / "a.npy"
-    for shape in ((10**12, 4), (-5, 4), (2**40, 2**40)):
+    rows = [("x", "<V0"), ("y", "<V0"), ("p", "<V0"), ("t", "<V0")]
+    for descr, shape in (
+        *(("<i4", shape) for shape in ((10**12, 4), (-5, 4), (2**40, 2**40), (True, 4))),
+        *(("<V0", (10**12, 4)), ("<U0", (10**15, 4)), (rows, (10**14,))),
+    ):
         buffer = io.BytesIO()
         np.lib.format.write_array_header_1_0(
-            buffer, {"descr": "<i4", "fortran_order": False, "shape": shape}
+            buffer, {"descr": descr, "fortran_order": False, "shape": shape}
         )
-        path.write_bytes(buffer.getvalue() + bytes(16))
-        with traced() as peak, pytest.raises(DataError, match="truncated or damaged"):
+        path.write_bytes(buffer.getvalue() + bytes(16 if descr == "<i4" else 0))
+        with traced() as peak, pytest.raises(DataError, match="truncated or damaged|are no events"):
             read_npy(path)
         assert peak.bytes < 1_000_000
 
@@ -252,11 +257,34 @@ def test_hdf5_without_columns_of_its_own_is_refused(files, tmp_path):
             read_hdf5(path)
     with h5py.File(path, "w") as store:
         store.create_dataset("x", (8,), "u1", external=[(str(tmp_path / "other.h5"), 0, 8)])
-    with pytest.raises(DataError, match="no field 'x'"):
+    with pytest.raises(DataError, match="'x' is .*needed are numbers .* in the file itself"):
         read_hdf5(path)
+    for odd in (["a"], 3, np.zeros((8, 2)), h5py.Empty("f")):
+        with h5py.File(path, "w") as store:
+            store.create_dataset("p", data=odd)
+        with pytest.raises(DataError, match="'p' is .*needed are numbers in one dimension"):
+            read_hdf5(path)
     path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(200))
     with pytest.raises(DataError, match=r"a\.h5.*is damaged"):
         read_hdf5(path)
+
+
+def test_an_archive_of_many_arrays_lists_some_and_reads_none_twice(tmp_path):
+    path, member = tmp_path / "a.npz", io.BytesIO()
+    np.save(member, np.zeros(3))
+    names = [f"a{i}.npy" for i in range(500)], ["x.npy", "y.npy", "x.npy", "p.npy", "t.npy"]
+    for listed, words in zip(
+        names, ("holds 'a0', .*needed: x, y", "'x.npy', is there"), strict=True
+    ):
+        with zipfile.ZipFile(path, "w") as archive, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for name in listed:
+                archive.writestr(name, member.getvalue())
+        with pytest.raises(DataError, match=words) as caught:
+            read_npz(path)
+        assert len(str(caught.value)) < 400
+    np.savez(path, x=[1], y=[2], p=[0], t=[3], label=[7])
+    assert validate(read_npz(path).events, SENSOR)[1].kept == 1
 
 
 def bomb_npz(path):

@@ -115,6 +115,25 @@ def test_a_training_shows_loss_and_accuracy_of_every_epoch_even_of_one(tmp_path,
     assert all(line.get_marker() not in ("", "None") for line in (*upper.lines, *lower.lines))
 
 
+@pytest.mark.parametrize(
+    "table",
+    [
+        b"epoch,val_loss\n1,2\n",
+        b"phase,epoch\nj,0n3\n",
+        b"phase\nj,\xff\n",
+        b"phase\nj,1,2\n",
+        None,
+    ],
+)
+def test_a_table_that_is_none_of_ours_is_refused_by_name(tmp_path, table):
+    path = tmp_path / "summary.csv"
+    path.mkdir() if table is None else path.write_bytes(table)
+    for draw in (plot_training, lambda path, to: plots.plot_layer_epochs(to / "a.png", path)):
+        with pytest.raises(DataError, match="summary.csv' is no table of a run"):
+            draw(path, tmp_path / "plots")
+    assert not (tmp_path / "plots").exists()
+
+
 def test_an_empty_summary_makes_no_picture(tmp_path):
     (tmp_path / "s.csv").write_text("phase,epoch,train_accuracy,val_accuracy\n")
     plot_training(tmp_path / "s.csv", tmp_path / "plots")

@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from spikeformer_lt import Ticket, create_dataset, create_model
+from spikeformer_lt.errors import DataError
 from spikeformer_lt.reports.comparison import by_search, write_comparison_page
 from spikeformer_lt.reports.finished import open_run
 from spikeformer_lt.reports.run_page import (
@@ -17,6 +18,7 @@ from spikeformer_lt.reports.run_page import (
     describe,
     epochs_trained,
     fact,
+    number_at,
     write_run_page,
 )
 from spikeformer_lt.tickets.surgery import model_from_ticket
@@ -62,6 +64,17 @@ def test_a_run_has_one_page_with_its_pictures_inside(two, tmp_path):
     assert text.count("data:image/png") == len(list((tmp_path / "out" / "plots").glob("*.png")))
     assert "that is not trained" not in text and "12.50" in text and "embedded test bed" in text
     assert (tmp_path / "out" / "energy" / "energy.json").exists()
+
+
+def test_numbers_of_a_report_or_ticket_that_are_none_are_refused(two, tmp_path):
+    for path in ("test_accuracy", "ticket.prunable_sparsity"):
+        with pytest.raises(DataError, match=rf"{path}='x', which is no number"):
+            number_at({"test_accuracy": "x", "ticket": {"prunable_sparsity": "x"}}, path)
+    for odd in ("x", [[0.5]], [[], ["a"]], [None]):
+        about = {**two[0].ticket.provenance, "mask_distances": odd}
+        ticket = Ticket(two[0].ticket.mask, two[0].ticket.tensors, about)
+        with pytest.raises(DataError, match="mask_distances are damaged"):
+            write_run_page(replace(two[0], ticket=ticket), tmp_path / "out", images=2)
 
 
 def test_a_comparison_has_all_runs_side_by_side_and_says_what_is_dead(two, tmp_path):

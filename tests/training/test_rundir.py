@@ -4,8 +4,6 @@ import errno
 import json
 import logging
 import os
-import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -136,6 +134,20 @@ def edit_env(folder: Path, **changes: object) -> None:
     (folder / "env.json").write_text(json.dumps(env | changes))
 
 
+@pytest.mark.fault(53)
+def test_an_environment_that_is_none_of_ours_is_refused_by_field(tmp_path):
+    RunDir.open(tmp_path / "a", Config()).close()
+    odd = {"changed_on_resume": 3, "identity": [1], "world_size": "two", "versions": "x"}
+    sound = json.loads((tmp_path / "a" / "env.json").read_text())
+    for name, value in odd.items():
+        (tmp_path / "a" / "env.json").write_text(json.dumps({**sound, name: value}))
+        with pytest.raises(ConfigError, match=f"env.json.*{name}="):
+            RunDir.open(tmp_path / "a", Config(), resume="auto")
+    empty = dict.fromkeys(("changed_on_resume", "identity", "versions"))
+    (tmp_path / "a" / "env.json").write_text(json.dumps(sound | empty))
+    RunDir.open(tmp_path / "a", Config(), resume="auto").close()
+
+
 @pytest.mark.fault(7)
 def test_another_world_size_is_refused_unless_allowed(tmp_path):
     RunDir.open(tmp_path / "a", Config()).close()
@@ -224,21 +236,20 @@ time.sleep(60)
 
 
 @pytest.mark.fault(4)
-def test_a_run_in_progress_is_not_resumed_by_a_second_process(tmp_path):
+def test_a_run_in_progress_is_not_resumed_by_a_second_process(forks, tmp_path):
     @dataclass(frozen=True)
     class Same:
         epochs: int = 3
 
     path = str(tmp_path / "a")
-    other = subprocess.Popen([sys.executable, "-c", OTHER, path], stdout=subprocess.PIPE, text=True)
+    other = forks.start("-c", OTHER, path)
     try:
-        assert other.stdout.readline() == "open\n"
+        assert other.readline() == "open\n"
         with pytest.raises(ConfigError, match=f"in use by process {other.pid}"):
             RunDir.open(path, Same(), resume="auto")
     finally:
         other.kill()
         other.wait(10)
-        other.stdout.close()
     with RunDir.open(path, Same(), resume="auto") as run:
         assert run.resumed
 
@@ -319,16 +330,11 @@ torch.distributed.destroy_process_group()
 
 
 @pytest.mark.fault(41)
-def test_ranks_share_one_directory_which_the_first_makes(tmp_path):
+def test_ranks_share_one_directory_which_the_first_makes(forks, tmp_path):
     (tmp_path / "file").touch()
     given = [str(tmp_path / name) for name in ("store", "runs", "file")]
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", RANKS, str(rank), *given], stdout=subprocess.PIPE, text=True
-        )
-        for rank in range(2)
-    ]
-    said = [rank.communicate(timeout=60)[0].split() for rank in ranks]
+    ranks = [forks.start("-c", RANKS, rank, *given) for rank in range(2)]
+    said = [rank.communicate(60)[0].split() for rank in ranks]
     assert said[0][:2] == said[1][:2]
     assert said[0][2:] == ["False", "True", "True", "ConfigError", "True"]
     assert said[1][2:] == ["False", "False", "True", "ConfigError", "True"]

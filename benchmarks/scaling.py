@@ -78,11 +78,11 @@ def images(setting: dict[str, Any], batch: int) -> torch.Tensor:
     return torch.rand(batch, 3, side, side, generator=torch.Generator().manual_seed(1))
 
 
-def steps(axis: str, setting: dict[str, Any]) -> dict[str, Callable[[], None]]:
+def steps(axis: str, setting: dict[str, Any]) -> dict[str, Callable[[], Any]]:
     """A training step, but not of removed weights, and an inference."""
     model, x = network(setting), images(setting, setting["batch"])
     small = compact(model)
-    found: dict[str, Callable[[], None]] = {"infer": lambda: small(x) and None}
+    found: dict[str, Callable[[], Any]] = {"infer": lambda: small(x)}
     if axis != "sparsity":
         y = torch.arange(setting["batch"]) % 10
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)

@@ -361,7 +361,11 @@ def kill_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     server.communicate("end\n", timeout=60)
 
 
-@pytest.mark.parametrize("network", ["spikformer", pytest.param("vgg", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "network",
+    ["spikformer", *(pytest.param(n, marks=pytest.mark.slow)
+                     for n in ("vgg", "spikingformer", "qkformer"))],
+)  # fmt: skip
 @pytest.mark.parametrize(
     "case",
     [

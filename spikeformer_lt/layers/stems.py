@@ -19,6 +19,7 @@ from spikeformer_lt.layers.units import (
     Unit,
     call,
     declared_part,
+    map_rows,
 )
 
 RESIDUALS = ("add", "iand", "or")
@@ -78,6 +79,10 @@ class SpikingStem(nn.Module):
         """Tell the units what they read; return the values of the tokens."""
         raise NotImplementedError
 
+    def firing(self) -> list[Any]:
+        """The parts of the stem that have an activation of their own in ``act``."""
+        return [unit for _, unit in self.units() if unit.neuron is not None]
+
     def set_activation(
         self, kind: str, residual: str | None = None, surrogate: str | None = None
     ) -> None:
@@ -91,9 +96,8 @@ class SpikingStem(nn.Module):
             _check_choice("residual", residual, self.residuals)
             self.residual = residual
         own = {} if surrogate is None else {"surrogate": surrogate, "alpha": None}
-        for _, unit in self.units():
-            if unit.neuron is not None:
-                cast(Any, unit).act = make_activation(kind, self.neuron, **own)
+        for part in self.firing():
+            part.act = make_activation(kind, self.neuron, **own)
         self.activation = kind
         self.set_reads()
 
@@ -233,6 +237,71 @@ class SpikingTokenizer(SpikingStem):
         for stage in self.stages:
             rows, _ = call(stage, rows, T)
         tokens = call(self.last, rows, T).flatten(2, 3)
+        return tokens, tokens
+
+
+class MembraneStem(SpikingStem):
+    """Four convolutions whose last current, pooled, goes on beside that of a position encoding.
+
+    Args:
+        in_channels, dim: channels of the input; width D of maps of D/8, D/4, D/2, D channels.
+        pools: for each of the four, whether its spikes, of the last its current, are max-pooled.
+        activation, neuron: as of a :class:`ConvPEP`.
+
+    Source: Yao et al., NeurIPS 2023, arXiv 2307.01694, eq. 2-4 (Spiking Patch Splitting).
+    """
+
+    residuals = ()
+
+    def __init__(
+        self,
+        in_channels: int,
+        dim: int,
+        *,
+        pools: Sequence[bool] = (False, False, True, True),
+        activation: str = "lif",
+        neuron: NeuronConfig | None = None,
+    ) -> None:
+        widths = _widths(in_channels, dim, pools)
+        super().__init__(in_channels, dim, activation, "", neuron or NeuronConfig())
+        self.stride = 2 ** sum(pools)
+        self.stages = nn.ModuleList(
+            ConvUnit(*widths[i : i + 2], pool=pools[i], activation=activation, neuron=self.neuron)
+            for i in range(3)
+        )
+        self.last = ConvLayer(dim // 2, dim)
+        self.pool = nn.MaxPool2d(3, stride=2, padding=1) if pools[3] else None
+        self.act = make_activation(activation, self.neuron)
+        self.rpe = ConvLayer(dim, dim)
+        self.set_reads()
+
+    def units(self) -> list[StemUnit]:
+        """The four units in the order of the data, then the position encoding."""
+        main = [*_in_a_row(self.stages), StemUnit("main", self.last)]
+        return [*main, StemUnit("shortcut", self.rpe)]
+
+    def firing(self) -> list[Any]:
+        """The units with an activation, and the stem, whose own is before the encoding."""
+        return [*super().firing(), self]
+
+    def chains(self) -> list[Chain]:
+        """The four in a row."""
+        return [Chain((*(f"stages.{i}" for i in range(3)), "last"))]
+
+    def emit(self) -> Reads:
+        """Tell the units what they read; the tokens are real."""
+        self.last.reads = _read_on(self.stages, "real")
+        self.rpe.reads = "spikes" if getattr(self.act, "spiking", False) else "real"
+        return "real"
+
+    def forward(self, images: Tensor, T: int, need: str = "") -> tuple[Tensor, Tensor]:
+        """Return tokens, twice: they are currents themselves."""
+        rows = images.permute(0, 1, 3, 4, 2).contiguous()
+        for stage in self.stages:
+            rows, _ = call(stage, rows, T)
+        rows = call(self.last, rows, T)
+        rows = rows if self.pool is None else map_rows(rows, self.pool)
+        tokens = (rows + call(self.rpe, self.act(rows, T), T)).flatten(2, 3)
         return tokens, tokens
 
 

@@ -195,7 +195,8 @@ class MultiSp(Search):
                 f"MultiSp needs a model with a stem; {type(model).__name__} has none: "
                 "give --model.name of a spiking transformer, or use another search"
             )
-        check_needs(SCORES[self.config.patches.score], stem_of(model))
+        if self.config.patches.sparsity > 0:
+            check_needs(SCORES[self.config.patches.score], model, stem_of(model))
         if self.config.ticket:
             self._opened(model)
 
@@ -398,7 +399,8 @@ class Joint(Search):
                 f"joint needs a model with patches (a stem); {type(model).__name__} has none: "
                 "use imp"
             )
-        check_needs(SCORES[self.config.patches.score], stem_of(model))
+        if self.config.patches.sparsity > 0:
+            check_needs(SCORES[self.config.patches.score], model, stem_of(model))
         self.config.imp.prune.weights(model)
 
     def find(self, model: nn.Module, fit: Fit) -> Ticket:

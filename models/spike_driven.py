@@ -1,0 +1,138 @@
+"""Spike-Driven Transformer (Yao et al., NeurIPS 2023, arXiv 2307.01694): masks and sums alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from spikeformer_lt.layers.inputs import at_least_one
+from spikeformer_lt.layers.stems import MembraneStem
+from spikeformer_lt.models.spikformer_convert import SPIKE_DRIVEN
+from spikeformer_lt.models.spiking_transformer import SpikingTransformer, draw_normal
+from spikeformer_lt.registry import register_model
+
+
+class SpikeDrivenTransformer(SpikingTransformer):
+    """A transformer whose every product but the first and the head's is a sum where spikes are.
+
+    Args:
+        num_classes, T, embed_dim, num_heads, mlp_ratio, attn_threshold, options: as of
+            :class:`SpikingTransformer`.
+        depth: blocks L.
+        pools: which of the four maps of the stem are halved.
+        dvs_mode: erode silence in the attention, as published for event frames; no token can leave
+            then.
+        attention: ``sdsa``, or of the other kinds in layers.attention.
+        activation: of the stem.
+
+    A LIF fires before the head. Counts of parameters are less than published by h^2 a block: those
+    of a convolution over heads that no forward reads.
+    """
+
+    published = SPIKE_DRIVEN
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        T: int = 4,
+        *,
+        depth: int = 2,
+        pools: Sequence[bool] = (False, False, True, True),
+        dvs_mode: bool = False,
+        attention: str = "sdsa",
+        activation: str = "lif",
+        **options: Any,
+    ) -> None:
+        super().__init__(num_classes, T, **options)
+        at_least_one(depth=depth)
+        own: dict[str, Any] = {"pools": pools, "activation": activation, "neuron": self.neuron}
+        self.stem = MembraneStem(self.in_channels, self.embed_dim, **own)
+        self.keeps_tokens = bool(dvs_mode) and attention == "sdsa"
+        height, width = (side // self.stem.stride for side in self.image_size)
+        grid = (height, width) if self.keeps_tokens else None
+        blocks = self.make_blocks(depth, attention, residual="ms", grid=grid)
+        self.build(blocks, head_fires=True)
+
+    def init_weights(self) -> None:
+        """Draw all weights anew from a normal distribution of deviation 0.02, cut at 2."""
+        draw_normal((nn.Linear, nn.Conv2d), self)
+
+
+def sized(defaults: dict[str, Any], kwargs: dict[str, Any]) -> SpikeDrivenTransformer:
+    """Make a Spike-Driven Transformer of a preset's sizes, but for what `kwargs` say."""
+    return SpikeDrivenTransformer(**{**defaults, **kwargs})
+
+
+@register_model
+def sdt_cifar_2_256(**kwargs: Any) -> SpikeDrivenTransformer:
+    """Spike-Driven Transformer-2-256 for 32x32 RGB images, T 4."""
+    return sized({"embed_dim": 256}, kwargs)
+
+
+@register_model
+def sdt_cifar_2_512(**kwargs: Any) -> SpikeDrivenTransformer:
+    """Spike-Driven Transformer-2-512 for 32x32 RGB images, T 4 (10.2 M parameters)."""
+    return sized({"embed_dim": 512}, kwargs)
+
+
+@register_model
+def sdt_dvs(**kwargs: Any) -> SpikeDrivenTransformer:
+    """Spike-Driven Transformer-2-256 for 64x64 event frames of CIFAR10-DVS, T 10."""
+    sizes = {"embed_dim": 256, "T": 10, "in_channels": 2, "image_size": 64, "dvs_mode": True}
+    return sized(sizes, kwargs)
+
+
+@register_model
+def sdt_gesture(**kwargs: Any) -> SpikeDrivenTransformer:
+    """Spike-Driven Transformer-2-256 for 128x128 event frames of DVS128 Gesture, T 16."""
+    sizes = {"embed_dim": 256, "T": 16, "in_channels": 2, "image_size": 128, "dvs_mode": True}
+    return sized({**sizes, "num_classes": 11, "pools": (False, True, True, True)}, kwargs)
+
+
+def _imagenet(depth: int, dim: int, kwargs: dict[str, Any]) -> SpikeDrivenTransformer:
+    sizes = {"embed_dim": dim, "depth": depth, "image_size": 224, "num_classes": 1000}
+    return sized({**sizes, "pools": (True,) * 4}, kwargs)
+
+
+@register_model
+def sdt_imagenet_8_384(**kwargs: Any) -> SpikeDrivenTransformer:
+    """Spike-Driven Transformer-8-384 for 224x224 RGB images, T 4 (16.8 M parameters)."""
+    return _imagenet(8, 384, kwargs)
+
+
+@register_model
+def sdt_imagenet_6_512(**kwargs: Any) -> SpikeDrivenTransformer:
+    """Spike-Driven Transformer-6-512 for 224x224 RGB images, T 4 (23.4 M parameters)."""
+    return _imagenet(6, 512, kwargs)
+
+
+@register_model
+def sdt_imagenet_8_512(**kwargs: Any) -> SpikeDrivenTransformer:
+    """Spike-Driven Transformer-8-512 for 224x224 RGB images, T 4 (29.7 M parameters)."""
+    return _imagenet(8, 512, kwargs)
+
+
+@register_model
+def sdt_imagenet_10_512(**kwargs: Any) -> SpikeDrivenTransformer:
+    """Spike-Driven Transformer-10-512 for 224x224 RGB images, T 4 (36.0 M parameters)."""
+    return _imagenet(10, 512, kwargs)
+
+
+@register_model
+def sdt_imagenet_8_768(**kwargs: Any) -> SpikeDrivenTransformer:
+    """Spike-Driven Transformer-8-768 for 224x224 RGB images, T 4 (66.3 M parameters)."""
+    return _imagenet(8, 768, kwargs)
+
+
+@register_model
+def sdt_toy(**kwargs: Any) -> SpikeDrivenTransformer:
+    """A Spike-Driven Transformer under 60 k weights for 32x32 images: documentation, tests."""
+    return sized({"embed_dim": 32, "num_heads": 4, "mlp_ratio": 2.0}, kwargs)
+
+
+@register_model
+def sdt_digits(**kwargs: Any) -> SpikeDrivenTransformer:
+    """Spike-Driven Transformer-2-64 for 16x16 images (16 tokens): digits on small machines."""
+    return sized({"embed_dim": 64, "num_heads": 4, "mlp_ratio": 2.0, "image_size": 16}, kwargs)

@@ -443,7 +443,8 @@ def spikes_together(units: Sequence[LinearUnit], tokens: Tensor, T: int) -> Tens
     neuron = _shared_neuron(units)
     if neuron is None or carried() is not None:
         return None
-    if not dispatch.takes_numba(tokens, tokens.numel() // tokens.shape[0] * T):
+    triton = dispatch.takes_triton("norm_lif", tokens)
+    if not (triton or dispatch.takes_numba(tokens, tokens.numel() // tokens.shape[0] * T)):
         return None
     linear, first = units[0].linear, units[0].norm
     found: list[Sequence[Any]] = []
@@ -451,7 +452,7 @@ def spikes_together(units: Sequence[LinearUnit], tokens: Tensor, T: int) -> Tens
         norm, own = unit.norm, unit.linear
         statistics = norm.running_mean, norm.running_var
         found.append((own.weight, own.bias, norm.weight, norm.bias, *statistics))
-        if not dispatch.is_plain(*found[-1]):
+        if not (triton or dispatch.is_plain(*found[-1])):
             return None
     together: list[Any] = [None if p[0] is None else torch.cat(p) for p in zip(*found, strict=True)]
     weight, bias, scale, shift, mean, var = together
@@ -507,7 +508,7 @@ def set_recompute(model: nn.Module, on: bool = True) -> int:
         part.recompute = on
     if on and not parts:
         raise ConfigError(
-            f"recompute=True is not allowed: {type(model).__name__} has no part that says "
+            f"recompute=True is not allowed: {model._get_name()} has no part that says "
             "recompute; run it without"
         )
     return len(parts)

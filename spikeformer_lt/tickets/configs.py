@@ -11,8 +11,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from spikeformer_lt.config import check, check_fields
-from spikeformer_lt.step import Step
 from spikeformer_lt.tickets.presets import DEVIATIONS
+from spikeformer_lt.training.options import Step
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -302,6 +302,11 @@ class EarlyTimeConfig(Checked):
     published_epochs: ClassVar[int] = 300
     PRESETS: ClassVar = {"eccv22": {"epochs": 2, "images": 1000, "threshold": 0.6}}
     OWN: ClassVar = {"epochs": 0, "images": 1}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        other = self.search.replace("-", "_") != "early_time"
+        check(other, "early_time.search", self.search, "another search than early_time itself")
 
 
 _FROZEN: dict[str, Any] = {"epochs": 100, "learn_norm": False}

@@ -16,12 +16,11 @@ from torch import nn
 from spikeformer_lt import create_dataset, create_model
 from spikeformer_lt.errors import ConfigError, Interrupted, NonFiniteError
 from spikeformer_lt.images.augment import Augment, Mixing, normalize
-from spikeformer_lt.step import Step
 from spikeformer_lt.training.monitor import spiking_layers
-from spikeformer_lt.training.options import OptimConfig, TrainConfig
+from spikeformer_lt.training.options import OptimConfig, Step, TrainConfig
 from spikeformer_lt.training.phase import Capture, Hook, Phase
 from spikeformer_lt.training.run import RunDir
-from spikeformer_lt.training.trainer import Trainer
+from spikeformer_lt.training.trainer import PhaseRun, Trainer
 
 
 @dataclass(frozen=True)
@@ -72,10 +71,15 @@ CASES = {
     "workers": {"workers": 1},
     "momentum": {"optim": OptimConfig(opt="sgd", lr=0.05, momentum=0.9)},
     "tet": {"loss": "tet"},
+    "ema, accumulate, tet": {"ema_decay": 0.9, "accumulate": 2, "batch_size": 8, "loss": "tet"},
+    "momentum, workers": {"optim": OptimConfig(opt="sgd", lr=0.05, momentum=0.9), "workers": 1},
 }
+TOGETHER = ("ema, accumulate, tet", "momentum, workers")
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=() if c in TOGETHER else pytest.mark.slow) for c in CASES]
+)
 @pytest.mark.fault(6)
 def test_a_stopped_phase_goes_on_to_the_same_bits(case, data, tmp_path, stop_after):
     config = settings(checkpoint_steps=1, **CASES[case])
@@ -339,3 +343,18 @@ def test_a_batch_is_some_of_each_class_without_augmentation(tmp_path, data):
     assert all(any(torch.equal(image, other) for other in shown) for image in images)
     assert torch.equal(made.batch(20)[0], images)
     assert len(made.batch(10**6)[0]) == len(data.train)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "asked", "limit", "threads"),
+    [(False, 0, 60, 1), (False, 0, 0, 2), (True, 0, 60, 2), (False, 2, 60, 2)],
+)
+def test_a_small_network_has_one_thread_unless_somebody_chose(
+    chosen, asked, limit, threads, data, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("spikeformer_lt.training.trainer.threads_chosen", lambda threads: chosen)
+    monkeypatch.setattr("spikeformer_lt.training.trainer.SMALL_STEP_MB", limit)
+    torch.set_num_threads(2)
+    made = trainer(tmp_path / "run", data, settings(threads=asked))
+    PhaseRun(made, toy(), Phase("dense", epochs=1), 1)
+    assert torch.get_num_threads() == threads

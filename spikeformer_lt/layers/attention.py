@@ -231,7 +231,8 @@ class SpikeDrivenAttention(SpikingAttention):
             return spikes
         maps = spikes.unflatten(2, self.grid).flatten(0, 1).permute(0, 3, 1, 2)
         maps = F.max_pool2d(maps, 3, stride=1, padding=1).permute(0, 2, 3, 1)
-        return maps.flatten(1, 2).unflatten(0, spikes.shape[:2])
+        out: Tensor = maps.flatten(1, 2).unflatten(0, spikes.shape[:2])
+        return out
 
     def _eroded(self, spikes: Tensor) -> Tensor:
         """Maxima over 3 tokens and 3 channels of a head, in their order."""
@@ -239,7 +240,8 @@ class SpikeDrivenAttention(SpikingAttention):
             return spikes
         heads = self._heads(spikes).flatten(0, 1)
         around = F.max_pool2d(heads, 3, stride=1, padding=1).unflatten(0, spikes.shape[:2])
-        return rearrange(around, "t b h n d -> t b n (h d)")
+        out: Tensor = rearrange(around, "t b h n d -> t b n (h d)")
+        return out
 
     def operations(self, *spikes: Tensor) -> AttentionCount:
         """One accumulate for each coincidence of k and v; masks and maxima are no sums."""

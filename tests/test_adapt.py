@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 import spikeformer_lt as lt
-from spikeformer_lt.adapt import Adapted, adapt, at_door
+from spikeformer_lt.adapted import Adapted, adapt, at_door
 from spikeformer_lt.errors import ConfigError, MaskError, TicketError
 from spikeformer_lt.export import export_ticket, load_exported
 from spikeformer_lt.mask import Mask
-from spikeformer_lt.reports import build_ledger
+from spikeformer_lt.reports import build_ledger, run_probe
 from spikeformer_lt.ticket import Ticket
 from spikeformer_lt.tickets import RandomConfig
 
@@ -182,6 +182,10 @@ def test_what_cannot_be_adapted_is_refused_in_one_line(name: str) -> None:
     assert "\n" not in str(fault.value)
 
 
+def test_the_door_gives_the_function_once_the_room_was_imported() -> None:
+    assert lt.adapt is adapt and callable(lt.find)
+
+
 def test_sizes_are_tried_where_nobody_says_them() -> None:
     assert adapt(nn.Sequential(nn.Flatten(), nn.Linear(3 * 28**2, K))).image_size == (28, 28)
     said = dense()
@@ -208,6 +212,10 @@ def test_the_ledger_counts_every_step_of_every_form() -> None:
     assert first["macs"] == T * (64 * 4 * 27 + 256 * K) == second["macs"] == second["macs_dense"]
     assert first["sops"] == second["sops"] > 0
     assert first["firing_rate"] == pytest.approx(second["firing_rate"]) and first["firing_rate"]
+    shown = [run_probe(adapt(net, T, images=IMAGES), IMAGES).spikes for net in (many, one)]
+    for name, spikes in shown[0].items():
+        assert float((spikes != shown[1][name]).double().mean()) < 1e-2
+    assert {name: len(spikes) for name, spikes in shown[0].items()} == {"2": T, "5": T}
     without = build_ledger(adapt(dense(), images=IMAGES), [IMAGES])
     assert without["macs"] == 64 * 4 * 27 + 256 * K and without["firing_rate"] == {}
 

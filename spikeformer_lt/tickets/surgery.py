@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from spikeformer_lt.adapt import at_door
+from spikeformer_lt.adapted import at_door
 from spikeformer_lt.config import check, from_dict
 from spikeformer_lt.errors import ConfigError, SpikeformerError, TicketError, shown
 from spikeformer_lt.layers.patches import PatchScore, PatchSelect, make_score

@@ -27,11 +27,9 @@ def main(argv: Sequence[str] | None = None, prog: str = PROGRAM) -> int:
     try:
         from spikeformer_lt.events.check import check_dataset, check_folder
 
-        if options.data:
-            check(options.sensor is None, "sensor", options.sensor, f"{options.data} has its own")
-        else:
-            size = options.image_size
-            check(size is None, "image_size", size, "it is of a data set: --data NAME")
+        data, size = options.data, options.image_size
+        check(not (data and options.sensor), "sensor", options.sensor, "for a folder, not --data")
+        check(bool(data) or size is None, "image_size", size, "for a data set: --data NAME")
         if options.data:
             given = (options.unit, options.columns)
             own = [None if isinstance(value, _Usual) else value for value in given]
@@ -44,18 +42,13 @@ def main(argv: Sequence[str] | None = None, prog: str = PROGRAM) -> int:
         if options.debug:
             raise
         status, line = verdict(fault, ())
-        sys.stderr.write(f"{_printable(line)}\n")
+        sys.stderr.write(f"{line}\n")
         return status
     finally:
         logger.setLevel(level)
     text = json.dumps(report.as_dict(), indent=1) if options.json else report.text()
-    sys.stdout.write(f"{_printable(text)}\n")
+    sys.stdout.write(f"{text.encode('utf-8', 'backslashreplace').decode()}\n")
     return 0 if report.clean else 1
-
-
-def _printable(text: str) -> str:
-    """The text with names that are no Unicode escaped: a terminal would refuse them."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 class _Usual(str):

@@ -66,8 +66,9 @@ def network(residual: str, sparsity: float, name: str = "spikformer_cifar") -> t
             block.__class__ = GatedBlock
         model.conv_pep.feed(model.blocks)
     units = [m for m in model.modules() if isinstance(m, ConvUnit | LinearUnit)]
-    for unit in units[1:]:
-        unit.synapse.weight.data *= torch.rand(unit.synapse.weight.shape) >= sparsity
+    with torch.no_grad():
+        for unit in units[1:]:
+            unit.synapse.weight.mul_(torch.rand(unit.synapse.weight.shape) >= sparsity)
     x, rates = torch.randn(4, 3, *model.image_size), {}
     hooks = []
     for unit in units:
@@ -82,7 +83,8 @@ def network(residual: str, sparsity: float, name: str = "spikformer_cifar") -> t
         with torch.no_grad():
             model(x)
         for unit in units:
-            unit.norm.bias.data += (2.0 if turn < 8 else 1.0) * (RATE - rates[unit])
+            with torch.no_grad():
+                unit.norm.bias.add_((2.0 if turn < 8 else 1.0) * (RATE - rates[unit]))
     for hook in hooks:
         hook.remove()
     return model.eval(), rates
@@ -181,7 +183,7 @@ def layers(args: argparse.Namespace) -> list[dict[str, Any]]:
                 weight, bias = weight / weight[0].numel() ** 0.5, torch.full((D,), 0.5)
                 product = sparse.Product.of(weight, bias, p)
                 unit = nn.Conv2d(C, D, 3, padding=1) if side else nn.Linear(C, D)
-                unit.weight.data, unit.bias.data = weight, bias  # type: ignore[union-attr]
+                unit.weight, unit.bias = nn.Parameter(weight), nn.Parameter(bias)
                 csr = weight.flatten(1).to_sparse_csr()
 
                 def whole(unit: Any = unit, x: Tensor = x, side: Any = side) -> object:

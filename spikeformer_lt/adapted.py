@@ -104,7 +104,8 @@ class Adapted(nn.Module):
         self.image_size = found.input[1:]
         self.training = network.training
         for name in found.neurons:
-            self.get_submodule(name).spiking = True  # type: ignore[assignment]
+            neuron: Any = self.get_submodule(name)
+            neuron.spiking, neuron.stepwise = True, getattr(neuron, "step_mode", "s") == "s"
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of a batch, from states at rest."""

@@ -20,7 +20,7 @@ from spikeformer_lt.adapted import Adapted, adapt, at_door
 from spikeformer_lt.errors import ConfigError, MaskError, TicketError
 from spikeformer_lt.export import export_ticket, load_exported
 from spikeformer_lt.mask import Mask
-from spikeformer_lt.reports import build_ledger
+from spikeformer_lt.reports import build_ledger, run_probe
 from spikeformer_lt.ticket import Ticket
 from spikeformer_lt.tickets import RandomConfig
 
@@ -212,6 +212,10 @@ def test_the_ledger_counts_every_step_of_every_form() -> None:
     assert first["macs"] == T * (64 * 4 * 27 + 256 * K) == second["macs"] == second["macs_dense"]
     assert first["sops"] == second["sops"] > 0
     assert first["firing_rate"] == pytest.approx(second["firing_rate"]) and first["firing_rate"]
+    shown = [run_probe(adapt(net, T, images=IMAGES), IMAGES).spikes for net in (many, one)]
+    for name, spikes in shown[0].items():
+        assert float((spikes != shown[1][name]).double().mean()) < 1e-2
+    assert {name: len(spikes) for name, spikes in shown[0].items()} == {"2": T, "5": T}
     without = build_ledger(adapt(dense(), images=IMAGES), [IMAGES])
     assert without["macs"] == 64 * 4 * 27 + 256 * K and without["firing_rate"] == {}
 

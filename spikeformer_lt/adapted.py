@@ -333,7 +333,7 @@ class _Calls:
             )
         batch = rows * steps if feeding == "folded" else rows
         if feeding == "images" and not self.count and given.ndim == 3:
-            own = T or steps
+            own = 1 if given.shape[1] == 1 else T or steps
         self.steps = steps if feeding == "folded" else own
         known = {(batch,): "[B, K]", (own, rows): "[T, B, K]", (rows, own): "[B, T, K]"}
         self.output = known.get(tuple(given.shape[:-1]), "")

@@ -62,6 +62,8 @@ class Around(nn.Module):
             return self.body(x.transpose(0, 1)).transpose(0, 1)
         if self.way == "loops":
             return torch.stack([self.body(x) for _ in range(T)], 1)
+        if self.way == "once":
+            return self.body(x).unsqueeze(1)
         if self.way == "pair":
             return self.body(x), None
         if self.way == "table":
@@ -200,6 +202,8 @@ def test_what_keeps_the_contract_is_left_as_it_is() -> None:
     assert at_door(ours, 4, lambda: never("no batch is needed")) is ours
     turned = Around(dense(), "loops")
     assert at_door(turned, T, lambda: IMAGES) is turned
+    once = Around(dense(), "once")  # without time, and with our axes
+    assert at_door(once, T, lambda: IMAGES) is once
     made = at_door(jelly(), T, lambda: IMAGES)
     assert isinstance(made, Adapted) and at_door(made, T, lambda: IMAGES) is made
 

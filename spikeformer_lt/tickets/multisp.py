@@ -137,8 +137,10 @@ class MaskController:
         seed: int,
         others: MaskController | None = None,
     ) -> None:
-        known = others.layers if others else {}
-        self.layers = {name: m for name, m in subnet.subnets(model) if name not in known}
+        known: dict[str, subnet.Subnet] = others.layers if others else {}
+        self.layers: dict[str, subnet.Subnet] = {
+            name: m for name, m in subnet.subnets(model) if name not in known
+        }
         self.config = config
         self.fixed = config.method not in MOVING
         if config.method == "random":
@@ -235,7 +237,8 @@ class MultiSp(Search):
                 f"MultiSp needs a model with a stem; {model._get_name()} has none: "
                 "give --model.name of a spiking transformer, or use another search"
             )
-        check_needs(SCORES[self.config.patches.score], stem_of(model))
+        if self.config.patches.sparsity > 0:
+            check_needs(SCORES[self.config.patches.score], model, stem_of(model))
         if self.config.ticket:
             self._opened(model)
 
@@ -483,7 +486,8 @@ class Joint(Search):
             raise ConfigError(
                 f"joint needs a model with patches (a stem); {model._get_name()} has none: use imp"
             )
-        check_needs(SCORES[self.config.patches.score], stem_of(model))
+        if self.config.patches.sparsity > 0:
+            check_needs(SCORES[self.config.patches.score], model, stem_of(model))
         self.config.imp.prune.weights(model)
 
     def find(self, model: nn.Module, fit: Fit) -> Ticket:

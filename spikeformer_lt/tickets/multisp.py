@@ -137,8 +137,8 @@ class MaskController:
         seed: int,
         others: MaskController | None = None,
     ) -> None:
-        known = others.layers if others else {}
-        self.layers: dict[str, Any] = {
+        known: dict[str, subnet.Subnet] = others.layers if others else {}
+        self.layers: dict[str, subnet.Subnet] = {
             name: m for name, m in subnet.subnets(model) if name not in known
         }
         self.config = config

@@ -165,7 +165,7 @@ class Bundle:
 
     def tensors(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Read a file of tensors: the tensors on the CPU, and their metadata; raises as `read`."""
-        return unpack_tensors(self.read(name), self.folder / name)
+        return unpack_tensors(self.read(name), self.folder / name, verified=True)
 
     def _fault(self, what: str) -> SpikeformerError:
         return self.kind.error(f"{name_of(self.folder)}: {what}")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
 
 from spikeformer_lt.config import check, from_dict
 from spikeformer_lt.errors import ConfigError, SpikeformerError, TicketError, shown
@@ -23,6 +24,7 @@ from spikeformer_lt.tickets.base import fresh_weights, kept_modes, snapshot
 from spikeformer_lt.tickets.configs import CONTROLS, NORMS, ActivationConfig, PatchConfig
 
 LARGEST = 1 << 20  # number that an argument of a stored model may be
+_FILLS = {torch.Tensor.uniform_, torch.Tensor.normal_, torch.Tensor.erfinv_}
 MODULES = 8  # for each tensor of a stored model; ours have about one
 
 
@@ -117,6 +119,15 @@ def expected_tensors(
     return dict(model.state_dict())
 
 
+class _Unfilled(TorchFunctionMode):
+    """Inside, parameters get no random numbers, because the ticket's values follow."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _FILLS and isinstance(args[0], nn.Parameter):
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
 def model_from_ticket(ticket: Ticket, **overrides: Any) -> nn.Module:
     """Build the model that a ticket's provenance names, with the ticket's weights, in eval mode.
 
@@ -127,8 +138,9 @@ def model_from_ticket(ticket: Ticket, **overrides: Any) -> nn.Module:
     expected = expected_tensors(ticket.provenance, len(ticket.tensors), **overrides)
     compare(ticket.tensors, expected)
     known = ticket.provenance["model"]
-    model = create_model(known["name"], **{**known.get("args", {}), **overrides})
-    apply_surgery(model, ticket)
+    with _Unfilled():
+        model = create_model(known["name"], **{**known.get("args", {}), **overrides})
+        apply_surgery(model, ticket)
     try:
         ticket.apply_(model)
     except (RuntimeError, KeyError) as error:

@@ -28,10 +28,7 @@ export MPLBACKEND := Agg
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONPATH PYTHONHOME
 
-LAUNCH := $(PY) -m accelerate.commands.launch --num_processes 1 --num_machines 1 \
-	--mixed_precision no --dynamo_backend no --num_cpu_threads_per_process $(CPUS)
-
-.PHONY: help install demo test slow gpu lint docs wheel-check clean
+.PHONY: help install demo test slow gpu lint docs wheel-check release-check clean
 .DEFAULT_GOAL := help
 
 help:
@@ -42,6 +39,7 @@ help:
 	@echo "                  MINUTES=9 DATA=/tmp/data PY=python3 (which has the dependencies; no .venv needed)"
 	@echo "make lint         ruff (rules, format), import contracts and mypy"
 	@echo "make wheel-check  build the wheel and use it from an environment outside this folder"
+	@echo "make release-check  the same, the metadata, and every command of the console from there"
 	@echo "make docs         the API reference from the docstrings: build/api/index.html"
 	@echo "make install      make .venv only (3 minutes and 5 GB, once)"
 	@echo "make clean        remove caches and built files; .venv and runs/ stay"
@@ -61,7 +59,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	@echo "Demo: dense, MultiSp and control runs on digits; under 15 minutes on 2 cores"
-	@$(LAUNCH) recipes/multisp_compare.py --suite demo --out runs/demo
+	@$(PY) recipes/multisp_compare.py --suite demo --jobs $(CPUS) --out runs/demo
 
 test: $(STAMP)
 	@echo "Tests (not slow, not gpu): about 10 minutes on 2 cores"
@@ -95,6 +93,9 @@ docs: $(STAMP)
 
 wheel-check: $(STAMP)
 	@$(PY) .ci/wheel_check.py
+
+release-check: $(STAMP)
+	@$(PY) .ci/wheel_check.py --release
 
 clean:
 	@rm -rf .cache build dist ./*.egg-info

@@ -1,5 +1,8 @@
 """Build the sdist and the wheel, install the wheel elsewhere, and use it there.
 
+python .ci/wheel_check.py              # build, install, import: half a minute
+python .ci/wheel_check.py --release    # also the metadata, and the console's commands from there
+
 The second environment lies outside the checkout and gets the wheel alone. A ``.pth`` line lends it
 the dependencies of the environment that runs this file; ``.pth`` files inside that folder are not
 read then, so the editable install cannot stand in for the wheel.
@@ -8,6 +11,7 @@ read then, so the editable install cannot stand in for the wheel.
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import sysconfig
@@ -54,6 +58,33 @@ shelves = {"models": list_models(), "datasets": list_datasets(), "searches": lis
 for shelf, names in shelves.items():
     assert names, f"list_{shelf}() is empty in the installed wheel"
 print(", ".join(f"{len(names)} {shelf}" for shelf, names in shelves.items()), "in the wheel")
+"""
+
+SMALL = "--data.name digits --data.limit-train 200 --data.limit-test 60 --train.cpu"
+COMMANDS = f"""
+ls models
+run multisp_cifar {SMALL} --multisp.epochs 2 --multisp.stem-epochs 1 --run.out runs/first
+evaluate --run runs/first --cpu
+export --run runs/first --out ticket
+predict ticket zero.png one.png --json
+bench ticket --calls 3
+report --runs runs/first --out page
+energy --runs runs/first ticket
+compare --searches random snip --sparsities 0.9 --seeds 0 --epochs 2 --options="{SMALL}" --out both
+find snip {SMALL} --epochs 1 --sparsity 0.9 --snip.images 64 --run.out runs/snip
+watch runs
+cp multisp_cifar mine.py
+run mine.py {SMALL} --multisp.epochs 1 --multisp.stem-epochs 1 --run.out runs/mine
+doctor
+"""
+"""What a user does after an installation, in an empty folder."""
+PICTURES = """
+import sys
+from PIL import Image
+from sklearn.datasets import load_digits
+
+for image, name in zip(load_digits().images, ("zero", "one")):
+    Image.fromarray((image * 15.9).astype("uint8")).resize((16, 16)).save(f"{name}.png")
 """
 
 
@@ -104,6 +135,16 @@ def main() -> None:
         (site / "lent.pth").write_text(sysconfig.get_path("purelib") + "\n")
 
         run("Importing it from there", python, "-P", "-c", INSIDE, ROOT, cwd=folder)
+        if "--release" in sys.argv[1:]:
+            files = sorted((folder / "dist").iterdir())
+            run("Reading the metadata", *here, "twine", "check", "--strict", *files, cwd=folder)
+            work = folder / "work"
+            work.mkdir()
+            run("Drawing two pictures", python, "-P", "-c", PICTURES, cwd=work)
+            for line in COMMANDS.strip().splitlines():
+                words = shlex.split(line)
+                program = folder / "venv" / "bin" / "spikeformer-lt"
+                run(f"spikeformer-lt {line}", program, *words, cwd=work)
     print(f"The wheel works ({time.monotonic() - start:.0f} s)", flush=True)
 
 

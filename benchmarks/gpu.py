@@ -3,7 +3,8 @@
 python3 benchmarks/gpu.py --minutes 9 --data /tmp/data
 python3 benchmarks/gpu.py --pretend    # the same on a CPU, with tiny sizes
 
-Runs, one after the other, the tests that are marked gpu, peers.py on the GPU, and the training of
+Runs, one after the other, the tests that are marked gpu, triton_clock.py, which writes the table of
+the kernels that are faster there, peers.py on the GPU with that table, and the training of
 Spikformer-4-384 on CIFAR-10, dense and then MultiSp. Each part has its share of the time that is
 left. Training is stopped with SIGTERM, saves, and goes on in the next call; tests and comparisons
 that passed are not repeated while the sources, torch and the device stay the same. Nothing is
@@ -60,6 +61,8 @@ def plan(args: argparse.Namespace, passed: set[str]) -> list[Part]:
     peers = ["benchmarks/peers.py", "--size=cifar-4-384", "--batch=64", "--device=cuda"]
     if args.pretend:
         peers[1:] = ["--size=cifar-2-128", "--batch=2", "--rounds=1", "--no-memory"]
+    table = args.out / "triton.json"
+    kernels = ["benchmarks/triton_clock.py", f"--out={table}", *["--pretend"] * args.pretend]
     again = f"passed before with these sources; remove {args.out / 'passed.json'} to run it again"
     dense = ["recipes/sparse_training_cifar.py", "--method=random", "--sparsity=0"]
     multisp = ["recipes/multisp_cifar.py"]
@@ -67,6 +70,7 @@ def plan(args: argparse.Namespace, passed: set[str]) -> list[Part]:
         dense, multisp = [*dense, "--epochs=9999"], [*multisp, "--multisp.epochs=9999"]
     return [
         Part("tests", tests, 0.25, skip=again if "tests" in passed else ""),
+        Part("kernels", kernels, 0.2, skip=again if "kernels" in passed else ""),
         Part("peers", peers, 0.4, skip=again if "peers" in passed else ""),
         training("dense", dense, 0.5, args),
         training("multisp", multisp, 1.0, args),
@@ -183,6 +187,8 @@ def main() -> int:
         if part.skip or seconds < LEAST_S:
             outcomes[part.name] = f"skipped: {part.skip or f'{seconds:.0f} s left for it'}"
         else:
+            if (args.out / "triton.json").exists() and not args.pretend and part.name != "tests":
+                env["SPIKEFORMER_TRITON"] = str(args.out / "triton.json")
             print(f"\n== {part.name}, {seconds:.0f} s: {' '.join(part.command)}", flush=True)
             outcomes[part.name] = run(part, seconds, args.out, env)
             if outcomes[part.name].startswith("done") and not part.resumes:

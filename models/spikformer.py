@@ -5,187 +5,70 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.func import functional_call
-
-from spikeformer_lt.config import check
-from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.layers.attention import EncoderBlock, SpikingMLP, SpikingSelfAttention
-from spikeformer_lt.layers.inputs import SpikingClassifier, at_least_one, finite
-from spikeformer_lt.layers.neuron import carry
-from spikeformer_lt.layers.patches import PatchSelect, gather_tokens
+from spikeformer_lt.layers.inputs import at_least_one
 from spikeformer_lt.layers.stems import ConvPEP
-from spikeformer_lt.layers.units import Chain, call, chains_of_parts
-from spikeformer_lt.models import spikformer_convert
+from spikeformer_lt.models.spikformer_convert import SPIKFORMER
+from spikeformer_lt.models.spiking_transformer import SpikingTransformer, draw_linear
 from spikeformer_lt.registry import register_model
 
 
-class Spikformer(SpikingClassifier):
+class Spikformer(SpikingTransformer):
     """Spiking transformer with a convolutional patch embedding.
 
     Args:
-        num_classes, T: as of :class:`SpikingClassifier`.
-        embed_dim, depth, num_heads, mlp_ratio: encoder sizes D, L, h and hidden/D.
+        num_classes, T, embed_dim, num_heads, mlp_ratio, attn_scale, attn_threshold, options: as of
+            :class:`SpikingTransformer`.
+        depth: blocks L.
         pools: which of the four ConvPEP stages halve their map.
-        attn_scale, attn_threshold: of the spiking self attention.
         linear_bias: bias of the encoder's linear maps.
         qkv_bias: whether q, k, v share in it: published CIFAR models do, DVS and ImageNet do not.
+        attention: ``ssa``, or of the other kinds in layers.attention.
+        block_residual: how the encoder's branches join its stream: ``add``, ``iand``, ``or``, or
+            ``ms``, which adds currents.
         activation, residual, pool_before_act: of the ConvPEP.
-        options: input size, and constants of every LIF, of :class:`SpikingClassifier`.
-
-    Shape: images ``[B, C, H, W]`` or frames ``[B, T, C, H, W]`` -> logits ``[B, T, K]``.
-
-    Raises:
-        ConfigError: a size, head count or choice that cannot be built, or an input of another
-            T, size, channel count or dtype than the model's.
     """
 
-    translate = staticmethod(spikformer_convert.translate)  # published checkpoints
+    published = SPIKFORMER
 
     def __init__(
         self,
         num_classes: int = 10,
         T: int = 4,
         *,
-        embed_dim: int = 384,
         depth: int = 4,
         num_heads: int = 12,
-        mlp_ratio: float = 4.0,
         pools: Sequence[bool] = (False, False, True, True),
-        attn_scale: float = 0.125,
-        attn_threshold: float = 0.5,
         linear_bias: bool = True,
         qkv_bias: bool = True,
+        attention: str = "ssa",
+        block_residual: str = "add",
         activation: str = "lif",
         residual: str = "add",
         pool_before_act: bool = False,
         **options: Any,
     ) -> None:
-        super().__init__(num_classes, T, **options)
-        at_least_one(depth=depth, embed_dim=embed_dim, num_heads=num_heads)
-        check(depth <= 1000, "depth", depth, "at most 1,000 blocks")
-        numbers = {"mlp_ratio": mlp_ratio, "attn_scale": attn_scale}
-        for field, value in {**numbers, "attn_threshold": attn_threshold}.items():
-            check(finite(value), field, value, "a finite number")
-        hidden = int(embed_dim * mlp_ratio)
-        at_least_one(**{"embed_dim * mlp_ratio": hidden})
-        self.embed_dim, self.num_heads = embed_dim, num_heads
+        super().__init__(num_classes, T, num_heads=num_heads, **options)
+        at_least_one(depth=depth)
         self.conv_pep = ConvPEP(
             self.in_channels,
-            embed_dim,
+            self.embed_dim,
             pools=pools,
             activation=activation,
             residual=residual,
             pool_before_act=pool_before_act,
             neuron=self.neuron,
         )
-        self.conv_pep.check_size(*self.image_size)
-        self.patch: PatchSelect | None = None
-        self.blocks: Any = nn.ModuleList(
-            EncoderBlock(
-                SpikingSelfAttention(
-                    embed_dim,
-                    num_heads,
-                    scale=attn_scale,
-                    attn_threshold=attn_threshold,
-                    bias=linear_bias,
-                    qkv_bias=qkv_bias,
-                    neuron=self.neuron,
-                ),
-                SpikingMLP(embed_dim, hidden, bias=linear_bias, neuron=self.neuron),
-            )
-            for _ in range(depth)
-        )
-        self.conv_pep.feed(self.blocks)
-        self.head = nn.Linear(embed_dim, num_classes)
-        self.init_weights()
+        biases: dict[str, Any] = {"bias": linear_bias, "qkv_bias": qkv_bias}
+        self.build(self.make_blocks(depth, attention, residual=block_residual, **biases))
 
     def init_weights(self) -> None:
         """Draw the linear maps anew from a normal distribution of deviation 0.02, cut at 2."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        draw_linear(self)
 
     @property
     def stem(self) -> ConvPEP:
         """The patch embedding."""
         return self.conv_pep
-
-    def chains(self) -> list[Chain]:
-        """Units that one other unit reads: of the ConvPEP and of every MLP."""
-        return chains_of_parts(self)
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens N before any patch is removed."""
-        height, width = self.image_size
-        return (height // self.conv_pep.stride) * (width // self.conv_pep.stride)
-
-    def set_patch(self, patch: PatchSelect | None) -> None:
-        """Select tokens behind the stem, or all of them with None, in place."""
-        self.patch = patch
-        rescale = patch is not None and patch.rescale
-        for block in self.blocks:
-            block.attn.rescale_to = self.num_tokens if rescale else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Classify images or frames."""
-        return self.classify(self.time_first(x)).transpose(0, 1)
-
-    def classify(self, images: Tensor) -> Tensor:
-        """Logits ``[T, B, K]`` of ``[T|1, B, C, H, W]``."""
-        return self.classify_tokens(*self.stem_tokens(images), images)
-
-    def stem_tokens(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """All tokens ``[T|1, B, N, D]`` of images, and their current if the selection reads it.
-
-        For a selection in pixel space they are a measurement: no graph, no statistics moved.
-        """
-        need_current = self.patch is not None and self.patch.score.needs_current
-        inputs = (images, self.T, need_current)
-        out: tuple[Tensor, Tensor]
-        if self.training and self.patch is not None and self.patch.space == "pixel":
-            buffers = {name: value.clone() for name, value in self.conv_pep.named_buffers()}
-            with torch.no_grad():
-                out = functional_call(self.conv_pep, buffers, inputs)
-        else:
-            out = self.conv_pep(*inputs)
-        return out
-
-    def classify_tokens(self, tokens: Tensor, current: Tensor, images: Tensor) -> Tensor:
-        """Logits ``[T, B, K]`` of the stem's outputs for `images`."""
-        tokens = self._select(tokens, current, images)
-        for block in self.blocks:
-            tokens = call(block, tokens, self.T)
-        logits: Tensor = self.head(tokens.mean(2))
-        return logits
-
-    def embed(self, images: Tensor) -> Tensor:
-        """ConvPEP and patch selection: ``[T|1, B, C, H, W]`` -> kept tokens ``[T|1, B, N', D]``.
-
-        Raises:
-            ConfigError: a selection that rescales the attention, not put in by `set_patch`.
-        """
-        return self._select(*self.stem_tokens(images), images)
-
-    def _select(self, tokens: Tensor, current: Tensor, images: Tensor) -> Tensor:
-        patch = self.patch
-        if patch is None:
-            return tokens
-        if patch.rescale and self.blocks[0].attn.rescale_to is None:
-            raise ConfigError(
-                "a selection with rescale=True is put in by model.set_patch(selection)"
-            )
-        index, multiplier = patch(tokens, current, images, self.T)
-        if patch.space == "pixel":
-            with carry(None):
-                masked = patch.mask_pixels(images, index, self.num_tokens)
-                tokens = self.conv_pep(masked, self.T)[0]
-        tokens = gather_tokens(tokens, index)
-        return tokens if multiplier is None else tokens * multiplier
 
 
 def sized(defaults: dict[str, Any], kwargs: dict[str, Any]) -> Spikformer:

@@ -1,15 +1,17 @@
-"""Checkpoints of the published Spikformer code, and of spikingjelly's, renamed to ours.
+"""Checkpoints of the published transformers, and of spikingjelly's Spikformer, renamed to ours.
 
-The published code has a model file for each data set: the CIFAR one has ``q_linear`` where those of
-DVS and ImageNet have ``q_conv`` with kernels ``[D, D, 1]`` or ``[D, D, 1, 1]``, and no bias on q, k
-and v. spikingjelly 2's Spikformer has one ``qkv_conv_bn``, no biases, and pools before it fires.
+The published codes have a model file for each data set: Spikformer's for CIFAR has ``q_linear``
+where those of DVS and ImageNet have ``q_conv`` with kernels ``[D, D, 1]`` or ``[D, D, 1, 1]``, and
+no bias on q, k and v; Spikingformer's number their convolutions as blocks or as projections, and
+QKFormer's by places that differ. spikingjelly 2's Spikformer has one ``qkv_conv_bn``, no biases,
+and pools before it fires.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,9 @@ from spikeformer_lt.mask import Mask
 from spikeformer_lt.registry import create_model
 from spikeformer_lt.ticket import TICKET
 
+Tensors = Mapping[str, Tensor]
 _KINDS = {"conv": "linear", "linear": "linear", "bn": "norm"}
+_STAGE = {"conv": "conv", "bn": "norm"}
 _DEAD = re.compile(r"(block\.\d+\.norm[12]|norm)\.(weight|bias)|pos_embed")
 _STEM = re.compile(r"patch_embed\.(?:proj_(conv|bn)([123]?)|rpe_(conv|bn))\.(\w+)")
 _BLOCK = re.compile(r"block\.(\d{1,4})\.(attn\.(?:q|k|v|proj)|mlp\.fc[12])_(conv|linear|bn)\.(\w+)")
@@ -36,6 +40,28 @@ _JELLY_STEM = re.compile(
 _JELLY_BLOCK = re.compile(
     r"blocks\.(\d{1,4})\.(attn\.(?:qkv|proj)(?=_conv_bn)|mlp\.fc[12])(?:_conv_bn)?\.([01])\.(\w+)"
 )
+_ENCODER = re.compile(r"(attn|tssa|ssa|mlp)\.(q|k|v|proj|(?:mlp|fc)[12])_(conv|bn)\.(\w+)")
+_TOKENIZER = re.compile(r"patch_embed\.(?:block|proj)([0-4]?)_(conv|bn)\.(\w+)")
+_EMBEDDING = re.compile(r"patch_embed([1-9])\.proj(\d?|_res)_(conv|bn)\.(\w+)")
+
+
+@dataclass(frozen=True)
+class Published:
+    """How checkpoints of one family of networks are read.
+
+    Attributes:
+        family: its name in messages.
+        renamer: makes the function from a name of the file to ours, or None for an unknown one.
+        telling: tensors of ours that every checkpoint has, and their number of axes.
+        sizes: the keywords of the model that the renamed tensors tell.
+        also: further ones, which the file's own names tell.
+    """
+
+    family: str
+    renamer: Callable[[Tensors], Callable[[str], str | None]]
+    telling: Mapping[str, int]
+    sizes: Callable[[Tensors], dict[str, Any]]
+    also: Callable[[Tensors], dict[str, Any]] = lambda tensors: {}
 
 
 @dataclass(frozen=True)
@@ -83,10 +109,11 @@ def convert(
     refuse_foreign(out, kind, overwrite)
     with torch.device("meta"):
         named: Any = create_model(name)
-    published = hasattr(named, "translate")
-    check(published, "model", name, "a model with published checkpoints, a Spikformer")
+    published = hasattr(named, "published")
+    rule = "a model with published checkpoints: a Spikformer, Spikingformer or QKFormer"
+    check(published, "model", name, rule)
     tensors = read_foreign(source, ema)
-    found = named.translate(tensors)
+    found = translate(tensors, named.published)
     heads, dim = chosen.get("num_heads", named.num_heads), found.sizes["embed_dim"]
     rule = f"a divisor of the file's embed_dim={dim}; no tensor tells it, so give --num-heads"
     check(heads > 0 and dim % heads == 0, "num_heads", heads, rule)
@@ -118,21 +145,22 @@ def convert(
     )
 
 
-def translate(tensors: Mapping[str, Tensor]) -> Translation:
-    """Rename the tensors of a published Spikformer and tell its sizes from them.
+def translate(tensors: Tensors, published: Published | None = None) -> Translation:
+    """Rename the tensors of a published network, a Spikformer by default, and tell its sizes.
 
     Raises:
-        CheckpointError: a name that no published Spikformer has, or one that all of them have is
-            not there.
+        CheckpointError: a name that no published network of the family has, or one that all of
+            them have is not there.
     """
-    renamed: dict[str, Tensor] = {}
+    published = published or SPIKFORMER
+    rename, renamed = published.renamer(tensors), dict[str, Tensor]()
     dropped, unknown = list[str](), list[str]()
     for name, tensor in tensors.items():
-        ours = _rename(name)
+        ours = rename(name)
         if ours is None:
             (dropped if _DEAD.fullmatch(name) else unknown).append(name)
             continue
-        if ours.startswith("blocks.") and ours.endswith(".linear.weight"):
+        if ours.endswith(".linear.weight"):
             tensor = _matrix(tensor)
         if ".attn.qkv." in ours:
             parts = tensor.chunk(3) if tensor.ndim else (tensor, tensor, tensor)
@@ -141,10 +169,16 @@ def translate(tensors: Mapping[str, Tensor]) -> Translation:
         else:
             renamed[ours] = tensor
     if unknown:
-        raise CheckpointError(f"no name of a published Spikformer: {listed(unknown)}")
-    jelly = any(_JELLY_STEM.fullmatch(name) for name in tensors)
-    of_jelly = {"pool_before_act": True, "attn_scale": 0.125} if jelly else {}
-    return Translation(_sizes(renamed) | of_jelly, renamed, dropped)
+        raise CheckpointError(f"no name of a published {published.family}: {listed(unknown)}")
+    lacking = [name for name in published.telling if name not in renamed]
+    if lacking:
+        hint = near(lacking[0], renamed)
+        raise CheckpointError(f"no published {published.family}; missing: {listed(lacking)}{hint}")
+    for name, ndim in published.telling.items():
+        shape = list(renamed[name].shape)
+        if len(shape) != ndim:
+            raise CheckpointError(f"of another shape: {name} {shape}, {ndim} axes expected")
+    return Translation(published.sizes(renamed) | published.also(tensors), renamed, dropped)
 
 
 def load_translated(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -175,7 +209,7 @@ def _rename(name: str) -> str | None:
     if stem := _STEM.fullmatch(name):
         kind, stage, rpe, leaf = stem.groups()
         unit = "rpe" if rpe else f"stages.{stage or 0}"
-        return f"conv_pep.{unit}.{'conv' if (kind or rpe) == 'conv' else 'norm'}.{leaf}"
+        return f"conv_pep.{unit}.{_STAGE[kind or rpe]}.{leaf}"
     if block := _BLOCK.fullmatch(name):
         index, unit, kind, leaf = block.groups()
         return f"blocks.{int(index)}.{unit}.{_KINDS[kind]}.{leaf}"
@@ -189,34 +223,121 @@ def _rename(name: str) -> str | None:
     return None
 
 
+def _rename_block(name: str, ours: str) -> str | None:
+    """Name of a tensor inside of a block, whose name is `ours`."""
+    if not (found := _ENCODER.fullmatch(name)):
+        return None
+    part, unit, kind, leaf = found.groups()
+    unit = unit.replace("mlp", "fc")
+    return f"{ours}.{'mlp' if part == 'mlp' else 'attn'}.{unit}.{_KINDS[kind]}.{leaf}"
+
+
+def _rename_tokenizer(name: str) -> str | None:
+    """Ours for a Spikingformer's: convolutions 0 to 4, then blocks."""
+    if name in ("head.weight", "head.bias"):
+        return name
+    if stem := _TOKENIZER.fullmatch(name):
+        place, kind, leaf = stem.groups()
+        unit = "last" if place == "4" else f"stages.{place or 0}"
+        return f"stem.{unit}.{_STAGE[kind]}.{leaf}"
+    block = re.fullmatch(r"block\.(\d{1,4})\.(.+)", name)
+    return block and _rename_block(block[2], f"blocks.{int(block[1])}")
+
+
+def _stage_renamer(tensors: Tensors) -> Callable[[str], str | None]:
+    """Ours for a QKFormer's; its convolutions are in the order of their numbers."""
+    found = [match for name in tensors if (match := _EMBEDDING.fullmatch(name))]
+    stages = max((int(match[1]) for match in found), default=0)
+    numbers = {stage: sorted({m[2] for m in found if m[1] == stage and m[2] != "_res"})
+               for stage in {match[1] for match in found}}  # fmt: skip
+
+    def rename(name: str) -> str | None:
+        if name in ("head.weight", "head.bias"):
+            return name
+        if part := _EMBEDDING.fullmatch(name):
+            stage, number, kind, leaf = part.groups()
+            res = number == "_res"
+            unit = "shortcut" if res else f"stages.{numbers[stage].index(number)}"
+            return f"stem.embeddings.{int(stage) - 1}.{unit}.{_STAGE[kind]}.{leaf}"
+        if not (block := re.fullmatch(r"stage([1-9])\.(\d{1,4})\.(.+)", name)):
+            return None
+        stage, index = int(block[1]), int(block[2])
+        ours = f"blocks.{index}" if stage == stages else f"stem.stages.{stage - 1}.{index}"
+        return _rename_block(block[3], ours)
+
+    return rename
+
+
 def _matrix(tensor: Tensor) -> Tensor:
     """The matrix of a 1x1 convolution; other shapes stay, to be refused by name."""
     pointwise = tensor.ndim > 2 and all(side == 1 for side in tensor.shape[2:])
     return tensor.flatten(1) if pointwise else tensor
 
 
-def _sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    telling = {
-        "conv_pep.stages.0.conv.weight": 4,
-        "conv_pep.rpe.conv.weight": 4,
-        "blocks.0.mlp.fc1.linear.weight": 2,
-        "head.weight": 2,
-    }
-    lacking = [name for name in telling if name not in tensors]
-    if lacking:
-        hint = near(lacking[0], tensors)
-        raise CheckpointError(f"no published Spikformer; missing: {listed(lacking)}{hint}")
-    shapes = {name: list(tensors[name].shape) for name in telling}
-    for name, ndim in telling.items():
-        if len(shapes[name]) != ndim:
-            raise CheckpointError(f"of another shape: {name} {shapes[name]}, {ndim} axes expected")
-    stem, rpe, hidden, head = shapes.values()
+def _count(names: Iterable[str], before: str) -> int:
+    """Different numbers that follow `before` in names."""
+    return len({name[len(before) :].split(".")[0] for name in names if name.startswith(before)})
+
+
+def _sizes(tensors: Tensors, first: str) -> dict[str, Any]:
+    """Sizes that all families have; `first` is the first convolution's weight."""
+    head = tensors["head.weight"]
+    hidden = tensors["blocks.0.mlp.fc1.linear.weight"].shape[0]
     return {
-        "in_channels": stem[1],
-        "embed_dim": rpe[0],
-        "depth": len({name.split(".")[1] for name in tensors if name.startswith("blocks.")}),
-        "mlp_ratio": hidden[0] / max(1, rpe[0]),
-        "num_classes": head[0],
+        "in_channels": tensors[first].shape[1],
+        "embed_dim": head.shape[1],
+        "mlp_ratio": hidden / max(1, head.shape[1]),
+        "num_classes": head.shape[0],
+    }
+
+
+def _depth(tensors: Tensors) -> dict[str, Any]:
+    return {"depth": _count(tensors, "blocks.")}
+
+
+def _biases(tensors: Tensors) -> dict[str, Any]:
+    return {
         "linear_bias": "blocks.0.attn.proj.linear.bias" in tensors,
         "qkv_bias": "blocks.0.attn.q.linear.bias" in tensors,
     }
+
+
+def _of_jelly(tensors: Tensors) -> dict[str, Any]:
+    jelly = any(_JELLY_STEM.fullmatch(name) for name in tensors)
+    return {"pool_before_act": True, "attn_scale": 0.125} if jelly else {}
+
+
+def _stages(tensors: Tensors) -> dict[str, Any]:
+    inner = _count(tensors, "stem.stages.")
+    depths = [_count(tensors, f"stem.stages.{i}.") for i in range(inner)]
+    convolutions = _count(tensors, "stem.embeddings.0.stages.")
+    layouts = {2: "cifar", 4: "dvs", 3: "imagenet"}
+    if convolutions not in layouts:
+        raise CheckpointError(
+            f"no published QKFormer has {convolutions} convolutions in its first embedding"
+        )
+    return {"depths": (*depths, _count(tensors, "blocks.")), "layout": layouts[convolutions]}
+
+
+_LAST = {"blocks.0.mlp.fc1.linear.weight": 2, "head.weight": 2}
+_PEP, _TOKENS = "conv_pep.stages.0.conv.weight", "stem.stages.0.conv.weight"
+_EMBEDDED = "stem.embeddings.0.stages.0.conv.weight"
+SPIKFORMER = Published(
+    "Spikformer",
+    lambda tensors: _rename,
+    {_PEP: 4, "conv_pep.rpe.conv.weight": 4, **_LAST},
+    lambda found: _sizes(found, _PEP) | _depth(found) | _biases(found),
+    _of_jelly,
+)
+SPIKINGFORMER = Published(
+    "Spikingformer",
+    lambda tensors: _rename_tokenizer,
+    {_TOKENS: 4, "stem.last.conv.weight": 4, **_LAST},
+    lambda found: _sizes(found, _TOKENS) | _depth(found),
+)
+QKFORMER = Published(
+    "QKFormer",
+    _stage_renamer,
+    {_EMBEDDED: 4, "stem.embeddings.0.shortcut.conv.weight": 4, **_LAST},
+    lambda found: _sizes(found, _EMBEDDED) | _stages(found),
+)

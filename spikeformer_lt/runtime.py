@@ -1,6 +1,7 @@
 """What an import and a run do to the process, and what a run's numbers depend on besides options.
 
-Importing this module shares one OpenMP runtime between torch and the kernels.
+Importing this module shares one OpenMP runtime between torch and the kernels, whose threads wait
+without spinning.
 """
 
 from __future__ import annotations
@@ -65,6 +66,27 @@ def _mode(variable: str, usual: str, other: str) -> str:
     return mode
 
 
+def wait_passively() -> str:
+    """Let idle threads of GNU's OpenMP sleep at once, so that a busy processor is not kept busier.
+
+    By default they spin for milliseconds, in the time of the thread that they wait for where
+    another program runs beside. It must be asked for before the runtime is loaded; a choice in the
+    environment stays. Return "passive", or the user's.
+    """
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        if os.environ.get(name):
+            return f"{name}={os.environ[name]}"
+    os.environ["OMP_WAIT_POLICY"] = "passive"
+    return "passive"
+
+
+def threads_chosen(threads: int) -> bool:
+    """Whether somebody chose this number of threads of torch: in the environment, or by a call."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+    return threads != cpu_count() or any(os.environ.get(name) for name in names)
+
+
+WAITING = wait_passively()
 OPENMP = share_openmp()
 """What was done when this package was imported, for the log."""
 

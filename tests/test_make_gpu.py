@@ -109,7 +109,8 @@ def test_a_part_ends_in_its_time(
 def test_what_cannot_run_or_is_done_is_skipped_with_the_reason(
     gpu: ModuleType, tmp_path: Path
 ) -> None:
-    tests, peers, dense, multisp = gpu.plan(options(tmp_path), {"tests"})
+    tests, kernels, peers, dense, multisp = gpu.plan(options(tmp_path), {"tests"})
+    assert "benchmarks/triton_clock.py" in kernels.command and not kernels.skip
     assert "tests/export/test_cuda.py" in tests.command and "passed.json" in tests.skip
     assert "--device=cuda" in peers.command and not peers.skip
     assert dense.skip.startswith("no CIFAR-10") and multisp.skip == dense.skip
@@ -136,11 +137,11 @@ def test_all_parts_run_and_training_goes_on_in_the_next_call(tmp_path: Path) -> 
     for _ in range(2):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
-        found.append(dict(line.split(maxsplit=1) for line in done.stdout.splitlines()[-4:]))
+        found.append(dict(line.split(maxsplit=1) for line in done.stdout.splitlines()[-5:]))
     words = [{name: text.split()[0] for name, text in outcomes.items()} for outcomes in found]
     training = {"dense": "saved", "multisp": "saved"}
-    assert words[0] == {"tests": "done", "peers": "done", **training}
-    assert words[1] == {"tests": "skipped:", "peers": "skipped:", **training}
+    assert words[0] == {"tests": "done", "kernels": "done", "peers": "done", **training}
+    assert words[1] == {name: "skipped:" for name in ("tests", "kernels", "peers")} | training
     assert "ours dense" in (tmp_path / "peers.log").read_text()
     for name in training:
         log = (tmp_path / f"{name}.log").read_text()

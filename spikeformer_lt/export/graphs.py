@@ -28,7 +28,8 @@ from spikeformer_lt.config import to_dict
 from spikeformer_lt.disk import write_atomic
 from spikeformer_lt.errors import ExportError, shown
 from spikeformer_lt.export.api import fixed_batch
-from spikeformer_lt.export.inference import CompactModel, FoldedAttention, FoldedConv2d, FoldedUnit
+from spikeformer_lt.export.inference import CompactModel, FoldedConv2d, FoldedUnit
+from spikeformer_lt.layers.attention import SpikingAttention
 from spikeformer_lt.layers.neuron import LIF
 from spikeformer_lt.layers.patches import Random, patches_of
 from spikeformer_lt.layers.units import Residual, Unit, chains_of
@@ -303,7 +304,7 @@ def chains(model: CompactModel) -> tuple[dict[str, Any], dict[str, str]]:
     if isinstance(getattr(net, "head", None), nn.Linear):
         made["head"] = nir.NIRGraph.from_list(_synapse(net.head, sizes))
         left["mean"] = f"the mean over tokens or places, channels innermost, {lacking}"
-    if any(isinstance(part, FoldedAttention) for part in net.modules()):
+    if any(isinstance(part, SpikingAttention) for part in net.modules()):
         left["attention"] = (
             f"the product of two spike trains {lacking}; the sums around it go with it"
         )
@@ -355,6 +356,8 @@ def _refusal(unit: Any) -> str | None:
 
 
 def _neuron_refusal(act: Any) -> str | None:
+    if act is None:
+        return "it ends with a current that a sum reads, and no neuron follows"
     if not isinstance(act, LIF):
         return f"{type(act).__name__} has no neuron of NIR"
     if act.v_reset is None:

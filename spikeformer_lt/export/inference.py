@@ -21,12 +21,13 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spikeformer_lt.errors import ConfigError, ExportError
+from spikeformer_lt.errors import ConfigError, DataError, ExportError
 from spikeformer_lt.export.prediction import Prediction, predict
 from spikeformer_lt.layers.attention import SpikingSelfAttention, spiking_attention
+from spikeformer_lt.layers.inputs import check_values
 from spikeformer_lt.layers.kernels import dispatch
 from spikeformer_lt.layers.kernels.dispatch import is_plain, mode
-from spikeformer_lt.layers.neuron import LIF, NeuronConfig, hooked
+from spikeformer_lt.layers.neuron import LIF, NeuronConfig, carried, hooked
 from spikeformer_lt.layers.units import (
     ConvLayer,
     ConvUnit,
@@ -72,6 +73,48 @@ class CompactModel(nn.Module):
     def predict(self, x: Any, preprocess: Preprocess | None = None) -> list[Prediction]:
         """Classify pictures or recordings as users have them; see `export.predict`."""
         return predict(self, x, preprocess)
+
+    def graphed(self, example: Tensor) -> Callable[[Tensor], Tensor]:
+        """Record this network as a CUDA graph for inputs of the shape and dtype of `example`.
+
+        Returns:
+            A function that replays the graph on an input: one launch, and the logits of the call.
+            The graph keeps the memory of one forward, and the weights of now; hooks are not called.
+
+        Raises:
+            ExportError: the network or the example is not on a CUDA device, or a state is carried.
+            DataError: (the function) an input of another shape, dtype or device, or with values
+                that :func:`check_values` refuses.
+        """
+        devices = {x.device.type for x in (example, *self.parameters(), *self.buffers())}
+        if devices != {"cuda"} or carried() is not None:
+            where = "a carried state" if devices == {"cuda"} else f"tensors on {sorted(devices)}"
+            raise ExportError(
+                f"a CUDA graph got {where}; network and example must be on one CUDA device, and no "
+                "state carried: elsewhere call the network itself"
+            )
+        held, side = example.clone(), torch.cuda.Stream(example.device)
+        side.wait_stream(torch.cuda.current_stream(example.device))
+        with torch.cuda.stream(side):
+            for _ in range(3):  # what is compiled, chosen or cached at first calls
+                self(held)
+        torch.cuda.current_stream(example.device).wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = self(held)
+
+        def replay(x: Tensor) -> Tensor:
+            if (x.shape, x.dtype, x.device) != (held.shape, held.dtype, held.device):
+                raise DataError(
+                    f"the CUDA graph of {held.dtype} {list(held.shape)} got {x.dtype} "
+                    f"{list(x.shape)} on {x.device}; record another for it"
+                )
+            check_values(x)
+            held.copy_(x)
+            graph.replay()
+            return cast(Tensor, out.clone())
+
+        return replay
 
     def train(self, mode: bool = True) -> Self:
         """Refuse: BatchNorm and masks are folded away."""
@@ -247,7 +290,8 @@ class FoldedLinearUnit(FoldedUnit):
         fused = fire_linear(self.act, self.synapse, tokens, T) if outputs is None else None
         if fused is not None:
             return fused
-        return fire(self.act, self.synapse(tokens, outputs), T, self.synapse)
+        current = self.synapse(tokens, outputs)
+        return current if self.act is None else fire(self.act, current, T, self.synapse)
 
 
 class FoldedAttention(SpikingSelfAttention):

@@ -1,79 +1,142 @@
-"""The spiking encoder of Spikformer: self attention (SSA) without softmax, MLP and block."""
+"""Spiking encoders: self attention (SSA) without softmax, token attention (QK), MLP and block."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 from einops import rearrange
 from torch import Tensor, nn
 
+from spikeformer_lt.config import check
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.kernels import dispatch
 from spikeformer_lt.layers.neuron import LIF, NeuronConfig
-from spikeformer_lt.layers.units import Chain, LinearUnit, Reads, add_spikes, spikes_together
+from spikeformer_lt.layers.units import (
+    Chain,
+    LinearUnit,
+    Reads,
+    add_spikes,
+    spikes_together,
+)
+
+ATTENTIONS = ("ssa", "linear", "random", "qk")
+RESIDUALS = ("add", "iand", "or", "ms")
 
 
-def spiking_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """``q k^T v`` of ``[T, B, h, N, d]`` spikes, associated the cheaper way.
+def spiking_attention(q: Tensor, k: Tensor, v: Tensor, linear: bool = False) -> Tensor:
+    """``q k^T v`` of ``[T, B, h, N, d]`` spikes, associated the cheaper way, or k^T v first.
 
     Both orders are exact: every partial sum is an integer far below 2^24.
     """
-    tokens, width = q.shape[-2:]
-    if tokens >= width:
+    if linear or q.shape[-2] >= q.shape[-1]:
         return q @ (k.transpose(-2, -1) @ v)
     return (q @ k.transpose(-2, -1)) @ v
 
 
-class SpikingSelfAttention(nn.Module):
-    """SSA of Spikformer: ``proj(LIF((q k^T) v * scale))`` with spiking q, k, v.
+class AttentionCount(NamedTuple):
+    """Operations of one attention: multiply-accumulates of its products, and what spikes cause."""
+
+    macs: float  # as computed
+    dense: float  # as the papers count: (q k^T) v
+    sops: float  # accumulates; integers count by value
+
+
+class SpikingAttention(nn.Module):
+    """What attentions share: units `roles` on the input, a neuron, and the projection after it.
 
     Args:
         dim, num_heads: embedding width D, a multiple of the heads h.
-        scale: factor of the integer attention sums (0.125 on images, 0.25 on DVS in the
-            reference; it does not follow 1/sqrt(d)).
         attn_threshold: firing threshold of the neuron after the attention sum.
         bias, qkv_bias: bias of the projection, and whether q, k and v share in it.
         neuron: constants of the neurons; None means the defaults.
+        current: end before the projection's neuron, whose current a sum follows.
 
-    Shape: in ``[T|1, B, N, D]`` -> out ``[T, B, N, D]`` spikes.
-
-    Source: Zhou et al., Spikformer, ICLR 2023, eq. 6-9; thresholds from the published code.
+    Shape: in ``[T|1, B, N, D]`` -> out ``[T, B, N, D]`` spikes, or that current.
     """
+
+    roles: ClassVar[tuple[str, ...]]
+    sums: ClassVar[str] = ""  # why its products are not driven by spikes alone; empty if they are
 
     def __init__(
         self,
         dim: int,
         num_heads: int,
         *,
-        scale: float = 0.125,
         attn_threshold: float = 0.5,
         bias: bool = True,
         qkv_bias: bool = True,
         neuron: NeuronConfig | None = None,
+        current: bool = False,
     ) -> None:
         super().__init__()
         if num_heads < 1 or dim % num_heads:
             raise ConfigError(f"num_heads={num_heads} must divide the embedding dim={dim}")
-        self.num_heads, self.scale = num_heads, scale
+        self.num_heads = num_heads
         self.rescale_to: int | None = None  # tokens N: sums over K kept keys are multiplied by N/K
-        own: Any = {"bias": bias and qkv_bias, "neuron": neuron}
-        self.q, self.k, self.v = (LinearUnit(dim, dim, **own) for _ in range(3))
+        for role in self.roles:
+            setattr(self, role, LinearUnit(dim, dim, bias=bias and qkv_bias, neuron=neuron))
         self.attn_act = LIF(neuron, v_threshold=attn_threshold)
-        self.proj = LinearUnit(dim, dim, bias=bias, neuron=neuron)
+        self.proj = LinearUnit(dim, dim, bias=bias, neuron=neuron, current=current)
         self.proj.reads = "spikes"
+
+    def set_reads(self, reads: Reads) -> None:
+        """Tell the units what values the attention reads."""
+        for role in self.roles:
+            getattr(self, role).reads = reads
+
+    def spikes(self, tokens: Tensor, T: int) -> tuple[Tensor | None, list[Tensor]]:
+        """Spikes of the units, by one kernel ``[T, B, N, U, D]`` if one applies, else a list."""
+        units = [getattr(self, role) for role in self.roles]
+        together = spikes_together(units, tokens, T)
+        return together, [] if together is not None else [unit(tokens, T) for unit in units]
+
+    def operations(self, *spikes: Tensor) -> AttentionCount:
+        """Operations on spikes ``[T, B, N, D]`` of the units, in the order of `roles`."""
+        raise NotImplementedError
+
+    def _heads(self, spikes: Tensor) -> Tensor:
+        return rearrange(spikes, "t b n (h d) -> t b h n d", h=self.num_heads)
+
+
+class SpikingSelfAttention(SpikingAttention):
+    """SSA of Spikformer: ``proj(LIF((q k^T) v * scale))`` with spiking q, k, v.
+
+    Args:
+        dim, num_heads, options: as of a :class:`SpikingAttention`.
+        scale: factor of the integer attention sums (0.125 on images, 0.25 on DVS in the
+            reference; it does not follow 1/sqrt(d)).
+        kind: ``ssa``; ``linear`` always multiplies k^T v first; ``random`` freezes q and k as they
+            were drawn, the control that says what attention is worth.
+
+    Source: Zhou et al., Spikformer, ICLR 2023, eq. 6-9; thresholds from the published code.
+    """
+
+    roles: ClassVar = ("q", "k", "v")
+    sums: ClassVar = "multiplies spikes by integer sums of spikes, and scales the result"
+    q: LinearUnit
+    k: LinearUnit
+    v: LinearUnit
+
+    def __init__(
+        self, dim: int, num_heads: int, *, scale: float = 0.125, kind: str = "ssa", **options: Any
+    ) -> None:
+        super().__init__(dim, num_heads, **options)
+        self.scale, self.linear = scale, kind == "linear"
+        if kind == "random":
+            self.q.requires_grad_(False)
+            self.k.requires_grad_(False)
 
     def forward(self, tokens: Tensor, T: int) -> Tensor:
         """Attend between the tokens of each step."""
-        units = (self.q, self.k, self.v)
         scale = self.scale_for(tokens)
-        spikes = spikes_together(units, tokens, T)
+        spikes, parts = self.spikes(tokens, T)
         current = None if spikes is None else dispatch.attention(spikes, self.num_heads, scale)
         if current is None:
             if spikes is None:
-                q, k, v = (self._heads(unit(tokens, T)) for unit in units)
+                q, k, v = map(self._heads, parts)
             else:
                 q, k, v = rearrange(spikes, "t b n u (h d) -> u t b h n d", h=self.num_heads)
-            summed = spiking_attention(q, k, v) * scale
+            summed = spiking_attention(q, k, v, self.linear) * scale
             current = rearrange(summed, "t b h n d -> t b n (h d)")
         return self.proj(self.attn_act(current, T), T)  # type: ignore[no-any-return]
 
@@ -86,22 +149,79 @@ class SpikingSelfAttention(nn.Module):
         q, k = self._heads(self.q(tokens, T)), self._heads(self.k(tokens, T))
         return (k @ q.sum(-2).unsqueeze(-1)).squeeze(-1).mean((0, 2))
 
-    def _heads(self, spikes: Tensor) -> Tensor:
-        return rearrange(spikes, "t b n (h d) -> t b h n d", h=self.num_heads)
+    def operations(self, *spikes: Tensor) -> AttentionCount:
+        """Operations of the two products, the first of spikes, the second of sums and spikes."""
+        q, k, v = (self._heads(part.double()) for part in spikes)
+        tokens, width = q.shape[-2:]
+        if self.linear or tokens >= width:
+            first = k.transpose(-2, -1) @ v  # [d, d] coincidences of k and v
+            second = (q.sum(-2) * (first != 0).sum(-1)).sum()
+        else:
+            first = q @ k.transpose(-2, -1)  # [N, N] coincidences of q and k
+            second = ((first != 0).sum(-2) * v.sum(-1)).sum()
+        inner = width if self.linear else min(tokens, width)
+        met = float(first.sum() + second)
+        return AttentionCount(2 * q.numel() * inner, 2 * q.numel() * tokens, met)
+
+
+class TokenAttention(SpikingAttention):
+    """Token attention of QKFormer: a neuron for each head and token gates the token's k.
+
+    ``proj(a * k)`` with ``a = LIF(sum of the head's q)`` in {0, 1}: no v, no scale, O(N D).
+
+    Source: Zhou et al., QKFormer, NeurIPS 2024, arXiv 2403.16552, eq. 6-8.
+    """
+
+    roles: ClassVar = ("q", "k")
+    q: LinearUnit
+    k: LinearUnit
+
+    def forward(self, tokens: Tensor, T: int) -> Tensor:
+        """Gate each token by itself."""
+        return self.gated(tokens, T)[0]
+
+    def gated(self, tokens: Tensor, T: int) -> tuple[Tensor, Tensor]:
+        """The output, and the gates ``[T, B, N, h]``."""
+        spikes, parts = self.spikes(tokens, T)
+        q, k = parts if spikes is None else spikes.unbind(-2)
+        per_head = (self.num_heads, -1)
+        gates: Tensor = self.attn_act(q.unflatten(-1, per_head).sum(-1), T)
+        kept = (k.unflatten(-1, per_head) * gates.unsqueeze(-1)).flatten(-2)
+        return self.proj(kept, T), gates
+
+    def operations(self, *spikes: Tensor) -> AttentionCount:
+        """One accumulate for each spike of q; the gate passes or drops k without a sum."""
+        macs = spikes[0].numel()
+        return AttentionCount(macs, macs, float(spikes[0].double().sum()))
+
+
+def make_attention(kind: str, dim: int, num_heads: int, scale: float, **options: Any) -> Any:
+    """An attention by its kind, one of ATTENTIONS; a ConfigError for another word."""
+    check(kind in ATTENTIONS, "attention", kind, f"one of {', '.join(ATTENTIONS)}")
+    if kind == "qk":
+        return TokenAttention(dim, num_heads, **options)
+    return SpikingSelfAttention(dim, num_heads, scale=scale, kind=kind, **options)
 
 
 class SpikingMLP(nn.Module):
     """Two linear-BN-LIF units, D -> ratio*D -> D.
 
-    Shape: in ``[T|1, B, N, D]`` -> out ``[T, B, N, D]`` spikes.
+    Shape: in ``[T|1, B, N, D]`` -> out ``[T, B, N, D]`` spikes, or with `current` what the last
+    neuron would get.
     """
 
     def __init__(
-        self, dim: int, hidden: int, *, bias: bool = True, neuron: NeuronConfig | None = None
+        self,
+        dim: int,
+        hidden: int,
+        *,
+        bias: bool = True,
+        neuron: NeuronConfig | None = None,
+        current: bool = False,
     ) -> None:
         super().__init__()
         self.fc1 = LinearUnit(dim, hidden, bias=bias, neuron=neuron)
-        self.fc2 = LinearUnit(hidden, dim, bias=bias, neuron=neuron)
+        self.fc2 = LinearUnit(hidden, dim, bias=bias, neuron=neuron, current=current)
         self.fc2.reads = "spikes"
 
     def chains(self) -> list[Chain]:
@@ -113,28 +233,90 @@ class SpikingMLP(nn.Module):
         return self.fc2(self.fc1(tokens, T), T)  # type: ignore[no-any-return]
 
 
+def join(x: Tensor, p: Tensor, residual: str, signed: bool = False) -> Tensor:
+    """The sum of a stream `x` and spikes `p` of a branch, or for ``ms`` its current.
+
+    ``add`` and ``ms`` x + p, ``iand`` x (1 - p), ``or`` x + p - x p: the last two keep {0, 1}, or
+    with `signed` {-1, +1}, where True is +1.
+    """
+    if residual in ("add", "ms"):
+        return x + p
+    if signed:
+        return x.minimum(-p) if residual == "iand" else x.maximum(p)
+    return x * (1 - p) if residual == "iand" else x + p - x * p
+
+
+def joined(reads: Reads, residual: str) -> Reads:
+    """Values of :func:`join` of such values and spikes in {0, 1}."""
+    if residual == "ms":
+        return "real"
+    return add_spikes(reads) if residual == "add" else reads
+
+
 class EncoderBlock(nn.Module):
-    """``x + SSA(x)``, then ``x + MLP(x)``: the residual stream is integer-valued (SEW-ADD).
+    """Attention and MLP, each joined to the stream.
+
+    Args:
+        attn, mlp: the branches; for ``ms`` they end with a current.
+        residual: ``add`` spikes to the stream, which becomes integer (SEW); ``iand`` or ``or``, of
+            :func:`join`; ``ms`` adds currents, and a neuron before each branch fires.
+        neuron: constants of those neurons; None means the defaults.
 
     Shape: in ``[T|1, B, N, D]`` -> out ``[T, B, N, D]``.
 
-    Source: Zhou et al., Spikformer, ICLR 2023, eq. 3-4.
+    Source: Zhou et al., Spikformer, ICLR 2023, eq. 3-4; ``ms``: Spikingformer, arXiv 2304.11954.
     """
 
-    def __init__(self, attn: SpikingSelfAttention, mlp: SpikingMLP) -> None:
+    def __init__(
+        self,
+        attn: SpikingAttention,
+        mlp: SpikingMLP,
+        residual: str = "add",
+        neuron: NeuronConfig | None = None,
+    ) -> None:
         super().__init__()
-        self.attn, self.mlp = attn, mlp
+        check(residual in RESIDUALS, "block_residual", residual, f"one of {', '.join(RESIDUALS)}")
+        self.attn: Any = attn
+        self.mlp, self.residual = mlp, residual
+        ms = residual == "ms"
+        self.before_attn_act = LIF(neuron) if ms else None
+        self.before_mlp_act = LIF(neuron) if ms else None
         self.recompute = False
+
+    @classmethod
+    def of(
+        cls, kind: str, dim: int, num_heads: int, *, mlp_ratio: float = 4.0, scale: float = 0.125,
+        attn_threshold: float = 0.5, bias: bool = True, qkv_bias: bool = False,
+        residual: str = "add", neuron: NeuronConfig | None = None,
+    ) -> EncoderBlock:  # fmt: skip
+        """A block of these sizes; `kind` is one of ATTENTIONS."""
+        same: Any = {"bias": bias, "neuron": neuron, "current": residual == "ms"}
+        own = {"attn_threshold": attn_threshold, "qkv_bias": qkv_bias, **same}
+        attn = make_attention(kind, dim, num_heads, scale, **own)
+        return cls(attn, SpikingMLP(dim, int(dim * mlp_ratio), **same), residual, neuron)
 
     def set_reads(self, reads: Reads) -> Reads:
         """Tell the units what values the block reads; returns those of its output."""
-        summed = add_spikes(reads)
-        for unit in (self.attn.q, self.attn.k, self.attn.v):
-            unit.reads = reads
-        self.mlp.fc1.reads = summed
-        return add_spikes(summed)
+        ms, summed = self.residual == "ms", joined(reads, self.residual)
+        self.attn.set_reads("spikes" if ms else reads)
+        self.mlp.fc1.reads = "spikes" if ms else summed
+        return joined(summed, self.residual)
 
     def forward(self, tokens: Tensor, T: int) -> Tensor:
         """Run the block; a static input broadcasts into the first residual sum."""
-        tokens = tokens + self.attn(tokens, T)
-        return tokens + self.mlp(tokens, T)  # type: ignore[no-any-return]
+        return self._rest(tokens, self.attn(self._fired(tokens, T), T), T)
+
+    def gated(self, tokens: Tensor, T: int) -> tuple[Tensor, Tensor]:
+        """Run the block; also return the gates of its token attention, ``[T, B, N, h]``."""
+        out, gates = self.attn.gated(self._fired(tokens, T), T)
+        return self._rest(tokens, out, T), gates
+
+    def _fired(self, tokens: Tensor, T: int) -> Tensor:
+        act = self.before_attn_act
+        return tokens if act is None else act(tokens, T)
+
+    def _rest(self, tokens: Tensor, attended: Tensor, T: int) -> Tensor:
+        tokens = join(tokens, attended, self.residual)
+        act = self.before_mlp_act
+        fired = tokens if act is None else act(tokens, T)
+        return join(tokens, self.mlp(fired, T), self.residual)

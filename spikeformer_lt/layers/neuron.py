@@ -279,6 +279,7 @@ def _takes_theirs(x: Tensor) -> bool:
         and not torch.jit.is_tracing()
         and not torch.compiler.is_compiling()
         and not transformed(x)
+        and not dispatch.takes_triton("lif", x)
     )
 
 
@@ -287,7 +288,9 @@ def lif_path(device: torch.device) -> str:
     if dispatch.mode() == "torch":
         return "torch (SPIKEFORMER_KERNELS)"
     if device.type == "cuda":
-        return f"spikingjelly's {neuron_implementation('lif', device)['implementation']}"
+        theirs = f"spikingjelly's {neuron_implementation('lif', device)['implementation']}"
+        choice = dispatch.triton_choice()
+        return theirs if choice == "off" else f"{theirs}; Triton kernels {choice}"
     if device.type == "cpu":
         return "torch (the numba kernels failed)" if dispatch.is_broken() else "numba"
     return "torch"

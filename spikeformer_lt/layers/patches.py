@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import nullcontext
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +22,15 @@ log = logging.getLogger(__name__)
 
 
 class PatchScore(nn.Module):
-    """Base of all scores. ``needs_current``: reads membranes; ``learned``: has its own training.
+    """Base of all scores. ``learned``: it has a training of its own.
 
-    Shape: tokens, current ``[T|1, B, N, D]``, images ``[T|1, B, C, H, W]`` -> ``[B, N]``.
+    ``needs``: what it reads of the stem as `current`: ``current``, that of the last neurons,
+    ``[T|1, B, N, D]``; ``gates`` of token attentions, ``[T, B, N, h]``; or nothing.
+
+    Shape: tokens ``[T|1, B, N, D]``, images ``[T|1, B, C, H, W]`` -> ``[B, N]``.
     """
 
-    needs_current = False
+    needs = ""
     learned = False
 
     def forward(self, tokens: Tensor, current: Tensor, images: Tensor, T: int) -> Tensor:
@@ -46,11 +49,25 @@ class Rate(PatchScore):
 class L2(PatchScore):
     """Mean over time of the L2 norm of the membrane input of the last ConvPEP neuron."""
 
-    needs_current = True
+    needs = "current"
 
     def forward(self, tokens: Tensor, current: Tensor, images: Tensor, T: int) -> Tensor:
         """Mean over T of the norm over D."""
         return current.square().sum(3).sqrt().mean(0)
+
+
+class Gates(PatchScore):
+    """How often a token, or the places that it covers, passed the gates of the token attention.
+
+    Source: the gate is Zhou et al.'s, QKFormer, arXiv 2403.16552, eq. 7; to rank by it is ours.
+    """
+
+    needs = "gates"
+
+    def forward(self, tokens: Tensor, current: Tensor, images: Tensor, T: int) -> Tensor:
+        """Mean over T and heads."""
+        rates: Tensor = current.mean((0, 3))
+        return rates
 
 
 class TemporalSpatial(PatchScore):
@@ -122,7 +139,8 @@ class Attention(PatchScore):
         """Attention received."""
         if not (self._known or torch.compiler.is_compiling() or tokens.is_meta):
             self._warn()
-        return self.block.attn.received(tokens, T)
+        received: Tensor = self.block.attn.received(tokens, T)
+        return received
 
     def _warn(self) -> None:
         norm = getattr(getattr(self.block.attn, "q", None), "norm", None)
@@ -162,7 +180,7 @@ class Gumbel(PatchScore):
 
 SCORES: dict[str, type[PatchScore]] = {
     "rate": Rate, "l2": L2, "attention": Attention, "tp": TemporalSpatial, "gumbel": Gumbel,
-    "random": Random,
+    "qk": Gates, "random": Random,
 }  # fmt: skip
 
 
@@ -172,6 +190,16 @@ def make_score(kind: str, dim: int, num_classes: int, num_heads: int) -> PatchSc
         raise ConfigError(f"patch score {shown(kind)} is not one of {', '.join(SCORES)}")
     sizes = {"attention": (dim, num_classes, num_heads), "gumbel": (dim,)}
     return SCORES[kind](*sizes.get(kind, ()))
+
+
+def check_needs(score: PatchScore | type[PatchScore], stem: Any) -> None:
+    """Refuse a score that reads what a stem does not give."""
+    if score.needs not in ("", *getattr(stem, "gives", ("current",))):
+        name = next(name for name, kind in SCORES.items() if kind in (score, type(score)))
+        raise ConfigError(
+            f"patch score {name!r} reads {score.needs} of the stem, and a "
+            f"{type(stem).__name__} has none; use another score, or a QKFormer"
+        )
 
 
 def grid_of(count: int, size: torch.Size) -> tuple[int, int]:

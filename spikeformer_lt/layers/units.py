@@ -377,9 +377,10 @@ class ConvUnit(ConvLayer):
 
 
 class LinearUnit(_Unit, nn.Module):
-    """Linear map, BatchNorm over the embedding, LIF.
+    """Linear map, BatchNorm over the embedding, and LIF unless it ends before a sum.
 
-    Shape: in ``[T|1, B, N, D]`` -> out ``[T, B, N, D']`` spikes.
+    Shape: in ``[T|1, B, N, D]`` -> out ``[T, B, N, D']`` spikes, or with `current` that of the
+    BatchNorm, ``[T|1, B, N, D']``.
     """
 
     def __init__(
@@ -389,11 +390,12 @@ class LinearUnit(_Unit, nn.Module):
         *,
         bias: bool = True,
         neuron: NeuronConfig | None = None,
+        current: bool = False,
     ) -> None:
         super().__init__()
         self.linear = nn.Linear(in_features, out_features, bias=bias)
         self.norm = BatchNorm(out_features)
-        self.act = LIF(neuron)
+        self.act = None if current else LIF(neuron)
 
     def forward(self, values: Tensor, T: int) -> Tensor:
         """Spikes; a static input is multiplied once and expanded by the neuron."""
@@ -442,8 +444,9 @@ def spikes_together(units: Sequence[LinearUnit], tokens: Tensor, T: int) -> Tens
     neuron = _shared_neuron(units)
     if neuron is None or carried() is not None:
         return None
-    graph = not dispatch.takes_numba(tokens, tokens.numel() // tokens.shape[0] * T)
-    if graph and not dispatch.compiles(tokens):
+    numba = dispatch.takes_numba(tokens, tokens.numel() // tokens.shape[0] * T)
+    triton = not numba and dispatch.takes_triton("norm_lif", tokens)
+    if not (numba or triton or dispatch.compiles(tokens)):
         return None
     linear, first = units[0].linear, units[0].norm
     found: list[Sequence[Any]] = []
@@ -451,7 +454,7 @@ def spikes_together(units: Sequence[LinearUnit], tokens: Tensor, T: int) -> Tens
         norm, own = unit.norm, unit.linear
         statistics = norm.running_mean, norm.running_var
         found.append((own.weight, own.bias, norm.weight, norm.bias, *statistics))
-        if not (graph or dispatch.is_plain(*found[-1])):
+        if numba and not dispatch.is_plain(*found[-1]):
             return None
     together: list[Any] = [None if p[0] is None else torch.cat(p) for p in zip(*found, strict=True)]
     weight, bias, scale, shift, mean, var = together

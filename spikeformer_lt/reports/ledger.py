@@ -10,12 +10,11 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spikeformer_lt.export.file import binary_gains
-from spikeformer_lt.layers.attention import SpikingSelfAttention
+from spikeformer_lt.layers.attention import SpikingAttention
 from spikeformer_lt.layers.patches import patches_of
 from spikeformer_lt.layers.stems import stem_of
 from spikeformer_lt.layers.subnet import Subnet
@@ -116,6 +115,7 @@ class Operations:
     static: bool = True  # whether the inputs are images rather than frames of T steps
     layers: dict[str, LayerCount] = field(default_factory=dict)
     weights: dict[str, LayerWeights] = field(default_factory=dict)  # also of those that did not run
+    sums: dict[str, str] = field(default_factory=dict)  # what an attention multiplies, or empty
     firing_rate: dict[str, float] = field(default_factory=dict)  # spikes per neuron and step
     kept_tokens: list[Tensor] = field(default_factory=list)  # kept ``[B, K]``, for each batch
     tokens: int = 0  # tokens before level 1 removed any; 0 without it
@@ -134,12 +134,16 @@ class Operations:
         """``impure`` layers, whose inputs are not {0,1}: name -> kind of values.
 
         ``pure_after_first``: whether they are at most the first, which reads the image, and the
-        head, which reads a mean.
+        head, which reads a mean. ``not_spike_driven``: products between those two that are more
+        than sums of weights where a spike is, and why.
         """
         impure = {n: layer.kind for n, layer in self.layers.items() if layer.kind != "{0,1}"}
         allowed = {n for n, weights in self.weights.items() if weights.part == "head"}
         allowed.add(next(iter(self.layers)))
-        return {"impure": impure, "pure_after_first": set(impure) <= allowed}
+        why = {n: f"reads {kind}" for n, kind in impure.items() if n not in allowed}
+        why |= {name: sums for name, sums in self.sums.items() if sums}
+        pure = set(impure) <= allowed
+        return {"impure": impure, "pure_after_first": pure, "not_spike_driven": why}
 
 
 def kind_of(x: Tensor) -> str:
@@ -204,9 +208,10 @@ class _Hooks(ExitStack):
                 part = "stem" if module in stem else "head" if module is head else ""
                 total.weights[name] = LayerWeights.of(module, part)
                 self._hook(module, self._product, name)
-            elif isinstance(module, SpikingSelfAttention):
+            elif isinstance(module, SpikingAttention):
+                total.sums[f"{name}.attention"] = module.sums
                 seen: dict[str, Tensor] = {}
-                for role in ("q", "k", "v"):
+                for role in module.roles:
                     self._hook(getattr(module, role), self._keep, seen, role)
                 self._hook(module, self._attention, name, seen)
         if (patches := patches_of(model)) is not None:
@@ -258,22 +263,13 @@ class _Hooks(ExitStack):
         macs = output.numel() * present[0].numel()
         layer.add_macs(macs, folds, macs)
 
-    def _attention(self, name: str, seen: dict[str, Tensor], module: Any, *called: Any) -> None:
-        q, k, v = (
-            rearrange(seen[role].double(), "t b n (h d) -> t b h n d", h=module.num_heads)
-            for role in ("q", "k", "v")
-        )
-        tokens, width = q.shape[-2:]
-        if tokens >= width:
-            first = k.transpose(-2, -1) @ v  # [d, d] coincidences of k and v
-            second = (q.sum(-2) * (first != 0).sum(-1)).sum()
-        else:
-            first = q @ k.transpose(-2, -1)  # [N, N] coincidences of q and k
-            second = ((first != 0).sum(-2) * v.sum(-1)).sum()
-        layer = self._layer(f"{name}.attention", q)
-        macs, dense = 2 * q.numel() * min(tokens, width), 2 * q.numel() * tokens
-        layer.add_macs(macs, self.total.T / len(q), dense)
-        layer.met_by_value += float(first.sum() + second)
+    def _attention(
+        self, name: str, seen: dict[str, Tensor], module: SpikingAttention, *called: Any
+    ) -> None:
+        spikes = [seen[role] for role in module.roles]
+        count, layer = module.operations(*spikes), self._layer(f"{name}.attention", spikes[0])
+        layer.add_macs(count.macs, self.total.T / len(spikes[0]), count.dense)
+        layer.met_by_value += count.sops
 
 
 def build_ledger(model: Any, batches: Sequence[Tensor]) -> dict[str, Any]:

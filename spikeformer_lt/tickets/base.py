@@ -30,11 +30,16 @@ _PRUNABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
 def prunable(model: nn.Module, prune: Any) -> dict[str, Tensor]:
-    """The weights that a `PruneConfig` allows, by state_dict name; a ConfigError for none."""
+    """The weights that a `PruneConfig` allows, by state_dict name; a ConfigError for none.
+
+    Weights that are frozen beside others that train, as of a random attention, are left alone.
+    """
     layers = {n: m for n, m in model.named_modules() if isinstance(m, _PRUNABLE)}
     linears = [n for n, m in layers.items() if isinstance(m, nn.Linear)]
     spared = [] if prune.head else linears[-1:]
     spared += [] if prune.first_conv else [n for n in layers if n not in linears][:1]
+    frozen = [n for n, m in layers.items() if not m.weight.requires_grad]
+    spared += frozen if len(frozen) < len(layers) else []
     found = {
         f"{name}.weight": layer.weight
         for name, layer in layers.items()

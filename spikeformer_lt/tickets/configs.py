@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # The same words as in mask.py, layers/patches.py and layers/stems.py, which import torch.
 SCOPES = ("global", "layer")
-SCORES = ("rate", "l2", "attention", "tp", "gumbel", "random")
+SCORES = ("rate", "l2", "attention", "tp", "gumbel", "qk", "random")
 ACTIVATIONS = ("lif", "heaviside", "sign", "relu")
 RESIDUALS = ("add", "iand", "or")
 DISTRIBUTIONS = ("uniform", "erk")
@@ -409,7 +409,8 @@ class PatchConfig(Checked):
     sparsity: float = 0.314
     """Fraction of patches removed for each image, in [0, 1); 0 turns level 1 off."""
     score: str = "rate"
-    """rate, l2, attention, tp, gumbel, or random (the control)."""
+    """rate, l2, attention, tp, gumbel, qk (gates of QKFormer's token attention), or random (the
+    control)."""
     space: str = "token"
     """token: gather after ConvPEP; pixel: also zero the removed pixels and embed again."""
     rescale: bool = False

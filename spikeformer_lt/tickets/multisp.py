@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from spikeformer_lt.config import check
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers import subnet
-from spikeformer_lt.layers.patches import Attention
+from spikeformer_lt.layers.patches import SCORES, Attention, check_needs
 from spikeformer_lt.layers.stems import stem_of
 from spikeformer_lt.layers.subnet import SubnetConv2d, collapse, get_masks, set_masks
 from spikeformer_lt.mask import Mask, select
@@ -53,7 +53,7 @@ from spikeformer_lt.training.ranks import from_first
 
 
 class StemProbe(nn.Module):
-    """ConvPEP with a temporary linear head, which gives logits ``[B, T, K]``.
+    """A stem with a temporary linear head, which gives logits ``[B, T, K]``.
 
     Source: arXiv 2311.12060, Algorithm 1, phase 1; the head is dropped afterwards.
     """
@@ -70,11 +70,11 @@ class StemProbe(nn.Module):
         return logits.expand(self.T, -1, -1).transpose(0, 1)
 
 
-def install_subnets(conv_pep: Any, config: WeightConfig) -> None:
-    """Replace the ConvPEP's convolutions by subnet convolutions, in place, initialised as asked."""
+def install_subnets(stem: Any, config: WeightConfig) -> None:
+    """Replace the stem's convolutions by subnet convolutions, in place, initialised as asked."""
     learns = config.method if config.method in ("scores", "both") else "weights"
-    of_spikes = conv_pep.in_channels == 2 and config.first_conv == "auto"
-    for role, unit in conv_pep.units():
+    of_spikes = stem.in_channels == 2 and config.first_conv == "auto"
+    for role, unit in stem.units():
         if role == "shortcut" and not config.include_rpe:
             continue
         init_weight(unit.conv.weight, config.init, config.sparsity)
@@ -189,12 +189,13 @@ class MultiSp(Search):
         return int(found + stem.get(config.schedule, 0))
 
     def check(self, model: nn.Module) -> None:
-        """Refuse a model without a ConvPEP, and a ticket that is none or not of this model."""
+        """Refuse a model without a stem, or what its score reads; a ticket not of this model."""
         if stem_of(model) is None:
             raise ConfigError(
-                f"MultiSp needs a model with a ConvPEP; {type(model).__name__} has none: "
-                "give --model.name of a Spikformer, or use another search"
+                f"MultiSp needs a model with a stem; {type(model).__name__} has none: "
+                "give --model.name of a spiking transformer, or use another search"
             )
+        check_needs(SCORES[self.config.patches.score], stem_of(model))
         if self.config.ticket:
             self._opened(model)
 
@@ -292,11 +293,11 @@ class MultiSp(Search):
                 probe = StemProbe(model)
             optim = LITERAL_SCORES if config.preset == "literal" else None
             searched = self._with_masks(model, Phase("conv_pep", config.stem_epochs, optim))
-            vectors = [p for p in stem_of(model).parameters() if p.ndim < 2]
-            for parameter in vectors:
+            moves = [p for p in stem_of(model).parameters() if p.ndim < 2 and p.requires_grad]
+            for parameter in moves:
                 parameter.requires_grad_(config.weights.learn_norm)
             self._fit(fit, probe, searched)
-            for parameter in vectors:
+            for parameter in moves:
                 parameter.requires_grad_(True)
             if config.stem == "frozen":
                 self._mask = self._collapsed(model)
@@ -394,9 +395,10 @@ class Joint(Search):
         """Refuse a model without patches, and as `imp`."""
         if stem_of(model) is None:
             raise ConfigError(
-                f"joint needs a model with patches (a ConvPEP); {type(model).__name__} has none: "
+                f"joint needs a model with patches (a stem); {type(model).__name__} has none: "
                 "use imp"
             )
+        check_needs(SCORES[self.config.patches.score], stem_of(model))
         self.config.imp.prune.weights(model)
 
     def find(self, model: nn.Module, fit: Fit) -> Ticket:

@@ -39,7 +39,7 @@ from spikeformer_lt.images.splits import Splits
 from spikeformer_lt.layers.neuron import lif_path
 from spikeformer_lt.registry import create_model
 from spikeformer_lt.rng import isolated_rng, seed_for, seeded
-from spikeformer_lt.runtime import OPENMP, memory_bytes
+from spikeformer_lt.runtime import OPENMP, WAITING, memory_bytes
 from spikeformer_lt.step import Step
 from spikeformer_lt.ticket import TICKET, Ticket
 from spikeformer_lt.training.checkpoint import load_weights
@@ -482,8 +482,8 @@ class Experiment:
         total = train.batch_size * train.accumulate * trainer.world
         log.info(
             "batch %d x %d accumulated x %d processes = %d, lr %g, on %s, %d threads, "
-            "kernels %s, freed memory %s, OpenMP %s%s",
+            "kernels %s, freed memory %s, OpenMP %s, waits %s%s",
             train.batch_size, train.accumulate, trainer.world, total, train.optim.lr, device,
-            torch.get_num_threads(), lif_path(device), trainer.heap, OPENMP,
+            torch.get_num_threads(), lif_path(device), trainer.heap, OPENMP, WAITING,
             ", activations computed again" if train.recompute else "",
         )  # fmt: skip

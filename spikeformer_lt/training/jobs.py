@@ -14,6 +14,7 @@ from pathlib import Path
 
 from spikeformer_lt.disk import read_mapping
 from spikeformer_lt.errors import ConfigError, Interrupted, SpikeformerError, name_of
+from spikeformer_lt.runtime import cpu_count
 from spikeformer_lt.training.ranks import StopRequest
 from spikeformer_lt.training.run import ENV, in_use
 
@@ -40,7 +41,7 @@ def run_jobs(jobs: Sequence[Job], at_once: int = 1) -> None:
     """Run what has no report yet; each run resumes by itself where it had stopped.
 
     A run that another process has is waited for; if it ends without a report, it is run again.
-    `at_once` processes share the machine's threads, or OMP_NUM_THREADS.
+    `at_once` processes share the machine's threads, or OMP_NUM_THREADS; one by itself chooses.
 
     Raises:
         ConfigError: a finished run is of another command.
@@ -137,10 +138,11 @@ def _code(job: Job) -> int | None:
 
 def _start(job: Job, at_once: int) -> subprocess.Popen[bytes]:
     job.folder.parent.mkdir(parents=True, exist_ok=True)
-    threads = max(1, (os.cpu_count() or 1) // at_once)
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    threads = min(threads, int(asked)) if asked.isdigit() and asked != "0" else threads
-    env = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    threads, env = max(1, cpu_count() // at_once), dict(os.environ)
+    asked = env.get("OMP_NUM_THREADS", "")
+    given = asked.isdigit() and asked != "0"
+    if given or at_once > 1:
+        env["OMP_NUM_THREADS"] = str(min(threads, int(asked)) if given else threads)
     place = (PLACE[0], str(job.folder), PLACE[1], "auto")
     with Path(f"{job.folder}.out").open("ab") as out:
         return subprocess.Popen(

@@ -182,6 +182,8 @@ class ModelConfig:
     """Firing threshold, dimensionless."""
     neuron: str | None = None
     """lif, or relu or sign for the network without time, of models that have the choice (CNNs)."""
+    attention: str | None = None
+    """ssa, linear (the same, k^T v first), qk, or random (q and k stay as drawn: the control)."""
 
     def __post_init__(self) -> None:
         bounds = {
@@ -320,7 +322,7 @@ class TrainConfig:
     cpu: bool = False
     """Stay on the CPU even where a GPU is present."""
     threads: int = 0
-    """CPU threads; 0 leaves torch's own choice."""
+    """CPU threads; 0 is those of OMP_NUM_THREADS, or else one for a small network and all CPUs."""
     timeout_s: int = 600
     """Seconds that a process waits for the others before the run ends and names the missing."""
     optim: OptimConfig = field(default_factory=OptimConfig)

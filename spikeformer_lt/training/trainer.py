@@ -25,7 +25,7 @@ from spikeformer_lt.images.loader import Augmentation, sample_loader, train_load
 from spikeformer_lt.images.splits import Splits
 from spikeformer_lt.layers.units import set_recompute
 from spikeformer_lt.rng import STREAM, seed_for
-from spikeformer_lt.runtime import keep_heap
+from spikeformer_lt.runtime import keep_heap, threads_chosen
 from spikeformer_lt.training.checkpoint import (
     MADE_BY,
     Checkpoint,
@@ -60,6 +60,7 @@ from spikeformer_lt.training.ranks import (
 from spikeformer_lt.training.run import RunDir
 
 log = logging.getLogger(__name__)
+SMALL_STEP_MB = 60  # saved for backward: below, one thread was the fastest, see benchmarks/busy.py
 READ_STEPS = 8  # steps between two readings of faults and signals, where they wait for somebody
 
 
@@ -221,8 +222,14 @@ class PhaseRun:
         few = min(8, config.batch_size)
         images, _, _ = next(iter(train_loader(trainer.data.train, trainer.augment, few, 0, 0)))
         images = images.nan_to_num(0.0, 0.0, 0.0).to(trainer.accelerator.device)
+        if trainer.any_threads:
+            torch.set_num_threads(trainer.threads)
         with trainer.accelerator.autocast():
             guess = estimate_step(self.model, images, config.batch_size)
+            if trainer.any_threads and guess.saved_mb < SMALL_STEP_MB and trainer.threads > 1:
+                torch.set_num_threads(1)
+                log.info("one thread: a step of %s is small (--train.threads)", self.phase.name)
+                guess = estimate_step(self.model, images, config.batch_size)
         step = guess.seconds_per_step * config.accumulate
         epochs = self.phase.epochs
         log.info(
@@ -463,8 +470,12 @@ class Trainer:
         made_by: Mapping[str, Any] | None = None,
         extend: int = 0,
     ) -> None:
+        self.threads, self.any_threads = torch.get_num_threads(), False
         if config.threads:
             torch.set_num_threads(config.threads)
+        else:
+            single = accelerator.num_processes == 1 and accelerator.device.type == "cpu"
+            self.any_threads = single and not threads_chosen(self.threads)
         mixing.check(config.batch_size)
         self.heap = keep_heap()
         self.data, self.config, self.run = data, config, run

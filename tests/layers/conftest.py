@@ -53,7 +53,7 @@ def _outputs(model: nn.Module) -> Iterator[dict[str, Tensor]]:
 
         return keep
 
-    parts = [(n, m) for n, m in model.named_modules() if n.split(".")[-1] in ("act", "attn_act")]
+    parts = [(n, m) for n, m in model.named_modules() if n.split(".")[-1].endswith("act")]
     hooks = [part.register_forward_hook(watch(name)) for name, part in parts]
     try:
         yield seen

@@ -147,7 +147,7 @@ def test_computing_a_static_image_once_changes_nothing(
         pep.load_state_dict(start)
         x = images.clone().requires_grad_()
         with outputs(pep) as seen:
-            tokens, current = pep(x.expand(steps, -1, -1, -1, -1), T, need_current=True)
+            tokens, current = pep(x.expand(steps, -1, -1, -1, -1), T, need="current")
         assert tokens.shape[0] == (1 if steps == 1 and activation != "lif" else T)
         total = tokens.expand(T, -1, -1, -1)
         (total * torch.linspace(0.5, 1.5, total[0].numel()).view_as(total[0])).sum().backward()
@@ -201,8 +201,8 @@ def test_how_often_each_convolution_runs() -> None:
 def test_an_image_does_not_depend_on_its_neighbours_in_the_batch(make) -> None:
     frames = pictures(T)
     pep = make(frames)
-    tokens, current = pep(frames, T, need_current=True)
-    alone, current_alone = pep(frames[:, 1:], T, need_current=True)
+    tokens, current = pep(frames, T, need="current")
+    alone, current_alone = pep(frames[:, 1:], T, need="current")
     assert torch.equal(alone, tokens[:, 1:])
     assert torch.allclose(current_alone, current[:, 1:], rtol=0, atol=1e-12)
 

@@ -71,7 +71,7 @@ def test_rate_is_the_mean_number_of_spikes() -> None:
 def test_l2_is_the_length_of_the_current() -> None:
     tokens, current, images = inputs()
     score = make("l2")
-    assert score.needs_current
+    assert score.needs == "current"
     lengths = current.norm(dim=-1).mean(0)
     assert torch.allclose(score(tokens, current, images, T), lengths, rtol=1e-12, atol=0)
     assert torch.equal(score(1 - tokens, current, images, T), score(tokens, current, images, T))
@@ -199,7 +199,8 @@ def test_an_unknown_score_is_refused_with_the_known_ones() -> None:
 
 def test_only_the_scores_that_need_it_ask_for_currents_or_training() -> None:
     made = {kind: make_score(kind, D, 10, 4) for kind in SCORES}
-    assert {kind for kind, score in made.items() if score.needs_current} == {"l2"}
+    wants = {kind: score.needs for kind, score in made.items() if score.needs}
+    assert wants == {"l2": "current", "qk": "gates"}
     assert {kind for kind, score in made.items() if score.learned} == {"attention"}
     assert {kind for kind, score in made.items() if list(score.parameters())} == {
         "attention",

@@ -11,12 +11,17 @@ import torch
 from spikeformer_lt import create_model
 from spikeformer_lt.errors import SpikeformerError
 from spikeformer_lt.layers import SpikingClassifier
+from spikeformer_lt.models.qkformer import QKFormer
 from spikeformer_lt.models.spikformer import Spikformer
 from spikeformer_lt.models.spiking_resnet import SpikingResNet
+from spikeformer_lt.models.spiking_transformer import SpikingTransformer
 from spikeformer_lt.models.spiking_vgg import SpikingVGG
+from spikeformer_lt.models.spikingformer import Spikingformer
 
 MODELS: dict[str, type] = {
     "spikformer_toy": Spikformer,
+    "spikingformer_toy": Spikingformer,
+    "qkformer_toy": QKFormer,
     "spiking_vgg_toy": SpikingVGG,
     "spiking_resnet_toy": SpikingResNet,
 }
@@ -29,7 +34,8 @@ ODD: list[Any] = [
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.fault(35)
 def test_an_odd_argument_builds_or_is_refused_in_one_line(name: str) -> None:
-    kinds = (MODELS[name], SpikingClassifier) if name == "spikformer_toy" else (MODELS[name],)
+    bases = (SpikingTransformer, SpikingClassifier) if name == "spikformer_toy" else ()
+    kinds = (MODELS[name], *bases)
     fields = {field for kind in kinds for field in inspect.signature(kind).parameters}
     refused = 0
     for field in sorted(fields - {"options"}):

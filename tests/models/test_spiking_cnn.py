@@ -305,6 +305,7 @@ def test_only_averages_and_the_image_are_no_spikes(make) -> None:
     assert audit(make("vgg", hidden=None, pooled=2)) == {
         "impure": {"layers.0.conv": "real"},
         "pure_after_first": True,
+        "not_spike_driven": {},
     }
     impure = audit(make("resnet"))["impure"]
     assert impure == {"stem.conv": "real", "hidden.linear": "real"}

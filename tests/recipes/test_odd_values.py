@@ -170,7 +170,7 @@ def test_every_option_refuses_odd_values_in_one_line(quick: Path, capsys: Any) -
         ("multisp", "--multisp.ticket=0", "no ticket"),
         ("multisp", "--multisp.ticket=foreign", "no ticket"),
         ("multisp", "--multisp.ticket=wide", "a ticket of this network"),
-        ("multisp", "--model.name=spiking_vgg9", "needs a model with a ConvPEP"),
+        ("multisp", "--model.name=spiking_vgg9", "needs a model with a stem"),
         ("joint", "--model.name=spiking_vgg9", "needs a model with patches"),
         ("imp", "--imp.prune.inside=nowhere", "leaves nothing to prune"),
         ("early_time", "--imp.prune.inside=nowhere", "leaves nothing to prune"),

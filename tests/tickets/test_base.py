@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from spikeformer_lt import create_model
+from spikeformer_lt import create_model, create_search
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.tickets import (
@@ -94,3 +96,16 @@ def test_a_shuffled_state_has_the_same_values_elsewhere(make):
 def test_a_search_that_needs_images_says_so(make):
     with pytest.raises(ConfigError, match="batch=trainer.batch"):
         Snip().find(make(), None)
+
+
+@pytest.mark.parametrize("name", ["random", "snip", "grasp", "synflow"])
+def test_a_random_attention_keeps_its_frozen_weights(name: str) -> None:
+    sizes = {"image_size": 16, "embed_dim": 16, "depth": 1, "num_heads": 2, "T": 2}
+    model = create_model("spikformer_toy", attention="random", **sizes)
+    before = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}
+    images = torch.rand(10, 3, 16, 16)
+    search = create_search(name, batch=lambda count: (images[:count], torch.arange(count)))
+    search.config = replace(search.config, **({"images": 8} if name in ("snip", "grasp") else {}))
+    ticket = search.find(model, lambda *phase: pytest.fail("nothing is trained"))
+    assert before and not any("attn.q" in n or "attn.k" in n for n in ticket.mask)
+    assert all(torch.equal(dict(model.named_parameters())[n], p) for n, p in before.items())

@@ -21,13 +21,17 @@ from torch import nn
 from spikeformer_lt import create_dataset, create_model, create_search, list_searches
 from spikeformer_lt.errors import Interrupted
 from spikeformer_lt.events.frame import EventOptions
-from spikeformer_lt.export import export_ticket, load_exported, read_ticket
+from spikeformer_lt.export import Stream, export_ticket, load_exported, read_ticket
 from spikeformer_lt.images.arrays import ArrayImages
 from spikeformer_lt.images.splits import Splits, make_splits
+from spikeformer_lt.layers.patches import patches_of
+from spikeformer_lt.layers.stems import stem_of
 from spikeformer_lt.layers.subnet import get_masks, subnets
 from spikeformer_lt.mask import Mask
+from spikeformer_lt.reports import build_ledger
 from spikeformer_lt.ticket import Ticket
 from spikeformer_lt.tickets import (
+    ActivationConfig,
     BipropConfig,
     EarlyBirdConfig,
     EarlyTime,
@@ -37,6 +41,7 @@ from spikeformer_lt.tickets import (
     ImpConfig,
     JointConfig,
     MagnitudeConfig,
+    MultiSp,
     MultiSpConfig,
     NmConfig,
     PatchConfig,
@@ -117,7 +122,7 @@ def search_of(case: str, batch: Any = None) -> Any:
 
 
 def fits(case: str, model: nn.Module) -> bool:
-    return case not in WITH_PATCHES or hasattr(model, "conv_pep")
+    return case not in WITH_PATCHES or stem_of(model) is not None
 
 
 def found(case: str, model: nn.Module, trainer: Any) -> tuple[Any, Ticket]:
@@ -442,7 +447,16 @@ NETWORKS: dict[str, tuple[str, dict[str, Any], Callable[[], Splits] | None]] = {
         "spikformer_dvs_toy",
         {"image_size": 16, "embed_dim": 16, "depth": 1, "num_heads": 2, "T": 3}, events,
     ),
+    "spikingformer": (
+        "spikingformer_toy",
+        {"image_size": 16, "embed_dim": 16, "depth": 1, "num_heads": 2, "T": 3}, None,
+    ),
+    "qkformer": (
+        "qkformer_toy",
+        {"image_size": 16, "embed_dim": 16, "depths": (1, 1), "num_heads": 2, "T": 3}, None,
+    ),
 }  # fmt: skip
+WITH_STEM = ("spikformer_dvs", "spikingformer", "qkformer")
 
 
 def crossed() -> list[Any]:
@@ -450,7 +464,7 @@ def crossed() -> list[Any]:
     pairs = []
     for place, case in enumerate(CASES):
         for turn, network in enumerate(NETWORKS):
-            if case in WITH_PATCHES and network != "spikformer_dvs":
+            if case in WITH_PATCHES and network not in WITH_STEM:
                 continue
             chosen = turn == place % len(NETWORKS) or case in WITH_PATCHES
             pairs.append(pytest.param(case, network, marks=() if chosen else pytest.mark.slow))
@@ -478,6 +492,59 @@ def test_every_search_runs_on_every_family_and_kind_of_input(case, network, benc
             assert bool((value[~ticket.mask[key]] == 0).all()), key
     trained = Ticket.of(model, ticket.mask, ticket.provenance)
     check_export(trained, name, sizes, tmp_path / "packed")
+
+
+LEVELS = {
+    "spikingformer": (PatchConfig(0.5, score="l2"), ActivationConfig("heaviside")),
+    "qkformer": (PatchConfig(0.5, score="qk"), ActivationConfig("heaviside", residual="or")),
+    "qkformer, sign": (PatchConfig(0.5, space="pixel"), ActivationConfig("sign", residual="iand")),
+}
+
+
+@pytest.mark.parametrize(
+    ("case", "schedule"),
+    [
+        ("spikingformer", "joint"),
+        ("qkformer", "sequential"),
+        *(pytest.param(*pair, marks=pytest.mark.slow) for pair in (
+            ("spikingformer", "sequential"), ("qkformer", "joint"), ("qkformer, sign", "joint"),
+        )),
+    ],
+)  # fmt: skip
+def test_all_levels_together_on_the_families(case, schedule, bench, tmp_path):
+    """Tokens, weights of every unit of the stem and its activations; counted, streamed, exported
+    bit for bit."""
+    name, sizes, _ = NETWORKS[case.partition(",")[0]]
+    patches, activation = LEVELS[case]
+    weights = WeightConfig(sparsity=S, first_conv="full")
+    levels = {"patches": patches, "weights": weights, "activation": activation}
+    torch.manual_seed(0)
+    model = create_model(name, **sizes)
+    search = MultiSp(MultiSpConfig(schedule=schedule, epochs=1, stem_epochs=1, **levels))
+    ticket = search.find(model, bench.trainer(tmp_path / "search").fit)
+    units = stem_of(model).units()
+    assert len(ticket.mask) == len(units) == (5 if case == "spikingformer" else 6)
+    check_ticket("multisp", search, ticket, model)
+    images = torch.rand(4, 3, 16, 16)
+    ledger = build_ledger(model, [images])
+    removed = ticket.mask.removed / ticket.mask.total
+    assert ledger["sparsity"] == {
+        "patch": 0.5, "conv_pep_weight": removed,
+        "total_weight": pytest.approx(ticket.mask.removed / sum(
+            m.weight.numel() for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear))),
+    }  # fmt: skip
+    assert ledger["uncounted_layers"] == []
+    driven = ledger["purity"]["not_spike_driven"]
+    assert "blocks.0.attn.attention" in driven and "stem.stages.0.0.attn.attention" not in driven
+    check_export(ticket, name, sizes, tmp_path / "packed")
+    plain, fast = (load_exported(tmp_path / "packed", plain=p).double() for p in (True, False))
+    whole = plain(images.double())
+    for net in (plain, fast):
+        stream, given = Stream(net), []
+        for _ in range(3):
+            given.append(stream.push(images.double()))
+        assert torch.allclose(torch.cat(given, 1), whole, rtol=0, atol=1e-9)
+    assert patches_of(plain) is not None
 
 
 @every

@@ -281,7 +281,7 @@ def test_the_attention_selector_is_trained_on_a_frozen_stem_and_then_frozen():
 
 
 def test_a_model_without_conv_pep_is_refused():
-    with pytest.raises(ConfigError, match="ConvPEP"):
+    with pytest.raises(ConfigError, match="needs a model with a stem"):
         create_search("multisp").find(nn.Linear(2, 2), Recorder())
 
 

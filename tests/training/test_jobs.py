@@ -19,7 +19,7 @@ SCRIPT = """
 import os, pathlib, sys
 out = pathlib.Path(sys.argv[sys.argv.index("--run.out") + 1])
 out.mkdir(parents=True, exist_ok=True)
-print("threads", os.environ["OMP_NUM_THREADS"])
+print("threads", os.environ.get("OMP_NUM_THREADS"))
 if "fail" in sys.argv:
     sys.exit("it broke")
 (out / "report.json").write_text(" ".join(sys.argv[1:]))
@@ -45,10 +45,20 @@ def test_jobs_run_with_their_own_directory_and_resume(script, tmp_path):
 def test_threads_are_shared_out_and_fewer_may_be_asked_for(
     script, tmp_path, monkeypatch, asked, threads
 ):
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr("spikeformer_lt.training.jobs.cpu_count", lambda: 8)
     monkeypatch.setenv("OMP_NUM_THREADS", asked)
     run_jobs([Job("a", 0, tmp_path / "a", (script,))], at_once=2)
     assert f"threads {threads}\n" in (tmp_path / "a.out").read_text()
+
+
+def test_a_job_alone_chooses_its_threads_unless_they_are_asked_for(script, tmp_path, monkeypatch):
+    monkeypatch.setattr("spikeformer_lt.training.jobs.cpu_count", lambda: 8)
+    for asked, threads in (("", "None"), ("3", "3")):
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+        if not asked:
+            monkeypatch.delenv("OMP_NUM_THREADS")
+        run_jobs([Job("a", 0, tmp_path / threads, (script,))])
+        assert f"threads {threads}\n" in (tmp_path / f"{threads}.out").read_text()
 
 
 def test_finished_jobs_are_not_run_again(script, tmp_path):

@@ -21,7 +21,7 @@ from spikeformer_lt.training.monitor import spiking_layers
 from spikeformer_lt.training.options import OptimConfig, TrainConfig
 from spikeformer_lt.training.phase import Capture, Hook, Phase
 from spikeformer_lt.training.run import RunDir
-from spikeformer_lt.training.trainer import Trainer
+from spikeformer_lt.training.trainer import PhaseRun, Trainer
 
 
 @dataclass(frozen=True)
@@ -339,3 +339,18 @@ def test_a_batch_is_some_of_each_class_without_augmentation(tmp_path, data):
     assert all(any(torch.equal(image, other) for other in shown) for image in images)
     assert torch.equal(made.batch(20)[0], images)
     assert len(made.batch(10**6)[0]) == len(data.train)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "asked", "limit", "threads"),
+    [(False, 0, 60, 1), (False, 0, 0, 2), (True, 0, 60, 2), (False, 2, 60, 2)],
+)
+def test_a_small_network_has_one_thread_unless_somebody_chose(
+    chosen, asked, limit, threads, data, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("spikeformer_lt.training.trainer.threads_chosen", lambda threads: chosen)
+    monkeypatch.setattr("spikeformer_lt.training.trainer.SMALL_STEP_MB", limit)
+    torch.set_num_threads(2)
+    made = trainer(tmp_path / "run", data, settings(threads=asked))
+    PhaseRun(made, toy(), Phase("dense", epochs=1), 1)
+    assert torch.get_num_threads() == threads

@@ -4,16 +4,22 @@ The environment variable SPIKEFORMER_KERNELS chooses, once a process: "auto" (de
 for plain float32 tensors on the CPU that are large enough to matter, "torch" never, "numba" for
 every plain CPU tensor of float32 or float64; a kernel that fails is then an error, not a warning.
 
+SPIKEFORMER_TRITON chooses for CUDA tensors: "off" (default) leaves them to spikingjelly and torch,
+"on" takes the Triton kernels wherever they apply, and the path of a table of measured times, which
+`make gpu` writes, takes them where they were the faster ones on this device.
+
 An operation here returns None if no kernel applies; the caller falls back to torch.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Callable, Sequence
 from functools import cache, wraps
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 from typing import ParamSpec, TypeVar
 
@@ -23,7 +29,7 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.layers.inputs import NeuronConfig
+from spikeformer_lt.layers.inputs import NeuronConfig, transformed
 from spikeformer_lt.layers.kernels import operators
 from spikeformer_lt.layers.kernels.reference import lif_loop
 
@@ -31,9 +37,11 @@ log = logging.getLogger(__name__)
 _VARIABLE = "SPIKEFORMER_KERNELS"
 _SMALL = 4096  # spikes; below, loading numba costs more than it saves
 _TYPES = (Tensor, torch.nn.Parameter)
+_TRITON = "SPIKEFORMER_TRITON"
 
 _mode = ""  # not read yet
 _broken = False
+_triton = os.environ.get(_TRITON, "off")
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -41,6 +49,10 @@ R = TypeVar("R")
 
 class KernelError(RuntimeError):
     """A kernel could not be compiled, loaded or started; its cause is attached."""
+
+
+class TritonError(KernelError):
+    """The same of a Triton kernel."""
 
 
 def set_mode(asked: str | None = None) -> str:
@@ -119,6 +131,55 @@ def compiles(x: Tensor, *others: Tensor | None) -> bool:
     return all(other is None or other.dtype == x.dtype for other in others)
 
 
+def takes_triton(operation: str, x: Tensor, *others: Tensor | None) -> bool:
+    """Whether an operation on `x`, with `others` on the same device, runs a Triton kernel."""
+    if _triton == "off" or not (x.is_cuda or _interprets()) or x.numel() == 0:
+        return False
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or transformed(x):
+        return False
+    if _get_current_dispatch_mode() is not None or mode() == "torch":
+        return False
+    for tensor in (x, *others):
+        if tensor is not None and not (
+            type(tensor) in _TYPES
+            and tensor.device == x.device
+            and tensor.is_floating_point()
+            and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        ):
+            return False
+    name = f"{operation} {str(x.dtype).removeprefix('torch.')}"
+    return _triton == "on" or x.numel() >= _faster(_triton, x.device).get(name, float("inf"))
+
+
+def triton_choice() -> str:
+    """The choice for CUDA tensors: off, on or the path of a table."""
+    return _triton
+
+
+def _interprets() -> bool:
+    """Whether Triton runs on the CPU, in its interpreter: slow, for tests."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@cache
+def _faster(path: str, device: torch.device) -> dict[str, float]:
+    """From how many elements on each operation was measured faster; nothing of another device."""
+    try:
+        found = json.loads(Path(path).read_text("utf-8"))
+        made_on, table = str(found["device"]), {k: float(v) for k, v in found["faster"].items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ConfigError(
+            f"{_TRITON}={path!r} is not allowed: off, on, or a table of times, written by "
+            f"benchmarks/triton_clock.py ({reason})"
+        ) from None
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    if made_on != name:
+        log.warning("%s was measured on %s, not on %s: it is not used", path, made_on, name)
+        return {}
+    return table
+
+
 def is_broken() -> bool:
     """Whether a kernel failed in this process, so that torch does everything."""
     return _broken
@@ -126,9 +187,15 @@ def is_broken() -> bool:
 
 def give_up(error: KernelError) -> None:
     """Go on with torch, saying so once; with SPIKEFORMER_KERNELS=numba, stop."""
-    global _broken
+    global _broken, _triton
     cause = error.__cause__
     reason = f"{type(cause).__name__}: {cause}"
+    if isinstance(error, TritonError):
+        if _triton == "on":
+            raise ConfigError(f"{_TRITON}=on, but {error} ({reason}); use off") from error
+        log.warning("Triton's kernels are off: %s (%s)", error, reason)
+        _triton = "off"
+        return
     if mode() == "numba":
         raise ConfigError(
             f"{_VARIABLE}=numba, but its kernels failed ({reason}); use auto or torch"
@@ -144,6 +211,8 @@ def load(name: str) -> ModuleType:
     try:
         return import_module(f"spikeformer_lt.layers.kernels.{name}")
     except Exception as error:
+        if name == "triton_kernels":
+            raise TritonError("Triton cannot be loaded") from error
         raise KernelError("numba cannot be loaded") from error
 
 
@@ -164,6 +233,9 @@ def or_none(operation: Callable[P, R]) -> Callable[P, R | None]:
 @or_none
 def attention(x: Tensor, heads: int, scale: float) -> Tensor | None:
     """``scale q k^T v``, [T, B, N, D], of q, k and v side by side, [T, B, N, 3, D]."""
+    if takes_triton("attention", x) and x.shape[-1] // heads <= 64:
+        found: Tensor = load("triton_kernels").attention(x, heads, scale)
+        return found
     if not takes_numba(x, x.numel()):
         fits = compiles(x) and x.shape[-1] % (heads * 16) == 0  # whole vectors of any processor
         return operators.attention(x, heads, scale) if fits else None
@@ -234,6 +306,8 @@ def lif(x: Tensor, v: Tensor | None, T: int, neuron: NeuronConfig) -> tuple[Tens
     Returns:
         Spikes [T, ...] in {0, 1}, and the voltage after the last step.
     """
+    if takes_triton("lif", x, v) and (found := _lif_triton(x, v, T, neuron)) is not None:
+        return found
     if takes_numba(x, x.numel() // x.shape[0] * T, v):
         x, v = x.contiguous(), None if v is None else v.contiguous()
         try:
@@ -244,9 +318,15 @@ def lif(x: Tensor, v: Tensor | None, T: int, neuron: NeuronConfig) -> tuple[Tens
         except KernelError as error:
             give_up(error)
     if compiles(x, v):
-        found: tuple[Tensor, Tensor] = operators.lif(x, v, T, operators.written(neuron))
-        return found
+        spikes, last = operators.lif(x, v, T, operators.written(neuron))
+        return spikes, last
     return lif_loop(x, v, T, neuron)
+
+
+@or_none
+def _lif_triton(x: Tensor, v: Tensor | None, T: int, neuron: NeuronConfig) -> tuple[Tensor, Tensor]:
+    found: tuple[Tensor, Tensor] = load("triton_kernels").lif(x, v, T, neuron)
+    return found
 
 
 @or_none
@@ -276,6 +356,11 @@ def norm_lif(
     Returns:
         Spikes [T, ..., C], the last voltage, and the mean and biased variance used.
     """
+    if not pooled and takes_triton("norm_lif", x, weight, bias, v, mean, var):
+        norm = weight, bias, mean, var, eps
+        found: tuple[Tensor, Tensor, Tensor, Tensor]
+        found = load("triton_kernels").norm_lif(x, *norm, v, T, neuron)
+        return found
     if not takes_numba(x, x.numel() // x.shape[0] * T, weight, bias, v, mean, var):
         if pooled or not compiles(x, weight, bias, v, mean, var):
             return None

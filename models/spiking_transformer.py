@@ -1,0 +1,173 @@
+"""Spiking transformers: a stem, encoder blocks on its tokens, and a head on their mean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from spikeformer_lt.config import check
+from spikeformer_lt.errors import ConfigError
+from spikeformer_lt.layers.attention import EncoderBlock
+from spikeformer_lt.layers.inputs import SpikingClassifier, at_least_one, finite
+from spikeformer_lt.layers.neuron import LIF, carry
+from spikeformer_lt.layers.patches import PatchSelect, check_needs, gather_tokens
+from spikeformer_lt.layers.units import Chain, call, chains_of_parts
+
+
+class SpikingTransformer(SpikingClassifier):
+    """Base of the transformers; a subclass calls `build` with its stem and blocks.
+
+    Args:
+        num_classes, T: as of :class:`SpikingClassifier`.
+        embed_dim, num_heads, mlp_ratio: width D, heads h and hidden/D of the last blocks.
+        attn_scale, attn_threshold: of the spiking self attention.
+        options: input size, and constants of every LIF, of :class:`SpikingClassifier`.
+
+    Shape: images ``[B, C, H, W]`` or frames ``[B, T, C, H, W]`` -> logits ``[B, T, K]``.
+
+    Raises:
+        ConfigError: a size, head count or choice that cannot be built, or an input of another
+            T, size, channel count or dtype than the model's.
+    """
+
+    stem: Any  # a `layers.stems.SpikingStem`
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        T: int = 4,
+        *,
+        embed_dim: int = 384,
+        num_heads: int = 8,
+        mlp_ratio: float = 4.0,
+        attn_scale: float = 0.125,
+        attn_threshold: float = 0.5,
+        **options: Any,
+    ) -> None:
+        super().__init__(num_classes, T, **options)
+        at_least_one(embed_dim=embed_dim, num_heads=num_heads)
+        numbers = {"mlp_ratio": mlp_ratio, "attn_scale": attn_scale}
+        for field, value in {**numbers, "attn_threshold": attn_threshold}.items():
+            check(finite(value), field, value, "a finite number")
+        at_least_one(**{"embed_dim * mlp_ratio": int(embed_dim * mlp_ratio)})
+        self.embed_dim, self.num_heads = embed_dim, num_heads
+        self._block: dict[str, Any] = {
+            "mlp_ratio": mlp_ratio, "scale": attn_scale, "attn_threshold": attn_threshold,
+            "neuron": self.neuron,
+        }  # fmt: skip
+
+    def make_blocks(
+        self, count: int, kind: str, dim: int | None = None, **options: Any
+    ) -> list[EncoderBlock]:
+        """Blocks of this network's sizes, `dim` wide; `kind` is one of ATTENTIONS."""
+        check(count <= 1000, "depth", count, "at most 1,000 blocks")
+        return [
+            EncoderBlock.of(kind, dim or self.embed_dim, self.num_heads, **self._block, **options)
+            for _ in range(count)
+        ]
+
+    def build(self, blocks: Iterable[EncoderBlock], head_fires: bool = False) -> None:
+        """Add the blocks behind the stem, and the head, which `head_fires` puts a LIF before."""
+        self.stem.check_size(*self.image_size)
+        self.patch: PatchSelect | None = None
+        self.blocks: Any = nn.ModuleList(blocks)
+        self.stem.feed(self.blocks)
+        self.head_act = LIF(self.neuron) if head_fires else None
+        self.head = nn.Linear(self.embed_dim, self.num_classes)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Draw the head anew from a normal distribution of deviation 0.02, cut at 2."""
+        draw_linear(self.head)
+
+    def chains(self) -> list[Chain]:
+        """Units that one other unit reads: of the stem and of every MLP."""
+        return chains_of_parts(self)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens N before any patch is removed."""
+        height, width = self.image_size
+        return (height // self.stem.stride) * (width // self.stem.stride)
+
+    def set_patch(self, patch: PatchSelect | None) -> None:
+        """Select tokens behind the stem, or all of them with None, in place.
+
+        Raises:
+            ConfigError: a score that reads what the stem does not give.
+        """
+        if patch is not None:
+            check_needs(patch.score, self.stem)
+        self.patch = patch
+        rescale = patch is not None and patch.rescale
+        for block in self.blocks:
+            block.attn.rescale_to = self.num_tokens if rescale else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Classify images or frames."""
+        return self.classify(self.time_first(x)).transpose(0, 1)
+
+    def classify(self, images: Tensor) -> Tensor:
+        """Logits ``[T, B, K]`` of ``[T|1, B, C, H, W]``."""
+        return self.classify_tokens(*self.stem_tokens(images), images)
+
+    def stem_tokens(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """All tokens ``[T|1, B, N, D]`` of images, and what the selection reads beside them.
+
+        For a selection in pixel space they are a measurement: no graph, no statistics moved.
+        """
+        inputs = (images, self.T, "" if self.patch is None else self.patch.score.needs)
+        out: tuple[Tensor, Tensor]
+        if self.training and self.patch is not None and self.patch.space == "pixel":
+            buffers = {name: value.clone() for name, value in self.stem.named_buffers()}
+            with torch.no_grad():
+                out = functional_call(self.stem, buffers, inputs)
+        else:
+            out = self.stem(*inputs)
+        return out
+
+    def classify_tokens(self, tokens: Tensor, current: Tensor, images: Tensor) -> Tensor:
+        """Logits ``[T, B, K]`` of the stem's outputs for `images`."""
+        tokens = self._select(tokens, current, images)
+        for block in self.blocks:
+            tokens = call(block, tokens, self.T)
+        mean = tokens.mean(2)
+        logits: Tensor = self.head(mean if self.head_act is None else self.head_act(mean, self.T))
+        return logits
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Stem and patch selection: ``[T|1, B, C, H, W]`` -> kept tokens ``[T|1, B, N', D]``.
+
+        Raises:
+            ConfigError: a selection that rescales the attention, not put in by `set_patch`.
+        """
+        return self._select(*self.stem_tokens(images), images)
+
+    def _select(self, tokens: Tensor, current: Tensor, images: Tensor) -> Tensor:
+        patch = self.patch
+        if patch is None:
+            return tokens
+        if patch.rescale and self.blocks[0].attn.rescale_to is None:
+            raise ConfigError(
+                "a selection with rescale=True is put in by model.set_patch(selection)"
+            )
+        index, multiplier = patch(tokens, current, images, self.T)
+        if patch.space == "pixel":
+            with carry(None):
+                masked = patch.mask_pixels(images, index, self.num_tokens)
+                tokens = self.stem(masked, self.T)[0]
+        tokens = gather_tokens(tokens, index)
+        return tokens if multiplier is None else tokens * multiplier
+
+
+def draw_linear(*parts: nn.Module) -> None:
+    """Draw linear maps anew from a normal distribution of deviation 0.02, cut at 2; biases 0."""
+    for module in (module for part in parts for module in part.modules()):
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

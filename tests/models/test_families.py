@@ -1,0 +1,439 @@
+"""Spikingformer and QKFormer: sizes, and the same networks written out plainly."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from spikingjelly.activation_based.surrogate import Sigmoid
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from spikeformer_lt.errors import CheckpointError, ConfigError
+from spikeformer_lt.layers.attention import TokenAttention
+from spikeformer_lt.layers.patches import PatchSelect, make_score
+from spikeformer_lt.layers.units import Unit
+from spikeformer_lt.models.qkformer import QKFormer
+from spikeformer_lt.models.spikformer import Spikformer
+from spikeformer_lt.models.spikformer_convert import QKFORMER, SPIKINGFORMER, convert, translate
+from spikeformer_lt.models.spikingformer import Spikingformer
+from spikeformer_lt.registry import create_model, list_models
+from spikeformer_lt.testing import check_model
+from spikeformer_lt.ticket import Ticket
+from spikeformer_lt.tickets import model_from_ticket
+
+T, B, K = 3, 2, 10
+
+# -- sizes ---------------------------------------------------------------------------------
+
+SIZES = [  # parameters as published, millions of MACs a step in convolutions and linear maps
+    ("spikingformer_cifar_4_256", {}, 4_156_202, 409.8),
+    ("spikingformer_cifar_4_256", {"num_classes": 100}, 4_179_332, 409.9),
+    ("spikingformer_cifar_2_384", {}, 5_765_818, 695.0),
+    ("spikingformer_cifar", {}, 9_326_266, 921.5),
+    ("spikingformer_cifar", {"num_classes": 100}, 9_360_916, 921.5),
+    ("spikingformer_dvs", {}, 2_568_714, 374.3),
+    ("spikingformer_dvs", {"num_classes": 11}, 2_568_971, 374.3),
+    ("spikingformer_imagenet_8_384", {}, 16_828_312, 4_660.7),
+    ("spikingformer_imagenet_8_512", {}, 29_705_768, 8_256.7),
+    ("spikingformer_imagenet_8_768", {}, 66_363_208, 18_512.1),
+    ("qkformer_cifar", {}, 6_706_234, 1_511.3),
+    ("qkformer_cifar", {"num_classes": 100}, 6_740_884, 1_511.3),
+    ("qkformer_dvs", {}, 1_504_138, 507.0),
+    ("qkformer_gesture", {}, 1_999_371, 557.3),
+    ("qkformer_imagenet_10_384", {}, 16_473_688, 5_831.2),
+    ("qkformer_imagenet_10_512", {}, 29_079_336, 10_337.6),
+    ("qkformer_imagenet_10_768", {}, 64_962_760, 23_194.1),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "parameters", "macs"), SIZES)
+def test_published_parameters_and_operations(
+    name: str, options: dict[str, Any], parameters: int, macs: float
+) -> None:
+    """Spikingformer's published counts include two LayerNorms a block that no forward reads."""
+    with torch.device("meta"):
+        model: Any = create_model(name, T=1, **options).eval()
+    dead = 4 * model.embed_dim * len(model.blocks) if isinstance(model, Spikingformer) else 0
+    assert sum(p.numel() for p in model.parameters()) + dead == parameters
+    found = []
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.register_forward_hook(
+                lambda m, x, out: found.append(out.numel() * m.weight[0].numel())
+            )
+    model(torch.empty(1, model.in_channels, *model.image_size, device="meta"))
+    assert f"{sum(found) / 1e6:.1f}" == f"{macs:.1f}"
+
+
+PARTS = {
+    "spikingformer_cifar": {"stem": 2_201_520, "blocks.0": 1_778_688, "head": 3_850},
+    "qkformer_cifar": {
+        "stem.embeddings.0": 47_856, "stem.stages.0": 103_488, "stem.embeddings.1": 517_248,
+        "stem.stages.1": 409_728, "stem.embeddings.2": 2_066_688, "blocks": 3_557_376,
+        "head": 3_850,
+    },
+    "qkformer_dvs": {
+        "stem.embeddings.0": 101_888, "stem.stages.0": 83_584, "stem.embeddings.1": 919_040,
+        "blocks": 397_056, "head": 2_570,
+    },
+    "qkformer_imagenet_10_384": {
+        "stem.embeddings.0": 130_992, "stem.stages.0": 103_488, "stem.embeddings.1": 517_248,
+        "stem.stages.1": 819_456, "stem.embeddings.2": 2_066_688, "blocks": 12_450_816,
+        "head": 385_000,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_parameters_of_every_part(name: str) -> None:
+    with torch.device("meta"):
+        model = create_model(name)
+    for part, count in PARTS[name].items():
+        assert sum(p.numel() for p in model.get_submodule(part).parameters()) == count, part
+
+
+@pytest.mark.parametrize("name", [n for n in list_models() if n.endswith(("_toy", "_digits"))])
+def test_a_small_transformer_declares_everything(name: str) -> None:
+    found = check_model(create_model(name))
+    missing = [] if "former" in name else ["a stem", "blocks"]
+    assert {text.split(":")[0] for text in found.missing} <= set(missing)
+
+
+# -- the same networks, written out ---------------------------------------------------------
+
+SPIKE = Sigmoid(alpha=4.0)
+
+
+def lif(x: Tensor, threshold: float = 1.0) -> Tensor:
+    """Leaky integration with tau 2, hard reset to 0, detached; time first."""
+    v, out = torch.zeros_like(x[0]), []
+    for current in x:
+        v = v + (current - v) / 2
+        fired = SPIKE(v - threshold)
+        v = v * (1 - fired.detach())
+        out.append(fired)
+    return torch.stack(out)
+
+
+class Plain:
+    """Functions over the tensors of a model, on maps ``[T, B, C, H, W]``."""
+
+    def __init__(self, model: Any) -> None:
+        self.p = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        self.training, self.scale = model.training, model.blocks[0].attn.scale
+
+    def norm(self, name: str, x: Tensor) -> Tensor:
+        keys = ("running_mean", "running_var", "weight", "bias")
+        mean, var, scale, shift = (self.p[f"{name}.norm.{key}"] for key in keys)
+        own = (None, None) if self.training else (mean, var)
+        return F.batch_norm(x, *own, scale, shift, training=self.training)
+
+    def conv(self, name: str, x: Tensor, stride: int = 1) -> Tensor:
+        weight = self.p[f"{name}.conv.weight"]
+        y = F.conv2d(x.flatten(0, 1), weight, stride=stride, padding=weight.shape[-1] // 2)
+        return self.norm(name, y).unflatten(0, x.shape[:2])
+
+    def linear(self, name: str, x: Tensor) -> Tensor:
+        weight, bias = self.p[f"{name}.linear.weight"], self.p.get(f"{name}.linear.bias")
+        y = F.conv2d(x.flatten(0, 1), weight[:, :, None, None], bias)
+        return self.norm(name, y).unflatten(0, x.shape[:2])
+
+    def pool(self, x: Tensor) -> Tensor:
+        return F.max_pool2d(x.flatten(0, 1), 3, 2, 1).unflatten(0, x.shape[:2])
+
+    def head(self, x: Tensor) -> Tensor:
+        return F.linear(x.mean((3, 4)), self.p["head.weight"], self.p["head.bias"])
+
+    def ssa(self, name: str, x: Tensor, heads: int) -> Tensor:
+        """Current of the projection."""
+        parts = [lif(self.linear(f"{name}.{part}", x)) for part in "qkv"]
+        q, k, v = (part.flatten(3).unflatten(2, (heads, -1)) for part in parts)
+        weights = torch.einsum("tbhdn,tbhdm->tbhnm", q, k)
+        out = torch.einsum("tbhnm,tbhdm->tbhdn", weights, v) * self.scale
+        return self.linear(f"{name}.proj", lif(out.flatten(2, 3).view_as(x), 0.5))
+
+    def token(self, name: str, x: Tensor, heads: int) -> Tensor:
+        """Current of the projection."""
+        q, k = (lif(self.linear(f"{name}.{part}", x)) for part in "qk")
+        gate = lif(q.unflatten(2, (heads, -1)).sum(3, keepdim=True), 0.5)
+        return self.linear(f"{name}.proj", (k.unflatten(2, (heads, -1)) * gate).flatten(2, 3))
+
+    def mlp(self, name: str, x: Tensor) -> Tensor:
+        """Current of the second map."""
+        return self.linear(f"{name}.fc2", lif(self.linear(f"{name}.fc1", x)))
+
+
+def spikingformer(p: Plain, x: Tensor, heads: int) -> Tensor:
+    for i, halve in enumerate((False, False, True, True)):
+        x = lif(p.conv(f"stem.stages.{i}", x))
+        x = p.pool(x) if halve else x
+    x = p.conv("stem.last", x)
+    for i in range(2):
+        x = x + p.ssa(f"blocks.{i}.attn", lif(x), heads)
+        x = x + p.mlp(f"blocks.{i}.mlp", lif(x))
+    return p.head(x)
+
+
+def qkformer(p: Plain, x: Tensor, heads: int, layout: str = "cifar") -> Tensor:
+    def block(name: str, x: Tensor, attend: Callable[..., Tensor]) -> Tensor:
+        x = x + lif(attend(f"{name}.attn", x, heads))
+        return x + lif(p.mlp(f"{name}.mlp", x))
+
+    def run(name: str, x: Tensor, pools: str, begin: int) -> Tensor:
+        straight, stride = x, 1
+        for i, letter in enumerate(pools):
+            straight = x if i == begin else straight
+            stride *= 2 if letter == "p" and i >= begin else 1
+            current = p.conv(f"{name}.stages.{i}", x)
+            x = lif(p.pool(current) if letter == "p" else current)
+        return x + lif(p.conv(f"{name}.shortcut", straight, stride))
+
+    first, begin, later = {"cifar": ("--", 1, "-p"), "dvs": ("-ppp", 2, "-p"),
+                           "imagenet": ("pp-", 1, "p-")}[layout]  # fmt: skip
+    x = run("stem.embeddings.0", x, first, begin)
+    x = block("stem.stages.0.0", x, p.token)
+    x = run("stem.embeddings.1", x, later, 0)
+    return p.head(block("blocks.0", x, p.ssa))
+
+
+SMALL = {"embed_dim": 32, "num_heads": 2, "mlp_ratio": 2.0, "T": T, "image_size": 16}
+QK: dict[str, Any] = {**SMALL, "num_heads": 8, "depths": (1, 1)}
+PLAIN: dict[str, tuple[Callable[[], nn.Module], Callable[..., Tensor]]] = {
+    "spikingformer": (lambda: Spikingformer(depth=2, **SMALL), spikingformer),
+    **{
+        layout: (partial(QKFormer, layout=layout, **{**QK, **sizes}),
+                 partial(qkformer, layout=layout))
+        for layout, sizes in {
+            "cifar": {}, "dvs": {"embed_dim": 64, "image_size": 32, "attn_scale": 0.5},
+            "imagenet": {"attn_scale": 0.5},
+        }.items()
+    },
+}  # fmt: skip
+
+
+def awake(make: Callable[[], nn.Module], awaken: Any, centre: float = 0.35) -> Any:
+    torch.manual_seed(3)
+    model = make().double()
+    x = pictures(model)
+    awaken(model, lambda m: m(x), centre=centre, q_k_v=0.8)
+    for part in model.modules():
+        if isinstance(part, TokenAttention):  # one spike of a head opens its gate
+            part.q.norm.bias.data -= 1.5
+    return model.eval()
+
+
+def pictures(model: Any) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(4, 3, *model.image_size, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", PLAIN)
+def test_logits_and_gradients_are_those_of_the_plain_formulation(
+    name: str, training: bool, awaken, outputs
+) -> None:
+    make, plain = PLAIN[name]
+    model = awake(make, awaken).train(training)
+    start = copy.deepcopy(model.state_dict())
+    with outputs(model) as seen:
+        logits = model(pictures(model))
+    for layer, spikes in seen.items():
+        assert 0.01 < spikes.mean() < 0.98, f"{layer}: {spikes.mean():.3f}"
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    weights = torch.randn(logits.shape, dtype=torch.float64)
+    ours = torch.autograd.grad((logits * weights).sum(), parameters)
+    model.load_state_dict(start)
+    x = pictures(model)[None].expand(T, -1, -1, -1, -1)
+    expected = plain(Plain(model), x, model.num_heads).transpose(0, 1)
+    assert torch.allclose(logits, expected, rtol=0, atol=1e-9)
+    theirs = torch.autograd.grad((expected * weights).sum(), parameters)
+    for key, mine, other in zip(names, ours, theirs, strict=True):
+        assert torch.allclose(mine, other, rtol=1e-7, atol=1e-9), key
+        assert mine.abs().sum() > 1e-9 or (training and key.endswith("linear.bias")), key
+
+
+# -- what units read, gates, choices --------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize("change", ["", "heaviside", "iand"])
+def test_units_receive_what_they_say_that_they_read(name: str, change: str, awaken) -> None:
+    if (name, change) == ("spikingformer", "iand"):
+        pytest.skip("it adds no spikes")
+    model = awake(PLAIN[name][0], awaken)
+    if change:
+        kind = "heaviside" if change == "heaviside" else "lif"
+        model.stem.set_activation(kind, "iand" if change == "iand" else None)
+    units = {n: m for n, m in model.named_modules() if isinstance(m, Unit)}
+    seen: dict[str, Tensor] = {}
+    for n, unit in units.items():
+        unit.register_forward_pre_hook(lambda m, args, n=n: seen.update({n: args[0]}))
+    model(pictures(model))
+    assert seen.keys() == units.keys()
+    real = [n for n, unit in units.items() if unit.reads == "real"]
+    assert real == ["stem.stages.0" if name == "spikingformer" else "stem.embeddings.0.stages.0"]
+    for n, unit in units.items():
+        limit = {"spikes": 1, "real": None}.get(unit.reads, getattr(unit.reads, "max", None))
+        if limit is not None:
+            assert set(seen[n].unique().tolist()) <= set(range(limit + 1)), n
+
+
+def test_a_token_is_scored_by_the_gates_that_its_places_passed(awaken) -> None:
+    model = awake(PLAIN["cifar"][0], awaken)
+    score = make_score("qk", 32, K, 2)
+    gates: list[Tensor] = []
+    inner = model.stem.stages[0][0]
+    inner.attn.attn_act.register_forward_hook(lambda m, x, out: gates.append(out))
+    kept: list[Tensor] = []
+    plain = model(pictures(model))
+    model.set_patch(PatchSelect(score, 0.25).eval())
+    model.patch.register_forward_hook(lambda m, x, out: kept.append(out[0]))
+    assert not torch.equal(model(pictures(model)), plain)
+    maps = gates[1].sum((0, 3)).view(4, 16, 16)  # of 16 x 16 places, for 8 x 8 tokens
+    counts = F.avg_pool2d(maps, 2).flatten(1)
+    lost = torch.ones(4, 64, dtype=torch.bool).scatter_(1, kept[0], False)
+    for image in range(4):
+        assert counts[image][kept[0][image]].min() >= counts[image][lost[image]].max()
+
+
+@pytest.mark.parametrize("make", [Spikformer, Spikingformer], ids=lambda m: m.__name__)
+def test_gates_are_asked_of_a_qkformer_alone(make: Any) -> None:
+    model = make(depth=1, **SMALL)
+    with pytest.raises(ConfigError, match="patch score 'qk' reads gates of the stem"):
+        model.set_patch(PatchSelect(make_score("qk", 32, K, 2), 0.5))
+    assert model.patch is None
+
+
+@pytest.mark.parametrize(
+    ("make", "option", "said"),
+    [
+        (Spikingformer, {"residual": "iand"}, "residual"),
+        (Spikingformer, {"embed_dim": 36}, "multiple of 8"),
+        (Spikingformer, {"image_size": 18}, "SpikingTokenizer stride 4"),
+        (Spikingformer, {"attention": "softmax"}, "attention"),
+        (QKFormer, {"layout": "mnist"}, "layout"),
+        (QKFormer, {"depths": (1, 0)}, "depths=0"),
+        (QKFormer, {"depths": ()}, "depths"),
+        (QKFormer, {"embed_dim": 30}, "multiple of 8"),
+        (QKFormer, {"residual": "xor"}, "residual='xor'"),
+        (QKFormer, {"num_heads": 5}, "num_heads=5 must divide"),
+        (Spikformer, {"block_residual": "sum"}, "block_residual='sum'"),
+    ],
+    ids=str,
+)
+def test_a_choice_that_cannot_be_built_is_refused_by_name(
+    make: Any, option: dict[str, Any], said: str
+) -> None:
+    with pytest.raises((ConfigError, TypeError), match=said):
+        make(**{**SMALL, **option})
+
+
+def test_a_stem_of_currents_takes_no_rule_for_sums_of_spikes() -> None:
+    model = Spikingformer(depth=1, **SMALL)
+    model.stem.set_activation("heaviside", "add")
+    with pytest.raises(ConfigError, match="this stem adds no spikes"):
+        model.stem.set_activation("lif", "or")
+
+
+# -- attention kinds and residuals of the encoder --------------------------------------------
+
+
+@pytest.mark.parametrize("residual", ["add", "iand", "or", "ms"])
+@pytest.mark.parametrize("kind", ["ssa", "linear", "random", "qk"])
+def test_every_attention_runs_in_every_residual(kind: str, residual: str, awaken) -> None:
+    options = {"attention": kind, "block_residual": residual, "residual": "or", "depth": 1}
+    model = awake(lambda: Spikformer(**{**SMALL, **options}), awaken)
+    logits = model(pictures(model))
+    assert logits.std() > 0
+    found: list[Tensor] = []
+    model.blocks[0].register_forward_hook(lambda m, x, out: found.append(out))
+    model(pictures(model))
+    values = set(found[0].unique().tolist())
+    expected = {"add": {0, 1, 2, 3}, "iand": {0, 1}, "or": {0, 1}}.get(residual)
+    assert expected is None or values <= expected
+    frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
+    assert {n.split(".")[3] for n in frozen} == ({"q", "k"} if kind == "random" else set())
+    if kind == "linear":
+        model.blocks[0].attn.linear = False
+        assert torch.equal(model(pictures(model)), logits)
+
+
+# -- published checkpoints -------------------------------------------------------------------
+
+
+def encoder(theirs: str, ours: str, roles: str, attn: str, mlp: str) -> dict[str, str]:
+    """Units of a block in the published code, by our names."""
+    names = {f"{theirs}.{attn}.{role}": f"{ours}.attn.{role}" for role in (*roles, "proj")}
+    return names | {f"{theirs}.mlp.{mlp}{i}": f"{ours}.mlp.fc{i}" for i in (1, 2)}
+
+
+def tokenizer(part: str) -> dict[str, str]:
+    """Units of the published Spikingformers, by our names."""
+    numbers = "01234" if part == "block" else ("", *"1234")
+    places = [*(f"stem.stages.{i}" for i in range(4)), "stem.last"]
+    names = {f"patch_embed.{part}{n}": ours for n, ours in zip(numbers, places, strict=True)}
+    for i in range(2):
+        names |= encoder(f"block.{i}", f"blocks.{i}", "qkv", "attn", "mlp")
+    return names
+
+
+def stages(layout: str) -> dict[str, str]:
+    """Units of the published QKFormers, by our names."""
+    names: dict[str, str] = {}
+    numbers = {"cifar": (["", "1"], ["3", "4"]), "dvs": (["", "1", "2", "3"], ["", "4"]),
+               "imagenet": (["", "1", "2"], ["3", "4"])}[layout]  # fmt: skip
+    for s in range(2):
+        place = f"stem.embeddings.{s}"
+        for i, number in enumerate(numbers[min(s, 1)]):
+            names[f"patch_embed{s + 1}.proj{number}"] = f"{place}.stages.{i}"
+        names[f"patch_embed{s + 1}.proj_res"] = f"{place}.shortcut"
+    mlp, last = ("fc", "attn") if layout == "imagenet" else ("mlp", "ssa")
+    names |= encoder("stage1.0", "stem.stages.0.0", "qk", "tssa", mlp)
+    return names | encoder("stage2.0", "blocks.0", "qkv", last, mlp)
+
+
+@pytest.mark.parametrize("kind", ["block", "proj", "cifar", "dvs", "imagenet"])
+def test_every_live_tensor_of_a_published_checkpoint_finds_its_place(
+    kind: str, tmp_path: Path
+) -> None:
+    tokens = kind in ("block", "proj")
+    make, units = PLAIN["spikingformer" if tokens else kind][0], tokenizer(kind)
+    units = units if tokens else stages(kind)
+    model: Any = make()
+    state = {n: torch.rand(v.shape).to(v.dtype) for n, v in model.state_dict().items()}
+    theirs = {n: state[n] for n in ("head.weight", "head.bias")}
+    for name, ours in units.items():
+        for leaf, value in ((n.removeprefix(f"{ours}."), v) for n, v in state.items()
+                            if n.startswith(f"{ours}.")):  # fmt: skip
+            part, _, last = leaf.partition(".")
+            axes = (1, 1) if ".mlp." in name else (1,)
+            value = value.reshape(*value.shape, *axes) if leaf == "linear.weight" else value
+            theirs[f"{name}_{'bn' if part == 'norm' else 'conv'}.{last}"] = value
+    dead = {f"block.{i}.norm{n}.weight": torch.ones(32) for i in range(2) for n in (1, 2)}
+    theirs |= dead if tokens else {}
+    found = translate(theirs, model.published)
+    assert found.tensors.keys() == state.keys() and len(found.dropped) == 4 * tokens
+    assert all(torch.equal(found.tensors[n], v) for n, v in state.items())
+    about = {"embed_dim": model.embed_dim, "mlp_ratio": 2.0, "in_channels": 3, "num_classes": K}
+    about |= {"depth": 2} if tokens else {"depths": (1, 1), "layout": kind}
+    assert found.sizes == about
+    torch.save({"state_dict": theirs}, tmp_path / "file.pth")
+    name = "spikingformer_cifar" if tokens else "qkformer_cifar"
+    options = {"num_heads": model.num_heads, "image_size": model.image_size[0], "T": T}
+    said = convert(tmp_path / "file.pth", name, tmp_path / "out", **options)
+    assert f"{sum(p.numel() for p in model.parameters()):,} parameters" in said
+    again = model_from_ticket(Ticket.load(tmp_path / "out"))
+    assert all(torch.equal(again.state_dict()[n], v) for n, v in state.items())
+
+
+def test_a_checkpoint_of_another_family_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="no name of a published QKFormer"):
+        translate({"patch_embed.block0_conv.weight": torch.zeros(4, 3, 3, 3)}, QKFORMER)
+    with pytest.raises(CheckpointError, match="no published Spikingformer; missing"):
+        translate({"head.weight": torch.zeros(7, 32)}, SPIKINGFORMER)

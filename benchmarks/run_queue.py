@@ -31,7 +31,7 @@ from pathlib import Path
 COLUMNS = ("run", "command", "commit", "images/s measured", "hours planned", "hours done", "state")
 QUEUE = Path(__file__).resolve().parents[1] / "docs" / "results" / "queue.csv"
 HELD = ("waits for code", "cut")  # states that a person sets; all others are found out
-CHECKPOINT_S, POLL_S, PATIENCE_S = 600, 2.0, 900
+CHECKPOINT_S, POLL_S, PATIENCE_S = 600, 0.5, 900
 USUAL_SPEED = 30.0  # images/s, where none was measured yet
 STOPPED = (143, -signal.SIGTERM)
 

@@ -534,6 +534,8 @@ def _from_plain(kind: Any, value: Any, name: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return from_dict(typing.cast(type, kind), value, f"{name}.")
     if origin in (Union, types.UnionType):
+        if value is None and type(None) in parts:
+            return None
         for part in parts:
             try:
                 return _from_plain(part, value, name)

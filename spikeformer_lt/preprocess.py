@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from spikeformer_lt.config import check, flat_values, from_dict, to_dict
-from spikeformer_lt.errors import ConfigError, TicketError, one_of, shown
+from spikeformer_lt.config import check, check_fields, flat_values, from_dict, to_dict
+from spikeformer_lt.errors import ConfigError, ExportError, TicketError, shown
 
 CHANNELS = {"RGB": 3, "grey": 1, "off,on": 2}
 WAYS = ("n_event_bins", "n_time_bins", "time_window")
@@ -37,8 +37,7 @@ class Recordings:
     """Unit of the times in npy files; events in memory are in microseconds."""
 
     def __post_init__(self) -> None:
-        one_of("by", self.by, WAYS)
-        one_of("values", self.values, VALUES)
+        check_fields(self, by=WAYS, values=VALUES)
         for side in self.sensor:
             check(1 <= side <= LARGEST_SIDE, "sensor", side, f"1 to {LARGEST_SIDE} pixels a side")
         check(1 <= self.T <= LARGEST_T, "T", self.T, f"1 to {LARGEST_T} frames")
@@ -70,7 +69,7 @@ class Preprocess:
     """Of event sets alone."""
 
     def __post_init__(self) -> None:
-        one_of("channels", self.channels, CHANNELS)
+        check_fields(self, channels=CHANNELS)
         size, count = self.image_size, len(self.classes)
         check(1 <= size <= LARGEST_SIDE, "image_size", size, f"1 to {LARGEST_SIDE} pixels")
         fits = {len(self.mean), len(self.std)} == {self.in_channels}
@@ -147,3 +146,43 @@ class Preprocess:
                     f"{whose} was made for samples with {field}={shown(mine.get(field))}, the data "
                     f"set {name} has {shown(theirs.get(field))}; take the set it was made for"
                 )
+
+
+def prepared_for(model: Any, preprocess: Preprocess | None = None) -> Preprocess:
+    """The preprocessing of a network: the given one, else its own, with its number of frames.
+
+    Raises:
+        ExportError: there is none, or it is of another input than the network's.
+    """
+    found: Preprocess | None = preprocess or getattr(model, "preprocess", None)
+    if found is None:
+        raise ExportError(
+            "this network was saved without its preprocess (mean, std, classes, framing); give "
+            "it: predict(x, preprocess=create_dataset(NAME).preprocess)"
+        )
+    net = model.net if hasattr(model, "net") else model
+    door, size = door_of(net), found.image_size
+    if door is not None and door != (found.in_channels, size, size):
+        raise ExportError(
+            f"the preprocess is of {[found.in_channels, size, size]} channels, rows and columns, "
+            f"the network of {list(door)}; give the one of its data set: preprocess=..."
+        )
+    count = getattr(net, "num_classes", None)
+    if count not in (None, len(found.classes)):
+        raise ExportError(
+            f"the network has {count} classes, its preprocess names {len(found.classes)}; give the "
+            "one of its data set: preprocess=..."
+        )
+    steps = getattr(net, "T", None)
+    if found.recordings is not None and isinstance(steps, int):
+        found = replace(found, recordings=replace(found.recordings, T=steps))
+    return found
+
+
+def door_of(model: Any) -> tuple[int, int, int] | None:
+    """Channels, height and width of a network's input; None if it does not say them."""
+    channels, size = getattr(model, "in_channels", None), getattr(model, "image_size", None)
+    if channels is None or size is None:
+        return None
+    height, width = (size, size) if isinstance(size, int) else size
+    return channels, height, width

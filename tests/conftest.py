@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import random
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import tempfile
+import time
 import tracemalloc
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Self
@@ -118,6 +122,97 @@ def files() -> ModuleType:
 def sample_events(files: ModuleType) -> Any:
     """A thousand valid events on 128 x 128 pixels over a second."""
     return files.some_events()
+
+
+class Child:
+    """A process that the fork server has started, used as one of subprocess."""
+
+    def __init__(self, pid: int, status: Path, files: list[Path]) -> None:
+        self.pid, self.files, self.returncode = pid, files, None
+        self._status, self._read = status, 0
+
+    def poll(self) -> int | None:
+        if self.returncode is None and self._status.exists():
+            self.returncode = int(self._status.read_text())
+            self._status.unlink()
+        return self.returncode
+
+    def wait(self, timeout: float = 280) -> int:
+        until = time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if time.monotonic() > until:
+                raise subprocess.TimeoutExpired(str(self.pid), timeout)
+            time.sleep(0.005)
+        return code
+
+    def readline(self, timeout: float = 60) -> str:
+        """The next line of stdout; what there is of it if the process has ended."""
+        until = time.monotonic() + timeout
+        while True:
+            ended = self.poll() is not None
+            text = self.files[0].read_text("utf-8")[self._read :] if self.files[0].exists() else ""
+            line, newline, _ = text.partition("\n")
+            if newline or ended:
+                self._read += len(line + newline)
+                return line + newline
+            assert time.monotonic() < until, self.files[1].read_text("utf-8")
+            time.sleep(0.005)
+
+    def communicate(self, timeout: float = 280) -> tuple[str, str]:
+        """What it wrote to stdout and has not been read yet, and to stderr, when it has ended."""
+        self.wait(timeout)
+        out, err = (file.read_text("utf-8") for file in self.files)
+        return out[self._read :], err
+
+    def send_signal(self, signum: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, signum)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+class Forks:
+    """Starts Python by forks of a process that has imported everything: see fork_server.py."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.count = folder, 0
+        self.server = subprocess.Popen(
+            [sys.executable, "-P", str(ROOT / "tests" / "fork_server.py"), str(folder)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"},
+        )  # fmt: skip
+
+    def start(
+        self,
+        *argv: object,
+        cwd: Path = ROOT,
+        env: dict[str, str] | None = None,
+        session: bool = False,
+        signals: Sequence[tuple[str, int, int]] = (),
+        file_limit: int | None = None,
+        fork_jobs: bool = False,
+    ) -> Child:
+        """Start ``python ARGV``."""
+        self.count += 1
+        files = [self.folder / f"{self.count}.{name}" for name in ("out", "err")]
+        job = {
+            "argv": list(map(str, argv)), "out": str(files[0]), "err": str(files[1]),
+            "cwd": str(cwd), "env": env or {}, "session": session, "signals": list(signals),
+            "file_limit": file_limit, "fork_jobs": fork_jobs,
+        }  # fmt: skip
+        assert self.server.stdin is not None and self.server.stdout is not None
+        self.server.stdin.write(json.dumps(job) + "\n")
+        self.server.stdin.flush()
+        pid = int(self.server.stdout.readline())
+        return Child(pid, self.folder / f"{pid}.status", files)
+
+
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    made = Forks(tmp_path_factory.mktemp("forks"))
+    yield made
+    made.server.communicate("end\n", timeout=60)
 
 
 class StopAfter:

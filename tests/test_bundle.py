@@ -5,9 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -193,12 +192,13 @@ def test_a_bundle_that_a_kill_left_aside_comes_back(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["p"]
 
 
-def test_a_stage_of_a_living_process_is_left_alone(tmp_path: Path) -> None:
+def test_a_stage_of_a_living_process_is_left_alone(forks: Any, tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from tests_kind import KIND\n"
+        "import sys, time; sys.path.append(sys.argv[2])\n"
+        "from pathlib import Path; from tests_kind import KIND\n"
         "from spikeformer_lt.bundle import staged\n"
         "with staged(Path(sys.argv[1]), KIND) as stage:\n"
-        "    print(stage.path.name, flush=True); sys.stdin.read()\n"
+        "    print(stage.path.name, flush=True); time.sleep(60)\n"
     )
     (tmp_path / "tests_kind.py").write_text(
         "from spikeformer_lt.bundle import BundleKind\n"
@@ -206,12 +206,8 @@ def test_a_stage_of_a_living_process_is_left_alone(tmp_path: Path) -> None:
         "KIND = BundleKind('parcel', 'test.parcel', 2, 'parcel.json', TicketError)\n"
     )
     folder = tmp_path / "home" / "p"
-    child = subprocess.Popen(
-        [sys.executable, "-c", code, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        text=True, env={**os.environ, "PYTHONPATH": str(tmp_path)},
-    )  # fmt: skip
-    assert child.stdout is not None
-    name = child.stdout.readline().strip()
+    child = forks.start("-c", code, folder, tmp_path)
+    name = child.readline().strip()
     recover(folder)
     assert os.listdir(folder.parent) == [name]
     child.kill()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -128,7 +129,7 @@ def test_a_named_model_and_data_set_bring_their_options(tmp_path: Path) -> None:
 
 
 NO_TORCH = """
-import importlib.abc, sys
+import contextlib, importlib.abc, io, json, runpy, sys
 
 class Absent(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
@@ -136,59 +137,38 @@ class Absent(importlib.abc.MetaPathFinder):
             raise AssertionError("torch is imported")
 
 sys.meta_path.insert(0, Absent())
+for argv in map(str.split, sys.argv[1:]):
+    sys.argv, code = argv, 0
+    run = runpy.run_path if argv[0].endswith(".py") else runpy.run_module
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        with contextlib.redirect_stderr(io.StringIO()) as err:
+            try:
+                run(argv[0], run_name="__main__")
+            except SystemExit as stop:
+                code = stop.code or 0
+    print(json.dumps([code, out.getvalue(), err.getvalue()]))
 """
 
 
-def without_torch(*argv: str) -> subprocess.CompletedProcess[str]:
-    """Run a file or module as a user does, where torch cannot be imported."""
-    code = (
-        f"{NO_TORCH}import runpy, sys\n"
-        "sys.argv = sys.argv[1:]\n"
-        "module = sys.argv[0] == '-m'\n"
-        "sys.argv = sys.argv[module:]\n"
-        "run = runpy.run_module if module else runpy.run_path\n"
-        "run(sys.argv[0], run_name='__main__')\n"
-    )
-    return subprocess.run(
-        [sys.executable, "-P", "-c", code, *argv],
+def test_help_and_errors_need_no_torch() -> None:
+    """One process, where torch cannot be imported, does all that a user types."""
+    lines = {
+        "spikeformer_lt find --help": (0, "sparse_training"),
+        "spikeformer_lt find snip --help": (0, "--snip.images INT"),
+        "spikeformer_lt find snip --snip.images 1": (2, "at least 2"),
+        "spikeformer_lt fnd": (2, "did you mean 'find'"),
+        "spikeformer_lt run imp_cifar --help": (0, "--imp.rounds INT"),
+        "spikeformer_lt run imp_cfar": (2, "did you mean 'imp_cifar'"),
+        **{f"recipes/{path.name} --help": (0, "--") for path in sorted(RECIPES.glob("*.py"))},
+        "recipes/find_ticket.py --help": (0, "SEARCH"),
+    }
+    ended = subprocess.run(
+        [sys.executable, "-P", "-c", NO_TORCH, *lines], cwd=RECIPES.parent,
         capture_output=True, text=True, check=False, timeout=120,
         env={**os.environ, "COLUMNS": "100"},
     )  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("argv", "code", "said"),
-    [
-        (("-m", "spikeformer_lt", "find", "--help"), 0, "sparse_training"),
-        (("-m", "spikeformer_lt", "find", "snip", "--help"), 0, "--snip.images INT"),
-        (("-m", "spikeformer_lt", "find", "snip", "--snip.images", "1"), 2, "at least 2"),
-        (("-m", "spikeformer_lt", "fnd"), 2, "did you mean 'find'"),
-        (("-m", "spikeformer_lt", "run", "imp_cifar", "--help"), 0, "--imp.rounds INT"),
-        (("-m", "spikeformer_lt", "run", "imp_cfar"), 2, "did you mean 'imp_cifar'"),
-    ],
-)
-def test_help_and_errors_need_no_torch(argv: tuple[str, ...], code: int, said: str) -> None:
-    ended = without_torch(*argv)
-    assert ended.returncode == code, ended.stderr
-    assert said in (ended.stderr if code else ended.stdout)
-    assert "Traceback" not in ended.stderr
-
-
-def test_the_help_of_every_recipe_needs_no_torch() -> None:
-    code = (
-        f"{NO_TORCH}import contextlib, io, pathlib, runpy, sys\n"
-        "for path in map(pathlib.Path, sys.argv[1:]):\n"
-        "    sys.argv = [str(path), '--help']\n"
-        "    with contextlib.redirect_stdout(io.StringIO()) as out:\n"
-        "        try:\n"
-        "            runpy.run_path(str(path), run_name='__main__')\n"
-        "        except SystemExit as stop:\n"
-        "            assert stop.code in (0, None), path\n"
-        "    assert '--' in out.getvalue() or 'SEARCH' in out.getvalue(), path\n"
-    )
-    paths = [str(path) for path in sorted(RECIPES.glob("*.py"))]
-    ended = subprocess.run(
-        [sys.executable, "-P", "-c", code, *paths],
-        capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
+    found = map(json.loads, ended.stdout.splitlines())
+    for (line, (code, told)), (status, out, err) in zip(lines.items(), found, strict=True):
+        assert status == code and told in (err if code else out), (line, out, err)
+        assert "Traceback" not in err

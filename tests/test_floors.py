@@ -18,7 +18,7 @@ LAZY = {"accelerate", "matplotlib", "sklearn", "timm", "tonic", "torchvision", "
 PLANTED = {  # contract -> file in the copy, its source, and the import that the report names
     "Imports go down": {
         "layers on training": ("layers/x1", "from spikeformer_lt.training import optim"),
-        "upward inside a function": ("step", "def f():\n    import spikeformer_lt.layers.neuron"),
+        "upward inside a function": ("rng", "def f():\n    import spikeformer_lt.layers.neuron"),
         "upward by a relative import": ("rng", "from .layers import neuron"),
         "upward for types only": (
             "images/x2",

@@ -9,10 +9,8 @@ import http.client
 import http.server
 import io
 import json
-import os
 import random
 import shutil
-import subprocess
 import sys
 import threading
 import urllib.request
@@ -232,13 +230,13 @@ def main(root: Path) -> None:
 
 
 @pytest.mark.fault(1)
-def test_after_a_kill_at_any_operation_the_old_or_the_new_is_there(tmp_path: Path) -> None:
-    ended = subprocess.run(
-        [sys.executable, __file__, str(tmp_path)], capture_output=True, text=True, timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
-    )  # fmt: skip
-    assert ended.returncode == 0, ended.stderr
-    report = json.loads(ended.stdout)
+def test_after_a_kill_at_any_operation_the_old_or_the_new_is_there(
+    forks: Any, tmp_path: Path
+) -> None:
+    ended = forks.start(__file__, tmp_path)
+    out, err = ended.communicate()
+    assert ended.returncode == 0, err
+    report = json.loads(out)
     assert {name: found["faults"] for name, found in report.items() if found["faults"]} == {}
     kills = {name: found["kills"] for name, found in report.items()}
     print(kills)

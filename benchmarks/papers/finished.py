@@ -94,7 +94,12 @@ def expected_config(path: Path, options: Sequence[str]) -> Any:
     Raises:
         ConfigError: the recipe refuses them.
     """
-    cfg: Any = parse(recipe_class(path), list(options), prog=path.name)
+    return _expected(path, tuple(options))
+
+
+@cache
+def _expected(path: Path, options: tuple[str, ...]) -> Any:
+    cfg: Any = parse(recipe_class(path), options, prog=path.name)
     fallback = "moving_digits" if isinstance(cfg.data, EventDataConfig) else "digits"
     settled, _, _ = settle(cfg, CIFAR10, fallback, load_recipe(path).SMALL)
     for group in (field.name for field in dataclasses.fields(cfg)):

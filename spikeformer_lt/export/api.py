@@ -31,10 +31,10 @@ from spikeformer_lt.export.file import (
     write_packed,
 )
 from spikeformer_lt.export.inference import compact
-from spikeformer_lt.export.prediction import door_of, predict, prepared_for
+from spikeformer_lt.export.prediction import predict
 from spikeformer_lt.layers.neuron import LIF, Heaviside, Sign
 from spikeformer_lt.layers.stems import stem_of
-from spikeformer_lt.preprocess import Preprocess
+from spikeformer_lt.preprocess import Preprocess, door_of, prepared_for
 from spikeformer_lt.ticket import TICKET, Ticket, finished_folder
 from spikeformer_lt.tickets.surgery import model_from_ticket
 from spikeformer_lt.training.run import read_report

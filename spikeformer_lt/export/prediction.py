@@ -19,7 +19,7 @@ from spikeformer_lt.events.recording import FIELDS, Raw, Sensor, fit
 from spikeformer_lt.events.split import Sample
 from spikeformer_lt.events.validate import validate
 from spikeformer_lt.images.augment import normalize
-from spikeformer_lt.preprocess import Preprocess, Recordings
+from spikeformer_lt.preprocess import Preprocess, Recordings, prepared_for
 
 log = logging.getLogger(__name__)
 BATCH = 64  # samples of a forward
@@ -71,46 +71,6 @@ def _parts(x: Any, ndim: int) -> list[Any]:
     if not isinstance(x, list | tuple) and getattr(x, "ndim", 0) != ndim:
         return [x]
     return [x[start : start + BATCH] for start in range(0, max(1, len(x)), BATCH)]
-
-
-def prepared_for(model: Any, preprocess: Preprocess | None = None) -> Preprocess:
-    """The preprocessing of a network: the given one, else its own, with its number of frames.
-
-    Raises:
-        ExportError: there is none, or it is of another input than the network's.
-    """
-    found: Preprocess | None = preprocess or getattr(model, "preprocess", None)
-    if found is None:
-        raise ExportError(
-            "this network was saved without its preprocess (mean, std, classes, framing); give "
-            "it: predict(x, preprocess=create_dataset(NAME).preprocess)"
-        )
-    net = model.net if hasattr(model, "net") else model
-    door, size = door_of(net), found.image_size
-    if door is not None and door != (found.in_channels, size, size):
-        raise ExportError(
-            f"the preprocess is of {[found.in_channels, size, size]} channels, rows and columns, "
-            f"the network of {list(door)}; give the one of its data set: preprocess=..."
-        )
-    count = getattr(net, "num_classes", None)
-    if count not in (None, len(found.classes)):
-        raise ExportError(
-            f"the network has {count} classes, its preprocess names {len(found.classes)}; give the "
-            "one of its data set: preprocess=..."
-        )
-    steps = getattr(net, "T", None)
-    if found.recordings is not None and isinstance(steps, int):
-        found = replace(found, recordings=replace(found.recordings, T=steps))
-    return found
-
-
-def door_of(model: Any) -> tuple[int, int, int] | None:
-    """Channels, height and width of a network's input; None if it does not say them."""
-    channels, size = getattr(model, "in_channels", None), getattr(model, "image_size", None)
-    if channels is None or size is None:
-        return None
-    height, width = (size, size) if isinstance(size, int) else size
-    return channels, height, width
 
 
 def to_input(x: Any, preprocess: Preprocess) -> Tensor:

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from spikeformer_lt.errors import DataError, ExportError
 from spikeformer_lt.export.inference import CompactModel
-from spikeformer_lt.export.prediction import event_frame, prepared_for, to_input
+from spikeformer_lt.export.prediction import event_frame, to_input
 from spikeformer_lt.layers.inputs import SelectsTokens, Stepwise
 from spikeformer_lt.layers.neuron import NeuronState, carry
 from spikeformer_lt.layers.patches import patches_of
+from spikeformer_lt.preprocess import prepared_for
 
 
 class Stream:

@@ -28,10 +28,10 @@ from spikeformer_lt.reports.page import write_page
 from spikeformer_lt.reports.probe import Probe, early_exit, keep_frequency, recording
 from spikeformer_lt.reports.statistics import accuracy_interval, wilson
 from spikeformer_lt.runtime import describe_environment
-from spikeformer_lt.step import Step
 from spikeformer_lt.ticket import Ticket
 from spikeformer_lt.training.evaluate import PREDICTIONS, Metrics, evaluate, read_predictions
 from spikeformer_lt.training.experiment import Experiment
+from spikeformer_lt.training.options import Step
 from spikeformer_lt.training.ranks import digest
 
 log = logging.getLogger(__name__)

@@ -11,8 +11,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from spikeformer_lt.config import check, check_fields
-from spikeformer_lt.step import Step
 from spikeformer_lt.tickets.presets import DEVIATIONS
+from spikeformer_lt.training.options import Step
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

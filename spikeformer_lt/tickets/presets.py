@@ -8,8 +8,7 @@ from typing import Any
 
 from spikeformer_lt.config import check, flat_values, to_dict
 from spikeformer_lt.errors import shown
-from spikeformer_lt.step import Step
-from spikeformer_lt.training.options import OptimConfig
+from spikeformer_lt.training.options import OptimConfig, Step
 
 ECCV22 = OptimConfig(
     opt="momentum", lr=0.3, weight_decay=5e-4, momentum=0.9, min_lr=0.0, clip_grad=0.0,

@@ -40,11 +40,10 @@ from spikeformer_lt.layers.neuron import lif_path
 from spikeformer_lt.registry import create_model
 from spikeformer_lt.rng import isolated_rng, seed_for, seeded
 from spikeformer_lt.runtime import OPENMP, WAITING, memory_bytes
-from spikeformer_lt.step import Step
 from spikeformer_lt.ticket import TICKET, Ticket
 from spikeformer_lt.training.checkpoint import load_weights
 from spikeformer_lt.training.optim import check_optimizer
-from spikeformer_lt.training.options import DataConfig, lasting, load_splits, split_options
+from spikeformer_lt.training.options import DataConfig, Step, lasting, load_splits, split_options
 from spikeformer_lt.training.ranks import (
     StopRequest,
     digest,

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from spikeformer_lt.config import flat_values, to_dict
 from spikeformer_lt.errors import CheckpointError, ConfigError, shown
 from spikeformer_lt.mask import Mask
-from spikeformer_lt.step import Step
 from spikeformer_lt.training.optim import Ema
-from spikeformer_lt.training.options import OptimConfig
+from spikeformer_lt.training.options import OptimConfig, Step
 from spikeformer_lt.training.ranks import from_first, share_buffers, together
 
 BEGIN = Step()  # of a phase

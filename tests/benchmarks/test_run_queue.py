@@ -85,7 +85,7 @@ class Queue:
 
     def call(self, what: str, *options: str) -> tuple[int, str]:
         process = self.start(what, *options)
-        text = process.communicate(timeout=60)[0]
+        text = process.communicate(timeout=250)[0]
         return process.returncode, text
 
     def states(self) -> dict[str, str]:
@@ -97,7 +97,7 @@ class Queue:
 
 
 def until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + 30
+    end = time.monotonic() + 250
     while not true():
         assert time.monotonic() < end
         time.sleep(0.05)

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import json
 import logging
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -293,12 +291,9 @@ def test_the_callers_logging_stays_as_it_was(recordings):
 
 
 @pytest.mark.recipe
-def test_it_runs_as_a_user_types_it(recordings):
+def test_it_runs_as_a_user_types_it(forks, recordings):
     (recordings / "cat" / "0.npy").write_bytes(b"")
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "spikeformer_lt.events", "check", str(recordings)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 1, done.stderr
-    assert "unreadable: 1" in done.stdout and "0.npy' is empty" in done.stdout
-    assert done.stderr == ""
+    done = forks.start("-m", "spikeformer_lt.events", "check", recordings)
+    out, err = done.communicate()
+    assert (done.returncode, err) == (1, "")
+    assert "unreadable: 1" in out and "0.npy' is empty" in out

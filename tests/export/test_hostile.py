@@ -6,7 +6,6 @@ import json
 import random
 import resource
 import shutil
-import subprocess
 import sys
 import time
 import zlib
@@ -126,14 +125,11 @@ def attack(folder: Path) -> None:
 
 @pytest.mark.fault(51)
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="Linux limits memory")
-def test_exports_that_were_sealed_again_are_refused_by_name(tmp_path: Path) -> None:
-    code = "import sys, test_hostile as t; from pathlib import Path; t.attack(Path(sys.argv[1]))"
-    ended = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "export")], cwd=Path(__file__).parent,
-        capture_output=True, text=True, check=False, timeout=300,
-    )  # fmt: skip
-    assert ended.returncode == 0, ended.stderr[-2000:]
-    assert ended.stdout.splitlines() == [f"refused {REFUSED}"]
+def test_exports_that_were_sealed_again_are_refused_by_name(forks: Any, tmp_path: Path) -> None:
+    ended = forks.start(__file__, tmp_path / "export")
+    out, err = ended.communicate()
+    assert ended.returncode == 0, err[-2000:]
+    assert out.splitlines() == [f"refused {REFUSED}"]
 
 
 @pytest.mark.fault(53)
@@ -158,3 +154,7 @@ def test_a_ticket_with_odd_words_about_its_data_is_refused(
     (folder / "ticket.json").write_text(json.dumps(body))
     with pytest.raises(SpikeformerError, match=r"data\.limit_test="):
         open_run(folder, model_from_ticket)
+
+
+if __name__ == "__main__":
+    attack(Path(sys.argv[1]))

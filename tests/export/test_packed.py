@@ -79,14 +79,15 @@ def test_every_prefix_is_refused(name: str, small: Ticket, write_packed, tmp_pat
         assert str(tmp_path) in str(caught.value)
 
 
-def test_2000_flipped_bits_are_refused_or_change_nothing(
-    small: Ticket, write_packed, tmp_path: Path
+@pytest.mark.parametrize("flips", [300, pytest.param(2000, marks=pytest.mark.slow)])
+def test_flipped_bits_are_refused_or_change_nothing(
+    flips: int, small: Ticket, write_packed, tmp_path: Path
 ) -> None:
     write_packed(tmp_path, small)
     data = {name: (tmp_path / name).read_bytes() for name in (CONFIG, TENSORS)}
     places = [(name, bit) for name in data for bit in range(8 * len(data[name]))]
     refused = 0
-    for name, place in random.Random(0).sample(places, 2000):
+    for name, place in random.Random(0).sample(places, flips):
         flipped = bytearray(data[name])
         flipped[place // 8] ^= 1 << place % 8
         (tmp_path / name).write_bytes(flipped)
@@ -97,7 +98,7 @@ def test_2000_flipped_bits_are_refused_or_change_nothing(
         else:
             assert same(found.ticket, small)
         (tmp_path / name).write_bytes(data[name])
-    assert refused > 1900
+    assert refused > 0.95 * flips
     assert same(read_packed(tmp_path).ticket, small)
 
 

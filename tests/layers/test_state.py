@@ -164,7 +164,7 @@ def threads_share(name: str, calls: int) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_eight_threads_that_share_a_model_get_the_bits_of_one(name: str) -> None:
-    threads_share(name, 100)
+    threads_share(name, 20)
 
 
 @pytest.mark.slow

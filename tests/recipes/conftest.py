@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
-import subprocess
-import sys
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +20,8 @@ SMALL = shlex.split(
     "--model.embed-dim 16 --model.T 2 --multisp.epochs 1 --multisp.stem-epochs 1 --train.cpu"
 )
 LAUNCH = shlex.split(
-    "-P -m accelerate.commands.launch --num_processes 1 --num_machines 1 --mixed_precision no "
-    "--dynamo_backend no"
+    "-c 'from accelerate.commands.launch import main; main()' --num_processes 1 --num_machines 1 "
+    "--mixed_precision no --dynamo_backend no"
 )
 
 
@@ -53,52 +49,22 @@ class Recipes:
     small = ("--data.name", "digits", *SMALL)
     small_anywhere = tuple(SMALL)
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.count, self.running = folder, 0, False
-        self.server = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("recipe_server.py"))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"},
-        )
+    def __init__(self, forks: Any) -> None:
+        self.forks, self.child = forks, None
 
-    def start(
-        self,
-        recipe: str | Path,
-        *argv: object,
-        signals: Sequence[tuple[str, int, int]] = (),
-        file_limit: int | None = None,
-        fork_jobs: bool = False,
-        cwd: Path = ROOT,
-    ) -> int:
-        """Start a recipe of ours, or the one at a path; returns its pid."""
-        if self.running:
+    def start(self, recipe: str | Path, *argv: object, **how: Any) -> int:
+        """Start a recipe of ours, or the one at a path, as `forks.start`; returns its pid."""
+        if self.child is not None:
             self.wait()
-        self.count += 1
         path = recipe if isinstance(recipe, Path) else ROOT / "recipes" / f"{recipe}.py"
-        argv = last_of_each(map(str, argv))
-        self.files = [self.folder / f"{self.count}.{name}" for name in ("out", "err")]
-        job = {
-            "argv": [str(path), *argv],
-            **{name: str(file) for name, file in zip(("out", "err"), self.files, strict=True)},
-            "cwd": str(cwd),
-            "signals": list(signals),
-            "file_limit": file_limit,
-            "fork_jobs": fork_jobs,
-        }
-        assert self.server.stdin is not None
-        self.server.stdin.write(json.dumps(job) + "\n")
-        self.server.stdin.flush()
-        self.running = True
-        return int(self._answer())
+        self.child = self.forks.start(path, *last_of_each(map(str, argv)), **how)
+        self.files = self.child.files
+        return self.child.pid
 
     def wait(self) -> Ended:
         """Wait for what `start` started."""
-        code = int(self._answer())
-        self.running = False
-        return Ended(code, *(file.read_text("utf-8") for file in self.files))
+        child, self.child = self.child, None
+        return Ended(child.wait(3000), *(file.read_text("utf-8") for file in self.files))
 
     def run(self, recipe: str | Path, *argv: object, **kwargs: Any) -> Ended:
         """Start a recipe and wait for it."""
@@ -117,22 +83,10 @@ class Recipes:
             for at, end in zip(starts, ends, strict=True)
         }
 
-    def close(self) -> None:
-        """End the server."""
-        if self.running:
-            self.wait()
-        self.server.communicate("end\n", timeout=60)
-
-    def _answer(self) -> str:
-        assert self.server.stdout is not None
-        return self.server.stdout.readline()
-
 
 @pytest.fixture(scope="session")
-def recipes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recipes]:
-    server = Recipes(tmp_path_factory.mktemp("recipes"))
-    yield server
-    server.close()
+def recipes(forks: Any) -> Recipes:
+    return Recipes(forks)
 
 
 @dataclass(frozen=True)
@@ -150,35 +104,30 @@ class Finished:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Finished:
-    """A run that is started as the README says, through accelerate, in a process of its own.
+def finished(forks: Any, tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Finished:
+    """A run that is started as the README says, through accelerate.
 
     It is made once for all workers of pytest-xdist; no test changes it.
     """
     if worker_id == "master":
-        return finished_run(tmp_path_factory.mktemp("finished") / "run")
+        return finished_run(forks, tmp_path_factory.mktemp("finished") / "run")
     folder = tmp_path_factory.getbasetemp().parent / "finished"
     with FileLock(f"{folder}.lock"):
         if not (folder / "said.json").is_file():
             folder.mkdir(exist_ok=True)
-            run = finished_run(folder / "run")
+            run = finished_run(forks, folder / "run")
             (folder / "said.json").write_text(json.dumps([run.options, run.out, run.err]))
     options, out, err = json.loads((folder / "said.json").read_text())
     return Finished(folder / "run", tuple(options), out, err)
 
 
-def finished_run(out: Path) -> Finished:
+def finished_run(forks: Any, out: Path) -> Finished:
     """Start it, and wait."""
     # Enough of a training that no layer is dead and the accuracy is not that of a constant answer.
     more = "--train.batch-size 8 --multisp.epochs 8 --model.v-threshold 0.2 --train.optim.lr 0.01"
     options = tuple(last_of_each((*Recipes.small, *shlex.split(more), "--run.out", str(out))))
-    ended = subprocess.run(
-        [sys.executable, *LAUNCH, str(ROOT / "recipes" / "multisp_cifar.py"), *options],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=out.parent,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert ended.returncode == 0, ended.stderr
-    return Finished(out, options, ended.stdout, ended.stderr)
+    recipe = ROOT / "recipes" / "multisp_cifar.py"
+    child = forks.start(*LAUNCH, recipe, *options, cwd=out.parent, fork_jobs=True)
+    said = child.communicate()
+    assert child.returncode == 0, said[1]
+    return Finished(out, options, *said)

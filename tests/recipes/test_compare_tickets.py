@@ -39,7 +39,7 @@ def test_searches_become_one_table_and_go_on_where_they_stopped(
     recipes: Any, tmp_path: Path
 ) -> None:
     """With one budget: the epoch before IMP's rewind point counts as training, the probe's not."""
-    line = shlex.split("--searches edge-popup imp imp+et --sparsities 0.5 --seeds 0 --jobs 2")
+    line = shlex.split("--searches imp imp+et --sparsities 0.5 --seeds 0 --jobs 2")
     line += [
         "--epochs",
         "2",
@@ -51,14 +51,14 @@ def test_searches_become_one_table_and_go_on_where_they_stopped(
     ]
     ended = recipes.run("compare_tickets", *line, fork_jobs=True)
     assert ended.code == 0, ended.err
-    assert "4 runs, 0 of them finished before" in ended.err
+    assert "3 runs, 0 of them finished before" in ended.err
     with open(tmp_path / "comparison.csv", newline="") as file:
         rows = {row["variant"]: row for row in csv.DictReader(file)}
-    assert list(rows) == ["dense", "edge-popup 0.5", "imp 0.5", "imp+et 0.5"]
+    assert list(rows) == ["dense", "imp 0.5", "imp+et 0.5"]
     removed = [float(row["prunable weights removed %"]) for row in rows.values()]
-    assert removed == pytest.approx([0, 50, 50, 50], abs=0.1)
+    assert removed == pytest.approx([0, 50, 50], abs=0.1)
     cost = [float(row["search (epochs x T)"]) for row in rows.values()]
-    assert cost == [0, 4, 8, 10]  # T 2: no fewer steps, and the probe's epoch on top
+    assert cost == [0, 8, 10]  # T 2: no fewer steps, and the probe's epoch on top
     assert {row["epochs trained"] for row in rows.values()} == {"2.0"}
     text = (tmp_path / "comparison.md").read_text()
     assert "Early-Time against the same search without it" in text and "| 1.250 " in text
@@ -68,11 +68,11 @@ def test_searches_become_one_table_and_go_on_where_they_stopped(
     assert float(rows["imp+et 0.5"]["T in search"]) == 2
     assert (tmp_path / "curve-prunable-weights.png").stat().st_size > 1000
 
-    report = tmp_path / "runs" / "edge-popup-0.5-seed0" / "report.json"
+    report = tmp_path / "runs" / "dense-seed0" / "report.json"
     before = json.loads(report.read_text())
     report.unlink()
     again = recipes.run("compare_tickets", *line, fork_jobs=True)
-    assert "4 runs, 3 of them finished before" in again.err
+    assert "3 runs, 2 of them finished before" in again.err
     assert json.loads(report.read_text()) == before
 
 

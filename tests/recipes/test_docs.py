@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-import os
 import re
 import shlex
 import subprocess
@@ -245,22 +244,20 @@ class Reader:
     def give(self, block: Block, command: str) -> None:
         launcher, script, options = split(command)
         if launcher[:2] == ["python", "-m"]:
-            argv = ["-P", "-m", script, *options]
+            argv = ["-m", script, *options]
         elif launcher[0] == "torchrun":
-            argv = ["-P", "-m", "torch.distributed.run", *launcher[1:], script]
+            argv = ["-m", "torch.distributed.run", *launcher[1:], script]
             argv += shortened(script, options)
         else:
             check_launcher(launcher)
             small = shortened(script, options)
             path = self.folder / script
-            self.ended(block, self.recipes.run(path, *small, cwd=self.folder), command)
+            ended = self.recipes.run(path, *small, cwd=self.folder, fork_jobs=True)
+            self.ended(block, ended, command)
             return
-        ended = subprocess.run(
-            [sys.executable, *argv],
-            cwd=self.folder, capture_output=True, text=True, check=False,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-        assert ended.returncode == 0, f"{block.page}:{block.line}: {command}\n{ended.stderr}"
+        child = self.recipes.forks.start(*argv, cwd=self.folder)
+        _, err = child.communicate(1800)
+        assert child.returncode == 0, f"{block.page}:{block.line}: {command}\n{err}"
 
     def ended(self, block: Block, ended: Any, what: str = "block") -> None:
         assert ended.code == 0, f"{block.page}:{block.line}: {what}\n{ended.err[-3000:]}"

@@ -100,14 +100,13 @@ def test_it_is_evaluated_on_its_own_split_and_exported(plugged: Plugged, recipes
     assert packed.code == 0, packed.err
 
 
-@pytest.mark.timeout(900)
 def test_the_search_is_a_row_of_a_comparison(plugged: Plugged, recipes: Any) -> None:
     options = f"--data.root {plugged.home} --model.name my_net --model.T 2 {' '.join(TRAIN)}"
     ended = recipes.run(
         "compare_tickets", *plugged.plugins, "--searches", "growth", "--sparsities", 0.5,
         "--data", "my_images", "--seeds", 0, f"--options={options}", "--search-options",
         "growth=--growth.epochs 1 --epochs 1 --my-net.width 6", "dense=--epochs 1",
-        "--out", plugged.home / "compared",
+        "--out", plugged.home / "compared", fork_jobs=True,
     )  # fmt: skip
     assert ended.code == 0, ended.err
     with open(plugged.home / "compared" / "comparison.csv", newline="") as file:

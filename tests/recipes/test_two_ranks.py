@@ -196,9 +196,9 @@ def seen(ranks: Ranks) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     "line",
     [
-        "imp_cifar --imp.sparsity 0.6 --imp.rounds 1 --imp.epochs 1",
+        "imp_cifar --imp.sparsity 0.6 --imp.rounds 1 --imp.epochs 1 --epochs 1",
         pytest.param(
-            "early_bird_cifar --early-bird.kind channels --early-bird.epochs 1",
+            "early_bird_cifar --early-bird.kind channels --early-bird.epochs 1 --epochs 1",
             marks=pytest.mark.slow,
         ),
         pytest.param(
@@ -303,18 +303,17 @@ def test_a_signal_to_the_whole_tree_of_torchrun_saves_once(tmp_path: Path) -> No
     assert places == {f"joint epoch {position['epoch'] + 1} step {position['step']}"}, text
 
 
-def test_two_processes_that_became_one_are_told_of(tmp_path: Path) -> None:
+def test_two_processes_that_became_one_are_told_of(forks: Any, tmp_path: Path) -> None:
+    """A run is started by what the launcher starts it with."""
     command = shlex.split(
-        "-P -m accelerate.commands.launch --num_processes 2 --cpu --num_machines 1 "
+        "-m accelerate.commands.launch --num_processes 2 --cpu --num_machines 1 "
         "--mixed_precision no --dynamo_backend no"
     )
-    ended = subprocess.run(
-        [sys.executable, *command, str(MULTISP), *SMALL, "--multisp.epochs", "1",
-         "--run.out", str(tmp_path / "run")],
-        capture_output=True, text=True, check=False, cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert ended.returncode == 0, ended.stderr
-    text = ended.stdout + ended.stderr
+    (tmp_path / "told.py").write_text("import json, os; print(json.dumps(dict(os.environ)))")
+    given = json.loads(forks.start(*command, tmp_path / "told.py", cwd=tmp_path).communicate()[0])
+    options = [*SMALL, "--multisp.epochs", "1", "--run.out", tmp_path / "run"]
+    ended = forks.start(MULTISP, *options, cwd=tmp_path, env=given)
+    text = "".join(ended.communicate())
+    assert ended.returncode == 0, text
     assert "x 1 processes" in text
     assert "asked for several processes and started one" in text and "torchrun" in text

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -106,7 +103,7 @@ WITH_PATCHES = {"joint", "multisp"}
 NESTED = {"imp", "imp layer", "early_time imp", "joint"}  # what is removed stays removed
 REGROWING = {"edge_popup", "early_time edge_popup", "biprop", "biprop global", "set", "rigl",
              "granet", "multisp"}  # fmt: skip
-MULTI_PHASE = {"imp", "early_time imp", "joint"}
+SEARCH = Path(__file__).with_name("search_fork.py")
 Make = Callable[[], nn.Module]
 
 
@@ -208,9 +205,6 @@ def on_one_network(cases: Iterable[str]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(("case", "make"), pairs, indirect=["make"])
 
 
-every = pytest.mark.parametrize("case", CASES)
-
-
 def test_every_registered_search_is_here() -> None:
     assert {name for name, _ in CASES.values()} == set(list_searches())
     assert set(CASES) >= NESTED | REGROWING
@@ -264,7 +258,7 @@ def bits(tensor: torch.Tensor) -> tuple[torch.dtype, torch.Size, bytes]:
     return tensor.dtype, tensor.shape, tensor.numpy(force=True).tobytes()
 
 
-@every
+@on_one_network(CASES)
 def test_ticket_is_exact_and_starts_from_the_rewind_state(case, make, run, tmp_path):
     """And it goes through files, plain and packed, unchanged."""
     search, ticket = run.search, run.ticket
@@ -282,7 +276,7 @@ def lost_and_won(older: Mask, newer: Mask) -> tuple[int, int]:
     return lost, sum(int((~older[name] & newer[name]).sum()) for name in newer)
 
 
-@every
+@on_one_network(CASES)
 def test_masks_move_as_the_search_says(case, run):
     masks, ticket = run.masks, run.ticket
     if case in NESTED:
@@ -304,7 +298,19 @@ TRAINING_OPTIONS = {
 }
 
 
-@pytest.mark.parametrize(("case", "options"), in_turn(CASES, list(TRAINING_OPTIONS)))
+def trained() -> list[Any]:
+    """Each case on one network with one of the options, in turn; the rest is slow."""
+    networks = [param for param in in_turn(CASES, ("spikformer", "vgg")) if not param.marks]
+    return [
+        pytest.param(case, kind, options, marks=marks)
+        for place, (case, chosen) in enumerate(param.values for param in networks)
+        for kind in ("spikformer", "vgg")
+        for turn, options in enumerate(TRAINING_OPTIONS)
+        for marks in [() if (kind, turn) == (chosen, place % 3) else pytest.mark.slow]
+    ]
+
+
+@pytest.mark.parametrize(("case", "make", "options"), trained(), indirect=["make"])
 def test_nothing_removed_comes_back_in_training(case, options, run, bench, tmp_path):
     model, ticket = deepcopy(run.model), run.ticket
     trainer = bench.trainer(tmp_path / "train", **TRAINING_OPTIONS[options])
@@ -325,7 +331,7 @@ def test_a_search_cut_off_anywhere_ends_with_the_same_ticket(
     options = {"ema_decay": 0.5, "checkpoint_steps": 2}
     _, whole = found(case, model, bench.trainer(tmp_path / "whole", **options))
     cuts = 0
-    for count in (2, 4, 3, 5, 10**6):
+    for count in (2, 5, 10**6):
         trainer = bench.trainer(tmp_path / "cut", stop=stop_after(count), **options)
         try:
             _, ticket = found(case, make(), trainer)
@@ -340,48 +346,28 @@ def test_a_search_cut_off_anywhere_ends_with_the_same_ticket(
         assert torch.equal(ticket.tensors[name], value), name
 
 
-@pytest.fixture(scope="module")
-def kill_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Runs a search in a process of its own; returns its exit status and what it left."""
-    server = subprocess.Popen(
-        [sys.executable, "-P", str(Path(__file__).with_name("search_server.py"))],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-
-    def run(case: str, network: str, folder: Path, kill: tuple[int, int] | None) -> int:
-        job = {"case": case, "network": network, "folder": str(folder), "kill": kill}
-        server.stdin.write(json.dumps(job) + "\n")
-        server.stdin.flush()
-        return int(server.stdout.readline())
-
-    yield run
-    server.communicate("end\n", timeout=60)
-
-
 @pytest.mark.parametrize("network", ["spikformer", pytest.param("vgg", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "case",
     [
-        pytest.param(case, marks=() if case in MULTI_PHASE else pytest.mark.slow)
+        pytest.param(case, marks=() if case == "early_time imp" else pytest.mark.slow)
         for case in sorted(TRAINING)
     ],
 )
-def test_a_search_killed_amid_every_round_ends_with_the_same_ticket(
-    case, network, kill_server, tmp_path
-):
+def test_a_search_killed_amid_every_round_ends_with_the_same_ticket(case, network, forks, tmp_path):
     """SIGKILL, after the second optimizer step of each phase in turn."""
+
+    def run(name: str, *kill: int) -> int:
+        return forks.start(SEARCH, case, network, tmp_path / name, *kill).wait()
+
     if case in WITH_PATCHES and network == "vgg":
         pytest.skip("it needs patches; its own tests ask for a clear refusal")
-    assert kill_server(case, network, tmp_path / "whole", None) == 0
+    assert run("whole") == 0
     whole = Ticket.load(tmp_path / "whole" / "ticket")
     phases = [p for p in whole.provenance["phases"] if p["epochs"]]
     for number in range(len(phases)):
-        code = kill_server(case, network, tmp_path / "killed", (number, 2))
-        assert code == -signal.SIGKILL, number
-    assert kill_server(case, network, tmp_path / "killed", None) == 0
+        assert run("killed", number) == -signal.SIGKILL, number
+    assert run("killed") == 0
     ticket = Ticket.load(tmp_path / "killed" / "ticket")
     assert ticket.mask.sha256 == whole.mask.sha256
     for name, value in whole.tensors.items():
@@ -547,10 +533,8 @@ def test_all_levels_together_on_the_families(case, schedule, bench, tmp_path):
     assert patches_of(plain) is not None
 
 
-@every
+@on_one_network(sorted(set(CASES) - TRAINING))
 def test_one_shot_searches_leave_buffers_and_modes(case, run):
-    if case in TRAINING:
-        pytest.skip("this search trains")
     before, after = run.modes
     assert before == after
     for name, value in run.model.named_buffers():

@@ -8,7 +8,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -134,17 +133,11 @@ def main(root: Path) -> None:
 
 
 @pytest.mark.fault(1, 2)
-def test_after_a_kill_at_any_moment_a_good_checkpoint_is_loaded(tmp_path):
-    done = subprocess.run(
-        [sys.executable, __file__, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
+def test_after_a_kill_at_any_moment_a_good_checkpoint_is_loaded(forks, tmp_path):
+    done = forks.start(__file__, tmp_path)
+    out, err = done.communicate()
+    assert done.returncode == 0, err
+    report = json.loads(out)
     chance = report.pop("random")
     assert report.keys() == CASES.keys()
     for name, found in report.items():

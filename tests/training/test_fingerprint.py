@@ -16,7 +16,6 @@ from spikeformer_lt.config import load_config
 from spikeformer_lt.errors import CheckpointError, ConfigError, Interrupted
 from spikeformer_lt.images.augment import Augment, Mixing
 from spikeformer_lt.mask import Mask
-from spikeformer_lt.step import Step
 from spikeformer_lt.ticket import Ticket
 from spikeformer_lt.tickets.base import prunable, retrain
 from spikeformer_lt.tickets.configs import (
@@ -36,6 +35,7 @@ from spikeformer_lt.training.options import (
     ModelConfig,
     OptimConfig,
     RunConfig,
+    Step,
     TrainConfig,
 )
 from spikeformer_lt.training.phase import FitResult, Hook, Masked, Phase

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import logging
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -262,16 +260,9 @@ torch.distributed.destroy_process_group()
 
 
 @pytest.mark.fault(41)
-def test_ranks_agree_when_one_of_them_has_a_bad_batch(tmp_path):
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", RANKS, str(rank), str(tmp_path / "store")],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    first, second = (rank.communicate(timeout=60)[0].splitlines() for rank in ranks)
+def test_ranks_agree_when_one_of_them_has_a_bad_batch(forks, tmp_path):
+    ranks = [forks.start("-c", RANKS, rank, tmp_path / "store") for rank in range(2)]
+    first, second = (rank.communicate(60)[0].splitlines() for rank in ranks)
     assert first[0] == "False True"
     assert second[0] == "True True"
     assert first[1].startswith("False raised NaN or infinity in a tensor of another rank")

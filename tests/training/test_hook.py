@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from spikeformer_lt.errors import CheckpointError, ConfigError
-from spikeformer_lt.step import Step
+from spikeformer_lt.training.options import Step
 from spikeformer_lt.training.phase import Capture, Hook, Hooks
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -127,12 +126,11 @@ except Interrupted as stop:
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.fault(5)
 def test_a_signal_to_the_whole_group_reaches_each_run_once_and_is_waited_for(
-    tmp_path, signum, code
+    forks, tmp_path, signum, code
 ):
     """As a terminal's Ctrl-C does: two signals would make a run stop without a save."""
     (tmp_path / "stopped.py").write_text(STOPPED)
-    command = [sys.executable, "-c", COMPARISON, str(tmp_path / "stopped.py"), str(tmp_path)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    process = forks.start("-c", COMPARISON, tmp_path / "stopped.py", tmp_path, session=True)
     ready = [tmp_path / f"a-{seed}" / "ready" for seed in (0, 1)]
     until = time.monotonic() + 60
     while not all(path.exists() for path in ready):
@@ -156,17 +154,16 @@ out = pathlib.Path(sys.argv[1])
 out.mkdir()
 lock = take_lock(out)
 print("held", flush=True)
-time.sleep(2)
+time.sleep(1)
 if "finish" in sys.argv:
     (out / "report.json").write_text("by the one before")
 """
 
 
 @pytest.mark.parametrize("end", ["finish", "die"])
-def test_a_run_that_a_killed_comparison_left_behind_is_waited_for(script, tmp_path, end):
-    command = [sys.executable, "-c", LEFT, str(tmp_path / "a"), end]
-    left = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert left.stdout.readline() == "held\n"
+def test_a_run_that_a_killed_comparison_left_behind_is_waited_for(forks, script, tmp_path, end):
+    left = forks.start("-c", LEFT, tmp_path / "a", end)
+    assert left.readline() == "held\n"
     job = Job("a", 0, tmp_path / "a", (script,))
     run_jobs([job])
     assert left.wait(20) == 0

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -74,19 +72,12 @@ torch.distributed.destroy_process_group()
 
 
 @pytest.mark.fault(41)
-def test_ranks_get_the_buffers_and_masks_of_the_first_and_agree_that_they_differ(tmp_path):
+def test_ranks_get_the_buffers_and_masks_of_the_first_and_agree_that_they_differ(forks, tmp_path):
     own = [snip_mask(rank).sha256 for rank in range(2)]
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", RANKS, str(rank), str(tmp_path / "store")],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
+    ranks = [forks.start("-c", RANKS, rank, tmp_path / "store") for rank in range(2)]
     saved = ("[0] NaN in buffer 'x'", "[] rank 0: NaN in buffer 'x'")
     for rank, said in zip(ranks, saved, strict=True):
-        buffers, mask, fault, failed = rank.communicate(timeout=120)[0].splitlines()
+        buffers, mask, fault, failed = rank.communicate(120)[0].splitlines()
         assert mask == own[0] != own[1]
         assert failed == said  # what the first alone did, and could not do, stops both
         assert buffers == "[1.0, 1.0] [True, True]"

@@ -4,8 +4,6 @@ import errno
 import json
 import logging
 import os
-import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -224,21 +222,20 @@ time.sleep(60)
 
 
 @pytest.mark.fault(4)
-def test_a_run_in_progress_is_not_resumed_by_a_second_process(tmp_path):
+def test_a_run_in_progress_is_not_resumed_by_a_second_process(forks, tmp_path):
     @dataclass(frozen=True)
     class Same:
         epochs: int = 3
 
     path = str(tmp_path / "a")
-    other = subprocess.Popen([sys.executable, "-c", OTHER, path], stdout=subprocess.PIPE, text=True)
+    other = forks.start("-c", OTHER, path)
     try:
-        assert other.stdout.readline() == "open\n"
+        assert other.readline() == "open\n"
         with pytest.raises(ConfigError, match=f"in use by process {other.pid}"):
             RunDir.open(path, Same(), resume="auto")
     finally:
         other.kill()
         other.wait(10)
-        other.stdout.close()
     with RunDir.open(path, Same(), resume="auto") as run:
         assert run.resumed
 
@@ -319,16 +316,11 @@ torch.distributed.destroy_process_group()
 
 
 @pytest.mark.fault(41)
-def test_ranks_share_one_directory_which_the_first_makes(tmp_path):
+def test_ranks_share_one_directory_which_the_first_makes(forks, tmp_path):
     (tmp_path / "file").touch()
     given = [str(tmp_path / name) for name in ("store", "runs", "file")]
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", RANKS, str(rank), *given], stdout=subprocess.PIPE, text=True
-        )
-        for rank in range(2)
-    ]
-    said = [rank.communicate(timeout=60)[0].split() for rank in ranks]
+    ranks = [forks.start("-c", RANKS, rank, *given) for rank in range(2)]
+    said = [rank.communicate(60)[0].split() for rank in ranks]
     assert said[0][:2] == said[1][:2]
     assert said[0][2:] == ["False", "True", "True", "ConfigError", "True"]
     assert said[1][2:] == ["False", "False", "True", "ConfigError", "True"]

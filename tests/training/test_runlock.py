@@ -4,8 +4,6 @@ import errno
 import fcntl
 import os
 import signal
-import subprocess
-import sys
 
 import pytest
 
@@ -26,11 +24,9 @@ time.sleep(60)
 """
 
 
-def test_a_living_process_keeps_others_out_and_a_killed_one_does_not(tmp_path):
-    other = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True
-    )
-    worker = int(other.stdout.readline())
+def test_a_living_process_keeps_others_out_and_a_killed_one_does_not(forks, tmp_path):
+    other = forks.start("-c", HOLD, tmp_path)
+    worker = int(other.readline())
     try:
         assert in_use(tmp_path)
         with pytest.raises(ConfigError, match=f"is in use by process {other.pid}; wait for it"):
@@ -44,7 +40,6 @@ def test_a_living_process_keeps_others_out_and_a_killed_one_does_not(tmp_path):
         os.kill(worker, signal.SIGKILL)
         other.kill()
         other.wait(10)
-        other.stdout.close()
 
 
 def test_a_process_does_not_lock_itself_out(tmp_path):

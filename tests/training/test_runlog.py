@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import logging
-import subprocess
-import sys
 
 import pytest
 
@@ -87,12 +85,7 @@ log.close()
 
 @pytest.mark.parametrize(("how", "expected"), [("none", "hello\n"), ("own", "own hello\n")])
 def test_a_program_sees_each_message_once_whether_or_not_it_has_its_own_logging(
-    tmp_path, how, expected
+    forks, tmp_path, how, expected
 ):
-    done = subprocess.run(
-        [sys.executable, "-c", CONSOLE, str(tmp_path / "log.txt"), how],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stderr == expected
+    done = forks.start("-c", CONSOLE, tmp_path / "log.txt", how)
+    assert done.communicate() == ("", expected)

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import threading
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -95,16 +95,14 @@ with StopRequest() as stop:
 """
 
 
-def started(how: str, again_s: float = 10.0, save_s: float = 30.0) -> subprocess.Popen:
-    process = subprocess.Popen(
-        [sys.executable, "-c", LOOP, how, str(again_s), str(save_s)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    assert process.stdout.readline() == "ready\n"
-    return process
+@pytest.fixture
+def started(forks: Any) -> Callable[..., Any]:
+    def start(how: str, again_s: float = 10.0, save_s: float = 30.0) -> Any:
+        process = forks.start("-c", LOOP, how, again_s, save_s, session=True)
+        assert process.readline() == "ready\n"
+        return process
+
+    return start
 
 
 @pytest.mark.parametrize(
@@ -116,10 +114,10 @@ def started(how: str, again_s: float = 10.0, save_s: float = 30.0) -> subprocess
     ],
 )
 @pytest.mark.fault(5)
-def test_a_later_signal_ends_the_process_at_once(first, second, status):
+def test_a_later_signal_ends_the_process_at_once(started, first, second, status):
     process = started("alone", again_s=0.0)
     process.send_signal(first)
-    assert process.stdout.readline() == "saving\n"
+    assert process.readline() == "saving\n"
     process.send_signal(second)
     out, err = process.communicate(timeout=10)
     assert process.returncode == status
@@ -129,7 +127,7 @@ def test_a_later_signal_ends_the_process_at_once(first, second, status):
 
 
 @pytest.mark.fault(5)
-def test_the_signals_that_a_tree_of_processes_gets_at_once_let_it_save():
+def test_the_signals_that_a_tree_of_processes_gets_at_once_let_it_save(started):
     process = started("alone", save_s=0.3)
     for signum in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         process.send_signal(signum)
@@ -138,7 +136,7 @@ def test_the_signals_that_a_tree_of_processes_gets_at_once_let_it_save():
     assert err.count("saving after this step") == 1
 
 
-def test_forked_workers_survive_a_signal_to_the_whole_group_and_stay_silent():
+def test_forked_workers_survive_a_signal_to_the_whole_group_and_stay_silent(started):
     process = started("fork")
     os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=10)

@@ -16,9 +16,8 @@ from torch import nn
 from spikeformer_lt import create_dataset, create_model
 from spikeformer_lt.errors import ConfigError, Interrupted, NonFiniteError
 from spikeformer_lt.images.augment import Augment, Mixing, normalize
-from spikeformer_lt.step import Step
 from spikeformer_lt.training.monitor import spiking_layers
-from spikeformer_lt.training.options import OptimConfig, TrainConfig
+from spikeformer_lt.training.options import OptimConfig, Step, TrainConfig
 from spikeformer_lt.training.phase import Capture, Hook, Phase
 from spikeformer_lt.training.run import RunDir
 from spikeformer_lt.training.trainer import PhaseRun, Trainer
@@ -72,10 +71,15 @@ CASES = {
     "workers": {"workers": 1},
     "momentum": {"optim": OptimConfig(opt="sgd", lr=0.05, momentum=0.9)},
     "tet": {"loss": "tet"},
+    "ema, accumulate, tet": {"ema_decay": 0.9, "accumulate": 2, "batch_size": 8, "loss": "tet"},
+    "momentum, workers": {"optim": OptimConfig(opt="sgd", lr=0.05, momentum=0.9), "workers": 1},
 }
+TOGETHER = ("ema, accumulate, tet", "momentum, workers")
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=() if c in TOGETHER else pytest.mark.slow) for c in CASES]
+)
 @pytest.mark.fault(6)
 def test_a_stopped_phase_goes_on_to_the_same_bits(case, data, tmp_path, stop_after):
     config = settings(checkpoint_steps=1, **CASES[case])

@@ -1,14 +1,17 @@
-"""Starts recipes from a process that has imported everything already: a fork each, no start-up.
+"""Starts Python from a process that has imported everything already: a fork each, no start-up.
 
-Reads one JSON object a line: ``argv`` (recipe and options), ``out`` and ``err`` (files), ``cwd``,
-``signals``, a list of [method, n, signum]: the child signals itself after the n-th call of that
-method, ``file_limit``: bytes after which a file is too large, or null, and ``fork_jobs``: whether
-the runs of a comparison are forks as well, not processes of their own. Answers with the child's
-pid, then with its exit status.
+Reads one JSON object a line: ``argv`` (as Python's: a script, -m and a module or -c and code, and
+their options), ``out`` and ``err`` (files), ``cwd``, ``env`` (changes), ``session``: whether the
+child leads a process group of its own, ``signals``, a list of [method, n, signum]: the child
+signals itself after the n-th call of that method, ``file_limit``: bytes after which a file is too
+large, or null, and ``fork_jobs``: whether runs that a comparison or accelerate starts are forks as
+well, not processes of their own. Answers with the child's pid; its exit status goes to
+FOLDER/<pid>.status.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import json
@@ -24,7 +27,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import accelerate  # noqa: F401
+import accelerate.commands.launch as launch
 import timm.data
 import timm.optim
 import timm.scheduler  # noqa: F401
@@ -62,14 +65,14 @@ def signal_after(method: str, nth: int, signum: int) -> None:
 
 
 class Forked:
-    """Stands for subprocess.Popen where a comparison starts its runs: a fork, no start-up."""
+    """Stands for subprocess.Popen where a comparison or accelerate starts runs: no start-up."""
 
     def __init__(
-        self, command: list[str], *, stdout: Any, env: dict[str, str], **_: object
+        self, command: list[str], *, env: dict[str, str], stdout: Any = None, **_: object
     ) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
-        self.status: int | None = None
+        self.returncode: int | None = None
         self.pid = os.fork()
         if self.pid == 0:
             os.setpgid(0, 0)
@@ -77,8 +80,8 @@ class Forked:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             logging.getLogger("spikeformer_lt").handlers.clear()
             os.environ.update(env)
-            os.dup2(stdout.fileno(), 1)
-            os.dup2(stdout.fileno(), 2)
+            for stream in (1, 2) if stdout else ():
+                os.dup2(stdout.fileno(), stream)
             end(be(command[1:]))
 
     def poll(self) -> int | None:
@@ -92,10 +95,10 @@ class Forked:
             os.kill(self.pid, signal.SIGTERM)
 
     def _waited(self, options: int) -> int | None:
-        if self.status is None:
+        if self.returncode is None:
             pid, status = os.waitpid(self.pid, options)
-            self.status = os.waitstatus_to_exitcode(status) if pid else None
-        return self.status
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
 
 
 def end(status: int) -> None:
@@ -110,11 +113,14 @@ def run(job: dict) -> int:
     for stream, name in ((1, "out"), (2, "err")):
         file = os.open(job[name], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, stream)
+    if job["session"]:
+        os.setsid()
+    os.environ.update(job["env"])
     os.chdir(job["cwd"])
     sys.stdin.close()
     if job["fork_jobs"]:
-        jobs.subprocess = SimpleNamespace(
-            Popen=Forked, DEVNULL=subprocess.DEVNULL, STDOUT=subprocess.STDOUT
+        jobs.subprocess = launch.subprocess = SimpleNamespace(
+            **{**vars(subprocess), "Popen": Forked}
         )
     for method, nth, signum in job["signals"]:
         signal_after(method, nth, signum)
@@ -124,10 +130,13 @@ def run(job: dict) -> int:
 
 
 def be(argv: list[str]) -> int:
-    """Run a script, or -m and a module, with its options; return the exit status."""
+    """Run a script, -m and a module or -c and code, with options; return the exit status."""
     sys.argv = argv
     try:
-        if argv[0] == "-m":
+        if argv[0] == "-c":
+            sys.argv = ["-c", *argv[2:]]
+            exec(compile(argv[1], "<string>", "exec"), {"__name__": "__main__"})
+        elif argv[0] == "-m":
             sys.argv = argv[1:]
             runpy.run_module(argv[1], run_name="__main__", alter_sys=True)
         else:
@@ -155,18 +164,26 @@ def warm() -> None:
     pyplot.figure().savefig(os.devnull, format="png")
 
 
-def main() -> None:
+def main(folder: Path) -> None:
+    def reap(*_: object) -> None:
+        with contextlib.suppress(ChildProcessError):
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                status = str(os.waitstatus_to_exitcode(ended[1]))
+                part = folder / f"{ended[0]}.part"
+                part.write_text(status)
+                part.rename(folder / f"{ended[0]}.status")
+
     warm()
+    signal.signal(signal.SIGCHLD, reap)
     for line in sys.stdin:
         if line == "end\n":  # an end of file may never come: forks of the tests hold the pipe, too
             return
         pid = os.fork()
         if pid == 0:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             end(run(json.loads(line)))
         print(pid, flush=True)
-        _, status = os.waitpid(pid, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.step import Step
+from spikeformer_lt.training.options import Step
 
 COUNTS = st.integers(0, 10**9)
 STEPS = st.builds(Step, COUNTS, COUNTS)

@@ -81,10 +81,10 @@ def measure(ticket: Ticket, folder: Path, rounds: int) -> None:
     name = ticket.provenance["model"]["name"]
 
     def network() -> None:
-        create_model(name).load_state_dict(torch.load(dense))
+        create_model(name).load_state_dict(torch.load(dense, weights_only=True))
 
     calls: dict[str, Callable[[], Any]] = {
-        "torch.load": lambda: torch.load(dense),
+        "torch.load": lambda: torch.load(dense, weights_only=True),
         "read": lambda: read_packed(folder),
         "create_model + torch.load": network,
         "load_exported(plain=True)": lambda: load_exported(folder, plain=True),

@@ -19,13 +19,15 @@ except importlib.metadata.PackageNotFoundError:  # a source tree that was not in
     __version__ = "0+unknown"
 
 __all__ = [
-    "Mask", "Ticket", "__version__", "check", "check_fields", "check_model", "create_dataset",
-    "create_model", "create_search", "list_datasets", "list_models", "list_searches",
-    "load_exported", "register_dataset", "register_model", "register_search", "run_recipe",
-    "use_plugins",
+    "Mask", "Ticket", "__version__", "adapt", "check", "check_fields", "check_model",
+    "create_dataset", "create_model", "create_search", "find", "list_datasets", "list_models",
+    "list_searches", "load_exported", "register_dataset", "register_model", "register_search",
+    "run_recipe", "use_plugins",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
+    from spikeformer_lt.adapt import adapt
+    from spikeformer_lt.cli import find_ticket as find
     from spikeformer_lt.config import check, check_fields, run_recipe
     from spikeformer_lt.export import load_exported
     from spikeformer_lt.mask import Mask

@@ -41,60 +41,34 @@ from spikeformer_lt.training.options import (
     DataConfig,
     EventDataConfig,
     ModelConfig,
-    OptimConfig,
     RunConfig,
     TrainConfig,
 )
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from spikeformer_lt.ticket import Ticket
     from spikeformer_lt.training.jobs import Job
 
 RECIPES = Path(__file__).parent / "recipes"
-PAPER = OptimConfig(
-    lr=5e-4, weight_decay=0.06, min_lr=1e-5, warmup_epochs=20, warmup_lr=1e-5, clip_grad=0.0,
-    of_epochs=300,
-)  # fmt: skip
-"""The papers' optimizer for CIFAR."""
-PAPER_EVENTS = OptimConfig(
-    lr=1e-3, weight_decay=0.06, min_lr=1e-5, warmup_epochs=10, warmup_lr=1e-5, cooldown_epochs=10,
-    clip_grad=0.0, of_epochs=202,
-)  # fmt: skip
-"""The papers' optimizer for event data."""
-IMAGES_SMALL = {
-    "model.name": "spikformer_digits",
-    "data.image_size": 16,
-    "train.batch_size": 16,
-    "train.optim": OptimConfig(lr=5e-3, weight_decay=0.01, min_lr=1e-4, warmup_epochs=1),
-}
-"""Values for the embedded digits, where the user names none."""
-EVENTS_SMALL = {
-    "model.name": "spikformer_dvs_toy", "model.T": 8, "model.num_heads": None,
-    "train.optim": IMAGES_SMALL["train.optim"], "multisp.epochs": 20, "multisp.stem_epochs": 6,
-}  # fmt: skip
-"""Values for the embedded moving digits, where the user names none."""
-FULL_SIZE: dict[str, dict[str, Any]] = {
-    "biprop": {"epochs": 100}, "edge_popup": {"epochs": 100},
-    "early_bird": {"epochs": 300}, "sparse_training": {"epochs": 300},
-    "imp": {"epochs": 300, "rewind": "20ep"}, "multisp": {"epochs": 300, "stem_epochs": 100},
-}  # fmt: skip
-"""Options of searches on CIFAR-10 that differ from their own defaults."""
-ON_DIGITS: dict[str, dict[str, Any]] = {
-    "biprop": {"epochs": 12}, "edge_popup": {"epochs": 12}, "early_bird": {"epochs": 8},
-    "imp": {"epochs": 8, "rounds": 4, "rewind": "1ep"},
-    "multisp": {"epochs": 12, "stem_epochs": 6}, "sparse_training": {"epochs": 12, "every": 20},
-}  # fmt: skip
-"""The same on the embedded digits."""
+
+
+PAPER, PAPER_EVENTS = presets.PAPER, presets.PAPER_EVENTS
+IMAGES_SMALL, EVENTS_SMALL = presets.IMAGES_SMALL, presets.EVENTS_SMALL
+MULTISP_SUITES = presets.MULTISP_SUITES
 
 
 def full_size(search: str) -> Callable[[], Any]:
     """What makes the configuration of a search for CIFAR-10."""
     kind: Any = config_class("search", search)
-    return partial(kind, **FULL_SIZE.get(search, {}))
+    return partial(kind, **presets.FULL_SIZE.get(search, {}))
 
 
 def small(*searches: str, **more: Any) -> dict[str, Any]:
     """Values for the embedded digits, of all recipes and of some searches; more by their field."""
-    own = {f"{s}.{name}": value for s in searches for name, value in ON_DIGITS.get(s, {}).items()}
+    known = presets.ON_DIGITS
+    own = {f"{s}.{name}": value for s in searches for name, value in known.get(s, {}).items()}
     return {**IMAGES_SMALL, **own, **more}
 
 
@@ -131,7 +105,9 @@ def find(
     small: Mapping[str, Any],
     fallback: str = "digits",
     wanted: str = "cifar10",
-) -> None:
+    network: nn.Module | None = None,
+    report: bool = True,
+) -> Ticket | None:
     """Search, save the ticket, train it if it is not trained, test once, write the report.
 
     Args:
@@ -141,6 +117,11 @@ def find(
         small: values for the fallback, where the user names none.
         fallback: embedded data set for ``data.name auto``.
         wanted: the set that auto takes if it is on disk: cifar10, dvs128_gesture or cifar10_dvs.
+        network: the model, where it is no registered one; it is changed in place.
+        report: whether to go on after the ticket is saved.
+
+    Returns:
+        The ticket as it was saved; None after a dry run.
     """
     name, config, *inner = _chosen(choose, cfg)  # refuses a preset of another search
     check_fields(cfg, **{"epochs": 0} if hasattr(cfg, "epochs") else {})
@@ -152,6 +133,7 @@ def find(
     sets = {one.name: one for one in (CIFAR10, DVS128_GESTURE, CIFAR10_DVS)}
     published = presets.published(config, *(own for _, own in inner))
     usual: dict[str, Any] = {"small": dict(small), "published": published}
+    usual |= {"network": network}
     usual["search"] = " ".join([name, *(one for one, _ in inner)])
     experiment = Experiment(cfg, wanted=sets[wanted], fallback=fallback, **usual)
     chosen = _chosen(choose, experiment.cfg)
@@ -159,7 +141,7 @@ def find(
     if cfg.run.dry_run:
         tried = _made(chosen, cfg.train.seed, None)
         print(experiment.dry_run(tried.check if isinstance(tried, Search) else None))
-        return
+        return None
     with experiment:
         model, fit = experiment.model(), experiment.trainer.fit
         search, epochs = _made(chosen, cfg.train.seed, experiment.trainer.batch), 0
@@ -172,12 +154,15 @@ def find(
         else:  # the phases of such a plug-in do not say what asked for them
             group = {} if chosen[1] is None else {name: to_dict(chosen[1])}
             experiment.trainer.made_by |= {"search": name, **dict(flat_values(group))}
-        ticket = experiment.save_ticket(search.find(model, fit))
+        found = ticket = experiment.save_ticket(search.find(model, fit))
+        if not report:
+            return found
         if not search.trained:
             start = str(presets.start_step(chosen[1], *inside))
             result = retrain(model, ticket, fit, epochs, optim)
             ticket = with_phase(ticket, result, start_step=start)
         write_report(experiment, model, ticket)
+        return found
 
 
 def _chosen(choose: str | Callable[[Any], Choice], cfg: Any) -> Choice:
@@ -340,6 +325,9 @@ class Comparison:
         check_fields(self, jobs=1)
         check(self.epochs is None or self.epochs >= 2, "epochs", self.epochs, "2 or more")
         check(len(self.seeds) > 0, "seeds", self.seeds, "at least one seed")
+        for name in ("seeds", "searches", "sparsities"):
+            listed = getattr(self, name, ())
+            check(len(set(listed)) == len(listed), name, listed, "each once")
 
 
 def compare(
@@ -422,57 +410,9 @@ def search_rows(cfg: Any, lines: Mapping[str, str]) -> dict[str, str]:
 
 def _budget(search: str) -> str:
     """The options that give a registered search and the training from its ticket one budget."""
-    known = "epochs" in FULL_SIZE.get(search, {})
+    known = "epochs" in presets.FULL_SIZE.get(search, {})
     own = f" --{search.replace('_', '-')}.epochs {{e}}" if known else ""
     return f"{own} --epochs {{e}}"
-
-
-_W, _P, _A = "--multisp.weights.", "--multisp.patches.", "--multisp.activation."
-_NO_WEIGHTS, _NO_PATCHES = f"{_W}method off", f"{_P}sparsity 0"
-_DENSE = f"{_NO_WEIGHTS} {_NO_PATCHES}"
-_TWO_PHASES = "--multisp.stem-epochs {h} --multisp.epochs {r}"
-_FROM_DENSE = "--multisp.dense-epochs {h} --multisp.epochs {r}"
-_HARD = f"{_W}sparsity 0.95 {_P}sparsity 0.65"
-MULTISP_SUITES: dict[str, dict[str, str]] = {
-    "demo": {
-        "dense": _DENSE,
-        "MultiSp": "",
-        "random control": f"{_W}method random {_P}score random",
-    },
-    "ablation": {
-        "dense": _DENSE,
-        "level 1 only (patches)": _NO_WEIGHTS,
-        "level 2 only (weights)": _NO_PATCHES,
-        **{f"level 3 only: {kind}": f"{_DENSE} {_A}kind {kind}" for kind in ("heaviside", "sign")},
-        "level 3 only: relu (reference)": f"{_DENSE} {_A}kind relu",
-        "all levels (default)": "",
-        **{f"all levels, {kind}": f"{_A}kind {kind}" for kind in ("heaviside", "sign")},
-        "all levels, iand residual": f"{_A}residual iand",
-        "all levels, random patches": f"{_P}score random",
-        "all levels, random mask": f"{_W}method random",
-        **{way: f"--multisp.schedule {way} {_TWO_PHASES}" for way in ("sequential", "reverse")},
-        "literal Algorithm 1": f"--multisp.preset literal {_TWO_PHASES}",
-    },
-    "parts": {
-        "latent (default)": _HARD,
-        "frozen scores": f"{_HARD} {_W}method scores",
-        "scores over latent": f"{_HARD} {_W}method both",
-        "annealed scores over latent": f"{_HARD} {_W}method both {_W}anneal 4",
-        "magnitude, fixed": f"{_HARD} {_W}method magnitude",
-        "per-filter gains": f"{_HARD} {_W}gain filter",
-        "global budget": f"{_HARD} {_W}scope global {_W}floor 0.02",
-        "from dense weights": f"{_HARD} {_FROM_DENSE}",
-        "from dense, distilled": f"{_HARD} {_FROM_DENSE} --multisp.distill 0.5",
-    },
-    "curves": {
-        "dense": _DENSE,
-        **{f"weights {s}": f"{_W}sparsity {s}" for s in (0.5, 0.8, 0.9, 0.95, 0.98)},
-        **{f"random mask {s}": f"{_W}sparsity {s} {_W}method random" for s in (0.5, 0.9, 0.95)},
-        **{f"patches {s}": f"{_P}sparsity {s}" for s in (0.314, 0.5, 0.65, 0.8)},
-        **{f"random patches {s}": f"{_P}sparsity {s} {_P}score random" for s in (0.314, 0.65, 0.8)},
-    },
-}
-"""By suite and variant: the options that a comparison of MultiSp runs with."""
 
 
 @dataclass(frozen=True)
@@ -528,13 +468,68 @@ def find_command(argv: Sequence[str], prog: str) -> None:
             doc = getattr(config_class("search", name), "__doc__", None) or "A plug-in's search."
             print(f"  {name:16} {doc.strip().splitlines()[0]}")
         return
-    cfg, groups = read_find([token for token in argv if token != "--debug"], prog)
+    _find_read(*read_find([token for token in argv if token != "--debug"], prog))
 
+
+def _find_read(cfg: Any, groups: Mapping[str, Any], **how: Any) -> Ticket | None:
     def choose(now: Any) -> Choice:
         first, *inside = [(name, getattr(now, name, None)) for name in groups]
         return (*first, inside[0]) if inside else first
 
-    find(cfg, choose, small(*groups, epochs=8))
+    return find(cfg, choose, small(*groups, epochs=8), **how)
+
+
+def find_ticket(
+    search: str,
+    model: str | nn.Module = "",
+    data: str = "auto",
+    *,
+    T: int | None = None,
+    sparsity: float | None = None,
+    out: str = "",
+    resume: str = "never",
+    report: bool = False,
+    options: Mapping[str, Any] | None = None,
+) -> Ticket:
+    """Find a ticket in any network: the Python form of ``spikeformer-lt find SEARCH``.
+
+    Args:
+        search: a registered search, such as "imp".
+        model: the name of a registered model, or a network: of ours or of torch, torchvision, timm,
+            spikingjelly or snntorch, see `adapt`. It ends with the ticket's weights, or, with
+            `report`, with trained ones.
+        data: a registered data set.
+        T: time steps; None is the command line's default.
+        sparsity: fraction of the prunable weights removed, of searches that have one rate.
+        out: run directory; empty makes a new one under runs/. What stopped goes on with
+            ``resume="auto"``, given the network as it was at the start.
+        report: also train from the ticket, test once and write report.json.
+        options: more of the command line's options, by name: {"imp.rounds": 3, "epochs": 8}.
+
+    Returns:
+        The ticket, with the weights to start from; also in the run directory.
+
+    Raises:
+        ConfigError: an option, search, model or data set that is not allowed, by name; a network
+            that cannot be adapted.
+    """
+    network = None if isinstance(model, str) else model
+    name = model if isinstance(model, str) else f"module:{model._get_name()}"
+    named = {"data.name": data, "model.name": name, "model.T": T, "sparsity": sparsity}
+    named |= {"run.out": out, "run.resume": resume}
+    tokens = [search]
+    for option, value in {**named, **(options or {})}.items():
+        if isinstance(value, bool):
+            group, dot, own = option.rpartition(".")
+            tokens.append(f"--{option}" if value else f"--{group}{dot}no-{own}")
+        elif value not in (None, ""):
+            values = value if isinstance(value, list | tuple) else [value]
+            tokens += [f"--{option}", *map(str, values)]
+    cfg, groups = read_find(tokens)
+    check(not cfg.run.dry_run, "run.dry_run", True, "False in Python")
+    found = _find_read(cfg, groups, network=network, report=report)
+    assert found is not None
+    return found
 
 
 def _groups(search: str, options: Sequence[str]) -> dict[str, Any]:
@@ -542,7 +537,7 @@ def _groups(search: str, options: Sequence[str]) -> dict[str, Any]:
     kind: Any = config_class("search", search)
     if kind is None:  # a bare function of a plug-in
         return {}
-    config = kind(**FULL_SIZE.get(search, {}))
+    config = kind(**presets.FULL_SIZE.get(search, {}))
     if not hasattr(config, "search"):
         return {search: config}
     inner = value_of(f"{search}.search", options) or config.search

@@ -18,7 +18,7 @@ import stat
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeGuard
 
 import yaml
 
@@ -301,7 +301,7 @@ def read_record(
         value = found.get(field)
         members = [*value.values()] if isinstance(value, dict) and kind == "rates" else []
         sound = isinstance(value, _KINDS[kind]) and not isinstance(value, bool)
-        if sound and kind in ("reals", "table"):
+        if isinstance(value, list) and kind in ("reals", "table"):
             rows = value if kind == "table" else [value]
             sound = all(is_numbers(row) and len(row) == len(value) for row in rows)
         if value is not None and not (sound and all(isinstance(m, _NUMBER) for m in members)):
@@ -309,7 +309,7 @@ def read_record(
     return found
 
 
-def is_numbers(value: object) -> bool:
+def is_numbers(value: object) -> TypeGuard[list[float]]:
     """Whether a value of JSON is a list of numbers."""
     return isinstance(value, list) and all(type(one) in (int, float) for one in value)
 

@@ -102,6 +102,37 @@ class Mask(Mapping[str, Tensor]):
             drawn[name].view(-1)[order[: int(kept.sum())]] = True
         return cls(drawn)
 
+    @classmethod
+    def from_module(cls, module: nn.Module) -> Mask:
+        """Take over the masks of ``torch.nn.utils.prune`` that are in force in a network.
+
+        Names are those of the network without them, so that the mask fits it once
+        ``prune.remove`` has made its weights plain. A MaskError if nothing is pruned.
+        """
+        own = dict(module.named_parameters())
+        kept = {
+            name.removesuffix("_mask"): mask
+            for name, mask in module.named_buffers()
+            if name.endswith("_mask") and f"{name.removesuffix('_mask')}_orig" in own
+        }
+        if not kept:
+            raise MaskError(f"{type(module).__name__} has no mask of torch.nn.utils.prune")
+        return cls(kept)
+
+    def to_prune(self, module: nn.Module) -> None:
+        """Put the mask in force by ``torch.nn.utils.prune``, in place, for loops that use it.
+
+        Removed weights are 0 in each forward; ``prune.remove`` makes them plain again. A MaskError
+        for a network that it does not fit.
+        """
+        from torch.nn.utils import prune
+
+        self._check_names(dict(module.named_parameters()), "the model", more_allowed=True)
+        for name, kept in self._kept.items():
+            path, _, own = name.rpartition(".")
+            layer: Any = module.get_submodule(path)
+            prune.custom_from_mask(layer, own, kept.to(getattr(layer, own).device))
+
     @cached_property
     def total(self) -> int:
         """Number of entries."""

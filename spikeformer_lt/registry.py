@@ -60,7 +60,7 @@ def _import(path: Path) -> None:
     sys.modules[name] = module  # first: dataclasses and type hints look their module up
     try:
         spec.loader.exec_module(module)
-    except Exception as fault:
+    except (Exception, SystemExit) as fault:
         del sys.modules[name]
         said = f"{type(fault).__name__}: {fault}".splitlines()[0]
         raise ConfigError(f"--plugins {where} cannot be imported: {said}") from fault

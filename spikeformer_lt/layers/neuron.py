@@ -321,14 +321,46 @@ def make_activation(
 
 
 def reset_state(model: nn.Module) -> None:
-    """Clear what neurons recorded, and the state of spikingjelly neurons in a model of the user's.
+    """Clear what neurons recorded, and states of spikingjelly and snntorch in a user's model.
 
     Networks of this package need no reset. spikingjelly's ``reset_net`` caches its list of modules
-    and would miss a neuron that was put in after the first reset.
+    and would miss a neuron that was put in after the first reset; snntorch's resets the neurons of
+    every network of the process.
     """
     for module in model.modules():
         if isinstance(module, MemoryModule):
             module.reset()
+        elif _of_snntorch(module):  # whose states are the buffers that state_dict leaves out
+            for name in module._non_persistent_buffers_set:
+                state: Any = module._buffers[name]
+                module._buffers[name] = state.new_zeros(0)
+
+
+def _of_snntorch(module: nn.Module) -> bool:
+    return any(
+        kind.__name__ == "SpikingNeuron" and kind.__module__.startswith("snntorch.")
+        for kind in type(module).__mro__
+    )
+
+
+def foreign_neurons(model: nn.Module) -> dict[str, nn.Module]:
+    """Spiking neurons of spikingjelly and snntorch in a model, by name; ours are not among them."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if _of_snntorch(module)
+        or (hasattr(module, "surrogate_function") and not isinstance(module, LIF))
+    }
+
+
+@torch.no_grad()
+def make_linear(neuron: Any) -> None:
+    """Let a foreign neuron pass on its positive voltage, without threshold and reset, in place."""
+    if _of_snntorch(neuron):
+        neuron.threshold.zero_()
+        neuron.spike_grad, neuron.state_function = nn.ReLU(), neuron._base_int
+    else:
+        neuron.surrogate_function, neuron.v_threshold, neuron.v_reset = nn.ReLU(), 0.0, None
 
 
 class BatchNorm(_BatchNorm):

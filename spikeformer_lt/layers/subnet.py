@@ -98,6 +98,7 @@ class _Subnet(nn.Module):
         self, layer: Any, learn: str, *, binary: bool = True, per_filter: bool = False
     ) -> None:
         super().__init__(**_geometry(layer))
+        self._taken = (layer,)  # no child: its weight is here
         if learn not in LEARN:
             raise ConfigError(f"learn={shown(learn)} is not one of {', '.join(LEARN)}")
         self.learn, self.binary, self.per_filter = learn, binary, per_filter
@@ -136,12 +137,11 @@ class _Subnet(nn.Module):
         return effective
 
     def collapse(self) -> Any:
-        """A plain layer with the effective weight: removed entries are exactly 0."""
-        kind = nn.Linear if isinstance(self, nn.Linear) else nn.Conv2d
-        plain: Any = kind(**_geometry(self))
+        """The layer that was taken over, with the effective weight, exactly 0 where removed."""
+        (plain,) = self._taken
         plain.weight = nn.Parameter(self.effective_weight().detach().clone())
         plain.bias = self.bias
-        return plain
+        return plain.train(self.training)
 
 
 class SubnetConv2d(_Subnet, nn.Conv2d):
@@ -162,8 +162,9 @@ class SubnetConv2d(_Subnet, nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve ``[N, C, H, W]`` with the effective weight."""
-        out: Tensor = self._conv_forward(input, self.effective_weight(), self.bias)
-        return out
+        rows = input.flatten(0, -4)  # spikingjelly's multi-step layers take [T, N, C, H, W]
+        out: Tensor = self._conv_forward(rows, self.effective_weight(), self.bias)
+        return out if rows is input else out.unflatten(0, input.shape[:-3])
 
 
 class SubnetLinear(_Subnet, nn.Linear):
@@ -177,14 +178,21 @@ class SubnetLinear(_Subnet, nn.Linear):
 Subnet = SubnetConv2d | SubnetLinear
 
 
-def install(model: nn.Module, name: str, learn: str, *, binary: bool) -> None:
+def install(
+    model: nn.Module, name: str, learn: str, *, binary: bool, per_filter: bool = False
+) -> None:
     """Replace the convolution or linear map called `name` by a subnet layer, in place."""
     layer = model.get_submodule(name)
-    if not isinstance(layer, nn.Linear | nn.Conv2d):
+    plain = type(layer).__module__.startswith(("torch.nn.modules.", "spikingjelly."))
+    if not isinstance(layer, nn.Linear | nn.Conv2d) or "Quantizable" in type(layer).__name__:
+        plain = False  # torch's attention reads the weight of its own kind of linear map
+    if not plain:
         raise ConfigError(f"{name}: no subnet form of {type(layer).__name__}; exclude it")
     made = SubnetLinear if isinstance(layer, nn.Linear) else SubnetConv2d
     parent, _, own = name.rpartition(".")
-    setattr(model.get_submodule(parent), own, made(layer, learn, binary=binary))
+    setattr(
+        model.get_submodule(parent), own, made(layer, learn, binary=binary, per_filter=per_filter)
+    )
 
 
 def _geometry(layer: nn.Module) -> dict[str, Any]:
@@ -220,6 +228,11 @@ def set_masks(model: nn.Module, mask: Mapping[str, Tensor]) -> None:
         raise MaskError(
             f"mask names {sorted(set(mask) ^ set(layers))[:5]} do not match the subnet layers"
         )
+    put_masks(layers, mask)
+
+
+def put_masks(layers: Mapping[str, Subnet], mask: Mapping[str, Tensor]) -> None:
+    """Put the masks of some subnet layers in force."""
     for name, layer in layers.items():
         if mask[name].shape != layer.mask.shape:
             raise MaskError(

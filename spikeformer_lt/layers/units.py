@@ -510,7 +510,7 @@ def set_recompute(model: nn.Module, on: bool = True) -> int:
         part.recompute = on
     if on and not parts:
         raise ConfigError(
-            f"recompute=True is not allowed: {type(model).__name__} has no part that says "
+            f"recompute=True is not allowed: {model._get_name()} has no part that says "
             "recompute; run it without"
         )
     return len(parts)

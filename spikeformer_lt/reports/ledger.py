@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from spikeformer_lt.adapt import Adapted
 from spikeformer_lt.export.file import binary_gains
 from spikeformer_lt.layers.attention import SpikingAttention
 from spikeformer_lt.layers.patches import patches_of
@@ -201,6 +202,7 @@ class _Hooks(ExitStack):
     def __init__(self, model: nn.Module, total: Operations) -> None:
         super().__init__()
         self.total, self.batch = total, 0
+        self.whole = isinstance(model, Adapted)  # it computes every step that counts
         self.callback(model.register_forward_pre_hook(self._begin).remove)
         stem, head = set(stem_layers(model)), getattr(model, "head", None)
         for name, module in model.named_modules():
@@ -240,6 +242,8 @@ class _Hooks(ExitStack):
 
     def _product(self, name: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
         x: Tensor = inputs[0]
+        if isinstance(module, nn.Conv2d) and x.ndim == 5:  # spikingjelly's, in multi-step mode
+            x = x.flatten(0, 1)
         T = self.total.T
         layer, present = self._layer(name, x), effective_weight(module) != 0
         if isinstance(module, nn.Conv2d):
@@ -260,6 +264,7 @@ class _Hooks(ExitStack):
             # Time is the first axis, except in a score that reads one mean over time, [B, N, D].
             timed = x.ndim > 2 and x.shape[0] in (1, T) and x.shape[1] == self.batch
             folds = T / x.shape[0] if timed else 1.0
+        folds = 1.0 if self.whole else folds
         macs = output.numel() * present[0].numel()
         layer.add_macs(macs, folds, macs)
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from spikeformer_lt.adapt import PRUNABLE
 from spikeformer_lt.errors import ConfigError, TicketError
 from spikeformer_lt.layers.neuron import reset_state
 from spikeformer_lt.lazy import moved
@@ -26,7 +27,6 @@ from spikeformer_lt.training.ranks import digest
 __getattr__ = moved(__name__)
 Batch = Callable[[int], tuple[Tensor, Tensor]]
 """Gives so many training images and their labels, not augmented; `Trainer.batch` is one."""
-_PRUNABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
 def prunable(model: nn.Module, prune: Any) -> dict[str, Tensor]:
@@ -34,7 +34,7 @@ def prunable(model: nn.Module, prune: Any) -> dict[str, Tensor]:
 
     Weights that are frozen beside others that train, as of a random attention, are left alone.
     """
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, _PRUNABLE)}
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, PRUNABLE)}
     linears = [n for n, m in layers.items() if isinstance(m, nn.Linear)]
     spared = [] if prune.head else linears[-1:]
     spared += [] if prune.first_conv else [n for n in layers if n not in linears][:1]
@@ -48,7 +48,7 @@ def prunable(model: nn.Module, prune: Any) -> dict[str, Tensor]:
     if not found:
         raise ConfigError(
             f"prune.inside={list(prune.inside)} leaves nothing to prune in "
-            f"{type(model).__name__}; its layers are {', '.join(layers) or 'none'}"
+            f"{model._get_name()}; its layers are {', '.join(layers) or 'none'}"
         )
     return found
 
@@ -192,7 +192,7 @@ def dead_filters(mask: Mask) -> dict[str, int]:
 
 def silenced(model: nn.Module, mask: Mask) -> Mask:
     """The mask with BatchNorm's scale and shift of every output row of which no weight is left."""
-    kinds = (*_PRUNABLE, _BatchNorm)
+    kinds = (*PRUNABLE, _BatchNorm)
     layers = [(n, m) for n, m in model.named_modules() if isinstance(m, kinds)]
     found = dict(mask)
     for (name, _), (norm, following) in pairwise(layers):

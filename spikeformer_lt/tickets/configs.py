@@ -303,6 +303,11 @@ class EarlyTimeConfig(Checked):
     PRESETS: ClassVar = {"eccv22": {"epochs": 2, "images": 1000, "threshold": 0.6}}
     OWN: ClassVar = {"epochs": 0, "images": 1}
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        other = self.search.replace("-", "_") != "early_time"
+        check(other, "early_time.search", self.search, "another search than early_time itself")
+
 
 _FROZEN: dict[str, Any] = {"epochs": 100, "learn_norm": False}
 

@@ -64,7 +64,7 @@ def find_groups(model: nn.Module, images: Tensor) -> tuple[Group, ...]:
                 found.append(group)
     if not found:
         raise ConfigError(
-            f"no channel of {type(model).__name__} can be removed: each is shared by a residual "
+            f"no channel of {model._get_name()} can be removed: each is shared by a residual "
             "sum or read by several layers; use the weight form"
         )
     return tuple(found)

@@ -55,7 +55,7 @@ def at_time(model: nn.Module, T: int) -> Iterator[None]:
     """Run a network with T steps inside, frames cut to their first T; a ConfigError without T."""
     own = getattr(model, "T", None)
     if not isinstance(own, int):
-        raise ConfigError(f"{type(model).__name__} has no number of time steps T to change")
+        raise ConfigError(f"{model._get_name()} has no number of time steps T to change")
 
     def cut(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         x, *rest = args
@@ -64,7 +64,7 @@ def at_time(model: nn.Module, T: int) -> Iterator[None]:
     def confirm(_: nn.Module, args: Any, logits: Any) -> None:
         if logits.shape[1] != T:
             raise ConfigError(
-                f"{type(model).__name__} gave {logits.shape[1]} time steps where T={T} was set"
+                f"{model._get_name()} gave {logits.shape[1]} time steps where T={T} was set"
             )
 
     handles = (model.register_forward_pre_hook(cut), model.register_forward_hook(confirm))

@@ -192,7 +192,7 @@ class MultiSp(Search):
         """Refuse a model without a stem, or what its score reads; a ticket not of this model."""
         if stem_of(model) is None:
             raise ConfigError(
-                f"MultiSp needs a model with a stem; {type(model).__name__} has none: "
+                f"MultiSp needs a model with a stem; {model._get_name()} has none: "
                 "give --model.name of a spiking transformer, or use another search"
             )
         check_needs(SCORES[self.config.patches.score], stem_of(model))
@@ -395,8 +395,7 @@ class Joint(Search):
         """Refuse a model without patches, and as `imp`."""
         if stem_of(model) is None:
             raise ConfigError(
-                f"joint needs a model with patches (a stem); {type(model).__name__} has none: "
-                "use imp"
+                f"joint needs a model with patches (a stem); {model._get_name()} has none: use imp"
             )
         check_needs(SCORES[self.config.patches.score], stem_of(model))
         self.config.imp.prune.weights(model)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.layers.neuron import LIF, Activation, Relu
+from spikeformer_lt.layers.neuron import LIF, Activation, Relu, foreign_neurons, make_linear
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.registry import register_search
 from spikeformer_lt.rng import seed_for
@@ -133,12 +133,20 @@ class Nm(Magnitude):
     Source: Zhou et al., ICLR 2021 (arXiv 2102.04010), the N:M pattern.
     """
 
-    def _search(self, model: nn.Module, fit: Fit) -> Mask:
-        config, weights = self.config, self._trained(model, fit)
-        fitting = {name: w for name, w in weights.items() if w.shape[1] % config.m == 0}
+    def check(self, model: nn.Module) -> None:
+        """Refuse a group that divides the inputs of no layer."""
+        self._fitting(self.config.prune.weights(model))
+
+    def _fitting(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        m = self.config.m
+        fitting = {name: w for name, w in weights.items() if w.shape[1] % m == 0}
         if not fitting:
-            raise ConfigError(f"m={config.m} divides the inputs of no layer; choose another")
-        return nm_mask(magnitudes(fitting), config.n, config.m)
+            raise ConfigError(f"m={m} is not allowed: it divides the inputs of no layer")
+        return fitting
+
+    def _search(self, model: nn.Module, fit: Fit) -> Mask:
+        fitting = self._fitting(self._trained(model, fit))
+        return nm_mask(magnitudes(fitting), self.config.n, self.config.m)
 
 
 def loss_gradients(
@@ -224,8 +232,13 @@ def positive_twin(model: nn.Module) -> nn.Module:
                 setattr(parent, name, Relu())
             elif isinstance(child, _BatchNorm):
                 child.reset_running_stats()
-                nn.init.ones_(child.weight)
-                nn.init.zeros_(child.bias)
+                if child.affine:
+                    nn.init.ones_(child.weight)
+                    nn.init.zeros_(child.bias)
+            elif isinstance(child, nn.LayerNorm | nn.GroupNorm):
+                setattr(parent, name, nn.Identity())
+    for neuron in foreign_neurons(twin).values():
+        make_linear(neuron)
     with torch.no_grad():
         for parameter in twin.parameters():
             parameter.abs_()

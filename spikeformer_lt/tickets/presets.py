@@ -119,3 +119,86 @@ def refuse_overruled(cfg: Any, named: Collection[str], chosen: Sequence[Any]) ->
     for name, value in flat_values(ours):
         rule = f"preset {preset} fixes it at {shown(fixed[name])}; leave one of the two out"
         check(name not in named or value == fixed[name], name, value, rule)
+
+
+PAPER = OptimConfig(
+    lr=5e-4, weight_decay=0.06, min_lr=1e-5, warmup_epochs=20, warmup_lr=1e-5, clip_grad=0.0,
+    of_epochs=300,
+)  # fmt: skip
+"""The papers' optimizer for CIFAR."""
+PAPER_EVENTS = OptimConfig(
+    lr=1e-3, weight_decay=0.06, min_lr=1e-5, warmup_epochs=10, warmup_lr=1e-5, cooldown_epochs=10,
+    clip_grad=0.0, of_epochs=202,
+)  # fmt: skip
+"""The papers' optimizer for event data."""
+IMAGES_SMALL = {
+    "model.name": "spikformer_digits",
+    "data.image_size": 16,
+    "train.batch_size": 16,
+    "train.optim": OptimConfig(lr=5e-3, weight_decay=0.01, min_lr=1e-4, warmup_epochs=1),
+}
+"""Values for the embedded digits, where the user names none."""
+EVENTS_SMALL = {
+    "model.name": "spikformer_dvs_toy", "model.T": 8, "model.num_heads": None,
+    "train.optim": IMAGES_SMALL["train.optim"], "multisp.epochs": 20, "multisp.stem_epochs": 6,
+}  # fmt: skip
+"""Values for the embedded moving digits, where the user names none."""
+FULL_SIZE: dict[str, dict[str, Any]] = {
+    "biprop": {"epochs": 100}, "edge_popup": {"epochs": 100},
+    "early_bird": {"epochs": 300}, "sparse_training": {"epochs": 300},
+    "imp": {"epochs": 300, "rewind": "20ep"}, "multisp": {"epochs": 300, "stem_epochs": 100},
+}  # fmt: skip
+"""Options of searches on CIFAR-10 that differ from their own defaults."""
+ON_DIGITS: dict[str, dict[str, Any]] = {
+    "biprop": {"epochs": 12}, "edge_popup": {"epochs": 12}, "early_bird": {"epochs": 8},
+    "imp": {"epochs": 8, "rounds": 4, "rewind": "1ep"},
+    "multisp": {"epochs": 12, "stem_epochs": 6}, "sparse_training": {"epochs": 12, "every": 20},
+}  # fmt: skip
+"""The same on the embedded digits."""
+
+_W, _P, _A = "--multisp.weights.", "--multisp.patches.", "--multisp.activation."
+_NO_WEIGHTS, _NO_PATCHES = f"{_W}method off", f"{_P}sparsity 0"
+_DENSE = f"{_NO_WEIGHTS} {_NO_PATCHES}"
+_TWO_PHASES = "--multisp.stem-epochs {h} --multisp.epochs {r}"
+_FROM_DENSE = "--multisp.dense-epochs {h} --multisp.epochs {r}"
+_HARD = f"{_W}sparsity 0.95 {_P}sparsity 0.65"
+MULTISP_SUITES: dict[str, dict[str, str]] = {
+    "demo": {
+        "dense": _DENSE,
+        "MultiSp": "",
+        "random control": f"{_W}method random {_P}score random",
+    },
+    "ablation": {
+        "dense": _DENSE,
+        "level 1 only (patches)": _NO_WEIGHTS,
+        "level 2 only (weights)": _NO_PATCHES,
+        **{f"level 3 only: {kind}": f"{_DENSE} {_A}kind {kind}" for kind in ("heaviside", "sign")},
+        "level 3 only: relu (reference)": f"{_DENSE} {_A}kind relu",
+        "all levels (default)": "",
+        **{f"all levels, {kind}": f"{_A}kind {kind}" for kind in ("heaviside", "sign")},
+        "all levels, iand residual": f"{_A}residual iand",
+        "all levels, random patches": f"{_P}score random",
+        "all levels, random mask": f"{_W}method random",
+        **{way: f"--multisp.schedule {way} {_TWO_PHASES}" for way in ("sequential", "reverse")},
+        "literal Algorithm 1": f"--multisp.preset literal {_TWO_PHASES}",
+    },
+    "parts": {
+        "latent (default)": _HARD,
+        "frozen scores": f"{_HARD} {_W}method scores",
+        "scores over latent": f"{_HARD} {_W}method both",
+        "annealed scores over latent": f"{_HARD} {_W}method both {_W}anneal 4",
+        "magnitude, fixed": f"{_HARD} {_W}method magnitude",
+        "per-filter gains": f"{_HARD} {_W}gain filter",
+        "global budget": f"{_HARD} {_W}scope global {_W}floor 0.02",
+        "from dense weights": f"{_HARD} {_FROM_DENSE}",
+        "from dense, distilled": f"{_HARD} {_FROM_DENSE} --multisp.distill 0.5",
+    },
+    "curves": {
+        "dense": _DENSE,
+        **{f"weights {s}": f"{_W}sparsity {s}" for s in (0.5, 0.8, 0.9, 0.95, 0.98)},
+        **{f"random mask {s}": f"{_W}sparsity {s} {_W}method random" for s in (0.5, 0.9, 0.95)},
+        **{f"patches {s}": f"{_P}sparsity {s}" for s in (0.314, 0.5, 0.65, 0.8)},
+        **{f"random patches {s}": f"{_P}sparsity {s} {_P}score random" for s in (0.314, 0.65, 0.8)},
+    },
+}
+"""By suite and variant: the options that a comparison of MultiSp runs with."""

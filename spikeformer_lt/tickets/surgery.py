@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
+from spikeformer_lt.adapt import at_door
 from spikeformer_lt.config import check, from_dict
 from spikeformer_lt.errors import ConfigError, SpikeformerError, TicketError, shown
+from spikeformer_lt.layers.inputs import SpikingClassifier
 from spikeformer_lt.layers.patches import PatchScore, PatchSelect, make_score
 from spikeformer_lt.layers.stems import stem_of
 from spikeformer_lt.mask import Mask
@@ -23,6 +25,7 @@ from spikeformer_lt.ticket import Ticket, compare
 from spikeformer_lt.tickets.base import fresh_weights, kept_modes, snapshot
 from spikeformer_lt.tickets.configs import CONTROLS, NORMS, ActivationConfig, PatchConfig
 
+OWN = "module:"  # before the class of a network that a user gave
 LARGEST = 1 << 20  # number that an argument of a stored model may be
 _FILLS = {torch.Tensor.uniform_, torch.Tensor.normal_, torch.Tensor.erfinv_}
 MODULES = 8  # for each tensor of a stored model; ours have about one
@@ -88,6 +91,11 @@ def expected_tensors(
     known = provenance.get("model")
     if not isinstance(known, dict) or not isinstance(known.get("name"), str):
         raise TicketError("the ticket's provenance names no model; save it with a recipe of ours")
+    if known["name"].startswith(OWN):
+        raise TicketError(
+            f"the ticket is of {shown(known['name'].removeprefix(OWN))}, no registered model: give "
+            "the network, load_exported(DIR, model=net), or register what makes it"
+        )
     name, given = known["name"], known.get("args", {})
     if not isinstance(given, dict):
         raise TicketError(f"the arguments of {shown(name)} are {shown(given)}, not named values")
@@ -128,25 +136,41 @@ class _Unfilled(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def model_from_ticket(ticket: Ticket, **overrides: Any) -> nn.Module:
+def model_from_ticket(
+    ticket: Ticket, network: nn.Module | None = None, **overrides: Any
+) -> nn.Module:
     """Build the model that a ticket's provenance names, with the ticket's weights, in eval mode.
 
-    Its attribute ``preprocess`` is the ticket's, or None. `overrides` are model arguments to
+    Its attribute ``preprocess`` is the ticket's, or None. `network` takes the weights in place of a
+    new one, which a ticket of no registered model needs. `overrides` are model arguments to
     change, such as T; a TicketError where no model is named, or the weights do not fit it.
     """
-    # Nothing of a stranger's size is allocated: the shapes are compared first.
-    expected = expected_tensors(ticket.provenance, len(ticket.tensors), **overrides)
-    compare(ticket.tensors, expected)
-    known = ticket.provenance["model"]
-    with _Unfilled():
-        model = create_model(known["name"], **{**known.get("args", {}), **overrides})
-        apply_surgery(model, ticket)
+    known: Any = ticket.provenance.get("model")
+    args = {**known.get("args", {}), **overrides} if isinstance(known, dict) else overrides
+    if network is None:
+        # Nothing of a stranger's size is allocated: the shapes are compared first.
+        expected = expected_tensors(ticket.provenance, len(ticket.tensors), **overrides)
+        compare(ticket.tensors, expected)
+        with _Unfilled():
+            network = create_model(known["name"], **args)
+        if not isinstance(network, SpikingClassifier):  # a probe will run it
+            network = create_model(known["name"], **args)
+    model = at_door(network, args.get("T", 4), lambda: _blank(ticket.provenance, args))
+    apply_surgery(model, ticket)
     try:
         ticket.apply_(model)
     except (RuntimeError, KeyError) as error:
-        raise TicketError(f"the ticket does not fit {known['name']}: {error}") from error
+        raise TicketError(f"the ticket does not fit {type(network).__name__}: {error}") from error
     model.preprocess = Preprocess.known(ticket.provenance)  # type: ignore[assignment]
     return model.eval()
+
+
+def _blank(provenance: Mapping[str, Any], args: Mapping[str, Any]) -> Tensor:
+    """A batch of zeros in the form of a network's input: images, or frames of recordings."""
+    prepared, size = Preprocess.known(provenance), args.get("image_size", 32)
+    frames = prepared is not None and prepared.recordings is not None
+    shape = (args.get("in_channels", 3), *([size] * 2 if isinstance(size, int) else size))
+    return torch.zeros(1, *([args.get("T", 4)] if frames else []), *shape)
 
 
 def transfer_ticket(

@@ -228,15 +228,22 @@ def misfits(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]
 
 
 def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Copy tensors, in place, into a model that has exactly these names, shapes and dtypes.
+    """Copy tensors, in place, into a model; its parameters stay the same objects.
 
-    Args:
-        model: its parameters stay the same objects.
-        tensors: name -> tensor, as in ``model.state_dict()``.
-        source: of the tensors, for messages.
+    It raises as `refuse_misfits`, and leaves the model untouched then.
+    """
+    refuse_misfits(model, tensors, source)
+    own = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    with torch.no_grad():
+        for name, value in own.items():
+            value.copy_(tensors[name])
+
+
+def refuse_misfits(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Refuse tensors, name -> tensor, that are not those of a model's state_dict, on any device.
 
     Raises:
-        CheckpointError: names, shapes or dtypes differ: the first five. The model is untouched.
+        CheckpointError: names, shapes or dtypes differ: the first five. It names the `source`.
     """
     own = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
     if odd := misfits(own, tensors):
@@ -245,9 +252,6 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -
             f"{source} does not fit the model: {'; '.join(odd[:LISTED])}{more}; "
             "build the model from the config.json beside the checkpoint"
         )
-    with torch.no_grad():
-        for name, value in own.items():
-            value.copy_(tensors[name])
 
 
 def flatten_optimizer(state_dict: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -22,6 +22,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 
+from spikeformer_lt.adapt import Adapted, at_door
 from spikeformer_lt.bundle import open_bundle
 from spikeformer_lt.config import (
     changes,
@@ -41,7 +42,7 @@ from spikeformer_lt.registry import create_model
 from spikeformer_lt.rng import isolated_rng, seed_for, seeded
 from spikeformer_lt.runtime import OPENMP, WAITING, memory_bytes
 from spikeformer_lt.ticket import TICKET, Ticket
-from spikeformer_lt.training.checkpoint import load_weights
+from spikeformer_lt.training.checkpoint import load_weights, refuse_misfits
 from spikeformer_lt.training.optim import check_optimizer
 from spikeformer_lt.training.options import DataConfig, Step, lasting, load_splits, split_options
 from spikeformer_lt.training.ranks import (
@@ -54,7 +55,7 @@ from spikeformer_lt.training.ranks import (
     refuse_differences,
     together,
 )
-from spikeformer_lt.training.run import RunDir, RunLog, holds_run, refuse_foreign
+from spikeformer_lt.training.run import RunChoice, RunDir, RunLog
 from spikeformer_lt.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -239,6 +240,7 @@ class Experiment:
         fallback, small, wanted: as in `settle`.
         search: name of the search, which is part of the run's identity.
         published: options of the search's preset, as in `with_published`.
+        network: the model, where it is no registered one; it is changed in place.
     """
 
     run: RunDir
@@ -252,8 +254,9 @@ class Experiment:
         wanted: Wanted = CIFAR10,
         search: str = "",
         published: Mapping[str, Any] = MappingProxyType({}),
+        network: nn.Module | None = None,
     ) -> None:
-        self.search, self.stop = search, StopRequest()
+        self.search, self.stop, self.network = search, StopRequest(), network
         settled, self.notice, self.taken = settle(cfg, wanted, fallback, small)
         self.cfg, self.deviations = with_published(settled, published, given_options(cfg))
 
@@ -272,11 +275,12 @@ class Experiment:
             refuse_differences(facts)
             self.check()
             identity = {"recipe": type(cfg).__name__, "search": self.search}
+            start = {} if self.network is None else {"weights": digest(self.network.state_dict())}
             self.run = RunDir.open(
                 cfg.run.out,
                 cfg,
                 slug=f"{cfg.model.name}-{cfg.data.name}",
-                identity={**identity, "split": self.data.split_sha256},
+                identity={**identity, **start, "split": self.data.split_sha256},
                 resume=cfg.run.resume,
                 allow=self._allowed(),
                 seed=train.seed,
@@ -285,6 +289,7 @@ class Experiment:
             augment, mixing = augmentation(cfg.data, self.data)
             names = ("data", "model", "train", cfg.data.name, cfg.model.name)
             groups = {name: to_dict(getattr(cfg, name)) for name in names if hasattr(cfg, name)}
+            groups |= {"network": start} if start else {}
             places = self.data, train, self.run, self.accelerator
             self.trainer = Trainer(
                 *places, augment=augment, mixing=mixing, stop=self.stop, made_by=lasting(groups),
@@ -327,14 +332,17 @@ class Experiment:
         check(train.batch_size <= images, "train.batch_size", train.batch_size, rule)
         check_optimizer(train.optim)
         name, args = self.cfg.model.name, self.model_args()
+        model = self.network
         with isolated_rng(0):
             try:
                 with torch.device("meta"):
-                    model: nn.Module = create_model(name, **args)
+                    model = create_model(name, **args) if model is None else model
             except SpikeformerError:
                 raise
             except Exception:  # a plug-in's, which computes while it is built
                 model = create_model(name, **args)
+        if not isinstance(model, nn.Module):
+            raise ConfigError(f"model {name} gave {type(model).__name__}, not an nn.Module")
         check_memory(model, self.cfg.model.T, train.batch_size)
         return model
 
@@ -343,22 +351,23 @@ class Experiment:
 
         `searched` is what a search checks of the network, as `Search.check`.
         """
-        cfg, run = self.cfg, self.cfg.run
+        cfg = self.cfg
         check_limits(cfg)
-        rule = "never, auto, or the directory of a run"
-        known = run.resume in ("never", "auto") or holds_run(Path(run.resume))
-        check(known, "run.resume", run.resume, rule)
-        new = run.resume != "never" or not run.out or not holds_run(Path(run.out))
-        check(new, "run.out", run.out, "a new directory; this one holds a run: --run.resume DIR")
-        if run.out and not holds_run(Path(run.out)):
-            refuse_foreign(Path(run.out))
-        cfg.model.start_weights()
+        choice = RunChoice(cfg, "", cfg.run.resume, self._allowed(), Path("runs"))
+        folder, extend = choice.check(cfg.run.out), cfg.run.extend
+        finished = folder is not None and (folder / "report.json").is_file()
+        check(
+            not extend or finished, "run.extend", extend, "0 but for a finished run: --run.resume"
+        )
+        start = cfg.model.start_weights()
         data, own = cfg.data, entry_options(cfg, cfg.data.name)
         split_file = getattr(data, "split_file", None)
         if split_file and not Path(split_file).exists():  # it would be written
             data = replace(data, split_file=None)
         self.data = load_splits(data, cfg.model.T, own)
         model = self.check()
+        if start is not None:
+            refuse_misfits(model, start, cfg.model.init_from)
         if searched is not None:
             searched(model)
         numbers = sum(p.numel() for p in model.parameters())
@@ -406,11 +415,17 @@ class Experiment:
 
     def model(self) -> nn.Module:
         """Create the model, from the run's seed or ``model.init_from``, and announce the run."""
+        name, classes = self.cfg.model.name, self.data.num_classes
         with seeded(seed_for(self.cfg.train.seed, "init")):
-            model: nn.Module = create_model(self.cfg.model.name, **self.model_args())
+            made = self.network
+            made = create_model(name, **self.model_args()) if made is None else made
         start = self.cfg.model.start_weights()
         if start is not None:
-            load_weights(model, start, self.cfg.model.init_from)
+            load_weights(made, start, self.cfg.model.init_from)
+        model = at_door(made, self.cfg.model.T, lambda: self.trainer.batch(3)[0])
+        if isinstance(model, Adapted):
+            rule = f"a network of {classes} outputs for {self.data.name}, not {model.num_classes}"
+            check(model.num_classes == classes, "model.name", name, rule)
         self._announce(model)
         return model
 
@@ -479,6 +494,8 @@ class Experiment:
         log.info("model %s: %.2f M parameters, T %d%s", name, millions, steps, source)
         device = trainer.accelerator.device
         total = train.batch_size * train.accumulate * trainer.world
+        if isinstance(model, Adapted):
+            log.info("adapted: %s", model.found)
         log.info(
             "batch %d x %d accumulated x %d processes = %d, lr %g, on %s, %d threads, "
             "kernels %s, freed memory %s, OpenMP %s, waits %s%s",

@@ -258,9 +258,10 @@ class FiringWatch:
         self._handles = []
 
     @torch.no_grad()
-    def _count(self, name: str, module: nn.Module, inputs: object, output: Tensor) -> None:
+    def _count(self, name: str, module: nn.Module, inputs: object, output: Any) -> None:
         if not (self._always or self._model.training):
             return
+        output = output[0] if isinstance(output, tuple) else output  # snntorch's (spikes, voltage)
         # float32 even for bfloat16 spikes, whose sum would stall at 256.
         spikes = output.detach().sum(dtype=torch.promote_types(output.dtype, torch.float32))
         total = self._sums.get(name)

@@ -61,8 +61,7 @@ REPORT = {
     **dict.fromkeys(("accuracy_at_t", "test_accuracy_interval"), "reals"),
 }  # what a report holds, for whoever reads one
 LEFTOVERS = (LOCK, f".{CONFIG}.tmp-")  # what a start that was killed may leave behind
-TABLES = ("summary", "firing")
-"""CSV files of one row an epoch: accuracies and the like, and each spiking layer's rate."""
+TABLES = ("summary", "firing")  # CSV files of a row an epoch: accuracies; each layer's rate
 OWN = ("run",)  # the group about the directory itself, which is no part of a run's identity
 TWINS = 10_000  # runs of one configuration under one root
 TAKEN = (errno.EACCES, errno.EAGAIN)  # what the system answers about a lock that is held
@@ -73,7 +72,7 @@ _HELD: weakref.WeakValueDictionary[Path, RunDir] = weakref.WeakValueDictionary()
 _CLAIMING = threading.Lock()
 
 
-class RunDir:
+class RunDir(contextlib.AbstractContextManager["RunDir"]):
     """Handle of a run directory; `open` makes or resumes one.
 
     `resumed` says whether an earlier process had begun the run. Ranks other than the first are no
@@ -104,9 +103,7 @@ class RunDir:
         root: str | Path = "runs",
         log: RunLog | None = None,
     ) -> RunDir:
-        """Make a run directory, or go on in one.
-
-        All ranks call this; the first decides and writes, the others follow.
+        """Make a run directory, or go on in one; of all ranks the first decides and writes.
 
         Args:
             path: the directory; empty for a new one under `root`, named after the run.
@@ -122,12 +119,6 @@ class RunDir:
             ConfigError: the directory holds another run or foreign files, is in use, or cannot be
                 written; or the configuration differs: each field, old -> new.
         """
-        fields = [name for name, _ in flat_values(to_dict(config))] + [WORLD]
-        for name in allow:
-            rule = f"a field of the configuration{near(name, fields)}"
-            check(
-                any(_within(field, [name]) for field in fields), "allow_config_change", name, rule
-            )
         run_id = name_run(config, slug, [name for name in OWN if hasattr(config, name)], identity)
         choice = RunChoice(config, run_id, resume, tuple(allow), Path(root), identity or {})
         if not together():
@@ -200,13 +191,7 @@ class RunDir:
             )
         if old.get(WORLD, env[WORLD]) != env[WORLD]:
             changed.append(f"{WORLD}: {old[WORLD]} -> {env[WORLD]}")
-        if refused := [line for line in changed if not _within(line, choice.allow)]:
-            fields = " ".join(line.partition(":")[0] for line in refused)
-            raise ConfigError(
-                f"{name_of(self.path)} holds a run of another configuration: "
-                f"{'; '.join(refused)}; take the old values, or allow the change with "
-                f"--run.allow-config-change {fields}"
-            )
+        choice.refuse(self.path, changed)
         elsewhere = {name: value for name, value in env.items() if name != IDENTITY}
         drift = environment_changes(old, elsewhere) if old else []
         if drift:
@@ -264,9 +249,6 @@ class RunDir:
         """Let what this thread logs inside go to this run's log, of several in the process."""
         return contextlib.nullcontext() if self._log is None else self._log.speaks()
 
-    def __enter__(self) -> RunDir:
-        return self
-
     def __exit__(self, *error: object) -> None:
         self.close()
 
@@ -305,11 +287,35 @@ class RunChoice:
     root: Path
     identity: Mapping[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        fields = [name for name, _ in flat_values(to_dict(self.config))] + [WORLD]
+        for name in self.allow:
+            rule = f"a field of the configuration{near(name, fields)}"
+            known = any(_within(field, [name]) for field in fields)
+            check(known, "allow_config_change", name, rule)
+
+    def check(self, path: str) -> Path | None:
+        """Refuse what `RunDir.open` would, making nothing; give the run that is gone on with."""
+        if not path and self.resume in ("never", "auto"):
+            return None
+        folder, resumed = self.choose(path)
+        self.refuse(folder, self.changes(folder) if resumed else [])
+        return folder if resumed else None
+
+    def refuse(self, folder: Path, changed: Sequence[str]) -> None:
+        """Refuse changes, of a run in a folder, that are not allowed."""
+        if refused := [line for line in changed if not _within(line, self.allow)]:
+            fields = " ".join(line.partition(":")[0] for line in refused)
+            raise ConfigError(
+                f"{name_of(folder)} holds a run of another configuration: "
+                f"{'; '.join(refused)}; take the old values, or allow the change with "
+                f"--run.allow-config-change {fields}"
+            )
+
     def choose(self, path: str) -> tuple[Path, bool]:
         """Give the directory and whether a run goes on there.
 
-        An empty `path` stands for one named after the run, which is made here and is nobody else's,
-        even if two processes ask in the same instant.
+        An empty `path` stands for one named after the run, which is made here, for nobody else.
 
         Raises:
             ConfigError: it holds another run, or something that is no run; nothing to resume.
@@ -320,7 +326,7 @@ class RunChoice:
         if path:
             folder = Path(path)
             if not holds_run(folder):
-                refuse_foreign(folder)
+                _refuse_foreign(folder)
             elif self.resume == "never":
                 differing = ""
                 with contextlib.suppress(ConfigError):
@@ -379,16 +385,16 @@ def _within(line: str, names: Sequence[str]) -> bool:
 
 
 def read_report(path: Path, error: type[SpikeformerError] = DataError) -> dict[str, Any]:
-    """Read the ``report.json`` of a run; an `error` names a field of another type than we write."""
+    """Read a ``report.json``; an `error` names a field of another type than we write."""
     return read_record(path, REPORT, error)
 
 
-def refuse_foreign(folder: Path) -> None:
-    """Refuse to begin a run in a file, in a folder of other things, or where none can be made."""
+def _refuse_foreign(folder: Path) -> None:
+    """Refuse a file, a folder of other things, and a place where none can be made."""
     place = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    if place != folder:
-        rule = f"a path in a folder that can be written, which {name_of(place)} is not"
-        check(place.is_dir() and os.access(place, os.W_OK), "run.out", str(folder), rule)
+    rule = f"a path in a folder that can be written, which {name_of(place)} is not"
+    sound = place == folder or (place.is_dir() and os.access(place, os.W_OK))
+    check(sound, "run.out", str(folder), rule)
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{name_of(folder)} is a file, not a directory; choose another --run.out")
     names = sorted(os.listdir(folder)) if folder.exists() else []
@@ -431,10 +437,8 @@ def take_lock(folder: Path) -> IO[bytes] | None:
 
 
 def in_use(folder: Path) -> bool:
-    """Whether another living process has a directory; False where a system has no such locks.
-
-    Do not ask for a directory that this process has: closing the file would give it up.
-    """
+    """Whether another living process has a directory; False where a system has no such locks."""
+    # Do not ask for one that this process has: closing the file would give it up.
     try:
         with open(folder / LOCK, "r+b") as file:
             os.lockf(file.fileno(), os.F_TEST, 0)

@@ -569,7 +569,7 @@ class Trainer:
     def facts(self, phase: Phase, model: nn.Module) -> dict[str, Any]:
         """Everything that makes a phase of this run, by name; it resumes under the same alone."""
         steps = getattr(model, "T", None)
-        network = {"network": type(model).__name__, "T": steps if isinstance(steps, int) else None}
+        network = {"network": model._get_name(), "T": steps if isinstance(steps, int) else None}
         own = {f"{phase.name}.{name}": value for name, value in network.items()}
         return {**self.made_by, **phase.facts(self.config.optim), **own}
 

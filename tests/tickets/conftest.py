@@ -10,15 +10,17 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from spikingjelly.activation_based import functional, layer, neuron, surrogate
 from torch import nn
 
-from spikeformer_lt import create_dataset, create_model
+from spikeformer_lt import adapt, create_dataset, create_model
 from spikeformer_lt.images.splits import Splits
 from spikeformer_lt.training.experiment import augmentation
 from spikeformer_lt.training.options import DataConfig, OptimConfig, TrainConfig
 from spikeformer_lt.training.run import RunDir
 from spikeformer_lt.training.trainer import Trainer
 
+FOREIGN = "module:Sequential"  # a network that no name makes
 SIZES = {"image_size": 16, "embed_dim": 16, "depth": 1, "num_heads": 2, "T": 3}
 
 
@@ -31,12 +33,31 @@ class Make:
     def __call__(self) -> nn.Module:
         torch.manual_seed(0)
         name, sizes = self.known
-        return create_model(name, **sizes)
+        return jelly(**sizes) if name == FOREIGN else create_model(name, **sizes)
+
+
+def jelly(T: int = 3, image_size: int = 16) -> nn.Module:
+    """A network of spikingjelly's layers, as its users write them: time first, reset by hand."""
+    net = nn.Sequential(
+        layer.Conv2d(3, 8, 3, padding=1, bias=False),
+        layer.BatchNorm2d(8),
+        neuron.LIFNode(surrogate_function=surrogate.ATan(), v_threshold=0.5),
+        layer.MaxPool2d(2, 2),
+        layer.Conv2d(8, 16, 3, padding=1, bias=False),
+        layer.BatchNorm2d(16),
+        neuron.IFNode(surrogate_function=surrogate.ATan(), v_threshold=0.5),
+        layer.AdaptiveAvgPool2d((2, 2)),
+        layer.Flatten(),
+        layer.Linear(64, 10),
+    )
+    functional.set_step_mode(net, "m")
+    return adapt(net, T, images=torch.zeros(1, 3, image_size, image_size))
 
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "spikformer": Make(("spikformer_toy", SIZES)),
     "vgg": Make(("spiking_vgg_toy", {"image_size": 16, "T": 3})),
+    "foreign": Make((FOREIGN, {"image_size": 16, "T": 3})),
 }
 
 
@@ -85,7 +106,7 @@ def bench() -> Bench:
     return Bench()
 
 
-@pytest.fixture(params=list(MODELS))
+@pytest.fixture(params=["spikformer", "vgg", pytest.param("foreign", marks=pytest.mark.slow)])
 def make(request: pytest.FixtureRequest) -> Callable[[], nn.Module]:
     """One network after the other, always with the same initial weights."""
     return MODELS[request.param]

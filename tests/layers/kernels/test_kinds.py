@@ -43,6 +43,7 @@ print(json.dumps({"right": right, "count": count, "masks": masks}))
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.fault(98)
 def test_a_ticket_keeps_its_accuracy_and_scores_their_mask(tmp_path: Path) -> None:
     found = {}

@@ -62,6 +62,7 @@ def test_a_panel_is_the_widest_that_divides_the_columns() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_kernels_hold_for_registers_of_32_bytes(tmp_path: Path) -> None:
     if BYTES == 32:
         pytest.skip("the other tests ran with these")

@@ -1,0 +1,374 @@
+"""Networks of others under this package's contract: probed with one batch, then used as they are.
+
+torch, torchvision, timm, spikingjelly and snntorch write their networks in several ways: with a
+time axis or without, stepped from outside or from inside, with states that the caller resets.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from spikeformer_lt.errors import ConfigError, shown
+from spikeformer_lt.layers.inputs import SpikingClassifier
+from spikeformer_lt.layers.neuron import foreign_neurons, reset_state
+from spikeformer_lt.rng import isolated_rng
+
+PRUNABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+"""Layers whose weights a search may remove."""
+SIDES = (32, 224, 28, 64, 16, 128, 299)
+"""Sides of square images that a probe tries where nobody says the size, in pixels."""
+STEPS = 4  # of a network that is stepped from outside, where no T is given
+WRAPPERS = ("OptimizedModule", "DataParallel", "DistributedDataParallel")
+STATEFUL = "equal batches give other outputs: it keeps a state; give it a method reset()"
+FEEDING = {
+    "images": "one call with [B, C, H, W]",
+    "folded": "one call with [B * T, C, H, W]: each frame by itself",
+    "steps": "T calls with [B, C, H, W], one a step",
+    "time first": "one call with [T, B, C, H, W]",
+    "batch first": "one call with [B, T, C, H, W]",
+}
+"""The ways to feed a network, in words."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a probe found in a network; print it to read it."""
+
+    network: str
+    """Its class."""
+    feeding: str
+    """A key of `FEEDING`."""
+    T: int
+    """Time steps; 1 without a time axis."""
+    output: str
+    """Axes of what it gives: [B, K], [T, B, K] or [B, T, K]."""
+    input: tuple[int, ...]
+    """Channels, rows and columns."""
+    classes: int
+    neurons: dict[str, str]
+    """Spiking neurons of other libraries, by name."""
+    prunable: dict[str, int]
+    """Weights that searches may remove: name -> values."""
+    others: dict[str, int]
+    """Matrices that none removes, such as those of an attention without linear maps."""
+    resets: bool = False
+    """Whether its own method ``reset`` is called before each batch."""
+
+    @property
+    def kept(self) -> bool:
+        """Whether the network keeps our contract by itself: nothing has to be adapted."""
+        plain = self.feeding in ("images", "batch first") and not self.neurons
+        return plain and self.output == "[B, T, K]"
+
+    def __str__(self) -> str:
+        kinds = ", ".join(f"{n} {kind}" for kind, n in Counter(self.neurons.values()).items())
+        time = f"{self.T} steps" if self.T > 1 else "no time axis"
+        rows = {
+            "input": f"{list(self.input)} channels, rows, columns; {FEEDING[self.feeding]}",
+            "time": f"{time}; {'states are reset at each batch' if kinds else 'no states'}",
+            "output": f"{self.output}, K = {self.classes}",
+            "neurons": kinds or "none of spikingjelly or snntorch",
+            "prunable": f"{len(self.prunable)} weights, {sum(self.prunable.values()):,} values",
+            "not prunable": f"{len(self.others)} matrices, {sum(self.others.values()):,} values",
+        }
+        return "\n".join([self.network, *(f"  {name:13}{text}" for name, text in rows.items())])
+
+
+class Adapted(nn.Module):
+    """A network of another library with this package's contract.
+
+    It has the very parameters, buffers and children of the network, under their own names: masks
+    and weights fit both. States of neurons are cleared before and after each forward, which is
+    therefore for one thread at a time.
+
+    Shape: images ``[B, C, H, W]`` or frames ``[B, T, C, H, W]`` -> logits ``[B, T, K]``; T is 1 for
+    images without a time axis.
+
+    Args:
+        network: what is adapted.
+        found: how, as `adapt` found it.
+        output: which of several outputs is taken.
+    """
+
+    def __init__(self, network: nn.Module, found: Found, output: int = 0) -> None:
+        super().__init__()
+        self.__dict__["network"] = network  # no child: the names stay those of the network
+        for name in ("_parameters", "_buffers", "_non_persistent_buffers_set", "_modules"):
+            self.__dict__[name] = network.__dict__[name]
+        self.found, self.output, self.T = found, output, found.T
+        self.num_classes, self.in_channels = found.classes, found.input[0]
+        self.image_size = found.input[1:]
+        self.training = network.training
+        for name in found.neurons:
+            self.get_submodule(name).spiking = True  # type: ignore[assignment]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of a batch, from states at rest."""
+        network: nn.Module = self.__dict__["network"]
+        if x.ndim not in (4, 5):
+            raise ConfigError(
+                f"input shape {list(x.shape)} is neither images [B, C, H, W] nor frames "
+                "[B, T, C, H, W]"
+            )
+        network.training = self.training
+        rest(network, self.found.resets)
+        try:
+            given = _feed(network, self.found.feeding, x, self.T, self.output)
+        finally:
+            reset_state(network)
+        if self.found.feeding == "folded":
+            given = given.unflatten(0, (len(x), -1))
+        if self.found.output == "[T, B, K]":
+            return given.transpose(0, 1)
+        return given if given.ndim == 3 else given.unsqueeze(1)
+
+    def train(self, mode: bool = True) -> Self:
+        """As the network does it: some keep a part in eval mode."""
+        self.__dict__["network"].train(mode)
+        self.training = mode
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Adapted:
+        reset_state(self)
+        made = Adapted(copy.deepcopy(self.__dict__["network"], memo), self.found, self.output)
+        shared = {"network", "_parameters", "_buffers", "_non_persistent_buffers_set", "_modules"}
+        rest = {name: value for name, value in self.__dict__.items() if name not in shared}
+        made.__dict__.update(copy.deepcopy(rest, memo))
+        return made
+
+    def _get_name(self) -> str:
+        return type(self.__dict__["network"]).__name__
+
+
+def adapt(
+    network: nn.Module, T: int | None = None, *, images: Tensor | None = None, output: int = 0
+) -> Adapted:
+    """Give a network of torch, torchvision, timm, spikingjelly or snntorch this package's contract.
+
+    One batch is run in eval mode, several ways, until one makes sense; the network stays as it was.
+    ``print(adapt(network).found)`` says what was found.
+
+    Args:
+        network: maps images, or a sequence of them, to logits. States of spikingjelly's and
+            snntorch's neurons are reset at each batch, others by the network's own ``reset()``.
+        T: time steps; None takes the network's own, or 4 where the caller makes the steps.
+        images: some images ``[B, C, H, W]`` or frames ``[B, T, C, H, W]`` as it will get them; None
+            tries usual sizes, with the channels of the first layer.
+        output: which of several outputs has the logits, such as 0 of snntorch's (spikes, membrane).
+
+    Raises:
+        ConfigError: no way to feed it gives logits; its steps are not `T`; it holds a state that
+            nobody resets; its weights are computed from others or not made yet.
+
+    Source: step modes and resets of spikingjelly 2 and snntorch 1, as documented.
+    """
+    if isinstance(network, Adapted):
+        return network
+    _refuse(network)
+    batches = [images] if images is not None else list(_usual(network))
+    reasons: list[str] = []
+    for batch in batches:
+        if (found := _probe(network, T, batch, output, reasons)) is not None:
+            return Adapted(network, found, output)
+    tried = "; ".join(dict.fromkeys(reasons))
+    hint = "give images=, a batch as it gets them" if images is None else "see docs/own_network.md"
+    raise ConfigError(f"{type(network).__name__} cannot be adapted: {tried}; {hint}")
+
+
+def at_door(network: nn.Module, T: int, images: Callable[[], Tensor]) -> nn.Module:
+    """A network as training and searches take it: ours and those alike as they are, or adapted."""
+    if isinstance(network, SpikingClassifier | Adapted):
+        return network
+    adapted = adapt(network, T, images=images())
+    return network if adapted.found.kept else adapted
+
+
+def rest(network: nn.Module, own: bool = False) -> None:
+    """Clear the states of neurons, and by the network's `own` method ``reset`` those it keeps."""
+    reset_state(network)
+    if own:
+        network.reset()  # type: ignore[operator]
+
+
+def _refuse(network: nn.Module) -> None:
+    """Refuse what no batch can help."""
+    name = type(network).__name__
+    if name in WRAPPERS:
+        raise ConfigError(f"{name} cannot be adapted: give the network inside of it")
+    if isinstance(network, PRUNABLE):
+        raise ConfigError(f"{name} cannot be adapted: a single layer; put it into nn.Sequential")
+    if any(map(is_lazy, (*network.parameters(), *network.buffers()))):
+        raise ConfigError(f"{name} cannot be adapted: lazy layers; run one batch through it first")
+    for path, module in network.named_modules():
+        if isinstance(module, PRUNABLE) and "weight" not in module._parameters:
+            raise ConfigError(
+                f"{name} cannot be adapted: {path}.weight is computed from other tensors; take its "
+                "mask by Mask.from_module, and make it plain by torch.nn.utils.prune.remove or "
+                "parametrize.remove_parametrizations"
+            )
+
+
+def _usual(network: nn.Module) -> Iterator[Tensor]:
+    """Images of the size that a network says, else of usual sizes."""
+    layers = (module for module in network.modules() if isinstance(module, PRUNABLE))
+    first = next(layers, None)
+    channels = first.in_channels if isinstance(first, nn.Conv2d) else 3
+    said = getattr(network, "default_cfg", None)  # timm's
+    if isinstance(said, dict) and len(said.get("input_size", ())) == 3:
+        yield torch.zeros(2, *said["input_size"])
+    for side in SIDES:
+        yield torch.zeros(2, channels, side, side)
+
+
+def _probe(
+    network: nn.Module, T: int | None, images: Tensor, output: int, reasons: list[str]
+) -> Found | None:
+    """Feed a batch in each way that fits the neurons; None, and `reasons`, if none fits."""
+    frames, neurons = images.ndim == 5, foreign_neurons(network)
+    steps = images.shape[1] if frames else T or STEPS
+    if frames and T not in (None, steps):
+        raise ConfigError(f"T={T} is not allowed: the frames have {steps} steps")
+    rows = 2 if steps != 2 else 3  # no axis may pass for another
+    like = next(network.parameters(), torch.empty(0))
+    batch = images[torch.arange(rows) % len(images)].to(like.device, like.dtype)
+    for feeding in _ways(list(neurons.values()), frames):
+        with _watched(network, neurons) as calls:
+
+            def run(own: bool, feeding: str = feeding) -> Tensor:
+                rest(network, own)
+                with isolated_rng(0):
+                    return _feed(network, feeding, batch, steps, output)
+
+            try:
+                given = run(False)
+                said, own = calls.check(feeding, given, rows, steps, T), False
+                if not said and not torch.equal(given, run(False)):
+                    own = callable(getattr(network, "reset", None))
+                    given, said = run(own), "" if torch.equal(run(own), run(own)) else STATEFUL
+            except ConfigError:
+                raise
+            except Exception as fault:
+                line = next(iter(str(fault).splitlines()), "")
+                reasons.append(f"{feeding}: {type(fault).__name__}: {shown(line, 160)[1:-1]}")
+                continue
+        if said:
+            reasons.append(f"{feeding}: {said}")
+            continue
+        every = dict(network.named_parameters())
+        pruned = [f"{n}.weight" for n, m in network.named_modules() if isinstance(m, PRUNABLE)]
+        sizes = {name: p.numel() for name, p in every.items() if p.ndim > 1}
+        kind = f"{type(network).__module__}.{type(network).__qualname__}"
+        return Found(
+            kind, feeding, calls.steps, calls.output, tuple(images.shape[-3:]), given.shape[-1],
+            {name: type(module).__name__ for name, module in neurons.items()},
+            {name: n for name, n in sizes.items() if name in pruned},
+            {name: n for name, n in sizes.items() if name not in pruned}, own,
+        )  # fmt: skip
+    return None
+
+
+def _ways(neurons: Sequence[nn.Module], frames: bool) -> tuple[str, ...]:
+    """Ways to feed a network, the likeliest first."""
+    if any(getattr(neuron, "step_mode", "s") == "m" for neuron in neurons):
+        return ("time first", "batch first", *(() if frames else ("images",)))
+    if neurons:
+        return ("batch first", "time first", "steps") if frames else ("images", "steps")
+    return ("batch first", "folded") if frames else ("images",)
+
+
+def _feed(network: nn.Module, feeding: str, x: Tensor, T: int, output: int) -> Tensor:
+    """What a network gives for images or frames: of one call, or of T calls, stacked."""
+    if feeding in ("images", "folded"):
+        return _logits(network(x if feeding == "images" else x.flatten(0, 1)), output)
+    steps = x.transpose(0, 1) if x.ndim == 5 else x.expand(T, *x.shape)
+    if feeding == "steps":
+        return torch.stack([_logits(network(step), output) for step in steps])
+    if feeding == "batch first":
+        steps = steps.transpose(0, 1)
+    return _logits(network(steps.contiguous()), output)
+
+
+def _logits(given: Any, output: int) -> Tensor:
+    """The tensor in what a network returned."""
+    given = getattr(given, "logits", given)
+    if isinstance(given, tuple | list):
+        given = given[min(output, len(given) - 1)]
+    if not isinstance(given, Tensor):
+        raise ConfigError(f"the network gives {type(given).__name__}, not logits [B, K]")
+    return given
+
+
+class _Calls:
+    """How often each neuron was called by one feeding, and with what first axis."""
+
+    def __init__(self) -> None:
+        self.count: Counter[str] = Counter()
+        self.first: dict[str, int] = {}
+        self.steps, self.output = 1, ""
+
+    def check(self, feeding: str, given: Tensor, rows: int, steps: int, T: int | None) -> str:
+        """Why a feeding makes no sense, or nothing; sets `steps` and `output`."""
+        timed, inside = feeding not in ("images", "folded"), set(self.first.values())
+        once = min(self.count.values(), default=0)
+        if inside:  # multi-step neurons, whose first axis must be time
+            own = inside.pop() if len(inside) == 1 else 0
+            if own == rows or own == 0 or (timed and own != steps):
+                return f"neurons take {own or 'several sizes'} for the number of steps"
+        elif self.count:
+            own = once
+            if timed and feeding != "steps" and own != steps:
+                return f"neurons make {own} steps of {steps}"
+            if feeding == "images" and own == 1 and given.ndim == 2:
+                return "one call is one step"
+        else:
+            own = steps if timed else 1
+        if feeding == "images" and self.count and T not in (None, own):
+            raise ConfigError(
+                f"T={T} is not allowed: the network makes {own} steps in each call; give T={own}"
+            )
+        batch = rows * steps if feeding == "folded" else rows
+        if feeding == "images" and not self.count and given.ndim == 3:
+            own = T or steps
+        self.steps = steps if feeding == "folded" else own
+        known = {(batch,): "[B, K]", (own, rows): "[T, B, K]", (rows, own): "[B, T, K]"}
+        self.output = known.get(tuple(given.shape[:-1]), "")
+        fits = self.output and given.is_floating_point()
+        return "" if fits else f"the output is {list(given.shape)} for B = {rows}, T = {own}"
+
+
+@contextmanager
+def _watched(network: nn.Module, neurons: dict[str, nn.Module]) -> Iterator[_Calls]:
+    """Run a network in eval mode, its neurons watched, and put everything back."""
+    calls, modes = _Calls(), {module: module.training for module in network.modules()}
+    buffers = [(m, n, b, b.clone()) for m in modes for n, b in m._buffers.items() if b is not None]
+
+    def watch(name: str, multi: bool) -> Any:
+        def count(module: nn.Module, args: tuple[Any, ...]) -> None:
+            calls.count[name] += 1
+            if multi and args and isinstance(args[0], Tensor):
+                calls.first.setdefault(name, len(args[0]))
+
+        return count
+
+    with ExitStack() as stack, torch.no_grad():
+        for name, neuron in neurons.items():
+            multi = getattr(neuron, "step_mode", "s") == "m"
+            stack.callback(neuron.register_forward_pre_hook(watch(name, multi)).remove)
+        try:
+            network.eval()
+            yield calls
+        finally:
+            reset_state(network)
+            for module, mode in modes.items():
+                module.training = mode
+            for module, name, buffer, value in buffers:
+                module._buffers[name] = buffer.copy_(value)

@@ -260,27 +260,15 @@ def attend(x: Tensor, heads: int, scale: float) -> Tensor:
     return out
 
 
-def _attend(kernel: Any, x: Tensor, arrays: tuple[Tensor, ...], heads: int, scale: float) -> None:
-    tokens, width = x.shape[2], x.shape[-1] // heads
+def _attend(kernel: Any, x: Tensor, other: Tensor, out: Tensor, ctx: Any) -> Tensor:
+    tokens, width = x.shape[2], x.shape[-1] // ctx.heads
     lanes = BYTES // x.element_size()
-    count = x.shape[0] * x.shape[1] * heads
-    sizes = (tokens, heads, width, flat(x[:0]).dtype.type(scale))
+    count = x.shape[0] * x.shape[1] * ctx.heads
+    args = (flat(x), flat(other), *(() if out is other else (flat(out),)))
+    sizes = (tokens, ctx.heads, width, flat(x[:0]).dtype.type(ctx.scale))
     cuts = cut(count, x.numel() * width, 1)
-    run(kernel, cuts, (*map(flat, arrays), *sizes, panel_vectors(width, lanes), lanes))
-
-
-def attended(x: Tensor, heads: int, scale: float) -> Tensor:
-    """As `attend`, by the kernel: of contiguous x, k times v first, then q with that."""
-    out = new(x, (*x.shape[:3], x.shape[-1]))
-    _attend(attend_kernel, x, (x, out), heads, scale)
+    run(kernel, cuts, (*args, *sizes, panel_vectors(width, lanes), lanes))
     return out
-
-
-def attended_back(x: Tensor, grad: Tensor, heads: int, scale: float) -> Tensor:
-    """Gradient of x from that of `attended`: the other pairs."""
-    gx = new(x, x.shape)
-    _attend(attend_back, x, (x, grad.contiguous(), gx), heads, scale)
-    return gx
 
 
 class AttentionFunction(torch.autograd.Function):
@@ -291,16 +279,22 @@ class AttentionFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, heads: int, scale: float) -> Tensor:
-        """Run the kernel."""
+        """Multiply k with v, then q with that."""
         ctx.save_for_backward(x)
-        ctx.sizes = heads, scale
-        return attended(x, heads, scale)
+        ctx.heads, ctx.scale = heads, scale
+        out = new(x, (*x.shape[:3], x.shape[-1]))
+        return _attend(attend_kernel, x, out, out, ctx)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Run it backward."""
+        """Multiply the other pairs."""
         (x,) = ctx.saved_tensors
-        found = once(lambda: (attended_back(x, grad, *ctx.sizes),))
+
+        def products() -> tuple[Tensor | None, ...]:
+            g, gx = grad.contiguous(), new(x, x.shape)
+            return (_attend(attend_back, x, g, gx, ctx),)
+
+        found = once(products)
         if found is None:
-            found = again(lambda x: attend(x, *ctx.sizes), (x,), grad)
+            found = again(lambda x: attend(x, ctx.heads, ctx.scale), (x,), grad)
         return *found, None, None

@@ -49,4 +49,4 @@ else:
     __getattr__, __dir__ = lazy(__name__)
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
-importlib.import_module(f"{__name__}.timm").join_timm()
+importlib.import_module(f"{__name__}.registry").join_timm()

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import PyTorchModelHubMixin, snapshot_download
 
+from spikeformer_lt.bundle import staged
 from spikeformer_lt.errors import ExportError, shown
-from spikeformer_lt.export.file import CARD, CONFIG, TENSORS, read_packed
+from spikeformer_lt.export.file import CARD, CONFIG, EXPORT, TENSORS, read_packed
 from spikeformer_lt.export.inference import CompactModel, compact
 from spikeformer_lt.tickets.surgery import model_from_ticket
 
@@ -27,7 +27,7 @@ class HubTicket(
     """A compact network that knows the folder of its export.
 
     ``from_pretrained`` reads a folder offline, a name of the hub through huggingface_hub, and
-    verifies and raises as `load_exported`; ``save_pretrained`` copies the packed files.
+    verifies and raises as `load_exported`; ``save_pretrained`` publishes the packed files.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -49,8 +49,20 @@ class HubTicket(
             raise ExportError(what + shown(str(fault), 200)) from fault
         return cls(folder)
 
-    def _save_pretrained(self, save_directory: Path) -> None:
-        for name in FILES:
-            source = self.folder / name
-            if source.is_file() and source.resolve() != (save_directory / name).resolve():
-                shutil.copyfile(source, save_directory / name)
+    def save_pretrained(
+        self, save_directory: str | Path, *, push_to_hub: bool = False, **options: Any
+    ) -> str | None:
+        """Publish the packed files as a folder that is new, empty or an export, all or none.
+
+        Raises:
+            ExportError: it holds something else, which stays.
+        """
+        target = Path(save_directory)
+        if not (target.exists() and target.samefile(self.folder)):
+            with staged(target, EXPORT, overwrite=True) as stage:
+                for name in FILES:
+                    stage.write(name, (self.folder / name).read_bytes())
+        if not push_to_hub:
+            return None
+        pushed: str = self.push_to_hub(options.pop("repo_id", None) or target.name, **options)
+        return pushed

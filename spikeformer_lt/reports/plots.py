@@ -404,7 +404,9 @@ def plot_kept_clip(
     events = [[t + 1, *row] for t, row in enumerate(frames.float().sum((2, 3)).tolist())]
     _save(made, path, ["t", "off_events", "on_events"], events)
     how: dict[str, Any] = {"append_images": stills[1:], "duration": GIF_MS, "loop": 0}
-    stills[0].save(path.with_suffix(".gif"), save_all=True, **how)
+    film = io.BytesIO()
+    stills[0].save(film, "GIF", save_all=True, **how)
+    write_atomic(path.with_suffix(".gif"), film.getvalue(), DataError)
     return path
 
 

@@ -110,7 +110,7 @@ def _refuse_others(job: Job) -> None:
     """Refuse a finished run that another command made, where its env.json tells."""
     try:
         made = shlex.split(str(read_mapping(job.folder / ENV).get("command", "")))
-    except ConfigError:
+    except (ConfigError, ValueError):  # damaged, or a quotation that does not end
         return
     options, there = list(job.command[1:]), made[1:]
     for flag in PLACE:

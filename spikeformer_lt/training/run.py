@@ -39,7 +39,6 @@ from spikeformer_lt.config import run_id as name_run
 from spikeformer_lt.disk import (
     csv_cell,
     dump_json,
-    read_mapping,
     read_record,
     refuse_link,
     safe_name,
@@ -181,9 +180,11 @@ class RunDir(contextlib.AbstractContextManager["RunDir"]):
 
     def _compare(self, choice: RunChoice, env: dict[str, Any]) -> list[str]:
         """Refuse a change that is not allowed, note the others in `env`, and return them."""
-        old = read_mapping(self.path / ENV) if (self.path / ENV).exists() else {}
-        before, changed = old.pop(CHANGED, []), choice.changes(self.path)
-        identity = old.pop(IDENTITY, {})
+        kinds = {CHANGED: "list", IDENTITY: "names", WORLD: "whole", "versions": "names"}
+        there = (path := self.path / ENV).exists()
+        old = read_record(path, kinds, ConfigError) if there else {}
+        before, changed = old.pop(CHANGED, None) or [], choice.changes(self.path)
+        identity = old.pop(IDENTITY, None) or {}
         if another := changes(identity, {**identity, **env[IDENTITY]}) if identity else []:
             raise ConfigError(
                 f"{name_of(self.path)} holds another run: {'; '.join(another)}; choose another "

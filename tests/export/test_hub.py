@@ -27,6 +27,22 @@ def test_a_folder_goes_through_the_hubs_methods_unchanged(net, images, tmp_path:
     assert torch.equal(again(x), found(x))
 
 
+@pytest.mark.fault(50)
+def test_a_folder_is_saved_whole_over_exports_alone(net, tmp_path: Path) -> None:
+    export_ticket(net()[2], tmp_path / "a")
+    found = HubTicket.from_pretrained(tmp_path / "a")
+    before = {name: (tmp_path / "a" / name).read_bytes() for name in FILES}
+    found.save_pretrained(tmp_path / "a")  # its own folder
+    assert {name: (tmp_path / "a" / name).read_bytes() for name in FILES} == before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text("{}")
+    (tmp_path / "link").symlink_to("mine")
+    for name, words in (("mine", "already holds 'config.json'"), ("link", "is a link")):
+        with pytest.raises(ExportError, match=words):
+            found.save_pretrained(tmp_path / name)
+    assert (tmp_path / "mine" / "config.json").read_text() == "{}"
+
+
 def test_a_damaged_or_missing_folder_is_refused(net, tmp_path: Path) -> None:
     export_ticket(net()[2], tmp_path / "a")
     data = (tmp_path / "a" / "model.safetensors").read_bytes()

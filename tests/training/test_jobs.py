@@ -79,6 +79,8 @@ def test_a_finished_run_of_other_options_is_not_taken_for_this_one(script, tmp_p
     other = replace(job, command=(script, "--x", "2", "--y"))
     with pytest.raises(ConfigError, match=r"finished with other options: --y --x 1 -> --x 2 --y;"):
         run_jobs([other])
+    (job.folder / "env.json").write_text(json.dumps({"command": "a quotation ' that does not end"}))
+    run_jobs([other])
     assert job.report.read_text() == "kept"
 
 

@@ -134,6 +134,20 @@ def edit_env(folder: Path, **changes: object) -> None:
     (folder / "env.json").write_text(json.dumps(env | changes))
 
 
+@pytest.mark.fault(53)
+def test_an_environment_that_is_none_of_ours_is_refused_by_field(tmp_path):
+    RunDir.open(tmp_path / "a", Config()).close()
+    odd = {"changed_on_resume": 3, "identity": [1], "world_size": "two", "versions": "x"}
+    sound = json.loads((tmp_path / "a" / "env.json").read_text())
+    for name, value in odd.items():
+        (tmp_path / "a" / "env.json").write_text(json.dumps({**sound, name: value}))
+        with pytest.raises(ConfigError, match=f"env.json.*{name}="):
+            RunDir.open(tmp_path / "a", Config(), resume="auto")
+    empty = dict.fromkeys(("changed_on_resume", "identity", "versions"))
+    (tmp_path / "a" / "env.json").write_text(json.dumps(sound | empty))
+    RunDir.open(tmp_path / "a", Config(), resume="auto").close()
+
+
 @pytest.mark.fault(7)
 def test_another_world_size_is_refused_unless_allowed(tmp_path):
     RunDir.open(tmp_path / "a", Config()).close()

@@ -397,7 +397,7 @@ def unpack_tensors(
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Verify the bytes of `pack_tensors` and return its tensors, in order on the CPU, and metadata.
 
-    With `verified`, the bytes are known to be those that were written, and are not hashed again.
+    Bytes that are `verified` to be those that were written are not hashed again.
 
     Raises:
         CheckpointError: every fault, with the file, the tensor, and what else the file is.

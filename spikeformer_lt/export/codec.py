@@ -1,9 +1,8 @@
-"""Codes of an export: bits by arithmetic, floats by the distribution of their leading bits.
+"""Codes of an export; the same bytes on every machine, because all counts are integers.
 
-The arithmetic coder counts in integers, so every machine writes the same bytes. A stream of n bits,
-k of them set, costs n H(k/n) + log2(n)/2 bits and a byte a context. Source: Rissanen & Langdon
-1979; the estimator of Krichevsky & Trofimov 1981. Of many floats the exponents take a Huffman code
-(1952), which costs a hundredth more than the arithmetic one and is read twenty times faster.
+n bits, k of them set, cost n H(k/n) + log2(n)/2 bits and a byte a context: arithmetic coding,
+Rissanen & Langdon 1979, with the estimator of Krichevsky & Trofimov 1981. Many floats take a
+Huffman code (1952) of their exponents: hardly longer, and read twenty times faster.
 """
 
 from __future__ import annotations
@@ -28,16 +27,10 @@ Bytes = NDArray[np.uint8]
 
 
 def encode_bits(bits: Bytes, stride: int = 1, contexts: int = 1, depth: int = 0) -> Bytes:
-    """Code a stream of bits.
+    """Code zeros and ones, [n] uint8, in at most ``17 * n / 8 + 2`` bytes; n is not among them.
 
-    Args:
-        bits: zeros and ones, [n] uint8.
-        stride, contexts: bit i is counted in context ``(i // stride) % contexts``.
-        depth: if not 0, the bits are numbers of `depth` bits, highest first, and each bit is
-            counted in a context of those before it in its number.
-
-    Returns:
-        At most ``17 * n / 8 + 2`` bytes; n itself is not among them.
+    Bit i is counted in context ``(i // stride) % contexts``. With a `depth` the bits are numbers of
+    `depth` bits, highest first, and each is counted in a context of those before it in its number.
     """
     out = np.empty(17 * bits.size // 8 + 2, np.uint8)
     size = compiled(_code)(bits, out, stride, contexts, depth, False)
@@ -56,12 +49,9 @@ def decode_bits(
 def encode_values(values: Tensor) -> tuple[int, Bytes] | None:
     """Code float32, float16 or bfloat16 [n] without loss.
 
-    Of values of similar size the exponents are unevenly distributed. Many values take a Huffman
-    code of these; few take a code by arithmetic of the first `depth` bits, each in the context of
-    those before it. The rest is nearly random and stays as it is.
-
-    Returns:
-        The depth (`HUFFMAN` for that code) and the bytes, or None if plain values are as short.
+    Many values take a Huffman code of their exponents, few a code by arithmetic of their first
+    `depth` bits; the rest is nearly random and stays as it is. Given are the depth, or `HUFFMAN`,
+    and the bytes; None if plain values are as short.
     """
     size = values.element_size()
     whole = values.contiguous().view(torch.int32 if size == 4 else torch.int16).numpy()
@@ -101,12 +91,9 @@ def decode_values(data: Bytes, depth: int, count: int, dtype: torch.dtype) -> Te
 
 
 def _encode_exponents(whole: NDArray[Any]) -> Bytes:
-    """Code unsigned [n]: 256 lengths of codes, the other bytes as planes, the codes.
-
-    The sign goes to the lowest bit, so that the highest byte is the exponent, or begins with it.
-    """
+    """Code unsigned [n]: lengths of codes, planes of all bytes but the exponents', the codes."""
     size = whole.itemsize
-    turned = (whole << 1) | (whole >> (8 * size - 1))
+    turned = (whole << 1) | (whole >> (8 * size - 1))  # the sign last, the exponent first
     planes = turned.view(np.uint8).reshape(-1, size).T
     top = planes[-1]
     lengths = _code_lengths(np.bincount(top, minlength=256))
@@ -173,17 +160,14 @@ def _canonical(lengths: Bytes) -> tuple[Bytes, Bytes]:
 
 
 def _decode_symbols(words: Any, table: Any, low: Bytes, top: Bytes, out: Any) -> None:
-    """Fill `out` with the values of the planes `low` and of the coded `words` of 32 bits.
-
-    A lookup gives four symbols, of which the first are right; the next lookup covers the others.
-    """
+    """Fill `out` with the values of the planes `low` and of the coded `words` of 32 bits."""
     buffer, held, place, done, n = 0, 0, 0, 0, out.size
     while done < n:
         if held < LONGEST:
             word = int(words[place]) if place < words.size else 0
             buffer, held, place = ((buffer & 0xFFF) << 32) | word, held + 32, place + 1
         entry = table[(buffer >> (held - LONGEST)) & 0xFFF]
-        top[done] = entry & 255
+        top[done] = entry & 255  # four symbols, of which the next lookup covers the wrong ones
         top[done + 1] = (entry >> 8) & 255
         top[done + 2] = (entry >> 16) & 255
         top[done + 3] = (entry >> 24) & 255

@@ -5,6 +5,7 @@ Each tensor is stored as mask, signs, gains and values, each in the shortest of 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -159,19 +160,14 @@ class Reader:
         self.streams, self.places = streams, dict.fromkeys(streams, 0)
 
     def get(self, rows: Sequence[Row]) -> list[tuple[Tensor, Tensor | None]]:
-        """Every tensor and its mask, decoded by as many threads as torch has.
-
-        Raises:
-            CheckpointError: a row that does not fit the streams, or another digest; it is named.
-        """
+        """Every tensor and its mask, by as many threads as torch has; a CheckpointError names one."""
         parts = [self._coded(row) for row in rows]
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             masks = list(pool.map(self._mask, rows, [mask for mask, _ in parts]))
             plain = [self._plain(row, kept) for row, kept in zip(rows, masks, strict=True)]
             values = list(pool.map(self._value, rows, masks, plain, [rest for _, rest in parts]))
         for name, stream in self.streams.items():
-            if self.places[name] != stream.numel():
-                left = stream.numel() - self.places[name]
+            if left := stream.numel() - self.places[name]:
                 raise CheckpointError(f"stream {name} has {left} entries too many")
         return list(zip(values, masks, strict=True))
 
@@ -189,7 +185,7 @@ class Reader:
     def _plain(self, row: Row, kept: Tensor | None) -> Tensor:
         """What is not coded: raw bytes, gains or values."""
         if row.form == "raw":
-            return self._take(row, "raw", math.prod(row.shape) * _dtype(row).itemsize)
+            return self._take(row, "raw", math.prod(row.shape) * getattr(torch, row.dtype).itemsize)
         if row.form != "binary":
             return self._take(row, "values", 0 if row.values[0] else _count(row, kept))
         if row.gains not in (1, row.shape[0]):
@@ -201,7 +197,7 @@ class Reader:
         if row.form == "raw":
             if row.dtype == "bool" and bool((plain > 1).any()):
                 raise self._fault(row, "a byte of it is neither true nor false")
-            value = plain.clone().view(_dtype(row)).view(list(row.shape))
+            value = plain.clone().view(getattr(torch, row.dtype)).view(list(row.shape))
         elif row.form == "binary":
             chosen = torch.ones(list(row.shape), dtype=torch.bool) if kept is None else kept
             negative = self._bits(row, row.signs[0], coded, [count]).view(torch.bool)
@@ -240,10 +236,6 @@ class Reader:
 
     def _fault(self, row: Row, what: str) -> CheckpointError:
         return CheckpointError(f"damaged: tensor {shown(row.name)}: {what}")
-
-
-def _dtype(row: Row) -> torch.dtype:
-    return getattr(torch, row.dtype)  # type: ignore[no-any-return]
 
 
 def _count(row: Row, kept: Tensor | None) -> int:
@@ -394,8 +386,8 @@ def _refuse_sizes(rows: Sequence[Row], streams: Mapping[str, Tensor], known: Any
     if sum(counts) > max(FEW, PER_BYTE * stored):
         raise CheckpointError(f"{sum(counts)} entries cannot come from {stored} bytes")
     coded = sorted((n for n, row in zip(counts, rows, strict=True) if row.values[0]), reverse=True)
-    at_once = sum(coded[: torch.get_num_threads()])
-    needed, free = BYTES * sum(counts) + CODED_BYTES * at_once, free_memory()
+    at_once, free = sum(coded[: torch.get_num_threads()]), free_memory()
+    needed = BYTES * sum(counts) + CODED_BYTES * at_once
     if needed > free:
         raise CheckpointError(f"{needed} bytes of memory are needed to unpack it, {free} are free")
 
@@ -423,18 +415,13 @@ def digest_of(value: Tensor, kept: Tensor | None, old: bool = False) -> str:
     """crc32 of dtype, shape, values and mask, as 8 hex digits; sha256 if `old`."""
     head = f"{value.dtype} {list(value.shape)}\n".encode()
     plain = value.contiguous().reshape(-1)
-    parts = [plain.view(torch.uint8).numpy()] if value.numel() else []
+    parts = [plain.view(torch.uint8).numpy().data] if value.numel() else []
+    if kept is not None:
+        bits = kept.numpy().reshape(-1)
+        parts.append((np.packbits(bits) if old else bits.view(np.uint8)).data)
     if old:
-        parts += [] if kept is None else [np.packbits(kept.numpy().reshape(-1))]
-        digest = hashlib.sha256(head)
-        for part in parts:
-            digest.update(part.data)
-        return digest.hexdigest()
-    parts += [] if kept is None else [kept.numpy().reshape(-1).view(np.uint8)]
-    found = zlib.crc32(head)
-    for part in parts:
-        found = zlib.crc32(part.data, found)
-    return f"{found:08x}"
+        return hashlib.sha256(b"".join([head, *parts])).hexdigest()
+    return f"{functools.reduce(lambda crc, part: zlib.crc32(part, crc), [head, *parts], 0):08x}"
 
 
 # Numpy beside the reader's threads: each operation of torch would start threads of its own.

@@ -160,7 +160,7 @@ class Reader:
         self.streams, self.places = streams, dict.fromkeys(streams, 0)
 
     def get(self, rows: Sequence[Row]) -> list[tuple[Tensor, Tensor | None]]:
-        """Every tensor and its mask, by as many threads as torch has; a CheckpointError names one."""
+        """Every tensor and its mask, on torch's number of threads; a CheckpointError names one."""
         parts = [self._coded(row) for row in rows]
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             masks = list(pool.map(self._mask, rows, [mask for mask, _ in parts]))

@@ -26,7 +26,7 @@ __all__ = [
 ]  # fmt: skip
 
 if TYPE_CHECKING:
-    from spikeformer_lt.adapt import adapt
+    from spikeformer_lt.adapted import adapt
     from spikeformer_lt.cli import find_ticket as find
     from spikeformer_lt.config import check, check_fields, run_recipe
     from spikeformer_lt.export import load_exported

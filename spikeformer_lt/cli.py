@@ -52,8 +52,6 @@ if TYPE_CHECKING:
     from spikeformer_lt.training.jobs import Job
 
 RECIPES = Path(__file__).parent / "recipes"
-
-
 PAPER, PAPER_EVENTS = presets.PAPER, presets.PAPER_EVENTS
 IMAGES_SMALL, EVENTS_SMALL = presets.IMAGES_SMALL, presets.EVENTS_SMALL
 MULTISP_SUITES = presets.MULTISP_SUITES

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 import spikeformer_lt as lt
-from spikeformer_lt.adapt import Adapted, adapt, at_door
+from spikeformer_lt.adapted import Adapted, adapt, at_door
 from spikeformer_lt.errors import ConfigError, MaskError, TicketError
 from spikeformer_lt.export import export_ticket, load_exported
 from spikeformer_lt.mask import Mask
@@ -180,6 +180,10 @@ def test_what_cannot_be_adapted_is_refused_in_one_line(name: str) -> None:
     with pytest.raises(ConfigError, match=said) as fault:
         adapt(make(), 4, images=IMAGES)
     assert "\n" not in str(fault.value)
+
+
+def test_the_door_gives_the_function_once_the_room_was_imported() -> None:
+    assert lt.adapt is adapt and callable(lt.find)
 
 
 def test_sizes_are_tried_where_nobody_says_them() -> None:

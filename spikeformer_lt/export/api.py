@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikeformer_lt.adapt import Adapted
+from spikeformer_lt.adapted import Adapted
 from spikeformer_lt.bundle import staged
 from spikeformer_lt.errors import ConfigError, ExportError, TicketError, name_of, shown
 from spikeformer_lt.export.file import (
@@ -95,6 +95,8 @@ class Exported:
     check: Check
     trained: bool = True
     preprocess: Preprocess | None = None
+    bits: tuple[float, ...] = ()
+    """A weight of convolutions and linear maps, in the tensor file less its table; the bound's."""
 
     def summary(self) -> str:
         """Sizes and check as text of several lines."""
@@ -107,6 +109,7 @@ class Exported:
             notices += "NOTICE: this ticket lacks its preprocess: predict(x) will ask for it\n"
         return (
             f"{notices}{size_table(self.sizes)}\n"
+            f"all weights: {self.bits[0]:.3f} bits each in the file, bound {self.bits[1]:.3f}\n"
             f"verified: reloaded logits within {check.reload_gap:.3g}; compact within "
             f"{check.compact_gap_float64:.3g} (float64), {check.compact_gap_float32:.3g} "
             f"(float32); same class {100 * check.same_class:.0f} %"
@@ -181,7 +184,11 @@ def export_ticket(
         found = sizes(packed, stage.path, check.stem)
         stage.write(CARD, model_card(packed, found, check).encode("utf-8"))
     trained = ticket.provenance.get("trained") is not False
-    return Exported(Path(folder), found, check, trained, Preprocess.known(ticket.provenance))
+    matrices = sum(math.prod(row.shape) for row in packed.rows if len(row.shape) > 1)
+    written = (Path(folder) / TENSORS).stat().st_size - packed.table_bytes
+    bits = tuple(8 * size / max(1, matrices) for size in (written, found[-1].bound))
+    known = Preprocess.known(ticket.provenance)
+    return Exported(Path(folder), found, check, trained, known, bits)
 
 
 def load_exported(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spikeformer_lt.adapt import Adapted
+from spikeformer_lt.adapted import Adapted
 from spikeformer_lt.export.file import binary_gains
 from spikeformer_lt.layers.attention import SpikingAttention
 from spikeformer_lt.layers.patches import patches_of

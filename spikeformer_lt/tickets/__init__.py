@@ -6,7 +6,8 @@ from spikeformer_lt.lazy import lazy
 
 __all__ = [
     "CONTROLS", "NORMS", "ActivationConfig", "Biprop", "BipropConfig", "EarlyBird",
-    "EarlyBirdConfig", "EarlyTime", "EarlyTimeConfig", "EdgePopup", "EdgePopupConfig", "Grasp",
+    "EarlyBirdConfig", "EarlyTime", "EarlyTimeConfig", "EdgePopup", "EdgePopupConfig",
+    "EncoderConfig", "Grasp",
     "GraspConfig", "Imp", "ImpConfig", "Joint", "JointConfig", "Magnitude", "MagnitudeConfig",
     "MultiSp", "MultiSpConfig", "Nm", "NmConfig", "OneShotConfig", "PatchConfig", "PruneConfig",
     "RandomConfig", "RandomTicket", "Search", "Snip", "SnipConfig", "SparseTraining",
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
         EarlyBirdConfig,
         EarlyTimeConfig,
         EdgePopupConfig,
+        EncoderConfig,
         GraspConfig,
         ImpConfig,
         JointConfig,

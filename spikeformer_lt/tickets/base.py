@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from spikeformer_lt.adapt import PRUNABLE
+from spikeformer_lt.adapted import PRUNABLE
 from spikeformer_lt.errors import ConfigError, TicketError
 from spikeformer_lt.layers.neuron import reset_state
 from spikeformer_lt.lazy import moved

@@ -468,6 +468,36 @@ class WeightConfig(Checked):
 
 
 @dataclass(frozen=True)
+class EncoderConfig(Checked):
+    """Level 4: sparse and binary weights behind the ConvPEP, in blocks and head."""
+
+    sparsity: float = 0.0
+    """Fraction of these weights removed, in [0, 1); 0 without binary is off."""
+    binary: bool = False
+    """Binarize the kept weights to +-gain, one gain for each output (BESTformer)."""
+    method: str = "latent"
+    """latent: train all, mask the largest; magnitude: one mask from the start weights; rigl:
+    dynamic sparse training, of full-precision weights; random: the control mask."""
+    scope: str = "global"
+    """global: one budget over these weights; layer: the same sparsity in each."""
+    floor: float = 0.01
+    """Least fraction that a global budget leaves in each layer."""
+    ramp_epochs: float = 0.0
+    """Epochs of a cubic ramp of the sparsity from 0 (latent); the mask moves up to 3/4 of all."""
+    every: int = 100
+    """Optimizer steps between two exchanges of method rigl."""
+    head: bool = True
+    """The last linear map is among these weights, too."""
+    WHERE = "multisp.encoder."
+    OWN: ClassVar = {"floor": "[0, 1)", "method": ("latent", "magnitude", "rigl", "random")}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        both = self.method == "rigl" and (self.binary or self.ramp_epochs > 0)
+        check(not both, "multisp.encoder.method", self.method, "another with binary or a ramp")
+
+
+@dataclass(frozen=True)
 class ActivationConfig(Checked):
     """Level 3: binary ConvPEP activations."""
 
@@ -522,6 +552,7 @@ class MultiSpConfig(Checked):
     patches: PatchConfig = field(default_factory=PatchConfig)
     weights: WeightConfig = field(default_factory=WeightConfig)
     activation: ActivationConfig = field(default_factory=ActivationConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
     WHERE = "multisp."
     PRESETS: ClassVar = {
         "literal": dict(
@@ -542,6 +573,8 @@ class MultiSpConfig(Checked):
         if self.weights.method in MOVING and self.preset == "default":
             searched = self.epochs if self.schedule == "joint" else max(1, self.stem_epochs)
             check_ramp(self.weights, searched, "multisp.weights.")
+        ramp = WeightConfig(ramp_epochs=self.encoder.ramp_epochs)
+        check_ramp(ramp, self.epochs, "multisp.encoder.")
         untrained = self.schedule != "joint" and not (self.stem_epochs or self.dense_epochs)
         rule = "at least 1: a frozen ConvPEP would keep its random weights; or give stem finetune"
         sound = not untrained or self.stem != "frozen"

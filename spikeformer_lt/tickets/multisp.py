@@ -1,8 +1,9 @@
-"""MultiSp: patch, ConvPEP-weight and ConvPEP-activation sparsity in one search; joint tickets."""
+"""MultiSp: sparse patches, ConvPEP weights and activations, encoder; joint tickets."""
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
@@ -11,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spikeformer_lt.adapted import PRUNABLE
 from spikeformer_lt.config import check
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers import subnet
-from spikeformer_lt.layers.patches import SCORES, Attention, check_needs
+from spikeformer_lt.layers.patches import SCORES, Attention, check_needs, patches_of
 from spikeformer_lt.layers.stems import stem_of
 from spikeformer_lt.layers.subnet import SubnetConv2d, collapse, get_masks, set_masks
 from spikeformer_lt.mask import Mask, select
@@ -34,12 +36,16 @@ from spikeformer_lt.tickets.base import (
 from spikeformer_lt.tickets.configs import (
     MOVING,
     ActivationConfig,
+    EncoderConfig,
     JointConfig,
     MultiSpConfig,
     PatchConfig,
+    SparseTrainingConfig,
     WeightConfig,
 )
 from spikeformer_lt.tickets.imp import Imp
+from spikeformer_lt.tickets.one_shot import random_mask
+from spikeformer_lt.tickets.sparse_training import Rewiring, SparseTraining
 from spikeformer_lt.tickets.surgery import (
     apply_surgery,
     known_config,
@@ -48,7 +54,7 @@ from spikeformer_lt.tickets.surgery import (
     set_patches,
 )
 from spikeformer_lt.training.options import OptimConfig
-from spikeformer_lt.training.phase import Fit, Phase, Progress
+from spikeformer_lt.training.phase import Fit, Masked, Phase, Progress
 from spikeformer_lt.training.ranks import from_first
 
 
@@ -97,14 +103,47 @@ def init_weight(weight: Tensor, init: str, sparsity: float) -> None:
         weight.copy_(std * (drawn.sign() if init == "signed" else drawn))
 
 
-class MaskController:
-    """Keeps masks at the sparsity of the schedule; a ConfigError if a layer would lose all."""
+def encoder_weights(model: Any, head: bool = True) -> dict[str, Tensor]:
+    """The weights of level 4, by name: those of neither stem nor selector, and of no `head`."""
+    parts = [part for part in (stem_of(model), patches_of(model)) if part is not None]
+    others = {id(module) for part in parts for module in part.modules()}
+    others |= set() if head else {id(getattr(model, "head", None))}
+    return {
+        f"{name}.weight": module.weight
+        for name, module in model.named_modules()
+        if isinstance(module, PRUNABLE)
+        and id(module) not in others
+        and module.weight.requires_grad  # those of a random attention stay
+    }
 
-    def __init__(self, model: nn.Module, config: WeightConfig, seed: int) -> None:
-        self.model, self.config = model, config
+
+def install_encoder(model: nn.Module, config: EncoderConfig) -> None:
+    """Replace the layers of level 4 by subnet layers, in place; the gains are of each output."""
+    for name in encoder_weights(model, config.head):
+        own = {"binary": config.binary, "per_filter": True}
+        subnet.install(model, name.removesuffix(".weight"), "weights", **own)
+
+
+class MaskController:
+    """Keeps masks at the sparsity of the schedule; a ConfigError if a layer would lose all.
+
+    It has the subnet layers of a model that are there when it is made, without those of `others`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: WeightConfig,
+        seed: int,
+        others: MaskController | None = None,
+    ) -> None:
+        known = others.layers if others else {}
+        self.layers = {name: m for name, m in subnet.subnets(model) if name not in known}
+        self.config = config
         self.fixed = config.method not in MOVING
         if config.method == "random":
-            set_masks(model, Mask.random_like(Mask(self._mask(config.sparsity)), seed))
+            drawn = Mask.random_like(Mask(self._mask(config.sparsity)), seed)
+            subnet.put_masks(self.layers, drawn)
         else:
             self.update(0.0 if config.ramp_epochs and not self.fixed else 1.0)
 
@@ -123,7 +162,7 @@ class MaskController:
         """Update masks and annealing for the step to come."""
         if self.fixed:
             return
-        for _, layer in subnet.subnets(self.model):
+        for layer in self.layers.values():
             layer.anneal = self.config.anneal * min(progress.fraction, self.config.freeze_mask_at)
         if progress.fraction > self.config.freeze_mask_at:
             return
@@ -137,8 +176,8 @@ class MaskController:
         sparsity = begin + (end - begin) * (1 - (1 - done) ** 3)
         within = None
         if self.config.monotone and done > 0:
-            within = {name: layer.mask for name, layer in subnet.subnets(self.model)}
-        set_masks(self.model, self._mask(sparsity, within))
+            within = {name: layer.mask for name, layer in self.layers.items()}
+        subnet.put_masks(self.layers, self._mask(sparsity, within))
 
     def _mask(
         self, sparsity: float, within: Mapping[str, Tensor] | None = None
@@ -146,7 +185,8 @@ class MaskController:
         """Rank the first rank's weights; a mask that leaves nothing of a layer is refused."""
         config, everywhere = self.config, self.config.scope == "global"
         floor = config.floor if everywhere else 0.0
-        mask = select(subnet.rankings(self.model), sparsity, config.scope, within, floor)
+        ranked = {name: layer.ranking() for name, layer in self.layers.items()}
+        mask = select(ranked, sparsity, config.scope, within, floor)
         mask = from_first(mask)
         alive = torch.stack([kept.any() for kept in mask.values()])
         if not bool(alive.all()):
@@ -205,8 +245,11 @@ class MultiSp(Search):
         The surgery between phases is deterministic: a resumed search meets the same modules.
         """
         self.check(model)
-        config, teacher = self.config, None
+        config, teacher, self._at = self.config, None, _stem_name(model)
         self._mask: Mask | None = None
+        self._stem: MaskController | None = None
+        self._encoder: MaskController | None = None
+        self._rigl: Rewiring | None = None
         self._origin: dict[str, Any] = {}
         if config.ticket:
             return self._trained_again(model, fit)
@@ -219,6 +262,8 @@ class MultiSp(Search):
         getattr(self, f"_{config.schedule}")(model, fit, final)
         if any(True for _ in subnet.subnets(model)):
             self._mask = self._collapsed(model)
+        if self._rigl is not None:
+            self._mask = Mask({**(self._mask or {}), **self._rigl.mask})
         return self._mask or _all_kept(model)
 
     def _ticket(self, model: nn.Module, mask: Mask) -> Ticket:
@@ -229,9 +274,13 @@ class MultiSp(Search):
         return Ticket(mask, dict(self.start), about)
 
     def _asked(self, mask: Mask) -> int | None:
-        weights = self.config.weights
-        searched = weights.method != "off"
-        return asked_for(mask, weights.sparsity, weights.scope) if searched else None
+        stem = f"{self._at}."
+        asked = 0
+        for level, inside in ((self.config.weights, True), (self.config.encoder, False)):
+            part = {name: m for name, m in mask.items() if name.startswith(stem) == inside}
+            if part and getattr(level, "method", "") != "off":
+                asked += asked_for(Mask(part), level.sparsity, level.scope)
+        return asked
 
     def _opened(self, model: nn.Module) -> Ticket:
         """The ticket that is trained again."""
@@ -250,10 +299,13 @@ class MultiSp(Search):
         """Train the mask of a finished search from its start weights, or from a control's."""
         kind, found = self.control, self._opened(model)
         about = found.provenance
-        levels = {"weights": WeightConfig, "activation": ActivationConfig}
+        levels: dict[str, type] = {"weights": WeightConfig, "activation": ActivationConfig}
+        if "encoder" in about.get("config", {}):  # a ticket of an earlier version has none
+            levels["encoder"] = EncoderConfig
         own = {n: known_config(cls, about.get("config"), n) for n, cls in levels.items()}
         own["patches"] = known_config(PatchConfig, about.get("config"), "patches", ties="index")
         own["weights"] = weights = replace(own["weights"], ramp_epochs=0.0)
+        own["encoder"] = encoder = replace(own.get("encoder", EncoderConfig()), ramp_epochs=0.0)
         self.config = replace(self.config, **own)
         self._origin = {"from_ticket": {n: about.get(n) for n in ("run_id", "mask_sha256", "seed")}}
         stem, sparse, mask = stem_of(model), weights.method != "off", found.mask
@@ -273,18 +325,21 @@ class MultiSp(Search):
         model.load_state_dict(selector, strict=False)
         if sparse:
             install_subnets(stem, replace(weights, method="latent", init="keep"))
+        if encoder.binary or encoder.sparsity:
+            install_encoder(model, encoder)
+        if known := dict(subnet.subnets(model)):
             set_masks(model, mask)
         self._fit(fit, model, Phase("retrain", self.config.epochs))
-        return mask if not sparse else self._collapsed(model)
+        return self._collapsed(model) if known else mask
 
     def _collapsed(self, model: nn.Module) -> Mask:
-        mask = get_masks(model)
+        mask = {**(self._mask or {}), **get_masks(model)}
         collapse(model)
-        return mask
+        return Mask(mask)
 
     def _joint(self, model: nn.Module, fit: Fit, final: Phase) -> None:
         self.select_patches(model, fit)
-        self._fit(fit, model, self._with_masks(model, final))
+        self._fit(fit, model, self._with_encoder(model, self._with_masks(model, final)))
 
     def _sequential(self, model: nn.Module, fit: Fit, final: Phase) -> None:
         config = self.config
@@ -303,15 +358,18 @@ class MultiSp(Search):
                 self._mask = self._collapsed(model)
                 stem_of(model).requires_grad_(False)
                 final = replace(final, frozen=(_stem_name(model),))
-            elif isinstance(searched.before_step, MaskController):
-                final = replace(final, before_step=searched.before_step.at_full_sparsity())
+            elif self._stem is not None:
+                final = replace(final, before_step=self._stem.at_full_sparsity())
         self.select_patches(model, fit)
-        self._fit(fit, model, final)
+        self._fit(fit, model, self._with_encoder(model, final))
 
     def _reverse(self, model: nn.Module, fit: Fit, final: Phase) -> None:
         self.select_patches(model, fit)
-        self._fit(fit, model, replace(final, name="patches", teacher=None, distill=0.0))
+        first = replace(final, name="patches", teacher=None, distill=0.0)
+        self._fit(fit, model, self._with_encoder(model, first))
         stem = replace(final, name="conv_pep", epochs=max(1, self.config.stem_epochs))
+        if self._rigl is not None:
+            stem = replace(stem, hooks=(Masked(self._rigl.mask),))
         self._fit(fit, model, self._with_masks(model, stem))
 
     def _with_masks(self, model: nn.Module, phase: Phase) -> Phase:
@@ -321,8 +379,36 @@ class MultiSp(Search):
             return phase
         with self._seeded("scores"):
             install_subnets(stem_of(model), weights)
-        controller = MaskController(model, weights, seed_for(self.seed, "mask"))
+        self._stem = controller = MaskController(
+            model, weights, seed_for(self.seed, "mask"), self._encoder
+        )
         return replace(phase, before_step=controller, settled_from=controller.settled_from)
+
+    def _with_encoder(self, model: nn.Module, phase: Phase) -> Phase:
+        """Turn level 4 on for a phase that trains the encoder."""
+        config, before = self.config.encoder, phase.before_step
+        if not (config.binary or config.sparsity):
+            return phase
+        seed = seed_for(self.seed, "encoder mask")
+        if config.method == "rigl":
+            how = SparseTrainingConfig(sparsity=config.sparsity, every=config.every)
+            mask = random_mask(encoder_weights(model, config.head), config.sparsity, "erk", seed)
+            self._rigl = Rewiring(mask, SparseTraining.resolved(how), seed)
+            settled = max(phase.settled_from, math.ceil(how.end * phase.epochs))
+            return replace(phase, hooks=(self._rigl,), settled_from=settled)
+        install_encoder(model, config)
+        names = "method", "sparsity", "binary", "scope", "floor", "ramp_epochs"
+        same = {name: getattr(config, name) for name in names}
+        own = MaskController(model, WeightConfig(**same), seed, self._stem)
+        self._encoder = own
+
+        def both(progress: Progress) -> None:
+            if before is not None:
+                before(progress)
+            own(progress)
+
+        settled = max(phase.settled_from, own.settled_from)
+        return replace(phase, before_step=both, settled_from=settled)
 
     def select_patches(self, model: nn.Module, fit: Fit) -> None:
         """Turn level 1 on, training its selector first where it has one."""

@@ -50,7 +50,7 @@ class Rewiring(Rewired):
         last = self._last(steps_per_epoch * epochs)
         if self.config.every >= last and self.config.drop > 0:
             log.warning(
-                "NOTICE: sparse_training.every=%d: this training changes its mask up to step %d of "
+                "NOTICE: every=%d: this training changes its mask up to step %d of "
                 "%d, so that no weight is exchanged; give a smaller number",
                 self.config.every, last, steps_per_epoch * epochs,
             )  # fmt: skip

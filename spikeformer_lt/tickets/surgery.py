@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
-from spikeformer_lt.adapt import at_door
+from spikeformer_lt.adapted import at_door
 from spikeformer_lt.config import check, from_dict
 from spikeformer_lt.errors import ConfigError, SpikeformerError, TicketError, shown
 from spikeformer_lt.layers.inputs import SpikingClassifier

@@ -22,7 +22,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 
-from spikeformer_lt.adapt import Adapted, at_door
+from spikeformer_lt.adapted import Adapted, at_door
 from spikeformer_lt.bundle import open_bundle
 from spikeformer_lt.config import (
     changes,

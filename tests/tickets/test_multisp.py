@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -12,11 +13,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from spikeformer_lt import create_model, create_search
 from spikeformer_lt.errors import ConfigError
+from spikeformer_lt.export import export_ticket, load_exported
 from spikeformer_lt.layers.patches import kept_count
 from spikeformer_lt.layers.subnet import SubnetConv2d, rankings
 from spikeformer_lt.tickets import (
     ActivationConfig,
     EdgePopupConfig,
+    EncoderConfig,
     MultiSp,
     MultiSpConfig,
     PatchConfig,
@@ -24,8 +27,8 @@ from spikeformer_lt.tickets import (
     model_from_ticket,
     set_patches,
 )
-from spikeformer_lt.tickets.multisp import LITERAL_SCORES
-from spikeformer_lt.training.phase import FitResult, Phase, Progress
+from spikeformer_lt.tickets.multisp import LITERAL_SCORES, encoder_weights
+from spikeformer_lt.training.phase import FitResult, Hooks, Phase, Progress
 
 SIZES = {"image_size": 16, "embed_dim": 16, "depth": 1, "num_heads": 2, "T": 2}
 
@@ -44,6 +47,8 @@ class Recorder:
     def __call__(self, model: nn.Module, phase: Phase) -> FitResult:
         self.phases.append(phase)
         parameters = [p for p in model.parameters() if p.requires_grad]
+        hooks = Hooks(phase.hooks)
+        hooks.start(model, 2, phase.epochs)
         optimizer = torch.optim.AdamW(parameters, lr=0.01)
         generator = torch.Generator().manual_seed(1)
         for epoch in range(phase.epochs):
@@ -58,7 +63,9 @@ class Recorder:
                 labels = torch.randint(10, (8,), generator=generator)
                 optimizer.zero_grad()
                 F.cross_entropy(model(images).mean(1), labels).backward()
+                hooks.after_backward(model, optimizer, Progress(epoch, step, 2, phase.epochs))
                 optimizer.step()
+                hooks.after_step(model, 2 * epoch + step + 1, None)
         return FitResult(phase.name, 50.0, phase.epochs - 1, phase.epochs, 0.0)
 
 
@@ -314,3 +321,66 @@ def test_rankings_are_named_as_the_weights_of_the_state_dict():
     model = toy()
     MultiSp(MultiSpConfig(epochs=1)).find(model, Watching())
     assert sorted(seen) == sorted(conv_weights(model))
+
+
+@pytest.mark.parametrize("method", ["latent", "magnitude", "random", "rigl"])
+@pytest.mark.parametrize("schedule", ["joint", "sequential", "reverse"])
+def test_level_4_makes_the_encoder_sparse_beside_the_stem(schedule, method, tmp_path):
+    """Exact counts at both levels, one mask, one export."""
+    binary, ramp = method != "rigl", 1.0 if method == "latent" else 0.0
+    encoder = EncoderConfig(0.9, binary=binary, method=method, ramp_epochs=ramp, every=1)
+    weights, patches = WeightConfig(sparsity=0.7), PatchConfig(sparsity=0.5)
+    config = MultiSpConfig(
+        schedule=schedule, epochs=2, stem_epochs=1, encoder=encoder, weights=weights,
+        patches=patches,
+    )  # fmt: skip
+    model, fit = toy(), Recorder()
+    behind = encoder_weights(model)
+    sizes = {name: weight.numel() for name, weight in behind.items()}
+    ticket = MultiSp(config, seed=3).find(model, fit)
+    gone = {name: int((~kept).sum()) for name, kept in ticket.mask.items()}
+    assert sum(gone[name] for name in sizes) == round(0.9 * sum(sizes.values()))
+    assert set(gone) - set(sizes) == set(conv_weights(model))
+    for name in conv_weights(model):
+        assert gone[name] == round(0.7 * ticket.mask[name].numel())
+    for name in sizes:
+        rows = ticket.tensors[name].abs().flatten(1)
+        assert bool(((rows == 0) | (rows == rows.amax(1, keepdim=True))).all()) == binary, name
+    known = {**ticket.provenance, "model": {"name": "spikformer_toy", "args": SIZES}}
+    done = export_ticket(replace(ticket, provenance=known), tmp_path / "packed")
+    assert done.check.reload_gap == 0 and 0 < done.bits[1] < done.bits[0] < 32
+    state = load_exported(tmp_path / "packed", plain=True).state_dict()
+    assert all(torch.equal(state[name], value) for name, value in ticket.tensors.items())
+
+
+def test_level_4_leaves_stem_selector_and_head_alone_where_asked():
+    model = toy()
+    assert set(encoder_weights(model)) - set(encoder_weights(model, head=False)) == {"head.weight"}
+    score = PatchConfig(sparsity=0.5, score="attention", selector_epochs=1)
+    config = MultiSpConfig(
+        epochs=1, patches=score, weights=WeightConfig(method="off"),
+        encoder=EncoderConfig(binary=True, head=False),
+    )  # fmt: skip
+    ticket = MultiSp(config).find(model, Recorder())
+    assert set(ticket.mask) == set(encoder_weights(toy(), head=False)) and ticket.mask.removed == 0
+    real = ticket.tensors["head.weight"].abs().unique().numel()
+    assert real > ticket.tensors["head.weight"].shape[0]
+    with pytest.raises(ConfigError, match=r"multisp\.encoder\.method=.rigl"):
+        EncoderConfig(0.9, method="rigl", binary=True)
+    with pytest.raises(ConfigError, match=r"multisp\.encoder\.ramp_epochs"):
+        MultiSpConfig(epochs=2, encoder=EncoderConfig(0.9, ramp_epochs=2.0))
+
+
+def test_a_ticket_with_level_4_is_trained_again_under_its_mask(tmp_path):
+    """From its start weights, and under the control mask."""
+    config = MultiSpConfig(epochs=1, encoder=EncoderConfig(0.9, binary=True))
+    found = MultiSp(config, seed=3).find(toy(), Recorder())
+    found.save(tmp_path / "ticket")
+    masks = []
+    for control in ("none", "random"):
+        again = MultiSpConfig(epochs=1, ticket=str(tmp_path / "ticket"), control=control)
+        made = MultiSp(again, seed=3).find(toy(), Recorder())
+        assert made.mask.layer_sparsity() == found.mask.layer_sparsity()
+        assert made.provenance["config"]["encoder"]["sparsity"] == 0.9
+        masks.append(made.mask)
+    assert masks[0] == found.mask != masks[1]

@@ -123,7 +123,7 @@ def test_a_training_without_an_exchange_says_so(caplog):
     config = SparseTraining(SparseTrainingConfig("rigl", epochs=1, every=50)).config
     hook = Rewiring(Mask({"weight": torch.ones(2, 2)}), config, seed=0)
     hook.start(nn.Linear(2, 2), 20, 1)
-    assert "NOTICE: sparse_training.every=50" in caplog.text
+    assert "NOTICE: every=50" in caplog.text
     caplog.clear()
     hook.start(nn.Linear(2, 2), 200, 1)
     assert not caplog.text

@@ -27,7 +27,6 @@ PRUNABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 SIDES = (32, 224, 28, 64, 16, 128, 299)
 """Sides of square images that a probe tries where nobody says the size, in pixels."""
 STEPS = 4  # of a network that is stepped from outside, where no T is given
-WRAPPERS = ("OptimizedModule", "DataParallel", "DistributedDataParallel")
 STATEFUL = "equal batches give other outputs: it keeps a state; give it a method reset()"
 FEEDING = {
     "images": "one call with [B, C, H, W]",
@@ -36,32 +35,28 @@ FEEDING = {
     "time first": "one call with [T, B, C, H, W]",
     "batch first": "one call with [B, T, C, H, W]",
 }
-"""The ways to feed a network, in words."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a probe found in a network; print it to read it."""
+    """What a probe found in a network; print it to read it.
+
+    Its class; how it is fed, a key of `FEEDING`; its time steps, 1 without a time axis; the axes of
+    its output, [B, K], [T, B, K] or [B, T, K]; channels, rows and columns of its input; classes;
+    spiking neurons of other libraries by name; sizes of the weights that searches may remove, and
+    of other matrices; whether its own method ``reset`` is called before each batch.
+    """
 
     network: str
-    """Its class."""
     feeding: str
-    """A key of `FEEDING`."""
     T: int
-    """Time steps; 1 without a time axis."""
     output: str
-    """Axes of what it gives: [B, K], [T, B, K] or [B, T, K]."""
     input: tuple[int, ...]
-    """Channels, rows and columns."""
     classes: int
     neurons: dict[str, str]
-    """Spiking neurons of other libraries, by name."""
     prunable: dict[str, int]
-    """Weights that searches may remove: name -> values."""
     others: dict[str, int]
-    """Matrices that none removes, such as those of an attention without linear maps."""
     resets: bool = False
-    """Whether its own method ``reset`` is called before each batch."""
 
     @property
     def kept(self) -> bool:
@@ -202,7 +197,7 @@ def rest(network: nn.Module, own: bool = False) -> None:
 def _refuse(network: nn.Module) -> None:
     """Refuse what no batch can help."""
     name = type(network).__name__
-    if name in WRAPPERS:
+    if name in ("OptimizedModule", "DataParallel", "DistributedDataParallel"):
         raise ConfigError(f"{name} cannot be adapted: give the network inside of it")
     if isinstance(network, PRUNABLE):
         raise ConfigError(f"{name} cannot be adapted: a single layer; put it into nn.Sequential")

@@ -9,6 +9,7 @@ import copy
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,7 @@ from spikeformer_lt.export.file import (
 )
 from spikeformer_lt.export.inference import compact
 from spikeformer_lt.export.prediction import predict
+from spikeformer_lt.layers.neuron import LIF, Heaviside, Sign
 from spikeformer_lt.layers.stems import stem_of
 from spikeformer_lt.preprocess import Preprocess, door_of, prepared_for
 from spikeformer_lt.ticket import TICKET, Ticket, finished_folder
@@ -358,6 +360,40 @@ def _same_tensors(source: Ticket, found: Packed) -> None:
 
 def _gap(a: Tensor, b: Tensor) -> float:
     return float((a - b).abs().max())
+
+
+@torch.no_grad()
+def spike_mismatch(model: nn.Module, images: Tensor) -> dict[str, float]:
+    """Fraction of spikes that differ between a network and its compact form, by layer of neurons.
+
+    q, k and v count as one layer; layers that lost channels are left out. Both networks run on
+    `images` in the network's own precision.
+    """
+    plain, fast = _spikes(model, images), _spikes(compact(model).net, images)
+    out = {}
+    for name, spikes in fast.items():
+        parts = dict.fromkeys(name.replace("qkv.", f"{part}.") for part in "qkv")
+        names = [part.replace(".out.", ".proj.") for part in parts]
+        wanted = torch.cat([plain[part] for part in names if part in plain], -1)
+        if wanted.shape == spikes.shape:
+            out[name] = float((wanted != spikes).double().mean())
+    return out
+
+
+def _spikes(net: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """Output of each layer of neurons, by name."""
+    found: dict[str, Tensor] = {}
+    with ExitStack() as hooks:
+        for name, layer in net.named_modules():
+            if isinstance(layer, LIF | Heaviside | Sign):
+                keep = partial(_keep, found, name)
+                hooks.callback(layer.register_forward_hook(keep).remove)
+        net(images)
+    return found
+
+
+def _keep(found: dict[str, Tensor], name: str, module: nn.Module, args: Any, out: Tensor) -> None:
+    found[name] = out.clone()
 
 
 _USE = """load_exported("THIS_FOLDER")

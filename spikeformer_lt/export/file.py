@@ -5,12 +5,11 @@ Each tensor is stored as mask, signs, gains and values, each in the shortest of 
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
@@ -161,15 +160,14 @@ class Reader:
 
     def get(self, rows: Sequence[Row]) -> list[tuple[Tensor, Tensor | None]]:
         """Every tensor and its mask, on torch's number of threads; a CheckpointError names one."""
-        parts = [self._coded(row) for row in rows]
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            masks = list(pool.map(self._mask, rows, [mask for mask, _ in parts]))
-            plain = [self._plain(row, kept) for row, kept in zip(rows, masks, strict=True)]
-            values = list(pool.map(self._value, rows, masks, plain, [rest for _, rest in parts]))
+        masks, others = zip(*map(self._coded, rows), strict=True)
+        kept = _together(self._mask, rows, masks)
+        plain = [self._plain(row, mask) for row, mask in zip(rows, kept, strict=True)]
+        values = _together(self._value, rows, kept, plain, others)
         for name, stream in self.streams.items():
             if left := stream.numel() - self.places[name]:
                 raise CheckpointError(f"stream {name} has {left} entries too many")
-        return list(zip(values, masks, strict=True))
+        return list(zip(values, kept, strict=True))
 
     def _coded(self, row: Row) -> tuple[Bytes, Bytes]:
         """The parts of the bits: a mask, and signs or coded values."""
@@ -238,6 +236,20 @@ class Reader:
         return CheckpointError(f"damaged: tensor {shown(row.name)}: {what}")
 
 
+def _together(call: Callable[..., Any], *columns: Sequence[Any]) -> list[Any]:
+    """``call`` of each row of the columns, in threads that take the next row when they are free."""
+    found: list[Any] = [None] * len(columns[0])
+    left = enumerate(zip(*columns, strict=True))
+
+    def work(_: int) -> None:
+        for place, args in left:
+            found[place] = call(*args)
+
+    with ThreadPoolExecutor(threads := torch.get_num_threads()) as pool:
+        list(pool.map(work, range(threads)))
+    return found
+
+
 def _count(row: Row, kept: Tensor | None) -> int:
     return math.prod(row.shape) if kept is None else int(np.count_nonzero(kept.numpy()))
 
@@ -290,7 +302,7 @@ def read_packed(folder: str | Path) -> Packed:
             the tensor is named where it is one.
     """
     bundle = open_bundle(folder, EXPORT)
-    streams, own = bundle.tensors(TENSORS)
+    streams, own = bundle.tensors(TENSORS, parts=True)
     try:
         return _unpacked(bundle.about, streams, own)
     except (CheckpointError, TicketError, ConfigError) as fault:
@@ -415,13 +427,16 @@ def digest_of(value: Tensor, kept: Tensor | None, old: bool = False) -> str:
     """crc32 of dtype, shape, values and mask, as 8 hex digits; sha256 if `old`."""
     head = f"{value.dtype} {list(value.shape)}\n".encode()
     plain = value.contiguous().reshape(-1)
-    parts = [plain.view(torch.uint8).numpy().data] if value.numel() else []
+    parts = [plain.view(torch.uint8).numpy()] if value.numel() else []
     if kept is not None:
         bits = kept.numpy().reshape(-1)
-        parts.append((np.packbits(bits) if old else bits.view(np.uint8)).data)
+        parts.append(np.packbits(bits) if old else bits.view(np.uint8))
     if old:
-        return hashlib.sha256(b"".join([head, *parts])).hexdigest()
-    return f"{functools.reduce(lambda crc, part: zlib.crc32(part, crc), [head, *parts], 0):08x}"
+        return hashlib.sha256(b"".join([head, *(part.tobytes() for part in parts)])).hexdigest()
+    found = zlib.crc32(head)
+    for part in parts:
+        found = zlib.crc32(part.data, found)
+    return f"{found:08x}"
 
 
 # Numpy beside the reader's threads: each operation of torch would start threads of its own.

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +13,6 @@ import torch
 from spikeformer_lt import Mask, Ticket, create_model
 from spikeformer_lt.bundle import staged
 from spikeformer_lt.export import file
-from spikeformer_lt.export.inference import compact
-from spikeformer_lt.layers.neuron import LIF, Heaviside, Sign
 from spikeformer_lt.layers.patches import PatchSelect, make_score
 from spikeformer_lt.layers.subnet import SubnetConv2d, collapse, get_masks, rankings, set_masks
 
@@ -124,42 +120,3 @@ def ticket() -> Ticket:
 def images() -> Callable[..., torch.Tensor]:
     """Give the function that makes inputs for a network."""
     return pictures
-
-
-def _keep(found: dict[str, torch.Tensor], name: str, module: Any, args: Any, out: Any) -> None:
-    found[name] = out.clone()
-
-
-def _spikes(net: torch.nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Output of each layer of neurons, by name."""
-    found: dict[str, torch.Tensor] = {}
-    with ExitStack() as hooks:
-        for name, layer in net.named_modules():
-            if isinstance(layer, LIF | Heaviside | Sign):
-                hook = layer.register_forward_hook(partial(_keep, found, name))
-                hooks.callback(hook.remove)
-        net(x)
-    return found
-
-
-@torch.no_grad()
-def mismatch(model: Any, x: torch.Tensor, fast: Any = None) -> dict[str, float]:
-    """Fraction of spikes that differ between a network and its compact form, by layer.
-
-    q, k and v count as one layer; layers that lost channels are left out.
-    """
-    plain, fired = _spikes(model, x), _spikes((fast or compact(model)).net, x)
-    out = {}
-    for name, spikes in fired.items():
-        parts = dict.fromkeys(name.replace("qkv.", f"{part}.") for part in "qkv")
-        names = [part.replace(".out.", ".proj.") for part in parts]
-        wanted = torch.cat([plain[part] for part in names if part in plain], -1)
-        if wanted.shape == spikes.shape:
-            out[name] = float((wanted != spikes).double().mean())
-    return out
-
-
-@pytest.fixture
-def spike_mismatch() -> Callable[..., dict[str, float]]:
-    """Give the function that compares a network's spikes with those of its compact form."""
-    return mismatch

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from spikeformer_lt.errors import ExportError
+from spikeformer_lt.export.api import spike_mismatch
 from spikeformer_lt.export.inference import (
     FoldedAttention,
     FoldedConvUnit,
@@ -28,9 +29,7 @@ CHOICES = [
 
 
 @pytest.mark.parametrize("choice", CHOICES, ids=str)
-def test_float64_logits_and_spikes_are_those_of_the_network(
-    choice, net, images, spike_mismatch
-) -> None:
+def test_float64_logits_and_spikes_are_those_of_the_network(choice, net, images) -> None:
     model, _, _ = net(**choice)
     model.double()
     x = images(model).double()
@@ -44,9 +43,7 @@ def test_float64_logits_and_spikes_are_those_of_the_network(
 
 
 @pytest.mark.parametrize("choice", CHOICES[:3], ids=str)
-def test_float32_spikes_differ_in_less_than_one_of_a_thousand(
-    choice, net, images, spike_mismatch
-) -> None:
+def test_float32_spikes_differ_in_less_than_one_of_a_thousand(choice, net, images) -> None:
     model, _, _ = net(**choice)
     rates = spike_mismatch(model, images(model, 8))
     assert rates and max(rates.values()) <= 1e-3
@@ -145,7 +142,7 @@ def test_a_stateless_stem_is_computed_once(net, images) -> None:
     ],
 )
 def test_a_binary_encoder_runs_on_bytes_where_its_inputs_are(
-    activation: str, readers: set[str], net, images, spike_mismatch
+    activation: str, readers: set[str], net, images
 ) -> None:
     """As tickets of edge-popup and biprop are; wide enough for the byte path to be taken."""
     sizes = {"embed_dim": 128, "num_heads": 4, "mlp_ratio": 1.0, "depth": 2}

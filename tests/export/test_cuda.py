@@ -14,6 +14,7 @@ import torch
 from spikeformer_lt import load_exported
 from spikeformer_lt.errors import DataError, ExportError
 from spikeformer_lt.export import export_ticket
+from spikeformer_lt.export.api import spike_mismatch
 from spikeformer_lt.export.graphs import to_pt2
 from spikeformer_lt.export.inference import compact
 from spikeformer_lt.export.streaming import Stream
@@ -40,9 +41,7 @@ def made(net, cnn) -> Any:
 
 @on_both
 @pytest.mark.parametrize("choice", CHOICES, ids=str)
-def test_float64_logits_are_those_of_the_cpu(
-    device: str, choice, made, images, spike_mismatch
-) -> None:
+def test_float64_logits_are_those_of_the_cpu(device: str, choice, made, images) -> None:
     model = made(choice).double()
     x = images(model).double()
     with torch.no_grad():
@@ -59,7 +58,7 @@ def test_float64_logits_are_those_of_the_cpu(
 @on_both
 @pytest.mark.parametrize("choice", CHOICES[:4], ids=str)
 def test_float32_spikes_differ_in_less_than_one_of_a_thousand(
-    device: str, choice, made, images, spike_mismatch
+    device: str, choice, made, images
 ) -> None:
     model = made(choice).to(device)
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):

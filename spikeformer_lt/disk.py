@@ -451,7 +451,7 @@ def _parts_of(data: bytes, header: Mapping[str, Any]) -> dict[str, Tensor]:
         if name != "__metadata__":
             first, end = entry["data_offsets"]
             part = memory[begin + first : begin + end]
-            kind = safetensors.torch._TYPES[entry["dtype"]]
+            kind: Any = safetensors.torch._TYPES[entry["dtype"]]
             found[name] = part.view(kind).view(entry["shape"])
     return found
 

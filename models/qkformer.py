@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
+
+from torch import Tensor, nn
 
 from spikeformer_lt.config import check
+from spikeformer_lt.layers.attention import EncoderBlock, TokenAttention, join, joined
 from spikeformer_lt.layers.inputs import at_least_one, listed
-from spikeformer_lt.layers.stems import Embedding, HierarchicalStem
+from spikeformer_lt.layers.neuron import NeuronConfig
+from spikeformer_lt.layers.stems import SpikingStem, StemUnit, in_a_row, read_on
+from spikeformer_lt.layers.units import Chain, ConvLayer, ConvUnit, Reads, call
 from spikeformer_lt.models.spikformer_convert import QKFORMER
 from spikeformer_lt.models.spiking_transformer import SpikingTransformer
 from spikeformer_lt.registry import register_model
@@ -19,6 +24,133 @@ LAYOUTS: dict[str, tuple[Plan, int, Plan]] = {
     "imagenet": (((1 / 2, True), (1, True), (1, False)), 1, ((1, True), (1, False))),
 }
 """For each data set: the first embedding, where its shortcut begins, and the later ones."""
+
+
+class Embedding(nn.Module):
+    """3x3 convolutions, and a 1x1 shortcut around the last of them, whose spikes join theirs.
+
+    Args:
+        in_channels: of the maps.
+        plan: width of each convolution, and whether its current is max-pooled before the neuron.
+        begin: convolutions before the shortcut begins.
+        options: activation and neuron, as of a :class:`ConvUnit`.
+
+    Shape: in ``[T|1, B, H, W, C]`` -> out ``[T|1, B, H', W', D]``.
+
+    Source: Zhou et al., QKFormer, NeurIPS 2024, arXiv 2403.16552, section 3.4 (SPEDS).
+    """
+
+    def __init__(
+        self, in_channels: int, plan: Sequence[tuple[int, bool]], begin: int, **options: Any
+    ) -> None:
+        super().__init__()
+        widths, self.begin = [in_channels, *(width for width, _ in plan)], begin
+        self.stages = nn.ModuleList(
+            ConvUnit(*widths[i : i + 2], pool=pool, pool_before_act=True, **options)
+            for i, (_, pool) in enumerate(plan)
+        )
+        around = 2 ** sum(pool for _, pool in plan[begin:])
+        sizes: dict[str, Any] = {"kernel_size": 1, "stride": around}
+        self.shortcut = ConvLayer(widths[begin], widths[-1], **sizes, **options)
+        self.stride = 2 ** sum(pool for _, pool in plan)
+
+    def chains(self) -> list[Chain]:
+        """The convolutions before the shortcut, and those that it goes around."""
+        names = [f"stages.{i}" for i in range(len(self.stages))]
+        parts = names[: self.begin], names[self.begin :]
+        return [Chain(tuple(part)) for part in parts if len(part) > 1]
+
+    def emit(self, reads: Reads, residual: str) -> Reads:
+        """Tell the units what they read; return the values of the output."""
+        self.shortcut.reads = reads = read_on(self.stages[: self.begin], reads)
+        reads = read_on(self.stages[self.begin :], reads)
+        return joined(reads, residual) if self.shortcut.fires else "real"
+
+    def forward(
+        self, rows: Tensor, T: int, residual: str, signed: bool, need_current: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Spikes of both paths, joined; and the current of the last convolution, if asked for."""
+        straight = current = rows
+        for i, stage in enumerate(self.stages):
+            straight = rows if i == self.begin else straight
+            rows, current = call(stage, rows, T, need_current and i + 1 == len(self.stages))
+        return join(rows, call(self.shortcut, straight, T), residual, signed), current
+
+
+class HierarchicalStem(SpikingStem):
+    """Embeddings with encoder blocks between them: all of a network before its last stage.
+
+    Args:
+        in_channels: of the input.
+        embeddings: one for each stage; each reads the maps of the stage before.
+        stages: the blocks of each stage but the last, on the tokens of its maps.
+        activation, residual, neuron: as of a :class:`ConvPEP`, of each embedding.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        embeddings: Sequence[Embedding],
+        stages: Sequence[Sequence[EncoderBlock]],
+        *,
+        activation: str = "lif",
+        residual: str = "add",
+        neuron: NeuronConfig | None = None,
+    ) -> None:
+        dim = embeddings[-1].shortcut.conv.out_channels
+        super().__init__(in_channels, dim, activation, residual, neuron or NeuronConfig())
+        self.embeddings = nn.ModuleList(embeddings)
+        self.stages = nn.ModuleList(nn.ModuleList(blocks) for blocks in stages)
+        for embedding in embeddings:
+            self.stride *= embedding.stride
+        last = stages[-1][-1] if stages and stages[-1] else None
+        if last is not None and isinstance(last.attn, TokenAttention):
+            self.gives = ("current", "gates")
+        self.set_reads()
+
+    def units(self) -> list[StemUnit]:
+        """The units of the embeddings in the order of the data, each shortcut after its path."""
+        found: list[StemUnit] = []
+        for embedding in cast("list[Embedding]", list(self.embeddings)):
+            found += in_a_row(embedding.stages, [] if found else ["first"])
+            found.append(StemUnit("shortcut", embedding.shortcut))
+        return found
+
+    def emit(self) -> Reads:
+        """Tell units and inner blocks what they read; return the values of the tokens."""
+        reads: Reads = "real"
+        for i, embedding in enumerate(cast(Any, self.embeddings)):
+            reads = embedding.emit(reads, self.residual)
+            for block in cast(Any, self.stages[i]) if i < len(self.stages) else ():
+                reads = block.set_reads(reads)
+        return reads
+
+    def forward(self, images: Tensor, T: int, need: str = "") -> tuple[Tensor, Tensor]:
+        """Return the tokens of the last stage, and what `need` names.
+
+        Gates of the last token attention are summed over the places of each token.
+        """
+        rows = images.permute(0, 1, 3, 4, 2).contiguous()
+        found, how = rows, (self.residual, self.activation == "sign")
+        for i, embedding in enumerate(self.embeddings):
+            last = i + 1 == len(self.embeddings)
+            rows, current = embedding(rows, T, *how, last and need == "current")
+            found = current if last and need == "current" else found
+            if last:
+                break
+            size, blocks = rows.shape[2:4], cast(Any, self.stages[i])
+            tokens = rows.flatten(2, 3)
+            for block in blocks:
+                if need == "gates" and i + 2 == len(self.embeddings) and block is blocks[-1]:
+                    tokens, found = block.gated(tokens, T)
+                    found = found.unflatten(2, size)
+                else:
+                    tokens = call(block, tokens, T)
+            rows = tokens.unflatten(2, size)
+        if need == "gates":
+            height, width = rows.shape[2:4]
+            found = found.unflatten(3, (width, -1)).unflatten(2, (height, -1)).sum((3, 5))
+        return rows.flatten(2, 3), found.flatten(2, 3)
 
 
 class QKFormer(SpikingTransformer):

@@ -31,7 +31,9 @@ from spikeformer_lt.ticket import TICKET
 Tensors = Mapping[str, Tensor]
 _KINDS = {"conv": "linear", "linear": "linear", "bn": "norm"}
 _STAGE = {"conv": "conv", "bn": "norm"}
-_DEAD = re.compile(r"(block\.\d+\.norm[12]|norm)\.(weight|bias)|pos_embed")
+_DEAD = re.compile(
+    r"(block\.\d+\.norm[12]|norm)\.(weight|bias)|pos_embed|block\.\d+\.attn\.talking_heads\.weight"
+)
 _STEM = re.compile(r"patch_embed\.(?:proj_(conv|bn)([123]?)|rpe_(conv|bn))\.(\w+)")
 _BLOCK = re.compile(r"block\.(\d{1,4})\.(attn\.(?:q|k|v|proj)|mlp\.fc[12])_(conv|linear|bn)\.(\w+)")
 _JELLY_STEM = re.compile(
@@ -110,7 +112,7 @@ def convert(
     with torch.device("meta"):
         named: Any = create_model(name)
     published = hasattr(named, "published")
-    rule = "a model with published checkpoints: a Spikformer, Spikingformer or QKFormer"
+    rule = "a model with published checkpoints: a Spikformer, Spikingformer, QKFormer or SDT"
     check(published, "model", name, rule)
     tensors = read_foreign(source, ema)
     found = translate(tensors, named.published)
@@ -133,7 +135,8 @@ def convert(
         stage.seal({"sparsity": 0.0, "provenance": {**about, "search": "none", "trained": True}})
     parameters = sum(p.numel() for p in model.parameters())
     own = {"T": model.T, "num_heads": model.num_heads, "image_size": model.image_size}
-    own["attn_scale"] = model.blocks[0].attn.scale
+    scale = getattr(model.blocks[0].attn, "scale", None)
+    own |= {} if scale is None else {"attn_scale": scale}
     told, untold = (", ".join(f"{n}={v}" for n, v in d.items()) for d in (found.sizes, own))
     dead = f": {', '.join(found.dropped[:5])}" if found.dropped else ""
     return (
@@ -244,6 +247,14 @@ def _rename_tokenizer(name: str) -> str | None:
     return block and _rename_block(block[2], f"blocks.{int(block[1])}")
 
 
+def _rename_membrane(name: str) -> str | None:
+    """Ours for a Spike-Driven Transformer's, whose names are those of a Spikformer."""
+    ours = _rename(name)
+    if ours is None or not ours.startswith("conv_pep."):
+        return ours
+    return ours.replace("conv_pep.", "stem.").replace(".stages.3.", ".last.")
+
+
 def _stage_renamer(tensors: Tensors) -> Callable[[str], str | None]:
     """Ours for a QKFormer's; its convolutions are in the order of their numbers."""
     found = [match for name in tensors if (match := _EMBEDDING.fullmatch(name))]
@@ -340,4 +351,10 @@ QKFORMER = Published(
     _stage_renamer,
     {_EMBEDDED: 4, "stem.embeddings.0.shortcut.conv.weight": 4, **_LAST},
     lambda found: _sizes(found, _EMBEDDED) | _stages(found),
+)
+SPIKE_DRIVEN = Published(
+    "Spike-Driven Transformer",
+    lambda tensors: _rename_membrane,
+    {_TOKENS: 4, "stem.rpe.conv.weight": 4, **_LAST},
+    lambda found: _sizes(found, _TOKENS) | _depth(found),
 )

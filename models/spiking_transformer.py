@@ -35,6 +35,7 @@ class SpikingTransformer(SpikingClassifier):
     """
 
     stem: Any  # a `layers.stems.SpikingStem`
+    keeps_tokens = False  # whether no token may leave
 
     def __init__(
         self,
@@ -98,10 +99,11 @@ class SpikingTransformer(SpikingClassifier):
         """Select tokens behind the stem, or all of them with None, in place.
 
         Raises:
-            ConfigError: a score that reads what the stem does not give.
+            ConfigError: a score that reads what the stem does not give; a model whose tokens are
+                all needed.
         """
         if patch is not None:
-            check_needs(patch.score, self.stem)
+            check_needs(patch.score, self, self.stem)
         self.patch = patch
         rescale = patch is not None and patch.rescale
         for block in self.blocks:
@@ -166,8 +168,13 @@ class SpikingTransformer(SpikingClassifier):
 
 def draw_linear(*parts: nn.Module) -> None:
     """Draw linear maps anew from a normal distribution of deviation 0.02, cut at 2; biases 0."""
+    draw_normal(nn.Linear, *parts)
+
+
+def draw_normal(kinds: Any, *parts: nn.Module) -> None:
+    """The same of the layers of some kinds."""
     for module in (module for part in parts for module in part.modules()):
-        if isinstance(module, nn.Linear):
+        if isinstance(module, kinds):
             nn.init.trunc_normal_(module.weight, std=0.02)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)

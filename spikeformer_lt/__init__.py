@@ -10,8 +10,8 @@ import importlib.metadata
 import logging
 from typing import TYPE_CHECKING
 
-from spikeformer_lt.lazy import lazy
 from spikeformer_lt.runtime import OPENMP as OPENMP  # before torch is imported
+from spikeformer_lt.runtime import lazy
 
 try:
     __version__ = importlib.metadata.version(__name__)

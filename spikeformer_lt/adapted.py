@@ -104,7 +104,8 @@ class Adapted(nn.Module):
         self.image_size = found.input[1:]
         self.training = network.training
         for name in found.neurons:
-            self.get_submodule(name).spiking = True  # type: ignore[assignment]
+            neuron: Any = self.get_submodule(name)
+            neuron.spiking, neuron.stepwise = True, getattr(neuron, "step_mode", "s") == "s"
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of a batch, from states at rest."""
@@ -332,7 +333,7 @@ class _Calls:
             )
         batch = rows * steps if feeding == "folded" else rows
         if feeding == "images" and not self.count and given.ndim == 3:
-            own = T or steps
+            own = 1 if given.shape[1] == 1 else T or steps
         self.steps = steps if feeding == "folded" else own
         known = {(batch,): "[B, K]", (own, rows): "[T, B, K]", (rows, own): "[B, T, K]"}
         self.output = known.get(tuple(given.shape[:-1]), "")

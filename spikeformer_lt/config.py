@@ -208,7 +208,7 @@ def exit_after(action: Callable[[], Any], argv: Sequence[str] = ()) -> NoReturn:
     except BaseException as fault:  # the last resort: a panic of a compiled reader, too
         if "--debug" in argv:
             traceback.print_exc()
-        status, text = _verdict(fault, argv)
+        status, text = verdict(fault, argv)
         text = "".join(c if c.isprintable() else " " for c in text).strip()
         with contextlib.suppress(OSError):
             sys.stderr.write(f"{text}\n")
@@ -216,7 +216,7 @@ def exit_after(action: Callable[[], Any], argv: Sequence[str] = ()) -> NoReturn:
     sys.exit(status)
 
 
-def _verdict(fault: BaseException, argv: Sequence[str]) -> tuple[int, str]:
+def verdict(fault: BaseException, argv: Sequence[str]) -> tuple[int, str]:
     """Exit status and line of an exception that ended a program."""
     text = str(fault)
     if isinstance(fault, KeyboardInterrupt):

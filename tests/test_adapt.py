@@ -20,7 +20,7 @@ from spikeformer_lt.adapted import Adapted, adapt, at_door
 from spikeformer_lt.errors import ConfigError, MaskError, TicketError
 from spikeformer_lt.export import export_ticket, load_exported
 from spikeformer_lt.mask import Mask
-from spikeformer_lt.reports import build_ledger
+from spikeformer_lt.reports import build_ledger, run_probe
 from spikeformer_lt.ticket import Ticket
 from spikeformer_lt.tickets import RandomConfig
 
@@ -62,6 +62,8 @@ class Around(nn.Module):
             return self.body(x.transpose(0, 1)).transpose(0, 1)
         if self.way == "loops":
             return torch.stack([self.body(x) for _ in range(T)], 1)
+        if self.way == "once":
+            return self.body(x).unsqueeze(1)
         if self.way == "pair":
             return self.body(x), None
         if self.way == "table":
@@ -200,6 +202,8 @@ def test_what_keeps_the_contract_is_left_as_it_is() -> None:
     assert at_door(ours, 4, lambda: never("no batch is needed")) is ours
     turned = Around(dense(), "loops")
     assert at_door(turned, T, lambda: IMAGES) is turned
+    once = Around(dense(), "once")  # without time, and with our axes
+    assert at_door(once, T, lambda: IMAGES) is once
     made = at_door(jelly(), T, lambda: IMAGES)
     assert isinstance(made, Adapted) and at_door(made, T, lambda: IMAGES) is made
 
@@ -212,6 +216,10 @@ def test_the_ledger_counts_every_step_of_every_form() -> None:
     assert first["macs"] == T * (64 * 4 * 27 + 256 * K) == second["macs"] == second["macs_dense"]
     assert first["sops"] == second["sops"] > 0
     assert first["firing_rate"] == pytest.approx(second["firing_rate"]) and first["firing_rate"]
+    shown = [run_probe(adapt(net, T, images=IMAGES), IMAGES).spikes for net in (many, one)]
+    for name, spikes in shown[0].items():
+        assert float((spikes != shown[1][name]).double().mean()) < 1e-2
+    assert {name: len(spikes) for name, spikes in shown[0].items()} == {"2": T, "5": T}
     without = build_ledger(adapt(dense(), images=IMAGES), [IMAGES])
     assert without["macs"] == 64 * 4 * 27 + 256 * K and without["firing_rate"] == {}
 

@@ -11,7 +11,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from spikeformer_lt.errors import SpikeformerError
+from spikeformer_lt.config import check, verdict
 from spikeformer_lt.events.recording import FIELDS, UNITS, Sensor, parse_columns
 
 PROGRAM = "python -m spikeformer_lt.events"
@@ -27,6 +27,9 @@ def main(argv: Sequence[str] | None = None, prog: str = PROGRAM) -> int:
     try:
         from spikeformer_lt.events.check import check_dataset, check_folder
 
+        data, size = options.data, options.image_size
+        check(not (data and options.sensor), "sensor", options.sensor, "for a folder, not --data")
+        check(bool(data) or size is None, "image_size", size, "for a data set: --data NAME")
         if options.data:
             given = (options.unit, options.columns)
             own = [None if isinstance(value, _Usual) else value for value in given]
@@ -35,15 +38,16 @@ def main(argv: Sequence[str] | None = None, prog: str = PROGRAM) -> int:
             sensor = Sensor.parse(options.sensor) if options.sensor else None
             columns, ticks = parse_columns(options.columns), UNITS[options.unit]
             report = check_folder(options.dir, sensor, columns, ticks)
-    except SpikeformerError as fault:
+    except Exception as fault:
         if options.debug:
             raise
-        sys.stderr.write(f"error: {fault}\n")
-        return 2
+        status, line = verdict(fault, ())
+        sys.stderr.write(f"{line}\n")
+        return status
     finally:
         logger.setLevel(level)
     text = json.dumps(report.as_dict(), indent=1) if options.json else report.text()
-    sys.stdout.write(f"{text}\n")
+    sys.stdout.write(f"{text.encode('utf-8', 'backslashreplace').decode()}\n")
     return 0 if report.clean else 1
 
 
@@ -57,18 +61,18 @@ def _parser(prog: str = PROGRAM) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=prog)
     commands = parser.add_subparsers(dest="command", required=True)
     told = "read every recording and report counts, durations, rates and faults"
-    check = commands.add_parser("check", help=told)
-    check.add_argument("dir", metavar="DIR", help="folder of recordings, or root of a data set")
-    check.add_argument("--data", metavar="NAME", help="a data set, for its parts and split")
-    check.add_argument("--image-size", type=int, help="with --data: as the data set takes it")
+    checks = commands.add_parser("check", help=told)
+    checks.add_argument("dir", metavar="DIR", help="folder of recordings, or root of a data set")
+    checks.add_argument("--data", metavar="NAME", help="a data set, for its parts and split")
+    checks.add_argument("--image-size", type=int, help="with --data: as the data set takes it")
     told = "size that coordinates must fit (rows first)"
-    check.add_argument("--sensor", metavar="HxW", help=told)
+    checks.add_argument("--sensor", metavar="HxW", help=told)
     told = "order of plain npy columns (x,y,p,t_us, or the data set's own)"
-    check.add_argument("--columns", default=_Usual(",".join(FIELDS)), help=told)
+    checks.add_argument("--columns", default=_Usual(",".join(FIELDS)), help=told)
     told = "of times in npy, npz and HDF5 files (us, or the data set's own); a field t_us is in us"
-    check.add_argument("--unit", choices=tuple(UNITS), default=_Usual("us"), help=told)
-    check.add_argument("--json", action="store_true", help="print JSON")
-    check.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    checks.add_argument("--unit", choices=tuple(UNITS), default=_Usual("us"), help=told)
+    checks.add_argument("--json", action="store_true", help="print JSON")
+    checks.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
 

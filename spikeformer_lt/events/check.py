@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import statistics
 from collections import Counter
@@ -10,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+from spikeformer_lt.config import check
 from spikeformer_lt.errors import DataError, name_of
 from spikeformer_lt.events.dataset import EventFrames, Source
 from spikeformer_lt.events.formats import SUFFIXES, FileReader
@@ -17,7 +19,7 @@ from spikeformer_lt.events.frame import EventOptions
 from spikeformer_lt.events.recording import FIELDS, LARGEST_SIDE, Sensor
 from spikeformer_lt.events.split import PARTS, Sample, Split, find_shared, scan
 from spikeformer_lt.events.validate import Report
-from spikeformer_lt.registry import create_dataset
+from spikeformer_lt.registry import create_dataset, dataset_factory
 
 _SHOWN = 20  # files listed by name
 _OPTIONS = EventOptions(bad_events="count", incomplete="report", empty="zero", cache="none")
@@ -174,6 +176,8 @@ def check_dataset(
         ConfigError: no such data set, or one that is not of events.
         DataError: it is not there.
     """
+    recorded = "events" in inspect.signature(dataset_factory(name)).parameters
+    check(recorded, "data", name, "a set of recordings; these are still images")
     options = replace(_OPTIONS, unit=unit, columns=columns)
     splits = create_dataset(name, root=str(root), image_size=image_size, events=options)
     data = [cast("EventFrames", getattr(splits, part)) for part in PARTS]

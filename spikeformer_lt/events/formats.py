@@ -54,7 +54,6 @@ _SUFFIXES = {
 }
 SUFFIXES = tuple(_SUFFIXES)
 _LONGEST_HEADER = 1 << 16  # bytes before the numbers of a NumPy file
-_NAMED = 10  # members that a message lists
 TABLES = ("hdf5", "npy", "npz")  # forms whose columns and unit of time a user may name
 
 
@@ -173,9 +172,6 @@ def read_npz(
                     raise DataError(f"{where} is there twice")
                 with archive.open(entry) as member:
                     arrays[name] = _load(cast("BinaryIO", member), entry.file_size, where)
-    if len(names) > 1 and len(arrays) < len(FIELDS):
-        listed = ", ".join(map(shown, names[:_NAMED]))
-        raise DataError(f"{name_of(path)} holds {listed}; needed: x, y, p and t_us, or one array")
     only = arrays[names[0]] if len(names) == 1 else arrays
     return _in_microseconds(only, path, columns, microseconds_per_tick)
 

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from spikeformer_lt.lazy import lazy
+from spikeformer_lt.runtime import lazy
 
 __all__ = [
     "Check", "CompactModel", "Exported", "HubTicket", "Prediction", "Preprocess", "Recordings",

@@ -64,5 +64,4 @@ class HubTicket(
                     stage.write(name, (self.folder / name).read_bytes())
         if not push_to_hub:
             return None
-        pushed: str = self.push_to_hub(options.pop("repo_id", None) or target.name, **options)
-        return pushed
+        return str(self.push_to_hub(options.pop("repo_id", None) or target.name, **options))

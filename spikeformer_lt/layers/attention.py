@@ -6,6 +6,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from spikeformer_lt.config import check
 from spikeformer_lt.errors import ConfigError
@@ -19,7 +20,7 @@ from spikeformer_lt.layers.units import (
     spikes_together,
 )
 
-ATTENTIONS = ("ssa", "linear", "random", "qk")
+ATTENTIONS = ("ssa", "linear", "random", "qk", "sdsa")
 RESIDUALS = ("add", "iand", "or", "ms")
 
 
@@ -195,9 +196,67 @@ class TokenAttention(SpikingAttention):
         return AttentionCount(macs, macs, float(spikes[0].double().sum()))
 
 
-def make_attention(kind: str, dim: int, num_heads: int, scale: float, **options: Any) -> Any:
+class SpikeDrivenAttention(SpikingAttention):
+    """SDSA: a neuron for each channel, driven by its coincidences of k and v, gates its q.
+
+    ``proj(q * c)`` with ``c = LIF(sum over tokens of k * v)``: no product but of spikes, no scale.
+
+    Args:
+        dim, num_heads, options: as of a :class:`SpikingAttention`.
+        grid: rows and columns of the tokens, to erode silence: 3x3 maxima of k and v over places,
+            and of k * v and q * c over the tokens and channels of each head; None for none.
+
+    Source: Yao et al., NeurIPS 2023, arXiv 2307.01694, eq. 7-9; `grid` is ``dvs`` of its code.
+    """
+
+    roles: ClassVar = ("q", "k", "v")
+
+    def __init__(
+        self, dim: int, num_heads: int, *, grid: tuple[int, int] | None = None, **options: Any
+    ) -> None:
+        super().__init__(dim, num_heads, **options)
+        self.grid = grid
+
+    def forward(self, tokens: Tensor, T: int) -> Tensor:
+        """Gate the channels of all tokens."""
+        spikes, parts = self.spikes(tokens, T)
+        q, k, v = parts if spikes is None else spikes.unbind(-2)
+        met = self._eroded(self._around(k) * self._around(v))
+        gates: Tensor = self.attn_act(met.sum(2, keepdim=True), T)
+        return self.proj(self._eroded(q * gates), T)  # type: ignore[no-any-return]
+
+    def _around(self, spikes: Tensor) -> Tensor:
+        """Maxima over 3x3 places of the grid."""
+        if self.grid is None:
+            return spikes
+        maps = spikes.unflatten(2, self.grid).flatten(0, 1).permute(0, 3, 1, 2)
+        maps = F.max_pool2d(maps, 3, stride=1, padding=1).permute(0, 2, 3, 1)
+        out: Tensor = maps.flatten(1, 2).unflatten(0, spikes.shape[:2])
+        return out
+
+    def _eroded(self, spikes: Tensor) -> Tensor:
+        """Maxima over 3 tokens and 3 channels of a head, in their order."""
+        if self.grid is None:
+            return spikes
+        heads = self._heads(spikes).flatten(0, 1)
+        around = F.max_pool2d(heads, 3, stride=1, padding=1).unflatten(0, spikes.shape[:2])
+        out: Tensor = rearrange(around, "t b h n d -> t b n (h d)")
+        return out
+
+    def operations(self, *spikes: Tensor) -> AttentionCount:
+        """One accumulate for each coincidence of k and v; masks and maxima are no sums."""
+        _, k, v = (part.double() for part in spikes)
+        met = self._eroded(self._around(k) * self._around(v))
+        return AttentionCount(met.numel(), met.numel(), float(met.sum()))
+
+
+def make_attention(
+    kind: str, dim: int, num_heads: int, scale: float, grid: tuple[int, int] | None, **options: Any
+) -> Any:
     """An attention by its kind, one of ATTENTIONS; a ConfigError for another word."""
     check(kind in ATTENTIONS, "attention", kind, f"one of {', '.join(ATTENTIONS)}")
+    if kind == "sdsa":
+        return SpikeDrivenAttention(dim, num_heads, grid=grid, **options)
     if kind == "qk":
         return TokenAttention(dim, num_heads, **options)
     return SpikingSelfAttention(dim, num_heads, scale=scale, kind=kind, **options)
@@ -288,11 +347,12 @@ class EncoderBlock(nn.Module):
         cls, kind: str, dim: int, num_heads: int, *, mlp_ratio: float = 4.0, scale: float = 0.125,
         attn_threshold: float = 0.5, bias: bool = True, qkv_bias: bool = False,
         residual: str = "add", neuron: NeuronConfig | None = None,
+        grid: tuple[int, int] | None = None,
     ) -> EncoderBlock:  # fmt: skip
         """A block of these sizes; `kind` is one of ATTENTIONS."""
         same: Any = {"bias": bias, "neuron": neuron, "current": residual == "ms"}
         own = {"attn_threshold": attn_threshold, "qkv_bias": qkv_bias, **same}
-        attn = make_attention(kind, dim, num_heads, scale, **own)
+        attn = make_attention(kind, dim, num_heads, scale, grid, **own)
         return cls(attn, SpikingMLP(dim, int(dim * mlp_ratio), **same), residual, neuron)
 
     def set_reads(self, reads: Reads) -> Reads:

@@ -1,19 +1,18 @@
-"""Stems: what turns images into tokens, of Spikformer, of Spikingformer and of QKFormer."""
+"""Stems: what turns images into tokens. ConvPEP is Spikformer's Spiking Patch Splitting."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, NamedTuple, Protocol, cast, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from spikeformer_lt.errors import ConfigError, shown
-from spikeformer_lt.layers.attention import EncoderBlock, TokenAttention, join, joined
+from spikeformer_lt.layers.attention import join, joined
 from spikeformer_lt.layers.inputs import listed
 from spikeformer_lt.layers.neuron import NeuronConfig, make_activation
 from spikeformer_lt.layers.units import (
     Chain,
-    ConvLayer,
     ConvUnit,
     Reads,
     Unit,
@@ -78,6 +77,10 @@ class SpikingStem(nn.Module):
         """Tell the units what they read; return the values of the tokens."""
         raise NotImplementedError
 
+    def firing(self) -> list[Any]:
+        """The parts of the stem that have an activation of their own in ``act``."""
+        return [unit for _, unit in self.units() if unit.neuron is not None]
+
     def set_activation(
         self, kind: str, residual: str | None = None, surrogate: str | None = None
     ) -> None:
@@ -91,9 +94,8 @@ class SpikingStem(nn.Module):
             _check_choice("residual", residual, self.residuals)
             self.residual = residual
         own = {} if surrogate is None else {"surrogate": surrogate, "alpha": None}
-        for _, unit in self.units():
-            if unit.neuron is not None:
-                cast(Any, unit).act = make_activation(kind, self.neuron, **own)
+        for part in self.firing():
+            part.act = make_activation(kind, self.neuron, **own)
         self.activation = kind
         self.set_reads()
 
@@ -148,7 +150,7 @@ class ConvPEP(SpikingStem):
         pool_before_act: bool = False,
         neuron: NeuronConfig | None = None,
     ) -> None:
-        widths = _widths(in_channels, dim, pools)
+        widths = stage_widths(in_channels, dim, pools)
         super().__init__(in_channels, dim, activation, residual, neuron or NeuronConfig())
         self.stride = 2 ** sum(pools)
         options: dict[str, Any] = {"activation": activation, "neuron": self.neuron}
@@ -161,7 +163,7 @@ class ConvPEP(SpikingStem):
 
     def units(self) -> list[StemUnit]:
         """The conv units in the order of the data: four stages, then the RPE."""
-        return [*_in_a_row(self.stages), StemUnit("shortcut", self.rpe)]
+        return [*in_a_row(self.stages), StemUnit("shortcut", self.rpe)]
 
     def chains(self) -> list[Chain]:
         """The stages; the last of them is read by the residual sum as well."""
@@ -169,7 +171,7 @@ class ConvPEP(SpikingStem):
 
     def emit(self) -> Reads:
         """Tell the units what they read; return the values of the tokens."""
-        self.rpe.reads = reads = _read_on(self.stages, "real")
+        self.rpe.reads = reads = read_on(self.stages, "real")
         return joined(reads, self.residual) if self.rpe.fires else "real"
 
     def forward(self, images: Tensor, T: int, need: str = "") -> tuple[Tensor, Tensor]:
@@ -182,188 +184,7 @@ class ConvPEP(SpikingStem):
         return tokens.flatten(2, 3), current.flatten(2, 3)
 
 
-class SpikingTokenizer(SpikingStem):
-    """Five 3x3 convolutions, each of the spikes of the one before; tokens are the last currents.
-
-    Args:
-        in_channels, dim: channels of the input; width D of maps of D/8, D/4, D/2, D, D channels.
-        pools: for each of the first four, whether its spikes are max-pooled for the next one.
-        activation, neuron: as of a :class:`ConvPEP`.
-
-    Source: Zhou et al., Spikingformer, arXiv 2304.11954, section 4.2.
-    """
-
-    residuals = ()
-
-    def __init__(
-        self,
-        in_channels: int,
-        dim: int,
-        *,
-        pools: Sequence[bool] = (False, False, True, True),
-        activation: str = "lif",
-        neuron: NeuronConfig | None = None,
-    ) -> None:
-        widths = _widths(in_channels, dim, pools)
-        super().__init__(in_channels, dim, activation, "", neuron or NeuronConfig())
-        self.stride = 2 ** sum(pools)
-        self.stages = nn.ModuleList(
-            ConvUnit(*widths[i : i + 2], pool=pools[i], activation=activation, neuron=self.neuron)
-            for i in range(4)
-        )
-        self.last = ConvLayer(dim, dim)
-        self.set_reads()
-
-    def units(self) -> list[StemUnit]:
-        """The five units in the order of the data."""
-        return [*_in_a_row(self.stages), StemUnit("main", self.last)]
-
-    def chains(self) -> list[Chain]:
-        """All units."""
-        return [Chain((*(f"stages.{i}" for i in range(4)), "last"))]
-
-    def emit(self) -> Reads:
-        """Tell the units what they read; the tokens are real."""
-        self.last.reads = _read_on(self.stages, "real")
-        return "real"
-
-    def forward(self, images: Tensor, T: int, need: str = "") -> tuple[Tensor, Tensor]:
-        """Return tokens, twice: they are currents themselves."""
-        rows = images.permute(0, 1, 3, 4, 2).contiguous()
-        for stage in self.stages:
-            rows, _ = call(stage, rows, T)
-        tokens = call(self.last, rows, T).flatten(2, 3)
-        return tokens, tokens
-
-
-class Embedding(nn.Module):
-    """3x3 convolutions, and a 1x1 shortcut around the last of them, whose spikes join theirs.
-
-    Args:
-        in_channels: of the maps.
-        plan: width of each convolution, and whether its current is max-pooled before the neuron.
-        begin: convolutions before the shortcut begins.
-        options: activation and neuron, as of a :class:`ConvUnit`.
-
-    Shape: in ``[T|1, B, H, W, C]`` -> out ``[T|1, B, H', W', D]``.
-
-    Source: Zhou et al., QKFormer, NeurIPS 2024, arXiv 2403.16552, section 3.4 (SPEDS).
-    """
-
-    def __init__(
-        self, in_channels: int, plan: Sequence[tuple[int, bool]], begin: int, **options: Any
-    ) -> None:
-        super().__init__()
-        widths, self.begin = [in_channels, *(width for width, _ in plan)], begin
-        self.stages = nn.ModuleList(
-            ConvUnit(*widths[i : i + 2], pool=pool, pool_before_act=True, **options)
-            for i, (_, pool) in enumerate(plan)
-        )
-        around = 2 ** sum(pool for _, pool in plan[begin:])
-        sizes: dict[str, Any] = {"kernel_size": 1, "stride": around}
-        self.shortcut = ConvLayer(widths[begin], widths[-1], **sizes, **options)
-        self.stride = 2 ** sum(pool for _, pool in plan)
-
-    def chains(self) -> list[Chain]:
-        """The convolutions before the shortcut, and those that it goes around."""
-        names = [f"stages.{i}" for i in range(len(self.stages))]
-        parts = names[: self.begin], names[self.begin :]
-        return [Chain(tuple(part)) for part in parts if len(part) > 1]
-
-    def emit(self, reads: Reads, residual: str) -> Reads:
-        """Tell the units what they read; return the values of the output."""
-        self.shortcut.reads = reads = _read_on(self.stages[: self.begin], reads)
-        reads = _read_on(self.stages[self.begin :], reads)
-        return joined(reads, residual) if self.shortcut.fires else "real"
-
-    def forward(
-        self, rows: Tensor, T: int, residual: str, signed: bool, need_current: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Spikes of both paths, joined; and the current of the last convolution, if asked for."""
-        straight = current = rows
-        for i, stage in enumerate(self.stages):
-            straight = rows if i == self.begin else straight
-            rows, current = call(stage, rows, T, need_current and i + 1 == len(self.stages))
-        return join(rows, call(self.shortcut, straight, T), residual, signed), current
-
-
-class HierarchicalStem(SpikingStem):
-    """Embeddings with encoder blocks between them: all of a network before its last stage.
-
-    Args:
-        in_channels: of the input.
-        embeddings: one for each stage; each reads the maps of the stage before.
-        stages: the blocks of each stage but the last, on the tokens of its maps.
-        activation, residual, neuron: as of a :class:`ConvPEP`, of each embedding.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        embeddings: Sequence[Embedding],
-        stages: Sequence[Sequence[EncoderBlock]],
-        *,
-        activation: str = "lif",
-        residual: str = "add",
-        neuron: NeuronConfig | None = None,
-    ) -> None:
-        dim = embeddings[-1].shortcut.conv.out_channels
-        super().__init__(in_channels, dim, activation, residual, neuron or NeuronConfig())
-        self.embeddings = nn.ModuleList(embeddings)
-        self.stages = nn.ModuleList(nn.ModuleList(blocks) for blocks in stages)
-        for embedding in embeddings:
-            self.stride *= embedding.stride
-        last = stages[-1][-1] if stages and stages[-1] else None
-        if last is not None and isinstance(last.attn, TokenAttention):
-            self.gives = ("current", "gates")
-        self.set_reads()
-
-    def units(self) -> list[StemUnit]:
-        """The units of the embeddings in the order of the data, each shortcut after its path."""
-        found: list[StemUnit] = []
-        for embedding in cast("list[Embedding]", list(self.embeddings)):
-            found += _in_a_row(embedding.stages, [] if found else ["first"])
-            found.append(StemUnit("shortcut", embedding.shortcut))
-        return found
-
-    def emit(self) -> Reads:
-        """Tell units and inner blocks what they read; return the values of the tokens."""
-        reads: Reads = "real"
-        for i, embedding in enumerate(cast(Any, self.embeddings)):
-            reads = embedding.emit(reads, self.residual)
-            for block in cast(Any, self.stages[i]) if i < len(self.stages) else ():
-                reads = block.set_reads(reads)
-        return reads
-
-    def forward(self, images: Tensor, T: int, need: str = "") -> tuple[Tensor, Tensor]:
-        """Return the tokens of the last stage, and what `need` names.
-
-        Gates of the last token attention are summed over the places of each token.
-        """
-        rows = images.permute(0, 1, 3, 4, 2).contiguous()
-        found, how = rows, (self.residual, self.activation == "sign")
-        for i, embedding in enumerate(self.embeddings):
-            last = i + 1 == len(self.embeddings)
-            rows, current = embedding(rows, T, *how, last and need == "current")
-            found = current if last and need == "current" else found
-            if last:
-                break
-            size, blocks = rows.shape[2:4], cast(Any, self.stages[i])
-            tokens = rows.flatten(2, 3)
-            for block in blocks:
-                if need == "gates" and i + 2 == len(self.embeddings) and block is blocks[-1]:
-                    tokens, found = block.gated(tokens, T)
-                    found = found.unflatten(2, size)
-                else:
-                    tokens = call(block, tokens, T)
-            rows = tokens.unflatten(2, size)
-        if need == "gates":
-            height, width = rows.shape[2:4]
-            found = found.unflatten(3, (width, -1)).unflatten(2, (height, -1)).sum((3, 5))
-        return rows.flatten(2, 3), found.flatten(2, 3)
-
-
-def _widths(in_channels: int, dim: int, pools: Sequence[bool]) -> list[int]:
+def stage_widths(in_channels: int, dim: int, pools: Sequence[bool]) -> list[int]:
     """Channels of the input and of four stages, each but the first twice as wide."""
     if dim % 8:
         raise ConfigError(f"embed_dim={dim} must be a multiple of 8 (stage widths D/8 ... D)")
@@ -373,13 +194,13 @@ def _widths(in_channels: int, dim: int, pools: Sequence[bool]) -> list[int]:
     return [in_channels, dim // 8, dim // 4, dim // 2, dim]
 
 
-def _in_a_row(units: Iterable[Any], begin: Sequence[Any] = ("first",)) -> list[StemUnit]:
+def in_a_row(units: Iterable[Any], begin: Sequence[Any] = ("first",)) -> list[StemUnit]:
     """The units with their roles: `begin`, then main."""
     roles = [*begin, *["main"] * 1000]
     return [StemUnit(role, unit) for role, unit in zip(roles, units, strict=False)]
 
 
-def _read_on(units: Iterable[Any], reads: Reads) -> Reads:
+def read_on(units: Iterable[Any], reads: Reads) -> Reads:
     """Tell units in a row what they read, the first one `reads`; return what the last one fires."""
     for unit in units:
         unit.reads, reads = reads, "spikes" if unit.fires else "real"

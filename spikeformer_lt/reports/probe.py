@@ -87,10 +87,12 @@ def run_probe(model: nn.Module, inputs: Tensor, membranes: Sequence[str] = ()) -
 
 
 def _record(
-    found: Probe, name: str, membrane: bool, module: nn.Module, inputs: object, output: Tensor
+    found: Probe, name: str, membrane: bool, module: nn.Module, inputs: object, output: Any
 ) -> None:
-    batch = len(found.inputs)
-    spikes = _first_sample(output.detach(), batch).cpu()
+    batch, output = len(found.inputs), output[0] if isinstance(output, tuple) else output
+    output = output[None] if getattr(module, "stepwise", False) else output  # one call a step
+    before = [found.spikes[name]] if name in found.spikes else []
+    spikes = torch.cat([*before, _first_sample(output.detach(), batch).cpu()])
     found.spikes[name] = spikes
     v = getattr(module, "v_seq", None)
     if membrane and isinstance(v, Tensor):

@@ -16,9 +16,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from spikeformer_lt.adapted import PRUNABLE
 from spikeformer_lt.errors import ConfigError, TicketError
 from spikeformer_lt.layers.neuron import reset_state
-from spikeformer_lt.lazy import moved
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.rng import isolated_rng, seed_for
+from spikeformer_lt.runtime import moved
 from spikeformer_lt.ticket import Ticket
 from spikeformer_lt.training.options import OptimConfig
 from spikeformer_lt.training.phase import Fit, FitResult, Masked, Phase

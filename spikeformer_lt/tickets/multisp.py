@@ -235,7 +235,8 @@ class MultiSp(Search):
                 f"MultiSp needs a model with a stem; {model._get_name()} has none: "
                 "give --model.name of a spiking transformer, or use another search"
             )
-        check_needs(SCORES[self.config.patches.score], stem_of(model))
+        if self.config.patches.sparsity > 0:
+            check_needs(SCORES[self.config.patches.score], model, stem_of(model))
         if self.config.ticket:
             self._opened(model)
 
@@ -483,7 +484,8 @@ class Joint(Search):
             raise ConfigError(
                 f"joint needs a model with patches (a stem); {model._get_name()} has none: use imp"
             )
-        check_needs(SCORES[self.config.patches.score], stem_of(model))
+        if self.config.patches.sparsity > 0:
+            check_needs(SCORES[self.config.patches.score], model, stem_of(model))
         self.config.imp.prune.weights(model)
 
     def find(self, model: nn.Module, fit: Fit) -> Ticket:

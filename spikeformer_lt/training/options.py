@@ -243,7 +243,7 @@ class ModelConfig:
     neuron: str | None = None
     """lif, or relu or sign for the network without time, of models that have the choice (CNNs)."""
     attention: str | None = None
-    """ssa, linear (the same, k^T v first), qk, or random (q and k stay as drawn: the control)."""
+    """ssa, linear (the same, k^T v first), qk, sdsa, or random (q and k stay as drawn: control)."""
 
     def __post_init__(self) -> None:
         bounds = {

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 
 import numpy as np
 import pytest
@@ -130,7 +131,7 @@ def test_a_data_set_is_reported_in_the_parts_that_training_takes(files, tmp_path
     assert faulty.key == "pips_train/cl/0.npy" and faulty.report.faults == {"coordinates": 1}
     with pytest.raises(ConfigError, match="unknown data set"):
         check_dataset("poker", tmp_path)
-    with pytest.raises(ConfigError, match="has no keyword 'events'"):
+    with pytest.raises(ConfigError, match="a set of recordings; these are still images"):
         check_dataset("digits", tmp_path)
 
 
@@ -260,6 +261,10 @@ def test_a_clean_folder_is_0_a_fault_1_and_wrong_input_2(recordings, capsys):
         [str(recordings / "gone")],
         [str(recordings), "--sensor", "0"],
         [str(recordings), "--data", "x"],
+        [str(recordings), "--data", "digits"],
+        [str(recordings), "--data", "moving_digits", "--sensor", "4x4"],
+        [str(recordings), "--image-size", "8"],
+        ["x" * 5000],
     ):
         assert main(["check", *wrong]) == 2
         err = capsys.readouterr().err
@@ -268,6 +273,12 @@ def test_a_clean_folder_is_0_a_fault_1_and_wrong_input_2(recordings, capsys):
         main(["check", str(recordings / "gone"), "--debug"])
     with pytest.raises(SystemExit, match="2"):
         main(["check"])
+
+
+def test_names_that_are_no_text_are_told_escaped(recordings, capsys):
+    os.rename(recordings / "cat", os.fsencode(recordings) + b"/\xff")
+    assert main(["check", str(recordings)]) == 0
+    assert "\\udcff" in capsys.readouterr().out.encode("utf-8").decode()
 
 
 def test_json_columns_and_unit_are_options(recordings, capsys):

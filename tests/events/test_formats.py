@@ -273,9 +273,7 @@ def test_an_archive_of_many_arrays_lists_some_and_reads_none_twice(tmp_path):
     path, member = tmp_path / "a.npz", io.BytesIO()
     np.save(member, np.zeros(3))
     names = [f"a{i}.npy" for i in range(500)], ["x.npy", "y.npy", "x.npy", "p.npy", "t.npy"]
-    for listed, words in zip(
-        names, ("holds 'a0', .*needed: x, y", "'x.npy', is there"), strict=True
-    ):
+    for listed, words in zip(names, ("no field 'x'", "'x.npy', is there"), strict=True):
         with zipfile.ZipFile(path, "w") as archive, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             for name in listed:

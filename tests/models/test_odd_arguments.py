@@ -12,6 +12,7 @@ from spikeformer_lt import create_model
 from spikeformer_lt.errors import SpikeformerError
 from spikeformer_lt.layers import SpikingClassifier
 from spikeformer_lt.models.qkformer import QKFormer
+from spikeformer_lt.models.spike_driven import SpikeDrivenTransformer
 from spikeformer_lt.models.spikformer import Spikformer
 from spikeformer_lt.models.spiking_resnet import SpikingResNet
 from spikeformer_lt.models.spiking_transformer import SpikingTransformer
@@ -22,6 +23,7 @@ MODELS: dict[str, type] = {
     "spikformer_toy": Spikformer,
     "spikingformer_toy": Spikingformer,
     "qkformer_toy": QKFormer,
+    "sdt_toy": SpikeDrivenTransformer,
     "spiking_vgg_toy": SpikingVGG,
     "spiking_resnet_toy": SpikingResNet,
 }

@@ -57,8 +57,12 @@ def jelly(T: int = 3, image_size: int = 16) -> nn.Module:
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "spikformer": Make(("spikformer_toy", SIZES)),
     "vgg": Make(("spiking_vgg_toy", {"image_size": 16, "T": 3})),
+    "spikingformer": Make(("spikingformer_toy", SIZES)),
+    "qkformer": Make(("qkformer_toy", {**{n: v for n, v in SIZES.items() if n != "depth"},
+                                       "depths": (1, 1)})),
     "foreign": Make((FOREIGN, {"image_size": 16, "T": 3})),
-}
+}  # fmt: skip
+SLOW = ("spikingformer", "qkformer", "foreign")  # they take turns in tests of their own
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,9 @@ def bench() -> Bench:
     return Bench()
 
 
-@pytest.fixture(params=["spikformer", "vgg", pytest.param("foreign", marks=pytest.mark.slow)])
+@pytest.fixture(
+    params=[pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in MODELS]
+)
 def make(request: pytest.FixtureRequest) -> Callable[[], nn.Module]:
     """One network after the other, always with the same initial weights."""
     return MODELS[request.param]

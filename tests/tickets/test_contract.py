@@ -249,7 +249,7 @@ def check_export(
     again = read_ticket(folder)
     assert again.mask == ticket.mask and list(again.mask) == list(ticket.mask)
     assert again.provenance == json.loads(json.dumps(known))
-    if known["search"] == "early_bird" and known["config"]["kind"] == "channels":
+    if own is None and known["search"] == "early_bird" and known["config"]["kind"] == "channels":
         scales = [key for key in ticket.mask if key.endswith("norm.weight")]
         gone = sum(int((~ticket.mask[key]).sum()) for key in scales)
         assert sum(load_exported(folder).removed.values()) >= gone > 0, "channels are still there"
@@ -349,7 +349,11 @@ def test_a_search_cut_off_anywhere_ends_with_the_same_ticket(
         assert torch.equal(ticket.tensors[name], value), name
 
 
-@pytest.mark.parametrize("network", ["spikformer", pytest.param("vgg", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "network",
+    ["spikformer", *(pytest.param(n, marks=pytest.mark.slow)
+                     for n in ("vgg", "spikingformer", "qkformer"))],
+)  # fmt: skip
 @pytest.mark.parametrize(
     "case",
     [
@@ -444,8 +448,11 @@ NETWORKS: dict[str, tuple[str, dict[str, Any], Callable[[], Splits] | None]] = {
         "qkformer_toy",
         {"image_size": 16, "embed_dim": 16, "depths": (1, 1), "num_heads": 2, "T": 3}, None,
     ),
+    "sdt": (
+        "sdt_toy", {"image_size": 16, "embed_dim": 16, "depth": 1, "num_heads": 2, "T": 3}, None,
+    ),
 }  # fmt: skip
-WITH_STEM = ("spikformer_dvs", "spikingformer", "qkformer")
+WITH_STEM = ("spikformer_dvs", "spikingformer", "qkformer", "sdt")
 
 
 def crossed() -> list[Any]:
@@ -486,6 +493,7 @@ def test_every_search_runs_on_every_family_and_kind_of_input(case, network, benc
 LEVELS = {
     "spikingformer": (PatchConfig(0.5, score="l2"), ActivationConfig("heaviside")),
     "qkformer": (PatchConfig(0.5, score="qk"), ActivationConfig("heaviside", residual="or")),
+    "sdt": (PatchConfig(0.5), ActivationConfig("heaviside")),
     "qkformer, sign": (PatchConfig(0.5, space="pixel"), ActivationConfig("sign", residual="iand")),
 }
 
@@ -495,8 +503,10 @@ LEVELS = {
     [
         ("spikingformer", "joint"),
         ("qkformer", "sequential"),
+        ("sdt", "joint"),
         *(pytest.param(*pair, marks=pytest.mark.slow) for pair in (
             ("spikingformer", "sequential"), ("qkformer", "joint"), ("qkformer, sign", "joint"),
+            ("sdt", "sequential"),
         )),
     ],
 )  # fmt: skip
@@ -512,7 +522,7 @@ def test_all_levels_together_on_the_families(case, schedule, bench, tmp_path):
     search = MultiSp(MultiSpConfig(schedule=schedule, epochs=1, stem_epochs=1, **levels))
     ticket = search.find(model, bench.trainer(tmp_path / "search").fit)
     units = stem_of(model).units()
-    assert len(ticket.mask) == len(units) == (5 if case == "spikingformer" else 6)
+    assert len(ticket.mask) == len(units) == (6 if "qk" in case else 5)
     check_ticket("multisp", search, ticket, model)
     images = torch.rand(4, 3, 16, 16)
     ledger = build_ledger(model, [images])
@@ -524,7 +534,8 @@ def test_all_levels_together_on_the_families(case, schedule, bench, tmp_path):
     }  # fmt: skip
     assert ledger["uncounted_layers"] == []
     driven = ledger["purity"]["not_spike_driven"]
-    assert "blocks.0.attn.attention" in driven and "stem.stages.0.0.attn.attention" not in driven
+    assert ("blocks.0.attn.attention" in driven) is (case != "sdt")
+    assert "stem.stages.0.0.attn.attention" not in driven
     check_export(ticket, name, sizes, tmp_path / "packed")
     plain, fast = (load_exported(tmp_path / "packed", plain=p).double() for p in (True, False))
     whole = plain(images.double())

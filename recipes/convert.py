@@ -1,4 +1,4 @@
-"""Turn a published Spikformer checkpoint into a ticket of ours, which evaluates and exports.
+"""Turn the checkpoint of a published transformer into a ticket, which evaluates and exports.
 
 python recipes/convert.py --source checkpoint.pth.tar --model spikformer_cifar --out converted/
 python recipes/convert.py --source dvs.pth --model spikformer_dvs --T 10 --out converted/
@@ -17,7 +17,7 @@ UNTOLD = ("T", "num_heads", "image_size", "attn_scale")
 
 @dataclass(frozen=True)
 class Convert:
-    """Turn a published Spikformer checkpoint into a folder of ours."""
+    """Turn the checkpoint of a published transformer into a folder of ours."""
 
     source: str = ""
     """The checkpoint: .pth, .pth.tar or .safetensors."""

@@ -137,8 +137,10 @@ class MaskController:
         seed: int,
         others: MaskController | None = None,
     ) -> None:
-        known = others.layers if others else {}
-        self.layers = {name: m for name, m in subnet.subnets(model) if name not in known}
+        known: dict[str, subnet.Subnet] = others.layers if others else {}
+        self.layers: dict[str, subnet.Subnet] = {
+            name: m for name, m in subnet.subnets(model) if name not in known
+        }
         self.config = config
         self.fixed = config.method not in MOVING
         if config.method == "random":

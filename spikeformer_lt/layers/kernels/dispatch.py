@@ -3,6 +3,8 @@
 The environment variable SPIKEFORMER_KERNELS chooses, once a process: "auto" (default) takes numba
 for plain float32 tensors on the CPU that are large enough to matter, "torch" never, "numba" for
 every plain CPU tensor of float32 or float64; a kernel that fails is then an error, not a warning.
+SPIKEFORMER_SPARSE says likewise whether products with sparse weights go by lists of the kept ones:
+"auto" where that is estimated to be faster, "always" or "never".
 
 SPIKEFORMER_TRITON chooses for CUDA tensors: "off" (default) leaves them to spikingjelly and torch,
 "on" takes the Triton kernels wherever they apply, and the path of a table of measured times, which
@@ -16,12 +18,13 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache, wraps
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -35,6 +38,7 @@ from spikeformer_lt.layers.kernels.reference import lif_loop
 
 log = logging.getLogger(__name__)
 _VARIABLE = "SPIKEFORMER_KERNELS"
+_SPARSE = "SPIKEFORMER_SPARSE"
 _SMALL = 4096  # spikes; below, loading numba costs more than it saves
 _TYPES = (Tensor, torch.nn.Parameter)
 _TRITON = "SPIKEFORMER_TRITON"
@@ -72,6 +76,15 @@ def set_mode(asked: str | None = None) -> str:
 def mode() -> str:
     """The choice: auto, torch or numba."""
     return _mode or set_mode()
+
+
+@cache
+def sparse_mode() -> str:
+    """Whether sparse weights are multiplied by lists: auto, always, never; else a ConfigError."""
+    asked = os.environ.get(_SPARSE, "auto")
+    if asked not in ("auto", "always", "never"):
+        raise ConfigError(f"{_SPARSE}={asked!r} is not allowed: auto, always or never")
+    return asked
 
 
 def is_forced() -> bool:
@@ -266,6 +279,56 @@ def takes_conv(rows: Tensor, weight: Tensor) -> bool:
         return False
     fits, pays = load("winograd").suits(rows.shape, weight.shape, rows.element_size())
     return bool(fits and (pays or _mode == "numba"))
+
+
+class Kept:
+    """The entries of a weight that a mask (bool, on the CPU) keeps; lists are made of them once."""
+
+    def __init__(self, mask: Tensor) -> None:
+        self.mask = mask
+        self.lists: Any = None
+        self.density = int(mask.count_nonzero()) / max(1, mask.numel())
+        self._joined: tuple[tuple[Kept, ...], Kept] | None = None
+
+    def beside(self, others: Sequence[Kept]) -> Kept:
+        """Entries of this weight and then of `others`, output by output."""
+        if self._joined is None or self._joined[0] != tuple(others):
+            made = Kept(torch.cat([self.mask, *(other.mask for other in others)]))
+            self._joined = tuple(others), made
+        return self._joined[1]
+
+
+@contextmanager
+def kept_weights(kept: Mapping[Tensor, Kept]) -> Iterator[None]:
+    """Within, weights are 0 where they are not kept, and need no gradient there."""
+    for weight, own in kept.items():
+        weight.kept = own  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        for weight in kept:
+            del weight.kept  # type: ignore[attr-defined]
+
+
+@or_none
+def sparse(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    kept: Kept,
+    dense: Callable[[Tensor, Tensor, Tensor | None], Tensor],
+) -> Tensor | None:
+    """``dense(x, weight, bias)``, or a 3x3 convolution, by lists of the weights that are kept.
+
+    Removed ones get no gradient. None as well where the dense products are faster.
+    """
+    if sparse_mode() == "never" or not takes_numba(x, x.numel(), weight, bias):
+        return None
+    module = load("sparse_grad")
+    if not module.fits(x, weight):
+        return None
+    out: Tensor | None = module.product(x.contiguous(), weight, bias, kept, dense)
+    return out
 
 
 @or_none

@@ -125,11 +125,11 @@ def draw(found: list[dict[str, Any]], column: str, path: Path) -> None:
     axes = list(dict.fromkeys(row["axis"] for row in found))
     figure, panels = plt.subplots(1, len(axes), figsize=(2.4 * len(axes), 2.6))
     for panel, axis in zip(panels, axes, strict=True):
-        for phase in ("train", "infer"):
+        for phase, colour in (("train", "C0"), ("infer", "C1")):
             own = [r for r in found if (r["axis"], r["phase"]) == (axis, phase)]
             if own:
                 x, y = [r["value"] for r in own], [r[column] for r in own]
-                panel.plot(x, y, "o-", label=phase)
+                panel.plot(x, y, "o-", color=colour, label=phase)
         if axis != "sparsity":
             panel.set_xscale("log", base=2)
             panel.set_yscale("log", base=2)

@@ -86,6 +86,7 @@ class Check:
     logit_scale: float  # largest absolute logit of the source
     removed: int | None = None  # dead channels; None if the model declares no chains
     stem: str = ""  # name of the model's stem, if it has one
+    layers: str = ""  # how the layers of the compact form run on this machine
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,8 @@ class Exported:
             f"all weights: {self.bits[0]:.3f} bits each in the file, bound {self.bits[1]:.3f}\n"
             f"verified: reloaded logits within {check.reload_gap:.3g}; compact within "
             f"{check.compact_gap_float64:.3g} (float64), {check.compact_gap_float32:.3g} "
-            f"(float32); same class {100 * check.same_class:.0f} %"
+            f"(float32); same class {100 * check.same_class:.0f} %\n"
+            f"on this machine {check.layers}"
         )
 
 
@@ -333,6 +335,7 @@ def verify(
         logit_scale=float(wanted.abs().max()),
         removed=None if fast.removed is None else sum(fast.removed.values()),
         stem=next((name for name, module in after.named_modules() if module is stem), ""),
+        layers=fast.describe(),
     )
     if found.precision == "fp32" and check.reload_gap != 0:
         raise ExportError(f"the reloaded logits differ by {check.reload_gap:g}; nothing is written")

@@ -22,12 +22,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spikeformer_lt.errors import ConfigError, DataError, ExportError
+from spikeformer_lt.export import lists
+from spikeformer_lt.export.lists import LayerChoice, dense, fire, in_graph, observed, plain_lif
 from spikeformer_lt.export.prediction import Prediction, predict
 from spikeformer_lt.layers.attention import SpikingSelfAttention, spiking_attention
 from spikeformer_lt.layers.inputs import check_values
 from spikeformer_lt.layers.kernels import dispatch
 from spikeformer_lt.layers.kernels.dispatch import is_plain, mode
-from spikeformer_lt.layers.neuron import LIF, NeuronConfig, carried, hooked
+from spikeformer_lt.layers.neuron import LIF, NeuronConfig, carried
 from spikeformer_lt.layers.units import (
     ConvLayer,
     ConvUnit,
@@ -52,6 +54,7 @@ class CompactModel(nn.Module):
 
     ``removed`` counts the removed channels by the name of their layer; None if the model declares
     no chains, so that no channel could be examined. ``preprocess`` is that of its ticket, or None.
+    ``layers`` says how each layer runs.
 
     Shape: images ``[B, C, H, W]`` or frames ``[B, T, C, H, W]`` -> logits ``[B, T, K]``.
     """
@@ -64,6 +67,25 @@ class CompactModel(nn.Module):
     ) -> None:
         super().__init__()
         self.net, self.removed, self.preprocess = net, removed, preprocess
+        self.layers: tuple[LayerChoice, ...] = ()
+
+    def use_lists(self, how: str | None = None) -> Self:
+        """Choose again which layers run from lists of their weights: "auto", "always" or "never".
+
+        None reads the environment variable SPIKEFORMER_SPARSE.
+        """
+        names = [(name, m) for name, m in self.net.named_modules() if isinstance(m, FoldedUnit)]
+        self.layers = lists.choose(names, lists.mode() if how is None else how)
+        for chain in chains_of(self.net):
+            for name, after in itertools.pairwise(chain.names):
+                unit, reader = self.net.get_submodule(name), self.net.get_submodule(after)
+                if isinstance(unit, FoldedUnit):
+                    unit.emits_bits = getattr(reader, "by_lists", False) and not unit.by_lists
+        return self
+
+    def describe(self) -> str:
+        """How the layers run, in one line."""
+        return lists.described(self.layers)
 
     def forward(self, x: Tensor) -> Tensor:
         """Classify, without a graph for gradients."""
@@ -132,7 +154,8 @@ def compact(model: nn.Module) -> CompactModel:
     """
     net = copy.deepcopy(model).eval().requires_grad_(False)
     _fold_children(net)
-    return CompactModel(net, remove_dead(net), getattr(model, "preprocess", None)).eval()
+    made = CompactModel(net, remove_dead(net), getattr(model, "preprocess", None)).eval()
+    return made.use_lists()
 
 
 def _fold_children(parent: nn.Module) -> None:
@@ -237,6 +260,7 @@ class FoldedUnit(Firing, nn.Module):
     def __init__(self, neuron: Any, reads: Reads) -> None:
         super().__init__()
         self.act, self.reads = neuron, reads
+        self.by_lists = self.emits_bits = False
 
     def folded(self) -> Folded:
         """Weight and bias in float64, and the neuron."""
@@ -259,17 +283,26 @@ class FoldedConvUnit(FoldedUnit):
         self.pool = unit.pool if isinstance(unit, ConvUnit) else None
         self.pool_before_act = isinstance(unit, ConvUnit) and unit.pool_before_act
 
-    def forward(self, rows: Tensor, T: int, need_current: bool = False) -> Any:
+    def forward(self, rows: Any, T: int, need_current: bool = False) -> Any:
         """Spikes; in place of a `ConvUnit` also the current, which is valid if `need_current`."""
-        current = map_rows(rows, self.synapse)
+        found = None if need_current else lists.product(self, rows, T)
+        if found is not None:
+            return self._pooled(found)
+        current = map_rows(dense(rows), self.synapse)
         if self.pool is not None and self.pool_before_act:
             current = map_rows(current, self.pool)
         if self.act is None:
             return current
-        out = self.act(current, T) if need_current else fire(self.act, current, T, self.synapse)
+        if need_current:
+            return self._pooled(self.act(current, T), current)
+        out = lists.fires(self, current, T)
+        return self._pooled(fire(self.act, current, T, self.synapse) if out is None else out)
+
+    def _pooled(self, out: Any, current: Any = None) -> Any:
         if self.pool is not None and not self.pool_before_act:
-            out = map_rows(out, self.pool)
-        return (out, current) if self.two_outputs else out
+            pooled = lists.pool(self.pool, out)
+            out = map_rows(dense(out), self.pool) if pooled is None else pooled
+        return (out, out if current is None else current) if self.two_outputs else out
 
 
 class FoldedLinearUnit(FoldedUnit):
@@ -285,8 +318,12 @@ class FoldedLinearUnit(FoldedUnit):
         dtype, whole = units[0].synapse.weight.dtype, _is_whole(self.reads)
         self.synapse = FoldedLinear(weight, bias, dtype, whole)
 
-    def forward(self, tokens: Tensor, T: int, outputs: int | None = None) -> Tensor:
+    def forward(self, tokens: Any, T: int, outputs: int | None = None) -> Any:
         """Spikes of all outputs, or of the first ones."""
+        found = lists.product(self, tokens, T) if outputs is None else None
+        if found is not None:
+            return found
+        tokens = dense(tokens)
         fused = fire_linear(self.act, self.synapse, tokens, T) if outputs is None else None
         if fused is not None:
             return fused
@@ -307,6 +344,10 @@ class FoldedAttention(SpikingSelfAttention):
     def forward(self, tokens: Tensor, T: int) -> Tensor:
         """Attend between the tokens of each step."""
         scale, spikes = self.scale_for(tokens), self.qkv(tokens, T)
+        attended = lists.attend(spikes, self.num_heads, scale, self.attn_act)
+        if attended is not None:
+            return cast(Tensor, self.out(attended, T))
+        spikes = dense(spikes)
         current = dispatch.attention(spikes.unflatten(-1, (3, -1)), self.num_heads, scale)
         if current is None:
             q, k, v = (self._heads(part) for part in spikes.chunk(3, -1))
@@ -492,11 +533,6 @@ def select_channels(layer: nn.Conv2d | nn.Linear, keep: Tensor, dim: int) -> Non
             layer.gain = layer.gain[places] if dim == 0 else layer.gain
 
 
-def in_graph() -> bool:
-    """Whether torch traces or compiles: oneDNN's own operations are not allowed in a graph."""
-    return torch.jit.is_tracing() or torch.compiler.is_compiling()
-
-
 @functools.cache
 def has_byte_products() -> bool:
     """Whether this processor multiplies bytes, and torch supports it."""
@@ -511,31 +547,6 @@ def _is_whole(reads: Reads) -> bool:
     return reads == "spikes" or (isinstance(reads, Integers) and reads.max <= 255)
 
 
-def fire(act: Any, current: Tensor, T: int, source: nn.Module | None = None) -> Tensor:
-    """Return ``act(current, T)``; `current`, ``[T|1, ...]``, is invalid afterwards.
-
-    The in-place kernel runs for a plain LIF without hooks, outside of graphs and gradients, unless
-    a hook on `source`, the layer that made the current, may have stored it.
-    """
-    params = None if source is not None and _observed(source) else _plain_lif(act)
-    own = current.shape[0] == T and current.is_contiguous() and not torch.is_grad_enabled()
-    if params is None or not own or not dispatch.takes_numba(current, current.numel()):
-        return act(current, T)  # type: ignore[no-any-return]
-
-    v = act.start(current)
-    found = _lif(current, None if v is None else v.contiguous(), T, params)
-    if found is None:
-        return act(current, T)  # type: ignore[no-any-return]
-    act.keep(found[1])
-    return found[0]
-
-
-@dispatch.or_none
-def _lif(current: Tensor, v: Any, T: int, params: NeuronConfig) -> tuple[Tensor, Tensor]:
-    work: tuple[Tensor, Tensor] = dispatch.load("lif").Work(current, v, T, params).forward(current)
-    return work
-
-
 def fire_linear(act: Any, linear: FoldedLinear, x: Tensor, T: int) -> Tensor | None:
     """Return ``act(linear(x), T)``, of ``[T|1, ..., in]``, in one pass over the rows.
 
@@ -544,7 +555,7 @@ def fire_linear(act: Any, linear: FoldedLinear, x: Tensor, T: int) -> Tensor | N
     """
     if in_graph():  # the number of rows would become a constant of the graph
         return None
-    params = None if _observed(linear) else _plain_lif(act)
+    params = None if observed(linear) else plain_lif(act)
     if params is None or torch.is_grad_enabled() or x.shape[0] not in (1, T):
         return None
     few = x.shape[1:-1].numel() <= FEW_ROWS or dispatch.is_forced()
@@ -572,12 +583,3 @@ def _linear_lif(
         return None
     out: tuple[Tensor, Tensor] = kernels.linear_lif(x, panels, linear.bias, v, T, params)
     return out
-
-
-def _plain_lif(act: Any) -> NeuronConfig | None:
-    """Constants of a LIF that nothing observes; None for every other activation."""
-    return act.params() if type(act) is LIF and not act.store_v_seq and not _observed(act) else None
-
-
-def _observed(module: nn.Module) -> bool:
-    return bool(module._forward_hooks) or hooked(module)

@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from spikeformer_lt.layers.kernels.dispatch import Kept
 from spikeformer_lt.mask import Mask, keep_largest
 from spikeformer_lt.registry import register_search
 from spikeformer_lt.rng import seed_for
@@ -58,15 +59,25 @@ class Rewiring(Rewired):
     def _last(self, total: int) -> int:
         return min(max(1, math.floor(self.config.end * total)), total - 1)
 
+    def kept(self, model: nn.Module, progress: Progress) -> dict[Tensor, Kept]:
+        """None in a step whose dense gradients say where weights grow."""
+        due = self._due(progress) and self.config.grow != "random"
+        return {} if due else super().kept(model, progress)
+
+    def _due(self, progress: Progress) -> bool:
+        update = progress.epoch * progress.steps_per_epoch + progress.step
+        last = self._last(progress.epochs * progress.steps_per_epoch)
+        # The last update exchanges nothing and settles the sparsity.
+        return update == last or (0 < update < last and update % self.config.every == 0)
+
     @torch.no_grad()
     def after_backward(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress
     ) -> None:
         """Update the mask if it is time, then clear the gradients of what is removed."""
-        update = progress.epoch * progress.steps_per_epoch + progress.step
-        last = self._last(progress.epochs * progress.steps_per_epoch)
-        due = update > 0 and update % self.config.every == 0 and update < last
-        if due or update == last:  # the last update exchanges nothing and settles the sparsity
+        if self._due(progress):
+            update = progress.epoch * progress.steps_per_epoch + progress.step
+            last = self._last(progress.epochs * progress.steps_per_epoch)
             self.change(self._next(model, update, last), model, optimizer)
         super().after_backward(model, optimizer, progress)
 

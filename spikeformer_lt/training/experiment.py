@@ -37,6 +37,7 @@ from spikeformer_lt.errors import ConfigError, Interrupted, SpikeformerError, Ti
 from spikeformer_lt.events.augment import EventAugment
 from spikeformer_lt.images.augment import Augment, Mixing
 from spikeformer_lt.images.splits import Splits
+from spikeformer_lt.layers.kernels.dispatch import sparse_mode
 from spikeformer_lt.layers.neuron import lif_path
 from spikeformer_lt.registry import create_model
 from spikeformer_lt.rng import isolated_rng, seed_for, seeded
@@ -498,8 +499,8 @@ class Experiment:
             log.info("adapted: %s", model.found)
         log.info(
             "batch %d x %d accumulated x %d processes = %d, lr %g, on %s, %d threads, "
-            "kernels %s, freed memory %s, OpenMP %s, waits %s%s",
+            "kernels %s, sparse weights by lists %s, freed memory %s, OpenMP %s, waits %s%s",
             train.batch_size, train.accumulate, trainer.world, total, train.optim.lr, device,
-            torch.get_num_threads(), lif_path(device), trainer.heap, OPENMP, WAITING,
+            torch.get_num_threads(), lif_path(device), sparse_mode(), trainer.heap, OPENMP, WAITING,
             ", activations computed again" if train.recompute else "",
         )  # fmt: skip

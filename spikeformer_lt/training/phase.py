@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from spikeformer_lt.config import flat_values, to_dict
 from spikeformer_lt.errors import CheckpointError, ConfigError, shown
+from spikeformer_lt.layers.kernels.dispatch import Kept
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.training.optim import Ema
 from spikeformer_lt.training.options import OptimConfig, Step
@@ -136,6 +137,10 @@ class Hook:
         """Called before epoch number `epoch` (from 0); True ends the phase there."""
         return False
 
+    def kept(self, model: nn.Module, progress: Progress) -> dict[Tensor, Kept]:
+        """Weights that are 0 where they are not kept, and need no gradient there in this step."""
+        return {}
+
     def after_backward(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress
     ) -> None:
@@ -180,6 +185,10 @@ class Hooks:
         """Pass gradients through them."""
         for hook in self.hooks:
             hook.after_backward(model, optimizer, progress)
+
+    def kept(self, model: nn.Module, progress: Progress) -> dict[Tensor, Kept]:
+        """Weights of which they need no other gradient than that of the kept entries."""
+        return {w: k for hook in self.hooks for w, k in hook.kept(model, progress).items()}
 
     def after_step(self, model: nn.Module, updates: int, ema: Ema | None) -> None:
         """Pass the stepped model through them, then move the average and pass that."""
@@ -272,12 +281,19 @@ class Masked(Hook):
 
     mask: Mask
     _factors: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
+    _kept: dict[str, Kept] = field(default_factory=dict, init=False, repr=False)
 
     def start(self, model: nn.Module, steps_per_epoch: int, epochs: int) -> None:
         """Clear what is removed before the optimizer and the weight average see it."""
         self.mask = of_first(self.mask)
         self.mask.check(model, allow_layer_collapse=True)
         self.mask.apply_(model)
+
+    def kept(self, model: nn.Module, progress: Progress) -> dict[Tensor, Kept]:
+        """The masked weights; their lists are made anew when the mask changes."""
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        self._kept = self._kept or {name: Kept(kept) for name, kept in self.mask.items()}
+        return {parameters[name]: own for name, own in self._kept.items()}
 
     @torch.no_grad()
     def after_backward(
@@ -306,7 +322,7 @@ class Rewired(Masked):
         """Put another mask in force, the first rank's, between a backward and its step."""
         mask = of_first(mask)
         returned = {name: mask[name] & ~self.mask[name] for name in mask}
-        self.mask, self._factors = mask, {}
+        self.mask, self._factors, self._kept = mask, {}, {}
         mask.apply_(model)
         parameters = dict(model.named_parameters(remove_duplicate=False))
         for name, fresh in returned.items():
@@ -324,4 +340,4 @@ class Rewired(Masked):
 
     def load(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Take a saved mask over."""
-        self.mask, self._factors = Mask(tensors), {}
+        self.mask, self._factors, self._kept = Mask(tensors), {}, {}

@@ -23,6 +23,7 @@ from spikeformer_lt.errors import ConfigError, Interrupted, name_of, shown
 from spikeformer_lt.images.augment import Mixing
 from spikeformer_lt.images.loader import Augmentation, sample_loader, train_loader
 from spikeformer_lt.images.splits import Splits
+from spikeformer_lt.layers.kernels.dispatch import kept_weights
 from spikeformer_lt.layers.units import set_recompute
 from spikeformer_lt.rng import STREAM, seed_for
 from spikeformer_lt.runtime import keep_heap, threads_chosen
@@ -330,18 +331,21 @@ class PhaseRun:
         torch.manual_seed(seed_for(config.seed, self.phase.name, "noise", update, *own))
         self.optimizer.zero_grad(set_to_none=True)
         kept = self.guard.keep_buffers(self.model)
-        for part in range(config.accumulate):
-            images, labels, indices = (t.to(self.trainer.accelerator.device) for t in next(batches))
-            self.guard.check_batch(images, indices)
-            more = part < config.accumulate - 1
-            no_sync = self.trainer.accelerator.no_sync
-            with no_sync(self.wrapped) if more else contextlib.nullcontext():
-                logits, loss = self._loss(images, labels, update * config.accumulate + part)
-                (loss / config.accumulate).backward()
-            right = (logits.detach().mean(1).argmax(1) == labels).sum()
-            sums[0] += loss.detach().to(sums.dtype) / config.accumulate
-            sums[1] += right
-            seen += len(labels)
+        with kept_weights(self.hooks.kept(self.model, progress)):
+            for part in range(config.accumulate):
+                images, labels, indices = (
+                    t.to(self.trainer.accelerator.device) for t in next(batches)
+                )
+                self.guard.check_batch(images, indices)
+                more = part < config.accumulate - 1
+                no_sync = self.trainer.accelerator.no_sync
+                with no_sync(self.wrapped) if more else contextlib.nullcontext():
+                    logits, loss = self._loss(images, labels, update * config.accumulate + part)
+                    (loss / config.accumulate).backward()
+                right = (logits.detach().mean(1).argmax(1) == labels).sum()
+                sums[0] += loss.detach().to(sums.dtype) / config.accumulate
+                sums[1] += right
+                seen += len(labels)
         self.hooks.after_backward(self.model, self.optimizer, progress)
         trained = [p for p in self.model.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])

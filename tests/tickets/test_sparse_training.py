@@ -42,6 +42,9 @@ def train(preset: str, epochs: int = 4, **options):
     hooks.start(model, 10, epochs)
     for update in range(10 * epochs):
         optimizer.zero_grad()
+        kept = hook.kept(model, Progress(update // 10, update % 10, 10, epochs))
+        dense = update in (5, 10, 15, 20, 25, 30) and config.grow != "random"
+        assert kept.keys() == (set() if dense else {model.weight})
         (model(torch.randn(8, 20)) - 1).square().mean().backward()
         hooks.after_backward(model, optimizer, Progress(update // 10, update % 10, 10, epochs))
         optimizer.step()

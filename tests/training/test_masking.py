@@ -6,11 +6,14 @@ import pytest
 import torch
 from torch import nn
 
+from spikeformer_lt import create_model
 from spikeformer_lt.errors import MaskError
+from spikeformer_lt.layers.kernels import dispatch
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.training.optim import Ema
 from spikeformer_lt.training.phase import Hooks, Masked, Progress, Rewired
 
+BEGIN = Progress(0, 0, 10, 1)
 OPTIMIZERS = {
     "SGD": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.01),
     "AdamW": lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.01),
@@ -102,3 +105,41 @@ def test_a_weight_that_returns_starts_at_zero_with_fresh_moments(kind):
     restored = Rewired(first)
     restored.load(hook.tensors(), hook.state())
     assert restored.mask == second
+
+
+def test_lists_are_made_once_a_mask_and_a_step_by_them_is_the_dense_one(monkeypatch):
+    monkeypatch.setattr(dispatch, "_mode", "numba")
+    monkeypatch.setattr(dispatch, "sparse_mode", lambda: "always")
+    found = []
+    for lists in (False, True):
+        torch.manual_seed(0)
+        model = create_model("spikformer_toy", image_size=16, depth=1).double()
+        scores = {
+            n: w.detach().abs() for n, w in model.blocks.named_parameters("blocks") if w.dim() > 1
+        }
+        hook = Rewired(Mask.from_scores(scores, 0.8))
+        hooks = Hooks([hook])
+        hooks.start(model, 10, 1)
+        optimizer = OPTIMIZERS["SGD"](model.parameters())
+        x = torch.rand(2, 3, 16, 16).double()
+        for update in range(3):
+            optimizer.zero_grad()
+            kept = hooks.kept(model, BEGIN) if lists else {}
+            with dispatch.kept_weights(kept):
+                model(x).square().sum().backward()
+            used = [own for own in kept.values() if own.lists or own._joined]
+            assert len(used) == (4 if lists else 0)  # q, k and v are listed together
+            assert not any(hasattr(w, "kept") for w in model.parameters())
+            again = hooks.kept(model, BEGIN)
+            assert all(again[weight] is own for weight, own in kept.items())
+            hooks.after_backward(model, optimizer, BEGIN)
+            optimizer.step()
+            hooks.after_step(model, update + 1, None)
+            if update == 1:
+                hook.change(Mask.random_like(hook.mask, 1), model, optimizer)
+                assert not any(own is again[w] for w, own in hooks.kept(model, BEGIN).items())
+        found.append({name: value.clone() for name, value in model.state_dict().items()})
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, rtol=0, atol=1e-9)
+    rank = [Mask.from_scores({n: f[n].abs() for n in scores}, 0.9) for f in found]
+    assert rank[0] == rank[1]

@@ -3,6 +3,8 @@
 The environment variable SPIKEFORMER_KERNELS chooses, once a process: "auto" (default) takes numba
 for plain float32 tensors on the CPU that are large enough to matter, "torch" never, "numba" for
 every plain CPU tensor of float32 or float64; a kernel that fails is then an error, not a warning.
+SPIKEFORMER_SPARSE says likewise whether products with sparse weights go by lists of the kept ones:
+"auto" where that is estimated to be faster, "always" or "never".
 
 SPIKEFORMER_TRITON chooses for CUDA tensors: "off" (default) leaves them to spikingjelly and torch,
 "on" takes the Triton kernels wherever they apply, and the path of a table of measured times, which
@@ -16,12 +18,13 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache, wraps
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -30,10 +33,12 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.inputs import NeuronConfig, transformed
+from spikeformer_lt.layers.kernels import operators
 from spikeformer_lt.layers.kernels.reference import lif_loop
 
 log = logging.getLogger(__name__)
 _VARIABLE = "SPIKEFORMER_KERNELS"
+_SPARSE = "SPIKEFORMER_SPARSE"
 _SMALL = 4096  # spikes; below, loading numba costs more than it saves
 _TYPES = (Tensor, torch.nn.Parameter)
 _TRITON = "SPIKEFORMER_TRITON"
@@ -71,6 +76,15 @@ def set_mode(asked: str | None = None) -> str:
 def mode() -> str:
     """The choice: auto, torch or numba."""
     return _mode or set_mode()
+
+
+@cache
+def sparse_mode() -> str:
+    """Whether sparse weights are multiplied by lists: auto, always, never; else a ConfigError."""
+    asked = os.environ.get(_SPARSE, "auto")
+    if asked not in ("auto", "always", "never"):
+        raise ConfigError(f"{_SPARSE}={asked!r} is not allowed: auto, always or never")
+    return asked
 
 
 def is_forced() -> bool:
@@ -114,6 +128,20 @@ def takes_numba(x: Tensor, spikes: int, *others: Tensor | None) -> bool:
         if other is not None and other.dtype != dtype:
             return False
     return True
+
+
+def compiles(x: Tensor, *others: Tensor | None) -> bool:
+    """Whether a graph that torch.compile makes takes the kernel's operator for a call on `x`.
+
+    A program of torch.export takes plain operations, so that it needs no package of ours. The
+    sizes of a graph may be symbols; what is small is not asked.
+    """
+    if not torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        return False
+    allowed = {"auto": (torch.float32,), "numba": (torch.float32, torch.float64)}
+    if _broken or x.device.type != "cpu" or x.dtype not in allowed.get(mode(), ()):
+        return False
+    return all(other is None or other.dtype == x.dtype for other in others)
 
 
 def takes_triton(operation: str, x: Tensor, *others: Tensor | None) -> bool:
@@ -222,7 +250,8 @@ def attention(x: Tensor, heads: int, scale: float) -> Tensor | None:
         found: Tensor = load("triton_kernels").attention(x, heads, scale)
         return found
     if not takes_numba(x, x.numel()):
-        return None
+        fits = compiles(x) and x.shape[-1] % (heads * 16) == 0  # whole vectors of any processor
+        return operators.attention(x, heads, scale) if fits else None
     module = load("matmul")
     if not module.heads_fit(x, heads):
         return None
@@ -237,7 +266,8 @@ def conv(rows: Tensor, weight: Tensor) -> Tensor | None:
     All but the last three or four bits are those of a direct convolution.
     """
     if not takes_conv(rows, weight):
-        return None
+        fits = compiles(rows, weight)
+        return operators.conv(rows, weight, False) if fits else None
     out: Tensor = load("winograd").WinogradFunction.apply(rows.contiguous(), weight)
     return out
 
@@ -249,6 +279,56 @@ def takes_conv(rows: Tensor, weight: Tensor) -> bool:
         return False
     fits, pays = load("winograd").suits(rows.shape, weight.shape, rows.element_size())
     return bool(fits and (pays or _mode == "numba"))
+
+
+class Kept:
+    """The entries of a weight that a mask (bool, on the CPU) keeps; lists are made of them once."""
+
+    def __init__(self, mask: Tensor) -> None:
+        self.mask = mask
+        self.lists: Any = None
+        self.density = int(mask.count_nonzero()) / max(1, mask.numel())
+        self._joined: tuple[tuple[Kept, ...], Kept] | None = None
+
+    def beside(self, others: Sequence[Kept]) -> Kept:
+        """Entries of this weight and then of `others`, output by output."""
+        if self._joined is None or self._joined[0] != tuple(others):
+            made = Kept(torch.cat([self.mask, *(other.mask for other in others)]))
+            self._joined = tuple(others), made
+        return self._joined[1]
+
+
+@contextmanager
+def kept_weights(kept: Mapping[Tensor, Kept]) -> Iterator[None]:
+    """Within, weights are 0 where they are not kept, and need no gradient there."""
+    for weight, own in kept.items():
+        weight.kept = own  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        for weight in kept:
+            del weight.kept  # type: ignore[attr-defined]
+
+
+@or_none
+def sparse(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    kept: Kept,
+    dense: Callable[[Tensor, Tensor, Tensor | None], Tensor],
+) -> Tensor | None:
+    """``dense(x, weight, bias)``, or a 3x3 convolution, by lists of the weights that are kept.
+
+    Removed ones get no gradient. None as well where the dense products are faster.
+    """
+    if sparse_mode() == "never" or not takes_numba(x, x.numel(), weight, bias):
+        return None
+    module = load("sparse_grad")
+    if not module.fits(x, weight):
+        return None
+    out: Tensor | None = module.product(x.contiguous(), weight, bias, kept, dense)
+    return out
 
 
 @or_none
@@ -272,7 +352,7 @@ def linear_back(
 def pool(x: Tensor) -> Tensor | None:
     """Max-pool (3x3, stride 2, padding 1) of maps [T, B, H, W, C]."""
     if not takes_numba(x, x.numel()):
-        return None
+        return operators.pool(x)[0] if compiles(x) else None
     out: Tensor = load("pool").PoolFunction.apply(x.contiguous())
     return out
 
@@ -300,6 +380,9 @@ def lif(x: Tensor, v: Tensor | None, T: int, neuron: NeuronConfig) -> tuple[Tens
             return spikes, last
         except KernelError as error:
             give_up(error)
+    if compiles(x, v):
+        spikes, last = operators.lif(x, v, T, operators.written(neuron))
+        return spikes, last
     return lif_loop(x, v, T, neuron)
 
 
@@ -342,7 +425,12 @@ def norm_lif(
         found = load("triton_kernels").norm_lif(x, *norm, v, T, neuron)
         return found
     if not takes_numba(x, x.numel() // x.shape[0] * T, weight, bias, v, mean, var):
-        return None
+        if pooled or not compiles(x, weight, bias, v, mean, var):
+            return None
+        of_x = mean is None or var is None
+        mean, var = operators.moments(x.detach()) if of_x else (mean, var)
+        given = (x, weight, bias, mean, var, of_x, eps, v, T, operators.written(neuron))
+        return *operators.norm_lif(*given), mean, var
     kernels, x, batch = load("lif"), x.contiguous(), mean is None
     v = None if v is None else v.contiguous()
     if mean is None or var is None:

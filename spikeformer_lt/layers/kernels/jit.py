@@ -13,7 +13,7 @@ import os
 import threading
 import zlib
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -50,7 +50,8 @@ def stamp(folder: Path) -> str:
 _HERE = stamp(Path(__file__).parent)
 
 
-_kernel: Any = None  # each copy of the two functions below has its own
+_kernel: Any = None  # each copy of the three functions below has its own
+_kinds: Any = None
 
 
 def _parts(cuts, *args):  # noqa: ANN002
@@ -61,6 +62,11 @@ def _parts(cuts, *args):  # noqa: ANN002
 def _summed_parts(cuts, sums, *args):  # noqa: ANN002
     for p in numba.prange(cuts.size - 1):
         _kernel(cuts[p], cuts[p + 1], sums[p], *args)
+
+
+def _fixed_parts(cuts, *args):  # noqa: ANN002
+    for p in numba.prange(cuts.size - 1):
+        _kernel(cuts[p], cuts[p + 1], *args, _kinds)
 
 
 def _compiled(function: Any, **options: Any) -> Any:
@@ -83,10 +89,28 @@ def outer(function: Any) -> Any:
     function.__qualname__ += f"_{_HERE}"
     code, kernel = function.__code__, _compiled(function)
     loop = _summed_parts if "sums" in code.co_varnames[: code.co_argcount] else _parts
-    parallel = FunctionType(loop.__code__, {**globals(), "_kernel": kernel}, function.__name__)
-    parallel.__qualname__ = f"{Path(code.co_filename).stem}_{function.__qualname__}"
-    kernel.parallel = _compiled(parallel, parallel=True)
+    kernel.parallel = _parallel(kernel, loop)
     return kernel
+
+
+def _parallel(kernel: Any, loop: Any, counts: tuple[int, ...] = ()) -> Any:
+    known = {"_kernel": kernel, "_kinds": as_kinds(counts)}
+    function = kernel.py_func
+    parallel = FunctionType(loop.__code__, {**globals(), **known}, function.__name__)
+    stem = Path(function.__code__.co_filename).stem
+    parallel.__qualname__ = "_".join([stem, function.__qualname__, *map(str, counts)])
+    return _compiled(parallel, parallel=True)
+
+
+@cache
+def as_kinds(counts: tuple[int, ...]) -> tuple[tuple[None, ...], ...]:
+    """Counts that a kernel is compiled for, as lengths of tuples."""
+    return tuple((None,) * count for count in counts)
+
+
+@cache
+def _fixed(kernel: Any, counts: tuple[int, ...]) -> Any:
+    return _parallel(kernel, _fixed_parts, counts)
 
 
 def inner(fastmath: Any = False) -> Callable[[Any], Any]:
@@ -260,18 +284,29 @@ def _bounds(n: int, blocks: int, width: int, parts: int) -> Array:
     return bounds
 
 
-def run(kernel: Any, cuts: Array, args: tuple[Any, ...], sums: Array | None = None) -> None:
-    """Run a kernel over all parts, each with its own row of `sums`."""
+def run(
+    kernel: Any,
+    cuts: Array,
+    args: tuple[Any, ...],
+    sums: Array | None = None,
+    counts: tuple[int, ...] = (),
+) -> None:
+    """Run a kernel over all parts, each with its own row of `sums`.
+
+    A kernel whose last argument is `kinds` is compiled for each choice of `counts`.
+    """
     wanted = cuts.size - 1
     try:
         if wanted == 1:
-            kernel(cuts[0], cuts[1], *(() if sums is None else (sums[0],)), *args)
+            own = () if sums is None else (sums[0],)
+            kernel(cuts[0], cuts[1], *own, *args, *((as_kinds(counts),) if counts else ()))
             return
+        parallel = _fixed(kernel, counts) if counts else kernel.parallel
         before = numba.get_num_threads()
         numba.set_num_threads(wanted)
         try:
             with _PARALLEL:
-                kernel.parallel(cuts, *(() if sums is None else (sums,)), *args)
+                parallel(cuts, *(() if sums is None else (sums,)), *args)
         finally:
             numba.set_num_threads(before)
     except MemoryError:

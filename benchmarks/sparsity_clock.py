@@ -1,0 +1,271 @@
+"""Time against sparsity: compact networks that run from lists of their weights, and dense ones.
+
+python benchmarks/sparsity_clock.py
+python benchmarks/sparsity_clock.py --batches 1 --threads 1 --sparsities 0.9 --rounds 5 --out /tmp/c
+python benchmarks/sparsity_clock.py --part layers
+
+Masks are random, of the same rate in every layer but the first convolution and the head; biases of
+the normalisations are set so that every layer fires at 10 to 25 %. All ways of one network run in
+turn, round after round; figures are medians, ratios are those of our own dense compact network, or
+of the dense layer. The same run compares the logits in float64. "sops" is the bound that counting
+operations gives: the share of weights kept, in the layers that are pruned, and the rest as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import spikeformer_lt  # before torch: one OpenMP for all
+
+# isort: split
+import torch
+from torch import Tensor, nn
+
+from spikeformer_lt.export.inference import CompactModel, compact, fire
+from spikeformer_lt.layers import EncoderBlock
+from spikeformer_lt.layers.inputs import NeuronConfig
+from spikeformer_lt.layers.kernels import bits, dispatch, sparse
+from spikeformer_lt.layers.neuron import LIF
+from spikeformer_lt.layers.units import ConvUnit, LinearUnit, map_rows
+from spikeformer_lt.runtime import keep_heap
+
+LAYERS = [("linear", 384, 1152), ("linear", 384, 384), ("linear", 384, 1536), ("linear", 1536, 384)]
+MAPS = [("conv", 48, 96, 32), ("conv", 96, 192, 32), ("conv", 192, 384, 16), ("conv", 384, 384, 8)]
+RATE = 0.17
+
+
+class GatedBlock(EncoderBlock):
+    """A block whose stream stays spikes: ``x (1 - f(x))`` in place of both sums."""
+
+    def set_reads(self, reads: Any) -> Any:
+        """All units read spikes."""
+        super().set_reads(reads)
+        self.mlp.fc1.reads = reads
+        return reads
+
+    def forward(self, tokens: Tensor, T: int) -> Tensor:
+        """Run the block."""
+        tokens = tokens * (1 - self.attn(tokens, T))
+        return tokens * (1 - self.mlp(tokens, T))
+
+
+def network(residual: str, sparsity: float, name: str = "spikformer_cifar") -> tuple[Any, Any]:
+    """A pruned network in eval mode, and the firing rates of its units."""
+    torch.manual_seed(0)
+    options = {"residual": residual} if name.startswith("spikformer") else {}
+    model: Any = spikeformer_lt.create_model(name, num_classes=10, T=4, **options)
+    if residual != "add":
+        for block in model.blocks:
+            block.__class__ = GatedBlock
+        model.conv_pep.feed(model.blocks)
+    units = [m for m in model.modules() if isinstance(m, ConvUnit | LinearUnit)]
+    with torch.no_grad():
+        for unit in units[1:]:
+            unit.synapse.weight.mul_(torch.rand(unit.synapse.weight.shape) >= sparsity)
+    x, rates = torch.randn(4, 3, *model.image_size), {}
+    hooks = []
+    for unit in units:
+        unit.norm.momentum = 1.0
+
+        def see(_: Any, args: Any, out: Tensor, unit: Any = unit) -> None:
+            rates[unit] = float(out.mean())
+
+        hooks.append(unit.act.register_forward_hook(see))
+    for turn in range(14):  # statistics first, so that each layer has those of its own inputs
+        model.train(turn < 8)
+        with torch.no_grad():
+            model(x)
+        for unit in units:
+            with torch.no_grad():
+                unit.norm.bias.add_((2.0 if turn < 8 else 1.0) * (RATE - rates[unit]))
+    for hook in hooks:
+        hook.remove()
+    return model.eval(), rates
+
+
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+def timed(ways: dict[str, Callable[[], object]], rounds: int, clock: str) -> dict[str, float]:
+    """Median milliseconds of each way."""
+    now = CLOCKS[clock]
+    seen: dict[str, list[float]] = {name: [] for name in ways}
+    for way in ways.values():
+        way()
+    for _ in range(rounds):
+        for name, way in ways.items():
+            start = now()
+            way()
+            seen[name].append(1e3 * (now() - start))
+    return {name: statistics.median(found) for name, found in seen.items()}
+
+
+def bound(net: CompactModel) -> float:
+    """Dense over kept operations, as spike counts give them."""
+    whole = part = 0.0
+    for choice in net.layers:
+        weight = net.net.get_submodule(choice.name).synapse.weight  # type: ignore[union-attr]
+        places = {32: 1024, 16: 256, 8: 64}.get(weight.shape[-1], 64) if weight.dim() == 4 else 64
+        whole += weight.numel() * places
+        part += weight.numel() * places * choice.density
+    return whole / part
+
+
+def theirs(model: Any) -> Any:
+    """Spikingjelly's network of the same sizes, dense; None where it has none."""
+    try:
+        from spikingjelly.activation_based.model import spikformer
+
+        made = spikformer.spikformer_4_384(num_classes=10, T=4)
+    except (ImportError, AttributeError, TypeError):
+        return None
+    return made.eval()
+
+
+def whole(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Rows of whole networks."""
+    rows = []
+    for residual in args.residuals:
+        for sparsity in args.sparsities:
+            model, rates = network(residual, sparsity, args.model)
+            dense, listed = compact(model).use_lists("never"), compact(model).use_lists(args.how)
+            gap = difference(model)
+            print(listed.describe())
+            for threads in args.threads:
+                torch.set_num_threads(threads)
+                for batch in args.batches:
+                    x = torch.randn(batch, 3, *model.image_size)
+                    ways = {"dense": partial(dense, x), "ours": partial(listed, x)}
+                    rounds = args.rounds if batch < 8 else max(3, args.rounds // 3)
+                    took = timed(ways, rounds, args.clock)
+                    rows.append({
+                        "what": f"{args.model} {residual}", "threads": threads, "columns": batch,
+                        "sparsity": sparsity, "dense_ms": took["dense"], "ours_ms": took["ours"],
+                        "ratio": took["dense"] / took["ours"], "sops": bound(listed), "gap": gap,
+                        "firing": f"{min(rates.values()):.2f} to {max(rates.values()):.2f}",
+                    })  # fmt: skip
+                    print(shown(rows[-1]), flush=True)
+    return rows
+
+
+@torch.no_grad()
+def difference(model: Any) -> float:
+    """Largest difference of a logit in float64, dense against lists."""
+    before, dispatch._mode = dispatch.mode(), "numba"
+    torch.set_num_threads(1)
+    exact = compact(model.double())
+    x = torch.randn(1, 3, *model.image_size).double()
+    gap = (exact.use_lists("never")(x) - exact.use_lists("always")(x)).abs().max()
+    model.float()
+    dispatch._mode = before
+    return float(gap)
+
+
+@torch.no_grad()
+def layers(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Rows of single layers with their neurons."""
+    rows, act, p = [], LIF(), sparse.Neurons.of(NeuronConfig())
+    for kind, C, D, *side in (*LAYERS, *MAPS):
+        for batch in args.batches:
+            sides = (side[0], side[0]) if side else (64,)
+            x = (torch.rand(4, batch, *sides, C) < RATE).float()
+            made = bits.Bits.of(x)
+            for sparsity in args.sparsities:
+                shape = (D, C, 3, 3) if side else (D, C)
+                weight = torch.randn(shape) * (torch.rand(shape) >= sparsity)
+                weight, bias = weight / weight[0].numel() ** 0.5, torch.full((D,), 0.5)
+                product = sparse.Product.of(weight, bias, p)
+                unit = nn.Conv2d(C, D, 3, padding=1) if side else nn.Linear(C, D)
+                unit.weight, unit.bias = nn.Parameter(weight), nn.Parameter(bias)
+                csr = weight.flatten(1).to_sparse_csr()
+
+                def whole(unit: Any = unit, x: Tensor = x, side: Any = side) -> object:
+                    return fire(act, map_rows(x, unit) if side else unit(x), 4)
+
+                ways: dict[str, Callable[[], object]] = {
+                    "dense": whole, "ours": partial(product, made, 4)
+                }  # fmt: skip
+                if not side:
+                    ways["csr"] = lambda x=x, csr=csr: csr @ x.flatten(0, -2).t()
+                same = float((product(made, 4).dense() != whole()).double().mean())
+                for threads in args.threads:
+                    torch.set_num_threads(threads)
+                    took = timed(ways, args.rounds, args.clock)
+                    rows.append({
+                        "what": f"{kind} {C} to {D}" + (f" at {side[0]}" if side else ""),
+                        "threads": threads, "columns": x[..., 0].numel(), "sparsity": sparsity,
+                        "dense_ms": took["dense"], "ours_ms": took["ours"],
+                        "ratio": took["dense"] / took["ours"], "sops": 1 / (1 - sparsity),
+                        "csr": took["dense"] / took.get("csr", float("inf")), "gap": same,
+                        "firing": f"{float(x.mean()):.2f}",
+                    })  # fmt: skip
+                    print(shown(rows[-1]), flush=True)
+    return rows
+
+
+def shown(row: dict[str, Any]) -> str:
+    """A row in one line."""
+    return " ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())
+
+
+def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Ratio against sparsity, one line a network or layer."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        name = f"{row['what']}, batch {row['columns']}, {row['threads']} threads"
+        lines.setdefault(name, []).append((100 * row["sparsity"], row["ratio"]))
+    for name, points in lines.items():
+        axes.plot(*zip(*sorted(points), strict=True), marker="o", label=name)
+    axes.axhline(1.0, color="grey", linewidth=0.8)
+    axes.set(xlabel="weights removed (%)", ylabel="times faster than our dense", yscale="log")
+    axes.legend(fontsize=6)
+    figure.savefig(path, dpi=120)
+
+
+def processor() -> str:
+    """Name of the processor."""
+    lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    return next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), "unknown")
+
+
+def main() -> None:
+    """Measure, print, and write CSV and picture."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--part", choices=("whole", "layers"), default="whole")
+    parser.add_argument("--model", default="spikformer_cifar")
+    parser.add_argument("--how", default="auto", choices=("auto", "always"))
+    parser.add_argument("--residuals", nargs="+", default=["add", "iand"])
+    parser.add_argument("--sparsities", nargs="+", type=float, default=[0.5, 0.8, 0.9, 0.95])
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 32])
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall", help="cpu: busy machines")
+    parser.add_argument("--out", default="", help="folder of sparsity_clock.csv and .png")
+    args = parser.parse_args()
+    keep_heap()
+    print(f"{processor()}; torch {torch.__version__}")
+    rows = whole(args) if args.part == "whole" else layers(args)
+    if args.out:
+        folder = Path(args.out)
+        folder.mkdir(parents=True, exist_ok=True)
+        stem = "sparsity_clock" if args.part == "whole" else "sparsity_clock_layers"
+        with (folder / f"{stem}.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        draw(rows, folder / f"{stem}.png")
+
+
+if __name__ == "__main__":
+    main()

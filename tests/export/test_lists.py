@@ -1,0 +1,95 @@
+"""A compact network that runs from lists of its weights is the same network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from spikeformer_lt import create_model
+from spikeformer_lt.errors import ConfigError
+from spikeformer_lt.export.inference import CompactModel, compact
+from spikeformer_lt.export.streaming import Stream
+from spikeformer_lt.layers.kernels import dispatch
+
+
+def pruned(name: str, sparsity: float = 0.5, **options: Any) -> nn.Module:
+    """A network whose weights behind the first convolution are pruned, and whose layers fire."""
+    torch.manual_seed(0)
+    model = create_model(name, **options).double()
+    x = torch.randn(8, model.in_channels, *model.image_size).double()
+    for module in list(model.modules())[1:]:
+        weight = getattr(module, "weight", None)
+        if weight is not None and weight.dim() > 1 and weight.shape[1] != model.in_channels:
+            weight.data *= torch.rand(weight.shape) >= sparsity
+        if weight is not None and weight.dim() == 1:
+            module.bias.data += 0.7
+    with torch.no_grad():
+        for _ in range(10):
+            model(x)
+    return model.eval()
+
+
+@pytest.fixture
+def forced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "_mode", "numba")
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("spikformer_toy", {}),
+        ("spikformer_toy", {"residual": "iand", "pool_before_act": True}),
+        ("spikformer_toy", {"activation": "heaviside"}),
+        pytest.param("spiking_vgg9", {}, marks=pytest.mark.slow),
+        pytest.param("spikformer_toy", {"residual": "or", "v_reset": None}, marks=pytest.mark.slow),
+        pytest.param("spiking_resnet19", {}, marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.usefixtures("forced")
+def test_lists_change_no_logit(name: str, options: dict[str, Any]) -> None:
+    model = pruned(name, **options)
+    x = torch.randn(3, model.in_channels, *model.image_size).double()
+    with torch.no_grad():
+        wanted = model(x)
+    net = compact(model).use_lists("always")
+    assert sum(layer.lists for layer in net.layers) > len(net.layers) // 2
+    torch.testing.assert_close(net(x), wanted, rtol=0, atol=1e-9)
+    assert float(wanted.std()) > 0.01 and "layers run from lists" in net.describe()
+
+
+@pytest.mark.usefixtures("forced")
+def test_hooks_streams_and_changed_weights_see_the_same_network() -> None:
+    model = pruned("spikformer_toy")
+    net, x = compact(model).use_lists("always"), torch.randn(2, 3, 32, 32).double()
+    wanted, seen = net(x), []
+    handle = net.net.conv_pep.stages[1].act.register_forward_hook(
+        lambda _, args, out: seen.append(out)
+    )
+    torch.testing.assert_close(net(x), wanted, rtol=0, atol=1e-9)
+    assert seen[0].shape == (4, 2, 32, 32, 8) and set(seen[0].unique().tolist()) == {0.0, 1.0}
+    handle.remove()
+    stream = Stream(net)
+    parts = torch.cat([stream.push(x) for _ in range(4)], 1)
+    torch.testing.assert_close(parts, wanted, rtol=0, atol=1e-9)
+    net.net.conv_pep.stages[1].synapse.weight.zero_()
+    assert not torch.equal(net(x), wanted)
+
+
+def test_the_choice_follows_the_density(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spikeformer_lt.export.lists._has_masks", lambda: True)
+
+    def layers(sparsity: float, how: str | None = None) -> CompactModel:
+        made = compact(pruned("spikformer_toy", sparsity))
+        return made if how is None else made.use_lists(how)
+
+    few, many = layers(0.95).layers, layers(0.2).layers
+    assert sum(x.lists for x in few) == len(few) - 1  # the first convolution reads pixels
+    assert not any(x.lists for x in many)
+    assert all(a.ratio > b.ratio for a, b in zip(few[1:], many[1:], strict=True))
+    assert not any(x.lists for x in layers(0.95, "never").layers)
+    monkeypatch.setenv("SPIKEFORMER_SPARSE", "some")
+    with pytest.raises(ConfigError, match="SPIKEFORMER_SPARSE='some'"):
+        layers(0.95)

@@ -1,0 +1,116 @@
+"""Products by lists of the kept weights are the dense ones, in float64 to rounding."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from spikeformer_lt.errors import ConfigError
+from spikeformer_lt.layers.kernels import dispatch, sparse_grad, winograd
+
+
+@pytest.fixture(autouse=True)
+def lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take every kernel, and lists for every product."""
+    monkeypatch.setattr(dispatch, "_mode", "numba")
+    monkeypatch.setattr(dispatch, "sparse_mode", lambda: "always")
+
+
+def case(shape: tuple[int, ...], made: int, most: float, kept: float = 0.3) -> list[torch.Tensor]:
+    """Inputs (integers up to `most`, or real below 0), weight, bias, mask and gradient."""
+    torch.manual_seed(0)
+    x = torch.randn(shape).double() if most < 0 else torch.randint(0, int(most) + 1, shape).double()
+    wide = (3, 3) if len(shape) == 5 else ()
+    mask = torch.rand(made, shape[-1], *wide) < kept
+    mask[1] = False
+    weight = torch.randn(mask.shape).double() * mask
+    leaves = [x, weight, torch.randn(made).double()]
+    return [*(v.requires_grad_() for v in leaves), mask, torch.randn(*shape[:-1], made).double()]
+
+
+def dense(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    return winograd.direct(x, weight) + bias if weight.dim() == 4 else F.linear(x, weight, bias)
+
+
+def by_lists(x, weight, bias, mask, kept=None):
+    own = bias if weight.dim() == 2 else None
+    out = dispatch.sparse(x, weight, own, kept or dispatch.Kept(mask), F.linear)
+    assert out is not None
+    return out if weight.dim() == 2 else out + bias
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 300, 32), (4, 3, 64, 16), (2, 2, 8, 8, 16), (1, 3, 16, 8, 32)]
+)
+@pytest.mark.parametrize("most", [1, 3, 9, -1])
+def test_output_and_gradients(shape: tuple[int, ...], most: int) -> None:
+    x, weight, bias, mask, g = case(shape, 48, most)
+    if len(shape) == 5 and most != 1:  # spikes alone are shifted
+        assert dispatch.sparse(x, weight, None, dispatch.Kept(mask), F.linear) is None
+        return
+    expected = dense(x, weight, bias)
+    wanted = torch.autograd.grad(expected, (x, weight, bias), g)
+    out = by_lists(x, weight, bias, mask)
+    found = torch.autograd.grad(out, (x, weight, bias), g)
+    wanted = wanted[0], wanted[1] * mask, wanted[2]
+    for a, b in zip((out, *found), (expected, *wanted), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12 * float(b.detach().abs().max()))
+
+
+def test_inputs_that_are_no_longer_spikes_are_multiplied_as_they_are() -> None:
+    x, weight, bias, mask, _ = case((1, 600, 32), 16, 1)
+    kept = dispatch.Kept(mask)
+    for values in (x, x * 2, x + 0.5, x):
+        out = by_lists(values, weight, bias, mask, kept)
+        torch.testing.assert_close(out, F.linear(values, weight, bias))
+    with torch.no_grad():
+        x[0, 599, 31] = float("nan")
+    assert by_lists(x, weight, bias, mask, kept)[0, 599].isnan().any()
+
+
+def test_gradients_can_be_differentiated_again() -> None:
+    x, weight, bias, mask, g = case((1, 64, 16), 16, 1)
+    first = []
+    for run in (lambda: dense(x, weight, bias), lambda: by_lists(x, weight, bias, mask)):
+        (gw,) = torch.autograd.grad(run().pow(3), weight, g, create_graph=True)
+        first.append(torch.autograd.grad(gw.pow(2).sum(), x)[0])
+    torch.testing.assert_close(first[1], first[0])
+
+
+def test_weights_of_several_units_are_listed_together() -> None:
+    x, weight, bias, mask, _ = case((1, 70, 16), 32, 1)
+    halves = [dispatch.Kept(part) for part in mask.chunk(2)]
+    both = halves[0].beside(halves[1:])
+    assert halves[0].beside(halves[1:]) is both
+    out = by_lists(x, weight, bias, mask, both)
+    torch.testing.assert_close(out, F.linear(x, weight, bias))
+
+
+def test_never_leaves_the_product_dense(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight, bias, mask, _ = case((1, 64, 16), 16, 1)
+    monkeypatch.setattr(dispatch, "sparse_mode", lambda: "never")
+    assert dispatch.sparse(x, weight, bias, dispatch.Kept(mask), F.linear) is None
+
+
+def test_choice_follows_density_columns_and_planes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "sparse_mode", lambda: "auto")
+    monkeypatch.setattr(sparse_grad, "BYTES", 64)
+    linear, conv = (384, 384), (192, 96, 3, 3)
+    assert all(sparse_grad.ways(linear, 8192, 0.05, 1))
+    assert sparse_grad.ways(conv, 8192, 0.05, 1) == (True, False, True)
+    assert not any(sparse_grad.ways(conv, 8192, 0.05, 0))
+    for shape in (linear, conv):
+        assert not any(sparse_grad.ways(shape, 8192, 0.9, 1))
+        assert not any(sparse_grad.ways(shape, 64, 0.05, 1))
+    gained = [sum(sparse_grad.ways(linear, 8192, 0.3, planes)) for planes in (1, 2, 0)]
+    assert gained == sorted(gained, reverse=True) and gained[0] > gained[-1]
+    monkeypatch.setattr(sparse_grad, "BYTES", 32)  # AVX2
+    assert not any(sparse_grad.ways(linear, 8192, 0.05, 1))
+
+
+def test_an_unknown_word_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.setenv("SPIKEFORMER_SPARSE", "sometimes")
+    with pytest.raises(ConfigError, match="auto, always or never"):
+        dispatch.sparse_mode.__wrapped__()

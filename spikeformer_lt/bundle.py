@@ -163,9 +163,12 @@ class Bundle:
             f"{name} changed since the {self.kind.name} was saved ({odd}); restore it from a copy"
         )
 
-    def tensors(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Read a file of tensors: the tensors on the CPU, and their metadata; raises as `read`."""
-        return unpack_tensors(self.read(name), self.folder / name)
+    def tensors(self, name: str, parts: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Read a file of tensors: the tensors on the CPU, and their metadata; raises as `read`.
+
+        With `parts`, all of them share the memory of the file.
+        """
+        return unpack_tensors(self.read(name), self.folder / name, verified=parts)
 
     def _fault(self, what: str) -> SpikeformerError:
         return self.kind.error(f"{name_of(self.folder)}: {what}")

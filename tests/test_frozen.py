@@ -368,8 +368,9 @@ def test_a_finished_run_is_found_finished(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", sorted(p.name for p in (FROZEN / "exports").glob("*")))
 def test_an_old_export_gives_its_logits(name: str) -> None:
     config = json.loads((FROZEN / "exports" / name / "config.json").read_text())
-    assert config["format_version"] == (1 if "format1" in name else 2)
-    assert_close(measure_export(FROZEN / "exports" / name), frozen("exports")[name], EXACT)
+    assert config["format_version"] == int(name[-1])
+    known = frozen("exports")[name.replace("format3", "format2")]  # the same tickets
+    assert_close(measure_export(FROZEN / "exports" / name), known, EXACT)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -38,7 +38,7 @@ class Budget:
 
 # The one table of sizes. Raising a number needs a reason in the commit that does it.
 BUDGETS = {
-    ("spikeformer_lt",): Budget(lines=29_500, files=118),
+    ("spikeformer_lt",): Budget(lines=30_200, files=118),
     ("models",): Budget(lines=3_500, files=20),
     ("datasets",): Budget(lines=1_800, files=20),
     ("recipes",): Budget(lines=1_100, files=25, file_lines=60),

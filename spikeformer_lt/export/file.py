@@ -1,27 +1,22 @@
 """The files of an export: tensors packed into streams, and a config.json that seals them.
 
-Each tensor is stored as mask, signs, gains and values, each in the shortest of its codes. Bits are
-coded by an arithmetic coder of 32-bit integers with adaptive counts, so every machine writes the
-same bytes. A stream of n bits, k of them set, costs n H(k/n) + log2(n)/2 bits and a byte a context.
-Source: Rissanen & Langdon 1979; the estimator of Krichevsky & Trofimov 1981.
+Each tensor is stored as mask, signs, gains and values, each in the shortest of its codes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from spikeformer_lt.bundle import BundleKind, Stage, open_bundle
@@ -33,6 +28,13 @@ from spikeformer_lt.errors import (
     TicketError,
     name_of,
     shown,
+)
+from spikeformer_lt.export.codec import (
+    Bytes,
+    decode_bits,
+    decode_values,
+    encode_bits,
+    encode_values,
 )
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.preprocess import Preprocess
@@ -48,14 +50,10 @@ BYTES, CODED_BYTES = 7, 48  # of memory: of all entries, and of those that are b
 DIMENSIONS = 8
 TYPES = {"float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"}
 CODES = ("bits", "one", "out", "in", "all")
-SMALL = 1 << 16  # values; of larger tensors only one depth is tried
-DEEPEST = 14
-EXPONENTS = {torch.float32: 8, torch.bfloat16: 8, torch.float16: 5}  # bits of each dtype
 FORMAT = "spikeformer_lt.export"
 CONFIG, TENSORS, CARD = "config.json", "model.safetensors", "README.md"
-# Format 1 had no coded values, formats 1 and 2 no preprocess.
-EXPORT = BundleKind("export", FORMAT, 3, CONFIG, ExportError, (TENSORS, CARD), indent=None)
-Bytes = NDArray[np.uint8]
+# Format 1 had no coded values, formats 1 and 2 no preprocess, and 1 to 3 no Huffman code of values.
+EXPORT = BundleKind("export", FORMAT, 4, CONFIG, ExportError, (TENSORS, CARD), indent=None)
 
 
 @dataclass(frozen=True)
@@ -67,6 +65,7 @@ class Row:
     ``mask`` and ``signs`` are pairs (code, bytes); the codes are "bits", "one" (one context), "out"
     or "in" (one context per output or input channel), "all" (all kept) and "none" (no mask).
     ``values`` is the depth and the bytes of the code of the values; depth 0 is plain values.
+    ``digest`` is the crc32 of values and mask; up to format 3 it is their sha256.
     """
 
     name: str
@@ -76,8 +75,8 @@ class Row:
     mask: Sequence[str | int]
     signs: Sequence[str | int]
     gains: int
-    sha256: str
-    values: Sequence[int] = (0, 0)  # rows of format v1 lack it
+    digest: str
+    values: Sequence[int] = (0, 0)  # rows of format 1 lack it
 
 
 @dataclass
@@ -159,64 +158,70 @@ class Reader:
     def __init__(self, streams: dict[str, Tensor]) -> None:
         self.streams, self.places = streams, dict.fromkeys(streams, 0)
 
-    def get(self, row: Row) -> tuple[Tensor, Tensor | None]:
-        """A tensor and its mask.
-
-        Raises:
-            CheckpointError: a row that does not fit the streams, or another sha256; it is named.
-        """
-        if row.form == "raw":
-            dtype: torch.dtype = getattr(torch, row.dtype)
-            raw = self._take(row, "raw", math.prod(row.shape) * dtype.itemsize)
-            if dtype == torch.bool and bool((raw > 1).any()):
-                raise self._fault(row, "a byte of it is neither true nor false")
-            value = raw.clone().view(dtype).view(list(row.shape))
-        unmasked = row.mask[0] == "none"
-        kept = None if unmasked else self._bits(row, row.mask, row.shape).bool()
-        chosen = torch.ones(list(row.shape), dtype=torch.bool) if kept is None else kept
-        number = int(chosen.sum())
-        if row.form in ("dense", "sparse"):
-            value = torch.zeros(list(row.shape))
-            value[chosen] = self._values(row, number).float()
-        elif row.form == "binary":
-            if row.gains not in (1, row.shape[0]):
-                raise self._fault(row, f"{row.gains} gains for {row.shape[0]} filters")
-            negative = self._bits(row, row.signs, [number]).bool()
-            value = from_signs(chosen, negative, self._take(row, "gains", row.gains))
-        if digest_of(value, kept) != row.sha256:
-            raise self._fault(row, "its values have another sha256 than was written")
-        return value, kept
-
-    def end(self) -> None:
-        """Refuse streams that are longer than their rows."""
+    def get(self, rows: Sequence[Row]) -> list[tuple[Tensor, Tensor | None]]:
+        """Every tensor and its mask, on torch's number of threads; a CheckpointError names one."""
+        masks, others = zip(*map(self._coded, rows), strict=True)
+        kept = _together(self._mask, rows, masks)
+        plain = [self._plain(row, mask) for row, mask in zip(rows, kept, strict=True)]
+        values = _together(self._value, rows, kept, plain, others)
         for name, stream in self.streams.items():
-            if self.places[name] != stream.numel():
-                left = stream.numel() - self.places[name]
+            if left := stream.numel() - self.places[name]:
                 raise CheckpointError(f"stream {name} has {left} entries too many")
+        return list(zip(values, kept, strict=True))
 
-    def _values(self, row: Row, count: int) -> Tensor:
-        depth, size = row.values
-        if depth == 0:
-            return self._take(row, "values", count)
-        data = self._take(row, "bits", size).numpy()
-        found = decode_values(data, depth, count, self.streams["values"].dtype)
-        if found is None:
-            raise self._fault(row, f"{size} bytes of depth {depth} cannot be {count} values")
-        return found
+    def _coded(self, row: Row) -> tuple[Bytes, Bytes]:
+        """The parts of the bits: a mask, and signs or coded values."""
+        rest = {"binary": row.signs[1], "raw": 0}.get(row.form, row.values[1])
+        mask = self._take(row, "bits", int(row.mask[1]))
+        return mask.numpy(), self._take(row, "bits", int(rest)).numpy()
 
-    def _bits(self, row: Row, code: Sequence[str | int], shape: Sequence[int]) -> Tensor:
-        kind, size, count = str(code[0]), int(code[1]), math.prod(shape)
-        data = self._take(row, "bits", size).numpy()
-        if kind == "all":
-            bits = np.ones(count, np.uint8)
-        elif kind == "bits":
-            if size != -(-count // 8):
-                raise self._fault(row, f"{size} bytes for {count} bits")
-            bits = np.unpackbits(data, count=count)
-        elif kind in ("one", "out", "in") and (kind == "one" or len(shape) > 1):
-            bits = decode_bits(data, count, *contexts_of(kind, shape))
+    def _mask(self, row: Row, coded: Bytes) -> Tensor | None:
+        if row.mask[0] == "none":
+            return None
+        return self._bits(row, row.mask[0], coded, row.shape).view(torch.bool)
+
+    def _plain(self, row: Row, kept: Tensor | None) -> Tensor:
+        """What is not coded: raw bytes, gains or values."""
+        if row.form == "raw":
+            return self._take(row, "raw", math.prod(row.shape) * getattr(torch, row.dtype).itemsize)
+        if row.form != "binary":
+            return self._take(row, "values", 0 if row.values[0] else _count(row, kept))
+        if row.gains not in (1, row.shape[0]):
+            raise self._fault(row, f"{row.gains} gains for {row.shape[0]} filters")
+        return self._take(row, "gains", row.gains)
+
+    def _value(self, row: Row, kept: Tensor | None, plain: Tensor, coded: Bytes) -> Tensor:
+        count, depth = _count(row, kept), row.values[0]
+        if row.form == "raw":
+            if row.dtype == "bool" and bool((plain > 1).any()):
+                raise self._fault(row, "a byte of it is neither true nor false")
+            value = plain.clone().view(getattr(torch, row.dtype)).view(list(row.shape))
+        elif row.form == "binary":
+            chosen = torch.ones(list(row.shape), dtype=torch.bool) if kept is None else kept
+            negative = self._bits(row, row.signs[0], coded, [count]).view(torch.bool)
+            value = from_signs(chosen, negative, plain)
         else:
-            raise self._fault(row, f"code {shown(kind)} does not suit shape {shown(shape)}")
+            found = decode_values(coded, depth, count, plain.dtype) if depth else plain.clone()
+            if found is None:
+                what = f"{len(coded)} bytes of depth {depth} cannot be {count} values"
+                raise self._fault(row, what)
+            value = found.float().view(list(row.shape)) if kept is None else spread(kept, found)
+        if digest_of(value, kept, old=len(row.digest) > 8) != row.digest:
+            raise self._fault(row, "its values have another digest than was written")
+        return value
+
+    def _bits(self, row: Row, code: str | int, data: Bytes, shape: Sequence[int]) -> Tensor:
+        count = math.prod(shape)
+        if code == "all":
+            bits = np.ones(count, np.uint8)
+        elif code == "bits":
+            if len(data) != -(-count // 8):
+                raise self._fault(row, f"{len(data)} bytes for {count} bits")
+            bits = np.unpackbits(data, count=count)
+        elif code in ("one", "out", "in") and (code == "one" or len(shape) > 1):
+            bits = decode_bits(data, count, *contexts_of(str(code), shape))
+        else:
+            raise self._fault(row, f"code {shown(code)} does not suit shape {shown(shape)}")
         return torch.from_numpy(bits).view(list(shape))
 
     def _take(self, row: Row, stream: str, count: int) -> Tensor:
@@ -229,6 +234,24 @@ class Reader:
 
     def _fault(self, row: Row, what: str) -> CheckpointError:
         return CheckpointError(f"damaged: tensor {shown(row.name)}: {what}")
+
+
+def _together(call: Callable[..., Any], *columns: Sequence[Any]) -> list[Any]:
+    """``call`` of each row of the columns, in threads that take the next row when they are free."""
+    found: list[Any] = [None] * len(columns[0])
+    left = enumerate(zip(*columns, strict=True))
+
+    def work(_: int) -> None:
+        for place, args in left:
+            found[place] = call(*args)
+
+    with ThreadPoolExecutor(threads := torch.get_num_threads()) as pool:
+        list(pool.map(work, range(threads)))
+    return found
+
+
+def _count(row: Row, kept: Tensor | None) -> int:
+    return math.prod(row.shape) if kept is None else int(np.count_nonzero(kept.numpy()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -279,7 +302,7 @@ def read_packed(folder: str | Path) -> Packed:
             the tensor is named where it is one.
     """
     bundle = open_bundle(folder, EXPORT)
-    streams, own = bundle.tensors(TENSORS)
+    streams, own = bundle.tensors(TENSORS, parts=True)
     try:
         return _unpacked(bundle.about, streams, own)
     except (CheckpointError, TicketError, ConfigError) as fault:
@@ -306,12 +329,9 @@ def _unpacked(body: dict[str, Any], streams: dict[str, Tensor], own: Mapping[str
     table = streams.pop("table")
     rows, reader = _unpack_table(table), Reader(streams)
     _refuse_sizes(rows, streams, body["provenance"])
-    tensors, masks = {}, {}
-    for row in rows:
-        tensors[row.name], kept = reader.get(row)
-        if kept is not None:
-            masks[row.name] = kept
-    reader.end()
+    found = {row.name: pair for row, pair in zip(rows, reader.get(rows), strict=True)}
+    tensors = {name: value for name, (value, _) in found.items()}
+    masks = {name: kept for name, (_, kept) in found.items() if kept is not None}
     order = body.get("mask_order", list(masks))
     if not isinstance(order, list) or sorted(map(str, order)) != sorted(masks):
         raise ExportError("names other masks than it stores")
@@ -356,7 +376,7 @@ def _row(entry: Any) -> Row:
         "mask": code(row.mask, "none", *CODES),
         "signs": code(row.signs, *CODES),
         "gains": whole(row.gains),
-        "sha256": isinstance(row.sha256, str),
+        "digest": isinstance(row.digest, str),
         "values": isinstance(row.values, list | tuple) and len(row.values) == 2
         and whole(*row.values),
     }  # fmt: skip
@@ -377,8 +397,9 @@ def _refuse_sizes(rows: Sequence[Row], streams: Mapping[str, Tensor], known: Any
     stored = sum(stream.nbytes for stream in streams.values())
     if sum(counts) > max(FEW, PER_BYTE * stored):
         raise CheckpointError(f"{sum(counts)} entries cannot come from {stored} bytes")
-    coded = max((n for n, row in zip(counts, rows, strict=True) if row.values[0]), default=0)
-    needed, free = BYTES * sum(counts) + CODED_BYTES * coded, free_memory()
+    coded = sorted((n for n, row in zip(counts, rows, strict=True) if row.values[0]), reverse=True)
+    at_once, free = sum(coded[: torch.get_num_threads()]), free_memory()
+    needed = BYTES * sum(counts) + CODED_BYTES * at_once
     if needed > free:
         raise CheckpointError(f"{needed} bytes of memory are needed to unpack it, {free} are free")
 
@@ -402,87 +423,37 @@ def binary_gains(weight: Tensor, kept: Tensor) -> Tensor | None:
     return top if 2 * len(top) <= int(kept.sum()) else None
 
 
-def encode_bits(bits: Bytes, stride: int = 1, contexts: int = 1, depth: int = 0) -> Bytes:
-    """Code a stream of bits.
-
-    Args:
-        bits: zeros and ones, [n] uint8.
-        stride, contexts: bit i is counted in context ``(i // stride) % contexts``.
-        depth: if not 0, the bits are numbers of `depth` bits, highest first, and each bit is
-            counted in a context of those before it in its number.
-
-    Returns:
-        At most ``17 * n / 8 + 2`` bytes; n itself is not among them.
-    """
-    out = np.empty(17 * bits.size // 8 + 2, np.uint8)
-    size = _coder()(bits, out, stride, contexts, depth, False)
-    return out[:size].copy()
-
-
-def decode_bits(
-    data: Bytes, count: int, stride: int = 1, contexts: int = 1, depth: int = 0
-) -> Bytes:
-    """Decode `count` bits of `encode_bits`; foreign data give other bits, so check a hash."""
-    bits = np.empty(count, np.uint8)
-    _coder()(bits, np.array(data), stride, contexts, depth, True)
-    return bits
-
-
-def encode_values(values: Tensor) -> tuple[int, Bytes] | None:
-    """Code float32, float16 or bfloat16 [n] without loss.
-
-    The leading bits of values of similar size are unevenly distributed: each of the first `depth`
-    bits is coded in the context of those before it. The rest is nearly random and stays as it is.
-
-    Returns:
-        The depth and the bytes, or None if plain values are as short.
-    """
-    size = values.element_size()
-    whole = values.contiguous().view(torch.int32 if size == 4 else torch.int16).numpy()
-    ordered = whole.astype(f">i{size}").view(np.uint8).reshape(len(values), size)
-    bits: Bytes = np.unpackbits(ordered, axis=1)  # [n, width], sign first
-    width, first = 8 * size, 1 + EXPONENTS[values.dtype]
-    deepest = DEEPEST if len(bits) <= SMALL else first
-    best: tuple[int, Bytes] | None = None
-    for depth in range(first, deepest + 1):
-        coded = encode_bits(bits[:, :depth].reshape(-1), depth=depth)
-        total = len(coded) + -(-len(bits) * (width - depth) // 8)
-        if total < (values.nbytes if best is None else len(best[1])):
-            best = depth, np.concatenate([coded, np.packbits(bits[:, depth:])])
-    return best
-
-
-def decode_values(data: Bytes, depth: int, count: int, dtype: torch.dtype) -> Tensor | None:
-    """Decode `count` values of `encode_values`; None if length or depth are impossible."""
-    width = 8 * dtype.itemsize
-    rest = -(-count * (width - depth) // 8)
-    if not 0 < depth <= DEEPEST or len(data) < rest:
-        return None
-    cut = len(data) - rest
-    bits = np.empty((count, width), np.uint8)
-    top = decode_bits(data[:cut], count * depth, depth=depth)
-    bits[:, :depth] = top.reshape(count, depth)
-    low = np.unpackbits(data[cut:], count=count * (width - depth))
-    bits[:, depth:] = low.reshape(count, width - depth)
-    whole = np.packbits(bits, axis=1).view(f">i{width // 8}").reshape(-1)
-    return torch.from_numpy(whole.astype(f"=i{width // 8}")).view(dtype)
-
-
-def digest_of(value: Tensor, kept: Tensor | None) -> str:
-    """sha256 of dtype, shape, values and mask."""
-    digest = hashlib.sha256(f"{value.dtype} {list(value.shape)}\n".encode())
-    if value.numel():
-        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+def digest_of(value: Tensor, kept: Tensor | None, old: bool = False) -> str:
+    """crc32 of dtype, shape, values and mask, as 8 hex digits; sha256 if `old`."""
+    head = f"{value.dtype} {list(value.shape)}\n".encode()
+    plain = value.contiguous().reshape(-1)
+    parts = [plain.view(torch.uint8).numpy()] if value.numel() else []
     if kept is not None:
-        digest.update(np.packbits(kept.numpy().reshape(-1)).data)
-    return digest.hexdigest()
+        bits = kept.numpy().reshape(-1)
+        parts.append(np.packbits(bits) if old else bits.view(np.uint8))
+    if old:
+        return hashlib.sha256(b"".join([head, *(part.tobytes() for part in parts)])).hexdigest()
+    found = zlib.crc32(head)
+    for part in parts:
+        found = zlib.crc32(part.data, found)
+    return f"{found:08x}"
+
+
+# Numpy beside the reader's threads: each operation of torch would start threads of its own.
+def spread(kept: Tensor, values: Tensor) -> Tensor:
+    """Put values [k] where `kept` is set, as float32; 0 elsewhere."""
+    value = np.zeros(kept.shape, np.float32)
+    value[kept.numpy()] = values.float().numpy()
+    return torch.from_numpy(value)
 
 
 def from_signs(kept: Tensor, negative: Tensor, gains: Tensor) -> Tensor:
     """Weights: the sign of each kept entry times the gain of its layer or filter."""
-    value = torch.zeros(kept.shape)
-    value[kept] = torch.where(negative, -1.0, 1.0)
-    return value * gains.view(-1, *[1] * (kept.ndim - 1)) + 0.0  # turns -0.0 into 0.0
+    value = np.zeros(kept.shape, np.float32)
+    value[kept.numpy()] = 1.0 - 2.0 * negative.numpy()
+    value *= gains.numpy().reshape(-1, *[1] * (kept.ndim - 1))
+    value += 0.0  # turns -0.0 into 0.0
+    return torch.from_numpy(value)
 
 
 def contexts_of(code: str, shape: Sequence[int]) -> tuple[int, int]:
@@ -491,50 +462,3 @@ def contexts_of(code: str, shape: Sequence[int]) -> tuple[int, int]:
         return 1, 1
     axis = ("out", "in").index(code)
     return max(1, math.prod(shape[axis + 1 :])), max(1, shape[axis])
-
-
-def _code(bits: Bytes, data: Bytes, stride: int, contexts: int, depth: int, decodes: bool) -> int:
-    """Encode `bits` into `data`, or decode them from it; the number of bytes that were coded."""
-    contexts = 1 << depth if depth else contexts
-    ones, count = np.zeros(contexts, np.int64), np.zeros(contexts, np.int64)
-    low, high, code, place, node = 0, 0xFFFFFFFF, 0, 0, 1
-    while decodes and place < 4:
-        code = (code << 8) | (int(data[place]) if place < data.size else 0)
-        place += 1
-    for i in range(bits.size):
-        c, span = node if depth else (i // stride) % contexts, high - low
-        p = min(max(((2 * ones[c] + 1) << 16) // (2 * count[c] + 2), 1), 65535)
-        middle = low + (span >> 16) * p + (((span & 0xFFFF) * p) >> 16)  # the last of a set bit
-        if decodes:
-            bits[i] = code <= middle
-        if bits[i]:
-            high = middle
-            ones[c] += 1
-        else:
-            low = middle + 1
-        count[c] += 1
-        if depth:
-            node = 2 * node + int(bits[i]) if (i + 1) % depth else 1
-        while (low ^ high) >> 24 == 0:
-            if decodes:
-                code = ((code << 8) & 0xFFFFFFFF) | (int(data[place]) if place < data.size else 0)
-            else:
-                data[place] = high >> 24
-            place += 1
-            low = (low << 8) & 0xFFFFFFFF
-            high = ((high << 8) & 0xFFFFFFFF) | 255
-    if not decodes:  # the first bytes of low and high differ: this one, zeros after it, is between
-        data[place] = (low >> 24) + 1
-    return place + 1
-
-
-@cache
-def _coder() -> Callable[..., int]:
-    """The coder, compiled by numba if possible; plain Python is 300 times slower."""
-    try:
-        import numba
-
-        return numba.njit(cache=True)(_code)  # type: ignore[no-any-return]
-    except Exception as fault:
-        logging.getLogger(__name__).warning("masks are coded without numba, slowly: %s", fault)
-        return _code

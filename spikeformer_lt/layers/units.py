@@ -281,9 +281,10 @@ def conv_rows(rows: Tensor, conv: nn.Conv2d) -> Tensor | None:
     subnet = type(conv) is SubnetConv2d
     if geometry != _SIZE_KEEPING or rows.dim() != 5 or not (subnet or type(conv) is nn.Conv2d):
         return None
-    if torch.compiler.is_compiling() or autocasts(rows):
+    if autocasts(rows) or hooked(conv):
         return None
-    if hooked(conv) or (subnet and not dispatch.takes_conv(rows, conv.weight)):
+    takes = dispatch.compiles if torch.compiler.is_compiling() else dispatch.takes_conv
+    if subnet and not takes(rows, conv.weight):
         return None
     weight = conv.effective_weight() if isinstance(conv, SubnetConv2d) else conv.weight
     out, kept = None, getattr(weight, "kept", None)
@@ -459,8 +460,9 @@ def spikes_together(units: Sequence[LinearUnit], tokens: Tensor, T: int) -> Tens
     neuron = _shared_neuron(units)
     if neuron is None or carried() is not None:
         return None
-    triton = dispatch.takes_triton("norm_lif", tokens)
-    if not (triton or dispatch.takes_numba(tokens, tokens.numel() // tokens.shape[0] * T)):
+    numba = dispatch.takes_numba(tokens, tokens.numel() // tokens.shape[0] * T)
+    triton = not numba and dispatch.takes_triton("norm_lif", tokens)
+    if not (numba or triton or dispatch.compiles(tokens)):
         return None
     linear, first = units[0].linear, units[0].norm
     found: list[Sequence[Any]] = []
@@ -468,7 +470,7 @@ def spikes_together(units: Sequence[LinearUnit], tokens: Tensor, T: int) -> Tens
         norm, own = unit.norm, unit.linear
         statistics = norm.running_mean, norm.running_var
         found.append((own.weight, own.bias, norm.weight, norm.bias, *statistics))
-        if not (triton or dispatch.is_plain(*found[-1])):
+        if numba and not dispatch.is_plain(*found[-1]):
             return None
     together: list[Any] = [None if p[0] is None else torch.cat(p) for p in zip(*found, strict=True)]
     weight, bias, scale, shift, mean, var = together

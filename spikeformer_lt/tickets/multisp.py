@@ -104,9 +104,13 @@ def init_weight(weight: Tensor, init: str, sparsity: float) -> None:
 
 
 def encoder_weights(model: Any, head: bool = True) -> dict[str, Tensor]:
-    """The weights of level 4, by name: those of neither stem nor selector, and of no `head`."""
-    parts = [part for part in (stem_of(model), patches_of(model)) if part is not None]
-    others = {id(module) for part in parts for module in part.modules()}
+    """The weights of level 4, by name: of no unit of the stem, no selector, and no `head`.
+
+    Blocks inside of a stem, such as a QKFormer's early stages, are among them.
+    """
+    stem, selector = stem_of(model), patches_of(model)
+    others = set() if stem is None else {id(part.unit.synapse) for part in stem.units()}
+    others |= set() if selector is None else {id(module) for module in selector.modules()}
     others |= set() if head else {id(getattr(model, "head", None))}
     return {
         f"{name}.weight": module.weight
@@ -248,7 +252,7 @@ class MultiSp(Search):
         The surgery between phases is deterministic: a resumed search meets the same modules.
         """
         self.check(model)
-        config, teacher, self._at = self.config, None, _stem_name(model)
+        config, teacher, self._level2 = self.config, None, _stem_weights(model)
         self._mask: Mask | None = None
         self._stem: MaskController | None = None
         self._encoder: MaskController | None = None
@@ -277,10 +281,9 @@ class MultiSp(Search):
         return Ticket(mask, dict(self.start), about)
 
     def _asked(self, mask: Mask) -> int | None:
-        stem = f"{self._at}."
         asked = 0
         for level, inside in ((self.config.weights, True), (self.config.encoder, False)):
-            part = {name: m for name, m in mask.items() if name.startswith(stem) == inside}
+            part = {name: m for name, m in mask.items() if (name in self._level2) == inside}
             if part and getattr(level, "method", "") != "off":
                 asked += asked_for(Mask(part), level.sparsity, level.scope)
         return asked
@@ -447,6 +450,12 @@ class SelectorProbe(nn.Module):
         """Logits ``[B, T, K]`` of the selector."""
         tokens, _ = self.stem(self._door(x), self.T)
         return self.score.logits(tokens, self.T)
+
+
+def _stem_weights(model: nn.Module) -> set[str]:
+    """Names of the weights of the stem's units."""
+    synapses = {id(part.unit.synapse) for part in stem_of(model).units()}
+    return {f"{name}.weight" for name, module in model.named_modules() if id(module) in synapses}
 
 
 def _stem_name(model: nn.Module) -> str:

@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
 
 from spikeformer_lt.adapted import at_door
 from spikeformer_lt.config import check, from_dict
 from spikeformer_lt.errors import ConfigError, SpikeformerError, TicketError, shown
+from spikeformer_lt.layers.inputs import SpikingClassifier
 from spikeformer_lt.layers.patches import PatchScore, PatchSelect, make_score
 from spikeformer_lt.layers.stems import stem_of
 from spikeformer_lt.mask import Mask
@@ -25,6 +27,7 @@ from spikeformer_lt.tickets.configs import CONTROLS, NORMS, ActivationConfig, Pa
 
 OWN = "module:"  # before the class of a network that a user gave
 LARGEST = 1 << 20  # number that an argument of a stored model may be
+_FILLS = {torch.Tensor.uniform_, torch.Tensor.normal_, torch.Tensor.erfinv_}
 MODULES = 8  # for each tensor of a stored model; ours have about one
 
 
@@ -124,6 +127,15 @@ def expected_tensors(
     return dict(model.state_dict())
 
 
+class _Unfilled(TorchFunctionMode):
+    """Inside, parameters get no random numbers, because the ticket's values follow."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _FILLS and isinstance(args[0], nn.Parameter):
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
 def model_from_ticket(
     ticket: Ticket, network: nn.Module | None = None, **overrides: Any
 ) -> nn.Module:
@@ -139,7 +151,10 @@ def model_from_ticket(
         # Nothing of a stranger's size is allocated: the shapes are compared first.
         expected = expected_tensors(ticket.provenance, len(ticket.tensors), **overrides)
         compare(ticket.tensors, expected)
-        network = create_model(known["name"], **args)
+        with _Unfilled():
+            network = create_model(known["name"], **args)
+        if not isinstance(network, SpikingClassifier):  # a probe will run it
+            network = create_model(known["name"], **args)
     model = at_door(network, args.get("T", 4), lambda: _blank(ticket.provenance, args))
     apply_surgery(model, ticket)
     try:

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spikeformer_lt.export import file as codec
-from spikeformer_lt.export.file import decode_bits, encode_bits
+from spikeformer_lt.export import codec
+from spikeformer_lt.export.codec import decode_bits, encode_bits
 
 
 @given(
@@ -57,7 +57,7 @@ def test_the_plain_loops_write_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -
     bits = (np.random.default_rng(1).random(3000) < 0.2).astype(np.uint8)
     fast = encode_bits(bits, 30, 7)
     deep = encode_bits(bits, depth=10)
-    monkeypatch.setattr(codec, "_coder", lambda: codec._code)
+    monkeypatch.setattr(codec, "compiled", lambda loop: loop)
     assert np.array_equal(encode_bits(bits, depth=10), deep)
     assert np.array_equal(decode_bits(deep, 3000, depth=10), bits)
     assert np.array_equal(encode_bits(bits, 30, 7), fast)

@@ -54,4 +54,5 @@ def test_the_digest_sees_shape_dtype_values_and_mask() -> None:
     kept = torch.ones(6, dtype=torch.bool)
     same = [digest_of(x, None), digest_of(x.view(2, 3), None), digest_of(x.double(), None)]
     same += [digest_of(x, kept), digest_of(x + 1, None)]
-    assert len(set(same)) == 5
+    assert len(set(same)) == 5 and {len(one) for one in same} == {8}
+    assert len(digest_of(x, kept, old=True)) == 64

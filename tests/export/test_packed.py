@@ -15,7 +15,8 @@ from spikeformer_lt import Mask, Ticket
 from spikeformer_lt.bundle import _seal, staged
 from spikeformer_lt.errors import SpikeformerError
 from spikeformer_lt.export import file as packing
-from spikeformer_lt.export.file import CONFIG, TENSORS, read_packed
+from spikeformer_lt.export.codec import HUFFMAN
+from spikeformer_lt.export.file import CONFIG, PRECISIONS, TENSORS, read_packed
 
 
 @pytest.fixture
@@ -115,8 +116,8 @@ def test_newer_foreign_and_edited_exports_are_refused(
 ) -> None:
     write_packed(tmp_path, small)
     text = (tmp_path / CONFIG).read_text()
-    edit(tmp_path, format_version=4)
-    with pytest.raises(SpikeformerError, match=r"format v4, supports <= v3; install a newer"):
+    edit(tmp_path, format_version=5)
+    with pytest.raises(SpikeformerError, match=r"format v5, supports <= v4; install a newer"):
         read_packed(tmp_path)
     for key, value, match in (
         ("format", "other", "not of an export"),
@@ -197,3 +198,29 @@ def test_each_file_is_read_once(small: Ticket, write_packed, tmp_path: Path) -> 
     read_packed(tmp_path)
     found, opened = opened, None
     assert sorted(name for name in found or [] if name in (CONFIG, TENSORS)) == [CONFIG, TENSORS]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_large_tensors_come_back_from_any_number_of_threads(
+    precision: str, write_packed, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    kept = torch.rand(300, 400) < 0.7
+    tensors = {
+        "dense.w": torch.randn(260, 270) / 50,
+        "sparse.w": torch.where(kept, torch.randn(300, 400), 0.0),
+        "binary.w": torch.where(kept, torch.randn(300, 400).sign() * 0.5, 0.0),
+    }
+    tensors = {name: w.to(PRECISIONS[precision]).float() for name, w in tensors.items()}
+    large = Ticket(Mask({"sparse.w": kept, "binary.w": kept}), tensors, {"run_id": "x"})
+    write_packed(tmp_path, large, precision)
+    threads = torch.get_num_threads()
+    try:
+        for number in (1, 3):
+            torch.set_num_threads(number)
+            found = read_packed(tmp_path)
+            assert same(found.ticket, Ticket(large.mask, large.tensors, {"run_id": "x"}))
+    finally:
+        torch.set_num_threads(threads)
+    assert [row.values[0] for row in found.rows] == [HUFFMAN, HUFFMAN, 0]
+    assert [len(row.digest) for row in found.rows] == [8, 8, 8]

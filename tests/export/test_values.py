@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spikeformer_lt.export.file import decode_values, encode_values
+from spikeformer_lt.export import codec
+from spikeformer_lt.export.codec import HUFFMAN, decode_values, encode_values
 
 KINDS = [torch.float32, torch.float16, torch.bfloat16]
 
@@ -52,14 +55,70 @@ def test_noise_stays_as_it_is() -> None:
     assert encode_values(torch.empty(0)) is None
 
 
-def test_large_tensors_take_one_depth() -> None:
-    values = torch.randn(70_000, generator=torch.Generator().manual_seed(0)) * 0.02
+def older(values: torch.Tensor) -> tuple[int, np.ndarray]:
+    """The code of formats 2 and 3: by arithmetic, however many the values are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(codec, "SMALL", len(values))
+        found = encode_values(values)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_many_values_take_a_code_that_is_as_short_and_read_fast(kind: torch.dtype) -> None:
+    values = (torch.randn(70_000, generator=torch.Generator().manual_seed(0)) * 0.02).to(kind)
+    found, (depth, before) = encode_values(values), older(values[:20_000])
+    assert found is not None and found[0] == HUFFMAN > depth
+    assert len(found[1]) / 70_000 < 1.03 * len(before) / 20_000
+    for code, data, wanted in ((*found, values), (depth, before, values[:20_000])):
+        again = decode_values(data, code, len(wanted), kind)
+        assert again is not None and raw(again) == raw(wanted)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_any_exponents_take_the_huffman_code(
+    kind: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(codec, "SMALL", 0)
+    wild = torch.exp(10 * torch.randn(3000, generator=torch.Generator().manual_seed(1))).to(kind)
+    alike, two = torch.ones(3000, dtype=kind), torch.tensor([1.0, -3.0] * 1500).to(kind)
+    rare = torch.cat([2.0 ** torch.arange(-14.0, 14).repeat_interleave(1 << 3), alike]).to(kind)
+    for values in (wild, alike, two, rare, wild[:2001]):
+        found = encode_values(values)
+        assert found is not None and found[0] == HUFFMAN
+        again = decode_values(found[1], HUFFMAN, len(values), kind)
+        assert again is not None and raw(again) == raw(values)
+
+
+def test_the_plain_loop_reads_the_same_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codec, "SMALL", 0)
+    values = torch.randn(3000, generator=torch.Generator().manual_seed(1))
     found = encode_values(values)
-    assert found is not None and found[0] == 9 and len(found[1]) < 0.84 * values.nbytes
-    again = decode_values(found[1], 9, len(values), torch.float32)
+    assert found is not None
+    monkeypatch.setattr(codec, "compiled", lambda loop: loop)
+    again = decode_values(found[1], HUFFMAN, 3000, torch.float32)
     assert again is not None and torch.equal(again, values)
 
 
-@pytest.mark.parametrize(("depth", "size"), [(0, 99), (15, 99), (-3, 99), (9, 10)])
+@pytest.mark.golden
+def test_the_huffman_bytes_never_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codec, "SMALL", 0)
+    found = encode_values(torch.arange(1.0, 3000.0).sqrt() - 20)
+    assert found is not None
+    assert hashlib.sha256(found[1].tobytes()).hexdigest()[:16] == "64238f69db7b6555"
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 3000))
+def test_foreign_bytes_give_other_values_or_none(seed: int, size: int) -> None:
+    rng = np.random.default_rng(seed)
+    data = rng.integers(0, 256, size, np.uint8)
+    data[:256] = rng.choice([0, 1, 2, 8, 12, 255], len(data[:256]))
+    if seed % 2:
+        data[:256] = 8  # a whole code, of bytes that are none
+    found = decode_values(data, HUFFMAN, 500, torch.float32)
+    assert found is None or found.shape == (500,)
+
+
+@pytest.mark.parametrize(("depth", "size"), [(0, 99), (15, 99), (16, 99), (-3, 99), (9, 10)])
 def test_bytes_that_cannot_be_the_values_give_nothing(depth: int, size: int) -> None:
     assert decode_values(np.zeros(size, np.uint8), depth, 8, torch.float32) is None

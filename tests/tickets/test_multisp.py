@@ -384,3 +384,13 @@ def test_a_ticket_with_level_4_is_trained_again_under_its_mask(tmp_path):
         assert made.provenance["config"]["encoder"]["sparsity"] == 0.9
         masks.append(made.mask)
     assert masks[0] == found.mask != masks[1]
+
+
+def test_level_4_reaches_the_blocks_inside_a_stem():
+    sizes = {"image_size": 16, "embed_dim": 16, "depths": (1, 1), "num_heads": 2, "T": 2}
+    model = create_model("qkformer_toy", **sizes)
+    found = encoder_weights(model)
+    units = {f"{n}.weight" for n, m in model.named_modules() if isinstance(m, nn.Conv2d)}
+    assert units and not units & set(found) and "head.weight" in found
+    every = {n for n, p in model.named_parameters() if p.ndim > 1}
+    assert set(found) == every - units

@@ -33,6 +33,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.inputs import NeuronConfig, transformed
+from spikeformer_lt.layers.kernels import operators
 from spikeformer_lt.layers.kernels.reference import lif_loop
 
 log = logging.getLogger(__name__)
@@ -127,6 +128,20 @@ def takes_numba(x: Tensor, spikes: int, *others: Tensor | None) -> bool:
         if other is not None and other.dtype != dtype:
             return False
     return True
+
+
+def compiles(x: Tensor, *others: Tensor | None) -> bool:
+    """Whether a graph that torch.compile makes takes the kernel's operator for a call on `x`.
+
+    A program of torch.export takes plain operations, so that it needs no package of ours. The
+    sizes of a graph may be symbols; what is small is not asked.
+    """
+    if not torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        return False
+    allowed = {"auto": (torch.float32,), "numba": (torch.float32, torch.float64)}
+    if _broken or x.device.type != "cpu" or x.dtype not in allowed.get(mode(), ()):
+        return False
+    return all(other is None or other.dtype == x.dtype for other in others)
 
 
 def takes_triton(operation: str, x: Tensor, *others: Tensor | None) -> bool:
@@ -235,7 +250,8 @@ def attention(x: Tensor, heads: int, scale: float) -> Tensor | None:
         found: Tensor = load("triton_kernels").attention(x, heads, scale)
         return found
     if not takes_numba(x, x.numel()):
-        return None
+        fits = compiles(x) and x.shape[-1] % (heads * 16) == 0  # whole vectors of any processor
+        return operators.attention(x, heads, scale) if fits else None
     module = load("matmul")
     if not module.heads_fit(x, heads):
         return None
@@ -250,7 +266,8 @@ def conv(rows: Tensor, weight: Tensor) -> Tensor | None:
     All but the last three or four bits are those of a direct convolution.
     """
     if not takes_conv(rows, weight):
-        return None
+        fits = compiles(rows, weight)
+        return operators.conv(rows, weight, False) if fits else None
     out: Tensor = load("winograd").WinogradFunction.apply(rows.contiguous(), weight)
     return out
 
@@ -335,7 +352,7 @@ def linear_back(
 def pool(x: Tensor) -> Tensor | None:
     """Max-pool (3x3, stride 2, padding 1) of maps [T, B, H, W, C]."""
     if not takes_numba(x, x.numel()):
-        return None
+        return operators.pool(x)[0] if compiles(x) else None
     out: Tensor = load("pool").PoolFunction.apply(x.contiguous())
     return out
 
@@ -363,6 +380,9 @@ def lif(x: Tensor, v: Tensor | None, T: int, neuron: NeuronConfig) -> tuple[Tens
             return spikes, last
         except KernelError as error:
             give_up(error)
+    if compiles(x, v):
+        spikes, last = operators.lif(x, v, T, operators.written(neuron))
+        return spikes, last
     return lif_loop(x, v, T, neuron)
 
 
@@ -405,7 +425,12 @@ def norm_lif(
         found = load("triton_kernels").norm_lif(x, *norm, v, T, neuron)
         return found
     if not takes_numba(x, x.numel() // x.shape[0] * T, weight, bias, v, mean, var):
-        return None
+        if pooled or not compiles(x, weight, bias, v, mean, var):
+            return None
+        of_x = mean is None or var is None
+        mean, var = operators.moments(x.detach()) if of_x else (mean, var)
+        given = (x, weight, bias, mean, var, of_x, eps, v, T, operators.written(neuron))
+        return *operators.norm_lif(*given), mean, var
     kernels, x, batch = load("lif"), x.contiguous(), mean is None
     v = None if v is None else v.contiguous()
     if mean is None or var is None:

@@ -260,15 +260,27 @@ def attend(x: Tensor, heads: int, scale: float) -> Tensor:
     return out
 
 
-def _attend(kernel: Any, x: Tensor, other: Tensor, out: Tensor, ctx: Any) -> Tensor:
-    tokens, width = x.shape[2], x.shape[-1] // ctx.heads
+def _attend(kernel: Any, x: Tensor, arrays: tuple[Tensor, ...], heads: int, scale: float) -> None:
+    tokens, width = x.shape[2], x.shape[-1] // heads
     lanes = BYTES // x.element_size()
-    count = x.shape[0] * x.shape[1] * ctx.heads
-    args = (flat(x), flat(other), *(() if out is other else (flat(out),)))
-    sizes = (tokens, ctx.heads, width, flat(x[:0]).dtype.type(ctx.scale))
+    count = x.shape[0] * x.shape[1] * heads
+    sizes = (tokens, heads, width, flat(x[:0]).dtype.type(scale))
     cuts = cut(count, x.numel() * width, 1)
-    run(kernel, cuts, (*args, *sizes, panel_vectors(width, lanes), lanes))
+    run(kernel, cuts, (*map(flat, arrays), *sizes, panel_vectors(width, lanes), lanes))
+
+
+def attended(x: Tensor, heads: int, scale: float) -> Tensor:
+    """As `attend`, by the kernel: of contiguous x, k times v first, then q with that."""
+    out = new(x, (*x.shape[:3], x.shape[-1]))
+    _attend(attend_kernel, x, (x, out), heads, scale)
     return out
+
+
+def attended_back(x: Tensor, grad: Tensor, heads: int, scale: float) -> Tensor:
+    """Gradient of x from that of `attended`: the other pairs."""
+    gx = new(x, x.shape)
+    _attend(attend_back, x, (x, grad.contiguous(), gx), heads, scale)
+    return gx
 
 
 class AttentionFunction(torch.autograd.Function):
@@ -279,22 +291,16 @@ class AttentionFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, heads: int, scale: float) -> Tensor:
-        """Multiply k with v, then q with that."""
+        """Run the kernel."""
         ctx.save_for_backward(x)
-        ctx.heads, ctx.scale = heads, scale
-        out = new(x, (*x.shape[:3], x.shape[-1]))
-        return _attend(attend_kernel, x, out, out, ctx)
+        ctx.sizes = heads, scale
+        return attended(x, heads, scale)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Multiply the other pairs."""
+        """Run it backward."""
         (x,) = ctx.saved_tensors
-
-        def products() -> tuple[Tensor | None, ...]:
-            g, gx = grad.contiguous(), new(x, x.shape)
-            return (_attend(attend_back, x, g, gx, ctx),)
-
-        found = once(products)
+        found = once(lambda: (attended_back(x, grad, *ctx.sizes),))
         if found is None:
-            found = again(lambda x: attend(x, ctx.heads, ctx.scale), (x,), grad)
+            found = again(lambda x: attend(x, *ctx.sizes), (x,), grad)
         return *found, None, None

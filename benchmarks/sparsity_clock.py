@@ -118,17 +118,6 @@ def bound(net: CompactModel) -> float:
     return whole / part
 
 
-def theirs(model: Any) -> Any:
-    """Spikingjelly's network of the same sizes, dense; None where it has none."""
-    try:
-        from spikingjelly.activation_based.model import spikformer
-
-        made = spikformer.spikformer_4_384(num_classes=10, T=4)
-    except (ImportError, AttributeError, TypeError):
-        return None
-    return made.eval()
-
-
 def whole(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Rows of whole networks."""
     rows = []

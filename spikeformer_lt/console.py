@@ -228,9 +228,9 @@ LISTS: dict[str, Callable[[], list[tuple[str, ...]]]] = {
 
 
 def table(rows: Sequence[Sequence[str]], indent: str = "") -> str:
-    """Rows of cells as aligned columns, cut at the width of the terminal."""
+    """Rows of cells as aligned columns, cut at the width of the terminal if there is one."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
-    room = shutil.get_terminal_size((120, 24)).columns
+    room = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
     lines = []
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]

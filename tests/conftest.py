@@ -46,6 +46,8 @@ def pytest_configure(config: pytest.Config) -> None:
     import hypothesis
     import torch
 
+    if not torch.cuda.is_available():  # before any library imports triton
+        os.environ["TRITON_INTERPRET"] = "1"
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     hypothesis.settings.register_profile(
         "spikeformer_lt", derandomize=True, deadline=None, database=None, print_blob=True

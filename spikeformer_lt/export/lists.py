@@ -56,7 +56,7 @@ def choose(units: Iterable[tuple[str, Any]], how: str) -> tuple[LayerChoice, ...
         weight = unit.synapse.weight
         density = float((weight != 0).sum()) / max(1, weight.numel())
         ratio = _ratio(unit, density) if _fits(unit) else 0.0
-        quick = how == "always" or (how == "auto" and ratio > 1.0 and _has_masks())
+        quick = how == "always" or (how == "auto" and ratio > 1.0 and bool(_has_masks()))
         unit.by_lists = bool(ratio) and quick
         made.append(LayerChoice(name, unit.by_lists, density, ratio))
     return tuple(made)
@@ -78,7 +78,8 @@ def described(choices: Iterable[LayerChoice]) -> str:
 def _fits(unit: Any) -> bool:
     """Whether the kernels know the unit's inputs, geometry and neuron."""
     synapse, whole = unit.synapse, unit.reads == "spikes" or isinstance(unit.reads, Integers)
-    known = unit.act is None or neurons_of(unit.act) is not None
+    plain = type(unit.act) is Heaviside and not observed(unit.act)
+    known = unit.act is None or plain or plain_lif(unit.act) is not None
     if isinstance(synapse, nn.Conv2d):
         side = synapse.kernel_size[0]
         sizes = (synapse.kernel_size, synapse.padding, synapse.stride, synapse.dilation)
@@ -101,8 +102,9 @@ def _ratio(unit: Any, density: float) -> float:
     return float(dense / (each * density * entry + _OUTPUT))
 
 
+@dispatch.or_none
 def _has_masks() -> bool:
-    """Whether this processor adds under masks, and its kernels are not switched off."""
+    """Whether this processor adds under masks, and its kernels are there and not switched off."""
     if dispatch.mode() == "torch" or dispatch.is_broken():
         return False
     return bool(dispatch.load("simd").BYTES == 64)

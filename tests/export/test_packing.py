@@ -14,10 +14,8 @@ from spikeformer_lt.export.file import Reader, Row, Writer, _row
 
 
 def through(writer: Writer) -> dict[str, tuple[torch.Tensor, torch.Tensor | None]]:
-    reader = Reader(writer.streams())
-    found = {row.name: reader.get(row) for row in writer.rows}
-    reader.end()
-    return found
+    found = Reader(writer.streams()).get(writer.rows)
+    return {row.name: pair for row, pair in zip(writer.rows, found, strict=True)}
 
 
 @given(st.data())
@@ -104,7 +102,8 @@ ODD = {
     "another shape": {"shape": [4, 16]},
     "a longer mask": {"mask": ("bits", 9)},
     "gains of another layer": {"gains": 3},
-    "another hash": {"sha256": "0" * 64},
+    "another digest": {"digest": "0" * 8},
+    "another hash": {"digest": "0" * 64},
     "negative bytes": {"mask": ("one", -1)},
     "values where there are none": {"form": "dense", "values": (0, 0)},
     "coded values of no depth": {"form": "dense", "values": (40, 8)},
@@ -120,11 +119,12 @@ def test_a_row_that_does_not_fit_is_refused_by_name(name: str) -> None:
     good = writer.rows[0]
     row = {**{f: getattr(good, f) for f in Row.__dataclass_fields__}, **ODD[name]}
     with pytest.raises(CheckpointError, match="^damaged: tensor 'w': "):
-        Reader(writer.streams()).get(_row(json.loads(json.dumps(list(row.values())))))
+        Reader(writer.streams()).get([_row(json.loads(json.dumps(list(row.values()))))])
 
 
 def test_streams_with_more_than_their_rows_are_refused() -> None:
     writer = Writer()
     writer.add("w", torch.ones(1), None)
+    writer.add("v", torch.ones(1), None)
     with pytest.raises(CheckpointError, match="stream values has 1 entries too many"):
-        Reader(writer.streams()).end()
+        Reader(writer.streams()).get(writer.rows[:1])

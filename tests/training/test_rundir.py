@@ -196,7 +196,7 @@ def test_an_unknown_field_in_the_allowed_list_is_refused_with_a_hint(tmp_path):
 def test_a_path_that_cannot_be_a_folder_is_an_error_with_the_path(tmp_path, place):
     (tmp_path / "file").write_text("mine")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    with pytest.raises(ConfigError, match=place):
+    with pytest.raises(ConfigError, match=place[-7:]):  # a long path is cut in its middle
         RunDir.open(tmp_path / place, Config())
     with pytest.raises(ConfigError, match="file"):
         RunDir.open("", Config(), root=tmp_path / "file")

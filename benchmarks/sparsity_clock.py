@@ -205,21 +205,44 @@ def shown(row: dict[str, Any]) -> str:
 
 
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Ratio against sparsity, one line a network or layer."""
+    """Ratio against the share of weights kept: a panel a size and number of threads."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
-    lines: dict[str, list[tuple[float, float]]] = {}
+    panels: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        name = f"{row['what']}, batch {row['columns']}, {row['threads']} threads"
-        lines.setdefault(name, []).append((100 * row["sparsity"], row["ratio"]))
-    for name, points in lines.items():
-        axes.plot(*zip(*sorted(points), strict=True), marker="o", label=name)
-    axes.axhline(1.0, color="grey", linewidth=0.8)
-    axes.set(xlabel="weights removed (%)", ylabel="times faster than our dense", yscale="log")
-    axes.legend(fontsize=6)
+        threads = f"{row['threads']} thread{'s' * (int(row['threads']) > 1)}"
+        size = f"batch {row['columns']}" if "csr" not in row else _kind_of(row)
+        panels.setdefault(f"{size}, {threads}", []).append(row)
+    figure = Figure(figsize=(1 + 4.2 * len(panels), 4.6), layout="constrained")
+    grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axes, (title, own) in zip(grid, panels.items(), strict=True):
+        lines: dict[str, list[tuple[float, float]]] = {}
+        for row in own:
+            kept = 100 * (1 - float(row["sparsity"]))
+            lines.setdefault(row["what"], []).append((kept, float(row["ratio"])))
+            lines.setdefault("bound by operations", []).append((kept, float(row["sops"])))
+        for name, points in lines.items():
+            style = {"color": "grey", "linestyle": "--"} if name.startswith("bound") else {}
+            marker = "" if style else "o"
+            axes.plot(*zip(*sorted(set(points)), strict=True), marker=marker, label=name, **style)
+        axes.axhline(1.0, color="grey", linewidth=0.8)
+        shares = sorted({100 * (1 - float(row["sparsity"])) for row in own})
+        axes.set(xscale="log", yscale="log", title=title, xlabel="weights kept (%)")
+        axes.set_xticks(shares, [f"{share:g}" for share in shares], minor=False)
+        axes.set_xticks([], minor=True)
+        axes.set_yticks([0.5, 1, 2, 4, 8, 16], ["0.5", "1", "2", "4", "8", "16"])
+        axes.set_yticks([], minor=True)
+        axes.invert_xaxis()
+        axes.legend(fontsize=8, loc="upper left")
+    grid[0].set_ylabel("times as fast as our dense form")
     figure.savefig(path, dpi=120)
+
+
+def _kind_of(row: dict[str, Any]) -> str:
+    """Linear maps or convolutions, of one image or of eight."""
+    kind, columns = row["what"].split()[0], int(row["columns"])
+    few = columns <= 256 if kind == "linear" else columns / int(row["what"].split()[-1]) ** 2 <= 4
+    return f"{'linear maps' if kind == 'linear' else 'convolutions'}, batch {1 if few else 8}"
 
 
 def processor() -> str:

@@ -268,10 +268,11 @@ def from_tile(b, a, first, count, lead, column, wide):
 
 
 @outer
-def pack_kernel(lo, hi, x, bits, rows, width, planes, wrong):
+def pack_kernel(lo, hi, x, bits, rows, width, wrong, kinds):
     """Bits [plane, tile, input, 16] of the tiles lo to hi of x [rows, width].
 
-    wrong[tile] is -1 where a value is no integer that the planes hold, else 0.
+    There are as many planes as the one member of `kinds` has members. wrong[tile] is -1 where a
+    value is no integer that the planes hold, else 0.
     """
     tiles = (rows + 255) // 256
     pitch = tiles * width * 16
@@ -288,7 +289,7 @@ def pack_kernel(lo, hi, x, bits, rows, width, planes, wrong):
                 source, i = edge, 0
             o = tile * width * 16 + part
             for c in range(0, width, 16):
-                wrong[tile] |= pack_block(source, i + c, width, bits, o + 16 * c, pitch, planes)
+                wrong[tile] |= pack_block(source, i + c, width, bits, o + 16 * c, pitch, kinds[0])
             if wrong[tile]:
                 break
 
@@ -400,8 +401,8 @@ def pack(rows: Tensor, planes: int) -> Array | None:
     count, width = rows.shape
     tiles = -(-count // TILE)
     bits, wrong = np.empty(planes * tiles * width * VECTORS, np.uint16), np.empty(tiles, np.int32)
-    args = (flat(rows), bits, count, width, (0,) * planes, wrong)
-    run(pack_kernel, cut(tiles, rows.numel(), 1), args)
+    args = (flat(rows), bits, count, width, wrong)
+    run(pack_kernel, cut(tiles, rows.numel(), 1), args, counts=(planes,))
     return None if wrong.any() else bits
 
 

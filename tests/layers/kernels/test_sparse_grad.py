@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.layers.kernels import dispatch, sparse_grad, winograd
+from spikeformer_lt.layers.kernels import dispatch, jit, sparse_grad, winograd
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +56,28 @@ def test_output_and_gradients(shape: tuple[int, ...], most: int) -> None:
     wanted = wanted[0], wanted[1] * mask, wanted[2]
     for a, b in zip((out, *found), (expected, *wanted), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12 * float(b.detach().abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("shape", "most"), [((4, 3, 300, 16), 1), ((4, 3, 300, 16), 3), ((1, 600, 32), -1),
+    ((2, 2, 16, 8, 16), 1)],
+)  # fmt: skip
+def test_threads_share_the_work(
+    shape: tuple[int, ...], most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jit, "_PER_THREAD", 1)
+    threads = torch.get_num_threads()
+    x, weight, bias, mask, g = case(shape, 48, most)
+    found = []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            out = by_lists(x, weight, bias, mask)
+            found.append((out, *torch.autograd.grad(out, (x, weight, bias), g)))
+    finally:
+        torch.set_num_threads(threads)
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(two, one, rtol=0, atol=1e-12 * float(one.detach().abs().max()))
 
 
 def test_inputs_that_are_no_longer_spikes_are_multiplied_as_they_are() -> None:

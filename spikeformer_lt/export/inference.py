@@ -75,7 +75,7 @@ class CompactModel(nn.Module):
         None reads the environment variable SPIKEFORMER_SPARSE.
         """
         names = [(name, m) for name, m in self.net.named_modules() if isinstance(m, FoldedUnit)]
-        self.layers = lists.choose(names, lists.mode() if how is None else how)
+        self.layers = lists.choose(names, dispatch.read_sparse_mode() if how is None else how)
         for chain in chains_of(self.net):
             for name, after in itertools.pairwise(chain.names):
                 unit, reader = self.net.get_submodule(name), self.net.get_submodule(after)

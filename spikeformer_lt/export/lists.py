@@ -7,7 +7,6 @@ timed, so that a file runs the same way each time on a kind of processor.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -15,12 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.kernels import dispatch
 from spikeformer_lt.layers.neuron import LIF, Heaviside, NeuronConfig, carried, hooked
 from spikeformer_lt.layers.units import Integers
 
-_VARIABLE = "SPIKEFORMER_SPARSE"
 # Cycles for 256 columns, measured on a Sapphire Rapids, whose masks and additions share a port.
 _ENTRY, _PLANE, _OUTPUT = 16.5, 4.0, 60.0  # a kept weight, each digit above the second, an output
 _DENSE, _WINOGRAD = 10.5, 4.4  # a weight of a product or direct convolution, of a 3x3 convolution
@@ -34,18 +31,6 @@ class LayerChoice:
     lists: bool
     density: float  # weights kept
     ratio: float  # estimated cost of the dense product to that of the lists; 0 where none fit
-
-
-def mode() -> str:
-    """The choice: auto, always or never.
-
-    Raises:
-        ConfigError: another word.
-    """
-    asked = os.environ.get(_VARIABLE, "auto")
-    if asked not in ("auto", "always", "never"):
-        raise ConfigError(f"{_VARIABLE}={asked!r} is not allowed: auto, always or never")
-    return asked
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import chain, repeat
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -196,8 +197,8 @@ def stage_widths(in_channels: int, dim: int, pools: Sequence[bool]) -> list[int]
 
 def in_a_row(units: Iterable[Any], begin: Sequence[Any] = ("first",)) -> list[StemUnit]:
     """The units with their roles: `begin`, then main."""
-    roles = [*begin, *["main"] * 1000]
-    return [StemUnit(role, unit) for role, unit in zip(roles, units, strict=False)]
+    roles = chain(begin, repeat("main"))
+    return [StemUnit(role, unit) for unit, role in zip(units, roles, strict=False)]
 
 
 def read_on(units: Iterable[Any], reads: Reads) -> Reads:

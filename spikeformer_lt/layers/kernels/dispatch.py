@@ -78,13 +78,15 @@ def mode() -> str:
     return _mode or set_mode()
 
 
-@cache
-def sparse_mode() -> str:
+def read_sparse_mode() -> str:
     """Whether sparse weights are multiplied by lists: auto, always, never; else a ConfigError."""
     asked = os.environ.get(_SPARSE, "auto")
     if asked not in ("auto", "always", "never"):
         raise ConfigError(f"{_SPARSE}={asked!r} is not allowed: auto, always or never")
     return asked
+
+
+sparse_mode = cache(read_sparse_mode)  # each product of a training step asks
 
 
 def is_forced() -> bool:

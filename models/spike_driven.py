@@ -8,15 +8,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from spikeformer_lt.layers.inputs import at_least_one
-from spikeformer_lt.layers.neuron import NeuronConfig, make_activation
-from spikeformer_lt.layers.stems import SpikingStem, StemUnit, in_a_row, read_on, stage_widths
-from spikeformer_lt.layers.units import Chain, ConvLayer, ConvUnit, Reads, call, map_rows
+from spikeformer_lt.layers.neuron import make_activation
+from spikeformer_lt.layers.stems import StemUnit
+from spikeformer_lt.layers.units import ConvLayer, Reads, call, map_rows
 from spikeformer_lt.models.spikformer_convert import SPIKE_DRIVEN
-from spikeformer_lt.models.spiking_transformer import SpikingTransformer, draw_normal
+from spikeformer_lt.models.spiking_transformer import CurrentStem, SpikingTransformer, draw_normal
 from spikeformer_lt.registry import register_model
 
 
-class MembraneStem(SpikingStem):
+class MembraneStem(CurrentStem):
     """Four convolutions whose last current, pooled, goes on beside that of a position encoding.
 
     Args:
@@ -27,7 +27,7 @@ class MembraneStem(SpikingStem):
     Source: Yao et al., NeurIPS 2023, arXiv 2307.01694, eq. 2-4 (Spiking Patch Splitting).
     """
 
-    residuals = ()
+    fired = 3
 
     def __init__(
         self,
@@ -35,47 +35,31 @@ class MembraneStem(SpikingStem):
         dim: int,
         *,
         pools: Sequence[bool] = (False, False, True, True),
-        activation: str = "lif",
-        neuron: NeuronConfig | None = None,
+        **options: Any,
     ) -> None:
-        widths = stage_widths(in_channels, dim, pools)
-        super().__init__(in_channels, dim, activation, "", neuron or NeuronConfig())
-        self.stride = 2 ** sum(pools)
-        self.stages = nn.ModuleList(
-            ConvUnit(*widths[i : i + 2], pool=pools[i], activation=activation, neuron=self.neuron)
-            for i in range(3)
-        )
-        self.last = ConvLayer(dim // 2, dim)
+        super().__init__(in_channels, dim, pools=pools, **options)
         self.pool = nn.MaxPool2d(3, stride=2, padding=1) if pools[3] else None
-        self.act = make_activation(activation, self.neuron)
+        self.act = make_activation(self.activation, self.neuron)
         self.rpe = ConvLayer(dim, dim)
         self.set_reads()
 
     def units(self) -> list[StemUnit]:
         """The four units in the order of the data, then the position encoding."""
-        main = [*in_a_row(self.stages), StemUnit("main", self.last)]
-        return [*main, StemUnit("shortcut", self.rpe)]
+        return [*super().units(), StemUnit("shortcut", self.rpe)]
 
     def firing(self) -> list[Any]:
         """The units with an activation, and the stem, whose own is before the encoding."""
         return [*super().firing(), self]
 
-    def chains(self) -> list[Chain]:
-        """The four in a row."""
-        return [Chain((*(f"stages.{i}" for i in range(3)), "last"))]
-
     def emit(self) -> Reads:
         """Tell the units what they read; the tokens are real."""
-        self.last.reads = read_on(self.stages, "real")
+        super().emit()
         self.rpe.reads = "spikes" if getattr(self.act, "spiking", False) else "real"
         return "real"
 
     def forward(self, images: Tensor, T: int, need: str = "") -> tuple[Tensor, Tensor]:
         """Return tokens, twice: they are currents themselves."""
-        rows = images.permute(0, 1, 3, 4, 2).contiguous()
-        for stage in self.stages:
-            rows, _ = call(stage, rows, T)
-        rows = call(self.last, rows, T)
+        rows = self.currents(images, T)
         rows = rows if self.pool is None else map_rows(rows, self.pool)
         tokens = (rows + call(self.rpe, self.act(rows, T), T)).flatten(2, 3)
         return tokens, tokens

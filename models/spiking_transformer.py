@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -13,9 +13,62 @@ from spikeformer_lt.config import check
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.attention import EncoderBlock
 from spikeformer_lt.layers.inputs import SpikingClassifier, at_least_one, finite
-from spikeformer_lt.layers.neuron import LIF, carry
+from spikeformer_lt.layers.neuron import LIF, NeuronConfig, carry
 from spikeformer_lt.layers.patches import PatchSelect, check_needs, gather_tokens
-from spikeformer_lt.layers.units import Chain, call, chains_of_parts
+from spikeformer_lt.layers.stems import SpikingStem, StemUnit, in_a_row, read_on, stage_widths
+from spikeformer_lt.layers.units import Chain, ConvLayer, ConvUnit, Reads, call, chains_of_parts
+
+
+class CurrentStem(SpikingStem):
+    """3x3 convolutions, each but the last followed by its neuron: the tokens are currents.
+
+    Args:
+        in_channels, dim: channels of the input; width D of maps of D/8, D/4, D/2, D channels.
+        pools: which of the four maps are max-pooled.
+        activation, neuron: as of a :class:`ConvPEP`.
+    """
+
+    residuals = ()
+    fired = 4
+    """Convolutions before the last one."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        dim: int,
+        *,
+        pools: Sequence[bool] = (False, False, True, True),
+        activation: str = "lif",
+        neuron: NeuronConfig | None = None,
+    ) -> None:
+        widths = stage_widths(in_channels, dim, pools)
+        super().__init__(in_channels, dim, activation, "", neuron or NeuronConfig())
+        self.stride = 2 ** sum(pools)
+        self.stages = nn.ModuleList(
+            ConvUnit(*widths[i : i + 2], pool=pools[i], activation=activation, neuron=self.neuron)
+            for i in range(self.fired)
+        )
+        self.last = ConvLayer(widths[self.fired], dim)
+
+    def units(self) -> list[StemUnit]:
+        """The units in the order of the data."""
+        return [*in_a_row(self.stages), StemUnit("main", self.last)]
+
+    def chains(self) -> list[Chain]:
+        """All of them in a row."""
+        return [Chain((*(f"stages.{i}" for i in range(self.fired)), "last"))]
+
+    def emit(self) -> Reads:
+        """Tell the units what they read; the tokens are real."""
+        self.last.reads = read_on(self.stages, "real")
+        return "real"
+
+    def currents(self, images: Tensor, T: int) -> Tensor:
+        """Currents of the last convolution, ``[T|1, B, H, W, D]``."""
+        rows = images.permute(0, 1, 3, 4, 2).contiguous()
+        for stage in self.stages:
+            rows, _ = call(stage, rows, T)
+        return call(self.last, rows, T)
 
 
 class SpikingTransformer(SpikingClassifier):

@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from spikeformer_lt.layers.inputs import at_least_one
-from spikeformer_lt.layers.neuron import NeuronConfig
-from spikeformer_lt.layers.stems import SpikingStem, StemUnit, in_a_row, read_on, stage_widths
-from spikeformer_lt.layers.units import Chain, ConvLayer, ConvUnit, Reads, call
 from spikeformer_lt.models.spikformer_convert import SPIKINGFORMER
-from spikeformer_lt.models.spiking_transformer import SpikingTransformer
+from spikeformer_lt.models.spiking_transformer import CurrentStem, SpikingTransformer
 from spikeformer_lt.registry import register_model
 
 
-class SpikingTokenizer(SpikingStem):
+class SpikingTokenizer(CurrentStem):
     """Five 3x3 convolutions, each of the spikes of the one before; tokens are the last currents.
 
     Args:
@@ -27,46 +24,13 @@ class SpikingTokenizer(SpikingStem):
     Source: Zhou et al., Spikingformer, arXiv 2304.11954, section 4.2.
     """
 
-    residuals = ()
-
-    def __init__(
-        self,
-        in_channels: int,
-        dim: int,
-        *,
-        pools: Sequence[bool] = (False, False, True, True),
-        activation: str = "lif",
-        neuron: NeuronConfig | None = None,
-    ) -> None:
-        widths = stage_widths(in_channels, dim, pools)
-        super().__init__(in_channels, dim, activation, "", neuron or NeuronConfig())
-        self.stride = 2 ** sum(pools)
-        self.stages = nn.ModuleList(
-            ConvUnit(*widths[i : i + 2], pool=pools[i], activation=activation, neuron=self.neuron)
-            for i in range(4)
-        )
-        self.last = ConvLayer(dim, dim)
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
         self.set_reads()
-
-    def units(self) -> list[StemUnit]:
-        """The five units in the order of the data."""
-        return [*in_a_row(self.stages), StemUnit("main", self.last)]
-
-    def chains(self) -> list[Chain]:
-        """All units."""
-        return [Chain((*(f"stages.{i}" for i in range(4)), "last"))]
-
-    def emit(self) -> Reads:
-        """Tell the units what they read; the tokens are real."""
-        self.last.reads = read_on(self.stages, "real")
-        return "real"
 
     def forward(self, images: Tensor, T: int, need: str = "") -> tuple[Tensor, Tensor]:
         """Return tokens, twice: they are currents themselves."""
-        rows = images.permute(0, 1, 3, 4, 2).contiguous()
-        for stage in self.stages:
-            rows, _ = call(stage, rows, T)
-        tokens = call(self.last, rows, T).flatten(2, 3)
+        tokens = self.currents(images, T).flatten(2, 3)
         return tokens, tokens
 
 

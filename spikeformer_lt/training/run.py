@@ -462,6 +462,7 @@ class _Plain(logging.Formatter):
 
 
 _SPEAKERS: dict[int, list[RunLog]] = {}  # by thread: the last one takes what it logs
+_FOUND: list[int] = []  # the level before each handler; taken from the end, the first goes last
 
 
 class RunLog:
@@ -476,7 +477,6 @@ class RunLog:
 
     def __init__(self, path: Path | None, early: bool = False) -> None:
         self._logger = logging.getLogger(PACKAGE)
-        self._level = self._logger.level
         self._handlers: list[logging.Handler] = []
         self._early: MemoryHandler | None = None
         self._thread = threading.get_ident()
@@ -519,8 +519,8 @@ class RunLog:
         handler.addFilter(self._is_mine)
         self._logger.addHandler(handler)
         self._handlers.append(handler)
-        if self._level == logging.NOTSET:
-            self._logger.setLevel(logging.INFO)
+        _FOUND.append(self._logger.level)
+        self._logger.setLevel(self._logger.level or logging.INFO)
         if len(self._handlers) == 1 and not logging.getLogger().handlers:
             console = logging.StreamHandler(sys.stderr)
             console.setFormatter(_Plain("%(message)s"))
@@ -534,7 +534,7 @@ class RunLog:
             handler = self._handlers.pop()
             self._logger.removeHandler(handler)
             handler.close()
-            self._logger.setLevel(self._level)
+            self._logger.setLevel(_FOUND.pop())
 
 
 class Summary:

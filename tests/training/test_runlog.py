@@ -89,3 +89,14 @@ def test_a_program_sees_each_message_once_whether_or_not_it_has_its_own_logging(
 ):
     done = forks.start("-c", CONSOLE, tmp_path / "log.txt", how)
     assert done.communicate() == ("", expected)
+
+
+def test_the_first_log_to_close_leaves_the_logger_to_the_others(tmp_path):
+    package = logging.getLogger(PACKAGE)
+    level = package.level
+    first, second = RunLog(tmp_path / "1.txt"), RunLog(tmp_path / "2.txt")
+    first.close()
+    logger.info("heard")
+    second.close()
+    assert "heard" in (tmp_path / "2.txt").read_text()
+    assert package.level == level

@@ -38,11 +38,11 @@ class Budget:
 
 # The one table of sizes. Raising a number needs a reason in the commit that does it.
 BUDGETS = {
-    ("spikeformer_lt",): Budget(lines=30_200, files=118),
-    ("models",): Budget(lines=3_500, files=20),
-    ("datasets",): Budget(lines=1_800, files=20),
-    ("recipes",): Budget(lines=1_100, files=25, file_lines=60),
-    ("benchmarks",): Budget(lines=7_000, files=36),
+    ("spikeformer_lt",): Budget(lines=32_500, files=126),
+    ("models",): Budget(lines=4_600, files=28),
+    ("datasets",): Budget(lines=2_100, files=24),
+    ("recipes",): Budget(lines=1_150, files=27, file_lines=60),
+    ("benchmarks",): Budget(lines=7_300, files=39),
     (".ci",): Budget(lines=500, files=6),
 }
 TEST_LINES = 1.7  # lines of tests to a line of the library; the design asks for 1.1

@@ -27,7 +27,7 @@ from spikeformer_lt.bundle import staged
 from spikeformer_lt.export.file import EXPORT, TENSORS, read_packed, write_packed
 from spikeformer_lt.layers.subnet import SubnetConv2d, collapse, get_masks, rankings, set_masks
 from spikeformer_lt.tickets import PruneConfig, magnitudes
-from spikeformer_lt.tickets.configs import ActivationConfig, PatchConfig
+from spikeformer_lt.tickets.levels import ActivationConfig, PatchConfig
 
 LIMIT = 3.0
 KINDS = ("multisp", "imp", "dense")

@@ -11,6 +11,7 @@ from spikeformer_lt.config import check
 from spikeformer_lt.layers.attention import EncoderBlock, TokenAttention, join, joined
 from spikeformer_lt.layers.inputs import at_least_one, listed
 from spikeformer_lt.layers.neuron import NeuronConfig
+from spikeformer_lt.layers.patches import through
 from spikeformer_lt.layers.stems import SpikingStem, StemUnit, in_a_row, read_on
 from spikeformer_lt.layers.units import Chain, ConvLayer, ConvUnit, Reads, call
 from spikeformer_lt.models.spikformer_convert import QKFORMER
@@ -116,6 +117,10 @@ class HierarchicalStem(SpikingStem):
             found.append(StemUnit("shortcut", embedding.shortcut))
         return found
 
+    def inner_blocks(self) -> list[EncoderBlock]:
+        """Those of all stages but the last."""
+        return [block for blocks in cast(Any, self.stages) for block in blocks]
+
     def emit(self) -> Reads:
         """Tell units and inner blocks what they read; return the values of the tokens."""
         reads: Reads = "real"
@@ -145,7 +150,7 @@ class HierarchicalStem(SpikingStem):
                     tokens, found = block.gated(tokens, T)
                     found = found.unflatten(2, size)
                 else:
-                    tokens = call(block, tokens, T)
+                    tokens = through(block, tokens, T, images)
             rows = tokens.unflatten(2, size)
         if need == "gates":
             height, width = rows.shape[2:4]

@@ -14,7 +14,13 @@ from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.attention import EncoderBlock
 from spikeformer_lt.layers.inputs import SpikingClassifier, at_least_one, finite
 from spikeformer_lt.layers.neuron import LIF, NeuronConfig, carry
-from spikeformer_lt.layers.patches import PatchSelect, check_needs, gather_tokens
+from spikeformer_lt.layers.patches import (
+    PatchSelect,
+    check_needs,
+    check_stops,
+    gather_tokens,
+    through,
+)
 from spikeformer_lt.layers.stems import SpikingStem, StemUnit, in_a_row, read_on, stage_widths
 from spikeformer_lt.layers.units import Chain, ConvLayer, ConvUnit, Reads, call, chains_of_parts
 
@@ -158,9 +164,32 @@ class SpikingTransformer(SpikingClassifier):
         if patch is not None:
             check_needs(patch.score, self, self.stem)
         self.patch = patch
+        for block in self.encoder_blocks():
+            block.stop = None
         rescale = patch is not None and patch.rescale
         for block in self.blocks:
             block.attn.rescale_to = self.num_tokens if rescale else None
+
+    def encoder_blocks(self) -> list[Any]:
+        """All blocks in the order of the data, those inside of the stem first."""
+        return [*self.stem.inner_blocks(), *self.blocks]
+
+    def set_stops(self, stops: Sequence[PatchSelect]) -> None:
+        """Let tokens stop before each block, in place: see :func:`layers.patches.through`.
+
+        `stops` has one selection for each of `encoder_blocks`; none of tokens behind the stem
+        stays.
+
+        Raises:
+            ConfigError: another count; a score that is none of STOPS, or pixel space; a block, or a
+                model, that reads the neighbours of a token.
+        """
+        check_stops(self, stops)
+        self.set_patch(None)
+        for block, stop in zip(self.encoder_blocks(), stops, strict=True):
+            block.stop = stop
+        for block in self.blocks:
+            block.attn.rescale_to = self.num_tokens if block.stop.rescale else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Classify images or frames."""
@@ -189,7 +218,7 @@ class SpikingTransformer(SpikingClassifier):
         """Logits ``[T, B, K]`` of the stem's outputs for `images`."""
         tokens = self._select(tokens, current, images)
         for block in self.blocks:
-            tokens = call(block, tokens, self.T)
+            tokens = through(block, tokens, self.T, images)
         mean = tokens.mean(2)
         logits: Tensor = self.head(mean if self.head_act is None else self.head_act(mean, self.T))
         return logits

@@ -31,7 +31,7 @@ from spikeformer_lt.export.api import fixed_batch
 from spikeformer_lt.export.inference import CompactModel, FoldedConv2d, FoldedUnit
 from spikeformer_lt.layers.attention import SpikingAttention
 from spikeformer_lt.layers.neuron import LIF
-from spikeformer_lt.layers.patches import Random, patches_of
+from spikeformer_lt.layers.patches import PatchSelect, Random, selections
 from spikeformer_lt.layers.units import Residual, Unit, chains_of
 
 INTEGERS = ".int8.onnx"
@@ -142,7 +142,7 @@ def _facts(model: CompactModel) -> dict[str, str]:
 def _program(model: CompactModel) -> Any:
     # 0 and 1 would be taken for constants.
     net, x = _graph_of(copy.deepcopy(model), 3)
-    if isinstance(getattr(patches_of(model.net), "score", None), Random):
+    if any(isinstance(patches.score, Random) for patches in selections(model.net)):
         raise ExportError(
             "the random patch score hashes the bits of an image, for which graphs have no "
             "operation; it is a control, not for deployment"
@@ -308,7 +308,7 @@ def chains(model: CompactModel) -> tuple[dict[str, Any], dict[str, str]]:
         left["attention"] = (
             f"the product of two spike trains {lacking}; the sums around it go with it"
         )
-    if patches_of(net) is not None:
+    if selections(net):
         left["patch"] = f"a gather by scores {lacking}"
     return made, left
 
@@ -323,8 +323,7 @@ def _trace(net: nn.Module) -> tuple[list[str], dict[int, Any]]:
     order: dict[str, None] = {}
     sizes: dict[int, Any] = {}
     names, kinds = {part: name for name, part in net.named_modules()}, cast(Any, (Unit, *POOLS))
-    patches, residual = cast(Any, patches_of(net)), cast(Any, Residual)
-    apart = [part for part in names if part is patches or isinstance(part, residual)]
+    apart = [part for part in names if isinstance(part, PatchSelect | cast(Any, Residual))]
     inside = {part for whole in apart for part in whole.modules()}
 
     def measure(conv: nn.Module, args: Any, out: Tensor) -> None:

@@ -13,7 +13,7 @@ from spikeformer_lt.export.inference import CompactModel
 from spikeformer_lt.export.prediction import event_frame, to_input
 from spikeformer_lt.layers.inputs import SelectsTokens, Stepwise
 from spikeformer_lt.layers.neuron import NeuronState, carry
-from spikeformer_lt.layers.patches import patches_of
+from spikeformer_lt.layers.patches import selections
 from spikeformer_lt.preprocess import prepared_for
 
 
@@ -32,13 +32,19 @@ class Stream:
 
     def __init__(self, model: nn.Module) -> None:
         net: Any = model.net if isinstance(model, CompactModel) else model
-        self._selects = patches_of(net) is not None
+        self._selects = bool(selections(net))
         wanted = SelectsTokens if self._selects else Stepwise
         runs: bool = isinstance(net, wanted)
         if not runs:
             raise ExportError(
                 f"{type(net).__name__} cannot run frame by frame: it has no step interface "
                 f"({wanted.__module__}.{wanted.__name__})"
+            )
+        inner: list[Any] = getattr(getattr(net, "stem", None), "inner_blocks", list)()
+        if any(block.stop is not None for block in inner):
+            raise ExportError(
+                "tokens stop inside of the stem by scores over the whole clip, so that this "
+                "network cannot run frame by frame"
             )
         if net.training:
             raise ExportError("a network in training mode cannot stream; call .eval() first")

@@ -340,6 +340,7 @@ class EncoderBlock(nn.Module):
         ms = residual == "ms"
         self.before_attn_act = LIF(neuron) if ms else None
         self.before_mlp_act = LIF(neuron) if ms else None
+        self.stop: Any = None  # a `patches.PatchSelect` of the tokens that do not stop before it
         self.recompute = False
 
     @classmethod

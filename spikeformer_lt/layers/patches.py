@@ -6,6 +6,7 @@ A score is one real number for each token of each image; larger is kept.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, Self
 
@@ -14,9 +15,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spikeformer_lt.errors import ConfigError, shown
-from spikeformer_lt.layers.attention import EncoderBlock, SpikingMLP, SpikingSelfAttention
+from spikeformer_lt.layers.attention import (
+    EncoderBlock,
+    SpikingAttention,
+    SpikingMLP,
+    SpikingSelfAttention,
+)
 from spikeformer_lt.layers.inputs import autocasts, transformed
-from spikeformer_lt.layers.units import declared_part
+from spikeformer_lt.layers.units import call, declared_part
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +82,8 @@ class TemporalSpatial(PatchScore):
     temporal = mean_t |mean_D x_t - mean_D x_(t-1)| (0 for T = 1 or a static token);
     spatial = -cos(x, mean of its 3x3 neighbourhood), depthwise, borders averaged over what is
     there. Each is softmaxed over the tokens; the sum is the score.
+
+    Source: TP-Spikformer, arXiv 2603.00527, the scores as its text has them.
     """
 
     def forward(self, tokens: Tensor, current: Tensor, images: Tensor, T: int) -> Tensor:
@@ -89,17 +97,39 @@ class TemporalSpatial(PatchScore):
         height, width = grid_of(count, images.shape[-2:])
         # One layout whatever the batch: a lone image would be summed in another order.
         grid = mean.transpose(1, 2).contiguous().unflatten(2, (height, width))
-        around = F.avg_pool2d(grid, 3, stride=1, padding=1, count_include_pad=False)
-        spatial = -F.cosine_similarity(mean, around.flatten(2).transpose(1, 2), dim=2)
+        around = self.around(grid).flatten(2).transpose(1, 2)
+        spatial = -F.cosine_similarity(mean, around, dim=2)
         return temporal.softmax(1) + spatial.softmax(1)
+
+    def around(self, grid: Tensor) -> Tensor:
+        """The neighbourhoods of a grid ``[B, D, H, W]``."""
+        return F.avg_pool2d(grid, 3, stride=1, padding=1, count_include_pad=False)
+
+
+class TemporalSpatialCode(TemporalSpatial):
+    """The same as TP-Spikformer's published code has it: a neighbourhood is summed over channels.
+
+    So the cosine is that with a vector of equal entries; borders are padded by 0. Differs: no
+    change in time is 0 also for T = 1, where the code gives NaN.
+    """
+
+    def around(self, grid: Tensor) -> Tensor:
+        """The sums of the neighbourhoods, over all channels."""
+        level = grid.sum(1, keepdim=True)
+        return F.avg_pool2d(level, 3, stride=1, padding=1).expand_as(grid)
 
 
 class Random(PatchScore):
     """The control: a pseudo-random order for each image.
 
     The order is a hash of the image's own bits, all frames of it, and the token position, so that
-    it does not depend on batch, worker or rank, and an evaluation repeats exactly.
+    it does not depend on batch, worker or rank, and an evaluation repeats exactly. Another `salt`
+    gives another order.
     """
+
+    def __init__(self, salt: int = 0) -> None:
+        super().__init__()
+        self.salt = salt
 
     def forward(self, tokens: Tensor, current: Tensor, images: Tensor, T: int) -> Tensor:
         """A 53-bit hash of (image bits, position) as a float64 in [0, 1)."""
@@ -109,7 +139,7 @@ class Random(PatchScore):
         frames = (bits * (2 * place + 1)).sum(2)  # wraps: exact in any order
         # Changes from frame to frame, so that T equal frames count as the one image they are.
         image = frames[0] + _splitmix(frames[1:] - frames[:-1]).sum(0)
-        position = torch.arange(tokens.shape[2], device=bits.device)
+        position = torch.arange(tokens.shape[2], device=bits.device) + (self.salt << 32)
         mixed = _splitmix(image[:, None] + position[None] * -7046029254386353131)
         return ((mixed >> 11) & ((1 << 53) - 1)).to(torch.float64) / 2.0**53
 
@@ -179,9 +209,11 @@ class Gumbel(PatchScore):
 
 
 SCORES: dict[str, type[PatchScore]] = {
-    "rate": Rate, "l2": L2, "attention": Attention, "tp": TemporalSpatial, "gumbel": Gumbel,
-    "qk": Gates, "random": Random,
+    "rate": Rate, "l2": L2, "attention": Attention, "tp": TemporalSpatial,
+    "tp-code": TemporalSpatialCode, "gumbel": Gumbel, "qk": Gates, "random": Random,
 }  # fmt: skip
+STOPS = ("rate", "l2", "tp", "tp-code", "random")
+"""Scores of the tokens that stop before a block: of its input alone, without a training."""
 
 
 def make_score(kind: str, dim: int, num_classes: int, num_heads: int) -> PatchScore:
@@ -205,6 +237,26 @@ def check_needs(score: PatchScore | type[PatchScore], model: Any, stem: Any) -> 
             f"patch score {name!r} reads {score.needs} of the stem, and a "
             f"{type(stem).__name__} has none; use another score, or a QKFormer"
         )
+
+
+def check_stops(model: Any, stops: Sequence[PatchSelect]) -> None:
+    """Refuse selections that cannot stand before the blocks of a model."""
+    blocks = model.encoder_blocks()
+    if len(stops) != len(blocks):
+        raise ConfigError(f"{len(stops)} shares of tokens that stop, for {len(blocks)} blocks")
+    allowed = tuple(SCORES[kind] for kind in STOPS)
+    for i, (stop, block) in enumerate(zip(stops, blocks, strict=True)):
+        check_needs(stop.score, model, model.stem)
+        if stop.sparsity > 0 and not isinstance(block.attn, SpikingAttention | None):
+            raise ConfigError(
+                f"block {i} reads the neighbours of every token, so that none can stop before it: "
+                "give it a share of 0"
+            )
+        if type(stop.score) not in allowed or stop.space != "token":
+            raise ConfigError(
+                f"{type(stop.score).__name__} in {stop.space} space chooses no tokens that stop "
+                f"inside of the encoder: that do {', '.join(STOPS)}, in token space"
+            )
 
 
 def grid_of(count: int, size: torch.Size) -> tuple[int, int]:
@@ -327,6 +379,28 @@ class PatchSelect(nn.Module):
         keep.scatter_(1, index, 1.0)
         grid = keep.view(1, -1, 1, rows, columns)[0]
         return images * F.interpolate(grid, size=images.shape[-2:], mode="nearest")[None]
+
+
+def through(block: Any, tokens: Tensor, T: int, images: Tensor) -> Tensor:
+    """Run an encoder block; tokens that ``block.stop`` does not choose leave it as they came.
+
+    Nothing is computed for these. A static input is the same at every step of the output.
+
+    Source: TP-Spikformer, arXiv 2603.00527 (early stopping).
+    """
+    stop = block.stop
+    if stop is None or stop.sparsity == 0:
+        return call(block, tokens, T)  # type: ignore[no-any-return]
+    index, _ = stop(tokens, tokens, images, T)
+    ran = call(block, gather_tokens(tokens, index), T)
+    place = index[None, :, :, None].expand(ran.shape)
+    whole = tokens.to(ran.dtype).expand(len(ran), -1, -1, -1)
+    return whole.scatter(2, place, ran)
+
+
+def selections(model: nn.Module) -> list[PatchSelect]:
+    """All selections of tokens in a model: behind its stem, or before each block."""
+    return [module for module in model.modules() if isinstance(module, PatchSelect)]
 
 
 def patches_of(model: nn.Module) -> PatchSelect | None:

@@ -74,6 +74,10 @@ class SpikingStem(nn.Module):
         """The units in the order of the data."""
         raise NotImplementedError
 
+    def inner_blocks(self) -> list[Any]:
+        """Encoder blocks inside of the stem, in the order of the data."""
+        return []
+
     def emit(self) -> Reads:
         """Tell the units what they read; return the values of the tokens."""
         raise NotImplementedError

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from spikeformer_lt.adapted import Adapted
 from spikeformer_lt.export.file import binary_gains
 from spikeformer_lt.layers.attention import SpikingAttention
-from spikeformer_lt.layers.patches import patches_of
+from spikeformer_lt.layers.patches import patches_of, selections
 from spikeformer_lt.layers.stems import stem_of
 from spikeformer_lt.layers.subnet import Subnet
 from spikeformer_lt.training.monitor import FiringWatch
@@ -119,7 +119,7 @@ class Operations:
     sums: dict[str, str] = field(default_factory=dict)  # what an attention multiplies, or empty
     firing_rate: dict[str, float] = field(default_factory=dict)  # spikes per neuron and step
     kept_tokens: list[Tensor] = field(default_factory=list)  # kept ``[B, K]``, for each batch
-    tokens: int = 0  # tokens before level 1 removed any; 0 without it
+    selected: list[float] = field(default_factory=list)  # share kept by each selection of tokens
     logits: list[Tensor] = field(default_factory=list)  # outputs of the model, for each batch
 
     @property
@@ -216,8 +216,9 @@ class _Hooks(ExitStack):
                 for role in module.roles:
                     self._hook(getattr(module, role), self._keep, seen, role)
                 self._hook(module, self._attention, name, seen)
-        if (patches := patches_of(model)) is not None:
-            self._hook(patches, self._select)
+        for place, patches in enumerate(selections(model)):
+            total.selected.append(1.0)  # until it is called
+            self._hook(patches, self._select, place, patches is patches_of(model))
 
     def _hook(self, module: nn.Module, call: Callable[..., None], *known: Any) -> None:
         self.callback(module.register_forward_hook(partial(call, *known)).remove)
@@ -228,9 +229,12 @@ class _Hooks(ExitStack):
     def _keep(self, seen: dict[str, Tensor], role: str, *called: Any) -> None:
         seen[role] = called[-1]
 
-    def _select(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
-        self.total.tokens = inputs[0].shape[2]
-        self.total.kept_tokens.append(output[0].cpu())
+    def _select(
+        self, place: int, alone: bool, module: nn.Module, inputs: tuple[Tensor, ...], output: Any
+    ) -> None:
+        self.total.selected[place] = output[0].shape[1] / inputs[0].shape[2]
+        if alone:
+            self.total.kept_tokens.append(output[0].cpu())
 
     def _layer(self, name: str, x: Tensor) -> LayerCount:
         known = self.total.layers
@@ -291,14 +295,14 @@ def build_ledger(model: Any, batches: Sequence[Tensor]) -> dict[str, Any]:
         that are neither a convolution nor a linear map.
     """
     counted = count_operations(model, batches, model.T)
-    every, dead, kept = list(counted.weights.values()), counted.dead, counted.kept_tokens
+    every, dead, kept = list(counted.weights.values()), counted.dead, counted.selected
     stem = [weights for weights in every if weights.part == "stem"]
     own = [(m, n, p) for m in model.modules() for n, p in m.named_parameters(recurse=False)]
     values = [effective_weight(m) if n == "weight" else p for m, n, p in own]
     macs, acs = counted.per_sample("multiplies"), counted.per_sample("acs")
     return {
         "sparsity": {
-            "patch": 1 - kept[0].shape[1] / counted.tokens if kept else 0.0,
+            "patch": 1 - sum(kept) / len(kept) if kept else 0.0,
             "conv_pep_weight": _removed(stem) if stem else None,
             "total_weight": _removed(every),
         },

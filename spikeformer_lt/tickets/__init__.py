@@ -28,14 +28,10 @@ if TYPE_CHECKING:
         with_phase,
     )
     from spikeformer_lt.tickets.configs import (
-        CONTROLS,
-        NORMS,
-        ActivationConfig,
         BipropConfig,
         EarlyBirdConfig,
         EarlyTimeConfig,
         EdgePopupConfig,
-        EncoderConfig,
         GraspConfig,
         ImpConfig,
         JointConfig,
@@ -43,18 +39,24 @@ if TYPE_CHECKING:
         MultiSpConfig,
         NmConfig,
         OneShotConfig,
-        PatchConfig,
         PruneConfig,
         RandomConfig,
         SnipConfig,
         SparseTrainingConfig,
         SynflowConfig,
-        WeightConfig,
         on_encoder,
     )
     from spikeformer_lt.tickets.early_bird import EarlyBird, find_groups, shrink
     from spikeformer_lt.tickets.early_time import EarlyTime
     from spikeformer_lt.tickets.imp import Imp
+    from spikeformer_lt.tickets.levels import (
+        CONTROLS,
+        NORMS,
+        ActivationConfig,
+        EncoderConfig,
+        PatchConfig,
+        WeightConfig,
+    )
     from spikeformer_lt.tickets.multisp import Joint, MultiSp
     from spikeformer_lt.tickets.one_shot import Grasp, Magnitude, Nm, RandomTicket, Snip, Synflow
     from spikeformer_lt.tickets.presets import preset_optim, with_preset

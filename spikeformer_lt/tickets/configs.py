@@ -10,60 +10,21 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from spikeformer_lt.config import check, check_fields
-from spikeformer_lt.tickets.presets import DEVIATIONS
+from spikeformer_lt.config import check
+from spikeformer_lt.tickets.levels import (
+    MOVING,
+    ActivationConfig,
+    Checked,
+    EncoderConfig,
+    PatchConfig,
+    WeightConfig,
+)
 from spikeformer_lt.training.options import Step
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from spikeformer_lt.mask import Mask
-
-# The same words as in mask.py, layers/patches.py and layers/stems.py, which import torch.
-SCOPES = ("global", "layer")
-SCORES = ("rate", "l2", "attention", "tp", "gumbel", "qk", "random")
-ACTIVATIONS = ("lif", "heaviside", "sign", "relu")
-RESIDUALS = ("add", "iand", "or")
-DISTRIBUTIONS = ("uniform", "erk")
-INITS = ("keep", "kaiming", "signed")
-MOVING = ("latent", "scores", "both")  # methods whose mask changes during the training
-CONTROLS = ("none", "random", "shuffle", "fresh")
-NORMS = ("keep", "reset", "estimate")  # BatchNorm's statistics in a transfer
-
-RULES: dict[str, Any] = dict(
-    sparsity="[0, 1)", scope=SCOPES, floor="[0, 1]", epochs=1, images=2, step="(0, 1)", rounds=1,
-    start=("init", "trained"), distribution=DISTRIBUTIONS, m=2, round_epochs=0, fraction="(0, 1)",
-    buffers=("rewind", "keep", "reset"), lr=("restart", "resume"), window=2, l1="[0, 1)",
-    control=CONTROLS, threshold="[0, 1]", order=("paper", "code"), init=INITS,
-    ramp_epochs=0, ramp_from="[0, 1)", freeze_mask_at="[0, 1]", grow=("gradient", "random"),
-    drop="[0, 1)", every=1, end="(0, 1]", score=SCORES, space=("token", "pixel"),
-    selector_epochs=0, anneal="[0, 1000)", method=(*MOVING, "magnitude", "random", "off"),
-    gain=("layer", "filter"), first_conv=("auto", "binary", "full"), residual=RESIDUALS,
-    schedule=("joint", "sequential", "reverse"), stem=("frozen", "finetune"), dense_epochs=0,
-    stem_epochs=0, distill="[0, 1]", ties=("hash", "index"), ste=("auto", "hardtanh", "bireal"),
-)  # fmt: skip
-"""What a field of any configuration below may be, as rules of `check_fields`."""
-
-
-class Checked:
-    """Base of configurations: refuses what RULES, or OWN for this class, do not allow.
-
-    WHERE goes before the names of fields in messages. A ``preset`` other than "default" fixes the
-    published settings of PRESETS.
-    """
-
-    OWN: ClassVar[dict[str, Any]] = {}
-    WHERE: ClassVar[str] = ""
-    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
-    DEVIATIONS: ClassVar[dict[str, tuple[str, ...]]] = DEVIATIONS
-
-    def __post_init__(self) -> None:
-        rules = {**RULES, "preset": ("default", *self.PRESETS), **self.OWN}
-        # A field of the same name in a plug-in's class has rules of its own.
-        ours = [kind for kind in type(self).__mro__ if kind.__module__ == __name__]
-        known = {name for kind in ours for name in vars(kind).get("__annotations__", ())}
-        names = [name for name in vars(self) if name in known and name in rules]
-        check_fields(self, self.WHERE, **{name: rules[name] for name in names})
 
 
 @dataclass(frozen=True)
@@ -408,117 +369,6 @@ class SparseTrainingConfig(TrainedPruning):
 
 
 @dataclass(frozen=True)
-class PatchConfig(Checked):
-    """Level 1: patch-number sparsity."""
-
-    sparsity: float = 0.314
-    """Fraction of patches removed for each image, in [0, 1); 0 turns level 1 off."""
-    score: str = "rate"
-    """rate, l2, attention, tp, gumbel, qk (gates of QKFormer's token attention), or random (the
-    control)."""
-    space: str = "token"
-    """token: gather after ConvPEP; pixel: also zero the removed pixels and embed again."""
-    rescale: bool = False
-    """Multiply attention sums by N/K for the keys that are gone."""
-    selector_epochs: int = 5
-    """Epochs of the attention selector; other scores need none."""
-    ties: str = "hash"
-    """Equal scores: hash prefers no part of the images, index keeps the upper rows."""
-    WHERE = "multisp.patches."
-
-
-@dataclass(frozen=True)
-class WeightConfig(Checked):
-    """Level 2: sparse and binary ConvPEP weights."""
-
-    method: str = "latent"
-    """latent: train weights through the straight-through estimator, mask the largest; scores:
-    learn scores over frozen weights (the papers); both: scores over latent weights; magnitude:
-    one mask from the start weights; random: the control mask; off: dense full precision."""
-    sparsity: float = 0.5
-    """Fraction of the prunable ConvPEP weights removed, in [0, 1)."""
-    binary: bool = True
-    """Binarize the kept weights to +-gain."""
-    scope: str = "layer"
-    """layer: the same sparsity in each convolution; global: one budget over the ConvPEP."""
-    floor: float = 0.01
-    """Least fraction that a global budget leaves in each layer."""
-    ramp_epochs: float = 0.0
-    """Epochs of a cubic ramp of the sparsity from ramp_from."""
-    ramp_from: float = 0.0
-    """Sparsity at which the ramp starts, in [0, 1); never above the final one."""
-    gain: str = "layer"
-    """One gain for each layer (biprop) or each output filter (XNOR-Net)."""
-    first_conv: str = "auto"
-    """auto: full precision for images, binary for events; or binary, full. Pruned in any case."""
-    include_rpe: bool = True
-    """Prune and binarize the position-encoding convolution (60 % of the ConvPEP) too."""
-    init: str = "keep"
-    """Start weights: keep the model's, kaiming (scaled by what is kept), or signed constants."""
-    learn_norm: bool = True
-    """Train scale and shift of the ConvPEP's norms, and biases, in its own search (sequential)."""
-    monotone: bool = False
-    """Removed weights never return (Algorithm 1's line 10 read literally)."""
-    anneal: float = 0.0
-    """Final steepness of the score gradient's window around the threshold; 0 is edge-popup."""
-    freeze_mask_at: float = 0.75
-    """Fraction of the phase after which the mask stays as it is."""
-    WHERE = "multisp.weights."
-    OWN: ClassVar = {"floor": "[0, 1)", "scope": ("layer", "global")}
-
-
-@dataclass(frozen=True)
-class EncoderConfig(Checked):
-    """Level 4: sparse and binary weights behind the ConvPEP, in blocks and head."""
-
-    sparsity: float = 0.0
-    """Fraction of these weights removed, in [0, 1); 0 without binary is off."""
-    binary: bool = False
-    """Binarize the kept weights to +-gain, one gain for each output (BESTformer)."""
-    method: str = "latent"
-    """latent: train all, mask the largest; magnitude: one mask from the start weights; rigl:
-    dynamic sparse training, of full-precision weights; random: the control mask."""
-    scope: str = "global"
-    """global: one budget over these weights; layer: the same sparsity in each."""
-    floor: float = 0.01
-    """Least fraction that a global budget leaves in each layer."""
-    ramp_epochs: float = 0.0
-    """Epochs of a cubic ramp of the sparsity from 0 (latent); the mask moves up to 3/4 of all."""
-    every: int = 100
-    """Optimizer steps between two exchanges of method rigl."""
-    head: bool = True
-    """The last linear map is among these weights, too."""
-    WHERE = "multisp.encoder."
-    OWN: ClassVar = {"floor": "[0, 1)", "method": ("latent", "magnitude", "rigl", "random")}
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        both = self.method == "rigl" and (self.binary or self.ramp_epochs > 0)
-        check(not both, "multisp.encoder.method", self.method, "another with binary or a ramp")
-
-
-@dataclass(frozen=True)
-class ActivationConfig(Checked):
-    """Level 3: binary ConvPEP activations."""
-
-    kind: str = "lif"
-    """lif (spiking), heaviside {0,1}, sign {-1,+1} or relu (full-precision reference)."""
-    residual: str = "add"
-    """add (tokens in {0,1,2}), iand or or (tokens stay {0,1})."""
-    ste: str = "auto"
-    """Derivative of heaviside and sign: auto (that of the neurons, and hardtanh), hardtanh, or
-    bireal, 2 - 2|x| where |x| <= 1 (Bi-Real Net)."""
-    WHERE = "multisp.activation."
-    OWN: ClassVar = {"kind": ACTIVATIONS}
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        asked = self.ste == "auto" or self.kind in ("heaviside", "sign")
-        rule = f"auto for kind {self.kind}; it is for heaviside and sign"
-        check(asked, "multisp.activation.ste", self.ste, rule)
-
-
-@dataclass(frozen=True)
 class MultiSpConfig(Checked):
     """MultiSp: patches, ConvPEP weights and ConvPEP activations made sparse and binary.
 
@@ -538,7 +388,8 @@ class MultiSpConfig(Checked):
     stem_epochs: int = 10
     """Epochs of the ConvPEP ticket search (sequential and reverse)."""
     epochs: int = 30
-    """Epochs of the last training: joint, or encoder and head."""
+    """Epochs of the last training: joint, or encoder and head; 0 puts level 1 alone, without a
+    training, on the network of dense_epochs."""
     stem: str = "frozen"
     """After a sequential search the ConvPEP is frozen, or goes on training (finetune)."""
     distill: float = 0.0
@@ -554,6 +405,7 @@ class MultiSpConfig(Checked):
     activation: ActivationConfig = field(default_factory=ActivationConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     WHERE = "multisp."
+    OWN: ClassVar = {"epochs": 0}
     PRESETS: ClassVar = {
         "literal": dict(
             schedule="sequential", stem="frozen", dense_epochs=0, distill=0.0,
@@ -573,6 +425,11 @@ class MultiSpConfig(Checked):
         if self.weights.method in MOVING and self.preset == "default":
             searched = self.epochs if self.schedule == "joint" else max(1, self.stem_epochs)
             check_ramp(self.weights, searched, "multisp.weights.")
+        free = self.dense_epochs > 0 and self.patches.score != "gumbel" and self.schedule == "joint"
+        free &= (self.weights.method, self.activation.kind) == ("off", "lif") and not self.distill
+        free &= not (self.ticket or self.encoder.binary or self.encoder.sparsity)
+        rule = "at least 1; 0 is for level 1 alone (weights.method off) after dense_epochs"
+        check(self.epochs > 0 or free, "multisp.epochs", self.epochs, rule)
         ramp = WeightConfig(ramp_epochs=self.encoder.ramp_epochs)
         check_ramp(ramp, self.epochs, "multisp.encoder.")
         untrained = self.schedule != "joint" and not (self.stem_epochs or self.dense_epochs)

@@ -16,7 +16,7 @@ from spikeformer_lt.adapted import PRUNABLE
 from spikeformer_lt.config import check
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers import subnet
-from spikeformer_lt.layers.patches import SCORES, Attention, check_needs, patches_of
+from spikeformer_lt.layers.patches import Attention, patches_of
 from spikeformer_lt.layers.stems import stem_of
 from spikeformer_lt.layers.subnet import SubnetConv2d, collapse, get_masks, set_masks
 from spikeformer_lt.mask import Mask, select
@@ -34,20 +34,23 @@ from spikeformer_lt.tickets.base import (
     snapshot,
 )
 from spikeformer_lt.tickets.configs import (
+    JointConfig,
+    MultiSpConfig,
+    SparseTrainingConfig,
+)
+from spikeformer_lt.tickets.imp import Imp
+from spikeformer_lt.tickets.levels import (
     MOVING,
     ActivationConfig,
     EncoderConfig,
-    JointConfig,
-    MultiSpConfig,
     PatchConfig,
-    SparseTrainingConfig,
     WeightConfig,
 )
-from spikeformer_lt.tickets.imp import Imp
 from spikeformer_lt.tickets.one_shot import random_mask
 from spikeformer_lt.tickets.sparse_training import Rewiring, SparseTraining
 from spikeformer_lt.tickets.surgery import (
     apply_surgery,
+    check_patches,
     known_config,
     new_score,
     set_activation,
@@ -241,8 +244,7 @@ class MultiSp(Search):
                 f"MultiSp needs a model with a stem; {model._get_name()} has none: "
                 "give --model.name of a spiking transformer, or use another search"
             )
-        if self.config.patches.sparsity > 0:
-            check_needs(SCORES[self.config.patches.score], model, stem_of(model))
+        check_patches(model, self.config.patches)
         if self.config.ticket:
             self._opened(model)
 
@@ -345,7 +347,8 @@ class MultiSp(Search):
 
     def _joint(self, model: nn.Module, fit: Fit, final: Phase) -> None:
         self.select_patches(model, fit)
-        self._fit(fit, model, self._with_encoder(model, self._with_masks(model, final)))
+        if final.epochs:
+            self._fit(fit, model, self._with_encoder(model, self._with_masks(model, final)))
 
     def _sequential(self, model: nn.Module, fit: Fit, final: Phase) -> None:
         config = self.config
@@ -495,8 +498,7 @@ class Joint(Search):
             raise ConfigError(
                 f"joint needs a model with patches (a stem); {model._get_name()} has none: use imp"
             )
-        if self.config.patches.sparsity > 0:
-            check_needs(SCORES[self.config.patches.score], model, stem_of(model))
+        check_patches(model, self.config.patches)
         self.config.imp.prune.weights(model)
 
     def find(self, model: nn.Module, fit: Fit) -> Ticket:
@@ -509,7 +511,7 @@ class Joint(Search):
         self.start, self.results = inner.start, levels.results + inner.results
         about = ticket.provenance
         ledger = {
-            "patch": self.config.patches.sparsity,
+            "patch": self.config.patches.removed,
             "weight": about["prunable_sparsity"],
             "total_weight": about["total_sparsity"],
         }

@@ -13,7 +13,8 @@ from spikeformer_lt.mask import Mask
 from spikeformer_lt.registry import register_search
 from spikeformer_lt.rng import seed_for
 from spikeformer_lt.tickets.base import Search, snapshot
-from spikeformer_lt.tickets.configs import BipropConfig, EdgePopupConfig, WeightConfig
+from spikeformer_lt.tickets.configs import BipropConfig, EdgePopupConfig
+from spikeformer_lt.tickets.levels import WeightConfig
 from spikeformer_lt.tickets.multisp import MaskController, init_weight
 from spikeformer_lt.tickets.presets import preset_optim
 from spikeformer_lt.training.phase import Fit, Phase

@@ -16,14 +16,21 @@ from spikeformer_lt.adapted import at_door
 from spikeformer_lt.config import check, from_dict
 from spikeformer_lt.errors import ConfigError, SpikeformerError, TicketError, shown
 from spikeformer_lt.layers.inputs import SpikingClassifier
-from spikeformer_lt.layers.patches import PatchScore, PatchSelect, make_score
+from spikeformer_lt.layers.patches import (
+    SCORES,
+    PatchScore,
+    PatchSelect,
+    Random,
+    check_needs,
+    make_score,
+)
 from spikeformer_lt.layers.stems import stem_of
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.preprocess import Preprocess
 from spikeformer_lt.registry import create_model
 from spikeformer_lt.ticket import Ticket, compare
 from spikeformer_lt.tickets.base import fresh_weights, kept_modes, snapshot
-from spikeformer_lt.tickets.configs import CONTROLS, NORMS, ActivationConfig, PatchConfig
+from spikeformer_lt.tickets.levels import CONTROLS, NORMS, ActivationConfig, PatchConfig
 
 OWN = "module:"  # before the class of a network that a user gave
 LARGEST = 1 << 20  # number that an argument of a stored model may be
@@ -39,14 +46,30 @@ def set_activation(model: Any, config: ActivationConfig) -> None:
 
 def set_patches(model: Any, config: PatchConfig, score: PatchScore | None = None) -> None:
     """Select patches (level 1), in place, by a trained score or a new one; 0 changes nothing."""
-    if config.sparsity > 0:
+    options: dict[str, Any] = {"rescale": config.rescale, "ties": config.ties}
+    if config.sparsity == 0:
+        return
+    if config.mode == "stop":
+        shares = config.blocks or [config.sparsity] * len(model.encoder_blocks())
+        scores = (Random(i) if config.score == "random" else new_score(model, config)
+                  for i in range(len(shares)))  # fmt: skip
+        model.set_stops([PatchSelect(s, p, **options) for s, p in zip(scores, shares, strict=True)])
+    else:
         score = new_score(model, config) if score is None else score
-        options: dict[str, Any] = {
-            "space": config.space,
-            "rescale": config.rescale,
-            "ties": config.ties,
-        }
-        model.set_patch(PatchSelect(score, config.sparsity, **options))
+        model.set_patch(PatchSelect(score, config.sparsity, space=config.space, **options))
+
+
+def check_patches(model: Any, config: PatchConfig) -> None:
+    """Refuse a selection of patches (level 1) that a model cannot have; nothing is changed."""
+    if config.sparsity == 0:
+        return
+    check_needs(SCORES[config.score], model, stem_of(model))
+    if config.mode == "stop":
+        blocks: list[Any] = getattr(model, "encoder_blocks", list)()
+        check(bool(blocks), "multisp.patches.mode", "stop", "for a model with encoder_blocks()")
+        fits = len(config.blocks) in (0, len(blocks))
+        rule = f"{len(blocks)} fractions, one for each block of this network"
+        check(fits, "multisp.patches.blocks", config.blocks, rule)
 
 
 def new_score(model: Any, config: PatchConfig) -> PatchScore:

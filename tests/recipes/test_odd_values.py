@@ -20,7 +20,7 @@ import torch
 from spikeformer_lt import Mask, Ticket, cli, config
 from spikeformer_lt.config import last_of_each
 from spikeformer_lt.registry import create_dataset, search_names
-from spikeformer_lt.tickets.configs import RULES
+from spikeformer_lt.tickets.levels import RULES
 
 ROOT = Path(__file__).resolve().parents[2]
 VALUES = ("0", "-1", "nan", "inf", "1e30", "1" + 20 * "0", "", 50_000 * "x", "a\0b")

@@ -12,13 +12,13 @@ from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers import patches, stems
 from spikeformer_lt.mask import SCOPES
 from spikeformer_lt.registry import _searches, config_class
-from spikeformer_lt.tickets import Search, SnipConfig, configs
+from spikeformer_lt.tickets import Search, SnipConfig, configs, levels
 
 
 def test_the_words_are_those_that_layers_and_masks_know() -> None:
-    assert configs.SCOPES == SCOPES
-    assert tuple(patches.SCORES) == configs.SCORES
-    assert (configs.ACTIVATIONS, configs.RESIDUALS) == (stems.ACTIVATIONS, stems.RESIDUALS)
+    assert levels.SCOPES == SCOPES
+    assert (tuple(patches.SCORES), patches.STOPS) == (levels.SCORES, levels.STOPS)
+    assert (levels.ACTIVATIONS, levels.RESIDUALS) == (stems.ACTIVATIONS, stems.RESIDUALS)
 
 
 @pytest.mark.parametrize("name", list_searches())

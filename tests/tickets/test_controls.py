@@ -11,7 +11,7 @@ from spikeformer_lt.errors import ConfigError, TicketError
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.tickets import MultiSp, MultiSpConfig, PatchConfig, WeightConfig, retrain
 from spikeformer_lt.tickets.base import fresh_weights
-from spikeformer_lt.tickets.configs import CONTROLS
+from spikeformer_lt.tickets.levels import CONTROLS
 from spikeformer_lt.training.phase import FitResult
 
 

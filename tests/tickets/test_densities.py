@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.tickets.configs import DISTRIBUTIONS
+from spikeformer_lt.tickets.levels import DISTRIBUTIONS
 from spikeformer_lt.tickets.one_shot import kept_counts, random_mask
 
 shapes = st.lists(st.tuples(*[st.integers(1, 12)] * 2), min_size=1, max_size=6)

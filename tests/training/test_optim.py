@@ -12,7 +12,7 @@ from torch import nn
 
 from spikeformer_lt import create_model
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.tickets.configs import WeightConfig
+from spikeformer_lt.tickets.levels import WeightConfig
 from spikeformer_lt.tickets.multisp import install_subnets
 from spikeformer_lt.training.optim import Schedule, build_optimizer, lengths, parameter_groups
 from spikeformer_lt.training.options import OptimConfig

@@ -12,7 +12,7 @@ from spikeformer_lt import create_model
 from spikeformer_lt.layers.patches import PatchSelect, Rate
 from spikeformer_lt.layers.subnet import collapse
 from spikeformer_lt.mask import Mask
-from spikeformer_lt.tickets.configs import WeightConfig
+from spikeformer_lt.tickets.levels import WeightConfig
 from spikeformer_lt.tickets.multisp import MaskController, install_subnets
 from spikeformer_lt.training.monitor import EpochProgress, clock, epoch_line, removed
 from spikeformer_lt.training.phase import Hook, Hooks, Masked

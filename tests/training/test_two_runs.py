@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.tickets.configs import MultiSpConfig, PatchConfig, WeightConfig
+from spikeformer_lt.tickets.configs import MultiSpConfig
+from spikeformer_lt.tickets.levels import PatchConfig, WeightConfig
 from spikeformer_lt.tickets.multisp import MultiSp
 from spikeformer_lt.training.experiment import Experiment
 from spikeformer_lt.training.options import DataConfig, ModelConfig, RunConfig, TrainConfig

@@ -38,6 +38,7 @@ from spikeformer_lt.errors import ConfigError, TicketError, near, shown
 from spikeformer_lt.registry import config_class, create_search, search_names, use_plugins
 from spikeformer_lt.tickets import presets
 from spikeformer_lt.training.options import (
+    BudgetConfig,
     DataConfig,
     EventDataConfig,
     ModelConfig,
@@ -78,6 +79,7 @@ class ImageRecipe:
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=lambda: TrainConfig(batch_size=128, optim=PAPER))
     run: RunConfig = field(default_factory=RunConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ def find(
     wanted: str = "cifar10",
     network: nn.Module | None = None,
     report: bool = True,
+    accept: Callable[[Any, nn.Module, Ticket], bool] | None = None,
 ) -> Ticket | None:
     """Search, save the ticket, train it if it is not trained, test once, write the report.
 
@@ -117,11 +120,20 @@ def find(
         wanted: the set that auto takes if it is on disk: cifar10, dvs128_gesture or cifar10_dvs.
         network: the model, where it is no registered one; it is changed in place.
         report: whether to go on after the ticket is saved.
+        accept: asked with experiment, trained network and ticket, before the test set is read;
+            where it says no, nothing is tested and reported.
 
     Returns:
         The ticket as it was saved; None after a dry run.
     """
     name, config, *inner = _chosen(choose, cfg)  # refuses a preset of another search
+    if hasattr(cfg, "budget") and cfg.budget.asked[0] and not (accept or cfg.run.dry_run):
+        from spikeformer_lt.reports.budget import within
+
+        check(network is None and report, "budget", "set", "for registered models, with a report")
+        last = [name, *(one for one, _ in inner)][-1]
+        again = partial(find, choose=choose, small=small, fallback=fallback, wanted=wanted)
+        return within(cfg, last, again)
     check_fields(cfg, **{"epochs": 0} if hasattr(cfg, "epochs") else {})
 
     from spikeformer_lt.reports import write_report
@@ -159,6 +171,8 @@ def find(
             start = str(presets.start_step(chosen[1], *inside))
             result = retrain(model, ticket, fit, epochs, optim)
             ticket = with_phase(ticket, result, start_step=start)
+        if accept is not None and not accept(experiment, model, ticket):
+            return found
         write_report(experiment, model, ticket)
         return found
 
@@ -262,6 +276,7 @@ def transfer(cfg: Any, small: Mapping[str, Any]) -> None:
     `cfg` has the options of ``recipes/transfer_cifar.py``, `small` the values for the embedded
     digits. A ticket whose provenance names no model, or that does not fit, is a TicketError.
     """
+    check(not cfg.budget.asked[0], "budget", "set", "of searches; a transfer has no sparsity")
     from spikeformer_lt.reports import write_report
     from spikeformer_lt.rng import seed_for
     from spikeformer_lt.ticket import Ticket, start_folder

@@ -161,10 +161,13 @@ def given_options(cfg: object) -> frozenset[str]:
     return named
 
 
-def adapted(cfg: C, **changes: Any) -> C:
-    """A configuration with some fields changed, that still knows which options the user named."""
+def adapted(cfg: C, /, *named: str, **changes: Any) -> C:
+    """A configuration with some fields changed, that still knows which options the user named.
+
+    Those in `named` count among them.
+    """
     made = dataclasses.replace(typing.cast(Any, cfg), **changes)
-    object.__setattr__(made, _GIVEN, given_options(cfg))
+    object.__setattr__(made, _GIVEN, given_options(cfg) | frozenset(named))
     return typing.cast(C, made)
 
 

@@ -297,6 +297,43 @@ class RunConfig:
         check_fields(self, "run.", extend=0)
 
 
+@dataclass(frozen=True)
+class BudgetConfig:
+    """What the tested network may cost, one of four; 0 is no budget.
+
+    The search runs at one sparsity after another, beside --run.out in .tries/, until it fits.
+    """
+
+    bytes: int = 0
+    """Bytes of the tensor file of its export; at least 99 % are used."""
+    sops: float = 0.0
+    """Synaptic operations of a sample, all T, on a hashed validation sample; at least 97 %."""
+    energy: float = 0.0
+    """Energy of the same in pJ, the ledger's estimate; at least 97 %."""
+    ms: float = 0.0
+    """Median time of 31 calls of the export with one sample, here, with these threads."""
+    over: str = ""
+    """Option that is changed; empty takes the search's sparsity, of multisp that of the encoder."""
+    tries: int = 10
+    """Most runs of the search."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "budget.", bytes=0, sops=0, energy=0, ms=0, tries=1)
+        named = [name for name in ("bytes", "sops", "energy", "ms") if getattr(self, name)]
+        check(
+            len(named) < 2,
+            f"budget.{named[-1] if named else ''}",
+            "set",
+            f"alone, and {named[:1]} is",
+        )
+
+    @property
+    def asked(self) -> tuple[str, float]:
+        """The cost that is limited, and the limit; an empty name for no budget."""
+        named = {name: getattr(self, name) for name in ("bytes", "sops", "energy", "ms")}
+        return next(((name, float(value)) for name, value in named.items() if value), ("", 0.0))
+
+
 # Options of how a run is computed and kept: they may differ when it is resumed.
 FREE = (
     *("data.root", "data.download", "data.cache", "data.split_file"),

@@ -61,7 +61,7 @@ REPORT = {
 }  # what a report holds, for whoever reads one
 LEFTOVERS = (LOCK, f".{CONFIG}.tmp-")  # what a start that was killed may leave behind
 TABLES = ("summary", "firing")  # CSV files of a row an epoch: accuracies; each layer's rate
-OWN = ("run",)  # the group about the directory itself, which is no part of a run's identity
+OWN = ("run", "budget")  # groups about directories, which are no part of a run's identity
 TWINS = 10_000  # runs of one configuration under one root
 TAKEN = (errno.EACCES, errno.EAGAIN)  # what the system answers about a lock that is held
 WORLD, CHANGED, IDENTITY = "world_size", "changed_on_resume", "identity"  # keys of env.json

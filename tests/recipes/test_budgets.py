@@ -1,0 +1,50 @@
+"""Searches that go on until the network fits into bytes, SOPs, energy or milliseconds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spikeformer_lt.export import export_run
+from spikeformer_lt.reports.budget import LEAST
+
+pytestmark = pytest.mark.recipe
+LINE = (
+    "random", "--data.name", "digits", "--model.name", "spikformer_digits", "--model.T", "2",
+    "--train.cpu", "--train.threads", "1", "--train.batch-size", "64", "--data.limit-train", "256",
+    "--data.limit-test", "64", "--epochs", "1",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("what", "limit"),
+    [("bytes", 60_000), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in (
+        ("sops", 2.5e5), ("energy", 6e5), ("ms", 1000.0)))],
+)  # fmt: skip
+def test_a_run_ends_within_its_budget(
+    what: str, limit: float, recipes: Any, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    value = int(limit) if what == "bytes" else limit
+    ended = recipes.run("find_ticket", *LINE, f"--budget.{what}", value, "--run.out", out)
+    assert ended.code == 0, ended.err
+    about = json.loads((out / "budget.json").read_text())
+    report = json.loads((out / "report.json").read_text())
+    last = about["tries"][-1]
+    assert (about["budget"], about["limit"]) == (what, limit)
+    assert LEAST[what] * limit <= last["value"] <= limit
+    assert report["sparsity"]["total_weight"] == pytest.approx(last["sparsity"], abs=1e-3)
+    if what == "bytes":
+        exported = export_run(out, tmp_path / "export")
+        assert (exported.folder / "model.safetensors").stat().st_size == last["value"]
+    assert what != "ms" or last["quartiles"][0] <= last["value"] <= last["quartiles"][1]
+    unfit = sorted((tmp_path / "run.tries").iterdir()) if len(about["tries"]) > 1 else []
+    assert len(unfit) == len(about["tries"]) - 1
+    assert not any((folder / "report.json").exists() for folder in unfit), (
+        "their test set is unread"
+    )
+    again = recipes.run("find_ticket", *LINE, f"--budget.{what}", value, "--run.out", out)
+    assert again.code == 2 and "a new directory, with a budget" in again.err

@@ -1,0 +1,63 @@
+"""Budgets: which sparsity is tried next, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spikeformer_lt.errors import ConfigError
+from spikeformer_lt.reports.budget import HIGHEST, LEAST, Trial, fit
+from spikeformer_lt.training.options import BudgetConfig
+
+
+@given(
+    st.sampled_from(["bytes", "sops", "energy"]),
+    st.floats(0.02, 0.98), st.floats(0, 0.5), st.floats(0.5, 2), st.floats(0, 0.98),
+)  # fmt: skip
+def test_a_cost_that_falls_with_the_sparsity_is_met(
+    what: str, wanted: float, rest: float, power: float, first: float
+) -> None:
+    def costs(rate: float) -> float:
+        return 1e6 * (rest + (1 - rate) ** power)
+
+    asked: list[float] = []
+
+    def measure(rate: float) -> Trial:
+        asked.append(rate)
+        return Trial(0.0, costs(rate))
+
+    goal = int(costs(wanted))
+    trials = fit(measure, BudgetConfig(**{what: goal}, tries=12), first)
+    assert LEAST[what] * goal <= trials[-1].value <= goal
+    assert [t.sparsity for t in trials] == asked and len(set(asked)) == len(asked)
+    assert all(0 <= rate <= HIGHEST for rate in asked)
+
+
+@pytest.mark.parametrize(
+    ("goal", "said"),
+    [
+        (100, r"budget\.bytes=100 is below the smallest reachable value, 500\.999"),
+        (2000, r"budget\.bytes=2000 is above what no sparsity costs, 1500: nothing to remove"),
+    ],
+)
+def test_what_cannot_be_reached_is_refused_with_what_can(goal: int, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        fit(lambda rate: Trial(0, 500 + 999 * (1 - rate) + (rate == 0)), BudgetConfig(goal), 0.9)
+
+
+def test_a_cost_that_jumps_over_the_budget_ends_with_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"not met in budget\.tries=5 runs: 90 at sparsity 0\.\d"):
+        fit(lambda rate: Trial(0, 90 if rate > 0.5 else 120), BudgetConfig(100, tries=5), 0.9)
+
+
+def test_a_time_need_not_be_used_up() -> None:
+    trials = fit(lambda rate: Trial(0, 3 - 2 * rate, (1, 3)), BudgetConfig(ms=1.5), 0.9)
+    assert [t.value for t in trials] == [pytest.approx(1.2)]
+
+
+def test_one_budget_at_a_time() -> None:
+    with pytest.raises(ConfigError, match=r"budget\.ms"):
+        BudgetConfig(bytes=1, ms=1)
+    with pytest.raises(ConfigError, match=r"budget\.sops=-1"):
+        BudgetConfig(sops=-1)

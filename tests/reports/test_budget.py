@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spikeformer_lt.config import given_options
 from spikeformer_lt.errors import ConfigError
+from spikeformer_lt.reports import budget
 from spikeformer_lt.reports.budget import HIGHEST, LEAST, Trial, fit
-from spikeformer_lt.training.options import BudgetConfig
+from spikeformer_lt.training.options import BudgetConfig, RunConfig
 
 
 @given(
@@ -61,3 +68,65 @@ def test_one_budget_at_a_time() -> None:
         BudgetConfig(bytes=1, ms=1)
     with pytest.raises(ConfigError, match=r"budget\.sops=-1"):
         BudgetConfig(sops=-1)
+
+
+@dataclass(frozen=True)
+class Rate:
+    sparsity: float = 0.5
+
+
+@dataclass(frozen=True)
+class Options:
+    run: RunConfig
+    budget: BudgetConfig
+    snip: Rate = field(default_factory=Rate)
+
+
+class Run:
+    """Stands for a search: it makes the directory of a run, and its network has 1,000 weights."""
+
+    def __init__(self, stop: int = 0) -> None:
+        self.seen, self.stop = list[float](), stop
+
+    def __call__(self, cfg: Options, accept: Any) -> Any:
+        rate, folder = cfg.snip.sparsity, Path(cfg.run.out)
+        assert cfg.budget == BudgetConfig() and cfg.run.resume == "auto"
+        assert "snip.sparsity" in given_options(cfg)
+        self.seen.append(rate)
+        if len(self.seen) == self.stop:
+            raise KeyboardInterrupt
+        folder.mkdir(parents=True, exist_ok=True)
+        if accept(None, None, rate):
+            (folder / "report.json").write_text("{}")
+        return rate
+
+
+def test_the_run_that_fits_takes_the_place_and_a_stopped_search_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cost(what: str, experiment: Any, model: Any, rate: float) -> Trial:
+        return Trial(0.0, 1000 * (1 - rate) ** 1.5 + 20)
+
+    monkeypatch.setattr(budget, "cost", cost)
+    out = tmp_path / "run"
+    cfg = Options(RunConfig(str(out)), BudgetConfig(bytes=100))
+    first, again = Run(stop=3), Run()
+    with pytest.raises(KeyboardInterrupt):
+        budget.within(cfg, "snip", first)
+    assert not out.exists()
+    ticket = budget.within(cfg, "snip", again)
+    assert again.seen[:3] == first.seen
+    about = json.loads((out / "budget.json").read_text())
+    assert [t["sparsity"] for t in about["tries"]] == again.seen and again.seen[-1] == ticket
+    assert about["limit"] == 100 and about["over"] == "snip.sparsity"
+    others = {folder.name for folder in (tmp_path / "run.tries").iterdir()}
+    assert others == {f"{rate:g}" for rate in again.seen[:-1]}
+    assert (out / "report.json").exists()
+    with pytest.raises(ConfigError, match=r"run\.out=.* a new directory"):
+        budget.within(cfg, "snip", again)
+    lost = replace(cfg, run=RunConfig(), budget=BudgetConfig(bytes=1))
+    with pytest.raises(ConfigError, match=r"run\.out"):
+        budget.within(lost, "snip", again)
+    odd = replace(cfg, run=RunConfig(str(tmp_path / "b")), budget=BudgetConfig(1, over="snip.x"))
+    with pytest.raises(ConfigError, match=r"budget\.over='snip\.x'"):
+        budget.within(odd, "snip", again)

@@ -14,6 +14,7 @@ from spikeformer_lt.export import graphs
 from spikeformer_lt.export.api import fixed_batch
 from spikeformer_lt.export.graphs import to_onnx, to_pt2, write_graph
 from spikeformer_lt.export.inference import compact
+from spikeformer_lt.tickets import PatchConfig, set_patches
 
 needs_onnx = pytest.mark.skipif(
     any(importlib.util.find_spec(n) is None for n in ("onnx", "onnxscript", "onnxruntime")),
@@ -66,6 +67,15 @@ def test_an_exported_program_is_exact_in_float64(choice, made, images, tmp_path:
         with pytest.raises(Exception, match="."):
             program(wrong)
     assert [path.name for path in tmp_path.iterdir()] == ["a.pt2"]
+
+
+@pytest.mark.slow
+def test_tokens_that_stop_are_in_the_graph(net, images, tmp_path: Path) -> None:
+    model = net(patches=0.0)[0].double()
+    set_patches(model, PatchConfig(0.4, "tp", "stop"))
+    assert to_pt2(compact(model), tmp_path / "a.pt2") <= 1e-9
+    program, x = torch.export.load(tmp_path / "a.pt2").module(), images(model, 5).double()
+    torch.testing.assert_close(program(x), model(x), rtol=0, atol=1e-9)
 
 
 @needs_onnx

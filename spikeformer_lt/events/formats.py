@@ -38,6 +38,7 @@ from spikeformer_lt.events.recording import (
     check_whole,
     columns_of,
     decoding,
+    file_state,
     make_events,
     opened,
     parse_columns,
@@ -95,12 +96,7 @@ class FileReader:
 
     def fingerprint(self, sample: Sample) -> str:
         """Return size and date of a sample's file; a DataError if it is not there."""
-        path = self.root / sample.path
-        try:
-            state = path.stat()
-        except OSError as fault:
-            raise DataError(f"cannot read {name_of(path)}: {fault.strerror or fault}") from fault
-        return f"{state.st_size}-{state.st_mtime_ns}"
+        return file_state(self.root / sample.path)
 
     def reading(self, unit: str | None, columns: str | None) -> FileReader:
         """Return the reader with a unit of time, "us" or "ms", and columns such as "t,x,y,p".

@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from spikeformer_lt.errors import DataError, ExportError, name_of, shown
+from spikeformer_lt.events.augment import Transforms
 from spikeformer_lt.events.formats import FileReader, form_of
 from spikeformer_lt.events.frame import Framing, to_frames
 from spikeformer_lt.events.recording import FIELDS, Raw, Sensor, fit
 from spikeformer_lt.events.split import Sample
-from spikeformer_lt.events.validate import validate
+from spikeformer_lt.events.validate import Policy, validate
 from spikeformer_lt.images.augment import normalize
 from spikeformer_lt.preprocess import Preprocess, Recordings, prepared_for
 
@@ -173,13 +174,16 @@ def _frames(x: Any, preprocess: Preprocess, how: Recordings, empty: bool = False
         form = how.form if how.form and form == "aedat2" else form  # turned upright
         array = FileReader(path.parent, form, columns, how.microseconds_per_tick)(Sample(path.name))
     events = array.events if isinstance(array, Raw) else array
-    kept, report = validate(events, side, None, source, columns)
+    policy, transforms = Policy(signed_polarity=how.signed), Transforms.parse(how.transform, side)
+    kept, report = validate(events, side, policy, source, columns)
     if report.doubt:
         log.warning("%s: %s", source, report.doubt)
+    if transforms.steps:
+        kept, _ = transforms(kept, source, source)
     if not len(kept) and not empty:
         raise DataError(f"{source} has no event")
     framing = Framing(how.T, how.by, how.window_us, how.values)
-    frames, _ = to_frames(fit(kept, side, size), framing, Sensor(size, size), source)
+    frames, _ = to_frames(fit(kept, transforms.sensor, size), framing, Sensor(size, size), source)
     return torch.from_numpy(frames.astype(np.float32))[None]
 
 

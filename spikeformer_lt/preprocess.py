@@ -71,9 +71,11 @@ class Preprocess:
     """Names, by class number."""
     recordings: Recordings | None = None
     """Of event sets alone."""
+    crop: float = 1.0
+    """Part of the side of a picture's largest square that is the input, from the middle."""
 
     def __post_init__(self) -> None:
-        check_fields(self, channels=CHANNELS)
+        check_fields(self, channels=CHANNELS, crop="(0, 1]")
         size, count = self.image_size, len(self.classes)
         check(1 <= size <= LARGEST_SIDE, "image_size", size, f"1 to {LARGEST_SIDE} pixels")
         fits = {len(self.mean), len(self.std)} == {self.in_channels}

@@ -158,8 +158,8 @@ class DataConfig:
     limit_test: int | None = None
     """Test on this many images, classes in proportion; None is all."""
     augment: str = "auto"
-    """auto (the data set's usual), none, digits, spikformer_cifar, crop4, crop4_flip or
-    crop8_flip."""
+    """auto (the data set's usual), none, digits, spikformer_cifar, crop4, crop4_flip, crop8_flip,
+    imagenet or imagenet_repeats."""
     mixup: float | None = None
     """Alpha of mixup; None is the papers' value for the data set."""
     cutmix: float = 0.0

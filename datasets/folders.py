@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from spikeformer_lt.config import check, check_fields
 from spikeformer_lt.errors import ConfigError
@@ -129,10 +132,10 @@ def _pictures(
     for part, found in samples.items():
         labels = torch.tensor([sample.label for sample in found], dtype=torch.int64)
         told: Any = {"classes": classes, "mean": _MEAN, "std": _STD, "crop": crop}
-        paths = [sample.path for sample in found]
+        paths = np.array([os.fsencode(sample.path) for sample in found], np.bytes_)
         data = FileImages(f"{name} {part}", root, paths, labels, size, **told)
         if 0 < everything <= config.keep_mb << 20 and found:
-            data = replace(data, paths=paths, pixels=map_pixels(data, root / ".images"))
+            data = replace(data, pixels=map_pixels(data, root / ".images"))
         made[part] = data
     return Splits(
         name, made["train"], made["val"], made["test"],

@@ -27,7 +27,9 @@ log = logging.getLogger(__name__)
 PARTS = ("train", "val", "test")
 _FORMAT, _VERSION = "spikeformer_lt.split", 1
 _FILE_LIMIT = 100_000_000  # bytes
-_JUNK = {"__MACOSX", "Thumbs.db", "desktop.ini"}
+_JUNK = re.compile(
+    r"\..*|__MACOSX|Thumbs\.db|desktop\.ini|(?i:readme|licen[cs]e|notes?|trials_to_\w+)\.txt"
+)
 _DEPTH = 3  # folders below the root in which a set's own folder is looked for
 _HEAD = 4096  # bytes compared before a whole file is read
 
@@ -52,7 +54,7 @@ class Sample:
 def scan(folder: str | Path, suffixes: Sequence[str]) -> list[str]:
     """Find files by the ends of their names, in small letters, in all folders below one.
 
-    Hidden files are left out; links are followed.
+    Hidden files, readmes and the like are left out; links are followed.
 
     Returns:
         Paths below `folder`, with "/", in the order of their characters: the same on every machine.
@@ -84,7 +86,7 @@ def scan(folder: str | Path, suffixes: Sequence[str]) -> list[str]:
 
 
 def _junk(name: str) -> bool:
-    return name.startswith(".") or name in _JUNK
+    return _JUNK.fullmatch(name) is not None
 
 
 def _check_link(path: Path) -> None:

@@ -196,7 +196,7 @@ class TrainTransform:
             image = Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
         if image.getexif().get(_ORIENTATION, 1) != 1:
             image = ImageOps.exif_transpose(image)
-        left, top, width, height = _random_box(*image.size, self.augment.resized_crop)
+        left, top, width, height = _random_box(image.size, self.augment.resized_crop)
         whole, needed = image.size, (self.size / width, self.size / height)
         # Of a JPEG only as many pixels are decoded as the crop needs.
         image.draft("RGB", tuple(math.ceil(n * by) for n, by in zip(whole, needed, strict=True)))
@@ -239,8 +239,9 @@ class TrainTransform:
         return cast("Callable[[Any], Any]", made)
 
 
-def _random_box(width: int, height: int, least: float) -> tuple[int, int, int, int]:
+def _random_box(size: tuple[int, int], least: float) -> tuple[int, int, int, int]:
     """Left, top, width and height of a crop, drawn as torchvision's RandomResizedCrop draws it."""
+    width, height = size
     for _ in range(10):
         area = width * height * random.uniform(least, 1)
         ratio = math.exp(random.uniform(math.log(3 / 4), math.log(4 / 3)))

@@ -8,7 +8,6 @@ import logging
 import os
 import uuid
 import zlib
-from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
@@ -68,7 +67,7 @@ class FileImages(torch.utils.data.Dataset[tuple[Tensor, int]]):
 
     name: str  # what messages call it
     root: Path
-    paths: Sequence[str]  # below `root`
+    paths: NDArray[np.bytes_]  # [N], below `root`: one block of memory, which workers share
     labels: Tensor  # int64 [N]
     size: int  # pixels a side of what is read
     _: KW_ONLY
@@ -77,10 +76,6 @@ class FileImages(torch.utils.data.Dataset[tuple[Tensor, int]]):
     std: tuple[float, ...]
     crop: float = 1.0  # part of the largest square in the middle
     pixels: NDArray[np.uint8] | None = None  # [N, size, size, 3] where they were decoded before
-
-    def __post_init__(self) -> None:
-        names = np.array([os.fsencode(path) for path in self.paths])
-        self.paths = names  # one block of memory, which forked workers share
 
     def __len__(self) -> int:
         """Return the number of pictures."""
@@ -117,24 +112,24 @@ def map_pixels(data: FileImages, folder: Path) -> NDArray[np.uint8] | None:
     state = [data.size, data.crop, len(data)]
     digest = hashlib.sha256(json.dumps(state).encode())
     for path in data.paths:
-        found = os.stat(data.root / os.fsdecode(path))  # type: ignore[arg-type]
+        found = os.stat(data.root / os.fsdecode(path))
         digest.update(b"%b %d %d\n" % (path, found.st_size, found.st_mtime_ns))
     shape = (len(data), data.size, data.size, 3)
-    path, count = folder / f"{digest.hexdigest()[:20]}.u8", int(np.prod(shape))
-    if (kept := _mapped(path, shape, count)) is not None:
+    file, count = folder / f"{digest.hexdigest()[:20]}.u8", int(np.prod(shape))
+    if (kept := _mapped(file, shape, count)) is not None:
         return kept
-    stage = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:12]}")
+    stage = file.with_name(f".{file.name}.tmp-{uuid.uuid4().hex[:12]}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        log.info("%s: decoding %d pictures into %s", data.name, len(data), path)
-        with open(stage, "xb") as file:
+        log.info("%s: decoding %d pictures into %s", data.name, len(data), file)
+        with open(stage, "xb") as out:
             checksum = 0
             for index in range(len(data)):
                 pixels = data._decoded(index).tobytes()
                 checksum = zlib.crc32(pixels, checksum)
-                file.write(pixels)
-            file.write(checksum.to_bytes(_TAIL, "little"))
-        os.replace(stage, path)
+                out.write(pixels)
+            out.write(checksum.to_bytes(_TAIL, "little"))
+        os.replace(stage, file)
     except OSError as fault:
         log.warning(
             "%s: pictures are decoded each time: %s: %s (%s bytes free)",
@@ -143,7 +138,7 @@ def map_pixels(data: FileImages, folder: Path) -> NDArray[np.uint8] | None:
         return None
     finally:
         stage.unlink(missing_ok=True)
-    return _mapped(path, shape, count)
+    return _mapped(file, shape, count)
 
 
 def _mapped(path: Path, shape: tuple[int, ...], count: int) -> NDArray[np.uint8] | None:

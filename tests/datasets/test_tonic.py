@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tonic.datasets
-import torch
 
 from spikeformer_lt.errors import ConfigError, DataError
-from spikeformer_lt.events import EventOptions, tonic_dataset
+from spikeformer_lt.events import EventOptions
 from spikeformer_lt.registry import create_dataset
 
 FEW = EventOptions(T=4, incomplete="report", cache="none")
@@ -134,25 +133,3 @@ def test_an_unknown_name_says_the_nearest(tmp_path):
             create_dataset(given, root=str(tmp_path))
     with pytest.raises(ConfigError, match="unknown data set 'digits:x'"):
         create_dataset("digits:x")
-
-
-def test_an_object_of_tonic_becomes_splits_with_its_own_transform(files, tmp_path):
-    root = put(files, tmp_path, "CIFAR10DVS")
-    pytest.importorskip("aedat")
-    (root / "CIFAR10DVS" / "CIFAR10DVS.zip").touch()
-    kind = tonic.datasets.CIFAR10DVS
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kind, "_check_exists", lambda self: True)
-        plain, cut = (
-            kind(str(root)),
-            kind(str(root), transform=tonic.transforms.CropTime(max=450_000)),
-        )
-    options = {"events": EventOptions(T=4, by="n_time_bins"), "image_size": 64}
-    whole, half = tonic_dataset(plain, **options), tonic_dataset(cut, **options)
-    assert whole.split_sha256 == half.split_sha256 and len(whole.test) == 10
-    assert 0 < half.test[0][0].sum() < 0.7 * whole.test[0][0].sum()
-    again = tonic_dataset(plain, **options)
-    assert torch.equal(again.test[0][0], whole.test[0][0])
-    plain.targets = []
-    with pytest.raises(DataError, match="0 targets for 100 recordings"):
-        tonic_dataset(plain)

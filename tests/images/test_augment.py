@@ -263,7 +263,7 @@ def test_boxes_are_drawn_as_torchvision_draws_them():
     torch.manual_seed(0)
     image = torch.empty(3, 300, 500)
     theirs = [RandomResizedCrop.get_params(image, (0.08, 1), (3 / 4, 4 / 3)) for _ in range(4000)]
-    ours = [augment_module._random_box(500, 300, 0.08) for _ in range(4000)]
+    ours = [augment_module._random_box((500, 300), 0.08) for _ in range(4000)]
     swapped = [(left, top, width, height) for top, left, height, width in theirs]
     for column, other in zip(zip(*ours, strict=True), zip(*swapped, strict=True), strict=True):
         mine, them = np.array(column), np.array(other)

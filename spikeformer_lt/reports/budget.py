@@ -112,7 +112,6 @@ def fit(measure: Callable[[float], Trial], budget: BudgetConfig, first: float) -
     while len(trials) < budget.tries:
         trials.append(replace(measure(rate), sparsity=rate))
         value = trials[-1].value
-        log.info("budget.%s %g: %g at sparsity %g", what, goal, value, rate)
         if LEAST[what] * goal <= value <= goal:
             return trials
         try:
@@ -159,6 +158,7 @@ def within(cfg: Any, search: str, run: Callable[..., Ticket | None]) -> Ticket:
             own: list[Trial] = []
             on_first(lambda: own.append(cost(what, experiment, model, ticket)))
             answers.append(gathered(own[0] if own else None)[0])
+            log.info("budget.%s %g: %g at --%s %g", what, goal, answers[0].value, path, rate)
             return bool(LEAST[what] * goal <= answers[0].value <= goal)
 
         one = replace(cfg.run, out=str(place), resume="auto")
@@ -185,7 +185,6 @@ def within(cfg: Any, search: str, run: Callable[..., Ticket | None]) -> Ticket:
             raise ConfigError(f"cannot move {name_of(place)} to {name_of(out)}: {fault}") from None
 
     on_first(publish)
-    log.info("budget.%s %g: %g at --%s %g", what, goal, trials[-1].value, path, trials[-1].sparsity)
     ticket: Ticket = found[0]
     return ticket
 

@@ -68,7 +68,7 @@ def test_tokens_leave_in_stages(sparsity: float, counts: list[int], awaken: Any)
 
 def test_a_masked_key_is_seen_by_its_own_token_alone(awaken: Any) -> None:
     torch.manual_seed(0)
-    attn = SpikingSelfAttention(8, 2).double().eval()
+    attn = SpikingSelfAttention(8, 2, scale=1.0, current=True).double().eval()
     tokens = (torch.rand(T, 2, 6, 8) < 0.5).double()
     awaken(attn, lambda net: net(tokens, T))
     policy = torch.tensor([[1, 0, 1, 1, 0, 1], [0, 0, 1, 0, 1, 1]]).double().requires_grad_()
@@ -110,7 +110,7 @@ def test_training_draws_policies_and_pays_for_their_ratio(awaken: Any) -> None:
 
 
 def test_what_has_no_stages_is_refused() -> None:
-    with pytest.raises(ConfigError, match="stage 3 is before none of 2 blocks"):
+    with pytest.raises(ConfigError, match="stage 2 is before none of 2 blocks"):
         set_patches(create_model("spikformer_toy"), STAGED)
     with pytest.raises(ConfigError, match="SpikeDrivenTransformer has another"):
         create_model("sdt_toy").set_stages({0: StagedSelect(32, 64, 0.5)})

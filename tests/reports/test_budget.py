@@ -5,16 +5,23 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spikeformer_lt import Ticket, create_dataset
 from spikeformer_lt.config import given_options
 from spikeformer_lt.errors import ConfigError
+from spikeformer_lt.export import export_ticket
+from spikeformer_lt.images import sample_loader
+from spikeformer_lt.mask import Mask
 from spikeformer_lt.reports import budget
 from spikeformer_lt.reports.budget import HIGHEST, LEAST, Trial, fit
+from spikeformer_lt.reports.ledger import build_ledger
 from spikeformer_lt.training.options import BudgetConfig, RunConfig
 
 
@@ -130,3 +137,23 @@ def test_the_run_that_fits_takes_the_place_and_a_stopped_search_goes_on(
     odd = replace(cfg, run=RunConfig(str(tmp_path / "b")), budget=BudgetConfig(1, over="snip.x"))
     with pytest.raises(ConfigError, match=r"budget\.over='snip\.x'"):
         budget.within(odd, "snip", again)
+
+
+def test_each_cost_is_what_the_ledger_and_the_export_say(lively: Any, tmp_path: Path) -> None:
+    splits = create_dataset("digits", image_size=16, limit_train=40, limit_test=8)
+    known = {"embed_dim": 16, "depth": 1, "num_heads": 2, "T": 2, "image_size": 16}
+    mask = Mask({k: v != 0 for k, v in lively.state_dict().items() if v.ndim == 4})
+    ticket = Ticket.of(lively, mask, {"model": {"name": "spikformer_toy", "args": known}})
+    settings = SimpleNamespace(model=SimpleNamespace(T=2))
+    experiment: Any = SimpleNamespace(data=splits, cfg=settings)
+    found = {what: budget.cost(what, experiment, lively, ticket) for what in LEAST}
+    ledger = build_ledger(lively, [x for x, _, _ in sample_loader(splits.val, 256)])
+    assert found["sops"].value == ledger["sops"] > 0
+    assert ledger["energy_pj"] is None or found["energy"].value == ledger["energy_pj"] > 0
+    exported = export_ticket(ticket, tmp_path / "export").folder
+    assert found["bytes"].value == (exported / "model.safetensors").stat().st_size
+    low, high = found["ms"].quartiles or (0, 0)
+    assert 0 < low <= found["ms"].value <= high
+    with torch.no_grad():
+        lively.blocks[0].mlp.fc1.norm.bias.fill_(-100)
+    assert budget.cost("energy", experiment, lively, ticket).value == 0, "a layer never fires"

@@ -35,6 +35,8 @@ PAGES = [path.relative_to(ROOT).as_posix() for path in (*GUIDES, *RECIPES)]
 NOT_RUN = {  # a pattern that a command holds -> why no test can run it
     r"^(make|source|sbatch)\b": "makes an environment, or needs SLURM; CI runs the Makefile",
     r"--data(\.name)? (cifar100?|dvs128_gesture|poker_dvs)\b": "needs a published data set",
+    r"--data(\.name)? tonic:\w+": "needs a published data set; tests/datasets/test_tonic.py",
+    r"--data\.name (event|image)_folder\b": "needs files of the user; test_multisp_*.py make some",
     r"events check data(/DVSGesture)?( --data dvs128_gesture)?$": "needs a published data set",
     r"--data\.download\b": "needs the network",
     r"--(multi_gpu|nnodes)\b|--nproc_per_node 4": "needs several GPUs or machines",

@@ -333,6 +333,9 @@ def option_names() -> set[str]:
         for name, kind in config._options(cls):
             group, dot, leaf = name.rpartition(".")
             names |= {f"--{name}", f"--{group}{dot}no_{leaf}" if kind is bool else f"--{name}"}
+    for name in registry._datasets.declared():
+        for field, _ in config._options(registry.config_class("dataset", name)):
+            names.add(f"--{name}.{field}")
     check = events_main._parser()._subparsers._group_actions[0].choices["check"]
     for parser in (launch_command_parser(), get_args_parser(), check):
         names |= set(parser._option_string_actions)

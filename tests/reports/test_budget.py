@@ -17,7 +17,7 @@ from spikeformer_lt import Ticket, create_dataset
 from spikeformer_lt.config import given_options
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.export import export_ticket
-from spikeformer_lt.images import sample_loader
+from spikeformer_lt.images.loader import sample_loader
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.reports import budget
 from spikeformer_lt.reports.budget import HIGHEST, LEAST, Trial, fit

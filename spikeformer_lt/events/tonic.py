@@ -85,7 +85,7 @@ def _opened(kind: Any, home: Path, download: bool, incomplete: str, own: Mapping
         if md5 and name.endswith(_ARCHIVES):
             # figshare's old addresses answer programs with an empty page.
             url = self.url.replace(*_FIGSHARE)
-            limits = {"at_most": _LARGEST, "unpacked": _LARGEST, "members": 1 << 24}
+            limits: Any = {"at_most": _LARGEST, "unpacked": _LARGEST, "members": 1 << 24}
             states = iter((None, home))
             archive = Archive(name, 0, md5, url=url, **limits)
             provide(kind.__name__, home, download, lambda: next(states), archives=[archive])

@@ -312,6 +312,12 @@ class Comparison:
     """Seeds; the table shows mean and standard deviation."""
     jobs: int = 1
     """Runs at a time, one thread each when more than one."""
+    on: str = "local"
+    """local; shared (start the same command on any number of machines that see --out: they divide
+    the runs); or slurm (submit them)."""
+    slurm: tuple[str, ...] = ()
+    """Parameters of submitit with --on slurm: timeout_min=600 slurm_partition=gpu; cluster=local
+    tries them on this machine."""
     out: str = "runs/compare"
     """Directory of the comparison; runs go into runs/ below it."""
     overwrite: bool = False
@@ -325,7 +331,10 @@ class Comparison:
     earlier phases included; None is 12 on digits, 20 on moving_digits, else as published."""
 
     def __post_init__(self) -> None:
-        check_fields(self, jobs=1)
+        check_fields(self, jobs=1, on=("local", "shared", "slurm"))
+        for text in self.slurm:
+            sound = self.on == "slurm" and text.partition("=")[0].isidentifier() and "=" in text
+            check(sound, "slurm", text, "NAME=VALUE, such as timeout_min=600, with --on slurm")
         check(self.epochs is None or self.epochs >= 2, "epochs", self.epochs, "2 or more")
         check(len(self.seeds) > 0, "seeds", self.seeds, "at least one seed")
         for name in ("seeds", "searches", "sparsities"):
@@ -346,7 +355,7 @@ def compare(
     `title` is that of the table, `more` for `write_comparison`, the others for `jobs_of`.
     """
     from spikeformer_lt.reports.comparison import WRITTEN, write_comparison
-    from spikeformer_lt.training import run_jobs
+    from spikeformer_lt.training import run_jobs, submit_jobs
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     jobs = jobs_of(cfg, rows, joints, published)
@@ -356,7 +365,10 @@ def compare(
         print("\n".join(shlex.join(job.command) for job in jobs))
         return
     with outputs(cfg.out, cfg.overwrite, *WRITTEN):
-        run_jobs(jobs, at_once=cfg.jobs)
+        if cfg.on == "slurm":
+            submit_jobs(jobs, cfg.jobs, cfg.slurm)
+        else:
+            run_jobs(jobs, cfg.jobs, shared=cfg.on == "shared")
         print(write_comparison(Path(cfg.out), jobs, title, **more))
 
 

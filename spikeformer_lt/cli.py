@@ -60,6 +60,7 @@ RECIPES = Path(__file__).parent / "recipes"
 PAPER, PAPER_EVENTS = presets.PAPER, presets.PAPER_EVENTS
 IMAGES_SMALL, EVENTS_SMALL = presets.IMAGES_SMALL, presets.EVENTS_SMALL
 MULTISP_SUITES = presets.MULTISP_SUITES
+MOVING = ("moving_digits", "moving_gestures")
 
 
 def full_size(search: str) -> Callable[[], Any]:
@@ -209,7 +210,8 @@ def notices(run: Any) -> list[str]:
         "run has the accuracy of the trained network"
     )
     foreign = run.splits.name == known.get("dataset") and not run.own_split
-    return [other] * foreign + [start] * run.untrained
+    about = run.splits.notice
+    return [about] * bool(about) + [other] * foreign + [start] * run.untrained
 
 
 def evaluate_finished(cfg: Any, accelerator: Any) -> None:
@@ -328,7 +330,7 @@ class Comparison:
     """Print the commands of all runs and run nothing."""
     epochs: int | None = None
     """Epochs that the network of each variant is trained for, those before a rewind point and of
-    earlier phases included; None is 12 on digits, 20 on moving_digits, else as published."""
+    earlier phases included; None is 12 on digits, 20 on what moves, else as published."""
 
     def __post_init__(self) -> None:
         check_fields(self, jobs=1, on=("local", "shared", "slurm"))
@@ -398,7 +400,7 @@ def jobs_of(
     """
     from spikeformer_lt.training.jobs import Job
 
-    e = cfg.epochs or {"digits": 12, "moving_digits": 20}.get(cfg.data, published)
+    e = cfg.epochs or {"digits": 12, **dict.fromkeys(MOVING, 20)}.get(cfg.data, published)
     budget = {"{e}": str(e), "{h}": str(e // 2), "{r}": str(e - e // 2)}
     jobs = []
     for seed, (variant, line) in itertools.product(cfg.seeds, rows.items()):

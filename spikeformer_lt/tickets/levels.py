@@ -17,7 +17,7 @@ ROOM = __name__.rpartition(".")[0]  # of our own configurations
 SCOPES = ("global", "layer")
 SCORES = ("rate", "l2", "attention", "tp", "tp-code", "gumbel", "qk", "random")
 STOPS = ("rate", "l2", "tp", "tp-code", "random")
-ACTIVATIONS = ("lif", "heaviside", "sign", "relu")
+ACTIVATIONS = ("lif", "heaviside", "sign", "relu", "ilif")
 RESIDUALS = ("add", "iand", "or")
 DISTRIBUTIONS = ("uniform", "erk")
 INITS = ("keep", "kaiming", "signed")
@@ -197,7 +197,8 @@ class ActivationConfig(Checked):
     """Level 3: binary ConvPEP activations."""
 
     kind: str = "lif"
-    """lif (spiking), heaviside {0,1}, sign {-1,+1} or relu (full-precision reference)."""
+    """lif (spiking), heaviside {0,1}, sign {-1,+1}, relu (full-precision reference), or ilif
+    {0,...,4}."""
     residual: str = "add"
     """add (tokens in {0,1,2}), iand or or (tokens stay {0,1})."""
     ste: str = "auto"

@@ -27,9 +27,9 @@ from spikeformer_lt.errors import ConfigError, DataError, near, shown
 from spikeformer_lt.layers.inputs import NeuronConfig as NeuronConfig
 from spikeformer_lt.layers.inputs import check_surrogate, transformed
 from spikeformer_lt.layers.kernels import dispatch
-from spikeformer_lt.layers.kernels.reference import lif_loop, spike
+from spikeformer_lt.layers.kernels.reference import lif_loop, spike, straight_through
 
-Kind = Literal["lif", "heaviside", "sign", "relu"]
+Kind = Literal["lif", "heaviside", "sign", "relu", "ilif"]
 
 _SURROGATES = {"sigmoid": sj_surrogate.Sigmoid, "atan": sj_surrogate.ATan}
 _NAMES: dict[type, str] = {kind: name for name, kind in _SURROGATES.items()}
@@ -167,6 +167,22 @@ class Relu(Activation):
     def activate(self, x: Tensor) -> Tensor:
         """Values >= 0."""
         return torch.relu(x)
+
+
+class Integer(Activation):
+    """Whole numbers from 0 to 4, each for as many spikes of one step: round(x), cut at both ends.
+
+    The gradient passes where 0 <= x <= 4.
+
+    Source: Yao et al. 2025, arXiv:2411.16061, section 3 (spike firing approximation).
+    """
+
+    levels: ClassVar[int] = 4
+
+    def activate(self, x: Tensor) -> Tensor:
+        """Whole numbers."""
+        inside = x.clamp(0, self.levels)
+        return straight_through(inside.detach().round(), inside)
 
 
 class LIF(LIFNode):  # type: ignore[misc]
@@ -311,13 +327,13 @@ def make_activation(
     Raises:
         ConfigError: an unknown kind, an option that no neuron has, or a value out of range.
     """
-    kinds = {"lif": LIF, "heaviside": Heaviside, "sign": Sign, "relu": Relu}
+    kinds = {"lif": LIF, "heaviside": Heaviside, "sign": Sign, "relu": Relu, "ilif": Integer}
     if not isinstance(kind, str) or kind not in kinds:
         raise ConfigError(
             f"activation {shown(kind)} is not one of {list(kinds)}{near(kind, kinds)}"
         )
     neuron, made = _configured(neuron, constants), kinds[kind]
-    return made() if made is Relu else made(neuron)
+    return made() if made in (Relu, Integer) else made(neuron)
 
 
 def reset_state(model: nn.Module) -> None:

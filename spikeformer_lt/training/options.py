@@ -202,6 +202,9 @@ class EventDataConfig(DataConfig):
     """error or report if recordings of the published set are missing."""
     cache: str = EventOptions.cache
     """Folder for frames that were made once; auto is .frames in the root, none keeps none."""
+    shuffle_time: bool = EventOptions.shuffle_time
+    """Put the frames of each recording in an order of their own: a control, in which only what does
+    not need the order of time can be learned."""
     split_file: str | None = EventOptions.split_file
     """JSON file of the split: read where it is, written where it is not."""
     unit: str | None = EventOptions.unit
@@ -250,12 +253,15 @@ class ModelConfig:
     """lif, or relu or sign for the network without time, of models that have the choice (CNNs)."""
     attention: str | None = None
     """ssa, linear (the same, k^T v first), qk, sdsa, or random (q and k stay as drawn: control)."""
+    stem_convs: int | None = None
+    """Convolutions of the stem before its last one, of a Spikformer, Spikingformer or SDT: 4, or 2
+    or 1, as a control."""
 
     def __post_init__(self) -> None:
         bounds = {
             "T": "[1, 4096]", "embed_dim": "[1, 65536]", "depth": "[1, 256]",
             "num_heads": "[1, 4096]", "mlp_ratio": "(0, 1024]", "tau": "(1, 1e6)",
-            "v_threshold": "(0, 1e6)",
+            "v_threshold": "(0, 1e6)", "stem_convs": "[1, 4]",
         }  # fmt: skip
         given = {n: rule for n, rule in bounds.items() if getattr(self, n) is not None}
         check_fields(self, "model.", **given)

@@ -165,7 +165,7 @@ class SpikingClassifier(nn.Module):
             T=self.T,
             in_channels=self.in_channels,
             image_size=self.image_size,
-            dtype=self.head.weight.dtype,
+            dtype=next(p.dtype for p in self.parameters() if p.is_floating_point()),
             compute_once=self.compute_once,
         )
 

@@ -398,6 +398,15 @@ def test_level_4_reaches_the_blocks_inside_a_stem():
     assert set(found) == every - units
 
 
+def test_a_classifier_that_is_not_declared_cannot_be_spared() -> None:
+    model = toy()
+    model.classifier = model.head
+    del model.head
+    assert "classifier.weight" in encoder_weights(model)
+    with pytest.raises(ConfigError, match="encoder.head=False is not allowed: true where no"):
+        encoder_weights(model, head=False)
+
+
 def test_the_time_of_a_run_is_estimated_of_the_network_that_the_search_made(
     bench, tmp_path, monkeypatch
 ) -> None:

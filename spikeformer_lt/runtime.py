@@ -19,6 +19,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -38,7 +39,7 @@ PACKAGES = (
 _LIBGOMP = "libgomp.so.1.0.0"  # the name by which numba asks for it
 _TRIM, _MMAP = -1, -3  # glibc's M_TRIM_THRESHOLD and M_MMAP_THRESHOLD
 # Same numbers on another commit or under another command are what a resume is for.
-_MAY_CHANGE = ("command", "git_commit", "git_clean", "cpu_count")
+_MAY_CHANGE = ("command", "git_commit", "git_clean", "cpu_count", "date")
 
 
 def share_openmp() -> str:
@@ -139,6 +140,7 @@ def describe_environment(seed: int | None = None, world_size: int = 1) -> dict[s
         "git_commit": commit,
         "git_clean": clean,
         "command": shlex.join(sys.argv),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
@@ -241,6 +243,15 @@ def lazy(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
+
+    class Door(ModuleType):
+        """A package whose submodule does not take the place of a public name that it has."""
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            if name not in homes or not isinstance(value, ModuleType):
+                super().__setattr__(name, value)
+
+    sys.modules[package].__class__ = Door
 
     def find(name: str) -> Any:
         if name not in homes:

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 from spikeformer_lt.runtime import lazy
 
 __all__ = [
-    "Check", "CompactModel", "Exported", "HubTicket", "Prediction", "Preprocess", "Recordings",
-    "Size", "Stream", "compact", "export_run", "export_ticket", "load_exported", "predict",
-    "read_ticket", "size_table", "spike_mismatch", "to_input", "to_nir", "to_onnx", "to_pt2",
-    "write_graph",
+    "Check", "CompactModel", "Decision", "EventStream", "Exported", "HubTicket", "Prediction",
+    "Preprocess", "Recordings", "Size", "Stream", "compact", "export_run", "export_ticket",
+    "load_exported", "predict", "read_ticket", "size_table", "spike_mismatch", "to_input",
+    "to_nir", "to_onnx", "to_pt2", "write_graph",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from spikeformer_lt.export.hub import HubTicket
     from spikeformer_lt.export.inference import CompactModel, compact
     from spikeformer_lt.export.prediction import Prediction, predict, to_input
-    from spikeformer_lt.export.streaming import Stream
+    from spikeformer_lt.export.streaming import Decision, EventStream, Stream
     from spikeformer_lt.preprocess import Preprocess, Recordings
 else:
     __getattr__, __dir__ = lazy(__name__)

@@ -10,7 +10,7 @@ import copy
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -120,7 +120,9 @@ class Adapted(nn.Module):
         if not self.training:
             check_values(x)
         network.training = self.training
-        with _TURNS if self.found.neurons or self.found.resets else nullcontext():
+        kept = self.found.neurons or self.found.resets
+        turn: AbstractContextManager[Any] = _TURNS if kept else nullcontext()
+        with turn:
             rest(network, self.found.resets)
             try:
                 given = _feed(network, self.found.feeding, x, self.T, self.output)

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from spikeformer_lt.adapted import Adapted
 from spikeformer_lt.bundle import staged
 from spikeformer_lt.errors import ConfigError, ExportError, TicketError, name_of, shown
+from spikeformer_lt.export.codec import PRECISIONS
 from spikeformer_lt.export.file import (
     CARD,
     CONFIG,
     EXPORT,
-    PRECISIONS,
     TENSORS,
     Packed,
     Row,

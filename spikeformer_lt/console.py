@@ -391,7 +391,7 @@ def _next(before: Sequence[str]) -> set[str]:
         return _options_of_recipe(name) if name in _recipes() else set()
     words: dict[str, Iterable[str]] = {
         "find": search_names(), "run": _recipes(), "cp": _recipes(), "ls": KINDS,
-        "completion": ("bash", "zsh"), "events": ("check",),
+        "completion": ("bash", "zsh"), "events": ("check", "write"),
     }  # fmt: skip
     return set(words.get(first, ())) if not rest else set()
 

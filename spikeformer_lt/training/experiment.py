@@ -62,6 +62,8 @@ from spikeformer_lt.training.trainer import Trainer
 log = logging.getLogger(__name__)
 FOLLOWING = ("rewind", "round_epochs", "stem_epochs", "patches.selector_epochs")
 """Lengths inside a search that follow its epochs where the user names those alone."""
+LIKE = {"moving_digits": ("moving_gestures",)}
+"""Embedded sets that take the values for small machines, too, by the fallback that they are for."""
 ORIGIN = (
     *("search", "config", "search_seed", "early_time", "seed", "split_sha256", "model", "options"),
 )
@@ -137,7 +139,7 @@ def settle(cfg: Any, wanted: Wanted, fallback: str, small: dict[str, Any]) -> tu
     usual, given, taken = type(cfg)(), given_options(cfg), dict[str, Any]()
     leaves = [
         (path, own) if not field else (f"{path}.{field}", getattr(own, field))
-        for path, own in (small.items() if name == fallback else ())
+        for path, own in (small.items() if name in (fallback, *LIKE.get(fallback, ())) else ())
         for field in ([f.name for f in fields(own)] if is_dataclass(own) else [""])
     ]
     for path, value in leaves:
@@ -179,7 +181,7 @@ def augmentation(data: DataConfig, splits: Splits) -> tuple[Augment | EventAugme
     asked = {"mixup": data.mixup, "smoothing": data.smoothing, "until": data.mix_until}
     given = {field: value for field, value in asked.items() if value is not None}
     kind = EventAugment if splits.kind == "events" else Augment
-    if kind.standard(name).hflip and splits.mirror_changes_label:
+    if getattr(kind.standard(name), "hflip", 0) and splits.mirror_changes_label:
         told = "NOTICE: %s: data.augment=%s mirrors samples, which changes the class of some"
         log.warning(told, splits.name, name)
     return kind.standard(name), replace(Mixing.standard(name), cutmix=data.cutmix, **given)

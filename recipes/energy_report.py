@@ -8,7 +8,7 @@ The first run is what the others are divided by. Every energy is an estimate and
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from spikeformer_lt.cli import notices, open_finished, outputs
+from spikeformer_lt.cli import open_finished, outputs
 from spikeformer_lt.config import check, check_fields, run_recipe
 from spikeformer_lt.training import EventDataConfig
 
@@ -46,7 +46,7 @@ def main(cfg: EnergyReport) -> None:
     with outputs(cfg.out, cfg.overwrite, "energy.*", "energy-bars.*"):
         for path in cfg.runs:
             run = open_finished(path, cfg, T=cfg.T)
-            print("".join(f"NOTICE: {line}\n" for line in notices(run)), end="")
+            print("".join(f"NOTICE: {line}\n" for line in run.notices()), end="")
             name = run.name if run.name not in networks else str(run.path)
             batches = run.batches(cfg.split, cfg.images, cfg.batch_size)
             networks[name] = measure_energy(run.model, batches, run.model.T)

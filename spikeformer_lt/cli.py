@@ -211,23 +211,6 @@ def open_finished(path: str, cfg: Any, *, report: bool = True, **changed: Any) -
     return (open_run if report else open_ticket)(path, model_from_ticket, *how, **changed)
 
 
-def notices(run: Any) -> list[str]:
-    """What a user should know before taking a number from a `reports.FinishedRun`."""
-    known, split = run.ticket.provenance, run.splits.split_sha256
-    own = known.get("split_sha256", "not known")[:12]
-    other = (
-        f"split {split[:12]} is not the ticket's own ({own}); the training images of {run.path} "
-        "may be among these"
-    )
-    start = (
-        f"this ticket holds its start weights, to be trained again: {run.path}; the report of its "
-        "run has the accuracy of the trained network"
-    )
-    foreign = run.splits.name == known.get("dataset") and not run.own_split
-    about = run.splits.notice
-    return [about] * bool(about) + [other] * foreign + [start] * run.untrained
-
-
 def evaluate_finished(cfg: Any, accelerator: Any) -> None:
     """Evaluate a run, ticket or export by the options of ``recipes/evaluate.py``."""
     from spikeformer_lt.training import PREDICTIONS
@@ -246,7 +229,7 @@ def _evaluate(cfg: Any, accelerator: Any) -> None:
     run = open_finished(cfg.run, cfg, report=False, T=cfg.T)
     tell = accelerator.print
     model, splits = run.model.to(accelerator.device), run.splits
-    for line in notices(run):
+    for line in run.notices():
         tell(f"NOTICE: {line}")
     beside = Path(cfg.out or PREDICTIONS).with_suffix(f".{PREDICTIONS}")
     places = [run.path / PREDICTIONS, run.path.parent / PREDICTIONS, *([beside] if cfg.out else [])]

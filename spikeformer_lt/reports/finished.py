@@ -47,6 +47,22 @@ class FinishedRun:
         for x, labels, _ in sample_loader(getattr(self.splits, split), images, batch_size):
             yield x, labels
 
+    def notices(self) -> list[str]:
+        """What a user should know before taking a number from it."""
+        known, split = self.ticket.provenance, self.splits.split_sha256
+        own = known.get("split_sha256", "not known")[:12]
+        other = (
+            f"split {split[:12]} is not the ticket's own ({own}); the training images of {self.path} "
+            "may be among these"
+        )
+        start = (
+            f"this ticket holds its start weights, to be trained again: {self.path}; the report of its "
+            "run has the accuracy of the trained network"
+        )
+        foreign = self.splits.name == known.get("dataset") and not self.own_split
+        about = self.splits.notice
+        return [about] * bool(about) + [other] * foreign + [start] * self.untrained
+
 
 def open_run(
     path: str | Path, build: Callable[..., nn.Module], *how: Any, **options: Any

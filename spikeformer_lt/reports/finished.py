@@ -52,12 +52,12 @@ class FinishedRun:
         known, split = self.ticket.provenance, self.splits.split_sha256
         own = known.get("split_sha256", "not known")[:12]
         other = (
-            f"split {split[:12]} is not the ticket's own ({own}); the training images of {self.path} "
-            "may be among these"
+            f"split {split[:12]} is not the ticket's own ({own}); the training images of "
+            f"{self.path} may be among these"
         )
         start = (
-            f"this ticket holds its start weights, to be trained again: {self.path}; the report of its "
-            "run has the accuracy of the trained network"
+            f"this ticket holds its start weights, to be trained again: {self.path}; the report of "
+            "its run has the accuracy of the trained network"
         )
         foreign = self.splits.name == known.get("dataset") and not self.own_split
         about = self.splits.notice

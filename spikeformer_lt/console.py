@@ -71,8 +71,9 @@ class Bench:
     """Calls of which the median is taken, after three that are not counted."""
 
     def __post_init__(self) -> None:
-        check_fields(self, calls=1)
-        check(all(b >= 1 for b in self.batch_sizes), "batch_sizes", self.batch_sizes, "1 or more")
+        check_fields(self, calls="[1, 100000]")
+        sound = all(1 <= size <= 65_536 for size in self.batch_sizes)
+        check(sound, "batch_sizes", self.batch_sizes, "1 to 65536")
 
 
 @dataclass(frozen=True)
@@ -330,14 +331,17 @@ def _states(places: Iterable[Path]) -> Iterator[tuple[str, str, str, str]]:
             name = str(folder.relative_to(place)) if folder != place else folder.name
             state = "running" if in_use(folder) else "stopped"
             epoch = accuracy = ""
-            if (folder / "report.json").is_file():
-                state, report = "done", read_report(folder / "report.json")
-                accuracy = f"test {report.get('test_accuracy', float('nan')):.2f}"
-            elif (folder / "summary.csv").is_file():
-                last = Summary(folder / "summary.csv").last()
-                epoch = last.get("epoch", "")
-                value = last.get("val_accuracy")
-                accuracy = f"val {float(value):.2f}" if value else ""
+            try:
+                if (folder / "report.json").is_file():
+                    state, report = "done", read_report(folder / "report.json")
+                    accuracy = f"test {report.get('test_accuracy', float('nan')):.2f}"
+                elif (folder / "summary.csv").is_file():
+                    last = Summary(folder / "summary.csv").last()
+                    epoch = last.get("epoch", "")
+                    value = last.get("val_accuracy")
+                    accuracy = f"val {float(value):.2f}" if value else ""
+            except (SpikeformerError, ValueError):  # the others are shown all the same
+                state = "damaged"
             yield name, state, epoch, accuracy
 
 

@@ -64,7 +64,9 @@ def test_help_and_completion_load_no_torch() -> None:
         ("predict somewhere", "takes a ticket's folder and files"),
         ("predict a b --top 0", "--top=0 is not allowed: at least 1"),
         ("bench", "takes one folder"),
-        ("bench somewhere --batch-sizes 0", "1 or more"),
+        ("bench somewhere --batch-sizes 0", "1 to 65536"),
+        ("bench somewhere --batch-sizes 1000000000", "1 to 65536"),
+        ("bench somewhere --calls 1000000000", "in [1, 100000]"),
         ("watch nowhere", "FOLDER='nowhere' is not allowed: a folder of runs"),
         ("watch . --every -1", "0 or seconds up to a day"),
         ("completion fish", "takes bash or zsh"),
@@ -134,16 +136,22 @@ def test_predict_and_bench_take_an_export(
 
 
 def test_watch_tells_runs_apart(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    for name in ("done", "stopped", "new"):
+    for name in ("cut", "done", "odd", "stopped", "new", "text"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text("{}")
     (tmp_path / "done" / "report.json").write_text('{"test_accuracy": 97.5}')
     (tmp_path / "stopped" / "summary.csv").write_text("epoch,val_accuracy\n1,50\n2,61.25\n")
+    (tmp_path / "cut" / "report.json").write_text('{"test_acc')
+    (tmp_path / "text" / "report.json").write_text('{"test_accuracy": "x"}')
+    (tmp_path / "odd" / "summary.csv").write_text("epoch,val_accuracy\n1,abc\n")
     rows = [line.split() for line in said(capsys, "watch", str(tmp_path)).splitlines()[1:]]
     assert rows == [
+        ["cut", "damaged"],
         ["done", "done", "test", "97.50"],
         ["new", "stopped"],
+        ["odd", "damaged", "1"],
         ["stopped", "stopped", "2", "val", "61.25"],
+        ["text", "damaged"],
     ]
 
 

@@ -9,10 +9,11 @@ import copy
 import json
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from spikeformer_lt.adapted import Adapted
 from spikeformer_lt.bundle import staged
+from spikeformer_lt.config import check
 from spikeformer_lt.errors import ConfigError, ExportError, TicketError, name_of, shown
 from spikeformer_lt.export.file import (
     CARD,
@@ -237,6 +239,46 @@ def read_ticket(folder: str | Path) -> Ticket:
     there = [(Path(folder) / name).is_file() for name in (CONFIG, TENSORS, TICKET.manifest)]
     packed = there == [True, True, False]  # a converted checkpoint has all three
     return read_packed(folder).ticket if packed else Ticket.load(folder)
+
+
+def packed_bytes(run: str | Path) -> int | None:
+    """Bytes of a run's network, or a ticket, as an export at float32; None if it has no such form.
+
+    Two files are counted, as `sizes` does.
+    """
+    with TemporaryDirectory() as place, suppress(ExportError):
+        with staged(Path(place) / "export", EXPORT) as stage:
+            write_packed(stage, Ticket.load(finished_folder(run)))
+        return sum((Path(place) / "export" / name).stat().st_size for name in (CONFIG, TENSORS))
+    return None
+
+
+SHIPPED = Path(__file__).parents[1] / "pretrained"
+"""Exports that come with this package, by the name of their model."""
+
+
+def pretrained_model(name: str, source: str | Path | bool, **overrides: Any) -> nn.Module:
+    """Make a registered model with trained weights, in eval mode.
+
+    Args:
+        name: of the model.
+        source: a run, ticket or export of that model; True takes the export that comes with us.
+        overrides: model arguments to change, such as T.
+
+    Raises:
+        ConfigError: none comes with us.
+        TicketError: the weights are of another model, or do not fit the arguments.
+    """
+    folder = SHIPPED / name if source is True else Path(str(source))
+    known = ", ".join(sorted(path.name for path in SHIPPED.glob("*")))
+    rule = f"the folder of a run, a ticket or an export; True is for {known} alone"
+    check(folder.is_dir(), "pretrained", source, rule)
+    ticket = read_ticket(finished_folder(folder))
+    own = ticket.provenance.get("model")
+    if not isinstance(own, dict) or own.get("name") != name:
+        what = own.get("name") if isinstance(own, dict) else "no registered model"
+        raise TicketError(f"{name_of(folder)} has weights of {shown(what)}, not of {shown(name)}")
+    return model_from_ticket(ticket, **overrides)
 
 
 def sizes(packed: Packed, folder: str | Path, stem: str = "conv_pep") -> list[Size]:

@@ -9,6 +9,7 @@ from huggingface_hub import PyTorchModelHubMixin, snapshot_download
 
 from spikeformer_lt.bundle import staged
 from spikeformer_lt.errors import ExportError, shown
+from spikeformer_lt.export.api import SHIPPED
 from spikeformer_lt.export.file import CARD, CONFIG, EXPORT, TENSORS, read_packed
 from spikeformer_lt.export.inference import CompactModel, compact
 from spikeformer_lt.tickets.surgery import model_from_ticket
@@ -65,3 +66,18 @@ class HubTicket(
         if not push_to_hub:
             return None
         return str(self.push_to_hub(options.pop("repo_id", None) or target.name, **options))
+
+
+def from_pretrained(place: str | Path, **options: Any) -> HubTicket:
+    """Load an export, ready to predict: its folder, or its name OWNER/NAME on the hub.
+
+    A name that comes with this package, such as spikformer_digits, needs no network. `options` are
+    those of `huggingface_hub.PyTorchModelHubMixin.from_pretrained`: revision, token, cache_dir,
+    force_download, local_files_only.
+
+    Raises:
+        ExportError: neither a folder nor on the hub, or files that were changed.
+    """
+    shipped = SHIPPED / str(place)
+    found: HubTicket = HubTicket.from_pretrained(shipped if shipped.is_dir() else place, **options)
+    return found

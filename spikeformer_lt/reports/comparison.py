@@ -417,12 +417,7 @@ def write_comparison_page(
     if len({run.splits.split_sha256 for run in runs}) > 1:
         notices.append("These runs have different splits: their accuracies do not compare.")
     reports = {name: run.report or {} for name, run in named.items()}
-    results = {name: found for name, report in reports.items()
-               if (found := outcome_of(report, named[name].path)) is not None}  # fmt: skip
-    split = {name: named[name].ticket.provenance["split_sha256"] for name in results}
-    first, *others = results or [""]
-    alike = [name for name in others if split[name] == split[first]]
-    against = differences({(n, first): [(results[n], results[first])] for n in alike})
+    ledger, against = side_by_side(reports, {name: run.path for name, run in named.items()})
     trained = {name: fact(report, *FACTS["epochs trained"]) for name, report in reports.items()}
     if told := ", ".join(unequal(trained)):
         notices.append(f"{UNEQUAL}: {told}.")
@@ -435,15 +430,31 @@ def write_comparison_page(
         pictures.append(plots.plot_energy(folder / "energy-bars.png", energies))
     masks = {name: run.ticket.mask for name, run in named.items()}
     drawn, differ = _plot_masks(folder / "masks.png", masks)
-    rows = [[name, *(fact(report, *how) for report in reports.values())]
-            for name, how in FACTS.items()]  # fmt: skip
-    rows.insert(1, [INTERVAL, *map(interval_of, reports.values())])
     return write_page(
         out / "report.html", "runs.html", [*pictures, *drawn],
         title=title, notices=notices, datasets=[run.splits.name for run in runs], differ=differ,
-        ledger=(["quantity", *named], rows), energy=energy_tables(energies), against=against,
+        ledger=ledger, energy=energy_tables(energies), against=against,
         differences=DIFFERENCES,
     )  # fmt: skip
+
+
+def side_by_side(
+    reports: Mapping[str, Mapping[str, Any]], folders: Mapping[str, Path]
+) -> tuple[Table, Table]:
+    """The ledgers of runs, and the test accuracy of those on the split of the first against it.
+
+    `reports` and `folders` are by the runs' names; a report is empty where there is none.
+    """
+    results = {name: found for name, report in reports.items()
+               if (found := outcome_of(report, folders[name])) is not None}  # fmt: skip
+    first, *others = results or [""]
+    split = {name: reports[name].get("split_sha256") for name in results}
+    alike = [name for name in others if split[name] == split[first]]
+    rows = [[name, *(fact(report, *how) for report in reports.values())]
+            for name, how in FACTS.items()]  # fmt: skip
+    rows.insert(1, [INTERVAL, *map(interval_of, reports.values())])
+    against = differences({(n, first): [(results[n], results[first])] for n in alike})
+    return (["quantity", *reports], rows), against
 
 
 def _names(runs: Sequence[FinishedRun]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from spikeformer_lt.config import to_dict
-from spikeformer_lt.disk import is_numbers, safe_name
-from spikeformer_lt.errors import DataError, name_of, shown
+from spikeformer_lt.disk import is_numbers, read_mapping, safe_name
+from spikeformer_lt.errors import ConfigError, DataError, name_of, shown
 from spikeformer_lt.images.loader import sample_loader
 from spikeformer_lt.images.splits import Splits
 from spikeformer_lt.reports import plots
@@ -33,6 +34,7 @@ from spikeformer_lt.training.evaluate import PREDICTIONS, Metrics, evaluate, rea
 from spikeformer_lt.training.experiment import Experiment
 from spikeformer_lt.training.options import Step
 from spikeformer_lt.training.ranks import digest
+from spikeformer_lt.training.run import read_report
 
 log = logging.getLogger(__name__)
 LEDGER_IMAGES = 256
@@ -81,6 +83,45 @@ def interval_of(report: Mapping[str, Any] | None) -> str:
     """95 % interval of a report's test accuracy, or a dash if it was not measured."""
     accuracy, count = (number_at(report, name) for name in ("test_accuracy", "test_count"))
     return "-" if accuracy is None or not count else accuracy_interval([accuracy], int(count)).ends
+
+
+def card(folder: Path, packed: int | None = None) -> list[tuple[str, str]]:
+    """What a finished run reached and cost, as pairs of a name and words.
+
+    `packed` is the size of its network as an export, in bytes.
+    """
+    report = read_report(folder / "report.json")
+    shares = {"all weights": "total", "ConvPEP weights": "conv_pep", "patches": "patch"}
+    keys = {what: f"sparsity.{key}{'_weight' * (key != 'patch')}" for what, key in shares.items()}
+    removed = [f"{fact(report, key, 100, '{:.1f}')} % of {what}" for what, key in keys.items()]
+    accuracy = [fact(report, *FACTS[f"test {name}"]) for name in ("accuracy (%)", "inputs")]
+    cost = f"{fact(report, 'sops', 1, '{:,.0f}')} per input"
+    dense = dense_beside(folder, report)
+    if dense is not None and (of_dense := number_at(read_report(dense), "sops")):
+        share = fact(report, "sops", 100 / of_dense, "{:.1f}")
+        cost += f", {share} % of the {of_dense:,.0f} of the dense run {dense.parent}"
+    numel = int(number_at(report, "params") or 0)
+    rows = [
+        ("test accuracy", "{} % of {}, 95 % interval ".format(*accuracy) + interval_of(report)),
+        ("removed", ", ".join(words for words in removed if words[0] != "-")),
+        ("parameters", f"{numel:,}, {4 * numel:,} bytes in float32"),
+        ("packed", "" if packed is None else f"{packed:,} bytes as an export"),
+        ("synaptic operations", cost),
+        ("no energy headline", str(report["energy_note"]) if report.get("dead_layers") else ""),
+    ]
+    return [row for row in rows if row[1]]
+
+
+def dense_beside(folder: Path, report: Mapping[str, Any]) -> Path | None:
+    """The report of a run beside this one, of its network and split, that removed nothing."""
+    model = read_mapping(folder / "config.json").get("model")
+    for path in sorted(folder.resolve().parent.glob("*/report.json")):
+        with contextlib.suppress(DataError, ConfigError):
+            other, known = read_report(path), read_mapping(path.with_name("config.json"))
+            same = (other["split_sha256"], known["model"]) == (report["split_sha256"], model)
+            if same and path.parent != folder.resolve() and not any(other["sparsity"].values()):
+                return path
+    return None
 
 
 def describe(

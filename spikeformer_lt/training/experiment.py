@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from datetime import timedelta
 from operator import attrgetter
@@ -62,6 +62,8 @@ from spikeformer_lt.training.trainer import Trainer
 log = logging.getLogger(__name__)
 FOLLOWING = ("rewind", "round_epochs", "stem_epochs", "patches.selector_epochs")
 """Lengths inside a search that follow its epochs where the user names those alone."""
+QUICK = 2
+"""Epochs that the longest length has under --quick."""
 ORIGIN = (
     *("search", "config", "search_seed", "early_time", "seed", "split_sha256", "model", "options"),
 )
@@ -149,7 +151,36 @@ def settle(cfg: Any, wanted: Wanted, fallback: str, small: dict[str, Any]) -> tu
         settled = _set(settled, path, value)
     for path, value in _following(settled, usual, given).items():
         settled, taken[path] = _set(settled, path, value), value
+    if cfg.run.quick:
+        lengths = {p: v for p, v in _lengths(settled) if p not in given and v}
+        settled = _shorter(settled, lengths, min(1, QUICK / max([*lengths.values(), QUICK])))
+        taken |= {path: _at(settled, path) for path in lengths}
     return settled, notice, ", ".join(f"{path}={value}" for path, value in taken.items())
+
+
+def _lengths(cfg: Any) -> Iterator[tuple[str, float]]:
+    """Every length in epochs of a configuration, by its dotted path."""
+    for path, value in flat_values(to_dict(cfg)):
+        name = path.rpartition(".")[2]
+        if name == "rewind":
+            yield path, Step.parse(value).epochs
+        elif name == "epochs" or (name.endswith("_epochs") and name != "of_epochs"):
+            yield path, value
+
+
+def _shorter(cfg: Any, lengths: Mapping[str, float], share: float, where: str = "") -> Any:
+    """The configuration with a share of these lengths, whole epochs and at least one."""
+    changed: dict[str, Any] = {}
+    for name in (field.name for field in fields(cfg)):
+        value, path = getattr(cfg, name), f"{where}{name}"
+        if is_dataclass(value):
+            changed[name] = _shorter(value, lengths, share, f"{path}.")
+        elif name == "rewind" and path in lengths:
+            step = Step.parse(value)
+            changed[name] = str(Step(int(share * step.epochs), max(1, step.extra)))
+        elif path in lengths:
+            changed[name] = type(value)(max(1, round(share * value)))
+    return replace(cfg, **changed)
 
 
 def _following(cfg: Any, usual: Any, given: Collection[str]) -> dict[str, Any]:
@@ -487,6 +518,7 @@ class Experiment:
             log.warning("NOTICE: %s", line)
         sizes = f"{len(data.train)} train, {len(data.val)} val, {len(data.test)} test"
         log.info("data %s: %s (split %s)", data.name, sizes, data.split_sha256[:12])
+        log.debug("options in force: %s", dict(flat_values(to_dict(cfg))))
         if self.taken:
             log.info("values for %s, where no option names another: %s", data.name, self.taken)
         millions = sum(p.numel() for p in model.parameters()) / 1e6

@@ -289,6 +289,9 @@ class RunConfig:
     """Fields that may differ from the run that is resumed."""
     dry_run: bool = False
     """Check options, data, network and memory, and make nothing; --dry-run for short."""
+    quick: bool = False
+    """Try it out; --quick for short: epochs that are not named shrink in proportion, to 2 at most,
+    and at least to 1."""
     extend: int = 0
     """Train the last phase of the finished run that is resumed on, for so many epochs beyond its
     own, at the learning rate that its schedule ended with."""

@@ -25,6 +25,7 @@ from typing import IO, Any
 
 import torch
 
+from spikeformer_lt import runtime
 from spikeformer_lt.bundle import sweep
 from spikeformer_lt.config import (
     changes,
@@ -525,6 +526,8 @@ class RunLog:
             console = logging.StreamHandler(sys.stderr)
             console.setFormatter(_Plain("%(message)s"))
             self._add(console)
+            console.setLevel(runtime.console_level)
+            self._logger.setLevel(min(self._logger.level, runtime.console_level))
 
     def close(self) -> None:
         """Leave the logger as it was."""

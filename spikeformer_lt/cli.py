@@ -162,7 +162,9 @@ def find(
             result = retrain(model, ticket, fit, epochs, optim)
             ticket = with_phase(ticket, result, start_step=start)
         if report:
-            write_report(experiment, model, ticket)
+            said, tracked = write_report(experiment, model, ticket), experiment.trainer.tracked
+            numbers = {k: v for k, v in flat_values(said) if type(v) in (int, float)}
+            experiment.accelerator.log(numbers if tracked else {})
     if report and card and experiment.trainer.main:
         show_card(experiment.run.path)
     return experiment.run.path
@@ -201,14 +203,15 @@ def _made(chosen: Choice, seed: int, batch: Any) -> Any:
 
 
 def open_finished(path: str, cfg: Any, *, report: bool = True, **changed: Any) -> Any:
-    """Open the folder of a run, a ticket or an export as a `reports.FinishedRun`.
+    """Open a run, a ticket or an export, or one that comes with us, as a `reports.FinishedRun`.
 
     `cfg` has an `EventDataConfig` as ``data``; `changed` are model arguments, unless None.
     """
-    from spikeformer_lt.export import read_ticket
+    from spikeformer_lt.export import read_ticket, shipped
     from spikeformer_lt.reports import open_run, open_ticket
     from spikeformer_lt.tickets import model_from_ticket
 
+    path = str(shipped(path) or path)
     how = (cfg.data, given_options(cfg), read_ticket, entry_options(cfg, cfg.data.name, given=True))
     changed = {name: value for name, value in changed.items() if value is not None}
     return (open_run if report else open_ticket)(path, model_from_ticket, *how, **changed)
@@ -544,7 +547,14 @@ def find_read(cfg: Any, groups: Mapping[str, Any], **how: Any) -> Path | None:
         first, *inside = [(name, getattr(now, name, None)) for name in groups]
         return (*first, inside[0]) if inside else first
 
-    return find(cfg, choose, small(*groups, epochs=8), **how)
+    values, fallback = small(*groups, epochs=8), "digits"
+    if cfg.data.name == "moving_digits":
+        fallback, own = (
+            cfg.data.name,
+            {k: v for k, v in EVENTS_SMALL.items() if k[:8] != "multisp."},
+        )
+        values = {**values, **own, "data.image_size": None}
+    return find(cfg, choose, values, fallback=fallback, **how)
 
 
 def groups_of(search: str, options: Sequence[str]) -> dict[str, Any]:

@@ -41,7 +41,8 @@ _HELP = (
     "as a file for --config; --quick shortens a training to try it out; --quiet shows warnings and "
     "results alone, --verbose what is done inside; --debug shows the traceback of an error."
 )
-DRY_RUN, QUICK, PRINT_CONFIG = "--dry-run", "--quick", "--print-config"
+DRY_RUN, PRINT_CONFIG = "--dry-run", "--print-config"
+SHORT = {DRY_RUN: "--run.dry-run", "--quick": "--run.quick", "--track": "--train.track"}
 LEVELS = {"--quiet": logging.WARNING, "--verbose": logging.DEBUG}
 _ASSIGNED = re.compile(r"[a-z]\w*(\.[A-Za-z][\w-]*)+=")  # group.field=value
 INT_LIMIT, TEXT_LIMIT = 2**63, 4096
@@ -316,19 +317,16 @@ def _refuse_unknown(argv: Sequence[str], options: dict[str, Any]) -> None:
 
 
 def _of_run(argv: Sequence[str], options: Mapping[str, Any]) -> list[str]:
-    """The options with ``--dry-run`` and ``--quick`` as those of a run, where it has them.
+    """The options with the short ones as those of a run, where it has them.
 
     ``--dry-run`` goes where there is none: such a program stops after its options.
     """
     found = []
     for token in argv:
-        name = token[2:].replace("-", "_")
-        if token not in (DRY_RUN, QUICK) or name in options:
-            found.append(token)
-        elif f"run.{name}" in options:
-            found.append(f"--run.{token[2:]}")
-        elif token == QUICK:  # an unknown option, where nothing is trained
-            found.append(token)
+        full = SHORT.get(token, token)
+        known = full[2:].replace("-", "_") in options and token[2:].replace("-", "_") not in options
+        if known or token != DRY_RUN or "dry_run" in options:
+            found.append(full if known else token)
     return found
 
 

@@ -62,6 +62,8 @@ from spikeformer_lt.training.trainer import Trainer
 log = logging.getLogger(__name__)
 FOLLOWING = ("rewind", "round_epochs", "stem_epochs", "patches.selector_epochs")
 """Lengths inside a search that follow its epochs where the user names those alone."""
+WARM = {"train.optim.warmup_epochs", "train.optim.cooldown_epochs"}
+OF_EPOCHS = "train.optim.of_epochs"
 QUICK = 2
 """Epochs that the longest length has under --quick."""
 ORIGIN = (
@@ -153,7 +155,11 @@ def settle(cfg: Any, wanted: Wanted, fallback: str, small: dict[str, Any]) -> tu
         settled, taken[path] = _set(settled, path, value), value
     if cfg.run.quick:
         lengths = {p: v for p, v in _lengths(settled) if p not in given and v}
-        settled = _shorter(settled, lengths, min(1, QUICK / max([*lengths.values(), QUICK])))
+        longest = max([*lengths.values(), QUICK])
+        settled = _shorter(settled, lengths, QUICK / longest)
+        if settled.train.optim.of_epochs == 0 and not WARM & set(given):
+            lengths[OF_EPOCHS] = longest
+            settled = _set(settled, OF_EPOCHS, int(longest))
         taken |= {path: _at(settled, path) for path in lengths}
     return settled, notice, ", ".join(f"{path}={value}" for path, value in taken.items())
 
@@ -164,7 +170,7 @@ def _lengths(cfg: Any) -> Iterator[tuple[str, float]]:
         name = path.rpartition(".")[2]
         if name == "rewind":
             yield path, Step.parse(value).epochs
-        elif name == "epochs" or (name.endswith("_epochs") and name != "of_epochs"):
+        elif name == "epochs" or (name.endswith("_epochs") and not path.startswith("train.")):
             yield path, value
 
 
@@ -198,9 +204,8 @@ def _following(cfg: Any, usual: Any, given: Collection[str]) -> dict[str, Any]:
             epochs = max(1, round(scale * step.epochs)) if step.epochs else 0
             rewound = str(Step(min(epochs, own.epochs - 1), step.extra))
             found[f"{group}.{name}"] = rewound if name == "rewind" else epochs
-    named = {"train.optim.warmup_epochs", "train.optim.cooldown_epochs"} & set(given)
-    if named and "train.optim.of_epochs" not in given and cfg.train.optim.of_epochs:
-        found["train.optim.of_epochs"] = 0
+    if WARM & set(given) and OF_EPOCHS not in given and cfg.train.optim.of_epochs:
+        found[OF_EPOCHS] = 0
     return {path: v for path, v in found.items() if v != attrgetter(path)(cfg)}
 
 
@@ -337,6 +342,8 @@ class Experiment:
     ) -> None:
         self.stop.__exit__()
         torch.set_num_threads(self._threads)
+        for tracker in getattr(self.accelerator, "trackers", ()):
+            tracker.finish()
         if self in _OPEN:
             _OPEN.remove(self)
         if hasattr(self, "run"):

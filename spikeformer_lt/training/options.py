@@ -304,6 +304,7 @@ class RunConfig:
 FREE = (
     *("data.root", "data.download", "data.cache", "data.split_file"),
     *("train.workers", "train.threads", "train.cpu", "train.timeout_s", "train.tensorboard"),
+    "train.track",
     *("train.checkpoint_steps", "train.eval_batch_size", "train.recompute", "train.nonfinite"),
     "train.skip_limit",
 )
@@ -381,7 +382,10 @@ class TrainConfig:
     distill_temperature: float = 2.0
     """Softmax temperature of the distillation term."""
     tensorboard: bool = False
-    """Also write TensorBoard scalars into the run directory."""
+    """The same as track tensorboard."""
+    track: tuple[str, ...] = ()
+    """Trackers of accelerate that get every epoch's row and the report's numbers, such as
+    tensorboard (into track/ of the run directory) or wandb; --track for short."""
     cpu: bool = False
     """Stay on the CPU even where a GPU is present."""
     threads: int = 0

@@ -412,6 +412,8 @@ def _next(before: Sequence[str]) -> set[str]:
     if first in AS_RECIPE or (first == "run" and rest):
         name = AS_RECIPE.get(first) or rest[0].replace("-", "_")
         return _options_of_recipe(name) if name in _recipes() else set()
+    if first in OPTIONS and rest:
+        return _flags(option_names(OPTIONS[first]))
     words: dict[str, Iterable[str]] = {
         "find": search_names(), "run": _recipes(), "cp": _recipes(), "ls": KINDS,
         "completion": ("bash", "zsh"), "events": ("check",),
@@ -437,6 +439,7 @@ def _flags(names: Iterable[str]) -> set[str]:
     return {f"--{name.replace('_', '-')}" for name in own | always | quick}
 
 
+OPTIONS: dict[str, type] = {"predict": Predict, "bench": Bench, "push": Push, "watch": Watch}
 Command = Callable[[Sequence[str], str], None]
 COMMANDS: dict[str, tuple[Command, str]] = {
     "run": (run, "RECIPE|FILE.py"), "find": (find, "SEARCH"), "predict": (predict, "DIR FILE ..."),

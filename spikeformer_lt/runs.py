@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from spikeformer_lt.ticket import Ticket
 
 WORDS = {
-    "data.name": "data", "model.name": "model", "model.T": "T", "run.out": "out",
-    "run.resume": "resume", "train.seed": "seed", "run.quick": "quick", "sparsity": "sparsity",
+    "data.name": "data", "model.T": "T", "sparsity": "sparsity", "epochs": "epochs",
+    "train.seed": "seed", "run.out": "out", "run.resume": "resume", "run.quick": "quick",
 }  # fmt: skip
-"""Option -> argument of `find` and `train`; the others go into their ``options``."""
+"""Option -> argument of `find` and `train`, in their order; others go into their ``options``."""
 
 
 def find(
@@ -74,10 +74,8 @@ def find(
     """
     from spikeformer_lt.ticket import Ticket, start_folder
 
-    named = {"data.name": data, "model.T": T, "sparsity": sparsity, "train.seed": seed}
-    named |= {"run.out": str(out), "run.resume": resume, "run.quick": quick or None}
-    folder = _searched(search, model, named, epochs, options or {}, report=False)
-    return Ticket.load(start_folder(folder))
+    named = (data, T, sparsity, epochs, seed, out, resume, quick)
+    return Ticket.load(start_folder(_searched(search, model, named, options or {}, report=False)))
 
 
 def train(
@@ -99,43 +97,37 @@ def train(
     Args and errors are those of `find`, and: `search` "dense" removes nothing; `epochs` also are
     those of the tested network; a network given as `model` ends trained.
     """
-    dense = search == "dense"
-    if dense:
+    if search == "dense":
         check(not sparsity, "sparsity", sparsity, "None for a dense network; name a search")
         search, sparsity = "random", 0.0
-    named = {"data.name": data, "model.T": T, "sparsity": sparsity, "train.seed": seed}
-    named |= {"run.out": str(out), "run.resume": resume, "run.quick": quick or None}
-    named |= {"epochs": epochs}
-    folder = _searched(search, model, named, epochs, options or {}, report=True)
+    named = (data, T, sparsity, epochs, seed, out, resume, quick)
+    folder = _searched(search, model, named, options or {}, report=True)
     return Run(folder, None if isinstance(model, str) else model)
 
 
 def _searched(
-    search: str,
-    model: str | nn.Module,
-    named: Mapping[str, Any],
-    epochs: int | None,
-    options: Mapping[str, Any],
+    search: str, model: str | nn.Module, named: tuple[Any, ...], options: Mapping[str, Any],
     report: bool,
-) -> Path:
+) -> Path:  # fmt: skip
     """Run a search with the options of the command line; return its run directory."""
     network = None if isinstance(model, str) else model
     name = model if isinstance(model, str) else f"module:{model._get_name()}"
-    given = {**named, "model.name": name}
+    given = {"model.name": name, **dict(zip(WORDS, map(_plain, named), strict=True))}
+    epochs = given.pop("epochs")
     known = list(groups_of(search.replace("-", "_"), ()).items()) if epochs else []
     for group, config in known[-1:]:
         inside = ".imp" * hasattr(config, "imp")
-        if hasattr(getattr(config, "imp", config), "epochs"):
-            given[f"{group}{inside}.epochs"] = epochs
-        else:
-            check(report, "epochs", epochs, f"None: {search} trains nothing")
+        own = hasattr(getattr(config, "imp", config), "epochs")
+        check(own or report, "epochs", epochs, f"None: {search} trains nothing")
+        given |= {f"{group}{inside}.epochs": epochs} if own else {}
+        given |= {"epochs": epochs} if report else {}
+    twice = [n for n in options if given.get(n) not in (None, "") and given[n] != options[n]]
+    check(not twice, "options", twice[:1], "without what is an argument, too")
     tokens = [search]
     for option, value in {**given, **options}.items():
-        if option in options and option in WORDS and named.get(option) not in (None, "", value):
-            raise ConfigError(f'{WORDS[option]} is given twice, in options["{option}"], too')
         if isinstance(value, bool):
-            group, dot, own = option.rpartition(".")
-            tokens.append(f"--{option}" if value else f"--{group}{dot}no-{own}")
+            group, dot, own_name = option.rpartition(".")
+            tokens.append(f"--{option}" if value else f"--{group}{dot}no-{own_name}")
         elif value not in (None, "") or option in options:
             values = value if isinstance(value, list | tuple) else [value]
             tokens += [f"--{option}", *map(str, values)]
@@ -145,6 +137,10 @@ def _searched(
         folder = find_read(cfg, groups, network=network, report=report, card=False)
     assert folder is not None
     return folder
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else None if value is False else value
 
 
 @contextlib.contextmanager
@@ -163,7 +159,8 @@ def _in_python() -> Iterator[None]:
 
 def _argument(option: str) -> str:
     name = option.replace("-", "_")
-    return WORDS.get(name, name if "." not in name else f'options["{name}"]')
+    words = {**WORDS, "model.name": "model"}
+    return words.get(name, name if "." not in name else f'options["{name}"]')
 
 
 class Run:

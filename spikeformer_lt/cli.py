@@ -6,12 +6,16 @@ recipe with its defaults. Nothing here imports torch before the options are read
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import glob
+import io
 import itertools
 import json
 import logging
+import runpy
 import shlex
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -21,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from spikeformer_lt import runtime
 from spikeformer_lt.bundle import outputs as outputs  # recipes take it from here
 from spikeformer_lt.config import (
+    PRINT_CONFIG,
     adapted,
     check,
     check_fields,
@@ -412,12 +417,29 @@ def compare(
 
     logging.basicConfig(level=runtime.console_level, format="%(message)s")
     jobs = jobs_of(cfg, rows, joints, published)
+    for job in {job.variant: job for job in jobs}.values():
+        _refuse_options(job)
     if cfg.dry_run:
         print("\n".join(shlex.join(job.command) for job in jobs))
         return
     with outputs(cfg.out, cfg.overwrite, *WRITTEN):
         run_jobs(jobs, at_once=cfg.jobs)
         print(write_comparison(Path(cfg.out), jobs, title, **more))
+
+
+def _refuse_options(job: Job) -> None:
+    """Refuse now what the recipe of a run would refuse of its options when its turn comes."""
+    argv, said = sys.argv, io.StringIO()
+    sys.argv = [*job.command, PRINT_CONFIG]
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
+            runpy.run_path(job.command[0], run_name="__main__")
+    except SystemExit as stop:
+        if stop.code:
+            text = said.getvalue().strip().removeprefix("error: ")
+            raise ConfigError(f"{job.variant}: {text}") from None
+    finally:
+        sys.argv = argv
 
 
 def jobs_of(

@@ -325,12 +325,26 @@ def _survivors(
         free = stays & ~torch.cat([flags.to(scores.device) for flags in safe])
     places = _places(free)
     if target - gone > len(places):
-        raise MaskError(
-            f"sparsity={sparsity} with floor={floor} is impossible for {whose}: at most "
-            f"{(gone + len(places)) / total:.6g} can be removed; lower one of the two"
-        )
+        raise _impossible(sparsity, floor, whose, (gone + len(places)) / total)
     stays[places] = keep_largest(scores[places], len(places) - (target - gone))
     return stays
+
+
+def check_floor(sizes: Mapping[str, int], sparsity: float, scope: str, floor: float) -> None:
+    """Refuse, from the layers' sizes alone, a floor that leaves too little to remove."""
+    for group in [list(sizes)] if scope == "global" else [[name] for name in sizes]:
+        total = sum(sizes[name] for name in group)
+        free = total - sum(math.ceil(floor * sizes[name] - 1e-9) for name in group)
+        if round(sparsity * total) > free:
+            whose = "all layers" if scope == "global" else f"layer {shown(group[0])}"
+            raise _impossible(sparsity, floor, whose, free / total)
+
+
+def _impossible(sparsity: float, floor: float, whose: str, most: float) -> MaskError:
+    return MaskError(
+        f"sparsity={sparsity} with floor={floor} is impossible for {whose}: at most {most:.6g} can "
+        "be removed; lower one of the two"
+    )
 
 
 def _best(layer: Tensor, alive: Tensor, floor: float) -> Tensor:

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -39,7 +40,7 @@ PACKAGES = (
 _LIBGOMP = "libgomp.so.1.0.0"  # the name by which numba asks for it
 _TRIM, _MMAP = -1, -3  # glibc's M_TRIM_THRESHOLD and M_MMAP_THRESHOLD
 # Same numbers on another commit or under another command are what a resume is for.
-_MAY_CHANGE = ("command", "git_commit", "git_clean", "cpu_count")
+_MAY_CHANGE = ("command", "git_commit", "git_clean", "cpu_count", "date")
 
 
 def share_openmp() -> str:
@@ -144,6 +145,7 @@ def describe_environment(seed: int | None = None, world_size: int = 1) -> dict[s
         "git_commit": commit,
         "git_clean": clean,
         "command": shlex.join(sys.argv),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 

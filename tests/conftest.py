@@ -61,6 +61,15 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         shutil.rmtree(home, ignore_errors=True)
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Leave out what needs a GPU where there is none."""
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("torch sees no CUDA device")
+
+
 @pytest.fixture(autouse=True)
 def _repeatable() -> Iterator[None]:
     """Seed the global generators, and give back what a test may have set for all of torch."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import statistics
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,15 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from spikeformer_lt.disk import read_record, write_atomic
 from spikeformer_lt.errors import CheckpointError, DataError, MaskError, TicketError, name_of
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.reports import plots
-from spikeformer_lt.reports.energy import energy_tables, measure_energy, write_energy
+from spikeformer_lt.reports.energy import (
+    HOROWITZ,
+    energy_tables,
+    measure_energy,
+    microjoules,
+    write_energy,
+)
 from spikeformer_lt.reports.finished import FinishedRun
 from spikeformer_lt.reports.page import Table, markdown_table, write_csv, write_page
-from spikeformer_lt.reports.run_page import FACTS, fact, interval_of, notices_of, number_at
+from spikeformer_lt.reports.run_page import FACTS, fact, interval_of, made_by, notices_of, number_at
 from spikeformer_lt.reports.statistics import (
     Interval,
     Outcome,
@@ -53,6 +61,8 @@ COLUMNS = {
     "MACs, papers' count (M)": ("macs_dense", 1e-6, 2),
     "MACs of real inputs (M)": ("macs_nonspiking", 1e-6, 3),
     "SOPs (M)": ("sops", 1e-6, 3),
+    "energy (uJ)": ("energy_pj", 1e-6, 3),
+    "weights (kB)": ("weight_bytes", 1e-3, 2),
     "firing rate": ("mean_firing_rate", 1.0, 3),
 }
 """Column -> key of report.json, factor and digits."""
@@ -151,6 +161,30 @@ def _rows_against(rows: Sequence[Row]) -> Table:
                 pairs = [(ours[seed], theirs[seed]) for seed in ours if seed in theirs]
                 sides[variant, other] = pairs
     return differences(sides)
+
+
+def _with_differences(table: Table, against: Table, other: str) -> Table:
+    """A table of accuracies with each row's difference to `other` behind its interval."""
+    known = {row[0]: [row[3], row[4], row[7]] for row in against[1] if row[1] == other}
+    if not known:
+        return table
+    at = table[0].index(INTERVAL) + 1
+    header = [*table[0][:at], f"points to {other}", "their interval", "verdict", *table[0][at:]]
+    return header, [[*row[:at], *known.get(row[0], ["-"] * 3), *row[at:]] for row in table[1]]
+
+
+def _conclusion(results: Mapping[str, Interval], against: Table) -> str:
+    """One sentence: the most accurate variant, and which differences are told apart."""
+    if not results:
+        return "No run has finished."
+    best = max(results, key=lambda name: results[name].value)
+    text = f"{best} is the most accurate, {results[best].value:.2f} % {results[best].ends}"
+    told = [f"{row[0]} is {row[3].lstrip('+-')} points {row[7]} than {row[1]}"
+            for row in against[1] if row[7] in ("higher", "lower")]  # fmt: skip
+    if against[1]:
+        text += f"; of the differences below {len(told) or 'none'} can be told apart"
+    more = [f"and {len(told) - 3} more"] if len(told) > 3 else []
+    return text + (f": {'; '.join([*told[:3], *more])}." if told else ".")
 
 
 def _is_control(control: str, variant: str) -> bool:
@@ -282,17 +316,22 @@ def write_comparison(
     write_csv(folder / "runs.csv", ["variant", "seed", ACCURACY], single)
     write_confusions(folder, rows)
     dense = [v for r in rows if r.variant == "dense" for v in r.values(ACCURACY).values()]
-    curves = {_plot_curves(folder / f"curve-{name.replace(' ', '-')}.png", series, dense, name):
-              f"Test accuracy against the fraction of {name} that is removed: mean and standard "
-              "deviation over seeds, each run a dot, controls dotted."
-              for name, series in series_of(rows, level).items()}  # fmt: skip
+    count = rows[0].reports[0].get("test_count") if rows else None
+    curves = {path: f"Test accuracy against the {name} that are left or removed: mean and standard "
+              "deviation over seeds, controls dotted."
+              for name, series in series_of(rows, level).items()
+              if (path := _plot_curves(folder / f"curve-{name.replace(' ', '-')}.png", series,
+                                       dense, name, count))}  # fmt: skip
     masks, differ = _plot_masks(folder / "masks.png", _first_masks(rows))
     at_t = accuracy_at_t({row.variant: row.reports for row in rows})
-    steps = [plots.plot_anytime(folder / "anytime.png", at_t)] if at_t else []
+    steps = plots.plot_anytime(folder / "anytime.png", at_t, count)
     write_page(
-        folder / "report.html", "variants.html", [*curves, *steps, *masks],
-        title=title, notices=notes, table=(header, cells), differ=differ, against=against,
-        differences=DIFFERENCES, columns_say=COLUMNS_SAY,
+        folder / "report.html", "variants.html", [*curves, *filter(None, [steps]), *masks],
+        title=title, notices=notes, differ=differ, against=against, columns_say=COLUMNS_SAY,
+        table=_with_differences((header, cells), against, "dense"), differences=DIFFERENCES,
+        conclusion=_conclusion({row.variant: row.interval() for row in rows}, against),
+        made=made_by({report["folder"]: report for row in rows for report in row.reports}),
+        count=count,
         datasets=[report.get("dataset") for row in rows for report in row.reports],
         curves={path.name: said for path, said in curves.items()},
     )  # fmt: skip
@@ -384,12 +423,13 @@ def _first_masks(rows: Iterable[Row]) -> dict[str, Mask]:
     return masks
 
 
-def _plot_curves(path: Path, series: Curves, dense: Sequence[float], name: str) -> Path:
+def _plot_curves(
+    path: Path, series: Curves, dense: Sequence[float], name: str, count: int | None
+) -> Path | None:
     """Draw accuracy against the removed fraction of `name`."""
     labels = {"x_label": f"{name} removed (fraction)", "y_label": "test accuracy (%)"}
-    return plots.plot_curves(
-        path, series, **labels, reference=statistics.fmean(dense) if dense else None
-    )
+    mean = statistics.fmean(dense) if dense else None
+    return plots.plot_curves(path, series, **labels, reference=mean, count=count)
 
 
 def _plot_masks(path: Path, masks: Mapping[str, Mask]) -> tuple[list[Path], str]:
@@ -412,49 +452,86 @@ def write_comparison_page(
     energies = {name: measure_energy(run.model, run.batches("test", images), run.model.T)
                 for name, run in named.items()}  # fmt: skip
     write_energy(out / "energy", energies)
+    clock = _milliseconds(named)
     notices = [words for name, run in named.items()
                for words in notices_of(name, run, energies[name])]  # fmt: skip
     if len({run.splits.split_sha256 for run in runs}) > 1:
         notices.append("These runs have different splits: their accuracies do not compare.")
     reports = {name: run.report or {} for name, run in named.items()}
-    ledger, against = side_by_side(reports, {name: run.path for name, run in named.items()})
+    results = {name: found for name, report in reports.items()
+               if (found := outcome_of(report, named[name].path)) is not None}  # fmt: skip
+    split = {name: named[name].ticket.provenance["split_sha256"] for name in results}
+    # A dense run is what the others are compared with, else the first.
+    pruned = {name: any((reports[name].get("sparsity") or {}).values()) for name in results}
+    first, *others = sorted(pruned, key=pruned.__getitem__) or [""]
+    alike = [name for name in others if split[name] == split[first]]
+    against = differences({(n, first): [(results[n], results[first])] for n in alike})
     trained = {name: fact(report, *FACTS["epochs trained"]) for name, report in reports.items()}
     if told := ", ".join(unequal(trained)):
         notices.append(f"{UNEQUAL}: {told}.")
     at_t = accuracy_at_t({name: [report] for name, report in reports.items()})
-    pictures = [plots.plot_anytime(folder / "anytime.png", at_t)] if at_t else []
     curves, dense = by_search(runs)
-    if curves:
-        pictures.append(_plot_curves(folder / "curves.png", curves, dense, "all weights"))
+    count = min((outcome.count for outcome in results.values()), default=None)
+    steps = plots.plot_anytime(folder / "anytime.png", at_t, count)
+    pictures = [steps, _plot_curves(folder / "curves.png", curves, dense, "all weights", count)]
     if not all(energy.dead for energy in energies.values()):
         pictures.append(plots.plot_energy(folder / "energy-bars.png", energies))
     masks = {name: run.ticket.mask for name, run in named.items()}
     drawn, differ = _plot_masks(folder / "masks.png", masks)
+    (accuracy, known), *rest = FACTS.items()
+    header = [
+        "run",
+        accuracy,
+        INTERVAL,
+        *(name for name, _ in rest),
+        "weights (bytes)",
+        "energy (uJ)",
+        "ms per input",
+    ]
+    rows = [[name, fact(report, *known), interval_of(report),
+             *(fact(report, *how) for _, how in rest),
+             f"{energies[name].total('weight_bits') / 8:.0f}",
+             microjoules(energies[name].headline_pj(HOROWITZ)), f"{clock[name]:.3f}"]
+            for name, report in reports.items()]  # fmt: skip
+    table = _with_differences((header, rows), against, first)
     return write_page(
-        out / "report.html", "runs.html", [*pictures, *drawn],
+        out / "report.html", "runs.html", [*filter(None, pictures), *drawn],
         title=title, notices=notices, datasets=[run.splits.name for run in runs], differ=differ,
-        ledger=ledger, energy=energy_tables(energies), against=against,
-        differences=DIFFERENCES,
+        ledger=table, energy=energy_tables(energies), against=against, differences=DIFFERENCES,
+        made=made_by({run.path: run.report or {} for run in runs}), count=count,
+        conclusion=_conclusion({n: accuracy_interval([x.accuracy], x.count)
+                                for n, x in results.items()}, against),
     )  # fmt: skip
+
+
+def _milliseconds(runs: Mapping[str, FinishedRun], rounds: int = 5) -> dict[str, float]:
+    """Time of one of up to 32 inputs of a batch, as opened here: median of interleaved rounds."""
+    inputs = {name: run.batches("test", 32)[0] for name, run in runs.items()}
+    spent: dict[str, list[float]] = {name: [] for name in runs}
+    with torch.inference_mode():
+        for name, x in [*inputs.items()] * (1 + rounds):  # the first round warms up
+            start = time.perf_counter()
+            runs[name].model(x)
+            spent[name].append(1e3 * (time.perf_counter() - start) / len(x))
+    return {name: statistics.median(every[1:]) for name, every in spent.items()}
 
 
 def side_by_side(
     reports: Mapping[str, Mapping[str, Any]], folders: Mapping[str, Path]
 ) -> tuple[Table, Table]:
-    """The ledgers of runs, and the test accuracy of those on the split of the first against it.
+    """The ledgers of runs by name, and the test accuracy of those on the first's split against it.
 
-    `reports` and `folders` are by the runs' names; a report is empty where there is none.
+    What runs are compared with is the first of them.
     """
-    results = {name: found for name, report in reports.items()
-               if (found := outcome_of(report, folders[name])) is not None}  # fmt: skip
-    first, *others = results or [""]
-    split = {name: reports[name].get("split_sha256") for name in results}
-    alike = [name for name in others if split[name] == split[first]]
+    known = {name: outcome_of(report, folders[name]) for name, report in reports.items()}
+    first, *others = [(name, one) for name, one in known.items() if one is not None]
+    split = {name: report.get("split_sha256") for name, report in reports.items()}
+    alike = [pair for pair in others if split[pair[0]] == split[first[0]]]
     rows = [[name, *(fact(report, *how) for report in reports.values())]
             for name, how in FACTS.items()]  # fmt: skip
     rows.insert(1, [INTERVAL, *map(interval_of, reports.values())])
-    against = differences({(n, first): [(results[n], results[first])] for n in alike})
-    return (["quantity", *reports], rows), against
+    against = {(name, first[0]): [(one, first[1])] for name, one in alike}
+    return (["quantity", *reports], rows), differences(against)
 
 
 def _names(runs: Sequence[FinishedRun]) -> list[str]:

@@ -218,11 +218,12 @@ def headline_table(networks: Mapping[str, Energy]) -> Table:
     for name, energy in networks.items():
         pairs = [(energy.headline_pj(c), energy.formula_pj(c)) for c in COSTS.values()]
         values = [None if energy.dead else value for pair in pairs for value in pair]
-        rows.append([name, *map(_microjoules, values)])
+        rows.append([name, *map(microjoules, values)])
     return header, rows
 
 
-def _microjoules(pj: float | None) -> str:
+def microjoules(pj: float | None) -> str:
+    """An energy in uJ as text; None is one that is refused."""
     return "refused (dead)" if pj is None else f"{pj / 1e6:.4f}"
 
 
@@ -242,7 +243,7 @@ def sensitivity_table(networks: Mapping[str, Energy]) -> Table:
         row = [costs.name, f"{costs.mac_pj:g}", f"{costs.ac_pj:g}"]
         base, values = found[first], [found[name] for name in others]
         ratios = ["-" if v is None or not base else f"{v / base:.3f}" for v in values]
-        rows.append([*row, *map(_microjoules, found.values()), *ratios])
+        rows.append([*row, *map(microjoules, found.values()), *ratios])
     return header, rows
 
 
@@ -254,7 +255,7 @@ def memory_table(networks: Mapping[str, Energy]) -> Table:
     for name, energy in networks.items():
         counts = [energy.total("weight_bits") / 8, energy.total("input_bits") / 8]
         row = [name, *(f"{v:,.0f}" for v in (*counts, energy.total("bias_acs")))]
-        rows.append([*row, *map(_microjoules, energy.memory_pj().values())])
+        rows.append([*row, *map(microjoules, energy.memory_pj().values())])
     return header, rows
 
 

@@ -304,6 +304,7 @@ def build_ledger(model: Any, batches: Sequence[Tensor]) -> dict[str, Any]:
         },
         "conv_pep_bits_per_weight": _bits(stem) if stem else None,
         "bits_per_weight": _bits(every),
+        "weight_bytes": sum(layer.bits for layer in every) / 8,
         "binary_layers": [name for name, weights in counted.weights.items() if weights.binary],
         "params": sum(p.numel() for p in model.parameters()),
         "nonzero_params": sum(int(value.count_nonzero()) for value in values),

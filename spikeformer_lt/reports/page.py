@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import csv
+import hashlib
 import io
+import math
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
@@ -40,17 +43,24 @@ def write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]
     write_atomic(path, text.getvalue().encode())
 
 
+TEMPLATES = Path(__file__).with_name("templates")
 TYPES = {".png": "image/png", ".gif": "image/gif"}
 
 
 def write_page(path: Path, template: str, pictures: Iterable[Path] = (), **content: Any) -> Path:
-    """Write a self-contained HTML page, atomically: pictures inside it, no script, no server.
+    """Write a self-contained HTML page, atomically: pictures and script inside it, no server.
 
-    `template`, a file of ``templates/``, escapes every value of `content` (``title`` and others)
-    and may show `pictures`, PNG and GIF, by name. DataError if one is of another kind or unread.
+    `template`, a file of ``templates/``, escapes every value of `content` (``title`` and others).
+    It shows `pictures`, PNG and GIF, by name, or draws the CSV file beside one as a chart. The
+    page forbids the browser to load anything and to run another script than its own. DataError if
+    a picture is of another kind or unread.
     """
     files = {picture.name: picture for picture in pictures}
+    style, script = ((TEMPLATES / name).read_text("utf-8") for name in ("page.css", "page.js"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     content |= {"sections": [], "drawn": files, "picture": lambda name: _embedded(files[name])}
+    content |= {"numbers": lambda name: _numbers(files[name].with_suffix(".csv"))}
+    content |= {"style": style, "script": script, "script_sha256": digest}
     page = _templates().get_template(template).render(**content)
     write_atomic(path, page.encode(), DataError)
     return path
@@ -67,11 +77,26 @@ def _embedded(path: Path) -> str:
         raise DataError(f"{shown(str(path))} cannot be read: {fault.strerror}") from None
 
 
+def _numbers(path: Path) -> tuple[list[str], list[list[float | str]]]:
+    """Header and rows of the CSV file beside a picture; none without the file."""
+    if not path.is_file():
+        return [], []
+    with path.open(newline="", encoding="utf-8") as file:
+        header, *rows = csv.reader(file)
+    return header, [[_number(cell) for cell in row] for row in rows]
+
+
+def _number(cell: str) -> float | str:
+    with contextlib.suppress(ValueError):
+        return value if math.isfinite(value := float(cell)) else ""
+    return cell
+
+
 @cache
 def _templates() -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     return Environment(
-        loader=FileSystemLoader(Path(__file__).with_name("templates")),
+        loader=FileSystemLoader(TEMPLATES),
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip

@@ -28,6 +28,7 @@ ON, OFF = (0.90, 0.62, 0.0), (0.0, 0.45, 0.70)
 """Orange and blue of the same palette: brighter and darker events."""
 PLUS, ZERO, MINUS = "#D55E00", "#F2F2F2", "#0072B2"
 CONTROL = "random"  # prefix of the names of controls: their curves are dotted
+MUCH = 0.9  # fraction removed from which a curve's axis is what is kept, on a log scale
 FADED, GIF_MS = 0.18, 120
 NEURONS = 200  # neurons of a layer that a raster shows, evenly chosen
 KERNELS = 16  # largest number of filters, and of channels, in a mosaic
@@ -97,6 +98,14 @@ def _epochs(axes: Any) -> None:
     axes.set_xlabel("epoch (all phases)")
 
 
+def _least_span(axes: Any, count: int | None = None) -> None:
+    """Widen an axis of accuracies, %: one of `count` test samples is at most a twentieth of it."""
+    low, high = axes.get_ylim()
+    short = min(100.0, max(2.0, 2000 / count if count else 5.0)) - (high - low)
+    if short > 0:
+        axes.set_ylim(low - short / 2, high + short / 2)
+
+
 def _legend(made: Any, place: str = "right upper", **how: Any) -> None:
     made.legend(loc=f"outside {place}", frameon=False, fontsize=8, **how)
 
@@ -136,29 +145,43 @@ def _changes(table: Sequence[Mapping[str, str]]) -> list[int]:
 
 def plot_curves(
     path: Path, series: Mapping[str, Points], *, x_label: str, y_label: str,
-    reference: float | None = None,
-) -> Path:  # fmt: skip
+    reference: float | None = None, count: int | None = None,
+) -> Path | None:  # fmt: skip
     """Mean and standard deviation of several series, controls dotted; every run is a faint dot.
 
-    Series are points ``(x, one value a run)``; `reference`, the dense mean, is a dashed line.
+    Series are points ``(x, one value a run)``; `reference`, the dense mean, is a dashed line. If x,
+    a fraction removed, reaches 0.9, the axis is what is kept, on a log scale. None if no series has
+    two points. `count` is the number of test samples.
     """
+    if max(map(len, series.values()), default=0) < 2:
+        return None
     made, axes = figure(7.4, 4.2)
+    kept = max(x for points in series.values() for x, _ in points) >= MUCH
     rows: list[list[object]] = []
     for at, (name, points) in enumerate(series.items()):
         means = [statistics.fmean(values) for _, values in points]
         spread = [statistics.stdev(v) if len(v) > 1 else math.nan for _, v in points]
         axes.errorbar(
-            [x for x, _ in points], means, yerr=spread, label=name, **style(at),
+            [100 * (1 - x) if kept else x for x, _ in points], means, yerr=spread, label=name,
             markersize=5, capsize=3, linestyle=":" if name.startswith(CONTROL) else "-",
+            **style(at),
         )  # fmt: skip
-        each = [(x, value) for x, values in points for value in values]
+        each = [(100 * (1 - x) if kept else x, value) for x, values in points for value in values]
         axes.scatter(*zip(*each, strict=True), **style(at), s=9, alpha=0.4)
         rows += [[name, x, mean, 0.0 if math.isnan(sd) else sd, len(values)]
                  for (x, values), mean, sd in zip(points, means, spread, strict=True)]  # fmt: skip
     if reference is not None:
         axes.axhline(reference, color="#555555", linestyle="--", label="dense")
         rows.append(["dense", "", reference, "", ""])
+    if kept:
+        x_label = x_label.replace("removed (fraction)", "kept (%), log scale")
+        axes.set_xscale("log")
+        axes.invert_xaxis()
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("{x:g}")
+        axes.tick_params(axis="x", which="minor", labelsize=7)
     axes.set(xlabel=x_label, ylabel=y_label)
+    _least_span(axes, count)
     _legend(made)
     return _save(made, path, ["series", "x", "mean", "sd", "runs"], rows)
 
@@ -166,7 +189,7 @@ def plot_curves(
 def plot_training(summary: Path, folder: Path) -> Path | None:
     """Loss and accuracy of every phase over epochs, from a run's summary.csv, and a CSV of both."""
     table = _read(summary)
-    if not table:
+    if len(table) < 2:
         return None
     made, upper = figure(7.0, 6.0, rows=2)
     lower, changes = made.axes[1], _changes(table)
@@ -182,6 +205,7 @@ def plot_training(summary: Path, folder: Path) -> Path | None:
     for at in [0, *changes] if changes else []:
         upper.annotate(table[at]["phase"], (at + 0.5, 1.0), (2, 2), fontsize=8,
                        xycoords=("data", "axes fraction"), textcoords="offset points")  # fmt: skip
+    _least_span(upper)
     lower.set_ylim(bottom=0)
     _epochs(lower)
     _legend(made, "upper right", handles=upper.get_lines()[:2], ncols=2)
@@ -190,12 +214,12 @@ def plot_training(summary: Path, folder: Path) -> Path | None:
 
 
 def plot_epoch_rates(path: Path, summary: Path) -> Path | None:
-    """Mean firing rate and recorded sparsities over the epochs of a run; None without any."""
+    """Mean firing rate and recorded sparsities over the epochs of a run; None without two."""
     wanted = {"firing_rate": "firing rate", "weight_sparsity": "masked weights removed",
               "patch_sparsity": "patches removed"}  # fmt: skip
     table = _read(summary)
     found = {column: _column(table, column) for column in wanted}
-    if not found["firing_rate"]:
+    if len(found["firing_rate"]) < 2:
         return None
     made, axes = figure(7.0, 3.4)
     for at, (column, points) in enumerate(found.items()):
@@ -480,21 +504,36 @@ def plot_distances(path: Path, found: Tensor, names: Sequence[str], label: str =
     return _save(made, path, ["mask", *names], rows)
 
 
-def plot_anytime(path: Path, accuracy_at_t: Mapping[str, Sequence[float]]) -> Path:
-    """Accuracy (%) from the mean logits of the first t steps: network -> one value a step."""
+def plot_anytime(
+    path: Path, accuracy_at_t: Mapping[str, Sequence[float]], count: int | None = None
+) -> Path | None:
+    """Accuracy (%) from the mean logits of the first t steps: network -> one value a step.
+
+    None if no network takes two steps. `count` is the number of test samples.
+    """
+    if max(map(len, accuracy_at_t.values()), default=0) < 2:
+        return None
     made, axes = figure(6.8, max(4.0, 0.2 * len(accuracy_at_t) + 0.6))
     longest = max(len(values) for values in accuracy_at_t.values())
     for at, (name, values) in enumerate(accuracy_at_t.items()):
         axes.plot(range(1, len(values) + 1), values, **style(at), label=name)
     axes.set(xlabel="time steps used", ylabel="accuracy (%)", xticks=range(1, longest + 1))
+    _least_span(axes, count)
     if len(accuracy_at_t) > 1:
         _legend(made)
     rows = [[n, t, v] for n, values in accuracy_at_t.items() for t, v in enumerate(values, start=1)]
     return _save(made, path, ["network", "t", "accuracy"], rows)
 
 
-def plot_early_exit(path: Path, points: Sequence[tuple[float, float, float]]) -> Path:
-    """Accuracy against the mean steps used, by confidence; of `early_exit`."""
+def plot_early_exit(
+    path: Path, points: Sequence[tuple[float, float, float]], count: int | None = None
+) -> Path | None:
+    """Accuracy against the mean steps used, by confidence; of `early_exit` on `count` samples.
+
+    None if every confidence takes as many steps.
+    """
+    if len({steps for _, steps, _ in points}) < 2:
+        return None
     made, axes = figure()
     axes.plot([p[1] for p in points], [p[2] for p in points], color=COLOURS[0], marker="o")
     for at, (confidence, steps, accuracy) in enumerate(points):
@@ -503,6 +542,7 @@ def plot_early_exit(path: Path, points: Sequence[tuple[float, float, float]]) ->
     axes.set(xlabel="mean time steps used", ylabel="accuracy (%)")
     axes.set_title("early exit, by the required confidence", fontsize=9)
     axes.margins(0.12)
+    _least_span(axes, count)
     return _save(made, path, ["confidence", "mean_steps", "accuracy"], points)
 
 

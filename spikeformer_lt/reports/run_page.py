@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shlex
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeformer_lt.config import to_dict
-from spikeformer_lt.disk import is_numbers, read_mapping, safe_name
+from spikeformer_lt.disk import is_numbers, read_mapping, read_record, safe_name
 from spikeformer_lt.errors import ConfigError, DataError, name_of, shown
 from spikeformer_lt.images.loader import sample_loader
 from spikeformer_lt.images.splits import Splits
@@ -71,6 +73,38 @@ def number_at(report: Mapping[str, Any] | None, path: str) -> float | None:
     if value is not None and type(value) not in (int, float):
         raise DataError(f"a report says {path}={shown(value)}, which is no number; restore it")
     return None if value is None else float(value)
+
+
+def made_by(runs: Mapping[Path, Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Head of a page: by what command, code and machine runs were made, when, and how long it took.
+
+    `runs` are folders with their reports; what neither ``env.json`` nor a report says is left out.
+    """
+    kinds = {"versions": "names", "gpus": "list", "threads": "whole", "git_commit": "text"}
+    found: dict[str, list[str]] = {}
+
+    def say(name: str, *words: Any) -> None:
+        if words and all(words):
+            found.setdefault(name, []).append(", ".join(map(str, words)))
+
+    if len(runs) > 1:
+        say("command", shlex.join(sys.argv))
+    for path, report in runs.items():
+        place = path / "env.json"
+        env = read_record(place, kinds, DataError) if place.is_file() else {}
+        if len(runs) == 1:
+            say("command", env.get("command"))
+        clean = "with changes" if env.get("git_clean") is False else "clean"
+        say("commit", (env.get("git_commit") or "")[:12], clean)
+        say("hardware", env.get("cpu"), *(env.get("gpus") or []), f"{env.get('threads')} thread(s)")
+        versions = env.get("versions") or report.get("versions") or {}
+        say("versions", *(f"{name} {number}" for name, number in versions.items() if number))
+        say("date", str(env.get("date") or "")[:10])
+        say("seeds", f"{report.get('seed', '')}")
+    seconds = sum(number_at(report, "seconds") or 0.0 for report in runs.values())
+    if seconds:
+        say("training", f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h")
+    return [(name, "; ".join(dict.fromkeys(words))) for name, words in found.items()]
 
 
 def fact(report: Mapping[str, Any] | None, path: str, scale: float, form: str) -> str:
@@ -285,8 +319,9 @@ def draw_run(run: FinishedRun, folder: Path, images: int = 256) -> tuple[list[Pa
             drawn.append(plots.plot_layer_epochs(folder / "layer-epoch-rates.png", firing))
     here = (logits.cumsum(1).argmax(2) == labels[:, None]).double().mean(0) * 100
     at_t = {run.name: report.get("accuracy_at_t") or here.tolist()}
-    drawn.append(plots.plot_anytime(folder / "anytime.png", at_t))
-    drawn.append(plots.plot_early_exit(folder / "early-exit.png", early_exit(logits, labels)))
+    drawn.append(plots.plot_anytime(folder / "anytime.png", at_t, len(labels)))
+    exits = early_exit(logits, labels)
+    drawn.append(plots.plot_early_exit(folder / "early-exit.png", exits, len(labels)))
     if report.get("confusion"):
         drawn.append(plots.plot_confusion(folder / "confusion.png", report["confusion"]))
     drawn += _patches(run, folder, probe, labels.tolist(), counted.kept_tokens)
@@ -356,6 +391,7 @@ def write_run_page(run: FinishedRun, out: Path, images: int = 256) -> Path:
     return write_page(
         out / "report.html", "run.html", pictures,
         title=f"{run.name}: {report.get('run_id', run.path.name)}",
+        facts=dict(ledger), made=made_by({run.path: report}),
         notices=notices_of(run.name, run, energy), dataset=run.splits.name, ledger=ledger,
         report={name: report.get(name) for name in ("accuracy_at_t", "firing_rate")},
         samples=energy.samples, stem=bool(stem_layers(run.model)),

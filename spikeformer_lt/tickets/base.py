@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from spikeformer_lt.adapted import PRUNABLE
 from spikeformer_lt.errors import ConfigError, TicketError
 from spikeformer_lt.layers.neuron import reset_state
-from spikeformer_lt.mask import Mask
+from spikeformer_lt.mask import SCOPES, Mask, check_floor
 from spikeformer_lt.rng import isolated_rng, seed_for
 from spikeformer_lt.runtime import moved
 from spikeformer_lt.ticket import Ticket
@@ -70,6 +70,7 @@ class Search:
     name: ClassVar[str]
     config_class: ClassVar[type | None] = None
     trained: bool = False
+    floored: ClassVar[tuple[str, ...]] = SCOPES  # scopes whose rates a floor changes
 
     def __init__(self, config: Any = None, seed: int = 0, batch: Batch | None = None) -> None:
         if config is None and self.config_class is not None:
@@ -115,14 +116,25 @@ class Search:
 
         Its weights need no values; folders that the configuration names are opened.
         """
-        if hasattr(self.config, "prune"):
-            self.config.prune.weights(model)
+        if not hasattr(self.config, "prune"):
+            return
+        sizes = {name: w.numel() for name, w in self.config.prune.weights(model).items()}
+        floor, scope = (
+            getattr(self.config, n, d) for n, d in (("floor", 0.0), ("scope", "global"))
+        )
+        ranks_weights = getattr(self.config, "kind", "weights") == "weights"
+        if floor and scope in self.floored and ranks_weights and hasattr(self.config, "sparsity"):
+            check_floor(sizes, self._rate(), scope, floor)
+
+    def _rate(self) -> float:
+        """Fraction of the prunable weights that the last mask removes."""
+        return float(self.config.sparsity)
 
     def _asked(self, mask: Mask) -> int | None:
         """Weights to be removed, by the configuration; None where it names no rate."""
         if not (hasattr(self.config, "sparsity") and hasattr(self.config, "prune")):
             return None
-        return asked_for(mask, self.config.sparsity, getattr(self.config, "scope", None))
+        return asked_for(mask, self._rate(), getattr(self.config, "scope", None))
 
     def planned(self) -> int:
         """Most epochs that `find` trains, for the time that a run has left."""

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.registry import register_search
-from spikeformer_lt.tickets.base import Search, asked_for, magnitudes, prunable, snapshot
+from spikeformer_lt.tickets.base import Search, magnitudes, prunable, snapshot
 from spikeformer_lt.tickets.configs import ImpConfig
 from spikeformer_lt.tickets.presets import PRESETS
 from spikeformer_lt.training.phase import Capture, Fit, Masked, Phase
@@ -72,8 +72,8 @@ class Imp(Search):
         assert mask is not None
         return mask
 
-    def _asked(self, mask: Mask) -> int:
-        return asked_for(mask, schedule(self.config)[-1], self.config.scope)
+    def _rate(self) -> float:
+        return schedule(self.config)[-1]
 
     def _rewind(self, model: nn.Module, early: dict[str, torch.Tensor]) -> None:
         """Put weights back, and BatchNorm statistics as the policy says; becomes `start`."""

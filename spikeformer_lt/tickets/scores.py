@@ -30,6 +30,7 @@ class EdgePopup(Search):
 
     trained = True
     binary: ClassVar[bool] = False
+    floored = ("global",)  # equal rates in every layer need no floor
 
     def _search(self, model: nn.Module, fit: Fit) -> Mask:
         config = self.config

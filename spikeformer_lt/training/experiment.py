@@ -409,6 +409,8 @@ class Experiment:
             refuse_misfits(model, start, cfg.model.init_from)
         if searched is not None:
             searched(model)
+        if self.network is None:  # one that was handed over has been tried
+            self._try_sample()
         numbers = sum(p.numel() for p in model.parameters())
         sizes = (
             f"{len(self.data.train)} train, {len(self.data.val)} val, {len(self.data.test)} test"
@@ -418,6 +420,19 @@ class Experiment:
             f"{self.data.name} ({sizes}): options, data, network and memory are in order; nothing "
             "was written"
         )
+
+    def _try_sample(self) -> None:
+        name, sample = self.cfg.model.name, self.data.train[0][0][None]
+        try:
+            with isolated_rng(0), torch.no_grad():
+                create_model(name, **self.model_args()).eval()(sample.float())
+        except SpikeformerError:
+            raise
+        except Exception as fault:
+            raise ConfigError(
+                f"model {name} fails on a sample of {self.data.name}, {list(sample.shape)}: "
+                f"{type(fault).__name__}: {fault}"
+            ) from fault
 
     def _allowed(self) -> list[str]:
         """Fields that may change on a resume, with the lengths that follow those named."""

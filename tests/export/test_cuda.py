@@ -19,8 +19,7 @@ from spikeformer_lt.export.graphs import to_pt2
 from spikeformer_lt.export.inference import compact
 from spikeformer_lt.export.streaming import Stream
 
-no_device = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
-CUDA = pytest.param("cuda", marks=[pytest.mark.gpu, no_device])
+CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
 on_both = pytest.mark.parametrize("device", ["cpu", CUDA])
 CHOICES: list[dict[str, object] | str] = [
     {},
@@ -112,7 +111,6 @@ def test_a_graph_without_a_cuda_device_is_refused_by_name(net, images) -> None:
 
 
 @pytest.mark.gpu
-@no_device
 @pytest.mark.parametrize("choice", CHOICES[:2], ids=str)
 def test_a_cuda_graph_gives_the_logits_of_the_call(choice, made, images) -> None:
     model = made(choice)

@@ -277,7 +277,6 @@ def test_spikingjellys_own_function_runs_the_same_neuron(
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
 def test_on_cuda_its_kernels_give_the_spikes_of_the_cpu() -> None:
     x = 2 * torch.randn(4, 1 << 12)
     own, theirs = LIF(), LIF()

@@ -34,6 +34,24 @@ SMALL = (
 OWN = ["imp+et=--early-time.epochs 1"]
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--options=--train.batch-sise 4"], "dense: unknown option '--train.batch-sise'"),
+        (["--options=--train.batch-size 0"], "dense: --train.batch_size=0 is not allowed"),
+        (["--search-options", "imp=--imp.epochs -2"], "imp 0.9: epochs=-2 is not allowed"),
+    ],
+)
+def test_options_of_rows_are_read_before_the_first_run(
+    recipes: Any, tmp_path: Path, options: list[str], words: str
+) -> None:
+    line = ["--searches", "imp", "--sparsities", "0.9", "--out", str(tmp_path / "out"), *options]
+    for more in ([], ["--dry-run"]):
+        ended = recipes.run("compare_tickets", *line, *more)
+        assert ended.code == 2 and words in ended.err, ended.err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.fault(86)
 def test_searches_become_one_table_and_go_on_where_they_stopped(
     recipes: Any, tmp_path: Path

@@ -209,6 +209,32 @@ def test_what_a_run_would_refuse_of_places_and_networks_its_dry_run_refuses(
     assert sorted(p for p in quick.rglob("*") if "__pycache__" not in p.parts) == before
 
 
+BROKEN = """
+import torch
+from spikeformer_lt import register_model
+
+@register_model
+class Broken(torch.nn.Module):
+    def __init__(self, num_classes=10, in_channels=1, image_size=8, T=4):
+        super().__init__()
+        self.head = torch.nn.Linear(3, num_classes)
+
+    def forward(self, x):
+        return self.head(x.flatten(1))
+"""
+
+
+def test_a_dry_run_passes_a_sample_through_the_network(quick: Path, capsys: Any) -> None:
+    (quick / "broken.py").write_text(BROKEN)
+    argv = ["random", "--data.name", "digits", "--model.name", "Broken"]
+    argv += ["--plugins", "broken.py", "--dry-run"]
+    with pytest.raises(SystemExit) as stop:
+        config.exit_after(lambda: cli.find_command(argv, "find"), argv)
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and "model Broken fails on a sample of digits" in said, said
+    assert "cannot be multiplied" in said
+
+
 SMALL = shlex.split(
     "--data.name digits --data.limit-train 32 --data.limit-test 20 --data.image-size 16 "
     "--model.name spikformer_toy --model.embed-dim 16 --model.T 2 --train.cpu --train.batch-size 16"

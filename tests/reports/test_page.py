@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import hashlib
+import json
 import re
 from html.parser import HTMLParser
 
@@ -40,19 +43,26 @@ def write(folder, pictures=(), **content):
         "against": (["variant", "verdict"], []),
         "differences": "",
         "columns_say": "",
+        "conclusion": "a < b",
+        "made": [("command", "python <x>")],
+        "count": None,
     }
     return write_page(folder / "report.html", "variants.html", pictures, **{**usual, **content})
 
 
-def test_a_page_is_whole_escaped_and_without_script_or_address(tmp_path):
+def test_a_page_is_whole_escaped_and_loads_nothing(tmp_path):
     (tmp_path / "curve.png").write_bytes(PNG)
     text = write(tmp_path / "new", [tmp_path / "curve.png"]).read_text()
     tags = Tags()
     tags.feed(text)
     assert tags.open == []
     names = [tag for tag, _ in tags.seen]
-    assert not {"script", "link", "b", "x"} & set(names)
-    assert "embedded test bed" in text and names.count("p") == 3
+    assert not {"link", "b", "x"} & set(names) and "alert(1)</script" not in text
+    assert "embedded test bed" in text and names.count("p") == 4
+    (script,) = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    style = "style-src 'unsafe-inline'"
+    assert f"default-src 'none'; img-src data:; {style}; script-src 'sha256-{allowed}'" in text
     (image,) = [attrs for tag, attrs in tags.seen if tag == "img"]
     assert image["src"].startswith("data:image/png;base64,iVBOR") and image["alt"] == 'a "picture"'
     links = [attrs["href"] for tag, attrs in tags.seen if tag == "a"]
@@ -65,6 +75,24 @@ def test_what_was_not_drawn_has_no_heading(tmp_path):
     text = write(tmp_path, differ="other layers").read_text()
     assert re.findall(r"<h2[^>]*>([^<]*)", text) == ["Table", "Masks"]
     assert "No distances: other layers" in text and "<img" not in text
+
+
+def test_numbers_beside_a_picture_become_a_chart_with_words_and_the_picture_without_script(
+    tmp_path,
+):
+    (tmp_path / "curve-x.png").write_bytes(PNG)
+    rows = [["</script>", 0.5, 90.0, "nan", 2], ["</script>", 0.9, 80.0, 1.5, 2]]
+    write_csv(tmp_path / "curve-x.csv", ["series", "x", "mean", "sd", "runs"], rows)
+    text = write(
+        tmp_path, [tmp_path / "curve-x.png"], curves={"curve-x.png": "Seen"}, count=20
+    ).read_text()
+    (spec,) = [
+        json.loads(x) for x in re.findall(r'<script type="application/json">(.*?)</script>', text)
+    ]
+    assert spec["rows"] == [["</script>", 0.5, 90.0, "", 2.0], ["</script>", 0.9, 80.0, 1.5, 2.0]]
+    assert spec["alt"] == "</script>: 90.0 to 80.0."
+    assert spec["least"] == 100  # one of 20 images is a twentieth of the axis
+    assert '<noscript><img alt="Seen' in text
 
 
 def test_other_files_and_missing_pictures_are_refused(tmp_path):

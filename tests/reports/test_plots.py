@@ -70,6 +70,28 @@ def test_no_curve_is_left_out_and_controls_are_told_apart(tmp_path, monkeypatch)
     assert all(len(segments[0]) == 2 and not len(segments[1]) for segments in lengths)
 
 
+def test_weights_kept_have_a_log_axis_and_one_image_is_no_cliff(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(plots, "figure", lambda *a, **k: made.append(figure(*a, **k)) or made[-1])
+    labels = {"x_label": "weights removed (fraction)", "y_label": "accuracy (%)"}
+    for much, count in ((0.8, 359), (0.98, 20)):
+        points = {"imp": [(0.5, [90.0]), (much, [90.0 - 100 / count])]}
+        plot_curves(tmp_path / "c.png", points, **labels, count=count)
+        axes = made[-1][1]
+        low, high = axes.get_ylim()
+        assert 100 / count <= 1.001 * (high - low) / 20
+        line = axes.containers[0].lines[0]
+        if much < 0.9:
+            assert axes.get_xscale() == "linear" and line.get_xdata().tolist() == [0.5, much]
+        else:
+            assert axes.get_xscale() == "log" and axes.get_xlim()[0] > axes.get_xlim()[1]
+            assert line.get_xdata() == pytest.approx([50, 2]) and "kept (%)" in axes.get_xlabel()
+    assert plot_curves(tmp_path / "d.png", {"imp": [(0.5, [90.0])]}, **labels) is None
+    assert plots.plot_anytime(tmp_path / "d.png", {"a": [90.0]}) is None
+    assert plots.plot_early_exit(tmp_path / "d.png", [(0.5, 1.0, 90.0), (0.9, 1.0, 90.0)]) is None
+    assert not (tmp_path / "d.png").exists()
+
+
 def test_training_curves_read_a_summary_with_gaps(tmp_path):
     summary = tmp_path / "summary.csv"
     summary.write_text(
@@ -101,12 +123,16 @@ def test_the_legend_of_a_training_covers_no_curve(tmp_path, monkeypatch):
     assert not any(box.overlaps(axes.get_window_extent()) for axes in drawn.axes)
 
 
-def test_a_training_shows_loss_and_accuracy_of_every_epoch_even_of_one(tmp_path, monkeypatch):
+def test_a_training_shows_loss_and_accuracy_of_every_epoch_from_the_second_on(
+    tmp_path, monkeypatch
+):
     made = []
     monkeypatch.setattr(plots, "figure", lambda *a, **k: made.append(figure(*a, **k)) or made[-1])
     summary = tmp_path / "summary.csv"
     columns = "phase,epoch,train_accuracy,val_accuracy,train_loss,val_loss"
     summary.write_text(f"{columns}\njoint,1,10,20,2.5,2.25\n")
+    assert plot_training(summary, tmp_path / "plots") is None and not made  # one point is no curve
+    summary.write_text(f"{columns}\njoint,1,10,20,2.5,2.25\njoint,2,10.25,20,2,2\n")
     plot_training(summary, tmp_path / "plots")
     upper, lower = made[0][0].axes
     shown = {axes.get_ylabel(): [line.get_ydata()[0] for line in axes.lines]

@@ -6,9 +6,9 @@ import inspect
 
 import pytest
 
-from spikeformer_lt import create_search, list_searches
+from spikeformer_lt import create_model, create_search, list_searches
 from spikeformer_lt.config import from_dict, to_dict
-from spikeformer_lt.errors import ConfigError
+from spikeformer_lt.errors import ConfigError, MaskError
 from spikeformer_lt.layers import patches, stems
 from spikeformer_lt.mask import SCOPES
 from spikeformer_lt.registry import _searches, config_class
@@ -35,6 +35,30 @@ def test_every_search_has_one_form(name: str) -> None:
 
 def test_what_is_declared_in_the_source_is_what_gets_registered() -> None:
     assert sorted(_searches.declared()) == list_searches()
+
+
+FLOORED = [
+    name
+    for name in list_searches()
+    if {"floor", "sparsity"} <= set(dir(config_class("search", name)))
+]
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("name", FLOORED)
+def test_a_floor_that_leaves_too_little_is_refused_before_training(name: str, scope: str) -> None:
+    kind = config_class("search", name)
+    assert kind is not None and len(FLOORED) > 3
+    scoped = {"scope": scope} if hasattr(kind, "scope") else {}
+    model = create_model("spikformer_toy", embed_dim=16, num_heads=2, image_size=16)
+
+    def search(floor: float) -> Search:
+        return create_search(name, sparsity=0.3, floor=floor, **scoped)
+
+    search(0.6).check(model)
+    if scope in search(0.8).floored or not scoped:
+        with pytest.raises(MaskError, match=r"sparsity=0.3 with floor=0.8 is impossible"):
+            search(0.8).check(model)
 
 
 def test_a_search_takes_a_configuration_or_its_fields() -> None:

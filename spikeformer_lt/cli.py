@@ -54,8 +54,6 @@ from spikeformer_lt.training.options import (
 if TYPE_CHECKING:
     from torch import nn
 
-    from spikeformer_lt.reports import FinishedRun, Interval
-    from spikeformer_lt.training import Metrics
     from spikeformer_lt.training.jobs import Job
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -249,46 +247,8 @@ def evaluate_finished(cfg: Any, accelerator: Any) -> None:
         _evaluate(cfg, accelerator)
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """Result of a network on one split."""
-
-    data: str
-    split: str
-    metrics: Metrics
-    interval: Interval
-    """95 % interval of the accuracy (Wilson)."""
-    ledger: dict[str, Any] = field(repr=False)
-    source: Path | None
-    """File of the first reading, whose predictions these are; None if they were made now."""
-
-    @property
-    def accuracy(self) -> float:
-        """In percent."""
-        return self.metrics.accuracy
-
-    def __repr__(self) -> str:
-        return f"{self.data} {self.split}: {self.accuracy:.2f} % of {self.metrics.count}, 95 % " + (
-            f"interval {self.interval.ends}" + ", saved at the first reading" * bool(self.source)
-        )
-
-
-def evaluation(
-    run: FinishedRun, split: str, accelerator: Any, batch_size: int, places: Sequence[Path] = ()
-) -> Evaluation:
-    """Evaluate an opened run, or take its predictions from `places` if they are the same."""
-    from spikeformer_lt.reports import describe, saved_metrics, wilson
-
-    model, splits = run.model.to(accelerator.device), run.splits
-    known = ((place, saved_metrics(place, model, splits, split)) for place in places)
-    source, saved = next((pair for pair in known if pair[1]), (None, None))
-    metrics, ledger = describe(model, splits, split, accelerator, batch_size, saved)
-    interval = wilson(metrics.correct, metrics.count)
-    return Evaluation(splits.name, split, metrics, interval, ledger, source)
-
-
 def _evaluate(cfg: Any, accelerator: Any) -> None:
-    from spikeformer_lt.reports import save_predictions
+    from spikeformer_lt.reports import evaluation, save_predictions
     from spikeformer_lt.training import PREDICTIONS
 
     run = open_finished(cfg.run, cfg, report=False, T=cfg.T)

@@ -15,7 +15,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spikeformer_lt.cli import Evaluation, evaluation, find_read, groups_of, read_find
+from spikeformer_lt.cli import find_read, groups_of, read_find
 from spikeformer_lt.config import check
 from spikeformer_lt.disk import read_mapping
 from spikeformer_lt.errors import ConfigError
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from spikeformer_lt.export import Exported, Prediction
-    from spikeformer_lt.reports import FinishedRun
+    from spikeformer_lt.reports import Evaluation, FinishedRun
     from spikeformer_lt.ticket import Ticket
 
 WORDS = {
@@ -234,6 +234,7 @@ class Run:
         """
         from accelerate import Accelerator
 
+        from spikeformer_lt.reports import evaluation
         from spikeformer_lt.training import PREDICTIONS
 
         check(split in ("train", "val", "test"), "split", split, "train, val or test")

@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING
 from spikeformer_lt.runtime import lazy
 
 __all__ = [
-    "FinishedRun", "Interval", "Paired", "Probe", "build_ledger", "card", "compare_predictions",
-    "describe", "early_exit", "energy_markdown", "holm", "markdown_table", "measure_energy",
-    "open_run", "open_ticket", "over_seeds", "plot_energy", "run_probe", "save_predictions",
-    "saved_metrics", "side_by_side", "wilson", "write_comparison", "write_comparison_page",
-    "write_csv", "write_energy", "write_report", "write_run_page",
+    "Evaluation", "FinishedRun", "Interval", "Paired", "Probe", "build_ledger", "card",
+    "compare_predictions", "describe", "early_exit", "energy_markdown", "evaluation", "holm",
+    "markdown_table", "measure_energy", "open_run", "open_ticket", "over_seeds", "plot_energy",
+    "run_probe", "save_predictions", "saved_metrics", "side_by_side", "wilson",
+    "write_comparison", "write_comparison_page", "write_csv", "write_energy", "write_report",
+    "write_run_page",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -25,8 +26,10 @@ if TYPE_CHECKING:
     from spikeformer_lt.reports.plots import plot_energy
     from spikeformer_lt.reports.probe import Probe, early_exit, run_probe
     from spikeformer_lt.reports.run_page import (
+        Evaluation,
         card,
         describe,
+        evaluation,
         save_predictions,
         saved_metrics,
         write_report,

@@ -6,7 +6,8 @@ import contextlib
 import logging
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from spikeformer_lt.reports.ledger import (
 )
 from spikeformer_lt.reports.page import write_page
 from spikeformer_lt.reports.probe import Probe, early_exit, keep_frequency, recording
-from spikeformer_lt.reports.statistics import accuracy_interval, wilson
+from spikeformer_lt.reports.statistics import Interval, accuracy_interval, wilson
 from spikeformer_lt.runtime import describe_environment
 from spikeformer_lt.ticket import Ticket
 from spikeformer_lt.training.evaluate import PREDICTIONS, Metrics, evaluate, read_predictions
@@ -211,6 +212,42 @@ def saved_metrics(path: Path, model: nn.Module, data: Splits, split: str) -> Met
         accuracy_at_t=tuple(facts["accuracy_at_t"]), confusion=cells.view(classes, classes),
         predictions=found,
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Result of a network on one split; its ``accuracy`` is in percent."""
+
+    data: str
+    split: str
+    metrics: Metrics
+    interval: Interval
+    """95 % interval of the accuracy (Wilson)."""
+    ledger: dict[str, Any] = field(repr=False)
+    source: Path | None
+    """File of the first reading, whose predictions these are; None if they were made now."""
+
+    @property
+    def accuracy(self) -> float:
+        """In percent."""
+        return self.metrics.accuracy
+
+    def __repr__(self) -> str:
+        return f"{self.data} {self.split}: {self.accuracy:.2f} % of {self.metrics.count}, 95 % " + (
+            f"interval {self.interval.ends}" + ", saved at the first reading" * bool(self.source)
+        )
+
+
+def evaluation(
+    run: FinishedRun, split: str, accelerator: Any, batch_size: int, places: Sequence[Path] = ()
+) -> Evaluation:
+    """Evaluate an opened run, or take its predictions from `places` if they are the same."""
+    model, splits = run.model.to(accelerator.device), run.splits
+    known = ((place, saved_metrics(place, model, splits, split)) for place in places)
+    source, saved = next((pair for pair in known if pair[1]), (None, None))
+    metrics, ledger = describe(model, splits, split, accelerator, batch_size, saved)
+    interval = wilson(metrics.correct, metrics.count)
+    return Evaluation(splits.name, split, metrics, interval, ledger, source)
 
 
 def _read_by(model: Any, data: Splits, split: str) -> dict[str, Any]:

@@ -112,6 +112,11 @@ def test_a_network_of_the_users_own_ends_trained_and_is_asked_again(tmp_path: Pa
         ("multisp", {"sparsity": 0.5}, r'give options\["multisp.patches.sparsity"\]'),
         ("snip", {"options": {"snip.imags": 3}}, r'did you mean options\["snip.images"\]\?$'),
         ("snip", {"T": 0}, "T=0 is not allowed"),
+        (
+            "imp",
+            {"quick": True, "options": {"imp.preset": "eccv22"}},
+            r'options\["imp.epochs"\]=2 is not allowed: preset eccv22 fixes it at 300',
+        ),
         ("snip", {"data": "digit"}, "unknown data set 'digit'; did you mean 'digits'"),
         ("snip", {"model": "nope"}, "unknown model 'nope'"),
         ("snip", {"epochs": 3}, "epochs=3 is not allowed: None: snip trains nothing"),

@@ -119,11 +119,10 @@ class Search:
         if not hasattr(self.config, "prune"):
             return
         sizes = {name: w.numel() for name, w in self.config.prune.weights(model).items()}
-        floor, scope = (
-            getattr(self.config, n, d) for n, d in (("floor", 0.0), ("scope", "global"))
-        )
-        ranks_weights = getattr(self.config, "kind", "weights") == "weights"
-        if floor and scope in self.floored and ranks_weights and hasattr(self.config, "sparsity"):
+        floor: float = getattr(self.config, "floor", 0.0)
+        scope: str = getattr(self.config, "scope", "global")
+        of_weights = getattr(self.config, "kind", "weights") == "weights"
+        if floor and scope in self.floored and of_weights and hasattr(self.config, "sparsity"):
             check_floor(sizes, self._rate(), scope, floor)
 
     def _rate(self) -> float:

@@ -40,7 +40,7 @@ help:
 	@echo "make lint         ruff (rules, format), import contracts and mypy"
 	@echo "make wheel-check  build the wheel and use it from an environment outside this folder"
 	@echo "make release-check  the same, the metadata, and every command of the console from there"
-	@echo "make docs         the API reference from the docstrings: build/api/index.html"
+	@echo "make docs         guides, reference and lab pages as a site: build/docs/index.html"
 	@echo "make install      make .venv only (3 minutes and 5 GB, once)"
 	@echo "make clean        remove caches and built files; .venv and runs/ stay"
 
@@ -89,7 +89,7 @@ lint: $(STAMP)
 
 docs: $(STAMP)
 	@$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
-	@$(PY) .ci/api_docs.py build/api
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet && echo "open build/docs/index.html"
 
 wheel-check: $(STAMP)
 	@$(PY) .ci/wheel_check.py

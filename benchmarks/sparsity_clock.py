@@ -16,9 +16,10 @@ from __future__ import annotations
 import argparse
 import csv
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,8 @@ def whole(args: argparse.Namespace) -> list[dict[str, Any]]:
                 for batch in args.batches:
                     x = torch.randn(batch, 3, *model.image_size)
                     ways = {"dense": partial(dense, x), "ours": partial(listed, x)}
+                    if args.peer and residual == "add":
+                        ways["spikingjelly"] = partial(spikingjelly(), x)
                     rounds = args.rounds if batch < 8 else max(3, args.rounds // 3)
                     took = timed(ways, rounds, args.clock)
                     rows.append({
@@ -140,8 +143,22 @@ def whole(args: argparse.Namespace) -> list[dict[str, Any]]:
                         "ratio": took["dense"] / took["ours"], "sops": bound(listed), "gap": gap,
                         "firing": f"{min(rates.values()):.2f} to {max(rates.values()):.2f}",
                     })  # fmt: skip
+                    if "spikingjelly" in took:
+                        rows[-1]["spikingjelly_ms"] = took["spikingjelly"]
+                        rows[-1]["peer_ratio"] = took["spikingjelly"] / took["ours"]
                     print(shown(rows[-1]), flush=True)
     return rows
+
+
+@cache
+def spikingjelly() -> Callable[[Tensor], Tensor]:
+    """Their own dense Spikformer-4-384, with weights under which its layers fire."""
+    sys.path.append(str(Path(__file__).parent))
+    from peers import PEER, variant
+
+    size = argparse.Namespace(size="cifar-4-384", published_stem=False, device="cpu")
+    model, run = variant(PEER, size)
+    return partial(run, model.eval())
 
 
 @torch.no_grad()
@@ -263,6 +280,7 @@ def main() -> None:
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall", help="cpu: busy machines")
+    parser.add_argument("--peer", action="store_true", help="time spikingjelly's dense 4-384, too")
     parser.add_argument("--out", default="", help="folder of sparsity_clock.csv and .png")
     args = parser.parse_args()
     keep_heap()

@@ -15,7 +15,7 @@ WAYS = ("n_event_bins", "n_time_bins", "time_window")
 VALUES = ("counts", "binary")
 LARGEST_SIDE, LARGEST_T, MOST_CLASSES = 4096, 4096, 100_000
 _KEY = "preprocess"  # of a ticket's provenance
-_OF_FILES = ("sensor", "form", "columns", "microseconds_per_tick")
+_OF_FILES = ("sensor", "form", "columns", "microseconds_per_tick", "signed")
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,10 @@ class Recordings:
     """What the columns of a plain array in a file are."""
     microseconds_per_tick: int = 1
     """Unit of the times in npy files; events in memory are in microseconds."""
+    signed: bool = False
+    """Whether polarities are -1 and 1."""
+    transform: str = ""
+    """Transforms of tonic that the events pass."""
 
     def __post_init__(self) -> None:
         check_fields(self, by=WAYS, values=VALUES)
@@ -67,9 +71,11 @@ class Preprocess:
     """Names, by class number."""
     recordings: Recordings | None = None
     """Of event sets alone."""
+    crop: float = 1.0
+    """Part of the side of a picture's largest square that is the input, from the middle."""
 
     def __post_init__(self) -> None:
-        check_fields(self, channels=CHANNELS)
+        check_fields(self, channels=CHANNELS, crop="(0, 1]")
         size, count = self.image_size, len(self.classes)
         check(1 <= size <= LARGEST_SIDE, "image_size", size, f"1 to {LARGEST_SIDE} pixels")
         fits = {len(self.mean), len(self.std)} == {self.in_channels}
@@ -105,7 +111,9 @@ class Preprocess:
             )
         cut = f"windows of {how.window_us} us" if how.window_us else how.by
         camera = " x ".join(map(str, how.sensor))
-        return f"events of a {camera} camera, {how.T} frames of {how.values} by {cut}, on {size}"
+        after = f" after {how.transform}" if how.transform else ""
+        framed = f"{how.T} frames of {how.values} by {cut}, on {size}"
+        return f"events of a {camera} camera{after}, {framed}"
 
     def sample(self) -> str:
         """A sample in Python, as `export.predict` takes it."""

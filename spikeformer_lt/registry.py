@@ -10,6 +10,7 @@ join at once; if after us, a finder on `sys.meta_path` lets the usual finders lo
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import importlib
 import importlib.abc
@@ -154,12 +155,16 @@ class Registry:
         return sorted(self._factories)
 
     def factory(self, name: str) -> Callable[..., Any]:
-        """Return the function registered as `name`.
+        """Return the function registered as `name`; of "name:rest" it takes the rest as `of`.
 
         Raises:
             ConfigError: nothing has that name; the message offers the nearest one.
         """
         self._discover()
+        base, colon, rest = str(name).partition(":")
+        found = self._factories.get(base)
+        if found and colon and "of" in inspect.signature(found).parameters:
+            return functools.partial(found, of=rest)
         if isinstance(name, str) and name in self._factories:
             return self._factories[name]
         hint = near(str(name), self._factories)

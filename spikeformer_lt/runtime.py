@@ -249,6 +249,15 @@ def lazy(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
         for alias in node.names
     }
 
+    class Door(ModuleType):
+        """A package whose submodule does not take the place of a public name that it has."""
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            if name not in homes or not isinstance(value, ModuleType):
+                super().__setattr__(name, value)
+
+    sys.modules[package].__class__ = Door
+
     def find(name: str) -> Any:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")

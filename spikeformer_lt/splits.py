@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from spikeformer_lt.config import check
 from spikeformer_lt.errors import DataError, one_of
@@ -51,18 +51,25 @@ class DataOptions:
         return {name: getattr(self, name) for name in names}
 
 
-Options = TypeVar("Options", bound=DataOptions)
+def takes(
+    options: type[DataOptions], config: type | None = None
+) -> Callable[[Callable[..., Splits]], Callable[..., Splits]]:
+    """Let a function of one options object be called with the fields of `options` as keywords.
 
+    With `config` it takes an object of that class, too, by this name.
+    """
 
-def takes(options: type[Options]) -> Callable[[Callable[[Options], Splits]], Callable[..., Splits]]:
-    """Let a function of one options object be called with the fields of `options` as keywords."""
-
-    def decorate(make: Callable[[Options], Splits]) -> Callable[..., Splits]:
+    def decorate(make: Callable[..., Splits]) -> Callable[..., Splits]:
         @functools.wraps(make)
         def factory(*values: Any, **keywords: Any) -> Splits:
-            return make(options(*values, **keywords))
+            own = [keywords.pop("config", None) or config()] if config else []
+            return make(options(*values, **keywords), *own)
 
-        factory.__signature__ = inspect.signature(options)  # type: ignore[attr-defined]
+        signature = inspect.signature(options)
+        named = list(signature.parameters.values())
+        if config:
+            named.append(inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None))
+        factory.__signature__ = signature.replace(parameters=named)  # type: ignore[attr-defined]
         return factory
 
     return decorate

@@ -223,6 +223,13 @@ def write_dat(path: Path, events):
     path.write_bytes(header + bytes([12, 8]) + words.tobytes())
 
 
+def write_txt(path: Path, events):
+    """Lines of the Event Camera Dataset: seconds, column, row, polarity."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = (f"{t / 1e6:.6f} {x} {y} {p}\n" for x, y, p, t in events.tolist())
+    path.write_text("# made up\n" + "".join(rows))
+
+
 def write_npz(path: Path, events):
     """Columns, as spikingjelly writes DVS128 Gesture."""
     path.parent.mkdir(parents=True, exist_ok=True)

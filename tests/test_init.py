@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.metadata
 import subprocess
 import sys
@@ -23,6 +24,13 @@ def test_a_door_lists_the_names_that_it_loads_and_no_others(door: str) -> None:
     loaded = [a.asname or a.name for n in guard.body for a in n.names]
     (listed,) = (ast.literal_eval(n.value) for n in tree.body if "__all__ =" in ast.unparse(n))
     assert sorted(listed) == sorted(loaded + ["__version__"] * (not door))
+
+
+def test_a_submodule_does_not_take_the_place_of_a_public_name() -> None:
+    importlib.import_module("spikeformer_lt.events.validate")
+    from spikeformer_lt.events import validate
+
+    assert callable(validate) and validate.__name__ == "validate"
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

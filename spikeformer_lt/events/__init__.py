@@ -8,7 +8,8 @@ __all__ = [
     "EVENTS", "Camera", "EventAugment", "EventDataOptions", "EventFrames", "EventOptions",
     "FileReader", "FrameCache", "Framing", "MemoryCache", "Policy", "Report", "Sample", "Sensor",
     "Source", "Split", "check_dataset", "check_folder", "event_splits", "fit", "make_events",
-    "read_aedat2", "read_aedat4", "read_aedat31", "read_bin", "read_npy", "to_frames", "validate",
+    "read_aedat2", "read_aedat4", "read_aedat31", "read_bin", "read_npy", "to_frames",
+    "tonic_dataset", "validate",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from spikeformer_lt.events.recording import EVENTS, Sensor, fit, make_events
     from spikeformer_lt.events.simulate import Camera
     from spikeformer_lt.events.split import Sample, Split
+    from spikeformer_lt.events.tonic import tonic_dataset
     from spikeformer_lt.events.validate import Policy, Report, validate
 else:
     __getattr__, __dir__ = lazy(__name__)

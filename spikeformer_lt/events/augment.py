@@ -1,11 +1,15 @@
-"""Training augmentation of one recording's frames: the same change at all times and polarities."""
+"""Augmentation of a recording's frames in training, and tonic's transforms of its events."""
 
 from __future__ import annotations
 
+import ast
+import functools
+import inspect
 import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +17,9 @@ from torch import Tensor
 
 from spikeformer_lt.config import check
 from spikeformer_lt.errors import ConfigError, DataError, near, shown
+from spikeformer_lt.events.recording import Events, Sensor, decoding
+from spikeformer_lt.events.validate import Report, validate
+from spikeformer_lt.rng import isolated_rng, seed_for
 
 _BINS = 31  # strengths of an operation, evenly spaced
 _SHEAR, _SHIFT, _TURN = math.degrees(0.3), 5, -30.0  # largest: degrees, pixels, degrees
@@ -165,3 +172,105 @@ def _cut_out(frames: Tensor, top: int, left: int, height: int, width: int) -> Te
     out = frames.clone()
     out[..., top : top + height, left : left + width] = 0
     return out
+
+
+_TEXT_LIMIT = 2000  # characters of transforms
+_THEIRS = np.dtype([("x", "<i4"), ("y", "<i4"), ("t", "<i8"), ("p", "?")])
+
+
+@dataclass(frozen=True)
+class Transforms:
+    """Transforms of events, one after the other.
+
+    A random one draws once for each recording: the same in every epoch and process.
+    """
+
+    steps: tuple[Callable[[Any], Any], ...]
+    sensor: Sensor  # after them
+
+    @classmethod
+    @functools.cache
+    def parse(cls, text: str, sensor: Sensor) -> Transforms:
+        """Read "Denoise(filter_time=10000), CenterCrop(size=(64, 64))", of ``tonic.transforms``.
+
+        Arguments are literal values, and `sensor_size` is filled in.
+
+        Raises:
+            ConfigError: another form, no such transform, or arguments that it refuses.
+        """
+        steps: list[Callable[[Any], Any]] = []
+        for name, given in _calls(text):
+            kind = _transform(name)
+            if "sensor_size" in inspect.signature(kind).parameters:
+                given = {"sensor_size": (sensor.width, sensor.height, 2), **given}
+            try:
+                steps.append(kind(**given))
+                sensor = _moved(sensor, steps[-1])
+            except (TypeError, ValueError, AssertionError) as fault:
+                said = shown(str(fault), 200)
+                raise ConfigError(f"transform={name} is not allowed so: {said}") from fault
+        return cls(tuple(steps), sensor)
+
+    def __call__(self, events: Events, where: str, key: str) -> tuple[Events, Report]:
+        """Return what becomes of valid events, valid again, for the recording called `key`.
+
+        Raises:
+            DataError: they become no recording, or one that is off the sensor.
+        """
+        made: Any = np.empty(len(events), _THEIRS)
+        for name in ("x", "y", "p"):
+            made[name] = events[name]
+        made["t"] = events["t_us"]
+        with isolated_rng(seed_for("transform", key)), decoding(where, "what is transformed"):
+            for step in self.steps:
+                made = step(made)
+        if not isinstance(made, np.ndarray) or not made.dtype.names:
+            raise DataError(
+                f"{where}: the transforms make no events but {type(made).__name__}; frames are "
+                "made by --data.by and --model.T"
+            )
+        return validate(made, self.sensor, None, f"{where}, transformed")
+
+
+def _transform(name: str) -> type:
+    """A class of tonic.transforms."""
+    import tonic.transforms
+
+    kinds = {
+        known: kind
+        for known, kind in vars(tonic.transforms).items()
+        if inspect.isclass(kind) and kind.__module__ == "tonic.transforms" and known != "Compose"
+    }
+    if name not in kinds:
+        hint = near(name, kinds) or ";"
+        raise ConfigError(f"tonic has no transform {shown(name)}{hint} it has {', '.join(kinds)}")
+    return kinds[name]
+
+
+def _moved(sensor: Sensor, step: Any) -> Sensor:
+    """The sensor after a step that crops or scales."""
+    if target := getattr(step, "target_size", None) or getattr(step, "size", None):
+        width, height = (target, target) if isinstance(target, int) else target
+        return Sensor(height, width)
+    factor = getattr(step, "spatial_factor", 1)
+    across, down = factor if isinstance(factor, tuple) else (factor, factor)
+    return Sensor(math.ceil(sensor.height * down), math.ceil(sensor.width * across))
+
+
+def _calls(text: str) -> list[tuple[str, dict[str, Any]]]:
+    """Read "Name(key=value, ...), Name" without running anything of it."""
+    check(len(text) <= _TEXT_LIMIT, "transform", text[:80], f"at most {_TEXT_LIMIT} characters")
+    found = []
+    try:
+        for node in getattr(ast.parse(f"[{text}]", mode="eval").body, "elts", [None]):
+            call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
+            if not isinstance(call.func, ast.Name) or call.args:
+                raise ValueError
+            given = {str(k.arg or ""): ast.literal_eval(k.value) for k in call.keywords}
+            found.append((call.func.id, given))
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError) as fault:
+        raise ConfigError(
+            f"transform={shown(text)} is not allowed: transforms of tonic with named literal "
+            'values, as "Denoise(filter_time=10000), DropEvent(p=0.1)"'
+        ) from fault
+    return found

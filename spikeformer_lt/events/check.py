@@ -17,7 +17,7 @@ from spikeformer_lt.events.dataset import EventFrames, Source
 from spikeformer_lt.events.formats import SUFFIXES, FileReader
 from spikeformer_lt.events.frame import EventOptions
 from spikeformer_lt.events.recording import FIELDS, LARGEST_SIDE, Sensor
-from spikeformer_lt.events.split import PARTS, Sample, Split, find_shared, scan
+from spikeformer_lt.events.split import PARTS, Sample, Split, find_shared, part_of, scan
 from spikeformer_lt.events.validate import Report
 from spikeformer_lt.registry import create_dataset, dataset_factory
 
@@ -124,8 +124,6 @@ def _row(reports: list[Report | None]) -> str:
     return f"{len(reports):10} {events:10} {span:>30} {rate:10}"
 
 
-_TEST = re.compile(r"(?:^|[^A-Za-z])test|Test")
-_VAL = re.compile(r"(?:(?:^|[^A-Za-z])v|V)al(?:id|idation)?(?![a-z])")
 _PERSON = re.compile(r"user\d+.*")
 
 
@@ -155,7 +153,7 @@ def check_folder(
     classes = tuple(sorted({_class_of(path) for path in paths}))
     parts: dict[str, list[Sample]] = {part: [] for part in PARTS}
     for path in paths:
-        parts[_part_of(path)].append(Sample(path, label=classes.index(_class_of(path))))
+        parts[part_of(path) or "train"].append(Sample(path, label=classes.index(_class_of(path))))
     split = Split("folder", classes, *map(tuple, parts.values()))
     reader = FileReader(Path(root), "auto", tuple(columns), microseconds_per_tick)
     side = sensor or Sensor(LARGEST_SIDE, LARGEST_SIDE)
@@ -210,10 +208,3 @@ def _checked(part: str, data: EventFrames, index: int) -> Checked:
 def _class_of(path: str) -> str:
     above = Path(path).parent.name
     return Path(path).stem if _PERSON.fullmatch(above) else above
-
-
-def _part_of(path: str) -> str:
-    above = path.split("/")[:-1]
-    if any(_TEST.search(name) for name in above):
-        return "test"
-    return "val" if any(_VAL.search(name) for name in above) else "train"

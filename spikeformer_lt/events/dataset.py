@@ -16,6 +16,7 @@ from torch import Tensor
 
 from spikeformer_lt.config import check
 from spikeformer_lt.errors import ConfigError, DataError, name_of, shown
+from spikeformer_lt.events.augment import Transforms
 from spikeformer_lt.events.cache import FrameCache, MemoryCache, source_of
 from spikeformer_lt.events.formats import FileReader
 from spikeformer_lt.events.frame import EventDataOptions, EventOptions, narrow, to_frames
@@ -69,6 +70,7 @@ class EventFrames(torch.utils.data.Dataset[tuple[Tensor, int]]):
         self.classes = tuple(self.classes) or tuple(map(str, range(max(labels, default=-1) + 1)))
         self._policy = self.options.policy(self.source.policy)
         self._doubted = False  # whether one recording has been told of
+        self._transforms = Transforms.parse(self.options.transform, self.source.sensor)
 
     def __len__(self) -> int:
         """Return the number of recordings."""
@@ -93,7 +95,8 @@ class EventFrames(torch.utils.data.Dataset[tuple[Tensor, int]]):
                 f"{self.name}: {report.source} has {report.empty}, {report.kept} events in all; "
                 "remove it, or use empty=zero or empty=skip"
             )
-        moved, square = fit(events, self.source.sensor, self.size), Sensor(self.size, self.size)
+        moved = fit(events, self._transforms.sensor, self.size)
+        square = Sensor(self.size, self.size)
         frames, left_out = to_frames(moved, self.options, square, report.source)
         if left_out:
             log.info("%s: %d events after the last window", report.source, left_out)
@@ -103,12 +106,15 @@ class EventFrames(torch.utils.data.Dataset[tuple[Tensor, int]]):
         return small
 
     def events(self, index: int) -> tuple[Events, Report]:
-        """Return the valid events of recording `index` on the sensor, and the report on it."""
+        """Return the valid events of recording `index`, transformed, and the report on it."""
         sample = self.samples[index]
         raw = self.source.read(sample)
         where = name_of(sample.key if self.source.root is None else self.source.root / sample.key)
         events, report = validate(raw.events, self.source.sensor, self._policy, where)
         report = replace(report, skipped=raw.skipped)
+        if self._transforms.steps:
+            events, left = self._transforms(events, where, sample.key)
+            report = replace(report, kept=left.kept, duration_us=left.duration_us, on=left.on)
         if report.faults:
             log.warning("%s: %s: %s", self.name, where, report.line())
         if report.doubt and not self._doubted:
@@ -130,7 +136,12 @@ def event_splits(
         DataError: a split file that does not fit, or, with "refuse", shared recordings.
     """
     size, events = options.image_size, options.events
-    size = max(source.sensor.height, source.sensor.width) if size is None else size
+    if events.sensor is not None:
+        source = replace(source, sensor=Sensor.parse(events.sensor))
+    side = Transforms.parse(events.transform, source.sensor).sensor
+    size = max(side.height, side.width) if size is None else size
+    if size < max(side.height, side.width):
+        log.info("%s: %s pixels are scaled down to a square of %d", split.name, side, size)
     if events.unit is not None or events.columns is not None:
         if not isinstance(source.read, FileReader):
             raise ConfigError(
@@ -166,6 +177,8 @@ def event_splits(
         form=form if form == "cifar10_dvs" else "",
         columns=getattr(source.read, "columns", FIELDS),
         microseconds_per_tick=getattr(source.read, "microseconds_per_tick", 1),
+        signed=events.policy(source.policy).signed_polarity,
+        transform=events.transform,
     )
     return Splits(
         split.name,
@@ -196,6 +209,7 @@ def _cache(
         "framing": repr(options.framing),
         "policy": repr(options.policy(source.policy)),
         "empty": options.empty,
+        "transform": options.transform,
         "reader": repr(source.read),
         "reader_code": source_of(source.read),
         "sensor": str(source.sensor),

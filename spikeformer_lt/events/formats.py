@@ -6,10 +6,11 @@ AEDAT has a room of its own, `events.aedat`. DVS128 Gesture's label tables are r
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import re
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -38,6 +39,7 @@ from spikeformer_lt.events.recording import (
     check_whole,
     columns_of,
     decoding,
+    file_state,
     make_events,
     opened,
     parse_columns,
@@ -46,15 +48,15 @@ from spikeformer_lt.events.split import Sample
 
 FORMS = (
     *("aedat2", "aedat31", "aedat4", "auto", "bin", "cifar10_dvs"),
-    *("dat", "hdf5", "npy", "npz", "raw"),
+    *("dat", "hdf5", "npy", "npz", "raw", "txt"),
 )
 _SUFFIXES = {
     **{".aedat": "aedat", ".aedat4": "aedat4", ".bin": "bin", ".bs2": "bin", ".dat": "dat"},
-    **{".h5": "hdf5", ".hdf5": "hdf5", ".npy": "npy", ".npz": "npz", ".raw": "raw"},
+    **{".h5": "hdf5", ".hdf5": "hdf5", ".npy": "npy", ".npz": "npz", ".raw": "raw", ".txt": "txt"},
 }
 SUFFIXES = tuple(_SUFFIXES)
 _LONGEST_HEADER = 1 << 16  # bytes before the numbers of a NumPy file
-TABLES = ("hdf5", "npy", "npz")  # forms whose columns and unit of time a user may name
+TABLES = ("hdf5", "npy", "npz", "txt")  # forms whose columns and unit of time a user may name
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,8 @@ class FileReader:
         path = self.root / sample.path
         form = form_of(path) if self.form == "auto" else self.form
         match form:
-            case "npy" | "npz":
-                read = read_npy if form == "npy" else read_npz
+            case "npy" | "npz" | "txt":
+                read = {"npy": read_npy, "npz": read_npz, "txt": read_txt}[form]
                 return read(path, self.columns, self.microseconds_per_tick)
             case "hdf5":
                 return read_hdf5(path, self.microseconds_per_tick)
@@ -95,12 +97,7 @@ class FileReader:
 
     def fingerprint(self, sample: Sample) -> str:
         """Return size and date of a sample's file; a DataError if it is not there."""
-        path = self.root / sample.path
-        try:
-            state = path.stat()
-        except OSError as fault:
-            raise DataError(f"cannot read {name_of(path)}: {fault.strerror or fault}") from fault
-        return f"{state.st_size}-{state.st_mtime_ns}"
+        return file_state(self.root / sample.path)
 
     def reading(self, unit: str | None, columns: str | None) -> FileReader:
         """Return the reader with a unit of time, "us" or "ms", and columns such as "t,x,y,p".
@@ -179,6 +176,8 @@ def read_npz(
 def read_hdf5(path: str | Path, microseconds_per_tick: int = 1) -> Raw:
     """Read x, y, p and t (or t_us) of a group "events" or of the file, or a table "CD/events".
 
+    Columns may also be called xs, ys, ps and ts, which is in seconds where it is real.
+
     Raises:
         DataError: the package h5py is missing, the file is damaged, has no such columns of its own,
             or is larger unpacked than a recording can be.
@@ -198,7 +197,12 @@ def read_hdf5(path: str | Path, microseconds_per_tick: int = 1) -> Raw:
             found = _own(store, "events") or _own(store, "CD/events") or store
             tables = {"": found}
             if isinstance(found, h5py.Group):
-                tables = {name: _own(found, name) for name in (*FIELDS, "t")}
+                names = {name: name for name in (*FIELDS, "t")}
+                if _own(found, "xs") is not None:
+                    names = {name: f"{name}s" for name in "xypt"}
+                tables = {name: _own(found, own) for name, own in names.items()}
+                if tables["t"] is not None and names["t"] == "ts" and tables["t"].dtype.kind == "f":
+                    microseconds_per_tick = UNITS["s"]
             kept = {n: table for n, table in tables.items() if isinstance(table, h5py.Dataset)}
             for name, table in kept.items():
                 odd = table.dtype.hasobject or table.is_virtual or table.external
@@ -211,6 +215,49 @@ def read_hdf5(path: str | Path, microseconds_per_tick: int = 1) -> Raw:
             check_size(path, size, sum(table.nbytes for table in kept.values()))
             columns = {name: table[()] for name, table in kept.items()}
     return _in_microseconds(columns.get("", columns), path, FIELDS, microseconds_per_tick)
+
+
+_LINES = 1 << 16  # of a text, read at once
+
+
+def read_txt(
+    path: str | Path, columns: Sequence[str] = FIELDS, microseconds_per_tick: int = 1
+) -> Raw:
+    """Read lines of four numbers, parted by blanks or commas; # and % begin a comment.
+
+    A first line of the names x, y, p and t (or t_us) tells the order. Without it the order is
+    `columns`; where these are the usual ones and the first number has a decimal point, it is t, x,
+    y, p with times in seconds, as in the Event Camera Dataset (Mueggler et al., arXiv:1610.08336).
+
+    Raises:
+        DataError: no text, or a line of another form.
+    """
+    named: tuple[str, ...] = ()
+    parts: list[NDArray[np.float64]] = []
+    with opened(path) as (file, size), decoding(path, "its lines"):
+        kind = content_kind(file.read(1024))
+        if not kind.startswith("a text file"):
+            raise DataError(f"{name_of(path)} is no text of events but {kind}")
+        file.seek(0)
+        lines: Iterator[str] = (
+            line for line in io.TextIOWrapper(file, "latin-1") if line.strip()[:1] not in "#%"
+        )
+        first = next(lines, "")
+        words, comma = re.split(r"[\s,]+", first.strip()), "," if "," in first else None
+        if words[0].isidentifier():
+            named = tuple(words)
+        else:
+            lines = itertools.chain([first], lines)
+            if tuple(columns) == FIELDS and "." in words[0]:
+                columns = ("t_us", "x", "y", "p")
+                microseconds_per_tick = max(microseconds_per_tick, UNITS["s"])
+        while some := list(itertools.islice(lines, _LINES)):
+            parts.append(np.loadtxt(some, delimiter=comma, comments=("#", "%"), ndmin=2))
+            check_size(path, size, sum(part.nbytes for part in parts))
+        table: Any = np.concatenate(parts) if parts else np.empty((0, len(FIELDS)))
+        if named:
+            table = dict(zip(named, table.T, strict=True))
+    return _in_microseconds(table, path, columns, microseconds_per_tick)
 
 
 def _own(group: Any, name: str) -> Any:

@@ -89,12 +89,21 @@ class EventOptions(Framing):
     set's own."""
     columns: str | None = None
     """Order of the columns of plain npy arrays, such as x,y,p,t; None is the set's own."""
+    sensor: str | None = None
+    """Rows and columns of the camera, such as 128x128; None is the set's own."""
+    polarity: str = "auto"
+    """signed if polarities are -1 and 1, binary if they are 0 and 1; auto is the set's own."""
+    transform: str = ""
+    """Transforms of tonic that every recording passes, such as "Denoise(filter_time=10000)"."""
 
     def __post_init__(self) -> None:
         if self.unit is not None:
             one_of("unit", self.unit, UNITS)
         if self.columns is not None:
             parse_columns(self.columns)
+        if self.sensor is not None:
+            Sensor.parse(self.sensor)
+        one_of("polarity", self.polarity, ("auto", "binary", "signed"))
         one_of("bad_events", self.bad_events, ("error", "drop", "count"))
         one_of("empty", self.empty, ("error", "zero", "skip"))
         one_of("incomplete", self.incomplete, ("error", "report"))
@@ -110,6 +119,8 @@ class EventOptions(Framing):
     def policy(self, base: Policy | None = None) -> Policy:
         """Return what happens to each fault; the other fields of `base`, the set's own, stay."""
         base = base or Policy()
+        if self.polarity != "auto":
+            base = replace(base, signed_polarity=self.polarity == "signed")
         if self.bad_events == "error":
             return base
         actions = {

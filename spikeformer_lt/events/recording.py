@@ -145,6 +145,15 @@ class Raw:
     skipped: dict[str, int] = field(default_factory=dict)  # no events of a pixel, by kind
 
 
+def file_state(path: Path) -> str:
+    """Return size and date of a file; a DataError if it is not there."""
+    try:
+        state = path.stat()
+    except OSError as fault:
+        raise DataError(f"cannot read {name_of(path)}: {fault.strerror or fault}") from fault
+    return f"{state.st_size}-{state.st_mtime_ns}"
+
+
 def regular_size(path: str | Path) -> int:
     """Return the size of a file in bytes; what blocks or never ends, as a pipe, is a DataError."""
     state = os.stat(path)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import hashlib
+import io
 import json
 import logging
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from spikeformer_lt.config import check
@@ -24,7 +27,9 @@ log = logging.getLogger(__name__)
 PARTS = ("train", "val", "test")
 _FORMAT, _VERSION = "spikeformer_lt.split", 1
 _FILE_LIMIT = 100_000_000  # bytes
-_JUNK = {"__MACOSX", "Thumbs.db", "desktop.ini"}
+_JUNK = re.compile(
+    r"\..*|__MACOSX|Thumbs\.db|desktop\.ini|(?i:readme|licen[cs]e|notes?|trials_to_\w+)\.txt"
+)
 _DEPTH = 3  # folders below the root in which a set's own folder is looked for
 _HEAD = 4096  # bytes compared before a whole file is read
 
@@ -49,7 +54,7 @@ class Sample:
 def scan(folder: str | Path, suffixes: Sequence[str]) -> list[str]:
     """Find files by the ends of their names, in small letters, in all folders below one.
 
-    Hidden files are left out; links are followed.
+    Hidden files, readmes and the like are left out; links are followed.
 
     Returns:
         Paths below `folder`, with "/", in the order of their characters: the same on every machine.
@@ -60,20 +65,28 @@ def scan(folder: str | Path, suffixes: Sequence[str]) -> list[str]:
     top = Path(folder)
     if not top.is_dir():
         raise DataError(f"{name_of(top)} is not a folder")
-    found: list[str] = []
-    for here, folders, files in os.walk(top, followlinks=True):
-        folders[:] = [name for name in folders if not _junk(name)]
-        files = [name for name in files if not _junk(name)]
-        for path in (Path(here, name) for name in (*folders, *files)):
-            if path.is_symlink():
-                _check_link(path)
-        wanted = (Path(here, name) for name in files if name.lower().endswith(tuple(suffixes)))
-        found += [path.relative_to(top).as_posix() for path in wanted]
+    found, waiting, ends = [], [""], tuple(suffixes)
+    while waiting:
+        here = waiting.pop()
+        try:
+            entries = list(os.scandir(top / here))
+        except OSError as fault:
+            raise DataError(f"cannot read {name_of(top / here)}: {fault.strerror}") from fault
+        for entry in entries:
+            if _junk(entry.name):
+                continue
+            if entry.is_symlink():
+                _check_link(Path(entry.path))
+            path = f"{here}{entry.name}"
+            if entry.is_dir():
+                waiting.append(f"{path}/")
+            elif path.lower().endswith(ends):
+                found.append(path)
     return sorted(found)
 
 
 def _junk(name: str) -> bool:
-    return name.startswith(".") or name in _JUNK
+    return _JUNK.fullmatch(name) is not None
 
 
 def _check_link(path: Path) -> None:
@@ -126,6 +139,121 @@ def class_samples(
         where = f"{folder}/{path}" if folder else path
         samples.append(Sample(where, label=classes.index(name)))
     return samples
+
+
+_WORDS = {  # in the names of folders that make a part
+    "test": re.compile(r"(?:^|[^A-Za-z])test|Test"),
+    "val": re.compile(r"(?:(?:^|[^A-Za-z])v|V)al(?:id|idation)?(?![a-z])"),
+    "train": re.compile(r"(?:(?:^|[^A-Za-z])t|T)rain(?:ing)?(?![a-z])"),
+}
+_TABLE = ("path", "label", "person", "part")  # columns
+
+
+def labelled_files(
+    root: Path, suffixes: Sequence[str], table: str = ""
+) -> tuple[tuple[str, ...], dict[str, list[Sample]]]:
+    """Find the files of a set that a user made, their classes and, where they say so, their parts.
+
+    Either `table`, or ``labels.csv`` in `root`, has the columns path (below `root`) and label, and
+    may have person and part (train, val or test); or folders are classes: ``cat/1.jpg``, or
+    ``train/cat/1.jpg`` where all folders of `root` are named for parts. Links are followed.
+
+    Returns:
+        Names of the classes, sorted, and {part: samples}; without parts, all are in "train".
+
+    Raises:
+        DataError: no such files, a file outside a class, or a wrong line of the table.
+    """
+    if table or (root / "labels.csv").is_file():
+        rows = _table_rows(root, root / (table or "labels.csv"))
+    else:
+        rows = _folder_rows(root, scan(root, suffixes))
+    if not rows:
+        raise DataError(
+            f"{name_of(root)} holds none of {', '.join(suffixes)}; put files into a folder for "
+            "each class, or name them in labels.csv: path,label"
+        )
+    numbers = all(label.isdecimal() for _, label, _, _ in rows)
+    names = {label for _, label, _, _ in rows}
+    classes = tuple(sorted(names, key=lambda name: (int(name), name) if numbers else (0, name)))
+    places = {name: place for place, name in enumerate(classes)}
+    parts: dict[str, list[Sample]] = {part: [] for part in PARTS}
+    for path, label, person, part in rows:
+        parts[part].append(Sample(path, label=places[label], group=person))
+    return classes, {part: sorted(found) for part, found in parts.items() if found}
+
+
+def _folder_rows(root: Path, paths: Sequence[str]) -> list[tuple[str, str, str, str]]:
+    named = {first: part_of(f"{first}/") for first in {path.split("/")[0] for path in paths}}
+    parted = "train" in named.values() and all(named.values())
+    rows = []
+    for path in paths:
+        folders = path.split("/")[:-1]
+        part = named[folders.pop(0)] if parted else "train"
+        if not folders:
+            raise DataError(
+                f"{name_of(root / path)} is in no folder of a class; classes are folders, or name "
+                "them in labels.csv: path,label"
+            )
+        rows.append((path, folders[0], "", part))
+    return rows
+
+
+def part_of(path: str) -> str:
+    """Tell the part of a file by the names of the folders above it, or ""."""
+    above = path.split("/")[:-1]
+    return next((p for p, word in _WORDS.items() if any(map(word.search, above))), "")
+
+
+def _table_rows(root: Path, table: Path) -> list[tuple[str, str, str, str]]:
+    with opened(table) as (file, _):
+        text = file.read(_FILE_LIMIT).decode("utf-8-sig", "replace")
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    columns = reader.fieldnames or ()
+    where = name_of(table)
+    odd = [name for name in columns if name not in _TABLE]
+    if odd or not {"path", "label"} <= set(columns):
+        raise DataError(
+            f"{where} has the columns {shown(list(columns), 200)}; needed are path and label, "
+            "allowed are person and part"
+        )
+    rows = []
+    try:
+        for row in reader:
+            path, label, person, part = ((row.get(name) or "").strip() for name in _TABLE)
+            place, line = PurePosixPath(path), f"{where}, line {reader.line_num}"
+            if not label or place.is_absolute() or ".." in place.parts or None in row:
+                raise DataError(f"{line}: {shown(path)} of class {shown(label)} is no path, label")
+            if not (root / place).is_file():
+                raise DataError(f"{line}: {name_of(root / place)} is not there")
+            if part not in (*PARTS, ""):
+                raise DataError(f"{line}: {shown(part)} is no part; allowed: {', '.join(PARTS)}")
+            rows.append((place.as_posix(), label, person, part or "train"))
+    except csv.Error as fault:
+        raise DataError(f"{where}, line {reader.line_num}: {fault}") from fault
+    return rows
+
+
+def parted(
+    name: str, classes: Sequence[str], parts: Mapping[str, Sequence[Sample]], val_fraction: float,
+    test_fraction: float,
+) -> Split:  # fmt: skip
+    """Return the split of a set that a user made.
+
+    Parts that it has are kept; a validation part without a test is the test, as in ImageNet. What
+    is missing is held out of the training part by hashes of names, whole persons where all files
+    have one.
+    """
+    found = dict(parts)
+    if "test" not in found and "val" in found:
+        found["test"] = found.pop("val")
+    pool = found.get("train", ())
+    grouped = all(sample.group for sample in pool)
+    if "test" not in found:
+        pool, found["test"] = hold_out(f"{name}/test", pool, test_fraction, grouped)
+    if "val" not in found:
+        return cut(name, classes, pool, found["test"], val_fraction, grouped)
+    return Split(name, tuple(classes), *(tuple(found.get(part, ())) for part in PARTS))
 
 
 def check_counts(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from spikeformer_lt.errors import DataError, ExportError, name_of, shown
+from spikeformer_lt.errors import DataError, ExportError, name_of
+from spikeformer_lt.events.augment import Transforms
 from spikeformer_lt.events.formats import FileReader, form_of
 from spikeformer_lt.events.frame import Framing, to_frames
-from spikeformer_lt.events.recording import FIELDS, Raw, Sensor, fit
+from spikeformer_lt.events.recording import EVENTS, FIELDS, Events, Raw, Sensor, fit
 from spikeformer_lt.events.split import Sample
-from spikeformer_lt.events.validate import validate
+from spikeformer_lt.events.validate import Policy, validate
 from spikeformer_lt.images.augment import normalize
+from spikeformer_lt.images.folders import open_picture, square
 from spikeformer_lt.preprocess import Preprocess, Recordings, prepared_for
 
 log = logging.getLogger(__name__)
@@ -102,17 +105,13 @@ def to_input(x: Any, preprocess: Preprocess) -> Tensor:
 
 def _pixels(x: Any, preprocess: Preprocess) -> Tensor:
     """uint8 ``[B, C, H, W]``."""
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     size, channels = preprocess.image_size, preprocess.in_channels
     if isinstance(x, str | Path):
-        x = _opened(x)
+        x = open_picture(x)
     if isinstance(x, Image.Image):
-        if x.mode[0] in "IF":
-            raise DataError(f"a picture of mode {x.mode} has more than 8 bits a pixel; convert it")
-        upright = ImageOps.exif_transpose(x).convert("RGB" if channels == 3 else "L")
-        fitted = ImageOps.fit(upright, (size, size), Image.Resampling.BILINEAR)
-        x = np.array(fitted).reshape(size, size, channels)
+        x = square(x, size, channels, preprocess.crop)
     if not isinstance(x, np.ndarray | Tensor):
         raise DataError(
             f"{type(x).__name__} is no picture; give uint8 pixels, a PIL image or a path"
@@ -135,24 +134,23 @@ def _pixels(x: Any, preprocess: Preprocess) -> Tensor:
     return pixels.cpu()
 
 
-def _opened(path: str | Path) -> Any:
-    """A picture of PIL, decoded."""
-    from PIL import Image
-
-    if not Path(path).is_file():
-        raise DataError(f"{name_of(path)} is no file of a picture")
-    try:
-        picture = Image.open(path)
-        picture.load()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as fault:
-        raise DataError(f"{name_of(path)} is no whole picture: {shown(str(fault))}") from None
-    return picture
+_EACH = ("CenterCrop", "Downsample", "MergePolarities")
+"""Transforms that change an event whatever the others are."""
 
 
 def event_frame(x: Any, preprocess: Preprocess) -> Tensor:
-    """One frame ``[B, 2, H, W]`` of all events in `x`, in a form of `to_input`, or of none."""
+    """One frame ``[B, 2, H, W]`` of all events in `x`, in a form of `to_input`, or of none.
+
+    Raises:
+        ExportError: the network's transforms need a whole recording.
+    """
     how = preprocess.recordings
     assert how is not None
+    if whole := [n for n in re.findall(r"\b[A-Z]\w*", how.transform) if n not in _EACH]:
+        raise ExportError(
+            f"the network's transform {whole[0]} is of whole recordings, and a stream has slices: "
+            f"train without it, or with {', '.join(_EACH)}"
+        )
     one = replace(how, T=1, by="n_event_bins", window_us=None)
     parts = x if isinstance(x, list | tuple) else [x]
     return torch.cat([_frames(part, preprocess, one, empty=True)[:, 0] for part in parts])
@@ -160,27 +158,42 @@ def event_frame(x: Any, preprocess: Preprocess) -> Tensor:
 
 def _frames(x: Any, preprocess: Preprocess, how: Recordings, empty: bool = False) -> Tensor:
     """float32 ``[B, T, 2, H, W]``; `empty` allows recordings without an event."""
-    size, side = preprocess.image_size, Sensor(*how.sensor)
+    size = preprocess.image_size
     array = x.numpy(force=True) if isinstance(x, Tensor) else x
     if isinstance(array, np.ndarray) and array.ndim in (4, 5):
         return _counts(array, [how.T, 2, size, size])
+    source = name_of(array) if isinstance(array, str | Path) else "recording"
+    kept, transforms = (
+        valid_events(array, how),
+        Transforms.parse(how.transform, Sensor(*how.sensor)),
+    )
+    if transforms.steps:
+        kept, _ = transforms(kept, source, source)
+    if not len(kept) and not empty:
+        raise DataError(f"{source} has no event")
+    framing = Framing(how.T, how.by, how.window_us, how.values)
+    moved = fit(kept, transforms.sensor, size)
+    frames, _ = to_frames(moved, framing, Sensor(size, size), source)
+    return torch.from_numpy(frames.astype(np.float32))[None]
+
+
+def valid_events(x: Any, how: Recordings) -> Events:
+    """The events of a recording in a form of `to_input`, checked against the camera's size."""
     source, columns = "recording", tuple(FIELDS)
-    if isinstance(array, str | Path):
-        path, source, columns = Path(array), name_of(array), how.columns
+    if isinstance(x, str | Path):
+        path, source, columns = Path(x), name_of(x), how.columns
         if not path.is_file():
             raise DataError(f"{source} is no file of a recording")
         form = form_of(path)
         form = how.form if how.form and form == "aedat2" else form  # turned upright
-        array = FileReader(path.parent, form, columns, how.microseconds_per_tick)(Sample(path.name))
-    events = array.events if isinstance(array, Raw) else array
-    kept, report = validate(events, side, None, source, columns)
+        x = FileReader(path.parent, form, columns, how.microseconds_per_tick)(Sample(path.name))
+    events = x.events if isinstance(x, Raw) else x
+    signed = how.signed and getattr(events, "dtype", None) != EVENTS  # those were valid before
+    policy = Policy(signed_polarity=signed)
+    kept, report = validate(events, Sensor(*how.sensor), policy, source, columns)
     if report.doubt:
         log.warning("%s: %s", source, report.doubt)
-    if not len(kept) and not empty:
-        raise DataError(f"{source} has no event")
-    framing = Framing(how.T, how.by, how.window_us, how.values)
-    frames, _ = to_frames(fit(kept, side, size), framing, Sensor(size, size), source)
-    return torch.from_numpy(frames.astype(np.float32))[None]
+    return kept
 
 
 def _counts(array: NDArray[Any], shape: list[int]) -> Tensor:

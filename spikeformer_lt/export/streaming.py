@@ -1,20 +1,26 @@
-"""Streaming: frames arrive one by one, and the stream holds the neurons' state."""
+"""Streaming: frames or events arrive piece by piece, and the stream holds the neurons' state."""
 
 from __future__ import annotations
 
 import copy
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from spikeformer_lt.config import check
 from spikeformer_lt.errors import DataError, ExportError
+from spikeformer_lt.events.recording import EVENTS, Events
 from spikeformer_lt.export.inference import CompactModel
-from spikeformer_lt.export.prediction import event_frame, to_input
+from spikeformer_lt.export.prediction import Prediction, event_frame, to_input, valid_events
 from spikeformer_lt.layers.inputs import SelectsTokens, Stepwise
 from spikeformer_lt.layers.neuron import NeuronState, carry
 from spikeformer_lt.layers.patches import patches_of
-from spikeformer_lt.preprocess import prepared_for
+from spikeformer_lt.preprocess import LARGEST_T, prepared_for
 
 
 class Stream:
@@ -103,3 +109,143 @@ class Stream:
                 "call reset() for another clip"
             )
         return images.contiguous()
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a network says after a window of time."""
+
+    start_us: int
+    """Begin of the window."""
+    events: int
+    """Events in it."""
+    step: int
+    """Number of the window in its clip, from 1 to T."""
+    prediction: Prediction | None
+    """Of the clip so far; None while a patch selection waits for the clip's last window."""
+    latency_ms: float
+    """Time from the window's last event, as it was given, to the decision."""
+
+
+class EventStream:
+    """Events that arrive in pieces, in windows of fixed time, each of which is a frame.
+
+    Window i takes times t0 + i*w to t0 + (i+1)*w - 1, t0 being the first event's, as frames by
+    time_window do; T windows are a clip, after which the neurons start from rest. So decision T of
+    a clip is that of `predict` on the clip's recording.
+
+    Args:
+        model: an exported or plain network in eval mode that came with its preprocess.
+        window_us: length of a window in microseconds; None is the one that it was trained with.
+        endless: never start from rest; a decision is of the last T windows. Not with a patch
+            selection, which needs whole clips.
+
+    Raises:
+        ConfigError: another window than the network was trained with, or none.
+        ExportError: as `Stream`, or a network of pictures.
+    """
+
+    def __init__(
+        self, model: nn.Module, window_us: int | None = None, endless: bool = False
+    ) -> None:
+        self._stream = Stream(model)
+        self._how = prepared_for(model)
+        recordings = self._how.recordings
+        if recordings is None:
+            raise ExportError("the network is of pictures; a stream of events needs one of events")
+        own = recordings.window_us
+        rule = f"{own}, which the network was trained with" if own else "1 microsecond or more"
+        window_us = own if window_us is None else window_us
+        sound = type(window_us) is int and window_us >= 1 and own in (None, window_us)
+        check(sound, "window_us", window_us, rule)
+        check(not (endless and self._stream._selects), "endless", endless, "no patch selection")
+        self.window_us: int = window_us or 0
+        self.endless, self.T = endless, recordings.T
+        self._recordings = recordings
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the clip and the events of the unfinished window."""
+        self._stream.reset()
+        self._waiting, self._start = np.empty(0, EVENTS), -1
+        self._logits: list[Tensor] = []
+
+    def push(self, events: Any) -> list[Decision]:
+        """Take the next events, in a form of `predict`, and decide on the windows that they end.
+
+        Raises:
+            DataError: events off the sensor, earlier than those before, or after a gap of more than
+                4096 windows.
+        """
+        begun, given = time.perf_counter(), valid_events(events, self._recordings)
+        if not len(given):
+            return []
+        last = int(self._waiting["t_us"][-1]) if len(self._waiting) else self._start
+        if int(given["t_us"][0]) < last:
+            raise DataError(
+                f"an event of {given['t_us'][0]} us came after one of {last} us, or after its "
+                "window was decided on; give pieces in order of time, or call reset()"
+            )
+        if self._start < 0:
+            self._start = int(given["t_us"][0])
+        self._waiting = np.concatenate([self._waiting, given])
+        count = (int(given["t_us"][-1]) - self._start) // self.window_us
+        if count > LARGEST_T:
+            raise DataError(
+                f"{count} windows of {self.window_us} us passed at once, more than {LARGEST_T}; "
+                "call reset() after a long silence"
+            )
+        return [self._decide(begun) for _ in range(count)]
+
+    def close(self) -> list[Decision]:
+        """Decide on the unfinished window, if it has events, and forget the clip."""
+        found = [self._decide(time.perf_counter())] if len(self._waiting) else []
+        self.reset()
+        return found
+
+    def run(self, source: Any, pace: float = 0.0) -> Iterator[Decision]:
+        """Decide on all windows of a recording, or of a camera.
+
+        Args:
+            source: a path or a recording in a form of `predict`; or what gives pieces of events
+                when they come, such as a generator that reads a camera.
+            pace: recorded seconds a second at which a recording is given, window by window, to
+                measure latencies as a camera would meet them; 0 does not wait.
+        """
+        pieces = source if isinstance(source, Iterator) else self._paced(source, pace)
+        for piece in pieces:
+            yield from self.push(piece)
+        yield from self.close()
+
+    def _paced(self, source: Any, pace: float) -> Iterator[Events]:
+        events, begun = valid_events(source, self._recordings), time.perf_counter()
+        times = events["t_us"]
+        first = last = int(times[0]) if len(times) else 0
+        place = 0
+        while place < len(times):
+            last += self.window_us
+            end = int(np.searchsorted(times, last))
+            if pace:
+                ahead = (last - first) / 1e6 / pace - (time.perf_counter() - begun)
+                time.sleep(max(0.0, ahead))
+            if end > place:
+                yield events[place:end]
+            place = end
+
+    def _decide(self, begun: float) -> Decision:
+        end = int(np.searchsorted(self._waiting["t_us"], self._start + self.window_us))
+        window, self._waiting = self._waiting[:end], self._waiting[end:]
+        self._logits += self._stream.push([window]).unbind(1)
+        step = self._stream.frames or self.T
+        mean = torch.stack(self._logits[-self.T :]).mean(0)[0] if self._logits else None
+        said = None
+        if mean is not None:
+            chances = mean.float().softmax(0).cpu()
+            label = int(chances.argmax())
+            name = self._how.classes[label]
+            said = Prediction(label, name, float(chances[label]), chances)
+        start, self._start = self._start, self._start + self.window_us
+        if not self.endless and step >= self.T:
+            self._stream.reset()
+            self._logits = []
+        return Decision(start, end, step, said, (time.perf_counter() - begun) * 1e3)

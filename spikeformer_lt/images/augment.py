@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -19,6 +20,7 @@ from spikeformer_lt.rng import isolated_rng
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "random")
 # The operations that Spikformer's authors left on in their copy of timm's list (cifar10/aa_snn.py).
 _SPIKFORMER = ["Equalize", "Rotate", "ShearX", "TranslateXRel", "TranslateYRel"]
+_ORIENTATION = 0x0112  # EXIF's number of that entry
 _OPS = {"timm": None, "spikformer": _SPIKFORMER}
 
 
@@ -27,6 +29,11 @@ class Augment:
     """What happens to a training image, in this order; all off by default.
 
     Attributes:
+        resized_crop: least part of a picture's area in a random crop, of ratio 3/4 to 4/3, that is
+            scaled to the network's size; 0 is off. Files of pictures are cropped before they are
+            decoded, and JPEGs decoded at the smallest scale that leaves the pixels asked for.
+        repeats: times that a picture is in an epoch, each time augmented anew; an epoch has as many
+            steps as without.
         crop_padding: pixels of black put around, then a crop of the old size at a random place.
         hflip: probability of a left-right flip.
         auto_augment: RandAugment in timm's notation, e.g. "rand-m9-n1-mstd0.4-inc1", or "".
@@ -38,9 +45,12 @@ class Augment:
         erasing: probability of a rectangle set to the mean colour, after normalisation.
         cutout: side of a square set to the mean colour, its middle anywhere in the image; 0 is off.
 
-    Source: RandAugment, arXiv:1909.13719; random erasing, arXiv:1708.04896; Cutout, 1708.04552.
+    Source: RandAugment, arXiv:1909.13719; random erasing, arXiv:1708.04896; Cutout, 1708.04552;
+    random resized crops, arXiv:1409.4842, 6; repeated augmentation, arXiv:1901.09335.
     """
 
+    resized_crop: float = 0.0
+    repeats: int = 1
     crop_padding: int = 0
     hflip: float = 0.0
     auto_augment: str = ""
@@ -57,7 +67,9 @@ class Augment:
         Source: "spikformer_cifar" is cifar10.yml of Spikformer (arXiv:2209.15425), whose random
         resized crop has scale and ratio 1 and is left out. "crop4_flip" (SVHN, Fashion-MNIST),
         "crop4_flip_cutout" (CIFAR) and "crop8_flip" (Tiny-ImageNet) are those of the code of
-        arXiv:2207.01382. "digits" shifts only: a flipped digit is another sign.
+        arXiv:2207.01382. "imagenet" is that of DeiT (arXiv:2012.12877, table 9), and
+        "imagenet_repeats" takes each picture three times. "digits" shifts only: a flipped digit is
+        another sign.
         """
         if name not in _PRESETS:
             hint = f"{near(name, _PRESETS) or ';'} allowed: {', '.join(sorted(_PRESETS))}"
@@ -66,11 +78,12 @@ class Augment:
 
     def check(self) -> None:
         """Refuse values out of range by a ConfigError."""
-        for field in ("hflip", "erasing", "color_jitter"):
+        for field in ("resized_crop", "hflip", "erasing", "color_jitter"):
             value = getattr(self, field)
             check(0 <= value <= 1, field, value, "a probability or strength, 0 to 1")
         pad = self.crop_padding
         check(isinstance(pad, int) and pad >= 0, "crop_padding", pad, "0 pixels or more")
+        check(self.repeats >= 1, "repeats", self.repeats, "1 or more")
         check(self.cutout >= 0, "cutout", self.cutout, "0 pixels or more")
         one_of("interpolation", self.interpolation, _INTERPOLATIONS)
         one_of("auto_augment_ops", self.auto_augment_ops, _OPS)
@@ -86,15 +99,18 @@ class Augment:
     def is_identity(self) -> bool:
         """Return whether nothing random is on."""
         on = (self.crop_padding, self.hflip, self.auto_augment, self.color_jitter, self.erasing)
-        return not any((*on, self.cutout))
+        return not any((*on, self.cutout, self.resized_crop))
 
     def build(self, mean: Sequence[float], std: Sequence[float], image_size: int) -> TrainTransform:
         """Return the transform of one image of `image_size` pixels a side; `mean` is of [0, 1]."""
         return TrainTransform(self, mean, std, image_size)
 
 
+_IMAGENET = Augment(resized_crop=0.08, hflip=0.5, auto_augment="rand-m9-mstd0.5-inc1", erasing=0.25)
 _PRESETS = {
     "none": Augment(),
+    "imagenet": _IMAGENET,
+    "imagenet_repeats": replace(_IMAGENET, repeats=3),
     "digits": Augment(crop_padding=2),
     "crop4": Augment(crop_padding=4),
     "crop4_flip": Augment(crop_padding=4, hflip=0.5),
@@ -133,6 +149,9 @@ class TrainTransform:
     ) -> None:
         augment.check()
         self.augment, self.mean, self.std = augment, tuple(mean), tuple(std)
+        self.size = image_size
+        self.opens = augment.resized_crop > 0
+        """Whether it takes pictures of PIL that are not decoded yet."""
         self._on_pil: list[Callable[[Any], Any]] = []
         if augment.auto_augment:
             self._on_pil.append(self._rand_augment(image_size))
@@ -146,8 +165,10 @@ class TrainTransform:
 
             self._erase = RandomErasing(augment.erasing, mode="const", device="cpu")
 
-    def __call__(self, image: Tensor) -> Tensor:
+    def __call__(self, image: Any) -> Tensor:
         """Return `image` augmented and normalised; `image` itself is not changed."""
+        if self.augment.resized_crop:
+            image = self._resized_crop(image)
         if self.augment.crop_padding:
             image = self._crop(image)
         if self.augment.hflip and random.random() < self.augment.hflip:
@@ -167,6 +188,23 @@ class TrainTransform:
         top, left = pad - random.randint(-pad, pad), pad - random.randint(-pad, pad)
         padded = torch.nn.functional.pad(image, (pad, pad, pad, pad))
         return padded[:, top : top + height, left : left + width]
+
+    def _resized_crop(self, image: Any) -> Tensor:
+        from PIL import Image, ImageOps
+
+        if isinstance(image, Tensor):
+            image = Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
+        if image.getexif().get(_ORIENTATION, 1) != 1:
+            image = ImageOps.exif_transpose(image)
+        left, top, width, height = _random_box(image.size, self.augment.resized_crop)
+        whole, needed = image.size, (self.size / width, self.size / height)
+        # Of a JPEG only as many pixels are decoded as the crop needs.
+        image.draft("RGB", tuple(math.ceil(n * by) for n, by in zip(whole, needed, strict=True)))
+        across, down = image.size[0] / whole[0], image.size[1] / whole[1]
+        box = (left * across, top * down, (left + width) * across, (top + height) * down)
+        size, way = (self.size, self.size), Image.Resampling.BICUBIC
+        out = image.convert("RGB").resize(size, way, box=box)
+        return torch.from_numpy(np.array(out)).permute(2, 0, 1)
 
     def _through_pil(self, image: Tensor) -> Tensor:
         from PIL import Image
@@ -199,6 +237,20 @@ class TrainTransform:
             if op.name.startswith("Posterize"):
                 op.aug_fn = _posterize
         return cast("Callable[[Any], Any]", made)
+
+
+def _random_box(size: tuple[int, int], least: float) -> tuple[int, int, int, int]:
+    """Left, top, width and height of a crop, drawn as torchvision's RandomResizedCrop draws it."""
+    width, height = size
+    for _ in range(10):
+        area = width * height * random.uniform(least, 1)
+        ratio = math.exp(random.uniform(math.log(3 / 4), math.log(4 / 3)))
+        across, down = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < across <= width and 0 < down <= height:
+            left = random.randint(0, width - across)
+            return left, random.randint(0, height - down), across, down
+    across, down = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
+    return (width - across) // 2, (height - down) // 2, across, down
 
 
 def _posterize(picture: Any, bits: int, **options: Any) -> Any:

@@ -25,6 +25,7 @@ from spikeformer_lt.config import check
 from spikeformer_lt.errors import STOPS, DataError, shown
 from spikeformer_lt.images.arrays import ArrayImages
 from spikeformer_lt.images.augment import normalize
+from spikeformer_lt.images.folders import FileImages
 from spikeformer_lt.rng import isolated_rng, seed_for
 from spikeformer_lt.runtime import open_files
 from spikeformer_lt.splits import ImageDataset, hashed, in_proportion
@@ -32,7 +33,7 @@ from spikeformer_lt.splits import ImageDataset, hashed, in_proportion
 Batch = tuple[Tensor, Tensor, Tensor]
 Transform = Callable[[Tensor], Tensor]
 """One training sample, as its data set gives it, to augmented and normalised float32."""
-Key = tuple[int, int]  # (epoch, index)
+Key = tuple[int, ...]  # epoch, index and, from its second time in an epoch on, which time
 
 
 class Augmentation(Protocol):
@@ -62,7 +63,7 @@ class BatchReader:
 
     def __getitems__(self, keys: Sequence[Key]) -> Batch | DataError:
         """Return the batch of `keys`, or what went wrong with it, to be raised where it is read."""
-        places = torch.tensor([index for _, index in keys], dtype=torch.int64)
+        places = torch.tensor([key[1] for key in keys], dtype=torch.int64)
         try:
             if self.transform is not None:
                 images = self._augmented(keys, self.transform)
@@ -80,9 +81,9 @@ class BatchReader:
         images = []
         # Saving the three global states costs more than an augmentation: once a batch is enough.
         with isolated_rng(0):
-            for epoch, index in keys:
-                image = self._read(index)
-                seed = seed_for(self.seed, "augment", epoch, index)
+            for epoch, index, *turn in keys:
+                image = self._read(index, getattr(transform, "opens", False))
+                seed = seed_for(self.seed, "augment", epoch, index, *turn)
                 random.seed(seed)
                 np.random.seed(seed % 2**32)  # noqa: NPY002 (timm draws from it)
                 torch.default_generator.manual_seed(seed)
@@ -92,8 +93,10 @@ class BatchReader:
                     raise self._fault("augment", index, fault) from fault
         return torch.stack(images)
 
-    def _read(self, index: int) -> Tensor:
+    def _read(self, index: int, opened: bool = False) -> Any:
         try:
+            if opened and isinstance(self.dataset, FileImages):
+                return self.dataset.opened(index)
             return self.dataset[index][0]
         except (KeyboardInterrupt, SystemExit, GeneratorExit):
             raise
@@ -258,9 +261,20 @@ def train_loader(
         # Built here, not in the workers: each of them would import timm anew.
         transform = augment.build(dataset.mean, dataset.std, dataset[0][0].shape[-1])
     generator = torch.Generator().manual_seed(seed_for(seed, "order", epoch))
-    order = torch.randperm(len(dataset), generator=generator)[: steps * batch_size * world_size]
-    mine = order.view(steps, world_size, batch_size)[start_step:, rank].tolist()
-    batches = [[(epoch, index) for index in batch] for batch in mine]
+    count, repeats = steps * batch_size * world_size, getattr(augment, "repeats", 1)
+    order = torch.randperm(len(dataset), generator=generator).repeat_interleave(repeats)[:count]
+    turns = torch.arange(repeats).repeat(len(dataset))[:count]
+    mine, times = (
+        values.view(steps, world_size, batch_size)[start_step:, rank].tolist()
+        for values in (order, turns)
+    )
+    batches = [
+        [
+            (epoch, index, turn) if turn else (epoch, index)
+            for index, turn in zip(*rows, strict=True)
+        ]
+        for rows in zip(mine, times, strict=True)
+    ]
     return Loader(BatchReader(dataset, transform, seed), batches, workers, pin_memory)
 
 

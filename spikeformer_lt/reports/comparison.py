@@ -317,7 +317,7 @@ def write_comparison(
     write_confusions(folder, rows)
     dense = [v for r in rows if r.variant == "dense" for v in r.values(ACCURACY).values()]
     count = rows[0].reports[0].get("test_count") if rows else None
-    curves = {path: f"Test accuracy against the {name} that are left or removed: mean and standard "
+    curves = {path: f"Test accuracy against the share of {name} left or removed: mean and standard "
               "deviation over seeds, controls dotted."
               for name, series in series_of(rows, level).items()
               if (path := _plot_curves(folder / f"curve-{name.replace(' ', '-')}.png", series,

@@ -158,8 +158,8 @@ class DataConfig:
     limit_test: int | None = None
     """Test on this many images, classes in proportion; None is all."""
     augment: str = "auto"
-    """auto (the data set's usual), none, digits, spikformer_cifar, crop4, crop4_flip or
-    crop8_flip."""
+    """auto (the data set's usual), none, digits, spikformer_cifar, crop4, crop4_flip, crop8_flip,
+    imagenet or imagenet_repeats."""
     mixup: float | None = None
     """Alpha of mixup; None is the papers' value for the data set."""
     cutmix: float = 0.0
@@ -209,6 +209,12 @@ class EventDataConfig(DataConfig):
     set's own."""
     columns: str | None = EventOptions.columns
     """Order of the columns of plain npy arrays, such as x,y,p,t; None is the set's own."""
+    sensor: str | None = EventOptions.sensor
+    """Rows and columns of the camera, such as 128x128; None is the set's own."""
+    polarity: str = EventOptions.polarity
+    """signed if polarities are -1 and 1, binary if they are 0 and 1; auto is the set's own."""
+    transform: str = EventOptions.transform
+    """Transforms of tonic that every recording passes, such as "Denoise(filter_time=10000)"."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -9,7 +9,8 @@ import torch
 
 from spikeformer_lt.errors import ConfigError, DataError
 from spikeformer_lt.events import augment as augment_module
-from spikeformer_lt.events.augment import EventAugment
+from spikeformer_lt.events.augment import EventAugment, Transforms
+from spikeformer_lt.events.recording import Sensor
 from spikeformer_lt.images.loader import train_loader
 
 PRESETS = ["none", "moving_digits", "spikformer_dvs", "tet_dvs", "event_drop"]
@@ -221,3 +222,58 @@ def test_values_out_of_range_are_refused_by_field():
         EventAugment().build((0.5, 0.5), (1.0, 1.0), 20)
     with pytest.raises(DataError, match=r"\[T, P, H, W\]"):
         EventAugment()(torch.zeros(2, 4, 4), rng())
+
+
+WHOLE = Sensor(40, 30)
+
+
+@pytest.mark.parametrize(
+    ("text", "sensor", "kept"),
+    [
+        ("", (40, 30), 500),
+        ("CropTime(max=500000)", (40, 30), None),
+        ("CenterCrop(size=(10, 20))", (20, 10), None),
+        ("Downsample(spatial_factor=0.5)", (20, 15), 500),
+        ("Downsample(target_size=(15, 10)), TimeAlignment", (10, 15), 500),
+        ("DropEvent(p=0.5), RandomFlipLR(p=1.0)", (40, 30), 250),
+    ],
+)
+def test_transforms_of_tonic_make_valid_events_on_the_sensor_that_they_leave(
+    files, text, sensor, kept
+):
+    events, transforms = files.some_events(500, 40, 30), Transforms.parse(text, WHOLE)
+    assert transforms.sensor == Sensor(*sensor)
+    made, report = transforms(events, "a.npy", "a")
+    assert len(made) == report.kept == (kept or report.kept) and 0 < len(made) <= 500
+    assert int(made["x"].max()) < sensor[1] and int(made["y"].max()) < sensor[0]
+    again, _ = transforms(events, "a.npy", "a")
+    assert np.array_equal(made, again)
+    if "DropEvent" in text:  # another recording is drawn for anew
+        assert not np.array_equal(made, transforms(events, "b.npy", "b")[0])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Denoise", "missing 1 required|unexpected|argument"),
+        ("Denois(filter_time=3)", "'Denois'.*Denoise"),
+        ("Denoise(10)", "named literal values"),
+        ("Denoise(filter_time=open('x'))", "named literal values"),
+        ("__import__('os').system('x')", "named literal values"),
+        ("Denoise(**{'filter_time': 3})", "is not allowed"),
+        ("Denoise(filter_time=3", "named literal values"),
+        ("[" * 500, "named literal values"),
+        ("x" * 3000, "at most 2000 characters"),
+        ("Compose(transforms=())", "tonic has no transform"),
+        ("CenterCrop(size=(0, 5))", "1 to 4096"),
+    ],
+)
+def test_other_texts_of_transforms_are_refused(text, words):
+    with pytest.raises(ConfigError, match=words):
+        Transforms.parse(text, WHOLE)
+
+
+def test_what_makes_frames_is_no_transform(files):
+    transforms = Transforms.parse("ToFrame(n_time_bins=4)", WHOLE)
+    with pytest.raises(DataError, match=r"make no events but ndarray.*--data\.by"):
+        transforms(files.some_events(50, 40, 30), "a.npy", "a")

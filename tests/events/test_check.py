@@ -205,9 +205,9 @@ def test_long_lists_are_cut_in_the_text_and_whole_in_the_json():
 
 @pytest.mark.fault(81)
 def test_files_that_are_no_recordings_are_named(tmp_path):
-    for name in ("a.txt", "b.txt", "c.mat"):
+    for name in ("a.csv", "b.csv", "c.mat", "README.txt"):
         (tmp_path / name).write_text("0.1 1 2 1\n")
-    with pytest.raises(DataError, match=r"its files: 2 of \.txt, 1 of \.mat; unpack archives"):
+    with pytest.raises(DataError, match=r"its files: 2 of \.csv, 1 of \.mat; unpack archives"):
         check_folder(tmp_path)
 
 

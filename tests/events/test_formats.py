@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import io
-import struct
 import warnings
 import zipfile
 
@@ -11,7 +10,6 @@ import pytest
 from spikeformer_lt.errors import ConfigError, DataError
 from spikeformer_lt.events import formats
 from spikeformer_lt.events.formats import (
-    FORMS,
     FileReader,
     form_of,
     read_bin,
@@ -21,9 +19,9 @@ from spikeformer_lt.events.formats import (
     read_npy,
     read_npz,
     read_trials,
+    read_txt,
 )
-from spikeformer_lt.events.frame import EventOptions
-from spikeformer_lt.events.recording import Sensor
+from spikeformer_lt.events.recording import FIELDS, Sensor
 from spikeformer_lt.events.split import Sample
 from spikeformer_lt.events.validate import validate
 
@@ -323,94 +321,6 @@ def test_what_unpacks_to_far_more_than_its_size_is_refused_before_it_is(
     assert peak.bytes < 20_000_000
 
 
-WRITERS = ["aedat2", "aedat31", "aedat4", "bin", "dat", "evt2", "evt3", "hdf5", "npy", "npz"]
-NAMES = {"aedat2": "a.aedat", "aedat31": "a.aedat", "evt2": "a.raw", "evt3": "a.raw"}
-
-
-@pytest.mark.parametrize("turns", [60, pytest.param(3_000, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("form", WRITERS)
-@pytest.mark.fault(24, 82)
-def test_a_mutated_file_is_read_or_refused_in_one_line(files, tmp_path, traced, form, turns):
-    """Bits, bytes and lengths are changed: no other error, and memory stays with the file."""
-    name = NAMES.get(form, f"a.{form}")
-    path = tmp_path / name
-    getattr(files, f"write_{form}")(path, files.some_events(150))
-    whole, reader = path.read_bytes(), FileReader(tmp_path, "auto")
-    rng = np.random.default_rng(len(form))
-    with traced() as peak:
-        for turn in range(turns):
-            hit = bytearray(whole)
-            for _ in range(rng.integers(1, 4)):
-                place = int(rng.integers(len(hit) if turn % 2 else min(len(hit), 400)))
-                match turn % 4:
-                    case 0:
-                        hit[place] ^= 1 << rng.integers(8)
-                    case 1:
-                        hit[place : place + 4] = struct.pack("<I", int(rng.integers(2**32)))
-                    case 2:
-                        hit[place : place + 4] = rng.choice(
-                            [b"\xff\xff\xff\x7f", b"\xff" * 4, bytes(4)]
-                        )
-                    case 3:
-                        del hit[place : place + int(rng.integers(1, 9))]
-            path.write_bytes(hit)
-            try:
-                raw = reader(Sample(name))
-                validate(raw.events, SENSOR, EventOptions(bad_events="count").policy(), name)
-            except DataError as fault:
-                message = str(fault)
-            else:
-                message = ""
-            assert "\n" not in message
-    assert peak.bytes < 30_000_000
-
-
-@pytest.mark.parametrize("form", WRITERS)
-def test_memory_follows_the_file_and_its_events(files, tmp_path, traced, form):
-    """Twenty times the file and twice the events at most, beside what a chunk takes."""
-    events = files.some_events(40_000)
-    path = tmp_path / NAMES.get(form, f"a.{form}")
-    getattr(files, f"write_{form}")(path, events)
-    FileReader(tmp_path, "auto")(Sample(path.name))  # imports what it needs
-    with traced() as peak:
-        FileReader(tmp_path, "auto")(Sample(path.name))
-    assert peak.bytes < 20 * path.stat().st_size + 2 * events.nbytes
-
-
-@pytest.mark.data
-@pytest.mark.parametrize(
-    ("name", "count", "extent", "span"),
-    [
-        ("evt3_sample.raw", 219_596, (1280, 720), (11_718_656, 11_727_457)),
-        ("sample_ncars.dat", 2_009, (78, 42), (0, 99_952)),
-    ],
-)
-@pytest.mark.fault(81)
-def test_recordings_of_prophesees_cameras_are_read(shared, name, count, extent, span):
-    """Counts of the publisher; times of EVT 3 as evlib reads them."""
-    folder = shared / "data" / "event_files"
-    if not (folder / name).is_file():
-        pytest.skip(f"no file {folder / name}")
-    events, report = validate(FileReader(folder, "auto")(Sample(name)).events, Sensor(720, 1280))
-    assert len(events) == count and not report.faults and not report.doubt
-    assert (events["x"].max() + 1, events["y"].max() + 1) == extent
-    assert (events["t_us"][0], events["t_us"][-1]) == span
-
-
-@pytest.mark.parametrize("form", ["evt2", "evt3", "dat"])
-@pytest.mark.fault(81)
-def test_other_hands_readers_give_the_same(files, tmp_path, form):
-    expelliarmus = pytest.importorskip("expelliarmus", reason="expelliarmus is not installed")
-    path = tmp_path / ("a.dat" if form == "dat" else "a.raw")
-    events = files.some_events(3000, 480, 640, 300_000)
-    getattr(files, f"write_{form}")(path, events)
-    ours = FileReader(tmp_path, "auto")(Sample(path.name)).events
-    theirs = expelliarmus.Wizard(encoding=form).read(path)
-    for name, other in (("x", "x"), ("y", "y"), ("p", "p"), ("t_us", "t")):
-        if (form, name) != ("evt3", "t_us"):  # expelliarmus 1.1.12 counts restarts twice
-            assert np.array_equal(ours[name].astype(int), theirs[other].astype(int))
-
-
 @pytest.mark.parametrize("chunk", [7, 1 << 14])
 def test_evt_3_is_the_same_whatever_the_chunk_and_over_the_clocks_restart(
     files, tmp_path, monkeypatch, chunk
@@ -530,30 +440,6 @@ def test_missing_files_and_names_that_lead_elsewhere_are_refused(home):
         read_trials(home, 11)
 
 
-@pytest.mark.fault(81)
-def test_every_form_comes_back_event_for_event_and_is_recognised(files, tmp_path):
-    events = files.some_events(200, span_us=100_000)
-    names = {
-        "npy": "a.npy", "bin": "a.BIN", "aedat2": "a.aedat", "aedat31": "b.aedat", "dat": "a.dat",
-        "npz": "a.npz", "hdf5": "a.h5",
-    }  # fmt: skip
-    for form, name in names.items():
-        getattr(files, f"write_{form}")(tmp_path / name, events)
-        assert form_of(tmp_path / name) == form
-        for told in (form, "auto"):
-            raw = FileReader(tmp_path, told)(Sample(name))
-            assert np.array_equal(validate(raw.events, Sensor(128, 128))[0], events)
-    files.write_aedat4(tmp_path / "a.aedat4", events)
-    assert form_of(tmp_path / "a.aedat4") == "aedat4"
-    for form in ("evt2", "evt3"):
-        getattr(files, f"write_{form}")(tmp_path / "a.raw", events)
-        raw = FileReader(tmp_path, "auto")(Sample("a.raw"))
-        assert np.array_equal(validate(raw.events, Sensor(128, 128))[0], events)
-    assert {*names, "aedat4", "auto", "cifar10_dvs", "raw"} == set(FORMS)
-    (tmp_path / "c.aedat").write_bytes((tmp_path / "a.aedat4").read_bytes())
-    assert form_of(tmp_path / "c.aedat") == "aedat4"
-
-
 def test_upright_pictures_and_stretches_and_milliseconds(files, tmp_path):
     events = files.some_events(200)
     files.write_aedat2(tmp_path / "a.aedat", events)
@@ -584,7 +470,7 @@ def test_what_is_no_recording_is_called_what_it_is(tmp_path):
     with pytest.raises(DataError, match="not AEDAT 2, 3.1 or 4 but an HTML or XML page"):
         form_of(tmp_path / "a.aedat")
     with pytest.raises(DataError, match="has no name of a recording"):
-        form_of(tmp_path / "a.txt")
+        form_of(tmp_path / "a.doc")
     with pytest.raises(ConfigError, match="did you mean 'aedat31'"):
         FileReader(tmp_path, "aedat3")
 
@@ -592,3 +478,38 @@ def test_what_is_no_recording_is_called_what_it_is(tmp_path):
 def test_what_a_reader_depends_on_is_in_its_repr_and_where_it_lies_is_not(tmp_path):
     told = repr(FileReader(tmp_path, "npy", ("t_us", "x", "y", "p"), 1000))
     assert "1000" in told and "'t_us', 'x'" in told and str(tmp_path) not in told
+
+
+def test_texts_tell_their_columns_by_names_options_or_seconds(tmp_path):
+    path = tmp_path / "a.txt"
+    want = {"x": [3, 4], "y": [5, 6], "p": [0, 1], "t_us": [1_500_000, 2_000_000]}
+    for text, options in (
+        ("t_us,x,y,p\n1500000,3,5,0\n2000000,4,6,1\n", ()),
+        ("% sensor\nx y p t\n3 5 0 1500\n4 6 1 2000", (FIELDS, 1000)),
+        ("1500 0 3 5\n2000 1 4 6\n", (("t_us", "p", "x", "y"), 1000)),
+        ("3\t5\t0\t1500000\n\n4\t6\t1\t2000000\n", ()),
+        ("1.5 3 5 0 # first\n2.0 4 6 1\n", ()),
+    ):
+        path.write_text(text)
+        found = read_txt(path, *options).events
+        assert {name: column.tolist() for name, column in found.items()} == want
+    for text, words in (
+        ("1 2 3\n", r"needed is \[N, 4\]"), ("1 2 3 4\n1 2\n", "its lines cannot be read"),
+        ("a b c d\n1 2 3 4\n", "no field"), ("1 2 3 x\n", "cannot be read"),
+        ("<html>", "no text of events but an HTML"), ("\0\1", "no text of events but unknown"),
+    ):  # fmt: skip
+        path.write_text(text)
+        with pytest.raises(DataError, match=words):
+            read_txt(path)
+
+
+def test_the_columns_xs_of_hdf5_have_seconds(tmp_path):
+    import h5py
+
+    for kind, times in (("f8", [0.5, 1.25]), ("i8", [500_000, 1_250_000])):
+        with h5py.File(tmp_path / "a.h5", "w") as store:
+            for name, values in (("xs", [1, 2]), ("ys", [3, 4]), ("ps", [0, 1])):
+                store[f"events/{name}"] = np.array(values, "i2")
+            store["events/ts"] = np.array(times, kind)
+        found = read_hdf5(tmp_path / "a.h5").events
+        assert found["t_us"].tolist() == [500_000, 1_250_000] and found["y"].tolist() == [3, 4]

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.images import Augment, normalize
+from spikeformer_lt.images import augment as augment_module
 from spikeformer_lt.rng import isolated_rng
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -225,3 +229,43 @@ def test_cutout_sets_one_square_to_the_mean_and_touches_nothing_else():
     assert not Augment(cutout=16).is_identity()
     with pytest.raises(ConfigError, match="cutout=-1"):
         Augment(cutout=-1).check()
+
+
+def test_a_resized_crop_is_of_the_picture_whether_jpeg_tensor_or_turned(tmp_path):
+    ramp = np.linspace(0, 255, 256).astype(np.uint8)
+    pixels = np.stack(np.broadcast_arrays(ramp[:192, None], ramp[None], np.uint8(9)), -1)
+    Image.fromarray(pixels).save(tmp_path / "a.jpg", quality=95)
+    turned = Image.fromarray(pixels).getexif()
+    turned[0x0112] = 6  # to be shown turned by a quarter
+    Image.fromarray(np.rot90(pixels)).save(tmp_path / "b.jpg", quality=95, exif=turned)
+    transform = Augment(resized_crop=0.08).build((0.0,) * 3, (1.0,) * 3, 32)
+    for seed in range(20):
+        found = []
+        for image in (
+            torch.from_numpy(pixels).permute(2, 0, 1),
+            Image.open(tmp_path / "a.jpg"),
+            Image.open(tmp_path / "b.jpg"),
+        ):
+            random.seed(seed)
+            found.append(transform(image))
+        plain, jpeg, upright = found
+        assert plain.shape == (3, 32, 32)
+        # Rows rise with the first channel, columns with the second, over 8 % of the area or more.
+        rise = [255 * (plain[c, -1, -1] - plain[c, 0, 0]) * 33 / 31 for c in (0, 1)]
+        assert 0.07 <= float(rise[0] * rise[1]) / (192 * 256) <= 1.02
+        assert 255 * (plain - jpeg).abs().max() < 6 and 255 * (plain - upright).abs().max() < 6
+
+
+def test_boxes_are_drawn_as_torchvision_draws_them():
+    from torchvision.transforms import RandomResizedCrop
+
+    random.seed(0)
+    torch.manual_seed(0)
+    image = torch.empty(3, 300, 500)
+    theirs = [RandomResizedCrop.get_params(image, (0.08, 1), (3 / 4, 4 / 3)) for _ in range(4000)]
+    ours = [augment_module._random_box((500, 300), 0.08) for _ in range(4000)]
+    swapped = [(left, top, width, height) for top, left, height, width in theirs]
+    for column, other in zip(zip(*ours, strict=True), zip(*swapped, strict=True), strict=True):
+        mine, them = np.array(column), np.array(other)
+        assert abs(mine.mean() - them.mean()) < 4 * them.std() * (2 / 4000) ** 0.5
+        assert abs(mine.std() / them.std() - 1) < 0.06

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -357,3 +358,23 @@ def test_workers_without_files_for_their_pipes_are_refused(data, monkeypatch):
     with pytest.raises(ConfigError, match=r"workers=2 is not allowed: .*raise ulimit -n"):
         eval_loader(data, 8, workers=2)
     assert len(list(eval_loader(data, 25))) == 2
+
+
+def test_repeats_are_the_same_pictures_each_augmented_anew(random_images):
+    data = random_images(24)
+    once = Augment(crop_padding=2)
+    plain = [places for _, _, places in train_loader(data, once, 4, 1, 0)]
+    loader = train_loader(data, replace(once, repeats=3), 6, 1, 0)
+    batches = list(loader)
+    assert len(batches) == 4 and len(plain) == 6
+    for images, _, places in batches:
+        assert places.tolist() == [place for place in places[::3].tolist() for _ in range(3)]
+        assert not torch.equal(images[0], images[1])
+    seen = torch.cat([places[::3] for _, _, places in batches])
+    assert seen.tolist() == torch.cat(plain)[:8].tolist()
+    ranks = [
+        list(train_loader(data, replace(once, repeats=3), 3, 1, 0, rank=r, world_size=2))
+        for r in (0, 1)
+    ]
+    together = [torch.cat([a[0], b[0]]) for a, b in zip(*ranks, strict=True)]
+    assert all(torch.equal(a, b[0]) for a, b in zip(together, batches, strict=True))

@@ -35,6 +35,8 @@ PAGES = [path.relative_to(ROOT).as_posix() for path in (*GUIDES, *RECIPES)]
 NOT_RUN = {  # a pattern that a command holds -> why no test can run it
     r"^(make|source|sbatch|pip)\b": "makes an environment, or needs SLURM; CI runs the Makefile",
     r"--data(\.name)? (cifar100?|dvs128_gesture|poker_dvs)\b": "needs a published data set",
+    r"--data(\.name)? tonic:\w+": "needs a published data set; tests/datasets/test_tonic.py",
+    r"--data\.name (event|image)_folder\b": "needs files of the user; test_multisp_*.py make some",
     r"events check data(/DVSGesture)?( --data dvs128_gesture)?$": "needs a published data set",
     r"--data\.download\b": "needs the network",
     r"--(multi_gpu|nnodes)\b|--nproc_per_node 4": "needs several GPUs or machines",
@@ -345,6 +347,9 @@ def option_names() -> set[str]:
         for name, kind in config._options(cls):
             group, dot, leaf = name.rpartition(".")
             names |= {f"--{name}", f"--{group}{dot}no_{leaf}" if kind is bool else f"--{name}"}
+    for name in registry._datasets.declared():
+        for field, _ in config._options(registry.config_class("dataset", name)):
+            names.add(f"--{name}.{field}")
     check = events_main._parser()._subparsers._group_actions[0].choices["check"]
     for parser in (launch_command_parser(), get_args_parser(), check):
         names |= set(parser._option_string_actions)

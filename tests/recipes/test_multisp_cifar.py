@@ -12,8 +12,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from spikeformer_lt import Ticket
 from spikeformer_lt.config import flat_values
@@ -408,3 +410,25 @@ def test_signals_that_come_together_save_the_run_once(
     assert ended.code == 128 + signal.SIGUSR1
     assert ended.err.count("saving after this step") == ended.err.count("stopped: ") == 1
     assert CheckpointStore(run / "last").load().state["position"]["step"] == 3
+
+
+def test_a_folder_of_pictures_needs_options_alone(recipes: Any, tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    for label in ("cat", "dog"):
+        (tmp_path / "mine" / label).mkdir(parents=True)
+        for i in range(12):
+            pixels = draw.integers(0, 256, (20, 30, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "mine" / label / f"{i}.png")
+    out = tmp_path / "run"
+    small = shlex.split(
+        "--data.name image_folder --data.image-size 16 --model.name spikformer_toy --train.cpu "
+        "--model.embed-dim 16 --model.T 2 --multisp.epochs 1 --multisp.stem-epochs 1 "
+        "--train.batch-size 4 --train.workers 1 --data.augment imagenet_repeats"
+    )
+    ended = recipes.run("multisp_cifar", *small, "--data.root", tmp_path / "mine", "--run.out", out)
+    assert ended.code == 0, ended.err
+    report = json.loads((out / "report.json").read_text())
+    assert (report["dataset"], report["test_count"]) == ("image_folder", 4)
+    ended = recipes.run("evaluate", "--run", out, "--cpu")
+    assert ended.code == 0, ended.err
+    assert f"image_folder test: {report['test_accuracy']:.2f} % of 4" in ended.out

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from spikeformer_lt import create_dataset, load_exported
+from spikeformer_lt.events import EventOptions
 from spikeformer_lt.export import export_run
 from spikeformer_lt.ticket import Ticket
 from spikeformer_lt.training.evaluate import PREDICTIONS, read_predictions
@@ -119,6 +120,50 @@ def test_gesture_files_train_and_evaluate(recipes: Any, tmp_path: Path) -> None:
     ended = recipes.run("evaluate", "--run", out, *named, "--cpu")
     assert ended.code == 0, ended.err
     assert f"dvs128_gesture test: {report['test_accuracy']:.2f} % of 11" in ended.out
+    ours = read_predictions(out / PREDICTIONS)[0]
+    named = ("--data.name", "tonic:DVSGesture", *named[2:], "--data.image-size", 32)
+    ended = recipes.run(
+        "evaluate", "--run", out, *named, "--cpu", "--again", "--out", tmp_path / "t.json"
+    )
+    assert ended.code == 0, ended.err
+    theirs = read_predictions(tmp_path / f"t.{PREDICTIONS}")[0]
+    assert np.array_equal(ours.predicted, theirs.predicted)
+    assert np.array_equal(ours.label, theirs.label)
+
+
+def test_a_folder_of_recordings_needs_options_alone(
+    recipes: Any, files: Any, tmp_path: Path
+) -> None:
+    for label in range(2):
+        for i in range(10):
+            events = files.some_events(200, 20, 30, 400_000, seed=10 * label + i)
+            files.write_evt3(tmp_path / "mine" / f"class{label}" / f"{i}.raw", events)
+    out = tmp_path / "run"
+    small = shlex.split(
+        "--data.name event_folder --data.sensor 20x30 --data.image-size 16 --model.T 2 "
+        "--event-folder.test-fraction 0.3 --data.transform CropTime(max=200000) --train.cpu "
+        "--model.name spikformer_dvs_toy --model.embed-dim 16 --model.num-heads 2 "
+        "--multisp.epochs 1 --train.batch-size 4"
+    )
+    ended = recipes.run(
+        "multisp_dvs128", *small, "--data.root", tmp_path / "mine", "--run.out", out
+    )
+    assert ended.code == 0, ended.err
+    report = json.loads((out / "report.json").read_text())
+    assert (report["dataset"], report["test_count"]) == ("event_folder", 6)
+    ended = recipes.run("evaluate", "--run", out, "--cpu")
+    assert ended.code == 0, ended.err
+    assert f"event_folder test: {report['test_accuracy']:.2f} % of 6" in ended.out
+    export_run(out, tmp_path / "out")
+    net = load_exported(tmp_path / "out")
+    assert net.preprocess.recordings.transform == "CropTime(max=200000)"
+    splits = create_dataset(
+        "event_folder", root=str(tmp_path / "mine"), image_size=16, test_fraction=0.3,
+        events=EventOptions(T=2, sensor="20x30", transform="CropTime(max=200000)"),
+    )  # fmt: skip
+    paths = [tmp_path / "mine" / sample.path for sample in splits.test.samples]
+    wanted, _ = read_predictions(out / PREDICTIONS)
+    assert [one.label for one in net.predict(paths)] == wanted.predicted.tolist()
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@
     texts.forEach((row, i) => row.forEach((text, j) => {
       const cell = rows[i].cells[j];
       if (j && isNaN(number(text)) && text.length > 3) cell.classList.add("words");
-      if (j && text.length > 60) cell.classList.add("long");
+      if (text.length > (j ? 60 : 24)) cell.classList.add("long");
       if (["higher", "lower"].includes(text)) cell.classList.add(text);
     }));
     const tools = make("div", "", { class: "tools" });

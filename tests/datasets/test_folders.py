@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+import csv
+import logging
+import os
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from spikeformer_lt.errors import ConfigError, DataError
+from spikeformer_lt.events import EventOptions
+from spikeformer_lt.export import to_input
+from spikeformer_lt.images.augment import Augment
+from spikeformer_lt.images.loader import eval_loader, train_loader
+from spikeformer_lt.registry import create_dataset
+
+EVENTS = EventOptions(T=4, sensor="40x60", cache="none")
+
+
+def put_events(files, home, classes=("left", "right"), count=10):
+    """Recordings of several forms, each of its own size."""
+    seed = 0
+    for label in classes:
+        for i in range(count):
+            seed += 1
+            events = files.some_events(60 + seed, 40, 60, 300_000, seed)
+            form = (files.write_npy, files.write_aedat4, files.write_evt3)[i % 3]
+            form(home / label / f"{i}{('.npy', '.aedat4', '.raw')[i % 3]}", events)
+
+
+def put_pictures(home, classes=("cat", "dog"), count=10, size=(40, 30), suffix="png"):
+    draw = np.random.default_rng(0)
+    for label in classes:
+        (home / label).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            pixels = draw.integers(0, 256, (size[1], size[0], 3), np.uint8)
+            Image.fromarray(pixels).save(home / label / f"{i}.{suffix}")
+
+
+def parts(splits):
+    return splits.train, splits.val, splits.test
+
+
+def test_folders_of_recordings_are_classes_of_any_camera_and_form(files, tmp_path):
+    put_events(files, tmp_path)
+    splits = create_dataset("event_folder", root=str(tmp_path), events=EVENTS)
+    assert [len(part) for part in parts(splits)] == [14, 2, 4]
+    assert splits.train.classes == ("left", "right") and splits.image_size == 60
+    assert splits.train[0][0].shape == (4, 2, 60, 60)
+    assert all(int(part[i][0].sum()) > 60 for part in parts(splits) for i in range(len(part)))
+    assert files.same_from_files(splits)
+    again = create_dataset("event_folder", root=str(tmp_path), events=EVENTS)
+    assert again.split_sha256 == splits.split_sha256
+
+
+def test_without_the_cameras_size_the_line_says_how_to_find_it(files, tmp_path):
+    put_events(files, tmp_path)
+    with pytest.raises(ConfigError, match="data.sensor is missing.*events check"):
+        create_dataset("event_folder", root=str(tmp_path))
+    small = EventOptions(T=4, sensor="40x40", cache="none")
+    with pytest.raises(DataError, match=r"x=\d+, must be in \[0, 40\)"):
+        create_dataset("event_folder", root=str(tmp_path), events=small).train[0]
+
+
+def test_downsampling_is_said(files, tmp_path, caplog):
+    put_events(files, tmp_path)
+    with caplog.at_level(logging.INFO):
+        splits = create_dataset("event_folder", root=str(tmp_path), events=EVENTS, image_size=16)
+    assert "40x60 pixels are scaled down to a square of 16" in caplog.text
+    assert splits.train[0][0].shape == (4, 2, 16, 16)
+
+
+def test_signed_polarities_are_read_and_told_to_the_ticket(files, tmp_path):
+    for label in "ab":
+        for i in range(10):
+            events = files.some_events(80, 40, 60, seed=i)
+            rows = [events[n].astype(int) for n in ("x", "y", "t_us")]
+            rows.insert(2, np.where(events["p"], 1, -1))
+            (tmp_path / label).mkdir(exist_ok=True)
+            np.save(tmp_path / label / f"{i}.npy", np.stack(rows, 1))
+    with pytest.raises(DataError, match="p=-1, must be 0 or 1"):
+        create_dataset("event_folder", root=str(tmp_path), events=EVENTS).train[0]
+    signed = EventOptions(T=4, sensor="40x60", cache="none", polarity="signed")
+    splits = create_dataset("event_folder", root=str(tmp_path), events=signed)
+    assert files.same_from_files(splits)
+
+
+def test_a_table_names_classes_persons_and_parts(files, tmp_path):
+    put_events(files, tmp_path / "all", ("x",), 24)
+    with open(tmp_path / "who.csv", "w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["label", "path", "person"])
+        for i in range(24):
+            suffix = (".npy", ".aedat4", ".raw")[i % 3]
+            rows.writerow([i % 2 + 9, f"all/x/{i}{suffix}", f"p{i // 4}"])
+    splits = create_dataset("event_folder", root=str(tmp_path), events=EVENTS, table="who.csv")
+    assert splits.test.classes == ("9", "10")  # numbers sort as numbers
+    people = [{sample.group for sample in part.samples} for part in parts(splits)]
+    assert len(set.union(*people)) == sum(map(len, people)) == 6 and all(people)
+    lines = (tmp_path / "who.csv").read_text().splitlines()
+    for wrong, words in (
+        ("1,all/x/99.npy,p", r"99\.npy\S* is not there"),
+        ("1,../x.npy,p", "is no path, label"),
+        (",all/x/0.npy,p", "is no path, label"),
+        ("1,all/x/0.npy,p,q", "is no path, label"),
+    ):
+        (tmp_path / "labels.csv").write_text("\n".join([*lines, wrong]))
+        with pytest.raises(DataError, match=rf"labels\.csv\S+ line 26: .*{words}"):
+            create_dataset("event_folder", root=str(tmp_path), events=EVENTS)
+    (tmp_path / "labels.csv").write_text("file,label\n")
+    with pytest.raises(DataError, match="has the columns .*'file'"):
+        create_dataset("event_folder", root=str(tmp_path), events=EVENTS)
+
+
+def test_parts_of_the_user_are_kept_and_links_are_followed(files, tmp_path):
+    put_pictures(tmp_path / "elsewhere")
+    put_pictures(tmp_path / "root" / "Test", count=3)
+    (tmp_path / "root" / "train").symlink_to(tmp_path / "elsewhere")
+    splits = create_dataset("image_folder", root=str(tmp_path / "root"))
+    assert [len(part) for part in parts(splits)] == [18, 2, 6]
+    os.rename(tmp_path / "root" / "Test", tmp_path / "root" / "val")
+    other = create_dataset("image_folder", root=str(tmp_path / "root"))
+    assert len(other.test) == 6  # as in ImageNet, whose test has no labels
+    put_pictures(tmp_path / "root" / "test", count=4)
+    third = create_dataset("image_folder", root=str(tmp_path / "root"))
+    assert [len(part) for part in parts(third)] == [20, 6, 8]
+    (tmp_path / "root" / "train" / "stray.png").touch()
+    with pytest.raises(DataError, match=r"stray\.png\S* is in no folder of a class"):
+        create_dataset("image_folder", root=str(tmp_path / "root"))
+
+
+def test_an_empty_folder_says_what_was_looked_for(tmp_path):
+    with pytest.raises(DataError, match=r"holds none of \.jpg.*labels.csv"):
+        create_dataset("image_folder", root=str(tmp_path))
+    with pytest.raises(DataError, match="is not a folder"):
+        create_dataset("event_folder", root=str(tmp_path / "no"), events=EVENTS)
+
+
+@pytest.mark.parametrize("keep_mb", [0, 64])
+def test_pictures_are_what_predict_makes_of_the_files(tmp_path, keep_mb):
+    put_pictures(tmp_path)
+    splits = create_dataset("image_folder", root=str(tmp_path), keep_mb=keep_mb, image_size=24)
+    assert (splits.test.pixels is not None) == bool(keep_mb)
+    images, labels, _ = next(iter(eval_loader(splits.test, 4)))
+    assert labels.tolist() == [0, 0, 1, 1]
+    paths = [splits.test.root / os.fsdecode(path) for path in splits.test.paths]
+    assert torch.equal(images, to_input(paths, splits.preprocess))
+
+
+def test_pixels_are_decoded_once_mapped_by_all_and_made_again_when_damaged(tmp_path, caplog):
+    put_pictures(tmp_path)
+
+    def make():
+        return create_dataset("image_folder", root=str(tmp_path))
+
+    first = make()
+    pixels = [part[i][0] for part in parts(first) for i in range(len(part))]
+    kept = sorted((tmp_path / ".images").glob("*.u8"))
+    assert len(kept) == 3 and isinstance(first.test.pixels.base, np.memmap)
+    before = [path.stat().st_mtime_ns for path in kept]
+    assert torch.equal(make().test[0][0], first.test[0][0])
+    assert [path.stat().st_mtime_ns for path in kept] == before
+    with open(kept[0], "r+b") as file:
+        file.write(b"\xff\x00\xff")
+    with caplog.at_level(logging.WARNING):
+        second = make()
+    assert "is damaged: it is made again" in caplog.text
+    again = [part[i][0] for part in parts(second) for i in range(len(part))]
+    assert all(map(torch.equal, pixels, again))
+    picture = next((tmp_path / "cat").glob("*.png"))
+    Image.new("RGB", (40, 30)).save(picture)  # another picture, another file
+    make()
+    assert len(list((tmp_path / ".images").glob("*.u8"))) == 4
+
+
+def test_a_damaged_picture_is_named(tmp_path):
+    put_pictures(tmp_path)
+    for path in (tmp_path / "cat").glob("*.png"):
+        path.write_bytes(path.read_bytes()[:900])
+    splits = create_dataset("image_folder", root=str(tmp_path), keep_mb=0, image_size=30)
+    with pytest.raises(DataError, match=r"cat/\d\.png\S* is no whole picture"):
+        list(eval_loader(splits.train, 4))
+
+
+def test_pictures_in_two_parts_are_reported_or_refused(tmp_path, caplog):
+    put_pictures(tmp_path / "train")
+    put_pictures(tmp_path / "test", count=2)
+    with caplog.at_level(logging.WARNING):
+        create_dataset("image_folder", root=str(tmp_path))
+    assert "4 pictures are in two parts, byte for byte" in caplog.text
+    with pytest.raises(DataError, match="in two parts"):
+        create_dataset("image_folder", root=str(tmp_path), duplicates="refuse")
+
+
+def test_imagenets_layout_is_cropped_before_it_is_decoded(tmp_path):
+    put_pictures(tmp_path / "imagenet" / "train", ("n01", "n02"), 10, (500, 375), "JPEG")
+    put_pictures(tmp_path / "imagenet" / "val", ("n01", "n02"), 3, (300, 400), "JPEG")
+    splits = create_dataset("imagenet", root=str(tmp_path))
+    assert (splits.image_size, splits.augment) == (224, "imagenet")
+    assert [len(part) for part in parts(splits)] == [18, 2, 6]
+    paths = [splits.test.root / os.fsdecode(path) for path in splits.test.paths]
+    images, _, _ = next(iter(eval_loader(splits.test, 6)))
+    assert torch.equal(images, to_input(paths, splits.preprocess))
+    augment = Augment.standard("imagenet")
+    batches = [
+        torch.stack(
+            [images for images, _, _ in train_loader(splits.train, augment, 6, 1, 0, workers=w)]
+        )
+        for w in (0, 2)
+    ]
+    assert torch.equal(*batches) and batches[0].shape == (3, 6, 3, 224, 224)

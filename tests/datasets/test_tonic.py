@@ -1,0 +1,135 @@
+"""Data sets of tonic's own classes on files in true form, against our readers of the same files."""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tonic.datasets
+
+from spikeformer_lt.errors import ConfigError, DataError
+from spikeformer_lt.events import EventOptions
+from spikeformer_lt.registry import create_dataset
+
+FEW = EventOptions(T=4, incomplete="report", cache="none")
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    def refuse(*args, **keywords):
+        raise AssertionError("the network was touched")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+def put(files, root: Path, name: str) -> Path:
+    """A small set as tonic lays it out."""
+    home, seed = root / name, 0
+
+    def events(side=128, span_us=900_000):
+        nonlocal seed
+        seed += 1
+        return files.some_events(60 + seed, side, side, span_us, seed)
+
+    if name == "NMNIST":
+        for part, digit, _ in np.ndindex(2, 10, 5):
+            path = home / ("Train", "Test")[part] / str(digit) / f"{seed:05d}.bin"
+            files.write_bin(path, events(34, 300_000))
+    elif name == "POKERDVS":
+        for part, card, i in np.ndindex(2, 4, 12):
+            path = home / ("pips_train", "pips_test")[part] / ("cl", "he", "di", "sp")[card]
+            columns = ("t_us", "x", "y", "p")
+            files.write_npy(path / f"{i}.npy", events(35, 20_000), columns=columns)
+    elif name == "DVSGesture":
+        for part, people in (("ibmGestureTrain", range(1, 6)), ("ibmGestureTest", range(24, 26))):
+            for person, label in np.ndindex(len(people), 11):
+                path = home / part / f"user{people[person]:02d}_led" / f"{label}.npy"
+                files.write_npy(path, events(), ticks=1000)
+    else:
+        for label, i in np.ndindex(10, 10):
+            path = home / tuple(tonic.datasets.CIFAR10DVS.classes)[label] / f"cifar10_{i}.aedat4"
+            files.write_aedat4(path, events(), packing="lz4")
+    return root
+
+
+OURS = {
+    "NMNIST": "nmnist",
+    "POKERDVS": "poker_dvs",
+    "DVSGesture": "dvs128_gesture",
+    "CIFAR10DVS": "cifar10_dvs",
+}
+
+
+@pytest.mark.parametrize("name", OURS)
+@pytest.mark.fault(27)
+def test_frames_parts_and_classes_are_those_of_our_own_reader(files, tmp_path, name):
+    pytest.importorskip("aedat" if name == "CIFAR10DVS" else "tonic")
+    root = str(put(files, tmp_path, name))
+    theirs = create_dataset(f"tonic:{name}", root=root, events=FEW)
+    ours = create_dataset(OURS[name], root=root, events=FEW)
+    assert theirs.name == f"tonic:{name}"
+    assert theirs.preprocess.classes == ours.preprocess.classes
+    for fact in ("num_classes", "image_size", "augment", "mirror_changes_label", "kind"):
+        assert getattr(theirs, fact) == getattr(ours, fact), fact
+    if name != "POKERDVS":  # its class holds events, not files
+        assert theirs.split_sha256 == ours.split_sha256
+    for part in ("train", "val", "test"):
+        mine, other = getattr(ours, part), getattr(theirs, part)
+        frames = [
+            sorted(
+                (int(y), frame.numpy().tobytes())
+                for frame, y in map(one.__getitem__, range(len(one)))
+            )
+            for one in (mine, other)
+        ]
+        if name != "POKERDVS" or part == "test":
+            assert frames[0] == frames[1] and len(frames[0]) == len(mine) > 0
+
+
+def test_the_set_may_lie_in_the_root_itself_and_is_counted(files, tmp_path):
+    home = put(files, tmp_path, "DVSGesture") / "DVSGesture"
+    splits = create_dataset("tonic:DVSGesture", root=str(home), events=FEW)
+    assert len(splits.test) == 22 and {s.group for s in splits.val.samples} == {"02"}
+    with pytest.raises(DataError, match=r"tonic:DVSGesture is not in .*no ibmGestureTrain.tar.gz"):
+        create_dataset("tonic:DVSGesture", root=str(tmp_path), events=EventOptions(T=4))
+
+
+def test_an_archive_is_checked_before_it_is_unpacked(files, tmp_path, monkeypatch):
+    root = put(files, tmp_path / "made", "NMNIST")
+    kind = tonic.datasets.NMNIST
+    (tmp_path / "NMNIST").mkdir()
+    for part in ("train", "test"):
+        path = tmp_path / "NMNIST" / getattr(kind, f"{part}_filename")
+        with zipfile.ZipFile(path, "w") as packed:
+            for file in sorted((root / "NMNIST" / part.capitalize()).rglob("*.bin")):
+                packed.write(file, file.relative_to(root / "NMNIST"))
+        monkeypatch.setattr(kind, f"{part}_md5", hashlib.md5(path.read_bytes()).hexdigest())
+    # 100 files are less than tonic's whole set, so that it asks for the archive.
+    splits = create_dataset("tonic:NMNIST", root=str(tmp_path), events=EventOptions(T=4))
+    assert len(splits.test) == 50
+    with (tmp_path / "NMNIST" / "test.zip").open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(DataError, match="md5"):
+        create_dataset("tonic:NMNIST", root=str(tmp_path), events=EventOptions(T=4))
+
+
+@pytest.mark.parametrize("name", tonic.datasets.__all__)
+@pytest.mark.parametrize("there", [False, True])
+def test_no_class_reaches_for_the_network_without_leave(tmp_path, name, there):
+    if there:
+        (tmp_path / name).mkdir()
+    with pytest.raises((ConfigError, DataError), match=f"tonic:{name}"):
+        create_dataset(f"tonic:{name}", root=str(tmp_path), events=EventOptions(T=4))
+
+
+def test_an_unknown_name_says_the_nearest(tmp_path):
+    for given, hint in (("tonic:NMIST", "NMNIST"), ("tonic", "tonic:NMNIST")):
+        with pytest.raises(ConfigError, match=hint):
+            create_dataset(given, root=str(tmp_path))
+    with pytest.raises(ConfigError, match="unknown data set 'digits:x'"):
+        create_dataset("digits:x")

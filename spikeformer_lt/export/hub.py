@@ -129,7 +129,7 @@ def push(
             clean = Ticket(about.mask, about.tensors, found)
             write_packed(stage, clean, packed.precision, _scrubbed(packed.about))
             for file in _files(source):
-                if file not in (CONFIG, TENSORS):
+                if file not in (CONFIG, TENSORS, CARD):
                     stage.write(file, (source / file).read_bytes())
             card = _scrubbed((source / CARD).read_text("utf-8")).replace("THIS_FOLDER", name)
             card = card.replace("import load_exported", "import from_pretrained")

@@ -150,7 +150,8 @@ def test_the_id_of_a_run_is_that_of_its_whole_configuration_search_recipe_and_sp
         own = getattr(usual, group)
         for name, value in to_dict(own).items():
             if not isinstance(value, dict):
-                other = "other" if isinstance(value, str) else 3 if value is None else value + 1
+                other = "other" if isinstance(value, str) else 3 if value is None else None
+                other = other or (("x",) if isinstance(value, list) else value + 1)
                 made = copy.copy(own)
                 object.__setattr__(made, name, other)
                 found.add(ids(**{group: made}))

@@ -77,10 +77,17 @@ class Drop:
 
     @property
     def verdict(self) -> str:
-        """Whether ours goes where the published one goes; "" where one of them is missing."""
+        """Whether ours goes where the published one goes; "" where one of them is missing.
+
+        A published drop of exactly 0 has no direction, so that nothing is told of ours.
+        """
         if self.published is None or self.ours is None:
             return ""
-        if abs(self.ours) <= self.noise or (self.p is not None and self.p >= LEVEL):
+        if (
+            self.published == 0
+            or abs(self.ours) <= self.noise
+            or (self.p is not None and self.p >= LEVEL)
+        ):
             return NOISE
         return SAME if self.published * self.ours > 0 else OPPOSITE
 

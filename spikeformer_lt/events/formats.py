@@ -10,7 +10,7 @@ import itertools
 import math
 import re
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -75,25 +75,13 @@ class FileReader:
         """Return what the file of a sample, or the stretch of it, holds; see the form's reader."""
         path = self.root / sample.path
         form = form_of(path) if self.form == "auto" else self.form
-        match form:
-            case "npy" | "npz" | "txt":
-                read = {"npy": read_npy, "npz": read_npz, "txt": read_txt}[form]
-                return read(path, self.columns, self.microseconds_per_tick)
-            case "hdf5":
-                return read_hdf5(path, self.microseconds_per_tick)
-            case "aedat31":
-                return read_aedat31(path, sample.start_us, sample.end_us)
-            case "cifar10_dvs":
-                return as_cifar10_dvs(read_aedat2(path))
-            case "aedat2":
-                return read_aedat2(path)
-            case "aedat4":
-                return read_aedat4(path)
-            case "dat":
-                return read_dat(path)
-            case "raw":
-                return read_evt(path)
-        return read_bin(path)
+        if form in _OF_TABLES:
+            return _OF_TABLES[form](path, self.columns, self.microseconds_per_tick)
+        if form == "hdf5":
+            return read_hdf5(path, self.microseconds_per_tick)
+        if form == "aedat31":
+            return read_aedat31(path, sample.start_us, sample.end_us)
+        return _PLAIN[form](path)
 
     def fingerprint(self, sample: Sample) -> str:
         """Return size and date of a sample's file; a DataError if it is not there."""
@@ -481,6 +469,12 @@ def read_dat(path: str | Path) -> Raw:
     data, times = words["data"], np.unwrap(words["clock"].astype(np.int64), period=1 << 32)
     return Raw(make_events(data & 0x3FFF, (data >> 14) & 0x3FFF, (data >> 28) & 1, times))
 
+
+_OF_TABLES = {"npy": read_npy, "npz": read_npz, "txt": read_txt}
+_PLAIN: dict[str, Callable[[Path], Raw]] = {
+    **{"aedat2": read_aedat2, "cifar10_dvs": lambda path: as_cifar10_dvs(read_aedat2(path))},
+    **{"aedat4": read_aedat4, "bin": read_bin, "dat": read_dat, "raw": read_evt},
+}
 
 _NAME = re.compile(r"user(\d+)_[\w-]+\.aedat")
 _ROW = re.compile(r"\s*(\d{1,4})\s*,\s*(\d{1,15})\s*,\s*(\d{1,15})\s*")

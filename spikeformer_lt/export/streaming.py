@@ -162,6 +162,8 @@ class EventStream:
         self.window_us: int = window_us or 0
         self.endless, self.T = endless, recordings.T
         self._recordings = recordings
+        for _ in range(self.T if self._stream._selects else 1):  # kernels are compiled here
+            self._stream.push([np.empty(0, EVENTS)])
         self.reset()
 
     def reset(self) -> None:

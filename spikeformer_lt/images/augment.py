@@ -203,8 +203,9 @@ class TrainTransform:
         across, down = image.size[0] / whole[0], image.size[1] / whole[1]
         box = (left * across, top * down, (left + width) * across, (top + height) * down)
         size, way = (self.size, self.size), Image.Resampling.BICUBIC
-        out = image.convert("RGB").resize(size, way, box=box)
-        return torch.from_numpy(np.array(out)).permute(2, 0, 1)
+        picture = image if image.mode == "RGB" else image.convert("RGB")
+        out = np.asarray(picture.resize(size, way, box=box)).transpose(2, 0, 1)
+        return torch.from_numpy(np.array(out, order="C"))
 
     def _through_pil(self, image: Tensor) -> Tensor:
         from PIL import Image

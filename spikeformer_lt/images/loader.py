@@ -261,20 +261,18 @@ def train_loader(
         # Built here, not in the workers: each of them would import timm anew.
         transform = augment.build(dataset.mean, dataset.std, dataset[0][0].shape[-1])
     generator = torch.Generator().manual_seed(seed_for(seed, "order", epoch))
-    count, repeats = steps * batch_size * world_size, getattr(augment, "repeats", 1)
-    order = torch.randperm(len(dataset), generator=generator).repeat_interleave(repeats)[:count]
-    turns = torch.arange(repeats).repeat(len(dataset))[:count]
-    mine, times = (
-        values.view(steps, world_size, batch_size)[start_step:, rank].tolist()
-        for values in (order, turns)
+    order, repeats = (
+        torch.randperm(len(dataset), generator=generator),
+        getattr(augment, "repeats", 1),
     )
-    batches = [
-        [
-            (epoch, index, turn) if turn else (epoch, index)
-            for index, turn in zip(*rows, strict=True)
-        ]
-        for rows in zip(mine, times, strict=True)
+    together = batch_size * world_size
+    keys: list[Key] = [
+        (epoch, index, turn) if turn else (epoch, index)
+        for index in order[: -(-steps * together // repeats)].tolist()
+        for turn in range(repeats)
     ]
+    mine = range(start_step * together + rank * batch_size, steps * together, together)
+    batches = [keys[first : first + batch_size] for first in mine]
     return Loader(BatchReader(dataset, transform, seed), batches, workers, pin_memory)
 
 

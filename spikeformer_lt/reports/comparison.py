@@ -146,7 +146,8 @@ def differences(sides: Mapping[tuple[str, str], Sequence[tuple[Outcome, Outcome]
     rows = []
     for names, one in found.items():
         p = adjusted["\0".join(names)]
-        numbers = [f"{one.difference.value:+.2f}", one.difference.ends, f"{one.p:.3g}", f"{p:.3g}"]
+        points = round(one.difference.value, 9) + 0.0  # never "-0.00"
+        numbers = [f"{points:+.2f}", one.difference.ends, f"{one.p:.3g}", f"{p:.3g}"]
         rows.append([*names, str(one.seeds), *numbers, one.verdict(p), one.test])
     return header, rows
 
@@ -316,12 +317,14 @@ def write_comparison(
     write_csv(folder / "runs.csv", ["variant", "seed", ACCURACY], single)
     write_confusions(folder, rows)
     dense = [v for r in rows if r.variant == "dense" for v in r.values(ACCURACY).values()]
-    count = rows[0].reports[0].get("test_count") if rows else None
+    first = rows[0].reports[0] if rows else {}
+    count, seeds = first.get("test_count"), max((len(row.reports) for row in rows), default=0)
+    told = f"{first.get('dataset')}, {seeds} seed{'s' * (seeds != 1)}"
     curves = {path: f"Test accuracy against the share of {name} left or removed: mean and standard "
               "deviation over seeds, controls dotted."
               for name, series in series_of(rows, level).items()
               if (path := _plot_curves(folder / f"curve-{name.replace(' ', '-')}.png", series,
-                                       dense, name, count))}  # fmt: skip
+                                       dense, name, count, told))}  # fmt: skip
     masks, differ = _plot_masks(folder / "masks.png", _first_masks(rows))
     at_t = accuracy_at_t({row.variant: row.reports for row in rows})
     steps = plots.plot_anytime(folder / "anytime.png", at_t, count)
@@ -424,12 +427,12 @@ def _first_masks(rows: Iterable[Row]) -> dict[str, Mask]:
 
 
 def _plot_curves(
-    path: Path, series: Curves, dense: Sequence[float], name: str, count: int | None
+    path: Path, series: Curves, dense: Sequence[float], name: str, count: int | None, told: str
 ) -> Path | None:
     """Draw accuracy against the removed fraction of `name`."""
     labels = {"x_label": f"{name} removed (fraction)", "y_label": "test accuracy (%)"}
     mean = statistics.fmean(dense) if dense else None
-    return plots.plot_curves(path, series, **labels, reference=mean, count=count)
+    return plots.plot_curves(path, series, **labels, reference=mean, count=count, title=told)
 
 
 def _plot_masks(path: Path, masks: Mapping[str, Mask]) -> tuple[list[Path], str]:
@@ -472,8 +475,10 @@ def write_comparison_page(
     at_t = accuracy_at_t({name: [report] for name, report in reports.items()})
     curves, dense = by_search(runs)
     count = min((outcome.count for outcome in results.values()), default=None)
+    data = ", ".join(dict.fromkeys(run.splits.name for run in runs))
     steps = plots.plot_anytime(folder / "anytime.png", at_t, count)
-    pictures = [steps, _plot_curves(folder / "curves.png", curves, dense, "all weights", count)]
+    curve = _plot_curves(folder / "curves.png", curves, dense, "all weights", count, data)
+    pictures = [steps, curve]
     if not all(energy.dead for energy in energies.values()):
         pictures.append(plots.plot_energy(folder / "energy-bars.png", energies))
     masks = {name: run.ticket.mask for name, run in named.items()}

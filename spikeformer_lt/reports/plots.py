@@ -106,6 +106,19 @@ def _least_span(axes: Any, count: int | None = None) -> None:
         axes.set_ylim(low - short / 2, high + short / 2)
 
 
+def axis_of_kept(axes: Any) -> None:
+    """Turn an axis whose marks are what is kept, in %, into a log scale from all to little."""
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    axes.set_xlabel(axes.get_xlabel().replace("removed (fraction)", "kept (%), log scale"))
+    axes.set_xscale("log")
+    axes.invert_xaxis()
+    marks = [lead * 10.0**power for power in range(-3, 3) for lead in (1, 2, 5)]
+    axes.xaxis.set_major_locator(FixedLocator(marks))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter("{x:g}")
+
+
 def _legend(made: Any, place: str = "right upper", **how: Any) -> None:
     made.legend(loc=f"outside {place}", frameon=False, fontsize=8, **how)
 
@@ -145,13 +158,13 @@ def _changes(table: Sequence[Mapping[str, str]]) -> list[int]:
 
 def plot_curves(
     path: Path, series: Mapping[str, Points], *, x_label: str, y_label: str,
-    reference: float | None = None, count: int | None = None,
+    reference: float | None = None, count: int | None = None, title: str = "",
 ) -> Path | None:  # fmt: skip
     """Mean and standard deviation of several series, controls dotted; every run is a faint dot.
 
     Series are points ``(x, one value a run)``; `reference`, the dense mean, is a dashed line. If x,
     a fraction removed, reaches 0.9, the axis is what is kept, on a log scale. None if no series has
-    two points. `count` is the number of test samples.
+    two points. `count` is the number of test samples; `title` says what data and seeds these are.
     """
     if max(map(len, series.values()), default=0) < 2:
         return None
@@ -173,14 +186,10 @@ def plot_curves(
     if reference is not None:
         axes.axhline(reference, color="#555555", linestyle="--", label="dense")
         rows.append(["dense", "", reference, "", ""])
-    if kept:
-        x_label = x_label.replace("removed (fraction)", "kept (%), log scale")
-        axes.set_xscale("log")
-        axes.invert_xaxis()
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter("{x:g}")
-        axes.tick_params(axis="x", which="minor", labelsize=7)
     axes.set(xlabel=x_label, ylabel=y_label)
+    axes.set_title(f"{title}{'; ' * bool(title)}bars: standard deviation", fontsize=8)
+    if kept:
+        axis_of_kept(axes)
     _least_span(axes, count)
     _legend(made)
     return _save(made, path, ["series", "x", "mean", "sd", "runs"], rows)

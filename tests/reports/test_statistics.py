@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import math
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -137,3 +140,19 @@ def test_holm_keeps_the_order_and_lies_between_the_p_value_and_bonferroni(ps: li
         assert p <= found[name] <= min(1.0, p * len(ps)) + 1e-12
     ordered = sorted(given_p, key=lambda name: given_p[name])
     assert [found[n] for n in ordered] == sorted(found.values())
+
+
+TABLES = Path(__file__).resolve().parents[2] / "docs" / "results"
+
+
+@pytest.mark.parametrize("path", sorted(TABLES.rglob("*.csv")), ids=lambda path: path.stem)
+def test_every_published_accuracy_of_ours_has_its_interval(path):
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    of_runs = "seed" in (rows[0] if rows else ())
+    for name in {"test accuracy %", "ours %"} & set(() if of_runs or not rows else rows[0]):
+        known = [row for row in rows if row[name] != "not run"]
+        assert known
+        for row in known:
+            low, high = map(float, re.findall(r"-?[\d.]+", row["95 % interval"]))
+            assert low <= float(row[name].split()[0]) <= high

@@ -138,8 +138,11 @@ def push(
             stage.write(CARD, card.replace("---\n", head, 1).encode())
         try:
             repo = api.create_repo(name, private=private, exist_ok=True).repo_id
-            sent = {"repo_id": repo, "folder_path": Path(place) / "export"}
-            return str(api.upload_folder(**sent, commit_message=commit_message).commit_url)
+            folder = Path(place) / "export"
+            sent = api.upload_folder(
+                repo_id=repo, folder_path=folder, commit_message=commit_message
+            )
+            return str(sent.commit_url)
         except (HfHubHTTPError, OSError, RuntimeError, ValueError) as fault:
             said = shown(str(fault).partition("\n")[0], 200)
             raise ExportError(f"the hub refuses {shown(name)}: {said}") from fault

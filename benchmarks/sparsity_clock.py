@@ -29,11 +29,11 @@ import spikeformer_lt  # before torch: one OpenMP for all
 import torch
 from torch import Tensor, nn
 
-from spikeformer_lt.export.inference import CompactModel, compact, fire
+from spikeformer_lt.export.inference import CompactModel, compact
 from spikeformer_lt.layers import EncoderBlock
 from spikeformer_lt.layers.inputs import NeuronConfig
 from spikeformer_lt.layers.kernels import bits, dispatch, sparse
-from spikeformer_lt.layers.neuron import LIF
+from spikeformer_lt.layers.neuron import LIF, fire
 from spikeformer_lt.layers.units import ConvUnit, LinearUnit, map_rows
 from spikeformer_lt.runtime import keep_heap
 
@@ -177,7 +177,7 @@ def difference(model: Any) -> float:
 @torch.no_grad()
 def layers(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Rows of single layers with their neurons."""
-    rows, act, p = [], LIF(), sparse.Neurons.of(NeuronConfig())
+    rows, act, p = [], LIF(), bits.Neurons.of(NeuronConfig())
     for kind, C, D, *side in (*LAYERS, *MAPS):
         for batch in args.batches:
             sides = (side[0], side[0]) if side else (64,)

@@ -17,13 +17,40 @@ from spikeformer_lt.models.spikformer_convert import QKFORMER
 from spikeformer_lt.models.spiking_transformer import SpikingTransformer
 from spikeformer_lt.registry import register_model
 
-Plan = tuple[tuple[float, bool], ...]  # width over that of the stage, and whether it is pooled
+Plan = tuple[tuple[float, str], ...]
+"""Of each convolution its width over that of the stage, and "pool", "stride" or no halving."""
+DVS: Plan = ((1 / 8, ""), (1 / 4, "pool"), (1 / 2, "pool"), (1, "pool"))
 LAYOUTS: dict[str, tuple[Plan, int, Plan]] = {
-    "cifar": (((1 / 2, False), (1, False)), 1, ((1, False), (1, True))),
-    "dvs": (((1 / 8, False), (1 / 4, True), (1 / 2, True), (1, True)), 2, ((1, False), (1, True))),
-    "imagenet": (((1 / 2, True), (1, True), (1, False)), 1, ((1, True), (1, False))),
+    "cifar": (((1 / 2, ""), (1, "")), 1, ((1, ""), (1, "pool"))),
+    "dvs": (DVS, 2, ((1, ""), (1, "pool"))),
+    "imagenet": (((1 / 2, "pool"), (1, "pool"), (1, "")), 1, ((1, "pool"), (1, ""))),
 }
 """For each data set: the first embedding, where its shortcut begins, and the later ones."""
+
+
+def stage_plans(
+    layouts: dict[str, tuple[Plan, int, Plan]], layout: str, depths: Sequence[int], dim: int
+) -> list[tuple[list[tuple[int, str]], int]]:
+    """Plan and begin of the embedding of each stage, the last `dim` wide.
+
+    Raises:
+        ConfigError: an unknown layout, or sizes that it does not divide.
+    """
+    check(layout in tuple(layouts), "layout", layout, f"one of {', '.join(layouts)}")
+    listed(depths=depths)
+    at_least_one(**{"len(depths)": len(depths)})
+    for depth in depths:
+        at_least_one(depths=depth)
+    first, begin, later = layouts[layout]
+    narrow = 2 ** (len(depths) - 1)
+    parts = narrow * max(round(1 / share) for share, _ in first)
+    rule = f"a multiple of {parts}, for {len(depths)} stages"
+    check(dim % parts == 0, "embed_dim", dim, rule)
+    widths = [dim // narrow * 2**i for i in range(len(depths))]
+    return [
+        ([(int(share * width), how) for share, how in (later if i else first)], 0 if i else begin)
+        for i, width in enumerate(widths)
+    ]
 
 
 class Embedding(nn.Module):
@@ -31,7 +58,8 @@ class Embedding(nn.Module):
 
     Args:
         in_channels: of the maps.
-        plan: width of each convolution, and whether its current is max-pooled before the neuron.
+        plan: width of each convolution, and "pool" where its current is max-pooled before the
+            neuron.
         begin: convolutions before the shortcut begins.
         options: activation and neuron, as of a :class:`ConvUnit`.
 
@@ -41,18 +69,18 @@ class Embedding(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, plan: Sequence[tuple[int, bool]], begin: int, **options: Any
+        self, in_channels: int, plan: Sequence[tuple[int, str]], begin: int, **options: Any
     ) -> None:
         super().__init__()
         widths, self.begin = [in_channels, *(width for width, _ in plan)], begin
         self.stages = nn.ModuleList(
-            ConvUnit(*widths[i : i + 2], pool=pool, pool_before_act=True, **options)
-            for i, (_, pool) in enumerate(plan)
+            ConvUnit(*widths[i : i + 2], pool=how == "pool", pool_before_act=True, **options)
+            for i, (_, how) in enumerate(plan)
         )
-        around = 2 ** sum(pool for _, pool in plan[begin:])
+        around = 2 ** sum(how != "" for _, how in plan[begin:])
         sizes: dict[str, Any] = {"kernel_size": 1, "stride": around}
         self.shortcut = ConvLayer(widths[begin], widths[-1], **sizes, **options)
-        self.stride = 2 ** sum(pool for _, pool in plan)
+        self.stride = 2 ** sum(how != "" for _, how in plan)
 
     def chains(self) -> list[Chain]:
         """The convolutions before the shortcut, and those that it goes around."""
@@ -90,7 +118,7 @@ class HierarchicalStem(SpikingStem):
     def __init__(
         self,
         in_channels: int,
-        embeddings: Sequence[Embedding],
+        embeddings: Sequence[Any],
         stages: Sequence[Sequence[EncoderBlock]],
         *,
         activation: str = "lif",
@@ -111,7 +139,7 @@ class HierarchicalStem(SpikingStem):
     def units(self) -> list[StemUnit]:
         """The units of the embeddings in the order of the data, each shortcut after its path."""
         found: list[StemUnit] = []
-        for embedding in cast("list[Embedding]", list(self.embeddings)):
+        for embedding in cast(Any, self.embeddings):
             found += in_a_row(embedding.stages, [] if found else ["first"])
             found.append(StemUnit("shortcut", embedding.shortcut))
         return found
@@ -183,25 +211,14 @@ class QKFormer(SpikingTransformer):
         **options: Any,
     ) -> None:
         super().__init__(num_classes, T, **options)
-        check(layout in tuple(LAYOUTS), "layout", layout, f"one of {', '.join(LAYOUTS)}")
-        listed(depths=depths)
-        at_least_one(**{"len(depths)": len(depths)})
-        for depth in depths:
-            at_least_one(depths=depth)
-        first, begin, later = LAYOUTS[layout]
-        narrow = 2 ** (len(depths) - 1)
-        parts = narrow * max(round(1 / share) for share, _ in first)
-        rule = f"a multiple of {parts}, for {len(depths)} stages"
-        check(self.embed_dim % parts == 0, "embed_dim", self.embed_dim, rule)
+        plans = stage_plans(LAYOUTS, layout, depths, self.embed_dim)
         kinds: dict[str, Any] = {"activation": activation, "neuron": self.neuron}
         channels, embeddings, stages = self.in_channels, [], []
-        for i, depth in enumerate(depths):
-            width = self.embed_dim // narrow * 2**i
-            plan = [(int(share * width), pool) for share, pool in (later if i else first)]
-            embeddings.append(Embedding(channels, plan, 0 if i else begin, **kinds))
+        for i, (plan, begin) in enumerate(plans):
+            embeddings.append(Embedding(channels, plan, begin, **kinds))
+            channels = plan[-1][0]
             if i + 1 < len(depths):
-                stages.append(self.make_blocks(depth, "qk", width))
-            channels = width
+                stages.append(self.make_blocks(depths[i], "qk", channels))
         self.stem = HierarchicalStem(
             self.in_channels, embeddings, stages, residual=residual, **kinds
         )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from spikeformer_lt.layers.inputs import at_least_one
 from spikeformer_lt.layers.neuron import make_activation
 from spikeformer_lt.layers.stems import StemUnit
-from spikeformer_lt.layers.units import ConvLayer, Reads, call, map_rows
+from spikeformer_lt.layers.units import ConvLayer, Reads, call, emitted, map_rows
 from spikeformer_lt.models.spikformer_convert import SPIKE_DRIVEN
 from spikeformer_lt.models.spiking_transformer import CurrentStem, SpikingTransformer, draw_normal
 from spikeformer_lt.registry import register_model
@@ -22,7 +22,7 @@ class MembraneStem(CurrentStem):
     Args:
         in_channels, dim: channels of the input; width D of maps of D/8, D/4, D/2, D channels.
         pools: for each of the four, whether its spikes, of the last its current, are max-pooled.
-        activation, neuron: as of a :class:`ConvPEP`.
+        convs, activation, neuron: as of a :class:`ConvPEP`.
 
     Source: Yao et al., NeurIPS 2023, arXiv 2307.01694, eq. 2-4 (Spiking Patch Splitting).
     """
@@ -54,7 +54,7 @@ class MembraneStem(CurrentStem):
     def emit(self) -> Reads:
         """Tell the units what they read; the tokens are real."""
         super().emit()
-        self.rpe.reads = "spikes" if getattr(self.act, "spiking", False) else "real"
+        self.rpe.reads = emitted(self.act)
         return "real"
 
     def forward(self, images: Tensor, T: int, need: str = "") -> tuple[Tensor, Tensor]:
@@ -73,6 +73,7 @@ class SpikeDrivenTransformer(SpikingTransformer):
             :class:`SpikingTransformer`.
         depth: blocks L.
         pools: which of the four maps of the stem are halved.
+        stem_convs: of those four the last so many are there: 4, or 2 or 1 as a control.
         dvs_mode: erode silence in the attention, as published for event frames; no token can leave
             then.
         attention: ``sdsa``, or of the other kinds in layers.attention.
@@ -91,6 +92,7 @@ class SpikeDrivenTransformer(SpikingTransformer):
         *,
         depth: int = 2,
         pools: Sequence[bool] = (False, False, True, True),
+        stem_convs: int = 4,
         dvs_mode: bool = False,
         attention: str = "sdsa",
         activation: str = "lif",
@@ -98,9 +100,10 @@ class SpikeDrivenTransformer(SpikingTransformer):
     ) -> None:
         super().__init__(num_classes, T, **options)
         at_least_one(depth=depth)
-        own: dict[str, Any] = {"pools": pools, "activation": activation, "neuron": self.neuron}
+        own: dict[str, Any] = {"activation": activation, "neuron": self.neuron}
+        own |= {"pools": pools, "convs": stem_convs}
         self.stem = MembraneStem(self.in_channels, self.embed_dim, **own)
-        self.keeps_tokens = bool(dvs_mode) and attention == "sdsa"
+        self.keeps_tokens = "with dvs_mode" if dvs_mode and attention == "sdsa" else ""
         height, width = (side // self.stem.stride for side in self.image_size)
         grid = (height, width) if self.keeps_tokens else None
         blocks = self.make_blocks(depth, attention, residual="ms", grid=grid)

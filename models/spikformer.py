@@ -20,6 +20,7 @@ class Spikformer(SpikingTransformer):
             :class:`SpikingTransformer`.
         depth: blocks L.
         pools: which of the four ConvPEP stages halve their map.
+        stem_convs: of those four the last so many are there: 4, or 2 or 1 as a control.
         linear_bias: bias of the encoder's linear maps.
         qkv_bias: whether q, k, v share in it: published CIFAR models do, DVS and ImageNet do not.
         attention: ``ssa``, or of the other kinds in layers.attention.
@@ -38,6 +39,7 @@ class Spikformer(SpikingTransformer):
         depth: int = 4,
         num_heads: int = 12,
         pools: Sequence[bool] = (False, False, True, True),
+        stem_convs: int = 4,
         linear_bias: bool = True,
         qkv_bias: bool = True,
         attention: str = "ssa",
@@ -53,6 +55,7 @@ class Spikformer(SpikingTransformer):
             self.in_channels,
             self.embed_dim,
             pools=pools,
+            convs=stem_convs,
             activation=activation,
             residual=residual,
             pool_before_act=pool_before_act,
@@ -126,6 +129,42 @@ def spikformer_dvs(**kwargs: Any) -> Spikformer:
     stem = {"image_size": 128, "pools": (True, True, True, True)}
     stem |= {"attn_scale": 0.25, "qkv_bias": False}
     return sized({**sizes, **stem}, kwargs)
+
+
+def _imagenet(depth: int, dim: int, kwargs: dict[str, Any]) -> Spikformer:
+    sizes = {"embed_dim": dim, "depth": depth, "num_heads": 8, "image_size": 224}
+    stem = {"num_classes": 1000, "pools": (True,) * 4, "qkv_bias": False}
+    return sized({**sizes, **stem}, kwargs)
+
+
+@register_model
+def spikformer_imagenet_8_384(**kwargs: Any) -> Spikformer:
+    """Spikformer-8-384 for 224x224 RGB images, 16x16 patches, T 4 (16.8 M parameters)."""
+    return _imagenet(8, 384, kwargs)
+
+
+@register_model
+def spikformer_imagenet_6_512(**kwargs: Any) -> Spikformer:
+    """Spikformer-6-512 for 224x224 RGB images, 16x16 patches, T 4 (23.4 M parameters)."""
+    return _imagenet(6, 512, kwargs)
+
+
+@register_model
+def spikformer_imagenet_8_512(**kwargs: Any) -> Spikformer:
+    """Spikformer-8-512 for 224x224 RGB images, 16x16 patches, T 4 (29.7 M parameters)."""
+    return _imagenet(8, 512, kwargs)
+
+
+@register_model
+def spikformer_imagenet_10_512(**kwargs: Any) -> Spikformer:
+    """Spikformer-10-512 for 224x224 RGB images, 16x16 patches, T 4 (36.0 M parameters)."""
+    return _imagenet(10, 512, kwargs)
+
+
+@register_model
+def spikformer_imagenet_8_768(**kwargs: Any) -> Spikformer:
+    """Spikformer-8-768 for 224x224 RGB images, 16x16 patches, T 4 (66.3 M parameters)."""
+    return _imagenet(8, 768, kwargs)
 
 
 @register_model

@@ -44,6 +44,10 @@ _JELLY_BLOCK = re.compile(
 )
 _ENCODER = re.compile(r"(attn|tssa|ssa|mlp)\.(q|k|v|proj|(?:mlp|fc)[12])_(conv|bn)\.(\w+)")
 _TOKENIZER = re.compile(r"patch_embed\.(?:block|proj)([0-4]?)_(conv|bn)\.(\w+)")
+_MAX_EMBEDDING = re.compile(
+    r"patch_embed([1-9])\.(?:(proj)|((?:max_)?embed[1-4])\.embed)_(conv|bn)\.(\w+)"
+)
+_MIXER = re.compile(r"stage([1-9])\.(\d{1,4})\.mixer\.conv5?(_bn)?\.(\w+)")
 _EMBEDDING = re.compile(r"patch_embed([1-9])\.proj(\d?|_res)_(conv|bn)\.(\w+)")
 
 
@@ -57,6 +61,7 @@ class Published:
         telling: tensors of ours that every checkpoint has, and their number of axes.
         sizes: the keywords of the model that the renamed tensors tell.
         also: further ones, which the file's own names tell.
+        value: our value of a tensor, by our name.
     """
 
     family: str
@@ -64,6 +69,7 @@ class Published:
     telling: Mapping[str, int]
     sizes: Callable[[Tensors], dict[str, Any]]
     also: Callable[[Tensors], dict[str, Any]] = lambda tensors: {}
+    value: Callable[[str, Tensor], Tensor] = lambda name, tensor: tensor
 
 
 @dataclass(frozen=True)
@@ -112,7 +118,7 @@ def convert(
     with torch.device("meta"):
         named: Any = create_model(name)
     published = hasattr(named, "published")
-    rule = "a model with published checkpoints: a Spikformer, Spikingformer, QKFormer or SDT"
+    rule = "one of a family with published checkpoints, such as qkformer_cifar: see docs/models.md"
     check(published, "model", name, rule)
     tensors = read_foreign(source, ema)
     found = translate(tensors, named.published)
@@ -165,6 +171,7 @@ def translate(tensors: Tensors, published: Published | None = None) -> Translati
             continue
         if ours.endswith(".linear.weight"):
             tensor = _matrix(tensor)
+        tensor = published.value(ours, tensor)
         if ".attn.qkv." in ours:
             parts = tensor.chunk(3) if tensor.ndim else (tensor, tensor, tensor)
             for unit, part in zip("qkv", parts, strict=False):
@@ -255,10 +262,48 @@ def _rename_membrane(name: str) -> str | None:
     return ours.replace("conv_pep.", "stem.").replace(".stages.3.", ".last.")
 
 
+# Of a Max-Former's first embedding the part that only its layout has, the parts in order, and the
+# shortcut; then those of the later ones.
+_PATHS = {
+    "imagenet": ("embed4", ["embed1", "embed2", "embed3"], "embed4"),
+    "dvs": ("max_embed3", ["proj", "max_embed1", "max_embed2", "max_embed3"], "embed1"),
+    "cifar": ("", ["proj", "embed1"], "embed2"),
+    "later": ("", ["max_embed1", "embed1"], "max_embed2"),
+}
+
+
+def _max_layout(tensors: Tensors) -> str:
+    first = {name.split(".")[1] for name in tensors if name.startswith("patch_embed1.")}
+    return next(layout for layout, (sign, *_) in _PATHS.items() if not sign or sign in first)
+
+
+def _max_renamer(tensors: Tensors) -> Callable[[str], str | None]:
+    """Ours for a Max-Former's, whose blocks are named as a QKFormer's, but for the mixers."""
+    layout = _max_layout(tensors)
+    blocks = _stage_renamer(tensors)
+
+    def rename(name: str) -> str | None:
+        if part := _MAX_EMBEDDING.fullmatch(name):
+            stage, first, unit, kind, leaf = part.groups()
+            _, parts, around = _PATHS[layout if stage == "1" else "later"]
+            unit = first or unit
+            if unit not in (*parts, around):
+                return None
+            place = "shortcut" if unit == around else f"stages.{parts.index(unit)}"
+            return f"stem.embeddings.{int(stage) - 1}.{place}.{_STAGE[kind]}.{leaf}"
+        if mixer := _MIXER.fullmatch(name):
+            stage, index, norm, leaf = mixer.groups()
+            place = f"stem.stages.{int(stage) - 1}.{int(index)}.attn.proj"
+            return f"{place}.{'norm' if norm else 'conv'}.{leaf}"
+        return blocks(name)
+
+    return rename
+
+
 def _stage_renamer(tensors: Tensors) -> Callable[[str], str | None]:
     """Ours for a QKFormer's; its convolutions are in the order of their numbers."""
     found = [match for name in tensors if (match := _EMBEDDING.fullmatch(name))]
-    stages = max((int(match[1]) for match in found), default=0)
+    stages = _count(tensors, "patch_embed")
     numbers = {stage: sorted({m[2] for m in found if m[1] == stage and m[2] != "_res"})
                for stage in {match[1] for match in found}}  # fmt: skip
 
@@ -277,6 +322,86 @@ def _stage_renamer(tensors: Tensors) -> Callable[[str], str | None]:
         return _rename_block(block[3], ours)
 
     return rename
+
+
+_DOWN = re.compile(r"downsample(1_1|1_2|2|3|4)\.encode_(conv|bn)\.(\w+)")
+_CONVOLVING = re.compile(
+    r"ConvBlock([12]_[12])\.0\.(?:Conv\.(pwconv1|dwconv|pwconv2)\.([01])|(conv|bn)([12]))\.(\w+)"
+)
+_META = re.compile(
+    r"block([34])\.(\d{1,4})\.(?:(conv)\.(pwconv1|dwconv|pwconv2)|(attn)\.([qkv]|proj)_conv)"
+    r"\.([01])\.(\w+)"
+)
+_REP = re.compile(
+    r"block([34])\.(\d{1,4})\.attn\.([qkv]|proj)_conv\.(0\.body\.(?:0|1\.bn|2\.[012])|1)\.(\w+)"
+)
+_REPS = {
+    "0.body.0": "first", "0.body.1.bn": "first_norm", "0.body.2.0": "depthwise",
+    "0.body.2.1": "second", "0.body.2.2": "second_norm", "1": "norm",
+}  # fmt: skip
+_UNNORMED = re.compile(r"ConvBlock([12]_[12])\.0\.Conv\.(pwconv1|bn1|dwconv|pwconv2|bn2)\.(\w+)")
+_UNITS = {"pwconv1": "0.conv", "bn1": "0.norm", "dwconv": "1.conv", "pwconv2": "2.conv",
+          "bn2": "2.norm"}  # fmt: skip
+_META_MLP = re.compile(r"block([34])\.(\d{1,4})\.mlp\.fc([12])_(conv|bn)\.(\w+)")
+_SEPARABLE = ("pwconv1", "dwconv", "pwconv2")
+_DOWNS = ("1_1", "1_2", "2", "3", "4")
+_CONVOLVED = {"1_1": "0.0", "1_2": "1.0", "2_1": "2.0", "2_2": "2.1"}
+
+
+def _rename_meta(name: str) -> str | None:
+    """Ours for an E-SpikeFormer's."""
+    if name in ("head.weight", "head.bias"):
+        return name
+    if part := _DOWN.fullmatch(name):
+        return f"stem.downs.{_DOWNS.index(part[1])}.units.0.{_STAGE[part[2]]}.{part[3]}"
+    if part := _CONVOLVING.fullmatch(name):
+        stage, own, place, kind, number, leaf = part.groups()
+        block = f"stem.stages.{_CONVOLVED[stage]}"
+        if own:
+            kind = ("conv", "norm")[int(place)]
+            return f"{block}.branches.0.units.{_SEPARABLE.index(own)}.{kind}.{leaf}"
+        return f"{block}.branches.1.units.{int(number) - 1}.{_STAGE[kind]}.{leaf}"
+    found = _META.fullmatch(name) or _META_MLP.fullmatch(name)
+    if found is None:
+        return None
+    block = f"stem.stages.3.{int(found[2])}" if found[1] == "3" else f"blocks.{int(found[2])}"
+    if found.re is _META_MLP:
+        return f"{block}.branches.2.units.{int(found[3]) - 1}.{_KINDS[found[4]]}.{found[5]}"
+    *_, conv, separable, _, role, place, leaf = found.groups()
+    if conv:
+        kind = ("conv", "norm")[int(place)]
+        return f"{block}.branches.0.units.{_SEPARABLE.index(separable)}.{kind}.{leaf}"
+    return f"{block}.branches.1.units.0.attn.{role}.{('linear', 'norm')[int(place)]}.{leaf}"
+
+
+def _rename_rep(name: str) -> str | None:
+    """Ours for a Meta-SpikeFormer's, which is named as an E-SpikeFormer but for these."""
+    if part := _UNNORMED.fullmatch(name):
+        return f"stem.stages.{_CONVOLVED[part[1]]}.branches.0.units.{_UNITS[part[2]]}.{part[3]}"
+    if part := _REP.fullmatch(name):
+        block = f"stem.stages.3.{int(part[2])}" if part[1] == "3" else f"blocks.{int(part[2])}"
+        return f"{block}.branches.0.units.0.{part[3]}.{_REPS[part[4]]}.{part[5]}"
+    ours = None if _META.fullmatch(name) or ".Conv." in name else _rename_meta(name)
+    return ours and ours.replace(".branches.2.", ".branches.1.")
+
+
+def _in_whole_numbers(name: str, tensor: Tensor) -> Tensor:
+    """A tensor of a layer that reads whole numbers, where the published one reads quarters."""
+    leaf = name.rpartition(".")[2]
+    power = {"running_mean": 1, "running_var": 2, "bias": 0 if ".norm." in name else 1}.get(leaf, 0)
+    whole = not name.startswith(("head.", "stem.downs.0."))
+    return tensor * 4**power if whole and power else tensor
+
+
+def _meta_sizes(tensors: Tensors, mlp: int) -> dict[str, Any]:
+    widths = (tensors[f"stem.downs.{i}.units.0.conv.weight"].shape[0] for i in (1, 2, 3))
+    block = f"blocks.0.branches.{mlp}.units"
+    dim, hidden = (tensors[f"{block}.{i}.linear.weight"].shape[0] for i in (1, 0))
+    return {
+        "in_channels": tensors[_DOWNED].shape[1], "embed_dim": dim, "mlp_ratio": hidden / dim,
+        "widths": tuple(widths), "num_classes": tensors["head.weight"].shape[0],
+        "depths": (_count(tensors, "stem.stages.3."), _count(tensors, "blocks.")),
+    }  # fmt: skip
 
 
 def _matrix(tensor: Tensor) -> Tensor:
@@ -318,16 +443,28 @@ def _of_jelly(tensors: Tensors) -> dict[str, Any]:
     return {"pool_before_act": True, "attn_scale": 0.125} if jelly else {}
 
 
-def _stages(tensors: Tensors) -> dict[str, Any]:
+def _depths(tensors: Tensors) -> dict[str, Any]:
     inner = _count(tensors, "stem.stages.")
     depths = [_count(tensors, f"stem.stages.{i}.") for i in range(inner)]
+    return {"depths": (*depths, _count(tensors, "blocks."))}
+
+
+def _mixers(tensors: Tensors) -> dict[str, Any]:
+    names = (
+        f"stem.stages.{i}.0.attn.proj.conv.weight"
+        for i in range(len(_depths(tensors)["depths"]) - 1)
+    )
+    return {"mixers": tuple(tensors[n].shape[-1] if n in tensors else 0 for n in names)}
+
+
+def _stages(tensors: Tensors) -> dict[str, Any]:
     convolutions = _count(tensors, "stem.embeddings.0.stages.")
     layouts = {2: "cifar", 4: "dvs", 3: "imagenet"}
     if convolutions not in layouts:
         raise CheckpointError(
             f"no published QKFormer has {convolutions} convolutions in its first embedding"
         )
-    return {"depths": (*depths, _count(tensors, "blocks.")), "layout": layouts[convolutions]}
+    return {**_depths(tensors), "layout": layouts[convolutions]}
 
 
 _LAST = {"blocks.0.mlp.fc1.linear.weight": 2, "head.weight": 2}
@@ -351,6 +488,29 @@ QKFORMER = Published(
     _stage_renamer,
     {_EMBEDDED: 4, "stem.embeddings.0.shortcut.conv.weight": 4, **_LAST},
     lambda found: _sizes(found, _EMBEDDED) | _stages(found),
+)
+MAX_FORMER = Published(
+    "Max-Former",
+    _max_renamer,
+    {_EMBEDDED: 4, "stem.embeddings.0.shortcut.conv.weight": 4, **_LAST},
+    lambda found: _sizes(found, _EMBEDDED) | _depths(found) | _mixers(found),
+    lambda tensors: {"layout": _max_layout(tensors)},
+)
+_DOWNED = "stem.downs.0.units.0.conv.weight"
+_V = "blocks.0.branches.1.units.0.attn.v.linear.weight"
+_MAPS = {f"stem.downs.{i}.units.0.conv.weight": 4 for i in range(4)} | {"head.weight": 2}
+E_SPIKEFORMER = Published(
+    "E-SpikeFormer",
+    lambda tensors: _rename_meta,
+    {**_MAPS, **{f"blocks.0.branches.2.units.{i}.linear.weight": 2 for i in (0, 1)}, _V: 2},
+    lambda found: _meta_sizes(found, 2) | {"v_ratio": found[_V].shape[0] // found[_V].shape[1]},
+    value=_in_whole_numbers,
+)
+META_SPIKEFORMER = Published(
+    "Meta-SpikeFormer",
+    lambda tensors: _rename_rep,
+    {**_MAPS, **{f"blocks.0.branches.1.units.{i}.linear.weight": 2 for i in (0, 1)}},
+    lambda found: _meta_sizes(found, 1),
 )
 SPIKE_DRIVEN = Published(
     "Spike-Driven Transformer",

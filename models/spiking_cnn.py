@@ -75,7 +75,7 @@ class SpikingCNN(SpikingClassifier):
             kind, constants = self.activation, self.neuron
             self.hidden = HiddenLayer(width, hidden, norm=norm, activation=kind, neuron=constants)
             width = hidden
-        self.head = nn.Linear(width, self.num_classes)
+        self.make_head(width)
         if self.activation == "lif":
             self.set_reads()
         else:  # of layers that a subclass made from `self.neuron` alone, too
@@ -92,7 +92,7 @@ class SpikingCNN(SpikingClassifier):
         A subclass without branches may return ``[self.sequence(layers)]``, which includes the
         classifier's first layer.
         """
-        x = self.head.weight.new_zeros(1, self.in_channels, *self.image_size)
+        x = next(self.parameters()).new_zeros(1, self.in_channels, *self.image_size)
         return trace_chains(self, x)
 
     def sequence(self, layers: Iterable[nn.Module]) -> Chain:
@@ -112,18 +112,26 @@ class SpikingCNN(SpikingClassifier):
         """Feature maps ``[T|1, B, H', W', C']`` of the input ``[T|1, B, H, W, C]``."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Classify images or frames."""
-        return self.classify(self.time_first(x)).transpose(0, 1)
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Maps of the last convolution, ``[B, T|1, C', H', W']``, of images or frames."""
+        rows = self.time_first(x).permute(0, 1, 3, 4, 2).contiguous()
+        return self.features(rows).permute(1, 0, 4, 2, 3)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Logits ``[B, T, K]`` of those maps, or what the head reads, ``[B, T, F]``."""
+        values = self._pooled(x.permute(1, 0, 3, 4, 2))
+        found = values if pre_logits else self.head(values)
+        return self._batch_first(found.expand(self.T, -1, -1))
 
     def classify(self, images: Tensor) -> Tensor:
         """Logits ``[T, B, K]`` of ``[T|1, B, C, H, W]``."""
         maps = self.features(images.permute(0, 1, 3, 4, 2).contiguous())
-        values = _average(maps, self.pooled).flatten(2)
-        if self.hidden is not None:
-            values = self.hidden(values, self.T)
-        logits: Tensor = self.head(values)
+        logits: Tensor = self.head(self._pooled(maps))
         return logits.expand(self.T, -1, -1)
+
+    def _pooled(self, maps: Tensor) -> Tensor:
+        values = _average(maps, self.pooled).flatten(2)
+        return values if self.hidden is None else self.hidden(values, self.T)
 
     def set_neuron(self, kind: str) -> None:
         """Replace every neuron in place, by the names of the argument `neuron`; weights stay.

@@ -13,9 +13,9 @@ from spikeformer_lt.config import check
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.attention import EncoderBlock
 from spikeformer_lt.layers.inputs import SpikingClassifier, at_least_one, finite
-from spikeformer_lt.layers.neuron import LIF, NeuronConfig, carry
+from spikeformer_lt.layers.neuron import NeuronConfig, carry, make_activation
 from spikeformer_lt.layers.patches import PatchSelect, check_needs, gather_tokens
-from spikeformer_lt.layers.stems import SpikingStem, StemUnit, in_a_row, read_on, stage_widths
+from spikeformer_lt.layers.stems import SpikingStem, StemUnit, in_a_row, read_on, stem_stages
 from spikeformer_lt.layers.units import Chain, ConvLayer, ConvUnit, Reads, call, chains_of_parts
 
 
@@ -25,12 +25,12 @@ class CurrentStem(SpikingStem):
     Args:
         in_channels, dim: channels of the input; width D of maps of D/8, D/4, D/2, D channels.
         pools: which of the four maps are max-pooled.
-        activation, neuron: as of a :class:`ConvPEP`.
+        convs, activation, neuron: as of a :class:`ConvPEP`.
     """
 
     residuals = ()
     fired = 4
-    """Convolutions before the last one."""
+    """Of the four stages those that fire; the last convolution is the fourth, or one behind it."""
 
     def __init__(
         self,
@@ -38,25 +38,27 @@ class CurrentStem(SpikingStem):
         dim: int,
         *,
         pools: Sequence[bool] = (False, False, True, True),
+        convs: int = 4,
         activation: str = "lif",
         neuron: NeuronConfig | None = None,
     ) -> None:
-        widths = stage_widths(in_channels, dim, pools)
+        sizes = stem_stages(in_channels, dim, pools, convs)
         super().__init__(in_channels, dim, activation, "", neuron or NeuronConfig())
         self.stride = 2 ** sum(pools)
         self.stages = nn.ModuleList(
-            ConvUnit(*widths[i : i + 2], pool=pools[i], activation=activation, neuron=self.neuron)
-            for i in range(self.fired)
+            ConvUnit(**size, activation=activation, neuron=self.neuron)
+            for size in sizes[: len(sizes) - 4 + self.fired]
         )
-        self.last = ConvLayer(widths[self.fired], dim)
+        last = {"in_channels": dim, "stride": 1} if self.fired == 4 else sizes[-1]
+        self.last = ConvLayer(last["in_channels"], dim, stride=last["stride"])
 
     def units(self) -> list[StemUnit]:
         """The units in the order of the data."""
-        return [*in_a_row(self.stages), StemUnit("main", self.last)]
+        return in_a_row([*self.stages, self.last])
 
     def chains(self) -> list[Chain]:
         """All of them in a row."""
-        return [Chain((*(f"stages.{i}" for i in range(self.fired)), "last"))]
+        return [Chain((*(f"stages.{i}" for i in range(len(self.stages))), "last"))]
 
     def emit(self) -> Reads:
         """Tell the units what they read; the tokens are real."""
@@ -88,7 +90,7 @@ class SpikingTransformer(SpikingClassifier):
     """
 
     stem: Any  # a `layers.stems.SpikingStem`
-    keeps_tokens = False  # whether no token may leave
+    keeps_tokens = ""  # why no token may leave; empty where they may
 
     def __init__(
         self,
@@ -124,14 +126,16 @@ class SpikingTransformer(SpikingClassifier):
             for _ in range(count)
         ]
 
-    def build(self, blocks: Iterable[EncoderBlock], head_fires: bool = False) -> None:
-        """Add the blocks behind the stem, and the head, which `head_fires` puts a LIF before."""
+    def build(
+        self, blocks: Iterable[nn.Module], head_fires: bool = False, activation: str = "lif"
+    ) -> None:
+        """Add the blocks behind the stem, and the head, which `head_fires` puts neurons before."""
         self.stem.check_size(*self.image_size)
         self.patch: PatchSelect | None = None
         self.blocks: Any = nn.ModuleList(blocks)
         self.stem.feed(self.blocks)
-        self.head_act = LIF(self.neuron) if head_fires else None
-        self.head = nn.Linear(self.embed_dim, self.num_classes)
+        self.head_act = make_activation(activation, self.neuron) if head_fires else None
+        self.make_head(self.embed_dim)
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -162,9 +166,16 @@ class SpikingTransformer(SpikingClassifier):
         for block in self.blocks:
             block.attn.rescale_to = self.num_tokens if rescale else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Classify images or frames."""
-        return self.classify(self.time_first(x)).transpose(0, 1)
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Tokens behind the last block, ``[B, T|1, N, D]``, of images or frames."""
+        images = self.time_first(x)
+        return self._encoded(*self.stem_tokens(images), images).transpose(0, 1)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Logits ``[B, T, K]`` of those tokens, or what the head reads, ``[B, T, D]``."""
+        mean = self._pooled(x.transpose(0, 1))
+        found = mean if pre_logits else self.head(mean)
+        return self._batch_first(found.expand(self.T, -1, -1))
 
     def classify(self, images: Tensor) -> Tensor:
         """Logits ``[T, B, K]`` of ``[T|1, B, C, H, W]``."""
@@ -187,12 +198,18 @@ class SpikingTransformer(SpikingClassifier):
 
     def classify_tokens(self, tokens: Tensor, current: Tensor, images: Tensor) -> Tensor:
         """Logits ``[T, B, K]`` of the stem's outputs for `images`."""
+        logits: Tensor = self.head(self._pooled(self._encoded(tokens, current, images)))
+        return logits.expand(self.T, -1, -1)
+
+    def _encoded(self, tokens: Tensor, current: Tensor, images: Tensor) -> Tensor:
         tokens = self._select(tokens, current, images)
         for block in self.blocks:
             tokens = call(block, tokens, self.T)
+        return tokens
+
+    def _pooled(self, tokens: Tensor) -> Tensor:
         mean = tokens.mean(2)
-        logits: Tensor = self.head(mean if self.head_act is None else self.head_act(mean, self.T))
-        return logits
+        return mean if self.head_act is None else self.head_act(mean, self.T)
 
     def embed(self, images: Tensor) -> Tensor:
         """Stem and patch selection: ``[T|1, B, C, H, W]`` -> kept tokens ``[T|1, B, N', D]``.

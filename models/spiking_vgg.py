@@ -88,6 +88,8 @@ class SpikingVGG(SpikingCNN):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        if self.num_classes == 0:
+            return
         if self.head_std is None:
             nn.init.kaiming_normal_(self.head.weight, nonlinearity="relu")
         else:

@@ -19,7 +19,7 @@ class SpikingTokenizer(CurrentStem):
     Args:
         in_channels, dim: channels of the input; width D of maps of D/8, D/4, D/2, D, D channels.
         pools: for each of the first four, whether its spikes are max-pooled for the next one.
-        activation, neuron: as of a :class:`ConvPEP`.
+        convs, activation, neuron: as of a :class:`ConvPEP`.
 
     Source: Zhou et al., Spikingformer, arXiv 2304.11954, section 4.2.
     """
@@ -42,6 +42,7 @@ class Spikingformer(SpikingTransformer):
             :class:`SpikingTransformer`.
         depth: blocks L.
         pools: which of the four first maps of the tokenizer are halved.
+        stem_convs: of those four the last so many are there: 4, or 2 or 1 as a control.
         attention: ``ssa``, or of the other kinds in layers.attention.
         activation: of the tokenizer.
 
@@ -58,13 +59,15 @@ class Spikingformer(SpikingTransformer):
         *,
         depth: int = 4,
         pools: Sequence[bool] = (False, False, True, True),
+        stem_convs: int = 4,
         attention: str = "ssa",
         activation: str = "lif",
         **options: Any,
     ) -> None:
         super().__init__(num_classes, T, **options)
         at_least_one(depth=depth)
-        own: dict[str, Any] = {"pools": pools, "activation": activation, "neuron": self.neuron}
+        own: dict[str, Any] = {"activation": activation, "neuron": self.neuron}
+        own |= {"pools": pools, "convs": stem_convs}
         self.stem = SpikingTokenizer(self.in_channels, self.embed_dim, **own)
         self.build(self.make_blocks(depth, attention, residual="ms"))
 

@@ -182,6 +182,8 @@ def adapt(
 
 def at_door(network: nn.Module, T: int, images: Callable[[], Tensor]) -> nn.Module:
     """A network as training and searches take it: ours and those alike as they are, or adapted."""
+    if isinstance(network, SpikingClassifier):
+        network.mean_over_time = False  # one of timm.create_model
     if isinstance(network, SpikingClassifier | Adapted):
         return network
     adapted = adapt(network, T, images=images())

@@ -307,6 +307,7 @@ def search_names() -> list[str]:
 
 # What timm.create_model hands to every entry point beside the caller's own keywords.
 _TIMM_ONLY = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "pretrained_model_args")
+_TIMM_NAMES = {"in_chans": "in_channels", "img_size": "image_size"}
 _joined: dict[str, Callable[..., Any]] = {}
 
 
@@ -338,8 +339,11 @@ def _add(name: str) -> None:
         return
 
     def entrypoint(pretrained: bool = False, **keywords: Any) -> nn.Module:
-        ours = {key: value for key, value in keywords.items() if key not in _TIMM_ONLY}
-        return create_model(name, pretrained=pretrained, **ours)
+        ours = {_TIMM_NAMES.get(k, k): v for k, v in keywords.items() if k not in _TIMM_ONLY}
+        model: Any = create_model(name, pretrained=pretrained, **ours)
+        if hasattr(model, "mean_over_time"):
+            model.mean_over_time = True
+        return model  # type: ignore[no-any-return]
 
     source = _models.factory(name)
     entrypoint.__name__ = entrypoint.__qualname__ = name

@@ -82,7 +82,8 @@ def _check_units(model: nn.Module, units: dict[str, Any], found: ModelCheck) -> 
     firing = sum(unit.fires for unit in units.values())
     kinds = sorted({str(unit.reads) for unit in units.values()})
     found.declared["units"] = f"{len(units)}, of which {firing} fire; they read {', '.join(kinds)}"
-    inside = {id(unit.synapse) for unit in units.values()} | {id(getattr(model, "head", None))}
+    inside = {id(part) for unit in units.values() for part in unit.modules()}
+    inside.add(id(getattr(model, "head", None)))
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear) and id(module) not in inside:
             found.missing.append(f"{name} is in no unit: it is pruned, but not folded")

@@ -79,6 +79,51 @@ def test_timm_before_us_finds_our_models() -> None:
     run("import timm\nimport spikeformer_lt", CHECKS, "import sys; print(len(sys.meta_path))")
 
 
+CONTRACT = """
+    import torch
+    from timm.data import resolve_model_data_config
+    from timm.optim import create_optimizer_v2
+    from spikeformer_lt.adapted import at_door
+    torch.manual_seed(0)
+    kinds = ("qkformer", "sdt", "maxformer", "spiking_vgg", "spiking_resnet")
+    for name in (f"{kind}_toy" for kind in kinds):
+        net = timm.create_model(name, num_classes=7, in_chans=1, img_size=16).eval()
+        images = torch.rand(2, 1, 16, 16)
+        logits, features = net(images), net.forward_features(images)
+        assert logits.shape == (2, 7) and features.shape[:2] == (2, 4), (name, features.shape)
+        assert torch.equal(net.forward_head(features), logits)
+        pooled = net.forward_head(features, pre_logits=True)
+        assert pooled.shape == (2, net.num_features) == (2, net.get_classifier().in_features)
+        assert resolve_model_data_config(net)["input_size"] == (1, 16, 16)
+        groups = create_optimizer_v2(net, "adamw", weight_decay=0.1).param_groups
+        assert [g["weight_decay"] for g in groups] == [0.0, 0.1]
+        net.reset_classifier(3)
+        assert net(images).shape == (2, 3) and float(net.head.weight.detach().std()) > 0
+        net.reset_classifier(0)
+        assert torch.equal(net(images), pooled) and net.num_classes == 0
+        bare = timm.create_model(name, num_classes=0, in_chans=1, img_size=16)
+        assert bare.eval()(images).shape == (2, net.num_features)
+        bare.set_grad_checkpointing()
+        parts = [part.recompute for part in bare.modules() if hasattr(part, "recompute")]
+        assert parts and all(parts)
+        bare.train()(images).sum().backward()
+        assert at_door(net, 4, lambda: images) is net and net(images).dim() == 3
+        try:
+            net.reset_classifier(3, global_pool="max")
+        except ConfigError as fault:
+            assert "global_pool='max' is not allowed" in str(fault), fault
+        else:
+            raise AssertionError(name)
+"""
+
+
+def test_networks_keep_timms_contract() -> None:
+    run(
+        "import timm\nimport spikeformer_lt\nfrom spikeformer_lt.errors import ConfigError",
+        CONTRACT,
+    )
+
+
 TINY_TIMM = """
     import sys, types, pathlib, tempfile
     root = pathlib.Path(tempfile.mkdtemp())

@@ -24,12 +24,12 @@ from spikeformer_lt.adapted import Adapted
 from spikeformer_lt.bundle import staged
 from spikeformer_lt.config import check
 from spikeformer_lt.errors import ConfigError, ExportError, TicketError, name_of, shown
+from spikeformer_lt.export.codec import PRECISIONS
 from spikeformer_lt.export.file import (
     CARD,
     CONFIG,
     EXPORT,
     PICTURE,
-    PRECISIONS,
     TENSORS,
     Packed,
     Row,

@@ -22,6 +22,7 @@ SMALL = 1 << 16  # values; more of them take the Huffman code
 DEEPEST = 14  # leading bits of a value that are coded by arithmetic
 HUFFMAN = 15  # stands for a depth
 LONGEST = 12  # bits of a Huffman code
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 EXPONENTS = {torch.float32: 8, torch.bfloat16: 8, torch.float16: 5}  # bits of each dtype
 Bytes = NDArray[np.uint8]
 

@@ -30,6 +30,7 @@ from spikeformer_lt.errors import (
     shown,
 )
 from spikeformer_lt.export.codec import (
+    PRECISIONS,
     Bytes,
     decode_bits,
     decode_values,
@@ -42,7 +43,6 @@ from spikeformer_lt.registry import list_models
 from spikeformer_lt.ticket import Ticket, compare
 from spikeformer_lt.tickets.surgery import expected_tensors
 
-PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 STREAMS = {"bits": torch.uint8, "gains": torch.float32, "raw": torch.uint8}
 TABLE_LIMIT = 1 << 22  # bytes of text; a tensor takes about 150
 FEW, PER_BYTE = 1 << 24, 1024  # entries that any export may have, and those to a byte of its file

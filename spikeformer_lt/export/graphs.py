@@ -28,7 +28,8 @@ from spikeformer_lt.config import to_dict
 from spikeformer_lt.disk import write_atomic
 from spikeformer_lt.errors import ExportError, shown
 from spikeformer_lt.export.api import fixed_batch
-from spikeformer_lt.export.inference import CompactModel, FoldedConv2d, FoldedUnit
+from spikeformer_lt.export.inference import CompactModel, FoldedUnit
+from spikeformer_lt.export.synapses import FoldedConv2d
 from spikeformer_lt.layers.attention import SpikingAttention
 from spikeformer_lt.layers.neuron import LIF
 from spikeformer_lt.layers.patches import Random, patches_of

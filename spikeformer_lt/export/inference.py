@@ -1,35 +1,45 @@
 """The compact form of a network: normalisation folded, q, k and v in one product, no dead channels.
 
-Units are found by type and channels by the chains that a model declares. Binary weights that read
-whole numbers run as byte products, summed in int32, which is exact; other linear maps run on
-weights in oneDNN's own order. Currents that no other layer reads are overwritten by their spikes,
-or never stored.
+Units are found by type and channels by the chains that a model declares. Layers of few kept weights
+run from lists of these, on spikes as bits. Currents that no other layer reads are overwritten by
+their spikes, or never stored.
+
+The environment variable SPIKEFORMER_SPARSE chooses when a network is made compact: "auto" (default)
+by the costs of `dispatch.list_gain`, "always" for every layer that the kernels fit, "never". Costs
+are counted, not timed, so that a file runs the same way each time on a kind of processor.
 """
 
 from __future__ import annotations
 
 import copy
-import functools
 import itertools
-import weakref
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Self, TypeGuard, cast
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from spikeformer_lt.errors import ConfigError, DataError, ExportError
-from spikeformer_lt.export import lists
-from spikeformer_lt.export.lists import LayerChoice, dense, fire, in_graph, observed, plain_lif
 from spikeformer_lt.export.prediction import Prediction, predict
+from spikeformer_lt.export.synapses import FoldedConv2d, FoldedLinear, fire_linear, select_channels
 from spikeformer_lt.layers.attention import SpikingSelfAttention, spiking_attention
 from spikeformer_lt.layers.inputs import check_values
 from spikeformer_lt.layers.kernels import dispatch
-from spikeformer_lt.layers.kernels.dispatch import is_plain, mode
-from spikeformer_lt.layers.neuron import LIF, NeuronConfig, carried
+from spikeformer_lt.layers.neuron import (
+    LIF,
+    Heaviside,
+    carried,
+    constants_from_rest,
+    fire,
+    fire_bits,
+    hooked,
+    observed,
+    plain_lif,
+    takes_bits,
+)
 from spikeformer_lt.layers.units import (
     ConvLayer,
     ConvUnit,
@@ -46,7 +56,16 @@ from spikeformer_lt.layers.units import (
 from spikeformer_lt.preprocess import Preprocess
 
 OUR_UNITS = (ConvUnit, LinearUnit, ConvLayer, HiddenLayer)
-FEW_ROWS = 256  # of a step; the fused pass gains 5 to 14 % on 44 rows, nothing on 1,408 (measured)
+
+
+@dataclass(frozen=True)
+class LayerChoice:
+    """How one layer of a compact network runs."""
+
+    name: str
+    lists: bool
+    density: float  # weights kept
+    ratio: float  # estimated cost of the dense product to that of the lists; 0 where none fit
 
 
 class CompactModel(nn.Module):
@@ -74,8 +93,9 @@ class CompactModel(nn.Module):
 
         None reads the environment variable SPIKEFORMER_SPARSE.
         """
-        names = [(name, m) for name, m in self.net.named_modules() if isinstance(m, FoldedUnit)]
-        self.layers = lists.choose(names, dispatch.read_sparse_mode() if how is None else how)
+        how = dispatch.read_sparse_mode() if how is None else how
+        units = [(name, m) for name, m in self.net.named_modules() if isinstance(m, FoldedUnit)]
+        self.layers = tuple(unit.choose(name, how) for name, unit in units)
         for chain in chains_of(self.net):
             for name, after in itertools.pairwise(chain.names):
                 unit, reader = self.net.get_submodule(name), self.net.get_submodule(after)
@@ -85,7 +105,14 @@ class CompactModel(nn.Module):
 
     def describe(self) -> str:
         """How the layers run, in one line."""
-        return lists.described(self.layers)
+        taken = [layer for layer in self.layers if layer.lists]
+        if not taken:
+            return "no layer runs from lists of its weights"
+        kept = [100 * layer.density for layer in taken]
+        return (
+            f"{len(taken)} of {len(self.layers)} layers run from lists of their weights "
+            f"({min(kept):.0f} to {max(kept):.0f} % kept): {', '.join(x.name for x in taken)}"
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Classify, without a graph for gradients."""
@@ -267,6 +294,48 @@ class FoldedUnit(Firing, nn.Module):
         weight, bias = self.synapse.weight.detach(), self.synapse.bias.detach()
         return Folded(weight.double(), bias.double(), self.act)
 
+    def choose(self, name: str, how: str) -> LayerChoice:
+        """Choose whether the unit, called `name`, runs from lists: "auto", "always" or "never"."""
+        weight, ratio = self.synapse.weight, 0.0
+        density = float(weight.count_nonzero()) / max(1, weight.numel())
+        if self._fits_lists():
+            digits = 1 if self.reads == "spikes" else cast(Integers, self.reads).max.bit_length()
+            ratio = dispatch.list_gain(weight.shape, density, digits, "fused")
+            ratio /= 2.5 if self.synapse.as_bytes else 1.0
+        worth = ratio > dispatch.WORTH and bool(_has_masks())
+        self.by_lists = ratio > 0 and (how == "always" or (how == "auto" and worth))
+        return LayerChoice(name, self.by_lists, density, ratio)
+
+    def _fits_lists(self) -> bool:
+        """Whether the kernels know the unit's inputs, geometry and neuron."""
+        plain = type(self.act) is Heaviside and not observed(self.act)
+        known = self.act is None or plain or plain_lif(self.act) is not None
+        return _is_whole(self.reads, None) and known and not self.synapse.weight.is_cuda
+
+    @dispatch.or_none
+    def product(self, x: Any, T: int) -> Any:
+        """Spikes as bits, or currents where no neuron follows; None if the unit runs dense."""
+        synapse, act = self.synapse, self.act
+        if not self.by_lists or x.shape[0] not in (1, T) or T > 16 or not takes_bits(x):
+            return None
+        fits = x.dtype == synapse.weight.dtype and x.shape[-1] == synapse.weight.shape[1]
+        neurons = None if act is None else constants_from_rest(act)
+        if not fits or observed(synapse) or (neurons is None and act is not None):
+            return None
+        sources, kind = (synapse.weight, synapse.bias), dispatch.load("sparse").Product
+        made = synapse.cache.derive("lists", sources, lambda: kind.of(*sources, neurons), neurons)
+        if isinstance(x, Tensor):
+            most = 1 if self.reads == "spikes" else cast(Integers, self.reads).max
+            x = dispatch.load("bits").Bits.of(x, most)
+        return None if x is None else made(x, T)
+
+    def fire(self, current: Tensor, T: int) -> Any:
+        """Spikes of the unit's current, as bits where the next layer reads bits."""
+        emits = self.emits_bits and current.shape[-1] % 16 == 0 and T <= 16
+        emits = emits and takes_bits(current) and not observed(self.synapse)
+        found = fire_bits(self.act, current, T) if emits else None
+        return fire(self.act, current, T, self.synapse) if found is None else found
+
 
 class FoldedConvUnit(FoldedUnit):
     """A folded unit of a convolution, called as the unit that it replaces, with its pool.
@@ -285,7 +354,7 @@ class FoldedConvUnit(FoldedUnit):
 
     def forward(self, rows: Any, T: int, need_current: bool = False) -> Any:
         """Spikes; in place of a `ConvUnit` also the current, which is valid if `need_current`."""
-        found = None if need_current else lists.product(self, rows, T)
+        found = None if need_current else self.product(rows, T)
         if found is not None:
             return self._pooled(found)
         current = map_rows(dense(rows), self.synapse)
@@ -295,12 +364,19 @@ class FoldedConvUnit(FoldedUnit):
             return current
         if need_current:
             return self._pooled(self.act(current, T), current)
-        out = lists.fires(self, current, T)
-        return self._pooled(fire(self.act, current, T, self.synapse) if out is None else out)
+        return self._pooled(self.fire(current, T))
+
+    def _fits_lists(self) -> bool:
+        conv, before = self.synapse, self.pool is not None and self.pool_before_act
+        side = conv.kernel_size[0]
+        sizes = (conv.kernel_size, conv.padding, conv.stride, conv.dilation)
+        keeps = sizes == ((side, side), (side // 2, side // 2), (1, 1), (1, 1)) and side % 2 == 1
+        plain = keeps and conv.groups == 1 and conv.padding_mode == "zeros"
+        return plain and not before and super()._fits_lists()
 
     def _pooled(self, out: Any, current: Any = None) -> Any:
         if self.pool is not None and not self.pool_before_act:
-            pooled = lists.pool(self.pool, out)
+            pooled = None if isinstance(out, Tensor) else _pool_bits(self.pool, out)
             out = map_rows(dense(out), self.pool) if pooled is None else pooled
         return (out, out if current is None else current) if self.two_outputs else out
 
@@ -320,7 +396,7 @@ class FoldedLinearUnit(FoldedUnit):
 
     def forward(self, tokens: Any, T: int, outputs: int | None = None) -> Any:
         """Spikes of all outputs, or of the first ones."""
-        found = lists.product(self, tokens, T) if outputs is None else None
+        found = self.product(tokens, T) if outputs is None else None
         if found is not None:
             return found
         tokens = dense(tokens)
@@ -328,7 +404,7 @@ class FoldedLinearUnit(FoldedUnit):
         if fused is not None:
             return fused
         current = self.synapse(tokens, outputs)
-        return current if self.act is None else fire(self.act, current, T, self.synapse)
+        return current if self.act is None else self.fire(current, T)
 
 
 class FoldedAttention(SpikingSelfAttention):
@@ -344,9 +420,10 @@ class FoldedAttention(SpikingSelfAttention):
     def forward(self, tokens: Tensor, T: int) -> Tensor:
         """Attend between the tokens of each step."""
         scale, spikes = self.scale_for(tokens), self.qkv(tokens, T)
-        attended = lists.attend(spikes, self.num_heads, scale, self.attn_act)
-        if attended is not None:
-            return cast(Tensor, self.out(attended, T))
+        if not isinstance(spikes, Tensor):
+            attended = _attend_bits(spikes, self.num_heads, scale, self.attn_act)
+            if attended is not None:
+                return cast(Tensor, self.out(attended, T))
         spikes = dense(spikes)
         current = dispatch.attention(spikes.unflatten(-1, (3, -1)), self.num_heads, scale)
         if current is None:
@@ -363,223 +440,35 @@ class FoldedAttention(SpikingSelfAttention):
         return (k @ q.sum(-2).unsqueeze(-1)).squeeze(-1).mean((0, 2))
 
 
-class DerivedCache(dict[str, tuple[list[Any], Any, Any]]):
-    """Tensors derived from others (for example oneDNN-packed weights), by name.
-
-    An entry is valid as long as its sources are the same tensors, unchanged. Threads may share a
-    cache. Copies and pickles are empty: oneDNN's own memory cannot be copied. torch does not count
-    changes of tensors made under ``inference_mode``; `clear` the cache after one.
-    """
-
-    def derive(
-        self, name: str, sources: Sequence[Tensor], make: Callable[[], Any], key: Hashable = None
-    ) -> Any:
-        """The value called `name`; `make` makes it of the `sources` and of what `key` says."""
-        # Compared by identity: an address is given to another tensor once the first is gone.
-        state = (key, *(None if x.is_inference() else x._version for x in sources))
-        refs, before, value = self.get(name, ([], None, None))
-        if before == state and all(ref() is x for ref, x in zip(refs, sources, strict=True)):
-            return value
-        value = make()
-        self[name] = [weakref.ref(x) for x in sources], state, value
-        return value
-
-    def __reduce__(self) -> tuple[type[DerivedCache], tuple[()]]:
-        return DerivedCache, ()
+def _is_whole(reads: Reads, most: int | None = 255) -> bool:
+    """Whether the inputs of a unit are whole numbers, at most `most`."""
+    whole = isinstance(reads, Integers) and (most is None or reads.max <= most)
+    return reads == "spikes" or whole
 
 
-class _FoldedSynapse(nn.Module):
-    """Weights that include a normalisation, also in bytes if they are binary."""
-
-    signs: Tensor
-    gain: Tensor
-    as_bytes: bool
-    cache: DerivedCache
-
-    def _apply(self, *args: Any, **keywords: Any) -> Any:
-        self.cache.clear()  # torch converts a parameter in place and does not count it as a change
-        return super()._apply(*args, **keywords)  # type: ignore[no-untyped-call]
-
-    def _load_from_state_dict(self, *args: Any) -> None:
-        super()._load_from_state_dict(*args)
-        self.cache.clear()
-
-    def _multiplies_bytes(self, x: Tensor, channels: int, least: int) -> bool:
-        usable = self.as_bytes and x.dtype == torch.float32 and channels >= least
-        return usable and not in_graph() and is_plain(x) and has_byte_products()
-
-
-class FoldedConv2d(_FoldedSynapse, nn.Conv2d):
-    """A convolution ``[N, C, H, W]`` -> ``[N, C', H', W']`` with its normalisation in the weights.
-
-    Binary weights times whole numbers are summed in int32 by oneDNN, where that is faster: 1.7 to 5
-    times from 48 input channels on, conversion included (two AVX-512 VNNI cores). `whole` says that
-    all inputs are whole numbers from 0 to 255.
-    """
-
-    def __init__(self, conv: nn.Conv2d, folded: Folded, whole: bool = False) -> None:
-        fields = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
-        same: dict[str, Any] = {name: getattr(conv, name) for name in fields}
-        super().__init__(conv.in_channels, conv.out_channels, **same, device="meta")
-        usable = whole and isinstance(conv.padding, tuple) and conv.padding_mode == "zeros"
-        _fill(self, folded.weight, folded.bias, conv.weight.dtype, usable)
-
-    def forward(self, maps: Tensor) -> Tensor:
-        """Convolve; normalisation included."""
-        if not self.takes_bytes(maps):
-            return cast(Tensor, self._conv_forward(maps, self.weight, self.bias))
-        geometry = (self.stride, self.padding, self.dilation, self.groups)
-        ops, zero = torch.ops.onednn, torch.zeros(len(self.gain), dtype=torch.int64)
-        packed = self.cache.derive("bytes", (self.signs, self.gain), lambda: ops.qconv_prepack(
-            self.signs.contiguous(), self.gain, 1.0, 0, *geometry, list(maps.shape)
-        ))  # fmt: skip
-        out: Tensor = ops.qconv2d_pointwise(
-            maps.to(torch.uint8), 1.0, 0, packed, self.gain, zero, self.bias,
-            *geometry, 1.0, 0, torch.float32, "none", [], "",
-        )  # fmt: skip
-        return out
-
-    def takes_bytes(self, maps: Tensor) -> bool:
-        """Whether these maps are convolved in bytes."""
-        return self._multiplies_bytes(maps, maps.shape[1], 16)
-
-
-class FoldedLinear(_FoldedSynapse, nn.Linear):
-    """A linear map ``[..., in]`` -> ``[..., out]``, of float32 on a CPU by oneDNN, else by torch.
-
-    torch multiplies by MKL, which reaches half of oneDNN's speed on AMD processors (384 to 1536
-    columns, 176 to 5632 rows, two AVX-512 cores: 1.4 to 3.3x). The weight is cached in oneDNN's own
-    order for the last number of rows; ordering takes 5 to 50 % of the time of 176 rows. Binary
-    weights times whole numbers (0 to 255, which `whole` says) are summed in int32: 1.9 to 3.2 times
-    faster from 128 columns on. `dtype` is that of the map; None is that of the weight.
-    """
-
-    def __init__(
-        self, weight: Tensor, bias: Tensor, dtype: torch.dtype | None = None, whole: bool = False
-    ) -> None:
-        super().__init__(weight.shape[1], weight.shape[0], device="meta")
-        _fill(self, weight, bias, dtype or weight.dtype, whole)
-
-    def forward(self, x: Tensor, outputs: int | None = None) -> Tensor:
-        """All outputs, or the first ones."""
-        if self.takes_bytes(x):
-            return self._multiply_bytes(x, self.out_features if outputs is None else outputs)
-        weight, bias = self.weight, self.bias
-        if outputs is not None:
-            weight, bias = weight[:outputs], bias[:outputs]  # type: ignore[assignment]
-        rows = x.numel() // max(1, x.shape[-1])
-        plain = x.dtype == weight.dtype == torch.float32 and not in_graph() and is_plain(x)
-        has_onednn = mode() != "torch" and torch.backends.mkldnn.is_available()
-        if not plain or not rows or not has_onednn:
-            return F.linear(x, weight, bias)
-        ops, name = torch.ops.mkldnn, "whole" if outputs is None else "part"
-        order = functools.partial(ops._reorder_linear_weight, weight.contiguous(), rows)
-        ordered = self.cache.derive(name, (self.weight,), order, (outputs, rows))
-        out: Tensor = ops._linear_pointwise(x.contiguous(), ordered, bias, "none", [], "")
-        return out
-
-    def takes_bytes(self, x: Tensor) -> bool:
-        """Whether this input is multiplied in bytes."""
-        filled = x.numel() > 0 and mode() != "torch"
-        return filled and self._multiplies_bytes(x, x.shape[-1], 128)
-
-    def _multiply_bytes(self, x: Tensor, outputs: int) -> Tensor:
-        def pack() -> tuple[Tensor, Tensor]:
-            signs = self.signs[:outputs].contiguous()
-            return self.gain[:outputs].contiguous(), torch.ops.onednn.qlinear_prepack(signs, None)
-
-        name = "bytes" if outputs == len(self.gain) else "some bytes"
-        gain, packed = self.cache.derive(name, (self.signs, self.gain), pack, outputs)
-        zero = torch.zeros(outputs, dtype=torch.int64)
-        flat = x.reshape(-1, x.shape[-1]).to(torch.uint8)
-        out: Tensor = torch.ops.onednn.qlinear_pointwise(
-            flat, 1.0, 0, packed, gain, zero, self.bias[:outputs],
-            1.0, 0, torch.float32, "none", [], "",
-        )  # fmt: skip
-        return out.view(*x.shape[:-1], outputs)
-
-
-def _fill(layer: Any, weight: Tensor, bias: Tensor, dtype: torch.dtype, whole: bool) -> None:
-    """Set a layer's weights, cast to `dtype`; also as bytes if they are binary and `whole`."""
-    layout = torch.channels_last if weight.ndim == 4 else torch.contiguous_format
-    plain = weight.to(dtype).contiguous(memory_format=layout)
-    layer.weight = nn.Parameter(plain, requires_grad=False)
-    layer.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
-    size = weight.abs().flatten(1)
-    gain = size.amax(1)
-    binary = bool(((size == gain[:, None]) | (size == 0)).all())
-    layer.as_bytes = whole and binary and dtype == torch.float32
-    if layer.as_bytes:
-        layer.register_buffer("signs", weight.sign().to(torch.int8))
-        layer.register_buffer("gain", gain.float())
-    layer.cache = DerivedCache()
-
-
-def select_channels(layer: nn.Conv2d | nn.Linear, keep: Tensor, dim: int) -> None:
-    """Keep some outputs (dim 0) or inputs (dim 1) of a layer without groups, in place."""
-    conv = isinstance(layer, nn.Conv2d)
-    layout = torch.channels_last if conv else torch.contiguous_format
-    places = keep.nonzero().flatten().to(layer.weight.device)
-    weight = layer.weight.detach().index_select(dim, places).contiguous(memory_format=layout)
-    layer.weight = nn.Parameter(weight, requires_grad=False)
-    if dim == 0 and layer.bias is not None:
-        layer.bias = nn.Parameter(layer.bias.detach()[places], requires_grad=False)
-    sides = ("out_channels", "in_channels") if conv else ("out_features", "in_features")
-    setattr(layer, sides[dim], len(places))
-    if isinstance(layer, FoldedConv2d | FoldedLinear):
-        layer.cache.clear()
-        if layer.as_bytes:
-            layer.signs = layer.signs.index_select(dim, places)
-            layer.gain = layer.gain[places] if dim == 0 else layer.gain
-
-
-@functools.cache
-def has_byte_products() -> bool:
-    """Whether this processor multiplies bytes, and torch supports it."""
-    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    vnni = known.get("avx512_vnni") or getattr(torch.cpu, "_is_vnni_supported", bool)()
-    names = ("qconv2d_pointwise", "qlinear_pointwise")
-    return bool(vnni) and all(hasattr(torch.ops.onednn, name) for name in names)
-
-
-def _is_whole(reads: Reads) -> bool:
-    """Whether the inputs of a unit fit into bytes."""
-    return reads == "spikes" or (isinstance(reads, Integers) and reads.max <= 255)
-
-
-def fire_linear(act: Any, linear: FoldedLinear, x: Tensor, T: int) -> Tensor | None:
-    """Return ``act(linear(x), T)``, of ``[T|1, ..., in]``, in one pass over the rows.
-
-    None is returned if that gains nothing: on many rows, where the product dominates, and where
-    bytes are multiplied.
-    """
-    if in_graph():  # the number of rows would become a constant of the graph
-        return None
-    params = None if observed(linear) else plain_lif(act)
-    if params is None or torch.is_grad_enabled() or x.shape[0] not in (1, T):
-        return None
-    few = x.shape[1:-1].numel() <= FEW_ROWS or dispatch.is_forced()
-    fits = x.shape[-1] == linear.in_features and x.dtype == linear.weight.dtype
-    if not few or not fits or linear.takes_bytes(x):
-        return None
-    if not dispatch.takes_numba(x, x.numel() // x.shape[0] * T):
-        return None
-
-    v = act.start(linear.bias.expand(1, *x.shape[1:-1], -1))
-    found = _linear_lif(linear, x.contiguous(), v, T, params)
-    if found is None:
-        return None
-    act.keep(found[1])
-    return found[0]
+def dense(x: Any) -> Tensor:
+    """A tensor as it is, bits as the numbers they stand for."""
+    return x if isinstance(x, Tensor) else x.dense()
 
 
 @dispatch.or_none
-def _linear_lif(
-    linear: FoldedLinear, x: Tensor, v: Tensor | None, T: int, params: NeuronConfig
-) -> tuple[Tensor, Tensor] | None:
-    kernels, weight = dispatch.load("matmul"), linear.weight
-    panels = linear.cache.derive("panels", (weight,), lambda: kernels.as_panels(weight))
-    if panels is None:
-        return None
-    out: tuple[Tensor, Tensor] = kernels.linear_lif(x, panels, linear.bias, v, T, params)
-    return out
+def _has_masks() -> bool:
+    """Whether this processor adds under masks, and its kernels are there and not switched off."""
+    if dispatch.mode() == "torch" or dispatch.is_broken():
+        return False
+    return bool(dispatch.load("simd").BYTES == 64)
+
+
+@dispatch.or_none
+def _attend_bits(x: Any, heads: int, scale: float, act: Any) -> Any:
+    """Spikes of the neurons behind the attention of bits of q, k and v, side by side, or None."""
+    neurons = constants_from_rest(act) if x.shape[0] <= 16 else None
+    return neurons and dispatch.load("matmul").attend_bits(x, heads, scale, neurons)
+
+
+@dispatch.or_none
+def _pool_bits(layer: nn.MaxPool2d, x: Any) -> Any:
+    """Max-pooled bits; None if the kernel knows no such pool."""
+    sizes = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+    known = sizes == (3, 2, 1, 1) and not layer.ceil_mode and not hooked(layer)
+    return dispatch.load("bits").pool(x) if known else None

@@ -11,12 +11,13 @@ from torch.nn import functional as F
 from spikeformer_lt.config import check
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.kernels import dispatch
-from spikeformer_lt.layers.neuron import LIF, NeuronConfig
+from spikeformer_lt.layers.neuron import LIF, NeuronConfig, make_activation
 from spikeformer_lt.layers.units import (
     Chain,
     LinearUnit,
     Reads,
     add_spikes,
+    emitted,
     spikes_together,
 )
 
@@ -49,8 +50,9 @@ class SpikingAttention(nn.Module):
         dim, num_heads: embedding width D, a multiple of the heads h.
         attn_threshold: firing threshold of the neuron after the attention sum.
         bias, qkv_bias: bias of the projection, and whether q, k and v share in it.
-        neuron: constants of the neurons; None means the defaults.
+        activation, neuron: of the neurons, and their constants; None means the defaults.
         current: end before the projection's neuron, whose current a sum follows.
+        v_ratio: width of v over that of q and k.
 
     Shape: in ``[T|1, B, N, D]`` -> out ``[T, B, N, D]`` spikes, or that current.
     """
@@ -66,19 +68,23 @@ class SpikingAttention(nn.Module):
         attn_threshold: float = 0.5,
         bias: bool = True,
         qkv_bias: bool = True,
+        activation: str = "lif",
         neuron: NeuronConfig | None = None,
         current: bool = False,
+        v_ratio: int = 1,
     ) -> None:
         super().__init__()
         if num_heads < 1 or dim % num_heads:
             raise ConfigError(f"num_heads={num_heads} must divide the embedding dim={dim}")
         self.num_heads = num_heads
         self.rescale_to: int | None = None  # tokens N: sums over K kept keys are multiplied by N/K
+        same: dict[str, Any] = {"activation": activation, "neuron": neuron}
         for role in self.roles:
-            setattr(self, role, LinearUnit(dim, dim, bias=bias and qkv_bias, neuron=neuron))
-        self.attn_act = LIF(neuron, v_threshold=attn_threshold)
-        self.proj = LinearUnit(dim, dim, bias=bias, neuron=neuron, current=current)
-        self.proj.reads = "spikes"
+            width = dim * v_ratio if role == "v" else dim
+            setattr(self, role, LinearUnit(dim, width, bias=bias and qkv_bias, **same))
+        self.attn_act = make_activation(activation, neuron, v_threshold=attn_threshold)
+        self.proj = LinearUnit(dim * v_ratio, dim, bias=bias, current=current, **same)
+        self.proj.reads = emitted(self.attn_act)
 
     def set_reads(self, reads: Reads) -> None:
         """Tell the units what values the attention reads."""
@@ -316,7 +322,8 @@ class EncoderBlock(nn.Module):
     """Attention and MLP, each joined to the stream.
 
     Args:
-        attn, mlp: the branches; for ``ms`` they end with a current.
+        attn, mlp: the branches; for ``ms`` they end with a current. `attn` may be another mixer of
+            tokens, with `set_reads`, or None.
         residual: ``add`` spikes to the stream, which becomes integer (SEW); ``iand`` or ``or``, of
             :func:`join`; ``ms`` adds currents, and a neuron before each branch fires.
         neuron: constants of those neurons; None means the defaults.
@@ -328,7 +335,7 @@ class EncoderBlock(nn.Module):
 
     def __init__(
         self,
-        attn: SpikingAttention,
+        attn: nn.Module | None,
         mlp: SpikingMLP,
         residual: str = "add",
         neuron: NeuronConfig | None = None,
@@ -338,7 +345,7 @@ class EncoderBlock(nn.Module):
         self.attn: Any = attn
         self.mlp, self.residual = mlp, residual
         ms = residual == "ms"
-        self.before_attn_act = LIF(neuron) if ms else None
+        self.before_attn_act = LIF(neuron) if ms and attn is not None else None
         self.before_mlp_act = LIF(neuron) if ms else None
         self.recompute = False
 
@@ -357,14 +364,17 @@ class EncoderBlock(nn.Module):
 
     def set_reads(self, reads: Reads) -> Reads:
         """Tell the units what values the block reads; returns those of its output."""
-        ms, summed = self.residual == "ms", joined(reads, self.residual)
-        self.attn.set_reads("spikes" if ms else reads)
+        ms, summed = self.residual == "ms", reads
+        if self.attn is not None:
+            self.attn.set_reads("spikes" if ms else reads)
+            summed = joined(reads, self.residual)
         self.mlp.fc1.reads = "spikes" if ms else summed
         return joined(summed, self.residual)
 
     def forward(self, tokens: Tensor, T: int) -> Tensor:
         """Run the block; a static input broadcasts into the first residual sum."""
-        return self._rest(tokens, self.attn(self._fired(tokens, T), T), T)
+        attended = None if self.attn is None else self.attn(self._fired(tokens, T), T)
+        return self._rest(tokens, attended, T)
 
     def gated(self, tokens: Tensor, T: int) -> tuple[Tensor, Tensor]:
         """Run the block; also return the gates of its token attention, ``[T, B, N, h]``."""
@@ -375,8 +385,8 @@ class EncoderBlock(nn.Module):
         act = self.before_attn_act
         return tokens if act is None else act(tokens, T)
 
-    def _rest(self, tokens: Tensor, attended: Tensor, T: int) -> Tensor:
-        tokens = join(tokens, attended, self.residual)
+    def _rest(self, tokens: Tensor, attended: Tensor | None, T: int) -> Tensor:
+        tokens = tokens if attended is None else join(tokens, attended, self.residual)
         act = self.before_mlp_act
         fired = tokens if act is None else act(tokens, T)
         return join(tokens, self.mlp(fired, T), self.residual)

@@ -106,7 +106,7 @@ class SpikingClassifier(nn.Module):
     """Base of the models: sizes, constants of the neurons, and the check of an input.
 
     Args:
-        num_classes: classes K.
+        num_classes: classes K; 0 puts out the features in place of logits.
         T: time steps, which may be changed at any time. A static image is presented T times; event
             frames bring T themselves.
         in_channels: 3 for RGB, 1 for grey, 2 for events.
@@ -120,7 +120,10 @@ class SpikingClassifier(nn.Module):
         ConfigError: a size or constant that is not allowed.
     """
 
-    head: nn.Linear
+    head: Any  # a linear map, or with no classes the identity
+    num_features: int  # that the head reads
+    mean_over_time = False
+    """Whether a forward gives the mean logits of the steps, ``[B, K]``, as timm's loops expect."""
 
     def __init__(
         self,
@@ -139,7 +142,8 @@ class SpikingClassifier(nn.Module):
         detach_reset: bool = True,
     ) -> None:
         super().__init__()
-        at_least_one(T=T, num_classes=num_classes, in_channels=in_channels)
+        at_least_one(T=T, in_channels=in_channels)
+        _check_classes(num_classes)
         size = (image_size, image_size) if isinstance(image_size, int) else image_size
         sides = isinstance(size, list | tuple) and [s for s in size if whole(s)]
         rule = f"a side from 1 to {MOST:,} pixels, or (H, W)"
@@ -160,14 +164,79 @@ class SpikingClassifier(nn.Module):
         """
         if not self.training:
             check_values(x)
+        weight = getattr(self.head, "weight", None)
         return time_first(
             x,
             T=self.T,
             in_channels=self.in_channels,
             image_size=self.image_size,
-            dtype=self.head.weight.dtype,
+            dtype=(next(self.parameters()) if weight is None else weight).dtype,
             compute_once=self.compute_once,
         )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Classify images or frames."""
+        return self._batch_first(self.classify(self.time_first(x)))
+
+    def classify(self, images: Tensor) -> Tensor:
+        """Logits ``[T, B, K]`` of ``[T|1, B, C, H, W]``."""
+        raise NotImplementedError
+
+    def _batch_first(self, values: Tensor) -> Tensor:
+        return values.mean(0) if self.mean_over_time else values.transpose(0, 1)
+
+    # What timm's scripts ask of a network, beside forward_features and forward_head.
+
+    def get_classifier(self) -> nn.Module:
+        """The head."""
+        return self.head  # type: ignore[no-any-return]
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Put a new head in, with weights of deviation 0.02, or with 0 none.
+
+        Raises:
+            ConfigError: a wrong number, or another `global_pool` than "avg", the only one.
+        """
+        _check_classes(num_classes)
+        check(global_pool in (None, "avg"), "global_pool", global_pool, "avg")
+        like, self.num_classes = next(self.parameters()), num_classes
+        self.make_head(self.num_features)
+        if num_classes:
+            nn.init.trunc_normal_(self.head.weight, std=0.02)
+            nn.init.zeros_(self.head.bias)
+        self.head.to(like.device, like.dtype)
+
+    def make_head(self, num_features: int) -> None:
+        """Add the head, a linear map of the features; the identity where there is no class."""
+        self.num_features = num_features
+        self.head = nn.Linear(num_features, self.num_classes) if self.num_classes else nn.Identity()
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of weights that are not to decay, beside all of one axis: none."""
+        return set()
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Compute blocks again in the backward pass instead of keeping their values."""
+        parts: Any = self.modules()
+        for part in parts:
+            if hasattr(part, "recompute"):
+                part.recompute = enable
+
+    @property
+    def default_cfg(self) -> dict[str, Any]:
+        """The input as timm describes it; mean and deviation only of a ticket that knows them."""
+        known: Any = getattr(self, "preprocess", None)
+        pixels = {} if known is None else {"mean": tuple(known.mean), "std": tuple(known.std)}
+        size = {"input_size": (self.in_channels, *self.image_size), "fixed_input_size": True}
+        names = {"classifier": "head", "pool_size": None, "crop_pct": 1.0}
+        return {**size, **names, "num_classes": self.num_classes, **pixels}
+
+    pretrained_cfg = default_cfg
+
+
+def _check_classes(number: Any) -> None:
+    if type(number) is not int or number != 0:
+        at_least_one(num_classes=number)
 
 
 def autocasts(x: Tensor) -> bool:

@@ -27,9 +27,9 @@ from spikeformer_lt.errors import ConfigError, DataError, near, shown
 from spikeformer_lt.layers.inputs import NeuronConfig as NeuronConfig
 from spikeformer_lt.layers.inputs import check_surrogate, transformed
 from spikeformer_lt.layers.kernels import dispatch
-from spikeformer_lt.layers.kernels.reference import lif_loop, spike
+from spikeformer_lt.layers.kernels.reference import lif_loop, spike, straight_through
 
-Kind = Literal["lif", "heaviside", "sign", "relu"]
+Kind = Literal["lif", "heaviside", "sign", "relu", "ilif"]
 
 _SURROGATES = {"sigmoid": sj_surrogate.Sigmoid, "atan": sj_surrogate.ATan}
 _NAMES: dict[type, str] = {kind: name for name, kind in _SURROGATES.items()}
@@ -167,6 +167,22 @@ class Relu(Activation):
     def activate(self, x: Tensor) -> Tensor:
         """Values >= 0."""
         return torch.relu(x)
+
+
+class Integer(Activation):
+    """Whole numbers from 0 to 4, each for as many spikes of one step: round(x), cut at both ends.
+
+    The gradient passes where 0 <= x <= 4.
+
+    Source: Yao et al. 2025, arXiv:2411.16061, section 3 (spike firing approximation).
+    """
+
+    levels: ClassVar[int] = 4
+
+    def activate(self, x: Tensor) -> Tensor:
+        """Whole numbers."""
+        inside = x.clamp(0, self.levels)
+        return straight_through(inside.detach().round(), inside)
 
 
 class LIF(LIFNode):  # type: ignore[misc]
@@ -311,13 +327,13 @@ def make_activation(
     Raises:
         ConfigError: an unknown kind, an option that no neuron has, or a value out of range.
     """
-    kinds = {"lif": LIF, "heaviside": Heaviside, "sign": Sign, "relu": Relu}
+    kinds = {"lif": LIF, "heaviside": Heaviside, "sign": Sign, "relu": Relu, "ilif": Integer}
     if not isinstance(kind, str) or kind not in kinds:
         raise ConfigError(
             f"activation {shown(kind)} is not one of {list(kinds)}{near(kind, kinds)}"
         )
     neuron, made = _configured(neuron, constants), kinds[kind]
-    return made() if made is Relu else made(neuron)
+    return made() if made in (Relu, Integer) else made(neuron)
 
 
 def reset_state(model: nn.Module) -> None:
@@ -523,3 +539,62 @@ def hooked(*modules: nn.Module) -> bool:
             if not getattr(hook, "observes_output", False):
                 return True
     return False
+
+
+def observed(module: nn.Module) -> bool:
+    """Whether a hook may see what the module puts out."""
+    return bool(module._forward_hooks) or hooked(module)
+
+
+def plain_lif(act: Any) -> NeuronConfig | None:
+    """Constants of a LIF that nothing observes; None for every other activation."""
+    return act.params() if type(act) is LIF and not act.store_v_seq and not observed(act) else None
+
+
+def constants_from_rest(act: Any) -> Any:
+    """Constants of a neuron that nothing observes, as kernels of bits take them, or None."""
+    if type(act) is Heaviside and not observed(act):
+        return dispatch.load("bits").Neurons.stateless(act.v_threshold)
+    constants = plain_lif(act)
+    return None if constants is None else dispatch.load("bits").Neurons.of(constants)
+
+
+def takes_bits(x: Any) -> bool:
+    """Whether kernels of bits apply to `x`, a tensor or bits: not with gradients or states."""
+    if dispatch.in_graph() or torch.is_grad_enabled() or carried() is not None:
+        return False
+    if isinstance(x, Tensor):
+        return dispatch.takes_numba(x, x.numel())
+    return dispatch.mode() != "torch" and not dispatch.is_broken()
+
+
+@dispatch.or_none
+def fire_bits(act: Any, current: Tensor, T: int) -> Any:
+    """Spikes ``[T, ..., C]`` as bits of a current that `takes_bits`; None of other neurons."""
+    neurons = constants_from_rest(act)
+    return None if neurons is None else dispatch.load("bits").fires(current, T, neurons)
+
+
+def fire(act: Any, current: Tensor, T: int, source: nn.Module | None = None) -> Tensor:
+    """Return ``act(current, T)``; `current`, ``[T|1, ...]``, is invalid afterwards.
+
+    The in-place kernel runs for a plain LIF without hooks, outside of graphs and gradients, unless
+    a hook on `source`, the layer that made the current, may have stored it.
+    """
+    params = None if source is not None and observed(source) else plain_lif(act)
+    own = current.shape[0] == T and current.is_contiguous() and not torch.is_grad_enabled()
+    if params is None or not own or not dispatch.takes_numba(current, current.numel()):
+        return act(current, T)  # type: ignore[no-any-return]
+
+    v = act.start(current)
+    found = _lif(current, None if v is None else v.contiguous(), T, params)
+    if found is None:
+        return act(current, T)  # type: ignore[no-any-return]
+    act.keep(found[1])
+    return found[0]
+
+
+@dispatch.or_none
+def _lif(current: Tensor, v: Any, T: int, params: NeuronConfig) -> tuple[Tensor, Tensor]:
+    work: tuple[Tensor, Tensor] = dispatch.load("lif").Work(current, v, T, params).forward(current)
+    return work

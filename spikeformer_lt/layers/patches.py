@@ -194,10 +194,10 @@ def make_score(kind: str, dim: int, num_classes: int, num_heads: int) -> PatchSc
 
 def check_needs(score: PatchScore | type[PatchScore], model: Any, stem: Any) -> None:
     """Refuse a score that reads what a stem does not give, and a model that needs all tokens."""
-    if getattr(model, "keeps_tokens", False):
+    if why := getattr(model, "keeps_tokens", ""):
         raise ConfigError(
-            f"{type(model).__name__} with dvs_mode reads the neighbours of every token, so that "
-            "none can leave: use patches.sparsity 0"
+            f"{type(model).__name__} {why} reads the neighbours of every token, so that none can "
+            "leave: use patches.sparsity 0"
         )
     if score.needs not in ("", *getattr(stem, "gives", ("current",))):
         name = next(name for name, kind in SCORES.items() if kind in (score, type(score)))

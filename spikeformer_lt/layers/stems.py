@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from spikeformer_lt.config import check
 from spikeformer_lt.errors import ConfigError, shown
 from spikeformer_lt.layers.attention import join, joined
 from spikeformer_lt.layers.inputs import listed
@@ -19,10 +20,11 @@ from spikeformer_lt.layers.units import (
     Unit,
     call,
     declared_part,
+    emitted,
 )
 
 RESIDUALS = ("add", "iand", "or")
-ACTIVATIONS = ("lif", "heaviside", "sign", "relu")
+ACTIVATIONS = ("lif", "heaviside", "sign", "relu", "ilif")
 
 
 class StemUnit(NamedTuple):
@@ -131,7 +133,9 @@ class ConvPEP(SpikingStem):
     Args:
         in_channels, dim: channels of the input; width D of stages of D/8, D/4, D/2, D channels.
         pools: for each stage, whether its map is halved.
-        activation: ``lif`` (stateful), ``heaviside`` {0,1}, ``sign`` {-1,+1} or ``relu``.
+        convs: the last so many of the four stages are there, 1, 2 or 4; fewer are a control.
+        activation: ``lif`` (stateful), ``heaviside`` {0,1}, ``sign`` {-1,+1}, ``relu`` or ``ilif``
+            {0,...,4}.
         residual: how the position encoding p joins the map x: ``add`` x+p (values {0,1,2}),
             ``iand`` x*(1-p), ``or`` x+p-x*p (both keep {0,1}).
         pool_before_act: pool before the neuron instead of after it.
@@ -146,18 +150,18 @@ class ConvPEP(SpikingStem):
         dim: int,
         *,
         pools: Sequence[bool] = (False, False, True, True),
+        convs: int = 4,
         activation: str = "lif",
         residual: str = "add",
         pool_before_act: bool = False,
         neuron: NeuronConfig | None = None,
     ) -> None:
-        widths = stage_widths(in_channels, dim, pools)
+        sizes = stem_stages(in_channels, dim, pools, convs)
         super().__init__(in_channels, dim, activation, residual, neuron or NeuronConfig())
         self.stride = 2 ** sum(pools)
         options: dict[str, Any] = {"activation": activation, "neuron": self.neuron}
         self.stages = nn.ModuleList(
-            ConvUnit(*widths[i : i + 2], pool=pools[i], pool_before_act=pool_before_act, **options)
-            for i in range(4)
+            ConvUnit(**size, pool_before_act=pool_before_act, **options) for size in sizes
         )
         self.rpe = ConvUnit(dim, dim, **options)
         self.set_reads()
@@ -185,14 +189,30 @@ class ConvPEP(SpikingStem):
         return tokens.flatten(2, 3), current.flatten(2, 3)
 
 
-def stage_widths(in_channels: int, dim: int, pools: Sequence[bool]) -> list[int]:
-    """Channels of the input and of four stages, each but the first twice as wide."""
+def stem_stages(
+    in_channels: int, dim: int, pools: Sequence[bool], convs: int = 4
+) -> list[dict[str, Any]]:
+    """Sizes of the last `convs` of four stages, each twice as wide as the one before, D at last.
+
+    The first one strides over the pools of those that are left out.
+    """
+    check(type(convs) is int and convs in (1, 2, 4), "stem_convs", convs, "1, 2 or 4")
     if dim % 8:
         raise ConfigError(f"embed_dim={dim} must be a multiple of 8 (stage widths D/8 ... D)")
     listed(pools=pools)
     if len(pools) != 4:
         raise ConfigError(f"pools={shown(pools)} must have one entry for each of the 4 stages")
-    return [in_channels, dim // 8, dim // 4, dim // 2, dim]
+    widths = [in_channels, *(dim // part for part in (8, 4, 2, 1)[-convs:])]
+    strides = [2 ** sum(map(bool, pools[:-convs])), 1, 1, 1]
+    return [
+        {
+            "in_channels": widths[i],
+            "out_channels": widths[i + 1],
+            "pool": pool,
+            "stride": strides[i],
+        }
+        for i, pool in enumerate(pools[-convs:])
+    ]
 
 
 def in_a_row(units: Iterable[Any], begin: Sequence[Any] = ("first",)) -> list[StemUnit]:
@@ -204,7 +224,7 @@ def in_a_row(units: Iterable[Any], begin: Sequence[Any] = ("first",)) -> list[St
 def read_on(units: Iterable[Any], reads: Reads) -> Reads:
     """Tell units in a row what they read, the first one `reads`; return what the last one fires."""
     for unit in units:
-        unit.reads, reads = reads, "spikes" if unit.fires else "real"
+        unit.reads, reads = reads, emitted(unit.neuron)
     return reads
 
 

@@ -57,6 +57,12 @@ def add_spikes(values: Reads) -> Reads:
     return Integers(2 if values == "spikes" else values.max + 1)
 
 
+def emitted(act: Any) -> Reads:
+    """Values that an activation puts out."""
+    levels = getattr(act, "levels", 0)
+    return Integers(levels) if levels else "spikes" if getattr(act, "spiking", False) else "real"
+
+
 @dataclass(frozen=True)
 class Folded:
     """A unit in eval mode: ``neuron(synapse(x))``, in float64 and detached."""
@@ -311,8 +317,10 @@ class ConvLayer(_Unit, nn.Module):
         in_channels, out_channels: channels of the maps.
         kernel_size: odd; the map keeps its size but for the stride.
         stride: of the convolution; an odd map is rounded up.
+        groups: of channels that are convolved apart.
         bias: bias of the convolution, which BatchNorm makes idle: published VGGs count it.
-        activation: ``lif``, ``heaviside``, ``sign`` or ``relu``.
+        norm: whether there is a BatchNorm.
+        activation: ``lif``, ``heaviside``, ``sign``, ``relu`` or ``ilif``.
         neuron: constants of the activation; None for no activation.
 
     Shape: in ``[T|1, B, H, W, C]`` -> out ``[T|1, B, H', W', C']``; a LIF puts out T steps.
@@ -325,14 +333,16 @@ class ConvLayer(_Unit, nn.Module):
         *,
         kernel_size: int = 3,
         stride: int = 1,
+        groups: int = 1,
         bias: bool = False,
+        norm: bool = True,
         activation: str = "lif",
         neuron: NeuronConfig | None = None,
     ) -> None:
         super().__init__()
-        padding = kernel_size // 2
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=bias)
-        self.norm = BatchNorm(out_channels)
+        own: dict[str, Any] = {"padding": kernel_size // 2, "groups": groups, "bias": bias}
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, **own)
+        self.norm = BatchNorm(out_channels) if norm else None
         self.act = None if neuron is None else make_activation(activation, neuron)
         self.recompute = False
 
@@ -345,7 +355,7 @@ class ConvUnit(ConvLayer):
     """3x3 convolution (no bias), BatchNorm, activation, with an optional 2x max-pool.
 
     Args:
-        in_channels, out_channels, activation: as of a :class:`ConvLayer`.
+        in_channels, out_channels, stride, activation: as of a :class:`ConvLayer`.
         pool: halve the map with a max-pool (kernel 3, stride 2, padding 1).
         pool_before_act: pool the BatchNorm output instead of the spikes (spikingjelly 2.0).
         neuron: constants of the activation; None means the defaults.
@@ -362,11 +372,12 @@ class ConvUnit(ConvLayer):
         *,
         pool: bool = False,
         pool_before_act: bool = False,
+        stride: int = 1,
         activation: str = "lif",
         neuron: NeuronConfig | None = None,
     ) -> None:
-        neuron = neuron or NeuronConfig()
-        super().__init__(in_channels, out_channels, activation=activation, neuron=neuron)
+        same: Any = {"activation": activation, "neuron": neuron or NeuronConfig()}
+        super().__init__(in_channels, out_channels, stride=stride, **same)
         self.pool = nn.MaxPool2d(3, stride=2, padding=1) if pool else None
         self.pool_before_act = pool_before_act
 
@@ -405,13 +416,14 @@ class LinearUnit(_Unit, nn.Module):
         out_features: int,
         *,
         bias: bool = True,
+        activation: str = "lif",
         neuron: NeuronConfig | None = None,
         current: bool = False,
     ) -> None:
         super().__init__()
         self.linear = nn.Linear(in_features, out_features, bias=bias)
         self.norm = BatchNorm(out_features)
-        self.act = None if current else LIF(neuron)
+        self.act = None if current else make_activation(activation, neuron)
 
     def forward(self, values: Tensor, T: int) -> Tensor:
         """Spikes; a static input is multiplied once and expanded by the neuron."""

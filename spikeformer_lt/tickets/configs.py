@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # The same words as in mask.py, layers/patches.py and layers/stems.py, which import torch.
 SCOPES = ("global", "layer")
 SCORES = ("rate", "l2", "attention", "tp", "gumbel", "qk", "random")
-ACTIVATIONS = ("lif", "heaviside", "sign", "relu")
+ACTIVATIONS = ("lif", "heaviside", "sign", "relu", "ilif")
 RESIDUALS = ("add", "iand", "or")
 DISTRIBUTIONS = ("uniform", "erk")
 INITS = ("keep", "kaiming", "signed")
@@ -502,7 +502,8 @@ class ActivationConfig(Checked):
     """Level 3: binary ConvPEP activations."""
 
     kind: str = "lif"
-    """lif (spiking), heaviside {0,1}, sign {-1,+1} or relu (full-precision reference)."""
+    """lif (spiking), heaviside {0,1}, sign {-1,+1}, relu (full-precision reference), or ilif
+    {0,...,4}."""
     residual: str = "add"
     """add (tokens in {0,1,2}), iand or or (tokens stay {0,1})."""
     ste: str = "auto"

@@ -250,12 +250,15 @@ class ModelConfig:
     """lif, or relu or sign for the network without time, of models that have the choice (CNNs)."""
     attention: str | None = None
     """ssa, linear (the same, k^T v first), qk, sdsa, or random (q and k stay as drawn: control)."""
+    stem_convs: int | None = None
+    """Convolutions of the stem before its last one, of a Spikformer, Spikingformer or SDT: 4, or 2
+    or 1, as a control."""
 
     def __post_init__(self) -> None:
         bounds = {
             "T": "[1, 4096]", "embed_dim": "[1, 65536]", "depth": "[1, 256]",
             "num_heads": "[1, 4096]", "mlp_ratio": "(0, 1024]", "tau": "(1, 1e6)",
-            "v_threshold": "(0, 1e6)",
+            "v_threshold": "(0, 1e6)", "stem_convs": "[1, 4]",
         }  # fmt: skip
         given = {n: rule for n, rule in bounds.items() if getattr(self, n) is not None}
         check_fields(self, "model.", **given)

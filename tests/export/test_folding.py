@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from spikeformer_lt.export.inference import FoldedConv2d, FoldedLinear, select_channels
+from spikeformer_lt.export.synapses import FoldedConv2d, FoldedLinear, select_channels
 from spikeformer_lt.layers.neuron import BatchNorm
 from spikeformer_lt.layers.units import ConvLayer, LinearUnit
 

@@ -7,7 +7,7 @@ import pickle
 
 import torch
 
-from spikeformer_lt.export.inference import DerivedCache
+from spikeformer_lt.export.synapses import DerivedCache
 
 
 def test_values_follow_their_tensors() -> None:

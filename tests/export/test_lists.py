@@ -79,7 +79,7 @@ def test_hooks_streams_and_changed_weights_see_the_same_network() -> None:
 
 
 def test_the_choice_follows_the_density(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spikeformer_lt.export.lists._has_masks", lambda: True)
+    monkeypatch.setattr("spikeformer_lt.export.inference._has_masks", lambda: True)
 
     def layers(sparsity: float, how: str | None = None) -> CompactModel:
         made = compact(pruned("spikformer_toy", sparsity))

@@ -15,8 +15,8 @@ from spikeformer_lt import Mask, Ticket
 from spikeformer_lt.bundle import _seal, staged
 from spikeformer_lt.errors import SpikeformerError
 from spikeformer_lt.export import file as packing
-from spikeformer_lt.export.codec import HUFFMAN
-from spikeformer_lt.export.file import CONFIG, PRECISIONS, TENSORS, read_packed
+from spikeformer_lt.export.codec import HUFFMAN, PRECISIONS
+from spikeformer_lt.export.file import CONFIG, TENSORS, read_packed
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from spikeformer_lt.export.inference import FoldedLinear, select_channels
+from spikeformer_lt.export.synapses import FoldedLinear, select_channels
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (2, 3, 4, 7), (1, 7), (0, 7)])

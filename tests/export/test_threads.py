@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from spikeformer_lt.export.inference import DerivedCache, FoldedLinear, compact
+from spikeformer_lt.export.inference import compact
 from spikeformer_lt.export.streaming import Stream
+from spikeformer_lt.export.synapses import DerivedCache, FoldedLinear
 from spikeformer_lt.layers.patches import PatchSelect
 
 THREADS, CALLS = 8, 20

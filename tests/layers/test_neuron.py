@@ -28,6 +28,7 @@ from spikeformer_lt.layers.neuron import (
     make_activation,
     make_lif,
 )
+from spikeformer_lt.layers.units import Integers, emitted
 
 SURROGATES = {"sigmoid": surrogate.Sigmoid, "atan": surrogate.ATan}
 OPTIONS = [
@@ -236,6 +237,20 @@ def test_activations_are_made_by_name_from_the_options_of_a_lif() -> None:
         make_activation("lfi")
     with pytest.raises(ConfigError, match="did you mean 'tau'"):
         make_activation("relu", tua=2.0)
+
+
+def test_whole_numbers_round_what_is_inside_and_pass_its_gradient() -> None:
+    act = make_activation("ilif", tau=3.0)
+    x = torch.tensor([-1.0, -0.3, 0.0, 0.6, 2.7, 3.4, 4.0, 4.2, 9.0], requires_grad=True)
+    y = act(x[None], 3)
+    assert y.tolist() == [[0, 0, 0, 1, 3, 3, 4, 4, 4]]
+    (grad,) = torch.autograd.grad(y.sum(), x)
+    assert grad.tolist() == [0, 0, 1, 1, 1, 1, 1, 0, 0]
+    random = torch.randn(4, 999, generator=torch.Generator().manual_seed(0)) * 3
+    trained = act(random.clone().requires_grad_())
+    assert torch.equal(trained.detach(), act(random)) and torch.equal(trained, trained.round())
+    assert not act.spiking and emitted(act) == Integers(4)
+    assert emitted(Heaviside()) == "spikes" and emitted(Relu()) == emitted(None) == "real"
 
 
 def test_import_is_silent_and_leaves_numba_for_later() -> None:

@@ -1,4 +1,4 @@
-"""Spikingformer, QKFormer, Spike-Driven Transformer: sizes, and each network written out."""
+"""The families beside Spikformer: sizes, and each network written out."""
 
 from __future__ import annotations
 
@@ -15,13 +15,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spikeformer_lt.errors import CheckpointError, ConfigError
+from spikeformer_lt.export import compact
 from spikeformer_lt.layers.attention import SpikeDrivenAttention, TokenAttention
 from spikeformer_lt.layers.patches import PatchSelect, make_score
 from spikeformer_lt.layers.units import Unit
+from spikeformer_lt.models.max_former import MaxFormer
+from spikeformer_lt.models.meta_former import ESpikeFormer, MetaSpikeFormer, RepConv
 from spikeformer_lt.models.qkformer import QKFormer
 from spikeformer_lt.models.spike_driven import SpikeDrivenTransformer
 from spikeformer_lt.models.spikformer import Spikformer
-from spikeformer_lt.models.spikformer_convert import QKFORMER, SPIKINGFORMER, convert, translate
+from spikeformer_lt.models.spikformer_convert import (
+    QKFORMER,
+    SPIKINGFORMER,
+    convert,
+    translate,
+)
 from spikeformer_lt.models.spikingformer import Spikingformer
 from spikeformer_lt.registry import create_model, list_models
 from spikeformer_lt.reports.ledger import count_operations
@@ -62,6 +70,24 @@ SIZES = [  # parameters as published, and where known millions of MACs a step
     ("sdt_imagenet_8_512", {}, 29_689_896, 8_256.7),
     ("sdt_imagenet_10_512", {}, 36_006_056, None),
     ("sdt_imagenet_8_768", {}, 66_339_144, 18_512.1),
+    ("maxformer_cifar", {}, 6_568_282, 973.8),
+    ("maxformer_cifar", {"num_classes": 100}, 6_602_932, 973.8),
+    ("maxformer_dvs", {}, 1_950_602, None),
+    ("maxformer_imagenet_10_384", {}, 16_237_240, None),
+    ("maxformer_imagenet_10_512", {}, 28_653_480, None),
+    ("maxformer_imagenet_10_768", {}, 63_992_200, None),
+    ("sdt2_imagenet_8_384", {}, 31_333_864, None),
+    ("sdt2_imagenet_8_512", {}, 55_350_248, None),
+    ("sdt2_imagenet_8_768", {}, 123_741_160, None),
+    ("sdt3_imagenet_t", {}, 2_702_048, None),
+    ("sdt3_imagenet_s", {}, 5_105_608, 1_877.8),
+    ("sdt3_imagenet_m", {}, 10_023_112, 3_935.1),
+    ("sdt3_imagenet_l", {}, 18_987_504, 7_200.1),
+    ("spikformer_imagenet_8_384", {}, 16_828_312, 4_660.7),
+    ("spikformer_imagenet_6_512", {}, 23_385_640, None),
+    ("spikformer_imagenet_8_512", {}, 29_705_768, 8_256.7),
+    ("spikformer_imagenet_10_512", {}, 36_025_896, None),
+    ("spikformer_imagenet_8_768", {}, 66_363_208, 18_512.1),
 ]
 
 
@@ -69,12 +95,13 @@ SIZES = [  # parameters as published, and where known millions of MACs a step
 def test_published_parameters_and_operations(
     name: str, options: dict[str, Any], parameters: int, macs: float | None
 ) -> None:
-    """Published counts include what no forward reads: two LayerNorms a block of Spikingformer, a
-    convolution over heads a block of the Spike-Driven Transformer."""
+    """Published counts include what no forward reads: two LayerNorms a block of Spikformer and
+    Spikingformer, a convolution over heads a block of the Spike-Driven Transformer."""
     with torch.device("meta"):
         model: Any = create_model(name, T=1, **options).eval()
-    block = {Spikingformer: 4 * model.embed_dim, QKFormer: 0}.get(type(model), model.num_heads**2)
-    dead = block * len(model.blocks)
+    norms = dict.fromkeys((Spikformer, Spikingformer), 4 * model.embed_dim)
+    unread = {**norms, SpikeDrivenTransformer: model.num_heads**2}
+    dead = unread.get(type(model), 0) * len(model.blocks)
     assert sum(p.numel() for p in model.parameters()) + dead == parameters
     found = []
     for module in model.modules():
@@ -101,6 +128,21 @@ PARTS = {
         "stem.embeddings.0": 130_992, "stem.stages.0": 103_488, "stem.embeddings.1": 517_248,
         "stem.stages.1": 819_456, "stem.embeddings.2": 2_066_688, "blocks": 12_450_816,
         "head": 385_000,
+    },
+    "maxformer_imagenet_10_384": {
+        "stem.embeddings.0": 130_992, "stem.stages.0": 80_160, "stem.embeddings.1": 517_248,
+        "stem.stages.1": 606_336, "stem.embeddings.2": 2_066_688, "blocks": 12_450_816,
+    },
+    "sdt2_imagenet_8_512": {
+        "stem.downs.0": 9_600, "stem.stages.0": 318_592, "stem.downs.1": 74_112,
+        "stem.stages.1": 1_259_776, "stem.downs.2": 295_680, "stem.stages.2": 2 * 5_009_920,
+        "stem.downs.3": 1_181_184, "stem.stages.3": 25_396_224, "stem.downs.4": 2_951_040,
+        "blocks": 13_203_200, "head": 641_000, "stem.stages.3.0": 4_232_704,
+        "stem.stages.3.0.branches.0.units.0.q": 531_968, "stem.stages.3.0.branches.1": 2_104_832,
+    },
+    "sdt3_imagenet_l": {
+        "stem.stages.3": 6 * 1_456_384, "stem.stages.3.0.branches.0": 269_312,
+        "stem.stages.3.0.branches.1": 658_944, "stem.stages.3.0.branches.2": 528_128,
     },
 }  # fmt: skip
 
@@ -142,22 +184,49 @@ class Plain:
     def __init__(self, model: Any) -> None:
         self.p = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         self.training, self.scale = model.training, getattr(model.blocks[0].attn, "scale", 0.0)
+        self.quarters = isinstance(model, ESpikeFormer)
 
     def norm(self, name: str, x: Tensor) -> Tensor:
+        return self.normed(f"{name}.norm", x)
+
+    def normed(self, norm: str, x: Tensor) -> Tensor:
         keys = ("running_mean", "running_var", "weight", "bias")
-        mean, var, scale, shift = (self.p[f"{name}.norm.{key}"] for key in keys)
+        mean, var, scale, shift = (self.p[f"{norm}.{key}"] for key in keys)
+        if self.quarters and norm != "stem.downs.0.units.0.norm":
+            mean, var = mean / 4, var / 16
         own = (None, None) if self.training else (mean, var)
         return F.batch_norm(x, *own, scale, shift, training=self.training)
 
+    def bias(self, layer: str) -> Tensor | None:
+        found = self.p.get(f"{layer}.bias")
+        whole = self.quarters and found is not None and layer != "stem.downs.0.units.0.conv"
+        return found / 4 if whole else found
+
     def conv(self, name: str, x: Tensor, stride: int = 1) -> Tensor:
         weight = self.p[f"{name}.conv.weight"]
-        y = F.conv2d(x.flatten(0, 1), weight, stride=stride, padding=weight.shape[-1] // 2)
+        own = {"bias": self.bias(f"{name}.conv"), "groups": x.shape[2] // weight.shape[1]}
+        y = F.conv2d(x.flatten(0, 1), weight, stride=stride, padding=weight.shape[-1] // 2, **own)
         return self.norm(name, y).unflatten(0, x.shape[:2])
 
     def linear(self, name: str, x: Tensor) -> Tensor:
-        weight, bias = self.p[f"{name}.linear.weight"], self.p.get(f"{name}.linear.bias")
+        weight, bias = self.p[f"{name}.linear.weight"], self.bias(f"{name}.linear")
         y = F.conv2d(x.flatten(0, 1), weight[:, :, None, None], bias)
         return self.norm(name, y).unflatten(0, x.shape[:2])
+
+    def rep(self, name: str, x: Tensor) -> Tensor:
+        """1x1, depthwise 3x3 and 1x1, of maps padded by what running statistics make of 0."""
+        flat, layers = x.flatten(0, 1), (f"{name}.first_norm", f"{name}.second_norm")
+        keys = ("running_mean", "running_var", "weight", "bias")
+        weights = [self.p[f"{name}.{k}.weight"] for k in ("first", "depthwise", "second")]
+        mean, var, scale, shift = (self.p[f"{layers[0]}.{key}"] for key in keys)
+        edge = (shift - mean * scale / (var + 1e-5).sqrt()).detach()
+        inner = self.normed(layers[0], F.conv2d(flat, weights[0]))
+        pad = (1, 1, 1, 1)
+        outside = 1 - F.pad(torch.ones_like(inner), pad)
+        padded = F.pad(inner, pad) + outside * edge[:, None, None]
+        inner = F.conv2d(padded, weights[1], groups=len(edge))
+        inner = self.normed(layers[1], F.conv2d(inner, weights[2]))
+        return self.norm(name, inner).unflatten(0, x.shape[:2])
 
     def pool(self, x: Tensor) -> Tensor:
         return F.max_pool2d(x.flatten(0, 1), 3, 2, 1).unflatten(0, x.shape[:2])
@@ -240,8 +309,98 @@ def qkformer(p: Plain, x: Tensor, heads: int, layout: str = "cifar") -> Tensor:
     return p.head(block("blocks.0", x, p.ssa))
 
 
+def max_former(p: Plain, x: Tensor, heads: int, layout: str = "cifar") -> Tensor:
+    def embed(name: str, x: Tensor, halved: str, begin: int) -> Tensor:
+        straight = x = x if begin else lif(x)
+        for i, letter in enumerate(halved):
+            straight = x if i == begin else straight
+            x = p.conv(f"{name}.stages.{i}", x, 2 if letter == "s" else 1)
+            x = p.pool(x) if letter == "p" else x
+            x = x if i + 1 == len(halved) else lif(x)
+        stride = 2 ** sum(letter != "-" for letter in halved[begin:]) if begin else 1
+        around = p.conv(f"{name}.shortcut", straight, stride)
+        return x + (around if begin else p.pool(around))
+
+    first, begin = {"cifar": ("--", 1), "dvs": ("-ppp", 2), "imagenet": ("ss-", 1)}[layout]
+    x = embed("stem.embeddings.0", x, first, begin)
+    if layout != "cifar":
+        x = x + p.conv("stem.stages.0.0.attn.proj", lif(x))
+    x = x + p.mlp("stem.stages.0.0.mlp", lif(x))
+    x = embed("stem.embeddings.1", x, "p-", 0)
+    x = x + p.ssa("blocks.0.attn", lif(x), heads)
+    x = x + p.mlp("blocks.0.mlp", lif(x))
+    return F.linear(lif(x.mean((3, 4))), p.p["head.weight"], p.p["head.bias"])
+
+
+def meta_spikeformer(p: Plain, x: Tensor, heads: int) -> Tensor:
+    def separable(name: str, x: Tensor) -> Tensor:
+        spikes = lif(p.conv(f"{name}.units.0", lif(x)))
+        weight = p.p[f"{name}.units.1.conv.weight"]
+        y = F.conv2d(spikes.flatten(0, 1), weight, padding=3, groups=len(weight))
+        return p.conv(f"{name}.units.2", y.unflatten(0, x.shape[:2]))
+
+    def attend(name: str, x: Tensor) -> Tensor:
+        x = lif(x)
+        q, k, v = (lif(p.rep(f"{name}.{part}", x)).flatten(3).unflatten(2, (heads, -1))
+                   for part in "qkv")  # fmt: skip
+        out = torch.einsum("tbhdn,tbhdm,tbhem->tbhen", q, k, v).flatten(2, 3) * p.scale
+        return p.rep(f"{name}.proj", lif(out.unflatten(3, x.shape[3:]), 0.5))
+
+    def mixed(name: str, x: Tensor) -> Tensor:
+        x = x + attend(f"{name}.branches.0.units.0", x)
+        y = p.linear(f"{name}.branches.1.units.0", lif(x))
+        return x + p.linear(f"{name}.branches.1.units.1", lif(y))
+
+    for i in range(5):
+        x = p.conv(f"stem.downs.{i}.units.0", lif(x) if i else x, 1 if i == 4 else 2)
+        for j in range((1, 1, 2, 0, 0)[i]):
+            name = f"stem.stages.{i}.{j}.branches"
+            x = x + separable(f"{name}.0", x)
+            x = x + p.conv(f"{name}.1.units.1", lif(p.conv(f"{name}.1.units.0", lif(x))))
+        x = mixed("stem.stages.3.0", x) if i == 3 else x
+    x = mixed("blocks.0", x)
+    return F.linear(lif(x.mean((3, 4))), p.p["head.weight"], p.p["head.bias"])
+
+
+def levels(x: Tensor, norm: int = 4) -> Tensor:
+    """The published integer neuron; its gradient passes between 0 and 4."""
+    inside = x.clamp(0, 4)
+    return (inside + (inside.round() - inside).detach()) / norm
+
+
+def e_spikeformer(p: Plain, x: Tensor, heads: int) -> Tensor:
+    def row(name: str, x: Tensor, count: int) -> Tensor:
+        for i in range(count):
+            x = p.conv(f"{name}.units.{i}", levels(x))
+        return x
+
+    def attend(name: str, x: Tensor) -> Tensor:
+        x = levels(x)
+        q, k, v = (levels(p.linear(f"{name}.{part}", x)).flatten(3).unflatten(2, (heads, -1))
+                   for part in "qkv")  # fmt: skip
+        weights = torch.einsum("tbhdn,tbhdm->tbhnm", q, k) * 2 * q.shape[3] ** -0.5
+        out = torch.einsum("tbhnm,tbhdm->tbhdn", weights, v).flatten(2, 3)
+        return p.linear(f"{name}.proj", levels(out.unflatten(3, x.shape[3:])))
+
+    def mixed(name: str, x: Tensor) -> Tensor:
+        x = x + row(f"{name}.branches.0", x, 3)
+        x = x + attend(f"{name}.branches.1.units.0.attn", x)
+        y = p.linear(f"{name}.branches.2.units.0", levels(x))
+        return x + p.linear(f"{name}.branches.2.units.1", levels(y))
+
+    for i in range(5):
+        x = p.conv(f"stem.downs.{i}.units.0", levels(x) if i else x, 1 if i == 4 else 2)
+        for j in range((1, 1, 2, 0, 0)[i]):
+            x = x + row(f"stem.stages.{i}.{j}.branches.0", x, 3)
+            x = x + row(f"stem.stages.{i}.{j}.branches.1", x, 2)
+        x = mixed("stem.stages.3.0", x) if i == 3 else x
+    x = mixed("blocks.0", x)
+    return F.linear(levels(x.mean((3, 4)), 1), p.p["head.weight"], p.p["head.bias"])
+
+
 SMALL = {"embed_dim": 32, "num_heads": 2, "mlp_ratio": 2.0, "T": T, "image_size": 16}
 QK: dict[str, Any] = {**SMALL, "num_heads": 8, "depths": (1, 1)}
+META: dict[str, Any] = {**SMALL, "widths": (8, 12, 16), "depths": (1, 1), "image_size": 48}
 PLAIN: dict[str, tuple[Callable[[], nn.Module], Callable[..., Tensor]]] = {
     "spikingformer": (lambda: Spikingformer(depth=2, **SMALL), spikingformer),
     "sdt": (partial(SpikeDrivenTransformer, **SMALL), spike_driven),
@@ -253,6 +412,17 @@ PLAIN: dict[str, tuple[Callable[[], nn.Module], Callable[..., Tensor]]] = {
         for layout, sizes in {
             "cifar": {}, "dvs": {"embed_dim": 64, "image_size": 32, "attn_scale": 0.5},
             "imagenet": {"attn_scale": 0.5},
+        }.items()
+    },
+    "meta-spikeformer": (partial(MetaSpikeFormer, attn_scale=1.0, **META), meta_spikeformer),
+    "e-spikeformer": (partial(ESpikeFormer, **META), e_spikeformer),
+    **{
+        f"max, {layout}": (partial(MaxFormer, layout=layout, **{**QK, **sizes}),
+                           partial(max_former, layout=layout))
+        for layout, sizes in {
+            "cifar": {"mixers": (0,)},
+            "dvs": {"mixers": (3,), "embed_dim": 64, "image_size": 32, "attn_scale": 0.5},
+            "imagenet": {"mixers": (7,), "attn_scale": 0.5},
         }.items()
     },
 }  # fmt: skip
@@ -287,6 +457,8 @@ def test_logits_and_gradients_are_those_of_the_plain_formulation(
     with outputs(model) as seen:
         logits = model(pictures(model))
     for layer, spikes in seen.items():
+        assert name != "e-spikeformer" or set(spikes.unique().tolist()) <= {0, 1, 2, 3, 4}
+        spikes = spikes.clamp(max=1)
         assert 0.005 < spikes.mean() < 0.99, f"{layer}: {spikes.mean():.3f}"
     names, parameters = zip(*model.named_parameters(), strict=True)
     weights = torch.randn(logits.shape, dtype=torch.float64)
@@ -298,7 +470,8 @@ def test_logits_and_gradients_are_those_of_the_plain_formulation(
     theirs = torch.autograd.grad((expected * weights).sum(), parameters)
     for key, mine, other in zip(names, ours, theirs, strict=True):
         assert torch.allclose(mine, other, rtol=1e-7, atol=1e-9), key
-        assert mine.abs().sum() > 1e-9 or (training and key.endswith("linear.bias")), key
+        idle = training and key.endswith(("linear.bias", "conv.bias", "second_norm.bias"))
+        assert mine.abs().sum() > 1e-9 or idle, key
 
 
 # -- what units read, gates, choices --------------------------------------------------------
@@ -307,7 +480,7 @@ def test_logits_and_gradients_are_those_of_the_plain_formulation(
 @pytest.mark.parametrize("name", PLAIN)
 @pytest.mark.parametrize("change", ["", "heaviside", "iand"])
 def test_units_receive_what_they_say_that_they_read(name: str, change: str, awaken) -> None:
-    if change == "iand" and name.startswith(("spikingformer", "sdt")):
+    if change == "iand" and name.startswith(("spikingformer", "sdt", "max", "e-", "meta")):
         pytest.skip("it adds no spikes")
     model = awake(PLAIN[name][0], awaken)
     if change:
@@ -320,7 +493,8 @@ def test_units_receive_what_they_say_that_they_read(name: str, change: str, awak
     model(pictures(model))
     assert seen.keys() == units.keys()
     real = [n for n, unit in units.items() if unit.reads == "real"]
-    assert real == [next(iter(units))]
+    behind = [n for n in units if name.startswith("meta") and n.endswith("branches.0.units.2")]
+    assert real == [next(iter(units)), *behind]
     for n, unit in units.items():
         limit = {"spikes": 1, "real": None}.get(unit.reads, getattr(unit.reads, "max", None))
         if limit is not None:
@@ -368,6 +542,13 @@ def test_gates_are_asked_of_a_qkformer_alone(make: Any) -> None:
         (QKFormer, {"embed_dim": 30}, "multiple of 8"),
         (QKFormer, {"residual": "xor"}, "residual='xor'"),
         (QKFormer, {"num_heads": 5}, "num_heads=5 must divide"),
+        (ESpikeFormer, {"widths": (8, 12)}, "widths"),
+        (ESpikeFormer, {"attn_scale": 0.1}, "attn_scale=0.1 is not allowed: left out"),
+        (ESpikeFormer, {"image_size": 40}, "MetaStem stride 16"),
+        (MaxFormer, {"mixers": (2, 3)}, "mixers"),
+        (MaxFormer, {"mixers": (3,)}, "mixers"),
+        (MaxFormer, {"residual": "add"}, "residual"),
+        (Spikformer, {"stem_convs": 3}, "stem_convs=3 is not allowed: 1, 2 or 4"),
         (Spikformer, {"block_residual": "sum"}, "block_residual='sum'"),
     ],
     ids=str,
@@ -380,18 +561,24 @@ def test_a_choice_that_cannot_be_built_is_refused_by_name(
 
 
 def test_no_token_leaves_a_network_that_reads_neighbours() -> None:
-    model = SpikeDrivenTransformer(dvs_mode=True, **SMALL)
-    with pytest.raises(ConfigError, match="SpikeDrivenTransformer with dvs_mode reads the neigh"):
-        model.set_patch(PatchSelect(make_score("rate", 32, K, 2), 0.5))
+    for model, said in (
+        (SpikeDrivenTransformer(dvs_mode=True, **SMALL), "SpikeDrivenTransformer with dvs_mode"),
+        (ESpikeFormer(**SMALL), "ESpikeFormer with its convolutions"),
+    ):
+        with pytest.raises(ConfigError, match=f"{said} reads the neighbours"):
+            model.set_patch(PatchSelect(make_score("rate", 32, K, 2), 0.5))
 
 
 def test_only_the_first_convolution_and_the_head_multiply(awaken) -> None:
     """The audit of a Spike-Driven Transformer finds no product that spikes do not drive."""
-    for name, pure in (("sdt", True), ("spikingformer", False), ("cifar", False)):
+    for name in ("sdt", "spikingformer", "cifar", "max, dvs", "e-spikeformer", "meta-spikeformer"):
         model = awake(PLAIN[name][0], awaken)
         audit = count_operations(model, [pictures(model)], T).purity()
-        assert (audit["not_spike_driven"] == {}) is pure, name
-        assert audit["pure_after_first"] is (name != "cifar")
+        assert (audit["not_spike_driven"] == {}) is (name == "sdt"), name
+        impure = ("cifar", "e-spikeformer", "meta-spikeformer")
+        assert audit["pure_after_first"] is (name not in impure)
+        kinds = set(audit["impure"].values())
+        assert name != "e-spikeformer" or kinds == {"real", "integers"}
 
 
 def test_a_stem_of_currents_takes_no_rule_for_sums_of_spikes() -> None:
@@ -399,6 +586,24 @@ def test_a_stem_of_currents_takes_no_rule_for_sums_of_spikes() -> None:
     model.stem.set_activation("heaviside", "add")
     with pytest.raises(ConfigError, match="this stem adds no spikes"):
         model.stem.set_activation("lif", "or")
+
+
+@pytest.mark.parametrize("make", [Spikformer, Spikingformer, SpikeDrivenTransformer])
+@pytest.mark.parametrize("convs", [1, 2])
+def test_a_stem_of_fewer_convolutions_has_the_same_tokens_and_units_that_fold(
+    make: Any, convs: int, awaken: Any
+) -> None:
+    options: dict[str, Any] = {**SMALL, "depth": 1, "stem_convs": convs, "image_size": 32}
+    model = awake(partial(make, pools=(True, False, True, True), **options), awaken)
+    units = model.stem.units()
+    assert [role for role, _ in units][:2] == ["first", "main" if convs == 2 else units[1].role]
+    assert len(units) == convs + 1 and model.num_tokens == 16
+    assert units[0].unit.reads == "real" and units[1].unit.reads == "spikes"
+    x = pictures(model)
+    tokens, _ = model.stem_tokens(model.time_first(x))
+    assert tokens.shape[2:] == (16, 32) and model(x).std() > 0
+    assert torch.allclose(compact(model)(x), model(x), rtol=0, atol=1e-9)
+    assert check_model(model).missing == []
 
 
 # -- attention kinds and residuals of the encoder --------------------------------------------
@@ -469,13 +674,36 @@ def stages(layout: str) -> dict[str, str]:
     return names | encoder("stage2.0", "blocks.0", "qkv", last, mlp)
 
 
-@pytest.mark.parametrize("kind", ["block", "proj", "sdt", "cifar", "dvs", "imagenet"])
+def maxima(layout: str) -> dict[str, str]:
+    """Units of the published Max-Formers, by our names."""
+    paths = {
+        "cifar": ("proj", "embed1.embed", "embed2.embed"),
+        "dvs": ("proj", *(f"max_embed{i}.embed" for i in (1, 2, 3)), "embed1.embed"),
+        "imagenet": tuple(f"embed{i}.embed" for i in (1, 2, 3, 4)),
+    }
+    later, names = ("max_embed1.embed", "embed1.embed", "max_embed2.embed"), dict[str, str]()
+    for s, path in enumerate((paths[layout], later)):
+        for i, unit in enumerate(path):
+            place = "shortcut" if i + 1 == len(path) else f"stages.{i}"
+            names[f"patch_embed{s + 1}.{unit}"] = f"stem.embeddings.{s}.{place}"
+    if layout != "cifar":
+        names["stage1.0.mixer"] = "stem.stages.0.0.attn.proj"
+    names |= {f"stage1.0.mlp.fc{i}": f"stem.stages.0.0.mlp.fc{i}" for i in (1, 2)}
+    return names | encoder("stage2.0", "blocks.0", "qkv", "attn", "fc")
+
+
+KINDS = ["block", "proj", "sdt", "cifar", "dvs", "imagenet"]
+
+
+@pytest.mark.parametrize("kind", [*KINDS, *(f"max, {k}" for k in ("cifar", "dvs", "imagenet"))])
 def test_every_live_tensor_of_a_published_checkpoint_finds_its_place(
     kind: str, tmp_path: Path
 ) -> None:
     tokens = kind in ("block", "proj", "sdt")
     make = PLAIN["spikingformer" if kind in ("block", "proj") else kind][0]
-    units = membrane() if kind == "sdt" else tokenizer(kind) if tokens else stages(kind)
+    largest, _, layout = kind.rpartition(", ")
+    staged = maxima if largest else stages
+    units = membrane() if kind == "sdt" else tokenizer(kind) if tokens else staged(layout)
     model: Any = make()
     state = {n: torch.rand(v.shape).to(v.dtype) for n, v in model.state_dict().items()}
     theirs = {n: state[n] for n in ("head.weight", "head.bias")}
@@ -486,7 +714,10 @@ def test_every_live_tensor_of_a_published_checkpoint_finds_its_place(
             axes = (1, 1) if ".mlp." in name else (1,)
             value = value.reshape(*value.shape, *axes) if leaf == "linear.weight" else value
             name, _, number = name.partition("#")
-            theirs[f"{name}_{'bn' if part == 'norm' else 'conv'}{number}.{last}"] = value
+            place = f"{name}_{'bn' if part == 'norm' else 'conv'}{number}.{last}"
+            own = "mixer.conv5" if layout == "imagenet" else "mixer.conv"
+            place = place.replace("mixer_conv", own).replace("mixer_bn", f"{own}_bn")
+            theirs[place] = value
             name = f"{name}#{number}"
     lost = [f"block.{i}.{n}.weight" for i in range(2)
             for n in (["attn.talking_heads"] if kind == "sdt" else ["norm1", "norm2"])]  # fmt: skip
@@ -496,15 +727,129 @@ def test_every_live_tensor_of_a_published_checkpoint_finds_its_place(
     assert found.dropped == (lost if tokens else [])
     assert all(torch.equal(found.tensors[n], v) for n, v in state.items())
     about = {"embed_dim": model.embed_dim, "mlp_ratio": 2.0, "in_channels": 3, "num_classes": K}
-    about |= {"depth": 2} if tokens else {"depths": (1, 1), "layout": kind}
+    about |= {"depth": 2} if tokens else {"depths": (1, 1), "layout": layout}
+    about |= {"mixers": ({"cifar": 0, "dvs": 3, "imagenet": 7}[layout],)} if largest else {}
     assert found.sizes == about
     torch.save({"state_dict": theirs}, tmp_path / "file.pth")
     name = {"sdt": "sdt_cifar_2_256"}.get(kind, ("qkformer_cifar", "spikingformer_cifar")[tokens])
+    name = "maxformer_cifar" if largest else name
     options = {"num_heads": model.num_heads, "image_size": model.image_size[0], "T": T}
     said = convert(tmp_path / "file.pth", name, tmp_path / "out", **options)
     assert f"{sum(p.numel() for p in model.parameters()):,} parameters" in said
     again = model_from_ticket(Ticket.load(tmp_path / "out"))
     assert all(torch.equal(again.state_dict()[n], v) for n, v in state.items())
+
+
+def meta() -> dict[str, str]:
+    """Layers of the published E-SpikeFormers, by our names."""
+    names = {}
+    separable = ("pwconv1", "dwconv", "pwconv2")
+    for i, number in enumerate(("1_1", "1_2", "2", "3", "4")):
+        for kind, layer in (("conv", "conv"), ("bn", "norm")):
+            names[f"downsample{number}.encode_{kind}"] = f"stem.downs.{i}.units.0.{layer}"
+    for stage, place in {"1_1": "0.0", "1_2": "1.0", "2_1": "2.0", "2_2": "2.1"}.items():
+        ours = f"stem.stages.{place}.branches"
+        for i, layer in enumerate(("conv", "norm")):
+            for j, name in enumerate(separable):
+                names[f"ConvBlock{stage}.0.Conv.{name}.{i}"] = f"{ours}.0.units.{j}.{layer}"
+            for j in range(2):
+                names[f"ConvBlock{stage}.0.{('conv', 'bn')[i]}{j + 1}"] = (
+                    f"{ours}.1.units.{j}.{layer}"
+                )
+    for block, place in {"block3": "stem.stages.3.0", "block4": "blocks.0"}.items():
+        for i, layer in enumerate(("linear", "norm")):
+            for j, name in enumerate(separable):
+                conv = ("conv", "norm")[i]
+                names[f"{block}.0.conv.{name}.{i}"] = f"{place}.branches.0.units.{j}.{conv}"
+            for role in ("q", "k", "v", "proj"):
+                ours = f"{place}.branches.1.units.0.attn.{role}.{layer}"
+                names[f"{block}.0.attn.{role}_conv.{i}"] = ours
+            for j in range(2):
+                ours = f"{place}.branches.2.units.{j}.{layer}"
+                names[f"{block}.0.mlp.fc{j + 1}_{('conv', 'bn')[i]}"] = ours
+    return names | {"head": "head"}
+
+
+def test_a_published_network_of_quarters_gives_its_logits_in_whole_numbers(
+    awaken: Any, tmp_path: Path
+) -> None:
+    model = awake(PLAIN["e-spikeformer"][0], awaken).float().double()
+    plain, theirs, state = Plain(model), {}, model.state_dict()
+    for name, ours in meta().items():
+        for leaf in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+            value = state.get(f"{ours}.{leaf}")
+            if value is None:
+                continue
+            if not ours.startswith(("head", "stem.downs.0.")):
+                power = {"running_mean": 1, "running_var": 2}.get(leaf, 0)
+                power = 1 if leaf == "bias" and not ours.endswith("norm") else power
+                value = value / 4**power if power else value
+            axes = (1, 1) if ".attn." in name else (1,)
+            matrix = ours.endswith("linear") and leaf == "weight"
+            value = value.reshape(*value.shape, *axes) if matrix else value
+            theirs[f"{name}.{leaf}"] = value
+    assert len(theirs) == len(state)
+    torch.save({"model": theirs}, tmp_path / "file.pth")
+    options = {"num_heads": model.num_heads, "image_size": 48, "T": T}
+    convert(tmp_path / "file.pth", "sdt3_imagenet_t", tmp_path / "out", **options)
+    again = model_from_ticket(Ticket.load(tmp_path / "out"))
+    assert all(torch.equal(again.state_dict()[n].double(), v) for n, v in state.items())
+    x = pictures(model)
+    expected = e_spikeformer(plain, x[None].expand(T, -1, -1, -1, -1), model.num_heads)
+    assert torch.allclose(again.double()(x).transpose(0, 1), expected, rtol=0, atol=1e-9)
+
+
+def test_convolutions_between_normalisations_are_one_convolution(awaken: Any) -> None:
+    """Of spikes alone, the maps' edges included; and the whole network, folded."""
+    model = awake(PLAIN["meta-spikeformer"][0], awaken)
+    unit = next(m for m in model.modules() if isinstance(m, RepConv))
+    rows = (torch.rand(T, B, 3, 4, 16) < 0.3).double()
+    folded, seen = unit.folded(), []
+    unit.act.register_forward_hook(lambda m, x, out: seen.append(x[0]))
+    unit(rows, T)
+    maps = F.conv2d(rows.flatten(0, 1).permute(0, 3, 1, 2), folded.weight, folded.bias, padding=1)
+    current = maps.permute(0, 2, 3, 1).unflatten(0, (T, B))
+    assert torch.allclose(seen[0], current, rtol=0, atol=1e-12)
+    x = pictures(model)
+    assert torch.allclose(compact(model)(x), model(x), rtol=0, atol=1e-9)
+    assert not any(isinstance(m, RepConv) for m in compact(model).modules())
+
+
+def reps() -> dict[str, str]:
+    """Layers of the published Meta-SpikeFormers, by our names."""
+    names = {n: ours.replace("branches.2", "branches.1") for n, ours in meta().items()
+             if ".Conv." not in n and ".conv." not in n and ".attn." not in n}  # fmt: skip
+    for stage, place in {"1_1": "0.0", "1_2": "1.0", "2_1": "2.0", "2_2": "2.1"}.items():
+        units = {"pwconv1": "0.conv", "bn1": "0.norm", "dwconv": "1.conv", "pwconv2": "2.conv",
+                 "bn2": "2.norm"}  # fmt: skip
+        names |= {f"ConvBlock{stage}.0.Conv.{n}": f"stem.stages.{place}.branches.0.units.{unit}"
+                  for n, unit in units.items()}  # fmt: skip
+    parts = {"0.body.0": "first", "0.body.1.bn": "first_norm", "0.body.2.0": "depthwise",
+             "0.body.2.1": "second", "0.body.2.2": "second_norm", "1": "norm"}  # fmt: skip
+    for block, place in {"block3": "stem.stages.3.0", "block4": "blocks.0"}.items():
+        for role in ("q", "k", "v", "proj"):
+            ours = f"{place}.branches.0.units.0.{role}"
+            names |= {f"{block}.0.attn.{role}_conv.{n}": f"{ours}.{p}" for n, p in parts.items()}
+    return names
+
+
+def test_every_tensor_of_a_published_meta_spikeformer_finds_its_place(tmp_path: Path) -> None:
+    model: Any = PLAIN["meta-spikeformer"][0]()
+    state = {n: torch.rand(v.shape).to(v.dtype) for n, v in model.state_dict().items()}
+    theirs = {}
+    for name, ours in reps().items():
+        for leaf in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+            if (value := state.get(f"{ours}.{leaf}")) is not None:
+                matrix = ours.endswith("linear") and leaf == "weight"
+                theirs[f"{name}.{leaf}"] = value[..., None] if matrix else value
+    assert len(theirs) == len(state)
+    torch.save(theirs, tmp_path / "file.pth")
+    options = {"num_heads": model.num_heads, "image_size": 48, "T": T}
+    convert(tmp_path / "file.pth", "sdt2_imagenet_8_384", tmp_path / "out", **options)
+    again = model_from_ticket(Ticket.load(tmp_path / "out"))
+    assert all(torch.equal(again.state_dict()[n], v) for n, v in state.items())
+    with pytest.raises(CheckpointError, match="no name of a published Meta-SpikeFormer: 'head_kd"):
+        translate({**theirs, "head_kd.weight": torch.zeros(10, 32)}, model.published)
 
 
 def test_a_checkpoint_of_another_family_is_refused() -> None:

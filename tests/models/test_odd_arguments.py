@@ -11,6 +11,8 @@ import torch
 from spikeformer_lt import create_model
 from spikeformer_lt.errors import SpikeformerError
 from spikeformer_lt.layers import SpikingClassifier
+from spikeformer_lt.models.max_former import MaxFormer
+from spikeformer_lt.models.meta_former import ESpikeFormer, MetaSpikeFormer
 from spikeformer_lt.models.qkformer import QKFormer
 from spikeformer_lt.models.spike_driven import SpikeDrivenTransformer
 from spikeformer_lt.models.spikformer import Spikformer
@@ -24,6 +26,9 @@ MODELS: dict[str, type] = {
     "spikingformer_toy": Spikingformer,
     "qkformer_toy": QKFormer,
     "sdt_toy": SpikeDrivenTransformer,
+    "maxformer_toy": MaxFormer,
+    "sdt2_toy": MetaSpikeFormer,
+    "sdt3_toy": ESpikeFormer,
     "spiking_vgg_toy": SpikingVGG,
     "spiking_resnet_toy": SpikingResNet,
 }

@@ -225,7 +225,7 @@ def test_a_float32_network_learns_under_bfloat16() -> None:
     [
         ({"T": 0}, "T=0"),
         ({"T": True}, "T=True"),
-        ({"num_classes": 0}, "num_classes=0"),
+        ({"num_classes": -1}, "num_classes=-1"),
         ({"in_channels": 1.5}, "in_channels=1.5"),
         ({"image_size": (8, 8, 8)}, r"image_size=\(8, 8, 8\)"),
         ({"image_size": 0}, "image_size=0"),

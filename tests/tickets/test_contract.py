@@ -451,8 +451,19 @@ NETWORKS: dict[str, tuple[str, dict[str, Any], Callable[[], Splits] | None]] = {
     "sdt": (
         "sdt_toy", {"image_size": 16, "embed_dim": 16, "depth": 1, "num_heads": 2, "T": 3}, None,
     ),
+    "sdt2": (
+        "sdt2_toy", {"image_size": 16, "widths": (4, 8, 8), "embed_dim": 16, "T": 3}, None,
+    ),
+    "sdt3": (
+        "sdt3_toy", {"image_size": 16, "widths": (4, 8, 8), "embed_dim": 16, "T": 3}, None,
+    ),
+    "maxformer": (
+        "maxformer_toy",
+        {"image_size": 16, "embed_dim": 16, "depths": (1, 1), "mixers": (3,), "num_heads": 2,
+         "T": 3}, None,
+    ),
 }  # fmt: skip
-WITH_STEM = ("spikformer_dvs", "spikingformer", "qkformer", "sdt")
+WITH_STEM = ("spikformer_dvs", "spikingformer", "qkformer", "sdt", "maxformer")
 
 
 def crossed() -> list[Any]:
@@ -494,6 +505,9 @@ LEVELS = {
     "spikingformer": (PatchConfig(0.5, score="l2"), ActivationConfig("heaviside")),
     "qkformer": (PatchConfig(0.5, score="qk"), ActivationConfig("heaviside", residual="or")),
     "sdt": (PatchConfig(0.5), ActivationConfig("heaviside")),
+    "maxformer": (PatchConfig(0.5, score="l2"), ActivationConfig("heaviside")),
+    "sdt2": (PatchConfig(0.0), ActivationConfig("heaviside")),
+    "sdt3": (PatchConfig(0.0), ActivationConfig("ilif")),
     "qkformer, sign": (PatchConfig(0.5, space="pixel"), ActivationConfig("sign", residual="iand")),
 }
 
@@ -504,9 +518,12 @@ LEVELS = {
         ("spikingformer", "joint"),
         ("qkformer", "sequential"),
         ("sdt", "joint"),
+        ("maxformer", "sequential"),
+        ("sdt2", "sequential"),
+        ("sdt3", "joint"),
         *(pytest.param(*pair, marks=pytest.mark.slow) for pair in (
             ("spikingformer", "sequential"), ("qkformer", "joint"), ("qkformer, sign", "joint"),
-            ("sdt", "sequential"),
+            ("sdt", "sequential"), ("maxformer", "joint"),
         )),
     ],
 )  # fmt: skip
@@ -522,19 +539,21 @@ def test_all_levels_together_on_the_families(case, schedule, bench, tmp_path):
     search = MultiSp(MultiSpConfig(schedule=schedule, epochs=1, stem_epochs=1, **levels))
     ticket = search.find(model, bench.trainer(tmp_path / "search").fit)
     units = stem_of(model).units()
-    assert len(ticket.mask) == len(units) == (6 if "qk" in case else 5)
+    counts = {"qkformer": 6, "maxformer": 6, "sdt2": 25, "sdt3": 25}
+    assert len(ticket.mask) == len(units) == counts.get(case.partition(",")[0], 5)
     check_ticket("multisp", search, ticket, model)
     images = torch.rand(4, 3, 16, 16)
     ledger = build_ledger(model, [images])
     removed = ticket.mask.removed / ticket.mask.total
     assert ledger["sparsity"] == {
-        "patch": 0.5, "conv_pep_weight": removed,
+        "patch": patches.sparsity, "conv_pep_weight": removed,
         "total_weight": pytest.approx(ticket.mask.removed / sum(
             m.weight.numel() for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear))),
     }  # fmt: skip
     assert ledger["uncounted_layers"] == []
     driven = ledger["purity"]["not_spike_driven"]
-    assert ("blocks.0.attn.attention" in driven) is (case != "sdt")
+    inside = {"sdt2": "branches.0.units.0", "sdt3": "branches.1.units.0.attn"}.get(case, "attn")
+    assert (f"blocks.0.{inside}.attention" in driven) is (case != "sdt")
     assert "stem.stages.0.0.attn.attention" not in driven
     check_export(ticket, name, sizes, tmp_path / "packed")
     plain, fast = (load_exported(tmp_path / "packed", plain=p).double() for p in (True, False))
@@ -544,7 +563,7 @@ def test_all_levels_together_on_the_families(case, schedule, bench, tmp_path):
         for _ in range(3):
             given.append(stream.push(images.double()))
         assert torch.allclose(torch.cat(given, 1), whole, rtol=0, atol=1e-9)
-    assert patches_of(plain) is not None
+    assert (patches_of(plain) is None) is (patches.sparsity == 0)
 
 
 @on_one_network(sorted(set(CASES) - TRAINING))

@@ -1,8 +1,11 @@
-"""Spikes as bits, and weights as lists.
+"""Spikes as bits: how they are packed, and what makes bits of bits: sums, pools and neurons.
 
 Sixteen columns of one channel and one step are the bits of one mask. Columns are tokens or pixels
 of all samples in a row; a tile is as many masks as registers hold sums, steps x groups of 16
-columns, which lie together. Planes are the binary digits of whole numbers.
+columns, which lie together. Planes are the binary digits of whole numbers. Of neurons the steps are
+in one tile: voltages stay in registers, no current is written, and spikes leave as bits.
+
+AVX-512 has additions under masks; elsewhere LLVM replaces them, and the dense kernels are faster.
 """
 
 from __future__ import annotations
@@ -10,19 +13,32 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache, lru_cache
 from typing import Any, Self
 
 import numpy as np
 import torch
 from llvmlite import ir
 from numba import types
-from numba.core.datamodel import models, register_default
+from numba.core import cgutils
 from numba.extending import intrinsic
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from spikeformer_lt.layers.kernels.jit import Array, at, cut, flat, get, inner, new, outer, run
-from spikeformer_lt.layers.kernels.simd import read, write
+from spikeformer_lt.layers.inputs import NeuronConfig
+from spikeformer_lt.layers.kernels.jit import (
+    Array,
+    at,
+    cut,
+    flat,
+    get,
+    inner,
+    new,
+    outer,
+    put0,
+    run,
+)
+from spikeformer_lt.layers.kernels.simd import Lanes, call, fma, read, splat, vector, write
 
 COLUMNS = 16  # of a mask
 MASK = ir.IntType(16)
@@ -30,42 +46,56 @@ FIRED = ir.VectorType(ir.IntType(1), COLUMNS)
 _MOST_STEPS = 16
 
 
-class Row(types.Type):  # type: ignore[misc]
-    """Sixteen floats: one or more registers."""
-
-    def __init__(self, dtype: Any) -> None:
-        self.dtype = dtype
-        super().__init__(name=f"row({dtype} x {COLUMNS})")
-
-
-@register_default(Row)
-class _RowModel(models.PrimitiveModel):  # type: ignore[misc]
-    def __init__(self, manager: Any, kind: Any) -> None:
-        super().__init__(manager, kind, wide_type(kind.dtype))
-
-
 def wide_type(dtype: Any) -> Any:
-    scalar = ir.FloatType() if dtype == types.float32 else ir.DoubleType()
-    return ir.VectorType(scalar, COLUMNS)
+    """LLVM's type of a row, 16 floats: one or more registers."""
+    return vector(dtype, COLUMNS)
 
 
 @intrinsic
-def digits(_context, x, index, masks, place, planes):
-    """Write the masks of the binary digits of 16 whole numbers, one a plane."""
+def packed(_context, x, i, lead, bits, o, apart, pitch, planes):
+    """Masks bits[o + c apart + p pitch] of 16 rows of x and its columns i + c, c < 16, in plane p.
+
+    Returns -1 where a value is no whole number that the planes hold, else 0.
+    """
+    count = len(planes)
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kind = signature.args[0]
-        here = at(context, builder, kind, args[0], args[1])
-        row = read(builder, here, wide_type(kind.dtype), kind.dtype.bitwidth // 8)
-        whole = builder.fptoui(row, ir.VectorType(ir.IntType(32), COLUMNS))
-        for p in range(len(signature.args[4])):
-            digit = builder.and_(whole, whole.type([1 << p] * COLUMNS))
-            mask = builder.bitcast(builder.icmp_unsigned("!=", digit, whole.type(None)), MASK)
-            spot = builder.add(args[3], args[3].type(p))
-            write(builder, mask, at(context, builder, signature.args[2], args[2], spot), 2)
-        return context.get_dummy_value()
+        kinds = signature.args
+        wide, width = wide_type(kinds[0].dtype), kinds[0].dtype.bitwidth // 8
+        whole, words = ir.IntType(64), ir.VectorType(ir.IntType(32), COLUMNS)
+        found, wrong = [words(None)] * count, words(None)
+        for r in range(COLUMNS):
+            here = builder.add(args[1], builder.mul(args[2], whole(r)))
+            value = read(builder, at(context, builder, kinds[0], args[0], here), wide, width)
+            if count == 1:
+                fired = builder.fcmp_unordered("!=", value, wide(None))
+                other = builder.fcmp_unordered("!=", value, wide([1.0] * COLUMNS))
+                bad = builder.and_(fired, other)
+                own = builder.select(fired, words([1 << r] * COLUMNS), words(None))
+                found[0] = builder.or_(found[0], own)
+            else:
+                low = builder.fcmp_ordered(">=", value, wide(None))
+                high = builder.fcmp_ordered("<", value, wide([float(1 << count)] * COLUMNS))
+                inside = builder.and_(low, high)  # outside, the conversion is undefined
+                number = builder.fptosi(builder.select(inside, value, wide(None)), words)
+                exact = builder.fcmp_ordered("==", builder.sitofp(number, wide), value)
+                bad = builder.not_(builder.and_(inside, exact))
+                for p in range(count):
+                    digit = builder.lshr(number, words([p] * COLUMNS))
+                    own = builder.and_(digit, words([1] * COLUMNS))
+                    found[p] = builder.or_(found[p], builder.shl(own, words([r] * COLUMNS)))
+            wrong = builder.or_(wrong, builder.sext(bad, words))
+        for p, masks in enumerate(found):
+            short = builder.trunc(masks, ir.VectorType(MASK, COLUMNS))
+            for c in range(COLUMNS):
+                place = builder.add(args[4], builder.mul(args[5], whole(c)))
+                place = builder.add(place, builder.mul(args[6], whole(p)))
+                one = builder.extract_element(short, ir.IntType(32)(c))
+                builder.store(one, at(context, builder, kinds[3], args[3], place))
+        return call(builder, f"llvm.vector.reduce.or.v{COLUMNS}i32", words.element, [wrong])
 
-    return types.void(x, types.intp, masks, types.intp, planes), generate
+    place = types.intp
+    return types.int32(x, place, place, bits, place, place, place, planes), generate
 
 
 @intrinsic
@@ -111,35 +141,131 @@ def transpose(_context, a, i, step, b, j, jump):
     return types.void(a, place, place, b, place, place), generate
 
 
+def spread(builder: Any, value: Any) -> Any:
+    """A row of one value."""
+    return splat(builder, value, COLUMNS)
+
+
+def make_tuple(context: Any, builder: Any, signature: Any, values: Sequence[Any]) -> Any:
+    """The tuple that an intrinsic returns."""
+    return context.make_tuple(builder, signature.return_type, values)
+
+
+@intrinsic
+def fire(_context, sums, gain, shift, k, soft, out, place, steps, groups):
+    """Write the spikes, from rest, of LIF neurons on the currents ``gain sums + shift``.
+
+    One step of sums stands for all. `k`: rest, share of the voltage that stays, threshold, and
+    what the voltage becomes at a spike, or with `soft` what is added to it.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        rows = cgutils.unpack_tuple(builder, args[0])
+        kind, count = signature.args[3], len(signature.args[8])
+        rest, stay, threshold, reset = (
+            spread(builder, builder.load(at(context, builder, kind, args[3], args[6].type(i))))
+            for i in range(4)
+        )
+        by, plus = spread(builder, args[1]), spread(builder, args[2])
+        target = at(context, builder, signature.args[5], args[5], args[6])
+        rows = [fma(builder, row, by, plus) for row in rows]
+        for g in range(count):
+            v = rest
+            for t in range(len(signature.args[7])):
+                v = fma(builder, v, stay, rows[(t * count + g) % len(rows)])
+                fired = builder.fcmp_ordered(">=", v, threshold)
+                mask = builder.bitcast(fired, MASK)
+                write(builder, mask, cgutils.gep(builder, target, args[6].type(t * count + g)), 2)
+                low = reset if signature.args[4] == types.none else builder.fadd(v, reset)
+                v = builder.select(fired, low, v)
+        return context.get_dummy_value()
+
+    place = types.intp
+    return types.void(sums, gain, shift, k, soft, out, place, steps, groups), generate
+
+
+@intrinsic
+def taken(_context, x, index, pitch, steps):
+    """The rows at index, index + pitch, ..., one a step."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind, index, rows = signature.args[0], args[1], []
+        for _ in range(len(signature.return_type)):
+            here = at(context, builder, kind, args[0], index)
+            rows.append(read(builder, here, wide_type(kind.dtype), kind.dtype.bitwidth // 8))
+            index = builder.add(index, args[2])
+        return make_tuple(context, builder, signature, rows)
+
+    result = types.UniTuple(Lanes(x.dtype, COLUMNS), len(steps))
+    return result(x, types.intp, types.intp, steps), generate
+
+
+@intrinsic
+def moved(_context, high, low, by, valid):
+    """The bits of low and then high, moved down, where valid."""
+
+    def generate(_: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = args[0].type
+        return builder.and_(call(builder, f"llvm.fshr.i{kind.width}", kind, args[:3]), args[3])
+
+    return high(high, high, high, high), generate
+
+
 @inner()
-def _digit(x, i, pitch, count, p):
-    mask = 0
-    for c in range(count):
-        mask |= (np.int64(x[i + c * pitch]) >> p & 1) << c
-    return np.uint16(mask)
+def window(words, tile, plane, planes, width, per, total, taps, moves, rest, valid, near, o):
+    """Copies of a tile's bits, one a tap, as the taps of a convolution see them."""
+    for tap in range(taps):
+        for u in range(per):
+            here = tile * per + u
+            ok = valid[tap * total + here]
+            j = min(max(here + moves[tap], 0), total - 1)
+            i = min(max(here + moves[tap] + 1, 0), total - 1)
+            a = ((j // per * planes + plane) * width) * per + j % per
+            b = ((i // per * planes + plane) * width) * per + i % per
+            to = o + tap * width * per + u
+            by = rest[tap]
+            if per == 1:  # a loop of its own, for vector instructions
+                for c in range(width):
+                    put0(near, to + c, moved(get(words, b + c), get(words, a + c), by, ok))
+            else:
+                for c in range(0, width * per, per):
+                    put0(near, to + c, moved(get(words, b + c), get(words, a + c), by, ok))
 
 
 @outer
-def pack_kernel(lo, hi, x, bits, n, channels, kinds):
-    """Groups lo to hi of 16 columns of the bits of rows x [steps, n, channels] of whole numbers."""
+def pack_kernel(lo, hi, x, bits, wrong, n, channels, kinds):
+    """Groups lo to hi of 16 columns of the bits of rows x [steps, n, channels].
+
+    wrong[group] is not 0 in the first group with a value that is no whole number of the planes.
+    """
     steps, groups, planes = kinds
-    width, deep = len(steps) * len(groups), len(planes)
-    near = np.zeros(16 * deep, np.uint16)
+    width, deep, rest = len(steps) * len(groups), len(planes), channels % 16
+    plane = channels * width
+    edge, corner = np.zeros(16 * channels, x.dtype), np.zeros(256, x.dtype)
+    near = np.empty(16 * deep, np.uint16)
     for group in range(lo, hi):
         tile, g = group // len(groups), group % len(groups)
         count = max(0, min(16, n - group * 16))
-        near[:] = 0
         for s in range(len(steps)):
-            row = (s * n + group * 16) * channels
-            spot = tile * deep * channels * width + s * len(groups) + g
-            for c in range(0, channels - 15, 16):
-                for i in range(count):
-                    digits(x, row + i * channels + c, near, i * deep, planes)
+            rows, i = x, (s * n + group * 16) * channels
+            if count < 16:
+                edge[:] = 0
+                edge[: count * channels] = x[i : i + count * channels]
+                rows, i = edge, 0
+            o = tile * deep * plane + s * len(groups) + g
+            for c in range(0, channels - rest, 16):
+                bad = packed(rows, i + c, channels, bits, o + c * width, width, plane, planes)
+                wrong[group] |= bad
+            if rest:
+                for r in range(16):
+                    first = i + (r + 1) * channels - rest
+                    corner[r * 16 : r * 16 + rest] = rows[first : first + rest]
+                wrong[group] |= packed(corner, 0, 16, near, 0, 1, 16, planes)
                 for p in range(deep):
-                    transpose(near, p, deep, bits, spot + (p * channels + c) * width, width)
-            for c in range(channels - channels % 16, channels):
-                for p in range(deep):
-                    bits[spot + (p * channels + c) * width] = _digit(x, row + c, channels, count, p)
+                    for c in range(rest):
+                        bits[o + p * plane + (channels - rest + c) * width] = near[p * 16 + c]
+        if wrong[group]:
+            return
 
 
 @outer
@@ -213,40 +339,23 @@ def pool_kernel(lo, hi, bits, out, images, channels, height, width, kinds):
                     out[to + c] |= np.uint16((found & total) << part * run_length)
 
 
-@dataclass(frozen=True)
-class RowLists:
-    """The kept weights of each output: ``gain * value[e]`` of input ``index[e]``.
-
-    Entries of output o are those from ``pointers[o]`` to ``pointers[o + 1]``, inputs ascending.
-    Weights of one size for each output have the values -1 and 1.
-    """
-
-    pointers: Array  # int64 [outputs + 1]
-    index: Array  # uint32 [entries]
-    value: Array  # [entries]
-    gain: Array  # [outputs]
-    columns: int  # inputs
-
-    @classmethod
-    def of(cls, weight: Tensor) -> Self:
-        """Lists of the weights [out, in], or [out, in, h, w] by tap and then input, not zero."""
-        if weight.dim() > 2:
-            weight = weight.permute(0, 2, 3, 1).flatten(1)
-        weight = weight.detach()
-        kept = weight != 0
-        pointers = np.zeros(len(weight) + 1, np.int64)
-        np.cumsum(kept.sum(1).numpy(), out=pointers[1:])
-        value, gain = weight[kept], weight.new_ones(len(weight))
-        size = weight.abs().amax(1) if weight.numel() else gain
-        if bool(((weight.abs() == size[:, None]) | ~kept).all()):
-            value, gain = value.sign(), size
-        index = kept.nonzero()[:, 1].numpy().astype(np.uint32)
-        return cls(pointers, index, value.numpy(), gain.numpy(), weight.shape[1])
-
-    @property
-    def density(self) -> float:
-        """Fraction of the weights kept."""
-        return self.index.size / max(1, self.gain.size * self.columns)
+@outer
+def neurons_kernel(lo, hi, x, gain, shift, k, soft, bits, n, channels, kinds):
+    """Bits of LIF neurons on the currents x [given, n, channels], groups lo to hi of 16 columns."""
+    given, steps, groups, one = kinds
+    width, T = len(steps) * len(groups), len(steps)
+    near = np.zeros(16 * T, np.uint16)
+    for group in range(lo, hi):
+        tile, g = group // len(groups), group % len(groups)
+        count = max(0, min(16, n - group * 16))
+        spot = tile * channels * width + g
+        for c in range(0, channels, 16):
+            for i in range(count):
+                place = (group * 16 + i) * channels + c
+                now = taken(x, place, n * channels, given)
+                fire(now, gain, shift, k, soft, near, i * T, steps, one)
+            for t in range(T):
+                transpose(near, t, T, bits, spot + c * width + t * len(groups), width)
 
 
 def group_count(steps: int) -> int:
@@ -281,13 +390,13 @@ class Bits:
         return cls(memory[skip : skip + size], torch.Size(shape), groups, most, dtype)
 
     @classmethod
-    def of(cls, x: Tensor, most: int = 1, groups: int = 0) -> Self:
-        """The bits of whole numbers from 0 to `most`."""
+    def of(cls, x: Tensor, most: int = 1, groups: int = 0) -> Self | None:
+        """The bits of whole numbers from 0 to `most`; None if a value is none of the planes."""
         made = cls.empty(x.shape, x.dtype, most, groups)
-        args = (flat(x.contiguous()), made.words, made.columns, x.shape[-1])
-        cuts = cut(made.tiles * made.groups, x.numel(), 1)
-        run(pack_kernel, cuts, args, counts=(*made.counts, made.planes))
-        return made
+        wrong = np.zeros(made.tiles * made.groups, np.int32)
+        args = (flat(x.contiguous()), made.words, wrong, made.columns, x.shape[-1])
+        run(pack_kernel, cut(wrong.size, x.numel(), 1), args, counts=(*made.counts, made.planes))
+        return None if wrong.any() else made
 
     def dense(self) -> Tensor:
         """The numbers."""
@@ -405,4 +514,72 @@ def pool(x: Bits) -> Bits | None:
     args = (x.words, made.words, images, channels, height, width)
     cuts = cut(made.tiles * made.groups, made.words.size * 64, 1)
     run(pool_kernel, cuts, args, counts=x.counts)
+    return made
+
+
+@lru_cache(maxsize=256)
+def taps_of(images: int, height: int, width: int, size: int, groups: int) -> tuple[Array, ...]:
+    """Of each tap of a square kernel: words and bits to move by, and the columns with an input."""
+    kind = {1: np.uint16, 2: np.uint32}.get(groups, np.uint64)
+    bits = np.dtype(kind).itemsize * 8
+    columns = images * height * width
+    tiles = -(-columns // (16 * groups))
+    place = np.arange(columns)
+    x, y = place % width, place // width % height
+    around = [
+        (i, j)
+        for i in range(-(size // 2), size // 2 + 1)
+        for j in range(-(size // 2), size // 2 + 1)
+    ]
+    valid = np.zeros((len(around), tiles * 16 * groups), bool)
+    for tap, (i, j) in enumerate(around):
+        valid[tap, :columns] = (y + i >= 0) & (y + i < height) & (x + j >= 0) & (x + j < width)
+    move = np.array([i * width + j for i, j in around])
+    words = np.packbits(valid, axis=1, bitorder="little").view(kind).ravel()
+    return move // bits, (move % bits).astype(kind), words
+
+
+@dataclass(frozen=True)
+class Neurons:
+    """Constants of neurons that start from rest; of stateless ones nothing stays of a voltage."""
+
+    rest: float
+    stay: float
+    threshold: float
+    reset: float
+    soft: bool
+    scale: float  # of a current
+    shift: float
+
+    @classmethod
+    @cache
+    def of(cls, p: NeuronConfig) -> Self:
+        """Those of LIF neurons."""
+        soft = p.v_reset is None
+        reset = -p.v_threshold if p.v_reset is None else p.v_reset
+        scale = 1.0 / p.tau if p.decay_input else 1.0
+        return cls(p.v_rest, 1.0 - 1.0 / p.tau, p.v_threshold, reset, soft, scale, p.v_rest / p.tau)
+
+    @classmethod
+    @cache
+    def stateless(cls, threshold: float) -> Self:
+        """Spikes where a current reaches the threshold."""
+        return cls(0.0, 0.0, threshold, 0.0, False, 1.0, 0.0)
+
+    def constants(self, dtype: Any) -> Array:
+        """The array `k` of :func:`fire`."""
+        return np.array([self.rest, self.stay, self.threshold, self.reset], dtype)
+
+
+def fires(current: Tensor, T: int, neurons: Neurons) -> Bits:
+    """Spikes [T, ..., C] of neurons, from rest, on a current [T|1, ..., C]; 16 divides C."""
+    S, C = current.shape[0], current.shape[-1]
+    T = S if neurons.stay == 0.0 else T
+    made = Bits.empty((T, *current.shape[1:]), current.dtype)
+    x = flat(current.contiguous())
+    k, scalar = neurons.constants(x.dtype), x.dtype.type
+    constants = scalar(neurons.scale), scalar(neurons.shift), k, neurons.soft or None
+    args = (x, *constants, made.words, made.columns, C)
+    cuts = cut(made.tiles * made.groups, current.numel() * T, 1)
+    run(neurons_kernel, cuts, args, counts=(S, *made.counts, 1))
     return made

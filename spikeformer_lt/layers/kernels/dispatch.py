@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -49,6 +50,7 @@ _triton = os.environ.get(_TRITON, "off")
 
 P = ParamSpec("P")
 R = TypeVar("R")
+Dense = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # a @ b.T + bias
 
 
 class KernelError(RuntimeError):
@@ -110,6 +112,11 @@ def is_plain(*tensors: Tensor | None) -> bool:
         ):
             return False
     return True
+
+
+def in_graph() -> bool:
+    """Whether torch traces or compiles: only its own operations are allowed in a graph."""
+    return torch.jit.is_tracing() or torch.compiler.is_compiling()
 
 
 def takes_numba(x: Tensor, spikes: int, *others: Tensor | None) -> bool:
@@ -288,7 +295,8 @@ class Kept:
 
     def __init__(self, mask: Tensor) -> None:
         self.mask = mask
-        self.lists: Any = None
+        self.lists: dict[bool, Any] = {}  # by outputs, and with True by inputs
+        self.planes = 1  # of bits that the inputs took; 0 where they are no small whole numbers
         self.density = int(mask.count_nonzero()) / max(1, mask.numel())
         self._joined: tuple[tuple[Kept, ...], Kept] | None = None
 
@@ -298,6 +306,30 @@ class Kept:
             made = Kept(torch.cat([self.mask, *(other.mask for other in others)]))
             self._joined = tuple(others), made
         return self._joined[1]
+
+
+# Cycles for 256 columns on one thread of a Sapphire Rapids, whose masks and additions share a port:
+# of a dense product or direct convolution for each weight, of a 3x3 convolution; of lists for each
+# weight kept, output and input. "fused" has neurons behind, and finds bits.
+_DENSE, _WINOGRAD = 10.5, 4.4
+_LISTS = {
+    "fused": (16.5, 60.0, 0.0), "forward": (21.0, 120.0, 120.0), "weights": (27.0, 80.0, 80.0),
+    "numbers": (42.0, 200.0, 200.0),
+}  # fmt: skip
+_DIGIT = 4.0  # each digit of whole numbers above the second, for a weight kept: few are set
+WORTH = 1.15  # a gain that is taken: estimates err
+
+
+def list_gain(weight: Sequence[int], density: float, digits: int, part: str) -> float:
+    """Estimated time of a dense product over that of lists, for weights of a shape.
+
+    `digits` are those of the inputs, whole numbers; `part` is a key of the table above.
+    """
+    entry, output, line = _LISTS[part]
+    entry = entry * min(digits, 2) + _DIGIT * max(0, digits - 2)
+    size, fast = math.prod(weight), tuple(weight[2:]) == (3, 3)
+    lists = size * density * entry + weight[0] * output + weight[1] * line
+    return size * (_WINOGRAD if fast else _DENSE) / lists
 
 
 @contextmanager
@@ -318,7 +350,7 @@ def sparse(
     weight: Tensor,
     bias: Tensor | None,
     kept: Kept,
-    dense: Callable[[Tensor, Tensor, Tensor | None], Tensor],
+    dense: Dense,
 ) -> Tensor | None:
     """``dense(x, weight, bias)``, or a 3x3 convolution, by lists of the weights that are kept.
 
@@ -326,10 +358,7 @@ def sparse(
     """
     if sparse_mode() == "never" or not takes_numba(x, x.numel(), weight, bias):
         return None
-    module = load("sparse_grad")
-    if not module.fits(x, weight):
-        return None
-    out: Tensor | None = module.product(x.contiguous(), weight, bias, kept, dense)
+    out: Tensor | None = load("sparse").product(x.contiguous(), weight, bias, kept, dense)
     return out
 
 
@@ -355,7 +384,7 @@ def pool(x: Tensor) -> Tensor | None:
     """Max-pool (3x3, stride 2, padding 1) of maps [T, B, H, W, C]."""
     if not takes_numba(x, x.numel()):
         return operators.pool(x)[0] if compiles(x) else None
-    out: Tensor = load("pool").PoolFunction.apply(x.contiguous())
+    out: Tensor = load("lif").PoolFunction.apply(x.contiguous())
     return out
 
 
@@ -378,7 +407,8 @@ def lif(x: Tensor, v: Tensor | None, T: int, neuron: NeuronConfig) -> tuple[Tens
         try:
             if not torch.is_grad_enabled():
                 return load("lif").Work(x, v, T, neuron).forward()  # type: ignore[no-any-return]
-            spikes, last = load("lif").LIFFunction.apply(x, v, T, neuron)
+            norm = None, None, None, None, False, 0.0
+            spikes, last = load("lif").LIFFunction.apply(x, *norm, v, T, neuron, False)
             return spikes, last
         except KernelError as error:
             give_up(error)
@@ -440,6 +470,6 @@ def norm_lif(
     if not pooled and not torch.is_grad_enabled():
         rows, _ = kernels.norm_rows(weight, bias, mean, var, eps)
         return *kernels.Work(x, v, T, neuron, rows).forward(), mean, var
-    function = kernels.NormLIFFunction
-    spikes, last = function.apply(x, weight, bias, mean, var, batch, eps, v, T, neuron, pooled)
+    own = weight, bias, mean, var, batch, eps
+    spikes, last = kernels.LIFFunction.apply(x, *own, v, T, neuron, pooled)
     return spikes, last, mean, var

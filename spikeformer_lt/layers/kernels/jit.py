@@ -50,7 +50,7 @@ def stamp(folder: Path) -> str:
 _HERE = stamp(Path(__file__).parent)
 
 
-_kernel: Any = None  # each copy of the three functions below has its own
+_kernel: Any = None  # each copy of the four functions below has its own
 _kinds: Any = None
 
 
@@ -69,6 +69,11 @@ def _fixed_parts(cuts, *args):  # noqa: ANN002
         _kernel(cuts[p], cuts[p + 1], *args, _kinds)
 
 
+def _summed_fixed_parts(cuts, sums, *args):  # noqa: ANN002
+    for p in numba.prange(cuts.size - 1):
+        _kernel(cuts[p], cuts[p + 1], sums[p], *args, _kinds)
+
+
 def _compiled(function: Any, **options: Any) -> Any:
     """Compiled and cached on disk, or in each process where no folder can be written."""
     options |= {"nogil": True, "error_model": "numpy"}
@@ -80,22 +85,20 @@ def _compiled(function: Any, **options: Any) -> Any:
 
 
 def outer(function: Any) -> Any:
-    """A kernel; its first arguments are the bounds `lo` and `hi` of a part, and `sums`, if any.
-
-    Its attribute `parallel` takes the bounds of all parts, and a row of `sums` for each.
-    """
+    """A kernel; its first arguments are the bounds `lo` and `hi` of a part, and `sums`, if any."""
     # numba renews a cached kernel when its own file changes, and sees nothing of the files
     # whose functions are inlined into it; a name that changes with all of them does.
     function.__qualname__ += f"_{_HERE}"
-    code, kernel = function.__code__, _compiled(function)
-    loop = _summed_parts if "sums" in code.co_varnames[: code.co_argcount] else _parts
-    kernel.parallel = _parallel(kernel, loop)
-    return kernel
+    return _compiled(function)
 
 
-def _parallel(kernel: Any, loop: Any, counts: tuple[int, ...] = ()) -> Any:
+@cache
+def _parallel(kernel: Any, counts: tuple[int, ...]) -> Any:
+    """The kernel over the bounds of all parts, and a row of `sums` for each."""
     known = {"_kernel": kernel, "_kinds": as_kinds(counts)}
-    function = kernel.py_func
+    function, code = kernel.py_func, kernel.py_func.__code__
+    loops = (_parts, _summed_parts), (_fixed_parts, _summed_fixed_parts)
+    loop: Any = loops[bool(counts)]["sums" in code.co_varnames[: code.co_argcount]]
     parallel = FunctionType(loop.__code__, {**globals(), **known}, function.__name__)
     stem = Path(function.__code__.co_filename).stem
     parallel.__qualname__ = "_".join([stem, function.__qualname__, *map(str, counts)])
@@ -106,11 +109,6 @@ def _parallel(kernel: Any, loop: Any, counts: tuple[int, ...] = ()) -> Any:
 def as_kinds(counts: tuple[int, ...]) -> tuple[tuple[None, ...], ...]:
     """Counts that a kernel is compiled for, as lengths of tuples."""
     return tuple((None,) * count for count in counts)
-
-
-@cache
-def _fixed(kernel: Any, counts: tuple[int, ...]) -> Any:
-    return _parallel(kernel, _fixed_parts, counts)
 
 
 def inner(fastmath: Any = False) -> Callable[[Any], Any]:
@@ -301,7 +299,7 @@ def run(
             own = () if sums is None else (sums[0],)
             kernel(cuts[0], cuts[1], *own, *args, *((as_kinds(counts),) if counts else ()))
             return
-        parallel = _fixed(kernel, counts) if counts else kernel.parallel
+        parallel = _parallel(kernel, counts)
         before = numba.get_num_threads()
         numba.set_num_threads(wanted)
         try:

@@ -1,4 +1,6 @@
-"""The numba kernels of the LIF neuron, forward and backward, alone or after a normalisation.
+"""The numba kernels of the LIF neuron, forward and backward, and of what comes before it.
+
+That is a batch normalisation, and a max-pool (3x3, stride 2, padding 1) of channels-last maps.
 
 Arrays are flat; those of a normalisation are rows of channels. Steps go four at a time, so that
 their voltages and gradients stay in registers; the voltage passes from one four to the next through
@@ -10,6 +12,10 @@ of a block. It and the flags `static` (x has one step for all), `decay` (of the 
 (else atan) and `through` (gradients pass the reset) are None where they do not apply: numba
 compiles a kernel for each combination in use. `k` holds the :func:`constants`; 1 is among them,
 because a literal would turn float32 arithmetic into float64.
+
+A pool's window over the border reads a position inside it twice instead, which changes neither its
+largest value nor, with the label of that position, the first place of it. Labels are 0 to 8, row by
+row. `factor` is -1 in channels where the smallest value is needed, or None.
 """
 
 from __future__ import annotations
@@ -21,10 +27,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from spikeformer_lt.layers.inputs import NeuronConfig
-from spikeformer_lt.layers.kernels import pool
 from spikeformer_lt.layers.kernels.jit import (
     Array,
     again,
@@ -51,7 +55,7 @@ from spikeformer_lt.layers.kernels.jit import (
     run,
     slope,
 )
-from spikeformer_lt.layers.kernels.reference import lif_loop
+from spikeformer_lt.layers.kernels.reference import norm_lif, pool
 
 # Measured on caches of 48 kB and 1 MB; between half and twice of these the clock hardly moves.
 _BLOCK = 4096  # elements of a block of the LIF kernels
@@ -263,6 +267,147 @@ def _fold(sums: Array, channels: int) -> Array:
     return folded
 
 
+@inner()
+def _better(x, i, c, factor, best, top, label, here):
+    """The value, its rank and its label after looking at one more position."""
+    value = get(x, i + c)
+    rank = value if factor is None else value * get(factor, c)
+    take = (rank > top) | (rank != rank)
+    return value if take else best, rank if take else top, np.int32(here) if take else label
+
+
+@inner()
+def _window(x, factor, out, labels, o, channels, i0, i1, i2, j0, j1, j2, r0, r2, c0, c2):
+    """Pool one window: rows start at i0 to i2, columns are j0 to j2 later; r and c give labels."""
+    for c in range(channels):
+        best = get(x, i0 + j0 + c)
+        top = best if factor is None else best * get(factor, c)
+        at = np.int32(r0 + c0)  # as wide as a float: the loop keeps its vector instructions
+        best, top, at = _better(x, i0 + j1, c, factor, best, top, at, r0 + 1)
+        best, top, at = _better(x, i0 + j2, c, factor, best, top, at, r0 + c2)
+        best, top, at = _better(x, i1 + j0, c, factor, best, top, at, 3 + c0)
+        best, top, at = _better(x, i1 + j1, c, factor, best, top, at, 4)
+        best, top, at = _better(x, i1 + j2, c, factor, best, top, at, 3 + c2)
+        best, top, at = _better(x, i2 + j0, c, factor, best, top, at, r2 + c0)
+        best, top, at = _better(x, i2 + j1, c, factor, best, top, at, r2 + 1)
+        best, top, at = _better(x, i2 + j2, c, factor, best, top, at, r2 + c2)
+        put0(out, o + c, best)
+        put1(labels, o + c, np.uint8(at))
+
+
+@outer
+def pool_kernel(lo, hi, x, factor, out, labels, height, width, channels):
+    """Rows `lo` to `hi` of all output rows: the chosen values and their labels."""
+    rows, columns = (height + 1) // 2, (width + 1) // 2
+    for p in range(lo, hi):
+        h = p % rows
+        first = (p // rows) * height
+        i1 = (first + 2 * h) * width * channels
+        up, down = h > 0, 2 * h + 1 < height
+        i0 = i1 - width * channels if up else i1
+        i2 = i1 + width * channels if down else i1
+        r0, r2 = 0 if up else 3, 6 if down else 3
+        for w in range(columns):
+            left, right = w > 0, 2 * w + 1 < width
+            j1 = 2 * w * channels
+            j0 = j1 - channels if left else j1
+            j2 = j1 + channels if right else j1
+            c0, c2 = 0 if left else 1, 2 if right else 1
+            o = (p * columns + w) * channels
+            _window(x, factor, out, labels, o, channels, i0, i1, i2, j0, j1, j2, r0, r2, c0, c2)
+
+
+@inner()
+def _chosen(g, labels, i, label, zero):
+    return get(g, i) if np.int32(get(labels, i)) == np.int32(label) else zero
+
+
+@inner()
+def _line(x, tiles, i, c, channels, s):
+    if x is None:
+        return s
+    line = get(x, i) * get(tiles, channels + c) + get(tiles, 2 * channels + c)
+    return s * get(tiles, c) + line
+
+
+@inner()
+def _one_window(g, labels, gx, x, tiles, i, channels, o, label):
+    zero = g.dtype.type(0)
+    for c in range(channels):
+        s = _chosen(g, labels, o + c, label, zero)
+        put0(gx, i + c, _line(x, tiles, i + c, c, channels, s))
+
+
+@inner()
+def _four_windows(g, labels, gx, x, tiles, i, channels, o0, o1, o2, o3, l0, l1, l2, l3):
+    zero = g.dtype.type(0)
+    for c in range(channels):
+        s = _chosen(g, labels, o0 + c, l0, zero) + _chosen(g, labels, o1 + c, l1, zero)
+        s += _chosen(g, labels, o2 + c, l2, zero) + _chosen(g, labels, o3 + c, l3, zero)
+        put0(gx, i + c, _line(x, tiles, i + c, c, channels, s))
+
+
+@inner()
+def _windows(h, size):
+    """The two windows that hold position `h` of an axis and its place in each; 64 is in none."""
+    none, middle = 64, 1
+    if h % 2 == 0:
+        return h // 2, h // 2, middle, none
+    after = (h + 1) // 2
+    inside = after < (size + 1) // 2
+    return h // 2, after if inside else h // 2, 2, 0 if inside else none
+
+
+@outer
+def pool_back(lo, hi, g, labels, gx, x, tiles, height, width, channels):
+    """Rows `lo` to `hi` of all input rows: sums of the gradients of the windows that chose them.
+
+    With `x`, these become sum * scale + (x * slope + offset), the three in `tiles` per channel.
+    """
+    rows, columns = (height + 1) // 2, (width + 1) // 2
+    for p in range(lo, hi):
+        h = p % height
+        a, b, ra, rb = _windows(h, height)
+        first = (p // height) * rows
+        ia, ib = (first + a) * columns * channels, (first + b) * columns * channels
+        for w in range(width):
+            i = (p * width + w) * channels
+            q, r, cq, cr = _windows(w, width)
+            jq, jr = q * channels, r * channels
+            if h % 2 == 0 and w % 2 == 0:
+                _one_window(g, labels, gx, x, tiles, i, channels, ia + jq, 4)
+            else:
+                _four_windows(
+                    g, labels, gx, x, tiles, i, channels, ia + jq, ia + jr, ib + jq, ib + jr,
+                    3 * ra + cq, 3 * ra + cr, 3 * rb + cq, 3 * rb + cr,
+                )  # fmt: skip
+
+
+def max_pool(x: Tensor, factor: Array | None) -> tuple[Tensor, Tensor]:
+    """The largest value of each window, after `factor`, and the label of its place (uint8)."""
+    time, batch, height, width, channels = x.shape
+    shape = (time, batch, (height + 1) // 2, (width + 1) // 2, channels)
+    out, labels = new(x, shape), torch.empty(shape, dtype=torch.uint8)
+    cuts = cut(time * batch * shape[2], out.numel() * 4, 1)
+    args = (flat(x), factor, flat(out), flat(labels), height, width, channels)
+    run(pool_kernel, cuts, args)
+    return out, labels
+
+
+def max_pool_back(g: Tensor, labels: Tensor, like: Tensor, lines: list[Array] | None) -> Tensor:
+    """Gradient of the pooled maps `like`; with `lines`, of the normalisation of them before it."""
+    time, batch, height, width, channels = like.shape
+    gx = new(g, like.shape)
+    cuts = cut(time * batch * height, gx.numel(), 1)
+    data = flat(g.contiguous())
+    x = tiles = None
+    if lines is not None:
+        x, tiles = flat(like), np.concatenate(lines).astype(data.dtype)
+    args = (data, flat(labels), flat(gx), x, tiles, height, width, channels)
+    run(pool_back, cuts, args)
+    return gx
+
+
 @cache
 def constants(p: NeuronConfig, dtype: Any) -> Array:
     """The array that the kernels call k; not to be written."""
@@ -282,13 +427,9 @@ class Work:
     """
 
     def __init__(
-        self,
-        x: Tensor,
-        v: Tensor | None,
-        T: int,
-        p: NeuronConfig,
+        self, x: Tensor, v: Tensor | None, T: int, p: NeuronConfig,
         rows: Sequence[Array] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.x, self.p, self.T = x, p, T
         self.data = x.detach().view(-1).numpy()
         self.n = self.data.size // x.shape[0]
@@ -381,59 +522,27 @@ def norm_back(
 
 
 class LIFFunction(torch.autograd.Function):
-    """Spikes and last voltage of x, [T|1, ...]; backward recomputes the voltages from x."""
+    """Batch normalisation over the last axis where `mean` is given, a max-pool if `pooled`, LIF.
 
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, v: Tensor | None, T: int, p: NeuronConfig
-    ) -> tuple[Tensor, Tensor]:
-        """Run the steps."""
-        ctx.save_for_backward(x, v)
-        ctx.p = p
-        spikes, v_last = Work(x, v, T, p).forward()
-        ctx.mark_non_differentiable(v_last)
-        return spikes, v_last
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-        """Run them backward."""
-        x, v = ctx.saved_tensors
-        T, p = grad.shape[0], ctx.p
-        gradients = once(lambda: (Work(x, v, T, p).backward(grad)[0],))
-        if gradients is None:
-            gradients = again(lambda x: lif_loop(x, v, T, p)[0], (x,), grad)
-        return *gradients, None, None, None
-
-
-class NormLIFFunction(torch.autograd.Function):
-    """Batch normalisation over the last axis, a max-pool if `pooled`, then LIF.
-
-    Saves x and four values per channel. A normalisation rises or falls with its input, channel by
-    channel, so pooling comes first: the largest input of a window, or the smallest where the scale
-    is negative, gives its largest output. That saves a quarter of x and a byte for each of it, too.
+    Saves x and four values per channel; backward computes the voltages again. A normalisation rises
+    or falls with its input, channel by channel, so pooling comes first: the largest input of a
+    window, or the smallest where the scale is negative, gives its largest output. That saves a
+    quarter of x and a byte for each of it, too.
     """
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        mean: Tensor,
-        var: Tensor,
-        batch: bool,
-        eps: float,
-        v: Tensor | None,
-        T: int,
-        p: NeuronConfig,
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor | None,
+        var: Tensor | None, batch: bool, eps: float, v: Tensor | None, T: int, p: NeuronConfig,
         pooled: bool,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Run the steps; `batch` says that mean and var are those of x."""
-        rows, _ = norm_rows(weight, bias, mean, var, eps)
-        maps = labels = None
-        if pooled:
+        rows = maps = labels = None
+        if mean is not None and var is not None:
+            rows, _ = norm_rows(weight, bias, mean, var, eps)
+        if pooled and rows is not None:
             factor = None if (rows[0] > 0).all() else np.sign(rows[0]).astype(flat(x[:0]).dtype)
-            maps, labels = pool.max_pool(x, factor)
+            maps, labels = max_pool(x, factor)
         ctx.save_for_backward(x, maps, labels, weight, bias, mean, var, v)
         ctx.batch, ctx.eps, ctx.p = batch, eps, p
         spikes, v_last = Work(x if maps is None else maps, v, T, p, rows).forward()
@@ -447,6 +556,8 @@ class NormLIFFunction(torch.autograd.Function):
         T, p, batch, eps = grad.shape[0], ctx.p, ctx.batch, ctx.eps
 
         def kernels() -> tuple[Tensor | None, ...]:
+            if mean is None:
+                return Work(x, v, T, p).backward(grad)[0], None, None
             rows, inverse = norm_rows(weight, bias, mean, var, eps)
             work = Work(x if maps is None else maps, v, T, p, rows)
             g, sums = work.backward(grad)
@@ -454,16 +565,32 @@ class NormLIFFunction(torch.autograd.Function):
             if maps is None:
                 work.centre(g, lines)
             else:
-                g = pool.max_pool_back(g, labels, x, lines)
+                g = max_pool_back(g, labels, x, lines)
             return g, None if weight is None else own[0], None if bias is None else own[1]
 
         def operations(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-            m, s = (None, None) if batch else (mean, var)
-            y = F.batch_norm(x.reshape(-1, x.shape[-1]), m, s, weight, bias, batch, 0.0, eps)
-            y = y.reshape(x.shape)
-            return lif_loop(y if maps is None else pool.pool(y), v, T, p)[0]
+            norm = mean, var, weight, bias
+            return norm_lif(x, norm, batch, eps, v, T, p, maps is not None)
 
         gradients = once(kernels)
         if gradients is None:
             gradients = again(operations, (x, weight, bias), grad)
         return *gradients, *(None,) * 8
+
+
+class PoolFunction(torch.autograd.Function):
+    """Max-pool (3x3, stride 2, padding 1) of [T, B, H, W, C]; saves one byte for each output."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        """Pool."""
+        out, labels = max_pool(x, None)
+        ctx.save_for_backward(x if ctx.needs_input_grad[0] else None, labels)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor | None:
+        """Give each gradient to the first largest value of its window."""
+        x, labels = ctx.saved_tensors
+        found = once(lambda: (max_pool_back(grad, labels, x, None),))
+        return (again(pool, (x,), grad) if found is None else found)[0]

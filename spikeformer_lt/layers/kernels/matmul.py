@@ -11,12 +11,39 @@ from typing import Any
 
 import numpy as np
 import torch
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
 from torch import Tensor
 
 from spikeformer_lt.layers.inputs import NeuronConfig
-from spikeformer_lt.layers.kernels.jit import again, cut, flat, inner, new, once, outer, run
+from spikeformer_lt.layers.kernels.bits import Bits, Neurons, fire, make_tuple, spread
+from spikeformer_lt.layers.kernels.jit import (
+    again,
+    at,
+    cut,
+    flat,
+    get,
+    get_gx,
+    inner,
+    new,
+    once,
+    outer,
+    put0,
+    run,
+)
 from spikeformer_lt.layers.kernels.lif import constants, forward
-from spikeformer_lt.layers.kernels.simd import BYTES, down, load, panel_vectors, store, straight
+from spikeformer_lt.layers.kernels.simd import (
+    BYTES,
+    call,
+    down,
+    load,
+    loop,
+    panel_vectors,
+    store,
+    straight,
+)
+from spikeformer_lt.layers.kernels.sparse import Side, zeros
 
 _DEPTH = 128  # summed at a time: a panel of that height stays in the first cache
 _ROWS = 192  # rows at a time: their values stay in the second
@@ -304,3 +331,103 @@ class AttentionFunction(torch.autograd.Function):
         if found is None:
             found = again(lambda x: attend(x, *ctx.sizes), (x,), grad)
         return *found, None, None
+
+
+@intrinsic
+def gathered(_context, sums, bits, base, table, place, pitch, jump, count, steps, groups):
+    """Sums plus table[place + s jump + e pitch] where bits[base + e R + s G + g] are set.
+
+    Entries are e < count; steps have values of their own here.
+    """
+    width, apart = len(sums), len(groups)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        start = cgutils.unpack_tuple(builder, args[0])
+        side = Side(context, builder, signature.args[1], args[1:3], width)
+        values = at(context, builder, signature.args[3], args[3], args[4])
+
+        def body(e: Any, before: Any) -> Any:
+            row, spot = side.row(e), cgutils.gep(builder, values, builder.mul(e, args[5]))
+            weights = [
+                spread(
+                    builder,
+                    builder.load(cgutils.gep(builder, spot, builder.mul(args[6], e.type(s)))),
+                )
+                for s in range(width // apart)
+            ]
+            return [side.add(row, r, weights[r // apart], x) for r, x in enumerate(before)]
+
+        sums = loop(builder, args[7].type(0), args[7], start, body)
+        return make_tuple(context, builder, signature, sums)
+
+    whole = types.intp
+    own = (bits, whole, table, whole, whole, whole, whole, steps, groups)
+    return sums(sums, *own), generate
+
+
+@intrinsic
+def common(_context, a, b):
+    """How many bits two words share."""
+
+    def generate(_: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = args[0].type
+        return call(builder, f"llvm.ctpop.i{kind.width}", kind, [builder.and_(*args)])
+
+    return a(a, a), generate
+
+
+@outer
+def attend_bits_kernel(lo, hi, words, out, near, heads, depth, gain, shift, k, soft, kinds):
+    """Spikes of ``gain q k^T v + shift``, of heads lo to hi of all samples, `near` tiles each.
+
+    Keys times values are counts of tokens in both; a query then adds the counts of its channels.
+    """
+    steps, groups, registers = kinds
+    T, G = len(steps), len(groups)
+    bits = words.view(np.uint16)
+    per = G * 16 // (words.itemsize * 8)
+    width = T * per  # words of a channel
+    dim = heads * depth
+    keys, values = np.empty(depth, words.dtype), np.empty(depth, words.dtype)
+    counts, table = np.empty(depth, words.dtype), np.empty(T * depth * depth, k.dtype)
+    for piece in range(lo, hi):
+        first, head = piece // heads * near, piece % heads * depth
+        for s in range(T):
+            table_s = table[s * depth * depth :]
+            table_s[: depth * depth] = 0
+            for tile in range(first, first + near):
+                for u in range(per):
+                    base = (tile * 3 * dim + head) * width + s * per + u
+                    for c in range(depth):
+                        keys[c] = words[base + (dim + c) * width]
+                        values[c] = words[base + (2 * dim + c) * width]
+                    for c in range(depth):
+                        for d in range(depth):
+                            put0(counts, d, common(keys[c], get(values, d)))
+                        for d in range(c * depth, c * depth + depth):
+                            put0(table_s, d, get_gx(table_s, d) + get(counts, d - c * depth))
+        for tile in range(first, first + near):
+            base = (tile * 3 * dim + head) * T * G
+            for d in range(depth):
+                sums = gathered(
+                    zeros(table, registers), bits, base, table, d, depth, depth * depth, depth,
+                    steps, groups,
+                )  # fmt: skip
+                place = (tile * dim + head + d) * T * G
+                fire(sums, gain, shift, k, soft, out, place, steps, groups)
+
+
+def attend_bits(x: Bits, heads: int, scale: float, neurons: Neurons) -> Bits | None:
+    """Spikes of neurons on ``scale q k^T v`` of x [T, B, N, 3 D]; None unless N is whole tiles."""
+    T, B, N, dim = *x.shape[:3], x.shape[3] // 3
+    if N % (16 * x.groups) or x.most != 1:
+        return None
+    made = Bits.empty((T, B, N, dim), x.dtype, 1, x.groups)
+    k = neurons.constants(torch.empty(0, dtype=x.dtype).numpy().dtype)
+    gain, shift = k.dtype.type(scale * neurons.scale), k.dtype.type(neurons.shift)
+    words = x.words.view({1: np.uint16, 2: np.uint32}.get(x.groups, np.uint64))
+    sizes = N // (16 * x.groups), heads, dim // heads
+    args = (words, made.words, *sizes, gain, shift, k, neurons.soft or None)
+    work = T * B * N * dim * (dim // heads) // 4
+    run(attend_bits_kernel, cut(B * heads, work, 1), args, counts=(*x.counts, T * x.groups))
+    return made

@@ -221,13 +221,13 @@ def _pooled(x: Tensor) -> Any:
 pool_back = _operator(
     "pool_back",
     "(Tensor grad, Tensor labels, Tensor x) -> Tensor",
-    lambda grad, labels, x: _kernels("pool").max_pool_back(grad, labels, x, None),
+    lambda grad, labels, x: _kernels("lif").max_pool_back(grad, labels, x, None),
     lambda grad, labels, x: x.new_empty(x.shape),
 )
 pool = _operator(
     "pool",
     "(Tensor x) -> (Tensor, Tensor)",
-    lambda x: _kernels("pool").max_pool(x, None),
+    lambda x: _kernels("lif").max_pool(x, None),
     lambda x: (_pooled(x), _pooled(x).to(torch.uint8)),
     lambda needs, grad, x, out, labels: (pool_back(grad, labels, x),),
 )

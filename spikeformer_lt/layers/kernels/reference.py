@@ -15,11 +15,12 @@ the parabolas of Liu et al. 2018, arXiv:1808.00278, section 3.3.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from spikeformer_lt.layers.inputs import NeuronConfig, transformed
 
@@ -117,3 +118,33 @@ def lif_loop(
         if trace is not None:
             trace.append(v)
     return torch.stack(spikes), v
+
+
+def pool(x: Tensor) -> Tensor:
+    """Max-pool (3x3, stride 2, padding 1) of maps ``[T, B, H, W, C]``."""
+    maps = F.max_pool2d(x.flatten(0, 1).permute(0, 3, 1, 2), 3, 2, 1)
+    out: Tensor = maps.permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
+    return out
+
+
+def norm_lif(
+    x: Tensor,
+    norm: Sequence[Tensor | None],
+    batch: bool,
+    eps: float,
+    v: Tensor | None,
+    T: int,
+    neuron: NeuronConfig,
+    pooled: bool = False,
+) -> Tensor:
+    """Spikes after a batch normalisation over the last axis, and a :func:`pool` where `pooled`.
+
+    `norm`: mean, variance, weight and bias; with `batch` the first two are those of `x`. There is
+    no normalisation where the mean is None.
+    """
+    mean, var, weight, bias = norm
+    y, rows = x, (None, None) if batch else (mean, var)
+    if mean is not None:
+        y = F.batch_norm(x.reshape(-1, x.shape[-1]), *rows, weight, bias, batch, 0.0, eps)
+        y = y.reshape(x.shape)
+    return lif_loop(pool(y) if pooled else y, v, T, neuron)[0]

@@ -24,27 +24,27 @@ _FEATURES = get_host_cpu_features() if config.CPU_FEATURES is None else config.C
 BYTES = 64 if "+avx512f" in _FEATURES else 32
 
 
-class _Lanes(types.Type):  # type: ignore[misc]
-    """A register of floats."""
+class Lanes(types.Type):  # type: ignore[misc]
+    """Floats side by side: `count` of them, or as many as a register holds."""
 
-    def __init__(self, dtype: Any) -> None:
-        self.dtype, self.count = dtype, BYTES * 8 // dtype.bitwidth
+    def __init__(self, dtype: Any, count: int = 0) -> None:
+        self.dtype, self.count = dtype, count or BYTES * 8 // dtype.bitwidth
         super().__init__(name=f"lanes({dtype} x {self.count})")
 
 
-@register_default(_Lanes)
+@register_default(Lanes)
 class _LanesModel(models.PrimitiveModel):  # type: ignore[misc]
     def __init__(self, manager: Any, kind: Any) -> None:
-        super().__init__(manager, kind, vector(kind.dtype))
+        super().__init__(manager, kind, vector(kind.dtype, kind.count))
 
 
 def _scalar(dtype: Any) -> Any:
     return ir.FloatType() if dtype == types.float32 else ir.DoubleType()
 
 
-def vector(dtype: Any) -> Any:
-    """LLVM's type of a vector."""
-    return ir.VectorType(_scalar(dtype), BYTES * 8 // dtype.bitwidth)
+def vector(dtype: Any, count: int = 0) -> Any:
+    """LLVM's type of `Lanes`."""
+    return ir.VectorType(_scalar(dtype), count or BYTES * 8 // dtype.bitwidth)
 
 
 def read(builder: Any, pointer: Any, kind: Any, align: int) -> Any:
@@ -66,6 +66,42 @@ def splat(builder: Any, value: Any, count: int) -> Any:
     return builder.shuffle_vector(one, nothing, order)
 
 
+def call(builder: Any, name: str, result: Any, args: Any, **options: Any) -> Any:
+    """The result of an instruction that LLVM knows by name."""
+    kind = ir.FunctionType(result, [value.type for value in args])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args, **options)
+
+
+def fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    """``a b + c`` of vectors, rounded once."""
+    size = 32 if a.type.element == ir.FloatType() else 64
+    return call(builder, f"llvm.fma.v{a.type.count}f{size}", a.type, [a, b, c])
+
+
+def loop(builder: Any, begin: Any, end: Any, carried: Any, body: Any) -> Any:
+    """Values `carried` through ``body(place, values)`` for begin <= place < end."""
+    entry = builder.block
+    head, inside, done = (
+        builder.append_basic_block(f"loop.{name}") for name in ("head", "body", "done")
+    )
+    builder.branch(head)
+    builder.position_at_end(head)
+    place = builder.phi(begin.type)
+    phis = [builder.phi(value.type) for value in carried]
+    builder.cbranch(builder.icmp_signed("<", place, end), inside, done)
+    builder.position_at_end(inside)
+    after = body(place, phis)
+    following, last = builder.add(place, begin.type(1)), builder.block
+    builder.branch(head)
+    for phi, start, value in zip(
+        [place, *phis], [begin, *carried], [following, *after], strict=True
+    ):
+        phi.add_incoming(start, entry)
+        phi.add_incoming(value, last)
+    builder.position_at_end(done)
+    return phis
+
+
 @intrinsic
 def load(_context, array, index):
     """The vector at `index`."""
@@ -75,7 +111,7 @@ def load(_context, array, index):
         pointer = at(context, builder, kind, *args)
         return read(builder, pointer, vector(kind.dtype), kind.dtype.bitwidth // 8)
 
-    return _Lanes(array.dtype)(array, types.intp), generate
+    return Lanes(array.dtype)(array, types.intp), generate
 
 
 @intrinsic
@@ -90,7 +126,7 @@ def load_if(_context, array, index, inside):
         pointer = builder.select(args[2], at(context, builder, kind, args[0], args[1]), here)
         return read(builder, pointer, wide, kind.dtype.bitwidth // 8)
 
-    return _Lanes(array.dtype)(array, types.intp, types.boolean), generate
+    return Lanes(array.dtype)(array, types.intp, types.boolean), generate
 
 
 @intrinsic
@@ -120,7 +156,7 @@ def gather(_context, array, index, stride):
             index = builder.add(index, args[2])
         return found
 
-    return _Lanes(array.dtype)(array, types.intp, types.intp), generate
+    return Lanes(array.dtype)(array, types.intp, types.intp), generate
 
 
 @intrinsic
@@ -138,11 +174,44 @@ def scatter(_context, array, index, stride, value):
     return types.void(array, types.intp, types.intp, value), generate
 
 
+@intrinsic
+def turned(_context, a, i, lead, b, j, pitch):
+    """b[j + c pitch + r] = a[i + r lead + c] for r, c < 16."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kinds = signature.args
+        wide, width = vector(kinds[0].dtype, 16), kinds[0].dtype.bitwidth // 8
+        source = at(context, builder, kinds[0], args[0], args[1])
+        target = at(context, builder, kinds[3], args[3], args[4])
+        whole = ir.IntType(64)
+        rows = [
+            read(builder, cgutils.gep(builder, source, builder.mul(args[2], whole(r))), wide, width)
+            for r in range(16)
+        ]
+        near = ir.VectorType(ir.IntType(32), 16)
+        half = 8
+        while half:  # swap the blocks off the diagonal, of 8, 4, 2 and 1
+            low = [c if not c & half else 16 + c - half for c in range(16)]
+            high = [c + half if not c & half else 16 + c for c in range(16)]
+            for r in range(16):
+                if not r & half:
+                    top, bottom = rows[r], rows[r + half]
+                    rows[r] = builder.shuffle_vector(top, bottom, near(low))
+                    rows[r + half] = builder.shuffle_vector(top, bottom, near(high))
+            half //= 2
+        for c, row in enumerate(rows):
+            write(builder, row, cgutils.gep(builder, target, builder.mul(args[5], whole(c))), width)
+        return context.get_dummy_value()
+
+    whole = types.intp
+    return types.void(a, whole, whole, b, whole, whole), generate
+
+
 def _arithmetic(operation: Any, instruction: str) -> None:
     @type_callable(operation)
     def typed(_context):
         def infer(a, b):
-            known = isinstance(a, _Lanes) and (a == b or isinstance(b, types.Float))
+            known = isinstance(a, Lanes) and (a == b or isinstance(b, types.Float))
             return a if known else None
 
         return infer
@@ -157,8 +226,8 @@ def _arithmetic(operation: Any, instruction: str) -> None:
         wide = splat(builder, one, signature.args[0].count)
         return getattr(builder, instruction)(args[0], wide, flags=("contract",))
 
-    lower_builtin(operation, _Lanes, _Lanes)(lanes)
-    lower_builtin(operation, _Lanes, types.Float)(scaled)
+    lower_builtin(operation, Lanes, Lanes)(lanes)
+    lower_builtin(operation, Lanes, types.Float)(scaled)
 
 
 for _pair in ((operator.add, "fadd"), (operator.sub, "fsub"), (operator.mul, "fmul")):
@@ -187,11 +256,6 @@ def make_tile(rows: int, vectors: int) -> Any:
             b0 = at(context, builder, kind, args[4], args[5])
             c0 = at(context, builder, kind, args[7], args[8])
             row, step, jump, pitch, count = args[2], args[3], args[6], args[9], args[10]
-            fused = cgutils.get_or_insert_function(
-                builder.module,
-                ir.FunctionType(wide, [wide] * 3),
-                f"llvm.fma.v{wide.count}f{kind.dtype.bitwidth}",
-            )
             intp = count.type
 
             def place(r: int, v: int) -> Any:
@@ -200,39 +264,24 @@ def make_tile(rows: int, vectors: int) -> Any:
 
             places = [place(r, v) for r in range(rows) for v in range(vectors)]
             lines = [builder.mul(row, intp(r)) for r in range(rows)]
-            entry = builder.block
-            loop = builder.append_basic_block("tile.loop")
-            done = builder.append_basic_block("tile.done")
-            builder.branch(loop)
-            builder.position_at_end(loop)
-            left = builder.phi(intp)
-            pa, pb = builder.phi(a0.type), builder.phi(b0.type)
-            sums = [builder.phi(wide) for _ in places]
-            bs = [
-                read(builder, cgutils.gep(builder, pb, intp(v * wide.count)), wide, width)
-                for v in range(vectors)
-            ]
-            after = []
-            for r in range(rows):
-                one = builder.load(cgutils.gep(builder, pa, lines[r]))
-                factor = splat(builder, one, wide.count)
-                after += [
-                    builder.call(fused, [factor, bs[v], sums[r * vectors + v]])
+
+            def body(_: Any, carried: Any) -> Any:
+                (pa, pb), sums = carried[:2], carried[2:]
+                bs = [
+                    read(builder, cgutils.gep(builder, pb, intp(v * wide.count)), wide, width)
                     for v in range(vectors)
                 ]
-            next_left = builder.sub(left, intp(1))
-            next_a, next_b = cgutils.gep(builder, pa, step), cgutils.gep(builder, pb, jump)
-            left.add_incoming(count, entry)
-            left.add_incoming(next_left, loop)
-            for phi, start, following in ((pa, a0, next_a), (pb, b0, next_b)):
-                phi.add_incoming(start, entry)
-                phi.add_incoming(following, loop)
-            for phi, following in zip(sums, after, strict=True):
-                phi.add_incoming(wide(None), entry)
-                phi.add_incoming(following, loop)
-            more = builder.icmp_signed(">", next_left, intp(0))
-            builder.cbranch(more, loop, done)
-            builder.position_at_end(done)
+                after = []
+                for r in range(rows):
+                    one = builder.load(cgutils.gep(builder, pa, lines[r]))
+                    factor = splat(builder, one, wide.count)
+                    after += [
+                        fma(builder, factor, bs[v], sums[r * vectors + v]) for v in range(vectors)
+                    ]
+                return [cgutils.gep(builder, pa, step), cgutils.gep(builder, pb, jump), *after]
+
+            start = [a0, b0, *(wide(None) for _ in places)]
+            after = loop(builder, intp(0), count, start, body)[2:]
             with builder.if_else(args[11]) as (then, otherwise):
                 with then:
                     for pointer, total in zip(places, after, strict=True):

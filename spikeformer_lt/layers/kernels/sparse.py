@@ -1,18 +1,17 @@
-"""Products of spikes with lists of the weights that are kept, and the neurons behind them.
+"""Products with lists of the weights that are kept, forward and backward.
 
-Adding a weight to the sums of the columns that fired is one masked addition of 16 columns. A list
-has the places and values of the weights that one output kept; of binary weights the values are
-signs, and one gain follows. The steps of a neuron are in one tile: voltages stay in registers, no
-current is written, and spikes leave as bits.
-
-AVX-512 has such additions; elsewhere LLVM replaces them, and the dense kernels are faster.
+A list has the places of the weights that one output, or one input, kept. Its entries are multiplied
+with a tile of columns whose sums stay in registers: of bits a weight is added to the columns that
+fired, under a mask, of numbers in rows it is multiplied. A convolution is the same product of
+copies of the bits, one a tap, moved as the tap sees them. Currents leave as rows, or go into
+neurons that leave bits.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
 from typing import Any, Self
 
 import numpy as np
@@ -22,44 +21,29 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from torch import Tensor
+from torch.nn import functional as F
 
-from spikeformer_lt.layers.inputs import NeuronConfig
+from spikeformer_lt.layers.kernels import dispatch, jit, winograd
 from spikeformer_lt.layers.kernels.bits import (
     COLUMNS,
     FIRED,
     MASK,
     Bits,
-    Row,
-    RowLists,
-    transpose,
+    Neurons,
+    fire,
+    make_tuple,
+    spread,
+    taps_of,
     wide_type,
+    window,
 )
-from spikeformer_lt.layers.kernels.jit import (
-    Array,
-    at,
-    cut,
-    flat,
-    get,
-    get_gx,
-    inner,
-    new,
-    outer,
-    put0,
-    run,
-)
-from spikeformer_lt.layers.kernels.simd import read, splat, write
+from spikeformer_lt.layers.kernels.jit import Array, at, cut, flat, get, inner, new, outer, run
+from spikeformer_lt.layers.kernels.simd import BYTES, Lanes, call, fma, loop, read, turned, write
 
 _BLOCK = 64  # outputs of a piece of work
-_NO_TAPS: tuple[Any, ...] = (None, None, None)
 _FEW = 4  # channels for each one with a spike, from which empty masks are looked for
-
-
-def _spread(builder: Any, value: Any) -> Any:
-    return splat(builder, value, COLUMNS)
-
-
-def _tuple(context: Any, builder: Any, signature: Any, values: Sequence[Any]) -> Any:
-    return context.make_tuple(builder, signature.return_type, values)
+_TILE = 256  # columns of rows of numbers, and of training
+_NO_TAPS: tuple[Any, ...] = (None, None, None)
 
 
 @intrinsic
@@ -68,9 +52,9 @@ def zeros(_context, values, registers):
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         wide = wide_type(signature.args[0].dtype)
-        return _tuple(context, builder, signature, [wide(None)] * len(signature.return_type))
+        return make_tuple(context, builder, signature, [wide(None)] * len(signature.return_type))
 
-    return types.UniTuple(Row(values.dtype), len(registers))(values, registers), generate
+    return types.UniTuple(Lanes(values.dtype, COLUMNS), len(registers))(values, registers), generate
 
 
 @intrinsic
@@ -79,109 +63,118 @@ def doubled(_context, sums):
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         rows = cgutils.unpack_tuple(builder, args[0])
-        return _tuple(context, builder, signature, [builder.fadd(x, x) for x in rows])
+        return make_tuple(context, builder, signature, [builder.fadd(x, x) for x in rows])
 
     return sums(sums), generate
 
 
-@intrinsic
-def listed(_context, sums, bits, base, index, value, first, last, rare):
-    """Sums plus value[e] where bits[base + index[e] R + r] are set, for e from first to last.
+class Side:
+    """What a list's entries are multiplied with: `width` masks each, or as many rows of floats."""
 
-    With `rare`, entries whose R masks are all empty are looked for, and skipped.
+    def __init__(
+        self, context: Any, builder: Any, kind: Any, given: Sequence[Any], width: int
+    ) -> None:
+        self.builder, self.masked = builder, isinstance(kind.dtype, types.Integer)
+        array, base = given
+        start = at(context, builder, kind, array, base.type(0))
+        if self.masked:  # the base counts masks, of which words hold one or more
+            start = builder.bitcast(start, MASK.as_pointer())
+        self.start = cgutils.gep(builder, start, base)
+        self.step = width if self.masked else width * COLUMNS
+
+    def row(self, index: Any) -> Any:
+        """Pointer to what belongs to an entry's index."""
+        where = self.builder.zext(index, ir.IntType(64))
+        return cgutils.gep(self.builder, self.start, self.builder.mul(where, where.type(self.step)))
+
+    def add(self, row: Any, r: int, factor: Any, total: Any) -> Any:
+        """``total + factor * part r`` of the row."""
+        builder, wide = self.builder, factor.type
+        place = cgutils.gep(builder, row, ir.IntType(64)(r if self.masked else r * COLUMNS))
+        if self.masked:
+            mask = builder.bitcast(read(builder, place, MASK, 2), FIRED)
+            return builder.select(mask, builder.fadd(total, factor), total)
+        size = 4 if wide.element == ir.FloatType() else 8
+        return fma(builder, factor, read(builder, place, wide, size), total)
+
+
+@intrinsic
+def listed(_context, sums, side, base, index, value, first, last, rare):
+    """Sums plus value[e] times what `side` has for index[e], for e from first to last.
+
+    With `rare`, entries whose masks are all empty are looked for, and skipped.
     """
     width = len(sums)
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        start = cgutils.unpack_tuple(builder, args[0])
-        masks = at(context, builder, signature.args[1], args[1], args[2])
-        places = at(context, builder, signature.args[3], args[3], args[2].type(0))
-        values = at(context, builder, signature.args[4], args[4], args[2].type(0))
-        entry = builder.block
-        head, body, add, end, done = (
-            builder.append_basic_block(f"listed.{name}")
-            for name in ("head", "body", "add", "end", "done")
-        )
-        builder.branch(head)
-        builder.position_at_end(head)
-        e = builder.phi(args[5].type)
-        before = [builder.phi(x.type) for x in start]
-        builder.cbranch(builder.icmp_signed("<", e, args[6]), body, done)
-        builder.position_at_end(body)
-        place = builder.load(cgutils.gep(builder, places, e))
-        offset = builder.mul(builder.zext(place, e.type), e.type(width))
-        here = cgutils.gep(builder, masks, offset)
-        if signature.args[7] == types.none:
-            builder.branch(add)
-        else:
-            whole = read(builder, here, ir.IntType(COLUMNS * width), 2)
-            builder.cbranch(builder.icmp_unsigned("==", whole, whole.type(0)), end, add)
-        builder.position_at_end(add)
-        weight = _spread(builder, builder.load(cgutils.gep(builder, values, e)))
-        after = []
-        for r, total in enumerate(before):
-            mask = read(builder, cgutils.gep(builder, here, e.type(r)), MASK, 2)
-            chosen = builder.bitcast(mask, FIRED)
-            after.append(builder.select(chosen, builder.fadd(total, weight), total))
-        builder.branch(end)
-        builder.position_at_end(end)
-        found = [builder.phi(x.type) for x in start]
-        for phi, old, added in zip(found, before, after, strict=True):
-            phi.add_incoming(added, add)
-            if signature.args[7] != types.none:
-                phi.add_incoming(old, body)
-        following = builder.add(e, e.type(1))
-        builder.branch(head)
-        e.add_incoming(args[5], entry)
-        e.add_incoming(following, end)
-        for phi, x, y in zip(before, start, found, strict=True):
-            phi.add_incoming(x, entry)
-            phi.add_incoming(y, end)
-        builder.position_at_end(done)
-        return _tuple(context, builder, signature, before)
+        kinds, start = signature.args, cgutils.unpack_tuple(builder, args[0])
+        right = Side(context, builder, kinds[1], args[1:3], width)
+
+        def body(e: Any, before: Any) -> Any:
+            row = right.row(builder.load(at(context, builder, kinds[3], args[3], e)))
+            entry, added = builder.block, builder.append_basic_block("listed.add")
+            end = builder.append_basic_block("listed.end")
+            if right.masked and kinds[7] != types.none:
+                whole = read(builder, row, ir.IntType(COLUMNS * width), 2)
+                builder.cbranch(builder.icmp_unsigned("==", whole, whole.type(0)), end, added)
+            else:
+                builder.branch(added)
+                entry = None
+            builder.position_at_end(added)
+            weight = spread(builder, builder.load(at(context, builder, kinds[4], args[4], e)))
+            after = [right.add(row, r, weight, total) for r, total in enumerate(before)]
+            builder.branch(end)
+            builder.position_at_end(end)
+            found = [builder.phi(x.type) for x in before]
+            for phi, old, total in zip(found, before, after, strict=True):
+                phi.add_incoming(total, added)
+                if entry is not None:
+                    phi.add_incoming(old, entry)
+            return found
+
+        sums = loop(builder, args[5], args[6], start, body)
+        return make_tuple(context, builder, signature, sums)
 
     whole = types.intp
-    return sums(sums, bits, whole, index, value, whole, whole, rare), generate
-
-
-def _fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
-    kind = "f32" if a.type.element == ir.FloatType() else "f64"
-    signature = ir.FunctionType(a.type, [a.type] * 3)
-    name = f"llvm.fma.v{COLUMNS}{kind}"
-    return builder.call(cgutils.get_or_insert_function(builder.module, signature, name), [a, b, c])
+    return sums(sums, side, whole, index, value, whole, whole, rare), generate
 
 
 @intrinsic
-def fire(_context, sums, gain, shift, k, soft, out, place, steps, groups):
-    """Write the spikes, from rest, of LIF neurons on the currents ``gain sums + shift``.
-
-    One step of sums stands for all. `k`: rest, share of the voltage that stays, threshold, and
-    what the voltage becomes at a spike, or with `soft` what is added to it.
-    """
+def dotted(_context, begin, end, index, value, scale, side, base, tile, o, registers):
+    """Add to value[e] the scaled product of the tile at `o` and the row index[e] of `side`."""
+    count = len(registers)
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        rows = cgutils.unpack_tuple(builder, args[0])
-        kind, count = signature.args[3], len(signature.args[8])
-        rest, stay, threshold, reset = (
-            _spread(builder, builder.load(at(context, builder, kind, args[3], args[6].type(i))))
-            for i in range(4)
-        )
-        by, plus = _spread(builder, args[1]), _spread(builder, args[2])
-        target = at(context, builder, signature.args[5], args[5], args[6])
-        rows = [_fma(builder, row, by, plus) for row in rows]
-        for g in range(count):
-            v = rest
-            for t in range(len(signature.args[7])):
-                v = _fma(builder, v, stay, rows[(t * count + g) % len(rows)])
-                fired = builder.fcmp_ordered(">=", v, threshold)
-                mask = builder.bitcast(fired, MASK)
-                write(builder, mask, cgutils.gep(builder, target, args[6].type(t * count + g)), 2)
-                low = reset if signature.args[4] == types.none else builder.fadd(v, reset)
-                v = builder.select(fired, low, v)
+        kinds = signature.args
+        scalar = kinds[7].dtype
+        wide, width = wide_type(scalar), scalar.bitwidth // 8
+        right = Side(context, builder, kinds[5], args[5:7], count)
+        left = at(context, builder, kinds[7], args[7], args[8])
+        parts = [
+            read(builder, cgutils.gep(builder, left, ir.IntType(64)(j * COLUMNS)), wide, width)
+            for j in range(count)
+        ]
+
+        def body(e: Any, _: Any) -> Any:
+            row = right.row(builder.load(at(context, builder, kinds[2], args[2], e)))
+            sums = [wide(None)] * 4
+            for j, own in enumerate(parts):
+                sums[j % 4] = right.add(row, j, own, sums[j % 4])
+            total = builder.fadd(builder.fadd(sums[0], sums[1]), builder.fadd(sums[2], sums[3]))
+            name = f"llvm.vector.reduce.fadd.v{COLUMNS}f{scalar.bitwidth}"
+            pair = [wide.element(-0.0), total]
+            one = call(builder, name, wide.element, pair, fastmath=("reassoc",))
+            where = at(context, builder, kinds[3], args[3], e)
+            done = builder.fadd(builder.load(where), builder.fmul(one, args[4]))
+            builder.store(done, where)
+            return []
+
+        loop(builder, args[0], args[1], [], body)
         return context.get_dummy_value()
 
-    place = types.intp
-    return types.void(sums, gain, shift, k, soft, out, place, steps, groups), generate
+    whole = types.intp
+    own = (index, value, value.dtype, side, whole, tile, whole, registers)
+    return types.void(whole, whole, *own), generate
 
 
 @intrinsic
@@ -189,412 +182,385 @@ def spill(_context, sums, gain, shift, out, place):
     """Write ``gain sums + shift`` to 16 R places."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        by, plus = _spread(builder, args[1]), _spread(builder, args[2])
+        by, plus = spread(builder, args[1]), spread(builder, args[2])
         kind, target = signature.args[3], at(context, builder, signature.args[3], args[3], args[4])
         for r, row in enumerate(cgutils.unpack_tuple(builder, args[0])):
             here = cgutils.gep(builder, target, args[4].type(r * COLUMNS))
-            write(builder, _fma(builder, row, by, plus), here, kind.dtype.bitwidth // 8)
+            write(builder, fma(builder, row, by, plus), here, kind.dtype.bitwidth // 8)
         return context.get_dummy_value()
 
     return types.void(sums, gain, shift, out, types.intp), generate
 
 
-@intrinsic
-def taken(_context, x, index, pitch, steps):
-    """The rows at index, index + pitch, ..., one a step."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kind, index, rows = signature.args[0], args[1], []
-        for _ in range(len(signature.return_type)):
-            here = at(context, builder, kind, args[0], index)
-            rows.append(read(builder, here, wide_type(kind.dtype), kind.dtype.bitwidth // 8))
-            index = builder.add(index, args[2])
-        return _tuple(context, builder, signature, rows)
-
-    result = types.UniTuple(Row(x.dtype), len(steps))
-    return result(x, types.intp, types.intp, steps), generate
-
-
-@intrinsic
-def moved(_context, high, low, by, valid):
-    """The bits of low and then high, moved down, where valid."""
-
-    def generate(_: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kind = args[0].type
-        name = f"llvm.fshr.i{kind.width}"
-        known = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(kind, [kind] * 3), name
-        )
-        return builder.and_(builder.call(known, args[:3]), args[3])
-
-    return high(high, high, high, high), generate
+@inner()
+def _to_tile(a, tile, rows, lead, column, wide, b):
+    """Columns `column` to `column` + `wide` of the 256 rows of a tile of a, each in a row of b."""
+    first = tile * 256
+    count = min(256, rows - first)
+    full = count - count % 16
+    for r in range(0, full, 16):
+        for c in range(0, wide, 16):
+            turned(a, (first + r) * lead + column + c, lead, b, c * 256 + r, 256)
+    for c in range(wide):
+        for r in range(full, count):
+            b[c * 256 + r] = a[(first + r) * lead + column + c]
+        b[c * 256 + count : (c + 1) * 256] = 0
 
 
 @inner()
-def _sums(registers, bits, base, plane, planes, index, value, first, last, counts):
-    """Sums of one list over all planes; base is that of the lowest, and plane their distance."""
+def _to_rows(row, out, n, made, tile, first, wide, groups, width):
+    """The 16 columns of each register of `wide` outputs, as rows of out from column `first` on."""
+    for r in range(width):
+        column = (tile * groups + r % groups) * 16
+        count, to = min(16, n - column), (r // groups * n + column) * made + first
+        full = wide - wide % 16 if count == 16 else 0
+        for c in range(0, full, 16):
+            turned(row, (c * width + r) * 16, width * 16, out, to + c, made)
+        for c in range(full, wide):
+            for i in range(count):
+                out[to + i * made + c] = row[(c * width + r) * 16 + i]
+
+
+@inner()
+def _near(source, rows, planes, channels, taps, moves, rest, valid, tile, n, width, groups, near):
+    """Fill `near` with what a tile is multiplied with: numbers, or bits as the taps see them."""
+    if rows is not None:
+        _to_tile(source, tile, n, channels, 0, channels, near)
+    elif moves is None:
+        near[:] = source[tile * near.size : (tile + 1) * near.size]
+    else:
+        per = groups * 16 // (source.itemsize * 8)
+        size, channels = near.size // planes, channels * (width // groups)
+        for p in range(planes):
+            window(
+                source, tile, p, planes, channels, per, valid.size // taps, taps, moves, rest,
+                valid, near, p * size,
+            )  # fmt: skip
+
+
+@inner()
+def _count(near, planes, width, counts):
+    """Say of each plane of a tile whether no channel (0), few (1) or many (2) have a spike."""
+    size, each = near.size // planes, width * 2 // near.itemsize
+    for p in range(planes):
+        busy = 0
+        for c in range(p * size, (p + 1) * size, each):
+            some = 0
+            for r in range(each):
+                some |= get(near, c + r) != 0
+            busy += some
+        counts[p] = 0 if busy == 0 else 1 if busy * each * _FEW < size else 2
+
+
+@inner()
+def _sums(registers, near, plane, planes, index, value, first, last, counts):
+    """Sums of one list over all planes, which are so many masks apart."""
     sums = zeros(value, registers)
     for p in range(planes - 1, -1, -1):
         sums = doubled(sums)
         if counts[p] > 1:
-            sums = listed(sums, bits, base + p * plane, index, value, first, last, None)
+            sums = listed(sums, near, p * plane, index, value, first, last, None)
         elif counts[p] == 1:
-            sums = listed(sums, bits, base + p * plane, index, value, first, last, True)
+            sums = listed(sums, near, p * plane, index, value, first, last, True)
     return sums
-
-
-@inner()
-def _count(bits, base, plane, planes, width, counts):
-    """Say of each plane of a tile whether no channel (0), few (1) or many (2) have a spike."""
-    for p in range(planes):
-        busy = 0
-        for c in range(0, plane, width):
-            some = bits[base] & 0
-            for r in range(width):
-                some |= get(bits, base + p * plane + c + r)
-            busy += some != 0
-        counts[p] = 0 if busy == 0 else 1 if busy * width * _FEW < plane else 2
-
-
-@inner()
-def _window(words, tile, plane, planes, width, per, total, taps, moves, rest, valid, near, o):
-    """Copies of a tile's bits, one a tap, as the taps of a convolution see them."""
-    for tap in range(taps):
-        for u in range(per):
-            here = tile * per + u
-            ok = valid[tap * total + here]
-            j = min(max(here + moves[tap], 0), total - 1)
-            i = min(max(here + moves[tap] + 1, 0), total - 1)
-            a = ((j // per * planes + plane) * width) * per + j % per
-            b = ((i // per * planes + plane) * width) * per + i % per
-            to = o + tap * width * per + u
-            by = rest[tap]
-            if per == 1:
-                for c in range(width):
-                    put0(near, to + c, moved(get(words, b + c), get(words, a + c), by, ok))
-            else:
-                for c in range(0, width * per, per):
-                    put0(near, to + c, moved(get(words, b + c), get(words, a + c), by, ok))
 
 
 @outer
 def product_kernel(
-    lo, hi, words, planes, channels, pointers, index, value, gain, shift, moves, rest, valid, k,
-    soft, out, n, block, kinds,
+    lo, hi, source, size, rows, planes, channels, taps, moves, rest, valid, start, index, value,
+    gain, shift, k, soft, out, n, block, kinds,
 ):  # fmt: skip
     """Spikes, or without `k` currents, of the products with the lists; pieces lo to hi.
 
-    A piece is one tile and one block of outputs. A convolution has the `moves` of its taps, by
-    words and the `rest`, and where they are valid.
+    A piece is one tile of words of bits, or with `rows` of rows of numbers, and one block of
+    outputs. A convolution has the `moves` of its taps, by words and the `rest`, and where they are
+    valid.
     """
     steps, groups, registers = kinds
-    made, width = gain.size, len(registers)
-    count = -(-made // block)
-    bits = words.view(np.uint16)
-    plane = channels * width
-    counts = np.empty(planes, np.int64)
-    held = -1
-    if moves is not None:
-        total, per = valid.size // moves.size, len(groups) * 16 // (words.itemsize * 8)
-        plane *= moves.size
-        size = plane * 2 // words.itemsize
-        near = np.empty(planes * size, words.dtype)
-        bits = near.view(np.uint16)
-    row = np.empty(width * 16 if k is None else 0, value.dtype)
+    made, width, held = gain.size, len(registers), -1
+    count, plane = -(-made // block), channels * taps * width
+    near = np.empty(size, source.dtype)
+    counts = np.full(planes, 2)
+    row = np.empty(block * width * 16 if k is None else 0, value.dtype)
     for piece in range(lo, hi):
         tile, first = piece // count, piece % count * block
-        base = 0 if moves is not None else tile * planes * plane
+        wide = min(block, made - first)
         if tile != held:
             held = tile
-            if moves is not None:
-                for p in range(planes):
-                    _window(
-                        words, tile, p, planes, channels * (width // len(groups)), per, total,
-                        moves.size, moves, rest, valid, near, p * size,
-                    )  # fmt: skip
-            counts[0] = 2
-            if planes > 1:
-                _count(bits, base, plane, planes, width, counts)
-        for o in range(first, min(first + block, made)):
-            sums = _sums(
-                registers, bits, base, plane, planes, index, value, pointers[o], pointers[o + 1],
-                counts,
+            _near(
+                source, rows, planes, channels, taps, moves, rest, valid, tile, n, width,
+                len(groups), near,
             )  # fmt: skip
+            if planes > 1:
+                _count(near, planes, width, counts)
+        for o in range(first, first + wide):
+            sums = _sums(
+                registers, near, plane, planes, index, value, start[o], start[o + 1], counts
+            )
             if k is None:
-                spill(sums, gain[o], shift[o], row, 0)
-                for r in range(width):
-                    s, column = r // len(groups), (tile * len(groups) + r % len(groups)) * 16
-                    for c in range(min(16, n - column)):
-                        out[(s * n + column + c) * made + o] = row[r * 16 + c]
+                spill(sums, gain[o], shift[o], row, (o - first) * width * 16)
             else:
                 place = (tile * made + o) * len(steps) * len(groups)
                 fire(sums, gain[o], shift[o], k, soft, out, place, steps, groups)
+        if k is None:
+            _to_rows(row, out, n, made, tile, first, wide, len(groups), width)
 
 
 @outer
-def neurons_kernel(lo, hi, x, gain, shift, k, soft, bits, n, channels, kinds):
-    """Bits of LIF neurons on the currents x [given, n, channels], groups lo to hi of 16 columns."""
-    given, steps, groups, one = kinds
-    width, T = len(steps) * len(groups), len(steps)
-    near = np.zeros(16 * T, np.uint16)
-    for group in range(lo, hi):
-        tile, g = group // len(groups), group % len(groups)
-        count = max(0, min(16, n - group * 16))
-        spot = tile * channels * width + g
-        for c in range(0, channels, 16):
-            for i in range(count):
-                place = (group * 16 + i) * channels + c
-                fire(
-                    taken(x, place, n * channels, given),
-                    gain,
-                    shift,
-                    k,
-                    soft,
-                    near,
-                    i * T,
-                    steps,
-                    one,
-                )
-            for t in range(T):
-                transpose(near, t, T, bits, spot + c * width + t * len(groups), width)
+def weights_kernel(
+    lo, hi, sums, source, size, rows, planes, channels, taps, moves, rest, valid, start, index, g,
+    n, block, kinds,
+):  # fmt: skip
+    """Gradients of the kept weights, of tiles lo to hi of rows g and of a source as above."""
+    _, groups, registers = kinds
+    made, width = start.size - 1, len(registers)
+    plane = channels * taps * width
+    near = np.empty(size, source.dtype)
+    own = np.empty(block * width * 16, g.dtype)
+    for tile in range(lo, hi):
+        _near(
+            source, rows, planes, channels, taps, moves, rest, valid, tile, n, width, len(groups),
+            near,
+        )  # fmt: skip
+        for first in range(0, made, block):
+            wide = min(block, made - first)
+            _to_tile(g, tile, n, made, first, wide, own)
+            for o in range(first, first + wide):
+                scale = g.dtype.type(1)
+                for p in range(planes):
+                    dotted(
+                        start[o], start[o + 1], index, sums, scale, near, p * plane, own,
+                        (o - first) * width * 16, registers,
+                    )  # fmt: skip
+                    scale = scale + scale
 
 
-@intrinsic
-def attended(_context, sums, bits, base, table, place, pitch, jump, count, steps, groups):
-    """Sums plus table[place + s jump + e pitch] where bits[base + e R + s G + g] are set.
+@dataclass(frozen=True, eq=False)
+class Lists:
+    """The weights that each output keeps: entries start[o] to start[o + 1]."""
 
-    Entries are e < count; steps have values of their own here.
-    """
-    width, apart = len(sums), len(groups)
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        start = cgutils.unpack_tuple(builder, args[0])
-        masks = at(context, builder, signature.args[1], args[1], args[2])
-        values = at(context, builder, signature.args[3], args[3], args[4])
-        entry, body = builder.block, builder.append_basic_block("attended.body")
-        done = builder.append_basic_block("attended.done")
-        builder.branch(body)
-        builder.position_at_end(body)
-        e = builder.phi(args[7].type)
-        before = [builder.phi(x.type) for x in start]
-        here = cgutils.gep(builder, masks, builder.mul(e, e.type(width)))
-        spot = cgutils.gep(builder, values, builder.mul(e, args[5]))
-        after = []
-        for r, total in enumerate(before):
-            if r % apart == 0:
-                step = builder.mul(args[6], e.type(r // apart))
-                weight = _spread(builder, builder.load(cgutils.gep(builder, spot, step)))
-            mask = read(builder, cgutils.gep(builder, here, e.type(r)), MASK, 2)
-            added = builder.fadd(total, weight)
-            after.append(builder.select(builder.bitcast(mask, FIRED), added, total))
-        following = builder.add(e, e.type(1))
-        builder.cbranch(builder.icmp_signed("<", following, args[7]), body, done)
-        e.add_incoming(e.type(0), entry)
-        e.add_incoming(following, body)
-        for phi, x, y in zip(before, start, after, strict=True):
-            phi.add_incoming(x, entry)
-            phi.add_incoming(y, body)
-        builder.position_at_end(done)
-        return _tuple(context, builder, signature, after)
-
-    whole = types.intp
-    own = (bits, whole, table, whole, whole, whole, whole, steps, groups)
-    return sums(sums, *own), generate
-
-
-@intrinsic
-def common(_context, a, b):
-    """How many bits two words share."""
-
-    def generate(_: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kind = args[0].type
-        known = ir.FunctionType(kind, [kind])
-        count = cgutils.get_or_insert_function(builder.module, known, f"llvm.ctpop.i{kind.width}")
-        return builder.call(count, [builder.and_(*args)])
-
-    return a(a, a), generate
-
-
-@outer
-def attend_kernel(lo, hi, words, out, near, heads, depth, gain, shift, k, soft, kinds):
-    """Spikes of ``gain q k^T v + shift``, of heads lo to hi of all samples, `near` tiles each.
-
-    Keys times values are counts of tokens in both; a query then adds the counts of its channels.
-    """
-    steps, groups, registers = kinds
-    T, G = len(steps), len(groups)
-    bits = words.view(np.uint16)
-    per = G * 16 // (words.itemsize * 8)
-    width = T * per  # words of a channel
-    dim = heads * depth
-    keys, values = np.empty(depth, words.dtype), np.empty(depth, words.dtype)
-    counts, table = np.empty(depth, words.dtype), np.empty(T * depth * depth, k.dtype)
-    for piece in range(lo, hi):
-        first, head = piece // heads * near, piece % heads * depth
-        for s in range(T):
-            table_s = table[s * depth * depth :]
-            table_s[: depth * depth] = 0
-            for tile in range(first, first + near):
-                for u in range(per):
-                    base = (tile * 3 * dim + head) * width + s * per + u
-                    for c in range(depth):
-                        keys[c] = words[base + (dim + c) * width]
-                        values[c] = words[base + (2 * dim + c) * width]
-                    for c in range(depth):
-                        for d in range(depth):
-                            put0(counts, d, common(keys[c], get(values, d)))
-                        for d in range(depth):
-                            put0(
-                                table_s,
-                                c * depth + d,
-                                get_gx(table_s, c * depth + d) + get(counts, d),
-                            )
-        for tile in range(first, first + near):
-            base = (tile * 3 * dim + head) * T * G
-            for d in range(depth):
-                sums = attended(
-                    zeros(table, registers), bits, base, table, d, depth, depth * depth, depth,
-                    steps, groups,
-                )  # fmt: skip
-                fire(
-                    sums, gain, shift, k, soft, out, (tile * dim + head + d) * T * G, steps, groups
-                )
-
-
-@dataclass(frozen=True)
-class Neurons:
-    """Constants of neurons that start from rest; of stateless ones nothing stays of a voltage."""
-
-    rest: float
-    stay: float
-    threshold: float
-    reset: float
-    soft: bool
-    scale: float  # of a current
-    shift: float
+    start: Array  # int64 [outputs + 1]
+    index: Array  # input of each entry, by tap and then channel; uint32, ascending for an output
+    place: Array  # of each entry in the flat weight
+    shape: tuple[int, ...]  # of the weight
 
     @classmethod
-    @cache
-    def of(cls, p: NeuronConfig) -> Self:
-        """Those of LIF neurons."""
-        soft = p.v_reset is None
-        reset = -p.v_threshold if p.v_reset is None else p.v_reset
-        scale = 1.0 / p.tau if p.decay_input else 1.0
-        return cls(p.v_rest, 1.0 - 1.0 / p.tau, p.v_threshold, reset, soft, scale, p.v_rest / p.tau)
+    def of(cls, kept: Tensor, turned: bool = False) -> Self:
+        """Lists of the entries that are True of [out, in], or [out, in, h, h].
 
-    @classmethod
-    @cache
-    def stateless(cls, threshold: float) -> Self:
-        """Spikes where a current reaches the threshold."""
-        return cls(0.0, 0.0, threshold, 0.0, False, 1.0, 0.0)
-
-    def constants(self, dtype: Any) -> Array:
-        """The array `k` of :func:`fire`."""
-        return np.array([self.rest, self.stay, self.threshold, self.reset], dtype)
+        With `turned`, inputs of [out, in] are outputs, and outputs inputs.
+        """
+        order = (0, 2, 3, 1) if kept.dim() > 2 else (1, 0) if turned else (0, 1)
+        rows = kept.permute(order).flatten(1).numpy()
+        (made, width), taps = rows.shape, math.prod(kept.shape[2:])
+        found, channels = np.flatnonzero(rows), rows.shape[1] // taps
+        row, index = np.divmod(found, width)
+        place = (row * channels + index % channels) * taps + index // channels
+        place = index * made + row if turned else place
+        start = np.searchsorted(found, np.arange(made + 1) * width)
+        return cls(start, index.astype(np.uint32), place, tuple(kept.shape))
 
 
-@lru_cache(maxsize=256)
-def _taps(images: int, height: int, width: int, size: int, groups: int) -> tuple[Array, ...]:
-    """Of each tap of a square kernel: words and bits to move by, and the columns with an input."""
-    kind = {1: np.uint16, 2: np.uint32}.get(groups, np.uint64)
-    bits = np.dtype(kind).itemsize * 8
-    columns = images * height * width
-    tiles = -(-columns // (16 * groups))
-    place = np.arange(columns)
-    x, y = place % width, place // width % height
-    around = [
-        (i, j)
-        for i in range(-(size // 2), size // 2 + 1)
-        for j in range(-(size // 2), size // 2 + 1)
-    ]
-    valid = np.zeros((len(around), tiles * 16 * groups), bool)
-    for tap, (i, j) in enumerate(around):
-        valid[tap, :columns] = (y + i >= 0) & (y + i < height) & (x + j >= 0) & (x + j < width)
-    move = np.array([i * width + j for i, j in around])
-    words = np.packbits(valid, axis=1, bitorder="little").view(kind).ravel()
-    return move // bits, (move % bits).astype(kind), words
+def _given(x: Any, size: int) -> tuple[tuple[Any, ...], tuple[int, int, int], int]:
+    """What kernels take of bits or rows x [1, N, C], what they are compiled for, and the tiles."""
+    if isinstance(x, Tensor):
+        tiles = -(-x.shape[1] // _TILE)
+        return (flat(x), _TILE * x.shape[2], True, 1, x.shape[2], 1, *_NO_TAPS), (1, 16, 16), tiles
+    words, taps = x.words, _NO_TAPS
+    if size:
+        taps = taps_of(*x.shape[1:4], size, x.groups)
+        words = words.view(taps[2].dtype)
+    count = max(1, size) ** 2
+    near = x.words.size // x.tiles * count * 2 // words.itemsize
+    counts = x.shape[0], x.groups, x.shape[0] * x.groups
+    return (words, near, None, x.planes, x.shape[-1], count, *taps), counts, x.tiles
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Product:
-    """A linear map, or a convolution that keeps the size of its maps, of bits by lists.
+    """A linear map, or a convolution that keeps the size of its maps, by lists.
 
     Args:
-        lists: the kept weights.
-        bias: [out], of the dtype of the weights.
+        lists: the kept weights: ``gain[o] * value[e]``.
+        shift: [out], added.
         neurons: those that follow; None puts out the currents.
         size: side of the kernel of a convolution; 0 for a linear map.
     """
 
-    lists: RowLists
-    gain: Array
+    lists: Lists
+    value: Array  # [entries]
+    gain: Array  # [out]
     shift: Array
-    neurons: Neurons | None
-    k: Array | None
+    neurons: Neurons | None = None
     size: int = 0
 
     @classmethod
     def of(cls, weight: Tensor, bias: Tensor, neurons: Neurons | None) -> Self:
-        """The product with the weights [out, in], or [out, in, h, h], that are not zero."""
-        lists, shift = RowLists.of(weight), flat(bias.contiguous())
-        gain, k, scalar = lists.gain, None, shift.dtype.type
-        if neurons is not None:
-            gain, shift = gain * scalar(neurons.scale), shift * scalar(neurons.scale)
-            shift, k = shift + scalar(neurons.shift), neurons.constants(shift.dtype)
-        return cls(lists, gain, shift, neurons, k, weight.shape[-1] if weight.dim() > 2 else 0)
+        """The product with the weights [out, in], or [out, in, h, h], that are not zero.
 
-    def __call__(self, x: Bits, T: int) -> Any:
-        """Spikes [T, ..., out], or currents [S, ..., out], of x [S, ..., in], S being T or 1."""
-        S, made, taps = x.shape[0], self.gain.size, _NO_TAPS
+        Weights of one size for each output have the values -1 and 1.
+        """
+        lists, dense = Lists.of(weight != 0), weight.detach().contiguous()
+        value, shift = flat(dense).take(lists.place), flat(bias.contiguous())
+        gain = np.ones_like(shift)
+        size = dense.abs().flatten(1).amax(1) if dense.numel() else None
+        if size is not None and np.array_equal(abs(value), flat(size).repeat(np.diff(lists.start))):
+            value, gain = np.sign(value), flat(size)
+        if neurons is not None:
+            scale = shift.dtype.type(neurons.scale)
+            gain, shift = gain * scale, shift * scale + shift.dtype.type(neurons.shift)
+        return cls(lists, value, gain, shift, neurons, weight.shape[-1] if weight.dim() > 2 else 0)
+
+    def __call__(self, x: Bits | Tensor, T: int = 1) -> Any:
+        """Spikes [T, ..., out], or currents [S, ..., out], of x [S, ..., in], S being T or 1.
+
+        Numbers are rows [1, N, in].
+        """
+        S, made, k, soft = x.shape[0], self.gain.size, None, None
         if self.neurons is None or self.neurons.stay == 0.0:
             T = S
         shape = (T, *x.shape[1:-1], made)
         result: Any
-        if self.k is None:
+        if self.neurons is None:
             result = new(torch.empty(0, dtype=x.dtype), shape)
             out = flat(result)
         else:
+            assert isinstance(x, Bits)
             result = Bits.empty(shape, x.dtype, 1, x.groups if T == S else 0)
             out, x = result.words, x.tiled(result.groups)
-        words = x.words
-        if self.size:
-            taps = _taps(*x.shape[1:4], self.size, x.groups)
-            words = words.view(taps[2].dtype)
-        lines = (self.lists.pointers, self.lists.index, self.lists.value, self.gain, self.shift)
-        soft = self.neurons is not None and self.neurons.soft
-        args = (words, x.planes, x.shape[-1], *lines, *taps, self.k, soft or None, out, x.columns)
-        counts = T, x.groups, S * x.groups
-        pieces = x.tiles * -(-made // _BLOCK)
-        work = self.lists.index.size * x.tiles * 16 * x.groups
-        run(product_kernel, cut(pieces, work, 1), (*args, _BLOCK), counts=counts)
+            k, soft = self.neurons.constants(self.shift.dtype), self.neurons.soft or None
+        given, (_, groups, width), tiles = _given(x, self.size)
+        lines = self.lists.start, self.lists.index, self.value, self.gain, self.shift
+        columns = x.shape[1:-1].numel()
+        args = (*given, *lines, k, soft, out, columns, _BLOCK)
+        cuts = cut(tiles * -(-made // _BLOCK), self.lists.index.size * tiles * 16 * groups, 1)
+        run(product_kernel, cuts, args, counts=(T, groups, width))
         return result
 
 
-def fires(current: Tensor, T: int, neurons: Neurons) -> Bits:
-    """Spikes [T, ..., C] of neurons, from rest, on a current [T|1, ..., C]; 16 divides C."""
-    S, C = current.shape[0], current.shape[-1]
-    T = S if neurons.stay == 0.0 else T
-    made = Bits.empty((T, *current.shape[1:]), current.dtype)
-    x = flat(current.contiguous())
-    k, scalar = neurons.constants(x.dtype), x.dtype.type
-    constants = scalar(neurons.scale), scalar(neurons.shift), k, neurons.soft or None
-    args = (x, *constants, made.words, made.columns, C)
-    cuts = cut(made.tiles * made.groups, current.numel() * T, 1)
-    run(neurons_kernel, cuts, args, counts=(S, *made.counts, 1))
-    return made
+def weights_back(x: Bits | Tensor, lists: Lists, grad: Tensor) -> Tensor:
+    """Gradient of the weight from that of the product, [1, N, out], where `lists` keeps it."""
+    given, counts, tiles = _given(x, lists.shape[-1] if len(lists.shape) > 2 else 0)
+    cuts = cut(tiles, grad.shape[1] * lists.index.size // COLUMNS, 1)
+    sums = np.zeros((cuts.size - 1, lists.index.size), flat(grad[:0]).dtype)
+    args = (*given, lists.start, lists.index, flat(grad), grad.shape[1], _BLOCK)
+    run(weights_kernel, cuts, args, sums, counts)
+    out = grad.new_zeros(lists.shape)
+    flat(out)[lists.place] = sums.sum(0)
+    return out
 
 
-def attend(x: Bits, heads: int, scale: float, neurons: Neurons) -> Bits | None:
-    """Spikes of neurons on ``scale q k^T v`` of x [T, B, N, 3 D]; None unless N is whole tiles."""
-    T, B, N, dim = *x.shape[:3], x.shape[3] // 3
-    if N % (16 * x.groups) or x.most != 1:
+_LEAST = 1 << 25  # products, from which a call is repaid
+
+
+def ways(weight: Sequence[int], columns: int, density: float, planes: int) -> tuple[bool, ...]:
+    """Whether forward, inputs' and weights' gradient go by lists.
+
+    `planes` is 0 where the inputs are no small whole numbers.
+    """
+    conv = len(weight) > 2
+    if dispatch.sparse_mode() == "always":
+        return planes > 0 or not conv, not conv, planes > 0 or not conv
+    if BYTES < 64 or columns * math.prod(weight) < _LEAST:
+        return False, False, False
+
+    def pays(part: str, digits: int) -> bool:
+        return dispatch.list_gain(weight, density, digits, part) > dispatch.WORTH
+
+    numbers = not conv and pays("numbers", 1)
+    if not planes:
+        return numbers, numbers, numbers
+    return pays("forward", planes), numbers, pays("weights", planes)
+
+
+def product(
+    x: Tensor, weight: Tensor, bias: Tensor | None, kept: dispatch.Kept, dense: dispatch.Dense
+) -> Tensor | None:
+    """``x @ weight.T + bias`` of x [..., D], or the 3x3 convolution of maps [T, B, H, W, C].
+
+    Removed weights get no gradient. None where the kernels do not apply, or the dense product is
+    faster in every part.
+    """
+    conv, columns = weight.dim() == 4, x.numel() // x.shape[-1]
+    known = weight.dim() == 2 or (tuple(weight.shape[2:]) == (3, 3) and x.dim() == 5)
+    if not known or any(n % COLUMNS for n in weight.shape[:2]) or x.shape[-1] != weight.shape[1]:
         return None
-    made = Bits.empty((T, B, N, dim), x.dtype, 1, x.groups)
-    k = neurons.constants(torch.empty(0, dtype=x.dtype).numpy().dtype)
-    gain, shift = k.dtype.type(scale * neurons.scale), k.dtype.type(neurons.shift)
-    words = x.words.view({1: np.uint16, 2: np.uint32}.get(x.groups, np.uint64))
-    sizes = N // (16 * x.groups), heads, dim // heads
-    args = (words, made.words, *sizes, gain, shift, k, neurons.soft or None)
-    work = T * B * N * dim * (dim // heads) // 4
-    run(attend_kernel, cut(B * heads, work, 1), args, counts=(*x.counts, T * x.groups))
-    return made
+    if not weight.is_contiguous() or not any(
+        ways(weight.shape, columns, kept.density, kept.planes)
+    ):
+        return None
+    rows = x.detach().view(1, -1, x.shape[-1])
+    maps = rows.view(1, -1, *x.shape[2:]) if conv else rows
+    bits, planes = None, kept.planes
+    while bits is None and 0 < planes <= 2:
+        bits = Bits.of(maps, 2**planes - 1)
+        planes += bits is None
+    kept.planes = planes = 0 if bits is None else planes
+    chosen = ways(weight.shape, columns, kept.density, planes)
+    if not any(chosen):
+        return None
+    out: Tensor = SparseFunction.apply(x, weight, bias, kept, bits, chosen, dense)  # type: ignore[no-untyped-call]
+    return out
+
+
+def _lists(kept: dispatch.Kept, turned: bool = False) -> Lists:
+    if turned not in kept.lists:
+        kept.lists[turned] = Lists.of(kept.mask, turned)
+    return kept.lists[turned]  # type: ignore[no-any-return]
+
+
+def _multiply(x: Bits | Tensor, lists: Lists, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Currents [1, ..., out] of bits or rows by the weights of the lists."""
+    value, made = flat(weight).take(lists.place), lists.start.size - 1
+    shift = np.zeros(made, value.dtype) if bias is None else flat(bias)
+    size = weight.shape[-1] if weight.dim() > 2 else 0
+    out: Tensor = Product(lists, value, np.ones_like(shift), shift, None, size)(x)
+    return out
+
+
+class SparseFunction(torch.autograd.Function):
+    """A product of lists where that pays, dense elsewhere; saves inputs, their bits and weight."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, kept: dispatch.Kept,
+        bits: Bits | None, chosen: Sequence[bool], dense: dispatch.Dense,
+    ) -> Tensor:  # fmt: skip
+        """Multiply."""
+        ctx.save_for_backward(x, weight, bias)
+        ctx.own = kept, bits, chosen, dense
+        if chosen[0]:
+            side = x.view(1, -1, x.shape[-1]) if bits is None else bits
+            return _multiply(side, _lists(kept), weight, bias).view(*x.shape[:-1], -1)
+        return winograd.convolve(x, weight) if weight.dim() == 4 else dense(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Multiply the other pairs."""
+        x, weight, bias = ctx.saved_tensors
+        kept, bits, (_, by_input, by_output), dense = ctx.own
+        for_x, for_weight, for_bias = ctx.needs_input_grad[:3]
+        conv = weight.dim() == 4
+
+        def kernels() -> tuple[Tensor | None, ...]:
+            rows, full = x.view(-1, x.shape[-1]), grad.contiguous()
+            g = full.view(-1, full.shape[-1])
+            gx = gw = None
+            if for_x and by_input:
+                gx = _multiply(g[None], _lists(kept, True), weight, None).view(x.shape)
+            elif for_x:
+                gx = winograd.convolve(full, weight, True) if conv else dense(g, weight.t(), None)
+            if for_weight and by_output:
+                gw = weights_back(rows[None] if bits is None else bits, _lists(kept), g[None])
+            elif for_weight and conv:
+                gw = winograd.weights_back(x, full, weight)
+            elif for_weight:
+                gw = dense(g.t(), rows.t(), None)
+            return None if gx is None else gx.view(x.shape), gw, g.sum(0) if for_bias else None
+
+        def operations(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            return winograd.direct(x, weight) if conv else F.linear(x, weight, bias)
+
+        found = jit.once(kernels)
+        found = jit.again(operations, (x, weight, bias), grad) if found is None else found
+        return *found, None, None, None, None

@@ -17,12 +17,12 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.nn import functional as F
 
 from spikeformer_lt.layers.inputs import NeuronConfig
 from spikeformer_lt.layers.kernels.dispatch import TritonError
 from spikeformer_lt.layers.kernels.jit import again, once
-from spikeformer_lt.layers.kernels.reference import lif_loop
+from spikeformer_lt.layers.kernels.matmul import attend
+from spikeformer_lt.layers.kernels.reference import norm_lif as norm_lif_plain
 
 _BLOCK = 1024  # elements of a program
 _ROWS = 16  # blocks that one program of the statistics adds
@@ -427,12 +427,7 @@ class NeuronFunction(torch.autograd.Function):
             return gx, *(None if q is None or g is None else g.to(q.dtype) for q, g in own)
 
         def operations(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-            y = x
-            if mean is not None:
-                m, s = (None, None) if batch else (mean, var)
-                y = F.batch_norm(x.reshape(-1, x.shape[-1]), m, s, weight, bias, batch, 0.0, eps)
-                y = y.reshape(x.shape)
-            return lif_loop(y, v, T, p)[0]
+            return norm_lif_plain(x, (mean, var, weight, bias), batch, eps, v, T, p)
 
         gradients = once(kernels)
         if gradients is None:
@@ -497,14 +492,9 @@ class AttentionFunction(torch.autograd.Function):
             _launch(_attend_back, programs, x, own, gx, x.shape[2], heads, **constants)
             return (gx,)
 
-        def operations(x: Tensor) -> Tensor:
-            q, k, v = x.unflatten(-1, (heads, -1)).permute(3, 0, 1, 4, 2, 5)
-            out: Tensor = (q @ (k.transpose(-2, -1) @ v) * scale).transpose(2, 3).flatten(3)
-            return out
-
         gradients = once(kernels)
         if gradients is None:
-            gradients = again(operations, (x,), grad)
+            gradients = again(lambda x: attend(x, heads, scale), (x,), grad)
         return gradients[0], None, None
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from spikeformer_lt.layers.kernels import dispatch
-from spikeformer_lt.layers.kernels.pool import PoolFunction, pool
+from spikeformer_lt.layers.kernels.lif import PoolFunction
+from spikeformer_lt.layers.kernels.reference import pool
 from spikeformer_lt.layers.units import ConvUnit
 
 SIZES = [(8, 8), (7, 9), (1, 3)]

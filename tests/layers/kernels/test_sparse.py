@@ -51,7 +51,7 @@ def test_a_linear_map_of_lists_and_its_neurons(T: int, most: int, neuron: Neuron
     current, made = x @ weight.t() + bias, bits.Bits.of(x, most)
     found = sparse.Product.of(weight, bias, None)(made, T)
     torch.testing.assert_close(found, current, rtol=0, atol=1e-13)
-    product = sparse.Product.of(weight, bias, sparse.Neurons.of(neuron))
+    product = sparse.Product.of(weight, bias, bits.Neurons.of(neuron))
     spikes = lif_loop(current, None, T, neuron)[0]
     assert torch.equal(product(made, T).dense(), spikes) and 0 < spikes.mean() < 1
     static = lif_loop(current[:1], None, 4, neuron)[0]
@@ -60,9 +60,9 @@ def test_a_linear_map_of_lists_and_its_neurons(T: int, most: int, neuron: Neuron
 
 def test_binary_weights_are_signs_and_one_gain() -> None:
     weight = kept(6, 10).sign() * torch.rand(6, 1).double()
-    lists = bits.RowLists.of(weight)
-    assert set(lists.value) == {-1.0, 1.0} and lists.gain[0] == weight[0].abs().max()
-    assert lists.index.size == (weight != 0).sum() and lists.density == lists.index.size / 60
+    product = sparse.Product.of(weight, torch.zeros(6).double(), None)
+    assert set(product.value) == {-1.0, 1.0} and product.gain[0] == weight[0].abs().max()
+    assert product.lists.index.size == (weight != 0).sum()
 
 
 @pytest.mark.parametrize(("T", "side", "C"), [(4, (8, 8), 16), (4, (7, 9), 5), (4, (16, 32), 3)])
@@ -70,9 +70,9 @@ def test_a_convolution_of_lists_and_a_pool_of_bits(T: int, side: tuple[int, int]
     x, weight, bias = counts(1, T, 3, *side, C), kept(16, C, 3, 3), torch.randn(16).double() / 3
     maps = x.flatten(0, 1).permute(0, 3, 1, 2)
     rows = F.conv2d(maps, weight, bias, padding=1).permute(0, 2, 3, 1).unflatten(0, (T, 3))
-    wanted, made, p = lif_loop(rows, None, T, HARD)[0], bits.Bits.of(x), sparse.Neurons.of(HARD)
+    wanted, made, p = lif_loop(rows, None, T, HARD)[0], bits.Bits.of(x), bits.Neurons.of(HARD)
     assert torch.equal(sparse.Product.of(weight, bias, p)(made, T).dense(), wanted)
-    assert torch.equal(sparse.fires(rows, T, p).dense(), wanted)
+    assert torch.equal(bits.fires(rows, T, p).dense(), wanted)
     pooled = F.max_pool2d(maps, 3, 2, 1).permute(0, 2, 3, 1).unflatten(0, (T, 3))
     found = bits.pool(made)
     assert (found is None) == (side == (7, 9))
@@ -82,7 +82,7 @@ def test_a_convolution_of_lists_and_a_pool_of_bits(T: int, side: tuple[int, int]
 def test_attention_of_bits() -> None:
     x, p = (torch.rand(4, 2, 64, 3, 32) < 0.2).double(), NeuronConfig(v_threshold=0.5)
     wanted = lif_loop(matmul.attend(x, 2, 0.125), None, 4, p)[0]
-    neurons = sparse.Neurons.of(p)
-    found = sparse.attend(bits.Bits.of(x.flatten(3)), 2, 0.125, neurons)
+    neurons = bits.Neurons.of(p)
+    found = matmul.attend_bits(bits.Bits.of(x.flatten(3)), 2, 0.125, neurons)
     assert found is not None and torch.equal(found.dense(), wanted) and 0 < wanted.mean() < 1
-    assert sparse.attend(bits.Bits.of(x[:, :, :44].flatten(3)), 2, 0.125, neurons) is None
+    assert matmul.attend_bits(bits.Bits.of(x[:, :, :44].flatten(3)), 2, 0.125, neurons) is None

@@ -1,0 +1,240 @@
+"""Folded synapses: weights that include a normalisation, multiplied by oneDNN, in bytes or floats.
+
+Binary weights that read whole numbers run as byte products, summed in int32, which is exact; other
+linear maps run on weights in oneDNN's own order.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from spikeformer_lt.layers.kernels import dispatch
+from spikeformer_lt.layers.kernels.dispatch import in_graph, is_plain, mode
+from spikeformer_lt.layers.neuron import NeuronConfig, observed, plain_lif
+from spikeformer_lt.layers.units import Folded
+
+FEW_ROWS = 256  # of a step; the fused pass gains 5 to 14 % on 44 rows, nothing on 1,408 (measured)
+
+
+class DerivedCache(dict[str, tuple[list[Any], Any, Any]]):
+    """Tensors derived from others (for example oneDNN-packed weights), by name.
+
+    An entry is valid as long as its sources are the same tensors, unchanged. Threads may share a
+    cache. Copies and pickles are empty: oneDNN's own memory cannot be copied. torch does not count
+    changes of tensors made under ``inference_mode``; `clear` the cache after one.
+    """
+
+    def derive(
+        self, name: str, sources: Sequence[Tensor], make: Callable[[], Any], key: Hashable = None
+    ) -> Any:
+        """The value called `name`; `make` makes it of the `sources` and of what `key` says."""
+        # Compared by identity: an address is given to another tensor once the first is gone.
+        state = (key, *(None if x.is_inference() else x._version for x in sources))
+        refs, before, value = self.get(name, ([], None, None))
+        if before == state and all(ref() is x for ref, x in zip(refs, sources, strict=True)):
+            return value
+        value = make()
+        self[name] = [weakref.ref(x) for x in sources], state, value
+        return value
+
+    def __reduce__(self) -> tuple[type[DerivedCache], tuple[()]]:
+        return DerivedCache, ()
+
+
+class _FoldedSynapse(nn.Module):
+    """Weights that include a normalisation, also in bytes if they are binary."""
+
+    signs: Tensor
+    gain: Tensor
+    as_bytes: bool
+    cache: DerivedCache
+
+    def _apply(self, *args: Any, **keywords: Any) -> Any:
+        self.cache.clear()  # torch converts a parameter in place and does not count it as a change
+        return super()._apply(*args, **keywords)  # type: ignore[no-untyped-call]
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self.cache.clear()
+
+    def _multiplies_bytes(self, x: Tensor, channels: int, least: int) -> bool:
+        usable = self.as_bytes and x.dtype == torch.float32 and channels >= least
+        return usable and not in_graph() and is_plain(x) and has_byte_products()
+
+
+class FoldedConv2d(_FoldedSynapse, nn.Conv2d):
+    """A convolution ``[N, C, H, W]`` -> ``[N, C', H', W']`` with its normalisation in the weights.
+
+    Binary weights times whole numbers are summed in int32 by oneDNN, where that is faster: 1.7 to 5
+    times from 48 input channels on, conversion included (two AVX-512 VNNI cores). `whole` says that
+    all inputs are whole numbers from 0 to 255.
+    """
+
+    def __init__(self, conv: nn.Conv2d, folded: Folded, whole: bool = False) -> None:
+        fields = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+        same: dict[str, Any] = {name: getattr(conv, name) for name in fields}
+        super().__init__(conv.in_channels, conv.out_channels, **same, device="meta")
+        usable = whole and isinstance(conv.padding, tuple) and conv.padding_mode == "zeros"
+        _fill(self, folded.weight, folded.bias, conv.weight.dtype, usable)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Convolve; normalisation included."""
+        if not self.takes_bytes(maps):
+            return cast(Tensor, self._conv_forward(maps, self.weight, self.bias))
+        geometry = (self.stride, self.padding, self.dilation, self.groups)
+        ops, zero = torch.ops.onednn, torch.zeros(len(self.gain), dtype=torch.int64)
+        packed = self.cache.derive("bytes", (self.signs, self.gain), lambda: ops.qconv_prepack(
+            self.signs.contiguous(), self.gain, 1.0, 0, *geometry, list(maps.shape)
+        ))  # fmt: skip
+        out: Tensor = ops.qconv2d_pointwise(
+            maps.to(torch.uint8), 1.0, 0, packed, self.gain, zero, self.bias,
+            *geometry, 1.0, 0, torch.float32, "none", [], "",
+        )  # fmt: skip
+        return out
+
+    def takes_bytes(self, maps: Tensor) -> bool:
+        """Whether these maps are convolved in bytes."""
+        return self._multiplies_bytes(maps, maps.shape[1], 16)
+
+
+class FoldedLinear(_FoldedSynapse, nn.Linear):
+    """A linear map ``[..., in]`` -> ``[..., out]``, of float32 on a CPU by oneDNN, else by torch.
+
+    torch multiplies by MKL, which reaches half of oneDNN's speed on AMD processors (384 to 1536
+    columns, 176 to 5632 rows, two AVX-512 cores: 1.4 to 3.3x). The weight is cached in oneDNN's own
+    order for the last number of rows; ordering takes 5 to 50 % of the time of 176 rows. Binary
+    weights times whole numbers (0 to 255, which `whole` says) are summed in int32: 1.9 to 3.2 times
+    faster from 128 columns on. `dtype` is that of the map; None is that of the weight.
+    """
+
+    def __init__(
+        self, weight: Tensor, bias: Tensor, dtype: torch.dtype | None = None, whole: bool = False
+    ) -> None:
+        super().__init__(weight.shape[1], weight.shape[0], device="meta")
+        _fill(self, weight, bias, dtype or weight.dtype, whole)
+
+    def forward(self, x: Tensor, outputs: int | None = None) -> Tensor:
+        """All outputs, or the first ones."""
+        if self.takes_bytes(x):
+            return self._multiply_bytes(x, self.out_features if outputs is None else outputs)
+        weight, bias = self.weight, self.bias
+        if outputs is not None:
+            weight, bias = weight[:outputs], bias[:outputs]  # type: ignore[assignment]
+        rows = x.numel() // max(1, x.shape[-1])
+        plain = x.dtype == weight.dtype == torch.float32 and not in_graph() and is_plain(x)
+        has_onednn = mode() != "torch" and torch.backends.mkldnn.is_available()
+        if not plain or not rows or not has_onednn:
+            return F.linear(x, weight, bias)
+        ops, name = torch.ops.mkldnn, "whole" if outputs is None else "part"
+        order = functools.partial(ops._reorder_linear_weight, weight.contiguous(), rows)
+        ordered = self.cache.derive(name, (self.weight,), order, (outputs, rows))
+        out: Tensor = ops._linear_pointwise(x.contiguous(), ordered, bias, "none", [], "")
+        return out
+
+    def takes_bytes(self, x: Tensor) -> bool:
+        """Whether this input is multiplied in bytes."""
+        filled = x.numel() > 0 and mode() != "torch"
+        return filled and self._multiplies_bytes(x, x.shape[-1], 128)
+
+    def _multiply_bytes(self, x: Tensor, outputs: int) -> Tensor:
+        def pack() -> tuple[Tensor, Tensor]:
+            signs = self.signs[:outputs].contiguous()
+            return self.gain[:outputs].contiguous(), torch.ops.onednn.qlinear_prepack(signs, None)
+
+        name = "bytes" if outputs == len(self.gain) else "some bytes"
+        gain, packed = self.cache.derive(name, (self.signs, self.gain), pack, outputs)
+        zero = torch.zeros(outputs, dtype=torch.int64)
+        flat = x.reshape(-1, x.shape[-1]).to(torch.uint8)
+        out: Tensor = torch.ops.onednn.qlinear_pointwise(
+            flat, 1.0, 0, packed, gain, zero, self.bias[:outputs],
+            1.0, 0, torch.float32, "none", [], "",
+        )  # fmt: skip
+        return out.view(*x.shape[:-1], outputs)
+
+
+def _fill(layer: Any, weight: Tensor, bias: Tensor, dtype: torch.dtype, whole: bool) -> None:
+    """Set a layer's weights, cast to `dtype`; also as bytes if they are binary and `whole`."""
+    layout = torch.channels_last if weight.ndim == 4 else torch.contiguous_format
+    plain = weight.to(dtype).contiguous(memory_format=layout)
+    layer.weight = nn.Parameter(plain, requires_grad=False)
+    layer.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
+    size = weight.abs().flatten(1)
+    gain = size.amax(1)
+    binary = bool(((size == gain[:, None]) | (size == 0)).all())
+    layer.as_bytes = whole and binary and dtype == torch.float32
+    if layer.as_bytes:
+        layer.register_buffer("signs", weight.sign().to(torch.int8))
+        layer.register_buffer("gain", gain.float())
+    layer.cache = DerivedCache()
+
+
+def select_channels(layer: nn.Conv2d | nn.Linear, keep: Tensor, dim: int) -> None:
+    """Keep some outputs (dim 0) or inputs (dim 1) of a layer without groups, in place."""
+    conv = isinstance(layer, nn.Conv2d)
+    layout = torch.channels_last if conv else torch.contiguous_format
+    places = keep.nonzero().flatten().to(layer.weight.device)
+    weight = layer.weight.detach().index_select(dim, places).contiguous(memory_format=layout)
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    if dim == 0 and layer.bias is not None:
+        layer.bias = nn.Parameter(layer.bias.detach()[places], requires_grad=False)
+    sides = ("out_channels", "in_channels") if conv else ("out_features", "in_features")
+    setattr(layer, sides[dim], len(places))
+    if isinstance(layer, FoldedConv2d | FoldedLinear):
+        layer.cache.clear()
+        if layer.as_bytes:
+            layer.signs = layer.signs.index_select(dim, places)
+            layer.gain = layer.gain[places] if dim == 0 else layer.gain
+
+
+@functools.cache
+def has_byte_products() -> bool:
+    """Whether this processor multiplies bytes, and torch supports it."""
+    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    vnni = known.get("avx512_vnni") or getattr(torch.cpu, "_is_vnni_supported", bool)()
+    names = ("qconv2d_pointwise", "qlinear_pointwise")
+    return bool(vnni) and all(hasattr(torch.ops.onednn, name) for name in names)
+
+
+def fire_linear(act: Any, linear: FoldedLinear, x: Tensor, T: int) -> Tensor | None:
+    """Return ``act(linear(x), T)``, of ``[T|1, ..., in]``, in one pass over the rows.
+
+    None is returned if that gains nothing: on many rows, where the product dominates, and where
+    bytes are multiplied.
+    """
+    if in_graph():  # the number of rows would become a constant of the graph
+        return None
+    params = None if observed(linear) else plain_lif(act)
+    if params is None or torch.is_grad_enabled() or x.shape[0] not in (1, T):
+        return None
+    few = x.shape[1:-1].numel() <= FEW_ROWS or dispatch.is_forced()
+    fits = x.shape[-1] == linear.in_features and x.dtype == linear.weight.dtype
+    if not few or not fits or linear.takes_bytes(x):
+        return None
+    if not dispatch.takes_numba(x, x.numel() // x.shape[0] * T):
+        return None
+
+    v = act.start(linear.bias.expand(1, *x.shape[1:-1], -1))
+    found = _linear_lif(linear, x.contiguous(), v, T, params)
+    if found is None:
+        return None
+    act.keep(found[1])
+    return found[0]
+
+
+@dispatch.or_none
+def _linear_lif(
+    linear: FoldedLinear, x: Tensor, v: Tensor | None, T: int, params: NeuronConfig
+) -> tuple[Tensor, Tensor] | None:
+    kernels, weight = dispatch.load("matmul"), linear.weight
+    panels = linear.cache.derive("panels", (weight,), lambda: kernels.as_panels(weight))
+    if panels is None:
+        return None
+    out: tuple[Tensor, Tensor] = kernels.linear_lif(x, panels, linear.bias, v, T, params)
+    return out

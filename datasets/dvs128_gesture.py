@@ -8,6 +8,7 @@ twice it has one file). Both keep people 1-23 for training and 24-29 for the tes
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 from spikeformer_lt.errors import DataError, name_of
 from spikeformer_lt.events import EventDataOptions, FileReader, Sample, Sensor, Source, event_splits
 from spikeformer_lt.events.formats import read_trials
+from spikeformer_lt.events.simulate import SIMULATED
 from spikeformer_lt.events.split import check_counts, cut, find_folder, scan
 from spikeformer_lt.published import Archive, provide
 from spikeformer_lt.registry import register_dataset
@@ -60,25 +62,51 @@ def dvs128_gesture(options: EventDataOptions) -> Splits:
     Validation is whole people of the training part. A mirrored right hand is a left one: nothing is
     mirrored unless ``--data.augment spikformer_dvs`` or ``tet_dvs`` asks for it. `root` holds
     tonic's ``ibmGestureTrain`` and ``ibmGestureTest`` or their archives (3.5 GB, which are
-    fetched), or the original ``DvsGesture`` or its archive.
+    fetched), or the original ``DvsGesture`` or its archive. Files of `simulated_gestures` are
+    taken, too, under that name.
     """
     original = (Path(options.root) / ORIGINAL.name).is_file()
     archives = (ORIGINAL,) if original else NPY_ARCHIVES
 
-    def find() -> tuple[Path, str] | None:
-        npy, trials = _npy_home(options.root), find_folder(options.root, ("DvsGesture",))
-        if npy is not None:
-            return npy, "npy"
-        return None if trials is None else (trials, "aedat31")
+    found = functools.partial(_find, options.root)
+    home = provide("dvs128_gesture", options.root, options.download, found, archives=archives)
+    return _gestures(*home, options)
 
-    home, form = provide("dvs128_gesture", options.root, options.download, find, archives=archives)
+
+@register_dataset
+@takes(EventDataOptions)
+def simulated_gestures(options: EventDataOptions) -> Splits:
+    """Simulated gestures in files, as ``python -m spikeformer_lt.events write`` makes them.
+
+    `root` holds what it wrote, in either form of DVS128 Gesture. Nothing was recorded: results are
+    no results on DVS128 Gesture.
+    """
+    found = _find(options.root)
+    if found is None or not (found[0] / SIMULATED).is_file():
+        where = name_of(Path(options.root).absolute())
+        made = "python -m spikeformer_lt.events write DIR"
+        raise DataError(f"{where} holds no simulated gestures; write them: {made}")
+    return _gestures(*found, options)
+
+
+def _find(root: str) -> tuple[Path, str] | None:
+    """Return the folder of the set and the form of its files, if it is there."""
+    npy, trials = _npy_home(root), find_folder(root, ("DvsGesture",))
+    if npy is not None:
+        return npy, "npy"
+    return None if trials is None else (trials, "aedat31")
+
+
+def _gestures(home: Path, form: str, options: EventDataOptions) -> Splits:
     counts = NPY_COUNTS if form == "npy" else TRIAL_COUNTS
     parts = _npy_parts(home) if form == "npy" else read_trials(home, len(CLASSES))
-    for part, samples in parts.items():
-        name = f"dvs128_gesture {part}"
-        check_counts(name, samples, CLASSES, counts[part], options.events.incomplete)
+    simulated = (home / SIMULATED).is_file()
+    name = "simulated_gestures" if simulated else "dvs128_gesture"
+    for part, samples in parts.items() if not simulated else ():
+        told = f"{name} {part}"
+        check_counts(told, samples, CLASSES, counts[part], options.events.incomplete)
     reader = FileReader(home, form, microseconds_per_tick=1000)
-    return _splits("dvs128_gesture", CLASSES, parts, reader, options)
+    return _splits(name, CLASSES, parts, reader, options)
 
 
 @register_dataset

@@ -4,6 +4,7 @@ python recipes/multisp_compare.py --suite demo --out runs/demo                 #
 python recipes/multisp_compare.py --suite ablation --seeds 0 1 2 --jobs 2   # each level, controls
 python recipes/multisp_compare.py --suite curves --seeds 0 1 2 --jobs 2     # where it breaks
 python recipes/multisp_compare.py --recipe multisp_dvs128 --data moving_digits --seeds 0 1 2
+python recipes/multisp_compare.py --recipe multisp_dvs128 --data moving_gestures --suite time
 """
 
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ class MultiSpCompare(Comparison):
     recipe: str = "multisp_cifar"
     """What each run is: multisp_cifar, multisp_dvs128 or multisp_cifar10_dvs."""
     suite: str = "demo"
-    """demo, ablation, parts or curves."""
+    """demo, ablation, parts, time (of recordings) or curves."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

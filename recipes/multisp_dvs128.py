@@ -2,6 +2,7 @@
 
 accelerate launch recipes/multisp_dvs128.py                               # DVS128 Gesture in ./data
 accelerate launch recipes/multisp_dvs128.py --data.name moving_digits     # embedded, no download
+accelerate launch recipes/multisp_dvs128.py --data.name moving_gestures   # simulated gestures, too
 accelerate launch recipes/multisp_dvs128.py --data.values binary          # spikes in, too
 
 Defaults are Spikformer's for DVS128 Gesture: 2-256, T 16, 16x16 patches, 192 epochs and 10 more at

@@ -60,6 +60,7 @@ RECIPES = Path(__file__).parent / "recipes"
 PAPER, PAPER_EVENTS = presets.PAPER, presets.PAPER_EVENTS
 IMAGES_SMALL, EVENTS_SMALL = presets.IMAGES_SMALL, presets.EVENTS_SMALL
 MULTISP_SUITES = presets.MULTISP_SUITES
+MOVING = ("moving_digits", "moving_gestures")
 
 
 def full_size(search: str) -> Callable[[], Any]:
@@ -233,7 +234,8 @@ def notices(run: Any) -> list[str]:
         "run has the accuracy of the trained network"
     )
     foreign = run.splits.name == known.get("dataset") and not run.own_split
-    return [other] * foreign + [start] * run.untrained
+    about = run.splits.notice
+    return [about] * bool(about) + [other] * foreign + [start] * run.untrained
 
 
 def evaluate_finished(cfg: Any, accelerator: Any) -> None:
@@ -336,6 +338,12 @@ class Comparison:
     """Seeds; the table shows mean and standard deviation."""
     jobs: int = 1
     """Runs at a time, one thread each when more than one."""
+    on: str = "local"
+    """local; shared (start the same command on any number of machines that see --out: they divide
+    the runs); or slurm (submit them)."""
+    slurm: tuple[str, ...] = ()
+    """Parameters of submitit with --on slurm: timeout_min=600 slurm_partition=gpu; cluster=local
+    tries them on this machine."""
     out: str = "runs/compare"
     """Directory of the comparison; runs go into runs/ below it."""
     overwrite: bool = False
@@ -348,10 +356,13 @@ class Comparison:
     """Try it out: 2 epochs for every network."""
     epochs: int | None = None
     """Epochs that the network of each variant is trained for, those before a rewind point and of
-    earlier phases included; None is 12 on digits, 20 on moving_digits, else as published."""
+    earlier phases included; None is 12 on digits, 20 on what moves, else as published."""
 
     def __post_init__(self) -> None:
-        check_fields(self, jobs=1)
+        check_fields(self, jobs=1, on=("local", "shared", "slurm"))
+        for text in self.slurm:
+            sound = self.on == "slurm" and text.partition("=")[0].isidentifier() and "=" in text
+            check(sound, "slurm", text, "NAME=VALUE, such as timeout_min=600, with --on slurm")
         check(self.epochs is None or self.epochs >= 2, "epochs", self.epochs, "2 or more")
         check(not (self.quick and self.epochs), "epochs", self.epochs, "None with --quick")
         check(len(self.seeds) > 0, "seeds", self.seeds, "at least one seed")
@@ -373,7 +384,7 @@ def compare(
     `title` is that of the table, `more` for `write_comparison`, the others for `jobs_of`.
     """
     from spikeformer_lt.reports.comparison import WRITTEN, write_comparison
-    from spikeformer_lt.training import run_jobs
+    from spikeformer_lt.training import run_jobs, submit_jobs
 
     logging.basicConfig(level=runtime.console_level, format="%(message)s")
     jobs = jobs_of(cfg, rows, joints, published)
@@ -383,7 +394,10 @@ def compare(
         print("\n".join(shlex.join(job.command) for job in jobs))
         return
     with outputs(cfg.out, cfg.overwrite, *WRITTEN):
-        run_jobs(jobs, at_once=cfg.jobs)
+        if cfg.on == "slurm":
+            submit_jobs(jobs, cfg.jobs, cfg.slurm)
+        else:
+            run_jobs(jobs, cfg.jobs, shared=cfg.on == "shared")
         print(write_comparison(Path(cfg.out), jobs, title, **more))
 
 
@@ -413,11 +427,8 @@ def jobs_of(
     """
     from spikeformer_lt.training.jobs import Job
 
-    e = (
-        2
-        if cfg.quick
-        else cfg.epochs or {"digits": 12, "moving_digits": 20}.get(cfg.data, published)
-    )
+    usual = {"digits": 12, **dict.fromkeys(MOVING, 20)}.get(cfg.data, published)
+    e = 2 if cfg.quick else cfg.epochs or usual
     budget = {"{e}": str(e), "{h}": str(e // 2), "{r}": str(e - e // 2)}
     jobs = []
     for seed, (variant, line) in itertools.product(cfg.seeds, rows.items()):

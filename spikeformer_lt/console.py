@@ -416,7 +416,7 @@ def _next(before: Sequence[str]) -> set[str]:
         return _flags(option_names(OPTIONS[first]))
     words: dict[str, Iterable[str]] = {
         "find": search_names(), "run": _recipes(), "cp": _recipes(), "ls": KINDS,
-        "completion": ("bash", "zsh"), "events": ("check",),
+        "completion": ("bash", "zsh"), "events": ("check", "write"),
     }  # fmt: skip
     return set(words.get(first, ())) if not rest else set()
 

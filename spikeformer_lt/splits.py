@@ -105,6 +105,7 @@ class Splits:
     augment: str = "none"  # the usual training augmentation; see `Augment.standard`
     mirror_changes_label: bool = False  # whether a sample flipped left to right is another class
     preprocess: Preprocess | None = None  # of samples; that of pictures is made of the fields above
+    notice: str = ""  # what a user should know before taking a number from this set
 
     def __post_init__(self) -> None:
         channels = {count: name for name, count in CHANNELS.items()}.get(self.in_channels)

@@ -1,6 +1,7 @@
 """``python -m spikeformer_lt.events check DIR``: the data report of a folder of recordings.
 
-Exit status: 0 without a fault, 1 with faults, 2 for wrong input (one line on standard error).
+``write DIR`` makes files of the simulated gestures. Exit status: 0 without a fault, 1 with faults,
+2 for wrong input (one line on standard error).
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from spikeformer_lt.config import check, verdict
-from spikeformer_lt.events.recording import FIELDS, UNITS, Sensor, parse_columns
+from spikeformer_lt.events.recording import FIELDS, UNITS, Events, Sensor, parse_columns
+from spikeformer_lt.events.split import Sample
 
 PROGRAM = "python -m spikeformer_lt.events"
 
@@ -25,6 +28,8 @@ def main(argv: Sequence[str] | None = None, prog: str = PROGRAM) -> int:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
+        if options.command == "write":
+            return _write(options)
         from spikeformer_lt.events.check import check_dataset, check_folder
 
         data, size = options.data, options.image_size
@@ -72,8 +77,33 @@ def _parser(prog: str = PROGRAM) -> argparse.ArgumentParser:
     told = "of times in npy, npz and HDF5 files (us, or the data set's own); a field t_us is in us"
     checks.add_argument("--unit", choices=tuple(UNITS), default=_Usual("us"), help=told)
     checks.add_argument("--json", action="store_true", help="print JSON")
-    checks.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    told = "write the simulated moving_gestures as files of DVS128 Gesture"
+    writes = commands.add_parser("write", help=told)
+    writes.add_argument("dir", metavar="DIR", help="folder that gets DvsGesture or DVSGesture")
+    told = "the original's AEDAT 3.1 and labels (aedat31), or tonic's arrays (npy)"
+    writes.add_argument("--form", choices=("aedat31", "npy"), default="aedat31", help=told)
+    for part in ("train", "test"):
+        told = f"gestures of the {part} part; all of them by default"
+        writes.add_argument(f"--limit-{part}", type=int, metavar="N", help=told)
+    for each in (checks, writes):
+        each.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
+
+
+def _write(options: argparse.Namespace) -> int:
+    from spikeformer_lt.events.simulate import write_gestures
+    from spikeformer_lt.registry import create_dataset
+
+    limits = {f"limit_{part}": getattr(options, f"limit_{part}") for part in ("train", "test")}
+    made: Any = create_dataset("moving_gestures", **limits)
+
+    def recorded(*parts: Any) -> Iterator[tuple[Sample, Events]]:
+        return ((part.samples[i], part.events(i)[0]) for part in parts for i in range(len(part)))
+
+    parts = {"train": recorded(made.train, made.val), "test": recorded(made.test)}
+    home = write_gestures(options.dir, parts, options.form)
+    sys.stdout.write(f"simulated gestures written to {home}\n")
+    return 0
 
 
 if __name__ == "__main__":

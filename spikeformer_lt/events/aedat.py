@@ -10,6 +10,7 @@ import importlib
 import os
 import re
 import struct
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -188,6 +189,26 @@ _AEDAT4_EVENT = np.dtype(
     }
 )
 _STREAM = re.compile(r'<node\b[^>]*\boutInfo/(\d{1,9})/?"[^>]*>')
+
+
+def write_aedat31(path: str | Path, events: Events, comment: str = "") -> None:
+    """Write valid events of a DVS128, in order of time, as `read_aedat31` reads them.
+
+    Packets hold the events of one turn of the clock, at most 4,096; `comment` is a line of the
+    header. Times must be below 2**62 microseconds.
+    """
+    words = np.empty(len(events), [("data", "<u4"), ("clock", "<u4")])
+    x, y, p = (events[name].astype(np.uint32) for name in ("x", "y", "p"))
+    words["data"], words["clock"] = x << 17 | y << 2 | p << 1 | 1, events["t_us"] & 0x7FFFFFFF
+    turns = events["t_us"] >> 31
+    borders = np.union1d(np.arange(0, len(events), 4096), np.nonzero(np.diff(turns))[0] + 1)
+    lines = ["#!AER-DAT3.1", "#Format: RAW", "#Source 1: DVS128", f"#{comment}", "#!END-HEADER"]
+    with open(path, "wb") as file:
+        file.write("".join(f"{line}\r\n" for line in lines if line != "#").encode("ascii"))
+        for first, last in pairwise([*borders.tolist(), len(events)]):
+            n = last - first
+            file.write(struct.pack("<hhiiiiii", 1, 1, 8, 4, int(turns[first]), n, n, n))
+            file.write(words[first:last].tobytes())
 
 
 def read_aedat4(path: str | Path) -> Raw:

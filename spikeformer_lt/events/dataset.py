@@ -21,9 +21,11 @@ from spikeformer_lt.events.cache import FrameCache, MemoryCache, source_of
 from spikeformer_lt.events.formats import FileReader
 from spikeformer_lt.events.frame import EventDataOptions, EventOptions, narrow, to_frames
 from spikeformer_lt.events.recording import FIELDS, Events, Raw, Sensor, fit
+from spikeformer_lt.events.simulate import SIMULATED
 from spikeformer_lt.events.split import PARTS, Sample, Split, find_shared, limited
 from spikeformer_lt.events.validate import Policy, Report, validate
 from spikeformer_lt.preprocess import Preprocess, Recordings
+from spikeformer_lt.rng import seed_for
 from spikeformer_lt.splits import Splits, report_shared
 
 log = logging.getLogger(__name__)
@@ -80,7 +82,11 @@ class EventFrames(torch.utils.data.Dataset[tuple[Tensor, int]]):
         """Return frames and label of a recording; a fault that is refused is a DataError."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"{self.name} has {len(self)} recordings, no number {index}")
-        return torch.from_numpy(self.counts(index).astype(np.float32)), int(self.labels[index])
+        frames = self.counts(index)
+        if self.options.shuffle_time:
+            draw = np.random.default_rng(seed_for("shuffle_time", self.samples[index].key))
+            frames = draw.permutation(frames)
+        return torch.from_numpy(frames.astype(np.float32)), int(self.labels[index])
 
     def counts(self, index: int) -> NDArray[Any]:
         """Return the frames of a recording as uint8, uint16 or int32, from the cache if there."""
@@ -167,6 +173,10 @@ def event_splits(
         parts = {part: replace(data, samples=_with_events(data)) for part, data in parts.items()}
         split = replace(split, **{part: data.samples for part, data in parts.items()})  # type: ignore[arg-type]
     log.info("%s: split sha256 %s", split.name, split.sha256)
+    notice = ""
+    if source.root is not None and (source.root / SIMULATED).is_file():
+        notice = f"{name_of(source.root)} is simulated: its results are none on DVS128 Gesture"
+        log.warning("NOTICE: %s", notice)
     form = getattr(source.read, "form", "")
     how = Recordings(
         sensor=(source.sensor.height, source.sensor.width),
@@ -193,6 +203,7 @@ def event_splits(
         kind="events",
         split_sha256=split.sha256,
         augment=augment,
+        notice=notice,
         preprocess=Preprocess("off,on", size, MEAN, STD, tuple(split.classes), how),
     )
 

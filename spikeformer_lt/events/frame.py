@@ -82,6 +82,9 @@ class EventOptions(Framing):
     """error or report if recordings of the published set are missing."""
     cache: str = "auto"
     """Folder for frames that were made once; auto is .frames in the root, none keeps none."""
+    shuffle_time: bool = False
+    """Put the frames of each recording in an order of their own: a control, in which only what does
+    not need the order of time can be learned."""
     split_file: str | None = None
     """JSON file of the split: read where it is, written where it is not."""
     unit: str | None = None

@@ -73,6 +73,7 @@ def open_ticket(
         build: makes the network of a ticket; `model_from_ticket`.
         data: its data set. None, ``auto`` and the ticket's own set take the ticket's own data
             options, except for those `given` by name; `options` are of the set's own config class.
+            Another set of recordings is framed as the ticket's was.
         read: reads the ticket of a folder; `export.read_ticket` also reads exports.
         overrides: model arguments to change, such as T.
 
@@ -95,6 +96,7 @@ def open_ticket(
             f"the ticket in {shown(str(path))} does not say its {', '.join(missing)}; "
             "tickets that recipes save do"
         )
+    prepared = Preprocess.known(known)
     if data.name in ("auto", known["dataset"]):
         own, stored = known.get("data", {}), known.get("data_options", {})
         if not (isinstance(own, dict) and isinstance(stored, dict)):
@@ -104,6 +106,10 @@ def open_ticket(
         if config := config_class("dataset", data.name):
             from_dict(config, stored, f"{data.name}.")
         options = {**stored, **(options or {})}
+    elif prepared is not None and (how := prepared.recordings) is not None:
+        own = {"by": how.by, "window_us": how.window_us, "values": how.values}
+        own |= {"image_size": prepared.image_size, "transform": how.transform}
+        data = replace(data, **{n: v for n, v in own.items() if f"data.{n}" not in given})
     model: Any = build(ticket, **overrides).to(torch.device("cpu"))
     splits = load_splits(data, model.T, options)
     classes = getattr(model, "num_classes", splits.num_classes)
@@ -112,7 +118,6 @@ def open_ticket(
             f"the network in {shown(str(path))} has {classes} classes, {splits.name} has "
             f"{splits.num_classes}: name the data set that it was trained on"
         )
-    prepared = Preprocess.known(known)
     if prepared is not None and splits.preprocess is not None:
         prepared.refuse_other(splits.preprocess, name_of(path), splits.name)
     own_split = (splits.name, splits.split_sha256) == (known["dataset"], known["split_sha256"])

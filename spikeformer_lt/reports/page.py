@@ -8,8 +8,8 @@ import csv
 import hashlib
 import io
 import math
-from collections.abc import Iterable, Sequence
-from functools import cache
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +44,7 @@ def write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]
 
 
 TEMPLATES = Path(__file__).with_name("templates")
-TYPES = {".png": "image/png", ".gif": "image/gif"}
+TYPES = {".png": "image/png", ".gif": "image/gif", ".csv": "text/csv"}
 
 
 def write_page(path: Path, template: str, pictures: Iterable[Path] = (), **content: Any) -> Path:
@@ -58,7 +58,7 @@ def write_page(path: Path, template: str, pictures: Iterable[Path] = (), **conte
     files = {picture.name: picture for picture in pictures}
     style, script = ((TEMPLATES / name).read_text("utf-8") for name in ("page.css", "page.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    content |= {"sections": [], "drawn": files, "picture": lambda name: _embedded(files[name])}
+    content |= {"sections": [], "drawn": files, "picture": partial(_picture, files)}
     content |= {"numbers": lambda name: _numbers(files[name].with_suffix(".csv"))}
     content |= {"style": style, "script": script, "script_sha256": digest}
     page = _templates().get_template(template).render(**content)
@@ -66,8 +66,14 @@ def write_page(path: Path, template: str, pictures: Iterable[Path] = (), **conte
     return path
 
 
+def _picture(files: Mapping[str, Path], name: str, form: str = "") -> str:
+    """A picture as a data URI, or the numbers beside it (csv), which can be missing."""
+    numbers = files[name].with_suffix(".csv")
+    return _embedded(files[name]) if not form else _embedded(numbers) if numbers.is_file() else ""
+
+
 def _embedded(path: Path) -> str:
-    """A picture as a data URI."""
+    """A file as a data URI."""
     kind = TYPES.get(path.suffix)
     if kind is None:
         raise DataError(f"{shown(path.name)} is no picture of a report: {', '.join(TYPES)}")

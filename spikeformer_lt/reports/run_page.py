@@ -252,12 +252,14 @@ def evaluation(
 
 def _read_by(model: Any, data: Splits, split: str) -> dict[str, Any]:
     """What an evaluation is of: it need not be made again while this is the same."""
+    options = getattr(getattr(data, split), "options", None)
     return {
         "dataset": data.name,
         "split": split,
         "split_sha256": data.split_sha256,
         "weights_sha256": digest(model.state_dict()),
         "T": getattr(model, "T", None),
+        "time_shuffled": getattr(options, "shuffle_time", False) or None,
     }
 
 

@@ -9,14 +9,14 @@ __all__ = [
     "Experiment", "FiringWatch", "Fit", "FitResult", "Hook", "Job", "Masked", "Metrics",
     "ModelConfig", "NonFiniteGuard", "OptimConfig", "Phase", "Predictions", "Progress", "Rewired",
     "RunConfig", "RunDir", "Schedule", "TrainConfig", "Trainer", "build_optimizer", "load_splits",
-    "read_predictions", "run_jobs", "spiking_layers",
+    "read_predictions", "run_jobs", "spiking_layers", "submit_jobs",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
     from spikeformer_lt.training.checkpoint import CheckpointStore
     from spikeformer_lt.training.evaluate import PREDICTIONS, Metrics, Predictions, read_predictions
     from spikeformer_lt.training.experiment import Experiment
-    from spikeformer_lt.training.jobs import Job, run_jobs
+    from spikeformer_lt.training.jobs import Job, run_jobs, submit_jobs
     from spikeformer_lt.training.monitor import FiringWatch, NonFiniteGuard, spiking_layers
     from spikeformer_lt.training.optim import Ema, Schedule, build_optimizer
     from spikeformer_lt.training.options import (

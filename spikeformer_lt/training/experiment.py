@@ -66,6 +66,8 @@ WARM = {"train.optim.warmup_epochs", "train.optim.cooldown_epochs"}
 OF_EPOCHS = "train.optim.of_epochs"
 QUICK = 2
 """Epochs that the longest length has under --quick."""
+LIKE = {"moving_digits": ("moving_gestures",)}
+"""Embedded sets that take the values for small machines, too, by the fallback that they are for."""
 ORIGIN = (
     *("search", "config", "search_seed", "early_time", "seed", "split_sha256", "model", "options"),
 )
@@ -141,7 +143,7 @@ def settle(cfg: Any, wanted: Wanted, fallback: str, small: dict[str, Any]) -> tu
     usual, given, taken = type(cfg)(), given_options(cfg), dict[str, Any]()
     leaves = [
         (path, own) if not field else (f"{path}.{field}", getattr(own, field))
-        for path, own in (small.items() if name == fallback else ())
+        for path, own in (small.items() if name in (fallback, *LIKE.get(fallback, ())) else ())
         for field in ([f.name for f in fields(own)] if is_dataclass(own) else [""])
     ]
     for path, value in leaves:

@@ -202,6 +202,9 @@ class EventDataConfig(DataConfig):
     """error or report if recordings of the published set are missing."""
     cache: str = EventOptions.cache
     """Folder for frames that were made once; auto is .frames in the root, none keeps none."""
+    shuffle_time: bool = EventOptions.shuffle_time
+    """Put the frames of each recording in an order of their own: a control, in which only what does
+    not need the order of time can be learned."""
     split_file: str | None = EventOptions.split_file
     """JSON file of the split: read where it is, written where it is not."""
     unit: str | None = EventOptions.unit

@@ -372,3 +372,16 @@ def test_empty_recordings_are_skipped_told_and_out_of_the_hash(root, caplog):
     assert "1 empty recordings skipped" in caplog.text
     assert found.split_sha256 != full.split_sha256
     assert all(p[i][0].sum() > 0 for p in (found.val, found.test) for i in range(len(p)))
+
+
+def test_shuffled_time_keeps_the_frames_of_a_recording_and_nothing_else_of_it(folder):
+    plain, data = (
+        data_set(folder, EventOptions(T=6, shuffle_time=shuffled)) for shuffled in (False, True)
+    )
+    orders = set()
+    for i in range(6):
+        frames, shuffled = plain[i][0], data[i][0]
+        places = [next(t for t in range(6) if torch.equal(one, frames[t])) for one in shuffled]
+        assert sorted(places) == list(range(6)) and torch.equal(data[i][0], shuffled)
+        orders.add(tuple(places))
+    assert len(orders) > 3  # each recording has an order of its own

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from spikeformer_lt import create_dataset, load_exported
 from spikeformer_lt.events import EventOptions
+from spikeformer_lt.events.__main__ import main as events_main
 from spikeformer_lt.export import export_run
 from spikeformer_lt.ticket import Ticket
 from spikeformer_lt.training.evaluate import PREDICTIONS, read_predictions
@@ -164,6 +166,43 @@ def test_a_folder_of_recordings_needs_options_alone(
     paths = [tmp_path / "mine" / sample.path for sample in splits.test.samples]
     wanted, _ = read_predictions(out / PREDICTIONS)
     assert [one.label for one in net.predict(paths)] == wanted.predicted.tolist()
+
+
+def test_gestures_in_files_of_either_form_are_those_in_memory(recipes: Any, tmp_path: Path) -> None:
+    """DVS128 Gesture evaluated as its users type it, on simulated files that are called so."""
+    few = ("--limit-train", "22", "--limit-test", "22")
+    small = shlex.split(
+        "--data.limit-train 22 --data.limit-test 22 --data.image-size 16 --model.embed-dim 16 "
+        "--model.T 3 --train.batch-size 8 --multisp.epochs 1 --train.cpu"
+    )
+    run = tmp_path / "run"
+    ended = recipes.run(
+        "multisp_dvs128", "--data.name", "moving_gestures", *small, "--run.out", run
+    )
+    assert ended.code == 0, ended.err
+    found = {}
+    for form in ("aedat31", "npy"):
+        assert events_main(["write", str(tmp_path / form), "--form", form, *few]) == 0
+    sets = {"aedat31": "dvs128_gesture", "npy": "dvs128_gesture", "tonic": "tonic:DVSGesture"}
+    for form, name in sets.items():
+        root = tmp_path / ("npy" if form == "tonic" else form)
+        named = ("--data.name", name, "--data.root", root, "--cpu", "--data.incomplete", "report")
+        out = tmp_path / f"{form}.json"
+        ended = recipes.run("evaluate", "--run", run, *named, "--out", out)
+        assert ended.code == 0, ended.err
+        assert ("simulated_gestures" if form != "tonic" else name) + " test: " in ended.out
+        assert "is simulated: its results are none on DVS128 Gesture" in ended.out
+        told, _ = read_predictions(out.with_suffix(f".{PREDICTIONS}"))
+        found[form] = Counter(zip(told.label.tolist(), told.predicted.tolist(), strict=True))
+    own, _ = read_predictions(run / PREDICTIONS)
+    pairs = Counter(zip(own.label.tolist(), own.predicted.tolist(), strict=True))
+    assert found["aedat31"] == pairs and pairs.total() == 22
+    assert found["npy"] <= pairs and found["npy"].total() >= 20  # one file a trial and class
+    assert found["tonic"] == found["npy"]
+    ended = recipes.run("evaluate", "--run", run, "--data.shuffle-time", "--cpu")
+    assert ended.code == 0 and "saved at the first reading" not in ended.out
+    ended = recipes.run("evaluate", "--run", run, "--cpu")
+    assert ended.code == 0 and "saved at the first reading" in ended.out
 
 
 @pytest.mark.parametrize(

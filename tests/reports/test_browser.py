@@ -149,6 +149,20 @@ def test_nothing_spills_or_overlaps_and_the_console_is_silent(browser, pages, na
                 browser.picture(Path(folder) / f"{name}-{width}-{theme}.png")
 
 
+def test_a_printed_page_fits_the_paper_and_is_light(browser, pages):
+    browser.command("Emulation.setEmulatedMedia", media="print",
+                    features=[{"name": "prefers-color-scheme", "value": "dark"}])  # fmt: skip
+    browser.size(1046)  # A4 across, less its margins
+    for page in pages.values():
+        browser.open(page)
+        time.sleep(0.1)
+        width = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        assert browser.script(width) <= 0, page
+        paper = "return getComputedStyle(document.body).backgroundColor"
+        assert browser.script(paper) == "rgb(255, 255, 255)"
+    browser.command("Emulation.setEmulatedMedia", media="")
+
+
 def test_tables_sort_filter_and_keep_their_first_column(browser, pages):
     browser.system("light")
     browser.size(390)

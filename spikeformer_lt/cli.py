@@ -541,12 +541,9 @@ def find_read(cfg: Any, groups: Mapping[str, Any], **how: Any) -> Path | None:
         return (*first, inside[0]) if inside else first
 
     values, fallback = small(*groups, epochs=8), "digits"
-    if cfg.data.name == "moving_digits":
-        fallback, own = (
-            cfg.data.name,
-            {k: v for k, v in EVENTS_SMALL.items() if k[:8] != "multisp."},
-        )
-        values = {**values, **own, "data.image_size": None}
+    if cfg.data.name in MOVING:  # whose values are those of one of them
+        own = {name: value for name, value in EVENTS_SMALL.items() if name[:8] != "multisp."}
+        values, fallback = {**values, **own, "data.image_size": None}, MOVING[0]
     return find(cfg, choose, values, fallback=fallback, **how)
 
 

@@ -106,6 +106,8 @@ class Answer(BaseHTTPRequestHandler):
         if "/resolve/" in self.path:
             tag = hashlib.sha256(files[name]).hexdigest()
             self.answer(files[name], 200, {"ETag": f'"{tag}"', "X-Repo-Commit": "a" * 40})
+        elif "/api/models/" not in self.path:
+            self.answer({}, 404)
         else:
             rows = [{"rfilename": name} for name in files]
             self.answer({"id": "me/ticket", "sha": "a" * 40, "siblings": rows})
@@ -128,6 +130,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
         threading.Thread(target=made.serve_forever, daemon=True).start()
         monkeypatch.setenv("HF_ENDPOINT", made.url)
         monkeypatch.setenv("HF_TOKEN", "hf_secretsecretsecret")
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", made.url)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         yield made

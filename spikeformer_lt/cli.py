@@ -250,9 +250,12 @@ def evaluate_finished(cfg: Any, accelerator: Any) -> None:
 
 
 def _evaluate(cfg: Any, accelerator: Any) -> None:
+    from spikeformer_lt.export import shipped
     from spikeformer_lt.reports import evaluation, save_predictions
     from spikeformer_lt.training import PREDICTIONS
 
+    if shipped(cfg.run):  # a first look does not wait until kernels are compiled
+        os.environ.setdefault("SPIKEFORMER_KERNELS", "torch")
     run = open_finished(cfg.run, cfg, report=False, T=cfg.T)
     tell = accelerator.print
     for line in notices(run):

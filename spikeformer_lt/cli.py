@@ -13,6 +13,7 @@ import io
 import itertools
 import json
 import logging
+import os
 import runpy
 import shlex
 import sys

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from spikeformer_lt.config import check, check_fields
-from spikeformer_lt.errors import ConfigError
+from spikeformer_lt.errors import ConfigError, DataError, name_of
 from spikeformer_lt.events.frame import EventDataOptions
 from spikeformer_lt.registry import register_dataset
 from spikeformer_lt.splits import DataOptions, Splits, takes
@@ -95,6 +95,11 @@ def imagenet(options: DataOptions) -> Splits:
     """
     root = Path(options.root)
     root = root / "imagenet" if (root / "imagenet").is_dir() else root
+    if not (root / "train").is_dir():
+        raise DataError(
+            f"imagenet is not in {name_of(root.absolute())}. Put there the folders train and val, "
+            "with a folder for each class in each"
+        )
     options = replace(options, image_size=options.image_size or 224)
     return _pictures("imagenet", root, options, PictureConfig(keep_mb=0), 0.875, augment="imagenet")
 

@@ -17,7 +17,7 @@ import shutil
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 MANIFEST_LIMIT = 1 << 24  # bytes; provenance of a long search has some thousands
 NOTE, UNFINISHED = ".spikeformer_lt.json", "*"  # of the files that a command wrote into a folder
 ABANDONED_S = 86400.0  # age of a leftover that is swept where a system has no locks
+_STALE_S = 60  # age of an unfinished file that, if no process holds it, belongs to nobody
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<kind>tmp|old)-[0-9a-f]{12}")
 
 
@@ -345,6 +346,14 @@ def claim(path: Path, held: contextlib.ExitStack) -> bool:
         old = time.time() - path.stat().st_mtime > ABANDONED_S
         return old or (path.is_dir() and not any(path.iterdir()))
     return True
+
+
+def sweep_files(left: Iterable[Path]) -> None:
+    """Delete unfinished files of processes that are gone, a minute old at least."""
+    for path in left:
+        with contextlib.suppress(OSError), contextlib.ExitStack() as held:
+            if claim(path, held) and time.time() - path.stat().st_mtime > _STALE_S:
+                path.unlink()
 
 
 def refuse_foreign(folder: Path, kind: BundleKind, overwrite: bool) -> None:

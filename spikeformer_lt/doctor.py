@@ -121,11 +121,14 @@ def check_disk(folder: Path, need_gb: float = DISK_GB) -> Finding:
 
 
 def check_data(root: str) -> Iterator[Finding]:
-    """Open every registered data set in `root`, or say in which folder below it is; no network."""
+    """Open every registered data set in `root`, or say in which folder below it is; no network.
+
+    Sets whose folder or class a user names, such as image_folder, are left out.
+    """
     from spikeformer_lt.errors import SpikeformerError
     from spikeformer_lt.registry import create_dataset, list_datasets
 
-    for name in list_datasets():
+    for name in (n for n in list_datasets() if n not in ("event_folder", "image_folder", "tonic")):
         try:
             made = create_dataset(name, root=root)
             found = f"{len(made.train)} train, {len(made.val)} val, {len(made.test)} test"

@@ -9,7 +9,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 import torch
@@ -46,25 +46,28 @@ class EventAugment:
     thinning, which has the same distribution, and a stretch of time begins and ends on frames.
     """
 
+    presets: ClassVar[dict[str, Any]] = {}
+    """By name, as `standard` gives them; a plug-in may add one, as to `images.Augment`."""
+
     hflip: float = 0.0
     roll: int = 0
     wide: bool = False
     event_drop: float = 0.0
 
     @classmethod
-    def standard(cls, name: str) -> EventAugment:
+    def standard(cls, name: str) -> Self:
         """Return a preset, such as "none" or "spikformer_dvs".
 
         Source: "spikformer_dvs": cifar10dvs/train.py of Spikformer (also Spikingformer, QKFormer);
         "tet_dvs": TET's data_loaders.py. "wide_dvs" is the first without its flips, for sets in
         which a mirrored sample is of another class; "moving_digits" only shifts.
         """
-        if name not in _PRESETS:
+        if name not in cls.presets:
             raise ConfigError(
-                f"augment={shown(name)} is not a preset for events{near(name, _PRESETS) or ';'} "
-                f"allowed: {', '.join(sorted(_PRESETS))}"
+                f"augment={shown(name)} is not a preset for events{near(name, cls.presets) or ';'} "
+                f"allowed: {', '.join(sorted(cls.presets))}"
             )
-        return _PRESETS[name]
+        return cast("Self", cls.presets[name])
 
     def check(self) -> None:
         """Refuse values out of range by a ConfigError."""
@@ -116,7 +119,7 @@ class EventAugment:
         return frames
 
 
-_PRESETS = {
+EventAugment.presets |= {
     "none": EventAugment(),
     "moving_digits": EventAugment(roll=2),
     "spikformer_dvs": EventAugment(hflip=0.5, wide=True),

@@ -15,7 +15,6 @@ import json
 import logging
 import os
 import sys
-import time
 import uuid
 import zlib
 from collections.abc import Mapping
@@ -25,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spikeformer_lt.bundle import claim
+from spikeformer_lt.bundle import claim, sweep_files
 from spikeformer_lt.disk import free_bytes, safe_name
 from spikeformer_lt.errors import DataError
 
@@ -33,7 +32,6 @@ _log = logging.getLogger(__name__)
 _MAGIC = b"SLTFRM2\n"
 _HEAD = len(_MAGIC) + 4  # magic, checksum of all that follows: a line of JSON and the frames
 _KINDS = ("uint8", "uint16", "int32")
-_STALE_S = 60  # an unfinished file of that age, which no process holds, belongs to nobody
 
 
 @functools.cache
@@ -123,10 +121,7 @@ class FrameCache:
             return
         self._opened = True
         (self.folder / "key.json").write_text(self._describe)
-        for left in self.folder.glob("??/.*.tmp-*"):
-            with contextlib.suppress(OSError), contextlib.ExitStack() as held:
-                if claim(left, held) and time.time() - left.stat().st_mtime > _STALE_S:
-                    left.unlink()
+        sweep_files(self.folder.glob("??/.*.tmp-*"))
 
 
 def _pack(frames: NDArray[Any], name: str, fingerprint: str) -> list[bytes | memoryview]:

@@ -7,7 +7,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 import torch
@@ -49,6 +49,10 @@ class Augment:
     random resized crops, arXiv:1409.4842, 6; repeated augmentation, arXiv:1901.09335.
     """
 
+    presets: ClassVar[dict[str, Any]] = {}
+    """By name, as `standard` gives them. A plug-in may add one: this class with other values, or
+    any class with the methods `check`, `is_identity` and `build`."""
+
     resized_crop: float = 0.0
     repeats: int = 1
     crop_padding: int = 0
@@ -61,7 +65,7 @@ class Augment:
     cutout: int = 0
 
     @classmethod
-    def standard(cls, name: str) -> Augment:
+    def standard(cls, name: str) -> Self:
         """Return a preset: "spikformer_cifar", "crop4_flip", "crop8_flip", "digits" or "none".
 
         Source: "spikformer_cifar" is cifar10.yml of Spikformer (arXiv:2209.15425), whose random
@@ -71,10 +75,10 @@ class Augment:
         "imagenet_repeats" takes each picture three times. "digits" shifts only: a flipped digit is
         another sign.
         """
-        if name not in _PRESETS:
-            hint = f"{near(name, _PRESETS) or ';'} allowed: {', '.join(sorted(_PRESETS))}"
+        if name not in cls.presets:
+            hint = f"{near(name, cls.presets) or ';'} allowed: {', '.join(sorted(cls.presets))}"
             raise ConfigError(f"augment={shown(name)} is not a preset{hint}")
-        return _PRESETS[name]
+        return cast("Self", cls.presets[name])
 
     def check(self) -> None:
         """Refuse values out of range by a ConfigError."""
@@ -107,7 +111,7 @@ class Augment:
 
 
 _IMAGENET = Augment(resized_crop=0.08, hflip=0.5, auto_augment="rand-m9-mstd0.5-inc1", erasing=0.25)
-_PRESETS = {
+Augment.presets |= {
     "none": Augment(),
     "imagenet": _IMAGENET,
     "imagenet_repeats": replace(_IMAGENET, repeats=3),

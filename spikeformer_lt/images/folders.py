@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -17,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from spikeformer_lt.bundle import claim, sweep_files
 from spikeformer_lt.disk import free_bytes
 from spikeformer_lt.errors import DataError, name_of, shown
 
@@ -121,8 +123,10 @@ def map_pixels(data: FileImages, folder: Path) -> NDArray[np.uint8] | None:
     stage = file.with_name(f".{file.name}.tmp-{uuid.uuid4().hex[:12]}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        sweep_files(folder.glob(".*.tmp-*"))
         log.info("%s: decoding %d pictures into %s", data.name, len(data), file)
-        with open(stage, "xb") as out:
+        with open(stage, "xb") as out, contextlib.ExitStack() as held:
+            claim(stage, held)
             checksum = 0
             for index in range(len(data)):
                 pixels = data._decoded(index).tobytes()

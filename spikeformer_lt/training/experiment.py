@@ -217,7 +217,7 @@ def augmentation(data: DataConfig, splits: Splits) -> tuple[Augment | EventAugme
     asked = {"mixup": data.mixup, "smoothing": data.smoothing, "until": data.mix_until}
     given = {field: value for field, value in asked.items() if value is not None}
     kind = EventAugment if splits.kind == "events" else Augment
-    if kind.standard(name).hflip and splits.mirror_changes_label:
+    if getattr(kind.standard(name), "hflip", 0) and splits.mirror_changes_label:
         told = "NOTICE: %s: data.augment=%s mirrors samples, which changes the class of some"
         log.warning(told, splits.name, name)
     return kind.standard(name), replace(Mixing.standard(name), cutmix=data.cutmix, **given)

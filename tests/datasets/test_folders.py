@@ -197,6 +197,8 @@ def test_pictures_in_two_parts_are_reported_or_refused(tmp_path, caplog):
 def test_imagenets_layout_is_cropped_before_it_is_decoded(tmp_path):
     put_pictures(tmp_path / "imagenet" / "train", ("n01", "n02"), 10, (500, 375), "JPEG")
     put_pictures(tmp_path / "imagenet" / "val", ("n01", "n02"), 3, (300, 400), "JPEG")
+    with pytest.raises(DataError, match="Put there the folders train and val"):
+        create_dataset("imagenet", root=str(tmp_path / "imagenet" / "val"))
     splits = create_dataset("imagenet", root=str(tmp_path))
     assert (splits.image_size, splits.augment) == (224, "imagenet")
     assert [len(part) for part in parts(splits)] == [18, 2, 6]

@@ -95,7 +95,9 @@ def test_the_set_may_lie_in_the_root_itself_and_is_counted(files, tmp_path):
     home = put(files, tmp_path, "DVSGesture") / "DVSGesture"
     splits = create_dataset("tonic:DVSGesture", root=str(home), events=FEW)
     assert len(splits.test) == 22 and {s.group for s in splits.val.samples} == {"02"}
-    with pytest.raises(DataError, match=r"tonic:DVSGesture is not in .*no ibmGestureTrain.tar.gz"):
+    with pytest.raises(
+        DataError, match=r"tonic:DVSGesture is not in .*Put there ibmGestureTrain\.tar\.gz"
+    ):
         create_dataset("tonic:DVSGesture", root=str(tmp_path), events=EventOptions(T=4))
 
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.images import Augment, normalize
+from spikeformer_lt.events import EventAugment
+from spikeformer_lt.images import Augment, normalize, train_loader
 from spikeformer_lt.images import augment as augment_module
 from spikeformer_lt.rng import isolated_rng
 
@@ -269,3 +270,26 @@ def test_boxes_are_drawn_as_torchvision_draws_them():
         mine, them = np.array(column), np.array(other)
         assert abs(mine.mean() - them.mean()) < 4 * them.std() * (2 / 4000) ** 0.5
         assert abs(mine.std() / them.std() - 1) < 0.06
+
+
+def test_an_augmentation_of_a_plug_in_has_a_name_like_ours(random_images, monkeypatch):
+    class Darker:
+        """Half of the brightness, with a chance of one half."""
+
+        def check(self):
+            """Nothing can be wrong."""
+
+        def is_identity(self):
+            return False
+
+        def build(self, mean, std, image_size):
+            return lambda image: normalize(image // random.choice((1, 2)), mean, std)
+
+    monkeypatch.setitem(Augment.presets, "darker", Darker())
+    images, _, _ = next(iter(train_loader(random_images(20), Augment.standard("darker"), 20, 1, 0)))
+    plain, _, _ = next(iter(train_loader(random_images(20), Augment(), 20, 1, 0)))
+    same = (images == plain).flatten(1).all(1)
+    assert same.any() and not same.all()
+    assert "darker" not in EventAugment.presets
+    with pytest.raises(ConfigError, match=r"allowed: .*darker"):
+        Augment.standard("dark")

@@ -42,7 +42,7 @@ NOT_RUN = {  # a pattern that a command holds -> why no test can run it
     r"--(multi_gpu|nnodes)\b|--nproc_per_node 4": "needs several GPUs or machines",
     r"recipes/convert\.py": "needs a published checkpoint; test_convert.py writes one and runs it",
     r"preset (eccv22|cvpr20|iclr21)": "a published schedule, days on a CPU",
-    r"--suite (ablation|curves|parts)|--seeds 0 1|--jobs 2": "many runs, an hour; demo is run",
+    r"--suite (ablation|curves|parts|time)|--seeds 0 1|--jobs 2": "many runs, an hour; demo is run",
     r"runs/(cifar10|dvs128-objects|poker-dvs)/?": "the full-size runs of docs/results",
     r"recipes/paper_tables\.py": "whole tables, hours; test_paper_tables.py runs rows of them",
     r"--ticket runs/relu": "needs a run of a ReLU CNN; test_transfer_cifar.py makes one",
@@ -259,7 +259,8 @@ class Reader:
     def give(self, block: Block, command: str) -> None:
         launcher, script, options = split(command)
         if launcher[:2] == ["python", "-m"]:
-            argv = ["-m", script, *options]
+            few = ["--limit-train", "33", "--limit-test", "33"] if options[0] == "write" else []
+            argv = ["-m", script, *options, *few]
         elif launcher[0] == "torchrun":
             argv = ["-m", "torch.distributed.run", *launcher[1:], script]
             argv += shortened(script, options)
@@ -350,8 +351,8 @@ def option_names() -> set[str]:
     for name in registry._datasets.declared():
         for field, _ in config._options(registry.config_class("dataset", name)):
             names.add(f"--{name}.{field}")
-    check = events_main._parser()._subparsers._group_actions[0].choices["check"]
-    for parser in (launch_command_parser(), get_args_parser(), check):
+    events = events_main._parser()._subparsers._group_actions[0].choices
+    for parser in (launch_command_parser(), get_args_parser(), *events.values()):
         names |= set(parser._option_string_actions)
     for script in (ROOT / "benchmarks").glob("*.py"):
         names |= set(re.findall(r'add_argument\(\s*"(--[\w-]+)"', script.read_text("utf-8")))

@@ -130,9 +130,11 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
         threading.Thread(target=made.serve_forever, daemon=True).start()
         monkeypatch.setenv("HF_ENDPOINT", made.url)
         monkeypatch.setenv("HF_TOKEN", "hf_secretsecretsecret")
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", made.url)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        constants, place = huggingface_hub.constants, "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "ENDPOINT", made.url)  # read when it was imported
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{made.url}{place}")
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         yield made
         made.shutdown()
 

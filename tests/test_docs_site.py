@@ -108,6 +108,7 @@ def test_the_crawl_finds_dead_links_and_lost_pages(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # a minute on quiet cores
 @pytest.mark.skipif(
     not all(importlib.util.find_spec(name) for name in ("pdoc", "material")),
     reason="the extra docs: mkdocs-material and pdoc",

@@ -45,6 +45,7 @@ WRAPPED = "+et"
 """Ending of the name of a series in which Early-Time wraps the search of the same name."""
 SECONDS, STEPS, ACCURACY = "search (s)", "search (epochs x T)", "test accuracy %"
 EPOCHS, INTERVAL = "epochs trained", "95 % interval"
+MEASURED = ("weights (bytes)", "energy (uJ)", "ms per input")
 COLUMNS = {
     ACCURACY: ("test_accuracy", 1.0, 2),
     "val %": ("val_accuracy", 1.0, 2),
@@ -476,23 +477,16 @@ def write_comparison_page(
     curves, dense = by_search(runs)
     count = min((outcome.count for outcome in results.values()), default=None)
     data = ", ".join(dict.fromkeys(run.splits.name for run in runs))
-    steps = plots.plot_anytime(folder / "anytime.png", at_t, count)
-    curve = _plot_curves(folder / "curves.png", curves, dense, "all weights", count, data)
-    pictures = [steps, curve]
+    pictures = [
+        plots.plot_anytime(folder / "anytime.png", at_t, count),
+        _plot_curves(folder / "curves.png", curves, dense, "all weights", count, data),
+    ]
     if not all(energy.dead for energy in energies.values()):
         pictures.append(plots.plot_energy(folder / "energy-bars.png", energies))
     masks = {name: run.ticket.mask for name, run in named.items()}
     drawn, differ = _plot_masks(folder / "masks.png", masks)
     (accuracy, known), *rest = FACTS.items()
-    header = [
-        "run",
-        accuracy,
-        INTERVAL,
-        *(name for name, _ in rest),
-        "weights (bytes)",
-        "energy (uJ)",
-        "ms per input",
-    ]
+    header = ["run", accuracy, INTERVAL, *(name for name, _ in rest), *MEASURED]
     rows = [[name, fact(report, *known), interval_of(report),
              *(fact(report, *how) for _, how in rest),
              f"{energies[name].total('weight_bits') / 8:.0f}",

@@ -207,6 +207,18 @@ def test_the_theme_toggles_and_is_kept(browser, pages):
     assert browser.script(colour) == light and browser.complaints() == []
 
 
+def test_a_cost_that_is_not_known_draws_no_mark(browser, pages):
+    browser.open(pages["runs"])
+    texts = (
+        "const chart = document.querySelector('figure.chart');"
+        "const pick = chart.querySelector('select');"
+        "pick.value = [...pick.options].findIndex(o => o.textContent === 'energy (uJ)');"
+        "pick.dispatchEvent(new Event('change'));"
+        "return [...chart.querySelectorAll('svg[role=img] text')].map(t => t.textContent)"
+    )
+    assert browser.script(texts) == ["Nothing is known on this axis."]  # both are silent: refused
+
+
 def test_charts_answer_to_the_pointer_the_legend_and_the_choice_of_axis(browser, pages, tmp_path):
     browser.size(1280)
     browser.open(pages["variants"])

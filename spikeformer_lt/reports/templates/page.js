@@ -207,7 +207,7 @@
       legend.replaceChildren(...(groups.length > 1 ? groups.map(entry) : []));
       const shown = names.filter(name => !hidden.has(group(name)));
       const dots = shown.flatMap(name => found.get(name).filter(dot => !isNaN(dot.x)).map(dot => ({ ...dot, name })));
-      const flat = shown.flatMap(name => found.get(name).filter(dot => isNaN(dot.x)).map(dot => ({ ...dot, name })));
+      const flat = axis ? [] : shown.flatMap(name => found.get(name).filter(dot => isNaN(dot.x)).map(dot => ({ ...dot, name })));
       const width = Math.max(300, place.clientWidth || 600), height = Math.round(Math.min(420, Math.max(270, width * 0.55)));
       const label = kept ? spec.x_label.replace(/removed.*/, "kept (%), log scale") : axis ? axis.label : spec.x_label;
       const scaled = (log || kept) && dots.every(dot => dot.x > 0);

@@ -2,7 +2,7 @@
 
 accelerate launch recipes/multisp_cifar.py                              # CIFAR-10 under ./data
 accelerate launch recipes/multisp_cifar.py --data.name digits           # embedded, no download
-accelerate launch recipes/multisp_cifar.py --multisp.preset literal     # Algorithm 1 as printed
+accelerate launch recipes/multisp_cifar.py --multisp.preset literal     # Algorithm 1
 
 Defaults are the papers' CIFAR settings. Where CIFAR-10 is not on disk, the embedded digits stand
 in, with a notice and smaller values.

@@ -7,9 +7,10 @@ time axis or without, stepped from outside or from inside, with states that the 
 from __future__ import annotations
 
 import copy
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from spikeformer_lt.errors import ConfigError, shown
-from spikeformer_lt.layers.inputs import SpikingClassifier
+from spikeformer_lt.layers.inputs import SpikingClassifier, check_values
 from spikeformer_lt.layers.neuron import foreign_neurons, reset_state
 from spikeformer_lt.rng import isolated_rng
 
@@ -26,6 +27,7 @@ PRUNABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 """Layers whose weights a search may remove."""
 SIDES = (32, 224, 28, 64, 16, 128, 299)
 """Sides of square images that a probe tries where nobody says the size, in pixels."""
+_TURNS = threading.RLock()  # of forwards whose states lie on modules
 STEPS = 4  # of a network that is stepped from outside, where no T is given
 STATEFUL = "equal batches give other outputs: it keeps a state; give it a method reset()"
 FEEDING = {
@@ -82,8 +84,8 @@ class Adapted(nn.Module):
     """A network of another library with this package's contract.
 
     It has the very parameters, buffers and children of the network, under their own names: masks
-    and weights fit both. States of neurons are cleared before and after each forward, which is
-    therefore for one thread at a time.
+    and weights fit both. States of neurons are cleared before and after each forward; threads that
+    share such networks take turns.
 
     Shape: images ``[B, C, H, W]`` or frames ``[B, T, C, H, W]`` -> logits ``[B, T, K]``; T is 1 for
     images without a time axis.
@@ -108,19 +110,24 @@ class Adapted(nn.Module):
             neuron.spiking, neuron.stepwise = True, getattr(neuron, "step_mode", "s") == "s"
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of a batch, from states at rest."""
+        """Logits of a batch, from states at rest; in eval mode its values are checked."""
         network: nn.Module = self.__dict__["network"]
         if x.ndim not in (4, 5):
             raise ConfigError(
                 f"input shape {list(x.shape)} is neither images [B, C, H, W] nor frames "
                 "[B, T, C, H, W]"
             )
+        if not self.training:
+            check_values(x)
         network.training = self.training
-        rest(network, self.found.resets)
-        try:
-            given = _feed(network, self.found.feeding, x, self.T, self.output)
-        finally:
-            reset_state(network)
+        kept = self.found.neurons or self.found.resets
+        turn: AbstractContextManager[Any] = _TURNS if kept else nullcontext()
+        with turn:
+            rest(network, self.found.resets)
+            try:
+                given = _feed(network, self.found.feeding, x, self.T, self.output)
+            finally:
+                reset_state(network)
         if self.found.feeding == "folded":
             given = given.unflatten(0, (len(x), -1))
         if self.found.output == "[T, B, K]":

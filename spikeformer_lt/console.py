@@ -72,8 +72,9 @@ class Bench:
     """Calls of which the median is taken, after three that are not counted."""
 
     def __post_init__(self) -> None:
-        check_fields(self, calls=1)
-        check(all(b >= 1 for b in self.batch_sizes), "batch_sizes", self.batch_sizes, "1 or more")
+        check_fields(self, calls="[1, 100000]")
+        sound = all(1 <= size <= 65_536 for size in self.batch_sizes)
+        check(sound, "batch_sizes", self.batch_sizes, "1 to 65536")
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch.nn.utils import parametrizations, prune
 
 import spikeformer_lt as lt
 from spikeformer_lt.adapted import Adapted, adapt, at_door
-from spikeformer_lt.errors import ConfigError, MaskError, TicketError
+from spikeformer_lt.errors import ConfigError, DataError, MaskError, TicketError
 from spikeformer_lt.export import export_ticket, load_exported
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.reports import build_ledger, run_probe
@@ -186,6 +187,34 @@ def test_what_cannot_be_adapted_is_refused_in_one_line(name: str) -> None:
 
 def test_the_door_gives_the_function_once_the_room_was_imported() -> None:
     assert lt.adapt is adapt and callable(lt.find)
+
+
+@pytest.mark.parametrize("name", ["single-step", "multi-step", "a reset of its own"])
+def test_threads_that_share_a_network_with_states_get_the_bits_of_one(name: str) -> None:
+    make, _, steps, _ = WAYS[name]
+    torch.manual_seed(0)
+    adapted = adapt(make(), steps, images=IMAGES).eval()
+    inputs = [torch.rand(1 + i % 3, 3, 8, 8) * 6 for i in range(6)]
+    with torch.no_grad():
+        wanted = [adapted(x) for x in inputs]
+    assert float(torch.cat(wanted).std()) > 0
+
+    def wrong(i: int) -> int:
+        with torch.no_grad():
+            return sum(not torch.equal(adapted(inputs[i]), wanted[i]) for _ in range(40))
+
+    with ThreadPoolExecutor(6) as threads:
+        assert sum(threads.map(wrong, range(6))) == 0
+
+
+@pytest.mark.fault(95)
+@pytest.mark.parametrize("bad", [float("nan"), -float("inf"), 1e30])
+def test_a_value_that_no_image_has_is_refused_at_inference(bad: float) -> None:
+    adapted, images = adapt(jelly(), T, images=IMAGES).eval(), IMAGES.clone()
+    images[2, 1, 3, 4] = bad
+    with pytest.raises(DataError, match=r"at \[2, 1, 3, 4\]"):
+        adapted(images)
+    assert adapted.train()(images).shape == (4, T, K)
 
 
 def test_sizes_are_tried_where_nobody_says_them() -> None:

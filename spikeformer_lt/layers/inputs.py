@@ -164,13 +164,12 @@ class SpikingClassifier(nn.Module):
         """
         if not self.training:
             check_values(x)
-        weight = getattr(self.head, "weight", None)
         return time_first(
             x,
             T=self.T,
             in_channels=self.in_channels,
             image_size=self.image_size,
-            dtype=(next(self.parameters()) if weight is None else weight).dtype,
+            dtype=next(p.dtype for p in self.parameters() if p.is_floating_point()),
             compute_once=self.compute_once,
         )
 

@@ -111,7 +111,9 @@ def encoder_weights(model: Any, head: bool = True) -> dict[str, Tensor]:
     stem, selector = stem_of(model), patches_of(model)
     others = set() if stem is None else {id(part.unit.synapse) for part in stem.units()}
     others |= set() if selector is None else {id(module) for module in selector.modules()}
-    others |= set() if head else {id(getattr(model, "head", None))}
+    named = getattr(model, "head", None)
+    check(head or named is not None, "encoder.head", head, "true where no `head` is declared")
+    others |= set() if head else {id(named)}
     return {
         f"{name}.weight": module.weight
         for name, module in model.named_modules()

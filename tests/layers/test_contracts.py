@@ -11,6 +11,7 @@ from torch import nn
 
 from spikeformer_lt import create_model
 from spikeformer_lt.errors import ConfigError
+from spikeformer_lt.layers.inputs import SpikingClassifier
 from spikeformer_lt.layers.neuron import BatchNorm
 from spikeformer_lt.layers.patches import PatchSelect, Rate, patches_of
 from spikeformer_lt.layers.stems import ConvPEP, Stem, stem_of
@@ -144,6 +145,22 @@ def test_a_stem_and_a_selection_are_found_whatever_they_are_called() -> None:
     assert patches_of(other) is other["tokens"] and patches_of(model) is None
     assert stem_of(nn.ModuleList([ConvPEP(3, 16), ConvPEP(3, 16)])) is None
     assert stem_of(create_model("spiking_resnet_toy")) is None
+
+
+def test_a_classifier_of_another_name_than_head_classifies() -> None:
+    class Plug(SpikingClassifier):
+        def __init__(self) -> None:
+            super().__init__(image_size=16, T=2)
+            self.tokenizer, self.classifier = ConvPEP(3, 16), nn.Linear(16, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            tokens, _ = self.tokenizer(self.time_first(x), self.T)
+            return self.classifier(tokens.mean(2)).transpose(0, 1)
+
+    model = Plug().double().eval()
+    assert model(torch.rand(2, 3, 16, 16).double()).shape == (2, 2, 10)
+    with pytest.raises(ConfigError, match="float32 is not the model's torch.float64"):
+        model(torch.rand(2, 3, 16, 16))
 
 
 def test_models_declare_their_chains() -> None:

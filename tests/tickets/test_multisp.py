@@ -14,7 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from spikeformer_lt import create_model, create_search
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.export import export_ticket, load_exported
-from spikeformer_lt.layers.patches import kept_count
+from spikeformer_lt.layers.patches import kept_count, patches_of
+from spikeformer_lt.layers.stems import stem_of
 from spikeformer_lt.layers.subnet import SubnetConv2d, rankings
 from spikeformer_lt.tickets import (
     ActivationConfig,
@@ -28,6 +29,7 @@ from spikeformer_lt.tickets import (
     set_patches,
 )
 from spikeformer_lt.tickets.multisp import LITERAL_SCORES, encoder_weights
+from spikeformer_lt.training.monitor import estimate_step
 from spikeformer_lt.training.phase import FitResult, Hooks, Phase, Progress
 
 SIZES = {"image_size": 16, "embed_dim": 16, "depth": 1, "num_heads": 2, "T": 2}
@@ -394,3 +396,28 @@ def test_level_4_reaches_the_blocks_inside_a_stem():
     assert units and not units & set(found) and "head.weight" in found
     every = {n for n, p in model.named_parameters() if p.ndim > 1}
     assert set(found) == every - units
+
+
+def test_a_classifier_that_is_not_declared_cannot_be_spared() -> None:
+    model = toy()
+    model.classifier = model.head
+    del model.head
+    assert "classifier.weight" in encoder_weights(model)
+    with pytest.raises(ConfigError, match="encoder.head=False is not allowed: true where no"):
+        encoder_weights(model, head=False)
+
+
+def test_the_time_of_a_run_is_estimated_of_the_network_that_the_search_made(
+    bench, tmp_path, monkeypatch
+) -> None:
+    seen = []
+
+    def watched(model, images, batch_size):
+        masked = any(isinstance(part, SubnetConv2d) for part in model.modules())
+        seen.append((stem_of(model).activation, patches_of(model) is not None, masked))
+        return estimate_step(model, images, batch_size)
+
+    monkeypatch.setattr("spikeformer_lt.training.trainer.estimate_step", watched)
+    config = MultiSpConfig(epochs=1, activation=ActivationConfig(kind="heaviside"))
+    MultiSp(config, seed=0).find(toy(), bench.trainer(tmp_path).fit)
+    assert set(seen) == {("heaviside", True, True)}

@@ -77,7 +77,7 @@ SIZES = [  # parameters as published, and where known millions of MACs a step
     ("maxformer_imagenet_10_512", {}, 28_653_480, None),
     ("maxformer_imagenet_10_768", {}, 63_992_200, None),
     ("sdt2_imagenet_8_384", {}, 31_333_864, None),
-    ("sdt2_imagenet_8_512", {}, 55_350_248, None),
+    ("sdt2_imagenet_8_512", {}, 55_350_248, 24_699.5),
     ("sdt2_imagenet_8_768", {}, 123_741_160, None),
     ("sdt3_imagenet_t", {}, 2_702_048, None),
     ("sdt3_imagenet_s", {}, 5_105_608, 1_877.8),

@@ -519,11 +519,10 @@ LEVELS = {
         ("qkformer", "sequential"),
         ("sdt", "joint"),
         ("maxformer", "sequential"),
-        ("sdt2", "sequential"),
         ("sdt3", "joint"),
         *(pytest.param(*pair, marks=pytest.mark.slow) for pair in (
             ("spikingformer", "sequential"), ("qkformer", "joint"), ("qkformer, sign", "joint"),
-            ("sdt", "sequential"), ("maxformer", "joint"),
+            ("sdt", "sequential"), ("maxformer", "joint"), ("sdt2", "sequential"),
         )),
     ],
 )  # fmt: skip

@@ -143,7 +143,7 @@ def test_a_ticket_is_pushed_without_paths_and_comes_back_the_same(
     net, images, hub: Hub, tmp_path: Path, capsys: Any, caplog: Any
 ) -> None:
     model, _, ticket = net()
-    private = {"data": {"root": "/home/somebody/data"}, "notes": ["~/x/y", "C:\\z\\w", "a/b"]}
+    private = {"data": {"root": "/srv/somebody/data"}, "notes": ["~/x/y", "C:\\z\\w", "a/b"]}
     ticket = dataclasses.replace(ticket, provenance={**ticket.provenance, **private})
     export_ticket(ticket, tmp_path / "a", about={"test_accuracy": 91.5, "from": "/srv/me/run"})
     with caplog.at_level(logging.DEBUG), pytest.raises(SystemExit) as end:

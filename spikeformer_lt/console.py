@@ -354,14 +354,17 @@ def _states(places: Iterable[Path]) -> Iterator[tuple[str, str, str, str]]:
             name = str(folder.relative_to(place)) if folder != place else folder.name
             state = "running" if in_use(folder) else "stopped"
             epoch = accuracy = ""
-            if (folder / "report.json").is_file():
-                state, report = "done", read_report(folder / "report.json")
-                accuracy = f"test {report.get('test_accuracy', float('nan')):.2f}"
-            elif (folder / "summary.csv").is_file():
-                last = Summary(folder / "summary.csv").last()
-                epoch = last.get("epoch", "")
-                value = last.get("val_accuracy")
-                accuracy = f"val {float(value):.2f}" if value else ""
+            try:
+                if (folder / "report.json").is_file():
+                    state, report = "done", read_report(folder / "report.json")
+                    accuracy = f"test {report.get('test_accuracy', float('nan')):.2f}"
+                elif (folder / "summary.csv").is_file():
+                    last = Summary(folder / "summary.csv").last()
+                    epoch = last.get("epoch", "")
+                    value = last.get("val_accuracy")
+                    accuracy = f"val {float(value):.2f}" if value else ""
+            except (SpikeformerError, ValueError):  # the others are shown all the same
+                state = "damaged"
             yield name, state, epoch, accuracy
 
 

@@ -129,17 +129,20 @@ RATES = {"multisp": "encoder.sparsity", "joint": "imp.sparsity"}
 """Options of searches that have several sparsities."""
 
 
-def within(cfg: Any, search: str, run: Callable[..., Ticket | None]) -> Ticket:
+def within(
+    cfg: Any, search: str, run: Callable[..., Any], show: Callable[[Path], None] | None = None
+) -> Path:
     """Run a search at one sparsity after another, each in OUT.tries/, and keep the one that fits.
 
     Args:
         cfg: a recipe's configuration, whose ``budget`` asks for something.
         search: whose sparsity is changed where ``budget.over`` names no other option.
+        show: called with the run's directory at the end, by the first process.
         run: ``run(cfg, accept=...)`` searches, trains and reports unless `accept` says no; the
             test set is read after that alone.
 
     Returns:
-        The ticket. Its run is moved to ``run.out``, where ``budget.json`` lists all tries.
+        ``run.out``, to which the run that fits is moved; ``budget.json`` there lists all tries.
     """
     budget, out = cfg.budget, Path(cfg.run.out)
     check(bool(cfg.run.out), "run.out", "", "a directory, with a budget")
@@ -147,7 +150,7 @@ def within(cfg: Any, search: str, run: Callable[..., Ticket | None]) -> Ticket:
     usual = f"{search}.{RATES.get(search, 'sparsity')}"
     usual = usual if value_at(cfg, usual) is not None else "sparsity"  # of a recipe itself
     path, (what, goal) = budget.over or usual, budget.asked
-    now, found = value_at(cfg, path), list[Any]()
+    now = value_at(cfg, path)
     check(isinstance(now, float), "budget.over", path, "the option of a sparsity")
     tries = out.with_name(f"{out.name}.tries")
 
@@ -164,7 +167,7 @@ def within(cfg: Any, search: str, run: Callable[..., Ticket | None]) -> Ticket:
         one = replace(cfg.run, out=str(place), resume="auto")
         tried = with_value(adapted(cfg, run=one, budget=BudgetConfig()), path, rate)
         try:
-            found[:] = [run(tried, accept=accept)]
+            run(tried, accept=accept)
         except ConfigError as fault:
             rule = f"at --{path} {rate:g}, which the budget asks for: {fault}"
             raise ConfigError(rule) from fault
@@ -185,8 +188,9 @@ def within(cfg: Any, search: str, run: Callable[..., Ticket | None]) -> Ticket:
             raise ConfigError(f"cannot move {name_of(place)} to {name_of(out)}: {fault}") from None
 
     on_first(publish)
-    ticket: Ticket = found[0]
-    return ticket
+    if show is not None:
+        on_first(lambda: show(out))
+    return out
 
 
 def value_at(cfg: Any, path: str) -> Any:

@@ -63,6 +63,7 @@ print(", ".join(f"{len(names)} {shelf}" for shelf, names in shelves.items()), "i
 SMALL = "--data.name digits --data.limit-train 200 --data.limit-test 60 --train.cpu"
 COMMANDS = f"""
 ls models
+evaluate --run spikformer_digits --cpu
 run multisp_cifar {SMALL} --multisp.epochs 2 --multisp.stem-epochs 1 --run.out runs/first
 evaluate --run runs/first --cpu
 export --run runs/first --out ticket

@@ -19,17 +19,17 @@ except importlib.metadata.PackageNotFoundError:  # a source tree that was not in
     __version__ = "0+unknown"
 
 __all__ = [
-    "Mask", "Ticket", "__version__", "adapt", "check", "check_fields", "check_model",
-    "create_dataset", "create_model", "create_search", "find", "list_datasets", "list_models",
-    "list_searches", "load_exported", "register_dataset", "register_model", "register_search",
-    "run_recipe", "use_plugins",
+    "Mask", "Prediction", "Run", "Ticket", "__version__", "adapt", "check", "check_fields",
+    "check_model", "compare", "create_dataset", "create_model", "create_search", "find",
+    "from_pretrained", "list_datasets", "list_models", "list_searches", "load_exported",
+    "predict", "register_dataset", "register_model", "register_search", "run_recipe", "train",
+    "use_plugins",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
     from spikeformer_lt.adapted import adapt
-    from spikeformer_lt.cli import find_ticket as find
     from spikeformer_lt.config import check, check_fields, run_recipe
-    from spikeformer_lt.export import load_exported
+    from spikeformer_lt.export import Prediction, from_pretrained, load_exported, predict
     from spikeformer_lt.mask import Mask
     from spikeformer_lt.registry import (
         create_dataset,
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         register_search,
         use_plugins,
     )
+    from spikeformer_lt.runs import Run, compare, find, train
     from spikeformer_lt.testing import check_model
     from spikeformer_lt.ticket import Ticket
 else:

@@ -13,6 +13,7 @@ import io
 import itertools
 import json
 import logging
+import os
 import runpy
 import shlex
 import sys
@@ -22,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spikeformer_lt import runtime
 from spikeformer_lt.bundle import outputs as outputs  # recipes take it from here
 from spikeformer_lt.config import (
     PRINT_CONFIG,
@@ -53,7 +55,6 @@ from spikeformer_lt.training.options import (
 if TYPE_CHECKING:
     from torch import nn
 
-    from spikeformer_lt.ticket import Ticket
     from spikeformer_lt.training.jobs import Job
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -111,7 +112,8 @@ def find(
     wanted: str = "cifar10",
     network: nn.Module | None = None,
     report: bool = True,
-) -> Ticket | None:
+    card: bool = True,
+) -> Path | None:
     """Search, save the ticket, train it if it is not trained, test once, write the report.
 
     Args:
@@ -123,9 +125,10 @@ def find(
         wanted: the set that auto takes if it is on disk: cifar10, dvs128_gesture or cifar10_dvs.
         network: the model, where it is no registered one; it is changed in place.
         report: whether to go on after the ticket is saved.
+        card: whether to print what the run reached, and what can be done with it.
 
     Returns:
-        The ticket as it was saved; None after a dry run.
+        The run's directory; None after a dry run.
     """
     name, config, *inner = _chosen(choose, cfg)  # refuses a preset of another search
     check_fields(cfg, **{"epochs": 0} if hasattr(cfg, "epochs") else {})
@@ -158,15 +161,36 @@ def find(
         else:  # the phases of such a plug-in do not say what asked for them
             group = {} if chosen[1] is None else {name: to_dict(chosen[1])}
             experiment.trainer.made_by |= {"search": name, **dict(flat_values(group))}
-        found = ticket = experiment.save_ticket(search.find(model, fit))
-        if not report:
-            return found
-        if not search.trained:
+        ticket = experiment.save_ticket(search.find(model, fit))
+        if report and not search.trained:
             start = str(presets.start_step(chosen[1], *inside))
             result = retrain(model, ticket, fit, epochs, optim)
             ticket = with_phase(ticket, result, start_step=start)
-        write_report(experiment, model, ticket)
-        return found
+        if report:
+            said, tracked = write_report(experiment, model, ticket), experiment.trainer.tracked
+            numbers = {k: v for k, v in flat_values(said) if type(v) in (int, float)}
+            experiment.accelerator.log(numbers if tracked else {})
+    if report and card and experiment.trainer.main:
+        show_card(experiment.run.path)
+    return experiment.run.path
+
+
+def show_card(folder: Path) -> None:
+    """Print what a finished run reached and cost, and the next commands."""
+    from spikeformer_lt.export import packed_bytes
+    from spikeformer_lt.reports import card
+
+    rows = card(folder, packed_bytes(folder))
+    width = max(len(name) for name, _ in rows)
+    print(f"{folder}:", *(f"  {name:{width}}  {words}" for name, words in rows), sep="\n")
+    place, console = shlex.quote(str(folder)), "  spikeformer-lt"
+    print(
+        "next:",
+        f"{console} evaluate --run {place} --split val",
+        f"{console} report --runs {place} --out {place}/page",
+        f"{console} export --run {place} --out {shlex.quote(f'exported/{folder.name}')}",
+        sep="\n",
+    )
 
 
 def _chosen(choose: str | Callable[[Any], Choice], cfg: Any) -> Choice:
@@ -184,14 +208,15 @@ def _made(chosen: Choice, seed: int, batch: Any) -> Any:
 
 
 def open_finished(path: str, cfg: Any, *, report: bool = True, **changed: Any) -> Any:
-    """Open the folder of a run, a ticket or an export as a `reports.FinishedRun`.
+    """Open a run, a ticket or an export, or one that comes with us, as a `reports.FinishedRun`.
 
     `cfg` has an `EventDataConfig` as ``data``; `changed` are model arguments, unless None.
     """
-    from spikeformer_lt.export import read_ticket
+    from spikeformer_lt.export import read_ticket, shipped
     from spikeformer_lt.reports import open_run, open_ticket
     from spikeformer_lt.tickets import model_from_ticket
 
+    path = str(shipped(path) or path)
     how = (cfg.data, given_options(cfg), read_ticket, entry_options(cfg, cfg.data.name, given=True))
     changed = {name: value for name, value in changed.items() if value is not None}
     return (open_run if report else open_ticket)(path, model_from_ticket, *how, **changed)
@@ -226,27 +251,28 @@ def evaluate_finished(cfg: Any, accelerator: Any) -> None:
 
 
 def _evaluate(cfg: Any, accelerator: Any) -> None:
-    from spikeformer_lt.reports import describe, save_predictions, saved_metrics, wilson
+    from spikeformer_lt.export import shipped
+    from spikeformer_lt.reports import evaluation, save_predictions
     from spikeformer_lt.training import PREDICTIONS
 
+    if shipped(cfg.run):  # a first look does not wait until kernels are compiled
+        os.environ.setdefault("SPIKEFORMER_KERNELS", "torch")
     run = open_finished(cfg.run, cfg, report=False, T=cfg.T)
     tell = accelerator.print
-    model, splits = run.model.to(accelerator.device), run.splits
     for line in notices(run):
         tell(f"NOTICE: {line}")
     beside = Path(cfg.out or PREDICTIONS).with_suffix(f".{PREDICTIONS}")
     places = [run.path / PREDICTIONS, run.path.parent / PREDICTIONS, *([beside] if cfg.out else [])]
-    known = ((place, saved_metrics(place, model, splits, cfg.split)) for place in places)
-    found = None if cfg.again else next((pair for pair in known if pair[1]), None)
-    how = {"batch_size": cfg.batch_size, "saved": found and found[1]}
-    metrics, ledger = describe(model, splits, cfg.split, accelerator, **how)
-    interval = wilson(metrics.correct, metrics.count)
+    read = () if cfg.again else places
+    found = evaluation(run, cfg.split, accelerator, cfg.batch_size, read)
+    metrics, ledger = found.metrics, found.ledger
     tell(
-        f"{splits.name} {cfg.split}: {metrics.accuracy:.2f} % of {metrics.count} "
-        f"(top-5 {metrics.top5:.2f} %, loss {metrics.loss:.4f}), 95 % interval {interval.ends}"
+        f"{found.data} {cfg.split}: {metrics.accuracy:.2f} % of {metrics.count} "
+        f"(top-5 {metrics.top5:.2f} %, loss {metrics.loss:.4f}), "
+        f"95 % interval {found.interval.ends}"
     )
-    if found is not None:
-        tell(f"  from the predictions saved at the first reading: {found[0]} (--again reads anew)")
+    if found.source is not None:
+        tell(f"  from the predictions saved at the first reading: {found.source} (--again: anew)")
     bits = [name for name in ledger if name.endswith("bits_per_weight")]
     told = {name: ledger[name] for name in ("sparsity", *bits, "macs", "sops", "params")}
     told["sparsity"] = {kind: s for kind, s in told["sparsity"].items() if s is not None}
@@ -255,12 +281,12 @@ def _evaluate(cfg: Any, accelerator: Any) -> None:
             tell(f"  {name}: {value}")
     if cfg.out and accelerator.is_main_process:
         result: dict[str, Any] = {"accuracy": metrics.accuracy, "count": metrics.count}
-        result |= {"accuracy_interval": [interval.low, interval.high], "loss": metrics.loss}
-        result["saved"] = found is not None
+        result |= {"accuracy_interval": [found.interval.low, found.interval.high]}
+        result |= {"loss": metrics.loss, "saved": found.source is not None}
         text = json.dumps({**result, "split": cfg.split, **ledger}, indent=2)
         write_atomic(cfg.out, f"{text}\n".encode(), ConfigError)
         made_by = str(run.ticket.provenance.get("run_id", ""))
-        save_predictions(beside, metrics, model, splits, cfg.split, made_by)
+        save_predictions(beside, metrics, run.model, run.splits, cfg.split, made_by)
 
 
 def transfer(cfg: Any, small: Mapping[str, Any]) -> None:
@@ -302,6 +328,8 @@ def transfer(cfg: Any, small: Mapping[str, Any]) -> None:
         ticket = experiment.save_ticket(start)
         result = retrain(model, ticket, trainer.fit, experiment.cfg.epochs)
         write_report(experiment, model, with_phase(ticket, result))
+    if trainer.main:
+        show_card(experiment.run.path)
 
 
 @dataclass(frozen=True)
@@ -328,6 +356,8 @@ class Comparison:
     """Further options for every run, in quotes: --options="--model.T 2"."""
     dry_run: bool = False
     """Print the commands of all runs and run nothing."""
+    quick: bool = False
+    """Try it out: 2 epochs for every network."""
     epochs: int | None = None
     """Epochs that the network of each variant is trained for, those before a rewind point and of
     earlier phases included; None is 12 on digits, 20 on what moves, else as published."""
@@ -338,6 +368,7 @@ class Comparison:
             sound = self.on == "slurm" and text.partition("=")[0].isidentifier() and "=" in text
             check(sound, "slurm", text, "NAME=VALUE, such as timeout_min=600, with --on slurm")
         check(self.epochs is None or self.epochs >= 2, "epochs", self.epochs, "2 or more")
+        check(not (self.quick and self.epochs), "epochs", self.epochs, "None with --quick")
         check(len(self.seeds) > 0, "seeds", self.seeds, "at least one seed")
         for name in ("seeds", "searches", "sparsities"):
             listed = getattr(self, name, ())
@@ -359,7 +390,7 @@ def compare(
     from spikeformer_lt.reports.comparison import WRITTEN, write_comparison
     from spikeformer_lt.training import run_jobs, submit_jobs
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=runtime.console_level, format="%(message)s")
     jobs = jobs_of(cfg, rows, joints, published)
     for job in {job.variant: job for job in jobs}.values():
         _refuse_options(job)
@@ -400,7 +431,8 @@ def jobs_of(
     """
     from spikeformer_lt.training.jobs import Job
 
-    e = cfg.epochs or {"digits": 12, **dict.fromkeys(MOVING, 20)}.get(cfg.data, published)
+    usual = {"digits": 12, **dict.fromkeys(MOVING, 20)}.get(cfg.data, published)
+    e = 2 if cfg.quick else cfg.epochs or usual
     budget = {"{e}": str(e), "{h}": str(e // 2), "{r}": str(e - e // 2)}
     jobs = []
     for seed, (variant, line) in itertools.product(cfg.seeds, rows.items()):
@@ -433,7 +465,7 @@ def search_rows(cfg: Any, lines: Mapping[str, str]) -> dict[str, str]:
     for search in ("dense", *cfg.searches):
         line = lines.get(search)
         if line is None:
-            rated = any(hasattr(c, "sparsity") for c in list(_groups(search, ()).values())[-1:])
+            rated = any(hasattr(c, "sparsity") for c in list(groups_of(search, ()).values())[-1:])
             line = f"find_ticket.py {search}{_budget(search)}" + " --sparsity {s}" * rated
         for s in cfg.sparsities if "{s}" in line else ("",):
             options = own.get(search, "")
@@ -482,7 +514,7 @@ def read_find(argv: Sequence[str], prog: str = "find") -> tuple[Any, dict[str, A
             given = f"unknown search {shown(argv[0])}{near(search, names) or ';'}"
         known = f"the searches are {', '.join(names)}; your own needs --plugins FILE.py after it"
         raise ConfigError(f"{given} {known}")
-    groups = _groups(search, options)
+    groups = groups_of(search, options)
     rated = _check_sparsity(search, groups, options)
     cls = extended(FindAtSparsity if rated else Find, groups)
     cfg: Any = parse(cls, options, f"{prog} {search}")
@@ -502,71 +534,24 @@ def find_command(argv: Sequence[str], prog: str) -> None:
             doc = getattr(config_class("search", name), "__doc__", None) or "A plug-in's search."
             print(f"  {name:16} {doc.strip().splitlines()[0]}")
         return
-    _find_read(*read_find([token for token in argv if token != "--debug"], prog))
+    find_read(*read_find([token for token in argv if token != "--debug"], prog))
 
 
-def _find_read(cfg: Any, groups: Mapping[str, Any], **how: Any) -> Ticket | None:
+def find_read(cfg: Any, groups: Mapping[str, Any], **how: Any) -> Path | None:
+    """Run what `read_find` has read; `how` is for `find`."""
+
     def choose(now: Any) -> Choice:
         first, *inside = [(name, getattr(now, name, None)) for name in groups]
         return (*first, inside[0]) if inside else first
 
-    return find(cfg, choose, small(*groups, epochs=8), **how)
+    values, fallback = small(*groups, epochs=8), "digits"
+    if cfg.data.name in MOVING:  # whose values are those of one of them
+        own = {name: value for name, value in EVENTS_SMALL.items() if name[:8] != "multisp."}
+        values, fallback = {**values, **own, "data.image_size": None}, MOVING[0]
+    return find(cfg, choose, values, fallback=fallback, **how)
 
 
-def find_ticket(
-    search: str,
-    model: str | nn.Module = "",
-    data: str = "auto",
-    *,
-    T: int | None = None,
-    sparsity: float | None = None,
-    out: str = "",
-    resume: str = "never",
-    report: bool = False,
-    options: Mapping[str, Any] | None = None,
-) -> Ticket:
-    """Find a ticket in any network: the Python form of ``spikeformer-lt find SEARCH``.
-
-    Args:
-        search: a registered search, such as "imp".
-        model: the name of a registered model, or a network: of ours or of torch, torchvision, timm,
-            spikingjelly or snntorch, see `adapt`. It ends with the ticket's weights, or, with
-            `report`, with trained ones.
-        data: a registered data set.
-        T: time steps; None is the command line's default.
-        sparsity: fraction of the prunable weights removed, of searches that have one rate.
-        out: run directory; empty makes a new one under runs/. What stopped goes on with
-            ``resume="auto"``, given the network as it was at the start.
-        report: also train from the ticket, test once and write report.json.
-        options: more of the command line's options, by name: {"imp.rounds": 3, "epochs": 8}.
-
-    Returns:
-        The ticket, with the weights to start from; also in the run directory.
-
-    Raises:
-        ConfigError: an option, search, model or data set that is not allowed, by name; a network
-            that cannot be adapted.
-    """
-    network = None if isinstance(model, str) else model
-    name = model if isinstance(model, str) else f"module:{model._get_name()}"
-    named = {"data.name": data, "model.name": name, "model.T": T, "sparsity": sparsity}
-    named |= {"run.out": out, "run.resume": resume}
-    tokens = [search]
-    for option, value in {**named, **(options or {})}.items():
-        if isinstance(value, bool):
-            group, dot, own = option.rpartition(".")
-            tokens.append(f"--{option}" if value else f"--{group}{dot}no-{own}")
-        elif value not in (None, ""):
-            values = value if isinstance(value, list | tuple) else [value]
-            tokens += [f"--{option}", *map(str, values)]
-    cfg, groups = read_find(tokens)
-    check(not cfg.run.dry_run, "run.dry_run", True, "False in Python")
-    found = _find_read(cfg, groups, network=network, report=report)
-    assert found is not None
-    return found
-
-
-def _groups(search: str, options: Sequence[str]) -> dict[str, Any]:
+def groups_of(search: str, options: Sequence[str]) -> dict[str, Any]:
     """Configurations by group: the search's, and that of the search which it names inside."""
     kind: Any = config_class("search", search)
     if kind is None:  # a bare function of a plug-in
@@ -575,7 +560,7 @@ def _groups(search: str, options: Sequence[str]) -> dict[str, Any]:
     if not hasattr(config, "search"):
         return {search: config}
     inner = value_of(f"{search}.search", options) or config.search
-    return {search: config, **_groups(inner.replace("-", "_"), ())}
+    return {search: config, **groups_of(inner.replace("-", "_"), ())}
 
 
 def _check_sparsity(search: str, groups: Mapping[str, Any], options: Sequence[str]) -> bool:

@@ -12,6 +12,7 @@ import hashlib
 import inspect
 import io
 import json
+import logging
 import math
 import os
 import re
@@ -25,6 +26,7 @@ from typing import Any, Literal, NoReturn, TypeVar, Union
 
 import yaml
 
+from spikeformer_lt import runtime
 from spikeformer_lt.disk import read_mapping, safe_name, write_atomic
 from spikeformer_lt.errors import ConfigError, Interrupted, SpikeformerError, near, shown
 from spikeformer_lt.registry import config_class, use_plugins
@@ -36,9 +38,12 @@ _HELP = (
     "Beside the options below: --config FILE (.yaml or .json) gives values that options override; "
     "--plugins FILE.py [FILE.py ...] imports models, data sets and searches of your own; "
     "--dry-run checks options, data and memory and makes nothing; --print-config prints the values "
-    "as a file for --config; --debug shows the traceback of an error."
+    "as a file for --config; --quick shortens a training to try it out; --quiet shows warnings and "
+    "results alone, --verbose what is done inside; --debug shows the traceback of an error."
 )
 DRY_RUN, PRINT_CONFIG = "--dry-run", "--print-config"
+SHORT = {DRY_RUN: "--run.dry-run", "--quick": "--run.quick", "--track": "--train.track"}
+LEVELS = {"--quiet": logging.WARNING, "--verbose": logging.DEBUG}
 _ASSIGNED = re.compile(r"[a-z]\w*(\.[A-Za-z][\w-]*)+=")  # group.field=value
 INT_LIMIT, TEXT_LIMIT = 2**63, 4096
 
@@ -57,7 +62,11 @@ def parse(cls: type[C], argv: Sequence[str] | None = None, prog: str | None = No
     import tyro
 
     prog = prog or Path(sys.argv[0]).name
-    given = [token for token in (sys.argv[1:] if argv is None else argv) if token != "--debug"]
+    given = list(sys.argv[1:] if argv is None else argv)
+    loud = [token for token in LEVELS if token in given]
+    check(len(loud) < 2, "--quiet", "--verbose", "one of the two")
+    runtime.console_level = LEVELS[loud[0]] if loud else logging.INFO
+    given = [token for token in given if token not in ("--debug", *LEVELS)]
     given = [f"--{token}" if _ASSIGNED.match(token) else token for token in given]
     rest, files = _taken(given, "--config", most=1)
     if len(files) > 1:
@@ -68,7 +77,7 @@ def parse(cls: type[C], argv: Sequence[str] | None = None, prog: str | None = No
     cls = with_entries(cls, rest, in_file)
     options = dict(_options(cls))
     printing = PRINT_CONFIG in rest
-    rest = _with_dry_run([token for token in rest if token != PRINT_CONFIG], options)
+    rest = _of_run([token for token in rest if token != PRINT_CONFIG], options)
     _refuse_unknown(rest, options)
     _refuse_contradictions(rest, options)
     default = load_config(cls, files[0]) if files else tyro.MISSING_NONPROP
@@ -307,12 +316,18 @@ def _refuse_unknown(argv: Sequence[str], options: dict[str, Any]) -> None:
         raise ConfigError(f"unknown option {shown(given)}{hint or ';'} see --help")
 
 
-def _with_dry_run(argv: Sequence[str], options: Mapping[str, Any]) -> list[str]:
-    """The options with ``--dry-run`` as that of a run, or without it where there is none."""
-    if "dry_run" in options:
-        return list(argv)
-    of_run = ["--run.dry-run"] if "run.dry_run" in options else []
-    return [one for token in argv for one in (of_run if token == DRY_RUN else [token])]
+def _of_run(argv: Sequence[str], options: Mapping[str, Any]) -> list[str]:
+    """The options with the short ones as those of a run, where it has them.
+
+    ``--dry-run`` goes where there is none: such a program stops after its options.
+    """
+    found = []
+    for token in argv:
+        full = SHORT.get(token, token)
+        known = full[2:].replace("-", "_") in options and token[2:].replace("-", "_") not in options
+        if known or token != DRY_RUN or "dry_run" in options:
+            found.append(full if known else token)
+    return found
 
 
 def _refuse_contradictions(argv: Sequence[str], options: dict[str, Any]) -> None:

@@ -34,6 +34,7 @@ from spikeformer_lt.registry import config_class, search_names, use_plugins
 INTRO = """\
 Lottery tickets in spiking transformers: find, train, measure, export.
 
+  {prog} evaluate --run spikformer_digits                             a ticket that comes along
   {prog} run multisp_cifar --data.name digits --run.out runs/first    a MultiSp ticket; no download
   {prog} evaluate --run runs/first                                    accuracy with its interval
   {prog} export --run runs/first --out ticket                         a folder that loads by itself
@@ -74,6 +75,16 @@ class Bench:
         check_fields(self, calls="[1, 100000]")
         sound = all(1 <= size <= 65_536 for size in self.batch_sizes)
         check(sound, "batch_sizes", self.batch_sizes, "1 to 65536")
+
+
+@dataclass(frozen=True)
+class Push:
+    """Publish an export on the hub, without paths of this machine."""
+
+    private: bool = False
+    """Let the owner alone see it."""
+    license: str = ""
+    """Licence of the weights, in the hub's words, such as mit; empty keeps what the card says."""
 
 
 @dataclass(frozen=True)
@@ -248,11 +259,11 @@ def _words(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _network(folder: str) -> Any:
     """The compact network of an export, a ticket or a run, ready to predict."""
-    from spikeformer_lt.export import compact, read_ticket
+    from spikeformer_lt.export import compact, read_ticket, shipped
     from spikeformer_lt.ticket import finished_folder
     from spikeformer_lt.tickets import model_from_ticket
 
-    return compact(model_from_ticket(read_ticket(finished_folder(folder))))
+    return compact(model_from_ticket(read_ticket(finished_folder(shipped(folder) or folder))))
 
 
 def predict(argv: Sequence[str], prog: str) -> None:
@@ -305,6 +316,18 @@ def bench(argv: Sequence[str], prog: str) -> None:
     where = f"{describe_environment()['cpu']}, {torch.get_num_threads()} threads"
     print(f"{where}, median of {cfg.calls} calls")
     print(table(rows))
+
+
+def push(argv: Sequence[str], prog: str) -> None:
+    """Publish an export on the Hugging Face hub, under the login of huggingface_hub."""
+    words, options = _words(argv)
+    cfg = parse(Push, options, prog)
+    if len(words) != 2:
+        raise ConfigError(f"{prog} takes an export's folder and a name: {prog} DIR OWNER/NAME")
+
+    from spikeformer_lt.export import push as publish
+
+    print(publish(words[0], words[1], private=cfg.private, license=cfg.license))
 
 
 def watch(argv: Sequence[str], prog: str) -> None:
@@ -393,6 +416,8 @@ def _next(before: Sequence[str]) -> set[str]:
     if first in AS_RECIPE or (first == "run" and rest):
         name = AS_RECIPE.get(first) or rest[0].replace("-", "_")
         return _options_of_recipe(name) if name in _recipes() else set()
+    if first in OPTIONS and rest:
+        return _flags(option_names(OPTIONS[first]))
     words: dict[str, Iterable[str]] = {
         "find": search_names(), "run": _recipes(), "cp": _recipes(), "ls": KINDS,
         "completion": ("bash", "zsh"), "events": ("check", "write"),
@@ -413,13 +438,17 @@ def _options_of_recipe(name: str) -> set[str]:
 
 
 def _flags(names: Iterable[str]) -> set[str]:
-    return {f"--{name.replace('_', '-')}" for name in names} | {"--config", "--help", "--dry-run"}
+    own, always = {*names}, {"config", "help", "dry-run", "print-config", "quiet", "verbose"}
+    quick = {"quick"} if "run.quick" in own else set()
+    return {f"--{name.replace('_', '-')}" for name in own | always | quick}
 
 
+OPTIONS: dict[str, type] = {"predict": Predict, "bench": Bench, "push": Push, "watch": Watch}
 Command = Callable[[Sequence[str], str], None]
 COMMANDS: dict[str, tuple[Command, str]] = {
     "run": (run, "RECIPE|FILE.py"), "find": (find, "SEARCH"), "predict": (predict, "DIR FILE ..."),
-    "bench": (bench, "DIR"), "watch": (watch, "[FOLDER ...]"), "ls": (ls, "|".join(KINDS)),
+    "bench": (bench, "DIR"), "push": (push, "DIR OWNER/NAME"),
+    "watch": (watch, "[FOLDER ...]"), "ls": (ls, "|".join(KINDS)),
     "cp": (copy, "RECIPE FILE.py"), "events": (events, "check DIR"), "doctor": (doctor, ""),
     "completion": (completion, "bash|zsh"), HIDDEN: (complete, "WORD ..."),
 }  # fmt: skip

@@ -25,7 +25,8 @@ NEEDED = {
     **{name: name for name in ("torch", "torchvision", "timm", "numpy", "spikingjelly", "einops")},
     **{name: name for name in ("tonic", "numba", "accelerate", "safetensors", "matplotlib")},
     **{"tqdm": "tqdm", "tyro": "tyro", "jinja2": "jinja2"},
-    **{"sklearn": "scikit-learn", "yaml": "pyyaml"},
+    **{"sklearn": "scikit-learn", "yaml": "pyyaml", "PIL": "pillow"},
+    **{"huggingface_hub": "huggingface_hub"},
 }
 """Module that must load -> the package that has it."""
 EXTRAS = {

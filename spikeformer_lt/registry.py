@@ -268,10 +268,30 @@ _searches = Registry("search", "spikeformer_lt.tickets")
 register_model, list_models = _models.register, _models.names
 register_dataset, list_datasets = _datasets.register, _datasets.names
 register_search, list_searches = _searches.register, _searches.names
-create_model: Callable[..., nn.Module] = _models.create
 model_factory = _models.factory
 create_dataset, dataset_factory = _datasets.create, _datasets.factory
 create_search = _searches.create
+
+
+def create_model(
+    name: str, /, *, pretrained: bool | str | Path = False, **keywords: Any
+) -> nn.Module:
+    """Make the model registered as `name`, with its `keywords`.
+
+    With `pretrained` it has trained weights and is in eval mode: those of a folder (a run, a ticket
+    or an export of that model), or with True those that come with this package.
+
+    Raises:
+        ConfigError: unknown name, unknown or missing keyword, no weights.
+        TicketError: weights of another model.
+    """
+    if pretrained is False:
+        made: nn.Module = _models.create(name, **keywords)
+    else:  # imported by name, as models are: it lies on a floor above
+        _models.factory(name)  # an unknown name is refused first
+        door = importlib.import_module(f"{__name__.partition('.')[0]}.export")
+        made = door.pretrained_model(name, pretrained, **keywords)
+    return made
 
 
 def config_class(kind: str, name: str) -> type | None:
@@ -319,13 +339,8 @@ def _add(name: str) -> None:
         return
 
     def entrypoint(pretrained: bool = False, **keywords: Any) -> nn.Module:
-        if pretrained:
-            raise ConfigError(
-                f"pretrained=True is not allowed for {name!r}: no weights are published for it; "
-                "use pretrained=False and load a ticket or a converted checkpoint"
-            )
         ours = {_TIMM_NAMES.get(k, k): v for k, v in keywords.items() if k not in _TIMM_ONLY}
-        model: Any = create_model(name, **ours)
+        model: Any = create_model(name, pretrained=pretrained, **ours)
         if hasattr(model, "mean_over_time"):
             model.mean_over_time = True
         return model  # type: ignore[no-any-return]

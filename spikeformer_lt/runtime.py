@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import importlib
 import importlib.metadata
+import logging
 import os
 import platform
 import shlex
@@ -121,6 +122,10 @@ def _keep() -> bool:
     except (OSError, AttributeError):
         return False
     return all(mallopt(option, ctypes.c_int(2**31 - 1)) for option in (_MMAP, _TRIM))
+
+
+console_level = logging.INFO
+"""Of the messages that a run shows on stderr; its log.txt has them from INFO."""
 
 
 def describe_environment(seed: int | None = None, world_size: int = 1) -> dict[str, Any]:

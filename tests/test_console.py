@@ -196,4 +196,6 @@ def test_completion_offers_what_may_follow(capsys: pytest.CaptureFixture[str]) -
     assert "multisp_cifar" in said(capsys, "complete", "run", "mul").split()
     assert said(capsys, "complete", "evaluate", "--sp").split() == ["--split"]
     assert "--multisp.patches.sparsity" in said(capsys, "complete", "run", "multisp-cifar", "--mu")
+    assert said(capsys, "complete", "push", "DIR", "me/x", "--p") == "--print-config\n--private\n"
+    assert said(capsys, "complete", "find", "snip", "--quic").split() == ["--quick"]
     assert said(capsys, "complete", "nope", "x").split() == []

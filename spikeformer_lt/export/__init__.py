@@ -7,8 +7,9 @@ from spikeformer_lt.runtime import lazy
 __all__ = [
     "Check", "CompactModel", "Decision", "EventStream", "Exported", "HubTicket", "Prediction",
     "Preprocess", "Recordings", "Size", "Stream", "compact", "export_run", "export_ticket",
-    "load_exported", "predict", "read_ticket", "size_table", "spike_mismatch", "to_input",
-    "to_nir", "to_onnx", "to_pt2", "write_graph",
+    "from_pretrained", "load_exported", "packed_bytes", "predict", "pretrained_model", "push",
+    "read_ticket", "shipped", "size_table", "spike_mismatch", "to_input", "to_nir", "to_onnx",
+    "to_pt2", "write_graph",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -19,12 +20,15 @@ if TYPE_CHECKING:
         export_run,
         export_ticket,
         load_exported,
+        packed_bytes,
+        pretrained_model,
         read_ticket,
+        shipped,
         size_table,
         spike_mismatch,
     )
     from spikeformer_lt.export.graphs import to_nir, to_onnx, to_pt2, write_graph
-    from spikeformer_lt.export.hub import HubTicket
+    from spikeformer_lt.export.hub import HubTicket, from_pretrained, push
     from spikeformer_lt.export.inference import CompactModel, compact
     from spikeformer_lt.export.prediction import Prediction, predict, to_input
     from spikeformer_lt.export.streaming import Decision, EventStream, Stream

@@ -9,23 +9,27 @@ import copy
 import json
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor, nn
 
 from spikeformer_lt.adapted import Adapted
 from spikeformer_lt.bundle import staged
+from spikeformer_lt.config import check
 from spikeformer_lt.errors import ConfigError, ExportError, TicketError, name_of, shown
 from spikeformer_lt.export.codec import PRECISIONS
 from spikeformer_lt.export.file import (
     CARD,
     CONFIG,
     EXPORT,
+    PICTURE,
     TENSORS,
     Packed,
     Row,
@@ -41,7 +45,10 @@ from spikeformer_lt.ticket import TICKET, Ticket, finished_folder
 from spikeformer_lt.tickets.surgery import model_from_ticket
 from spikeformer_lt.training.run import read_report
 
-REPORTED = ("test_accuracy", "val_accuracy", "test_count", "sparsity", "run_id")
+REPORTED = (
+    "test_accuracy", "test_accuracy_interval", "val_accuracy", "test_count", "sparsity",
+    "bits_per_weight", "params", "macs", "sops", "run_id",
+)  # fmt: skip
 EXACT = 1e-9  # gap of logits in float64 that counts as equal
 BATCH = 4
 
@@ -187,6 +194,7 @@ def export_ticket(
         check = verify(ticket, packed, images, model)
         found = sizes(packed, stage.path, check.stem)
         stage.write(CARD, model_card(packed, found, check).encode("utf-8"))
+        stage.write(PICTURE, kept_picture(packed).encode("utf-8"))
     trained = ticket.provenance.get("trained") is not False
     matrices = sum(math.prod(row.shape) for row in packed.rows if len(row.shape) > 1)
     written = (Path(folder) / TENSORS).stat().st_size - packed.table_bytes
@@ -237,6 +245,54 @@ def read_ticket(folder: str | Path) -> Ticket:
     there = [(Path(folder) / name).is_file() for name in (CONFIG, TENSORS, TICKET.manifest)]
     packed = there == [True, True, False]  # a converted checkpoint has all three
     return read_packed(folder).ticket if packed else Ticket.load(folder)
+
+
+def packed_bytes(run: str | Path) -> int | None:
+    """Bytes of a run's network, or a ticket, as an export at float32; None if it has no such form.
+
+    Two files are counted, as `sizes` does.
+    """
+    with TemporaryDirectory() as place, suppress(ExportError):
+        with staged(Path(place) / "export", EXPORT) as stage:
+            write_packed(stage, Ticket.load(finished_folder(run)))
+        return sum((Path(place) / "export" / name).stat().st_size for name in (CONFIG, TENSORS))
+    return None
+
+
+SHIPPED = Path(__file__).parents[1] / "pretrained"
+"""Exports that come with this package, by the name of their model."""
+
+
+def shipped(name: str | Path) -> Path | None:
+    """Folder of an export that comes with us, unless the path of that name exists."""
+    found = SHIPPED / name
+    return (
+        found if len(Path(name).parts) == 1 and found.is_dir() and not Path(name).exists() else None
+    )
+
+
+def pretrained_model(name: str, source: str | Path | bool, **overrides: Any) -> nn.Module:
+    """Make a registered model with trained weights, in eval mode.
+
+    Args:
+        name: of the model.
+        source: a run, ticket or export of that model; True takes the export that comes with us.
+        overrides: model arguments to change, such as T.
+
+    Raises:
+        ConfigError: none comes with us.
+        TicketError: the weights are of another model, or do not fit the arguments.
+    """
+    folder = SHIPPED / name if source is True else Path(str(source))
+    known = ", ".join(sorted(path.name for path in SHIPPED.glob("*")))
+    rule = f"the folder of a run, a ticket or an export; True is for {known} alone"
+    check(folder.is_dir(), "pretrained", source, rule)
+    ticket = read_ticket(finished_folder(folder))
+    own = ticket.provenance.get("model")
+    if not isinstance(own, dict) or own.get("name") != name:
+        what = own.get("name") if isinstance(own, dict) else "no registered model"
+        raise TicketError(f"{name_of(folder)} has weights of {shown(what)}, not of {shown(name)}")
+    return model_from_ticket(ticket, **overrides)
 
 
 def sizes(packed: Packed, folder: str | Path, stem: str = "conv_pep") -> list[Size]:
@@ -424,7 +480,7 @@ def model_card(packed: Packed, found: Sequence[Size], check: Check) -> str:
         facts["input"] = prepared.described()
         imports, use = "import numpy as np\n", _USE.format(sample=prepared.sample())
     for key, value in about.items():  # an accuracy is that of the run, before values were rounded
-        rounded = key.endswith("_accuracy") and packed.precision != "fp32"
+        rounded = key.startswith(("test_acc", "val_acc")) and packed.precision != "fp32"
         words = f" of the run, before rounding to {packed.precision}" if rounded else ""
         facts[key.replace("_", " ") + words] = _plain(value)
     dead = "not examined, because the model declares no chains of units"
@@ -432,10 +488,7 @@ def model_card(packed: Packed, found: Sequence[Size], check: Check) -> str:
         dead = f"{check.removed} removed from the compact network"
     rows = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
     return f"""---
-library_name: spikeformer_lt
-tags: [spiking-neural-network, lottery-ticket, pruning, model_hub_mixin]
-pipeline_tag: image-classification
----
+{yaml.safe_dump(_metadata(packed, prepared), sort_keys=False, allow_unicode=True)}---
 
 # {name}: a packed lottery ticket
 
@@ -444,6 +497,8 @@ pipeline_tag: image-classification
 
 model = {use}
 ```
+
+![Weights and patches that are kept, in percent]({PICTURE})
 
 | fact | value |
 |---|---|
@@ -464,6 +519,50 @@ Checked when it was written, on a fixed batch:
 - same class as the source: {100 * check.same_class:.0f} %
 - dead channels: {dead}
 """
+
+
+def _metadata(packed: Packed, prepared: Preprocess | None) -> dict[str, Any]:
+    """The head of a card, in the hub's words; an accuracy at float32 is an entry of model-index."""
+    known, about = packed.ticket.provenance, packed.about
+    data = _plain(known.get("dataset", "unknown"))
+    events = prepared is not None and prepared.recordings is not None
+    task = "video-classification" if events else "image-classification"
+    found: dict[str, Any] = {
+        "library_name": "spikeformer_lt",
+        "tags": ["spiking-neural-network", "lottery-ticket", "pruning", "model_hub_mixin"],
+        "pipeline_tag": task,
+        "datasets": [data],
+    }
+    accuracy = about.get("test_accuracy")
+    if packed.precision == "fp32" and isinstance(accuracy, float):
+        metric = {"type": "accuracy", "value": round(accuracy, 2), "name": "test accuracy, %"}
+        result = {
+            "task": {"type": task},
+            "dataset": {"name": data, "type": data, "split": "test"},
+            "metrics": [metric],
+        }
+        name = _plain(known.get("run_id", "ticket"))
+        found["model-index"] = [{"name": name, "results": [result]}]
+    return found
+
+
+def kept_picture(packed: Packed) -> str:
+    """An SVG of the shares that are kept: of all that the run's report counts, else of the mask."""
+    shares = packed.about.get("sparsity")
+    removed = {"masked weights": packed.ticket.mask.sparsity}
+    if isinstance(shares, dict):
+        removed |= {str(k): v for k, v in shares.items() if isinstance(v, int | float)}
+    bars = "".join(
+        f'<text x="150" y="{30 * i + 20}" text-anchor="end">{_plain(what.replace("_", " "))}</text>'
+        f'<rect x="160" y="{30 * i + 6}" width="{300 * (1 - share):.1f}" height="18"/>'
+        f'<text x="465" y="{30 * i + 20}">{100 * (1 - share):.1f} %</text>'
+        for i, (what, share) in enumerate(removed.items())
+    )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 540 {30 * len(removed) + 10}" '
+        f'font-family="sans-serif" font-size="14" fill="#4477aa" role="img">'
+        f"<title>Shares that are kept</title>{bars}</svg>\n"
+    )
 
 
 def _plain(value: object) -> str:

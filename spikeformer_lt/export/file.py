@@ -51,9 +51,9 @@ DIMENSIONS = 8
 TYPES = {"float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"}
 CODES = ("bits", "one", "out", "in", "all")
 FORMAT = "spikeformer_lt.export"
-CONFIG, TENSORS, CARD = "config.json", "model.safetensors", "README.md"
+CONFIG, TENSORS, CARD, PICTURE = "config.json", "model.safetensors", "README.md", "kept.svg"
 # Format 1 had no coded values, formats 1 and 2 no preprocess, and 1 to 3 no Huffman code of values.
-EXPORT = BundleKind("export", FORMAT, 4, CONFIG, ExportError, (TENSORS, CARD), indent=None)
+EXPORT = BundleKind("export", FORMAT, 4, CONFIG, ExportError, (TENSORS, CARD, PICTURE), indent=None)
 
 
 @dataclass(frozen=True)

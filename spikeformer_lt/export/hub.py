@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from huggingface_hub import PyTorchModelHubMixin, snapshot_download
+from huggingface_hub import HfApi, PyTorchModelHubMixin, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
 
 from spikeformer_lt.bundle import staged
 from spikeformer_lt.errors import ExportError, shown
-from spikeformer_lt.export.file import CARD, CONFIG, EXPORT, TENSORS, read_packed
+from spikeformer_lt.export.api import shipped
+from spikeformer_lt.export.file import (
+    CARD,
+    CONFIG,
+    EXPORT,
+    PICTURE,
+    TENSORS,
+    read_packed,
+    write_packed,
+)
 from spikeformer_lt.export.inference import CompactModel, compact
+from spikeformer_lt.ticket import Ticket
 from spikeformer_lt.tickets.surgery import model_from_ticket
 
 FILES = (CONFIG, TENSORS, CARD)
+OPTIONAL = (PICTURE,)  # which exports of older versions lack
+_NAME = r"""[^\s\\/|"'`)\]]+"""
+ABSOLUTE = re.compile(rf"(?<![\w.:/\\-])(?:~|[A-Za-z]:)?(?:[\\/]+{_NAME})*[\\/]+({_NAME})")
+"""A path from a root, a home or a drive, and its last part."""
 DOWNLOAD = ("revision", "cache_dir", "token", "force_download", "local_files_only")
 
 
@@ -43,7 +61,8 @@ class HubTicket(
             return cls(model_id)
         known = {name: options[name] for name in DOWNLOAD if name in options}
         try:
-            folder = snapshot_download(model_id, allow_patterns=list(FILES), **known)
+            known |= {"endpoint": os.environ.get("HF_ENDPOINT")}
+            folder = snapshot_download(model_id, allow_patterns=[*FILES, *OPTIONAL], **known)
         except Exception as fault:
             what = f"{shown(model_id)} is no folder here, and the hub did not give it: "
             raise ExportError(what + shown(str(fault), 200)) from fault
@@ -60,8 +79,93 @@ class HubTicket(
         target = Path(save_directory)
         if not (target.exists() and target.samefile(self.folder)):
             with staged(target, EXPORT, overwrite=True) as stage:
-                for name in FILES:
+                for name in _files(self.folder):
                     stage.write(name, (self.folder / name).read_bytes())
         if not push_to_hub:
             return None
-        return str(self.push_to_hub(options.pop("repo_id", None) or target.name, **options))
+        return push(self.folder, options.pop("repo_id", None) or target.name, **options)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Publish it under a name, as `push` does."""
+        return push(self.folder, repo_id, **options)
+
+
+def _files(folder: Path) -> list[str]:
+    return [*FILES, *(name for name in OPTIONAL if (folder / name).is_file())]
+
+
+def push(
+    folder: str | Path,
+    name: str,
+    *,
+    private: bool = False,
+    license: str = "",
+    token: str | None = None,
+    commit_message: str = "Publish a ticket",
+) -> str:
+    """Publish an export on the Hugging Face hub (``HF_ENDPOINT``), as one commit.
+
+    Absolute paths in its provenance are cut to their last part. The tensors stay bit for bit.
+
+    Args:
+        folder: the export.
+        name: OWNER/NAME of the repository; it is made where it is missing.
+        private: whether the owner alone sees a new one.
+        license: of the weights, in the hub's words, such as "mit"; it stands in the card's head.
+        token: as `huggingface_hub` takes it; None is that of the login. It is in no message.
+        commit_message: of the commit.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        ExportError: no export, or the hub refuses.
+    """
+    packed, source = read_packed(folder), Path(folder)
+    about, found = packed.ticket, _scrubbed(packed.ticket.provenance)
+    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=token)
+    with TemporaryDirectory() as place:
+        with staged(Path(place) / "export", EXPORT) as stage:
+            clean = Ticket(about.mask, about.tensors, found)
+            write_packed(stage, clean, packed.precision, _scrubbed(packed.about))
+            for file in _files(source):
+                if file not in (CONFIG, TENSORS, CARD):
+                    stage.write(file, (source / file).read_bytes())
+            card = _scrubbed((source / CARD).read_text("utf-8")).replace("THIS_FOLDER", name)
+            card = card.replace("import load_exported", "import from_pretrained")
+            card = card.replace("load_exported(", "from_pretrained(")
+            head = f"---\nlicense: {license}\n" if license else "---\n"
+            stage.write(CARD, card.replace("---\n", head, 1).encode())
+        try:
+            repo = api.create_repo(name, private=private, exist_ok=True).repo_id
+            folder = Path(place) / "export"
+            sent = api.upload_folder(
+                repo_id=repo, folder_path=folder, commit_message=commit_message
+            )
+            return str(sent.commit_url)
+        except (HfHubHTTPError, OSError, RuntimeError, ValueError) as fault:
+            said = shown(str(fault).partition("\n")[0], 200)
+            raise ExportError(f"the hub refuses {shown(name)}: {said}") from fault
+
+
+def _scrubbed(value: Any) -> Any:
+    """The same JSON, or text, with the last part of each absolute path."""
+    if isinstance(value, dict):
+        return {key: _scrubbed(own) for key, own in value.items()}
+    if isinstance(value, list | tuple):
+        return [_scrubbed(own) for own in value]
+    return ABSOLUTE.sub(r"\1", value) if isinstance(value, str) else value
+
+
+def from_pretrained(place: str | Path, **options: Any) -> HubTicket:
+    """Load an export, ready to predict: its folder, or its name OWNER/NAME on the hub.
+
+    A name that comes with this package, such as spikformer_digits, needs no network. `options` are
+    those of `huggingface_hub.PyTorchModelHubMixin.from_pretrained`: revision, token, cache_dir,
+    force_download, local_files_only.
+
+    Raises:
+        ExportError: neither a folder nor on the hub, or files that were changed.
+    """
+    found: HubTicket = HubTicket.from_pretrained(shipped(place) or place, **options)
+    return found

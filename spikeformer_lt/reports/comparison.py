@@ -515,6 +515,24 @@ def _milliseconds(runs: Mapping[str, FinishedRun], rounds: int = 5) -> dict[str,
     return {name: statistics.median(every[1:]) for name, every in spent.items()}
 
 
+def side_by_side(
+    reports: Mapping[str, Mapping[str, Any]], folders: Mapping[str, Path]
+) -> tuple[Table, Table]:
+    """The ledgers of runs by name, and the test accuracy of those on the first's split against it.
+
+    What runs are compared with is the first of them.
+    """
+    known = {name: outcome_of(report, folders[name]) for name, report in reports.items()}
+    first, *others = [(name, one) for name, one in known.items() if one is not None]
+    split = {name: report.get("split_sha256") for name, report in reports.items()}
+    alike = [pair for pair in others if split[pair[0]] == split[first[0]]]
+    rows = [[name, *(fact(report, *how) for report in reports.values())]
+            for name, how in FACTS.items()]  # fmt: skip
+    rows.insert(1, [INTERVAL, *map(interval_of, reports.values())])
+    against = {(name, first[0]): [(one, first[1])] for name, one in alike}
+    return (["quantity", *reports], rows), differences(against)
+
+
 def _names(runs: Sequence[FinishedRun]) -> list[str]:
     """Each run's folder; its path if two have one name; counted if one was given twice."""
     names = [run.name for run in runs]

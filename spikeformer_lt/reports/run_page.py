@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from spikeformer_lt.config import to_dict
-from spikeformer_lt.disk import is_numbers, read_record, safe_name
-from spikeformer_lt.errors import DataError, name_of, shown
+from spikeformer_lt.disk import is_numbers, read_mapping, read_record, safe_name
+from spikeformer_lt.errors import ConfigError, DataError, name_of, shown
 from spikeformer_lt.images.loader import sample_loader
 from spikeformer_lt.images.splits import Splits
 from spikeformer_lt.reports import plots
@@ -28,13 +30,14 @@ from spikeformer_lt.reports.ledger import (
 )
 from spikeformer_lt.reports.page import write_page
 from spikeformer_lt.reports.probe import Probe, early_exit, keep_frequency, recording
-from spikeformer_lt.reports.statistics import accuracy_interval, wilson
+from spikeformer_lt.reports.statistics import Interval, accuracy_interval, wilson
 from spikeformer_lt.runtime import describe_environment
 from spikeformer_lt.ticket import Ticket
 from spikeformer_lt.training.evaluate import PREDICTIONS, Metrics, evaluate, read_predictions
 from spikeformer_lt.training.experiment import Experiment
 from spikeformer_lt.training.options import Step
 from spikeformer_lt.training.ranks import digest
+from spikeformer_lt.training.run import read_report
 
 log = logging.getLogger(__name__)
 LEDGER_IMAGES = 256
@@ -117,6 +120,45 @@ def interval_of(report: Mapping[str, Any] | None) -> str:
     return "-" if accuracy is None or not count else accuracy_interval([accuracy], int(count)).ends
 
 
+def card(folder: Path, packed: int | None = None) -> list[tuple[str, str]]:
+    """What a finished run reached and cost, as pairs of a name and words.
+
+    `packed` is the size of its network as an export, in bytes.
+    """
+    report = read_report(folder / "report.json")
+    shares = {"all weights": "total", "ConvPEP weights": "conv_pep", "patches": "patch"}
+    keys = {what: f"sparsity.{key}{'_weight' * (key != 'patch')}" for what, key in shares.items()}
+    removed = [f"{fact(report, key, 100, '{:.1f}')} % of {what}" for what, key in keys.items()]
+    accuracy = [fact(report, *FACTS[f"test {name}"]) for name in ("accuracy (%)", "inputs")]
+    cost = f"{fact(report, 'sops', 1, '{:,.0f}')} per input"
+    dense = dense_beside(folder, report)
+    if dense is not None and (of_dense := number_at(read_report(dense), "sops")):
+        share = fact(report, "sops", 100 / of_dense, "{:.1f}")
+        cost += f", {share} % of the {of_dense:,.0f} of the dense run {dense.parent}"
+    numel = int(number_at(report, "params") or 0)
+    rows = [
+        ("test accuracy", "{} % of {}, 95 % interval ".format(*accuracy) + interval_of(report)),
+        ("removed", ", ".join(words for words in removed if words[0] != "-")),
+        ("parameters", f"{numel:,}, {4 * numel:,} bytes in float32"),
+        ("packed", "" if packed is None else f"{packed:,} bytes as an export"),
+        ("synaptic operations", cost),
+        ("no energy headline", str(report["energy_note"]) if report.get("dead_layers") else ""),
+    ]
+    return [row for row in rows if row[1]]
+
+
+def dense_beside(folder: Path, report: Mapping[str, Any]) -> Path | None:
+    """The report of a run beside this one, of its network and split, that removed nothing."""
+    model = read_mapping(folder / "config.json").get("model")
+    for path in sorted(folder.resolve().parent.glob("*/report.json")):
+        with contextlib.suppress(DataError, ConfigError):
+            other, known = read_report(path), read_mapping(path.with_name("config.json"))
+            same = (other["split_sha256"], known["model"]) == (report["split_sha256"], model)
+            if same and path.parent != folder.resolve() and not any(other["sparsity"].values()):
+                return path
+    return None
+
+
 def describe(
     model: nn.Module,
     data: Splits,
@@ -170,6 +212,42 @@ def saved_metrics(path: Path, model: nn.Module, data: Splits, split: str) -> Met
         accuracy_at_t=tuple(facts["accuracy_at_t"]), confusion=cells.view(classes, classes),
         predictions=found,
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Result of a network on one split; its ``accuracy`` is in percent."""
+
+    data: str
+    split: str
+    metrics: Metrics
+    interval: Interval
+    """95 % interval of the accuracy (Wilson)."""
+    ledger: dict[str, Any] = field(repr=False)
+    source: Path | None
+    """File of the first reading, whose predictions these are; None if they were made now."""
+
+    @property
+    def accuracy(self) -> float:
+        """In percent."""
+        return self.metrics.accuracy
+
+    def __repr__(self) -> str:
+        return f"{self.data} {self.split}: {self.accuracy:.2f} % of {self.metrics.count}, 95 % " + (
+            f"interval {self.interval.ends}" + ", saved at the first reading" * bool(self.source)
+        )
+
+
+def evaluation(
+    run: FinishedRun, split: str, accelerator: Any, batch_size: int, places: Sequence[Path] = ()
+) -> Evaluation:
+    """Evaluate an opened run, or take its predictions from `places` if they are the same."""
+    model, splits = run.model.to(accelerator.device), run.splits
+    known = ((place, saved_metrics(place, model, splits, split)) for place in places)
+    source, saved = next((pair for pair in known if pair[1]), (None, None))
+    metrics, ledger = describe(model, splits, split, accelerator, batch_size, saved)
+    interval = wilson(metrics.correct, metrics.count)
+    return Evaluation(splits.name, split, metrics, interval, ledger, source)
 
 
 def _read_by(model: Any, data: Splits, split: str) -> dict[str, Any]:

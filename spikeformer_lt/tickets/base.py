@@ -20,6 +20,7 @@ from spikeformer_lt.mask import SCOPES, Mask, check_floor
 from spikeformer_lt.rng import isolated_rng, seed_for
 from spikeformer_lt.runtime import moved
 from spikeformer_lt.ticket import Ticket
+from spikeformer_lt.tickets import presets
 from spikeformer_lt.training.options import OptimConfig
 from spikeformer_lt.training.phase import Fit, FitResult, Masked, Phase
 from spikeformer_lt.training.ranks import digest
@@ -86,8 +87,7 @@ class Search:
     @staticmethod
     def resolved(config: Any) -> Any:
         """The configuration that runs: with what its preset fixes, in PRESETS of its class."""
-        presets = getattr(config, "PRESETS", {})
-        return _changed(config, presets.get(getattr(config, "preset", ""), {}))
+        return presets.resolved(config)
 
     def find(self, model: nn.Module, fit: Fit) -> Ticket:
         """Find a ticket; `model` ends holding its weights, plain and ready to train.
@@ -178,11 +178,6 @@ class Search:
             "deviations": deviations(self.config),
         }
         return Ticket.of(model, whole, about)
-
-
-def _changed(config: Any, values: Mapping[str, Any]) -> Any:
-    deep = {k: _changed(getattr(config, k), v) for k, v in values.items() if isinstance(v, dict)}
-    return replace(config, **{**values, **deep}) if values else config
 
 
 def snapshot(model: nn.Module) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -53,6 +53,16 @@ def with_preset(config: Any, preset: str) -> Any:
     return config if preset == "default" else replace(config, preset=preset)
 
 
+def resolved(config: Any) -> Any:
+    """The configuration with what its preset fixes, in PRESETS of its class."""
+    return _changed(config, getattr(config, "PRESETS", {}).get(getattr(config, "preset", ""), {}))
+
+
+def _changed(config: Any, values: Mapping[str, Any]) -> Any:
+    deep = {k: _changed(getattr(config, k), v) for k, v in values.items() if isinstance(v, dict)}
+    return replace(config, **{**values, **deep}) if values else config
+
+
 def preset_optim(preset: str) -> OptimConfig | None:
     """Optimizer of a preset; None leaves the run's own."""
     return PRESETS.get(preset)
@@ -81,7 +91,7 @@ def start_step(config: Any, inner: Any = None) -> Step:
     """Point of training at which a search (around `inner`) takes the start weights of tickets."""
     config = config if inner is None else inner
     config = getattr(config, "imp", config)
-    config = config.resolved() if hasattr(config, "resolved") else config
+    config = resolved(config)
     if getattr(config, "control", "none") == "fresh":
         return Step()
     if getattr(config, "start", "init") == "trained":
@@ -103,12 +113,14 @@ def refuse_overruled(cfg: Any, named: Collection[str], chosen: Sequence[Any]) ->
     if hasattr(config, "imp"):  # a joint search
         search, config = "imp", config.imp
     preset = getattr(config, "preset", "default")
-    if preset == "default" or not hasattr(config, "resolved"):
+    if preset not in getattr(config, "PRESETS", {}):
         return
-    epochs, optim = retraining(config, getattr(cfg, "epochs", 0))
+    epochs, optim = getattr(cfg, "epochs", 0), None
+    if not chosen[2:]:  # else those of the search inside
+        epochs, optim = retraining(config, epochs)
     ours: dict[str, Any] = {search: to_dict(config), "train": {"optim": to_dict(cfg.train.optim)}}
     runs: dict[str, Any] = {
-        search: to_dict(config.resolved()),
+        search: to_dict(resolved(config)),
         "train": {"optim": to_dict(optim or OptimConfig())},
     }
     if optim is None:
@@ -118,7 +130,8 @@ def refuse_overruled(cfg: Any, named: Collection[str], chosen: Sequence[Any]) ->
     fixed = dict(flat_values(runs))
     for name, value in flat_values(ours):
         rule = f"preset {preset} fixes it at {shown(fixed[name])}; leave one of the two out"
-        check(name not in named or value == fixed[name], name, value, rule)
+        asked = name in named or (cfg.run.quick and name.endswith("epochs"))
+        check(not asked or value == fixed[name], name, value, rule)
 
 
 PAPER = OptimConfig(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from datetime import timedelta
 from operator import attrgetter
@@ -62,6 +62,10 @@ from spikeformer_lt.training.trainer import Trainer
 log = logging.getLogger(__name__)
 FOLLOWING = ("rewind", "round_epochs", "stem_epochs", "patches.selector_epochs")
 """Lengths inside a search that follow its epochs where the user names those alone."""
+WARM = {"train.optim.warmup_epochs", "train.optim.cooldown_epochs"}
+OF_EPOCHS = "train.optim.of_epochs"
+QUICK = 2
+"""Epochs that the longest length has under --quick."""
 LIKE = {"moving_digits": ("moving_gestures",)}
 """Embedded sets that take the values for small machines, too, by the fallback that they are for."""
 ORIGIN = (
@@ -151,7 +155,40 @@ def settle(cfg: Any, wanted: Wanted, fallback: str, small: dict[str, Any]) -> tu
         settled = _set(settled, path, value)
     for path, value in _following(settled, usual, given).items():
         settled, taken[path] = _set(settled, path, value), value
+    if cfg.run.quick:
+        lengths = {p: v for p, v in _lengths(settled) if p not in given and v}
+        longest = max([*lengths.values(), QUICK])
+        settled = _shorter(settled, lengths, QUICK / longest)
+        if settled.train.optim.of_epochs == 0 and not WARM & set(given):
+            lengths[OF_EPOCHS] = longest
+            settled = _set(settled, OF_EPOCHS, int(longest))
+        taken |= {path: _at(settled, path) for path in lengths}
     return settled, notice, ", ".join(f"{path}={value}" for path, value in taken.items())
+
+
+def _lengths(cfg: Any) -> Iterator[tuple[str, float]]:
+    """Every length in epochs of a configuration, by its dotted path."""
+    for path, value in flat_values(to_dict(cfg)):
+        name = path.rpartition(".")[2]
+        if name == "rewind":
+            yield path, Step.parse(value).epochs
+        elif name == "epochs" or (name.endswith("_epochs") and not path.startswith("train.")):
+            yield path, value
+
+
+def _shorter(cfg: Any, lengths: Mapping[str, float], share: float, where: str = "") -> Any:
+    """The configuration with a share of these lengths, whole epochs and at least one."""
+    changed: dict[str, Any] = {}
+    for name in (field.name for field in fields(cfg)):
+        value, path = getattr(cfg, name), f"{where}{name}"
+        if is_dataclass(value):
+            changed[name] = _shorter(value, lengths, share, f"{path}.")
+        elif name == "rewind" and path in lengths:
+            step = Step.parse(value)
+            changed[name] = str(Step(int(share * step.epochs), max(1, step.extra)))
+        elif path in lengths:
+            changed[name] = type(value)(max(1, round(share * value)))
+    return replace(cfg, **changed)
 
 
 def _following(cfg: Any, usual: Any, given: Collection[str]) -> dict[str, Any]:
@@ -169,9 +206,8 @@ def _following(cfg: Any, usual: Any, given: Collection[str]) -> dict[str, Any]:
             epochs = max(1, round(scale * step.epochs)) if step.epochs else 0
             rewound = str(Step(min(epochs, own.epochs - 1), step.extra))
             found[f"{group}.{name}"] = rewound if name == "rewind" else epochs
-    named = {"train.optim.warmup_epochs", "train.optim.cooldown_epochs"} & set(given)
-    if named and "train.optim.of_epochs" not in given and cfg.train.optim.of_epochs:
-        found["train.optim.of_epochs"] = 0
+    if WARM & set(given) and OF_EPOCHS not in given and cfg.train.optim.of_epochs:
+        found[OF_EPOCHS] = 0
     return {path: v for path, v in found.items() if v != attrgetter(path)(cfg)}
 
 
@@ -308,6 +344,8 @@ class Experiment:
     ) -> None:
         self.stop.__exit__()
         torch.set_num_threads(self._threads)
+        for tracker in getattr(self.accelerator, "trackers", ()):
+            tracker.finish()
         if self in _OPEN:
             _OPEN.remove(self)
         if hasattr(self, "run"):
@@ -504,6 +542,7 @@ class Experiment:
             log.warning("NOTICE: %s", line)
         sizes = f"{len(data.train)} train, {len(data.val)} val, {len(data.test)} test"
         log.info("data %s: %s (split %s)", data.name, sizes, data.split_sha256[:12])
+        log.debug("options in force: %s", dict(flat_values(to_dict(cfg))))
         if self.taken:
             log.info("values for %s, where no option names another: %s", data.name, self.taken)
         millions = sum(p.numel() for p in model.parameters()) / 1e6

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -473,3 +474,22 @@ def clock(seconds: float) -> str:
     """Seconds as h:mm:ss."""
     whole = round(seconds)
     return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+
+
+def start_trackers(accelerator: Any, names: Sequence[str], folder: Path) -> None:
+    """Let an accelerator report to trackers by name, under the run's; a ConfigError if it cannot.
+
+    Those that write files have them in ``track`` of the run directory.
+    """
+    from accelerate.tracking import filter_trackers
+    from accelerate.utils import LoggerType
+
+    known = [tracker.value for tracker in LoggerType if tracker.value != "all"]
+    for name in names:
+        check(name in known, "train.track", name, f"some of {', '.join(known)}")
+    accelerator.project_configuration.set_directories(str(folder / "track"))
+    ready = [str(getattr(one, "value", one)) for one in filter_trackers([*names], folder)]
+    missing = [name for name in names if name not in ready]
+    check(not missing, "train.track", ", ".join(missing), "installed trackers: pip install NAME")
+    accelerator.log_with = ready
+    accelerator.init_trackers(folder.name)

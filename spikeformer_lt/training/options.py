@@ -301,6 +301,9 @@ class RunConfig:
     """Fields that may differ from the run that is resumed."""
     dry_run: bool = False
     """Check options, data, network and memory, and make nothing; --dry-run for short."""
+    quick: bool = False
+    """Try it out; --quick for short: epochs that are not named shrink in proportion, to 2 at most,
+    and at least to 1."""
     extend: int = 0
     """Train the last phase of the finished run that is resumed on, for so many epochs beyond its
     own, at the learning rate that its schedule ended with."""
@@ -313,6 +316,7 @@ class RunConfig:
 FREE = (
     *("data.root", "data.download", "data.cache", "data.split_file"),
     *("train.workers", "train.threads", "train.cpu", "train.timeout_s", "train.tensorboard"),
+    "train.track",
     *("train.checkpoint_steps", "train.eval_batch_size", "train.recompute", "train.nonfinite"),
     "train.skip_limit",
 )
@@ -390,7 +394,10 @@ class TrainConfig:
     distill_temperature: float = 2.0
     """Softmax temperature of the distillation term."""
     tensorboard: bool = False
-    """Also write TensorBoard scalars into the run directory."""
+    """The same as track tensorboard."""
+    track: tuple[str, ...] = ()
+    """Trackers of accelerate that get every epoch's row and the report's numbers, such as
+    tensorboard (into track/ of the run directory) or wandb; --track for short."""
     cpu: bool = False
     """Stay on the CPU even where a GPU is present."""
     threads: int = 0

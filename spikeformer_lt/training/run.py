@@ -25,6 +25,7 @@ from typing import IO, Any
 
 import torch
 
+from spikeformer_lt import runtime
 from spikeformer_lt.bundle import sweep
 from spikeformer_lt.config import (
     changes,
@@ -45,7 +46,6 @@ from spikeformer_lt.disk import (
     write_atomic,
 )
 from spikeformer_lt.errors import ConfigError, DataError, SpikeformerError, name_of, near, shown
-from spikeformer_lt.runtime import describe_environment, environment_changes
 from spikeformer_lt.training.ranks import together
 
 PACKAGE = "spikeformer_lt"
@@ -161,7 +161,7 @@ class RunDir(contextlib.AbstractContextManager["RunDir"]):
             sweep(folder)
             if holds_run(folder) and not resumed:
                 raise ConfigError(f"{name_of(path)}: another process has just begun a run there")
-            env = describe_environment(seed, world_size) | {IDENTITY: dict(choice.identity)}
+            env = runtime.describe_environment(seed, world_size) | {IDENTITY: dict(choice.identity)}
             changed = run._compare(choice, env) if resumed else []
             if changed:
                 run._changed = choice.config, env
@@ -194,7 +194,7 @@ class RunDir(contextlib.AbstractContextManager["RunDir"]):
             changed.append(f"{WORLD}: {old[WORLD]} -> {env[WORLD]}")
         choice.refuse(self.path, changed)
         elsewhere = {name: value for name, value in env.items() if name != IDENTITY}
-        drift = environment_changes(old, elsewhere) if old else []
+        drift = runtime.environment_changes(old, elsewhere) if old else []
         if drift:
             log.warning("resumed elsewhere: the last bits may differ: %s", "; ".join(drift))
         env[CHANGED] = [*before, *changed, *drift]
@@ -514,17 +514,17 @@ class RunLog:
         speakers = _SPEAKERS.get(record.thread or 0)
         return not speakers or speakers[-1] is self
 
-    def _add(self, handler: logging.Handler) -> None:
-        handler.setLevel(logging.INFO)
+    def _add(self, handler: logging.Handler, level: int = logging.INFO) -> None:
+        handler.setLevel(level)
         handler.addFilter(self._is_mine)
         self._logger.addHandler(handler)
         self._handlers.append(handler)
         _FOUND.append(self._logger.level)
-        self._logger.setLevel(self._logger.level or logging.INFO)
+        self._logger.setLevel(self._logger.level or min(logging.INFO, runtime.console_level))
         if len(self._handlers) == 1 and not logging.getLogger().handlers:
             console = logging.StreamHandler(sys.stderr)
             console.setFormatter(_Plain("%(message)s"))
-            self._add(console)
+            self._add(console, runtime.console_level)
 
     def close(self) -> None:
         """Leave the logger as it was."""

@@ -46,6 +46,7 @@ from spikeformer_lt.training.monitor import (
     estimate_step,
     merged,
     removed,
+    start_trackers,
 )
 from spikeformer_lt.training.optim import Ema, Schedule, build_optimizer
 from spikeformer_lt.training.options import LOSSES, TrainConfig, lasting
@@ -158,7 +159,7 @@ def restore_position(run: PhaseRun, found: Checkpoint) -> None:
 
 
 def record_epoch(run: PhaseRun, row: Mapping[str, Any], speed: float) -> None:
-    """Write an epoch's rows, log it, and pass it to the board.
+    """Write an epoch's rows, log it, and pass it to the trackers.
 
     Firing rates and `speed`, in images/s, are of all ranks.
     """
@@ -172,12 +173,10 @@ def record_epoch(run: PhaseRun, row: Mapping[str, Any], speed: float) -> None:
     later = at.seconds / (at.epoch + 1) * trainer.later(phase)
     of = {"weights": "masked layers' weights"} if run.hooks.masks() else {}
     log.info("%s", epoch_line(row, run.until, speed, left, left + later, **of))
-    if trainer.board is None:
-        return
-    for key, value in {**row, **{f"firing/{name}": rate for name, rate in rates.items()}}.items():
-        if isinstance(value, float):
-            trainer.board.add_scalar(f"{phase.name}/{key}", value, at.epoch + 1)
-    trainer.board.flush()
+    if trainer.tracked:
+        named = {**row, **{f"firing/{name}": rate for name, rate in rates.items()}}
+        numbers = {f"{phase.name}/{k}": v for k, v in named.items() if isinstance(v, float)}
+        trainer.accelerator.log(numbers, step=at.epoch + 1)
 
 
 class PhaseRun:
@@ -496,17 +495,9 @@ class Trainer:
         self.made_by["data.split"] = data.split_sha256
         made_from = data.preprocess.facts() if data.preprocess else {}
         self.made_by |= {f"data.preprocess.{name}": value for name, value in made_from.items()}
-        self.board: Any = None
-        if config.tensorboard and self.main:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError as missing:
-                raise ConfigError(
-                    f"train.tensorboard needs a package that is not installed ({missing}): "
-                    "pip install tensorboard, or leave the flag out; summary.csv is always written"
-                ) from None
-
-            self.board = SummaryWriter(str(run.path / "tb"))
+        self.tracked = tuple(dict.fromkeys([*config.track, *["tensorboard"] * config.tensorboard]))
+        if self.tracked:
+            start_trackers(accelerator, self.tracked, run.path)
 
     def _last_phase(self) -> str:
         """Name of the phase that a finished run ended with."""

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from spikeformer_lt.errors import DataError
-from spikeformer_lt.events.aedat import as_cifar10_dvs, read_aedat2, read_aedat4, read_aedat31
+from spikeformer_lt.events.aedat import (
+    as_cifar10_dvs,
+    read_aedat2,
+    read_aedat4,
+    read_aedat31,
+    write_aedat31,
+)
 
 
 def test_an_aedat_2_file_comes_back_event_for_event(files, tmp_path):
@@ -387,3 +393,21 @@ def test_packed_aedat_3_is_refused(files, tmp_path):
     (tmp_path / "a.aedat").write_bytes(whole.replace(b"Format: RAW", b"Format: Serial-TS"))
     with pytest.raises(DataError, match="has the format 'Serial-TS'; RAW is read"):
         read_aedat31(tmp_path / "a.aedat")
+
+
+@pytest.mark.parametrize("start", [0, 2**31 - 500_000])
+def test_written_aedat31_is_as_another_writer_has_it_over_a_turn_of_the_clock(
+    files, tmp_path, start
+):
+    events = files.some_events(9000)
+    events["t_us"] += start
+    write_aedat31(tmp_path / "ours.aedat", events, "a comment")
+    files.write_aedat31(tmp_path / "theirs.aedat", events, packet=4096, other=False)
+    ours, theirs = ((tmp_path / f"{who}.aedat").read_bytes() for who in ("ours", "theirs"))
+    assert b"#a comment\r\n" in ours
+    if not start:  # the other writer begins a packet of full length after a turn
+        assert ours.split(b"#!END-HEADER\r\n")[1] == theirs.split(b"#!END-HEADER\r\n")[1]
+    for who in ("ours", "theirs"):
+        assert np.array_equal(read_aedat31(tmp_path / f"{who}.aedat").events, events)
+    write_aedat31(tmp_path / "none.aedat", events[:0])
+    assert len(read_aedat31(tmp_path / "none.aedat").events) == 0

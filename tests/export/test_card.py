@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from xml.etree import ElementTree
+
+import yaml
 
 from spikeformer_lt.export import export_ticket
 
@@ -27,3 +30,25 @@ def test_an_accuracy_is_not_claimed_for_values_that_were_rounded(ticket, tmp_pat
     export_ticket(ticket, tmp_path / "out", precision="bf16", about={"test_accuracy": 91.5})
     text = (tmp_path / "out" / "README.md").read_text()
     assert "| test accuracy of the run, before rounding to bf16 | 91.5 |" in text
+
+
+def test_the_head_of_a_card_is_what_the_hub_reads(ticket, tmp_path: Path) -> None:
+    about = {"test_accuracy": 91.512, "sparsity": {"patch": 0.3, "total_weight": 0.5, "x<": None}}
+    known = {**ticket.provenance, "dataset": "digits"}
+    ticket = dataclasses.replace(ticket, provenance=known)
+    for precision in ("fp32", "bf16"):
+        export_ticket(ticket, tmp_path / precision, precision=precision, about=about)
+        text = (tmp_path / precision / "README.md").read_text()
+        head = yaml.safe_load(text.split("---\n")[1])
+        assert head["datasets"] == ["digits"] and head["pipeline_tag"] == "image-classification"
+        (entry,) = head.get("model-index", [None])
+        if precision == "bf16":  # its accuracy is not that of the run
+            assert entry is None
+            continue
+        (result,) = entry["results"]
+        assert entry["name"] == "toy-1" and result["metrics"][0]["value"] == 91.51
+        assert result["dataset"] == {"name": "digits", "type": "digits", "split": "test"}
+    assert "](kept.svg)" in text
+    picture = ElementTree.parse(tmp_path / "fp32" / "kept.svg").getroot()
+    told = [node.text for node in picture if node.tag.endswith("text")]
+    assert told == ["masked weights", "50.0 %", "patch", "70.0 %", "total weight", "50.0 %"]

@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from spikeformer_lt import cli, config, registry
+from spikeformer_lt import cli, config, console, registry
 from spikeformer_lt.events import __main__ as events_main
 
 pytestmark = pytest.mark.recipe
@@ -33,7 +33,7 @@ GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PAGES = [path.relative_to(ROOT).as_posix() for path in (*GUIDES, *RECIPES)]
 
 NOT_RUN = {  # a pattern that a command holds -> why no test can run it
-    r"^(make|source|sbatch)\b": "makes an environment, or needs SLURM; CI runs the Makefile",
+    r"^(make|source|sbatch|pip)\b": "makes an environment, or needs SLURM; CI runs the Makefile",
     r"--data(\.name)? (cifar100?|dvs128_gesture|poker_dvs)\b": "needs a published data set",
     r"--data(\.name)? tonic:\w+": "needs a published data set; tests/datasets/test_tonic.py",
     r"--data\.name (event|image)_folder\b": "needs files of the user; test_multisp_*.py make some",
@@ -111,7 +111,20 @@ class Block:
             if words and re.match(r"\w+=", words[0]):
                 continue  # a variable, or the assignment of a script
             if words:
-                yield shlex.join(words)
+                yield shlex.join(as_recipe(words))
+
+
+def as_recipe(words: list[str]) -> list[str]:
+    """A command of the console as the recipe that it is; others of its commands stay."""
+    if words[0] != "spikeformer-lt":
+        return words
+    command, *options = words[1:]
+    known = {**console.AS_RECIPE, "find": "find_ticket"}
+    if command == "run":
+        command, *options = options
+        known = {command: command.replace("-", "_")}
+    assert command in known, f"a command that no page can run: {words}"
+    return ["python", f"recipes/{known[command]}.py", *options]
 
 
 def blocks(page: str) -> list[Block]:
@@ -185,7 +198,7 @@ def check_options(command: str) -> None:
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert shlex.split(command)[1] in targets, command
         return
-    if first in ("source", "sbatch"):
+    if first in ("source", "sbatch", "pip"):
         return
     launcher, script, options = split(command)
     if script == "spikeformer_lt.events":
@@ -327,7 +340,8 @@ def option_names() -> set[str]:
     from accelerate.commands.launch import launch_command_parser
     from torch.distributed.run import get_args_parser
 
-    names = {"--help", "--config", "--debug", "--plugins"}
+    names = {"--help", "--debug", *config.LEVELS, *config.SHORT, "--config", "--plugins"}
+    names |= {config.PRINT_CONFIG, "--license"}
     classes = [config_of(recipe) for recipe in RECIPES if recipe.stem != "find_ticket"]
     classes += [type(cli.read_find([search])[0]) for search in registry.search_names()]
     for cls in classes:
@@ -345,7 +359,7 @@ def option_names() -> set[str]:
     return {name.replace("-", "_") for name in names}
 
 
-OF_PIP = {"__no_deps", "__target"}
+OF_PIP = {"__no_deps", "__target", "__extra_index_url", "__torch_backend"}
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if p.endswith(".md")])

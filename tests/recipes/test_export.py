@@ -36,7 +36,7 @@ def test_a_run_becomes_a_folder_that_loads(recipes, folder: Path) -> None:
     assert done.code == 0, done.err
     assert "over bound" in done.out and "verified: reloaded logits within 0;" in done.out
     assert sorted(p.name for p in out.iterdir()) == [
-        *("README.md", "config.json", "model.safetensors"),
+        *("README.md", "config.json", "kept.svg", "model.safetensors"),
     ]
     assert "| test accuracy | 41.25 |" in (out / "README.md").read_text()
     ticket = Ticket.load(folder / "run" / "ticket")

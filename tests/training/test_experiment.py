@@ -150,7 +150,8 @@ def test_the_id_of_a_run_is_that_of_its_whole_configuration_search_recipe_and_sp
         own = getattr(usual, group)
         for name, value in to_dict(own).items():
             if not isinstance(value, dict):
-                other = "other" if isinstance(value, str) else 3 if value is None else value + 1
+                other = "other" if isinstance(value, str) else 3 if value is None else None
+                other = other or (("x",) if isinstance(value, list) else value + 1)
                 made = copy.copy(own)
                 object.__setattr__(made, name, other)
                 found.add(ids(**{group: made}))
@@ -273,3 +274,45 @@ def test_lengths_that_nobody_named_follow_the_epochs_that_somebody_did(line):
     for group, name in (("imp", "rewind"), ("multisp", "stem_epochs")):
         changed = getattr(getattr(settled, group), name) != getattr(getattr(cfg, group), name)
         assert (f"{group}.{name}=" in taken) == changed
+
+
+@pytest.mark.parametrize(
+    ("line", "imp", "multisp", "of_epochs"),
+    [
+        ("--data.name cifar10", (2, "1it"), (2, 1, 1), 300),
+        ("--data.name cifar10 --imp.epochs 30", (30, "1it"), (2, 1, 1), 300),
+        ("--data.name digits", (1, "1it"), (2, 1, 1), 300),
+        ("--data.name digits --imp.rewind 1ep --imp.epochs 3", (3, "1ep"), (2, 1, 1), 300),
+        ("--data.name digits --train.optim.of-epochs 0", (1, "1it"), (2, 1, 1), 12),
+        ("--data.name digits --train.optim.warmup-epochs 1", (1, "1it"), (2, 1, 1), 0),
+    ],
+)
+def test_quick_shortens_in_proportion_what_nobody_named(line, imp, multisp, of_epochs):
+    cfg = parse(Searching, [*line.split(), "--quick"])
+    small = {"imp.epochs": 8, "imp.rewind": "1ep", "multisp.epochs": 12, "multisp.stem_epochs": 6}
+    settled, _, taken = settle(cfg, CIFAR10, "digits", small)
+    assert (settled.imp.epochs, settled.imp.rewind) == imp
+    own = settled.multisp
+    assert (own.epochs, own.stem_epochs, own.patches.selector_epochs) == multisp
+    assert settled.train.optim.of_epochs == of_epochs and "multisp.epochs=2" in taken
+
+
+def test_trackers_get_every_epoch_and_the_report(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from spikeformer_lt import train
+
+    small = {"data.limit-train": 64, "data.limit-test": 40, "data.image-size": 16}
+    options = {**small, "train.cpu": True, "train.track": ("tensorboard",)}
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 10))
+    run = train("random", net, "digits", sparsity=0.5, epochs=2, out=tmp_path / "run",
+                options=options)  # fmt: skip
+    (folder,) = {path.parent for path in (run.folder / "track").rglob("events*") if path.is_file()}
+    board = EventAccumulator(str(folder)).Reload()
+    assert [one.step for one in board.Scalars("retrain/val_accuracy")] == [1, 2]
+    (last,) = board.Scalars("test_accuracy")
+    assert last.value == pytest.approx(run.report["test_accuracy"])
+    with pytest.raises(
+        ConfigError, match=r'options\["train.track"\]=\'tensorbord\' is not allowed'
+    ):
+        train("random", net, "digits", options={**small, "train.track": ("tensorbord",)})

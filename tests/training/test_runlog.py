@@ -4,7 +4,10 @@ import logging
 
 import pytest
 
+from spikeformer_lt import runtime
+from spikeformer_lt.config import parse
 from spikeformer_lt.errors import ConfigError
+from spikeformer_lt.training import RunConfig
 from spikeformer_lt.training.run import PACKAGE, RunLog
 
 logger = logging.getLogger(f"{PACKAGE}.somewhere")
@@ -100,3 +103,22 @@ def test_the_first_log_to_close_leaves_the_logger_to_the_others(tmp_path):
     second.close()
     assert "heard" in (tmp_path / "2.txt").read_text()
     assert package.level == level
+
+
+@pytest.mark.parametrize(
+    ("flag", "shown"), [("", "info"), ("--quiet", ""), ("--verbose", "debug\ninfo")]
+)
+def test_quiet_and_verbose_are_about_the_console_alone(flag, shown, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    monkeypatch.setattr(runtime, "console_level", logging.INFO)
+    parse(RunConfig, [flag] if flag else [])
+    log = RunLog(tmp_path / "log.txt")
+    logger.debug("debug")
+    logger.info("info")
+    log.close()
+    assert capsys.readouterr().err.strip() == shown
+    assert [line.split()[-1] for line in (tmp_path / "log.txt").read_text().splitlines()] == [
+        "info"
+    ]
+    with pytest.raises(ConfigError, match="--quiet='--verbose' is not allowed: one of the two"):
+        parse(RunConfig, ["--quiet", "--verbose"])

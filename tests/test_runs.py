@@ -1,0 +1,183 @@
+"""Runs from Python: the same files as the console, typed, and errors that speak of arguments."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import spikeformer_lt as lt
+from spikeformer_lt.errors import ConfigError, TicketError
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = {"data.limit-train": 64, "data.limit-test": 40, "data.image-size": 16, "train.cpu": True}
+PICTURES = np.random.default_rng(0).integers(0, 255, (3, 16, 16, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which a user's script has run."""
+    folder = tmp_path_factory.mktemp("user")
+    spec = importlib.util.spec_from_file_location("user_script", ROOT / "tests" / "user_script.py")
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    accuracy = script.main(folder)
+    assert accuracy == json.loads((folder / "multisp" / "report.json").read_text())["test_accuracy"]
+    return folder
+
+
+def test_a_run_knows_its_files(home: Path) -> None:
+    run = lt.Run(home / "multisp")
+    assert run.report["run_id"] in (home / "multisp" / "log.txt").read_text()
+    assert run.config["multisp"]["epochs"] == 1 and run.config["model"]["T"] == 2
+    assert run.ticket.mask == run.start.mask and run.ticket.provenance["fingerprint"]
+    assert repr(run) == f"Run({str(run.folder)!r}: test {run.report['test_accuracy']:.2f} %, " + (
+        f"{100 * run.report['sparsity']['total_weight']:.1f} % removed)"
+    )
+    card = dict(run.card)
+    assert f"{run.report['test_accuracy']:.2f} % of 40, 95 % interval [" in card["test accuracy"]
+    assert f"of the dense run {(home / 'dense').resolve()}" in card["synaptic operations"]
+    packed = sum((home / "packed" / f).stat().st_size for f in ("config.json", "model.safetensors"))
+    assert abs(int(card["packed"].split()[0].replace(",", "")) - packed) < 500  # less its `about`
+    page = run._repr_html_()
+    assert page.count("<td>") == 2 * len(card) and card["packed"] in page
+
+
+def test_a_second_reading_of_the_test_set_says_so(home: Path) -> None:
+    run = lt.Run(home / "multisp")
+    first, anew, val = run.evaluate(), run.evaluate(again=True), run.evaluate("val")
+    assert first.source == home / "multisp" / "predictions.safetensors" and anew.source is None
+    assert torch.equal(first.metrics.predictions.logits, anew.metrics.predictions.logits)
+    assert "saved at the first reading" in repr(first) and repr(anew) in repr(first)
+    assert val.source is None and val.interval.low <= val.accuracy <= val.interval.high
+    with pytest.raises(ConfigError, match=r"split='tset' is not allowed: train, val or test"):
+        run.evaluate("tset")
+
+
+def test_an_export_predicts_as_its_run(home: Path) -> None:
+    run = lt.Run(home / "multisp")
+    nets = [run, lt.load_exported(home / "packed"), lt.from_pretrained(home / "packed")]
+    assert len({tuple(p.label for p in net.predict(PICTURES)) for net in nets}) == 1
+    assert lt.predict(run.net, PICTURES) == run.predict(PICTURES)
+
+
+def test_runs_are_compared_by_sample(home: Path) -> None:
+    found = lt.compare(home / "dense", lt.Run(home / "multisp"))
+    assert found.header == ["quantity", "dense", "multisp"]
+    (row,) = found.differences[1]
+    points = [lt.Run(home / name).report["test_accuracy"] for name in ("multisp", "dense")]
+    assert row[:3] == ["multisp", "dense", "1"] and row[3] == f"{points[0] - points[1]:+.2f}"
+    assert repr(found).count("| multisp") == 2 and "<caption>test accuracy" in found._repr_html_()
+    with pytest.raises(ConfigError, match="two or more, each once"):
+        lt.compare(home / "dense", home / "dense")
+    with pytest.raises(ConfigError, match=r"folder='.*packed' is not allowed: a finished run"):
+        lt.Run(home / "packed")
+
+
+def test_a_network_of_the_users_own_ends_trained_and_is_asked_again(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(768, 10))
+    start = net[1].weight.detach().clone()
+    run = lt.train("random", net, "digits", sparsity=0.5, epochs=1, out=tmp_path / "run",
+                   options=SMALL)  # fmt: skip
+    assert int((net[1].weight == 0).sum()) == 3840 and not torch.equal(net[1].weight, start)
+    assert run.evaluate(again=True).accuracy == run.report["test_accuracy"]
+    assert run.export(tmp_path / "packed").folder == tmp_path / "packed"
+    with pytest.raises(ConfigError, match="already holds a run|holds a run"):
+        lt.train("random", net, "digits", sparsity=0.5, out=tmp_path / "run", options=SMALL)
+
+
+@pytest.mark.parametrize(
+    ("search", "how", "told"),
+    [
+        (
+            "snpi",
+            {},
+            r"unknown search 'snpi'; did you mean 'snip'\?.*use_plugins\(\[\"FILE.py\"\]\)",
+        ),
+        (
+            "imp",
+            {"options": {"imp.sparsity": 0.5}},
+            r'options\["imp.sparsity"\] is written sparsity',
+        ),
+        ("imp", {"sparsity": 3}, "sparsity=3.0 is not allowed"),
+        ("multisp", {"sparsity": 0.5}, r'give options\["multisp.patches.sparsity"\]'),
+        ("snip", {"options": {"snip.imags": 3}}, r'did you mean options\["snip.images"\]\?$'),
+        ("snip", {"T": 0}, "T=0 is not allowed"),
+        (
+            "imp",
+            {"quick": True, "options": {"imp.preset": "eccv22"}},
+            r'options\["imp.epochs"\]=2 is not allowed: preset eccv22 fixes it at 300',
+        ),
+        ("snip", {"data": "digit"}, "unknown data set 'digit'; did you mean 'digits'"),
+        ("snip", {"model": "nope"}, "unknown model 'nope'"),
+        ("snip", {"epochs": 3}, "epochs=3 is not allowed: None: snip trains nothing"),
+        (
+            "snip",
+            {"T": 2, "options": {"model.T": 4}},
+            r"options=\['model.T'\] is not allowed: without what is an argument",
+        ),
+        ("snip", {"options": {"run.dry-run": True}}, r'options\["run.dry_run"\]=True is not'),
+    ],
+)
+def test_an_error_speaks_of_arguments(
+    search: str, how: dict[str, Any], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = {"model": "spikformer_toy", "data": "digits", **how}
+    given["options"] = {**SMALL, **given.get("options", {})}
+    with pytest.raises(ConfigError, match=told) as caught:
+        lt.find(search, **given)
+    assert "--" not in str(caught.value)
+    assert not any(tmp_path.iterdir())
+
+
+def test_weights_that_come_with_the_package_are_those_of_the_results() -> None:
+    net = lt.create_model("spikformer_digits", pretrained=True)
+    fast = lt.from_pretrained("spikformer_digits")
+    plain = lt.load_exported(ROOT / "docs" / "results" / "digits-ticket", plain=True)
+    x = torch.rand(2, 3, 16, 16)
+    assert not net.training and torch.equal(net(x), plain(x)) and torch.equal(net(x), fast(x))
+    shorter = lt.create_model("spikformer_digits", pretrained=True, T=2)
+    assert shorter(x).shape == (2, 2, 10)
+    with pytest.raises(ConfigError, match="pretrained=True is not .* is for spikformer_digits"):
+        lt.create_model("spikformer_cifar", pretrained=True)
+    with pytest.raises(
+        TicketError, match="weights of 'spikformer_digits', not of 'spikformer_toy'"
+    ):
+        lt.create_model("spikformer_toy", pretrained=ROOT / "docs" / "results" / "digits-ticket")
+    with pytest.raises(ConfigError, match="unknown model 'spikfomer_digits'; did you mean"):
+        lt.create_model("spikfomer_digits", pretrained=True)
+
+
+@pytest.mark.slow
+def test_a_users_script_is_typed(tmp_path: Path) -> None:
+    line = ["--strict", "--python-version", "3.11", str(ROOT / "tests" / "user_script.py")]
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "mypy", "--config-file", "", "--follow-imports", "normal",
+         "--ignore-missing-imports", *line, "--cache-dir", str(tmp_path)],
+        capture_output=True, text=True, check=False, cwd=tmp_path,
+    )  # fmt: skip
+    own = [text for text in done.stdout.splitlines() if text.startswith("tests/user_script")]
+    assert not own and "user_script" not in done.stdout, done.stdout
+
+
+def test_the_import_loads_no_torch_and_is_short() -> None:
+    line = "import time; t = time.process_time(); import spikeformer_lt, sys; " + (
+        "print(time.process_time() - t, 'torch' in sys.modules)"
+    )
+    spans = []
+    for _ in range(3):
+        said = subprocess.run([sys.executable, "-P", "-c", line], capture_output=True, text=True)
+        seconds, torch_too = said.stdout.split()
+        spans.append(float(seconds))
+        assert torch_too == "False"
+    assert min(spans) < 0.3

@@ -106,6 +106,9 @@ class Answer(BaseHTTPRequestHandler):
         if "/resolve/" in self.path:
             tag = hashlib.sha256(files[name]).hexdigest()
             self.answer(files[name], 200, {"ETag": f'"{tag}"', "X-Repo-Commit": "a" * 40})
+        elif "/tree/" in self.path:
+            kinds = {"type": "file", "oid": "b" * 40}
+            self.answer([{"path": n, "size": len(files[n]), **kinds} for n in files])
         elif "/api/models/" not in self.path:
             self.answer({}, 404)
         else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -16,12 +16,9 @@ from spikeformer_lt.layers.inputs import SpikingClassifier, at_least_one, finite
 from spikeformer_lt.layers.neuron import NeuronConfig, carry, make_activation
 from spikeformer_lt.layers.patches import (
     PatchSelect,
-    StagedSelect,
     check_needs,
-    check_stages,
     check_stops,
     gather_tokens,
-    narrowed,
     through,
 )
 from spikeformer_lt.layers.stems import SpikingStem, StemUnit, in_a_row, read_on, stem_stages
@@ -172,7 +169,7 @@ class SpikingTransformer(SpikingClassifier):
             check_needs(patch.score, self, self.stem)
         self.patch = patch
         for block in self.encoder_blocks():
-            block.stop = block.select = None
+            block.stop = None
         rescale = patch is not None and patch.rescale
         for block in self.blocks:
             block.attn.rescale_to = self.num_tokens if rescale else None
@@ -197,19 +194,6 @@ class SpikingTransformer(SpikingClassifier):
             block.stop = stop
         for block in self.blocks:
             block.attn.rescale_to = self.num_tokens if block.stop.rescale else None
-
-    def set_stages(self, stages: Mapping[int, StagedSelect]) -> None:
-        """Let tokens leave before some of `blocks`, by their number, in place.
-
-        None of tokens behind the stem stays.
-
-        Raises:
-            ConfigError: a number of no block; blocks of another attention than q k^T v.
-        """
-        check_stages(self, stages)
-        self.set_patch(None)
-        for i, stage in stages.items():
-            self.blocks[i].select = stage
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Tokens behind the last block, ``[B, T|1, N, D]``, of images or frames."""
@@ -248,10 +232,8 @@ class SpikingTransformer(SpikingClassifier):
 
     def _encoded(self, tokens: Tensor, current: Tensor, images: Tensor) -> Tensor:
         tokens = self._select(tokens, current, images)
-        policy: Tensor | None = None
         for block in self.blocks:
-            tokens, policy = narrowed(block, tokens, policy)
-            tokens = through(block, tokens, self.T, images, policy)
+            tokens = through(block, tokens, self.T, images)
         return tokens
 
     def _pooled(self, tokens: Tensor) -> Tensor:

@@ -75,11 +75,7 @@ def cost(what: str, experiment: Any, model: nn.Module, ticket: Ticket) -> Trial:
 
 
 def following(trials: list[Trial], budget: float, least: float) -> float:
-    """The sparsity to try next: on a line through what is known, between its nearest neighbours.
-
-    Raises:
-        ConfigError: the budget is below what the highest sparsity reaches, or above what none does.
-    """
+    """The sparsity to try next, on a line through what is known; a ConfigError out of reach."""
     goal, order = budget * (1 + max(least, 0.9)) / 2, sorted(trials, key=lambda t: t.sparsity)
     under = next((t for t in order if t.value <= budget), None)
     above = [t for t in order if under is None or t.sparsity < under.sparsity]
@@ -103,9 +99,7 @@ def following(trials: list[Trial], budget: float, least: float) -> float:
 def fit(measure: Callable[[float], Trial], budget: BudgetConfig, first: float) -> list[Trial]:
     """Try sparsities from `first` on until one costs what the budget says; the last one does.
 
-    Raises:
-        ConfigError: the budget cannot be reached, with the smallest value that can; or it was not
-            met in as many tries as allowed, with the nearest value.
+    A ConfigError for what cannot be reached, with the smallest value, or was not in `tries` runs.
     """
     what, goal = budget.asked
     trials, rate = list[Trial](), min(max(first, 0.0), HIGHEST)
@@ -126,7 +120,6 @@ def fit(measure: Callable[[float], Trial], budget: BudgetConfig, first: float) -
 
 
 RATES = {"multisp": "encoder.sparsity", "joint": "imp.sparsity"}
-"""Options of searches that have several sparsities."""
 
 
 def within(

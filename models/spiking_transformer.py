@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,9 +16,12 @@ from spikeformer_lt.layers.inputs import SpikingClassifier, at_least_one, finite
 from spikeformer_lt.layers.neuron import NeuronConfig, carry, make_activation
 from spikeformer_lt.layers.patches import (
     PatchSelect,
+    StagedSelect,
     check_needs,
+    check_stages,
     check_stops,
     gather_tokens,
+    narrowed,
     through,
 )
 from spikeformer_lt.layers.stems import SpikingStem, StemUnit, in_a_row, read_on, stem_stages
@@ -169,7 +172,7 @@ class SpikingTransformer(SpikingClassifier):
             check_needs(patch.score, self, self.stem)
         self.patch = patch
         for block in self.encoder_blocks():
-            block.stop = None
+            block.stop = block.select = None
         rescale = patch is not None and patch.rescale
         for block in self.blocks:
             block.attn.rescale_to = self.num_tokens if rescale else None
@@ -194,6 +197,19 @@ class SpikingTransformer(SpikingClassifier):
             block.stop = stop
         for block in self.blocks:
             block.attn.rescale_to = self.num_tokens if block.stop.rescale else None
+
+    def set_stages(self, stages: Mapping[int, StagedSelect]) -> None:
+        """Let tokens leave before some of `blocks`, by their number, in place.
+
+        None of tokens behind the stem stays.
+
+        Raises:
+            ConfigError: a number of no block; blocks of another attention than q k^T v.
+        """
+        check_stages(self, stages)
+        self.set_patch(None)
+        for i, stage in stages.items():
+            self.blocks[i].select = stage
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Tokens behind the last block, ``[B, T|1, N, D]``, of images or frames."""
@@ -232,8 +248,10 @@ class SpikingTransformer(SpikingClassifier):
 
     def _encoded(self, tokens: Tensor, current: Tensor, images: Tensor) -> Tensor:
         tokens = self._select(tokens, current, images)
+        policy: Tensor | None = None
         for block in self.blocks:
-            tokens = through(block, tokens, self.T, images)
+            tokens, policy = narrowed(block, tokens, policy)
+            tokens = through(block, tokens, self.T, images, policy)
         return tokens
 
     def _pooled(self, tokens: Tensor) -> Tensor:

@@ -139,13 +139,28 @@ class SpikingSelfAttention(SpikingAttention):
         spikes, parts = self.spikes(tokens, T)
         current = None if spikes is None else dispatch.attention(spikes, self.num_heads, scale)
         if current is None:
-            if spikes is None:
-                q, k, v = map(self._heads, parts)
-            else:
-                q, k, v = rearrange(spikes, "t b n u (h d) -> u t b h n d", h=self.num_heads)
+            q, k, v = self._apart(spikes, parts)
             summed = spiking_attention(q, k, v, self.linear) * scale
             current = rearrange(summed, "t b h n d -> t b n (h d)")
         return self.proj(self.attn_act(current, T), T)  # type: ignore[no-any-return]
+
+    def masked(self, tokens: Tensor, T: int, policy: Tensor) -> Tensor:
+        """The same where keys whose `policy`, ``[B, N]``, is 0 are seen by their own tokens alone.
+
+        Source: SparseSpikformer, arXiv 2311.08806, section 3.2.
+        """
+        q, k, v = self._apart(*self.spikes(tokens, T))
+        seen = policy[:, None, :, None]
+        own = (q * k).sum(-1, keepdim=True) * v * (1 - seen)
+        summed = (spiking_attention(q, k * seen, v, self.linear) + own) * self.scale_for(tokens)
+        current = rearrange(summed, "t b h n d -> t b n (h d)")
+        return self.proj(self.attn_act(current, T), T)  # type: ignore[no-any-return]
+
+    def _apart(self, spikes: Tensor | None, parts: list[Tensor]) -> Any:
+        """q, k and v, ``[T, B, h, N, d]``."""
+        if spikes is None:
+            return map(self._heads, parts)
+        return rearrange(spikes, "t b n u (h d) -> u t b h n d", h=self.num_heads)
 
     def scale_for(self, tokens: Tensor) -> float:
         """Factor of the attention sums over these tokens, ``[T|1, B, K, D]``."""
@@ -348,6 +363,7 @@ class EncoderBlock(nn.Module):
         self.before_attn_act = LIF(neuron) if ms and attn is not None else None
         self.before_mlp_act = LIF(neuron) if ms else None
         self.stop: Any = None  # a `patches.PatchSelect` of the tokens that do not stop before it
+        self.select: Any = None  # a `patches.StagedSelect` of those that do not leave before it
         self.recompute = False
 
     @classmethod
@@ -372,9 +388,14 @@ class EncoderBlock(nn.Module):
         self.mlp.fc1.reads = "spikes" if ms else summed
         return joined(summed, self.residual)
 
-    def forward(self, tokens: Tensor, T: int) -> Tensor:
-        """Run the block; a static input broadcasts into the first residual sum."""
-        attended = None if self.attn is None else self.attn(self._fired(tokens, T), T)
+    def forward(self, tokens: Tensor, T: int, policy: Tensor | None = None) -> Tensor:
+        """Run the block; a static input broadcasts into the first residual sum.
+
+        With a `policy` the attention is `SpikingSelfAttention.masked`.
+        """
+        attended, fired = None, self._fired(tokens, T)
+        if self.attn is not None:
+            attended = self.attn(fired, T) if policy is None else self.attn.masked(fired, T, policy)
         return self._rest(tokens, attended, T)
 
     def gated(self, tokens: Tensor, T: int) -> tuple[Tensor, Tensor]:

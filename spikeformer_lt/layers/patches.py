@@ -6,8 +6,9 @@ A score is one real number for each token of each image; larger is kept.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import Any, Self
 
 import torch
@@ -259,6 +260,19 @@ def check_stops(model: Any, stops: Sequence[PatchSelect]) -> None:
             )
 
 
+def check_stages(model: Any, stages: Mapping[int, Any]) -> None:
+    """Refuse selectors that cannot stand before the blocks of a model."""
+    check_needs(Gumbel, model, model.stem)
+    for i in stages:
+        if not 0 <= i < len(model.blocks):
+            raise ConfigError(f"stage {i} is before none of {len(model.blocks)} blocks, 0 first")
+    if stages and not all(isinstance(b.attn, SpikingSelfAttention) for b in model.blocks):
+        raise ConfigError(
+            f"selectors in stages mask the keys of a self attention q k^T v, and "
+            f"{type(model).__name__} has another; let its tokens leave behind the stem, or stop"
+        )
+
+
 def grid_of(count: int, size: torch.Size) -> tuple[int, int]:
     """Token grid (rows, columns) of an H x W image cut into `count` square patches."""
     height, width = size
@@ -381,13 +395,82 @@ class PatchSelect(nn.Module):
         return images * F.interpolate(grid, size=images.shape[-2:], mode="nearest")[None]
 
 
-def through(block: Any, tokens: Tensor, T: int, images: Tensor) -> Tensor:
+class StagedSelect(nn.Module):
+    """A learned selector before a block: of the tokens that are left some go on.
+
+    In training every token runs, by a policy ``[B, N]`` of ones and zeros that is drawn from the
+    selector's probabilities with Gumbel noise and multiplied with that of the stage before; no
+    other token attends to one of 0. In evaluation ``int(keep * N)`` of the N tokens of the network
+    stay, those of the highest probability.
+
+    Args:
+        dim: width D.
+        tokens: the N tokens behind the stem.
+        keep: share of them behind this stage, in (0, 1].
+        weight: of ``(mean_N policy - keep)^2``, mean over the batch, among :func:`penalties`.
+        ties: as of :func:`top_tokens`.
+
+    Source: SparseSpikformer, arXiv 2311.08806, section 3.2 and the loss of its ratio.
+    """
+
+    def __init__(
+        self, dim: int, tokens: int, keep: float, weight: float = 0.0, ties: str = "hash"
+    ) -> None:
+        super().__init__()
+        self.tokens, self.sparsity, self.ties = tokens, 1 - keep, ties
+        self.keep, self.weight = keep, weight
+        self.net = nn.Sequential(
+            nn.Linear(dim, dim // 2), nn.GELU(), nn.Linear(dim // 2, 2), nn.LogSoftmax(-1)
+        )
+
+    def forward(self, tokens: Tensor, policy: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return (index ``[B, K]``, policy) for tokens ``[T|1, B, N', D]``."""
+        logs = self.net(tokens.mean(0))
+        if not self.training:
+            left = max(1, int(self.tokens * self.keep + 1e-9))
+            return top_tokens(logs[..., 0].detach(), left, self.ties), None
+        drawn = F.gumbel_softmax(logs, hard=True)[..., 0]
+        policy = drawn if policy is None else drawn * policy
+        if (open_ := _PENALTIES.get()) is not None:
+            open_.append(self.weight * (policy.mean(1) - self.keep).square().mean())
+        return torch.arange(tokens.shape[2], device=tokens.device).expand(len(logs), -1), policy
+
+
+_PENALTIES: ContextVar[list[Tensor] | None] = ContextVar("penalties", default=None)
+
+
+@contextmanager
+def penalties() -> Iterator[list[Tensor]]:
+    """Collect what selectors add to the loss of the forwards inside."""
+    found = list[Tensor]()
+    token = _PENALTIES.set(found)
+    try:
+        yield found
+    finally:
+        _PENALTIES.reset(token)
+
+
+def narrowed(block: Any, tokens: Tensor, policy: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The tokens that the selector before a block lets go on, and its policy in training."""
+    select = getattr(block, "select", None)
+    if select is None:
+        return tokens, policy
+    index, policy = select(tokens, policy)
+    return (gather_tokens(tokens, index) if policy is None else tokens), policy
+
+
+def through(
+    block: Any, tokens: Tensor, T: int, images: Tensor, policy: Tensor | None = None
+) -> Tensor:
     """Run an encoder block; tokens that ``block.stop`` does not choose leave it as they came.
 
-    Nothing is computed for these. A static input is the same at every step of the output.
+    Nothing is computed for these. A static input is the same at every step of the output. With the
+    `policy` of a :class:`StagedSelect` all tokens run, and attend by it.
 
     Source: TP-Spikformer, arXiv 2603.00527 (early stopping).
     """
+    if policy is not None:
+        return call(block, tokens, T, policy)  # type: ignore[no-any-return]
     stop = getattr(block, "stop", None)
     if stop is None or stop.sparsity == 0:
         return call(block, tokens, T)  # type: ignore[no-any-return]
@@ -398,9 +481,9 @@ def through(block: Any, tokens: Tensor, T: int, images: Tensor) -> Tensor:
     return whole.scatter(2, place, ran)
 
 
-def selections(model: nn.Module) -> list[PatchSelect]:
-    """All selections of tokens in a model: behind its stem, or before each block."""
-    return [module for module in model.modules() if isinstance(module, PatchSelect)]
+def selections(model: nn.Module) -> list[Any]:
+    """All selections of tokens in a model: behind its stem, or before blocks."""
+    return [m for m in model.modules() if isinstance(m, PatchSelect | StagedSelect)]
 
 
 def patches_of(model: nn.Module) -> PatchSelect | None:

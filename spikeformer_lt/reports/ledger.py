@@ -232,7 +232,8 @@ class _Hooks(ExitStack):
     def _select(
         self, place: int, alone: bool, module: nn.Module, inputs: tuple[Tensor, ...], output: Any
     ) -> None:
-        self.total.selected[place] = output[0].shape[1] / inputs[0].shape[2]
+        tokens = getattr(module, "tokens", inputs[0].shape[2])  # of stages those of the network
+        self.total.selected[place] = output[0].shape[1] / tokens
         if alone:
             self.total.kept_tokens.append(output[0].cpu())
 

@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from spikeformer_lt.adapted import PRUNABLE
 from spikeformer_lt.errors import ConfigError, TicketError
 from spikeformer_lt.layers.neuron import reset_state
+from spikeformer_lt.layers.patches import selections
 from spikeformer_lt.mask import SCOPES, Mask, check_floor
 from spikeformer_lt.rng import isolated_rng, seed_for
 from spikeformer_lt.runtime import moved
@@ -33,9 +34,11 @@ Batch = Callable[[int], tuple[Tensor, Tensor]]
 def prunable(model: nn.Module, prune: Any) -> dict[str, Tensor]:
     """The weights that a `PruneConfig` allows, by state_dict name; a ConfigError for none.
 
-    Weights that are frozen beside others that train, as of a random attention, are left alone.
+    Weights that are frozen beside others that train, as of a random attention, are left alone, and
+    those of selectors before blocks.
     """
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, PRUNABLE)}
+    chosen = {m for select in selections(model) for m in select.modules()}
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, PRUNABLE) and m not in chosen}
     linears = [n for n, m in layers.items() if isinstance(m, nn.Linear)]
     spared = [] if prune.head else linears[-1:]
     spared += [] if prune.first_conv else [n for n in layers if n not in linears][:1]

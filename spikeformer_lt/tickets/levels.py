@@ -6,6 +6,7 @@ Nothing here imports torch.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, ClassVar
 
 from spikeformer_lt.config import check, check_fields
@@ -71,10 +72,15 @@ class PatchConfig(Checked):
     (the control)."""
     mode: str = "remove"
     """remove: the tokens leave behind the ConvPEP; stop: before each block some stop, by a score of
-    rate, l2, tp, tp-code or random on its input, and leave it as they came."""
+    rate, l2, tp, tp-code or random on its input, and leave it as they came; stages: tokens leave
+    before each of `stages`, by learned selectors (score gumbel), with a loss of their ratio."""
     blocks: tuple[float, ...] = ()
     """Mode stop: fraction that stops before each block, QKFormer's inner ones first; `sparsity`
     before all of them where none is given."""
+    stages: tuple[int, ...] = (1, 2, 3)
+    """Mode stages: numbers of the blocks, from 0; `sparsity` is what each removes of those left."""
+    ratio_weight: float = 2.0
+    """Mode stages: weight of the loss that holds the selectors to their ratio."""
     space: str = "token"
     """token: gather after ConvPEP; pixel: also zero the removed pixels and embed again."""
     rescale: bool = False
@@ -84,16 +90,20 @@ class PatchConfig(Checked):
     ties: str = "hash"
     """Equal scores: hash prefers no part of the images, index keeps the upper rows."""
     WHERE = "multisp.patches."
-    OWN: ClassVar = {"mode": ("remove", "stop")}
+    OWN: ClassVar = {"mode": ("remove", "stop", "stages"), "ratio_weight": "[0, 1000)"}
 
     def __post_init__(self) -> None:
         super().__post_init__()
         stop, where = self.mode == "stop", self.WHERE
         fits = self.score in STOPS or not stop
         check(fits, f"{where}score", self.score, f"one of {', '.join(STOPS)} with mode stop")
-        check(
-            self.space == "token" or not stop, f"{where}space", self.space, "token with mode stop"
-        )
+        staged = self.mode == "stages"
+        check(self.score == "gumbel" or not staged, f"{where}score", self.score, "gumbel in stages")
+        whole = self.space == "token" or self.mode == "remove"
+        check(whole, f"{where}space", self.space, f"token with mode {self.mode}")
+        check(not (staged and self.rescale), f"{where}rescale", True, "False in stages")
+        rising = bool(self.stages) and all(a < b for a, b in pairwise((-1, *self.stages)))
+        check(rising, f"{where}stages", self.stages, "rising numbers of blocks, from 0")
         check(stop or not self.blocks, f"{where}blocks", self.blocks, "none but with mode stop")
         shares = all(0 <= share < 1 for share in self.blocks)
         check(shares, f"{where}blocks", self.blocks, "fractions in [0, 1)")
@@ -101,8 +111,15 @@ class PatchConfig(Checked):
 
     @property
     def removed(self) -> float:
-        """Fraction of the tokens on which a block computes nothing, mean over the blocks."""
+        """Fraction of tokens removed; where that differs by blocks or stages, the mean of them."""
+        if self.mode == "stages":
+            return 1 - sum(self.kept) / len(self.kept)
         return sum(self.blocks) / len(self.blocks) if self.blocks else self.sparsity
+
+    @property
+    def kept(self) -> list[float]:
+        """Mode stages: share of all tokens that is left behind each."""
+        return [(1 - self.sparsity) ** (i + 1) for i in range(len(self.stages))]
 
 
 @dataclass(frozen=True)

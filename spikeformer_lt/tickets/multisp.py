@@ -16,7 +16,7 @@ from spikeformer_lt.adapted import PRUNABLE
 from spikeformer_lt.config import check
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers import subnet
-from spikeformer_lt.layers.patches import Attention, patches_of
+from spikeformer_lt.layers.patches import Attention, selections
 from spikeformer_lt.layers.stems import stem_of
 from spikeformer_lt.layers.subnet import SubnetConv2d, collapse, get_masks, set_masks
 from spikeformer_lt.mask import Mask, select
@@ -111,9 +111,9 @@ def encoder_weights(model: Any, head: bool = True) -> dict[str, Tensor]:
 
     Blocks inside of a stem, such as a QKFormer's early stages, are among them.
     """
-    stem, selector = stem_of(model), patches_of(model)
+    stem = stem_of(model)
     others = set() if stem is None else {id(part.unit.synapse) for part in stem.units()}
-    others |= set() if selector is None else {id(module) for module in selector.modules()}
+    others |= {id(module) for selector in selections(model) for module in selector.modules()}
     named = getattr(model, "head", None)
     check(head or named is not None, "encoder.head", head, "true where no `head` is declared")
     others |= set() if head else {id(named)}
@@ -427,6 +427,8 @@ class MultiSp(Search):
         if patches.sparsity == 0:
             return
         with self._seeded("selector"):
+            if patches.mode != "remove":
+                return set_patches(model, patches)
             score = new_score(model, patches)
         if isinstance(score, Attention):
             probe = SelectorProbe(model, score)

@@ -21,7 +21,9 @@ from spikeformer_lt.layers.patches import (
     PatchScore,
     PatchSelect,
     Random,
+    StagedSelect,
     check_needs,
+    check_stages,
     make_score,
 )
 from spikeformer_lt.layers.stems import stem_of
@@ -49,7 +51,14 @@ def set_patches(model: Any, config: PatchConfig, score: PatchScore | None = None
     options: dict[str, Any] = {"rescale": config.rescale, "ties": config.ties}
     if config.sparsity == 0:
         return
-    if config.mode == "stop":
+    if config.mode == "stages":
+        weight, kept = config.ratio_weight / len(config.stages), config.kept
+        sizes = model.embed_dim, model.num_tokens
+        model.set_stages({
+            i: StagedSelect(*sizes, share, weight, config.ties)
+            for i, share in zip(config.stages, kept, strict=True)
+        })  # fmt: skip
+    elif config.mode == "stop":
         shares = config.blocks or [config.sparsity] * len(model.encoder_blocks())
         scores = (Random(i) if config.score == "random" else new_score(model, config)
                   for i in range(len(shares)))  # fmt: skip
@@ -70,6 +79,11 @@ def check_patches(model: Any, config: PatchConfig) -> None:
         fits = len(config.blocks) in (0, len(blocks))
         rule = f"{len(blocks)} fractions, one for each block of this network"
         check(fits, "multisp.patches.blocks", config.blocks, rule)
+    if config.mode == "stages":
+        check(
+            hasattr(model, "set_stages"), "multisp.patches.mode", "stages", "for our transformers"
+        )
+        check_stages(model, dict.fromkeys(config.stages))
 
 
 def new_score(model: Any, config: PatchConfig) -> PatchScore:

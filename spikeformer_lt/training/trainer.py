@@ -24,6 +24,7 @@ from spikeformer_lt.images.augment import Mixing
 from spikeformer_lt.images.loader import Augmentation, sample_loader, train_loader
 from spikeformer_lt.images.splits import Splits
 from spikeformer_lt.layers.kernels.dispatch import kept_weights
+from spikeformer_lt.layers.patches import penalties
 from spikeformer_lt.layers.units import set_recompute
 from spikeformer_lt.rng import STREAM, seed_for
 from spikeformer_lt.runtime import keep_heap, threads_chosen
@@ -380,7 +381,7 @@ class PhaseRun:
         mixing, classes = self.trainer.mixing, self.trainer.data.num_classes
         mix = min(self.at.epoch, phase.epochs - 1) < mixing.until * phase.epochs
         images, target = mixing.apply(images, labels, classes, seed, mix=mix)
-        with self.trainer.accelerator.autocast():
+        with self.trainer.accelerator.autocast(), penalties() as added:
             logits = self.wrapped(images)
         loss = task_loss(logits, target, config.loss)
         if phase.teacher is not None and phase.distill > 0:
@@ -388,7 +389,7 @@ class PhaseRun:
                 taught = phase.teacher.eval()(images)
             soft = distill_loss(logits, taught, config.distill_temperature)
             loss = (1 - phase.distill) * loss + phase.distill * soft
-        return logits, loss
+        return logits, sum(added, start=loss)
 
     def _end_epoch(self, speed: float) -> None:
         trainer, at, phase = self.trainer, self.at, self.phase

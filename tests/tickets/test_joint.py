@@ -8,6 +8,7 @@ from torch import nn
 
 from spikeformer_lt import create_model
 from spikeformer_lt.errors import ConfigError
+from spikeformer_lt.export import export_ticket, load_exported
 from spikeformer_lt.layers.patches import kept_count
 from spikeformer_lt.tickets import (
     ImpConfig,
@@ -61,3 +62,28 @@ def test_pruning_goes_to_the_encoder_unless_other_layers_are_named():
 def test_a_model_without_patches_is_refused():
     with pytest.raises(ConfigError, match="needs a model with patches"):
         Joint().find(nn.Linear(2, 2), None)
+
+
+def test_selectors_in_stages_learn_beside_the_pruning(bench, tmp_path):
+    """SparseSpikformer: their weights train, and no mask covers them."""
+    torch.manual_seed(0)
+    model, sizes = create_model("spikformer_toy", **SIZES), []
+    trainer = bench.trainer(tmp_path)
+
+    def fit(net, phase):
+        sizes.append({k: v.clone() for k, v in net.state_dict().items() if ".select." in k})
+        return trainer.fit(net, phase)
+
+    patches = PatchConfig(0.5, "gumbel", "stages", stages=(0,))
+    ticket = Joint(JointConfig(patches, IMP)).find(model, fit)
+    assert len(sizes[0]) == 4 and not any(".select." in name for name in ticket.mask)
+    moved = [name for name, first in sizes[0].items() if not torch.equal(first, sizes[1][name])]
+    assert len(moved) == 4, "the round began from the rewind step"
+    assert ticket.provenance["ledger"]["patch"] == 0.5
+    ticket.provenance["model"] = {"name": "spikformer_toy", "args": SIZES}
+    done = export_ticket(ticket, tmp_path / "packed")
+    assert done.check.reload_gap == 0
+    images, plain = torch.rand(4, 3, 16, 16), load_exported(tmp_path / "packed", plain=True)
+    seen = []
+    plain.blocks[0].register_forward_pre_hook(lambda m, args: seen.append(args[0].shape[2]))
+    assert torch.equal(plain(images), model.eval()(images)) and seen == [8]

@@ -72,7 +72,7 @@ def test_wrong_input_is_one_line_and_exit_2(
 def test_help_has_words_and_default_for_every_option(recipes: Any) -> None:
     told = recipes.help_of("multisp_compare")
     names = {"recipe", "suite", "data", "seeds", "jobs", "out", "options", "epochs", "overwrite"}
-    assert set(told) == names | {"dry_run"}
+    assert set(told) == names | {"dry_run", "on", "slurm", "quick"}
     for name, text in told.items():
         words, default, _ = text.partition("(default:")
         assert default and len(re.findall(r"[a-z]{2,}", words)) >= 2, (name, text)

@@ -215,6 +215,8 @@ from spikeformer_lt import register_model
 
 @register_model
 class Broken(torch.nn.Module):
+    "A classifier of three inputs."
+
     def __init__(self, num_classes=10, in_channels=1, image_size=8, T=4):
         super().__init__()
         self.head = torch.nn.Linear(3, num_classes)

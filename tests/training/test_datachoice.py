@@ -16,7 +16,13 @@ from spikeformer_lt.training.experiment import (
     augmentation,
     settle,
 )
-from spikeformer_lt.training.options import DataConfig, EventDataConfig, ModelConfig, load_splits
+from spikeformer_lt.training.options import (
+    DataConfig,
+    EventDataConfig,
+    ModelConfig,
+    RunConfig,
+    load_splits,
+)
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,7 @@ class Recipe:
 
     data: EventDataConfig = field(default_factory=EventDataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    run: RunConfig = field(default_factory=RunConfig)
 
 
 @pytest.mark.parametrize(

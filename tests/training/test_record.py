@@ -18,8 +18,11 @@ ROW = {
 }  # fmt: skip
 
 
-def a_run(folder, main=True, board=None):
-    trainer = SimpleNamespace(main=main, board=board, run=RunDir(folder, writer=main))
+def a_run(folder, main=True, log=None):
+    trainer = SimpleNamespace(
+        main=main, run=RunDir(folder, writer=main), tracked=("board",) * bool(log)
+    )
+    trainer.accelerator = SimpleNamespace(log=log)
     trainer.later = lambda phase: 3
     return SimpleNamespace(
         trainer=trainer,
@@ -57,9 +60,11 @@ def test_other_ranks_write_and_say_nothing(tmp_path, caplog):
 @pytest.mark.parametrize("key", ["joint/train_loss", "joint/firing/a.act"])
 def test_a_board_gets_every_number(tmp_path, key):
     seen = {}
-    board = SimpleNamespace(
-        add_scalar=lambda name, value, step: seen.update({name: (value, step)}), flush=list
-    )
-    record_epoch(a_run(tmp_path, board=board), ROW, 100.0)
-    assert seen[key] == ({"joint/train_loss": 0.5, "joint/firing/a.act": 0.25}[key], 2)
+
+    def log(numbers, step):
+        seen.update(numbers)
+        assert step == 2
+
+    record_epoch(a_run(tmp_path, log=log), ROW, 100.0)
+    assert seen[key] == {"joint/train_loss": 0.5, "joint/firing/a.act": 0.25}[key]
     assert "joint/phase" not in seen and "joint/val_accuracy" not in seen

@@ -23,11 +23,11 @@ from spikeformer_lt.reports.statistics import Outcome
 from spikeformer_lt.tickets.presets import PUBLISHED
 from spikeformer_lt.training.experiment import CIFAR10, settle, with_published
 from spikeformer_lt.training.options import EventDataConfig
-from spikeformer_lt.training.run import read_report
+from spikeformer_lt.training.run import OWN, read_report
 
 NOT_COMPARED = (
-    *("run", "data.root", "data.download", "data.cache", "train.workers", "train.threads"),
-    *("train.cpu", "train.tensorboard", "train.timeout_s"),
+    *(*OWN, "data.root", "data.download", "data.cache", "train.workers", "train.threads"),
+    *("train.cpu", "train.tensorboard", "train.track", "train.timeout_s"),
 )
 """Where a run reads and writes, and what its numbers do not depend on."""
 
@@ -165,7 +165,7 @@ def _fault(report: dict[str, Any], config: Any, identity: dict[str, str] | None)
     """What in a report contradicts its configuration or itself."""
     slug = f"{config.model.name}-{config.data.name}"
     own = {
-        "run_id": run_id(config, slug, ("run",), identity),
+        "run_id": run_id(config, slug, [n for n in OWN if hasattr(config, n)], identity),
         "seed": config.train.seed,
         "dataset": config.data.name,
     }

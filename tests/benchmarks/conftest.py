@@ -14,7 +14,7 @@ from spikeformer_lt.training.jobs import Job
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-from papers.finished import expected_config
+from papers.finished import OWN, expected_config
 
 IMAGES = 400
 
@@ -27,8 +27,9 @@ def finish(job: Job, right: int, folder: Path | None = None, **changed: Any) -> 
     folder.mkdir(parents=True)
     save_config(cfg, folder / "config.json")
     accuracy = 100 * right / IMAGES
+    own = [name for name in OWN if hasattr(cfg, name)]
     report = {
-        "run_id": run_id(cfg, f"{cfg.model.name}-{cfg.data.name}", ("run",)),
+        "run_id": run_id(cfg, f"{cfg.model.name}-{cfg.data.name}", own),
         "seed": job.seed,
         "dataset": cfg.data.name,
         "test_accuracy": accuracy,

@@ -226,15 +226,13 @@ class Broken(torch.nn.Module):
 """
 
 
-def test_a_dry_run_passes_a_sample_through_the_network(quick: Path, capsys: Any) -> None:
-    (quick / "broken.py").write_text(BROKEN)
-    argv = ["random", "--data.name", "digits", "--model.name", "Broken"]
-    argv += ["--plugins", "broken.py", "--dry-run"]
-    with pytest.raises(SystemExit) as stop:
-        config.exit_after(lambda: cli.find_command(argv, "find"), argv)
-    said = capsys.readouterr().err
-    assert stop.value.code == 2 and "model Broken fails on a sample of digits" in said, said
-    assert "cannot be multiplied" in said
+def test_a_dry_run_passes_a_sample_through_the_network(recipes: Any, tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text(BROKEN)
+    argv = ["random", "--data.name", "digits", "--model.name", "Broken", "--dry-run"]
+    tried = recipes.run("find_ticket", *argv, "--plugins", "broken.py", cwd=tmp_path)
+    assert tried.code == 2, tried.err
+    assert "model Broken fails on a sample of digits" in tried.error
+    assert "cannot be multiplied" in tried.error
 
 
 SMALL = shlex.split(

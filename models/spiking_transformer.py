@@ -250,9 +250,6 @@ class SpikingTransformer(SpikingClassifier):
         tokens = self._select(tokens, current, images)
         policy: Tensor | None = None
         for block in self.blocks:
-            if policy is None and getattr(block, "stop", None) is getattr(block, "select", None):
-                tokens = call(block, tokens, self.T)  # both None: every token stays
-                continue
             tokens, policy = narrowed(block, tokens, policy)
             tokens = through(block, tokens, self.T, images, policy)
         return tokens

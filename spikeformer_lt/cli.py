@@ -45,6 +45,7 @@ from spikeformer_lt.errors import ConfigError, TicketError, near, shown
 from spikeformer_lt.registry import config_class, create_search, search_names, use_plugins
 from spikeformer_lt.tickets import presets
 from spikeformer_lt.training.options import (
+    MOVING,
     BudgetConfig,
     DataConfig,
     EventDataConfig,
@@ -62,7 +63,6 @@ RECIPES = Path(__file__).parent / "recipes"
 PAPER, PAPER_EVENTS = presets.PAPER, presets.PAPER_EVENTS
 IMAGES_SMALL, EVENTS_SMALL = presets.IMAGES_SMALL, presets.EVENTS_SMALL
 MULTISP_SUITES = presets.MULTISP_SUITES
-MOVING = ("moving_digits", "moving_gestures")
 
 
 def full_size(search: str) -> Callable[[], Any]:

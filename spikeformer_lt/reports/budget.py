@@ -25,7 +25,7 @@ from spikeformer_lt.images.loader import sample_loader
 from spikeformer_lt.reports.ledger import AC_PJ, MAC_PJ, count_operations
 from spikeformer_lt.reports.run_page import LEDGER_IMAGES
 from spikeformer_lt.ticket import Ticket
-from spikeformer_lt.training.options import BudgetConfig
+from spikeformer_lt.training.options import BudgetConfig, value_at, with_value
 from spikeformer_lt.training.ranks import gathered, on_first
 
 log = logging.getLogger(__name__)
@@ -143,7 +143,8 @@ def within(
     usual = f"{search}.{RATES.get(search, 'sparsity')}"
     usual = usual if value_at(cfg, usual) is not None else "sparsity"  # of a recipe itself
     path, (what, goal) = budget.over or usual, budget.asked
-    now = value_at(cfg, path)
+    option = path.replace("-", "_")
+    now, group = value_at(cfg, option), option.partition(".")[0]
     check(isinstance(now, float), "budget.over", path, "the option of a sparsity")
     tries = out.with_name(f"{out.name}.tries")
 
@@ -158,7 +159,8 @@ def within(
             return bool(LEAST[what] * goal <= answers[0].value <= goal)
 
         one = replace(cfg.run, out=str(place), resume="auto")
-        tried = with_value(adapted(cfg, run=one, budget=BudgetConfig()), path, rate)
+        changed = {group: getattr(with_value(cfg, option, rate), group)}
+        tried = adapted(cfg, option, run=one, budget=BudgetConfig(), **changed)
         try:
             run(tried, accept=accept)
         except ConfigError as fault:
@@ -184,18 +186,3 @@ def within(
     if show is not None:
         on_first(lambda: show(out))
     return out
-
-
-def value_at(cfg: Any, path: str) -> Any:
-    """The value of an option; None if there is none of this name."""
-    for name in path.replace("-", "_").split("."):
-        cfg = getattr(cfg, name, None)
-    return cfg
-
-
-def with_value(cfg: Any, path: str, value: float) -> Any:
-    """The configuration with another value of an option, which counts as named by the user."""
-    whole = path.replace("-", "_")
-    name, _, rest = whole.partition(".")
-    own = with_value(getattr(cfg, name), rest, value) if rest else value
-    return adapted(cfg, whole, **{name: own})

@@ -45,7 +45,16 @@ from spikeformer_lt.runtime import OPENMP, WAITING, memory_bytes
 from spikeformer_lt.ticket import TICKET, Ticket
 from spikeformer_lt.training.checkpoint import load_weights, refuse_misfits
 from spikeformer_lt.training.optim import check_optimizer
-from spikeformer_lt.training.options import DataConfig, Step, lasting, load_splits, split_options
+from spikeformer_lt.training.options import (
+    MOVING,
+    DataConfig,
+    Step,
+    lasting,
+    load_splits,
+    split_options,
+    value_at,
+    with_value,
+)
 from spikeformer_lt.training.ranks import (
     StopRequest,
     digest,
@@ -66,8 +75,6 @@ WARM = {"train.optim.warmup_epochs", "train.optim.cooldown_epochs"}
 OF_EPOCHS = "train.optim.of_epochs"
 QUICK = 2
 """Epochs that the longest length has under --quick."""
-LIKE = {"moving_digits": ("moving_gestures",)}
-"""Embedded sets that take the values for small machines, too, by the fallback that they are for."""
 ORIGIN = (
     *("search", "config", "search_seed", "early_time", "seed", "split_sha256", "model", "options"),
 )
@@ -111,7 +118,7 @@ def with_published(
         value = found.get(cfg.data.name) if isinstance(found, Mapping) else found
         now = attrgetter(path)(cfg)
         if path not in given and value is not None:
-            cfg = _set(cfg, path, value)
+            cfg = with_value(cfg, path, value)
         elif value not in (None, now):
             differing.append(f"--{path.replace('_', '-')} {now} (published: {value})")
     return cfg, differing
@@ -141,28 +148,29 @@ def settle(cfg: Any, wanted: Wanted, fallback: str, small: dict[str, Any]) -> tu
             )
     settled = replace(cfg, data=replace(cfg.data, name=name))
     usual, given, taken = type(cfg)(), given_options(cfg), dict[str, Any]()
+    like = MOVING if fallback in MOVING else (fallback,)
     leaves = [
         (path, own) if not field else (f"{path}.{field}", getattr(own, field))
-        for path, own in (small.items() if name in (fallback, *LIKE.get(fallback, ())) else ())
+        for path, own in (small.items() if name in like else ())
         for field in ([f.name for f in fields(own)] if is_dataclass(own) else [""])
     ]
     for path, value in leaves:
         before, now = (attrgetter(path)(each) for each in (usual, settled))
         if path not in given and now == before != value:
             taken[path] = value
-        usual = _set(usual, path, value)
+        usual = with_value(usual, path, value)
     for path, value in taken.items():
-        settled = _set(settled, path, value)
+        settled = with_value(settled, path, value)
     for path, value in _following(settled, usual, given).items():
-        settled, taken[path] = _set(settled, path, value), value
+        settled, taken[path] = with_value(settled, path, value), value
     if cfg.run.quick:
         lengths = {p: v for p, v in _lengths(settled) if p not in given and v}
         longest = max([*lengths.values(), QUICK])
         settled = _shorter(settled, lengths, QUICK / longest)
         if settled.train.optim.of_epochs == 0 and not WARM & set(given):
             lengths[OF_EPOCHS] = longest
-            settled = _set(settled, OF_EPOCHS, int(longest))
-        taken |= {path: _at(settled, path) for path in lengths}
+            settled = with_value(settled, OF_EPOCHS, int(longest))
+        taken |= {path: value_at(settled, path) for path in lengths}
     return settled, notice, ", ".join(f"{path}={value}" for path, value in taken.items())
 
 
@@ -199,7 +207,7 @@ def _following(cfg: Any, usual: Any, given: Collection[str]) -> dict[str, Any]:
         if f"{group}.epochs" not in given or before.epochs < 1 or own.epochs == before.epochs:
             continue
         for name in FOLLOWING:
-            value, scale = _at(before, name), own.epochs / before.epochs
+            value, scale = value_at(before, name), own.epochs / before.epochs
             if value is None or f"{group}.{name}" in given:
                 continue
             step = Step.parse(value) if name == "rewind" else Step(value)
@@ -221,19 +229,6 @@ def augmentation(data: DataConfig, splits: Splits) -> tuple[Augment | EventAugme
         told = "NOTICE: %s: data.augment=%s mirrors samples, which changes the class of some"
         log.warning(told, splits.name, name)
     return kind.standard(name), replace(Mixing.standard(name), cutmix=data.cutmix, **given)
-
-
-def _at(cfg: Any, path: str) -> Any:
-    """The value at a dotted path; None if there is none."""
-    for name in path.split("."):
-        cfg = getattr(cfg, name, None)
-    return cfg
-
-
-def _set(cfg: Any, path: str, value: Any) -> Any:
-    name, _, rest = path.partition(".")
-    check(is_dataclass(cfg) and hasattr(cfg, name), path, value, "a field of the configuration")
-    return replace(cfg, **{name: _set(getattr(cfg, name), rest, value) if rest else value})
 
 
 def origin_of(provenance: Mapping[str, Any]) -> dict[str, Any]:
@@ -442,7 +437,7 @@ class Experiment:
         groups = [name.removesuffix(".epochs") for name in allowed if name.endswith(".epochs")]
         return allowed + [
             f"{group}.{name}" for group in groups for name in FOLLOWING
-            if _at(self.cfg, f"{group}.{name}") is not None
+            if value_at(self.cfg, f"{group}.{name}") is not None
         ]  # fmt: skip
 
     def _own_accelerator(self) -> Accelerator:

@@ -9,9 +9,9 @@ import inspect
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from spikeformer_lt.config import check, check_fields, flat_values
 from spikeformer_lt.disk import read_tensors
@@ -139,6 +139,25 @@ MOST_WORKERS = 4 * MOST_THREADS
 # Options of a data set that a ticket must repeat to meet its own splits again.
 SPLIT_OPTIONS = ("root", "image_size", "limit_train", "limit_test")
 EVENT_OPTIONS = tuple(f.name for f in fields(EventOptions) if f.name != "T")
+
+
+MOVING = ("moving_digits", "moving_gestures")
+"""Embedded sets of recordings, which take the same values on small machines."""
+
+
+def value_at(cfg: Any, path: str) -> Any:
+    """The value at a dotted path of a configuration; None if there is none."""
+    for name in path.split("."):
+        cfg = getattr(cfg, name, None)
+    return cfg
+
+
+def with_value(cfg: Any, path: str, value: Any) -> Any:
+    """The configuration with another value at a dotted path; a ConfigError if it has no such."""
+    name, _, rest = path.partition(".")
+    check(is_dataclass(cfg) and hasattr(cfg, name), path, value, "a field of the configuration")
+    own = with_value(getattr(cfg, name), rest, value) if rest else value
+    return replace(cast(Any, cfg), **{name: own})
 
 
 @dataclass(frozen=True)

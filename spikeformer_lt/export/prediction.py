@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -59,14 +60,22 @@ def predict(model: nn.Module, x: Any, preprocess: Preprocess | None = None) -> l
         raise ExportError("a network in training mode cannot predict; call .eval() first")
     prepare = prepared_for(model, preprocess)
     like = next(model.parameters())
-    found = []
+    found: list[Prediction] = []
     for part in _parts(x, 4 if prepare.recordings is None else 5):
         batch = to_input(part, prepare).to(like.device, like.dtype)
         logits: Tensor = model(batch).float().mean(1)
-        for chances in logits.softmax(1).cpu():
-            label = int(chances.argmax())
-            found.append(Prediction(label, prepare.classes[label], float(chances[label]), chances))
+        found += predictions_of(logits, prepare.classes)
     return found
+
+
+def predictions_of(logits: Tensor, classes: Sequence[str]) -> list[Prediction]:
+    """The predictions of mean logits ``[B, K]``."""
+    chances = logits.softmax(1).cpu()
+    labels = chances.argmax(1).tolist()
+    return [
+        Prediction(label, classes[label], float(own[label]), own)
+        for label, own in zip(labels, chances, strict=True)
+    ]
 
 
 def _parts(x: Any, ndim: int) -> list[Any]:

@@ -16,7 +16,13 @@ from spikeformer_lt.config import check
 from spikeformer_lt.errors import DataError, ExportError
 from spikeformer_lt.events.recording import EVENTS, Events
 from spikeformer_lt.export.inference import CompactModel
-from spikeformer_lt.export.prediction import Prediction, event_frame, to_input, valid_events
+from spikeformer_lt.export.prediction import (
+    Prediction,
+    event_frame,
+    predictions_of,
+    to_input,
+    valid_events,
+)
 from spikeformer_lt.layers.inputs import SelectsTokens, Stepwise
 from spikeformer_lt.layers.neuron import NeuronState, carry
 from spikeformer_lt.layers.patches import selections
@@ -245,13 +251,10 @@ class EventStream:
         window, self._waiting = self._waiting[:end], self._waiting[end:]
         self._logits += self._stream.push([window]).unbind(1)
         step = self._stream.frames or self.T
-        mean = torch.stack(self._logits[-self.T :]).mean(0)[0] if self._logits else None
         said = None
-        if mean is not None:
-            chances = mean.float().softmax(0).cpu()
-            label = int(chances.argmax())
-            name = self._how.classes[label]
-            said = Prediction(label, name, float(chances[label]), chances)
+        if self._logits:
+            mean = torch.stack(self._logits[-self.T :]).mean(0)
+            (said,) = predictions_of(mean.float(), self._how.classes)
         start, self._start = self._start, self._start + self.window_us
         if not self.endless and step >= self.T:
             self._stream.reset()

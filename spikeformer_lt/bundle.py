@@ -121,7 +121,7 @@ def staged(folder: str | Path, kind: BundleKind, overwrite: bool = False) -> Ite
     refuse_foreign(folder, kind, overwrite)
     with contextlib.ExitStack() as cleaning:
         try:
-            stage = Stage(_new_stage(folder, cleaning), kind)
+            stage = Stage(new_stage(folder, cleaning), kind)
             yield stage
             sync_folder(stage.path)
             refuse_foreign(folder, kind, overwrite)
@@ -321,7 +321,7 @@ def _beside(folder: Path, kind: str) -> Path:
     return folder.with_name(f".{safe_name(folder.name)}.{kind}-{uuid.uuid4().hex[:12]}")
 
 
-def _new_stage(folder: Path, cleaning: contextlib.ExitStack) -> Path:
+def new_stage(folder: Path, cleaning: contextlib.ExitStack) -> Path:
     """Make a stage that this process holds; it is deleted and given up at the end."""
     while True:
         path = _beside(folder, "tmp")

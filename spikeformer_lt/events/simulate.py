@@ -7,9 +7,8 @@ along three saccades that form a triangle, as in N-MNIST (Orchard et al. 2015).
 
 from __future__ import annotations
 
+import contextlib
 import os
-import shutil
-import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from spikeformer_lt.bundle import new_stage, recover
 from spikeformer_lt.config import check
 from spikeformer_lt.errors import DataError, name_of, one_of
 from spikeformer_lt.events.aedat import write_aedat31
@@ -146,21 +146,20 @@ def write_gestures(
     """
     one_of("form", form, _FORMS)
     home = Path(folder) / _FORMS[form]
+    recover(home)
     check(not home.exists(), "dir", str(folder), f"one without a folder {home.name}")
-    stage = home.with_name(f".{home.name}.tmp-{uuid.uuid4().hex[:12]}")
     try:
-        stage.mkdir(parents=True)
-        (stage / SIMULATED).write_text(
-            "Simulated by spikeformer_lt (moving_gestures): no camera, no people. Results on these "
-            "files are no results on DVS128 Gesture.\n"
-        )
-        for part, recorded in parts.items():
-            (_write_trials if form == "aedat31" else _write_arrays)(stage, part, recorded)
-        os.rename(stage, home)
+        with contextlib.ExitStack() as cleaning:
+            stage = new_stage(home, cleaning)
+            (stage / SIMULATED).write_text(
+                "Simulated by spikeformer_lt (moving_gestures): no camera, no people. Results on "
+                "these files are no results on DVS128 Gesture.\n"
+            )
+            for part, recorded in parts.items():
+                (_write_trials if form == "aedat31" else _write_arrays)(stage, part, recorded)
+            os.rename(stage, home)
     except OSError as fault:
         raise DataError(f"cannot write {name_of(home)}: {fault.strerror or fault}") from fault
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
     return home
 
 

@@ -118,6 +118,14 @@ def test_nothing_is_written_over_and_real_files_are_not_called_simulated(written
         (written / "mark").rename(written / "npy" / "DVSGesture" / "SIMULATED.txt")
 
 
+def test_what_a_killed_call_left_half_written_is_swept(tmp_path):
+    left = tmp_path / ".DvsGesture.tmp-0123456789ab"
+    left.mkdir()
+    (left / "user01_led.aedat").write_bytes(b"half")
+    assert main(["write", str(tmp_path), "--limit-train", "11", "--limit-test", "11"]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["DvsGesture"]
+
+
 @pytest.mark.parametrize("size", [-1, 0])
 def test_a_frame_has_pixels(size):
     with pytest.raises(ConfigError, match=f"image_size={size} is not allowed"):

@@ -3,8 +3,9 @@
 python benchmarks/latency.py
 python benchmarks/latency.py --sparsity 0.9 --activation lif --threads 2
 
-Milliseconds are the median of plain calls. The share is cProfile's own time in Python's functions,
-kernels and operators of torch left out; profiling makes Python slower, so the true share is less.
+Milliseconds are medians of plain calls and of replays of `graphed`, in turn. The share is
+cProfile's own time in Python's functions, kernels and operators of torch left out; profiling makes
+Python slower, so the true share is less.
 """
 
 from __future__ import annotations
@@ -20,17 +21,18 @@ import spikeformer_lt  # before torch: one OpenMP for all
 
 # isort: split
 import torch
-from torch import nn
 
 from spikeformer_lt.export.inference import CompactModel, compact
 from spikeformer_lt.layers.units import ConvUnit, LinearUnit
 
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
-def network(activation: str, sparsity: float) -> CompactModel:
+
+def network(activation: str, sparsity: float, name: str = "spikformer_cifar") -> CompactModel:
     """A compact network whose layers behind the first have random masks."""
     torch.manual_seed(0)
     options: Any = {"num_classes": 10, "T": 4, "activation": activation}
-    model = spikeformer_lt.create_model("spikformer_cifar", **options).eval()
+    model = spikeformer_lt.create_model(name, **options).eval()
     units = [m for m in model.modules() if isinstance(m, ConvUnit | LinearUnit)]
     with torch.no_grad():
         for unit in units[1:]:
@@ -38,7 +40,7 @@ def network(activation: str, sparsity: float) -> CompactModel:
     return compact(model)
 
 
-def python_share(net: nn.Module, x: torch.Tensor, rounds: int) -> tuple[float, float]:
+def python_share(net: Any, x: torch.Tensor, rounds: int) -> tuple[float, float]:
     """Share of the time in functions of Python, and their calls, for a forward."""
     from numba.core.dispatcher import Dispatcher
 
@@ -57,20 +59,27 @@ def python_share(net: nn.Module, x: torch.Tensor, rounds: int) -> tuple[float, f
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="spikformer_cifar", help="of 32x32 RGB images")
     parser.add_argument("--activation", default="heaviside")
+    parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall", help="cpu: busy machines")
     parser.add_argument("--sparsity", type=float, default=0.0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=30)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    net, x, took = network(args.activation, args.sparsity), torch.randn(1, 3, 32, 32), []
+    net, x = network(args.activation, args.sparsity, args.model), torch.randn(1, 3, 32, 32)
+    ways: dict[str, Any] = {"called": net, "replayed": net.graphed(x)}
+    took: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(args.rounds + 3):
-        begin = time.perf_counter()
-        net(x)
-        took.append(time.perf_counter() - begin)
-    share, calls = python_share(net, x, args.rounds)
+        for name, way in ways.items():
+            begin = CLOCKS[args.clock]()
+            way(x)
+            took[name].append(CLOCKS[args.clock]() - begin)
     print(f"{net.describe()}; torch {torch.__version__}, {args.threads} threads")
-    print(f"{1e3 * statistics.median(took[3:]):.2f} ms, {calls:.0f} calls, {share:.1%} at most")
+    for name, way in ways.items():
+        share, calls = python_share(way, x, args.rounds)
+        ms = 1e3 * statistics.median(took[name][3:])
+        print(f"{name}: {ms:.2f} ms, {calls:.0f} calls, {share:.1%} at most")
 
 
 if __name__ == "__main__":

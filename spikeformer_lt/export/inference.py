@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +25,13 @@ from torch import Tensor, nn
 
 from spikeformer_lt.errors import ConfigError, DataError, ExportError
 from spikeformer_lt.export.prediction import Prediction, predict
-from spikeformer_lt.export.synapses import FoldedConv2d, FoldedLinear, fire_linear, select_channels
+from spikeformer_lt.export.synapses import (
+    FoldedConv2d,
+    FoldedLinear,
+    fire_linear,
+    has_byte_products,
+    select_channels,
+)
 from spikeformer_lt.layers.attention import SpikingSelfAttention, spiking_attention
 from spikeformer_lt.layers.inputs import check_values
 from spikeformer_lt.layers.kernels import dispatch
@@ -124,45 +131,54 @@ class CompactModel(nn.Module):
         return predict(self, x, preprocess)
 
     def graphed(self, example: Tensor) -> Callable[[Tensor], Tensor]:
-        """Record this network as a CUDA graph for inputs of the shape and dtype of `example`.
+        """Record a forward for inputs of the shape and dtype of `example`, and replay it.
+
+        On CUDA it is a graph, on a CPU the list of its kernels and operations: the Python between
+        them, half the time of a small network, is left out.
 
         Returns:
-            A function that replays the graph on an input: one launch, and the logits of the call.
-            The graph keeps the memory of one forward, and the weights of now; hooks are not called.
+            A function that replays it on an input and gives the logits of the call, bit by bit. It
+            keeps the memory of one forward, and the weights and settings of now; hooks are not
+            called. Threads may share it: while one replays, the others call the network.
 
         Raises:
-            ExportError: the network or the example is not on a CUDA device, or a state is carried.
+            ExportError: network and example are not on one device, CUDA or CPU; a state is carried;
+                values of the input choose what is computed.
             DataError: (the function) an input of another shape, dtype or device, or with values
                 that :func:`check_values` refuses.
         """
-        devices = {x.device.type for x in (example, *self.parameters(), *self.buffers())}
-        if devices != {"cuda"} or carried() is not None:
-            where = "a carried state" if devices == {"cuda"} else f"tensors on {sorted(devices)}"
+        devices = {x.device for x in (example, *self.parameters(), *self.buffers())}
+        if len(devices) > 1 or example.device.type not in ("cpu", "cuda") or carried() is not None:
+            found = "a carried state" if carried() else f"tensors on {sorted(map(str, devices))}"
             raise ExportError(
-                f"a CUDA graph got {where}; network and example must be on one CUDA device, and no "
-                "state carried: elsewhere call the network itself"
+                f"graphed() got {found}; network and example must be on one CPU or CUDA device, "
+                "and no state carried: otherwise call the network itself"
             )
-        held, side = example.clone(), torch.cuda.Stream(example.device)
-        side.wait_stream(torch.cuda.current_stream(example.device))
-        with torch.cuda.stream(side):
-            for _ in range(3):  # what is compiled, chosen or cached at first calls
-                self(held)
-        torch.cuda.current_stream(example.device).wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            out = self(held)
+        held, busy = example.clone(), threading.Lock()
+        run, out = (_cuda_graph if example.is_cuda else _tape)(self, held)
 
         def replay(x: Tensor) -> Tensor:
             if (x.shape, x.dtype, x.device) != (held.shape, held.dtype, held.device):
                 raise DataError(
-                    f"the CUDA graph of {held.dtype} {list(held.shape)} got {x.dtype} "
+                    f"the graph of {held.dtype} {list(held.shape)} got {x.dtype} "
                     f"{list(x.shape)} on {x.device}; record another for it"
                 )
             check_values(x)
-            held.copy_(x)
-            graph.replay()
-            return cast(Tensor, out.clone())
+            if carried() is not None or not busy.acquire(blocking=False):
+                return cast(Tensor, self(x))
+            try:
+                with torch.no_grad():
+                    held.copy_(x)
+                    run()
+                    return out.clone()
+            except dispatch.ReplayError:  # values that the kernels of the recording do not take
+                return cast(Tensor, self(x))
+            finally:
+                busy.release()
 
+        other = example.flip(-1) / 2
+        if not example.is_cuda and not torch.equal(replay(other), self(other)):
+            raise ExportError("the network computes outside of kernels and torch; call it itself")
         return replay
 
     def train(self, mode: bool = True) -> Self:
@@ -170,6 +186,36 @@ class CompactModel(nn.Module):
         if mode:
             raise ExportError("a compact network cannot be trained; train the ticket it came from")
         return super().train(False)
+
+
+def _cuda_graph(net: CompactModel, held: Tensor) -> tuple[Callable[[], None], Tensor]:
+    """A function that maps what `held` holds to the logits given."""
+    side = torch.cuda.Stream(held.device)
+    side.wait_stream(torch.cuda.current_stream(held.device))
+    with torch.cuda.stream(side):
+        for _ in range(3):  # what is compiled, chosen or cached at first calls
+            net(held)
+    torch.cuda.current_stream(held.device).wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = net(held)
+    return graph.replay, out
+
+
+def _tape(net: CompactModel, held: Tensor) -> tuple[Callable[[], None], Tensor]:
+    """The same on a CPU."""
+    net(held)
+    try:
+        with dispatch.Tape() as tape:
+            out = net(held)
+    except dispatch.ReplayError as fault:
+        raise ExportError(f"{fault}, which chooses what is computed; call the network") from None
+
+    def run() -> None:
+        for step in tape.steps:
+            step()
+
+    return run, out
 
 
 @torch.no_grad()
@@ -301,7 +347,7 @@ class FoldedUnit(Firing, nn.Module):
         if self._fits_lists():
             digits = 1 if self.reads == "spikes" else cast(Integers, self.reads).max.bit_length()
             ratio = dispatch.list_gain(weight.shape, density, digits, "fused")
-            ratio /= 2.5 if self.synapse.as_bytes else 1.0
+            ratio /= 2.5 if self.synapse.as_bytes and has_byte_products() else 1.0
         worth = ratio > dispatch.WORTH and bool(_has_masks())
         self.by_lists = ratio > 0 and (how == "always" or (how == "auto" and worth))
         return LayerChoice(name, self.by_lists, density, ratio)
@@ -357,7 +403,9 @@ class FoldedConvUnit(FoldedUnit):
         found = None if need_current else self.product(rows, T)
         if found is not None:
             return self._pooled(found)
-        current = map_rows(dense(rows), self.synapse)
+        rows = dense(rows)
+        current = self.synapse.winograd(rows)
+        current = map_rows(rows, self.synapse) if current is None else current
         if self.pool is not None and self.pool_before_act:
             current = map_rows(current, self.pool)
         if self.act is None:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from spikeformer_lt.layers.kernels import dispatch
 from spikeformer_lt.layers.kernels.dispatch import in_graph, is_plain, mode
 from spikeformer_lt.layers.neuron import NeuronConfig, observed, plain_lif
-from spikeformer_lt.layers.units import Folded
+from spikeformer_lt.layers.units import Folded, keeps_size
 
 FEW_ROWS = 256  # of a step; the fused pass gains 5 to 14 % on 44 rows, nothing on 1,408 (measured)
 
@@ -102,6 +102,27 @@ class FoldedConv2d(_FoldedSynapse, nn.Conv2d):
     def takes_bytes(self, maps: Tensor) -> bool:
         """Whether these maps are convolved in bytes."""
         return self._multiplies_bytes(maps, maps.shape[1], 16)
+
+    @dispatch.or_none
+    def winograd(self, rows: Tensor) -> Tensor | None:
+        """The convolution of rows ``[T|1, B, H, W, C]`` by Winograd; None if that is not faster.
+
+        Transformed filters, four times the weights, are kept.
+        """
+        weight = self.weight
+        if torch.is_grad_enabled() or observed(self) or rows.dim() != 5:
+            return None
+        if self.takes_bytes(rows.flatten(0, 3)) or not keeps_size(self):
+            return None
+        if not dispatch.takes_numba(rows, rows.numel(), weight):
+            return None
+        kernels = dispatch.load("winograd")
+        fits, pays = kernels.suits(rows.shape, weight.shape, rows.element_size(), True)
+        if not fits or not (pays or dispatch.is_forced()):
+            return None
+        known = self.cache.derive("filters", (weight,), lambda: kernels.transformed_filters(weight))
+        out: Tensor = kernels.convolve(rows.contiguous(), weight, known=known)
+        return out.add_(cast(Tensor, self.bias))
 
 
 class FoldedLinear(_FoldedSynapse, nn.Linear):

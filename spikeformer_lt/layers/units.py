@@ -273,7 +273,11 @@ def _slow_mkl() -> bool:
     return known and other and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-_SIZE_KEEPING = ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros")
+def keeps_size(conv: nn.Conv2d) -> bool:
+    """Whether a convolution is 3x3, of all channels, and keeps the size of its maps."""
+    sizes = (conv.kernel_size, conv.stride, conv.padding, conv.dilation)
+    plain = conv.groups == 1 and conv.padding_mode == "zeros"
+    return plain and sizes == ((3, 3), (1, 1), (1, 1), (1, 1))
 
 
 def conv_rows(rows: Tensor, conv: nn.Conv2d) -> Tensor | None:
@@ -282,10 +286,8 @@ def conv_rows(rows: Tensor, conv: nn.Conv2d) -> Tensor | None:
     It applies to a 3x3 convolution that keeps the size of its maps, plain or a subnet, without
     hooks and outside of graphs and autocast.
     """
-    sizes = (conv.kernel_size, conv.stride, conv.padding, conv.dilation)
-    geometry = (*sizes, conv.groups, conv.padding_mode)
     subnet = type(conv) is SubnetConv2d
-    if geometry != _SIZE_KEEPING or rows.dim() != 5 or not (subnet or type(conv) is nn.Conv2d):
+    if not (subnet or type(conv) is nn.Conv2d) or rows.dim() != 5 or not keeps_size(conv):
         return None
     if autocasts(rows) or hooked(conv):
         return None

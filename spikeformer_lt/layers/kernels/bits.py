@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from spikeformer_lt.layers.inputs import NeuronConfig
+from spikeformer_lt.layers.kernels.dispatch import ReplayError
 from spikeformer_lt.layers.kernels.jit import (
     Array,
     at,
@@ -36,6 +37,7 @@ from spikeformer_lt.layers.kernels.jit import (
     new,
     outer,
     put0,
+    repeat,
     run,
 )
 from spikeformer_lt.layers.kernels.simd import Lanes, call, fma, read, splat, vector, write
@@ -396,7 +398,10 @@ class Bits:
         wrong = np.zeros(made.tiles * made.groups, np.int32)
         args = (flat(x.contiguous()), made.words, wrong, made.columns, x.shape[-1])
         run(pack_kernel, cut(wrong.size, x.numel(), 1), args, counts=(*made.counts, made.planes))
-        return None if wrong.any() else made
+        if wrong.any():
+            return None
+        repeat(_refuse, wrong)
+        return made
 
     def dense(self) -> Tensor:
         """The numbers."""
@@ -451,7 +456,7 @@ class Bits:
             order = np.broadcast_to(order, (*order.shape[:4], steps, groups))
         shape = (steps or S, *self.shape[1:])
         made = Bits.empty(shape, self.dtype, self.most, groups)
-        made.words[:] = order.reshape(-1)[: made.words.size]
+        repeat(_fill, made.words, order)
         return made
 
     def __add__(self, other: Any) -> Any:
@@ -464,27 +469,22 @@ class Bits:
         if self.most == 1:
             self, other = other, self
         made = Bits.empty(self.shape, self.dtype, self.most + 1, self.groups)
-        carry, out = other.digits[:, 0], made.digits
-        for p in range(self.planes):
-            digit = self.digits[:, p]
-            np.bitwise_xor(digit, carry, out=out[:, p])
-            carry = digit & carry
-        if made.planes > self.planes:
-            out[:, -1] = carry
+        repeat(_add, self.digits, other.digits[:, 0], made.digits)
         return made
 
     __radd__ = __add__
 
     def __rsub__(self, one: Any) -> Any:
         if one == 1 and self.most == 1:
-            return replace(self, words=~self.words)
+            return replace(self, words=repeat(np.invert, self.words, np.empty_like(self.words)))
         return one - self.dense()
 
     def __mul__(self, other: Any) -> Any:
         same = isinstance(other, Bits) and other.shape == self.shape and other.groups == self.groups
         if not same or self.most * other.most != 1:
             return self.dense() * other
-        return replace(self, words=self.words & other.words)
+        words = repeat(np.bitwise_and, self.words, other.words, np.empty_like(self.words))
+        return replace(self, words=words)
 
     def __sub__(self, other: Any) -> Any:
         return self.dense() - other
@@ -502,6 +502,27 @@ class Bits:
         """Call a function of tensors."""
         args, named = tree_map_only(cls, cls.dense, (args, kwargs or {}))
         return function(*args, **named)
+
+
+def _refuse(wrong: Array) -> None:
+    if wrong.any():
+        wrong[:] = 0
+        raise ReplayError("these values are no whole numbers of the planes")
+
+
+def _fill(words: Array, order: Array) -> None:
+    words[:] = order.reshape(-1)[: words.size]
+
+
+def _add(digits: Array, carry: Array, out: Array) -> None:
+    """Sums of numbers and bits, all by their digits."""
+    planes = digits.shape[1]
+    for p in range(planes):
+        digit = digits[:, p]
+        np.bitwise_xor(digit, carry, out=out[:, p])
+        carry = digit & carry
+    if out.shape[1] > planes:
+        out[:, -1] = carry
 
 
 def pool(x: Bits) -> Bits | None:

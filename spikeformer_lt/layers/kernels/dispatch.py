@@ -21,7 +21,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache, wraps
+from functools import cache, partial, wraps
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -30,7 +30,8 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.utils._python_dispatch import _get_current_dispatch_mode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
+from torch.utils._pytree import tree_leaves
 
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.inputs import NeuronConfig, transformed
@@ -59,6 +60,59 @@ class KernelError(RuntimeError):
 
 class TritonError(KernelError):
     """The same of a Triton kernel."""
+
+
+class ReplayError(RuntimeError):
+    """A tape does not hold: a value chose what was recorded, or this input takes another way."""
+
+
+class Tape(TorchDispatchMode):
+    """Records the kernels and operations of torch of a forward in `steps`, which run them again.
+
+    They read and write the memory of the recording. What numpy computes outside of `jit.run` and
+    `jit.repeat` is not seen.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.steps: list[Callable[[], object]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation, and keep it unless it only looks at memory in another way.
+
+        Raises:
+            ReplayError: Python gets a value or a size that the input may change.
+        """
+        if {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags):
+            raise ReplayError(f"{func} gives Python a value of the input")
+        call = partial(func, *args, **(kwargs or {}))
+        result = call()
+        if func._schema.is_mutable:
+            self.steps.append(call)
+        elif "empty" not in func._schema.name and not _memory(result) <= _memory((args, kwargs)):
+            self.steps.append(partial(_renew, result, call))
+        return result
+
+
+def _memory(values: Any) -> set[int]:
+    """Where the tensors among the values are."""
+    tensors = [x for x in tree_leaves(values) if isinstance(x, Tensor)]
+    return {x.untyped_storage()._cdata for x in tensors if x.layout == torch.strided}
+
+
+def _renew(old: Any, call: Callable[[], Any]) -> None:
+    for x, new in zip(tree_leaves(old), tree_leaves(call()), strict=True):
+        if isinstance(x, Tensor):
+            x.copy_(new)
+
+
+_MODES = (type(None), Tape)
+
+
+def tape() -> Tape | None:
+    """The tape that records this thread now."""
+    found = _get_current_dispatch_mode()
+    return found if isinstance(found, Tape) else None
 
 
 def set_mode(asked: str | None = None) -> str:
@@ -98,7 +152,7 @@ def is_forced() -> bool:
 
 def is_plain(*tensors: Tensor | None) -> bool:
     """Whether all are numbers in memory, and nothing traces, transforms or counts operations."""
-    if torch.jit.is_tracing() or _get_current_dispatch_mode() is not None:
+    if torch.jit.is_tracing() or type(_get_current_dispatch_mode()) not in _MODES:
         return False
     # As `inputs.transformed`, without a call for each: every operation asks this.
     if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:

@@ -306,12 +306,23 @@ def product_kernel(
             _to_rows(row, out, n, made, tile, first, wide, len(groups), width)
 
 
+@inner(fastmath={"reassoc"})
+def _total(a, first, count):
+    total = a.dtype.type(0)
+    for i in range(first, first + count):
+        total += a[i]
+    return total
+
+
 @outer
 def weights_kernel(
     lo, hi, sums, source, size, rows, planes, channels, taps, moves, rest, valid, start, index, g,
     n, block, kinds,
 ):  # fmt: skip
-    """Gradients of the kept weights, of tiles lo to hi of rows g and of a source as above."""
+    """Gradients of the kept weights, of tiles lo to hi of rows g and of a source as above.
+
+    Those of the biases stand behind them.
+    """
     _, groups, registers = kinds
     made, width = start.size - 1, len(registers)
     plane = channels * taps * width
@@ -326,6 +337,8 @@ def weights_kernel(
             wide = min(block, made - first)
             _to_tile(g, tile, n, made, first, wide, own)
             for o in range(first, first + wide):
+                bias = _total(own, (o - first) * width * 16, width * 16)
+                sums[index.size + o] += bias
                 scale = g.dtype.type(1)
                 for p in range(planes):
                     dotted(
@@ -438,16 +451,17 @@ class Product:
         return result
 
 
-def weights_back(x: Bits | Tensor, lists: Lists, grad: Tensor) -> Tensor:
-    """Gradient of the weight from that of the product, [1, N, out], where `lists` keeps it."""
+def weights_back(x: Bits | Tensor, lists: Lists, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of the weight, where `lists` keeps it, and the bias from `grad` [1, N, out]."""
     given, counts, tiles = _given(x, lists.shape[-1] if len(lists.shape) > 2 else 0)
     cuts = cut(tiles, grad.shape[1] * lists.index.size // COLUMNS, 1)
-    sums = np.zeros((cuts.size - 1, lists.index.size), flat(grad[:0]).dtype)
+    kept = lists.index.size
+    sums = np.zeros((cuts.size - 1, kept + grad.shape[2]), flat(grad[:0]).dtype)
     args = (*given, lists.start, lists.index, flat(grad), grad.shape[1], _BLOCK)
     run(weights_kernel, cuts, args, sums, counts)
-    out = grad.new_zeros(lists.shape)
-    flat(out)[lists.place] = sums.sum(0)
-    return out
+    total, out = sums.sum(0), grad.new_zeros(lists.shape)
+    flat(out)[lists.place] = total[:kept]
+    return out, torch.from_numpy(total[kept:])
 
 
 _LEAST = 1 << 25  # products, from which a call is repaid
@@ -545,18 +559,19 @@ class SparseFunction(torch.autograd.Function):
         def kernels() -> tuple[Tensor | None, ...]:
             rows, full = x.view(-1, x.shape[-1]), grad.contiguous()
             g = full.view(-1, full.shape[-1])
-            gx = gw = None
+            gx = gw = gb = None
             if for_x and by_input:
                 gx = _multiply(g[None], _lists(kept, True), weight, None).view(x.shape)
             elif for_x:
                 gx = winograd.convolve(full, weight, True) if conv else dense(g, weight.t(), None)
             if for_weight and by_output:
-                gw = weights_back(rows[None] if bits is None else bits, _lists(kept), g[None])
+                gw, gb = weights_back(rows[None] if bits is None else bits, _lists(kept), g[None])
             elif for_weight and conv:
                 gw = winograd.weights_back(x, full, weight)
             elif for_weight:
                 gw = dense(g.t(), rows.t(), None)
-            return None if gx is None else gx.view(x.shape), gw, g.sum(0) if for_bias else None
+            gb = (g.sum(0) if gb is None else gb) if for_bias else None
+            return None if gx is None else gx.view(x.shape), gw, gb
 
         def operations(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             return winograd.direct(x, weight) if conv else F.linear(x, weight, bias)

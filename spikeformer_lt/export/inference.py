@@ -136,10 +136,9 @@ class CompactModel(nn.Module):
         On CUDA it is a graph, on a CPU the list of its kernels and operations: the Python between
         them, half the time of a small network, is left out.
 
-        Returns:
-            A function that replays it on an input and gives the logits of the call, bit by bit. It
-            keeps the memory of one forward, and the weights and settings of now; hooks are not
-            called. Threads may share it: while one replays, the others call the network.
+        The function returned gives the logits of the call, bit by bit. It keeps the memory of one
+        forward, and the weights and settings of now; hooks are not called. Threads may share it:
+        while one replays, the others call the network.
 
         Raises:
             ExportError: network and example are not on one device, CUDA or CPU; a state is carried;

@@ -466,12 +466,8 @@ def norm_act(
     """``act(norm(x), T)``, as one operation where that is faster; either may be missing.
 
     The fused kernel bypasses both modules, so any hook on them disables it, except forward hooks of
-    `act` with an attribute ``observes_output`` set, which are called with the spikes alone.
-
-    Args:
-        norm, act: the normalisation and the activation after it.
-        x: [T|1, ..., C].
-        T: number of steps of a LIF's output, [T, ..., C]; None means ``x.shape[0]``.
+    `act` with an attribute ``observes_output`` set, which are called with the spikes alone. Spikes
+    of a LIF on x [T|1, ..., C] are [T, ..., C]; T None is ``x.shape[0]``.
     """
     fused = fused_norm_act(norm, act, x, T)
     if fused is not None:

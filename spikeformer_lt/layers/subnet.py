@@ -24,15 +24,9 @@ def signs(weight: Tensor) -> Tensor:
 
 
 def gains(weight: Tensor, mask: Tensor, per_filter: bool = False) -> Tensor:
-    """Least-squares gain of the binary weights: mean |w| over the kept ones.
+    """Least-squares gain of binary weights ``[out, in, kH, kW]``: mean |w| over the kept ones.
 
-    Args:
-        weight: ``[out, in, kH, kW]``.
-        mask: bool, the same shape; True is kept.
-        per_filter: one gain for each output filter (XNOR-Net) instead of one for the layer.
-
-    Returns:
-        ``[out, 1, 1, 1]`` or ``[1, 1, 1, 1]``; 0 where nothing is kept.
+    It is ``[1, 1, 1, 1]``, or `per_filter` (XNOR-Net) ``[out, 1, 1, 1]``; 0 where nothing is kept.
 
     Source: Diffenderfer & Kailkhura, ICLR 2021 (arXiv 2103.09377), eq. 3: ||w*M||_1 / ||M||_0,
     with the true count of kept weights.

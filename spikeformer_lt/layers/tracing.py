@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from spikeformer_lt.layers.kernels.dispatch import memory
 from spikeformer_lt.layers.units import Chain, Unit
 
 _POOLS = (nn.MaxPool2d, nn.AvgPool2d)
@@ -114,14 +114,9 @@ class _Reads(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        places = {
-            leaf.untyped_storage().data_ptr()
-            for leaf in tree_leaves((args, kwargs))
-            if isinstance(leaf, Tensor)
-        }
-        view = isinstance(out, Tensor) and out.untyped_storage().data_ptr() in places
-        if view and not func._schema.is_mutable:
-            return out
+        places = memory((args, kwargs))
+        if isinstance(out, Tensor) and memory(out) <= places and not func._schema.is_mutable:
+            return out  # a view
         reader = self._open[-1] if self._open else ""
         for place in places & self._made.keys():
             name = self._made[place][0]

@@ -398,10 +398,7 @@ class Bits:
         wrong = np.zeros(made.tiles * made.groups, np.int32)
         args = (flat(x.contiguous()), made.words, wrong, made.columns, x.shape[-1])
         run(pack_kernel, cut(wrong.size, x.numel(), 1), args, counts=(*made.counts, made.planes))
-        if wrong.any():
-            return None
-        repeat(_refuse, wrong)
-        return made
+        return None if wrong.any() else repeat(_checked, made, wrong)
 
     def dense(self) -> Tensor:
         """The numbers."""
@@ -434,8 +431,7 @@ class Bits:
     @property
     def digits(self) -> Array:
         """Words [tile, plane, channel, step, group]."""
-        lines = self.tiles, self.planes, self.shape[-1], self.shape[0], self.groups
-        return self.words.reshape(lines)
+        return self.words.reshape(self.tiles, self.planes, self.shape[-1], *self.counts)
 
     def flatten(self, start: int = 0, end: int = -1) -> Any:
         """Join some axes."""
@@ -456,7 +452,7 @@ class Bits:
             order = np.broadcast_to(order, (*order.shape[:4], steps, groups))
         shape = (steps or S, *self.shape[1:])
         made = Bits.empty(shape, self.dtype, self.most, groups)
-        repeat(_fill, made.words, order)
+        repeat(lambda: np.copyto(made.words, order.reshape(-1)[: made.words.size]))
         return made
 
     def __add__(self, other: Any) -> Any:
@@ -504,14 +500,11 @@ class Bits:
         return function(*args, **named)
 
 
-def _refuse(wrong: Array) -> None:
+def _checked(made: Bits, wrong: Array) -> Bits:
     if wrong.any():
         wrong[:] = 0
         raise ReplayError("these values are no whole numbers of the planes")
-
-
-def _fill(words: Array, order: Array) -> None:
-    words[:] = order.reshape(-1)[: words.size]
+    return made
 
 
 def _add(digits: Array, carry: Array, out: Array) -> None:

@@ -89,15 +89,15 @@ class Tape(TorchDispatchMode):
         result = call()
         if func._schema.is_mutable:
             self.steps.append(call)
-        elif "empty" not in func._schema.name and not _memory(result) <= _memory((args, kwargs)):
+        elif "empty" not in func._schema.name and not memory(result) <= memory((args, kwargs)):
             self.steps.append(partial(_renew, result, call))
         return result
 
 
-def _memory(values: Any) -> set[int]:
-    """Where the tensors among the values are."""
+def memory(values: Any) -> set[int]:
+    """Where the memory of the tensors among the values begins."""
     tensors = [x for x in tree_leaves(values) if isinstance(x, Tensor)]
-    return {x.untyped_storage()._cdata for x in tensors if x.layout == torch.strided}
+    return {x.untyped_storage().data_ptr() for x in tensors if x.layout == torch.strided}
 
 
 def _renew(old: Any, call: Callable[[], Any]) -> None:
@@ -443,16 +443,9 @@ def pool(x: Tensor) -> Tensor | None:
 
 
 def lif(x: Tensor, v: Tensor | None, T: int, neuron: NeuronConfig) -> tuple[Tensor, Tensor]:
-    """Run `T` steps of LIF neurons by the fastest path that applies.
+    """Spikes [T, ...] and last voltage of LIF neurons on the current x [T|1, ...].
 
-    Args:
-        x: input current, [T, ...], or [1, ...] for the same current at every step.
-        v: voltage before the first step, shape ``x.shape[1:]``, without gradient; None is rest.
-        T: number of steps.
-        neuron: constants.
-
-    Returns:
-        Spikes [T, ...] in {0, 1}, and the voltage after the last step.
+    They start from `v`, which takes no gradient; None is rest.
     """
     if takes_triton("lif", x, v) and (found := _lif_triton(x, v, T, neuron)) is not None:
         return found
@@ -491,19 +484,11 @@ def norm_lif(
     neuron: NeuronConfig,
     pooled: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
-    """Batch normalisation over the last axis and `T` steps of LIF neurons in one operation.
+    """As :func:`lif` on x [T|1, ..., C] behind its batch normalisation, in one operation.
 
-    Args:
-        x: [T, ..., C], or [1, ..., C] for the same values at every step.
-        weight, bias: scale and shift per channel, or None.
-        mean, var: statistics to normalise with; None takes, and differentiates, those of `x`.
-        eps: added to the variance.
-        v, T, neuron: as of :func:`lif`.
-        pooled: the neurons get a max-pool (3x3, stride 2, padding 1) of the normalised maps
-            [T|1, B, H, W, C].
-
-    Returns:
-        Spikes [T, ..., C], the last voltage, and the mean and biased variance used.
+    It normalises with `mean` and `var`, or with those of `x`, through which it differentiates, and
+    returns them, too, the variance biased. With `pooled` the neurons get a max-pool (3x3, stride 2,
+    padding 1) of the maps [T|1, B, H, W, C].
     """
     if not pooled and takes_triton("norm_lif", x, weight, bias, v, mean, var):
         norm = weight, bias, mean, var, eps

@@ -421,9 +421,7 @@ def constants(p: NeuronConfig, dtype: Any) -> Array:
 class Work:
     """One LIF layer's input, constants and division into parts.
 
-    Args:
-        x, v, T, p: as of `dispatch.lif`, contiguous.
-        rows: scale and shift per channel of a normalisation before the neurons, or None.
+    `x` and `v` are contiguous; `rows` are scale and shift of a normalisation before the neurons.
     """
 
     def __init__(

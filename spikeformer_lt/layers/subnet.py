@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from spikeformer_lt.errors import ConfigError, MaskError, shown
 from spikeformer_lt.layers.inputs import transformed
+from spikeformer_lt.layers.kernels.dispatch import Kept
 from spikeformer_lt.layers.kernels.reference import straight_through
 from spikeformer_lt.mask import Mask
 
@@ -87,6 +88,7 @@ class _Subnet(nn.Module):
     weight: Tensor
     mask: Tensor
     threshold: Tensor
+    _kept: tuple[int, Kept] | None
 
     def __init__(
         self, layer: Any, learn: str, *, binary: bool = True, per_filter: bool = False
@@ -96,7 +98,7 @@ class _Subnet(nn.Module):
         if learn not in LEARN:
             raise ConfigError(f"learn={shown(learn)} is not one of {', '.join(LEARN)}")
         self.learn, self.binary, self.per_filter = learn, binary, per_filter
-        self.anneal = 0.0
+        self.anneal, self._kept = 0.0, None
         weight = self.weight = layer.weight
         self.bias = layer.bias
         self.weight.requires_grad_(learn != "scores")
@@ -129,6 +131,13 @@ class _Subnet(nn.Module):
             weight, scores, *form, window
         )
         return effective
+
+    def kept(self) -> Kept:
+        """The entries of the mask, for products by lists."""
+        known, state = self._kept, self.mask._version
+        if known is None or known[0] != state or known[1].mask is not self.mask:
+            self._kept = known = state, Kept(self.mask, whole=True)
+        return known[1]
 
     def collapse(self) -> Any:
         """The layer that was taken over, with the effective weight, exactly 0 where removed."""

@@ -296,8 +296,9 @@ def conv_rows(rows: Tensor, conv: nn.Conv2d) -> Tensor | None:
         return None
     weight = conv.effective_weight() if isinstance(conv, SubnetConv2d) else conv.weight
     out, kept = None, getattr(weight, "kept", None)
-    if kept is not None and dispatch.takes_conv(rows, weight):
-        out = dispatch.sparse(rows, weight, None, kept, F.linear)
+    if (subnet or kept is not None) and dispatch.takes_conv(rows, weight):
+        own: Any = conv.kept() if isinstance(conv, SubnetConv2d) else kept
+        out = dispatch.sparse(rows, weight, None, own, F.linear)
     out = dispatch.conv(rows, weight) if out is None else out
     return out if out is None or conv.bias is None else out + conv.bias
 

@@ -345,10 +345,13 @@ def takes_conv(rows: Tensor, weight: Tensor) -> bool:
 
 
 class Kept:
-    """The entries of a weight that a mask (bool, on the CPU) keeps; lists are made of them once."""
+    """The entries of a weight that a mask (bool, on the CPU) keeps; lists are made of them once.
 
-    def __init__(self, mask: Tensor) -> None:
-        self.mask = mask
+    With `whole`, removed ones get gradients, too.
+    """
+
+    def __init__(self, mask: Tensor, whole: bool = False) -> None:
+        self.mask, self.whole = mask, whole
         self.lists: dict[bool, Any] = {}  # by outputs, and with True by inputs
         self.planes = 1  # of bits that the inputs took; 0 where they are no small whole numbers
         self.density = int(mask.count_nonzero()) / max(1, mask.numel())

@@ -492,16 +492,19 @@ def product(
 ) -> Tensor | None:
     """``x @ weight.T + bias`` of x [..., D], or the 3x3 convolution of maps [T, B, H, W, C].
 
-    Removed weights get no gradient. None where the kernels do not apply, or the dense product is
-    faster in every part.
+    Removed weights get no gradient, or that of the dense product. None where the kernels do not
+    apply, or the dense product is faster in every part.
     """
     conv, columns = weight.dim() == 4, x.numel() // x.shape[-1]
     known = weight.dim() == 2 or (tuple(weight.shape[2:]) == (3, 3) and x.dim() == 5)
     if not known or any(n % COLUMNS for n in weight.shape[:2]) or x.shape[-1] != weight.shape[1]:
         return None
-    if not weight.is_contiguous() or not any(
-        ways(weight.shape, columns, kept.density, kept.planes)
-    ):
+
+    def choose(planes: int) -> tuple[bool, ...]:
+        forward, *rest = ways(weight.shape, columns, kept.density, planes)
+        return forward, *(way and not kept.whole for way in rest)
+
+    if not weight.is_contiguous() or not any(choose(kept.planes)):
         return None
     rows = x.detach().view(1, -1, x.shape[-1])
     maps = rows.view(1, -1, *x.shape[2:]) if conv else rows
@@ -510,7 +513,7 @@ def product(
         bits = Bits.of(maps, 2**planes - 1)
         planes += bits is None
     kept.planes = planes = 0 if bits is None else planes
-    chosen = ways(weight.shape, columns, kept.density, planes)
+    chosen = choose(planes)
     if not any(chosen):
         return None
     out: Tensor = SparseFunction.apply(x, weight, bias, kept, bits, chosen, dense)  # type: ignore[no-untyped-call]

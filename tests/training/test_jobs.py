@@ -19,7 +19,6 @@ import pytest
 import torch
 
 from spikeformer_lt import Ticket
-
 from spikeformer_lt.errors import ConfigError, SpikeformerError
 from spikeformer_lt.training import jobs as module
 from spikeformer_lt.training.jobs import Claims, Job, run_jobs, submit_jobs

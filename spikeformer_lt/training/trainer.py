@@ -588,6 +588,6 @@ class Trainer:
         """Evaluate on ``train``, ``val`` or ``test``: every sample once, by one network."""
         share_buffers(model)
         size, workers = self.config.eval_batch_size, self.config.workers
-        own = {"batch_size": size, "workers": workers, "kept": self.kept.get(split)}
+        own: Any = {"batch_size": size, "workers": workers, "kept": self.kept.get(split)}
         with STREAM:
             return evaluate(model, getattr(self.data, split), self.data, self.accelerator, **own)

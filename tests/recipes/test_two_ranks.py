@@ -279,10 +279,7 @@ def descendants(pid: int) -> list[int]:
 @contextlib.contextmanager
 def torchrun(folder: Path, *options: object) -> Iterator[subprocess.Popen[bytes]]:
     """Two ranks of torchrun, with its options before and those of the recipe behind the recipe."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launch = shlex.split(f"-P -m torch.distributed.run --nproc_per_node 2 --master_port {port}")
+    launch = shlex.split("-P -m torch.distributed.run --nproc_per_node 2 --standalone")
     with (folder / "said").open("w") as said:
         process = subprocess.Popen(
             [sys.executable, *launch, *map(str, options)], stdout=said, stderr=said,

@@ -350,6 +350,9 @@ class NeverStopped:
 
     requested = signum = 0
 
+    def __init__(self, signals=()):
+        pass
+
     def __enter__(self):
         return self
 

@@ -221,8 +221,7 @@ def _tape(net: CompactModel, held: Tensor) -> tuple[Callable[[], None], Tensor]:
 def compact(model: nn.Module) -> CompactModel:
     """Copy a trained network into the form it should run in.
 
-    Every `Unit` and every `SpikingSelfAttention` of such units is replaced by its folded form,
-    whatever its name; other modules stay as they are.
+    Every `Unit` and every `SpikingSelfAttention` of such units is folded; other modules stay.
     """
     net = copy.deepcopy(model).eval().requires_grad_(False)
     _fold_children(net)
@@ -267,8 +266,8 @@ def remove_dead(net: nn.Module) -> dict[str, int] | None:
     """Remove dead channels of a network of folded units, in place; its function is unchanged.
 
     A channel is dead if it never fires, because no weight reaches it and its constant current is
-    silent, or if nothing reads it. One removal may leave another channel unread, so they repeat to
-    a fixed point. Removed channels are counted by unit; None if the network has no chains.
+    silent, or if nothing reads it, to a fixed point. Removed channels are counted by unit; None if
+    the network has no chains.
     """
     if not chains_of(net):
         return None
@@ -311,8 +310,8 @@ def _is_dense(layer: nn.Module) -> TypeGuard[nn.Conv2d | nn.Linear]:
 def alive(weight: Tensor, bias: Tensor, act: Any) -> Tensor:
     """Channels that some weight reaches, or whose constant current is not silent.
 
-    From rest, the voltage of a LIF under a constant current approaches its end monotonically, so a
-    channel fires if rest or end reach the threshold. Rounding may lift one just below: it is kept.
+    The voltage of a LIF under a constant current approaches its end monotonically. Rounding may
+    lift one just below the threshold: it is kept.
     """
     reached = (weight != 0).flatten(1).any(1)
     if not isinstance(act, LIF):

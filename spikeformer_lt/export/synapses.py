@@ -72,9 +72,8 @@ class _FoldedSynapse(nn.Module):
 class FoldedConv2d(_FoldedSynapse, nn.Conv2d):
     """A convolution ``[N, C, H, W]`` -> ``[N, C', H', W']`` with its normalisation in the weights.
 
-    Binary weights times whole numbers are summed in int32 by oneDNN, where that is faster: 1.7 to 5
-    times from 48 input channels on, conversion included (two AVX-512 VNNI cores). `whole` says that
-    all inputs are whole numbers from 0 to 255.
+    Binary weights times whole numbers are summed in int32 by oneDNN, where that is faster. `whole`
+    says that all inputs are whole numbers from 0 to 255.
     """
 
     def __init__(self, conv: nn.Conv2d, folded: Folded, whole: bool = False) -> None:
@@ -128,11 +127,9 @@ class FoldedConv2d(_FoldedSynapse, nn.Conv2d):
 class FoldedLinear(_FoldedSynapse, nn.Linear):
     """A linear map ``[..., in]`` -> ``[..., out]``, of float32 on a CPU by oneDNN, else by torch.
 
-    torch multiplies by MKL, which reaches half of oneDNN's speed on AMD processors (384 to 1536
-    columns, 176 to 5632 rows, two AVX-512 cores: 1.4 to 3.3x). The weight is cached in oneDNN's own
-    order for the last number of rows; ordering takes 5 to 50 % of the time of 176 rows. Binary
-    weights times whole numbers (0 to 255, which `whole` says) are summed in int32: 1.9 to 3.2 times
-    faster from 128 columns on. `dtype` is that of the map; None is that of the weight.
+    torch multiplies by MKL, at half of oneDNN's speed on AMD processors. The weight is cached in
+    oneDNN's own order for the last number of rows. Binary weights times whole numbers (0 to 255,
+    which `whole` says) are summed in int32. `dtype` is that of the map; None is the weight's.
     """
 
     def __init__(

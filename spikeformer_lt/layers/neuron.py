@@ -339,9 +339,8 @@ def make_activation(
 def reset_state(model: nn.Module) -> None:
     """Clear what neurons recorded, and states of spikingjelly and snntorch in a user's model.
 
-    Networks of this package need no reset. spikingjelly's ``reset_net`` caches its list of modules
-    and would miss a neuron that was put in after the first reset; snntorch's resets the neurons of
-    every network of the process.
+    Networks of this package need none. spikingjelly's ``reset_net`` misses a neuron that was put in
+    after its first call; snntorch's resets the neurons of every network of the process.
     """
     for module in model.modules():
         if isinstance(module, MemoryModule):

@@ -194,8 +194,7 @@ def linear_rows(rows: Tensor, linear: nn.Linear) -> Tensor:
     """``linear(rows)``, of ``[..., D]``.
 
     torch multiplies by MKL, which runs at half speed on processors of another maker than its own.
-    There the map and its gradients are products of oneDNN (measured on AVX-512 cores of an AMD
-    EPYC: 1.1 to 2.2 times faster). Only the order of the sums differs.
+    There the map and its gradients are products of oneDNN. Only the order of the sums differs.
     """
     kept = getattr(linear.weight, "kept", None)
     if kept is not None and type(linear) is nn.Linear and not hooked(linear):
@@ -283,8 +282,7 @@ def keeps_size(conv: nn.Conv2d) -> bool:
 def conv_rows(rows: Tensor, conv: nn.Conv2d) -> Tensor | None:
     """``conv`` of rows ``[T, B, H, W, C]`` by the Winograd kernel; None if it does not apply.
 
-    It applies to a 3x3 convolution that keeps the size of its maps, plain or a subnet, without
-    hooks and outside of graphs and autocast.
+    It applies to a plain one or a subnet, without hooks and outside of graphs and autocast.
     """
     subnet = type(conv) is SubnetConv2d
     if not (subnet or type(conv) is nn.Conv2d) or rows.dim() != 5 or not keeps_size(conv):
@@ -437,8 +435,7 @@ class HiddenLayer(LinearUnit):
     """Linear map with a bias, BatchNorm on request, and the neuron.
 
     Without BatchNorm the biases start where the neurons just reach their threshold: from torch's
-    own start no neuron would fire, and the head would get no gradient at all. Larger weights would
-    do, too, but a global pruning by magnitude would then spare this layer and empty others.
+    own start no neuron would fire, and the head would get no gradient at all.
 
     Shape: in ``[T|1, B, F]`` -> out ``[T|1, B, F']``; a LIF puts out T steps.
     """

@@ -3,8 +3,7 @@
 The environment variable SPIKEFORMER_KERNELS chooses, once a process: "auto" (default) takes numba
 for plain float32 tensors on the CPU that are large enough to matter, "torch" never, "numba" for
 every plain CPU tensor of float32 or float64; a kernel that fails is then an error, not a warning.
-SPIKEFORMER_SPARSE says likewise whether products with sparse weights go by lists of the kept ones:
-"auto" where that is estimated to be faster, "always" or "never".
+SPIKEFORMER_SPARSE says likewise whether sparse weights are multiplied by lists of the kept ones.
 
 SPIKEFORMER_TRITON chooses for CUDA tensors: "off" (default) leaves them to spikingjelly and torch,
 "on" takes the Triton kernels wherever they apply, and the path of a table of measured times, which

@@ -258,8 +258,7 @@ def flat(x: Tensor) -> Array:
 def new(like: Tensor, shape: Sequence[int]) -> Tensor:
     """An empty tensor; a large one is in huge pages, where the system gives them on demand.
 
-    The C library returns large blocks to the system, and every step would fault them in again:
-    27 ms for 64 MB in pages of 4 kB, 4 ms in huge ones (measured).
+    The C library returns large blocks to the system, and every step would fault them in again.
     """
     count = math.prod(shape)
     if count * like.element_size() < _HUGE:

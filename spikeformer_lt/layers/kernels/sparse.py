@@ -391,21 +391,14 @@ def _given(x: Any, size: int) -> tuple[tuple[Any, ...], tuple[int, int, int], in
 
 @dataclass(frozen=True, eq=False)
 class Product:
-    """A linear map, or a convolution that keeps the size of its maps, by lists.
-
-    Args:
-        lists: the kept weights: ``gain[o] * value[e]``.
-        shift: [out], added.
-        neurons: those that follow; None puts out the currents.
-        size: side of the kernel of a convolution; 0 for a linear map.
-    """
+    """A linear map, or a convolution that keeps the size of its maps, by lists."""
 
     lists: Lists
-    value: Array  # [entries]
+    value: Array  # [entries]; the weights are gain[o] * value[e]
     gain: Array  # [out]
-    shift: Array
-    neurons: Neurons | None = None
-    size: int = 0
+    shift: Array  # [out], added
+    neurons: Neurons | None = None  # those that follow; None puts out the currents
+    size: int = 0  # side of the kernel of a convolution; 0 for a linear map
 
     @classmethod
     def of(cls, weight: Tensor, bias: Tensor, neurons: Neurons | None) -> Self:

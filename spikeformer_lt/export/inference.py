@@ -153,7 +153,7 @@ class CompactModel(nn.Module):
                 f"graphed() got {found}; network and example must be on one CPU or CUDA device, "
                 "and no state carried: otherwise call the network itself"
             )
-        held, busy = example.clone(), threading.Lock()
+        held, busy = example.detach().clone(), threading.Lock()
         run, out = (_cuda_graph if example.is_cuda else _tape)(self, held)
 
         def replay(x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -39,17 +40,18 @@ def test_a_replay_gives_the_bits_of_the_call(kind, mode, net, cnn, images, monke
 
 
 def test_threads_and_streams_beside_a_replay_get_their_own_logits(net, images) -> None:
-    from test_threads import run_together
-
+    torch.set_num_threads(1)
     model = net(patches=0.0)[0]
     run, x = compact(model), images(model, 2)
     replay, inputs = run.graphed(x), [x + i / 8 for i in range(6)]
     wanted = [run(given) for given in inputs]
 
     def calls(i: int) -> int:
+        torch.set_num_threads(1)
         return sum(not torch.equal(replay(inputs[i]), wanted[i]) for _ in range(10))
 
-    assert run_together([lambda i=i: calls(i) for i in range(6)]) == [0] * 6
+    with ThreadPoolExecutor(6) as pool:
+        assert list(pool.map(calls, range(6))) == [0] * 6
     begun = NeuronState()
     with carry(begun):
         assert torch.equal(replay(x), wanted[0])

@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spikeformer_lt.adapted import listed, read_foreign
 from spikeformer_lt.bundle import refuse_foreign, staged
 from spikeformer_lt.config import check
 from spikeformer_lt.disk import sha256_of
 from spikeformer_lt.errors import CheckpointError, near
-from spikeformer_lt.foreign import listed, read_foreign
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.registry import create_model
 from spikeformer_lt.ticket import TICKET

@@ -274,6 +274,7 @@ def lazy(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
 
 PACKAGE = __name__.rpartition(".")[0]
 MOVED = {
+    "images.arrays": {"ArrayImages": "images.loader"},
     "layers.cnn_units": {"ConvLayer": "layers.units"},
     "plugins": {"use_plugins": "registry"},
     "reports.run_report": {"write_report": "reports.run_page"},

@@ -23,6 +23,8 @@ from spikeformer_lt.training.monitor import FiringWatch
 
 MAC_PJ, AC_PJ = 4.6, 0.9
 """Energy of a 32-bit multiply-accumulate and accumulate at 45 nm, pJ (Horowitz, ISSCC 2014)."""
+LEDGER_IMAGES = 256
+"""Test images that firing rates, operations and the purity audit are measured on."""
 KINDS = ("{0,1}", "{-1,0,1}", "integers", "real")
 TABLE = ("macs", "macs_t_fold", "macs_dense", "sops", "macs_nonspiking", "events")
 Counted = nn.Conv2d | nn.Linear

@@ -13,7 +13,7 @@ import copy
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from spikeformer_lt.errors import CheckpointError, ConfigError, name_of, shown
-from spikeformer_lt.layers.inputs import SpikingClassifier, check_values
+from spikeformer_lt.errors import CheckpointError, ConfigError, listed, name_of, shown
+from spikeformer_lt.layers.inputs import SpikingClassifier, check_values, kept_modes
 from spikeformer_lt.layers.neuron import foreign_neurons, reset_state
 from spikeformer_lt.rng import isolated_rng
 
@@ -359,8 +359,8 @@ class _Calls:
 @contextmanager
 def _watched(network: nn.Module, neurons: dict[str, nn.Module]) -> Iterator[_Calls]:
     """Run a network in eval mode, its neurons watched, and put everything back."""
-    calls, modes = _Calls(), {module: module.training for module in network.modules()}
-    buffers = [(m, n, b, b.clone()) for m in modes for n, b in m._buffers.items() if b is not None]
+    calls, own = _Calls(), [(m, *item) for m in network.modules() for item in m._buffers.items()]
+    buffers = [(module, name, b, b.clone()) for module, name, b in own if b is not None]
 
     def watch(name: str, multi: bool) -> Any:
         def count(module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -370,7 +370,7 @@ def _watched(network: nn.Module, neurons: dict[str, nn.Module]) -> Iterator[_Cal
 
         return count
 
-    with ExitStack() as stack, torch.no_grad():
+    with ExitStack() as stack, torch.no_grad(), kept_modes(network):
         for name, neuron in neurons.items():
             multi = getattr(neuron, "step_mode", "s") == "m"
             stack.callback(neuron.register_forward_pre_hook(watch(name, multi)).remove)
@@ -379,8 +379,6 @@ def _watched(network: nn.Module, neurons: dict[str, nn.Module]) -> Iterator[_Cal
             yield calls
         finally:
             reset_state(network)
-            for module, mode in modes.items():
-                module.training = mode
             for module, name, buffer, value in buffers:
                 module._buffers[name] = buffer.copy_(value)
 
@@ -444,8 +442,8 @@ def _table(content: object, where: str, ema: bool) -> Mapping[Any, Any]:
     chosen = (known or names)[:1] if known or len(names) == 1 or ema else names
     if len(chosen) > 1:
         raise CheckpointError(
-            f"{where}: several tables of tensors ({listed(chosen)}); give a file of the weights "
-            "alone"
+            f"{where}: several tables of tensors ({listed(map(shown, chosen))}); give a file of "
+            "the weights alone"
         )
     if not chosen and not any(isinstance(value, Tensor) for value in content.values()):
         odd = next((name for name, v in content.items() if not isinstance(v, _SCALARS)), None)
@@ -505,10 +503,3 @@ def _harmless() -> list[Any]:
     kinds = {type(np.dtype(code)) for code in "?bBhHiIlLqQefdFD"}
     old = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
     return [argparse.Namespace, np.dtype, *kinds, *((scalar, name) for name in old)]
-
-
-def listed(names: Iterable[str], limit: int = 5) -> str:
-    """The first few names, and how many more there are."""
-    every = list(names)
-    more = f" and {len(every) - limit} more" if len(every) > limit else ""
-    return ", ".join(shown(name, 120) for name in every[:limit]) + more

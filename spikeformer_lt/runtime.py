@@ -29,10 +29,7 @@ from typing import Any
 from spikeformer_lt.errors import ConfigError
 
 CPUINFO = Path("/proc/cpuinfo")  # Linux
-CGROUPS = (
-    Path("/sys/fs/cgroup/memory.max"),
-    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-)
+CGROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 PACKAGES = (
     "spikeformer_lt", "torch", "torchvision", "timm", "spikingjelly", "accelerate", "numpy",
     "numba", "safetensors", "scikit-learn", "tonic",

@@ -27,13 +27,7 @@ from spikeformer_lt.errors import ConfigError, DataError, name_of
 from spikeformer_lt.export.api import export_ticket, load_exported
 from spikeformer_lt.export.file import TENSORS
 from spikeformer_lt.images.loader import sample_loader
-from spikeformer_lt.reports.ledger import (
-    AC_PJ,
-    LEDGER_IMAGES,
-    MAC_PJ,
-    Operations,
-    count_operations,
-)
+from spikeformer_lt.reports.ledger import AC_PJ, LEDGER_IMAGES, MAC_PJ, Operations, count_operations
 from spikeformer_lt.reports.page import Table, markdown_table, write_csv
 from spikeformer_lt.ticket import Ticket
 from spikeformer_lt.training.options import BudgetConfig, value_at, with_value

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from spikeformer_lt.adapted import Adapted
 from spikeformer_lt.export.file import binary_gains
 from spikeformer_lt.layers.attention import SpikingAttention
+from spikeformer_lt.layers.inputs import kept_modes
 from spikeformer_lt.layers.patches import patches_of, selections
 from spikeformer_lt.layers.stems import stem_of
 from spikeformer_lt.layers.subnet import Subnet
@@ -184,9 +185,7 @@ def count_operations(model: nn.Module, batches: Iterable[Tensor], T: int) -> Ope
     T x firing rate x FLOPs is its mean-field form for dense weights.
     """
     total = Operations(T)
-    with _Hooks(model, total) as hooks, FiringWatch(model, always=True) as watch:
-        for module in model.modules():
-            hooks.callback(setattr, module, "training", module.training)
+    with _Hooks(model, total), FiringWatch(model, always=True) as watch, kept_modes(model):
         model.eval()
         for images in batches:
             total.static = images.ndim == 4

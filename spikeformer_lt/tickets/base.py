@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, is_dataclass, replace
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -238,17 +237,6 @@ def with_phase(ticket: Ticket, result: FitResult, **about: Any) -> Ticket:
 def noted(ticket: Ticket, **about: Any) -> Ticket:
     """The ticket with more provenance."""
     return replace(ticket, provenance={**ticket.provenance, **about})
-
-
-@contextmanager
-def kept_modes(model: nn.Module) -> Iterator[None]:
-    """Give every module its training mode back after the block."""
-    modes = {module: module.training for module in model.modules()}
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def deviations(config: Any) -> list[str]:

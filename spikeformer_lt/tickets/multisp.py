@@ -33,11 +33,7 @@ from spikeformer_lt.tickets.base import (
     noted,
     snapshot,
 )
-from spikeformer_lt.tickets.configs import (
-    JointConfig,
-    MultiSpConfig,
-    SparseTrainingConfig,
-)
+from spikeformer_lt.tickets.configs import JointConfig, MultiSpConfig, SparseTrainingConfig
 from spikeformer_lt.tickets.imp import Imp
 from spikeformer_lt.tickets.levels import (
     MOVING,

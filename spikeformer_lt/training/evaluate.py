@@ -16,7 +16,7 @@ from spikeformer_lt.disk import read_tensors, refuse_link, write_tensors
 from spikeformer_lt.errors import CheckpointError, DataError, name_of
 from spikeformer_lt.images.loader import eval_loader
 from spikeformer_lt.images.splits import Splits
-from spikeformer_lt.layers.inputs import check_values, values_checked
+from spikeformer_lt.layers.inputs import check_values, kept_modes, values_checked
 
 PREDICTIONS = "predictions.safetensors"
 _COLUMNS = {"index": 1, "label": 1, "logits": 2, "predicted": 1}  # name -> dimensions
@@ -45,12 +45,11 @@ def evaluate(
     loader = eval_loader(
         dataset, batch_size=batch_size, rank=rank, world_size=world, workers=workers
     )
-    training = [module for module in model.modules() if module.training]
-    model.eval()
     hits = torch.zeros(1, dtype=torch.int64, device=device)  # for each t once T is known
     none = torch.zeros(0, dtype=torch.int64, device=device)
     rows = [(none, none, torch.zeros(0, classes, device=device))]  # indices, labels, mean logits
-    try:
+    with kept_modes(model):
+        model.eval()
         for images, labels, indices in loader:
             check_values(images)  # here, of every model, and where no device waits for it
             labels = labels.to(device)
@@ -60,9 +59,6 @@ def evaluate(
             steps = torch.arange(1, logits.shape[1] + 1, device=device)
             early = logits.cumsum(1) / steps[None, :, None]
             hits = hits + (early.argmax(2) == labels[:, None]).sum(0)
-    finally:
-        for module in training:
-            module.training = True
     index, label, means = (torch.cat(column) for column in zip(*rows, strict=True))
     found = gather_predictions(index, label, means, len(dataset), accelerator)
     hits = accelerator.reduce(hits, "sum") if world > 1 else hits

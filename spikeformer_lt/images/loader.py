@@ -198,7 +198,6 @@ class Loader:
     _reader: BatchReader
     _batches: Sequence[Sequence[Key]]
     _workers: int
-    _pin_memory: bool
 
     def __post_init__(self) -> None:
         check(self._workers >= 0, "workers", self._workers, "0 (none) or more processes")
@@ -218,7 +217,6 @@ class Loader:
             batch_sampler=cast("list[list[int]]", self._batches),
             num_workers=self._workers,
             collate_fn=_as_it_is,
-            pin_memory=self._pin_memory,
             worker_init_fn=_leave_signals_to_main if self._workers else None,
             generator=torch.Generator(),
         )
@@ -310,8 +308,6 @@ def train_loader(
     workers: int = 0,
     rank: int = 0,
     world_size: int = 1,
-    *,
-    pin_memory: bool = False,
 ) -> Loader:
     """Return the training batches of one epoch, counted from 0, shuffled and augmented.
 
@@ -323,7 +319,6 @@ def train_loader(
         batch_size: samples a process takes in one step.
         start_step: steps to skip, without loading them.
         workers: processes that load; 0 loads in this one.
-        pin_memory: put batches into page-locked memory, for a GPU.
 
     Raises:
         ConfigError: a number out of range, or as `Augment.check`.
@@ -348,7 +343,7 @@ def train_loader(
     ]
     mine = range(start_step * together + rank * batch_size, steps * together, together)
     batches = [keys[first : first + batch_size] for first in mine]
-    return Loader(BatchReader(dataset, transform, seed), batches, workers, pin_memory)
+    return Loader(BatchReader(dataset, transform, seed), batches, workers)
 
 
 def eval_loader(
@@ -357,8 +352,6 @@ def eval_loader(
     rank: int = 0,
     world_size: int = 1,
     workers: int = 0,
-    *,
-    pin_memory: bool = False,
 ) -> Loader:
     """Return every sample exactly once over all ranks, in order, normalised and else unchanged.
 
@@ -369,7 +362,7 @@ def eval_loader(
     _check_rank(rank, world_size)
     mine = [(0, index) for index in range(rank, len(dataset), world_size)]
     batches = [mine[first : first + batch_size] for first in range(0, len(mine), batch_size)]
-    return Loader(BatchReader(dataset, None), batches, workers, pin_memory)
+    return Loader(BatchReader(dataset, None), batches, workers)
 
 
 def sample_loader(dataset: ImageDataset, count: int, batch_size: int = 64, seed: int = 0) -> Loader:
@@ -382,7 +375,7 @@ def sample_loader(dataset: ImageDataset, count: int, batch_size: int = 64, seed:
     chosen = in_proportion(dataset.labels.tolist(), count, order)
     batches = [chosen[first : first + batch_size] for first in range(0, len(chosen), batch_size)]
     keys = [[(0, index) for index in batch] for batch in batches]
-    return Loader(BatchReader(dataset, None), keys, 0, False)
+    return Loader(BatchReader(dataset, None), keys, 0)
 
 
 def _check_rank(rank: int, world_size: int) -> None:

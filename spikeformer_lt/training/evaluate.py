@@ -66,15 +66,12 @@ def evaluate(
     confusion = torch.bincount(label * classes + found.predicted, minlength=classes**2)
     best = found.logits.topk(min(5, classes), dim=1).indices
     return Metrics(
-        accuracy=found.accuracy,
-        loss=float(F.cross_entropy(found.logits.double(), label)),
-        count=count,
-        correct=int((found.predicted == label).sum()),
+        accuracy=found.accuracy, loss=float(F.cross_entropy(found.logits.double(), label)),
+        count=count, correct=int((found.predicted == label).sum()),
         top5=100 * int((best == label[:, None]).sum()) / count,
         accuracy_at_t=tuple(100 * n / count for n in hits.tolist()),
-        confusion=confusion.view(classes, classes),
-        predictions=found,
-    )
+        confusion=confusion.view(classes, classes), predictions=found,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

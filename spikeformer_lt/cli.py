@@ -429,7 +429,8 @@ def jobs_of(
     """
     from spikeformer_lt.training.jobs import Job
 
-    usual = {"digits": 12, **dict.fromkeys(MOVING, 20)}.get(cfg.data, published)
+    moving = {name: own.get("multisp.epochs", 20) for name, own in MOVING.items()}
+    usual = {"digits": 12, **moving}.get(cfg.data, published)
     e = 2 if cfg.quick else cfg.epochs or usual
     budget = {"{e}": str(e), "{h}": str(e // 2), "{r}": str(e - e // 2)}
     jobs = []
@@ -545,7 +546,7 @@ def find_read(cfg: Any, groups: Mapping[str, Any], **how: Any) -> Path | None:
     values, fallback = small(*groups, epochs=8), "digits"
     if cfg.data.name in MOVING:  # whose values are those of one of them
         own = {name: value for name, value in EVENTS_SMALL.items() if name[:8] != "multisp."}
-        values, fallback = {**values, **own, "data.image_size": None}, MOVING[0]
+        values, fallback = {**values, **own, "data.image_size": None}, "moving_digits"
     return find(cfg, choose, values, fallback=fallback, **how)
 
 

@@ -12,7 +12,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -462,10 +462,13 @@ def limited(split: Split, limit_train: int | None, limit_test: int | None) -> Sp
     return split
 
 
-def find_shared(root: str | Path, parts: Mapping[str, Sequence[Sample]]) -> list[tuple[str, str]]:
+def find_shared(
+    root: str | Path, parts: Mapping[str, Sequence[Sample]], *marks: Callable[[Path], object]
+) -> list[tuple[str, str]]:
     """Return pairs of files below `root`, of different parts, that hold the same bytes.
 
-    Only files of one size are opened, and only those that also begin alike are read whole.
+    Only files of one size are opened, and only those that also begin alike are read whole; or
+    those are the same that all `marks` find alike.
     """
     part_of: dict[str, str] = {}
     for part, samples in parts.items():
@@ -473,7 +476,7 @@ def find_shared(root: str | Path, parts: Mapping[str, Sequence[Sample]]) -> list
             part_of.setdefault(sample.path, part)
     groups = [list(part_of)]
     try:
-        for mark in (regular_size, _head, sha256_of):
+        for mark in marks or (regular_size, _head, sha256_of):
             finer: dict[tuple[int, object], list[str]] = {}
             for number, group in enumerate(groups):
                 for path in group:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 import os
 import zlib
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,14 +27,18 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".
 _TAIL = 8  # bytes of the checksum behind the pixels of a mapped file
 
 
-def open_picture(path: str | Path) -> Any:
-    """Return a PIL picture whose header was read; what is no picture is a DataError."""
+def open_picture(path: str | Path, data: bytes | None = None) -> Any:
+    """Return a PIL picture whose header was read, of a file or of its bytes; else a DataError."""
     from PIL import Image
 
-    if not Path(path).is_file():
+    if data is None and not Path(path).is_file():
         raise DataError(f"{name_of(path)} is no file of a picture")
     try:
-        return Image.open(path)
+        if data is None:
+            return Image.open(path)
+        picture = Image.open(io.BytesIO(data))
+        picture.filename = str(path)
+        return picture
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as fault:
         raise DataError(f"{name_of(path)} is no whole picture: {shown(str(fault))}") from None
 
@@ -76,6 +82,7 @@ class FileImages(torch.utils.data.Dataset[tuple[Tensor, int]]):
     std: tuple[float, ...]
     crop: float = 1.0  # part of the largest square in the middle
     pixels: NDArray[np.uint8] | None = None  # [N, size, size, 3] where they were decoded before
+    read: Callable[[int], bytes] | None = None  # of pictures that are no files of their own
 
     def __len__(self) -> int:
         """Return the number of pictures."""
@@ -94,7 +101,8 @@ class FileImages(torch.utils.data.Dataset[tuple[Tensor, int]]):
 
         if self.pixels is not None:
             return Image.fromarray(self.pixels[index])
-        return open_picture(self.root / os.fsdecode(self.paths[index]))
+        data = None if self.read is None else self.read(index)
+        return open_picture(self.root / os.fsdecode(self.paths[index]), data)
 
     def _decoded(self, index: int) -> NDArray[np.uint8]:
         return square(self.opened(index), self.size, 3, self.crop)

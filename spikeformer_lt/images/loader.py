@@ -187,6 +187,41 @@ class BatchReader:
         )
 
 
+class Workers:
+    """Processes that load, kept from one pass over a data set to the next."""
+
+    def __init__(self) -> None:
+        self._batches: list[Sequence[Key]] = []
+        self._loader: DataLoader[Batch] | None = None
+
+    def load(
+        self, reader: BatchReader, batches: Sequence[Sequence[Key]], count: int, pin_memory: bool
+    ) -> Iterator[Batch | DataError]:
+        """Begin a pass, by the processes of the one before and their reader."""
+        self._batches[:] = batches
+        if self._loader is None:
+            # A generator of its own: by default a DataLoader draws from the global stream.
+            self._loader = DataLoader(
+                cast("Dataset[Batch]", reader),
+                batch_sampler=cast("list[list[int]]", self._batches),
+                num_workers=count,
+                collate_fn=_as_it_is,
+                pin_memory=pin_memory,
+                worker_init_fn=_leave_signals_to_main if count else None,
+                generator=torch.Generator(),
+                persistent_workers=count > 0,
+            )
+        with _stop_signals_held(count > 0):
+            return iter(self._loader)
+
+    def close(self) -> None:
+        """End the processes: left to itself that waits for the garbage collector."""
+        waiting = cast("Any", self._loader)._iterator if self._loader is not None else None
+        self._loader = None
+        if waiting is not None:
+            waiting._shutdown_workers()
+
+
 @dataclass(eq=False, repr=False)
 class Loader:
     """Batches of one pass: (images float32 [B, C, H, W], labels int64 [B], indices int64 [B]).
@@ -198,10 +233,12 @@ class Loader:
     _reader: BatchReader
     _batches: Sequence[Sequence[Key]]
     _workers: int
+    _pin_memory: bool
+    _kept: Workers | None = None
 
     def __post_init__(self) -> None:
         check(self._workers >= 0, "workers", self._workers, "0 (none) or more processes")
-        need, most = 24 + 12 * self._workers, open_files()
+        need, most = 24 + (24 if self._kept else 12) * self._workers, open_files()
         rule = f"a worker holds about 12 of the {most} files that may be open: raise ulimit -n"
         check(self._workers == 0 or need <= most, "workers", self._workers, rule)
 
@@ -211,25 +248,17 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches in order."""
-        # A generator of its own: by default a DataLoader draws from the global stream.
-        loader: DataLoader[Batch] = DataLoader(
-            cast("Dataset[Batch]", self._reader),
-            batch_sampler=cast("list[list[int]]", self._batches),
-            num_workers=self._workers,
-            collate_fn=_as_it_is,
-            worker_init_fn=_leave_signals_to_main if self._workers else None,
-            generator=torch.Generator(),
-        )
-        with _stop_signals_held(self._workers > 0):
-            waiting = iter(loader)
+        own = self._kept or Workers()
         try:
+            waiting = own.load(self._reader, self._batches, self._workers, self._pin_memory)
             for step in range(len(self)):
                 yield self._next(waiting, step)
+        except DataError:  # a worker may be dead
+            own.close()
+            raise
         finally:
-            # Left to itself the iterator ends its workers when it is collected, which the traceback
-            # of an error, or the end of the program, can put off too long.
-            if self._workers:
-                cast("Any", waiting)._shutdown_workers()
+            if own is not self._kept:
+                own.close()
 
     def _next(self, waiting: Iterator[Batch | DataError], step: int) -> Batch:
         try:
@@ -308,6 +337,9 @@ def train_loader(
     workers: int = 0,
     rank: int = 0,
     world_size: int = 1,
+    *,
+    pin_memory: bool = False,
+    kept: Workers | None = None,
 ) -> Loader:
     """Return the training batches of one epoch, counted from 0, shuffled and augmented.
 
@@ -319,6 +351,9 @@ def train_loader(
         batch_size: samples a process takes in one step.
         start_step: steps to skip, without loading them.
         workers: processes that load; 0 loads in this one.
+        pin_memory: put batches into page-locked memory, for a GPU.
+        kept: processes that passes with the same data, augmentation and seed take one after
+            another; without, each pass starts its own.
 
     Raises:
         ConfigError: a number out of range, or as `Augment.check`.
@@ -343,7 +378,7 @@ def train_loader(
     ]
     mine = range(start_step * together + rank * batch_size, steps * together, together)
     batches = [keys[first : first + batch_size] for first in mine]
-    return Loader(BatchReader(dataset, transform, seed), batches, workers)
+    return Loader(BatchReader(dataset, transform, seed), batches, workers, pin_memory, kept)
 
 
 def eval_loader(
@@ -352,6 +387,9 @@ def eval_loader(
     rank: int = 0,
     world_size: int = 1,
     workers: int = 0,
+    *,
+    pin_memory: bool = False,
+    kept: Workers | None = None,
 ) -> Loader:
     """Return every sample exactly once over all ranks, in order, normalised and else unchanged.
 
@@ -362,7 +400,7 @@ def eval_loader(
     _check_rank(rank, world_size)
     mine = [(0, index) for index in range(rank, len(dataset), world_size)]
     batches = [mine[first : first + batch_size] for first in range(0, len(mine), batch_size)]
-    return Loader(BatchReader(dataset, None), batches, workers)
+    return Loader(BatchReader(dataset, None), batches, workers, pin_memory, kept)
 
 
 def sample_loader(dataset: ImageDataset, count: int, batch_size: int = 64, seed: int = 0) -> Loader:
@@ -375,7 +413,7 @@ def sample_loader(dataset: ImageDataset, count: int, batch_size: int = 64, seed:
     chosen = in_proportion(dataset.labels.tolist(), count, order)
     batches = [chosen[first : first + batch_size] for first in range(0, len(chosen), batch_size)]
     keys = [[(0, index) for index in batch] for batch in batches]
-    return Loader(BatchReader(dataset, None), keys, 0)
+    return Loader(BatchReader(dataset, None), keys, 0, False)
 
 
 def _check_rank(rank: int, world_size: int) -> None:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from spikeformer_lt.disk import read_tensors, refuse_link, write_tensors
 from spikeformer_lt.errors import CheckpointError, DataError, name_of
-from spikeformer_lt.images.loader import eval_loader
+from spikeformer_lt.images.loader import Workers, eval_loader
 from spikeformer_lt.images.splits import Splits
 from spikeformer_lt.layers.inputs import check_values, kept_modes, values_checked
 
@@ -33,8 +33,9 @@ def evaluate(
     *,
     batch_size: int,
     workers: int = 0,
+    kept: Workers | None = None,
 ) -> Metrics:
-    """Evaluate in eval mode.
+    """Evaluate in eval mode; `kept` as of `eval_loader`.
 
     Raises:
         DataError: the ranks did not see each sample exactly once, or a sample has values that
@@ -42,9 +43,8 @@ def evaluate(
     """
     device, classes = accelerator.device, data.num_classes
     rank, world = accelerator.process_index, accelerator.num_processes
-    loader = eval_loader(
-        dataset, batch_size=batch_size, rank=rank, world_size=world, workers=workers
-    )
+    how: Any = {"workers": workers, "pin_memory": device.type == "cuda", "kept": kept}
+    loader = eval_loader(dataset, batch_size=batch_size, rank=rank, world_size=world, **how)
     hits = torch.zeros(1, dtype=torch.int64, device=device)  # for each t once T is known
     none = torch.zeros(0, dtype=torch.int64, device=device)
     rows = [(none, none, torch.zeros(0, classes, device=device))]  # indices, labels, mean logits
@@ -54,7 +54,7 @@ def evaluate(
             check_values(images)  # here, of every model, and where no device waits for it
             labels = labels.to(device)
             with accelerator.autocast(), values_checked():
-                logits = model(images.to(device)).float()
+                logits = model(images.to(device, non_blocking=True)).float()
             rows.append((indices.to(device), labels, logits.mean(1)))
             steps = torch.arange(1, logits.shape[1] + 1, device=device)
             early = logits.cumsum(1) / steps[None, :, None]

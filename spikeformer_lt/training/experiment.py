@@ -139,10 +139,11 @@ def settle(cfg: Any, wanted: Wanted, fallback: str, small: dict[str, Any]) -> tu
             )
     settled = replace(cfg, data=replace(cfg.data, name=name))
     usual, given, taken = type(cfg)(), given_options(cfg), dict[str, Any]()
-    like = MOVING if fallback in MOVING else (fallback,)
+    like = tuple(MOVING) if fallback in MOVING else (fallback,)
+    special = {p: v for p, v in MOVING.get(name, {}).items() if value_at(settled, p) is not None}
     leaves = [
         (path, own) if not field else (f"{path}.{field}", getattr(own, field))
-        for path, own in (small.items() if name in like else ())
+        for path, own in ((small | special).items() if name in like else ())
         for field in ([f.name for f in fields(own)] if is_dataclass(own) else [""])
     ]
     for path, value in leaves:

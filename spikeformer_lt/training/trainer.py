@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from spikeformer_lt.config import check, to_dict
 from spikeformer_lt.errors import ConfigError, Interrupted, name_of, shown
 from spikeformer_lt.images.augment import Mixing
-from spikeformer_lt.images.loader import Augmentation, sample_loader, train_loader
+from spikeformer_lt.images.loader import Augmentation, Workers, sample_loader, train_loader
 from spikeformer_lt.images.splits import Splits
 from spikeformer_lt.layers.kernels.dispatch import kept_weights
 from spikeformer_lt.layers.patches import penalties
@@ -208,6 +208,7 @@ class PhaseRun:
         self.sums = torch.zeros(2, dtype=kind, device=trainer.accelerator.device)
         self.best: dict[str, Tensor] | None = None
         self.wrapped = trainer.accelerator.prepare(model) if trainer.world > 1 else model
+        trainer.kept |= {name: Workers() for name in ("batches", "val", "test")}
         if trainer.run.resumed:
             self._restore(found)
 
@@ -271,6 +272,9 @@ class PhaseRun:
     def close(self) -> None:
         """Take the hooks off the model and free the wrapper that averages its gradients."""
         self.watch.close()
+        for workers in self.trainer.kept.values():
+            workers.close()
+        self.trainer.kept.clear()
         if self.wrapped is not self.model:
             self.wrapped = self.model
             self.trainer.accelerator.free_memory()
@@ -280,7 +284,8 @@ class PhaseRun:
         loader = train_loader(
             trainer.data.train, trainer.augment, batch_size=config.batch_size, seed=config.seed,
             epoch=at.epoch, start_step=at.step * config.accumulate, workers=config.workers,
-            rank=trainer.rank, world_size=trainer.world,
+            rank=trainer.rank, world_size=trainer.world, kept=trainer.kept["batches"],
+            pin_memory=trainer.accelerator.device.type == "cuda",
         )  # fmt: skip
         self.model.train()
         for name, module in self.model.named_modules():
@@ -328,7 +333,7 @@ class PhaseRun:
         with kept_weights(self.hooks.kept(self.model, progress)):
             for part in range(config.accumulate):
                 images, labels, indices = (
-                    t.to(self.trainer.accelerator.device) for t in next(batches)
+                    t.to(self.trainer.accelerator.device, non_blocking=True) for t in next(batches)
                 )
                 self.guard.check_batch(images, indices)
                 more = part < config.accumulate - 1
@@ -483,6 +488,7 @@ class Trainer:
         self.last = checkpoint.CheckpointStore(run.path / "last", keep=2)
         self.extend = extend
         self.extended = self._last_phase() if extend else ""
+        self.kept: dict[str, Workers] = {}  # processes that load in a phase, by what they load
         self.starts: dict[str, str] = {}  # hash of what each phase of this process began with
         self.planned, self.behind = 0, 0  # epochs of the run, and of its phases that are done
         known = {"data": {"name": data.name}, "train": to_dict(config), "mixing": to_dict(mixing)}
@@ -576,6 +582,6 @@ class Trainer:
         """Evaluate on ``train``, ``val`` or ``test``: every sample once, by one network."""
         share_buffers(model)
         size, workers = self.config.eval_batch_size, self.config.workers
-        own = {"batch_size": size, "workers": workers}
+        own: Any = {"batch_size": size, "workers": workers, "kept": self.kept.get(split)}
         with STREAM:
             return evaluate(model, getattr(self.data, split), self.data, self.accelerator, **own)

@@ -19,15 +19,11 @@ from spikeformer_lt.disk import is_numbers, read_mapping, read_record, safe_name
 from spikeformer_lt.errors import ConfigError, DataError, name_of, shown
 from spikeformer_lt.images.loader import sample_loader
 from spikeformer_lt.images.splits import Splits
+from spikeformer_lt.layers.subnet import effective_weight
 from spikeformer_lt.reports import plots
 from spikeformer_lt.reports.energy import Energy, energy_tables, layer_table, write_energy
 from spikeformer_lt.reports.finished import FinishedRun
-from spikeformer_lt.reports.ledger import (
-    build_ledger,
-    count_operations,
-    effective_weight,
-    stem_layers,
-)
+from spikeformer_lt.reports.ledger import build_ledger, count_operations, stem_layers
 from spikeformer_lt.reports.page import write_page
 from spikeformer_lt.reports.probe import Probe, early_exit, keep_frequency, recording
 from spikeformer_lt.reports.statistics import Interval, accuracy_interval, wilson

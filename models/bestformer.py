@@ -106,7 +106,7 @@ class BinaryMapAttention(SpikingAttention):
         q, k, v = map(self._heads, parts if spikes is None else spikes.unbind(-2))
         seen: Tensor = self.map_act(q @ k.transpose(-2, -1), T)
         rescale = 1.0 if self.rescale_to is None else self.rescale_to / tokens.shape[2]
-        summed = (seen @ v) * (self._gains(T, len(q[0])) * (self.scale * rescale))
+        summed = (seen @ v) * (self._gains(T, q.shape[1]) * (self.scale * rescale))
         current = rearrange(summed, "t b h n d -> t b n (h d)")
         out: Tensor = self.proj(self.attn_act(current, T), T)
         return out

@@ -17,11 +17,13 @@ from torch.nn import functional as F
 
 from spikeformer_lt.errors import CheckpointError, ConfigError
 from spikeformer_lt.export import Stream, compact, export_ticket, load_exported
+from spikeformer_lt.export.graphs import to_pt2
 from spikeformer_lt.layers.attention import SpikeDrivenAttention, TokenAttention
 from spikeformer_lt.layers.patches import PatchSelect, make_score
 from spikeformer_lt.layers.units import Unit
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.models.bestformer import Bestformer
+from spikeformer_lt.models.feature_maps import FeatureMaps
 from spikeformer_lt.models.max_former import MaxFormer
 from spikeformer_lt.models.meta_former import ESpikeFormer, MetaSpikeFormer, RepConv
 from spikeformer_lt.models.qkformer import QKFormer
@@ -974,6 +976,26 @@ def test_one_bit_a_weight_is_what_runs_what_is_counted_and_what_is_exported(
             assert not again.state_dict()[name][~kept].any()
         fast = compact(again.double()).use_lists("always")
         assert torch.allclose(fast(x.double()), again(x.double()), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["bestformer"])
+def test_a_program_for_other_runtimes_is_exact(name: str, awaken: Any, tmp_path: Path) -> None:
+    model = awake(PLAIN[name][0], awaken)
+    assert to_pt2(compact(model), tmp_path / "a.pt2") <= 1e-9
+
+
+def test_feature_maps_are_the_means_over_time_of_the_last_layer_of_each_size(awaken: Any) -> None:
+    model = awake(PLAIN["cifar"][0], awaken)
+    maps, seen = FeatureMaps(model), list[Tensor]()
+    assert maps.feature_info.module_name() == ["stem.stages.0.0", "blocks.0"]
+    model.blocks[0].register_forward_hook(lambda m, args, out: seen.append(out))
+    first, last = maps(pictures(model))
+    assert first.shape == (4, 16, 16, 16) and last.shape == (4, 32, 8, 8)
+    assert torch.equal(last.flatten(2), seen[0].mean(0).transpose(1, 2))
+    model.set_patch(PatchSelect(make_score("rate", 32, K, 2), 0.5))
+    for wrong in (model, nn.Linear(1, 1)):
+        with pytest.raises(ConfigError, match="features_only=True is not allowed"):
+            FeatureMaps(wrong)
 
 
 def test_a_step_beyond_those_trained_takes_the_last_gains(awaken: Any) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from spikeformer_lt.layers.attention import SpikingAttention
 from spikeformer_lt.layers.inputs import kept_modes
 from spikeformer_lt.layers.patches import patches_of, selections
 from spikeformer_lt.layers.stems import stem_of
-from spikeformer_lt.layers.subnet import Subnet
+from spikeformer_lt.layers.subnet import effective_weight
 from spikeformer_lt.training.monitor import FiringWatch
 
 MAC_PJ, AC_PJ = 4.6, 0.9
@@ -158,12 +158,6 @@ def kind_of(x: Tensor) -> str:
     if low >= 0 and high <= 1:
         return "{0,1}"
     return "{-1,0,1}" if low >= -1 and high <= 1 else "integers"
-
-
-def effective_weight(layer: nn.Module) -> Tensor:
-    """The weight as it enters the multiplication: masked and, where it is so, binary."""
-    weight: Any = layer.effective_weight() if isinstance(layer, Subnet) else layer.weight
-    return cast(Tensor, weight.detach())
 
 
 def stem_layers(model: nn.Module) -> list[nn.Module]:

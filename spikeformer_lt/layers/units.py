@@ -37,7 +37,7 @@ from spikeformer_lt.layers.neuron import (
     make_activation,
     norm_act,
 )
-from spikeformer_lt.layers.subnet import Subnet, SubnetConv2d
+from spikeformer_lt.layers.subnet import EffectiveConv2d, SubnetConv2d, effective_weight
 
 
 @dataclass(frozen=True)
@@ -180,8 +180,7 @@ class _Unit(Firing):
 
     def folded(self) -> Folded:
         synapse = self.synapse
-        own = synapse.effective_weight() if isinstance(synapse, Subnet) else synapse.weight
-        weight, bias = own.detach().double(), synapse.bias
+        weight, bias = effective_weight(synapse).double(), synapse.bias
         shift = weight.new_zeros(len(weight)) if bias is None else bias.detach().double()
         if self.norm is not None:
             scale, offset = affine(self.norm)
@@ -282,21 +281,23 @@ def keeps_size(conv: nn.Conv2d) -> bool:
 def conv_rows(rows: Tensor, conv: nn.Conv2d) -> Tensor | None:
     """``conv`` of rows ``[T, B, H, W, C]`` by the Winograd kernel; None if it does not apply.
 
-    It applies to a plain one or a subnet, without hooks and outside of graphs and autocast.
+    It applies to a plain one, a balanced one or a subnet, without hooks and outside of graphs and
+    autocast.
     """
-    subnet = type(conv) is SubnetConv2d
-    if not (subnet or type(conv) is nn.Conv2d) or rows.dim() != 5 or not keeps_size(conv):
+    own = isinstance(conv, EffectiveConv2d)
+    if not (own or type(conv) is nn.Conv2d) or rows.dim() != 5 or not keeps_size(conv):
         return None
     if autocasts(rows) or hooked(conv):
         return None
     takes = dispatch.compiles if torch.compiler.is_compiling() else dispatch.takes_conv
-    if subnet and not takes(rows, conv.weight):
+    if own and not takes(rows, conv.weight):
         return None
-    weight = conv.effective_weight() if isinstance(conv, SubnetConv2d) else conv.weight
-    out, kept = None, getattr(weight, "kept", None)
-    if (subnet or kept is not None) and dispatch.takes_conv(rows, weight):
-        own: Any = conv.kept() if isinstance(conv, SubnetConv2d) else kept
-        out = dispatch.sparse(rows, weight, None, own, F.linear)
+    weight = conv.effective_weight() if isinstance(conv, EffectiveConv2d) else conv.weight
+    kept: Any = getattr(weight, "kept", None)
+    out = None
+    if (isinstance(conv, SubnetConv2d) or kept is not None) and dispatch.takes_conv(rows, weight):
+        kept = conv.kept() if isinstance(conv, SubnetConv2d) else kept
+        out = dispatch.sparse(rows, weight, None, kept, F.linear)
     out = dispatch.conv(rows, weight) if out is None else out
     return out if out is None or conv.bias is None else out + conv.bias
 

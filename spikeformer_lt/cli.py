@@ -236,6 +236,9 @@ def open_finished(path: str, cfg: Any, *, report: bool = True, **changed: Any) -
     return (open_run if report else open_ticket)(path, model_from_ticket, *how, **changed)
 
 
+BITS = {"conv_pep_": "for each ConvPEP weight", "": "for each weight"}
+
+
 def evaluate_finished(cfg: Any, accelerator: Any) -> None:
     """Evaluate a run, ticket or export by the options of ``recipes/evaluate.py``."""
     from spikeformer_lt.training import PREDICTIONS
@@ -249,7 +252,7 @@ def evaluate_finished(cfg: Any, accelerator: Any) -> None:
 
 def _evaluate(cfg: Any, accelerator: Any) -> None:
     from spikeformer_lt.export import shipped
-    from spikeformer_lt.reports import evaluation, save_predictions
+    from spikeformer_lt.reports import evaluation, removed_words, save_predictions
     from spikeformer_lt.training import PREDICTIONS
 
     if shipped(cfg.run):  # a first look does not wait until kernels are compiled
@@ -270,12 +273,13 @@ def _evaluate(cfg: Any, accelerator: Any) -> None:
     )
     if found.source is not None:
         tell(f"  from the predictions saved at the first reading: {found.source} (--again: anew)")
-    bits = [name for name in ledger if name.endswith("bits_per_weight")]
-    told = {name: ledger[name] for name in ("sparsity", *bits, "macs", "sops", "params")}
-    told["sparsity"] = {kind: s for kind, s in told["sparsity"].items() if s is not None}
-    for name, value in told.items():
-        if value is not None:
-            tell(f"  {name}: {value}")
+    bits = [(ledger[f"{k}bits_per_weight"], what) for k, what in BITS.items()]
+    operations = {"MACs": ledger["macs"], "SOPs": ledger["sops"]}
+    tell(f"  removed     {removed_words(ledger)}")
+    tell("  bits        " + ", ".join(f"{n:.2f} {what}" for n, what in bits if n is not None))
+    told = ", ".join(f"{n:,.0f} {what}" for what, n in operations.items() if n is not None)
+    tell(f"  operations  {told} per input")
+    tell(f"  parameters  {ledger['params']:,}")
     if cfg.out and accelerator.is_main_process:
         result: dict[str, Any] = {"accuracy": metrics.accuracy, "count": metrics.count}
         result |= {"accuracy_interval": [found.interval.low, found.interval.high]}
@@ -405,8 +409,8 @@ def compare(
 
 def _refuse_options(job: Job) -> None:
     """Refuse now what the recipe of a run would refuse of its options when its turn comes."""
-    argv, said = sys.argv, io.StringIO()
-    sys.argv = [*job.command, PRINT_CONFIG]
+    argv, program, said = sys.argv, runtime.program, io.StringIO()
+    sys.argv, runtime.program = [*job.command, PRINT_CONFIG], ""
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
             runpy.run_path(job.command[0], run_name="__main__")
@@ -415,7 +419,7 @@ def _refuse_options(job: Job) -> None:
             text = said.getvalue().strip().removeprefix("error: ")
             raise ConfigError(f"{job.variant}: {text}") from None
     finally:
-        sys.argv = argv
+        sys.argv, runtime.program = argv, program
 
 
 def jobs_of(
@@ -481,7 +485,11 @@ def _budget(search: str) -> str:
 
 @dataclass(frozen=True)
 class Find(ImageRecipe):
-    """Find a ticket with one search, train it, test it once and write its report."""
+    """Find a ticket with one search, train it, test it once and write its report.
+
+    spikeformer-lt find imp --data.name digits --quick    # no download
+    spikeformer-lt find imp --data.name cifar10 --data.root data --run.out runs/found
+    """
 
     data: EventDataConfig = field(default_factory=EventDataConfig)
     epochs: int = 300
@@ -490,7 +498,11 @@ class Find(ImageRecipe):
 
 @dataclass(frozen=True)
 class FindAtSparsity(Find):
-    """Find a ticket with one search, train it, test it once and write its report."""
+    """Find a ticket with one search, train it, test it once and write its report.
+
+    spikeformer-lt find imp --data.name digits --sparsity 0.9 --quick    # no download
+    spikeformer-lt find imp --data.name cifar10 --data.root data --sparsity 0.9 --run.out runs/found
+    """
 
     sparsity: float | None = None
     """Fraction of the prunable weights removed, in [0, 1); None is the search's own."""

@@ -130,7 +130,7 @@ def test_predict_and_bench_take_an_export(
     head, columns, *lines = said(
         capsys, "bench", str(TICKET), "--calls", "2", "--batch-sizes", "1", "2"
     ).splitlines()
-    assert "threads, median of 2 calls" in head and columns.startswith("batch")
+    assert "thread(s), median of 2 calls" in head and columns.startswith("batch")
     assert [line.split()[0] for line in lines] == ["1", "2"]
     assert all(float(cell) > 0 for line in lines for cell in line.split())
 

@@ -116,7 +116,7 @@ def staged(folder: str | Path, kind: BundleKind, overwrite: bool = False) -> Ite
         SpikeformerError: (as the kind's) the folder holds something else, or the disk refuses; what
             was there is untouched.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     recover(folder)
     refuse_foreign(folder, kind, overwrite)
     with contextlib.ExitStack() as cleaning:
@@ -181,7 +181,7 @@ def open_bundle(folder: str | Path, kind: BundleKind) -> Bundle:
     Raises:
         SpikeformerError: (as the kind's) no such bundle, a newer one, or an edited manifest.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     try:
         return _opened(folder, kind)
     except kind.error as fault:

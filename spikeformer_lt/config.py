@@ -63,6 +63,7 @@ def parse(
     runtime.console_level = LEVELS[loud[0]] if loud else logging.INFO
     given = [token for token in given if token not in ("--debug", *LEVELS)]
     given = [f"--{token}" if _ASSIGNED.match(token) else token for token in given]
+    given = [_at_home(token) for token in given]
     rest, files = _taken(given, "--config", most=1)
     if len(files) > 1:
         raise ConfigError(f"--config is there twice: {shown(files[0])} and {shown(files[1])}")
@@ -534,8 +535,14 @@ def _from_plain(kind: Any, value: Any, name: str) -> Any:
     elif kind is Path and isinstance(value, str | Path):
         return Path(value)
     elif type(value) is kind:
-        return value
+        return _at_home(value) if kind is str else value
     raise ConfigError(f"{name}={shown(value)} is not allowed{hint or ':'} {allowed_words(kind)}")
+
+
+def _at_home(text: str) -> str:
+    """A path under the home folder, written with the ~ that a shell leaves in --option=~/x."""
+    home = os.path.expanduser("~")
+    return re.sub(r"^((?:--[\w.-]+=)?)~(?=/|$)", lambda found: found[1] + home, text)
 
 
 def _canonical(value: Any) -> Any:

@@ -6,6 +6,7 @@ safetensors alone accepts a flipped bit. Nothing is ever unpickled.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import hashlib
@@ -486,8 +487,10 @@ def content_kind(head: bytes) -> str:
             return kind
     if head[257:262] == b"ustar":
         return "a tar archive"
-    if all(32 <= byte < 127 or byte in b"\t\n\r\f" for byte in head[:512]):
-        return "a text file"
+    with contextlib.suppress(UnicodeDecodeError):
+        text = codecs.getincrementaldecoder("utf-8-sig")().decode(head[:512])
+        if all(sign.isprintable() or sign in "\t\n\r\f" for sign in text):
+            return "a text file"
     return f"unknown binary data (it begins with {head[:8].hex(' ')})"
 
 

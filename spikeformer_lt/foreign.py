@@ -9,11 +9,12 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from spikeformer_lt.errors import CheckpointError, name_of, shown
@@ -22,7 +23,10 @@ WEIGHTS = ("state_dict", "model_state_dict", "model", "net", "network", "module"
 """Entries that hold the weights of a training checkpoint, in the order in which they are taken."""
 AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
 """The same for averaged weights."""
-_PREFIX = re.compile(r"^(?:(?:module|_orig_mod|model|net|network)\.)+")
+_PREFIX = re.compile(r"^(?:(?:module|model|net|network)\.)+")
+_WRAPPED = re.compile(  # torch.compile, FSDP, recomputation, Fabric, Opacus: of any module inside
+    r"(?<![^.])_(?:orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module|forward_module|module)\."
+)
 _TRAINING = re.compile(r"optim|sched|scaler|callbacks|loops")  # entries about the training
 _PROFILER = re.compile(r"(?:.*\.)?total_(?:ops|params)")  # thop's counters
 _SCALARS = (int, float, complex, str, bytes, bool, type(None), np.generic)
@@ -49,14 +53,15 @@ def read_foreign(path: str | Path, ema: bool = False) -> dict[str, Tensor]:
     for name, value in table.items():
         if isinstance(value, _SCALARS) or _PROFILER.fullmatch(str(name)):
             continue
-        if not isinstance(value, Tensor) or value.layout is not torch.strided:
+        dense = isinstance(value, Tensor) and value.layout is torch.strided
+        if not dense or value.is_quantized or value.is_meta:
             raise CheckpointError(
                 f"{where}: {shown(name)} is no dense tensor but {type(value).__name__}; allowed: "
                 f"a state_dict, or a dict with one, such as {', '.join(WEIGHTS[:4])}"
             )
         if not bool(torch.isfinite(value).all()):
             raise CheckpointError(f"{where}: tensor {shown(name)} has NaN or infinite values")
-        plain = _PREFIX.sub("", str(name))
+        plain = _PREFIX.sub("", _WRAPPED.sub("", str(name)))
         if plain in tensors:
             raise CheckpointError(f"{where}: {shown(plain)} is there twice, with another prefix")
         tensors[plain] = value.detach()
@@ -133,11 +138,19 @@ def _load(path: Path, where: str) -> object:
 
 
 def _harmless() -> list[Any]:
-    """What training scripts store beside weights: parsed options, and numbers of NumPy."""
+    """What training scripts store beside weights: options, paths, numbers and arrays of NumPy."""
     scalar = np.float64(0).__reduce__()[0]  # makes a number of a dtype and its bytes
     kinds = {type(np.dtype(code)) for code in "?bBhHiIlLqQefdFD"}
-    old = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
-    return [argparse.Namespace, np.dtype, *kinds, *((scalar, name) for name in old)]
+    named = [(f"numpy.{core}.multiarray.{name}", make) for core in ("core", "_core")
+             for name, make in (("scalar", scalar), ("_reconstruct", _no_values))]  # fmt: skip
+    named += [(f"pathlib{part}.{kind}Path", PurePosixPath) for part in ("", "._local")
+              for kind in ("Posix", "PurePosix", "Windows", "PureWindows")]  # fmt: skip
+    return [argparse.Namespace, np.dtype, np.ndarray, *kinds, *((m, name) for name, m in named)]
+
+
+def _no_values(*_: object) -> NDArray[np.uint8]:
+    """An array whose values follow in the file; its size is that of the values."""
+    return np.empty(0, np.uint8)
 
 
 def listed(names: Iterable[str], limit: int = 5) -> str:

@@ -175,7 +175,7 @@ class Run:
     """
 
     def __init__(self, folder: str | Path, model: nn.Module | None = None) -> None:
-        self.folder, self._model = Path(folder), model
+        self.folder, self._model = Path(folder).expanduser(), model
         there = (self.folder / "report.json").is_file()
         check(there, "folder", str(folder), "a finished run, which has a report.json")
 

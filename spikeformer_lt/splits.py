@@ -7,6 +7,7 @@ import hashlib
 import inspect
 import json
 import logging
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -44,6 +45,7 @@ class DataOptions:
 
     def __post_init__(self) -> None:
         one_of("duplicates", self.duplicates, ("report", "refuse"))
+        object.__setattr__(self, "root", os.path.expanduser(self.root))
 
     def parts(self) -> dict[str, Any]:
         """Return the options that decide who goes where, as keywords of `make_splits`."""

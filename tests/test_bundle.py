@@ -50,6 +50,12 @@ def test_what_was_staged_appears_whole_with_its_hashes(tmp_path: Path) -> None:
     assert os.listdir(folder.parent) == ["y"]
 
 
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert content(save(Path("~/Mein Ä"))) == "new" and os.listdir(tmp_path) == ["Mein Ä"]
+
+
 def test_nothing_appears_where_the_making_fails(tmp_path: Path) -> None:
     for fault in (ValueError("mine"), OSError(errno.ENOSPC, "No space left on device")):
         with pytest.raises((ValueError, TicketError), match=r"mine|cannot write .*No space"):  # noqa: PT012, SIM117

@@ -94,6 +94,16 @@ def test_dashes_and_underscores_are_alike() -> None:
     assert options("--data.no_download") == Recipe()
 
 
+def test_a_tilde_is_the_home_folder_wherever_no_shell_was(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.yaml").write_text("data: {name: ~/x}")
+    expected = Recipe(Data(f"{tmp_path}/x"))
+    for text in ("--data.name=~/x", "--data.name ~/x", "data.name=~/x", "--config=~/a.yaml"):
+        assert options(text) == expected
+    for text in ("a~/x", "~x", "/~/x"):
+        assert options(f"--data.name={text}") == Recipe(Data(text))
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -214,7 +214,7 @@ def read_txt(
     """Read lines of four numbers, parted by blanks or commas; # and % begin a comment.
 
     A first line of the names x, y, p and t (or t_us) tells the order. Without it the order is
-    `columns`; where these are the usual ones and the first number has a decimal point, it is t, x,
+    `columns`; where these are the usual ones and not all of the first column is whole, it is t, x,
     y, p with times in seconds, as in the Event Camera Dataset (Mueggler et al., arXiv:1610.08336).
 
     Raises:
@@ -228,7 +228,9 @@ def read_txt(
             raise DataError(f"{name_of(path)} is no text of events but {kind}")
         file.seek(0)
         lines: Iterator[str] = (
-            line for line in io.TextIOWrapper(file, "latin-1") if line.strip()[:1] not in "#%"
+            line
+            for line in io.TextIOWrapper(file, "utf-8-sig", errors="replace")
+            if line.strip()[:1] not in "#%"
         )
         first = next(lines, "")
         words, comma = re.split(r"[\s,]+", first.strip()), "," if "," in first else None
@@ -236,15 +238,15 @@ def read_txt(
             named = tuple(words)
         else:
             lines = itertools.chain([first], lines)
-            if tuple(columns) == FIELDS and "." in words[0]:
-                columns = ("t_us", "x", "y", "p")
-                microseconds_per_tick = max(microseconds_per_tick, UNITS["s"])
         while some := list(itertools.islice(lines, _LINES)):
             parts.append(np.loadtxt(some, delimiter=comma, comments=("#", "%"), ndmin=2))
             check_size(path, size, sum(part.nbytes for part in parts))
         table: Any = np.concatenate(parts) if parts else np.empty((0, len(FIELDS)))
         if named:
             table = dict(zip(named, table.T, strict=True))
+        elif tuple(columns) == FIELDS and (np.floor(table[:, 0]) < table[:, 0]).any():
+            columns = ("t_us", "x", "y", "p")
+            microseconds_per_tick = max(microseconds_per_tick, UNITS["s"])
     return _in_microseconds(table, path, columns, microseconds_per_tick)
 
 

@@ -422,7 +422,8 @@ class Experiment:
         name, sample = self.cfg.model.name, self.data.train[0][0][None]
         try:
             with isolated_rng(0), torch.no_grad():
-                create_model(name, **self.model_args()).eval()(sample.float())
+                made = create_model(name, **self.model_args())
+                at_door(made, self.cfg.model.T, sample.float).eval()(sample.float())
         except SpikeformerError:
             raise
         except Exception as fault:

@@ -489,10 +489,14 @@ def test_texts_tell_their_columns_by_names_options_or_seconds(tmp_path):
         ("1500 0 3 5\n2000 1 4 6\n", (("t_us", "p", "x", "y"), 1000)),
         ("3\t5\t0\t1500000\n\n4\t6\t1\t2000000\n", ()),
         ("1.5 3 5 0 # first\n2.0 4 6 1\n", ()),
+        ("# Küche\n3.0e0 5.0e0 0.0e0 1.5e6\n4.0e0 6.0e0 1.0e0 2.0e6\n", ()),  # as np.savetxt
+        ("\ufefft x y p\n1500000 3 5 0\n2000000 4 6 1\n", ()),
     ):
-        path.write_text(text)
+        path.write_text(text, "utf-8")
         found = read_txt(path, *options).events
         assert {name: column.tolist() for name, column in found.items()} == want
+    path.write_text("0 3 5 0\n0.25 4 6 1\n")  # a first time that is whole
+    assert read_txt(path).events["t_us"].tolist() == [0, 250_000]
     for text, words in (
         ("1 2 3\n", r"needed is \[N, 4\]"), ("1 2 3 4\n1 2\n", "its lines cannot be read"),
         ("a b c d\n1 2 3 4\n", "no field"), ("1 2 3 x\n", "cannot be read"),

@@ -196,10 +196,14 @@ def same(read: dict[str, torch.Tensor], source: dict[str, torch.Tensor]) -> bool
         lambda s: {"model_state_dict": {**s, "epoch": 3, "a.total_ops": torch.zeros(1)}},
         lambda s: {"state_dict": {f"model.{n}": v for n, v in s.items()}, "loops": {"a": {}}},
         lambda s: {"snapshot": {"weights": {f"backbone.{n}": v for n, v in s.items()}}},
+        lambda s: {n.replace("block.0.", "block.0._orig_mod."): v for n, v in s.items()},
+        lambda s: {n.replace("mlp.", "mlp._fsdp_wrapped_module."): v for n, v in s.items()},
+        lambda s: {"model": s, "args": argparse.Namespace(out=Path("a b")), "accs": np.ones(3)},
     ],
     ids=[
         "plain", "state_dict", "ema and options", "module.", "compiled", "optimizer", "model",
         "net with numbers of NumPy", "scalars beside", "Lightning", "any one wrapper",
+        "a compiled block", "a sharded MLP", "paths and arrays beside",
     ],
 )  # fmt: skip
 @pytest.mark.fault(102)

@@ -259,7 +259,7 @@ class Reader:
     def give(self, block: Block, command: str) -> None:
         launcher, script, options = split(command)
         if launcher[:2] == ["python", "-m"]:
-            few = ["--limit-train", "33", "--limit-test", "33"] if options[0] == "write" else []
+            few = ["--limit-train", "33", "--limit-test", "33"] if options[:1] == ["write"] else []
             argv = ["-m", script, *options, *few]
         elif launcher[0] == "torchrun":
             argv = ["-m", "torch.distributed.run", *launcher[1:], script]

@@ -2,6 +2,9 @@
 
 ``find SEARCH`` runs any registered search, a plug-in's too, with its options; ``run RECIPE`` runs a
 recipe with its defaults. Nothing here imports torch before the options are read.
+
+spikeformer-lt find imp --data.name digits --quick    # no download
+spikeformer-lt find imp --data.name cifar10 --data.root data --run.out runs/found
 """
 
 from __future__ import annotations
@@ -236,9 +239,6 @@ def open_finished(path: str, cfg: Any, *, report: bool = True, **changed: Any) -
     return (open_run if report else open_ticket)(path, model_from_ticket, *how, **changed)
 
 
-BITS = {"conv_pep_": "for each ConvPEP weight", "": "for each weight"}
-
-
 def evaluate_finished(cfg: Any, accelerator: Any) -> None:
     """Evaluate a run, ticket or export by the options of ``recipes/evaluate.py``."""
     from spikeformer_lt.training import PREDICTIONS
@@ -273,12 +273,11 @@ def _evaluate(cfg: Any, accelerator: Any) -> None:
     )
     if found.source is not None:
         tell(f"  from the predictions saved at the first reading: {found.source} (--again: anew)")
-    bits = [(ledger[f"{k}bits_per_weight"], what) for k, what in BITS.items()]
-    operations = {"MACs": ledger["macs"], "SOPs": ledger["sops"]}
+    bits = {"ConvPEP weight": "conv_pep_bits_per_weight", "weight": "bits_per_weight"}
+    known = [(ledger[key], f"{{:.2f}} for each {what}") for what, key in bits.items()]
     tell(f"  removed     {removed_words(ledger)}")
-    tell("  bits        " + ", ".join(f"{n:.2f} {what}" for n, what in bits if n is not None))
-    told = ", ".join(f"{n:,.0f} {what}" for what, n in operations.items() if n is not None)
-    tell(f"  operations  {told} per input")
+    tell(f"  bits        {', '.join(form.format(n) for n, form in known if n is not None)}")
+    tell(f"  operations  {ledger['macs']:,.0f} MACs, {ledger['sops']:,.0f} SOPs per input")
     tell(f"  parameters  {ledger['params']:,}")
     if cfg.out and accelerator.is_main_process:
         result: dict[str, Any] = {"accuracy": metrics.accuracy, "count": metrics.count}
@@ -485,11 +484,7 @@ def _budget(search: str) -> str:
 
 @dataclass(frozen=True)
 class Find(ImageRecipe):
-    """Find a ticket with one search, train it, test it once and write its report.
-
-    spikeformer-lt find imp --data.name digits --quick    # no download
-    spikeformer-lt find imp --data.name cifar10 --data.root data --run.out runs/found
-    """
+    """Find a ticket with one search, train it, test it once and write its report."""
 
     data: EventDataConfig = field(default_factory=EventDataConfig)
     epochs: int = 300
@@ -498,11 +493,7 @@ class Find(ImageRecipe):
 
 @dataclass(frozen=True)
 class FindAtSparsity(Find):
-    """Find a ticket with one search, train it, test it once and write its report.
-
-    spikeformer-lt find imp --data.name digits --sparsity 0.9 --quick    # no download
-    spikeformer-lt find imp --data.name cifar10 --data.root data --sparsity 0.9 --run.out runs/found
-    """
+    """Find a ticket with one search, train it, test it once and write its report."""
 
     sparsity: float | None = None
     """Fraction of the prunable weights removed, in [0, 1); None is the search's own."""

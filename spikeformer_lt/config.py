@@ -424,10 +424,13 @@ def to_dict(cfg: Any) -> dict[str, Any]:
     return typing.cast(dict[str, Any], plain)
 
 
-def from_dict(cls: type[C], mapping: Mapping[str, Any], where: str = "") -> C:
+def from_dict(
+    cls: type[C], mapping: Mapping[str, Any], where: str = "", usual: C | None = None
+) -> C:
     """Make a configuration from nested mappings; what is not named keeps its default.
 
-    In keys '-' and '_' are alike; `where` is their start in messages.
+    In keys '-' and '_' are alike; `where` is their start in messages, and `usual` has the defaults
+    if they are not those of the class, as in a group whose field in another class has its own.
 
     Raises:
         ConfigError: an unknown or missing key, a value of the wrong type, or whatever the
@@ -445,7 +448,10 @@ def from_dict(cls: type[C], mapping: Mapping[str, Any], where: str = "") -> C:
             raise ConfigError(f"unknown key {shown(where + str(key))}{hint}")
         if name in values:
             raise ConfigError(f"the key {shown(where + name)} is there twice; keep one")
-        values[name] = _from_plain(kinds[name], value, where + name)
+        inner = default_of(cls, name) if usual is None else getattr(usual, name)
+        values[name] = _from_plain(kinds[name], value, where + name, inner)
+    if usual is not None:
+        return typing.cast(C, dataclasses.replace(typing.cast(Any, usual), **values))
     for name in kinds:
         if name not in values and default_of(cls, name) is dataclasses.MISSING:
             raise ConfigError(f"the key {where}{name} is missing; it has no default")
@@ -508,10 +514,11 @@ def run_id(
     return f"{safe_name(slug)}-{hashlib.sha256(text.encode('ascii')).hexdigest()[:8]}"
 
 
-def _from_plain(kind: Any, value: Any, name: str) -> Any:
+def _from_plain(kind: Any, value: Any, name: str, usual: Any = None) -> Any:
     origin, parts, hint = typing.get_origin(kind), typing.get_args(kind), ""
     if dataclasses.is_dataclass(kind):
-        return from_dict(typing.cast(type, kind), value, f"{name}.")
+        group = typing.cast(type, kind)
+        return from_dict(group, value, f"{name}.", usual if isinstance(usual, group) else None)
     if origin in (Union, types.UnionType):
         if value is None and type(None) in parts:
             return None

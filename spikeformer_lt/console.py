@@ -227,23 +227,20 @@ def ls(argv: Sequence[str], prog: str) -> None:
     use_plugins(plugins)
     if len(rest) != 1 or rest[0] not in KINDS:
         raise ConfigError(f"{prog} takes one of {', '.join(KINDS)}")
-    print(table(LISTS[rest[0]]()))
+    print(table(_list_models() if rest[0] == "models" else _described(rest[0])))
 
 
-def _list_recipes() -> list[tuple[str, ...]]:
-    return [("recipe", "does"), *((n, _first_line(path)) for n, path in _recipes().items())]
-
-
-def _list_searches() -> list[tuple[str, ...]]:
-    rows = [(n, getdoc(config_class("search", n)) or "A plug-in's search.") for n in search_names()]
-    return [("search", "does"), *((name, doc.splitlines()[0]) for name, doc in rows)]
-
-
-def _list_datasets() -> list[tuple[str, ...]]:
+def _described(kind: str) -> list[tuple[str, ...]]:
+    """Names of recipes, searches or data sets, each with the first line of what it says."""
     from spikeformer_lt.registry import dataset_factory, list_datasets
 
-    rows = [(name, getdoc(dataset_factory(name)) or "") for name in list_datasets()]
-    return [("data set", "holds"), *((name, doc.partition("\n")[0]) for name, doc in rows)]
+    if kind == "recipes":
+        return [("recipe", "does"), *((n, _first_line(path)) for n, path in _recipes().items())]
+    if kind == "searches":
+        docs = [(n, getdoc(config_class("search", n)) or "A plug-in's.") for n in search_names()]
+    else:
+        docs = [(n, getdoc(dataset_factory(n)) or "") for n in list_datasets()]
+    return [(kind, "is"), *((name, doc.partition("\n")[0]) for name, doc in docs)]
 
 
 def _list_models() -> list[tuple[str, ...]]:
@@ -277,19 +274,14 @@ def _accuracies(kind: str) -> dict[str, str]:
         with (here / "models" / "published.csv").open(newline="", encoding="utf-8") as file:
             found = [(r["model"], r["data"], r["test accuracy %"]) for r in csv.DictReader(file)]
     else:
-        tickets = [json.loads(p.read_text("utf-8")) for p in here.glob("pretrained/*/config.json")]
-        known = ((t["provenance"], t["about"]["test_accuracy"]) for t in tickets)
-        found = [(p["model"]["name"], p["dataset"], f"{value:.2f}") for p, value in known]
+        places = sorted(here.glob("pretrained/*/config.json"))
+        known = [(json.loads(p.read_text("utf-8")), p.parent.name) for p in places]
+        cards = [(card["provenance"], name, card["about"]["test_accuracy"]) for card, name in known]
+        found = [(p["model"]["name"], f"{n} ({p['dataset']})", f"{v:.2f}") for p, n, v in cards]
     told: dict[str, str] = {}
     for name, data, value in found:
         told[name] = f"{told[name]}, {data} {value}" if name in told else f"{data} {value}"
     return told
-
-
-LISTS: dict[str, Callable[[], list[tuple[str, ...]]]] = {
-    "models": _list_models, "datasets": _list_datasets,
-    "searches": _list_searches, "recipes": _list_recipes,
-}  # fmt: skip
 
 
 def table(rows: Sequence[Sequence[str]], indent: str = "") -> str:

@@ -18,7 +18,7 @@ import sys
 import textwrap
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union
 
@@ -87,13 +87,10 @@ def allowed_words(kind: Any) -> str:
 
 
 def help_text(cls: Any, prog: str, words: str = "") -> str:
-    """The help of a program: examples, then basic options, then all others by group.
+    """The help of the program `prog`, which takes `words` and then the options of `cls`.
 
-    Args:
-        cls: its configuration, every field with a default. Lines of the class's docstring, or
-            else of its module's, that are commands become the examples.
-        prog: the program as it was typed.
-        words: what it takes before its options.
+    Examples come first, then basic options, then all others by group. Examples are the lines of
+    the class's docstring, or else of its module's, that are commands.
     """
     own = inspect.cleandoc(cls.__doc__ or "")
     own = "" if own.startswith(f"{cls.__name__}(") else own  # dataclass's own docstring
@@ -101,70 +98,66 @@ def help_text(cls: Any, prog: str, words: str = "") -> str:
     bold = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     width = min(shutil.get_terminal_size().columns, 100)
 
-    def titled(name: str, about: str = "") -> str:
+    def section(name: str, about: str, options: Iterable[Sequence[str]]) -> Iterator[str]:
         head = f"\x1b[1m{name}\x1b[0m" if bold else name
-        return "\n" + "\n".join(textwrap.wrap(f"{head}: {about}", width))
+        yield "\n" + "\n".join(textwrap.wrap(f"{head}: {about}", width))
+        for *_, flag, told in options:
+            lines = textwrap.wrap(told, max(width - 30, 20), break_on_hyphens=False)
+            first = f"  {flag:<28}{lines.pop(0)}" if len(flag) <= 26 else f"  {flag}"
+            yield "\n".join([first, *(f"{'':30}{line}" for line in lines)])
 
+    found = [*_listed(cls)]
+    basic, rest = ([o for o in found if bool(BASIC.fullmatch(o[2])) is b] for b in (True, False))
+    quick = any(name == "run.quick" for _, _, name, *_ in found)
     text = [f"usage: {prog} {words}{words and ' '}[options]\n", _EXAMPLE.sub("", own).strip()]
-    examples = _EXAMPLE.findall(own) or _EXAMPLE.findall(module)
-    if examples:
-        text += [titled("examples"), *_as_typed(examples, prog, cls)]
-    groups = dict(_groups(cls))
-    found = {name: one for _, options in groups.values() for name, one in options.items()}
-    text += [titled("basic options")]
-    text += [_option(*one, width) for name, one in found.items() if BASIC.fullmatch(name)]
-    always = (one for one in ALWAYS.items() if one[0] != "--quick" or "run.quick" in found)
-    text += [_option(*one, width) for one in always]
-    for group, (about, options) in groups.items():
-        rest = [one for name, one in options.items() if not BASIC.fullmatch(name)]
-        if rest:
-            text += [titled(f"{group} options", about), *(_option(*one, width) for one in rest)]
+    if examples := _EXAMPLE.findall(own) or _EXAMPLE.findall(module):
+        text += [*section("examples", "", ()), *_as_typed(examples, prog, cls)]
+    always = (one for one in ALWAYS.items() if quick or one[0] != "--quick")
+    text += section("basic options", "", [*basic, *always])
+    for (group, about), options in itertools.groupby(rest, lambda option: option[:2]):
+        text += section(f"{group} options", about, options)
     return "\n".join(text)
 
 
 def _as_typed(examples: Sequence[str], prog: str, cls: type) -> Iterator[str]:
     """Commands of a docstring as the user of `prog` types them, who may have no checkout."""
-    pairs = [re.split(r"\s{2,}(?=# )", f"{line}  # ", maxsplit=1) for line in examples]
-    commands = [command for command, _ in pairs]
-    if not prog.endswith(".py"):
-        own = Path(inspect.getsourcefile(cls) or "").stem
-        forms = {
-            rf"^(accelerate launch|python) recipes/{own}\.py": prog,
-            r"^(accelerate launch|python) recipes/(\w+)\.py": r"spikeformer-lt run \2",
-            r"^spikeformer-lt find \w+": prog if " find " in prog else r"\g<0>",
-        }
-        for form, typed in forms.items():
-            commands = [re.sub(form, typed, command) for command in commands]
-    words = [about.removesuffix("# ").strip() for _, about in pairs]
-    longest = max((len(c) for c, w in zip(commands, words, strict=True) if w), default=0)
-    for command, about in zip(commands, words, strict=True):
-        yield f"  {command:{longest}}  {about}".rstrip()
+    own = Path(inspect.getsourcefile(cls) or "").stem
+    forms = {
+        rf"^(accelerate launch|python) recipes/{own}\.py": prog,
+        r"^(accelerate launch|python) recipes/(\w+)\.py": r"spikeformer-lt run \2",
+        r"^spikeformer-lt find \w+": prog if " find " in prog else r"\g<0>",
+    }
+    for form, typed in forms.items() if not prog.endswith(".py") else ():
+        examples = [re.sub(form, typed, command) for command in examples]
+    pairs = [[part.strip() for part in f"{line}  # ".split("  # ")[:2]] for line in examples]
+    longest = max((len(command) for command, about in pairs if about), default=0)
+    for command, about in pairs:
+        yield f"  {command:{longest}}  {about and '# '}{about}".rstrip()
 
 
-def _groups(
-    cls: Any, default: Any = None, name: str = "", about: str = ""
-) -> Iterator[tuple[str, tuple[str, dict[str, tuple[str, str]]]]]:
-    """Yield each group's name, what it is, and its options as {name: (flag, help)}."""
-    options, below = {}, []
+def _listed(
+    cls: Any, usual: Any = None, group: str = "", about: str = ""
+) -> Iterator[tuple[str, str, str, str, str]]:
+    """Yield group, what it is, name, flag and help of each option, in the order of groups."""
+    below = []
     for field, kind in field_kinds(cls).items():
-        full = f"{name}.{field}".removeprefix(".")
-        value = default_of(cls, field) if default is None else getattr(default, field)
+        name = f"{group}.{field}".removeprefix(".")
+        value = default_of(cls, field) if usual is None else getattr(usual, field)
         if dataclasses.is_dataclass(kind):
-            intro = " ".join(inspect.cleandoc(kind.__doc__ or "").partition("\n\n")[0].split())
-            own = intro.startswith(f"{getattr(kind, '__name__', '')}(")
-            below.append((kind, value, full, "" if own else intro))
+            told = " ".join(inspect.cleandoc(kind.__doc__ or "").partition("\n\n")[0].split())
+            below.append((kind, value, name, re.sub(r"^\w+\(.*", "", told)))
             continue
         told = field_docs(cls).get(field, "")
-        none = _NONE.search(told) or _NONE.search(about)
-        if value is None and none:
+        if value is None and (none := _NONE.search(told) or _NONE.search(about)):
             told, value = _NONE.sub("", told), none[1]
-        flag = f"--{full}"
-        flag += f", --{full[: -len(field)]}no_{field}" if kind is bool else f" {_metavar(kind)}"
-        words = f"{told} (default: {_value(value)})".strip()
-        options[full] = re.sub(r"--\S+", lambda found: found[0].replace("_", "-"), flag), words
-    yield name, (_NONE.sub("", about), options)
-    for kind, value, full, intro in below:
-        yield from _groups(kind, value, full, intro)
+        flag = f"--{name}"
+        flag += f", --{name[: -len(field)]}no_{field}" if kind is bool else f" {_metavar(kind)}"
+        flag = re.sub(r"--\S+", lambda found: found[0].replace("_", "-"), flag)
+        shown = " ".join(map(str, value)) if isinstance(value, list | tuple) else value
+        default = "none" if shown in (None, "") else shown
+        yield group, _NONE.sub("", about), name, flag, f"{told} (default: {default})".strip()
+    for inner in below:
+        yield from _listed(*inner)
 
 
 @functools.cache
@@ -195,19 +188,3 @@ def _metavar(kind: Any) -> str:
     if origin is tuple:
         return " ".join(map(_metavar, parts))
     return "{True,False}" if kind is bool else str(getattr(kind, "__name__", kind)).upper()
-
-
-def _value(value: Any) -> str:
-    """A default as it is typed."""
-    if isinstance(value, list | tuple):
-        return " ".join(map(str, value)) or "none"
-    return "none" if value is None or value == "" else str(value)
-
-
-def _option(flag: str, about: str, width: int) -> str:
-    """A flag and what it does, which begins in column 30 or on the next line."""
-    first = f"  {flag}"
-    wrapped = textwrap.wrap(about, max(width - 30, 20), break_on_hyphens=False) or [""]
-    if len(first) <= 28:
-        first, wrapped = f"{first:<30}{wrapped[0]}", wrapped[1:]
-    return "\n".join([first, *(f"{'':30}{line}" for line in wrapped)]).rstrip()

@@ -424,20 +424,16 @@ def to_dict(cfg: Any) -> dict[str, Any]:
     return typing.cast(dict[str, Any], plain)
 
 
-def from_dict(
-    cls: type[C], mapping: Mapping[str, Any], where: str = "", usual: C | None = None
-) -> C:
+def from_dict(cls: type[C], mapping: Mapping[str, Any], where: str = "", usual: Any = None) -> C:
     """Make a configuration from nested mappings; what is not named keeps its default.
 
-    In keys '-' and '_' are alike; `where` is their start in messages, and `usual` has the defaults
-    if they are not those of the class, as in a group whose field in another class has its own.
+    In keys '-' and '_' are alike; `where` is their start in messages; `usual` has other defaults.
 
     Raises:
         ConfigError: an unknown or missing key, a value of the wrong type, or whatever the
             dataclasses' own `__post_init__` refuses.
     """
-    if not isinstance(mapping, Mapping):
-        raise ConfigError(f"{where[:-1]}={shown(mapping)} is not allowed: 'key: value' lines")
+    check(isinstance(mapping, Mapping), where[:-1], mapping, "'key: value' lines")
     kinds = field_kinds(cls)
     values: dict[str, Any] = {}
     for key, value in mapping.items():
@@ -448,10 +444,10 @@ def from_dict(
             raise ConfigError(f"unknown key {shown(where + str(key))}{hint}")
         if name in values:
             raise ConfigError(f"the key {shown(where + name)} is there twice; keep one")
-        inner = default_of(cls, name) if usual is None else getattr(usual, name)
+        inner = getattr(usual, name) if isinstance(usual, cls) else default_of(cls, name)
         values[name] = _from_plain(kinds[name], value, where + name, inner)
-    if usual is not None:
-        return typing.cast(C, dataclasses.replace(typing.cast(Any, usual), **values))
+    if isinstance(usual, cls):
+        return dataclasses.replace(usual, **values)  # type: ignore[type-var]
     for name in kinds:
         if name not in values and default_of(cls, name) is dataclasses.MISSING:
             raise ConfigError(f"the key {where}{name} is missing; it has no default")
@@ -517,8 +513,7 @@ def run_id(
 def _from_plain(kind: Any, value: Any, name: str, usual: Any = None) -> Any:
     origin, parts, hint = typing.get_origin(kind), typing.get_args(kind), ""
     if dataclasses.is_dataclass(kind):
-        group = typing.cast(type, kind)
-        return from_dict(group, value, f"{name}.", usual if isinstance(usual, group) else None)
+        return from_dict(typing.cast(type, kind), value, f"{name}.", usual)
     if origin in (Union, types.UnionType):
         if value is None and type(None) in parts:
             return None

@@ -1,19 +1,22 @@
-"""Sets that users made: folders of recordings, folders of pictures, and ImageNet's layout."""
+"""Sets that users made: folders of recordings and folders of pictures."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from spikeformer_lt.config import check, check_fields
-from spikeformer_lt.errors import ConfigError, DataError, name_of
+from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.events.frame import EventDataOptions
 from spikeformer_lt.registry import register_dataset
 from spikeformer_lt.splits import DataOptions, Splits, takes
+
+if TYPE_CHECKING:
+    from spikeformer_lt.events.split import Sample
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's training pictures
 
@@ -79,39 +82,27 @@ def image_folder(options: DataOptions, config: PictureConfig) -> Splits:
     `root` holds ``CLASS/*``, or ``train/CLASS/*`` and ``test/CLASS/*``, or a table. Without
     `image_size` it is the shorter side of the first picture, 224 pixels at most.
     """
-    return _pictures("image_folder", Path(options.root), options, config)
+    return picture_splits("image_folder", Path(options.root), options, config)
 
 
-@register_dataset
-@takes(DataOptions)
-def imagenet(options: DataOptions) -> Splits:
-    """Pictures laid out as ImageNet: train/CLASS/* and val/CLASS/*, which is the test, 224 pixels.
-
-    `root` holds the two folders, or ``imagenet`` with them. A test picture is the middle 7/8 of
-    its largest square. Pictures are decoded when they are read, in ``--train.workers``; files that
-    two parts share are looked for with ``--data.duplicates refuse`` only.
-
-    Source: O. Russakovsky et al., arXiv:1409.0575; crops as in K. He et al., arXiv:1512.03385.
-    """
-    root = Path(options.root)
-    root = root / "imagenet" if (root / "imagenet").is_dir() else root
-    if not (root / "train").is_dir():
-        raise DataError(
-            f"imagenet is not in {name_of(root.absolute())}. Put there the folders train and val, "
-            "with a folder for each class in each"
-        )
-    options = replace(options, image_size=options.image_size or 224)
-    return _pictures("imagenet", root, options, PictureConfig(keep_mb=0), 0.875, augment="imagenet")
+Found = tuple[tuple[str, ...], dict[str, list["Sample"]]]  # classes, and by part the pictures
 
 
-def _pictures(
+def picture_splits(
     name: str,
     root: Path,
     options: DataOptions,
     config: PictureConfig,
+    *,
+    found: Found | None = None,
+    shards: Any = None,
     crop: float = 1.0,
     **facts: Any,
 ) -> Splits:
+    """Make the three parts of pictures, those that lie below `root` or those `found` in shards.
+
+    `shards` have a ``reader`` and ``marks``, as `imagenet.Shards`; `facts` go to `Splits`.
+    """
     import torch
 
     from spikeformer_lt.events.split import PARTS, find_shared, labelled_files, limited, parted
@@ -119,7 +110,7 @@ def _pictures(
     from spikeformer_lt.preprocess import Preprocess
     from spikeformer_lt.splits import report_shared
 
-    classes, parts = labelled_files(root, SUFFIXES, config.table)
+    classes, parts = found or labelled_files(root, SUFFIXES, config.table)
     split = parted(name, classes, parts, options.val_fraction, config.test_fraction)
     split = limited(split, options.limit_train, options.limit_test)
     samples = {part: getattr(split, part) for part in PARTS}
@@ -128,18 +119,19 @@ def _pictures(
         size = min(224, *open_picture(root / split.train[0].path).size)
     check(1 <= size <= 4096, "image_size", size, "1 to 4096 pixels")
     look = name != "imagenet" or options.duplicates == "refuse"
-    if shared := find_shared(root, samples) if look else []:
+    if shared := find_shared(root, samples, *(shards.marks() if shards else ())) if look else []:
         first = f"the first: {shared[0][0]} and {shared[0][1]}"
         text = f"{name}: {len(shared)} pictures are in two parts, byte for byte; {first}"
         report_shared(text, options.duplicates)
     made = {}
     everything = 0 if config.keep_mb == 0 else sum(map(len, samples.values())) * size * size * 3
-    for part, found in samples.items():
-        labels = torch.tensor([sample.label for sample in found], dtype=torch.int64)
+    for part, own in samples.items():
+        labels = torch.tensor([sample.label for sample in own], dtype=torch.int64)
         told: Any = {"classes": classes, "mean": _MEAN, "std": _STD, "crop": crop}
-        paths = np.array([os.fsencode(sample.path) for sample in found], np.bytes_)
+        paths = np.array([os.fsencode(sample.path) for sample in own], np.bytes_)
+        told["read"] = shards.reader(paths) if shards else None
         data = FileImages(f"{name} {part}", root, paths, labels, size, **told)
-        if 0 < everything <= config.keep_mb << 20 and found:
+        if 0 < everything <= config.keep_mb << 20 and own:
             data = replace(data, pixels=map_pixels(data, root / ".images"))
         made[part] = data
     return Splits(

@@ -140,7 +140,7 @@ def find(
     """
     name, config, *inner = _chosen(choose, cfg)  # refuses a preset of another search
     if hasattr(cfg, "budget") and cfg.budget.asked[0] and not (accept or cfg.run.dry_run):
-        from spikeformer_lt.reports.budget import within
+        from spikeformer_lt.reports.energy import within
 
         check(network is None and report, "budget", "set", "for registered models, with a report")
         last = [name, *(one for one, _ in inner)][-1]
@@ -432,7 +432,8 @@ def jobs_of(
     """
     from spikeformer_lt.training.jobs import Job
 
-    usual = {"digits": 12, **dict.fromkeys(MOVING, 20)}.get(cfg.data, published)
+    moving = {name: own.get("multisp.epochs", 20) for name, own in MOVING.items()}
+    usual = {"digits": 12, **moving}.get(cfg.data, published)
     e = 2 if cfg.quick else cfg.epochs or usual
     budget = {"{e}": str(e), "{h}": str(e // 2), "{r}": str(e - e // 2)}
     jobs = []
@@ -548,7 +549,7 @@ def find_read(cfg: Any, groups: Mapping[str, Any], **how: Any) -> Path | None:
     values, fallback = small(*groups, epochs=8), "digits"
     if cfg.data.name in MOVING:  # whose values are those of one of them
         own = {name: value for name, value in EVENTS_SMALL.items() if name[:8] != "multisp."}
-        values, fallback = {**values, **own, "data.image_size": None}, MOVING[0]
+        values, fallback = {**values, **own, "data.image_size": None}, "moving_digits"
     return find(cfg, choose, values, fallback=fallback, **how)
 
 

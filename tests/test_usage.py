@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Any
 import pytest
 
 from spikeformer_lt import cli, console
-from spikeformer_lt.config import differences, flat_values, load_config, to_dict
 from spikeformer_lt.registry import search_names
 from spikeformer_lt.usage import ALWAYS, help_text, options_of
 
@@ -52,20 +50,6 @@ def test_each_option_is_listed_once_with_its_default_and_none_is_said_in_words(
     assert examples and text.index("examples:") < text.index("basic options:")
     if prog.startswith("spikeformer-lt"):  # whose user may have no checkout
         assert all(line.startswith("  spikeformer-lt ") for line in examples)
-
-
-@pytest.mark.parametrize(("prog", "cls"), [*programs()])
-def test_a_file_that_names_one_option_of_a_group_changes_no_other(
-    prog: str, cls: Any, tmp_path: Path
-) -> None:
-    usual, groups = cls(), to_dict(cls())
-    for group, values in groups.items():
-        if isinstance(values, dict):
-            (name, value), *_ = flat_values(values)
-            for part in reversed(name.split(".")):
-                value = {part: value}
-            (tmp_path / "one.json").write_text(json.dumps({group: value}))
-            assert differences(usual, load_config(cls, tmp_path / "one.json")) == [], (prog, group)
 
 
 def test_a_recipe_of_the_console_speaks_of_the_command_that_was_typed(

@@ -12,7 +12,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -21,7 +21,8 @@ from spikeformer_lt.config import check
 from spikeformer_lt.disk import parse_json, sha256_of, write_atomic
 from spikeformer_lt.errors import DataError, name_of, near, shown
 from spikeformer_lt.events.recording import opened, regular_size
-from spikeformer_lt.splits import by_class, exact_fraction, hashed, held_out, in_proportion
+from spikeformer_lt.rng import hashed
+from spikeformer_lt.splits import by_class, exact_fraction, held_out, in_proportion
 
 log = logging.getLogger(__name__)
 PARTS = ("train", "val", "test")
@@ -461,10 +462,13 @@ def limited(split: Split, limit_train: int | None, limit_test: int | None) -> Sp
     return split
 
 
-def find_shared(root: str | Path, parts: Mapping[str, Sequence[Sample]]) -> list[tuple[str, str]]:
+def find_shared(
+    root: str | Path, parts: Mapping[str, Sequence[Sample]], *marks: Callable[[Path], object]
+) -> list[tuple[str, str]]:
     """Return pairs of files below `root`, of different parts, that hold the same bytes.
 
-    Only files of one size are opened, and only those that also begin alike are read whole.
+    Only files of one size are opened, and only those that also begin alike are read whole; or
+    those are the same that all `marks` find alike.
     """
     part_of: dict[str, str] = {}
     for part, samples in parts.items():
@@ -472,7 +476,7 @@ def find_shared(root: str | Path, parts: Mapping[str, Sequence[Sample]]) -> list
             part_of.setdefault(sample.path, part)
     groups = [list(part_of)]
     try:
-        for mark in (regular_size, _head, sha256_of):
+        for mark in marks or (regular_size, _head, sha256_of):
             finer: dict[tuple[int, object], list[str]] = {}
             for number, group in enumerate(groups):
                 for path in group:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
+import io
 import json
 import logging
 import os
-import uuid
 import zlib
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spikeformer_lt.bundle import claim, sweep_files
+from spikeformer_lt.bundle import building, sweep_files
 from spikeformer_lt.disk import free_bytes
 from spikeformer_lt.errors import DataError, name_of, shown
 
@@ -27,14 +27,18 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".
 _TAIL = 8  # bytes of the checksum behind the pixels of a mapped file
 
 
-def open_picture(path: str | Path) -> Any:
-    """Return a PIL picture whose header was read; what is no picture is a DataError."""
+def open_picture(path: str | Path, data: bytes | None = None) -> Any:
+    """Return a PIL picture whose header was read, of a file or of its bytes; else a DataError."""
     from PIL import Image
 
-    if not Path(path).is_file():
+    if data is None and not Path(path).is_file():
         raise DataError(f"{name_of(path)} is no file of a picture")
     try:
-        return Image.open(path)
+        if data is None:
+            return Image.open(path)
+        picture = Image.open(io.BytesIO(data))
+        picture.filename = str(path)
+        return picture
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as fault:
         raise DataError(f"{name_of(path)} is no whole picture: {shown(str(fault))}") from None
 
@@ -78,6 +82,7 @@ class FileImages(torch.utils.data.Dataset[tuple[Tensor, int]]):
     std: tuple[float, ...]
     crop: float = 1.0  # part of the largest square in the middle
     pixels: NDArray[np.uint8] | None = None  # [N, size, size, 3] where they were decoded before
+    read: Callable[[int], bytes] | None = None  # of pictures that are no files of their own
 
     def __len__(self) -> int:
         """Return the number of pictures."""
@@ -96,7 +101,8 @@ class FileImages(torch.utils.data.Dataset[tuple[Tensor, int]]):
 
         if self.pixels is not None:
             return Image.fromarray(self.pixels[index])
-        return open_picture(self.root / os.fsdecode(self.paths[index]))
+        data = None if self.read is None else self.read(index)
+        return open_picture(self.root / os.fsdecode(self.paths[index]), data)
 
     def _decoded(self, index: int) -> NDArray[np.uint8]:
         return square(self.opened(index), self.size, 3, self.crop)
@@ -120,28 +126,22 @@ def map_pixels(data: FileImages, folder: Path) -> NDArray[np.uint8] | None:
     file, count = folder / f"{digest.hexdigest()[:20]}.u8", int(np.prod(shape))
     if (kept := _mapped(file, shape, count)) is not None:
         return kept
-    stage = file.with_name(f".{file.name}.tmp-{uuid.uuid4().hex[:12]}")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         sweep_files(folder.glob(".*.tmp-*"))
         log.info("%s: decoding %d pictures into %s", data.name, len(data), file)
-        with open(stage, "xb") as out, contextlib.ExitStack() as held:
-            claim(stage, held)
+        with building(file) as out:
             checksum = 0
             for index in range(len(data)):
                 pixels = data._decoded(index).tobytes()
                 checksum = zlib.crc32(pixels, checksum)
                 out.write(pixels)
             out.write(checksum.to_bytes(_TAIL, "little"))
-        os.replace(stage, file)
     except OSError as fault:
         log.warning(
             "%s: pictures are decoded each time: %s: %s (%s bytes free)",
             data.name, folder, fault.strerror or fault, free_bytes(folder),
         )  # fmt: skip
         return None
-    finally:
-        stage.unlink(missing_ok=True)
     return _mapped(file, shape, count)
 
 

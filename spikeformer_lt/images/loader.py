@@ -1,4 +1,4 @@
-"""Batches in a fixed order: a function of (seed, epoch, index), whatever number of workers.
+"""Images in memory, and batches in a fixed order, a function of (seed, epoch, index).
 
 Each epoch's order and each sample's augmentation have a seed of their own, so that the number of
 workers and processes and a resumed start change nothing.
@@ -7,13 +7,14 @@ workers and processes and a resumed start change nothing.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import random
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import KW_ONLY, dataclass, replace
+from functools import cached_property, partial
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -23,17 +24,93 @@ from torch.utils.data import DataLoader, Dataset
 
 from spikeformer_lt.config import check
 from spikeformer_lt.errors import STOPS, DataError, shown
-from spikeformer_lt.images.arrays import ArrayImages
 from spikeformer_lt.images.augment import normalize
 from spikeformer_lt.images.folders import FileImages
-from spikeformer_lt.rng import isolated_rng, seed_for
+from spikeformer_lt.rng import generator_for, hashed, isolated_rng, seed_for
 from spikeformer_lt.runtime import open_files
-from spikeformer_lt.splits import ImageDataset, hashed, in_proportion
+from spikeformer_lt.splits import ImageDataset, in_proportion
 
 Batch = tuple[Tensor, Tensor, Tensor]
 Transform = Callable[[Tensor], Tensor]
 """One training sample, as its data set gives it, to augmented and normalised float32."""
 Key = tuple[int, ...]  # epoch, index and, from its second time in an epoch on, which time
+
+
+@dataclass(eq=False, repr=False)
+class ArrayImages(torch.utils.data.Dataset[tuple[Tensor, int]]):
+    """Labelled images in one tensor, as a map-style data set; what does not fit is a DataError."""
+
+    name: str  # what messages call it, e.g. "cifar10 train"
+    images: Tensor  # uint8 [N, C, H, W]
+    labels: Tensor  # int64 [N], each in [0, num_classes)
+    _: KW_ONLY
+    num_classes: int
+    mean: tuple[float, ...]  # per channel, of pixels in [0, 1]; loaders normalise with it
+    std: tuple[float, ...]  # as `mean`, above 0
+    indices: Tensor = None  # type: ignore[assignment]  # int64 [N], in its source; default 0..N-1
+    classes: tuple[str, ...] = ()  # names by class number; default the numbers
+
+    def __post_init__(self) -> None:
+        name, images, labels = self.name, self.images, self.labels
+        if not isinstance(images, Tensor) or images.dtype != torch.uint8:
+            given = str(images.dtype) if torch.is_tensor(images) else type(images).__name__
+            raise DataError(f"{name}: images are {given}; allowed is uint8, 0 to 255: convert them")
+        count, channels = (*images.shape, 0, 0)[:2]
+        if images.ndim != 4 or not images.numel() or channels not in (1, 3):
+            raise DataError(
+                f"{name}: images have the shape {list(images.shape)}; needed is [N, C, H, W] with "
+                f"nothing empty and 3 channels (RGB) or 1 (grey), not {channels} channels: images "
+                "first, then channels; drop alpha, or move channels there"
+            )
+        if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.ndim != 1:
+            tensor = torch.is_tensor(labels)
+            given = f"{labels.dtype} {list(labels.shape)}" if tensor else type(labels).__name__
+            raise DataError(f"{name}: labels are {given}; needed is int64 [{count}]")
+        if len(labels) != count:
+            raise DataError(f"{name}: {len(labels)} labels for {count} images; one each is needed")
+        wrong = torch.nonzero((labels < 0) | (labels >= self.num_classes)).flatten().tolist()
+        if wrong:
+            raise DataError(
+                f"{name}: label {int(labels[wrong[0]])} at index {wrong[0]} is outside "
+                f"[0, {self.num_classes}); {len(wrong)} labels are"
+            )
+        self.mean, self.std = tuple(map(float, self.mean)), tuple(map(float, self.std))
+        if {len(self.mean), len(self.std)} != {channels} or min(self.std) <= 0:
+            raise DataError(
+                f"{name}: mean {self.mean} and std {self.std} do not fit images of {channels} "
+                "channels; one number a channel is needed, each std above 0"
+            )
+        self.classes = tuple(self.classes) or tuple(map(str, range(self.num_classes)))
+        if len(self.classes) != self.num_classes:
+            raise DataError(
+                f"{name}: {len(self.classes)} names of classes for {self.num_classes} classes"
+            )
+        if self.indices is None:
+            self.indices = torch.arange(count)
+        if self.indices.shape != self.labels.shape or self.indices.dtype != torch.int64:
+            raise DataError(f"{name}: indices must be int64 [{count}], one for each image")
+        self.images, self.labels = self.images.contiguous(), self.labels.contiguous()
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Return image `index` as uint8 [C, H, W], and its label."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"{self.name} has {len(self)} images, no number {index}")
+        return self.images[index], int(self.labels[index])
+
+    def take(self, positions: Tensor, name: str | None = None) -> ArrayImages:
+        """Return the images at `positions` (int64 [n]) as a data set of their own."""
+        parts = {part: getattr(self, part)[positions] for part in ("images", "labels", "indices")}
+        return replace(self, name=name or self.name, **parts)
+
+    @cached_property
+    def digests(self) -> list[bytes]:
+        """A hash of the pixels of each image, in order."""
+        rows = self.images.flatten(1).numpy()
+        return [hashlib.blake2b(row.data, digest_size=16).digest() for row in rows]
 
 
 class Augmentation(Protocol):
@@ -110,6 +187,41 @@ class BatchReader:
         )
 
 
+class Workers:
+    """Processes that load, kept from one pass over a data set to the next."""
+
+    def __init__(self) -> None:
+        self._batches: list[Sequence[Key]] = []
+        self._loader: DataLoader[Batch] | None = None
+
+    def load(
+        self, reader: BatchReader, batches: Sequence[Sequence[Key]], count: int, pin_memory: bool
+    ) -> Iterator[Batch | DataError]:
+        """Begin a pass, by the processes of the one before and their reader."""
+        self._batches[:] = batches
+        if self._loader is None:
+            # A generator of its own: by default a DataLoader draws from the global stream.
+            self._loader = DataLoader(
+                cast("Dataset[Batch]", reader),
+                batch_sampler=cast("list[list[int]]", self._batches),
+                num_workers=count,
+                collate_fn=_as_it_is,
+                pin_memory=pin_memory,
+                worker_init_fn=_leave_signals_to_main if count else None,
+                generator=torch.Generator(),
+                persistent_workers=count > 0,
+            )
+        with _stop_signals_held(count > 0):
+            return iter(self._loader)
+
+    def close(self) -> None:
+        """End the processes: left to itself that waits for the garbage collector."""
+        waiting = cast("Any", self._loader)._iterator if self._loader is not None else None
+        self._loader = None
+        if waiting is not None:
+            waiting._shutdown_workers()
+
+
 @dataclass(eq=False, repr=False)
 class Loader:
     """Batches of one pass: (images float32 [B, C, H, W], labels int64 [B], indices int64 [B]).
@@ -122,10 +234,11 @@ class Loader:
     _batches: Sequence[Sequence[Key]]
     _workers: int
     _pin_memory: bool
+    _kept: Workers | None = None
 
     def __post_init__(self) -> None:
         check(self._workers >= 0, "workers", self._workers, "0 (none) or more processes")
-        need, most = 24 + 12 * self._workers, open_files()
+        need, most = 24 + (24 if self._kept else 12) * self._workers, open_files()
         rule = f"a worker holds about 12 of the {most} files that may be open: raise ulimit -n"
         check(self._workers == 0 or need <= most, "workers", self._workers, rule)
 
@@ -135,26 +248,17 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches in order."""
-        # A generator of its own: by default a DataLoader draws from the global stream.
-        loader: DataLoader[Batch] = DataLoader(
-            cast("Dataset[Batch]", self._reader),
-            batch_sampler=cast("list[list[int]]", self._batches),
-            num_workers=self._workers,
-            collate_fn=_as_it_is,
-            pin_memory=self._pin_memory,
-            worker_init_fn=_leave_signals_to_main if self._workers else None,
-            generator=torch.Generator(),
-        )
-        with _stop_signals_held(self._workers > 0):
-            waiting = iter(loader)
+        own = self._kept or Workers()
         try:
+            waiting = own.load(self._reader, self._batches, self._workers, self._pin_memory)
             for step in range(len(self)):
                 yield self._next(waiting, step)
+        except DataError:  # a worker may be dead
+            own.close()
+            raise
         finally:
-            # Left to itself the iterator ends its workers when it is collected, which the traceback
-            # of an error, or the end of the program, can put off too long.
-            if self._workers:
-                cast("Any", waiting)._shutdown_workers()
+            if own is not self._kept:
+                own.close()
 
     def _next(self, waiting: Iterator[Batch | DataError], step: int) -> Batch:
         try:
@@ -235,6 +339,7 @@ def train_loader(
     world_size: int = 1,
     *,
     pin_memory: bool = False,
+    kept: Workers | None = None,
 ) -> Loader:
     """Return the training batches of one epoch, counted from 0, shuffled and augmented.
 
@@ -247,6 +352,8 @@ def train_loader(
         start_step: steps to skip, without loading them.
         workers: processes that load; 0 loads in this one.
         pin_memory: put batches into page-locked memory, for a GPU.
+        kept: processes that passes with the same data, augmentation and seed take one after
+            another; without, each pass starts its own.
 
     Raises:
         ConfigError: a number out of range, or as `Augment.check`.
@@ -260,11 +367,9 @@ def train_loader(
     if not augment.is_identity():
         # Built here, not in the workers: each of them would import timm anew.
         transform = augment.build(dataset.mean, dataset.std, dataset[0][0].shape[-1])
-    generator = torch.Generator().manual_seed(seed_for(seed, "order", epoch))
-    order, repeats = (
-        torch.randperm(len(dataset), generator=generator),
-        getattr(augment, "repeats", 1),
-    )
+    generator = generator_for(seed, "order", epoch)
+    order = torch.randperm(len(dataset), generator=generator)
+    repeats: int = getattr(augment, "repeats", 1)
     together = batch_size * world_size
     keys: list[Key] = [
         (epoch, index, turn) if turn else (epoch, index)
@@ -273,7 +378,7 @@ def train_loader(
     ]
     mine = range(start_step * together + rank * batch_size, steps * together, together)
     batches = [keys[first : first + batch_size] for first in mine]
-    return Loader(BatchReader(dataset, transform, seed), batches, workers, pin_memory)
+    return Loader(BatchReader(dataset, transform, seed), batches, workers, pin_memory, kept)
 
 
 def eval_loader(
@@ -284,6 +389,7 @@ def eval_loader(
     workers: int = 0,
     *,
     pin_memory: bool = False,
+    kept: Workers | None = None,
 ) -> Loader:
     """Return every sample exactly once over all ranks, in order, normalised and else unchanged.
 
@@ -294,7 +400,7 @@ def eval_loader(
     _check_rank(rank, world_size)
     mine = [(0, index) for index in range(rank, len(dataset), world_size)]
     batches = [mine[first : first + batch_size] for first in range(0, len(mine), batch_size)]
-    return Loader(BatchReader(dataset, None), batches, workers, pin_memory)
+    return Loader(BatchReader(dataset, None), batches, workers, pin_memory, kept)
 
 
 def sample_loader(dataset: ImageDataset, count: int, batch_size: int = 64, seed: int = 0) -> Loader:

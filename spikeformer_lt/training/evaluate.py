@@ -14,9 +14,9 @@ from torch.nn import functional as F
 
 from spikeformer_lt.disk import read_tensors, refuse_link, write_tensors
 from spikeformer_lt.errors import CheckpointError, DataError, name_of
-from spikeformer_lt.images.loader import eval_loader
+from spikeformer_lt.images.loader import Workers, eval_loader
 from spikeformer_lt.images.splits import Splits
-from spikeformer_lt.layers.inputs import check_values, values_checked
+from spikeformer_lt.layers.inputs import check_values, kept_modes, values_checked
 
 PREDICTIONS = "predictions.safetensors"
 _COLUMNS = {"index": 1, "label": 1, "logits": 2, "predicted": 1}  # name -> dimensions
@@ -33,8 +33,9 @@ def evaluate(
     *,
     batch_size: int,
     workers: int = 0,
+    kept: Workers | None = None,
 ) -> Metrics:
-    """Evaluate in eval mode.
+    """Evaluate in eval mode; `kept` as of `eval_loader`.
 
     Raises:
         DataError: the ranks did not see each sample exactly once, or a sample has values that
@@ -42,27 +43,22 @@ def evaluate(
     """
     device, classes = accelerator.device, data.num_classes
     rank, world = accelerator.process_index, accelerator.num_processes
-    loader = eval_loader(
-        dataset, batch_size=batch_size, rank=rank, world_size=world, workers=workers
-    )
-    training = [module for module in model.modules() if module.training]
-    model.eval()
+    how: Any = {"workers": workers, "pin_memory": device.type == "cuda", "kept": kept}
+    loader = eval_loader(dataset, batch_size=batch_size, rank=rank, world_size=world, **how)
     hits = torch.zeros(1, dtype=torch.int64, device=device)  # for each t once T is known
     none = torch.zeros(0, dtype=torch.int64, device=device)
     rows = [(none, none, torch.zeros(0, classes, device=device))]  # indices, labels, mean logits
-    try:
+    with kept_modes(model):
+        model.eval()
         for images, labels, indices in loader:
             check_values(images)  # here, of every model, and where no device waits for it
             labels = labels.to(device)
             with accelerator.autocast(), values_checked():
-                logits = model(images.to(device)).float()
+                logits = model(images.to(device, non_blocking=True)).float()
             rows.append((indices.to(device), labels, logits.mean(1)))
             steps = torch.arange(1, logits.shape[1] + 1, device=device)
             early = logits.cumsum(1) / steps[None, :, None]
             hits = hits + (early.argmax(2) == labels[:, None]).sum(0)
-    finally:
-        for module in training:
-            module.training = True
     index, label, means = (torch.cat(column) for column in zip(*rows, strict=True))
     found = gather_predictions(index, label, means, len(dataset), accelerator)
     hits = accelerator.reduce(hits, "sum") if world > 1 else hits
@@ -70,15 +66,12 @@ def evaluate(
     confusion = torch.bincount(label * classes + found.predicted, minlength=classes**2)
     best = found.logits.topk(min(5, classes), dim=1).indices
     return Metrics(
-        accuracy=found.accuracy,
-        loss=float(F.cross_entropy(found.logits.double(), label)),
-        count=count,
-        correct=int((found.predicted == label).sum()),
+        accuracy=found.accuracy, loss=float(F.cross_entropy(found.logits.double(), label)),
+        count=count, correct=int((found.predicted == label).sum()),
         top5=100 * int((best == label[:, None]).sum()) / count,
         accuracy_at_t=tuple(100 * n / count for n in hits.tolist()),
-        confusion=confusion.view(classes, classes),
-        predictions=found,
-    )
+        confusion=confusion.view(classes, classes), predictions=found,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from spikeformer_lt.images import (
     steps_per_epoch,
     train_loader,
 )
-from spikeformer_lt.images.loader import BatchReader, sample_loader
+from spikeformer_lt.images.loader import BatchReader, Workers, sample_loader
 from spikeformer_lt.rng import isolated_rng, seed_for
 
 PAPER = Augment.standard("spikformer_cifar")
@@ -118,6 +118,23 @@ def test_evaluation_gives_every_sample_once_over_all_ranks(count, batch_size, wo
             assert torch.equal(pixels, normalize(data.images[indices], [0.5], [0.5]))
         seen += mine
     assert sorted(seen) == list(range(count))
+
+
+def test_workers_that_are_kept_give_what_new_ones_do(data):
+    """Three passes, the second left in its middle, by the same two processes."""
+    kept, pids = Workers(), []
+
+    def passed(epoch, own=None):
+        return iter(train_loader(data, PAPER, 8, seed=1, epoch=epoch, workers=2, kept=own))
+
+    for epoch in range(3):
+        new, old = passed(epoch), passed(epoch, kept)
+        same([next(new)] if epoch == 1 else list(new), [next(old)] if epoch == 1 else list(old))
+        new.close(), old.close()
+        pids.append({child.pid for child in multiprocessing.active_children()})
+    assert len(pids[0]) == 2 and pids[0] == pids[1] == pids[2]
+    kept.close()
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -40,6 +40,7 @@ NOT_RUN = {  # a pattern that a command holds -> why no test can run it
     r"events check data(/DVSGesture)?( --data dvs128_gesture)?$": "needs a published data set",
     r"--data\.download\b": "needs the network",
     r"--(multi_gpu|nnodes)\b|--nproc_per_node 4": "needs several GPUs or machines",
+    r"recipes/multisp_imagenet\.py": "needs ImageNet; test_multisp_imagenet.py makes a small one",
     r"recipes/convert\.py": "needs a published checkpoint; test_convert.py writes one and runs it",
     r"preset (eccv22|cvpr20|iclr21)": "a published schedule, days on a CPU",
     r"--suite (ablation|curves|parts|time)|--seeds 0 1|--jobs 2": "many runs, an hour; demo is run",

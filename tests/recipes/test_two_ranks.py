@@ -276,31 +276,65 @@ def descendants(pid: int) -> list[int]:
     return [found for child in map(int, children) for found in (child, *descendants(child))]
 
 
+@contextlib.contextmanager
+def torchrun(folder: Path, *options: object) -> Iterator[subprocess.Popen[bytes]]:
+    """Two ranks of torchrun, with its options before and those of the recipe behind the recipe."""
+    launch = shlex.split("-P -m torch.distributed.run --nproc_per_node 2 --standalone")
+    with (folder / "said").open("w") as said:
+        process = subprocess.Popen(
+            [sys.executable, *launch, *map(str, options)], stdout=said, stderr=said,
+            cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+    try:
+        yield process
+    finally:
+        for pid in (*descendants(process.pid), process.pid) if process.poll() is None else ():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def wait_for_save(folder: Path, process: subprocess.Popen[bytes]) -> None:
+    until = time.monotonic() + 200
+    while not (folder / "run" / "last" / "LATEST").exists():
+        assert time.monotonic() < until and process.poll() is None, (folder / "said").read_text()
+        time.sleep(0.05)
+
+
 @pytest.mark.slow
 @pytest.mark.fault(5)
 def test_a_signal_to_the_whole_tree_of_torchrun_saves_once(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launch = shlex.split(f"-P -m torch.distributed.run --nproc_per_node 2 --master_port {port}")
-    options = [*SMALL, "--multisp.epochs", "100000", "--run.out", str(tmp_path / "run")]
-    with (tmp_path / "said").open("w") as said:
-        process = subprocess.Popen(
-            [sys.executable, *launch, str(MULTISP), *options], stdout=said, stderr=said,
-            cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        )  # fmt: skip
-    until = time.monotonic() + 200
-    while not (tmp_path / "run" / "last" / "LATEST").exists():
-        assert time.monotonic() < until and process.poll() is None, (tmp_path / "said").read_text()
-        time.sleep(0.05)
-    for pid in (*descendants(process.pid), process.pid):
-        os.kill(pid, signal.SIGTERM)
-    process.wait(60)
+    options = [*SMALL, "--multisp.epochs", "100000", "--run.out", tmp_path / "run"]
+    with torchrun(tmp_path, MULTISP, *options) as process:
+        wait_for_save(tmp_path, process)
+        for pid in (*descendants(process.pid), process.pid):
+            os.kill(pid, signal.SIGTERM)
+        process.wait(60)
     text = (tmp_path / "said").read_text()
     assert text.count("saving after this step") == 2, text  # one a rank
     places = set(re.findall(r"stopped at (.*); everything is saved", text))
     position = CheckpointStore(tmp_path / "run" / "last").load().state["position"]
     assert places == {f"joint epoch {position['epoch'] + 1} step {position['step']}"}, text
+
+
+@pytest.mark.slow
+def test_torchrun_starts_ranks_again_that_go_on_to_the_same_bits(tmp_path: Path) -> None:
+    """Elastic restart: a rank is killed, all are started anew and resume by themselves."""
+    found = []
+    for name in ("alone", "killed"):
+        folder = tmp_path / name
+        folder.mkdir()
+        options = [*SMALL, "--multisp.epochs", "12", "--train.checkpoint-steps", "1"]
+        options += ["--train.timeout-s", "20", "--run.out", folder / "run", "--run.resume", "auto"]
+        with torchrun(folder, "--max-restarts", "1", MULTISP, *options) as process:
+            if name == "killed":
+                wait_for_save(folder, process)
+                os.kill(descendants(process.pid)[-1], signal.SIGKILL)
+            assert process.wait(300) == 0, (folder / "said").read_text()
+        assert ("resumed joint at epoch" in (folder / "said").read_text()) == (name == "killed")
+        found.append((Ticket.load(folder / "run" / "ticket"), folder / "run" / "summary.csv"))
+    (one, rows), (other, again) = found
+    assert one.mask == other.mask and rows.read_text() == again.read_text()
+    assert all(torch.equal(one.tensors[name], other.tensors[name]) for name in one.tensors)
 
 
 def test_two_processes_that_became_one_are_told_of(forks: Any, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.events.augment import EventAugment
 from spikeformer_lt.images.augment import Augment, Mixing
+from spikeformer_lt.tickets import MultiSpConfig
 from spikeformer_lt.training.experiment import (
     CIFAR10,
     CIFAR10_DVS,
@@ -17,6 +18,7 @@ from spikeformer_lt.training.experiment import (
     settle,
 )
 from spikeformer_lt.training.options import (
+    MOVING,
     DataConfig,
     EventDataConfig,
     ModelConfig,
@@ -59,6 +61,25 @@ def test_auto_does_not_take_files_where_their_reader_does_not_look(tmp_path):
     assert settle(asked, CIFAR10, "digits", {})[0].data.name == "digits"
     asked = Recipe(data=EventDataConfig(root=str(tmp_path / "below")))
     assert settle(asked, CIFAR10, "digits", {})[0].data.name == "cifar10"
+
+
+@dataclass(frozen=True)
+class Searching(Recipe):
+    """A recipe of MultiSp."""
+
+    multisp: MultiSpConfig = field(default_factory=MultiSpConfig)
+
+
+def test_an_embedded_set_may_have_values_of_its_own():
+    small, given = {"model.T": 8}, {"multisp.epochs": MOVING["moving_gestures"]["multisp.epochs"]}
+    assert given != {"multisp.epochs": MultiSpConfig().epochs}
+    for name, own in (("moving_digits", {}), ("moving_gestures", given)):
+        data = EventDataConfig(name=name)
+        cfg, _, taken = settle(Searching(data=data), DVS128_GESTURE, "moving_digits", small)
+        wanted = own.get("multisp.epochs", MultiSpConfig().epochs)
+        assert (cfg.model.T, cfg.multisp.epochs) == (8, wanted)
+        assert ("multisp.epochs=" in taken) == bool(own)
+        assert settle(Recipe(data=data), DVS128_GESTURE, "moving_digits", small)[0].model.T == 8
 
 
 @pytest.mark.fault(84)

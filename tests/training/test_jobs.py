@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -12,9 +13,12 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
 
+from spikeformer_lt import Ticket
 from spikeformer_lt.errors import ConfigError, SpikeformerError
 from spikeformer_lt.training import jobs as module
 from spikeformer_lt.training.jobs import Claims, Job, run_jobs, submit_jobs
@@ -346,6 +350,9 @@ class NeverStopped:
 
     requested = signum = 0
 
+    def __init__(self, signals=()):
+        pass
+
     def __enter__(self):
         return self
 
@@ -353,11 +360,11 @@ class NeverStopped:
         pass
 
 
-@pytest.mark.slow
-def test_slurm_runs_what_it_is_given_and_requeues_what_it_preempts(tmp_path, monkeypatch):
-    """Against a stub of Slurm's commands: a preempted run saves, is queued again and goes on."""
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    """A folder of stubs of Slurm's commands, which are found first."""
     pytest.importorskip("submitit")
-    home, runs = tmp_path / "slurm", tmp_path / "runs"
+    home = tmp_path / "slurm"
     home.mkdir()
     (home / "sbatch").write_text(SBATCH.replace("PYTHON", sys.executable))
     for name, text in SLURM.items():
@@ -366,18 +373,51 @@ def test_slurm_runs_what_it_is_given_and_requeues_what_it_preempts(tmp_path, mon
         path.chmod(0o755)
     monkeypatch.setenv("PATH", f"{home}:{os.environ['PATH']}")
     monkeypatch.setattr(module, "StopRequest", NeverStopped)
-    (tmp_path / "job.py").write_text(PREEMPTED)
-    jobs = [Job(way, 0, runs / way, (str(tmp_path / "job.py"), way)) for way in ("long", "short")]
+    return home
+
+
+def preempt(slurm, jobs, begun):
+    """Submit jobs and, as Slurm warns before it preempts, signal the first when a file is there."""
     done = []
     thread = threading.Thread(target=lambda: done.append(submit_jobs(jobs)), daemon=True)
     thread.start()
-    wait_for(runs / "long" / "ready")
-    os.kill(int((home / "task").read_text()), signal.SIGUSR2)  # as Slurm warns before it preempts
+    wait_for(begun)
+    os.kill(int((slurm / "task").read_text()), signal.SIGUSR2)
     thread.join(200)
     assert done == [None]
-    assert [job.report.read_text() for job in jobs] == ["7", "0"]
-    assert (home / "ends").read_text().split()[:2] == ["again", "end"]
+    assert (slurm / "ends").read_text().split()[:2] == ["again", "end"]
     submit_jobs(jobs)  # all are finished: nothing is submitted
+
+
+@pytest.mark.slow
+def test_slurm_runs_what_it_is_given_and_requeues_what_it_preempts(slurm, tmp_path):
+    """Against a stub of Slurm's commands: a preempted run saves, is queued again and goes on."""
+    runs = tmp_path / "runs"
+    (tmp_path / "job.py").write_text(PREEMPTED)
+    jobs = [Job(way, 0, runs / way, (str(tmp_path / "job.py"), way)) for way in ("long", "short")]
+    preempt(slurm, jobs, runs / "long" / "ready")
+    assert [job.report.read_text() for job in jobs] == ["7", "0"]
+
+
+@pytest.mark.slow
+def test_a_training_that_slurm_preempts_ends_at_the_bits_of_one_that_was_left_alone(
+    slurm, tmp_path
+):
+    small = shlex.split(
+        "--data.name digits --data.limit-train 128 --data.limit-test 40 --data.image-size 16 "
+        "--model.name spikformer_toy --model.embed-dim 16 --model.T 2 --train.batch-size 8 "
+        "--train.cpu --train.checkpoint-steps 1 --multisp.epochs 6"
+    )
+    recipe = str(Path(__file__).resolve().parents[2] / "recipes" / "multisp_cifar.py")
+    alone, job = (Job(n, 0, tmp_path / "runs" / n, (recipe, *small)) for n in ("alone", "queued"))
+    run_jobs([alone])
+    preempt(slurm, [job], job.folder / "last" / "LATEST")
+    assert "resumed joint at epoch" in Path(f"{job.folder}.out").read_text()
+    one, other = (Ticket.load(each.folder / "ticket") for each in (alone, job))
+    assert one.mask == other.mask
+    assert all(torch.equal(one.tensors[name], other.tensors[name]) for name in one.tensors)
+    one, other = ((each.folder / "summary.csv").read_text() for each in (alone, job))
+    assert one == other
 
 
 @pytest.mark.slow

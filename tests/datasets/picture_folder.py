@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from spikeformer_lt.images.files import PictureFolders
+from spikeformer_lt.datasets.tiny_imagenet import PictureFolders
 from spikeformer_lt.published import Archive
 
 CLASSES = ("n03", "n01", "n02")

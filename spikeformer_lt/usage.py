@@ -37,7 +37,7 @@ ALWAYS = {
     "--quiet, --verbose": "Show warnings and results alone, or what is done inside.",
     "--debug": "Show the traceback of an error.",
 }
-_EXAMPLE = re.compile(r"^(?:accelerate launch|python|spikeformer-lt) .*$", re.MULTILINE)
+_EXAMPLE = re.compile(r"^(?:accelerate launch|torchrun|python|spikeformer-lt) .*$", re.MULTILINE)
 _NONE = re.compile(r"(?:[;,]| or)? None (?:is|for) ([^.;)]*)")
 _PLAIN = {
     bool: "true or false",
@@ -149,7 +149,8 @@ def _listed(
             continue
         told = field_docs(cls).get(field, "")
         if value is None and (none := _NONE.search(told) or _NONE.search(about)):
-            told, value = _NONE.sub("", told), none[1]
+            value = none[1]
+        told = _NONE.sub("", told)
         flag = f"--{name}"
         flag += f", --{name[: -len(field)]}no_{field}" if kind is bool else f" {_metavar(kind)}"
         flag = re.sub(r"--\S+", lambda found: found[0].replace("_", "-"), flag)

@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spikeformer_lt.adapted import read_foreign
 from spikeformer_lt.bundle import refuse_foreign, staged
 from spikeformer_lt.config import check
 from spikeformer_lt.disk import sha256_of
-from spikeformer_lt.errors import CheckpointError, near
-from spikeformer_lt.foreign import listed, read_foreign
+from spikeformer_lt.errors import CheckpointError, listed, near, shown
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.registry import create_model
 from spikeformer_lt.ticket import TICKET
@@ -191,12 +191,16 @@ def translate(tensors: Tensors, published: Published | None = None) -> Translati
         else:
             renamed[ours] = tensor
     if unknown:
-        raise CheckpointError(f"no name of a published {published.family}: {listed(unknown)}")
+        raise CheckpointError(
+            f"no name of a published {published.family}: {listed(map(shown, unknown))}"
+        )
     renamed = published.joined(renamed)
     lacking = [name for name in published.telling if name not in renamed]
     if lacking:
         hint = near(lacking[0], renamed)
-        raise CheckpointError(f"no published {published.family}; missing: {listed(lacking)}{hint}")
+        raise CheckpointError(
+            f"no published {published.family}; missing: {listed(map(shown, lacking))}{hint}"
+        )
     for name, ndim in published.telling.items():
         shape = list(renamed[name].shape)
         if len(shape) != ndim:
@@ -220,7 +224,7 @@ def load_translated(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             if name in tensors and tensors[name].shape != value.shape
         ],
     }
-    said = [f"{kind}: {listed(names)}" for kind, names in faults.items() if names]
+    said = [f"{kind}: {listed(map(shown, names))}" for kind, names in faults.items() if names]
     if said:
         raise CheckpointError(f"the tensors do not fit the model; {'; '.join(said)}")
     model.load_state_dict(tensors)

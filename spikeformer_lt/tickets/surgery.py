@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from spikeformer_lt.adapted import at_door
 from spikeformer_lt.config import check, from_dict
 from spikeformer_lt.errors import ConfigError, SpikeformerError, TicketError, shown
-from spikeformer_lt.layers.inputs import SpikingClassifier
+from spikeformer_lt.layers.inputs import SpikingClassifier, kept_modes
 from spikeformer_lt.layers.patches import (
     SCORES,
     PatchScore,
@@ -33,7 +33,7 @@ from spikeformer_lt.mask import Mask
 from spikeformer_lt.preprocess import Preprocess
 from spikeformer_lt.registry import create_model
 from spikeformer_lt.ticket import Ticket, compare
-from spikeformer_lt.tickets.base import fresh_weights, kept_modes, snapshot
+from spikeformer_lt.tickets.base import fresh_weights, snapshot
 from spikeformer_lt.tickets.levels import CONTROLS, NORMS, ActivationConfig, PatchConfig
 
 OWN = "module:"  # before the class of a network that a user gave

@@ -19,7 +19,7 @@ from spikeformer_lt import create_dataset, create_model, create_search, list_sea
 from spikeformer_lt.errors import ConfigError, Interrupted
 from spikeformer_lt.events.frame import EventOptions
 from spikeformer_lt.export import Stream, compact, export_ticket, load_exported, read_ticket
-from spikeformer_lt.images.arrays import ArrayImages
+from spikeformer_lt.images.loader import ArrayImages
 from spikeformer_lt.images.splits import Splits, make_splits
 from spikeformer_lt.layers.patches import patches_of
 from spikeformer_lt.layers.stems import stem_of

@@ -137,7 +137,7 @@ def find(
     """
     name, config, *inner = _chosen(choose, cfg)  # refuses a preset of another search
     if hasattr(cfg, "budget") and cfg.budget.asked[0] and not (accept or cfg.run.dry_run):
-        from spikeformer_lt.reports.budget import within
+        from spikeformer_lt.reports.energy import within
 
         check(network is None and report, "budget", "set", "for registered models, with a report")
         last = [name, *(one for one, _ in inner)][-1]

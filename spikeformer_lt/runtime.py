@@ -29,10 +29,7 @@ from typing import Any
 from spikeformer_lt.errors import ConfigError
 
 CPUINFO = Path("/proc/cpuinfo")  # Linux
-CGROUPS = (
-    Path("/sys/fs/cgroup/memory.max"),
-    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-)
+CGROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 PACKAGES = (
     "spikeformer_lt", "torch", "torchvision", "timm", "spikingjelly", "accelerate", "numpy",
     "numba", "safetensors", "scikit-learn", "tonic",
@@ -274,6 +271,7 @@ def lazy(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
 
 PACKAGE = __name__.rpartition(".")[0]
 MOVED = {
+    "images.arrays": {"ArrayImages": "images.loader"},
     "layers.cnn_units": {"ConvLayer": "layers.units"},
     "plugins": {"use_plugins": "registry"},
     "reports.run_report": {"write_report": "reports.run_page"},

@@ -42,7 +42,7 @@ from spikeformer_lt.layers.neuron import LIF, Heaviside, Sign
 from spikeformer_lt.layers.stems import stem_of
 from spikeformer_lt.preprocess import Preprocess, door_of, prepared_for
 from spikeformer_lt.ticket import TICKET, Ticket, finished_folder
-from spikeformer_lt.tickets.surgery import model_from_ticket
+from spikeformer_lt.tickets.surgery import in_form, model_from_ticket
 from spikeformer_lt.training.run import read_report
 
 REPORTED = (
@@ -175,7 +175,8 @@ def export_ticket(
     """Pack a ticket, load it back and compare it; the folder appears only if both are equal.
 
     Args:
-        ticket: its provenance must name the model, as that of every recipe's ticket does.
+        ticket: its provenance must name the model, as that of every recipe's ticket does. Layers
+            with a form of their own are stored as they run (a BESTformer's as signs).
         folder: new or empty; with `overwrite` also an export, which is replaced.
         precision, about: as for `write_packed`.
         images: batch of the comparison; None is a fixed one.
@@ -189,6 +190,7 @@ def export_ticket(
     if preprocess is not None:
         ticket = replace(ticket, provenance={**ticket.provenance, **preprocess.noted()})
     with staged(folder, EXPORT, overwrite) as stage:
+        ticket = in_form(ticket, model)
         write_packed(stage, ticket, precision, about)
         packed = read_packed(stage.path)
         check = verify(ticket, packed, images, model)
@@ -253,8 +255,11 @@ def packed_bytes(run: str | Path) -> int | None:
     Two files are counted, as `sizes` does.
     """
     with TemporaryDirectory() as place, suppress(ExportError):
+        ticket = Ticket.load(finished_folder(run))
+        with suppress(TicketError):  # a network of no name is stored as it is
+            ticket = in_form(ticket)
         with staged(Path(place) / "export", EXPORT) as stage:
-            write_packed(stage, Ticket.load(finished_folder(run)))
+            write_packed(stage, ticket)
         return sum((Path(place) / "export" / name).stat().st_size for name in (CONFIG, TENSORS))
     return None
 

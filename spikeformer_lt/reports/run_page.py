@@ -19,13 +19,14 @@ from spikeformer_lt.disk import is_numbers, read_mapping, read_record, safe_name
 from spikeformer_lt.errors import ConfigError, DataError, name_of, shown
 from spikeformer_lt.images.loader import sample_loader
 from spikeformer_lt.images.splits import Splits
+from spikeformer_lt.layers.subnet import effective_weight
 from spikeformer_lt.reports import plots
 from spikeformer_lt.reports.energy import Energy, energy_tables, layer_table, write_energy
 from spikeformer_lt.reports.finished import FinishedRun
 from spikeformer_lt.reports.ledger import (
+    LEDGER_IMAGES,
     build_ledger,
     count_operations,
-    effective_weight,
     stem_layers,
 )
 from spikeformer_lt.reports.page import write_page
@@ -40,8 +41,6 @@ from spikeformer_lt.training.ranks import digest
 from spikeformer_lt.training.run import read_report
 
 log = logging.getLogger(__name__)
-LEDGER_IMAGES = 256
-"""Test images that firing rates, operations and the purity audit are measured on."""
 SHOWN_IMAGES = 8
 ABOUT_TICKET = (
     "search", "trained", "control", "deviations", "prunable_sparsity", "total_sparsity",

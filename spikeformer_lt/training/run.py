@@ -25,7 +25,7 @@ from typing import IO, Any
 
 import torch
 
-from spikeformer_lt import runtime
+from spikeformer_lt import disk, runtime
 from spikeformer_lt.bundle import sweep
 from spikeformer_lt.config import (
     changes,
@@ -37,14 +37,6 @@ from spikeformer_lt.config import (
     to_dict,
 )
 from spikeformer_lt.config import run_id as name_run
-from spikeformer_lt.disk import (
-    csv_cell,
-    dump_json,
-    read_record,
-    refuse_link,
-    safe_name,
-    write_atomic,
-)
 from spikeformer_lt.errors import ConfigError, DataError, SpikeformerError, name_of, near, shown
 from spikeformer_lt.training.ranks import together
 
@@ -183,7 +175,7 @@ class RunDir(contextlib.AbstractContextManager["RunDir"]):
         """Refuse a change that is not allowed, note the others in `env`, and return them."""
         kinds = {CHANGED: "list", IDENTITY: "names", WORLD: "whole", "versions": "names"}
         there = (path := self.path / ENV).exists()
-        old = read_record(path, kinds, ConfigError) if there else {}
+        old = disk.read_record(path, kinds, ConfigError) if there else {}
         before, changed = old.pop(CHANGED, None) or [], choice.changes(self.path)
         identity = old.pop(IDENTITY, None) or {}
         if another := changes(identity, {**identity, **env[IDENTITY]}) if identity else []:
@@ -262,9 +254,9 @@ class RunDir(contextlib.AbstractContextManager["RunDir"]):
             self._write_json(ENV, env)
 
     def _write_json(self, name: str, value: Mapping[str, Any], what: str = "env") -> None:
-        text = dump_json(dict(value), what, ConfigError, indent=2)
+        text = disk.dump_json(dict(value), what, ConfigError, indent=2)
         if self.writer:
-            write_atomic(self.path / safe_name(name), f"{text}\n".encode(), ConfigError)
+            disk.write_atomic(self.path / disk.safe_name(name), f"{text}\n".encode(), ConfigError)
 
     def _table(self, name: str) -> Summary:
         if name not in self._tables:
@@ -387,7 +379,7 @@ def _within(line: str, names: Sequence[str]) -> bool:
 
 def read_report(path: Path, error: type[SpikeformerError] = DataError) -> dict[str, Any]:
     """Read a ``report.json``; an `error` names a field of another type than we write."""
-    return read_record(path, REPORT, error)
+    return disk.read_record(path, REPORT, error)
 
 
 def _refuse_foreign(folder: Path) -> None:
@@ -417,7 +409,7 @@ def take_lock(folder: Path) -> IO[bytes] | None:
         import fcntl
     except ImportError:  # Windows
         return None
-    refuse_link(folder / LOCK, ConfigError)
+    disk.refuse_link(folder / LOCK, ConfigError)
     file = open(folder / LOCK, "a+b")  # noqa: SIM115 - open as long as the lock is held
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -577,7 +569,7 @@ class Summary:
         """Add a row, column -> number, text or None (an empty cell), and write the file."""
         # The repr of a NumPy or torch scalar is no number.
         plain = {k: v.item() if callable(getattr(v, "item", None)) else v for k, v in row.items()}
-        cells = {csv_cell(name): csv_cell(value) for name, value in plain.items()}
+        cells = {disk.csv_cell(name): disk.csv_cell(value) for name, value in plain.items()}
         self._header += [name for name in cells if name not in self._header]
         self._rows.append([cells.get(name, "") for name in self._header])
         self._write()
@@ -597,4 +589,4 @@ class Summary:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(self._header)
         writer.writerows(row + [""] * (len(self._header) - len(row)) for row in self._rows)
-        write_atomic(self.path, text.getvalue().encode("utf-8"), ConfigError)
+        disk.write_atomic(self.path, text.getvalue().encode("utf-8"), ConfigError)

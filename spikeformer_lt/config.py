@@ -35,11 +35,9 @@ C = TypeVar("C")
 _ALWAYS = ("help", "config", "debug", "plugins", "dry_run", "print_config")
 _GIVEN = "_given_options"
 _HELP = (
-    "Beside the options below: --config FILE (.yaml or .json) gives values that options override; "
-    "--plugins FILE.py [FILE.py ...] imports models, data sets and searches of your own; "
-    "--dry-run checks options, data and memory and makes nothing; --print-config prints the values "
-    "as a file for --config; --quick shortens a training to try it out; --quiet shows warnings and "
-    "results alone, --verbose what is done inside; --debug shows the traceback of an error."
+    "Beside these: --config FILE gives values that options override, --print-config prints such a "
+    "file; --plugins FILE.py [FILE.py ...] imports what you register; --dry-run makes nothing; "
+    "--quick shortens a training; --quiet, --verbose; --debug shows the traceback of an error."
 )
 DRY_RUN, PRINT_CONFIG = "--dry-run", "--print-config"
 SHORT = {DRY_RUN: "--run.dry-run", "--quick": "--run.quick", "--track": "--train.track"}
@@ -444,17 +442,16 @@ def to_dict(cfg: Any) -> dict[str, Any]:
     return typing.cast(dict[str, Any], plain)
 
 
-def from_dict(cls: type[C], mapping: Mapping[str, Any], where: str = "") -> C:
+def from_dict(cls: type[C], mapping: Mapping[str, Any], where: str = "", usual: Any = None) -> C:
     """Make a configuration from nested mappings; what is not named keeps its default.
 
-    In keys '-' and '_' are alike; `where` is their start in messages.
+    In keys '-' and '_' are alike; `where` is their start in messages; `usual` has other defaults.
 
     Raises:
         ConfigError: an unknown or missing key, a value of the wrong type, or whatever the
             dataclasses' own `__post_init__` refuses.
     """
-    if not isinstance(mapping, Mapping):
-        raise ConfigError(f"{where[:-1]}={shown(mapping)} is not allowed: 'key: value' lines")
+    check(isinstance(mapping, Mapping), where[:-1], mapping, "'key: value' lines")
     kinds = field_kinds(cls)
     values: dict[str, Any] = {}
     for key, value in mapping.items():
@@ -465,7 +462,10 @@ def from_dict(cls: type[C], mapping: Mapping[str, Any], where: str = "") -> C:
             raise ConfigError(f"unknown key {shown(where + str(key))}{hint}")
         if name in values:
             raise ConfigError(f"the key {shown(where + name)} is there twice; keep one")
-        values[name] = _from_plain(kinds[name], value, where + name)
+        inner = getattr(usual, name) if isinstance(usual, cls) else _default(cls, name)
+        values[name] = _from_plain(kinds[name], value, where + name, inner)
+    if isinstance(usual, cls):
+        return dataclasses.replace(usual, **values)  # type: ignore[type-var]
     for name in kinds:
         if name not in values and _default(cls, name) is dataclasses.MISSING:
             raise ConfigError(f"the key {where}{name} is missing; it has no default")
@@ -477,13 +477,13 @@ def save_config(cfg: Any, path: str | Path) -> None:
     write_atomic(path, (json.dumps(to_dict(cfg), indent=2) + "\n").encode(), ConfigError)
 
 
-def load_config(cls: type[C], path: str | Path) -> C:
-    """Read a configuration from a ``.json``, ``.yaml`` or ``.yml`` file; raises as `from_dict`."""
+def load_config(cls: type[C], path: str | Path, hint: str = "") -> C:
+    """Read a ``.json``, ``.yaml`` or ``.yml`` file; raises as `from_dict`, with a hint behind."""
     values = read_mapping(path)
     try:
         return from_dict(cls, values)
     except ConfigError as fault:
-        raise ConfigError(f"{shown(str(path), 300)}: {fault}") from None
+        raise ConfigError(f"{shown(str(path), 300)}: {fault}{hint}") from None
 
 
 def flat_values(tree: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
@@ -548,10 +548,10 @@ def allowed_words(kind: Any) -> str:
     return _PLAIN.get(kind) or str(getattr(kind, "__name__", kind))
 
 
-def _from_plain(kind: Any, value: Any, name: str) -> Any:
+def _from_plain(kind: Any, value: Any, name: str, usual: Any = None) -> Any:
     origin, parts, hint = typing.get_origin(kind), typing.get_args(kind), ""
     if dataclasses.is_dataclass(kind):
-        return from_dict(typing.cast(type, kind), value, f"{name}.")
+        return from_dict(typing.cast(type, kind), value, f"{name}.", usual)
     if origin in (Union, types.UnionType):
         if value is None and type(None) in parts:
             return None

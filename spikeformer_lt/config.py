@@ -459,13 +459,13 @@ def save_config(cfg: Any, path: str | Path) -> None:
     write_atomic(path, (json.dumps(to_dict(cfg), indent=2) + "\n").encode(), ConfigError)
 
 
-def load_config(cls: type[C], path: str | Path) -> C:
-    """Read a configuration from a ``.json``, ``.yaml`` or ``.yml`` file; raises as `from_dict`."""
+def load_config(cls: type[C], path: str | Path, hint: str = "") -> C:
+    """Read a ``.json``, ``.yaml`` or ``.yml`` file; raises as `from_dict`, with a hint behind."""
     values = read_mapping(path)
     try:
         return from_dict(cls, values)
     except ConfigError as fault:
-        raise ConfigError(f"{shown(str(path), 300)}: {fault}") from None
+        raise ConfigError(f"{shown(str(path), 300)}: {fault}{hint}") from None
 
 
 def flat_values(tree: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:

@@ -21,12 +21,7 @@ from spikeformer_lt.layers.subnet import effective_weight
 from spikeformer_lt.reports import plots
 from spikeformer_lt.reports.energy import Energy, energy_tables, layer_table, write_energy
 from spikeformer_lt.reports.finished import FinishedRun
-from spikeformer_lt.reports.ledger import (
-    LEDGER_IMAGES,
-    build_ledger,
-    count_operations,
-    stem_layers,
-)
+from spikeformer_lt.reports.ledger import LEDGER_IMAGES, build_ledger, count_operations, stem_layers
 from spikeformer_lt.reports.page import write_page
 from spikeformer_lt.reports.probe import Probe, early_exit, keep_frequency, recording
 from spikeformer_lt.reports.statistics import Interval, accuracy_interval, wilson

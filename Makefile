@@ -41,7 +41,7 @@ help:
 	@echo "make wheel-check  build the wheel and use it from an environment outside this folder"
 	@echo "make release-check  the same, the metadata, and every command of the console from there"
 	@echo "make docs         guides, reference and lab pages as a site: build/docs/index.html"
-	@echo "make install      make .venv only (3 minutes and 5 GB, once)"
+	@echo "make install      make .venv only (3 minutes and 7 GB, once)"
 	@echo "make clean        remove caches and built files; .venv and runs/ stay"
 
 install: $(STAMP)
@@ -51,7 +51,7 @@ $(STAMP): pyproject.toml constraints.txt
 		echo "$(PYTHON) is missing or older than 3.11; name a newer one: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@$(PY) -m pip --version >/dev/null 2>&1 || { echo "Making $(VENV)"; $(PYTHON) -m venv --clear $(VENV); } || { \
 		echo "could not make $(VENV); on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
-	@echo "Installing into $(VENV): 3 minutes and 5 GB the first time, seconds when little changed"
+	@echo "Installing into $(VENV): 3 minutes and 7 GB the first time, seconds when little changed"
 	@start=$$(date +%s); rm -f $(VENV)/.installed-*; \
 	PYTHONWARNINGS=ignore $(PY) -m pip install --quiet --constraint constraints.txt --editable '.[dev]' \
 	&& $(PY) -c 'import torch, torchvision.ops' \

@@ -2,28 +2,29 @@
 
 The published codes have a model file for each data set: Spikformer's for CIFAR has ``q_linear``
 where those of DVS and ImageNet have ``q_conv`` with kernels ``[D, D, 1]`` or ``[D, D, 1, 1]``, and
-no bias on q, k and v; Spikingformer's number their convolutions as blocks or as projections, and
-QKFormer's by places that differ. spikingjelly 2's Spikformer has one ``qkv_conv_bn``, no biases,
-and pools before it fires.
+no bias on q, k and v; Spikingformer's number their convolutions as blocks or as projections,
+QKFormer's by places that differ, and BESTformer's has two heads. spikingjelly 2's Spikformer has
+one ``qkv_conv_bn``, no biases, and pools before it fires.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from spikeformer_lt.adapted import read_foreign
 from spikeformer_lt.bundle import refuse_foreign, staged
 from spikeformer_lt.config import check
 from spikeformer_lt.disk import sha256_of
-from spikeformer_lt.errors import CheckpointError, near
-from spikeformer_lt.foreign import listed, read_foreign
+from spikeformer_lt.errors import CheckpointError, listed, near, shown
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.registry import create_model
 from spikeformer_lt.ticket import TICKET
@@ -62,6 +63,8 @@ class Published:
         sizes: the keywords of the model that the renamed tensors tell.
         also: further ones, which the file's own names tell.
         value: our value of a tensor, by our name.
+        joined: our tensors that come of several of the file's, in place of these.
+        md5: what the published files are, by their md5, where it is known.
     """
 
     family: str
@@ -70,6 +73,8 @@ class Published:
     sizes: Callable[[Tensors], dict[str, Any]]
     also: Callable[[Tensors], dict[str, Any]] = lambda tensors: {}
     value: Callable[[str, Tensor], Tensor] = lambda name, tensor: tensor
+    joined: Callable[[dict[str, Tensor]], dict[str, Tensor]] = lambda tensors: tensors
+    md5: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -122,10 +127,10 @@ def convert(
     check(published, "model", name, rule)
     tensors = read_foreign(source, ema)
     found = translate(tensors, named.published)
-    heads, dim = chosen.get("num_heads", named.num_heads), found.sizes["embed_dim"]
+    args = {**found.sizes, **chosen}
+    heads, dim = args.get("num_heads", named.num_heads), args["embed_dim"]
     rule = f"a divisor of the file's embed_dim={dim}; no tensor tells it, so give --num-heads"
     check(heads > 0 and dim % heads == 0, "num_heads", heads, rule)
-    args = {**found.sizes, **chosen}
     model: Any = create_model(name, **args)
     load_translated(model, found.tensors)
     about = {
@@ -143,10 +148,17 @@ def convert(
     own = {"T": model.T, "num_heads": model.num_heads, "image_size": model.image_size}
     scale = getattr(model.blocks[0].attn, "scale", None)
     own |= {} if scale is None else {"attn_scale": scale}
+    own = {n: v for n, v in own.items() if n not in found.sizes}
     told, untold = (", ".join(f"{n}={v}" for n, v in d.items()) for d in (found.sizes, own))
     dead = f": {', '.join(found.dropped[:5])}" if found.dropped else ""
+    known = ""
+    if named.published.md5:
+        with Path(source).open("rb") as file:
+            own_md5 = hashlib.file_digest(file, "md5").hexdigest()
+        which = named.published.md5.get(own_md5, "of none of the published files that are known")
+        known = f"md5       {own_md5}, {which}\n"
     return (
-        f"read      {len(tensors)} tensors of {source}\n"
+        f"read      {len(tensors)} tensors of {source}\n{known}"
         f"told      {told}\n"
         f"not told  {untold}: {', '.join(chosen) or 'none'} from the options\n"
         f"dropped   {len(found.dropped)} tensors that the published code never reads{dead}\n"
@@ -179,11 +191,16 @@ def translate(tensors: Tensors, published: Published | None = None) -> Translati
         else:
             renamed[ours] = tensor
     if unknown:
-        raise CheckpointError(f"no name of a published {published.family}: {listed(unknown)}")
+        raise CheckpointError(
+            f"no name of a published {published.family}: {listed(map(shown, unknown))}"
+        )
+    renamed = published.joined(renamed)
     lacking = [name for name in published.telling if name not in renamed]
     if lacking:
         hint = near(lacking[0], renamed)
-        raise CheckpointError(f"no published {published.family}; missing: {listed(lacking)}{hint}")
+        raise CheckpointError(
+            f"no published {published.family}; missing: {listed(map(shown, lacking))}{hint}"
+        )
     for name, ndim in published.telling.items():
         shape = list(renamed[name].shape)
         if len(shape) != ndim:
@@ -207,7 +224,7 @@ def load_translated(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             if name in tensors and tensors[name].shape != value.shape
         ],
     }
-    said = [f"{kind}: {listed(names)}" for kind, names in faults.items() if names]
+    said = [f"{kind}: {listed(map(shown, names))}" for kind, names in faults.items() if names]
     if said:
         raise CheckpointError(f"the tensors do not fit the model; {'; '.join(said)}")
     model.load_state_dict(tensors)
@@ -252,6 +269,26 @@ def _rename_tokenizer(name: str) -> str | None:
         return f"stem.{unit}.{_STAGE[kind]}.{leaf}"
     block = re.fullmatch(r"block\.(\d{1,4})\.(.+)", name)
     return block and _rename_block(block[2], f"blocks.{int(block[1])}")
+
+
+def _rename_two_heads(name: str) -> str | None:
+    """Ours for a BESTformer's, which is named as a Spikingformer but for these."""
+    if found := re.fullmatch(r"block\.(\d{1,4})\.attn\.lambda_attn", name):
+        return f"blocks.{int(found[1])}.attn.gains"
+    return name if name in ("head2.weight", "head2.bias") else _rename_tokenizer(name)
+
+
+def _mean_head(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """One head of both streams, whose logits are the mean of the file's two heads."""
+    names = ("head.weight", "head2.weight", "head.bias", "head2.bias")
+    given = [tensors.get(name) for name in names]
+    shapes = [None if value is None else list(value.shape) for value in given]
+    if None in shapes or shapes[::2] != shapes[1::2]:
+        sizes = ", ".join(f"{n} {s}" for n, s in zip(names, shapes, strict=True))
+        raise CheckpointError(f"a published BESTformer has two heads of one size; found {sizes}")
+    first, second, one, other = (value for value in given if value is not None)
+    whole = {"head.weight": torch.cat((first, second), 1) / 2, "head.bias": (one + other) / 2}
+    return {n: v for n, v in tensors.items() if n not in names} | whole
 
 
 def _rename_membrane(name: str) -> str | None:
@@ -415,14 +452,14 @@ def _count(names: Iterable[str], before: str) -> int:
     return len({name[len(before) :].split(".")[0] for name in names if name.startswith(before)})
 
 
-def _sizes(tensors: Tensors, first: str) -> dict[str, Any]:
+def _sizes(tensors: Tensors, first: str, streams: int = 1) -> dict[str, Any]:
     """Sizes that all families have; `first` is the first convolution's weight."""
     head = tensors["head.weight"]
-    hidden = tensors["blocks.0.mlp.fc1.linear.weight"].shape[0]
+    hidden, dim = tensors["blocks.0.mlp.fc1.linear.weight"].shape[0], head.shape[1] // streams
     return {
         "in_channels": tensors[first].shape[1],
-        "embed_dim": head.shape[1],
-        "mlp_ratio": hidden / max(1, head.shape[1]),
+        "embed_dim": dim,
+        "mlp_ratio": hidden / max(1, dim),
         "num_classes": head.shape[0],
     }
 
@@ -488,6 +525,13 @@ QKFORMER = Published(
     _stage_renamer,
     {_EMBEDDED: 4, "stem.embeddings.0.shortcut.conv.weight": 4, **_LAST},
     lambda found: _sizes(found, _EMBEDDED) | _stages(found),
+    md5={  # issue 8 of the published code; accuracies on ImageNet as its logs have them
+        "60df416983ae326bb14bdb4566444320": "QKFormer-10-384, 78.85 %",
+        "85dd1f94c87ba5ec908fed5d0a3f7f69": "QKFormer-10-512, 82.08 %",
+        "dc1595408ed1bd40346be2bdaf5015d5": "QKFormer-10-768, 84.29 %",
+        "ba20af8eb450d4ec9c71009fde8e7125": "QKFormer-10-768 of a larger input, 85.3 %",
+        "99a671118f67a680aa38b6ac5aae449a": "QKFormer-10-768 of a larger input, 85.65 %",
+    },
 )
 MAX_FORMER = Published(
     "Max-Former",
@@ -511,6 +555,16 @@ META_SPIKEFORMER = Published(
     lambda tensors: _rename_rep,
     {**_MAPS, **{f"blocks.0.branches.1.units.{i}.linear.weight": 2 for i in (0, 1)}},
     lambda found: _meta_sizes(found, 1),
+)
+_GAINS = "block.0.attn.lambda_attn"
+BESTFORMER = Published(
+    "BESTformer",
+    lambda tensors: _rename_two_heads,
+    {_TOKENS: 4, "stem.last.conv.weight": 4, **_LAST, "blocks.0.attn.gains": 1},
+    lambda found: _sizes(found, _TOKENS, 2) | _depth(found),
+    lambda tensors: dict(zip(("T", "num_heads"), tensors[_GAINS].shape[:3:2], strict=True)),
+    lambda name, tensor: tensor.flatten() if name.endswith(".gains") else tensor,
+    _mean_head,
 )
 SPIKE_DRIVEN = Published(
     "Spike-Driven Transformer",

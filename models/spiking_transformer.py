@@ -100,6 +100,7 @@ class SpikingTransformer(SpikingClassifier):
 
     stem: Any  # a `layers.stems.SpikingStem`
     keeps_tokens = ""  # why no token may leave; empty where they may
+    streams = 1  # copies of the stem's tokens that go through the blocks, side by side
 
     def __init__(
         self,
@@ -144,7 +145,7 @@ class SpikingTransformer(SpikingClassifier):
         self.blocks: Any = nn.ModuleList(blocks)
         self.stem.feed(self.blocks)
         self.head_act = make_activation(activation, self.neuron) if head_fires else None
-        self.make_head(self.embed_dim)
+        self.make_head(self.streams * self.embed_dim)
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -248,6 +249,7 @@ class SpikingTransformer(SpikingClassifier):
 
     def _encoded(self, tokens: Tensor, current: Tensor, images: Tensor) -> Tensor:
         tokens = self._select(tokens, current, images)
+        tokens = tokens if self.streams == 1 else tokens.repeat(1, 1, 1, self.streams)
         policy: Tensor | None = None
         for block in self.blocks:
             tokens, policy = narrowed(block, tokens, policy)

@@ -20,23 +20,9 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from spikeformer_lt.disk import (
-    content_kind,
-    free_bytes,
-    free_memory,
-    pack_tensors,
-    parse_json,
-    read_regular,
-    refuse_link,
-    safe_name,
-    sha256_of,
-    sync_folder,
-    unpack_tensors,
-    write_atomic,
-    write_through,
-)
+from spikeformer_lt import disk
 from spikeformer_lt.errors import CheckpointError, ConfigError, SpikeformerError, name_of, shown
 
 if TYPE_CHECKING:
@@ -78,12 +64,12 @@ class Stage:
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file through to the disk."""
-        write_through(self.path / name, data)
+        disk.write_through(self.path / name, data)
         self.files[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
     def write_tensors(self, name: str, tensors: Mapping[str, Tensor], metadata: Any) -> None:
         """Write a file of tensors, as `disk.write_tensors` does."""
-        self.write(name, pack_tensors(tensors, metadata, repr(name)))
+        self.write(name, disk.pack_tensors(tensors, metadata, repr(name)))
 
     def seal(self, body: Mapping[str, Any]) -> None:
         """Write the manifest: `body`, which JSON must hold, and the hashes of the files so far."""
@@ -123,11 +109,11 @@ def staged(folder: str | Path, kind: BundleKind, overwrite: bool = False) -> Ite
         try:
             stage = Stage(new_stage(folder, cleaning), kind)
             yield stage
-            sync_folder(stage.path)
+            disk.sync_folder(stage.path)
             refuse_foreign(folder, kind, overwrite)
             _publish(stage.path, folder)
         except OSError as fault:
-            free = f"{free_bytes(folder.parent)} bytes free"
+            free = f"{disk.free_bytes(folder.parent)} bytes free"
             what = f"cannot write {name_of(folder)}: {fault.strerror or fault}"
             raise kind.error(f"{what}; {free}") from fault
 
@@ -144,7 +130,7 @@ class Bundle:
     def read(self, name: str) -> bytes:
         """Read a file, once; it raises as the kind if that is not listed, unreadable or changed."""
         try:
-            data = read_regular(self.folder / name, free_memory() // 2)
+            data = disk.read_regular(self.folder / name, disk.free_memory() // 2)
         except OSError as fault:
             raise self._fault(f"cannot read {name}: {fault.strerror}") from None
         written = self.files.get(name, {})
@@ -152,12 +138,17 @@ class Bundle:
         found = hashlib.sha256(data).hexdigest()
         if found == expected and size == len(data):
             return data
+        replaced = False
+        with contextlib.suppress(self.kind.error):
+            replaced = _opened(self.folder, self.kind).files != self.files
+        if replaced:
+            raise self._fault("another one took its place while it was read; read it again")
         odd = f"sha256 {found[:12]}..., {expected[:12]}... was written"
         if size != len(data):
             odd = f"{len(data)} bytes there, {size} were written"
         if name.endswith(".safetensors"):
             try:
-                unpack_tensors(data, name)
+                disk.unpack_tensors(data, name)
             except CheckpointError as fault:
                 odd += f"; {fault}"
         raise self._fault(
@@ -169,7 +160,7 @@ class Bundle:
 
         With `parts`, all of them share the memory of the file.
         """
-        return unpack_tensors(self.read(name), self.folder / name, verified=parts)
+        return disk.unpack_tensors(self.read(name), self.folder / name, verified=parts)
 
     def _fault(self, what: str) -> SpikeformerError:
         return self.kind.error(f"{name_of(self.folder)}: {what}")
@@ -192,17 +183,17 @@ def _opened(folder: Path, kind: BundleKind) -> Bundle:
     manifest = kind.manifest
     if folder.is_file():
         with open(folder, "rb") as file:
-            what = content_kind(file.read(1024))
+            what = disk.content_kind(file.read(1024))
         raise kind.error(f"{kind} is a folder with {manifest}; this is {what}")
     if not folder.exists():
         recover(folder)
     try:
-        text = read_regular(folder / manifest, MANIFEST_LIMIT).decode("utf-8")
+        text = disk.read_regular(folder / manifest, MANIFEST_LIMIT).decode("utf-8")
     except OSError as fault:
         raise kind.error(f"no {kind.name}: {manifest}: {fault.strerror}") from None
     except UnicodeDecodeError:
         raise kind.error(f"{manifest} is damaged: not UTF-8 text") from None
-    about = parse_json(text, manifest, kind.error)
+    about = disk.parse_json(text, manifest, kind.error)
     if not isinstance(about, dict) or about.get("format") != kind.format:
         raise kind.error(f"{manifest} is not of {kind} of spikeformer_lt")
     version = about.get("format_version")
@@ -218,14 +209,14 @@ def _opened(folder: Path, kind: BundleKind) -> Bundle:
     files = listed if kind.sizes else {name: {"sha256": entry} for name, entry in listed.items()}
     for name, entry in files.items():
         known = isinstance(entry, dict) and isinstance(entry.get("sha256"), str)
-        if safe_name(name) != name or not known:
+        if disk.safe_name(name) != name or not known:
             raise kind.error(f"{manifest} is damaged: odd entry {shown(name)}")
     return Bundle(folder, kind, about, files)
 
 
 def recover(folder: Path) -> None:
     """Clear up beside `folder` after processes that are gone; put an old one back into a gap."""
-    parent, name = folder.parent, safe_name(folder.name)
+    parent, name = folder.parent, disk.safe_name(folder.name)
     try:
         entries = sorted(os.listdir(parent))
     except OSError:
@@ -273,30 +264,32 @@ def outputs(folder: str | Path, overwrite: bool, *patterns: str) -> Iterator[Non
     folder = Path(folder)
     known: dict[str, Any] = {}
     with contextlib.suppress(OSError, ValueError, RecursionError):
-        known = dict(json.loads(read_regular(folder / NOTE, MANIFEST_LIMIT)))
+        known = dict(json.loads(disk.read_regular(folder / NOTE, MANIFEST_LIMIT)))
     unfinished = known.pop(UNFINISHED, []) == list(patterns)  # a call that was killed
 
     def there() -> Iterator[Path]:
         return (path for pattern in patterns for path in sorted(folder.glob(pattern)))
 
     for path in there():
-        refuse_link(path, ConfigError)
+        disk.refuse_link(path, ConfigError)
+        if path.is_dir():
+            raise ConfigError(f"{name_of(path)} is a folder, never replaced; choose another --out")
         if overwrite or unfinished:
             continue
         name = path.relative_to(folder).as_posix()
-        if not path.is_file() or known.get(name) != sha256_of(path):
+        if not path.is_file() or known.get(name) != disk.sha256_of(path):
             raise ConfigError(
                 f"{name_of(path)} is there, and not as this command wrote it; choose another --out "
                 "or replace it with --overwrite"
             )
     made = not folder.exists()
-    _note(folder, {**known, UNFINISHED: list(patterns)})
     try:
+        _note(folder, {**known, UNFINISHED: list(patterns)})
         yield
     finally:
         for path in there():
             if path.is_file():
-                known[path.relative_to(folder).as_posix()] = sha256_of(path)
+                known[path.relative_to(folder).as_posix()] = disk.sha256_of(path)
         if known:
             _note(folder, known)
         else:
@@ -307,7 +300,7 @@ def outputs(folder: str | Path, overwrite: bool, *patterns: str) -> Iterator[Non
 
 
 def _note(folder: Path, known: Mapping[str, Any]) -> None:
-    write_atomic(folder / NOTE, f"{json.dumps(known, indent=1)}\n".encode(), ConfigError)
+    disk.write_atomic(folder / NOTE, f"{json.dumps(known, indent=1)}\n".encode(), ConfigError)
 
 
 def discard(folder: Path) -> None:
@@ -318,7 +311,7 @@ def discard(folder: Path) -> None:
 
 
 def _beside(folder: Path, kind: str) -> Path:
-    return folder.with_name(f".{safe_name(folder.name)}.{kind}-{uuid.uuid4().hex[:12]}")
+    return folder.with_name(f".{disk.safe_name(folder.name)}.{kind}-{uuid.uuid4().hex[:12]}")
 
 
 def new_stage(folder: Path, cleaning: contextlib.ExitStack) -> Path:
@@ -348,6 +341,20 @@ def claim(path: Path, held: contextlib.ExitStack) -> bool:
     return True
 
 
+@contextlib.contextmanager
+def building(path: Path) -> Iterator[IO[bytes]]:
+    """Give a file to write inside, held by this process; at the end it takes its place."""
+    stage = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:12]}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(stage, "xb") as file, contextlib.ExitStack() as held:
+            claim(stage, held)
+            yield file
+        os.replace(stage, path)
+    finally:
+        stage.unlink(missing_ok=True)
+
+
 def sweep_files(left: Iterable[Path]) -> None:
     """Delete unfinished files of processes that are gone, a minute old at least."""
     for path in left:
@@ -358,7 +365,7 @@ def sweep_files(left: Iterable[Path]) -> None:
 
 def refuse_foreign(folder: Path, kind: BundleKind, overwrite: bool) -> None:
     """Refuse to publish at a link, and in a folder that holds anything else than the kind."""
-    refuse_link(folder, kind.error)
+    disk.refuse_link(folder, kind.error)
     if not folder.is_dir():
         if folder.exists():
             raise kind.error(f"{name_of(folder)} is a file; give a folder's name")
@@ -396,7 +403,7 @@ def _publish(stage: Path, folder: Path) -> None:
                     raise OSError(fault.errno, f"{fault.strerror}; the old one is {old}") from fault
                 raise
         shutil.rmtree(old, ignore_errors=True)
-    sync_folder(folder.parent)
+    disk.sync_folder(folder.parent)
 
 
 def _exchange(one: Path, other: Path) -> bool:

@@ -82,6 +82,13 @@ def name_of(path: str | Path) -> str:
     return shown(str(path), 300)
 
 
+def listed(words: Iterable[str], limit: int = 5, between: str = ", ") -> str:
+    """Return the first few words, and how many more there are."""
+    every = list(words)
+    more = f" and {len(every) - limit} more" if len(every) > limit else ""
+    return between.join(every[:limit]) + more
+
+
 def one_of(field: str, value: object, allowed: Iterable[str]) -> None:
     """Refuse a value that is not among the allowed words, by a ConfigError that lists them."""
     if value not in (words := list(allowed)):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from spikeformer_lt.disk import read_tensors, write_tensors
 from spikeformer_lt.errors import MaskError, name_of, near, shown
-from spikeformer_lt.rng import seed_for
+from spikeformer_lt.rng import generator_for
 
 SCOPES = ("global", "layer")
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of an entry
@@ -96,7 +96,7 @@ class Mask(Mapping[str, Tensor]):
         """Draw a mask that removes as many entries of each layer of `mask`, at random places."""
         drawn = {}
         for name, kept in mask.items():
-            generator = torch.Generator().manual_seed(seed_for(seed, "random mask", name))
+            generator = generator_for(seed, "random mask", name)
             order = torch.randperm(kept.numel(), generator=generator)
             drawn[name] = torch.zeros_like(kept)
             drawn[name].view(-1)[order[: int(kept.sum())]] = True

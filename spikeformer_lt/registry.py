@@ -340,7 +340,11 @@ def _add(name: str) -> None:
 
     def entrypoint(pretrained: bool = False, **keywords: Any) -> nn.Module:
         ours = {_TIMM_NAMES.get(k, k): v for k, v in keywords.items() if k not in _TIMM_ONLY}
+        maps, chosen = ours.pop("features_only", False), ours.pop("out_indices", None)
         model: Any = create_model(name, pretrained=pretrained, **ours)
+        if maps:  # imported by name: it lies on a floor above
+            door = importlib.import_module(f"{_models.package}.feature_maps")
+            return door.FeatureMaps(model, chosen)  # type: ignore[no-any-return]
         if hasattr(model, "mean_over_time"):
             model.mean_over_time = True
         return model  # type: ignore[no-any-return]

@@ -9,11 +9,14 @@ import operator
 import random
 import threading
 from collections.abc import Iterator
-from typing import SupportsIndex
+from typing import TYPE_CHECKING, SupportsIndex
 
 import numpy as np
 
 from spikeformer_lt.errors import ConfigError, shown
+
+if TYPE_CHECKING:
+    import torch
 
 STREAM = threading.RLock()
 """Held while the global streams of random numbers are seeded and drawn from, by one thread."""
@@ -29,8 +32,19 @@ def seed_for(*parts: SupportsIndex | str) -> int:
     """
     if not parts:
         raise ConfigError("seed_for() was given nothing; give it at least one integer or string")
-    digest = hashlib.sha256(json.dumps([_plain(part) for part in parts]).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
+    return int.from_bytes(hashed(*map(_plain, parts))[:8], "big") >> 1
+
+
+def generator_for(*parts: SupportsIndex | str) -> torch.Generator:
+    """Make a CPU generator of its own, seeded by `seed_for`."""
+    import torch
+
+    return torch.Generator().manual_seed(seed_for(*parts))
+
+
+def hashed(*parts: str | int) -> bytes:
+    """Return the sha256 of some names and numbers, the order of samples in splits."""
+    return hashlib.sha256(json.dumps(parts).encode()).digest()
 
 
 def _plain(part: SupportsIndex | str) -> int | str:

@@ -29,10 +29,7 @@ from typing import Any
 from spikeformer_lt.errors import ConfigError
 
 CPUINFO = Path("/proc/cpuinfo")  # Linux
-CGROUPS = (
-    Path("/sys/fs/cgroup/memory.max"),
-    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-)
+CGROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 PACKAGES = (
     "spikeformer_lt", "torch", "torchvision", "timm", "spikingjelly", "accelerate", "numpy",
     "numba", "safetensors", "scikit-learn", "tonic",
@@ -126,6 +123,15 @@ def _keep() -> bool:
 
 console_level = logging.INFO
 """Of the messages that a run shows on stderr; its log.txt has them from INFO."""
+program = ""
+"""The command as it was typed, while the console runs a recipe."""
+
+
+def command_line() -> str:
+    """The command of this process, as it can be typed again."""
+    ours = map(Path(sys.argv[0]).match, ("spikeformer-lt", "spikeformer_lt/__main__.py"))
+    own = "spikeformer-lt" if any(ours) else sys.argv[0]
+    return f"{program or shlex.quote(own)} {shlex.join(sys.argv[1:])}".rstrip()
 
 
 def describe_environment(seed: int | None = None, world_size: int = 1) -> dict[str, Any]:
@@ -144,7 +150,7 @@ def describe_environment(seed: int | None = None, world_size: int = 1) -> dict[s
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "git_commit": commit,
         "git_clean": clean,
-        "command": shlex.join(sys.argv),
+        "command": command_line(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
@@ -274,6 +280,7 @@ def lazy(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
 
 PACKAGE = __name__.rpartition(".")[0]
 MOVED = {
+    "images.arrays": {"ArrayImages": "images.loader"},
     "layers.cnn_units": {"ConvLayer": "layers.units"},
     "plugins": {"use_plugins": "registry"},
     "reports.run_report": {"write_report": "reports.run_page"},

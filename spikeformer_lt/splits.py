@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import inspect
-import json
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -125,11 +123,6 @@ def report_shared(text: str, duplicates: str) -> None:
     if duplicates == "refuse":
         raise DataError(f"{text}; to accept them use duplicates=report")
     log.warning("%s", text)
-
-
-def hashed(*parts: str | int) -> bytes:
-    """Return the sha256 of some names and numbers."""
-    return hashlib.sha256(json.dumps(parts).encode()).digest()
 
 
 def exact_fraction(field: str, value: float) -> Fraction:

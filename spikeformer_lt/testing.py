@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from spikeformer_lt.layers.inputs import kept_modes
 from spikeformer_lt.layers.patches import patches_of
 from spikeformer_lt.layers.stems import stem_of
 from spikeformer_lt.layers.units import Unit, chains_of
@@ -124,9 +125,10 @@ def _check_forward(model: Any, found: ModelCheck) -> None:
     size = model.image_size
     size = (size, size) if isinstance(size, int) else size
     x = next(model.parameters()).new_zeros(2, model.in_channels, *size)
-    training, wanted = model.training, [2, model.T, model.num_classes]
+    wanted = [2, model.T, model.num_classes]
     try:
-        shape = list(model.eval()(x).shape)
+        with kept_modes(model):
+            shape = list(model.eval()(x).shape)
     except Exception as error:
         found.missing.append(f"a forward of images {list(x.shape)} fails: {error}")
     else:
@@ -134,5 +136,3 @@ def _check_forward(model: Any, found: ModelCheck) -> None:
             found.declared["logits"] = str(shape)
         else:
             found.missing.append(f"logits are {shape}; they must be [B, T, K] = {wanted}")
-    finally:
-        model.train(training)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeformer_lt.bundle import BundleKind, open_bundle, staged
-from spikeformer_lt.errors import TicketError, name_of, near, shown
+from spikeformer_lt.errors import TicketError, listed, name_of, near, shown
 from spikeformer_lt.mask import Mask
 
 TICKET = BundleKind(
@@ -114,10 +114,9 @@ def compare(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
         elif (given := list(tensors[name].shape)) != (wanted := list(state[name].shape)):
             faults.append(f"{shown(name)} is {given}, the model has {wanted}")
     if faults:
-        more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise TicketError(
-            f"the ticket is not of this model: {'; '.join(faults[:5])}{more}; make the model "
-            "with the arguments in the ticket's provenance"
+            f"the ticket is not of this model: {listed(faults, between='; ')}; make the model with "
+            "the arguments in the ticket's provenance"
         )
 
 

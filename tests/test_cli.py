@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -11,7 +12,14 @@ from pathlib import Path
 import pytest
 
 from spikeformer_lt import cli, registry
-from spikeformer_lt.config import given_options, parse
+from spikeformer_lt.config import (
+    differences,
+    flat_values,
+    given_options,
+    load_config,
+    parse,
+    to_dict,
+)
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.registry import search_names
 from spikeformer_lt.tickets import GraspConfig, ImpConfig, SnipConfig
@@ -172,3 +180,29 @@ def test_help_and_errors_need_no_torch() -> None:
     for (line, (code, told)), (status, out, err) in zip(lines.items(), found, strict=True):
         assert status == code and told in (err if code else out), (line, out, err)
         assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("search", ["imp", "multisp", "joint", "snip"])
+def test_a_file_that_names_one_option_of_a_group_changes_no_other(
+    search: str, tmp_path: Path
+) -> None:
+    """The defaults of a group are those of the program, whose own lengths and sizes differ."""
+    usual, _ = cli.read_find([search])
+    for group, values in to_dict(usual).items():
+        if isinstance(values, dict):
+            (name, value), *_ = flat_values(values)
+            for part in reversed(name.split(".")):
+                value = {part: value}
+            (tmp_path / "one.json").write_text(json.dumps({group: value}))
+            named = load_config(type(usual), tmp_path / "one.json")
+            assert differences(usual, named) == [], group
+
+
+def test_a_recipe_keeps_its_own_defaults_beside_those_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "seed.yaml").write_text("train: {seed: 1}\nmodel: {depth: 1}\n")
+    module = importlib.import_module("spikeformer_lt.recipes.multisp_dvs128")
+    named = load_config(module.MultiSpDvs128, tmp_path / "seed.yaml")
+    assert differences(module.MultiSpDvs128(), named) == [
+        "model.depth: None -> 1",
+        "train.seed: 42 -> 1",
+    ]

@@ -85,7 +85,13 @@ CONTRACT = """
     from timm.optim import create_optimizer_v2
     from spikeformer_lt.adapted import at_door
     torch.manual_seed(0)
-    kinds = ("qkformer", "sdt", "maxformer", "spiking_vgg", "spiking_resnet")
+    kinds = ("qkformer", "sdt", "bestformer", "maxformer", "spiking_vgg", "spiking_resnet")
+    try:
+        timm.create_model("sdt_toy", features_only=True, out_indices=(7,))
+    except ConfigError as fault:
+        assert "out_indices=(7,) is not allowed: of 3 maps" in str(fault), fault
+    else:
+        raise AssertionError
     for name in (f"{kind}_toy" for kind in kinds):
         net = timm.create_model(name, num_classes=7, in_chans=1, img_size=16).eval()
         images = torch.rand(2, 1, 16, 16)
@@ -108,6 +114,21 @@ CONTRACT = """
         assert parts and all(parts)
         bare.train()(images).sum().backward()
         assert at_door(net, 4, lambda: images) is net and net(images).dim() == 3
+        maps = timm.create_model(name, features_only=True, in_chans=1, img_size=16).eval()
+        found, info = maps(images), maps.feature_info
+        assert [list(x.shape) for x in found] == [
+            [2, c, 16 // r, 16 // r] for c, r in zip(info.channels(), info.reduction())
+        ], name
+        assert len(found) > 1 and sorted(set(info.reduction())) == info.reduction()
+        last = maps.model.forward_features(images)
+        last = last.mean(1).flatten(2) if last.dim() == 5 else last.mean(1).transpose(1, 2)
+        assert name.startswith("spiking_") or torch.equal(found[-1].flatten(2), last), name
+        some = timm.create_model(name, features_only=True, in_chans=1, img_size=16,
+                                 out_indices=(0, -1)).eval()
+        some.load_state_dict(maps.state_dict())
+        assert all(map(torch.equal, some(images), (found[0], found[-1])))
+        maps.train()(images)[0].sum().backward()
+        assert next(iter(maps.parameters())).grad.abs().sum() > 0
         try:
             net.reset_classifier(3, global_pool="max")
         except ConfigError as fault:

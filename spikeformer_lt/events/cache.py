@@ -7,15 +7,12 @@ may build one cache: the later rename wins with the same bytes.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import functools
 import hashlib
 import json
 import logging
-import os
 import sys
-import uuid
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spikeformer_lt.bundle import claim, sweep_files
+from spikeformer_lt.bundle import building, sweep_files
 from spikeformer_lt.disk import free_bytes, safe_name
 from spikeformer_lt.errors import DataError
 
@@ -90,20 +87,12 @@ class FrameCache:
         if not self._writes:
             return
         path = self._path(name)
-        stage = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:12]}")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             if path.is_symlink() or (self.folder / "key.json").is_symlink():
                 raise FileExistsError(errno.EEXIST, "a link is in the place of an entry")
             self._open()
-            try:
-                with open(stage, "xb") as file, contextlib.ExitStack() as held:
-                    claim(stage, held)
-                    file.writelines(_pack(frames, name, fingerprint))
-                os.replace(stage, path)
-            except BaseException:
-                stage.unlink(missing_ok=True)
-                raise
+            with building(path) as file:
+                file.writelines(_pack(frames, name, fingerprint))
         except OSError as fault:
             self._writes = False
             _log.warning(
@@ -120,6 +109,7 @@ class FrameCache:
         if self._opened:
             return
         self._opened = True
+        self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "key.json").write_text(self._describe)
         sweep_files(self.folder.glob("??/.*.tmp-*"))
 

@@ -179,33 +179,19 @@ def event_splits(
         log.warning("NOTICE: %s", notice)
     form = getattr(source.read, "form", "")
     how = Recordings(
-        sensor=(source.sensor.height, source.sensor.width),
-        T=events.T,
-        by=events.by,
-        window_us=events.window_us,
-        values=events.values,
+        sensor=(source.sensor.height, source.sensor.width), T=events.T, by=events.by,
+        window_us=events.window_us, values=events.values, transform=events.transform,
         form=form if form == "cifar10_dvs" else "",
         columns=getattr(source.read, "columns", FIELDS),
         microseconds_per_tick=getattr(source.read, "microseconds_per_tick", 1),
         signed=events.policy(source.policy).signed_polarity,
-        transform=events.transform,
-    )
+    )  # fmt: skip
     return Splits(
-        split.name,
-        parts["train"],
-        parts["val"],
-        parts["test"],
-        num_classes=len(split.classes),
-        in_channels=2,
-        image_size=size,
-        mean=MEAN,
-        std=STD,
-        kind="events",
-        split_sha256=split.sha256,
-        augment=augment,
-        notice=notice,
+        split.name, parts["train"], parts["val"], parts["test"], num_classes=len(split.classes),
+        in_channels=2, image_size=size, mean=MEAN, std=STD, kind="events", notice=notice,
+        split_sha256=split.sha256, augment=augment,
         preprocess=Preprocess("off,on", size, MEAN, STD, tuple(split.classes), how),
-    )
+    )  # fmt: skip
 
 
 def _cache(

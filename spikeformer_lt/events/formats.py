@@ -21,14 +21,7 @@ from numpy.typing import NDArray
 from spikeformer_lt.config import check
 from spikeformer_lt.disk import content_kind
 from spikeformer_lt.errors import DataError, name_of, one_of, shown
-from spikeformer_lt.events.aedat import (
-    NO_TEXT,
-    as_cifar10_dvs,
-    read_aedat2,
-    read_aedat4,
-    read_aedat31,
-    read_exactly,
-)
+from spikeformer_lt.events import aedat
 from spikeformer_lt.events.recording import (
     EVENTS,
     FIELDS,
@@ -80,7 +73,7 @@ class FileReader:
         if form == "hdf5":
             return read_hdf5(path, self.microseconds_per_tick)
         if form == "aedat31":
-            return read_aedat31(path, sample.start_us, sample.end_us)
+            return aedat.read_aedat31(path, sample.start_us, sample.end_us)
         return _PLAIN[form](path)
 
     def fingerprint(self, sample: Sample) -> str:
@@ -390,7 +383,7 @@ def _percent_header(file: BinaryIO, path: str | Path) -> str:
     end, line = 0, b""
     while head[end : end + 1] == b"%" and line.strip() != b"% end":
         line = head[end:].split(b"\n", 1)[0]
-        if NO_TEXT.search(line):  # a word that begins with the byte of a %
+        if aedat.NO_TEXT.search(line):  # a word that begins with the byte of a %
             break
         end += len(line) + 1
         if end > len(head):
@@ -459,7 +452,7 @@ def read_dat(path: str | Path) -> Raw:
     """
     with opened(path) as (file, size):
         header = _percent_header(file, path)
-        kind, each = read_exactly(file, 2, path, "the kind of events")
+        kind, each = aedat.read_exactly(file, 2, path, "the kind of events")
         version = re.search(r"[Vv]ersion (\d+)", header)
         if kind not in (0, 12) or each != 8 or (version and version[1] != "2"):
             raise DataError(
@@ -474,8 +467,8 @@ def read_dat(path: str | Path) -> Raw:
 
 _OF_TABLES = {"npy": read_npy, "npz": read_npz, "txt": read_txt}
 _PLAIN: dict[str, Callable[[Path], Raw]] = {
-    **{"aedat2": read_aedat2, "cifar10_dvs": lambda path: as_cifar10_dvs(read_aedat2(path))},
-    **{"aedat4": read_aedat4, "bin": read_bin, "dat": read_dat, "raw": read_evt},
+    **{"aedat2": aedat.read_aedat2, "aedat4": aedat.read_aedat4, "bin": read_bin, "dat": read_dat},
+    **{"cifar10_dvs": lambda p: aedat.as_cifar10_dvs(aedat.read_aedat2(p)), "raw": read_evt},
 }
 
 _NAME = re.compile(r"user(\d+)_[\w-]+\.aedat")

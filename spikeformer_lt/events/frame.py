@@ -69,11 +69,15 @@ class Framing:
 
 
 @dataclass(frozen=True)
-class EventOptions(Framing):
-    """Framing, faults and files of an event data set."""
+class EventChoices:
+    """What a user may choose about recordings and their frames, but for the number of these."""
 
-    T: int = 16
-    """Frames a recording is cut into: the model's time steps."""
+    by: str = Framing.by
+    """n_event_bins (equal counts), n_time_bins (equal times) or time_window (window_us each)."""
+    window_us: int | None = Framing.window_us
+    """Length of a frame in microseconds, for by=time_window."""
+    values: str = Framing.values
+    """counts, or binary: 1 where at least one event fell."""
     bad_events: str = "error"
     """error, drop, or count (keep what can be kept) for events off the sensor and the like."""
     empty: str = "error"
@@ -88,16 +92,24 @@ class EventOptions(Framing):
     split_file: str | None = None
     """JSON file of the split: read where it is, written where it is not."""
     unit: str | None = None
-    """Unit of times in npy, npz and HDF5 files, us, ms or s (a field t_us is in us); None is the
-    set's own."""
+    """Unit of times in npy, npz, txt and HDF5 files, us, ms or s (a field t_us is in us); None is
+    the set's own."""
     columns: str | None = None
-    """Order of the columns of plain npy arrays, such as x,y,p,t; None is the set's own."""
+    """Order of the columns of plain arrays and texts, such as x,y,p,t; None is the set's own."""
     sensor: str | None = None
     """Rows and columns of the camera, such as 128x128; None is the set's own."""
     polarity: str = "auto"
     """signed if polarities are -1 and 1, binary if they are 0 and 1; auto is the set's own."""
     transform: str = ""
     """Transforms of tonic that every recording passes, such as "Denoise(filter_time=10000)"."""
+
+
+@dataclass(frozen=True)
+class EventOptions(EventChoices, Framing):
+    """Framing, faults and files of an event data set."""
+
+    T: int = 16
+    """Frames a recording is cut into: the model's time steps."""
 
     def __post_init__(self) -> None:
         if self.unit is not None:

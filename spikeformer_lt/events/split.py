@@ -21,7 +21,8 @@ from spikeformer_lt.config import check
 from spikeformer_lt.disk import parse_json, sha256_of, write_atomic
 from spikeformer_lt.errors import DataError, name_of, near, shown
 from spikeformer_lt.events.recording import opened, regular_size
-from spikeformer_lt.splits import by_class, exact_fraction, hashed, held_out, in_proportion
+from spikeformer_lt.rng import hashed
+from spikeformer_lt.splits import by_class, exact_fraction, held_out, in_proportion
 
 log = logging.getLogger(__name__)
 PARTS = ("train", "val", "test")

@@ -42,7 +42,7 @@ from spikeformer_lt.layers.neuron import LIF, Heaviside, Sign
 from spikeformer_lt.layers.stems import stem_of
 from spikeformer_lt.preprocess import Preprocess, door_of, prepared_for
 from spikeformer_lt.ticket import TICKET, Ticket, finished_folder
-from spikeformer_lt.tickets.surgery import model_from_ticket
+from spikeformer_lt.tickets.surgery import in_form, model_from_ticket
 from spikeformer_lt.training.run import read_report
 
 REPORTED = (
@@ -175,7 +175,8 @@ def export_ticket(
     """Pack a ticket, load it back and compare it; the folder appears only if both are equal.
 
     Args:
-        ticket: its provenance must name the model, as that of every recipe's ticket does.
+        ticket: its provenance must name the model, as that of every recipe's ticket does. Layers
+            with a form of their own are stored as they run (a BESTformer's as signs).
         folder: new or empty; with `overwrite` also an export, which is replaced.
         precision, about: as for `write_packed`.
         images: batch of the comparison; None is a fixed one.
@@ -189,6 +190,7 @@ def export_ticket(
     if preprocess is not None:
         ticket = replace(ticket, provenance={**ticket.provenance, **preprocess.noted()})
     with staged(folder, EXPORT, overwrite) as stage:
+        ticket = in_form(ticket, model)
         write_packed(stage, ticket, precision, about)
         packed = read_packed(stage.path)
         check = verify(ticket, packed, images, model)
@@ -253,14 +255,17 @@ def packed_bytes(run: str | Path) -> int | None:
     Two files are counted, as `sizes` does.
     """
     with TemporaryDirectory() as place, suppress(ExportError):
+        ticket = Ticket.load(finished_folder(run))
+        with suppress(TicketError):  # a network of no name is stored as it is
+            ticket = in_form(ticket)
         with staged(Path(place) / "export", EXPORT) as stage:
-            write_packed(stage, Ticket.load(finished_folder(run)))
+            write_packed(stage, ticket)
         return sum((Path(place) / "export" / name).stat().st_size for name in (CONFIG, TENSORS))
     return None
 
 
 SHIPPED = Path(__file__).parents[1] / "pretrained"
-"""Exports that come with this package, by the name of their model."""
+"""Exports that come with this package, by the name of their model, or MODEL.NAME."""
 
 
 def shipped(name: str | Path) -> Path | None:
@@ -276,16 +281,18 @@ def pretrained_model(name: str, source: str | Path | bool, **overrides: Any) -> 
 
     Args:
         name: of the model.
-        source: a run, ticket or export of that model; True takes the export that comes with us.
+        source: a run, ticket or export of that model, or one that comes with us by its name; True
+            takes the one of the model's own name.
         overrides: model arguments to change, such as T.
 
     Raises:
         ConfigError: none comes with us.
         TicketError: the weights are of another model, or do not fit the arguments.
     """
-    folder = SHIPPED / name if source is True else Path(str(source))
+    given = name if source is True else str(source)
+    folder = SHIPPED / name if source is True else shipped(given) or Path(given)
     known = ", ".join(sorted(path.name for path in SHIPPED.glob("*")))
-    rule = f"the folder of a run, a ticket or an export; True is for {known} alone"
+    rule = f"the folder of a run, a ticket or an export; what comes along is {known}"
     check(folder.is_dir(), "pretrained", source, rule)
     ticket = read_ticket(finished_folder(folder))
     own = ticket.provenance.get("model")

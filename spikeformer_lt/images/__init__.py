@@ -11,10 +11,15 @@ __all__ = [
 ]  # fmt: skip
 
 if TYPE_CHECKING:
-    from spikeformer_lt.images.arrays import ArrayImages
     from spikeformer_lt.images.augment import Augment, Mixing, normalize
     from spikeformer_lt.images.files import read_batch
-    from spikeformer_lt.images.loader import Loader, eval_loader, steps_per_epoch, train_loader
+    from spikeformer_lt.images.loader import (
+        ArrayImages,
+        Loader,
+        eval_loader,
+        steps_per_epoch,
+        train_loader,
+    )
     from spikeformer_lt.images.splits import (
         hashed_subset,
         hashed_validation,

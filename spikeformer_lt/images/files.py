@@ -24,7 +24,7 @@ from torch import Tensor
 
 from spikeformer_lt.config import check
 from spikeformer_lt.errors import DataError, name_of, shown
-from spikeformer_lt.images.arrays import ArrayImages
+from spikeformer_lt.images.loader import ArrayImages
 from spikeformer_lt.images.splits import make_splits
 from spikeformer_lt.published import Archive, PublishedFile, provide, read_checked
 from spikeformer_lt.splits import DataOptions, Splits

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import json
 import logging
 import os
-import uuid
 import zlib
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
@@ -20,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spikeformer_lt.bundle import claim, sweep_files
+from spikeformer_lt.bundle import building, sweep_files
 from spikeformer_lt.disk import free_bytes
 from spikeformer_lt.errors import DataError, name_of, shown
 
@@ -128,28 +126,22 @@ def map_pixels(data: FileImages, folder: Path) -> NDArray[np.uint8] | None:
     file, count = folder / f"{digest.hexdigest()[:20]}.u8", int(np.prod(shape))
     if (kept := _mapped(file, shape, count)) is not None:
         return kept
-    stage = file.with_name(f".{file.name}.tmp-{uuid.uuid4().hex[:12]}")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         sweep_files(folder.glob(".*.tmp-*"))
         log.info("%s: decoding %d pictures into %s", data.name, len(data), file)
-        with open(stage, "xb") as out, contextlib.ExitStack() as held:
-            claim(stage, held)
+        with building(file) as out:
             checksum = 0
             for index in range(len(data)):
                 pixels = data._decoded(index).tobytes()
                 checksum = zlib.crc32(pixels, checksum)
                 out.write(pixels)
             out.write(checksum.to_bytes(_TAIL, "little"))
-        os.replace(stage, file)
     except OSError as fault:
         log.warning(
             "%s: pictures are decoded each time: %s: %s (%s bytes free)",
             data.name, folder, fault.strerror or fault, free_bytes(folder),
         )  # fmt: skip
         return None
-    finally:
-        stage.unlink(missing_ok=True)
     return _mapped(file, shape, count)
 
 

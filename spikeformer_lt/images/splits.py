@@ -13,10 +13,11 @@ from torch import Tensor
 
 from spikeformer_lt.config import check
 from spikeformer_lt.errors import DataError, one_of
-from spikeformer_lt.images.arrays import ArrayImages
+from spikeformer_lt.images.loader import ArrayImages
+from spikeformer_lt.rng import hashed
 from spikeformer_lt.splits import VAL_FRACTION as VAL_FRACTION
 from spikeformer_lt.splits import Splits as Splits
-from spikeformer_lt.splits import exact_fraction, hashed, held_out, in_proportion, report_shared
+from spikeformer_lt.splits import exact_fraction, held_out, in_proportion, report_shared
 
 
 def make_splits(

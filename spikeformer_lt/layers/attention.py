@@ -101,8 +101,9 @@ class SpikingAttention(nn.Module):
         """Operations on spikes ``[T, B, N, D]`` of the units, in the order of `roles`."""
         raise NotImplementedError
 
-    def _heads(self, spikes: Tensor) -> Tensor:
-        return rearrange(spikes, "t b n (h d) -> t b h n d", h=self.num_heads)
+    def _heads(self, spikes: Tensor) -> Tensor:  # or bits, which einops does not know
+        apart: Tensor = spikes.unflatten(-1, (self.num_heads, -1))
+        return apart.transpose(2, 3)
 
 
 class SpikingSelfAttention(SpikingAttention):

@@ -266,6 +266,17 @@ def values_checked() -> Iterator[None]:
         _CALLER.checked = False
 
 
+@contextlib.contextmanager
+def kept_modes(model: nn.Module) -> Iterator[None]:
+    """Give every module its training mode back after the block."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
 def check_values(x: Tensor) -> None:
     """Refuse numbers that no image has: spikes would hide them behind confident logits.
 

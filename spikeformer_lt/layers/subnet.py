@@ -58,13 +58,12 @@ class EffectiveWeight(torch.autograd.Function):
         weight: Tensor,
         scores: Tensor | None,
         mask: Tensor,
-        binary: bool,
-        per_filter: bool,
+        form: tuple[bool, bool, Any],
         window: Tensor | None,
     ) -> Tensor:
         """Return the weight the convolution runs on, exactly 0 where removed."""
         ctx.save_for_backward(weight, scores, window)
-        return _kept(weight, mask, binary, per_filter)
+        return _kept(weight, mask, *form)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -76,10 +75,12 @@ class EffectiveWeight(torch.autograd.Function):
             grad_scores = grad * weight * torch.sign(scores)
             if window is not None:
                 grad_scores = grad_scores * window
-        return grad if ctx.needs_input_grad[0] else None, grad_scores, None, None, None, None
+        return grad if ctx.needs_input_grad[0] else None, grad_scores, None, None, None
 
 
-def _kept(weight: Tensor, mask: Tensor, binary: bool, per_filter: bool) -> Tensor:
+def _kept(weight: Tensor, mask: Tensor, binary: bool, per_filter: bool, form: Any) -> Tensor:
+    if form is not None:
+        return form(torch.where(mask, weight, 0.0)).detach()  # type: ignore[no-any-return]
     kept = signs(weight) * gains(weight, mask, per_filter) if binary else weight
     return torch.where(mask, kept, 0.0)  # +0 even where the weight is negative or NaN
 
@@ -97,11 +98,12 @@ class _Subnet(nn.Module):
     def __init__(
         self, layer: Any, learn: str, *, binary: bool = True, per_filter: bool = False
     ) -> None:
-        super().__init__(**_geometry(layer))
+        super().__init__(**geometry(layer))
         self._taken = (layer,)  # no child: its weight is here
         if learn not in LEARN:
             raise ConfigError(f"learn={shown(learn)} is not one of {', '.join(LEARN)}")
         self.learn, self.binary, self.per_filter = learn, binary, per_filter
+        self.form = getattr(layer, "form", None)
         self.anneal = 0.0
         weight = self.weight = layer.weight
         self.bias = layer.bias
@@ -124,15 +126,16 @@ class _Subnet(nn.Module):
             distance = (self.ranking() - self.threshold) / self.ranking().std().clamp(min=1e-12)
             soft = torch.sigmoid(self.anneal * distance)
             window = 4 * soft * (1 - soft)
-        weight, scores, form = self.weight, self.scores, (self.mask, self.binary, self.per_filter)
+        weight, scores = self.weight, self.scores
+        form = self.binary, self.per_filter, self.form
         if transformed(weight, scores, self.mask):  # torch.func asks for torch's own operations
             through = weight
             if scores is not None:
                 slope = weight.detach() if window is None else weight.detach() * window
                 through = weight + scores.abs() * slope
-            return straight_through(_kept(weight, *form), through)
+            return straight_through(_kept(weight, self.mask, *form), through)
         effective: Tensor = EffectiveWeight.apply(  # type: ignore[no-untyped-call]
-            weight, scores, *form, window
+            weight, scores, self.mask, form, window
         )
         return effective
 
@@ -144,7 +147,33 @@ class _Subnet(nn.Module):
         return plain.train(self.training)
 
 
-class SubnetConv2d(_Subnet, nn.Conv2d):
+class EffectiveConv2d(nn.Conv2d):
+    """A convolution that runs on its `effective_weight()`.
+
+    Of a network's own layer that is ``form(weight)``, a static function that keeps 0 and its own
+    values; a subnet of such a layer is of its form, whatever `binary` says.
+    """
+
+    effective_weight: Any
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve ``[N, C, H, W]`` with the effective weight."""
+        rows = input.flatten(0, -4)  # spikingjelly's multi-step layers take [T, N, C, H, W]
+        out: Tensor = self._conv_forward(rows, self.effective_weight(), self.bias)
+        return out if rows is input else out.unflatten(0, input.shape[:-3])
+
+
+class EffectiveLinear(nn.Linear):
+    """A linear map that runs on its `effective_weight()`, as an :class:`EffectiveConv2d`."""
+
+    effective_weight: Any
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map ``[..., in]`` to ``[..., out]``."""
+        return nn.functional.linear(input, self.effective_weight(), self.bias)
+
+
+class SubnetConv2d(_Subnet, EffectiveConv2d):
     """A convolution whose effective weight is ``w * M`` or ``alpha * sign(w) * M``.
 
     Args:
@@ -160,22 +189,18 @@ class SubnetConv2d(_Subnet, nn.Conv2d):
     Source: arXiv 1911.13299 (edge-popup); arXiv 2103.09377 (biprop); arXiv 2311.12060, alg. 1.
     """
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Convolve ``[N, C, H, W]`` with the effective weight."""
-        rows = input.flatten(0, -4)  # spikingjelly's multi-step layers take [T, N, C, H, W]
-        out: Tensor = self._conv_forward(rows, self.effective_weight(), self.bias)
-        return out if rows is input else out.unflatten(0, input.shape[:-3])
 
-
-class SubnetLinear(_Subnet, nn.Linear):
+class SubnetLinear(_Subnet, EffectiveLinear):
     """A linear map whose effective weight is that of a :class:`SubnetConv2d`; its bias stays."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Map ``[..., in]`` to ``[..., out]``."""
-        return nn.functional.linear(input, self.effective_weight(), self.bias)
 
 
 Subnet = SubnetConv2d | SubnetLinear
+
+
+def effective_weight(layer: Any) -> Tensor:
+    """The weight as it enters the multiplication, detached: masked and, where it is so, binary."""
+    own = isinstance(layer, EffectiveConv2d | EffectiveLinear)
+    return (layer.effective_weight() if own else layer.weight).detach()  # type: ignore[no-any-return]
 
 
 def install(
@@ -184,6 +209,7 @@ def install(
     """Replace the convolution or linear map called `name` by a subnet layer, in place."""
     layer = model.get_submodule(name)
     plain = type(layer).__module__.startswith(("torch.nn.modules.", "spikingjelly."))
+    plain = plain or hasattr(layer, "form")
     if not isinstance(layer, nn.Linear | nn.Conv2d) or "Quantizable" in type(layer).__name__:
         plain = False  # torch's attention reads the weight of its own kind of linear map
     if not plain:
@@ -195,7 +221,7 @@ def install(
     )
 
 
-def _geometry(layer: nn.Module) -> dict[str, Any]:
+def geometry(layer: nn.Module) -> dict[str, Any]:
     """Constructor arguments of a layer of the same shape, without a bias or values."""
     names = ["in_features", "out_features"]
     if isinstance(layer, nn.Conv2d):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from spikeformer_lt.layers.inputs import kept_modes
 from spikeformer_lt.layers.units import Chain, Unit
 
 _POOLS = (nn.MaxPool2d, nn.AvgPool2d)
@@ -32,19 +33,15 @@ def trace_chains(model: nn.Module, x: Tensor) -> list[Chain]:
         if isinstance(module, Unit | nn.Linear | nn.MaxPool2d | nn.AvgPool2d)
         and id(module) not in inside
     }
-    reads, training = _Reads(), {module: module.training for module in model.modules()}
-    with ExitStack() as stack:
+    reads = _Reads()
+    with ExitStack() as stack, kept_modes(model):
         for name, module in parts.items():
             enter, leave = partial(reads.enter, name), partial(reads.leave, name)
             stack.enter_context(module.register_forward_pre_hook(enter))
             stack.enter_context(module.register_forward_hook(leave))
         model.eval()
-        try:
-            with reads:
-                model(x)
-        finally:
-            for module, on in training.items():
-                module.training = on
+        with reads:
+            model(x)
     return _chains(parts, reads)
 
 

@@ -37,7 +37,7 @@ from spikeformer_lt.layers.neuron import (
     make_activation,
     norm_act,
 )
-from spikeformer_lt.layers.subnet import Subnet, SubnetConv2d
+from spikeformer_lt.layers.subnet import EffectiveConv2d, effective_weight
 
 
 @dataclass(frozen=True)
@@ -180,8 +180,7 @@ class _Unit(Firing):
 
     def folded(self) -> Folded:
         synapse = self.synapse
-        own = synapse.effective_weight() if isinstance(synapse, Subnet) else synapse.weight
-        weight, bias = own.detach().double(), synapse.bias
+        weight, bias = effective_weight(synapse).double(), synapse.bias
         shift = weight.new_zeros(len(weight)) if bias is None else bias.detach().double()
         if self.norm is not None:
             scale, offset = affine(self.norm)
@@ -279,20 +278,20 @@ _SIZE_KEEPING = ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros")
 def conv_rows(rows: Tensor, conv: nn.Conv2d) -> Tensor | None:
     """``conv`` of rows ``[T, B, H, W, C]`` by the Winograd kernel; None if it does not apply.
 
-    It applies to a 3x3 convolution that keeps the size of its maps, plain or a subnet, without
-    hooks and outside of graphs and autocast.
+    It applies to a 3x3 convolution that keeps the size of its maps, plain, balanced or a subnet,
+    without hooks and outside of graphs and autocast.
     """
     sizes = (conv.kernel_size, conv.stride, conv.padding, conv.dilation)
     geometry = (*sizes, conv.groups, conv.padding_mode)
-    subnet = type(conv) is SubnetConv2d
-    if geometry != _SIZE_KEEPING or rows.dim() != 5 or not (subnet or type(conv) is nn.Conv2d):
+    own = isinstance(conv, EffectiveConv2d)
+    if geometry != _SIZE_KEEPING or rows.dim() != 5 or not (own or type(conv) is nn.Conv2d):
         return None
     if autocasts(rows) or hooked(conv):
         return None
     takes = dispatch.compiles if torch.compiler.is_compiling() else dispatch.takes_conv
-    if subnet and not takes(rows, conv.weight):
+    if own and not takes(rows, conv.weight):
         return None
-    weight = conv.effective_weight() if isinstance(conv, SubnetConv2d) else conv.weight
+    weight = conv.effective_weight() if isinstance(conv, EffectiveConv2d) else conv.weight
     out, kept = None, getattr(weight, "kept", None)
     if kept is not None and dispatch.takes_conv(rows, weight):
         out = dispatch.sparse(rows, weight, None, kept, F.linear)

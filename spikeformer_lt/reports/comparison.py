@@ -29,13 +29,7 @@ from spikeformer_lt.reports.energy import (
 from spikeformer_lt.reports.finished import FinishedRun
 from spikeformer_lt.reports.page import Table, markdown_table, write_csv, write_page
 from spikeformer_lt.reports.run_page import FACTS, fact, interval_of, made_by, notices_of, number_at
-from spikeformer_lt.reports.statistics import (
-    Interval,
-    Outcome,
-    accuracy_interval,
-    contrast,
-    holm,
-)
+from spikeformer_lt.reports.statistics import Interval, Outcome, accuracy_interval, contrast, holm
 from spikeformer_lt.ticket import Ticket
 from spikeformer_lt.training.evaluate import PREDICTIONS, read_predictions
 from spikeformer_lt.training.jobs import Job

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +16,16 @@ from torch.nn import functional as F
 from spikeformer_lt.adapted import Adapted
 from spikeformer_lt.export.file import binary_gains
 from spikeformer_lt.layers.attention import SpikingAttention
+from spikeformer_lt.layers.inputs import kept_modes
 from spikeformer_lt.layers.patches import patches_of, selections
 from spikeformer_lt.layers.stems import stem_of
-from spikeformer_lt.layers.subnet import Subnet
+from spikeformer_lt.layers.subnet import effective_weight
 from spikeformer_lt.training.monitor import FiringWatch
 
 MAC_PJ, AC_PJ = 4.6, 0.9
 """Energy of a 32-bit multiply-accumulate and accumulate at 45 nm, pJ (Horowitz, ISSCC 2014)."""
+LEDGER_IMAGES = 256
+"""Test images that firing rates, operations and the purity audit are measured on."""
 KINDS = ("{0,1}", "{-1,0,1}", "integers", "real")
 TABLE = ("macs", "macs_t_fold", "macs_dense", "sops", "macs_nonspiking", "events")
 Counted = nn.Conv2d | nn.Linear
@@ -157,12 +160,6 @@ def kind_of(x: Tensor) -> str:
     return "{-1,0,1}" if low >= -1 and high <= 1 else "integers"
 
 
-def effective_weight(layer: nn.Module) -> Tensor:
-    """The weight as it enters the multiplication: masked and, where it is so, binary."""
-    weight: Any = layer.effective_weight() if isinstance(layer, Subnet) else layer.weight
-    return cast(Tensor, weight.detach())
-
-
 def stem_layers(model: nn.Module) -> list[nn.Module]:
     """Convolutions and linear maps of a model's stem; empty without a stem."""
     stem = stem_of(model)
@@ -182,9 +179,7 @@ def count_operations(model: nn.Module, batches: Iterable[Tensor], T: int) -> Ope
     T x firing rate x FLOPs is its mean-field form for dense weights.
     """
     total = Operations(T)
-    with _Hooks(model, total) as hooks, FiringWatch(model, always=True) as watch:
-        for module in model.modules():
-            hooks.callback(setattr, module, "training", module.training)
+    with _Hooks(model, total), FiringWatch(model, always=True) as watch, kept_modes(model):
         model.eval()
         for images in batches:
             total.static = images.ndim == 4

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeformer_lt.errors import DataError
+from spikeformer_lt.layers.inputs import kept_modes
 from spikeformer_lt.layers.patches import patches_of
 from spikeformer_lt.layers.stems import stem_of
 from spikeformer_lt.training.monitor import spiking_layers
@@ -79,10 +80,8 @@ def recording(model: nn.Module, membranes: Sequence[str] = ()) -> Iterator[Probe
 @torch.no_grad()
 def run_probe(model: nn.Module, inputs: Tensor, membranes: Sequence[str] = ()) -> Probe:
     """Run a batch in eval mode and record it; arguments as `recording`."""
-    training = model.training
-    with recording(model.eval(), membranes) as found:
+    with kept_modes(model), recording(model.eval(), membranes) as found:
         model(inputs)
-    model.train(training)
     return found
 
 

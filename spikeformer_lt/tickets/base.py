@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, is_dataclass, replace
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -16,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from spikeformer_lt.adapted import PRUNABLE
 from spikeformer_lt.errors import ConfigError, TicketError
 from spikeformer_lt.layers.neuron import reset_state
-from spikeformer_lt.layers.patches import selections
+from spikeformer_lt.layers.patches import Selection
 from spikeformer_lt.mask import SCOPES, Mask, check_floor
 from spikeformer_lt.rng import isolated_rng, seed_for
 from spikeformer_lt.runtime import moved
@@ -37,7 +36,7 @@ def prunable(model: nn.Module, prune: Any) -> dict[str, Tensor]:
     Weights that are frozen beside others that train, as of a random attention, are left alone, and
     those of selectors before blocks.
     """
-    chosen = {m for select in selections(model) for m in select.modules()}
+    chosen = {m for s in model.modules() if isinstance(s, Selection) for m in s.modules()}
     layers = {n: m for n, m in model.named_modules() if isinstance(m, PRUNABLE) and m not in chosen}
     linears = [n for n, m in layers.items() if isinstance(m, nn.Linear)]
     spared = [] if prune.head else linears[-1:]
@@ -90,7 +89,8 @@ class Search:
     @staticmethod
     def resolved(config: Any) -> Any:
         """The configuration that runs: with what its preset fixes, in PRESETS of its class."""
-        return presets.resolved(config)
+        usual = getattr(config, "preset", "default") == "default"
+        return config if usual else presets.resolved(config)
 
     def find(self, model: nn.Module, fit: Fit) -> Ticket:
         """Find a ticket; `model` ends holding its weights, plain and ready to train.
@@ -237,17 +237,6 @@ def with_phase(ticket: Ticket, result: FitResult, **about: Any) -> Ticket:
 def noted(ticket: Ticket, **about: Any) -> Ticket:
     """The ticket with more provenance."""
     return replace(ticket, provenance={**ticket.provenance, **about})
-
-
-@contextmanager
-def kept_modes(model: nn.Module) -> Iterator[None]:
-    """Give every module its training mode back after the block."""
-    modes = {module: module.training for module in model.modules()}
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def deviations(config: Any) -> list[str]:

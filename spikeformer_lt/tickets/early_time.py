@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spikeformer_lt.errors import ConfigError
+from spikeformer_lt.layers.inputs import kept_modes
 from spikeformer_lt.registry import create_search, register_search
 from spikeformer_lt.ticket import Ticket
-from spikeformer_lt.tickets.base import Batch, Search, kept_modes, noted, snapshot
+from spikeformer_lt.tickets.base import Batch, Search, noted, snapshot
 from spikeformer_lt.tickets.configs import EarlyTimeConfig
 from spikeformer_lt.tickets.presets import preset_optim
 from spikeformer_lt.training.phase import Fit, Phase

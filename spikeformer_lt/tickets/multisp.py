@@ -23,21 +23,8 @@ from spikeformer_lt.mask import Mask, select
 from spikeformer_lt.registry import register_search
 from spikeformer_lt.rng import seed_for, seeded
 from spikeformer_lt.ticket import Ticket, finished_folder
-from spikeformer_lt.tickets.base import (
-    Batch,
-    Search,
-    asked_for,
-    control,
-    deviations,
-    fresh_weights,
-    noted,
-    snapshot,
-)
-from spikeformer_lt.tickets.configs import (
-    JointConfig,
-    MultiSpConfig,
-    SparseTrainingConfig,
-)
+from spikeformer_lt.tickets import base, surgery
+from spikeformer_lt.tickets.configs import JointConfig, MultiSpConfig, SparseTrainingConfig
 from spikeformer_lt.tickets.imp import Imp
 from spikeformer_lt.tickets.levels import (
     MOVING,
@@ -48,14 +35,6 @@ from spikeformer_lt.tickets.levels import (
 )
 from spikeformer_lt.tickets.one_shot import random_mask
 from spikeformer_lt.tickets.sparse_training import Rewiring, SparseTraining
-from spikeformer_lt.tickets.surgery import (
-    apply_surgery,
-    check_patches,
-    known_config,
-    new_score,
-    set_activation,
-    set_patches,
-)
 from spikeformer_lt.training.options import OptimConfig
 from spikeformer_lt.training.phase import Fit, Masked, Phase, Progress
 from spikeformer_lt.training.ranks import from_first
@@ -215,7 +194,7 @@ LITERAL_SCORES = OptimConfig(
 
 
 @register_search("multisp", MultiSpConfig)
-class MultiSp(Search):
+class MultiSp(base.Search):
     """Finds a MultiSp ticket.
 
     The model must have a stem, and for level 1 ``patch``; ``T``, ``num_classes``, ``time_first``.
@@ -225,7 +204,7 @@ class MultiSp(Search):
 
     trained = True
 
-    def __init__(self, config: Any = None, seed: int = 0, batch: Batch | None = None) -> None:
+    def __init__(self, config: Any = None, seed: int = 0, batch: base.Batch | None = None) -> None:
         super().__init__(config, seed, batch)
         self.trained = True  # it trains a control itself
 
@@ -246,7 +225,7 @@ class MultiSp(Search):
                 f"MultiSp needs a model with a stem; {model._get_name()} has none: "
                 "give --model.name of a spiking transformer, or use another search"
             )
-        check_patches(model, self.config.patches)
+        surgery.check_patches(model, self.config.patches)
         if self.config.ticket:
             self._opened(model)
 
@@ -268,7 +247,7 @@ class MultiSp(Search):
             self._fit(fit, model, Phase("dense", config.dense_epochs))
             if config.distill:
                 teacher = copy.deepcopy(model).requires_grad_(False)
-        set_activation(model, config.activation)
+        surgery.set_activation(model, config.activation)
         final = Phase(config.schedule, config.epochs, teacher=teacher, distill=config.distill)
         getattr(self, f"_{config.schedule}")(model, fit, final)
         if any(True for _ in subnet.subnets(model)):
@@ -278,10 +257,10 @@ class MultiSp(Search):
         return self._mask or _all_kept(model)
 
     def _ticket(self, model: nn.Module, mask: Mask) -> Ticket:
-        self.start, phases = snapshot(model), [asdict(result) for result in self.results]
+        self.start, phases = base.snapshot(model), [asdict(result) for result in self.results]
         about = {"search": self.name, "config": asdict(self.config), "phases": phases}
         about |= {"control": self.control, "mask_sha256": mask.sha256, **self._origin}
-        about["deviations"] = deviations(self.config)
+        about["deviations"] = base.deviations(self.config)
         return Ticket(mask, dict(self.start), about)
 
     def _asked(self, mask: Mask) -> int | None:
@@ -289,7 +268,7 @@ class MultiSp(Search):
         for level, inside in ((self.config.weights, True), (self.config.encoder, False)):
             part = {name: m for name, m in mask.items() if (name in self._level2) == inside}
             if part and getattr(level, "method", "") != "off":
-                asked += asked_for(Mask(part), level.sparsity, level.scope)
+                asked += base.asked_for(Mask(part), level.sparsity, level.scope)
         return asked
 
     def _opened(self, model: nn.Module) -> Ticket:
@@ -312,8 +291,9 @@ class MultiSp(Search):
         levels: dict[str, type] = {"weights": WeightConfig, "activation": ActivationConfig}
         if "encoder" in about.get("config", {}):  # a ticket of an earlier version has none
             levels["encoder"] = EncoderConfig
-        own = {n: known_config(cls, about.get("config"), n) for n, cls in levels.items()}
-        own["patches"] = known_config(PatchConfig, about.get("config"), "patches", ties="index")
+        stored, config = surgery.known_config, about.get("config")
+        own = {n: stored(cls, config, n) for n, cls in levels.items()}
+        own["patches"] = stored(PatchConfig, config, "patches", ties="index")
         own["weights"] = weights = replace(own["weights"], ramp_epochs=0.0)
         own["encoder"] = encoder = replace(own.get("encoder", EncoderConfig()), ramp_epochs=0.0)
         self.config = replace(self.config, **own)
@@ -321,16 +301,16 @@ class MultiSp(Search):
         stem, sparse, mask = stem_of(model), weights.method != "off", found.mask
         drawn = seed_for(self.seed, "multisp control")
         if kind == "fresh":
-            model.load_state_dict(fresh_weights(model, drawn))
+            model.load_state_dict(base.fresh_weights(model, drawn))
         with seeded(drawn) if kind == "fresh" else self._seeded("scores"):
             if sparse:
                 install_subnets(stem, weights)  # draws start weights as the search did
-        start = {key: value for key, value in snapshot(model).items() if key in self.start}
+        start = {key: value for key, value in base.snapshot(model).items() if key in self.start}
         collapse(model)
         if kind in ("random", "shuffle"):
-            mask, start = control(kind, mask, start, model, drawn)
+            mask, start = base.control(kind, mask, start, model, drawn)
         model.load_state_dict(start)
-        apply_surgery(model, found)
+        surgery.apply_surgery(model, found)
         selector = {key: value for key, value in found.tensors.items() if key not in start}
         model.load_state_dict(selector, strict=False)
         if sparse:
@@ -428,8 +408,8 @@ class MultiSp(Search):
             return
         with self._seeded("selector"):
             if patches.mode != "remove":
-                return set_patches(model, patches)
-            score = new_score(model, patches)
+                return surgery.set_patches(model, patches)
+            score = surgery.new_score(model, patches)
         if isinstance(score, Attention):
             probe = SelectorProbe(model, score)
             wanted = {p: p.requires_grad for p in probe.stem.parameters()}
@@ -439,7 +419,7 @@ class MultiSp(Search):
             for parameter, needs in wanted.items():
                 parameter.requires_grad_(needs)
             score.requires_grad_(False)
-        set_patches(model, patches, score)
+        surgery.set_patches(model, patches, score)
 
     def _seeded(self, what: str) -> AbstractContextManager[None]:
         return seeded(seed_for(self.seed, "multisp", what))
@@ -484,7 +464,7 @@ def _selector_epochs(patches: Any) -> int:
 
 
 @register_search("joint", JointConfig)
-class Joint(Search):
+class Joint(base.Search):
     """Patches are removed first; every round of weight pruning sees the patches that are left.
 
     The ticket's mask is over the encoder's weights; its provenance has the sparsity of each level.
@@ -502,7 +482,7 @@ class Joint(Search):
             raise ConfigError(
                 f"joint needs a model with patches (a stem); {model._get_name()} has none: use imp"
             )
-        check_patches(model, self.config.patches)
+        surgery.check_patches(model, self.config.patches)
         self.config.imp.prune.weights(model)
 
     def find(self, model: nn.Module, fit: Fit) -> Ticket:
@@ -522,4 +502,4 @@ class Joint(Search):
         phases = [asdict(result) for result in levels.results] + about["phases"]
         seconds = sum(phase["seconds"] for phase in phases)
         own = {"search": self.name, "config": asdict(self.config), "ledger": ledger}
-        return noted(ticket, **own, phases=phases, search_seconds=seconds)
+        return base.noted(ticket, **own, phases=phases, search_seconds=seconds)

@@ -15,11 +15,12 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from spikeformer_lt.errors import ConfigError
+from spikeformer_lt.layers.inputs import kept_modes
 from spikeformer_lt.layers.neuron import LIF, Activation, Relu, foreign_neurons, make_linear
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.registry import register_search
 from spikeformer_lt.rng import seed_for
-from spikeformer_lt.tickets.base import Search, kept_modes, magnitudes, prunable, snapshot
+from spikeformer_lt.tickets.base import Search, magnitudes, prunable, snapshot
 from spikeformer_lt.tickets.configs import (
     GraspConfig,
     MagnitudeConfig,
@@ -237,6 +238,8 @@ def positive_twin(model: nn.Module) -> nn.Module:
                     nn.init.zeros_(child.bias)
             elif isinstance(child, nn.LayerNorm | nn.GroupNorm):
                 setattr(parent, name, nn.Identity())
+            elif hasattr(child, "form"):  # it runs on the weights themselves, not on their signs
+                setattr(child, "effective_weight", partial(getattr, child, "weight"))  # noqa: B010
     for neuron in foreign_neurons(twin).values():
         make_linear(neuron)
     with torch.no_grad():

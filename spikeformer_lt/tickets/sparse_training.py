@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from spikeformer_lt.layers.kernels.dispatch import Kept
 from spikeformer_lt.mask import Mask, keep_largest
 from spikeformer_lt.registry import register_search
-from spikeformer_lt.rng import seed_for
+from spikeformer_lt.rng import generator_for
 from spikeformer_lt.tickets.base import Search, snapshot
 from spikeformer_lt.tickets.configs import SparseTrainingConfig
 from spikeformer_lt.tickets.one_shot import random_mask
@@ -95,8 +95,9 @@ class Rewiring(Rewired):
         for name, kept in mask.items():
             weight = parameters[name]
             if config.grow == "random":
-                generator = torch.Generator().manual_seed(seed_for(self.seed, "grow", update, name))
-                grow = torch.rand(kept.shape, generator=generator)
+                grow = torch.rand(
+                    kept.shape, generator=generator_for(self.seed, "grow", update, name)
+                )
             else:
                 grow = torch.zeros_like(weight) if weight.grad is None else weight.grad.abs()
             out[name] = exchange(weight, kept, int(fraction * int(kept.sum())), grow)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from spikeformer_lt.adapted import at_door
 from spikeformer_lt.config import check, from_dict
 from spikeformer_lt.errors import ConfigError, SpikeformerError, TicketError, shown
-from spikeformer_lt.layers.inputs import SpikingClassifier
+from spikeformer_lt.layers.inputs import SpikingClassifier, kept_modes
 from spikeformer_lt.layers.patches import (
     SCORES,
     PatchScore,
@@ -27,11 +28,12 @@ from spikeformer_lt.layers.patches import (
     make_score,
 )
 from spikeformer_lt.layers.stems import stem_of
+from spikeformer_lt.layers.subnet import effective_weight
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.preprocess import Preprocess
 from spikeformer_lt.registry import create_model
 from spikeformer_lt.ticket import Ticket, compare
-from spikeformer_lt.tickets.base import fresh_weights, kept_modes, snapshot
+from spikeformer_lt.tickets.base import fresh_weights, snapshot
 from spikeformer_lt.tickets.levels import CONTROLS, NORMS, ActivationConfig, PatchConfig
 
 OWN = "module:"  # before the class of a network that a user gave
@@ -202,6 +204,14 @@ def model_from_ticket(
         raise TicketError(f"the ticket does not fit {type(network).__name__}: {error}") from error
     model.preprocess = Preprocess.known(ticket.provenance)  # type: ignore[assignment]
     return model.eval()
+
+
+def in_form(ticket: Ticket, network: nn.Module | None = None) -> Ticket:
+    """The ticket with the weights that its layers run on, where they have a form of their own."""
+    model = model_from_ticket(ticket, copy.deepcopy(network))
+    found = {f"{n}.weight": effective_weight(m).cpu() for n, m in model.named_modules()
+             if hasattr(m, "form")}  # fmt: skip
+    return replace(ticket, tensors={**ticket.tensors, **found}) if found else ticket
 
 
 def _blank(provenance: Mapping[str, Any], args: Mapping[str, Any]) -> Tensor:

@@ -24,7 +24,15 @@ from torch import Tensor, nn
 from spikeformer_lt.bundle import BundleKind, discard, open_bundle, staged
 from spikeformer_lt.config import changes, check
 from spikeformer_lt.disk import dump_json, free_bytes, parse_json, safe_name, write_atomic
-from spikeformer_lt.errors import CheckpointError, ConfigError, NonFiniteError, name_of, near, shown
+from spikeformer_lt.errors import (
+    CheckpointError,
+    ConfigError,
+    NonFiniteError,
+    listed,
+    name_of,
+    near,
+    shown,
+)
 from spikeformer_lt.training.monitor import count_nonfinite
 
 CHECKPOINT = BundleKind(
@@ -34,7 +42,6 @@ CHECKPOINT = BundleKind(
 STATE, LATEST = "state.json", "LATEST"
 MADE_BY = "made_by"  # key of the state: the facts that made a phase
 NUMBER_LIMIT = 10**18
-LISTED = 5  # tensors that a message shows before it counts the rest
 _NAME = re.compile(r"ckpt-(\d{8,18})(?:\.(\d{1,9}))?")
 _STALE = re.compile(rf"\.?(?:ckpt-.+|{LATEST})\.tmp-[0-9a-f]+")
 # State that has its parameter's shape in every optimizer that has it.
@@ -247,10 +254,9 @@ def refuse_misfits(model: nn.Module, tensors: Mapping[str, Tensor], source: str)
     """
     own = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
     if odd := misfits(own, tensors):
-        more = f"; and {len(odd) - LISTED} more" if len(odd) > LISTED else ""
         raise CheckpointError(
-            f"{source} does not fit the model: {'; '.join(odd[:LISTED])}{more}; "
-            "build the model from the config.json beside the checkpoint"
+            f"{source} does not fit the model: {listed(odd, between='; ')}; build the model from "
+            "the config.json beside the checkpoint"
         )
 
 

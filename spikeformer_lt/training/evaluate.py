@@ -16,7 +16,7 @@ from spikeformer_lt.disk import read_tensors, refuse_link, write_tensors
 from spikeformer_lt.errors import CheckpointError, DataError, name_of
 from spikeformer_lt.images.loader import Workers, eval_loader
 from spikeformer_lt.images.splits import Splits
-from spikeformer_lt.layers.inputs import check_values, values_checked
+from spikeformer_lt.layers.inputs import check_values, kept_modes, values_checked
 
 PREDICTIONS = "predictions.safetensors"
 _COLUMNS = {"index": 1, "label": 1, "logits": 2, "predicted": 1}  # name -> dimensions
@@ -45,12 +45,11 @@ def evaluate(
     rank, world = accelerator.process_index, accelerator.num_processes
     how: Any = {"workers": workers, "pin_memory": device.type == "cuda", "kept": kept}
     loader = eval_loader(dataset, batch_size=batch_size, rank=rank, world_size=world, **how)
-    training = [module for module in model.modules() if module.training]
-    model.eval()
     hits = torch.zeros(1, dtype=torch.int64, device=device)  # for each t once T is known
     none = torch.zeros(0, dtype=torch.int64, device=device)
     rows = [(none, none, torch.zeros(0, classes, device=device))]  # indices, labels, mean logits
-    try:
+    with kept_modes(model):
+        model.eval()
         for images, labels, indices in loader:
             check_values(images)  # here, of every model, and where no device waits for it
             labels = labels.to(device)
@@ -60,9 +59,6 @@ def evaluate(
             steps = torch.arange(1, logits.shape[1] + 1, device=device)
             early = logits.cumsum(1) / steps[None, :, None]
             hits = hits + (early.argmax(2) == labels[:, None]).sum(0)
-    finally:
-        for module in training:
-            module.training = True
     index, label, means = (torch.cat(column) for column in zip(*rows, strict=True))
     found = gather_predictions(index, label, means, len(dataset), accelerator)
     hits = accelerator.reduce(hits, "sum") if world > 1 else hits
@@ -70,15 +66,12 @@ def evaluate(
     confusion = torch.bincount(label * classes + found.predicted, minlength=classes**2)
     best = found.logits.topk(min(5, classes), dim=1).indices
     return Metrics(
-        accuracy=found.accuracy,
-        loss=float(F.cross_entropy(found.logits.double(), label)),
-        count=count,
-        correct=int((found.predicted == label).sum()),
+        accuracy=found.accuracy, loss=float(F.cross_entropy(found.logits.double(), label)),
+        count=count, correct=int((found.predicted == label).sum()),
         top5=100 * int((best == label[:, None]).sum()) / count,
         accuracy_at_t=tuple(100 * n / count for n in hits.tolist()),
-        confusion=confusion.view(classes, classes),
-        predictions=found,
-    )
+        confusion=confusion.view(classes, classes), predictions=found,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

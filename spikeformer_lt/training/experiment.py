@@ -33,6 +33,7 @@ from spikeformer_lt.config import (
     given_options,
     to_dict,
 )
+from spikeformer_lt.disk import sha256_of
 from spikeformer_lt.errors import ConfigError, Interrupted, SpikeformerError, TicketError, name_of
 from spikeformer_lt.events.augment import EventAugment
 from spikeformer_lt.images.augment import Augment, Mixing
@@ -42,7 +43,8 @@ from spikeformer_lt.layers.neuron import lif_path
 from spikeformer_lt.registry import create_model
 from spikeformer_lt.rng import isolated_rng, seed_for, seeded
 from spikeformer_lt.runtime import OPENMP, WAITING, memory_bytes
-from spikeformer_lt.ticket import TICKET, Ticket
+from spikeformer_lt.ticket import TICKET, Ticket, finished_folder, start_folder
+from spikeformer_lt.training import ranks
 from spikeformer_lt.training.checkpoint import load_weights, refuse_misfits
 from spikeformer_lt.training.optim import check_optimizer
 from spikeformer_lt.training.options import (
@@ -54,16 +56,6 @@ from spikeformer_lt.training.options import (
     split_options,
     value_at,
     with_value,
-)
-from spikeformer_lt.training.ranks import (
-    StopRequest,
-    digest,
-    gather_peers,
-    launcher_notices,
-    name_lost,
-    on_first,
-    refuse_differences,
-    together,
 )
 from spikeformer_lt.training.run import RunChoice, RunDir, RunLog
 from spikeformer_lt.training.trainer import Trainer
@@ -242,6 +234,15 @@ def origin_of(provenance: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if "divergences" not in name}
 
 
+def begun_from(cfg: Any) -> dict[str, str]:
+    """sha256 of the weights in the folders that options name: what is there may be replaced."""
+    places = {"model.init_from": start_folder, "ticket": start_folder}
+    places |= {"multisp.ticket": finished_folder}
+    named = {path: place(where) for path, place in places.items() if (where := value_at(cfg, path))}
+    files = {path: folder / "model.safetensors" for path, folder in named.items()}
+    return {path: sha256_of(file) for path, file in files.items() if file.is_file()}
+
+
 _OPEN: list[Experiment] = []
 
 
@@ -291,7 +292,7 @@ class Experiment:
         published: Mapping[str, Any] = MappingProxyType({}),
         network: nn.Module | None = None,
     ) -> None:
-        self.search, self.stop, self.network = search, StopRequest(), network
+        self.search, self.stop, self.network = search, ranks.StopRequest(), network
         settled, self.notice, self.taken = settle(cfg, wanted, fallback, small)
         self.cfg, self.deviations = with_published(settled, published, given_options(cfg))
 
@@ -300,27 +301,23 @@ class Experiment:
         check_limits(cfg)
         self._threads = torch.get_num_threads()
         self.accelerator = self._own_accelerator()
-        self.peers = gather_peers()
+        self.peers = ranks.gather_peers()
         self._log = RunLog(None, early=self.accelerator.is_main_process)
         self.stop.__enter__()
         try:
             self.data = load_splits(cfg.data, cfg.model.T, entry_options(cfg, cfg.data.name))
             facts = {name: str(value) for name, value in flat_values(to_dict(cfg))}
             facts |= {"data split": self.data.split_sha256, "torch": str(torch.__version__)}
-            refuse_differences(facts)
+            ranks.refuse_differences(facts)
             self.check()
             identity = {"recipe": type(cfg).__name__, "search": self.search}
-            start = {} if self.network is None else {"weights": digest(self.network.state_dict())}
+            own = self.network
+            start = {} if own is None else {"weights": ranks.digest(own.state_dict())}
+            identity |= {**start, **begun_from(cfg), "split": self.data.split_sha256}
             self.run = RunDir.open(
-                cfg.run.out,
-                cfg,
-                slug=f"{cfg.model.name}-{cfg.data.name}",
-                identity={**identity, **start, "split": self.data.split_sha256},
-                resume=cfg.run.resume,
-                allow=self._allowed(),
-                seed=train.seed,
-                log=self._log,
-            )
+                cfg.run.out, cfg, slug=f"{cfg.model.name}-{cfg.data.name}", identity=identity,
+                resume=cfg.run.resume, allow=self._allowed(), seed=train.seed, log=self._log,
+            )  # fmt: skip
             augment, mixing = augmentation(cfg.data, self.data)
             names = ("data", "model", "train", cfg.data.name, cfg.model.name)
             groups = {name: to_dict(getattr(cfg, name)) for name in names if hasattr(cfg, name)}
@@ -349,7 +346,7 @@ class Experiment:
                 self.run.abandon()  # what has no checkpoint blocks no path
             self.run.close()
         self._log.close()
-        name_lost(self.peers, error, self.cfg.train.timeout_s)
+        ranks.name_lost(self.peers, error, self.cfg.train.timeout_s)
 
     def check(self) -> nn.Module:
         """Check network, batches and memory against data and machine, before anything is made.
@@ -447,7 +444,7 @@ class Experiment:
         train, state = self.cfg.train, AcceleratorState._shared_state
         wanted = {"cpu": train.cpu, "mixed_precision": train.mixed_precision}
         if state and {name: state.get(f"_{name}") for name in wanted} != wanted:
-            if _OPEN or together():
+            if _OPEN or ranks.together():
                 raise ConfigError(
                     f"another run of this process has other values than train.cpu={train.cpu} and "
                     f"train.mixed_precision={train.mixed_precision}: close it first, or start "
@@ -510,9 +507,9 @@ class Experiment:
         provenance["fingerprint"] = hashlib.sha256(made.encode()).hexdigest()
         self._refuse_another(provenance)
         ticket = Ticket(ticket.mask, ticket.tensors, provenance)
-        found = {"mask": ticket.mask.sha256, "weights": digest(ticket.tensors)}
-        refuse_differences({f"the ticket's {name}": value for name, value in found.items()})
-        on_first(lambda: ticket.save(self.run.path / "ticket", overwrite=True))
+        found = {"mask": ticket.mask.sha256, "weights": ranks.digest(ticket.tensors)}
+        ranks.refuse_differences({f"the ticket's {name}": value for name, value in found.items()})
+        ranks.on_first(lambda: ticket.save(self.run.path / "ticket", overwrite=True))
         return ticket
 
     def _refuse_another(self, provenance: dict[str, Any]) -> None:
@@ -534,7 +531,7 @@ class Experiment:
         if not trainer.main:
             return
         log.info("***** %s *****", self.run.run_id)
-        notices = launcher_notices(trainer.world, train.mixed_precision, train.accumulate)
+        notices = ranks.launcher_notices(trainer.world, train.mixed_precision, train.accumulate)
         for line in filter(None, [self.notice, *notices]):
             log.warning("NOTICE: %s", line)
         sizes = f"{len(data.train)} train, {len(data.val)} val, {len(data.test)} test"

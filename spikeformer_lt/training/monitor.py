@@ -11,6 +11,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,10 +19,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from spikeformer_lt.config import check
-from spikeformer_lt.errors import NonFiniteError, shown
+from spikeformer_lt.errors import NonFiniteError, listed, shown
+from spikeformer_lt.layers.inputs import kept_modes
 from spikeformer_lt.layers.neuron import reset_state
 from spikeformer_lt.layers.patches import kept_count, selections
 from spikeformer_lt.layers.subnet import SubnetConv2d
@@ -88,11 +89,9 @@ class NonFiniteGuard:
             return False
         bad = (~torch.isfinite(images.detach().flatten(1))).any(1).tolist()
         rows = [int(index) for index, odd in zip(indices, bad, strict=True) if odd]
-        listed = ", ".join(map(str, rows[:SAMPLES]))
-        more = f" and {len(rows) - SAMPLES} more" if len(rows) > SAMPLES else ""
         self._batch_fault = (
             f"{count} of {images.numel()} input values in {len(rows)} of {len(images)} images "
-            f"(samples of the data set: {listed}{more})"
+            f"(samples of the data set: {listed(map(str, rows), SAMPLES)})"
         )
         return True
 
@@ -228,35 +227,24 @@ def spiking_layers(model: nn.Module) -> dict[str, nn.Module]:
     return found
 
 
-class FiringWatch:
+class FiringWatch(ExitStack):
     """Sums the spikes of each of the `spiking_layers` of a network that is in no wrapper.
 
     Only forwards while it is in train mode count, unless `always`, so that a validation amid an
-    epoch leaves no trace. On a GPU nothing waits for the device before a rate is asked for.
+    epoch leaves no trace. On a GPU nothing waits for the device before a rate is asked for. `close`
+    takes the hooks off; rates can still be read.
     """
 
     def __init__(self, model: nn.Module, always: bool = False) -> None:
+        super().__init__()
         self._model, self._always = model, always
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
-        self._handles: list[RemovableHandle] = []
         for name, module in spiking_layers(model).items():
             hook = partial(self._count, name)
             # Who computes a layer by a fused kernel may call this with the output alone.
             hook.observes_output = True  # type: ignore[attr-defined]
-            self._handles.append(module.register_forward_hook(hook))
-
-    def __enter__(self) -> FiringWatch:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Take the hooks off the model; rates can still be read."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+            self.callback(module.register_forward_hook(hook).remove)
 
     @torch.no_grad()
     def _count(self, name: str, module: nn.Module, inputs: object, output: Any) -> None:
@@ -285,8 +273,7 @@ class FiringWatch:
         full = [name for name, rate in rates.items() if rate >= 1.0 - ROUNDING]
         parts = []
         for what, of in (("never fired", dead), ("fired at every step", full)):
-            more = f" and {len(of) - LISTED} more" if len(of) > LISTED else ""
-            parts += [f"{len(of)} {what}: {', '.join(of[:LISTED])}{more}"] * bool(of)
+            parts += [f"{len(of)} {what}: {listed(of, LISTED)}"] * bool(of)
         if parts:
             log.warning(
                 "epoch %d: of %d spiking layers, %s; no information passes there: look at the "
@@ -323,7 +310,7 @@ def merged(states: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, list[fl
 
 
 @dataclass(eq=False)
-class EpochProgress:
+class EpochProgress(AbstractContextManager["EpochProgress"]):
     """Shows steps, images/s, ETA of the whole run, loss, sparsity and mean firing rate.
 
     `steps` and `rest` are optimizer steps of this epoch and of the run after it; only one rank
@@ -344,9 +331,6 @@ class EpochProgress:
             from tqdm import tqdm
 
             self.bar = tqdm(total=self.steps, desc=self.title, unit="step", leave=False)
-
-    def __enter__(self) -> EpochProgress:
-        return self
 
     def __exit__(self, *error: object) -> None:
         if self.bar is not None:
@@ -399,7 +383,6 @@ def estimate_step(model: nn.Module, images: Tensor, batch_size: int) -> Estimate
     The model, which has no gradients yet, and the random streams are left as they were.
     """
     buffers = {name: value.detach().clone() for name, value in model.named_buffers()}
-    training = {module: module.training for module in model.modules()}
     seen: dict[int, int] = {}
 
     def wait() -> None:
@@ -412,7 +395,7 @@ def estimate_step(model: nn.Module, images: Tensor, batch_size: int) -> Estimate
         return tensor
 
     try:
-        with isolated_rng(0):
+        with isolated_rng(0), kept_modes(model):
             model.train()
             model(images).float().mean().backward()  # warm-up: kernels compile here
             wait()
@@ -424,8 +407,6 @@ def estimate_step(model: nn.Module, images: Tensor, batch_size: int) -> Estimate
             seconds = time.perf_counter() - start
     finally:
         model.zero_grad(set_to_none=True)
-        for module, mode in training.items():
-            module.training = mode
         with torch.no_grad():
             for name, value in model.named_buffers():
                 value.copy_(buffers[name])

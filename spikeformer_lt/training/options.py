@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 from spikeformer_lt.config import check, check_fields, flat_values
 from spikeformer_lt.disk import read_tensors
 from spikeformer_lt.errors import ConfigError, DataError, shown
-from spikeformer_lt.events.frame import EventOptions
+from spikeformer_lt.events.frame import EventChoices, EventOptions
 from spikeformer_lt.registry import create_dataset, dataset_factory
 from spikeformer_lt.splits import Splits
 
@@ -29,11 +29,7 @@ _FORM = re.compile(r"(?:([0-9]{1,12})ep)?(?:([0-9]{1,12})it)?")
 
 @dataclass(frozen=True, init=False)
 class Step:
-    """So many epochs and then so many iterations (optimizer steps), integers of 0 or more.
-
-    Two steps compare by their count of iterations. Where the answer depends on how many iterations
-    an epoch has ("1ep50it" against "2ep"), a comparison raises and `iterations` is to be used.
-    """
+    """So many epochs and then so many iterations (optimizer steps), integers of 0 or more."""
 
     epochs: int
     extra: int
@@ -65,22 +61,6 @@ class Step:
         if steps_per_epoch < 1:
             raise ConfigError(f"steps_per_epoch={steps_per_epoch} is not allowed: 1 or more")
         return self.epochs * steps_per_epoch + self.extra
-
-    def __le__(self, other: Step) -> bool:
-        if not isinstance(other, Step):
-            raise TypeError("a Step compares with a Step only; read a text with Step.parse")
-        epochs, extra = other.epochs - self.epochs, other.extra - self.extra
-        if epochs >= 0 and epochs + extra >= 0:
-            return True
-        if epochs <= 0 and epochs + extra < 0:
-            return False
-        raise ConfigError(
-            f"which of '{self}' and '{other}' comes first depends on the iterations in an epoch; "
-            "compare step.iterations(steps_per_epoch)"
-        )
-
-    def __gt__(self, other: Step) -> bool:
-        return not self <= other
 
 
 @dataclass(frozen=True)
@@ -138,7 +118,7 @@ MOST_WORKERS = 4 * MOST_THREADS
 
 # Options of a data set that a ticket must repeat to meet its own splits again.
 SPLIT_OPTIONS = ("root", "image_size", "limit_train", "limit_test")
-EVENT_OPTIONS = tuple(f.name for f in fields(EventOptions) if f.name != "T")
+EVENT_OPTIONS = tuple(f.name for f in fields(EventChoices))
 
 
 MOVING: dict[str, dict[str, Any]] = {"moving_digits": {}, "moving_gestures": {"multisp.epochs": 60}}
@@ -165,7 +145,8 @@ class DataConfig:
     """Which images, and what training does to them."""
 
     name: str = "auto"
-    """A registered data set; auto takes cifar10 where it is on disk, else the embedded digits."""
+    """A data set of `spikeformer-lt ls datasets`; auto takes cifar10 where it is on disk, else the
+    embedded digits."""
     root: str = "data"
     """Folder that holds the data set's published files."""
     download: bool = False
@@ -198,7 +179,7 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class EventDataConfig(DataConfig):
+class EventDataConfig(EventChoices, DataConfig):
     """Which recordings, how they become frames, and what training does to them.
 
     Frames are as many as the model has time steps: ``model.T``.
@@ -207,36 +188,6 @@ class EventDataConfig(DataConfig):
     augment: str = "auto"
     """auto (the data set's usual), none, spikformer_dvs, wide_dvs, tet_dvs, event_drop or
     moving_digits."""
-    by: str = EventOptions.by
-    """n_event_bins (equal counts), n_time_bins (equal times) or time_window (window_us each)."""
-    window_us: int | None = EventOptions.window_us
-    """Length of a frame in microseconds, for by=time_window."""
-    values: str = EventOptions.values
-    """counts, or binary: 1 where at least one event fell."""
-    bad_events: str = EventOptions.bad_events
-    """error, drop, or count (keep what can be kept) for events off the sensor and the like."""
-    empty: str = EventOptions.empty
-    """error, zero or skip for recordings with no event, or with all events at one time."""
-    incomplete: str = EventOptions.incomplete
-    """error or report if recordings of the published set are missing."""
-    cache: str = EventOptions.cache
-    """Folder for frames that were made once; auto is .frames in the root, none keeps none."""
-    shuffle_time: bool = EventOptions.shuffle_time
-    """Put the frames of each recording in an order of their own: a control, in which only what does
-    not need the order of time can be learned."""
-    split_file: str | None = EventOptions.split_file
-    """JSON file of the split: read where it is, written where it is not."""
-    unit: str | None = EventOptions.unit
-    """Unit of times in npy, npz and HDF5 files, us, ms or s (a field t_us is in us); None is the
-    set's own."""
-    columns: str | None = EventOptions.columns
-    """Order of the columns of plain npy arrays, such as x,y,p,t; None is the set's own."""
-    sensor: str | None = EventOptions.sensor
-    """Rows and columns of the camera, such as 128x128; None is the set's own."""
-    polarity: str = EventOptions.polarity
-    """signed if polarities are -1 and 1, binary if they are 0 and 1; auto is the set's own."""
-    transform: str = EventOptions.transform
-    """Transforms of tonic that every recording passes, such as "Denoise(filter_time=10000)"."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -245,10 +196,10 @@ class EventDataConfig(DataConfig):
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Which network; a size left at None is the named model's own."""
+    """Which network; None is the named model's own."""
 
     name: str = "spikformer_cifar"
-    """A registered model."""
+    """A registered model, of `spikeformer-lt ls models`."""
     init_from: str = ""
     """Start from the weights in this folder: a converted checkpoint, a ticket or a run with one."""
     T: int = 4
@@ -354,12 +305,8 @@ class BudgetConfig:
     def __post_init__(self) -> None:
         check_fields(self, "budget.", bytes=0, sops=0, energy=0, ms=0, tries=1)
         named = [name for name in ("bytes", "sops", "energy", "ms") if getattr(self, name)]
-        check(
-            len(named) < 2,
-            f"budget.{named[-1] if named else ''}",
-            "set",
-            f"alone, and {named[:1]} is",
-        )
+        last = named[-1] if named else ""
+        check(len(named) < 2, f"budget.{last}", "set", f"alone, and {named[:1]} is")
 
     @property
     def asked(self) -> tuple[str, float]:

@@ -25,7 +25,7 @@ from typing import IO, Any
 
 import torch
 
-from spikeformer_lt import runtime
+from spikeformer_lt import disk, runtime
 from spikeformer_lt.bundle import sweep
 from spikeformer_lt.config import (
     changes,
@@ -37,14 +37,6 @@ from spikeformer_lt.config import (
     to_dict,
 )
 from spikeformer_lt.config import run_id as name_run
-from spikeformer_lt.disk import (
-    csv_cell,
-    dump_json,
-    read_record,
-    refuse_link,
-    safe_name,
-    write_atomic,
-)
 from spikeformer_lt.errors import ConfigError, DataError, SpikeformerError, name_of, near, shown
 from spikeformer_lt.training.ranks import together
 
@@ -157,9 +149,10 @@ class RunDir(contextlib.AbstractContextManager["RunDir"]):
                 f"cannot make the run directory {name_of(fault.filename or path)}: "
                 f"{fault.strerror or fault}; choose another --run.out"
             ) from None
+        begins = not (resumed or holds_run(folder))
         try:
             sweep(folder)
-            if holds_run(folder) and not resumed:
+            if not begins and not resumed:
                 raise ConfigError(f"{name_of(path)}: another process has just begun a run there")
             env = runtime.describe_environment(seed, world_size) | {IDENTITY: dict(choice.identity)}
             changed = run._compare(choice, env) if resumed else []
@@ -172,7 +165,7 @@ class RunDir(contextlib.AbstractContextManager["RunDir"]):
             run._log = log_ or RunLog(None)
             run._log.open(folder / LOG)
         except BaseException:
-            run.close()
+            (run.abandon if begins else run.close)()
             raise
         for line in changed:
             log.warning("resumed with a change: %s", line)
@@ -182,7 +175,7 @@ class RunDir(contextlib.AbstractContextManager["RunDir"]):
         """Refuse a change that is not allowed, note the others in `env`, and return them."""
         kinds = {CHANGED: "list", IDENTITY: "names", WORLD: "whole", "versions": "names"}
         there = (path := self.path / ENV).exists()
-        old = read_record(path, kinds, ConfigError) if there else {}
+        old = disk.read_record(path, kinds, ConfigError) if there else {}
         before, changed = old.pop(CHANGED, None) or [], choice.changes(self.path)
         identity = old.pop(IDENTITY, None) or {}
         if another := changes(identity, {**identity, **env[IDENTITY]}) if identity else []:
@@ -256,15 +249,14 @@ class RunDir(contextlib.AbstractContextManager["RunDir"]):
     def _settle(self) -> None:
         """Make an allowed change of configuration the run's own."""
         if self._changed is not None:
-            config, env = self._changed
-            self._changed = None
+            (config, env), self._changed = self._changed, None
             save_config(config, self.path / CONFIG)
             self._write_json(ENV, env)
 
     def _write_json(self, name: str, value: Mapping[str, Any], what: str = "env") -> None:
-        text = dump_json(dict(value), what, ConfigError, indent=2)
+        text = disk.dump_json(dict(value), what, ConfigError, indent=2)
         if self.writer:
-            write_atomic(self.path / safe_name(name), f"{text}\n".encode(), ConfigError)
+            disk.write_atomic(self.path / disk.safe_name(name), f"{text}\n".encode(), ConfigError)
 
     def _table(self, name: str) -> Summary:
         if name not in self._tables:
@@ -352,7 +344,8 @@ class RunChoice:
 
     def changes(self, folder: Path) -> list[str]:
         """List where the run in `folder` differs: "field: old -> new", but for the group `run`."""
-        old = load_config(type(self.config), folder / CONFIG)
+        hint = "; only a run of the same recipe and search goes on: choose another --run.out"
+        old = load_config(type(self.config), folder / CONFIG, hint)
         return [line for line in differences(old, self.config) if not _within(line, OWN)]
 
     def _resumed_path(self, path: str) -> Path:
@@ -375,8 +368,7 @@ class RunChoice:
         pattern = re.compile(rf"{re.escape(self.run_id)}(?:-(\d{{1,6}}))?")
         names = os.listdir(self.root) if self.root.is_dir() else []
         matches = [m for m in map(pattern.fullmatch, names) if m and holds_run(self.root / m[0])]
-        matches.sort(key=lambda match: int(match[1] or 1), reverse=True)
-        return [self.root / match[0] for match in matches]
+        return [self.root / m[0] for m in sorted(matches, key=lambda m: -int(m[1] or 1))]
 
 
 def _within(line: str, names: Sequence[str]) -> bool:
@@ -387,7 +379,7 @@ def _within(line: str, names: Sequence[str]) -> bool:
 
 def read_report(path: Path, error: type[SpikeformerError] = DataError) -> dict[str, Any]:
     """Read a ``report.json``; an `error` names a field of another type than we write."""
-    return read_record(path, REPORT, error)
+    return disk.read_record(path, REPORT, error)
 
 
 def _refuse_foreign(folder: Path) -> None:
@@ -417,7 +409,7 @@ def take_lock(folder: Path) -> IO[bytes] | None:
         import fcntl
     except ImportError:  # Windows
         return None
-    refuse_link(folder / LOCK, ConfigError)
+    disk.refuse_link(folder / LOCK, ConfigError)
     file = open(folder / LOCK, "a+b")  # noqa: SIM115 - open as long as the lock is held
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -431,9 +423,9 @@ def take_lock(folder: Path) -> IO[bytes] | None:
             f"{name_of(folder)} is in use by process {owner}; wait for it, stop it, or choose "
             "another run directory"
         ) from None
-    file.truncate(0)
-    file.write(f"{os.getpid()}\n".encode())
-    file.flush()
+    with contextlib.suppress(OSError):  # on a full disk nobody is told who has it
+        os.truncate(file.fileno(), 0)
+        os.write(file.fileno(), f"{os.getpid()}\n".encode())
     return file
 
 
@@ -577,7 +569,7 @@ class Summary:
         """Add a row, column -> number, text or None (an empty cell), and write the file."""
         # The repr of a NumPy or torch scalar is no number.
         plain = {k: v.item() if callable(getattr(v, "item", None)) else v for k, v in row.items()}
-        cells = {csv_cell(name): csv_cell(value) for name, value in plain.items()}
+        cells = {disk.csv_cell(name): disk.csv_cell(value) for name, value in plain.items()}
         self._header += [name for name in cells if name not in self._header]
         self._rows.append([cells.get(name, "") for name in self._header])
         self._write()
@@ -597,4 +589,4 @@ class Summary:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(self._header)
         writer.writerows(row + [""] * (len(self._header) - len(row)) for row in self._rows)
-        write_atomic(self.path, text.getvalue().encode("utf-8"), ConfigError)
+        disk.write_atomic(self.path, text.getvalue().encode("utf-8"), ConfigError)

@@ -28,15 +28,7 @@ from spikeformer_lt.layers.patches import penalties
 from spikeformer_lt.layers.units import set_recompute
 from spikeformer_lt.rng import STREAM, seed_for
 from spikeformer_lt.runtime import keep_heap, threads_chosen
-from spikeformer_lt.training.checkpoint import (
-    MADE_BY,
-    Checkpoint,
-    CheckpointStore,
-    flatten_optimizer,
-    load_weights,
-    refuse_another,
-    restore_optimizer,
-)
+from spikeformer_lt.training import checkpoint
 from spikeformer_lt.training.evaluate import Metrics, evaluate
 from spikeformer_lt.training.monitor import (
     EpochProgress,
@@ -113,18 +105,20 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in model.state_dict().items()}
 
 
-def save_position(run: PhaseRun, store: CheckpointStore, ranks: Sequence[Any] = ()) -> None:
+def save_position(
+    run: PhaseRun, store: checkpoint.CheckpointStore, ranks: Sequence[Any] = ()
+) -> None:
     """Publish a checkpoint whose number grows through all phases of the run.
 
     `ranks` has what each rank counted in this epoch: loss, right answers, images, firing.
     """
-    moments, opt_state = flatten_optimizer(run.optimizer.state_dict())
+    moments, opt_state = checkpoint.flatten_optimizer(run.optimizer.state_dict())
     average = run.ema.tensors() if run.ema is not None else {}
     more = {"ema": average, "best": run.best or {}, "hooks": run.hooks.tensors()}
     tensors = {"model": state_of(run.model), "optimizer": moments}
     tensors |= {group: own for group, own in more.items() if own}
     state = {
-        "phase": run.phase.name, MADE_BY: run.facts, "position": asdict(run.at),
+        "phase": run.phase.name, checkpoint.MADE_BY: run.facts, "position": asdict(run.at),
         "optimizer": opt_state, "steps": run.steps,
         "firing": run.watch.state(), "guard": run.guard.state(), "hooks": run.hooks.state(),
     }  # fmt: skip
@@ -135,11 +129,11 @@ def save_position(run: PhaseRun, store: CheckpointStore, ranks: Sequence[Any] = 
     store.save(store.next_number(), tensors, state)
 
 
-def restore_position(run: PhaseRun, found: Checkpoint) -> None:
+def restore_position(run: PhaseRun, found: checkpoint.Checkpoint) -> None:
     """Put a phase back to where a checkpoint left it; CheckpointError if it is of another model."""
     tensors, state = found.tensors, found.state
-    load_weights(run.model, tensors["model"], str(found.path))
-    restore_optimizer(run.optimizer, tensors["optimizer"], state["optimizer"])
+    checkpoint.load_weights(run.model, tensors["model"], str(found.path))
+    checkpoint.restore_optimizer(run.optimizer, tensors["optimizer"], state["optimizer"])
     if run.ema is not None:
         run.ema.load(tensors["ema"])
     run.best, run.at = tensors.get("best"), Position(**state["position"])
@@ -189,7 +183,7 @@ class PhaseRun:
         self.optim, self.facts = phase.optimizer(trainer.config.optim), trainer.facts(phase, model)
         found = trainer.last.load() if trainer.run.resumed else None
         if found is not None and found.state["phase"] == phase.name:
-            refuse_another(found, self.facts, f"phase {phase.name}")
+            checkpoint.refuse_another(found, self.facts, f"phase {phase.name}")
         images = len(trainer.data.train)
         self.batch = self.config.batch_size * trainer.world * self.config.accumulate
         self.steps = images // self.batch
@@ -253,7 +247,7 @@ class PhaseRun:
 
         on_first(save)
 
-    def _restore(self, found: Checkpoint | None) -> None:
+    def _restore(self, found: checkpoint.Checkpoint | None) -> None:
         if found is not None and found.state["phase"] == self.phase.name:
             restore_position(self, found)
             at = self.at
@@ -491,7 +485,7 @@ class Trainer:
         self.augment, self.mixing, self.stop = augment, mixing, stop
         self.accelerator, self.main = accelerator, accelerator.is_main_process
         self.world, self.rank = accelerator.num_processes, accelerator.process_index
-        self.last = CheckpointStore(run.path / "last", keep=2)
+        self.last = checkpoint.CheckpointStore(run.path / "last", keep=2)
         self.extend = extend
         self.extended = self._last_phase() if extend else ""
         self.kept: dict[str, Workers] = {}  # processes that load in a phase, by what they load
@@ -527,7 +521,7 @@ class Trainer:
     def _fit(self, model: nn.Module, phase: Phase) -> FitResult:
         model.to(self.accelerator.device)
         set_recompute(model, self.config.recompute)
-        store = CheckpointStore(self.run.path / "best" / phase.name, keep=1)
+        store = checkpoint.CheckpointStore(self.run.path / "best" / phase.name, keep=1)
         finished, hooks, facts = store.load(), Hooks(phase.hooks), self.facts(phase, model)
         start = digest(state_of(model))
         if self.starts.setdefault(phase.name, start) != start:
@@ -537,12 +531,12 @@ class Trainer:
             )
         until = phase.epochs + (self.extend if phase.name == self.extended else 0)
         if finished is not None:
-            refuse_another(finished, facts, f"phase {phase.name}")
-            load_weights(model, finished.tensors["model"], str(finished.path))
+            checkpoint.refuse_another(finished, facts, f"phase {phase.name}")
+            checkpoint.load_weights(model, finished.tensors["model"], str(finished.path))
             hooks.load(finished.tensors.get("hooks", {}), finished.state.get("hooks", []))
             log.info("phase %s was finished before: %s", phase.name, finished.path)
             result = FitResult(**finished.state["result"])
-            if MADE_BY not in finished.state:  # of a version that counted epochs from 0
+            if checkpoint.MADE_BY not in finished.state:  # of a version that counted epochs from 0
                 result = replace(result, best_epoch=result.best_epoch + 1)
             self.behind += phase.epochs
             if result.epochs >= until:
@@ -559,7 +553,7 @@ class Trainer:
         model.load_state_dict(tensors)
         own = hooks.tensors()
         groups = {"model": tensors, **({"hooks": own} if own else {})}
-        state = {"result": asdict(result), "hooks": hooks.state(), MADE_BY: facts}
+        state = {"result": asdict(result), "hooks": hooks.state(), checkpoint.MADE_BY: facts}
         on_first(lambda: store.save(store.next_number(), groups, state))
         self.behind += 0 if finished else phase.epochs
         return result

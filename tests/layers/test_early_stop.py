@@ -21,7 +21,8 @@ from spikeformer_lt.tickets.surgery import set_patches
 
 SMALL: dict[str, Any] = {"embed_dim": 32, "num_heads": 2, "mlp_ratio": 2.0, "image_size": 16}
 NETWORKS = {
-    "spikformer_toy": SMALL, "spikingformer_toy": SMALL, "sdt_toy": SMALL,
+    "spikformer_toy": SMALL, "spikingformer_toy": SMALL, "bestformer_toy": SMALL,
+    "sdt_toy": SMALL,
     "qkformer_toy": {**SMALL, "depths": (1, 1, 2)},
 }  # fmt: skip
 T = 3

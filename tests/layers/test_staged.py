@@ -112,8 +112,9 @@ def test_training_draws_policies_and_pays_for_their_ratio(awaken: Any) -> None:
 def test_what_has_no_stages_is_refused() -> None:
     with pytest.raises(ConfigError, match="stage 2 is before none of 2 blocks"):
         set_patches(create_model("spikformer_toy"), STAGED)
-    with pytest.raises(ConfigError, match="SpikeDrivenTransformer has another"):
-        create_model("sdt_toy").set_stages({0: StagedSelect(32, 64, 0.5)})
+    for name, kind in (("sdt_toy", "SpikeDrivenTransformer"), ("bestformer_toy", "Bestformer")):
+        with pytest.raises(ConfigError, match=f"{kind} has another"):
+            create_model(name).set_stages({0: StagedSelect(32, 64, 0.5)})
     for wrong, said in (
         ({"score": "rate"}, r"patches\.score='rate'"), ({"stages": (2, 1)}, r"patches\.stages"),
         ({"space": "pixel"}, r"patches\.space"), ({"rescale": True}, r"patches\.rescale"),

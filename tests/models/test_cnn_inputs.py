@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState
 
 from spikeformer_lt import create_dataset, create_model
 from spikeformer_lt.events.frame import EventOptions
-from spikeformer_lt.images.arrays import ArrayImages
+from spikeformer_lt.images.loader import ArrayImages
 from spikeformer_lt.images.splits import Splits, make_splits
 from spikeformer_lt.training.experiment import augmentation
 from spikeformer_lt.training.options import DataConfig, OptimConfig, TrainConfig

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,10 +16,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spikeformer_lt.errors import CheckpointError, ConfigError
-from spikeformer_lt.export import compact
+from spikeformer_lt.export import Stream, compact, export_ticket, load_exported
+from spikeformer_lt.export.graphs import to_pt2
 from spikeformer_lt.layers.attention import SpikeDrivenAttention, TokenAttention
 from spikeformer_lt.layers.patches import PatchSelect, make_score
 from spikeformer_lt.layers.units import Unit
+from spikeformer_lt.mask import Mask
+from spikeformer_lt.models.bestformer import Bestformer
+from spikeformer_lt.models.feature_maps import FeatureMaps
 from spikeformer_lt.models.max_former import MaxFormer
 from spikeformer_lt.models.meta_former import ESpikeFormer, MetaSpikeFormer, RepConv
 from spikeformer_lt.models.qkformer import QKFormer
@@ -32,7 +37,7 @@ from spikeformer_lt.models.spikformer_convert import (
 )
 from spikeformer_lt.models.spikingformer import Spikingformer
 from spikeformer_lt.registry import create_model, list_models
-from spikeformer_lt.reports.ledger import count_operations
+from spikeformer_lt.reports.ledger import build_ledger, count_operations
 from spikeformer_lt.testing import check_model
 from spikeformer_lt.ticket import Ticket
 from spikeformer_lt.tickets import model_from_ticket
@@ -83,6 +88,8 @@ SIZES = [  # parameters as published, and where known millions of MACs a step
     ("sdt3_imagenet_s", {}, 5_105_608, 1_877.8),
     ("sdt3_imagenet_m", {}, 10_023_112, 3_935.1),
     ("sdt3_imagenet_l", {}, 18_987_504, 7_200.1),
+    ("bestformer_cifar", {"T": 4}, 9_314_884, None),
+    ("bestformer_cifar", {}, 9_314_884 - 3 * 4 * 8, 921.5),  # gains of one step in four blocks
     ("spikformer_imagenet_8_384", {}, 16_828_312, 4_660.7),
     ("spikformer_imagenet_6_512", {}, 23_385_640, None),
     ("spikformer_imagenet_8_512", {}, 29_705_768, 8_256.7),
@@ -96,12 +103,14 @@ def test_published_parameters_and_operations(
     name: str, options: dict[str, Any], parameters: int, macs: float | None
 ) -> None:
     """Published counts include what no forward reads: two LayerNorms a block of Spikformer and
-    Spikingformer, a convolution over heads a block of the Spike-Driven Transformer."""
+    Spikingformer, a convolution over heads a block of the Spike-Driven Transformer; and biases of
+    the two heads of BESTformer, whose mean is one."""
     with torch.device("meta"):
-        model: Any = create_model(name, T=1, **options).eval()
+        model: Any = create_model(name, **{"T": 1, **options}).eval()
     norms = dict.fromkeys((Spikformer, Spikingformer), 4 * model.embed_dim)
     unread = {**norms, SpikeDrivenTransformer: model.num_heads**2}
     dead = unread.get(type(model), 0) * len(model.blocks)
+    dead += model.num_classes if isinstance(model, Bestformer) else 0
     assert sum(p.numel() for p in model.parameters()) + dead == parameters
     found = []
     for module in model.modules():
@@ -115,6 +124,7 @@ def test_published_parameters_and_operations(
 
 PARTS = {
     "spikingformer_cifar": {"stem": 2_201_520, "blocks.0": 1_778_688, "head": 3_850},
+    "bestformer_cifar": {"stem": 2_201_520, "blocks.0": 1_776_416, "head": 2 * 3_850 - 10},
     "qkformer_cifar": {
         "stem.embeddings.0": 47_856, "stem.stages.0": 103_488, "stem.embeddings.1": 517_248,
         "stem.stages.1": 409_728, "stem.embeddings.2": 2_066_688, "blocks": 3_557_376,
@@ -167,13 +177,13 @@ def test_a_small_transformer_declares_everything(name: str) -> None:
 SPIKE = Sigmoid(alpha=4.0)
 
 
-def lif(x: Tensor, threshold: float = 1.0) -> Tensor:
-    """Leaky integration with tau 2, hard reset to 0, detached; time first."""
+def lif(x: Tensor, threshold: float = 1.0, soft: bool = False) -> Tensor:
+    """Leaky integration with tau 2, reset to 0 or by the threshold, detached; time first."""
     v, out = torch.zeros_like(x[0]), []
     for current in x:
         v = v + (current - v) / 2
         fired = SPIKE(v - threshold)
-        v = v * (1 - fired.detach())
+        v = v - fired.detach() * (threshold if soft else v)
         out.append(fired)
     return torch.stack(out)
 
@@ -185,6 +195,15 @@ class Plain:
         self.p = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         self.training, self.scale = model.training, getattr(model.blocks[0].attn, "scale", 0.0)
         self.quarters = isinstance(model, ESpikeFormer)
+        self.bits = isinstance(model, Bestformer)
+
+    def weight(self, layer: str) -> Tensor:
+        weight = self.p[f"{layer}.weight"]
+        if not self.bits or layer == "stem.stages.0.conv":
+            return weight
+        rows = weight.flatten(1)
+        rows = (rows - rows.mean(1, keepdim=True)) / rows.std(1, keepdim=True)
+        return (rows + (rows.sign() - rows).detach()).view_as(weight)
 
     def norm(self, name: str, x: Tensor) -> Tensor:
         return self.normed(f"{name}.norm", x)
@@ -203,13 +222,13 @@ class Plain:
         return found / 4 if whole else found
 
     def conv(self, name: str, x: Tensor, stride: int = 1) -> Tensor:
-        weight = self.p[f"{name}.conv.weight"]
+        weight = self.weight(f"{name}.conv")
         own = {"bias": self.bias(f"{name}.conv"), "groups": x.shape[2] // weight.shape[1]}
         y = F.conv2d(x.flatten(0, 1), weight, stride=stride, padding=weight.shape[-1] // 2, **own)
         return self.norm(name, y).unflatten(0, x.shape[:2])
 
     def linear(self, name: str, x: Tensor) -> Tensor:
-        weight, bias = self.p[f"{name}.linear.weight"], self.bias(f"{name}.linear")
+        weight, bias = self.weight(f"{name}.linear"), self.bias(f"{name}.linear")
         y = F.conv2d(x.flatten(0, 1), weight[:, :, None, None], bias)
         return self.norm(name, y).unflatten(0, x.shape[:2])
 
@@ -253,11 +272,29 @@ class Plain:
         return self.linear(f"{name}.fc2", lif(self.linear(f"{name}.fc1", x)))
 
 
-def spikingformer(p: Plain, x: Tensor, heads: int) -> Tensor:
+def tokenized(p: Plain, x: Tensor) -> Tensor:
     for i, halve in enumerate((False, False, True, True)):
         x = lif(p.conv(f"stem.stages.{i}", x))
         x = p.pool(x) if halve else x
-    x = p.conv("stem.last", x)
+    return p.conv("stem.last", x)
+
+
+def bestformer(p: Plain, x: Tensor, heads: int) -> Tensor:
+    a = b = tokenized(p, x)
+    for i in range(2):
+        name, fired = f"blocks.{i}.attn", lif(b)
+        q, k, v = (lif(p.linear(f"{name}.{part}", fired)).flatten(3).unflatten(2, (heads, -1))
+                   for part in "qkv")  # fmt: skip
+        seen = lif(torch.einsum("tbhdn,tbhdm->tbhnm", q, k), soft=True)
+        gains = p.p[f"{name}.gains"].view(T, 1, heads, 1, 1)
+        out = torch.einsum("tbhnm,tbhdm->tbhdn", seen, v) * p.scale * gains
+        a = p.linear(f"{name}.proj", lif(out.flatten(2, 3).view_as(b), 0.5)) + (a + b) / 2
+        b = p.mlp(f"blocks.{i}.mlp", lif(a)) + (a + b) / 2
+    return p.head(torch.cat((a, b), 2))
+
+
+def spikingformer(p: Plain, x: Tensor, heads: int) -> Tensor:
+    x = tokenized(p, x)
     for i in range(2):
         x = x + p.ssa(f"blocks.{i}.attn", lif(x), heads)
         x = x + p.mlp(f"blocks.{i}.mlp", lif(x))
@@ -403,6 +440,7 @@ QK: dict[str, Any] = {**SMALL, "num_heads": 8, "depths": (1, 1)}
 META: dict[str, Any] = {**SMALL, "widths": (8, 12, 16), "depths": (1, 1), "image_size": 48}
 PLAIN: dict[str, tuple[Callable[[], nn.Module], Callable[..., Tensor]]] = {
     "spikingformer": (lambda: Spikingformer(depth=2, **SMALL), spikingformer),
+    "bestformer": (partial(Bestformer, depth=2, attn_scale=0.5, **SMALL), bestformer),
     "sdt": (partial(SpikeDrivenTransformer, **SMALL), spike_driven),
     "sdt, dvs": (partial(SpikeDrivenTransformer, dvs_mode=True, **SMALL),
                  partial(spike_driven, dvs=True)),
@@ -480,7 +518,7 @@ def test_logits_and_gradients_are_those_of_the_plain_formulation(
 @pytest.mark.parametrize("name", PLAIN)
 @pytest.mark.parametrize("change", ["", "heaviside", "iand"])
 def test_units_receive_what_they_say_that_they_read(name: str, change: str, awaken) -> None:
-    if change == "iand" and name.startswith(("spikingformer", "sdt", "max", "e-", "meta")):
+    if change == "iand" and name.startswith(("spikingformer", "best", "sdt", "max", "e-", "meta")):
         pytest.skip("it adds no spikes")
     model = awake(PLAIN[name][0], awaken)
     if change:
@@ -571,10 +609,11 @@ def test_no_token_leaves_a_network_that_reads_neighbours() -> None:
 
 def test_only_the_first_convolution_and_the_head_multiply(awaken) -> None:
     """The audit of a Spike-Driven Transformer finds no product that spikes do not drive."""
-    for name in ("sdt", "spikingformer", "cifar", "max, dvs", "e-spikeformer", "meta-spikeformer"):
+    others = ("spikingformer", "cifar", "max, dvs", "e-spikeformer", "meta-spikeformer")
+    for name in ("sdt", "bestformer", *others):
         model = awake(PLAIN[name][0], awaken)
         audit = count_operations(model, [pictures(model)], T).purity()
-        assert (audit["not_spike_driven"] == {}) is (name == "sdt"), name
+        assert (audit["not_spike_driven"] == {}) is (name not in others), name
         impure = ("cifar", "e-spikeformer", "meta-spikeformer")
         assert audit["pure_after_first"] is (name not in impure)
         kinds = set(audit["impure"].values())
@@ -850,6 +889,124 @@ def test_every_tensor_of_a_published_meta_spikeformer_finds_its_place(tmp_path: 
     assert all(torch.equal(again.state_dict()[n], v) for n, v in state.items())
     with pytest.raises(CheckpointError, match="no name of a published Meta-SpikeFormer: 'head_kd"):
         translate({**theirs, "head_kd.weight": torch.zeros(10, 32)}, model.published)
+
+
+def test_two_published_heads_become_one_of_their_mean(awaken: Any, tmp_path: Path) -> None:
+    model = awake(PLAIN["bestformer"][0], awaken).float()
+    state, theirs = model.state_dict(), dict[str, Tensor]()
+    for name, ours in tokenizer("block").items():
+        for leaf in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+            for part in ("linear", "conv", "norm"):
+                value = state.get(f"{ours}.{part}.{leaf}")
+                if value is not None:
+                    axes = (1, 1) if ".mlp." in name else (1,)
+                    value = value.reshape(*value.shape, *axes) if part == "linear" else value
+                    theirs[f"{name}_{'bn' if part == 'norm' else 'conv'}.{leaf}"] = value
+    for i in range(2):
+        gains = state[f"blocks.{i}.attn.gains"].copy_(torch.rand(T * 2))
+        theirs[f"block.{i}.attn.lambda_attn"] = gains.view(T, 1, 2, 1, 1)
+    heads = {f"head{n}.{leaf}": torch.randn(K, *size) for n in ("", 2)
+             for leaf, size in (("weight", (32,)), ("bias", ()))}  # fmt: skip
+    torch.save({"model": {**theirs, **heads}}, tmp_path / "file.pth")
+    convert(tmp_path / "file.pth", "bestformer_cifar", tmp_path / "out", image_size=16)
+    again: Any = model_from_ticket(Ticket.load(tmp_path / "out"))
+    assert (again.T, again.num_heads, again.embed_dim) == (T, 2, 32)
+    assert all(torch.equal(v, state[n]) for n, v in again.state_dict().items() if "head" not in n)
+    x = pictures(model).float()
+    first, second = again.forward_head(again.forward_features(x), True).chunk(2, -1)
+    expected = F.linear(first, heads["head.weight"], heads["head.bias"])
+    expected = (expected + F.linear(second, heads["head2.weight"], heads["head2.bias"])) / 2
+    assert torch.allclose(again(x), expected, rtol=0, atol=1e-5)
+    del heads["head2.bias"]
+    with pytest.raises(CheckpointError, match=r"two heads of one size; found .*head2.bias None"):
+        translate({**theirs, **heads}, model.published)
+
+
+def test_a_published_file_is_told_by_its_md5(tmp_path: Path, monkeypatch: Any) -> None:
+    model: Any = PLAIN["cifar"][0]()
+    theirs = {"head.weight": model.state_dict()["head.weight"]}
+    for name, ours in stages("cifar").items():
+        for leaf, value in ((n.removeprefix(f"{ours}."), v) for n, v in model.state_dict().items()
+                            if n.startswith(f"{ours}.")):  # fmt: skip
+            part, _, last = leaf.partition(".")
+            theirs[f"{name}_{'bn' if part == 'norm' else 'conv'}.{last}"] = value
+    theirs["head.bias"] = model.state_dict()["head.bias"]
+    torch.save(theirs, tmp_path / "file.pth")
+    options = {"num_heads": 8, "image_size": 16, "T": T}
+    said = convert(tmp_path / "file.pth", "qkformer_cifar", tmp_path / "out", **options)
+    md5 = hashlib.md5((tmp_path / "file.pth").read_bytes(), usedforsecurity=False).hexdigest()
+    assert f"md5       {md5}, of none of the published files" in said
+    monkeypatch.setitem(QKFORMER.md5, md5, "QKFormer-4-384")
+    said = convert(tmp_path / "file.pth", "qkformer_cifar", tmp_path / "again", **options)
+    assert f"md5       {md5}, QKFormer-4-384\n" in said
+
+
+def test_a_block_of_two_streams_is_reversible(awaken: Any) -> None:
+    model = awake(PLAIN["bestformer"][0], awaken)
+    block, seen = model.blocks[1], dict[str, Tensor]()
+    block.register_forward_hook(lambda m, args, out: seen.update(given=args[0], out=out))
+    model(pictures(model))
+    a, b = seen["out"].chunk(2, -1)
+    b = 2 * (b - block.mlp(block.before_mlp_act(a, T), T)) - a
+    a = 2 * (a - block.attn(block.before_attn_act(b, T), T)) - b
+    assert torch.allclose(torch.cat((a, b), -1), seen["given"], rtol=0, atol=1e-9)
+
+
+def test_one_bit_a_weight_is_what_runs_what_is_counted_and_what_is_exported(
+    awaken: Any, tmp_path: Path
+) -> None:
+    """All but the first convolution and the head; also under a mask, and from lists."""
+    options = {**SMALL, "depth": 2, "attn_scale": 0.5}
+    model = awake(partial(Bestformer, **options), awaken).float()
+    balanced = [(f"{n}.weight", m.weight) for n, m in model.named_modules() if hasattr(m, "form")]
+    dense = Mask({name: torch.ones_like(value, dtype=torch.bool) for name, value in balanced})
+    sparse = Mask.from_scores({n: model.state_dict()[n].abs() for n in dense}, 0.8, "layer")
+    for mask in (dense, sparse):
+        mask.apply_(model)
+        x = pictures(model).float()
+        wanted, ledger = model(x), build_ledger(model, [x])
+        assert set(ledger["binary_layers"]) == {n.removesuffix(".weight") for n in dense}
+        about = {"model": {"name": "bestformer_toy", "args": options}, "search": "random"}
+        ticket = Ticket.of(model, mask, about)
+        done = export_ticket(ticket, tmp_path / f"{mask.removed}")
+        again = load_exported(done.folder, plain=True)
+        assert torch.equal(again(x), wanted) and done.check.compact_gap_float64 < 1e-9
+        for name, kept in mask.items():
+            assert set(again.state_dict()[name][kept].unique().tolist()) == {-1, 1}
+            assert not again.state_dict()[name][~kept].any()
+        fast = compact(again.double()).use_lists("always")
+        assert torch.allclose(fast(x.double()), again(x.double()), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["bestformer"])
+def test_a_program_for_other_runtimes_is_exact(name: str, awaken: Any, tmp_path: Path) -> None:
+    model = awake(PLAIN[name][0], awaken)
+    assert to_pt2(compact(model), tmp_path / "a.pt2") <= 1e-9
+
+
+def test_feature_maps_are_the_means_over_time_of_the_last_layer_of_each_size(awaken: Any) -> None:
+    model = awake(PLAIN["cifar"][0], awaken)
+    maps, seen = FeatureMaps(model), list[Tensor]()
+    assert maps.feature_info.module_name() == ["stem.stages.0.0", "blocks.0"]
+    model.blocks[0].register_forward_hook(lambda m, args, out: seen.append(out))
+    first, last = maps(pictures(model))
+    assert first.shape == (4, 16, 16, 16) and last.shape == (4, 32, 8, 8)
+    assert torch.equal(last.flatten(2), seen[0].mean(0).transpose(1, 2))
+    model.set_patch(PatchSelect(make_score("rate", 32, K, 2), 0.5))
+    for wrong in (model, nn.Linear(1, 1)):
+        with pytest.raises(ConfigError, match="features_only=True is not allowed"):
+            FeatureMaps(wrong)
+
+
+def test_a_step_beyond_those_trained_takes_the_last_gains(awaken: Any) -> None:
+    model = awake(PLAIN["bestformer"][0], awaken)
+    with torch.no_grad():
+        for block in model.blocks:
+            block.attn.gains.copy_(torch.rand(T * 2))
+    x, stream = pictures(model), Stream(model)
+    given = torch.cat([stream.push(x) for _ in range(T + 2)], 1)
+    model.T = T + 2
+    assert torch.allclose(given, model(x), rtol=0, atol=1e-12)
 
 
 def test_a_checkpoint_of_another_family_is_refused() -> None:

@@ -11,6 +11,7 @@ import torch
 from spikeformer_lt import create_model
 from spikeformer_lt.errors import SpikeformerError
 from spikeformer_lt.layers import SpikingClassifier
+from spikeformer_lt.models.bestformer import Bestformer
 from spikeformer_lt.models.max_former import MaxFormer
 from spikeformer_lt.models.meta_former import ESpikeFormer, MetaSpikeFormer
 from spikeformer_lt.models.qkformer import QKFormer
@@ -24,6 +25,7 @@ from spikeformer_lt.models.spikingformer import Spikingformer
 MODELS: dict[str, type] = {
     "spikformer_toy": Spikformer,
     "spikingformer_toy": Spikingformer,
+    "bestformer_toy": Bestformer,
     "qkformer_toy": QKFormer,
     "sdt_toy": SpikeDrivenTransformer,
     "maxformer_toy": MaxFormer,

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from spikeformer_lt.adapted import read_foreign
 from spikeformer_lt.errors import CheckpointError
-from spikeformer_lt.foreign import read_foreign
 from spikeformer_lt.models.spikformer import Spikformer
 from spikeformer_lt.models.spikformer_convert import load_translated, translate
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from spikeformer_lt.export import export_run
-from spikeformer_lt.reports.budget import LEAST
+from spikeformer_lt.reports.energy import LEAST
 
 pytestmark = pytest.mark.recipe
 LINE = (

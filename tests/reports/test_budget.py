@@ -19,8 +19,8 @@ from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.export import export_ticket
 from spikeformer_lt.images.loader import sample_loader
 from spikeformer_lt.mask import Mask
-from spikeformer_lt.reports import budget
-from spikeformer_lt.reports.budget import HIGHEST, LEAST, Trial, fit
+from spikeformer_lt.reports import energy
+from spikeformer_lt.reports.energy import HIGHEST, LEAST, Trial, fit
 from spikeformer_lt.reports.ledger import build_ledger
 from spikeformer_lt.training.options import BudgetConfig, RunConfig
 
@@ -114,14 +114,14 @@ def test_the_run_that_fits_takes_the_place_and_a_stopped_search_goes_on(
     def cost(what: str, experiment: Any, model: Any, rate: float) -> Trial:
         return Trial(0.0, 1000 * (1 - rate) ** 1.5 + 20)
 
-    monkeypatch.setattr(budget, "cost", cost)
+    monkeypatch.setattr(energy, "cost", cost)
     out = tmp_path / "run"
     cfg = Options(RunConfig(str(out)), BudgetConfig(bytes=100))
     first, again = Run(stop=3), Run()
     with pytest.raises(KeyboardInterrupt):
-        budget.within(cfg, "snip", first)
+        energy.within(cfg, "snip", first)
     assert not out.exists()
-    assert budget.within(cfg, "snip", again) == out
+    assert energy.within(cfg, "snip", again) == out
     assert again.seen[:3] == first.seen
     about = json.loads((out / "budget.json").read_text())
     assert [t["sparsity"] for t in about["tries"]] == again.seen
@@ -130,13 +130,13 @@ def test_the_run_that_fits_takes_the_place_and_a_stopped_search_goes_on(
     assert others == {f"{rate:g}" for rate in again.seen[:-1]}
     assert (out / "report.json").exists()
     with pytest.raises(ConfigError, match=r"run\.out=.* a new directory"):
-        budget.within(cfg, "snip", again)
+        energy.within(cfg, "snip", again)
     lost = replace(cfg, run=RunConfig(), budget=BudgetConfig(bytes=1))
     with pytest.raises(ConfigError, match=r"run\.out"):
-        budget.within(lost, "snip", again)
+        energy.within(lost, "snip", again)
     odd = replace(cfg, run=RunConfig(str(tmp_path / "b")), budget=BudgetConfig(1, over="snip.x"))
     with pytest.raises(ConfigError, match=r"budget\.over='snip\.x'"):
-        budget.within(odd, "snip", again)
+        energy.within(odd, "snip", again)
 
 
 def test_each_cost_is_what_the_ledger_and_the_export_say(lively: Any, tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_each_cost_is_what_the_ledger_and_the_export_say(lively: Any, tmp_path: 
     ticket = Ticket.of(lively, mask, {"model": {"name": "spikformer_toy", "args": known}})
     settings = SimpleNamespace(model=SimpleNamespace(T=2))
     experiment: Any = SimpleNamespace(data=splits, cfg=settings)
-    found = {what: budget.cost(what, experiment, lively, ticket) for what in LEAST}
+    found = {what: energy.cost(what, experiment, lively, ticket) for what in LEAST}
     ledger = build_ledger(lively, [x for x, _, _ in sample_loader(splits.val, 256)])
     assert found["sops"].value == ledger["sops"] > 0
     assert ledger["energy_pj"] is None or found["energy"].value == ledger["energy_pj"] > 0
@@ -156,4 +156,4 @@ def test_each_cost_is_what_the_ledger_and_the_export_say(lively: Any, tmp_path: 
     assert 0 < low <= found["ms"].value <= high
     with torch.no_grad():
         lively.blocks[0].mlp.fc1.norm.bias.fill_(-100)
-    assert budget.cost("energy", experiment, lively, ticket).value == 0, "a layer never fires"
+    assert energy.cost("energy", experiment, lively, ticket).value == 0, "a layer never fires"

@@ -11,8 +11,9 @@ from torch import nn
 from spikeformer_lt import create_model
 from spikeformer_lt.errors import DataError
 from spikeformer_lt.layers.patches import PatchSelect, Rate
+from spikeformer_lt.layers.subnet import effective_weight
 from spikeformer_lt.reports.energy import HOROWITZ, SOP_77FJ, SUMMED, measure_energy
-from spikeformer_lt.reports.ledger import build_ledger, effective_weight
+from spikeformer_lt.reports.ledger import build_ledger
 
 
 class Fire(nn.Module):

@@ -16,10 +16,10 @@ import torch
 from torch import nn
 
 from spikeformer_lt import create_dataset, create_model, create_search, list_searches
-from spikeformer_lt.errors import Interrupted
+from spikeformer_lt.errors import ConfigError, Interrupted
 from spikeformer_lt.events.frame import EventOptions
-from spikeformer_lt.export import Stream, export_ticket, load_exported, read_ticket
-from spikeformer_lt.images.arrays import ArrayImages
+from spikeformer_lt.export import Stream, compact, export_ticket, load_exported, read_ticket
+from spikeformer_lt.images.loader import ArrayImages
 from spikeformer_lt.images.splits import Splits, make_splits
 from spikeformer_lt.layers.patches import patches_of
 from spikeformer_lt.layers.stems import stem_of
@@ -34,6 +34,7 @@ from spikeformer_lt.tickets import (
     EarlyTime,
     EarlyTimeConfig,
     EdgePopupConfig,
+    EncoderConfig,
     GraspConfig,
     ImpConfig,
     JointConfig,
@@ -50,6 +51,8 @@ from spikeformer_lt.tickets import (
     WeightConfig,
     retrain,
 )
+from spikeformer_lt.tickets.multisp import encoder_weights
+from spikeformer_lt.tickets.surgery import in_form
 from spikeformer_lt.training.phase import FitResult, Phase
 
 S = 0.7
@@ -240,8 +243,10 @@ def check_export(
     """Every tensor and mask comes back from a packed folder bit for bit; the compact network gave
     its logits in float64, or nothing would have been written."""
     known = {**ticket.provenance, "model": {"name": name, "args": args}}
-    done = export_ticket(replace(ticket, provenance=known), folder, model=own)
+    ticket = replace(ticket, provenance=known)
+    done = export_ticket(ticket, folder, model=own)
     assert done.check.reload_gap == 0
+    ticket = in_form(ticket, own)
     state = load_exported(folder, plain=True, model=own).state_dict()
     assert state.keys() == ticket.tensors.keys()
     for key, value in ticket.tensors.items():
@@ -448,6 +453,10 @@ NETWORKS: dict[str, tuple[str, dict[str, Any], Callable[[], Splits] | None]] = {
         "qkformer_toy",
         {"image_size": 16, "embed_dim": 16, "depths": (1, 1), "num_heads": 2, "T": 3}, None,
     ),
+    "bestformer": (
+        "bestformer_toy",
+        {"image_size": 16, "embed_dim": 16, "depth": 1, "num_heads": 2, "T": 3}, None,
+    ),
     "sdt": (
         "sdt_toy", {"image_size": 16, "embed_dim": 16, "depth": 1, "num_heads": 2, "T": 3}, None,
     ),
@@ -463,7 +472,7 @@ NETWORKS: dict[str, tuple[str, dict[str, Any], Callable[[], Splits] | None]] = {
          "T": 3}, None,
     ),
 }  # fmt: skip
-WITH_STEM = ("spikformer_dvs", "spikingformer", "qkformer", "sdt", "maxformer")
+WITH_STEM = ("spikformer_dvs", "spikingformer", "bestformer", "qkformer", "sdt", "maxformer")
 
 
 def crossed() -> list[Any]:
@@ -473,6 +482,8 @@ def crossed() -> list[Any]:
         for turn, network in enumerate(NETWORKS):
             if case in WITH_PATCHES and network not in WITH_STEM:
                 continue
+            if (case, network) == ("early_bird channels", "bestformer"):
+                continue  # the signs of a filter depend on the columns of all its channels
             chosen = turn == place % len(NETWORKS) or case in WITH_PATCHES
             pairs.append(pytest.param(case, network, marks=() if chosen else pytest.mark.slow))
     return pairs
@@ -483,6 +494,12 @@ def benches(bench) -> dict[str, Any]:
     kinds = {source: bench if source is None else type(bench)(source())
              for source in {source for *_, source in NETWORKS.values()}}  # fmt: skip
     return {name: kinds[source] for name, (*_, source) in NETWORKS.items()}
+
+
+def test_no_channel_of_a_bestformer_is_cut_out(bench, tmp_path):
+    name, sizes, _ = NETWORKS["bestformer"]
+    with pytest.raises(ConfigError, match="no channel of Bestformer .* or in a mean of weights"):
+        found("early_bird channels", create_model(name, **sizes), bench.trainer(tmp_path))
 
 
 @pytest.mark.parametrize(("case", "network"), crossed())
@@ -501,21 +518,29 @@ def test_every_search_runs_on_every_family_and_kind_of_input(case, network, benc
     check_export(trained, name, sizes, tmp_path / "packed")
 
 
+BINARY, SPARSE = (EncoderConfig(S, binary, scope="layer") for binary in (True, False))
+HEAVISIDE = ActivationConfig("heaviside")
 LEVELS = {
-    "spikingformer": (PatchConfig(0.5, score="l2"), ActivationConfig("heaviside")),
-    "qkformer": (PatchConfig(0.5, score="qk"), ActivationConfig("heaviside", residual="or")),
-    "sdt": (PatchConfig(0.5), ActivationConfig("heaviside")),
-    "maxformer": (PatchConfig(0.5, score="l2"), ActivationConfig("heaviside")),
-    "sdt2": (PatchConfig(0.0), ActivationConfig("heaviside")),
-    "sdt3": (PatchConfig(0.0), ActivationConfig("ilif")),
-    "qkformer, sign": (PatchConfig(0.5, space="pixel"), ActivationConfig("sign", residual="iand")),
-}
+    "spikingformer": (PatchConfig(0.5, score="l2"), HEAVISIDE, BINARY),
+    "bestformer": (PatchConfig(0.5, rescale=True), HEAVISIDE, SPARSE),
+    "qkformer": (
+        PatchConfig(0.5, score="qk"), ActivationConfig("heaviside", residual="or"), BINARY,
+    ),
+    "sdt": (PatchConfig(0.5), HEAVISIDE, replace(SPARSE, method="magnitude")),
+    "maxformer": (PatchConfig(0.5, score="l2"), HEAVISIDE, replace(BINARY, method="random")),
+    "sdt2": (PatchConfig(0.0), HEAVISIDE, BINARY),
+    "sdt3": (PatchConfig(0.0), ActivationConfig("ilif"), BINARY),
+    "qkformer, sign": (
+        PatchConfig(0.5, space="pixel"), ActivationConfig("sign", residual="iand"), SPARSE,
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("case", "schedule"),
     [
         ("spikingformer", "joint"),
+        ("bestformer", "joint"),
         ("qkformer", "sequential"),
         ("sdt", "joint"),
         ("maxformer", "sequential"),
@@ -523,41 +548,49 @@ LEVELS = {
         *(pytest.param(*pair, marks=pytest.mark.slow) for pair in (
             ("spikingformer", "sequential"), ("qkformer", "joint"), ("qkformer, sign", "joint"),
             ("sdt", "sequential"), ("maxformer", "joint"), ("sdt2", "sequential"),
+            ("bestformer", "sequential"), ("bestformer", "reverse"), ("sdt2", "reverse"),
         )),
     ],
 )  # fmt: skip
 def test_all_levels_together_on_the_families(case, schedule, bench, tmp_path):
-    """Tokens, weights of every unit of the stem and its activations; counted, streamed, exported
-    bit for bit."""
+    """Tokens, weights of every unit of the stem, its activations, all other weights; counted,
+    streamed, exported bit for bit."""
     name, sizes, _ = NETWORKS[case.partition(",")[0]]
-    patches, activation = LEVELS[case]
+    patches, activation, encoder = LEVELS[case]
     weights = WeightConfig(sparsity=S, first_conv="full")
-    levels = {"patches": patches, "weights": weights, "activation": activation}
+    levels = {"patches": patches, "weights": weights, "activation": activation, "encoder": encoder}
     torch.manual_seed(0)
     model = create_model(name, **sizes)
-    search = MultiSp(MultiSpConfig(schedule=schedule, epochs=1, stem_epochs=1, **levels))
+    behind = set(encoder_weights(model))
+    own = {"schedule": schedule, "epochs": 1, "stem_epochs": 1, "stem": "finetune"}
+    search = MultiSp(MultiSpConfig(**own, **levels))
     ticket = search.find(model, bench.trainer(tmp_path / "search").fit)
-    units = stem_of(model).units()
     counts = {"qkformer": 6, "maxformer": 6, "sdt2": 25, "sdt3": 25}
-    assert len(ticket.mask) == len(units) == counts.get(case.partition(",")[0], 5)
+    assert len(stem_of(model).units()) == counts.get(case.partition(",")[0], 5)
+    assert len(ticket.mask) == len(stem_of(model).units()) + len(behind)
+    assert behind < set(ticket.mask) and "head.weight" in behind
     check_ticket("multisp", search, ticket, model)
     images = torch.rand(4, 3, 16, 16)
     ledger = build_ledger(model, [images])
-    removed = ticket.mask.removed / ticket.mask.total
+    stem = [kept for key, kept in ticket.mask.items() if key not in behind]
+    removed = sum(int((~kept).sum()) for kept in stem) / sum(kept.numel() for kept in stem)
     assert ledger["sparsity"] == {
-        "patch": patches.sparsity, "conv_pep_weight": removed,
+        "patch": patches.sparsity, "conv_pep_weight": pytest.approx(removed),
         "total_weight": pytest.approx(ticket.mask.removed / sum(
             m.weight.numel() for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear))),
     }  # fmt: skip
     assert ledger["uncounted_layers"] == []
+    bits = {key.removesuffix(".weight") for key in behind} & set(ledger["binary_layers"])
+    own = len(behind) - 1 if case == "bestformer" else 0  # all but its head
+    assert len(bits) == (len(behind) if encoder.binary else own)
     driven = ledger["purity"]["not_spike_driven"]
     inside = {"sdt2": "branches.0.units.0", "sdt3": "branches.1.units.0.attn"}.get(case, "attn")
-    assert (f"blocks.0.{inside}.attention" in driven) is (case != "sdt")
+    assert (f"blocks.0.{inside}.attention" in driven) is (case not in ("sdt", "bestformer"))
     assert "stem.stages.0.0.attn.attention" not in driven
     check_export(ticket, name, sizes, tmp_path / "packed")
-    plain, fast = (load_exported(tmp_path / "packed", plain=p).double() for p in (True, False))
+    plain = load_exported(tmp_path / "packed", plain=True).double()
     whole = plain(images.double())
-    for net in (plain, fast):
+    for net in (plain, compact(plain)):
         stream, given = Stream(net), []
         for _ in range(3):
             given.append(stream.push(images.double()))

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from spikeformer_lt import create_model, create_search
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.export import export_ticket, load_exported
-from spikeformer_lt.layers.patches import kept_count, patches_of
+from spikeformer_lt.layers.patches import SCORES, STOPS, kept_count, patches_of, selections
 from spikeformer_lt.layers.stems import stem_of
 from spikeformer_lt.layers.subnet import SubnetConv2d, rankings
 from spikeformer_lt.tickets import (
@@ -101,18 +101,30 @@ def test_every_schedule_and_method_gives_an_exact_binary_ticket(schedule, method
     assert kept == [(4, kept_count(16, 0.5))]
 
 
+@pytest.mark.parametrize(
+    ("score", "mode"),
+    [*((score, "remove") for score in SCORES), *((score, "stop") for score in STOPS),
+     ("gumbel", "stages")],
+)  # fmt: skip
 @pytest.mark.fault(50)
-def test_a_rebuilt_ticket_computes_the_same_logits():
+def test_a_rebuilt_ticket_computes_the_same_logits(score, mode):
+    """Of every selector, where it removes tokens, stops them or lets them leave in stages."""
+    patches = PatchConfig(0.5, score, mode, stages=(0,), selector_epochs=1)
     config = MultiSpConfig(
-        epochs=1,
-        patches=PatchConfig(score="gumbel"),
-        activation=ActivationConfig("heaviside", "iand"),
+        epochs=1, patches=patches, activation=ActivationConfig("heaviside", "iand")
     )
-    model = toy()
+    name, sizes = "spikformer_toy", SIZES
+    if score == "qk":
+        name, sizes = "qkformer_toy", {**SIZES, "depths": (1, 1)}
+        del sizes["depth"]
+    torch.manual_seed(0)
+    model = create_model(name, **sizes)
     ticket = MultiSp(config).find(model, Recorder())
-    ticket.provenance["model"] = {"name": "spikformer_toy", "args": SIZES}
+    ticket.provenance["model"] = {"name": name, "args": sizes}
     images = torch.rand(4, 3, 16, 16)
-    assert torch.equal(model_from_ticket(ticket)(images), model.eval()(images))
+    again = model_from_ticket(ticket)
+    assert torch.equal(again(images), model.eval()(images))
+    assert [part.sparsity for part in selections(again)] == [0.5]
 
 
 def test_a_search_repeated_gives_the_same_ticket():

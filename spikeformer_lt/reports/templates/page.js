@@ -49,9 +49,14 @@
     const names = heads.map(head => head.textContent.trim());
     const texts = rows.map(row => [...row.cells].map(cell => cell.textContent.trim()));
     const label = table.parentElement.getAttribute("aria-label") || "table";
+    const wordy = heads.map((_, j) => {
+      const said = texts.map(row => row[j]).filter(Boolean), words = said.filter(text => isNaN(number(text)));
+      return j > 0 && words.length > said.length / 2 && words.some(text => text.length > 3);
+    });
+    heads.forEach((head, j) => wordy[j] && head.classList.add("words"));
     texts.forEach((row, i) => row.forEach((text, j) => {
       const cell = rows[i].cells[j];
-      if (j && isNaN(number(text)) && text.length > 3) cell.classList.add("words");
+      if (wordy[j] || (j && isNaN(number(text)) && text.length > 3)) cell.classList.add("words");
       if (text.length > (j ? 60 : 24)) cell.classList.add("long");
       if (["higher", "lower"].includes(text)) cell.classList.add(text);
     }));

@@ -64,8 +64,8 @@ def find_groups(model: nn.Module, images: Tensor) -> tuple[Group, ...]:
                 found.append(group)
     if not found:
         raise ConfigError(
-            f"no channel of {model._get_name()} can be removed: each is shared by a residual "
-            "sum or read by several layers; use the weight form"
+            f"no channel of {model._get_name()} can be removed: each is shared by a residual sum, "
+            "read by several layers, or in a mean of weights; use the weight form"
         )
     return tuple(found)
 

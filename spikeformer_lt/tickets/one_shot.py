@@ -238,6 +238,8 @@ def positive_twin(model: nn.Module) -> nn.Module:
                     nn.init.zeros_(child.bias)
             elif isinstance(child, nn.LayerNorm | nn.GroupNorm):
                 setattr(parent, name, nn.Identity())
+            elif hasattr(child, "form"):  # it runs on the weights themselves, not on their signs
+                setattr(child, "effective_weight", partial(getattr, child, "weight"))  # noqa: B010
     for neuron in foreign_neurons(twin).values():
         make_linear(neuron)
     with torch.no_grad():

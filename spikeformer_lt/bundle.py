@@ -138,6 +138,11 @@ class Bundle:
         found = hashlib.sha256(data).hexdigest()
         if found == expected and size == len(data):
             return data
+        replaced = False
+        with contextlib.suppress(self.kind.error):
+            replaced = _opened(self.folder, self.kind).files != self.files
+        if replaced:
+            raise self._fault("another one took its place while it was read; read it again")
         odd = f"sha256 {found[:12]}..., {expected[:12]}... was written"
         if size != len(data):
             odd = f"{len(data)} bytes there, {size} were written"
@@ -267,6 +272,8 @@ def outputs(folder: str | Path, overwrite: bool, *patterns: str) -> Iterator[Non
 
     for path in there():
         disk.refuse_link(path, ConfigError)
+        if path.is_dir():
+            raise ConfigError(f"{name_of(path)} is a folder, never replaced; choose another --out")
         if overwrite or unfinished:
             continue
         name = path.relative_to(folder).as_posix()
@@ -276,8 +283,8 @@ def outputs(folder: str | Path, overwrite: bool, *patterns: str) -> Iterator[Non
                 "or replace it with --overwrite"
             )
     made = not folder.exists()
-    _note(folder, {**known, UNFINISHED: list(patterns)})
     try:
+        _note(folder, {**known, UNFINISHED: list(patterns)})
         yield
     finally:
         for path in there():

@@ -254,6 +254,13 @@ def test_an_edited_manifest_is_refused(
         open_bundle(tmp_path / "p", KIND)
 
 
+def test_one_that_is_replaced_while_it_is_read_is_not_called_damaged(tmp_path: Path) -> None:
+    found = open_bundle(save(tmp_path / "p", "old"), KIND)
+    save(tmp_path / "p", "new", overwrite=True)
+    with pytest.raises(TicketError, match="p': another one took its place while it was read"):
+        found.read("a.txt")
+
+
 def test_a_value_that_json_cannot_hold_is_named(tmp_path: Path) -> None:
     with pytest.raises(TicketError, match="the parcel's note cannot be stored"):  # noqa: SIM117
         with staged(tmp_path / "p", KIND) as stage:

@@ -72,9 +72,9 @@ def _parser(prog: str = PROGRAM) -> argparse.ArgumentParser:
     checks.add_argument("--image-size", type=int, help="with --data: as the data set takes it")
     told = "size that coordinates must fit (rows first)"
     checks.add_argument("--sensor", metavar="HxW", help=told)
-    told = "order of plain npy columns (x,y,p,t_us, or the data set's own)"
+    told = "order of columns without names (x,y,p,t_us, or the data set's own)"
     checks.add_argument("--columns", default=_Usual(",".join(FIELDS)), help=told)
-    told = "of times in npy, npz and HDF5 files (us, or the data set's own); a field t_us is in us"
+    told = "of times in npy, npz, txt and HDF5 (us, or the data set's own); a field t_us is in us"
     checks.add_argument("--unit", choices=tuple(UNITS), default=_Usual("us"), help=told)
     checks.add_argument("--json", action="store_true", help="print JSON")
     told = "write the simulated moving_gestures as files of DVS128 Gesture"

@@ -92,10 +92,10 @@ class EventChoices:
     split_file: str | None = None
     """JSON file of the split: read where it is, written where it is not."""
     unit: str | None = None
-    """Unit of times in npy, npz and HDF5 files, us, ms or s (a field t_us is in us); None is the
-    set's own."""
+    """Unit of times in npy, npz, txt and HDF5 files, us, ms or s (a field t_us is in us); None is
+    the set's own."""
     columns: str | None = None
-    """Order of the columns of plain npy arrays, such as x,y,p,t; None is the set's own."""
+    """Order of the columns of plain arrays and texts, such as x,y,p,t; None is the set's own."""
     sensor: str | None = None
     """Rows and columns of the camera, such as 128x128; None is the set's own."""
     polarity: str = "auto"

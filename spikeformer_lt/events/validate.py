@@ -181,7 +181,8 @@ class _Gate:
         example = f"event {place}: {name}={self.columns[name][first]}, must be {needed}"
         action = getattr(self.policy, fault)
         if action == "error":
-            hint = f"use {fault}={' or '.join(a for a in ACTIONS[fault] if a != 'error')}"
+            ways = " or ".join(way for way in ACTIONS[fault] if way != "error")
+            hint = f"use {fault}={ways} (--data.bad-events {ways})"
             raise DataError(
                 f"{self.source}: {example}; {count} of {self.given} events; repair the file, or to "
                 f"go on without them {hint}"

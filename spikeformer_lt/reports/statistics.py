@@ -102,7 +102,8 @@ def compare_predictions(
     Raises:
         DataError: lengths differ, or no samples.
 
-    Source: McNemar 1947, Psychometrika 12(2), exact form; Efron 1979 for the bootstrap.
+    Source: McNemar 1947, Psychometrika 12(2), exact form; Efron 1979 for the bootstrap, where no
+    sample tells the two apart with one more of each kind (Bonett & Price 2012, JEBS 37(4)).
     """
     from scipy.stats import binomtest
 
@@ -115,8 +116,9 @@ def compare_predictions(
     count, apart = len(rows[2]), only_first + only_second
     p = float(binomtest(only_first, apart).pvalue) if apart else 1.0
     generator = np.random.default_rng(0)
-    same = count - apart
-    drawn = generator.multinomial(count, np.array([only_first, only_second, same]) / count, draws)
+    cells = [only_first, only_second] if apart else [1, 1]  # never certain that none differs
+    cells.append(max(count - sum(cells), 0))
+    drawn = generator.multinomial(count, np.array(cells) / sum(cells), draws)
     tail = (1 - confidence) / 2
     low, high = np.quantile(100 * (drawn[:, 0] - drawn[:, 1]) / count, [tail, 1 - tail])
     difference = 100 * (only_first - only_second) / count
@@ -195,7 +197,8 @@ def _sample_variance(first: Outcome, second: Outcome) -> float:
     if found is None:
         shares = [(x.accuracy / 100 * x.count + 1) / (x.count + 2) for x in (first, second)]
         return sum(1e4 * share * (1 - share) / n for share in shares)
-    apart, lost = found.only_first + found.only_second, found.only_first - found.only_second
+    apart = found.only_first + found.only_second or 2  # as in compare_predictions
+    lost = found.only_first - found.only_second
     return 1e4 * (apart - lost**2 / n) / n**2
 
 

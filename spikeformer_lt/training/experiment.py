@@ -33,6 +33,7 @@ from spikeformer_lt.config import (
     given_options,
     to_dict,
 )
+from spikeformer_lt.disk import sha256_of
 from spikeformer_lt.errors import ConfigError, Interrupted, SpikeformerError, TicketError, name_of
 from spikeformer_lt.events.augment import EventAugment
 from spikeformer_lt.images.augment import Augment, Mixing
@@ -42,7 +43,7 @@ from spikeformer_lt.layers.neuron import lif_path
 from spikeformer_lt.registry import create_model
 from spikeformer_lt.rng import isolated_rng, seed_for, seeded
 from spikeformer_lt.runtime import OPENMP, WAITING, memory_bytes
-from spikeformer_lt.ticket import TICKET, Ticket
+from spikeformer_lt.ticket import TICKET, Ticket, finished_folder, start_folder
 from spikeformer_lt.training import ranks
 from spikeformer_lt.training.checkpoint import load_weights, refuse_misfits
 from spikeformer_lt.training.optim import check_optimizer
@@ -233,6 +234,15 @@ def origin_of(provenance: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if "divergences" not in name}
 
 
+def begun_from(cfg: Any) -> dict[str, str]:
+    """sha256 of the weights in the folders that options name: what is there may be replaced."""
+    places = {"model.init_from": start_folder, "ticket": start_folder}
+    places |= {"multisp.ticket": finished_folder}
+    named = {path: place(where) for path, place in places.items() if (where := value_at(cfg, path))}
+    files = {path: folder / "model.safetensors" for path, folder in named.items()}
+    return {path: sha256_of(file) for path, file in files.items() if file.is_file()}
+
+
 _OPEN: list[Experiment] = []
 
 
@@ -303,7 +313,7 @@ class Experiment:
             identity = {"recipe": type(cfg).__name__, "search": self.search}
             own = self.network
             start = {} if own is None else {"weights": ranks.digest(own.state_dict())}
-            identity |= {**start, "split": self.data.split_sha256}
+            identity |= {**start, **begun_from(cfg), "split": self.data.split_sha256}
             self.run = RunDir.open(
                 cfg.run.out, cfg, slug=f"{cfg.model.name}-{cfg.data.name}", identity=identity,
                 resume=cfg.run.resume, allow=self._allowed(), seed=train.seed, log=self._log,

@@ -149,9 +149,10 @@ class RunDir(contextlib.AbstractContextManager["RunDir"]):
                 f"cannot make the run directory {name_of(fault.filename or path)}: "
                 f"{fault.strerror or fault}; choose another --run.out"
             ) from None
+        begins = not (resumed or holds_run(folder))
         try:
             sweep(folder)
-            if holds_run(folder) and not resumed:
+            if not begins and not resumed:
                 raise ConfigError(f"{name_of(path)}: another process has just begun a run there")
             env = runtime.describe_environment(seed, world_size) | {IDENTITY: dict(choice.identity)}
             changed = run._compare(choice, env) if resumed else []
@@ -164,7 +165,7 @@ class RunDir(contextlib.AbstractContextManager["RunDir"]):
             run._log = log_ or RunLog(None)
             run._log.open(folder / LOG)
         except BaseException:
-            run.close()
+            (run.abandon if begins else run.close)()
             raise
         for line in changed:
             log.warning("resumed with a change: %s", line)
@@ -248,8 +249,7 @@ class RunDir(contextlib.AbstractContextManager["RunDir"]):
     def _settle(self) -> None:
         """Make an allowed change of configuration the run's own."""
         if self._changed is not None:
-            config, env = self._changed
-            self._changed = None
+            (config, env), self._changed = self._changed, None
             save_config(config, self.path / CONFIG)
             self._write_json(ENV, env)
 
@@ -344,7 +344,8 @@ class RunChoice:
 
     def changes(self, folder: Path) -> list[str]:
         """List where the run in `folder` differs: "field: old -> new", but for the group `run`."""
-        old = load_config(type(self.config), folder / CONFIG)
+        hint = "; only a run of the same recipe and search goes on: choose another --run.out"
+        old = load_config(type(self.config), folder / CONFIG, hint)
         return [line for line in differences(old, self.config) if not _within(line, OWN)]
 
     def _resumed_path(self, path: str) -> Path:
@@ -367,8 +368,7 @@ class RunChoice:
         pattern = re.compile(rf"{re.escape(self.run_id)}(?:-(\d{{1,6}}))?")
         names = os.listdir(self.root) if self.root.is_dir() else []
         matches = [m for m in map(pattern.fullmatch, names) if m and holds_run(self.root / m[0])]
-        matches.sort(key=lambda match: int(match[1] or 1), reverse=True)
-        return [self.root / match[0] for match in matches]
+        return [self.root / m[0] for m in sorted(matches, key=lambda m: -int(m[1] or 1))]
 
 
 def _within(line: str, names: Sequence[str]) -> bool:
@@ -423,9 +423,9 @@ def take_lock(folder: Path) -> IO[bytes] | None:
             f"{name_of(folder)} is in use by process {owner}; wait for it, stop it, or choose "
             "another run directory"
         ) from None
-    file.truncate(0)
-    file.write(f"{os.getpid()}\n".encode())
-    file.flush()
+    with contextlib.suppress(OSError):  # on a full disk nobody is told who has it
+        os.truncate(file.fileno(), 0)
+        os.write(file.fileno(), f"{os.getpid()}\n".encode())
     return file
 
 

@@ -65,7 +65,10 @@ def test_only_samples_that_tell_the_two_apart_count() -> None:
     assert found.p == pytest.approx(2 * tail)
     assert found.difference.value == 8 and 0 < found.difference.low < 8 < found.difference.high
     same = compare_predictions(first, first, labels)
-    assert same.p == 1 and same.difference.low == same.difference.high == 0
+    assert same.p == 1 and same.difference.value == 0
+    assert -4 <= same.difference.low <= -2 and 2 <= same.difference.high <= 4  # 3 of n, not 0
+    twice = contrast([(outcome(first == 0), outcome(first == 0))] * 2)
+    assert twice.p == 1 and -4 < twice.difference.low < -2
 
 
 def test_the_bootstrap_covers_the_true_difference() -> None:

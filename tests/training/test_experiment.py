@@ -191,6 +191,14 @@ def test_a_run_starts_from_the_weights_it_is_given(tmp_path):
             assert torch.equal(model.state_dict()[name], value), name
         ticket = MultiSp(MultiSpConfig(epochs=1)).find(model, experiment.trainer.fit)
         experiment.save_ticket(ticket)
+    values = {name: value + 1 for name, value in given.state_dict().items()}
+    write_tensors(tmp_path / "mine" / "model.safetensors", values, {"kind": "model"})
+    resumed = replace(experiment.cfg, run=replace(experiment.cfg.run, resume="auto"))
+    with (
+        pytest.raises(ConfigError, match=r"another run: model\.init_from: '[0-9a-f]+' -> "),
+        Experiment(resumed, fallback="digits", small=SMALL),
+    ):
+        pass
     again = ModelConfig(init_from=str(tmp_path / "run"))  # a run stands for its ticket
     with opened(tmp_path / "second", model=again) as experiment:
         weight = experiment.model().conv_pep.rpe.conv.weight

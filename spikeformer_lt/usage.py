@@ -108,11 +108,12 @@ def help_text(cls: Any, prog: str, words: str = "") -> str:
 
     found = [*_listed(cls)]
     basic, rest = ([o for o in found if bool(BASIC.fullmatch(o[2])) is b] for b in (True, False))
-    quick = any(name == "run.quick" for _, _, name, *_ in found)
+    names = {f"--{name.replace('_', '-')}" for _, _, name, *_ in found}
     text = [f"usage: {prog} {words}{words and ' '}[options]\n", _EXAMPLE.sub("", own).strip()]
     if examples := _EXAMPLE.findall(own) or _EXAMPLE.findall(module):
         text += [*section("examples", "", ()), *_as_typed(examples, prog, cls)]
-    always = (one for one in ALWAYS.items() if quick or one[0] != "--quick")
+    always = (one for one in ALWAYS.items() if one[0] not in names)
+    always = (one for one in always if "--run.quick" in names or one[0] != "--quick")
     text += section("basic options", "", [*basic, *always])
     for (group, about), options in itertools.groupby(rest, lambda option: option[:2]):
         text += section(f"{group} options", about, options)

@@ -13,7 +13,6 @@ import pytest
 from filelock import FileLock
 
 from spikeformer_lt.config import last_of_each
-from spikeformer_lt.usage import ALWAYS
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = shlex.split(
@@ -82,7 +81,7 @@ class Recipes:
         return {
             at[1].replace("-", "_"): " ".join(plain[at.end() : end].split())
             for at, end in zip(starts, ends, strict=True)
-            if not any(f"--{at[1]}" in flags for flags in ALWAYS)
+            if "(default:" in plain[at.end() : end]  # the others are of every program
         }
 
 

@@ -2,11 +2,14 @@
 
 OMP_NUM_THREADS=2 python benchmarks/multisp_step.py --model spikformer_toy --batch 32
 OMP_NUM_THREADS=2 python benchmarks/multisp_step.py --model spikformer_cifar_4_256 --batch 16
+OMP_NUM_THREADS=2 python benchmarks/multisp_step.py --model spikformer_cifar --batch 8 \
+    --weight-sparsity 0.5 0.9
 
 All variants run in turn, round after round, so that a busy machine slows them alike; the figures
 are medians over rounds and ratios to the dense model that computes a static image at every step.
 A training step is forward, backward and AdamW, for MultiSp with the new masks that it takes before
-each step. The same run checks in float64 that computing once changes no spike and no logit.
+each step; an export is the compact form of the finished network. The same run checks in float64
+that computing once changes no spike and no logit.
 """
 
 from __future__ import annotations
@@ -24,17 +27,23 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from spikeformer_lt import Mask, create_model
+from spikeformer_lt.export.inference import compact
 from spikeformer_lt.layers.neuron import BatchNorm
 from spikeformer_lt.layers.patches import PatchSelect, make_score
 from spikeformer_lt.layers.subnet import SubnetConv2d, collapse, rankings, set_masks
 
-BASE = "dense, every step"
-VARIANTS: dict[str, dict[str, Any]] = {
-    BASE: {"compute_once": False},
-    "dense, compute once": {"compute_once": True},
-    "MultiSp, lif": {"compute_once": True, "activation": "lif", "sparse": True},
-    "MultiSp, heaviside": {"compute_once": True, "activation": "heaviside", "sparse": True},
-}
+BASE, PHASES = "dense, every step", ("train", "infer", "export")
+
+
+def variants(sparsities: list[float]) -> dict[str, dict[str, Any]]:
+    """Arguments of `build`, by the name of each variant."""
+    made: dict[str, dict[str, Any]] = {BASE: {"compute_once": False}}
+    made["dense, compute once"] = {"compute_once": True}
+    for sparsity in sparsities:
+        for kind in ("lif", "heaviside"):
+            own = {"compute_once": True, "activation": kind, "sparsity": sparsity}
+            made[f"MultiSp, {kind}, {sparsity:.0%}"] = own
+    return made
 
 
 def build(args: argparse.Namespace, compute_once: bool, **rest: Any) -> nn.Module:
@@ -48,11 +57,11 @@ def build(args: argparse.Namespace, compute_once: bool, **rest: Any) -> nn.Modul
             products = name.endswith(("q.norm", "k.norm", "v.norm"))
             nn.init.constant_(module.weight, 1.4)
             nn.init.constant_(module.bias, 0.7 if products else 0.35)
-    if rest.get("sparse"):
+    if "sparsity" in rest:
         model.conv_pep.set_activation(rest["activation"])
         for _, unit in model.conv_pep.units():
             unit.conv = SubnetConv2d(unit.conv, "weights", binary=True)
-        update_masks(model, args.weight_sparsity)
+        update_masks(model, rest["sparsity"])
         score = make_score("rate", model.embed_dim, model.num_classes, model.num_heads)
         model.set_patch(PatchSelect(score, args.patch_sparsity))
     return model
@@ -65,7 +74,7 @@ def update_masks(model: nn.Module, sparsity: float) -> None:
 
 def trainer(model: nn.Module, x: Tensor, y: Tensor, sparsity: float | None) -> Callable[[], None]:
     """One training step."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, foreach=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     model.train()
 
     def step() -> None:
@@ -78,9 +87,9 @@ def trainer(model: nn.Module, x: Tensor, y: Tensor, sparsity: float | None) -> C
     return step
 
 
-def inferer(model: nn.Module, x: Tensor) -> Callable[[], None]:
-    """One forward of the finished model: the subnetwork is collapsed into plain weights."""
-    done = collapse(copy.deepcopy(model)).eval()
+def inferer(model: nn.Module, x: Tensor, form: Callable[..., nn.Module]) -> Callable[[], None]:
+    """One forward of a form of the finished model, whose subnetwork is plain weights."""
+    done = form(collapse(copy.deepcopy(model)).eval())
 
     def infer() -> None:
         with torch.no_grad():
@@ -106,11 +115,12 @@ def flops(model: nn.Module, x: Tensor) -> int:
 def check_compute_once(args: argparse.Namespace, x: Tensor, y: Tensor) -> None:
     """Print how far computing once is from computing at every step, in float64 training."""
     x = x[:4].double()
-    for name in list(VARIANTS)[1:]:
+    known = variants(args.weight_sparsity)
+    for name in list(known)[1:]:
         seen: list[list[Tensor]] = []
         results = []
         for once in (True, False):
-            model = build(args, **{**VARIANTS[name], "compute_once": once}).double().train()
+            model = build(args, **{**known[name], "compute_once": once}).double().train()
             spikes: list[Tensor] = []
             for part, module in model.named_modules():
                 if part.split(".")[-1] in ("act", "attn_act"):
@@ -139,12 +149,15 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32, help="images a step")
     parser.add_argument("--rounds", type=int, default=15, help="times each variant is measured")
     parser.add_argument("--patch-sparsity", type=float, default=0.314, help="tokens gone")
-    parser.add_argument("--weight-sparsity", type=float, default=0.5, help="ConvPEP weights gone")
+    parser.add_argument(
+        "--weight-sparsity", type=float, nargs="+", default=[0.5], help="ConvPEP weights gone"
+    )
     for name in ("embed-dim", "depth", "num-heads", "T"):
         parser.add_argument(f"--{name}", type=int, help="the named model's own if left out")
     args = parser.parse_args()
 
-    first: Any = build(args, **VARIANTS[BASE])
+    known = variants(args.weight_sparsity)
+    first: Any = build(args, **known[BASE])
     x = torch.rand(args.batch, first.in_channels, *first.image_size)
     y = torch.arange(args.batch) % first.num_classes
     print(
@@ -155,23 +168,26 @@ def main() -> None:
 
     runs: dict[str, dict[str, Callable[[], None]]] = {}
     work: dict[str, int] = {}
-    for name, options in VARIANTS.items():
+    for name, options in known.items():
         model = build(args, **options)
         work[name] = flops(model, x)
-        sparsity = args.weight_sparsity if options.get("sparse") else None
-        infer = inferer(model, x)
-        runs[name] = {"train": trainer(model, x, y, sparsity), "infer": infer}
+        runs[name] = {
+            "train": trainer(model, x, y, options.get("sparsity")),
+            "infer": inferer(model, x, lambda net: net),
+            "export": inferer(model, x, compact),
+        }
     times = {name: {phase: [] for phase in parts} for name, parts in runs.items()}
-    for phase in ("train", "infer"):
+    for phase in PHASES:
         for round_ in range(args.rounds + 2):
             for name, parts in runs.items():
                 spent = timed(parts[phase])
                 if round_ >= 2:  # the first two compile kernels and warm caches
                     times[name][phase].append(spent)
-    print(f"\n{'':22}{'products':>9}  {'train':>9} {'ratio':>7}  {'infer':>9} {'ratio':>7}")
+    heads = "".join(f"  {phase:>9} {'ratio':>7}" for phase in PHASES)
+    print(f"\n{'':24}{'products':>9}{heads}")
     for name in runs:
-        cells = [f"{name:22}{work[name] / work[BASE]:>8.0%} "]
-        for phase in ("train", "infer"):
+        cells = [f"{name:24}{work[name] / work[BASE]:>8.0%} "]
+        for phase in PHASES:
             own = statistics.median(times[name][phase])
             base = statistics.median(times[BASE][phase])
             cells.append(f" {own:>7.1f}ms {base / own:>6.2f}x")

@@ -71,7 +71,7 @@ def stepper(
     model: nn.Module, hook: Masked, x: Tensor, y: Tensor, lists: bool
 ) -> Callable[[], None]:
     """One training step."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, foreach=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     hooks = Hooks([hook])
 
     def step() -> None:

@@ -3,8 +3,11 @@
 python benchmarks/sparsity_clock.py
 python benchmarks/sparsity_clock.py --batches 1 --threads 1 --sparsities 0.9 --rounds 5 --out /tmp/c
 python benchmarks/sparsity_clock.py --part layers
+python benchmarks/sparsity_clock.py --mask erk --residuals add
+python benchmarks/sparsity_clock.py --model spiking_vgg16 --residuals add --batches 1
 
-Masks are random, of the same rate in every layer but the first convolution and the head; biases of
+Masks are random, of the same rate in every layer but the first convolution and the head, or spread
+over these layers by ERK, or the largest weights of all of them (`--mask`); biases of
 the normalisations are set so that every layer fires at 10 to 25 %. All ways of one network run in
 turn, round after round; figures are medians, ratios are those of our own dense compact network, or
 of the dense layer. The same run compares the logits in float64. "sops" is the bound that counting
@@ -15,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import math
 import statistics
 import sys
 import time
@@ -29,13 +33,15 @@ import spikeformer_lt  # before torch: one OpenMP for all
 import torch
 from torch import Tensor, nn
 
+from spikeformer_lt import Mask
 from spikeformer_lt.export.inference import CompactModel, compact
 from spikeformer_lt.layers import EncoderBlock
 from spikeformer_lt.layers.inputs import NeuronConfig
 from spikeformer_lt.layers.kernels import bits, dispatch, sparse
 from spikeformer_lt.layers.neuron import LIF, fire
-from spikeformer_lt.layers.units import ConvUnit, LinearUnit, map_rows
+from spikeformer_lt.layers.units import ConvLayer, LinearUnit, map_rows
 from spikeformer_lt.runtime import keep_heap
+from spikeformer_lt.tickets.one_shot import random_mask
 
 LAYERS = [("linear", 384, 1152), ("linear", 384, 384), ("linear", 384, 1536), ("linear", 1536, 384)]
 MAPS = [("conv", 48, 96, 32), ("conv", 96, 192, 32), ("conv", 192, 384, 16), ("conv", 384, 384, 8)]
@@ -57,7 +63,22 @@ class GatedBlock(EncoderBlock):
         return tokens * (1 - self.mlp(tokens, T))
 
 
-def network(residual: str, sparsity: float, name: str = "spikformer_cifar") -> tuple[Any, Any]:
+def masked(units: Sequence[Any], sparsity: float, how: str) -> None:
+    """Prune the units behind the first one."""
+    weights = {str(i): unit.synapse.weight.detach() for i, unit in enumerate(units[1:])}
+    if how == "erk":
+        mask = random_mask(weights, sparsity, "erk", 0)
+    else:
+        scores = {name: w.abs() if how == "global" else torch.rand(w.shape)
+                  for name, w in weights.items()}  # fmt: skip
+        mask = Mask.from_scores(scores, sparsity, how)
+    for name, weight in weights.items():
+        weight.mul_(mask[name])
+
+
+def network(
+    residual: str, sparsity: float, name: str = "spikformer_cifar", mask: str = "layer"
+) -> tuple[Any, Any]:
     """A pruned network in eval mode, and the firing rates of its units."""
     torch.manual_seed(0)
     options = {"residual": residual} if name.startswith("spikformer") else {}
@@ -66,10 +87,9 @@ def network(residual: str, sparsity: float, name: str = "spikformer_cifar") -> t
         for block in model.blocks:
             block.__class__ = GatedBlock
         model.conv_pep.feed(model.blocks)
-    units = [m for m in model.modules() if isinstance(m, ConvUnit | LinearUnit)]
-    with torch.no_grad():
-        for unit in units[1:]:
-            unit.synapse.weight.mul_(torch.rand(unit.synapse.weight.shape) >= sparsity)
+    kinds = ConvLayer | LinearUnit
+    units = [m for m in model.modules() if isinstance(m, kinds) and m.norm and m.act]
+    masked(units, sparsity, mask)
     x, rates = torch.randn(4, 3, *model.image_size), {}
     hooks = []
     for unit in units:
@@ -108,15 +128,20 @@ def timed(ways: dict[str, Callable[[], object]], rounds: int, clock: str) -> dic
     return {name: statistics.median(found) for name, found in seen.items()}
 
 
-def bound(net: CompactModel) -> float:
+def bound(net: CompactModel, x: Tensor) -> float:
     """Dense over kept operations, as spike counts give them."""
-    whole = part = 0.0
+    sizes, hooks = {}, []
     for choice in net.layers:
-        weight = net.net.get_submodule(choice.name).synapse.weight  # type: ignore[union-attr]
-        places = {32: 1024, 16: 256, 8: 64}.get(weight.shape[-1], 64) if weight.dim() == 4 else 64
-        whole += weight.numel() * places
-        part += weight.numel() * places * choice.density
-    return whole / part
+        unit: Any = net.net.get_submodule(choice.name)
+
+        def see(unit: Any, args: Any, name: str = choice.name) -> None:
+            sizes[name] = unit.synapse.weight.numel() * math.prod(args[0].shape[:-1])
+
+        hooks.append(unit.register_forward_pre_hook(see))
+    net(x)
+    for hook in hooks:
+        hook.remove()
+    return sum(sizes.values()) / sum(sizes[c.name] * c.density for c in net.layers)
 
 
 def whole(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -124,9 +149,9 @@ def whole(args: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     for residual in args.residuals:
         for sparsity in args.sparsities:
-            model, rates = network(residual, sparsity, args.model)
+            model, rates = network(residual, sparsity, args.model, args.mask)
             dense, listed = compact(model).use_lists("never"), compact(model).use_lists(args.how)
-            gap = difference(model)
+            gap, sops = difference(model), bound(dense, torch.randn(1, 3, *model.image_size))
             print(listed.describe())
             for threads in args.threads:
                 torch.set_num_threads(threads)
@@ -138,9 +163,10 @@ def whole(args: argparse.Namespace) -> list[dict[str, Any]]:
                     rounds = args.rounds if batch < 8 else max(3, args.rounds // 3)
                     took = timed(ways, rounds, args.clock)
                     rows.append({
-                        "what": f"{args.model} {residual}", "threads": threads, "columns": batch,
-                        "sparsity": sparsity, "dense_ms": took["dense"], "ours_ms": took["ours"],
-                        "ratio": took["dense"] / took["ours"], "sops": bound(listed), "gap": gap,
+                        "what": f"{args.model} {residual} {args.mask}",
+                        "threads": threads, "columns": batch, "sparsity": sparsity,
+                        "dense_ms": took["dense"], "ours_ms": took["ours"],
+                        "ratio": took["dense"] / took["ours"], "sops": sops, "gap": gap,
                         "firing": f"{min(rates.values()):.2f} to {max(rates.values()):.2f}",
                     })  # fmt: skip
                     if "spikingjelly" in took:
@@ -273,6 +299,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--part", choices=("whole", "layers"), default="whole")
     parser.add_argument("--model", default="spikformer_cifar")
+    parser.add_argument("--mask", default="layer", choices=("layer", "global", "erk"))
     parser.add_argument("--how", default="auto", choices=("auto", "always"))
     parser.add_argument("--residuals", nargs="+", default=["add", "iand"])
     parser.add_argument("--sparsities", nargs="+", type=float, default=[0.5, 0.8, 0.9, 0.95])

@@ -30,7 +30,7 @@ class EnergyReport:
     batch_size: int = 64
     """Images per forward."""
     T: int | None = None
-    """Time steps, if others than the tickets were trained with."""
+    """Time steps; None is those of the training."""
     data: EventDataConfig = field(default_factory=EventDataConfig)
 
     def __post_init__(self) -> None:

@@ -27,7 +27,7 @@ class Evaluate:
     batch_size: int = 256
     """Images per step."""
     T: int | None = None
-    """Time steps, if others than the ticket was trained with."""
+    """Time steps; None is those of the training."""
     again: bool = False
     """Evaluate even where predictions of these weights and samples are saved."""
     cpu: bool = False

@@ -2,6 +2,9 @@
 
 ``find SEARCH`` runs any registered search, a plug-in's too, with its options; ``run RECIPE`` runs a
 recipe with its defaults. Nothing here imports torch before the options are read.
+
+spikeformer-lt find imp --data.name digits --quick    # no download
+spikeformer-lt find imp --data.name cifar10 --data.root data --run.out runs/found
 """
 
 from __future__ import annotations
@@ -249,7 +252,7 @@ def evaluate_finished(cfg: Any, accelerator: Any) -> None:
 
 def _evaluate(cfg: Any, accelerator: Any) -> None:
     from spikeformer_lt.export import shipped
-    from spikeformer_lt.reports import evaluation, save_predictions
+    from spikeformer_lt.reports import evaluation, removed_words, save_predictions
     from spikeformer_lt.training import PREDICTIONS
 
     if shipped(cfg.run):  # a first look does not wait until kernels are compiled
@@ -270,12 +273,12 @@ def _evaluate(cfg: Any, accelerator: Any) -> None:
     )
     if found.source is not None:
         tell(f"  from the predictions saved at the first reading: {found.source} (--again: anew)")
-    bits = [name for name in ledger if name.endswith("bits_per_weight")]
-    told = {name: ledger[name] for name in ("sparsity", *bits, "macs", "sops", "params")}
-    told["sparsity"] = {kind: s for kind, s in told["sparsity"].items() if s is not None}
-    for name, value in told.items():
-        if value is not None:
-            tell(f"  {name}: {value}")
+    bits = {"ConvPEP weight": "conv_pep_bits_per_weight", "weight": "bits_per_weight"}
+    known = [(ledger[key], f"{{:.2f}} for each {what}") for what, key in bits.items()]
+    tell(f"  removed     {removed_words(ledger)}")
+    tell(f"  bits        {', '.join(form.format(n) for n, form in known if n is not None)}")
+    tell(f"  operations  {ledger['macs']:,.0f} MACs, {ledger['sops']:,.0f} SOPs per input")
+    tell(f"  parameters  {ledger['params']:,}")
     if cfg.out and accelerator.is_main_process:
         result: dict[str, Any] = {"accuracy": metrics.accuracy, "count": metrics.count}
         result |= {"accuracy_interval": [found.interval.low, found.interval.high]}
@@ -405,8 +408,8 @@ def compare(
 
 def _refuse_options(job: Job) -> None:
     """Refuse now what the recipe of a run would refuse of its options when its turn comes."""
-    argv, said = sys.argv, io.StringIO()
-    sys.argv = [*job.command, PRINT_CONFIG]
+    argv, program, said = sys.argv, runtime.program, io.StringIO()
+    sys.argv, runtime.program = [*job.command, PRINT_CONFIG], ""
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
             runpy.run_path(job.command[0], run_name="__main__")
@@ -415,7 +418,7 @@ def _refuse_options(job: Job) -> None:
             text = said.getvalue().strip().removeprefix("error: ")
             raise ConfigError(f"{job.variant}: {text}") from None
     finally:
-        sys.argv = argv
+        sys.argv, runtime.program = argv, program
 
 
 def jobs_of(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import inspect
 import io
 import json
 import logging
@@ -30,15 +29,12 @@ from spikeformer_lt import runtime
 from spikeformer_lt.disk import read_mapping, safe_name, write_atomic
 from spikeformer_lt.errors import ConfigError, Interrupted, SpikeformerError, near, shown
 from spikeformer_lt.registry import config_class, use_plugins
+from spikeformer_lt.usage import allowed_words, default_of, help_text, options_of
+from spikeformer_lt.usage import field_kinds as field_kinds
 
 C = TypeVar("C")
 _ALWAYS = ("help", "config", "debug", "plugins", "dry_run", "print_config")
 _GIVEN = "_given_options"
-_HELP = (
-    "Beside these: --config FILE gives values that options override, --print-config prints such a "
-    "file; --plugins FILE.py [FILE.py ...] imports what you register; --dry-run makes nothing; "
-    "--quick shortens a training; --quiet, --verbose; --debug shows the traceback of an error."
-)
 DRY_RUN, PRINT_CONFIG = "--dry-run", "--print-config"
 SHORT = {DRY_RUN: "--run.dry-run", "--quick": "--run.quick", "--track": "--train.track"}
 LEVELS = {"--quiet": logging.WARNING, "--verbose": logging.DEBUG}
@@ -46,7 +42,9 @@ _ASSIGNED = re.compile(r"[a-z]\w*(\.[A-Za-z][\w-]*)+=")  # group.field=value
 INT_LIMIT, TEXT_LIMIT = 2**63, 4096
 
 
-def parse(cls: type[C], argv: Sequence[str] | None = None, prog: str | None = None) -> C:
+def parse(
+    cls: type[C], argv: Sequence[str] | None = None, prog: str | None = None, words: str = ""
+) -> C:
     """Make a configuration from command-line options ``--group.field value``.
 
     In option names '-' and '_' are alike. A boolean is ``--group.field`` or ``--group.no-field``.
@@ -55,11 +53,10 @@ def parse(cls: type[C], argv: Sequence[str] | None = None, prog: str | None = No
     files that register names. The named model and data set add their own: ``--my-net.width``.
 
     `cls` is a nested frozen dataclass, every field with a default; `argv` and the program's name
-    `prog` are the process's if None. A ConfigError is one line: given, allowed, what to do.
+    `prog` are the process's if None; `words` is what it takes before its options. A ConfigError is
+    one line: given, allowed, what to do.
     """
-    import tyro
-
-    prog = prog or Path(sys.argv[0]).name
+    prog = prog or runtime.program or Path(sys.argv[0]).name
     given = list(sys.argv[1:] if argv is None else argv)
     loud = [token for token in LEVELS if token in given]
     check(len(loud) < 2, "--quiet", "--verbose", "one of the two")
@@ -74,18 +71,22 @@ def parse(cls: type[C], argv: Sequence[str] | None = None, prog: str | None = No
     use_plugins(plugins)
     in_file = read_mapping(files[0]) if files else {}
     cls = with_entries(cls, rest, in_file)
-    options = dict(_options(cls))
+    options = dict(options_of(cls))
+    if {"-h", "--help"} & set(rest):
+        sys.stdout.write(f"{help_text(cls, prog, words)}\n")
+        raise SystemExit(0)
+
+    import tyro
+
     printing = PRINT_CONFIG in rest
     rest = _of_run([token for token in rest if token != PRINT_CONFIG], options)
     _refuse_unknown(rest, options)
     _refuse_contradictions(rest, options)
     default = load_config(cls, files[0]) if files else tyro.MISSING_NONPROP
-    own = inspect.cleandoc(cls.__doc__ or "")
-    intro = "" if own.startswith(f"{cls.__name__}(") else f"{own}\n\n"  # dataclass's own docstring
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            made = tyro.cli(cls, args=rest, prog=prog, description=intro + _HELP, default=default)
+            made = tyro.cli(cls, args=rest, prog=prog, default=default)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
@@ -126,7 +127,7 @@ def with_entries(cls: type[C], argv: Sequence[str], in_file: Mapping[str, Any]) 
             continue
         written = in_file.get(group)
         name = written.get("name") if isinstance(written, Mapping) else None
-        name = str(value_of(f"{group}.name", argv) or name or _default(cls, group).name)
+        name = str(value_of(f"{group}.name", argv) or name or default_of(cls, group).name)
         if config := config_class(kind, name):
             groups[name] = config()
     return extended(cls, groups) if groups else cls
@@ -195,7 +196,7 @@ def run_recipe(
 
     def act() -> None:
         cfg = parse(cls, given, prog)
-        if DRY_RUN in given and not {"dry_run", "run.dry_run"} & {n for n, _ in _options(cls)}:
+        if DRY_RUN in given and not {"dry_run", "run.dry_run"} & {n for n, _ in options_of(cls)}:
             sys.stdout.write("dry run: the options are in order; nothing was opened or written\n")
             return
         main(cfg)
@@ -264,16 +265,7 @@ def _as_typed(text: str, argv: Sequence[str]) -> str:
 
 def option_names(cls: Any) -> list[str]:
     """Names "group.field" of the options of a configuration class, in order."""
-    return [name for name, _ in _options(cls)]
-
-
-def _options(cls: Any, where: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield ("group.field", type) of every option."""
-    for name, kind in field_kinds(cls).items():
-        if dataclasses.is_dataclass(kind):
-            yield from _options(kind, f"{where}{name}.")
-        else:
-            yield where + name, kind
+    return [name for name, _ in options_of(cls)]
 
 
 def split_plugins(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -397,16 +389,6 @@ def _as_config_error(
     return ConfigError(f"{text}{allowed}; see {prog} --help")
 
 
-_PLAIN = {
-    bool: "true or false",
-    int: "an integer",
-    float: "a number",
-    str: "a text (quote it if it looks like a number)",
-    Path: "a path",
-    type(None): "None (null in a file)",
-}
-
-
 def check(condition: bool, field: str, value: object, allowed: str) -> None:
     """Raise a ConfigError unless `condition`; meant for the `__post_init__` of a configuration.
 
@@ -462,12 +444,12 @@ def from_dict(cls: type[C], mapping: Mapping[str, Any], where: str = "", usual: 
             raise ConfigError(f"unknown key {shown(where + str(key))}{hint}")
         if name in values:
             raise ConfigError(f"the key {shown(where + name)} is there twice; keep one")
-        inner = getattr(usual, name) if isinstance(usual, cls) else _default(cls, name)
+        inner = getattr(usual, name) if isinstance(usual, cls) else default_of(cls, name)
         values[name] = _from_plain(kinds[name], value, where + name, inner)
     if isinstance(usual, cls):
         return dataclasses.replace(usual, **values)  # type: ignore[type-var]
     for name in kinds:
-        if name not in values and _default(cls, name) is dataclasses.MISSING:
+        if name not in values and default_of(cls, name) is dataclasses.MISSING:
             raise ConfigError(f"the key {where}{name} is missing; it has no default")
     return cls(**values)
 
@@ -528,26 +510,6 @@ def run_id(
     return f"{safe_name(slug)}-{hashlib.sha256(text.encode('ascii')).hexdigest()[:8]}"
 
 
-def field_kinds(cls: type) -> dict[str, Any]:
-    """Return {field: resolved type} of a configuration class, for fields that can be set."""
-    hints = typing.get_type_hints(cls)
-    return {f.name: hints[f.name] for f in dataclasses.fields(cls) if f.init}
-
-
-def allowed_words(kind: Any) -> str:
-    """Say in words which values a type allows."""
-    origin, parts = typing.get_origin(kind), typing.get_args(kind)
-    if origin is Literal:
-        return "one of " + ", ".join(str(part) for part in parts)
-    if origin in (Union, types.UnionType):
-        return " or ".join(allowed_words(part) for part in parts)
-    if origin is tuple and parts[1:] == (Ellipsis,):
-        return f"a list, each entry {allowed_words(parts[0])}"
-    if origin is tuple:
-        return f"a list of {len(parts)}: {', '.join(allowed_words(part) for part in parts)}"
-    return _PLAIN.get(kind) or str(getattr(kind, "__name__", kind))
-
-
 def _from_plain(kind: Any, value: Any, name: str, usual: Any = None) -> Any:
     origin, parts, hint = typing.get_origin(kind), typing.get_args(kind), ""
     if dataclasses.is_dataclass(kind):
@@ -590,11 +552,3 @@ def _canonical(value: Any) -> Any:
     if isinstance(value, float):
         return int(value) if value.is_integer() else "nan" if math.isnan(value) else value
     return [_canonical(entry) for entry in value] if isinstance(value, list) else value
-
-
-def _default(cls: Any, name: str) -> Any:
-    """Default of one field of a configuration class; MISSING if it has none."""
-    field = cls.__dataclass_fields__[name]
-    return (
-        field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-    )

@@ -6,6 +6,7 @@ torch before it is known what is asked.
 
 from __future__ import annotations
 
+import csv
 import importlib
 import json
 import runpy
@@ -17,10 +18,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, is_dataclass
 from inspect import getdoc
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
+from spikeformer_lt import runtime
 from spikeformer_lt.cli import RECIPES, FindAtSparsity, find_command
 from spikeformer_lt.config import (
+    DRY_RUN,
     check,
     check_fields,
     exit_after,
@@ -31,6 +34,7 @@ from spikeformer_lt.config import (
 from spikeformer_lt.errors import ConfigError, SpikeformerError, near, shown
 from spikeformer_lt.registry import config_class, search_names, use_plugins
 
+C = TypeVar("C")
 INTRO = """\
 Lottery tickets in spiking transformers: find, train, measure, export.
 
@@ -41,6 +45,8 @@ Lottery tickets in spiking transformers: find, train, measure, export.
   {prog} predict ticket PICTURE.png
 """
 HIDDEN = "complete"  # for the script of `completion`
+PLAIN = ("run", "ls", "cp", "completion")  # commands of words alone
+ACCURACIES = ("published %", "comes along %")
 KINDS = ("models", "datasets", "searches", "recipes")
 AS_RECIPE = {
     "compare": "compare_tickets", "evaluate": "evaluate", "export": "export", "report": "report",
@@ -51,7 +57,11 @@ AS_RECIPE = {
 
 @dataclass(frozen=True)
 class Predict:
-    """Classify pictures or recordings with a run, a ticket or an export."""
+    """Classify pictures or recordings with a run, a ticket or an export.
+
+    spikeformer-lt predict ticket PICTURE.png
+    spikeformer-lt predict spikformer_digits *.png --top 3 --json    # a ticket that comes along
+    """
 
     top: int = 1
     """Classes shown for each file."""
@@ -64,7 +74,10 @@ class Predict:
 
 @dataclass(frozen=True)
 class Bench:
-    """Milliseconds of a call of a compact network."""
+    """Time a run, a ticket or an export in its compact form, on this machine.
+
+    spikeformer-lt bench ticket --batch-sizes 1 8 64
+    """
 
     batch_sizes: tuple[int, ...] = (1, 32)
     """Samples of a call."""
@@ -79,7 +92,10 @@ class Bench:
 
 @dataclass(frozen=True)
 class Push:
-    """Publish an export on the hub, without paths of this machine."""
+    """Publish an export on the Hugging Face hub, without paths of this machine.
+
+    spikeformer-lt push ticket OWNER/NAME --private --license mit    # after: hf auth login
+    """
 
     private: bool = False
     """Let the owner alone see it."""
@@ -89,7 +105,10 @@ class Push:
 
 @dataclass(frozen=True)
 class Watch:
-    """State, epoch and accuracy of every run below some folders."""
+    """Show state, epoch and accuracy of every run below some folders; runs without one.
+
+    spikeformer-lt watch runs --every 10
+    """
 
     every: float = 0
     """Seconds between two looks; 0 looks once."""
@@ -115,7 +134,11 @@ def main(argv: Sequence[str] | None = None, prog: str = "spikeformer-lt") -> NoR
         elif command in AS_RECIPE:
             _run_recipe(AS_RECIPE[command], given[1:], f"{prog} {command}")
         elif command in COMMANDS:
-            COMMANDS[command][0](given[1:], f"{prog} {command}")
+            does, words = COMMANDS[command]
+            if given[1:] in (["--help"], ["-h"]) and command in PLAIN:
+                print(f"usage: {prog} {command} {words}\n\n{getdoc(does)}")
+            else:
+                does(given[1:], f"{prog} {command}")
         else:
             known = sorted({*COMMANDS, *AS_RECIPE} - {HIDDEN})
             hint = near(command, known) or f"; allowed: {', '.join(known)}"
@@ -153,7 +176,12 @@ def _recipe(argv: Sequence[str]) -> Path:
 
 
 def run(argv: Sequence[str], prog: str) -> None:
-    """Run a recipe of the package, or a file of your own."""
+    """Run a recipe of the package, or a file of your own.
+
+    spikeformer-lt run multisp_cifar --data.name digits --quick
+    spikeformer-lt run multisp_cifar --help    lists the options of a recipe
+    spikeformer-lt ls recipes                  lists the recipes
+    """
     own = Path(argv[0]) if argv and argv[0].endswith(".py") else None
     if own is not None and own.is_file():
         sys.argv = list(argv)
@@ -163,8 +191,11 @@ def run(argv: Sequence[str], prog: str) -> None:
 
 
 def _run_recipe(name: str, argv: Sequence[str], prog: str) -> None:
-    sys.argv = [prog, *argv]
-    runpy.run_module(f"spikeformer_lt.recipes.{name}", run_name="__main__", alter_sys=True)
+    sys.argv, runtime.program = [prog, *argv], prog  # the first word becomes a file's name
+    try:
+        runpy.run_module(f"spikeformer_lt.recipes.{name}", run_name="__main__", alter_sys=True)
+    finally:
+        runtime.program = ""
 
 
 def find(argv: Sequence[str], prog: str) -> None:
@@ -173,7 +204,11 @@ def find(argv: Sequence[str], prog: str) -> None:
 
 
 def copy(argv: Sequence[str], prog: str) -> None:
-    """Copy a recipe, to be changed and run."""
+    """Copy a recipe, to be changed and run.
+
+    spikeformer-lt cp multisp_cifar mine.py
+    spikeformer-lt run mine.py --data.name digits --quick
+    """
     if len(argv) != 2:
         raise ConfigError(f"{prog} takes a recipe and a new file: {prog} RECIPE FILE.py")
     source, target = _recipe(argv), Path(argv[1])
@@ -187,28 +222,25 @@ def copy(argv: Sequence[str], prog: str) -> None:
 
 
 def ls(argv: Sequence[str], prog: str) -> None:
-    """List what is there."""
+    """List what is there, with plug-ins: ls models --plugins FILE.py."""
     rest, plugins = split_plugins(argv)
     use_plugins(plugins)
     if len(rest) != 1 or rest[0] not in KINDS:
         raise ConfigError(f"{prog} takes one of {', '.join(KINDS)}")
-    print(table(LISTS[rest[0]]()))
+    print(table(_list_models() if rest[0] == "models" else _described(rest[0])))
 
 
-def _list_recipes() -> list[tuple[str, ...]]:
-    return [("recipe", "does"), *((n, _first_line(path)) for n, path in _recipes().items())]
-
-
-def _list_searches() -> list[tuple[str, ...]]:
-    rows = [(n, getdoc(config_class("search", n)) or "A plug-in's search.") for n in search_names()]
-    return [("search", "does"), *((name, doc.splitlines()[0]) for name, doc in rows)]
-
-
-def _list_datasets() -> list[tuple[str, ...]]:
+def _described(kind: str) -> list[tuple[str, ...]]:
+    """Names of recipes, searches or data sets, each with the first line of what it says."""
     from spikeformer_lt.registry import dataset_factory, list_datasets
 
-    rows = [(name, getdoc(dataset_factory(name)) or "") for name in list_datasets()]
-    return [("data set", "holds"), *((name, doc.partition("\n")[0]) for name, doc in rows)]
+    if kind == "recipes":
+        return [("recipe", "does"), *((n, _first_line(path)) for n, path in _recipes().items())]
+    if kind == "searches":
+        docs = [(n, getdoc(config_class("search", n)) or "A plug-in's.") for n in search_names()]
+    else:
+        docs = [(n, getdoc(dataset_factory(n)) or "") for n in list_datasets()]
+    return [(kind, "is"), *((name, doc.partition("\n")[0]) for name, doc in docs)]
 
 
 def _list_models() -> list[tuple[str, ...]]:
@@ -216,7 +248,8 @@ def _list_models() -> list[tuple[str, ...]]:
 
     from spikeformer_lt.registry import create_model, list_models, model_factory
 
-    rows: list[tuple[str, ...]] = [("model", "parameters", "T", "input", "is")]
+    rows: list[tuple[str, ...]] = [("model", "parameters", "T", "input", *ACCURACIES, "is")]
+    known = {kind: _accuracies(kind) for kind in ACCURACIES}
     for name in list_models():
         try:
             with torch.device("meta"):
@@ -229,14 +262,26 @@ def _list_models() -> list[tuple[str, ...]]:
         channels = getattr(net, "in_channels", None)
         shape = f"{channels}x{size}" if channels and size else "?"
         doc = (getdoc(model_factory(name)) or "").partition("\n")[0]
-        rows.append((name, count, str(getattr(net, "T", "?")), shape, doc))
+        reached = (known[kind].get(name, "") for kind in ACCURACIES)
+        rows.append((name, count, str(getattr(net, "T", "?")), shape, *reached, doc))
     return rows
 
 
-LISTS: dict[str, Callable[[], list[tuple[str, ...]]]] = {
-    "models": _list_models, "datasets": _list_datasets,
-    "searches": _list_searches, "recipes": _list_recipes,
-}  # fmt: skip
+def _accuracies(kind: str) -> dict[str, str]:
+    """Model -> data sets and test accuracies in percent, as published or of what comes along."""
+    here = Path(__file__).parent
+    if kind == ACCURACIES[0]:
+        with (here / "models" / "published.csv").open(newline="", encoding="utf-8") as file:
+            found = [(r["model"], r["data"], r["test accuracy %"]) for r in csv.DictReader(file)]
+    else:
+        places = sorted(here.glob("pretrained/*/config.json"))
+        known = [(json.loads(p.read_text("utf-8")), p.parent.name) for p in places]
+        cards = [(card["provenance"], name, card["about"]["test_accuracy"]) for card, name in known]
+        found = [(p["model"]["name"], f"{n} ({p['dataset']})", f"{v:.2f}") for p, n, v in cards]
+    told: dict[str, str] = {}
+    for name, data, value in found:
+        told[name] = f"{told[name]}, {data} {value}" if name in told else f"{data} {value}"
+    return told
 
 
 def table(rows: Sequence[Sequence[str]], indent: str = "") -> str:
@@ -251,10 +296,14 @@ def table(rows: Sequence[Sequence[str]], indent: str = "") -> str:
     return "\n".join(lines)
 
 
-def _words(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The words before the first option, and the options."""
+def _read(cls: type[C], argv: Sequence[str], prog: str) -> tuple[list[str], C]:
+    """The words before the first option, and the options; a dry run ends here."""
     at = next((i for i, token in enumerate(argv) if token.startswith("-")), len(argv))
-    return list(argv[:at]), list(argv[at:])
+    cfg = parse(cls, argv[at:], prog, COMMANDS[prog.split()[-1]][1])
+    if DRY_RUN in argv:
+        print("dry run: the options are in order; nothing was opened or written")
+        sys.exit(0)
+    return list(argv[:at]), cfg
 
 
 def _network(folder: str) -> Any:
@@ -268,8 +317,7 @@ def _network(folder: str) -> Any:
 
 def predict(argv: Sequence[str], prog: str) -> None:
     """Classify pictures or recordings with a run, a ticket or an export."""
-    words, options = _words(argv)
-    cfg = parse(Predict, options, prog)
+    words, cfg = _read(Predict, argv, prog)
     if len(words) < 2:
         raise ConfigError(f"{prog} takes a ticket's folder and files: {prog} DIR FILE [FILE ...]")
     net = _network(words[0])
@@ -289,8 +337,7 @@ def predict(argv: Sequence[str], prog: str) -> None:
 
 def bench(argv: Sequence[str], prog: str) -> None:
     """Time a run, a ticket or an export in its compact form, on this machine."""
-    words, options = _words(argv)
-    cfg = parse(Bench, options, prog)
+    words, cfg = _read(Bench, argv, prog)
     if len(words) != 1:
         raise ConfigError(f"{prog} takes one folder of a run, a ticket or an export: {prog} DIR")
 
@@ -313,15 +360,14 @@ def bench(argv: Sequence[str], prog: str) -> None:
         middle = statistics.median(spans)
         ends = (f"{middle:.2f}", f"{min(spans):.2f}", f"{max(spans):.2f}")
         rows.append((str(size), *ends, f"{size / middle * 1e3:.0f}"))
-    where = f"{describe_environment()['cpu']}, {torch.get_num_threads()} threads"
+    where = f"{describe_environment()['cpu']}, {torch.get_num_threads()} thread(s)"
     print(f"{where}, median of {cfg.calls} calls")
     print(table(rows))
 
 
 def push(argv: Sequence[str], prog: str) -> None:
     """Publish an export on the Hugging Face hub, under the login of huggingface_hub."""
-    words, options = _words(argv)
-    cfg = parse(Push, options, prog)
+    words, cfg = _read(Push, argv, prog)
     if len(words) != 2:
         raise ConfigError(f"{prog} takes an export's folder and a name: {prog} DIR OWNER/NAME")
 
@@ -332,8 +378,7 @@ def push(argv: Sequence[str], prog: str) -> None:
 
 def watch(argv: Sequence[str], prog: str) -> None:
     """Show the state of the runs in some folders."""
-    words, options = _words(argv)
-    cfg = parse(Watch, options, prog)
+    words, cfg = _read(Watch, argv, prog)
     places = [Path(word) for word in words or ["runs"]]
     for place in places:
         check(place.is_dir(), "FOLDER", str(place), "a folder of runs")
@@ -392,7 +437,10 @@ complete -o default -F _spikeformer_lt spikeformer-lt
 
 
 def completion(argv: Sequence[str], prog: str) -> None:
-    """Print the script that completes words in a shell."""
+    """Print the script that completes words in a shell.
+
+    eval "$(spikeformer-lt completion bash)"    in ~/.bashrc; zsh in ~/.zshrc
+    """
     if list(argv) not in (["bash"], ["zsh"]):
         raise ConfigError(f'{prog} takes bash or zsh: eval "$({prog} bash)" in ~/.bashrc')
     if argv[0] == "zsh":
@@ -449,7 +497,7 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     "run": (run, "RECIPE|FILE.py"), "find": (find, "SEARCH"), "predict": (predict, "DIR FILE ..."),
     "bench": (bench, "DIR"), "push": (push, "DIR OWNER/NAME"),
     "watch": (watch, "[FOLDER ...]"), "ls": (ls, "|".join(KINDS)),
-    "cp": (copy, "RECIPE FILE.py"), "events": (events, "check DIR"), "doctor": (doctor, ""),
+    "cp": (copy, "RECIPE FILE.py"), "events": (events, "check|write DIR"), "doctor": (doctor, ""),
     "completion": (completion, "bash|zsh"), HIDDEN: (complete, "WORD ..."),
 }  # fmt: skip
 """Command -> what it does, and the words that it takes before its options."""

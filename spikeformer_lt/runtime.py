@@ -123,6 +123,15 @@ def _keep() -> bool:
 
 console_level = logging.INFO
 """Of the messages that a run shows on stderr; its log.txt has them from INFO."""
+program = ""
+"""The command as it was typed, while the console runs a recipe."""
+
+
+def command_line() -> str:
+    """The command of this process, as it can be typed again."""
+    ours = map(Path(sys.argv[0]).match, ("spikeformer-lt", "spikeformer_lt/__main__.py"))
+    own = "spikeformer-lt" if any(ours) else sys.argv[0]
+    return f"{program or shlex.quote(own)} {shlex.join(sys.argv[1:])}".rstrip()
 
 
 def describe_environment(seed: int | None = None, world_size: int = 1) -> dict[str, Any]:
@@ -141,7 +150,7 @@ def describe_environment(seed: int | None = None, world_size: int = 1) -> dict[s
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "git_commit": commit,
         "git_clean": clean,
-        "command": shlex.join(sys.argv),
+        "command": command_line(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

@@ -82,6 +82,23 @@ def test_a_wrong_line_is_one_error(
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_a_help_that_begins_with_its_words(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    usage = said(capsys, command, "--help").splitlines()[0]
+    assert usage.startswith(f"usage: spikeformer-lt {command}")
+    if command in console.OPTIONS or command in console.PLAIN:
+        assert console.COMMANDS[command][1] in usage
+
+
+@pytest.mark.parametrize("line", ["predict a b", "bench a", "push a me/b", "watch nowhere"])
+def test_a_dry_run_opens_and_publishes_nothing(
+    line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert said(capsys, *line.split(), "--dry-run").startswith("dry run: the options are in order")
+
+
 @pytest.mark.parametrize("kind", console.KINDS)
 def test_every_entry_is_listed(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     from spikeformer_lt import list_datasets, list_models, list_searches
@@ -91,7 +108,11 @@ def test_every_entry_is_listed(kind: str, capsys: pytest.CaptureFixture[str]) ->
     rows = [line.split()[0] for line in said(capsys, "ls", kind).splitlines()[1:]]
     assert rows == sorted(wanted)
     if kind == "models":
-        assert "9,324,730" in said(capsys, "ls", kind)
+        rows = {line.split()[0]: line for line in said(capsys, "ls", kind).splitlines()}
+        assert (
+            "9,324,730" in rows["spikformer_cifar"] and "CIFAR-10 95.19" in rows["spikformer_cifar"]
+        )
+        assert "spikformer_digits (digits) 97.21" in rows["spikformer_digits"]
 
 
 def test_a_copied_recipe_is_the_recipe_and_replaces_nothing(
@@ -130,7 +151,7 @@ def test_predict_and_bench_take_an_export(
     head, columns, *lines = said(
         capsys, "bench", str(TICKET), "--calls", "2", "--batch-sizes", "1", "2"
     ).splitlines()
-    assert "threads, median of 2 calls" in head and columns.startswith("batch")
+    assert "thread(s), median of 2 calls" in head and columns.startswith("batch")
     assert [line.split()[0] for line in lines] == ["1", "2"]
     assert all(float(cell) > 0 for line in lines for cell in line.split())
 

@@ -265,7 +265,7 @@ def packed_bytes(run: str | Path) -> int | None:
 
 
 SHIPPED = Path(__file__).parents[1] / "pretrained"
-"""Exports that come with this package, by the name of their model."""
+"""Exports that come with this package, by the name of their model, or MODEL.NAME."""
 
 
 def shipped(name: str | Path) -> Path | None:
@@ -281,16 +281,18 @@ def pretrained_model(name: str, source: str | Path | bool, **overrides: Any) -> 
 
     Args:
         name: of the model.
-        source: a run, ticket or export of that model; True takes the export that comes with us.
+        source: a run, ticket or export of that model, or one that comes with us by its name; True
+            takes the one of the model's own name.
         overrides: model arguments to change, such as T.
 
     Raises:
         ConfigError: none comes with us.
         TicketError: the weights are of another model, or do not fit the arguments.
     """
-    folder = SHIPPED / name if source is True else Path(str(source))
+    given = name if source is True else str(source)
+    folder = SHIPPED / name if source is True else shipped(given) or Path(given)
     known = ", ".join(sorted(path.name for path in SHIPPED.glob("*")))
-    rule = f"the folder of a run, a ticket or an export; True is for {known} alone"
+    rule = f"the folder of a run, a ticket or an export; what comes along is {known}"
     check(folder.is_dir(), "pretrained", source, rule)
     ticket = read_ticket(finished_folder(folder))
     own = ticket.provenance.get("model")

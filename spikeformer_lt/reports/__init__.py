@@ -8,7 +8,7 @@ __all__ = [
     "Evaluation", "FinishedRun", "Interval", "Paired", "Probe", "build_ledger", "card",
     "compare_predictions", "describe", "early_exit", "energy_markdown", "evaluation", "holm",
     "markdown_table", "measure_energy", "open_run", "open_ticket", "over_seeds", "plot_energy",
-    "run_probe", "save_predictions", "saved_metrics", "side_by_side", "wilson",
+    "removed_words", "run_probe", "save_predictions", "saved_metrics", "side_by_side", "wilson",
     "write_comparison", "write_comparison_page", "write_csv", "write_energy", "write_report",
     "write_run_page",
 ]  # fmt: skip
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         card,
         describe,
         evaluation,
+        removed_words,
         save_predictions,
         saved_metrics,
         write_report,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shlex
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,16 +21,11 @@ from spikeformer_lt.layers.subnet import effective_weight
 from spikeformer_lt.reports import plots
 from spikeformer_lt.reports.energy import Energy, energy_tables, layer_table, write_energy
 from spikeformer_lt.reports.finished import FinishedRun
-from spikeformer_lt.reports.ledger import (
-    LEDGER_IMAGES,
-    build_ledger,
-    count_operations,
-    stem_layers,
-)
+from spikeformer_lt.reports.ledger import LEDGER_IMAGES, build_ledger, count_operations, stem_layers
 from spikeformer_lt.reports.page import write_page
 from spikeformer_lt.reports.probe import Probe, early_exit, keep_frequency, recording
 from spikeformer_lt.reports.statistics import Interval, accuracy_interval, wilson
-from spikeformer_lt.runtime import describe_environment
+from spikeformer_lt.runtime import command_line, describe_environment
 from spikeformer_lt.ticket import Ticket
 from spikeformer_lt.training.evaluate import PREDICTIONS, Metrics, evaluate, read_predictions
 from spikeformer_lt.training.experiment import Experiment
@@ -88,7 +81,7 @@ def made_by(runs: Mapping[Path, Mapping[str, Any]]) -> list[tuple[str, str]]:
             found.setdefault(name, []).append(", ".join(map(str, words)))
 
     if len(runs) > 1:
-        say("command", shlex.join(sys.argv))
+        say("command", command_line())
     for path, report in runs.items():
         place = path / "env.json"
         env = read_record(place, kinds, DataError) if place.is_file() else {}
@@ -119,15 +112,19 @@ def interval_of(report: Mapping[str, Any] | None) -> str:
     return "-" if accuracy is None or not count else accuracy_interval([accuracy], int(count)).ends
 
 
+def removed_words(report: Mapping[str, Any]) -> str:
+    """The sparsities that a report or a ledger knows, in words."""
+    sets = {"total_weight": "all weights", "conv_pep_weight": "ConvPEP weights", "patch": "patches"}
+    shares = [(fact(report, f"sparsity.{key}", 100, "{:.1f}"), what) for key, what in sets.items()]
+    return ", ".join(f"{share} % of {what}" for share, what in shares if share != "-")
+
+
 def card(folder: Path, packed: int | None = None) -> list[tuple[str, str]]:
     """What a finished run reached and cost, as pairs of a name and words.
 
     `packed` is the size of its network as an export, in bytes.
     """
     report = read_report(folder / "report.json")
-    shares = {"all weights": "total", "ConvPEP weights": "conv_pep", "patches": "patch"}
-    keys = {what: f"sparsity.{key}{'_weight' * (key != 'patch')}" for what, key in shares.items()}
-    removed = [f"{fact(report, key, 100, '{:.1f}')} % of {what}" for what, key in keys.items()]
     accuracy = [fact(report, *FACTS[f"test {name}"]) for name in ("accuracy (%)", "inputs")]
     cost = f"{fact(report, 'sops', 1, '{:,.0f}')} per input"
     dense = dense_beside(folder, report)
@@ -137,8 +134,8 @@ def card(folder: Path, packed: int | None = None) -> list[tuple[str, str]]:
     numel = int(number_at(report, "params") or 0)
     rows = [
         ("test accuracy", "{} % of {}, 95 % interval ".format(*accuracy) + interval_of(report)),
-        ("removed", ", ".join(words for words in removed if words[0] != "-")),
-        ("parameters", f"{numel:,}, {4 * numel:,} bytes in float32"),
+        ("removed", removed_words(report)),
+        ("parameters", f"{numel:,} ({4 * numel:,} bytes in float32)"),
         ("packed", "" if packed is None else f"{packed:,} bytes as an export"),
         ("synaptic operations", cost),
         ("no energy headline", str(report["energy_note"]) if report.get("dead_layers") else ""),
@@ -329,8 +326,7 @@ def write_report(experiment: Experiment, model: nn.Module, ticket: Ticket | None
         run.write_report(report)
         plots.plot_training(run.path / "summary.csv", run.path / "plots")
         log.info("test %.2f %% %s of %d images", metrics.accuracy, interval.ends, metrics.count)
-        shares = {k: round(v, 4) for k, v in report["sparsity"].items() if v is not None}
-        log.info("sparsity (removed of all patches, ConvPEP weights, all weights) %s", shares)
+        log.info("removed: %s", removed_words(report))
         if report["dead_layers"]:
             log.warning("no energy headline: %s", report["energy_note"])
         log.info("report: %s", run.path / "report.json")

@@ -145,7 +145,8 @@ class DataConfig:
     """Which images, and what training does to them."""
 
     name: str = "auto"
-    """A registered data set; auto takes cifar10 where it is on disk, else the embedded digits."""
+    """A data set of `spikeformer-lt ls datasets`; auto takes cifar10 where it is on disk, else the
+    embedded digits."""
     root: str = "data"
     """Folder that holds the data set's published files."""
     download: bool = False
@@ -195,10 +196,10 @@ class EventDataConfig(EventChoices, DataConfig):
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Which network; a size left at None is the named model's own."""
+    """Which network; None is the named model's own."""
 
     name: str = "spikformer_cifar"
-    """A registered model."""
+    """A registered model, of `spikeformer-lt ls models`."""
     init_from: str = ""
     """Start from the weights in this folder: a converted checkpoint, a ticket or a run with one."""
     T: int = 4

@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from spikeformer_lt import cli, config, console, registry
+from spikeformer_lt import cli, config, console, registry, usage
 from spikeformer_lt.events import __main__ as events_main
 
 pytestmark = pytest.mark.recipe
@@ -346,11 +346,11 @@ def option_names() -> set[str]:
     classes = [config_of(recipe) for recipe in RECIPES if recipe.stem != "find_ticket"]
     classes += [type(cli.read_find([search])[0]) for search in registry.search_names()]
     for cls in classes:
-        for name, kind in config._options(cls):
+        for name, kind in usage.options_of(cls):
             group, dot, leaf = name.rpartition(".")
             names |= {f"--{name}", f"--{group}{dot}no_{leaf}" if kind is bool else f"--{name}"}
     for name in registry._datasets.declared():
-        for field, _ in config._options(registry.config_class("dataset", name)):
+        for field, _ in usage.options_of(registry.config_class("dataset", name)):
             names.add(f"--{name}.{field}")
     events = events_main._parser()._subparsers._group_actions[0].choices
     for parser in (launch_command_parser(), get_args_parser(), *events.values()):

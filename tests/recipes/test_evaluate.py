@@ -56,7 +56,8 @@ def test_a_run_evaluates_to_the_accuracy_and_ledger_of_its_report(
     assert torch.equal(read.predicted, own.predicted) and torch.equal(read.logits, own.logits)
     first, *lines = found["printed"].splitlines()
     assert first.startswith(f"digits test: {report['test_accuracy']:.2f} % of 40 (top-5 ")
-    assert f"  sops: {report['sops']}" in lines
+    sops = f"{report['macs']:,.0f} MACs, {report['sops']:,.0f} SOPs per input"
+    assert f"  operations  {sops}" in lines
 
 
 def test_validation_repeats_what_chose_the_ticket(
@@ -113,8 +114,8 @@ def test_a_cnn_is_evaluated_by_the_name_in_its_ticket(recipes: Any, tmp_path: Pa
         "conv_pep_weight": None,
         "total_weight": pytest.approx(216 / 30_000),
     }
-    assert "NOTICE" not in found["printed"] and "conv_pep" not in found["printed"]
-    assert f"  bits_per_weight: {found['bits_per_weight']}" in found["printed"].splitlines()
+    assert "NOTICE" not in found["printed"] and "ConvPEP" not in found["printed"]
+    assert f"  bits        {found['bits_per_weight']:.2f} for each weight" in found["printed"]
     one = evaluated(recipes, tmp_path / "one.json", "--run", tmp_path / "ticket", "--T", "1")
     assert 0 < one["sops"] < found["sops"]
 

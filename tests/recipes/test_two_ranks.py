@@ -294,7 +294,7 @@ def torchrun(folder: Path, *options: object) -> Iterator[subprocess.Popen[bytes]
 
 
 def wait_for_save(folder: Path, process: subprocess.Popen[bytes]) -> None:
-    until = time.monotonic() + 200
+    until = time.monotonic() + 400
     while not (folder / "run" / "last" / "LATEST").exists():
         assert time.monotonic() < until and process.poll() is None, (folder / "said").read_text()
         time.sleep(0.05)
@@ -313,7 +313,9 @@ def test_a_signal_to_the_whole_tree_of_torchrun_saves_once(tmp_path: Path) -> No
     assert text.count("saving after this step") == 2, text  # one a rank
     places = set(re.findall(r"stopped at (.*); everything is saved", text))
     position = CheckpointStore(tmp_path / "run" / "last").load().state["position"]
-    assert places == {f"joint epoch {position['epoch'] + 1} step {position['step']}"}, text
+    epoch, step = position["epoch"], position["step"]
+    where = f"epoch {epoch + 1} step {step}" if step else f"the end of epoch {epoch}"
+    assert places == {f"joint {where}"}, text
 
 
 @pytest.mark.slow
@@ -329,7 +331,7 @@ def test_torchrun_starts_ranks_again_that_go_on_to_the_same_bits(tmp_path: Path)
             if name == "killed":
                 wait_for_save(folder, process)
                 os.kill(descendants(process.pid)[-1], signal.SIGKILL)
-            assert process.wait(300) == 0, (folder / "said").read_text()
+            assert process.wait(900) == 0, (folder / "said").read_text()
         assert ("resumed joint at epoch" in (folder / "said").read_text()) == (name == "killed")
         found.append((Ticket.load(folder / "run" / "ticket"), folder / "run" / "summary.csv"))
     (one, rows), (other, again) = found

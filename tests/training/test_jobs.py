@@ -381,9 +381,9 @@ def preempt(slurm, jobs, begun):
     done = []
     thread = threading.Thread(target=lambda: done.append(submit_jobs(jobs)), daemon=True)
     thread.start()
-    wait_for(begun)
+    wait_for(begun, 400)
     os.kill(int((slurm / "task").read_text()), signal.SIGUSR2)
-    thread.join(200)
+    thread.join(600)
     assert done == [None]
     assert (slurm / "ends").read_text().split()[:2] == ["again", "end"]
     submit_jobs(jobs)  # all are finished: nothing is submitted

@@ -1,0 +1,192 @@
+"""What a configuration class takes: its fields, their types in words, and the help of a program.
+
+A field's docstring is its help, a class's docstring that of its group. What None stands for is
+said as "; None is WORDS", and becomes the default that is shown.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import inspect
+import itertools
+import os
+import re
+import shutil
+import sys
+import textwrap
+import types
+import typing
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, Union
+
+BASIC = re.compile(
+    r"[^.]+|run\.(out|resume|extend)|data\.(name|root|download)|model\.(name|T|init_from)|"
+    r"train\.(seed|batch_size|workers|mixed_precision|optim\.lr)|"
+    r"multisp\.(epochs|preset|(patches|weights|encoder)\.sparsity|activation\.kind)"
+)
+"""Options that `help_text` shows first."""
+ALWAYS = {
+    "--config FILE": "Values from a .yaml or .json file; options override them.",
+    "--print-config": "Print the values as such a file, and stop.",
+    "--plugins FILE.py ...": "Import models, data sets and searches of your own.",
+    "--dry-run": "Check options, data and memory; make nothing.",
+    "--quick": "Shorten a training to try it out: 2 epochs at most, the rest in proportion.",
+    "--quiet, --verbose": "Show warnings and results alone, or what is done inside.",
+    "--debug": "Show the traceback of an error.",
+}
+_EXAMPLE = re.compile(r"^(?:accelerate launch|torchrun|python|spikeformer-lt) .*$", re.MULTILINE)
+_NONE = re.compile(r"(?:[;,]| or)? None (?:is|for) ([^.;)]*)")
+_PLAIN = {
+    bool: "true or false",
+    int: "an integer",
+    float: "a number",
+    str: "a text (quote it if it looks like a number)",
+    Path: "a path",
+    type(None): "None (null in a file)",
+}
+
+
+def field_kinds(cls: type) -> dict[str, Any]:
+    """Return {field: resolved type} of a configuration class, for fields that can be set."""
+    hints = typing.get_type_hints(cls)
+    return {f.name: hints[f.name] for f in dataclasses.fields(cls) if f.init}
+
+
+def default_of(cls: Any, name: str) -> Any:
+    """Default of one field of a configuration class; MISSING if it has none."""
+    field = cls.__dataclass_fields__[name]
+    return (
+        field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    )
+
+
+def options_of(cls: Any, where: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield ("group.field", type) of every option."""
+    for name, kind in field_kinds(cls).items():
+        if dataclasses.is_dataclass(kind):
+            yield from options_of(kind, f"{where}{name}.")
+        else:
+            yield where + name, kind
+
+
+def allowed_words(kind: Any) -> str:
+    """Say in words which values a type allows."""
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        return "one of " + ", ".join(str(part) for part in parts)
+    if origin in (Union, types.UnionType):
+        return " or ".join(allowed_words(part) for part in parts)
+    if origin is tuple and parts[1:] == (Ellipsis,):
+        return f"a list, each entry {allowed_words(parts[0])}"
+    if origin is tuple:
+        return f"a list of {len(parts)}: {', '.join(allowed_words(part) for part in parts)}"
+    return _PLAIN.get(kind) or str(getattr(kind, "__name__", kind))
+
+
+def help_text(cls: Any, prog: str, words: str = "") -> str:
+    """The help of the program `prog`, which takes `words` and then the options of `cls`.
+
+    Examples come first, then basic options, then all others by group. Examples are the lines of
+    the class's docstring, or else of its module's, that are commands.
+    """
+    own = inspect.cleandoc(cls.__doc__ or "")
+    own = "" if own.startswith(f"{cls.__name__}(") else own  # dataclass's own docstring
+    module = getattr(sys.modules.get(cls.__module__), "__doc__", None) or ""
+    bold = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    width = min(shutil.get_terminal_size().columns, 100)
+
+    def section(name: str, about: str, options: Iterable[Sequence[str]]) -> Iterator[str]:
+        head = f"\x1b[1m{name}\x1b[0m" if bold else name
+        yield "\n" + "\n".join(textwrap.wrap(f"{head}: {about}", width))
+        for *_, flag, told in options:
+            lines = textwrap.wrap(told, max(width - 30, 20), break_on_hyphens=False)
+            first = f"  {flag:<28}{lines.pop(0)}" if len(flag) <= 26 else f"  {flag}"
+            yield "\n".join([first, *(f"{'':30}{line}" for line in lines)])
+
+    found = [*_listed(cls)]
+    basic, rest = ([o for o in found if bool(BASIC.fullmatch(o[2])) is b] for b in (True, False))
+    names = {f"--{name.replace('_', '-')}" for _, _, name, *_ in found}
+    text = [f"usage: {prog} {words}{words and ' '}[options]\n", _EXAMPLE.sub("", own).strip()]
+    if examples := _EXAMPLE.findall(own) or _EXAMPLE.findall(module):
+        text += [*section("examples", "", ()), *_as_typed(examples, prog, cls)]
+    always = (one for one in ALWAYS.items() if one[0] not in names)
+    always = (one for one in always if "--run.quick" in names or one[0] != "--quick")
+    text += section("basic options", "", [*basic, *always])
+    for (group, about), options in itertools.groupby(rest, lambda option: option[:2]):
+        text += section(f"{group} options", about, options)
+    return "\n".join(text)
+
+
+def _as_typed(examples: Sequence[str], prog: str, cls: type) -> Iterator[str]:
+    """Commands of a docstring as the user of `prog` types them, who may have no checkout."""
+    own = Path(inspect.getsourcefile(cls) or "").stem
+    forms = {
+        rf"^(accelerate launch|python) recipes/{own}\.py": prog,
+        r"^(accelerate launch|python) recipes/(\w+)\.py": r"spikeformer-lt run \2",
+        r"^spikeformer-lt find \w+": prog if " find " in prog else r"\g<0>",
+    }
+    for form, typed in forms.items() if not prog.endswith(".py") else ():
+        examples = [re.sub(form, typed, command) for command in examples]
+    pairs = [[part.strip() for part in f"{line}  # ".split("  # ")[:2]] for line in examples]
+    longest = max((len(command) for command, about in pairs if about), default=0)
+    for command, about in pairs:
+        yield f"  {command:{longest}}  {about and '# '}{about}".rstrip()
+
+
+def _listed(
+    cls: Any, usual: Any = None, group: str = "", about: str = ""
+) -> Iterator[tuple[str, str, str, str, str]]:
+    """Yield group, what it is, name, flag and help of each option, in the order of groups."""
+    below = []
+    for field, kind in field_kinds(cls).items():
+        name = f"{group}.{field}".removeprefix(".")
+        value = default_of(cls, field) if usual is None else getattr(usual, field)
+        if dataclasses.is_dataclass(kind):
+            told = " ".join(inspect.cleandoc(kind.__doc__ or "").partition("\n\n")[0].split())
+            below.append((kind, value, name, re.sub(r"^\w+\(.*", "", told)))
+            continue
+        told = field_docs(cls).get(field, "")
+        if value is None and (none := _NONE.search(told) or _NONE.search(about)):
+            value = none[1]
+        told = _NONE.sub("", told)
+        flag = f"--{name}"
+        flag += f", --{name[: -len(field)]}no_{field}" if kind is bool else f" {_metavar(kind)}"
+        flag = re.sub(r"--\S+", lambda found: found[0].replace("_", "-"), flag)
+        shown = " ".join(map(str, value)) if isinstance(value, list | tuple) else value
+        default = "none" if shown in (None, "") else shown
+        yield group, _NONE.sub("", about), name, flag, f"{told} (default: {default})".strip()
+    for inner in below:
+        yield from _listed(*inner)
+
+
+@functools.cache
+def field_docs(cls: type) -> dict[str, str]:
+    """{field: its docstring} of a configuration class, from its source and its bases'."""
+    found = {}
+    for base in reversed(cls.__mro__):
+        try:
+            body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
+        except (OSError, TypeError, SyntaxError):  # object, or a class that no file defines
+            continue
+        for field, text in itertools.pairwise(getattr(body, "body", ())):
+            match field, text:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(ast.Constant(str(words))):
+                    found[name] = " ".join(words.split())
+    return found
+
+
+def _metavar(kind: Any) -> str:
+    """What stands for a value of this type."""
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        return f"{{{','.join(map(str, parts))}}}"
+    if origin in (Union, types.UnionType):
+        return "|".join(_metavar(part) for part in parts if part is not type(None))
+    if origin is tuple and parts[1:] == (Ellipsis,):
+        return f"[{_metavar(parts[0])} ...]"
+    if origin is tuple:
+        return " ".join(map(_metavar, parts))
+    return "{True,False}" if kind is bool else str(getattr(kind, "__name__", kind)).upper()

@@ -24,7 +24,13 @@ from torch import Tensor, nn
 
 from spikeformer_lt.errors import ConfigError, DataError, ExportError
 from spikeformer_lt.export.prediction import Prediction, predict
-from spikeformer_lt.export.synapses import FoldedConv2d, FoldedLinear, fire_linear, select_channels
+from spikeformer_lt.export.synapses import (
+    FoldedConv2d,
+    FoldedLinear,
+    fire_linear,
+    has_byte_products,
+    select_channels,
+)
 from spikeformer_lt.layers.attention import SpikingSelfAttention, spiking_attention
 from spikeformer_lt.layers.inputs import check_values
 from spikeformer_lt.layers.kernels import dispatch
@@ -176,8 +182,7 @@ class CompactModel(nn.Module):
 def compact(model: nn.Module) -> CompactModel:
     """Copy a trained network into the form it should run in.
 
-    Every `Unit` and every `SpikingSelfAttention` of such units is replaced by its folded form,
-    whatever its name; other modules stay as they are.
+    Every `Unit` and every `SpikingSelfAttention` of such units is folded; other modules stay.
     """
     net = copy.deepcopy(model).eval().requires_grad_(False)
     _fold_children(net)
@@ -222,8 +227,8 @@ def remove_dead(net: nn.Module) -> dict[str, int] | None:
     """Remove dead channels of a network of folded units, in place; its function is unchanged.
 
     A channel is dead if it never fires, because no weight reaches it and its constant current is
-    silent, or if nothing reads it. One removal may leave another channel unread, so they repeat to
-    a fixed point. Removed channels are counted by unit; None if the network has no chains.
+    silent, or if nothing reads it, to a fixed point. Removed channels are counted by unit; None if
+    the network has no chains.
     """
     if not chains_of(net):
         return None
@@ -266,8 +271,8 @@ def _is_dense(layer: nn.Module) -> TypeGuard[nn.Conv2d | nn.Linear]:
 def alive(weight: Tensor, bias: Tensor, act: Any) -> Tensor:
     """Channels that some weight reaches, or whose constant current is not silent.
 
-    From rest, the voltage of a LIF under a constant current approaches its end monotonically, so a
-    channel fires if rest or end reach the threshold. Rounding may lift one just below: it is kept.
+    The voltage of a LIF under a constant current approaches its end monotonically. Rounding may
+    lift one just below the threshold: it is kept.
     """
     reached = (weight != 0).flatten(1).any(1)
     if not isinstance(act, LIF):
@@ -301,7 +306,7 @@ class FoldedUnit(Firing, nn.Module):
         if self._fits_lists():
             digits = 1 if self.reads == "spikes" else cast(Integers, self.reads).max.bit_length()
             ratio = dispatch.list_gain(weight.shape, density, digits, "fused")
-            ratio /= 2.5 if self.synapse.as_bytes else 1.0
+            ratio /= 2.5 if self.synapse.as_bytes and has_byte_products() else 1.0
         worth = ratio > dispatch.WORTH and bool(_has_masks())
         self.by_lists = ratio > 0 and (how == "always" or (how == "auto" and worth))
         return LayerChoice(name, self.by_lists, density, ratio)
@@ -357,7 +362,9 @@ class FoldedConvUnit(FoldedUnit):
         found = None if need_current else self.product(rows, T)
         if found is not None:
             return self._pooled(found)
-        current = map_rows(dense(rows), self.synapse)
+        rows = dense(rows)
+        current = self.synapse.winograd(rows)
+        current = map_rows(rows, self.synapse) if current is None else current
         if self.pool is not None and self.pool_before_act:
             current = map_rows(current, self.pool)
         if self.act is None:

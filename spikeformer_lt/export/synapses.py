@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from spikeformer_lt.layers.kernels import dispatch
 from spikeformer_lt.layers.kernels.dispatch import in_graph, is_plain, mode
 from spikeformer_lt.layers.neuron import NeuronConfig, observed, plain_lif
-from spikeformer_lt.layers.units import Folded
+from spikeformer_lt.layers.units import Folded, keeps_size
 
 FEW_ROWS = 256  # of a step; the fused pass gains 5 to 14 % on 44 rows, nothing on 1,408 (measured)
 
@@ -72,9 +72,8 @@ class _FoldedSynapse(nn.Module):
 class FoldedConv2d(_FoldedSynapse, nn.Conv2d):
     """A convolution ``[N, C, H, W]`` -> ``[N, C', H', W']`` with its normalisation in the weights.
 
-    Binary weights times whole numbers are summed in int32 by oneDNN, where that is faster: 1.7 to 5
-    times from 48 input channels on, conversion included (two AVX-512 VNNI cores). `whole` says that
-    all inputs are whole numbers from 0 to 255.
+    Binary weights times whole numbers are summed in int32 by oneDNN, where that is faster. `whole`
+    says that all inputs are whole numbers from 0 to 255.
     """
 
     def __init__(self, conv: nn.Conv2d, folded: Folded, whole: bool = False) -> None:
@@ -103,15 +102,34 @@ class FoldedConv2d(_FoldedSynapse, nn.Conv2d):
         """Whether these maps are convolved in bytes."""
         return self._multiplies_bytes(maps, maps.shape[1], 16)
 
+    @dispatch.or_none
+    def winograd(self, rows: Tensor) -> Tensor | None:
+        """The convolution of rows ``[T|1, B, H, W, C]`` by Winograd; None if that is not faster.
+
+        Transformed filters, four times the weights, are kept.
+        """
+        weight = self.weight
+        if torch.is_grad_enabled() or observed(self) or rows.dim() != 5:
+            return None
+        if self.takes_bytes(rows.flatten(0, 3)) or not keeps_size(self):
+            return None
+        if not dispatch.takes_numba(rows, rows.numel(), weight):
+            return None
+        kernels = dispatch.load("winograd")
+        fits, pays = kernels.suits(rows.shape, weight.shape, rows.element_size(), True)
+        if not fits or not (pays or dispatch.is_forced()):
+            return None
+        known = self.cache.derive("filters", (weight,), lambda: kernels.transformed_filters(weight))
+        out: Tensor = kernels.convolve(rows.contiguous(), weight, known=known)
+        return out.add_(cast(Tensor, self.bias))
+
 
 class FoldedLinear(_FoldedSynapse, nn.Linear):
     """A linear map ``[..., in]`` -> ``[..., out]``, of float32 on a CPU by oneDNN, else by torch.
 
-    torch multiplies by MKL, which reaches half of oneDNN's speed on AMD processors (384 to 1536
-    columns, 176 to 5632 rows, two AVX-512 cores: 1.4 to 3.3x). The weight is cached in oneDNN's own
-    order for the last number of rows; ordering takes 5 to 50 % of the time of 176 rows. Binary
-    weights times whole numbers (0 to 255, which `whole` says) are summed in int32: 1.9 to 3.2 times
-    faster from 128 columns on. `dtype` is that of the map; None is that of the weight.
+    torch multiplies by MKL, at half of oneDNN's speed on AMD processors. The weight is cached in
+    oneDNN's own order for the last number of rows. Binary weights times whole numbers (0 to 255,
+    which `whole` says) are summed in int32. `dtype` is that of the map; None is the weight's.
     """
 
     def __init__(

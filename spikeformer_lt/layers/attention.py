@@ -111,8 +111,7 @@ class SpikingSelfAttention(SpikingAttention):
 
     Args:
         dim, num_heads, options: as of a :class:`SpikingAttention`.
-        scale: factor of the integer attention sums (0.125 on images, 0.25 on DVS in the
-            reference; it does not follow 1/sqrt(d)).
+        scale: factor of the integer attention sums, which does not follow 1/sqrt(d).
         kind: ``ssa``; ``linear`` always multiplies k^T v first; ``random`` freezes q and k as they
             were drawn, the control that says what attention is worth.
 

@@ -339,9 +339,8 @@ def make_activation(
 def reset_state(model: nn.Module) -> None:
     """Clear what neurons recorded, and states of spikingjelly and snntorch in a user's model.
 
-    Networks of this package need no reset. spikingjelly's ``reset_net`` caches its list of modules
-    and would miss a neuron that was put in after the first reset; snntorch's resets the neurons of
-    every network of the process.
+    Networks of this package need none. spikingjelly's ``reset_net`` misses a neuron that was put in
+    after its first call; snntorch's resets the neurons of every network of the process.
     """
     for module in model.modules():
         if isinstance(module, MemoryModule):
@@ -466,12 +465,8 @@ def norm_act(
     """``act(norm(x), T)``, as one operation where that is faster; either may be missing.
 
     The fused kernel bypasses both modules, so any hook on them disables it, except forward hooks of
-    `act` with an attribute ``observes_output`` set, which are called with the spikes alone.
-
-    Args:
-        norm, act: the normalisation and the activation after it.
-        x: [T|1, ..., C].
-        T: number of steps of a LIF's output, [T, ..., C]; None means ``x.shape[0]``.
+    `act` with an attribute ``observes_output`` set, which are called with the spikes alone. Spikes
+    of a LIF on x [T|1, ..., C] are [T, ..., C]; T None is ``x.shape[0]``.
     """
     fused = fused_norm_act(norm, act, x, T)
     if fused is not None:

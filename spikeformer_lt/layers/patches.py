@@ -286,14 +286,11 @@ def kept_count(tokens: int, sparsity: float) -> int:
 
 
 def top_tokens(scores: Tensor, keep: int, ties: str = "hash") -> Tensor:
-    """Indices ``[B, keep]``, ascending, of the best tokens.
+    """Indices ``[B, keep]``, ascending, of the best tokens by their scores ``[B, N]``.
 
-    Args:
-        scores: ``[B, N]``.
-        keep: tokens that stay.
-        ties: "hash" takes equal scores in a pseudo-random order of their places, which the order of
-            an image's scores turns, so that no part of the images is preferred; "index" in that of
-            the indices. Both are the same on every device, in every batch and in graphs.
+    Of equal scores "hash" takes a pseudo-random order of their places, which the order of an
+    image's scores turns, so that no part of the images is preferred; "index" that of the indices.
+    Both are the same on every device, in every batch and in graphs.
 
     Source: the hash is Fibonacci hashing, Knuth, TAOCP volume 3, section 6.4.
     """

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from spikeformer_lt.errors import ConfigError, MaskError, shown
 from spikeformer_lt.layers.inputs import transformed
+from spikeformer_lt.layers.kernels.dispatch import Kept
 from spikeformer_lt.layers.kernels.reference import straight_through
 from spikeformer_lt.mask import Mask
 
@@ -24,15 +25,9 @@ def signs(weight: Tensor) -> Tensor:
 
 
 def gains(weight: Tensor, mask: Tensor, per_filter: bool = False) -> Tensor:
-    """Least-squares gain of the binary weights: mean |w| over the kept ones.
+    """Least-squares gain of binary weights ``[out, in, kH, kW]``: mean |w| over the kept ones.
 
-    Args:
-        weight: ``[out, in, kH, kW]``.
-        mask: bool, the same shape; True is kept.
-        per_filter: one gain for each output filter (XNOR-Net) instead of one for the layer.
-
-    Returns:
-        ``[out, 1, 1, 1]`` or ``[1, 1, 1, 1]``; 0 where nothing is kept.
+    It is ``[1, 1, 1, 1]``, or `per_filter` (XNOR-Net) ``[out, 1, 1, 1]``; 0 where nothing is kept.
 
     Source: Diffenderfer & Kailkhura, ICLR 2021 (arXiv 2103.09377), eq. 3: ||w*M||_1 / ||M||_0,
     with the true count of kept weights.
@@ -94,6 +89,7 @@ class _Subnet(nn.Module):
     weight: Tensor
     mask: Tensor
     threshold: Tensor
+    _kept: tuple[int, Kept] | None
 
     def __init__(
         self, layer: Any, learn: str, *, binary: bool = True, per_filter: bool = False
@@ -104,7 +100,7 @@ class _Subnet(nn.Module):
             raise ConfigError(f"learn={shown(learn)} is not one of {', '.join(LEARN)}")
         self.learn, self.binary, self.per_filter = learn, binary, per_filter
         self.form = getattr(layer, "form", None)
-        self.anneal = 0.0
+        self.anneal, self._kept = 0.0, None
         weight = self.weight = layer.weight
         self.bias = layer.bias
         self.weight.requires_grad_(learn != "scores")
@@ -138,6 +134,13 @@ class _Subnet(nn.Module):
             weight, scores, self.mask, form, window
         )
         return effective
+
+    def kept(self) -> Kept:
+        """The entries of the mask, for products by lists."""
+        known, state = self._kept, self.mask._version
+        if known is None or known[0] != state or known[1].mask is not self.mask:
+            self._kept = known = state, Kept(self.mask, whole=True)
+        return known[1]
 
     def collapse(self) -> Any:
         """The layer that was taken over, with the effective weight, exactly 0 where removed."""

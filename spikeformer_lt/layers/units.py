@@ -37,7 +37,7 @@ from spikeformer_lt.layers.neuron import (
     make_activation,
     norm_act,
 )
-from spikeformer_lt.layers.subnet import EffectiveConv2d, effective_weight
+from spikeformer_lt.layers.subnet import EffectiveConv2d, SubnetConv2d, effective_weight
 
 
 @dataclass(frozen=True)
@@ -193,8 +193,7 @@ def linear_rows(rows: Tensor, linear: nn.Linear) -> Tensor:
     """``linear(rows)``, of ``[..., D]``.
 
     torch multiplies by MKL, which runs at half speed on processors of another maker than its own.
-    There the map and its gradients are products of oneDNN (measured on AVX-512 cores of an AMD
-    EPYC: 1.1 to 2.2 times faster). Only the order of the sums differs.
+    There the map and its gradients are products of oneDNN. Only the order of the sums differs.
     """
     kept = getattr(linear.weight, "kept", None)
     if kept is not None and type(linear) is nn.Linear and not hooked(linear):
@@ -272,19 +271,21 @@ def _slow_mkl() -> bool:
     return known and other and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-_SIZE_KEEPING = ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros")
+def keeps_size(conv: nn.Conv2d) -> bool:
+    """Whether a convolution is 3x3, of all channels, and keeps the size of its maps."""
+    sizes = (conv.kernel_size, conv.stride, conv.padding, conv.dilation)
+    plain = conv.groups == 1 and conv.padding_mode == "zeros"
+    return plain and sizes == ((3, 3), (1, 1), (1, 1), (1, 1))
 
 
 def conv_rows(rows: Tensor, conv: nn.Conv2d) -> Tensor | None:
     """``conv`` of rows ``[T, B, H, W, C]`` by the Winograd kernel; None if it does not apply.
 
-    It applies to a 3x3 convolution that keeps the size of its maps, plain, balanced or a subnet,
-    without hooks and outside of graphs and autocast.
+    It applies to a plain one, a balanced one or a subnet, without hooks and outside of graphs and
+    autocast.
     """
-    sizes = (conv.kernel_size, conv.stride, conv.padding, conv.dilation)
-    geometry = (*sizes, conv.groups, conv.padding_mode)
     own = isinstance(conv, EffectiveConv2d)
-    if geometry != _SIZE_KEEPING or rows.dim() != 5 or not (own or type(conv) is nn.Conv2d):
+    if not (own or type(conv) is nn.Conv2d) or rows.dim() != 5 or not keeps_size(conv):
         return None
     if autocasts(rows) or hooked(conv):
         return None
@@ -292,8 +293,10 @@ def conv_rows(rows: Tensor, conv: nn.Conv2d) -> Tensor | None:
     if own and not takes(rows, conv.weight):
         return None
     weight = conv.effective_weight() if isinstance(conv, EffectiveConv2d) else conv.weight
-    out, kept = None, getattr(weight, "kept", None)
-    if kept is not None and dispatch.takes_conv(rows, weight):
+    kept: Any = getattr(weight, "kept", None)
+    out = None
+    if (isinstance(conv, SubnetConv2d) or kept is not None) and dispatch.takes_conv(rows, weight):
+        kept = conv.kept() if isinstance(conv, SubnetConv2d) else kept
         out = dispatch.sparse(rows, weight, None, kept, F.linear)
     out = dispatch.conv(rows, weight) if out is None else out
     return out if out is None or conv.bias is None else out + conv.bias
@@ -433,8 +436,7 @@ class HiddenLayer(LinearUnit):
     """Linear map with a bias, BatchNorm on request, and the neuron.
 
     Without BatchNorm the biases start where the neurons just reach their threshold: from torch's
-    own start no neuron would fire, and the head would get no gradient at all. Larger weights would
-    do, too, but a global pruning by magnitude would then spare this layer and empty others.
+    own start no neuron would fire, and the head would get no gradient at all.
 
     Shape: in ``[T|1, B, F]`` -> out ``[T|1, B, F']``; a LIF puts out T steps.
     """

@@ -10,6 +10,8 @@ from torch import nn
 
 from spikeformer_lt.export.api import spike_mismatch
 from spikeformer_lt.export.inference import FoldedConvUnit, FoldedLinearUnit, compact
+from spikeformer_lt.export.synapses import FoldedConv2d
+from spikeformer_lt.layers.kernels import dispatch
 from spikeformer_lt.layers.neuron import LIF, BatchNorm
 from spikeformer_lt.layers.units import ConvLayer, Folded, Reads, map_rows
 from spikeformer_lt.models.spiking_cnn import SpikingCNN
@@ -141,3 +143,28 @@ def test_units_are_folded_if_their_form_is_declared(kind, is_folded: bool, made)
     fast = compact(model)
     assert type(fast.net.layers[1]) is (FoldedConvUnit if is_folded else Doubled)
     torch.testing.assert_close(fast(x), wanted, rtol=0, atol=1e-9)
+
+
+def test_a_folded_convolution_by_winograd_is_the_convolution(monkeypatch) -> None:
+    monkeypatch.setattr(dispatch, "_mode", "numba")
+    torch.manual_seed(0)
+    conv = nn.Conv2d(16, 32, 3, padding=1, bias=False).double()
+    layer = FoldedConv2d(conv, Folded(conv.weight.detach(), torch.rand(32).double(), None))
+    rows = torch.rand(2, 1, 9, 10, 16).double()
+
+    def gap() -> float:
+        found = layer.winograd(rows)
+        assert found is not None
+        return float((found - map_rows(rows, layer)).abs().max())
+
+    with torch.no_grad():
+        assert gap() < 1e-12
+        layer.weight.mul_(2.0)  # the filters that were kept are not those of the weights now
+        assert gap() < 1e-12
+    assert layer.winograd(rows) is None  # which is not differentiable
+    hook = layer.register_forward_hook(lambda *_: None)
+    with torch.no_grad():
+        assert layer.winograd(rows) is None
+        hook.remove()
+        layer.stride = (2, 2)
+        assert layer.winograd(rows) is None

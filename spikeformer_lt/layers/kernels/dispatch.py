@@ -3,8 +3,7 @@
 The environment variable SPIKEFORMER_KERNELS chooses, once a process: "auto" (default) takes numba
 for plain float32 tensors on the CPU that are large enough to matter, "torch" never, "numba" for
 every plain CPU tensor of float32 or float64; a kernel that fails is then an error, not a warning.
-SPIKEFORMER_SPARSE says likewise whether products with sparse weights go by lists of the kept ones:
-"auto" where that is estimated to be faster, "always" or "never".
+SPIKEFORMER_SPARSE says likewise whether sparse weights are multiplied by lists of the kept ones.
 
 SPIKEFORMER_TRITON chooses for CUDA tensors: "off" (default) leaves them to spikingjelly and torch,
 "on" takes the Triton kernels wherever they apply, and the path of a table of measured times, which
@@ -291,10 +290,13 @@ def takes_conv(rows: Tensor, weight: Tensor) -> bool:
 
 
 class Kept:
-    """The entries of a weight that a mask (bool, on the CPU) keeps; lists are made of them once."""
+    """The entries of a weight that a mask (bool, on the CPU) keeps; lists are made of them once.
 
-    def __init__(self, mask: Tensor) -> None:
-        self.mask = mask
+    With `whole`, removed ones get gradients, too.
+    """
+
+    def __init__(self, mask: Tensor, whole: bool = False) -> None:
+        self.mask, self.whole = mask, whole
         self.lists: dict[bool, Any] = {}  # by outputs, and with True by inputs
         self.planes = 1  # of bits that the inputs took; 0 where they are no small whole numbers
         self.density = int(mask.count_nonzero()) / max(1, mask.numel())
@@ -389,16 +391,9 @@ def pool(x: Tensor) -> Tensor | None:
 
 
 def lif(x: Tensor, v: Tensor | None, T: int, neuron: NeuronConfig) -> tuple[Tensor, Tensor]:
-    """Run `T` steps of LIF neurons by the fastest path that applies.
+    """Spikes [T, ...] and last voltage of LIF neurons on the current x [T|1, ...].
 
-    Args:
-        x: input current, [T, ...], or [1, ...] for the same current at every step.
-        v: voltage before the first step, shape ``x.shape[1:]``, without gradient; None is rest.
-        T: number of steps.
-        neuron: constants.
-
-    Returns:
-        Spikes [T, ...] in {0, 1}, and the voltage after the last step.
+    They start from `v`, which takes no gradient; None is rest.
     """
     if takes_triton("lif", x, v) and (found := _lif_triton(x, v, T, neuron)) is not None:
         return found
@@ -437,19 +432,11 @@ def norm_lif(
     neuron: NeuronConfig,
     pooled: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
-    """Batch normalisation over the last axis and `T` steps of LIF neurons in one operation.
+    """As :func:`lif` on x [T|1, ..., C] behind its batch normalisation, in one operation.
 
-    Args:
-        x: [T, ..., C], or [1, ..., C] for the same values at every step.
-        weight, bias: scale and shift per channel, or None.
-        mean, var: statistics to normalise with; None takes, and differentiates, those of `x`.
-        eps: added to the variance.
-        v, T, neuron: as of :func:`lif`.
-        pooled: the neurons get a max-pool (3x3, stride 2, padding 1) of the normalised maps
-            [T|1, B, H, W, C].
-
-    Returns:
-        Spikes [T, ..., C], the last voltage, and the mean and biased variance used.
+    It normalises with `mean` and `var`, or with those of `x`, through which it differentiates, and
+    returns them, too, the variance biased. With `pooled` the neurons get a max-pool (3x3, stride 2,
+    padding 1) of the maps [T|1, B, H, W, C].
     """
     if not pooled and takes_triton("norm_lif", x, weight, bias, v, mean, var):
         norm = weight, bias, mean, var, eps

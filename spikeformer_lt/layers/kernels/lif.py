@@ -421,9 +421,7 @@ def constants(p: NeuronConfig, dtype: Any) -> Array:
 class Work:
     """One LIF layer's input, constants and division into parts.
 
-    Args:
-        x, v, T, p: as of `dispatch.lif`, contiguous.
-        rows: scale and shift per channel of a normalisation before the neurons, or None.
+    `x` and `v` are contiguous; `rows` are scale and shift of a normalisation before the neurons.
     """
 
     def __init__(
@@ -524,10 +522,9 @@ def norm_back(
 class LIFFunction(torch.autograd.Function):
     """Batch normalisation over the last axis where `mean` is given, a max-pool if `pooled`, LIF.
 
-    Saves x and four values per channel; backward computes the voltages again. A normalisation rises
-    or falls with its input, channel by channel, so pooling comes first: the largest input of a
-    window, or the smallest where the scale is negative, gives its largest output. That saves a
-    quarter of x and a byte for each of it, too.
+    Saves x and four values per channel; backward computes the voltages again. Pooling comes first:
+    the largest input of a window, or the smallest where the scale is negative, gives its largest
+    output. That saves a quarter of x and a byte for each of it, too.
     """
 
     @staticmethod

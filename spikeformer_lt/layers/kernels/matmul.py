@@ -199,13 +199,7 @@ def linear_lif(
 ) -> tuple[Tensor, Tensor]:
     """Spikes [T, ..., D'] of LIF neurons on ``x @ weight.T + shift``, and the last voltage.
 
-    Args:
-        x: [T|1, ..., D], contiguous.
-        panels: the weight, by :func:`as_panels`.
-        shift: [D'].
-        v: voltage before the first step, [..., D'], or None for rest.
-        T: number of steps.
-        p: constants of the neuron.
+    x [T|1, ..., D] is contiguous, `panels` the weight by :func:`as_panels`; `v` as of `lif`.
     """
     made, summed = shift.numel(), x.shape[-1]
     n = x.numel() // (x.shape[0] * summed)

@@ -92,17 +92,10 @@ def lif_loop(
     fire: Callable[[Tensor], Tensor] | None = None,
     trace: list[Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Run `T` steps; every operation is one of torch's, so any tool that traces torch can follow.
+    """Spikes [T, ...] and last voltage on a current x [T|1, ...], from `v`, or rest.
 
-    Args:
-        x: input current, [T, ...], or [1, ...] for the same current at every step.
-        v: voltage before the first step, shape ``x.shape[1:]``; None is rest.
-        T, neuron: number of steps, and constants.
-        fire: the spike function, of ``h - v_threshold``; by default that of the constants.
-        trace: a list that receives the voltage after each step.
-
-    Returns:
-        Spikes [T, ...] and the voltage after the last step.
+    Every operation is one of torch's, so any tool that traces torch can follow. `fire` is the spike
+    function of ``h - v_threshold``, `trace` receives the voltage after each step.
     """
     static = x.shape[0] == 1
     v = x.new_full(x.shape[1:], neuron.v_rest) if v is None else v

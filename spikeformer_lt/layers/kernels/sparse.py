@@ -306,12 +306,23 @@ def product_kernel(
             _to_rows(row, out, n, made, tile, first, wide, len(groups), width)
 
 
+@inner(fastmath={"reassoc"})
+def _total(a, first, count):
+    total = a.dtype.type(0)
+    for i in range(first, first + count):
+        total += a[i]
+    return total
+
+
 @outer
 def weights_kernel(
     lo, hi, sums, source, size, rows, planes, channels, taps, moves, rest, valid, start, index, g,
     n, block, kinds,
 ):  # fmt: skip
-    """Gradients of the kept weights, of tiles lo to hi of rows g and of a source as above."""
+    """Gradients of the kept weights, of tiles lo to hi of rows g and of a source as above.
+
+    Those of the biases stand behind them.
+    """
     _, groups, registers = kinds
     made, width = start.size - 1, len(registers)
     plane = channels * taps * width
@@ -326,6 +337,8 @@ def weights_kernel(
             wide = min(block, made - first)
             _to_tile(g, tile, n, made, first, wide, own)
             for o in range(first, first + wide):
+                bias = _total(own, (o - first) * width * 16, width * 16)
+                sums[index.size + o] += bias
                 scale = g.dtype.type(1)
                 for p in range(planes):
                     dotted(
@@ -378,21 +391,14 @@ def _given(x: Any, size: int) -> tuple[tuple[Any, ...], tuple[int, int, int], in
 
 @dataclass(frozen=True, eq=False)
 class Product:
-    """A linear map, or a convolution that keeps the size of its maps, by lists.
-
-    Args:
-        lists: the kept weights: ``gain[o] * value[e]``.
-        shift: [out], added.
-        neurons: those that follow; None puts out the currents.
-        size: side of the kernel of a convolution; 0 for a linear map.
-    """
+    """A linear map, or a convolution that keeps the size of its maps, by lists."""
 
     lists: Lists
-    value: Array  # [entries]
+    value: Array  # [entries]; the weights are gain[o] * value[e]
     gain: Array  # [out]
-    shift: Array
-    neurons: Neurons | None = None
-    size: int = 0
+    shift: Array  # [out], added
+    neurons: Neurons | None = None  # those that follow; None puts out the currents
+    size: int = 0  # side of the kernel of a convolution; 0 for a linear map
 
     @classmethod
     def of(cls, weight: Tensor, bias: Tensor, neurons: Neurons | None) -> Self:
@@ -438,16 +444,17 @@ class Product:
         return result
 
 
-def weights_back(x: Bits | Tensor, lists: Lists, grad: Tensor) -> Tensor:
-    """Gradient of the weight from that of the product, [1, N, out], where `lists` keeps it."""
+def weights_back(x: Bits | Tensor, lists: Lists, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of the weight, where `lists` keeps it, and the bias from `grad` [1, N, out]."""
     given, counts, tiles = _given(x, lists.shape[-1] if len(lists.shape) > 2 else 0)
     cuts = cut(tiles, grad.shape[1] * lists.index.size // COLUMNS, 1)
-    sums = np.zeros((cuts.size - 1, lists.index.size), flat(grad[:0]).dtype)
+    kept = lists.index.size
+    sums = np.zeros((cuts.size - 1, kept + grad.shape[2]), flat(grad[:0]).dtype)
     args = (*given, lists.start, lists.index, flat(grad), grad.shape[1], _BLOCK)
     run(weights_kernel, cuts, args, sums, counts)
-    out = grad.new_zeros(lists.shape)
-    flat(out)[lists.place] = sums.sum(0)
-    return out
+    total, out = sums.sum(0), grad.new_zeros(lists.shape)
+    flat(out)[lists.place] = total[:kept]
+    return out, torch.from_numpy(total[kept:])
 
 
 _LEAST = 1 << 25  # products, from which a call is repaid
@@ -478,16 +485,19 @@ def product(
 ) -> Tensor | None:
     """``x @ weight.T + bias`` of x [..., D], or the 3x3 convolution of maps [T, B, H, W, C].
 
-    Removed weights get no gradient. None where the kernels do not apply, or the dense product is
-    faster in every part.
+    Removed weights get no gradient, or that of the dense product. None where the kernels do not
+    apply, or the dense product is faster in every part.
     """
     conv, columns = weight.dim() == 4, x.numel() // x.shape[-1]
     known = weight.dim() == 2 or (tuple(weight.shape[2:]) == (3, 3) and x.dim() == 5)
     if not known or any(n % COLUMNS for n in weight.shape[:2]) or x.shape[-1] != weight.shape[1]:
         return None
-    if not weight.is_contiguous() or not any(
-        ways(weight.shape, columns, kept.density, kept.planes)
-    ):
+
+    def choose(planes: int) -> tuple[bool, ...]:
+        forward, *rest = ways(weight.shape, columns, kept.density, planes)
+        return forward, *(way and not kept.whole for way in rest)
+
+    if not weight.is_contiguous() or not any(choose(kept.planes)):
         return None
     rows = x.detach().view(1, -1, x.shape[-1])
     maps = rows.view(1, -1, *x.shape[2:]) if conv else rows
@@ -496,7 +506,7 @@ def product(
         bits = Bits.of(maps, 2**planes - 1)
         planes += bits is None
     kept.planes = planes = 0 if bits is None else planes
-    chosen = ways(weight.shape, columns, kept.density, planes)
+    chosen = choose(planes)
     if not any(chosen):
         return None
     out: Tensor = SparseFunction.apply(x, weight, bias, kept, bits, chosen, dense)  # type: ignore[no-untyped-call]
@@ -545,18 +555,19 @@ class SparseFunction(torch.autograd.Function):
         def kernels() -> tuple[Tensor | None, ...]:
             rows, full = x.view(-1, x.shape[-1]), grad.contiguous()
             g = full.view(-1, full.shape[-1])
-            gx = gw = None
+            gx = gw = gb = None
             if for_x and by_input:
                 gx = _multiply(g[None], _lists(kept, True), weight, None).view(x.shape)
             elif for_x:
                 gx = winograd.convolve(full, weight, True) if conv else dense(g, weight.t(), None)
             if for_weight and by_output:
-                gw = weights_back(rows[None] if bits is None else bits, _lists(kept), g[None])
+                gw, gb = weights_back(rows[None] if bits is None else bits, _lists(kept), g[None])
             elif for_weight and conv:
                 gw = winograd.weights_back(x, full, weight)
             elif for_weight:
                 gw = dense(g.t(), rows.t(), None)
-            return None if gx is None else gx.view(x.shape), gw, g.sum(0) if for_bias else None
+            gb = (g.sum(0) if gb is None else gb) if for_bias else None
+            return None if gx is None else gx.view(x.shape), gw, gb
 
         def operations(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             return winograd.direct(x, weight) if conv else F.linear(x, weight, bias)

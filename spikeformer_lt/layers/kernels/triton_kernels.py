@@ -301,11 +301,7 @@ def _kind(x: Tensor) -> tuple[torch.dtype, Any]:
 class Neurons:
     """One LIF layer's input, constants and division into programs; as `lif.Work` of the CPU.
 
-    Args:
-        x, v, T, p: as of `dispatch.lif`.
-        norm: mean, biased variance, weight, bias (or None) of a normalisation over the last axis
-            before the neurons, or nothing.
-        eps: added to the variance.
+    `norm` is mean, biased variance, weight and bias of a normalisation before the neurons, or None.
     """
 
     def __init__(

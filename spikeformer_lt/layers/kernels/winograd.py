@@ -325,20 +325,23 @@ def weights_back_kernel(
 
 _BLOCK = 48  # tiles transformed and multiplied together; 24 and 96 are as fast
 _DEPTH = 128  # channels summed at a time: that height of a panel stays in the first cache
-_WORTH = 96  # tiles from which transforming the filters is repaid
+_WORTH, _WORTH_KNOWN = 96, 16  # tiles from which it pays, with and without transforming filters
 
 
 @lru_cache(maxsize=1024)
-def suits(rows: Sequence[int], weight: Sequence[int], itemsize: int) -> tuple[bool, bool]:
+def suits(
+    rows: Sequence[int], weight: Sequence[int], itemsize: int, known: bool = False
+) -> tuple[bool, bool]:
     """Whether the kernels apply to maps [T, B, H, W, C] and weights [C', C, 3, 3], and are faster.
 
-    They apply to whole vectors of channels, and are faster than a direct convolution of large maps.
+    They apply to whole vectors of channels, and are faster than a direct convolution of large maps,
+    or of smaller ones where the transformed filters are `known`.
     """
     lanes, (height, width) = BYTES // itemsize, rows[2:4]
     fits = tuple(weight[2:]) == (3, 3) and rows[-1] == weight[1] and min(height, width) >= 2
     fits = fits and weight[0] % lanes == 0 and weight[1] % max(lanes, 8) == 0
     wasted = (-height % 4 + height) * (-width % 4 + width) > 1.6 * height * width
-    return fits, not wasted and _tiles(rows) >= _WORTH
+    return fits, not wasted and _tiles(rows) >= (_WORTH_KNOWN if known else _WORTH)
 
 
 def _tiles(rows: Sequence[int]) -> int:
@@ -346,7 +349,7 @@ def _tiles(rows: Sequence[int]) -> int:
     return rows[0] * rows[1] * -(-height // 4) * -(-width // 4)
 
 
-def _transformed_filters(weight: Tensor, backward: bool) -> tuple[Array, int]:
+def transformed_filters(weight: Tensor, backward: bool = False) -> tuple[Array, int]:
     """Transformed filters, of the gradient of the inputs if `backward`, and the panel width."""
     made, summed = weight.shape[:2]
     steps = (9, 9 * summed)
@@ -362,12 +365,12 @@ def _transformed_filters(weight: Tensor, backward: bool) -> tuple[Array, int]:
     return transformed, vectors
 
 
-def convolve(rows: Tensor, weight: Tensor, backward: bool = False) -> Tensor:
-    """The convolution of rows [T, B, H, W, C].
+def convolve(rows: Tensor, weight: Tensor, backward: bool = False, known: Any = None) -> Tensor:
+    """The convolution of rows [T, B, H, W, C]; `known` are its filters if transformed already.
 
     With `backward`, rows are the gradient of its outputs, and the result is that of its inputs.
     """
-    filters, vectors = _transformed_filters(weight, backward)
+    filters, vectors = known or transformed_filters(weight, backward)
     summed, made = rows.shape[-1], weight.shape[1 if backward else 0]
     out = new(rows, (*rows.shape[:-1], made))
     height, width = rows.shape[2:4]

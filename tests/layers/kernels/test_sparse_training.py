@@ -8,6 +8,8 @@ from torch.nn import functional as F
 
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.kernels import dispatch, jit, sparse, winograd
+from spikeformer_lt.layers.subnet import SubnetConv2d
+from spikeformer_lt.layers.units import conv_rows
 
 
 @pytest.fixture(autouse=True)
@@ -136,3 +138,23 @@ def test_an_unknown_word_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPIKEFORMER_SPARSE", "sometimes")
     with pytest.raises(ConfigError, match="auto, always or never"):
         dispatch.sparse_mode.__wrapped__()
+
+
+def test_a_subnet_by_lists_gives_removed_weights_their_gradients(monkeypatch) -> None:
+    x, _, _, mask, g = case((2, 2, 7, 9, 16), 48, 1)
+    layer = torch.nn.Conv2d(16, 48, 3, padding=1, bias=False).double()
+    conv, products = SubnetConv2d(layer, "weights"), []
+    monkeypatch.setattr(
+        sparse, "product", lambda *a, f=sparse.product: products.append(f(*a)) or products[-1]
+    )
+    for own in (mask, ~mask):
+        conv.mask.copy_(own)
+        found = []
+        for how in ("never", "always"):
+            monkeypatch.setattr(dispatch, "sparse_mode", lambda how=how: how)
+            out = conv_rows(x, conv)
+            found.append((out, *torch.autograd.grad(out, (x, conv.weight), g)))
+        assert bool((found[1][2][~own] != 0).all())
+        for a, b in zip(*found, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-12 * float(b.detach().abs().max()))
+    assert len(products) == 2 and all(out is not None for out in products)

@@ -128,7 +128,7 @@ def starts(root: Path, epochs: int) -> None:
             next(waiting)
             found.append(time.perf_counter() - begin)
             for _ in range(60 if number == 0 else 4):
-                next(waiting)
+                next(waiting, None)
             getattr(waiting, "close", lambda: None)()
         later = statistics.median(found[1:])
         print(f"{name}: start of an epoch {1e3 * found[0]:.0f} ms, later {1e3 * later:.0f} ms")

@@ -183,7 +183,7 @@ def adapt(
     """
     if isinstance(network, Adapted):
         return network
-    _refuse(network)
+    refuse_unfit(network)
     batches = [images] if images is not None else list(_usual(network))
     reasons: list[str] = []
     for batch in batches:
@@ -211,8 +211,8 @@ def rest(network: nn.Module, own: bool = False) -> None:
         network.reset()  # type: ignore[operator]
 
 
-def _refuse(network: nn.Module) -> None:
-    """Refuse what no batch can help."""
+def refuse_unfit(network: nn.Module) -> None:
+    """Refuse what no batch can help, by a ConfigError."""
     name = type(network).__name__
     if name in ("OptimizedModule", "DataParallel", "DistributedDataParallel"):
         raise ConfigError(f"{name} cannot be adapted: give the network inside of it")
@@ -220,6 +220,9 @@ def _refuse(network: nn.Module) -> None:
         raise ConfigError(f"{name} cannot be adapted: a single layer; put it into nn.Sequential")
     if any(map(is_lazy, (*network.parameters(), *network.buffers()))):
         raise ConfigError(f"{name} cannot be adapted: lazy layers; run one batch through it first")
+    for path, weight in network.named_parameters():
+        if not weight.is_meta and not bool(torch.isfinite(weight).all()):
+            raise ConfigError(f"{name} cannot be adapted: {path} has NaN or infinite values")
     for path, module in network.named_modules():
         if isinstance(module, PRUNABLE) and "weight" not in module._parameters:
             raise ConfigError(

@@ -82,7 +82,7 @@ def parse(
     rest = _of_run([token for token in rest if token != PRINT_CONFIG], options)
     _refuse_unknown(rest, options)
     _refuse_contradictions(rest, options)
-    default = load_config(cls, files[0]) if files else tyro.MISSING_NONPROP
+    default = load_config(cls, files[0], usual=cls()) if files else tyro.MISSING_NONPROP
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -444,7 +444,7 @@ def from_dict(cls: type[C], mapping: Mapping[str, Any], where: str = "", usual: 
             raise ConfigError(f"unknown key {shown(where + str(key))}{hint}")
         if name in values:
             raise ConfigError(f"the key {shown(where + name)} is there twice; keep one")
-        inner = getattr(usual, name) if isinstance(usual, cls) else default_of(cls, name)
+        inner = getattr(usual, name) if isinstance(usual, cls) else None
         values[name] = _from_plain(kinds[name], value, where + name, inner)
     if isinstance(usual, cls):
         return dataclasses.replace(usual, **values)  # type: ignore[type-var]
@@ -459,11 +459,14 @@ def save_config(cfg: Any, path: str | Path) -> None:
     write_atomic(path, (json.dumps(to_dict(cfg), indent=2) + "\n").encode(), ConfigError)
 
 
-def load_config(cls: type[C], path: str | Path, hint: str = "") -> C:
-    """Read a ``.json``, ``.yaml`` or ``.yml`` file; raises as `from_dict`, with a hint behind."""
+def load_config(cls: type[C], path: str | Path, hint: str = "", usual: C | None = None) -> C:
+    """Read a ``.json``, ``.yaml`` or ``.yml`` file; raises as `from_dict`, with a hint behind.
+
+    What an older file does not name is as it was before there was such a field, or as in `usual`.
+    """
     values = read_mapping(path)
     try:
-        return from_dict(cls, values)
+        return from_dict(cls, values, usual=usual)
     except ConfigError as fault:
         raise ConfigError(f"{shown(str(path), 300)}: {fault}{hint}") from None
 

@@ -164,10 +164,17 @@ def normed() -> nn.Module:
     return parametrizations.weight_norm(nn.Conv2d(3, 4, 3))
 
 
+def poisoned() -> nn.Module:
+    layer = nn.Conv2d(3, 4, 3)
+    nn.init.constant_(layer.weight, float("nan"))
+    return layer
+
+
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "a single layer": (lambda: nn.Linear(3, 4), "a single layer"),
     "a wrapper": (lambda: nn.DataParallel(dense()), "give the network inside of it"),
     "lazy layers": (lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(K)), "run one batch"),
+    "no numbers": (lambda: nn.Sequential(poisoned(), nn.ReLU()), "0.weight has NaN or infinite"),
     "computed weights": (lambda: nn.Sequential(normed(), nn.ReLU()), "0.weight is computed from"),
     "no logits": (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), r"is \[2, 4, 6, 6\] for B"),
     "another size": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(9, K)), "images: RuntimeError"),

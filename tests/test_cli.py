@@ -194,14 +194,14 @@ def test_a_file_that_names_one_option_of_a_group_changes_no_other(
             for part in reversed(name.split(".")):
                 value = {part: value}
             (tmp_path / "one.json").write_text(json.dumps({group: value}))
-            named = load_config(type(usual), tmp_path / "one.json")
+            named = load_config(type(usual), tmp_path / "one.json", usual=type(usual)())
             assert differences(usual, named) == [], group
 
 
 def test_a_recipe_keeps_its_own_defaults_beside_those_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "seed.yaml").write_text("train: {seed: 1}\nmodel: {depth: 1}\n")
     module = importlib.import_module("spikeformer_lt.recipes.multisp_dvs128")
-    named = load_config(module.MultiSpDvs128, tmp_path / "seed.yaml")
+    named = load_config(module.MultiSpDvs128, tmp_path / "seed.yaml", usual=module.MultiSpDvs128())
     assert differences(module.MultiSpDvs128(), named) == [
         "model.depth: None -> 1",
         "train.seed: 42 -> 1",

@@ -34,10 +34,12 @@ def prunable(model: nn.Module, prune: Any) -> dict[str, Tensor]:
     """The weights that a `PruneConfig` allows, by state_dict name; a ConfigError for none.
 
     Weights that are frozen beside others that train, as of a random attention, are left alone, and
-    those of selectors before blocks.
+    those of selectors before blocks. One that several layers share has the name of the first.
     """
     chosen = {m for s in model.modules() if isinstance(s, Selection) for m in s.modules()}
     layers = {n: m for n, m in model.named_modules() if isinstance(m, PRUNABLE) and m not in chosen}
+    first = {id(m.weight): n for n, m in reversed(layers.items())}
+    layers = {n: m for n, m in layers.items() if first[id(m.weight)] == n}
     linears = [n for n, m in layers.items() if isinstance(m, nn.Linear)]
     spared = [] if prune.head else linears[-1:]
     spared += [] if prune.first_conv else [n for n in layers if n not in linears][:1]

@@ -22,7 +22,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 
-from spikeformer_lt.adapted import Adapted, at_door
+from spikeformer_lt.adapted import Adapted, at_door, refuse_unfit
 from spikeformer_lt.bundle import open_bundle
 from spikeformer_lt.config import (
     changes,
@@ -366,7 +366,10 @@ class Experiment:
         check(train.batch_size <= images, "train.batch_size", train.batch_size, rule)
         check_optimizer(train.optim)
         name, args = self.cfg.model.name, self.model_args()
-        model = self.network
+        if (model := self.network) is not None:
+            refuse_unfit(model)
+            odd = [f"{n}: {p.dtype}" for n, p in model.named_parameters() if p.dtype != torch.float]
+            check(not odd, "model", odd[:1], "a network of float32: net.float()")
         with isolated_rng(0):
             try:
                 with torch.device("meta"):

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from spikeformer_lt import create_model, create_search
 from spikeformer_lt.errors import ConfigError
@@ -29,6 +30,12 @@ def test_only_matrices_and_kernels_can_be_pruned(make):
     assert all(weight.ndim > 1 for weight in weights.values())
     others = sum(p.numel() for n, p in model.named_parameters() if n not in weights)
     assert others == sum(p.numel() for p in model.parameters() if p.ndim == 1)
+
+
+def test_a_weight_that_two_layers_share_is_one_weight():
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
+    net[1].weight = net[0].weight
+    assert list(PruneConfig().weights(net)) == ["0.weight", "2.weight"]
 
 
 def test_the_first_convolution_and_the_head_can_be_spared(make):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
+from torch import nn
 
 from spikeformer_lt import create_model
 from spikeformer_lt.cli import PAPER
@@ -221,6 +222,17 @@ def test_weights_that_do_not_fit_are_refused_and_leave_no_run(tmp_path, sizes, e
     with pytest.raises(error, match=words), opened(tmp_path, model=config) as experiment:
         experiment.model()
     assert not (tmp_path / "run").exists()
+
+
+def test_a_network_that_cannot_be_trained_is_refused_before_anything_is_made(tmp_path):
+    lazy = nn.Sequential(nn.Flatten(), nn.LazyLinear(10))
+    double = nn.Sequential(nn.Flatten(), nn.Linear(768, 10)).double()
+    for network, said in ((lazy, "lazy layers"), (double, r"'1.weight: torch.float64'.*float32")):
+        run = RunConfig(out=str(tmp_path / "run"))
+        given = {"fallback": "digits", "small": SMALL, "network": network}
+        with pytest.raises(ConfigError, match=said), Experiment(Recipe(run=run), **given):
+            pass
+        assert not (tmp_path / "run").exists()
 
 
 def test_an_export_is_refused_by_name_as_start_weights(tmp_path):

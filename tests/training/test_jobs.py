@@ -381,9 +381,9 @@ def preempt(slurm, jobs, begun):
     done = []
     thread = threading.Thread(target=lambda: done.append(submit_jobs(jobs)), daemon=True)
     thread.start()
-    wait_for(begun, 400)
+    wait_for(begun, 200)
     os.kill(int((slurm / "task").read_text()), signal.SIGUSR2)
-    thread.join(600)
+    thread.join(250)
     assert done == [None]
     assert (slurm / "ends").read_text().split()[:2] == ["again", "end"]
     submit_jobs(jobs)  # all are finished: nothing is submitted
@@ -409,9 +409,8 @@ def test_a_training_that_slurm_preempts_ends_at_the_bits_of_one_that_was_left_al
         "--train.cpu --train.checkpoint-steps 1 --multisp.epochs 6"
     )
     recipe = str(Path(__file__).resolve().parents[2] / "recipes" / "multisp_cifar.py")
-    alone, job = (Job(n, 0, tmp_path / "runs" / n, (recipe, *small)) for n in ("alone", "queued"))
-    run_jobs([alone])
-    preempt(slurm, [job], job.folder / "last" / "LATEST")
+    job, alone = (Job(n, 0, tmp_path / "runs" / n, (recipe, *small)) for n in ("queued", "alone"))
+    preempt(slurm, [job, alone], job.folder / "last" / "LATEST")  # the first of the two
     assert "resumed joint at epoch" in Path(f"{job.folder}.out").read_text()
     one, other = (Ticket.load(each.folder / "ticket") for each in (alone, job))
     assert one.mask == other.mask

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from spikeformer_lt import Ticket, create_dataset, load_exported
+from spikeformer_lt import Ticket, create_dataset, create_model, load_exported
 from spikeformer_lt.config import to_dict
 from spikeformer_lt.errors import DataError, ExportError
 from spikeformer_lt.events.recording import EVENTS
@@ -32,6 +32,8 @@ from spikeformer_lt.export.graphs import _graph_of
 from spikeformer_lt.preprocess import Preprocess, Recordings
 
 SHIPPED = Path(__file__).resolve().parents[2] / "docs" / "results" / "digits-ticket"
+PRETRAINED = SHIPPED.parents[2] / "spikeformer_lt" / "pretrained"
+ZOO = SHIPPED.parent / "zoo"
 NAMES = tuple(f"class {number}" for number in range(10))
 PIXELS = Preprocess("RGB", 16, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3), NAMES)
 HOW = Recordings((16, 16), 3)
@@ -65,6 +67,31 @@ def test_the_shipped_ticket_gives_the_accuracy_of_its_card(shipped, digits) -> N
     assert first.probability == float(first.probabilities.max())
     assert float(first.probabilities.sum()) == pytest.approx(1, abs=1e-5)
     assert repr(first).startswith("Prediction(label=") and "tensor" not in repr(first)
+
+
+@pytest.mark.parametrize("folder", sorted(PRETRAINED.iterdir()), ids=lambda path: path.name)
+def test_every_ticket_of_the_zoo_loads_by_its_name_and_stands_on_its_page(
+    folder: Path, digits
+) -> None:
+    card = json.loads((folder / "config.json").read_text())
+    said, own = card["about"], card["provenance"]["model"]["name"]
+    assert folder.name.partition(".")[0] == own and "/root" not in json.dumps(card)
+    share = said.get("test_accuracy_of_this_file", said["test_accuracy"])
+    if card["provenance"]["dataset"] == "digits":  # the others: recipes/test_evaluate.py
+        found = right(load_exported(folder).predict(digits.images), digits.labels)
+        assert found == pytest.approx(share, abs=100 / len(digits.labels))
+    net = create_model(own, pretrained=folder.name)
+    weights = [w for w in net.parameters() if w.ndim > 1]
+    gone = sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights)
+    assert not net.training and gone > 0.2
+    row = next(
+        line for line in (ZOO / "README.md").read_text().splitlines() if f"`{folder.name}`" in line
+    )
+    assert f" {share:.2f} [" in row and f" {100 * said['sparsity']['total_weight']:.1f} %" in row
+
+
+def test_the_zoo_is_small() -> None:
+    assert sum(path.stat().st_size for path in ZOO.rglob("*") if path.is_file()) < 20e6
 
 
 def test_every_form_of_a_picture_gives_the_same_classes(shipped, digits, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from spikeformer_lt.training.evaluate import PREDICTIONS, read_predictions
 
 pytestmark = pytest.mark.recipe
 
+SHIPPED = Path(__file__).parents[2] / "spikeformer_lt" / "pretrained"
 LEDGER = (
     "sparsity", "conv_pep_bits_per_weight", "macs", "sops", "params", "firing_rate", "purity",
     "layers", "energy_pj",
@@ -128,6 +129,17 @@ def test_a_ticket_folder_that_was_moved_is_enough(
     found = evaluated(recipes, tmp_path / "a.json", "--run", "mine", cwd=where)
     assert found["loss"] == finished.report["test_loss"]
     assert {path.name for path in where.iterdir()} == {"mine"}  # nothing is left behind
+
+
+@pytest.mark.slow
+def test_a_ticket_of_simulated_gestures_that_comes_along_has_the_accuracy_of_its_card(
+    recipes: Any, tmp_path: Path
+) -> None:
+    name = "spikformer_dvs_toy.moving_gestures"
+    found = evaluated(recipes, tmp_path / "a.json", "--run", name, cwd=tmp_path)
+    card = json.loads((SHIPPED / name / "config.json").read_text())["about"]
+    assert found["count"] == card["test_count"]
+    assert found["accuracy"] == pytest.approx(card["test_accuracy"], abs=100 / 288)
 
 
 def test_other_time_steps_cost_in_proportion_and_none_are_refused(

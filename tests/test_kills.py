@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 import torch
 
-from spikeformer_lt import bundle, published
+from spikeformer_lt import bundle, disk, published
 from spikeformer_lt.bundle import outputs, staged
 from spikeformer_lt.events.cache import FrameCache
 from spikeformer_lt.export.file import EXPORT, read_packed, write_packed
@@ -164,7 +164,7 @@ def fetched(folder: Path) -> int | None:
 def write_tables(folder: Path, number: int) -> None:
     with outputs(folder / "out", False, "*.md"):
         for name in ("a.md", "b.md"):
-            bundle.write_atomic(folder / "out" / name, str(number).encode())
+            disk.write_atomic(folder / "out" / name, str(number).encode())
 
 
 def tables(folder: Path) -> int | None:

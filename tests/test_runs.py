@@ -148,7 +148,9 @@ def test_weights_that_come_with_the_package_are_those_of_the_results() -> None:
     assert not net.training and torch.equal(net(x), plain(x)) and torch.equal(net(x), fast(x))
     shorter = lt.create_model("spikformer_digits", pretrained=True, T=2)
     assert shorter(x).shape == (2, 2, 10)
-    with pytest.raises(ConfigError, match="pretrained=True is not .* is for spikformer_digits"):
+    with pytest.raises(
+        ConfigError, match="pretrained=True is not .* what comes along is spikformer_digits,"
+    ):
         lt.create_model("spikformer_cifar", pretrained=True)
     with pytest.raises(
         TicketError, match="weights of 'spikformer_digits', not of 'spikformer_toy'"

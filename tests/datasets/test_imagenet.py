@@ -99,6 +99,7 @@ def test_every_picture_is_read_where_it_lies(tmp_path, pictures, put, caplog):
     assert all(map(torch.equal, one, two))
     for tar in tmp_path.rglob("*.tar"):  # the second time neither heads nor parquet files are read
         tar.with_suffix(".bak").write_bytes(tar.read_bytes())
+    caplog.clear()
     with caplog.at_level(logging.INFO):
         again = create_dataset("imagenet", root=str(tmp_path), image_size=24)
     assert "heads" not in caplog.text and "unpacking" not in caplog.text

@@ -24,7 +24,7 @@ def effective(
     per_filter: bool = False,
     window: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    return EffectiveWeight.apply(weight, scores, mask, binary, per_filter, window)
+    return EffectiveWeight.apply(weight, scores, mask, (binary, per_filter, None), window)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])

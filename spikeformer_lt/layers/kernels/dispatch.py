@@ -24,7 +24,7 @@ from functools import cache, partial, wraps
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -65,6 +65,10 @@ class ReplayError(RuntimeError):
     """A tape does not hold: a value chose what was recorded, or this input takes another way."""
 
 
+OPEN_TAPES: list[Tape] = []
+"""Those of all threads: a launch asks for its own where there is one."""
+
+
 class Tape(TorchDispatchMode):
     """Records the kernels and operations of torch of a forward in `steps`, which run them again.
 
@@ -75,6 +79,14 @@ class Tape(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.steps: list[Callable[[], object]] = []
+
+    def __enter__(self) -> Self:
+        OPEN_TAPES.append(self)
+        return super().__enter__()  # type: ignore[no-any-return, no-untyped-call]
+
+    def __exit__(self, *fault: object) -> None:
+        OPEN_TAPES.remove(self)
+        super().__exit__(*fault)  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation, and keep it unless it only looks at memory in another way.

@@ -28,7 +28,7 @@ from numba.extending import intrinsic, overload
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spikeformer_lt.layers.kernels.dispatch import KernelError, give_up, tape
+from spikeformer_lt.layers.kernels.dispatch import OPEN_TAPES, KernelError, give_up, tape
 
 log = logging.getLogger(__name__)
 Array = NDArray[Any]
@@ -292,35 +292,33 @@ def run(
 
     A kernel whose last argument is `kinds` is compiled for each choice of `counts`.
     """
-    if sums is not None and tape() is not None:
-        repeat(sums.fill, 0)
+    if OPEN_TAPES and (recorder := tape()) is not None:
+        if sums is not None:
+            repeat(sums.fill, 0)
+        recorder.steps.append(partial(run, kernel, cuts, args, sums, counts))
+    wanted = cuts.size - 1
     try:
-        repeat(_launch, kernel, cuts, args, sums, counts)
+        if wanted == 1:
+            own = () if sums is None else (sums[0],)
+            kernel(cuts[0], cuts[1], *own, *args, *((as_kinds(counts),) if counts else ()))
+            return
+        parallel = _parallel(kernel, counts)
+        before = numba.get_num_threads()
+        numba.set_num_threads(wanted)
+        try:
+            with _PARALLEL:
+                parallel(cuts, *(() if sums is None else (sums,)), *args)
+        finally:
+            numba.set_num_threads(before)
     except MemoryError:
         raise
     except Exception as error:
         raise KernelError(f"{kernel.__name__} failed") from error
 
 
-def _launch(kernel: Any, cuts: Array, args: Any, sums: Any, counts: tuple[int, ...]) -> None:
-    wanted = cuts.size - 1
-    if wanted == 1:
-        own = () if sums is None else (sums[0],)
-        kernel(cuts[0], cuts[1], *own, *args, *((as_kinds(counts),) if counts else ()))
-        return
-    parallel = _parallel(kernel, counts)
-    before = numba.get_num_threads()
-    numba.set_num_threads(wanted)
-    try:
-        with _PARALLEL:
-            parallel(cuts, *(() if sums is None else (sums,)), *args)
-    finally:
-        numba.set_num_threads(before)
-
-
 def repeat(function: Any, *args: Any, **named: Any) -> Any:
     """Call a function of arrays, now and, where a tape records, at every replay."""
-    if (recorder := tape()) is not None:
+    if OPEN_TAPES and (recorder := tape()) is not None:
         recorder.steps.append(partial(function, *args, **named))
     return function(*args, **named)
 

@@ -26,7 +26,7 @@ CONTROLS = ("none", "random", "shuffle", "fresh")
 NORMS = ("keep", "reset", "estimate")  # BatchNorm's statistics in a transfer
 
 RULES: dict[str, Any] = dict(
-    sparsity="[0, 1)", scope=SCOPES, floor="[0, 1]", epochs=1, images=2, step="(0, 1)", rounds=1,
+    sparsity="[0, 1)", scope=SCOPES, floor="[0, 1)", epochs=1, images=2, step="(0, 1)", rounds=1,
     start=("init", "trained"), distribution=DISTRIBUTIONS, m=2, round_epochs=0, fraction="(0, 1)",
     buffers=("rewind", "keep", "reset"), lr=("restart", "resume"), window=2, l1="[0, 1)",
     control=CONTROLS, threshold="[0, 1]", order=("paper", "code"), init=INITS,
@@ -159,7 +159,7 @@ class WeightConfig(Checked):
     freeze_mask_at: float = 0.75
     """Fraction of the phase after which the mask stays as it is."""
     WHERE = "multisp.weights."
-    OWN: ClassVar = {"floor": "[0, 1)", "scope": ("layer", "global")}
+    OWN: ClassVar = {"scope": ("layer", "global")}
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ class EncoderConfig(Checked):
     head: bool = True
     """The last linear map is among these weights, too."""
     WHERE = "multisp.encoder."
-    OWN: ClassVar = {"floor": "[0, 1)", "method": ("latent", "magnitude", "rigl", "random")}
+    OWN: ClassVar = {"method": ("latent", "magnitude", "rigl", "random")}
 
     def __post_init__(self) -> None:
         super().__post_init__()

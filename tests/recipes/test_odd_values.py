@@ -185,6 +185,7 @@ def test_every_option_refuses_odd_values_in_one_line(quick: Path, capsys: Any) -
         ("snip", "--model.init-from=wide", "does not fit the model"),
         ("nm", "--nm.m=1000000", "it divides the inputs of no layer"),
         ("early_time", "--early-time.search=early-time", "another search than early_time"),
+        ("biprop", "--biprop.floor=1", "in [0, 1)"),
         ("snip", "--plugins=leaves.py", "cannot be imported: SystemExit: 5"),
         ("snip", "--data.split-file=foreign", "still images"),
     ],

@@ -478,13 +478,9 @@ def through(
     return whole.scatter(2, place, ran)
 
 
-Selection = PatchSelect | StagedSelect
-"""What selects tokens in a model: behind its stem, or before blocks."""
-
-
 def selections(model: nn.Module) -> list[Any]:
-    """All selections of tokens in a model."""
-    return [m for m in model.modules() if isinstance(m, Selection)]
+    """All selections of tokens in a model: behind its stem, or before blocks."""
+    return [m for m in model.modules() if isinstance(m, PatchSelect | StagedSelect)]
 
 
 def patches_of(model: nn.Module) -> PatchSelect | None:

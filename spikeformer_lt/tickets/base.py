@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from spikeformer_lt.adapted import PRUNABLE
 from spikeformer_lt.errors import ConfigError, TicketError
 from spikeformer_lt.layers.neuron import reset_state
-from spikeformer_lt.layers.patches import Selection
+from spikeformer_lt.layers.patches import selections
 from spikeformer_lt.mask import SCOPES, Mask, check_floor
 from spikeformer_lt.rng import isolated_rng, seed_for
 from spikeformer_lt.runtime import moved
@@ -36,7 +36,7 @@ def prunable(model: nn.Module, prune: Any) -> dict[str, Tensor]:
     Weights that are frozen beside others that train, as of a random attention, are left alone, and
     those of selectors before blocks. One that several layers share has the name of the first.
     """
-    chosen = {m for s in model.modules() if isinstance(s, Selection) for m in s.modules()}
+    chosen = {m for select in selections(model) for m in select.modules()}
     layers = {n: m for n, m in model.named_modules() if isinstance(m, PRUNABLE) and m not in chosen}
     first = {id(m.weight): n for n, m in reversed(layers.items())}
     layers = {n: m for n, m in layers.items() if first[id(m.weight)] == n}
@@ -91,8 +91,7 @@ class Search:
     @staticmethod
     def resolved(config: Any) -> Any:
         """The configuration that runs: with what its preset fixes, in PRESETS of its class."""
-        usual = getattr(config, "preset", "default") == "default"
-        return config if usual else presets.resolved(config)
+        return presets.resolved(config)
 
     def find(self, model: nn.Module, fit: Fit) -> Ticket:
         """Find a ticket; `model` ends holding its weights, plain and ready to train.

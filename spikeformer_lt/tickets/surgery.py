@@ -119,7 +119,12 @@ def known_config(cls: type, config: Any, name: str, **earlier: Any) -> Any:
 def expected_tensors(
     provenance: Mapping[str, Any], count: int, **overrides: Any
 ) -> dict[str, Tensor]:
-    """The state_dict of the network that a provenance names, on the meta device.
+    """The state_dict of the network that a provenance names; raises as `_unallocated`."""
+    return dict(_unallocated(provenance, count, **overrides).state_dict())
+
+
+def _unallocated(provenance: Mapping[str, Any], count: int, **overrides: Any) -> nn.Module:
+    """The network that a provenance names, on the meta device.
 
     Nothing is allocated, and what is far larger than `count` stored tensors is not made to its end.
 
@@ -163,7 +168,7 @@ def expected_tensors(
         raise TicketError(f"{shown(name)} cannot be made with {shown(given)}: {what}") from fault
     finally:
         hook.remove()
-    return dict(model.state_dict())
+    return model
 
 
 class _Unfilled(TorchFunctionMode):
@@ -208,6 +213,9 @@ def model_from_ticket(
 
 def in_form(ticket: Ticket, network: nn.Module | None = None) -> Ticket:
     """The ticket with the weights that its layers run on, where they have a form of their own."""
+    plain = _unallocated(ticket.provenance, len(ticket.tensors)) if network is None else network
+    if not any(hasattr(m, "form") for m in plain.modules()):
+        return ticket
     model = model_from_ticket(ticket, copy.deepcopy(network))
     found = {f"{n}.weight": effective_weight(m).cpu() for n, m in model.named_modules()
              if hasattr(m, "form")}  # fmt: skip

@@ -130,14 +130,14 @@ def tables() -> dict[str, list[dict[str, str]]]:
 def write(page: Path, readme: Path) -> None:
     """Write the page, and the tables between the two marks of the README."""
     found = tables()
-    counts = [sum(row["by"][:6] == "here, " for row in rows) for rows in found.values()]
-    total = sum(map(len, found.values()))
+    kinds = {data: _apart(rows) for data, rows in found.items()}
+    theirs, here = (sum(map(len, of)) for of in zip(*kinds.values(), strict=True))
     write_page(
         page,
         "leaderboard.html",
         title="Published accuracies and ours",
-        conclusion=f"{total - sum(counts)} published accuracies of spiking networks on 5 data "
-        f"sets, dense and pruned, and {sum(counts)} of ours with their intervals. No network "
+        conclusion=f"{theirs} published accuracies of spiking networks on 5 data "
+        f"sets, dense and pruned, and {here} of ours with their intervals. No network "
         "of ours was trained at the papers' size: there was no GPU.",
         notices=NOTICES,
         made=[
@@ -158,16 +158,19 @@ def write(page: Path, readme: Path) -> None:
     before, _, rest = text.partition(START)
     _, _, after = rest.partition(END)
     parts = [START, ""]
-    for data, rows in found.items():
-        best = [row for row in rows if row["by"][:6] != "here, "] and [
-            *_heads([row for row in rows if row["by"][:6] != "here, "]),
-            *_heads([row for row in rows if row["by"][:6] == "here, "]),
-        ]
-        if best:
+    for data, (others, own) in kinds.items():
+        if others:
             cells = [SHORT, ["---"] * len(SHORT)]
-            cells += [[_cell(row, name) for name in SHORT] for row in best]
+            cells += [[_cell(row, name) for name in SHORT] for row in _heads(others) + _heads(own)]
             parts += [f"**{data}**", "", *(f"| {' | '.join(row)} |" for row in cells), ""]
     readme.write_text(f"{before}{chr(10).join(parts)}\n{END}{after}", "utf-8")
+
+
+def _apart(rows: list[dict[str, str]]) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """Published rows, and ours."""
+    own = [row["by"].startswith("here, ") for row in rows]
+    theirs = [row for row, here in zip(rows, own, strict=True) if not here]
+    return theirs, [row for row, here in zip(rows, own, strict=True) if here]
 
 
 def _heads(rows: list[dict[str, str]]) -> list[dict[str, str]]:

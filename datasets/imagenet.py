@@ -12,7 +12,6 @@ import os
 import random
 import re
 import tarfile
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spikeformer_lt.bundle import claim, sweep_files
+from spikeformer_lt.bundle import building, sweep_files
 from spikeformer_lt.config import check
 from spikeformer_lt.datasets.folders import PictureConfig, picture_splits
 from spikeformer_lt.disk import free_bytes, write_atomic
@@ -260,23 +259,15 @@ def _unpack(table: Any, path: Path, tar: Path) -> None:
     free, needed = free_bytes(tar.parent), path.stat().st_size
     if not isinstance(free, str):
         check(needed < free, "imagenet.unpacked", str(tar.parent), f"a disk with {needed} bytes")
-    tar.parent.mkdir(parents=True, exist_ok=True)
     sweep_files(tar.parent.glob(".*.tmp-*"))
-    stage = tar.with_name(f".{tar.name}.tmp-{uuid.uuid4().hex[:12]}")
     log.info("unpacking %s into %s", path, tar)
-    try:
-        with open(stage, "xb") as file, contextlib.ExitStack() as held:
-            claim(stage, held)
-            with tarfile.open(fileobj=file, mode="w") as out:
-                for row, (picture, label) in enumerate(_rows(table, path)):
-                    suffix = "png" if picture[:4] == b"\x89PNG" else "jpg"
-                    for end, data in ((suffix, picture), ("cls", str(label).encode())):
-                        member = tarfile.TarInfo(f"{row:08d}.{end}")
-                        member.size = len(data)
-                        out.addfile(member, io.BytesIO(data))
-        os.replace(stage, tar)
-    finally:
-        stage.unlink(missing_ok=True)
+    with building(tar) as file, tarfile.open(fileobj=file, mode="w") as out:
+        for row, (picture, label) in enumerate(_rows(table, path)):
+            suffix = "png" if picture[:4] == b"\x89PNG" else "jpg"
+            for end, data in ((suffix, picture), ("cls", str(label).encode())):
+                member = tarfile.TarInfo(f"{row:08d}.{end}")
+                member.size = len(data)
+                out.addfile(member, io.BytesIO(data))
 
 
 def _rows(table: Any, path: Path) -> Iterator[tuple[bytes, int]]:

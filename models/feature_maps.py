@@ -56,13 +56,19 @@ class FeatureMaps(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """The maps."""
-        found: dict[str, Tensor] = {}
-        token = _MAPS.set(found)
-        try:
-            self.model(x)
-        finally:
-            _MAPS.reset(token)
+        found = _maps_of(self.model, x)
         return [found[name].mean(0) for name in self.feature_info.module_name()]
+
+
+def _maps_of(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """The maps that the hooks :func:`_keep` note in a forward, in the order of their layers."""
+    found: dict[str, Tensor] = {}
+    token = _MAPS.set(found)
+    try:
+        model(x)
+    finally:
+        _MAPS.reset(token)
+    return found
 
 
 def _keep(name: str, size: Any, module: nn.Module, inputs: Any, output: Any) -> None:
@@ -80,13 +86,9 @@ def _described(model: Any) -> list[dict[str, Any]]:
               if isinstance(m, Unit) or hasattr(m, "recompute")}  # fmt: skip
     for name in blocks:
         probe.get_submodule(name).register_forward_hook(partial(_keep, name, model.image_size))
-    found: dict[str, Tensor] = {}
-    token = _MAPS.set(found)
-    try:
-        dtype = next(model.parameters()).dtype
-        probe(torch.empty(1, model.in_channels, *model.image_size, dtype=dtype, device="meta"))
-    finally:
-        _MAPS.reset(token)
+    dtype = next(model.parameters()).dtype
+    size = model.in_channels, *model.image_size
+    found = _maps_of(probe, torch.empty(1, *size, dtype=dtype, device="meta"))
     last: dict[int, str] = {}  # in the order in which the layers end
     for name, rows in found.items():
         reduction = model.image_size[0] // rows.shape[3]

@@ -187,23 +187,80 @@ class BatchReader:
         )
 
 
-class Workers:
-    """Processes that load, kept from one pass over a data set to the next."""
+@dataclass(frozen=True)
+class Shuffled(Sequence[Sequence[Key]]):
+    """The batches of a rank in an epoch, each made when it is asked for; see `train_loader`."""
 
-    def __init__(self) -> None:
-        self._batches: list[Sequence[Key]] = []
+    samples: int
+    batch_size: int
+    seed: int
+    epoch: int
+    start_step: int = 0
+    rank: int = 0
+    world_size: int = 1
+    repeats: int = 1  # times that a drawn sample comes
+
+    def __len__(self) -> int:
+        """Return the number of batches from the first step on."""
+        return self.samples // (self.batch_size * self.world_size) - self.start_step
+
+    def __getitem__(self, step: Any) -> Any:
+        """Return the keys of a batch."""
+        whole = range(self.start_step, self.start_step + len(self))[step] * self.world_size
+        first = (whole + self.rank) * self.batch_size
+        places = torch.arange(first, first + self.batch_size)
+        drawn = self._order[places // self.repeats].tolist()
+        pairs = zip(drawn, (places % self.repeats).tolist(), strict=True)
+        return [(self.epoch, i, turn) if turn else (self.epoch, i) for i, turn in pairs]
+
+    @cached_property
+    def _order(self) -> Tensor:
+        return torch.randperm(self.samples, generator=generator_for(self.seed, "order", self.epoch))
+
+
+@dataclass
+class Passes:
+    """The batches of a pass, and of the epochs after it up to `until`."""
+
+    until: int
+    batches: Sequence[Sequence[Key]] = ()
+
+    def __iter__(self) -> Iterator[Sequence[Key]]:
+        """Yield them one after another."""
+        batches: Sequence[Sequence[Key]] | None = self.batches
+        while batches is not None:
+            yield from batches
+            batches = self.after(batches)
+
+    def after(self, batches: Sequence[Sequence[Key]]) -> Shuffled | None:
+        """Return the epoch after one; None where none follows."""
+        if isinstance(batches, Shuffled) and batches.epoch + 1 < self.until:
+            return replace(batches, epoch=batches.epoch + 1, start_step=0)
+        return None
+
+
+class Workers:
+    """Processes that load, kept from one pass over a data set to the next.
+
+    Of `until` epochs that follow one another each is begun before the one before it is used up.
+    """
+
+    def __init__(self, until: int = 0) -> None:
+        self._passes = Passes(until)
+        self._next: Shuffled | None = None  # what comes when those that are left were taken
+        self._left = 0
         self._loader: DataLoader[Batch] | None = None
+        self._waiting: Iterator[Batch | DataError] = iter(())
 
     def load(
         self, reader: BatchReader, batches: Sequence[Sequence[Key]], count: int, pin_memory: bool
-    ) -> Iterator[Batch | DataError]:
+    ) -> None:
         """Begin a pass, by the processes of the one before and their reader."""
-        self._batches[:] = batches
         if self._loader is None:
             # A generator of its own: by default a DataLoader draws from the global stream.
             self._loader = DataLoader(
                 cast("Dataset[Batch]", reader),
-                batch_sampler=cast("list[list[int]]", self._batches),
+                batch_sampler=cast("list[list[int]]", self._passes),
                 num_workers=count,
                 collate_fn=_as_it_is,
                 pin_memory=pin_memory,
@@ -211,13 +268,21 @@ class Workers:
                 generator=torch.Generator(),
                 persistent_workers=count > 0,
             )
-        with _stop_signals_held(count > 0):
-            return iter(self._loader)
+        if self._left or batches != self._next:
+            self._passes.batches = batches
+            with _stop_signals_held(count > 0):
+                self._waiting = iter(self._loader)
+        self._left, self._next = len(batches), self._passes.after(batches)
+
+    def take(self) -> Batch | DataError:
+        """Return the next batch of the pass."""
+        self._left -= 1
+        return next(self._waiting)
 
     def close(self) -> None:
         """End the processes: left to itself that waits for the garbage collector."""
         waiting = cast("Any", self._loader)._iterator if self._loader is not None else None
-        self._loader = None
+        self._loader, self._next, self._waiting = None, None, iter(())
         if waiting is not None:
             waiting._shutdown_workers()
 
@@ -250,9 +315,9 @@ class Loader:
         """Yield the batches in order."""
         own = self._kept or Workers()
         try:
-            waiting = own.load(self._reader, self._batches, self._workers, self._pin_memory)
+            own.load(self._reader, self._batches, self._workers, self._pin_memory)
             for step in range(len(self)):
-                yield self._next(waiting, step)
+                yield self._next(own, step)
         except DataError:  # a worker may be dead
             own.close()
             raise
@@ -260,9 +325,9 @@ class Loader:
             if own is not self._kept:
                 own.close()
 
-    def _next(self, waiting: Iterator[Batch | DataError], step: int) -> Batch:
+    def _next(self, own: Workers, step: int) -> Batch:
         try:
-            batch = next(waiting)
+            batch = own.take()
         except RuntimeError as fault:
             if not self._workers:
                 raise
@@ -367,17 +432,8 @@ def train_loader(
     if not augment.is_identity():
         # Built here, not in the workers: each of them would import timm anew.
         transform = augment.build(dataset.mean, dataset.std, dataset[0][0].shape[-1])
-    generator = generator_for(seed, "order", epoch)
-    order = torch.randperm(len(dataset), generator=generator)
     repeats: int = getattr(augment, "repeats", 1)
-    together = batch_size * world_size
-    keys: list[Key] = [
-        (epoch, index, turn) if turn else (epoch, index)
-        for index in order[: -(-steps * together // repeats)].tolist()
-        for turn in range(repeats)
-    ]
-    mine = range(start_step * together + rank * batch_size, steps * together, together)
-    batches = [keys[first : first + batch_size] for first in mine]
+    batches = Shuffled(len(dataset), batch_size, seed, epoch, start_step, rank, world_size, repeats)
     return Loader(BatchReader(dataset, transform, seed), batches, workers, pin_memory, kept)
 
 

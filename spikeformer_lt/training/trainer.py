@@ -208,7 +208,7 @@ class PhaseRun:
         self.sums = torch.zeros(2, dtype=kind, device=trainer.accelerator.device)
         self.best: dict[str, Tensor] | None = None
         self.wrapped = trainer.accelerator.prepare(model) if trainer.world > 1 else model
-        trainer.kept |= {name: Workers() for name in ("batches", "val", "test")}
+        trainer.kept |= {"batches": Workers(until), "val": Workers(), "test": Workers()}
         if trainer.run.resumed:
             self._restore(found)
 

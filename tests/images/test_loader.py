@@ -24,7 +24,7 @@ from spikeformer_lt.images import (
     steps_per_epoch,
     train_loader,
 )
-from spikeformer_lt.images.loader import BatchReader, Workers, sample_loader
+from spikeformer_lt.images.loader import BatchReader, Shuffled, Workers, sample_loader
 from spikeformer_lt.rng import isolated_rng, seed_for
 
 PAPER = Augment.standard("spikformer_cifar")
@@ -135,6 +135,22 @@ def test_workers_that_are_kept_give_what_new_ones_do(data):
     assert len(pids[0]) == 2 and pids[0] == pids[1] == pids[2]
     kept.close()
     assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_is_begun_ahead_of_its_time_and_gives_the_same(data, workers, monkeypatch):
+    """Epochs in order, one left in its middle and one resumed; none is begun behind the last."""
+    kept, asked, own = Workers(until=4), set(), Shuffled.__getitem__
+    monkeypatch.setattr(Shuffled, "__getitem__", lambda s, i: asked.add(s.epoch) or own(s, i))
+    for epoch, start, left in ((0, 0, 0), (1, 0, 4), (2, 1, 0), (3, 0, 0)):
+        how = {"seed": 1, "epoch": epoch, "start_step": start}
+        new = list(train_loader(data, PAPER, 8, **how))
+        asked.clear()
+        old = iter(train_loader(data, PAPER, 8, **how, workers=workers, kept=kept))
+        same(new[: 6 - left], [next(old) for _ in range(6 - start - left)])
+        assert (epoch + 1 in asked) == (workers > 0 and epoch in (0, 2))
+        assert epoch + 2 not in asked
+    kept.close()
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -1,4 +1,7 @@
-"""ImageNet, and sets laid out like it: folders, WebDataset's tars, Hugging Face's parquet files."""
+"""ImageNet, and sets laid out like it: folders, WebDataset's tars, Hugging Face's parquet files.
+
+Those of the hub are found by their id, in its cache.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import os
 import random
 import re
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -23,7 +26,7 @@ from numpy.typing import NDArray
 from spikeformer_lt.bundle import building, sweep_files
 from spikeformer_lt.config import check
 from spikeformer_lt.datasets.folders import PictureConfig, picture_splits
-from spikeformer_lt.disk import free_bytes, write_atomic
+from spikeformer_lt.disk import allow_write, free_bytes, write_atomic
 from spikeformer_lt.errors import ConfigError, DataError, name_of, shown
 from spikeformer_lt.events.split import PARTS, Sample, scan
 from spikeformer_lt.registry import register_dataset
@@ -34,15 +37,28 @@ _PART = re.compile(r"(?:^|[^a-z])(train|val|test)")
 _FORMS = (".tar", ".parquet")
 _MOST = 1 << 28  # bytes of one picture
 _LABEL = 20  # characters of a number
+_ID = re.compile(r"([\w.-]+/[\w.-]+)((?:/[\w.-]+)*)/?")
+_NUMBERED = re.compile(r"(.*\D|)(\d+)-of-(\d+)\D*")
 
 
 @dataclass(frozen=True)
 class ImageNetConfig:
-    """Where parquet files are unpacked."""
+    """A set on the hub, and where parquet files are unpacked."""
 
+    id: str = ""
+    """OWNER/NAME of a data set on the Hugging Face hub, in parquet files or tars, instead of a
+    folder; OWNER/NAME/FOLDER where it holds several. The hub's cache is read, and what it lacks is
+    fetched with --data.download only."""
+    revision: str = ""
+    """Branch, tag or commit of it; empty is main."""
     unpacked: str = ""
     """Folder for the tars that parquet files are unpacked to, once; empty is .images in the root,
     where the list of pictures in tars is kept, too."""
+
+    def __post_init__(self) -> None:
+        sound = not self.id or (_ID.fullmatch(self.id) and ".." not in self.id)
+        check(bool(sound), "imagenet.id", self.id, "OWNER/NAME or OWNER/NAME/FOLDER")
+        check(bool(self.id or not self.revision), "imagenet.revision", self.revision, "with an id")
 
 
 @register_dataset("imagenet", ImageNetConfig)
@@ -54,6 +70,7 @@ def imagenet(options: DataOptions, config: ImageNetConfig) -> Splits:
     (``KEY.jpg`` and ``KEY.cls``), or the parquet files of Hugging Face (``image``, ``label``), with
     the part in the name of each file or of its folder. Tars are read in place. Parquet files have
     no place of a picture: they are unpacked to tars once (extra ``parquet``), their size again.
+    With `id` they are those of the hub's cache.
     A test picture is the middle 7/8 of its largest square. Pictures are decoded when they are read,
     in ``--train.workers``; files that two parts share are looked for with
     ``--data.duplicates refuse`` only.
@@ -62,19 +79,70 @@ def imagenet(options: DataOptions, config: ImageNetConfig) -> Splits:
     """
     root = Path(options.root)
     root = root / "imagenet" if (root / "imagenet").is_dir() else root
+    home = _from_hub(config, options.download) if config.id else root
     kept = Path(config.unpacked or root / ".images")
     options = replace(options, image_size=options.image_size or 224)
     facts: Any = {"crop": 0.875, "augment": "imagenet"}
-    if not (root / "train").is_dir() or _shards(root / "train"):
-        if not (files := _shards(root)):
+    if config.id or not (root / "train").is_dir() or _shards(root / "train"):
+        if not (files := _shards(home)):
             raise DataError(
-                f"imagenet is not in {name_of(root.absolute())}. Put there the folders train and "
+                f"imagenet is not in {name_of(home.absolute())}. Put there the folders train and "
                 "val, with a folder for each class in each, or tars of WebDataset, or parquet files"
             )
-        classes, tars = _unpacked(root, files, kept)
-        shards = Shards.of(root, tars, kept)
+        if lacking := _lacking(files):
+            text = f"imagenet: {len(files)} files in {name_of(home)}, but {lacking} is missing"
+            if config.id:
+                raise DataError(f"{text}: fetch it with --data.download")
+            log.warning("%s", text)
+        classes, tars = _unpacked(home, files, kept)
+        shards = Shards.of(home, tars, kept)
         facts |= {"found": shards.labelled(classes), "shards": shards}
-    return picture_splits("imagenet", root, options, PictureConfig(keep_mb=0), **facts)
+    return picture_splits("imagenet", home, options, PictureConfig(keep_mb=0), **facts)
+
+
+def _from_hub(config: ImageNetConfig, download: bool) -> Path:
+    """The folder of the hub's cache that holds the files of a data set, fetched or not."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    found = _ID.fullmatch(config.id)
+    assert found is not None
+    name, inner = found[1], found[2].strip("/")
+    how: Any = {"repo_type": "dataset", "revision": config.revision or None}
+    how["allow_patterns"] = [f"{inner}/*{form}" if inner else f"*{form}" for form in _FORMS]
+    try:
+        if download:
+            allow_write()
+        # Read anew: huggingface_hub looks at it when it is imported.
+        how["endpoint"] = os.environ.get("HF_ENDPOINT")
+        home = Path(snapshot_download(name, local_files_only=not download, **how))
+    except Exception as fault:
+        said = shown(str(fault).partition("\n")[0], 200)
+        if not download:
+            said = f"it is not in {name_of(HF_HUB_CACHE)}; allow the network with --data.download"
+        raise DataError(f"imagenet.id={shown(config.id)}: {said}") from fault
+    sets = {_outside(file) for file in _shards(home / inner)}
+    if len(sets) > 1:
+        names = ", ".join(sorted(sets)[:5])
+        rule = f"one set: it holds {names}; write {name}/FOLDER"
+        raise ConfigError(f"imagenet.id={shown(config.id)} is not allowed; needed is {rule}")
+    return home / inner
+
+
+def _outside(shard: str) -> str:
+    """The folder of a file, without the folders that are named for a part."""
+    return "/".join(p for p in PurePosixPath(shard).parts[:-1] if not _PART.search(p.lower()))
+
+
+def _lacking(files: Sequence[str]) -> str:
+    """The first file that is missing in a series NAME-NUMBER-of-COUNT; "" if none is."""
+    series: dict[tuple[str, str], set[int]] = {}
+    for found in filter(None, map(_NUMBERED.fullmatch, files)):
+        series.setdefault((found[1], found[3]), set()).add(int(found[2]))
+    for (name, count), numbers in series.items():
+        if left := sorted({*range(int(count))} - numbers)[:1] if len(count) < 7 else []:
+            return f"{name}{left[0]:0{len(count)}d}-of-{count}"
+    return ""
 
 
 def _shards(root: Path) -> list[str]:
@@ -102,14 +170,14 @@ class Shards:
     """
 
     root: Path
-    files: tuple[str, ...]
+    files: Mapping[str, Path]  # name of what a tar was made of, or its own, and the tar
     names: NDArray[np.bytes_]  # [N], sorted: path of the tar, then of the picture in it
     places: NDArray[np.int64]  # [N, 4]: number of the tar, first byte, bytes, label
 
     @classmethod
-    def of(cls, root: Path, files: tuple[str, ...], kept: Path) -> Shards:
+    def of(cls, root: Path, files: Mapping[str, Path], kept: Path) -> Shards:
         """Read the heads of all tars, or the list of their pictures that was kept in a folder."""
-        states = [(file, os.stat(root / file)) for file in files]
+        states = [(file, os.stat(path)) for file, path in files.items()]
         state = [(file, found.st_size, found.st_mtime_ns) for file, found in states]
         digest = hashlib.sha256(json.dumps(state).encode()).hexdigest()
         path = kept / f"{digest[:20]}.npy"
@@ -118,8 +186,9 @@ class Shards:
             if found.dtype.names == ("name", "place"):
                 return cls(root, files, found["name"], found["place"])
         log.info("reading the heads of %d tars of %s", len(files), root)
-        rows = [(name, (number, *place)) for number, file in enumerate(files)
-                for name, place in _pictures(root, file)]  # fmt: skip
+        rows = [(os.fsencode(f"{file}/{name}"), (number, *place))
+                for number, (file, path) in enumerate(files.items())
+                for name, place in _pictures(path)]  # fmt: skip
         width = max((len(name) for name, _ in rows), default=1)
         kind = [("name", f"S{width}"), ("place", np.int64, (4,))]
         table = np.array(sorted(rows), dtype=kind)
@@ -130,7 +199,7 @@ class Shards:
         try:
             write_atomic(path, out.getvalue(), DataError)
         except DataError as fault:
-            log.warning("the list of pictures is made each time: %s", fault)
+            log.warning("the list of pictures is not kept: %s", fault)
         return cls(root, files, table["name"], table["place"])
 
     def labelled(self, named: tuple[str, ...]) -> tuple[tuple[str, ...], dict[str, list[Sample]]]:
@@ -165,7 +234,7 @@ class Shards:
 
     def _read(self, rows: Sequence[int] | NDArray[np.int64], index: int) -> bytes:
         number, first, size, _ = self.places[rows[index]].tolist()
-        path = self.root / self.files[number]
+        path = [*self.files.values()][number]
         try:
             with open(path, "rb") as file:
                 file.seek(first)
@@ -174,16 +243,16 @@ class Shards:
             raise DataError(f"cannot read {name_of(path)}: {fault.strerror or fault}") from fault
 
 
-def _pictures(root: Path, file: str) -> Iterator[tuple[bytes, tuple[int, int, int]]]:
+def _pictures(path: Path) -> Iterator[tuple[str, tuple[int, int, int]]]:
     """Name, first byte, bytes and label of each picture of a tar."""
     from spikeformer_lt.images.folders import SUFFIXES
 
     found: dict[str, tuple[str, int, int]] = {}
     labels: dict[str, int] = {}
-    where = name_of(root / file)
+    where = name_of(path)
     try:
-        with tarfile.open(root / file, "r:") as tar:
-            end = os.stat(root / file).st_size
+        with tarfile.open(path, "r:") as tar:
+            end = os.stat(path).st_size
             for member in tar:
                 key, dot, suffix = member.name.rpartition(".")
                 if not member.isreg() or member.issparse():
@@ -203,7 +272,7 @@ def _pictures(root: Path, file: str) -> Iterator[tuple[bytes, tuple[int, int, in
     for key, (name, first, size) in found.items():
         if not -1 <= labels.get(key, -2) < 1 << 20:
             raise DataError(f"{where}: {shown(name)} has no class: its number belongs in {key}.cls")
-        yield os.fsencode(f"{file}/{name}"), (first, size, labels[key])
+        yield name, (first, size, labels[key])
 
 
 def _of(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
@@ -214,10 +283,10 @@ def _of(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 def _unpacked(
     root: Path, files: list[str], folder: Path
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
+) -> tuple[tuple[str, ...], dict[str, Path]]:
     """Return names of the classes, if they are told, and tars; parquet files are unpacked once."""
     if files[0].endswith(".tar"):
-        return (), tuple(files)
+        return (), {file: root / file for file in files}
     try:
         import pyarrow as arrow
         import pyarrow.parquet as parquet
@@ -235,13 +304,13 @@ def _unpacked(
                 state = os.stat(path)
                 mark = hashlib.sha256(f"{file} {state.st_size} {state.st_mtime_ns}".encode())
                 tar = folder / f"{_part(file)}-{Path(file).stem}-{mark.hexdigest()[:12]}.tar"
-                made[file] = os.path.relpath(tar, root)
+                made[file] = tar
                 if not tar.is_file():
                     _unpack(table, path, tar)
         except (arrow.ArrowException, OSError) as fault:
             text = shown(str(fault), 200)
             raise DataError(f"{name_of(path)} cannot be unpacked: {text}") from fault
-    return names, tuple(made[file] for file in files)
+    return names, {file: made[file] for file in files}
 
 
 def _class_names(about: dict[bytes, bytes]) -> tuple[str, ...]:

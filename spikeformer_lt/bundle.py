@@ -344,6 +344,7 @@ def claim(path: Path, held: contextlib.ExitStack) -> bool:
 @contextlib.contextmanager
 def building(path: Path) -> Iterator[IO[bytes]]:
     """Give a file to write inside, held by this process; at the end it takes its place."""
+    disk.allow_write()
     stage = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:12]}")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -17,7 +17,7 @@ import re
 import shutil
 import stat
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeGuard
 
@@ -89,6 +89,25 @@ def refuse_link(path: Path, error: type[SpikeformerError]) -> None:
         raise error(f"{name_of(path)} is a link, which is never replaced; give a path that is none")
 
 
+_reasons: list[str] = []  # why nothing is written, the innermost last
+
+
+@contextlib.contextmanager
+def nothing_written(why: str) -> Iterator[None]:
+    """Let what publishes, caches, unpacks or fetches files raise an OSError that says why."""
+    _reasons.append(why)
+    try:
+        yield
+    finally:
+        _reasons.pop()
+
+
+def allow_write() -> None:
+    """Raise an OSError where nothing is to be written."""
+    if _reasons:
+        raise OSError(errno.EROFS, _reasons[-1])
+
+
 def write_atomic(
     path: str | Path, data: bytes, error: type[SpikeformerError] = CheckpointError
 ) -> None:
@@ -102,6 +121,7 @@ def write_atomic(
     refuse_link(path, error)
     stage = path.with_name(f".{path.name[:NAME_LIMIT]}.tmp-{uuid.uuid4().hex[:12]}")
     try:
+        allow_write()
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             write_through(stage, data)

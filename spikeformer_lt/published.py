@@ -28,7 +28,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, TypeVar, cast
 
 from spikeformer_lt.bundle import claim
-from spikeformer_lt.disk import free_bytes, refuse_link, sync_folder, write_atomic
+from spikeformer_lt.disk import allow_write, free_bytes, refuse_link, sync_folder, write_atomic
 from spikeformer_lt.errors import ConfigError, DataError, name_of, shown
 
 T = TypeVar("T")
@@ -219,6 +219,7 @@ def fetch(
     again = "; run again to go on from what is there, or put the file there by hand"
     by_hand = f"{again}: {name_of(path)}, which is {file}"
     try:
+        allow_write()
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(part) as stream:
             if path.exists():  # another process was faster
@@ -349,6 +350,7 @@ def unpack(
     folder, name = Path(folder), name_of(archive)
     kind = "zip" if Path(archive).suffix.lower() == ".zip" else "tar"
     try:
+        allow_write()
         folder.mkdir(parents=True, exist_ok=True)
         _sweep(folder)
         with contextlib.ExitStack() as held, open(archive, "rb") as packed:

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import tracemalloc
 from collections.abc import Generator, Iterator, Sequence
@@ -122,7 +123,12 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def files() -> ModuleType:
     """The writers of tests/event_files.py: event files in their true forms."""
-    spec = importlib.util.spec_from_file_location("event_files", ROOT / "tests" / "event_files.py")
+    return of_tests("event_files")
+
+
+def of_tests(name: str) -> ModuleType:
+    """A file of this folder, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tests" / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -272,3 +278,21 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
         (name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections
     ]
     return report
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    """A stub of the hub, and an empty cache."""
+    import huggingface_hub.constants
+
+    with of_tests("hub").Hub() as made:
+        threading.Thread(target=made.serve_forever, daemon=True).start()
+        monkeypatch.setenv("HF_ENDPOINT", made.url)
+        monkeypatch.setenv("HF_TOKEN", "hf_secretsecretsecret")
+        constants, place = huggingface_hub.constants, "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "ENDPOINT", made.url)  # read when it was imported
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{made.url}{place}")
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        yield made
+        made.shutdown()

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spikeformer_lt.bundle import building, sweep_files
-from spikeformer_lt.disk import free_bytes, safe_name
+from spikeformer_lt.disk import allow_write, free_bytes, safe_name
 from spikeformer_lt.errors import DataError
 
 _log = logging.getLogger(__name__)
@@ -88,6 +88,7 @@ class FrameCache:
             return
         path = self._path(name)
         try:
+            allow_write()
             if path.is_symlink() or (self.folder / "key.json").is_symlink():
                 raise FileExistsError(errno.EEXIST, "a link is in the place of an entry")
             self._open()

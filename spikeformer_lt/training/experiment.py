@@ -33,7 +33,7 @@ from spikeformer_lt.config import (
     given_options,
     to_dict,
 )
-from spikeformer_lt.disk import sha256_of
+from spikeformer_lt.disk import nothing_written, sha256_of
 from spikeformer_lt.errors import ConfigError, Interrupted, SpikeformerError, TicketError, name_of
 from spikeformer_lt.events.augment import EventAugment
 from spikeformer_lt.images.augment import Augment, Mixing
@@ -401,14 +401,15 @@ class Experiment:
         split_file = getattr(data, "split_file", None)
         if split_file and not Path(split_file).exists():  # it would be written
             data = replace(data, split_file=None)
-        self.data = load_splits(data, cfg.model.T, own)
-        model = self.check()
-        if start is not None:
-            refuse_misfits(model, start, cfg.model.init_from)
-        if searched is not None:
-            searched(model)
-        if self.network is None:  # one that was handed over has been tried
-            self._try_sample()
+        with nothing_written("a dry run writes nothing"):
+            self.data = load_splits(data, cfg.model.T, own)
+            model = self.check()
+            if start is not None:
+                refuse_misfits(model, start, cfg.model.init_from)
+            if searched is not None:
+                searched(model)
+            if self.network is None:  # one that was handed over has been tried
+                self._try_sample()
         numbers = sum(p.numel() for p in model.parameters())
         sizes = (
             f"{len(self.data.train)} train, {len(self.data.val)} val, {len(self.data.test)} test"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import tarfile
 
 import numpy as np
@@ -14,7 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
-from spikeformer_lt.errors import DataError
+from spikeformer_lt.datasets.imagenet import ImageNetConfig
+from spikeformer_lt.disk import nothing_written
+from spikeformer_lt.errors import ConfigError, DataError
 from spikeformer_lt.export import to_input
 from spikeformer_lt.images.augment import Augment
 from spikeformer_lt.images.loader import eval_loader, train_loader
@@ -183,3 +186,87 @@ def test_a_parquet_file_of_other_columns_or_of_none_is_one_line(tmp_path, pictur
     with pytest.raises(DataError, match="cannot be unpacked"):
         create_dataset("imagenet", root=str(tmp_path), image_size=24)
     assert not list((tmp_path / ".images").glob(".*.tmp-*"))
+
+
+def from_hub(tmp_path, **options):
+    own = {name: options.pop(name) for name in ("id", "revision", "unpacked") if name in options}
+    config = ImageNetConfig(**{"id": "me/pictures", **own})
+    return create_dataset(
+        "imagenet", config=config, root=str(tmp_path / "data"), image_size=24, **options
+    )
+
+
+@pytest.mark.parametrize("put", [put_tars, put_parquet])
+def test_a_set_of_the_hub_is_fetched_when_that_is_allowed_and_then_read_from_its_cache(
+    hub, tmp_path, pictures, put
+):
+    put(tmp_path / "made", pictures)
+    for path in (tmp_path / "made").rglob("*.*"):
+        hub.files[path.relative_to(tmp_path / "made").as_posix()] = path.read_bytes()
+    hub.files |= {"README.md": b"", "data/big.bin": b"not asked for"}
+    with pytest.raises(DataError, match=r"id='me/pictures': it is not in .*--data\.download$"):
+        from_hub(tmp_path)
+    assert not hub.asked
+    fetched = from_hub(tmp_path, download=True)
+    assert hub.asked and not any("big.bin" in path or "README" in path for path in hub.asked)
+    hub.asked.clear()
+    cached = from_hub(tmp_path)
+    local = create_dataset("imagenet", root=str(tmp_path / "made"), image_size=24)
+    assert not hub.asked
+    assert fetched.split_sha256 == cached.split_sha256 == local.split_sha256
+    assert cached.train.classes == local.train.classes
+    assert torch.equal(cached.test[5][0], local.test[5][0])
+    for name in ("me/other", "you/pictures"):
+        with pytest.raises(DataError, match=f"id='{name}': "):
+            from_hub(tmp_path, id=name, download=name[0] == "y")
+    with pytest.raises(ConfigError, match="id='pictures' is not allowed.*OWNER/NAME"):
+        ImageNetConfig(id="pictures")
+
+
+def test_of_several_sets_in_one_place_of_the_hub_one_is_named(hub, tmp_path, pictures):
+    for size in ("160px", "full"):
+        put_parquet(tmp_path / "made" / size, pictures)
+    for path in (tmp_path / "made").rglob("*.parquet"):
+        hub.files[path.relative_to(tmp_path / "made").as_posix()] = path.read_bytes()
+    with pytest.raises(ConfigError, match="holds 160px/data, full/data; write me/pictures/FOLDER"):
+        from_hub(tmp_path, download=True)
+    assert len(from_hub(tmp_path, id="me/pictures/full").train) == 27
+
+
+def test_a_series_of_shards_with_a_hole_is_told_and_of_the_hub_refused(
+    hub, tmp_path, pictures, caplog
+):
+    put_parquet(tmp_path, pictures)
+    path = tmp_path / "data" / "train-00000-of-00001.parquet"
+    path.rename(path.with_name("train-00000-of-00002.parquet"))
+    with caplog.at_level(logging.WARNING):
+        create_dataset("imagenet", root=str(tmp_path), image_size=24)
+    assert "data/train-00001-of-00002 is missing" in caplog.text
+    for path in (tmp_path / "data").glob("*.parquet"):
+        hub.files[f"data/{path.name}"] = path.read_bytes()
+    with pytest.raises(DataError, match="train-00001-of-00002 is missing: fetch it"):
+        from_hub(tmp_path, download=True)
+
+
+def test_who_is_validation_depends_on_names_alone(tmp_path, pictures):
+    put_parquet(tmp_path / "one", pictures)
+    put_parquet(tmp_path / "other", pictures)
+    for path in (tmp_path / "other").rglob("*.parquet"):
+        os.utime(path, (1, 1))
+    own = ImageNetConfig(unpacked=str(tmp_path / "elsewhere"))
+    one, other = (
+        create_dataset("imagenet", root=str(tmp_path / name), image_size=24, config=config)
+        for name, config in (("one", ImageNetConfig()), ("other", own))
+    )
+    assert one.split_sha256 == other.split_sha256
+
+
+def test_a_dry_run_reads_shards_and_writes_nothing(tmp_path, pictures):
+    put_tars(tmp_path / "tars", pictures)
+    put_parquet(tmp_path / "parquet", pictures)
+    before = sorted(tmp_path.rglob("*"))
+    with nothing_written("a dry run writes nothing"):
+        assert len(create_dataset("imagenet", root=str(tmp_path / "tars"), image_size=24).val) == 3
+        with pytest.raises(DataError, match="cannot be unpacked: .*a dry run writes nothing"):
+            create_dataset("imagenet", root=str(tmp_path / "parquet"), image_size=24)
+    assert sorted(tmp_path.rglob("*")) == before

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import hashlib
 import json
 import logging
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub.constants
 import pytest
 import torch
 
@@ -63,87 +57,8 @@ def test_a_damaged_or_missing_folder_is_refused(net, tmp_path: Path) -> None:
         HubTicket._from_pretrained(model_id="nobody/nothing", local_files_only=True)
 
 
-class Hub(ThreadingHTTPServer):
-    """The part of the hub's interface that publishing and loading need, on this machine."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Answer)
-        self.url = f"http://127.0.0.1:{self.server_port}"
-        self.files: dict[str, bytes] = {}
-        self.tokens: list[str | None] = []
-        self.refuses = False
-
-
-class Answer(BaseHTTPRequestHandler):
-    server: Hub
-
-    def log_message(self, *words: Any) -> None:
-        """Print nothing."""
-
-    def do_POST(self) -> None:
-        hub, data = self.server, self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        hub.tokens.append(self.headers.get("Authorization"))
-        if hub.refuses:
-            self.answer(b'{"error": "You are not the owner"}', 403)
-        elif self.path.endswith("/repos/create"):
-            self.answer({"url": f"{hub.url}/me/ticket"})
-        elif "/preupload/" in self.path:
-            kinds = {"uploadMode": "regular", "shouldIgnore": False}
-            self.answer({"files": [one | kinds for one in json.loads(data)["files"]]})
-        elif "/commit/" in self.path:
-            rows = [
-                row["value"] for row in map(json.loads, data.splitlines()) if row["key"] == "file"
-            ]
-            hub.files |= {row["path"]: base64.b64decode(row["content"]) for row in rows}
-            self.answer(
-                {"commitUrl": f"{hub.url}/me/ticket/commit/{'a' * 40}", "commitOid": "a" * 40}
-            )
-        else:
-            self.answer({"errors": [], "warnings": []})
-
-    def do_GET(self) -> None:
-        files, name = self.server.files, self.path.rpartition("/")[2]
-        if "/resolve/" in self.path:
-            tag = hashlib.sha256(files[name]).hexdigest()
-            self.answer(files[name], 200, {"ETag": f'"{tag}"', "X-Repo-Commit": "a" * 40})
-        elif "/tree/" in self.path:
-            kinds = {"type": "file", "oid": "b" * 40}
-            self.answer([{"path": n, "size": len(files[n]), **kinds} for n in files])
-        elif "/api/models/" not in self.path:
-            self.answer({}, 404)
-        else:
-            rows = [{"rfilename": name} for name in files]
-            self.answer({"id": "me/ticket", "sha": "a" * 40, "siblings": rows})
-
-    do_HEAD = do_GET
-
-    def answer(self, body: Any, code: int = 200, headers: dict[str, str] | None = None) -> None:
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        self.send_response(code)
-        for key, value in {**(headers or {}), "Content-Length": str(len(data))}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(data)
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    with Hub() as made:
-        threading.Thread(target=made.serve_forever, daemon=True).start()
-        monkeypatch.setenv("HF_ENDPOINT", made.url)
-        monkeypatch.setenv("HF_TOKEN", "hf_secretsecretsecret")
-        constants, place = huggingface_hub.constants, "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "ENDPOINT", made.url)  # read when it was imported
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{made.url}{place}")
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        yield made
-        made.shutdown()
-
-
 def test_a_ticket_is_pushed_without_paths_and_comes_back_the_same(
-    net, images, hub: Hub, tmp_path: Path, capsys: Any, caplog: Any
+    net, images, hub: Any, tmp_path: Path, capsys: Any, caplog: Any
 ) -> None:
     model, _, ticket = net()
     private = {"data": {"root": "/srv/somebody/data"}, "notes": ["~/x/y", "C:\\z\\w", "a/b"]}
@@ -167,7 +82,7 @@ def test_a_ticket_is_pushed_without_paths_and_comes_back_the_same(
 
 
 def test_a_refusal_of_the_hub_is_one_line_without_the_token(
-    net, hub: Hub, tmp_path: Path, capsys: Any
+    net, hub: Any, tmp_path: Path, capsys: Any
 ) -> None:
     export_ticket(net()[2], tmp_path / "a")
     hub.refuses = True

@@ -71,7 +71,7 @@ class EventFrames(torch.utils.data.Dataset[tuple[Tensor, int]]):
         self.labels = torch.tensor(labels, dtype=torch.int64)
         self.classes = tuple(self.classes) or tuple(map(str, range(max(labels, default=-1) + 1)))
         self._policy = self.options.policy(self.source.policy)
-        self._doubted = False  # whether one recording has been told of
+        self._told: set[str] = set()  # of what one recording has been told of
         self._transforms = Transforms.parse(self.options.transform, self.source.sensor)
 
     def __len__(self) -> int:
@@ -104,8 +104,13 @@ class EventFrames(torch.utils.data.Dataset[tuple[Tensor, int]]):
         moved = fit(events, self._transforms.sensor, self.size)
         square = Sensor(self.size, self.size)
         frames, left_out = to_frames(moved, self.options, square, report.source)
-        if left_out:
-            log.info("%s: %d events after the last window", report.source, left_out)
+        if left_out and "windows" not in self._told:
+            self._told.add("windows")
+            log.info(
+                "%s: %s: %d of %d events after the last of %d windows of %d us; told of no other",
+                self.name, report.source, left_out, report.kept, *frames.shape[:1],
+                self.options.window_us,
+            )  # fmt: skip
         small = narrow(frames)
         if self.cache is not None:
             self.cache.put(sample.key, fingerprint, small)
@@ -123,8 +128,8 @@ class EventFrames(torch.utils.data.Dataset[tuple[Tensor, int]]):
             report = replace(report, kept=left.kept, duration_us=left.duration_us, on=left.on)
         if report.faults:
             log.warning("%s: %s: %s", self.name, where, report.line())
-        if report.doubt and not self._doubted:
-            self._doubted = True
+        if report.doubt and "doubt" not in self._told:
+            self._told.add("doubt")
             log.warning("%s: %s: %s", self.name, where, report.doubt)
         return events, report
 

@@ -175,7 +175,7 @@ def test_a_panic_in_a_worker_does_not_end_the_run_silently(folder):
         list(eval_loader(data, 1, workers=1))
 
 
-def test_events_after_the_last_window_are_told(caplog):
+def test_events_after_the_last_window_are_told_once(caplog):
     events = make_events([1, 1, 1], [1, 1, 1], [1, 1, 1], [0, 5, 100])
 
     class Reader:
@@ -186,10 +186,11 @@ def test_events_after_the_last_window_are_told(caplog):
             return ""
 
     options = EventOptions(T=2, by="time_window", window_us=10)
-    data = EventFrames("made", [Sample("a")], Source(Reader(), SENSOR), options, 128)
+    data = EventFrames("made", [Sample("a"), Sample("b")], Source(Reader(), SENSOR), options, 128)
     with caplog.at_level(logging.INFO):
-        assert data[0][0].sum() == 2
-    assert "1 events after the last window" in caplog.text
+        assert data[0][0].sum() == data[1][0].sum() == 2
+    (line,) = caplog.messages
+    assert "'a': 1 of 3 events after the last of 2 windows of 10 us" in line
 
 
 @pytest.mark.data

@@ -62,7 +62,7 @@ COLUMNS = {
 }
 """Column -> key of report.json, factor and digits."""
 RATE = re.compile(r"(.*?) ?\b(0(?:\.\d+)?|[\d.]+e-\d+)")
-CONTROLS = re.compile(r"-?\b(random|shuffle|fresh|control)\b")
+CONTROLS = re.compile(r"(?:, time |-)?\b(random|shuffled?|fresh|control)\b")
 COLUMNS_SAY = (
     "Mean and, after the sign, standard deviation over the seeds. The interval is Wilson's for one "
     "run, else t over the seeds, and never narrower than one run's."

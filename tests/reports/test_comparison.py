@@ -107,6 +107,9 @@ def test_a_control_is_of_the_same_rate_and_of_its_search() -> None:
         assert tuple(name for name in controls if _is_control(name, variant)) == expected
     assert _is_control("random control", "MultiSp") and not _is_control("random control", "dense")
     assert not _is_control("random 0.9", "imp-random 0.9")
+    late = "MultiSp, time shuffled"
+    assert _is_control(late, "MultiSp") and not _is_control(f"x{late}", "MultiSp")
+    assert not _is_control("random control", late)
 
 
 @pytest.mark.fault(86)

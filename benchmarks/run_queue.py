@@ -9,7 +9,8 @@ before each start, so that rows can be added meanwhile. FOLDER holds `data`, the
 each commit of the queue a clone `code-COMMIT` with its own `.venv`. It receives `runs`, `logs` and
 `sessions.csv`. A command names a recipe and its options; in it DATA stands for FOLDER/data, CODE
 for the clone and RUNS for FOLDER/runs, where a run that is named must be done first. Each run has
-one thread and the lowest priority, and saves about every ten minutes. Hours are CPU hours.
+one thread and the lowest priority, or that of --nice, and saves about every ten minutes. Hours are
+CPU hours.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ Row = dict[str, str]
 class Folder:
     """Where the runs live: FOLDER of the command line."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path.resolve()
+    def __init__(self, path: Path, nice: int = 19) -> None:
+        self.path, self.nice = path.resolve(), str(nice)
         self.runs, self.logs = self.path / "runs", self.path / "logs"
         self.sessions, self.lock = self.path / "sessions.csv", self.path / "queue.pid"
         for folder in (self.runs, self.logs):
@@ -57,8 +58,9 @@ class Folder:
         pattern = re.compile(rf"^({'|'.join(places)})(?=/|$)")
         words = shlex.split(row["command"])
         recipe, *options = (pattern.sub(lambda at: places[at[1]], word) for word in words)
+        python = str(code / ".venv" / "bin" / "python")
         return [
-            *("nice", "-n", "19", str(code / ".venv" / "bin" / "python"), "-P", str(code / recipe)),
+            *("nice", "-n", self.nice, python, "-P", str(code / recipe)),
             *options,
             *("--train.threads", "1", "--train.checkpoint-steps", str(self.checkpoint_steps(row))),
             *("--run.out", str(self.runs / row["run"]), "--run.resume", "auto"),
@@ -128,7 +130,7 @@ class Folder:
                 start_new_session=True, cwd=self.path, env={**os.environ, **own},
             )  # fmt: skip
         with contextlib.suppress(OSError):  # Linux weighs sessions before processes
-            Path(f"/proc/{process.pid}/autogroup").write_text("19")
+            Path(f"/proc/{process.pid}/autogroup").write_text(self.nice)
         (self.logs / f"{row['run']}.pid").write_text(f"{process.pid}\n")
         return process
 
@@ -240,8 +242,9 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--queue", type=Path, default=QUEUE)
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
+    parser.add_argument("--nice", type=int, default=19, choices=range(20), metavar="0...19")
     given = parser.parse_args()
-    folder = Folder(given.folder)
+    folder = Folder(given.folder, given.nice)
     if given.what == "run":
         return run(folder, given.queue, given.jobs)
     return stop(folder) if given.what == "stop" else status(folder, given.queue)

@@ -145,7 +145,7 @@ class ReversibleBlock(EncoderBlock):
     def forward(self, tokens: Tensor, T: int, policy: Tensor | None = None) -> Tensor:
         """Run the block."""
         first, second = tokens.chunk(2, -1)
-        first = self.attn(self._fired(second, T), T) + (first + second) / 2
+        first = self.attn(self.fired(second, T), T) + (first + second) / 2
         act: Any = self.before_mlp_act
         second = self.mlp(act(first, T), T) + (second + first) / 2
         return torch.cat((first, second), -1)

@@ -230,8 +230,11 @@ class SpikingTransformer(SpikingClassifier):
     def stem_tokens(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """All tokens ``[T|1, B, N, D]`` of images, and what the selection reads beside them.
 
-        For a selection in pixel space they are a measurement: no graph, no statistics moved.
+        For a selection in pixel or input space they are a measurement: no graph, no statistics
+        moved.
         """
+        if self.patch is not None and self.patch.space == "input":
+            return self.patch.measure(images, self.T, self.num_tokens)
         inputs = (images, self.T, "" if self.patch is None else self.patch.score.needs)
         out: tuple[Tensor, Tensor]
         if self.training and self.patch is not None and self.patch.space == "pixel":
@@ -277,7 +280,7 @@ class SpikingTransformer(SpikingClassifier):
                 "a selection with rescale=True is put in by model.set_patch(selection)"
             )
         index, multiplier = patch(tokens, current, images, self.T)
-        if patch.space == "pixel":
+        if patch.space != "token":
             with carry(None):
                 masked = patch.mask_pixels(images, index, self.num_tokens)
                 tokens = self.stem(masked, self.T)[0]

@@ -3,6 +3,7 @@
 python recipes/multisp_compare.py --suite demo --out runs/demo                 # 3 runs, minutes
 python recipes/multisp_compare.py --suite ablation --seeds 0 1 2 --jobs 2   # each level, controls
 python recipes/multisp_compare.py --suite curves --seeds 0 1 2 --jobs 2     # where it breaks
+python recipes/multisp_compare.py --suite families --options="--model.name qkformer_digits"
 python recipes/multisp_compare.py --recipe multisp_dvs128 --data moving_digits --seeds 0 1 2
 python recipes/multisp_compare.py --recipe multisp_dvs128 --data moving_gestures --suite time
 """
@@ -22,7 +23,7 @@ class MultiSpCompare(Comparison):
     recipe: str = "multisp_cifar"
     """What each run is: multisp_cifar, multisp_dvs128 or multisp_cifar10_dvs."""
     suite: str = "demo"
-    """demo, ablation, parts, time (of recordings) or curves."""
+    """demo, ablation, parts, families, time (of recordings) or curves."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -149,6 +149,63 @@ def test_networks_keep_timms_contract() -> None:
     run(before, CONTRACT)
 
 
+VALIDATE = """
+    import pathlib, tempfile
+    import torch
+    from PIL import Image
+    from timm.data import create_dataset, create_loader, resolve_data_config
+    from timm.models import load_checkpoint
+    from timm.utils import AverageMeter, ModelEmaV3, accuracy
+    test = spikeformer_lt.create_dataset("digits", image_size=16).test
+    root = pathlib.Path(tempfile.mkdtemp())
+    for i, (image, label) in enumerate(zip(test.images, test.labels)):
+        (root / "val" / str(int(label))).mkdir(parents=True, exist_ok=True)
+        pixels = image.permute(1, 2, 0).numpy()
+        Image.fromarray(pixels).save(root / "val" / str(int(label)) / f"{i}.png")
+
+    def validate(net):  # the loop of timm's validate.py
+        config = resolve_data_config({}, model=net)
+        loader = create_loader(
+            create_dataset("", root=str(root / "val")), batch_size=64, use_prefetcher=False,
+            num_workers=0, device=torch.device("cpu"), **{k: config[k] for k in (
+                "input_size", "interpolation", "mean", "std", "crop_pct")})
+        top1, top5 = AverageMeter(), AverageMeter()
+        net.eval()
+        with torch.inference_mode():
+            for images, target in loader:
+                at1, at5 = accuracy(net(images), target, topk=(1, 5))
+                top1.update(at1.item(), len(images))
+                top5.update(at5.item(), len(images))
+        return top1, top5
+
+    net = timm.create_model("spikformer_digits", pretrained=True)
+    top1, top5 = validate(net)
+    assert top1.count == 359 and round(top1.avg, 2) == 96.94, top1.avg  # as on its card
+    assert top1.avg < top5.avg <= 100
+    torch.save({"state_dict": net.state_dict()}, root / "checkpoint.pth")
+    again = timm.create_model("spikformer_digits", num_classes=10)
+    load_checkpoint(again, str(root / "checkpoint.pth"))
+    images = torch.rand(3, 3, 16, 16)
+    assert torch.equal(again.eval()(images), net(images))
+    assert ModelEmaV3(net).module(images).shape == (3, 10)
+    bare = timm.create_model("spikformer_digits", num_classes=0).eval()
+    features = bare(images)
+    assert features.shape == (3, bare.num_features)
+    tokens = bare.forward_features(images)
+    assert torch.equal(bare.forward_head(tokens, pre_logits=True), features)
+"""
+
+
+def test_timms_own_validation_gives_the_accuracy_of_the_card() -> None:
+    before = """
+        import os
+        os.environ["SPIKEFORMER_KERNELS"] = "torch"
+        import timm
+        import spikeformer_lt
+    """
+    run(before, VALIDATE)
+
+
 TINY_TIMM = """
     import sys, types, pathlib, tempfile
     root = pathlib.Path(tempfile.mkdtemp())

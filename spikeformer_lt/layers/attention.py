@@ -393,17 +393,18 @@ class EncoderBlock(nn.Module):
 
         With a `policy` the attention is `SpikingSelfAttention.masked`.
         """
-        attended, fired = None, self._fired(tokens, T)
+        attended, fired = None, self.fired(tokens, T)
         if self.attn is not None:
             attended = self.attn(fired, T) if policy is None else self.attn.masked(fired, T, policy)
         return self._rest(tokens, attended, T)
 
     def gated(self, tokens: Tensor, T: int) -> tuple[Tensor, Tensor]:
         """Run the block; also return the gates of its token attention, ``[T, B, N, h]``."""
-        out, gates = self.attn.gated(self._fired(tokens, T), T)
+        out, gates = self.attn.gated(self.fired(tokens, T), T)
         return self._rest(tokens, out, T), gates
 
-    def _fired(self, tokens: Tensor, T: int) -> Tensor:
+    def fired(self, tokens: Tensor, T: int) -> Tensor:
+        """What the attention reads of the stream."""
         act = self.before_attn_act
         return tokens if act is None else act(tokens, T)
 

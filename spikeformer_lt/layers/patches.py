@@ -163,14 +163,14 @@ class Attention(PatchScore):
     def __init__(self, dim: int, num_classes: int, num_heads: int = 4) -> None:
         super().__init__()
         self.block = EncoderBlock(SpikingSelfAttention(dim, num_heads), SpikingMLP(dim, 2 * dim))
-        self.head = nn.Linear(dim, num_classes)
+        self.head: nn.Linear | None = nn.Linear(dim, num_classes)
         self._known = False  # whether it was trained was looked at
 
     def forward(self, tokens: Tensor, current: Tensor, images: Tensor, T: int) -> Tensor:
         """Attention received."""
         if not (self._known or torch.compiler.is_compiling() or tokens.is_meta):
             self._warn()
-        received: Tensor = self.block.attn.received(tokens, T)
+        received: Tensor = self.block.attn.received(self.block.fired(tokens, T), T)
         return received
 
     def _warn(self) -> None:
@@ -185,6 +185,7 @@ class Attention(PatchScore):
 
     def logits(self, tokens: Tensor, T: int) -> Tensor:
         """Class logits ``[B, T, K]`` that train the selector."""
+        assert self.head is not None, "the selector is a block of a trained network"
         return self.head(self.block(tokens, T).mean(2)).transpose(0, 1)  # type: ignore[no-any-return]
 
 
@@ -329,7 +330,9 @@ class PatchSelect(nn.Module):
         sparsity: fraction of tokens removed, in [0, 1).
         space: ``token`` gathers after the whole ConvPEP; ``pixel`` also zeroes the pixels of
             removed patches and embeds the masked image again (Alg. 1's last line; its receptive
-            fields still see neighbours).
+            fields still see neighbours); ``input`` does so by tokens of another stem.
+        stem: of space ``input``: a trained stem like the model's, which stays as it is and gives
+            the tokens that are scored; None for a random choice, which reads none.
         rescale: multiply attention sums by N/K, for the removed keys; see `Spikformer.set_patch`.
         ties: the order of equal scores, "hash" or "index", of :func:`top_tokens`.
 
@@ -344,16 +347,17 @@ class PatchSelect(nn.Module):
         space: str = "token",
         rescale: bool = False,
         ties: str = "hash",
+        stem: nn.Module | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= sparsity < 1:
             raise ConfigError(f"patch sparsity={sparsity} is outside [0, 1)")
-        if space not in ("token", "pixel"):
-            raise ConfigError(f"patch space={shown(space)} is not one of token, pixel")
+        if space not in ("token", "pixel", "input"):
+            raise ConfigError(f"patch space={shown(space)} is not one of token, pixel, input")
         if ties not in ("hash", "index"):
             raise ConfigError(f"patch ties={shown(ties)} is not one of hash, index")
         self.score, self.sparsity, self.space = score, sparsity, space
-        self.rescale, self.ties = rescale, ties
+        self.rescale, self.ties, self.stem = rescale, ties, stem
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
@@ -361,7 +365,17 @@ class PatchSelect(nn.Module):
         super().train(mode)
         if self.score.learned:
             self.score.eval()
+        if self.stem is not None:
+            self.stem.eval()
         return self
+
+    def measure(self, images: Tensor, T: int, tokens: int) -> tuple[Tensor, Tensor]:
+        """What the stem of space ``input`` gives for images, without a graph."""
+        if self.stem is None:
+            blank = images.new_zeros(*images.shape[:2], tokens, 1)
+            return blank, blank
+        with torch.no_grad():
+            return call(self.stem, images, T, self.score.needs)  # type: ignore[no-any-return]
 
     def forward(
         self, tokens: Tensor, current: Tensor, images: Tensor, T: int

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spikeformer_lt.adapted import Adapted
+from spikeformer_lt.adapted import PRUNABLE, Adapted
 from spikeformer_lt.export.file import binary_gains
 from spikeformer_lt.layers.attention import SpikingAttention
 from spikeformer_lt.layers.inputs import kept_modes
@@ -28,8 +28,6 @@ LEDGER_IMAGES = 256
 """Test images that firing rates, operations and the purity audit are measured on."""
 KINDS = ("{0,1}", "{-1,0,1}", "integers", "real")
 TABLE = ("macs", "macs_t_fold", "macs_dense", "sops", "macs_nonspiking", "events")
-Counted = nn.Conv2d | nn.Linear
-"""Modules whose multiplications are counted, beside the spiking attention."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class LayerWeights:
     def of(cls, layer: nn.Module, part: str = "") -> LayerWeights:
         """Count the weights of a convolution or linear map."""
         weight = effective_weight(layer)
-        kept, operation = weight != 0, "convolution" if isinstance(layer, nn.Conv2d) else "linear"
+        kept, operation = weight != 0, "linear" if isinstance(layer, nn.Linear) else "convolution"
         found = binary_gains(weight, kept) if bool(kept.any()) else None
         gains = 0 if found is None else len(found)
         return cls(weight.numel(), int(kept.sum()), gains, weight[0].numel(), operation, part)
@@ -201,7 +199,7 @@ class _Hooks(ExitStack):
         self.callback(model.register_forward_pre_hook(self._begin).remove)
         stem, head = set(stem_layers(model)), getattr(model, "head", None)
         for name, module in model.named_modules():
-            if isinstance(module, Counted):
+            if isinstance(module, PRUNABLE):
                 part = "stem" if module in stem else "head" if module is head else ""
                 total.weights[name] = LayerWeights.of(module, part)
                 self._hook(module, self._product, name)
@@ -242,14 +240,15 @@ class _Hooks(ExitStack):
 
     def _product(self, name: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
         x: Tensor = inputs[0]
-        if isinstance(module, nn.Conv2d) and x.ndim == 5:  # spikingjelly's, in multi-step mode
-            x = x.flatten(0, 1)
-        T = self.total.T
-        layer, present = self._layer(name, x), effective_weight(module) != 0
-        if isinstance(module, nn.Conv2d):
+        T, present = self.total.T, effective_weight(module) != 0
+        if not isinstance(module, nn.Linear) and x.ndim > present.ndim:
+            x = x.flatten(0, 1)  # spikingjelly's, in multi-step mode
+        layer = self._layer(name, x)
+        if not isinstance(module, nn.Linear):
             fan_out = present.unflatten(0, (module.groups, -1)).sum(1).double()
+            convolve: Any = (F.conv1d, F.conv2d, F.conv3d)[present.ndim - 3]
             meet = partial(
-                F.conv2d, weight=fan_out, stride=module.stride, padding=module.padding,
+                convolve, weight=fan_out, stride=module.stride, padding=module.padding,
                 dilation=module.dilation, groups=module.groups,
             )  # fmt: skip
             layer.met += float(meet(torch.ones_like(x[:1]).double()).sum()) * len(x)
@@ -321,7 +320,7 @@ def build_ledger(model: Any, batches: Sequence[Tensor]) -> dict[str, Any]:
         "uncounted_layers": [
             name
             for name, module in model.named_modules()
-            if not isinstance(module, Counted)
+            if not isinstance(module, PRUNABLE)
             and any(p.ndim > 1 for p in module.parameters(recurse=False))
         ],
         "ledger_samples": counted.samples,

@@ -436,6 +436,9 @@ class MultiSpConfig(Checked):
         rule = "at least 1: a frozen ConvPEP would keep its random weights; or give stem finetune"
         sound = not untrained or self.stem != "frozen"
         check(sound, "multisp.stem_epochs", self.stem_epochs, rule)
+        whole = self.patches.space == "input" and self.schedule == "sequential"
+        rule = "joint or reverse with patches.space input: this trains the ConvPEP on all patches"
+        check(not (whole and self.patches.sparsity), "multisp.schedule", self.schedule, rule)
         alone = self.control != "none" and not self.ticket
         check(not alone, "multisp.control", self.control, "none without multisp.ticket DIR")
 

@@ -31,7 +31,7 @@ RULES: dict[str, Any] = dict(
     buffers=("rewind", "keep", "reset"), lr=("restart", "resume"), window=2, l1="[0, 1)",
     control=CONTROLS, threshold="[0, 1]", order=("paper", "code"), init=INITS,
     ramp_epochs=0, ramp_from="[0, 1)", freeze_mask_at="[0, 1]", grow=("gradient", "random"),
-    drop="[0, 1)", every=1, end="(0, 1]", score=SCORES, space=("token", "pixel"),
+    drop="[0, 1)", every=1, end="(0, 1]", score=SCORES, space=("token", "pixel", "input"),
     selector_epochs=0, anneal="[0, 1000)", method=(*MOVING, "magnitude", "random", "off"),
     gain=("layer", "filter"), first_conv=("auto", "binary", "full"), residual=RESIDUALS,
     schedule=("joint", "sequential", "reverse"), stem=("frozen", "finetune"), dense_epochs=0,
@@ -82,11 +82,13 @@ class PatchConfig(Checked):
     ratio_weight: float = 2.0
     """Mode stages: weight of the loss that holds the selectors to their ratio."""
     space: str = "token"
-    """token: gather after ConvPEP; pixel: also zero the removed pixels and embed again."""
+    """token: gather after ConvPEP; pixel: also zero the removed pixels and embed again; input: the
+    same, chosen by a network that was trained on whole images for selector_epochs and stays as it
+    is; the network of the ticket starts anew (data-level tickets)."""
     rescale: bool = False
     """Multiply attention sums by N/K for the keys that are gone."""
     selector_epochs: int = 5
-    """Epochs of the attention selector; other scores need none."""
+    """Epochs of the attention selector, or of the network that chooses in space input."""
     ties: str = "hash"
     """Equal scores: hash prefers no part of the images, index keeps the upper rows."""
     WHERE = "multisp.patches."
@@ -102,12 +104,24 @@ class PatchConfig(Checked):
         whole = self.space == "token" or self.mode == "remove"
         check(whole, f"{where}space", self.space, f"token with mode {self.mode}")
         check(not (staged and self.rescale), f"{where}rescale", True, "False in stages")
+        apart = self.space == "input" and self.score != "random"
+        rule = "another in space input, whose selector is trained before the network"
+        check(not apart or self.score != "gumbel", f"{where}score", self.score, rule)
+        rule = "at least 1 in space input, whose selector is trained"
+        known = self.selector_epochs > 0 or not apart
+        check(known, f"{where}selector_epochs", self.selector_epochs, rule)
         rising = bool(self.stages) and all(a < b for a, b in pairwise((-1, *self.stages)))
         check(rising, f"{where}stages", self.stages, "rising numbers of blocks, from 0")
         check(stop or not self.blocks, f"{where}blocks", self.blocks, "none but with mode stop")
         shares = all(0 <= share < 1 for share in self.blocks)
         check(shares, f"{where}blocks", self.blocks, "fractions in [0, 1)")
         check(self.sparsity > 0 or not self.blocks, f"{where}sparsity", 0.0, "above 0 with blocks")
+
+    @property
+    def searched(self) -> int:
+        """Epochs that train what chooses, before the network itself."""
+        trained = self.score == "attention" or (self.space == "input" and self.score != "random")
+        return self.selector_epochs if trained and self.sparsity > 0 else 0
 
     @property
     def removed(self) -> float:

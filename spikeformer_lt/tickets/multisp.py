@@ -215,7 +215,7 @@ class MultiSp(base.Search):
         config = self.config
         searched = config.stem_epochs if config.weights.method != "off" else 0
         stem = {"sequential": searched, "reverse": max(1, config.stem_epochs)}
-        found = config.dense_epochs + config.epochs + _selector_epochs(config.patches)
+        found = config.dense_epochs + config.epochs + config.patches.searched
         return int(found + stem.get(config.schedule, 0))
 
     def check(self, model: nn.Module) -> None:
@@ -406,6 +406,13 @@ class MultiSp(base.Search):
         patches = self.config.patches
         if patches.sparsity == 0:
             return
+        if patches.space == "input" and patches.searched:
+            start = base.snapshot(model)
+            self._fit(fit, model, Phase("selector", patches.searched))
+            with self._seeded("selector"):
+                surgery.set_patches(model, patches)  # it copies what was trained
+            model.load_state_dict(model.state_dict() | start)
+            return
         with self._seeded("selector"):
             if patches.mode != "remove":
                 return surgery.set_patches(model, patches)
@@ -458,11 +465,6 @@ def _all_kept(model: nn.Module) -> Mask:
     )
 
 
-def _selector_epochs(patches: Any) -> int:
-    trained = patches.score == "attention" and patches.sparsity > 0
-    return patches.selector_epochs if trained else 0
-
-
 @register_search("joint", JointConfig)
 class Joint(base.Search):
     """Patches are removed first; every round of weight pruning sees the patches that are left.
@@ -474,7 +476,7 @@ class Joint(base.Search):
 
     def planned(self) -> int:
         """Epochs of the selector and of the rounds."""
-        return _selector_epochs(self.config.patches) + Imp(self.config.imp).planned()
+        return int(self.config.patches.searched + Imp(self.config.imp).planned())
 
     def check(self, model: nn.Module) -> None:
         """Refuse a model without patches, and as `imp`."""

@@ -175,6 +175,8 @@ _DENSE = f"{_NO_WEIGHTS} {_NO_PATCHES}"
 _TWO_PHASES = "--multisp.stem-epochs {h} --multisp.epochs {r}"
 _FROM_DENSE = "--multisp.dense-epochs {h} --multisp.epochs {r}"
 _HARD = f"{_W}sparsity 0.95 {_P}sparsity 0.65"
+_E = "--multisp.encoder."
+_ALL = f"{_W}sparsity 0.9 {_E}sparsity 0.91 {_E}scope layer"
 MULTISP_SUITES: dict[str, dict[str, str]] = {
     "demo": {
         "dense": _DENSE,
@@ -212,6 +214,14 @@ MULTISP_SUITES: dict[str, dict[str, str]] = {
         **{f"random mask {s}": f"{_W}sparsity {s} {_W}method random" for s in (0.5, 0.9, 0.95)},
         **{f"patches {s}": f"{_P}sparsity {s}" for s in (0.314, 0.5, 0.65, 0.8)},
         **{f"random patches {s}": f"{_P}sparsity {s} {_P}score random" for s in (0.314, 0.65, 0.8)},
+    },
+    "families": {
+        "dense": _DENSE,
+        "all levels 0.9": _ALL,
+        "all levels random 0.9": f"{_ALL} {_W}method random {_E}method random {_P}score random",
+        "MultiSp": "",
+        "MultiSp, 1 bit encoder": f"{_E}binary",
+        "dense, random attention": f"{_DENSE} --model.attention random",
     },
 }
 MULTISP_SUITES["time"] = MULTISP_SUITES["demo"] | {  # of recordings

@@ -16,9 +16,11 @@ from torch.overrides import TorchFunctionMode
 from spikeformer_lt.adapted import at_door
 from spikeformer_lt.config import check, from_dict
 from spikeformer_lt.errors import ConfigError, SpikeformerError, TicketError, shown
+from spikeformer_lt.layers.attention import SpikingSelfAttention
 from spikeformer_lt.layers.inputs import SpikingClassifier, kept_modes
 from spikeformer_lt.layers.patches import (
     SCORES,
+    Attention,
     PatchScore,
     PatchSelect,
     Random,
@@ -67,7 +69,14 @@ def set_patches(model: Any, config: PatchConfig, score: PatchScore | None = None
         model.set_stops([PatchSelect(s, p, **options) for s, p in zip(scores, shares, strict=True)])
     else:
         score = new_score(model, config) if score is None else score
-        model.set_patch(PatchSelect(score, config.sparsity, space=config.space, **options))
+        chooser = None
+        if config.space == "input" and config.score != "random":
+            chooser = _frozen_copy(stem_of(model))
+            if isinstance(score, Attention):
+                score.block = _frozen_copy(model.blocks[0])
+                score.head = None
+        patch = PatchSelect(score, config.sparsity, space=config.space, stem=chooser, **options)
+        model.set_patch(patch)
 
 
 def check_patches(model: Any, config: PatchConfig) -> None:
@@ -75,6 +84,11 @@ def check_patches(model: Any, config: PatchConfig) -> None:
     if config.sparsity == 0:
         return
     check_needs(SCORES[config.score], model, stem_of(model))
+    if config.space == "input" and config.score == "attention":
+        first = next(iter(model.blocks), None)
+        fits = isinstance(getattr(first, "attn", None), SpikingSelfAttention)
+        rule = f"another in space input: the first block of a {type(model).__name__} has no q k^T v"
+        check(fits, "multisp.patches.score", config.score, rule)
     if config.mode == "stop":
         blocks: list[Any] = getattr(model, "encoder_blocks", list)()
         check(bool(blocks), "multisp.patches.mode", "stop", "for a model with encoder_blocks()")
@@ -86,6 +100,12 @@ def check_patches(model: Any, config: PatchConfig) -> None:
             hasattr(model, "set_stages"), "multisp.patches.mode", "stages", "for our transformers"
         )
         check_stages(model, dict.fromkeys(config.stages))
+
+
+def _frozen_copy(part: nn.Module) -> Any:
+    """A part of a network as it is now, without the blocks that a stem tells what they read."""
+    known = {id(readers): ()} if (readers := getattr(part, "_readers", None)) else {}
+    return copy.deepcopy(part, known).requires_grad_(False)
 
 
 def new_score(model: Any, config: PatchConfig) -> PatchScore:

@@ -174,3 +174,40 @@ def test_a_phase_of_a_search_of_any_kind_is_that_of_its_options(
     ended = recipes.run("find_ticket", *common, *resumed, "--plain.epochs", 2)
     assert ended.code == 2
     assert re.search(r"phase own was made otherwise: plain\.epochs: 1 -> 2", ended.err)
+
+
+SPARSE = ("--sparsity", 0.8)
+OWN = {
+    "imp": ("--imp.levels", 0.8, "--imp.epochs", 1, "--imp.rewind", "1it"),
+    "snip": (*SPARSE, "--snip.images", 16),
+    "sparse_training": (*SPARSE, "--sparse-training.epochs", 1, "--sparse-training.every", 1),
+}
+FOREIGN = ["tv_resnet18", "sj_vgg", "sj_vgg_wrapped", "sj_vgg_reset", "sj_spikformer", "snn_torch"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("network", "search"), [(n, list(OWN)[i % 3]) for i, n in enumerate(FOREIGN)]
+)
+def test_a_network_of_others_is_searched_trained_and_exported_from_its_file(
+    network: str, search: str, recipes: Any, shared: Path, tmp_path: Path
+) -> None:
+    """torchvision's ResNet-18; spikingjelly's VGG-11 as it is, wrapped and resetting itself, and
+    its Spikformer; one of snntorch."""
+    if network == "snn_torch":
+        pytest.importorskip("snntorch")
+    plugins = ("--plugins", shared / "cases" / "42-foreign-models" / "plugin.py")
+    steps = 4 if network == "sj_spikformer" else 2
+    data = ("--data.name", "digits", "--data.limit-train", 40, "--data.limit-test", 10)
+    ended = recipes.run(
+        "find_ticket", search, *plugins, "--model.name", network, "--model.T", steps, *data,
+        "--data.image-size", 32, *TRAIN, *OWN[search], "--epochs", 1, "--run.out", tmp_path / "run",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    ticket = Ticket.load(tmp_path / "run" / "ticket")
+    assert ticket.mask.removed == round(0.8 * ticket.mask.total)
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["sparsity"]["total_weight"] == pytest.approx(0.8, abs=1e-3)
+    assert report["macs"] > 0 and report["test_count"] == 10
+    ended = recipes.run("export", *plugins, "--run", tmp_path / "run", "--out", tmp_path / "packed")
+    assert ended.code == 0, ended.err

@@ -1,5 +1,7 @@
 """Runs one search of the contract, for the fork server: search_fork.py CASE NETWORK FOLDER [PHASE].
 
+A case is one of the contract's, or "all levels" of MultiSp on a family.
+
 Leaves ``ticket`` in the folder; with a phase, counted from 0, it kills itself (SIGKILL) after two
 optimizer steps of it.
 """
@@ -52,6 +54,12 @@ if __name__ == "__main__":
     options = {"checkpoint_steps": 1, "ema_decay": 0.5}
     trainer = fixtures.Bench().trainer(Path(folder), stop=killer, **options)
     killer.fit = trainer.fit
-    ticket = contract.search_of(case, trainer.batch).find(fixtures.MODELS[network](), killer)
+    if network in contract.FAMILIES:
+        make = fixtures.Make(contract.NETWORKS[network][:2])
+    else:
+        make = fixtures.MODELS[network]
+    levels = case == "all levels"
+    search = contract.all_levels(network) if levels else contract.search_of(case, trainer.batch)
+    ticket = search.find(make(), killer)
     ticket.save(Path(folder) / "ticket")
     trainer.run.close()

@@ -286,7 +286,11 @@ def lost_and_won(older: Mask, newer: Mask) -> tuple[int, int]:
 
 @on_one_network(CASES)
 def test_masks_move_as_the_search_says(case, run):
-    masks, ticket = run.masks, run.ticket
+    check_moves(case, run.masks, run.ticket)
+
+
+def check_moves(case: str, masks: list[Mask], ticket: Ticket) -> None:
+    """Nothing grows again of a nested search; others exchange as many as they drop."""
     if case in NESTED:
         steps = [lost_and_won(*pair) for pair in pairwise([*masks, ticket.mask])]
         assert steps and all(lost > 0 and won == 0 for lost, won in steps)
@@ -368,12 +372,17 @@ def test_a_search_cut_off_anywhere_ends_with_the_same_ticket(
 )
 def test_a_search_killed_amid_every_round_ends_with_the_same_ticket(case, network, forks, tmp_path):
     """SIGKILL, after the second optimizer step of each phase in turn."""
+    if case in WITH_PATCHES and network == "vgg":
+        pytest.skip("it needs patches; its own tests ask for a clear refusal")
+    check_killed(case, network, forks, tmp_path)
+
+
+def check_killed(case: str, network: str, forks: Any, tmp_path: Path) -> None:
+    """The ticket of a search that is killed in each phase in turn is that of one left alone."""
 
     def run(name: str, *kill: int) -> int:
         return forks.start(SEARCH, case, network, tmp_path / name, *kill).wait()
 
-    if case in WITH_PATCHES and network == "vgg":
-        pytest.skip("it needs patches; its own tests ask for a clear refusal")
     assert run("whole") == 0
     whole = Ticket.load(tmp_path / "whole" / "ticket")
     phases = [p for p in whole.provenance["phases"] if p["epochs"]]
@@ -472,6 +481,7 @@ NETWORKS: dict[str, tuple[str, dict[str, Any], Callable[[], Splits] | None]] = {
          "T": 3}, None,
     ),
 }  # fmt: skip
+FAMILIES = ("spikingformer", "qkformer", "sdt", "maxformer", "bestformer", "sdt2", "sdt3")
 WITH_STEM = ("spikformer_dvs", "spikingformer", "bestformer", "qkformer", "sdt", "maxformer")
 
 
@@ -507,8 +517,11 @@ def test_every_search_runs_on_every_family_and_kind_of_input(case, network, benc
     name, sizes, _ = NETWORKS[network]
     torch.manual_seed(0)
     model, own = create_model(name, **sizes), benches[network]
-    search, ticket = found(case, model, own.trainer(tmp_path / "search"))
+    trainer = own.trainer(tmp_path / "search")
+    fit, search = Recorder(trainer.fit), search_of(case, trainer.batch)
+    ticket = search.find(model, fit)
     check_ticket(case, search, ticket, model)
+    check_moves(case, fit.masks, ticket)
     assert model.T == 3
     retrain(model, ticket, own.trainer(tmp_path / "train").fit, epochs=1)
     for key, value in model.state_dict().items():
@@ -536,6 +549,15 @@ LEVELS = {
 }  # fmt: skip
 
 
+def all_levels(case: str, schedule: str = "joint") -> MultiSp:
+    """MultiSp with the levels of a family."""
+    patches, activation, encoder = LEVELS[case]
+    weights = WeightConfig(sparsity=S, first_conv="full")
+    levels = {"patches": patches, "weights": weights, "activation": activation, "encoder": encoder}
+    own = {"schedule": schedule, "epochs": 1, "stem_epochs": 1, "stem": "finetune"}
+    return MultiSp(MultiSpConfig(**own, **levels))
+
+
 @pytest.mark.parametrize(
     ("case", "schedule"),
     [
@@ -556,14 +578,11 @@ def test_all_levels_together_on_the_families(case, schedule, bench, tmp_path):
     """Tokens, weights of every unit of the stem, its activations, all other weights; counted,
     streamed, exported bit for bit."""
     name, sizes, _ = NETWORKS[case.partition(",")[0]]
-    patches, activation, encoder = LEVELS[case]
-    weights = WeightConfig(sparsity=S, first_conv="full")
-    levels = {"patches": patches, "weights": weights, "activation": activation, "encoder": encoder}
+    patches, _, encoder = LEVELS[case]
     torch.manual_seed(0)
     model = create_model(name, **sizes)
     behind = set(encoder_weights(model))
-    own = {"schedule": schedule, "epochs": 1, "stem_epochs": 1, "stem": "finetune"}
-    search = MultiSp(MultiSpConfig(**own, **levels))
+    search = all_levels(case, schedule)
     ticket = search.find(model, bench.trainer(tmp_path / "search").fit)
     counts = {"qkformer": 6, "maxformer": 6, "sdt2": 25, "sdt3": 25}
     assert len(stem_of(model).units()) == counts.get(case.partition(",")[0], 5)
@@ -596,6 +615,13 @@ def test_all_levels_together_on_the_families(case, schedule, bench, tmp_path):
             given.append(stream.push(images.double()))
         assert torch.allclose(torch.cat(given, 1), whole, rtol=0, atol=1e-9)
     assert (patches_of(plain) is None) is (patches.sparsity == 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["imp", "rigl", "all levels"])
+@pytest.mark.parametrize("network", FAMILIES)
+def test_a_search_killed_on_any_family_ends_with_the_same_ticket(network, case, forks, tmp_path):
+    check_killed(case, network, forks, tmp_path)
 
 
 @on_one_network(sorted(set(CASES) - TRAINING))

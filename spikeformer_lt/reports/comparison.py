@@ -51,6 +51,7 @@ COLUMNS = {
     SECONDS: ("ticket.search_seconds", 1.0, 1),
     STEPS: ("search_steps", 1.0, 0),
     "T in search": ("ticket.T_search", 1.0, 1),
+    "bits/weight": ("bits_per_weight", 1.0, 2),
     "ConvPEP bits/weight": ("conv_pep_bits_per_weight", 1.0, 2),
     "MACs, all weights (M)": ("macs", 1e-6, 2),
     "MACs, papers' count (M)": ("macs_dense", 1e-6, 2),

@@ -21,7 +21,8 @@ class Evaluate:
     split: str = "test"
     """train, val or test."""
     out: str = ""
-    """JSON file for the result; predictions go beside it; empty prints only."""
+    """JSON file for the result and the confusion matrix, a row a true class; predictions go beside
+    it; empty prints only."""
     overwrite: bool = False
     """Replace files there that are not as an earlier call wrote them."""
     batch_size: int = 256

@@ -283,6 +283,7 @@ def _evaluate(cfg: Any, accelerator: Any) -> None:
         result: dict[str, Any] = {"accuracy": metrics.accuracy, "count": metrics.count}
         result |= {"accuracy_interval": [found.interval.low, found.interval.high]}
         result |= {"loss": metrics.loss, "saved": found.source is not None}
+        result |= {"confusion": metrics.confusion.tolist()}
         text = json.dumps({**result, "split": cfg.split, **ledger}, indent=2)
         write_atomic(cfg.out, f"{text}\n".encode(), ConfigError)
         made_by = str(run.ticket.provenance.get("run_id", ""))

@@ -212,8 +212,14 @@ class EventStream:
         return [self._decide(begun) for _ in range(count)]
 
     def close(self) -> list[Decision]:
-        """Decide on the unfinished window, if it has events, and forget the clip."""
-        found = [self._decide(time.perf_counter())] if len(self._waiting) else []
+        """Decide on the unfinished window, if it has events, and forget the clip.
+
+        With a patch selection, which decides at the end of a clip, the rest of it is silence.
+        """
+        begun = time.perf_counter()
+        found = [self._decide(begun)] if len(self._waiting) else []
+        while self._stream._selects and self._stream.frames:
+            found.append(self._decide(begun))
         self.reset()
         return found
 

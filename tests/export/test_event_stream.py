@@ -61,6 +61,21 @@ def test_the_last_decision_of_a_clip_is_that_of_the_recording(choice, form, net,
         assert early == ([True, True, False] * 3 if choice["patches"] else [False] * 9)
 
 
+@pytest.mark.parametrize("patches", [0.0, 0.4])
+def test_a_clip_that_ends_early_is_decided_on_at_its_end(patches, net, clips) -> None:
+    """With a patch selection as the whole recording is, whose frames after the end are empty."""
+    model = prepared(net(in_channels=2, patches=patches)[0].double())
+    short = clips[clips["t_us"] < 1.5 * WINDOW]
+    found = list(EventStream(model).run(short))
+    assert [d.step for d in found] == ([1, 2, 3] if patches else [1, 2])
+    assert sum(d.events for d in found) == len(short)
+    if patches:
+        (whole,) = predict(model, short, model.preprocess)
+        torch.testing.assert_close(
+            found[-1].prediction.probabilities, whole.probabilities, rtol=0, atol=1e-6
+        )
+
+
 def test_a_file_runs_at_the_pace_of_the_recording(net, clips, files, tmp_path) -> None:
     import time
 

@@ -50,6 +50,7 @@ def test_a_run_evaluates_to_the_accuracy_and_ledger_of_its_report(
     assert found["accuracy"] == report["test_accuracy"]
     assert (found["count"], found["split"]) == (report["test_count"], "test")
     assert found["loss"] == report["test_loss"]
+    assert found["confusion"] == report["confusion"]
     assert {name: found[name] for name in LEDGER} == {name: report[name] for name in LEDGER}
     own, mine = read_predictions(finished.path / PREDICTIONS)
     read, facts = read_predictions(tmp_path / "new" / "place" / f"test.{PREDICTIONS}")

@@ -21,7 +21,7 @@ class BipropCifar(ImageRecipe):
     """Biprop on RGB images."""
 
     preset: str = "default"
-    """Published settings by name: iclr21 or iclr21-global."""
+    """Published settings by name."""
     biprop: BipropConfig = field(default_factory=full_size("biprop"))
 
 

@@ -21,7 +21,7 @@ class EarlyBirdCifar(ImageRecipe):
     """Early-Bird tickets on RGB images."""
 
     preset: str = "default"
-    """Published settings by name: eccv22."""
+    """Published settings by name."""
     early_bird: EarlyBirdConfig = field(default_factory=full_size("early_bird"))
     epochs: int = 300
     """Epochs of the tested network, with those before a rewind point; a preset has its own."""

@@ -10,7 +10,7 @@ Where CIFAR-10 is not on disk, the embedded digits stand in, with a notice and s
 from dataclasses import dataclass, field
 
 from spikeformer_lt.cli import Choice, ImageRecipe, find, full_size, small
-from spikeformer_lt.config import check_fields, run_recipe
+from spikeformer_lt.config import check, check_fields, run_recipe
 from spikeformer_lt.tickets import (
     BipropConfig,
     EarlyBirdConfig,
@@ -29,7 +29,7 @@ class EarlyTimeCifar(ImageRecipe):
     """Early-Time tickets on RGB images."""
 
     search: str = "imp"
-    """The search that runs with fewer steps: imp, early_bird, edge_popup or biprop."""
+    """The search that runs with fewer steps."""
     preset: str = "default"
     """eccv22 (imp, early_bird), cvpr20 (edge_popup), iclr21 or iclr21-global (biprop)."""
     early_time: EarlyTimeConfig = field(default_factory=EarlyTimeConfig)
@@ -41,8 +41,10 @@ class EarlyTimeCifar(ImageRecipe):
     """Epochs of the tested network, with those before a rewind point; a preset has its own."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_fields(self, search=SEARCHES)
-        check_fields(self.early_time, "early_time.", search=("imp", self.search))
+        inner = self.early_time.search
+        check(inner in ("imp", self.search), "early_time.search", inner, f"--search {inner}")
 
 
 def choose(cfg: EarlyTimeCifar) -> Choice:

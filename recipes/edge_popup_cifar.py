@@ -21,7 +21,7 @@ class EdgePopupCifar(ImageRecipe):
     """EdgePopup on RGB images."""
 
     preset: str = "default"
-    """Published settings by name: cvpr20."""
+    """Published settings by name."""
     edge_popup: EdgePopupConfig = field(default_factory=full_size("edge_popup"))
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spikeformer_lt.cli import outputs
-from spikeformer_lt.config import check, run_recipe
+from spikeformer_lt.config import check, check_fields, run_recipe
 
 GRAPHS = ("pt2", "onnx", "int8.onnx", "nir")
 
@@ -23,7 +23,7 @@ class Export:
     out: str = ""
     """New folder to write; or one of an earlier export, with --overwrite."""
     precision: str = "fp32"
-    """Of the values that are neither mask nor sign nor gain: fp32, fp16 or bf16."""
+    """Of the values that are neither mask nor sign nor gain."""
     graphs: str = ""
     """Graphs beside the folder: pt2, onnx, int8.onnx (binary convolutions in integers), nir."""
     data: str = ""
@@ -34,8 +34,7 @@ class Export:
     """Replace the export that is there, and graphs that are not as an earlier call wrote them."""
 
     def __post_init__(self) -> None:
-        allowed = ("fp32", "fp16", "bf16")
-        check(self.precision in allowed, "precision", self.precision, ", ".join(allowed))
+        check_fields(self, precision=("fp32", "fp16", "bf16"))
         odd = [name for name in self.graphs.split(",") if name and name not in GRAPHS]
         check(not odd, "graphs", self.graphs, f"some of {', '.join(GRAPHS)}, with commas")
 

@@ -22,7 +22,7 @@ class ImpCifar(ImageRecipe):
     """Iterative magnitude pruning on RGB images."""
 
     preset: str = "default"
-    """Published settings by name: eccv22."""
+    """Published settings by name."""
     imp: ImpConfig = field(default_factory=full_size("imp"))
     patches: PatchConfig = field(default_factory=lambda: PatchConfig(0.0))
     """Where patches are removed, too, weights of the encoder alone are, unless imp.prune says

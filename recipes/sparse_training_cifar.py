@@ -13,6 +13,7 @@ from spikeformer_lt.config import check, check_fields, run_recipe
 from spikeformer_lt.tickets import NmConfig, RandomConfig, SparseTrainingConfig
 
 MOVING = ("set", "rigl", "granet")
+CONTROLS = ("none", "start", "random", "shuffle", "fresh")
 FIXED = ("random", "erk", "magnitude", "snip", "grasp", "synflow", "nm")
 SMALL = small(epochs=12, every=20)
 
@@ -22,7 +23,7 @@ class SparseTrainingCifar(ImageRecipe):
     """Sparse training on RGB images."""
 
     method: str = "rigl"
-    """set, rigl, granet (moving mask), random, erk, magnitude, snip, grasp, synflow or nm (2:4)."""
+    """The mask of set, rigl and granet moves; nm is 2:4."""
     sparsity: float = 0.9
     """Fraction of the prunable weights removed, in [0, 1); 0 with random is the dense network."""
     epochs: int = 300
@@ -30,10 +31,10 @@ class SparseTrainingCifar(ImageRecipe):
     every: int = 100
     """Optimizer steps between two moves of the mask."""
     control: str = "none"
-    """What the ticket is compared with: random, shuffle or fresh; start where the mask moves."""
+    """What the ticket is compared with; start where the mask moves alone."""
 
     def __post_init__(self) -> None:
-        check_fields(self, method=(*MOVING, *FIXED), sparsity="[0, 1)")
+        check_fields(self, method=(*MOVING, *FIXED), sparsity="[0, 1)", control=CONTROLS)
         fours = self.method != "nm" or self.sparsity in (0.25, 0.5, 0.75)
         check(fours, "sparsity", self.sparsity, "0.25, 0.5 or 0.75 with nm")
 

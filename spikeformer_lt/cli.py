@@ -91,6 +91,11 @@ class ImageRecipe:
     run: RunConfig = field(default_factory=RunConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
 
+    def __post_init__(self) -> None:
+        if hasattr(self, "preset"):
+            known = [getattr(group, "PRESETS", {}) for group in vars(self).values()]
+            check_fields(self, preset=("default", *dict.fromkeys(p for ps in known for p in ps)))
+
 
 @dataclass(frozen=True)
 class EventRecipe(ImageRecipe):
@@ -166,11 +171,8 @@ def find(
         return None
     with experiment:
         model, fit = experiment.model(), experiment.trainer.fit
-        search, epochs = _made(chosen, cfg.train.seed, experiment.trainer.batch), 0
-        if not search.trained:
-            inside = [config for _, config in chosen[2:]]
-            epochs = getattr(experiment.cfg, "epochs", getattr(chosen[1], "epochs", 0))
-            epochs, optim = presets.retraining(chosen[1], epochs, *inside)
+        search = _made(chosen, cfg.train.seed, experiment.trainer.batch)
+        inside, epochs, optim = _after(experiment.cfg, chosen, search)
         if isinstance(search, Search):
             experiment.trainer.planned = search.planned() + epochs
         else:  # the phases of such a plug-in do not say what asked for them
@@ -222,6 +224,22 @@ def _made(chosen: Choice, seed: int, batch: Any) -> Any:
         return create_search(name, seed=seed)
     around = {"inner": _made(inner[0], seed, batch)} if inner else {}
     return create_search(name, seed=seed, config=config, batch=batch, **around)
+
+
+def _after(cfg: Any, chosen: Choice, search: Any) -> tuple[list[Any], int, Any]:
+    """Configurations inside, epochs and optimizer of the training from a search's ticket."""
+    inside = [config for _, config in chosen[2:]]
+    epochs = getattr(cfg, "epochs", getattr(chosen[1], "epochs", 0))
+    return inside, *(
+        (0, None) if search.trained else presets.retraining(chosen[1], epochs, *inside)
+    )
+
+
+def planned(cfg: Any, choose: str | Callable[[Any], Choice]) -> int:
+    """Most epochs that `find` trains with these arguments, search and ticket together."""
+    chosen = _chosen(choose, cfg)
+    search = _made(chosen, cfg.train.seed, None)
+    return int(search.planned() + _after(cfg, chosen, search)[1])
 
 
 def open_finished(path: str, cfg: Any, *, report: bool = True, **changed: Any) -> Any:

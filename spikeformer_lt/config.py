@@ -27,15 +27,16 @@ import yaml
 
 from spikeformer_lt import runtime
 from spikeformer_lt.disk import read_mapping, safe_name, write_atomic
-from spikeformer_lt.errors import ConfigError, Interrupted, SpikeformerError, near, shown
+from spikeformer_lt.errors import ConfigError, Interrupted, SpikeformerError, near, one_of, shown
 from spikeformer_lt.registry import config_class, use_plugins
-from spikeformer_lt.usage import allowed_words, default_of, help_text, options_of
+from spikeformer_lt.usage import CHOICES, allowed_words, default_of, help_text, options_of
 from spikeformer_lt.usage import field_kinds as field_kinds
 
 C = TypeVar("C")
 _ALWAYS = ("help", "config", "debug", "plugins", "dry_run", "print_config")
 _GIVEN = "_given_options"
 DRY_RUN, PRINT_CONFIG = "--dry-run", "--print-config"
+LAUNCHER = "(a traceback below is the launcher's own: accelerate launch --quiet leaves it out)\n"
 SHORT = {DRY_RUN: "--run.dry-run", "--quick": "--run.quick", "--track": "--train.track"}
 LEVELS = {"--quiet": logging.WARNING, "--verbose": logging.DEBUG}
 _ASSIGNED = re.compile(r"[a-z]\w*(\.[A-Za-z][\w-]*)+=")  # group.field=value
@@ -222,8 +223,9 @@ def exit_after(action: Callable[[], Any], argv: Sequence[str] = ()) -> NoReturn:
             traceback.print_exc()
         status, text = verdict(fault, argv)
         text = "".join(c if c.isprintable() else " " for c in text).strip()
+        launched = "ACCELERATE_MIXED_PRECISION" in os.environ  # by `accelerate launch`
         with contextlib.suppress(OSError):
-            sys.stderr.write(f"{text}\n")
+            sys.stderr.write(f"{text}\n{LAUNCHER * launched}")
             sys.stderr.flush()
     sys.exit(status)
 
@@ -401,21 +403,25 @@ def check(condition: bool, field: str, value: object, allowed: str) -> None:
 def check_fields(config: object, where: str = "", /, **rules: Any) -> None:
     """Raise a ConfigError for the first field of `config` whose rule does not allow its value.
 
-    A rule is the least value, an interval such as "[0, 1)", or the allowed words; `where` is the
-    prefix of the fields' names in messages.
+    A rule is the least value, an interval such as "[0, 1)", or the allowed words (of a list, those
+    of each entry), which ``--help`` shows; `where` is the prefix of the fields' names in messages.
+    A field whose default is None may be None.
     """
     for name, rule in rules.items():
         value = getattr(config, name)
+        if not isinstance(rule, int | str):
+            CHOICES[type(config), name] = tuple(rule)
+        if value is None and getattr(type(config), name, "") is None:
+            continue
         if isinstance(rule, int):
-            allowed, words = value >= rule, f"at least {rule}"
+            check(value >= rule, where + name, value, f"at least {rule}")
         elif isinstance(rule, str):
             low, high = (float(end) for end in rule[1:-1].split(","))
-            allowed, words = low < value < high, f"in {rule}"
-            allowed |= (value == low and rule[0] == "[") or (value == high and rule[-1] == "]")
+            at_end = (value == low and rule[0] == "[") or (value == high and rule[-1] == "]")
+            check(low < value < high or at_end, where + name, value, f"in {rule}")
         else:
-            words = " or ".join(rule) if len(rule) == 2 else f"one of {', '.join(rule)}"
-            allowed = value in rule
-        check(allowed, where + name, value, words)
+            for word in value if isinstance(value, tuple) else (value,):
+                one_of(where + name, word, rule)
 
 
 def to_dict(cfg: Any) -> dict[str, Any]:

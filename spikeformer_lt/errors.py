@@ -92,5 +92,6 @@ def listed(words: Iterable[str], limit: int = 5, between: str = ", ") -> str:
 def one_of(field: str, value: object, allowed: Iterable[str]) -> None:
     """Refuse a value that is not among the allowed words, by a ConfigError that lists them."""
     if value not in (words := list(allowed)):
-        hint = near(str(value), words) or ";"
-        raise ConfigError(f"{field}={shown(value)} is not allowed{hint} use {', '.join(words)}")
+        hint = near(str(value), words) or ":"
+        told = " or ".join(words) if len(words) == 2 else f"one of {', '.join(words)}"
+        raise ConfigError(f"{field}={shown(value)} is not allowed{hint} {told}")

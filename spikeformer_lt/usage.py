@@ -37,6 +37,8 @@ ALWAYS = {
     "--quiet, --verbose": "Show warnings and results alone, or what is done inside.",
     "--debug": "Show the traceback of an error.",
 }
+CHOICES: dict[tuple[type, str], tuple[str, ...]] = {}
+"""Words that a field of a configuration class may be, as `config.check_fields` met them."""
 _EXAMPLE = re.compile(r"^(?:accelerate launch|torchrun|python|spikeformer-lt) .*$", re.MULTILINE)
 _NONE = re.compile(r"(?:[;,]| or)? None (?:is|for) ([^.;)]*)")
 _PLAIN = {
@@ -106,7 +108,7 @@ def help_text(cls: Any, prog: str, words: str = "") -> str:
             first = f"  {flag:<28}{lines.pop(0)}" if len(flag) <= 26 else f"  {flag}"
             yield "\n".join([first, *(f"{'':30}{line}" for line in lines)])
 
-    found = [*_listed(cls)]
+    found = [*_listed(cls, cls())]  # which notes the choices, too
     basic, rest = ([o for o in found if bool(BASIC.fullmatch(o[2])) is b] for b in (True, False))
     names = {f"--{name.replace('_', '-')}" for _, _, name, *_ in found}
     text = [f"usage: {prog} {words}{words and ' '}[options]\n", _EXAMPLE.sub("", own).strip()]
@@ -137,13 +139,13 @@ def _as_typed(examples: Sequence[str], prog: str, cls: type) -> Iterator[str]:
 
 
 def _listed(
-    cls: Any, usual: Any = None, group: str = "", about: str = ""
+    cls: Any, usual: Any, group: str = "", about: str = ""
 ) -> Iterator[tuple[str, str, str, str, str]]:
     """Yield group, what it is, name, flag and help of each option, in the order of groups."""
     below = []
     for field, kind in field_kinds(cls).items():
         name = f"{group}.{field}".removeprefix(".")
-        value = default_of(cls, field) if usual is None else getattr(usual, field)
+        value = getattr(usual, field)
         if dataclasses.is_dataclass(kind):
             told = " ".join(inspect.cleandoc(kind.__doc__ or "").partition("\n\n")[0].split())
             below.append((kind, value, name, re.sub(r"^\w+\(.*", "", told)))
@@ -153,7 +155,10 @@ def _listed(
             value = none[1]
         told = _NONE.sub("", told)
         flag = f"--{name}"
-        flag += f", --{name[: -len(field)]}no_{field}" if kind is bool else f" {_metavar(kind)}"
+        words = CHOICES.get((cls, field))
+        flag += (
+            f", --{name[: -len(field)]}no_{field}" if kind is bool else f" {_metavar(kind, words)}"
+        )
         flag = re.sub(r"--\S+", lambda found: found[0].replace("_", "-"), flag)
         shown = " ".join(map(str, value)) if isinstance(value, list | tuple) else value
         default = "none" if shown in (None, "") else shown
@@ -178,15 +183,15 @@ def field_docs(cls: type) -> dict[str, str]:
     return found
 
 
-def _metavar(kind: Any) -> str:
-    """What stands for a value of this type."""
+def _metavar(kind: Any, words: Sequence[str] | None = None) -> str:
+    """What stands for a value of this type, which may be one of `words` alone."""
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
-    if origin is Literal:
-        return f"{{{','.join(map(str, parts))}}}"
     if origin in (Union, types.UnionType):
-        return "|".join(_metavar(part) for part in parts if part is not type(None))
+        return "|".join(_metavar(part, words) for part in parts if part is not type(None))
     if origin is tuple and parts[1:] == (Ellipsis,):
-        return f"[{_metavar(parts[0])} ...]"
+        return f"[{_metavar(parts[0], words)} ...]"
+    if origin is Literal or words:
+        return f"{{{','.join(map(str, words or parts))}}}"
     if origin is tuple:
         return " ".join(map(_metavar, parts))
     return "{True,False}" if kind is bool else str(getattr(kind, "__name__", kind)).upper()

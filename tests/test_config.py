@@ -234,6 +234,15 @@ def test_an_error_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -
     assert len(lines) == 2
 
 
+def test_under_accelerates_launcher_its_traceback_is_explained(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # which the launcher sets
+    assert status(print, "--seed", "x") == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("error: --seed: ") and "accelerate launch --quiet leaves" in second
+
+
 @pytest.mark.parametrize("argv", [("--debug", "--seed", "1"), ("--seed", "1", "--debug")])
 def test_debug_anywhere_gives_the_traceback(
     argv: tuple[str, ...], capsys: pytest.CaptureFixture[str]

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from spikeformer_lt import cli, console
+from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.registry import search_names
-from spikeformer_lt.usage import ALWAYS, help_text, options_of
+from spikeformer_lt.usage import ALWAYS, field_docs, help_text, options_of
 
 RECIPES = sorted((Path(__file__).resolve().parents[1] / "recipes").glob("*.py"))
 
@@ -51,6 +52,45 @@ def test_each_option_is_listed_once_with_its_default_and_none_is_said_in_words(
     assert examples and text.index("examples:") < text.index("basic options:")
     if prog.startswith("spikeformer-lt"):  # whose user may have no checkout
         assert all(line.startswith("  spikeformer-lt ") for line in examples)
+
+
+def groups(at: Any, where: str = "") -> Iterator[tuple[str, Any]]:
+    """Configurations inside one, by the start of their options' names."""
+    yield where, at
+    for field in dataclasses.fields(at):
+        if dataclasses.is_dataclass(inner := getattr(at, field.name)):
+            yield from groups(inner, f"{where}{field.name}.")
+
+
+@pytest.mark.parametrize(
+    ("prog", "cls"), [*programs()], ids=lambda one: one if isinstance(one, str) else one.__name__
+)
+def test_words_that_are_refused_otherwise_are_shown(prog: str, cls: Any) -> None:
+    """Each option that takes text is given another one; what the error allows is in the help."""
+    text = help_text(cls, prog)
+    for where, at in groups(cls()):
+        for field in dataclasses.fields(at):
+            value = getattr(at, field.name)
+            if type(value) not in (str, tuple, type(None)):
+                continue
+            try:
+                dataclasses.replace(at, **{field.name: ("?",) if type(value) is tuple else "?"})
+            except (ConfigError, TypeError) as fault:
+                said = str(fault).partition(" is not allowed: ")[2].removeprefix("one of ")
+                words = re.split(", | or ", said)
+                if len(words) > 1 and all(re.fullmatch(r"[\w.-]+", word) for word in words):
+                    flag = f"--{where}{field.name}".replace("_", "-")
+                    assert f"  {flag} {{{','.join(words)}}}" in text.replace("[{", "{"), flag
+
+
+def test_augmentations_of_ours_are_named_where_they_are_chosen() -> None:
+    from spikeformer_lt.events import EventAugment
+    from spikeformer_lt.images import Augment
+    from spikeformer_lt.training.options import DataConfig, EventDataConfig
+
+    for cls, kinds in ((DataConfig, [Augment]), (EventDataConfig, [Augment, EventAugment])):
+        words = re.split(r"[ ,.;]+", field_docs(cls)["augment"])
+        assert not {name for kind in kinds for name in kind.presets} - {*words, "auto"}
 
 
 def test_a_recipe_of_the_console_speaks_of_the_command_that_was_typed(

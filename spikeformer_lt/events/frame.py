@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spikeformer_lt.config import check
-from spikeformer_lt.errors import ConfigError, DataError, one_of, shown
+from spikeformer_lt.config import check, check_fields
+from spikeformer_lt.errors import ConfigError, DataError, shown
 from spikeformer_lt.events.recording import EVENTS, UNITS, Events, Sensor, parse_columns
 from spikeformer_lt.events.validate import ACTIONS, Policy
 from spikeformer_lt.preprocess import LARGEST_T, VALUES, WAYS
@@ -52,8 +52,7 @@ class Framing:
     """counts, or binary: 1 where at least one event fell."""
 
     def __post_init__(self) -> None:
-        one_of("by", self.by, WAYS)
-        one_of("values", self.values, VALUES)
+        check_fields(self, by=WAYS, values=VALUES)
         T, window_us, by_window = self.T, self.window_us, self.by == "time_window"
         if T is None and not by_window:
             raise ConfigError(f"T=None is not allowed with by={self.by}; only time_window has it")
@@ -103,6 +102,18 @@ class EventChoices:
     transform: str = ""
     """Transforms of tonic that every recording passes, such as "Denoise(filter_time=10000)"."""
 
+    def __post_init__(self) -> None:
+        check_fields(
+            self, by=WAYS, values=VALUES, unit=tuple(UNITS), polarity=("auto", "binary", "signed"),
+            bad_events=("error", "drop", "count"), empty=("error", "zero", "skip"),
+            incomplete=("error", "report"),
+        )  # fmt: skip
+        if self.columns is not None:
+            parse_columns(self.columns)
+        if self.sensor is not None:
+            Sensor.parse(self.sensor)
+        check(bool(self.cache), "cache", self.cache, "a folder, auto or none")
+
 
 @dataclass(frozen=True)
 class EventOptions(EventChoices, Framing):
@@ -112,19 +123,9 @@ class EventOptions(EventChoices, Framing):
     """Frames a recording is cut into: the model's time steps."""
 
     def __post_init__(self) -> None:
-        if self.unit is not None:
-            one_of("unit", self.unit, UNITS)
-        if self.columns is not None:
-            parse_columns(self.columns)
-        if self.sensor is not None:
-            Sensor.parse(self.sensor)
-        one_of("polarity", self.polarity, ("auto", "binary", "signed"))
-        one_of("bad_events", self.bad_events, ("error", "drop", "count"))
-        one_of("empty", self.empty, ("error", "zero", "skip"))
-        one_of("incomplete", self.incomplete, ("error", "report"))
-        check(bool(self.cache), "cache", self.cache, "a folder, auto or none")
-        check(self.T is not None, "T", self.T, "a model needs a fixed number of frames")
         super().__post_init__()
+        check(self.T is not None, "T", self.T, "a model needs a fixed number of frames")
+        Framing.__post_init__(self)
 
     @property
     def framing(self) -> Framing:

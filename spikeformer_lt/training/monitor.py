@@ -467,10 +467,12 @@ def start_trackers(accelerator: Any, names: Sequence[str], folder: Path) -> None
 
     known = [tracker.value for tracker in LoggerType if tracker.value != "all"]
     for name in names:
-        check(name in known, "train.track", name, f"some of {', '.join(known)}")
+        rule = f"a tracker of the installed accelerate: {', '.join(known)}"
+        check(name in known, "train.track", name, rule)
     accelerator.project_configuration.set_directories(str(folder / "track"))
     ready = [str(getattr(one, "value", one)) for one in filter_trackers([*names], folder)]
     missing = [name for name in names if name not in ready]
-    check(not missing, "train.track", ", ".join(missing), "installed trackers: pip install NAME")
+    rule = f"a tracker that is installed: pip install {' '.join(missing)}"
+    check(not missing, "train.track", ", ".join(missing), rule)
     accelerator.log_with = ready
     accelerator.init_trackers(folder.name)

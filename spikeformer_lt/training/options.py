@@ -77,7 +77,7 @@ class OptimConfig:
     momentum: float = 0.9
     """Momentum of optimizers that have one."""
     sched: str = "cosine"
-    """Learning-rate schedule: cosine, linear, step or constant."""
+    """Learning-rate schedule."""
     min_lr: float = 1e-5
     """Learning rate at the end of the schedule."""
     warmup_epochs: float = 0.0
@@ -110,7 +110,10 @@ class OptimConfig:
         check(cold, "optim.warmup_lr", self.warmup_lr, rule)
 
 
-LOSSES = ("mean", "tet")
+TRACKERS = (  # those of accelerate, which imports torch
+    *("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio"),
+    "wandb",
+)
 MOST_THREADS = max(64, os.cpu_count() or 1)
 """Threads that a run may ask for; torch ends the process where the system has no more."""
 MOST_WORKERS = 4 * MOST_THREADS
@@ -158,8 +161,8 @@ class DataConfig:
     limit_test: int | None = None
     """Test on this many images, classes in proportion; None is all."""
     augment: str = "auto"
-    """auto (the data set's usual), none, digits, spikformer_cifar, crop4, crop4_flip, crop8_flip,
-    imagenet or imagenet_repeats."""
+    """auto (the data set's usual), none, digits, spikformer_cifar, crop4, crop4_flip,
+    crop4_flip_cutout, crop8_flip, imagenet or imagenet_repeats."""
     mixup: float | None = None
     """Alpha of mixup; None is the papers' value for the data set."""
     cutmix: float = 0.0
@@ -174,8 +177,7 @@ class DataConfig:
             "mixup": "[0, 1000]", "cutmix": "[0, 1000]", "mix_until": "[0, 1]",
             "smoothing": "[0, 1)",
         }  # fmt: skip
-        given = {n: rule for n, rule in bounds.items() if getattr(self, n) is not None}
-        check_fields(self, "data.", **given)
+        check_fields(self, "data.", **bounds)
 
 
 @dataclass(frozen=True)
@@ -186,11 +188,13 @@ class EventDataConfig(EventChoices, DataConfig):
     """
 
     augment: str = "auto"
-    """auto (the data set's usual), none, spikformer_dvs, wide_dvs, tet_dvs, event_drop or
-    moving_digits."""
+    """auto (the data set's usual) or none; for recordings spikformer_dvs, wide_dvs, tet_dvs,
+    event_drop or moving_digits; for images digits, spikformer_cifar, crop4, crop4_flip,
+    crop4_flip_cutout, crop8_flip, imagenet or imagenet_repeats."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        DataConfig.__post_init__(self)
         EventOptions(T=1, **{name: getattr(self, name) for name in EVENT_OPTIONS})
 
 
@@ -220,9 +224,9 @@ class ModelConfig:
     v_threshold: float | None = None
     """Firing threshold, dimensionless."""
     neuron: str | None = None
-    """lif, or relu or sign for the network without time, of models that have the choice (CNNs)."""
+    """relu and sign are the network without time, of models that have the choice (CNNs)."""
     attention: str | None = None
-    """ssa, linear (the same, k^T v first), qk, sdsa, or random (q and k stay as drawn: control)."""
+    """linear is ssa with k^T v first; in random, a control, q and k stay as drawn."""
     stem_convs: int | None = None
     """Convolutions of the stem before its last one, of a Spikformer, Spikingformer or SDT: 4, or 2
     or 1, as a control."""
@@ -231,10 +235,10 @@ class ModelConfig:
         bounds = {
             "T": "[1, 4096]", "embed_dim": "[1, 65536]", "depth": "[1, 256]",
             "num_heads": "[1, 4096]", "mlp_ratio": "(0, 1024]", "tau": "(1, 1e6)",
-            "v_threshold": "(0, 1e6)", "stem_convs": "[1, 4]",
+            "v_threshold": "(0, 1e6)", "stem_convs": "[1, 4]", "neuron": ("lif", "relu", "sign"),
+            "attention": ("ssa", "linear", "qk", "sdsa", "random"),
         }  # fmt: skip
-        given = {n: rule for n, rule in bounds.items() if getattr(self, n) is not None}
-        check_fields(self, "model.", **given)
+        check_fields(self, "model.", **bounds)
 
     def args(self) -> dict[str, Any]:
         """Keywords for `create_model`: what was set."""
@@ -379,7 +383,7 @@ class TrainConfig:
     ema_decay: float = 0.0
     """Decay of the weight average that is validated and kept; 0 turns it off."""
     mixed_precision: str = "no"
-    """no or bf16; neurons, BatchNorm, gains and mask sums stay float32."""
+    """With bf16 neurons, BatchNorm, gains and mask sums stay float32."""
     recompute: bool = False
     """Keep only the inputs of blocks and layers for the backward pass and compute the rest again:
     less memory, more time, the same gradients."""
@@ -410,13 +414,14 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     def __post_init__(self) -> None:
+        rule = "no or bf16 (float16 overflows in the integer attention sums)"
+        precision = self.mixed_precision
+        check(precision not in ("fp16", "float16"), "train.mixed_precision", precision, rule)
         check_fields(
             self, "train.", batch_size=1, eval_batch_size=1, accumulate=1, validate_every=1,
             skip_limit=1, timeout_s="[1, 1e7]", checkpoint_steps=0,
             threads=f"[0, {MOST_THREADS}]", workers=f"[0, {MOST_WORKERS}]",
             distill_temperature="(0, 1e6)",
-            ema_decay="[0, 1)", loss=LOSSES, nonfinite=("stop", "skip"),
+            ema_decay="[0, 1)", loss=("mean", "tet"), nonfinite=("stop", "skip"), track=TRACKERS,
+            mixed_precision=("no", "bf16"),
         )  # fmt: skip
-        rule = "no or bf16 (float16 overflows in the integer attention sums)"
-        precision = self.mixed_precision
-        check(precision in ("no", "bf16"), "train.mixed_precision", precision, rule)

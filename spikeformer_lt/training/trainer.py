@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spikeformer_lt.config import check, to_dict
-from spikeformer_lt.errors import ConfigError, Interrupted, name_of, shown
+from spikeformer_lt.errors import ConfigError, Interrupted, name_of, one_of
 from spikeformer_lt.images.augment import Mixing
 from spikeformer_lt.images.loader import Augmentation, Workers, sample_loader, train_loader
 from spikeformer_lt.images.splits import Splits
@@ -42,7 +42,7 @@ from spikeformer_lt.training.monitor import (
     start_trackers,
 )
 from spikeformer_lt.training.optim import Ema, Schedule, build_optimizer
-from spikeformer_lt.training.options import LOSSES, TrainConfig, lasting
+from spikeformer_lt.training.options import TrainConfig, lasting
 from spikeformer_lt.training.phase import FitResult, Hooks, Phase, Progress
 from spikeformer_lt.training.ranks import (
     StopRequest,
@@ -68,10 +68,9 @@ def task_loss(logits: Tensor, target: Tensor, kind: str = "mean") -> Tensor:
     logits = logits.float()
     if kind == "mean":
         return F.cross_entropy(logits.mean(1), target)
-    if kind == "tet":
-        steps = logits.shape[1]
-        return F.cross_entropy(logits.flatten(0, 1), target.repeat_interleave(steps, 0))
-    raise ConfigError(f"loss={shown(kind)} is not one of {', '.join(LOSSES)}")
+    one_of("loss", kind, ("mean", "tet"))
+    steps = logits.shape[1]
+    return F.cross_entropy(logits.flatten(0, 1), target.repeat_interleave(steps, 0))
 
 
 def distill_loss(logits: Tensor, teacher: Tensor, temperature: float = 2.0) -> Tensor:

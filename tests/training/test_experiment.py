@@ -23,6 +23,7 @@ from spikeformer_lt.tickets.multisp import MultiSp
 from spikeformer_lt.tickets.surgery import model_from_ticket
 from spikeformer_lt.training.experiment import CIFAR10, Experiment, settle, with_published
 from spikeformer_lt.training.options import (
+    TRACKERS,
     DataConfig,
     ModelConfig,
     OptimConfig,
@@ -318,6 +319,7 @@ def test_quick_shortens_in_proportion_what_nobody_named(line, imp, multisp, of_e
 
 
 def test_trackers_get_every_epoch_and_the_report(tmp_path):
+    from accelerate.utils import LoggerType
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     from spikeformer_lt import train
@@ -336,3 +338,9 @@ def test_trackers_get_every_epoch_and_the_report(tmp_path):
         ConfigError, match=r'options\["train.track"\]=\'tensorbord\' is not allowed'
     ):
         train("random", net, "digits", options={**small, "train.track": ("tensorbord",)})
+    with pytest.raises(ConfigError, match="a tracker that is installed: pip install dvclive"):
+        train("random", net, "digits", options={**small, "train.track": ("dvclive",)},
+              out=tmp_path / "other")  # fmt: skip
+    assert not (tmp_path / "other").exists()
+    known = {kind.value for kind in LoggerType} - {"all"}
+    assert set(TRACKERS) == known, "accelerate has other trackers than --help shows"

@@ -9,11 +9,11 @@ Each row is a resumable run of another recipe; only a run of exactly its configu
 import importlib
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
-from spikeformer_lt.config import check, check_fields, run_recipe
+from spikeformer_lt.cli import RECIPES
+from spikeformer_lt.config import check_fields, run_recipe
 
-PAPERS = Path(__file__).resolve().parent.parent / "benchmarks" / "papers"
+HOME = RECIPES.resolve()
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,9 @@ class PaperTables:
 
 
 def main(cfg: PaperTables) -> None:
-    """Run what is not finished, then write every table."""
-    check(PAPERS.is_dir(), "benchmarks", str(PAPERS), "the papers' tables need a checkout")
-    sys.path.insert(0, str(PAPERS.parent))
-    importlib.import_module("papers.jobs").run_tables(cfg, Path(__file__).resolve().parent)
+    """Say what it costs, run what is not finished, then write every table."""
+    sys.path.insert(0, str(HOME.parent / "benchmarks"))
+    importlib.import_module("papers.jobs").run_tables(cfg, HOME)
 
 
 if __name__ == "__main__":

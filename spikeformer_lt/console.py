@@ -32,7 +32,7 @@ from spikeformer_lt.config import (
     split_plugins,
 )
 from spikeformer_lt.errors import ConfigError, SpikeformerError, near, shown
-from spikeformer_lt.registry import config_class, search_names, use_plugins
+from spikeformer_lt.registry import config_class, descriptions, search_names, use_plugins
 
 C = TypeVar("C")
 INTRO = """\
@@ -47,12 +47,18 @@ Lottery tickets in spiking transformers: find, train, measure, export.
 HIDDEN = "complete"  # for the script of `completion`
 PLAIN = ("run", "ls", "cp", "completion")  # commands of words alone
 ACCURACIES = ("published %", "comes along %")
+MODELS = Path(__file__).parent / "models"
 KINDS = ("models", "datasets", "searches", "recipes")
 AS_RECIPE = {
     "compare": "compare_tickets", "evaluate": "evaluate", "export": "export", "report": "report",
     "energy": "energy_report", "convert": "convert", "reproduce": "paper_tables",
 }  # fmt: skip
 """Command -> the recipe that it is."""
+FIRST = {
+    "evaluate": "--run", "export": "--run", "report": "--runs", "energy": "--runs",
+    "reproduce": "--table",
+}  # fmt: skip
+"""Command -> the option that words before all options are."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +138,9 @@ def main(argv: Sequence[str] | None = None, prog: str = "spikeformer-lt") -> NoR
 
             print(installed_version("spikeformer_lt") or "a source tree that was not installed")
         elif command in AS_RECIPE:
-            _run_recipe(AS_RECIPE[command], given[1:], f"{prog} {command}")
+            at = next((i for i, t in enumerate(given) if i and t[:1] == "-"), len(given))
+            named = [FIRST[command]] * (at > 1) if command in FIRST else []
+            _run_recipe(AS_RECIPE[command], [*named, *given[1:]], f"{prog} {command}")
         elif command in COMMANDS:
             does, words = COMMANDS[command]
             if given[1:] in (["--help"], ["-h"]) and command in PLAIN:
@@ -232,49 +240,51 @@ def ls(argv: Sequence[str], prog: str) -> None:
 
 def _described(kind: str) -> list[tuple[str, ...]]:
     """Names of recipes, searches or data sets, each with the first line of what it says."""
-    from spikeformer_lt.registry import dataset_factory, list_datasets
-
     if kind == "recipes":
         return [("recipe", "does"), *((n, _first_line(path)) for n, path in _recipes().items())]
     if kind == "searches":
         docs = [(n, getdoc(config_class("search", n)) or "A plug-in's.") for n in search_names()]
     else:
-        docs = [(n, getdoc(dataset_factory(n)) or "") for n in list_datasets()]
+        docs = [*descriptions("dataset").items()]
     return [(kind, "is"), *((name, doc.partition("\n")[0]) for name, doc in docs)]
 
 
 def _list_models() -> list[tuple[str, ...]]:
+    known = {kind: _accuracies(kind) for kind in ACCURACIES}
+    with (MODELS / "sizes.csv").open(newline="", encoding="utf-8") as file:
+        head, *rows = csv.reader(file)
+    sizes = {row[0]: row for row in rows}
+    table: list[tuple[str, ...]] = [(*head, *ACCURACIES, "is")]
+    for name, about in descriptions("model").items():
+        reached = (known[kind].get(name, "") for kind in ACCURACIES)
+        table.append((*(sizes.get(name) or size_of(name)), *reached, about))
+    return table
+
+
+def size_of(name: str) -> tuple[str, str, str, str]:
+    """Name, parameters, T and shape of an input of a model; "?" for what it does not say."""
     import torch
 
-    from spikeformer_lt.registry import create_model, list_models, model_factory
+    from spikeformer_lt.registry import create_model
 
-    rows: list[tuple[str, ...]] = [("model", "parameters", "T", "input", *ACCURACIES, "is")]
-    known = {kind: _accuracies(kind) for kind in ACCURACIES}
-    for name in list_models():
-        try:
-            with torch.device("meta"):
-                net: Any = create_model(name, num_classes=10)
-        except SpikeformerError:  # a plug-in's, with keywords of its own
-            net = None
-        count = f"{sum(p.numel() for p in net.parameters()):,}" if net is not None else "?"
-        side = getattr(net, "image_size", None)
-        size = "x".join(map(str, side)) if isinstance(side, tuple) else side
-        channels = getattr(net, "in_channels", None)
-        shape = f"{channels}x{size}" if channels and size else "?"
-        doc = (getdoc(model_factory(name)) or "").partition("\n")[0]
-        reached = (known[kind].get(name, "") for kind in ACCURACIES)
-        rows.append((name, count, str(getattr(net, "T", "?")), shape, *reached, doc))
-    return rows
+    try:
+        with torch.device("meta"):
+            net: Any = create_model(name, num_classes=10)
+    except SpikeformerError:  # one with keywords of its own
+        return name, "?", "?", "?"
+    side, channels = getattr(net, "image_size", None), getattr(net, "in_channels", None)
+    size = "x".join(map(str, side)) if isinstance(side, tuple) else side
+    shape = f"{channels}x{size}" if channels and size else "?"
+    return name, f"{sum(p.numel() for p in net.parameters()):,}", str(getattr(net, "T", "?")), shape
 
 
 def _accuracies(kind: str) -> dict[str, str]:
     """Model -> data sets and test accuracies in percent, as published or of what comes along."""
-    here = Path(__file__).parent
     if kind == ACCURACIES[0]:
-        with (here / "models" / "published.csv").open(newline="", encoding="utf-8") as file:
+        with (MODELS / "published.csv").open(newline="", encoding="utf-8") as file:
             found = [(r["model"], r["data"], r["test accuracy %"]) for r in csv.DictReader(file)]
     else:
-        places = sorted(here.glob("pretrained/*/config.json"))
+        places = sorted(MODELS.parent.glob("pretrained/*/config.json"))
         known = [(json.loads(p.read_text("utf-8")), p.parent.name) for p in places]
         cards = [(card["provenance"], name, card["about"]["test_accuracy"]) for card, name in known]
         found = [(p["model"]["name"], f"{n} ({p['dataset']})", f"{v:.2f}") for p, n, v in cards]

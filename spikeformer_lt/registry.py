@@ -35,6 +35,11 @@ if TYPE_CHECKING:
 
 Factory = TypeVar("Factory", bound=Callable[..., Any])
 log = logging.getLogger(__name__)
+ENTRY = (
+    r'^@register_VERB(?:\("(\w+)", (\w+)\))?\n(?:@.*\n)*(?:def|class) (\w+)'
+    r'[\s\S]*?^    """(.*?)(?:"""|$)'
+)
+"""A registered function or class: name, config class, own name, first line of its docstring."""
 VARIABLE = "SPIKEFORMER_LT_PLUGINS"
 """Environment variable: paths of the files, separated as those of PATH are."""
 
@@ -83,7 +88,7 @@ class Registry:
         self._factories: dict[str, Callable[..., Any]] = {}
         self._configs: dict[str, type] = {}
         self._unavailable: dict[str, str] = {}
-        self._declared: dict[str, tuple[str, str]] | None = None
+        self._written: dict[str, tuple[str, str, str]] | None = None
         self._discovered = False
 
     @overload
@@ -122,21 +127,35 @@ class Registry:
             listener(name)
         return factory
 
-    def declared(self) -> dict[str, tuple[str, str]]:
-        """Return {name: (module, config class)} of the package, read from its source.
+    def _read(self) -> dict[str, tuple[str, str, str]]:
+        """{name: (module, config class or "", docstring's first line)}, from the package's source.
 
         Nothing is imported, so that the command line knows the options without loading torch.
         """
-        if self._declared is None:
+        if self._written is None:
             spec = importlib.util.find_spec(self.package)
-            pattern = rf'^@register_{self.verb}\("(\w+)", (\w+)\)$'
-            self._declared = {
-                name: (f"{self.package}.{path.stem}", config)
-                for folder in (spec and spec.submodule_search_locations) or []
-                for path in sorted(Path(folder).glob("*.py"))
-                for name, config in re.findall(pattern, path.read_text("utf-8"), re.MULTILINE)
+            folders = (spec and spec.submodule_search_locations) or []
+            self._written = {
+                name or function: (f"{self.package}.{path.stem}", config, about)
+                for path in sorted(path for room in folders for path in Path(room).glob("*.py"))
+                for name, config, function, about in re.findall(
+                    ENTRY.replace("VERB", self.verb), path.read_text("utf-8"), re.MULTILINE
+                )
             }
-        return self._declared
+        return self._written
+
+    def declared(self) -> dict[str, tuple[str, str]]:
+        """Return {name: (module, config class)} of the package's entries that have options."""
+        return {name: (room, config) for name, (room, config, _) in self._read().items() if config}
+
+    def described(self) -> dict[str, str]:
+        """Return {name: first line of its docstring}, sorted, of the package and of plug-ins."""
+        found = {
+            n: (inspect.getdoc(f) or "").partition("\n")[0] for n, f in self._factories.items()
+        }
+        return dict(
+            sorted({**found, **{n: about for n, (*_, about) in self._read().items()}}.items())
+        )
 
     def config_class(self, name: str) -> type | None:
         """Return the config class of `name`; None if it has no options or is unknown."""
@@ -298,6 +317,11 @@ def config_class(kind: str, name: str) -> type | None:
     """Return the config class of a "model", "dataset" or "search"; None if it has no options."""
     shelves = {"model": _models, "dataset": _datasets, "search": _searches}
     return shelves[kind].config_class(name)
+
+
+def descriptions(kind: str) -> dict[str, str]:
+    """Return {name: first line of its docstring} of "model" or "dataset", without importing any."""
+    return {"model": _models, "dataset": _datasets}[kind].described()
 
 
 def search_names() -> list[str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -41,7 +43,15 @@ def test_help_names_every_command_in_one_line_each(capsys: pytest.CaptureFixture
 
 
 def test_help_and_completion_load_no_torch() -> None:
-    words = ["--help", "find --help", "find imp --help", "ls searches", "complete find imp --imp."]
+    words = [
+        "--help",
+        "find --help",
+        "find imp --help",
+        "ls searches",
+        "ls datasets",
+        "ls models",
+        "complete find imp --imp.",
+    ]
     script = "import sys\nfrom spikeformer_lt import console\n" + "".join(
         f"try: console.main({line.split()})\nexcept SystemExit as end: assert not end.code\n"
         for line in words
@@ -107,12 +117,34 @@ def test_every_entry_is_listed(kind: str, capsys: pytest.CaptureFixture[str]) ->
     wanted = known[kind]() if kind in known else [p.stem for p in (ROOT / "recipes").glob("*.py")]
     rows = [line.split()[0] for line in said(capsys, "ls", kind).splitlines()[1:]]
     assert rows == sorted(wanted)
-    if kind == "models":
-        rows = {line.split()[0]: line for line in said(capsys, "ls", kind).splitlines()}
-        assert (
-            "9,324,730" in rows["spikformer_cifar"] and "CIFAR-10 95.19" in rows["spikformer_cifar"]
-        )
-        assert "spikformer_digits (digits) 97.21" in rows["spikformer_digits"]
+
+
+def test_models_are_listed_with_true_sizes_and_accuracies(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from spikeformer_lt import list_models
+
+    rows = {line.split()[0]: line for line in said(capsys, "ls", "models").splitlines()}
+    assert "9,324,730" in rows["spikformer_cifar"] and "CIFAR-10 95.19" in rows["spikformer_cifar"]
+    assert "spikformer_digits (digits) 97.21" in rows["spikformer_digits"]
+    with (ROOT / "models" / "sizes.csv").open(newline="") as file:
+        head, *written = map(tuple, csv.reader(file))
+    assert head == ("model", "parameters, 10 classes", "T", "input")
+    true = [console.size_of(name) for name in list_models()]
+    assert written == true, "models/sizes.csv has other rows than the networks that are built"
+
+
+def test_a_model_of_a_plug_in_is_built_to_be_listed(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """In a process of its own, whose registry keeps the name."""
+    source = (ROOT / "docs" / "own_model.md").read_text()
+    (tmp_path / "own.py").write_text(source.partition("```python\n")[2].partition("```")[0])
+    line = [sys.executable, "-P", "-m", "spikeformer_lt", "ls", "models", "--plugins", "own.py"]
+    ended = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, check=True)
+    name = re.findall(r"^def (\w+)", (tmp_path / "own.py").read_text(), re.MULTILINE)[-1]
+    (row,) = [text.split() for text in ended.stdout.splitlines() if text.startswith(f"{name} ")]
+    assert int(row[1].replace(",", "")) > 0
 
 
 def test_a_copied_recipe_is_the_recipe_and_replaces_nothing(
@@ -154,6 +186,16 @@ def test_predict_and_bench_take_an_export(
     assert "thread(s), median of 2 calls" in head and columns.startswith("batch")
     assert [line.split()[0] for line in lines] == ["1", "2"]
     assert all(float(cell) > 0 for line in lines for cell in line.split())
+
+
+def test_words_before_all_options_are_a_folder_or_a_table(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    first = said(capsys, "evaluate", str(TICKET), "--cpu", "--split", "val")
+    assert first == said(capsys, "evaluate", "--run", str(TICKET), "--cpu", "--split", "val")
+    lines = said(capsys, "reproduce", "2311-fig3", "--dry-run").splitlines()
+    assert lines[0].startswith("# 2311-fig3 ") and len(lines) == 36
+    assert "--table='nope' is not allowed" in said(capsys, "reproduce", "nope", code=2)
 
 
 def test_watch_tells_runs_apart(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ BUDGETS = {
     ("spikeformer_lt",): Budget(lines=33_010, files=112),
     ("models",): Budget(lines=4_600, files=28),
     ("datasets",): Budget(lines=2_100, files=24),
-    ("recipes",): Budget(lines=1_150, files=27, file_lines=60),
+    ("recipes",): Budget(lines=1_150, files=27, file_lines=62),
     ("benchmarks",): Budget(lines=7_300, files=39),
     (".ci",): Budget(lines=500, files=6),
 }
@@ -122,9 +122,11 @@ def packages_of(root: Path) -> set[str]:
 def test_the_hand_written_package_list_equals_the_tree() -> None:
     config = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     assert config["packages"] == sorted(set(config["packages"]))
-    assert set(config["packages"]) == packages_of(ROOT)
+    tables = "spikeformer_lt.benchmarks.papers"  # which the recipe of the same name reads
+    assert set(config["packages"]) == packages_of(ROOT) | {tables}
     assert config["package-dir"] == {
         "spikeformer_lt": "spikeformer_lt",
+        tables: "benchmarks/papers",
         **{f"spikeformer_lt.{name}": name for name in LINKED},
     }
 

@@ -15,9 +15,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from spikeformer_lt.cli import planned
 from spikeformer_lt.config import differences, given_options, load_config, parse, run_id
 from spikeformer_lt.disk import read_mapping
 from spikeformer_lt.errors import ConfigError, DataError
+from spikeformer_lt.registry import search_names
 from spikeformer_lt.reports.comparison import outcome_of
 from spikeformer_lt.reports.statistics import Outcome
 from spikeformer_lt.tickets.presets import PUBLISHED
@@ -106,6 +108,13 @@ def _expected(path: Path, options: tuple[str, ...]) -> Any:
         preset = getattr(getattr(cfg, group), "preset", "default")
         settled, _ = with_published(settled, PUBLISHED.get(preset, {}), given_options(cfg))
     return settled
+
+
+def planned_epochs(path: Path, options: Sequence[str]) -> int:
+    """Most epochs that a recipe trains with these options, which must name the data set."""
+    cfg, recipe = expected_config(path, options), load_recipe(path)
+    own = [field.name for field in dataclasses.fields(cfg) if field.name in search_names()]
+    return planned(cfg, getattr(recipe, "choose", None) or own[0])
 
 
 def read_run(folder: Path, path: Path, wanted: Any) -> Run | str:

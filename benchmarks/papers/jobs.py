@@ -12,7 +12,7 @@ from typing import Any
 
 from papers.commands import command_of
 from papers.drops import NOT_RUN, Line
-from papers.finished import Run, expected_config, read_run
+from papers.finished import Run, expected_config, planned_epochs, read_run
 from papers.report import write_table
 from papers.tables import TABLES, Table
 from spikeformer_lt.bundle import outputs
@@ -141,6 +141,20 @@ def lines_of(
     return lines
 
 
+def cost(waiting: Sequence[Job], finished: Sequence[Run], at_once: int = 1) -> str:
+    """What the runs that wait will train, and how long that takes by those that are finished."""
+    epochs = [planned_epochs(Path(job.command[0]), job.command[1:]) for job in waiting]
+    most = max(epochs, default=0)
+    text = f"{len(waiting)} runs to train, {sum(epochs)} epochs in all and {most} of the longest"
+    trained = sum(run.epochs for run in finished)
+    if not trained or not waiting:
+        return f"{text}; {len(finished)} are finished"
+    each = sum(float(run.report["seconds"]) for run in finished) / trained
+    minutes = each * sum(epochs) / at_once / 60
+    told = f"{len(finished)} that are finished took {each:.1f} s an epoch: about {minutes:.0f} min"
+    return f"{text}; {told}"
+
+
 def run_rows(
     jobs: Sequence[Job], reuse: Sequence[Path] = (), at_once: int = 1, limit_minutes: float = 0.0
 ) -> None:
@@ -157,8 +171,10 @@ def run_rows(
         Interrupted: a signal; what is in progress was saved.
     """
     start, failed = time.monotonic(), []
-    single = list({job.folder: job for job in jobs}.values())
-    waiting = [job for job in single if isinstance(find_run(job, reuse), str)]
+    single = {job.folder: job for job in jobs}
+    known = {job: find_run(job, reuse) for job in single.values()}
+    waiting = [job for job, found in known.items() if isinstance(found, str)]
+    log.info("%s", cost(waiting, [run for run in known.values() if isinstance(run, Run)], at_once))
     size = at_once if limit_minutes else max(1, len(waiting))
     for i in range(0, len(waiting), size):
         if limit_minutes and time.monotonic() - start > 60 * limit_minutes:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from papers import jobs as paper_jobs
-from papers.finished import Run
+from papers.finished import Run, planned_epochs
 from papers.jobs import find_run, job_of, jobs_of, lines_of, run_rows
 from papers.tables import TABLES
 
@@ -90,6 +90,19 @@ def test_what_is_finished_is_not_run_again(jobs, calls, finish_row) -> None:
     calls.clear()
     run_rows(every, [elsewhere.parent])
     assert not any(calls)
+
+
+def test_the_cost_is_told_before_anything_runs(jobs, calls, caplog, finish_row) -> None:
+    told = next(job for row in jobs.values() for job in row)
+    with caplog.at_level("INFO"):
+        run_rows([told])
+    assert "1 runs to train, 8 epochs in all and 8 of the longest; 0 are finished" in caplog.text
+    other = next(job for row in jobs.values() for job in row if job.folder != told.folder)
+    with caplog.at_level("INFO"):
+        run_rows([told, other])
+    # 2 s for 2 epochs, as `finish_row` wrote them, and 8 epochs to go
+    assert "1 that are finished took 1.0 s an epoch: about 0 min" in caplog.text
+    assert planned_epochs(RECIPES / "imp_cifar.py", ["--data.name", "digits"]) > 8
 
 
 def test_one_failure_is_told_when_the_others_are_done(jobs, calls) -> None:

@@ -24,7 +24,9 @@ def test_a_row_is_run_kept_and_refused_once_it_was_edited(recipes: Any, tmp_path
     line = ["--table", "2311-fig3", "--rows", ROW, "--jobs", "2", "--out", str(tmp_path)]
     ended = recipes.run("paper_tables", *line, fork_jobs=True)
     assert ended.code == 0, ended.err
-    assert "1 runs, 0 of them finished before" in ended.err
+    before, _, after = ended.err.partition("1 runs, 0 of them finished before")
+    assert "1 runs to train, 8 epochs in all and 8 of the longest; 0 are finished" in before
+    assert after and len(next(tmp_path.glob("runs/*/summary.csv")).read_text().splitlines()) == 9
     reports = list((tmp_path / "runs").glob("*/report.json"))
     assert len(reports) == 1
     report = json.loads(reports[0].read_text())
@@ -65,11 +67,11 @@ def test_dry_run_prints_commands_and_makes_nothing(recipes: Any, tmp_path: Path)
     assert "--train.seed 3 --run.out runs/paper-tables/runs/early_time_cifar-" in lines[1]
 
 
-def test_without_a_checkout_one_line_says_what_is_missing(recipes: Any, tmp_path: Path) -> None:
-    alone = tmp_path / "recipes" / "paper_tables.py"
-    alone.parent.mkdir()
+def test_a_copy_elsewhere_finds_the_tables(recipes: Any, tmp_path: Path) -> None:
+    alone = tmp_path / "mine.py"
     shutil.copy(Path(__file__).parents[2] / "recipes" / "paper_tables.py", alone)
-    assert "the papers' tables need a checkout" in recipes.run(alone, "--dry-run").error
+    ended = recipes.run(alone, "--dry-run", "--rows", ROW)
+    assert ended.code == 0 and "/recipes/edge_popup_cifar.py --edge" in ended.out, ended.err
 
 
 @pytest.mark.parametrize(

@@ -489,7 +489,9 @@ def model_card(packed: Packed, found: Sequence[Size], check: Check) -> str:
     for key, value in about.items():  # an accuracy is that of the run, before values were rounded
         rounded = key.startswith(("test_acc", "val_acc")) and packed.precision != "fp32"
         words = f" of the run, before rounding to {packed.precision}" if rounded else ""
-        facts[key.replace("_", " ") + words] = _plain(value)
+        unit = ", %" if "accuracy" in key else ""
+        short = json.loads(json.dumps(value, default=str), parse_float=lambda x: round(float(x), 4))
+        facts[key.replace("_", " ") + unit + words] = _plain(short)
     dead = "not examined, because the model declares no chains of units"
     if check.removed is not None:
         dead = f"{check.removed} removed from the compact network"

@@ -114,10 +114,10 @@ class CompactModel(nn.Module):
         """How the layers run, in one line."""
         taken = [layer for layer in self.layers if layer.lists]
         if not taken:
-            return "no layer runs from lists of its weights"
+            return "every layer multiplies all its weights: skipping removed ones is not faster"
         kept = [100 * layer.density for layer in taken]
         return (
-            f"{len(taken)} of {len(self.layers)} layers run from lists of their weights "
+            f"{len(taken)} of {len(self.layers)} layers multiply only their kept weights "
             f"({min(kept):.0f} to {max(kept):.0f} % kept): {', '.join(x.name for x in taken)}"
         )
 

@@ -310,10 +310,7 @@ class Experiment:
             facts |= {"data split": self.data.split_sha256, "torch": str(torch.__version__)}
             ranks.refuse_differences(facts)
             self.check()
-            identity = {"recipe": type(cfg).__name__, "search": self.search}
-            own = self.network
-            start = {} if own is None else {"weights": ranks.digest(own.state_dict())}
-            identity |= {**start, **begun_from(cfg), "split": self.data.split_sha256}
+            identity = self._identity()
             self.run = RunDir.open(
                 cfg.run.out, cfg, slug=f"{cfg.model.name}-{cfg.data.name}", identity=identity,
                 resume=cfg.run.resume, allow=self._allowed(), seed=train.seed, log=self._log,
@@ -321,7 +318,9 @@ class Experiment:
             augment, mixing = augmentation(cfg.data, self.data)
             names = ("data", "model", "train", cfg.data.name, cfg.model.name)
             groups = {name: to_dict(getattr(cfg, name)) for name in names if hasattr(cfg, name)}
-            groups |= {"network": start} if start else {}
+            groups |= (
+                {"network": {"weights": identity["weights"]}} if self.network is not None else {}
+            )
             places = self.data, train, self.run, self.accelerator
             self.trainer = Trainer(
                 *places, augment=augment, mixing=mixing, stop=self.stop, made_by=lasting(groups),
@@ -347,6 +346,12 @@ class Experiment:
             self.run.close()
         self._log.close()
         ranks.name_lost(self.peers, error, self.cfg.train.timeout_s)
+
+    def _identity(self) -> dict[str, str]:
+        """What the run is besides its options; for `weights` those of a network handed over."""
+        known, own = {"recipe": type(self.cfg).__name__, "search": self.search}, self.network
+        start = {} if own is None else {"weights": ranks.digest(own.state_dict())}
+        return {**known, **start, **begun_from(self.cfg), "split": self.data.split_sha256}
 
     def check(self) -> nn.Module:
         """Check network, batches and memory against data and machine, before anything is made.
@@ -403,6 +408,8 @@ class Experiment:
             data = replace(data, split_file=None)
         with nothing_written("a dry run writes nothing"):
             self.data = load_splits(data, cfg.model.T, own)
+            if folder is not None:
+                replace(choice, identity=self._identity()).environment(folder)
             model = self.check()
             if start is not None:
                 refuse_misfits(model, start, cfg.model.init_from)

@@ -173,16 +173,8 @@ class RunDir(contextlib.AbstractContextManager["RunDir"]):
 
     def _compare(self, choice: RunChoice, env: dict[str, Any]) -> list[str]:
         """Refuse a change that is not allowed, note the others in `env`, and return them."""
-        kinds = {CHANGED: "list", IDENTITY: "names", WORLD: "whole", "versions": "names"}
-        there = (path := self.path / ENV).exists()
-        old = disk.read_record(path, kinds, ConfigError) if there else {}
+        old = choice.environment(self.path)
         before, changed = old.pop(CHANGED, None) or [], choice.changes(self.path)
-        identity = old.pop(IDENTITY, None) or {}
-        if another := changes(identity, {**identity, **env[IDENTITY]}) if identity else []:
-            raise ConfigError(
-                f"{name_of(self.path)} holds another run: {'; '.join(another)}; choose another "
-                "--run.out"
-            )
         if old.get(WORLD, env[WORLD]) != env[WORLD]:
             changed.append(f"{WORLD}: {old[WORLD]} -> {env[WORLD]}")
         choice.refuse(self.path, changed)
@@ -347,6 +339,19 @@ class RunChoice:
         hint = "; only a run of the same recipe and search goes on: choose another --run.out"
         old = load_config(type(self.config), folder / CONFIG, hint)
         return [line for line in differences(old, self.config) if not _within(line, OWN)]
+
+    def environment(self, folder: Path) -> dict[str, Any]:
+        """What env.json of the run in `folder` says; a ConfigError if that run is another one."""
+        kinds = {CHANGED: "list", IDENTITY: "names", WORLD: "whole", "versions": "names"}
+        there = (path := folder / ENV).exists()
+        old = disk.read_record(path, kinds, ConfigError) if there else {}
+        identity = old.pop(IDENTITY, None) or {}
+        if another := changes(identity, {**identity, **self.identity}) if identity else []:
+            raise ConfigError(
+                f"{name_of(folder)} holds another run: {'; '.join(another)}; choose another "
+                "--run.out"
+            )
+        return old
 
     def _resumed_path(self, path: str) -> Path:
         folder = Path(self.resume)

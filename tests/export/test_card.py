@@ -12,10 +12,18 @@ from spikeformer_lt.export import export_ticket
 
 
 def test_the_card_names_model_sizes_and_check(ticket, tmp_path: Path) -> None:
-    export_ticket(ticket, tmp_path / "out", about={"test_accuracy": 91.5})
+    about = {"test_accuracy": 91.5, "interval": [3.9579528682606364, 23.051775]}
+    export_ticket(ticket, tmp_path / "out", about=about)
     text = (tmp_path / "out" / "README.md").read_text()
     assert text.startswith("---\nlibrary_name: spikeformer_lt\n")
-    for part in ("| run | toy-1 |", "| test accuracy | 91.5 |", "ConvPEP", "same class", "0.5000"):
+    for part in (
+        "| run | toy-1 |",
+        "| test accuracy, % | 91.5 |",
+        "| interval | [3.958, 23.0518] |",
+        "ConvPEP",
+        "same class",
+        "0.5000",
+    ):
         assert part in text
 
 
@@ -29,7 +37,7 @@ def test_strange_values_stay_in_their_cell(ticket, tmp_path: Path) -> None:
 def test_an_accuracy_is_not_claimed_for_values_that_were_rounded(ticket, tmp_path: Path) -> None:
     export_ticket(ticket, tmp_path / "out", precision="bf16", about={"test_accuracy": 91.5})
     text = (tmp_path / "out" / "README.md").read_text()
-    assert "| test accuracy of the run, before rounding to bf16 | 91.5 |" in text
+    assert "| test accuracy, % of the run, before rounding to bf16 | 91.5 |" in text
 
 
 def test_the_head_of_a_card_is_what_the_hub_reads(ticket, tmp_path: Path) -> None:

@@ -276,8 +276,9 @@ def test_an_allowed_change_that_no_phase_allows_leaves_the_runs_records(tmp_path
 def test_a_run_of_another_search_is_not_gone_on_with(tmp_path):
     with experiment(tmp_path / "run", "imp"):
         pass
-    with (
-        pytest.raises(ConfigError, match=r"holds another run: search: 'imp' -> 'snip'; choose"),
-        experiment(tmp_path / "run", "snip"),
-    ):
+    another = r"holds another run: search: 'imp' -> 'snip'; choose"
+    with pytest.raises(ConfigError, match=another), experiment(tmp_path / "run", "snip"):
         pass
+    with pytest.raises(ConfigError, match=another):
+        experiment(tmp_path / "run", "snip").dry_run()
+    assert experiment(tmp_path / "run", "imp").dry_run().startswith("dry run: ")

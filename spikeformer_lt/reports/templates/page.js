@@ -18,6 +18,7 @@
     const found = clean.match(/^[[(+]*(-?[\d.]+(?:e[-+]?\d+)?)/i);
     return found ? Number(found[1]) : NaN;
   };
+  const prose = text => isNaN(number(text)) || /[a-z]{4}/i.test(text);
   const save = (name, header, rows) => {
     const cell = text => /[",\n]/.test(text) ? `"${String(text).replace(/"/g, '""')}"` : text;
     const text = [header, ...rows].map(row => row.map(cell).join(",")).join("\n") + "\n";
@@ -50,13 +51,13 @@
     const texts = rows.map(row => [...row.cells].map(cell => cell.textContent.trim()));
     const label = table.parentElement.getAttribute("aria-label") || "table";
     const wordy = heads.map((_, j) => {
-      const said = texts.map(row => row[j]).filter(Boolean), words = said.filter(text => isNaN(number(text)));
+      const said = texts.map(row => row[j]).filter(Boolean), words = said.filter(prose);
       return j > 0 && words.length > said.length / 2 && words.some(text => text.length > 3);
     });
     heads.forEach((head, j) => wordy[j] && head.classList.add("words"));
     texts.forEach((row, i) => row.forEach((text, j) => {
       const cell = rows[i].cells[j];
-      if (wordy[j] || (j && isNaN(number(text)) && text.length > 3)) cell.classList.add("words");
+      if (wordy[j] || (j && prose(text) && text.length > 3)) cell.classList.add("words");
       if (text.length > (j ? 60 : 24)) cell.classList.add("long");
       if (["higher", "lower"].includes(text)) cell.classList.add(text);
     }));
@@ -300,7 +301,7 @@
       const names = [...found.keys()], width = Math.max(300, place.clientWidth || 600);
       const longest = Math.min(width * 0.42, 7 * Math.max(...names.map(name => name.length)) + 12), step = names.length > 12 ? 20 : 30;
       const height = names.length * step + 48, room = width - longest - 70;
-      const top = Math.max(...names.map(name => found.get(name).reduce((sum, one) => sum + (one.value || 0), 0)), 1e-12);
+      const top = Math.max(...names.map(name => found.get(name).reduce((sum, one) => sum + (one.value || 0), 0)), 0) || 1;
       const drawn = canvas(width, height, `${caption} ${spec.alt || ""}`);
       for (const at of ticks(0, top, Math.max(2, Math.min(5, Math.floor(room / 70))))) {
         const x = longest + at / top * room;

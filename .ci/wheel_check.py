@@ -73,6 +73,7 @@ report --runs runs/first --out page
 energy --runs runs/first ticket
 compare --searches random snip --sparsities 0.9 --seeds 0 --epochs 2 --options="{SMALL}" --out both
 find snip {SMALL} --epochs 1 --sparsity 0.9 --snip.images 64 --run.out runs/snip
+reproduce 2311-tab1 --dry-run
 watch runs
 cp multisp_cifar mine.py
 run mine.py {SMALL} --multisp.epochs 1 --multisp.stem-epochs 1 --run.out runs/mine

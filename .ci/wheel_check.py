@@ -23,7 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 INSIDE = """
-import importlib.metadata, importlib.util, pathlib, sys
+import importlib.metadata, importlib.util, pathlib, re, sys
 
 import spikeformer_lt
 from spikeformer_lt import list_datasets, list_models, list_searches
@@ -45,14 +45,19 @@ for name in ("models", "datasets", "recipes", "tests"):
 assert (package.parent / "py.typed").is_file(), "py.typed is missing: users would get no types"
 
 root = pathlib.Path(sys.argv[1])
-links = [path.name for path in (root / "spikeformer_lt").iterdir() if path.is_symlink()]
-assert {"models", "datasets"} <= set(links), f"spikeformer_lt/ links to {links} only"
-for folder in ("spikeformer_lt", *links):
+linked = [path.name for path in (root / "spikeformer_lt").iterdir() if path.is_symlink()]
+assert {"models", "datasets"} <= set(linked), f"spikeformer_lt/ links to {linked} only"
+for folder in ("spikeformer_lt", *linked):
     for source in sorted((root / folder).rglob("*.py")):
         target = source.relative_to(root)
         if folder != "spikeformer_lt":
             target = "spikeformer_lt" / target
         assert (package.parents[1] / target).is_file(), f"the wheel lacks {target}"
+
+about = importlib.metadata.metadata("spikeformer_lt").get_payload()
+links = re.findall(r"\\]\\(([^)]*)\\)", about)
+assert links and all(link.startswith("https://") for link in links), f"dead links: {links}"
+assert "spikeformer-lt evaluate" in about, "the description names no command"
 
 shelves = {"models": list_models(), "datasets": list_datasets(), "searches": list_searches()}
 for shelf, names in shelves.items():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.metadata
+import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -80,3 +82,13 @@ def test_it_trains_without_tonic_librosa_and_scienceplots(tmp_path: Path) -> Non
     )
     assert done.returncode == 0, done.stderr
     assert (run / "report.json").is_file()
+
+
+def test_the_description_of_the_package_needs_no_checkout() -> None:
+    root = Path(__file__).resolve().parents[1]
+    made = runpy.run_path(str(root / "setup.py"))["description"]
+    text = made((root / "README.md").read_text("utf-8"))
+    targets = re.findall(r"\]\(([^)]*)\)", text)
+    assert targets and all(target.startswith("https://") for target in targets)
+    assert "spikeformer-lt evaluate --run spikformer_digits" in text and "## Limits" in text
+    assert made("![a](b.png)\n\nsee [c](d.md) and [e](https://f)").startswith("see c and [e](http")

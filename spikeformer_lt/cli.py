@@ -44,7 +44,7 @@ from spikeformer_lt.config import (
     value_of,
 )
 from spikeformer_lt.disk import write_atomic
-from spikeformer_lt.errors import ConfigError, TicketError, near, shown
+from spikeformer_lt.errors import ConfigError, TicketError, near, painted, shown
 from spikeformer_lt.registry import config_class, create_search, search_names, use_plugins
 from spikeformer_lt.tickets import presets
 from spikeformer_lt.training.options import (
@@ -201,10 +201,14 @@ def show_card(folder: Path) -> None:
 
     rows = card(folder, packed_bytes(folder))
     width = max(len(name) for name, _ in rows)
-    print(f"{folder}:", *(f"  {name:{width}}  {words}" for name, words in rows), sep="\n")
+    print(
+        painted(f"{folder}:", 1, sys.stdout),
+        *(f"  {name:{width}}  {words}" for name, words in rows),
+        sep="\n",
+    )
     place, console = shlex.quote(str(folder)), "  spikeformer-lt"
     print(
-        "next:",
+        painted("next:", 1, sys.stdout),
         f"{console} evaluate --run {place} --split val",
         f"{console} report --runs {place} --out {place}/page",
         f"{console} export --run {place} --out {shlex.quote(f'exported/{folder.name}')}",

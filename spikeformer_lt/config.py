@@ -27,7 +27,15 @@ import yaml
 
 from spikeformer_lt import runtime
 from spikeformer_lt.disk import read_mapping, safe_name, write_atomic
-from spikeformer_lt.errors import ConfigError, Interrupted, SpikeformerError, near, one_of, shown
+from spikeformer_lt.errors import (
+    ConfigError,
+    Interrupted,
+    SpikeformerError,
+    near,
+    one_of,
+    painted,
+    shown,
+)
 from spikeformer_lt.registry import config_class, use_plugins
 from spikeformer_lt.usage import CHOICES, allowed_words, default_of, help_text, options_of
 from spikeformer_lt.usage import field_kinds as field_kinds
@@ -223,6 +231,8 @@ def exit_after(action: Callable[[], Any], argv: Sequence[str] = ()) -> NoReturn:
             traceback.print_exc()
         status, text = verdict(fault, argv)
         text = "".join(c if c.isprintable() else " " for c in text).strip()
+        kind, colon, rest = text.partition(":")
+        text = f"{painted(f'{kind}{colon}', 31, sys.stderr)}{rest}"
         launched = "ACCELERATE_MIXED_PRECISION" in os.environ  # by `accelerate launch`
         with contextlib.suppress(OSError):
             sys.stderr.write(f"{text}\n{LAUNCHER * launched}")

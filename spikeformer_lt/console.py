@@ -31,7 +31,7 @@ from spikeformer_lt.config import (
     parse,
     split_plugins,
 )
-from spikeformer_lt.errors import ConfigError, SpikeformerError, near, shown
+from spikeformer_lt.errors import ConfigError, SpikeformerError, near, painted, shown
 from spikeformer_lt.registry import config_class, descriptions, search_names, use_plugins
 
 C = TypeVar("C")
@@ -303,6 +303,8 @@ def table(rows: Sequence[Sequence[str]], indent: str = "") -> str:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
         line = indent + "  ".join([*cells, row[-1]]).rstrip()
         lines.append(line if len(line) <= room else f"{line[: room - 3]}...")
+    if not indent:  # the first row is a head
+        lines[0] = painted(lines[0], 1, sys.stdout)
     return "\n".join(lines)
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import os
 import signal
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TextIO
 
 
 class SpikeformerError(Exception):
@@ -75,6 +77,12 @@ def shown(value: object, limit: int = 80) -> str:
     if len(text) <= limit:
         return text
     return f"{text[: limit - 20]}...{text[-10:]} ({len(text)} characters)"
+
+
+def painted(text: str, colour: int, stream: TextIO) -> str:
+    """Return text in an ANSI colour, where `stream` is a terminal and NO_COLOR is not set."""
+    plain = not stream.isatty() or "NO_COLOR" in os.environ
+    return text if plain else f"\x1b[{colour}m{text}\x1b[0m"
 
 
 def name_of(path: str | Path) -> str:

@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import inspect
 import itertools
-import os
 import re
 import shutil
 import sys
@@ -21,6 +20,8 @@ import typing
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union
+
+from spikeformer_lt.errors import painted
 
 BASIC = re.compile(
     r"[^.]+|run\.(out|resume|extend)|data\.(name|root|download)|model\.(name|T|init_from)|"
@@ -97,15 +98,18 @@ def help_text(cls: Any, prog: str, words: str = "") -> str:
     own = inspect.cleandoc(cls.__doc__ or "")
     own = "" if own.startswith(f"{cls.__name__}(") else own  # dataclass's own docstring
     module = getattr(sys.modules.get(cls.__module__), "__doc__", None) or ""
-    bold = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     width = min(shutil.get_terminal_size().columns, 100)
 
     def section(name: str, about: str, options: Iterable[Sequence[str]]) -> Iterator[str]:
-        head = f"\x1b[1m{name}\x1b[0m" if bold else name
-        yield "\n" + "\n".join(textwrap.wrap(f"{head}: {about}", width))
+        told = "\n".join(textwrap.wrap(f"{name}: {about}", width))
+        yield f"\n{painted(name, 1, sys.stdout)}{told[len(name) :]}"
         for *_, flag, told in options:
             lines = textwrap.wrap(told, max(width - 30, 20), break_on_hyphens=False)
-            first = f"  {flag:<28}{lines.pop(0)}" if len(flag) <= 26 else f"  {flag}"
+            if len(flag) > width - 2:  # many words
+                parts = textwrap.wrap(flag.replace(",", ", "), width - 6)
+                flag = "\n      ".join(parts).replace(", ", ",")
+            first = lines.pop(0) if len(flag) <= 26 else ""
+            first = f"  {painted(flag, 36, sys.stdout)}{first and ' ' * (28 - len(flag))}{first}"
             yield "\n".join([first, *(f"{'':30}{line}" for line in lines)])
 
     found = [*_listed(cls, cls())]  # which notes the choices, too

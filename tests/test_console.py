@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
+import pty
 import re
 import shutil
 import subprocess
@@ -40,6 +42,31 @@ def test_help_names_every_command_in_one_line_each(capsys: pytest.CaptureFixture
     for command in COMMANDS:
         assert sum(line.split()[:1] == [command] for line in lines) == 1, command
     assert said(capsys) == "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_terminal_gets_colour_unless_it_asks_for_none(plain: bool) -> None:
+    env = {**os.environ, "COLUMNS": "80", "NO_COLOR": "1"}
+    if not plain:
+        del env["NO_COLOR"]
+    said = {}
+    for line in ("find imp --help", "find imp --imp.round 3"):
+        ours, theirs = pty.openpty()
+        command = [sys.executable, "-P", "-m", "spikeformer_lt", *line.split()]
+        with subprocess.Popen(command, stdout=theirs, stderr=theirs, env=env) as process:
+            os.close(theirs)
+            text = b""
+            with contextlib.suppress(OSError):  # how a terminal ends
+                while part := os.read(ours, 65536):
+                    text += part
+            os.close(ours)
+        said[process.returncode] = text.decode()
+    assert plain == ("\x1b[" not in said[0]) == ("\x1b[" not in said[2])
+    if not plain:
+        assert "\x1b[1mbasic options\x1b[0m:" in said[0] and "  \x1b[36m--" in said[0]
+        assert "\x1b[31merror:\x1b[0m unknown option" in said[2]
+        uncoloured = re.sub(r"\x1b\[\d+m", "", said[0]).replace("\r", "")
+        assert max(map(len, uncoloured.partition("basic options")[2].splitlines())) <= 80
 
 
 def test_help_and_completion_load_no_torch() -> None:

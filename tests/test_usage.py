@@ -65,8 +65,11 @@ def groups(at: Any, where: str = "") -> Iterator[tuple[str, Any]]:
 @pytest.mark.parametrize(
     ("prog", "cls"), [*programs()], ids=lambda one: one if isinstance(one, str) else one.__name__
 )
-def test_words_that_are_refused_otherwise_are_shown(prog: str, cls: Any) -> None:
+def test_words_that_are_refused_otherwise_are_shown(
+    prog: str, cls: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each option that takes text is given another one; what the error allows is in the help."""
+    monkeypatch.setenv("COLUMNS", "100")
     text = help_text(cls, prog)
     for where, at in groups(cls()):
         for field in dataclasses.fields(at):

@@ -172,7 +172,8 @@ def find(
     with experiment:
         model, fit = experiment.model(), experiment.trainer.fit
         search = _made(chosen, cfg.train.seed, experiment.trainer.batch)
-        inside, epochs, optim = _after(experiment.cfg, chosen, search)
+        inside = [config for _, config in chosen[2:]]
+        epochs, optim = presets.after(experiment.cfg, chosen, search.trained)
         if isinstance(search, Search):
             experiment.trainer.planned = search.planned() + epochs
         else:  # the phases of such a plug-in do not say what asked for them
@@ -230,20 +231,11 @@ def _made(chosen: Choice, seed: int, batch: Any) -> Any:
     return create_search(name, seed=seed, config=config, batch=batch, **around)
 
 
-def _after(cfg: Any, chosen: Choice, search: Any) -> tuple[list[Any], int, Any]:
-    """Configurations inside, epochs and optimizer of the training from a search's ticket."""
-    inside = [config for _, config in chosen[2:]]
-    epochs = getattr(cfg, "epochs", getattr(chosen[1], "epochs", 0))
-    return inside, *(
-        (0, None) if search.trained else presets.retraining(chosen[1], epochs, *inside)
-    )
-
-
 def planned(cfg: Any, choose: str | Callable[[Any], Choice]) -> int:
     """Most epochs that `find` trains with these arguments, search and ticket together."""
     chosen = _chosen(choose, cfg)
     search = _made(chosen, cfg.train.seed, None)
-    return int(search.planned() + _after(cfg, chosen, search)[1])
+    return int(search.planned() + presets.after(cfg, chosen, search.trained)[0])
 
 
 def open_finished(path: str, cfg: Any, *, report: bool = True, **changed: Any) -> Any:

@@ -87,6 +87,16 @@ def retraining(config: Any, epochs: int, inner: Any = None) -> tuple[int, OptimC
     return left if preset == "default" else published, preset_optim(preset)
 
 
+def after(cfg: Any, chosen: Sequence[Any], trained: bool) -> tuple[int, OptimConfig | None]:
+    """Epochs and optimizer of the training from the ticket of a search; 0 if that ends trained.
+
+    `cfg` is a recipe's configuration, `chosen` the search and its own, with those of one inside.
+    """
+    epochs = getattr(cfg, "epochs", getattr(chosen[1], "epochs", 0))
+    inside = [config for _, config in chosen[2:]]
+    return (0, None) if trained else retraining(chosen[1], epochs, *inside)
+
+
 def start_step(config: Any, inner: Any = None) -> Step:
     """Point of training at which a search (around `inner`) takes the start weights of tickets."""
     config = config if inner is None else inner

@@ -18,6 +18,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -129,15 +130,32 @@ class Bundle:
 
     def read(self, name: str) -> bytes:
         """Read a file, once; it raises as the kind if that is not listed, unreadable or changed."""
+        with self.reading(name) as data:
+            return bytes(data)
+
+    @contextlib.contextmanager
+    def reading(self, name: str) -> Iterator[memoryview]:
+        """Give the bytes of a file, which a thread verifies beside; raises as `read`.
+
+        What the block raises gives way to the fault of a file that changed.
+        """
         try:
-            data = disk.read_regular(self.folder / name, disk.free_memory() // 2)
+            data = disk.read_into_memory(self.folder / name, disk.free_memory() // 2)
         except OSError as fault:
             raise self._fault(f"cannot read {name}: {fault.strerror}") from None
+        with ThreadPoolExecutor(1) as pool:
+            checked = pool.submit(self._verify, name, data)
+            try:
+                yield data
+            finally:
+                checked.result()
+
+    def _verify(self, name: str, data: memoryview) -> None:
         written = self.files.get(name, {})
         size, expected = written.get("size", len(data)), written.get("sha256", "no file")
         found = hashlib.sha256(data).hexdigest()
         if found == expected and size == len(data):
-            return data
+            return
         replaced = False
         with contextlib.suppress(self.kind.error):
             replaced = _opened(self.folder, self.kind).files != self.files
@@ -155,12 +173,9 @@ class Bundle:
             f"{name} changed since the {self.kind.name} was saved ({odd}); restore it from a copy"
         )
 
-    def tensors(self, name: str, parts: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Read a file of tensors: the tensors on the CPU, and their metadata; raises as `read`.
-
-        With `parts`, all of them share the memory of the file.
-        """
-        return disk.unpack_tensors(self.read(name), self.folder / name, verified=parts)
+    def tensors(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Read a file of tensors: the tensors on the CPU, and their metadata; raises as `read`."""
+        return disk.unpack_tensors(self.read(name), self.folder / name)
 
     def _fault(self, what: str) -> SpikeformerError:
         return self.kind.error(f"{name_of(self.folder)}: {what}")

@@ -150,6 +150,13 @@ def read_regular(path: str | Path, most: int) -> bytes:
     Raises:
         OSError: it cannot be read, is no regular file, or has more than `most` bytes.
     """
+    return bytes(read_into_memory(path, most))
+
+
+def read_into_memory(path: str | Path, most: int) -> memoryview:
+    """Like `read_regular`, into memory of large pages that may be written to."""
+    import numpy as np
+
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     with open(handle, "rb") as file:
         about = os.fstat(handle)
@@ -157,7 +164,8 @@ def read_regular(path: str | Path, most: int) -> bytes:
             raise OSError(errno.EINVAL, "it is no regular file")
         if about.st_size > most:
             raise OSError(errno.EFBIG, f"it has {about.st_size} bytes, more than {most}")
-        return file.read()
+        data = np.empty(about.st_size, np.uint8).data
+        return data[: file.readinto(data)]
 
 
 def free_memory() -> int:
@@ -414,11 +422,11 @@ def pack_tensors(
 
 
 def unpack_tensors(
-    data: bytes, where: str | Path, verified: bool = False
+    data: bytes | memoryview, where: str | Path, verified: bool = False
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Verify the bytes of `pack_tensors` and return its tensors, in order on the CPU, and metadata.
 
-    Bytes that are `verified` are not hashed again, and their tensors share one memory.
+    Bytes that are `verified` are not hashed again, and their tensors are parts of `data`.
 
     Raises:
         CheckpointError: every fault, with the file, the tensor, and what else the file is.
@@ -430,7 +438,7 @@ def unpack_tensors(
         raise CheckpointError(f"{place}: {fault}") from None
 
 
-def _unpacked(data: bytes, verified: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _unpacked(data: bytes | memoryview, verified: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
     import safetensors
     import safetensors.torch
 
@@ -445,7 +453,7 @@ def _unpacked(data: bytes, verified: bool) -> tuple[dict[str, Tensor], dict[str,
         OverflowError,
     )
     try:
-        loaded = _parts_of(data, header) if verified else safetensors.torch.load(data)
+        loaded = _parts_of(data, header) if verified else safetensors.torch.load(bytes(data))
     except odd as fault:
         raise CheckpointError(f"damaged: {shown(str(fault), 300)}") from None
     if other := sorted(loaded.keys() ^ hashes.keys()):
@@ -460,12 +468,12 @@ def _unpacked(data: bytes, verified: bool) -> tuple[dict[str, Tensor], dict[str,
     return {name: loaded[name] for name in hashes}, body
 
 
-def _parts_of(data: bytes, header: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of a file, as parts of one copy of it: torch's own reader makes two."""
+def _parts_of(data: bytes | memoryview, header: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a file, as parts of one memory: torch's own reader makes two copies."""
     import safetensors.torch
     import torch
 
-    memory, begin = torch.frombuffer(bytearray(data), dtype=torch.uint8), len(data)
+    memory, begin = torch.frombuffer(data, dtype=torch.uint8), len(data)
     begin -= max(e["data_offsets"][1] for name, e in header.items() if name != "__metadata__")
     found = {}
     for name, entry in header.items():
@@ -514,17 +522,19 @@ def content_kind(head: bytes) -> str:
     return f"unknown binary data (it begins with {head[:8].hex(' ')})"
 
 
-def _header(data: bytes) -> dict[str, Any]:
+def _header(data: bytes | memoryview) -> dict[str, Any]:
     """Return the parsed header after checking every length against the file's size."""
     length = int.from_bytes(data[:8], "little")
     if len(data) < 9 or data[8:9] != b"{" or length > HEADER_LIMIT:
         short = "" if len(data) >= 9 or not data else f" of {len(data)} bytes, perhaps truncated"
-        raise CheckpointError(f"not a safetensors file but {content_kind(data[:1024])}{short}")
+        raise CheckpointError(
+            f"not a safetensors file but {content_kind(bytes(data[:1024]))}{short}"
+        )
     if 8 + length > len(data):
         header = f"{8 + length} bytes of header announced"
         raise CheckpointError(f"truncated: {header}, {len(data)} bytes there")
     try:
-        text = data[8 : 8 + length].decode("utf-8")
+        text = bytes(data[8 : 8 + length]).decode("utf-8")
     except UnicodeDecodeError:
         raise CheckpointError("damaged: its header is not UTF-8 text") from None
     entries = parse_json(text, "damaged header", CheckpointError)

@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from spikeformer_lt.bundle import BundleKind, Stage, open_bundle
-from spikeformer_lt.disk import free_memory, parse_json
+from spikeformer_lt.disk import free_memory, parse_json, unpack_tensors
 from spikeformer_lt.errors import (
     CheckpointError,
     ConfigError,
@@ -33,9 +34,12 @@ from spikeformer_lt.export.codec import (
     PRECISIONS,
     Bytes,
     decode_bits,
+    decode_gaps,
     decode_values,
     encode_bits,
+    encode_gaps,
     encode_values,
+    spread_values,
 )
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.preprocess import Preprocess
@@ -49,11 +53,12 @@ FEW, PER_BYTE = 1 << 24, 1024  # entries that any export may have, and those to 
 BYTES, CODED_BYTES = 7, 48  # of memory: of all entries, and of those that are being decoded
 DIMENSIONS = 8
 TYPES = {"float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"}
-CODES = ("bits", "one", "out", "in", "all")
+CODES = ("bits", "one", "out", "in", "gaps", "all")
 FORMAT = "spikeformer_lt.export"
 CONFIG, TENSORS, CARD, PICTURE = "config.json", "model.safetensors", "README.md", "kept.svg"
-# Format 1 had no coded values, formats 1 and 2 no preprocess, and 1 to 3 no Huffman code of values.
-EXPORT = BundleKind("export", FORMAT, 4, CONFIG, ExportError, (TENSORS, CARD, PICTURE), indent=None)
+# Format 1 had no coded values, formats 1 and 2 no preprocess, 1 to 3 no Huffman code of values, and
+# 1 to 4 none of gaps.
+EXPORT = BundleKind("export", FORMAT, 5, CONFIG, ExportError, (TENSORS, CARD, PICTURE), indent=None)
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,8 @@ class Row:
     ``form`` is "dense", "raw" (bytes of another dtype than float32), "sparse" (values of the kept
     entries) or "binary" (signs of the kept entries, and one gain, or one per output filter).
     ``mask`` and ``signs`` are pairs (code, bytes); the codes are "bits", "one" (one context), "out"
-    or "in" (one context per output or input channel), "all" (all kept) and "none" (no mask).
+    or "in" (one context per output or input channel), "gaps" (the zeros before each one), "all"
+    (all kept) and "none" (no mask).
     ``values`` is the depth and the bytes of the code of the values; depth 0 is plain values.
     ``digest`` is the crc32 of values and mask; up to format 3 it is their sha256.
     """
@@ -99,10 +105,14 @@ class Writer:
         kept = None if kept is None else kept.cpu()
         chosen = torch.ones_like(plain, dtype=torch.bool) if kept is None else kept
         form, value, signs, coded, count = "raw", plain, ("all", 0), (0, 0), 0
-        mask = ("none", 0) if kept is None else self._bits(kept, plain.shape)
+        gains = binary_gains(plain, chosen) if plain.dtype == torch.float32 else None
+        # Beside many values, a mask that is read ten times faster may take 1/200 of their bytes.
+        sparse = plain.dtype == torch.float32 and gains is None
+        spare = int(chosen.sum()) * PRECISIONS[self.precision].itemsize // 200 if sparse else 0
+        mask = ("none", 0) if kept is None else self._bits(kept, plain.shape, spare)
         if plain.dtype != torch.float32:
             self._put("raw", plain.reshape(-1).view(torch.uint8))
-        elif (gains := binary_gains(plain, chosen)) is not None:
+        elif gains is not None:
             form, count, negative = "binary", len(gains), plain[chosen] < 0
             signs = self._bits(negative, negative.shape)
             self._put("gains", gains)
@@ -137,7 +147,8 @@ class Writer:
         self._put("bits", torch.from_numpy(found[1]))
         return narrow.float(), (found[0], len(found[1]))
 
-    def _bits(self, bits: Tensor, shape: Sequence[int]) -> tuple[str, int]:
+    def _bits(self, bits: Tensor, shape: Sequence[int], spare: int = 0) -> tuple[str, int]:
+        """Store bits in the shortest code, or by gaps if that takes at most `spare` bytes more."""
         flat = bits.reshape(-1).numpy().astype(np.uint8)
         if flat.all():
             return "all", 0
@@ -145,6 +156,8 @@ class Writer:
         for code in ("one", "out", "in")[: 3 if len(shape) > 1 else 1]:
             codes[code] = encode_bits(flat, *contexts_of(code, shape))
         best = min(codes, key=lambda code: len(codes[code]))  # the first of the shortest
+        if spare and len(gaps := encode_gaps(flat)) <= len(codes[best]) + spare:
+            codes[best := "gaps"] = gaps
         self._put("bits", torch.from_numpy(codes[best]))
         return best, len(codes[best])
 
@@ -163,7 +176,10 @@ class Reader:
         masks, others = zip(*map(self._coded, rows), strict=True)
         kept = _together(self._mask, rows, masks)
         plain = [self._plain(row, mask) for row, mask in zip(rows, kept, strict=True)]
-        values = _together(self._value, rows, kept, plain, others)
+        # One memory has large pages, which take a quarter of the time of many small ones.
+        ends = np.cumsum([0 if row.form == "raw" else math.prod(row.shape) for row in rows])
+        rooms = np.split(np.empty(ends[-1], np.float32), ends[:-1])
+        values = _together(self._value, rows, kept, plain, others, rooms)
         for name, stream in self.streams.items():
             if left := stream.numel() - self.places[name]:
                 raise CheckpointError(f"stream {name} has {left} entries too many")
@@ -190,7 +206,9 @@ class Reader:
             raise self._fault(row, f"{row.gains} gains for {row.shape[0]} filters")
         return self._take(row, "gains", row.gains)
 
-    def _value(self, row: Row, kept: Tensor | None, plain: Tensor, coded: Bytes) -> Tensor:
+    def _value(
+        self, row: Row, kept: Tensor | None, plain: Tensor, coded: Bytes, room: NDArray[np.float32]
+    ) -> Tensor:
         count, depth = _count(row, kept), row.values[0]
         if row.form == "raw":
             if row.dtype == "bool" and bool((plain > 1).any()):
@@ -201,14 +219,17 @@ class Reader:
             negative = self._bits(row, row.signs[0], coded, [count]).view(torch.bool)
             value = from_signs(chosen, negative, plain)
         else:
-            found = decode_values(coded, depth, count, plain.dtype) if depth else plain.clone()
+            found = decode_values(coded, depth, count, plain.dtype) if depth else plain
             if found is None:
                 what = f"{len(coded)} bytes of depth {depth} cannot be {count} values"
                 raise self._fault(row, what)
             value = found.float().view(list(row.shape)) if kept is None else spread(kept, found)
         if digest_of(value, kept, old=len(row.digest) > 8) != row.digest:
             raise self._fault(row, "its values have another digest than was written")
-        return value
+        if row.form == "raw":
+            return value
+        room[:] = value.numpy().reshape(-1)
+        return torch.from_numpy(room).view(value.shape)
 
     def _bits(self, row: Row, code: str | int, data: Bytes, shape: Sequence[int]) -> Tensor:
         count = math.prod(shape)
@@ -218,6 +239,11 @@ class Reader:
             if len(data) != -(-count // 8):
                 raise self._fault(row, f"{len(data)} bytes for {count} bits")
             bits = np.unpackbits(data, count=count)
+        elif code == "gaps":
+            found = decode_gaps(data, count)
+            if found is None:
+                raise self._fault(row, f"{len(data)} bytes cannot be the gaps of {count} bits")
+            bits = found
         elif code in ("one", "out", "in") and (code == "one" or len(shape) > 1):
             bits = decode_bits(data, count, *contexts_of(str(code), shape))
         else:
@@ -302,9 +328,10 @@ def read_packed(folder: str | Path) -> Packed:
             the tensor is named where it is one.
     """
     bundle = open_bundle(folder, EXPORT)
-    streams, own = bundle.tensors(TENSORS, parts=True)
     try:
-        return _unpacked(bundle.about, streams, own)
+        with bundle.reading(TENSORS) as data:
+            streams, own = unpack_tensors(data, bundle.folder / TENSORS, verified=True)
+            return _unpacked(bundle.about, streams, own)
     except (CheckpointError, TicketError, ConfigError) as fault:
         raise CheckpointError(f"{name_of(bundle.folder / TENSORS)}: {fault}") from None
     except MemoryError:
@@ -328,8 +355,11 @@ def _unpacked(body: dict[str, Any], streams: dict[str, Tensor], own: Mapping[str
         Preprocess.known(provenance)
     table = streams.pop("table")
     rows, reader = _unpack_table(table), Reader(streams)
-    _refuse_sizes(rows, streams, body["provenance"])
-    found = {row.name: pair for row, pair in zip(rows, reader.get(rows), strict=True)}
+    _refuse_sizes(rows, streams)
+    with ThreadPoolExecutor(1) as pool:
+        pairs = pool.submit(reader.get, rows)
+        _refuse_others(rows, body["provenance"])
+        found = {row.name: pair for row, pair in zip(rows, pairs.result(), strict=True)}
     tensors = {name: value for name, (value, _) in found.items()}
     masks = {name: kept for name, (_, kept) in found.items() if kept is not None}
     order = body.get("mask_order", list(masks))
@@ -387,12 +417,16 @@ def _row(entry: Any) -> Row:
     return row
 
 
-def _refuse_sizes(rows: Sequence[Row], streams: Mapping[str, Tensor], known: Any) -> None:
-    """Compare names and shapes with the model's and the sizes with what can be, before decoding."""
+def _refuse_others(rows: Sequence[Row], known: Any) -> None:
+    """Compare names and shapes with those of the model that the provenance names."""
     if isinstance(known.get("model"), dict) and known["model"].get("name") in list_models():
         expected = expected_tensors(known, len(rows))
         found = {row.name: torch.empty(row.shape, device="meta") for row in rows}
         compare(found, expected)
+
+
+def _refuse_sizes(rows: Sequence[Row], streams: Mapping[str, Tensor]) -> None:
+    """Compare the sizes with what can be, before decoding."""
     counts = [math.prod(row.shape) for row in rows]
     stored = sum(stream.nbytes for stream in streams.values())
     if sum(counts) > max(FEW, PER_BYTE * stored):
@@ -442,15 +476,13 @@ def digest_of(value: Tensor, kept: Tensor | None, old: bool = False) -> str:
 # Numpy beside the reader's threads: each operation of torch would start threads of its own.
 def spread(kept: Tensor, values: Tensor) -> Tensor:
     """Put values [k] where `kept` is set, as float32; 0 elsewhere."""
-    value = np.zeros(kept.shape, np.float32)
-    value[kept.numpy()] = values.float().numpy()
-    return torch.from_numpy(value)
+    flat = kept.numpy().reshape(-1).view(np.uint8)
+    return torch.from_numpy(spread_values(flat, values.float().numpy())).view(kept.shape)
 
 
 def from_signs(kept: Tensor, negative: Tensor, gains: Tensor) -> Tensor:
     """Weights: the sign of each kept entry times the gain of its layer or filter."""
-    value = np.zeros(kept.shape, np.float32)
-    value[kept.numpy()] = 1.0 - 2.0 * negative.numpy()
+    value = spread(kept, 1.0 - 2.0 * negative.float()).numpy()
     value *= gains.numpy().reshape(-1, *[1] * (kept.ndim - 1))
     value += 0.0  # turns -0.0 into 0.0
     return torch.from_numpy(value)

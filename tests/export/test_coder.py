@@ -11,7 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spikeformer_lt.export import codec
-from spikeformer_lt.export.codec import decode_bits, encode_bits
+from spikeformer_lt.export.codec import (
+    decode_bits,
+    decode_gaps,
+    encode_bits,
+    encode_gaps,
+    spread_values,
+)
 
 
 @given(
@@ -23,6 +29,40 @@ def test_every_stream_comes_back(bits: list[bool], stride: int, contexts: int) -
     given_ = np.array(bits, np.uint8)
     data = encode_bits(given_, stride, contexts)
     assert np.array_equal(decode_bits(data, len(bits), stride, contexts), given_)
+
+
+@given(st.lists(st.integers(0, 2000), min_size=1, max_size=40), st.integers(0, 600))
+def test_every_mask_comes_back_from_its_gaps(gaps: list[int], tail: int) -> None:
+    bits = np.concatenate([np.r_[np.zeros(gap, np.uint8), 1] for gap in gaps] + [np.zeros(tail)])
+    bits = bits.astype(np.uint8)
+    found = decode_gaps(encode_gaps(bits), bits.size)
+    assert found is not None and np.array_equal(found, bits)
+    assert decode_gaps(encode_gaps(bits), bits.size - tail - 1) is None
+
+
+@pytest.mark.parametrize("rate", [0.02, 0.1, 0.3])
+def test_gaps_are_hardly_longer(rate: float) -> None:
+    bits = (np.random.default_rng(0).random(200_000) < rate).astype(np.uint8)
+    assert encode_gaps(bits).size < 1.02 * encode_bits(bits).size + 264
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 600), st.integers(0, 300))
+def test_foreign_bytes_are_no_gaps_or_others(seed: int, size: int, number: int) -> None:
+    rng = np.random.default_rng(seed)
+    data = rng.integers(0, 256, size, np.uint8)
+    data[:8] = np.array([number], "<u8").view(np.uint8)[: len(data[:8])]
+    data[8:264] = 8  # a whole code
+    found = decode_gaps(data, 1000)
+    assert found is None or found.shape == (1000,)
+
+
+def test_values_are_spread_bit_for_bit() -> None:
+    bits = (np.random.default_rng(4).random(1000) < 0.3).astype(np.uint8)
+    values = np.random.default_rng(5).standard_normal(bits.sum()).astype(np.float32)
+    values[3] = np.nan
+    wanted = np.zeros(1000, np.float32)
+    wanted[bits == 1] = values
+    assert spread_values(bits, values).tobytes() == wanted.tobytes()
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.001, 0.02, 0.1, 0.5, 0.9, 1.0])
@@ -62,6 +102,8 @@ def test_the_plain_loops_write_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -
     assert np.array_equal(decode_bits(deep, 3000, depth=10), bits)
     assert np.array_equal(encode_bits(bits, 30, 7), fast)
     assert np.array_equal(decode_bits(fast, 3000, 30, 7), bits)
+    again = decode_gaps(encode_gaps(bits), 3000)
+    assert again is not None and np.array_equal(again, bits)
 
 
 def test_the_worst_stream_fits_its_buffer() -> None:
@@ -76,6 +118,7 @@ def test_the_worst_stream_fits_its_buffer() -> None:
 @pytest.mark.golden
 def test_the_bytes_never_change() -> None:
     bits = np.array([int(c) for c in bin(3**200)[2:]], np.uint8)
+    assert hashlib.sha256(encode_gaps(bits).tobytes()).hexdigest()[:16] == "2e92cfd62396e5c9"
     digest = hashlib.sha256(encode_bits(bits, 4, 3).tobytes()).hexdigest()
     assert digest[:16] == "6b2f9908f5728095"
 

@@ -116,8 +116,8 @@ def test_newer_foreign_and_edited_exports_are_refused(
 ) -> None:
     write_packed(tmp_path, small)
     text = (tmp_path / CONFIG).read_text()
-    edit(tmp_path, format_version=5)
-    with pytest.raises(SpikeformerError, match=r"format v5, supports <= v4; install a newer"):
+    edit(tmp_path, format_version=6)
+    with pytest.raises(SpikeformerError, match=r"format v6, supports <= v5; install a newer"):
         read_packed(tmp_path)
     for key, value, match in (
         ("format", "other", "not of an export"),

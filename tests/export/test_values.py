@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 
 import numpy as np
 import pytest
@@ -103,9 +104,10 @@ def test_the_plain_loop_reads_the_same_values(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.golden
 def test_the_huffman_bytes_never_change(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(codec, "SMALL", 0)
-    found = encode_values(torch.arange(1.0, 3000.0).sqrt() - 20)
+    # torch's own root rounds as the processor does.
+    found = encode_values(torch.tensor([math.sqrt(n) - 20 for n in range(1, 3000)]))
     assert found is not None
-    assert hashlib.sha256(found[1].tobytes()).hexdigest()[:16] == "64238f69db7b6555"
+    assert hashlib.sha256(found[1].tobytes()).hexdigest()[:16] == "bce8d8a486433c3e"
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(0, 3000))

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from spikeformer_lt.disk import allow_write
 from spikeformer_lt.errors import ConfigError, DataError, name_of, near, shown
 from spikeformer_lt.events.dataset import Source, event_splits
 from spikeformer_lt.events.frame import EventDataOptions
@@ -90,6 +91,7 @@ def _opened(kind: Any, home: Path, download: bool, incomplete: str, own: Mapping
             archive = Archive(name, 0, md5, url=url, **limits)
             provide(kind.__name__, home, download, lambda: next(states), archives=[archive])
         elif download:
+            allow_write()
             kind.download(self)
         else:
             raise DataError(f"not all files of the set, and no {name or 'archive'}")

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import http.client
+import http.server
 import socket
+import tarfile
+import threading
+import urllib.request
 import zipfile
 from pathlib import Path
 
@@ -11,10 +17,12 @@ import numpy as np
 import pytest
 import tonic.datasets
 
+from spikeformer_lt import published
 from spikeformer_lt.errors import ConfigError, DataError
 from spikeformer_lt.events import EventOptions
 from spikeformer_lt.registry import create_dataset
 
+CONNECT, RESOLVE = socket.socket.connect, socket.getaddrinfo
 FEW = EventOptions(T=4, incomplete="report", cache="none")
 
 
@@ -118,6 +126,98 @@ def test_an_archive_is_checked_before_it_is_unpacked(files, tmp_path, monkeypatc
         file.write(b"\0")
     with pytest.raises(DataError, match="md5"):
         create_dataset("tonic:NMNIST", root=str(tmp_path), events=EventOptions(T=4))
+
+
+class PlainHttps(urllib.request.HTTPSHandler):
+    """Speaks http where https is asked for, so that a test needs no certificate."""
+
+    def https_open(self, req):
+        return self.do_open(http.client.HTTPConnection, req)
+
+
+@pytest.fixture
+def server(monkeypatch, tmp_path):
+    """Serves the folder `served` where tonic's own addresses would lead; notes what is asked."""
+    (tmp_path / "served").mkdir()
+    asked = []
+
+    class Answer(http.server.SimpleHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.path = "/" + self.path.rpartition("/")[2]
+            super().do_GET()
+
+        def log_message(self, *words):
+            pass
+
+    monkeypatch.setattr(socket.socket, "connect", CONNECT)
+    monkeypatch.setattr(socket, "getaddrinfo", RESOLVE)
+    monkeypatch.setattr(
+        published, "fetch", functools.partial(published.fetch, handlers=[PlainHttps()])
+    )
+    answer = functools.partial(Answer, directory=tmp_path / "served")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), answer) as made:
+        threading.Thread(target=made.serve_forever, args=(0.01,), daemon=True).start()
+        made.asked, made.folder = asked, tmp_path / "served"
+        yield made
+        made.shutdown()
+
+
+def pack(home, name, folder):
+    """The archives of a set as its publisher packs them: {attribute of the class: path}."""
+    if name == "CIFAR10DVS":  # a zip of a zip for each class
+        with zipfile.ZipFile(folder / "cifar.zip", "w") as outer:
+            for label in sorted(home.iterdir()):
+                with (
+                    outer.open(f"{label.name}.zip", "w") as file,
+                    zipfile.ZipFile(file, "w") as own,
+                ):
+                    for path in sorted(label.iterdir()):
+                        own.write(path, path.relative_to(home))
+        return {"": folder / "cifar.zip"}
+    made = {}
+    for part in ("train", "test"):
+        own = getattr(tonic.datasets, name)
+        path = made[f"{part}_"] = folder / getattr(own, f"{part}_filename")
+        inner = next(each for each in home.iterdir() if part in each.name.lower())
+        if path.suffix == ".zip":
+            with zipfile.ZipFile(path, "w") as packed:
+                for file in sorted(inner.rglob("*.*")):
+                    packed.write(file, file.relative_to(home))
+        else:
+            with tarfile.open(path, "w:gz") as packed:
+                packed.add(inner, inner.name)
+    return made
+
+
+@pytest.mark.parametrize("name", ["NMNIST", "DVSGesture", "CIFAR10DVS"])
+def test_a_set_is_fetched_checked_and_unpacked_where_that_is_allowed(
+    files, tmp_path, monkeypatch, server, name
+):
+    home = put(files, tmp_path / "made", name) / name
+    local = create_dataset(f"tonic:{name}", root=str(tmp_path / "made"), events=FEW)
+    for field, path in pack(home, name, server.folder).items():
+        kind, md5 = getattr(tonic.datasets, name), f"{field}md5" if field else "file_md5"
+        place = f"https://127.0.0.1:{server.server_port}/figshare.com/ndownloader/files/{path.name}"
+        monkeypatch.setattr(kind, f"{field}url", place)
+        monkeypatch.setattr(kind, md5, hashlib.md5(path.read_bytes()).hexdigest())
+    root = str(tmp_path / "data")
+    with pytest.raises(DataError, match=f"tonic:{name} is not in"):
+        create_dataset(f"tonic:{name}", root=root, events=FEW)
+    assert not server.asked
+    fetched = create_dataset(f"tonic:{name}", root=root, download=True, events=FEW)
+    assert len(server.asked) == len([*server.folder.iterdir()])
+    assert all("/api.figshare.com/v2/file/download/" in path for path in server.asked)
+    server.asked.clear()
+    again = create_dataset(f"tonic:{name}", root=root, events=FEW)
+    assert not server.asked
+    assert fetched.split_sha256 == again.split_sha256 == local.split_sha256
+    for part in ("train", "val", "test"):
+        one, other = getattr(fetched, part), getattr(local, part)
+        assert len(one) == len(other) > 0 and (one[0][0] == other[0][0]).all()
+    monkeypatch.setattr(kind, md5, "0" * 32)
+    with pytest.raises(DataError, match="has md5 .*as published it is 0000"):
+        create_dataset(f"tonic:{name}", root=str(tmp_path / "x"), download=True, events=FEW)
 
 
 @pytest.mark.parametrize("name", tonic.datasets.__all__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import csv
 import hashlib
@@ -176,6 +177,11 @@ def labelled_files(
         )
     numbers = all(label.isdecimal() for _, label, _, _ in rows)
     names = {label for _, label, _, _ in rows}
+    if len(names) == 1:
+        raise DataError(
+            f"{name_of(root)}: all {len(rows)} files are of one class, {shown(rows[0][1])}; needed "
+            "are two: is the root the folder above the classes?"
+        )
     classes = tuple(sorted(names, key=lambda name: (int(name), name) if numbers else (0, name)))
     places = {name: place for place, name in enumerate(classes)}
     parts: dict[str, list[Sample]] = {part: [] for part in PARTS}
@@ -187,6 +193,11 @@ def labelled_files(
 def _folder_rows(root: Path, paths: Sequence[str]) -> list[tuple[str, str, str, str]]:
     named = {first: part_of(f"{first}/") for first in {path.split("/")[0] for path in paths}}
     parted = "train" in named.values() and all(named.values())
+    if not parted and any(named.values()) and all(path.count("/") > 1 for path in paths):
+        raise DataError(
+            f"{name_of(root)} holds folders named for parts, {shown(sorted(named), 200)}, but no "
+            "train, or others beside them: are these classes or parts? name files in labels.csv"
+        )
     rows = []
     for path in paths:
         folders = path.split("/")[:-1]
@@ -202,15 +213,20 @@ def _folder_rows(root: Path, paths: Sequence[str]) -> list[tuple[str, str, str, 
 
 def part_of(path: str) -> str:
     """Tell the part of a file by the names of the folders above it, or ""."""
-    above = path.split("/")[:-1]
+    above = [name.lower() if name.isupper() else name for name in path.split("/")[:-1]]
     return next((p for p, word in _WORDS.items() if any(map(word.search, above))), "")
 
 
 def _table_rows(root: Path, table: Path) -> list[tuple[str, str, str, str]]:
     with opened(table) as (file, _):
-        text = file.read(_FILE_LIMIT).decode("utf-8-sig", "replace")
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    columns = reader.fieldnames or ()
+        data = file.read(_FILE_LIMIT)
+    wide = data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    text = data.decode("utf-16" if wide else "utf-8-sig", "replace")
+    head = text.partition("\n")[0]
+    mark = max(",;\t", key=head.count)  # spreadsheets write one of these, by country
+    lines = io.StringIO(text, newline="")
+    reader = csv.DictReader(lines, delimiter=mark, skipinitialspace=True, strict=True)
+    reader.fieldnames = columns = [name.strip().lower() for name in reader.fieldnames or ()]
     where = name_of(table)
     odd = [name for name in columns if name not in _TABLE]
     if odd or not {"path", "label"} <= set(columns):
@@ -218,20 +234,29 @@ def _table_rows(root: Path, table: Path) -> list[tuple[str, str, str, str]]:
             f"{where} has the columns {shown(list(columns), 200)}; needed are path and label, "
             "allowed are person and part"
         )
-    rows = []
+    rows, seen, alone = [], dict[str, int](), ""
     try:
         for row in reader:
             path, label, person, part = ((row.get(name) or "").strip() for name in _TABLE)
+            if not (root / path).is_file():
+                path = path.replace("\\", "/")
+            part = part.lower() or "train"
             place, line = PurePosixPath(path), f"{where}, line {reader.line_num}"
             if not label or place.is_absolute() or ".." in place.parts or None in row:
                 raise DataError(f"{line}: {shown(path)} of class {shown(label)} is no path, label")
             if not (root / place).is_file():
                 raise DataError(f"{line}: {name_of(root / place)} is not there")
-            if part not in (*PARTS, ""):
+            if part not in PARTS:
                 raise DataError(f"{line}: {shown(part)} is no part; allowed: {', '.join(PARTS)}")
-            rows.append((place.as_posix(), label, person, part or "train"))
+            if seen.setdefault(place.as_posix(), reader.line_num) != reader.line_num:
+                raise DataError(f"{line}: {shown(path)} is in line {seen[place.as_posix()]}, too")
+            if part == "train" and not person:
+                alone = alone or line
+            rows.append((place.as_posix(), label, person, part))
     except csv.Error as fault:
         raise DataError(f"{where}, line {reader.line_num}: {fault}") from fault
+    if alone and any(person for _, _, person, part in rows if part == "train"):
+        raise DataError(f"{alone}: no person, where other lines have one")
     return rows
 
 
@@ -250,8 +275,12 @@ def parted(
         found["test"] = found.pop("val")
     pool = found.get("train", ())
     grouped = all(sample.group for sample in pool)
+    if lost := sorted(set(range(len(classes))) - {sample.label for sample in pool}):
+        first = shown(classes[lost[0]])
+        log.warning("%s: nothing to train on of %d classes, %s first", name, len(lost), first)
     if "test" not in found:
-        pool, found["test"] = hold_out(f"{name}/test", pool, test_fraction, grouped)
+        how = (test_fraction, grouped, "test_fraction")
+        pool, found["test"] = hold_out(f"{name}/test", pool, *how)
     if "val" not in found:
         return cut(name, classes, pool, found["test"], val_fraction, grouped)
     return Split(name, tuple(classes), *(tuple(found.get(part, ())) for part in PARTS))
@@ -413,8 +442,9 @@ def first_of_each_class(
 
 
 def hold_out(
-    name: str, samples: Sequence[Sample], fraction: float, groups: bool = False
-) -> tuple[list[Sample], list[Sample]]:
+    name: str, samples: Sequence[Sample], fraction: float, groups: bool = False,
+    field: str = "val_fraction",
+) -> tuple[list[Sample], list[Sample]]:  # fmt: skip
     """Return training recordings (kept, held out), chosen by hashes of names, each sorted.
 
     With `groups` whole groups (people, say) are held out, as few as reach the fraction, never such
@@ -423,7 +453,7 @@ def hold_out(
     Raises:
         DataError: nothing can be held out.
     """
-    exact = exact_fraction("val_fraction", fraction)
+    exact = exact_fraction(field, fraction)
     held: set[Sample] = set()
     labels = [sample.label for sample in samples]
     if groups:
@@ -435,9 +465,10 @@ def hold_out(
     else:
         held = {samples[i] for i in held_out(labels, exact, lambda i: hashed(name, samples[i].key))}
     if not held:
+        of = f" of {len({s.group for s in samples})} persons" if groups else ""
         raise DataError(
-            f"{name}: val_fraction={fraction} of {len(samples)} recordings holds none out; give "
-            "more recordings or a larger fraction"
+            f"{name}: {field}={fraction} of {len(samples)} samples{of} holds none out; give more "
+            f"{'persons' if groups else 'samples'} or a larger fraction"
         )
     return sorted(s for s in samples if s not in held), sorted(held)
 

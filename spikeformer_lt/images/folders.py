@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spikeformer_lt.bundle import building, sweep_files
-from spikeformer_lt.disk import free_bytes
+from spikeformer_lt.disk import content_kind, free_bytes
 from spikeformer_lt.errors import DataError, name_of, shown
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ _TAIL = 8  # bytes of the checksum behind the pixels of a mapped file
 
 def open_picture(path: str | Path, data: bytes | None = None) -> Any:
     """Return a PIL picture whose header was read, of a file or of its bytes; else a DataError."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     if data is None and not Path(path).is_file():
         raise DataError(f"{name_of(path)} is no file of a picture")
@@ -39,6 +39,10 @@ def open_picture(path: str | Path, data: bytes | None = None) -> Any:
         picture = Image.open(io.BytesIO(data))
         picture.filename = str(path)
         return picture
+    except UnidentifiedImageError:
+        with io.BytesIO(data) if data is not None else open(path, "rb") as file:
+            head = file.read(1024)
+        raise DataError(f"{name_of(path)} is no picture but {content_kind(head)}") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as fault:
         raise DataError(f"{name_of(path)} is no whole picture: {shown(str(fault))}") from None
 
@@ -54,13 +58,12 @@ def square(picture: Any, size: int, channels: int = 3, crop: float = 1.0) -> NDA
     """
     from PIL import Image, ImageOps
 
+    where = name_of(getattr(picture, "filename", "") or "the picture")
     if picture.mode[0] in "IF":
-        mode = picture.mode
-        raise DataError(f"a picture of mode {mode} has more than 8 bits a pixel; convert it")
+        raise DataError(f"{where} has more than 8 bits a pixel, mode {picture.mode}: convert it")
     try:
         upright = ImageOps.exif_transpose(picture).convert("RGB" if channels == 3 else "L")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as fault:
-        where = name_of(getattr(picture, "filename", "") or "the picture")
         raise DataError(f"{where} is no whole picture: {shown(str(fault))}") from None
     way = Image.Resampling.BILINEAR if crop == 1 else Image.Resampling.BICUBIC
     fitted = ImageOps.fit(upright, (size, size), way, bleed=(1 - crop) / 2)

@@ -213,3 +213,85 @@ def test_imagenets_layout_is_cropped_before_it_is_decoded(tmp_path):
         for w in (0, 2)
     ]
     assert torch.equal(*batches) and batches[0].shape == (3, 6, 3, 224, 224)
+
+
+@pytest.mark.parametrize(
+    ("turn", "enc"),
+    [
+        (lambda text: text.replace(",", ";"), "utf-8"),
+        (lambda text: text.replace(",", "\t"), "utf-16"),
+        (lambda text: text.replace("path,", "Path, ").replace("test", "TEST"), "utf-8"),
+        (lambda text: text.replace("/", "\\").replace("\n", "\r\n"), "utf-8-sig"),
+    ],
+)  # fmt: skip
+def test_tables_of_spreadsheets_are_read(tmp_path, turn, enc):
+    put_pictures(tmp_path)
+    rows = [f"{c}/{i}.png,{c},{'test' if i < 3 else ''}" for c in ("cat", "dog") for i in range(10)]
+    text = "\n".join(["path,label,part", *rows, ""])
+    (tmp_path / "labels.csv").write_bytes(turn(text).encode(enc))
+    splits = create_dataset("image_folder", root=str(tmp_path))
+    assert splits.train.classes == ("cat", "dog")
+    assert [len(part) for part in parts(splits)] == [12, 2, 6]
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        (["cat/0.png,dog,a,"], r"line 22: 'cat/0\.png' is in line 2, too"),
+        (["cat/0.png,cat,a,"], r"line 22: 'cat/0\.png' is in line 2, too"),
+        (["more/0.png,cat,,"], "line 22: no person, where other lines have one"),
+    ],
+)
+def test_a_file_named_twice_or_without_its_person_is_refused_by_its_line(tmp_path, lines, words):
+    put_pictures(tmp_path)
+    put_pictures(tmp_path, ("more",), 1)
+    rows = [f"{c}/{i}.png,{c},p{i % 5}," for c in ("cat", "dog") for i in range(10)]
+    (tmp_path / "labels.csv").write_text("\n".join(["path,label,person,part", *rows, *lines]))
+    with pytest.raises(DataError, match=words):
+        create_dataset("image_folder", root=str(tmp_path))
+
+
+def test_folders_of_parts_are_known_in_capitals_and_never_taken_for_classes(tmp_path, caplog):
+    for part in ("TRAIN", "Validation", "test"):
+        put_pictures(tmp_path / "a" / part)
+    splits = create_dataset("image_folder", root=str(tmp_path / "a"))
+    assert [len(part) for part in parts(splits)] == [20, 20, 20]
+    for name, other in (("b", "unsorted"), ("c", "test")):
+        put_pictures(tmp_path / name / other)
+        put_pictures(tmp_path / name / ("train" if name == "b" else "val"))
+        with pytest.raises(DataError, match=f"folders named for parts.*{other}.*or parts"):
+            create_dataset("image_folder", root=str(tmp_path / name))
+    put_pictures(tmp_path / "d", ("train", "plane"))  # two classes
+    assert create_dataset("image_folder", root=str(tmp_path / "d")).num_classes == 2
+    put_pictures(tmp_path / "f" / "d")
+    with pytest.raises(DataError, match="all 20 files are of one class, 'd'.*folder above"):
+        create_dataset("image_folder", root=str(tmp_path / "f"))
+    put_pictures(tmp_path / "g" / "train")
+    put_pictures(tmp_path / "g" / "test", ("cat", "cow"))
+    create_dataset("image_folder", root=str(tmp_path / "g"))
+    assert "nothing to train on of 1 classes, 'cow' first" in caplog.text
+
+
+def test_a_fraction_that_holds_nothing_out_is_named_as_it_is_typed(tmp_path):
+    put_pictures(tmp_path, count=2)
+    with pytest.raises(DataError, match=r"test_fraction=0\.2 of 4 samples holds none out"):
+        create_dataset("image_folder", root=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "an empty file"),
+        (b"<html>", "an HTML or XML page, probably a failed download"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
+    ],
+)
+def test_what_is_no_picture_is_told_for_what_it_is(tmp_path, content, words):
+    put_pictures(tmp_path)
+    (tmp_path / "cat" / "x.jpg").write_bytes(content)
+    with pytest.raises(DataError, match=rf"cat/x\.jpg' is no picture but {words}"):
+        create_dataset("image_folder", root=str(tmp_path))
+    (tmp_path / "cat" / "x.jpg").unlink()
+    Image.fromarray(np.zeros((9, 9), np.uint16)).save(tmp_path / "dog" / "deep.png")
+    with pytest.raises(DataError, match=r"dog/deep\.png' has more than 8 bits a pixel, mode I;16"):
+        create_dataset("image_folder", root=str(tmp_path))

@@ -4,6 +4,8 @@
 PYTHON ?= python3
 # More arguments for pytest, for example: make test ARGS="-k mask"
 ARGS ?=
+# A torch without CUDA, from an index of PyTorch: make CPU=1 with any target.
+CPU ?=
 # For make gpu: how long it may take, and the folder of CIFAR-10.
 MINUTES ?= 9
 DATA ?= /tmp/data
@@ -13,7 +15,8 @@ VENV := .venv
 # -P keeps the checkout's models/ and datasets/ out of the import path, as in an installed package.
 PY := $(VENV)/bin/python -P
 # The stamp carries the folder's name in it: a moved checkout installs again.
-STAMP := $(VENV)/.installed-$(shell printf '%s' '$(CURDIR)' | cksum | cut -d ' ' -f 1)
+STAMP := $(VENV)/.installed$(if $(CPU),-cpu)-$(shell printf '%s' '$(CURDIR)' | cksum | cut -d ' ' -f 1)
+CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
 # Caches stay in the checkout, so that an empty or read-only HOME is enough, and no setting of the
 # user's (an accelerate config, a matplotlibrc) changes a result.
@@ -42,6 +45,7 @@ help:
 	@echo "make release-check  the same, the metadata, and every command of the console from there"
 	@echo "make docs         guides, reference and lab pages as a site: build/docs/index.html"
 	@echo "make install      make .venv only (3 minutes and 7 GB, once)"
+	@echo "                  CPU=1 with any target: a torch without CUDA, from CPU_INDEX"
 	@echo "make clean        remove caches and built files; .venv and runs/ stay"
 
 install: $(STAMP)
@@ -53,7 +57,10 @@ $(STAMP): pyproject.toml constraints.txt
 		echo "could not make $(VENV); on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	@echo "Installing into $(VENV): 3 minutes and 7 GB the first time, seconds when little changed"
 	@start=$$(date +%s); rm -f $(VENV)/.installed-*; \
-	PYTHONWARNINGS=ignore $(PY) -m pip install --quiet --constraint constraints.txt --editable '.[dev]' \
+	if [ -n '$(CPU)' ]; then sed '/^torch.*===/s/$$/+cpu/' constraints.txt >$(VENV)/constraints.txt; \
+	else cp constraints.txt $(VENV)/constraints.txt; fi; \
+	PYTHONWARNINGS=ignore $(PY) -m pip install --quiet --constraint $(VENV)/constraints.txt \
+		$(if $(CPU),--extra-index-url $(CPU_INDEX)) --editable '.[dev]' \
 	&& $(PY) -c 'import torch, torchvision.ops' \
 	&& touch $@ && echo "Installed in $$(($$(date +%s) - start)) s"
 

@@ -154,14 +154,13 @@ def find(
     check_fields(cfg, **{"epochs": 0} if hasattr(cfg, "epochs") else {})
 
     from spikeformer_lt.reports import write_report
-    from spikeformer_lt.tickets import Search, retrain, with_phase
+    from spikeformer_lt.tickets import Search, retrain, teach, with_phase
     from spikeformer_lt.training.experiment import CIFAR10, CIFAR10_DVS, DVS128_GESTURE, Experiment
 
     sets = {one.name: one for one in (CIFAR10, DVS128_GESTURE, CIFAR10_DVS)}
     published = presets.published(config, *(own for _, own in inner))
     usual: dict[str, Any] = {"small": dict(small), "published": published}
-    usual |= {"network": network}
-    usual["search"] = " ".join([name, *(one for one, _ in inner)])
+    usual |= {"network": network, "search": " ".join([name, *(one for one, _ in inner)])}
     experiment = Experiment(cfg, wanted=sets[wanted], fallback=fallback, **usual)
     chosen = _chosen(choose, experiment.cfg)
     presets.refuse_overruled(experiment.cfg, given_options(cfg), chosen)
@@ -170,6 +169,7 @@ def find(
         print(experiment.dry_run(tried.check if isinstance(tried, Search) else None))
         return None
     with experiment:
+        teach(experiment.trainer, cfg.train.teacher)
         model, fit = experiment.model(), experiment.trainer.fit
         search = _made(chosen, cfg.train.seed, experiment.trainer.batch)
         inside = [config for _, config in chosen[2:]]

@@ -147,3 +147,24 @@ def test_all_parts_run_and_training_goes_on_in_the_next_call(tmp_path: Path) -> 
         log = (tmp_path / f"{name}.log").read_text()
         assert "resumed" in log and "images/s" in log
         assert (tmp_path / name / "summary.csv").read_text().count("\n") > 2
+
+
+@pytest.mark.parametrize("cpu", [False, True])
+def test_make_installs_from_pytorchs_cpu_index_where_it_is_asked_to(
+    cpu: bool, tmp_path: Path
+) -> None:
+    """The recipe is run with a Python that notes what it is asked for."""
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text(f'#!/bin/sh\necho "$@" >>{tmp_path}/asked\n')
+    python.chmod(0o755)
+    words = [f"VENV={tmp_path}", f"PYTHON={sys.executable}", *["CPU=1"] * cpu]
+    subprocess.run(["make", "install", *words], cwd=ROOT, check=True, capture_output=True)
+    asked = (tmp_path / "asked").read_text()
+    index = "--extra-index-url https://download.pytorch.org/whl/cpu"
+    assert f"--constraint {tmp_path}/constraints.txt" in asked and (index in asked) == cpu
+    lines = (ROOT / "constraints.txt").read_text()
+    local = lines.replace("torch===2.13.0", "torch===2.13.0+cpu")
+    local = local.replace("torchvision===0.28.0", "torchvision===0.28.0+cpu")
+    assert (tmp_path / "constraints.txt").read_text() == (local if cpu else lines) != ""
+    assert len(list(tmp_path.glob(".installed-cpu-*" if cpu else ".installed-[0-9]*"))) == 1

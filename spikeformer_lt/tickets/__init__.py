@@ -14,7 +14,7 @@ __all__ = [
     "SparseTrainingConfig", "Synflow", "SynflowConfig", "WeightConfig", "apply_surgery",
     "dead_filters", "estimate_norms", "find_groups", "magnitudes", "model_from_ticket",
     "on_encoder", "preset_optim", "prunable", "retrain", "set_activation", "set_patches",
-    "shrink", "snapshot", "transfer_ticket", "with_phase", "with_preset",
+    "shrink", "snapshot", "teach", "transfer_ticket", "with_phase", "with_preset",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ if TYPE_CHECKING:
         model_from_ticket,
         set_activation,
         set_patches,
+        teach,
         transfer_ticket,
     )
 else:

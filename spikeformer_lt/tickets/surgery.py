@@ -6,7 +6,7 @@ import copy
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -34,14 +34,37 @@ from spikeformer_lt.layers.subnet import effective_weight
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.preprocess import Preprocess
 from spikeformer_lt.registry import create_model
-from spikeformer_lt.ticket import Ticket, compare
+from spikeformer_lt.ticket import Ticket, compare, finished_folder
 from spikeformer_lt.tickets.base import fresh_weights, snapshot
 from spikeformer_lt.tickets.levels import CONTROLS, NORMS, ActivationConfig, PatchConfig
+from spikeformer_lt.training.ranks import digest
+
+if TYPE_CHECKING:
+    from spikeformer_lt.training.trainer import Trainer
 
 OWN = "module:"  # before the class of a network that a user gave
 LARGEST = 1 << 20  # number that an argument of a stored model may be
 _FILLS = {torch.Tensor.uniform_, torch.Tensor.normal_, torch.Tensor.erfinv_}
 MODULES = 8  # for each tensor of a stored model; ours have about one
+
+
+def teach(trainer: Trainer, folder: str) -> None:
+    """Let the network of a run or ticket teach in all phases of a trainer; "" is none.
+
+    Raises:
+        TicketError: no ticket there.
+        ConfigError: a network of other classes, or of samples that are prepared in another way.
+    """
+    if not folder:
+        return
+    found, data = Ticket.load(finished_folder(folder)), trainer.data
+    model: Any = model_from_ticket(found)
+    known, own = Preprocess.known(found.provenance), data.preprocess
+    alike = known is None or own is None or known.facts() == own.facts()
+    rule = f"a network of {data.num_classes} classes, of samples prepared as those of {data.name}"
+    check(alike and model.num_classes == data.num_classes, "train.teacher", folder, rule)
+    trainer.teacher = model.to(trainer.accelerator.device).requires_grad_(False)
+    trainer.made_by["train.teacher_sha256"] = digest(model.state_dict())
 
 
 def set_activation(model: Any, config: ActivationConfig) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import nn
 
 from spikeformer_lt.adapted import Adapted, at_door, refuse_unfit
@@ -463,7 +463,8 @@ class Experiment:
                 )
             AcceleratorState._reset_state(reset_partial_state=True)
         waiting = InitProcessGroupKwargs(timeout=timedelta(seconds=train.timeout_s))
-        made = Accelerator(**wanted, kwargs_handlers=[waiting])
+        views = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+        made = Accelerator(**wanted, kwargs_handlers=[waiting, views])
         _OPEN.append(self)
         return made
 

@@ -19,21 +19,44 @@ UPDATES = "ema.updates"  # the counter's name among the saved tensors
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
-    """Trainable parameters in three groups: decayed, not decayed (1-D), scores."""
-    vectors = config.weight_decay if config.decay_vectors else 0.0
-    groups: list[dict[str, Any]] = [
-        {"params": [], "lr": config.lr, "weight_decay": config.weight_decay},
-        {"params": [], "lr": config.lr, "weight_decay": vectors},
-        {"params": [], "lr": config.score_lr, "weight_decay": 0.0},
-    ]
+    """Trainable parameters in three groups: decayed, not decayed (1-D), scores.
+
+    With a decay of layers each but the scores is a group for each layer, the last layer first; its
+    ``lr_scale`` is what the schedule multiplies its rate by.
+    """
+    rates = ((config.lr, config.weight_decay), (config.lr, 0.0), (config.score_lr, 0.0))
+    if config.decay_vectors:
+        rates = (rates[0], rates[0], rates[2])
+    depth = _depths(model) if config.layer_decay < 1 else {}
+    last, found = max(depth.values(), default=0), dict[tuple[int, int], list[nn.Parameter]]()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             place = 2 if name.endswith(".scores") else int(parameter.ndim < 2)
-            groups[place]["params"].append(parameter)
-    groups = [group for group in groups if group["params"]]
-    if not groups:
+            above = last - depth[name] if depth and place < 2 else 0
+            found.setdefault((above, place), []).append(parameter)
+    if not found:
         raise ConfigError("nothing to train: every parameter is frozen")
+    groups = []
+    for (above, place), own in sorted(found.items(), key=lambda entry: entry[0]):
+        lr, decay = rates[place]
+        scale = {"lr_scale": config.layer_decay**above} if depth else {}
+        groups.append({"params": own, "lr": lr, "weight_decay": decay, **scale})
     return groups
+
+
+def _depths(model: nn.Module) -> dict[str, int]:
+    """Layer of each parameter: children in their order, those of a list or sequence one by one."""
+    layers: dict[str, int] = {}
+    for name, child in model.named_children():
+        several = isinstance(child, nn.ModuleList | nn.Sequential)
+        for inner in (
+            [f"{name}.{own}." for own, _ in child.named_children()] if several else [f"{name}."]
+        ):
+            layers[inner] = len(layers)
+    return {
+        name: next((n for start, n in layers.items() if name.startswith(start)), 0)
+        for name, _ in model.named_parameters()
+    }
 
 
 def check_optimizer(config: OptimConfig) -> None:
@@ -103,7 +126,8 @@ class Schedule:
         Return that of the first group.
         """
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
-            group["lr"] = self._rate(peak, min(update, self.last))
+            rate = self._rate(peak, min(update, self.last))
+            group["lr"] = rate * group.get("lr_scale", 1.0)
         return float(self.optimizer.param_groups[0]["lr"])
 
     def _rate(self, peak: float, update: int) -> float:

@@ -93,6 +93,9 @@ class OptimConfig:
     """Learning rate of subnetwork scores (they follow the same schedule, without decay)."""
     clip_grad: float = 5.0
     """Largest gradient norm; 0 does not clip."""
+    layer_decay: float = 1.0
+    """Factor of the learning rate from a block to the one before it, stem and head included; 1 is
+    the same rate everywhere (Bao et al., arXiv:2106.08254, as timm has it)."""
     decay_vectors: bool = False
     """Decay BatchNorm's scale and shift, and biases, too."""
 
@@ -101,7 +104,7 @@ class OptimConfig:
         check_fields(
             self, "optim.", lr=positive, score_lr=positive, momentum="[0, 1)",
             weight_decay=finite, min_lr=finite, warmup_lr=finite, clip_grad=finite,
-            warmup_epochs=finite, cooldown_epochs=finite, of_epochs=0,
+            warmup_epochs=finite, cooldown_epochs=finite, of_epochs=0, layer_decay="(0, 1]",
             sched=("cosine", "linear", "step", "constant"),
         )  # fmt: skip
         rule = f"at most lr={self.lr:g}"
@@ -398,8 +401,15 @@ class TrainConfig:
     best_on_test: bool = False
     """Also test at each validation and report the best, as much of the literature does; it is for
     comparison only and chooses nothing."""
+    teacher: str = ""
+    """Folder of a run or ticket whose network teaches in all phases: its softened logits are
+    distilled. It takes the same images and has the same classes."""
+    teacher_weight: float = 0.5
+    """Weight of that teacher's term of the loss, in [0, 1]."""
     distill_temperature: float = 2.0
     """Softmax temperature of the distillation term."""
+    sync_norm: bool = False
+    """Let BatchNorm take the samples of all processes, as one process with all of them does."""
     tensorboard: bool = False
     """The same as track tensorboard."""
     track: tuple[str, ...] = ()
@@ -421,7 +431,7 @@ class TrainConfig:
             self, "train.", batch_size=1, eval_batch_size=1, accumulate=1, validate_every=1,
             skip_limit=1, timeout_s="[1, 1e7]", checkpoint_steps=0,
             threads=f"[0, {MOST_THREADS}]", workers=f"[0, {MOST_WORKERS}]",
-            distill_temperature="(0, 1e6)",
+            distill_temperature="(0, 1e6)", teacher_weight="[0, 1]",
             ema_decay="[0, 1)", loss=("mean", "tet"), nonfinite=("stop", "skip"), track=TRACKERS,
             mixed_precision=("no", "bf16"),
         )  # fmt: skip

@@ -9,7 +9,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -17,8 +17,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
 
 from spikeformer_lt.errors import STOPS, ConfigError, RankError, SpikeformerError, shown
+from spikeformer_lt.layers.neuron import BatchNorm
 
 # Words of the errors that a collective operation fails with.
 SIGNS = ("gloo", "nccl", "connection", "timed out", "timeout", "socket", "store")
@@ -156,6 +158,43 @@ def share_buffers(model: nn.Module) -> None:
     if together():
         for buffer in model.buffers():
             torch.distributed.broadcast(buffer, 0)
+
+
+class SyncBatchNorm(BatchNorm):
+    """`BatchNorm` with the statistics of the samples of all ranks in training.
+
+    Each rank has as many samples. Loss and gradients, averaged over the ranks, are those of one
+    process with all samples.
+    """
+
+    def forward(self, x: Tensor, repeats: int = 1) -> Tensor:
+        """Normalise `x` as `BatchNorm` does."""
+        if not (self.training and together()):
+            return super().forward(x, repeats)
+        count, axes = self.check(x), tuple(range(x.dim() - 1))
+        count *= torch.distributed.get_world_size()
+        rows = x if x.dtype == torch.float64 else x.float()
+        mean: Tensor = all_reduce(rows.sum(axes)) / count
+        centred = rows - mean
+        var: Tensor = all_reduce(centred.square().sum(axes)) / count
+        self.track(mean, var, count * repeats)
+        y: Tensor = centred * (var + self.eps).rsqrt()
+        if self.affine:
+            y = y * self.weight.to(y.dtype) + self.bias.to(y.dtype)
+        return y.to(x.dtype)
+
+
+@contextlib.contextmanager
+def synced_norms(model: nn.Module) -> Iterator[None]:
+    """Let the BatchNorms of our layers in a model be `SyncBatchNorm` inside."""
+    found = [module for module in model.modules() if type(module) is BatchNorm]
+    for norm in found:
+        norm.__class__ = SyncBatchNorm
+    try:
+        yield
+    finally:
+        for norm in found:
+            norm.__class__ = BatchNorm
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:

@@ -51,6 +51,7 @@ from spikeformer_lt.training.ranks import (
     gathered,
     on_first,
     share_buffers,
+    synced_norms,
 )
 from spikeformer_lt.training.run import RunDir
 
@@ -206,6 +207,9 @@ class PhaseRun:
         kind = torch.float32 if trainer.accelerator.device.type == "mps" else torch.float64
         self.sums = torch.zeros(2, dtype=kind, device=trainer.accelerator.device)
         self.best: dict[str, Tensor] | None = None
+        self.synced = contextlib.ExitStack()
+        if self.config.sync_norm and trainer.world > 1:
+            self.synced.enter_context(synced_norms(model))
         self.wrapped = trainer.accelerator.prepare(model) if trainer.world > 1 else model
         trainer.kept |= {"batches": Workers(until), "val": Workers(), "test": Workers()}
         if trainer.run.resumed:
@@ -271,6 +275,7 @@ class PhaseRun:
     def close(self) -> None:
         """Take the hooks off the model and free the wrapper that averages its gradients."""
         self.watch.close()
+        self.synced.close()
         for workers in self.trainer.kept.values():
             workers.close()
         self.trainer.kept.clear()
@@ -382,11 +387,14 @@ class PhaseRun:
         with self.trainer.accelerator.autocast(), penalties() as added:
             logits = self.wrapped(images)
         loss = task_loss(logits, target, config.loss)
-        if phase.teacher is not None and phase.distill > 0:
+        teacher, weight = phase.teacher, phase.distill
+        if teacher is None or weight == 0:
+            teacher, weight = self.trainer.teacher, config.teacher_weight
+        if teacher is not None:
             with torch.no_grad(), self.trainer.accelerator.autocast():
-                taught = phase.teacher.eval()(images)
+                taught = teacher.eval()(images)
             soft = distill_loss(logits, taught, config.distill_temperature)
-            loss = (1 - phase.distill) * loss + phase.distill * soft
+            loss = (1 - weight) * loss + weight * soft
         return logits, sum(added, start=loss)
 
     def _end_epoch(self, speed: float) -> None:
@@ -486,6 +494,7 @@ class Trainer:
         self.world, self.rank = accelerator.num_processes, accelerator.process_index
         self.last = checkpoint.CheckpointStore(run.path / "last", keep=2)
         self.extend = extend
+        self.teacher: nn.Module | None = None  # of all phases that have none of their own
         self.extended = self._last_phase() if extend else ""
         self.kept: dict[str, Workers] = {}  # processes that load in a phase, by what they load
         self.starts: dict[str, str] = {}  # hash of what each phase of this process began with

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from spikeformer_lt import Mask, Ticket, create_model
-from spikeformer_lt.errors import TicketError
-from spikeformer_lt.tickets import model_from_ticket
+from spikeformer_lt.errors import ConfigError, TicketError
+from spikeformer_lt.tickets import model_from_ticket, teach
+from spikeformer_lt.training import Phase
 
 ARGS = {"image_size": 16, "embed_dim": 16, "depth": 1, "num_heads": 2, "T": 2}
 
@@ -39,3 +42,44 @@ def test_weights_of_another_size_are_refused():
     wrong = {**ARGS, "embed_dim": 32}
     with pytest.raises(TicketError):
         model_from_ticket(ticket_of(model, model={"name": "spikformer_toy", "args": wrong}))
+
+
+def test_what_a_teacher_alone_says_does_not_depend_on_labels(bench, tmp_path):
+    """All of its weight: other labels, same weights."""
+    torch.manual_seed(5)
+    known = {"name": "spikformer_toy", "args": {**ARGS, "depth": 2}}
+    teacher = create_model("spikformer_toy", **known["args"])
+    noted = bench.data.preprocess.noted()
+    ticket_of(teacher, model=known, **noted).save(tmp_path / "teacher")
+    wrong = replace(bench.data.train, labels=9 - bench.data.train.labels)
+    ends = []
+    for weight, train in ((1.0, bench.data.train), (1.0, wrong), (0.5, wrong)):
+        trainer = bench.trainer(tmp_path / str(len(ends)), teacher_weight=weight)
+        trainer.data = replace(bench.data, train=train)
+        teach(trainer, str(tmp_path / "teacher"))
+        torch.manual_seed(0)
+        model = create_model("spikformer_toy", **ARGS)
+        trainer.fit(model, Phase("train", 1))
+        ends.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert torch.equal(ends[0], ends[1]) and not torch.equal(ends[0], ends[2])
+
+
+def test_a_teacher_of_other_classes_or_pictures_is_refused(bench, tmp_path):
+    trainer = bench.trainer(tmp_path / "run")
+    noted = bench.data.preprocess.noted()
+    for name, args, prepared in (
+        ("classes", {"num_classes": 4}, noted),
+        ("size", {}, replace(bench.data.preprocess, mean=(0.1, 0.2, 0.3)).noted()),
+    ):
+        own = {**ARGS, **args}
+        known = {"name": "spikformer_toy", "args": own}
+        ticket_of(create_model("spikformer_toy", **own), model=known, **prepared).save(
+            tmp_path / name
+        )
+        with pytest.raises(
+            ConfigError, match=r"train\.teacher=.*a network of 10 classes, of samples"
+        ):
+            teach(trainer, str(tmp_path / name))
+    with pytest.raises(TicketError):
+        teach(trainer, str(tmp_path / "nowhere"))
+    assert trainer.teacher is None

@@ -38,6 +38,35 @@ def test_vectors_decay_where_a_source_decays_them():
         assert (matrices["weight_decay"], vectors["weight_decay"]) == (0.3, 0.3 * decays)
 
 
+def test_rates_of_layers_fall_from_the_head_to_the_stem_as_timms_do():
+    model = create_model("spikformer_toy", image_size=16, embed_dim=16, depth=3, num_heads=2)
+    config = OptimConfig(lr=0.1, min_lr=0.01, layer_decay=0.5)
+    optimizer = build_optimizer(model, config)
+    schedule = Schedule(optimizer, config, 10, 5)
+    rates = {}
+    for update, rate in ((0, 0.1), (10, None)):
+        assert schedule.set(update) == optimizer.param_groups[0]["lr"]
+        rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+        own = {name: rates[id(p)] for name, p in model.named_parameters()}
+        top = {rate for name, rate in own.items() if name.startswith("head.")}
+        assert len(top) == 1 and (rate is None or top == {rate})
+        for start, steps in (
+            ("blocks.2.", 1),
+            ("blocks.1.", 2),
+            ("blocks.0.", 3),
+            ("conv_pep.", 4),
+        ):
+            found = {rate for name, rate in own.items() if name.startswith(start)}
+            assert [*found] == pytest.approx([max(top) * 0.5**steps])
+    assert len(rates) == len([*model.parameters()])
+    plain = build_optimizer(model, replace(config, layer_decay=1.0)).param_groups
+    assert [len(group["params"]) for group in plain] == [
+        len([p for p in model.parameters() if (p.ndim < 2) == thin]) for thin in (False, True)
+    ]
+    with pytest.raises(ConfigError, match="layer_decay=0"):
+        OptimConfig(layer_decay=0.0)
+
+
 def test_frozen_parameters_are_left_out_and_an_empty_training_is_refused():
     net = nn.Linear(3, 3)
     net.bias.requires_grad_(False)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from spikeformer_lt import create_model
 from spikeformer_lt.tickets import Snip, SnipConfig
 from spikeformer_lt.training.ranks import (
     agreed,
@@ -85,6 +86,59 @@ def test_ranks_get_the_buffers_and_masks_of_the_first_and_agree_that_they_differ
             "the processes of this run differ in seed: '0' on rank 0, '1' on rank 1; "
             "start all of them alike"
         )
+
+
+SYNCED = """
+import sys, torch
+from spikeformer_lt import create_model
+from spikeformer_lt.training.ranks import synced_norms
+
+rank, place = int(sys.argv[1]), sys.argv[2]
+torch.distributed.init_process_group(
+    "gloo", init_method="file://" + place + "/store", rank=rank, world_size=2
+)
+saved = torch.load(place + "/saved.pt", weights_only=True)
+args = {"image_size": 16, "embed_dim": 16, "depth": 1, "num_heads": 2, "T": 2}
+model = create_model("spikformer_toy", **args).double()
+model.load_state_dict(saved["model"])
+with synced_norms(model):
+    wrapped = torch.nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
+    own = slice(4 * rank, 4 * rank + 4)
+    logits = wrapped(saved["images"][own])
+    torch.nn.functional.cross_entropy(logits.mean(1), saved["labels"][own]).backward()
+kinds = {type(module).__name__ for module in model.modules()}
+assert "SyncBatchNorm" not in kinds, kinds
+found = {name: p.grad for name, p in model.named_parameters()}
+buffers = dict(model.named_buffers())
+torch.save({"logits": logits.detach(), "grads": found, "buffers": buffers}, f"{place}/{rank}.pt")
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_two_ranks_with_synced_norms_are_one_process_with_all_samples(forks, tmp_path):
+    args = {"image_size": 16, "embed_dim": 16, "depth": 1, "num_heads": 2, "T": 2}
+    model = create_model("spikformer_toy", **args).double()
+    drawn = torch.Generator().manual_seed(3)
+    images = torch.rand(8, 3, 16, 16, generator=drawn, dtype=torch.float64)
+    labels = torch.randint(10, (8,), generator=drawn)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    torch.save({"model": state, "images": images, "labels": labels}, tmp_path / "saved.pt")
+    ranks = [forks.start("-c", SYNCED, rank, tmp_path) for rank in range(2)]
+    for rank in ranks:
+        said = rank.communicate(120)
+        assert rank.returncode == 0, said
+    logits = model(images)
+    nn.functional.cross_entropy(logits.mean(1), labels).backward()
+    found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    close = {"rtol": 1e-9, "atol": 1e-12}
+    torch.testing.assert_close(
+        torch.cat([own["logits"] for own in found]), logits.detach(), **close
+    )
+    for own in found:
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(own["grads"][name], parameter.grad, **close, msg=name)
+        for name, buffer in model.named_buffers():
+            torch.testing.assert_close(own["buffers"][name], buffer, **close, msg=name)
 
 
 def test_one_process_is_left_alone():

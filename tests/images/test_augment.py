@@ -182,7 +182,7 @@ def test_an_unknown_preset_is_refused_with_the_nearest():
         ({"crop_padding": 1.5}, "crop_padding=1.5"),
         ({"color_jitter": 2.0}, "color_jitter=2.0"),
         ({"interpolation": "bicubik"}, "did you mean 'bicubic'"),
-        ({"auto_augment_ops": "all"}, "use timm, spikformer"),
+        ({"auto_augment_ops": "all"}, "timm or spikformer"),
         ({"auto_augment": "augmix-m3"}, "RandAugment in timm's notation"),
         ({"auto_augment": "rand-m9", "color_jitter": 0.4}, "not allowed with auto_augment"),
         ({"auto_augment": "rand-zz9"}, "not understood by timm"),

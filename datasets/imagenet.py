@@ -254,6 +254,8 @@ def _pictures(path: Path) -> Iterator[tuple[str, tuple[int, int, int]]]:
         with tarfile.open(path, "r:") as tar:
             end = os.stat(path).st_size
             for member in tar:
+                if any(part[:2] == "._" or part == "__MACOSX" for part in member.name.split("/")):
+                    continue  # what macOS adds to archives
                 key, dot, suffix = member.name.rpartition(".")
                 if not member.isreg() or member.issparse():
                     if f"{dot}{suffix}".lower() in SUFFIXES:

@@ -167,6 +167,14 @@ def test_a_shard_that_cannot_be_read_is_one_line(tmp_path, pictures, spoil, word
         create_dataset("imagenet", root=str(tmp_path), image_size=24)
 
 
+def test_what_macos_adds_to_a_tar_is_passed_over(tmp_path, pictures):
+    put_tars(tmp_path, pictures)
+    with tarfile.open(tmp_path / "imagenet1k-train-0001.tar", "a") as tar:
+        for name in ("n0/._n0_001.jpg", "__MACOSX/n0/n0_001.jpg"):
+            tar.addfile(tarfile.TarInfo(name))
+    assert len(create_dataset("imagenet", root=str(tmp_path), image_size=24).train) == 27
+
+
 def test_a_damaged_picture_in_a_tar_is_named(tmp_path, pictures):
     rows = [(data[:300], label) for data, label in pictures["validation"]]
     put_tars(tmp_path, {**pictures, "validation": rows})

@@ -30,7 +30,8 @@ PARTS = ("train", "val", "test")
 _FORMAT, _VERSION = "spikeformer_lt.split", 1
 _FILE_LIMIT = 100_000_000  # bytes
 _JUNK = re.compile(
-    r"\..*|__MACOSX|Thumbs\.db|desktop\.ini|(?i:readme|licen[cs]e|notes?|trials_to_\w+)\.txt"
+    r"\..*|__MACOSX|Thumbs\.db|desktop\.ini"
+    r"|(?i:readme|licen[cs]e|notes?|errata|simulated|trials_to_\w+)\.txt"
 )
 _DEPTH = 3  # folders below the root in which a set's own folder is looked for
 _HEAD = 4096  # bytes compared before a whole file is read

@@ -38,6 +38,7 @@ def test_files_come_in_one_order_and_desktop_leavings_do_not_come(tmp_path):
     touch(
         tmp_path, "b/10.npy", "b/9.npy", "a/1.npy", "a/.DS_Store", "a/._1.npy", "B/1.npy",
         "__MACOSX/a/1.npy", ".hidden/1.npy", "list.txt", "a/1.npy.part", "top.npy",
+        "SIMULATED.txt", "errata.txt", "trials_to_test.txt",
     )  # fmt: skip
     assert scan(tmp_path, (".npy",)) == ["B/1.npy", "a/1.npy", "b/10.npy", "b/9.npy", "top.npy"]
     assert scan(tmp_path, (".npy", ".txt"))[-2:] == ["list.txt", "top.npy"]

@@ -44,7 +44,7 @@ NOT_RUN = {  # a pattern that a command holds -> why no test can run it
     r"recipes/convert\.py": "needs a published checkpoint; test_convert.py writes one and runs it",
     r"preset (eccv22|cvpr20|iclr21)": "a published schedule, days on a CPU",
     r"--suite (ablation|curves|families|parts|time)|--seeds 0 1|--jobs 2": "many runs; demo is run",
-    r"runs/(cifar10|dvs128-objects|poker-dvs)/?": "the full-size runs of docs/results",
+    r"runs/(cifar10|dvs128-objects|gestures-128|poker-dvs)\b": "the full-size runs of docs/results",
     r"recipes/paper_tables\.py": "whole tables, hours; test_paper_tables.py runs rows of them",
     r"--ticket runs/relu": "needs a run of a ReLU CNN; test_transfer_cifar.py makes one",
     r"--precision bf16 --graphs|--graphs pt2,onnx": "extras; tests/export run them where they are",

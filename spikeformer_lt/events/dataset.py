@@ -106,11 +106,8 @@ class EventFrames(torch.utils.data.Dataset[tuple[Tensor, int]]):
         frames, left_out = to_frames(moved, self.options, square, report.source)
         if left_out and "windows" not in self._told:
             self._told.add("windows")
-            log.info(
-                "%s: %s: %d of %d events after the last of %d windows of %d us; told of no other",
-                self.name, report.source, left_out, report.kept, *frames.shape[:1],
-                self.options.window_us,
-            )  # fmt: skip
+            told = f"{left_out} of {report.kept} events after the last of {len(frames)} windows"
+            log.info("%s: %s: %s; told of no other", self.name, report.source, told)
         small = narrow(frames)
         if self.cache is not None:
             self.cache.put(sample.key, fingerprint, small)

@@ -229,22 +229,16 @@ def read_txt(
         words, comma = re.split(r"[\s,]+", first.strip()), "," if "," in first else None
         if words[0].isidentifier():
             named = tuple(words)
-            if not {"x", "y", "p"} < set(named):
-                raise DataError(
-                    f"{name_of(path)} is no text of events: its first line is "
-                    f"{shown(first.strip())}; needed are the names x, y, p and t (or t_us), or "
-                    "four numbers"
-                )
         else:
             lines = itertools.chain([first], lines)
         while some := list(itertools.islice(lines, _LINES)):
             parts.append(np.loadtxt(some, delimiter=comma, comments=("#", "%"), ndmin=2))
             check_size(path, size, sum(part.nbytes for part in parts))
-        table: Any = np.concatenate(parts) if parts else np.empty((0, len(named or FIELDS)))
-        if named and len(named) != table.shape[1]:
-            what = f"{len(named)} names over lines of {table.shape[1]} numbers"
-            raise DataError(f"{name_of(path)} has {what}")
+        table: Any = np.concatenate(parts) if parts else np.empty((0, len(FIELDS)))
         if named:
+            if not {"x", "y", "p"} < set(named) or len(named) != table.shape[1]:
+                told = f"{shown(first.strip())} over lines of {table.shape[1]} numbers"
+                raise DataError(f"{name_of(path)} is no text of events: {told}; name x, y, p and t")
             table = dict(zip(named, table.T, strict=True))
         elif tuple(columns) == FIELDS and (np.floor(table[:, 0]) < table[:, 0]).any():
             columns = ("t_us", "x", "y", "p")

@@ -190,7 +190,7 @@ def test_events_after_the_last_window_are_told_once(caplog):
     with caplog.at_level(logging.INFO):
         assert data[0][0].sum() == data[1][0].sum() == 2
     (line,) = caplog.messages
-    assert "'a': 1 of 3 events after the last of 2 windows of 10 us" in line
+    assert "'a': 1 of 3 events after the last of 2 windows;" in line
 
 
 @pytest.mark.data

@@ -32,6 +32,7 @@ from spikeformer_lt.events.recording import (
     check_whole,
     columns_of,
     decoding,
+    field_of,
     file_state,
     make_events,
     opened,
@@ -143,7 +144,7 @@ def read_npz(
             names = [entry.filename.removesuffix(".npy") for entry in entries]
             check_size(path, size, sum(entry.file_size for entry in entries))
             for name, entry in zip(names, entries, strict=True):
-                if len(names) > 1 and name not in (*FIELDS, "t"):
+                if len(names) > 1 and field_of(name) not in (*FIELDS, "t"):
                     continue
                 where = f"{name_of(path)}, {shown(entry.filename)},"
                 if name in arrays:
@@ -157,7 +158,7 @@ def read_npz(
 def read_hdf5(path: str | Path, microseconds_per_tick: int = 1) -> Raw:
     """Read x, y, p and t (or t_us) of a group "events" or of the file, or a table "CD/events".
 
-    Columns may also be called xs, ys, ps and ts, which is in seconds where it is real.
+    Columns may also be called as `field_of` knows; ts is in seconds where it is real.
 
     Raises:
         DataError: the package h5py is missing, the file is damaged, has no such columns of its own,
@@ -178,11 +179,11 @@ def read_hdf5(path: str | Path, microseconds_per_tick: int = 1) -> Raw:
             found = _own(store, "events") or _own(store, "CD/events") or store
             tables = {"": found}
             if isinstance(found, h5py.Group):
-                names = {name: name for name in (*FIELDS, "t")}
-                if _own(found, "xs") is not None:
-                    names = {name: f"{name}s" for name in "xypt"}
+                theirs = sorted(map(str, found), key=lambda own: field_of(own) == own)
+                names = {field_of(own): own for own in theirs if field_of(own) in (*FIELDS, "t")}
                 tables = {name: _own(found, own) for name, own in names.items()}
-                if tables["t"] is not None and names["t"] == "ts" and tables["t"].dtype.kind == "f":
+                time = tables.get("t")
+                if names.get("t") == "ts" and time is not None and time.dtype.kind == "f":
                     microseconds_per_tick = UNITS["s"]
             kept = {n: table for n, table in tables.items() if isinstance(table, h5py.Dataset)}
             for name, table in kept.items():

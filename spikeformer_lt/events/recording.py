@@ -70,6 +70,17 @@ def parse_columns(text: str) -> tuple[str, ...]:
     return names
 
 
+_OTHERS = {
+    **{"xs": "x", "ys": "y", "ps": "p", "pol": "p", "polarity": "p"},
+    **{"ts": "t", "timestamp": "t", "timestamps": "t"},
+}
+
+
+def field_of(name: str) -> str:
+    """Our name of a field that others call in their own way, such as polarity; else `name`."""
+    return _OTHERS.get(name.lower(), name)
+
+
 def make_events(x: Any, y: Any, p: Any, t_us: Any) -> Events:
     """Put valid columns, rows, polarities and times [N] together; nothing is checked."""
     events = np.empty(len(t_us), EVENTS)
@@ -103,6 +114,7 @@ def columns_of(events: Any, source: str, order: Sequence[str] = FIELDS) -> dict[
         )
     else:
         found = {name: events[:, place] for place, name in enumerate(order)}
+    found = {**{field_of(name): column for name, column in found.items()}, **found}
     timed = found if "t_us" in found or "t" not in found else {**found, "t_us": found["t"]}
     for name in FIELDS:
         column = timed.get(name)

@@ -21,7 +21,7 @@ from spikeformer_lt.events.formats import (
     read_trials,
     read_txt,
 )
-from spikeformer_lt.events.recording import FIELDS, Sensor
+from spikeformer_lt.events.recording import FIELDS, Sensor, columns_of
 from spikeformer_lt.events.split import Sample
 from spikeformer_lt.events.validate import validate
 
@@ -518,3 +518,32 @@ def test_the_columns_xs_of_hdf5_have_seconds(tmp_path):
             store["events/ts"] = np.array(times, kind)
         found = read_hdf5(tmp_path / "a.h5").events
         assert found["t_us"].tolist() == [500_000, 1_250_000] and found["y"].tolist() == [3, 4]
+
+
+@pytest.mark.parametrize("form", ["npy", "npz", "h5", "txt"])
+@pytest.mark.parametrize("names", ["x y polarity timestamp", "x y pol ts", "X y p timestamps"])
+def test_fields_that_others_name_in_their_way_are_found(files, tmp_path, form, names):
+    events = files.some_events(200)
+    own = names.replace("X", "xs").split()
+    columns = dict(zip(own, (events[n].astype("i8") for n in FIELDS), strict=True))
+    path = tmp_path / f"a.{form}"
+    if form == "npy":
+        rows = np.empty(len(events), [(name, "i8") for name in own])
+        for name, column in columns.items():
+            rows[name] = column
+        np.save(path, rows)
+    elif form == "npz":
+        np.savez(path, **columns, label=np.int64(3))
+    elif form == "h5":
+        with pytest.importorskip("h5py").File(path, "w") as store:
+            for name, column in columns.items():
+                store[f"events/{name}"] = column
+    else:
+        lines = [
+            "\t".join(own),
+            *(" ".join(map(str, row)) for row in zip(*columns.values(), strict=True)),
+        ]
+        path.write_text("\n".join(lines))
+    found = columns_of(FileReader(tmp_path, "auto")(Sample(path.name)).events, path.name)
+    for name in FIELDS:
+        assert (found[name] == events[name]).all(), name

@@ -66,8 +66,8 @@ def test_all_three_forms_give_the_same_columns(sample_events):
         (np.zeros((2, 2), EVENTS), r"shape \[2, 2\]"),
         (np.zeros(5, [("x", "i4"), ("y", "i4"), ("t", "i8")]), "no field 'p'"),
         (
-            np.zeros(5, [("x", "i4"), ("y", "i4"), ("pol", "i4"), ("t", "i8")]),
-            "no field 'p'; found: 'x', 'y', 'pol'",
+            np.zeros(5, [("x", "i4"), ("y", "i4"), ("sign", "i4"), ("t", "i8")]),
+            "no field 'p'; found: 'x', 'y', 'sign'",
         ),
         (np.zeros(5, [("x", "U3"), ("y", "i4"), ("p", "i4"), ("t", "i8")]), "field 'x' is <U3"),
         (np.zeros(5, [("x", "c8"), ("y", "i4"), ("p", "i4"), ("t", "i8")]), "field 'x' is complex"),

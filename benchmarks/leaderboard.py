@@ -31,6 +31,16 @@ OURS = {
     "dvs128-objects": ("DVS128 objects", "Spikformer-2-64", "8", "0.13", "60 epochs"),
     "poker-dvs": ("Poker-DVS", "Spikformer-2-64", "8", "0.13", "60 epochs"),
     "tickets-digits": ("digits (test bed)", "Spikformer-2-64", "4", "0.13", "12 epochs"),
+    **{
+        f"families/{name}": ("digits (test bed)", network, "4", size, "20 epochs")
+        for name, network, size in (
+            ("spikformer", "Spikformer-2-64", "0.13"),
+            ("spikingformer", "Spikingformer-2-64", "0.13"),
+            ("sdt", "Spike-Driven Transformer-2-64", "0.13"),
+            ("qkformer", "QKFormer, width 64", "0.12"),
+            ("maxformer", "Max-Former, width 64", "0.11"),
+        )
+    },
     "ablation": ("digits (test bed)", "Spikformer-2-64", "4", "0.13", "12 epochs"),
     "moving-digits": (
         "moving digits (test bed, simulated)", "Spikformer-2-64", "8", "0.13", "20 epochs"

@@ -45,8 +45,8 @@ def trend(lines: Sequence[Line]) -> list[str]:
         known = ["?" if d.published is None else f"{d.published:.2f}" for _, d, _ in points]
         ours = [f"{d.ours:.2f}" for _, d, _ in points]
         found.append(
-            f"{data} {network} {method}{at}, {points[0][2]}: published {' / '.join(known)}, "
-            f"ours {' / '.join(ours)}"
+            f"{network} {method}{at}, {points[0][2]}: published on {data} {' / '.join(known)}, "
+            f"ours on {points[0][0].place.partition(';')[0]} {' / '.join(ours)}"
         )
     count = Counter((a if a.verdict else since).verdict for a, since in drops(lines))
     told = [f"{count[word]} {word}" for word in (SAME, OPPOSITE, NOISE)]
@@ -79,9 +79,9 @@ def write_table(folder: Path, table: Table, scale: str, lines: Sequence[Line]) -
     Returns:
         The Markdown text.
     """
-    header = ["data", "network", "row", "published %", "ours %", "95 % interval"]
+    header = ["published on", "network", "row", "published %", "ours on", "ours %", "95 % interval"]
     header += ["published drop", "our drop", "±"]
-    header += ["published since first", "ours since first", "direction", "run on", "seeds"]
+    header += ["published since first", "ours since first", "direction", "seeds"]
     values = [_row(line, *pair) for line, pair in zip(lines, drops(lines), strict=True)]
     cells = [[f"{v:.2f}" if isinstance(v, float) else str(v) for v in row] for row in values]
     stem = f"{table.name}-{scale}"
@@ -119,12 +119,12 @@ def _row(line: Line, against: Drop, since: Drop) -> list[float | str]:
     noise = max(against.noise, since.noise)
     return [
         *(cell.data, cell.network, cell.method + level),
-        *("" if cell.accuracy is None else cell.accuracy, line.shown, line.interval),
+        *("" if cell.accuracy is None else cell.accuracy, line.place, line.shown, line.interval),
         *_points(against, unrun),
         round(noise, 4) if noise else unrun,
         *_points(since, unrun),
         (against if against.verdict else since).verdict or unrun,
-        *(line.place, str(len(line.runs))),
+        str(len(line.runs)),
     ]
 
 

@@ -17,15 +17,17 @@ def test_without_a_published_dense_the_first_level_is_the_reference() -> None:
         line("IMP", 0.9, 90.0, 60.0),
     ]
     words = trend(rows)
-    assert "IMP at sparsity 0.5 / 0.9, since its first level: published 0.00 / 2.00" in words[0]
-    assert words[0].endswith("ours 0.00 / 34.00")
+    assert (
+        "IMP at sparsity 0.5 / 0.9, since its first level: published on cifar10 0.00 /" in words[0]
+    )
+    assert words[0].endswith("2.00, ours on digits 0.00 / 34.00")
     assert words[-1].startswith("rows with both drops: 1 same direction, 0 opposite")
 
 
 def test_with_a_published_dense_the_whole_curve_is_against_it() -> None:
     assert trend(ROWS)[0] == (
-        "cifar10 net IMP at sparsity 0.5 / 0.9, against dense: published -0.50 / 3.00, "
-        "ours 0.00 / 14.50"
+        "net IMP at sparsity 0.5 / 0.9, against dense: published on cifar10 -0.50 / 3.00, "
+        "ours on digits 0.00 / 14.50"
     )
 
 
@@ -57,9 +59,9 @@ def test_what_is_written_holds_every_row_and_no_unrun_number(tmp_path) -> None:
     assert {unrun[c] for c in ours} == {"not run"}
     assert rows[4]["95 % interval"] == "[55.13, 64.68]"  # Wilson's, 240 of 400
     assert rows[0]["95 % interval"] == "[83.29, 100.00]"  # t, of two seeds
-    assert (unrun["run on"], unrun["seeds"]) == ("not run", "0")
+    assert (unrun["ours on"], unrun["seeds"]) == ("not run", "0")
     assert rows[4]["direction"] == SAME and rows[1]["direction"] == NOISE
-    assert rows[0]["run on"] == "digits; toy T 5; 8 epochs"
+    assert rows[0]["ours on"] == "digits; toy T 5; 8 epochs"
     assert "4 of 5 rows" in text and "- A note." in text and "7 runs on a processor" in text
     with open(tmp_path / "t-digits-runs.csv", newline="") as file:
         runs = list(csv.DictReader(file))

@@ -34,7 +34,7 @@ def test_a_row_is_run_kept_and_refused_once_it_was_edited(recipes: Any, tmp_path
     ours = {name: row["ours %"] for name, row in rows.items()}
     assert ours.pop("SNN-ConnS, T 1") == f"{report['test_accuracy']:.2f}"
     assert set(ours.values()) == {"not run"} and len(ours) == 17
-    assert rows["SNN-ConnS, T 1"]["run on"] == "digits; spiking_vgg_toy T 1; 8 epochs"
+    assert rows["SNN-ConnS, T 1"]["ours on"] == "digits; spiking_vgg_toy T 1; 8 epochs"
     assert f"| {report['test_accuracy']:.2f} " in ended.out
     with open(tmp_path / "2311-fig3-digits-runs.csv", newline="") as file:
         (run,) = csv.DictReader(file)

@@ -44,7 +44,7 @@ def test_an_export_loads_by_itself_and_repeats_its_source(
     assert all(torch.equal(state[name], t) for name, t in model.state_dict().items())
     fast = load_exported(tmp_path / "out")
     assert not fast.training and fast(x).shape == wanted.shape
-    assert "| test accuracy | 12.5 |" in (tmp_path / "out" / "README.md").read_text()
+    assert "| test accuracy, % | 12.5 |" in (tmp_path / "out" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("name", list_models())

@@ -38,7 +38,7 @@ def test_a_run_becomes_a_folder_that_loads(recipes, folder: Path) -> None:
     assert sorted(p.name for p in out.iterdir()) == [
         *("README.md", "config.json", "kept.svg", "model.safetensors"),
     ]
-    assert "| test accuracy | 41.25 |" in (out / "README.md").read_text()
+    assert "| test accuracy, % | 41.25 |" in (out / "README.md").read_text()
     ticket = Ticket.load(folder / "run" / "ticket")
     found = load_exported(out, plain=True).state_dict()
     assert all(torch.equal(found[name], tensor) for name, tensor in ticket.tensors.items())
@@ -78,7 +78,7 @@ def test_what_was_trained_from_an_imp_ticket_is_exported(recipes, tmp_path: Path
     compact = load_exported(out)
     torch.testing.assert_close(compact(images), found(images), rtol=1e-4, atol=1e-4)
     accuracy = json.loads((run / "report.json").read_text())["test_accuracy"]
-    assert f"| test accuracy | {accuracy} |" in (out / "README.md").read_text()
+    assert f"| test accuracy, % | {accuracy} |" in (out / "README.md").read_text()
     body = json.loads((out / "config.json").read_text())
     report = json.loads((run / "report.json").read_text())
     assert len(body["provenance"]["split_sha256"]) == 64

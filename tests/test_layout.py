@@ -87,6 +87,12 @@ def test_the_walk_sees_the_repository() -> None:
     assert not any(name.startswith((".venv", ".git/", ".cache")) for name in names)
 
 
+def test_the_root_holds_known_folders_alone() -> None:
+    """What a run leaves beside the sources is not committed with them."""
+    known = {*LIBRARY, "tests", "benchmarks", "docs", ".ci", ".github"}
+    assert {path.parts[0] for path in committed() if len(path.parts) > 1} == known
+
+
 def test_models_and_datasets_are_linked() -> None:
     assert {"models", "datasets"} <= set(LINKED)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import importlib
 import json
+import logging
 import runpy
 import shutil
 import statistics
@@ -332,6 +333,7 @@ def predict(argv: Sequence[str], prog: str) -> None:
     words, cfg = _read(Predict, argv, prog)
     if len(words) < 2:
         raise ConfigError(f"{prog} takes a ticket's folder and files: {prog} DIR FILE [FILE ...]")
+    logging.basicConfig(level=max(runtime.console_level, logging.WARNING), format="%(message)s")
     net = _network(words[0])
     found = net.predict([Path(word) for word in words[1:]])
     rows: list[tuple[str, ...]] = [("file", "probability", "class")]

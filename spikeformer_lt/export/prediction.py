@@ -172,17 +172,18 @@ def _frames(x: Any, preprocess: Preprocess, how: Recordings, empty: bool = False
     if isinstance(array, np.ndarray) and array.ndim in (4, 5):
         return _counts(array, [how.T, 2, size, size])
     source = name_of(array) if isinstance(array, str | Path) else "recording"
-    kept, transforms = (
-        valid_events(array, how),
-        Transforms.parse(how.transform, Sensor(*how.sensor)),
-    )
+    kept = valid_events(array, how)
+    transforms = Transforms.parse(how.transform, Sensor(*how.sensor))
     if transforms.steps:
         kept, _ = transforms(kept, source, source)
     if not len(kept) and not empty:
         raise DataError(f"{source} has no event")
     framing = Framing(how.T, how.by, how.window_us, how.values)
     moved = fit(kept, transforms.sensor, size)
-    frames, _ = to_frames(moved, framing, Sensor(size, size), source)
+    frames, left_out = to_frames(moved, framing, Sensor(size, size), source)
+    if 2 * left_out > len(kept):
+        told = f"{left_out} of {len(kept)} events come after its {how.T} windows and are not seen"
+        log.warning("%s: %s; an EventStream decides on all of them", source, told)
     return torch.from_numpy(frames.astype(np.float32))[None]
 
 

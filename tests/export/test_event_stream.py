@@ -76,6 +76,17 @@ def test_a_clip_that_ends_early_is_decided_on_at_its_end(patches, net, clips) ->
         )
 
 
+def test_a_recording_of_which_most_is_not_seen_is_told(net, clips, caplog) -> None:
+    model = prepared(net(in_channels=2, patches=0.0)[0])
+    span = 3 * WINDOW
+    for end, told in ((span, ""), (1.5 * span, ""), (3 * span, "after its 3 windows")):
+        caplog.clear()
+        given = clips[clips["t_us"] < end]
+        (found,) = predict(model, given, model.preprocess)
+        assert (told in caplog.text) if told else not caplog.records
+        assert found == predict(model, given[given["t_us"] < span], model.preprocess)[0]
+
+
 def test_a_file_runs_at_the_pace_of_the_recording(net, clips, files, tmp_path) -> None:
     import time
 

@@ -12,14 +12,16 @@ from torch.func import functional_call
 from spikeformer_lt.config import check
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.attention import EncoderBlock
+from spikeformer_lt.layers.halting import HaltingNeuron, check_halting, run_halting, until_sure
 from spikeformer_lt.layers.inputs import SpikingClassifier, at_least_one, finite
-from spikeformer_lt.layers.neuron import NeuronConfig, carry, make_activation
+from spikeformer_lt.layers.neuron import NeuronConfig, carried, carry, make_activation
 from spikeformer_lt.layers.patches import (
     PatchSelect,
     StagedSelect,
     check_needs,
     check_stages,
     check_stops,
+    check_unhalted,
     gather_tokens,
     narrowed,
     through,
@@ -142,6 +144,7 @@ class SpikingTransformer(SpikingClassifier):
         """Add the blocks behind the stem, and the head, which `head_fires` puts neurons before."""
         self.stem.check_size(*self.image_size)
         self.patch: PatchSelect | None = None
+        self.confidence = 0.0  # at which an image stops in evaluation; 0 runs all steps
         self.blocks: Any = nn.ModuleList(blocks)
         self.stem.feed(self.blocks)
         self.head_act = make_activation(activation, self.neuron) if head_fires else None
@@ -171,6 +174,8 @@ class SpikingTransformer(SpikingClassifier):
         """
         if patch is not None:
             check_needs(patch.score, self, self.stem)
+            if patch.rescale:
+                check_unhalted(self)
         self.patch = patch
         for block in self.encoder_blocks():
             block.stop = block.select = None
@@ -212,6 +217,24 @@ class SpikingTransformer(SpikingClassifier):
         for i, stage in stages.items():
             self.blocks[i].select = stage
 
+    def set_halting(self, halts: Sequence[HaltingNeuron] = (), confidence: float = 0.0) -> None:
+        """Let tokens halt in `blocks`, and whole images at a time step, in place.
+
+        Args:
+            halts: one for each of `blocks`: see :func:`layers.halting.run_halting`; empty for none.
+            confidence: see :func:`layers.halting.until_sure`; 0 for all steps.
+
+        Raises:
+            ConfigError: another count; blocks of an attention with neurons between tokens; a model
+                that reads the neighbours of a token, or has another selection before its blocks.
+        """
+        count = len(self.blocks)
+        check(len(halts) in (0, count), "halts", len(halts), f"one for each of {count} blocks")
+        check_halting(self, len(halts) > 0, confidence)
+        for i, block in enumerate(self.blocks):
+            block.halt = halts[i] if halts else None
+        self.confidence = confidence
+
     def forward_features(self, x: Tensor) -> Tensor:
         """Tokens behind the last block, ``[B, T|1, N, D]``, of images or frames."""
         images = self.time_first(x)
@@ -225,6 +248,8 @@ class SpikingTransformer(SpikingClassifier):
 
     def classify(self, images: Tensor) -> Tensor:
         """Logits ``[T, B, K]`` of ``[T|1, B, C, H, W]``."""
+        if self.confidence and not self.training and carried() is None:
+            return until_sure(self, images)
         return self.classify_tokens(*self.stem_tokens(images), images)
 
     def stem_tokens(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -247,12 +272,20 @@ class SpikingTransformer(SpikingClassifier):
 
     def classify_tokens(self, tokens: Tensor, current: Tensor, images: Tensor) -> Tensor:
         """Logits ``[T, B, K]`` of the stem's outputs for `images`."""
-        logits: Tensor = self.head(self._pooled(self._encoded(tokens, current, images)))
+        return self.classify_chosen(self._select(tokens, current, images), images)
+
+    def classify_chosen(self, tokens: Tensor, images: Tensor | None = None) -> Tensor:
+        """Logits ``[T, B, K]`` of the tokens that come to the blocks; `images` are for stops."""
+        logits: Tensor = self.head(self._pooled(self._behind(tokens, images)))
         return logits.expand(self.T, -1, -1)
 
     def _encoded(self, tokens: Tensor, current: Tensor, images: Tensor) -> Tensor:
-        tokens = self._select(tokens, current, images)
+        return self._behind(self._select(tokens, current, images), images)
+
+    def _behind(self, tokens: Tensor, images: Any) -> Tensor:
         tokens = tokens if self.streams == 1 else tokens.repeat(1, 1, 1, self.streams)
+        if getattr(self.blocks[0], "halt", None) is not None:
+            return run_halting(self.blocks, tokens, self.T)
         policy: Tensor | None = None
         for block in self.blocks:
             tokens, policy = narrowed(block, tokens, policy)

@@ -23,7 +23,7 @@ class MultiSpCompare(Comparison):
     recipe: str = "multisp_cifar"
     """What each run is: multisp_cifar, multisp_dvs128 or multisp_cifar10_dvs."""
     suite: str = "demo"
-    """demo, ablation, parts, families, time (of recordings) or curves."""
+    """demo, ablation, parts, families, halting, time (of recordings) or curves."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -438,8 +438,7 @@ def spike_mismatch(model: nn.Module, images: Tensor) -> dict[str, float]:
     plain, fast = _spikes(model, images), _spikes(compact(model).net, images)
     out = {}
     for name, spikes in fast.items():
-        parts = dict.fromkeys(name.replace("qkv.", f"{part}.") for part in "qkv")
-        names = [part.replace(".out.", ".proj.") for part in parts]
+        names = dict.fromkeys(name.replace("qkv.", f"{part}.") for part in "qkv")
         wanted = torch.cat([plain[part] for part in names if part in plain], -1)
         if wanted.shape == spikes.shape:
             out[name] = float((wanted != spikes).double().mean())

@@ -31,6 +31,7 @@ from spikeformer_lt.export.api import fixed_batch
 from spikeformer_lt.export.inference import CompactModel, FoldedUnit
 from spikeformer_lt.export.synapses import FoldedConv2d
 from spikeformer_lt.layers.attention import SpikingAttention
+from spikeformer_lt.layers.halting import halts
 from spikeformer_lt.layers.neuron import LIF
 from spikeformer_lt.layers.patches import PatchSelect, Random, selections
 from spikeformer_lt.layers.units import Residual, Unit, chains_of
@@ -147,6 +148,11 @@ def _program(model: CompactModel) -> Any:
         raise ExportError(
             "the random patch score hashes the bits of an image, for which graphs have no "
             "operation; it is a control, not for deployment"
+        )
+    if halts(model.net):
+        raise ExportError(
+            "tokens or images of this network halt, so that its values choose what is computed, "
+            "for which graphs have no operation: load_exported() runs it"
         )
     batch = torch.export.Dim("batch", min=1, max=LARGEST_BATCH)
     try:
@@ -311,6 +317,8 @@ def chains(model: CompactModel) -> tuple[dict[str, Any], dict[str, str]]:
         )
     if selections(net):
         left["patch"] = f"a gather by scores {lacking}"
+    if halts(net):
+        left["halting"] = f"a threshold of sums of scores {lacking}: the graph runs all steps"
     return made, left
 
 

@@ -58,6 +58,7 @@ class SpikingAttention(nn.Module):
     """
 
     roles: ClassVar[tuple[str, ...]]
+    pools: ClassVar[bool] = False  # whether its neurons fire for all tokens together
     sums: ClassVar[str] = ""  # why its products are not driven by spikes alone; empty if they are
 
     def __init__(
@@ -145,12 +146,14 @@ class SpikingSelfAttention(SpikingAttention):
         return self.proj(self.attn_act(current, T), T)  # type: ignore[no-any-return]
 
     def masked(self, tokens: Tensor, T: int, policy: Tensor) -> Tensor:
-        """The same where keys whose `policy`, ``[B, N]``, is 0 are seen by their own tokens alone.
+        """The same where keys whose `policy` is 0 are seen by their own tokens alone.
+
+        It is ``[B, N]``, or ``[T, B, N]`` for each step.
 
         Source: SparseSpikformer, arXiv 2311.08806, section 3.2.
         """
         q, k, v = self._apart(*self.spikes(tokens, T))
-        seen = policy[:, None, :, None]
+        seen = policy.unsqueeze(-2).unsqueeze(-1)
         own = (q * k).sum(-1, keepdim=True) * v * (1 - seen)
         summed = (spiking_attention(q, k * seen, v, self.linear) + own) * self.scale_for(tokens)
         current = rearrange(summed, "t b h n d -> t b n (h d)")
@@ -202,6 +205,10 @@ class TokenAttention(SpikingAttention):
         """Gate each token by itself."""
         return self.gated(tokens, T)[0]
 
+    def masked(self, tokens: Tensor, T: int, policy: Tensor) -> Tensor:
+        """The same: no token reads another."""
+        return self(tokens, T)  # type: ignore[no-any-return]
+
     def gated(self, tokens: Tensor, T: int) -> tuple[Tensor, Tensor]:
         """The output, and the gates ``[T, B, N, h]``."""
         spikes, parts = self.spikes(tokens, T)
@@ -231,6 +238,7 @@ class SpikeDrivenAttention(SpikingAttention):
     """
 
     roles: ClassVar = ("q", "k", "v")
+    pools: ClassVar = True
 
     def __init__(
         self, dim: int, num_heads: int, *, grid: tuple[int, int] | None = None, **options: Any
@@ -240,8 +248,13 @@ class SpikeDrivenAttention(SpikingAttention):
 
     def forward(self, tokens: Tensor, T: int) -> Tensor:
         """Gate the channels of all tokens."""
+        return self.masked(tokens, T)
+
+    def masked(self, tokens: Tensor, T: int, policy: Tensor | None = None) -> Tensor:
+        """The same by the sums over tokens of a `policy` of 1, ``[T, B, N]``, not of 0."""
         spikes, parts = self.spikes(tokens, T)
         q, k, v = parts if spikes is None else spikes.unbind(-2)
+        k = k if policy is None else k * policy.unsqueeze(-1)
         met = self._eroded(self._around(k) * self._around(v))
         gates: Tensor = self.attn_act(met.sum(2, keepdim=True), T)
         return self.proj(self._eroded(q * gates), T)  # type: ignore[no-any-return]
@@ -364,6 +377,7 @@ class EncoderBlock(nn.Module):
         self.before_mlp_act = LIF(neuron) if ms else None
         self.stop: Any = None  # a `patches.PatchSelect` of the tokens that do not stop before it
         self.select: Any = None  # a `patches.StagedSelect` of those that do not leave before it
+        self.halt: Any = None  # a `halting.HaltingNeuron` of those that have not halted before it
         self.recompute = False
 
     @classmethod
@@ -391,7 +405,7 @@ class EncoderBlock(nn.Module):
     def forward(self, tokens: Tensor, T: int, policy: Tensor | None = None) -> Tensor:
         """Run the block; a static input broadcasts into the first residual sum.
 
-        With a `policy` the attention is `SpikingSelfAttention.masked`.
+        With a `policy` the attention is its `masked`.
         """
         attended, fired = None, self.fired(tokens, T)
         if self.attn is not None:

@@ -244,6 +244,7 @@ def check_needs(score: PatchScore | type[PatchScore], model: Any, stem: Any) -> 
 def check_stops(model: Any, stops: Sequence[PatchSelect]) -> None:
     """Refuse selections that cannot stand before the blocks of a model."""
     blocks = model.encoder_blocks()
+    check_unhalted(model)
     if len(stops) != len(blocks):
         raise ConfigError(f"{len(stops)} shares of tokens that stop, for {len(blocks)} blocks")
     allowed = tuple(SCORES[kind] for kind in STOPS)
@@ -264,6 +265,7 @@ def check_stops(model: Any, stops: Sequence[PatchSelect]) -> None:
 def check_stages(model: Any, stages: Mapping[int, Any]) -> None:
     """Refuse selectors that cannot stand before the blocks of a model."""
     check_needs(Gumbel, model, model.stem)
+    check_unhalted(model)
     for i in stages:
         if not 0 <= i < len(model.blocks):
             raise ConfigError(f"stage {i} is before none of {len(model.blocks)} blocks, 0 first")
@@ -272,6 +274,12 @@ def check_stages(model: Any, stages: Mapping[int, Any]) -> None:
             f"selectors in stages mask the keys of a self attention q k^T v, and "
             f"{type(model).__name__} has another; let its tokens leave behind the stem, or stop"
         )
+
+
+def check_unhalted(model: Any) -> None:
+    """Refuse a second way in which the tokens of a model leave its blocks."""
+    if any(getattr(block, "halt", None) is not None for block in model.blocks):
+        raise ConfigError("tokens halt in the blocks of this network: call set_halting() first")
 
 
 def grid_of(count: int, size: torch.Size) -> tuple[int, int]:
@@ -442,8 +450,7 @@ class StagedSelect(nn.Module):
             return top_tokens(logs[..., 0].detach(), left, self.ties), None
         drawn = F.gumbel_softmax(logs, hard=True)[..., 0]
         policy = drawn if policy is None else drawn * policy
-        if (open_ := _PENALTIES.get()) is not None:
-            open_.append(self.weight * (policy.mean(1) - self.keep).square().mean())
+        penalise(self.weight * (policy.mean(1) - self.keep).square().mean())
         return torch.arange(tokens.shape[2], device=tokens.device).expand(len(logs), -1), policy
 
 
@@ -459,6 +466,12 @@ def penalties() -> Iterator[list[Tensor]]:
         yield found
     finally:
         _PENALTIES.reset(token)
+
+
+def penalise(cost: Tensor) -> None:
+    """Add to the loss where :func:`penalties` collects."""
+    if (found := _PENALTIES.get()) is not None:
+        found.append(cost)
 
 
 def narrowed(block: Any, tokens: Tensor, policy: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -45,6 +45,8 @@ COLUMNS = {
     "val %": ("val_accuracy", 1.0, 2),
     EPOCHS: ("epochs_trained", 1.0, 1),
     "patches removed %": ("sparsity.patch", 100.0, 1),
+    "(token, step) halted %": ("sparsity.halting", 100.0, 1),
+    "steps": ("steps", 1.0, 2),
     "ConvPEP weights removed %": ("sparsity.conv_pep_weight", 100.0, 1),
     "all weights removed %": ("sparsity.total_weight", 100.0, 1),
     "prunable weights removed %": ("ticket.prunable_sparsity", 100.0, 2),

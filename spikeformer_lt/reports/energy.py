@@ -195,7 +195,8 @@ def _layer(name: str, counted: Operations) -> LayerEnergy:
     weights, first, last = count.weights, name == names[0], name == names[-1]
     rate, dense = count.events / count.inputs, count.macs_dense / n
     multiplied = first or (count.kind == "real" and not last)
-    steps = counted.T if first and counted.static else 1
+    folded = count.macs_dense / count.macs if count.macs else 1.0
+    steps = max(folded, counted.steps) if first and counted.static else 1
     part = "" if weights is None else weights.part
     return LayerEnergy(
         name=name, operation=count.operation, input=count.kind,

@@ -16,7 +16,9 @@ from torch.nn import functional as F
 from spikeformer_lt.adapted import PRUNABLE, Adapted
 from spikeformer_lt.export.file import binary_gains
 from spikeformer_lt.layers.attention import SpikingAttention
+from spikeformer_lt.layers.halting import halts, tokens_before_blocks
 from spikeformer_lt.layers.inputs import kept_modes
+from spikeformer_lt.layers.neuron import carried
 from spikeformer_lt.layers.patches import patches_of, selections
 from spikeformer_lt.layers.stems import stem_of
 from spikeformer_lt.layers.subnet import effective_weight
@@ -121,12 +123,26 @@ class Operations:
     firing_rate: dict[str, float] = field(default_factory=dict)  # spikes per neuron and step
     kept_tokens: list[Tensor] = field(default_factory=list)  # kept ``[B, K]``, for each batch
     selected: list[float] = field(default_factory=list)  # share kept by each selection of tokens
+    halts: int = 0  # (token, step) pairs of a sample in all blocks of a network that halts
+    ran: int = 0  # those that were computed, of all samples
     logits: list[Tensor] = field(default_factory=list)  # outputs of the model, for each batch
 
     @property
     def dead(self) -> list[str]:
         """Spiking layers that never fired."""
         return [name for name, rate in self.firing_rate.items() if rate == 0]
+
+    @property
+    def halted(self) -> float:
+        """Fraction of (token, step) that the blocks did not compute."""
+        return 1 - self.ran / self.halts / self.samples if self.halts else 0.0
+
+    @property
+    def steps(self) -> float:
+        """Mean number of time steps that were classified."""
+        heads = [n for n, known in self.weights.items() if known.part == "head"] * bool(self.halts)
+        rows = [self.layers[n].macs_dense / self.weights[n].total for n in heads]
+        return rows[0] / self.samples if rows else float(self.T)
 
     def per_sample(self, what: str) -> float:
         """A total over the layers, per sample and over all T steps."""
@@ -209,6 +225,11 @@ class _Hooks(ExitStack):
                 for role in module.roles:
                     self._hook(getattr(module, role), self._keep, seen, role)
                 self._hook(module, self._attention, name, seen)
+        if halts(model):
+            blocks: list[nn.Module] = list(getattr(model, "blocks"))  # noqa: B009
+            total.halts = len(blocks) * tokens_before_blocks(model) * total.T
+            for block in blocks:
+                self._hook(block, self._ran)
         for place, patches in enumerate(selections(model)):
             total.selected.append(1.0)  # until it is called
             self._hook(patches, self._select, place, patches is patches_of(model))
@@ -221,6 +242,9 @@ class _Hooks(ExitStack):
 
     def _keep(self, seen: dict[str, Tensor], role: str, *called: Any) -> None:
         seen[role] = called[-1]
+
+    def _ran(self, block: nn.Module, inputs: Any, output: Tensor) -> None:
+        self.total.ran += inputs[0].shape[1] * inputs[0].shape[2] * inputs[1]
 
     def _select(
         self, place: int, alone: bool, module: nn.Module, inputs: tuple[Tensor, ...], output: Any
@@ -263,7 +287,7 @@ class _Hooks(ExitStack):
             # Time is the first axis, except in a score that reads one mean over time, [B, N, D].
             timed = x.ndim > 2 and x.shape[0] in (1, T) and x.shape[1] == self.batch
             folds = T / x.shape[0] if timed else 1.0
-        folds = 1.0 if self.whole else folds
+        folds = 1.0 if self.whole or carried() is not None else folds
         macs = output.numel() * present[0].numel()
         layer.add_macs(macs, folds, macs)
 
@@ -272,7 +296,8 @@ class _Hooks(ExitStack):
     ) -> None:
         spikes = [seen[role] for role in module.roles]
         count, layer = module.operations(*spikes), self._layer(f"{name}.attention", spikes[0])
-        layer.add_macs(count.macs, self.total.T / len(spikes[0]), count.dense)
+        folds = 1.0 if carried() is not None else self.total.T / len(spikes[0])
+        layer.add_macs(count.macs, folds, count.dense)
         layer.met_by_value += count.sops
 
 
@@ -300,7 +325,9 @@ def build_ledger(model: Any, batches: Sequence[Tensor]) -> dict[str, Any]:
             "patch": 1 - sum(kept) / len(kept) if kept else 0.0,
             "conv_pep_weight": _removed(stem) if stem else None,
             "total_weight": _removed(every),
+            **({"halting": counted.halted} if counted.halts else {}),
         },
+        **({"steps": counted.steps} if counted.halts else {}),
         "conv_pep_bits_per_weight": _bits(stem) if stem else None,
         "bits_per_weight": _bits(every),
         "weight_bytes": sum(layer.bits for layer in every) / 8,

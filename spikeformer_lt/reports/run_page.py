@@ -45,6 +45,8 @@ FACTS = {
     "validation accuracy (%)": ("val_accuracy", 1.0, "{:.2f}"),
     "epochs trained": ("epochs_trained", 1.0, "{:.1f}"),
     "patches removed (%)": ("sparsity.patch", 100.0, "{:.1f}"),
+    "(token, step) halted (%)": ("sparsity.halting", 100.0, "{:.1f}"),
+    "time steps": ("steps", 1.0, "{:.2f}"),
     "ConvPEP weights removed (%)": ("sparsity.conv_pep_weight", 100.0, "{:.1f}"),
     "prunable weights removed (%)": ("ticket.prunable_sparsity", 100.0, "{:.1f}"),
     "all weights removed (%)": ("sparsity.total_weight", 100.0, "{:.1f}"),
@@ -114,7 +116,8 @@ def interval_of(report: Mapping[str, Any] | None) -> str:
 
 def removed_words(report: Mapping[str, Any]) -> str:
     """The sparsities that a report or a ledger knows, in words."""
-    sets = {"total_weight": "all weights", "conv_pep_weight": "ConvPEP weights", "patch": "patches"}
+    sets = {"total_weight": "all weights", "conv_pep_weight": "ConvPEP weights", "patch": "patches",
+            "halting": "(token, step)"}  # fmt: skip
     shares = [(fact(report, f"sparsity.{key}", 100, "{:.1f}"), what) for key, what in sets.items()]
     return ", ".join(f"{share} % of {what}" for share, what in shares if share != "-")
 

@@ -7,14 +7,14 @@ from spikeformer_lt.runtime import lazy
 __all__ = [
     "CONTROLS", "NORMS", "ActivationConfig", "Biprop", "BipropConfig", "EarlyBird",
     "EarlyBirdConfig", "EarlyTime", "EarlyTimeConfig", "EdgePopup", "EdgePopupConfig",
-    "EncoderConfig", "Grasp",
-    "GraspConfig", "Imp", "ImpConfig", "Joint", "JointConfig", "Magnitude", "MagnitudeConfig",
-    "MultiSp", "MultiSpConfig", "Nm", "NmConfig", "OneShotConfig", "PatchConfig", "PruneConfig",
-    "RandomConfig", "RandomTicket", "Search", "Snip", "SnipConfig", "SparseTraining",
-    "SparseTrainingConfig", "Synflow", "SynflowConfig", "WeightConfig", "apply_surgery",
-    "dead_filters", "estimate_norms", "find_groups", "magnitudes", "model_from_ticket",
-    "on_encoder", "preset_optim", "prunable", "retrain", "set_activation", "set_patches",
-    "shrink", "snapshot", "teach", "transfer_ticket", "with_phase", "with_preset",
+    "EncoderConfig", "Grasp", "GraspConfig", "HaltingConfig", "Imp", "ImpConfig", "Joint",
+    "JointConfig", "Magnitude", "MagnitudeConfig", "MultiSp", "MultiSpConfig", "Nm",
+    "NmConfig", "OneShotConfig", "PatchConfig", "PruneConfig", "RandomConfig", "RandomTicket",
+    "Search", "Snip", "SnipConfig", "SparseTraining", "SparseTrainingConfig", "Synflow",
+    "SynflowConfig", "WeightConfig", "apply_surgery", "dead_filters", "estimate_norms",
+    "find_groups", "magnitudes", "model_from_ticket", "on_encoder", "preset_optim", "prunable",
+    "retrain", "set_activation", "set_halting", "set_patches", "shrink", "snapshot", "teach",
+    "transfer_ticket", "with_phase", "with_preset",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
         NORMS,
         ActivationConfig,
         EncoderConfig,
+        HaltingConfig,
         PatchConfig,
         WeightConfig,
     )
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
         estimate_norms,
         model_from_ticket,
         set_activation,
+        set_halting,
         set_patches,
         teach,
         transfer_ticket,

@@ -16,6 +16,7 @@ from spikeformer_lt.tickets.levels import (
     ActivationConfig,
     Checked,
     EncoderConfig,
+    HaltingConfig,
     PatchConfig,
     WeightConfig,
 )
@@ -404,6 +405,7 @@ class MultiSpConfig(Checked):
     weights: WeightConfig = field(default_factory=WeightConfig)
     activation: ActivationConfig = field(default_factory=ActivationConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    halting: HaltingConfig = field(default_factory=HaltingConfig)
     WHERE = "multisp."
     OWN: ClassVar = {"epochs": 0}
     PRESETS: ClassVar = {
@@ -427,8 +429,10 @@ class MultiSpConfig(Checked):
             check_ramp(self.weights, searched, "multisp.weights.")
         free = self.dense_epochs > 0 and self.patches.score != "gumbel" and self.schedule == "joint"
         free &= (self.weights.method, self.activation.kind) == ("off", "lif") and not self.distill
+        free &= self.halting.kind == "off"
         free &= not (self.ticket or self.encoder.binary or self.encoder.sparsity)
-        rule = "at least 1; 0 is for level 1 alone (weights.method off) after dense_epochs"
+        rule = "at least 1; 0 is for what needs no training (level 1, halting.confidence) after "
+        rule += "dense_epochs, with weights.method off"
         check(self.epochs > 0 or free, "multisp.epochs", self.epochs, rule)
         ramp = WeightConfig(ramp_epochs=self.encoder.ramp_epochs)
         check_ramp(ramp, self.epochs, "multisp.encoder.")
@@ -439,6 +443,13 @@ class MultiSpConfig(Checked):
         whole = self.patches.space == "input" and self.schedule == "sequential"
         rule = "joint or reverse with patches.space input: this trains the ConvPEP on all patches"
         check(not (whole and self.patches.sparsity), "multisp.schedule", self.schedule, rule)
+        patches, halting = self.patches, self.halting
+        once = patches.mode == "remove" or patches.sparsity == 0
+        whole = once and not (patches.rescale and patches.sparsity)
+        rule = "off with patches.mode stop or stages, or patches.rescale"
+        check(whole or halting.kind == "off", "multisp.halting.kind", halting.kind, rule)
+        sure, rule = halting.confidence, "0 with patches.mode stop or stages"
+        check(once or sure == 0, "multisp.halting.confidence", sure, rule)
         alone = self.control != "none" and not self.ticket
         check(not alone, "multisp.control", self.control, "none without multisp.ticket DIR")
 

@@ -207,6 +207,26 @@ class EncoderConfig(Checked):
 
 
 @dataclass(frozen=True)
+class HaltingConfig(Checked):
+    """Level 5: halting of each image over tokens and time steps."""
+
+    kind: str = "off"
+    """off; act: a token halts where its scores, summed over blocks and time steps, reach 1 - eps
+    (adaptive computation time); needs patches.mode remove."""
+    eps: float = 0.01
+    """What is left out of a whole 1, in [0, 1)."""
+    ponder: float = 0.3
+    """Weight in the loss of the share of (token, step) that the blocks compute."""
+    confidence: float = 0.0
+    """In evaluation an image stops at the first step at which its class has this probability, by
+    the mean logits so far, in [0, 1); 0 runs all steps."""
+    WHERE = "multisp.halting."
+    OWN: ClassVar = {
+        "kind": ("off", "act"), "eps": "[0, 1)", "ponder": "[0, 1000)", "confidence": "[0, 1)",
+    }  # fmt: skip
+
+
+@dataclass(frozen=True)
 class ActivationConfig(Checked):
     """Level 3: binary ConvPEP activations."""
 

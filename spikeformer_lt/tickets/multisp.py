@@ -30,6 +30,7 @@ from spikeformer_lt.tickets.levels import (
     MOVING,
     ActivationConfig,
     EncoderConfig,
+    HaltingConfig,
     PatchConfig,
     WeightConfig,
 )
@@ -226,6 +227,7 @@ class MultiSp(base.Search):
                 "give --model.name of a spiking transformer, or use another search"
             )
         surgery.check_patches(model, self.config.patches)
+        surgery.set_halting(model, self.config.halting, refuse_only=True)
         if self.config.ticket:
             self._opened(model)
 
@@ -248,6 +250,7 @@ class MultiSp(base.Search):
             if config.distill:
                 teacher = copy.deepcopy(model).requires_grad_(False)
         surgery.set_activation(model, config.activation)
+        surgery.set_halting(model, config.halting)
         final = Phase(config.schedule, config.epochs, teacher=teacher, distill=config.distill)
         getattr(self, f"_{config.schedule}")(model, fit, final)
         if any(True for _ in subnet.subnets(model)):
@@ -289,8 +292,8 @@ class MultiSp(base.Search):
         kind, found = self.control, self._opened(model)
         about = found.provenance
         levels: dict[str, type] = {"weights": WeightConfig, "activation": ActivationConfig}
-        if "encoder" in about.get("config", {}):  # a ticket of an earlier version has none
-            levels["encoder"] = EncoderConfig
+        later = {"encoder": EncoderConfig, "halting": HaltingConfig}  # than tickets of once
+        levels |= {name: kind for name, kind in later.items() if name in about.get("config", {})}
         stored, config = surgery.known_config, about.get("config")
         own = {n: stored(cls, config, n) for n, cls in levels.items()}
         own["patches"] = stored(PatchConfig, config, "patches", ties="index")
@@ -312,6 +315,7 @@ class MultiSp(base.Search):
         model.load_state_dict(start)
         surgery.apply_surgery(model, found)
         selector = {key: value for key, value in found.tensors.items() if key not in start}
+        selector = {key: value for key, value in selector.items() if ".halt." not in key}
         model.load_state_dict(selector, strict=False)
         if sparse:
             install_subnets(stem, replace(weights, method="latent", init="keep"))

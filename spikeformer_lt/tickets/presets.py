@@ -180,6 +180,7 @@ ON_DIGITS: dict[str, dict[str, Any]] = {
 """The same on the embedded digits."""
 
 _W, _P, _A = "--multisp.weights.", "--multisp.patches.", "--multisp.activation."
+_H = "--multisp.halting."
 _NO_WEIGHTS, _NO_PATCHES = f"{_W}method off", f"{_P}sparsity 0"
 _DENSE = f"{_NO_WEIGHTS} {_NO_PATCHES}"
 _TWO_PHASES = "--multisp.stem-epochs {h} --multisp.epochs {r}"
@@ -224,6 +225,15 @@ MULTISP_SUITES: dict[str, dict[str, str]] = {
         **{f"random mask {s}": f"{_W}sparsity {s} {_W}method random" for s in (0.5, 0.9, 0.95)},
         **{f"patches {s}": f"{_P}sparsity {s}" for s in (0.314, 0.5, 0.65, 0.8)},
         **{f"random patches {s}": f"{_P}sparsity {s} {_P}score random" for s in (0.314, 0.65, 0.8)},
+    },
+    "halting": {
+        "dense": _DENSE,
+        **{
+            f"level 5 only, ponder {p}": f"{_DENSE} {_H}kind act {_H}ponder {p}"
+            for p in (0.1, 0.3, 1)
+        },
+        "level 5 only, images": f"{_DENSE} {_H}confidence 0.9",
+        "all levels, ponder 0.3": f"{_H}kind act {_H}ponder 0.3",
     },
     "families": {
         "dense": _DENSE,

@@ -17,6 +17,7 @@ from spikeformer_lt.adapted import at_door
 from spikeformer_lt.config import check, from_dict
 from spikeformer_lt.errors import ConfigError, SpikeformerError, TicketError, shown
 from spikeformer_lt.layers.attention import SpikingSelfAttention
+from spikeformer_lt.layers.halting import HaltingNeuron, check_halting
 from spikeformer_lt.layers.inputs import SpikingClassifier, kept_modes
 from spikeformer_lt.layers.patches import (
     SCORES,
@@ -36,7 +37,13 @@ from spikeformer_lt.preprocess import Preprocess
 from spikeformer_lt.registry import create_model
 from spikeformer_lt.ticket import Ticket, compare, finished_folder
 from spikeformer_lt.tickets.base import fresh_weights, snapshot
-from spikeformer_lt.tickets.levels import CONTROLS, NORMS, ActivationConfig, PatchConfig
+from spikeformer_lt.tickets.levels import (
+    CONTROLS,
+    NORMS,
+    ActivationConfig,
+    HaltingConfig,
+    PatchConfig,
+)
 from spikeformer_lt.training.ranks import digest
 
 if TYPE_CHECKING:
@@ -131,6 +138,20 @@ def _frozen_copy(part: nn.Module) -> Any:
     return copy.deepcopy(part, known).requires_grad_(False)
 
 
+def set_halting(model: Any, config: HaltingConfig, refuse_only: bool = False) -> None:
+    """Let tokens and images halt (level 5), in place, or only refuse what cannot."""
+    act = config.kind == "act"
+    if not (act or config.confidence):
+        return
+    ours = hasattr(model, "set_halting")
+    check(ours, "multisp.halting", config.kind, "off, but for our transformers")
+    if refuse_only:
+        return check_halting(model, act, config.confidence)
+    count = len(model.blocks) if act else 0
+    halts = [HaltingNeuron(config.eps, config.ponder / count) for _ in range(count)]
+    model.set_halting(halts, config.confidence)
+
+
 def new_score(model: Any, config: PatchConfig) -> PatchScore:
     """An untrained score of patches, of the sizes of a model."""
     return make_score(config.score, model.embed_dim, model.num_classes, model.num_heads)
@@ -148,6 +169,8 @@ def _operate(model: nn.Module, provenance: Mapping[str, Any]) -> None:
     if search in ("multisp", "joint"):
         # A ticket of an earlier version kept the lower index, and goes on doing so.
         set_patches(model, known_config(PatchConfig, config, "patches", ties="index"))
+    if search == "multisp" and isinstance(config, dict) and "halting" in config:
+        set_halting(model, known_config(HaltingConfig, config, "halting"))
 
 
 def known_config(cls: type, config: Any, name: str, **earlier: Any) -> Any:

@@ -36,6 +36,7 @@ from spikeformer_lt.tickets import (
     EdgePopupConfig,
     EncoderConfig,
     GraspConfig,
+    HaltingConfig,
     ImpConfig,
     JointConfig,
     MagnitudeConfig,
@@ -90,6 +91,7 @@ CASES: dict[str, tuple[str, Any]] = {
     "early_bird channels": ("early_bird", CHANNELS),
     "joint": ("joint", JointConfig(PatchConfig(0.5), ENCODER)),
     "multisp": ("multisp", MULTISP),
+    "multisp halting": ("multisp", replace(MULTISP, halting=HaltingConfig("act", confidence=0.9))),
 }
 WITH_IMAGES = {"early_bird", "early_time", "snip", "grasp", "synflow"}
 PATTERNED = {"nm", "early_bird channels"}  # their sparsity has tests of its own
@@ -99,13 +101,15 @@ LAYERED = {
     "early_time edge_popup",
     "biprop",
     "multisp",
+    "multisp halting",
 }  # the same fraction of each layer
 TRAINING = {name for name in CASES if name not in
             ("random", "random erk", "magnitude", "snip", "grasp", "synflow", "nm")}  # fmt: skip
-WITH_PATCHES = {"joint", "multisp"}
+OF_LEVELS = {"multisp", "multisp halting"}
+WITH_PATCHES = {"joint", *OF_LEVELS}
 NESTED = {"imp", "imp layer", "early_time imp", "joint"}  # what is removed stays removed
 REGROWING = {"edge_popup", "early_time edge_popup", "biprop", "biprop global", "set", "rigl",
-             "granet", "multisp"}  # fmt: skip
+             "granet", *OF_LEVELS}  # fmt: skip
 SEARCH = Path(__file__).with_name("search_fork.py")
 Make = Callable[[], nn.Module]
 
@@ -222,7 +226,7 @@ def check_ticket(case: str, search: Any, ticket: Ticket, model: nn.Module) -> No
         assert counts == {name: round(S * kept.numel()) for name, kept in mask.items()}
     elif case not in PATTERNED:
         assert mask.removed == round(S * mask.total)
-    if case not in PATTERNED | {"multisp"}:
+    if case not in PATTERNED | OF_LEVELS:
         assert ticket.provenance["prunable_sparsity"] == mask.sparsity
     assert not any(p.ndim < 2 for n, p in model.named_parameters() if n in mask) or (
         case == "early_bird channels"
@@ -271,7 +275,7 @@ def test_ticket_is_exact_and_starts_from_the_rewind_state(case, make, run, tmp_p
     search, ticket = run.search, run.ticket
     check_ticket(case, search, ticket, run.model)
     assert run.model.T == make().T
-    assert case == "multisp" or ticket.provenance["trained"] == search.trained
+    assert case in OF_LEVELS or ticket.provenance["trained"] == search.trained
     ticket.save(tmp_path / "ticket")
     assert Ticket.load(tmp_path / "ticket").mask == ticket.mask
     own = make() if make.known[0].startswith("module:") else None
@@ -492,6 +496,8 @@ def crossed() -> list[Any]:
         for turn, network in enumerate(NETWORKS):
             if case in WITH_PATCHES and network not in WITH_STEM:
                 continue
+            if case == "multisp halting":
+                continue  # all levels together have a test of their own
             if (case, network) == ("early_bird channels", "bestformer"):
                 continue  # the signs of a filter depend on the columns of all its channels
             chosen = turn == place % len(NETWORKS) or case in WITH_PATCHES
@@ -549,11 +555,17 @@ LEVELS = {
 }  # fmt: skip
 
 
+def halts_on(case: str) -> bool:
+    """Whether level 5 is among the levels of a family: where tokens can leave and run apart."""
+    return case not in ("bestformer", "sdt2", "sdt3")
+
+
 def all_levels(case: str, schedule: str = "joint") -> MultiSp:
     """MultiSp with the levels of a family."""
     patches, activation, encoder = LEVELS[case]
     weights = WeightConfig(sparsity=S, first_conv="full")
     levels = {"patches": patches, "weights": weights, "activation": activation, "encoder": encoder}
+    levels["halting"] = HaltingConfig("act" if halts_on(case) else "off")
     own = {"schedule": schedule, "epochs": 1, "stem_epochs": 1, "stem": "finetune"}
     return MultiSp(MultiSpConfig(**own, **levels))
 
@@ -593,6 +605,8 @@ def test_all_levels_together_on_the_families(case, schedule, bench, tmp_path):
     ledger = build_ledger(model, [images])
     stem = [kept for key, kept in ticket.mask.items() if key not in behind]
     removed = sum(int((~kept).sum()) for kept in stem) / sum(kept.numel() for kept in stem)
+    if halts_on(case):
+        assert 0 <= ledger["sparsity"].pop("halting") < 1
     assert ledger["sparsity"] == {
         "patch": patches.sparsity, "conv_pep_weight": pytest.approx(removed),
         "total_weight": pytest.approx(ticket.mask.removed / sum(

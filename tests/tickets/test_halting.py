@@ -1,0 +1,116 @@
+"""Level 5 of MultiSp: learned with the others, kept in tickets, exported, refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from spikeformer_lt import create_model
+from spikeformer_lt.errors import ConfigError, ExportError
+from spikeformer_lt.export import export_ticket, load_exported, to_onnx
+from spikeformer_lt.layers.halting import halts
+from spikeformer_lt.reports.ledger import build_ledger
+from spikeformer_lt.tickets import (
+    HaltingConfig,
+    MultiSp,
+    MultiSpConfig,
+    PatchConfig,
+    WeightConfig,
+    model_from_ticket,
+)
+
+NAME = "spikformer_toy"
+SIZES: dict[str, Any] = {"image_size": 16, "embed_dim": 16, "depth": 2, "num_heads": 2, "T": 3}
+OFF = {"weights": WeightConfig(method="off"), "patches": PatchConfig(0.0)}
+
+
+def found(bench: Any, folder: Any, epochs: int = 2, **halting: Any) -> tuple[Any, Any, Any]:
+    torch.manual_seed(0)
+    model = create_model(NAME, **SIZES)
+    config = MultiSpConfig(epochs=epochs, halting=HaltingConfig(**halting), **OFF)
+    search = MultiSp(config)
+    ticket = search.find(model, bench.trainer(folder).fit)
+    about = {**ticket.provenance, "model": {"name": NAME, "args": SIZES}}
+    return search, replace(ticket, provenance=about), model
+
+
+def test_a_dearer_step_is_taken_less_often(bench, tmp_path) -> None:
+    """The gradient reaches gains and biases; what is paid for runs less; off is as before."""
+    images, removed = torch.rand(20, 3, 16, 16), []
+    for ponder in (0.0, 20.0):
+        _, ticket, model = found(bench, tmp_path / str(ponder), kind="act", ponder=ponder)
+        own = {key: value for key, value in ticket.tensors.items() if ".halt." in key}
+        assert len(own) == 4
+        if ponder:
+            assert all(float(v) not in (1.0, -3.0) for v in own.values())
+        removed.append(build_ledger(model, [images])["sparsity"]["halting"])
+    assert removed[1] > removed[0] + 0.3
+    _, ticket, model = found(bench, tmp_path / "off")
+    assert not halts(model) and not any(".halt." in key for key in ticket.tensors)
+
+
+def test_an_export_halts_as_the_network_that_was_trained(bench, tmp_path) -> None:
+    options = {"kind": "act", "ponder": 20.0, "confidence": 0.12}
+    _, ticket, model = found(bench, tmp_path / "search", **options)
+    done = export_ticket(ticket, tmp_path / "packed")
+    assert done.check.reload_gap == 0 and done.check.compact_gap_float64 < 1e-9
+    plain = load_exported(tmp_path / "packed", plain=True)
+    images = torch.rand(4, 3, 16, 16)
+    assert plain.confidence == 0.12 and halts(plain)
+    with torch.no_grad():
+        assert torch.equal(plain(images), model.eval()(images))
+        assert torch.equal(model_from_ticket(ticket)(images), model(images))
+    small = load_exported(tmp_path / "packed")
+    for refused in (lambda: small.graphed(images), lambda: to_onnx(small, tmp_path / "x.onnx")):
+        with pytest.raises(ExportError, match="tokens or images of this network halt"):
+            refused()
+
+
+def test_a_ticket_halts_again_from_its_start(bench, tmp_path) -> None:
+    """`--multisp.ticket` takes level 5 from the ticket, and its neurons from where they began."""
+    _, ticket, _ = found(bench, tmp_path / "first", kind="act", ponder=20.0)
+    ticket.save(tmp_path / "kept")
+    again = create_model(NAME, **SIZES)
+    torch.manual_seed(0)
+    seen: list[Any] = []
+
+    def fit(model: nn.Module, phase: Any) -> Any:
+        seen.append({k: v.clone() for k, v in model.state_dict().items() if ".halt." in k})
+        return bench.trainer(tmp_path / "again").fit(model, phase)
+
+    config = MultiSpConfig(epochs=1, ticket=str(tmp_path / "kept"), **OFF)
+    redone = MultiSp(config).find(again, fit)
+    assert redone.provenance["config"]["halting"] == ticket.provenance["config"]["halting"]
+    assert [sorted(map(float, start.values())) for start in seen] == [[-3.0, -3.0, 1.0, 1.0]]
+
+
+def test_what_cannot_halt_is_refused() -> None:
+    act = HaltingConfig("act")
+    for wrong, said in (
+        ({"mode": "stop"}, r"halting\.kind='act' .*off with patches\.mode stop or stages"),
+        ({"mode": "stages", "score": "gumbel"}, r"halting\.kind='act'"),
+        ({"rescale": True}, r"halting\.kind='act' .*or patches\.rescale"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            MultiSpConfig(halting=act, patches=PatchConfig(0.5, **wrong))
+    MultiSpConfig(halting=act, patches=PatchConfig(0.0, mode="stop"))
+    with pytest.raises(ConfigError, match=r"halting\.confidence=0\.9"):
+        MultiSpConfig(halting=HaltingConfig(confidence=0.9), patches=PatchConfig(0.5, mode="stop"))
+    with pytest.raises(ConfigError, match=r"multisp\.epochs=0"):
+        MultiSpConfig(epochs=0, dense_epochs=1, halting=act, **OFF)
+    MultiSpConfig(epochs=0, dense_epochs=1, halting=HaltingConfig(confidence=0.9), **OFF)
+    for field, wrong in (
+        ("kind", "pondernet"),
+        ("eps", 1.0),
+        ("ponder", -1.0),
+        ("confidence", 1.0),
+    ):
+        with pytest.raises(ConfigError, match=rf"multisp\.halting\.{field}"):
+            HaltingConfig(**{field: wrong})
+    search = MultiSp(MultiSpConfig(halting=act, **OFF))
+    with pytest.raises(ConfigError, match="neurons between pairs of tokens"):
+        search.check(create_model("bestformer_toy"))

@@ -7,6 +7,7 @@ halted is left out.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,8 +26,6 @@ from spikeformer_lt.layers.neuron import NeuronState, carried, carry
 from spikeformer_lt.layers.patches import kept_count, penalise
 from spikeformer_lt.layers.units import call
 
-GAIN, BIAS = 1.0, -3.0
-
 
 class HaltingNeuron(nn.Module):
     """Stops the tokens before a block whose scores add up to a threshold, without leak or reset.
@@ -39,6 +38,8 @@ class HaltingNeuron(nn.Module):
     Args:
         eps: what is left out of a whole 1, below 1.
         weight: of the share of tokens and steps that run, among :func:`patches.penalties`.
+        places: blocks times steps; the scores of a token of zeros begin as half of a whole over
+            all of them.
 
     Source: adaptive computation time, Graves, arXiv 1603.08983; of tokens by their first channel,
     A-ViT, arXiv 2112.07658; summed over blocks and steps, AT-SNN, arXiv 2408.12293. Differs: gain
@@ -46,17 +47,17 @@ class HaltingNeuron(nn.Module):
     mean of all its values by scores; its count has the derivative of the neurons' sigmoid.
     """
 
-    def __init__(self, eps: float = 0.01, weight: float = 0.0) -> None:
+    def __init__(self, eps: float = 0.01, weight: float = 0.0, places: int = 8) -> None:
         super().__init__()
         check(eps < 1, "halting.eps", eps, "below 1")
-        self.eps, self.weight = eps, weight
+        self.eps, self.weight, self.places = eps, weight, places
         self.gain, self.bias = (nn.Parameter(torch.empty(1)) for _ in range(2))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Start where few tokens halt."""
-        nn.init.constant_(self.gain, GAIN)
-        nn.init.constant_(self.bias, BIAS)
+        nn.init.ones_(self.gain)
+        nn.init.constant_(self.bias, -math.log(2 * self.places - 1))
 
     def forward(self, tokens: Tensor, T: int, total: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return (1 where a token runs, else 0; the sums H), ``[T, B, N]``.

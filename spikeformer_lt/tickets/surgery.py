@@ -148,8 +148,8 @@ def set_halting(model: Any, config: HaltingConfig, refuse_only: bool = False) ->
     if refuse_only:
         return check_halting(model, act, config.confidence)
     count = len(model.blocks) if act else 0
-    halts = [HaltingNeuron(config.eps, config.ponder / count) for _ in range(count)]
-    model.set_halting(halts, config.confidence)
+    own = (config.eps, config.ponder / max(1, count), count * model.T)
+    model.set_halting([HaltingNeuron(*own) for _ in range(count)], config.confidence)
 
 
 def new_score(model: Any, config: PatchConfig) -> PatchScore:

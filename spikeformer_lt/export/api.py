@@ -438,7 +438,8 @@ def spike_mismatch(model: nn.Module, images: Tensor) -> dict[str, float]:
     plain, fast = _spikes(model, images), _spikes(compact(model).net, images)
     out = {}
     for name, spikes in fast.items():
-        names = dict.fromkeys(name.replace("qkv.", f"{part}.") for part in "qkv")
+        parts = dict.fromkeys(name.replace("qkv.", f"{part}.") for part in "qkv")
+        names = [part.replace(".out.", ".proj.") for part in parts]
         wanted = torch.cat([plain[part] for part in names if part in plain], -1)
         if wanted.shape == spikes.shape:
             out[name] = float((wanted != spikes).double().mean())

@@ -464,10 +464,9 @@ class FoldedAttention(SpikingSelfAttention):
     def __init__(self, attn: SpikingSelfAttention) -> None:
         nn.Module.__init__(self)
         self.num_heads, self.scale, self.rescale_to = attn.num_heads, attn.scale, attn.rescale_to
-        self.linear = attn.linear
         self.qkv = FoldedLinearUnit(attn.q, attn.k, attn.v)
         self.attn_act = attn.attn_act
-        self.proj = FoldedLinearUnit(attn.proj)  # type: ignore[assignment]
+        self.out = FoldedLinearUnit(attn.proj)
 
     def forward(self, tokens: Tensor, T: int) -> Tensor:
         """Attend between the tokens of each step."""
@@ -475,19 +474,15 @@ class FoldedAttention(SpikingSelfAttention):
         if not isinstance(spikes, Tensor):
             attended = _attend_bits(spikes, self.num_heads, scale, self.attn_act)
             if attended is not None:
-                return cast(Tensor, self.proj(attended, T))
+                return cast(Tensor, self.out(attended, T))
         spikes = dense(spikes)
         current = dispatch.attention(spikes.unflatten(-1, (3, -1)), self.num_heads, scale)
         if current is None:
-            q, k, v = self._apart(None, list(spikes.chunk(3, -1)))
+            q, k, v = (self._heads(part) for part in spikes.chunk(3, -1))
             summed = spiking_attention(q, k, v) * scale
             current = rearrange(summed, "t b h n d -> t b n (h d)")
-        out: Tensor = self.proj(fire(self.attn_act, current, T), T)
+        out: Tensor = self.out(fire(self.attn_act, current, T), T)
         return out
-
-    def spikes(self, tokens: Tensor, T: int) -> tuple[Tensor | None, list[Tensor]]:
-        """Spikes of q, k and v."""
-        return None, list(dense(self.qkv(tokens, T)).chunk(3, -1))
 
     def received(self, tokens: Tensor, T: int) -> Tensor:
         """Attention that each token receives, ``[B, N]``; v is not computed."""

@@ -81,7 +81,7 @@ def test_what_halts_is_left_out_and_nothing_else_changes(name: str, awaken: Any)
     assert torch.allclose(stepped, masked, rtol=0, atol=1e-12)
     assert not torch.allclose(stepped, whole, rtol=0, atol=1e-3)
     depth, share = len(model.blocks), runs(model)
-    assert 0.1 < float(share.mean()) < 0.9
+    assert 0.1 < float(share.mean()) < 0.95
     assert bool((share[:, 1:] <= share[:, :-1]).all() and (share[1:] <= share[:-1]).all())
     by_step = [torch.stack([calls[t * depth + i][1][0] for t in range(T)]) for i in range(depth)]
     assert torch.equal(torch.stack(by_step), share), "the decisions of both forms"
@@ -246,7 +246,7 @@ STOPPING = {
     "images": ("spikformer_toy", {}), "frames": ("spikformer_dvs_toy", {}),
     "stateless stem": ("spikingformer_toy", {"activation": "heaviside"}),
     "selected patches": ("maxformer_toy", {}), "gains of steps": ("bestformer_toy", SMALL),
-    "convolutions": ("sdt3_toy", {"image_size": 16, "widths": (4, 8, 8), "embed_dim": 16}),
+    "convolutions": ("sdt2_toy", {"image_size": 16, "widths": (4, 8, 8), "embed_dim": 16}),
 }  # fmt: skip
 
 

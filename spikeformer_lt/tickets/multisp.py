@@ -250,7 +250,6 @@ class MultiSp(base.Search):
             if config.distill:
                 teacher = copy.deepcopy(model).requires_grad_(False)
         surgery.set_activation(model, config.activation)
-        surgery.set_halting(model, config.halting)
         final = Phase(config.schedule, config.epochs, teacher=teacher, distill=config.distill)
         getattr(self, f"_{config.schedule}")(model, fit, final)
         if any(True for _ in subnet.subnets(model)):
@@ -406,7 +405,11 @@ class MultiSp(base.Search):
         return replace(phase, before_step=both, settled_from=settled)
 
     def select_patches(self, model: nn.Module, fit: Fit) -> None:
-        """Turn level 1 on, training its selector first where it has one."""
+        """Turn level 1 on, training its selector first where it has one, and level 5."""
+        self._select(model, fit)
+        surgery.set_halting(model, self.config.halting)
+
+    def _select(self, model: nn.Module, fit: Fit) -> None:
         patches = self.config.patches
         if patches.sparsity == 0:
             return

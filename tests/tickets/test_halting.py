@@ -30,32 +30,35 @@ START = {1.0, float(torch.tensor(-math.log(11)))}  # gain and bias of 2 blocks a
 OFF = {"weights": WeightConfig(method="off"), "patches": PatchConfig(0.0)}
 
 
-def found(bench: Any, folder: Any, epochs: int = 2, **halting: Any) -> tuple[Any, Any, Any]:
+def found(bench: Any, folder: Any, patches: Any = None, **halting: Any) -> tuple[Any, Any]:
     torch.manual_seed(0)
     model = create_model(NAME, **SIZES)
-    config = MultiSpConfig(epochs=epochs, halting=HaltingConfig(**halting), **OFF)
-    search = MultiSp(config)
-    ticket = search.find(model, bench.trainer(folder).fit)
+    levels = OFF if patches is None else {**OFF, "patches": patches}
+    config = MultiSpConfig(epochs=2, halting=HaltingConfig(**halting), **levels)
+    ticket = MultiSp(config).find(model, bench.trainer(folder).fit)
     about = {**ticket.provenance, "model": {"name": NAME, "args": SIZES}}
-    return search, replace(ticket, provenance=about), model
+    return replace(ticket, provenance=about), model
 
 
 def test_a_price_makes_tokens_halt_sooner(bench, tmp_path) -> None:
     """It raises the scores in the training of the other levels; without level 5 there are none."""
     learned = []
     for ponder in (0.0, 20.0):
-        _, ticket, _ = found(bench, tmp_path / str(ponder), kind="act", ponder=ponder)
+        ticket, _ = found(bench, tmp_path / str(ponder), kind="act", ponder=ponder)
         own = {key: float(v) for key, v in ticket.tensors.items() if ".halt." in key}
         assert len(own) == 4 and not START & set(own.values())
         learned.append(own)
     assert all(dear > cheap for cheap, dear in zip(*(own.values() for own in learned), strict=True))
-    _, ticket, model = found(bench, tmp_path / "off")
+    ticket, model = found(bench, tmp_path / "off")
     assert not halts(model) and not any(".halt." in key for key in ticket.tensors)
 
 
-def test_an_export_halts_as_the_network_that_was_trained(bench, tmp_path) -> None:
+@pytest.mark.parametrize(
+    "patches", [None, PatchConfig(0.5, "attention", space="input", selector_epochs=1)]
+)
+def test_an_export_halts_as_the_network_that_was_trained(patches, bench, tmp_path) -> None:
     options = {"kind": "act", "eps": 0.7, "confidence": 0.12}
-    _, ticket, model = found(bench, tmp_path / "search", **options)
+    ticket, model = found(bench, tmp_path / "search", patches, **options)
     done = export_ticket(ticket, tmp_path / "packed")
     assert done.check.reload_gap == 0 and done.check.compact_gap_float64 < 1e-9
     plain = load_exported(tmp_path / "packed", plain=True)
@@ -73,7 +76,7 @@ def test_an_export_halts_as_the_network_that_was_trained(bench, tmp_path) -> Non
 
 def test_a_ticket_halts_again_from_its_start(bench, tmp_path) -> None:
     """`--multisp.ticket` takes level 5 from the ticket, and its neurons from where they began."""
-    _, ticket, _ = found(bench, tmp_path / "first", kind="act", ponder=20.0)
+    ticket, _ = found(bench, tmp_path / "first", kind="act", ponder=20.0)
     ticket.save(tmp_path / "kept")
     again = create_model(NAME, **SIZES)
     torch.manual_seed(0)

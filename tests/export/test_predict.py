@@ -234,8 +234,8 @@ WRONG: list[tuple[Any, str]] = [
     (None, "NoneType is no picture"),
     (7, "int is no picture"),
     ("nowhere.png", "nowhere.png' is no file of a picture"),
-    (Path(__file__), "is no whole picture"),
-    (Image.new("I;16", (16, 16)), "a picture of mode I;16 has more than 8 bits"),
+    (Path(__file__), "is no picture but a text file"),
+    (Image.new("I;16", (16, 16)), "has more than 8 bits a pixel, mode I;16"),
     (Path(__file__).parent, "is no file of a picture"),
 ]
 

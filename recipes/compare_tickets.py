@@ -38,7 +38,9 @@ class CompareTickets(Comparison):
     """Run searches at some sparsities over seeds and write table and curves."""
 
     searches: tuple[str, ...] = ("imp", "eb", "imp+et", "edge-popup", "biprop", "snip", "random")
-    """Searches to compare; the dense network always runs."""
+    """Searches beside dense: imp, imp-random, imp-shuffle, imp-fresh, imp+et, eb, eb+et,
+    edge-popup, biprop, random, erk, magnitude, snip, grasp, synflow, nm, set, rigl, granet, and any
+    other of `spikeformer-lt ls searches`."""
     sparsities: tuple[float, ...] = (0.68, 0.9, 0.96)
     """Fractions of the prunable weights removed."""
     seeds: tuple[int, ...] = (0, 1)

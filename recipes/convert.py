@@ -22,7 +22,7 @@ class Convert:
     source: str = ""
     """The checkpoint: .pth, .pth.tar or .safetensors."""
     model: str = "spikformer_cifar"
-    """The registered model that it is a checkpoint of."""
+    """The model that it is a checkpoint of, of `spikeformer-lt ls models`."""
     out: str = ""
     """New folder for the ticket, which removes no weight, and its config.json."""
     overwrite: bool = False

@@ -353,7 +353,7 @@ class Comparison:
     """Options of every comparison of runs over seeds."""
 
     data: str = "digits"
-    """Data set of all runs."""
+    """Data set of all runs, of `spikeformer-lt ls datasets`."""
     seeds: tuple[int, ...] = (0,)
     """Seeds; the table shows mean and standard deviation."""
     jobs: int = 1

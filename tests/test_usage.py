@@ -86,6 +86,13 @@ def test_words_that_are_refused_otherwise_are_shown(
                     assert f"  {flag} {{{','.join(words)}}}" in text.replace("[{", "{"), flag
 
 
+def test_searches_of_a_comparison_are_named_where_they_are_chosen() -> None:
+    from spikeformer_lt.recipes.compare_tickets import SEARCHES, CompareTickets
+
+    words = re.split(r"[ ,.;]+", field_docs(CompareTickets)["searches"])
+    assert not {*SEARCHES} - {*words}
+
+
 def test_augmentations_of_ours_are_named_where_they_are_chosen() -> None:
     from spikeformer_lt.events import EventAugment
     from spikeformer_lt.images import Augment

@@ -260,7 +260,7 @@ class EarlyTimeConfig(Checked):
     order: str = "paper"
     """paper: KL(P_t || P_T) over that of t = 2; code: KL(P_T || P_t) over the largest."""
     search: str = "imp"
-    """The search that runs with the steps found."""
+    """The search that runs with the steps found, of `spikeformer-lt ls searches`."""
     published_epochs: ClassVar[int] = 300
     PRESETS: ClassVar = {"eccv22": {"epochs": 2, "images": 1000, "threshold": 0.6}}
     OWN: ClassVar = {"epochs": 0, "images": 1}

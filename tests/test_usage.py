@@ -89,7 +89,7 @@ def test_words_that_are_refused_otherwise_are_shown(
 def test_searches_of_a_comparison_are_named_where_they_are_chosen() -> None:
     from spikeformer_lt.recipes.compare_tickets import SEARCHES, CompareTickets
 
-    words = re.split(r"[ ,.;]+", field_docs(CompareTickets)["searches"])
+    words = re.split(r"[ ,.:;]+", field_docs(CompareTickets)["searches"])
     assert not {*SEARCHES} - {*words}
 
 

@@ -117,7 +117,7 @@ def _from_hub(config: ImageNetConfig, download: bool) -> Path:
         how["endpoint"] = os.environ.get("HF_ENDPOINT")
         home = Path(snapshot_download(name, local_files_only=not download, **how))
     except Exception as fault:
-        said = shown(str(fault).partition("\n")[0], 200)
+        said = shown(str(getattr(fault, "strerror", None) or fault).partition("\n")[0], 200)
         if not download:
             said = f"it is not in {name_of(HF_HUB_CACHE)}; allow the network with --data.download"
         raise DataError(f"imagenet.id={shown(config.id)}: {said}") from fault

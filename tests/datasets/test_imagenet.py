@@ -277,4 +277,6 @@ def test_a_dry_run_reads_shards_and_writes_nothing(tmp_path, pictures):
         assert len(create_dataset("imagenet", root=str(tmp_path / "tars"), image_size=24).val) == 3
         with pytest.raises(DataError, match="cannot be unpacked: .*a dry run writes nothing"):
             create_dataset("imagenet", root=str(tmp_path / "parquet"), image_size=24)
+        with pytest.raises(DataError, match="id='me/pictures': 'a dry run writes nothing'$"):
+            from_hub(tmp_path, download=True)
     assert sorted(tmp_path.rglob("*")) == before

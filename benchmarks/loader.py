@@ -35,6 +35,7 @@ from PIL import Image
 
 from spikeformer_lt import create_dataset
 from spikeformer_lt.images import Augment, train_loader
+from spikeformer_lt.images.augment import _posterize
 from spikeformer_lt.images.loader import Workers
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -80,6 +81,10 @@ def of_timm(root: Path, augment: Augment, batch: int, workers: int) -> Epoch:
         re_prob=augment.erasing, auto_augment=name, color_jitter=None, interpolation="bicubic",
         persistent_workers=workers > 0,
     )  # fmt: skip
+    for step in data.transform.transforms:
+        for op in getattr(step, "ops", ()):
+            if op.name.startswith("Posterize"):  # timm's asks Pillow for 0 bits, which it refuses
+                op.aug_fn = _posterize
     return lambda number: iter(loader)
 
 

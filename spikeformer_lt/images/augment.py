@@ -174,12 +174,14 @@ class TrainTransform:
         if self.augment.resized_crop:
             image = self._resized_crop(image)
         if self.augment.crop_padding:
-            image = self._crop(image)
+            image = self._crop(_planes(image))
         if self.augment.hflip and random.random() < self.augment.hflip:
-            image = image.flip(-1)
+            image = _mirrored(image)
         if self._on_pil:
-            image = self._through_pil(image)
-        out = normalize(image, self.mean, self.std)
+            image = _picture(image)
+            for step in self._on_pil:
+                image = step(image)
+        out = normalize(_planes(image), self.mean, self.std)
         if side := self.augment.cutout:  # `out` is a new tensor
             height, width = out.shape[-2:]
             top, left = random.randrange(height) - side // 2, random.randrange(width) - side // 2
@@ -193,11 +195,10 @@ class TrainTransform:
         padded = torch.nn.functional.pad(image, (pad, pad, pad, pad))
         return padded[:, top : top + height, left : left + width]
 
-    def _resized_crop(self, image: Any) -> Tensor:
+    def _resized_crop(self, image: Any) -> Any:
         from PIL import Image, ImageOps
 
-        if isinstance(image, Tensor):
-            image = Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
+        image = _picture(image)
         if image.getexif().get(_ORIENTATION, 1) != 1:
             image = ImageOps.exif_transpose(image)
         left, top, width, height = _random_box(image.size, self.augment.resized_crop)
@@ -208,16 +209,7 @@ class TrainTransform:
         box = (left * across, top * down, (left + width) * across, (top + height) * down)
         size, way = (self.size, self.size), Image.Resampling.BICUBIC
         picture = image if image.mode == "RGB" else image.convert("RGB")
-        out = np.asarray(picture.resize(size, way, box=box)).transpose(2, 0, 1)
-        return torch.from_numpy(np.array(out, order="C"))
-
-    def _through_pil(self, image: Tensor) -> Tensor:
-        from PIL import Image
-
-        picture = Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
-        for step in self._on_pil:
-            picture = step(picture)
-        return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+        return picture.resize(size, way, box=box)
 
     def _rand_augment(self, image_size: int) -> Callable[[Any], Any]:
         from timm.data.auto_augment import rand_augment_transform
@@ -242,6 +234,31 @@ class TrainTransform:
             if op.name.startswith("Posterize"):
                 op.aug_fn = _posterize
         return cast("Callable[[Any], Any]", made)
+
+
+def _picture(image: Any) -> Any:
+    """A picture of PIL, which an image uint8 [3, H, W] becomes."""
+    from PIL import Image
+
+    if not isinstance(image, Tensor):
+        return image
+    return Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
+
+
+def _planes(image: Any) -> Tensor:
+    """A tensor uint8 [C, H, W], which a picture of PIL becomes."""
+    if isinstance(image, Tensor):
+        return image
+    return torch.from_numpy(np.array(np.asarray(image).transpose(2, 0, 1), order="C"))
+
+
+def _mirrored(image: Any) -> Any:
+    """The same, left and right exchanged."""
+    if isinstance(image, Tensor):
+        return image.flip(-1)
+    from PIL import ImageOps
+
+    return ImageOps.mirror(image)
 
 
 def _random_box(size: tuple[int, int], least: float) -> tuple[int, int, int, int]:

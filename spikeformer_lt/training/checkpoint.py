@@ -8,12 +8,14 @@ after the new one is published.
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import math
 import os
 import re
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,6 +129,25 @@ class CheckpointStore:
     def __init__(self, folder: str | Path, keep: int = 2) -> None:
         check(keep >= 1, "keep", keep, "an integer >= 1; 2 leave one to fall back on")
         self.folder, self.keep = Path(folder), keep
+        self._writer, self._writing = ThreadPoolExecutor(1), list[Future[Path]]()
+
+    def begin(self, tensors: Content, state: Mapping[str, Any]) -> None:
+        """Save copies as the next checkpoint, in a thread, when the one before is published.
+
+        What `save` refuses is raised by the next call, or by `wait`.
+        """
+        self.wait()
+        copies = {
+            group: {name: value.detach().to("cpu", copy=True) for name, value in own.items()}
+            for group, own in tensors.items()
+        }
+        given = self.next_number(), copies, copy.deepcopy(dict(state))
+        self._writing.append(self._writer.submit(self.save, *given))
+
+    def wait(self) -> None:
+        """Wait until what `begin` has begun is published; raises as `save`."""
+        if self._writing:
+            self._writing.pop().result()
 
     def save(self, number: int, tensors: Content, state: Mapping[str, Any]) -> Path:
         """Publish a checkpoint, then delete those that `keep` no longer covers; return its folder.
@@ -173,6 +194,7 @@ class CheckpointStore:
         Its tensors are on the CPU; None if nothing was ever published. A CheckpointError with the
         fault of each says that checkpoints are there and none is good.
         """
+        self.wait()
         published, faults = self._published(), list[str]()
         with contextlib.suppress(OSError):
             latest = (self.folder / LATEST).read_bytes()[:100].decode("ascii", "replace").strip()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spikeformer_lt.config import check, to_dict
-from spikeformer_lt.errors import ConfigError, Interrupted, name_of, one_of
+from spikeformer_lt.errors import ConfigError, Interrupted, SpikeformerError, name_of, one_of
 from spikeformer_lt.images.augment import Mixing
 from spikeformer_lt.images.loader import Augmentation, Workers, sample_loader, train_loader
 from spikeformer_lt.images.splits import Splits
@@ -108,7 +108,7 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
 def save_position(
     run: PhaseRun, store: checkpoint.CheckpointStore, ranks: Sequence[Any] = ()
 ) -> None:
-    """Publish a checkpoint whose number grows through all phases of the run.
+    """Begin to publish a checkpoint whose number grows through all phases of the run.
 
     `ranks` has what each rank counted in this epoch: loss, right answers, images, firing.
     """
@@ -126,7 +126,7 @@ def save_position(
         state["ranks"] = list(ranks)
     if run.trainer.data.preprocess is not None:
         state |= run.trainer.data.preprocess.noted()
-    store.save(store.next_number(), tensors, state)
+    store.begin(tensors, state)
 
 
 def restore_position(run: PhaseRun, found: checkpoint.Checkpoint) -> None:
@@ -274,6 +274,10 @@ class PhaseRun:
 
     def close(self) -> None:
         """Take the hooks off the model and free the wrapper that averages its gradients."""
+        try:
+            self.trainer.last.wait()
+        except SpikeformerError as fault:  # what stopped the training is raised already
+            log.warning("%s", fault)
         self.watch.close()
         self.synced.close()
         for workers in self.trainer.kept.values():
@@ -443,7 +447,7 @@ class PhaseRun:
             return
         if not saved:
             self._save()
-        self.trainer.accelerator.wait_for_everyone()
+        on_first(self.trainer.last.wait)
         at = self.at
         where = (
             f"epoch {at.epoch + 1} step {at.step}" if at.step else f"the end of epoch {at.epoch}"
@@ -558,6 +562,7 @@ class Trainer:
             return FitResult(phase.name, float("nan"), 0, 0, 0.0)
         with contextlib.closing(PhaseRun(self, model, phase, until)) as run:
             result, tensors = run.train()
+            on_first(self.last.wait)
         model.load_state_dict(tensors)
         own = hooks.tensors()
         groups = {"model": tensors, **({"hooks": own} if own else {})}

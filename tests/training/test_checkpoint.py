@@ -6,12 +6,14 @@ import logging
 import os
 import resource
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 
 from spikeformer_lt.errors import CheckpointError, ConfigError, NonFiniteError
+from spikeformer_lt.training import checkpoint
 from spikeformer_lt.training.checkpoint import CheckpointStore, read_checkpoint
 
 OPEN = open
@@ -133,6 +135,33 @@ def test_latest_without_any_checkpoint_is_an_error_and_no_silent_fresh_start(tmp
     shutil.rmtree(tmp_path / "ckpt-00000001")
     with pytest.raises(CheckpointError, match="LATEST names 'ckpt-00000001', which is not there"):
         store.load()
+
+
+def test_what_is_begun_is_written_beside_the_training(tmp_path, monkeypatch):
+    store, goes_on, write = (
+        CheckpointStore(tmp_path),
+        threading.Event(),
+        checkpoint.write_checkpoint,
+    )
+    monkeypatch.setattr(
+        checkpoint, "write_checkpoint", lambda *given: goes_on.wait(60) and write(*given)
+    )
+    weight, state = torch.ones(3), {"rows": [1]}
+    store.begin({"model": {"w": weight}}, state)
+    weight.add_(1)  # the training goes on while nothing is published yet
+    state["rows"].append(2)
+    assert not store._published()
+    goes_on.set()
+    found = store.load()
+    assert found is not None and found.state["rows"] == [1]
+    assert found.tensors["model"]["w"].tolist() == [1, 1, 1]
+    store.begin({"model": {"w": weight}}, state)
+    store.begin({"model": {"w": weight * torch.nan}}, state)  # after the one before
+    assert [number for number, _, _ in store._published()] == [0, 1]
+    with pytest.raises(NonFiniteError, match="not saved: model tensor"):
+        store.wait()
+    store.wait()
+    assert store.load().number == 1
 
 
 def damage_truncate(path: Path) -> None:

@@ -38,6 +38,7 @@ def test_everything_comes_back(tmp_path):
     old.guard.in_a_row = 3
     save_position(old, store)
     save_position(old, store)
+    store.wait()
     assert store.next_number() == 2
     restore_position(new, store.load())
     assert new.at == old.at

@@ -9,7 +9,7 @@ import torch
 
 from spikeformer_lt import Mask, Ticket, create_model
 from spikeformer_lt.errors import ConfigError, TicketError
-from spikeformer_lt.tickets import model_from_ticket, teach
+from spikeformer_lt.tickets import model_from_ticket, surgery, teach
 from spikeformer_lt.training import Phase
 
 ARGS = {"image_size": 16, "embed_dim": 16, "depth": 1, "num_heads": 2, "T": 2}
@@ -35,6 +35,23 @@ def test_a_ticket_that_names_no_model_is_refused():
     model = create_model("spikformer_toy", **ARGS)
     with pytest.raises(TicketError, match="names no model"):
         model_from_ticket(ticket_of(model))
+
+
+def test_a_network_that_reads_its_own_tensors_while_it_is_made_is_rebuilt(monkeypatch):
+    """As neurons of snntorch do, which the meta device cannot."""
+
+    def made(name, **args):
+        model = create_model(name, **args)
+        model.rest = float(torch.zeros(1).item())
+        return model
+
+    monkeypatch.setattr(surgery, "create_model", made)
+    model = create_model("spikformer_toy", **ARGS).eval()
+    ticket = ticket_of(model, model={"name": "spikformer_toy", "args": ARGS})
+    shapes = surgery.expected_tensors(ticket.provenance, len(ticket.tensors))
+    assert all(value.is_meta for value in shapes.values())
+    images = torch.rand(2, 3, 16, 16)
+    assert torch.equal(model_from_ticket(ticket)(images), model(images))
 
 
 def test_weights_of_another_size_are_refused():

@@ -38,9 +38,11 @@ NETWORKS = {
     "maxformer_toy": {**SIZES, "depths": (1, 1), "mixers": (3,)},
 }
 CHOICES = [
-    ("spikformer_toy", "rate"), ("spikformer_toy", "attention"), ("spikingformer_toy", "attention"),
-    ("sdt_toy", "l2"), ("qkformer_toy", "qk"), ("maxformer_toy", "tp"),
+    ("spikformer_toy", "rate"), ("spikformer_toy", "attention"), ("qkformer_toy", "qk"),
     ("spikformer_toy", "random"),
+    *(pytest.param(*pair, marks=pytest.mark.slow) for pair in (
+        ("spikingformer_toy", "attention"), ("sdt_toy", "l2"), ("maxformer_toy", "tp"),
+    )),
 ]  # fmt: skip
 
 

@@ -45,6 +45,9 @@ OURS = {
     "moving-digits": (
         "moving digits (test bed, simulated)", "Spikformer-2-64", "8", "0.13", "20 epochs"
     ),
+    "moving-gestures": (
+        "moving gestures (test bed, simulated)", "Spikformer-2-64", "8", "0.13", "60 epochs"
+    ),
 }  # fmt: skip
 """Folder -> data set, network, T, millions of weights and what each of its rows cost."""
 LONGER = {

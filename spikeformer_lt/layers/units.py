@@ -231,7 +231,10 @@ def applies(rows: Tensor, linear: nn.Linear) -> bool:
 def product_rows(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``rows @ weight.T + bias`` by oneDNN, of plain float32 ``[..., D]`` and ``[D', D]``."""
     flat = rows.reshape(-1, rows.shape[-1])
-    out: Tensor = _Product.apply(flat, weight, bias)  # type: ignore[no-untyped-call]
+    if torch.is_grad_enabled():
+        out: Tensor = _Product.apply(flat, weight, bias)  # type: ignore[no-untyped-call]
+    else:  # as `_multiply`, without its call
+        out = torch.ops.mkldnn._linear_pointwise(flat, weight, bias, "none", [], "")
     return out.view(*rows.shape[:-1], weight.shape[0])
 
 

@@ -320,7 +320,7 @@ def or_none(operation: Callable[P, R]) -> Callable[P, R | None]:
 @or_none
 def attention(x: Tensor, heads: int, scale: float) -> Tensor | None:
     """``scale q k^T v``, [T, B, N, D], of q, k and v side by side, [T, B, N, 3, D]."""
-    if takes_triton("attention", x) and x.shape[-1] // heads <= 64:
+    if _triton != "off" and takes_triton("attention", x) and x.shape[-1] // heads <= 64:
         found: Tensor = load("triton_kernels").attention(x, heads, scale)
         return found
     if not takes_numba(x, x.numel()):
@@ -461,7 +461,8 @@ def lif(x: Tensor, v: Tensor | None, T: int, neuron: NeuronConfig) -> tuple[Tens
 
     They start from `v`, which takes no gradient; None is rest.
     """
-    if takes_triton("lif", x, v) and (found := _lif_triton(x, v, T, neuron)) is not None:
+    triton = _triton != "off" and takes_triton("lif", x, v)
+    if triton and (found := _lif_triton(x, v, T, neuron)) is not None:
         return found
     if takes_numba(x, x.numel() // x.shape[0] * T, v):
         x, v = x.contiguous(), None if v is None else v.contiguous()
@@ -504,7 +505,7 @@ def norm_lif(
     returns them, too, the variance biased. With `pooled` the neurons get a max-pool (3x3, stride 2,
     padding 1) of the maps [T|1, B, H, W, C].
     """
-    if not pooled and takes_triton("norm_lif", x, weight, bias, v, mean, var):
+    if not pooled and _triton != "off" and takes_triton("norm_lif", x, weight, bias, v, mean, var):
         norm = weight, bias, mean, var, eps
         found: tuple[Tensor, Tensor, Tensor, Tensor]
         found = load("triton_kernels").norm_lif(x, *norm, v, T, neuron)

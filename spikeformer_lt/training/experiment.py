@@ -463,7 +463,9 @@ class Experiment:
                 )
             AcceleratorState._reset_state(reset_partial_state=True)
         waiting = InitProcessGroupKwargs(timeout=timedelta(seconds=train.timeout_s))
-        views = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+        views = DistributedDataParallelKwargs(
+            gradient_as_bucket_view=True, static_graph=train.static_graph
+        )
         made = Accelerator(**wanted, kwargs_handlers=[waiting, views])
         _OPEN.append(self)
         return made

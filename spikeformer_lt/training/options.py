@@ -410,6 +410,9 @@ class TrainConfig:
     """Softmax temperature of the distillation term."""
     sync_norm: bool = False
     """Let BatchNorm take the samples of all processes, as one process with all of them does."""
+    static_graph: bool = False
+    """Tell DDP that every step of a phase uses the same weights, so that it plans once; torch ends
+    the run where a step uses others."""
     tensorboard: bool = False
     """The same as track tensorboard."""
     track: tuple[str, ...] = ()

@@ -112,7 +112,8 @@ class Ranks:
         for pid in self.pids if self.lines < 2 else ():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        self.recipes.wait()
+        if self.recipes.child is not None:  # starting the next ones has waited for these
+            self.recipes.wait()
 
 
 Start = Callable[..., Ranks]
@@ -181,6 +182,19 @@ def test_two_ranks_make_one_ticket_and_count_each_sample_once(start: Start, tmp_
     # Batches of other sizes may take other kernels.
     assert torch.allclose(saved.logits, alone.predictions.logits, atol=1e-5)
     assert json.loads((out / "env.json").read_text())["world_size"] == 2
+
+
+@pytest.mark.slow
+def test_a_static_graph_makes_the_same_ticket(start: Start, tmp_path: Path) -> None:
+    recipe = tmp_path / "watched.py"
+    recipe.write_text(WATCHED.replace("RECIPE", repr(str(MULTISP))))
+    found = []
+    for name, options in (("as it comes", ()), ("static", ("--train.static-graph",))):
+        out = ("--run.out", str(tmp_path / name))
+        ranks = start(tmp_path / f"{name} ranks", recipe, "--multisp.epochs", "2", *options, *out)
+        assert ranks.end(100) == [0, 0], ranks.err(0) + ranks.err(1)
+        found.append([(one["mask"], one["weights"]) for one in seen(ranks)])
+    assert found[0] == found[1]
 
 
 def seen(ranks: Ranks) -> list[dict[str, Any]]:

@@ -69,7 +69,7 @@ demo: $(STAMP)
 	@$(PY) recipes/multisp_compare.py --suite demo --jobs $(CPUS) --out runs/demo
 
 test: $(STAMP)
-	@echo "Tests (not slow, not gpu): about 10 minutes on 2 cores"
+	@echo "Tests (not slow, not gpu): about 8 minutes on 2 idle cores"
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile $(ARGS)
 
 # A green run of all of them is noted in CONTRIBUTING.md.

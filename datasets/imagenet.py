@@ -38,7 +38,7 @@ _FORMS = (".tar", ".parquet")
 _MOST = 1 << 28  # bytes of one picture
 _LABEL = 20  # characters of a number
 _ID = re.compile(r"([\w.-]+/[\w.-]+)((?:/[\w.-]+)*)/?")
-_NUMBERED = re.compile(r"(.*\D|)(\d+)-of-(\d+)\D*")
+_NUMBERED = re.compile(r"(.*\D|)(\d+)-of-(\d+)(?:\D.*)?")
 
 
 @dataclass(frozen=True)

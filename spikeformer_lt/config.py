@@ -51,6 +51,11 @@ _ASSIGNED = re.compile(r"[a-z]\w*(\.[A-Za-z][\w-]*)+=")  # group.field=value
 INT_LIMIT, TEXT_LIMIT = 2**63, 4096
 
 
+def is_assigned(token: str) -> bool:
+    """Whether a word of a command line is an option of the form ``group.field=value``."""
+    return _ASSIGNED.match(token) is not None
+
+
 def parse(
     cls: type[C], argv: Sequence[str] | None = None, prog: str | None = None, words: str = ""
 ) -> C:
@@ -71,7 +76,7 @@ def parse(
     check(len(loud) < 2, "--quiet", "--verbose", "one of the two")
     runtime.console_level = LEVELS[loud[0]] if loud else logging.INFO
     given = [token for token in given if token not in ("--debug", *LEVELS)]
-    given = [f"--{token}" if _ASSIGNED.match(token) else token for token in given]
+    given = [f"--{token}" if is_assigned(token) else token for token in given]
     given = [_at_home(token) for token in given]
     rest, files = _taken(given, "--config", most=1)
     if len(files) > 1:
@@ -233,7 +238,9 @@ def exit_after(action: Callable[[], Any], argv: Sequence[str] = ()) -> NoReturn:
         text = "".join(c if c.isprintable() else " " for c in text).strip()
         kind, colon, rest = text.partition(":")
         text = f"{painted(f'{kind}{colon}', 31, sys.stderr)}{rest}"
-        launched = "ACCELERATE_MIXED_PRECISION" in os.environ  # by `accelerate launch`
+        # By `accelerate launch` of one process: of several it has no quiet way.
+        alone = os.environ.get("WORLD_SIZE", "1") == "1"
+        launched = "ACCELERATE_MIXED_PRECISION" in os.environ and alone
         with contextlib.suppress(OSError):
             sys.stderr.write(f"{text}\n{LAUNCHER * launched}")
             sys.stderr.flush()

@@ -28,6 +28,7 @@ from spikeformer_lt.config import (
     check,
     check_fields,
     exit_after,
+    is_assigned,
     option_names,
     parse,
     split_plugins,
@@ -139,7 +140,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "spikeformer-lt") -> NoR
 
             print(installed_version("spikeformer_lt") or "a source tree that was not installed")
         elif command in AS_RECIPE:
-            at = next((i for i, t in enumerate(given) if i and t[:1] == "-"), len(given))
+            options = (i for i, t in enumerate(given) if i and (t[:1] == "-" or is_assigned(t)))
+            at = next(options, len(given))
             named = [FIRST[command]] * (at > 1) if command in FIRST else []
             _run_recipe(AS_RECIPE[command], [*named, *given[1:]], f"{prog} {command}")
         elif command in COMMANDS:
@@ -444,7 +446,7 @@ def doctor(argv: Sequence[str], prog: str) -> None:
 SCRIPT = """\
 _spikeformer_lt() {
   local IFS=$'\\n'
-  COMPREPLY=( $(spikeformer-lt complete "${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null) )
+  COMPREPLY=( $(spikeformer-lt complete "${COMP_WORDS[@]:1:$COMP_CWORD}" 2>/dev/null) )
 }
 complete -o default -F _spikeformer_lt spikeformer-lt
 """

@@ -241,6 +241,9 @@ def test_under_accelerates_launcher_its_traceback_is_explained(
     assert status(print, "--seed", "x") == 2
     first, second = capsys.readouterr().err.splitlines()
     assert first.startswith("error: --seed: ") and "accelerate launch --quiet leaves" in second
+    monkeypatch.setenv("WORLD_SIZE", "2")  # of several processes it cannot be quiet
+    assert status(print, "--seed", "x") == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 @pytest.mark.parametrize("argv", [("--debug", "--seed", "1"), ("--seed", "1", "--debug")])

@@ -221,7 +221,8 @@ def test_words_before_all_options_are_a_folder_or_a_table(
     first = said(capsys, "evaluate", str(TICKET), "--cpu", "--split", "val")
     assert first == said(capsys, "evaluate", "--run", str(TICKET), "--cpu", "--split", "val")
     lines = said(capsys, "reproduce", "2311-fig3", "--dry-run").splitlines()
-    assert lines[0].startswith("# 2311-fig3 ") and len(lines) == 36
+    assert lines[0].startswith("# 2311-fig3 ") and len(lines) == 37
+    assert re.match(r"# \d+ runs to train, \d+ epochs in all", lines[-1])
     assert "--table='nope' is not allowed" in said(capsys, "reproduce", "nope", code=2)
 
 
@@ -267,17 +268,23 @@ def test_a_shell_completes_words(shell: str, tmp_path: Path) -> None:
     command = tmp_path / "spikeformer-lt"
     command.write_text(f'#!/bin/sh\nexec {sys.executable} -P -m spikeformer_lt "$@"\n')
     command.chmod(0o755)
-    ask = (
-        'eval "$(spikeformer-lt completion bash)"; COMP_WORDS=(spikeformer-lt find snip --snip.im)'
-        '; COMP_CWORD=3; _spikeformer_lt; echo "${COMPREPLY[@]}"'
-    )
-    if shell == "zsh":  # its own way in; the function is the same one
-        ask = (
-            'eval "$(spikeformer-lt completion zsh)"; echo ${_comps[spikeformer-lt]:+--snip.images}'
-        )
+    words = "COMP_WORDS=(spikeformer-lt find snip --snip.im); COMP_CWORD=3"
+    ask = f'eval "$(spikeformer-lt completion {shell})"; {words}'
+    if shell == "bash":
+        ask += '; _spikeformer_lt; echo "${COMPREPLY[@]}"'
+    else:  # as its completion of bash's functions calls them
+        ask += "; (( $+_comps[spikeformer-lt] )) && compgen -F _spikeformer_lt -- --snip.im"
     env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     ended = subprocess.run([shell, "-c", ask], capture_output=True, text=True, env=env)
     assert ended.stdout.split() == ["--snip.images"], ended.stderr
+    assert not ended.stderr
+
+
+def test_an_assigned_option_is_not_taken_for_the_first_word(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    error = said(capsys, "evaluate", "data.name=digits", "--run", "nowhere", code=2)
+    assert "nowhere" in error and "twice" not in error
 
 
 def test_completion_offers_what_may_follow(capsys: pytest.CaptureFixture[str]) -> None:

@@ -70,7 +70,7 @@ def test_words_that_are_refused_otherwise_are_shown(
 ) -> None:
     """Each option that takes text is given another one; what the error allows is in the help."""
     monkeypatch.setenv("COLUMNS", "100")
-    text = help_text(cls, prog)
+    text, shown = help_text(cls, prog), set()
     for where, at in groups(cls()):
         for field in dataclasses.fields(at):
             value = getattr(at, field.name)
@@ -84,6 +84,9 @@ def test_words_that_are_refused_otherwise_are_shown(
                 if len(words) > 1 and all(re.fullmatch(r"[\w.-]+", word) for word in words):
                     flag = f"--{where}{field.name}".replace("_", "-")
                     assert f"  {flag} {{{','.join(words)}}}" in text.replace("[{", "{"), flag
+                    shown.add(flag)
+    if "--train.optim.sched " in text:
+        assert {"--train.optim.sched", "--train.loss", "--train.mixed-precision"} <= shown
 
 
 def test_searches_of_a_comparison_are_named_where_they_are_chosen() -> None:

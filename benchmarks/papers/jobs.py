@@ -53,6 +53,10 @@ def run_tables(cfg: Any, recipes: Path) -> None:
     if cfg.dry_run:
         for job in asked:
             print(f"# {job.variant}\npython {shlex.join(job.command)} --run.out {job.folder}")
+        single = {job.folder: find_run(job, reuse) for job in asked}
+        waiting = {job.folder: job for job in asked if isinstance(single[job.folder], str)}
+        finished = [run for run in single.values() if isinstance(run, Run)]
+        print(f"# {cost([*waiting.values()], finished, cfg.jobs)}")
         return
     written = [f"{name}-{cfg.scale}{end}" for name in cfg.table for end in (".*", "-*.csv")]
     with outputs(out, cfg.overwrite, *written):

@@ -237,7 +237,7 @@ def read_txt(
             check_size(path, size, sum(part.nbytes for part in parts))
         table: Any = np.concatenate(parts) if parts else np.empty((0, len(FIELDS)))
         if named:
-            if not {"x", "y", "p"} < set(named) or len(named) != table.shape[1]:
+            if not len(FIELDS) <= len(named) == table.shape[1]:
                 told = f"{shown(first.strip())} over lines of {table.shape[1]} numbers"
                 raise DataError(f"{name_of(path)} is no text of events: {told}; name x, y, p and t")
             table = dict(zip(named, table.T, strict=True))

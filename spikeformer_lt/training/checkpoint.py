@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,7 +129,8 @@ class CheckpointStore:
     def __init__(self, folder: str | Path, keep: int = 2) -> None:
         check(keep >= 1, "keep", keep, "an integer >= 1; 2 leave one to fall back on")
         self.folder, self.keep = Path(folder), keep
-        self._writer, self._writing = ThreadPoolExecutor(1), list[Future[Path]]()
+        self._writer = ThreadPoolExecutor(1)
+        self._writing: Future[Path] | None = None
 
     def begin(self, tensors: Content, state: Mapping[str, Any]) -> None:
         """Save copies as the next checkpoint, in a thread, when the one before is published.
@@ -137,17 +138,26 @@ class CheckpointStore:
         What `save` refuses is raised by the next call, or by `wait`.
         """
         self.wait()
-        copies = {
-            group: {name: value.detach().to("cpu", copy=True) for name, value in own.items()}
-            for group, own in tensors.items()
-        }
-        given = self.next_number(), copies, copy.deepcopy(dict(state))
-        self._writing.append(self._writer.submit(self.save, *given))
+        try:
+            copies = {
+                group: {name: value.detach().to("cpu", copy=True) for name, value in own.items()}
+                for group, own in tensors.items()
+            }
+            given = self.next_number(), copies, copy.deepcopy(dict(state))
+        except (MemoryError, RuntimeError) as fault:
+            raise CheckpointError(f"cannot copy what is to be saved: {fault}") from fault
+        self._writing = self._writer.submit(self.save, *given)
 
     def wait(self) -> None:
         """Wait until what `begin` has begun is published; raises as `save`."""
-        if self._writing:
-            self._writing.pop().result()
+        if self._writing is None:
+            return
+        wait([self._writing])  # an interrupt here leaves it to the next call
+        written, self._writing = self._writing, None
+        try:
+            written.result()
+        except (MemoryError, RuntimeError, OSError) as fault:
+            raise CheckpointError(f"cannot save in {name_of(self.folder)}: {fault}") from fault
 
     def save(self, number: int, tensors: Content, state: Mapping[str, Any]) -> Path:
         """Publish a checkpoint, then delete those that `keep` no longer covers; return its folder.

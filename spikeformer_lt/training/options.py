@@ -430,6 +430,8 @@ class TrainConfig:
         rule = "no or bf16 (float16 overflows in the integer attention sums)"
         precision = self.mixed_precision
         check(precision not in ("fp16", "float16"), "train.mixed_precision", precision, rule)
+        plain = not self.static_graph or self.accumulate == 1
+        check(plain, "train.static_graph", True, "with --train.accumulate 1 alone")
         check_fields(
             self, "train.", batch_size=1, eval_batch_size=1, accumulate=1, validate_every=1,
             skip_limit=1, timeout_s="[1, 1e7]", checkpoint_steps=0,

@@ -274,14 +274,14 @@ class PhaseRun:
 
     def close(self) -> None:
         """Take the hooks off the model and free the wrapper that averages its gradients."""
-        try:
-            self.trainer.last.wait()
-        except SpikeformerError as fault:  # what stopped the training is raised already
-            log.warning("%s", fault)
-        self.watch.close()
-        self.synced.close()
-        for workers in self.trainer.kept.values():
-            workers.close()
+        with contextlib.ExitStack() as left:
+            parts: Sequence[Any] = self.synced, self.watch, *self.trainer.kept.values()
+            for part in parts:
+                left.callback(part.close)
+            try:
+                self.trainer.last.wait()
+            except SpikeformerError as fault:  # what stopped the training is raised already
+                log.warning("%s", fault)
         self.trainer.kept.clear()
         if self.wrapped is not self.model:
             self.wrapped = self.model
@@ -445,17 +445,17 @@ class PhaseRun:
             self.signum = getattr(self.trainer.stop, "signum", 0)
         if not self.signum:
             return
-        if not saved:
+        try:
+            if not saved:
+                self._save()
+            on_first(self.trainer.last.wait)
+        except SpikeformerError:  # perhaps of the one before: there may be room again
             self._save()
-        on_first(self.trainer.last.wait)
-        at = self.at
-        where = (
-            f"epoch {at.epoch + 1} step {at.step}" if at.step else f"the end of epoch {at.epoch}"
-        )
-        raise Interrupted(
-            self.signum, f"stopped at {self.phase.name} {where}; everything is saved: go on with "
-            "--run.resume auto"
-        )  # fmt: skip
+            on_first(self.trainer.last.wait)
+        step, epoch = self.at.step, self.at.epoch
+        where = f"epoch {epoch + 1} step {step}" if step else f"the end of epoch {epoch}"
+        told = f"stopped at {self.phase.name} {where}; everything is saved"
+        raise Interrupted(self.signum, f"{told}: go on with --run.resume auto")
 
 
 class Trainer:
@@ -564,8 +564,7 @@ class Trainer:
             result, tensors = run.train()
             on_first(self.last.wait)
         model.load_state_dict(tensors)
-        own = hooks.tensors()
-        groups = {"model": tensors, **({"hooks": own} if own else {})}
+        groups = {"model": tensors, **({"hooks": own} if (own := hooks.tensors()) else {})}
         state = {"result": asdict(result), "hooks": hooks.state(), checkpoint.MADE_BY: facts}
         on_first(lambda: store.save(store.next_number(), groups, state))
         self.behind += 0 if finished else phase.epochs

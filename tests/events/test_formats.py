@@ -499,8 +499,9 @@ def test_texts_tell_their_columns_by_names_options_or_seconds(tmp_path):
     assert read_txt(path).events["t_us"].tolist() == [0, 250_000]
     for text, words in (
         ("1 2 3\n", r"needed is \[N, 4\]"), ("1 2 3 4\n1 2\n", "its lines cannot be read"),
-        ("a b c d\n1 2 3 4\n", "'a b c d' over lines of 4"), ("1 2 3 x\n", "cannot be read"),
-        ("One of a camera\n", "'One of a"), ("x y p t q\n1 2 3 4\n", "q' over lines of 4"),
+        ("a b c d\n1 2 3 4\n", "no field 'x'; found: 'a', 'b'"), ("1 2 3 x\n", "cannot be read"),
+        ("One of a camera\n", "no field 'x'; found: 'One'"),
+        ("x y p t q\n1 2 3 4\n", "q' over lines of 4"),
         ("<html>", "no text of events but an HTML"), ("\0\1", "no text of events but unknown"),
     ):  # fmt: skip
         path.write_text(text)

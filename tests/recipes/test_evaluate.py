@@ -177,7 +177,10 @@ def test_other_images_than_the_tickets_own_are_said_so(
     [
         ("", r"run='' is not allowed: a run directory, a ticket folder or an export: --run DIR"),
         ("--run nowhere", "'nowhere': no ticket"),
-        ("--run RUN --split tset", "split='tset' is not allowed: one of train, val, test"),
+        (
+            "--run RUN --split tset",
+            "split='tset' is not allowed; did you mean 'test'\\? one of train, val, test",
+        ),
         ("--run RUN --batch-size 0", "batch_size=0 is not allowed: at least 1"),
         ("--run RUN --data.name cifar10 --data.root nowhere", "cifar10 is not in '.*nowhere'"),
         ("--run RUN --data.nmae digits", "unknown option '--data.nmae'; did you mean"),

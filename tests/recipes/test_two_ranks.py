@@ -187,12 +187,17 @@ def test_two_ranks_make_one_ticket_and_count_each_sample_once(start: Start, tmp_
 @pytest.mark.slow
 def test_a_static_graph_makes_the_same_ticket(start: Start, tmp_path: Path) -> None:
     recipe = tmp_path / "watched.py"
-    recipe.write_text(WATCHED.replace("RECIPE", repr(str(MULTISP))))
+    told = "def told(self, *given, made=DistributedDataParallel.__init__, **more):\n"
+    told += "    made(self, *given, **more)\n    print('STATIC', self.static_graph)\n"
+    told += "DistributedDataParallel.__init__ = told\n"
+    text = WATCHED.replace("RECIPE", repr(str(MULTISP)))
+    recipe.write_text(text.replace("sys.argv[0] =", f"{told}sys.argv[0] ="))
     found = []
     for name, options in (("as it comes", ()), ("static", ("--train.static-graph",))):
         out = ("--run.out", str(tmp_path / name))
         ranks = start(tmp_path / f"{name} ranks", recipe, "--multisp.epochs", "2", *options, *out)
         assert ranks.end(100) == [0, 0], ranks.err(0) + ranks.err(1)
+        assert f"STATIC {name == 'static'}" in ranks.out(0)
         found.append([(one["mask"], one["weights"]) for one in seen(ranks)])
     assert found[0] == found[1]
 

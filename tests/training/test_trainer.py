@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import dataclasses
 import signal
+import time
+from concurrent.futures import wait
 from dataclasses import dataclass, field
 
 import pytest
@@ -14,8 +16,9 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from spikeformer_lt import create_dataset, create_model
-from spikeformer_lt.errors import ConfigError, Interrupted, NonFiniteError
+from spikeformer_lt.errors import CheckpointError, ConfigError, Interrupted, NonFiniteError
 from spikeformer_lt.images.augment import Augment, Mixing, normalize
+from spikeformer_lt.training import checkpoint
 from spikeformer_lt.training.monitor import spiking_layers
 from spikeformer_lt.training.options import OptimConfig, Step, TrainConfig
 from spikeformer_lt.training.phase import Capture, Hook, Phase
@@ -152,6 +155,58 @@ def test_a_finished_phase_is_not_trained_again(data, tmp_path):
     assert again == result
     assert all(torch.equal(v, second.state_dict()[k]) for k, v in first.state_dict().items())
     assert len(rows(tmp_path)) == 2
+
+
+def test_what_the_disk_refuses_beside_the_training_ends_it_and_leaves_no_hooks(
+    data, tmp_path, monkeypatch
+):
+    write, numbers = checkpoint.write_checkpoint, []
+
+    def refuse(folder, number, *content):
+        numbers.append(number)
+        time.sleep(0.2)  # the training goes on meanwhile
+        if number == 1:
+            raise CheckpointError("no room for the second")
+        write(folder, number, *content)
+
+    monkeypatch.setattr(checkpoint, "write_checkpoint", refuse)
+    model = toy()
+    hooks = [len(module._forward_hooks) for module in model.modules()]
+    one = trainer(tmp_path, data, settings())
+    with pytest.raises(CheckpointError, match="no room for the second"):
+        one.fit(model, Phase("joint", 4))
+    assert numbers == [0, 1] and one.last.load().number == 0
+    assert hooks == [len(module._forward_hooks) for module in model.modules()]
+    one.run.close()
+    monkeypatch.setattr(checkpoint, "write_checkpoint", write)
+    whole = trainer(tmp_path / "whole", data, settings())
+    resumed, alone = toy(), toy()
+    trainer(tmp_path, data, settings()).fit(resumed, Phase("joint", 4))
+    whole.fit(alone, Phase("joint", 4))
+    assert all(torch.equal(v, resumed.state_dict()[k]) for k, v in alone.state_dict().items())
+
+
+def test_a_stop_saves_although_the_save_before_it_was_refused(data, tmp_path, monkeypatch):
+    write, asked = checkpoint.write_checkpoint, []
+
+    class Stop:
+        @property
+        def signum(self):
+            if one.last._writing is not None:
+                wait([one.last._writing])  # the save is refused, and nobody has asked for it
+            return signal.SIGTERM if asked else 0
+
+    def refuse(folder, number, *content):
+        asked.append(number)
+        if len(asked) == 1:
+            raise CheckpointError("no room yet")
+        write(folder, number, *content)
+
+    monkeypatch.setattr(checkpoint, "write_checkpoint", refuse)
+    one = trainer(tmp_path, data, settings(checkpoint_steps=2), stop=Stop())
+    with pytest.raises(Interrupted, match="epoch 1 step"):
+        one.fit(toy(), Phase("joint", 2))
+    assert asked == [0, 0] and one.last.load().number == 0
 
 
 @pytest.mark.fault(45)

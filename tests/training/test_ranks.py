@@ -111,6 +111,7 @@ assert "SyncBatchNorm" not in kinds, kinds
 found = {name: p.grad for name, p in model.named_parameters()}
 buffers = dict(model.named_buffers())
 torch.save({"logits": logits.detach(), "grads": found, "buffers": buffers}, f"{place}/{rank}.pt")
+del wrapped, logits  # a wrapper that outlives its group may wait for ever in torch's destructors
 torch.distributed.destroy_process_group()
 """
 

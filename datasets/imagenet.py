@@ -232,9 +232,13 @@ class Shards:
             lambda path: hashlib.sha256(self._read([0, row(path)], 1)).digest(),
         )
 
+    @functools.cached_property
+    def _tars(self) -> tuple[Path, ...]:
+        return tuple(self.files.values())
+
     def _read(self, rows: Sequence[int] | NDArray[np.int64], index: int) -> bytes:
         number, first, size, _ = self.places[rows[index]].tolist()
-        path = [*self.files.values()][number]
+        path = self._tars[number]
         try:
             with open(path, "rb") as file:
                 file.seek(first)

@@ -130,8 +130,10 @@ class Bundle:
 
     def read(self, name: str) -> bytes:
         """Read a file, once; it raises as the kind if that is not listed, unreadable or changed."""
-        with self.reading(name) as data:
-            return bytes(data)
+        with self._file(name) as (file, _):
+            data: bytes = file.read()
+        self._verify(name, data)
+        return data
 
     @contextlib.contextmanager
     def reading(self, name: str) -> Iterator[memoryview]:
@@ -139,10 +141,11 @@ class Bundle:
 
         What the block raises gives way to the fault of a file that changed.
         """
-        try:
-            data = disk.read_into_memory(self.folder / name, disk.free_memory() // 2)
-        except OSError as fault:
-            raise self._fault(f"cannot read {name}: {fault.strerror}") from None
+        import numpy as np
+
+        with self._file(name) as (file, size):
+            memory = np.empty(size, np.uint8).data  # of large pages
+            data = memory[: file.readinto(memory)]
         with ThreadPoolExecutor(1) as pool:
             checked = pool.submit(self._verify, name, data)
             try:
@@ -150,7 +153,15 @@ class Bundle:
             finally:
                 checked.result()
 
-    def _verify(self, name: str, data: memoryview) -> None:
+    @contextlib.contextmanager
+    def _file(self, name: str) -> Iterator[tuple[Any, int]]:
+        try:
+            with disk.regular(self.folder / name, disk.free_memory() // 2) as opened:
+                yield opened
+        except OSError as fault:
+            raise self._fault(f"cannot read {name}: {fault.strerror}") from None
+
+    def _verify(self, name: str, data: bytes | memoryview) -> None:
         written = self.files.get(name, {})
         size, expected = written.get("size", len(data)), written.get("sha256", "no file")
         found = hashlib.sha256(data).hexdigest()

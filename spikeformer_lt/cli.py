@@ -202,11 +202,8 @@ def show_card(folder: Path) -> None:
 
     rows = card(folder, packed_bytes(folder))
     width = max(len(name) for name, _ in rows)
-    print(
-        painted(f"{folder}:", 1, sys.stdout),
-        *(f"  {name:{width}}  {words}" for name, words in rows),
-        sep="\n",
-    )
+    head = painted(f"{folder}:", 1, sys.stdout)
+    print(head, *(f"  {name:{width}}  {words}" for name, words in rows), sep="\n")
     place, console = shlex.quote(str(folder)), "  spikeformer-lt"
     print(
         painted("next:", 1, sys.stdout),

@@ -47,13 +47,8 @@ DRY_RUN, PRINT_CONFIG = "--dry-run", "--print-config"
 LAUNCHER = "(a traceback below is the launcher's own: accelerate launch --quiet leaves it out)\n"
 SHORT = {DRY_RUN: "--run.dry-run", "--quick": "--run.quick", "--track": "--train.track"}
 LEVELS = {"--quiet": logging.WARNING, "--verbose": logging.DEBUG}
-_ASSIGNED = re.compile(r"[a-z]\w*(\.[A-Za-z][\w-]*)+=")  # group.field=value
+ASSIGNED = re.compile(r"[a-z]\w*(\.[A-Za-z][\w-]*)+=")  # group.field=value
 INT_LIMIT, TEXT_LIMIT = 2**63, 4096
-
-
-def is_assigned(token: str) -> bool:
-    """Whether a word of a command line is an option of the form ``group.field=value``."""
-    return _ASSIGNED.match(token) is not None
 
 
 def parse(
@@ -76,7 +71,7 @@ def parse(
     check(len(loud) < 2, "--quiet", "--verbose", "one of the two")
     runtime.console_level = LEVELS[loud[0]] if loud else logging.INFO
     given = [token for token in given if token not in ("--debug", *LEVELS)]
-    given = [f"--{token}" if is_assigned(token) else token for token in given]
+    given = [f"--{token}" if ASSIGNED.match(token) else token for token in given]
     given = [_at_home(token) for token in given]
     rest, files = _taken(given, "--config", most=1)
     if len(files) > 1:

@@ -24,11 +24,11 @@ from typing import Any, NoReturn, TypeVar
 from spikeformer_lt import runtime
 from spikeformer_lt.cli import RECIPES, FindAtSparsity, find_command
 from spikeformer_lt.config import (
+    ASSIGNED,
     DRY_RUN,
     check,
     check_fields,
     exit_after,
-    is_assigned,
     option_names,
     parse,
     split_plugins,
@@ -140,7 +140,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "spikeformer-lt") -> NoR
 
             print(installed_version("spikeformer_lt") or "a source tree that was not installed")
         elif command in AS_RECIPE:
-            options = (i for i, t in enumerate(given) if i and (t[:1] == "-" or is_assigned(t)))
+            options = (i for i, t in enumerate(given) if i and (t[:1] == "-" or ASSIGNED.match(t)))
             at = next(options, len(given))
             named = [FIRST[command]] * (at > 1) if command in FIRST else []
             _run_recipe(AS_RECIPE[command], [*named, *given[1:]], f"{prog} {command}")

@@ -144,19 +144,9 @@ def free_bytes(folder: Path) -> int | str:
     return "unknown"
 
 
-def read_regular(path: str | Path, most: int) -> bytes:
-    """Return the bytes of a regular file: no pipe is waited for, and no device read for ever.
-
-    Raises:
-        OSError: it cannot be read, is no regular file, or has more than `most` bytes.
-    """
-    return bytes(read_into_memory(path, most))
-
-
-def read_into_memory(path: str | Path, most: int) -> memoryview:
-    """Like `read_regular`, into memory of large pages that may be written to."""
-    import numpy as np
-
+@contextlib.contextmanager
+def regular(path: str | Path, most: int) -> Iterator[tuple[Any, int]]:
+    """Open a file as `read_regular`; also its size."""
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     with open(handle, "rb") as file:
         about = os.fstat(handle)
@@ -164,8 +154,17 @@ def read_into_memory(path: str | Path, most: int) -> memoryview:
             raise OSError(errno.EINVAL, "it is no regular file")
         if about.st_size > most:
             raise OSError(errno.EFBIG, f"it has {about.st_size} bytes, more than {most}")
-        data = np.empty(about.st_size, np.uint8).data
-        return data[: file.readinto(data)]
+        yield file, about.st_size
+
+
+def read_regular(path: str | Path, most: int) -> bytes:
+    """Return the bytes of a regular file: no pipe is waited for, and no device read for ever.
+
+    Raises:
+        OSError: it cannot be read, is no regular file, or has more than `most` bytes.
+    """
+    with regular(path, most) as (file, _):
+        return bytes(file.read())
 
 
 def free_memory() -> int:
@@ -527,9 +526,8 @@ def _header(data: bytes | memoryview) -> dict[str, Any]:
     length = int.from_bytes(data[:8], "little")
     if len(data) < 9 or data[8:9] != b"{" or length > HEADER_LIMIT:
         short = "" if len(data) >= 9 or not data else f" of {len(data)} bytes, perhaps truncated"
-        raise CheckpointError(
-            f"not a safetensors file but {content_kind(bytes(data[:1024]))}{short}"
-        )
+        kind = content_kind(bytes(data[:1024]))
+        raise CheckpointError(f"not a safetensors file but {kind}{short}")
     if 8 + length > len(data):
         header = f"{8 + length} bytes of header announced"
         raise CheckpointError(f"truncated: {header}, {len(data)} bytes there")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -272,3 +274,14 @@ def test_a_tensor_that_cannot_be_stored_is_named(tmp_path: Path) -> None:
     stage = Stage(tmp_path, KIND)
     with pytest.raises(CheckpointError, match="'w' is no dense tensor"):
         stage.write_tensors("t.safetensors", {"w": torch.eye(2).to_sparse()}, {})
+
+
+def test_a_small_file_is_read_without_numpy(tmp_path: Path) -> None:
+    """The console reads records before it knows whether anything needs arrays."""
+    (tmp_path / "a.json").write_text("{}")
+    line = "import sys; from spikeformer_lt.disk import read_regular; "
+    line += "print(read_regular(sys.argv[1], 10), 'numpy' in sys.modules)"
+    said = subprocess.run(
+        [sys.executable, "-P", "-c", line, str(tmp_path / "a.json")], capture_output=True, text=True
+    )
+    assert said.stdout.split() == ["b'{}'", "False"], said.stderr

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from papers.drops import Drop, Line, against_one
-from papers.tables import Table
+from papers.tables import Cell, Table
 from spikeformer_lt.reports.page import write_csv
-from spikeformer_lt.reports.plots import COLOURS, MARKERS, MUCH, axis_of_kept, figure
+from spikeformer_lt.reports.plots import COLOURS, MUCH, axis_of_kept, figure, save_picture, style
 
 LABELS = {
     "sparsity": "weights removed (fraction)",
@@ -17,6 +17,11 @@ LABELS = {
     "T": "time steps T",
     "decay": "decay of the membrane",
 }
+
+
+Mark = tuple[str, str, str, str, float, str, float, float]
+"""Data, network, method, axis, level (or place), "published" or "ours", change, half interval."""
+HEADER = ["data", "network", "method", "axis", "level", "whose", "change", "half interval"]
 
 
 def plot_table(path: Path, table: Table, lines: Sequence[Line]) -> None:
@@ -31,87 +36,100 @@ def plot_table(path: Path, table: Table, lines: Sequence[Line]) -> None:
         table: the published table.
         lines: its rows with their runs.
     """
+    marks: list[Mark] = []
     panels: dict[tuple[str, str, str], list[tuple[Line, Drop]]] = {}
     for line, (lost, _) in zip(lines, against_one(lines), strict=True):
         cell = line.cell
-        panel = panels.setdefault((cell.data, cell.network, cell.axis), [])
-        printed = {"dense", "ANN", "SNN", "Spikeformer", "Transformer"}
-        if cell.level is None and cell.method in printed and any(x.cell.level for x in lines):
-            continue
-        panel.append((line, lost))
-    panels = {key: points for key, points in panels.items() if points}
+        panels.setdefault((cell.data, cell.network, cell.axis), []).append((line, lost))
+    for (data, network, axis), points in panels.items():
+        known = [line.cell.method for line, d in points if (d.published, d.ours) != (None, None)]
+        methods = list(dict.fromkeys(known))
+        for line, lost in points:
+            for whose, value in (("published", lost.published), ("ours", lost.ours)):
+                if value is not None:
+                    level, method = line.cell.level, line.cell.method
+                    at = float(methods.index(method)) if level is None else level
+                    half = lost.noise if whose == "ours" else 0.0
+                    marks.append((data, network, method, axis, at, whose, -value, half))
+    told = [(line.place, len(line.runs)) for line in lines]
+    draw_marks(path, table, marks, told)
+    write_csv(path.with_name(f"{path.stem}-picture.csv"), HEADER, marks)
+
+
+def draw_marks(
+    path: Path, table: Table, marks: Sequence[Mark], told: Sequence[tuple[str, int]]
+) -> None:
+    """Draw the marks of a table; `told` has for each cell what was run, and on how many seeds."""
+    panels: dict[tuple[str, str, str], list[Mark]] = {}
+    for mark in marks:
+        panels.setdefault((mark[0], mark[1], mark[3]), []).append(mark)
+    run: dict[tuple[str, str, str], list[tuple[str, int]]] = {}
+    for cell, words in zip(table.cells, told, strict=True):
+        run.setdefault((cell.data, cell.network, cell.axis), []).append(words)
     columns = 2 if len(panels) > 1 else 1
-    rows = -(-len(panels) // columns)
+    rows = max(1, -(-len(panels) // columns))
     made, _ = figure(6.0 * columns, 3.8 * rows + 0.4, rows, columns, share_x=False)
-    marks: list[list[object]] = []
-    for axes, ((data, network, axis), points) in zip(made.axes, panels.items(), strict=False):
-        own = _draw(axes, axis, points)
-        marks += [[data, network, *mark] for mark in own]
-        published = any(mark[3] == "published" for mark in own)
+    for axes, (panel, own) in zip(made.axes, panels.items(), strict=False):
+        levels = any(cell.level is not None for cell in table.cells if _panel(cell) == panel)
+        _draw(axes, panel[2], own, levels)
+        data, network, _ = panel
+        published = any(mark[5] == "published" for mark in own)
         printed = f"open: {network} on {data} as published" if published else (
-            f"{network} on {data}: no published number"
+            f"ours alone: the points of {network} are not printed"
         )  # fmt: skip
-        axes.set_title(f"{printed}\n{_ours(points)}", fontsize=8)
+        axes.set_title(f"{printed}\n{_ours(run[panel])}", fontsize=8)
         axes.set_ylabel("accuracy change (points)")
     for axes in made.axes[len(panels) :]:
         axes.set_axis_off()
     made.suptitle(f"{table.title}\nbars of ours: 95 % interval of the change", fontsize=10)
-    made.savefig(path)
-    header = ["data", "network", "method", "axis", "level", "whose", "change", "half interval"]
-    write_csv(path.with_name(f"{path.stem}-picture.csv"), header, marks)
+    save_picture(made, path)
 
 
-def _ours(points: Sequence[tuple[Line, Drop]]) -> str:
+def _panel(cell: Cell) -> tuple[str, str, str]:
+    return cell.data, cell.network, cell.axis
+
+
+def _ours(told: Sequence[tuple[str, int]]) -> str:
     """What our marks of a panel are of: data, network and seeds."""
-    run = [line for line, _ in points if line.runs]
-    places = dict.fromkeys(line.place.rpartition(";")[0] for line in run)
-    seeds = sorted({len(line.runs) for line in run})
-    count = "1 seed" if seeds == [1] else f"{' or '.join(map(str, seeds))} seeds"
-    return f"filled: ours on {' and '.join(places)}; {count}" if run else "ours: not run"
+    steps: dict[str, list[str]] = {}
+    for place, seeds in told:
+        if seeds:
+            words, _, T = place.rpartition(";")[0].rpartition(" T ")
+            steps.setdefault(words, []).append(T)
+    numbers = sorted({seeds for _, seeds in told if seeds})
+    count = "1 seed" if numbers == [1] else f"{' or '.join(map(str, numbers))} seeds"
+    places = [f"{words} T {', '.join(dict.fromkeys(each))}" for words, each in steps.items()]
+    return f"filled: ours on {' and '.join(places)}; {count}" if places else "ours: not run"
 
 
-def _draw(axes: Any, axis: str, points: Sequence[tuple[Line, Drop]]) -> list[list[object]]:
-    """Draw one panel; returns its marks: method, axis, level, whose, change, noise."""
-    methods = list(dict.fromkeys(line.cell.method for line, _ in points))
-    levels = [line.cell.level for line, _ in points if line.cell.level is not None]
-    kept = "sparsity" in axis and max(levels, default=0.0) >= MUCH
-    marks: list[list[object]] = []
+def _draw(axes: Any, axis: str, marks: Sequence[Mark], levels: bool) -> None:
+    """Draw one panel: curves over `levels`, or a place for each method."""
+    methods = list(dict.fromkeys(mark[2] for mark in marks))
+    kept = levels and "sparsity" in axis and max(mark[4] for mark in marks) >= MUCH
+    named: set[str] = set()
     for i, method in enumerate(methods):
-        own = [(line, d) for line, d in points if line.cell.method == method]
-        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
-        if not levels:
-            colour, marker = COLOURS[0], "o"
         for whose in ("published", "ours"):
-            ours = whose == "ours"
-            drawn = [
-                (i if line.cell.level is None else line.cell.level, -lost, d.noise if ours else 0.0)
-                for line, d in own
-                if (lost := d.ours if ours else d.published) is not None
-            ]
-            if not drawn:
+            own = [mark for mark in marks if (mark[2], mark[5]) == (method, whose)]
+            if not own:
                 continue
-            xs, ys, errors = zip(*drawn, strict=True)
-            style: dict[str, Any] = {"color": COLOURS[1] if ours and not levels else colour}
-            style |= {"marker": marker, "linestyle": ("--" if ours else "-") if levels else ""}
-            style |= {"markerfacecolor": None if ours else "white", "capsize": 3 if ours else 0}
-            label = f"{method}, {whose}" if levels else whose if i == _first(points, ours) else None
-            xs = [100 * (1 - x) for x in xs] if kept else xs
-            axes.errorbar(xs, ys, yerr=errors if ours else None, label=label, **style)
-            marks += [[method, axis, x, whose, y, e] for x, y, e in drawn]
+            ours = whose == "ours"
+            look: dict[str, Any] = {"capsize": 3 if ours else 0, "markersize": 6 if ours else 7}
+            look |= style(i) if levels else {"color": COLOURS[int(ours)], "marker": "o"}
+            look |= {"linestyle": ("--" if ours else "-") if levels else ""}
+            look |= {"markerfacecolor": None if ours else "white"}
+            label = f"{method}, {whose}" if levels else None if whose in named else whose
+            named.add(whose)
+            xs = [100 * (1 - mark[4]) if kept else mark[4] if levels else i for mark in own]
+            halves = [mark[7] or float("nan") for mark in own]  # a reference has no bar
+            ys = [mark[6] for mark in own]
+            axes.errorbar(xs, ys, yerr=halves if ours else None, label=label, **look)
     if levels:
         axes.set_xlabel(LABELS[axis])
     else:
-        axes.set_xticks(range(len(methods)), methods, rotation=40, ha="right", fontsize=7)
+        axes.set_xticks(range(len(methods)), methods, rotation=30, ha="right", fontsize=7)
+        axes.set_xlim(-0.5, len(methods) - 0.5)
     if kept:
         axis_of_kept(axes)
     axes.axhline(0.0, color="#555555", linewidth=1)
     if marks:
         axes.legend(frameon=False, fontsize=6)
-    return marks
-
-
-def _first(points: Sequence[tuple[Line, Drop]], ours: bool) -> int:
-    """Index of the first method with a mark, so that the legend names it once."""
-    methods = list(dict.fromkeys(line.cell.method for line, _ in points))
-    known = [x.cell.method for x, d in points if (d.ours if ours else d.published) is not None]
-    return methods.index(known[0]) if known else -1

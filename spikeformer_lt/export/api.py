@@ -567,10 +567,15 @@ def kept_picture(packed: Packed) -> str:
         f'<text x="465" y="{30 * i + 20}">{100 * (1 - share):.1f} %</text>'
         for i, (what, share) in enumerate(removed.items())
     )
+    known, foot = packed.ticket.provenance, 30 * len(removed) + 18
+    told = (
+        f"{known.get('dataset', 'data unknown')}, seed {known.get('seed', 'unknown')}, one network"
+    )
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 540 {30 * len(removed) + 10}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 540 {foot + 8}" '
         f'font-family="sans-serif" font-size="14" fill="#4477aa" role="img">'
-        f"<title>Shares that are kept</title>{bars}</svg>\n"
+        f"<title>Shares that are kept</title>{bars}"
+        f'<text x="160" y="{foot}" font-size="11">{_plain(told)}; bars: share kept</text></svg>\n'
     )
 
 

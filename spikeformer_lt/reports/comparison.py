@@ -28,7 +28,15 @@ from spikeformer_lt.reports.energy import (
 )
 from spikeformer_lt.reports.finished import FinishedRun
 from spikeformer_lt.reports.page import Table, markdown_table, write_csv, write_page
-from spikeformer_lt.reports.run_page import FACTS, fact, interval_of, made_by, notices_of, number_at
+from spikeformer_lt.reports.run_page import (
+    FACTS,
+    fact,
+    interval_of,
+    made_by,
+    notices_of,
+    number_at,
+    samples_told,
+)
 from spikeformer_lt.reports.statistics import Interval, Outcome, accuracy_interval, contrast, holm
 from spikeformer_lt.ticket import Ticket
 from spikeformer_lt.training.evaluate import PREDICTIONS, read_predictions
@@ -316,8 +324,8 @@ def write_comparison(
     write_confusions(folder, rows)
     dense = [v for r in rows if r.variant == "dense" for v in r.values(ACCURACY).values()]
     first = rows[0].reports[0] if rows else {}
-    count, seeds = first.get("test_count"), max((len(row.reports) for row in rows), default=0)
-    told = f"{first.get('dataset')}, {seeds} seed{'s' * (seeds != 1)}"
+    count, seeds = first.get("test_count"), {x["seed"] for row in rows for x in row.reports}
+    told = samples_told(first.get("dataset"), first.get("train_count"), seeds)
     curves = {path: f"Test accuracy against the share of {name} left or removed: mean and standard "
               "deviation over seeds, controls dotted."
               for name, series in series_of(rows, level).items()
@@ -474,9 +482,10 @@ def write_comparison_page(
     curves, dense = by_search(runs)
     count = min((outcome.count for outcome in results.values()), default=None)
     data = ", ".join(dict.fromkeys(run.splits.name for run in runs))
+    told = samples_told(data, None, {run.ticket.provenance.get("seed") for run in runs})
     pictures = [
         plots.plot_anytime(folder / "anytime.png", at_t, count),
-        _plot_curves(folder / "curves.png", curves, dense, "all weights", count, data),
+        _plot_curves(folder / "curves.png", curves, dense, "all weights", count, told),
     ]
     if not all(energy.dead for energy in energies.values()):
         pictures.append(plots.plot_energy(folder / "energy-bars.png", energies))

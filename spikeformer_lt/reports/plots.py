@@ -70,13 +70,21 @@ def _panels(count: int, most: int, width: float, height: float, more: float = 0.
     return made
 
 
+def save_picture(made: Any, path: Path) -> Path:
+    """Write a figure as PNG, whose Description are the words that are drawn in it."""
+    from matplotlib.text import Text
+
+    found = (" ".join(text.get_text().split()) for text in made.findobj(Text) if text.get_visible())
+    image = io.BytesIO()
+    made.savefig(image, metadata={"Description": "\n".join(dict.fromkeys(filter(None, found)))})
+    write_atomic(path, image.getvalue(), DataError)
+    return path
+
+
 def _save(made: Any, path: Path, header: Sequence[str], rows: Rows) -> Path:
     """Write a figure and its numbers; returns the path of the figure."""
-    image = io.BytesIO()
-    made.savefig(image)
-    write_atomic(path, image.getvalue(), DataError)
     write_csv(path.with_suffix(".csv"), header, rows)
-    return path
+    return save_picture(made, path)
 
 
 def _heat_map(
@@ -170,6 +178,7 @@ def plot_curves(
         return None
     made, axes = figure(7.4, 4.2)
     kept = max(x for points in series.values() for x, _ in points) >= MUCH
+    many = any(len(values) > 1 for points in series.values() for _, values in points)
     rows: list[list[object]] = []
     for at, (name, points) in enumerate(series.items()):
         means = [statistics.fmean(values) for _, values in points]
@@ -187,7 +196,8 @@ def plot_curves(
         axes.axhline(reference, color="#555555", linestyle="--", label="dense")
         rows.append(["dense", "", reference, "", ""])
     axes.set(xlabel=x_label, ylabel=y_label)
-    axes.set_title(f"{title}{'; ' * bool(title)}bars: standard deviation", fontsize=8)
+    bars = "bars: standard deviation over seeds" if many else "one run each: no bars"
+    axes.set_title(f"{title}{'; ' * bool(title)}{bars}; faint dots: single runs", fontsize=8)
     if kept:
         axis_of_kept(axes)
     _least_span(axes, count)
@@ -195,8 +205,11 @@ def plot_curves(
     return _save(made, path, ["series", "x", "mean", "sd", "runs"], rows)
 
 
-def plot_training(summary: Path, folder: Path) -> Path | None:
-    """Loss and accuracy of every phase over epochs, from a run's summary.csv, and a CSV of both."""
+def plot_training(summary: Path, folder: Path, title: str = "") -> Path | None:
+    """Loss and accuracy of every phase over epochs, from a run's summary.csv, and a CSV of both.
+
+    `title` says what data and seed these are.
+    """
     table = _read(summary)
     if len(table) < 2:
         return None
@@ -217,6 +230,7 @@ def plot_training(summary: Path, folder: Path) -> Path | None:
     _least_span(upper)
     lower.set_ylim(bottom=0)
     _epochs(lower)
+    made.supxlabel(f"{title}{'; ' * bool(title)}one run: no bars", x=0.99, ha="right", fontsize=8)
     _legend(made, "upper right", handles=upper.get_lines()[:2], ncols=2)
     header = ["quantity", "phase", "epoch_of_run", "value"]
     return _save(made, folder / "training.png", header, rows)

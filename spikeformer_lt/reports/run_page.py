@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -100,6 +100,14 @@ def made_by(runs: Mapping[Path, Mapping[str, Any]]) -> list[tuple[str, str]]:
     if seconds:
         say("training", f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h")
     return [(name, "; ".join(dict.fromkeys(words))) for name, words in found.items()]
+
+
+def samples_told(data: object, count: int | None, seeds: Collection[object]) -> str:
+    """What a picture's numbers are of: the set, its training samples if known, and seeds."""
+    samples = "" if count is None else f", {count:,} training samples"
+    known = [seed for seed in seeds if seed is not None]
+    number = f"seed {known[0]}" if len(known) == 1 else f"{len(known) or 'unknown'} seeds"
+    return f"{data}{samples}, {number}"
 
 
 def fact(report: Mapping[str, Any] | None, path: str, scale: float, form: str) -> str:
@@ -297,6 +305,7 @@ def write_report(experiment: Experiment, model: nn.Module, ticket: Ticket | None
         "seed": experiment.cfg.train.seed,
         "dataset": experiment.data.name,
         "split_sha256": experiment.data.split_sha256,
+        "train_count": len(experiment.data.train),
         "test_accuracy": metrics.accuracy,
         "test_accuracy_interval": [interval.low, interval.high],
         "test_count": metrics.count,
@@ -327,7 +336,8 @@ def write_report(experiment: Experiment, model: nn.Module, ticket: Ticket | None
             trained.save(run.path / "trained", overwrite=True)
         save_predictions(place, metrics, model, experiment.data, "test", run.run_id)
         run.write_report(report)
-        plots.plot_training(run.path / "summary.csv", run.path / "plots")
+        told = samples_told(report["dataset"], report["train_count"], [report["seed"]])
+        plots.plot_training(run.path / "summary.csv", run.path / "plots", told)
         log.info("test %.2f %% %s of %d images", metrics.accuracy, interval.ends, metrics.count)
         log.info("removed: %s", removed_words(report))
         if report["dead_layers"]:
@@ -350,7 +360,10 @@ def draw_run(run: FinishedRun, folder: Path, images: int = 256) -> tuple[list[Pa
     summary, firing = run.path / "summary.csv", run.path / "firing.csv"
     drawn: list[Path | None] = []
     if summary.exists():
-        drawn.append(plots.plot_training(summary, folder))
+        told = samples_told(
+            run.splits.name, len(run.splits.train), [run.ticket.provenance.get("seed")]
+        )
+        drawn.append(plots.plot_training(summary, folder, told))
         drawn.append(plots.plot_epoch_rates(folder / "epoch-rates.png", summary))
         if firing.exists():
             drawn.append(plots.plot_layer_epochs(folder / "layer-epoch-rates.png", firing))

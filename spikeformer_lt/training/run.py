@@ -44,7 +44,7 @@ PACKAGE = "spikeformer_lt"
 CONFIG, ENV, LOG, LOCK = "config.json", "env.json", "log.txt", ".lock"
 REPORT = {
     **dict.fromkeys(("run_id", "dataset", "split_sha256", "mask_sha256"), "text"),
-    **dict.fromkeys(("seed", "test_count", "params", "ledger_samples"), "whole"),
+    **dict.fromkeys(("seed", "train_count", "test_count", "params", "ledger_samples"), "whole"),
     **dict.fromkeys(("test_accuracy", "val_accuracy", "test_loss", "macs", "sops"), "real"),
     **dict.fromkeys(("sparsity", "firing_rate"), "rates"),
     **dict.fromkeys(("layers", "purity", "ticket", "choices", "versions", "augmentation"), "names"),

@@ -59,4 +59,5 @@ def test_the_head_of_a_card_is_what_the_hub_reads(ticket, tmp_path: Path) -> Non
     assert "](kept.svg)" in text
     picture = ElementTree.parse(tmp_path / "fp32" / "kept.svg").getroot()
     told = [node.text for node in picture if node.tag.endswith("text")]
-    assert told == ["masked weights", "50.0 %", "patch", "70.0 %", "total weight", "50.0 %"]
+    shares = ["masked weights", "50.0 %", "patch", "70.0 %", "total weight", "50.0 %"]
+    assert told == [*shares, "digits, seed unknown, one network; bars: share kept"]

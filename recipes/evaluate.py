@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from spikeformer_lt.cli import evaluate_finished
 from spikeformer_lt.config import check, check_fields, run_recipe
-from spikeformer_lt.training import EventDataConfig
+from spikeformer_lt.training import EventDataConfig, process_group
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def main(cfg: Evaluate) -> None:
 
     from accelerate import Accelerator
 
-    evaluate_finished(cfg, Accelerator(cpu=cfg.cpu))
+    evaluate_finished(cfg, Accelerator(cpu=cfg.cpu, kwargs_handlers=[process_group()]))
 
 
 if __name__ == "__main__":

@@ -199,10 +199,12 @@ class Shuffled(Sequence[Sequence[Key]]):
     rank: int = 0
     world_size: int = 1
     repeats: int = 1  # times that a drawn sample comes
+    accumulate: int = 1  # batches of one update; those that fill none are left out
 
     def __len__(self) -> int:
         """Return the number of batches from the first step on."""
-        return self.samples // (self.batch_size * self.world_size) - self.start_step
+        whole = self.samples // (self.batch_size * self.world_size * self.accumulate)
+        return whole * self.accumulate - self.start_step
 
     def __getitem__(self, step: Any) -> Any:
         """Return the keys of a batch."""
@@ -405,6 +407,7 @@ def train_loader(
     *,
     pin_memory: bool = False,
     kept: Workers | None = None,
+    accumulate: int = 1,
 ) -> Loader:
     """Return the training batches of one epoch, counted from 0, shuffled and augmented.
 
@@ -419,6 +422,7 @@ def train_loader(
         pin_memory: put batches into page-locked memory, for a GPU.
         kept: processes that passes with the same data, augmentation and seed take one after
             another; without, each pass starts its own.
+        accumulate: batches of one update; those at the end that fill none are left out.
 
     Raises:
         ConfigError: a number out of range, or as `Augment.check`.
@@ -433,7 +437,9 @@ def train_loader(
         # Built here, not in the workers: each of them would import timm anew.
         transform = augment.build(dataset.mean, dataset.std, dataset[0][0].shape[-1])
     repeats: int = getattr(augment, "repeats", 1)
-    batches = Shuffled(len(dataset), batch_size, seed, epoch, start_step, rank, world_size, repeats)
+    batches = Shuffled(
+        len(dataset), batch_size, seed, epoch, start_step, rank, world_size, repeats, accumulate
+    )
     return Loader(BatchReader(dataset, transform, seed), batches, workers, pin_memory, kept)
 
 

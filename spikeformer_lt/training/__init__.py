@@ -9,7 +9,7 @@ __all__ = [
     "Experiment", "FiringWatch", "Fit", "FitResult", "Hook", "Job", "Masked", "Metrics",
     "ModelConfig", "NonFiniteGuard", "OptimConfig", "Phase", "Predictions", "Progress", "Rewired",
     "RunConfig", "RunDir", "Schedule", "TrainConfig", "Trainer", "build_optimizer", "load_splits",
-    "read_predictions", "run_jobs", "spiking_layers", "submit_jobs",
+    "process_group", "read_predictions", "run_jobs", "spiking_layers", "submit_jobs",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         Progress,
         Rewired,
     )
+    from spikeformer_lt.training.ranks import process_group
     from spikeformer_lt.training.run import RunDir
     from spikeformer_lt.training.trainer import Trainer
 else:

@@ -135,7 +135,7 @@ class CheckpointStore:
     def begin(self, tensors: Content, state: Mapping[str, Any]) -> None:
         """Save copies as the next checkpoint, in a thread, when the one before is published.
 
-        What `save` refuses is raised by the next call, or by `wait`.
+        What `save` refuses is raised by the next call, or by `wait`; `refused` says that it is.
         """
         self.wait()
         try:
@@ -147,6 +147,11 @@ class CheckpointStore:
         except (MemoryError, RuntimeError) as fault:
             raise CheckpointError(f"cannot copy what is to be saved: {fault}") from fault
         self._writing = self._writer.submit(self.save, *given)
+
+    def refused(self) -> bool:
+        """Whether what `begin` has begun is known to have failed."""
+        begun = self._writing
+        return begun is not None and begun.done() and begun.exception() is not None
 
     def wait(self) -> None:
         """Wait until what `begin` has begun is published; raises as `save`."""

@@ -10,7 +10,6 @@ import json
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
-from datetime import timedelta
 from operator import attrgetter
 from pathlib import Path
 from types import MappingProxyType
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 
 from spikeformer_lt.adapted import Adapted, at_door, refuse_unfit
@@ -462,7 +461,7 @@ class Experiment:
                     "this one in a process of its own"
                 )
             AcceleratorState._reset_state(reset_partial_state=True)
-        waiting = InitProcessGroupKwargs(timeout=timedelta(seconds=train.timeout_s))
+        waiting = ranks.process_group(train.timeout_s)
         views = DistributedDataParallelKwargs(
             gradient_as_bucket_view=True, static_graph=train.static_graph
         )

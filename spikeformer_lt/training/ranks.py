@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import signal
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.constants import default_pg_timeout
 from torch.distributed.nn.functional import all_reduce
+from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
 from spikeformer_lt.errors import STOPS, ConfigError, RankError, SpikeformerError, shown
 from spikeformer_lt.layers.neuron import BatchNorm
+
+if TYPE_CHECKING:
+    from accelerate.utils import InitProcessGroupKwargs
 
 # Words of the errors that a collective operation fails with.
 SIGNS = ("gloo", "nccl", "connection", "timed out", "timeout", "socket", "store")
@@ -81,6 +89,69 @@ class StopRequest:
         text = f"\n{name}: saving after this step, then stopping; again to stop at once\n"
         with contextlib.suppress(OSError):  # the terminal may be gone
             os.write(2, text.encode())
+
+
+def process_group(timeout_s: float | None = None) -> InitProcessGroupKwargs:
+    """Say how accelerate shall join the ranks, whose operations wait `timeout_s` s.
+
+    Those that torchrun starts again meet in a part of its store that no earlier rank wrote to: the
+    store outlives them (torch 2.13, `elastic.rendezvous`), with the addresses of ranks that died.
+    """
+    from accelerate.utils import InitProcessGroupKwargs
+
+    kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return InitProcessGroupKwargs(
+        init_method=f"{_ANEW}://" if kept else None,
+        timeout=None if timeout_s is None else timedelta(seconds=timeout_s),
+    )
+
+
+_ANEW = "spikeformer-lt"
+
+
+def _anew(
+    url: str, timeout: timedelta = default_pg_timeout, **more: Any
+) -> Iterator[tuple[torch.distributed.Store, int, int]]:
+    store, rank, world = next(rendezvous(url.replace(_ANEW, "env", 1), timeout=timeout, **more))
+    yield torch.distributed.PrefixStore(meet(store, rank, world, timeout), store), rank, world
+
+
+register_rendezvous_handler(_ANEW, _anew)
+
+
+def meet(store: torch.distributed.Store, rank: int, world: int, timeout: timedelta) -> str:
+    """Return a name that these ranks, and none before them, have agreed on through a store.
+
+    Each rank writes a name that nobody had. The first one writes all names under a new one of the
+    meeting, again whenever they change, until every rank has answered to it. A count of restarts
+    would not do: torchrun's differ from node to node.
+
+    Raises:
+        RankError: not all came within the time-out.
+    """
+    own, until = uuid.uuid4().hex, time.monotonic() + timeout.total_seconds()
+    store.set(f"here/{rank}", own)
+    names, meeting = list[str](), ""
+    while time.monotonic() < until:
+        if rank == 0 and store.check([f"here/{other}" for other in range(world)]):
+            now = [store.get(f"here/{other}").decode() for other in range(world)]
+            if now != names:
+                names, meeting = now, uuid.uuid4().hex
+                store.set("meeting", json.dumps([meeting, *names]))
+            if store.check([f"{meeting}/{other}" for other in range(1, world)]):
+                store.set(f"{meeting}/all", "")
+                return meeting
+        elif rank and store.check(["meeting"]):
+            meeting, *names = map(str, json.loads(store.get("meeting")))
+            if names[rank : rank + 1] == [own]:
+                store.set(f"{meeting}/{rank}", "")
+                if store.check([f"{meeting}/all"]):
+                    return meeting
+        time.sleep(0.02)
+    raise RankError(
+        f"rank {rank} of {world} did not meet the others within {timeout.total_seconds():g} s: see "
+        "what they said, then start all processes again with --run.resume auto"
+    )
 
 
 def together() -> bool:

@@ -293,7 +293,7 @@ class PhaseRun:
             trainer.data.train, trainer.augment, batch_size=config.batch_size, seed=config.seed,
             epoch=at.epoch, start_step=at.step * config.accumulate, workers=config.workers,
             rank=trainer.rank, world_size=trainer.world, kept=trainer.kept["batches"],
-            pin_memory=trainer.accelerator.device.type == "cuda",
+            pin_memory=trainer.accelerator.device.type == "cuda", accumulate=config.accumulate,
         )  # fmt: skip
         self.model.train()
         for name, module in self.model.named_modules():
@@ -376,10 +376,14 @@ class PhaseRun:
         return bool(often or step % READ_STEPS == 0 or step + 1 == self.steps)
 
     def _agree(self, fault: bool) -> bool:
-        """Ask all ranks, in one message, for a fault and for a signal."""
-        if self.trainer.world == 1:
+        """Ask all ranks, in one message, for a fault, a signal and a save that was refused."""
+        refused = self.trainer.last.refused()
+        if self.trainer.world == 1 and not refused:
             return fault
-        fault_of_any, self.signum = agreed(fault, getattr(self.trainer.stop, "signum", 0))
+        signum = getattr(self.trainer.stop, "signum", 0)
+        fault_of_any, self.signum, refused_to_any = agreed(fault, signum, refused)
+        if refused_to_any and not self.signum:  # a stop saves once more
+            on_first(self.trainer.last.wait)
         return bool(fault_of_any)
 
     def _loss(self, images: Tensor, labels: Tensor, batch: int) -> tuple[Tensor, Tensor]:
@@ -409,16 +413,13 @@ class PhaseRun:
         loss_sum, correct, seen = (sum(own[i] for own in counted) for i in range(3))
         self.watch.load_state(merged([own[3] for own in counted]))
         row: dict[str, Any] = {
-            "phase": phase.name,
-            "epoch": at.epoch + 1,
+            "phase": phase.name, "epoch": at.epoch + 1,
             "train_loss": loss_sum / max(1, seen) * per_step,
             "train_accuracy": 100 * correct / max(1, seen),
             "lr": float(self.optimizer.param_groups[0]["lr"]),
-            "firing_rate": self.watch.mean_rate(),
-            **removed(self.model, self.hooks.masks()),
-            "val_loss": None,
-            "val_accuracy": None,
-        }
+            "firing_rate": self.watch.mean_rate(), **removed(self.model, self.hooks.masks()),
+            "val_loss": None, "val_accuracy": None,
+        }  # fmt: skip
         if last or (at.epoch + 1) % self.config.validate_every == 0:
             with contextlib.nullcontext() if self.ema is None else self.ema.swapped(self.model):
                 metrics = trainer.evaluate(self.model, "val")
@@ -433,8 +434,7 @@ class PhaseRun:
         self.watch.warn(at.epoch)
         record_epoch(self, row, speed)
         self.watch.reset()
-        at.rows, at.epoch, at.step = at.rows + 1, at.epoch + 1, 0
-        at.seen = 0
+        at.rows, at.epoch, at.step, at.seen = at.rows + 1, at.epoch + 1, 0, 0
         self.sums.zero_()
         self._save()
         self._agree(False)

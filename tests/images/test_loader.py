@@ -153,6 +153,18 @@ def test_an_epoch_is_begun_ahead_of_its_time_and_gives_the_same(data, workers, m
     kept.close()
 
 
+def test_batches_that_fill_no_update_are_left_out_and_keep_no_epoch_waiting(data, monkeypatch):
+    """50 samples are 6 batches of 8, and one update of 4."""
+    kept, asked, own = Workers(until=2), set(), Shuffled.__getitem__
+    monkeypatch.setattr(Shuffled, "__getitem__", lambda s, i: asked.add(s.epoch) or own(s, i))
+    for epoch in (0, 1):
+        whole = list(train_loader(data, PAPER, 8, seed=1, epoch=epoch))
+        assert 1 in asked or epoch == 0  # begun while the first was used
+        how = {"seed": 1, "epoch": epoch, "workers": 2, "kept": kept, "accumulate": 4}
+        same(whole[:4], list(train_loader(data, PAPER, 8, **how)))
+    kept.close()
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_global_random_streams_do_not_notice(data, workers):
     def streams():

@@ -296,12 +296,14 @@ def descendants(pid: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def torchrun(folder: Path, *options: object) -> Iterator[subprocess.Popen[bytes]]:
-    """Two ranks of torchrun, with its options before and those of the recipe behind the recipe."""
-    launch = shlex.split("-P -m torch.distributed.run --nproc_per_node 2 --standalone")
-    with (folder / "said").open("w") as said:
+def torchrun(
+    folder: Path, *options: object, ranks: int = 2, said: str = "said"
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Ranks of torchrun, with its options before and those of the recipe behind the recipe."""
+    launch = shlex.split(f"-P -m torch.distributed.run --nproc_per_node {ranks}")
+    with (folder / said).open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, *launch, *map(str, options)], stdout=said, stderr=said,
+            [sys.executable, *launch, *map(str, options)], stdout=log, stderr=log,
             cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         )  # fmt: skip
     try:
@@ -323,7 +325,7 @@ def wait_for_save(folder: Path, process: subprocess.Popen[bytes]) -> None:
 @pytest.mark.fault(5)
 def test_a_signal_to_the_whole_tree_of_torchrun_saves_once(tmp_path: Path) -> None:
     options = [*SMALL, "--multisp.epochs", "100000", "--run.out", tmp_path / "run"]
-    with torchrun(tmp_path, MULTISP, *options) as process:
+    with torchrun(tmp_path, "--standalone", MULTISP, *options) as process:
         wait_for_save(tmp_path, process)
         for pid in (*descendants(process.pid), process.pid):
             os.kill(pid, signal.SIGTERM)
@@ -346,7 +348,8 @@ def test_torchrun_starts_ranks_again_that_go_on_to_the_same_bits(tmp_path: Path)
         folder.mkdir()
         options = [*SMALL, "--multisp.epochs", "12", "--train.checkpoint-steps", "1"]
         options += ["--train.timeout-s", "20", "--run.out", folder / "run", "--run.resume", "auto"]
-        with torchrun(folder, "--max-restarts", "1", MULTISP, *options) as process:
+        restarts = ["--standalone", "--max-restarts", "1"]
+        with torchrun(folder, *restarts, MULTISP, *options) as process:
             if name == "killed":
                 wait_for_save(folder, process)
                 os.kill(descendants(process.pid)[-1], signal.SIGKILL)
@@ -356,6 +359,46 @@ def test_torchrun_starts_ranks_again_that_go_on_to_the_same_bits(tmp_path: Path)
     (one, rows), (other, again) = found
     assert one.mask == other.mask and rows.read_text() == again.read_text()
     assert all(torch.equal(one.tensors[name], other.tensors[name]) for name in one.tensors)
+
+
+MEETING = """
+import os, signal, sys, time
+from pathlib import Path
+import torch
+from accelerate import Accelerator
+from spikeformer_lt.training import process_group
+again = Path("died").exists()
+if again and os.environ["RANK"] == "1":
+    time.sleep(3)  # the first rank finds the address of the one that died
+Accelerator(cpu=True, kwargs_handlers=[process_group(60)])
+torch.distributed.all_reduce(torch.ones(1))
+print("met after", os.environ["TORCHELASTIC_RESTART_COUNT"], "restarts", flush=True)
+if not again and sys.argv[1] == "dies":
+    Path("died").touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+if not again:
+    time.sleep(100)
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_nodes_that_count_their_restarts_otherwise_meet_again(tmp_path: Path) -> None:
+    """Two launchers as on two machines: only the one whose rank dies counts a restart."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = f"--rdzv_backend=c10d --rdzv_endpoint=127.0.0.1:{free.getsockname()[1]}"
+    (tmp_path / "meeting.py").write_text(MEETING)
+    options = [*place.split(), "--nnodes", "2", "--max-restarts", "1", tmp_path / "meeting.py"]
+    with (
+        torchrun(tmp_path, *options, "dies", ranks=1, said="dies") as one,
+        torchrun(tmp_path, *options, "lives", ranks=1, said="lives") as other,
+    ):
+        ended = one.wait(200), other.wait(200)
+    told = [(tmp_path / name).read_text() for name in ("dies", "lives")]
+    assert ended == (0, 0), told
+    counts = [re.findall(r"met after (\d) restarts", text) for text in told]
+    assert counts == [["0", "1"], ["0", "0"]], told
 
 
 def test_two_processes_that_became_one_are_told_of(forks: Any, tmp_path: Path) -> None:

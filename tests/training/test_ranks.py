@@ -3,21 +3,46 @@
 from __future__ import annotations
 
 import inspect
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 
 import pytest
 import torch
 from torch import nn
 
 from spikeformer_lt import create_model
+from spikeformer_lt.errors import RankError
 from spikeformer_lt.tickets import Snip, SnipConfig
 from spikeformer_lt.training.ranks import (
     agreed,
     digest,
     launcher_notices,
+    meet,
     refuse_differences,
     share_buffers,
     together,
 )
+
+
+def test_ranks_that_are_started_again_meet_each_other_and_nobody_before_them():
+    """Through one store, whoever comes last; one more rank in the end."""
+    store, met = torch.distributed.HashStore(), []
+
+    def come(rank, world, late):
+        time.sleep(0.2 * (rank == late))
+        return meet(store, rank, world, timedelta(seconds=60))
+
+    for late, world in ((0, 2), (1, 2), (1, 2), (0, 3), (2, 3)):
+        with ThreadPoolExecutor(world) as pool:
+            names = set(pool.map(come, range(world), [world] * world, [late] * world))
+        assert len(names) == 1
+        met += names
+    assert len(set(met)) == len(met)
+    for rank in (0, 1):  # the other one, of whom the store still tells, never comes
+        with pytest.raises(RankError, match=rf"rank {rank} of 2 did not meet .* within 0\.3 s"):
+            meet(store, rank, 2, timedelta(seconds=0.3))
+    assert meet(store, 0, 1, timedelta(seconds=1)) not in met
 
 
 def snip_mask(seed):

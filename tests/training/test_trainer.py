@@ -186,6 +186,27 @@ def test_what_the_disk_refuses_beside_the_training_ends_it_and_leaves_no_hooks(
     assert all(torch.equal(v, resumed.state_dict()[k]) for k, v in alone.state_dict().items())
 
 
+def test_a_refused_save_ends_the_training_before_the_next_save_is_due(data, tmp_path, monkeypatch):
+    steps, step = [], PhaseRun._step
+
+    def refuse(folder, number, *content):
+        raise CheckpointError("no room")
+
+    def noted(run, batches):
+        if (writing := run.trainer.last._writing) is not None:
+            wait([writing])
+        step(run, batches)
+        steps.append(run.at.step)
+
+    monkeypatch.setattr(checkpoint, "write_checkpoint", refuse)
+    monkeypatch.setattr(PhaseRun, "_step", noted)
+    with pytest.raises(CheckpointError, match="no room"):
+        trainer(tmp_path, data, settings(batch_size=4, checkpoint_steps=3)).fit(
+            toy(), Phase("joint", 1)
+        )
+    assert steps == [0, 1, 2]  # the save is begun after the third, and the fourth finds it refused
+
+
 def test_a_stop_saves_although_the_save_before_it_was_refused(data, tmp_path, monkeypatch):
     write, asked = checkpoint.write_checkpoint, []
 

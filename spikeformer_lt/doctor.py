@@ -31,7 +31,7 @@ NEEDED = {
 """Module that must load -> the package that has it."""
 EXTRAS = {
     **{"tensorboard": "trackers", "onnx": "onnx", "onnxruntime": "onnx"},
-    **{"nir": "nir", "nirtorch": "nir", "lz4": "aedat", "zstandard": "aedat", "h5py": "hdf5"},
+    **{"nir": "nir", "lz4": "aedat", "zstandard": "aedat", "h5py": "hdf5"},
 }
 """Optional module -> the extra that brings it."""
 TORCH_MINORS = range(11, 16)

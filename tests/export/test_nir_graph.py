@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from spikeformer_lt.config import from_dict
 from spikeformer_lt.errors import ExportError
 from spikeformer_lt.export.inference import CompactModel, compact
+from spikeformer_lt.models.nir_graph import NirGraph
 from spikeformer_lt.preprocess import Preprocess, Recordings
 
 nir = pytest.importorskip("nir", reason="the extra 'nir' is not installed")
@@ -148,8 +149,10 @@ def test_a_residual_block_is_one_graph(cnn, images, tmp_path: Path) -> None:
     assert parts_of(graph) == {"stem", "blocks_0", "blocks_1", "head"}
     seen = watched(fast, images(model))
     for place in ("stem", "blocks.0", "blocks.1"):
-        found = run(graph.nodes[place.replace(".", "_")], maps_first(seen[place][0]))
-        assert same(found, maps_first(seen[place][1])), place
+        x, wanted = map(maps_first, seen[place])
+        part = graph.nodes[place.replace(".", "_")]
+        assert same(run(part, x), wanted), place
+        assert same(NirGraph(part, 1.0)(x), wanted), place  # it comes back as it went
 
 
 def test_what_does_not_map_is_left_with_its_reason(net, tmp_path: Path) -> None:

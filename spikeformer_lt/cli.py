@@ -56,6 +56,7 @@ from spikeformer_lt.training.options import (
     RunConfig,
     TrainConfig,
 )
+from spikeformer_lt.usage import introduction
 
 if TYPE_CHECKING:
     from torch import nn
@@ -539,11 +540,15 @@ def read_find(argv: Sequence[str], prog: str = "find") -> tuple[Any, dict[str, A
 
 
 def find_command(argv: Sequence[str], prog: str) -> None:
-    """Run ``find SEARCH --SEARCH.FIELD ...``; ``find --help`` lists the searches."""
+    """Find a ticket with any search, train it, test it once and write its report.
+
+    spikeformer-lt find imp --data.name digits --sparsity 0.9 --quick
+    spikeformer-lt find imp --help    # the options of a search
+    """
     if argv and argv[0] == "--help":
         use_plugins(split_plugins(list(argv))[1])
-        print(f"usage: {prog} SEARCH [options]\n")
-        print("searches (SEARCH --help lists the options of one):")
+        print(f"usage: {prog} SEARCH [options]\n\n{introduction(find_command.__doc__ or '')}")
+        print("\nsearches (SEARCH --help lists the options of one):")
         for name in search_names():
             doc = getattr(config_class("search", name), "__doc__", None) or "A plug-in's search."
             print(f"  {name:16} {doc.strip().splitlines()[0]}")

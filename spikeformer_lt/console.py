@@ -35,6 +35,7 @@ from spikeformer_lt.config import (
 )
 from spikeformer_lt.errors import ConfigError, SpikeformerError, near, painted, shown
 from spikeformer_lt.registry import config_class, descriptions, search_names, use_plugins
+from spikeformer_lt.usage import introduction
 
 C = TypeVar("C")
 INTRO = """\
@@ -147,7 +148,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "spikeformer-lt") -> NoR
         elif command in COMMANDS:
             does, words = COMMANDS[command]
             if given[1:] in (["--help"], ["-h"]) and command in PLAIN:
-                print(f"usage: {prog} {command} {words}\n\n{getdoc(does)}")
+                print(f"usage: {prog} {command} {words}\n\n{introduction(getdoc(does) or '')}")
             else:
                 does(given[1:], f"{prog} {command}")
         else:
@@ -190,8 +191,9 @@ def run(argv: Sequence[str], prog: str) -> None:
     """Run a recipe of the package, or a file of your own.
 
     spikeformer-lt run multisp_cifar --data.name digits --quick
-    spikeformer-lt run multisp_cifar --help    lists the options of a recipe
-    spikeformer-lt ls recipes                  lists the recipes
+    spikeformer-lt run multisp_cifar --help    # the options of a recipe
+    spikeformer-lt ls recipes                  # its names
+    spikeformer-lt run mine.py --quick         # yours, of spikeformer-lt cp
     """
     own = Path(argv[0]) if argv and argv[0].endswith(".py") else None
     if own is not None and own.is_file():
@@ -233,7 +235,11 @@ def copy(argv: Sequence[str], prog: str) -> None:
 
 
 def ls(argv: Sequence[str], prog: str) -> None:
-    """List what is there, with plug-ins: ls models --plugins FILE.py."""
+    """List what is there.
+
+    spikeformer-lt ls models                       # sizes, published accuracies and ours
+    spikeformer-lt ls searches --plugins FILE.py   # with those of a plug-in
+    """
     rest, plugins = split_plugins(argv)
     use_plugins(plugins)
     if len(rest) != 1 or rest[0] not in KINDS:
@@ -455,7 +461,9 @@ complete -o default -F _spikeformer_lt spikeformer-lt
 def completion(argv: Sequence[str], prog: str) -> None:
     """Print the script that completes words in a shell.
 
-    eval "$(spikeformer-lt completion bash)"    in ~/.bashrc; zsh in ~/.zshrc
+    A line of ~/.bashrc (~/.zshrc with zsh) is: eval "$(spikeformer-lt completion bash)"
+
+    spikeformer-lt completion bash
     """
     if list(argv) not in (["bash"], ["zsh"]):
         raise ConfigError(f'{prog} takes bash or zsh: eval "$({prog} bash)" in ~/.bashrc')

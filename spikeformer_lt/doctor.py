@@ -5,7 +5,6 @@ Exit status: 0 where everything needed works, 1 where something does not.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib
 import importlib.util
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spikeformer_lt.runtime import cpu_count, installed_version
+from spikeformer_lt.usage import Parser
 
 NEEDED = {
     **{name: name for name in ("torch", "torchvision", "timm", "numpy", "spikingjelly", "einops")},
@@ -40,6 +40,13 @@ PAIR_OFFSET = 15
 DISK_GB = 2.0
 DEPTH, MOST_FOLDERS = 4, 500
 """How far data sets are looked for below the folder that was given."""
+HELP = """
+Look at this installation, its data and its processes; print what to do.
+
+%(prog)s
+%(prog)s --data /srv/data    # which of its data sets can be opened
+%(prog)s --no-data           # packages, threads and disk alone
+"""
 INSTALL = "pip install --constraint constraints.txt --editable ."
 
 
@@ -200,11 +207,8 @@ def examine(root: str = "data", data: bool = True) -> Iterator[Finding]:
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m spikeformer_lt.doctor") -> int:
     """Run the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="Look at this installation, its data and its processes; print what to do.",
-    )
-    parser.add_argument("--data", default="data", help="folder of data sets (default: data)")
+    parser = Parser(prog=prog, description=HELP)
+    parser.add_argument("--data", metavar="DIR", default="data", help="folder of data sets")
     parser.add_argument("--no-data", action="store_true", help="do not open any data set")
     options = parser.parse_args(argv)
     failed = 0

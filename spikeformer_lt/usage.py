@@ -6,6 +6,7 @@ said as "; None is WORDS", and becomes the default that is shown.
 
 from __future__ import annotations
 
+import argparse
 import ast
 import dataclasses
 import functools
@@ -19,7 +20,7 @@ import types
 import typing
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Union
+from typing import Any, Literal, NoReturn, Union
 
 from spikeformer_lt.errors import painted
 
@@ -40,7 +41,9 @@ ALWAYS = {
 }
 CHOICES: dict[tuple[type, str], tuple[str, ...]] = {}
 """Words that a field of a configuration class may be, as `config.check_fields` met them."""
-_EXAMPLE = re.compile(r"^(?:accelerate launch|torchrun|python|spikeformer-lt) .*$", re.MULTILINE)
+_EXAMPLE = re.compile(
+    r"^(?:accelerate launch|torchrun|python|spikeformer-lt|%\(prog\)s)(?: .*)?$", re.M
+)
 _NONE = re.compile(r"(?:[;,]| or)? None (?:is|for) ([^.;)]*)")
 _PLAIN = {
     bool: "true or false",
@@ -115,9 +118,10 @@ def help_text(cls: Any, prog: str, words: str = "") -> str:
     found = [*_listed(cls, cls())]  # which notes the choices, too
     basic, rest = ([o for o in found if bool(BASIC.fullmatch(o[2])) is b] for b in (True, False))
     names = {f"--{name.replace('_', '-')}" for _, _, name, *_ in found}
-    text = [f"usage: {prog} {words}{words and ' '}[options]\n", _EXAMPLE.sub("", own).strip()]
-    if examples := _EXAMPLE.findall(own) or _EXAMPLE.findall(module):
-        text += [*section("examples", "", ()), *_as_typed(examples, prog, cls)]
+    text = [
+        f"usage: {prog} {words}{words and ' '}[options]\n",
+        introduction(own, module, prog, cls),
+    ]
     always = (one for one in ALWAYS.items() if one[0] not in names)
     always = (one for one in always if "--run.quick" in names or one[0] != "--quick")
     text += section("basic options", "", [*basic, *always])
@@ -126,9 +130,17 @@ def help_text(cls: Any, prog: str, words: str = "") -> str:
     return "\n".join(text)
 
 
+def introduction(doc: str, module: str = "", prog: str = "", cls: type = object) -> str:
+    """What a docstring says, then the commands in it, or else in its module's, as examples."""
+    doc = inspect.cleandoc(doc)
+    examples = [*_as_typed(_EXAMPLE.findall(doc) or _EXAMPLE.findall(module), prog, cls)]
+    head = [f"\n{painted('examples', 1, sys.stdout)}:"] if examples else []
+    return "\n".join([_EXAMPLE.sub("", doc).strip(), *head, *examples])
+
+
 def _as_typed(examples: Sequence[str], prog: str, cls: type) -> Iterator[str]:
     """Commands of a docstring as the user of `prog` types them, who may have no checkout."""
-    own = Path(inspect.getsourcefile(cls) or "").stem
+    own = "" if cls is object else Path(inspect.getsourcefile(cls) or "").stem
     forms = {
         rf"^(accelerate launch|python) recipes/{own}\.py": prog,
         r"^(accelerate launch|python) recipes/(\w+)\.py": r"spikeformer-lt run \2",
@@ -199,3 +211,28 @@ def _metavar(kind: Any, words: Sequence[str] | None = None) -> str:
     if origin is tuple:
         return " ".join(map(_metavar, parts))
     return "{True,False}" if kind is bool else str(getattr(kind, "__name__", kind)).upper()
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser with help in the form of `help_text` and errors of one line.
+
+    Its description is a docstring; ``%(prog)s`` in it is the program.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, formatter_class=_Formatter)
+        self.description = self.description and introduction(self.description)
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with status 2."""
+        told = painted("error:", 31, sys.stderr)
+        self.exit(2, f"{told} {message}; {self.prog} --help lists what it takes\n")
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    def start_section(self, heading: str | None) -> None:
+        super().start_section(painted(heading or "", 1, sys.stdout))
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        said = "(default: " in (action.help or "")
+        return action.help if said else super()._get_help_string(action)

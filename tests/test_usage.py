@@ -30,9 +30,12 @@ def programs() -> Iterator[tuple[str, Any]]:
     yield from ((f"spikeformer-lt {name}", kind) for name, kind in console.OPTIONS.items())
 
 
-@pytest.mark.parametrize(
+EVERY_PROGRAM = pytest.mark.parametrize(
     ("prog", "cls"), [*programs()], ids=lambda one: one if isinstance(one, str) else one.__name__
 )
+
+
+@EVERY_PROGRAM
 def test_each_option_is_listed_once_with_its_default_and_none_is_said_in_words(
     prog: str, cls: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -62,9 +65,7 @@ def groups(at: Any, where: str = "") -> Iterator[tuple[str, Any]]:
             yield from groups(inner, f"{where}{field.name}.")
 
 
-@pytest.mark.parametrize(
-    ("prog", "cls"), [*programs()], ids=lambda one: one if isinstance(one, str) else one.__name__
-)
+@EVERY_PROGRAM
 def test_words_that_are_refused_otherwise_are_shown(
     prog: str, cls: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,8 +14,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from spikeformer_lt.config import check, verdict
-from spikeformer_lt.events.recording import FIELDS, UNITS, Events, Sensor, parse_columns
+from spikeformer_lt.events.recording import FIELDS, LARGEST_SIDE, UNITS, Events, Sensor
 from spikeformer_lt.events.split import Sample
+from spikeformer_lt.usage import Parser
 
 PROGRAM = "python -m spikeformer_lt.events"
 
@@ -40,6 +41,8 @@ def main(argv: Sequence[str] | None = None, prog: str = PROGRAM) -> int:
             own = [None if isinstance(value, _Usual) else value for value in given]
             report = check_dataset(options.data, options.dir, options.image_size, *own)
         else:
+            from spikeformer_lt.events.recording import parse_columns
+
             sensor = Sensor.parse(options.sensor) if options.sensor else None
             columns, ticks = parse_columns(options.columns), UNITS[options.unit]
             report = check_folder(options.dir, sensor, columns, ticks)
@@ -62,28 +65,47 @@ class _Usual(str):
     __slots__ = ()
 
 
-def _parser(prog: str = PROGRAM) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=prog)
+CHECK = """
+Read every recording and report counts, durations, rates and faults.
+Exit status: 0 without a fault, 1 with faults, 2 for wrong input.
+
+%(prog)s data/mine --sensor 128x128
+%(prog)s data/mine --columns t,x,y,p --unit ms --json
+%(prog)s data --data dvs128_gesture    # the parts and the split of a data set
+"""
+WRITE = """
+Write the simulated moving_gestures as files of DVS128 Gesture.
+
+%(prog)s gestures
+%(prog)s gestures --form npy --limit-train 20 --limit-test 10
+"""
+
+
+def _parser(prog: str = PROGRAM) -> Parser:
+    about = "%(prog)s check data/mine\n%(prog)s write gestures"
+    parser = Parser(prog=prog, description=f"Check recordings, or write simulated ones.\n\n{about}")
     commands = parser.add_subparsers(dest="command", required=True)
-    told = "read every recording and report counts, durations, rates and faults"
-    checks = commands.add_parser("check", help=told)
+    checks, writes = (
+        commands.add_parser(name, help=doc.strip().splitlines()[0], description=doc)
+        for name, doc in (("check", CHECK), ("write", WRITE))
+    )
     checks.add_argument("dir", metavar="DIR", help="folder of recordings, or root of a data set")
-    checks.add_argument("--data", metavar="NAME", help="a data set, for its parts and split")
-    checks.add_argument("--image-size", type=int, help="with --data: as the data set takes it")
-    told = "size that coordinates must fit (rows first)"
+    told = "a data set, for its parts and split (default: a folder of any form)"
+    checks.add_argument("--data", metavar="NAME", help=told)
+    told = "with --data: pixels a side (default: the data set's own)"
+    checks.add_argument("--image-size", type=int, metavar="N", help=told)
+    told = f"size that coordinates must fit, rows first (default: {LARGEST_SIDE}x{LARGEST_SIDE})"
     checks.add_argument("--sensor", metavar="HxW", help=told)
-    told = "order of columns without names (x,y,p,t_us, or the data set's own)"
+    told = "order of columns without names; with --data its own, unless given"
     checks.add_argument("--columns", default=_Usual(",".join(FIELDS)), help=told)
-    told = "of times in npy, npz, txt and HDF5 (us, or the data set's own); a field t_us is in us"
+    told = "of times in npy, npz, txt and HDF5, t_us apart; with --data its own, unless given"
     checks.add_argument("--unit", choices=tuple(UNITS), default=_Usual("us"), help=told)
     checks.add_argument("--json", action="store_true", help="print JSON")
-    told = "write the simulated moving_gestures as files of DVS128 Gesture"
-    writes = commands.add_parser("write", help=told)
     writes.add_argument("dir", metavar="DIR", help="folder that gets DvsGesture or DVSGesture")
     told = "the original's AEDAT 3.1 and labels (aedat31), or tonic's arrays (npy)"
     writes.add_argument("--form", choices=("aedat31", "npy"), default="aedat31", help=told)
     for part in ("train", "test"):
-        told = f"gestures of the {part} part; all of them by default"
+        told = f"gestures of the {part} part (default: all of them)"
         writes.add_argument(f"--limit-{part}", type=int, metavar="N", help=told)
     for each in (checks, writes):
         each.add_argument("--debug", action="store_true", help="show the traceback of an error")

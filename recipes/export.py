@@ -30,6 +30,8 @@ class Export:
     """Data set whose preprocess goes along, for a ticket without one (a converted checkpoint)."""
     root: str = "data"
     """Folder of its files."""
+    license: str = ""
+    """Licence of the weights, in the hub's words, such as mit; the card says if there is none."""
     overwrite: bool = False
     """Replace the export that is there, and graphs that are not as an earlier call wrote them."""
 
@@ -46,7 +48,7 @@ def main(cfg: Export) -> None:
 
     from spikeformer_lt.export import export_run, load_exported, write_graph
 
-    how = {"precision": cfg.precision, "overwrite": cfg.overwrite}
+    how = {"precision": cfg.precision, "overwrite": cfg.overwrite, "license": cfg.license}
     graphs = [Path(f"{cfg.out.rstrip('/')}.{name}") for name in cfg.graphs.split(",") if name]
     with outputs(graphs[0].parent if graphs else "", cfg.overwrite, *(p.name for p in graphs)):
         done = export_run(cfg.run, cfg.out, data=cfg.data, root=cfg.root, **how)

@@ -31,8 +31,10 @@ from spikeformer_lt.export.file import (
     EXPORT,
     PICTURE,
     TENSORS,
+    UNLICENSED,
     Packed,
     Row,
+    licensed,
     read_packed,
     write_packed,
 )
@@ -171,6 +173,7 @@ def export_ticket(
     preprocess: Preprocess | None = None,
     overwrite: bool = False,
     model: nn.Module | None = None,
+    license: str = "",
 ) -> Exported:
     """Pack a ticket, load it back and compare it; the folder appears only if both are equal.
 
@@ -182,8 +185,10 @@ def export_ticket(
         images: batch of the comparison; None is a fixed one.
         preprocess: how samples become input; None is what the ticket says.
         model: the network of a ticket of no registered model; it stays as it is.
+        license: of the weights, in the hub's words, such as "mit"; without one the card says so.
 
     Raises:
+        ConfigError: a licence of other characters than those words have.
         ExportError: the folder is in use, the ticket cannot be stored, or the check failed.
         TicketError: the ticket names no model, or not the one it is of.
     """
@@ -195,7 +200,8 @@ def export_ticket(
         packed = read_packed(stage.path)
         check = verify(ticket, packed, images, model)
         found = sizes(packed, stage.path, check.stem)
-        stage.write(CARD, model_card(packed, found, check).encode("utf-8"))
+        card = licensed(model_card(packed, found, check), license)
+        stage.write(CARD, card.encode("utf-8"))
         stage.write(PICTURE, kept_picture(packed).encode("utf-8"))
     trained = ticket.provenance.get("trained") is not False
     matrices = sum(math.prod(row.shape) for row in packed.rows if len(row.shape) > 1)
@@ -506,6 +512,8 @@ def model_card(packed: Packed, found: Sequence[Size], check: Check) -> str:
 
 model = {use}
 ```
+
+{UNLICENSED}
 
 ![Weights and patches that are kept, in percent]({PICTURE})
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spikeformer_lt.bundle import BundleKind, Stage, open_bundle
+from spikeformer_lt.config import check
 from spikeformer_lt.disk import free_memory, parse_json, unpack_tensors
 from spikeformer_lt.errors import (
     CheckpointError,
@@ -59,6 +61,28 @@ CONFIG, TENSORS, CARD, PICTURE = "config.json", "model.safetensors", "README.md"
 # Format 1 had no coded values, formats 1 and 2 no preprocess, 1 to 3 no Huffman code of values, and
 # 1 to 4 none of gaps.
 EXPORT = BundleKind("export", FORMAT, 5, CONFIG, ExportError, (TENSORS, CARD, PICTURE), indent=None)
+
+
+UNLICENSED = (
+    "Licence of the weights: none was chosen, so whoever did not make them has no right to pass "
+    "them on. Choose one by `spikeformer-lt export --license mit`, or `push --license mit`."
+)
+
+
+def licensed(card: str, license: str) -> str:
+    """A model card with a licence in its head and its text, or as it is without one.
+
+    Raises:
+        ConfigError: other characters than those of the hub's words.
+    """
+    rule = "a word of the hub, such as mit, apache-2.0 or cc-by-4.0"
+    sound = re.fullmatch("([a-z0-9][a-z0-9.+-]{0,63})?", license) is not None
+    check(sound, "license", license, rule)
+    if not license:
+        return card
+    card = re.sub(r"\A---\n(license: .*\n)?", f"---\nlicense: {license}\n", card)
+    line = re.compile("^Licence of the weights: .*$", re.MULTILINE)
+    return line.sub(f"Licence of the weights: {license}.", card, count=1)
 
 
 @dataclass(frozen=True)

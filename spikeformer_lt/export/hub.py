@@ -20,6 +20,7 @@ from spikeformer_lt.export.file import (
     EXPORT,
     PICTURE,
     TENSORS,
+    licensed,
     read_packed,
     write_packed,
 )
@@ -111,7 +112,7 @@ def push(
         folder: the export.
         name: OWNER/NAME of the repository; it is made where it is missing.
         private: whether the owner alone sees a new one.
-        license: of the weights, in the hub's words, such as "mit"; it stands in the card's head.
+        license: of the weights, in the hub's words, such as "mit"; none keeps what the card says.
         token: as `huggingface_hub` takes it; None is that of the login. It is in no message.
         commit_message: of the commit.
 
@@ -119,6 +120,7 @@ def push(
         The address of the commit.
 
     Raises:
+        ConfigError: a licence of other characters than those words have.
         ExportError: no export, or the hub refuses.
     """
     packed, source = read_packed(folder), Path(folder)
@@ -134,8 +136,7 @@ def push(
             card = _scrubbed((source / CARD).read_text("utf-8")).replace("THIS_FOLDER", name)
             card = card.replace("import load_exported", "import from_pretrained")
             card = card.replace("load_exported(", "from_pretrained(")
-            head = f"---\nlicense: {license}\n" if license else "---\n"
-            stage.write(CARD, card.replace("---\n", head, 1).encode())
+            stage.write(CARD, licensed(card, license).encode())
         try:
             repo = api.create_repo(name, private=private, exist_ok=True).repo_id
             folder = Path(place) / "export"

@@ -6,8 +6,10 @@ import dataclasses
 from pathlib import Path
 from xml.etree import ElementTree
 
+import pytest
 import yaml
 
+from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.export import export_ticket
 
 
@@ -25,6 +27,24 @@ def test_the_card_names_model_sizes_and_check(ticket, tmp_path: Path) -> None:
         "0.5000",
     ):
         assert part in text
+
+
+def test_a_card_says_its_licence_or_that_none_was_chosen_and_how(ticket, tmp_path: Path) -> None:
+    export_ticket(ticket, tmp_path / "bare")
+    export_ticket(ticket, tmp_path / "free", license="apache-2.0")
+    heads, lines = [], []
+    for name in ("bare", "free"):
+        card = (tmp_path / name / "README.md").read_text()
+        heads.append(yaml.safe_load(card.split("---\n")[1]).get("license"))
+        lines += [line for line in card.splitlines() if line.startswith("Licence of the weights:")]
+    assert heads == [None, "apache-2.0"] and len(lines) == 2
+    assert "none was chosen" in lines[0] and "--license mit" in lines[0]
+    assert lines[1] == "Licence of the weights: apache-2.0."
+    with pytest.raises(
+        ConfigError, match=r"license='mit\\nx: y' is not allowed: a word of the hub"
+    ):
+        export_ticket(ticket, tmp_path / "odd", license="mit\nx: y")
+    assert not (tmp_path / "odd").exists()
 
 
 def test_strange_values_stay_in_their_cell(ticket, tmp_path: Path) -> None:

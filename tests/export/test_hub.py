@@ -63,7 +63,8 @@ def test_a_ticket_is_pushed_without_paths_and_comes_back_the_same(
     model, _, ticket = net()
     private = {"data": {"root": "/srv/somebody/data"}, "notes": ["~/x/y", "C:\\z\\w", "a/b"]}
     ticket = dataclasses.replace(ticket, provenance={**ticket.provenance, **private})
-    export_ticket(ticket, tmp_path / "a", about={"test_accuracy": 91.5, "from": "/srv/me/run"})
+    about = {"test_accuracy": 91.5, "from": "/srv/me/run"}
+    export_ticket(ticket, tmp_path / "a", about=about, license="cc-by-4.0")  # which push replaces
     with caplog.at_level(logging.DEBUG), pytest.raises(SystemExit) as end:
         console.main(["push", str(tmp_path / "a"), "me/ticket", "--license", "mit"])
     said = "".join(capsys.readouterr()) + caplog.text
@@ -76,6 +77,7 @@ def test_a_ticket_is_pushed_without_paths_and_comes_back_the_same(
     assert known["provenance"]["notes"] == ["y", "w", "a/b"] and known["about"]["from"] == "run"
     card = hub.files["README.md"].decode()
     assert card.startswith("---\nlicense: mit\nlibrary_name: spikeformer_lt\n")
+    assert card.count("license:") == 1 and "\nLicence of the weights: mit.\n" in card
     assert 'from_pretrained("me/ticket")' in card and "/srv" not in card
     x = images(model)
     assert torch.equal(from_pretrained("me/ticket")(x), load_exported(tmp_path / "a")(x))
@@ -90,6 +92,7 @@ def test_a_refusal_of_the_hub_is_one_line_without_the_token(
         (["push", str(tmp_path / "a"), "me/ticket"], "the hub refuses 'me/ticket': "),
         (["push", str(tmp_path / "a"), "no such/na me"], "the hub refuses 'no such/na me': "),
         (["push", str(tmp_path), "me/ticket"], "config.json"),
+        (["push", str(tmp_path / "a"), "me/ticket", "--license", "a b"], "license='a b' is not"),
         (["push", str(tmp_path / "a")], "takes an export's folder and a name"),
     ):
         with pytest.raises(SystemExit) as end:

@@ -86,9 +86,16 @@ def test_it_trains_without_tonic_librosa_and_scienceplots(tmp_path: Path) -> Non
 
 def test_the_description_of_the_package_needs_no_checkout() -> None:
     root = Path(__file__).resolve().parents[1]
-    made = runpy.run_path(str(root / "setup.py"))["description"]
-    text = made((root / "README.md").read_text("utf-8"))
+    made, readme = runpy.run_path(str(root / "setup.py"))["description"], root / "README.md"
+    text = made(readme.read_text("utf-8"))
     targets = re.findall(r"\]\(([^)]*)\)", text)
     assert targets and all(target.startswith("https://") for target in targets)
-    assert "spikeformer-lt evaluate --run spikformer_digits" in text and "## Limits" in text
-    assert made("![a](b.png)\n\nsee [c](d.md) and [e](https://f)").startswith("see c and [e](http")
+    for part in ("evaluate --run spikformer_digits", "## Limits", "Python 3.11", "GPL-3.0-only"):
+        assert part in text
+    assert not re.search("in this folder|checkout|make [dt]|accelerate launch|random masks", text)
+    paths = set(re.findall(r"`(docs/[^`]*)`", text))
+    assert {"docs/commands.md", "docs/lab/speed.md", "docs/results/README.md"} <= paths
+    assert all((root / path).exists() for path in paths)
+    assert "graft docs" in (root / "MANIFEST.in").read_text().splitlines()
+    words = "# t\n\n![a](b.png)\n\nWhat is\nseen.\n\nsee [c](d.md#e), [f](https://g)\n"
+    assert made(words).startswith("# t\n\nsee c (`d.md`), [f](https://g)\n")

@@ -38,14 +38,14 @@ class Budget:
 
 # The one table of sizes. Raising a number needs a reason in the commit that does it.
 BUDGETS = {
-    ("spikeformer_lt",): Budget(lines=33_965, files=112),
+    ("spikeformer_lt",): Budget(lines=34_130, files=112),
     ("models",): Budget(lines=4_600, files=28),
     ("datasets",): Budget(lines=2_100, files=24),
     ("recipes",): Budget(lines=1_150, files=27, file_lines=62),
     ("benchmarks",): Budget(lines=7_300, files=39),
     (".ci",): Budget(lines=500, files=6),
 }
-TEST_LINES = 1.7  # lines of tests to a line of the library; the design asks for 1.1
+TEST_LINES = 1.2  # lines of tests to a line of the library; the design asks for 1.1
 
 BINARY_LIMIT = 500_000  # bytes; more than that in a clone needs a reason
 BINARIES = {".safetensors", ".pkl", ".pickle", ".pt", ".pth", ".tar", ".bin", ".npz", ".npy", ".h5"}
@@ -422,6 +422,7 @@ def test_what_contributors_are_told_is_there() -> None:
     targets = set(re.findall(r"^([\w-]+):", made, re.MULTILINE))
     named = set(re.findall(r"`make ([\w-]+)", text))
     assert named and named <= targets
+    assert f"at most {TEST_LINES} lines to a line of the library" in " ".join(text.split())
     for link in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (ROOT / link).exists(), link
     (line,) = re.findall(r"^SLOW_LINE := (.*)$", made, re.MULTILINE)

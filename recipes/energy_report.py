@@ -10,6 +10,7 @@ from pathlib import Path
 
 from spikeformer_lt.cli import open_finished, outputs
 from spikeformer_lt.config import check, check_fields, run_recipe
+from spikeformer_lt.errors import emphasised
 from spikeformer_lt.training import EventDataConfig
 
 
@@ -53,7 +54,7 @@ def main(cfg: EnergyReport) -> None:
         if cfg.out:
             write_energy(Path(cfg.out), networks)
             plot_energy(Path(cfg.out) / "energy-bars.png", networks)
-    print(energy_markdown(networks))
+    print(emphasised(energy_markdown(networks)))
 
 
 if __name__ == "__main__":

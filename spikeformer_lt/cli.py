@@ -44,7 +44,7 @@ from spikeformer_lt.config import (
     value_of,
 )
 from spikeformer_lt.disk import write_atomic
-from spikeformer_lt.errors import ConfigError, TicketError, near, painted, shown
+from spikeformer_lt.errors import ConfigError, TicketError, emphasised, near, painted, shown
 from spikeformer_lt.registry import config_class, create_search, search_names, use_plugins
 from spikeformer_lt.tickets import presets
 from spikeformer_lt.training.options import (
@@ -416,7 +416,7 @@ def compare(
             submit_jobs(jobs, cfg.jobs, cfg.slurm)
         else:
             run_jobs(jobs, cfg.jobs, shared=cfg.on == "shared")
-        print(write_comparison(Path(cfg.out), jobs, title, **more))
+        print(emphasised(write_comparison(Path(cfg.out), jobs, title, **more)))
 
 
 def _refuse_options(job: Job) -> None:

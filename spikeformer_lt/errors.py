@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import signal
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TextIO
@@ -83,6 +85,12 @@ def painted(text: str, colour: int, stream: TextIO) -> str:
     """Return text in an ANSI colour, where `stream` is a terminal and NO_COLOR is not set."""
     plain = not stream.isatty() or "NO_COLOR" in os.environ
     return text if plain else f"\x1b[{colour}m{text}\x1b[0m"
+
+
+def emphasised(markdown: str) -> str:
+    """Return Markdown for standard output: headings and heads of tables as `painted`."""
+    head = re.compile(r"^(?:#.*|\|.*(?=\n\|[-:| ]+$))", re.MULTILINE)
+    return head.sub(lambda found: painted(found[0], 1, sys.stdout), markdown)
 
 
 def name_of(path: str | Path) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
+import pty
 import random
 import shutil
 import signal
@@ -278,6 +280,31 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
         (name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections
     ]
     return report
+
+
+@contextlib.contextmanager
+def _terminal() -> Iterator[list[str]]:
+    ours, theirs = pty.openpty()
+    found: list[bytes] = []
+
+    def read() -> None:
+        with contextlib.suppress(OSError):  # how a terminal ends
+            while part := os.read(ours, 65536):
+                found.append(part)
+
+    reader, told = threading.Thread(target=read), [""]
+    reader.start()
+    with open(theirs, "w") as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        yield told
+    reader.join()
+    os.close(ours)
+    told[0] = b"".join(found).decode().replace("\r", "")
+
+
+@pytest.fixture
+def terminal() -> Any:
+    """A terminal as standard output and error: ``with terminal() as told``, then told[0]."""
+    return _terminal
 
 
 @pytest.fixture

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
 import os
-import pty
 import re
 import shutil
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,26 +45,6 @@ def test_help_names_every_command_in_one_line_each(capsys: pytest.CaptureFixture
     assert said(capsys) == "\n".join(lines) + "\n"
 
 
-@contextlib.contextmanager
-def terminal() -> Iterator[list[str]]:
-    """Stand a terminal for standard output and error; its text is in the list afterwards."""
-    ours, theirs = pty.openpty()
-    found: list[bytes] = []
-
-    def read() -> None:
-        with contextlib.suppress(OSError):  # how a terminal ends
-            while part := os.read(ours, 65536):
-                found.append(part)
-
-    reader, told = threading.Thread(target=read), [""]
-    reader.start()
-    with open(theirs, "w") as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-        yield told
-    reader.join()
-    os.close(ours)
-    told[0] = b"".join(found).decode().replace("\r", "")
-
-
 @pytest.mark.parametrize(
     ("line", "parts"),
     [
@@ -79,8 +56,9 @@ def terminal() -> Iterator[list[str]]:
     ],
 )
 def test_a_terminal_gets_colour_unless_it_asks_for_none(
-    line: str, parts: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+    line: str, parts: list[str], terminal: Any, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     monkeypatch.setenv("COLUMNS", "80")
     texts = []
     for colour in (True, False):

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import signal
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from spikeformer_lt import errors
-from spikeformer_lt.errors import Interrupted, NonFiniteError, SpikeformerError, near, shown
+from spikeformer_lt.errors import (
+    Interrupted,
+    NonFiniteError,
+    SpikeformerError,
+    emphasised,
+    near,
+    shown,
+)
 
 INPUT_ERRORS = ("Config", "Data", "Mask", "Ticket", "Checkpoint", "Export")
 
@@ -57,3 +65,16 @@ def test_a_hostile_name_is_escaped_and_a_long_one_loses_its_middle() -> None:
     assert "..." in long
     assert "302 characters" in long
     assert shown("épée") == "'épée'"
+
+
+def test_headings_and_heads_of_tables_are_bold_on_a_terminal_alone(
+    terminal: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "# Energy\n\n| run | pJ |\n|-----|----|\n| # a | 1  |\n"
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    print(emphasised(text), end="")
+    assert capsys.readouterr().out == text
+    with terminal() as told:
+        print(emphasised(text), end="")
+    bold = text.replace("# Energy", "\x1b[1m# Energy\x1b[0m")
+    assert told[0] == bold.replace("| run | pJ |", "\x1b[1m| run | pJ |\x1b[0m")

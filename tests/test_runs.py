@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 
 import spikeformer_lt as lt
+from spikeformer_lt.cli import show_card
 from spikeformer_lt.errors import ConfigError, TicketError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,6 +52,24 @@ def test_a_run_knows_its_files(home: Path) -> None:
     assert abs(int(card["packed"].split()[0].replace(",", "")) - packed) < 500  # less its `about`
     page = run._repr_html_()
     assert page.count("<td>") == 2 * len(card) and card["packed"] in page
+
+
+def test_the_card_at_the_end_is_coloured_on_a_terminal_alone(
+    home: Path, terminal: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    with terminal() as told:
+        show_card(home / "multisp")
+    assert f"\x1b[1m{home / 'multisp'}:\x1b[0m\n" in told[0] and "\x1b[1mnext:\x1b[0m" in told[0]
+    show_card(home / "multisp")
+    plain = capsys.readouterr().out
+    assert re.sub(r"\x1b\[\d+m", "", told[0]) == plain and "\x1b" not in plain
+    assert re.search(r"test accuracy +\S+ % of 40, 95 % interval \[", plain)
+    assert plain.partition("next:\n")[2].count("  spikeformer-lt ") == 3
+    monkeypatch.setenv("NO_COLOR", "1")
+    with terminal() as told:
+        show_card(home / "multisp")
+    assert told[0] == plain
 
 
 def test_a_second_reading_of_the_test_set_says_so(home: Path) -> None:

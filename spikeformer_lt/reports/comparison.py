@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import re
 import statistics
-import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from spikeformer_lt.disk import read_record, write_atomic
-from spikeformer_lt.errors import CheckpointError, DataError, MaskError, TicketError, name_of
+from spikeformer_lt.errors import (
+    CheckpointError,
+    DataError,
+    MaskError,
+    SpikeformerError,
+    TicketError,
+    name_of,
+)
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.reports import plots
 from spikeformer_lt.reports.energy import (
@@ -26,7 +31,7 @@ from spikeformer_lt.reports.energy import (
     microjoules,
     write_energy,
 )
-from spikeformer_lt.reports.finished import FinishedRun
+from spikeformer_lt.reports.finished import FinishedRun, milliseconds, open_ticket
 from spikeformer_lt.reports.page import Table, markdown_table, write_csv, write_page
 from spikeformer_lt.reports.run_page import (
     FACTS,
@@ -39,6 +44,7 @@ from spikeformer_lt.reports.run_page import (
 )
 from spikeformer_lt.reports.statistics import Interval, Outcome, accuracy_interval, contrast, holm
 from spikeformer_lt.ticket import Ticket
+from spikeformer_lt.tickets.surgery import model_from_ticket
 from spikeformer_lt.training.evaluate import PREDICTIONS, read_predictions
 from spikeformer_lt.training.jobs import Job
 from spikeformer_lt.training.run import read_report
@@ -47,7 +53,8 @@ WRAPPED = "+et"
 """Ending of the name of a series in which Early-Time wraps the search of the same name."""
 SECONDS, STEPS, ACCURACY = "search (s)", "search (epochs x T)", "test accuracy %"
 EPOCHS, INTERVAL = "epochs trained", "95 % interval"
-MEASURED = ("weights (bytes)", "energy (uJ)", "ms per input")
+MS = "ms per input"
+MEASURED = ("weights (bytes)", "energy (uJ)", MS)
 COLUMNS = {
     ACCURACY: ("test_accuracy", 1.0, 2),
     "val %": ("val_accuracy", 1.0, 2),
@@ -69,6 +76,7 @@ COLUMNS = {
     "SOPs (M)": ("sops", 1e-6, 3),
     "energy (uJ)": ("energy_pj", 1e-6, 3),
     "weights (kB)": ("weight_bytes", 1e-3, 2),
+    MS: ("ms_per_input", 1.0, 3),
     "firing rate": ("mean_firing_rate", 1.0, 3),
 }
 """Column -> key of report.json, factor and digits."""
@@ -77,6 +85,10 @@ CONTROLS = re.compile(r"(?:, time |-)?\b(random|shuffled?|fresh|control)\b")
 COLUMNS_SAY = (
     "Mean and, after the sign, standard deviation over the seeds. The interval is Wilson's for one "
     "run, else t over the seeds, and never narrower than one run's."
+)
+MS_SAYS = (
+    " Milliseconds are those of the first seed's network in the form that exports run in, in one "
+    "batch of up to 32 test inputs, on the machine that wrote this; median of 11 rounds in turn."
 )
 DIFFERENCES = (
     "Points of test accuracy. One seed: McNemar's exact test on the saved predictions, with a "
@@ -300,13 +312,14 @@ def write_comparison(
     series, unless their name says patches. The table is returned as Markdown.
     """
     runs = list(runs)
-    rows = read_rows(runs)
+    rows = timed(read_rows(runs))
     columns = [c for c in COLUMNS if not rows or any(r.values(c) for r in rows)]
     header = ["variant", "seeds", ACCURACY, INTERVAL, *columns[1:]]
     cells = [[r.variant, str(len(r.reports)), r.cell(ACCURACY), r.interval().ends,
               *(r.cell(c) for c in columns[1:])] for r in rows]  # fmt: skip
     notes, against = _notes(runs, rows), _rows_against(rows)
-    parts = [f"# {title}", markdown_table(header, cells), COLUMNS_SAY, *notes]
+    columns_say = COLUMNS_SAY + MS_SAYS * (MS in columns)
+    parts = [f"# {title}", markdown_table(header, cells), columns_say, *notes]
     if against[1]:
         parts += ["## Differences in test accuracy", DIFFERENCES, markdown_table(*against)]
         points = against[0].index("points")  # numbers, which no spreadsheet takes for a formula
@@ -336,7 +349,7 @@ def write_comparison(
     steps = plots.plot_anytime(folder / "anytime.png", at_t, count)
     write_page(
         folder / "report.html", "variants.html", [*curves, *filter(None, [steps]), *masks],
-        title=title, notices=notes, differ=differ, against=against, columns_say=COLUMNS_SAY,
+        title=title, notices=notes, differ=differ, against=against, columns_say=columns_say,
         table=_with_differences((header, cells), against, "dense"), differences=DIFFERENCES,
         conclusion=_conclusion({row.variant: row.interval() for row in rows}, against),
         made=made_by({report["folder"]: report for row in rows for report in row.reports}),
@@ -461,7 +474,7 @@ def write_comparison_page(
     energies = {name: measure_energy(run.model, run.batches("test", images), run.model.T)
                 for name, run in named.items()}  # fmt: skip
     write_energy(out / "energy", energies)
-    clock = _milliseconds(named)
+    clock = milliseconds(named)
     notices = [words for name, run in named.items()
                for words in notices_of(name, run, energies[name])]  # fmt: skip
     if len({run.splits.split_sha256 for run in runs}) > 1:
@@ -492,6 +505,8 @@ def write_comparison_page(
     masks = {name: run.ticket.mask for name, run in named.items()}
     drawn, differ = _plot_masks(folder / "masks.png", masks)
     (accuracy, known), *rest = FACTS.items()
+    rest = [(name, how) for name, how in rest
+            if any(number_at(one, how[0]) is not None for one in reports.values())]  # fmt: skip
     header = ["run", accuracy, INTERVAL, *(name for name, _ in rest), *MEASURED]
     rows = [[name, fact(report, *known), interval_of(report),
              *(fact(report, *how) for _, how in rest),
@@ -509,16 +524,19 @@ def write_comparison_page(
     )  # fmt: skip
 
 
-def _milliseconds(runs: Mapping[str, FinishedRun], rounds: int = 5) -> dict[str, float]:
-    """Time of one of up to 32 inputs of a batch, as opened here: median of interleaved rounds."""
-    inputs = {name: run.batches("test", 32)[0] for name, run in runs.items()}
-    spent: dict[str, list[float]] = {name: [] for name in runs}
-    with torch.inference_mode():
-        for name, x in [*inputs.items()] * (1 + rounds):  # the first round warms up
-            start = time.perf_counter()
-            runs[name].model(x)
-            spent[name].append(1e3 * (time.perf_counter() - start) / len(x))
-    return {name: statistics.median(every[1:]) for name, every in spent.items()}
+def timed(rows: Sequence[Row]) -> list[Row]:
+    """Rows whose first report has its ``ms_per_input``, if its network and data can be opened."""
+    opened: dict[str, FinishedRun] = {}
+    for row in rows:
+        with contextlib.suppress(SpikeformerError):
+            opened[row.variant] = open_ticket(row.reports[0]["folder"], model_from_ticket)
+    clock = milliseconds(opened)
+    return [
+        Row(one.variant, [{**one.reports[0], "ms_per_input": ms}, *one.reports[1:]])
+        if (ms := clock.get(one.variant))
+        else one
+        for one in rows
+    ]
 
 
 def side_by_side(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 
 from spikeformer_lt.config import check, from_dict, to_dict
 from spikeformer_lt.errors import TicketError, name_of, shown
+from spikeformer_lt.export.inference import compact
 from spikeformer_lt.images.loader import sample_loader
 from spikeformer_lt.images.splits import Splits
 from spikeformer_lt.preprocess import Preprocess
@@ -139,3 +142,16 @@ def open_ticket(
     own_split = (splits.name, splits.split_sha256) == (known["dataset"], known["split_sha256"])
     untrained = known.get("trained") is False
     return FinishedRun(folder, folder.name, ticket, model, splits, None, own_split, untrained)
+
+
+def milliseconds(runs: Mapping[str, FinishedRun], rounds: int = 11) -> dict[str, float]:
+    """Time of one of up to 32 inputs of a batch, in compact form: median of interleaved rounds."""
+    inputs = {name: run.batches("test", 32)[0] for name, run in runs.items()}
+    nets = {name: compact(run.model) for name, run in runs.items()}
+    spent: dict[str, list[float]] = {name: [] for name in runs}
+    with torch.inference_mode():
+        for name, x in [*inputs.items()] * (1 + rounds):  # the first round warms up
+            start = time.perf_counter()
+            nets[name](x)
+            spent[name].append(1e3 * (time.perf_counter() - start) / len(x))
+    return {name: statistics.median(every[1:]) for name, every in spent.items()}

@@ -81,6 +81,15 @@ def save_picture(made: Any, path: Path) -> Path:
     return path
 
 
+def _on_any_ground(made: Any) -> None:
+    """Let a figure of photographs lie on a light or a dark page."""
+    from matplotlib.text import Text
+
+    made.set_facecolor("none")
+    for text in made.findobj(Text):
+        text.set_color("#7F868D")
+
+
 def _save(made: Any, path: Path, header: Sequence[str], rows: Rows) -> Path:
     """Write a figure and its numbers; returns the path of the figure."""
     write_csv(path.with_suffix(".csv"), header, rows)
@@ -428,6 +437,7 @@ def plot_kept_images(
         rows.append([i, label, " ".join(map(str, tokens))])
     inputs[0].set_ylabel("input", fontsize=8)
     below[0].set_ylabel("kept", fontsize=8)
+    _on_any_ground(made)
     return _save(made, path, ["image", "label", "kept_tokens"], rows)
 
 
@@ -445,6 +455,7 @@ def plot_kept_clip(
         axes.imshow(still, interpolation="nearest")
         axes.set_title(f"t = {t}", fontsize=8)
     made.suptitle("events: orange brighter, blue darker; grey patches are removed", fontsize=8)
+    _on_any_ground(made)
     scale = max(1, 256 // shown.shape[1])
     grown = shown.repeat(scale, 1).repeat(scale, 2)
     stills = [Image.fromarray((255 * one).astype(np.uint8)) for one in grown]

@@ -10,6 +10,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import time
 from pathlib import Path
 
@@ -53,6 +54,17 @@ for (const chart of document.querySelectorAll('figure.chart svg[role=img]')) {
       found.push(`${chart.getAttribute('aria-label').slice(0, 40)}: ${a} / ${b}`);
 }
 return found;
+"""
+UNUSED = """
+const wide = document.querySelector('main h2').getBoundingClientRect();
+return [...document.querySelectorAll('.figures')].filter(grid => {
+  const ends = [...grid.children].map(node => node.getBoundingClientRect().right);
+  return ends.length > 1 && Math.max(...ends) < wide.left + 0.95 * wide.width;
+}).map(grid => grid.outerHTML.slice(0, 100));
+"""
+HIDDEN = """
+return [...document.querySelectorAll('tbody th')]
+  .filter(cell => cell.scrollWidth > cell.clientWidth + 1).map(cell => cell.textContent);
 """
 CELLS = """
 const rows = [...document.querySelector('tbody').rows].filter(row => !row.hidden);
@@ -136,6 +148,8 @@ def test_nothing_spills_or_overlaps_and_the_console_is_silent(browser, pages, na
             assert browser.script("return document.documentElement.dataset.theme") == theme
             assert browser.script(SPILT) == [], where
             assert browser.script(OVERLAP) == [], where
+            assert browser.script(UNUSED) == [], where
+            assert browser.script(HIDDEN) == [], where
             words = browser.script("return document.querySelector('main').innerText")
             assert not re.search(r"undefined|NaN|\[object", words), where
             charts = browser.script(
@@ -217,6 +231,78 @@ def test_a_cost_that_is_not_known_draws_no_mark(browser, pages):
         "return [...chart.querySelectorAll('svg[role=img] text')].map(t => t.textContent)"
     )
     assert browser.script(texts) == ["Nothing is known on this axis."]  # both are silent: refused
+
+
+PICK = """
+const chart = [...document.querySelectorAll('figure.chart')][arguments[0]];
+const pick = chart.querySelector('select');
+const axes = [...pick.options].map(one => one.textContent);
+if (arguments[1]) {
+  pick.value = axes.indexOf(arguments[1]);
+  pick.dispatchEvent(new Event('change'));
+}
+const texts = [...chart.querySelectorAll('svg[role=img] text')].map(text => text.textContent);
+return [axes, axes[pick.value], chart.querySelectorAll('svg[role=img] .mark').length, texts];
+"""
+
+
+def test_milliseconds_are_an_axis_of_a_comparison_where_they_were_measured(
+    browser, saved, tmp_path
+):
+    reports = {"dense": 97.0, "imp 0.9": 95.0, "snip 0.9": 93.0}
+    jobs = [Job(name, 0, tmp_path / name, ()) for name in reports]
+    for job, accuracy in zip(jobs, reports.values(), strict=True):
+        saved(job.folder)
+        report = {"dataset": "digits", "split_sha256": "s", "seed": 0, "test_count": 359,
+                  "test_accuracy": accuracy, "firing_rate": {"a": 0.1}, "sops": 1e6,
+                  "sparsity": {"total_weight": 0.0 if job.variant == "dense" else 0.9}}  # fmt: skip
+        job.report.write_text(json.dumps(report))
+    shutil.rmtree(jobs[2].folder / "ticket")  # a report alone: its network cannot be timed
+    text = write_comparison(tmp_path, jobs, "Tickets", "all weights")
+    assert "Milliseconds are those of the first seed" in text
+    with (tmp_path / "comparison.csv").open(newline="") as file:
+        cells = {row["variant"]: row["ms per input"].strip("'") for row in csv.DictReader(file)}
+    assert cells["snip 0.9"] == "-" and all(float(cells[n]) > 0 for n in ("dense", "imp 0.9"))
+    browser.size(1280)
+    browser.open(tmp_path / "report.html")
+    axes, shown, marks, texts = browser.script(PICK, 1, "")
+    assert "ms per input" in axes and {"SOPs (M)", "all weights kept (%)"} <= set(axes)
+    assert browser.script(PICK, 0, "")[2] == 3  # all are known on the first axis, SOPs
+    axes, shown, marks, texts = browser.script(PICK, 1, "ms per input")
+    assert (shown, marks) == ("ms per input", 2) and "ms per input" in texts
+    assert browser.complaints() == []
+
+
+def test_what_is_drawn_as_a_line_alone_has_a_line_in_the_legend_and_pictures_are_dark(
+    browser, pages
+):
+    browser.system("dark")
+    browser.open(pages["variants"])
+    signs = browser.script("""
+        const charts = [...document.querySelectorAll('figure.chart')];
+        const chart = charts.find(one => /left or removed/.test(one.textContent));
+        const has = (one, what) => one.querySelector(what) !== null;
+        return [...chart.querySelectorAll('.legend button')].map(one =>
+          [one.textContent, has(one, 'line'), has(one, '.mark')]);
+    """)
+    assert signs == [["imp", False, True], ["random", False, True], ["dense", True, False]]
+    colours = browser.script("""
+        return [...document.querySelectorAll('figure.chart')].map(chart => Object.fromEntries(
+          [...chart.querySelectorAll('.legend button')].filter(one => one.querySelector('.mark'))
+            .map(one => [one.textContent, one.querySelector('.mark').getAttribute('fill')])));
+    """)
+    known = {}
+    for name, colour in (pair for chart in colours for pair in chart.items()):
+        assert known.setdefault(name, colour) == colour  # the same in every chart
+    browser.open(pages["run"])
+    looks = browser.script("""
+        return [...document.querySelectorAll('figure > img')].map(one =>
+          [one.className, getComputedStyle(one).filter, getComputedStyle(one).backgroundColor]);
+    """)
+    assert {look[0] for look in looks} == {"drawn", "photo"}
+    for kind, how, ground in looks:
+        assert ground == "rgba(0, 0, 0, 0)" and ("invert" in how) == (kind == "drawn")
+    browser.system("light")
 
 
 def test_charts_answer_to_the_pointer_the_legend_and_the_choice_of_axis(browser, pages, tmp_path):

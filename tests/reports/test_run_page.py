@@ -100,7 +100,7 @@ def test_runs_become_curves_by_search_and_what_is_removed(two, tmp_path):
     assert curves == {"imp": [(0.5, [90.0, 92.0]), (0.9, [80.0])], "snip": [(0.5, [70.0])]}
     assert reference == [95.0]
     page = write_comparison_page(runs, tmp_path / "out", "Four", images=8)
-    assert "Accuracy against sparsity" in page.read_text()
+    assert "Curves and masks" in page.read_text()
     assert (tmp_path / "out" / "plots" / "curves.csv").exists()
 
 

@@ -54,6 +54,7 @@
       const said = texts.map(row => row[j]).filter(Boolean), words = said.filter(prose);
       return j > 0 && words.length > said.length / 2 && words.some(text => text.length > 3);
     });
+    table.classList.toggle("many", heads.length > 9);
     heads.forEach((head, j) => wordy[j] && head.classList.add("words"));
     texts.forEach((row, i) => row.forEach((text, j) => {
       const cell = rows[i].cells[j];
@@ -136,18 +137,22 @@
     return svg("polygon", { points: path, fill: colour, class: "mark" });
   };
 
+  const tones = new Map();  // a name has one colour in all charts that share them
+  const tone = name => tones.get(name) ?? tones.set(name, tones.size).get(name);
+
   function chart(figure) {
     const spec = JSON.parse(figure.querySelector("script").textContent), { header, rows } = spec;
     const caption = figure.querySelector("figcaption").textContent.trim();
     const place = make("div"), legend = make("div", "", { class: "legend" }), tools = make("div", "", { class: "tools" });
     const tip = make("div", "", { class: "tip", hidden: "" }), hidden = new Set();
     figure.append(tools, legend, place, tip);
-    let axis = spec.xs ? spec.xs[0] : null, log = spec.xs ? Boolean(axis.log) : false;
+    let axis = spec.xs ? spec.xs[spec.start || 0] : null, log = spec.xs ? Boolean(axis.log) : false;
     if (spec.xs) {
       const pick = make("select", "", { "aria-label": `Horizontal axis of: ${caption}` });
       spec.xs.forEach((one, i) => pick.append(make("option", one.label, { value: i })));
       const box = make("label"), check = make("input", "", { type: "checkbox" });
       check.checked = log;
+      pick.value = spec.start || 0;
       box.append(check, " log scale");
       pick.addEventListener("change", () => { axis = spec.xs[pick.value]; check.checked = log = Boolean(axis.log); draw(); });
       check.addEventListener("change", () => { log = check.checked; draw(); });
@@ -178,10 +183,11 @@
       place.replaceChildren(drawn);
       return drawn;
     };
-    const entry = (name, at) => {
+    const words = name => spec.words ? name.replace(/_/g, " ").replace(/^val /, "validation ") : name;
+    const entry = (name, at, flat = false) => {
       const one = make("button", "", { type: "button", "aria-pressed": !hidden.has(name) }), sign = svg("svg", { viewBox: "0 0 14 14" });
-      sign.append(glyph(at, 7, 7));
-      one.append(sign, name);
+      sign.append(flat ? svg("line", { x1: 0, x2: 14, y1: 7, y2: 7, stroke: "var(--faint)", "stroke-width": 2, "stroke-dasharray": "4 3" }) : glyph(at, 7, 7));
+      one.append(sign, words(name));
       one.addEventListener("click", () => { hidden.has(name) ? hidden.delete(name) : hidden.add(name); draw(); });
       return one;
     };
@@ -210,7 +216,9 @@
       // "imp 0.9" and "imp 0.96" share the colour and the entry of "imp".
       const group = name => spec.group ? name.replace(/ (\d*\.?\d+|\de-\d+)$/, "") : name;
       const groups = [...new Set(names.map(group))];
-      legend.replaceChildren(...(groups.length > 1 ? groups.map(entry) : []));
+      const colour = name => spec.shared ? tone(group(name)) : groups.indexOf(group(name));
+      const level = name => !axis && found.get(name).every(dot => isNaN(dot.x));  // drawn as a line across
+      legend.replaceChildren(...(groups.length > 1 ? groups.map(one => entry(one, colour(one), names.includes(one) && level(one))) : []));
       const shown = names.filter(name => !hidden.has(group(name)));
       const dots = shown.flatMap(name => found.get(name).filter(dot => !isNaN(dot.x)).map(dot => ({ ...dot, name })));
       const flat = axis ? [] : shown.flatMap(name => found.get(name).filter(dot => isNaN(dot.x)).map(dot => ({ ...dot, name })));
@@ -231,7 +239,8 @@
       y1 += air; if (!spec.zero) y0 -= air;
       if (spec.top !== undefined && y1 > spec.top) { y0 -= short > 0 ? Math.min(y1 - spec.top, short) : 0; y1 = spec.top + air * 0.4; }
       if (spec.top === 100) y0 = Math.max(y0, 0);
-      const pad = { left: 52, right: 16, top: 14, bottom: 44 };
+      const rates = spec.group && !spec.front && names.some(name => group(name) !== name);
+      const pad = { left: 52, right: rates ? 40 : 16, top: 14, bottom: 44 }, ends = [];
       const turn = kept || Boolean(axis && axis.kept);  // what is kept runs from all to little
       const part = value => scaled ? Math.log(value / x0) / Math.log(x1 / x0) : (value - x0) / (x1 - x0);
       const px = value => pad.left + (turn ? 1 - part(value) : part(value)) * (width - pad.left - pad.right);
@@ -264,23 +273,30 @@
       }
       const hit = [];
       shown.forEach(name => {
-        const at = groups.indexOf(group(name)), own = found.get(name).filter(dot => !isNaN(dot.x)), colour = `var(--c${at % COLOURS})`;
+        const at = colour(name), own = found.get(name).filter(dot => !isNaN(dot.x)), ink = `var(--c${at % COLOURS})`;
+        if (rates && own.length && group(name) !== name) {
+          const last = own[own.length - 1], y = py(last.y) + 4;
+          if (ends.every(other => Math.abs(other - y) > 11)) {
+            ends.push(y);
+            drawn.append(svg("text", { x: px(last.x) + 8, y, class: "tick" }, name.slice(group(name).length + 1)));
+          }
+        }
         if (!spec.front && own.length > 1) {
           const path = own.map((dot, i) => `${i ? "L" : "M"}${px(dot.x).toFixed(1)} ${py(dot.y).toFixed(1)}`).join("");
           const dash = /\b(random|control|shuffle|fresh)/.test(name) ? "2 4" : "none";
-          drawn.append(svg("path", { d: path, fill: "none", stroke: colour, "stroke-width": 2, "stroke-dasharray": dash }));
+          drawn.append(svg("path", { d: path, fill: "none", stroke: ink, "stroke-width": 2, "stroke-dasharray": dash }));
         }
         for (const dot of own) {
           const x = px(dot.x), y = py(dot.y);
           if (!isNaN(dot.low)) {
-            const ends = [py(Math.min(dot.high, y1)), py(Math.max(dot.low, y0))];
-            drawn.append(svg("line", { x1: x, x2: x, y1: ends[0], y2: ends[1], stroke: colour, "stroke-width": 1.5 }));
-            for (const end of ends) drawn.append(svg("line", { x1: x - 4, x2: x + 4, y1: end, y2: end, stroke: colour, "stroke-width": 1.5 }));
+            const whisker = [py(Math.min(dot.high, y1)), py(Math.max(dot.low, y0))];
+            drawn.append(svg("line", { x1: x, x2: x, y1: whisker[0], y2: whisker[1], stroke: ink, "stroke-width": 1.5 }));
+            for (const end of whisker) drawn.append(svg("line", { x1: x - 4, x2: x + 4, y1: end, y2: end, stroke: ink, "stroke-width": 1.5 }));
           }
           const mark = glyph(at, x, y, spec.front || own.length < 60 ? 4.5 : 2.5);
           const range = isNaN(dot.low) ? "" : ` [${form(dot.low)}, ${form(dot.high)}]`;
           const phase = spec.note ? `\n${spec.note}: ${dot.row[column(spec.note)]}` : "";
-          say(mark, `${names.length > 1 ? `${name}\n` : ""}${spec.y_label}: ${form(dot.y)}${range}\n${label}: ${form(dot.x)}${phase}`, x, y);
+          say(mark, `${names.length > 1 ? `${words(name)}\n` : ""}${spec.y_label}: ${form(dot.y)}${range}\n${label}: ${form(dot.x)}${phase}`, x, y);
           hit.push(mark);
         }
       });
@@ -290,7 +306,7 @@
     function bars() {
       // Each label is one bar; rows with a part are stacked.
       const parts = spec.part ? [...new Set(rows.map(row => String(row[column(spec.part)])))] : [spec.value_label];
-      legend.replaceChildren(...(spec.part ? parts.map(entry) : []));
+      legend.replaceChildren(...(spec.part ? parts.map((part, at) => entry(part, at)) : []));
       const found = new Map();
       for (const row of rows) {
         const name = spec.labels.map(each => row[column(each)]).join(", ");
@@ -371,7 +387,7 @@
         if (cell > 26 && tall > 14 && value && spec.texts) drawn.append(svg("text", {
           x: x + cell / 2, y: y + tall / 2 + 4, "text-anchor": "middle", "font-size": cell > 36 ? 11 : 9, "pointer-events": "none",
           ...(strength > 0.55 ? { style: "fill: var(--back)" } : {}),
-        }, form(value)));
+        }, Number.isInteger(value) ? form(value) : String(+value.toPrecision(cell > 40 ? 3 : 2))));
       }
     }
 

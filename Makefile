@@ -42,7 +42,8 @@ help:
 	@echo "                  MINUTES=9 DATA=/tmp/data PY=python3 (which has the dependencies; no .venv needed)"
 	@echo "make lint         ruff (rules, format), import contracts and mypy"
 	@echo "make wheel-check  build the wheel and use it from an environment outside this folder"
-	@echo "make release-check  the same, the metadata, and every command of the console from there"
+	@echo "make release-check  installed with its dependencies (6 GB for a while): metadata, types, every command;"
+	@echo "                  BORROW=1 without an index of packages: with the dependencies of .venv"
 	@echo "make docs         guides, reference and lab pages as a site: build/docs/index.html"
 	@echo "make install      make .venv only (3 minutes and 7 GB, once)"
 	@echo "                  CPU=1 with any target: a torch without CUDA, from CPU_INDEX"
@@ -102,7 +103,7 @@ wheel-check: $(STAMP)
 	@$(PY) .ci/wheel_check.py
 
 release-check: $(STAMP)
-	@$(PY) .ci/wheel_check.py --release
+	@$(PY) .ci/wheel_check.py --release $(if $(BORROW),--borrow)
 
 clean:
 	@rm -rf .cache build dist ./*.egg-info

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from spikeformer_lt.cli import evaluate_finished
 from spikeformer_lt.config import check, check_fields, run_recipe
-from spikeformer_lt.training import EventDataConfig, process_group
+from spikeformer_lt.training import EventDataConfig
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ def main(cfg: Evaluate) -> None:
     check(bool(cfg.run), "run", cfg.run, "a run directory, a ticket folder or an export: --run DIR")
 
     from accelerate import Accelerator
+
+    from spikeformer_lt.training import process_group
 
     evaluate_finished(cfg, Accelerator(cpu=cfg.cpu, kwargs_handlers=[process_group()]))
 

@@ -398,6 +398,11 @@ def _as_config_error(
     named = re.search(r"--([\w.-]+)", text)
     kind = options.get(named[1].replace("-", "_")) if named else None
     allowed = f"; allowed: {allowed_words(kind)}" if kind is not None else ""
+    parsers = re.search("instantiated|literal|not convert|valid parse", text)
+    quoted = r"\[[^\]]*\]$" if "valid parse" in text else "'[^']*'|\"[^\"]*\""
+    if named and allowed and parsers and (values := re.findall(quoted, text)):
+        text = f"--{named[1]}={values[-1]} is not allowed"
+        allowed = allowed.replace("; allowed", "")
     text = text.rstrip(".") or "the options cannot be read"
     text = text if len(text) <= 400 else f"{text[:200]} ... {text[-100:]}"
     return ConfigError(f"{text}{allowed}; see {prog} --help")

@@ -62,6 +62,8 @@ FIRST = {
     "reproduce": "--table",
 }  # fmt: skip
 """Command -> the option that words before all options are."""
+WITHOUT_TABLE = ("--table", "--config", "--print-config", "--help", "-h")
+"""Options with which `reproduce` needs no table before them."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +97,8 @@ class Bench:
 
     def __post_init__(self) -> None:
         check_fields(self, calls="[1, 100000]")
-        sound = all(1 <= size <= 65_536 for size in self.batch_sizes)
-        check(sound, "batch_sizes", self.batch_sizes, "1 to 65536")
+        sound = self.batch_sizes and all(1 <= size <= 65_536 for size in self.batch_sizes)
+        check(bool(sound), "batch_sizes", self.batch_sizes, "1 to 65536")
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "spikeformer-lt") -> NoR
             options = (i for i, t in enumerate(given) if i and (t[:1] == "-" or ASSIGNED.match(t)))
             at = next(options, len(given))
             named = [FIRST[command]] * (at > 1) if command in FIRST else []
+            if command == "reproduce" and not named and not {*WITHOUT_TABLE} & {*given}:
+                raise ConfigError(f"name a table, as in {prog} reproduce 2311-tab1; --help has all")
             _run_recipe(AS_RECIPE[command], [*named, *given[1:]], f"{prog} {command}")
         elif command in COMMANDS:
             does, words = COMMANDS[command]
@@ -320,7 +324,12 @@ def table(rows: Sequence[Sequence[str]], indent: str = "") -> str:
 def _read(cls: type[C], argv: Sequence[str], prog: str) -> tuple[list[str], C]:
     """The words before the first option, and the options; a dry run ends here."""
     at = next((i for i, token in enumerate(argv) if token.startswith("-")), len(argv))
-    cfg = parse(cls, argv[at:], prog, COMMANDS[prog.split()[-1]][1])
+    takes = COMMANDS[prog.split()[-1]][1]
+    try:
+        cfg = parse(cls, argv[at:], prog, takes)
+    except ConfigError as fault:
+        hint = f"; {takes} comes before the options" if not at else ""
+        raise ConfigError(f"{fault}{hint}") from None
     if DRY_RUN in argv:
         print("dry run: the options are in order; nothing was opened or written")
         sys.exit(0)

@@ -82,8 +82,8 @@ def shown(value: object, limit: int = 80) -> str:
 
 
 def painted(text: str, colour: int, stream: TextIO) -> str:
-    """Return text in an ANSI colour, where `stream` is a terminal and NO_COLOR is not set."""
-    plain = not stream.isatty() or "NO_COLOR" in os.environ
+    """Return text in an ANSI colour, if `stream` is a terminal with colours and NO_COLOR empty."""
+    plain = not stream.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
     return text if plain else f"\x1b[{colour}m{text}\x1b[0m"
 
 

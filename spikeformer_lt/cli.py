@@ -154,13 +154,13 @@ def find(
         return within(cfg, last, partial(again, card=False), show_card if card else None)
     check_fields(cfg, **{"epochs": 0} if hasattr(cfg, "epochs") else {})
 
-    from spikeformer_lt.reports import write_report
+    from spikeformer_lt.reports import epoch_ledger, write_report
     from spikeformer_lt.tickets import Search, retrain, teach, with_phase
     from spikeformer_lt.training.experiment import CIFAR10, CIFAR10_DVS, DVS128_GESTURE, Experiment
 
     sets = {one.name: one for one in (CIFAR10, DVS128_GESTURE, CIFAR10_DVS)}
     published = presets.published(config, *(own for _, own in inner))
-    usual: dict[str, Any] = {"small": dict(small), "published": published}
+    usual: dict[str, Any] = {"small": dict(small), "published": published, "ledger": epoch_ledger}
     usual |= {"network": network, "search": " ".join([name, *(one for one, _ in inner)])}
     experiment = Experiment(cfg, wanted=sets[wanted], fallback=fallback, **usual)
     chosen = _chosen(choose, experiment.cfg)
@@ -309,7 +309,7 @@ def transfer(cfg: Any, small: Mapping[str, Any]) -> None:
     digits. A ticket whose provenance names no model, or that does not fit, is a TicketError.
     """
     check(not cfg.budget.asked[0], "budget", "set", "of searches; a transfer has no sparsity")
-    from spikeformer_lt.reports import write_report
+    from spikeformer_lt.reports import epoch_ledger, write_report
     from spikeformer_lt.rng import seed_for
     from spikeformer_lt.ticket import Ticket, start_folder
     from spikeformer_lt.tickets import apply_surgery, retrain, transfer_ticket, with_phase
@@ -323,7 +323,8 @@ def transfer(cfg: Any, small: Mapping[str, Any]) -> None:
     own = {"name": origin["name"], **known}
     free = [f.name for f in dataclasses.fields(ModelConfig) if f"model.{f.name}" not in given]
     cfg = adapted(cfg, model=replace(cfg.model, **{k: own[k] for k in free if k in own}))
-    experiment = Experiment(cfg, fallback="digits", small=dict(small), search="transfer")
+    usual: Any = {"fallback": "digits", "small": dict(small), "ledger": epoch_ledger}
+    experiment = Experiment(cfg, search="transfer", **usual)
     if cfg.run.dry_run:
         print(experiment.dry_run())
         return
@@ -331,9 +332,8 @@ def transfer(cfg: Any, small: Mapping[str, Any]) -> None:
         model, trainer = experiment.model(), experiment.trainer
         apply_surgery(model, found)
         changed = {k: v for k, v in experiment.model_args().items() if known.get(k) != v}
-        batches = None
-        if cfg.norm == "estimate":
-            batches = trainer.batch(cfg.norm_images)[0].split(cfg.train.batch_size)
+        asked = cfg.norm == "estimate"
+        batches = trainer.batch(cfg.norm_images)[0].split(cfg.train.batch_size) if asked else None
         model.to(trainer.accelerator.device)
         how = {"norm": cfg.norm, "batches": batches, "fresh": cfg.fresh, "control": cfg.control}
         how["seed"] = seed_for(cfg.train.seed, "transfer control")

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from spikeformer_lt.adapted import PRUNABLE, Adapted
 from spikeformer_lt.export.file import binary_gains
+from spikeformer_lt.images.loader import sample_loader
 from spikeformer_lt.layers.attention import SpikingAttention
 from spikeformer_lt.layers.halting import halts, tokens_before_blocks
 from spikeformer_lt.layers.inputs import kept_modes
@@ -22,6 +23,7 @@ from spikeformer_lt.layers.neuron import carried
 from spikeformer_lt.layers.patches import patches_of, selections
 from spikeformer_lt.layers.stems import stem_of
 from spikeformer_lt.layers.subnet import effective_weight
+from spikeformer_lt.rng import isolated_rng
 from spikeformer_lt.training.monitor import FiringWatch
 
 MAC_PJ, AC_PJ = 4.6, 0.9
@@ -144,6 +146,11 @@ class Operations:
         rows = [self.layers[n].macs_dense / self.weights[n].total for n in heads]
         return rows[0] / self.samples if rows else float(self.T)
 
+    @property
+    def weight_bytes(self) -> float:
+        """Bound of the code of all weights: mask, signs or values, gains."""
+        return sum(layer.bits for layer in self.weights.values()) / 8
+
     def per_sample(self, what: str) -> float:
         """A total over the layers, per sample and over all T steps."""
         return float(sum(getattr(layer, what) for layer in self.layers.values()) / self.samples)
@@ -258,7 +265,7 @@ class _Hooks(ExitStack):
         known = self.total.layers
         layer = known.setdefault(name, LayerCount(self.total.weights.get(name)))
         layer.kind = max(layer.kind, kind_of(x), key=KINDS.index)
-        layer.events += float(x.abs().double().sum())
+        layer.events += float(x.abs().sum(dtype=torch.float64))
         layer.inputs += x.numel()
         return layer
 
@@ -277,13 +284,14 @@ class _Hooks(ExitStack):
             )  # fmt: skip
             layer.met += float(meet(torch.ones_like(x[:1]).double()).sum()) * len(x)
             if layer.kind != "real":
-                layer.met_by_value += float(meet(x.abs().double()).sum())
+                values = x.abs().sum(0, keepdim=True, dtype=torch.float64)  # whole numbers: exact
+                layer.met_by_value += float(meet(values).sum())
             folds = T * self.batch / len(x)
         else:
             fan_out = present.sum(0).double()
-            values = x.abs().double().flatten(0, -2)
+            values = x.abs().flatten(0, -2)
             layer.met += len(values) * float(fan_out.sum())
-            layer.met_by_value += float((values.sum(0) * fan_out).sum())
+            layer.met_by_value += float((values.sum(0, dtype=torch.float64) * fan_out).sum())
             # Time is the first axis, except in a score that reads one mean over time, [B, N, D].
             timed = x.ndim > 2 and x.shape[0] in (1, T) and x.shape[1] == self.batch
             folds = T / x.shape[0] if timed else 1.0
@@ -299,6 +307,21 @@ class _Hooks(ExitStack):
         folds = 1.0 if carried() is not None else self.total.T / len(spikes[0])
         layer.add_macs(count.macs, folds, count.dense)
         layer.met_by_value += count.sops
+
+
+def epoch_ledger(model: Any, dataset: Any, device: torch.device) -> dict[str, float]:
+    """What the row of an epoch has of a ledger on `dataset`: ``sops`` and ``weight_bytes``.
+
+    They are those of `build_ledger` on the same samples. Model and random streams stay as they are.
+    """
+    with isolated_rng(0):
+        counted = count_operations(model, ledger_batches(dataset, device), model.T)
+    return {"sops": counted.per_sample("sops"), "weight_bytes": counted.weight_bytes}
+
+
+def ledger_batches(dataset: Any, device: torch.device) -> list[Tensor]:
+    """Inputs of up to `LEDGER_IMAGES` samples of a split, classes in proportion."""
+    return [x.to(device) for x, _, _ in sample_loader(dataset, LEDGER_IMAGES)]
 
 
 def build_ledger(model: Any, batches: Sequence[Tensor]) -> dict[str, Any]:
@@ -330,7 +353,7 @@ def build_ledger(model: Any, batches: Sequence[Tensor]) -> dict[str, Any]:
         **({"steps": counted.steps} if counted.halts else {}),
         "conv_pep_bits_per_weight": _bits(stem) if stem else None,
         "bits_per_weight": _bits(every),
-        "weight_bytes": sum(layer.bits for layer in every) / 8,
+        "weight_bytes": counted.weight_bytes,
         "binary_layers": [name for name, weights in counted.weights.items() if weights.binary],
         "params": sum(p.numel() for p in model.parameters()),
         "nonzero_params": sum(int(value.count_nonzero()) for value in values),

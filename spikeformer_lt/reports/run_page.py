@@ -15,13 +15,17 @@ from torch import Tensor, nn
 from spikeformer_lt.config import to_dict
 from spikeformer_lt.disk import is_numbers, read_mapping, read_record, safe_name
 from spikeformer_lt.errors import ConfigError, DataError, name_of, shown
-from spikeformer_lt.images.loader import sample_loader
 from spikeformer_lt.images.splits import Splits
 from spikeformer_lt.layers.subnet import effective_weight
 from spikeformer_lt.reports import plots
 from spikeformer_lt.reports.energy import Energy, energy_tables, layer_table, write_energy
 from spikeformer_lt.reports.finished import FinishedRun
-from spikeformer_lt.reports.ledger import LEDGER_IMAGES, build_ledger, count_operations, stem_layers
+from spikeformer_lt.reports.ledger import (
+    build_ledger,
+    count_operations,
+    ledger_batches,
+    stem_layers,
+)
 from spikeformer_lt.reports.page import write_page
 from spikeformer_lt.reports.probe import Probe, early_exit, keep_frequency, recording
 from spikeformer_lt.reports.statistics import Interval, accuracy_interval, wilson
@@ -177,8 +181,7 @@ def describe(
     """Evaluate one split and build the ledger on a sample of it, classes in proportion."""
     dataset = getattr(data, split)
     metrics = saved or evaluate(model, dataset, data, accelerator, batch_size=batch_size)
-    some = sample_loader(dataset, LEDGER_IMAGES)
-    return metrics, build_ledger(model, [x.to(accelerator.device) for x, _, _ in some])
+    return metrics, build_ledger(model, ledger_batches(dataset, accelerator.device))
 
 
 def save_predictions(

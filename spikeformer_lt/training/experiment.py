@@ -276,6 +276,7 @@ class Experiment:
         search: name of the search, which is part of the run's identity.
         published: options of the search's preset, as in `with_published`.
         network: the model, where it is no registered one; it is changed in place.
+        ledger: what the row of each validated epoch counts, as of `Trainer`; `epoch_ledger`.
     """
 
     run: RunDir
@@ -290,8 +291,10 @@ class Experiment:
         search: str = "",
         published: Mapping[str, Any] = MappingProxyType({}),
         network: nn.Module | None = None,
+        ledger: Callable[..., Mapping[str, float]] = lambda *_: {},
     ) -> None:
         self.search, self.stop, self.network = search, ranks.StopRequest(), network
+        self.ledger = ledger
         settled, self.notice, self.taken = settle(cfg, wanted, fallback, small)
         self.cfg, self.deviations = with_published(settled, published, given_options(cfg))
 
@@ -323,7 +326,7 @@ class Experiment:
             places = self.data, train, self.run, self.accelerator
             self.trainer = Trainer(
                 *places, augment=augment, mixing=mixing, stop=self.stop, made_by=lasting(groups),
-                extend=cfg.run.extend,
+                extend=cfg.run.extend, ledger=self.ledger,
             )  # fmt: skip
         except BaseException as fault:
             self.__exit__(type(fault), fault)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -407,23 +407,22 @@ class PhaseRun:
 
     def _end_epoch(self, speed: float) -> None:
         trainer, at, phase = self.trainer, self.at, self.phase
-        per_step = self.config.batch_size * self.config.accumulate
-        last = at.epoch + 1 == self.until
         counted = gathered([*self.sums.tolist(), at.seen, self.watch.state()])
         loss_sum, correct, seen = (sum(own[i] for own in counted) for i in range(3))
         self.watch.load_state(merged([own[3] for own in counted]))
         row: dict[str, Any] = {
             "phase": phase.name, "epoch": at.epoch + 1,
-            "train_loss": loss_sum / max(1, seen) * per_step,
+            "train_loss": loss_sum / max(1, seen) * (self.batch // trainer.world),
             "train_accuracy": 100 * correct / max(1, seen),
             "lr": float(self.optimizer.param_groups[0]["lr"]),
             "firing_rate": self.watch.mean_rate(), **removed(self.model, self.hooks.masks()),
             "val_loss": None, "val_accuracy": None,
         }  # fmt: skip
-        if last or (at.epoch + 1) % self.config.validate_every == 0:
+        if at.epoch + 1 == self.until or (at.epoch + 1) % self.config.validate_every == 0:
             with contextlib.nullcontext() if self.ema is None else self.ema.swapped(self.model):
                 metrics = trainer.evaluate(self.model, "val")
                 row |= {"val_loss": metrics.loss, "val_accuracy": metrics.accuracy}
+                row |= trainer.ledger(self.model, trainer.data.val, trainer.accelerator.device)
                 settled = at.epoch >= min(phase.settled_from, phase.epochs - 1)
                 if settled and self.config.best_on_test:
                     on_test = trainer.evaluate(self.model, "test").accuracy
@@ -465,7 +464,8 @@ class Trainer:
     results of phases. `stop` is honoured between steps; the caller owns the signal handlers.
     `made_by` are the facts of the run, by name, that its phases depend on: without them those of
     `data`, `config` and `mixing`. `extend` trains the last phase of a finished run on, for so many
-    epochs beyond its own.
+    epochs beyond its own. `ledger` counts on a device what a network costs on a data set: numbers
+    by name, for the rows of the epochs that are validated.
 
     Attributes:
         planned: epochs of all phases of the run, for the time that is left; 0 where unknown.
@@ -483,6 +483,7 @@ class Trainer:
         stop: StopRequest | None = None,
         made_by: Mapping[str, Any] | None = None,
         extend: int = 0,
+        ledger: Callable[[nn.Module, Any, torch.device], Mapping[str, float]] = lambda *_: {},
     ) -> None:
         self.threads, self.any_threads = torch.get_num_threads(), False
         if config.threads:
@@ -493,7 +494,7 @@ class Trainer:
         mixing.check(config.batch_size)
         self.heap = keep_heap()
         self.data, self.config, self.run = data, config, run
-        self.augment, self.mixing, self.stop = augment, mixing, stop
+        self.augment, self.mixing, self.stop, self.ledger = augment, mixing, stop, ledger
         self.accelerator, self.main = accelerator, accelerator.is_main_process
         self.world, self.rank = accelerator.num_processes, accelerator.process_index
         self.last = checkpoint.CheckpointStore(run.path / "last", keep=2)

@@ -13,8 +13,8 @@ from spikeformer_lt import Ticket, create_dataset, create_model
 from spikeformer_lt.errors import DataError
 from spikeformer_lt.reports.comparison import by_search, write_comparison_page
 from spikeformer_lt.reports.finished import open_run
+from spikeformer_lt.reports.ledger import LEDGER_IMAGES
 from spikeformer_lt.reports.run_page import (
-    LEDGER_IMAGES,
     describe,
     epochs_trained,
     fact,

@@ -328,8 +328,7 @@ def _read(cls: type[C], argv: Sequence[str], prog: str) -> tuple[list[str], C]:
     try:
         cfg = parse(cls, argv[at:], prog, takes)
     except ConfigError as fault:
-        hint = f"; {takes} comes before the options" if not at else ""
-        raise ConfigError(f"{fault}{hint}") from None
+        raise ConfigError(f"{fault}{f'; {takes} comes before the options' * (not at)}") from None
     if DRY_RUN in argv:
         print("dry run: the options are in order; nothing was opened or written")
         sys.exit(0)

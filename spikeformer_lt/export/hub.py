@@ -9,7 +9,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from huggingface_hub import HfApi, PyTorchModelHubMixin, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
 
 from spikeformer_lt.bundle import staged
 from spikeformer_lt.errors import ExportError, shown
@@ -123,7 +122,10 @@ def push(
         ConfigError: a licence of other characters than those words have.
         ExportError: no export, or the hub refuses.
     """
-    packed, source = read_packed(folder), Path(folder)
+    try:
+        packed, source = read_packed(folder), Path(folder)
+    except ExportError as fault:
+        raise ExportError(f"{fault}; push takes a folder that export wrote") from fault
     about, found = packed.ticket, _scrubbed(packed.ticket.provenance)
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=token)
     with TemporaryDirectory() as place:
@@ -144,7 +146,7 @@ def push(
                 repo_id=repo, folder_path=folder, commit_message=commit_message
             )
             return str(sent.commit_url)
-        except (HfHubHTTPError, OSError, RuntimeError, ValueError) as fault:
+        except Exception as fault:  # of the hub, or of the client that finds none
             said = shown(str(fault).partition("\n")[0], 200)
             raise ExportError(f"the hub refuses {shown(name)}: {said}") from fault
 

@@ -91,7 +91,7 @@ def test_a_refusal_of_the_hub_is_one_line_without_the_token(
     for words, told in (
         (["push", str(tmp_path / "a"), "me/ticket"], "the hub refuses 'me/ticket': "),
         (["push", str(tmp_path / "a"), "no such/na me"], "the hub refuses 'no such/na me': "),
-        (["push", str(tmp_path), "me/ticket"], "config.json"),
+        (["push", str(tmp_path), "me/ticket"], "; push takes a folder that export wrote"),
         (["push", str(tmp_path / "a"), "me/ticket", "--license", "a b"], "license='a b' is not"),
         (["push", str(tmp_path / "a")], "takes an export's folder and a name"),
     ):
@@ -101,3 +101,15 @@ def test_a_refusal_of_the_hub_is_one_line_without_the_token(
         assert end.value.code == 2 and told in error and error.count("\n") == 1
         assert "hf_secret" not in error
     assert not hub.files
+
+
+def test_a_hub_that_does_not_answer_is_one_line(
+    net, hub: Any, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export_ticket(net()[2], tmp_path / "a")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(SystemExit) as end:
+        console.main(["push", str(tmp_path / "a"), "me/ticket"])
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and "the hub refuses 'me/ticket': " in error
+    assert error.count("\n") == 1 and "hf_secret" not in error

@@ -214,6 +214,8 @@ def rest(network: nn.Module, own: bool = False) -> None:
 def refuse_unfit(network: nn.Module) -> None:
     """Refuse what no batch can help, by a ConfigError."""
     name = type(network).__name__
+    if not isinstance(network, nn.Module):
+        raise ConfigError(f"network={shown(network)} is not allowed: a torch.nn.Module")
     if name in ("OptimizedModule", "DataParallel", "DistributedDataParallel"):
         raise ConfigError(f"{name} cannot be adapted: give the network inside of it")
     if isinstance(network, PRUNABLE):

@@ -110,6 +110,11 @@ def _searched(
     report: bool,
 ) -> Path:  # fmt: skip
     """Run a search with the options of the command line; return its run directory."""
+    check(isinstance(search, str), "search", search, "a name of list_searches()")
+    fits = isinstance(model, str) or hasattr(model, "_get_name")
+    check(fits, "model", model, "a name of list_models(), or a torch.nn.Module")
+    fits = isinstance(options, Mapping)
+    check(fits, "options", options, 'values by the option\'s name, such as {"imp.rounds": 3}')
     network = None if isinstance(model, str) else model
     name = model if isinstance(model, str) else f"module:{model._get_name()}"
     given = {"model.name": name, **dict(zip(WORDS, map(_plain, named), strict=True))}

@@ -17,7 +17,7 @@ from torch import nn
 
 import spikeformer_lt as lt
 from spikeformer_lt.cli import show_card
-from spikeformer_lt.errors import ConfigError, TicketError
+from spikeformer_lt.errors import ConfigError, ExportError, TicketError
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {"data.limit-train": 64, "data.limit-test": 40, "data.image-size": 16, "train.cpu": True}
@@ -137,6 +137,9 @@ def test_a_network_of_the_users_own_ends_trained_and_is_asked_again(tmp_path: Pa
             {"quick": True, "options": {"imp.preset": "eccv22"}},
             r'options\["imp.epochs"\]=2 is not allowed: preset eccv22 fixes it at 300',
         ),
+        (3, {}, r"search=3 is not allowed: a name of list_searches\(\)"),
+        ("snip", {"model": 3}, "model=3 is not allowed: .* a torch.nn.Module"),
+        ("snip", {"T": "many"}, "T='many' is not allowed: an integer"),
         ("snip", {"data": "digit"}, "unknown data set 'digit'; did you mean 'digits'"),
         ("snip", {"model": "nope"}, "unknown model 'nope'"),
         ("snip", {"epochs": 3}, "epochs=3 is not allowed: None: snip trains nothing"),
@@ -149,7 +152,7 @@ def test_a_network_of_the_users_own_ends_trained_and_is_asked_again(tmp_path: Pa
     ],
 )
 def test_an_error_speaks_of_arguments(
-    search: str, how: dict[str, Any], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    search: Any, how: dict[str, Any], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     given = {"model": "spikformer_toy", "data": "digits", **how}
@@ -158,6 +161,19 @@ def test_an_error_speaks_of_arguments(
         lt.find(search, **given)
     assert "--" not in str(caught.value)
     assert not any(tmp_path.iterdir())
+
+
+def test_what_is_no_mapping_no_network_and_no_name_is_told() -> None:
+    options: Any = ["epochs"]
+    with pytest.raises(ConfigError, match=r"options=\['epochs'\] is not allowed: values by the"):
+        lt.find("snip", "spikformer_toy", "digits", options=options)
+    number: Any = 3
+    with pytest.raises(ConfigError, match=r"network=3 is not allowed: a torch.nn.Module"):
+        lt.adapt(number)
+    with pytest.raises(ExportError, match="no folder here; did you mean 'spikformer_digits'"):
+        lt.from_pretrained("spikfomer_digits")
+    with pytest.raises(ExportError, match="'no/where' is no folder here, and the hub did not give"):
+        lt.from_pretrained("no/where", local_files_only=True)
 
 
 def test_weights_that_come_with_the_package_are_those_of_the_results() -> None:

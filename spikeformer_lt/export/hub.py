@@ -11,8 +11,8 @@ from typing import Any
 from huggingface_hub import HfApi, PyTorchModelHubMixin, snapshot_download
 
 from spikeformer_lt.bundle import staged
-from spikeformer_lt.errors import ExportError, shown
-from spikeformer_lt.export.api import shipped
+from spikeformer_lt.errors import ExportError, SpikeformerError, near, shown
+from spikeformer_lt.export.api import SHIPPED, shipped
 from spikeformer_lt.export.file import (
     CARD,
     CONFIG,
@@ -64,8 +64,7 @@ class HubTicket(
             known |= {"endpoint": os.environ.get("HF_ENDPOINT")}
             folder = snapshot_download(model_id, allow_patterns=[*FILES, *OPTIONAL], **known)
         except Exception as fault:
-            what = f"{shown(model_id)} is no folder here, and the hub did not give it: "
-            raise ExportError(what + shown(str(fault), 200)) from fault
+            raise _not_given(model_id, fault) from fault
         return cls(folder)
 
     def save_pretrained(
@@ -88,6 +87,11 @@ class HubTicket(
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Publish it under a name, as `push` does."""
         return push(self.folder, repo_id, **options)
+
+
+def _not_given(name: str | Path, fault: Exception) -> ExportError:
+    what = f"{shown(str(name))} is no folder here, and the hub did not give it: "
+    return ExportError(what + shown(str(fault), 200))
 
 
 def _files(folder: Path) -> list[str]:
@@ -170,5 +174,15 @@ def from_pretrained(place: str | Path, **options: Any) -> HubTicket:
     Raises:
         ExportError: neither a folder nor on the hub, or files that were changed.
     """
-    found: HubTicket = HubTicket.from_pretrained(shipped(place) or place, **options)
+    folder = shipped(place) or place
+    if "/" not in str(place) and not Path(folder).exists():
+        names = [path.name for path in SHIPPED.iterdir()]
+        rule = f"{near(str(place), names) or ';'} a name of the hub is OWNER/NAME"
+        raise ExportError(f"{shown(str(place))} is no folder here{rule}")
+    try:
+        found: HubTicket = HubTicket.from_pretrained(folder, **options)
+    except SpikeformerError:
+        raise
+    except Exception as fault:  # of the client
+        raise _not_given(place, fault) from fault
     return found

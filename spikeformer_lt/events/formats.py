@@ -346,7 +346,7 @@ def read_bin(path: str | Path) -> Raw:
     return Raw(events, {"overflow": overflows} if overflows else {})
 
 
-_CHUNK = 1 << 14  # words of EVT 3 unpacked at once
+_CHUNK = 1 << 14  # words of EVT 3, or events of .dat, unpacked at once
 
 
 def read_evt(path: str | Path) -> Raw:
@@ -464,9 +464,20 @@ def read_dat(path: str | Path) -> Raw:
                 f"{version[1] if version else 'none'}; pixel events of version 2 are read"
             )
         check_whole(path, size - file.tell(), each)
-        words = np.fromfile(file, np.dtype([("clock", "<u4"), ("data", "<u4")]))
-    data, times = words["data"], np.unwrap(words["clock"].astype(np.int64), period=1 << 32)
-    return Raw(make_events(data & 0x3FFF, (data >> 14) & 0x3FFF, (data >> 28) & 1, times))
+        events = np.empty((size - file.tell()) // each, EVENTS)
+        before, now = np.empty(0, np.uint32), 0
+        for first in range(0, len(events), _CHUNK):
+            part = events[first : first + _CHUNK]
+            words = np.frombuffer(aedat.read_exactly(file, each * len(part), path, "events"), "<u4")
+            clock, data = words[::2], words[1::2]
+            if first == 0:
+                before, now = clock[:1], int(clock[0])
+            # A clock that runs over steps by less than half its range, in 32 bits as in more.
+            steps = np.diff(clock, prepend=before).view("<i4")
+            part["t_us"] = now + np.cumsum(steps, dtype=np.int64)
+            part["x"], part["y"], part["p"] = data & 0x3FFF, data >> 14 & 0x3FFF, data >> 28 & 1
+            before, now = clock[-1:], int(part["t_us"][-1])
+    return Raw(events)
 
 
 _OF_TABLES = {"npy": read_npy, "npz": read_npz, "txt": read_txt}

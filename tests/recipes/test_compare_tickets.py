@@ -180,6 +180,81 @@ def test_a_killed_comparison_goes_on(recipes: Any, tmp_path: Path) -> None:
     assert hashes[:2] == hashes[2:] and hashes[0] != hashes[1]
 
 
+REAL = [
+    *shlex.split("--searches snip random --sparsities 0.9 --seeds 0 --epochs 4"),
+    f"--options={SMALL} --data.limit-train 256 --train.checkpoint-steps 4 --train.batch-size 8 "
+    "--train.optim.lr 0.01 --model.v-threshold 0.2",
+]
+
+
+def tables(folder: Path) -> tuple[Any, ...]:
+    """All that a comparison found but the seconds of its searches."""
+    with (folder / "comparison.csv").open(newline="") as file:
+        rows = [{k: v for k, v in row.items() if k != "search (s)"} for row in csv.DictReader(file)]
+    reports = [json.loads(path.read_text()) for path in sorted(folder.glob("runs/*/report.json"))]
+    runs = [(each["mask_sha256"], each["test_accuracy"], each["confusion"]) for each in reports]
+    return rows, (folder / "runs.csv").read_text(), (folder / "masks.csv").read_text(), runs
+
+
+@pytest.fixture(scope="module")
+def undisturbed(forks: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What a comparison of three runs by one runner, --on local, finds."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    ended = forks.start(RECIPES / "compare_tickets.py", *REAL, "--out", folder)
+    said = ended.communicate(600)
+    assert ended.returncode == 0, said
+    found = tables(folder)
+    assert len(found[-1]) == 3 and len({mask for mask, *_ in found[-1]}) == 3
+    assert max(accuracy for _, accuracy, _ in found[-1]) > 15, "a comparison of guesses"
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_comparison_of_two_runners_survives_kill_9_of_either(
+    forks: Any, undisturbed: Any, tmp_path: Path, victim: int
+) -> None:
+    """Killed amid a run: the other one goes on with it, and all tables are the same."""
+
+    def held(pid: int) -> list[Path]:
+        claims = (path for path in tmp_path.glob("runs/.*.claim-*") if path.read_text())
+        mine = (path for path in claims if path.read_text().split()[2:3] == [str(pid)])
+        return [path.with_name(path.name[1:].partition(".claim-")[0]) for path in mine]
+
+    line = [RECIPES / "compare_tickets.py", *REAL, "--on", "shared", "--out", tmp_path]
+    runners = [forks.start(*line) for _ in range(2)]
+    until, lost = time.monotonic() + 600, None
+    while lost is None:
+        assert time.monotonic() < until and runners[victim].poll() is None
+        begun = (run for run in held(runners[victim].pid) if (run / "last" / "LATEST").exists())
+        lost = next((run for run in begun if not (run / "report.json").exists()), None)
+        time.sleep(0.02)
+    os.kill(runners[victim].pid, signal.SIGKILL)
+    other = runners[1 - victim]
+    said = other.communicate(900)
+    assert other.returncode == 0, said
+    assert runners[victim].wait(60) == -signal.SIGKILL
+    assert lost.with_name(f".{lost.name}.claim-2").read_text() == "done 0", "nobody took it over"
+    assert "resumed " in Path(f"{lost}.out").read_text()
+    assert tables(tmp_path) == undisturbed
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_submitits_local_executor_makes_the_same_comparison(
+    forks: Any, undisturbed: Any, tmp_path: Path
+) -> None:
+    pytest.importorskip("submitit")
+    line = [*REAL, *shlex.split("--on slurm --slurm cluster=local --out"), tmp_path]
+    ended = forks.start(RECIPES / "compare_tickets.py", *line)
+    said = ended.communicate(900)
+    assert ended.returncode == 0, said
+    sent = {path.name.partition("_")[0] for path in tmp_path.glob("runs/.slurm/*_log.out")}
+    assert len(sent) == 3, sorted(tmp_path.glob("runs/.slurm/*"))
+    assert tables(tmp_path) == undisturbed
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -155,7 +155,7 @@ def find(
     check_fields(cfg, **{"epochs": 0} if hasattr(cfg, "epochs") else {})
 
     from spikeformer_lt.reports import epoch_ledger, write_report
-    from spikeformer_lt.tickets import Search, retrain, teach, with_phase
+    from spikeformer_lt.tickets import Search, find_after, retrain, teach, with_phase
     from spikeformer_lt.training.experiment import CIFAR10, CIFAR10_DVS, DVS128_GESTURE, Experiment
 
     sets = {one.name: one for one in (CIFAR10, DVS128_GESTURE, CIFAR10_DVS)}
@@ -176,11 +176,11 @@ def find(
         inside = [config for _, config in chosen[2:]]
         epochs, optim = presets.after(experiment.cfg, chosen, search.trained)
         if isinstance(search, Search):
-            experiment.trainer.planned = search.planned() + epochs
+            experiment.trainer.planned = search.planned() + epochs + cfg.train.before
         else:  # the phases of such a plug-in do not say what asked for them
             group = {} if chosen[1] is None else {name: to_dict(chosen[1])}
             experiment.trainer.made_by |= {"search": name, **dict(flat_values(group))}
-        ticket = experiment.save_ticket(search.find(model, fit))
+        ticket = experiment.save_ticket(find_after(experiment.cfg.train, search, model, fit))
         if report and not search.trained:
             start = str(presets.start_step(chosen[1], *inside))
             result = retrain(model, ticket, fit, epochs, optim)
@@ -233,7 +233,7 @@ def planned(cfg: Any, choose: str | Callable[[Any], Choice]) -> int:
     """Most epochs that `find` trains with these arguments, search and ticket together."""
     chosen = _chosen(choose, cfg)
     search = _made(chosen, cfg.train.seed, None)
-    return int(search.planned() + presets.after(cfg, chosen, search.trained)[0])
+    return int(search.planned() + presets.after(cfg, chosen, search.trained)[0]) + cfg.train.before
 
 
 def open_finished(path: str, cfg: Any, *, report: bool = True, **changed: Any) -> Any:
@@ -309,6 +309,7 @@ def transfer(cfg: Any, small: Mapping[str, Any]) -> None:
     digits. A ticket whose provenance names no model, or that does not fit, is a TicketError.
     """
     check(not cfg.budget.asked[0], "budget", "set", "of searches; a transfer has no sparsity")
+    check(not cfg.train.phases, "train.phases", cfg.train.phases, "of searches")
     from spikeformer_lt.reports import epoch_ledger, write_report
     from spikeformer_lt.rng import seed_for
     from spikeformer_lt.ticket import Ticket, start_folder

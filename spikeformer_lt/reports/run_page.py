@@ -279,13 +279,14 @@ def epochs_trained(provenance: Mapping[str, Any], steps_per_epoch: int) -> float
     Of a network trained from a ticket: those of its start weights and of the last phase. A search
     that ends trained counts all its phases; the probe of Early-Time is undone before the search.
     """
+    before = sum(p["epochs"] for p in provenance.get("before", []))
     phases = [p for p in provenance.get("phases", []) if p["phase"] != "early_time"]
     if not phases:
         return None
     if provenance.get("trained") is False:
         start = Step.parse(provenance.get("start_step", "0it")).iterations(steps_per_epoch)
-        return float(phases[-1]["epochs"] + start / steps_per_epoch)
-    return float(sum(phase["epochs"] for phase in phases))
+        return float(before + phases[-1]["epochs"] + start / steps_per_epoch)
+    return float(before + sum(phase["epochs"] for phase in phases))
 
 
 def write_report(experiment: Experiment, model: nn.Module, ticket: Ticket | None) -> dict[str, Any]:
@@ -301,7 +302,8 @@ def write_report(experiment: Experiment, model: nn.Module, ticket: Ticket | None
     interval, train = wilson(metrics.correct, metrics.count), experiment.cfg.train
     batch = train.batch_size * train.accumulate * trainer.world
     phases, about = known.get("phases", []), {name: known.get(name) for name in ABOUT_TICKET}
-    more = {"ledger": known.get("ledger"), "T_search": known.get("early_time", {}).get("T_early")}
+    more = {"ledger": known.get("ledger"), "before": known.get("before")}
+    more |= {"T_search": known.get("early_time", {}).get("T_early")}
     about |= {name: value for name, value in more.items() if value is not None}
     report: dict[str, Any] = {
         "run_id": run.run_id,
@@ -319,7 +321,7 @@ def write_report(experiment: Experiment, model: nn.Module, ticket: Ticket | None
         "val_accuracy": phases[-1]["val_accuracy"] if phases else None,
         "best_on_test": phases[-1].get("best_on_test") if phases else None,
         "preprocess": to_dict(how) if (how := experiment.data.preprocess) else None,
-        "seconds": sum(phase["seconds"] for phase in phases),
+        "seconds": sum(phase["seconds"] for phase in (*known.get("before", []), *phases)),
         "epochs_trained": epochs_trained(known, max(1, len(experiment.data.train) // batch)),
         "choices": known.get("config", {}),
         "augmentation": {

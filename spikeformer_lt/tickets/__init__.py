@@ -12,9 +12,9 @@ __all__ = [
     "NmConfig", "OneShotConfig", "PatchConfig", "PruneConfig", "RandomConfig", "RandomTicket",
     "Search", "Snip", "SnipConfig", "SparseTraining", "SparseTrainingConfig", "Synflow",
     "SynflowConfig", "WeightConfig", "apply_surgery", "dead_filters", "estimate_norms",
-    "find_groups", "magnitudes", "model_from_ticket", "on_encoder", "preset_optim", "prunable",
-    "retrain", "set_activation", "set_halting", "set_patches", "shrink", "snapshot", "teach",
-    "transfer_ticket", "with_phase", "with_preset",
+    "find_after", "find_groups", "magnitudes", "model_from_ticket", "on_encoder", "preset_optim",
+    "prunable", "retrain", "set_activation", "set_halting", "set_patches", "shrink", "snapshot",
+    "teach", "transfer_ticket", "with_phase", "with_preset",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
         on_encoder,
     )
     from spikeformer_lt.tickets.early_bird import EarlyBird, find_groups, shrink
-    from spikeformer_lt.tickets.early_time import EarlyTime
+    from spikeformer_lt.tickets.early_time import EarlyTime, find_after
     from spikeformer_lt.tickets.imp import Imp
     from spikeformer_lt.tickets.levels import (
         CONTROLS,

@@ -18,6 +18,7 @@ from spikeformer_lt.ticket import Ticket
 from spikeformer_lt.tickets.base import Batch, Search, noted, snapshot
 from spikeformer_lt.tickets.configs import EarlyTimeConfig
 from spikeformer_lt.tickets.presets import preset_optim
+from spikeformer_lt.training.options import TrainConfig
 from spikeformer_lt.training.phase import Fit, Phase
 
 
@@ -76,6 +77,22 @@ def at_time(model: nn.Module, T: int) -> Iterator[None]:
         model.T = own  # type: ignore[assignment]
         for handle in handles:
             handle.remove()
+
+
+def find_after(train: TrainConfig, search: Any, model: nn.Module, fit: Fit) -> Ticket:
+    """What a search finds in a network that was trained through the ``phases`` of `train` before.
+
+    Each phase goes on from the best weights of the one before. The ticket tells them as "before".
+
+    Source: training at T = 1 first, then at 4: Yao et al., ICLR 2024 (arXiv 2404.03663).
+    """
+    before = []
+    for number, (T, epochs, factor) in enumerate(train.stretches, 1):
+        with at_time(model, T):
+            result = fit(model, Phase(f"before{number}", epochs, lr_factor=factor))
+        before.append({"T": T, **asdict(result)})
+    ticket: Ticket = search.find(model, fit)
+    return noted(ticket, before=before) if before else ticket
 
 
 @register_search("early_time", EarlyTimeConfig)

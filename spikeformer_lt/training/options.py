@@ -367,6 +367,9 @@ def load_splits(data: DataConfig, T: int, own: Mapping[str, Any] | None = None) 
     return splits
 
 
+_STRETCH = re.compile(r"([1-9]\d{0,3})x([1-9]\d{0,5})(?:@(\d*\.?\d+(?:e-?\d{1,2})?))?")
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """How every phase of a run is trained."""
@@ -401,6 +404,10 @@ class TrainConfig:
     best_on_test: bool = False
     """Also test at each validation and report the best, as much of the literature does; it is for
     comparison only and chooses nothing."""
+    phases: tuple[str, ...] = ()
+    """Dense training before the search, in phases of other time steps: 1x200 is T 1 for 200 epochs,
+    1x200@6e-4 with a peak learning rate of its own. The search goes on from there, at --model.T.
+    Of recordings the first frames are taken."""
     teacher: str = ""
     """Folder of a run or ticket whose network teaches in all phases: its softened logits are
     distilled. It takes the same images and has the same classes."""
@@ -430,6 +437,9 @@ class TrainConfig:
         rule = "no or bf16 (float16 overflows in the integer attention sums)"
         precision = self.mixed_precision
         check(precision not in ("fp16", "float16"), "train.mixed_precision", precision, rule)
+        for text in self.phases:
+            rule = "time steps x epochs [@ learning rate], such as 1x200 or 1x200@6e-4"
+            check(_STRETCH.fullmatch(text) is not None, "train.phases", text, rule)
         plain = not self.static_graph or self.accumulate == 1
         check(plain, "train.static_graph", True, "with --train.accumulate 1 alone")
         check_fields(
@@ -440,3 +450,14 @@ class TrainConfig:
             ema_decay="[0, 1)", loss=("mean", "tet"), nonfinite=("stop", "skip"), track=TRACKERS,
             mixed_precision=("no", "bf16"),
         )  # fmt: skip
+
+    @property
+    def stretches(self) -> list[tuple[int, int, float]]:
+        """Of each of `phases` the time steps, the epochs, and its learning rate over the run's."""
+        found = [match.groups() for match in map(_STRETCH.fullmatch, self.phases) if match]
+        return [(int(T), int(n), float(lr) / self.optim.lr if lr else 1.0) for T, n, lr in found]
+
+    @property
+    def before(self) -> int:
+        """Epochs of all `phases`."""
+        return sum(epochs for _, epochs, _ in self.stretches)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from spikeformer_lt.ticket import Ticket
 from spikeformer_lt.training.checkpoint import CheckpointStore
@@ -35,6 +36,7 @@ def final(out: Path) -> tuple[dict[str, bytes], dict[str, Any], str]:
     report = json.loads((out / "report.json").read_text())
     assert report.pop("seconds") > 0
     report.get("ticket", {}).pop("search_seconds", None)
+    assert all(phase.pop("seconds") > 0 for phase in report.get("ticket", {}).get("before", []))
     bits = {name: value.numpy().tobytes() for name, value in tensors.items()}
     return bits, report, (out / "summary.csv").read_text()
 
@@ -104,6 +106,53 @@ def test_four_kills_resume_to_the_same_bits(recipes: Any, tmp_path: Path) -> Non
     last = recipes.run(*run, tmp_path / "killed")
     assert last.code == 0, last.err
     assert final(tmp_path / "killed") == final(tmp_path / "whole")
+
+
+@pytest.mark.recipe
+def test_phases_of_other_time_steps_are_the_commands_that_they_stand_for(
+    recipes: Any, tmp_path: Path
+) -> None:
+    """T 1, then a search at T 2: as two commands, and killed in the second phase."""
+
+    def run(name: str, *more: object, code: int = 0, **how: Any) -> Path:
+        ended = recipes.run(
+            *shlex.split(
+                "sparse_training_cifar --data.name digits --data.limit-train 128 --data.limit-test "
+                "40 --data.image-size 16 --model.name spikformer_toy --model.embed-dim 16 "
+                "--train.batch-size 16 --train.cpu --model.v-threshold 0.2 --run.resume auto"
+            ),
+            *EVERY_STEP, *more, "--run.out", tmp_path / name, **how,
+        )  # fmt: skip
+        assert ended.code == code, ended.err
+        return tmp_path / name
+
+    dense = ("--method", "random", "--sparsity", 0, "--train.optim.lr", 0.02)
+    first = run("first", *dense, "--model.T", 1, "--epochs", 3)
+    search = ("--method", "snip", "--sparsity", 0.5, "--epochs", 2, "--model.T", 2)
+    second = run("second", *search, "--model.init-from", first / "trained")
+    one = (*search, "--train.phases", "1x3@0.02")
+    whole = run("whole", *one)
+    for kind in ("ticket", "trained"):
+        ours, theirs = Ticket.load(whole / kind), Ticket.load(second / kind)
+        assert ours.mask == theirs.mask
+        assert all(torch.equal(v, theirs.tensors[k]) for k, v in ours.tensors.items())
+    reports = [json.loads((folder / "report.json").read_text()) for folder in (whole, second)]
+    (phase,) = reports[0]["ticket"]["before"]
+    assert (phase["T"], phase["epochs"]) == (1, 3) and "before" not in reports[1]["ticket"]
+    assert [report["epochs_trained"] for report in reports] == [5, 2]
+    assert reports[0]["test_accuracy"] == reports[1]["test_accuracy"]
+    rows = (whole / "summary.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["phase", *["before1"] * 3, *["retrain"] * 2], (
+        rows
+    )
+    kill = ("spikeformer_lt.training.trainer:PhaseRun._step", 8 * 3 + 3, signal.SIGKILL)
+    run("killed", *one, code=-signal.SIGKILL, signals=[kill])
+    assert place(tmp_path / "killed") not in ("before1", "ticket and report")
+    assert final(run("killed", *one)) == final(whole)
+    asked = recipes.run(
+        "sparse_training_cifar", *one, "--train.phases", "1x0", "--run.out", tmp_path / "wrong"
+    )
+    assert "train.phases='1x0' is not allowed" in asked.error and "1x200@6e-4" in asked.error
 
 
 @pytest.mark.slow

@@ -6,9 +6,10 @@ python benchmarks/loader.py --pictures 100000 --train      # and 20 steps, a kil
 Random resized crops to 224 pixels, flips and normalisation by our loader, timm's and torchvision's,
 in one process on one thread, all in turn, by seconds of the processor; with --deit RandAugment and
 erasing, too, which torchvision's loader is not given. `start` is the time from asking for an epoch
-to its first batch of 8, with 2 workers, for the first epoch of 500 pictures and the median of those
-after it, each taken whole. Memory is the share of its own (PSS) of a process and its 2 workers
-after 60 batches of all pictures.
+to its first batch of 8, with 2 workers, for the first epoch of 600 pictures and the median of those
+after it, each taken whole, and for epochs of all pictures behind the end of another. Memory is the
+share of its own (PSS) of a process and its 2 workers after 60 batches of all pictures, as the only
+rank and as one of two.
 """
 
 from __future__ import annotations
@@ -142,13 +143,53 @@ def starts(root: Path, epochs: int) -> None:
         print(f"{name}: start of an epoch {first:.0f} ms, later {told}")
 
 
-def memory(root: Path) -> None:
-    """What a process and its workers hold of a large set."""
-    waiting = ours(root, CROP, 8, 2)(0)
+def large_starts(root: Path, epochs: int) -> None:
+    """Time to the first batch of an epoch of all pictures, after the last 60 batches of another."""
+    data, kept, found = create_dataset("imagenet", root=str(root)).train, Workers(until=1000), []
+
+    def epoch(number: int, first: int = 0) -> Iterator[Any]:
+        how: Any = {"workers": 2, "kept": kept, "start_step": first}
+        return iter(train_loader(data, CROP, 8, 0, number, **how))
+
+    for number in range(epochs):
+        for _ in epoch(2 * number, max(0, len(data) // 8 - 60)):
+            pass
+        begin = time.perf_counter()
+        next(epoch(2 * number + 1))
+        found.append(1e3 * (time.perf_counter() - begin))
+    kept.close()
+    told = f"{statistics.median(found):.0f} ms ({min(found):.0f} to {max(found):.0f})"
+    print(f"ours: start of an epoch of {len(data)} pictures behind another one {told}")
+
+
+def memory(root: Path, rank: int = 0, world: int = 1) -> Iterator[str]:
+    """What a process and its workers hold of a large set: first a word when they hold it."""
+    data, kept = create_dataset("imagenet", root=str(root)).train, Workers()
+    how: Any = {"workers": 2, "kept": kept, "rank": rank, "world_size": world}
+    waiting = iter(train_loader(data, CROP, 8, 0, 0, **how))
     for _ in range(60):
         next(waiting, None)
-    told = ", ".join(f"{share(pid):.0f}" for pid in [os.getpid(), *children(os.getpid())])
-    print(f"ours: MB of the process and its workers: {told}")
+    yield "held"
+    yield ", ".join(f"{share(pid):.0f}" for pid in [os.getpid(), *children(os.getpid())])
+    kept.close()
+
+
+def memory_of_ranks(root: Path, world: int) -> None:
+    """What ranks of one training hold, each with 2 workers, all at the same time."""
+    command = [sys.executable, "-P", __file__, "--root", str(root), "--rank"]
+    how: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    ranks = [subprocess.Popen([*command, f"{rank}/{world}"], **how) for rank in range(world)]
+    for rank in ranks:
+        assert rank.stdout is not None and rank.stdout.readline() == "held\n"
+    told = []
+    for rank in ranks:
+        assert rank.stdin is not None and rank.stdout is not None
+        rank.stdin.write("\n")
+        rank.stdin.flush()
+        told.append(rank.stdout.readline().strip())
+    for rank in ranks:
+        rank.communicate()
+    print(f"ours: MB of {world} ranks and their workers: {'; '.join(told)}")
 
 
 def children(pid: int) -> list[int]:
@@ -193,8 +234,15 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=5, help="whose start is timed")
     parser.add_argument("--deit", action="store_true", help="DeiT's augmentation, too")
     parser.add_argument("--train", action="store_true", help="20 steps, a kill and a resume, too")
+    parser.add_argument("--only-memory", action="store_true", help="and starts, of all pictures")
+    parser.add_argument("--rank", help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    if args.rank:
+        for line in memory(args.root, *map(int, args.rank.split("/"))):
+            print(line, flush=True)
+            sys.stdin.readline()
+        return
     with tempfile.TemporaryDirectory() as place:
         root = args.root or Path(place)
         if not (root / "imagenet").is_dir():
@@ -203,9 +251,13 @@ def main() -> None:
         print(
             f"{count} JPEGs, torch {torch.__version__}, timm {timm.__version__}, load {load[0]:.1f}"
         )
+        for world in (1, 2):
+            memory_of_ranks(root, world)
+        large_starts(root, args.epochs)
+        if args.only_memory:
+            return
         for augment in (CROP, Augment.standard("imagenet"))[: 1 + args.deit]:
             speeds(root, augment, args.rounds)
-        memory(root)
         make(Path(place) / "few", 600)
         starts(Path(place) / "few", args.epochs)
         if args.train:

@@ -231,9 +231,8 @@ def _made(chosen: Choice, seed: int, batch: Any) -> Any:
 
 def planned(cfg: Any, choose: str | Callable[[Any], Choice]) -> int:
     """Most epochs that `find` trains with these arguments, search and ticket together."""
-    chosen = _chosen(choose, cfg)
-    search = _made(chosen, cfg.train.seed, None)
-    return int(search.planned() + presets.after(cfg, chosen, search.trained)[0]) + cfg.train.before
+    search = _made(chosen := _chosen(choose, cfg), cfg.train.seed, None)
+    return int(search.planned() + presets.after(cfg, chosen, search.trained)[0] + cfg.train.before)
 
 
 def open_finished(path: str, cfg: Any, *, report: bool = True, **changed: Any) -> Any:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spikeformer_lt.disk import csv_cell, write_atomic
-from spikeformer_lt.errors import DataError, shown
+from spikeformer_lt.errors import DataError, name_of, shown
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -41,6 +41,23 @@ def write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]
     writer.writerow(header)
     writer.writerows([[csv_cell(c) for c in row] for row in rows])
     write_atomic(path, text.getvalue().encode())
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """Rows of a run's table; a DataError unless each cell but the phase is a number or empty."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            table = list(csv.DictReader(file, restkey="", restval="", strict=True))
+        for line, row in enumerate(table, 2):
+            if "phase" not in row or "" in row:
+                raise ValueError(f"the cells of row {line} are not those of the columns")
+            for name, cell in row.items():
+                if name != "phase" and cell:
+                    float(cell)
+    except (OSError, ValueError, csv.Error) as fault:
+        what = shown(str(fault), 200)
+        raise DataError(f"{name_of(path)} is no table of a run: {what}; move it away") from None
+    return table
 
 
 TEMPLATES = Path(__file__).with_name("templates")

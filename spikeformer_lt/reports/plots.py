@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import math
 import statistics
@@ -17,9 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spikeformer_lt.disk import write_atomic
-from spikeformer_lt.errors import DataError, name_of, shown
+from spikeformer_lt.errors import DataError
 from spikeformer_lt.reports.energy import GROUPS, HOROWITZ, Costs, Energy
-from spikeformer_lt.reports.page import write_csv
+from spikeformer_lt.reports.page import read_table, write_csv
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 """Okabe and Ito's palette."""
@@ -140,23 +139,6 @@ def _legend(made: Any, place: str = "right upper", **how: Any) -> None:
     made.legend(loc=f"outside {place}", frameon=False, fontsize=8, **how)
 
 
-def _read(path: Path) -> list[dict[str, str]]:
-    """Rows of a run's table; a DataError unless each cell but the phase is a number or empty."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            table = list(csv.DictReader(file, restkey="", restval="", strict=True))
-        for line, row in enumerate(table, 2):
-            if "phase" not in row or "" in row:
-                raise ValueError(f"the cells of row {line} are not those of the columns")
-            for name, cell in row.items():
-                if name != "phase" and cell:
-                    float(cell)
-    except (OSError, ValueError, csv.Error) as fault:
-        what = shown(str(fault), 200)
-        raise DataError(f"{name_of(path)} is no table of a run: {what}; move it away") from None
-    return table
-
-
 def _plot_points(axes: Any, points: Sequence[tuple[int, float]], label: str, at: int) -> None:
     """Draw a line through points ``(x, y)``, which can be none, in the style of a series."""
     xs, ys = zip(*points, strict=True) if points else ((), ())
@@ -219,7 +201,7 @@ def plot_training(summary: Path, folder: Path, title: str = "") -> Path | None:
 
     `title` says what data and seed these are.
     """
-    table = _read(summary)
+    table = read_table(summary)
     if len(table) < 2:
         return None
     made, upper = figure(7.0, 6.0, rows=2)
@@ -246,28 +228,35 @@ def plot_training(summary: Path, folder: Path, title: str = "") -> Path | None:
 
 
 def plot_epoch_rates(path: Path, summary: Path) -> Path | None:
-    """Mean firing rate and recorded sparsities over the epochs of a run; None without two."""
+    """Mean firing rate, sparsities and costs over the epochs of a run; None without two."""
     wanted = {"firing_rate": "firing rate", "weight_sparsity": "masked weights removed",
               "patch_sparsity": "patches removed"}  # fmt: skip
-    table = _read(summary)
-    found = {column: _column(table, column) for column in wanted}
+    costs = {"sops": "SOPs per input", "weight_bytes": "bytes of weights"}
+    table = read_table(summary)
+    found = {column: _column(table, column) for column in (*wanted, *costs)}
     if len(found["firing_rate"]) < 2:
         return None
-    made, axes = figure(7.0, 3.4)
-    for at, (column, points) in enumerate(found.items()):
-        if points:
-            _plot_points(axes, points, wanted[column], at)
+    known = [column for column in costs if len(found[column]) > 1]
+    made, axes = figure(7.0, 3.4 + 1.8 * len(known), rows=1 + len(known))
+    for at, (column, label) in enumerate(wanted.items()):
+        if found[column]:
+            _plot_points(axes, found[column], label, at)
     axes.set_ylabel("fraction")
-    axes.set_ylim(bottom=0)
-    _epochs(axes)
-    _legend(made, "upper right", ncols=3)
-    rows = [[column, *point] for column, points in found.items() for point in points]
+    for below, column in zip(made.axes[1:], known, strict=True):
+        _plot_points(below, found[column], costs[column], 0)
+        below.set_ylabel(costs[column])
+    for each in made.axes:
+        each.set_ylim(bottom=0)
+    _epochs(made.axes[-1])
+    _legend(made, "upper right", ncols=3, handles=axes.get_lines())
+    drawn = {column: points for column, points in found.items() if column in (*wanted, *known)}
+    rows = [[column, *point] for column, points in drawn.items() for point in points]
     return _save(made, path, ["quantity", "epoch", "value"], rows)
 
 
 def plot_layer_epochs(path: Path, firing: Path) -> Path | None:
     """Heat map of each layer's firing rate by epoch, from firing.csv; dead layers are crossed."""
-    table = [row for row in _read(firing) if row.get("epoch")]
+    table = [row for row in read_table(firing) if row.get("epoch")]
     layers = [name for name in (table[0] if table else {}) if name not in ("phase", "epoch")]
     if not layers:
         return None

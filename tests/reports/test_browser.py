@@ -46,8 +46,8 @@ for (const group of document.querySelectorAll('main, .figures, .tools, .tiles, h
       found.push(a.outerHTML.slice(0, 80) + ' / ' + b.outerHTML.slice(0, 80));
 }
 for (const chart of document.querySelectorAll('figure.chart svg[role=img]')) {
-  const ticks = [...chart.querySelectorAll('text.tick:not([transform])')]
-    .map(text => [text.textContent, text.getBoundingClientRect()]);
+  const texts = [...chart.querySelectorAll('text.tick:not([transform]), text[transform*="-90"]')];
+  const ticks = texts.map(text => [text.textContent, text.getBoundingClientRect()]);
   for (const [i, [a, one]] of ticks.entries()) for (const [b, other] of ticks.slice(i + 1))
     if (Math.min(one.right, other.right) - Math.max(one.left, other.left) > 1
         && Math.min(one.bottom, other.bottom) - Math.max(one.top, other.top) > 3)
@@ -71,7 +71,7 @@ const rows = [...document.querySelector('tbody').rows].filter(row => !row.hidden
 return rows.map(row => row.cells[arguments[0]].textContent);
 """
 SUMMARY = ("phase,epoch,train_accuracy,val_accuracy,train_loss,val_loss,"
-           "firing_rate,weight_sparsity,patch_sparsity\n")  # fmt: skip
+           "firing_rate,weight_sparsity,patch_sparsity,sops,weight_bytes\n")  # fmt: skip
 
 
 def comparison(folder: Path) -> Path:
@@ -121,8 +121,10 @@ def pages(tmp_path_factory, saved):
             "firing_rate": {"conv_pep.stages.0.act": 0.25, "blocks.0.attn.lif": 0.0}, "sops": 1.5e6,
         }  # fmt: skip
         (folder / name / "report.json").write_text(json.dumps(report))
-        rows = [f"joint,{e},{50 + e},{48 + e},{2 - e / 9},{2 - e / 10},{e / 90},0.1,0.2\n"
-                for e in range(9)]  # fmt: skip
+        rows = [
+            f"joint,{e},{50 + e},{48 + e},{2 - e / 9},{2 - e / 10},{e / 90},0.1,0.2,{1e6 + e},5e5\n"
+            for e in range(9)
+        ]
         (folder / name / "summary.csv").write_text(SUMMARY + "".join(rows))
         rates = [f"joint,{e},{e / 50},0.2\n" for e in range(9)]
         firing = "phase,epoch,blocks.0.attn.lif,stem\n" + "".join(rates)

@@ -269,6 +269,16 @@ def test_rates_over_epochs_come_from_the_summary(tmp_path):
     assert found == [
         ("firing_rate", 1, 0.1), ("firing_rate", 2, 0.2), ("patch_sparsity", 1, 0.25),
     ]  # fmt: skip
+    rows = "a,1,0.1,,\na,2,0.2,2000,70.5\na,3,0.2,1000,50.5\n"
+    summary.write_text("phase,epoch,firing_rate,sops,weight_bytes\n" + rows)
+    assert plot_epoch_rates(tmp_path / "c.png", summary)
+    found = [tuple(row.values()) for row in rows_of(tmp_path / "c")][3:]
+    assert found == [
+        *(("sops", "2", "2000.0"), ("sops", "3", "1000.0")),
+        *(("weight_bytes", "2", "70.5"), ("weight_bytes", "3", "50.5")),
+    ]
+    with Image.open(tmp_path / "c.png") as picture:
+        assert {"SOPs per input", "bytes of weights"} <= {*picture.text["Description"].split("\n")}
     summary.write_text("phase,epoch,firing_rate\n")
     assert not plot_epoch_rates(tmp_path / "b.png", summary)
     assert not (tmp_path / "b.png").exists()

@@ -240,12 +240,13 @@
       if (spec.top !== undefined && y1 > spec.top) { y0 -= short > 0 ? Math.min(y1 - spec.top, short) : 0; y1 = spec.top + air * 0.4; }
       if (spec.top === 100) y0 = Math.max(y0, 0);
       const rates = spec.group && !spec.front && names.some(name => group(name) !== name);
-      const pad = { left: 52, right: rates ? 40 : 16, top: 14, bottom: 44 }, ends = [];
+      const heights = ticks(y0, y1, 5), longest = Math.max(...heights.map(at => form(at).length));
+      const pad = { left: Math.max(52, 30 + 7 * longest), right: rates ? 40 : 16, top: 14, bottom: 44 }, ends = [];
       const turn = kept || Boolean(axis && axis.kept);  // what is kept runs from all to little
       const part = value => scaled ? Math.log(value / x0) / Math.log(x1 / x0) : (value - x0) / (x1 - x0);
       const px = value => pad.left + (turn ? 1 - part(value) : part(value)) * (width - pad.left - pad.right);
       const py = value => height - pad.bottom - (value - y0) / (y1 - y0) * (height - pad.top - pad.bottom);
-      for (const at of ticks(y0, y1, 5)) {
+      for (const at of heights) {
         drawn.append(svg("line", { x1: pad.left, x2: width - pad.right, y1: py(at), y2: py(at), class: "grid" }));
         drawn.append(svg("text", { x: pad.left - 7, y: py(at) + 4, "text-anchor": "end", class: "tick" }, form(at)));
       }

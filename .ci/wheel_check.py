@@ -235,9 +235,11 @@ def main() -> None:
         if ROOT in folder.parents:
             sys.exit(f"TMPDIR is inside the checkout ({folder}): the check would prove nothing")
         here = [sys.executable, "-P", "-m"]
+        lent = not release or borrows([*here, "pip"], folder)
+        builder = ["build", "--no-isolation"] if release and lent else ["build"]
         run(
             "Building the sdist, and the wheel from the sdist (half a minute)",
-            *[*here, "build", "--outdir", folder / "dist", ROOT],
+            *[*here, *builder, "--outdir", folder / "dist", ROOT],
             cwd=folder,
         )
         (wheel,) = (folder / "dist").glob("*.whl")
@@ -245,7 +247,7 @@ def main() -> None:
         venv.create(folder / "venv", with_pip=False)
         programs = folder / "venv" / "bin"
         pip = [*here, "pip", "--python", str(programs / "python")]
-        if lent := not release or borrows(pip, folder):
+        if lent:
             places = {"base": str(folder / "venv"), "platbase": str(folder / "venv")}
             site = Path(sysconfig.get_path("purelib", "venv", vars=places))
             (site / "lent.pth").write_text(sysconfig.get_path("purelib") + "\n")

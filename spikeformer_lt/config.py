@@ -105,7 +105,7 @@ def parse(
     check_limits(made)
     object.__setattr__(made, _GIVEN, frozenset(named))
     if printing:
-        sys.stdout.write(yaml.safe_dump(to_dict(made), sort_keys=False, allow_unicode=True))
+        sys.stdout.write(_as_file(made, named))
         raise SystemExit(0)
     return typing.cast(C, made)
 
@@ -492,6 +492,25 @@ def load_config(cls: type[C], path: str | Path, hint: str = "", usual: C | None 
         return from_dict(cls, values, usual=usual)
     except ConfigError as fault:
         raise ConfigError(f"{shown(str(path), 300)}: {fault}{hint}") from None
+
+
+def _as_file(cfg: Any, named: Iterable[str]) -> str:
+    """YAML for ``--config``: the options that were named; the others as comments.
+
+    In a file they would be named, too, and a small data set or ``--quick`` would not replace them.
+    """
+    named, texts = {*named}, []
+    for told in (True, False):
+        tree: dict[str, Any] = {}
+        for name, value in flat_values(to_dict(cfg)):
+            *groups, last = name.split(".") if (name in named) == told else ("",)
+            node = tree
+            for group in groups:
+                node = node.setdefault(group, {})
+            node |= {last: value} if last else {}
+        texts.append(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+    rest = re.sub("^", "# ", texts[1].rstrip(), flags=re.MULTILINE)
+    return f"{texts[0]}# Not named, so that data and --quick may choose others:\n{rest}\n"
 
 
 def flat_values(tree: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:

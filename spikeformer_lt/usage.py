@@ -32,7 +32,7 @@ BASIC = re.compile(
 """Options that `help_text` shows first."""
 ALWAYS = {
     "--config FILE": "Values from a .yaml or .json file; options override them.",
-    "--print-config": "Print the values as such a file, and stop.",
+    "--print-config": "Print the named values as such a file, defaults as comments, and stop.",
     "--plugins FILE.py ...": "Import models, data sets and searches of your own.",
     "--dry-run": "Check options, data and memory; make nothing.",
     "--quick": "Shorten a training to try it out: 2 epochs at most, the rest in proportion.",

@@ -20,7 +20,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from spikeformer_lt import console
-from spikeformer_lt.config import to_dict
+from spikeformer_lt.config import flat_values, given_options, to_dict
 from spikeformer_lt.tickets import SnipConfig
 from spikeformer_lt.usage import ALWAYS
 
@@ -308,7 +308,19 @@ def test_the_printed_configuration_is_one_that_is_read(
     (tmp_path / "options.yaml").write_text(text)
     again, _ = read_find(["snip", "--config", str(tmp_path / "options.yaml")])
     asked, _ = read_find(line)
-    assert to_dict(again) == to_dict(asked) == yaml.safe_load(text)
+    assert to_dict(again) == to_dict(asked)
+    assert given_options(again) == given_options(asked)  # so that data may replace the others
+    named = {"sparsity": 0.9, "data": {"name": "digits"}, "snip": {"images": 64}}
+    assert yaml.safe_load(text) == named
+    _, marked, rest = text.partition("# Not named")
+    others = yaml.safe_load(re.sub("^# ", "", rest.partition("\n")[2], flags=re.MULTILINE))
+    assert marked and others["train"]["batch_size"] == asked.train.batch_size
+    both = {**dict(flat_values(others)), **dict(flat_values(named))}
+    assert both == dict(flat_values(to_dict(asked))) | {"sparsity": 0.9}
+    assert (
+        said(capsys, "find", "snip", "--config", str(tmp_path / "options.yaml"), "--print-config")
+        == text
+    )
     assert asked.snip == SnipConfig(images=64, sparsity=0.9)
 
 

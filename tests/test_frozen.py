@@ -6,6 +6,7 @@ measuring functions below. Names of the library are imported in the next few lin
 
 from __future__ import annotations
 
+import csv
 import functools
 import hashlib
 import importlib
@@ -246,6 +247,12 @@ def parse_commands(path: Path, commands: list[list[str]]) -> None:
     with_config_of(path, read)
 
 
+def rows_of(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV file."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def without_varying(value: Any) -> Any:
     """Return a report without what depends on the clock, the machine or the run id."""
     if isinstance(value, dict):
@@ -321,8 +328,13 @@ def test_an_interrupted_run_resumes_by_its_config_to_the_same_end(run: str, tmp_
     finished = FROZEN / run / "finished"
     found = without_varying(json.loads((home / "report.json").read_text()))
     expected = without_varying(json.loads((finished / "report.json").read_text()))
-    rows = [(f / "summary.csv").read_text().splitlines() for f in (home, finished)]
-    assert len(rows[0]) == len(rows[1]) and rows[0][0] == rows[1][0]
+    begun_with = len((FROZEN / run / "living" / "summary.csv").read_text().splitlines()) - 1
+    rows, before = (rows_of(f / "summary.csv") for f in (home, finished))
+    columns = list(before[0])
+    assert len(rows) == len(before) and list(rows[0]) == [*columns, "sops", "weight_bytes"]
+    counted = [bool(row.pop("sops")) and bool(row.pop("weight_bytes")) for row in rows]
+    assert not any(counted[:begun_with])  # what was written then stays as it was
+    assert counted[begun_with:] == [bool(row["val_loss"]) for row in before[begun_with:]]
     assert_close(form(found), form(expected), 0)
     for kind in frozen("tickets")[run]:
         tensors, old = (Ticket.load(f / kind).tensors for f in (home, finished))
@@ -335,7 +347,7 @@ def test_an_interrupted_run_resumes_by_its_config_to_the_same_end(run: str, tmp_
         assert gap <= OTHER_MACHINE**2 * size
     if same_machine():
         assert_close(found, expected, 0)
-        assert rows[0] == rows[1]
+        assert [{name: row[name] for name in columns} for row in rows] == before
 
 
 @pytest.mark.parametrize("run", RUNS)

@@ -242,6 +242,33 @@ def test_every_kind_of_search_ends_with_one_mask_on_all_ranks(
     assert len(rates) == len((out / "summary.csv").read_text().splitlines()) > 1
 
 
+REFUSED = """
+import runpy, sys
+from spikeformer_lt.errors import CheckpointError
+from spikeformer_lt.training import checkpoint
+
+def refuse(*content):
+    raise CheckpointError("no room")
+
+checkpoint.write_checkpoint = refuse
+sys.argv[0] = RECIPE
+runpy.run_path(RECIPE, run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+def test_a_save_that_is_refused_ends_both_ranks_within_the_next_epoch(
+    start: Start, tmp_path: Path
+) -> None:
+    recipe, out = tmp_path / "refused.py", tmp_path / "run"
+    recipe.write_text(REFUSED.replace("RECIPE", repr(str(MULTISP))))
+    ranks = start(tmp_path / "ranks", recipe, "--multisp.epochs", "9", "--run.out", str(out))
+    assert ranks.end(100) == [2, 2], ranks.err(0) + ranks.err(1)
+    assert "no room" in ranks.err(0) and "rank 0: no room" in ranks.err(1)
+    # The first epoch's save: the row of the second one is never written.
+    assert len((out / "summary.csv").read_text().splitlines()) == 2
+
+
 class Alone:
     """What evaluation asks of an accelerator, for one process on the CPU."""
 

@@ -349,9 +349,10 @@ def option_names() -> set[str]:
         for name, kind in usage.options_of(cls):
             group, dot, leaf = name.rpartition(".")
             names |= {f"--{name}", f"--{group}{dot}no_{leaf}" if kind is bool else f"--{name}"}
-    for name in registry._datasets.declared():
-        for field, _ in usage.options_of(registry.config_class("dataset", name)):
-            names.add(f"--{name}.{field}")
+    for kind, entries in (("dataset", registry._datasets), ("model", registry._models)):
+        for name in entries.declared():
+            if own := registry.config_class(kind, name):
+                names |= {f"--{name}.{field}" for field, _ in usage.options_of(own)}
     events = events_main._parser()._subparsers._group_actions[0].choices
     for parser in (launch_command_parser(), get_args_parser(), *events.values()):
         names |= set(parser._option_string_actions)

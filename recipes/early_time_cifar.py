@@ -44,7 +44,7 @@ class EarlyTimeCifar(ImageRecipe):
         super().__post_init__()
         check_fields(self, search=SEARCHES)
         inner = self.early_time.search
-        check(inner in ("imp", self.search), "early_time.search", inner, f"--search {inner}")
+        check(inner in ("imp", self.search), "early_time.search", inner, "imp, or that of --search")
 
 
 def choose(cfg: EarlyTimeCifar) -> Choice:

@@ -155,14 +155,15 @@ def find(
     check_fields(cfg, **{"epochs": 0} if hasattr(cfg, "epochs") else {})
 
     from spikeformer_lt.reports import epoch_ledger, write_report
-    from spikeformer_lt.tickets import Search, find_after, retrain, teach, with_phase
+    from spikeformer_lt.tickets import Search, find_after, retrain, teacher_of, with_phase
     from spikeformer_lt.training.experiment import CIFAR10, CIFAR10_DVS, DVS128_GESTURE, Experiment
 
     sets = {one.name: one for one in (CIFAR10, DVS128_GESTURE, CIFAR10_DVS)}
     published = presets.published(config, *(own for _, own in inner))
-    usual: dict[str, Any] = {"small": dict(small), "published": published, "ledger": epoch_ledger}
+    usual: dict[str, Any] = {"small": dict(small), "published": published, "teacher": teacher_of}
     usual |= {"network": network, "search": " ".join([name, *(one for one, _ in inner)])}
-    experiment = Experiment(cfg, wanted=sets[wanted], fallback=fallback, **usual)
+    usual |= {"ledger": epoch_ledger, "wanted": sets[wanted], "fallback": fallback}
+    experiment = Experiment(cfg, **usual)
     chosen = _chosen(choose, experiment.cfg)
     presets.refuse_overruled(experiment.cfg, given_options(cfg), chosen)
     if cfg.run.dry_run:
@@ -170,7 +171,6 @@ def find(
         print(experiment.dry_run(tried.check if isinstance(tried, Search) else None))
         return None
     with experiment:
-        teach(experiment.trainer, cfg.train.teacher)
         model, fit = experiment.model(), experiment.trainer.fit
         search = _made(chosen, cfg.train.seed, experiment.trainer.batch)
         inside = [config for _, config in chosen[2:]]
@@ -309,10 +309,10 @@ def transfer(cfg: Any, small: Mapping[str, Any]) -> None:
     """
     check(not cfg.budget.asked[0], "budget", "set", "of searches; a transfer has no sparsity")
     check(not cfg.train.phases, "train.phases", cfg.train.phases, "of searches")
+    from spikeformer_lt import tickets
     from spikeformer_lt.reports import epoch_ledger, write_report
     from spikeformer_lt.rng import seed_for
     from spikeformer_lt.ticket import Ticket, start_folder
-    from spikeformer_lt.tickets import apply_surgery, retrain, transfer_ticket, with_phase
     from spikeformer_lt.training import Experiment
 
     found = Ticket.load(start_folder(cfg.ticket))
@@ -324,24 +324,24 @@ def transfer(cfg: Any, small: Mapping[str, Any]) -> None:
     free = [f.name for f in dataclasses.fields(ModelConfig) if f"model.{f.name}" not in given]
     cfg = adapted(cfg, model=replace(cfg.model, **{k: own[k] for k in free if k in own}))
     usual: Any = {"fallback": "digits", "small": dict(small), "ledger": epoch_ledger}
-    experiment = Experiment(cfg, search="transfer", **usual)
+    experiment = Experiment(cfg, search="transfer", teacher=tickets.teacher_of, **usual)
     if cfg.run.dry_run:
         print(experiment.dry_run())
         return
     with experiment:
         model, trainer = experiment.model(), experiment.trainer
-        apply_surgery(model, found)
+        tickets.apply_surgery(model, found)
         changed = {k: v for k, v in experiment.model_args().items() if known.get(k) != v}
         asked = cfg.norm == "estimate"
         batches = trainer.batch(cfg.norm_images)[0].split(cfg.train.batch_size) if asked else None
         model.to(trainer.accelerator.device)
         how = {"norm": cfg.norm, "batches": batches, "fresh": cfg.fresh, "control": cfg.control}
         how["seed"] = seed_for(cfg.train.seed, "transfer control")
-        moved = transfer_ticket(found, model, **how, **changed)
+        moved = tickets.transfer_ticket(found, model, **how, **changed)
         start = Ticket(moved.mask, moved.tensors, {**moved.provenance, "trained": False})
         ticket = experiment.save_ticket(start)
-        result = retrain(model, ticket, trainer.fit, experiment.cfg.epochs)
-        write_report(experiment, model, with_phase(ticket, result))
+        result = tickets.retrain(model, ticket, trainer.fit, experiment.cfg.epochs)
+        write_report(experiment, model, tickets.with_phase(ticket, result))
     if trainer.main:
         show_card(experiment.run.path)
 

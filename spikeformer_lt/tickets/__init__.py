@@ -14,7 +14,7 @@ __all__ = [
     "SynflowConfig", "WeightConfig", "apply_surgery", "dead_filters", "estimate_norms",
     "find_after", "find_groups", "magnitudes", "model_from_ticket", "on_encoder", "preset_optim",
     "prunable", "retrain", "set_activation", "set_halting", "set_patches", "shrink", "snapshot",
-    "teach", "transfer_ticket", "with_phase", "with_preset",
+    "teacher_of", "transfer_ticket", "with_phase", "with_preset",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ if TYPE_CHECKING:
         set_activation,
         set_halting,
         set_patches,
-        teach,
+        teacher_of,
         transfer_ticket,
     )
 else:

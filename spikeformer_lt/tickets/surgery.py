@@ -44,10 +44,9 @@ from spikeformer_lt.tickets.levels import (
     HaltingConfig,
     PatchConfig,
 )
-from spikeformer_lt.training.ranks import digest
 
 if TYPE_CHECKING:
-    from spikeformer_lt.training.trainer import Trainer
+    from spikeformer_lt.splits import Splits
 
 OWN = "module:"  # before the class of a network that a user gave
 LARGEST = 1 << 20  # number that an argument of a stored model may be
@@ -55,23 +54,26 @@ _FILLS = {torch.Tensor.uniform_, torch.Tensor.normal_, torch.Tensor.erfinv_}
 MODULES = 8  # for each tensor of a stored model; ours have about one
 
 
-def teach(trainer: Trainer, folder: str) -> None:
-    """Let the network of a run or ticket teach in all phases of a trainer; "" is none.
+def teacher_of(folder: str, data: Splits) -> nn.Module | None:
+    """The frozen network of a run or ticket that can teach on some data; "" is none.
 
     Raises:
         TicketError: no ticket there.
         ConfigError: a network of other classes, or of samples that are prepared in another way.
     """
     if not folder:
-        return
-    found, data = Ticket.load(finished_folder(folder)), trainer.data
+        return None
+    try:
+        found = Ticket.load(finished_folder(folder))
+    except TicketError as fault:
+        raise TicketError(f"train.teacher={fault}") from None
     model: Any = model_from_ticket(found)
     known, own = Preprocess.known(found.provenance), data.preprocess
     alike = known is None or own is None or known.facts() == own.facts()
     rule = f"a network of {data.num_classes} classes, of samples prepared as those of {data.name}"
     check(alike and model.num_classes == data.num_classes, "train.teacher", folder, rule)
-    trainer.teacher = model.to(trainer.accelerator.device).requires_grad_(False)
-    trainer.made_by["train.teacher_sha256"] = digest(model.state_dict())
+    taught: nn.Module = model.requires_grad_(False)
+    return taught
 
 
 def set_activation(model: Any, config: ActivationConfig) -> None:

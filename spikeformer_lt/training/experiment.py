@@ -276,6 +276,7 @@ class Experiment:
         search: name of the search, which is part of the run's identity.
         published: options of the search's preset, as in `with_published`.
         network: the model, where it is no registered one; it is changed in place.
+        teacher: network of the folder ``train.teacher`` for some data, or None; `teacher_of`.
         ledger: what the row of each validated epoch counts, as of `Trainer`; `epoch_ledger`.
     """
 
@@ -291,10 +292,11 @@ class Experiment:
         search: str = "",
         published: Mapping[str, Any] = MappingProxyType({}),
         network: nn.Module | None = None,
+        teacher: Callable[[str, Splits], nn.Module | None] = lambda *_: None,
         ledger: Callable[..., Mapping[str, float]] = lambda *_: {},
     ) -> None:
         self.search, self.stop, self.network = search, ranks.StopRequest(), network
-        self.ledger = ledger
+        self.ledger, self.teacher = ledger, teacher
         settled, self.notice, self.taken = settle(cfg, wanted, fallback, small)
         self.cfg, self.deviations = with_published(settled, published, given_options(cfg))
 
@@ -328,6 +330,9 @@ class Experiment:
                 *places, augment=augment, mixing=mixing, stop=self.stop, made_by=lasting(groups),
                 extend=cfg.run.extend, ledger=self.ledger,
             )  # fmt: skip
+            if (taught := self.teacher(train.teacher, self.data)) is not None:
+                self.trainer.teacher = taught.to(self.accelerator.device)
+                self.trainer.made_by["train.teacher_sha256"] = ranks.digest(taught.state_dict())
         except BaseException as fault:
             self.__exit__(type(fault), fault)
             raise
@@ -417,6 +422,7 @@ class Experiment:
                 refuse_misfits(model, start, cfg.model.init_from)
             if searched is not None:
                 searched(model)
+            self.teacher(cfg.train.teacher, self.data)
             if self.network is None:  # one that was handed over has been tried
                 self._try_sample()
         numbers = sum(p.numel() for p in model.parameters())

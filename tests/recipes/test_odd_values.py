@@ -176,6 +176,7 @@ def test_every_option_refuses_odd_values_in_one_line(quick: Path, capsys: Any) -
         ("imp", "--imp.prune.inside=nowhere", "leaves nothing to prune"),
         ("early_time", "--imp.prune.inside=nowhere", "leaves nothing to prune"),
         ("snip", "--model.init-from=foreign", "a folder with model.safetensors"),
+        ("snip", "--train.teacher=foreign", "--train.teacher='foreign': no ticket"),
         ("snip", "--run.out=foreign", "holds no run"),
         ("snip", "--run.out=foreign/notes.txt", "is a file"),
         ("snip", "--run.out=foreign/notes.txt/run", "a folder that can be written"),

@@ -9,7 +9,7 @@ import torch
 
 from spikeformer_lt import Mask, Ticket, create_model
 from spikeformer_lt.errors import ConfigError, TicketError
-from spikeformer_lt.tickets import model_from_ticket, surgery, teach
+from spikeformer_lt.tickets import model_from_ticket, surgery, teacher_of
 from spikeformer_lt.training import Phase
 
 ARGS = {"image_size": 16, "embed_dim": 16, "depth": 1, "num_heads": 2, "T": 2}
@@ -73,7 +73,7 @@ def test_what_a_teacher_alone_says_does_not_depend_on_labels(bench, tmp_path):
     for weight, train in ((1.0, bench.data.train), (1.0, wrong), (0.5, wrong)):
         trainer = bench.trainer(tmp_path / str(len(ends)), teacher_weight=weight)
         trainer.data = replace(bench.data, train=train)
-        teach(trainer, str(tmp_path / "teacher"))
+        trainer.teacher = teacher_of(str(tmp_path / "teacher"), trainer.data)
         torch.manual_seed(0)
         model = create_model("spikformer_toy", **ARGS)
         trainer.fit(model, Phase("train", 1))
@@ -82,7 +82,6 @@ def test_what_a_teacher_alone_says_does_not_depend_on_labels(bench, tmp_path):
 
 
 def test_a_teacher_of_other_classes_or_pictures_is_refused(bench, tmp_path):
-    trainer = bench.trainer(tmp_path / "run")
     noted = bench.data.preprocess.noted()
     for name, args, prepared in (
         ("classes", {"num_classes": 4}, noted),
@@ -96,7 +95,7 @@ def test_a_teacher_of_other_classes_or_pictures_is_refused(bench, tmp_path):
         with pytest.raises(
             ConfigError, match=r"train\.teacher=.*a network of 10 classes, of samples"
         ):
-            teach(trainer, str(tmp_path / name))
-    with pytest.raises(TicketError):
-        teach(trainer, str(tmp_path / "nowhere"))
-    assert trainer.teacher is None
+            teacher_of(str(tmp_path / name), bench.data)
+    with pytest.raises(TicketError, match=r"^train\.teacher='.*nowhere': no ticket"):
+        teacher_of(str(tmp_path / "nowhere"), bench.data)
+    assert teacher_of("", bench.data) is None

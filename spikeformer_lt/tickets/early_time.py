@@ -87,9 +87,9 @@ def find_after(train: TrainConfig, search: Any, model: nn.Module, fit: Fit) -> T
     Source: training at T = 1 first, then at 4: Yao et al., ICLR 2024 (arXiv 2404.03663).
     """
     before = []
-    for number, (T, epochs, factor) in enumerate(train.stretches, 1):
+    for number, (T, epochs, optim) in enumerate(train.stretches, 1):
         with at_time(model, T):
-            result = fit(model, Phase(f"before{number}", epochs, lr_factor=factor))
+            result = fit(model, Phase(f"before{number}", epochs, optim))
         before.append({"T": T, **asdict(result)})
     ticket: Ticket = search.find(model, fit)
     return noted(ticket, before=before) if before else ticket

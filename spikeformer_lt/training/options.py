@@ -370,6 +370,11 @@ def load_splits(data: DataConfig, T: int, own: Mapping[str, Any] | None = None) 
 _STRETCH = re.compile(r"([1-9]\d{0,3})x([1-9]\d{0,5})(?:@(\d*\.?\d+(?:e-?\d{1,2})?))?")
 
 
+def _stretch(text: str, optim: OptimConfig) -> tuple[int, int, OptimConfig | None]:
+    T, epochs, lr = re.split("[x@]", text + "@")[:3]
+    return int(T), int(epochs), replace(optim, lr=float(lr)) if lr else None
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """How every phase of a run is trained."""
@@ -440,6 +445,10 @@ class TrainConfig:
         for text in self.phases:
             rule = "time steps x epochs [@ learning rate], such as 1x200 or 1x200@6e-4"
             check(_STRETCH.fullmatch(text) is not None, "train.phases", text, rule)
+            try:
+                _stretch(text, self.optim)
+            except ConfigError as fault:
+                raise ConfigError(f"train.phases={shown(text)}: {fault}") from None
         plain = not self.static_graph or self.accumulate == 1
         check(plain, "train.static_graph", True, "with --train.accumulate 1 alone")
         check_fields(
@@ -452,10 +461,9 @@ class TrainConfig:
         )  # fmt: skip
 
     @property
-    def stretches(self) -> list[tuple[int, int, float]]:
-        """Of each of `phases` the time steps, the epochs, and its learning rate over the run's."""
-        found = [match.groups() for match in map(_STRETCH.fullmatch, self.phases) if match]
-        return [(int(T), int(n), float(lr) / self.optim.lr if lr else 1.0) for T, n, lr in found]
+    def stretches(self) -> list[tuple[int, int, OptimConfig | None]]:
+        """Of each of `phases` the time steps, the epochs, and its optimizer where it names one."""
+        return [_stretch(text, self.optim) for text in self.phases]
 
     @property
     def before(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import logging
 
 import numpy as np
@@ -13,6 +14,8 @@ from spikeformer_lt.datasets.moving_gestures import _Body, _hands
 from spikeformer_lt.errors import ConfigError, DataError
 from spikeformer_lt.events import Camera, EventOptions, Sensor, to_frames
 from spikeformer_lt.events.__main__ import main
+from spikeformer_lt.events.formats import read_npz
+from spikeformer_lt.events.validate import validate
 from spikeformer_lt.registry import create_dataset
 
 # Of the split as it was first published; a change here changes everybody's numbers.
@@ -102,6 +105,31 @@ def test_files_give_the_frames_that_memory_does(splits, written, form, caplog):
     ]  # fmt: skip
     direct = create_dataset("simulated_gestures", root=root, events=T4)
     assert direct.image_size == 128 and direct.name == found.name
+
+
+def test_spikingjelly_cuts_the_files_into_the_arrays_that_we_read(tmp_path):
+    """Its reader of AEDAT 3.1, its labels, its events_np: event for event our own trial."""
+    theirs = pytest.importorskip("spikingjelly.datasets.dvs128_gesture")
+    assert main(["write", str(tmp_path), "--limit-train", "250", "--limit-test", "11"]) == 0
+    splits = create_dataset("dvs128_gesture", root=str(tmp_path), events=T4)
+    parts = splits.train, splits.val, splits.test
+    found = {(s.path, s.start_us): (p, i) for p in parts for i, s in enumerate(p.samples)}
+    path = collections.Counter(path for path, _ in found).most_common(1)[0][0]
+    home = tmp_path / "DvsGesture"
+    labels = home / path.replace(".aedat", "_labels.csv")
+    rows = np.loadtxt(labels, int, delimiter=",", skiprows=1, ndmin=2)
+    assert len(rows) > 1  # it reads no table of one
+    for label in range(11):
+        (tmp_path / "events_np" / str(label)).mkdir(parents=True)
+    theirs._split_aedat_files_to_np("trial", home / path, labels, tmp_path / "events_np")
+    made = collections.Counter()
+    for label, start, _ in rows - [1, 0, 0]:
+        place = tmp_path / "events_np" / str(label) / f"trial_{made[label]}.npz"
+        made[label] += 1
+        part, index = found[path, start]
+        events, _ = validate(read_npz(place).events, Sensor(128, 128))
+        assert part.samples[index].label == label
+        assert np.array_equal(events, part.events(index)[0]) and len(events) > 1000
 
 
 def test_nothing_is_written_over_and_real_files_are_not_called_simulated(written, capsys):

@@ -212,6 +212,7 @@ def test_gestures_in_files_of_either_form_are_those_in_memory(recipes: Any, tmp_
         ("--data.by time_window", "window_us"),
         ("--data.augment spikformer_cifar", "not a preset for events"),
         ("--model.T 0", "T=0"),
+        ("--train.phases 1x2 9x1 --dry-run", "phases=('1x2', '9x1') is not allowed: of recordings"),
     ],
 )
 def test_wrong_event_options_are_one_line(

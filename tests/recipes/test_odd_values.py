@@ -177,6 +177,8 @@ def test_every_option_refuses_odd_values_in_one_line(quick: Path, capsys: Any) -
         ("early_time", "--imp.prune.inside=nowhere", "leaves nothing to prune"),
         ("snip", "--model.init-from=foreign", "a folder with model.safetensors"),
         ("snip", "--train.teacher=foreign", "--train.teacher='foreign': no ticket"),
+        ("snip", "--train.phases=1x1@0", "='1x1@0': optim.lr=0.0 is not allowed: in (0, 1e3)"),
+        ("snip", "--train.phases=1x1@1e-9", "='1x1@1e-9': optim.min_lr=1e-05 is not allowed"),
         ("snip", "--run.out=foreign", "holds no run"),
         ("snip", "--run.out=foreign/notes.txt", "is a file"),
         ("snip", "--run.out=foreign/notes.txt/run", "a folder that can be written"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -19,6 +21,7 @@ from spikeformer_lt.tickets import (
     RandomTicket,
 )
 from spikeformer_lt.tickets.early_time import at_time, choose_time, divergences
+from spikeformer_lt.training import OptimConfig, TrainConfig
 
 values = st.lists(st.floats(1e-9, 10), max_size=8)
 
@@ -31,6 +34,14 @@ def test_the_choice_is_the_first_below_the_threshold(found, threshold, order):
     unit = found[0] if found and order == "paper" else max(found, default=1.0)
     assert all(value / unit >= threshold for value in found[: chosen - 2])
     assert chosen == T or found[chosen - 2] / unit < threshold
+
+
+def test_a_phase_before_has_the_rate_that_it_names_and_the_other_options_of_the_run():
+    own = OptimConfig(lr=0.0007, score_lr=0.3, min_lr=0.0)
+    phases = TrainConfig(optim=own, phases=("1x5@6e-4", "12x30")).stretches
+    assert phases == [(1, 5, replace(own, lr=6e-4)), (12, 30, None)]
+    with pytest.raises(ConfigError, match=r"train\.phases='1x5@0': optim\.lr=0\.0 is not allowed"):
+        TrainConfig(phases=("1x5@0",))
 
 
 def test_the_limits():

@@ -378,7 +378,7 @@ class Experiment:
         check(train.batch_size <= images, "train.batch_size", train.batch_size, rule)
         check_optimizer(train.optim)
         most, rule = self.cfg.model.T, "of recordings no more time steps than --model.T"
-        longer = data.kind == "events" and any(T > most for T, *_ in train.stretches)
+        longer = data.kind == "events" and any(most < T for T, *_ in train.stretches)
         check(not longer, "train.phases", train.phases, f"{rule}={most}")
         name, args = self.cfg.model.name, self.model_args()
         if (model := self.network) is not None:

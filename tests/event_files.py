@@ -10,6 +10,8 @@ import torch
 
 from spikeformer_lt.events.recording import make_events
 from spikeformer_lt.export import to_input
+from spikeformer_lt.images.loader import eval_loader, train_loader
+from spikeformer_lt.training.experiment import DataConfig, augmentation
 
 AEDAT2_HEADER = (
     b"#!AER-DAT2.0\r\n# This is a raw AE data file - do not edit\r\n"
@@ -259,3 +261,24 @@ def same_from_files(splits) -> bool:
         torch.equal(to_input(test.source.root / sample.path, splits.preprocess)[0], test[i][0])
         for i, sample in enumerate(test.samples[:3])
     )
+
+
+def ranks_share(splits, batch=3) -> bool:
+    """Whether two ranks train on the batches of one process, and test each sample once, alike."""
+    augment, _ = augmentation(DataConfig(), splits)
+
+    def taken(batch, **rank):
+        train = train_loader(splits.train, augment, batch, 1, 0, **rank)
+        test = eval_loader(splits.test, batch, **rank)
+        return list(train), {
+            int(i): (image, label)
+            for images, labels, places in test
+            for image, label, i in zip(images, labels, places, strict=True)
+        }
+
+    whole, tested = taken(2 * batch)
+    (one, few), (other, rest) = (taken(batch, rank=r, world_size=2, workers=r) for r in (0, 1))
+    together = [map(torch.cat, zip(*pair, strict=True)) for pair in zip(one, other, strict=True)]
+    assert whole and not few.keys() & rest.keys() and tested.keys() == few.keys() | rest.keys()
+    pairs = [*zip(whole, together, strict=True), *((tested[i], (few | rest)[i]) for i in tested)]
+    return all(all(map(torch.equal, a, b)) for a, b in pairs)

@@ -55,6 +55,20 @@ def test_folders_of_recordings_are_classes_of_any_camera_and_form(files, tmp_pat
     assert again.split_sha256 == splits.split_sha256
 
 
+@pytest.mark.parametrize("kind", ["event_folder", "moving_gestures", "image_folder", "too large"])
+def test_two_ranks_take_what_one_process_does_from_every_loader(files, tmp_path, kind):
+    if kind == "moving_gestures":
+        how = {"limit_train": 22, "limit_test": 11, "events": EventOptions(T=4)}
+    elif kind == "event_folder":
+        put_events(files, tmp_path)
+        how = {"events": EVENTS}
+    else:
+        put_pictures(tmp_path)
+        how = {"image_size": 24, "keep_mb": 64 * (kind == "image_folder")}
+    name = kind.replace("too large", "image_folder")
+    assert files.ranks_share(create_dataset(name, root=str(tmp_path), **how))
+
+
 def test_without_the_cameras_size_the_line_says_how_to_find_it(files, tmp_path):
     put_events(files, tmp_path)
     with pytest.raises(ConfigError, match="data.sensor is missing.*events check"):

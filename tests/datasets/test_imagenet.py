@@ -81,9 +81,10 @@ def put_parquet(root, pictures, **more):
 
 
 @pytest.mark.parametrize("put", [put_tars, put_parquet])
-def test_every_picture_is_read_where_it_lies(tmp_path, pictures, put, caplog):
+def test_every_picture_is_read_where_it_lies(files, tmp_path, pictures, put, caplog):
     put(tmp_path, pictures)
     splits = create_dataset("imagenet", root=str(tmp_path), image_size=24)
+    assert files.ranks_share(splits)
     assert [len(p) for p in (splits.train, splits.val, splits.test)] == [27, 3, 6]
     names = CLASSES if put is put_parquet else ["0", "1", "2"]
     assert list(splits.preprocess.classes) == names

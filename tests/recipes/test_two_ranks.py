@@ -341,10 +341,10 @@ def torchrun(
                 os.kill(pid, signal.SIGKILL)
 
 
-def wait_for_save(folder: Path, process: subprocess.Popen[bytes]) -> None:
+def wait_for_save(run: Path, process: subprocess.Popen[bytes], said: Path) -> None:
     until = time.monotonic() + 400
-    while not (folder / "run" / "last" / "LATEST").exists():
-        assert time.monotonic() < until and process.poll() is None, (folder / "said").read_text()
+    while not (run / "last" / "LATEST").exists():
+        assert time.monotonic() < until and process.poll() is None, said.read_text()
         time.sleep(0.05)
 
 
@@ -353,7 +353,7 @@ def wait_for_save(folder: Path, process: subprocess.Popen[bytes]) -> None:
 def test_a_signal_to_the_whole_tree_of_torchrun_saves_once(tmp_path: Path) -> None:
     options = [*SMALL, "--multisp.epochs", "100000", "--run.out", tmp_path / "run"]
     with torchrun(tmp_path, "--standalone", MULTISP, *options) as process:
-        wait_for_save(tmp_path, process)
+        wait_for_save(tmp_path / "run", process, tmp_path / "said")
         for pid in (*descendants(process.pid), process.pid):
             os.kill(pid, signal.SIGTERM)
         process.wait(60)
@@ -364,6 +364,69 @@ def test_a_signal_to_the_whole_tree_of_torchrun_saves_once(tmp_path: Path) -> No
     epoch, step = position["epoch"], position["step"]
     where = f"epoch {epoch + 1} step {step}" if step else f"the end of epoch {epoch}"
     assert places == {f"joint {where}"}, text
+
+
+STUBS = {  # of two nodes that are this machine
+    "sbatch": "export SLURM_JOB_ID=7 SLURM_JOB_NAME=multisp SLURM_NNODES=2\n"
+    'export SLURM_JOB_NODELIST="n[0-1]"\nexec bash "$1"',
+    "srun": '"$@" & first=$!; "$@" & wait $! && wait $first',
+    "scontrol": "echo 127.0.0.1; echo 127.0.0.1",
+}
+
+
+@pytest.mark.slow
+def test_the_script_for_slurm_saves_when_its_tree_is_signalled_and_goes_on(tmp_path: Path) -> None:
+    """That of docs/processes.md on two nodes of one rank, by stubs of Slurm's commands."""
+    page = (ROOT / "docs" / "processes.md").read_text()
+    (text,) = re.findall(r"```bash\n(#!/bin/bash\n#SBATCH --job-name=multisp\n.*?)```", page, re.S)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    small = [*SMALL, "--multisp.epochs 30 --train.checkpoint-steps 1 --train.timeout-s 60"]
+    for theirs, ours in (
+        ("--data.name cifar10 --data.root /data --train.mixed-precision bf16", " ".join(small)),
+        ("--nproc_per_node 4", "--nproc_per_node 1"), (":29500", f":{port}"),
+        ("/shared", str(tmp_path)),
+    ):  # fmt: skip
+        assert text.count(theirs) == 1
+        text = text.replace(theirs, ours)
+    (tmp_path / "multisp.sbatch").write_text(text)
+    for name, line in STUBS.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    path = f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    env = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    run = tmp_path / "runs" / "multisp-multisp"
+    for turn in ("first", "again"):
+        with (tmp_path / turn).open("w") as log:
+            command = [tmp_path / "sbatch", tmp_path / "multisp.sbatch"]
+            job = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT, env=env)
+        try:
+            if turn == "first":
+                wait_for_save(run, job, tmp_path / turn)
+                tree = [job.pid, *descendants(job.pid)]
+                for pid in tree:
+                    os.kill(pid, signal.SIGTERM)
+                assert job.wait(60) == -signal.SIGTERM
+                until = time.monotonic() + 60
+                while not all(map(ended, tree[1:])):
+                    assert time.monotonic() < until, (tmp_path / turn).read_text()
+                    time.sleep(0.1)
+            assert turn == "first" or job.wait(300) == 0, (tmp_path / turn).read_text()
+        finally:
+            for pid in (*descendants(job.pid), job.pid) if job.poll() is None else ():
+                os.kill(pid, signal.SIGKILL)
+    first, again = ((tmp_path / turn).read_text() for turn in ("first", "again"))
+    assert first.count("saving after this step") == 2 and "everything is saved" in first, first
+    assert "resumed joint at epoch" in again and (run / "report.json").is_file()
+
+
+def ended(pid: int) -> bool:
+    """Whether a process is gone, or is only waited for by nobody."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
 
 
 @pytest.mark.slow
@@ -378,7 +441,7 @@ def test_torchrun_starts_ranks_again_that_go_on_to_the_same_bits(tmp_path: Path)
         restarts = ["--standalone", "--max-restarts", "1"]
         with torchrun(folder, *restarts, MULTISP, *options) as process:
             if name == "killed":
-                wait_for_save(folder, process)
+                wait_for_save(folder / "run", process, folder / "said")
                 os.kill(descendants(process.pid)[-1], signal.SIGKILL)
             assert process.wait(900) == 0, (folder / "said").read_text()
         assert ("resumed joint at epoch" in (folder / "said").read_text()) == (name == "killed")

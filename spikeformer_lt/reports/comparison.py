@@ -31,7 +31,7 @@ from spikeformer_lt.reports.energy import (
     microjoules,
     write_energy,
 )
-from spikeformer_lt.reports.finished import FinishedRun, milliseconds, open_ticket
+from spikeformer_lt.reports.finished import FinishedRun, milliseconds, open_ticket, ready
 from spikeformer_lt.reports.page import Table, markdown_table, write_csv, write_page
 from spikeformer_lt.reports.run_page import (
     FACTS,
@@ -474,7 +474,7 @@ def write_comparison_page(
     energies = {name: measure_energy(run.model, run.batches("test", images), run.model.T)
                 for name, run in named.items()}  # fmt: skip
     write_energy(out / "energy", energies)
-    clock = milliseconds(named)
+    clock = milliseconds({name: ready(run) for name, run in named.items()})
     notices = [words for name, run in named.items()
                for words in notices_of(name, run, energies[name])]  # fmt: skip
     if len({run.splits.split_sha256 for run in runs}) > 1:
@@ -526,10 +526,10 @@ def write_comparison_page(
 
 def timed(rows: Sequence[Row]) -> list[Row]:
     """Rows whose first report has its ``ms_per_input``, if its network and data can be opened."""
-    opened: dict[str, FinishedRun] = {}
-    for row in rows:
+    opened = {}
+    for row in rows:  # of each its data set is let go
         with contextlib.suppress(SpikeformerError):
-            opened[row.variant] = open_ticket(row.reports[0]["folder"], model_from_ticket)
+            opened[row.variant] = ready(open_ticket(row.reports[0]["folder"], model_from_ticket))
     clock = milliseconds(opened)
     return [
         Row(one.variant, [{**one.reports[0], "ms_per_input": ms}, *one.reports[1:]])

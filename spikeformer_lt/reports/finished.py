@@ -144,14 +144,19 @@ def open_ticket(
     return FinishedRun(folder, folder.name, ticket, model, splits, None, own_split, untrained)
 
 
-def milliseconds(runs: Mapping[str, FinishedRun], rounds: int = 11) -> dict[str, float]:
-    """Time of one of up to 32 inputs of a batch, in compact form: median of interleaved rounds."""
-    inputs = {name: run.batches("test", 32)[0] for name, run in runs.items()}
-    nets = {name: compact(run.model) for name, run in runs.items()}
+def ready(run: FinishedRun) -> tuple[nn.Module, Tensor]:
+    """The compact network of a run, and a batch of up to 32 test inputs, for `milliseconds`."""
+    return compact(run.model), run.batches("test", 32)[0]
+
+
+def milliseconds(
+    runs: Mapping[str, tuple[nn.Module, Tensor]], rounds: int = 11
+) -> dict[str, float]:
+    """Time of one input of each network's batch: median of interleaved rounds."""
     spent: dict[str, list[float]] = {name: [] for name in runs}
     with torch.inference_mode():
-        for name, x in [*inputs.items()] * (1 + rounds):  # the first round warms up
+        for name, (net, x) in [*runs.items()] * (1 + rounds):  # the first round warms up
             start = time.perf_counter()
-            nets[name](x)
+            net(x)
             spent[name].append(1e3 * (time.perf_counter() - start) / len(x))
     return {name: statistics.median(every[1:]) for name, every in spent.items()}

@@ -5,13 +5,16 @@ from __future__ import annotations
 import csv
 import json
 import re
+import weakref
 
 import pytest
 import torch
 
 from spikeformer_lt import Ticket
+from spikeformer_lt.errors import DataError
 from spikeformer_lt.mask import Mask
-from spikeformer_lt.reports.comparison import accuracy_at_t, read_rows, write_comparison
+from spikeformer_lt.reports.comparison import accuracy_at_t, read_rows, timed, write_comparison
+from spikeformer_lt.reports.finished import FinishedRun
 from spikeformer_lt.training.jobs import Job
 
 
@@ -77,3 +80,25 @@ def test_masks_of_different_layers_have_no_distance(jobs, tmp_path):
 def test_nothing_finished_still_has_a_page(tmp_path):
     write_comparison(tmp_path, [Job("a", 0, tmp_path / "none", ())], "Tickets")
     assert "a (0 of 1)" in (tmp_path / "report.html").read_text()
+
+
+def test_a_clock_needs_one_data_set_at_a_time_and_stops_no_comparison(saved, tmp_path, monkeypatch):
+    report = {"dataset": "digits", "split_sha256": "s", "seed": 0, "test_accuracy": 90.0,
+              "firing_rate": {"a": 0.1}, "sparsity": {"total_weight": 0.5}}  # fmt: skip
+    jobs = [Job(name, 0, tmp_path / name, ()) for name in ("imp 0.5", "imp 0.9", "snip 0.9")]
+    for job in jobs:
+        saved(job.folder)
+        job.report.write_text(json.dumps(report))
+    batches, opened = FinishedRun.batches, []
+
+    def read(run, *how):
+        assert all(other() is None for other in opened)
+        opened.append(weakref.ref(run))
+        if run.name == "imp 0.9":
+            raise DataError("a recording cannot be read")
+        return batches(run, *how)
+
+    monkeypatch.setattr(FinishedRun, "batches", read)
+    rows = {row.variant: row.values("ms per input") for row in timed(read_rows(jobs))}
+    assert [name for name, known in rows.items() if known] == ["imp 0.5", "snip 0.9"]
+    assert len(opened) == 3

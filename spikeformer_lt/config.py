@@ -57,8 +57,8 @@ def parse(
     """Make a configuration from command-line options ``--group.field value``.
 
     In option names '-' and '_' are alike. A boolean is ``--group.field`` or ``--group.no-field``.
-    ``group.field=value`` does as well. ``--config FILE`` gives values that the others override,
-    ``--print-config`` prints such a file and exits; ``--plugins FILE.py`` imports
+    ``group.field=value`` and ``field=value`` do as well. ``--config FILE`` gives values that the
+    others override, ``--print-config`` prints such a file and exits; ``--plugins FILE.py`` imports
     files that register names. The named model and data set add their own: ``--my-net.width``.
 
     `cls` is a nested frozen dataclass, every field with a default; `argv` and the program's name
@@ -71,7 +71,8 @@ def parse(
     check(len(loud) < 2, "--quiet", "--verbose", "one of the two")
     runtime.console_level = LEVELS[loud[0]] if loud else logging.INFO
     given = [token for token in given if token not in ("--debug", *LEVELS)]
-    given = [f"--{token}" if ASSIGNED.match(token) else token for token in given]
+    names = "|".join(option_names(cls)).replace("_", "[-_]")
+    given = [f"--{t}" if re.match(f"({names})=|{ASSIGNED.pattern}", t) else t for t in given]
     given = [_at_home(token) for token in given]
     rest, files = _taken(given, "--config", most=1)
     if len(files) > 1:

@@ -438,7 +438,7 @@ def _states(places: Iterable[Path]) -> Iterator[tuple[str, str, str, str]]:
                     epoch = last.get("epoch", "")
                     value = last.get("val_accuracy")
                     accuracy = f"val {float(value):.2f}" if value else ""
-            except (SpikeformerError, ValueError):  # the others are shown all the same
+            except (SpikeformerError, TypeError, ValueError):  # the others are shown all the same
                 state = "damaged"
             yield name, state, epoch, accuracy
 

@@ -94,6 +94,14 @@ def test_dashes_and_underscores_are_alike() -> None:
     assert options("--data.no_download") == Recipe()
 
 
+def test_what_is_assigned_is_an_option_if_there_is_one_of_this_name() -> None:
+    for text in ("seed=7 data.num-workers=3", "data.num_workers=3 --seed=7"):
+        assert options(text) == Recipe(Data(num_workers=3), seed=7)
+    assert options("--data.name sead=7") == Recipe(Data("sead=7"))  # the name of no option
+    with pytest.raises(ConfigError, match="sead=7"):
+        options("sead=7")
+
+
 def test_a_tilde_is_the_home_folder_wherever_no_shell_was(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "a.yaml").write_text("data: {name: ~/x}")

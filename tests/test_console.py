@@ -279,12 +279,13 @@ def test_words_before_all_options_are_a_folder_or_a_table(
 
 
 def test_watch_tells_runs_apart(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    for name in ("cut", "done", "odd", "stopped", "new", "text"):
+    for name in ("cut", "done", "odd", "stopped", "new", "null", "text"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text("{}")
     (tmp_path / "done" / "report.json").write_text('{"test_accuracy": 97.5}')
     (tmp_path / "stopped" / "summary.csv").write_text("epoch,val_accuracy\n1,50\n2,61.25\n")
     (tmp_path / "cut" / "report.json").write_text('{"test_acc')
+    (tmp_path / "null" / "report.json").write_text('{"test_accuracy": null}')
     (tmp_path / "text" / "report.json").write_text('{"test_accuracy": "x"}')
     (tmp_path / "odd" / "summary.csv").write_text("epoch,val_accuracy\n1,abc\n")
     rows = [line.split() for line in said(capsys, "watch", str(tmp_path)).splitlines()[1:]]
@@ -292,6 +293,7 @@ def test_watch_tells_runs_apart(capsys: pytest.CaptureFixture[str], tmp_path: Pa
         ["cut", "damaged"],
         ["done", "done", "test", "97.50"],
         ["new", "stopped"],
+        ["null", "damaged"],
         ["odd", "damaged", "1"],
         ["stopped", "stopped", "2", "val", "61.25"],
         ["text", "damaged"],

@@ -161,8 +161,8 @@ def read_hdf5(path: str | Path, microseconds_per_tick: int = 1) -> Raw:
     Columns may also be called as `field_of` knows; ts is in seconds where it is real.
 
     Raises:
-        DataError: the package h5py is missing, the file is damaged, has no such columns of its own,
-            or is larger unpacked than a recording can be.
+        DataError: the package h5py or the plug-in that unpacks it is missing, the file is damaged,
+            has no such columns of its own, or is larger unpacked than a recording can be.
     """
     with opened(path) as (file, size):
         head = file.read(1024)
@@ -194,6 +194,14 @@ def read_hdf5(path: str | Path, microseconds_per_tick: int = 1) -> Raw:
                         f"{name_of(path)}: {shown(name or table.name)} is {what}; needed are "
                         "numbers in one dimension, in the file itself"
                     )
+                plan = table.id.get_create_plist()
+                for code, *_ in map(plan.get_filter, range(plan.get_nfilters())):
+                    if not h5py.h5z.filter_avail(code):
+                        raise DataError(
+                            f"{name_of(path)} is packed with HDF5's filter {code}, whose plug-in "
+                            "is not in HDF5_PLUGIN_PATH; 36559 is Prophesee's ECF: "
+                            "github.com/prophesee-ai/hdf5_ecf"
+                        )
             check_size(path, size, sum(table.nbytes for table in kept.values()))
             columns = {name: table[()] for name, table in kept.items()}
     return _in_microseconds(columns.get("", columns), path, FIELDS, microseconds_per_tick)

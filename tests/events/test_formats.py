@@ -243,6 +243,24 @@ def test_tables_in_hdf5_are_found_in_a_group_at_the_top_or_as_fields(files, tmp_
         assert np.array_equal(validate(raw.events, SENSOR)[0], events)
 
 
+def test_hdf5_packed_by_a_plug_in_that_is_not_there_is_not_called_damaged(tmp_path):
+    """As Prophesee's files are, whose filter HDF5 does not bring."""
+    import h5py
+
+    kind = np.dtype([("x", "<u2"), ("y", "<u2"), ("p", "<i2"), ("t", "<i8")])
+    plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plan.set_chunk((100,))
+    plan.set_filter(0x8ECF, h5py.h5z.FLAG_OPTIONAL)
+    with h5py.File(tmp_path / "a.hdf5", "w") as store:
+        space, kind = h5py.h5s.create_simple((100,)), h5py.h5t.py_create(kind)
+        made = h5py.h5d.create(store.create_group("CD").id, b"events", kind, space, plan)
+        made.write_direct_chunk((0,), bytes(400))
+    if h5py.h5z.filter_avail(0x8ECF):
+        pytest.skip("the plug-in is there")
+    with pytest.raises(DataError, match=r"a\.hdf5' is packed with .* 36559, .*hdf5_ecf$"):
+        read_hdf5(tmp_path / "a.hdf5")
+
+
 def test_hdf5_without_columns_of_its_own_is_refused(files, tmp_path):
     import h5py
 

@@ -223,6 +223,9 @@ def seen(ranks: Ranks) -> list[dict[str, Any]]:
         pytest.param(
             "sparse_training_cifar --method snip --sparsity 0.6 --epochs 1", marks=pytest.mark.slow
         ),
+        pytest.param(
+            "sparse_training_cifar --method grasp --sparsity 0.6 --epochs 1", marks=pytest.mark.slow
+        ),
         "sparse_training_cifar --method rigl --sparsity 0.6 --epochs 2 --every 2",
     ],
 )

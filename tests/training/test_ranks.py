@@ -13,7 +13,7 @@ from torch import nn
 
 from spikeformer_lt import create_model
 from spikeformer_lt.errors import RankError
-from spikeformer_lt.tickets import Snip, SnipConfig
+from spikeformer_lt.tickets import Grasp, GraspConfig, Snip, SnipConfig
 from spikeformer_lt.training.ranks import (
     agreed,
     digest,
@@ -45,8 +45,8 @@ def test_ranks_that_are_started_again_meet_each_other_and_nobody_before_them():
     assert meet(store, 0, 1, timedelta(seconds=1)) not in met
 
 
-def snip_mask(seed):
-    """The mask that a search finds on images of a seed."""
+def masks(seed):
+    """The masks that searches find on images of a seed."""
 
     def batch(count):
         drawn = torch.Generator().manual_seed(seed)
@@ -54,18 +54,19 @@ def snip_mask(seed):
 
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(6, 4), nn.Unflatten(1, (1, 4)))
-    return Snip(SnipConfig(0.5), batch=batch).find(net, None).mask
+    kinds = ((Snip, SnipConfig(0.5)), (Grasp, GraspConfig(0.5)))
+    return [kind(config, batch=batch).find(net, None).mask.sha256 for kind, config in kinds]
 
 
 RANKS = f"""
 import sys, torch
 from torch import nn
 
-from spikeformer_lt.tickets import Snip, SnipConfig
+from spikeformer_lt.tickets import Grasp, GraspConfig, Snip, SnipConfig
 from spikeformer_lt.errors import ConfigError, NonFiniteError, SpikeformerError
 from spikeformer_lt.training.ranks import on_first, refuse_differences, share_buffers
 
-{inspect.getsource(snip_mask)}
+{inspect.getsource(masks)}
 rank = int(sys.argv[1])
 torch.distributed.init_process_group(
     "gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2
@@ -75,7 +76,7 @@ model.running_mean.fill_(rank + 1)
 model.register_buffer("mask", torch.tensor([rank == 0, True]))
 share_buffers(model)
 print(model.running_mean.tolist(), model.mask.tolist())
-print(snip_mask(rank).sha256)
+print(*masks(rank))
 refuse_differences({{"data": "a", "seed": "1"}})
 try:
     refuse_differences({{"data": "a", "seed": str(rank)}})
@@ -99,12 +100,13 @@ torch.distributed.destroy_process_group()
 
 @pytest.mark.fault(41)
 def test_ranks_get_the_buffers_and_masks_of_the_first_and_agree_that_they_differ(forks, tmp_path):
-    own = [snip_mask(rank).sha256 for rank in range(2)]
+    own = [masks(rank) for rank in range(2)]
+    assert all(one != other for one, other in zip(*own, strict=True))
     ranks = [forks.start("-c", RANKS, rank, tmp_path / "store") for rank in range(2)]
     saved = ("[0] NaN in buffer 'x'", "[] rank 0: NaN in buffer 'x'")
     for rank, said in zip(ranks, saved, strict=True):
-        buffers, mask, fault, failed = rank.communicate(120)[0].splitlines()
-        assert mask == own[0] != own[1]
+        buffers, found, fault, failed = rank.communicate(120)[0].splitlines()
+        assert found.split() == own[0]
         assert failed == said  # what the first alone did, and could not do, stops both
         assert buffers == "[1.0, 1.0] [True, True]"
         assert fault == (

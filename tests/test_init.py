@@ -14,6 +14,9 @@ from pathlib import Path
 import pytest
 
 import spikeformer_lt
+from spikeformer_lt.runtime import MOVED
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.parametrize(
@@ -58,6 +61,7 @@ finder.find_spec = absent
 assert not importlib.util.find_spec("tonic")
 
 import spikeformer_lt
+from spikeformer_lt.runtime import MOVED
 
 for module in pkgutil.walk_packages(spikeformer_lt.__path__, "spikeformer_lt."):
     importlib.import_module(module.name)
@@ -99,3 +103,13 @@ def test_the_description_of_the_package_needs_no_checkout() -> None:
     assert "graft docs" in (root / "MANIFEST.in").read_text().splitlines()
     words = "# t\n\n![a](b.png)\n\nWhat is\nseen.\n\nsee [c](d.md#e), [f](https://g)\n"
     assert made(words).startswith("# t\n\nsee c (`d.md`), [f](https://g)\n")
+
+
+@pytest.mark.parametrize("old", MOVED)
+def test_an_old_import_works_with_a_warning_and_is_listed(old: str) -> None:
+    listed = (ROOT / "CHANGELOG.md").read_text("utf-8").partition("### Deprecated")[2]
+    for name, new in MOVED[old].items():
+        with pytest.warns(DeprecationWarning, match=f"{old}.{name} is now .*{new}.{name}$"):
+            found = getattr(importlib.import_module(f"spikeformer_lt.{old}"), name)
+        assert found is getattr(importlib.import_module(f"spikeformer_lt.{new}"), name)
+        assert f"\n| `{old}.{name}` | `{new}.{name}` |\n" in listed

@@ -142,7 +142,7 @@ def test_nothing_spills_or_overlaps_and_the_console_is_silent(browser, pages, na
     folder = os.environ.get("SPIKEFORMER_SCREENSHOTS")
     for theme in THEMES:
         browser.system(theme)
-        for width in WIDTHS if folder or theme == "light" else WIDTHS[:1]:
+        for width in WIDTHS:
             browser.size(width)
             browser.open(pages[name])
             time.sleep(0.1)  # the observer of sizes draws again

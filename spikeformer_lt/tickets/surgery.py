@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
-from spikeformer_lt.adapted import at_door
+from spikeformer_lt.adapted import at_door, read_foreign
 from spikeformer_lt.config import check, from_dict
 from spikeformer_lt.errors import ConfigError, SpikeformerError, TicketError, shown
 from spikeformer_lt.layers.attention import SpikingSelfAttention
@@ -48,6 +48,7 @@ from spikeformer_lt.tickets.levels import (
 if TYPE_CHECKING:
     from spikeformer_lt.splits import Splits
 
+LIBRARIES = ("timm:", "torchvision:")
 OWN = "module:"  # before the class of a network that a user gave
 LARGEST = 1 << 20  # number that an argument of a stored model may be
 _FILLS = {torch.Tensor.uniform_, torch.Tensor.normal_, torch.Tensor.erfinv_}
@@ -57,12 +58,19 @@ MODULES = 8  # for each tensor of a stored model; ours have about one
 def teacher_of(folder: str, data: Splits) -> nn.Module | None:
     """The frozen network of a run or ticket that can teach on some data; "" is none.
 
+    ``timm:NAME@FILE`` and ``torchvision:NAME@FILE`` are networks of these libraries with weights of
+    a file.
+
     Raises:
         TicketError: no ticket there.
-        ConfigError: a network of other classes, or of samples that are prepared in another way.
+        CheckpointError: the file holds something else than weights.
+        ConfigError: a network of other classes, or of samples that are prepared in another way;
+            weights of another network.
     """
     if not folder:
         return None
+    if folder.startswith(LIBRARIES):
+        return _teacher_of_library(folder, data)
     try:
         found = Ticket.load(finished_folder(folder))
     except TicketError as fault:
@@ -74,6 +82,21 @@ def teacher_of(folder: str, data: Splits) -> nn.Module | None:
     check(alike and model.num_classes == data.num_classes, "train.teacher", folder, rule)
     taught: nn.Module = model.requires_grad_(False)
     return taught
+
+
+def _teacher_of_library(place: str, data: Splits) -> nn.Module:
+    library, _, rest = place.partition(":")
+    name, at, file = rest.partition("@")
+    check(bool(name and at and file), "train.teacher", place, f"{library}:NAME@FILE")
+    sample = data.train[0][0][None].float()
+    sizes: dict[str, Any] = {"image_size": sample.shape[-1], "in_channels": sample.shape[-3]}
+    net = create_model(library, name=name, num_classes=data.num_classes, **sizes)
+    try:
+        net.load_state_dict(read_foreign(file))
+    except RuntimeError as fault:
+        said = " ".join(str(fault).split())
+        raise ConfigError(f"train.teacher={shown(place)}: {shown(said, 200)[1:-1]}") from None
+    return at_door(net, 1, lambda: sample).requires_grad_(False)
 
 
 def set_activation(model: Any, config: ActivationConfig) -> None:

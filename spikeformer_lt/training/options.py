@@ -414,8 +414,8 @@ class TrainConfig:
     1x200@6e-4 with a peak learning rate of its own. The search goes on from there, at --model.T.
     Of recordings the first frames are taken."""
     teacher: str = ""
-    """Folder of a run or ticket whose network teaches in all phases: its softened logits are
-    distilled. It takes the same images and has the same classes."""
+    """Folder of a run or ticket whose network teaches in all phases, or timm:NAME@FILE, or
+    torchvision:NAME@FILE: its softened logits are distilled. Same images, same classes."""
     teacher_weight: float = 0.5
     """Weight of that teacher's term of the loss, in [0, 1]."""
     distill_temperature: float = 2.0

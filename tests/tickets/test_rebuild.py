@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import timm
 import torch
 
 from spikeformer_lt import Mask, Ticket, create_model
-from spikeformer_lt.errors import ConfigError, TicketError
+from spikeformer_lt.errors import CheckpointError, ConfigError, TicketError
 from spikeformer_lt.tickets import model_from_ticket, surgery, teacher_of
 from spikeformer_lt.training import Phase
 
@@ -99,3 +100,25 @@ def test_a_teacher_of_other_classes_or_pictures_is_refused(bench, tmp_path):
     with pytest.raises(TicketError, match=r"^train\.teacher='.*nowhere': no ticket"):
         teacher_of(str(tmp_path / "nowhere"), bench.data)
     assert teacher_of("", bench.data) is None
+
+
+def test_a_network_of_timm_teaches_with_weights_of_a_file(bench, tmp_path):
+    torch.manual_seed(3)
+    shape = bench.data.train[0][0].shape
+    net = timm.create_model("test_resnet", num_classes=10, in_chans=shape[0]).eval()
+    file = tmp_path / "a.pth"
+    torch.save({"state_dict": net.state_dict()}, file)
+    taught = teacher_of(f"timm:test_resnet@{file}", bench.data)
+    assert not any(p.requires_grad for p in taught.parameters())
+    images = bench.data.train[0][0][None].float()
+    with torch.no_grad():
+        assert torch.equal(taught.eval()(images)[:, 0], net(images))
+    trainer = bench.trainer(tmp_path / "run")
+    trainer.teacher = taught
+    trainer.fit(create_model("spikformer_toy", **ARGS), Phase("train", 1))
+    with pytest.raises(ConfigError, match=r"train\.teacher=.*allowed: timm:NAME@FILE"):
+        teacher_of("timm:test_resnet", bench.data)
+    with pytest.raises(ConfigError, match=r"^train\.teacher=.*(Missing|Unexpected) key"):
+        teacher_of(f"timm:test_vit@{file}", bench.data)
+    with pytest.raises(CheckpointError, match="nowhere"):
+        teacher_of("timm:test_resnet@nowhere.pth", bench.data)

@@ -95,7 +95,8 @@ class Integrator(nn.Module):
         leaks = hasattr(node, "tau")
         rate = dt / node.tau if leaks else 0.0 * node.r
         parts = {"rate": rate, "gain": node.r * (rate if leaks else dt)}
-        for name, value in {**parts, "leak": node.v_leak if leaks else rate}.items():
+        parts["leak"] = node.v_leak if leaks else rate
+        for name, value in parts.items():
             self.register_buffer(name, _tensor(value), persistent=False)
 
     def forward(self, current: Tensor) -> Tensor:
@@ -316,9 +317,8 @@ def nir_network(
         raise ConfigError("nir is not installed; pip install 'spikeformer_lt[nir]'")
     import nir
 
+    check(Path(config.file).is_file(), "nir.file", config.file, "a file that exists")
     what = f"nir.file={shown(config.file)}"
-    if not Path(config.file).is_file():
-        raise ConfigError(f"{what} is not allowed: a file that exists")
     try:
         graph = nir.read(config.file, type_check=False)  # each node is run as it is made
     except Exception as fault:

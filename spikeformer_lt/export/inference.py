@@ -15,7 +15,7 @@ import copy
 import itertools
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, TypeGuard, cast
 
@@ -347,12 +347,13 @@ class FoldedUnit(Firing, nn.Module):
         """Choose whether the unit, called `name`, runs from lists: "auto", "always" or "never"."""
         weight, ratio = self.synapse.weight, 0.0
         density = float(weight.count_nonzero()) / max(1, weight.numel())
-        if self._fits_lists():
+        fits = self._fits_lists()
+        if fits:
             digits = 1 if self.reads == "spikes" else cast(Integers, self.reads).max.bit_length()
-            ratio = dispatch.list_gain(weight.shape, density, digits, "fused")
+            ratio = _gain(weight.shape, density, digits) or 0.0
             ratio /= 2.5 if self.synapse.as_bytes and has_byte_products() else 1.0
-        worth = ratio > dispatch.WORTH and bool(_has_masks())
-        self.by_lists = ratio > 0 and (how == "always" or (how == "auto" and worth))
+        worth = how == "auto" and ratio > dispatch.WORTH
+        self.by_lists = fits and (how == "always" or worth)
         return LayerChoice(name, self.by_lists, density, ratio)
 
     def _fits_lists(self) -> bool:
@@ -503,11 +504,11 @@ def dense(x: Any) -> Tensor:
 
 
 @dispatch.or_none
-def _has_masks() -> bool:
-    """Whether this processor adds under masks, and its kernels are there and not switched off."""
+def _gain(weight: Sequence[int], density: float, digits: int) -> float:
+    """What lists gain; 0 where their kernels are switched off or cannot be loaded."""
     if dispatch.mode() == "torch" or dispatch.is_broken():
-        return False
-    return bool(dispatch.load("simd").BYTES == 64)
+        return 0.0
+    return dispatch.list_gain(weight, density, digits, "fused")
 
 
 @dispatch.or_none

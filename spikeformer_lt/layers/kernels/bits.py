@@ -1,11 +1,11 @@
 """Spikes as bits: how they are packed, and what makes bits of bits: sums, pools and neurons.
 
 Sixteen columns of one channel and one step are the bits of one mask. Columns are tokens or pixels
-of all samples in a row; a tile is as many masks as registers hold sums, steps x groups of 16
+of all samples in a row; a tile is as many masks as registers hold sums of, steps x groups of 16
 columns, which lie together. Planes are the binary digits of whole numbers. Of neurons the steps are
 in one tile: voltages stay in registers, no current is written, and spikes leave as bits.
 
-AVX-512 has additions under masks; elsewhere LLVM replaces them, and the dense kernels are faster.
+AVX-512 adds under masks, and registers hold the sums of 16; AVX2 spreads masks over words, of four.
 """
 
 from __future__ import annotations
@@ -40,11 +40,12 @@ from spikeformer_lt.layers.kernels.jit import (
     repeat,
     run,
 )
-from spikeformer_lt.layers.kernels.simd import Lanes, call, fma, read, splat, vector, write
+from spikeformer_lt.layers.kernels.simd import BYTES, Lanes, call, fma, read, splat, vector, write
 
 COLUMNS = 16  # of a mask
 MASK = ir.IntType(16)
 FIRED = ir.VectorType(ir.IntType(1), COLUMNS)
+MASKS = 16 if BYTES == 64 else 4  # of a tile, unless it has more steps
 _MOST_STEPS = 16
 
 
@@ -362,7 +363,7 @@ def neurons_kernel(lo, hi, x, gain, shift, k, soft, bits, n, channels, kinds):
 
 def group_count(steps: int) -> int:
     """Groups of 16 columns in a tile of so many steps; 0 if there are too many steps."""
-    return 0 if steps > _MOST_STEPS else 1 << (_MOST_STEPS // steps).bit_length() - 1
+    return 0 if steps > _MOST_STEPS else 1 << max(1, (MASKS // steps).bit_length()) - 1
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,6 +20,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache, partial, wraps
 from importlib import import_module
 from pathlib import Path
@@ -376,28 +377,47 @@ class Kept:
         return self._joined[1]
 
 
-# Cycles for 256 columns on one thread of a Sapphire Rapids, whose masks and additions share a port:
-# of a dense product or direct convolution for each weight, of a 3x3 convolution; of lists for each
-# weight kept, output and input. "fused" has neurons behind, and finds bits.
-_DENSE, _WINOGRAD = 10.5, 4.4
-_LISTS = {
-    "fused": (16.5, 60.0, 0.0), "forward": (21.0, 120.0, 120.0), "weights": (27.0, 80.0, 80.0),
-    "numbers": (42.0, 200.0, 200.0),
+@dataclass(frozen=True)
+class Costs:
+    """Times for 256 columns on one thread, of no unit: only their ratios are read.
+
+    ``lists`` has them for each weight kept, output and input: "fused" has neurons behind, and finds
+    bits. ``digit`` is each digit of whole numbers above the second, for a weight kept: few are set.
+    """
+
+    dense: float  # of a dense product or direct convolution, for each weight
+    winograd: float  # of a 3x3 convolution
+    digit: float
+    lists: Mapping[str, tuple[float, float, float]]
+
+
+_COSTS = {
+    "avx512": Costs(10.5, 4.4, 4.0, {  # cycles of a Sapphire Rapids: masks and sums share a port
+        "fused": (16.5, 60.0, 0.0), "forward": (21.0, 120.0, 120.0),
+        "weights": (27.0, 80.0, 80.0), "numbers": (42.0, 200.0, 200.0),
+    }),
+    "avx2": Costs(6.6, 2.6, 3.0, {  # ns of a Zen 3
+        "fused": (11.5, 80.0, 0.0), "forward": (12.0, 130.0, 130.0),
+        "weights": (26.0, 140.0, 140.0), "numbers": (19.5, 145.0, 145.0),
+    }),
 }  # fmt: skip
-_DIGIT = 4.0  # each digit of whole numbers above the second, for a weight kept: few are set
 WORTH = 1.15  # a gain that is taken: estimates err
 
 
 def list_gain(weight: Sequence[int], density: float, digits: int, part: str) -> float:
     """Estimated time of a dense product over that of lists, for weights of a shape.
 
-    `digits` are those of the inputs, whole numbers; `part` is a key of the table above.
+    `digits` are those of the inputs, whole numbers; `part` is a key of `Costs.lists`. 0 on a
+    processor that was not measured.
     """
-    entry, output, line = _LISTS[part]
-    entry = entry * min(digits, 2) + _DIGIT * max(0, digits - 2)
+    costs = _COSTS.get(load("simd").PROCESSOR)
+    if costs is None:
+        return 0.0
+    entry, output, line = costs.lists[part]
+    entry = entry * min(digits, 2) + costs.digit * max(0, digits - 2)
     size, fast = math.prod(weight), tuple(weight[2:]) == (3, 3)
     lists = size * density * entry + weight[0] * output + weight[1] * line
-    return size * (_WINOGRAD if fast else _DENSE) / lists
+    return size * (costs.winograd if fast else costs.dense) / lists
 
 
 @contextmanager

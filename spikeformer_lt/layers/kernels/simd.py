@@ -22,6 +22,7 @@ from spikeformer_lt.layers.kernels.jit import at, inner
 
 _FEATURES = get_host_cpu_features() if config.CPU_FEATURES is None else config.CPU_FEATURES
 BYTES = 64 if "+avx512f" in _FEATURES else 32
+PROCESSOR = "avx512" if BYTES == 64 else "avx2" if "+avx2" in _FEATURES else ""
 
 
 class Lanes(types.Type):  # type: ignore[misc]

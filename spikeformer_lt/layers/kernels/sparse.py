@@ -28,6 +28,7 @@ from spikeformer_lt.layers.kernels.bits import (
     COLUMNS,
     FIRED,
     MASK,
+    MASKS,
     Bits,
     Neurons,
     fire,
@@ -38,11 +39,11 @@ from spikeformer_lt.layers.kernels.bits import (
     window,
 )
 from spikeformer_lt.layers.kernels.jit import Array, at, cut, flat, get, inner, new, outer, run
-from spikeformer_lt.layers.kernels.simd import BYTES, Lanes, call, fma, loop, read, turned, write
+from spikeformer_lt.layers.kernels.simd import Lanes, call, fma, loop, read, turned, write
 
 _BLOCK = 64  # outputs of a piece of work
 _FEW = 4  # channels for each one with a spike, from which empty masks are looked for
-_TILE = 256  # columns of rows of numbers, and of training
+_TILE = COLUMNS * MASKS  # columns of rows of numbers
 _NO_TAPS: tuple[Any, ...] = (None, None, None)
 
 
@@ -194,17 +195,17 @@ def spill(_context, sums, gain, shift, out, place):
 
 @inner()
 def _to_tile(a, tile, rows, lead, column, wide, b):
-    """Columns `column` to `column` + `wide` of the 256 rows of a tile of a, each in a row of b."""
-    first = tile * 256
-    count = min(256, rows - first)
+    """Columns `column` to `column` + `wide` of the rows of a tile of a, each in a row of b."""
+    first = tile * _TILE
+    count = min(_TILE, rows - first)
     full = count - count % 16
     for r in range(0, full, 16):
         for c in range(0, wide, 16):
-            turned(a, (first + r) * lead + column + c, lead, b, c * 256 + r, 256)
+            turned(a, (first + r) * lead + column + c, lead, b, c * _TILE + r, _TILE)
     for c in range(wide):
         for r in range(full, count):
-            b[c * 256 + r] = a[(first + r) * lead + column + c]
-        b[c * 256 + count : (c + 1) * 256] = 0
+            b[c * _TILE + r] = a[(first + r) * lead + column + c]
+        b[c * _TILE + count : (c + 1) * _TILE] = 0
 
 
 @inner()
@@ -378,7 +379,11 @@ def _given(x: Any, size: int) -> tuple[tuple[Any, ...], tuple[int, int, int], in
     """What kernels take of bits or rows x [1, N, C], what they are compiled for, and the tiles."""
     if isinstance(x, Tensor):
         tiles = -(-x.shape[1] // _TILE)
-        return (flat(x), _TILE * x.shape[2], True, 1, x.shape[2], 1, *_NO_TAPS), (1, 16, 16), tiles
+        return (
+            (flat(x), _TILE * x.shape[2], True, 1, x.shape[2], 1, *_NO_TAPS),
+            (1, MASKS, MASKS),
+            tiles,
+        )
     words, taps = x.words, _NO_TAPS
     if size:
         taps = taps_of(*x.shape[1:4], size, x.groups)
@@ -468,7 +473,7 @@ def ways(weight: Sequence[int], columns: int, density: float, planes: int) -> tu
     conv = len(weight) > 2
     if dispatch.sparse_mode() == "always":
         return planes > 0 or not conv, not conv, planes > 0 or not conv
-    if BYTES < 64 or columns * math.prod(weight) < _LEAST:
+    if columns * math.prod(weight) < _LEAST:
         return False, False, False
 
     def pays(part: str, digits: int) -> bool:

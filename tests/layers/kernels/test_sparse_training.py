@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.layers.kernels import dispatch, jit, sparse, winograd
+from spikeformer_lt.layers.kernels import dispatch, jit, simd, sparse, winograd
 from spikeformer_lt.layers.subnet import SubnetConv2d
 from spikeformer_lt.layers.units import conv_rows
 
@@ -117,10 +117,16 @@ def test_never_leaves_the_product_dense(monkeypatch: pytest.MonkeyPatch) -> None
     assert dispatch.sparse(x, weight, bias, dispatch.Kept(mask), F.linear) is None
 
 
-def test_choice_follows_density_columns_and_planes(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("processor", ["avx512", "avx2", ""])
+def test_choice_follows_density_columns_and_planes(
+    processor: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(dispatch, "sparse_mode", lambda: "auto")
-    monkeypatch.setattr(sparse, "BYTES", 64)
+    monkeypatch.setattr(simd, "PROCESSOR", processor)
     linear, conv = (384, 384), (192, 96, 3, 3)
+    if not processor:
+        assert not any(sparse.ways(linear, 8192, 0.05, 1))
+        return
     assert all(sparse.ways(linear, 8192, 0.05, 1))
     assert sparse.ways(conv, 8192, 0.05, 1) == (True, False, True)
     assert not any(sparse.ways(conv, 8192, 0.05, 0))
@@ -129,8 +135,6 @@ def test_choice_follows_density_columns_and_planes(monkeypatch: pytest.MonkeyPat
         assert not any(sparse.ways(shape, 64, 0.05, 1))
     gained = [sum(sparse.ways(linear, 8192, 0.3, planes)) for planes in (1, 2, 0)]
     assert gained == sorted(gained, reverse=True) and gained[0] > gained[-1]
-    monkeypatch.setattr(sparse, "BYTES", 32)  # AVX2
-    assert not any(sparse.ways(linear, 8192, 0.05, 1))
 
 
 def test_an_unknown_word_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

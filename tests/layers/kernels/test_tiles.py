@@ -67,7 +67,7 @@ def test_the_kernels_hold_for_registers_of_32_bytes(tmp_path: Path) -> None:
     if BYTES == 32:
         pytest.skip("the other tests ran with these")
     here = Path(__file__).parent
-    names = ("tiles", "winograd", "dense", "attending", "fused")
+    names = ("tiles", "winograd", "dense", "attending", "fused", "sparse", "sparse_training")
     files = [str(here / f"test_{name}.py") for name in names]
     old = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma,+sse4.2"}
     env = {**os.environ, **old, "NUMBA_CACHE_DIR": str(tmp_path)}

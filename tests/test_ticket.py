@@ -106,6 +106,7 @@ def test_missing_and_unknown_tensors_are_told_apart(folder: Path) -> None:
     ("change", "words"),
     [
         ({"0.weight": torch.ones(4, 6)}, r"'0.weight': \d+ of \d+ removed weights are not 0"),
+        ({"0.weight": torch.ones(4, 6).bfloat16()}, r"\d+ of \d+ removed weights are not 0"),
         ({"0.weight": torch.zeros(4, 5)}, r"mask has shape \[4, 6\], the weights \[4, 5\]"),
         ({"0.weight": None}, "'0.weight' of the mask has no weights"),
         ({"1.running_var": torch.full((4,), float("nan"))}, "'1.running_var' has NaN"),

@@ -35,27 +35,21 @@ def encode_bits(bits: Bytes, stride: int = 1, contexts: int = 1, depth: int = 0)
     `depth` bits, highest first, and each is counted in a context of those before it in its number.
     """
     out = np.empty(17 * bits.size // 8 + 2, np.uint8)
-    size = compiled(_code)(bits, out, stride, contexts, depth, False)
+    size = compiled(_encode)(bits, out, stride, contexts, depth)
     return out[:size].copy()
 
 
-def decode_bits(
-    data: Bytes, count: int, stride: int = 1, contexts: int = 1, depth: int = 0
-) -> Bytes:
-    """Decode `count` bits of `encode_bits`; foreign data give other bits, so check a digest."""
+def decode_bits(data: Bytes, count: int, stride: int = 1, contexts: int = 1) -> Bytes:
+    """Decode `count` bits of `encode_bits` without a depth; foreign data give other bits."""
     bits = np.empty(count, np.uint8)
-    if depth:
-        compiled(_code)(bits, np.array(data), 1, 1, depth, True)
-    else:
-        compiled(_decode_runs)(bits, np.array(data), stride if contexts > 1 else count, contexts)
+    compiled(_decode_runs)(bits, data, stride if contexts > 1 else count, contexts)
     return bits
 
 
-def spread_values(kept: Bytes, values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Put values [k] where `kept` [n], of zeros and k ones, is one; 0 elsewhere."""
-    found = np.empty(kept.size, np.float32)
-    compiled(_spread)(kept, np.append(values, np.float32(0)), found)
-    return found
+def spread_values(kept: Bytes, values: Any, found: Any) -> None:
+    """Put float32 [k] where `kept` [n], of zeros and k ones, is one in `found` [n]; 0 elsewhere."""
+    whole = np.append(values, np.float32(0)).view(np.uint32)
+    compiled(_spread)(kept, whole, found.view(np.uint32))
 
 
 def encode_values(values: Tensor) -> tuple[int, Bytes] | None:
@@ -82,24 +76,22 @@ def encode_values(values: Tensor) -> tuple[int, Bytes] | None:
     return best
 
 
-def decode_values(data: Bytes, depth: int, count: int, dtype: torch.dtype) -> Tensor | None:
-    """Decode `count` values of `encode_values`; None if length or depth are impossible."""
+def decode_values(
+    data: Bytes, depth: int, count: int, dtype: torch.dtype, room: Any = None
+) -> Tensor | None:
+    """Decode `count` values of `encode_values`, into `room` if they are float32 and it is given.
+
+    None if length or depth are impossible.
+    """
     size = dtype.itemsize
+    whole = np.empty(count, f"u{size}") if room is None or size < 4 else room.view(np.uint32)
+    rest = -(-count * (8 * size - depth) // 8)
     if depth == HUFFMAN:
-        found = _decode_exponents(data, count, size)
-        return None if found is None else torch.from_numpy(found.view(f"=i{size}")).view(dtype)
-    width = 8 * size
-    rest = -(-count * (width - depth) // 8)
-    if not 0 < depth <= DEEPEST or len(data) < rest:
-        return None
-    cut = len(data) - rest
-    bits = np.empty((count, width), np.uint8)
-    top = decode_bits(data[:cut], count * depth, depth=depth)
-    bits[:, :depth] = top.reshape(count, depth)
-    low = np.unpackbits(data[cut:], count=count * (width - depth))
-    bits[:, depth:] = low.reshape(count, width - depth)
-    whole = np.packbits(bits, axis=1).view(f">i{size}").reshape(-1)
-    return torch.from_numpy(whole.astype(f"=i{size}")).view(dtype)
+        sound = _decode_exponents(data, whole)
+    elif sound := 0 < depth <= DEEPEST and len(data) >= rest:
+        cut = len(data) - rest
+        compiled(_decode_numbers)(data[:cut], data[cut:], depth, 8 * size, whole)
+    return torch.from_numpy(whole.view(f"i{size}")).view(dtype) if sound else None
 
 
 def encode_gaps(bits: Bytes) -> Bytes:
@@ -130,15 +122,13 @@ def _encode_exponents(whole: NDArray[Any]) -> Bytes:
     return np.concatenate([lengths, planes[:-1].reshape(-1), codes])
 
 
-def _decode_exponents(data: Bytes, count: int, size: int) -> NDArray[Any] | None:
-    """Decode unsigned [n] of `_encode_exponents`; None if the bytes cannot be such a code."""
-    begin = 256 + count * (size - 1)
-    top = _unhuffman(data[:256], data[begin:], count) if len(data) >= begin else None
-    if top is None:
-        return None
-    out = np.empty(count, f"<u{size}")
-    compiled(_join)(data[256:begin], top, out)
-    return out
+def _decode_exponents(data: Bytes, out: Any) -> bool:
+    """Decode unsigned [n] of `_encode_exponents`; false if the bytes cannot be such a code."""
+    begin = 256 + out.size * (out.itemsize - 1)
+    top = _unhuffman(data[:256], data[begin:], out.size) if len(data) >= begin else None
+    if top is not None:
+        compiled(_join)(data[256:begin], top, out)
+    return top is not None
 
 
 def _huffman(symbols: Bytes) -> tuple[Bytes, Bytes]:
@@ -250,22 +240,18 @@ def _set_after(gaps: Bytes, bits: Bytes) -> bool:
     return place <= bits.size
 
 
-def _code(bits: Bytes, data: Bytes, stride: int, contexts: int, depth: int, decodes: bool) -> int:
-    """Encode `bits` into `data`, or decode them from it; the number of bytes that were coded."""
+def _encode(bits: Bytes, data: Bytes, stride: int, contexts: int, depth: int) -> int:
+    """Encode `bits` into `data`; the number of bytes."""
     ones = np.zeros(1 << depth if depth else contexts, np.int64)
     count = np.zeros(ones.size, np.int64)
-    low, high, code, place, end = 0, 0xFFFFFFFF, 0, 0, data.size
-    while decodes and place < 4:
-        code = (code << 8) | (int(data[place]) if place < end else 0)
-        place += 1
+    low, high, place = 0, 0xFFFFFFFF, 0
     c, step = 1 if depth else 0, 0
     for i in range(bits.size):
         # Exact: both are far below 2^53. Floats are divided in a third of the time of integers.
         p = min(max(int((2 * ones[c] + 1) * 65536.0 / (2 * count[c] + 2)), 1), 65535)
         span = high - low
         middle = low + (span >> 16) * p + (((span & 0xFFFF) * p) >> 16)  # the last of a set bit
-        bit = code <= middle if decodes else bits[i] != 0
-        bits[i] = bit
+        bit = bits[i] != 0
         count[c] += 1
         if bit:
             high = middle
@@ -278,20 +264,16 @@ def _code(bits: Bytes, data: Bytes, stride: int, contexts: int, depth: int, deco
         elif step == stride:
             c, step = (c + 1) % contexts, 0
         while (low ^ high) >> 24 == 0:
-            if decodes:
-                code = ((code << 8) & 0xFFFFFFFF) | (int(data[place]) if place < end else 0)
-            else:
-                data[place] = high >> 24
+            data[place] = high >> 24
             place += 1
             low = (low << 8) & 0xFFFFFFFF
             high = ((high << 8) & 0xFFFFFFFF) | 255
-    if not decodes:  # the first bytes of low and high differ: this one, zeros after it, is between
-        data[place] = (low >> 24) + 1
+    data[place] = (low >> 24) + 1  # first bytes differ: this one, zeros after it, is between
     return place + 1
 
 
 def _decode_runs(bits: Bytes, data: Bytes, stride: int, contexts: int) -> None:
-    """Decode `bits` as `_code` does without a depth: one context's counts stay in registers.
+    """Decode what `_encode` made without a depth: one context's counts stay in registers.
 
     ``one`` and ``count`` are ``65536 * (2 * ones + 1)`` and ``2 * count + 2``, exact in floats.
     """
@@ -319,12 +301,40 @@ def _decode_runs(bits: Bytes, data: Bytes, stride: int, contexts: int) -> None:
         ones[c], counts[c], begin, c = one, count, stop, (c + 1) % contexts
 
 
+def _decode_numbers(data: Bytes, rest: Bytes, depth: int, width: int, out: Any) -> None:
+    """Decode numbers of `width` bits: `depth` of `_encode`, and the others from `rest`."""
+    ones, counts = np.full(1 << depth, 65536.0), np.full(1 << depth, 2.0)
+    low, high, code, place, end = 0, 0xFFFFFFFF, 0, 0, data.size
+    while place < 4:
+        code = (code << 8) | (int(data[place]) if place < end else 0)
+        place += 1
+    held, bits, at, wide = 0, 0, 0, width - depth
+    for i in range(out.size):
+        c = 1
+        for _ in range(depth):
+            middle = low + (((high - low) * max(int(ones[c] / counts[c]), 1)) >> 16)
+            counts[c] += 2.0
+            if code <= middle:
+                ones[c] += 131072.0
+                high, c = middle, 2 * c + 1
+            else:
+                low, c = middle + 1, 2 * c
+            while (low ^ high) >> 24 == 0:
+                code = ((code << 8) & 0xFFFFFFFF) | (int(data[place]) if place < end else 0)
+                place += 1
+                low = (low << 8) & 0xFFFFFFFF
+                high = ((high << 8) & 0xFFFFFFFF) | 255
+        while bits < wide:
+            held, bits, at = ((held & 0xFFFFFFFF) << 8) | int(rest[at]), bits + 8, at + 1
+        bits -= wide
+        out[i] = ((c - (1 << depth)) << wide) | ((held >> bits) & ((1 << wide) - 1))
+
+
 def _spread(kept: Bytes, values: Any, out: Any) -> None:
-    """Compiled to a selection, no branch: the value after the last one is read, and dropped."""
+    """A product, as a selection is compiled to a branch; the value after the last one is read."""
     place = 0
     for i in range(out.size):
-        value = values[place]
-        out[i] = value if kept[i] else np.float32(0)
+        out[i] = values[place] * np.uint32(kept[i])
         place += int(kept[i])
 
 

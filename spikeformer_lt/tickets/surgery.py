@@ -289,7 +289,8 @@ def model_from_ticket(
     change, such as T; a TicketError where no model is named, or the weights do not fit it.
     """
     known: Any = ticket.provenance.get("model")
-    args = {**known.get("args", {}), **overrides} if isinstance(known, dict) else overrides
+    given = known.get("args") if isinstance(known, dict) else None
+    args = {**given, **overrides} if isinstance(given, dict) else overrides
     if network is None:
         # Nothing of a stranger's size is allocated: the shapes are compared first.
         expected = expected_tensors(ticket.provenance, len(ticket.tensors), **overrides)

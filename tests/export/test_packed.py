@@ -15,6 +15,7 @@ from spikeformer_lt import Mask, Ticket
 from spikeformer_lt.bundle import _seal, staged
 from spikeformer_lt.errors import SpikeformerError
 from spikeformer_lt.export import file as packing
+from spikeformer_lt.export import load_exported
 from spikeformer_lt.export.codec import HUFFMAN, PRECISIONS
 from spikeformer_lt.export.file import CONFIG, TENSORS, read_packed
 
@@ -198,6 +199,18 @@ def test_each_file_is_read_once(small: Ticket, write_packed, tmp_path: Path) -> 
     read_packed(tmp_path)
     found, opened = opened, None
     assert sorted(name for name in found or [] if name in (CONFIG, TENSORS)) == [CONFIG, TENSORS]
+
+
+def test_reading_neither_makes_a_network_nor_hashes_twice(
+    ticket: Ticket, write_packed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = {"model": {"name": "spikformer_toy", "args": {"embed_dim": 64}}}
+    write_packed(tmp_path, Ticket(ticket.mask, ticket.tensors, other))
+    with pytest.raises(SpikeformerError, match=f"{tmp_path}.*not of this model"):
+        load_exported(tmp_path)
+    for place in ("registry.create_model", "tickets.surgery.create_model", "export.file.digest_of"):
+        monkeypatch.setattr(f"spikeformer_lt.{place}", None)
+    assert same(read_packed(tmp_path).ticket, Ticket(ticket.mask, ticket.tensors, other))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])

@@ -110,6 +110,22 @@ def test_the_huffman_bytes_never_change(monkeypatch: pytest.MonkeyPatch) -> None
     assert hashlib.sha256(found[1].tobytes()).hexdigest()[:16] == "bce8d8a486433c3e"
 
 
+@given(st.integers(0, 2**32 - 1), st.integers(1, 14), st.sampled_from(KINDS))
+def test_foreign_bytes_of_any_depth_are_other_values(
+    seed: int, depth: int, kind: torch.dtype
+) -> None:
+    rest = -(-60 * (8 * kind.itemsize - depth) // 8)
+    data = np.random.default_rng(seed).integers(0, 256, rest + seed % 40, np.uint8)
+    room = np.full(64, 7, np.float32)  # of which the last four belong to somebody else
+    found = decode_values(data, depth, 60, kind, room[:60])
+    assert found is not None and found.shape == (60,) and (room[60:] == 7).all()
+    assert np.may_share_memory(room, found.view(torch.uint8).numpy()) == (kind == torch.float32)
+    low = np.unpackbits(data[-rest:])[: 60 * (8 * kind.itemsize - depth)].reshape(60, -1)
+    whole = np.frombuffer(raw(found), f"<u{kind.itemsize}").astype(f">u{kind.itemsize}")
+    bits = np.unpackbits(whole.view(np.uint8)).reshape(60, -1)
+    assert np.array_equal(bits[:, depth:], low)
+
+
 @given(st.integers(0, 2**32 - 1), st.integers(0, 3000))
 def test_foreign_bytes_give_other_values_or_none(seed: int, size: int) -> None:
     rng = np.random.default_rng(seed)

@@ -3,7 +3,8 @@
 The published codes have a model file for each data set: Spikformer's for CIFAR has ``q_linear``
 where those of DVS and ImageNet have ``q_conv`` with kernels ``[D, D, 1]`` or ``[D, D, 1, 1]``, and
 no bias on q, k and v; Spikingformer's number their convolutions as blocks or as projections,
-QKFormer's by places that differ, and BESTformer's has two heads. spikingjelly 2's Spikformer has
+QKFormer's by places that differ; BESTformer's, and a distilled Meta-SpikeFormer's, has two heads,
+and classifies by their mean. spikingjelly 2's Spikformer has
 one ``qkv_conv_bn``, no biases, and pools before it fires.
 """
 
@@ -278,17 +279,32 @@ def _rename_two_heads(name: str) -> str | None:
     return name if name in ("head2.weight", "head2.bias") else _rename_tokenizer(name)
 
 
-def _mean_head(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """One head of both streams, whose logits are the mean of the file's two heads."""
-    names = ("head.weight", "head2.weight", "head.bias", "head2.bias")
-    given = [tensors.get(name) for name in names]
+def _heads(tensors: dict[str, Tensor], other: str, family: str) -> list[Tensor]:
+    """Take the weights and biases of the file's two heads out of `tensors`."""
+    names = [f"{head}.{leaf}" for leaf in ("weight", "bias") for head in ("head", other)]
+    given = [tensors.pop(name, None) for name in names]
     shapes = [None if value is None else list(value.shape) for value in given]
     if None in shapes or shapes[::2] != shapes[1::2]:
         sizes = ", ".join(f"{n} {s}" for n, s in zip(names, shapes, strict=True))
-        raise CheckpointError(f"a published BESTformer has two heads of one size; found {sizes}")
-    first, second, one, other = (value for value in given if value is not None)
-    whole = {"head.weight": torch.cat((first, second), 1) / 2, "head.bias": (one + other) / 2}
-    return {n: v for n, v in tensors.items() if n not in names} | whole
+        raise CheckpointError(f"a published {family} has two heads of one size; found {sizes}")
+    return [value for value in given if value is not None]
+
+
+def _mean_head(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """One head of both streams, whose logits are the mean of the file's two heads."""
+    rest = dict(tensors)
+    first, second, one, other = _heads(rest, "head2", "BESTformer")
+    whole = torch.cat((first, second), 1) / 2
+    return {**rest, "head.weight": whole, "head.bias": (one + other) / 2}
+
+
+def _taught_head(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """One head of the mean of two, where the file has one that a teacher trained."""
+    rest = dict(tensors)
+    if rest.keys().isdisjoint(_TAUGHT):
+        return rest
+    first, second, one, other = _heads(rest, "head_kd", "Meta-SpikeFormer with a teacher")
+    return {**rest, "head.weight": (first + second) / 2, "head.bias": (one + other) / 2}
 
 
 def _rename_membrane(name: str) -> str | None:
@@ -376,6 +392,7 @@ _REPS = {
     "0.body.0": "first", "0.body.1.bn": "first_norm", "0.body.2.0": "depthwise",
     "0.body.2.1": "second", "0.body.2.2": "second_norm", "1": "norm",
 }  # fmt: skip
+_TAUGHT = ("head_kd.weight", "head_kd.bias")
 _UNNORMED = re.compile(r"ConvBlock([12]_[12])\.0\.Conv\.(pwconv1|bn1|dwconv|pwconv2|bn2)\.(\w+)")
 _UNITS = {"pwconv1": "0.conv", "bn1": "0.norm", "dwconv": "1.conv", "pwconv2": "2.conv",
           "bn2": "2.norm"}  # fmt: skip
@@ -413,6 +430,8 @@ def _rename_meta(name: str) -> str | None:
 
 def _rename_rep(name: str) -> str | None:
     """Ours for a Meta-SpikeFormer's, which is named as an E-SpikeFormer but for these."""
+    if name in _TAUGHT:
+        return name
     if part := _UNNORMED.fullmatch(name):
         return f"stem.stages.{_CONVOLVED[part[1]]}.branches.0.units.{_UNITS[part[2]]}.{part[3]}"
     if part := _REP.fullmatch(name):
@@ -555,6 +574,7 @@ META_SPIKEFORMER = Published(
     lambda tensors: _rename_rep,
     {**_MAPS, **{f"blocks.0.branches.1.units.{i}.linear.weight": 2 for i in (0, 1)}},
     lambda found: _meta_sizes(found, 1),
+    joined=_taught_head,
 )
 _GAINS = "block.0.attn.lambda_attn"
 BESTFORMER = Published(

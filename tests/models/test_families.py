@@ -854,6 +854,9 @@ def test_convolutions_between_normalisations_are_one_convolution(awaken: Any) ->
     assert not any(isinstance(m, RepConv) for m in compact(model).modules())
 
 
+_LEAVES = ("weight", "bias")
+
+
 def reps() -> dict[str, str]:
     """Layers of the published Meta-SpikeFormers, by our names."""
     names = {n: ours.replace("branches.2", "branches.1") for n, ours in meta().items()
@@ -887,8 +890,25 @@ def test_every_tensor_of_a_published_meta_spikeformer_finds_its_place(tmp_path: 
     convert(tmp_path / "file.pth", "sdt2_imagenet_8_384", tmp_path / "out", **options)
     again = model_from_ticket(Ticket.load(tmp_path / "out"))
     assert all(torch.equal(again.state_dict()[n], v) for n, v in state.items())
-    with pytest.raises(CheckpointError, match="no name of a published Meta-SpikeFormer: 'head_kd"):
-        translate({**theirs, "head_kd.weight": torch.zeros(10, 32)}, model.published)
+    taught = {f"head_kd.{leaf}": torch.rand_like(theirs[f"head.{leaf}"]) for leaf in _LEAVES}
+    found = translate({**theirs, **taught}, model.published)
+    assert found.tensors.keys() == state.keys() and not found.dropped
+    for leaf in _LEAVES:
+        mean = (theirs[f"head.{leaf}"] + taught[f"head_kd.{leaf}"]) / 2
+        assert torch.equal(found.tensors[f"head.{leaf}"], mean)
+    del taught["head_kd.bias"]
+    with pytest.raises(CheckpointError, match=r"two heads of one size; found .*head_kd.bias None"):
+        translate({**theirs, **taught}, model.published)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("8_384", 31_814_864), ("8_512", 55_991_248), ("8_768", 124_702_160)],
+)
+def test_a_head_that_a_teacher_trained_is_as_large_as_the_other(name: str, parameters: int) -> None:
+    with torch.device("meta"):
+        model = create_model(f"sdt2_imagenet_{name}")
+    assert sum(p.numel() for part in (model, model.head) for p in part.parameters()) == parameters
 
 
 def test_two_published_heads_become_one_of_their_mean(awaken: Any, tmp_path: Path) -> None:

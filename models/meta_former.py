@@ -27,6 +27,7 @@ from spikeformer_lt.layers.neuron import (
     make_activation,
     norm_act,
 )
+from spikeformer_lt.layers.patches import gather_tokens, put_tokens, through
 from spikeformer_lt.layers.stems import SpikingStem, StemUnit, in_a_row, read_on
 from spikeformer_lt.layers.units import (
     Chain,
@@ -35,7 +36,6 @@ from spikeformer_lt.layers.units import (
     Folded,
     LinearUnit,
     Reads,
-    call,
     emitted,
     map_rows,
 )
@@ -202,9 +202,14 @@ class MetaBlock(nn.Module):
     Shape: tokens ``[T|1, B, N, D]`` of a map, `grid` its rows and columns -> the same.
     """
 
+    convolves = True  # before its attention, so that tokens can stop behind that alone
+
     def __init__(self, branches: Iterable[Branch], grid: tuple[int, int]) -> None:
         super().__init__()
         self.branches, self.grid, self.recompute = nn.ModuleList(branches), grid, False
+        inside = [any(isinstance(m, SpikingAttention) for m in b.modules()) for b in self.branches]
+        self._attends = inside.index(True) if True in inside else len(inside)
+        self.stop: Any = None  # a `layers.patches.PatchSelect` of those that go on
 
     @property
     def attn(self) -> Any:
@@ -217,12 +222,16 @@ class MetaBlock(nn.Module):
             branch.set_reads()
         return "real"
 
-    def forward(self, tokens: Tensor, T: int) -> Tensor:
-        """Run the block."""
-        rows = tokens.unflatten(2, self.grid)
-        for branch in self.branches:
+    def forward(self, tokens: Tensor, T: int, index: Tensor | None = None) -> Tensor:
+        """Run the block; from its attention on, the tokens at `index` ``[B, K]`` alone."""
+        rows, whole = tokens.unflatten(2, self.grid), None
+        for i, branch in enumerate(self.branches):
+            if index is not None and i == self._attends:
+                whole = rows.flatten(2, 3)
+                rows = gather_tokens(whole, index)[:, :, None]
             rows = rows + branch(rows, T)
-        return rows.flatten(2, 3)
+        rows = rows.flatten(2, 3)
+        return rows if index is None or whole is None else put_tokens(whole, index, rows)
 
 
 class MetaStem(SpikingStem):
@@ -267,6 +276,10 @@ class MetaStem(SpikingStem):
         """The convolutions, in the order of the data."""
         return in_a_row(unit for branch in self._branches() for unit in branch.units)
 
+    def inner_blocks(self) -> list[Any]:
+        """The blocks with attention."""
+        return list(cast(Any, self.stages[3]))
+
     def firing(self) -> list[Any]:
         """The units with an activation, and the branches, whose own is before them."""
         return [*super().firing(), *(b for b in self._branches() if b.act is not None)]
@@ -284,7 +297,7 @@ class MetaStem(SpikingStem):
         for i, down in enumerate(self.downs):
             rows = down(rows, T)
             for block in cast(Any, self.stages[i]) if i < len(self.stages) else ():
-                rows = call(block, rows.flatten(2, 3), T).unflatten(2, rows.shape[2:4])
+                rows = through(block, rows.flatten(2, 3), T, images).unflatten(2, rows.shape[2:4])
         tokens = rows.flatten(2, 3)
         return tokens, tokens
 
@@ -430,12 +443,13 @@ class ESpikeFormer(MetaFormer):
     Neurons have no state, and a number stands for as many spikes: every step is computed by itself,
     and that of an image once. Numbers are 4 times those of the published code, which divides them
     by 4: the epsilon of every normalisation behind them is 16 times its own, with the same result.
-    No token can leave: convolutions read its neighbours.
+    No token can leave, as convolutions read its neighbours; behind those of a block it can stop.
 
     Source: Yao et al., TPAMI 2025, arXiv 2411.16061; sizes and scales from the published code.
     """
 
     published = E_SPIKEFORMER
+    stops_tokens = True
 
     def __init__(
         self,

@@ -102,6 +102,7 @@ class SpikingTransformer(SpikingClassifier):
 
     stem: Any  # a `layers.stems.SpikingStem`
     keeps_tokens = ""  # why no token may leave; empty where they may
+    stops_tokens = False  # whether they may stop before blocks all the same
     streams = 1  # copies of the stem's tokens that go through the blocks, side by side
 
     def __init__(

@@ -226,12 +226,18 @@ def make_score(kind: str, dim: int, num_classes: int, num_heads: int) -> PatchSc
     return SCORES[kind](*sizes.get(kind, ()))
 
 
-def check_needs(score: PatchScore | type[PatchScore], model: Any, stem: Any) -> None:
-    """Refuse a score that reads what a stem does not give, and a model that needs all tokens."""
-    if why := getattr(model, "keeps_tokens", ""):
+def check_needs(
+    score: PatchScore | type[PatchScore], model: Any, stem: Any, stop: bool = False
+) -> None:
+    """Refuse a score that reads what a stem does not give, and a model that needs all tokens.
+
+    With `stop` they are needed where they cannot even stop before blocks.
+    """
+    may_stop = getattr(model, "stops_tokens", False)
+    if (why := getattr(model, "keeps_tokens", "")) and not (stop and may_stop):
         raise ConfigError(
             f"{type(model).__name__} {why} reads the neighbours of every token, so that none can "
-            "leave: use patches.sparsity 0"
+            "leave: use patches.sparsity 0" + (", or patches.mode stop" if may_stop else "")
         )
     if score.needs not in ("", *getattr(stem, "gives", ("current",))):
         name = next(name for name, kind in SCORES.items() if kind in (score, type(score)))
@@ -249,7 +255,7 @@ def check_stops(model: Any, stops: Sequence[PatchSelect]) -> None:
         raise ConfigError(f"{len(stops)} shares of tokens that stop, for {len(blocks)} blocks")
     allowed = tuple(SCORES[kind] for kind in STOPS)
     for i, (stop, block) in enumerate(zip(stops, blocks, strict=True)):
-        check_needs(stop.score, model, model.stem)
+        check_needs(stop.score, model, model.stem, stop=True)
         if stop.sparsity > 0 and not isinstance(block.attn, SpikingAttention | None):
             raise ConfigError(
                 f"block {i} reads the neighbours of every token, so that none can stop before it: "
@@ -328,6 +334,13 @@ def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
     """Keep tokens ``[T|1, B, N, D]`` at ``index`` ``[B, K]``, the same at every step."""
     time, _, _, dim = tokens.shape
     return tokens.gather(2, index[None, :, :, None].expand(time, -1, -1, dim))
+
+
+def put_tokens(tokens: Tensor, index: Tensor, ran: Tensor) -> Tensor:
+    """Tokens ``[T|1, B, N, D]``, at ``index`` ``[B, K]`` replaced by ``ran`` ``[T|1, B, K, D]``."""
+    place = index[None, :, :, None].expand(ran.shape)
+    whole = tokens.to(ran.dtype).expand(len(ran), -1, -1, -1)
+    return whole.scatter(2, place, ran)
 
 
 class PatchSelect(nn.Module):
@@ -488,8 +501,9 @@ def through(
 ) -> Tensor:
     """Run an encoder block; tokens that ``block.stop`` does not choose leave it as they came.
 
-    Nothing is computed for these. A static input is the same at every step of the output. With the
-    `policy` of a :class:`StagedSelect` all tokens run, and attend by it.
+    Nothing is computed for these, but what a block convolves before its attention. A static input
+    is the same at every step of the output. With the `policy` of a :class:`StagedSelect` all tokens
+    run, and attend by it.
 
     Source: TP-Spikformer, arXiv 2603.00527 (early stopping).
     """
@@ -499,10 +513,9 @@ def through(
     if stop is None or stop.sparsity == 0:
         return call(block, tokens, T)  # type: ignore[no-any-return]
     index, _ = stop(tokens, tokens, images, T)
-    ran = call(block, gather_tokens(tokens, index), T)
-    place = index[None, :, :, None].expand(ran.shape)
-    whole = tokens.to(ran.dtype).expand(len(ran), -1, -1, -1)
-    return whole.scatter(2, place, ran)
+    if getattr(block, "convolves", False):
+        return call(block, tokens, T, index)  # type: ignore[no-any-return]
+    return put_tokens(tokens, index, call(block, gather_tokens(tokens, index), T))
 
 
 def selections(model: nn.Module) -> list[Any]:

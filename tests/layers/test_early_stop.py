@@ -25,18 +25,21 @@ NETWORKS = {
     "sdt_toy": SMALL,
     "qkformer_toy": {**SMALL, "depths": (1, 1, 2)},
 }  # fmt: skip
+WIDE: dict[str, Any] = {**SMALL, "image_size": 64, "depths": (2, 1)}
+CONVOLVING = {"sdt3_toy": WIDE}  # blocks that convolve before their attention
 T = 3
 
 
 def made(name: str, awaken: Any, steps: int = T) -> Any:
     torch.manual_seed(0)
-    model = create_model(name, T=steps, **NETWORKS[name]).double()
-    awaken(model, lambda net: net(pictures()))
+    model = create_model(name, T=steps, **(NETWORKS | CONVOLVING)[name]).double()
+    awaken(model, lambda net: net(pictures(name)))
     return model.eval()
 
 
-def pictures(seed: int = 0) -> Tensor:
-    return torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(seed)).double()
+def pictures(name: str = "") -> Tensor:
+    side = CONVOLVING.get(name, SMALL)["image_size"]
+    return torch.rand(4, 3, side, side, generator=torch.Generator().manual_seed(0)).double()
 
 
 @pytest.mark.parametrize(
@@ -72,6 +75,39 @@ def test_tokens_that_stop_leave_every_block_as_they_came(kind: str, name: str, a
         assert torch.equal(alone, ran), "the block saw the tokens that go on alone"
 
 
+@pytest.mark.parametrize("inner", [True, False])
+@pytest.mark.parametrize("kind", STOPS)
+def test_tokens_stop_behind_the_convolutions_of_a_block(
+    kind: str, inner: bool, awaken: Any
+) -> None:
+    """SDT v3: all are scored as they come and convolved; some go on to attention and MLP."""
+    model = made("sdt3_toy", awaken)
+    plain, blocks = model(pictures("sdt3_toy")), model.encoder_blocks()
+    assert len(blocks) == 3
+    which = 0 if inner else 2
+    set_patches(model, PatchConfig(0.5, kind, "stop", (0.0, 0.0, 0.0)))
+    assert torch.equal(model(pictures("sdt3_toy")), plain), "all go on"
+    shares = tuple(0.5 if i == which else 0.0 for i in range(3))
+    set_patches(model, PatchConfig(0.5, kind, "stop", shares))
+    seen: dict[str, Any] = {}
+    block = blocks[which]
+    block.stop.register_forward_hook(lambda m, args, out: seen.update(before=args[0], index=out[0]))
+    block.register_forward_hook(lambda m, args, out: seen.update(given=args[0], out=out))
+    block.branches[1].register_forward_pre_hook(lambda m, args: seen.update(kept=args[0]))
+    assert not torch.equal(model(pictures("sdt3_toy")), plain)
+    before, index = seen["before"], seen["index"]
+    assert torch.equal(before, seen["given"]) and index.shape == (4, 8)
+    rows = before.unflatten(2, block.grid)
+    convolved = (rows + block.branches[0](rows, T)).flatten(2, 3)
+    stopped = torch.ones(4, 16, dtype=torch.bool).scatter_(1, index, False)
+    assert torch.equal(seen["out"][:, stopped], convolved[:, stopped])
+    kept = convolved[:, ~stopped].unflatten(1, (4, 1, 8))
+    assert torch.equal(seen["kept"], kept), "attention and MLP see those that go on alone"
+    kept = kept + block.branches[1](kept, T)
+    kept = kept + block.branches[2](kept, T)
+    assert torch.equal(seen["out"][:, ~stopped], kept.flatten(1, 3))
+
+
 def test_a_static_input_stops_as_the_same_token_at_every_step(awaken: Any) -> None:
     torch.manual_seed(0)
     block = EncoderBlock(SpikingSelfAttention(8, 2), SpikingMLP(8, 16)).double().eval()
@@ -86,11 +122,18 @@ def test_a_static_input_stops_as_the_same_token_at_every_step(awaken: Any) -> No
     assert torch.equal(out[stopped], once.expand(T, -1, -1, -1)[stopped])
 
 
-@pytest.mark.parametrize(("kind", "name"), [("tp", "qkformer_toy"), ("tp-code", "sdt_toy")])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("tp", "qkformer_toy"),
+        ("tp-code", "sdt_toy"),
+        *((kind, "sdt3_toy") for kind in ("tp", "tp-code")),
+    ],
+)
 def test_one_step_is_defined(kind: str, name: str, awaken: Any) -> None:
     model = made(name, awaken, 1)
     set_patches(model, PatchConfig(0.5, kind, "stop"))
-    assert model(pictures()).isfinite().all()
+    assert model(pictures(name)).isfinite().all()
 
 
 def test_the_published_code_compares_with_a_sum_over_channels() -> None:
@@ -111,12 +154,12 @@ def test_the_published_code_compares_with_a_sum_over_channels() -> None:
     assert not torch.allclose(found, corrected, rtol=1e-3, atol=0)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [*NETWORKS, *CONVOLVING])
 def test_operations_of_the_blocks_fall_by_the_share_that_stops(name: str, awaken: Any) -> None:
     model = made(name, awaken)
-    whole = build_ledger(model, [pictures()])
+    whole = build_ledger(model, [pictures(name)])
     set_patches(model, PatchConfig(0.5, "tp", "stop"))
-    part = build_ledger(model, [pictures()])
+    part = build_ledger(model, [pictures(name)])
     assert whole["sparsity"]["patch"] == 0 and part["sparsity"]["patch"] == 0.5
     inside = {m for block in model.encoder_blocks() for m in block.modules()}
     linear = {n: m in inside for n, m in model.named_modules() if isinstance(m, nn.Linear)}
@@ -127,14 +170,14 @@ def test_operations_of_the_blocks_fall_by_the_share_that_stops(name: str, awaken
     assert part["sops"] < whole["sops"] and part["macs"] < whole["macs"]
     set_patches(model, PatchConfig(0.5, "tp", "stop", (0.0, *[0.5] * (len(selections(model)) - 1))))
     share = 0.5 * (len(selections(model)) - 1) / len(selections(model))
-    assert build_ledger(model, [pictures()])["sparsity"]["patch"] == pytest.approx(share)
+    assert build_ledger(model, [pictures(name)])["sparsity"]["patch"] == pytest.approx(share)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [*NETWORKS, *CONVOLVING])
 def test_the_compact_form_lets_the_same_tokens_stop(name: str, awaken: Any) -> None:
     model = made(name, awaken)
     set_patches(model, PatchConfig(0.5, "tp", "stop"))
-    assert torch.allclose(compact(model)(pictures()), model(pictures()), rtol=0, atol=1e-9)
+    assert torch.allclose(compact(model)(pictures(name)), model(pictures(name)), rtol=0, atol=1e-9)
 
 
 def test_frames_are_kept_until_all_steps_are_known(awaken: Any) -> None:
@@ -144,10 +187,11 @@ def test_frames_are_kept_until_all_steps_are_known(awaken: Any) -> None:
     given = [stream.push(pictures()) for _ in range(T)]
     assert [len(out[0]) for out in given] == [0, 0, T]
     assert torch.allclose(given[-1], model(pictures()), rtol=0, atol=1e-12)
-    inner = made("qkformer_toy", awaken)
-    set_patches(inner, PatchConfig(0.5, "tp", "stop"))
-    with pytest.raises(ExportError, match="tokens stop inside of the stem"):
-        Stream(inner)
+    for name in ("qkformer_toy", "sdt3_toy"):
+        inner = made(name, awaken)
+        set_patches(inner, PatchConfig(0.5, "tp", "stop"))
+        with pytest.raises(ExportError, match="tokens stop inside of the stem"):
+            Stream(inner)
 
 
 def test_gradients_reach_stopped_and_running_tokens(awaken: Any) -> None:
@@ -188,6 +232,9 @@ def test_what_cannot_stop_is_refused() -> None:
     with pytest.raises(ConfigError, match="block 0 reads the neighbours of every token"):
         set_patches(model, PatchConfig(0.5, "tp", "stop"))
     eroding = create_model("sdt_toy", dvs_mode=True, **SMALL)
+    convolving = create_model("sdt2_toy", **WIDE)
+    with pytest.raises(ConfigError, match="MetaSpikeFormer with its convolutions reads"):
+        set_patches(convolving, PatchConfig(0.5, "tp", "stop"))
     with pytest.raises(ConfigError, match="dvs_mode"):
         set_patches(eroding, PatchConfig(0.5, "tp", "stop"))
     for wrong, said in (

@@ -145,7 +145,7 @@ def find(
         The run's directory; None after a dry run.
     """
     name, config, *inner = _chosen(choose, cfg)  # refuses a preset of another search
-    if hasattr(cfg, "budget") and cfg.budget.asked[0] and not (accept or cfg.run.dry_run):
+    if hasattr(cfg, "budget") and cfg.budget.asked[0] and not accept:
         from spikeformer_lt.reports.energy import within
 
         check(network is None and report, "budget", "set", "for registered models, with a report")

@@ -373,7 +373,11 @@ def following(trials: list[Trial], budget: float, least: float) -> float:
     if over is not None and over.sparsity >= HIGHEST:
         raise ConfigError(f"is below the smallest reachable value, {over.value:.6g}")
     if under is not None and under.sparsity <= 0:
-        raise ConfigError(f"is above what no sparsity costs, {under.value:.6g}: nothing to remove")
+        silent = "cannot be met: layers never fire, even with nothing removed"
+        known = f"is above what no sparsity costs, {under.value:.6g}: nothing to remove"
+        raise ConfigError(known if under.value else silent)
+    if under is not None and under.value == 0 and over is None:
+        return 0.0  # silent: does it fire at all?
     if over is not None and under is not None:
         share = (over.value - goal) / max(over.value - under.value, 1e-12)
         return over.sparsity + min(max(share, 0.05), 0.95) * (under.sparsity - over.sparsity)
@@ -414,7 +418,7 @@ RATES = {"multisp": "encoder.sparsity", "joint": "imp.sparsity"}
 
 def within(
     cfg: Any, search: str, run: Callable[..., Any], show: Callable[[Path], None] | None = None
-) -> Path:
+) -> Path | None:
     """Run a search at one sparsity after another, each in OUT.tries/, and keep the one that fits.
 
     Args:
@@ -426,16 +430,20 @@ def within(
 
     Returns:
         ``run.out``, to which the run that fits is moved; ``budget.json`` there lists all tries.
+        None after a dry run.
     """
     budget, out = cfg.budget, Path(cfg.run.out)
-    check(bool(cfg.run.out), "run.out", "", "a directory, with a budget")
-    check(not out.exists(), "run.out", str(out), "a new directory, with a budget")
     usual = f"{search}.{RATES.get(search, 'sparsity')}"
     usual = usual if value_at(cfg, usual) is not None else "sparsity"  # of a recipe itself
     path, (what, goal) = budget.over or usual, budget.asked
     option = path.replace("-", "_")
     now, group = value_at(cfg, option), option.partition(".")[0]
-    check(isinstance(now, float), "budget.over", path, "the option of a sparsity")
+    rule = "the option of a sparsity" + ("" if budget.over else f", as {search} has none of one")
+    check(isinstance(now, float), "budget.over", budget.over, rule)
+    check(bool(cfg.run.out), "run.out", "", "a directory, with a budget")
+    check(not out.exists(), "run.out", str(out), "a new directory, with a budget")
+    if cfg.run.dry_run:
+        return run(adapted(cfg, budget=BudgetConfig()))  # type: ignore[no-any-return]
     tries = out.with_name(f"{out.name}.tries")
 
     def measure(rate: float) -> Trial:

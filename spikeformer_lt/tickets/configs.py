@@ -200,7 +200,7 @@ class ImpConfig(Pruning):
     @cached_property
     def rewind_step(self) -> Step:
         """The point to go back to."""
-        return Step.parse(self.rewind)
+        return Step.parse(self.rewind, "rewind")
 
 
 @dataclass(frozen=True)
@@ -436,6 +436,9 @@ class MultiSpConfig(Checked):
         check(self.epochs > 0 or free, "multisp.epochs", self.epochs, rule)
         ramp = WeightConfig(ramp_epochs=self.encoder.ramp_epochs)
         check_ramp(ramp, self.epochs, "multisp.encoder.")
+        early = not self.encoder.levels or self.encoder.rewind_step.epochs <= self.epochs
+        rule = f"at most {self.epochs}ep, the multisp.epochs of each training"
+        check(early, "multisp.encoder.rewind", self.encoder.rewind, rule)
         untrained = self.schedule != "joint" and not (self.stem_epochs or self.dense_epochs)
         rule = "at least 1: a frozen ConvPEP would keep its random weights; or give stem finetune"
         sound = not untrained or self.stem != "frozen"

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from spikeformer_lt.config import check, check_fields
 from spikeformer_lt.tickets.presets import DEVIATIONS
+from spikeformer_lt.training.options import Step
 
 ROOM = __name__.rpartition(".")[0]  # of our own configurations
 # The same words as in mask.py, layers/patches.py and layers/stems.py, which import torch.
@@ -185,8 +186,9 @@ class EncoderConfig(Checked):
     binary: bool = False
     """Binarize the kept weights to +-gain, one gain for each output (BESTformer)."""
     method: str = "latent"
-    """latent: train all, mask the largest; magnitude: one mask from the start weights; rigl:
-    dynamic sparse training, of full-precision weights; random: the control mask."""
+    """latent: train all, mask the largest; magnitude: one mask from the start weights; imp: train,
+    mask the largest, go back to an early point, `rounds` times; rigl: dynamic sparse training, of
+    full-precision weights; random: the control mask."""
     scope: str = "global"
     """global: one budget over these weights; layer: the same sparsity in each."""
     floor: float = 0.01
@@ -195,15 +197,36 @@ class EncoderConfig(Checked):
     """Epochs of a cubic ramp of the sparsity from 0 (latent); the mask moves up to 3/4 of all."""
     every: int = 100
     """Optimizer steps between two exchanges of method rigl."""
+    rounds: int = 4
+    """Method imp: trainings of the whole length before the last, each of which ends in a removal
+    that leaves the same share of the weights."""
+    rewind: str = "1ep"
+    """Method imp: point of the first training to go back to: 2ep, 500it; 0it is its start."""
     head: bool = True
     """The last linear map is among these weights, too."""
     WHERE = "multisp.encoder."
-    OWN: ClassVar = {"method": ("latent", "magnitude", "rigl", "random")}
+    OWN: ClassVar = {"method": ("latent", "magnitude", "imp", "rigl", "random")}
 
     def __post_init__(self) -> None:
         super().__post_init__()
         both = self.method == "rigl" and (self.binary or self.ramp_epochs > 0)
         check(not both, "multisp.encoder.method", self.method, "another with binary or a ramp")
+        ramped = self.method == "imp" and self.ramp_epochs > 0
+        check(not ramped, "multisp.encoder.method", self.method, "another with a ramp")
+        self.rewind_step  # noqa: B018 - refuses what is no step
+
+    @property
+    def rewind_step(self) -> Step:
+        """The point to go back to."""
+        return Step.parse(self.rewind, f"{self.WHERE}rewind")
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """Sparsity after each round of method imp; empty for the others."""
+        if self.method != "imp" or not self.sparsity:
+            return ()
+        shares = (1 - (1 - self.sparsity) ** (i / self.rounds) for i in range(1, self.rounds))
+        return (*shares, self.sparsity)
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ from spikeformer_lt.tickets.levels import (
 from spikeformer_lt.tickets.one_shot import random_mask
 from spikeformer_lt.tickets.sparse_training import Rewiring, SparseTraining
 from spikeformer_lt.training.options import OptimConfig
-from spikeformer_lt.training.phase import Fit, Masked, Phase, Progress
+from spikeformer_lt.training.phase import Capture, Fit, Masked, Phase, Progress
 from spikeformer_lt.training.ranks import from_first
 
 
@@ -216,7 +216,8 @@ class MultiSp(base.Search):
         config = self.config
         searched = config.stem_epochs if config.weights.method != "off" else 0
         stem = {"sequential": searched, "reverse": max(1, config.stem_epochs)}
-        found = config.dense_epochs + config.epochs + config.patches.searched
+        trained = config.epochs * (1 + len(config.encoder.levels))
+        found = config.dense_epochs + trained + config.patches.searched
         return int(found + stem.get(config.schedule, 0))
 
     def check(self, model: nn.Module) -> None:
@@ -227,6 +228,7 @@ class MultiSp(base.Search):
                 "give --model.name of a spiking transformer, or use another search"
             )
         surgery.check_patches(model, self.config.patches)
+        surgery.check_activation(model, self.config.activation)
         surgery.set_halting(model, self.config.halting, refuse_only=True)
         if self.config.ticket:
             self._opened(model)
@@ -333,7 +335,7 @@ class MultiSp(base.Search):
     def _joint(self, model: nn.Module, fit: Fit, final: Phase) -> None:
         self.select_patches(model, fit)
         if final.epochs:
-            self._fit(fit, model, self._with_encoder(model, self._with_masks(model, final)))
+            self._fit_encoder(model, fit, self._with_masks(model, final))
 
     def _sequential(self, model: nn.Module, fit: Fit, final: Phase) -> None:
         config = self.config
@@ -355,12 +357,12 @@ class MultiSp(base.Search):
             elif self._stem is not None:
                 final = replace(final, before_step=self._stem.at_full_sparsity())
         self.select_patches(model, fit)
-        self._fit(fit, model, self._with_encoder(model, final))
+        self._fit_encoder(model, fit, final)
 
     def _reverse(self, model: nn.Module, fit: Fit, final: Phase) -> None:
         self.select_patches(model, fit)
         first = replace(final, name="patches", teacher=None, distill=0.0)
-        self._fit(fit, model, self._with_encoder(model, first))
+        self._fit_encoder(model, fit, first)
         stem = replace(final, name="conv_pep", epochs=max(1, self.config.stem_epochs))
         if self._rigl is not None:
             stem = replace(stem, hooks=(Masked(self._rigl.mask),))
@@ -377,6 +379,25 @@ class MultiSp(base.Search):
             model, weights, seed_for(self.seed, "mask"), self._encoder
         )
         return replace(phase, before_step=controller, settled_from=controller.settled_from)
+
+    def _fit_encoder(self, model: nn.Module, fit: Fit, phase: Phase) -> None:
+        """Train a phase with level 4; by method imp again and again, from an early point."""
+        config = self.config.encoder
+        if not config.levels:
+            self._fit(fit, model, self._with_encoder(model, phase))
+            return
+        install_encoder(model, config)
+        early, seed = Capture(config.rewind_step), seed_for(self.seed, "encoder mask")
+        for number, level in enumerate(config.levels):
+            own = replace(phase, name=f"{phase.name}-{number}", settled_from=phase.epochs - 1)
+            self._fit(fit, model, own if number else replace(own, hooks=(*own.hooks, early)))
+            own_masks = {"scope": config.scope, "floor": config.floor, "monotone": True}
+            how = WeightConfig("magnitude", level, **own_masks)
+            self._encoder = MaskController(model, how, seed, self._stem)
+            found = {name: layer.mask.clone() for name, layer in self._encoder.layers.items()}
+            model.load_state_dict(early.captured)  # with the masks of that point
+            subnet.put_masks(self._encoder.layers, found)
+        self._fit(fit, model, phase)
 
     def _with_encoder(self, model: nn.Module, phase: Phase) -> Phase:
         """Turn level 4 on for a phase that trains the encoder."""

@@ -28,6 +28,7 @@ from spikeformer_lt.layers.patches import (
     StagedSelect,
     check_needs,
     check_stages,
+    check_stops,
     make_score,
 )
 from spikeformer_lt.layers.stems import stem_of
@@ -105,6 +106,15 @@ def set_activation(model: Any, config: ActivationConfig) -> None:
     stem_of(model).set_activation(config.kind, config.residual, **own)
 
 
+def check_activation(model: Any, config: ActivationConfig) -> None:
+    """Refuse a residual rule (level 3) that the stem of a model cannot have."""
+    stem = stem_of(model)
+    allowed = getattr(stem, "residuals", (config.residual,)) or ("add",)
+    rule = f"one of {', '.join(allowed)}" if len(allowed) > 1 else "add"
+    rule += f" for the {type(stem).__name__} of a {type(model).__name__}"
+    check(config.residual in allowed, "multisp.activation.residual", config.residual, rule)
+
+
 def set_patches(model: Any, config: PatchConfig, score: PatchScore | None = None) -> None:
     """Select patches (level 1), in place, by a trained score or a new one; 0 changes nothing."""
     options: dict[str, Any] = {"rescale": config.rescale, "ties": config.ties}
@@ -118,10 +128,7 @@ def set_patches(model: Any, config: PatchConfig, score: PatchScore | None = None
             for i, share in zip(config.stages, kept, strict=True)
         })  # fmt: skip
     elif config.mode == "stop":
-        shares = config.blocks or [config.sparsity] * len(model.encoder_blocks())
-        scores = (Random(i) if config.score == "random" else new_score(model, config)
-                  for i in range(len(shares)))  # fmt: skip
-        model.set_stops([PatchSelect(s, p, **options) for s, p in zip(scores, shares, strict=True)])
+        model.set_stops(_stops(model, config))
     else:
         score = new_score(model, config) if score is None else score
         chooser = None
@@ -134,11 +141,20 @@ def set_patches(model: Any, config: PatchConfig, score: PatchScore | None = None
         model.set_patch(patch)
 
 
+def _stops(model: Any, config: PatchConfig) -> list[PatchSelect]:
+    """The selections of mode stop, one before each block."""
+    shares = config.blocks or [config.sparsity] * len(model.encoder_blocks())
+    scores = (Random(i) if config.score == "random" else new_score(model, config)
+              for i in range(len(shares)))  # fmt: skip
+    own: dict[str, Any] = {"rescale": config.rescale, "ties": config.ties}
+    return [PatchSelect(score, share, **own) for score, share in zip(scores, shares, strict=True)]
+
+
 def check_patches(model: Any, config: PatchConfig) -> None:
     """Refuse a selection of patches (level 1) that a model cannot have; nothing is changed."""
     if config.sparsity == 0:
         return
-    check_needs(SCORES[config.score], model, stem_of(model))
+    check_needs(SCORES[config.score], model, stem_of(model), stop=config.mode == "stop")
     if config.space == "input" and config.score == "attention":
         first = next(iter(model.blocks), None)
         fits = isinstance(getattr(first, "attn", None), SpikingSelfAttention)
@@ -150,11 +166,15 @@ def check_patches(model: Any, config: PatchConfig) -> None:
         fits = len(config.blocks) in (0, len(blocks))
         rule = f"{len(blocks)} fractions, one for each block of this network"
         check(fits, "multisp.patches.blocks", config.blocks, rule)
+        check_stops(model, _stops(model, config))
     if config.mode == "stages":
         check(
             hasattr(model, "set_stages"), "multisp.patches.mode", "stages", "for our transformers"
         )
-        check_stages(model, dict.fromkeys(config.stages))
+        rule = f"numbers of the {len(model.blocks)} blocks of this network, the first of which is 0"
+        inside = max(config.stages) < len(model.blocks)
+        check_stages(model, dict.fromkeys(config.stages if inside else (0,)))
+        check(inside, "multisp.patches.stages", config.stages, rule)
 
 
 def _frozen_copy(part: nn.Module) -> Any:

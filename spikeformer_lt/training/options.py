@@ -42,12 +42,12 @@ class Step:
         object.__setattr__(self, "extra", iterations)
 
     @classmethod
-    def parse(cls, text: str) -> Self:
-        """Read "2ep", "500it" or "2ep50it"; a ConfigError for any other form."""
+    def parse(cls, text: str, field: str = "step") -> Self:
+        """Read "2ep", "500it" or "2ep50it"; a ConfigError names the `field` of any other form."""
         found = _FORM.fullmatch(text) if isinstance(text, str) and text else None
         if found is None:
             raise ConfigError(
-                f"step {shown(text)} is not allowed: write epochs and iterations as '2ep', "
+                f"{field}={shown(text)} is not allowed: write epochs and iterations as '2ep', "
                 "'500it' or '2ep50it'"
             )
         return cls(int(found[1] or 0), int(found[2] or 0))
@@ -230,6 +230,11 @@ class ModelConfig:
     """relu and sign are the network without time, of models that have the choice (CNNs)."""
     attention: str | None = None
     """linear is ssa with k^T v first; in random, a control, q and k stay as drawn."""
+    block_residual: str | None = None
+    """How the branches of a Spikformer's blocks join the stream; ms adds currents."""
+    dvs_mode: bool | None = None
+    """Whether the attention sdsa of an SDT (v1) takes the maxima of the 3x3 places around each
+    token, as for event frames."""
     stem_convs: int | None = None
     """Convolutions of the stem before its last one, of a Spikformer, Spikingformer or SDT: 4, or 2
     or 1, as a control."""
@@ -240,6 +245,7 @@ class ModelConfig:
             "num_heads": "[1, 4096]", "mlp_ratio": "(0, 1024]", "tau": "(1, 1e6)",
             "v_threshold": "(0, 1e6)", "stem_convs": "[1, 4]", "neuron": ("lif", "relu", "sign"),
             "attention": ("ssa", "linear", "qk", "sdsa", "random"),
+            "block_residual": ("add", "iand", "or", "ms"),
         }  # fmt: skip
         check_fields(self, "model.", **bounds)
 
@@ -312,8 +318,9 @@ class BudgetConfig:
     def __post_init__(self) -> None:
         check_fields(self, "budget.", bytes=0, sops=0, energy=0, ms=0, tries=1)
         named = [name for name in ("bytes", "sops", "energy", "ms") if getattr(self, name)]
-        last = named[-1] if named else ""
-        check(len(named) < 2, f"budget.{last}", "set", f"alone, and {named[:1]} is")
+        for name in named[1:]:
+            rule = f"0 beside budget.{named[0]}, as a run has one budget"
+            check(False, f"budget.{name}", getattr(self, name), rule)
 
     @property
     def asked(self) -> tuple[str, float]:

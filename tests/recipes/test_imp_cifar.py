@@ -188,7 +188,7 @@ def test_imp_killed_at_any_moment_ends_with_the_same_mask(recipes: Any, tmp_path
         ("early_time_cifar", "--search snip", "search='snip' .*imp, early_bird"),
         ("imp_cifar", "--preset iclr21", "preset='iclr21' .*eccv22"),
         ("biprop_cifar", "--preset eccv22", "preset='eccv22' .*iclr21, iclr21-global"),
-        ("imp_cifar", "--imp.rewind late", "step 'late' is not allowed"),
+        ("imp_cifar", "--imp.rewind late", "--imp.rewind='late' is not allowed: write epochs"),
     ],
 )
 def test_a_bad_option_is_one_clear_line(

@@ -189,6 +189,9 @@ def test_every_option_refuses_odd_values_in_one_line(quick: Path, capsys: Any) -
         ("nm", "--nm.m=1000000", "it divides the inputs of no layer"),
         ("early_time", "--early-time.search=early-time", "another search than early_time"),
         ("biprop", "--biprop.floor=1", "in [0, 1)"),
+        ("nm", "--budget.bytes=9", "the option of a sparsity, as nm has none of one"),
+        ("imp", "--budget.over=imp.rewind --budget.sops=9", "over='imp.rewind' is not allowed"),
+        ("snip", "--budget.ms=9", "run.out='' is not allowed: a directory, with a budget"),
         ("snip", "--plugins=leaves.py", "cannot be imported: SystemExit: 5"),
         ("snip", "--data.split-file=foreign", "still images"),
     ],
@@ -205,7 +208,7 @@ def test_what_a_run_would_refuse_of_places_and_networks_its_dry_run_refuses(
         {"search": "multisp"},
     ).save(quick / "wide")
     before = sorted(quick.rglob("*"))
-    argv = [search, "--data.name", "digits", option, "--dry-run"]
+    argv = [search, "--data.name", "digits", *option.split(), "--dry-run"]
     with pytest.raises(SystemExit) as stop:
         config.exit_after(lambda: cli.find_command(argv, "find"), argv)
     said = capsys.readouterr().err

@@ -60,6 +60,17 @@ def test_what_cannot_be_reached_is_refused_with_what_can(goal: int, said: str) -
         fit(lambda rate: Trial(0, 500 + 999 * (1 - rate) + (rate == 0)), BudgetConfig(goal), 0.9)
 
 
+def test_a_budget_of_a_network_that_is_silent_at_every_sparsity_says_so() -> None:
+    with pytest.raises(
+        ConfigError, match=r"budget\.energy=5 cannot be met: layers never fire, even"
+    ):
+        fit(lambda rate: Trial(0, 0.0), BudgetConfig(energy=5), 0.9)
+    alive = fit(
+        lambda rate: Trial(0, 0.0 if rate > 0.6 else 9 - 9 * rate), BudgetConfig(sops=5), 0.9
+    )
+    assert [t.value for t in alive[:2]] == [0, 9] and 4.85 <= alive[-1].value <= 5
+
+
 def test_a_cost_that_jumps_over_the_budget_ends_with_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"not met in budget\.tries=5 runs: 90 at sparsity 0\.\d"):
         fit(lambda rate: Trial(0, 90 if rate > 0.5 else 120), BudgetConfig(100, tries=5), 0.9)
@@ -71,8 +82,10 @@ def test_a_time_need_not_be_used_up() -> None:
 
 
 def test_one_budget_at_a_time() -> None:
-    with pytest.raises(ConfigError, match=r"budget\.ms"):
-        BudgetConfig(bytes=1, ms=1)
+    with pytest.raises(
+        ConfigError, match=r"budget\.ms=2\.5 is not allowed: 0 beside budget\.bytes"
+    ):
+        BudgetConfig(bytes=1, ms=2.5)
     with pytest.raises(ConfigError, match=r"budget\.sops=-1"):
         BudgetConfig(sops=-1)
 

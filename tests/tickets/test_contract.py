@@ -67,6 +67,7 @@ ENCODER = ImpConfig(levels=(0.4, S), epochs=1, rewind="1it", prune=PruneConfig(i
 MULTISP = MultiSpConfig(
     epochs=2, stem_epochs=1, patches=PatchConfig(0.5), weights=WeightConfig(sparsity=S)
 )
+ROUNDS = EncoderConfig(S, method="imp", rounds=2, rewind="1it", scope="layer")
 CASES: dict[str, tuple[str, Any]] = {
     "random": ("random", RandomConfig(S)),
     "random erk": ("random", RandomConfig(S, "erk")),
@@ -92,6 +93,7 @@ CASES: dict[str, tuple[str, Any]] = {
     "joint": ("joint", JointConfig(PatchConfig(0.5), ENCODER)),
     "multisp": ("multisp", MULTISP),
     "multisp halting": ("multisp", replace(MULTISP, halting=HaltingConfig("act", confidence=0.9))),
+    "multisp imp": ("multisp", replace(MULTISP, encoder=ROUNDS)),
 }
 WITH_IMAGES = {"early_bird", "early_time", "snip", "grasp", "synflow"}
 PATTERNED = {"nm", "early_bird channels"}  # their sparsity has tests of its own
@@ -102,10 +104,11 @@ LAYERED = {
     "biprop",
     "multisp",
     "multisp halting",
+    "multisp imp",
 }  # the same fraction of each layer
 TRAINING = {name for name in CASES if name not in
             ("random", "random erk", "magnitude", "snip", "grasp", "synflow", "nm")}  # fmt: skip
-OF_LEVELS = {"multisp", "multisp halting"}
+OF_LEVELS = {"multisp", "multisp halting", "multisp imp"}
 WITH_PATCHES = {"joint", *OF_LEVELS}
 NESTED = {"imp", "imp layer", "early_time imp", "joint"}  # what is removed stays removed
 REGROWING = {"edge_popup", "early_time edge_popup", "biprop", "biprop global", "set", "rigl",
@@ -301,7 +304,7 @@ def check_moves(case: str, masks: list[Mask], ticket: Ticket) -> None:
     elif case in REGROWING:
         steps = [lost_and_won(*pair) for pair in pairwise(masks)]
         assert any(won > 0 for _, won in steps)
-        if case not in ("granet", "biprop global"):  # those prune on
+        if case not in ("granet", "biprop global", "multisp imp"):  # those prune on
             assert all(lost == won for lost, won in steps)
     else:
         assert masks == []  # the network is dense while it is looked at
@@ -500,7 +503,7 @@ def crossed() -> list[Any]:
                 continue  # all levels together have a test of their own
             if (case, network) == ("early_bird channels", "bestformer"):
                 continue  # the signs of a filter depend on the columns of all its channels
-            chosen = turn == place % len(NETWORKS) or case in WITH_PATCHES
+            chosen = turn == place % len(NETWORKS) or case in WITH_PATCHES - {"multisp imp"}
             pairs.append(pytest.param(case, network, marks=() if chosen else pytest.mark.slow))
     return pairs
 
@@ -540,7 +543,10 @@ def test_every_search_runs_on_every_family_and_kind_of_input(case, network, benc
 BINARY, SPARSE = (EncoderConfig(S, binary, scope="layer") for binary in (True, False))
 HEAVISIDE = ActivationConfig("heaviside")
 LEVELS = {
-    "spikingformer": (PatchConfig(0.5, score="l2"), HEAVISIDE, BINARY),
+    "spikingformer": (
+        PatchConfig(0.5, score="l2"), HEAVISIDE,
+        replace(BINARY, method="imp", rounds=1, rewind="1it"),
+    ),
     "bestformer": (PatchConfig(0.5, rescale=True), HEAVISIDE, SPARSE),
     "qkformer": (
         PatchConfig(0.5, score="qk"), ActivationConfig("heaviside", residual="or"), BINARY,

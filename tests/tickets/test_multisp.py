@@ -16,7 +16,7 @@ from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.export import export_ticket, load_exported
 from spikeformer_lt.layers.patches import SCORES, STOPS, kept_count, patches_of, selections
 from spikeformer_lt.layers.stems import stem_of
-from spikeformer_lt.layers.subnet import SubnetConv2d, rankings
+from spikeformer_lt.layers.subnet import SubnetConv2d, rankings, subnets
 from spikeformer_lt.tickets import (
     ActivationConfig,
     EdgePopupConfig,
@@ -30,7 +30,7 @@ from spikeformer_lt.tickets import (
 )
 from spikeformer_lt.tickets.multisp import LITERAL_SCORES, encoder_weights
 from spikeformer_lt.training.monitor import estimate_step
-from spikeformer_lt.training.phase import FitResult, Hooks, Phase, Progress
+from spikeformer_lt.training.phase import Capture, FitResult, Hooks, Phase, Progress
 
 SIZES = {"image_size": 16, "embed_dim": 16, "depth": 1, "num_heads": 2, "T": 2}
 
@@ -365,6 +365,65 @@ def test_level_4_makes_the_encoder_sparse_beside_the_stem(schedule, method, tmp_
     assert done.check.reload_gap == 0 and 0 < done.bits[1] < done.bits[0] < 32
     state = load_exported(tmp_path / "packed", plain=True).state_dict()
     assert all(torch.equal(state[name], value) for name, value in ticket.tensors.items())
+
+
+@pytest.mark.parametrize("binary", [False, True])
+@pytest.mark.parametrize("schedule", ["joint", "sequential", "reverse"])
+def test_level_4_by_rounds_goes_back_and_lets_no_weight_return(schedule, binary):
+    """IMP beside levels 1 to 3: exact counts, nested masks, the early point after each round."""
+    encoder = EncoderConfig(0.9, binary=binary, method="imp", rounds=3, rewind="1it")
+    config = MultiSpConfig(
+        schedule=schedule, epochs=2, stem_epochs=1, encoder=encoder, patches=PatchConfig(0.5),
+        activation=ActivationConfig("heaviside"),
+    )  # fmt: skip
+    model, recorder, begun, masks = toy(), Recorder(), [], []
+    behind = set(encoder_weights(model))
+
+    def fit(net, phase):
+        layers = {n: m for n, m in subnets(net) if n in behind}
+        begun.append({n: m.weight.detach().clone() for n, m in layers.items()})
+        masks.append({n: m.mask.clone() for n, m in layers.items()})
+        return recorder(net, phase)
+
+    search = MultiSp(config, seed=3)
+    ticket = search.find(model, fit)
+    first = [p.name for p in recorder.phases].index(f"{recorder.phases[-1].name}-0" if schedule
+             != "reverse" else "patches-0")  # fmt: skip
+    rounds = slice(first, first + 4)
+    assert [p.epochs for p in recorder.phases[rounds]] == [2, 2, 2, 2]
+    assert len({p.name for p in recorder.phases}) == len(recorder.phases)
+    total = sum(p.epochs for p in recorder.phases)
+    assert search.planned() == total
+    [early] = [h for p in recorder.phases for h in p.hooks if isinstance(h, Capture)]
+    for start in begun[rounds][1:]:
+        assert all(torch.equal(early.captured[n], weight) for n, weight in start.items())
+    size = sum(mask.numel() for mask in masks[first].values())
+    for mask, wanted in zip(masks[rounds], (0.0, *encoder.levels), strict=True):
+        assert sum(int((~kept).sum()) for kept in mask.values()) == round(wanted * size)
+    for before, after in pairwise(masks[rounds]):
+        assert not any((after[n] & ~before[n]).any() for n in before), "none returns"
+    assert encoder.levels[-1] == 0.9 and len(encoder.levels) == 3
+    assert all(torch.equal(ticket.mask[n], kept) for n, kept in masks[rounds][-1].items())
+    assert ticket.mask.removed == search._asked(ticket.mask)
+    for name in behind:
+        assert not ticket.tensors[name][~ticket.mask[name]].any()
+        rows = ticket.tensors[name].abs().flatten(1)
+        one = ((rows == 0) | (rows == rows.amax(1, keepdim=True))).all()
+        assert bool(one) == binary, name
+
+
+def test_rounds_of_level_4_that_cannot_be_are_refused():
+    for wrong, said in (
+        ({"rounds": 0}, "encoder.rounds=0 is not allowed"),
+        ({"rewind": "soon"}, "multisp.encoder.rewind='soon' is not allowed: write epochs"),
+        ({"ramp_epochs": 1.0}, "encoder.method='imp' is not allowed: another with a ramp"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            EncoderConfig(0.9, method="imp", **wrong)
+    late = EncoderConfig(0.9, method="imp", rewind="3ep")
+    with pytest.raises(ConfigError, match=r"encoder.rewind='3ep' is not allowed: at most 2ep"):
+        MultiSpConfig(epochs=2, encoder=late)
+    assert EncoderConfig(0.0, method="imp").levels == ()
 
 
 def test_level_4_leaves_stem_selector_and_head_alone_where_asked():

@@ -73,6 +73,30 @@ def test_the_slope_of_an_activation_is_an_option_of_stateless_ones():
         ActivationConfig("lif", ste="bireal")
 
 
+@pytest.mark.parametrize(
+    ("name", "levels", "said"),
+    [
+        ("spikingformer_toy", {"activation": ActivationConfig(residual="iand")},
+         r"activation.residual='iand' is not allowed: add for the SpikingTokenizer of a Spikingf"),
+        ("maxformer_toy", {"patches": PatchConfig(0.5, "tp", "stop")},
+         "block 1 reads the neighbours of every token, .* give it a share of 0"),
+        ("spikformer_toy", {"patches": PatchConfig(0.5, "gumbel", "stages")},
+         r"patches.stages=\(1, 2, 3\) is not allowed: numbers of the 2 blocks of this network"),
+        ("sdt_toy", {"patches": PatchConfig(0.5, "gumbel", "stages")},
+         "mask the keys of a self attention"),
+        ("sdt3_toy", {}, "none can leave: use patches.sparsity 0, or patches.mode stop"),
+        ("sdt2_toy", {"patches": PatchConfig(0.5, "tp", "stop")}, "use patches.sparsity 0$"),
+    ],
+)  # fmt: skip
+def test_levels_that_a_network_cannot_have_are_refused_before_it_is_trained(name, levels, said):
+    """What comes on after the dense training, too; and nothing is changed."""
+    model = create_model(name, image_size=32)
+    search = MultiSp(MultiSpConfig(dense_epochs=9, **levels))
+    with pytest.raises(ConfigError, match=said):
+        search.find(model, None)
+    assert not any(getattr(block, "stop", None) for block in model.encoder_blocks())
+
+
 def test_a_ticket_of_an_earlier_version_keeps_its_order_of_equal_scores():
     old, new = {"sparsity": 0.5}, {"sparsity": 0.5, "ties": "hash"}
     for patches, ties in ((old, "index"), (new, "hash")):

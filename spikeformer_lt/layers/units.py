@@ -310,9 +310,8 @@ def map_rows(rows: Tensor, layer: nn.Module) -> Tensor:
     fast = conv_rows(rows, layer) if isinstance(layer, nn.Conv2d) else None
     if fast is not None:
         return fast
-    time, batch = rows.shape[:2]
-    maps = layer(rows.flatten(0, 1).permute(0, 3, 1, 2))
-    return maps.permute(0, 2, 3, 1).unflatten(0, (time, batch))  # type: ignore[no-any-return]
+    maps = layer(dispatch.safe_layout(rows.flatten(0, 1).permute(0, 3, 1, 2), layer))
+    return maps.permute(0, 2, 3, 1).unflatten(0, rows.shape[:2])  # type: ignore[no-any-return]
 
 
 class ConvLayer(_Unit, nn.Module):

@@ -66,3 +66,29 @@ def test_everything_else_is_left_to_its_own_forward() -> None:
     plain.register_forward_hook(lambda m, a, out: seen.append(out.shape))
     map_rows(rows, plain)
     assert seen == [(6, 16, 8, 8)]
+
+
+@pytest.mark.parametrize(
+    ("channels", "kernel", "copied"), [(4, 1, True), (8, 1, False), (4, 3, False)]
+)
+def test_a_narrow_pointwise_stride_is_trained_in_the_layout_that_is_safe(
+    channels: int, kernel: int, copied: bool
+) -> None:
+    """With channels last torch's gradients corrupt the heap, on processors with AVX2 alone."""
+    conv = nn.Conv2d(channels, 8, kernel, 2, kernel // 2)
+    layouts: list[bool] = []
+    conv.register_forward_pre_hook(lambda m, args: layouts.append(args[0].is_contiguous()))
+    rows = torch.rand(3, 8, 16, 16, channels, requires_grad=True)
+    out = map_rows(rows, conv)
+    assert layouts == [copied]
+    if not copied:
+        return
+    out.square().sum().backward()
+    plain = rows.detach()[:, :, ::2, ::2].requires_grad_()
+    nn.functional.linear(plain, conv.weight[:, :, 0, 0], conv.bias).square().sum().backward()
+    expected = torch.zeros_like(rows)
+    expected[:, :, ::2, ::2] = plain.grad
+    assert torch.allclose(rows.grad, expected, rtol=1e-5, atol=1e-6)
+    with torch.no_grad():
+        map_rows(rows, conv)
+    assert layouts == [True, False], "without gradients nothing is copied"

@@ -468,6 +468,17 @@ def linear_back(
 
 
 @or_none
+def safe_layout(maps: Tensor, layer: Any) -> Tensor:
+    """Maps ``[N, C, H, W]`` for a layer, copied channels first where it would corrupt memory.
+
+    Gradients of a strided 1x1 convolution of fewer than 8 channels that lie last are written beyond
+    their end by torch 2.13 (oneDNN) on processors that have AVX2 alone.
+    """
+    narrow = getattr(layer, "in_channels", 8) < 8 and torch.is_grad_enabled()
+    strided = narrow and layer.kernel_size == (1, 1) and layer.stride != (1, 1)
+    return maps.contiguous() if strided else maps
+
+
 def pool(x: Tensor) -> Tensor | None:
     """Max-pool (3x3, stride 2, padding 1) of maps [T, B, H, W, C]."""
     if not takes_numba(x, x.numel()):

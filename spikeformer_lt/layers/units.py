@@ -310,8 +310,9 @@ def map_rows(rows: Tensor, layer: nn.Module) -> Tensor:
     fast = conv_rows(rows, layer) if isinstance(layer, nn.Conv2d) else None
     if fast is not None:
         return fast
-    maps = layer(dispatch.safe_layout(rows.flatten(0, 1).permute(0, 3, 1, 2), layer))
-    return maps.permute(0, 2, 3, 1).unflatten(0, rows.shape[:2])  # type: ignore[no-any-return]
+    maps = rows.flatten(0, 1).permute(0, 3, 1, 2)
+    maps = dispatch.safe_layout(maps, layer) if getattr(layer, "in_channels", 8) < 8 else maps
+    return layer(maps).permute(0, 2, 3, 1).unflatten(0, rows.shape[:2])  # type: ignore[no-any-return]
 
 
 class ConvLayer(_Unit, nn.Module):

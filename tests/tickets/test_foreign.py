@@ -150,7 +150,7 @@ def test_a_network_of_a_library_is_found_searched_counted_and_exported(
     state = net.state_dict()
     assert all(not state[key][~kept].any() for key, kept in mask.items())
 
-    optimizer = torch.optim.SGD(net.parameters(), 0.05, momentum=0.9)
+    optimizer = torch.optim.SGD(net.parameters(), 0.005, momentum=0.9)
     net.train()
     before = {key: value.clone() for key, value in state.items()}
     for _ in range(2):  # the loop of its users, who call `apply_` behind each step

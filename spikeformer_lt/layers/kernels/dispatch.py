@@ -469,13 +469,12 @@ def linear_back(
 
 @or_none
 def safe_layout(maps: Tensor, layer: Any) -> Tensor:
-    """Maps ``[N, C, H, W]`` for a layer, copied channels first where it would corrupt memory.
+    """Maps ``[N, C < 8, H, W]`` for a convolution, channels first where it would corrupt memory.
 
     Gradients of a strided 1x1 convolution of fewer than 8 channels that lie last are written beyond
     their end by torch 2.13 (oneDNN) on processors that have AVX2 alone.
     """
-    narrow = getattr(layer, "in_channels", 8) < 8 and torch.is_grad_enabled()
-    strided = narrow and layer.kernel_size == (1, 1) and layer.stride != (1, 1)
+    strided = layer.kernel_size == (1, 1) and layer.stride != (1, 1) and torch.is_grad_enabled()
     return maps.contiguous() if strided else maps
 
 

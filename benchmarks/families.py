@@ -17,6 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from spikeformer_lt.export import export_run
+from spikeformer_lt.export.file import TENSORS
 from spikeformer_lt.reports.comparison import write_comparison
 from spikeformer_lt.training.jobs import Job
 
@@ -89,7 +90,7 @@ def bytes_of(run: Path) -> tuple[str, str]:
     """Bytes of an export's tensors, and their bits a weight beside the bound's."""
     with TemporaryDirectory() as place:
         done = export_run(run, Path(place) / "export")
-        size = sum(file.stat().st_size for file in done.folder.glob("*.bin"))
+        size = (done.folder / TENSORS).stat().st_size
     return f"{size:,}", f"{done.bits[0]:.2f} ({done.bits[1]:.2f})"
 
 
@@ -127,6 +128,8 @@ def main() -> int:
         for family, called in FAMILIES.items():
             jobs = jobs_of(given.folder, family, prefix)
             done = [job.report.parent for job in jobs if job.report.exists()]
+            begun = {job.variant for job in jobs if job.report.exists()}
+            jobs = [job for job in jobs if job.variant in begun]
             if not done:
                 continue
             to = folder_of(family, prefix)

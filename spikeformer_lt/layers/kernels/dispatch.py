@@ -467,7 +467,6 @@ def linear_back(
     return gx, matmul.weights_back(grad, x) if wanted[1] else None
 
 
-@or_none
 def safe_layout(maps: Tensor, layer: Any) -> Tensor:
     """Maps ``[N, C < 8, H, W]`` for a convolution, channels first where it would corrupt memory.
 
@@ -478,6 +477,7 @@ def safe_layout(maps: Tensor, layer: Any) -> Tensor:
     return maps.contiguous() if strided else maps
 
 
+@or_none
 def pool(x: Tensor) -> Tensor | None:
     """Max-pool (3x3, stride 2, padding 1) of maps [T, B, H, W, C]."""
     if not takes_numba(x, x.numel()):

@@ -284,8 +284,7 @@ def keeps_size(conv: nn.Conv2d) -> bool:
 def conv_rows(rows: Tensor, conv: nn.Conv2d) -> Tensor | None:
     """``conv`` of rows ``[T, B, H, W, C]`` by the Winograd kernel; None if it does not apply.
 
-    It applies to a plain one, a balanced one or a subnet, without hooks and outside of graphs and
-    autocast.
+    It applies to a plain one, a balanced one or a subnet, without hooks, graphs and autocast.
     """
     own = isinstance(conv, EffectiveConv2d)
     if not (own or type(conv) is nn.Conv2d) or rows.dim() != 5 or not keeps_size(conv):
@@ -311,7 +310,8 @@ def map_rows(rows: Tensor, layer: nn.Module) -> Tensor:
     if fast is not None:
         return fast
     maps = rows.flatten(0, 1).permute(0, 3, 1, 2)
-    maps = dispatch.safe_layout(maps, layer) if getattr(layer, "in_channels", 8) < 8 else maps
+    if torch.is_grad_enabled() and getattr(layer, "in_channels", 8) < 8:
+        maps = dispatch.safe_layout(maps, layer)
     return layer(maps).permute(0, 2, 3, 1).unflatten(0, rows.shape[:2])  # type: ignore[no-any-return]
 
 

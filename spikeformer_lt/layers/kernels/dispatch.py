@@ -473,7 +473,7 @@ def safe_layout(maps: Tensor, layer: Any) -> Tensor:
     Gradients of a strided 1x1 convolution of fewer than 8 channels that lie last are written beyond
     their end by torch 2.13 (oneDNN) on processors that have AVX2 alone.
     """
-    strided = layer.kernel_size == (1, 1) and layer.stride != (1, 1) and torch.is_grad_enabled()
+    strided = layer.kernel_size == (1, 1) and layer.stride != (1, 1)
     return maps.contiguous() if strided else maps
 
 

@@ -127,10 +127,9 @@ def main() -> int:
         lines = [head, "|---" * (len(COLUMNS) + 1) + "|"]
         for family, called in FAMILIES.items():
             jobs = jobs_of(given.folder, family, prefix)
-            done = [job.report.parent for job in jobs if job.report.exists()]
-            begun = {job.variant for job in jobs if job.report.exists()}
-            jobs = [job for job in jobs if job.variant in begun]
-            if not done:
+            done = {job.folder: job.variant for job in jobs if job.report.exists()}
+            jobs = [job for job in jobs if job.variant in done.values()]
+            if not jobs:
                 continue
             to = folder_of(family, prefix)
             shutil.rmtree(to, ignore_errors=True)

@@ -310,7 +310,7 @@ def map_rows(rows: Tensor, layer: nn.Module) -> Tensor:
     if fast is not None:
         return fast
     maps = rows.flatten(0, 1).permute(0, 3, 1, 2)
-    if torch.is_grad_enabled() and getattr(layer, "in_channels", 8) < 8:
+    if torch.is_grad_enabled():
         maps = dispatch.safe_layout(maps, layer)
     return layer(maps).permute(0, 2, 3, 1).unflatten(0, rows.shape[:2])  # type: ignore[no-any-return]
 

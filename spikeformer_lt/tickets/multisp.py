@@ -391,8 +391,9 @@ class MultiSp(base.Search):
         for number, level in enumerate(config.levels):
             own = replace(phase, name=f"{phase.name}-{number}", settled_from=phase.epochs - 1)
             self._fit(fit, model, own if number else replace(own, hooks=(*own.hooks, early)))
-            own_masks = {"scope": config.scope, "floor": config.floor, "monotone": True}
-            how = WeightConfig("magnitude", level, **own_masks)
+            how = WeightConfig(
+                "magnitude", level, scope=config.scope, floor=config.floor, monotone=True
+            )
             self._encoder = MaskController(model, how, seed, self._stem)
             found = {name: layer.mask.clone() for name, layer in self._encoder.layers.items()}
             model.load_state_dict(early.captured)  # with the masks of that point

@@ -171,9 +171,9 @@ def check_patches(model: Any, config: PatchConfig) -> None:
         check(
             hasattr(model, "set_stages"), "multisp.patches.mode", "stages", "for our transformers"
         )
+        check_stages(model, {0: None})  # the first block stands for all
         rule = f"numbers of the {len(model.blocks)} blocks of this network, the first of which is 0"
         inside = max(config.stages) < len(model.blocks)
-        check_stages(model, dict.fromkeys(config.stages if inside else (0,)))
         check(inside, "multisp.patches.stages", config.stages, rule)
 
 

@@ -468,12 +468,13 @@ def linear_back(
 
 
 def safe_layout(maps: Tensor, layer: Any) -> Tensor:
-    """Maps ``[N, C < 8, H, W]`` for a convolution, channels first where it would corrupt memory.
+    """Maps ``[N, C, H, W]`` for a layer, channels first where its gradients would corrupt memory.
 
-    Gradients of a strided 1x1 convolution of fewer than 8 channels that lie last are written beyond
+    Those of a strided 1x1 convolution of fewer than 8 channels that lie last are written beyond
     their end by torch 2.13 (oneDNN) on processors that have AVX2 alone.
     """
-    strided = layer.kernel_size == (1, 1) and layer.stride != (1, 1)
+    narrow = getattr(layer, "in_channels", 8) < 8
+    strided = narrow and layer.kernel_size == (1, 1) and layer.stride != (1, 1)
     return maps.contiguous() if strided else maps
 
 

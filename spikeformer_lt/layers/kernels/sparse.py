@@ -378,12 +378,8 @@ class Lists:
 def _given(x: Any, size: int) -> tuple[tuple[Any, ...], tuple[int, int, int], int]:
     """What kernels take of bits or rows x [1, N, C], what they are compiled for, and the tiles."""
     if isinstance(x, Tensor):
-        tiles = -(-x.shape[1] // _TILE)
-        return (
-            (flat(x), _TILE * x.shape[2], True, 1, x.shape[2], 1, *_NO_TAPS),
-            (1, MASKS, MASKS),
-            tiles,
-        )
+        tiles, counts = -(-x.shape[1] // _TILE), (1, MASKS, MASKS)
+        return (flat(x), _TILE * x.shape[2], True, 1, x.shape[2], 1, *_NO_TAPS), counts, tiles
     words, taps = x.words, _NO_TAPS
     if size:
         taps = taps_of(*x.shape[1:4], size, x.groups)

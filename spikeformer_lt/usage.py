@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import inspect
 import itertools
+import linecache
 import re
 import shutil
 import sys
@@ -189,13 +190,29 @@ def field_docs(cls: type) -> dict[str, str]:
     found = {}
     for base in reversed(cls.__mro__):
         try:
-            body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
+            body = _classes(inspect.getsourcefile(base) or "").get(base.__qualname__, ())
         except (OSError, TypeError, SyntaxError):  # object, or a class that no file defines
             continue
-        for field, text in itertools.pairwise(getattr(body, "body", ())):
+        for field, text in itertools.pairwise(body):
             match field, text:
                 case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(ast.Constant(str(words))):
                     found[name] = " ".join(words.split())
+    return found
+
+
+@functools.cache
+def _classes(file: str) -> dict[str, list[ast.stmt]]:
+    """{qualified name: body} of the classes of a source file, which is read once for them all."""
+    found = {}
+    below: list[tuple[str, ast.AST]] = [("", ast.parse("".join(linecache.getlines(file))))]
+    for name, node in below:
+        for inner in ast.iter_child_nodes(node):
+            match inner:
+                case ast.ClassDef():
+                    found[name + inner.name] = inner.body
+                    below.append((f"{name}{inner.name}.", inner))
+                case ast.FunctionDef() | ast.AsyncFunctionDef():
+                    below.append((f"{name}{inner.name}.<locals>.", inner))
     return found
 
 

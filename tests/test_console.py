@@ -94,24 +94,39 @@ def test_help_and_completion_load_no_torch() -> None:
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("line", ["--help", "find imp --help", "run multisp_cifar --help"])
+HELPS = ["--help", "find imp --help", "run multisp_cifar --help"]
+
+
+@pytest.mark.parametrize("line", HELPS)
+def test_help_takes_few_calls(line: str) -> None:
+    """Calls of Python functions, the same on every processor: 130,000 took 0.35 s of one."""
+    script = f"""import sys
+calls = 0
+def count(frame, event, value):
+    global calls
+    calls += event == "call"
+sys.setprofile(count)
+from spikeformer_lt import console
+try: console.main({line.split()})
+except SystemExit: pass
+sys.setprofile(None)
+print(calls, file=sys.stderr)"""
+    command = [sys.executable, "-P", "-c", script]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert 50_000 < int(ended.stderr) < 150_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", HELPS)
 def test_help_takes_under_half_a_second(line: str) -> None:
-    """Of the processor, so that other work does not matter; by the clock, if nothing else runs."""
-    busy, clock = [], []
-    for _ in range(5):
-        start, before = time.monotonic(), os.times()
+    """By the clock, the best of ten."""
+    clock = []
+    for _ in range(10):
+        start = time.monotonic()
         command = [sys.executable, "-P", "-m", "spikeformer_lt", *line.split()]
         subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
-        after = os.times()
         clock.append(time.monotonic() - start)
-        busy.append(after[2] + after[3] - before[2] - before[3])  # of children, user and system
-        if clock[-1] < 0.5:
-            break
-    assert min(busy) < 0.5
-    if os.getloadavg()[0] < 0.5 * (os.cpu_count() or 1):
-        assert min(clock) < 0.5, (
-            f"{min(clock):.2f} s by the clock, {min(busy):.2f} s of a processor"
-        )
+    assert min(clock) < 0.5
 
 
 @pytest.mark.parametrize(

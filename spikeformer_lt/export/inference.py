@@ -1,8 +1,9 @@
 """The compact form of a network: normalisation folded, q, k and v in one product, no dead channels.
 
 Units are found by type and channels by the chains that a model declares. Layers of few kept weights
-run from lists of these, on spikes as bits. Currents that no other layer reads are overwritten by
-their spikes, or never stored.
+run from lists of these, on spikes as bits; other linear maps from lists of the inputs that fired,
+where these are few. Currents that no other layer reads are overwritten by their spikes, or never
+stored.
 
 The environment variable SPIKEFORMER_SPARSE chooses when a network is made compact: "auto" (default)
 by the costs of `dispatch.list_gain`, "always" for every layer that the kernels fit, "never". Costs
@@ -115,12 +116,17 @@ class CompactModel(nn.Module):
         """How the layers run, in one line."""
         taken = [layer for layer in self.layers if layer.lists]
         if not taken:
-            return "every layer multiplies all its weights: skipping removed ones is not faster"
-        kept = [100 * layer.density for layer in taken]
-        return (
-            f"{len(taken)} of {len(self.layers)} layers multiply only their kept weights "
-            f"({min(kept):.0f} to {max(kept):.0f} % kept): {', '.join(x.name for x in taken)}"
-        )
+            told = "every layer multiplies all its weights: skipping removed ones is not faster"
+        else:
+            kept = [100 * layer.density for layer in taken]
+            told = (
+                f"{len(taken)} of {len(self.layers)} layers multiply only their kept weights "
+                f"({min(kept):.0f} to {max(kept):.0f} % kept): {', '.join(x.name for x in taken)}"
+            )
+        units = [m for m in self.net.modules() if isinstance(m, FoldedLinearUnit)]
+        events = any(_is_whole(m.reads, None) and not m.by_lists for m in units)
+        off = dispatch.event_mode() == "never" or not events
+        return told if off else f"{told}; large linear maps skip inputs at rest where few fired"
 
     def forward(self, x: Tensor) -> Tensor:
         """Classify, without a graph for gradients."""
@@ -349,12 +355,18 @@ class FoldedUnit(Firing, nn.Module):
         density = float(weight.count_nonzero()) / max(1, weight.numel())
         fits = self._fits_lists()
         if fits:
-            digits = 1 if self.reads == "spikes" else cast(Integers, self.reads).max.bit_length()
+            digits = self._most().bit_length()
             ratio = _gain(weight.shape, density, digits) or 0.0
             ratio /= 2.5 if self.synapse.as_bytes and has_byte_products() else 1.0
         worth = how == "auto" and ratio > dispatch.WORTH
         self.by_lists = fits and (how == "always" or worth)
         return LayerChoice(name, self.by_lists, density, ratio)
+
+    def _most(self) -> int:
+        """The largest whole number that the unit reads; 0 where it reads others."""
+        if self.reads == "real":
+            return 0
+        return 1 if self.reads == "spikes" else self.reads.max
 
     def _fits_lists(self) -> bool:
         """Whether the kernels know the unit's inputs, geometry and neuron."""
@@ -375,8 +387,7 @@ class FoldedUnit(Firing, nn.Module):
         sources, kind = (synapse.weight, synapse.bias), dispatch.load("sparse").Product
         made = synapse.cache.derive("lists", sources, lambda: kind.of(*sources, neurons), neurons)
         if isinstance(x, Tensor):
-            most = 1 if self.reads == "spikes" else cast(Integers, self.reads).max
-            x = dispatch.load("bits").Bits.of(x, most)
+            x = dispatch.load("bits").Bits.of(x, self._most())
         return None if x is None else made(x, T)
 
     def fire(self, current: Tensor, T: int) -> Any:
@@ -451,11 +462,13 @@ class FoldedLinearUnit(FoldedUnit):
         found = self.product(tokens, T) if outputs is None else None
         if found is not None:
             return found
-        tokens = dense(tokens)
-        fused = fire_linear(self.act, self.synapse, tokens, T) if outputs is None else None
-        if fused is not None:
-            return fused
-        current = self.synapse(tokens, outputs)
+        tokens, whole = dense(tokens), outputs is None
+        current = self.synapse.events(tokens, self._most()) if whole and self._most() else None
+        if whole and current is None:
+            fused = fire_linear(self.act, self.synapse, tokens, T)
+            if fused is not None:
+                return fused
+        current = self.synapse(tokens, outputs) if current is None else current
         return current if self.act is None else self.fire(current, T)
 
 

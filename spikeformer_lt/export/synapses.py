@@ -156,6 +156,18 @@ class FoldedLinear(_FoldedSynapse, nn.Linear):
         out: Tensor = ops._linear_pointwise(x.contiguous(), ordered, bias, "none", [], "")
         return out
 
+    @dispatch.or_none
+    def events(self, x: Tensor, most: int) -> Tensor | None:
+        """All outputs of whole numbers from 0 to `most`, by those above 0; None if not faster."""
+        if torch.is_grad_enabled() or observed(self) or self.takes_bytes(x):
+            return None
+        weight, bias, x = self.weight, self.bias, x.contiguous()
+        if x.shape[-1] != self.in_features or not dispatch.lists_events(x, weight):
+            return None
+        kind = dispatch.load("events").Panels
+        panels = self.cache.derive("events", (weight, bias), lambda: kind.of(weight, bias))
+        return cast(Tensor, panels(x, most))
+
     def takes_bytes(self, x: Tensor) -> bool:
         """Whether this input is multiplied in bytes."""
         filled = x.numel() > 0 and mode() != "torch"

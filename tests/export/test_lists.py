@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from spikeformer_lt import create_model
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.export.inference import CompactModel, compact
+from spikeformer_lt.export.inference import CompactModel, FoldedLinearUnit, compact
 from spikeformer_lt.export.streaming import Stream
-from spikeformer_lt.layers.kernels import dispatch, simd
+from spikeformer_lt.layers.kernels import dispatch, events, simd
 
 
 def pruned(name: str, sparsity: float = 0.5, **options: Any) -> nn.Module:
@@ -98,3 +98,25 @@ def test_the_choice_follows_the_density(processor: str, monkeypatch: pytest.Monk
     monkeypatch.setenv("SPIKEFORMER_SPARSE", "some")
     with pytest.raises(ConfigError, match="SPIKEFORMER_SPARSE='some'"):
         layers(0.95)
+
+
+@pytest.mark.parametrize("name", ["spikformer_toy", "spikingformer_toy", "qkformer_toy"])
+@pytest.mark.usefixtures("forced")
+def test_events_change_no_logit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = pruned(name)
+    net, x = compact(model).use_lists("never"), torch.randn(3, 3, *model.image_size).double()
+    calls: list[int] = []
+    multiply = events.Panels.__call__
+
+    def count(panels: events.Panels, x: Tensor, levels: int) -> Tensor:
+        calls.append(levels)
+        return multiply(panels, x, levels)
+
+    monkeypatch.setattr(events.Panels, "__call__", count)
+    with monkeypatch.context() as off:
+        off.setattr(dispatch, "event_mode", lambda: "never")
+        wanted = net(x)
+    assert not calls and float(wanted.std()) > 0.005
+    torch.testing.assert_close(net(x), wanted, rtol=0, atol=1e-9)
+    linear = [m for m in net.net.modules() if isinstance(m, FoldedLinearUnit)]
+    assert len(calls) == len(linear) and (max(calls) > 1) == (name != "spikingformer_toy")

@@ -3,7 +3,8 @@
 The environment variable SPIKEFORMER_KERNELS chooses, once a process: "auto" (default) takes numba
 for plain float32 tensors on the CPU that are large enough to matter, "torch" never, "numba" for
 every plain CPU tensor of float32 or float64; a kernel that fails is then an error, not a warning.
-SPIKEFORMER_SPARSE says likewise whether sparse weights are multiplied by lists of the kept ones.
+SPIKEFORMER_SPARSE says likewise whether sparse weights are multiplied by lists of the kept ones,
+SPIKEFORMER_EVENTS whether a compact network's linear maps add up the weights of inputs that fired.
 
 SPIKEFORMER_TRITON chooses for CUDA tensors: "off" (default) leaves them to spikingjelly and torch,
 "on" takes the Triton kernels wherever they apply, and the path of a table of measured times, which
@@ -41,6 +42,7 @@ from spikeformer_lt.layers.kernels.reference import lif_loop
 log = logging.getLogger(__name__)
 _VARIABLE = "SPIKEFORMER_KERNELS"
 _SPARSE = "SPIKEFORMER_SPARSE"
+_EVENTS = "SPIKEFORMER_EVENTS"
 _SMALL = 4096  # spikes; below, loading numba costs more than it saves
 _TYPES = (Tensor, torch.nn.Parameter)
 _TRITON = "SPIKEFORMER_TRITON"
@@ -146,15 +148,21 @@ def mode() -> str:
     return _mode or set_mode()
 
 
-def read_sparse_mode() -> str:
+def read_sparse_mode(variable: str = _SPARSE) -> str:
     """Whether sparse weights are multiplied by lists: auto, always, never; else a ConfigError."""
-    asked = os.environ.get(_SPARSE, "auto")
+    asked = os.environ.get(variable, "auto")
     if asked not in ("auto", "always", "never"):
-        raise ConfigError(f"{_SPARSE}={asked!r} is not allowed: auto, always or never")
+        raise ConfigError(f"{variable}={asked!r} is not allowed: auto, always or never")
     return asked
 
 
 sparse_mode = cache(read_sparse_mode)  # each product of a training step asks
+
+
+@cache
+def event_mode() -> str:
+    """Whether inputs are listed by their events: auto, always or never."""
+    return read_sparse_mode(_EVENTS)
 
 
 def is_forced() -> bool:
@@ -448,6 +456,15 @@ def sparse(
         return None
     out: Tensor | None = load("sparse").product(x.contiguous(), weight, bias, kept, dense)
     return out
+
+
+@or_none
+def lists_events(x: Tensor, weight: Tensor) -> bool:
+    """Whether ``x @ weight.T`` of whole numbers x [..., in] is the faster by their events."""
+    asked = event_mode()
+    if asked == "never" or not takes_numba(x, x.numel(), weight):
+        return False
+    return asked == "always" or is_forced() or bool(load("events").suits(x, len(weight)))
 
 
 @or_none

@@ -137,11 +137,13 @@ def test_choice_follows_density_columns_and_planes(
     assert gained == sorted(gained, reverse=True) and gained[0] > gained[-1]
 
 
-def test_an_unknown_word_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["sparse", "event"])
+def test_an_unknown_word_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    monkeypatch.setenv("SPIKEFORMER_SPARSE", "sometimes")
-    with pytest.raises(ConfigError, match="auto, always or never"):
-        dispatch.sparse_mode.__wrapped__()
+    variable = {"sparse": "SPIKEFORMER_SPARSE", "event": "SPIKEFORMER_EVENTS"}[name]
+    monkeypatch.setenv(variable, "sometimes")
+    with pytest.raises(ConfigError, match=f"{variable}='sometimes'.*auto, always or never"):
+        getattr(dispatch, f"{name}_mode").__wrapped__()
 
 
 def test_a_subnet_by_lists_gives_removed_weights_their_gradients(monkeypatch) -> None:

@@ -4,7 +4,8 @@ python benchmarks/run_queue.py run FOLDER --queue docs/results/families/queue.cs
 python benchmarks/run_queue.py status FOLDER --queue docs/results/families/queue.csv
 python benchmarks/families.py FOLDER    # tables of each family, and those of README.md
 
-A run is FAMILY.VARIANT-SEED. Those of seed 0 that `BYTES` names are exported, for their bytes.
+A run is FAMILY.VARIANT-SEED. Those of seed 0 that `BYTES` names are exported, for their bytes. The
+table of a data set without a finished run in FOLDER stays.
 """
 
 from __future__ import annotations
@@ -142,6 +143,8 @@ def main() -> int:
             names = {f"{family}.{prefix}{name}-0": prefix + name for name in BYTES}
             packed = {names[run.name]: bytes_of(run) for run in done if run.name in names}
             lines += table(to, family, prefix, packed)
+        if len(lines) == 2:  # no run of this data set is here: its table stays
+            continue
         start, end = marks(data)
         before, _, rest = page.partition(start)
         after = rest.partition(end)[2]

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikeformer_lt import Mask, create_model
+from spikeformer_lt import Mask, create_dataset, create_model
 from spikeformer_lt.layers.kernels import dispatch
 from spikeformer_lt.layers.neuron import LIF, BatchNorm
 from spikeformer_lt.runtime import keep_heap
@@ -50,9 +50,13 @@ def build(args: argparse.Namespace, sparsity: float) -> tuple[nn.Module, Masked]
     return model.train(), hook
 
 
-def inputs(model: Any, batch: int) -> tuple[Tensor, Tensor]:
-    """Random images or event frames, and labels."""
+def inputs(model: Any, batch: int, cifar: str = "") -> tuple[Tensor, Tensor]:
+    """Images of CIFAR-10, or random ones or event frames, and labels."""
     torch.manual_seed(1)
+    if cifar:
+        data = create_dataset("cifar10", root=cifar).train
+        images, labels = zip(*(data[i] for i in range(batch)), strict=True)
+        return torch.stack(images) / 127.5 - 1, torch.tensor(labels)
     time_axis = (model.T,) if model.in_channels == 2 else ()
     x = torch.randn(batch, *time_axis, model.in_channels, *model.image_size)
     return x, torch.randint(10, (batch,))
@@ -128,6 +132,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--sparsities", type=float, nargs="+", default=[0.5, 0.8, 0.9, 0.95])
+    parser.add_argument("--cifar", default="", help="folder of cifar-10-batches-py, to train on")
     parser.add_argument("--imp", type=int, default=0, help="rounds that each remove a fifth")
     for size in ("--embed-dim", "--depth", "--num-heads"):
         parser.add_argument(size, type=int)
@@ -147,7 +152,7 @@ def main() -> None:
     rounds = [1 - 0.8**number for number in range(1, args.imp + 1)]
     for sparsity in rounds or args.sparsities:
         model, hook = build(args, sparsity)
-        x, y = inputs(model, args.batch)
+        x, y = inputs(model, args.batch, args.cifar)
         fired = rates(model, x).values()
         steps = [stepper(copy.deepcopy(model), hook, x, y, lists) for lists in (False, True)]
         times: list[list[float]] = [[], []]

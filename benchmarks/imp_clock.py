@@ -1,0 +1,78 @@
+"""Time of a search by IMP with lists of the kept weights against the same search without.
+
+python benchmarks/imp_clock.py FOLDER --turns 2     # FOLDER holds cifar-10-batches-py
+
+Both searches run in turn, as commands of their own (SPIKEFORMER_SPARSE=never and auto). Of each
+round the best training rate over the turns is read from their logs, and the time of all rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+ROOT = Path(__file__).resolve().parents[1]
+LINE = re.compile(
+    r"^(?:\S+ )?(imp-\d+|retrain) epoch .* removed: [^%]* ([\d.]+) % .* (\d+) images/s"
+)
+SETTINGS = (
+    "--data.name cifar10 --model.depth 2 --model.embed-dim 128 --model.num-heads 4 --model.T 4 "
+    "--train.batch-size 64 --data.augment crop4_flip --data.mixup 0 --data.smoothing 0.1 "
+    "--data.limit-test 100 --train.optim.lr 3e-3 --train.optim.warmup-epochs 0.5 "
+    "--train.optim.weight-decay 0.02 --imp.epochs 1 --imp.round-epochs 1 --epochs 1 "
+    "--imp.rewind 1it --imp.fraction 0.2"
+)
+
+
+def search(args: argparse.Namespace, how: str, out: Path) -> dict[str, tuple[float, int]]:
+    """{phase: (weights removed %, images/s)} of one search."""
+    command = [sys.executable, "-m", "spikeformer_lt", "run", "imp_cifar", *SETTINGS.split()]
+    command += ["--data.root", str(args.data), "--data.limit-train", str(args.images)]
+    command += ["--imp.rounds", str(args.rounds), "--run.out", str(out)]
+    command += ["--train.threads", str(args.threads)]
+    done = subprocess.run(
+        command, env=os.environ | {"SPIKEFORMER_SPARSE": how}, capture_output=True, text=True,
+        check=False, cwd=ROOT,
+    )  # fmt: skip
+    if done.returncode:
+        sys.exit(done.stderr)
+    found = (LINE.match(line) for line in (done.stdout + done.stderr).splitlines())
+    return {match[1]: (float(match[2]), int(match[3])) for match in found if match}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--rounds", type=int, default=14)
+    parser.add_argument("--images", type=int, default=1280)
+    parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    best: dict[str, dict[str, int]] = {"never": {}, "auto": {}}
+    removed: dict[str, float] = {}
+    for turn in range(args.turns):
+        for how, rates in best.items():
+            with TemporaryDirectory() as place:
+                for phase, (share, rate) in search(args, how, Path(place) / "run").items():
+                    removed[phase] = share
+                    rates[phase] = max(rate, rates.get(phase, 0))
+        print(f"turn {turn + 1} done", flush=True)
+    print(
+        "| phase | weights removed % | dense images/s | by lists | ratio |\n|---|---|---|---|---|"
+    )
+    for phase, share in removed.items():
+        dense, lists = best["never"][phase], best["auto"][phase]
+        print(f"| {phase} | {share:.1f} | {dense} | {lists} | {lists / dense:.2f} |")
+    whole = [sum(args.images / rate for rate in rates.values()) for rates in best.values()]
+    dense, lists = (round(seconds, 1) for seconds in whole)
+    print(f"all {len(removed)} phases: {dense} and {lists} s, {dense / lists:.2f}x")
+
+
+if __name__ == "__main__":
+    main()

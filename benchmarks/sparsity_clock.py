@@ -35,10 +35,11 @@ from torch import Tensor, nn
 
 from spikeformer_lt import Mask
 from spikeformer_lt.export.inference import CompactModel, compact
+from spikeformer_lt.export.synapses import fire
 from spikeformer_lt.layers import EncoderBlock
 from spikeformer_lt.layers.inputs import NeuronConfig
 from spikeformer_lt.layers.kernels import bits, dispatch, sparse
-from spikeformer_lt.layers.neuron import LIF, fire
+from spikeformer_lt.layers.neuron import LIF
 from spikeformer_lt.layers.units import ConvLayer, LinearUnit, map_rows
 from spikeformer_lt.reports.plots import axis_of_kept, figure, save_picture, style
 from spikeformer_lt.runtime import keep_heap

@@ -29,11 +29,16 @@ from spikeformer_lt.export.prediction import Prediction, predict
 from spikeformer_lt.export.synapses import (
     FoldedConv2d,
     FoldedLinear,
+    fire,
     fire_linear,
     has_byte_products,
     select_channels,
 )
-from spikeformer_lt.layers.attention import SpikingSelfAttention, spiking_attention
+from spikeformer_lt.layers.attention import (
+    EncoderBlock,
+    SpikingSelfAttention,
+    spiking_attention,
+)
 from spikeformer_lt.layers.halting import halts
 from spikeformer_lt.layers.inputs import check_values
 from spikeformer_lt.layers.kernels import dispatch
@@ -42,7 +47,6 @@ from spikeformer_lt.layers.neuron import (
     Heaviside,
     carried,
     constants_from_rest,
-    fire,
     fire_bits,
     hooked,
     observed,
@@ -236,6 +240,8 @@ def compact(model: nn.Module) -> CompactModel:
     """
     net = copy.deepcopy(model).eval().requires_grad_(False)
     _fold_children(net)
+    for block in [m for m in net.modules() if isinstance(m, EncoderBlock)]:
+        FoldedBlock.of_sums(block)
     made = CompactModel(net, remove_dead(net), getattr(model, "preprocess", None)).eval()
     return made.use_lists()
 
@@ -390,12 +396,15 @@ class FoldedUnit(Firing, nn.Module):
             x = dispatch.load("bits").Bits.of(x, self._most())
         return None if x is None else made(x, T)
 
-    def fire(self, current: Tensor, T: int) -> Any:
-        """Spikes of the unit's current, as bits where the next layer reads bits."""
+    def fire(self, current: Tensor, T: int, stream: Any = None) -> Any:
+        """Spikes of the unit's current, as bits where the next layer reads bits, plus a stream."""
         emits = self.emits_bits and current.shape[-1] % 16 == 0 and T <= 16
         emits = emits and takes_bits(current) and not observed(self.synapse)
         found = fire_bits(self.act, current, T) if emits else None
-        return fire(self.act, current, T, self.synapse) if found is None else found
+        if found is None and (stream is None or isinstance(stream, Tensor)):
+            return fire(self.act, current, T, self.synapse, stream)
+        found = fire(self.act, current, T, self.synapse) if found is None else found
+        return found if stream is None else stream + found
 
 
 class FoldedConvUnit(FoldedUnit):
@@ -447,7 +456,8 @@ class FoldedConvUnit(FoldedUnit):
 class FoldedLinearUnit(FoldedUnit):
     """One or several linear units of equal input and neurons, as one product.
 
-    Shape: ``[T|1, ..., in]`` -> spikes ``[T, ..., out]``, those of all units side by side.
+    Shape: ``[T|1, ..., in]`` -> spikes ``[T, ..., out]``, those of all units side by side, or their
+    sums with a stream of such values.
     """
 
     def __init__(self, *units: Unit) -> None:
@@ -457,19 +467,21 @@ class FoldedLinearUnit(FoldedUnit):
         dtype, whole = units[0].synapse.weight.dtype, _is_whole(self.reads)
         self.synapse = FoldedLinear(weight, bias, dtype, whole)
 
-    def forward(self, tokens: Any, T: int, outputs: int | None = None) -> Any:
+    def forward(self, tokens: Any, T: int, outputs: int | None = None, stream: Any = None) -> Any:
         """Spikes of all outputs, or of the first ones."""
         found = self.product(tokens, T) if outputs is None else None
         if found is not None:
-            return found
+            return found if stream is None else stream + found
         tokens, whole = dense(tokens), outputs is None
         current = self.synapse.events(tokens, self._most()) if whole and self._most() else None
-        if whole and current is None:
-            fused = fire_linear(self.act, self.synapse, tokens, T)
+        if whole and current is None and (stream is None or isinstance(stream, Tensor)):
+            fused = fire_linear(self.act, self.synapse, tokens, T, stream)
             if fused is not None:
                 return fused
         current = self.synapse(tokens, outputs) if current is None else current
-        return current if self.act is None else self.fire(current, T)
+        if self.act is not None:
+            return self.fire(current, T, stream)
+        return current if stream is None else stream + current
 
 
 class FoldedAttention(SpikingSelfAttention):
@@ -482,20 +494,20 @@ class FoldedAttention(SpikingSelfAttention):
         self.attn_act = attn.attn_act
         self.out = FoldedLinearUnit(attn.proj)
 
-    def forward(self, tokens: Tensor, T: int) -> Tensor:
-        """Attend between the tokens of each step."""
+    def forward(self, tokens: Tensor, T: int, stream: Any = None) -> Tensor:
+        """Attend between the tokens of each step; with a stream, its sum with the spikes."""
         scale, spikes = self.scale_for(tokens), self.qkv(tokens, T)
         if not isinstance(spikes, Tensor):
             attended = _attend_bits(spikes, self.num_heads, scale, self.attn_act)
             if attended is not None:
-                return cast(Tensor, self.out(attended, T))
+                return cast(Tensor, self.out(attended, T, stream=stream))
         spikes = dense(spikes)
         current = dispatch.attention(spikes.unflatten(-1, (3, -1)), self.num_heads, scale)
         if current is None:
             q, k, v = (self._heads(part) for part in spikes.chunk(3, -1))
             summed = spiking_attention(q, k, v) * scale
             current = rearrange(summed, "t b h n d -> t b n (h d)")
-        out: Tensor = self.out(fire(self.attn_act, current, T), T)
+        out: Tensor = self.out(fire(self.attn_act, current, T), T, stream=stream)
         return out
 
     def received(self, tokens: Tensor, T: int) -> Tensor:
@@ -503,6 +515,31 @@ class FoldedAttention(SpikingSelfAttention):
         two = self.qkv(tokens, T, 2 * self.qkv.synapse.out_features // 3)
         q, k = (self._heads(part) for part in two.chunk(2, -1))
         return (k @ q.sum(-2).unsqueeze(-1)).squeeze(-1).mean((0, 2))
+
+
+class FoldedBlock(EncoderBlock):
+    """A block whose branches leave their sums with the stream, in one pass with their neurons."""
+
+    @classmethod
+    def of_sums(cls, block: EncoderBlock) -> None:
+        """Turn a block of a compact network that adds spikes into one, in place."""
+        parts = getattr(block.mlp, "fc2", None), block.attn
+        kinds = FoldedLinearUnit, FoldedAttention
+        plain = all(type(part) is kind for part, kind in zip(parts, kinds, strict=True))
+        if type(block) is EncoderBlock and block.residual == "add" and plain:
+            block.__class__ = cls
+
+    def forward(self, tokens: Any, T: int, policy: Tensor | None = None) -> Any:
+        """Run the block."""
+        parts = self.attn, self.attn.out, self.mlp, self.mlp.fc2
+        if policy is not None or tokens.shape[0] != T or hooked(*parts):
+            return super().forward(tokens, T, policy)
+        return self._rest(self.attn(tokens, T, tokens), None, T)
+
+    def _rest(self, tokens: Any, attended: Any, T: int) -> Any:
+        if attended is not None:
+            return super()._rest(tokens, attended, T)
+        return self.mlp.fc2(self.mlp.fc1(tokens, T), T, stream=tokens)
 
 
 def _is_whole(reads: Reads, most: int | None = 255) -> bool:

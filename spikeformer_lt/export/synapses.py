@@ -7,6 +7,7 @@ linear maps run on weights in oneDNN's own order.
 from __future__ import annotations
 
 import functools
+import math
 import weakref
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, cast
@@ -232,8 +233,10 @@ def has_byte_products() -> bool:
     return bool(vnni) and all(hasattr(torch.ops.onednn, name) for name in names)
 
 
-def fire_linear(act: Any, linear: FoldedLinear, x: Tensor, T: int) -> Tensor | None:
-    """Return ``act(linear(x), T)``, of ``[T|1, ..., in]``, in one pass over the rows.
+def fire_linear(
+    act: Any, linear: FoldedLinear, x: Tensor, T: int, stream: Tensor | None = None
+) -> Tensor | None:
+    """Return ``act(linear(x), T)``, of ``[T|1, ..., in]``, and a `stream`, in one pass of the rows.
 
     None is returned if that gains nothing: on many rows, where the product dominates, and where
     bytes are multiplied.
@@ -247,11 +250,12 @@ def fire_linear(act: Any, linear: FoldedLinear, x: Tensor, T: int) -> Tensor | N
     fits = x.shape[-1] == linear.in_features and x.dtype == linear.weight.dtype
     if not few or not fits or linear.takes_bytes(x):
         return None
-    if not dispatch.takes_numba(x, x.numel() // x.shape[0] * T):
+    shape = (T, *x.shape[1:-1], linear.out_features)
+    if not lies_as(stream, shape) or not dispatch.takes_numba(x, math.prod(shape), stream):
         return None
 
     v = act.start(linear.bias.expand(1, *x.shape[1:-1], -1))
-    found = _linear_lif(linear, x.contiguous(), v, T, params)
+    found = _linear_lif(linear, x.contiguous(), v, T, params, stream)
     if found is None:
         return None
     act.keep(found[1])
@@ -260,11 +264,48 @@ def fire_linear(act: Any, linear: FoldedLinear, x: Tensor, T: int) -> Tensor | N
 
 @dispatch.or_none
 def _linear_lif(
-    linear: FoldedLinear, x: Tensor, v: Tensor | None, T: int, params: NeuronConfig
-) -> tuple[Tensor, Tensor] | None:
+    linear: FoldedLinear, x: Tensor, v: Tensor | None, T: int, params: NeuronConfig,
+    stream: Tensor | None,
+) -> tuple[Tensor, Tensor] | None:  # fmt: skip
     kernels, weight = dispatch.load("matmul"), linear.weight
     panels = linear.cache.derive("panels", (weight,), lambda: kernels.as_panels(weight))
     if panels is None:
         return None
-    out: tuple[Tensor, Tensor] = kernels.linear_lif(x, panels, linear.bias, v, T, params)
+    out: tuple[Tensor, Tensor] = kernels.linear_lif(x, panels, linear.bias, v, T, params, stream)
     return out
+
+
+def lies_as(stream: Tensor | None, shape: Sequence[int]) -> bool:
+    """Whether a kernel can add a stream, if there is one, to spikes of this shape."""
+    return stream is None or (stream.shape == shape and stream.is_contiguous())
+
+
+def fire(
+    act: Any, current: Tensor, T: int, source: nn.Module | None = None,
+    stream: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Return ``act(current, T)`` plus a `stream`; the current, ``[T|1, ...]``, is invalid then.
+
+    The in-place kernel runs for a plain LIF without hooks, outside of graphs and gradients, unless
+    a hook on `source`, the layer that made the current, may have stored it.
+    """
+    params = None if source is not None and observed(source) else plain_lif(act)
+    own = current.shape[0] == T and current.is_contiguous() and not torch.is_grad_enabled()
+    found, own = None, own and lies_as(stream, current.shape)
+    if params and own and dispatch.takes_numba(current, current.numel(), stream):
+        v = act.start(current)
+        found = _lif(current, None if v is None else v.contiguous(), T, params, stream)
+    if found is None:
+        spikes: Tensor = act(current, T)
+        return spikes if stream is None else stream + spikes
+    act.keep(found[1])
+    return found[0]
+
+
+@dispatch.or_none
+def _lif(
+    current: Tensor, v: Any, T: int, params: NeuronConfig, stream: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    work = dispatch.load("lif").Work(current, v, T, params)
+    found: tuple[Tensor, Tensor] = work.forward(current, stream)
+    return found

@@ -568,28 +568,3 @@ def fire_bits(act: Any, current: Tensor, T: int) -> Any:
     """Spikes ``[T, ..., C]`` as bits of a current that `takes_bits`; None of other neurons."""
     neurons = constants_from_rest(act)
     return None if neurons is None else dispatch.load("bits").fires(current, T, neurons)
-
-
-def fire(act: Any, current: Tensor, T: int, source: nn.Module | None = None) -> Tensor:
-    """Return ``act(current, T)``; `current`, ``[T|1, ...]``, is invalid afterwards.
-
-    The in-place kernel runs for a plain LIF without hooks, outside of graphs and gradients, unless
-    a hook on `source`, the layer that made the current, may have stored it.
-    """
-    params = None if source is not None and observed(source) else plain_lif(act)
-    own = current.shape[0] == T and current.is_contiguous() and not torch.is_grad_enabled()
-    if params is None or not own or not dispatch.takes_numba(current, current.numel()):
-        return act(current, T)  # type: ignore[no-any-return]
-
-    v = act.start(current)
-    found = _lif(current, None if v is None else v.contiguous(), T, params)
-    if found is None:
-        return act(current, T)  # type: ignore[no-any-return]
-    act.keep(found[1])
-    return found[0]
-
-
-@dispatch.or_none
-def _lif(current: Tensor, v: Any, T: int, params: NeuronConfig) -> tuple[Tensor, Tensor]:
-    work: tuple[Tensor, Tensor] = dispatch.load("lif").Work(current, v, T, params).forward(current)
-    return work

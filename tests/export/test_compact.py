@@ -9,10 +9,13 @@ from spikeformer_lt.errors import ExportError
 from spikeformer_lt.export.api import spike_mismatch
 from spikeformer_lt.export.inference import (
     FoldedAttention,
+    FoldedBlock,
     FoldedConvUnit,
     FoldedLinearUnit,
     compact,
 )
+from spikeformer_lt.layers.attention import EncoderBlock
+from spikeformer_lt.layers.kernels import dispatch
 from spikeformer_lt.layers.neuron import LIF, BatchNorm
 from spikeformer_lt.layers.units import LinearUnit
 
@@ -167,3 +170,34 @@ def test_a_binary_encoder_runs_on_bytes_where_its_inputs_are(
     with torch.no_grad():
         wanted = model(x.double())
     torch.testing.assert_close(compact(model)(x.double()), wanted, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("events", ["never", "always"])
+@pytest.mark.parametrize("mode", ["numba", "torch"])
+def test_sums_with_the_stream_are_made_by_the_pass_of_the_neurons(
+    mode: str, events: str, net, images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "_mode", mode)
+    monkeypatch.setattr(dispatch, "event_mode", lambda: events)
+    model = net(activation="heaviside", depth=2, patches=0.0)[0].double()
+    x, fast = images(model).double(), compact(model)
+    blocks = [m for m in fast.modules() if isinstance(m, EncoderBlock)]
+    assert [type(block) for block in blocks] == [FoldedBlock] * 2
+    sums: list[bool] = []
+    rest = EncoderBlock._rest
+
+    def alone(block: EncoderBlock, *args):
+        sums.append(True)
+        return rest(block, *args)
+
+    monkeypatch.setattr(EncoderBlock, "_rest", alone)
+    found = fast(x)
+    assert len(sums) == 1  # the first stream is static, and broadcasts into its first sum
+    for block in blocks:
+        block.__class__ = EncoderBlock
+    assert torch.equal(fast(x), found) and len(sums) == 3 and found.std() > 1e-4
+    handle = blocks[1].mlp.register_forward_hook(lambda *_: None)
+    for block in blocks:
+        block.__class__ = FoldedBlock
+    assert torch.equal(fast(x), found) and len(sums) == 5  # a hook sees what its module puts out
+    handle.remove()

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from spikeformer_lt.export.inference import FoldedLinearUnit
-from spikeformer_lt.export.synapses import FoldedLinear, fire_linear
-from spikeformer_lt.layers.neuron import LIF, Heaviside, NeuronState, carry, fire
+from spikeformer_lt.export.synapses import FoldedLinear, fire, fire_linear
+from spikeformer_lt.layers.neuron import LIF, Heaviside, NeuronState, carry
 from spikeformer_lt.layers.units import LinearUnit
 
 CHOICES = [{}, {"v_reset": None}, {"decay_input": False, "tau": 3.0}, {"surrogate": "atan"}]

@@ -14,8 +14,8 @@ compiles a kernel for each combination in use. `k` holds the :func:`constants`; 
 because a literal would turn float32 arithmetic into float64.
 
 A pool's window over the border reads a position inside it twice instead, which changes neither its
-largest value nor, with the label of that position, the first place of it. Labels are 0 to 8, row by
-row. `factor` is -1 in channels where the smallest value is needed, or None.
+largest value nor the first place of it. Labels are 0 to 8, row by row. `factor` is -1 in channels
+where the smallest value is needed, or None.
 """
 
 from __future__ import annotations
@@ -76,10 +76,7 @@ def statistics(lo, hi, sums, x, pivot):
 
 @outer
 def centre(lo, hi, gx, x, tiles):
-    """Turn the gradient of the output into that of x, with the scale, slope and offset in tiles.
-
-    The line in x takes out what x does to the mean and to the variance.
-    """
+    """Turn the gradient of the output into that of x: scale g + slope x + offset, of the tiles."""
     width = tiles.size // 3
     for i in range(lo, hi, width):
         for j in range(min(width, hi - i)):
@@ -120,28 +117,33 @@ def _fire_back(h, s, g, gv, c, sigmoid, through):
 
 
 @inner()
-def _one(x, tiles, v, spikes, k, decay):
+def _sum(s, stream, j):
+    return s if stream is None else s + get(stream, j)
+
+
+@inner()
+def _one(x, tiles, v, spikes, stream, i, k, decay):
     c = _constants(k)
     for j in range(v.size):
         _, s, u = _fire(_current(get(x, j), tiles, j), get_v(v, j), c, decay)
         if spikes is not None:
-            put0(spikes, j, s)
+            put0(spikes, j, _sum(s, stream, i + j))
         put_v(v, j, u)
 
 
 @inner()
-def _four(x, dx, tiles, v, spikes, n, k, decay):
+def _four(x, dx, tiles, v, spikes, stream, i, n, k, decay):
     c = _constants(k)
     for j in range(v.size):
         u = get_v(v, j)
         _, s, u = _fire(_current(get(x, j), tiles, j), u, c, decay)
-        put0(spikes, j, s)
+        put0(spikes, j, _sum(s, stream, i + j))
         _, s, u = _fire(_current(get(x, j + dx), tiles, j), u, c, decay)
-        put1(spikes, j + n, s)
+        put1(spikes, j + n, _sum(s, stream, i + j + n))
         _, s, u = _fire(_current(get(x, j + 2 * dx), tiles, j), u, c, decay)
-        put2(spikes, j + 2 * n, s)
+        put2(spikes, j + 2 * n, _sum(s, stream, i + j + 2 * n))
         _, s, u = _fire(_current(get(x, j + 3 * dx), tiles, j), u, c, decay)
-        put3(spikes, j + 3 * n, s)
+        put3(spikes, j + 3 * n, _sum(s, stream, i + j + 3 * n))
         put_v(v, j, u)
 
 
@@ -215,16 +217,17 @@ def _add(near, sums):
 
 
 @outer
-def forward(lo, hi, x, static, tiles, v0, spikes, v_last, n, k, decay, width):
+def forward(lo, hi, x, static, tiles, v0, spikes, stream, v_last, n, k, decay, width):
     dx = n if static is None else 0
     steps = spikes.size // n
     for i in range(lo, hi, width):
         v = v_last[i : min(i + width, hi)]
         _start(v, v0, i, k[2])
         for t in range(0, steps - 3, 4):
-            _four(x[i + t * dx :], dx, tiles, v, spikes[i + t * n :], n, k, decay)
+            o = i + t * n
+            _four(x[i + t * dx :], dx, tiles, v, spikes[o:], stream, o, n, k, decay)
         for t in range(steps - steps % 4, steps):
-            _one(x[i + t * dx :], tiles, v, spikes[i + t * n :], k, decay)
+            _one(x[i + t * dx :], tiles, v, spikes[i + t * n :], stream, i + t * n, k, decay)
 
 
 @outer
@@ -244,7 +247,7 @@ def backward(lo, hi, sums, x, static, tiles, v0, g, gx, n, k, decay, sigmoid, th
             v[:] = starts[p - 1, :m]
             last = 4 * p if p <= fours else 3 * fours + p
             for t in range(last - 4 if p <= fours else last - 1, last):
-                _one(x[i + t * dx :], tiles, v, None, k, decay)
+                _one(x[i + t * dx :], tiles, v, None, None, 0, k, decay)
         gv = block[:m]
         gv[:] = k[5] - k[5]
         if static is not None:
@@ -448,11 +451,13 @@ class Work:
         tiled: Array = np.tile(np.stack(rows).astype(self.data.dtype), repeats).ravel()
         return tiled
 
-    def forward(self, spikes: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Spikes, in the memory given (that of x if it has T steps, too), and the last voltage."""
+    def forward(
+        self, spikes: Tensor | None = None, stream: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Spikes, plus a `stream`, in the memory given (that of x too), and the last voltage."""
         spikes = new(self.x, (self.T, *self.x.shape[1:])) if spikes is None else spikes
         v_last = new(self.x, self.x.shape[1:])
-        arrays = spikes.view(-1).numpy(), v_last.view(-1).numpy()
+        arrays = flat(spikes), None if stream is None else flat(stream), flat(v_last)
         k = constants(self.p, self.data.dtype)
         args = (*self.head, *arrays, self.n, k, self.p.decay_input or None, self.width)
         run(forward, self.cuts, args)

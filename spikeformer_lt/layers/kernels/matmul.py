@@ -57,6 +57,15 @@ def _copy(a, i, lead, b, j, jump, rows, width, lanes):
             store(b, j + r * jump + c, load(a, i + r * lead + c))
 
 
+@inner()
+def _lift(a, i, lead, stream, b, j, jump, rows, width, lanes):
+    """Rows of b are those of a, plus those of a stream in the places of b."""
+    for r in range(rows):
+        for c in range(0, width, lanes):
+            place = j + r * jump + c
+            store(b, place, load(a, i + r * lead + c) + load(stream, place))
+
+
 @outer
 def inputs_back_kernel(lo, hi, g, w, gx, made, summed, vectors, lanes):
     """Rows lo to hi of gx [., made] = g [., summed] @ w [summed, made].
@@ -141,9 +150,10 @@ _WIDTH = 4096  # neurons of a block of the LIF
 
 @outer
 def linear_lif_kernel(
-    lo, hi, x, static, panels, shift, v0, spikes, v_last, n, summed, k, decay, vectors, lanes, block
-):
-    """Spikes [T, n, made] of rows x [T|1, n, summed], pieces lo to hi.
+    lo, hi, x, static, panels, shift, v0, spikes, stream, v_last, n, summed, k, decay, vectors,
+    lanes, block,
+):  # fmt: skip
+    """Spikes [T, n, made] of rows x [T|1, n, summed], or their sums with a stream; pieces lo to hi.
 
     A piece is one block of rows and one panel of the weights, panels[panel, summed, column].
     """
@@ -174,11 +184,15 @@ def linear_lif_kernel(
             _copy(v0, place, made, last, 0, cols, rows, cols, lanes)
             start = last[:size]
         forward(
-            0, size, current, static, None, start, fired[: steps * size], last[:size], size, k,
-            decay, _WIDTH,
+            0, size, current, static, None, start, fired[: steps * size], None, last[:size], size,
+            k, decay, _WIDTH,
         )  # fmt: skip
         for t in range(steps):
-            _copy(fired, t * size, cols, spikes, t * n * made + place, made, rows, cols, lanes)
+            to = t * n * made + place
+            if stream is None:
+                _copy(fired, t * size, cols, spikes, to, made, rows, cols, lanes)
+            else:
+                _lift(fired, t * size, cols, stream, spikes, to, made, rows, cols, lanes)
         _copy(last, 0, cols, v_last, place, made, rows, cols, lanes)
 
 
@@ -195,11 +209,13 @@ def as_panels(weight: Tensor) -> Tensor | None:
 
 
 def linear_lif(
-    x: Tensor, panels: Tensor, shift: Tensor, v: Tensor | None, T: int, p: NeuronConfig
-) -> tuple[Tensor, Tensor]:
+    x: Tensor, panels: Tensor, shift: Tensor, v: Tensor | None, T: int, p: NeuronConfig,
+    stream: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Spikes [T, ..., D'] of LIF neurons on ``x @ weight.T + shift``, and the last voltage.
 
-    x [T|1, ..., D] is contiguous, `panels` the weight by :func:`as_panels`; `v` as of `lif`.
+    x [T|1, ..., D] is contiguous, `panels` the weight by :func:`as_panels`; `v` as of `lif`,
+    `stream` as of `lif.Work.forward`.
     """
     made, summed = shift.numel(), x.shape[-1]
     n = x.numel() // (x.shape[0] * summed)
@@ -210,7 +226,7 @@ def linear_lif(
     pieces = -(-n // _BLOCK) * panels.shape[0]
     start = flat(x[:0]) if v is None else flat(v.contiguous())
     static = True if x.shape[0] == 1 and T > 1 else None
-    where = (flat(spikes), flat(last), n, summed)
+    where = (flat(spikes), None if stream is None else flat(stream), flat(last), n, summed)
     flags = (constants(p, flat(x[:0]).dtype), p.decay_input or None, vectors, lanes, _BLOCK)
     args = (flat(x), static, flat(panels), flat(shift), start, *where, *flags)
     cuts = cut(pieces, x.numel() * made, 1)

@@ -52,7 +52,7 @@ from torch import Tensor, nn
 from spikeformer_lt import Mask, Ticket, create_model, load_exported
 from spikeformer_lt.export import export_ticket
 from spikeformer_lt.export.api import size_table
-from spikeformer_lt.export.inference import compact
+from spikeformer_lt.export.inference import CompactModel, compact
 from spikeformer_lt.layers.kernels import dispatch
 from spikeformer_lt.layers.neuron import LIF, BatchNorm
 from spikeformer_lt.layers.patches import PatchSelect, make_score
@@ -205,6 +205,9 @@ def steps(name: str, phase: str, args: argparse.Namespace, folder: Path) -> Call
             model = load_exported(path).to(args.device)
         elif args.compact_dense and name == DENSE:
             model = compact(model)
+        if args.replay and isinstance(model, CompactModel):
+            replay = model.graphed(x)
+            run = lambda _, x: replay(x)  # noqa: E731
 
         def infer() -> None:
             with torch.no_grad():
@@ -425,6 +428,7 @@ def main() -> None:
     parser.add_argument(
         "--old-spikingjelly", type=Path, help="folder of 0.0.0.0.12, for the original's neurons"
     )
+    parser.add_argument("--replay", action="store_true", help="replay compact networks: `graphed`")
     parser.add_argument("--compact-dense", action="store_true", help="run ours dense compact too")
     parser.add_argument("--no-memory", action="store_true", help="leave out the peak memory")
     parser.add_argument("--child", default="", help=argparse.SUPPRESS)

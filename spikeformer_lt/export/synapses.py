@@ -21,6 +21,7 @@ from spikeformer_lt.layers.kernels.dispatch import in_graph, is_plain, mode
 from spikeformer_lt.layers.neuron import NeuronConfig, observed, plain_lif
 from spikeformer_lt.layers.units import Folded, keeps_size
 
+MOST_EVENTS = 16  # of a value: as many entries of a list are kept ready
 FEW_ROWS = 256  # of a step; the fused pass gains 5 to 14 % on 44 rows, nothing on 1,408 (measured)
 
 
@@ -160,7 +161,7 @@ class FoldedLinear(_FoldedSynapse, nn.Linear):
     @dispatch.or_none
     def events(self, x: Tensor, most: int) -> Tensor | None:
         """All outputs of whole numbers from 0 to `most`, by those above 0; None if not faster."""
-        if torch.is_grad_enabled() or observed(self) or self.takes_bytes(x):
+        if torch.is_grad_enabled() or observed(self) or self.takes_bytes(x) or most > MOST_EVENTS:
             return None
         weight, bias, x = self.weight, self.bias, x.contiguous()
         if x.shape[-1] != self.in_features or not dispatch.lists_events(x, weight):

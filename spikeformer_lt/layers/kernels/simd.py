@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any
 
 from llvmlite import ir
+from llvmlite.binding import get_host_cpu_name
 from numba import types
 from numba.core import cgutils, config
 from numba.core.codegen import get_host_cpu_features
@@ -22,7 +23,8 @@ from spikeformer_lt.layers.kernels.jit import at, inner
 
 _FEATURES = get_host_cpu_features() if config.CPU_FEATURES is None else config.CPU_FEATURES
 BYTES = 64 if "+avx512f" in _FEATURES else 32
-PROCESSOR = "avx512" if BYTES == 64 else "avx2" if "+avx2" in _FEATURES else ""
+ZEN = get_host_cpu_name().startswith("znver")  # AMD's, which split 64 bytes into two halves
+PROCESSOR = ("zen512" if ZEN else "avx512") if BYTES == 64 else "avx2" * ("+avx2" in _FEATURES)
 
 
 class Lanes(types.Type):  # type: ignore[misc]

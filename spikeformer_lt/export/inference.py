@@ -17,7 +17,7 @@ import itertools
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self, TypeGuard, cast
 
 import torch
@@ -107,13 +107,19 @@ class CompactModel(nn.Module):
         None reads the environment variable SPIKEFORMER_SPARSE.
         """
         how = dispatch.read_sparse_mode() if how is None else how
-        units = [(name, m) for name, m in self.net.named_modules() if isinstance(m, FoldedUnit)]
-        self.layers = tuple(unit.choose(name, how) for name, unit in units)
-        for chain in chains_of(self.net):
-            for name, after in itertools.pairwise(chain.names):
-                unit, reader = self.net.get_submodule(name), self.net.get_submodule(after)
-                if isinstance(unit, FoldedUnit):
-                    unit.emits_bits = getattr(reader, "by_lists", False) and not unit.by_lists
+        units = {n: m for n, m in self.net.named_modules() if isinstance(m, FoldedUnit)}
+        layers = {name: unit.choose(name, how) for name, unit in units.items()}
+        pairs = [p for chain in chains_of(self.net) for p in itertools.pairwise(chain.names)]
+        heads = [(name, f"{name[:-3]}out") for name in units if name.endswith(".qkv")]
+        for name, after in pairs + heads:
+            before = name in units and after in units and not units[name].by_lists
+            if before and how == "auto" and units[after].prefers_events(layers[after].ratio):
+                units[after].by_lists, layers[after] = False, replace(layers[after], lists=False)
+        for name, after in pairs:
+            if name in units:
+                reads = getattr(self.net.get_submodule(after), "by_lists", False)
+                units[name].emits_bits = reads and not units[name].by_lists
+        self.layers = tuple(layers.values())
         return self
 
     def describe(self) -> str:
@@ -368,11 +374,15 @@ class FoldedUnit(Firing, nn.Module):
         self.by_lists = fits and (how == "always" or worth)
         return LayerChoice(name, self.by_lists, density, ratio)
 
+    def prefers_events(self, ratio: float) -> bool:
+        """Whether events are faster behind a dense unit than lists, which are so by a ratio."""
+        weight, off = self.synapse.weight, dispatch.event_mode() == "never"
+        events = self.reads == "spikes" and weight.dim() == 2 and weight.numel() >= 2**15
+        return events and not off and ratio < dispatch.WORTH * dispatch.EVENTS
+
     def _most(self) -> int:
-        """The largest whole number that the unit reads; 0 where it reads others."""
-        if self.reads == "real":
-            return 0
-        return 1 if self.reads == "spikes" else self.reads.max
+        """The largest whole number that the unit reads."""
+        return 1 if self.reads == "spikes" else cast(Integers, self.reads).max
 
     def _fits_lists(self) -> bool:
         """Whether the kernels know the unit's inputs, geometry and neuron."""
@@ -472,13 +482,22 @@ class FoldedLinearUnit(FoldedUnit):
         found = self.product(tokens, T) if outputs is None else None
         if found is not None:
             return found if stream is None else stream + found
-        tokens, whole = dense(tokens), outputs is None
-        current = self.synapse.events(tokens, self._most()) if whole and self._most() else None
-        if whole and current is None and (stream is None or isinstance(stream, Tensor)):
-            fused = fire_linear(self.act, self.synapse, tokens, T, stream)
+        tokens, synapse, current = dense(tokens), self.synapse, None
+        if (
+            outputs is None
+            and self.reads != "real"
+            and (
+                tokens.numel() * synapse.out_features >= dispatch.MANY
+                or dispatch._mode == "numba"
+                or dispatch.event_mode() == "always"
+            )
+        ):
+            current = synapse.events(tokens, self._most())
+        if outputs is None and current is None and (stream is None or isinstance(stream, Tensor)):
+            fused = fire_linear(self.act, synapse, tokens, T, stream)
             if fused is not None:
                 return fused
-        current = self.synapse(tokens, outputs) if current is None else current
+        current = synapse(tokens, outputs) if current is None else current
         if self.act is not None:
             return self.fire(current, T, stream)
         return current if stream is None else stream + current
@@ -531,15 +550,14 @@ class FoldedBlock(EncoderBlock):
 
     def forward(self, tokens: Any, T: int, policy: Tensor | None = None) -> Any:
         """Run the block."""
-        parts = self.attn, self.attn.out, self.mlp, self.mlp.fc2
-        if policy is not None or tokens.shape[0] != T or hooked(*parts):
+        attn, mlp = self._modules["attn"], self._modules["mlp"]  # without calls of __getattr__
+        assert attn is not None and mlp is not None
+        out, fc1, fc2 = attn._modules["out"], mlp._modules["fc1"], mlp._modules["fc2"]
+        assert out is not None and fc1 is not None and fc2 is not None
+        if policy is not None or tokens.shape[0] != T or hooked(attn, mlp, fc2, out):
             return super().forward(tokens, T, policy)
-        return self._rest(self.attn(tokens, T, tokens), None, T)
-
-    def _rest(self, tokens: Any, attended: Any, T: int) -> Any:
-        if attended is not None:
-            return super()._rest(tokens, attended, T)
-        return self.mlp.fc2(self.mlp.fc1(tokens, T), T, stream=tokens)
+        tokens = attn(tokens, T, tokens)
+        return fc2(fc1(tokens, T), T, stream=tokens)
 
 
 def _is_whole(reads: Reads, most: int | None = 255) -> bool:

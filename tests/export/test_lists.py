@@ -10,7 +10,11 @@ from torch import Tensor, nn
 
 from spikeformer_lt import create_model
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.export.inference import CompactModel, FoldedLinearUnit, compact
+from spikeformer_lt.export.inference import (
+    CompactModel,
+    FoldedLinearUnit,
+    compact,
+)
 from spikeformer_lt.export.streaming import Stream
 from spikeformer_lt.layers.kernels import dispatch, events, simd
 
@@ -120,3 +124,23 @@ def test_events_change_no_logit(name: str, monkeypatch: pytest.MonkeyPatch) -> N
     torch.testing.assert_close(net(x), wanted, rtol=0, atol=1e-9)
     linear = [m for m in net.net.modules() if isinstance(m, FoldedLinearUnit)]
     assert len(calls) == len(linear) and (max(calls) > 1) == (name != "spikingformer_toy")
+
+
+def test_a_map_behind_a_dense_unit_waits_for_events_unless_lists_gain_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(simd, "PROCESSOR", "zen512")
+    model = pruned("spikformer_toy", embed_dim=128, num_heads=4)
+
+    def lists(density: float, events: str = "auto") -> set[str]:
+        monkeypatch.setattr(dispatch, "event_mode", lambda: events)
+        for name in ("blocks.0.mlp.fc2", "blocks.0.attn.proj"):
+            weight = model.get_submodule(name).linear.weight.data
+            weight.copy_(torch.randn(weight.shape) * (torch.rand(weight.shape) < density))
+        return {layer.name for layer in compact(model).layers if layer.lists}
+
+    for name in ("blocks.0.mlp.fc1", "blocks.0.attn.q", "blocks.0.attn.k", "blocks.0.attn.v"):
+        torch.nn.init.normal_(model.get_submodule(name).linear.weight)  # dense
+    large, small = "blocks.0.mlp.fc2", "blocks.0.attn.out"
+    assert large not in lists(0.5) and small in lists(0.5)
+    assert large in lists(0.5, "never") and large in lists(0.1)

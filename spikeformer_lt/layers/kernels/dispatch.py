@@ -414,6 +414,8 @@ _COSTS = {
     }),
 }  # fmt: skip
 WORTH = 1.15  # a gain that is taken: estimates err
+EVENTS = 2.5  # times as fast as a dense product, where one input in six fires
+MANY = 1 << 22  # products, from which the lists of events are repaid
 
 
 def list_gain(weight: Sequence[int], density: float, digits: int, part: str) -> float:

@@ -17,7 +17,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from torch import Tensor
 
-from spikeformer_lt.layers.kernels.dispatch import ReplayError
+from spikeformer_lt.layers.kernels.dispatch import MANY, ReplayError
 from spikeformer_lt.layers.kernels.jit import (
     Array,
     at,
@@ -41,7 +41,6 @@ _CHUNK = 432  # inputs whose weights for a panel stay near
 _STEP = 8  # events that are added without a look at the end of their list
 _ROWS = 256  # rows whose lists are held at a time
 _SAMPLE = 32  # rows whose events are counted
-LEAST = 1 << 22  # products, from which the lists are repaid
 _EIGHT = ir.VectorType(ir.IntType(16), _STEP)
 
 
@@ -224,7 +223,7 @@ def suits(x: Tensor, made: int) -> bool:
     """Whether lists are faster for rows x [..., in] and `made` outputs: few of a sample fired."""
     channels = x.shape[-1]
     rows = x.numel() // channels
-    if rows * channels * made < LEAST:
+    if rows * channels * made < MANY:
         return False
     count = min(rows, _SAMPLE)
     sums, most = np.zeros((1, 1), flat(x[:0]).dtype), RATE * count * channels

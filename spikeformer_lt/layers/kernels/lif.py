@@ -457,7 +457,8 @@ class Work:
         """Spikes, plus a `stream`, in the memory given (that of x too), and the last voltage."""
         spikes = new(self.x, (self.T, *self.x.shape[1:])) if spikes is None else spikes
         v_last = new(self.x, self.x.shape[1:])
-        arrays = flat(spikes), None if stream is None else flat(stream), flat(v_last)
+        own = None if stream is None else flat(stream)
+        arrays = spikes.view(-1).numpy(), own, v_last.view(-1).numpy()
         k = constants(self.p, self.data.dtype)
         args = (*self.head, *arrays, self.n, k, self.p.decay_input or None, self.width)
         run(forward, self.cuts, args)

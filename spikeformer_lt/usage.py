@@ -213,6 +213,8 @@ def _classes(file: str) -> dict[str, list[ast.stmt]]:
                     below.append((f"{name}{inner.name}.", inner))
                 case ast.FunctionDef() | ast.AsyncFunctionDef():
                     below.append((f"{name}{inner.name}.<locals>.", inner))
+                case ast.If() | ast.Try() | ast.With():
+                    below.append((name, inner))
     return found
 
 

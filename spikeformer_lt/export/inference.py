@@ -12,6 +12,7 @@ are counted, not timed, so that a file runs the same way each time on a kind of 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import threading
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 from spikeformer_lt.errors import ConfigError, DataError, ExportError
 from spikeformer_lt.export.prediction import Prediction, predict
 from spikeformer_lt.export.synapses import (
+    MOST_EVENTS,
     FoldedConv2d,
     FoldedLinear,
     fire,
@@ -36,6 +38,7 @@ from spikeformer_lt.export.synapses import (
 )
 from spikeformer_lt.layers.attention import (
     EncoderBlock,
+    SpikingMLP,
     SpikingSelfAttention,
     spiking_attention,
 )
@@ -106,12 +109,12 @@ class CompactModel(nn.Module):
 
         None reads the environment variable SPIKEFORMER_SPARSE.
         """
-        how = dispatch.read_sparse_mode() if how is None else how
+        how = dispatch.read_choice() if how is None else how
         units = {n: m for n, m in self.net.named_modules() if isinstance(m, FoldedUnit)}
         layers = {name: unit.choose(name, how) for name, unit in units.items()}
         pairs = [p for chain in chains_of(self.net) for p in itertools.pairwise(chain.names)]
-        heads = [(name, f"{name[:-3]}out") for name in units if name.endswith(".qkv")]
-        for name, after in pairs + heads:
+        attention = [(name, f"{name[:-3]}out") for name in units if name.endswith(".qkv")]
+        for name, after in pairs + attention:
             before = name in units and after in units and not units[name].by_lists
             if before and how == "auto" and units[after].prefers_events(layers[after].ratio):
                 units[after].by_lists, layers[after] = False, replace(layers[after], lists=False)
@@ -126,7 +129,7 @@ class CompactModel(nn.Module):
         """How the layers run, in one line."""
         taken = [layer for layer in self.layers if layer.lists]
         if not taken:
-            told = "every layer multiplies all its weights: skipping removed ones is not faster"
+            told = "no layer skips removed weights: that is not faster"
         else:
             kept = [100 * layer.density for layer in taken]
             told = (
@@ -134,9 +137,8 @@ class CompactModel(nn.Module):
                 f"({min(kept):.0f} to {max(kept):.0f} % kept): {', '.join(x.name for x in taken)}"
             )
         units = [m for m in self.net.modules() if isinstance(m, FoldedLinearUnit)]
-        events = any(_is_whole(m.reads, None) and not m.by_lists for m in units)
-        off = dispatch.event_mode() == "never" or not events
-        return told if off else f"{told}; large linear maps skip inputs at rest where few fired"
+        events = any(m.takes_events() and not m.by_lists for m in units)
+        return f"{told}; large linear maps skip inputs at rest where few fired" * events or told
 
     def forward(self, x: Tensor) -> Tensor:
         """Classify, without a graph for gradients."""
@@ -196,9 +198,13 @@ class CompactModel(nn.Module):
             finally:
                 busy.release()
 
-        other = example.flip(-1) / 2
-        if not example.is_cuda and not torch.equal(replay(other), self(other)):
-            raise ExportError("the network computes outside of kernels and torch; call it itself")
+        for other in () if example.is_cuda else (example.flip(-1) / 2, example * 0.99):
+            with contextlib.suppress(dispatch.ReplayError), torch.no_grad():  # goes another way
+                held.copy_(other)
+                run()
+                if not torch.equal(out, self(other)):
+                    raise ExportError("the network computes outside of kernels and torch; call it")
+                break
         return replay
 
     def train(self, mode: bool = True) -> Self:
@@ -376,9 +382,17 @@ class FoldedUnit(Firing, nn.Module):
 
     def prefers_events(self, ratio: float) -> bool:
         """Whether events are faster behind a dense unit than lists, which are so by a ratio."""
-        weight, off = self.synapse.weight, dispatch.event_mode() == "never"
-        events = self.reads == "spikes" and weight.dim() == 2 and weight.numel() >= 2**15
-        return events and not off and ratio < dispatch.WORTH * dispatch.EVENTS
+        weight = self.synapse.weight
+        large = weight.dim() == 2 and weight.numel() >= 2**15  # of 128 rows, enough products
+        gains = self.reads == "spikes" and self.takes_events()
+        return large and gains and ratio < dispatch.WORTH * dispatch.EVENTS_GAIN
+
+    def takes_events(self) -> bool:
+        """Whether its inputs may be listed by their events."""
+        bytes_too = self.synapse.as_bytes and has_byte_products()
+        off = dispatch.event_mode() == "never" or dispatch.mode() == "torch" or bytes_too
+        whole = self.reads != "real" and self._most() <= MOST_EVENTS
+        return whole and not off and not dispatch.is_broken() and not self.synapse.weight.is_cuda
 
     def _most(self) -> int:
         """The largest whole number that the unit reads."""
@@ -483,15 +497,7 @@ class FoldedLinearUnit(FoldedUnit):
         if found is not None:
             return found if stream is None else stream + found
         tokens, synapse, current = dense(tokens), self.synapse, None
-        if (
-            outputs is None
-            and self.reads != "real"
-            and (
-                tokens.numel() * synapse.out_features >= dispatch.MANY
-                or dispatch._mode == "numba"
-                or dispatch.event_mode() == "always"
-            )
-        ):
+        if outputs is None and self.reads != "real":
             current = synapse.events(tokens, self._most())
         if outputs is None and current is None and (stream is None or isinstance(stream, Tensor)):
             fused = fire_linear(self.act, synapse, tokens, T, stream)
@@ -545,19 +551,18 @@ class FoldedBlock(EncoderBlock):
         parts = getattr(block.mlp, "fc2", None), block.attn
         kinds = FoldedLinearUnit, FoldedAttention
         plain = all(type(part) is kind for part, kind in zip(parts, kinds, strict=True))
-        if type(block) is EncoderBlock and block.residual == "add" and plain:
+        plain = plain and type(block) is EncoderBlock and type(block.mlp) is SpikingMLP
+        if plain and block.residual == "add":
             block.__class__ = cls
 
     def forward(self, tokens: Any, T: int, policy: Tensor | None = None) -> Any:
         """Run the block."""
-        attn, mlp = self._modules["attn"], self._modules["mlp"]  # without calls of __getattr__
-        assert attn is not None and mlp is not None
-        out, fc1, fc2 = attn._modules["out"], mlp._modules["fc1"], mlp._modules["fc2"]
-        assert out is not None and fc1 is not None and fc2 is not None
-        if policy is not None or tokens.shape[0] != T or hooked(attn, mlp, fc2, out):
+        mlp: Any = self.mlp
+        seen = any(map(observed, (self.attn, self.attn.out, mlp, mlp.fc2)))
+        if policy is not None or tokens.shape[0] != T or seen:
             return super().forward(tokens, T, policy)
-        tokens = attn(tokens, T, tokens)
-        return fc2(fc1(tokens, T), T, stream=tokens)
+        tokens = self.attn(tokens, T, tokens)
+        return mlp.fc2(mlp.fc1(tokens, T), T, stream=tokens)
 
 
 def _is_whole(reads: Reads, most: int | None = 255) -> bool:

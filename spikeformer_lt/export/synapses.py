@@ -161,7 +161,9 @@ class FoldedLinear(_FoldedSynapse, nn.Linear):
     @dispatch.or_none
     def events(self, x: Tensor, most: int) -> Tensor | None:
         """All outputs of whole numbers from 0 to `most`, by those above 0; None if not faster."""
-        if torch.is_grad_enabled() or observed(self) or self.takes_bytes(x) or most > MOST_EVENTS:
+        if in_graph() or torch.is_grad_enabled() or most > MOST_EVENTS:
+            return None
+        if observed(self) or self.takes_bytes(x):
             return None
         weight, bias, x = self.weight, self.bias, x.contiguous()
         if x.shape[-1] != self.in_features or not dispatch.lists_events(x, weight):
@@ -252,7 +254,7 @@ def fire_linear(
     if not few or not fits or linear.takes_bytes(x):
         return None
     shape = (T, *x.shape[1:-1], linear.out_features)
-    if not lies_as(stream, shape) or not dispatch.takes_numba(x, math.prod(shape), stream):
+    if not fits_stream(stream, shape) or not dispatch.takes_numba(x, math.prod(shape), stream):
         return None
 
     v = act.start(linear.bias.expand(1, *x.shape[1:-1], -1))
@@ -276,7 +278,7 @@ def _linear_lif(
     return out
 
 
-def lies_as(stream: Tensor | None, shape: Sequence[int]) -> bool:
+def fits_stream(stream: Tensor | None, shape: Sequence[int]) -> bool:
     """Whether a kernel can add a stream, if there is one, to spikes of this shape."""
     return stream is None or (stream.shape == shape and stream.is_contiguous())
 
@@ -292,7 +294,7 @@ def fire(
     """
     params = None if source is not None and observed(source) else plain_lif(act)
     own = current.shape[0] == T and current.is_contiguous() and not torch.is_grad_enabled()
-    found, own = None, own and lies_as(stream, current.shape)
+    found, own = None, own and fits_stream(stream, current.shape)
     if params and own and dispatch.takes_numba(current, current.numel(), stream):
         v = act.start(current)
         found = _lif(current, None if v is None else v.contiguous(), T, params, stream)

@@ -14,7 +14,7 @@ from spikeformer_lt.export.inference import (
     FoldedLinearUnit,
     compact,
 )
-from spikeformer_lt.layers.attention import EncoderBlock
+from spikeformer_lt.layers.attention import EncoderBlock, SpikingMLP
 from spikeformer_lt.layers.kernels import dispatch
 from spikeformer_lt.layers.neuron import LIF, BatchNorm
 from spikeformer_lt.layers.units import LinearUnit
@@ -196,8 +196,26 @@ def test_sums_with_the_stream_are_made_by_the_pass_of_the_neurons(
     for block in blocks:
         block.__class__ = EncoderBlock
     assert torch.equal(fast(x), found) and len(sums) == 3 and found.std() > 1e-4
-    handle = blocks[1].mlp.register_forward_hook(lambda *_: None)
+    seen: list[torch.Tensor] = []
+
+    def observe(_, args, out: torch.Tensor) -> None:
+        seen.append(out)
+
+    observe.observes_output = True
+    handle = blocks[1].mlp.register_forward_hook(observe)
     for block in blocks:
         block.__class__ = FoldedBlock
-    assert torch.equal(fast(x), found) and len(sums) == 5  # a hook sees what its module puts out
+    assert torch.equal(fast(x), found) and len(sums) == 5 and seen[0].max() == 1  # spikes alone
     handle.remove()
+
+
+def test_a_block_whose_mlp_computes_otherwise_keeps_its_form(net, images) -> None:
+    class Negated(SpikingMLP):
+        def forward(self, tokens: torch.Tensor, T: int) -> torch.Tensor:
+            return 1 - super().forward(tokens, T)
+
+    model = net(patches=0.0)[0].double()
+    model.blocks[0].mlp.__class__ = Negated
+    x = images(model).double()
+    with torch.no_grad():
+        torch.testing.assert_close(compact(model)(x), model(x), rtol=0, atol=1e-9)

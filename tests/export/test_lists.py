@@ -85,7 +85,7 @@ def test_hooks_streams_and_changed_weights_see_the_same_network() -> None:
     assert not torch.equal(net(x), wanted)
 
 
-@pytest.mark.parametrize("processor", ["avx512", "zen512", "avx2"])
+@pytest.mark.parametrize("processor", ["avx512", "zen4", "avx2"])
 def test_the_choice_follows_the_density(processor: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(simd, "PROCESSOR", processor)
 
@@ -129,7 +129,7 @@ def test_events_change_no_logit(name: str, monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_map_behind_a_dense_unit_waits_for_events_unless_lists_gain_more(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(simd, "PROCESSOR", "zen512")
+    monkeypatch.setattr(simd, "PROCESSOR", "zen4")
     model = pruned("spikformer_toy", embed_dim=128, num_heads=4)
 
     def lists(density: float, events: str = "auto") -> set[str]:

@@ -148,21 +148,24 @@ def mode() -> str:
     return _mode or set_mode()
 
 
-def read_sparse_mode(variable: str = _SPARSE) -> str:
-    """Whether sparse weights are multiplied by lists: auto, always, never; else a ConfigError."""
+def read_choice(variable: str = _SPARSE) -> str:
+    """What a variable of the environment chooses: auto, always, never; else a ConfigError."""
     asked = os.environ.get(variable, "auto")
     if asked not in ("auto", "always", "never"):
         raise ConfigError(f"{variable}={asked!r} is not allowed: auto, always or never")
     return asked
 
 
-sparse_mode = cache(read_sparse_mode)  # each product of a training step asks
+@cache  # each product of a training step asks
+def sparse_mode() -> str:
+    """Whether sparse weights are multiplied by lists: auto, always or never."""
+    return read_choice(_SPARSE)
 
 
 @cache
 def event_mode() -> str:
     """Whether inputs are listed by their events: auto, always or never."""
-    return read_sparse_mode(_EVENTS)
+    return read_choice(_EVENTS)
 
 
 def is_forced() -> bool:
@@ -404,7 +407,7 @@ _COSTS = {
         "fused": (16.5, 60.0, 0.0), "forward": (21.0, 120.0, 120.0),
         "weights": (27.0, 80.0, 80.0), "numbers": (42.0, 200.0, 200.0),
     }),
-    "zen512": Costs(4.94, 1.68, 1.1, {  # ns of a Zen 4 (benchmarks/costs.py)
+    "zen4": Costs(4.94, 1.68, 1.1, {  # ns of a Zen 4 (benchmarks/costs.py)
         "fused": (4.7, 34.0, 24.0), "forward": (5.0, 127.0, 107.0),
         "weights": (7.4, 215.0, 32.0), "numbers": (10.4, 97.0, 97.0),
     }),
@@ -414,8 +417,7 @@ _COSTS = {
     }),
 }  # fmt: skip
 WORTH = 1.15  # a gain that is taken: estimates err
-EVENTS = 2.5  # times as fast as a dense product, where one input in six fires
-MANY = 1 << 22  # products, from which the lists of events are repaid
+EVENTS_GAIN = 2.5  # times as fast as a dense product, where one input in six fires
 
 
 def list_gain(weight: Sequence[int], density: float, digits: int, part: str) -> float:

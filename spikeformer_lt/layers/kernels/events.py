@@ -17,7 +17,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from torch import Tensor
 
-from spikeformer_lt.layers.kernels.dispatch import MANY, ReplayError
+from spikeformer_lt.layers.kernels.dispatch import ReplayError
 from spikeformer_lt.layers.kernels.jit import (
     Array,
     at,
@@ -32,12 +32,13 @@ from spikeformer_lt.layers.kernels.jit import (
 )
 from spikeformer_lt.layers.kernels.simd import PROCESSOR, loop, read, splat, vector, write
 
-# Events of a value on average, up to which they are faster than a dense product. Where two wide
-# products are made a cycle (AVX-512 of other makers; estimated, not measured) they gain less.
+# Events of a value on average, up to which they are taken. A Zen 4 gains 2.1x at 0.25 and 1.5x at
+# 0.4; elsewhere nothing was measured, and AVX-512 that multiplies twice a cycle must gain less.
 RATE = 0.2 if PROCESSOR == "avx512" else 0.3
 _PANEL = 32  # outputs that are summed together
 _HALF = _PANEL // 2
 _CHUNK = 432  # inputs whose weights for a panel stay near
+LEAST = 1 << 22  # products, from which the lists are repaid
 _STEP = 8  # events that are added without a look at the end of their list
 _ROWS = 256  # rows whose lists are held at a time
 _SAMPLE = 32  # rows whose events are counted
@@ -144,7 +145,7 @@ def product_kernel(lo, hi, x, channels, parts, levels, order, panel, shift, out,
 
     The panels of each of `parts` parts of the channels end with a row of 0.
     """
-    wide = channels // parts
+    wide = -(-channels // parts)
     index = np.empty(_ROWS * (wide * levels + 8) + 8, np.uint16)
     first = np.empty(_ROWS + 1, np.int64)
     last = made // 32 * 32
@@ -153,14 +154,15 @@ def product_kernel(lo, hi, x, channels, parts, levels, order, panel, shift, out,
         count = min(_ROWS, hi - block)
         for part in range(parts):
             n = 0
+            size = min(wide, channels - part * wide)
             for r in range(count):
                 first[r] = n
                 i = (block + r) * channels + part * wide
                 for level in range(levels):
                     before = n
-                    for c in range(0, wide - 7, 8):
+                    for c in range(0, size - 7, 8):
                         n += noted(x, i + c, x.dtype.type(level), order, c, index, n)
-                    for c in range(wide - wide % 8, wide):
+                    for c in range(size - size % 8, size):
                         index[n] = c
                         n += x[i + c] > level
                     if n == before:
@@ -188,7 +190,7 @@ def product_kernel(lo, hi, x, channels, parts, levels, order, panel, shift, out,
 class Panels:
     """Weights [out, in] and biases in the order that the kernel reads."""
 
-    values: Array  # [panels, parts, inputs of a part and a row of zeros, 32]
+    values: Array  # [panels, parts, inputs of a part and one row of zeros or more, 32]
     shift: Array  # [32 panels], added
     made: int
     channels: int
@@ -198,14 +200,14 @@ class Panels:
     def of(cls, weight: Tensor, bias: Tensor) -> Self:
         """Those of a linear map."""
         made, channels = weight.shape
-        parts = next(
-            n for n in range(1, channels + 1) if channels <= n * _CHUNK and channels % n == 0
-        )
-        count = -(-made // _PANEL)
-        padded, shift = weight.new_zeros(count * _PANEL, channels), weight.new_zeros(count * _PANEL)
-        padded[:made], shift[:made] = weight.detach(), bias.detach()
-        values = weight.new_zeros(count, parts, channels // parts + 1, _PANEL)
-        values[:, :, :-1] = padded.view(count, _PANEL, parts, -1).permute(0, 2, 3, 1)
+        parts, count = -(-channels // _CHUNK), -(-made // _PANEL)
+        wide = -(-channels // parts)
+        padded = weight.new_zeros(count * _PANEL, parts * wide)
+        padded[:made, :channels] = weight.detach()
+        shift = weight.new_zeros(count * _PANEL)
+        shift[:made] = bias.detach()
+        values = weight.new_zeros(count, parts, wide + 1, _PANEL)
+        values[:, :, :-1] = padded.view(count, _PANEL, parts, wide).permute(0, 2, 3, 1)
         return cls(flat(values), flat(shift), made, channels, parts)
 
     def __call__(self, x: Tensor, levels: int) -> Tensor:
@@ -223,11 +225,12 @@ def suits(x: Tensor, made: int) -> bool:
     """Whether lists are faster for rows x [..., in] and `made` outputs: few of a sample fired."""
     channels = x.shape[-1]
     rows = x.numel() // channels
-    if rows * channels * made < MANY:
+    if rows * channels * made < LEAST:
         return False
     count = min(rows, _SAMPLE)
     sums, most = np.zeros((1, 1), flat(x[:0]).dtype), RATE * count * channels
-    args = (flat(x), channels, rows // count * channels)
+    step = rows // count  # odd, so that it meets other columns of a map each time
+    args = (flat(x), channels, (step - (step % 2 == 0)) * channels)
     run(count_kernel, cut(count, 1, 1), args, sums)
     found = bool(sums[0, 0] <= most)
     repeat(_same, sums, most, found)

@@ -23,8 +23,8 @@ from spikeformer_lt.layers.kernels.jit import at, inner
 
 _FEATURES = get_host_cpu_features() if config.CPU_FEATURES is None else config.CPU_FEATURES
 BYTES = 64 if "+avx512f" in _FEATURES else 32
-ZEN = get_host_cpu_name().startswith("znver")  # AMD's, which split 64 bytes into two halves
-PROCESSOR = ("zen512" if ZEN else "avx512") if BYTES == 64 else "avx2" * ("+avx2" in _FEATURES)
+_WIDE = "zen4" if get_host_cpu_name() == "znver4" else "avx512"  # it halves vectors of 64 bytes
+PROCESSOR = _WIDE if BYTES == 64 else "avx2" if "+avx2" in _FEATURES else ""
 
 
 class Lanes(types.Type):  # type: ignore[misc]

@@ -24,7 +24,7 @@ def whole(rows: int, channels: int, rate: float, most: int, dtype: Any = torch.f
 @settings(max_examples=40, deadline=None)
 @given(
     rows=st.sampled_from([1, 3, 255, 256, 300]),
-    channels=st.sampled_from([1, 7, 8, 40, 432, 433, 866]),
+    channels=st.sampled_from([1, 7, 8, 40, 432, 433, 866, 1433]),
     made=st.sampled_from([1, 31, 32, 50, 96]),
     rate=st.sampled_from([0.0, 0.01, 0.2, 1.0]),
     most=st.sampled_from([1, 2, 9]),
@@ -47,7 +47,7 @@ def test_any_rows_give_the_dense_product(
 
 def test_few_events_of_large_rows_are_listed_and_their_sums_do_not_matter_elsewhere() -> None:
     width = 512
-    assert 64 * 128 * width == dispatch.MANY
+    assert 64 * 128 * width == events.LEAST
     found = {
         (rows, rate): events.suits(whole(rows, width, rate, 1, torch.float32), 128)
         for rows in (63, 64, 1000)

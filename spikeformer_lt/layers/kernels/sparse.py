@@ -308,7 +308,7 @@ def product_kernel(
 
 
 @inner(fastmath={"reassoc"})
-def _total(a, first, count):
+def summed(a, first, count):
     total = a.dtype.type(0)
     for i in range(first, first + count):
         total += a[i]
@@ -338,7 +338,7 @@ def weights_kernel(
             wide = min(block, made - first)
             _to_tile(g, tile, n, made, first, wide, own)
             for o in range(first, first + wide):
-                bias = _total(own, (o - first) * width * 16, width * 16)
+                bias = summed(own, (o - first) * width * 16, width * 16)
                 sums[index.size + o] += bias
                 scale = g.dtype.type(1)
                 for p in range(planes):

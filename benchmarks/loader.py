@@ -2,6 +2,7 @@
 
 python benchmarks/loader.py                                # 2,000 JPEGs of 500 x 375, minutes
 python benchmarks/loader.py --pictures 100000 --train      # and 20 steps, a kill, a resume
+python benchmarks/loader.py --small                        # images of CIFAR's size, a minute
 
 Random resized crops to 224 pixels, flips and normalisation by our loader, timm's and torchvision's,
 in one process on one thread, all in turn, by seconds of the processor; with --deit RandAugment and
@@ -10,6 +11,9 @@ to its first batch of 8, with 2 workers, for the first epoch of 600 pictures and
 after it, each taken whole, and for epochs of all pictures behind the end of another. Memory is the
 share of its own (PSS) of a process and its 2 workers after 60 batches of all pictures, as the only
 rank and as one of two.
+
+--small times crop and flip of images in memory: whole batches, as the loader takes them, and image
+by image, as it takes them with further augmentations.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import timm.data
@@ -35,8 +40,8 @@ import torchvision
 from PIL import Image
 
 from spikeformer_lt import create_dataset
-from spikeformer_lt.images import Augment, train_loader
-from spikeformer_lt.images.augment import _posterize
+from spikeformer_lt.images import ArrayImages, Augment, train_loader
+from spikeformer_lt.images.augment import TrainTransform, _posterize
 from spikeformer_lt.images.loader import Workers
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -125,6 +130,24 @@ def speeds(root: Path, augment: Augment, rounds: int) -> None:
     spread = " to ".join(f"{speed:.0f}" for speed in (min(found["ours"]), max(found["ours"])))
     ratio = f"ours ({spread}) {medians['ours'] / best:.2f}x the best peer"
     print(f"{what}: images/s of a core: {told}; {ratio}", flush=True)
+
+
+def small(rounds: int, count: int = 4096) -> None:
+    """Processor microseconds of a 32x32 image: crop and flip of batches, and image by image."""
+    images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8)
+    labels, half = torch.zeros(count, dtype=torch.int64), (0.5, 0.5, 0.5)
+    data = ArrayImages("small", images, labels, num_classes=CLASSES, mean=half, std=half)
+    found: dict[bool, list[float]] = {True: [], False: []}
+    for _ in range(rounds + 1):
+        for at_once, spans in found.items():
+            with mock.patch.object(TrainTransform, "shifts_alone", at_once):
+                begin = time.process_time()
+                for _ in train_loader(data, Augment.standard("crop4_flip"), 128, 0, 0):
+                    pass
+                spans.append(1e6 * (time.process_time() - begin) / count)
+    batches, single = (statistics.median(spans[1:]) for spans in found.values())
+    told = f"batches {batches:.1f} us an image, image by image {single:.1f}"
+    print(f"crop and flip: {told}: {single / batches:.2f}x as fast")
 
 
 def starts(root: Path, epochs: int) -> None:
@@ -234,6 +257,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=5, help="whose start is timed")
     parser.add_argument("--deit", action="store_true", help="DeiT's augmentation, too")
     parser.add_argument("--train", action="store_true", help="20 steps, a kill and a resume, too")
+    parser.add_argument("--small", action="store_true", help="images of 32x32 in memory alone")
     parser.add_argument("--only-memory", action="store_true", help="and starts, of all pictures")
     parser.add_argument("--rank", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -242,6 +266,9 @@ def main() -> None:
         for line in memory(args.root, *map(int, args.rank.split("/"))):
             print(line, flush=True)
             sys.stdin.readline()
+        return
+    if args.small:
+        small(args.rounds)
         return
     with tempfile.TemporaryDirectory() as place:
         root = args.root or Path(place)

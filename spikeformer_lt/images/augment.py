@@ -188,6 +188,28 @@ class TrainTransform:
             out[:, max(0, top) : max(0, top + side), max(0, left) : max(0, left + side)] = 0
         return out if self._erase is None else self._erase(out)
 
+    @property
+    def shifts_alone(self) -> bool:
+        """Whether crops and flips of pixels are all that it does, which `shifted` does at once."""
+        shifts = Augment(crop_padding=self.augment.crop_padding, hflip=self.augment.hflip)
+        return shifts == replace(self.augment, repeats=1)
+
+    def shifted(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
+        """Return images uint8 [N, C, H, W] cropped, flipped and normalised at once.
+
+        Bit for bit what each alone becomes with Python's generator at its seed; twice as fast.
+        """
+        pad, flips, draw = self.augment.crop_padding, self.augment.hflip, random.Random()
+        height, width = images.shape[-2:]
+        padded = np.pad(images.numpy(), ((0, 0), (0, 0), (pad, pad), (pad, pad)))
+        out = torch.empty_like(images)
+        for image, to, seed in zip(padded, out.numpy(), seeds, strict=True):
+            draw.seed(seed)
+            top, left = (pad - draw.randint(-pad, pad) for _ in range(2)) if pad else (0, 0)
+            cut = image[:, top : top + height, left : left + width]
+            to[...] = cut[..., ::-1] if flips and draw.random() < flips else cut
+        return normalize(out, self.mean, self.std)
+
     def _crop(self, image: Tensor) -> Tensor:
         pad = self.augment.crop_padding
         _, height, width = image.shape

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from spikeformer_lt.config import check
 from spikeformer_lt.errors import STOPS, DataError, shown
-from spikeformer_lt.images.augment import normalize
+from spikeformer_lt.images.augment import TrainTransform, normalize
 from spikeformer_lt.images.folders import FileImages
 from spikeformer_lt.rng import generator_for, hashed, isolated_rng, seed_for
 from spikeformer_lt.runtime import open_files
@@ -156,11 +156,16 @@ class BatchReader:
 
     def _augmented(self, keys: Sequence[Key], transform: Transform) -> Tensor:
         images = []
+        seeds = [seed_for(self.seed, "augment", *key) for key in keys]
+        whole = isinstance(transform, TrainTransform) and transform.shifts_alone
+        if whole and isinstance(self.dataset, ArrayImages):
+            taken = self.dataset.images[[key[1] for key in keys]]
+            return cast(TrainTransform, transform).shifted(taken, seeds)
         # Saving the three global states costs more than an augmentation: once a batch is enough.
         with isolated_rng(0):
-            for epoch, index, *turn in keys:
+            for key, seed in zip(keys, seeds, strict=True):
+                index = key[1]
                 image = self._read(index, getattr(transform, "opens", False))
-                seed = seed_for(self.seed, "augment", epoch, index, *turn)
                 random.seed(seed)
                 np.random.seed(seed % 2**32)  # noqa: NPY002 (timm draws from it)
                 torch.default_generator.manual_seed(seed)

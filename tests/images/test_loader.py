@@ -301,9 +301,11 @@ def test_evaluation_refuses_a_number_out_of_range(data, options):
 KEYS = [(3, 5), (3, 1), (4, 5)]
 
 
-def test_each_sample_is_augmented_under_its_own_seed(random_images):
+@pytest.mark.parametrize("name", ["spikformer_cifar", "digits", "crop8_flip", "crop4_flip_cutout"])
+def test_each_sample_is_augmented_under_its_own_seed(name, random_images):
     data = random_images(8, size=16)
-    transform = Augment.standard("spikformer_cifar").build(data.mean, data.std, 16)
+    transform = Augment.standard(name).build(data.mean, data.std, 16)
+    assert transform.shifts_alone == (name in ("digits", "crop8_flip"))
     images, labels, indices = BatchReader(data, transform, seed=7).__getitems__(KEYS)
     for (epoch, index), image in zip(KEYS, images, strict=True):
         with isolated_rng(seed_for(7, "augment", epoch, index)):

@@ -60,7 +60,7 @@ def event_folder(options: EventDataOptions, config: FolderConfig) -> Splits:
     from spikeformer_lt.events.dataset import Source, event_splits
     from spikeformer_lt.events.formats import SUFFIXES, FileReader
     from spikeformer_lt.events.recording import Sensor
-    from spikeformer_lt.events.split import labelled_files, parted
+    from spikeformer_lt.events.split import find_copies, labelled_files, parted
 
     root = Path(options.root)
     if options.events.sensor is None:
@@ -69,7 +69,9 @@ def event_folder(options: EventDataOptions, config: FolderConfig) -> Splits:
             f"coordinates are told by: python -m spikeformer_lt.events check {root}"
         )
     classes, parts = labelled_files(root, SUFFIXES, config.table)
-    split = parted("event_folder", classes, parts, options.val_fraction, config.test_fraction)
+    copies = find_copies(root, sorted({file.path for part in parts.values() for file in part}))
+    how = (options.val_fraction, config.test_fraction, copies)
+    split = parted("event_folder", classes, parts, *how)
     sensor = Sensor.parse(options.events.sensor)
     return event_splits(split, Source(FileReader(root, "auto"), sensor, root=root), options)
 
@@ -105,21 +107,32 @@ def picture_splits(
     """
     import torch
 
-    from spikeformer_lt.events.split import PARTS, find_shared, labelled_files, limited, parted
+    from spikeformer_lt.events.split import (
+        PARTS,
+        find_copies,
+        labelled_files,
+        limited,
+        pairs_apart,
+        parted,
+    )
     from spikeformer_lt.images.folders import SUFFIXES, FileImages, map_pixels, open_picture
     from spikeformer_lt.preprocess import Preprocess
     from spikeformer_lt.splits import report_shared
 
     classes, parts = found or labelled_files(root, SUFFIXES, config.table)
-    split = parted(name, classes, parts, options.val_fraction, config.test_fraction)
+    look, marks = name != "imagenet" or options.duplicates == "refuse", ()
+    if shards:
+        marks = shards.marks()
+    every = sorted({sample.path for part in parts.values() for sample in part} if look else ())
+    copies = find_copies(root, every, *marks)
+    split = parted(name, classes, parts, options.val_fraction, config.test_fraction, copies)
     split = limited(split, options.limit_train, options.limit_test)
     samples = {part: getattr(split, part) for part in PARTS}
     size = options.image_size
     if size is None:
         size = min(224, *open_picture(root / split.train[0].path).size)
     check(1 <= size <= 4096, "image_size", size, "1 to 4096 pixels")
-    look = name != "imagenet" or options.duplicates == "refuse"
-    if shared := find_shared(root, samples, *(shards.marks() if shards else ())) if look else []:
+    if shared := pairs_apart(copies, samples):
         first = f"the first: {shared[0][0]} and {shared[0][1]}"
         text = f"{name}: {len(shared)} pictures are in two parts, byte for byte; {first}"
         report_shared(text, options.duplicates)

@@ -13,7 +13,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -263,13 +263,13 @@ def _table_rows(root: Path, table: Path) -> list[tuple[str, str, str, str]]:
 
 def parted(
     name: str, classes: Sequence[str], parts: Mapping[str, Sequence[Sample]], val_fraction: float,
-    test_fraction: float,
+    test_fraction: float, copies: Sequence[Sequence[str]] = (),
 ) -> Split:  # fmt: skip
     """Return the split of a set that a user made.
 
     Parts that it has are kept; a validation part without a test is the test, as in ImageNet. What
     is missing is held out of the training part by hashes of names, whole persons where all files
-    have one.
+    have one, else files of the same bytes, `copies`, together.
     """
     found = dict(parts)
     if "test" not in found and "val" in found:
@@ -280,10 +280,11 @@ def parted(
         first = shown(classes[lost[0]])
         log.warning("%s: nothing to train on of %d classes, %s first", name, len(lost), first)
     if "test" not in found:
-        how = (test_fraction, grouped, "test_fraction")
+        how = (test_fraction, grouped, "test_fraction", copies)
         pool, found["test"] = hold_out(f"{name}/test", pool, *how)
     if "val" not in found:
-        return cut(name, classes, pool, found["test"], val_fraction, grouped)
+        pool, found["val"] = hold_out(name, pool, val_fraction, grouped, copies=copies)
+        found["train"] = list(pool)
     return Split(name, tuple(classes), *(tuple(found.get(part, ())) for part in PARTS))
 
 
@@ -444,12 +445,13 @@ def first_of_each_class(
 
 def hold_out(
     name: str, samples: Sequence[Sample], fraction: float, groups: bool = False,
-    field: str = "val_fraction",
+    field: str = "val_fraction", copies: Sequence[Sequence[str]] = (),
 ) -> tuple[list[Sample], list[Sample]]:  # fmt: skip
     """Return training recordings (kept, held out), chosen by hashes of names, each sorted.
 
     With `groups` whole groups (people, say) are held out, as few as reach the fraction, never such
-    that a class loses its last training sample; else a part of each class, as `splits.held_out`.
+    that a class loses its last training sample; else a part of each class, as `splits.held_out`,
+    and with a file its `copies`, which have the hash of their first name.
 
     Raises:
         DataError: nothing can be held out.
@@ -464,7 +466,16 @@ def hold_out(
             if len(held) < exact * len(samples) and left == set(labels):
                 held = more
     else:
-        held = {samples[i] for i in held_out(labels, exact, lambda i: hashed(name, samples[i].key))}
+        first = {path: group[0] for group in copies for path in group}
+        names = [first.get(sample.path, sample.key) for sample in samples]
+        held = {samples[i] for i in held_out(labels, exact, lambda i: hashed(name, names[i]))}
+        kept = Counter(sample.label for sample in samples if sample not in held)
+        at = {sample.path: sample for sample in samples} if copies else {}
+        for paths in copies:
+            same = {at[path] for path in paths if path in at}
+            lost = Counter(sample.label for sample in same - held)
+            if same & held and all(kept[label] > count for label, count in lost.items()):
+                held, kept = held | same, kept - lost
     if not held:
         of = f" of {len({s.group for s in samples})} persons" if groups else ""
         raise DataError(
@@ -494,19 +505,34 @@ def limited(split: Split, limit_train: int | None, limit_test: int | None) -> Sp
     return split
 
 
-def find_shared(
-    root: str | Path, parts: Mapping[str, Sequence[Sample]], *marks: Callable[[Path], object]
-) -> list[tuple[str, str]]:
-    """Return pairs of files below `root`, of different parts, that hold the same bytes.
+def find_shared(root: str | Path, parts: Mapping[str, Sequence[Sample]]) -> list[tuple[str, str]]:
+    """Return pairs of files below `root`, of different parts, that hold the same bytes."""
+    paths = dict.fromkeys(sample.path for samples in parts.values() for sample in samples)
+    return pairs_apart(find_copies(root, paths), parts)
 
-    Only files of one size are opened, and only those that also begin alike are read whole; or
-    those are the same that all `marks` find alike.
-    """
+
+def pairs_apart(
+    copies: Sequence[Sequence[str]], parts: Mapping[str, Sequence[Sample]]
+) -> list[tuple[str, str]]:
+    """Return pairs of `copies` that are in different parts."""
     part_of: dict[str, str] = {}
     for part, samples in parts.items():
         for sample in samples:
             part_of.setdefault(sample.path, part)
-    groups = [list(part_of)]
+    groups = [[path for path in group if path in part_of] for group in copies]
+    pairs = [(group[0], other) for group in groups for other in group[1:]]
+    return sorted((one, other) for one, other in pairs if part_of[one] != part_of[other])
+
+
+def find_copies(
+    root: str | Path, paths: Iterable[str], *marks: Callable[[Path], object]
+) -> list[list[str]]:
+    """Return groups of files below `root` that hold the same bytes, in the order of `paths`.
+
+    Only files of one size are opened, and only those that also begin alike are read whole; or
+    those are the same that all `marks` find alike.
+    """
+    groups = [list(paths)]
     try:
         for mark in marks or (regular_size, _head, sha256_of):
             finer: dict[tuple[int, object], list[str]] = {}
@@ -516,8 +542,7 @@ def find_shared(
             groups = [group for group in finer.values() if len(group) > 1]
     except OSError as fault:
         raise DataError(f"cannot read {name_of(fault.filename)}: {fault.strerror}") from fault
-    pairs = [(first, other) for first, *rest in groups for other in rest]
-    return sorted((one, other) for one, other in pairs if part_of[one] != part_of[other])
+    return groups
 
 
 def _head(path: Path) -> bytes:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import logging
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -206,6 +207,20 @@ def test_pictures_in_two_parts_are_reported_or_refused(tmp_path, caplog):
     assert "4 pictures are in two parts, byte for byte" in caplog.text
     with pytest.raises(DataError, match="in two parts"):
         create_dataset("image_folder", root=str(tmp_path), duplicates="refuse")
+
+
+def test_copies_of_a_picture_are_held_out_together(tmp_path, caplog):
+    put_pictures(tmp_path, count=20)
+    before = create_dataset("image_folder", root=str(tmp_path))
+    for path in sorted(tmp_path.rglob("*.png")):
+        shutil.copy(path, path.with_name(f"{path.stem}_again.png"))
+    with caplog.at_level(logging.WARNING):
+        splits = create_dataset("image_folder", root=str(tmp_path))
+    assert "byte for byte" not in caplog.text
+    for old, new in zip(parts(before), parts(splits), strict=True):
+        assert len(new) == 2 * len(old)
+        again = {os.fsdecode(path).replace("_again", "") for path in new.paths}
+        assert again == {os.fsdecode(path) for path in old.paths}
 
 
 def test_imagenets_layout_is_cropped_before_it_is_decoded(tmp_path):

@@ -147,8 +147,12 @@ class Form:
     reader: tuple[str, Callable[[Path], Columns]] | None = None
     writer: tuple[str, Callable[[Path, Any], None]] | None = None
     differs: str = ""  # column in which the other writer's files differ, and why
-    packs: str = ""  # the test of what unpacks to far more than its size
+    packs: str = "cannot pack"  # what is said of a file that unpacks to far more than its size
+    any_bytes: str = ""  # what other content is taken for, where the form has nothing to tell it by
     size: tuple[int, int] = (128, 128)
+
+
+BOMB = "refused"  # by tests of test_aedat.py and test_formats.py
 
 
 def _evt(kind: str) -> tuple[str, Callable[[Path, Any], None]]:
@@ -163,7 +167,7 @@ TABLE = {
     "AEDAT 3.1": Form("aedat31", "a.aedat", "aedat31", reader=("tonic", by_tonic_words)),
     "AEDAT 4": Form(
         "aedat4", "a.aedat4", "aedat4", reader=("aedat", by_aedat),
-        writer=("dv_processing", to_dv), packs="test_aedat",
+        writer=("dv_processing", to_dv), packs=BOMB,
     ),
     "EVT 2.0": Form(
         "evt2", "a.raw", "raw", reader=("expelliarmus", by_expelliarmus), writer=_evt("evt2")
@@ -171,24 +175,27 @@ TABLE = {
     "EVT 3.0": Form(
         "evt3", "a.raw", "raw", "219,596 events", ("evlib", by_evlib), _evt("evt3"),
         "t_us: expelliarmus 1.1.12 writes jumps of 8,192 us",
+        packs="12 events for 2 bytes at most",
     ),
     "Prophesee .dat": Form(
         "dat", "a.dat", "dat", "2,009 events", ("expelliarmus", by_expelliarmus), _evt("dat")
     ),
-    "ATIS (.bin, .bs2)": Form("bin", "a.BS2", "bin", reader=("tonic", by_tonic_bin)),
+    "ATIS (.bin, .bs2)": Form(
+        "bin", "a.BS2", "bin", reader=("tonic", by_tonic_bin), any_bytes="zeros"
+    ),
     "HDF5, events/x": Form(
         "hdf5", "a.h5", "hdf5", reader=("h5py", by_h5py), writer=("evlib", to_evlib),
-        packs="test_formats",
+        packs=BOMB,
     ),
     "HDF5, CD/events": Form(
-        "hdf5_table", "a.hdf5", "hdf5", reader=("h5py", by_h5py), packs="test_formats"
+        "hdf5_table", "a.hdf5", "hdf5", reader=("h5py", by_h5py), packs=BOMB
     ),
     ".npy": Form(
         "npy", "a.npy", "npy", "Poker-DVS", ("numpy", by_numpy), ("numpy", to_numpy)
     ),
     ".npz": Form(
         "npz", "a.npz", "npz", reader=("numpy", by_numpy), writer=("numpy", to_numpy),
-        packs="test_formats",
+        packs=BOMB,
     ),
     ".txt": Form("txt", "a.txt", "txt", reader=("numpy", by_numpy), writer=("evlib", to_evlib)),
 }  # fmt: skip
@@ -362,10 +369,49 @@ def test_memory_follows_the_file_and_its_events(write, events, tmp_path, traced,
     assert peak.bytes < 20 * path.stat().st_size + 2 * made.nbytes
 
 
+GARBAGE = {
+    "a web page": b"<!DOCTYPE html>\n<html><body>not found</body></html>\n",
+    "a pointer of Git LFS": b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n",
+    "nothing": b"",
+    "zeros": bytes(4000),
+    "noise": np.random.default_rng(0).bytes(4001),
+    "a text": b"to be or not to be, that is the question\n" * 20,
+}
+
+
+@every_form
+@pytest.mark.fault(24)
+def test_other_content_is_refused_in_one_line(tmp_path, traced, form):
+    path = tmp_path / form.name
+    for what, content in GARBAGE.items():
+        path.write_bytes(content)
+        if what in form.any_bytes:
+            assert len(FileReader(tmp_path, "auto")(Sample(path.name)).events["x"])
+            continue
+        with traced() as peak, pytest.raises(DataError, match=form.name) as fault:
+            FileReader(tmp_path, "auto")(Sample(path.name))
+        assert "\n" not in str(fault.value) and peak.bytes < 30_000_000, what
+
+
+def test_vectors_of_evt3_take_what_their_events_take(tmp_path, traced):
+    """A word of 2 bytes is 12 events at most, which are held in parts and then together."""
+    words = np.full(100_000, 4 << 12 | 0xFFF, "<u2")  # twelve events each
+    words[:4] = 8 << 12, 6 << 12, 0 << 12, 3 << 12  # time, row, column 0
+    words[4:] = np.where(np.arange(len(words) - 4) % 101, words[4:], 3 << 12)  # back to column 0
+    path = tmp_path / "a.raw"
+    path.write_bytes(b"% evt 3.0\n% end\n" + words.tobytes())
+    with traced() as peak:
+        events = FileReader(tmp_path, "auto")(Sample(path.name)).events
+    assert len(events) == 12 * np.count_nonzero(words >> 12 == 4)
+    assert peak.bytes < 20 * path.stat().st_size + 2 * events.nbytes
+
+
 # -- the table of docs/events.md ---------------------------------------------------------
 
-HEAD = "| form | recording of a camera | same as | written by | made to fill memory |\n"
-RULE = "|---|---|---|---|---|\n"
+COLUMNS = ("form", "recording of a camera", "same as", "written by", "cut", "other content")
+COLUMNS += ("made to fill memory", "memory")
+HEAD = f"| {' | '.join(COLUMNS)} |\n"
+RULE = "|---" * len(COLUMNS) + "|\n"
 
 
 def table() -> str:
@@ -374,8 +420,19 @@ def table() -> str:
     for name, form in TABLE.items():
         by = form.writer[0] if form.writer else "our tests alone: untested"
         by += f" ({form.differs})" if form.differs else ""
-        packs = "refused" if form.packs else "cannot pack"
-        rows.append(f"| {name} | {form.sample} | {form.reader[0]} | {by} | {packs} |\n")
+        other = f"refused, but {form.any_bytes} are events" if form.any_bytes else "refused"
+        memory = "file x 20, events x 2"
+        cells = (
+            name,
+            form.sample,
+            form.reader[0],
+            by,
+            "refused or first",
+            other,
+            form.packs,
+            memory,
+        )
+        rows.append(f"| {' | '.join(cells)} |\n")
     return HEAD + RULE + "".join(rows)
 
 

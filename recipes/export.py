@@ -10,6 +10,7 @@ from pathlib import Path
 
 from spikeformer_lt.cli import outputs
 from spikeformer_lt.config import check, check_fields, run_recipe
+from spikeformer_lt.errors import check_license
 
 GRAPHS = ("pt2", "onnx", "int8.onnx", "nir")
 
@@ -39,16 +40,16 @@ class Export:
         check_fields(self, precision=("fp32", "fp16", "bf16"))
         odd = [name for name in self.graphs.split(",") if name and name not in GRAPHS]
         check(not odd, "graphs", self.graphs, f"some of {', '.join(GRAPHS)}, with commas")
+        check_license(self.license)
 
 
 def main(cfg: Export) -> None:
     """Load, pack, verify, print, write."""
     check(bool(cfg.run), "run", cfg.run, "a run directory or a ticket folder: --run DIR")
     check(bool(cfg.out), "out", cfg.out, "a new folder: --out DIR")
-
     from spikeformer_lt.export import export_run, load_exported, write_graph
 
-    how = {"precision": cfg.precision, "overwrite": cfg.overwrite, "license": cfg.license}
+    how = {"precision": cfg.precision, "license": cfg.license, "overwrite": cfg.overwrite}
     graphs = [Path(f"{cfg.out.rstrip('/')}.{name}") for name in cfg.graphs.split(",") if name]
     with outputs(graphs[0].parent if graphs else "", cfg.overwrite, *(p.name for p in graphs)):
         done = export_run(cfg.run, cfg.out, data=cfg.data, root=cfg.root, **how)

@@ -33,7 +33,14 @@ from spikeformer_lt.config import (
     parse,
     split_plugins,
 )
-from spikeformer_lt.errors import ConfigError, SpikeformerError, near, painted, shown
+from spikeformer_lt.errors import (
+    ConfigError,
+    SpikeformerError,
+    check_license,
+    near,
+    painted,
+    shown,
+)
 from spikeformer_lt.registry import config_class, descriptions, search_names, use_plugins
 from spikeformer_lt.usage import introduction
 
@@ -112,6 +119,9 @@ class Push:
     """Let the owner alone see it."""
     license: str = ""
     """Licence of the weights, in the hub's words, such as mit; empty keeps what the card says."""
+
+    def __post_init__(self) -> None:
+        check_license(self.license)
 
 
 @dataclass(frozen=True)

@@ -111,3 +111,10 @@ def one_of(field: str, value: object, allowed: Iterable[str]) -> None:
         hint = near(str(value), words) or ":"
         told = " or ".join(words) if len(words) == 2 else f"one of {', '.join(words)}"
         raise ConfigError(f"{field}={shown(value)} is not allowed{hint} {told}")
+
+
+def check_license(license: str) -> None:
+    """Raise a ConfigError for other characters than those of the hub's words; "" names none."""
+    if not re.fullmatch("([a-z0-9][a-z0-9.+-]{0,63})?", license):
+        told = "a word of the hub, such as mit, apache-2.0 or cc-by-4.0"
+        raise ConfigError(f"license={shown(license)} is not allowed: {told}")

@@ -203,6 +203,14 @@ def test_a_dry_run_opens_and_publishes_nothing(
     assert said(capsys, *line.split(), "--dry-run").startswith("dry run: the options are in order")
 
 
+@pytest.mark.parametrize("line", ["push a me/b", "export --run a --out b"])
+def test_a_dry_run_refuses_a_licence_that_is_no_word(
+    line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = said(capsys, *line.split(), "--license", "a b", "--dry-run", code=2)
+    assert "license='a b' is not allowed: a word of the hub" in error and error.count("\n") == 1
+
+
 @pytest.mark.parametrize("kind", console.KINDS)
 def test_every_entry_is_listed(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     from spikeformer_lt import list_datasets, list_models, list_searches

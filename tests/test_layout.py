@@ -38,12 +38,12 @@ class Budget:
 
 # The one table of sizes. Raising a number needs a reason in the commit that does it.
 BUDGETS = {
-    ("spikeformer_lt",): Budget(lines=34_859, files=113),
+    ("spikeformer_lt",): Budget(lines=34_930, files=113),
     ("models",): Budget(lines=4_600, files=28),
     ("datasets",): Budget(lines=2_100, files=24),
     ("recipes",): Budget(lines=1_150, files=27, file_lines=62),
     ("benchmarks",): Budget(lines=7_300, files=39),
-    (".ci",): Budget(lines=540, files=6),
+    (".ci",): Budget(lines=545, files=6),
 }
 TEST_LINES = 1.2  # lines of tests to a line of the library; the design asks for 1.1
 

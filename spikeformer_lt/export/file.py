@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spikeformer_lt.bundle import BundleKind, Stage, open_bundle
-from spikeformer_lt.config import check
 from spikeformer_lt.disk import free_memory, parse_json, unpack_tensors
 from spikeformer_lt.errors import (
     CheckpointError,
     ConfigError,
     ExportError,
     TicketError,
+    check_license,
     name_of,
     shown,
 )
@@ -70,11 +70,9 @@ def licensed(card: str, license: str) -> str:
     """A model card with a licence in its head and its text, or as it is without one.
 
     Raises:
-        ConfigError: other characters than those of the hub's words.
+        ConfigError: see `check_license`.
     """
-    rule = "a word of the hub, such as mit, apache-2.0 or cc-by-4.0"
-    sound = re.fullmatch("([a-z0-9][a-z0-9.+-]{0,63})?", license) is not None
-    check(sound, "license", license, rule)
+    check_license(license)
     if not license:
         return card
     card = re.sub(r"\A---\n(license: .*\n)?", f"---\nlicense: {license}\n", card)

@@ -11,7 +11,7 @@ from typing import Any
 from huggingface_hub import HfApi, PyTorchModelHubMixin, snapshot_download
 
 from spikeformer_lt.bundle import staged
-from spikeformer_lt.errors import ExportError, SpikeformerError, near, shown
+from spikeformer_lt.errors import ExportError, SpikeformerError, check_license, near, shown
 from spikeformer_lt.export.api import SHIPPED, shipped
 from spikeformer_lt.export.file import (
     CARD,
@@ -126,6 +126,7 @@ def push(
         ConfigError: a licence of other characters than those words have.
         ExportError: no export, or the hub refuses.
     """
+    check_license(license)
     try:
         packed, source = read_packed(folder), Path(folder)
     except ExportError as fault:

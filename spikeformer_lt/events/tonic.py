@@ -21,6 +21,7 @@ from spikeformer_lt.errors import ConfigError, DataError, name_of, near, shown
 from spikeformer_lt.events.dataset import Source, event_splits
 from spikeformer_lt.events.frame import EventDataOptions
 from spikeformer_lt.events.recording import Raw, Sensor, decoding, file_state
+from spikeformer_lt.events.simulate import SIMULATED
 from spikeformer_lt.events.split import Sample, cut, first_of_each_class
 from spikeformer_lt.published import Archive, provide
 from spikeformer_lt.splits import Splits
@@ -72,10 +73,10 @@ def open_parts(name: str, root: str | Path, download: bool, incomplete: str) -> 
     try:
         return {part: _opened(kind, home, download, incomplete, o) for part, o in options.items()}
     except DataError as fault:
-        raise DataError(
-            f"tonic:{name} is not in {name_of(home)}: {fault}; tonic's own layout is needed, and "
-            "fewer files are accepted with --data.incomplete report"
-        ) from fault
+        told = f"tonic:{name} is not in {name_of(home)}: {fault}; tonic's own layout is needed"
+        if incomplete != "report":
+            told += ", and fewer files are accepted with --data.incomplete report"
+        raise DataError(told) from fault
 
 
 def _opened(kind: Any, home: Path, download: bool, incomplete: str, own: Mapping[str, Any]) -> Any:
@@ -130,7 +131,10 @@ class TonicReader:
         """Return the events of a recording; times are in microseconds, as tonic has them."""
         part, number = self.places[sample.key]
         with decoding(sample.key):
-            return Raw(self.parts[part][number][0])
+            events = self.parts[part][number][0]
+            # ASLDVS has one column, as MATLAB keeps vectors.
+            column = getattr(events, "dtype", None) is not None and events.dtype.names
+            return Raw(events[:, 0] if column and events.shape[1:] == (1,) else events)
 
     def fingerprint(self, sample: Sample) -> str:
         """Return size and date of a file; what is in memory has its hash in the key."""
@@ -193,6 +197,8 @@ def tonic_splits(
         options = replace(options, events=replace(options.events, cache="none"))
     reader = TonicReader((name, *told), parts, places, home)
     source = Source(reader, Sensor(int(sides[1]), int(sides[0])), root=home)
+    if home is not None and (home / SIMULATED).is_file():
+        name = "simulated_gestures"
     return event_splits(replace(split, name=name), source, options)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.io
 import tonic.datasets
 
 from spikeformer_lt import published
@@ -97,6 +98,33 @@ def test_frames_parts_and_classes_are_those_of_our_own_reader(files, tmp_path, n
         ]
         if name != "POKERDVS" or part == "test":
             assert frames[0] == frames[1] and len(frames[0]) == len(mine) > 0
+
+
+def test_more_of_its_classes_are_read(files, tmp_path):
+    """Events of MATLAB in one column, a sensor that the class does not know, arrays with parts."""
+    for number, label in enumerate(("airplanes", "ant", "bass")):
+        for i in range(10):
+            made = files.some_events(200, 100, 100, 300_000, 10 * number + i)
+            path = tmp_path / "NCALTECH101" / "Caltech101" / label / f"image_{i:04d}.bin"
+            files.write_bin(path, made)
+            folder = tmp_path / "ASLDVS" / "abc"[number]
+            folder.mkdir(parents=True, exist_ok=True)
+            columns = {"ts": made["t_us"], "x": made["x"], "y": made["y"], "pol": made["p"]}
+            columns = {name: each.astype(float)[:, None] for name, each in columns.items()}
+            scipy.io.savemat(folder / f"{label}_{i:04d}.mat", columns)
+            for part in ("train", "test"):
+                word = ("accused", "action", "allow")[number]
+                home = tmp_path / "DVSLip" / "DVS-Lip" / part / word
+                home.mkdir(parents=True, exist_ok=True)
+                table = np.empty(200, [("t", "i8"), ("x", "i2"), ("y", "i2"), ("p", "?")])
+                for theirs, ours in zip("txyp", ("t_us", "x", "y", "p"), strict=True):
+                    table[theirs] = made[ours]
+                np.save(home / f"{i}.npy", table)
+    for name, sensor in (("NCALTECH101", "100x100"), ("ASLDVS", None), ("DVSLip", None)):
+        how = EventOptions(T=4, incomplete="report", cache="none", sensor=sensor)
+        splits = create_dataset(f"tonic:{name}", root=str(tmp_path), events=how)
+        frames = [splits.train[i][0] for i in range(len(splits.train))]
+        assert len(frames) > 18 and all(int(each.sum()) == 200 for each in frames), name
 
 
 def test_the_set_may_lie_in_the_root_itself_and_is_counted(files, tmp_path):

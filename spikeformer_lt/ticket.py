@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from spikeformer_lt.bundle import BundleKind, open_bundle, staged
 from spikeformer_lt.errors import TicketError, listed, name_of, near, shown
@@ -99,8 +100,50 @@ class Ticket:
 
     def apply_(self, model: nn.Module) -> None:
         """Copy the start weights into `model`, in place; raises as `compare`, changing nothing."""
-        compare(self.tensors, model.state_dict())
-        model.load_state_dict(self.tensors)
+        compare(self.tensors, fitted(model, self.tensors))
+        load_state(model, self.tensors)
+
+
+def load_state(model: nn.Module, tensors: Mapping[str, Tensor], strict: bool = True) -> None:
+    """Load a state_dict, in place; buffers take the shapes that they have there.
+
+    A RuntimeError as of ``load_state_dict`` for a parameter of another shape, and where `strict`
+    for a name that is missing or unknown.
+    """
+    fit_buffers(model, tensors)
+    model.load_state_dict(tensors, strict=strict)
+
+
+def fit_buffers(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Register the buffers that tensors of their names have in another shape anew, in that one.
+
+    Some networks give a buffer the shape of each batch. Statistics of normalisations, which have
+    the shape of their layer, stay.
+    """
+    for name, module, own in open_buffers(model):
+        buffer: Any = module._buffers[own]
+        if name in tensors and tensors[name].shape != buffer.shape:
+            module._buffers[own] = buffer.new_empty(tensors[name].shape)
+
+
+def fitted(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A model's state_dict as `fit_buffers` would make it, new buffers on ``meta``."""
+    state = {n: v for n, v in model.state_dict().items() if isinstance(v, Tensor)}
+    for name, _, _ in open_buffers(model):
+        if name in tensors and name in state and tensors[name].shape != state[name].shape:
+            state[name] = state[name].new_empty(tensors[name].shape, device="meta")
+    return state
+
+
+def open_buffers(model: nn.Module) -> list[tuple[str, nn.Module, str]]:
+    """Name, module and own name of each buffer whose shape may change, state_dict or not."""
+    return [
+        (f"{path}.{own}" if path else own, module, own)
+        for path, module in model.named_modules(remove_duplicate=False)
+        if not isinstance(module, _NormBase)
+        for own, buffer in module._buffers.items()
+        if buffer is not None
+    ]
 
 
 def compare(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:

@@ -19,7 +19,7 @@ from spikeformer_lt.layers.patches import selections
 from spikeformer_lt.mask import SCOPES, Mask, check_floor
 from spikeformer_lt.rng import isolated_rng, seed_for
 from spikeformer_lt.runtime import moved
-from spikeformer_lt.ticket import Ticket
+from spikeformer_lt.ticket import Ticket, load_state
 from spikeformer_lt.tickets import presets
 from spikeformer_lt.training.options import OptimConfig
 from spikeformer_lt.training.phase import Fit, FitResult, Masked, Phase
@@ -162,7 +162,7 @@ class Search:
         return self.batch(count)
 
     def _ticket(self, model: nn.Module, mask: Mask) -> Ticket:
-        model.load_state_dict(self.start)
+        load_state(model, self.start)
         quiet = self.config.prune.silence and not self.trained
         whole = silenced(model, mask) if quiet else mask
         whole.apply_(model)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.inputs import kept_modes
 from spikeformer_lt.registry import create_search, register_search
-from spikeformer_lt.ticket import Ticket
+from spikeformer_lt.ticket import Ticket, load_state
 from spikeformer_lt.tickets.base import Batch, Search, noted, snapshot
 from spikeformer_lt.tickets.configs import EarlyTimeConfig
 from spikeformer_lt.tickets.presets import preset_optim
@@ -135,7 +135,7 @@ class EarlyTime(Search):
             own = int(model.T)  # type: ignore[arg-type]
             values = divergences(model, self._images(config.images)[0], config.order)
             self.T = choose_time(values, own, config.threshold, config.order)
-            model.load_state_dict(before)
+            load_state(model, before)
         with at_time(model, self.T):
             ticket = self.inner.find(model, fit)
         self.start, self.results = self.inner.start, [probed, *self.inner.results]

@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.registry import register_search
+from spikeformer_lt.ticket import load_state
 from spikeformer_lt.tickets.base import Search, magnitudes, prunable, snapshot
 from spikeformer_lt.tickets.configs import ImpConfig
 from spikeformer_lt.tickets.presets import PRESETS
@@ -78,9 +79,9 @@ class Imp(Search):
     def _rewind(self, model: nn.Module, early: dict[str, torch.Tensor]) -> None:
         """Put weights back, and BatchNorm statistics as the policy says; becomes `start`."""
         kept = {name: value.detach().clone() for name, value in model.named_buffers()}
-        model.load_state_dict(early)
+        load_state(model, early)
         if self.config.buffers == "keep":
-            model.load_state_dict(kept, strict=False)
+            load_state(model, kept, strict=False)
         elif self.config.buffers == "reset":
             for module in model.modules():
                 if isinstance(module, _BatchNorm):

@@ -22,7 +22,7 @@ from spikeformer_lt.layers.subnet import SubnetConv2d, collapse, get_masks, set_
 from spikeformer_lt.mask import Mask, select
 from spikeformer_lt.registry import register_search
 from spikeformer_lt.rng import seed_for, seeded
-from spikeformer_lt.ticket import Ticket, finished_folder
+from spikeformer_lt.ticket import Ticket, finished_folder, load_state
 from spikeformer_lt.tickets import base, surgery
 from spikeformer_lt.tickets.configs import JointConfig, MultiSpConfig, SparseTrainingConfig
 from spikeformer_lt.tickets.imp import Imp
@@ -305,7 +305,7 @@ class MultiSp(base.Search):
         stem, sparse, mask = stem_of(model), weights.method != "off", found.mask
         drawn = seed_for(self.seed, "multisp control")
         if kind == "fresh":
-            model.load_state_dict(base.fresh_weights(model, drawn))
+            load_state(model, base.fresh_weights(model, drawn))
         with seeded(drawn) if kind == "fresh" else self._seeded("scores"):
             if sparse:
                 install_subnets(stem, weights)  # draws start weights as the search did
@@ -313,11 +313,11 @@ class MultiSp(base.Search):
         collapse(model)
         if kind in ("random", "shuffle"):
             mask, start = base.control(kind, mask, start, model, drawn)
-        model.load_state_dict(start)
+        load_state(model, start)
         surgery.apply_surgery(model, found)
         selector = {key: value for key, value in found.tensors.items() if key not in start}
         selector = {key: value for key, value in selector.items() if ".halt." not in key}
-        model.load_state_dict(selector, strict=False)
+        load_state(model, selector, strict=False)
         if sparse:
             install_subnets(stem, replace(weights, method="latent", init="keep"))
         if encoder.binary or encoder.sparsity:
@@ -396,7 +396,7 @@ class MultiSp(base.Search):
             )
             self._encoder = MaskController(model, how, seed, self._stem)
             found = {name: layer.mask.clone() for name, layer in self._encoder.layers.items()}
-            model.load_state_dict(early.captured)  # with the masks of that point
+            load_state(model, early.captured)  # with the masks of that point
             subnet.put_masks(self._encoder.layers, found)
         self._fit(fit, model, phase)
 
@@ -440,7 +440,7 @@ class MultiSp(base.Search):
             self._fit(fit, model, Phase("selector", patches.searched))
             with self._seeded("selector"):
                 surgery.set_patches(model, patches)  # it copies what was trained
-            model.load_state_dict(model.state_dict() | start)
+            load_state(model, model.state_dict() | start)
             return
         with self._seeded("selector"):
             if patches.mode != "remove":

@@ -36,7 +36,7 @@ from spikeformer_lt.layers.subnet import effective_weight
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.preprocess import Preprocess
 from spikeformer_lt.registry import create_model
-from spikeformer_lt.ticket import Ticket, compare, finished_folder
+from spikeformer_lt.ticket import Ticket, compare, finished_folder, load_state
 from spikeformer_lt.tickets.base import fresh_weights, snapshot
 from spikeformer_lt.tickets.levels import (
     CONTROLS,
@@ -396,7 +396,7 @@ def transfer_ticket(
     Ticket(mask, tensors).apply_(model)
     if control != "none":
         mask, tensors = _controlled(control, mask, tensors, model, seed)
-        model.load_state_dict(tensors)
+        load_state(model, tensors)
         mask.apply_(model)
     if norm != "keep":  # no batches reset them
         estimate_norms(model, listed if norm == "estimate" else [])

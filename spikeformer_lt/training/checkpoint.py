@@ -35,6 +35,7 @@ from spikeformer_lt.errors import (
     near,
     shown,
 )
+from spikeformer_lt.ticket import fit_buffers, fitted
 from spikeformer_lt.training.monitor import count_nonfinite
 
 CHECKPOINT = BundleKind(
@@ -274,9 +275,11 @@ def misfits(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]
 def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
     """Copy tensors, in place, into a model; its parameters stay the same objects.
 
-    It raises as `refuse_misfits`, and leaves the model untouched then.
+    Buffers take the shapes that they have there. It raises as `refuse_misfits`, and leaves the
+    model untouched then.
     """
     refuse_misfits(model, tensors, source)
+    fit_buffers(model, tensors)
     own = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
     with torch.no_grad():
         for name, value in own.items():
@@ -289,8 +292,7 @@ def refuse_misfits(model: nn.Module, tensors: Mapping[str, Tensor], source: str)
     Raises:
         CheckpointError: names, shapes or dtypes differ: the first five. It names the `source`.
     """
-    own = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
-    if odd := misfits(own, tensors):
+    if odd := misfits(fitted(model, tensors), tensors):
         raise CheckpointError(
             f"{source} does not fit the model: {listed(odd, between='; ')}; build the model from "
             "the config.json beside the checkpoint"

@@ -28,6 +28,7 @@ from spikeformer_lt.layers.patches import kept_count, selections
 from spikeformer_lt.layers.subnet import SubnetConv2d
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.rng import isolated_rng
+from spikeformer_lt.ticket import fit_buffers
 from spikeformer_lt.training.ranks import agreed, together
 
 log = logging.getLogger(__name__)
@@ -152,7 +153,8 @@ class NonFiniteGuard:
 
     @torch.no_grad()
     def restore_buffers(self, model: nn.Module, kept: Mapping[str, Tensor]) -> None:
-        """Put back what `keep_buffers` copied; the buffers stay the same objects."""
+        """Put back what `keep_buffers` copied; buffers of the same shape stay the same objects."""
+        fit_buffers(model, kept)
         own = dict(model.named_buffers())
         for name, value in kept.items():
             own[name].copy_(value)
@@ -407,6 +409,7 @@ def estimate_step(model: nn.Module, images: Tensor, batch_size: int) -> Estimate
             seconds = time.perf_counter() - start
     finally:
         model.zero_grad(set_to_none=True)
+        fit_buffers(model, buffers)
         with torch.no_grad():
             for name, value in model.named_buffers():
                 value.copy_(buffers[name])

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from spikeformer_lt.config import check
 from spikeformer_lt.errors import CheckpointError, ConfigError, MaskError, near, shown
+from spikeformer_lt.ticket import fit_buffers, open_buffers
 from spikeformer_lt.training.checkpoint import misfits
 from spikeformer_lt.training.options import OptimConfig
 
@@ -159,15 +160,21 @@ class Ema:
         check(0 <= decay < 1, "ema_decay", decay, "a number in [0, 1)")
         self.decay, self.updates = float(decay), 0
         self._average = {k: v.detach().to(_wide(v), copy=True) for k, v in _state(model).items()}
+        self._open = {name for name, _, _ in open_buffers(model)}
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Move the average; a ConfigError if the model has gained, lost or reshaped a tensor."""
+        """Move the average; a ConfigError if the model has gained, lost or reshaped a tensor.
+
+        A buffer of another shape than before is taken as it is.
+        """
         current = self._matching(model)
         self.updates += 1
         keep = min(self.decay, (1 + self.updates) / (10 + self.updates))
         for name, average in self._average.items():
-            if average.is_floating_point():
+            if average.shape != current[name].shape:
+                self._average[name] = current[name].detach().to(average.dtype, copy=True)
+            elif average.is_floating_point():
                 average.lerp_(current[name].to(average.dtype), 1 - keep)
             else:
                 average.copy_(current[name])
@@ -183,10 +190,16 @@ class Ema:
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over what `tensors` returned; a CheckpointError if names, shapes, dtypes differ."""
-        if odd := misfits(self.tensors(), tensors):
+        shapes = {n: self._average[n].new_empty(tensors[n].shape, device="meta")
+                  for n in self._open & self._average.keys() if n in tensors}  # fmt: skip
+        if odd := misfits(self.tensors() | shapes, tensors):
             raise CheckpointError(f"weight average: {odd[0]}")
         for name, average in self._average.items():
-            average.copy_(tensors[name])
+            self._average[name] = (
+                average.copy_(tensors[name])
+                if (average.shape == tensors[name].shape)
+                else tensors[name].to(average.device, copy=True)
+            )
         self.updates = int(tensors[UPDATES])
 
     @contextmanager
@@ -219,7 +232,7 @@ class Ema:
         sizes = [{k: list(v.shape) for k, v in of.items()} for of in (self._average, current)]
         for name in {**sizes[1], **sizes[0]}:
             before, now = (of.get(name) for of in sizes)
-            if before != now:
+            if before != now and (before is None or now is None or name not in self._open):
                 what = f"the model has {'gained' if before is None else 'lost'} {shown(name)}"
                 if before and now:
                     what = f"{shown(name)} has changed from {before} to {now}"
@@ -233,6 +246,7 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _overwrite(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    fit_buffers(model, tensors)
     for name, value in _state(model).items():
         value.copy_(tensors[name])
 

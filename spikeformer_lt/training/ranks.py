@@ -26,6 +26,7 @@ from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
 from spikeformer_lt.errors import STOPS, ConfigError, RankError, SpikeformerError, shown
 from spikeformer_lt.layers.neuron import BatchNorm
+from spikeformer_lt.ticket import fit_buffers, open_buffers
 
 if TYPE_CHECKING:
     from accelerate.utils import InitProcessGroupKwargs
@@ -227,6 +228,10 @@ def share_buffers(model: nn.Module) -> None:
     Each rank's statistics hold its own last batch: without this all validate different networks.
     """
     if together():
+        if open_buffers(model):  # those that follow the batch: ranks may differ in its size
+            own = {name: list(value.shape) for name, value in model.named_buffers()}
+            first: dict[str, list[int]] = gathered(own)[0]
+            fit_buffers(model, {n: torch.empty(size, device="meta") for n, size in first.items()})
         for buffer in model.buffers():
             torch.distributed.broadcast(buffer, 0)
 

@@ -564,7 +564,7 @@ class Trainer:
         with contextlib.closing(PhaseRun(self, model, phase, until)) as run:
             result, tensors = run.train()
             on_first(self.last.wait)
-        model.load_state_dict(tensors)
+        checkpoint.load_weights(model, tensors, f"phase {phase.name}")
         groups = {"model": tensors, **({"hooks": own} if (own := hooks.tensors()) else {})}
         state = {"result": asdict(result), "hooks": hooks.state(), checkpoint.MADE_BY: facts}
         on_first(lambda: store.save(store.next_number(), groups, state))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,17 @@ from torch.nn import functional as F
 from torchvision import models
 
 from spikeformer_lt import adapt, create_search
-from spikeformer_lt.errors import ConfigError
+from spikeformer_lt.errors import ConfigError, Interrupted, TicketError
 from spikeformer_lt.export import export_ticket, load_exported
 from spikeformer_lt.reports import build_ledger
 from spikeformer_lt.ticket import Ticket
-from spikeformer_lt.tickets import ImpConfig, SnipConfig, SparseTrainingConfig, retrain
+from spikeformer_lt.tickets import (
+    EarlyTimeConfig,
+    ImpConfig,
+    SnipConfig,
+    SparseTrainingConfig,
+    retrain,
+)
 
 T, K, S = 2, 10, 0.8
 SEARCHES: dict[str, tuple[str, Any]] = {
@@ -174,6 +181,75 @@ def test_a_network_of_a_library_is_found_searched_counted_and_exported(
     assert done.check.reload_gap == 0
     again = load_exported(tmp_path / "packed", model=made(network))
     assert torch.equal(again(images), adapted(images))
+
+
+class Sees(nn.Module):
+    """A spiking network that keeps a buffer of the shape of its last batch."""
+
+    def __init__(self, first: tuple[int, ...]) -> None:
+        super().__init__()
+        lif = neuron.LIFNode(surrogate_function=surrogate.ATan(), v_threshold=0.5, step_mode="m")
+        self.conv, self.norm, self.lif = layer.Conv2d(3, 8, 3, 2), layer.BatchNorm2d(8), lif
+        self.head = layer.Linear(8 * 49, K)
+        self.register_buffer("seen", torch.zeros(first))
+        multi_step(self)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen = x.detach().flatten(2).sum(2)
+        return self.head(self.lif(self.norm(self.conv(x))).flatten(2))
+
+
+OF_BATCHES: dict[str, Any] = {
+    **{f"imp {how}": replace(SEARCHES["imp"][1], buffers=how) for how in ("keep", "reset")},
+    "imp rewind": SEARCHES["imp"][1],
+    "early_time": EarlyTimeConfig(epochs=1, images=8),
+    "snip": SEARCHES["snip"][1],
+    "sparse_training": SEARCHES["rigl"][1],
+}
+
+
+@pytest.mark.parametrize(
+    ("case", "first"), [(case, ((1, 5), (0,))[i % 2]) for i, case in enumerate(OF_BATCHES)]
+)
+def test_buffers_of_the_shape_of_each_batch_are_searched_resumed_and_trained(
+    case: str, first: tuple[int, ...], bench: Any, tmp_path: Path, stop_after: Any
+) -> None:
+    """Under averaged weights and skipped steps, too."""
+    how = {"ema_decay": 0.5, "nonfinite": "skip", "checkpoint_steps": 2, "batch_size": 15}
+    found = {}
+    for place, counts in (("whole", (10**6,)), ("cut", (2, 5, 10**6))):
+        for count in counts:
+            torch.manual_seed(0)
+            net = adapt(Sees(first), 3, images=torch.rand(4, 3, 16, 16))
+            trainer = bench.trainer(tmp_path / place, stop=stop_after(count), **how)
+            name, config = case.partition(" ")[0], OF_BATCHES[case]
+            own: dict[str, Any] = {"batch": trainer.batch} if name in ("snip", "early_time") else {}
+            own |= (
+                {"inner": create_search("imp", config=SEARCHES["imp"][1])}
+                if (name == "early_time")
+                else {}
+            )
+            try:
+                ticket = create_search(name, config=config, **own).find(net, trainer.fit)
+                retrain(net, ticket, trainer.fit, 1)
+                found[place] = ticket, Ticket.of(net, ticket.mask)
+            except Interrupted:
+                assert place == "cut"
+            finally:
+                trainer.run.close()
+    for whole, cut in zip(*found.values(), strict=True):
+        assert whole.mask == cut.mask and whole.mask.removed == round(S * whole.mask.total)
+        assert all(torch.equal(cut.tensors[n], v) for n, v in whole.tensors.items())
+    if name != "snip":
+        assert len(found["cut"][0].tensors["seen"]) == 3  # that of a batch, not of the start
+    other = Sees(first)
+    other.conv = layer.Conv2d(3, 9, 3, 2)
+    with pytest.raises(TicketError, match=r"not of this model: 'conv\.weight' is \[8, 3, 3, 3\]"):
+        ticket.apply_(other)
+    other = Sees(first)
+    other.norm = layer.BatchNorm2d(9, affine=False)
+    with pytest.raises(TicketError, match=r"'norm\.running_mean' is \[8\], the model has \[9\]"):
+        ticket.apply_(other)
 
 
 @pytest.mark.parametrize("network", ["timm", "spikingjelly vgg"])

@@ -74,8 +74,10 @@ torch.distributed.init_process_group(
 model = nn.BatchNorm1d(2)
 model.running_mean.fill_(rank + 1)
 model.register_buffer("mask", torch.tensor([rank == 0, True]))
-share_buffers(model)
-print(model.running_mean.tolist(), model.mask.tolist())
+net = nn.Sequential(model, nn.Identity())
+net[1].register_buffer("seen", torch.ones(2 * rank + 1) * (rank + 1))
+share_buffers(net)
+print(model.running_mean.tolist(), model.mask.tolist(), net[1].seen.tolist())
 print(*masks(rank))
 refuse_differences({{"data": "a", "seed": "1"}})
 try:
@@ -108,7 +110,7 @@ def test_ranks_get_the_buffers_and_masks_of_the_first_and_agree_that_they_differ
         buffers, found, fault, failed = rank.communicate(120)[0].splitlines()
         assert found.split() == own[0]
         assert failed == said  # what the first alone did, and could not do, stops both
-        assert buffers == "[1.0, 1.0] [True, True]"
+        assert buffers == "[1.0, 1.0] [True, True] [1.0]"
         assert fault == (
             "the processes of this run differ in seed: '0' on rank 0, '1' on rank 1; "
             "start all of them alike"

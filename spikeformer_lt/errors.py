@@ -13,7 +13,13 @@ from typing import TextIO
 
 
 class SpikeformerError(Exception):
-    """Base of every error that this package raises on purpose."""
+    """Base of every error that this package raises on purpose.
+
+    `most` is the largest sparsity that could be reached, where a sparsity was refused and it is
+    known.
+    """
+
+    most: float | None = None
 
 
 class ConfigError(SpikeformerError, ValueError):

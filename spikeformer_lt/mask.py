@@ -330,21 +330,29 @@ def _survivors(
     return stays
 
 
-def check_floor(sizes: Mapping[str, int], sparsity: float, scope: str, floor: float) -> None:
-    """Refuse, from the layers' sizes alone, a floor that leaves too little to remove."""
+def check_floor(
+    sizes: Mapping[str, int], sparsity: float, scope: str, floor: float, least: int = 0
+) -> None:
+    """Refuse, from the layers' sizes alone, a floor that leaves too little to remove.
+
+    Each layer keeps `least` entries, whatever the floor.
+    """
     for group in [list(sizes)] if scope == "global" else [[name] for name in sizes]:
         total = sum(sizes[name] for name in group)
-        free = total - sum(math.ceil(floor * sizes[name] - 1e-9) for name in group)
+        free = total - sum(max(least, math.ceil(floor * sizes[name] - 1e-9)) for name in group)
         if round(sparsity * total) > free:
             whose = "all layers" if scope == "global" else f"layer {shown(group[0])}"
             raise _impossible(sparsity, floor, whose, free / total)
 
 
 def _impossible(sparsity: float, floor: float, whose: str, most: float) -> MaskError:
-    return MaskError(
-        f"sparsity={sparsity} with floor={floor} is impossible for {whose}: at most {most:.6g} can "
-        "be removed; lower one of the two"
+    given = f"sparsity={sparsity} with floor={floor}" if floor else f"sparsity={sparsity}"
+    fault = MaskError(
+        f"{given} is impossible for {whose}: at most {most:.6g} can be removed; lower "
+        f"{'one of the two' if floor else 'it'}"
     )
+    fault.most = most
+    return fault
 
 
 def _best(layer: Tensor, alive: Tensor, floor: float) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import statistics
 import tempfile
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from spikeformer_lt.config import adapted, check
 from spikeformer_lt.disk import write_atomic
-from spikeformer_lt.errors import ConfigError, DataError, name_of
+from spikeformer_lt.errors import ConfigError, DataError, SpikeformerError, name_of
 from spikeformer_lt.export.api import export_ticket, load_exported
 from spikeformer_lt.export.file import TENSORS
 from spikeformer_lt.images.loader import sample_loader
@@ -364,13 +365,16 @@ def cost(what: str, experiment: Any, model: nn.Module, ticket: Ticket) -> Trial:
     return Trial(0.0, middle, (low, high))
 
 
-def following(trials: list[Trial], budget: float, least: float) -> float:
-    """The sparsity to try next, on a line through what is known; a ConfigError out of reach."""
+def following(trials: list[Trial], budget: float, least: float, highest: float = HIGHEST) -> float:
+    """The sparsity to try next, on a line through what is known; a ConfigError out of reach.
+
+    None above `highest` is possible.
+    """
     goal, order = budget * (1 + max(least, 0.9)) / 2, sorted(trials, key=lambda t: t.sparsity)
     under = next((t for t in order if t.value <= budget), None)
     above = [t for t in order if under is None or t.sparsity < under.sparsity]
     over = above[-1] if above else None
-    if over is not None and over.sparsity >= HIGHEST:
+    if over is not None and over.sparsity >= highest:
         raise ConfigError(f"is below the smallest reachable value, {over.value:.6g}")
     if under is not None and under.sparsity <= 0:
         silent = "cannot be met: layers never fire, even with nothing removed"
@@ -386,24 +390,32 @@ def following(trials: list[Trial], budget: float, least: float) -> float:
     slope = (near.value - last.value) / ((near.sparsity - last.sparsity) or 1e-6)
     rate = last.sparsity + (goal - last.value) / slope if slope < 0 else last.sparsity
     if over is not None:
-        return min(max(rate, over.sparsity + 0.1 * (1 - over.sparsity)), HIGHEST)
+        return min(max(rate, over.sparsity + 0.1 * (1 - over.sparsity)), highest)
     return max(min(rate, last.sparsity - 0.1 * last.sparsity), 0.0)
 
 
 def fit(measure: Callable[[float], Trial], budget: BudgetConfig, first: float) -> list[Trial]:
     """Try sparsities from `first` on until one costs what the budget says; the last one does.
 
-    A ConfigError for what cannot be reached, with the smallest value, or was not in `tries` runs.
+    A sparsity that `measure` refuses with the largest possible one is tried there. A ConfigError
+    for what cannot be reached, with the smallest value, or was not in `tries` runs.
     """
     what, goal = budget.asked
-    trials, rate = list[Trial](), min(max(first, 0.0), HIGHEST)
+    trials, highest, rate = list[Trial](), HIGHEST, min(max(first, 0.0), HIGHEST)
     while len(trials) < budget.tries:
-        trials.append(replace(measure(rate), sparsity=rate))
+        try:
+            trials.append(replace(measure(rate), sparsity=rate))
+        except SpikeformerError as fault:
+            most = rate if fault.most is None else math.floor(1e6 * fault.most) / 1e6
+            if most >= rate:
+                raise
+            highest = rate = most
+            continue
         value = trials[-1].value
         if LEAST[what] * goal <= value <= goal:
             return trials
         try:
-            rate = round(following(trials, goal, LEAST[what]), 6)
+            rate = round(following(trials, goal, LEAST[what], highest), 6)
         except ConfigError as fault:
             raise ConfigError(f"budget.{what}={goal:g} {fault}") from None
     near = min(trials, key=lambda t: abs(t.value - goal))
@@ -462,6 +474,8 @@ def within(
         try:
             run(tried, accept=accept)
         except ConfigError as fault:
+            if fault.most is not None:
+                raise
             rule = f"at --{path} {rate:g}, which the budget asks for: {fault}"
             raise ConfigError(rule) from fault
         return answers[0]

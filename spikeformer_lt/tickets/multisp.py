@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from spikeformer_lt.adapted import PRUNABLE
 from spikeformer_lt.config import check
-from spikeformer_lt.errors import ConfigError
+from spikeformer_lt.errors import ConfigError, MaskError
 from spikeformer_lt.layers import subnet
 from spikeformer_lt.layers.patches import Attention, selections
 from spikeformer_lt.layers.stems import stem_of
 from spikeformer_lt.layers.subnet import SubnetConv2d, collapse, get_masks, set_masks
-from spikeformer_lt.mask import Mask, select
+from spikeformer_lt.mask import Mask, check_floor, select
 from spikeformer_lt.registry import register_search
 from spikeformer_lt.rng import seed_for, seeded
 from spikeformer_lt.ticket import Ticket, finished_folder, load_state
@@ -232,6 +232,26 @@ class MultiSp(base.Search):
         surgery.set_halting(model, self.config.halting, refuse_only=True)
         if self.config.ticket:
             self._opened(model)
+        else:
+            self._check_rates(model)
+
+    def _check_rates(self, model: nn.Module) -> None:
+        """Refuse a sparsity that empties a layer, or leaves less than its floor."""
+        weights, encoder = self.config.weights, self.config.encoder
+        own = {id(unit.conv.weight) for role, unit in stem_of(model).units()
+               if role != "shortcut" or weights.include_rpe}  # fmt: skip
+        stem = {n: p.numel() for n, p in model.named_parameters() if id(p) in own}
+        behind = {n: p.numel() for n, p in encoder_weights(model, encoder.head).items()}
+        levels = [("weights", weights, stem)] if weights.method != "off" else []
+        levels += [("encoder", encoder, behind)] if encoder.sparsity else []
+        for name, level, sizes in levels:
+            bare = level.scope == "layer" or (name == "encoder" and level.method == "rigl")
+            try:
+                check_floor(sizes, level.sparsity, level.scope, 0.0 if bare else level.floor, 1)
+            except MaskError as fault:
+                told = ConfigError(f"multisp.{name}.{fault}")
+                told.most = fault.most
+                raise told from None
 
     def _search(self, model: nn.Module, fit: Fit) -> Mask:
         """Train `model` in place into a ticket; it ends collapsed to plain convolutions.
@@ -408,7 +428,13 @@ class MultiSp(base.Search):
         seed = seed_for(self.seed, "encoder mask")
         if config.method == "rigl":
             how = SparseTrainingConfig(sparsity=config.sparsity, every=config.every)
-            mask = random_mask(encoder_weights(model, config.head), config.sparsity, "erk", seed)
+            behind = encoder_weights(model, config.head)
+            if config.scope == "layer":
+                flat = {name: torch.zeros(weight.shape) for name, weight in behind.items()}
+                mask = Mask.from_scores(flat, config.sparsity, "layer")
+                mask = Mask.random_like(mask, seed_for(seed, "random ticket"))
+            else:
+                mask = random_mask(behind, config.sparsity, "erk", seed)
             self._rigl = Rewiring(mask, SparseTraining.resolved(how), seed)
             settled = max(phase.settled_from, math.ceil(how.end * phase.epochs))
             return replace(phase, hooks=(self._rigl,), settled_from=settled)

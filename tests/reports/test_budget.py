@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from spikeformer_lt import Ticket, create_dataset
 from spikeformer_lt.config import given_options
-from spikeformer_lt.errors import ConfigError
+from spikeformer_lt.errors import ConfigError, MaskError
 from spikeformer_lt.export import export_ticket
 from spikeformer_lt.images.loader import sample_loader
 from spikeformer_lt.mask import Mask
@@ -58,6 +58,27 @@ def test_a_cost_that_falls_with_the_sparsity_is_met(
 def test_what_cannot_be_reached_is_refused_with_what_can(goal: int, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         fit(lambda rate: Trial(0, 500 + 999 * (1 - rate) + (rate == 0)), BudgetConfig(goal), 0.9)
+
+
+def test_nothing_above_the_sparsity_that_a_floor_allows_is_tried() -> None:
+    """The refusal names the budget; a goal near the floor is met."""
+    asked: list[float] = []
+
+    def measure(rate: float) -> Trial:
+        asked.append(rate)
+        if rate > 0.9894641:
+            fault = MaskError("impossible")
+            fault.most = 0.9894641
+            raise fault
+        return Trial(0.0, 1000 * (1 - rate) + 50)
+
+    with pytest.raises(ConfigError, match=r"budget\.bytes=9 is below the smallest .*, 60\.536"):
+        fit(measure, BudgetConfig(9), 0.5)
+    assert asked[-1] == max(rate for rate in asked if rate < 0.98947) == 0.989464
+    assert 60.39 <= fit(measure, BudgetConfig(61), 0.9999)[-1].value <= 61
+    fault = MaskError("another fault")
+    with pytest.raises(MaskError, match="another fault"):
+        fit(lambda rate: (_ for _ in ()).throw(fault), BudgetConfig(9), 0.5)  # type: ignore
 
 
 def test_a_budget_of_a_network_that_is_silent_at_every_sparsity_says_so() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from itertools import pairwise
 
@@ -17,6 +18,7 @@ from spikeformer_lt.export import export_ticket, load_exported
 from spikeformer_lt.layers.patches import SCORES, STOPS, kept_count, patches_of, selections
 from spikeformer_lt.layers.stems import stem_of
 from spikeformer_lt.layers.subnet import SubnetConv2d, rankings, subnets
+from spikeformer_lt.mask import Mask
 from spikeformer_lt.tickets import (
     ActivationConfig,
     EdgePopupConfig,
@@ -365,6 +367,47 @@ def test_level_4_makes_the_encoder_sparse_beside_the_stem(schedule, method, tmp_
     assert done.check.reload_gap == 0 and 0 < done.bits[1] < done.bits[0] < 32
     state = load_exported(tmp_path / "packed", plain=True).state_dict()
     assert all(torch.equal(state[name], value) for name, value in ticket.tensors.items())
+
+
+@pytest.mark.parametrize("method", ["latent", "magnitude", "random", "rigl", "imp"])
+def test_level_4_makes_each_layer_as_sparse_where_asked(method):
+    """The counts of every layer to the entry; RigL exchanges weights at them."""
+    encoder = EncoderConfig(0.7, method=method, scope="layer", every=1, rewind="1it")
+    model, fit = toy(), Recorder()
+    ticket = MultiSp(MultiSpConfig(epochs=2, encoder=encoder), seed=3).find(model, fit)
+    for name, weight in encoder_weights(toy()).items():
+        assert int((~ticket.mask[name]).sum()) == round(0.7 * weight.numel()), name
+    if method == "rigl":
+        [wiring] = [h for p in fit.phases for h in p.hooks]
+        assert wiring.mask != Mask.random_like(wiring.mask, 0)
+
+
+@pytest.mark.parametrize(
+    ("level", "said"),
+    [
+        (
+            {"encoder": EncoderConfig(0.999)},
+            r"encoder\.sparsity=0\.999 with floor=0\.01 is impossible for all .*: at most 0\.98",
+        ),
+        (
+            {"encoder": EncoderConfig(0.9999, scope="layer", method="rigl")},
+            r"encoder\.sparsity=0\.9999 is impossible for layer '.*': at most 0\.99.* lower it",
+        ),
+        (
+            {"weights": WeightConfig(sparsity=0.99, scope="global", floor=0.02)},
+            r"weights\.sparsity=0\.99 with floor=0\.02 is impossible for all layers: at most 0\.9",
+        ),
+        ({"weights": WeightConfig(sparsity=0.999)}, r"weights\.sparsity=0\.999 is impossible for"),
+    ],
+)
+def test_a_sparsity_that_no_layer_can_have_is_refused_before_anything_is_trained(level, said):
+    search = MultiSp(MultiSpConfig(epochs=2, **level))
+    with pytest.raises(ConfigError, match=rf"multisp\.{said}") as told:
+        search.find(toy(), pytest.fail)
+    most = math.floor(1e6 * told.value.most) / 1e6
+    ((name, config),) = level.items()
+    reached = MultiSpConfig(epochs=2, **{name: replace(config, sparsity=most)})
+    assert MultiSp(reached).find(toy(), Recorder()).mask.removed > 0
 
 
 @pytest.mark.parametrize("binary", [False, True])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,28 @@ LINE = (
     "--train.cpu", "--train.threads", "1", "--train.batch-size", "64", "--data.limit-train", "256",
     "--data.limit-test", "64", "--epochs", "1",
 )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("budget", "model"),
+    [
+        ("bytes=1000", "spikformer_toy"),
+        *(pytest.param(*pair, marks=pytest.mark.slow) for pair in (
+            ("sops=1", "spikformer_toy"), ("bytes=12000", "qkformer_toy"),
+        )),
+    ],
+)  # fmt: skip
+def test_multisp_names_the_smallest_value_that_its_floors_allow(
+    budget: str, model: str, recipes: Any, tmp_path: Path
+) -> None:
+    limit = "1024" if "sops" in budget else "99"  # with fewer it stays silent
+    line = ["multisp", "--data.name", "digits", "--data.image-size", "16", "--model.name", model,
+            "--model.T", "2", "--train.cpu", "--train.batch-size", "64", "--data.limit-train",
+            limit, "--data.limit-test", "40", "--multisp.epochs", "1", "--epochs", "1"]  # fmt: skip
+    ended = recipes.run("find_ticket", *line, f"--budget.{budget}", "--run.out", tmp_path / "run")
+    assert ended.code == 2
+    said = rf"budget\.{budget} is below the smallest reachable value, [\d.e+]+$"
+    assert re.search(said, ended.err.strip()), ended.err
 
 
 @pytest.mark.parametrize(

@@ -30,11 +30,14 @@ LAYOUTS: dict[str, tuple[Plan, int, Plan]] = {
 class MembraneEmbedding(nn.Module):
     """3x3 convolutions of spikes, and a 1x1 shortcut around the last of them; currents are added.
 
+    A single convolution has no shortcut.
+
     Args:
         in_channels: of the maps.
         plan: width of each convolution, and "pool" or "stride" where it halves the map.
         begin: convolutions before the shortcut begins; 0 of a stream of currents, which a neuron
             fires first.
+        stride: of a single convolution.
         options: activation and neuron, as of a :class:`ConvUnit`.
 
     Shape: in ``[T|1, B, H, W, C]`` -> out ``[T|1, B, H', W', D]``.
@@ -43,7 +46,12 @@ class MembraneEmbedding(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, plan: Sequence[tuple[int, str]], begin: int, **options: Any
+        self,
+        in_channels: int,
+        plan: Sequence[tuple[int, str]],
+        begin: int,
+        stride: int = 1,
+        **options: Any,
     ) -> None:
         super().__init__()
         widths, self.begin = [in_channels, *(width for width, _ in plan)], begin
@@ -56,12 +64,16 @@ class MembraneEmbedding(nn.Module):
         self.stages = nn.ModuleList(
             ConvUnit(widths[i], widths[i + 1], **way, **before) for i, way in enumerate(ways[:-1])
         )
-        self.stages.append(ConvLayer(widths[-2], widths[-1], stride=ways[-1]["stride"]))
-        around = 2 ** sum(halves[begin:]) if begin else 1
-        self.shortcut = ConvLayer(widths[begin], widths[-1], kernel_size=1, stride=around)
+        self.stages.append(ConvLayer(widths[-2], widths[-1], stride=ways[-1]["stride"] * stride))
+        sizes: dict[str, Any] = {
+            "kernel_size": 1,
+            "stride": 2 ** sum(halves[begin:]) if begin else 1,
+        }
+        shortcut = len(plan) > 1
+        self.shortcut = ConvLayer(widths[begin], widths[-1], **sizes) if shortcut else None
         self.pool = nn.MaxPool2d(3, stride=2, padding=1)
         self.pools = ways[-1]["pool"], not begin  # of the last convolution, of the shortcut
-        self.stride = 2 ** sum(halves)
+        self.dim, self.stride = widths[-1], stride * 2 ** sum(halves)
 
     def chains(self) -> list[Chain]:
         """The convolutions before the shortcut, and those that it goes around."""
@@ -73,7 +85,9 @@ class MembraneEmbedding(nn.Module):
         """Tell the units what they read; the output is real."""
         if self.act is not None:
             reads = emitted(self.act)
-        self.shortcut.reads = reads = read_on(self.stages[: self.begin], reads)
+        reads = read_on(self.stages[: self.begin], reads)
+        if self.shortcut is not None:
+            self.shortcut.reads = reads
         read_on(self.stages[self.begin :], reads)
         return "real"
 
@@ -84,9 +98,10 @@ class MembraneEmbedding(nn.Module):
             straight = rows if i == self.begin else straight
             found = call(stage, rows, T)
             rows = found if i + 1 == len(self.stages) else found[0]
-        paths = (rows, self.pools[0]), (call(self.shortcut, straight, T), self.pools[1])
-        rows, around = (map_rows(x, self.pool) if pooled else x for x, pooled in paths)
-        tokens = rows + around
+        tokens = map_rows(rows, self.pool) if self.pools[0] else rows
+        if self.shortcut is not None:
+            around = call(self.shortcut, straight, T)
+            tokens = tokens + (map_rows(around, self.pool) if self.pools[1] else around)
         return tokens, tokens
 
 
@@ -136,6 +151,7 @@ class MaxFormer(SpikingTransformer):
         mixers: side of the depthwise kernels of each stage but the last, 0 for none.
         attention: of the last stage: ``ssa``, or of the other kinds in layers.attention.
         activation: of the embeddings.
+        stem_convs: 1 leaves one convolution in each embedding, and no shortcut: a control.
 
     The stream is real, and a LIF fires before the head. Tokens can leave before the last stage. The
     stem is all before it: its units are those of the embeddings.
@@ -153,18 +169,19 @@ class MaxFormer(SpikingTransformer):
         mixers: Sequence[int] = (0, 3),
         attention: str = "ssa",
         activation: str = "lif",
+        stem_convs: int | None = None,
         **options: Any,
     ) -> None:
         super().__init__(num_classes, T, **options)
-        plans = stage_plans(LAYOUTS, layout, depths, self.embed_dim)
+        plans = stage_plans(LAYOUTS, layout, depths, self.embed_dim, stem_convs)
         listed(mixers=mixers)
         odd = all(side == 0 or (side in range(1, 100, 2) and side is not True) for side in mixers)
         rule = "0 or an odd side below 100 for each of the stages in depths but the last"
         check(odd and len(mixers) + 1 == len(depths), "mixers", mixers, rule)
         kinds: dict[str, Any] = {"activation": activation, "neuron": self.neuron}
         channels, embeddings, stages, stride = self.in_channels, [], [], 1
-        for i, (plan, begin) in enumerate(plans):
-            embeddings.append(MembraneEmbedding(channels, plan, begin, **kinds))
+        for i, (plan, begin, step) in enumerate(plans):
+            embeddings.append(MembraneEmbedding(channels, plan, begin, step, **kinds))
             channels, stride = plan[-1][0], stride * embeddings[-1].stride
             if i + 1 < len(depths):
                 stages.append(self._mixing(depths[i], channels, mixers[i], stride))

@@ -30,13 +30,23 @@ LAYOUTS: dict[str, tuple[Plan, int, Plan]] = {
 
 
 def stage_plans(
-    layouts: dict[str, tuple[Plan, int, Plan]], layout: str, depths: Sequence[int], dim: int
-) -> list[tuple[list[tuple[int, str]], int]]:
-    """Plan and begin of the embedding of each stage, the last `dim` wide.
+    layouts: dict[str, tuple[Plan, int, Plan]],
+    layout: str,
+    depths: Sequence[int],
+    dim: int,
+    convs: int | None = None,
+) -> list[tuple[list[tuple[int, str]], int, int]]:
+    """Plan, begin and stride of the embedding of each stage, the last `dim` wide.
+
+    With `convs` 1 each has one convolution, which strides over the pools of those left out.
 
     Raises:
-        ConfigError: an unknown layout, or sizes that it does not divide.
+        ConfigError: an unknown layout, sizes that it does not divide, or another `convs`.
     """
+    rule = (
+        "1, for one convolution in each embedding, or left out: each has 2 or more and a shortcut"
+    )
+    check(convs is None or (type(convs) is int and convs == 1), "stem_convs", convs, rule)
     check(layout in tuple(layouts), "layout", layout, f"one of {', '.join(layouts)}")
     listed(depths=depths)
     at_least_one(**{"len(depths)": len(depths)})
@@ -48,20 +58,34 @@ def stage_plans(
     rule = f"a multiple of {parts}, for {len(depths)} stages"
     check(dim % parts == 0, "embed_dim", dim, rule)
     widths = [dim // narrow * 2**i for i in range(len(depths))]
-    return [
-        ([(int(share * width), how) for share, how in (later if i else first)], 0 if i else begin)
+    plans = [
+        (
+            [(int(share * width), how) for share, how in (later if i else first)],
+            0 if i else begin,
+            1,
+        )
         for i, width in enumerate(widths)
+    ]
+    if convs is None:
+        return plans
+    halves = [sum(how != "" for _, how in plan) for plan, _, _ in plans]
+    return [
+        ([(width, "pool" if n else "")], int(i == 0), 2 ** max(0, n - 1))
+        for i, (width, n) in enumerate(zip(widths, halves, strict=True))
     ]
 
 
 class Embedding(nn.Module):
     """3x3 convolutions, and a 1x1 shortcut around the last of them, whose spikes join theirs.
 
+    A single convolution has no shortcut.
+
     Args:
         in_channels: of the maps.
         plan: width of each convolution, and "pool" where its current is max-pooled before the
             neuron.
         begin: convolutions before the shortcut begins.
+        stride: of the first convolution.
         options: activation and neuron, as of a :class:`ConvUnit`.
 
     Shape: in ``[T|1, B, H, W, C]`` -> out ``[T|1, B, H', W', D]``.
@@ -70,18 +94,29 @@ class Embedding(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, plan: Sequence[tuple[int, str]], begin: int, **options: Any
+        self,
+        in_channels: int,
+        plan: Sequence[tuple[int, str]],
+        begin: int,
+        stride: int = 1,
+        **options: Any,
     ) -> None:
         super().__init__()
         widths, self.begin = [in_channels, *(width for width, _ in plan)], begin
         self.stages = nn.ModuleList(
-            ConvUnit(*widths[i : i + 2], pool=how == "pool", pool_before_act=True, **options)
+            ConvUnit(
+                *widths[i : i + 2], pool=how == "pool", pool_before_act=True,
+                stride=1 if i else stride, **options,
+            )
             for i, (_, how) in enumerate(plan)
-        )
+        )  # fmt: skip
         around = 2 ** sum(how != "" for _, how in plan[begin:])
         sizes: dict[str, Any] = {"kernel_size": 1, "stride": around}
-        self.shortcut = ConvLayer(widths[begin], widths[-1], **sizes, **options)
-        self.stride = 2 ** sum(how != "" for _, how in plan)
+        shortcut = len(plan) > 1
+        self.shortcut = (
+            ConvLayer(widths[begin], widths[-1], **sizes, **options) if shortcut else None
+        )
+        self.dim, self.stride = widths[-1], stride * 2 ** sum(how != "" for _, how in plan)
 
     def chains(self) -> list[Chain]:
         """The convolutions before the shortcut, and those that it goes around."""
@@ -91,6 +126,8 @@ class Embedding(nn.Module):
 
     def emit(self, reads: Reads, residual: str) -> Reads:
         """Tell the units what they read; return the values of the output."""
+        if self.shortcut is None:
+            return read_on(self.stages, reads)
         self.shortcut.reads = reads = read_on(self.stages[: self.begin], reads)
         reads = read_on(self.stages[self.begin :], reads)
         return joined(reads, residual) if self.shortcut.fires else "real"
@@ -103,7 +140,9 @@ class Embedding(nn.Module):
         for i, stage in enumerate(self.stages):
             straight = rows if i == self.begin else straight
             rows, current = call(stage, rows, T, need_current and i + 1 == len(self.stages))
-        return join(rows, call(self.shortcut, straight, T), residual, signed), current
+        if self.shortcut is not None:
+            rows = join(rows, call(self.shortcut, straight, T), residual, signed)
+        return rows, current
 
 
 class HierarchicalStem(SpikingStem):
@@ -126,7 +165,7 @@ class HierarchicalStem(SpikingStem):
         residual: str = "add",
         neuron: NeuronConfig | None = None,
     ) -> None:
-        dim = embeddings[-1].shortcut.conv.out_channels
+        dim: int = embeddings[-1].dim
         super().__init__(in_channels, dim, activation, residual, neuron or NeuronConfig())
         self.embeddings = nn.ModuleList(embeddings)
         self.stages = nn.ModuleList(nn.ModuleList(blocks) for blocks in stages)
@@ -142,7 +181,8 @@ class HierarchicalStem(SpikingStem):
         found: list[StemUnit] = []
         for embedding in cast(Any, self.embeddings):
             found += in_a_row(embedding.stages, [] if found else ["first"])
-            found.append(StemUnit("shortcut", embedding.shortcut))
+            if embedding.shortcut is not None:
+                found.append(StemUnit("shortcut", embedding.shortcut))
         return found
 
     def inner_blocks(self) -> list[EncoderBlock]:
@@ -196,6 +236,7 @@ class QKFormer(SpikingTransformer):
         layout: convolutions and pools of the embeddings, one of LAYOUTS.
         attention: of the last stage: ``ssa``, or of the other kinds in layers.attention.
         activation, residual: of the embeddings.
+        stem_convs: 1 leaves one convolution in each embedding, and no shortcut: a control.
 
     Tokens can leave before the last stage. The stem is all before it: its units are those of the
     embeddings.
@@ -213,14 +254,15 @@ class QKFormer(SpikingTransformer):
         attention: str = "ssa",
         activation: str = "lif",
         residual: str = "add",
+        stem_convs: int | None = None,
         **options: Any,
     ) -> None:
         super().__init__(num_classes, T, **options)
-        plans = stage_plans(LAYOUTS, layout, depths, self.embed_dim)
+        plans = stage_plans(LAYOUTS, layout, depths, self.embed_dim, stem_convs)
         kinds: dict[str, Any] = {"activation": activation, "neuron": self.neuron}
         channels, embeddings, stages = self.in_channels, [], []
-        for i, (plan, begin) in enumerate(plans):
-            embeddings.append(Embedding(channels, plan, begin, **kinds))
+        for i, (plan, begin, stride) in enumerate(plans):
+            embeddings.append(Embedding(channels, plan, begin, stride, **kinds))
             channels = plan[-1][0]
             if i + 1 < len(depths):
                 stages.append(self.make_blocks(depths[i], "qk", channels))

@@ -236,8 +236,8 @@ class ModelConfig:
     """Whether the attention sdsa of an SDT (v1) takes the maxima of the 3x3 places around each
     token, as for event frames."""
     stem_convs: int | None = None
-    """Convolutions of the stem before its last one, of a Spikformer, Spikingformer or SDT: 4, or 2
-    or 1, as a control."""
+    """Convolutions of the stem before its last one, of a Spikformer, Spikingformer, BESTformer or
+    SDT: 4, or 2 or 1, as a control. Of a QKFormer or Max-Former 1 leaves one in each embedding."""
 
     def __post_init__(self) -> None:
         bounds = {

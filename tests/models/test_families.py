@@ -587,6 +587,8 @@ def test_gates_are_asked_of_a_qkformer_alone(make: Any) -> None:
         (MaxFormer, {"mixers": (3,)}, "mixers"),
         (MaxFormer, {"residual": "add"}, "residual"),
         (Spikformer, {"stem_convs": 3}, "stem_convs=3 is not allowed: 1, 2 or 4"),
+        (QKFormer, {"stem_convs": 2}, "stem_convs=2 is not allowed: 1, for one .* each has 2 or"),
+        (MaxFormer, {"stem_convs": True}, "stem_convs=True is not allowed: 1, for one"),
         (Spikformer, {"block_residual": "sum"}, "block_residual='sum'"),
     ],
     ids=str,
@@ -643,6 +645,33 @@ def test_a_stem_of_fewer_convolutions_has_the_same_tokens_and_units_that_fold(
     assert tokens.shape[2:] == (16, 32) and model(x).std() > 0
     assert torch.allclose(compact(model)(x), model(x), rtol=0, atol=1e-9)
     assert check_model(model).missing == []
+
+
+@pytest.mark.parametrize("make", [QKFormer, MaxFormer])
+@pytest.mark.parametrize("layout", ["cifar", "dvs", "imagenet"])
+def test_embeddings_of_one_convolution_have_the_same_tokens_and_units_that_fold(
+    make: Any, layout: str, awaken: Any
+) -> None:
+    """One for each stage, without a shortcut, also where pictures are halved several times."""
+    options: dict[str, Any] = {**QK, "layout": layout, "embed_dim": 64, "image_size": 32}
+    options |= {"mixers": (3,)} if make is MaxFormer else {}
+    model = awake(partial(make, stem_convs=1, **options), awaken)
+    roles, units = zip(*model.stem.units(), strict=True)
+    whole = make(**options)
+    assert roles == ("first", "main") and [u.conv.out_channels for u in units] == [32, 64]
+    assert model.num_tokens == whole.num_tokens and model.stem.stride == whole.stem.stride
+    assert units[0].reads == "real" and units[1].reads != "real"
+    x = pictures(model)
+    tokens, _ = model.stem_tokens(model.time_first(x))
+    assert tokens.shape[2:] == (whole.num_tokens, 64) and model(x).std() > 0
+    assert make is MaxFormer or set(tokens.unique().tolist()) == {0, 1}
+    assert torch.allclose(compact(model)(x), model(x), rtol=0, atol=1e-9)
+    assert check_model(model).missing == []
+    stream = Stream(model)
+    steps = torch.cat([stream.push(x) for _ in range(T)], 1)
+    assert torch.allclose(steps, model(x), rtol=0, atol=1e-9)
+    model.stem.set_activation("heaviside")
+    assert model(x).isfinite().all()
 
 
 # -- attention kinds and residuals of the encoder --------------------------------------------

@@ -184,7 +184,8 @@ class EncoderConfig(Checked):
     sparsity: float = 0.0
     """Fraction of these weights removed, in [0, 1); 0 without binary is off."""
     binary: bool = False
-    """Binarize the kept weights to +-gain, one gain for each output (BESTformer)."""
+    """Binarize the kept weights to their signs times a gain of each output, the mean of its kept
+    |w| (XNOR-Net). BESTformer's signs of standardised weights, without a gain, are a family."""
     method: str = "latent"
     """latent: train all, mask the largest; magnitude: one mask from the start weights; imp: train,
     mask the largest, go back to an early point, `rounds` times; rigl: dynamic sparse training, of

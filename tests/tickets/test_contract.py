@@ -16,12 +16,12 @@ import torch
 from torch import nn
 
 from spikeformer_lt import create_dataset, create_model, create_search, list_searches
-from spikeformer_lt.errors import ConfigError, Interrupted
+from spikeformer_lt.errors import ConfigError, ExportError, Interrupted
 from spikeformer_lt.events.frame import EventOptions
 from spikeformer_lt.export import Stream, compact, export_ticket, load_exported, read_ticket
 from spikeformer_lt.images.loader import ArrayImages
 from spikeformer_lt.images.splits import Splits, make_splits
-from spikeformer_lt.layers.patches import patches_of
+from spikeformer_lt.layers.patches import patches_of, selections
 from spikeformer_lt.layers.stems import stem_of
 from spikeformer_lt.layers.subnet import get_masks, subnets
 from spikeformer_lt.mask import Mask
@@ -488,6 +488,7 @@ NETWORKS: dict[str, tuple[str, dict[str, Any], Callable[[], Splits] | None]] = {
          "T": 3}, None,
     ),
 }  # fmt: skip
+SIZES = {"image_size": 16, "embed_dim": 16, "depth": 1, "num_heads": 2, "T": 3}
 FAMILIES = ("spikingformer", "qkformer", "sdt", "maxformer", "bestformer", "sdt2", "sdt3")
 WITH_STEM = ("spikformer_dvs", "spikingformer", "bestformer", "qkformer", "sdt", "maxformer")
 
@@ -543,6 +544,7 @@ def test_every_search_runs_on_every_family_and_kind_of_input(case, network, benc
 BINARY, SPARSE = (EncoderConfig(S, binary, scope="layer") for binary in (True, False))
 HEAVISIDE = ActivationConfig("heaviside")
 LEVELS = {
+    "spikformer": (PatchConfig(0.5), ActivationConfig("heaviside", residual="iand"), BINARY),
     "spikingformer": (
         PatchConfig(0.5, score="l2"), HEAVISIDE,
         replace(BINARY, method="imp", rounds=1, rewind="1it"),
@@ -555,6 +557,9 @@ LEVELS = {
     "maxformer": (PatchConfig(0.5, score="l2"), HEAVISIDE, replace(BINARY, method="random")),
     "sdt2": (PatchConfig(0.0), HEAVISIDE, BINARY),
     "sdt3": (PatchConfig(0.0), ActivationConfig("ilif"), BINARY),
+    "sdt3, stop": (
+        PatchConfig(0.5, score="tp", mode="stop"), ActivationConfig("ilif"), SPARSE,
+    ),
     "qkformer, sign": (
         PatchConfig(0.5, space="pixel"), ActivationConfig("sign", residual="iand"), SPARSE,
     ),
@@ -563,7 +568,12 @@ LEVELS = {
 
 def halts_on(case: str) -> bool:
     """Whether level 5 is among the levels of a family: where tokens can leave and run apart."""
-    return case not in ("bestformer", "sdt2", "sdt3")
+    return family(case) not in ("bestformer", "sdt2", "sdt3")
+
+
+def family(case: str) -> str:
+    """The network of a case of LEVELS."""
+    return case.partition(",")[0]
 
 
 def all_levels(case: str, schedule: str = "joint") -> MultiSp:
@@ -579,12 +589,14 @@ def all_levels(case: str, schedule: str = "joint") -> MultiSp:
 @pytest.mark.parametrize(
     ("case", "schedule"),
     [
+        ("spikformer", "joint"),
         ("spikingformer", "joint"),
         ("bestformer", "joint"),
         ("qkformer", "sequential"),
         ("sdt", "joint"),
         ("maxformer", "sequential"),
         ("sdt3", "joint"),
+        ("sdt3, stop", "joint"),
         *(pytest.param(*pair, marks=pytest.mark.slow) for pair in (
             ("spikingformer", "sequential"), ("qkformer", "joint"), ("qkformer, sign", "joint"),
             ("sdt", "sequential"), ("maxformer", "joint"), ("sdt2", "sequential"),
@@ -595,19 +607,23 @@ def all_levels(case: str, schedule: str = "joint") -> MultiSp:
 def test_all_levels_together_on_the_families(case, schedule, bench, tmp_path):
     """Tokens, weights of every unit of the stem, its activations, all other weights; counted,
     streamed, exported bit for bit."""
-    name, sizes, _ = NETWORKS[case.partition(",")[0]]
+    name, sizes, _ = {**NETWORKS, "spikformer": ("spikformer_toy", SIZES, None)}[family(case)]
     patches, _, encoder = LEVELS[case]
+    if patches.mode == "stop":  # of the one token of 16 pixels none can
+        sizes = {**sizes, "image_size": 32}
+        few = {"image_size": 32, "limit_train": 60, "limit_test": 20}
+        bench = type(bench)(create_dataset("digits", **few))
     torch.manual_seed(0)
     model = create_model(name, **sizes)
     behind = set(encoder_weights(model))
     search = all_levels(case, schedule)
     ticket = search.find(model, bench.trainer(tmp_path / "search").fit)
     counts = {"qkformer": 6, "maxformer": 6, "sdt2": 25, "sdt3": 25}
-    assert len(stem_of(model).units()) == counts.get(case.partition(",")[0], 5)
+    assert len(stem_of(model).units()) == counts.get(family(case), 5)
     assert len(ticket.mask) == len(stem_of(model).units()) + len(behind)
     assert behind < set(ticket.mask) and "head.weight" in behind
     check_ticket("multisp", search, ticket, model)
-    images = torch.rand(4, 3, 16, 16)
+    images = torch.rand(4, 3, *model.image_size)
     ledger = build_ledger(model, [images])
     stem = [kept for key, kept in ticket.mask.items() if key not in behind]
     removed = sum(int((~kept).sum()) for kept in stem) / sum(kept.numel() for kept in stem)
@@ -623,18 +639,25 @@ def test_all_levels_together_on_the_families(case, schedule, bench, tmp_path):
     own = len(behind) - 1 if case == "bestformer" else 0  # all but its head
     assert len(bits) == (len(behind) if encoder.binary else own)
     driven = ledger["purity"]["not_spike_driven"]
-    inside = {"sdt2": "branches.0.units.0", "sdt3": "branches.1.units.0.attn"}.get(case, "attn")
+    inside = {"sdt2": "branches.0.units.0", "sdt3": "branches.1.units.0.attn"}.get(
+        family(case), "attn"
+    )
     assert (f"blocks.0.{inside}.attention" in driven) is (case not in ("sdt", "bestformer"))
     assert "stem.stages.0.0.attn.attention" not in driven
     check_export(ticket, name, sizes, tmp_path / "packed")
     plain = load_exported(tmp_path / "packed", plain=True).double()
     whole = plain(images.double())
-    for net in (plain, compact(plain)):
+    if patches.mode == "stop":
+        with pytest.raises(ExportError, match="tokens stop inside of the stem by scores over the"):
+            Stream(plain)
+    for net in (plain, compact(plain)) if patches.mode != "stop" else ():
         stream, given = Stream(net), []
         for _ in range(3):
             given.append(stream.push(images.double()))
         assert torch.allclose(torch.cat(given, 1), whole, rtol=0, atol=1e-9)
-    assert (patches_of(plain) is None) is (patches.sparsity == 0)
+    assert (patches_of(plain) is None) is (patches.sparsity == 0 or patches.mode == "stop")
+    stops = [stop.sparsity for stop in selections(plain)] if patches.mode == "stop" else []
+    assert stops == [0.5, 0.5] * (patches.mode == "stop")
 
 
 @pytest.mark.slow

@@ -85,7 +85,8 @@ CONTRACT = """
     from timm.optim import create_optimizer_v2
     from spikeformer_lt.adapted import at_door
     torch.manual_seed(0)
-    kinds = ("qkformer", "sdt", "bestformer", "maxformer", "spiking_vgg", "spiking_resnet")
+    kinds = ("spikformer", "spikingformer", "qkformer", "sdt", "sdt2", "sdt3", "bestformer",
+             "maxformer", "spiking_vgg", "spiking_resnet")
     try:
         timm.create_model("sdt_toy", features_only=True, out_indices=(7,))
     except ConfigError as fault:
@@ -96,7 +97,7 @@ CONTRACT = """
         net = timm.create_model(name, num_classes=7, in_chans=1, img_size=16).eval()
         images = torch.rand(2, 1, 16, 16)
         logits, features = net(images), net.forward_features(images)
-        assert logits.shape == (2, 7) and features.shape[:2] == (2, 4), (name, features.shape)
+        assert logits.shape == (2, 7) and features.shape[:2] == (2, net.T), (name, features.shape)
         assert torch.equal(net.forward_head(features), logits)
         pooled = net.forward_head(features, pre_logits=True)
         assert pooled.shape == (2, net.num_features) == (2, net.get_classifier().in_features)

@@ -1027,9 +1027,20 @@ def test_one_bit_a_weight_is_what_runs_what_is_counted_and_what_is_exported(
         assert torch.allclose(fast(x.double()), again(x.double()), rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["bestformer"])
+TOYS = ("spikformer", "spikingformer", "bestformer", "qkformer", "sdt", "maxformer", "sdt2", "sdt3")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow) if n in ("sdt2", "qkformer") else n for n in TOYS],
+)
 def test_a_program_for_other_runtimes_is_exact(name: str, awaken: Any, tmp_path: Path) -> None:
-    model = awake(PLAIN[name][0], awaken)
+    sizes: dict[str, Any] = {"image_size": 16, "embed_dim": 16, "T": 2}
+    sizes |= {"depths": (1, 1)} if name in ("qkformer", "maxformer") else {}
+    sizes |= {"mixers": (3,)} if name == "maxformer" else {}
+    sizes |= {"depth": 1} if name in ("spikformer", "spikingformer", "bestformer", "sdt") else {}
+    sizes |= {"widths": (4, 8, 8)} if name in ("sdt2", "sdt3") else {}
+    model = awake(partial(create_model, f"{name}_toy", **sizes), awaken)
     assert to_pt2(compact(model), tmp_path / "a.pt2") <= 1e-9
 
 

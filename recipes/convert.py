@@ -10,7 +10,7 @@ tells (T, heads, image size, scale) is the named model's own unless given.
 
 from dataclasses import asdict, dataclass
 
-from spikeformer_lt.config import check, run_recipe
+from spikeformer_lt.config import run_recipe
 
 UNTOLD = ("T", "num_heads", "image_size", "attn_scale")
 
@@ -19,6 +19,7 @@ UNTOLD = ("T", "num_heads", "image_size", "attn_scale")
 class Convert:
     """Turn the checkpoint of a published transformer into a folder of ours."""
 
+    NEEDS = ("source", "out")
     source: str = ""
     """The checkpoint: .pth, .pth.tar or .safetensors."""
     model: str = "spikformer_cifar"
@@ -41,9 +42,6 @@ class Convert:
 
 def main(cfg: Convert) -> None:
     """Read, rename, check against the model, write, and say what was done."""
-    check(bool(cfg.source), "source", cfg.source, "the file of a published checkpoint")
-    check(bool(cfg.out), "out", cfg.out, "a folder for the converted model")
-
     from spikeformer_lt.models.spikformer_convert import convert
 
     chosen = {name: value for name in UNTOLD if (value := asdict(cfg)[name]) is not None}

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from spikeformer_lt.cli import open_finished, outputs
-from spikeformer_lt.config import check, check_fields, run_recipe
+from spikeformer_lt.config import check_fields, run_recipe
 from spikeformer_lt.errors import emphasised
 from spikeformer_lt.training import EventDataConfig
 
@@ -18,6 +18,7 @@ from spikeformer_lt.training import EventDataConfig
 class EnergyReport:
     """Per-layer operations and energy estimates of runs or tickets: table, JSON, CSV, bars."""
 
+    NEEDS = ("runs",)
     runs: tuple[str, ...] = ()
     """Run directories, ticket folders or exports; the first is the reference."""
     out: str = ""
@@ -40,7 +41,6 @@ class EnergyReport:
 
 def main(cfg: EnergyReport) -> None:
     """Open, count, write, print."""
-    check(bool(cfg.runs), "runs", cfg.runs, "folders of runs, tickets or exports: --runs DIR ...")
     from spikeformer_lt.reports import energy_markdown, measure_energy, plot_energy, write_energy
 
     networks = {}

@@ -8,7 +8,7 @@ accelerate launch recipes/evaluate.py --run runs/x --data.name dvs128_gesture --
 from dataclasses import dataclass, field
 
 from spikeformer_lt.cli import evaluate_finished
-from spikeformer_lt.config import check, check_fields, run_recipe
+from spikeformer_lt.config import check_fields, run_recipe
 from spikeformer_lt.training import EventDataConfig
 
 
@@ -16,6 +16,7 @@ from spikeformer_lt.training import EventDataConfig
 class Evaluate:
     """Accuracy, ledger and purity audit of a ticket on disk."""
 
+    NEEDS = ("run",)
     run: str = ""
     """A run directory, a ticket folder or an export."""
     split: str = "test"
@@ -41,8 +42,6 @@ class Evaluate:
 
 def main(cfg: Evaluate) -> None:
     """Load, evaluate, print."""
-    check(bool(cfg.run), "run", cfg.run, "a run directory, a ticket folder or an export: --run DIR")
-
     from accelerate import Accelerator
 
     from spikeformer_lt.training import process_group

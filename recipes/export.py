@@ -19,8 +19,9 @@ GRAPHS = ("pt2", "onnx", "int8.onnx", "nir")
 class Export:
     """Pack a ticket into a small folder that loads by itself."""
 
+    NEEDS = ("run", "out")
     run: str = ""
-    """A run directory, of which the trained network is taken, or a ticket folder."""
+    """A run directory, of which the trained network is taken, a ticket folder or an export."""
     out: str = ""
     """New folder to write; or one of an earlier export, with --overwrite."""
     precision: str = "fp32"
@@ -45,8 +46,6 @@ class Export:
 
 def main(cfg: Export) -> None:
     """Load, pack, verify, print, write."""
-    check(bool(cfg.run), "run", cfg.run, "a run directory or a ticket folder: --run DIR")
-    check(bool(cfg.out), "out", cfg.out, "a new folder: --out DIR")
     from spikeformer_lt.export import export_run, load_exported, write_graph
 
     how = {"precision": cfg.precision, "license": cfg.license, "overwrite": cfg.overwrite}

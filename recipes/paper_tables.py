@@ -21,7 +21,7 @@ class PaperTables:
     """Run rows of published tables at a scale and write each table with what was run."""
 
     table: tuple[str, ...] = ("eccv22-tab1", "2311-tab1", "2311-tab2", "2311-fig3", "2311-fig4")
-    """Tables."""
+    """Tables: eccv22-tab1, 2311-tab1, 2311-tab2, 2311-fig3, 2311-fig4."""
     scale: str = "digits"
     """digits (embedded sets, minutes), cifar10-subset (small nets, 5,000 images), full (GPU)."""
     rows: tuple[str, ...] = ()

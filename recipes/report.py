@@ -18,6 +18,7 @@ from spikeformer_lt.training import EventDataConfig
 class Report:
     """Pictures, ledger and energy of finished runs as one HTML page."""
 
+    NEEDS = ("runs",)
     runs: tuple[str, ...] = ()
     """Run directories, ticket folders or exports; more than one makes a comparison."""
     out: str = ""
@@ -32,13 +33,12 @@ class Report:
 
     def __post_init__(self) -> None:
         check_fields(self, images=1)
+        alone = len(self.runs) < 2 or bool(self.out)
+        check(alone, "out", self.out, "a folder for the comparison")
 
 
 def main(cfg: Report) -> None:
     """Open, draw, write."""
-    check(bool(cfg.runs), "runs", cfg.runs, "folders of runs, tickets or exports: --runs DIR ...")
-    check(len(cfg.runs) == 1 or bool(cfg.out), "out", cfg.out, "a folder for the comparison")
-
     from spikeformer_lt.reports import write_comparison_page, write_run_page
 
     runs = [open_finished(path, cfg) for path in cfg.runs]

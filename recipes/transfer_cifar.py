@@ -11,7 +11,7 @@ disk, the embedded digits stand in, with a notice and smaller values.
 from dataclasses import dataclass
 
 from spikeformer_lt.cli import IMAGES_SMALL, ImageRecipe, transfer
-from spikeformer_lt.config import check, check_fields, run_recipe
+from spikeformer_lt.config import check_fields, run_recipe
 from spikeformer_lt.tickets import CONTROLS, NORMS
 
 SMALL = {name: IMAGES_SMALL[name] for name in ("train.batch_size", "train.optim")} | {"epochs": 8}
@@ -21,6 +21,7 @@ SMALL = {name: IMAGES_SMALL[name] for name in ("train.batch_size", "train.optim"
 class TransferCifar(ImageRecipe):
     """Transfer of a ticket to RGB images."""
 
+    NEEDS = ("ticket",)
     ticket: str = ""
     """A run directory, whose ticket is taken as it was before training, or a ticket folder."""
     norm: str = "keep"
@@ -42,8 +43,6 @@ class TransferCifar(ImageRecipe):
 
 def main(cfg: TransferCifar) -> None:
     """Move the ticket into the new network, train it, test once, write the report."""
-    rule = "a run directory or a ticket folder: --ticket DIR"
-    check(bool(cfg.ticket), "ticket", cfg.ticket, rule)
     transfer(cfg, SMALL)
 
 

@@ -213,6 +213,8 @@ def _opened(folder: Path, kind: BundleKind) -> Bundle:
         raise kind.error(f"{kind} is a folder with {manifest}; this is {what}")
     if not folder.exists():
         recover(folder)
+    if not folder.exists():
+        raise kind.error(f"no {kind.name}: there is no such folder")
     try:
         text = disk.read_regular(folder / manifest, MANIFEST_LIMIT).decode("utf-8")
     except OSError as fault:

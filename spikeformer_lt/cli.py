@@ -9,15 +9,12 @@ spikeformer-lt find imp --data.name cifar10 --data.root data --run.out runs/foun
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import glob
-import io
 import itertools
 import json
 import logging
 import os
-import runpy
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -45,6 +42,7 @@ from spikeformer_lt.config import (
 )
 from spikeformer_lt.disk import write_atomic
 from spikeformer_lt.errors import ConfigError, TicketError, emphasised, near, painted, shown
+from spikeformer_lt.named import check_known, refuse_options
 from spikeformer_lt.registry import config_class, create_search, search_names, use_plugins
 from spikeformer_lt.tickets import presets
 from spikeformer_lt.training.options import (
@@ -405,11 +403,14 @@ def compare(
     from spikeformer_lt.training import run_jobs, submit_jobs
 
     logging.basicConfig(level=runtime.console_level, format="%(message)s")
+    check_known("data", "dataset", cfg.data)
     jobs = jobs_of(cfg, rows, joints, published)
     for job in {job.variant: job for job in jobs}.values():
-        _refuse_options(job)
+        refuse_options(job.variant, job.command, PRINT_CONFIG)
+        check_known("model.name", "model", value_of("model.name", job.command) or "")
     if cfg.dry_run:
-        print("\n".join(shlex.join(job.command) for job in jobs))
+        lines = (("python", *job.command, "--run.out", str(job.folder)) for job in jobs)
+        print("\n".join(map(shlex.join, lines)))
         return
     with outputs(cfg.out, cfg.overwrite, *WRITTEN):
         if cfg.on == "slurm":
@@ -417,21 +418,6 @@ def compare(
         else:
             run_jobs(jobs, cfg.jobs, shared=cfg.on == "shared")
         print(emphasised(write_comparison(Path(cfg.out), jobs, title, **more)))
-
-
-def _refuse_options(job: Job) -> None:
-    """Refuse now what the recipe of a run would refuse of its options when its turn comes."""
-    argv, program, said = sys.argv, runtime.program, io.StringIO()
-    sys.argv, runtime.program = [*job.command, PRINT_CONFIG], ""
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
-            runpy.run_path(job.command[0], run_name="__main__")
-    except SystemExit as stop:
-        if stop.code:
-            text = said.getvalue().strip().removeprefix("error: ")
-            raise ConfigError(f"{job.variant}: {text}") from None
-    finally:
-        sys.argv, runtime.program = argv, program
 
 
 def jobs_of(

@@ -36,14 +36,23 @@ from spikeformer_lt.errors import (
     painted,
     shown,
 )
+from spikeformer_lt.named import check_needs
 from spikeformer_lt.registry import config_class, use_plugins
-from spikeformer_lt.usage import CHOICES, allowed_words, default_of, help_text, options_of
+from spikeformer_lt.usage import (
+    CHOICES,
+    allowed_words,
+    default_of,
+    help_text,
+    options_of,
+    parse_error,
+)
 from spikeformer_lt.usage import field_kinds as field_kinds
 
 C = TypeVar("C")
 _ALWAYS = ("help", "config", "debug", "plugins", "dry_run", "print_config")
 _GIVEN = "_given_options"
 DRY_RUN, PRINT_CONFIG = "--dry-run", "--print-config"
+DRY_RUN_ENDED = "dry run: options and names are in order; nothing was opened or written\n"
 LAUNCHER = "(a traceback below is the launcher's own: accelerate launch --quiet leaves it out)\n"
 SHORT = {DRY_RUN: "--run.dry-run", "--quick": "--run.quick", "--track": "--train.track"}
 LEVELS = {"--quiet": logging.WARNING, "--verbose": logging.DEBUG}
@@ -83,7 +92,8 @@ def parse(
     cls = with_entries(cls, rest, in_file)
     options = dict(options_of(cls))
     if {"-h", "--help"} & set(rest):
-        sys.stdout.write(f"{help_text(cls, prog, words)}\n")
+        needs = (*getattr(cls, "NEEDS", ()), *runtime.needs)
+        sys.stdout.write(f"{help_text(cls, prog, words or runtime.words, needs)}\n")
         raise SystemExit(0)
 
     import tyro
@@ -100,7 +110,7 @@ def parse(
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise _as_config_error(stop, complaint.getvalue(), options, prog) from None
+        raise parse_error(stop, complaint.getvalue(), options, prog) from None
     named = {name for token in rest if (name := _option_of(token, options)) in options}
     named |= {name.replace("-", "_") for name, _ in flat_values(in_file)}
     check_limits(made)
@@ -198,16 +208,19 @@ def run_recipe(
 ) -> NoReturn:
     """Parse the options, call ``main(cfg)`` and exit: what the last line of a recipe does.
 
-    With ``--dry-run`` a recipe without such an option of its own stops after its options. The exit
+    With ``--dry-run`` a recipe without such an option of its own stops after its options and the
+    names in them; `NEEDS` of its class are those that must be there, as `check_needs`. The exit
     status is 0 when done, 2 after an error that the user can mend (one line on stderr), 1 after a
     fault of ours or of a plug-in, and 130 or 143 when a signal stopped the run after a save.
     """
     given = list(sys.argv[1:] if argv is None else argv)
 
     def act() -> None:
-        cfg = parse(cls, given, prog)
-        if DRY_RUN in given and not {"dry_run", "run.dry_run"} & {n for n, _ in options_of(cls)}:
-            sys.stdout.write("dry run: the options are in order; nothing was opened or written\n")
+        cfg, own = parse(cls, given, prog), {"dry_run", "run.dry_run"} & {*option_names(cls)}
+        dry = DRY_RUN in given and not own
+        check_needs(cfg, getattr(cls, "NEEDS", ()), dry)
+        if dry:
+            sys.stdout.write(DRY_RUN_ENDED)
             return
         main(cfg)
 
@@ -238,7 +251,7 @@ def exit_after(action: Callable[[], Any], argv: Sequence[str] = ()) -> NoReturn:
         alone = os.environ.get("WORLD_SIZE", "1") == "1"
         launched = "ACCELERATE_MIXED_PRECISION" in os.environ and alone
         with contextlib.suppress(OSError):
-            sys.stderr.write(f"{text}\n{LAUNCHER * launched}")
+            sys.stderr.write(f"{text}\n{LAUNCHER * launched}" * (text != ""))
             sys.stderr.flush()
     sys.exit(status)
 
@@ -255,6 +268,8 @@ def verdict(fault: BaseException, argv: Sequence[str]) -> tuple[int, str]:
     if isinstance(fault, BrokenPipeError):  # also when Python flushes at the end
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if runtime.only_prints:
+            return 141, ""  # as a program that SIGPIPE ends
         return 2, "error: the program that read this output has ended"
     if isinstance(fault, OSError):
         where = f" {shown(str(fault.filename), 300)}" if fault.filename else ""
@@ -273,6 +288,9 @@ def _as_typed(text: str, argv: Sequence[str]) -> str:
     if found is None:
         return text
     flags = [token.partition("=")[0] for token in argv if token.startswith("--")]
+    for short, full in SHORT.items():
+        if short in flags and full == f"--{found[1]}".replace("_", "-"):
+            return f"{short}{text[len(found[1]) :]}"
     field = found[1].replace("-", "_")
     same = {f for f in flags if f"--.{f[2:]}".replace("-", "_").endswith(f".{field}")}
     return f"{same.pop()[: -len(field)]}{text}" if len(same) == 1 else text
@@ -376,37 +394,6 @@ def _option_of(token: str, options: dict[str, Any]) -> str:
     group, dot, leaf = name.rpartition(".")
     positive = f"{group}{dot}{leaf[3:]}"
     return positive if leaf.startswith("no_") and options.get(positive) is bool else name
-
-
-def _as_config_error(
-    stop: SystemExit, printed: str, options: dict[str, Any], prog: str
-) -> SpikeformerError:
-    """Turn a failure of tyro, which prints a box and exits, into an error of one line."""
-    cause: BaseException | None = stop
-    while cause is not None:
-        # What a __post_init__ raised is better than tyro's words about it.
-        if isinstance(cause, SpikeformerError):
-            return cause
-        cause = cause.__context__
-    # The box's title is in its upper line where stdout takes UTF-8, else above a rule of its own.
-    plain = re.sub(r"\x1b\[[0-9;]*m|^╭.*$", "", printed, flags=re.MULTILINE)
-    blocks = [
-        block.split() for block in re.split(r"^[│ ]*[─╰╯-]+[│ ]*$", plain, flags=re.MULTILINE)
-    ]
-    chosen = blocks[0] if "╭" in printed or len(blocks) == 1 else blocks[1]
-    text = " ".join(word for word in chosen if word != "│")
-    text = "".join(c for c in text if c.isprintable()).removeprefix("Error parsing ")
-    named = re.search(r"--([\w.-]+)", text)
-    kind = options.get(named[1].replace("-", "_")) if named else None
-    allowed = f"; allowed: {allowed_words(kind)}" if kind is not None else ""
-    parsers = re.search("instantiated|literal|not convert|valid parse", text)
-    quoted = r"\[[^\]]*\]$" if "valid parse" in text else "'[^']*'|\"[^\"]*\""
-    if named and allowed and parsers and (values := re.findall(quoted, text)):
-        text = f"--{named[1]}={values[-1]} is not allowed"
-        allowed = allowed.replace("; allowed", "")
-    text = text.rstrip(".") or "the options cannot be read"
-    text = text if len(text) <= 400 else f"{text[:200]} ... {text[-100:]}"
-    return ConfigError(f"{text}{allowed}; see {prog} --help")
 
 
 def check(condition: bool, field: str, value: object, allowed: str) -> None:

@@ -11,7 +11,6 @@ import importlib
 import json
 import logging
 import runpy
-import shutil
 import statistics
 import sys
 import time
@@ -21,11 +20,12 @@ from inspect import getdoc
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from spikeformer_lt import runtime
+from spikeformer_lt import named, runtime
 from spikeformer_lt.cli import RECIPES, FindAtSparsity, find_command
 from spikeformer_lt.config import (
     ASSIGNED,
     DRY_RUN,
+    DRY_RUN_ENDED,
     check,
     check_fields,
     exit_after,
@@ -33,16 +33,16 @@ from spikeformer_lt.config import (
     parse,
     split_plugins,
 )
+from spikeformer_lt.disk import read_mapping
 from spikeformer_lt.errors import (
     ConfigError,
     SpikeformerError,
     check_license,
     near,
-    painted,
     shown,
 )
 from spikeformer_lt.registry import config_class, descriptions, search_names, use_plugins
-from spikeformer_lt.usage import introduction
+from spikeformer_lt.usage import introduction, table
 
 C = TypeVar("C")
 INTRO = """\
@@ -56,7 +56,10 @@ Lottery tickets in spiking transformers: find, train, measure, export.
 """
 HIDDEN = "complete"  # for the script of `completion`
 PLAIN = ("run", "ls", "cp", "completion")  # commands of words alone
-ACCURACIES = ("published %", "comes along %")
+WORKING = ("run", "find", "cp", "compare", "export", "report", "convert", "reproduce", "push")
+"""Commands that do more than print, but for these options:"""
+PRINTING = {"--help", "-h", "--print-config", "--dry-run"}
+ACCURACIES = ("published %", "ours % (data set)")
 MODELS = Path(__file__).parent / "models"
 KINDS = ("models", "datasets", "searches", "recipes")
 AS_RECIPE = {
@@ -65,10 +68,10 @@ AS_RECIPE = {
 }  # fmt: skip
 """Command -> the recipe that it is."""
 FIRST = {
-    "evaluate": "--run", "export": "--run", "report": "--runs", "energy": "--runs",
-    "reproduce": "--table",
+    "evaluate": ("--run", "DIR"), "export": ("--run", "DIR"), "report": ("--runs", "DIR ..."),
+    "energy": ("--runs", "DIR ..."), "reproduce": ("--table", "TABLE ..."),
 }  # fmt: skip
-"""Command -> the option that words before all options are."""
+"""Command -> the option that words before all options are, and what they are."""
 WITHOUT_TABLE = ("--table", "--config", "--print-config", "--help", "-h")
 """Options with which `reproduce` needs no table before them."""
 
@@ -141,9 +144,10 @@ class Watch:
 def main(argv: Sequence[str] | None = None, prog: str = "spikeformer-lt") -> NoReturn:
     """Run the console and exit, as `config.run_recipe` does."""
     given = list(sys.argv[1:] if argv is None else argv)
+    command = given[0] if given else "--help"
+    runtime.only_prints = command not in WORKING or bool(PRINTING & {*given})
 
     def act() -> None:
-        command = given[0] if given else "--help"
         if command in ("--help", "-h", "help"):
             print(INTRO.format(prog=prog))
             print(table([*_summaries()], "  "))
@@ -155,13 +159,16 @@ def main(argv: Sequence[str] | None = None, prog: str = "spikeformer-lt") -> NoR
         elif command in AS_RECIPE:
             options = (i for i, t in enumerate(given) if i and (t[:1] == "-" or ASSIGNED.match(t)))
             at = next(options, len(given))
-            named = [FIRST[command]] * (at > 1) if command in FIRST else []
-            if command == "reproduce" and not named and not {*WITHOUT_TABLE} & {*given}:
+            option, runtime.words = FIRST.get(command, ("", ""))
+            first = [option] * (at > 1 and option != "")
+            if command == "reproduce" and not first and not {*WITHOUT_TABLE} & {*given}:
                 raise ConfigError(f"name a table, as in {prog} reproduce 2311-tab1; --help has all")
-            _run_recipe(AS_RECIPE[command], [*named, *given[1:]], f"{prog} {command}")
+            runtime.needs = ("table",) if command == "reproduce" else ()
+            _run_recipe(AS_RECIPE[command], [*first, *given[1:]], f"{prog} {command}")
         elif command in COMMANDS:
             does, words = COMMANDS[command]
-            if given[1:] in (["--help"], ["-h"]) and command in PLAIN:
+            asked = given[1:2] if command == "run" else given[1:]
+            if {"--help", "-h"} & {*asked} and command in PLAIN:
                 print(f"usage: {prog} {command} {words}\n\n{introduction(getdoc(does) or '')}")
             else:
                 does(given[1:], f"{prog} {command}")
@@ -170,7 +177,15 @@ def main(argv: Sequence[str] | None = None, prog: str = "spikeformer-lt") -> NoR
             hint = near(command, known) or f"; allowed: {', '.join(known)}"
             raise ConfigError(f"unknown command {shown(command)}{hint}")
 
-    exit_after(act, given)
+    def act_and_flush() -> None:
+        try:
+            act()
+        except SystemExit:
+            sys.stdout.flush()
+            raise
+        sys.stdout.flush()  # here, a closed pipe is told in one way
+
+    exit_after(act_and_flush, given)
 
 
 def _summaries() -> Iterator[tuple[str, str]]:
@@ -178,7 +193,8 @@ def _summaries() -> Iterator[tuple[str, str]]:
         if name != HIDDEN:
             yield f"{name} {words}", (command.__doc__ or "").splitlines()[0]
     for name, recipe in AS_RECIPE.items():
-        yield name, _first_line(RECIPES / f"{recipe}.py")
+        words = FIRST.get(name, ("", ""))[1]
+        yield f"{name} {words}".strip(), _first_line(RECIPES / f"{recipe}.py")
 
 
 def _first_line(recipe: Path) -> str:
@@ -214,6 +230,9 @@ def run(argv: Sequence[str], prog: str) -> None:
         sys.argv = list(argv)
         runpy.run_path(str(own), run_name="__main__")
         return
+    if own is not None and own.stem.replace("-", "_") not in (known := _recipes()):
+        hint = near(own.stem, known) or "; spikeformer-lt ls recipes lists them"
+        raise ConfigError(f"there is no file {shown(argv[0])}, and no recipe of that name{hint}")
     _run_recipe(_recipe(argv).stem, argv[1:], f"{prog} {argv[0]}")
 
 
@@ -222,7 +241,7 @@ def _run_recipe(name: str, argv: Sequence[str], prog: str) -> None:
     try:
         runpy.run_module(f"spikeformer_lt.recipes.{name}", run_name="__main__", alter_sys=True)
     finally:
-        runtime.program = ""
+        runtime.program, runtime.words, runtime.needs = "", "", ()
 
 
 def find(argv: Sequence[str], prog: str) -> None:
@@ -257,7 +276,8 @@ def ls(argv: Sequence[str], prog: str) -> None:
     rest, plugins = split_plugins(argv)
     use_plugins(plugins)
     if len(rest) != 1 or rest[0] not in KINDS:
-        raise ConfigError(f"{prog} takes one of {', '.join(KINDS)}")
+        hint = near(rest[0], KINDS) if rest else ""
+        raise ConfigError(f"{prog} takes one of {', '.join(KINDS)}{hint}")
     print(table(_list_models() if rest[0] == "models" else _described(rest[0])))
 
 
@@ -302,7 +322,7 @@ def size_of(name: str) -> tuple[str, str, str, str]:
 
 
 def _accuracies(kind: str) -> dict[str, str]:
-    """Model -> data sets and test accuracies in percent, as published or of what comes along."""
+    """Model -> data sets and test accuracies in percent, as published or of what we ship."""
     if kind == ACCURACIES[0]:
         with (MODELS / "published.csv").open(newline="", encoding="utf-8") as file:
             found = [(r["model"], r["data"], r["test accuracy %"]) for r in csv.DictReader(file)]
@@ -317,32 +337,22 @@ def _accuracies(kind: str) -> dict[str, str]:
     return told
 
 
-def table(rows: Sequence[Sequence[str]], indent: str = "") -> str:
-    """Rows of cells as aligned columns, cut at the width of the terminal if there is one."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
-    room = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
-    lines = []
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
-        line = indent + "  ".join([*cells, row[-1]]).rstrip()
-        lines.append(line if len(line) <= room else f"{line[: room - 3]}...")
-    if not indent:  # the first row is a head
-        lines[0] = painted(lines[0], 1, sys.stdout)
-    return "\n".join(lines)
-
-
-def _read(cls: type[C], argv: Sequence[str], prog: str) -> tuple[list[str], C]:
-    """The words before the first option, and the options; a dry run ends here."""
+def _read(
+    cls: type[C], argv: Sequence[str], prog: str, check_words: Callable[[list[str], bool], None]
+) -> tuple[list[str], C]:
+    """The words before the first option, checked, and the options; a dry run ends here."""
     at = next((i for i, token in enumerate(argv) if token.startswith("-")), len(argv))
     takes = COMMANDS[prog.split()[-1]][1]
     try:
         cfg = parse(cls, argv[at:], prog, takes)
     except ConfigError as fault:
         raise ConfigError(f"{fault}{f'; {takes} comes before the options' * (not at)}") from None
+    words = list(argv[:at])
+    check_words(words, DRY_RUN in argv)
     if DRY_RUN in argv:
-        print("dry run: the options are in order; nothing was opened or written")
+        print(DRY_RUN_ENDED, end="")
         sys.exit(0)
-    return list(argv[:at]), cfg
+    return words, cfg
 
 
 def _network(folder: str) -> Any:
@@ -356,9 +366,16 @@ def _network(folder: str) -> Any:
 
 def predict(argv: Sequence[str], prog: str) -> None:
     """Classify pictures or recordings with a run, a ticket or an export."""
-    words, cfg = _read(Predict, argv, prog)
-    if len(words) < 2:
-        raise ConfigError(f"{prog} takes a ticket's folder and files: {prog} DIR FILE [FILE ...]")
+
+    def check_words(words: list[str], dry: bool) -> None:
+        if len(words) < 2:
+            form = f"{prog} DIR FILE [FILE ...]"
+            raise ConfigError(f"{prog} takes a ticket's folder and files: {form}")
+        named.check_ticket("DIR", words[0], dry=dry)
+        for word in words[1:]:
+            named.check_file("FILE", word)
+
+    words, cfg = _read(Predict, argv, prog, check_words)
     logging.basicConfig(level=max(runtime.console_level, logging.WARNING), format="%(message)s")
     net = _network(words[0])
     found = net.predict([Path(word) for word in words[1:]])
@@ -377,9 +394,14 @@ def predict(argv: Sequence[str], prog: str) -> None:
 
 def bench(argv: Sequence[str], prog: str) -> None:
     """Time a run, a ticket or an export in its compact form, on this machine."""
-    words, cfg = _read(Bench, argv, prog)
-    if len(words) != 1:
-        raise ConfigError(f"{prog} takes one folder of a run, a ticket or an export: {prog} DIR")
+
+    def check_words(words: list[str], dry: bool) -> None:
+        if len(words) != 1:
+            form = f"{prog} DIR"
+            raise ConfigError(f"{prog} takes one folder of a run, a ticket or an export: {form}")
+        named.check_ticket("DIR", words[0], dry=dry)
+
+    words, cfg = _read(Bench, argv, prog, check_words)
 
     import torch
 
@@ -407,9 +429,15 @@ def bench(argv: Sequence[str], prog: str) -> None:
 
 def push(argv: Sequence[str], prog: str) -> None:
     """Publish an export on the Hugging Face hub, under the login of huggingface_hub."""
-    words, cfg = _read(Push, argv, prog)
-    if len(words) != 2:
-        raise ConfigError(f"{prog} takes an export's folder and a name: {prog} DIR OWNER/NAME")
+
+    def check_words(words: list[str], dry: bool) -> None:
+        if len(words) != 2:
+            raise ConfigError(f"{prog} takes an export's folder and a name: {prog} DIR OWNER/NAME")
+        named.check_repository("NAME", words[1])
+        if dry:
+            named.check_export("DIR", words[0])
+
+    words, cfg = _read(Push, argv, prog, check_words)
 
     from spikeformer_lt.export import push as publish
 
@@ -418,10 +446,13 @@ def push(argv: Sequence[str], prog: str) -> None:
 
 def watch(argv: Sequence[str], prog: str) -> None:
     """Show the state of the runs in some folders."""
-    words, cfg = _read(Watch, argv, prog)
+
+    def check_words(words: list[str], dry: bool) -> None:
+        for word in words or ["runs"]:
+            check(Path(word).is_dir(), "FOLDER", word, "a folder of runs")
+
+    words, cfg = _read(Watch, argv, prog, check_words)
     places = [Path(word) for word in words or ["runs"]]
-    for place in places:
-        check(place.is_dir(), "FOLDER", str(place), "a folder of runs")
     while True:
         print(table([("run", "state", "epoch", "accuracy %"), *_states(places)]), flush=True)
         if not cfg.every:
@@ -435,7 +466,7 @@ def _states(places: Iterable[Path]) -> Iterator[tuple[str, str, str, str]]:
     from spikeformer_lt.training.run import CONFIG, Summary, in_use, read_report
 
     for place in places:
-        for folder in sorted(path.parent for path in place.rglob(CONFIG)):
+        for folder in sorted(path.parent for path in place.rglob(CONFIG) if _of_run(path)):
             name = str(folder.relative_to(place)) if folder != place else folder.name
             state = "running" if in_use(folder) else "stopped"
             epoch = accuracy = ""
@@ -451,6 +482,15 @@ def _states(places: Iterable[Path]) -> Iterator[tuple[str, str, str, str]]:
             except (SpikeformerError, TypeError, ValueError):  # the others are shown all the same
                 state = "damaged"
             yield name, state, epoch, accuracy
+
+
+def _of_run(config: Path) -> bool:
+    """Whether a configuration is that of a run: exports and converted models have others."""
+    try:
+        return "run" in read_mapping(config)
+    except SpikeformerError:  # a damaged one
+        others = ("model.safetensors", "ticket.json")
+        return not any(config.with_name(name).is_file() for name in others)
 
 
 def events(argv: Sequence[str], prog: str) -> None:

@@ -125,6 +125,11 @@ console_level = logging.INFO
 """Of the messages that a run shows on stderr; its log.txt has them from INFO."""
 program = ""
 """The command as it was typed, while the console runs a recipe."""
+words, needs = "", tuple[str, ...]()
+"""What that command takes before its options, and options that it needs beside the recipe's own."""
+
+only_prints = False
+"""Whether the console runs a command whose output is all it does: a closed pipe is no fault."""
 
 
 def command_line() -> str:

@@ -23,7 +23,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Union
 
-from spikeformer_lt.errors import painted
+from spikeformer_lt.errors import ConfigError, SpikeformerError, painted
 
 BASIC = re.compile(
     r"[^.]+|run\.(out|resume|extend)|data\.(name|root|download)|model\.(name|T|init_from)|"
@@ -93,8 +93,10 @@ def allowed_words(kind: Any) -> str:
     return _PLAIN.get(kind) or str(getattr(kind, "__name__", kind))
 
 
-def help_text(cls: Any, prog: str, words: str = "") -> str:
+def help_text(cls: Any, prog: str, words: str = "", needs: Sequence[str] = ()) -> str:
     """The help of the program `prog`, which takes `words` and then the options of `cls`.
+
+    Options in `needs` have no default.
 
     Examples come first, then basic options, then all others by group. Examples are the lines of
     the class's docstring, or else of its module's, that are commands.
@@ -107,7 +109,9 @@ def help_text(cls: Any, prog: str, words: str = "") -> str:
     def section(name: str, about: str, options: Iterable[Sequence[str]]) -> Iterator[str]:
         told = "\n".join(textwrap.wrap(f"{name}: {about}", width))
         yield f"\n{painted(name, 1, sys.stdout)}{told[len(name) :]}"
-        for *_, flag, told in options:
+        for *names, flag, told in options:
+            if {*names[2:]} & {*needs}:
+                told = re.sub(r"\(default: .*\)$", "(required)", told)
             lines = textwrap.wrap(told, max(width - 30, 20), break_on_hyphens=False)
             if len(flag) > width - 2:  # many words
                 parts = textwrap.wrap(flag.replace(",", ", "), width - 6)
@@ -137,6 +141,20 @@ def introduction(doc: str, module: str = "", prog: str = "", cls: type = object)
     examples = [*_as_typed(_EXAMPLE.findall(doc) or _EXAMPLE.findall(module), prog, cls)]
     head = [f"\n{painted('examples', 1, sys.stdout)}:"] if examples else []
     return "\n".join([_EXAMPLE.sub("", doc).strip(), *head, *examples])
+
+
+def table(rows: Sequence[Sequence[str]], indent: str = "") -> str:
+    """Rows of cells as aligned columns, cut at the width of the terminal if there is one."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
+    room = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+        line = indent + "  ".join([*cells, row[-1]]).rstrip()
+        lines.append(line if len(line) <= room else f"{line[: room - 3]}...")
+    if not indent:  # the first row is a head
+        lines[0] = painted(lines[0], 1, sys.stdout)
+    return "\n".join(lines)
 
 
 def _as_typed(examples: Sequence[str], prog: str, cls: type) -> Iterator[str]:
@@ -230,6 +248,38 @@ def _metavar(kind: Any, words: Sequence[str] | None = None) -> str:
     if origin is tuple:
         return " ".join(map(_metavar, parts))
     return "{True,False}" if kind is bool else str(getattr(kind, "__name__", kind)).upper()
+
+
+def parse_error(
+    stop: SystemExit, printed: str, options: dict[str, Any], prog: str
+) -> SpikeformerError:
+    """Turn a failure of tyro, which prints a box and exits, into an error of one line."""
+    cause: BaseException | None = stop
+    while cause is not None:
+        # What a __post_init__ raised is better than tyro's words about it.
+        if isinstance(cause, SpikeformerError):
+            return cause
+        cause = cause.__context__
+    # The box's title is in its upper line where stdout takes UTF-8, else above a rule of its own.
+    plain = re.sub(r"\x1b\[[0-9;]*m|^╭.*$", "", printed, flags=re.MULTILINE)
+    blocks = [
+        block.split() for block in re.split(r"^[│ ]*[─╰╯-]+[│ ]*$", plain, flags=re.MULTILINE)
+    ]
+    chosen = blocks[0] if "╭" in printed or len(blocks) == 1 else blocks[1]
+    text = " ".join(word for word in chosen if word != "│")
+    text = "".join(c for c in text if c.isprintable()).removeprefix("Error parsing ")
+    named = re.search(r"--([\w.-]+)", text)
+    kind = options.get(named[1].replace("-", "_")) if named else None
+    allowed = f"; allowed: {allowed_words(kind)}" if kind is not None else ""
+    parsers = re.search("instantiated|literal|not convert|valid parse", text)
+    quoted = r"\[[^\]]*\]$" if "valid parse" in text else "'[^']*'|\"[^\"]*\""
+    if named and allowed and parsers and (values := re.findall(quoted, text)):
+        text = f"--{named[1]}={values[-1]} is not allowed"
+        allowed = allowed.replace("; allowed", "")
+    text = text.rstrip(".") or "the options cannot be read"
+    text = text if named and text.startswith("--") else f"{text[0].lower()}{text[1:]}"
+    text = text if len(text) <= 400 else f"{text[:200]} ... {text[-100:]}"
+    return ConfigError(f"{text}{allowed}; see {prog} --help")
 
 
 class Parser(argparse.ArgumentParser):

@@ -135,7 +135,19 @@ def test_help_takes_under_half_a_second(line: str) -> None:
         ("nope", "unknown command 'nope'; allowed: bench, compare,"),
         ("evalute", "unknown command 'evalute'; did you mean 'evaluate'?"),
         ("run nope", "unknown recipe 'nope'; the recipes are biprop_cifar,"),
-        ("run no.py", "unknown recipe 'no.py'; the recipes are"),
+        ("run no.py", "there is no file 'no.py', and no recipe of that name; spikeformer-lt ls"),
+        ("run evalute.py", "no recipe of that name; did you mean 'evaluate'?"),
+        ("run multisp_cifar extra", "error: unrecognized options: extra"),
+        ("run multisp_cifar --track foo", "error: --track='foo' is not allowed: one of aim,"),
+        ("ls modles", "did you mean 'models'?"),
+        ("evaluate nodir", "error: --run='nodir': there is no such folder; name a run directory,"),
+        ("evaluate spikformer_digit", "no such folder; did you mean 'spikformer_digits'? name"),
+        ("evaluate", "error: --run is missing: a run directory, a ticket folder or an export: --"),
+        ("report", "error: --runs is missing: a run directory, a ticket folder or an export: --"),
+        ("export --run spikformer_digits", "error: --out is missing: a new folder: --out DIR"),
+        ("predict spikformer_digits no.png", "error: FILE='no.png': there is no such file"),
+        ("push spikformer_digits bad", "error: NAME='bad' is not allowed: OWNER/NAME, in letters"),
+        ("compare --data digts", "error: --data='digts' is not known; did you mean 'digits'?"),
         ("ls", "takes one of models, datasets, searches, recipes"),
         ("cp evaluate", "takes a recipe and a new file"),
         ("cp evaluate out.txt", "FILE='out.txt' is not allowed: a Python file"),
@@ -183,7 +195,7 @@ def test_help_begins_with_the_commands_words_then_examples_then_options_with_def
     assert options or command in ("find", *console.PLAIN)
     for option in options:
         always = option.startswith(("-h, --help", *ALWAYS))
-        assert always or re.search(r"\(default:\s+[^\s)]", option), option
+        assert always or re.search(r"\((default:\s+[^\s)]|required\))", option), option
     assert not re.search(r"\bNone\b|SUPPRESS", text)
 
 
@@ -196,11 +208,72 @@ def test_what_a_command_does_not_take_is_one_line(
     assert "--help lists what it takes" in error
 
 
-@pytest.mark.parametrize("line", ["predict a b", "bench a", "push a me/b", "watch nowhere"])
+IN_ORDER = "dry run: options and names are in order; nothing was opened or written"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("predict TICKET picture.png", "bench spikformer_digits", "push TICKET me/b", "watch ."),
+        *("evaluate TICKET", "evaluate spikformer_digits", "report --runs TICKET", "energy TICKET"),
+        *("export spikformer_digits --out b", "convert --source picture.png --out b"),
+    ],
+)
 def test_a_dry_run_opens_and_publishes_nothing(
-    line: str, capsys: pytest.CaptureFixture[str]
+    line: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert said(capsys, *line.split(), "--dry-run").startswith("dry run: the options are in order")
+    """The ticket's files are empty and the picture is none: nothing reads them."""
+    monkeypatch.chdir(tmp_path)
+    for file in ("config.json", "model.safetensors", "picture.png"):
+        (tmp_path / file).touch()
+    words = line.replace("TICKET", str(tmp_path)).split()
+    assert said(capsys, *words, "--dry-run").startswith(IN_ORDER)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("predict a b", "DIR='a': there is no such folder"),
+        ("predict spikformer_digits b", "FILE='b': there is no such file"),
+        ("bench a", "DIR='a': there is no such folder"),
+        ("push a me/b", "DIR='a' is not there: name a folder that spikeformer-lt export wrote"),
+        ("push . me/b", "DIR='.' holds no export"),
+        ("watch nowhere", "FOLDER='nowhere' is not allowed: a folder of runs"),
+        ("export --run nodir --out x", "--run='nodir': there is no such folder"),
+        ("evaluate .", "--run='.' holds no ticket: name a run directory"),
+        ("evaluate spikformer_digits --data.name digts", "--data.name='digts' is not known; did"),
+        ("report --runs nodir", "--runs='nodir': there is no such folder"),
+        ("energy spikformer_digits nodir", "--runs='nodir': there is no such folder"),
+        ("convert --source a --out b", "--source='a': there is no such file"),
+        ("export spikformer_digits --out x --data cifr10", "--data='cifr10' is not known; did you"),
+        ("run transfer_cifar --ticket a", "--ticket='a': there is no such folder; name a run"),
+        ("compare --data digts", "--data='digts' is not known; did you mean 'digits'?"),
+        ("compare --searches snp", "--searches='snp' is not allowed"),
+        ("compare --options=--model.name=spikfomer", "model.name='spikfomer' is not known"),
+    ],
+)
+def test_a_dry_run_refuses_what_is_not_there(
+    line: str, told: str, capsys: pytest.CaptureFixture[str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    error = said(capsys, *line.split(), "--dry-run", code=2)
+    assert told in error and len(error.splitlines()) == 1
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_dry_run_loads_no_network_and_an_export_is_exported_again(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    said(capsys, "export", "spikformer_digits", "--out", str(tmp_path / "a"), "--precision", "bf16")
+    packed = json.loads((tmp_path / "a" / "config.json").read_text())["about"]
+    assert packed["test_accuracy"] == pytest.approx(97.21, abs=0.01)
+    script = "import sys\nfrom spikeformer_lt import console\n"
+    script += "try: console.main(['predict', *sys.argv[1:], '--dry-run'])\n"
+    script += "except SystemExit as end: assert not end.code\nassert 'torch' not in sys.modules"
+    words = [sys.executable, "-P", "-c", script, str(tmp_path / "a"), str(tmp_path / "a")]
+    assert subprocess.run(words, capture_output=True, text=True).returncode == 0
 
 
 @pytest.mark.parametrize("line", ["push a me/b", "export --run a --out b"])
@@ -209,6 +282,31 @@ def test_a_dry_run_refuses_a_licence_that_is_no_word(
 ) -> None:
     error = said(capsys, *line.split(), "--license", "a b", "--dry-run", code=2)
     assert "license='a b' is not allowed: a word of the hub" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "told"),
+    [
+        *((line, 141, "") for line in ("ls models", "--help", "find imp --help", "watch .")),
+        *((line, 141, "") for line in ("doctor", "completion bash", "find imp --print-config")),
+        ("evaluate spikformer_digits --cpu", 141, ""),
+        ("cp evaluate mine.py", 2, "error: the program that read this output has ended\n"),
+    ],
+)
+def test_what_prints_ends_quietly_where_nobody_reads(
+    line: str, code: int, told: str, tmp_path: Path
+) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-P", "-m", "spikeformer_lt", *line.split()]
+    ended = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    os.close(write)
+    assert (ended.returncode, ended.stderr) == (code, told)
+
+
+@pytest.mark.parametrize("line", ["ls models --help", "cp evaluate -h", "completion bash --help"])
+def test_help_after_a_word_is_help(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert said(capsys, *line.split()).startswith(f"usage: spikeformer-lt {line.split()[0]} ")
 
 
 @pytest.mark.parametrize("kind", console.KINDS)
@@ -229,6 +327,7 @@ def test_models_are_listed_with_true_sizes_and_accuracies(
     rows = {line.split()[0]: line for line in said(capsys, "ls", "models").splitlines()}
     assert "9,324,730" in rows["spikformer_cifar"] and "CIFAR-10 95.19" in rows["spikformer_cifar"]
     assert "spikformer_digits (digits) 97.21" in rows["spikformer_digits"]
+    assert "  ours % (data set)  " in rows["model"]
     with (ROOT / "models" / "sizes.csv").open(newline="") as file:
         head, *written = map(tuple, csv.reader(file))
     assert head == ("model", "parameters, 10 classes", "T", "input")
@@ -296,15 +395,21 @@ def test_words_before_all_options_are_a_folder_or_a_table(
     first = said(capsys, "evaluate", str(TICKET), "--cpu", "--split", "val")
     assert first == said(capsys, "evaluate", "--run", str(TICKET), "--cpu", "--split", "val")
     lines = said(capsys, "reproduce", "2311-fig3", "--dry-run").splitlines()
-    assert lines[0].startswith("# 2311-fig3 ") and len(lines) == 37
-    assert re.match(r"# \d+ runs to train, \d+ epochs in all", lines[-1])
+    assert re.match(r"# \d+ runs to train, \d+ epochs in all .*; about \d+ min, an est", lines[0])
+    assert len(lines) == 37 and lines[1].startswith("# 2311-fig3 ")
+    assert all(" on digits (published on cifar10" in line for line in lines[1::2])
+    text = said(capsys, "reproduce", "--help")
+    assert text.startswith("usage: spikeformer-lt reproduce TABLE ... [options]")
+    assert "2311-fig3, 2311-fig4. (required)" in " ".join(text.split())
+    assert "an export. (required)" in " ".join(said(capsys, "evaluate", "--help").split())
     assert "--table='nope' is not allowed" in said(capsys, "reproduce", "nope", code=2)
 
 
 def test_watch_tells_runs_apart(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     for name in ("cut", "done", "odd", "stopped", "new", "null", "text"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "config.json").write_text("{}")
+        (tmp_path / name / "config.json").write_text('{"run": {}}')
+    shutil.copytree(TICKET, tmp_path / "exported")  # which is no run
     (tmp_path / "done" / "report.json").write_text('{"test_accuracy": 97.5}')
     (tmp_path / "stopped" / "summary.csv").write_text("epoch,val_accuracy\n1,50\n2,61.25\n")
     (tmp_path / "cut" / "report.json").write_text('{"test_acc')

@@ -14,14 +14,21 @@ from papers.commands import command_of
 from papers.drops import NOT_RUN, Line
 from papers.finished import Run, expected_config, planned_epochs, read_run
 from papers.report import write_table
-from papers.tables import TABLES, Table
+from papers.tables import TABLES, Cell, Table
 from spikeformer_lt.bundle import outputs
-from spikeformer_lt.config import check
+from spikeformer_lt.config import check, value_of
 from spikeformer_lt.errors import Interrupted, SpikeformerError
 from spikeformer_lt.training.jobs import Job, run_jobs
 
 log = logging.getLogger(__name__)
 
+SECONDS = {
+    ("digits", "spikformer_digits"): 1.66, ("moving_digits", "spikformer_dvs_toy"): 1.97,
+    ("digits", "spiking_vgg_toy"): 3.26, ("moving_digits", "spiking_vgg_toy"): 2.40,
+    ("digits", "spiking_resnet_toy"): 3.22, ("moving_digits", "spiking_resnet_toy"): 1.02,
+}  # fmt: skip
+"""Data set and network -> seconds of an epoch: means of the runs of docs/results/paper-tables."""
+PROCESSOR = "AMD EPYC"
 PLACES = ("report.json", "*/report.json", "runs/*/report.json")
 
 
@@ -48,15 +55,17 @@ def run_tables(cfg: Any, recipes: Path) -> None:
         name: jobs_of(TABLES[name], cfg.scale, cfg.seeds, recipes, out / "runs", cfg.data_root)
         for name in cfg.table
     }
-    every = [job for rows in jobs.values() for row in rows.values() for job in row]
-    asked = [j for j in every if not cfg.rows or any(text in j.variant for text in cfg.rows)]
+    rows = [row for table in jobs.values() for row in table.items()]
+    rows = [(n, row) for n, row in rows if not cfg.rows or any(text in n for text in cfg.rows)]
+    asked = [job for _, row in rows for job in row]
     if cfg.dry_run:
-        for job in asked:
-            print(f"# {job.variant}\npython {shlex.join(job.command)} --run.out {job.folder}")
         single = {job.folder: find_run(job, reuse) for job in asked}
         waiting = {job.folder: job for job in asked if isinstance(single[job.folder], str)}
         finished = [run for run in single.values() if isinstance(run, Run)]
         print(f"# {cost([*waiting.values()], finished, cfg.jobs)}")
+        for job in asked:
+            place = ("--run.out", str(job.folder))
+            print(f"# {job.variant}\n{shlex.join(('python', *job.command, *place))}")
         return
     written = [f"{name}-{cfg.scale}{end}" for name in cfg.table for end in (".*", "-*.csv")]
     with outputs(out, cfg.overwrite, *written):
@@ -123,9 +132,18 @@ def jobs_of(
         command = command_of(cell, scale)
         if not isinstance(command, str):
             found[cell.name] = [
-                job_of(cell.name, command, seed, recipes, runs, data_root) for seed in seeds
+                job_of(name_on(cell, command), command, seed, recipes, runs, data_root)
+                for seed in seeds
             ]
     return found
+
+
+def name_on(cell: Cell, command: Sequence[str]) -> str:
+    """The row in words, under the data set that a command trains on."""
+    data = value_of("data.name", command)
+    if data in (None, cell.data):
+        return cell.name
+    return f"{cell.name.replace(f' {cell.data} ', ' ', 1)} on {data} (published on {cell.data})"
 
 
 def lines_of(
@@ -151,12 +169,27 @@ def cost(waiting: Sequence[Job], finished: Sequence[Run], at_once: int = 1) -> s
     most = max(epochs, default=0)
     text = f"{len(waiting)} runs to train, {sum(epochs)} epochs in all and {most} of the longest"
     trained = sum(run.epochs for run in finished)
-    if not trained or not waiting:
+    if not waiting:
         return f"{text}; {len(finished)} are finished"
+    if not trained:
+        return f"{text}; {len(finished)} are finished; {estimate(waiting, epochs, at_once)}"
     each = sum(float(run.report["seconds"]) for run in finished) / trained
     minutes = each * sum(epochs) / at_once / 60
     told = f"{len(finished)} that are finished took {each:.1f} s an epoch: about {minutes:.0f} min"
     return f"{text}; {told}"
+
+
+def estimate(waiting: Sequence[Job], epochs: Sequence[int], at_once: int) -> str:
+    """How long runs take by what their networks took here, in words."""
+    kinds = [
+        tuple(value_of(f"{g}.name", job.command) for g in ("data", "model")) for job in waiting
+    ]
+    if missing := [kind for kind in kinds if kind not in SECONDS]:
+        data, model = missing[0]
+        return f"no time is known of {model} on {data}: the first run that is finished tells it"
+    total = sum(SECONDS[kind] * n for kind, n in zip(kinds, epochs, strict=True))
+    cores = "one core" if at_once == 1 else f"{at_once} cores"
+    return f"about {total / at_once / 60:.0f} min, an estimate for {cores} of an {PROCESSOR}"
 
 
 def run_rows(

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
         packed_bytes,
         pretrained_model,
         read_ticket,
-        shipped,
         size_table,
         spike_mismatch,
     )
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from spikeformer_lt.export.inference import CompactModel, compact
     from spikeformer_lt.export.prediction import Prediction, predict, to_input
     from spikeformer_lt.export.streaming import Decision, EventStream, Stream
+    from spikeformer_lt.named import shipped
     from spikeformer_lt.preprocess import Preprocess, Recordings
 else:
     __getattr__, __dir__ = lazy(__name__)

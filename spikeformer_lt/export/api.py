@@ -42,6 +42,7 @@ from spikeformer_lt.export.inference import compact
 from spikeformer_lt.export.prediction import predict
 from spikeformer_lt.layers.neuron import LIF, Heaviside, Sign
 from spikeformer_lt.layers.stems import stem_of
+from spikeformer_lt.named import SHIPPED, shipped
 from spikeformer_lt.preprocess import Preprocess, door_of, prepared_for
 from spikeformer_lt.ticket import TICKET, Ticket, finished_folder
 from spikeformer_lt.tickets.surgery import in_form, model_from_ticket
@@ -135,17 +136,20 @@ def export_run(
     """Export the network that a run ended with; accuracies and sparsities of its report go along.
 
     Args:
-        run: a run directory, or a ticket folder.
+        run: a run directory, a ticket folder or an export, or one that comes with us by its name.
         folder: as for `export_ticket`, as are the `options` and what is raised.
         data: name of the data set whose preprocess goes along, for a ticket that lacks its own,
             such as a converted checkpoint.
         root: folder of its files.
     """
-    ticket, report = Ticket.load(finished_folder(run)), Path(run) / "report.json"
-    about: dict[str, Any] = {}
+    place = Path(shipped(run) or run)
+    inner, report, known = finished_folder(place), place / "report.json", dict[str, Any]()
+    ticket = read_ticket(inner)
     if report.is_file():
         known = read_report(report, ExportError)
-        about = {name: known[name] for name in REPORTED if name in known}
+    elif not (inner / TICKET.manifest).is_file():
+        known = read_packed(inner).about
+    about = {name: known[name] for name in REPORTED if name in known}
     if data:
         options["preprocess"] = _preprocess_of(ticket, data, root)
     return export_ticket(ticket, folder, about=about, **options)
@@ -268,18 +272,6 @@ def packed_bytes(run: str | Path) -> int | None:
             write_packed(stage, ticket)
         return sum((Path(place) / "export" / name).stat().st_size for name in (CONFIG, TENSORS))
     return None
-
-
-SHIPPED = Path(__file__).parents[1] / "pretrained"
-"""Exports that come with this package, by the name of their model, or MODEL.NAME."""
-
-
-def shipped(name: str | Path) -> Path | None:
-    """Folder of an export that comes with us, unless the path of that name exists."""
-    found = SHIPPED / name
-    return (
-        found if len(Path(name).parts) == 1 and found.is_dir() and not Path(name).exists() else None
-    )
 
 
 def pretrained_model(name: str, source: str | Path | bool, **overrides: Any) -> nn.Module:

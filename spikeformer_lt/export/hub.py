@@ -12,7 +12,6 @@ from huggingface_hub import HfApi, PyTorchModelHubMixin, snapshot_download
 
 from spikeformer_lt.bundle import staged
 from spikeformer_lt.errors import ExportError, SpikeformerError, check_license, near, shown
-from spikeformer_lt.export.api import SHIPPED, shipped
 from spikeformer_lt.export.file import (
     CARD,
     CONFIG,
@@ -24,6 +23,7 @@ from spikeformer_lt.export.file import (
     write_packed,
 )
 from spikeformer_lt.export.inference import CompactModel, compact
+from spikeformer_lt.named import SHIPPED, shipped
 from spikeformer_lt.ticket import Ticket
 from spikeformer_lt.tickets.surgery import model_from_ticket
 
@@ -124,7 +124,7 @@ def push(
 
     Raises:
         ConfigError: a licence of other characters than those words have.
-        ExportError: no export, or the hub refuses.
+        ExportError: no export, or the hub refuses, or does not answer.
     """
     check_license(license)
     try:
@@ -152,8 +152,11 @@ def push(
             )
             return str(sent.commit_url)
         except Exception as fault:  # of the hub, or of the client that finds none
-            said = shown(str(fault).partition("\n")[0], 200)
-            raise ExportError(f"the hub refuses {shown(name)}: {said}") from fault
+            said, told = shown(str(fault).partition("\n")[0], 200), f"the hub refuses {shown(name)}"
+            kinds = {kind.__name__ for kind in type(fault).__mro__}  # of the client's own HTTP
+            if kinds & {"TransportError", "ConnectionError"}:
+                told = f"the hub {api.endpoint} does not answer"
+            raise ExportError(f"{told}: {said}") from fault
 
 
 def _scrubbed(value: Any) -> Any:

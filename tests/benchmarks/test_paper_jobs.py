@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import csv
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from papers import jobs as paper_jobs
 from papers.finished import Run, planned_epochs
-from papers.jobs import find_run, job_of, jobs_of, lines_of, run_rows
+from papers.jobs import estimate, find_run, job_of, jobs_of, lines_of, run_rows
 from papers.tables import TABLES
 
 from spikeformer_lt.errors import Interrupted, SpikeformerError
 
-RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+ROOT = Path(__file__).resolve().parents[2]
+RECIPES = ROOT / "recipes"
 TABLE = TABLES["2311-fig3"]
 
 
@@ -96,13 +99,48 @@ def test_the_cost_is_told_before_anything_runs(jobs, calls, caplog, finish_row) 
     told = next(job for row in jobs.values() for job in row)
     with caplog.at_level("INFO"):
         run_rows([told])
-    assert "1 runs to train, 8 epochs in all and 8 of the longest; 0 are finished" in caplog.text
+    cost = "1 runs to train, 8 epochs in all and 8 of the longest; 0 are finished; about 0 min, an "
+    assert f"{cost}estimate for one core of an AMD EPYC" in caplog.text
     other = next(job for row in jobs.values() for job in row if job.folder != told.folder)
     with caplog.at_level("INFO"):
         run_rows([told, other])
     # 2 s for 2 epochs, as `finish_row` wrote them, and 8 epochs to go
     assert "1 that are finished took 1.0 s an epoch: about 0 min" in caplog.text
     assert planned_epochs(RECIPES / "imp_cifar.py", ["--data.name", "digits"]) > 8
+
+
+def test_a_cost_without_a_finished_run_is_an_estimate_by_what_its_networks_took() -> None:
+    """The figures are the means over the committed runs, and every row on digits has one."""
+    spent: dict[tuple[str, ...], set[tuple[str, float, int]]] = {}
+    for path in (ROOT / "docs" / "results" / "paper-tables").glob("*-digits-runs.csv"):
+        for row in csv.DictReader(path.open(newline="")):
+            words = row["command"].split()
+            kind = tuple(words[words.index(f"--{group}.name") + 1] for group in ("data", "model"))
+            one = (row["run id"], float(row["seconds"]), int(row["epochs"]))
+            spent.setdefault(kind, set()).add(one)
+            assert (row["cpu"], row["threads"]) == (paper_jobs.PROCESSOR, "1")
+    means = {k: sum(s for _, s, _ in v) / sum(e for *_, e in v) for k, v in spent.items()}
+    assert pytest.approx(means, abs=0.005) == paper_jobs.SECONDS
+    for table in TABLES.values():
+        rows = jobs_of(table, "digits", (0,), RECIPES, Path("runs"), "data")
+        waiting = [job for row in rows.values() for job in row]
+        told = estimate(waiting, [60] * len(waiting), 2)
+        assert re.fullmatch(r"about \d+ min, an estimate for 2 cores of an AMD EPYC", told)
+    full = jobs_of(TABLE, "full", (0,), RECIPES, Path("runs"), "data")
+    told = estimate([job for row in full.values() for job in row], [300] * len(full), 1)
+    assert (
+        told == "no time is known of spiking_vgg9 on cifar10: the first run that is finished "
+        "tells it"
+    )
+
+
+def test_a_row_on_digits_is_named_so(jobs) -> None:
+    for scale, told in (("digits", " on digits (published on cifar10)"), ("full", "")):
+        made = jobs_of(TABLE, scale, (0,), RECIPES, Path("runs"), "data")
+        (job,) = made["2311-fig3 cifar10 VGG-9 SNN"]
+        assert job.variant == f"2311-fig3{' cifar10' * (not told)} VGG-9 SNN{told}"
+    for job in (job for row in jobs.values() for job in row):
+        assert job.variant.endswith(" on digits (published on cifar10)")
 
 
 def test_one_failure_is_told_when_the_others_are_done(jobs, calls) -> None:

@@ -90,7 +90,8 @@ def test_a_refusal_of_the_hub_is_one_line_without_the_token(
     hub.refuses = True
     for words, told in (
         (["push", str(tmp_path / "a"), "me/ticket"], "the hub refuses 'me/ticket': "),
-        (["push", str(tmp_path / "a"), "no such/na me"], "the hub refuses 'no such/na me': "),
+        (["push", str(tmp_path / "a"), "no such/na me"], "NAME='no such/na me' is not allowed"),
+        (["push", str(tmp_path / "a"), "bad"], "NAME='bad' is not allowed: OWNER/NAME"),
         (["push", str(tmp_path), "me/ticket"], "; push takes a folder that export wrote"),
         (["push", str(tmp_path / "a"), "me/ticket", "--license", "a b"], "license='a b' is not"),
         (["push", str(tmp_path / "a")], "takes an export's folder and a name"),
@@ -111,5 +112,5 @@ def test_a_hub_that_does_not_answer_is_one_line(
     with pytest.raises(SystemExit) as end:
         console.main(["push", str(tmp_path / "a"), "me/ticket"])
     error = capsys.readouterr().err
-    assert end.value.code == 2 and "the hub refuses 'me/ticket': " in error
+    assert end.value.code == 2 and "the hub http://127.0.0.1:9 does not answer: " in error
     assert error.count("\n") == 1 and "hf_secret" not in error

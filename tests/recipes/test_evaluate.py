@@ -175,8 +175,8 @@ def test_other_images_than_the_tickets_own_are_said_so(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ("", r"run='' is not allowed: a run directory, a ticket folder or an export: --run DIR"),
-        ("--run nowhere", "'nowhere': no ticket"),
+        ("", "--run is missing: a run directory, a ticket folder or an export: --run DIR"),
+        ("--run nowhere", "--run='nowhere': there is no such folder; name a run directory"),
         (
             "--run RUN --split tset",
             "split='tset' is not allowed; did you mean 'test'\\? one of train, val, test",

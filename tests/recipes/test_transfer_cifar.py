@@ -75,8 +75,8 @@ def test_a_fresh_head_serves_other_classes(recipes: Any, run: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ("", "ticket='' is not allowed"),
-        ("--ticket nowhere", "no ticket"),
+        ("", "--ticket is missing: a run directory or"),
+        ("--ticket nowhere", "--ticket='nowhere': there is no such folder"),
         ("--ticket RUN --norm new", "norm='new' "),
         ("--ticket RUN --control new", "control='new' "),
     ],

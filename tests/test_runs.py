@@ -48,6 +48,12 @@ def test_a_run_knows_its_files(home: Path) -> None:
     card = dict(run.card)
     assert f"{run.report['test_accuracy']:.2f} % of 40, 95 % interval [" in card["test accuracy"]
     assert f"of the dense run {(home / 'dense').resolve()}" in card["synaptic operations"]
+    rates = list(run.report["firing_rate"].values())
+    fired, _, read = card["activations"].partition("; inputs of ")
+    assert fired == f"{100 * sum(rates) / len(rates):.1f} % of neurons fire a step"
+    kinds = [layer["input"] for layer in run.report["layers"].values()]
+    assert read.startswith(f"{len(kinds)} layers: 1 bit ({kinds.count('{0,1}')}), ")
+    assert read.endswith(f"32 bits ({kinds.count('real')})")
     packed = sum((home / "packed" / f).stat().st_size for f in ("config.json", "model.safetensors"))
     assert abs(int(card["packed"].split()[0].replace(",", "")) - packed) < 500  # less its `about`
     page = run._repr_html_()

@@ -62,6 +62,8 @@ FACTS = {
     "SOPs per input": ("sops", 1.0, "{:,.0f}"),
 }
 """Row of the ledger's table -> key of report.json, factor and format."""
+READ = {"{0,1}": "1 bit", "{-1,0,1}": "signs", "integers": "integers", "real": "32 bits"}
+"""Kind of values that enter a layer -> what a card says of it."""
 
 
 def number_at(report: Mapping[str, Any] | None, path: str) -> float | None:
@@ -150,12 +152,26 @@ def card(folder: Path, packed: int | None = None) -> list[tuple[str, str]]:
     rows = [
         ("test accuracy", "{} % of {}, 95 % interval ".format(*accuracy) + interval_of(report)),
         ("removed", removed_words(report)),
+        ("activations", activation_words(report)),
         ("parameters", f"{numel:,} ({4 * numel:,} bytes in float32)"),
         ("packed", "" if packed is None else f"{packed:,} bytes as an export"),
         ("synaptic operations", cost),
         ("no energy headline", str(report["energy_note"]) if report.get("dead_layers") else ""),
     ]
     return [row for row in rows if row[1]]
+
+
+def activation_words(report: Mapping[str, Any]) -> str:
+    """How often neurons fire and what layers read, of the layers that a report knows, in words."""
+    rates, layers = report.get("firing_rate"), report.get("layers")
+    known = [rate for rate in rates.values() if rate is not None] if isinstance(rates, dict) else []
+    parts = [f"{100 * sum(known) / len(known):.1f} % of neurons fire a step"] if known else []
+    if isinstance(layers, dict) and layers:
+        inputs = [str(layer.get("input")) for layer in layers.values()]
+        shares = ((READ[kind], inputs.count(kind)) for kind in READ if kind in inputs)
+        read = ", ".join(f"{what} ({number})" for what, number in shares)
+        parts += [f"inputs of {len(inputs)} layers: {read}"] if read else []
+    return "; ".join(parts)
 
 
 def dense_beside(folder: Path, report: Mapping[str, Any]) -> Path | None:

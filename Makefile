@@ -103,6 +103,8 @@ wheel-check: $(STAMP)
 	@$(PY) .ci/wheel_check.py
 
 release-check: $(STAMP)
+	@printf "docs/claims.md: "; grep -Em1 "^Last read: [0-9-]{10}, commit [0-9a-f]{7,}" docs/claims.md \
+	  || { echo "it needs a line: Last read: YYYY-MM-DD, commit HASH."; exit 1; }
 	@$(PY) .ci/wheel_check.py --release $(if $(BORROW),--borrow)
 
 clean:

@@ -21,6 +21,32 @@ COMPILED = "spikeformer_lt/layers/kernels"  # numba's: each file's head tells wh
 NAMED = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
+BANNED = r"\b(doors?|anew|lies|stands|amid|strangers|nobody|shall)\b"  # for what they are not
+TEXTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_a_page_is_in_plain_words(page: Path) -> None:
+    """A text says what it is, not that something stands, lies or is drawn anew."""
+    prose = re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text("utf-8"), flags=re.DOTALL)
+    found = [found[0] for found in re.finditer(rf".*{BANNED}.*", prose, re.IGNORECASE)]
+    assert not found, found
+
+
+def test_the_release_check_names_the_last_reading_of_the_claims(tmp_path: Path) -> None:
+    """By the recipe's own line, which fails without a date and a commit."""
+    recipe = (ROOT / "Makefile").read_text("utf-8").partition("\nrelease-check:")[2]
+    line = recipe.partition("\t@")[2].partition("\n\t@")[0].replace("\\\n", "")
+    claims = (ROOT / "docs" / "claims.md").read_text("utf-8")
+    assert claims.count("\n| ") == 1 + int(re.findall(r"^\| (\d+) ", claims, re.MULTILINE)[-1])
+    for text, status, told in ((claims, 0, ", commit "), ("# Claims\n", 1, "it needs a line")):
+        (tmp_path / "docs").mkdir(exist_ok=True)
+        (tmp_path / "docs" / "claims.md").write_text(text, "utf-8")
+        done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == status and told in done.stdout, done
+        assert done.stdout.startswith("docs/claims.md: ")
+
+
 def undocumented(source: str) -> list[str]:
     """Public classes, functions and methods without a docstring, and the module itself."""
     tree = ast.parse(source)

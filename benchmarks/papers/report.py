@@ -94,7 +94,7 @@ def write_table(folder: Path, table: Table, scale: str, lines: Sequence[Line]) -
     text += "".join(f"- {note}\n" for note in table.notes)
     if scale == "digits":
         text += (
-            "- One run on digits stands for both CIFARs, one on moving digits for both DVS sets.\n"
+            "- One run on digits replaces both CIFARs, one on moving digits for both DVS sets.\n"
         )
     text += "".join(f"- {words}\n" for words in budgets(lines))
     text += f"\n{markdown_table(header, cells)}\n\n## Trend: drop in points\n\n"

@@ -566,7 +566,7 @@ class Experiment:
             log.info("values for %s, where no option names another: %s", data.name, self.taken)
         millions = sum(p.numel() for p in model.parameters()) / 1e6
         source = f", weights of {cfg.model.init_from}" if cfg.model.init_from else ""
-        name, steps = cfg.model.name, cfg.model.T
+        name, steps = cfg.model.name, getattr(model, "T", cfg.model.T)  # an adapted network's own
         log.info("model %s: %.2f M parameters, T %d%s", name, millions, steps, source)
         device = trainer.accelerator.device
         total = train.batch_size * train.accumulate * trainer.world

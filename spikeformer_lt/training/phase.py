@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from spikeformer_lt.config import flat_values, to_dict
 from spikeformer_lt.errors import CheckpointError, ConfigError, shown
 from spikeformer_lt.layers.kernels.dispatch import Kept
+from spikeformer_lt.layers.stems import stem_of
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.training.optim import Ema
 from spikeformer_lt.training.options import OptimConfig, Step
@@ -202,6 +203,15 @@ class Hooks:
     def masks(self) -> list[Mask]:
         """Masks that they keep in force."""
         return [hook.mask for hook in self.hooks if hook.mask is not None]
+
+    def weights(self, model: nn.Module) -> str:
+        """What reports call the weights whose removed fraction `monitor.removed` gives."""
+        if self.masks():
+            return "masked layers' weights"
+        stem = stem_of(model)
+        own = {id(part.unit.synapse) for part in stem.units()} if stem is not None else set()
+        convs = {id(layer) for layer in model.modules() if isinstance(layer, nn.Conv2d)}
+        return "ConvPEP weights" if convs and convs <= own else "convolutions' weights"
 
     def tensors(self) -> dict[str, Tensor]:
         """Tensors of all hooks, as one group of a checkpoint."""

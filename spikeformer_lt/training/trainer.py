@@ -166,8 +166,8 @@ def record_epoch(run: PhaseRun, row: Mapping[str, Any], speed: float) -> None:
     trainer.run.append_row({"phase": row["phase"], "epoch": row["epoch"], **rates}, "firing")
     left = at.seconds / (at.epoch + 1) * (run.until - at.epoch - 1)
     later = at.seconds / (at.epoch + 1) * trainer.later(phase)
-    of = {"weights": "masked layers' weights"} if run.hooks.masks() else {}
-    log.info("%s", epoch_line(row, run.until, speed, left, left + later, **of))
+    of = run.hooks.weights(run.model)
+    log.info("%s", epoch_line(row, run.until, speed, left, left + later, of))
     if trainer.tracked:
         named = {**row, **{f"firing/{name}": rate for name, rate in rates.items()}}
         numbers = {f"{phase.name}/{k}": v for k, v in named.items() if isinstance(v, float)}

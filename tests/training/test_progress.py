@@ -68,6 +68,18 @@ def test_a_mask_of_the_search_is_what_counts():
     assert found == {"weight_sparsity": 0.75, "patch_sparsity": 0.0}
 
 
+@pytest.mark.parametrize(
+    ("network", "masks", "told"),
+    [
+        ("spikformer_toy", [], "ConvPEP weights"),
+        ("spiking_vgg_toy", [], "convolutions' weights"),
+        ("spikformer_toy", [Mask({"a": torch.ones(2)})], "masked layers' weights"),
+    ],
+)
+def test_the_log_names_the_weights_as_the_card_does(network, masks, told):
+    assert Hooks([Masked(mask) for mask in masks]).weights(create_model(network)) == told
+
+
 def test_an_epoch_s_line_has_its_row_speed_and_eta():
     row = {
         "phase": "imp-1", "epoch": 2, "train_loss": 1.5, "train_accuracy": 40.0, "firing_rate": 0.1,

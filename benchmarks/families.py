@@ -33,10 +33,13 @@ FAMILIES = {
 VARIANTS = {
     "dense": "dense",
     "dense40ep": "dense, 40 epochs",
+    "full50": "all levels 0.5",
+    "full70": "all levels 0.7",
+    "full80": "all levels 0.8",
     "full": "all levels 0.9",
+    "full95": "all levels 0.95",
     "control": "all levels random 0.9",
     "fullfp": "all levels, real stem 0.9",
-    "full80": "all levels 0.8",
     "full40ep": "all levels, 40 epochs 0.9",
     "levels123": "MultiSp",
     "onebit": "MultiSp, 1 bit encoder",
@@ -45,9 +48,10 @@ VARIANTS = {
     "data50": "data-level 0.5",
     "datarandom50": "data-level random 0.5",
 }
-SETS = {"": "digits", "moving-": "moving digits", "cifar-": "CIFAR-10"}
+SETS = {"": "digits", "curve-": "digits by rate", "moving-": "moving digits", "cifar-": "CIFAR-10"}
 """Prefix of a variant, its data set, and so the folder of its tables."""
-BYTES = ("dense", "full", "control", "fullfp", "full80", "levels123", "onebit")
+RATES = ("full50", "full70", "full80", "full", "full95")
+BYTES = ("dense", *RATES, "control", "fullfp", "levels123", "onebit")
 COLUMNS = {
     "all weights removed %": "all weights removed %",
     "variant": "variant",

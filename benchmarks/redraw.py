@@ -20,8 +20,7 @@ import sparsity_clock
 from papers.pictures import draw_marks
 from papers.tables import TABLES
 
-from spikeformer_lt.export.api import kept_picture
-from spikeformer_lt.export.file import read_packed
+from spikeformer_lt.export.file import kept_picture, read_packed
 from spikeformer_lt.reports.comparison import series_and_rate
 from spikeformer_lt.reports.plots import plot_curves, plot_training
 from spikeformer_lt.reports.run_page import samples_told

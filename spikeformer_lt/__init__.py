@@ -10,6 +10,7 @@ import importlib.metadata
 import logging
 from typing import TYPE_CHECKING
 
+from spikeformer_lt.errors import in_python
 from spikeformer_lt.runtime import OPENMP as OPENMP  # before torch is imported
 from spikeformer_lt.runtime import lazy
 
@@ -47,7 +48,8 @@ if TYPE_CHECKING:
     from spikeformer_lt.testing import check_model
     from spikeformer_lt.ticket import Ticket
 else:
-    __getattr__, __dir__ = lazy(__name__)
+    spoken = ("adapt", "create_", "from_", "load_", "predict", "use_")
+    __getattr__, __dir__ = lazy(__name__, lambda function: in_python()(function), spoken)
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 importlib.import_module(f"{__name__}.registry").join_timm()

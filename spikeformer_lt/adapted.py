@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from spikeformer_lt.errors import CheckpointError, ConfigError, listed, name_of, shown
+from spikeformer_lt.errors import CheckpointError, ConfigError, counted, listed, name_of, shown
 from spikeformer_lt.layers.inputs import SpikingClassifier, check_values, kept_modes
 from spikeformer_lt.layers.neuron import foreign_neurons, reset_state
 from spikeformer_lt.rng import isolated_rng
@@ -46,7 +46,7 @@ FEEDING = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Found:
     """What a probe found in a network; print it to read it.
 
@@ -73,9 +73,16 @@ class Found:
         plain = self.feeding in ("images", "batch first") and not self.neurons
         return plain and self.output == "[B, T, K]"
 
+    def __repr__(self) -> str:
+        name = self.network.rpartition(".")[2]
+        sizes = f"{list(self.input)} -> {self.classes} classes"
+        weights = counted(len(self.prunable), "prunable weight")
+        neurons = counted(len(self.neurons), "spiking neuron")
+        return f"Found({name}: {sizes}, T {self.T}, {self.feeding}; {weights}, {neurons})"
+
     def __str__(self) -> str:
         kinds = ", ".join(f"{n} {kind}" for kind, n in Counter(self.neurons.values()).items())
-        time = f"{self.T} steps" if self.T > 1 else "no time axis"
+        time = f"{self.T} steps" if self.T > 1 else "no time axis: T 1"
         rows = {
             "input": f"{list(self.input)} channels, rows, columns; {FEEDING[self.feeding]}",
             "time": f"{time}; {'states are reset at each batch' if kinds else 'no states'}",
@@ -154,6 +161,9 @@ class Adapted(nn.Module):
         rest = {name: value for name, value in self.__dict__.items() if name not in shared}
         made.__dict__.update(copy.deepcopy(rest, memo))
         return made
+
+    def __repr__(self) -> str:
+        return f"Adapted{repr(self.found).removeprefix('Found')}"
 
     def _get_name(self) -> str:
         return type(self.__dict__["network"]).__name__

@@ -198,6 +198,8 @@ def open_bundle(folder: str | Path, kind: BundleKind) -> Bundle:
     Raises:
         SpikeformerError: (as the kind's) no such bundle, a newer one, or an edited manifest.
     """
+    if not isinstance(folder, str | Path):
+        raise kind.error(f"folder={shown(folder)} is not allowed: the path of one folder")
     folder = Path(folder).expanduser()
     try:
         return _opened(folder, kind)

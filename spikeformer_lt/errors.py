@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import re
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -109,6 +110,39 @@ def listed(words: Iterable[str], limit: int = 5, between: str = ", ") -> str:
     every = list(words)
     more = f" and {len(every) - limit} more" if len(every) > limit else ""
     return between.join(every[:limit]) + more
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number and its noun: "1 layer", "1,024 layers"."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def leaf(option: str) -> str:
+    """Return the keyword that an option is in a function of this package: its last word."""
+    return option.rpartition(".")[2].replace("-", "_")
+
+
+@contextlib.contextmanager
+def in_python(argument: Callable[[str], str] = leaf) -> Iterator[None]:
+    """Let an error speak of arguments and functions, not of options and commands.
+
+    Args:
+        argument: the argument that an option, such as "data.name", came from.
+    """
+    try:
+        yield
+    except SpikeformerError as fault:
+        text = re.sub(r",? ?;? ?see (find )?[\w ]*--help$", "", str(fault))
+        text = re.sub(r"--plugins FILE\.py( after it)?", 'use_plugins(["FILE.py"])', text)
+        text = re.sub(r"^--plugins (?=')", "files=", text)
+        text = re.sub(r"spikeformer-lt ls (\w+)", r"list_\1()", text)
+        text = re.sub(r"--data\.download", f"{argument('data.download')}=True", text)
+        with_value = r"--(data\.name|run\.resume) (\w+)"
+        text = re.sub(with_value, lambda m: f'{argument(m[1])}="{m[2]}"', text)
+        text = re.sub(r"'?--([A-Za-z][\w-]*(?:\.[\w-]+)*)'?", lambda m: argument(m[1]), text)
+        text = re.sub(r"^([a-z_]\w*(?:\.\w+)+)(?==)", lambda m: argument(m[1]), text)
+        fault.args = (text,)
+        raise
 
 
 def one_of(field: str, value: object, allowed: Iterable[str]) -> None:

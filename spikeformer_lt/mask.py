@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeformer_lt.disk import read_tensors, write_tensors
-from spikeformer_lt.errors import MaskError, name_of, near, shown
+from spikeformer_lt.errors import MaskError, counted, name_of, near, shown
 from spikeformer_lt.rng import generator_for
 
 SCOPES = ("global", "layer")
@@ -36,6 +36,7 @@ class Mask(Mapping[str, Tensor]):
     """
 
     def __init__(self, kept: Mapping[str, Tensor]) -> None:
+        _check_mapping(kept, "kept")
         if not kept:
             raise MaskError("a mask needs at least one layer; none was given")
         self._kept = {name: _as_bool(name, tensor) for name, tensor in kept.items()}
@@ -57,7 +58,8 @@ class Mask(Mapping[str, Tensor]):
         return hash(self.sha256)
 
     def __repr__(self) -> str:
-        return f"Mask({len(self)} layers, {self.removed} of {self.total} entries removed)"
+        layers, total = counted(len(self), "layer"), f"{self.total:,} entries removed"
+        return f"Mask({layers}, {self.removed:,} of {total})"
 
     @classmethod
     def from_scores(
@@ -284,6 +286,7 @@ def select(
     if scope not in SCOPES:
         hint = near(str(scope), SCOPES) or ";"
         raise MaskError(f"scope={shown(scope)} is not allowed{hint} use 'global' or 'layer'")
+    _check_mapping(scores, "scores")
     if not scores:
         raise MaskError("scores are empty; a mask needs at least one layer")
     flat = {name: _flat_scores(name, score) for name, score in scores.items()}
@@ -410,6 +413,13 @@ def _refuse_nan(flat: Mapping[str, Tensor]) -> None:
     name, layer = next((name, layer) for name, layer in flat.items() if bool(layer.isnan().any()))
     bad = f"{int(layer.isnan().sum())} of {len(layer)} scores are NaN"
     raise MaskError(f"layer {shown(name)}: {bad}; nothing to rank")
+
+
+def _check_mapping(given: object, field: str) -> None:
+    if not hasattr(given, "items"):
+        raise MaskError(
+            f"{field}={shown(given)} is not allowed: tensors by the name of their layer"
+        )
 
 
 def _check_fraction(field: str, value: float, allowed: str, closed: bool = False) -> None:

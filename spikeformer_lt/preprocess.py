@@ -53,7 +53,7 @@ class Recordings:
         check(ticks >= 1, "microseconds_per_tick", ticks, "1 microsecond or more")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Preprocess:
     """What a data set knows of its samples and a user of the network must.
 
@@ -86,6 +86,9 @@ class Preprocess:
         check(1 <= count <= MOST_CLASSES, "classes", count, f"1 to {MOST_CLASSES} names")
         events = self.channels == "off,on"
         check(events or not self.recordings, "recordings", self.recordings, "channels 'off,on'")
+
+    def __repr__(self) -> str:
+        return f"Preprocess({self.described()}; {len(self.classes):,} classes)"
 
     @property
     def in_channels(self) -> int:

@@ -190,8 +190,8 @@ class Registry:
         plural = "es" if self.verb.endswith("ch") else "s"
         missing = "".join(f"; {m} is not available: {why}" for m, why in self._unavailable.items())
         raise ConfigError(
-            f"unknown {self.kind} {shown(name)}{hint or ';'} see list_{self.verb}{plural}(); one "
-            f"of your own needs its file, --plugins FILE.py{missing}"
+            f"unknown {self.kind} {shown(name)}{hint or ';'} see spikeformer-lt ls "
+            f"{self.verb}{plural}; one of your own needs its file, --plugins FILE.py{missing}"
         )
 
     def create(self, name: str, /, **keywords: Any) -> Any:

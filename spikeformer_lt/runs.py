@@ -6,10 +6,8 @@ speak of arguments instead of options.
 
 from __future__ import annotations
 
-import contextlib
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from html import escape
 from pathlib import Path
@@ -18,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from spikeformer_lt.cli import find_read, groups_of, read_find
 from spikeformer_lt.config import check
 from spikeformer_lt.disk import read_mapping
-from spikeformer_lt.errors import ConfigError
+from spikeformer_lt.errors import in_python, listed
 
 if TYPE_CHECKING:
     from torch import nn
@@ -119,13 +117,14 @@ def _searched(
     name = model if isinstance(model, str) else f"module:{model._get_name()}"
     given = {"model.name": name, **dict(zip(WORDS, map(_plain, named), strict=True))}
     epochs = given.pop("epochs")
-    known = list(groups_of(search.replace("-", "_"), ()).items()) if epochs else []
-    for group, config in known[-1:]:
+    groups = groups_of(search.replace("-", "_"), ()) if epochs is not None else {}
+    for group, config in list(groups.items())[-1:]:
         inside = ".imp" * hasattr(config, "imp")
         own = hasattr(getattr(config, "imp", config), "epochs")
         check(own or report, "epochs", epochs, f"None: {search} trains nothing")
         given |= {f"{group}{inside}.epochs": epochs} if own else {}
-        given |= {"epochs": epochs} if report else {}
+    if report and epochs is not None:
+        given["epochs"] = epochs
     twice = [n for n in options if given.get(n) not in (None, "") and given[n] != options[n]]
     check(not twice, "options", twice[:1], "without what is an argument, too")
     tokens = [search]
@@ -136,7 +135,7 @@ def _searched(
         elif value not in (None, "") or option in options:
             values = value if isinstance(value, list | tuple) else [value]
             tokens += [f"--{option}", *map(str, values)]
-    with _in_python():
+    with in_python(_argument):
         cfg, groups = read_find(tokens, "find")
         check(not cfg.run.dry_run, "run.dry_run", True, "False in Python")
         folder = find_read(cfg, groups, network=network, report=report, card=False)
@@ -146,20 +145,6 @@ def _searched(
 
 def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else None if value is False else value
-
-
-@contextlib.contextmanager
-def _in_python() -> Iterator[None]:
-    """Let an error about an option speak of the argument that it came from."""
-    try:
-        yield
-    except ConfigError as fault:
-        text = re.sub(r",? ?;? ?see (find )?[\w ]*--help$", "", str(fault))
-        text = re.sub(r"--plugins FILE\.py( after it)?", 'use_plugins(["FILE.py"])', text)
-        text = re.sub(r"'?--([A-Za-z][\w-]*(?:\.[\w-]+)*)'?", lambda m: _argument(m[1]), text)
-        text = re.sub(r"^([a-z_]\w*(?:\.\w+)+)(?==)", lambda m: _argument(m[1]), text)
-        fault.args = (text,)
-        raise
 
 
 def _argument(option: str) -> str:
@@ -180,6 +165,7 @@ class Run:
     """
 
     def __init__(self, folder: str | Path, model: nn.Module | None = None) -> None:
+        check(isinstance(folder, str | Path), "folder", folder, "the path of one run")
         self.folder, self._model = Path(folder).expanduser(), model
         there = (self.folder / "report.json").is_file()
         check(there, "folder", str(folder), "a finished run, which has a report.json")
@@ -225,12 +211,14 @@ class Run:
 
         return open_run(self.folder, build)
 
+    @in_python()
     def predict(self, x: Any) -> list[Prediction]:
         """Classify pictures or recordings, as `predict` does."""
         from spikeformer_lt.export import predict
 
         return predict(self.net, x)
 
+    @in_python()
     def evaluate(self, split: str = "test", *, again: bool = False) -> Evaluation:
         """Evaluate "train", "val" or "test".
 
@@ -250,12 +238,14 @@ class Run:
         """Put other runs beside this one, as `compare` does."""
         return compare(self, *others)
 
+    @in_python()
     def export(self, folder: str | Path, **options: Any) -> Exported:
         """Pack the network into a folder that loads by itself, as `export.export_run` does."""
         from spikeformer_lt.export import export_run
 
         return export_run(self.folder, folder, model=self._model, **options)
 
+    @in_python()
     def page(self, folder: str | Path = "") -> Path:
         """Write ``report.html`` with pictures into a folder, by default that of the run."""
         from spikeformer_lt.reports import write_run_page
@@ -278,17 +268,23 @@ class Run:
         return html_table(str(self.folder), ["", ""], self.card)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """Runs side by side."""
 
     header: list[str]
     rows: list[list[str]]
     """One a quantity: its name, and each run's value."""
-    differences: tuple[list[str], list[list[str]]] = field(repr=False)
+    differences: tuple[list[str], list[list[str]]]
     """Header and rows: test accuracy of each other run against the first, paired by sample."""
 
     def __repr__(self) -> str:
+        first, *others = self.header[1:]
+        points = {row[0]: row[3] for row in self.differences[1]}
+        told = [f"{name} {points[name]} points" if name in points else name for name in others]
+        return f"Comparison(test accuracy against {first}: {listed(told)})"
+
+    def __str__(self) -> str:
         from spikeformer_lt.reports import markdown_table
 
         tables = [(self.header, self.rows), self.differences]
@@ -299,6 +295,7 @@ class Comparison:
         return html_table("", self.header, self.rows) + (against if self.differences[1] else "")
 
 
+@in_python()
 def compare(*runs: Run | str | Path) -> Comparison:
     """Put finished runs side by side, with the differences of the others to the first.
 
@@ -310,6 +307,9 @@ def compare(*runs: Run | str | Path) -> Comparison:
     """
     from spikeformer_lt.reports import side_by_side
 
+    odd = [run for run in runs if not isinstance(run, Run | str | Path)]
+    told = 'runs or their folders, each by itself: compare("runs/a", "runs/b")'
+    check(not odd, "runs", odd[:1], told)
     opened = [run if isinstance(run, Run) else Run(run) for run in runs]
     names = [run.folder.name for run in opened]
     named = {
@@ -324,7 +324,8 @@ def compare(*runs: Run | str | Path) -> Comparison:
 
 def html_table(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A small table for a notebook; every cell is escaped."""
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in header if any(header))
+    cells = "".join(f"<th>{escape(cell)}</th>" for cell in header if any(header))
+    head = f"<thead><tr>{cells}</tr></thead>" if cells else ""
     body = "".join("<tr>" + "".join(f"<td>{escape(c)}</td>" for c in row) + "</tr>" for row in rows)
     title = f"<caption>{escape(caption)}</caption>" if caption else ""
-    return f"<table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f"<table>{title}{head}<tbody>{body}</tbody></table>"

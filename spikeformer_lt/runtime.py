@@ -244,11 +244,14 @@ def _git() -> tuple[str | None, bool | None]:
         return None, None
 
 
-def lazy(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+def lazy(
+    package: str, wrap: Callable[[Any], Any] | None = None, wrapped: tuple[str, ...] = ()
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """Return ``__getattr__`` and ``__dir__`` of a package, while its ``__init__`` is being run.
 
     The names are those that the ``__init__`` imports under ``if TYPE_CHECKING:``, where type
-    checkers see them as they are; its ``__all__`` lists the same names.
+    checkers see them as they are; its ``__all__`` lists the same names. Functions whose names begin
+    as one of `wrapped` are given as `wrap` makes them, and are pickled by their name here.
     """
     source = Path(str(sys.modules[package].__file__)).read_text("utf-8")
     homes = {
@@ -274,6 +277,9 @@ def lazy(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         module, original = homes[name]
         value = getattr(importlib.import_module(str(module)), original)
+        if wrap is not None and name.startswith(wrapped):
+            value = wrap(value)
+            value.__module__, value.__name__, value.__qualname__ = package, name, name
         setattr(sys.modules[package], name, value)
         return value
 

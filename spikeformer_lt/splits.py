@@ -12,7 +12,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from spikeformer_lt.config import check
-from spikeformer_lt.errors import DataError, one_of
+from spikeformer_lt.errors import DataError, counted, one_of
 from spikeformer_lt.preprocess import CHANNELS, Preprocess
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class ImageDataset(Protocol):
     def __getitem__(self, index: int) -> tuple[Tensor, int]: ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Splits:
     """The three parts of a data set and what a model must know of them."""
 
@@ -116,6 +116,25 @@ class Splits:
             mean, std = (tuple(map(float, values)) for values in (self.mean, self.std))
             made = Preprocess(channels, self.image_size, mean, std, classes)
             object.__setattr__(self, "preprocess", made)
+
+    def __repr__(self) -> str:
+        parts = ("train", "val", "test")
+        counts = ", ".join(f"{len(getattr(self, part)):,} {part}" for part in parts)
+        shape = f"{self.in_channels} x {self.image_size} x {self.image_size}"
+        kind = "images" if self.kind == "static" else "frames of events"
+        return f"Splits({self.name}: {counts}; {self.num_classes} classes, {kind} {shape})"
+
+
+class Samples:
+    """The `repr` of a part of a data set."""
+
+    name: str
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name}: {counted(len(self), 'sample')})"
 
 
 def report_shared(text: str, duplicates: str) -> None:

@@ -18,12 +18,15 @@ __all__ = ["ModelCheck", "check_model"]
 _SIZES = ("T", "num_classes", "in_channels", "image_size")
 
 
-@dataclass
+@dataclass(repr=False)
 class ModelCheck:
     """What a model declares, by topic, and what is missing or wrong, one sentence each."""
 
     declared: dict[str, str] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        return f"ModelCheck({len(self.declared)} topics declared, {len(self.missing)} missing)"
 
     def __str__(self) -> str:
         width = max(map(len, self.declared), default=0)

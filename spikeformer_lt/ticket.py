@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from spikeformer_lt.bundle import BundleKind, open_bundle, staged
-from spikeformer_lt.errors import TicketError, listed, name_of, near, shown
+from spikeformer_lt.errors import TicketError, counted, listed, name_of, near, shown
 from spikeformer_lt.mask import Mask
 
 TICKET = BundleKind(
@@ -23,7 +23,7 @@ TICKET = BundleKind(
 )  # fmt: skip
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Ticket:
     """What a search finds and a training starts from.
 
@@ -64,6 +64,16 @@ class Ticket:
             odd = tensor.is_floating_point() and not math.isfinite(float(tensor.detach().sum()))
             if odd and not bool(torch.isfinite(tensor).all()):  # finite sums have finite terms
                 raise TicketError(f"tensor {shown(name)} has NaN or infinite values")
+
+    def __repr__(self) -> str:
+        known = self.provenance
+        model = known.get("model")
+        name = model.get("name") if isinstance(model, dict) else None
+        said = {"": name, " of ": known.get("dataset"), " by ": known.get("search")}
+        told = "".join(f"{word}{value}" for word, value in said.items() if value)
+        start = "start " * (known.get("trained") is False)
+        weights = f"{start}weights: {counted(len(self.tensors), 'tensor')}"
+        return f"Ticket({shown(told)[1:-1]}{', ' * bool(told)}{weights}, {self.mask!r})"
 
     @classmethod
     def of(cls, model: nn.Module, mask: Mask, provenance: dict[str, Any] | None = None) -> Ticket:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import inspect
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -193,7 +194,7 @@ def test_what_cannot_be_adapted_is_refused_in_one_line(name: str) -> None:
 
 
 def test_the_door_gives_the_function_once_the_room_was_imported() -> None:
-    assert lt.adapt is adapt and callable(lt.find)
+    assert inspect.unwrap(lt.adapt) is adapt and callable(lt.find)
 
 
 @pytest.mark.parametrize("name", ["single-step", "multi-step", "a reset of its own"])

@@ -351,3 +351,4 @@ def test_a_mask_can_be_copied_and_sent_to_a_worker() -> None:
     assert copy.deepcopy(mask) == mask
     assert pickle.loads(pickle.dumps(mask)) == mask
     assert repr(mask) == "Mask(2 layers, 51 of 102 entries removed)"
+    assert repr(Mask({"a": torch.ones(1200)})) == "Mask(1 layer, 0 of 1,200 entries removed)"

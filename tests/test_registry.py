@@ -64,10 +64,10 @@ def test_an_unknown_name_is_refused_with_the_nearest(shelf: Registry) -> None:
     with pytest.raises(ConfigError) as caught:
         shelf.create("spikfomer")
     assert str(caught.value) == (
-        "unknown model 'spikfomer'; did you mean 'spikformer_cifar'? see list_models(); one of "
-        "your own needs its file, --plugins FILE.py"
+        "unknown model 'spikfomer'; did you mean 'spikformer_cifar'? see spikeformer-lt ls "
+        "models; one of your own needs its file, --plugins FILE.py"
     )
-    with pytest.raises(ConfigError, match=r"unknown model 'zzz'; see list_models\(\)"):
+    with pytest.raises(ConfigError, match="unknown model 'zzz'; see spikeformer-lt ls models"):
         shelf.create("zzz")
     for odd in (None, 3, ["toy"], "a\nb", "x" * 5000):
         with pytest.raises(ConfigError, match="unknown model") as caught:

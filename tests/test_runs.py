@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import json
+import pickle
 import re
 import subprocess
 import sys
@@ -16,8 +18,16 @@ import torch
 from torch import nn
 
 import spikeformer_lt as lt
+from spikeformer_lt import registry
 from spikeformer_lt.cli import show_card
-from spikeformer_lt.errors import ConfigError, ExportError, TicketError
+from spikeformer_lt.errors import (
+    ConfigError,
+    DataError,
+    ExportError,
+    SpikeformerError,
+    TicketError,
+)
+from spikeformer_lt.export import EventStream, Stream
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {"data.limit-train": 64, "data.limit-test": 40, "data.image-size": 16, "train.cpu": True}
@@ -58,6 +68,7 @@ def test_a_run_knows_its_files(home: Path) -> None:
     assert abs(int(card["packed"].split()[0].replace(",", "")) - packed) < 500  # less its `about`
     page = run._repr_html_()
     assert page.count("<td>") == 2 * len(card) and card["packed"] in page
+    assert "<thead>" not in page and "<thead>" in run.compare(home / "dense")._repr_html_()
 
 
 def test_the_card_at_the_end_is_coloured_on_a_terminal_alone(
@@ -89,6 +100,52 @@ def test_a_second_reading_of_the_test_set_says_so(home: Path) -> None:
         run.evaluate("tset")
 
 
+def test_what_the_top_level_returns_has_a_short_repr(home: Path, tmp_path: Path) -> None:
+    """One or two lines of facts: no address, no tensor, no tree of modules."""
+    run = lt.Run(home / "multisp")
+    shape, events = (
+        torch.zeros(2, 3, 16, 16),
+        lt.from_pretrained("spikformer_dvs_toy.moving_gestures"),
+    )
+    adapted, read = (
+        lt.adapt(nn.Sequential(nn.Flatten(), nn.Linear(768, 10)), images=shape),
+        run.evaluate(),
+    )
+    digits, one = lt.create_dataset("digits"), lt.predict(run.net, PICTURES)[0]
+    recorded = lt.create_dataset("moving_digits", limit_train=20, limit_test=10)
+    told: list[tuple[Any, str]] = [
+        (run, "% removed)"),
+        (run.ticket, "Ticket(spikformer_toy of digits by multisp, weights: "),
+        (lt.Run(home / "dense").start, "by random, start weights: "),
+        (run.ticket.mask, "layers, "),
+        (run.compare(home / "dense"), " points)"),
+        (read, " % of 40, 95 % interval ["),
+        (read.metrics, "Metrics("),
+        (read.metrics.predictions, "Predictions("),
+        (run.export(tmp_path / "packed"), "x smaller than float32, verified)"),
+        (lt.load_exported(home / "packed"), "CompactModel(Spikformer, T 2, classes 10, "),
+        (lt.from_pretrained(home / "packed"), "HubTicket(Spikformer, T 2, classes 10, "),
+        (one, f"Prediction(label={one.label}, "),
+        (digits, f"Splits(digits: {len(digits.train):,} train, "),
+        (digits.train, "ArrayImages(digits train: "),
+        (digits.preprocess, "; 10 classes)"),
+        (recorded, " 10 test; 10 classes, frames of events 2 x "),
+        (recorded.test, ": 10 samples)"),
+        (recorded.preprocess, " camera, "),
+        (adapted, "Adapted(Sequential: [3, 16, 16] -> 10 classes, T 1, "),
+        (adapted.found, "Found(Sequential: "),
+        (Stream(run.net), "0 of 2 frames"),
+        (EventStream(events, 50_000), "EventStream(Spikformer: windows of 50000 us, clips of "),
+        (lt.create_search("imp"), "Imp(imp, seed 0)"),
+        (lt.check_model(run.net), ", 0 missing)"),
+    ]
+    for value, words in told:
+        text = repr(value)
+        assert words in text, text
+        assert len(text) <= 240 and text.count("\n") <= 1, text
+        assert not re.search(r" at 0x|tensor\(|\(0\): ", text), text
+
+
 def test_an_export_predicts_as_its_run(home: Path) -> None:
     run = lt.Run(home / "multisp")
     nets = [run, lt.load_exported(home / "packed"), lt.from_pretrained(home / "packed")]
@@ -102,7 +159,8 @@ def test_runs_are_compared_by_sample(home: Path) -> None:
     (row,) = found.differences[1]
     points = [lt.Run(home / name).report["test_accuracy"] for name in ("multisp", "dense")]
     assert row[:3] == ["multisp", "dense", "1"] and row[3] == f"{points[0] - points[1]:+.2f}"
-    assert repr(found).count("| multisp") == 2 and "<caption>test accuracy" in found._repr_html_()
+    assert repr(found) == f"Comparison(test accuracy against dense: multisp {row[3]} points)"
+    assert str(found).count("| multisp") == 2 and "<caption>test accuracy" in found._repr_html_()
     with pytest.raises(ConfigError, match="two or more, each once"):
         lt.compare(home / "dense", home / "dense")
     with pytest.raises(ConfigError, match=r"folder='.*packed' is not allowed: a finished run"):
@@ -117,6 +175,9 @@ def test_a_network_of_the_users_own_ends_trained_and_is_asked_again(tmp_path: Pa
     assert int((net[1].weight == 0).sum()) == 3840 and not torch.equal(net[1].weight, start)
     assert run.evaluate(again=True).accuracy == run.report["test_accuracy"]
     assert run.export(tmp_path / "packed").folder == tmp_path / "packed"
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert re.search(r"model module:Sequential: .* M parameters, T 1\n", log), log
+    assert "no time axis: T 1; no states" in log
     with pytest.raises(ConfigError, match="already holds a run|holds a run"):
         lt.train("random", net, "digits", sparsity=0.5, out=tmp_path / "run", options=SMALL)
 
@@ -167,6 +228,77 @@ def test_an_error_speaks_of_arguments(
         lt.find(search, **given)
     assert "--" not in str(caught.value)
     assert not any(tmp_path.iterdir())
+
+
+OWN = r"one of your own needs its file, use_plugins\(\[\"FILE.py\"\]\)$"
+
+
+@pytest.mark.parametrize(
+    ("act", "told"),
+    [
+        (lambda: lt.create_model("spikformer_cfar"), rf"see list_models\(\); {OWN}"),
+        (lambda: lt.create_dataset("digts"), rf"'digits'\? see list_datasets\(\); {OWN}"),
+        (lambda: lt.create_search("snpi"), rf"see list_searches\(\); {OWN}"),
+        (lambda: lt.train("snip", data="digts", options=SMALL), rf"list_datasets\(\); {OWN}"),
+        (lambda: lt.create_dataset("digits", val_fraction=3), "^fraction=3 is not allowed"),
+        (lambda: lt.create_dataset("cifar10", root="none"), 'download=True; .* name="digits" or'),
+        (lambda: lt.use_plugins(["mine.py"]), "^files='.*mine.py' is not allowed: a Python file"),
+        (lambda: lt.compare(["a", "b"]), r"^runs=\[\['a', 'b'\]\] is .*: compare\(\"runs/a\", "),
+        (lambda: lt.compare("a", "b"), "^folder='a' is not allowed: a finished run"),
+        (lambda: lt.Run(3), "^folder=3 is not allowed: the path of one run"),
+        (lambda: lt.predict("exported/a", PICTURES), r"^model='exported/a' .*load_exported\("),
+        (lambda: lt.predict(nn.Linear(2, 2).eval(), PICTURES), r"preprocess=create_dataset\(NAME"),
+        (lambda: lt.load_exported(3), "^folder=3 is not allowed: the path of one folder"),
+        (lambda: lt.Ticket.load(3), "^folder=3 is not allowed: the path of one folder"),
+        (lambda: lt.from_pretrained(3), "^place=3 is not allowed: a folder, or OWNER/NAME"),
+        (lambda: lt.adapt(nn.Linear(2, 2)), "a single layer; put it into nn.Sequential"),
+        (lambda: lt.Mask(3), "^kept=3 is not allowed: tensors by the name of their layer"),
+        (lambda: lt.Mask.from_scores(3, 0.5), "^scores=3 is not allowed: tensors by the name"),
+    ],
+)  # fmt: skip
+def test_each_function_speaks_of_its_arguments(
+    act: Any, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SpikeformerError, match=told) as caught:
+        act()
+    assert not re.search(r"--[a-z]|spikeformer-lt", str(caught.value))
+
+
+def test_a_run_speaks_of_its_arguments(home: Path) -> None:
+    run = lt.Run(home / "multisp")
+    (home / "used").mkdir(exist_ok=True)
+    (home / "used" / "file").write_text("")
+    with pytest.raises(ExportError, match="used.*") as caught:
+        run.export(home / "used")
+    with pytest.raises(DataError, match="is no picture") as odd:
+        run.predict(3)
+    assert not re.search(r"--[a-z]|spikeformer-lt", f"{caught.value} {odd.value}")
+
+
+def test_the_console_speaks_of_its_options(tmp_path: Path) -> None:
+    for words, told in (
+        ("--data.name digts", "; did you mean 'digits'? see spikeformer-lt ls datasets; "),
+        ("--data.name digits --model.name toy", "see spikeformer-lt ls models; "),
+    ):
+        line = [sys.executable, "-m", "spikeformer_lt", "run", "multisp_cifar", *words.split()]
+        said = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, check=False)
+        assert said.returncode == 2 and told in said.stderr, said.stderr
+        assert said.stderr.endswith("one of your own needs its file, --plugins FILE.py\n")
+
+
+def test_a_public_function_is_pickled_by_its_name() -> None:
+    assert pickle.loads(pickle.dumps(lt.create_dataset)) is lt.create_dataset
+    assert lt.create_model.__doc__ == registry.create_model.__doc__
+    assert inspect.signature(lt.create_model) == inspect.signature(registry.create_model)
+
+
+@pytest.mark.parametrize("function", [lt.find, lt.train])
+def test_no_epochs_are_not_the_default(function: Any, tmp_path: Path) -> None:
+    """0 is falsy, and it is a number that the user gave."""
+    with pytest.raises(ConfigError, match="epochs.*=0 is not allowed"):
+        function("multisp", "spikformer_toy", "digits", epochs=0, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_is_no_mapping_no_network_and_no_name_is_told() -> None:

@@ -26,7 +26,7 @@ from spikeformer_lt.events.split import PARTS, Sample, Split, find_shared, limit
 from spikeformer_lt.events.validate import Policy, Report, validate
 from spikeformer_lt.preprocess import Preprocess, Recordings
 from spikeformer_lt.rng import seed_for
-from spikeformer_lt.splits import Splits, report_shared
+from spikeformer_lt.splits import Samples, Splits, report_shared
 
 log = logging.getLogger(__name__)
 MEAN, STD = (0.0, 0.0), (1.0, 1.0)  # frames are counts: a loader leaves them as they are
@@ -53,7 +53,7 @@ class Source:
 
 
 @dataclass(eq=False, repr=False)
-class EventFrames(torch.utils.data.Dataset[tuple[Tensor, int]]):
+class EventFrames(torch.utils.data.Dataset[tuple[Tensor, int]], Samples):
     """Labelled recordings as frames: ``[i]`` is (float32 [T, 2, size, size], label)."""
 
     name: str

@@ -34,6 +34,8 @@ from spikeformer_lt.export.file import (
     UNLICENSED,
     Packed,
     Row,
+    cell,
+    kept_picture,
     licensed,
     read_packed,
     write_packed,
@@ -99,7 +101,7 @@ class Check:
     layers: str = ""  # how the layers of the compact form run on this machine
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Exported:
     """An export that was written: its folder, its sizes, and the result of its check."""
 
@@ -110,6 +112,13 @@ class Exported:
     preprocess: Preprocess | None = None
     bits: tuple[float, ...] = ()
     """A weight of convolutions and linear maps, in the tensor file less its table; the bound's."""
+
+    def __repr__(self) -> str:
+        size, told = self.sizes[-1], "verified" if self.trained else "verified, start weights"
+        return (
+            f"Exported({str(self.folder)!r}: {size.packed:,} bytes, {size.smaller:.1f}x smaller "
+            f"than float32, {told})"
+        )
 
     def summary(self) -> str:
         """Sizes and check as text of several lines."""
@@ -122,7 +131,10 @@ class Exported:
             notices += "NOTICE: this ticket lacks its preprocess: predict(x) will ask for it\n"
         return (
             f"{notices}{size_table(self.sizes)}\n"
-            f"all weights: {self.bits[0]:.3f} bits each in the file, bound {self.bits[1]:.3f}\n"
+            f"all weights: {self.bits[0]:.3f} bits each in the file (masks and values coded), "
+            f"bound {self.bits[1]:.3f} (masks at their entropy, values whole);\n"
+            "  both with norms and biases; the bits that evaluate tells are such a bound of the "
+            "weights alone\n"
             f"verified: reloaded logits within {check.reload_gap:.3g}; compact within "
             f"{check.compact_gap_float64:.3g} (float64), {check.compact_gap_float32:.3g} "
             f"(float32); same class {100 * check.same_class:.0f} %\n"
@@ -469,13 +481,13 @@ def model_card(packed: Packed, found: Sequence[Size], check: Check) -> str:
     """Text of the README.md of an export that was read back, with its sizes and its check."""
     known, about = packed.ticket.provenance, packed.about
     model: Any = known.get("model", {})
-    name = _plain(model.get("name", "spiking network"))
+    name = cell(model.get("name", "spiking network"))
     said = {"data": "dataset", "split sha256": "split_sha256", "run": "run_id", "seed": "seed"}
     facts = {
         "model": name,
-        "arguments": _plain(model.get("args", {})),
-        "search": _plain(known.get("search", "none")),
-        **{label: _plain(known.get(key, "unknown")) for label, key in said.items()},
+        "arguments": cell(model.get("args", {})),
+        "search": cell(known.get("search", "none")),
+        **{label: cell(known.get(key, "unknown")) for label, key in said.items()},
         "precision of dense values": packed.precision,
         "mask sparsity": f"{packed.ticket.mask.sparsity:.4f}",
     }
@@ -489,7 +501,7 @@ def model_card(packed: Packed, found: Sequence[Size], check: Check) -> str:
         words = f" of the run, before rounding to {packed.precision}" if rounded else ""
         unit = ", %" if "accuracy" in key else ""
         short = json.loads(json.dumps(value, default=str), parse_float=lambda x: round(float(x), 4))
-        facts[key.replace("_", " ") + unit + words] = _plain(short)
+        facts[key.replace("_", " ") + unit + words] = cell(short)
     dead = "not examined, because the model declares no chains of units"
     if check.removed is not None:
         dead = f"{check.removed} removed from the compact network"
@@ -533,7 +545,7 @@ Checked when it was written, on a fixed batch:
 def _metadata(packed: Packed, prepared: Preprocess | None) -> dict[str, Any]:
     """The head of a card, in the hub's words; an accuracy at float32 is an entry of model-index."""
     known, about = packed.ticket.provenance, packed.about
-    data = _plain(known.get("dataset", "unknown"))
+    data = cell(known.get("dataset", "unknown"))
     events = prepared is not None and prepared.recordings is not None
     task = "video-classification" if events else "image-classification"
     found: dict[str, Any] = {
@@ -550,37 +562,6 @@ def _metadata(packed: Packed, prepared: Preprocess | None) -> dict[str, Any]:
             "dataset": {"name": data, "type": data, "split": "test"},
             "metrics": [metric],
         }
-        name = _plain(known.get("run_id", "ticket"))
+        name = cell(known.get("run_id", "ticket"))
         found["model-index"] = [{"name": name, "results": [result]}]
     return found
-
-
-def kept_picture(packed: Packed) -> str:
-    """An SVG of the shares that are kept: of all that the run's report counts, else of the mask."""
-    shares = packed.about.get("sparsity")
-    removed = {"masked weights": packed.ticket.mask.sparsity}
-    if isinstance(shares, dict):
-        removed |= {str(k): v for k, v in shares.items() if isinstance(v, int | float)}
-    bars = "".join(
-        f'<text x="150" y="{30 * i + 20}" text-anchor="end">{_plain(what.replace("_", " "))}</text>'
-        f'<rect x="160" y="{30 * i + 6}" width="{300 * (1 - share):.1f}" height="18"/>'
-        f'<text x="465" y="{30 * i + 20}">{100 * (1 - share):.1f} %</text>'
-        for i, (what, share) in enumerate(removed.items())
-    )
-    known, foot = packed.ticket.provenance, 30 * len(removed) + 18
-    told = (
-        f"{known.get('dataset', 'data unknown')}, seed {known.get('seed', 'unknown')}, one network"
-    )
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 540 {foot + 8}" '
-        f'font-family="sans-serif" font-size="14" fill="#4477aa" role="img">'
-        f"<title>Shares that are kept</title>{bars}"
-        f'<text x="160" y="{foot}" font-size="11">{_plain(told)}; bars: share kept</text></svg>\n'
-    )
-
-
-def _plain(value: object) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, default=str)
-    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text.replace("\\", "\\\\"))
-    text = text if len(text) <= 300 else f"{text[:280]}...{text[-10:]}"
-    return text.replace("|", "\\|").replace("<", "&lt;")

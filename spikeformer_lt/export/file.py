@@ -501,3 +501,35 @@ def contexts_of(code: str, shape: Sequence[int]) -> tuple[int, int]:
         return 1, 1
     axis = ("out", "in").index(code)
     return max(1, math.prod(shape[axis + 1 :])), max(1, shape[axis])
+
+
+def kept_picture(packed: Packed) -> str:
+    """An SVG of the shares that are kept: of all that the run's report counts, else of the mask."""
+    shares = packed.about.get("sparsity")
+    removed = {"masked weights": packed.ticket.mask.sparsity}
+    if isinstance(shares, dict):
+        removed |= {str(k): v for k, v in shares.items() if isinstance(v, int | float)}
+    bars = "".join(
+        f'<text x="150" y="{30 * i + 20}" text-anchor="end">{cell(what.replace("_", " "))}</text>'
+        f'<rect x="160" y="{30 * i + 6}" width="{300 * (1 - share):.1f}" height="18"/>'
+        f'<text x="465" y="{30 * i + 20}">{100 * (1 - share):.1f} %</text>'
+        for i, (what, share) in enumerate(removed.items())
+    )
+    known, foot = packed.ticket.provenance, 30 * len(removed) + 18
+    told = (
+        f"{known.get('dataset', 'data unknown')}, seed {known.get('seed', 'unknown')}, one network"
+    )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 540 {foot + 8}" '
+        f'font-family="sans-serif" font-size="14" fill="#4477aa" role="img">'
+        f"<title>Shares that are kept</title>{bars}"
+        f'<text x="160" y="{foot}" font-size="11">{cell(told)}; bars: share kept</text></svg>\n'
+    )
+
+
+def cell(value: object) -> str:
+    """Text or JSON for a cell of a card: one line, without markup, at most 300 characters."""
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text.replace("\\", "\\\\"))
+    text = text if len(text) <= 300 else f"{text[:280]}...{text[-10:]}"
+    return text.replace("|", "\\|").replace("<", "&lt;")

@@ -178,6 +178,8 @@ def from_pretrained(place: str | Path, **options: Any) -> HubTicket:
     Raises:
         ExportError: neither a folder nor on the hub, or files that were changed.
     """
+    if not isinstance(place, str | Path):
+        raise ExportError(f"place={shown(place)} is not allowed: a folder, or OWNER/NAME")
     folder = shipped(place) or place
     if "/" not in str(place) and not Path(folder).exists():
         names = [path.name for path in SHIPPED.iterdir()]

@@ -26,7 +26,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from spikeformer_lt.errors import ConfigError, DataError, ExportError
-from spikeformer_lt.export.prediction import Prediction, predict
+from spikeformer_lt.export.prediction import Prediction, described, predict
 from spikeformer_lt.export.synapses import (
     MOST_EVENTS,
     FoldedConv2d,
@@ -139,6 +139,8 @@ class CompactModel(nn.Module):
         units = [m for m in self.net.modules() if isinstance(m, FoldedLinearUnit)]
         events = any(m.takes_events() and not m.by_lists for m in units)
         return f"{told}; large linear maps skip inputs at rest where few fired" * events or told
+
+    __repr__ = described
 
     def forward(self, x: Tensor) -> Tensor:
         """Classify, without a graph for gradients."""
@@ -402,7 +404,7 @@ class FoldedUnit(Firing, nn.Module):
         """Whether the kernels know the unit's inputs, geometry and neuron."""
         plain = type(self.act) is Heaviside and not observed(self.act)
         known = self.act is None or plain or plain_lif(self.act) is not None
-        return _is_whole(self.reads, None) and known and not self.synapse.weight.is_cuda
+        return _is_whole(self.reads, torch.inf) and known and not self.synapse.weight.is_cuda
 
     @dispatch.or_none
     def product(self, x: Any, T: int) -> Any:
@@ -565,10 +567,9 @@ class FoldedBlock(EncoderBlock):
         return mlp.fc2(mlp.fc1(tokens, T), T, stream=tokens)
 
 
-def _is_whole(reads: Reads, most: int | None = 255) -> bool:
+def _is_whole(reads: Reads, most: float = 255) -> bool:
     """Whether the inputs of a unit are whole numbers, at most `most`."""
-    whole = isinstance(reads, Integers) and (most is None or reads.max <= most)
-    return reads == "spikes" or whole
+    return reads == "spikes" or (isinstance(reads, Integers) and reads.max <= most)
 
 
 def dense(x: Any) -> Tensor:

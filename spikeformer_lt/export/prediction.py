@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from spikeformer_lt.errors import DataError, ExportError, name_of
+from spikeformer_lt.errors import DataError, ExportError, counted, name_of, shown
 from spikeformer_lt.events.augment import Transforms
 from spikeformer_lt.events.formats import FileReader, form_of
 from spikeformer_lt.events.frame import Framing, to_frames
@@ -56,6 +56,11 @@ def predict(model: nn.Module, x: Any, preprocess: Preprocess | None = None) -> l
             the network is in training mode.
         DataError: a sample that `to_input` refuses.
     """
+    if not isinstance(model, nn.Module):
+        raise ExportError(
+            f"model={shown(model)} is not allowed: a network, such as load_exported(FOLDER) or "
+            "Run(FOLDER).net"
+        )
     if model.training:
         raise ExportError("a network in training mode cannot predict; call .eval() first")
     prepare = prepared_for(model, preprocess)
@@ -76,6 +81,16 @@ def predictions_of(logits: Tensor, classes: Sequence[str]) -> list[Prediction]:
         Prediction(label, classes[label], float(own[label]), own)
         for label, own in zip(labels, chances, strict=True)
     ]
+
+
+def described(model: Any) -> str:
+    """The `repr` of a compact network."""
+    net, removed = model.net, sum((model.removed or {}).values())
+    sizes = {"T": getattr(net, "T", None), "classes": getattr(net, "num_classes", None)}
+    told = "".join(f", {name} {value}" for name, value in sizes.items() if value)
+    values = f"{sum(p.numel() for p in net.parameters()):,} parameters"
+    gone = f", {counted(removed, 'dead channel')} removed" * bool(removed)
+    return f"{type(model).__name__}({net._get_name()}{told}, {values}{gone})"
 
 
 def _parts(x: Any, ndim: int) -> list[Any]:

@@ -65,6 +65,9 @@ class Stream:
         self._step.T = 1
         self.reset()
 
+    def __repr__(self) -> str:
+        return f"Stream({self.net._get_name()}: {self.frames} of {self.net.T} frames of a clip)"
+
     def reset(self) -> None:
         """Forget the clip."""
         self.frames = 0
@@ -177,6 +180,12 @@ class EventStream:
         for _ in range(self.T if self._stream._selects else 1):  # kernels are compiled here
             self._stream.push([np.empty(0, EVENTS)])
         self.reset()
+
+    def __repr__(self) -> str:
+        clip = "endless" if self.endless else f"clips of {self.T}"
+        return (
+            f"EventStream({self._stream.net._get_name()}: windows of {self.window_us} us, {clip})"
+        )
 
     def reset(self) -> None:
         """Forget the clip and the events of the unfinished window."""

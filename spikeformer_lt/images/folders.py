@@ -21,6 +21,7 @@ from torch import Tensor
 from spikeformer_lt.bundle import building, sweep_files
 from spikeformer_lt.disk import content_kind, free_bytes
 from spikeformer_lt.errors import DataError, name_of, shown
+from spikeformer_lt.splits import Samples
 
 log = logging.getLogger(__name__)
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff")
@@ -71,7 +72,7 @@ def square(picture: Any, size: int, channels: int = 3, crop: float = 1.0) -> NDA
 
 
 @dataclass(eq=False, repr=False)
-class FileImages(torch.utils.data.Dataset[tuple[Tensor, int]]):
+class FileImages(torch.utils.data.Dataset[tuple[Tensor, int]], Samples):
     """Labelled pictures in files, as a map-style data set; a process holds their names only."""
 
     name: str  # what messages call it

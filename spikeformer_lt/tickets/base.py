@@ -88,6 +88,9 @@ class Search:
         self.results: list[FitResult] = []
         self.start: dict[str, Tensor] = {}
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name}, seed {self.seed})"
+
     @staticmethod
     def resolved(config: Any) -> Any:
         """The configuration that runs: with what its preset fixes, in PRESETS of its class."""

@@ -74,7 +74,7 @@ def evaluate(
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Metrics:
     """Result of an evaluation; accuracies in percent."""
 
@@ -89,8 +89,11 @@ class Metrics:
     """``[K, K]`` counts, rows are true classes."""
     predictions: Predictions
 
+    def __repr__(self) -> str:
+        return f"Metrics({self.accuracy:.2f} % of {self.count:,}, loss {self.loss:.4g})"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Predictions:
     """Answers of a network to the n samples of a split, in the order of the data set."""
 
@@ -102,6 +105,9 @@ class Predictions:
     """float32 ``[n, K]``: mean of the logits over T."""
     predicted: Tensor
     """int64 ``[n]``: class of the largest logit."""
+
+    def __repr__(self) -> str:
+        return f"Predictions({self.accuracy:.2f} % of {len(self.label):,})"
 
     @property
     def accuracy(self) -> float:

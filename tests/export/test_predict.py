@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +206,10 @@ def test_an_artefact_without_it_says_so_and_takes_one(net, tmp_path: Path) -> No
     ticket = net()[2]
     done = export_ticket(ticket, tmp_path / "out")
     assert "NOTICE: this ticket lacks its preprocess" in done.summary()
+    told = (
+        r"bits each in the file \(masks and values coded\), bound [\d.]+ \(masks at their entropy"
+    )
+    assert re.search(told, done.summary()) and "bits that evaluate tells" in done.summary()
     fast, x = load_exported(tmp_path / "out"), torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
     with pytest.raises(ExportError, match=r"saved without its preprocess .* predict\(x, prep") as e:
         fast.predict(x)

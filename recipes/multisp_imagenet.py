@@ -14,6 +14,7 @@ from spikeformer_lt.config import run_recipe
 from spikeformer_lt.tickets import MultiSpConfig
 from spikeformer_lt.training import DataConfig, ModelConfig, OptimConfig, TrainConfig
 
+SMALL = small("multisp")
 PAPER = OptimConfig(
     lr=5e-4, weight_decay=0.05, min_lr=1e-5, warmup_epochs=20, warmup_lr=1e-5, cooldown_epochs=10,
     clip_grad=0.0, of_epochs=310,
@@ -38,7 +39,7 @@ class MultiSpImageNet(ImageRecipe):
 
 def main(cfg: MultiSpImageNet) -> None:
     """Search, save the ticket, test once, write the report."""
-    find(cfg, "multisp", small("multisp"))
+    find(cfg, "multisp", SMALL)
 
 
 if __name__ == "__main__":

@@ -54,6 +54,7 @@ from spikeformer_lt.training.options import (
     RunConfig,
     TrainConfig,
 )
+from spikeformer_lt.training.settle import CIFAR10, WANTED, settle
 from spikeformer_lt.usage import introduction
 
 if TYPE_CHECKING:
@@ -94,6 +95,16 @@ class ImageRecipe:
         if hasattr(self, "preset"):
             known = [getattr(group, "PRESETS", {}) for group in vars(self).values()]
             check_fields(self, preset=("default", *dict.fromkeys(p for ps in known for p in ps)))
+
+    def settled(self) -> Any:
+        """As it runs: with the recipe's values for small machines, where that is its data set."""
+        values, fallback = self.small_values()
+        return self if self.data.name == "auto" else settle(self, CIFAR10, fallback, values)[0]
+
+    def small_values(self) -> tuple[dict[str, Any], str]:
+        """What the recipe takes for small machines, and the embedded set that stands in."""
+        values = getattr(sys.modules.get(type(self).__module__), "SMALL", {})
+        return values, "moving_digits" if isinstance(self.data, EventDataConfig) else "digits"
 
 
 @dataclass(frozen=True)
@@ -154,13 +165,12 @@ def find(
 
     from spikeformer_lt.reports import epoch_ledger, write_report
     from spikeformer_lt.tickets import Search, find_after, retrain, teacher_of, with_phase
-    from spikeformer_lt.training.experiment import CIFAR10, CIFAR10_DVS, DVS128_GESTURE, Experiment
+    from spikeformer_lt.training.experiment import Experiment
 
-    sets = {one.name: one for one in (CIFAR10, DVS128_GESTURE, CIFAR10_DVS)}
     published = presets.published(config, *(own for _, own in inner))
     usual: dict[str, Any] = {"small": dict(small), "published": published, "teacher": teacher_of}
     usual |= {"network": network, "search": " ".join([name, *(one for one, _ in inner)])}
-    usual |= {"ledger": epoch_ledger, "wanted": sets[wanted], "fallback": fallback}
+    usual |= {"ledger": epoch_ledger, "wanted": WANTED[wanted], "fallback": fallback}
     experiment = Experiment(cfg, **usual)
     chosen = _chosen(choose, experiment.cfg)
     presets.refuse_overruled(experiment.cfg, given_options(cfg), chosen)
@@ -272,8 +282,7 @@ def _evaluate(cfg: Any, accelerator: Any) -> None:
         tell(f"NOTICE: {line}")
     beside = Path(cfg.out or PREDICTIONS).with_suffix(f".{PREDICTIONS}")
     places = [run.path / PREDICTIONS, run.path.parent / PREDICTIONS, *([beside] if cfg.out else [])]
-    read = () if cfg.again else places
-    found = evaluation(run, cfg.split, accelerator, cfg.batch_size, read)
+    found = evaluation(run, cfg.split, accelerator, cfg.batch_size, () if cfg.again else places)
     metrics, ledger = found.metrics, found.ledger
     tell(
         f"{found.data} {cfg.split}: {metrics.accuracy:.2f} % of {metrics.count} "
@@ -490,6 +499,14 @@ class Find(ImageRecipe):
     epochs: int = 300
     """Epochs of the tested network; a preset has its own, and some searches end trained."""
 
+    def small_values(self) -> tuple[dict[str, Any], str]:
+        """As of `ImageRecipe`, for the search that is asked for."""
+        groups = [f.name for f in dataclasses.fields(self) if f.name in search_names()]
+        values = small(*groups, epochs=8)
+        own = {name: value for name, value in EVENTS_SMALL.items() if name[:8] != "multisp."}
+        moving = {**values, **own, "data.image_size": None}, "moving_digits"
+        return moving if self.data.name in MOVING else (values, "digits")
+
 
 @dataclass(frozen=True)
 class FindAtSparsity(Find):
@@ -549,10 +566,7 @@ def find_read(cfg: Any, groups: Mapping[str, Any], **how: Any) -> Path | None:
         first, *inside = [(name, getattr(now, name, None)) for name in groups]
         return (*first, inside[0]) if inside else first
 
-    values, fallback = small(*groups, epochs=8), "digits"
-    if cfg.data.name in MOVING:  # whose values are those of one of them
-        own = {name: value for name, value in EVENTS_SMALL.items() if name[:8] != "multisp."}
-        values, fallback = {**values, **own, "data.image_size": None}, "moving_digits"
+    values, fallback = cfg.small_values()
     return find(cfg, choose, values, fallback=fallback, **how)
 
 

@@ -93,7 +93,8 @@ def parse(
     options = dict(options_of(cls))
     if {"-h", "--help"} & set(rest):
         needs = (*getattr(cls, "NEEDS", ()), *runtime.needs)
-        sys.stdout.write(f"{help_text(cls, prog, words or runtime.words, needs)}\n")
+        usual = _for_data(cls, value_of("data.name", rest))
+        sys.stdout.write(f"{help_text(cls, prog, words or runtime.words, needs, usual)}\n")
         raise SystemExit(0)
 
     import tyro
@@ -116,9 +117,18 @@ def parse(
     check_limits(made)
     object.__setattr__(made, _GIVEN, frozenset(named))
     if printing:
-        sys.stdout.write(_as_file(made, named))
+        sys.stdout.write(_as_file(getattr(made, "settled", lambda: made)(), named))
         raise SystemExit(0)
     return typing.cast(C, made)
+
+
+def _for_data(cls: Any, name: str | None) -> Any:
+    """The defaults of a configuration class; where it knows others for a data set, those."""
+    usual = cls()
+    if not name or not hasattr(usual, "settled"):
+        return usual
+    made = dataclasses.replace(usual, data=dataclasses.replace(usual.data, name=name)).settled()
+    return dataclasses.replace(made, data=dataclasses.replace(made.data, name=usual.data.name))
 
 
 def check_limits(cfg: Any) -> None:

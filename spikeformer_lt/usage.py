@@ -46,6 +46,7 @@ _EXAMPLE = re.compile(
     r"^(?:accelerate launch|torchrun|python|spikeformer-lt|%\(prog\)s)(?: .*)?$", re.M
 )
 _NONE = re.compile(r"(?:[;,]| or)? None (?:is|for) ([^.;)]*)")
+_EMPTY = re.compile(r"; empty makes ([^.;)]*)")
 _PLAIN = {
     bool: "true or false",
     int: "an integer",
@@ -93,10 +94,12 @@ def allowed_words(kind: Any) -> str:
     return _PLAIN.get(kind) or str(getattr(kind, "__name__", kind))
 
 
-def help_text(cls: Any, prog: str, words: str = "", needs: Sequence[str] = ()) -> str:
+def help_text(
+    cls: Any, prog: str, words: str = "", needs: Sequence[str] = (), usual: Any = None
+) -> str:
     """The help of the program `prog`, which takes `words` and then the options of `cls`.
 
-    Options in `needs` have no default.
+    Options in `needs` have no default, the others those of `usual`, or of the class.
 
     Examples come first, then basic options, then all others by group. Examples are the lines of
     the class's docstring, or else of its module's, that are commands.
@@ -120,7 +123,7 @@ def help_text(cls: Any, prog: str, words: str = "", needs: Sequence[str] = ()) -
             first = f"  {painted(flag, 36, sys.stdout)}{first and ' ' * (28 - len(flag))}{first}"
             yield "\n".join([first, *(f"{'':30}{line}" for line in lines)])
 
-    found = [*_listed(cls, cls())]  # which notes the choices, too
+    found = [*_listed(cls, cls() if usual is None else usual)]  # which notes the choices, too
     basic, rest = ([o for o in found if bool(BASIC.fullmatch(o[2])) is b] for b in (True, False))
     names = {f"--{name.replace('_', '-')}" for _, _, name, *_ in found}
     text = [
@@ -186,6 +189,8 @@ def _listed(
             below.append((kind, value, name, re.sub(r"^\w+\(.*", "", told)))
             continue
         told = field_docs(cls).get(field, "")
+        if value == "" and (empty := _EMPTY.search(told)):
+            value, told = empty[1], _EMPTY.sub("", told)
         if value is None and (none := _NONE.search(told) or _NONE.search(about)):
             value = none[1]
         told = _NONE.sub("", told)

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -263,6 +264,21 @@ def test_a_dry_run_refuses_what_is_not_there(
     assert not any(tmp_path.iterdir())
 
 
+def test_a_dry_comparison_prints_lines_that_a_shell_runs(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = ["--searches", "snip", "--sparsities", "0.9", "--seeds", "0", "--dry-run"]
+    lines = said(capsys, "compare", *words, "--out", str(tmp_path / "a b")).splitlines()
+    assert len(lines) == 2
+    for line, name in zip(lines, ("dense-seed0", "snip-0.9-seed0"), strict=True):
+        program, recipe, *options = shlex.split(line)
+        assert program == "python" and Path(recipe).is_file()
+        assert options[-2:] == ["--run.out", str(tmp_path / "a b" / "runs" / name)]
+    command = [sys.executable, "-P", recipe, *options, "--dry-run", "--train.cpu"]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert "options, data, network and memory are in order" in ended.stdout, ended.stderr
+
+
 def test_a_dry_run_loads_no_network_and_an_export_is_exported_again(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -444,14 +460,38 @@ def test_the_printed_configuration_is_one_that_is_read(
     assert yaml.safe_load(text) == named
     _, marked, rest = text.partition("# Not named")
     others = yaml.safe_load(re.sub("^# ", "", rest.partition("\n")[2], flags=re.MULTILINE))
-    assert marked and others["train"]["batch_size"] == asked.train.batch_size
+    there: Any = asked
+    assert marked and others["train"]["batch_size"] == there.settled().train.batch_size == 16
     both = {**dict(flat_values(others)), **dict(flat_values(named))}
-    assert both == dict(flat_values(to_dict(asked))) | {"sparsity": 0.9}
+    assert both == dict(flat_values(to_dict(there.settled()))) | {"sparsity": 0.9}
     assert (
         said(capsys, "find", "snip", "--config", str(tmp_path / "options.yaml"), "--print-config")
         == text
     )
     assert asked.snip == SnipConfig(images=64, sparsity=0.9)
+
+
+@pytest.mark.parametrize(
+    ("line", "data", "shown"),
+    [
+        ("run multisp_cifar", "digits", {"model.name": "spikformer_digits", "data.name": "auto"}),
+        ("run multisp_cifar", "digits", {"train.batch-size": "16", "multisp.epochs": "12"}),
+        ("run multisp_cifar", "cifar10", {"train.batch-size": "128", "multisp.epochs": "300"}),
+        ("find imp", "digits", {"model.name": "spikformer_digits", "epochs": "8"}),
+        ("find imp", "moving_digits", {"model.name": "spikformer_dvs_toy", "model.T": "8"}),
+        ("run multisp_dvs128", "moving_gestures", {"multisp.epochs": "60", "model.T": "8"}),
+        ("run multisp_imagenet", "digits", {"model.name": "spikformer_digits"}),
+        ("run multisp_cifar", "", {"model.name": "spikformer_cifar", "run.out": "a new one .*/"}),
+    ],
+)
+def test_help_shows_the_defaults_of_the_data_set_that_is_named(
+    line: str, data: str, shown: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*line.split(), *(["--data.name", data] if data else [])]
+    text = " ".join(said(capsys, *words, "--help").split())
+    for option, value in shown.items():
+        told = re.search(rf" --{option} [A-Z][A-Z]+ .*?\(default: (.*?)\) ", text)
+        assert told is not None and re.fullmatch(value, told[1]), (option, told)
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])

@@ -113,7 +113,7 @@ def test_a_recipe_of_the_console_speaks_of_the_command_that_was_typed(
     with pytest.raises(SystemExit):
         console.main(["energy", "--help"])
     text = capsys.readouterr().out
-    assert text.startswith("usage: spikeformer-lt energy [options]\n")
+    assert text.startswith("usage: spikeformer-lt energy DIR ... [options]\n")
     assert "  spikeformer-lt energy --runs" in text and "recipes/" not in text
     with pytest.raises(SystemExit):
         console.main(["run", "imp_cifar", "--imp.round", "3"])

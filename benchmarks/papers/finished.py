@@ -23,9 +23,9 @@ from spikeformer_lt.registry import search_names
 from spikeformer_lt.reports.comparison import outcome_of
 from spikeformer_lt.reports.statistics import Outcome
 from spikeformer_lt.tickets.presets import PUBLISHED
-from spikeformer_lt.training.experiment import CIFAR10, settle, with_published
 from spikeformer_lt.training.options import EventDataConfig
 from spikeformer_lt.training.run import OWN, read_report
+from spikeformer_lt.training.settle import CIFAR10, settle, with_published
 
 NOT_COMPARED = (
     *(*OWN, "data.root", "data.download", "data.cache", "train.workers", "train.threads"),

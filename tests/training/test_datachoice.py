@@ -10,13 +10,7 @@ from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.events.augment import EventAugment
 from spikeformer_lt.images.augment import Augment, Mixing
 from spikeformer_lt.tickets import MultiSpConfig
-from spikeformer_lt.training.experiment import (
-    CIFAR10,
-    CIFAR10_DVS,
-    DVS128_GESTURE,
-    augmentation,
-    settle,
-)
+from spikeformer_lt.training.experiment import augmentation
 from spikeformer_lt.training.options import (
     MOVING,
     DataConfig,
@@ -25,6 +19,7 @@ from spikeformer_lt.training.options import (
     RunConfig,
     load_splits,
 )
+from spikeformer_lt.training.settle import CIFAR10, CIFAR10_DVS, DVS128_GESTURE, settle
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from spikeformer_lt.ticket import Ticket
 from spikeformer_lt.tickets.configs import ImpConfig, MultiSpConfig
 from spikeformer_lt.tickets.multisp import MultiSp
 from spikeformer_lt.tickets.surgery import model_from_ticket
-from spikeformer_lt.training.experiment import CIFAR10, Experiment, settle, with_published
+from spikeformer_lt.training.experiment import Experiment
 from spikeformer_lt.training.options import (
     TRACKERS,
     DataConfig,
@@ -31,6 +31,7 @@ from spikeformer_lt.training.options import (
     TrainConfig,
 )
 from spikeformer_lt.training.run import RunDir
+from spikeformer_lt.training.settle import CIFAR10, settle, with_published
 
 
 @dataclass(frozen=True)

@@ -290,11 +290,11 @@ def _evaluate(cfg: Any, accelerator: Any) -> None:
         f"95 % interval {found.interval.ends}"
     )
     if found.source is not None:
-        tell(f"  from the predictions saved at the first reading: {found.source} (--again: anew)")
+        tell(f"  from the predictions saved at the first reading: {found.source} (--again runs it)")
     bits = {"ConvPEP weight": "conv_pep_bits_per_weight", "weight": "bits_per_weight"}
-    known = [(ledger[key], f"{{:.2f}} for each {what}") for what, key in bits.items()]
+    known = [f"{n:.2f} for each {what}" for what, k in bits.items() if (n := ledger[k]) is not None]
     tell(f"  removed     {removed_words(ledger)}")
-    tell(f"  bits        {', '.join(form.format(n) for n, form in known if n is not None)}")
+    tell(f"  bits        {', '.join(known)} (masks at their entropy, values whole)")
     tell(f"  operations  {ledger['macs']:,.0f} MACs, {ledger['sops']:,.0f} SOPs per input")
     tell(f"  parameters  {ledger['params']:,}")
     if cfg.out and accelerator.is_main_process:

@@ -93,9 +93,7 @@ def write_table(folder: Path, table: Table, scale: str, lines: Sequence[Line]) -
     text += "0.05 after Holm's correction over the table.\n\n"
     text += "".join(f"- {note}\n" for note in table.notes)
     if scale == "digits":
-        text += (
-            "- Both CIFARs are one run on digits here, both DVS sets one on moving digits.\n"
-        )
+        text += "- Both CIFARs are one run on digits here, both DVS sets one on moving digits.\n"
     text += "".join(f"- {words}\n" for words in budgets(lines))
     text += f"\n{markdown_table(header, cells)}\n\n## Trend: drop in points\n\n"
     text += "".join(f"- {words}\n" for words in [*effects(table, lines), *trend(lines)])

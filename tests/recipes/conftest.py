@@ -81,7 +81,7 @@ class Recipes:
         return {
             at[1].replace("-", "_"): " ".join(plain[at.end() : end].split())
             for at, end in zip(starts, ends, strict=True)
-            if "(default:" in plain[at.end() : end]  # the others are of every program
+            if re.search(r"\((default:|required\))", plain[at.end() : end])  # not of every program
         }
 
 

@@ -221,7 +221,7 @@ def test_help_has_words_and_default_for_every_option(recipes: Any) -> None:
     told = recipes.help_of("evaluate")
     assert {"run", "split", "out", "batch_size", "T", "cpu", "data.name"} <= set(told)
     for name, text in told.items():
-        words, default, _ = text.partition("(default:")
+        words, default, _ = text.partition("(required)" if name == "run" else "(default:")
         assert default and len(re.findall(r"[a-z]{2,}", words)) >= 2, (name, text)
 
 

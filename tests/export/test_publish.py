@@ -208,5 +208,5 @@ def test_a_ticket_is_read_from_its_own_folder_and_from_an_export(
 
 
 def test_the_package_offers_the_loader() -> None:
-    assert spikeformer_lt.load_exported is publishing.load_exported
+    assert spikeformer_lt.load_exported.__wrapped__ is publishing.load_exported
     assert model_from_ticket.__module__.startswith("spikeformer_lt.tickets")

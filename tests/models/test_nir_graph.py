@@ -247,21 +247,21 @@ def odd(change: str) -> Any:
 def test_what_is_not_imported_is_refused_in_one_line(
     change: str, said: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match=rf"nir\.file=.*{said}"):
+    with pytest.raises(ConfigError, match=rf"^file=.*{said}"):
         create_model("nir", file=written(odd(change), tmp_path), **SIDE)
 
 
 def test_files_parts_and_sizes_are_checked(tmp_path: Path) -> None:
     file = written(odd("parts"), tmp_path)
     assert create_model("nir", file=file, part="stem", **SIDE)(torch.rand(1, 1, 3, 8, 8)).shape
-    with pytest.raises(ConfigError, match=r"nir\.part='sten' .*one of stem"):
+    with pytest.raises(ConfigError, match=r"^part='sten' .*one of stem"):
         create_model("nir", file=file, part="sten", **SIDE)
     with pytest.raises(ConfigError, match=r"takes \[3, 8, 8\], the data \[3, 16, 16\]"):
         create_model("nir", file=file, part="stem", image_size=16)
-    with pytest.raises(ConfigError, match=r"nir\.dt=0.* a length above 0"):
+    with pytest.raises(ConfigError, match=r"^dt=0.* a length above 0"):
         create_model("nir", file=file, dt=0.0)
-    with pytest.raises(ConfigError, match=r"nir\.file=.*a file that exists"):
+    with pytest.raises(ConfigError, match=r"^file=.*a file that exists"):
         create_model("nir", file=str(tmp_path / "b.nir"))
     (tmp_path / "b.nir").write_bytes(b"no HDF5")
-    with pytest.raises(ConfigError, match=r"nir\.file=.*cannot be read"):
+    with pytest.raises(ConfigError, match=r"^file=.*cannot be read"):
         create_model("nir", file=str(tmp_path / "b.nir"))

@@ -7,6 +7,7 @@ import logging
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from spikeformer_lt.training.phase import Hooks
 from spikeformer_lt.training.run import RunDir
@@ -28,6 +29,7 @@ def a_run(folder, main=True, log=None):
         trainer=trainer,
         until=4,
         hooks=Hooks(()),
+        model=torch.nn.Identity(),
         at=SimpleNamespace(epoch=1, seconds=2.0),
         phase=SimpleNamespace(name="joint", epochs=4, tags={"round": "1"}),
         watch=SimpleNamespace(rates=lambda: {"a.act": 0.25, "b.act": 0.0}),

@@ -73,7 +73,8 @@ def event_folder(options: EventDataOptions, config: FolderConfig) -> Splits:
     how = (options.val_fraction, config.test_fraction, copies)
     split = parted("event_folder", classes, parts, *how)
     sensor = Sensor.parse(options.events.sensor)
-    return event_splits(split, Source(FileReader(root, "auto"), sensor, root=root), options)
+    source = Source(FileReader(root, "auto"), sensor, root=root)
+    return event_splits(split, source, options, copies=copies)
 
 
 @register_dataset("image_folder", PictureConfig)
@@ -120,11 +121,9 @@ def picture_splits(
     from spikeformer_lt.splits import report_shared
 
     classes, parts = found or labelled_files(root, SUFFIXES, config.table)
-    look, marks = name != "imagenet" or options.duplicates == "refuse", ()
-    if shards:
-        marks = shards.marks()
+    look, marks = name != "imagenet" or options.duplicates == "refuse", shards and shards.marks()
     every = sorted({sample.path for part in parts.values() for sample in part} if look else ())
-    copies = find_copies(root, every, *marks)
+    copies = find_copies(root, every, *(marks or ()))
     split = parted(name, classes, parts, options.val_fraction, config.test_fraction, copies)
     split = limited(split, options.limit_train, options.limit_test)
     samples = {part: getattr(split, part) for part in PARTS}

@@ -26,6 +26,7 @@ from spikeformer_lt.config import (
     ASSIGNED,
     DRY_RUN,
     DRY_RUN_ENDED,
+    PRINT_CONFIG,
     check,
     check_fields,
     exit_after,
@@ -58,7 +59,7 @@ HIDDEN = "complete"  # for the script of `completion`
 PLAIN = ("run", "ls", "cp", "completion")  # commands of words alone
 WORKING = ("run", "find", "cp", "compare", "export", "report", "convert", "reproduce", "push")
 """Commands that do more than print, but for these options:"""
-PRINTING = {"--help", "-h", "--print-config", "--dry-run"}
+PRINTING = {"--help", "-h", PRINT_CONFIG, DRY_RUN}
 ACCURACIES = ("published %", "ours % (data set)")
 MODELS = Path(__file__).parent / "models"
 KINDS = ("models", "datasets", "searches", "recipes")

@@ -125,16 +125,9 @@ class Splits:
         return f"Splits({self.name}: {counts}; {self.num_classes} classes, {kind} {shape})"
 
 
-class Samples:
+def described(part: Any) -> str:
     """The `repr` of a part of a data set."""
-
-    name: str
-
-    def __len__(self) -> int:
-        raise NotImplementedError
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.name}: {counted(len(self), 'sample')})"
+    return f"{type(part).__name__}({part.name}: {counted(len(part), 'sample')})"
 
 
 def report_shared(text: str, duplicates: str) -> None:

@@ -39,6 +39,13 @@ def said(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> str:
     return err if code else out
 
 
+def refused(capsys: pytest.CaptureFixture[str], line: str, told: str) -> None:
+    """A line ends in one line of error, and leaves nothing in the folder."""
+    error = said(capsys, *line.split(), code=2)
+    assert told in error and len(error.splitlines()) == 1
+    assert not any(Path.cwd().iterdir())
+
+
 def test_help_names_every_command_in_one_line_each(capsys: pytest.CaptureFixture[str]) -> None:
     lines = said(capsys, "--help").splitlines()
     for command in COMMANDS:
@@ -172,9 +179,7 @@ def test_a_wrong_line_is_one_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    error = said(capsys, *line.split(), code=2)
-    assert told in error and len(error.splitlines()) == 1
-    assert not any(tmp_path.iterdir())
+    refused(capsys, line, told)
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, "events check", "events write"])
@@ -259,9 +264,7 @@ def test_a_dry_run_refuses_what_is_not_there(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    error = said(capsys, *line.split(), "--dry-run", code=2)
-    assert told in error and len(error.splitlines()) == 1
-    assert not any(tmp_path.iterdir())
+    refused(capsys, f"{line} --dry-run", told)
 
 
 def test_a_dry_comparison_prints_lines_that_a_shell_runs(

@@ -22,11 +22,11 @@ from spikeformer_lt.events.formats import FileReader
 from spikeformer_lt.events.frame import EventDataOptions, EventOptions, narrow, to_frames
 from spikeformer_lt.events.recording import FIELDS, Events, Raw, Sensor, fit
 from spikeformer_lt.events.simulate import SIMULATED
-from spikeformer_lt.events.split import PARTS, Sample, Split, find_shared, limited
+from spikeformer_lt.events.split import PARTS, Sample, Split, find_shared, limited, pairs_apart
 from spikeformer_lt.events.validate import Policy, Report, validate
 from spikeformer_lt.preprocess import Preprocess, Recordings
 from spikeformer_lt.rng import seed_for
-from spikeformer_lt.splits import Samples, Splits, report_shared
+from spikeformer_lt.splits import Splits, described, report_shared
 
 log = logging.getLogger(__name__)
 MEAN, STD = (0.0, 0.0), (1.0, 1.0)  # frames are counts: a loader leaves them as they are
@@ -53,7 +53,7 @@ class Source:
 
 
 @dataclass(eq=False, repr=False)
-class EventFrames(torch.utils.data.Dataset[tuple[Tensor, int]], Samples):
+class EventFrames(torch.utils.data.Dataset[tuple[Tensor, int]]):
     """Labelled recordings as frames: ``[i]`` is (float32 [T, 2, size, size], label)."""
 
     name: str
@@ -65,6 +65,8 @@ class EventFrames(torch.utils.data.Dataset[tuple[Tensor, int]], Samples):
     cache: FrameCache | MemoryCache | None = None
     mean: tuple[float, ...] = MEAN
     std: tuple[float, ...] = STD
+
+    __repr__ = described
 
     def __post_init__(self) -> None:
         labels = [sample.label for sample in self.samples]
@@ -135,9 +137,15 @@ _LARGEST_SIZE = 1024  # pixels a side
 
 
 def event_splits(
-    split: Split, source: Source, options: EventDataOptions, augment: str = "none"
+    split: Split,
+    source: Source,
+    options: EventDataOptions,
+    augment: str = "none",
+    copies: Sequence[Sequence[str]] | None = None,
 ) -> Splits:
     """Make the three parts of an event data set; by default a frame has the sensor's longer side.
+
+    `copies` are what `find_copies` gave before, where it was asked.
 
     Raises:
         ConfigError: an option out of range.
@@ -164,7 +172,10 @@ def event_splits(
         split.save(events.split_file)
     split = limited(split, options.limit_train, options.limit_test)
     samples = {part: getattr(split, part) for part in PARTS}
-    shared = [] if source.root is None else find_shared(source.root, samples)
+    if copies is None:
+        shared = [] if source.root is None else find_shared(source.root, samples)
+    else:
+        shared = pairs_apart(copies, samples)
     if shared:
         text = f"{split.name}: {len(shared)} recordings are in two parts, byte for byte"
         first = f"the first: {shared[0][0]} and {shared[0][1]}"

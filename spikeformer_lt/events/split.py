@@ -283,8 +283,7 @@ def parted(
         how = (test_fraction, grouped, "test_fraction", copies)
         pool, found["test"] = hold_out(f"{name}/test", pool, *how)
     if "val" not in found:
-        pool, found["val"] = hold_out(name, pool, val_fraction, grouped, copies=copies)
-        found["train"] = list(pool)
+        return cut(name, classes, pool, found["test"], val_fraction, grouped, copies)
     return Split(name, tuple(classes), *(tuple(found.get(part, ())) for part in PARTS))
 
 
@@ -421,10 +420,10 @@ def _read_split(path: str | Path) -> dict[str, Any]:
 
 def cut(
     name: str, classes: Sequence[str], pool: Sequence[Sample], test: Sequence[Sample],
-    val_fraction: float, groups: bool = False,
+    val_fraction: float, groups: bool = False, copies: Sequence[Sequence[str]] = (),
 ) -> Split:  # fmt: skip
     """Return the split of a set with validation held out of `pool` as `hold_out` does."""
-    train, val = hold_out(name, pool, val_fraction, groups)
+    train, val = hold_out(name, pool, val_fraction, groups, copies=copies)
     return Split(name, tuple(classes), tuple(train), tuple(val), tuple(test))
 
 
@@ -519,7 +518,8 @@ def pairs_apart(
     for part, samples in parts.items():
         for sample in samples:
             part_of.setdefault(sample.path, part)
-    groups = [[path for path in group if path in part_of] for group in copies]
+    place = {path: i for i, path in enumerate(part_of)}  # those of the first part come first
+    groups = [sorted(place.keys() & group, key=place.__getitem__) for group in map(set, copies)]
     pairs = [(group[0], other) for group in groups for other in group[1:]]
     return sorted((one, other) for one, other in pairs if part_of[one] != part_of[other])
 

@@ -132,9 +132,9 @@ class TonicReader:
         part, number = self.places[sample.key]
         with decoding(sample.key):
             events = self.parts[part][number][0]
+            named = isinstance(events, np.ndarray) and events.dtype.names is not None
             # ASLDVS has one column, as MATLAB keeps vectors.
-            column = getattr(events, "dtype", None) is not None and events.dtype.names
-            return Raw(events[:, 0] if column and events.shape[1:] == (1,) else events)
+            return Raw(events[:, 0] if named and events.shape[1:] == (1,) else events)
 
     def fingerprint(self, sample: Sample) -> str:
         """Return size and date of a file; what is in memory has its hash in the key."""

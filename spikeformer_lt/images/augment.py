@@ -173,9 +173,11 @@ class TrainTransform:
         """Return `image` augmented and normalised; `image` itself is not changed."""
         if self.augment.resized_crop:
             image = self._resized_crop(image)
-        if self.augment.crop_padding:
-            image = self._crop(_planes(image))
-        if self.augment.hflip and random.random() < self.augment.hflip:
+        top, left, mirrored = self._shift(random)
+        if pad := self.augment.crop_padding:
+            padded = torch.nn.functional.pad(planes := _planes(image), (pad, pad, pad, pad))
+            image = padded[:, top : top + planes.shape[1], left : left + planes.shape[2]]
+        if mirrored:
             image = _mirrored(image)
         if self._on_pil:
             image = _picture(image)
@@ -199,23 +201,22 @@ class TrainTransform:
 
         Bit for bit what each alone becomes with Python's generator at its seed; twice as fast.
         """
-        pad, flips, draw = self.augment.crop_padding, self.augment.hflip, random.Random()
+        pad, draw = self.augment.crop_padding, random.Random()
         height, width = images.shape[-2:]
         padded = np.pad(images.numpy(), ((0, 0), (0, 0), (pad, pad), (pad, pad)))
         out = torch.empty_like(images)
         for image, to, seed in zip(padded, out.numpy(), seeds, strict=True):
             draw.seed(seed)
-            top, left = (pad - draw.randint(-pad, pad) for _ in range(2)) if pad else (0, 0)
+            top, left, mirrored = self._shift(draw)
             cut = image[:, top : top + height, left : left + width]
-            to[...] = cut[..., ::-1] if flips and draw.random() < flips else cut
+            to[...] = cut[..., ::-1] if mirrored else cut
         return normalize(out, self.mean, self.std)
 
-    def _crop(self, image: Tensor) -> Tensor:
-        pad = self.augment.crop_padding
-        _, height, width = image.shape
-        top, left = pad - random.randint(-pad, pad), pad - random.randint(-pad, pad)
-        padded = torch.nn.functional.pad(image, (pad, pad, pad, pad))
-        return padded[:, top : top + height, left : left + width]
+    def _shift(self, draw: Any) -> tuple[int, int, bool]:
+        """Draw row and column of the crop in the padded image, and whether it is flipped."""
+        pad, flips = self.augment.crop_padding, self.augment.hflip
+        top, left = (pad - draw.randint(-pad, pad) for _ in range(2)) if pad else (0, 0)
+        return top, left, flips > 0 and draw.random() < flips
 
     def _resized_crop(self, image: Any) -> Any:
         from PIL import Image, ImageOps

@@ -21,7 +21,7 @@ from torch import Tensor
 from spikeformer_lt.bundle import building, sweep_files
 from spikeformer_lt.disk import content_kind, free_bytes
 from spikeformer_lt.errors import DataError, name_of, shown
-from spikeformer_lt.splits import Samples
+from spikeformer_lt.splits import described
 
 log = logging.getLogger(__name__)
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff")
@@ -72,7 +72,7 @@ def square(picture: Any, size: int, channels: int = 3, crop: float = 1.0) -> NDA
 
 
 @dataclass(eq=False, repr=False)
-class FileImages(torch.utils.data.Dataset[tuple[Tensor, int]], Samples):
+class FileImages(torch.utils.data.Dataset[tuple[Tensor, int]]):
     """Labelled pictures in files, as a map-style data set; a process holds their names only."""
 
     name: str  # what messages call it
@@ -87,6 +87,8 @@ class FileImages(torch.utils.data.Dataset[tuple[Tensor, int]], Samples):
     crop: float = 1.0  # part of the largest square in the middle
     pixels: NDArray[np.uint8] | None = None  # [N, size, size, 3] where they were decoded before
     read: Callable[[int], bytes] | None = None  # of pictures that are no files of their own
+
+    __repr__ = described
 
     def __len__(self) -> int:
         """Return the number of pictures."""

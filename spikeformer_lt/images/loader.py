@@ -28,7 +28,7 @@ from spikeformer_lt.images.augment import TrainTransform, normalize
 from spikeformer_lt.images.folders import FileImages
 from spikeformer_lt.rng import generator_for, hashed, isolated_rng, seed_for
 from spikeformer_lt.runtime import open_files
-from spikeformer_lt.splits import ImageDataset, Samples, in_proportion
+from spikeformer_lt.splits import ImageDataset, described, in_proportion
 
 Batch = tuple[Tensor, Tensor, Tensor]
 Transform = Callable[[Tensor], Tensor]
@@ -37,7 +37,7 @@ Key = tuple[int, ...]  # epoch, index and, from its second time in an epoch on, 
 
 
 @dataclass(eq=False, repr=False)
-class ArrayImages(torch.utils.data.Dataset[tuple[Tensor, int]], Samples):
+class ArrayImages(torch.utils.data.Dataset[tuple[Tensor, int]]):
     """Labelled images in one tensor, as a map-style data set; what does not fit is a DataError."""
 
     name: str  # what messages call it, e.g. "cifar10 train"
@@ -49,6 +49,8 @@ class ArrayImages(torch.utils.data.Dataset[tuple[Tensor, int]], Samples):
     std: tuple[float, ...]  # as `mean`, above 0
     indices: Tensor = None  # type: ignore[assignment]  # int64 [N], in its source; default 0..N-1
     classes: tuple[str, ...] = ()  # names by class number; default the numbers
+
+    __repr__ = described
 
     def __post_init__(self) -> None:
         name, images, labels = self.name, self.images, self.labels

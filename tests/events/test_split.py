@@ -380,6 +380,12 @@ def test_the_same_bytes_in_two_parts_are_found_and_in_one_part_are_not(tmp_path)
     assert find_shared(tmp_path, {"train": parts["train"]}) == []
 
 
+def test_pairs_begin_in_the_first_part_whatever_the_order_of_the_copies():
+    parts = {"train": [Sample("b"), Sample("c")], "test": [Sample("a")]}
+    for copies in (["a", "b", "c"], ["c", "b", "a", "left out"]):
+        assert split.pairs_apart([copies], parts) == [("b", "a")]
+
+
 def test_only_files_of_one_size_and_one_beginning_are_read_whole(tmp_path, monkeypatch):
     put(tmp_path, {"a": b"1", "b": b"22", "c": b"x" * 9000, "d": b"y" * 9000, "e": b"y" * 9000})
     read = []

@@ -26,6 +26,7 @@ from spikeformer_lt.export.synapses import FoldedLinear
 from spikeformer_lt.layers.inputs import NeuronConfig
 from spikeformer_lt.layers.kernels import simd, sparse, winograd
 from spikeformer_lt.layers.kernels.bits import Bits, Neurons
+from spikeformer_lt.layers.kernels.lists import Lists
 
 SIZES = (128, 128), (128, 512), (512, 128), (384, 384), (384, 1536), (1536, 384)
 DENSITIES = 0.5, 0.2, 0.1, 0.05
@@ -40,8 +41,8 @@ def ways(wide: int, made: int, density: float) -> dict[str, Any]:
     kept = torch.rand(made, wide) < density
     weight, bias, grad = torch.randn(made, wide) * kept, torch.zeros(made), torch.randn(ROWS, made)
     neurons = Neurons.of(NeuronConfig())
-    fused, lists = sparse.Product.of(weight, bias, neurons), sparse.Lists.of(kept)
-    turned, bits = sparse.Lists.of(kept, True), Bits.of(x)
+    fused, lists = sparse.Product.of(weight, bias, neurons), Lists.of(kept)
+    turned, bits = lists.turned(), Bits.of(x)
     flat = x.view(1, ROWS, wide)
     dense = FoldedLinear(weight, bias)
     return {

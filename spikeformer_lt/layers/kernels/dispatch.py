@@ -28,6 +28,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, ParamSpec, Self, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -377,7 +378,7 @@ class Kept:
         self.mask, self.whole = mask, whole
         self.lists: dict[bool, Any] = {}  # by outputs, and with True by inputs
         self.planes = 1  # of bits that the inputs took; 0 where they are no small whole numbers
-        self.density = int(mask.count_nonzero()) / max(1, mask.numel())
+        self.density = int(np.count_nonzero(mask.numpy())) / max(1, mask.numel())
         self._joined: tuple[tuple[Kept, ...], Kept] | None = None
 
     def beside(self, others: Sequence[Kept]) -> Kept:

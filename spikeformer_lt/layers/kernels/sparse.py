@@ -39,6 +39,7 @@ from spikeformer_lt.layers.kernels.bits import (
     window,
 )
 from spikeformer_lt.layers.kernels.jit import Array, at, cut, flat, get, inner, new, outer, run
+from spikeformer_lt.layers.kernels.lists import Lists
 from spikeformer_lt.layers.kernels.simd import Lanes, call, fma, loop, read, turned, write
 
 _BLOCK = 64  # outputs of a piece of work
@@ -349,32 +350,6 @@ def weights_kernel(
                     scale = scale + scale
 
 
-@dataclass(frozen=True, eq=False)
-class Lists:
-    """The weights that each output keeps: entries start[o] to start[o + 1]."""
-
-    start: Array  # int64 [outputs + 1]
-    index: Array  # input of each entry, by tap and then channel; uint32, ascending for an output
-    place: Array  # of each entry in the flat weight
-    shape: tuple[int, ...]  # of the weight
-
-    @classmethod
-    def of(cls, kept: Tensor, turned: bool = False) -> Self:
-        """Lists of the entries that are True of [out, in], or [out, in, h, h].
-
-        With `turned`, inputs of [out, in] are outputs, and outputs inputs.
-        """
-        order = (0, 2, 3, 1) if kept.dim() > 2 else (1, 0) if turned else (0, 1)
-        rows = kept.permute(order).flatten(1).numpy()
-        (made, width), taps = rows.shape, math.prod(kept.shape[2:])
-        found, channels = np.flatnonzero(rows), rows.shape[1] // taps
-        row, index = np.divmod(found, width)
-        place = (row * channels + index % channels) * taps + index // channels
-        place = index * made + row if turned else place
-        start = np.searchsorted(found, np.arange(made + 1) * width)
-        return cls(start, index.astype(np.uint32), place, tuple(kept.shape))
-
-
 def _given(x: Any, size: int) -> tuple[tuple[Any, ...], tuple[int, int, int], int]:
     """What kernels take of bits or rows x [1, N, C], what they are compiled for, and the tiles."""
     if isinstance(x, Tensor):
@@ -516,7 +491,7 @@ def product(
 
 def _lists(kept: dispatch.Kept, turned: bool = False) -> Lists:
     if turned not in kept.lists:
-        kept.lists[turned] = Lists.of(kept.mask, turned)
+        kept.lists[turned] = _lists(kept).turned() if turned else Lists.of(kept.mask)
     return kept.lists[turned]  # type: ignore[no-any-return]
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.kernels import dispatch, jit, simd, sparse, winograd
+from spikeformer_lt.layers.kernels.lists import Lists
 from spikeformer_lt.layers.subnet import SubnetConv2d
 from spikeformer_lt.layers.units import conv_rows
 
@@ -40,6 +44,30 @@ def by_lists(x, weight, bias, mask, kept=None):
     out = dispatch.sparse(x, weight, own, kept or dispatch.Kept(mask), F.linear)
     assert out is not None
     return out if weight.dim() == 2 else out + bias
+
+
+@pytest.mark.parametrize("shape", [(48, 32), (64, 640), (16, 48, 3, 3), (32, 128, 1, 1)])
+@pytest.mark.parametrize("density", [0.0, 0.04, 0.5, 1.0])
+def test_lists_hold_the_kept_weights_in_order(shape: tuple[int, ...], density: float) -> None:
+    """An entry's place leads to its weight, and all kept ones are listed once, by both sides."""
+    torch.manual_seed(1)
+    mask = torch.rand(shape) < density
+    mask[3:5] = False
+    lists = Lists.of(mask)
+    wide, taps = shape[1], math.prod(shape[2:])
+    for o, own in enumerate(mask.view(shape[0], wide, taps)):
+        part = slice(lists.start[o], lists.start[o + 1])
+        tap, channel = np.divmod(lists.index[part].astype(int), wide)
+        assert np.all(np.diff(lists.index[part].astype(int)) > 0)
+        np.testing.assert_array_equal(lists.place[part], (o * wide + channel) * taps + tap)
+        assert part.stop - part.start == int(own.sum()) == int(own[channel, tap].sum())
+    if len(shape) == 2:
+        turned, other = lists.turned(), Lists.of(mask.t())
+        np.testing.assert_array_equal(turned.start, other.start)
+        np.testing.assert_array_equal(turned.index, other.index)
+        o, i = np.divmod(turned.place, wide)
+        np.testing.assert_array_equal(o, turned.index)
+        np.testing.assert_array_equal(i, np.repeat(np.arange(wide), np.diff(turned.start)))
 
 
 @pytest.mark.parametrize(

@@ -21,11 +21,10 @@ LINE = re.compile(
     r"^(?:\S+ )?(imp-\d+|retrain) epoch .* removed: [^%]* ([\d.]+) % .* (\d+) images/s"
 )
 SETTINGS = (
-    "--data.name cifar10 --model.depth 2 --model.embed-dim 128 --model.num-heads 4 --model.T 4 "
-    "--train.batch-size 64 --data.augment crop4_flip --data.mixup 0 --data.smoothing 0.1 "
-    "--data.limit-test 100 --train.optim.lr 3e-3 --train.optim.warmup-epochs 0.5 "
-    "--train.optim.weight-decay 0.02 --imp.epochs 1 --imp.round-epochs 1 --epochs 1 "
-    "--imp.rewind 1it --imp.fraction 0.2"
+    "--data.name cifar10 --model.depth 2 --model.T 4 "
+    "--data.augment crop4_flip --data.mixup 0 --data.smoothing 0.1 --data.limit-test 100 "
+    "--train.optim.lr 3e-3 --train.optim.warmup-epochs 0.5 --train.optim.weight-decay 0.02 "
+    "--imp.epochs 1 --imp.round-epochs 1 --epochs 1 --imp.rewind 1it --imp.fraction 0.2"
 )
 
 
@@ -34,7 +33,9 @@ def search(args: argparse.Namespace, how: str, out: Path) -> dict[str, tuple[flo
     command = [sys.executable, "-m", "spikeformer_lt", "run", "imp_cifar", *SETTINGS.split()]
     command += ["--data.root", str(args.data), "--data.limit-train", str(args.images)]
     command += ["--imp.rounds", str(args.rounds), "--run.out", str(out)]
-    command += ["--train.threads", str(args.threads)]
+    command += ["--train.threads", str(args.threads), "--train.batch-size", str(args.batch)]
+    width = args.embed_dim
+    command += ["--model.embed-dim", str(width), "--model.num-heads", str(width // 32)]
     done = subprocess.run(
         command, env=os.environ | {"SPIKEFORMER_SPARSE": how}, capture_output=True, text=True,
         check=False, cwd=ROOT,
@@ -51,6 +52,8 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--rounds", type=int, default=14)
     parser.add_argument("--images", type=int, default=1280)
+    parser.add_argument("--embed-dim", type=int, default=128)
+    parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()

@@ -24,7 +24,8 @@ SETTINGS = (
     "--data.name cifar10 --model.depth 2 --model.T 4 "
     "--data.augment crop4_flip --data.mixup 0 --data.smoothing 0.1 --data.limit-test 100 "
     "--train.optim.lr 3e-3 --train.optim.warmup-epochs 0.5 --train.optim.weight-decay 0.02 "
-    "--imp.epochs 1 --imp.round-epochs 1 --epochs 1 --imp.rewind 1it --imp.fraction 0.2"
+    "--imp.epochs 1 --imp.round-epochs 1 --epochs 1 --imp.rewind 1it --imp.fraction 0.2 "
+    "--imp.scope layer"
 )
 
 

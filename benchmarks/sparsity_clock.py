@@ -18,12 +18,11 @@ from __future__ import annotations
 
 import argparse
 import csv
-import itertools
 import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ import spikeformer_lt  # before torch: one OpenMP for all
 
 # isort: split
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from spikeformer_lt import Mask
@@ -44,7 +44,6 @@ from spikeformer_lt.layers.neuron import LIF
 from spikeformer_lt.layers.units import ConvLayer, LinearUnit, map_rows
 from spikeformer_lt.reports.plots import axis_of_kept, figure, save_picture, style
 from spikeformer_lt.runtime import keep_heap
-from spikeformer_lt.tickets import model_from_ticket
 from spikeformer_lt.tickets.one_shot import random_mask
 
 LAYERS = [("linear", 384, 1152), ("linear", 384, 384), ("linear", 384, 1536), ("linear", 1536, 384)]
@@ -81,12 +80,22 @@ def masked(units: Sequence[Any], sparsity: float, how: str) -> None:
 
 
 def network(
-    residual: str, sparsity: float, name: str = "spikformer_cifar", mask: str = "layer"
+    residual: str,
+    sparsity: float,
+    name: str = "spikformer_cifar",
+    mask: str = "layer",
+    weights: str | None = None,
 ) -> tuple[Any, Any]:
-    """A pruned network in eval mode, and the firing rates of its units."""
+    """A pruned network in eval mode, and the firing rates of its units.
+
+    Its weights are those of a file, if one is given, or random ones; biases let every unit fire.
+    """
     torch.manual_seed(0)
     options = {"residual": residual} if name.startswith("spikformer") else {}
     model: Any = spikeformer_lt.create_model(name, num_classes=10, T=4, **options)
+    if weights:
+        tensors = load_file(weights)
+        model.load_state_dict({key: tensors[key] for key in model.state_dict()})
     if residual != "add":
         for block in model.blocks:
             block.__class__ = GatedBlock
@@ -148,68 +157,35 @@ def bound(net: CompactModel, x: Tensor) -> float:
     return sum(sizes.values()) / sum(sizes[c.name] * c.density for c in net.layers)
 
 
-def trained(path: Path, cifar: str) -> tuple[str, float, Any, dict[Any, float]]:
-    """As `networks`, of a ticket, whose layers are seen on images of CIFAR-10."""
-    ticket = spikeformer_lt.Ticket.load(path)
-    model: Any = model_from_ticket(ticket)
-    ticket.mask.apply_(model)
-    units = {m for m in model.modules() if isinstance(m, ConvLayer | LinearUnit) and m.act}
-    rates: dict[Any, float] = {}
-
-    def see(act: Any, _: Any, out: Tensor) -> None:
-        rates[act] = float(out.mean())
-
-    hooks = [unit.act.register_forward_hook(see) for unit in units]
-    with torch.no_grad():
-        model(images(64, cifar))
-    for hook in hooks:
-        hook.remove()
-    return f"ticket {path.name}", ticket.mask.sparsity(), model, rates
-
-
-def images(count: int, cifar: str) -> Tensor:
-    """Test images of CIFAR-10 as its networks see them."""
-    data = spikeformer_lt.create_dataset("cifar10", root=cifar)
-    mean, std = (torch.tensor(x).view(3, 1, 1) for x in (data.mean, data.std))
-    return (torch.stack([data.test[i][0] for i in range(count)]) / 255 - mean) / std
-
-
-def networks(args: argparse.Namespace) -> Iterator[tuple[str, float, Any, dict[Any, float]]]:
-    """Name, share of weights removed, model and firing rates of each network to be timed."""
-    if args.tickets:
-        yield from (trained(path, args.cifar) for path in args.tickets)
-        return
-    for residual, sparsity in itertools.product(args.residuals, args.sparsities):
-        model, rates = network(residual, sparsity, args.model, args.mask)
-        yield f"{args.model} {residual} {args.mask}", sparsity, model, rates
-
-
 def whole(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Rows of whole networks."""
     rows = []
-    for name, sparsity, model, rates in networks(args):
-        dense, listed = compact(model).use_lists("never"), compact(model).use_lists(args.how)
-        gap, sops = difference(model), bound(dense, torch.randn(1, 3, *model.image_size))
-        print(listed.describe())
-        for threads, batch in itertools.product(args.threads, args.batches):
-            torch.set_num_threads(threads)
-            size = batch, 3, *model.image_size
-            x = images(batch, args.cifar) if args.tickets else torch.randn(size)
-            ways = {"dense": partial(dense, x), "ours": partial(listed, x)}
-            if args.peer and " add " in name:
-                ways["spikingjelly"] = partial(spikingjelly(), x)
-            rounds = args.rounds if batch < 8 else max(3, args.rounds // 3)
-            took = timed(ways, rounds, args.clock)
-            rows.append({
-                "what": name, "threads": threads, "columns": batch, "sparsity": sparsity,
-                "dense_ms": took["dense"], "ours_ms": took["ours"],
-                "ratio": took["dense"] / took["ours"], "sops": sops, "gap": gap,
-                "firing": f"{min(rates.values()):.2f} to {max(rates.values()):.2f}",
-            })  # fmt: skip
-            if "spikingjelly" in took:
-                rows[-1]["spikingjelly_ms"] = took["spikingjelly"]
-                rows[-1]["peer_ratio"] = took["spikingjelly"] / took["ours"]
-            print(shown(rows[-1]), flush=True)
+    for residual in args.residuals:
+        for sparsity in args.sparsities:
+            model, rates = network(residual, sparsity, args.model, args.mask, args.weights)
+            dense, listed = compact(model).use_lists("never"), compact(model).use_lists(args.how)
+            gap, sops = difference(model), bound(dense, torch.randn(1, 3, *model.image_size))
+            print(listed.describe())
+            for threads in args.threads:
+                torch.set_num_threads(threads)
+                for batch in args.batches:
+                    x = torch.randn(batch, 3, *model.image_size)
+                    ways = {"dense": partial(dense, x), "ours": partial(listed, x)}
+                    if args.peer and residual == "add":
+                        ways["spikingjelly"] = partial(spikingjelly(), x)
+                    rounds = args.rounds if batch < 8 else max(3, args.rounds // 3)
+                    took = timed(ways, rounds, args.clock)
+                    rows.append({
+                        "what": f"{args.model} {residual} {args.mask}",
+                        "threads": threads, "columns": batch, "sparsity": sparsity,
+                        "dense_ms": took["dense"], "ours_ms": took["ours"],
+                        "ratio": took["dense"] / took["ours"], "sops": sops, "gap": gap,
+                        "firing": f"{min(rates.values()):.2f} to {max(rates.values()):.2f}",
+                    })  # fmt: skip
+                    if "spikingjelly" in took:
+                        rows[-1]["spikingjelly_ms"] = took["spikingjelly"]
+                        rows[-1]["peer_ratio"] = took["spikingjelly"] / took["ours"]
+                    print(shown(rows[-1]), flush=True)
     return rows
 
 
@@ -344,8 +320,7 @@ def main() -> None:
     parser.add_argument("--part", choices=("whole", "layers"), default="whole")
     parser.add_argument("--model", default="spikformer_cifar")
     parser.add_argument("--mask", default="layer", choices=("layer", "global", "erk"))
-    parser.add_argument("--tickets", type=Path, nargs="+", help="time these, of CIFAR-10, instead")
-    parser.add_argument("--cifar", default="", help="folder of cifar-10-batches-py, for --tickets")
+    parser.add_argument("--weights", help="safetensors of the model: masks are made of these")
     parser.add_argument("--how", default="auto", choices=("auto", "always"))
     parser.add_argument("--residuals", nargs="+", default=["add", "iand"])
     parser.add_argument("--sparsities", nargs="+", type=float, default=[0.5, 0.8, 0.9, 0.95])

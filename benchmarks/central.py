@@ -1,0 +1,141 @@
+"""Write docs/results/cifar10 from the finished runs `c10x10-*` of the queue.
+
+python benchmarks/run_queue.py run FOLDER        # trains
+python benchmarks/run_queue.py status FOLDER
+python benchmarks/central.py FOLDER              # tables, curves and predictions of what is done
+
+Runs that FOLDER lacks keep their files and their row. Milliseconds are of the exports, in turn, on
+the machine that wrote the row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import shutil
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from spikeformer_lt.export import export_run
+from spikeformer_lt.export.file import TENSORS
+from spikeformer_lt.reports.comparison import write_comparison
+from spikeformer_lt.reports.finished import milliseconds, open_ticket, ready
+from spikeformer_lt.tickets import model_from_ticket
+from spikeformer_lt.training.jobs import Job
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "results" / "cifar10"
+PREFIX = "c10x10-"
+VARIANTS = {
+    "dense": "dense",
+    "multisp-lif": "MultiSp, LIF",
+    "multisp-heaviside": "MultiSp, Heaviside",
+    "multisp-heaviside-random": "MultiSp random, Heaviside",
+    "multisp-heaviside-w90": "MultiSp, Heaviside 0.9",
+    "multisp-heaviside-w90-random": "MultiSp random, Heaviside 0.9",
+    "multisp-sign": "MultiSp-LT, sign",
+    "lottery-start": "lottery: start weights",
+    "lottery-fresh": "lottery: fresh weights",
+    "lottery-shuffled": "lottery: random mask",
+    "level4-w90": "all levels 0.9",
+    "level4-1bit": "MultiSp, 1 bit encoder",
+    "rigl90": "RigL 0.9",
+    "relu-t1-dense": "ReLU, T 1, dense",
+    "relu-t1-rigl90": "ReLU, T 1, RigL 0.9",
+}
+KEPT = ("config.json", "report.json", "summary.csv", "predictions.safetensors", "training.png")
+COLUMNS = {
+    "variant": "variant",
+    "test": "test accuracy %, 95 % interval",
+    "val %": "val %",
+    "points": "points to dense, their interval, p after Holm",
+    "patches removed %": "patches removed %",
+    "ConvPEP weights removed %": "ConvPEP weights removed %",
+    "all weights removed %": "all weights removed %",
+    "bits/weight": "bits a weight (all)",
+    "bytes": "bytes of the export",
+    "SOPs (M)": "SOPs (M)",
+    "energy (uJ)": "energy (uJ)",
+    "ms per input": "ms per input",
+    "hours": "hours of training",
+}
+MARKS = "<!-- table: benchmarks/central.py -->", "<!-- end of the table -->"
+
+
+def exported(run: Path) -> int:
+    """Bytes of the tensors of a run's export."""
+    with TemporaryDirectory() as place:
+        return (export_run(run, Path(place) / "export").folder / TENSORS).stat().st_size
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Rows of a table; none where there is no file."""
+    return list(csv.DictReader(path.read_text("utf-8").splitlines())) if path.exists() else []
+
+
+def rows() -> list[dict[str, str]]:
+    """Rows of the page, from the tables of its folder."""
+    costs = {row["variant"]: row for row in read_csv(PAGE / "cost.csv")}
+    pairs = read_csv(PAGE / "differences.csv")
+    against = {row["variant"]: row for row in pairs if row["against"] == "dense"}
+    found = read_csv(PAGE / "comparison.csv")
+    for row in found:
+        row["test"] = f"{row['test accuracy %']} {row['95 % interval']}"
+        row.update(costs.get(row["variant"], {}))
+        if diff := against.get(row["variant"]):
+            points, ends = float(diff["points"]), diff["95 % interval"]
+            row["points"] = f"{points:+.2f} {ends}, p {diff['p (Holm)']}"
+    return found
+
+
+def costs_of(runs: dict[str, Path], sessions: list[dict[str, str]]) -> dict[str, dict[str, str]]:
+    """Bytes, hours and milliseconds of the runs that are here, by variant."""
+    nets = {v: ready(open_ticket(run, model_from_ticket)) for v, run in runs.items()}
+    clock, found = milliseconds(nets), {}
+    for variant, run in runs.items():
+        spent = sum(float(one["cpu_s"]) for one in sessions if one["run"] == run.name)
+        found[variant] = {
+            "variant": variant, "bytes": f"{exported(run):,}", "hours": f"{spent / 3600:.2f}",
+            "ms per input": f"{clock[variant]:.2f}",
+        }  # fmt: skip
+    return found
+
+
+def main() -> int:
+    """Write tables and pages of the finished runs."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", type=Path, help="as for run_queue.py")
+    folder: Path = parser.parse_args().folder
+    runs = {v: folder / "runs" / f"{PREFIX}{name}" for name, v in VARIANTS.items()}
+    runs = {v: run for v, run in runs.items() if (run / "report.json").exists()}
+    for run in runs.values():
+        to = PAGE / run.name.removeprefix(PREFIX)
+        to.mkdir(parents=True, exist_ok=True)
+        for file in KEPT:
+            if (run / file).exists():
+                shutil.copy(run / file, to)
+    costs = {row["variant"]: row for row in read_csv(PAGE / "cost.csv")}
+    costs |= costs_of(runs, read_csv(folder / "sessions.csv"))
+    with (PAGE / "cost.csv").open("w", newline="", encoding="utf-8") as out:
+        writer = csv.DictWriter(
+            out, ["variant", "bytes", "hours", "ms per input"], lineterminator="\n"
+        )
+        writer.writeheader()
+        writer.writerows(costs.values())
+    with TemporaryDirectory() as place:
+        jobs = [Job(variant, 0, PAGE / name, ()) for name, variant in VARIANTS.items()]
+        write_comparison(Path(place), jobs, "CIFAR-10, 45,000 images, 10 epochs")
+        for file in ("comparison.md", "comparison.csv", "differences.csv", "runs.csv"):
+            if (Path(place) / file).exists():
+                shutil.copy(Path(place) / file, PAGE)
+    lines = [f"| {' | '.join(COLUMNS.values())} |", "|---" * len(COLUMNS) + "|"]
+    lines += [f"| {' | '.join(row.get(key) or '-' for key in COLUMNS)} |" for row in rows()]
+    page = PAGE / "README.md"
+    before, _, rest = page.read_text("utf-8").partition(MARKS[0])
+    text = [MARKS[0], *lines, MARKS[1]]
+    page.write_text(before + "\n".join(text) + rest.partition(MARKS[1])[2], "utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

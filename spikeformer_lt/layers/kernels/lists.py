@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spikeformer_lt.layers.kernels.jit import Array, cut, flat, outer, run
+from spikeformer_lt.layers.kernels.jit import Array, cut, flat, get, outer, put0, put1, run
 
 
 @outer
@@ -19,7 +19,7 @@ def count_kernel(lo, hi, kept, width, start):
     for o in range(lo, hi):
         count = 0
         for i in range(o * width, (o + 1) * width):
-            count += kept[i]
+            count += get(kept, i)
         start[o + 1] = count
 
 
@@ -33,8 +33,9 @@ def entries_kernel(lo, hi, kept, channels, taps, start, index, place):
         for tap in range(taps):
             for c in range(channels):  # without a branch, which a mask would mislead
                 at = o * width + c * taps + tap
-                row[count], where[count] = tap * channels + c, at
-                count += kept[at]
+                put0(row, count, np.uint32(tap * channels + c))
+                put1(where, count, np.int64(at))
+                count += get(kept, at)
         index[start[o] : start[o + 1]] = row[:count]
         place[start[o] : start[o + 1]] = where[:count]
 

@@ -114,6 +114,8 @@ def main() -> int:
         for file in KEPT:
             if (run / file).exists():
                 shutil.copy(run / file, to)
+        told = (to / "config.json").read_text("utf-8")
+        (to / "config.json").write_text(told.replace(str(folder.resolve()), "FOLDER"), "utf-8")
     costs = {row["variant"]: row for row in read_csv(PAGE / "cost.csv")}
     costs |= costs_of(runs, read_csv(folder / "sessions.csv"))
     with (PAGE / "cost.csv").open("w", newline="", encoding="utf-8") as out:

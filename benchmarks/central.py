@@ -17,6 +17,8 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from run_queue import read_csv
+
 from spikeformer_lt.export import export_run
 from spikeformer_lt.export.file import TENSORS
 from spikeformer_lt.reports.comparison import write_comparison
@@ -66,11 +68,6 @@ def exported(run: Path) -> int:
     """Bytes of the tensors of a run's export."""
     with TemporaryDirectory() as place:
         return (export_run(run, Path(place) / "export").folder / TENSORS).stat().st_size
-
-
-def read_csv(path: Path) -> list[dict[str, str]]:
-    """Rows of a table; none where there is no file."""
-    return list(csv.DictReader(path.read_text("utf-8").splitlines())) if path.exists() else []
 
 
 def rows() -> list[dict[str, str]]:

@@ -4,6 +4,7 @@ python benchmarks/sparsity_clock.py
 python benchmarks/sparsity_clock.py --batches 1 --threads 1 --sparsities 0.9 --rounds 5 --out /tmp/c
 python benchmarks/sparsity_clock.py --part layers
 python benchmarks/sparsity_clock.py --mask erk --residuals add
+python benchmarks/sparsity_clock.py --before FOLDER     # a checkout of an earlier commit
 python benchmarks/sparsity_clock.py --model spiking_vgg16 --residuals add --batches 1
 
 Masks are random, of the same rate in every layer but the first convolution and the head, or spread
@@ -12,26 +13,32 @@ the normalisations are set so that every layer fires at 10 to 25 %. All ways of 
 turn, round after round; figures are medians, ratios are those of our own dense compact network, or
 of the dense layer. The same run compares the logits in float64. "sops" is the bound that counting
 operations gives: the share of weights kept, in the layers that are pruned, and the rest as it is.
+With --before an earlier checkout's dense compact network of the same weights runs in turn with
+them, in a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import json
 import math
+import os
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import spikeformer_lt  # before torch: one OpenMP for all
 
 # isort: split
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from spikeformer_lt import Mask
@@ -173,6 +180,9 @@ def whole(args: argparse.Namespace) -> list[dict[str, Any]]:
                     ways = {"dense": partial(dense, x), "ours": partial(listed, x)}
                     if args.peer and residual == "add":
                         ways["spikingjelly"] = partial(spikingjelly(), x)
+                    apart = 0.0
+                    if args.before:
+                        ways["before"], apart = earlier(args, residual, model, x, threads)
                     rounds = args.rounds if batch < 8 else max(3, args.rounds // 3)
                     took = timed(ways, rounds, args.clock)
                     rows.append({
@@ -185,6 +195,10 @@ def whole(args: argparse.Namespace) -> list[dict[str, Any]]:
                     if "spikingjelly" in took:
                         rows[-1]["spikingjelly_ms"] = took["spikingjelly"]
                         rows[-1]["peer_ratio"] = took["spikingjelly"] / took["ours"]
+                    if "before" in took:
+                        rows[-1]["before_ms"] = took["before"]
+                        rows[-1]["before_ratio"] = took["before"] / took["ours"]
+                        rows[-1]["before_gap"] = apart
                     print(shown(rows[-1]), flush=True)
     return rows
 
@@ -198,6 +212,35 @@ def spikingjelly() -> Callable[[Tensor], Tensor]:
     size = argparse.Namespace(size="cifar-4-384", published_stem=False, device="cpu")
     model, run = variant(PEER, size)
     return partial(run, model.eval())
+
+
+def earlier(
+    args: argparse.Namespace, residual: str, model: Any, x: Tensor, threads: int
+) -> tuple[Callable[[], float], float]:
+    """What runs the earlier checkout's dense network once, and how far its logits are from ours."""
+    process = _process(args.before)
+
+    def answer(line: str) -> Any:
+        process.stdin.write(line + "\n")
+        process.stdin.flush()
+        return json.loads(process.stdout.readline())
+
+    with TemporaryDirectory() as folder:
+        file = f"{folder}/network.safetensors"
+        save_file(model.state_dict() | {"images": x}, file)
+        asked = {"model": args.model, "residual": residual, "file": file, "threads": threads}
+        theirs = torch.tensor(answer(json.dumps(asked)), dtype=torch.double)
+    ours = compact(model.double()).use_lists("never")(x[:1].double()).flatten()
+    model.float()
+    return partial(answer, ""), float((ours - theirs).abs().max())
+
+
+@cache
+def _process(checkout: str) -> Any:
+    return subprocess.Popen(
+        [sys.executable, Path(__file__).with_name("earlier.py")], text=True, cwd=checkout,
+        env=os.environ | {"PYTHONPATH": checkout}, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
 
 
 @torch.no_grad()
@@ -329,6 +372,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall", help="cpu: busy machines")
     parser.add_argument("--peer", action="store_true", help="time spikingjelly's dense 4-384, too")
+    parser.add_argument("--before", metavar="FOLDER", help="checkout of an earlier commit")
     parser.add_argument("--out", default="", help="folder of sparsity_clock.csv and .png")
     args = parser.parse_args()
     keep_heap()

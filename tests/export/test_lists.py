@@ -85,7 +85,7 @@ def test_hooks_streams_and_changed_weights_see_the_same_network() -> None:
     assert not torch.equal(net(x), wanted)
 
 
-@pytest.mark.parametrize("processor", ["avx512", "zen4", "avx2"])
+@pytest.mark.parametrize("processor", ["avx512", "zen4", "zen5", "avx2"])
 def test_the_choice_follows_the_density(processor: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(simd, "PROCESSOR", processor)
 

@@ -408,9 +408,13 @@ _COSTS = {
         "fused": (16.5, 60.0, 0.0), "forward": (21.0, 120.0, 120.0),
         "weights": (27.0, 80.0, 80.0), "numbers": (42.0, 200.0, 200.0),
     }),
-    "zen4": Costs(4.94, 1.68, 1.1, {  # ns of a Zen 4 (benchmarks/costs.py)
+    "zen4": Costs(4.94, 1.68, 1.1, {  # ns of a Zen 4 (benchmarks/costs.py), which halves vectors
         "fused": (4.7, 34.0, 24.0), "forward": (5.0, 127.0, 107.0),
         "weights": (7.4, 215.0, 32.0), "numbers": (10.4, 97.0, 97.0),
+    }),
+    "zen5": Costs(2.14, 0.72, 0.7, {  # ns of a Zen 5; a digit as a Zen 4's, a share of an entry
+        "fused": (3.0, 18.8, 9.1), "forward": (3.45, 44.0, 34.0),
+        "weights": (5.5, 120.0, 11.0), "numbers": (6.5, 53.0, 33.0),
     }),
     "avx2": Costs(6.6, 2.6, 3.0, {  # ns of a Zen 3
         "fused": (11.5, 80.0, 0.0), "forward": (12.0, 130.0, 130.0),

@@ -32,7 +32,8 @@ from spikeformer_lt.layers.kernels.simd import PROCESSOR, loop, read, splat, vec
 from spikeformer_lt.layers.kernels.sparse import summed
 
 # Events of a value on average, up to which they are taken. A Zen 4 gains 2.1x at 0.25 and 1.5x at
-# 0.4; elsewhere nothing was measured, and AVX-512 that multiplies twice a cycle must gain less.
+# 0.4, a Zen 5 1.6 to 3.0x and 1.1 to 2.0x; elsewhere nothing was measured, and AVX-512 that
+# multiplies twice a cycle may gain less.
 RATE = 0.2 if PROCESSOR == "avx512" else 0.3
 _PANEL = 32  # outputs that are summed together
 _HALF = _PANEL // 2

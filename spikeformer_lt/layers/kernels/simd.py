@@ -23,7 +23,7 @@ from spikeformer_lt.layers.kernels.jit import at, inner
 
 _FEATURES = get_host_cpu_features() if config.CPU_FEATURES is None else config.CPU_FEATURES
 BYTES = 64 if "+avx512f" in _FEATURES else 32
-_WIDE = "zen4" if get_host_cpu_name() == "znver4" else "avx512"  # it halves vectors of 64 bytes
+_WIDE = {"znver4": "zen4", "znver5": "zen5"}.get(get_host_cpu_name(), "avx512")
 PROCESSOR = _WIDE if BYTES == 64 else "avx2" if "+avx2" in _FEATURES else ""
 
 

@@ -453,7 +453,18 @@ def ways(weight: Sequence[int], columns: int, density: float, planes: int) -> tu
     numbers = not conv and pays("numbers", 1)
     if not planes:
         return numbers, numbers, numbers
-    return pays("forward", planes), numbers, pays("weights", planes)
+    return pays("forward", planes), numbers, pays("weights", planes) or (planes > 1 and numbers)
+
+
+def _factor(bits: Bits | None, rows: Tensor, kept: dispatch.Kept) -> Bits | Tensor:
+    """What the kept weights' gradient reads: rows too where bits are several planes."""
+    shape = kept.mask.shape
+    if bits is None or (bits.planes > 1 and len(shape) == 2 and (
+        dispatch.list_gain(shape, kept.density, bits.planes, "weights")
+        < dispatch.list_gain(shape, kept.density, 1, "numbers")
+    )):  # fmt: skip
+        return rows[None]
+    return bits
 
 
 def product(
@@ -532,16 +543,20 @@ class SparseFunction(torch.autograd.Function):
             rows, full = x.view(-1, x.shape[-1]), grad.contiguous()
             g = full.view(-1, full.shape[-1])
             gx = gw = gb = None
+            left = for_x and not by_input, for_weight and not by_output
+            if any(left) and not conv:
+                gx, gw = dispatch.linear_back(rows, weight, g, left) or (
+                    dense(g, weight.t(), None) if left[0] else None,
+                    dense(g.t(), rows.t(), None) if left[1] else None,
+                )
             if for_x and by_input:
-                gx = _multiply(g[None], _lists(kept, True), weight, None).view(x.shape)
-            elif for_x:
-                gx = winograd.convolve(full, weight, True) if conv else dense(g, weight.t(), None)
+                gx = _multiply(g[None], _lists(kept, True), weight, None)
+            elif for_x and conv:
+                gx = winograd.convolve(full, weight, True)
             if for_weight and by_output:
-                gw, gb = weights_back(rows[None] if bits is None else bits, _lists(kept), g[None])
+                gw, gb = weights_back(_factor(bits, rows, kept), _lists(kept), g[None])
             elif for_weight and conv:
                 gw = winograd.weights_back(x, full, weight)
-            elif for_weight:
-                gw = dense(g.t(), rows.t(), None)
             gb = (g.sum(0) if gb is None else gb) if for_bias else None
             return None if gx is None else gx.view(x.shape), gw, gb
 

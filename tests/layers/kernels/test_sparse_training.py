@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.kernels import dispatch, jit, simd, sparse, winograd
+from spikeformer_lt.layers.kernels.bits import Bits
 from spikeformer_lt.layers.kernels.lists import Lists
 from spikeformer_lt.layers.subnet import SubnetConv2d
 from spikeformer_lt.layers.units import conv_rows
@@ -88,6 +90,39 @@ def test_output_and_gradients(shape: tuple[int, ...], most: int) -> None:
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12 * float(b.detach().abs().max()))
 
 
+@pytest.mark.parametrize("chosen", [*itertools.product((False, True), repeat=3)])
+@pytest.mark.parametrize("shape", [(1, 300, 32), (2, 2, 7, 9, 16)])
+def test_each_product_goes_by_lists_or_densely(
+    shape: tuple[int, ...], chosen: tuple[bool, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sums of spikes are numbers to a weights' gradient where two planes of bits cost more."""
+    chosen = chosen[0], chosen[1] and len(shape) == 3, chosen[2]
+    monkeypatch.setattr(sparse, "ways", lambda *given: chosen)
+    seen: list[object] = []
+
+    def see(x, lists, grad, back=sparse.weights_back):
+        seen.append(type(x))
+        return back(x, lists, grad)
+
+    monkeypatch.setattr(sparse, "weights_back", see)
+    for most, cheap in ((1, True), (3, True), (3, False)):
+        gains = {"weights": 1.0, "numbers": 2.0 if cheap else 0.5}
+        monkeypatch.setattr(dispatch, "list_gain", lambda *given, own=gains: own[given[3]])
+        x, weight, bias, mask, g = case(shape, 48, most)
+        expected = dense(x, weight, bias)
+        gx, gw, gb = torch.autograd.grad(expected, (x, weight, bias), g)
+        if not any(chosen):
+            assert dispatch.sparse(x, weight, None, dispatch.Kept(mask), F.linear) is None
+            continue
+        out = by_lists(x, weight, bias, mask)
+        found = torch.autograd.grad(out, (x, weight, bias), g)
+        kept = gw * mask if chosen[2] else gw
+        for a, b in zip((out, *found), (expected, gx, kept, gb), strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-12 * float(b.detach().abs().max()))
+    numbers = torch.Tensor if len(shape) == 3 else Bits
+    assert seen == [Bits, numbers, Bits] * chosen[2]
+
+
 @pytest.mark.parametrize(
     ("shape", "most"), [((4, 3, 300, 16), 1), ((4, 3, 300, 16), 3), ((1, 600, 32), -1),
     ((2, 2, 16, 8, 16), 1)],
@@ -145,7 +180,7 @@ def test_never_leaves_the_product_dense(monkeypatch: pytest.MonkeyPatch) -> None
     assert dispatch.sparse(x, weight, bias, dispatch.Kept(mask), F.linear) is None
 
 
-@pytest.mark.parametrize("processor", ["avx512", "zen4", "avx2", ""])
+@pytest.mark.parametrize("processor", ["avx512", "zen4", "zen5", "avx2", ""])
 def test_choice_follows_density_columns_and_planes(
     processor: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

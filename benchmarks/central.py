@@ -4,8 +4,8 @@ python benchmarks/run_queue.py run FOLDER        # trains
 python benchmarks/run_queue.py status FOLDER
 python benchmarks/central.py FOLDER              # tables, curves and predictions of what is done
 
-Runs that FOLDER lacks keep their files and their row. Milliseconds are of the exports, in turn, on
-the machine that wrote the row.
+Runs that FOLDER did not train keep their files and their row. Milliseconds are of the exports of
+one FOLDER in turn, on its processor.
 """
 
 from __future__ import annotations
@@ -15,13 +15,11 @@ import csv
 import shutil
 import sys
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from run_queue import read_csv
+from tables import compare, exported, put, rows
 
-from spikeformer_lt.export import export_run
-from spikeformer_lt.export.file import TENSORS
-from spikeformer_lt.reports.comparison import write_comparison
+from spikeformer_lt.layers.kernels.simd import PROCESSOR
 from spikeformer_lt.reports.finished import milliseconds, open_ticket, ready
 from spikeformer_lt.tickets import model_from_ticket
 from spikeformer_lt.training.jobs import Job
@@ -59,42 +57,34 @@ COLUMNS = {
     "SOPs (M)": "SOPs (M)",
     "energy (uJ)": "energy (uJ)",
     "ms per input": "ms per input",
+    "processor": "on",
     "hours": "hours of training",
 }
+COSTS = ("variant", "bytes", "hours", "ms per input", "processor")
+NAMES = {"zen4": "Zen 4", "zen5": "Zen 5"}
 MARKS = "<!-- table: benchmarks/central.py -->", "<!-- end of the table -->"
-
-
-def exported(run: Path) -> int:
-    """Bytes of the tensors of a run's export."""
-    with TemporaryDirectory() as place:
-        return (export_run(run, Path(place) / "export").folder / TENSORS).stat().st_size
-
-
-def rows() -> list[dict[str, str]]:
-    """Rows of the page, from the tables of its folder."""
-    costs = {row["variant"]: row for row in read_csv(PAGE / "cost.csv")}
-    pairs = read_csv(PAGE / "differences.csv")
-    against = {row["variant"]: row for row in pairs if row["against"] == "dense"}
-    found = read_csv(PAGE / "comparison.csv")
-    for row in found:
-        row["test"] = f"{row['test accuracy %']} {row['95 % interval']}"
-        row.update(costs.get(row["variant"], {}))
-        if diff := against.get(row["variant"]):
-            points, ends = float(diff["points"]), diff["95 % interval"]
-            row["points"] = f"{points:+.2f} {ends}, p {diff['p (Holm)']}"
-    return found
 
 
 def costs_of(runs: dict[str, Path], sessions: list[dict[str, str]]) -> dict[str, dict[str, str]]:
     """Bytes, hours and milliseconds of the runs that are here, by variant."""
     nets = {v: ready(open_ticket(run, model_from_ticket)) for v, run in runs.items()}
-    clock, found = milliseconds(nets), {}
+    clock, found, here = milliseconds(nets), {}, NAMES.get(PROCESSOR, PROCESSOR)
     for variant, run in runs.items():
         spent = sum(float(one["cpu_s"]) for one in sessions if one["run"] == run.name)
         found[variant] = {
-            "variant": variant, "bytes": f"{exported(run):,}", "hours": f"{spent / 3600:.2f}",
-            "ms per input": f"{clock[variant]:.2f}",
+            "variant": variant, "bytes": exported(run)[0], "hours": f"{spent / 3600:.2f}",
+            "ms per input": f"{clock[variant]:.2f}", "processor": here,
         }  # fmt: skip
+    return found
+
+
+def lines() -> list[str]:
+    """The page's table, from the tables of its folder."""
+    costs = {row["variant"]: row for row in read_csv(PAGE / "cost.csv")}
+    found = [f"| {' | '.join(COLUMNS.values())} |", "|---" * len(COLUMNS) + "|"]
+    for row in rows(PAGE):
+        row |= costs.get(row["variant"], {})
+        found.append(f"| {' | '.join(row.get(key) or '-' for key in COLUMNS)} |")
     return found
 
 
@@ -104,7 +94,9 @@ def main() -> int:
     parser.add_argument("folder", type=Path, help="as for run_queue.py")
     folder: Path = parser.parse_args().folder
     runs = {v: folder / "runs" / f"{PREFIX}{name}" for name, v in VARIANTS.items()}
-    runs = {v: run for v, run in runs.items() if (run / "report.json").exists()}
+    sessions = read_csv(folder / "sessions.csv")
+    trained = {one["run"] for one in sessions}
+    runs = {v: r for v, r in runs.items() if r.name in trained and (r / "report.json").exists()}
     for run in runs.values():
         to = PAGE / run.name.removeprefix(PREFIX)
         to.mkdir(parents=True, exist_ok=True)
@@ -114,25 +106,14 @@ def main() -> int:
         told = (to / "config.json").read_text("utf-8")
         (to / "config.json").write_text(told.replace(str(folder.resolve()), "FOLDER"), "utf-8")
     costs = {row["variant"]: row for row in read_csv(PAGE / "cost.csv")}
-    costs |= costs_of(runs, read_csv(folder / "sessions.csv"))
+    costs |= costs_of(runs, sessions)
     with (PAGE / "cost.csv").open("w", newline="", encoding="utf-8") as out:
-        writer = csv.DictWriter(
-            out, ["variant", "bytes", "hours", "ms per input"], lineterminator="\n"
-        )
+        writer = csv.DictWriter(out, COSTS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(costs.values())
-    with TemporaryDirectory() as place:
-        jobs = [Job(variant, 0, PAGE / name, ()) for name, variant in VARIANTS.items()]
-        write_comparison(Path(place), jobs, "CIFAR-10, 45,000 images, 10 epochs")
-        for file in ("comparison.md", "comparison.csv", "differences.csv", "runs.csv"):
-            if (Path(place) / file).exists():
-                shutil.copy(Path(place) / file, PAGE)
-    lines = [f"| {' | '.join(COLUMNS.values())} |", "|---" * len(COLUMNS) + "|"]
-    lines += [f"| {' | '.join(row.get(key) or '-' for key in COLUMNS)} |" for row in rows()]
-    page = PAGE / "README.md"
-    before, _, rest = page.read_text("utf-8").partition(MARKS[0])
-    text = [MARKS[0], *lines, MARKS[1]]
-    page.write_text(before + "\n".join(text) + rest.partition(MARKS[1])[2], "utf-8")
+    jobs = [Job(variant, 0, PAGE / name, ()) for name, variant in VARIANTS.items()]
+    compare(PAGE, jobs, "CIFAR-10, 45,000 images, 10 epochs")
+    put(PAGE / "README.md", MARKS, lines())
     return 0
 
 

@@ -11,15 +11,13 @@ table of a data set without a finished run in FOLDER stays.
 from __future__ import annotations
 
 import argparse
-import csv
 import shutil
 import sys
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-from spikeformer_lt.export import export_run
-from spikeformer_lt.export.file import TENSORS
-from spikeformer_lt.reports.comparison import write_comparison
+from run_queue import read_csv
+from tables import compare, exported, put, rows
+
 from spikeformer_lt.training.jobs import Job
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "results" / "families"
@@ -56,7 +54,7 @@ COLUMNS = {
     "all weights removed %": "all weights removed %",
     "variant": "variant",
     "seeds": "seeds",
-    "test accuracy %": "test accuracy %, 95 % interval",
+    "test": "test accuracy %, 95 % interval",
     "points": "points to dense, their interval, p after Holm",
     "patches removed %": "patches removed %",
     "ConvPEP weights removed %": "stem weights removed %",
@@ -79,8 +77,7 @@ def folder_of(family: str, prefix: str) -> Path:
 
 def jobs_of(folder: Path, family: str, prefix: str) -> list[Job]:
     """The runs of a family on one data set, finished or not, seed by seed."""
-    with (PAGE / "queue.csv").open(newline="") as file:
-        names = [row["run"] for row in csv.DictReader(file)]
+    names = [row["run"] for row in read_csv(PAGE / "queue.csv")]
     found = []
     for name in names:
         variant, _, seed = name.partition(".")[2].rpartition("-")
@@ -91,32 +88,13 @@ def jobs_of(folder: Path, family: str, prefix: str) -> list[Job]:
     return sorted(found, key=lambda job: (order.index(job.variant), job.seed))
 
 
-def bytes_of(run: Path) -> tuple[str, str]:
-    """Bytes of an export's tensors, and their bits a weight beside the bound's."""
-    with TemporaryDirectory() as place:
-        done = export_run(run, Path(place) / "export")
-        size = (done.folder / TENSORS).stat().st_size
-    return f"{size:,}", f"{done.bits[0]:.2f} ({done.bits[1]:.2f})"
-
-
 def table(folder: Path, family: str, prefix: str, packed: dict[str, tuple[str, str]]) -> list[str]:
     """Rows of the page for a family."""
-    with (folder / "comparison.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    against = {}
-    if (folder / "differences.csv").exists():
-        with (folder / "differences.csv").open(newline="") as file:
-            found = [row for row in csv.DictReader(file) if row["against"] == "dense"]
-        against = {row["variant"]: row for row in found}
-    lines = []
-    for row in rows:
-        row["test accuracy %"] += f" {row['95 % interval']}"
-        if diff := against.get(row["variant"]):
-            points, ends = float(diff["points"]), diff["95 % interval"]
-            row["points"] = f"{points:+.2f} {ends}, p {diff['p (Holm)']}"
+    lines: list[str] = []
+    for row in rows(folder):
         name = next(key for key, value in VARIANTS.items() if value == row["variant"])
         row["bytes"], row["bits"] = packed.get(prefix + name, ("-", "-"))
-        first = FAMILIES[family] if row is rows[0] else ""
+        first = "" if lines else FAMILIES[family]
         lines.append(f"| {first} | {' | '.join(row.get(key, '') for key in COLUMNS)} |")
     return lines
 
@@ -126,7 +104,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path, help="as for run_queue.py")
     given = parser.parse_args()
-    page = (PAGE / "README.md").read_text()
     for prefix, data in SETS.items():
         head = f"| network | {' | '.join(COLUMNS.values())} |"
         lines = [head, "|---" * (len(COLUMNS) + 1) + "|"]
@@ -138,24 +115,12 @@ def main() -> int:
                 continue
             to = folder_of(family, prefix)
             shutil.rmtree(to, ignore_errors=True)
-            with TemporaryDirectory() as place:
-                write_comparison(Path(place), jobs, f"{called} on {data}")
-                to.mkdir(parents=True)
-                for file in ("comparison.md", "comparison.csv", "differences.csv", "runs.csv"):
-                    if (Path(place) / file).exists():
-                        shutil.copy(Path(place) / file, to)
+            compare(to, jobs, f"{called} on {data}")
             names = {f"{family}.{prefix}{name}-0": prefix + name for name in BYTES}
-            packed = {names[run.name]: bytes_of(run) for run in done if run.name in names}
+            packed = {names[run.name]: exported(run) for run in done if run.name in names}
             lines += table(to, family, prefix, packed)
-        if len(lines) == 2:  # no run of this data set is here: its table stays
-            continue
-        start, end = marks(data)
-        before, _, rest = page.partition(start)
-        after = rest.partition(end)[2]
-        if not after:
-            sys.exit(f"README.md lacks the marks {start} and {end}")
-        page = f"{before}{start}\n" + "\n".join(lines) + f"\n{end}{after}"
-    (PAGE / "README.md").write_text(page)
+        if len(lines) > 2:  # else no run of this data set is here: its table stays
+            put(PAGE / "README.md", marks(data), lines)
     return 0
 
 

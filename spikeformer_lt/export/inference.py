@@ -103,13 +103,14 @@ class CompactModel(nn.Module):
         super().__init__()
         self.net, self.removed, self.preprocess = net, removed, preprocess
         self.layers: tuple[LayerChoice, ...] = ()
+        self._lists = "auto"
 
     def use_lists(self, how: str | None = None) -> Self:
         """Choose again which layers run from lists of their weights: "auto", "always" or "never".
 
-        None reads the environment variable SPIKEFORMER_SPARSE.
+        None reads the environment variable SPIKEFORMER_SPARSE. Another word is a ConfigError.
         """
-        how = dispatch.read_choice() if how is None else how
+        how = dispatch.read_choice() if how is None else dispatch.check_choice("how", how)
         units = {n: m for n, m in self.net.named_modules() if isinstance(m, FoldedUnit)}
         layers = {name: unit.choose(name, how) for name, unit in units.items()}
         pairs = [p for chain in chains_of(self.net) for p in itertools.pairwise(chain.names)]
@@ -118,19 +119,19 @@ class CompactModel(nn.Module):
             before = name in units and after in units and not units[name].by_lists
             if before and how == "auto" and units[after].prefers_events(layers[after].ratio):
                 units[after].by_lists, layers[after] = False, replace(layers[after], lists=False)
-        for name, after in pairs:
-            if name in units:
-                reads = getattr(self.net.get_submodule(after), "by_lists", False)
-                units[name].emits_bits = reads and not units[name].by_lists
-        self.layers = tuple(layers.values())
+        for name, after in [pair for pair in pairs if pair[0] in units]:
+            reads = getattr(self.net.get_submodule(after), "by_lists", False)
+            units[name].emits_bits = reads and not units[name].by_lists
+        self.layers, self._lists = tuple(layers.values()), how
         return self
 
     def describe(self) -> str:
-        """How the layers run, in one line."""
-        taken = [layer for layer in self.layers if layer.lists]
-        if not taken:
-            told = "no layer skips removed weights: that is not faster"
-        else:
+        """How the layers run on float32 of a CPU and at most 16 steps, in one line."""
+        off = dispatch.mode() == "torch" or dispatch.is_broken()
+        taken = [layer for layer in self.layers if layer.lists and not off]
+        why = "so chosen" if self._lists == "never" else "that is not faster"
+        told = f"no layer skips removed weights: {'no kernels run' if off else why}"
+        if taken:
             kept = [100 * layer.density for layer in taken]
             told = (
                 f"{len(taken)} of {len(self.layers)} layers multiply only their kept weights "
@@ -373,13 +374,11 @@ class FoldedUnit(Firing, nn.Module):
         """Choose whether the unit, called `name`, runs from lists: "auto", "always" or "never"."""
         weight, ratio = self.synapse.weight, 0.0
         density = float(weight.count_nonzero()) / max(1, weight.numel())
-        fits = self._fits_lists()
-        if fits:
+        if fits := self._fits_lists():
             digits = self._most().bit_length()
             ratio = _gain(weight.shape, density, digits) or 0.0
             ratio /= 2.5 if self.synapse.as_bytes and has_byte_products() else 1.0
-        worth = how == "auto" and ratio > dispatch.WORTH
-        self.by_lists = fits and (how == "always" or worth)
+        self.by_lists = fits and (how == "always" or (how == "auto" and ratio > dispatch.WORTH))
         return LayerChoice(name, self.by_lists, density, ratio)
 
     def prefers_events(self, ratio: float) -> bool:
@@ -414,7 +413,8 @@ class FoldedUnit(Firing, nn.Module):
             return None
         fits = x.dtype == synapse.weight.dtype and x.shape[-1] == synapse.weight.shape[1]
         neurons = None if act is None else constants_from_rest(act)
-        if not fits or observed(synapse) or (neurons is None and act is not None):
+        seen = observed(synapse) or observed(self)  # hooks see tensors
+        if not fits or seen or (neurons is None and act is not None):
             return None
         sources, kind = (synapse.weight, synapse.bias), dispatch.load("sparse").Product
         made = synapse.cache.derive("lists", sources, lambda: kind.of(*sources, neurons), neurons)
@@ -425,7 +425,7 @@ class FoldedUnit(Firing, nn.Module):
     def fire(self, current: Tensor, T: int, stream: Any = None) -> Any:
         """Spikes of the unit's current, as bits where the next layer reads bits, plus a stream."""
         emits = self.emits_bits and current.shape[-1] % 16 == 0 and T <= 16
-        emits = emits and takes_bits(current) and not observed(self.synapse)
+        emits = emits and takes_bits(current) and not (observed(self.synapse) or observed(self))
         found = fire_bits(self.act, current, T) if emits else None
         if found is None and (stream is None or isinstance(stream, Tensor)):
             return fire(self.act, current, T, self.synapse, stream)

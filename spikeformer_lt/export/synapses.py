@@ -30,7 +30,7 @@ class DerivedCache(dict[str, tuple[list[Any], Any, Any]]):
 
     An entry is valid as long as its sources are the same tensors, unchanged. Threads may share a
     cache. Copies and pickles are empty: oneDNN's own memory cannot be copied. torch does not count
-    changes of tensors made under ``inference_mode``; `clear` the cache after one.
+    changes made under ``inference_mode`` or through ``.data``; `clear` the cache after one.
     """
 
     def derive(
@@ -68,7 +68,15 @@ class _FoldedSynapse(nn.Module):
 
     def _multiplies_bytes(self, x: Tensor, channels: int, least: int) -> bool:
         usable = self.as_bytes and x.dtype == torch.float32 and channels >= least
-        return usable and not in_graph() and is_plain(x) and has_byte_products()
+        if not usable or in_graph() or not is_plain(x) or not has_byte_products():
+            return False
+        sources = cast(Tensor, self.weight), self.signs, self.gain
+        return bool(self.cache.derive("same", sources, lambda: _is_product(*sources)))
+
+
+def _is_product(weight: Tensor, signs: Tensor, gain: Tensor) -> bool:
+    """Whether bytes are those of a weight, which may have been changed since they were made."""
+    return torch.equal(signs * gain.view(-1, *[1] * (weight.dim() - 1)), weight)
 
 
 class FoldedConv2d(_FoldedSynapse, nn.Conv2d):
@@ -148,9 +156,8 @@ class FoldedLinear(_FoldedSynapse, nn.Linear):
         if outputs is not None:
             weight, bias = weight[:outputs], bias[:outputs]  # type: ignore[assignment]
         rows = x.numel() // max(1, x.shape[-1])
-        plain = x.dtype == weight.dtype == torch.float32 and not in_graph() and is_plain(x)
-        has_onednn = mode() != "torch" and torch.backends.mkldnn.is_available()
-        if not plain or not rows or not has_onednn:
+        plain = not in_graph() and x.dtype == weight.dtype == torch.float32 and is_plain(x)
+        if not plain or not rows or mode() == "torch" or not torch.backends.mkldnn.is_available():
             return F.linear(x, weight, bias)
         ops, name = torch.ops.mkldnn, "whole" if outputs is None else "part"
         order = functools.partial(ops._reorder_linear_weight, weight.contiguous(), rows)
@@ -170,7 +177,7 @@ class FoldedLinear(_FoldedSynapse, nn.Linear):
             return None
         kind = dispatch.load("events").Panels
         panels = self.cache.derive("events", (weight, bias), lambda: kind.of(weight, bias))
-        return cast(Tensor, panels(x, most))
+        return cast(Tensor | None, panels(x, most))
 
     def takes_bytes(self, x: Tensor) -> bool:
         """Whether this input is multiplied in bytes."""

@@ -6,7 +6,9 @@ import contextlib
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from numbers import Real
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -241,6 +243,26 @@ def _check_classes(number: Any) -> None:
 def autocasts(x: Tensor) -> bool:
     """Whether autocast is on for the device of `x`; the meta device knows none."""
     return not x.is_meta and torch.is_autocast_enabled(x.device.type)
+
+
+def safe_layout(maps: Tensor, layer: Any) -> Tensor:
+    """Maps ``[N, C, H, W]`` for a layer, channels first where its gradients would corrupt memory.
+
+    Those of a strided 1x1 convolution of fewer than 8 channels that lie last are written beyond
+    their end by torch 2.13 (oneDNN) on processors that have AVX2 alone.
+    """
+    narrow = getattr(layer, "in_channels", 8) < 8
+    strided = narrow and layer.kernel_size == (1, 1) and layer.stride != (1, 1)
+    return maps.contiguous() if strided else maps
+
+
+@cache
+def slow_mkl() -> bool:
+    """Whether torch multiplies by MKL on a processor that is not of MKL's maker."""
+    known = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+    cpu = Path("/proc/cpuinfo")
+    other = cpu.exists() and "AuthenticAMD" in cpu.read_text("utf-8")
+    return known and other and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def transformed(*tensors: Tensor | None) -> bool:

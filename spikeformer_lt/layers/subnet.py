@@ -142,6 +142,10 @@ class _Subnet(nn.Module):
             self._kept = known = state, Kept(self.mask, whole=True)
         return known[1]
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without lists of the mask: a copy counts its changes anew."""
+        return {**self.__dict__, "_kept": None}
+
     def collapse(self) -> Any:
         """The layer that was taken over, with the effective weight, exactly 0 where removed."""
         (plain,) = self._taken

@@ -11,8 +11,6 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -22,7 +20,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.layers.inputs import NeuronConfig, autocasts
+from spikeformer_lt.layers import subnet
+from spikeformer_lt.layers.inputs import NeuronConfig, autocasts, safe_layout, slow_mkl
 from spikeformer_lt.layers.kernels import dispatch
 from spikeformer_lt.layers.neuron import (
     LIF,
@@ -37,7 +36,6 @@ from spikeformer_lt.layers.neuron import (
     make_activation,
     norm_act,
 )
-from spikeformer_lt.layers.subnet import EffectiveConv2d, SubnetConv2d, effective_weight
 
 
 @dataclass(frozen=True)
@@ -180,7 +178,7 @@ class _Unit(Firing):
 
     def folded(self) -> Folded:
         synapse = self.synapse
-        weight, bias = effective_weight(synapse).double(), synapse.bias
+        weight, bias = subnet.effective_weight(synapse).double(), synapse.bias
         shift = weight.new_zeros(len(weight)) if bias is None else bias.detach().double()
         if self.norm is not None:
             scale, offset = affine(self.norm)
@@ -192,38 +190,43 @@ class _Unit(Firing):
 def linear_rows(rows: Tensor, linear: nn.Linear) -> Tensor:
     """``linear(rows)``, of ``[..., D]``.
 
-    torch multiplies by MKL, which runs at half speed on processors of another maker than its own.
-    There the map and its gradients are products of oneDNN. Only the order of the sums differs.
+    torch multiplies by MKL, at half speed on processors of another maker; there the map and its
+    gradients are products of oneDNN. Only the order of the sums differs.
     """
-    kept = getattr(linear.weight, "kept", None)
-    if kept is not None and type(linear) is nn.Linear and not hooked(linear):
-        found = sparse_rows(rows, linear.weight, linear.bias, kept)
-        if found is not None:
-            return found
-    if applies(rows, linear):
-        return product_rows(rows, linear.weight, linear.bias)
-    return linear(rows)  # type: ignore[no-any-return]
+    own, known = isinstance(linear, subnet.EffectiveLinear), type(linear) is nn.Linear
+    if not (own or known) or torch.compiler.is_compiling() or hooked(linear):
+        return linear(rows)  # type: ignore[no-any-return]
+    weight: Tensor = linear.effective_weight() if own else linear.weight  # type: ignore[operator]
+    kept: Any = getattr(weight, "kept", None)
+    if isinstance(linear, subnet.SubnetLinear) and dispatch.takes_numba(rows, rows.numel(), weight):
+        kept = linear.kept()
+    found = None if kept is None else sparse_rows(rows, weight, linear.bias, kept)
+    if found is None and applies(rows, weight):
+        found = product_rows(rows, weight, linear.bias)
+    if found is None:
+        found = F.linear(rows, weight, linear.bias) if own else linear(rows)
+    return found
 
 
 def sparse_rows(
     rows: Tensor, weight: Tensor, bias: Tensor | None, kept: dispatch.Kept
 ) -> Tensor | None:
     """``rows @ weight.T + bias`` by lists of the kept weights; None if that is not faster."""
-    dense = _multiply if _slow_mkl() and rows.dtype == torch.float32 else F.linear
-    return None if autocasts(rows) else dispatch.sparse(rows, weight, bias, kept, dense)
+    if torch.compiler.is_compiling() or autocasts(rows):
+        return None
+    dense = _multiply if slow_mkl() and rows.dtype == torch.float32 else F.linear
+    return dispatch.sparse(rows, weight, bias, kept, dense)
 
 
-def applies(rows: Tensor, linear: nn.Linear) -> bool:
-    """Whether oneDNN multiplies these rows: not with hooks, in graphs or of other dtypes."""
+def applies(rows: Tensor, weight: Tensor) -> bool:
+    """Whether oneDNN multiplies these: not in graphs, and float32 alone."""
     return (
-        rows.dtype == linear.weight.dtype == torch.float32
+        not torch.compiler.is_compiling()
+        and rows.dtype == weight.dtype == torch.float32
         and bool(rows.numel())
-        and _slow_mkl()
+        and slow_mkl()
         and dispatch.mode() != "torch"
-        and type(linear) is nn.Linear
-        and dispatch.is_plain(rows, linear.weight)
-        and not hooked(linear)
-        and not torch.compiler.is_compiling()
+        and dispatch.is_plain(rows, weight)
         and not torch.is_autocast_enabled("cpu")
     )
 
@@ -265,15 +268,6 @@ def _multiply(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     return out
 
 
-@cache
-def _slow_mkl() -> bool:
-    """Whether torch multiplies by MKL on a processor that is not of MKL's maker."""
-    known = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
-    cpu = Path("/proc/cpuinfo")
-    other = cpu.exists() and "AuthenticAMD" in cpu.read_text("utf-8")
-    return known and other and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-
-
 def keeps_size(conv: nn.Conv2d) -> bool:
     """Whether a convolution is 3x3, of all channels, and keeps the size of its maps."""
     sizes = (conv.kernel_size, conv.stride, conv.padding, conv.dilation)
@@ -286,7 +280,7 @@ def conv_rows(rows: Tensor, conv: nn.Conv2d) -> Tensor | None:
 
     It applies to a plain one, a balanced one or a subnet, without hooks, graphs and autocast.
     """
-    own = isinstance(conv, EffectiveConv2d)
+    own, part = (isinstance(conv, k) for k in (subnet.EffectiveConv2d, subnet.SubnetConv2d))
     if not (own or type(conv) is nn.Conv2d) or rows.dim() != 5 or not keeps_size(conv):
         return None
     if autocasts(rows) or hooked(conv):
@@ -294,11 +288,11 @@ def conv_rows(rows: Tensor, conv: nn.Conv2d) -> Tensor | None:
     takes = dispatch.compiles if torch.compiler.is_compiling() else dispatch.takes_conv
     if own and not takes(rows, conv.weight):
         return None
-    weight = conv.effective_weight() if isinstance(conv, EffectiveConv2d) else conv.weight
+    weight: Tensor = conv.effective_weight() if own else conv.weight  # type: ignore[operator]
     kept: Any = getattr(weight, "kept", None)
     out = None
-    if (isinstance(conv, SubnetConv2d) or kept is not None) and dispatch.takes_conv(rows, weight):
-        kept = conv.kept() if isinstance(conv, SubnetConv2d) else kept
+    if (part or kept is not None) and dispatch.takes_conv(rows, weight):
+        kept = conv.kept() if part else kept  # type: ignore[operator]
         out = dispatch.sparse(rows, weight, None, kept, F.linear)
     out = dispatch.conv(rows, weight) if out is None else out
     return out if out is None or conv.bias is None else out + conv.bias
@@ -311,7 +305,7 @@ def map_rows(rows: Tensor, layer: nn.Module) -> Tensor:
         return fast
     maps = rows.flatten(0, 1).permute(0, 3, 1, 2)
     if torch.is_grad_enabled():
-        maps = dispatch.safe_layout(maps, layer)
+        maps = safe_layout(maps, layer)
     return layer(maps).permute(0, 2, 3, 1).unflatten(0, rows.shape[:2])  # type: ignore[no-any-return]
 
 
@@ -480,7 +474,7 @@ def spikes_together(units: Sequence[LinearUnit], tokens: Tensor, T: int) -> Tens
     triton = not numba and dispatch.takes_triton("norm_lif", tokens)
     if not (numba or triton or dispatch.compiles(tokens)):
         return None
-    linear, first = units[0].linear, units[0].norm
+    first = units[0].norm
     found: list[Sequence[Any]] = []
     for unit in units:
         norm, own = unit.norm, unit.linear
@@ -492,10 +486,10 @@ def spikes_together(units: Sequence[LinearUnit], tokens: Tensor, T: int) -> Tens
     weight, bias, scale, shift, mean, var = together
     kept: list[Any] = [getattr(unit.linear.weight, "kept", None) for unit in units]
     current = None
-    if all(kept):
+    if all(kept) and not torch.compiler.is_compiling():
         current = sparse_rows(tokens, weight, bias, kept[0].beside(kept[1:]))
     if current is None:
-        current = (product_rows if applies(tokens, linear) else F.linear)(tokens, weight, bias)
+        current = (product_rows if applies(tokens, weight) else F.linear)(tokens, weight, bias)
     count = first.check(current[..., : first.num_features])
     if first.training:
         mean = var = None

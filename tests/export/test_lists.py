@@ -16,7 +16,7 @@ from spikeformer_lt.export.inference import (
     compact,
 )
 from spikeformer_lt.export.streaming import Stream
-from spikeformer_lt.layers.kernels import dispatch, events, simd
+from spikeformer_lt.layers.kernels import bits, dispatch, events, simd, sparse
 
 
 def pruned(name: str, sparsity: float = 0.5, **options: Any) -> nn.Module:
@@ -83,6 +83,55 @@ def test_hooks_streams_and_changed_weights_see_the_same_network() -> None:
     torch.testing.assert_close(parts, wanted, rtol=0, atol=1e-9)
     net.net.conv_pep.stages[1].synapse.weight.zero_()
     assert not torch.equal(net(x), wanted)
+
+
+@pytest.mark.parametrize("residual", ["add", "iand"])
+def test_hooks_see_tensors_and_may_change_them(residual: str) -> None:
+    """A unit whose output is looked at gives tensors; spikes that a hook halves stay halves."""
+    model = pruned("spikformer_toy", 0.95, residual=residual).float()
+    net, x = compact(model), torch.randn(8, 3, 32, 32)
+    assert sum(layer.lists for layer in net.layers) > 8, net.describe()
+    dense, seen = compact(model).use_lists("never"), []
+    torch.testing.assert_close(net(x), dense(x), rtol=0, atol=0.02)
+    for one in (net, dense):
+        fc1 = one.net.blocks[0].mlp.fc1
+        fc1.register_forward_hook(lambda _, args, out: seen.append((out > 0).float().mean()))
+        fc1.register_forward_hook(lambda _, args, out: 0.5 * out)
+    torch.testing.assert_close(net(x), dense(x), rtol=0, atol=0.02)
+    assert len(seen) == 2 and abs(float(seen[0] - seen[1])) < 1e-3
+
+
+def test_float32_runs_from_lists_and_says_why_it_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = pruned("spikformer_toy", 0.95).float()
+    net, calls, product = compact(model), [], sparse.Product.__call__
+
+    def count(own: sparse.Product, *given: Any) -> Any:
+        calls.append(own)
+        return product(own, *given)
+
+    monkeypatch.setattr(sparse.Product, "__call__", count)
+    net(torch.randn(8, 3, 32, 32))
+    assert len(calls) == sum(layer.lists for layer in net.layers) > 8
+    with pytest.raises(ConfigError, match="how='alwyas'"):
+        net.use_lists("alwyas")
+    assert "so chosen" in compact(model).use_lists("never").describe()
+    monkeypatch.setattr(dispatch, "_broken", True)
+    assert "no kernels run" in net.describe()
+
+
+def test_bits_do_what_tensors_do() -> None:
+    x = (torch.rand(4, 2, 20, 32) < 0.3).float()
+    made = bits.Bits.of(x)
+    for call in (
+        lambda v: v / 2, lambda v: -v, lambda v: v > 0, lambda v: v == 1, lambda v: 2 * v,
+        lambda v: v**2, lambda v: torch.where(v > 0, 1.0, -1.0), abs, len, lambda v: v != v,
+        lambda v: torch.stack(list(v)), lambda v: v @ torch.ones(32, 3), lambda v: 1 - v,
+        lambda v: v[0] + v[1], lambda v: v <= 0,
+    ):  # fmt: skip
+        found = call(made)
+        found = found.dense() if isinstance(found, bits.Bits) else torch.as_tensor(found)
+        assert torch.equal(found, torch.as_tensor(call(x)))
+    assert made in {made} and float(made.sum()) == float(x.sum())
 
 
 @pytest.mark.parametrize("processor", ["avx512", "zen4", "zen5", "avx2"])

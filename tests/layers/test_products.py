@@ -16,7 +16,7 @@ from spikeformer_lt.layers.units import linear_rows
 @pytest.fixture(autouse=True)
 def _everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the fast path whatever the processor."""
-    monkeypatch.setattr(units, "_slow_mkl", lambda: torch.backends.mkldnn.is_available())
+    monkeypatch.setattr(units, "slow_mkl", lambda: torch.backends.mkldnn.is_available())
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -11,9 +11,9 @@ AVX-512 adds under masks, and registers hold the sums of 16; AVX2 spreads masks 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any, Self
 
 import numpy as np
@@ -494,11 +494,31 @@ class Bits:
     def __getitem__(self, place: Any) -> Any:
         return self.dense()[place]
 
+    def __len__(self) -> int:
+        return self.shape[0]
+
     @classmethod
     def __torch_function__(cls, function: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call a function of tensors."""
         args, named = tree_map_only(cls, cls.dense, (args, kwargs or {}))
         return function(*args, **named)
+
+
+def _densely(name: str) -> Callable[..., Any]:
+    def operator(self: Bits, *others: Any) -> Any:
+        others = tuple(x.dense() if isinstance(x, Bits) else x for x in others)
+        return getattr(self.dense(), name)(*others)
+
+    return operator
+
+
+_OPERATORS = (
+    *("rmul", "truediv", "rtruediv", "floordiv", "mod", "pow", "rpow", "matmul", "rmatmul"),
+    *("eq", "ne", "lt", "le", "gt", "ge", "neg", "abs", "bool", "float", "int", "iter"),
+)
+for _name in _OPERATORS:  # what a tensor does, a tensor of the numbers does; == gives a tensor
+    setattr(Bits, f"__{_name}__", _densely(f"__{_name}__"))
+Bits.__hash__ = object.__hash__  # type: ignore[method-assign]
 
 
 def _checked(made: Bits, wrong: Array) -> Bits:
@@ -530,28 +550,6 @@ def pool(x: Bits) -> Bits | None:
     cuts = cut(made.tiles * made.groups, made.words.size * 64, 1)
     run(pool_kernel, cuts, args, counts=x.counts)
     return made
-
-
-@lru_cache(maxsize=256)
-def taps_of(images: int, height: int, width: int, size: int, groups: int) -> tuple[Array, ...]:
-    """Of each tap of a square kernel: words and bits to move by, and the columns with an input."""
-    kind = {1: np.uint16, 2: np.uint32}.get(groups, np.uint64)
-    bits = np.dtype(kind).itemsize * 8
-    columns = images * height * width
-    tiles = -(-columns // (16 * groups))
-    place = np.arange(columns)
-    x, y = place % width, place // width % height
-    around = [
-        (i, j)
-        for i in range(-(size // 2), size // 2 + 1)
-        for j in range(-(size // 2), size // 2 + 1)
-    ]
-    valid = np.zeros((len(around), tiles * 16 * groups), bool)
-    for tap, (i, j) in enumerate(around):
-        valid[tap, :columns] = (y + i >= 0) & (y + i < height) & (x + j >= 0) & (x + j < width)
-    move = np.array([i * width + j for i, j in around])
-    words = np.packbits(valid, axis=1, bitorder="little").view(kind).ravel()
-    return move // bits, (move % bits).astype(kind), words
 
 
 @dataclass(frozen=True)

@@ -140,6 +140,8 @@ def set_mode(asked: str | None = None) -> str:
     asked = os.environ.get(_VARIABLE, "auto") if asked is None else asked
     if asked not in ("auto", "torch", "numba"):
         raise ConfigError(f"{_VARIABLE}={asked!r} is not allowed: auto, torch or numba")
+    if _triton not in ("off", "on"):
+        _read(_triton)
     _mode = asked
     return asked
 
@@ -151,9 +153,13 @@ def mode() -> str:
 
 def read_choice(variable: str = _SPARSE) -> str:
     """What a variable of the environment chooses: auto, always, never; else a ConfigError."""
-    asked = os.environ.get(variable, "auto")
+    return check_choice(variable, os.environ.get(variable, "auto"))
+
+
+def check_choice(name: str, asked: str) -> str:
+    """A choice of this name; raises ConfigError unless it is auto, always or never."""
     if asked not in ("auto", "always", "never"):
-        raise ConfigError(f"{variable}={asked!r} is not allowed: auto, always or never")
+        raise ConfigError(f"{name}={asked!r} is not allowed: auto, always or never")
     return asked
 
 
@@ -261,18 +267,23 @@ def _interprets() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-@cache
-def _faster(path: str, device: torch.device) -> dict[str, float]:
-    """From how many elements on each operation was measured faster; nothing of another device."""
+def _read(path: str) -> tuple[str, dict[str, float]]:
+    """The device of a table of times, and from how many elements on each operation was faster."""
     try:
         found = json.loads(Path(path).read_text("utf-8"))
-        made_on, table = str(found["device"]), {k: float(v) for k, v in found["faster"].items()}
+        return str(found["device"]), {k: float(v) for k, v in found["faster"].items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise ConfigError(
             f"{_TRITON}={path!r} is not allowed: off, on, or a table of times, written by "
             f"benchmarks/triton_clock.py ({reason})"
         ) from None
+
+
+@cache
+def _faster(path: str, device: torch.device) -> dict[str, float]:
+    """From how many elements on each operation was measured faster; nothing of another device."""
+    made_on, table = _read(path)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     if made_on != name:
         log.warning("%s was measured on %s, not on %s: it is not used", path, made_on, name)
@@ -301,7 +312,7 @@ def give_up(error: KernelError) -> None:
             f"{_VARIABLE}=numba, but its kernels failed ({reason}); use auto or torch"
         ) from error
     if not _broken:
-        log.warning("LIF neurons run on torch, slower: the numba kernels failed (%s)", reason)
+        log.warning("all runs on torch, slower: the numba kernels failed (%s)", reason)
     _broken = True
 
 
@@ -377,7 +388,8 @@ class Kept:
     def __init__(self, mask: Tensor, whole: bool = False) -> None:
         self.mask, self.whole = mask, whole
         self.lists: dict[bool, Any] = {}  # by outputs, and with True by inputs
-        self.planes = 1  # of bits that the inputs took; 0 where they are no small whole numbers
+        self.planes = 1  # of bits that the inputs took; 0 where they were no small whole numbers
+        self.calls = 0  # since then
         self.density = int(np.count_nonzero(mask.numpy())) / max(1, mask.numel())
         self._joined: tuple[tuple[Kept, ...], Kept] | None = None
 
@@ -444,13 +456,16 @@ def list_gain(weight: Sequence[int], density: float, digits: int, part: str) -> 
 @contextmanager
 def kept_weights(kept: Mapping[Tensor, Kept]) -> Iterator[None]:
     """Within, weights are 0 where they are not kept, and need no gradient there."""
-    for weight, own in kept.items():
-        weight.kept = own  # type: ignore[attr-defined]
+    before = [(weight, getattr(weight, "kept", None)) for weight in kept]
     try:
+        for weight, own in kept.items():
+            weight.kept = own  # type: ignore[attr-defined]
         yield
     finally:
-        for weight in kept:
-            del weight.kept  # type: ignore[attr-defined]
+        for weight, outer in before:
+            weight.kept = outer  # type: ignore[attr-defined]
+            if outer is None:
+                del weight.kept  # type: ignore[attr-defined]
 
 
 @or_none
@@ -495,17 +510,6 @@ def linear_back(
         return None
     gx = matmul.inputs_back(grad, weight) if wanted[0] else None
     return gx, matmul.weights_back(grad, x) if wanted[1] else None
-
-
-def safe_layout(maps: Tensor, layer: Any) -> Tensor:
-    """Maps ``[N, C, H, W]`` for a layer, channels first where its gradients would corrupt memory.
-
-    Those of a strided 1x1 convolution of fewer than 8 channels that lie last are written beyond
-    their end by torch 2.13 (oneDNN) on processors that have AVX2 alone.
-    """
-    narrow = getattr(layer, "in_channels", 8) < 8
-    strided = narrow and layer.kernel_size == (1, 1) and layer.stride != (1, 1)
-    return maps.contiguous() if strided else maps
 
 
 @or_none

@@ -23,6 +23,8 @@ from spikeformer_lt.layers.kernels.jit import (
     at,
     cut,
     flat,
+    get,
+    inner,
     new,
     outer,
     repeat,
@@ -131,9 +133,19 @@ def count_kernel(lo, hi, sums, x, wide, apart):
         sums[0] += summed(x, r * apart, wide)
 
 
+@inner()
+def _odd(x, i, count, most):
+    """Whether a value is no whole number from 0 to `most`."""
+    wrong = 0
+    for c in range(i, i + count):
+        v = get(x, c)
+        wrong |= (v != np.floor(v)) | (v < 0) | (v > most)
+    return wrong
+
+
 @outer
-def product_kernel(lo, hi, x, channels, parts, levels, order, panel, shift, out, made):
-    """Rows lo to hi of out, the products of rows x.
+def product_kernel(lo, hi, x, channels, parts, levels, order, panel, shift, out, made, odd):
+    """Rows lo to hi of out, the products of rows x, and whether they are odd.
 
     The panels of each of `parts` parts of the channels end with a row of 0.
     """
@@ -150,6 +162,8 @@ def product_kernel(lo, hi, x, channels, parts, levels, order, panel, shift, out,
             for r in range(count):
                 first[r] = n
                 i = (block + r) * channels + part * wide
+                if _odd(x, i, size, x.dtype.type(levels)):
+                    odd[0] = 1
                 for level in range(levels):
                     before = n
                     for c in range(0, size - 7, 8):
@@ -202,15 +216,18 @@ class Panels:
         values[:, :, :-1] = padded.view(count, _PANEL, parts, wide).permute(0, 2, 3, 1)
         return cls(flat(values), flat(shift), made, channels, parts)
 
-    def __call__(self, x: Tensor, levels: int) -> Tensor:
-        """Currents [..., out] of rows x [..., in] of whole numbers from 0 to `levels`."""
-        out = new(x, (*x.shape[:-1], self.made))
+    def __call__(self, x: Tensor, levels: int) -> Tensor | None:
+        """Currents [..., out] of rows x [..., in] of whole numbers from 0 to `levels`.
+
+        None if a value is no such number.
+        """
+        out, odd = new(x, (*x.shape[:-1], self.made)), np.zeros(1, np.int32)
         args = (
             flat(x), self.channels, self.parts, levels, ORDER, self.values, self.shift, flat(out),
-            self.made,
+            self.made, odd,
         )  # fmt: skip
         run(product_kernel, cut(x.numel() // self.channels, x.numel() * self.made // 64, 16), args)
-        return out
+        return None if odd[0] else repeat(_even, out, odd)
 
 
 def suits(x: Tensor, made: int) -> bool:
@@ -227,6 +244,13 @@ def suits(x: Tensor, made: int) -> bool:
     found = bool(sums[0, 0] <= most)
     repeat(_same, sums, most, found)
     return found
+
+
+def _even(out: Tensor, odd: Array) -> Tensor:
+    if odd[0]:
+        odd[0] = 0
+        raise ReplayError("these values are no whole numbers that the layer reads")
+    return out
 
 
 def _same(sums: Array, most: float, found: bool) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Self
 
 import numpy as np
@@ -34,7 +35,6 @@ from spikeformer_lt.layers.kernels.bits import (
     fire,
     make_tuple,
     spread,
-    taps_of,
     wide_type,
     window,
 )
@@ -350,6 +350,28 @@ def weights_kernel(
                     scale = scale + scale
 
 
+@lru_cache(maxsize=256)
+def taps_of(images: int, height: int, width: int, size: int, groups: int) -> tuple[Array, ...]:
+    """Of each tap of a square kernel: words and bits to move by, and the columns with an input."""
+    kind = {1: np.uint16, 2: np.uint32}.get(groups, np.uint64)
+    bits = np.dtype(kind).itemsize * 8
+    columns = images * height * width
+    tiles = -(-columns // (16 * groups))
+    place = np.arange(columns)
+    x, y = place % width, place // width % height
+    around = [
+        (i, j)
+        for i in range(-(size // 2), size // 2 + 1)
+        for j in range(-(size // 2), size // 2 + 1)
+    ]
+    valid = np.zeros((len(around), tiles * 16 * groups), bool)
+    for tap, (i, j) in enumerate(around):
+        valid[tap, :columns] = (y + i >= 0) & (y + i < height) & (x + j >= 0) & (x + j < width)
+    move = np.array([i * width + j for i, j in around])
+    words = np.packbits(valid, axis=1, bitorder="little").view(kind).ravel()
+    return move // bits, (move % bits).astype(kind), words
+
+
 def _given(x: Any, size: int) -> tuple[tuple[Any, ...], tuple[int, int, int], int]:
     """What kernels take of bits or rows x [1, N, C], what they are compiled for, and the tiles."""
     if isinstance(x, Tensor):
@@ -434,10 +456,11 @@ def weights_back(x: Bits | Tensor, lists: Lists, grad: Tensor) -> tuple[Tensor, 
 
 
 _LEAST = 1 << 25  # products, from which a call is repaid
+_AGAIN = 256  # calls with other inputs, after which bits are tried again
 
 
 def ways(weight: Sequence[int], columns: int, density: float, planes: int) -> tuple[bool, ...]:
-    """Whether forward, inputs' and weights' gradient go by lists.
+    """Whether forward, inputs' and weights' gradient go by lists, the last of bits or of numbers.
 
     `planes` is 0 where the inputs are no small whole numbers.
     """
@@ -457,7 +480,7 @@ def ways(weight: Sequence[int], columns: int, density: float, planes: int) -> tu
 
 
 def _factor(bits: Bits | None, rows: Tensor, kept: dispatch.Kept) -> Bits | Tensor:
-    """What the kept weights' gradient reads: rows too where bits are several planes."""
+    """What the kept weights' gradient reads: bits, or rows where these are estimated cheaper."""
     shape = kept.mask.shape
     if bits is None or (bits.planes > 1 and len(shape) == 2 and (
         dispatch.list_gain(shape, kept.density, bits.planes, "weights")
@@ -484,8 +507,11 @@ def product(
         forward, *rest = ways(weight.shape, columns, kept.density, planes)
         return forward, *(way and not kept.whole for way in rest)
 
-    if not weight.is_contiguous() or not any(choose(kept.planes)):
+    if not weight.is_contiguous() or not any(choose(1)):
         return None
+    if kept.planes == 0:  # one odd value is no reason to stay with dense products
+        kept.calls += 1
+        kept.planes = int(kept.calls % _AGAIN == 0)
     rows = x.detach().view(1, -1, x.shape[-1])
     maps = rows.view(1, -1, *x.shape[2:]) if conv else rows
     bits, planes = None, kept.planes

@@ -45,6 +45,24 @@ def test_any_rows_give_the_dense_product(
     torch.testing.assert_close(single.double(), wanted, rtol=0, atol=2e-6 * channels * most)
 
 
+@pytest.mark.parametrize("odd", [0.5, 1.25, 3.0, -1.0, float("nan")])
+@pytest.mark.parametrize("place", [(0, 0), (299, 438), (257, 432)])
+def test_values_that_are_no_events_are_refused(odd: float, place: tuple[int, int]) -> None:
+    """A hook may have changed spikes: then the product is dense, and a replay ends."""
+    torch.manual_seed(0)
+    layer = FoldedLinear(torch.randn(64, 439), torch.randn(64), whole=True)
+    panels, x = events.Panels.of(layer.weight, layer.bias), whole(300, 439, 0.1, 2, torch.float32)
+    assert panels(x, 2) is not None
+    with dispatch.Tape() as tape:
+        panels(x, 2)
+    x[place] = odd
+    assert panels(x, 2) is None
+    run, check = tape.steps
+    run()
+    with pytest.raises(dispatch.ReplayError, match="whole numbers"):
+        check()
+
+
 def test_few_events_of_large_rows_are_listed_and_their_sums_do_not_matter_elsewhere() -> None:
     width = 512
     assert 64 * 128 * width == events.LEAST

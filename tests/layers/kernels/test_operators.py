@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from spikeformer_lt import create_model
+from spikeformer_lt.export.inference import compact
 from spikeformer_lt.layers.inputs import NeuronConfig
 from spikeformer_lt.layers.kernels import dispatch, operators
 from spikeformer_lt.layers.neuron import BatchNorm
@@ -68,6 +69,24 @@ def network(**options: Any) -> Any:
         torch.nn.init.normal_(norm.weight, 1.5, 0.3)
         torch.nn.init.normal_(norm.bias, 0.4, 0.3)
     return model
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_float32_is_one_graph_under_a_mask_too(training: bool) -> None:
+    """float32 has products and lists of its own, which a graph leaves out."""
+    model = network(image_size=32).float().train(training)
+    x = torch.rand(2, 3, 32, 32)
+    masked = {w: dispatch.Kept(w > 0) for w in model.parameters() if w.dim() > 1}
+    for kept in ({}, masked):
+        torch._dynamo.reset()
+        with dispatch.kept_weights(kept), torch.set_grad_enabled(training):
+            found = torch._dynamo.explain(model)(x)
+        assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons
+    if not training:
+        torch._dynamo.reset()
+        with torch.no_grad():
+            found = torch._dynamo.explain(compact(model).net)(x)
+        assert found.graph_break_count == 0, found.break_reasons
 
 
 @pytest.mark.slow

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -14,8 +16,8 @@ from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.kernels import dispatch, jit, simd, sparse, winograd
 from spikeformer_lt.layers.kernels.bits import Bits
 from spikeformer_lt.layers.kernels.lists import Lists
-from spikeformer_lt.layers.subnet import SubnetConv2d
-from spikeformer_lt.layers.units import conv_rows
+from spikeformer_lt.layers.subnet import SubnetConv2d, SubnetLinear
+from spikeformer_lt.layers.units import conv_rows, linear_rows
 
 
 @pytest.fixture(autouse=True)
@@ -199,6 +201,70 @@ def test_choice_follows_density_columns_and_planes(
     density = 0.5 if processor == "zen4" else 0.3
     gained = [sum(sparse.ways(linear, 8192, density, planes)) for planes in (1, 2, 0)]
     assert gained == sorted(gained, reverse=True) and gained[0] > gained[-1]
+
+
+def test_sums_of_spikes_go_by_numbers_where_planes_cost_more(monkeypatch) -> None:
+    monkeypatch.setattr(dispatch, "sparse_mode", lambda: "auto")
+    gains = {"forward": 0.5, "weights": 0.5, "numbers": 2.0}
+    monkeypatch.setattr(dispatch, "list_gain", lambda *given: gains[given[3]])
+    assert sparse.ways((384, 384), 8192, 0.2, 2) == (False, True, True)
+    assert sparse.ways((384, 384), 8192, 0.2, 1) == (False, True, False)
+
+
+def test_one_odd_value_does_not_end_lists(monkeypatch) -> None:
+    x, weight, _, mask, _ = case((1, 2, 8, 8, 32), 48, 1)
+    kept, odd = dispatch.Kept(mask), x.detach().clone()
+    odd[0, 1, 3, 3, 7] = 4.0
+    found = []
+    for values in (x, odd, *[x] * sparse._AGAIN):
+        out = dispatch.sparse(values, weight, None, kept, F.linear)
+        found.append(out is not None)
+        if out is not None:
+            wanted = winograd.direct(values, weight)
+            torch.testing.assert_close(out, wanted, rtol=0, atol=1e-12)
+    assert found[:3] == [True, False, False] and found[-1]
+
+
+def test_kept_weights_nest() -> None:
+    weight = torch.nn.Parameter(torch.ones(16, 16))
+    outer, inner = (dispatch.Kept(torch.rand(16, 16) < 0.5) for _ in range(2))
+    with dispatch.kept_weights({weight: outer}):
+        with dispatch.kept_weights({weight: inner}):
+            assert weight.kept is inner
+        assert weight.kept is outer
+    assert not hasattr(weight, "kept")
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_a_copied_subnet_makes_its_lists_anew(copied, monkeypatch) -> None:
+    torch.manual_seed(0)
+    layer = SubnetConv2d(torch.nn.Conv2d(16, 32, 3, padding=1, bias=False).double(), "weights")
+    x = torch.randint(0, 2, (1, 2, 8, 8, 16)).double()
+    masks = [torch.rand(layer.mask.shape) < 0.3 for _ in range(3)]
+    for mask in masks[:2]:
+        layer.mask.copy_(mask)
+        conv_rows(x, layer)
+    other = copied(layer)
+    other.mask.copy_(masks[2])
+    wanted = winograd.direct(x, other.effective_weight())
+    torch.testing.assert_close(conv_rows(x, other), wanted, rtol=0, atol=1e-12)
+
+
+def test_linear_subnets_train_by_lists(monkeypatch) -> None:
+    torch.manual_seed(0)
+    layer, calls = SubnetLinear(torch.nn.Linear(32, 48).double(), "weights"), []
+    layer.mask.copy_(torch.rand(layer.mask.shape) < 0.3)
+    x = torch.randint(0, 2, (4, 2, 20, 32)).double().requires_grad_()
+    product = sparse.product
+    monkeypatch.setattr(sparse, "product", lambda *a: calls.append(product(*a)) or calls[-1])
+    out, g = linear_rows(x, layer), torch.randn(4, 2, 20, 48).double()
+    found = torch.autograd.grad(out, (x, layer.weight, layer.bias), g)
+    expected = layer(x)
+    wanted = torch.autograd.grad(expected, (x, layer.weight, layer.bias), g)
+    assert calls and calls[0] is not None
+    for a, b in zip((out, *found), (expected, *wanted), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12 * float(b.detach().abs().max()))
+    assert bool((found[1][~layer.mask] != 0).all())
 
 
 @pytest.mark.parametrize("name", ["sparse", "event"])

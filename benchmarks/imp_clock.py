@@ -1,6 +1,7 @@
-"""Time of a search by IMP with lists of the kept weights against the same search without.
+"""Time of a search by IMP or RigL with lists of the kept weights against the same one without.
 
 python benchmarks/imp_clock.py FOLDER --turns 2     # FOLDER holds cifar-10-batches-py
+python benchmarks/imp_clock.py FOLDER --rigl 0.9    # sparse from the first step
 
 Both searches run in turn, as commands of their own (SPIKEFORMER_SPARSE=never and auto). Of each
 round the best training rate over the turns is read from their logs, and the time of all rounds.
@@ -18,22 +19,25 @@ from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).resolve().parents[1]
 LINE = re.compile(
-    r"^(?:\S+ )?(imp-\d+|retrain) epoch .* removed: [^%]* ([\d.]+) % .* (\d+) images/s"
+    r"^(?:\S+ )?(imp-\d+|retrain|sparse_training) epoch .* removed: [^%]* ([\d.]+) % .* "
+    r"(\d+) images/s"
 )
 SETTINGS = (
     "--data.name cifar10 --model.depth 2 --model.T 4 "
     "--data.augment crop4_flip --data.mixup 0 --data.smoothing 0.1 --data.limit-test 100 "
     "--train.optim.lr 3e-3 --train.optim.warmup-epochs 0.5 --train.optim.weight-decay 0.02 "
-    "--imp.epochs 1 --imp.round-epochs 1 --epochs 1 --imp.rewind 1it --imp.fraction 0.2 "
-    "--imp.scope layer"
 )
+IMP = "--imp.epochs 1 --imp.round-epochs 1 --epochs 1 --imp.rewind 1it --imp.fraction 0.2 "
+IMP += "--imp.scope layer"
 
 
 def search(args: argparse.Namespace, how: str, out: Path) -> dict[str, tuple[float, int]]:
     """{phase: (weights removed %, images/s)} of one search."""
-    command = [sys.executable, "-m", "spikeformer_lt", "run", "imp_cifar", *SETTINGS.split()]
+    rigl = f"sparse_training_cifar --method rigl --sparsity {args.rigl} --epochs 3"
+    words = rigl if args.rigl else f"imp_cifar {IMP} --imp.rounds {args.rounds}"
+    command = [sys.executable, "-m", "spikeformer_lt", "run", *words.split(), *SETTINGS.split()]
     command += ["--data.root", str(args.data), "--data.limit-train", str(args.images)]
-    command += ["--imp.rounds", str(args.rounds), "--run.out", str(out)]
+    command += ["--run.out", str(out)]
     command += ["--train.threads", str(args.threads), "--train.batch-size", str(args.batch)]
     width = args.embed_dim
     command += ["--model.embed-dim", str(width), "--model.num-heads", str(width // 32)]
@@ -44,7 +48,8 @@ def search(args: argparse.Namespace, how: str, out: Path) -> dict[str, tuple[flo
     if done.returncode:
         sys.exit(done.stderr)
     found = (LINE.match(line) for line in (done.stdout + done.stderr).splitlines())
-    return {match[1]: (float(match[2]), int(match[3])) for match in found if match}
+    rows = [(match[1], (float(match[2]), int(match[3]))) for match in found if match]
+    return {f"{name} {at + 1}" if args.rigl else name: row for at, (name, row) in enumerate(rows)}
 
 
 def main() -> None:
@@ -52,6 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("--rounds", type=int, default=14)
+    parser.add_argument("--rigl", type=float, default=0.0, help="sparsity of RigL in IMP's place")
     parser.add_argument("--images", type=int, default=1280)
     parser.add_argument("--embed-dim", type=int, default=128)
     parser.add_argument("--batch", type=int, default=64)

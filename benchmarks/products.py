@@ -6,8 +6,8 @@ python benchmarks/products.py --threads 1 --rounds 21
 Both ways of each operation run in turn, round after round, so that a busy machine slows them alike;
 figures are medians, ratios are theirs over ours, above 1 is better. The same run checks in float64
 that both give the same, to rounding. "theirs" is oneDNN for convolutions and, on an AMD processor,
-for linear maps (torch itself would ask MKL there, which is slower still), and torch's batched
-products for attention.
+for linear maps (torch itself would ask MKL there, which is slower still), torch's batched
+products for attention, and our kernel of numbers for that of bits.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from spikeformer_lt.layers.inputs import NeuronConfig
 from spikeformer_lt.layers.kernels import matmul, winograd
+from spikeformer_lt.layers.kernels.bits import Bits, Neurons
 from spikeformer_lt.layers.kernels.dispatch import lif
 from spikeformer_lt.runtime import keep_heap
 
@@ -32,6 +33,7 @@ CONVS = [(32, 32, 48, 96), (32, 32, 96, 192), (32, 16, 192, 384), (32, 8, 384, 3
 CONVS += [(64, 32, 32, 64), (64, 16, 64, 128), (64, 8, 128, 128)]  # images x steps, side, C, C'
 LINEARS = [(2048, 384, 1152), (2048, 384, 1536), (2048, 1536, 384), (4096, 128, 512)]
 ATTENTIONS = [(4, 8, 64, 384, 12), (4, 8, 44, 384, 12), (16, 2, 64, 256, 16)]
+SPIKES = [(4, 1, 64, 384, 12), (4, 32, 64, 384, 12), (4, 8, 64, 256, 8), (4, 8, 64, 128, 4)]
 FIRINGS = [(4, 44, 384, 1536), (4, 44, 1536, 384), (4, 1408, 384, 1536)]
 
 Ways = dict[str, tuple[Callable[[], object], Callable[[], object]]]
@@ -114,11 +116,24 @@ def firing(T: int, n: int, wide: int, tall: int, dtype: torch.dtype) -> Ways:
     return {"one pass": (theirs, lambda: matmul.linear_lif(x, panels, shift, None, T, p)[0])}
 
 
+def attend_spikes(T: int, B: int, N: int, dim: int, heads: int, dtype: torch.dtype) -> Ways:
+    """Attention and its neurons in inference, of spikes as bits against the kernel of numbers."""
+    x, p = (torch.rand(T, B, N, 3 * dim) < 0.2).to(dtype), NeuronConfig()
+    made, neurons = Bits.of(x), Neurons.of(p)
+    numbers = x.unflatten(-1, (3, -1))
+
+    def theirs() -> Tensor:
+        return lif(matmul.attended(numbers, heads, 0.125), None, T, p)[0]
+
+    return {"bits": (theirs, lambda: matmul.attend_bits(made, heads, 0.125, neurons))}
+
+
 def check(ways: Ways) -> float:
     """Largest difference between the two ways over the largest value."""
     gaps = []
     for theirs, ours in ways.values():
         a, b = theirs(), ours()
+        b = b.dense() if isinstance(b, Bits) else b
         assert isinstance(a, Tensor) and isinstance(b, Tensor)
         gaps.append(float((a - b).detach().abs().max() / a.detach().abs().max()))
     return max(gaps)
@@ -152,6 +167,7 @@ def main() -> None:
         ("convolution images x steps, side, C, C'", convolution, CONVS),
         ("linear rows, D, D'", linear, LINEARS),
         ("attention T, B, N, D, heads", attend, ATTENTIONS),
+        ("attention and LIF T, B, N, D, heads", attend_spikes, SPIKES),
         ("linear and LIF T, rows, D, D'", firing, FIRINGS),
     ]
     for title, make, shapes in groups:

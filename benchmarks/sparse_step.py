@@ -24,6 +24,9 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import spikeformer_lt  # before torch: one OpenMP for all
+
+# isort: split
 import torch
 from torch import Tensor, nn
 
@@ -159,7 +162,8 @@ def main() -> None:
     ]
     name = known[0].split(":")[1].strip() if known else platform.processor()
     clock = time.perf_counter if args.clock == "wall" else time.process_time
-    print(f"{name}, {torch.get_num_threads()} threads, {args.model}, batch {args.batch}")
+    print(f"{name}, {torch.get_num_threads()} threads, {args.model}, batch {args.batch}, "
+          f"OpenMP {spikeformer_lt.OPENMP}")  # fmt: skip
     print(f"{args.clock} time; freed memory: {keep_heap()}")
     print("| sparsity | firing | dense ms | lists ms | ratio | new lists ms | float64 difference |")
     print("|---|---|---|---|---|---|---|")

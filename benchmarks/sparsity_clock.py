@@ -3,6 +3,7 @@
 python benchmarks/sparsity_clock.py
 python benchmarks/sparsity_clock.py --batches 1 --threads 1 --sparsities 0.9 --rounds 5 --out /tmp/c
 python benchmarks/sparsity_clock.py --part layers
+python benchmarks/sparsity_clock.py --part step         # training steps, batch 8
 python benchmarks/sparsity_clock.py --mask erk --residuals add
 python benchmarks/sparsity_clock.py --before FOLDER     # a checkout of an earlier commit
 python benchmarks/sparsity_clock.py --model spiking_vgg16 --residuals add --batches 1
@@ -14,12 +15,14 @@ turn, round after round; figures are medians, ratios are those of our own dense 
 of the dense layer. The same run compares the logits in float64. "sops" is the bound that counting
 operations gives: the share of weights kept, in the layers that are pruned, and the rest as it is.
 With --before an earlier checkout's dense compact network of the same weights runs in turn with
-them, in a process of its own.
+them, in a process of its own that times itself. A single linear map is compared with our own dense
+one (oneDNN) and, in columns of their own, with torch's dense and CSR products.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import csv
 import json
 import math
@@ -43,7 +46,7 @@ from torch import Tensor, nn
 
 from spikeformer_lt import Mask
 from spikeformer_lt.export.inference import CompactModel, compact
-from spikeformer_lt.export.synapses import fire
+from spikeformer_lt.export.synapses import FoldedLinear, fire
 from spikeformer_lt.layers import EncoderBlock
 from spikeformer_lt.layers.inputs import NeuronConfig
 from spikeformer_lt.layers.kernels import bits, dispatch, sparse
@@ -135,7 +138,7 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def timed(ways: dict[str, Callable[[], object]], rounds: int, clock: str) -> dict[str, float]:
-    """Median milliseconds of each way."""
+    """Median milliseconds of each way; one that returns a float has timed itself."""
     now = CLOCKS[clock]
     seen: dict[str, list[float]] = {name: [] for name in ways}
     for way in ways.values():
@@ -143,8 +146,8 @@ def timed(ways: dict[str, Callable[[], object]], rounds: int, clock: str) -> dic
     for _ in range(rounds):
         for name, way in ways.items():
             start = now()
-            way()
-            seen[name].append(1e3 * (now() - start))
+            own = way()
+            seen[name].append(own if isinstance(own, float) else 1e3 * (now() - start))
     return {name: statistics.median(found) for name, found in seen.items()}
 
 
@@ -217,29 +220,31 @@ def spikingjelly() -> Callable[[Tensor], Tensor]:
 def earlier(
     args: argparse.Namespace, residual: str, model: Any, x: Tensor, threads: int
 ) -> tuple[Callable[[], float], float]:
-    """What runs the earlier checkout's dense network once, and how far its logits are from ours."""
-    process = _process(args.before)
+    """What runs the earlier checkout's dense network once, in ms, and its logits' gap to ours."""
+    process = _process(args.before.resolve())
 
     def answer(line: str) -> Any:
         process.stdin.write(line + "\n")
         process.stdin.flush()
-        return json.loads(process.stdout.readline())
+        return json.loads(process.stdout.readline() or sys.exit("the earlier checkout failed"))
 
     with TemporaryDirectory() as folder:
         file = f"{folder}/network.safetensors"
         save_file(model.state_dict() | {"images": x}, file)
         asked = {"model": args.model, "residual": residual, "file": file, "threads": threads}
-        theirs = torch.tensor(answer(json.dumps(asked)), dtype=torch.double)
+        theirs = torch.tensor(answer(json.dumps(asked | {"clock": args.clock})), dtype=torch.double)
     ours = compact(model.double()).use_lists("never")(x[:1].double()).flatten()
     model.float()
     return partial(answer, ""), float((ours - theirs).abs().max())
 
 
 @cache
-def _process(checkout: str) -> Any:
+def _process(checkout: Path) -> Any:
+    """A process that runs earlier.py with the code of a checkout."""
+    own = {"PYTHONPATH": str(checkout), "SPIKEFORMER_SPARSE": "never"}
     return subprocess.Popen(
         [sys.executable, Path(__file__).with_name("earlier.py")], text=True, cwd=checkout,
-        env=os.environ | {"PYTHONPATH": checkout}, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        env=os.environ | own, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
     )  # fmt: skip
 
 
@@ -272,6 +277,9 @@ def layers(args: argparse.Namespace) -> list[dict[str, Any]]:
                 product = sparse.Product.of(weight, bias, p)
                 unit = nn.Conv2d(C, D, 3, padding=1) if side else nn.Linear(C, D)
                 unit.weight, unit.bias = nn.Parameter(weight), nn.Parameter(bias)
+                theirs = unit
+                if not side:
+                    unit = FoldedLinear(weight, bias)
                 csr = weight.flatten(1).to_sparse_csr()
 
                 def whole(unit: Any = unit, x: Tensor = x, side: Any = side) -> object:
@@ -282,6 +290,7 @@ def layers(args: argparse.Namespace) -> list[dict[str, Any]]:
                 }  # fmt: skip
                 if not side:
                     ways["csr"] = lambda x=x, csr=csr: csr @ x.flatten(0, -2).t()
+                    ways["torch"] = partial(theirs, x)
                 same = float((product(made, 4).dense() != whole()).double().mean())
                 for threads in args.threads:
                     torch.set_num_threads(threads)
@@ -291,11 +300,38 @@ def layers(args: argparse.Namespace) -> list[dict[str, Any]]:
                         "threads": threads, "columns": x[..., 0].numel(), "sparsity": sparsity,
                         "dense_ms": took["dense"], "ours_ms": took["ours"],
                         "ratio": took["dense"] / took["ours"], "sops": 1 / (1 - sparsity),
-                        "csr": took["dense"] / took.get("csr", float("inf")), "gap": same,
+                        "csr": took["dense"] / took.get("csr", float("inf")),
+                        "torch": took["dense"] / took.get("torch", float("inf")), "gap": same,
                         "firing": f"{float(x.mean()):.2f}",
                     })  # fmt: skip
                     print(shown(rows[-1]), flush=True)
     return rows
+
+
+def steps(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Rows of training steps at a mask of one rate in every layer."""
+    import sparse_step as own
+
+    sizes = {"embed_dim": None, "depth": None, "num_heads": None}
+    given, found = argparse.Namespace(model=args.model, **sizes), []
+    for sparsity in args.sparsities:
+        for threads in args.threads:
+            torch.set_num_threads(threads)
+            model, hook = own.build(given, sparsity)
+            x, y = own.inputs(model, 8)
+            seen, ways = own.rates(model, x).values(), {}
+            for how in ("dense", "ours"):
+                pair = copy.deepcopy((model, hook))
+                ways[how] = own.stepper(*pair, x, y, how == "ours")
+            took = timed(ways, args.rounds, args.clock)
+            found.append({
+                "what": f"training step of {args.model}", "threads": threads, "columns": 8,
+                "sparsity": sparsity, "dense_ms": took["dense"], "ours_ms": took["ours"],
+                "ratio": took["dense"] / took["ours"], "sops": 1 / (1 - sparsity),
+                "gap": own.check(given, sparsity), "firing": f"{min(seen):.2f} to {max(seen):.2f}",
+            })  # fmt: skip
+            print(shown(found[-1]), flush=True)
+    return found
 
 
 def shown(row: dict[str, Any]) -> str:
@@ -321,12 +357,18 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
             kept = 100 * (1 - float(row["sparsity"]))
             lines.setdefault(row["what"], set()).add((kept, float(row["ratio"])))
             lines.setdefault("bound by operations", set()).add((kept, float(row["sops"])))
+            others = {"csr": "torch's CSR", "peer_ratio": "spikingjelly's dense network"}
+            for column, name in others.items():
+                if row.get(column) and float(row[column]):
+                    by = float(row[column]) if column == "csr" else _against(row)
+                    lines.setdefault(name, set()).add((kept, by))
         limit = lines.pop("bound by operations")
         axes.plot(
             *zip(*sorted(limit), strict=True), "--", color="grey", label="bound by operations"
         )
         for at, (name, points) in enumerate(lines.items()):
-            axes.plot(*zip(*sorted(points), strict=True), **style(at), label=name)
+            middle = [(k, statistics.median(r for q, r in points if q == k)) for k, _ in points]
+            axes.plot(*zip(*sorted(set(middle)), strict=True), **style(at), label=name)
         axes.axhline(1.0, color="grey", linewidth=0.8)
         axes.set(title=title, xlabel="weights kept (%), log scale", yscale="log")
         axes.set_ylim(0.5, 24)
@@ -337,11 +379,18 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
         axes.legend(frameon=False, fontsize=8, loc="upper left")
     made.supylabel("times as fast as our dense form", fontsize=10)
     what = "Single layers" if layers else "Whole networks for 32x32 images"
+    if "training" in rows[0]["what"]:
+        what = "Training steps of a Spikformer-4-384"
     made.suptitle(
         f"{what}, dense against lists of kept weights\nno data set: random inputs, weights and "
         "masks, 1 seed; medians of interleaved rounds: no bars", fontsize=10,
     )  # fmt: skip
     save_picture(made, path)
+
+
+def _against(row: dict[str, Any]) -> float:
+    """How many times as fast as our dense form the peer is."""
+    return float(row["ratio"]) / float(row["peer_ratio"])
 
 
 def _kind_of(row: dict[str, Any]) -> str:
@@ -360,7 +409,7 @@ def processor() -> str:
 def main() -> None:
     """Measure, print, and write CSV and picture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--part", choices=("whole", "layers"), default="whole")
+    parser.add_argument("--part", choices=("whole", "layers", "step"), default="whole")
     parser.add_argument("--model", default="spikformer_cifar")
     parser.add_argument("--mask", default="layer", choices=("layer", "global", "erk"))
     parser.add_argument("--weights", help="safetensors of the model: masks are made of these")
@@ -372,16 +421,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall", help="cpu: busy machines")
     parser.add_argument("--peer", action="store_true", help="time spikingjelly's dense 4-384, too")
-    parser.add_argument("--before", metavar="FOLDER", help="checkout of an earlier commit")
+    parser.add_argument(
+        "--before", type=Path, metavar="FOLDER", help="checkout of an earlier commit"
+    )
     parser.add_argument("--out", default="", help="folder of sparsity_clock.csv and .png")
     args = parser.parse_args()
     keep_heap()
     print(f"{processor()}; torch {torch.__version__}")
-    rows = whole(args) if args.part == "whole" else layers(args)
+    rows = {"whole": whole, "layers": layers, "step": steps}[args.part](args)
     if args.out:
         folder = Path(args.out)
         folder.mkdir(parents=True, exist_ok=True)
-        stem = "sparsity_clock" if args.part == "whole" else "sparsity_clock_layers"
+        stem = "sparsity_clock" + f"_{args.part}" * (args.part != "whole")
         with (folder / f"{stem}.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()

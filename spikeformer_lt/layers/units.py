@@ -212,17 +212,16 @@ def sparse_rows(
     rows: Tensor, weight: Tensor, bias: Tensor | None, kept: dispatch.Kept
 ) -> Tensor | None:
     """``rows @ weight.T + bias`` by lists of the kept weights; None if that is not faster."""
-    if torch.compiler.is_compiling() or autocasts(rows):
+    if autocasts(rows):
         return None
     dense = _multiply if slow_mkl() and rows.dtype == torch.float32 else F.linear
     return dispatch.sparse(rows, weight, bias, kept, dense)
 
 
 def applies(rows: Tensor, weight: Tensor) -> bool:
-    """Whether oneDNN multiplies these: not in graphs, and float32 alone."""
+    """Whether oneDNN multiplies these, outside of graphs: float32 alone."""
     return (
-        not torch.compiler.is_compiling()
-        and rows.dtype == weight.dtype == torch.float32
+        rows.dtype == weight.dtype == torch.float32
         and bool(rows.numel())
         and slow_mkl()
         and dispatch.mode() != "torch"
@@ -280,7 +279,7 @@ def conv_rows(rows: Tensor, conv: nn.Conv2d) -> Tensor | None:
 
     It applies to a plain one, a balanced one or a subnet, without hooks, graphs and autocast.
     """
-    own, part = (isinstance(conv, k) for k in (subnet.EffectiveConv2d, subnet.SubnetConv2d))
+    own, part = isinstance(conv, subnet.EffectiveConv2d), isinstance(conv, subnet.SubnetConv2d)
     if not (own or type(conv) is nn.Conv2d) or rows.dim() != 5 or not keeps_size(conv):
         return None
     if autocasts(rows) or hooked(conv):
@@ -485,11 +484,12 @@ def spikes_together(units: Sequence[LinearUnit], tokens: Tensor, T: int) -> Tens
     together: list[Any] = [None if p[0] is None else torch.cat(p) for p in zip(*found, strict=True)]
     weight, bias, scale, shift, mean, var = together
     kept: list[Any] = [getattr(unit.linear.weight, "kept", None) for unit in units]
-    current = None
-    if all(kept) and not torch.compiler.is_compiling():
+    current, eager = None, not torch.compiler.is_compiling()
+    if eager and all(kept):
         current = sparse_rows(tokens, weight, bias, kept[0].beside(kept[1:]))
     if current is None:
-        current = (product_rows if applies(tokens, weight) else F.linear)(tokens, weight, bias)
+        fast = eager and applies(tokens, weight)
+        current = (product_rows if fast else F.linear)(tokens, weight, bias)
     count = first.check(current[..., : first.num_features])
     if first.training:
         mean = var = None

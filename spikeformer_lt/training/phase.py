@@ -6,6 +6,7 @@ rewind to, hold a mask, change it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any, TypeAlias
@@ -21,6 +22,8 @@ from spikeformer_lt.mask import Mask
 from spikeformer_lt.training.optim import Ema
 from spikeformer_lt.training.options import OptimConfig, Step
 from spikeformer_lt.training.ranks import from_first, share_buffers, together
+
+log = logging.getLogger(__name__)
 
 BEGIN = Step()  # of a phase
 
@@ -292,6 +295,7 @@ class Masked(Hook):
     mask: Mask
     _factors: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
     _kept: dict[str, Kept] = field(default_factory=dict, init=False, repr=False)
+    _told: bool = field(default=False, init=False, repr=False)
 
     def start(self, model: nn.Module, steps_per_epoch: int, epochs: int) -> None:
         """Clear what is removed before the optimizer and the weight average see it."""
@@ -320,6 +324,12 @@ class Masked(Hook):
     def after_step(self, model: nn.Module, updates: int) -> None:
         """Set removed weights to +0.0."""
         self.mask.apply_(model)
+        if self._kept and not self._told:
+            self._told = True
+            parts = ("forward", "inputs' gradient", "weights' gradient")
+            counts = zip(parts, *(own.chosen for own in self._kept.values()), strict=True)
+            told = ", ".join(f"{part} {sum(own)}" for part, *own in counts)
+            log.info("masked layers that skip removed weights, of %d: %s", len(self._kept), told)
 
 
 class Rewired(Masked):

@@ -21,6 +21,7 @@ from spikeformer_lt.events.frame import EventOptions
 from spikeformer_lt.export import Stream, compact, export_ticket, load_exported, read_ticket
 from spikeformer_lt.images.loader import ArrayImages
 from spikeformer_lt.images.splits import Splits, make_splits
+from spikeformer_lt.layers.kernels import dispatch, sparse
 from spikeformer_lt.layers.patches import patches_of, selections
 from spikeformer_lt.layers.stems import stem_of
 from spikeformer_lt.layers.subnet import get_masks, subnets
@@ -267,6 +268,20 @@ def check_export(
         assert sum(load_exported(folder).removed.values()) >= gone > 0, "channels are still there"
 
 
+def check_lists(folder: Path) -> None:
+    """The compact network runs from lists of what the mask kept, with the logits of the dense."""
+    plain = load_exported(folder, plain=True).double().eval()
+    net = compact(plain)
+    x = torch.rand(2, plain.in_channels, *plain.image_size).double()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dispatch, "_mode", "numba")
+        dense, calls, call = net.use_lists("never")(x), [], sparse.Product.__call__
+        patch.setattr(sparse.Product, "__call__", lambda *given: calls.append(0) or call(*given))
+        listed = net.use_lists("always")(x)
+    assert min(len(calls), sum(layer.lists for layer in net.layers)) > 2
+    torch.testing.assert_close(listed, dense, rtol=0, atol=1e-9)
+
+
 def bits(tensor: torch.Tensor) -> tuple[torch.dtype, torch.Size, bytes]:
     """What `torch.equal` does not tell apart: -0.0 and 0.0."""
     return tensor.dtype, tensor.shape, tensor.numpy(force=True).tobytes()
@@ -283,6 +298,8 @@ def test_ticket_is_exact_and_starts_from_the_rewind_state(case, make, run, tmp_p
     assert Ticket.load(tmp_path / "ticket").mask == ticket.mask
     own = make() if make.known[0].startswith("module:") else None
     check_export(ticket, *make.known, tmp_path / "packed", own)
+    if own is None:
+        check_lists(tmp_path / "packed")
 
 
 def lost_and_won(older: Mask, newer: Mask) -> tuple[int, int]:

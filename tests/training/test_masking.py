@@ -107,7 +107,8 @@ def test_a_weight_that_returns_starts_at_zero_with_fresh_moments(kind):
     assert restored.mask == second
 
 
-def test_lists_are_made_once_a_mask_and_a_step_by_them_is_the_dense_one(monkeypatch):
+def test_lists_are_made_once_a_mask_and_a_step_by_them_is_the_dense_one(monkeypatch, caplog):
+    caplog.set_level("INFO")
     monkeypatch.setattr(dispatch, "_mode", "numba")
     monkeypatch.setattr(dispatch, "sparse_mode", lambda: "always")
     found = []
@@ -129,12 +130,15 @@ def test_lists_are_made_once_a_mask_and_a_step_by_them_is_the_dense_one(monkeypa
                 model(x).square().sum().backward()
             used = [own for own in kept.values() if own.lists or own._joined]
             assert len(used) == (4 if lists else 0)  # q, k and v are listed together
+            assert all(own.chosen == (True, True, True) for own in kept.values())
             assert not any(hasattr(w, "kept") for w in model.parameters())
             again = hooks.kept(model, BEGIN)
             assert all(again[weight] is own for weight, own in kept.items())
             hooks.after_backward(model, optimizer, BEGIN)
             optimizer.step()
             hooks.after_step(model, update + 1, None)
+            told = "of 6: forward 6, inputs' gradient 6, weights' gradient 6"
+            assert (told in caplog.text) == lists
             if update == 1:
                 hook.change(Mask.random_like(hook.mask, 1), model, optimizer)
                 assert not any(own is again[w] for w, own in hooks.kept(model, BEGIN).items())

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 from accelerate import Accelerator
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from spikeformer_lt import create_dataset, create_model
 from spikeformer_lt.errors import ConfigError, DataError
 from spikeformer_lt.images.augment import Augment, Mixing
-from spikeformer_lt.training.monitor import EpochProgress
+from spikeformer_lt.training.monitor import EpochProgress, NonFiniteGuard
 from spikeformer_lt.training.options import OptimConfig, TrainConfig
 from spikeformer_lt.training.phase import Phase
 from spikeformer_lt.training.run import RunDir
@@ -102,3 +103,54 @@ def test_a_step_reads_one_number_however_deep_the_network(tmp_path, monkeypatch)
         counts.append(len(reads))
     # 2 steps: of each the images are looked at and one flag is read, on the host here.
     assert counts[0] == counts[1] <= 2 * 3, counts
+
+
+class Reads(TorchDispatchMode):
+    """Counts what makes a host wait for a device: values that Python gets from tensors.
+
+    What loads `batches` is not counted, as that is on the host.
+    """
+
+    def __init__(self, batches):
+        super().__init__()
+        self.found, self.batches, self.loads = [], batches, False
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        self.loads = True
+        try:
+            return next(self.batches)
+        finally:
+            self.loads = False
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        waits = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags)
+        if waits and not self.loads:
+            self.found.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_step_reads_no_value_of_the_device_unless_it_is_due(optimizer, tmp_path, monkeypatch):
+    """On a GPU 15 of 16 steps leave the guard's findings there; here as if this were one."""
+    counts, step = [], PhaseRun._step
+
+    def reads(self, at):
+        return at + 1 == self.steps
+
+    def counted(self, batches):
+        with Reads(batches) as mode:
+            step(self, mode)
+        counts.append((reads(self, self.at.step), mode.found))
+
+    def on_a_device(self, images, indices):
+        self._batches.append((images, indices))
+
+    monkeypatch.setattr(NonFiniteGuard, "check_batch", on_a_device)
+    monkeypatch.setattr(PhaseRun, "_reads", reads)
+    monkeypatch.setattr(PhaseRun, "_step", counted)
+    fitted(tmp_path, optim=OptimConfig(opt=optimizer, lr=1e-2, clip_grad=1.0))
+    assert [due for due, _ in counts] == [False, False, True] * 2
+    assert all(len(found) == int(due) for due, found in counts), counts

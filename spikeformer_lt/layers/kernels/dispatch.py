@@ -390,6 +390,8 @@ class Kept:
         self.lists: dict[bool, Any] = {}  # by outputs, and with True by inputs
         self.planes = 1  # of bits that the inputs took; 0 where they were no small whole numbers
         self.calls = 0  # since then
+        self.chosen: Sequence[bool] = (False, False, False)  # of the last step's products
+        self.parts: Sequence[Kept] = ()
         self.density = int(np.count_nonzero(mask.numpy())) / max(1, mask.numel())
         self._joined: tuple[tuple[Kept, ...], Kept] | None = None
 
@@ -397,6 +399,7 @@ class Kept:
         """Entries of this weight and then of `others`, output by output."""
         if self._joined is None or self._joined[0] != tuple(others):
             made = Kept(torch.cat([self.mask, *(other.mask for other in others)]))
+            made.parts = (self, *others)
             self._joined = tuple(others), made
         return self._joined[1]
 

@@ -520,6 +520,8 @@ def product(
         planes += bits is None
     kept.planes = planes = 0 if bits is None else planes
     chosen = choose(planes)
+    for own in (kept, *kept.parts):
+        own.chosen = chosen
     if not any(chosen):
         return None
     out: Tensor = SparseFunction.apply(x, weight, bias, kept, bits, chosen, dense)  # type: ignore[no-untyped-call]

@@ -68,7 +68,9 @@ def test_the_kernels_hold_for_registers_of_32_bytes(tmp_path: Path) -> None:
         pytest.skip("the other tests ran with these")
     here = Path(__file__).parent
     names = ("tiles", "winograd", "dense", "attending", "fused", "sparse", "sparse_training")
-    files = [str(here / f"test_{name}.py") for name in names]
+    files = [str(here / f"test_{name}.py") for name in (*names, "events")]
+    exports = here.parents[1] / "export"
+    files += [str(exports / f"test_{name}.py") for name in ("lists", "replay")]
     old = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma,+sse4.2"}
     env = {**os.environ, **old, "NUMBA_CACHE_DIR": str(tmp_path)}
     check = "from spikeformer_lt.layers.kernels.simd import BYTES; assert BYTES == 32"

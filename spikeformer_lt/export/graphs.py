@@ -220,7 +220,7 @@ def use_integers(proto: Any, model: CompactModel) -> int:
         f"{start}{name}.weight": layer
         for start in ("", "net.")  # alone, or behind its normalisation
         for name, layer in model.net.named_modules()
-        if isinstance(layer, FoldedConv2d) and layer.as_bytes
+        if isinstance(layer, FoldedConv2d) and layer.has_bytes()
     }
     graph, nodes, done = proto.graph, [], 0
     for node in graph.node:

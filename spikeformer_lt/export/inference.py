@@ -34,7 +34,9 @@ from spikeformer_lt.export.synapses import (
     fire,
     fire_linear,
     has_byte_products,
+    sees_tensors,
     select_channels,
+    tensors_alone,
 )
 from spikeformer_lt.layers.attention import (
     EncoderBlock,
@@ -95,11 +97,8 @@ class CompactModel(nn.Module):
     """
 
     def __init__(
-        self,
-        net: nn.Module,
-        removed: dict[str, int] | None,
-        preprocess: Preprocess | None = None,
-    ) -> None:
+        self, net: nn.Module, removed: dict[str, int] | None, preprocess: Preprocess | None = None
+    ) -> None:  # fmt: skip
         super().__init__()
         self.net, self.removed, self.preprocess = net, removed, preprocess
         self.layers: tuple[LayerChoice, ...] = ()
@@ -123,14 +122,16 @@ class CompactModel(nn.Module):
             reads = getattr(self.net.get_submodule(after), "by_lists", False)
             units[name].emits_bits = reads and not units[name].by_lists
         self.layers, self._lists = tuple(layers.values()), how
+        self._parts = [m for m in self.net.modules() if next(m.children(), None) is not None]
         return self
 
     def describe(self) -> str:
         """How the layers run on float32 of a CPU and at most 16 steps, in one line."""
         off = dispatch.mode() == "torch" or dispatch.is_broken()
         taken = [layer for layer in self.layers if layer.lists and not off]
-        why = "so chosen" if self._lists == "never" else "that is not faster"
-        told = f"no layer skips removed weights: {'no kernels run' if off else why}"
+        why = "that is not faster" if any(x.ratio for x in self.layers) else "no cost is known"
+        why = "no kernels run" if off else "so chosen" if self._lists == "never" else why
+        told = f"no layer skips removed weights: {why}"
         if taken:
             kept = [100 * layer.density for layer in taken]
             told = (
@@ -144,8 +145,8 @@ class CompactModel(nn.Module):
     __repr__ = described
 
     def forward(self, x: Tensor) -> Tensor:
-        """Classify, without a graph for gradients."""
-        with torch.no_grad():
+        """Classify, without a graph for gradients; dense where hooks see parts of the network."""
+        with torch.no_grad(), tensors_alone(any(map(observed, self._parts))):
             return cast(Tensor, self.net(x))
 
     def predict(self, x: Any, preprocess: Preprocess | None = None) -> list[Prediction]:
@@ -176,9 +177,8 @@ class CompactModel(nn.Module):
                 "and no state carried: otherwise call the network itself"
             )
         if halts(self.net):
-            raise ExportError(
-                "tokens or images of this network halt, which chooses what is computed; call it"
-            )
+            halting = "tokens or images of this network halt, which chooses what is computed"
+            raise ExportError(f"{halting}; call it")
         held, busy = example.detach().clone(), threading.Lock()
         run, out = (_cuda_graph if example.is_cuda else _tape)(self, held)
 
@@ -409,12 +409,12 @@ class FoldedUnit(Firing, nn.Module):
     def product(self, x: Any, T: int) -> Any:
         """Spikes as bits, or currents where no neuron follows; None if the unit runs dense."""
         synapse, act = self.synapse, self.act
-        if not self.by_lists or x.shape[0] not in (1, T) or T > 16 or not takes_bits(x):
+        fits = self.by_lists and not sees_tensors()
+        if not fits or x.shape[0] not in (1, T) or T > 16 or not takes_bits(x):
             return None
         fits = x.dtype == synapse.weight.dtype and x.shape[-1] == synapse.weight.shape[1]
         neurons = None if act is None else constants_from_rest(act)
-        seen = observed(synapse) or observed(self)  # hooks see tensors
-        if not fits or seen or (neurons is None and act is not None):
+        if not fits or observed(synapse) or (neurons is None and act is not None):
             return None
         sources, kind = (synapse.weight, synapse.bias), dispatch.load("sparse").Product
         made = synapse.cache.derive("lists", sources, lambda: kind.of(*sources, neurons), neurons)
@@ -424,8 +424,8 @@ class FoldedUnit(Firing, nn.Module):
 
     def fire(self, current: Tensor, T: int, stream: Any = None) -> Any:
         """Spikes of the unit's current, as bits where the next layer reads bits, plus a stream."""
-        emits = self.emits_bits and current.shape[-1] % 16 == 0 and T <= 16
-        emits = emits and takes_bits(current) and not (observed(self.synapse) or observed(self))
+        emits = self.emits_bits and current.shape[-1] % 16 == 0 and T <= 16 and not sees_tensors()
+        emits = emits and takes_bits(current) and not observed(self.synapse)
         found = fire_bits(self.act, current, T) if emits else None
         if found is None and (stream is None or isinstance(stream, Tensor)):
             return fire(self.act, current, T, self.synapse, stream)

@@ -6,10 +6,12 @@ linear maps run on weights in oneDNN's own order.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
+import threading
 import weakref
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -25,12 +27,30 @@ MOST_EVENTS = 16  # of a value: as many entries of a list are kept ready
 FEW_ROWS = 256  # of a step; the fused pass gains 5 to 14 % on 44 rows, nothing on 1,408 (measured)
 
 
+_SEEN = threading.local()
+
+
+@contextlib.contextmanager
+def tensors_alone(on: bool) -> Iterator[None]:
+    """Within, with `on`, no bits pass between layers: hooks may see what these read and put out."""
+    before, _SEEN.on = sees_tensors(), on
+    try:
+        yield
+    finally:
+        _SEEN.on = before
+
+
+def sees_tensors() -> bool:
+    """Whether layers of this thread pass tensors alone."""
+    return getattr(_SEEN, "on", False)
+
+
 class DerivedCache(dict[str, tuple[list[Any], Any, Any]]):
     """Tensors derived from others (for example oneDNN-packed weights), by name.
 
     An entry is valid as long as its sources are the same tensors, unchanged. Threads may share a
     cache. Copies and pickles are empty: oneDNN's own memory cannot be copied. torch does not count
-    changes made under ``inference_mode`` or through ``.data``; `clear` the cache after one.
+    changes of inference tensors, nor those through ``.data``; `clear` the cache after one.
     """
 
     def derive(
@@ -68,10 +88,29 @@ class _FoldedSynapse(nn.Module):
 
     def _multiplies_bytes(self, x: Tensor, channels: int, least: int) -> bool:
         usable = self.as_bytes and x.dtype == torch.float32 and channels >= least
-        if not usable or in_graph() or not is_plain(x) or not has_byte_products():
+        fits = usable and not in_graph() and is_plain(x) and has_byte_products()
+        return fits and self.has_bytes()
+
+    def has_bytes(self) -> bool:
+        """Whether the weight is binary, and still what its bytes were made of."""
+        if not self.as_bytes:
             return False
         sources = cast(Tensor, self.weight), self.signs, self.gain
         return bool(self.cache.derive("same", sources, lambda: _is_product(*sources)))
+
+
+@dispatch.or_none
+def _whole_bytes(x: Tensor) -> Tensor | None:
+    """Bytes of rows [N, C], or maps [N, C, H, W], of whole numbers from 0 to 255.
+
+    None if a value is no such number: a hook may have changed spikes.
+    """
+    if mode() == "torch" or dispatch.is_broken():
+        made = x.to(torch.uint8)
+        return made if torch.equal(made.to(x.dtype), x) else None
+    rows = x.permute(0, 2, 3, 1) if x.dim() == 4 else x
+    found: Tensor | None = dispatch.load("events").as_bytes(rows.contiguous())
+    return found if found is None or x.dim() == 2 else found.permute(0, 3, 1, 2)
 
 
 def _is_product(weight: Tensor, signs: Tensor, gain: Tensor) -> bool:
@@ -95,7 +134,8 @@ class FoldedConv2d(_FoldedSynapse, nn.Conv2d):
 
     def forward(self, maps: Tensor) -> Tensor:
         """Convolve; normalisation included."""
-        if not self.takes_bytes(maps):
+        whole = _whole_bytes(maps) if self.takes_bytes(maps) else None
+        if whole is None:
             return cast(Tensor, self._conv_forward(maps, self.weight, self.bias))
         geometry = (self.stride, self.padding, self.dilation, self.groups)
         ops, zero = torch.ops.onednn, torch.zeros(len(self.gain), dtype=torch.int64)
@@ -103,7 +143,7 @@ class FoldedConv2d(_FoldedSynapse, nn.Conv2d):
             self.signs.contiguous(), self.gain, 1.0, 0, *geometry, list(maps.shape)
         ))  # fmt: skip
         out: Tensor = ops.qconv2d_pointwise(
-            maps.to(torch.uint8), 1.0, 0, packed, self.gain, zero, self.bias,
+            whole, 1.0, 0, packed, self.gain, zero, self.bias,
             *geometry, 1.0, 0, torch.float32, "none", [], "",
         )  # fmt: skip
         return out
@@ -150,8 +190,9 @@ class FoldedLinear(_FoldedSynapse, nn.Linear):
 
     def forward(self, x: Tensor, outputs: int | None = None) -> Tensor:
         """All outputs, or the first ones."""
-        if self.takes_bytes(x):
-            return self._multiply_bytes(x, self.out_features if outputs is None else outputs)
+        found = self._multiply_bytes(x, outputs) if self.takes_bytes(x) else None
+        if found is not None:
+            return found
         weight, bias = self.weight, self.bias
         if outputs is not None:
             weight, bias = weight[:outputs], bias[:outputs]  # type: ignore[assignment]
@@ -184,7 +225,12 @@ class FoldedLinear(_FoldedSynapse, nn.Linear):
         filled = x.numel() > 0 and mode() != "torch"
         return filled and self._multiplies_bytes(x, x.shape[-1], 128)
 
-    def _multiply_bytes(self, x: Tensor, outputs: int) -> Tensor:
+    def _multiply_bytes(self, x: Tensor, few: int | None) -> Tensor | None:
+        outputs = self.out_features if few is None else few
+        flat = _whole_bytes(x.reshape(-1, x.shape[-1]))
+        if flat is None:
+            return None
+
         def pack() -> tuple[Tensor, Tensor]:
             signs = self.signs[:outputs].contiguous()
             return self.gain[:outputs].contiguous(), torch.ops.onednn.qlinear_prepack(signs, None)
@@ -192,7 +238,6 @@ class FoldedLinear(_FoldedSynapse, nn.Linear):
         name = "bytes" if outputs == len(self.gain) else "some bytes"
         gain, packed = self.cache.derive(name, (self.signs, self.gain), pack, outputs)
         zero = torch.zeros(outputs, dtype=torch.int64)
-        flat = x.reshape(-1, x.shape[-1]).to(torch.uint8)
         out: Tensor = torch.ops.onednn.qlinear_pointwise(
             flat, 1.0, 0, packed, gain, zero, self.bias[:outputs],
             1.0, 0, torch.float32, "none", [], "",

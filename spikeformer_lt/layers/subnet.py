@@ -89,7 +89,7 @@ class _Subnet(nn.Module):
     weight: Tensor
     mask: Tensor
     threshold: Tensor
-    _kept: tuple[int, Kept] | None
+    _kept: tuple[int | None, Kept] | None
 
     def __init__(
         self, layer: Any, learn: str, *, binary: bool = True, per_filter: bool = False
@@ -100,7 +100,8 @@ class _Subnet(nn.Module):
             raise ConfigError(f"learn={shown(learn)} is not one of {', '.join(LEARN)}")
         self.learn, self.binary, self.per_filter = learn, binary, per_filter
         self.form = getattr(layer, "form", None)
-        self.anneal, self._kept = 0.0, None
+        self.anneal = 0.0
+        self._kept = None
         weight = self.weight = layer.weight
         self.bias = layer.bias
         self.weight.requires_grad_(learn != "scores")
@@ -137,7 +138,7 @@ class _Subnet(nn.Module):
 
     def kept(self) -> Kept:
         """The entries of the mask, for products by lists."""
-        known, state = self._kept, self.mask._version
+        known, state = self._kept, None if self.mask.is_inference() else self.mask._version
         if known is None or known[0] != state or known[1].mask is not self.mask:
             self._kept = known = state, Kept(self.mask, whole=True)
         return known[1]

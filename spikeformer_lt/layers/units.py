@@ -193,8 +193,8 @@ def linear_rows(rows: Tensor, linear: nn.Linear) -> Tensor:
     torch multiplies by MKL, at half speed on processors of another maker; there the map and its
     gradients are products of oneDNN. Only the order of the sums differs.
     """
-    own, known = isinstance(linear, subnet.EffectiveLinear), type(linear) is nn.Linear
-    if not (own or known) or torch.compiler.is_compiling() or hooked(linear):
+    own = type(linear).forward is subnet.EffectiveLinear.forward
+    if not (own or type(linear) is nn.Linear) or torch.compiler.is_compiling() or hooked(linear):
         return linear(rows)  # type: ignore[no-any-return]
     weight: Tensor = linear.effective_weight() if own else linear.weight  # type: ignore[operator]
     kept: Any = getattr(weight, "kept", None)
@@ -279,7 +279,8 @@ def conv_rows(rows: Tensor, conv: nn.Conv2d) -> Tensor | None:
 
     It applies to a plain one, a balanced one or a subnet, without hooks, graphs and autocast.
     """
-    own, part = isinstance(conv, subnet.EffectiveConv2d), isinstance(conv, subnet.SubnetConv2d)
+    own = type(conv).forward is subnet.EffectiveConv2d.forward
+    part = own and isinstance(conv, subnet.SubnetConv2d)
     if not (own or type(conv) is nn.Conv2d) or rows.dim() != 5 or not keeps_size(conv):
         return None
     if autocasts(rows) or hooked(conv):

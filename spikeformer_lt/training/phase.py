@@ -327,9 +327,10 @@ class Masked(Hook):
         if self._kept and not self._told:
             self._told = True
             parts = ("forward", "inputs' gradient", "weights' gradient")
-            counts = zip(parts, *(own.chosen for own in self._kept.values()), strict=True)
-            told = ", ".join(f"{part} {sum(own)}" for part, *own in counts)
-            log.info("masked layers that skip removed weights, of %d: %s", len(self._kept), told)
+            layers = [own for own in self._kept.values() if own.mask.dim() > 1]
+            used = [(own._joined[1] if own._joined else own).chosen for own in layers]
+            told = ", ".join(f"{part} {sum(own)}" for part, *own in zip(parts, *used, strict=True))
+            log.info("masked layers that skip removed weights, of %d: %s", len(layers), told)
 
 
 class Rewired(Masked):

@@ -234,6 +234,7 @@ def share_buffers(model: nn.Module) -> None:
             fit_buffers(model, {n: torch.empty(size, device="meta") for n, size in first.items()})
         for buffer in model.buffers():
             torch.distributed.broadcast(buffer, 0)
+            torch.autograd.graph.increment_version(buffer)  # what is derived of it asks for that
 
 
 class SyncBatchNorm(BatchNorm):

@@ -101,6 +101,49 @@ def test_hooks_see_tensors_and_may_change_them(residual: str) -> None:
     assert len(seen) == 2 and abs(float(seen[0] - seen[1])) < 1e-3
 
 
+PARTS = ("conv_pep", "conv_pep.stages.2", "blocks.0", "blocks.1.attn", "blocks.0.mlp")
+
+
+@pytest.mark.parametrize("place", [*PARTS, "blocks.0.mlp.fc1", "blocks.1.attn.qkv"])
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("binary", [True, False])
+def test_what_a_hook_changes_in_place_is_seen(place: str, before: bool, binary: bool) -> None:
+    """Of any part, before it or behind it, by lists and by bytes as by dense products."""
+    model = pruned("spikformer_toy", residual="iand").float()
+    seen, found = [], []
+    if binary:
+        convs = [m for m in model.conv_pep.modules() if isinstance(m, nn.Conv2d)]
+        for weight in [conv.weight.data for conv in convs[1:]]:
+            weight.copy_(weight.sign() * weight.abs().amax((1, 2, 3), keepdim=True))
+    x = torch.randn(8, 3, 32, 32)
+    with torch.no_grad():
+        for name, bias in model.named_parameters():
+            bias.add_(0.8 * name.endswith("norm.bias"))
+        for _ in range(20):  # statistics of these weights
+            model.train()(x)
+    model.eval()
+
+    def halve(module: nn.Module, *given: Any) -> None:
+        values = given[0] if before else given[1]
+        for value in values if isinstance(values, tuple) else (values,):
+            if isinstance(value, Tensor) and value.dim() > 3:
+                seen.append(float((value > 0).float().mean()))
+                value.mul_(0.5)
+
+    for how in ("never" if binary else "always", "plain"):
+        net = compact(model).use_lists("never" if how == "plain" else how)
+        for module in net.modules() if how == "plain" else ():
+            if hasattr(module, "as_bytes"):
+                module.as_bytes = False
+        part = net.net.get_submodule(place)
+        handle = getattr(part, f"register_forward_{'pre_' * before}hook")(halve)
+        found.append(net(x.clone()))
+        handle.remove()
+        assert not torch.equal(found[-1], net(x)), "the hook changed nothing"
+    torch.testing.assert_close(*found, rtol=0, atol=0.02)
+    assert len(seen) >= 2 and 0.02 < seen[0] < 1
+
+
 def test_float32_runs_from_lists_and_says_why_it_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     model = pruned("spikformer_toy", 0.95).float()
     net, calls, product = compact(model), [], sparse.Product.__call__

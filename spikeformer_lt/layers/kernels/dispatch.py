@@ -140,7 +140,7 @@ def set_mode(asked: str | None = None) -> str:
     asked = os.environ.get(_VARIABLE, "auto") if asked is None else asked
     if asked not in ("auto", "torch", "numba"):
         raise ConfigError(f"{_VARIABLE}={asked!r} is not allowed: auto, torch or numba")
-    if _triton not in ("off", "on"):
+    if _triton not in ("off", "on") and not torch.compiler.is_compiling():
         _read(_triton)
     _mode = asked
     return asked
@@ -391,7 +391,7 @@ class Kept:
         self.planes = 1  # of bits that the inputs took; 0 where they were no small whole numbers
         self.calls = 0  # since then
         self.chosen: Sequence[bool] = (False, False, False)  # of the last step's products
-        self.parts: Sequence[Kept] = ()
+        self.parts: Sequence[Kept] = ()  # the others that :meth:`beside` put behind a first one
         self.density = int(np.count_nonzero(mask.numpy())) / max(1, mask.numel())
         self._joined: tuple[tuple[Kept, ...], Kept] | None = None
 
@@ -399,7 +399,7 @@ class Kept:
         """Entries of this weight and then of `others`, output by output."""
         if self._joined is None or self._joined[0] != tuple(others):
             made = Kept(torch.cat([self.mask, *(other.mask for other in others)]))
-            made.parts = (self, *others)
+            made.parts = others
             self._joined = tuple(others), made
         return self._joined[1]
 
@@ -427,7 +427,7 @@ _COSTS = {
         "fused": (4.7, 34.0, 24.0), "forward": (5.0, 127.0, 107.0),
         "weights": (7.4, 215.0, 32.0), "numbers": (10.4, 97.0, 97.0),
     }),
-    "zen5": Costs(2.14, 0.72, 0.7, {  # ns of a Zen 5; a digit as a Zen 4's, a share of an entry
+    "zen5": Costs(2.14, 0.72, 0.7, {  # ns of a Zen 5; a digit's share is a Zen 4's
         "fused": (3.0, 18.8, 9.1), "forward": (3.45, 44.0, 34.0),
         "weights": (5.5, 120.0, 11.0), "numbers": (6.5, 53.0, 33.0),
     }),

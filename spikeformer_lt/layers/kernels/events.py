@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
+import torch
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -27,6 +28,7 @@ from spikeformer_lt.layers.kernels.jit import (
     inner,
     new,
     outer,
+    put0,
     repeat,
     run,
 )
@@ -136,10 +138,11 @@ def count_kernel(lo, hi, sums, x, wide, apart):
 @inner()
 def _odd(x, i, count, most):
     """Whether a value is no whole number from 0 to `most`."""
-    wrong = 0
+    wrong = np.int32(0)
     for c in range(i, i + count):
         v = get(x, c)
-        wrong |= (v != np.floor(v)) | (v < 0) | (v > most)
+        whole = np.int32(v)
+        wrong |= np.int32((x.dtype.type(whole) != v) | (np.uint32(whole) > most))
     return wrong
 
 
@@ -162,7 +165,7 @@ def product_kernel(lo, hi, x, channels, parts, levels, order, panel, shift, out,
             for r in range(count):
                 first[r] = n
                 i = (block + r) * channels + part * wide
-                if _odd(x, i, size, x.dtype.type(levels)):
+                if _odd(x, i, size, np.uint32(levels)):
                     odd[0] = 1
                 for level in range(levels):
                     before = n
@@ -190,6 +193,27 @@ def product_kernel(lo, hi, x, channels, parts, levels, order, panel, shift, out,
         for r in range(count if last < made else 0):
             for c in range(made - last):
                 out[(block + r) * made + last + c] = edge[r * 32 + c]
+
+
+@outer
+def bytes_kernel(lo, hi, x, out, odd):
+    """Bytes of whole numbers from 0 to 255, and whether some are none."""
+    wrong = np.int32(0)
+    for i in range(lo, hi):
+        v = get(x, i)
+        whole = np.int32(v)
+        put0(out, i, np.uint8(whole))
+        wrong |= np.int32((x.dtype.type(whole) != v) | (np.uint32(whole) > np.uint32(255)))
+    if wrong:
+        odd[0] = 1
+
+
+def as_bytes(x: Tensor) -> Tensor | None:
+    """Bytes of contiguous whole numbers x from 0 to 255; None if a value is no such number."""
+    out, odd = torch.empty(x.shape, dtype=torch.uint8), np.zeros(1, np.int32)
+    args = flat(x), out.numpy().reshape(-1), odd
+    run(bytes_kernel, cut(x.numel(), x.numel(), 64), args)
+    return None if odd[0] else repeat(_even, out, odd)
 
 
 @dataclass(frozen=True, eq=False)

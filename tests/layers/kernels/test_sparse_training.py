@@ -267,6 +267,16 @@ def test_linear_subnets_train_by_lists(monkeypatch) -> None:
     assert bool((found[1][~layer.mask] != 0).all())
 
 
+def test_a_subclass_with_a_forward_of_its_own_is_called() -> None:
+    class Bounded(SubnetLinear):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            return super().forward(input).tanh()
+
+    layer = Bounded(torch.nn.Linear(32, 48).double(), "weights")
+    x = torch.randint(0, 2, (4, 2, 20, 32)).double()
+    torch.testing.assert_close(linear_rows(x, layer), layer(x))
+
+
 @pytest.mark.parametrize("name", ["sparse", "event"])
 def test_an_unknown_word_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()

@@ -96,13 +96,14 @@ class CompactModel(nn.Module):
     Shape: images ``[B, C, H, W]`` or frames ``[B, T, C, H, W]`` -> logits ``[B, T, K]``.
     """
 
+    _found: Any = ("auto", ())  # what `use_lists` was asked for, and the parts that may have hooks
+
     def __init__(
         self, net: nn.Module, removed: dict[str, int] | None, preprocess: Preprocess | None = None
     ) -> None:  # fmt: skip
         super().__init__()
         self.net, self.removed, self.preprocess = net, removed, preprocess
         self.layers: tuple[LayerChoice, ...] = ()
-        self._lists = "auto"
 
     def use_lists(self, how: str | None = None) -> Self:
         """Choose again which layers run from lists of their weights: "auto", "always" or "never".
@@ -121,8 +122,8 @@ class CompactModel(nn.Module):
         for name, after in [pair for pair in pairs if pair[0] in units]:
             reads = getattr(self.net.get_submodule(after), "by_lists", False)
             units[name].emits_bits = reads and not units[name].by_lists
-        self.layers, self._lists = tuple(layers.values()), how
-        self._parts = [m for m in self.net.modules() if next(m.children(), None) is not None]
+        self.layers = tuple(layers.values())
+        self._found = how, [m for m in self.net.modules() if next(m.children(), None) is not None]
         return self
 
     def describe(self) -> str:
@@ -130,7 +131,7 @@ class CompactModel(nn.Module):
         off = dispatch.mode() == "torch" or dispatch.is_broken()
         taken = [layer for layer in self.layers if layer.lists and not off]
         why = "that is not faster" if any(x.ratio for x in self.layers) else "no cost is known"
-        why = "no kernels run" if off else "so chosen" if self._lists == "never" else why
+        why = "no kernels run" if off else "so chosen" if self._found[0] == "never" else why
         told = f"no layer skips removed weights: {why}"
         if taken:
             kept = [100 * layer.density for layer in taken]
@@ -146,7 +147,7 @@ class CompactModel(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Classify, without a graph for gradients; dense where hooks see parts of the network."""
-        with torch.no_grad(), tensors_alone(any(map(observed, self._parts))):
+        with torch.no_grad(), tensors_alone(any(map(observed, self._found[1]))):
             return cast(Tensor, self.net(x))
 
     def predict(self, x: Any, preprocess: Preprocess | None = None) -> list[Prediction]:
@@ -156,8 +157,7 @@ class CompactModel(nn.Module):
     def graphed(self, example: Tensor) -> Callable[[Tensor], Tensor]:
         """Record a forward for inputs of the shape and dtype of `example`, and replay it.
 
-        On CUDA it is a graph, on a CPU the list of its kernels and operations: the Python between
-        them, half the time of a small network, is left out.
+        On CUDA it is a graph, on a CPU its kernels and operations without the Python between them.
 
         The function returned gives the logits of the call, bit by bit. It keeps the memory of one
         forward, and the weights and settings of now; hooks are not called. Threads may share it:

@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -106,11 +107,18 @@ def _whole_bytes(x: Tensor) -> Tensor | None:
     None if a value is no such number: a hook may have changed spikes.
     """
     if mode() == "torch" or dispatch.is_broken():
-        made = x.to(torch.uint8)
-        return made if torch.equal(made.to(x.dtype), x) else None
+        made, recorder = x.to(torch.uint8), dispatch.tape()
+        if recorder is not None:
+            recorder.steps.append(functools.partial(_check_bytes, made, x))
+        return made if np.array_equal(made.numpy(), x.numpy()) else None
     rows = x.permute(0, 2, 3, 1) if x.dim() == 4 else x
     found: Tensor | None = dispatch.load("events").as_bytes(rows.contiguous())
     return found if found is None or x.dim() == 2 else found.permute(0, 3, 1, 2)
+
+
+def _check_bytes(made: Tensor, x: Tensor) -> None:
+    if not np.array_equal(made.numpy(), x.numpy()):
+        raise dispatch.ReplayError("these values are no whole numbers of bytes")
 
 
 def _is_product(weight: Tensor, signs: Tensor, gain: Tensor) -> bool:

@@ -20,6 +20,7 @@ from run_queue import read_csv
 from tables import compare, exported, put, rows
 
 from spikeformer_lt.layers.kernels.simd import PROCESSOR
+from spikeformer_lt.registry import use_plugins
 from spikeformer_lt.reports.finished import milliseconds, open_ticket, ready
 from spikeformer_lt.tickets import model_from_ticket
 from spikeformer_lt.training.jobs import Job
@@ -93,6 +94,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path, help="as for run_queue.py")
     folder: Path = parser.parse_args().folder
+    use_plugins([PAGE.parent / "queue" / "relu_twin.py"])
     runs = {v: folder / "runs" / f"{PREFIX}{name}" for name, v in VARIANTS.items()}
     sessions = read_csv(folder / "sessions.csv")
     trained = {one["run"] for one in sessions}

@@ -12,6 +12,7 @@ import json
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from spikeformer_lt.reports.page import write_page
 from spikeformer_lt.reports.statistics import accuracy_interval
@@ -110,10 +111,7 @@ def ours() -> list[dict[str, str]]:
         with (RESULTS / folder / "comparison.csv").open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
                 variant = row["variant"]
-                named = NETWORKS.items()
-                other = [e for (f, v), e in named if f == folder and variant.startswith(v)]
-                called, times = other[0] if other else (network, steps)
-                own = [e for (f, v), e in LONGER.items() if f == folder and variant.startswith(v)]
+                called, times = _said(NETWORKS, folder, variant, (network, steps))
                 seconds = row.get("search (s)", "-").split(" ")[0].strip("'")
                 took = 0.0 if seconds == "-" else float(seconds)
                 search = f", search {took:.0f} s" if took else ""
@@ -126,9 +124,15 @@ def ours() -> list[dict[str, str]]:
                     "95 % interval": row["95 % interval"], "best on test": "no",
                     "weights removed %": row["all weights removed %"].split(" ")[0],
                     "also": _also(float(row["patches removed %"].split(" ")[0]), float(bits)),
-                    "cost": f"{own[0] if own else cost}{search}, {seeds}",
+                    "cost": f"{_said(LONGER, folder, variant, cost)}{search}, {seeds}",
                 })  # fmt: skip
     return found
+
+
+def _said(table: dict[tuple[str, str], Any], folder: str, variant: str, usual: Any) -> Any:
+    """What a table says of the rows of a folder that begin so, or what is usual."""
+    found = (e for (f, v), e in table.items() if f == folder and variant.startswith(v))
+    return next(found, usual)
 
 
 def _also(patches: float, bits: float) -> str:

@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
@@ -42,6 +42,7 @@ from spikeformer_lt.layers.kernels.jit import (
 )
 from spikeformer_lt.layers.kernels.simd import BYTES, Lanes, call, fma, read, splat, vector, write
 
+Made = TypeVar("Made")
 COLUMNS = 16  # of a mask
 MASK = ir.IntType(16)
 FIRED = ir.VectorType(ir.IntType(1), COLUMNS)
@@ -399,7 +400,7 @@ class Bits:
         wrong = np.zeros(made.tiles * made.groups, np.int32)
         args = (flat(x.contiguous()), made.words, wrong, made.columns, x.shape[-1])
         run(pack_kernel, cut(wrong.size, x.numel(), 1), args, counts=(*made.counts, made.planes))
-        return None if wrong.any() else repeat(_checked, made, wrong)
+        return None if wrong.any() else repeat(checked, made, wrong)
 
     def dense(self) -> Tensor:
         """The numbers."""
@@ -521,10 +522,11 @@ for _name in _OPERATORS:  # what a tensor does, a tensor of the numbers does; ==
 Bits.__hash__ = object.__hash__  # type: ignore[method-assign]
 
 
-def _checked(made: Bits, wrong: Array) -> Bits:
+def checked(made: Made, wrong: Array) -> Made:
+    """What a kernel made, unless it found `wrong` values in a replay; then a ReplayError."""
     if wrong.any():
         wrong[:] = 0
-        raise ReplayError("these values are no whole numbers of the planes")
+        raise ReplayError("these values are no whole numbers that the layer reads")
     return made
 
 

@@ -18,6 +18,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from torch import Tensor
 
+from spikeformer_lt.layers.kernels.bits import checked
 from spikeformer_lt.layers.kernels.dispatch import ReplayError
 from spikeformer_lt.layers.kernels.jit import (
     Array,
@@ -213,7 +214,7 @@ def as_bytes(x: Tensor) -> Tensor | None:
     out, odd = torch.empty(x.shape, dtype=torch.uint8), np.zeros(1, np.int32)
     args = flat(x), out.numpy().reshape(-1), odd
     run(bytes_kernel, cut(x.numel(), x.numel(), 64), args)
-    return None if odd[0] else repeat(_even, out, odd)
+    return None if odd[0] else repeat(checked, out, odd)
 
 
 @dataclass(frozen=True, eq=False)
@@ -251,7 +252,7 @@ class Panels:
             self.made, odd,
         )  # fmt: skip
         run(product_kernel, cut(x.numel() // self.channels, x.numel() * self.made // 64, 16), args)
-        return None if odd[0] else repeat(_even, out, odd)
+        return None if odd[0] else repeat(checked, out, odd)
 
 
 def suits(x: Tensor, made: int) -> bool:
@@ -268,13 +269,6 @@ def suits(x: Tensor, made: int) -> bool:
     found = bool(sums[0, 0] <= most)
     repeat(_same, sums, most, found)
     return found
-
-
-def _even(out: Tensor, odd: Array) -> Tensor:
-    if odd[0]:
-        odd[0] = 0
-        raise ReplayError("these values are no whole numbers that the layer reads")
-    return out
 
 
 def _same(sums: Array, most: float, found: bool) -> None:

@@ -90,6 +90,7 @@ class BinaryMapAttention(SpikingAttention):
     """
 
     roles: ClassVar = ("q", "k", "v")
+    inner: ClassVar = ("map_act",)
 
     def __init__(
         self, dim: int, num_heads: int, T: int, *, scale: float = 0.125, **options: Any
@@ -124,9 +125,9 @@ class BinaryMapAttention(SpikingAttention):
 
     def operations(self, *spikes: Tensor) -> AttentionCount:
         """Accumulates: coincidences of q and k, then of the map and v."""
-        q, k, v = (self._heads(part.double()) for part in spikes)
+        *parts, seen = (part.double() for part in spikes)
+        q, k, v = map(self._heads, parts)
         met = q @ k.transpose(-2, -1)
-        seen: Tensor = self.map_act.forward(met, len(met))  # without the hooks of a call
         macs = 2 * q.numel() * q.shape[-2]
         return AttentionCount(macs, macs, float(met.sum() + (seen @ v).sum()))
 

@@ -28,6 +28,7 @@ from spikeformer_lt.errors import (
     TicketError,
 )
 from spikeformer_lt.export import EventStream, Stream
+from spikeformer_lt.layers.patches import PatchSelect, Random
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {"data.limit-train": 64, "data.limit-test": 40, "data.image-size": 16, "train.cpu": True}
@@ -60,7 +61,8 @@ def test_a_run_knows_its_files(home: Path) -> None:
     assert f"of the dense run {(home / 'dense').resolve()}" in card["synaptic operations"]
     rates = list(run.report["firing_rate"].values())
     fired, _, read = card["activations"].partition("; inputs of ")
-    assert fired == f"{100 * sum(rates) / len(rates):.1f} % of neurons fire a step"
+    share = f"{100 * sum(rates) / len(rates):.1f} %"
+    assert fired == f"{share} of a layer's neurons fire a step (mean of layers)"
     kinds = [layer["input"] for layer in run.report["layers"].values()]
     assert read.startswith(f"{len(kinds)} layers: 1 bit ({kinds.count('{0,1}')}), ")
     assert read.endswith(f"32 bits ({kinds.count('real')})")
@@ -98,6 +100,9 @@ def test_a_second_reading_of_the_test_set_says_so(home: Path) -> None:
     assert val.source is None and val.interval.low <= val.accuracy <= val.interval.high
     with pytest.raises(ConfigError, match=r"split='tset' is not allowed: train, val or test"):
         run.evaluate("tset")
+    run.net.set_patch(PatchSelect(Random(), 0.75))  # another network, of the same weights
+    other = run.evaluate()
+    assert other.source is None and other.ledger["sparsity"]["patch"] == 0.75
 
 
 def test_what_the_top_level_returns_has_a_short_repr(home: Path, tmp_path: Path) -> None:

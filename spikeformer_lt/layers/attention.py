@@ -58,6 +58,7 @@ class SpikingAttention(nn.Module):
     """
 
     roles: ClassVar[tuple[str, ...]]
+    inner: ClassVar[tuple[str, ...]] = ()  # neurons between its products
     pools: ClassVar[bool] = False  # whether its neurons fire for all tokens together
     sums: ClassVar[str] = ""  # why its products are not driven by spikes alone; empty if they are
 
@@ -99,7 +100,7 @@ class SpikingAttention(nn.Module):
         return together, [] if together is not None else [unit(tokens, T) for unit in units]
 
     def operations(self, *spikes: Tensor) -> AttentionCount:
-        """Operations on spikes ``[T, B, N, D]`` of the units, in the order of `roles`."""
+        """Operations on spikes ``[T, B, N, D]`` of the units `roles`, then those of `inner`."""
         raise NotImplementedError
 
     def _heads(self, spikes: Tensor) -> Tensor:  # or bits, which einops does not know

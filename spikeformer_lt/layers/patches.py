@@ -6,7 +6,7 @@ A score is one real number for each token of each image; larger is kept.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any, Self
@@ -411,12 +411,16 @@ class PatchSelect(nn.Module):
         full = torch.autocast(tokens.device.type, enabled=False) if narrow else nullcontext()
         with full, torch.set_grad_enabled(learns and torch.is_grad_enabled()):
             scores = self.score(tokens.detach().to(wide), current.detach().to(wide), images, T)
-        index = top_tokens(scores.detach(), kept_count(tokens.shape[2], self.sparsity), self.ties)
+        index = top_tokens(scores.detach(), self.kept(tokens.shape[2]), self.ties)
         if not learns:
             return index, None
         soft = torch.sigmoid(scores.gather(1, index))
         # This grouping is exactly 1; (1 + soft) - soft would round, and tokens must stay spikes.
         return index, (1 + (soft - soft.detach()))[None, :, :, None]
+
+    def kept(self, tokens: int) -> int:
+        """How many of the tokens stay."""
+        return kept_count(tokens, self.sparsity)
 
     def mask_pixels(self, images: Tensor, index: Tensor, tokens: int) -> Tensor:
         """Zero the pixels of removed patches in ``[T|1, B, C, H, W]``."""
@@ -455,12 +459,15 @@ class StagedSelect(nn.Module):
             nn.Linear(dim, dim // 2), nn.GELU(), nn.Linear(dim // 2, 2), nn.LogSoftmax(-1)
         )
 
+    def kept(self, tokens: int) -> int:
+        """How many of the N tokens stay in evaluation."""
+        return max(1, int(tokens * self.keep + 1e-9))
+
     def forward(self, tokens: Tensor, policy: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return (index ``[B, K]``, policy) for tokens ``[T|1, B, N', D]``."""
         logs = self.net(tokens.mean(0))
         if not self.training:
-            left = max(1, int(self.tokens * self.keep + 1e-9))
-            return top_tokens(logs[..., 0].detach(), left, self.ties), None
+            return top_tokens(logs[..., 0].detach(), self.kept(self.tokens), self.ties), None
         drawn = F.gumbel_softmax(logs, hard=True)[..., 0]
         policy = drawn if policy is None else drawn * policy
         penalise(self.weight * (policy.mean(1) - self.keep).square().mean())
@@ -521,6 +528,23 @@ def through(
 def selections(model: nn.Module) -> list[Any]:
     """All selections of tokens in a model: behind its stem, or before blocks."""
     return [m for m in model.modules() if isinstance(m, PatchSelect | StagedSelect)]
+
+
+def removed_share(model: Any, kept: Callable[[Any], float]) -> float:
+    """Share of tokens that a selection behind the stem removes, else of those that blocks skip.
+
+    That is the mean over all blocks; `kept` gives the share that a selection keeps.
+    """
+    blocks: list[Any] = getattr(model, "encoder_blocks", list)()
+    inside = [(getattr(b, "select", None), getattr(b, "stop", None)) for b in blocks]
+    every, left, found = selections(model), 1.0, list[float]()
+    if not any(m in pair for pair in inside for m in every):
+        found = [kept(m) for m in every]
+        inside = []
+    for select, stop in inside:
+        left = left if select is None else kept(select)
+        found.append(left if stop is None else kept(stop))
+    return 1 - sum(found) / len(found) if found else 0.0
 
 
 def patches_of(model: nn.Module) -> PatchSelect | None:

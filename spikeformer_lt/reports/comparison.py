@@ -37,6 +37,7 @@ from spikeformer_lt.reports.run_page import (
     FACTS,
     fact,
     interval_of,
+    is_dense,
     made_by,
     notices_of,
     number_at,
@@ -81,7 +82,9 @@ COLUMNS = {
 }
 """Column -> key of report.json, factor and digits."""
 RATE = re.compile(r"(.*?) ?\b(0(?:\.\d+)?|[\d.]+e-\d+)")
-CONTROLS = re.compile(r"(?:, time |-)?\b(random|shuffled?|fresh|control)\b")
+CONTROLS = re.compile(
+    r"(?:, time |, |-)?\b(random|shuffled?|fresh|control)\b(?: (mask|patches)\b)?"
+)
 COLUMNS_SAY = (
     "Mean and, after the sign, standard deviation over the seeds. The interval is Wilson's for one "
     "run, else t over the seeds, and never narrower than one run's."
@@ -164,7 +167,7 @@ def differences(sides: Mapping[tuple[str, str], Sequence[tuple[Outcome, Outcome]
     rows = []
     for names, one in found.items():
         p = adjusted["\0".join(names)]
-        points = round(one.difference.value, 9) + 0.0  # never "-0.00"
+        points = round(one.difference.value, 2) + 0.0  # never "-0.00"
         numbers = [f"{points:+.2f}", one.difference.ends, f"{one.p:.3g}", f"{p:.3g}"]
         rows.append([*names, str(one.seeds), *numbers, one.verdict(p), one.test])
     return header, rows
@@ -207,12 +210,19 @@ def _conclusion(results: Mapping[str, Interval], against: Table) -> str:
 
 
 def _is_control(control: str, variant: str) -> bool:
-    """Whether "imp-random 0.9" or "random 0.9" is a control of "imp 0.9"."""
-    if variant == "dense" or not CONTROLS.search(control) or CONTROLS.search(variant):
+    """Whether "imp-random 0.9" or "random 0.9" is a control of "imp 0.9".
+
+    So is "random mask 0.9" of "weights 0.9", and "all levels, random mask" of "all levels".
+    """
+    found = CONTROLS.search(control)
+    if variant == "dense" or not found or CONTROLS.search(variant):
         return False
     name, rate = series_and_rate(variant)
-    base, same = series_and_rate(CONTROLS.sub("", control))
-    return rate == same and name.startswith(base.strip())
+    base, same = series_and_rate(CONTROLS.sub("", control).strip())
+    if found[2]:
+        drawn = "weights" if found[2] == "mask" else found[2]
+        return rate == same and name in (base or drawn, f"{base} (default)")
+    return rate == same and name.startswith(base)
 
 
 def series_and_rate(variant: str) -> tuple[str, str]:
@@ -419,7 +429,10 @@ def series_of(rows: Iterable[Row], usual: str = "ConvPEP weights") -> dict[str, 
         if not rate:
             continue
         level = "patches" if "patches" in name else usual
-        x = statistics.fmean(row.values(f"{level} removed %").values() or [0.0]) / 100
+        shares = list(row.values(f"{level} removed %").values())
+        if shares and not any(shares) and float(rate):
+            continue  # the number is of something else
+        x = statistics.fmean(shares or [0.0]) / 100
         accuracies = list(row.values(ACCURACY).values())
         found.setdefault(level, {}).setdefault(name, []).append((x, accuracies))
     return {level: {name: sorted(points) for name, points in series.items()}
@@ -484,7 +497,7 @@ def write_comparison_page(
                if (found := outcome_of(report, named[name].path)) is not None}  # fmt: skip
     split = {name: named[name].ticket.provenance["split_sha256"] for name in results}
     # A dense run is what the others are compared with, else the first.
-    pruned = {name: any((reports[name].get("sparsity") or {}).values()) for name in results}
+    pruned = {name: not is_dense(named[name].path, reports[name]) for name in results}
     first, *others = sorted(pruned, key=pruned.__getitem__) or [""]
     alike = [name for name in others if split[name] == split[first]]
     against = differences({(n, first): [(results[n], results[first])] for n in alike})
@@ -510,7 +523,7 @@ def write_comparison_page(
     header = ["run", accuracy, INTERVAL, *(name for name, _ in rest), *MEASURED]
     rows = [[name, fact(report, *known), interval_of(report),
              *(fact(report, *how) for _, how in rest),
-             f"{energies[name].total('weight_bits') / 8:.0f}",
+             f"{energies[name].weight_bytes:.0f}",
              microjoules(energies[name].headline_pj(HOROWITZ)), f"{clock[name]:.3f}"]
             for name, report in reports.items()]  # fmt: skip
     table = _with_differences((header, rows), against, first)
@@ -547,6 +560,8 @@ def side_by_side(
     What runs are compared with is the first of them.
     """
     known = {name: outcome_of(report, folders[name]) for name, report in reports.items()}
+    if not any(known.values()):
+        raise DataError("no report has a test accuracy: finish one of the runs")
     first, *others = [(name, one) for name, one in known.items() if one is not None]
     split = {name: report.get("split_sha256") for name, report in reports.items()}
     alike = [pair for pair in others if split[pair[0]] == split[first[0]]]
@@ -568,7 +583,7 @@ def _names(runs: Sequence[FinishedRun]) -> list[str]:
 def by_search(runs: Sequence[FinishedRun]) -> tuple[Curves, list[float]]:
     """Curves of the runs with a report: search -> (all weights removed, accuracies), by sparsity.
 
-    The accuracies of the runs that removed neither weight nor patch come beside them.
+    The accuracies of the dense runs come beside them.
     """
     found: dict[str, dict[float, list[float]]] = {}
     dense: list[float] = []
@@ -577,7 +592,7 @@ def by_search(runs: Sequence[FinishedRun]) -> tuple[Curves, list[float]]:
         accuracy = number_at(run.report, "test_accuracy")
         if run.report is None or removed is None or accuracy is None:
             continue
-        if not any(run.report["sparsity"].values()):
+        if is_dense(run.path, run.report):
             dense.append(accuracy)
         else:
             name = str(run.ticket.provenance.get("search", run.name))

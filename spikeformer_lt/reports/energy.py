@@ -119,6 +119,7 @@ class Energy:
     samples: int
     T: int
     dead: tuple[str, ...]  # spiking layers that never fired: their network has no headline
+    weight_bytes: float = 0.0  # of all weights, also of layers that did not run
 
     @classmethod
     def of(cls, counted: Operations) -> Energy:
@@ -132,7 +133,8 @@ class Energy:
         if not counted.layers:
             raise DataError("the network has no convolution or linear map to count")
         rows = tuple(_layer(name, counted) for name in counted.layers)
-        return cls(rows, counted.samples, counted.T, tuple(counted.dead))
+        dead, size = tuple(counted.dead), counted.weight_bytes
+        return cls(rows, counted.samples, counted.T, dead, size)
 
     def total(self, what: str) -> float:
         """Sum of one of the counts over the layers."""
@@ -193,11 +195,10 @@ def measure_energy(model: nn.Module, batches: Sequence[Tensor], T: int) -> Energ
 
 def _layer(name: str, counted: Operations) -> LayerEnergy:
     n, count, names = counted.samples, counted.layers[name], list(counted.layers)
-    weights, first, last = count.weights, name == names[0], name == names[-1]
+    weights, first, last = count.weights, name == names[0] or count.image, name == names[-1]
     rate, dense = count.events / count.inputs, count.macs_dense / n
     multiplied = first or (count.kind == "real" and not last)
-    folded = count.macs_dense / count.macs if count.macs else 1.0
-    steps = max(folded, counted.steps) if first and counted.static else 1
+    steps = count.passes / n if first and counted.static else 1
     part = "" if weights is None else weights.part
     return LayerEnergy(
         name=name, operation=count.operation, input=count.kind,
@@ -273,7 +274,7 @@ def memory_table(networks: Mapping[str, Energy]) -> Table:
     header += [f"{place} (uJ)" for place in MEMORY_PJ_PER_BYTE]
     rows = []
     for name, energy in networks.items():
-        counts = [energy.total("weight_bits") / 8, energy.total("input_bits") / 8]
+        counts = [energy.weight_bytes, energy.total("input_bits") / 8]
         row = [name, *(f"{v:,.0f}" for v in (*counts, energy.total("bias_acs")))]
         rows.append([*row, *map(microjoules, energy.memory_pj().values())])
     return header, rows

@@ -12,19 +12,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from spikeformer_lt.adapted import PRUNABLE, Adapted
+from spikeformer_lt.errors import DataError
 from spikeformer_lt.export.file import binary_gains
 from spikeformer_lt.images.loader import sample_loader
 from spikeformer_lt.layers.attention import SpikingAttention
 from spikeformer_lt.layers.halting import halts, tokens_before_blocks
 from spikeformer_lt.layers.inputs import kept_modes
 from spikeformer_lt.layers.neuron import carried
-from spikeformer_lt.layers.patches import patches_of, selections
+from spikeformer_lt.layers.patches import patches_of, removed_share, selections
 from spikeformer_lt.layers.stems import stem_of
 from spikeformer_lt.layers.subnet import effective_weight
 from spikeformer_lt.rng import isolated_rng
-from spikeformer_lt.training.monitor import FiringWatch
+from spikeformer_lt.training.monitor import ROUNDING, FiringWatch
 
 MAC_PJ, AC_PJ = 4.6, 0.9
 """Energy of a 32-bit multiply-accumulate and accumulate at 45 nm, pJ (Horowitz, ISSCC 2014)."""
@@ -77,6 +79,8 @@ class LayerCount:
     macs_dense: float = 0.0  # as the papers count: every step, and an attention as (q k^T) v
     events: float = 0.0  # sum of the absolute input values
     inputs: float = 0.0  # input elements
+    passes: float = 0.0  # steps that were computed or stood for, each of a whole sample
+    image: bool = False  # whether it reads the input of the network itself
     kind: str = "{0,1}"  # values that entered: {0,1}, {-1,0,1}, integers, or real
     met_by_value: float = 0.0  # each absolute input value times the nonzero weights that it meets
     met: float = 0.0  # each input element, whatever its value, times those weights
@@ -121,18 +125,26 @@ class Operations:
     static: bool = True  # whether the inputs are images rather than frames of T steps
     layers: dict[str, LayerCount] = field(default_factory=dict)
     weights: dict[str, LayerWeights] = field(default_factory=dict)  # also of those that did not run
+    tied: set[str] = field(default_factory=set)  # of them those that a layer before has, too
+    products: float = 0.0  # multiply-accumulates of an adapted network's matrices of activations
     sums: dict[str, str] = field(default_factory=dict)  # what an attention multiplies, or empty
     firing_rate: dict[str, float] = field(default_factory=dict)  # spikes per neuron and step
     kept_tokens: list[Tensor] = field(default_factory=list)  # kept ``[B, K]``, for each batch
-    selected: list[float] = field(default_factory=list)  # share kept by each selection of tokens
+    selected: dict[nn.Module, float] = field(default_factory=dict)  # share that a selection keeps
     halts: int = 0  # (token, step) pairs of a sample in all blocks of a network that halts
     ran: int = 0  # those that were computed, of all samples
     logits: list[Tensor] = field(default_factory=list)  # outputs of the model, for each batch
 
     @property
     def dead(self) -> list[str]:
-        """Spiking layers that never fired."""
-        return [name for name, rate in self.firing_rate.items() if rate == 0]
+        """Spiking layers that never fired; else layers whose inputs were all 0."""
+        silent = [name for name, rate in self.firing_rate.items() if rate == 0]
+        return silent or [name for name, layer in self.layers.items() if layer.events == 0]
+
+    @property
+    def own_weights(self) -> list[LayerWeights]:
+        """The weights of each layer, those of several layers once."""
+        return [known for name, known in self.weights.items() if name not in self.tied]
 
     @property
     def halted(self) -> float:
@@ -146,10 +158,14 @@ class Operations:
         rows = [self.layers[n].macs_dense / self.weights[n].total for n in heads]
         return rows[0] / self.samples if rows else float(self.T)
 
+    def removed_share(self, model: nn.Module) -> float:
+        """Share of the tokens that blocks did not compute, mean over them."""
+        return removed_share(model, lambda module: self.selected.get(module, 1.0))
+
     @property
     def weight_bytes(self) -> float:
         """Bound of the code of all weights: mask, signs or values, gains."""
-        return sum(layer.bits for layer in self.weights.values()) / 8
+        return sum(layer.bits for layer in self.own_weights) / 8
 
     def per_sample(self, what: str) -> float:
         """A total over the layers, per sample and over all T steps."""
@@ -158,12 +174,13 @@ class Operations:
     def purity(self) -> dict[str, Any]:
         """``impure`` layers, whose inputs are not {0,1}: name -> kind of values.
 
-        ``pure_after_first``: whether they are at most the first, which reads the image, and the
-        head, which reads a mean. ``not_spike_driven``: products between those two that are more
-        than sums of weights where a spike is, and why.
+        ``pure_after_first``: whether they are at most the first, those that read the image, and
+        the head, which reads a mean. ``not_spike_driven``: products between those two that are
+        more than sums of weights where a spike is, and why.
         """
         impure = {n: layer.kind for n, layer in self.layers.items() if layer.kind != "{0,1}"}
         allowed = {n for n, weights in self.weights.items() if weights.part == "head"}
+        allowed |= {n for n, layer in self.layers.items() if layer.image}
         allowed.add(next(iter(self.layers)))
         why = {n: f"reads {kind}" for n, kind in impure.items() if n not in allowed}
         why |= {name: sums for name, sums in self.sums.items() if sums}
@@ -221,25 +238,33 @@ class _Hooks(ExitStack):
         self.whole = isinstance(model, Adapted)  # it computes every step that counts
         self.callback(model.register_forward_pre_hook(self._begin).remove)
         stem, head = set(stem_layers(model)), getattr(model, "head", None)
+        given = (stem_of(model), getattr(patches_of(model), "stem", None))
+        self.first = {part.units()[0].unit.synapse for part in given if part is not None}
+        seen_weights = set[int]()
         for name, module in model.named_modules():
             if isinstance(module, PRUNABLE):
                 part = "stem" if module in stem else "head" if module is head else ""
                 total.weights[name] = LayerWeights.of(module, part)
+                total.tied |= {name} if id(module.weight) in seen_weights else set()
+                seen_weights.add(id(module.weight))
                 self._hook(module, self._product, name)
             elif isinstance(module, SpikingAttention):
                 total.sums[f"{name}.attention"] = module.sums
+                if not all(hasattr(module, role) for role in module.roles):
+                    raise DataError("a compact network has no q, k, v: load it with plain=True")
                 seen: dict[str, Tensor] = {}
-                for role in module.roles:
+                for role in (*module.roles, *module.inner):
                     self._hook(getattr(module, role), self._keep, seen, role)
                 self._hook(module, self._attention, name, seen)
+        if self.whole and not total.sums:
+            self.enter_context(_Matrices(total))
         if halts(model):
             blocks: list[nn.Module] = list(getattr(model, "blocks"))  # noqa: B009
             total.halts = len(blocks) * tokens_before_blocks(model) * total.T
             for block in blocks:
                 self._hook(block, self._ran)
-        for place, patches in enumerate(selections(model)):
-            total.selected.append(1.0)  # until it is called
-            self._hook(patches, self._select, place, patches is patches_of(model))
+        for patches in selections(model):
+            self._hook(patches, self._select, patches is patches_of(model))
 
     def _hook(self, module: nn.Module, call: Callable[..., None], *known: Any) -> None:
         self.callback(module.register_forward_hook(partial(call, *known)).remove)
@@ -254,10 +279,10 @@ class _Hooks(ExitStack):
         self.total.ran += inputs[0].shape[1] * inputs[0].shape[2] * inputs[1]
 
     def _select(
-        self, place: int, alone: bool, module: nn.Module, inputs: tuple[Tensor, ...], output: Any
+        self, alone: bool, module: nn.Module, inputs: tuple[Tensor, ...], output: Any
     ) -> None:
         tokens = getattr(module, "tokens", inputs[0].shape[2])  # of stages those of the network
-        self.total.selected[place] = output[0].shape[1] / tokens
+        self.total.selected[module] = output[0].shape[1] / tokens
         if alone:
             self.total.kept_tokens.append(output[0].cpu())
 
@@ -269,33 +294,40 @@ class _Hooks(ExitStack):
         layer.inputs += x.numel()
         return layer
 
-    def _product(self, name: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
+    def _product(self, name: str, module: Any, inputs: Any, output: Tensor) -> None:
         x: Tensor = inputs[0]
-        T, present = self.total.T, effective_weight(module) != 0
+        T, batch, present = self.total.T, self.batch, effective_weight(module) != 0
         if not isinstance(module, nn.Linear) and x.ndim > present.ndim:
             x = x.flatten(0, 1)  # spikingjelly's, in multi-step mode
         layer = self._layer(name, x)
+        layer.image = module in self.first
         if not isinstance(module, nn.Linear):
+            padding: Any = module.padding
+            if module.padding_mode != "zeros":
+                around = module._reversed_padding_repeated_twice
+                x, padding = F.pad(x, around, mode=module.padding_mode), 0
             fan_out = present.unflatten(0, (module.groups, -1)).sum(1).double()
             convolve: Any = (F.conv1d, F.conv2d, F.conv3d)[present.ndim - 3]
             meet = partial(
-                convolve, weight=fan_out, stride=module.stride, padding=module.padding,
+                convolve, weight=fan_out, stride=module.stride, padding=padding,
                 dilation=module.dilation, groups=module.groups,
             )  # fmt: skip
             layer.met += float(meet(torch.ones_like(x[:1]).double()).sum()) * len(x)
             if layer.kind != "real":
                 values = x.abs().sum(0, keepdim=True, dtype=torch.float64)  # whole numbers: exact
                 layer.met_by_value += float(meet(values).sum())
-            folds = T * self.batch / len(x)
+            folds, passes = T * batch / len(x), len(x)
         else:
             fan_out = present.sum(0).double()
             values = x.abs().flatten(0, -2)
             layer.met += len(values) * float(fan_out.sum())
             layer.met_by_value += float((values.sum(0, dtype=torch.float64) * fan_out).sum())
             # Time is the first axis, except in a score that reads one mean over time, [B, N, D].
-            timed = x.ndim > 2 and x.shape[0] in (1, T) and x.shape[1] == self.batch
+            timed = x.ndim > 2 and x.shape[0] in (1, T) and x.shape[1] == batch
             folds = T / x.shape[0] if timed else 1.0
+            passes = len(x) * batch if timed else len(x) if x.ndim == 2 else batch
         folds = 1.0 if self.whole or carried() is not None else folds
+        layer.passes += passes * folds
         macs = output.numel() * present[0].numel()
         layer.add_macs(macs, folds, macs)
 
@@ -303,10 +335,30 @@ class _Hooks(ExitStack):
         self, name: str, seen: dict[str, Tensor], module: SpikingAttention, *called: Any
     ) -> None:
         spikes = [seen[role] for role in module.roles]
-        count, layer = module.operations(*spikes), self._layer(f"{name}.attention", spikes[0])
+        count = module.operations(*spikes, *(seen[name] for name in module.inner))
+        for part in spikes:
+            layer = self._layer(f"{name}.attention", part)
         folds = 1.0 if carried() is not None else self.total.T / len(spikes[0])
         layer.add_macs(count.macs, folds, count.dense)
         layer.met_by_value += count.sops
+
+
+class _Matrices(TorchDispatchMode):
+    """Counts the products of activations, which are no layer of a network."""
+
+    def __init__(self, total: Operations) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.total = total
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kind = func._schema.name
+        if kind == "aten::bmm":
+            self.total.products += args[0].numel() * args[1].shape[-1]
+        elif kind.startswith("aten::_scaled_dot_product"):
+            query, key, value = args[:3]
+            rows = query.numel() // query.shape[-1] * key.shape[-2]
+            self.total.products += rows * (query.shape[-1] + value.shape[-1])
+        return func(*args, **(kwargs or {}))
 
 
 def epoch_ledger(model: Any, dataset: Any, device: torch.device) -> dict[str, float]:
@@ -334,18 +386,27 @@ def build_ledger(model: Any, batches: Sequence[Tensor]) -> dict[str, Any]:
     Returns:
         Values for JSON. ``sparsity`` and bits are of all ConvPEP weights (None without a stem) and
         of all weights of convolutions and linear maps; operations per sample over all T steps.
-        ``energy_pj`` is an estimate, None if a layer is dead. ``uncounted_layers`` hold matrices
-        that are neither a convolution nor a linear map.
+        ``energy_pj`` is an estimate, None if a layer is dead. ``uncounted_layers`` are layers that
+        did not run by their own forward, matrices that are neither a convolution nor a linear map,
+        and an adapted network's products of activations.
+
+    Raises:
+        DataError: no batch, or a network in a form that cannot be counted.
     """
+    if not batches:
+        raise DataError("no input to count operations on: give at least one batch")
+    if getattr(model, "T", None) is None:
+        raise DataError(f"{type(model).__name__} has no T: load an export with plain=True")
     counted = count_operations(model, batches, model.T)
-    every, dead, kept = list(counted.weights.values()), counted.dead, counted.selected
+    every, dead = counted.own_weights, counted.dead
     stem = [weights for weights in every if weights.part == "stem"]
-    own = [(m, n, p) for m in model.modules() for n, p in m.named_parameters(recurse=False)]
-    values = [effective_weight(m) if n == "weight" else p for m, n, p in own]
+    own = {p: (m, n) for m in model.modules() for n, p in m.named_parameters(recurse=False)}
+    own = {p: pair for p, pair in own.items() if pair[1] != "scores"}  # of a subnet, no weights
+    values = [effective_weight(m) if n == "weight" else p for p, (m, n) in own.items()]
     macs, acs = counted.per_sample("multiplies"), counted.per_sample("acs")
     return {
         "sparsity": {
-            "patch": 1 - sum(kept) / len(kept) if kept else 0.0,
+            "patch": counted.removed_share(model),
             "conv_pep_weight": _removed(stem) if stem else None,
             "total_weight": _removed(every),
             **({"halting": counted.halted} if counted.halts else {}),
@@ -355,11 +416,11 @@ def build_ledger(model: Any, batches: Sequence[Tensor]) -> dict[str, Any]:
         "bits_per_weight": _bits(every),
         "weight_bytes": counted.weight_bytes,
         "binary_layers": [name for name, weights in counted.weights.items() if weights.binary],
-        "params": sum(p.numel() for p in model.parameters()),
+        "params": sum(p.numel() for p in own),
         "nonzero_params": sum(int(value.count_nonzero()) for value in values),
         "firing_rate": counted.firing_rate,
         "dead_layers": dead,
-        "saturated_layers": [name for name, rate in counted.firing_rate.items() if rate == 1],
+        "saturated_layers": [n for n, r in counted.firing_rate.items() if r >= 1 - ROUNDING],
         **{what: counted.per_sample(what) for what in TABLE[:4]},
         "acs": acs,
         "macs_nonspiking": counted.per_sample("macs_nonspiking"),
@@ -367,12 +428,7 @@ def build_ledger(model: Any, batches: Sequence[Tensor]) -> dict[str, Any]:
             name: {**{k: getattr(layer, k) / counted.samples for k in TABLE}, "input": layer.kind}
             for name, layer in counted.layers.items()
         },
-        "uncounted_layers": [
-            name
-            for name, module in model.named_modules()
-            if not isinstance(module, PRUNABLE)
-            and any(p.ndim > 1 for p in module.parameters(recurse=False))
-        ],
+        "uncounted_layers": _uncounted(model, counted),
         "ledger_samples": counted.samples,
         "energy_pj": None if dead else MAC_PJ * macs + AC_PJ * acs,
         "energy_note": (
@@ -382,6 +438,16 @@ def build_ledger(model: Any, batches: Sequence[Tensor]) -> dict[str, Any]:
         ),
         "purity": counted.purity(),
     }
+
+
+def _uncounted(model: nn.Module, counted: Operations) -> list[str]:
+    found = [name for name in counted.weights if name not in counted.layers]
+    for name, module in model.named_modules():
+        if not isinstance(module, PRUNABLE):
+            own = [n for n, p in module.named_parameters(recurse=False) if p.ndim > 1]
+            found += [name or ", ".join(own)] * bool(own)
+    macs = counted.products / counted.samples
+    return found + [f"products of activations ({macs:,.0f} MACs)"] * bool(macs)
 
 
 def _bits(layers: Sequence[LayerWeights]) -> float:

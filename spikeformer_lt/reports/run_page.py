@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -64,6 +65,9 @@ FACTS = {
 """Row of the ledger's table -> key of report.json, factor and format."""
 READ = {"{0,1}": "1 bit", "{-1,0,1}": "signs", "integers": "integers", "real": "32 bits"}
 """Kind of values that enter a layer -> what a card says of it."""
+SETTINGS = {"confidence", "decay_input", "keep", "rescale", "rescale_to", "salt", "scale", "space",
+            "sparsity", "tau", "ties", "v_reset", "v_threshold"}  # fmt: skip
+"""Attributes of modules that change what a network puts out, and are no tensors."""
 
 
 def number_at(report: Mapping[str, Any] | None, path: str) -> float | None:
@@ -165,7 +169,8 @@ def activation_words(report: Mapping[str, Any]) -> str:
     """How often neurons fire and what layers read, of the layers that a report knows, in words."""
     rates, layers = report.get("firing_rate"), report.get("layers")
     known = [rate for rate in rates.values() if rate is not None] if isinstance(rates, dict) else []
-    parts = [f"{100 * sum(known) / len(known):.1f} % of neurons fire a step"] if known else []
+    rate = f"{100 * sum(known) / len(known):.1f} %" if known else ""
+    parts = [f"{rate} of a layer's neurons fire a step (mean of layers)"] if known else []
     if isinstance(layers, dict) and layers:
         inputs = [str(layer.get("input")) for layer in layers.values()]
         shares = ((READ[kind], inputs.count(kind)) for kind in READ if kind in inputs)
@@ -181,9 +186,18 @@ def dense_beside(folder: Path, report: Mapping[str, Any]) -> Path | None:
         with contextlib.suppress(DataError, ConfigError):
             other, known = read_report(path), read_mapping(path.with_name("config.json"))
             same = (other["split_sha256"], known["model"]) == (report["split_sha256"], model)
-            if same and path.parent != folder.resolve() and not any(other["sparsity"].values()):
+            if same and path.parent != folder.resolve() and is_dense(path.parent, other):
                 return path
     return None
+
+
+def is_dense(folder: Path, report: Mapping[str, Any]) -> bool:
+    """Whether a run removed and changed nothing: neither weights, patches nor its activation."""
+    config = read_mapping(folder / "config.json") if (folder / "config.json").is_file() else {}
+    levels = [one for one in config.values() if isinstance(one, dict)]
+    kinds = {(one.get("activation") or {}).get("kind", "lif") for one in levels}
+    changed = kinds - {"lif"} or report.get("binary_layers")
+    return not changed and not any((report.get("sparsity") or {}).values())
 
 
 def describe(
@@ -220,7 +234,7 @@ def save_predictions(
 
 
 def saved_metrics(path: Path, model: nn.Module, data: Splits, split: str) -> Metrics | None:
-    """The evaluation that `save_predictions` saved; None if it is of other weights, data or T.
+    """The evaluation that `save_predictions` saved; None if it is of another network or data.
 
     Raises:
         CheckpointError: the file holds no predictions, or is damaged.
@@ -228,7 +242,9 @@ def saved_metrics(path: Path, model: nn.Module, data: Splits, split: str) -> Met
     if not path.is_file():
         return None
     found, facts = read_predictions(path)
-    if any(facts.get(name) != fact for name, fact in _read_by(model, data, split).items()):
+    own = _read_by(model, data, split)
+    facts.setdefault("settings", own["settings"])  # files of before 0.2 do not say them
+    if any(facts.get(name) != fact for name, fact in own.items()):
         return None
     count, classes = len(found.label), data.num_classes
     cells = torch.bincount(found.label * classes + found.predicted, minlength=classes**2)
@@ -279,12 +295,16 @@ def evaluation(
 def _read_by(model: Any, data: Splits, split: str) -> dict[str, Any]:
     """What an evaluation is of: it need not be made again while this is the same."""
     options = getattr(getattr(data, split), "options", None)
+    known = [(name, key, float(value) if type(value) is int else value)
+             for name, module in model.named_modules()
+             for key, value in vars(module).items() if key in SETTINGS]  # fmt: skip
     return {
         "dataset": data.name,
         "split": split,
         "split_sha256": data.split_sha256,
         "weights_sha256": digest(model.state_dict()),
         "T": getattr(model, "T", None),
+        "settings": hashlib.sha256(repr(sorted(known, key=repr)).encode()).hexdigest(),
         "time_shuffled": getattr(options, "shuffle_time", False) or None,
     }
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from spikeformer_lt.errors import DataError
+from spikeformer_lt.errors import DataError, shown
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,16 @@ class Paired:
     only_second: int  # samples that the second alone gets right
 
 
+def _check_confidence(confidence: float) -> None:
+    if not 0 < confidence < 1:
+        raise DataError(f"confidence={confidence} is not allowed: between 0 and 1")
+
+
+def _check_finite(values: Sequence[float]) -> None:
+    if not np.isfinite(values).all():
+        raise DataError(f"{shown(list(values))} are not finite numbers")
+
+
 def wilson(correct: int, count: int, confidence: float = 0.95) -> Interval:
     """Accuracy in percent of `correct` of `count` samples, with Wilson's score interval.
 
@@ -52,6 +62,7 @@ def wilson(correct: int, count: int, confidence: float = 0.95) -> Interval:
         raise DataError(
             f"correct={correct} of count={count} is not allowed: 0 to count, count >= 1"
         )
+    _check_confidence(confidence)
     found = binomtest(correct, count).proportion_ci(confidence, method="wilson")
     return Interval(100 * correct / count, 100 * found.low, 100 * found.high)
 
@@ -60,12 +71,13 @@ def over_seeds(values: Sequence[float], confidence: float = 0.95) -> Interval:
     """Mean of one value a seed, with its t interval; its ends are infinite for a single seed.
 
     Raises:
-        DataError: no value.
+        DataError: no value, or one that is not finite.
     """
     from scipy.stats import t
 
     if not values:
         raise DataError("no value to average: give one for each seed")
+    _check_finite(values)
     mean, half = float(np.mean(values)), np.inf
     if len(values) > 1:
         error = float(np.std(values, ddof=1)) / len(values) ** 0.5
@@ -107,6 +119,9 @@ def compare_predictions(
     """
     from scipy.stats import binomtest
 
+    _check_confidence(confidence)
+    if draws < 1:
+        raise DataError(f"draws={draws} is not allowed: 1 or more")
     rows = [np.asarray(each) for each in (first, second, labels)]
     if len({row.shape for row in rows}) != 1 or rows[0].ndim != 1 or not len(rows[0]):
         shapes = ", ".join(str(list(row.shape)) for row in rows)
@@ -146,7 +161,7 @@ class Contrast:
 
     def verdict(self, p: float | None = None, level: float = 0.05) -> str:
         """higher, lower, or not told apart; `p` is the adjusted one of a table."""
-        if (self.p if p is None else p) >= level:
+        if not (self.p if p is None else p) < level:
             return "not told apart"
         return "higher" if self.difference.value > 0 else "lower"
 
@@ -159,7 +174,7 @@ def contrast(pairs: Sequence[tuple[Outcome, Outcome]], confidence: float = 0.95)
     degrees of freedom after Satterthwaite.
 
     Raises:
-        DataError: no pair, or predictions of different samples.
+        DataError: no pair, values that are not finite, or different test samples.
 
     Source: Satterthwaite 1946, Biometrics 2(6); Agresti & Caffo 2000, Am. Stat. 54(4).
     """
@@ -167,6 +182,9 @@ def contrast(pairs: Sequence[tuple[Outcome, Outcome]], confidence: float = 0.95)
 
     if not pairs:
         raise DataError("no seed that both variants have: run them with the same seeds")
+    if len(counts := {outcome.count for pair in pairs for outcome in pair}) > 1:
+        raise DataError(f"test sets of {sorted(counts)} samples are not comparable")
+    _check_finite([outcome.accuracy for pair in pairs for outcome in pair])
     n = len(pairs)
     if n == 1 and (found := _paired(*pairs[0], confidence=confidence)):
         return Contrast(found.difference, found.p, 1, "McNemar")
@@ -207,6 +225,7 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
     Source: Holm 1979, Scand. J. Statist. 6(2).
     """
+    _check_finite(list(p_values.values()))
     adjusted, largest = {}, 0.0
     for rank, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
         largest = max(largest, min(1.0, p * (len(p_values) - rank)))

@@ -24,7 +24,7 @@ from spikeformer_lt.config import check
 from spikeformer_lt.errors import NonFiniteError, listed, shown
 from spikeformer_lt.layers.inputs import kept_modes
 from spikeformer_lt.layers.neuron import reset_state
-from spikeformer_lt.layers.patches import kept_count, selections
+from spikeformer_lt.layers.patches import removed_share
 from spikeformer_lt.layers.subnet import SubnetConv2d
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.rng import isolated_rng
@@ -431,8 +431,7 @@ def removed(model: nn.Module, masks: Sequence[Mask] = ()) -> dict[str, float]:
             weights = conv.mask if isinstance(conv, SubnetConv2d) else conv.weight
             total, kept = total + weights.numel(), kept + int(weights.count_nonzero())
     tokens = int(getattr(model, "num_tokens", 0))
-    left = [kept_count(tokens, m.sparsity) / tokens for m in selections(model) if tokens]
-    gone = 1 - sum(left) / len(left) if left else 0.0
+    gone = removed_share(model, lambda m: m.kept(tokens) / tokens) if tokens else 0.0
     return {"weight_sparsity": 1 - kept / total if total else 0.0, "patch_sparsity": gone}
 
 

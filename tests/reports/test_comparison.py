@@ -14,15 +14,19 @@ from spikeformer_lt.errors import DataError
 from spikeformer_lt.reports.comparison import (
     Row,
     _is_control,
+    differences,
     early_time_table,
     outcome_of,
     read_rows,
     search_steps,
     series_of,
+    side_by_side,
     steps_of_run,
     write_comparison,
     write_confusions,
 )
+from spikeformer_lt.reports.statistics import Outcome
+from spikeformer_lt.tickets.presets import MULTISP_SUITES
 from spikeformer_lt.training.evaluate import PREDICTIONS, Predictions
 
 
@@ -110,6 +114,31 @@ def test_a_control_is_of_the_same_rate_and_of_its_search() -> None:
     late = "MultiSp, time shuffled"
     assert _is_control(late, "MultiSp") and not _is_control(f"x{late}", "MultiSp")
     assert not _is_control("random control", late)
+
+
+def test_each_random_variant_of_the_suites_is_the_control_of_one_other():
+    """Of the searches and of MultiSp, and of nothing else beside it."""
+    curves, ablation = MULTISP_SUITES["curves"], MULTISP_SUITES["ablation"]
+    of = {
+        **{f"random mask {s}": f"weights {s}" for s in (0.5, 0.9, 0.95)},
+        **{f"random patches {s}": f"patches {s}" for s in (0.314, 0.65, 0.8)},
+        **{f"all levels, random {what}": "all levels (default)" for what in ("mask", "patches")},
+    }
+    for suite in (curves, ablation):
+        for control in (name for name in suite if "random" in name):
+            assert [name for name in suite if _is_control(control, name)] == [of.pop(control)]
+    assert not of
+
+
+def test_a_difference_of_nothing_has_no_sign():
+    pairs = [(Outcome(90.0, 50_000), Outcome(90.002, 50_000))]
+    (row,) = differences({("a", "b"): pairs})[1]
+    assert row[3] == "+0.00"
+
+
+def test_reports_without_an_accuracy_are_not_compared(tmp_path):
+    with pytest.raises(DataError, match="no report has a test accuracy"):
+        side_by_side({"a": {}}, {"a": tmp_path})
 
 
 @pytest.mark.fault(86)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import pytest
 import torch
+from spikingjelly.activation_based.neuron import LIFNode
 from torch import nn
 
-from spikeformer_lt import create_model
+from spikeformer_lt import adapt, create_model
+from spikeformer_lt.errors import DataError
+from spikeformer_lt.export import compact
 from spikeformer_lt.layers.patches import PatchSelect, Rate
 from spikeformer_lt.layers.stems import ConvPEP
 from spikeformer_lt.reports.energy import HOROWITZ, Energy
@@ -118,7 +122,7 @@ def test_the_stem_is_counted_whatever_the_model_calls_it():
     ledger = build_ledger(model, [torch.rand(2, 3, 16, 16)])
     assert ledger["sparsity"]["conv_pep_weight"] == 0.5
     assert 0 < ledger["conv_pep_bits_per_weight"] < 32
-    assert ledger["uncounted_layers"] == [""]  # a matrix of the network itself
+    assert ledger["uncounted_layers"] == ["place"]  # a matrix of the network itself
 
 
 @pytest.mark.fault(17)
@@ -199,3 +203,55 @@ def test_sign_activations_are_called_by_name(build):
 
 def test_relu_is_not_spiking(build):
     assert audited(build, activation="relu")["impure"]["conv_pep.stages.1.conv"] == "real"
+
+
+class Foreign(nn.Module):
+    """A network of somebody else: a shared weight, attentions of two kinds, one convolution of an
+    image and a loop over steps.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.T = 4
+        self.conv, self.node = nn.Conv2d(3, 16, 4, 4), LIFNode()
+        self.known = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.first, self.second = nn.Linear(16, 16), nn.Linear(16, 16)
+        self.second.weight = self.first.weight
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x):
+        current, steps = self.conv(x).flatten(2).transpose(1, 2), []
+        for _ in range(self.T):
+            tokens = self.second(self.first(self.node(current)))
+            tokens = tokens + self.known(tokens, tokens, tokens, need_weights=False)[0]
+            tokens = torch.softmax(tokens @ tokens.transpose(-1, -2), -1) @ tokens
+            steps.append(self.head(tokens.mean(1)))
+        return torch.stack(steps, 1)
+
+
+def test_what_a_foreign_network_hides_is_counted_or_named():
+    torch.manual_seed(0)
+    model = adapt(Foreign(), images=torch.zeros(2, 3, 16, 16))
+    x = [torch.rand(3, 3, 16, 16)]
+    ledger, energy = build_ledger(model, x), Energy.of(count_operations(model, x, 4))
+    weights = 16 * 48 + 16 * 16 + 160  # the shared one once
+    inside = 16 * 16  # the attention's own projection, a linear map that never runs as such
+    assert ledger["weight_bytes"] == energy.weight_bytes == 4 * (weights + inside)
+    assert ledger["params"] == ledger["nonzero_params"] + 3 * 16 + 16  # biases that start at 0
+    assert energy.layers[0].formula_macs == 16 * 16 * 48  # it ran once, whatever T
+    names = ledger["uncounted_layers"]
+    assert {"known", "known.out_proj"} <= set(names) and len(names) == 3
+    macs = int(re.sub(r"\D", "", names[-1]))  # of 16 tokens in 4 steps, 16 wide; torch adds its own
+    assert names[-1].startswith("products of activations") and macs >= 4 * 2 * 16 * 16 * 16
+
+
+@pytest.mark.parametrize("what", ["nothing", "compact", "no T"])
+def test_what_cannot_be_counted_is_refused_in_one_line(what):
+    model = create_model("spikformer_digits").eval()
+    images = [torch.rand(2, 3, 16, 16)]
+    if what == "compact":
+        with pytest.raises(DataError, match="load it with plain=True"):
+            count_operations(compact(model), images, 4)
+        return
+    with pytest.raises(DataError, match="at least one batch|has no T"):
+        build_ledger(nn.Identity() if what == "no T" else model, images if what == "no T" else [])

@@ -9,9 +9,11 @@ from torch import nn
 from spikeformer_lt import create_model
 from spikeformer_lt.layers.attention import EncoderBlock, SpikingMLP, SpikingSelfAttention
 from spikeformer_lt.layers.neuron import reset_state
-from spikeformer_lt.layers.patches import Gumbel, PatchSelect, Rate
+from spikeformer_lt.layers.patches import Gumbel, PatchSelect, Rate, StagedSelect
 from spikeformer_lt.layers.stems import ConvPEP
+from spikeformer_lt.reports.energy import Energy
 from spikeformer_lt.reports.ledger import build_ledger, count_operations, kind_of
+from spikeformer_lt.training.monitor import removed
 
 
 class OneConv(nn.Module):
@@ -223,3 +225,99 @@ def test_counting_leaves_the_model_as_it_was():
     assert model.training
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert not any(m._forward_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize("mode", ["circular", "reflect", "replicate"])
+def test_borders_that_are_not_zero_are_met(mode):
+    torch.manual_seed(0)
+    weight = torch.randn(4, 2, 3, 3) * (torch.rand(4, 2, 3, 3) > 0.4)
+    model, x = OneConv(weight, padding=1), (torch.rand(3, 2, 6, 5) < 0.3).float()
+    model.conv.padding_mode = mode
+    present = (weight != 0).double()
+    around = nn.functional.pad(x.double(), (1, 1, 1, 1), mode=mode)
+    counted = layer(model, x)
+    assert counted.sops == float(nn.functional.conv2d(around, present).sum())
+    assert counted.met == float(nn.functional.conv2d(torch.ones_like(around), present).sum())
+
+
+def lively(model):
+    """The network with neurons that fire."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            nn.init.uniform_(module.bias, 0.5, 3.0)
+    return model.eval()
+
+
+def outputs(*parts):
+    """What modules put out, in the order of their calls."""
+    found = []
+    for part in parts:
+        part.register_forward_hook(lambda *called: found.append(called[2]))
+    return found
+
+
+def test_counting_a_network_that_halts_by_confidence_changes_no_logit():
+    """Neurons between the products of an attention go one step a step, counted or not."""
+    for seed in range(3):
+        torch.manual_seed(seed)
+        sizes = {"image_size": 16, "embed_dim": 16, "num_heads": 1}
+        model = lively(create_model("bestformer_toy", **sizes))
+        model.set_halting((), 0.9999)
+        images, attn = torch.rand(8, 3, 16, 16), model.blocks[0].attn
+        maps = outputs(attn.q, attn.k, attn.v, attn.map_act)
+        with torch.no_grad():
+            logits = model(images)
+        met = 0.0  # one head: q k^T, then what the map lets pass of v
+        for q, k, v, seen in zip(*[iter(maps)] * 4, strict=True):
+            q, k, v, seen = (part.double() for part in (q, k, v, seen.squeeze(2)))
+            met += float((q @ k.transpose(-1, -2)).sum() + (seen @ v).sum())
+        maps.clear()
+        counted = count_operations(model, [images], model.T)
+        assert torch.equal(counted.logits[0], logits)
+        assert counted.layers["blocks.0.attn.attention"].sops == met > 0
+
+
+def test_an_attention_reads_all_that_it_multiplies():
+    model = lively(create_model("spikformer_digits", depth=1))
+    attn = model.blocks[0].attn
+    seen = outputs(attn.q, attn.k, attn.v)
+    counted = count_operations(model, [torch.rand(2, 3, 16, 16)], model.T)
+    found = counted.layers["blocks.0.attn.attention"]
+    assert found.inputs == sum(part.numel() for part in seen)
+    assert found.events == float(sum(part.sum() for part in seen)) > 0
+
+
+def test_a_silent_network_of_whole_numbers_is_dead():
+    model = create_model("sdt3_toy").eval()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            nn.init.constant_(module.bias, -100.0)
+    ledger = build_ledger(model, [torch.rand(2, model.in_channels, *model.image_size)])
+    assert ledger["dead_layers"] and ledger["energy_pj"] is None
+
+
+def test_both_stems_of_a_selection_in_the_input_read_the_image():
+    model = lively(create_model("spikformer_digits", depth=1))
+    stem = ConvPEP(3, 64).eval()
+    model.set_patch(PatchSelect(Rate(), 0.5, space="input", stem=stem))
+    counted = count_operations(lively(model), [torch.rand(2, 3, 16, 16)], model.T)
+    first = [name for name, one in counted.layers.items() if one.image]
+    assert first == ["patch.stem.stages.0.conv", "conv_pep.stages.0.conv"]
+    assert not set(first) & set(counted.purity()["not_spike_driven"])
+    rows = {row.name: row for row in Energy.of(counted).layers}
+    for name in first:  # one step of an image, as the papers count
+        weights = counted.weights[name]
+        assert rows[name].formula_macs == weights.total * 16 * 16
+
+
+def test_the_mean_over_blocks_is_of_blocks():
+    """Of tokens that leave before a block, the report and the epoch's row say one share."""
+    model, images = create_model("spikformer_digits", depth=4).eval(), torch.rand(2, 3, 16, 16)
+    model.set_stages({2: StagedSelect(64, model.num_tokens, 0.49)})
+    model.eval()
+    shares = build_ledger(model, [images])["sparsity"]["patch"], removed(model)["patch_sparsity"]
+    assert shares == (0.28125, 0.28125)  # 7 of 16 tokens pass blocks 2 and 3
+    model = create_model("spikformer_digits", depth=4).eval()
+    model.set_stops([PatchSelect(Rate(), share) for share in (0.0, 0.0, 0.5, 0.25)])
+    shares = build_ledger(model, [images])["sparsity"]["patch"], removed(model)["patch_sparsity"]
+    assert shares == (0.1875, 0.1875)

@@ -86,6 +86,25 @@ def test_predictions_of_other_samples_are_refused() -> None:
         compare_predictions([0, 1, 2], [0, 1], [0, 1, 2])
 
 
+def test_what_no_test_can_compare_is_refused() -> None:
+    """Values that are not finite, and accuracies of unequal test sets."""
+    nan = Outcome(float("nan"), 100)
+    for first, second, words in (
+        (Outcome(90, 100_000), Outcome(80, 100), r"test sets of \[100, 100000\] samples"),
+        (nan, Outcome(80, 100), r"\[nan, 80\] are not finite numbers"),
+    ):
+        with pytest.raises(DataError, match=words):
+            contrast([(first, second)])
+    with pytest.raises(DataError, match="not finite"):
+        holm({"a": float("nan"), "b": 0.01})
+    with pytest.raises(DataError, match="not finite"):
+        accuracy_interval([float("inf")], 10)
+    with pytest.raises(DataError, match=r"confidence=1.5 is not allowed: between 0 and 1"):
+        wilson(3, 10, confidence=1.5)
+    with pytest.raises(DataError, match="draws=0 is not allowed"):
+        compare_predictions([0, 1], [0, 0], [0, 1], draws=0)
+
+
 def outcome(right: np.ndarray, saved: bool = True) -> Outcome:
     labels = np.zeros(len(right), int)
     answers = (np.where(right, 0, 1), labels) if saved else (None, None)

@@ -47,7 +47,7 @@ class BundleKind:
     manifest: str  # file name
     error: type[SpikeformerError]
     files: tuple[str, ...] = ()  # others beside the manifest; a folder with more is never replaced
-    sealed: bool = True  # whether the manifest has a checksum of its own
+    sealed: bool = True  # whether a manifest without a checksum of its own, as all have, is refused
     sizes: bool = False  # size and sha256 of each file under ``files``, or sha256 under ``sha256``
     indent: int | None = 2  # of the manifest; None for one line
 
@@ -86,8 +86,7 @@ class Stage:
             found["files"] = dict(self.files)
         else:
             found["sha256"] = {name: entry["sha256"] for name, entry in self.files.items()}
-        if kind.sealed:
-            found["seal"] = _seal(found)
+        found["seal"] = _seal(found)
         separators = (",", ":") if kind.indent is None else None
         text = json.dumps(found, indent=kind.indent, separators=separators)
         self.write(kind.manifest, text.encode("ascii"))
@@ -230,7 +229,8 @@ def _opened(folder: Path, kind: BundleKind) -> Bundle:
     if type(version) is int and version > kind.version:
         found = f"found {kind.name} format v{version}, supports <= v{kind.version}"
         raise kind.error(f"{found}; install a newer spikeformer_lt")
-    sealed = not kind.sealed or about.pop("seal", None) == _seal(about)
+    seal = about.pop("seal", None)
+    sealed = seal == _seal(about) or (seal is None and not kind.sealed)
     if type(version) is not int or version < 1 or not sealed:
         raise kind.error(f"{manifest} is damaged or was edited: its checksum differs")
     listed = about.get("files" if kind.sizes else "sha256")

@@ -6,7 +6,7 @@ speak of arguments instead of options.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
@@ -103,6 +103,19 @@ def train(
     return Run(folder, None if isinstance(model, str) else model)
 
 
+def _tokens(given: Mapping[str, Any], named: Container[str]) -> list[str]:
+    """The words of the command line for options, but for what is empty and not named."""
+    tokens: list[str] = []
+    for option, value in given.items():
+        if isinstance(value, bool):
+            group, dot, own_name = option.rpartition(".")
+            tokens.append(f"--{option}" if value else f"--{group}{dot}no-{own_name}")
+        elif value not in (None, "") or option in named:
+            values = value if isinstance(value, list | tuple) else [value]
+            tokens += [f"--{option}", *map(str, values)]
+    return tokens
+
+
 def _searched(
     search: str, model: str | nn.Module, named: tuple[Any, ...], options: Mapping[str, Any],
     report: bool,
@@ -117,7 +130,8 @@ def _searched(
     name = model if isinstance(model, str) else f"module:{model._get_name()}"
     given = {"model.name": name, **dict(zip(WORDS, map(_plain, named), strict=True))}
     epochs = given.pop("epochs")
-    groups = groups_of(search.replace("-", "_"), ()) if epochs is not None else {}
+    own_words = _tokens(options, options)
+    groups = groups_of(search.replace("-", "_"), own_words) if epochs is not None else {}
     for group, config in list(groups.items())[-1:]:
         inside = ".imp" * hasattr(config, "imp")
         own = hasattr(getattr(config, "imp", config), "epochs")
@@ -127,14 +141,7 @@ def _searched(
         given["epochs"] = epochs
     twice = [n for n in options if given.get(n) not in (None, "") and given[n] != options[n]]
     check(not twice, "options", twice[:1], "without what is an argument, too")
-    tokens = [search]
-    for option, value in {**given, **options}.items():
-        if isinstance(value, bool):
-            group, dot, own_name = option.rpartition(".")
-            tokens.append(f"--{option}" if value else f"--{group}{dot}no-{own_name}")
-        elif value not in (None, "") or option in options:
-            values = value if isinstance(value, list | tuple) else [value]
-            tokens += [f"--{option}", *map(str, values)]
+    tokens = [search, *_tokens({**given, **options}, options)]
     with in_python(_argument):
         cfg, groups = read_find(tokens, "find")
         check(not cfg.run.dry_run, "run.dry_run", True, "False in Python")

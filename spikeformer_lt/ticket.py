@@ -19,7 +19,7 @@ from spikeformer_lt.mask import Mask
 
 TICKET = BundleKind(
     "ticket", "spikeformer_lt.ticket", 1, "ticket.json", TicketError,
-    files=("mask.safetensors", "model.safetensors"), sealed=False,
+    files=("mask.safetensors", "model.safetensors"), sealed=False,  # those of before 0.2 are not
 )  # fmt: skip
 
 

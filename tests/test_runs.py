@@ -306,6 +306,15 @@ def test_no_epochs_are_not_the_default(function: Any, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_epochs_are_those_of_the_search_inside(tmp_path: Path) -> None:
+    """Early-Time wraps any search: the argument reaches the one that options name."""
+    inside = {"early-time.search": "early_bird", "early-time.epochs": 1, "early-time.images": 8}
+    folder = tmp_path / "run"
+    lt.train("early_time", "spikformer_toy", "digits", T=2, epochs=1, sparsity=0.5, out=folder,
+             options={**inside, **SMALL})  # fmt: skip
+    assert json.loads((folder / "config.json").read_text())["early_bird"]["epochs"] == 1
+
+
 def test_what_is_no_mapping_no_network_and_no_name_is_told() -> None:
     options: Any = ["epochs"]
     with pytest.raises(ConfigError, match=r"options=\['epochs'\] is not allowed: values by the"):

@@ -130,9 +130,23 @@ def test_a_consistent_swap_of_the_mask_is_found_by_the_weights(folder: Path) -> 
         Ticket.load(folder)
     about = json.loads((folder / "ticket.json").read_text())
     about["sha256"]["mask.safetensors"] = sha256_of(folder / "mask.safetensors")
+    del about["seal"]
     (folder / "ticket.json").write_text(json.dumps(about))
     with pytest.raises(TicketError, match="removed weights are not 0"):
         Ticket.load(folder)
+
+
+def test_what_a_ticket_says_of_its_network_is_sealed(folder: Path) -> None:
+    """T, patches and activation are in the manifest alone; older tickets have no seal."""
+    place, ticket = folder / "ticket.json", Ticket.load(folder)
+    about = json.loads(place.read_text())
+    about["provenance"]["changed"] = 5
+    place.write_text(json.dumps(about))
+    with pytest.raises(TicketError, match=r"ticket.json is damaged or was edited: its checksum"):
+        Ticket.load(folder)
+    del about["provenance"]["changed"], about["seal"]
+    place.write_text(json.dumps(about))
+    assert Ticket.load(folder).provenance == ticket.provenance
 
 
 @pytest.mark.parametrize("name", ["mask.safetensors", "model.safetensors"])
@@ -174,6 +188,7 @@ def test_a_pickle_in_place_of_the_weights_is_named_and_never_run(folder: Path) -
         Ticket.load(folder)
     about = json.loads((folder / "ticket.json").read_text())
     about["sha256"]["model.safetensors"] = sha256_of(weights)
+    del about["seal"]
     (folder / "ticket.json").write_text(json.dumps(about))
     with pytest.raises(CheckpointError, match="zip archive"):
         Ticket.load(folder)

@@ -99,8 +99,10 @@ class Search:
     def find(self, model: nn.Module, fit: Fit) -> Ticket:
         """Find a ticket; `model` ends holding its weights, plain and ready to train.
 
-        A TicketError says that the mask is not of the sparsity that was asked for.
+        A TicketError says that the mask is not of the sparsity that was asked for. What `check`
+        refuses is refused before anything is trained.
         """
+        self.check(model)
         self.results, self.start = [], snapshot(model)
         begun = self.start
         mask = self._search(model, fit)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from spikeformer_lt.config import check
 from spikeformer_lt.errors import ConfigError, MaskError
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.registry import register_search
@@ -253,6 +254,12 @@ class EarlyBird(Search):
     def _search(self, model: nn.Module, fit: Fit) -> Mask:
         config, channels = self.config, self.config.kind == "channels"
         groups = find_groups(model, self._images(2)[0]) if channels else ()
+        allowed = set(config.prune.weights(model))
+        parts = [{f"{g.producer}.weight", f"{g.consumer}.weight"} for g in groups]
+        groups = tuple(g for g, own in zip(groups, parts, strict=True) if own <= allowed)
+        if channels and not groups:
+            rule = "names of layers, of which one makes channels that can be removed"
+            check(False, "early_bird.prune.inside", list(config.prune.inside), rule)
 
         def draw(now: nn.Module) -> Mask:
             if not channels:
@@ -269,6 +276,7 @@ class EarlyBird(Search):
                 "NOTICE: early_bird.epochs=%d is too few for %d masks to compare: the last is taken"
             )
             log.warning(few, config.epochs, config.window)
+        draw(model)  # what it refuses is refused before a training
         scales = {group.scale: config.l1 for group in groups}
         self.watch = MaskWatch(draw, config.window, config.tolerance, scales)
         phase = Phase("early_bird", config.epochs, preset_optim(config.preset), hooks=(self.watch,))

@@ -128,6 +128,7 @@ class EarlyTime(Search):
     def find(self, model: nn.Module, fit: Fit) -> Ticket:
         """Choose the time, search with it, give T back; a ConfigError for a model without T."""
         config = self.config
+        self.check(model)
         with at_time(model, int(getattr(model, "T", 0))):
             before = snapshot(model)
             phase = Phase("early_time", config.epochs, preset_optim(config.preset))

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from spikeformer_lt.config import check
 from spikeformer_lt.mask import Mask
 from spikeformer_lt.registry import register_search
 from spikeformer_lt.ticket import load_state
@@ -43,6 +44,12 @@ class Imp(Search):
 
     masks: list[Mask]
     """The mask of each round, set by `find`."""
+
+    def check(self, model: nn.Module) -> None:
+        """Refuse a rewind point behind the dense training, too."""
+        super().check(model)
+        late = self.config.rewind_step.epochs > self.config.epochs
+        check(not late, "rewind", self.config.rewind, f"at most epochs={self.config.epochs}")
 
     def planned(self) -> int:
         """Epochs of the dense training and of all rounds but the last, which retraining is."""

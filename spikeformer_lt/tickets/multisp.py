@@ -540,7 +540,7 @@ class Joint(base.Search):
                 f"joint needs a model with patches (a stem); {model._get_name()} has none: use imp"
             )
         surgery.check_patches(model, self.config.patches)
-        self.config.imp.prune.weights(model)
+        Imp(self.config.imp, self.seed).check(model)
 
     def find(self, model: nn.Module, fit: Fit) -> Ticket:
         """Select patches, then prune the encoder; a ConfigError for a model without patches."""

@@ -47,7 +47,7 @@ MADE_BY = "made_by"  # key of the state: the facts that made a phase
 NUMBER_LIMIT = 10**18
 _NAME = re.compile(r"ckpt-(\d{8,18})(?:\.(\d{1,9}))?")
 _STALE = re.compile(rf"\.?(?:ckpt-.+|{LATEST})\.tmp-[0-9a-f]+")
-# State that has its parameter's shape in every optimizer that has it.
+# State that has its parameter's shape, or one value, in every optimizer that has it.
 _SHAPED = ("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
 Content = Mapping[str, Mapping[str, Tensor]]
@@ -333,7 +333,7 @@ def restore_optimizer(
     for place, parameter in zip(places, parameters, strict=True):
         for name in _SHAPED:
             value = members.get(place, {}).get(name)
-            if isinstance(value, Tensor) and value.shape != parameter.shape:
+            if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
                 raise CheckpointError(
                     f"optimizer state: {name} of parameter {place} has shape {list(value.shape)} "
                     f"in the checkpoint, {list(parameter.shape)} in the optimizer"

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from spikeformer_lt.config import check
 from spikeformer_lt.errors import CheckpointError, ConfigError, MaskError, near, shown
+from spikeformer_lt.layers.patches import PatchSelect
+from spikeformer_lt.rng import isolated_rng
 from spikeformer_lt.ticket import fit_buffers, open_buffers
-from spikeformer_lt.training.checkpoint import misfits
+from spikeformer_lt.training.checkpoint import flatten_optimizer, misfits
 from spikeformer_lt.training.options import OptimConfig
 
 UPDATES = "ema.updates"  # the counter's name among the saved tensors
@@ -46,9 +48,14 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
 
 
 def _depths(model: nn.Module) -> dict[str, int]:
-    """Layer of each parameter: children in their order, those of a list or sequence one by one."""
+    """Layer of each parameter: children in their order, those of a list or sequence one by one.
+
+    A selection of tokens counts with the first layer: it stands behind the stem.
+    """
     layers: dict[str, int] = {}
     for name, child in model.named_children():
+        if isinstance(child, PatchSelect):
+            continue
         several = isinstance(child, nn.ModuleList | nn.Sequential)
         for inner in (
             [f"{name}.{own}." for own, _ in child.named_children()] if several else [f"{name}."]
@@ -61,7 +68,7 @@ def _depths(model: nn.Module) -> dict[str, int]:
 
 
 def check_optimizer(config: OptimConfig) -> None:
-    """Refuse a name that timm does not know, by a ConfigError."""
+    """Refuse a name that timm does not know, or whose steps or state fail, by a ConfigError."""
     if config.opt in ("adamw", "adam"):
         return
     from timm.optim import list_optimizers
@@ -70,6 +77,15 @@ def check_optimizer(config: OptimConfig) -> None:
     if config.opt not in known:
         hint = near(config.opt, known) or ", such as adamw, adam or sgd"
         raise ConfigError(f"optim.opt={shown(config.opt)} is not one of timm's {len(known)}{hint}")
+    tried = nn.Linear(2, 2)
+    try:
+        with isolated_rng(0):
+            optimizer = _of_timm(list(tried.parameters()), config)
+            tried(torch.ones(1, 2)).sum().backward()
+            optimizer.step()
+            flatten_optimizer(optimizer.state_dict())
+    except Exception as fault:
+        raise ConfigError(f"optim.opt={config.opt} cannot be used here: {fault}") from fault
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
@@ -79,6 +95,10 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
     if config.opt in ("adamw", "adam"):  # torch's fused step: 4x the loop on the CPU
         kind = torch.optim.AdamW if config.opt == "adamw" else torch.optim.Adam
         return kind(groups, lr=config.lr, fused=True)
+    return _of_timm(groups, config)
+
+
+def _of_timm(groups: Any, config: OptimConfig) -> torch.optim.Optimizer:
     from timm.optim import create_optimizer_v2
 
     return create_optimizer_v2(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import pytest
+import torch
 
 from spikeformer_lt import create_model, create_search, list_searches
 from spikeformer_lt.config import from_dict, to_dict
@@ -13,6 +15,7 @@ from spikeformer_lt.layers import patches, stems
 from spikeformer_lt.mask import SCOPES
 from spikeformer_lt.registry import _searches, config_class
 from spikeformer_lt.tickets import Search, SnipConfig, configs, levels
+from spikeformer_lt.tickets.configs import ImpConfig, PruneConfig
 
 
 def test_the_words_are_those_that_layers_and_masks_know() -> None:
@@ -49,14 +52,17 @@ FLOORED = [
 def test_a_floor_that_leaves_too_little_is_refused_before_training(name: str, scope: str) -> None:
     kind = config_class("search", name)
     assert kind is not None and len(FLOORED) > 3
-    scoped = {"scope": scope} if hasattr(kind, "scope") else {}
+    scoped: dict[str, Any] = {"scope": scope} if hasattr(kind, "scope") else {}
+    scoped |= (
+        {"preset": "default", "start_sparsity": 0.1} if hasattr(kind, "start_sparsity") else {}
+    )
     model = create_model("spikformer_toy", embed_dim=16, num_heads=2, image_size=16)
 
     def search(floor: float) -> Search:
         return create_search(name, sparsity=0.3, floor=floor, **scoped)
 
     search(0.6).check(model)
-    if scope in search(0.8).floored or not scoped:
+    if scope in search(0.8).floored:
         with pytest.raises(MaskError, match=r"sparsity=0.3 with floor=0.8 is impossible"):
             search(0.8).check(model)
 
@@ -75,3 +81,37 @@ def test_a_search_takes_a_configuration_or_its_fields() -> None:
         create_search("snip", imagse=7)
     with pytest.raises(ConfigError, match="images=1 is not allowed"):
         create_search("snip", images=1)
+
+
+LATE: list[tuple[str, dict[str, Any], str]] = [
+    ("imp", {"sparsity": 0.6, "floor": 0.5}, "impossible"),
+    ("imp", {"epochs": 2, "rewind": "3ep"}, "rewind='3ep' is not allowed: at most epochs=2"),
+    ("magnitude", {"sparsity": 0.9, "floor": 0.3}, "impossible"),
+    ("nm", {"m": 7}, "divides the inputs of no layer"),
+    ("sparse_training", {"sparsity": 0.9, "floor": 0.2, "preset": "granet"}, "impossible"),
+    ("joint", {"imp": ImpConfig(sparsity=0.6, floor=0.5)}, "impossible"),
+    ("early_bird", {"kind": "channels", "sparsity": 0.9, "floor": 0.3}, "impossible"),
+    ("early_bird", {"kind": "channels", "prune": PruneConfig(inside=("head",))}, "prune.inside"),
+    ("edge_popup", {"sparsity": 0.999}, "sparsity=0.999 is impossible for layer"),
+    ("biprop", {"sparsity": 0.999}, "sparsity=0.999 is impossible for layer"),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "words"), LATE)
+def test_what_cannot_be_is_refused_before_a_training(name, options, words) -> None:
+    """By `find` of itself, whoever calls it; channels need the images that a dry run has not."""
+    torch.manual_seed(0)
+    model = create_model("spikformer_toy", embed_dim=16, num_heads=2, image_size=16)
+    images = torch.rand(4, 3, 16, 16)
+
+    def fit(*given: Any) -> Any:
+        raise AssertionError(given)
+
+    search = create_search(name, **options, batch=lambda n: (images[:n], torch.zeros(n)))
+    with pytest.raises((ConfigError, MaskError), match=words):
+        search.find(model, fit)
+
+
+def test_a_floor_is_refused_only_where_weights_are_removed_by_it() -> None:
+    model = create_model("spikformer_toy", embed_dim=16, num_heads=2, image_size=16)
+    create_search("sparse_training", sparsity=0.9, floor=0.2).check(model)  # RigL: none is

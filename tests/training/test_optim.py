@@ -12,9 +12,17 @@ from torch import nn
 
 from spikeformer_lt import create_model
 from spikeformer_lt.errors import ConfigError
+from spikeformer_lt.layers.patches import Gumbel, PatchSelect
 from spikeformer_lt.tickets.levels import WeightConfig
 from spikeformer_lt.tickets.multisp import install_subnets
-from spikeformer_lt.training.optim import Schedule, build_optimizer, lengths, parameter_groups
+from spikeformer_lt.training.checkpoint import flatten_optimizer, restore_optimizer
+from spikeformer_lt.training.optim import (
+    Schedule,
+    build_optimizer,
+    check_optimizer,
+    lengths,
+    parameter_groups,
+)
 from spikeformer_lt.training.options import OptimConfig
 
 
@@ -162,3 +170,48 @@ def test_every_phase_reaches_its_peak_or_half_of_it(warmup, cooldown, of_epochs,
     )
     schedule = Schedule(build_optimizer(nn.Linear(2, 2), config), config, 10 * epochs, 10)
     assert max(schedule.set(update) for update in range(10 * epochs)) > 0.05
+
+
+def test_a_selection_of_tokens_learns_at_the_rate_of_the_stem():
+    """It is a child behind the head, and would move each layer by one."""
+    model, config = create_model("spikformer_toy", depth=2), OptimConfig(layer_decay=0.5)
+
+    def rates():
+        groups = parameter_groups(model, config)
+        by = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
+        return {name: by[id(p)] for name, p in model.named_parameters()}
+
+    before = rates()
+    model.set_patch(PatchSelect(Gumbel(model.embed_dim), 0.5))
+    after = rates()
+    assert {name: after[name] for name in before} == before and before["head.weight"] == 1.0
+    added = {after[name] for name in after.keys() - before.keys()}
+    assert added == {before["conv_pep.stages.0.conv.weight"]}
+
+
+@pytest.mark.parametrize("name", ["adahessian", "fusedadam", "adafactorbv"])
+def test_an_optimizer_that_cannot_step_here_or_be_saved_is_refused_first(name):
+    with pytest.raises(ConfigError, match=f"optim.opt={name} cannot be used here: "):
+        check_optimizer(OptimConfig(opt=name))
+
+
+@pytest.mark.parametrize("name", ["novograd", "lamb", "adafactor", "kron"])
+def test_the_state_of_an_optimizer_goes_through_a_checkpoint(name):
+    """NovoGrad has one second moment for a layer."""
+    torch.manual_seed(0)
+    nets = nn.Linear(4, 3), nn.Linear(4, 3)
+    nets[1].load_state_dict(nets[0].state_dict())
+    first, second = (build_optimizer(net, OptimConfig(opt=name)) for net in nets)
+
+    def step(place):
+        (first, second)[place].zero_grad()
+        nets[place](torch.ones(2, 4)).square().sum().backward()
+        torch.manual_seed(1)
+        (first, second)[place].step()
+
+    step(0)
+    nets[1].load_state_dict(nets[0].state_dict())
+    restore_optimizer(second, *flatten_optimizer(first.state_dict()))
+    step(0)
+    step(1)
+    assert torch.equal(nets[0].weight, nets[1].weight)

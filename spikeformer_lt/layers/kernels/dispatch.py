@@ -388,8 +388,6 @@ class Kept:
     def __init__(self, mask: Tensor, whole: bool = False) -> None:
         self.mask, self.whole = mask, whole
         self.lists: dict[bool, Any] = {}  # by outputs, and with True by inputs
-        self.planes = 1  # of bits that the inputs took; 0 where they were no small whole numbers
-        self.calls = 0  # since then
         self.chosen: Sequence[bool] = (False, False, False)  # of the last step's products
         self.parts: Sequence[Kept] = ()  # the others that :meth:`beside` put behind a first one
         self.density = int(np.count_nonzero(mask.numpy())) / max(1, mask.numel())

@@ -456,7 +456,7 @@ def weights_back(x: Bits | Tensor, lists: Lists, grad: Tensor) -> tuple[Tensor, 
 
 
 _LEAST = 1 << 25  # products, from which a call is repaid
-_AGAIN = 256  # calls with other inputs, after which bits are tried again
+_SEEN = 4096  # numbers that tell how many digits to begin with
 
 
 def ways(weight: Sequence[int], columns: int, density: float, planes: int) -> tuple[bool, ...]:
@@ -490,6 +490,13 @@ def _factor(bits: Bits | None, rows: Tensor, kept: dispatch.Kept) -> Bits | Tens
     return bits
 
 
+def _digits(x: Array) -> int:
+    """Binary digits, 1 or more, of the largest of some whole numbers; 3 for any others."""
+    least, top = x.min(initial=0), x.max(initial=0)
+    few = least >= 0 and top <= 3 and np.array_equal(x, np.rint(x))
+    return (1 if top <= 1 else 2) if few else 3
+
+
 def product(
     x: Tensor, weight: Tensor, bias: Tensor | None, kept: dispatch.Kept, dense: dispatch.Dense
 ) -> Tensor | None:
@@ -509,17 +516,14 @@ def product(
 
     if not weight.is_contiguous() or not any(choose(1)):
         return None
-    if kept.planes == 0:  # one odd value is no reason to stay with dense products
-        kept.calls += 1
-        kept.planes = int(kept.calls % _AGAIN == 0)
     rows = x.detach().view(1, -1, x.shape[-1])
     maps = rows.view(1, -1, *x.shape[2:]) if conv else rows
-    bits, planes = None, kept.planes
-    while bits is None and 0 < planes <= 2:
+    # The numbers alone decide: a step that is resumed, or computed again, has the same bits.
+    bits, planes = None, _digits(flat(rows)[:_SEEN])
+    while bits is None and planes <= 2:
         bits = Bits.of(maps, 2**planes - 1)
         planes += bits is None
-    kept.planes = planes = 0 if bits is None else planes
-    chosen = choose(planes)
+    chosen = choose(0 if bits is None else planes)
     for own in (kept, *kept.parts):
         own.chosen = chosen
     if not any(chosen):

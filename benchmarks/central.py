@@ -31,13 +31,13 @@ VARIANTS = {
     "dense": "dense",
     "multisp-lif": "MultiSp, LIF",
     "multisp-heaviside": "MultiSp, Heaviside",
-    "multisp-heaviside-random": "MultiSp random, Heaviside",
+    "multisp-heaviside-random": "MultiSp, Heaviside, random",
     "multisp-heaviside-w90": "MultiSp, Heaviside 0.9",
-    "multisp-heaviside-w90-random": "MultiSp random, Heaviside 0.9",
+    "multisp-heaviside-w90-random": "MultiSp, Heaviside, random 0.9",
     "multisp-sign": "MultiSp-LT, sign",
-    "lottery-start": "lottery: start weights",
-    "lottery-fresh": "lottery: fresh weights",
-    "lottery-shuffled": "lottery: random mask",
+    "lottery-start": "lottery ticket",
+    "lottery-fresh": "lottery ticket, fresh",
+    "lottery-shuffled": "lottery ticket, shuffled",
     "level4-w90": "all levels 0.9",
     "level4-1bit": "MultiSp, 1 bit encoder",
     "rigl90": "RigL 0.9",
@@ -62,7 +62,7 @@ COLUMNS = {
     "hours": "hours of training",
 }
 COSTS = ("variant", "bytes", "hours", "ms per input", "processor")
-NAMES = {"zen4": "Zen 4", "zen5": "Zen 5"}
+NAMES = {"zen4": "Zen 4", "zen5": "Zen 5", "avx512": "Xeon"}
 MARKS = "<!-- table: benchmarks/central.py -->", "<!-- end of the table -->"
 
 

@@ -207,15 +207,15 @@ def stop(folder: Folder) -> int:
 
 def status(folder: Folder, queue: Path) -> int:
     """Print the state of every run, and write what is known of it into the queue."""
-    rows = read_csv(queue)
+    rows, here = read_csv(queue), {one["run"] for one in read_csv(folder.sessions)}
     print(f"{'run':34} {'state':14} {'epoch':>16} {'images/s':>8} {'hours':>13} {'val %':>6}")
     for row in rows:
         path = folder.runs / row["run"]
         row["state"] = folder.state(row)
         text = (path / "log.txt").read_text() if (path / "log.txt").exists() else ""
         speeds = re.findall(r"(\d+) images/s", text)
-        row["images/s measured"] = speeds[-1] if speeds else row["images/s measured"]
-        if path.is_dir():
+        row["images/s measured"] = max(speeds, key=int, default=row["images/s measured"])
+        if row["run"] in here or folder.pid(row["run"]):  # no run that was copied into the folder
             row["hours done"] = f"{folder.seconds(row['run']) / 3600:.2f}"
         epochs = re.findall(r"(\S+) epoch (\d+/\d+)", text)
         values = [one["val_accuracy"] for one in read_csv(path / "summary.csv")]

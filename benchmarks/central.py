@@ -105,8 +105,9 @@ def main() -> int:
         for file in KEPT:
             if (run / file).exists():
                 shutil.copy(run / file, to)
-        told = (to / "config.json").read_text("utf-8")
-        (to / "config.json").write_text(told.replace(str(folder.resolve()), "FOLDER"), "utf-8")
+        for place in (to / "config.json", to / "report.json"):
+            told = place.read_text("utf-8").replace(str(folder.resolve()), "FOLDER")
+            place.write_text(told, "utf-8")
     costs = {row["variant"]: row for row in read_csv(PAGE / "cost.csv")}
     costs |= costs_of(runs, sessions)
     with (PAGE / "cost.csv").open("w", newline="", encoding="utf-8") as out:

@@ -129,7 +129,8 @@ def compare_predictions(
     right = [rows[0] == rows[2], rows[1] == rows[2]]
     only_first, only_second = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
     count, apart = len(rows[2]), only_first + only_second
-    p = float(binomtest(only_first, apart).pvalue) if apart else 1.0
+    # Smaller ones are 0 in floating point, which no test says.
+    p = max(float(binomtest(only_first, apart).pvalue), 1e-300) if apart else 1.0
     generator = np.random.default_rng(0)
     cells = [only_first, only_second] if apart else [1, 1]  # never certain that none differs
     cells.append(max(count - sum(cells), 0))

@@ -330,9 +330,9 @@ def _accuracies(kind: str) -> dict[str, str]:
     else:
         places = sorted(MODELS.parent.glob("pretrained/*/config.json"))
         known = [(json.loads(p.read_text("utf-8")), p.parent.name) for p in places]
-        of = "test_accuracy_of_this_file", "test_accuracy"
-        own = [next(card["about"][key] for key in of if key in card["about"]) for card, _ in known]
-        cards = [(card["provenance"], name, v) for (card, name), v in zip(known, own, strict=True)]
+        abouts = [(card["provenance"], name, card["about"]) for card, name in known]
+        cards = [(p, name, about.get("test_accuracy_of_this_file", about["test_accuracy"]))
+                 for p, name, about in abouts]  # fmt: skip
         found = [(p["model"]["name"], f"{n} ({p['dataset']})", f"{v:.2f}") for p, n, v in cards]
     told: dict[str, str] = {}
     for name, data, value in found:

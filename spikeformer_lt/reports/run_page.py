@@ -194,8 +194,8 @@ def dense_beside(folder: Path, report: Mapping[str, Any]) -> Path | None:
 def is_dense(folder: Path, report: Mapping[str, Any]) -> bool:
     """Whether a run removed and changed nothing: neither weights, patches nor its activation."""
     config = read_mapping(folder / "config.json") if (folder / "config.json").is_file() else {}
-    levels = [one for one in config.values() if isinstance(one, dict)]
-    kinds = {(one.get("activation") or {}).get("kind", "lif") for one in levels}
+    own = (one.get("activation") for one in config.values() if isinstance(one, dict))
+    kinds = {one.get("kind", "lif") for one in own if isinstance(one, dict)}
     changed = kinds - {"lif"} or report.get("binary_layers")
     return not changed and not any((report.get("sparsity") or {}).values())
 

@@ -76,6 +76,7 @@ class Search:
     config_class: ClassVar[type | None] = None
     trained: bool = False
     floored: ClassVar[tuple[str, ...]] = SCOPES  # scopes whose rates a floor changes
+    least: ClassVar[int] = 0  # weights that each layer keeps whatever the floor
 
     def __init__(self, config: Any = None, seed: int = 0, batch: Batch | None = None) -> None:
         if config is None and self.config_class is not None:
@@ -128,11 +129,15 @@ class Search:
         if not hasattr(self.config, "prune"):
             return
         sizes = {name: w.numel() for name, w in self.config.prune.weights(model).items()}
-        floor: float = getattr(self.config, "floor", 0.0)
         scope: str = getattr(self.config, "scope", "global")
+        floor = self._floor() if scope in self.floored else 0.0
         of_weights = getattr(self.config, "kind", "weights") == "weights"
-        if floor and scope in self.floored and of_weights and hasattr(self.config, "sparsity"):
-            check_floor(sizes, self._rate(), scope, floor)
+        if (floor or self.least) and of_weights and hasattr(self.config, "sparsity"):
+            check_floor(sizes, self._rate(), scope, floor, self.least)
+
+    def _floor(self) -> float:
+        """Least fraction of a layer that the last mask keeps."""
+        return float(getattr(self.config, "floor", 0.0))
 
     def _rate(self) -> float:
         """Fraction of the prunable weights that the last mask removes."""

@@ -276,7 +276,8 @@ class EarlyBird(Search):
                 "NOTICE: early_bird.epochs=%d is too few for %d masks to compare: the last is taken"
             )
             log.warning(few, config.epochs, config.window)
-        draw(model)  # what it refuses is refused before a training
+        if channels:
+            draw(model)  # what it refuses is refused before a training
         scales = {group.scale: config.l1 for group in groups}
         self.watch = MaskWatch(draw, config.window, config.tolerance, scales)
         phase = Phase("early_bird", config.epochs, preset_optim(config.preset), hooks=(self.watch,))

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from spikeformer_lt.layers.subnet import collapse, get_masks, install
-from spikeformer_lt.mask import Mask, check_floor
+from spikeformer_lt.mask import Mask
 from spikeformer_lt.registry import register_search
 from spikeformer_lt.rng import seed_for
 from spikeformer_lt.tickets.base import Search, snapshot
@@ -32,13 +32,7 @@ class EdgePopup(Search):
     trained = True
     binary: ClassVar[bool] = False
     floored = ("global",)  # equal rates in every layer need no floor
-
-    def check(self, model: nn.Module) -> None:
-        """Refuse a rate that empties a layer, too."""
-        config = self.config
-        sizes = {name: w.numel() for name, w in config.prune.weights(model).items()}
-        floor = config.floor if config.scope in self.floored else 0.0
-        check_floor(sizes, config.sparsity, config.scope, floor, 1)
+    least = 1
 
     def _search(self, model: nn.Module, fit: Fit) -> Mask:
         config = self.config

@@ -121,10 +121,9 @@ class SparseTraining(Search):
         begin = made.sparsity if made.start_sparsity < 0 else made.start_sparsity
         return replace(made, start_sparsity=min(begin, made.sparsity))
 
-    def check(self, model: nn.Module) -> None:
-        """Refuse a floor where weights are removed by it: a start at the last rate has none."""
-        if self.config.start_sparsity < self.config.sparsity:
-            super().check(model)
+    def _floor(self) -> float:
+        """None where training starts at the last rate, and removes nothing by a floor."""
+        return super()._floor() if self.config.start_sparsity < self.config.sparsity else 0.0
 
     def _search(self, model: nn.Module, fit: Fit) -> Mask:
         config, weights = self.config, self.config.prune.weights(model)

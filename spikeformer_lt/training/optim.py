@@ -77,9 +77,9 @@ def check_optimizer(config: OptimConfig) -> None:
     if config.opt not in known:
         hint = near(config.opt, known) or ", such as adamw, adam or sgd"
         raise ConfigError(f"optim.opt={shown(config.opt)} is not one of timm's {len(known)}{hint}")
-    tried = nn.Linear(2, 2)
     try:
         with isolated_rng(0):
+            tried = nn.Linear(2, 2)
             optimizer = _of_timm(list(tried.parameters()), config)
             tried(torch.ones(1, 2)).sum().backward()
             optimizer.step()

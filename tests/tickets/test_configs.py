@@ -115,3 +115,5 @@ def test_what_cannot_be_is_refused_before_a_training(name, options, words) -> No
 def test_a_floor_is_refused_only_where_weights_are_removed_by_it() -> None:
     model = create_model("spikformer_toy", embed_dim=16, num_heads=2, image_size=16)
     create_search("sparse_training", sparsity=0.9, floor=0.2).check(model)  # RigL: none is
+    with pytest.raises(ConfigError, match="leaves nothing to prune"):
+        create_search("sparse_training", prune=PruneConfig(inside=("no",))).check(model)

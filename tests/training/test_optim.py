@@ -195,6 +195,12 @@ def test_an_optimizer_that_cannot_step_here_or_be_saved_is_refused_first(name):
         check_optimizer(OptimConfig(opt=name))
 
 
+def test_trying_an_optimizer_draws_no_number():
+    before = torch.get_rng_state()
+    check_optimizer(OptimConfig(opt="kron"))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 @pytest.mark.parametrize("name", ["novograd", "lamb", "adafactor", "kron"])
 def test_the_state_of_an_optimizer_goes_through_a_checkpoint(name):
     """NovoGrad has one second moment for a layer."""

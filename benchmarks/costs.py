@@ -24,14 +24,15 @@ from scipy.optimize import nnls
 
 from spikeformer_lt.export.synapses import FoldedLinear
 from spikeformer_lt.layers.inputs import NeuronConfig
-from spikeformer_lt.layers.kernels import simd, sparse, winograd
+from spikeformer_lt.layers.kernels import maps, simd, sparse, winograd
 from spikeformer_lt.layers.kernels.bits import Bits, Neurons
 from spikeformer_lt.layers.kernels.lists import Lists
 
 SIZES = (128, 128), (128, 512), (512, 128), (384, 384), (384, 1536), (1536, 384)
+MAPS = (32, 64, 32), (48, 96, 32), (96, 192, 16), (192, 384, 16), (384, 384, 8)
 DENSITIES = 0.5, 0.2, 0.1, 0.05
 ROWS, T, RATE = 4096, 4, 0.17
-PARTS = "fused", "forward", "weights", "numbers"
+PARTS = "fused", "forward", "weights", "numbers", "maps"
 
 
 def ways(wide: int, made: int, density: float) -> dict[str, Any]:
@@ -71,17 +72,30 @@ def main() -> None:
                 took = sparsity_clock.timed(ways(wide, made, density), args.rounds, args.clock)
                 size = wide * made
                 dense.append(took["dense"] * per / size)
-                for part in PARTS:
+                for part in PARTS[:-1]:
                     seen[part].append((size * density, made, wide, took[part] * per))
-        maps = []
-        for wide, made, side in ((32, 64, 32), (48, 96, 32), (96, 192, 16), (192, 384, 16)):
-            x, weight = torch.rand(4, 4, side, side, wide), torch.randn(made, wide, 3, 3)
-            took = sparsity_clock.timed(
-                {"winograd": partial(winograd.convolve, x, weight)}, args.rounds, args.clock
-            )
-            maps.append(took["winograd"] * 1e6 * 256 / (16 * side * side) / weight.numel())
+        convolved = []
+        for wide, made, side in MAPS:
+            x, grad = (torch.rand(4, 4, side, side, channels) for channels in (wide, made))
+            weight, tile = torch.randn(made, wide, 3, 3), maps.Tile.of(grad.shape)
+            assert tile is not None
+            per = 1e6 * 256 / (16 * side * side)
+            for density in DENSITIES:
+                kept = torch.rand(weight.shape) < density
+                lists = tile.lists(Lists.of(kept))
+                found = {
+                    "winograd": partial(winograd.convolve, x, weight),
+                    "maps": partial(maps.inputs_back, grad, tile, lists, weight),
+                }
+                took = sparsity_clock.timed(found, args.rounds, args.clock)
+                convolved.append(took["winograd"] * per / weight.numel())
+                share = weight.numel() * density
+                seen["maps"].append((share, made, wide, took["maps"] * per))
     print(f"dense {statistics.median(dense):.2f} ({min(dense):.2f} to {max(dense):.2f})")
-    print(f"winograd {statistics.median(maps):.2f} ({min(maps):.2f} to {max(maps):.2f})")
+    print(
+        f"winograd {statistics.median(convolved):.2f} "
+        f"({min(convolved):.2f} to {max(convolved):.2f})"
+    )
     for part, rows in seen.items():
         table = np.array(rows)
         costs, _ = nnls(table[:, :3] / table[:, 3:], np.ones(len(table)))

@@ -1,15 +1,18 @@
-"""The dense compact network of an earlier checkout, for `sparsity_clock.py --before FOLDER`.
+"""The dense network of an earlier checkout, for `--before FOLDER` of other benchmarks.
 
-It answers lines of its standard input: a JSON object of `model`, `residual`, `file` (safetensors:
-the weights, `images` of one batch), `threads` and `clock` makes the network, an empty line runs it
-once. The answer to the first is its logits in float64, to the second the milliseconds.
+It answers lines of its standard input: a JSON object of `model`, `file` (safetensors: the weights,
+`images` of one batch), `threads` and `clock` makes the network, an empty line runs it once. With
+`residual` that is the compact network, with `sizes` a training step under the masks in the file.
+The answer to the first is its logits, or the loss, in float64, to the second the milliseconds.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,25 +47,54 @@ def network(asked: dict[str, Any], weights: dict[str, torch.Tensor]) -> Any:
     return model.eval()
 
 
+def trained(asked: dict[str, Any], weights: dict[str, torch.Tensor]) -> tuple[Any, float]:
+    """A training step whose masks hold gradients and weights, and the loss in float64 before it."""
+    masks = {n.removeprefix("mask "): weights.pop(n) for n in [*weights] if n.startswith("mask ")}
+    x, y = weights.pop("images"), weights.pop("labels")
+    model = spikeformer_lt.create_model(asked["model"], num_classes=10, **asked["sizes"])
+    model.load_state_dict(weights)
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    masked = [(own, masks[n]) for n, own in model.named_parameters() if n in masks]
+    kept = {own: mask.to(own.dtype) for own, mask in masked}
+
+    def step(images: torch.Tensor) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        torch.nn.functional.cross_entropy(model(images).mean(1), y).backward()
+        for own, mask in kept.items():
+            own.grad.mul_(mask)
+        optimizer.step()
+        with torch.no_grad():
+            for own, mask in kept.items():
+                own.mul_(mask)
+
+    exact = copy.deepcopy(model).double()
+    loss = torch.nn.functional.cross_entropy(exact(x[:2].double()).mean(1), y[:2])
+    return lambda: step(x), float(loss)
+
+
 def main() -> None:
     """Answer until the input ends."""
     if not Path(spikeformer_lt.__file__).resolve().is_relative_to(Path.cwd().resolve()):
         sys.exit(f"{spikeformer_lt.__file__} is not of the checkout {Path.cwd()}")
     keep_heap()
-    net, x, now = None, None, time.perf_counter
+    run, now = None, time.perf_counter
     for line in sys.stdin:
         if line.strip():
             asked = json.loads(line)
             weights = load_file(asked["file"])
-            x = weights.pop("images")
             torch.set_num_threads(asked["threads"])
             now = time.process_time if asked["clock"] == "cpu" else time.perf_counter
-            model = network(asked, weights)
-            net = compact(model)
-            answer = compact(model.double())(x[:1].double()).flatten().tolist()
+            if "sizes" in asked:
+                run, answer = trained(asked, weights)
+            else:
+                x = weights.pop("images")
+                model = network(asked, weights)
+                run = partial(compact(model), x)
+                answer = compact(model.double())(x[:1].double()).flatten().tolist()
         else:
             start = now()
-            net(x)
+            run()
             answer = 1e3 * (now() - start)
         print(json.dumps(answer), flush=True)
 

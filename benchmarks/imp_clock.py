@@ -23,7 +23,7 @@ LINE = re.compile(
     r"(\d+) images/s"
 )
 SETTINGS = (
-    "--data.name cifar10 --model.depth 2 --model.T 4 "
+    "--data.name cifar10 --model.T 4 "
     "--data.augment crop4_flip --data.mixup 0 --data.smoothing 0.1 --data.limit-test 100 "
     "--train.optim.lr 3e-3 --train.optim.warmup-epochs 0.5 --train.optim.weight-decay 0.02 "
 )
@@ -41,6 +41,7 @@ def search(args: argparse.Namespace, how: str, out: Path) -> dict[str, tuple[flo
     command += ["--train.threads", str(args.threads), "--train.batch-size", str(args.batch)]
     width = args.embed_dim
     command += ["--model.embed-dim", str(width), "--model.num-heads", str(width // 32)]
+    command += ["--model.depth", str(args.depth)]
     done = subprocess.run(
         command, env=os.environ | {"SPIKEFORMER_SPARSE": how}, capture_output=True, text=True,
         check=False, cwd=ROOT,
@@ -60,6 +61,7 @@ def main() -> None:
     parser.add_argument("--rigl", type=float, default=0.0, help="sparsity of RigL in IMP's place")
     parser.add_argument("--images", type=int, default=1280)
     parser.add_argument("--embed-dim", type=int, default=128)
+    parser.add_argument("--depth", type=int, default=2)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)

@@ -144,6 +144,22 @@ def check(args: argparse.Namespace, sparsity: float) -> float:
     return max(float((a - b).abs().max() / a.abs().max()) for a, b in pairs)
 
 
+def earlier(
+    args: argparse.Namespace, model: nn.Module, hook: Masked, x: Tensor, y: Tensor
+) -> tuple[Callable[[], object], float]:
+    """A step of an earlier checkout's dense network, in ms, and the gap of the losses."""
+    from sparsity_clock import ask
+
+    given = {n: getattr(args, n) for n in ("embed_dim", "depth", "num_heads")}
+    tensors = model.state_dict() | {f"mask {name}": own for name, own in hook.mask.items()}
+    asked = {"model": args.model, "sizes": {k: v for k, v in given.items() if v is not None}}
+    asked |= {"threads": torch.get_num_threads(), "clock": args.clock}
+    run, loss = ask(args.before, asked, tensors | {"images": x, "labels": y})
+    ours = copy.deepcopy(model).double()
+    own = nn.functional.cross_entropy(ours(x[:2].double()).mean(1), y[:2])
+    return run, abs(loss - float(own.detach()))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="spikformer_cifar")
@@ -155,6 +171,7 @@ def main() -> None:
     for size in ("--embed-dim", "--depth", "--num-heads"):
         parser.add_argument(size, type=int)
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    parser.add_argument("--before", type=Path, help="checkout of an earlier commit: its dense step")
     parser.add_argument("--check", action=argparse.BooleanOptionalAction, default=True)
     args = parser.parse_args()
     known = [
@@ -165,34 +182,42 @@ def main() -> None:
     print(f"{name}, {torch.get_num_threads()} threads, {args.model}, batch {args.batch}, "
           f"OpenMP {spikeformer_lt.OPENMP}")  # fmt: skip
     print(f"{args.clock} time; freed memory: {keep_heap()}")
-    print("| sparsity | firing | dense ms | lists ms | ratio | new lists ms | float64 difference |")
-    print("|---|---|---|---|---|---|---|")
-    whole = [0.0, 0.0]
+    print("| sparsity | firing | dense ms | lists ms | ratio | new lists ms | float64 difference "
+          "| earlier ms | ratio | loss |\n|---|---|---|---|---|---|---|---|---|---|")  # fmt: skip
+    whole = [0.0, 0.0, 0.0]
     rounds = [1 - 0.8**number for number in range(1, args.imp + 1)]
     for sparsity in rounds or args.sparsities:
         model, hook = build(args, sparsity)
         x, y = inputs(model, args.batch, args.cifar)
         fired = rates(model, x).values()
         hooks = copy.deepcopy(hook), copy.deepcopy(hook)
-        steps = [stepper(copy.deepcopy(model), own, x, y, own is hooks[1]) for own in hooks]
+        steps: list[Callable[[], object]] = [
+            stepper(copy.deepcopy(model), own, x, y, own is hooks[1]) for own in hooks
+        ]
         steps.append(renewer(hooks[1]))
-        times: list[list[float]] = [[], [], []]
+        gap = 0.0
+        if args.before:
+            run, gap = earlier(args, model, hook, x, y)
+            steps.append(run)
+        times: list[list[float]] = [[] for _ in steps]
         for turn in range(args.rounds + 1):
             for own, step in zip(times, steps, strict=True):
                 begin = clock()
-                step()
+                took = step()
                 if turn:
-                    own.append(clock() - begin)
-        dense, lists, anew = (statistics.median(own) * 1e3 for own in times)
-        whole = [whole[0] + dense, whole[1] + lists]
+                    own.append(took if isinstance(took, float) else 1e3 * (clock() - begin))
+        dense, lists, anew, *theirs = (statistics.median(own) for own in times)
+        whole = [a + b for a, b in zip(whole, (dense, lists, *(theirs or [0.0])), strict=True)]
+        past = f"{theirs[0]:.0f} | {theirs[0] / lists:.2f} | {gap:.1e}" if theirs else "| |"
         off = f"{check(args, sparsity):.1e}" if args.check else ""
         low, high = min(fired), max(fired)
         print(
             f"| {sparsity:.1%} | {low:.0%} to {high:.0%} | {dense:.0f} | {lists:.0f} "
-            f"| {dense / lists:.2f} | {anew:.1f} | {off} |",
+            f"| {dense / lists:.2f} | {anew:.1f} | {off} | {past} |",
             flush=True,
         )
-    print(f"all together: {whole[0] / whole[1]:.2f}")
+    told = f", of the earlier step {whole[2] / whole[1]:.2f}" if args.before else ""
+    print(f"all together: {whole[0] / whole[1]:.2f}{told}")
 
 
 if __name__ == "__main__":

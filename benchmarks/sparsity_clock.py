@@ -221,7 +221,19 @@ def earlier(
     args: argparse.Namespace, residual: str, model: Any, x: Tensor, threads: int
 ) -> tuple[Callable[[], float], float]:
     """What runs the earlier checkout's dense network once, in ms, and its logits' gap to ours."""
-    process = _process(args.before.resolve())
+    asked = {"model": args.model, "residual": residual, "threads": threads, "clock": args.clock}
+    run, told = ask(args.before, asked, model.state_dict() | {"images": x})
+    theirs = torch.tensor(told, dtype=torch.double)
+    ours = compact(model.double()).use_lists("never")(x[:1].double()).flatten()
+    model.float()
+    return run, float((ours - theirs).abs().max())
+
+
+def ask(
+    checkout: Path, asked: dict[str, Any], tensors: dict[str, Tensor]
+) -> tuple[Callable[[], float], Any]:
+    """What runs the network that earlier.py makes in a checkout, and its first answer."""
+    process = _process(checkout.resolve())
 
     def answer(line: str) -> Any:
         process.stdin.write(line + "\n")
@@ -230,12 +242,8 @@ def earlier(
 
     with TemporaryDirectory() as folder:
         file = f"{folder}/network.safetensors"
-        save_file(model.state_dict() | {"images": x}, file)
-        asked = {"model": args.model, "residual": residual, "file": file, "threads": threads}
-        theirs = torch.tensor(answer(json.dumps(asked | {"clock": args.clock})), dtype=torch.double)
-    ours = compact(model.double()).use_lists("never")(x[:1].double()).flatten()
-    model.float()
-    return partial(answer, ""), float((ours - theirs).abs().max())
+        save_file(tensors, file)
+        return partial(answer, ""), answer(json.dumps(asked | {"file": file}))
 
 
 @cache
@@ -313,16 +321,20 @@ def steps(args: argparse.Namespace) -> list[dict[str, Any]]:
     import sparse_step as own
 
     sizes = {"embed_dim": None, "depth": None, "num_heads": None}
-    given, found = argparse.Namespace(model=args.model, **sizes), []
+    given = argparse.Namespace(model=args.model, before=args.before, clock=args.clock, **sizes)
+    found = []
     for sparsity in args.sparsities:
         for threads in args.threads:
             torch.set_num_threads(threads)
             model, hook = own.build(given, sparsity)
             x, y = own.inputs(model, 8)
-            seen, ways = own.rates(model, x).values(), {}
+            seen = own.rates(model, x).values()
+            ways: dict[str, Callable[[], object]] = {}
             for how in ("dense", "ours"):
                 pair = copy.deepcopy((model, hook))
                 ways[how] = own.stepper(*pair, x, y, how == "ours")
+            if args.before:
+                ways["before"], _ = own.earlier(given, model, hook, x, y)
             took = timed(ways, args.rounds, args.clock)
             found.append({
                 "what": f"training step of {args.model}", "threads": threads, "columns": 8,
@@ -330,6 +342,9 @@ def steps(args: argparse.Namespace) -> list[dict[str, Any]]:
                 "ratio": took["dense"] / took["ours"], "sops": 1 / (1 - sparsity),
                 "gap": own.check(given, sparsity), "firing": f"{min(seen):.2f} to {max(seen):.2f}",
             })  # fmt: skip
+            if "before" in took:
+                found[-1]["before_ms"] = took["before"]
+                found[-1]["before_ratio"] = took["before"] / took["ours"]
             print(shown(found[-1]), flush=True)
     return found
 

@@ -25,6 +25,17 @@ SCOPES = ("global", "layer")
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of an entry
 
 
+def _tensor_at(model: nn.Module, name: str) -> Tensor | None:
+    """The parameter or buffer of this name, if any, without a walk through the network."""
+    path, _, last = name.rpartition(".")
+    try:
+        owner = model.get_submodule(path)
+        found = owner._parameters.get(last)
+        return owner._buffers.get(last) if found is None else found
+    except AttributeError:  # no such module, or a compiled one
+        return None
+
+
 class Mask(Mapping[str, Tensor]):
     """Bool tensors by plain `state_dict` name, on the CPU; True means kept. It never changes.
 
@@ -172,7 +183,7 @@ class Mask(Mapping[str, Tensor]):
 
     def apply_(self, model: nn.Module) -> None:
         """Set removed weights to +0.0, in place, even NaN; a MaskError if one is missing."""
-        weights = self._weights(model)
+        weights = self.weights(model)
         with torch.no_grad():
             for name in self._kept:
                 weight = weights[name].detach()
@@ -186,7 +197,7 @@ class Mask(Mapping[str, Tensor]):
             MaskError: a name or shape differs, a weight of a masked layer is NaN or infinite, or
                 all entries of a layer are removed and `allow_layer_collapse` is not set.
         """
-        weights = self._weights(model)
+        weights = self.weights(model)
         for name, kept in self._kept.items():
             bad = int((~torch.isfinite(weights[name].detach())).sum())
             if bad:
@@ -240,9 +251,12 @@ class Mask(Mapping[str, Tensor]):
             extra = next(name for name in tensors if name not in self._kept)
             raise MaskError(f"layer {shown(extra)} of {whose} is not in the mask")
 
-    def _weights(self, model: nn.Module) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
-        found |= dict(model.named_buffers())
+    def weights(self, model: nn.Module) -> dict[str, Tensor]:
+        """The masked weights of a network, by name; a MaskError if the mask does not fit it."""
+        found = {name: own for name in self._kept if (own := _tensor_at(model, name)) is not None}
+        if len(found) < len(self):  # the error names others
+            found = dict(model.named_parameters(remove_duplicate=False))
+            found |= dict(model.named_buffers())
         self._check_names(found, "the model", more_allowed=True)
         return found
 

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from spikeformer_lt.disk import write_tensors
 from spikeformer_lt.errors import CheckpointError, MaskError
@@ -352,3 +353,13 @@ def test_a_mask_can_be_copied_and_sent_to_a_worker() -> None:
     assert pickle.loads(pickle.dumps(mask)) == mask
     assert repr(mask) == "Mask(2 layers, 51 of 102 entries removed)"
     assert repr(Mask({"a": torch.ones(1200)})) == "Mask(1 layer, 0 of 1,200 entries removed)"
+
+
+def test_only_parameters_and_buffers_are_weights():
+    """`prune` leaves a plain tensor under the name of a weight: no mask may take it for one."""
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4))
+    mask = Mask({"0.weight": torch.ones(4, 4) > 0})
+    assert mask.weights(model)["0.weight"] is model[0].weight
+    prune.identity(model[0], "weight")
+    with pytest.raises(MaskError, match="0.weight"):
+        mask.apply_(model)

@@ -305,18 +305,17 @@ class Masked(Hook):
 
     def kept(self, model: nn.Module, progress: Progress) -> dict[Tensor, Kept]:
         """The masked weights; their lists are made anew when the mask changes."""
-        parameters = dict(model.named_parameters(remove_duplicate=False))
         self._kept = self._kept or {name: Kept(kept) for name, kept in self.mask.items()}
-        return {parameters[name]: own for name, own in self._kept.items()}
+        weights = self.mask.weights(model)
+        return {weights[name]: own for name, own in self._kept.items()}
 
     @torch.no_grad()
     def after_backward(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress
     ) -> None:
         """Clear the gradients of removed weights; a NaN stays one, for the guard to find."""
-        parameters = dict(model.named_parameters(remove_duplicate=False))
-        for name in self.mask:
-            if (grad := parameters[name].grad) is not None:
+        for name, weight in self.mask.weights(model).items():
+            if (grad := weight.grad) is not None:
                 known = self._factors.get(name, self.mask[name])
                 self._factors[name] = known.to(grad.device, grad.dtype)
                 grad.mul_(self._factors[name])

@@ -304,12 +304,14 @@ def run(
             return
         parallel = _parallel(kernel, counts)
         before = numba.get_num_threads()
-        numba.set_num_threads(wanted)
+        if wanted != before:
+            numba.set_num_threads(wanted)
         try:
             with _PARALLEL:
                 parallel(cuts, *(() if sums is None else (sums,)), *args)
         finally:
-            numba.set_num_threads(before)
+            if wanted != before:
+                numba.set_num_threads(before)
     except MemoryError:
         raise
     except Exception as error:

@@ -447,9 +447,10 @@ class Work:
 
     def tiles(self, rows: Sequence[Array]) -> Array:
         """Values per channel, each row repeated to the width of a block."""
-        repeats = self.width // self.channels
-        tiled: Array = np.tile(np.stack(rows).astype(self.data.dtype), repeats).ravel()
-        return tiled
+        tiled = np.empty((len(rows), self.width // self.channels, self.channels), self.data.dtype)
+        for own, row in zip(tiled, rows, strict=True):
+            own[:] = row
+        return tiled.reshape(-1)
 
     def forward(
         self, spikes: Tensor | None = None, stream: Tensor | None = None

@@ -33,6 +33,7 @@ from spikeformer_lt.layers.kernels.jit import (
     run,
 )
 from spikeformer_lt.layers.kernels.lif import constants, forward
+from spikeformer_lt.layers.kernels.lists import zeros
 from spikeformer_lt.layers.kernels.simd import (
     BYTES,
     call,
@@ -43,7 +44,7 @@ from spikeformer_lt.layers.kernels.simd import (
     store,
     straight,
 )
-from spikeformer_lt.layers.kernels.sparse import Side, zeros
+from spikeformer_lt.layers.kernels.sparse import Side
 
 _DEPTH = 128  # summed at a time: a panel of that height stays in the first cache
 _ROWS = 192  # rows at a time: their values stay in the second

@@ -24,7 +24,7 @@ from numba.extending import intrinsic
 from torch import Tensor
 from torch.nn import functional as F
 
-from spikeformer_lt.layers.kernels import dispatch, jit, winograd
+from spikeformer_lt.layers.kernels import dispatch, jit, maps, winograd
 from spikeformer_lt.layers.kernels.bits import (
     COLUMNS,
     FIRED,
@@ -39,24 +39,13 @@ from spikeformer_lt.layers.kernels.bits import (
     window,
 )
 from spikeformer_lt.layers.kernels.jit import Array, at, cut, flat, get, inner, new, outer, run
-from spikeformer_lt.layers.kernels.lists import Lists
-from spikeformer_lt.layers.kernels.simd import Lanes, call, fma, loop, read, turned, write
+from spikeformer_lt.layers.kernels.lists import Lists, spill, to_rows, zeros
+from spikeformer_lt.layers.kernels.simd import call, fma, loop, read, turned
 
 _BLOCK = 64  # outputs of a piece of work
+_NEAR = 1 << 19  # bytes of a tile of numbers that stay in a cache of 1 MB
 _FEW = 4  # channels for each one with a spike, from which empty masks are looked for
-_TILE = COLUMNS * MASKS  # columns of rows of numbers
 _NO_TAPS: tuple[Any, ...] = (None, None, None)
-
-
-@intrinsic
-def zeros(_context, values, registers):
-    """As many rows of zeros as `registers` has members."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        wide = wide_type(signature.args[0].dtype)
-        return make_tuple(context, builder, signature, [wide(None)] * len(signature.return_type))
-
-    return types.UniTuple(Lanes(values.dtype, COLUMNS), len(registers))(values, registers), generate
 
 
 @intrinsic
@@ -141,6 +130,32 @@ def listed(_context, sums, side, base, index, value, first, last, rare):
     return sums(sums, side, whole, index, value, whole, whole, rare), generate
 
 
+def _one(builder: Any, sums: Sequence[Any]) -> Any:
+    """The sum of four vectors' lanes."""
+    total = builder.fadd(builder.fadd(sums[0], sums[1]), builder.fadd(sums[2], sums[3]))
+    scalar, size = total.type.element, 32 if total.type.element == ir.FloatType() else 64
+    name, pair = f"llvm.vector.reduce.fadd.v{total.type.count}f{size}", [scalar(-0.0), total]
+    return call(builder, name, scalar, pair, fastmath=("reassoc",))
+
+
+@intrinsic
+def totalled(_context, tile, o, registers):
+    """The sum of the tile's numbers at `o`."""
+    count = len(registers)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = signature.args[0]
+        wide, start = wide_type(kind.dtype), at(context, builder, kind, args[0], args[1])
+        sums = [wide(None)] * 4
+        for j in range(count):
+            place = cgutils.gep(builder, start, ir.IntType(64)(j * COLUMNS))
+            row = read(builder, place, wide, kind.dtype.bitwidth // 8)
+            sums[j % 4] = builder.fadd(sums[j % 4], row)
+        return _one(builder, sums)
+
+    return tile.dtype(tile, types.intp, registers), generate
+
+
 @intrinsic
 def dotted(_context, begin, end, index, value, scale, side, base, tile, o, registers):
     """Add to value[e] the scaled product of the tile at `o` and the row index[e] of `side`."""
@@ -162,10 +177,7 @@ def dotted(_context, begin, end, index, value, scale, side, base, tile, o, regis
             sums = [wide(None)] * 4
             for j, own in enumerate(parts):
                 sums[j % 4] = right.add(row, j, own, sums[j % 4])
-            total = builder.fadd(builder.fadd(sums[0], sums[1]), builder.fadd(sums[2], sums[3]))
-            name = f"llvm.vector.reduce.fadd.v{COLUMNS}f{scalar.bitwidth}"
-            pair = [wide.element(-0.0), total]
-            one = call(builder, name, wide.element, pair, fastmath=("reassoc",))
+            one = _one(builder, sums)
             where = at(context, builder, kinds[3], args[3], e)
             done = builder.fadd(builder.load(where), builder.fmul(one, args[4]))
             builder.store(done, where)
@@ -179,55 +191,26 @@ def dotted(_context, begin, end, index, value, scale, side, base, tile, o, regis
     return types.void(whole, whole, *own), generate
 
 
-@intrinsic
-def spill(_context, sums, gain, shift, out, place):
-    """Write ``gain sums + shift`` to 16 R places."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        by, plus = spread(builder, args[1]), spread(builder, args[2])
-        kind, target = signature.args[3], at(context, builder, signature.args[3], args[3], args[4])
-        for r, row in enumerate(cgutils.unpack_tuple(builder, args[0])):
-            here = cgutils.gep(builder, target, args[4].type(r * COLUMNS))
-            write(builder, fma(builder, row, by, plus), here, kind.dtype.bitwidth // 8)
-        return context.get_dummy_value()
-
-    return types.void(sums, gain, shift, out, types.intp), generate
-
-
 @inner()
-def _to_tile(a, tile, rows, lead, column, wide, b):
+def _to_tile(a, tile, rows, lead, column, wide, b, size):
     """Columns `column` to `column` + `wide` of the rows of a tile of a, each in a row of b."""
-    first = tile * _TILE
-    count = min(_TILE, rows - first)
+    first = tile * size
+    count = min(size, rows - first)
     full = count - count % 16
     for r in range(0, full, 16):
         for c in range(0, wide, 16):
-            turned(a, (first + r) * lead + column + c, lead, b, c * _TILE + r, _TILE)
-    for c in range(wide):
+            turned(a, (first + r) * lead + column + c, lead, b, c * size + r, size)
+    for c in range(wide if count < size else 0):
         for r in range(full, count):
-            b[c * _TILE + r] = a[(first + r) * lead + column + c]
-        b[c * _TILE + count : (c + 1) * _TILE] = 0
-
-
-@inner()
-def _to_rows(row, out, n, made, tile, first, wide, groups, width):
-    """The 16 columns of each register of `wide` outputs, as rows of out from column `first` on."""
-    for r in range(width):
-        column = (tile * groups + r % groups) * 16
-        count, to = min(16, n - column), (r // groups * n + column) * made + first
-        full = wide - wide % 16 if count == 16 else 0
-        for c in range(0, full, 16):
-            turned(row, (c * width + r) * 16, width * 16, out, to + c, made)
-        for c in range(full, wide):
-            for i in range(count):
-                out[to + i * made + c] = row[(c * width + r) * 16 + i]
+            b[c * size + r] = a[(first + r) * lead + column + c]
+        b[c * size + count : (c + 1) * size] = 0
 
 
 @inner()
 def _near(source, rows, planes, channels, taps, moves, rest, valid, tile, n, width, groups, near):
     """Fill `near` with what a tile is multiplied with: numbers, or bits as the taps see them."""
     if rows is not None:
-        _to_tile(source, tile, n, channels, 0, channels, near)
+        _to_tile(source, tile, n, channels, 0, channels, near, width * 16)
     elif moves is None:
         near[:] = source[tile * near.size : (tile + 1) * near.size]
     else:
@@ -305,15 +288,7 @@ def product_kernel(
                 place = (tile * made + o) * len(steps) * len(groups)
                 fire(sums, gain[o], shift[o], k, soft, out, place, steps, groups)
         if k is None:
-            _to_rows(row, out, n, made, tile, first, wide, len(groups), width)
-
-
-@inner(fastmath={"reassoc"})
-def summed(a, first, count):
-    total = a.dtype.type(0)
-    for i in range(first, first + count):
-        total += a[i]
-    return total
+            to_rows(row, out, n, made, tile * len(groups) * 16, first, wide, len(groups), width)
 
 
 @outer
@@ -337,10 +312,9 @@ def weights_kernel(
         )  # fmt: skip
         for first in range(0, made, block):
             wide = min(block, made - first)
-            _to_tile(g, tile, n, made, first, wide, own)
+            _to_tile(g, tile, n, made, first, wide, own, width * 16)
             for o in range(first, first + wide):
-                bias = summed(own, (o - first) * width * 16, width * 16)
-                sums[index.size + o] += bias
+                sums[index.size + o] += totalled(own, (o - first) * width * 16, registers)
                 scale = g.dtype.type(1)
                 for p in range(planes):
                     dotted(
@@ -375,8 +349,9 @@ def taps_of(images: int, height: int, width: int, size: int, groups: int) -> tup
 def _given(x: Any, size: int) -> tuple[tuple[Any, ...], tuple[int, int, int], int]:
     """What kernels take of bits or rows x [1, N, C], what they are compiled for, and the tiles."""
     if isinstance(x, Tensor):
-        tiles, counts = -(-x.shape[1] // _TILE), (1, MASKS, MASKS)
-        return (flat(x), _TILE * x.shape[2], True, 1, x.shape[2], 1, *_NO_TAPS), counts, tiles
+        width = MASKS if 64 * MASKS * x.shape[2] <= _NEAR else MASKS // 2
+        tiles, counts = -(-x.shape[1] // (16 * width)), (1, width, width)
+        return (flat(x), 16 * width * x.shape[2], True, 1, x.shape[2], 1, *_NO_TAPS), counts, tiles
     words, taps = x.words, _NO_TAPS
     if size:
         taps = taps_of(*x.shape[1:4], size, x.groups)
@@ -450,23 +425,25 @@ def weights_back(x: Bits | Tensor, lists: Lists, grad: Tensor) -> tuple[Tensor, 
     sums = np.zeros((cuts.size - 1, kept + grad.shape[2]), flat(grad[:0]).dtype)
     args = (*given, lists.start, lists.index, flat(grad), grad.shape[1], _BLOCK)
     run(weights_kernel, cuts, args, sums, counts)
-    total, out = sums.sum(0), grad.new_zeros(lists.shape)
-    flat(out)[lists.place] = total[:kept]
-    return out, torch.from_numpy(total[kept:])
+    out = new(grad, lists.shape)
+    lists.placed(sums, flat(out))
+    return out, torch.from_numpy(sums[:, kept:].sum(0))
 
 
 _LEAST = 1 << 25  # products, from which a call is repaid
 _SEEN = 4096  # numbers that tell how many digits to begin with
 
 
-def ways(weight: Sequence[int], columns: int, density: float, planes: int) -> tuple[bool, ...]:
+def ways(
+    weight: Sequence[int], columns: int, density: float, planes: int, tile: maps.Tile | None = None
+) -> tuple[bool, ...]:
     """Whether forward, inputs' and weights' gradient go by lists, the last of bits or of numbers.
 
-    `planes` is 0 where the inputs are no small whole numbers.
+    `planes` is 0 where the inputs are no small whole numbers; a convolution has a `tile`, if any.
     """
     conv = len(weight) > 2
     if dispatch.sparse_mode() == "always":
-        return planes > 0 or not conv, not conv, planes > 0 or not conv
+        return planes > 0 or not conv, tile is not None or not conv, planes > 0 or not conv
     if columns * math.prod(weight) < _LEAST:
         return False, False, False
 
@@ -474,9 +451,10 @@ def ways(weight: Sequence[int], columns: int, density: float, planes: int) -> tu
         return dispatch.list_gain(weight, density, digits, part) > dispatch.WORTH
 
     numbers = not conv and pays("numbers", 1)
+    by_input = numbers or (tile is not None and pays("maps", 1))
     if not planes:
-        return numbers, numbers, numbers
-    return pays("forward", planes), numbers, pays("weights", planes) or (planes > 1 and numbers)
+        return numbers, by_input, numbers
+    return pays("forward", planes), by_input, pays("weights", planes) or (planes > 1 and numbers)
 
 
 def _factor(bits: Bits | None, rows: Tensor, kept: dispatch.Kept) -> Bits | Tensor:
@@ -510,18 +488,20 @@ def product(
     if not known or any(n % COLUMNS for n in weight.shape[:2]) or x.shape[-1] != weight.shape[1]:
         return None
 
+    tile = maps.Tile.of(x.shape) if conv else None
+
     def choose(planes: int) -> tuple[bool, ...]:
-        forward, *rest = ways(weight.shape, columns, kept.density, planes)
+        forward, *rest = ways(weight.shape, columns, kept.density, planes, tile)
         return forward, *(way and not kept.whole for way in rest)
 
     if not weight.is_contiguous() or not any(choose(1)):
         return None
     rows = x.detach().view(1, -1, x.shape[-1])
-    maps = rows.view(1, -1, *x.shape[2:]) if conv else rows
+    laid = rows.view(1, -1, *x.shape[2:]) if conv else rows
     # The numbers alone decide: a step that is resumed, or computed again, has the same bits.
     bits, planes = None, _digits(flat(rows)[:_SEEN])
     while bits is None and planes <= 2:
-        bits = Bits.of(maps, 2**planes - 1)
+        bits = Bits.of(laid, 2**planes - 1)
         planes += bits is None
     chosen = choose(0 if bits is None else planes)
     for own in (kept, *kept.parts):
@@ -532,10 +512,12 @@ def product(
     return out
 
 
-def _lists(kept: dispatch.Kept, turned: bool = False) -> Lists:
-    if turned not in kept.lists:
-        kept.lists[turned] = _lists(kept).turned() if turned else Lists.of(kept.mask)
-    return kept.lists[turned]  # type: ignore[no-any-return]
+def _lists(kept: dispatch.Kept, by: bool | maps.Tile = False) -> Lists:
+    """Lists by outputs, with True by inputs, and with a tile by the inputs of a convolution."""
+    if by not in kept.lists:
+        own = Lists.of(kept.mask) if by is False else _lists(kept)
+        kept.lists[by] = own.turned() if by is True else own if by is False else by.lists(own)
+    return kept.lists[by]  # type: ignore[no-any-return]
 
 
 def _multiply(x: Bits | Tensor, lists: Lists, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -581,7 +563,11 @@ class SparseFunction(torch.autograd.Function):
                     dense(g, weight.t(), None) if left[0] else None,
                     dense(g.t(), rows.t(), None) if left[1] else None,
                 )
-            if for_x and by_input:
+            if for_x and by_input and conv:
+                tile = maps.Tile.of(x.shape)
+                assert tile is not None  # as the choice was made
+                gx = maps.inputs_back(full, tile, _lists(kept, tile), weight)
+            elif for_x and by_input:
                 gx = _multiply(g[None], _lists(kept, True), weight, None)
             elif for_x and conv:
                 gx = winograd.convolve(full, weight, True)

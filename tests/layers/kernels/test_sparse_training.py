@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.layers.kernels import dispatch, jit, simd, sparse, winograd
+from spikeformer_lt.layers.kernels import dispatch, jit, maps, simd, sparse, winograd
 from spikeformer_lt.layers.kernels.bits import Bits
 from spikeformer_lt.layers.kernels.lists import Lists
 from spikeformer_lt.layers.subnet import SubnetConv2d, SubnetLinear
@@ -74,31 +74,80 @@ def test_lists_hold_the_kept_weights_in_order(shape: tuple[int, ...], density: f
         np.testing.assert_array_equal(i, np.repeat(np.arange(wide), np.diff(turned.start)))
 
 
+@pytest.mark.parametrize("density", [0.0, 0.04, 0.5, 1.0])
+def test_lists_by_inputs_of_maps_say_where_each_tap_reads(density: float) -> None:
+    torch.manual_seed(1)
+    mask = torch.rand(48, 32, 3, 3) < density
+    tile = maps.Tile(5, 2)
+    lists, wanted = tile.lists(Lists.of(mask)), mask.permute(1, 0, 2, 3).nonzero()
+    own = np.repeat(np.arange(32), np.diff(lists.start))
+    o, at = np.divmod(lists.index.astype(int), tile.plane)
+    row, column = np.divmod(at, tile.pitch)
+    found = np.stack([own, o, 2 - row, 2 - column], 1)
+    assert sorted(map(tuple, found)) == sorted(map(tuple, wanted.tolist()))
+    np.testing.assert_array_equal(
+        lists.place, np.ravel_multi_index((found[:, 1], own, *found[:, 2:].T), mask.shape)
+    )
+
+
+# Whole maps, several and the last ones fewer; some rows, and fewer; rows of half a register.
+@pytest.mark.parametrize("size", [(7, 8, 8), (3, 16, 16), (2, 32, 32), (2, 9, 24), (1, 3, 40),
+                                  (5, 2, 8), (2, 5, 56), (1, 3, 256)])  # fmt: skip
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_inputs_gradient_of_a_sparse_convolution(
+    size: tuple[int, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    mask = torch.rand(32, 48, 3, 3) < 0.2
+    mask[:, 5] = False
+    weight, g = torch.randn(mask.shape, dtype=dtype) * mask, torch.randn(*size, 32, dtype=dtype)
+    if simd.BYTES < 64 and size[2] > 64:
+        assert maps.Tile.of(g.shape) is None
+        return
+    tile = maps.Tile.of(g.shape)
+    assert tile is not None
+    monkeypatch.setattr(jit, "_PER_THREAD", 1)
+    wanted = F.conv_transpose2d(g.movedim(-1, 1), weight, padding=1).movedim(1, -1)
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            found = maps.inputs_back(g, tile, tile.lists(Lists.of(mask)), weight)
+            torch.testing.assert_close(found, wanted, rtol=0, atol=2e4 * torch.finfo(dtype).eps)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 12, 16), (2, 1, 16, 16), (2, 8, 264, 16)])
+def test_other_maps_have_no_tile(shape: tuple[int, ...]) -> None:
+    assert maps.Tile.of(shape) is None
+
+
 @pytest.mark.parametrize(
     "shape", [(1, 300, 32), (4, 3, 64, 16), (2, 2, 7, 9, 16), (1, 3, 16, 8, 32)]
 )
 @pytest.mark.parametrize("most", [1, 3, 9, -1])
 def test_output_and_gradients(shape: tuple[int, ...], most: int) -> None:
     x, weight, bias, mask, g = case(shape, 48, most)
-    if len(shape) == 5 and most not in (1, 3):  # taps move bits, of at most two digits
+    if shape[3:4] == (9,) and most not in (1, 3):  # taps move bits, of at most two digits
         assert dispatch.sparse(x, weight, None, dispatch.Kept(mask), F.linear) is None
         return
     expected = dense(x, weight, bias)
     wanted = torch.autograd.grad(expected, (x, weight, bias), g)
     out = by_lists(x, weight, bias, mask)
     found = torch.autograd.grad(out, (x, weight, bias), g)
-    wanted = wanted[0], wanted[1] * mask, wanted[2]
+    if len(shape) < 5 or most in (1, 3):
+        wanted = wanted[0], wanted[1] * mask, wanted[2]
     for a, b in zip((out, *found), (expected, *wanted), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12 * float(b.detach().abs().max()))
 
 
 @pytest.mark.parametrize("chosen", [*itertools.product((False, True), repeat=3)])
-@pytest.mark.parametrize("shape", [(1, 300, 32), (2, 2, 7, 9, 16)])
+@pytest.mark.parametrize("shape", [(1, 300, 32), (2, 2, 8, 8, 16)])
 def test_each_product_goes_by_lists_or_densely(
     shape: tuple[int, ...], chosen: tuple[bool, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sums of spikes are numbers to a weights' gradient where two planes of bits cost more."""
-    chosen = chosen[0], chosen[1] and len(shape) == 3, chosen[2]
     monkeypatch.setattr(sparse, "ways", lambda *given: chosen)
     seen: list[object] = []
 
@@ -193,11 +242,14 @@ def test_choice_follows_density_columns_and_planes(
         assert not any(sparse.ways(linear, 8192, 0.05, 1))
         return
     assert all(sparse.ways(linear, 8192, 0.05, 1))
+    tile = maps.Tile.of((2, 16, 16, 192))
     assert sparse.ways(conv, 8192, 0.05, 1) == (True, False, True)
+    assert sparse.ways(conv, 8192, 0.05, 1, tile) == (True, True, True)
+    assert sparse.ways(conv, 8192, 0.05, 0, tile) == (False, True, False)
     assert not any(sparse.ways(conv, 8192, 0.05, 0))
     for shape in (linear, conv):
-        assert not any(sparse.ways(shape, 8192, 0.9, 1))
-        assert not any(sparse.ways(shape, 64, 0.05, 1))
+        assert not any(sparse.ways(shape, 8192, 0.9, 1, tile))
+        assert not any(sparse.ways(shape, 64, 0.05, 1, tile))
     density = 0.5 if processor == "zen4" else 0.3
     gained = [sum(sparse.ways(linear, 8192, density, planes)) for planes in (1, 2, 0)]
     assert gained == sorted(gained, reverse=True) and gained[0] > gained[-1]
@@ -212,7 +264,7 @@ def test_sums_of_spikes_go_by_numbers_where_planes_cost_more(monkeypatch) -> Non
 
 
 def test_one_odd_value_does_not_end_lists(monkeypatch) -> None:
-    x, weight, _, mask, _ = case((1, 2, 8, 8, 32), 48, 1)
+    x, weight, _, mask, _ = case((1, 2, 8, 12, 32), 48, 1)
     kept, odd = dispatch.Kept(mask), x.detach().clone()
     odd[0, 1, 3, 3, 7] = 4.0
     found = []

@@ -27,6 +27,7 @@ from spikeformer_lt.layers.inputs import NeuronConfig
 from spikeformer_lt.layers.kernels import maps, simd, sparse, winograd
 from spikeformer_lt.layers.kernels.bits import Bits, Neurons
 from spikeformer_lt.layers.kernels.lists import Lists
+from spikeformer_lt.runtime import keep_heap
 
 SIZES = (128, 128), (128, 512), (512, 128), (384, 384), (384, 1536), (1536, 384)
 MAPS = (32, 64, 32), (48, 96, 32), (96, 192, 16), (192, 384, 16), (384, 384, 8)
@@ -62,6 +63,7 @@ def main() -> None:
     parser.add_argument("--clock", choices=tuple(sparsity_clock.CLOCKS), default="wall")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    keep_heap()
     print(f"{simd.PROCESSOR}, torch {torch.__version__}, {spikeformer_lt.__version__}; ns")
     per = 1e6 * 256 / ROWS
     seen: dict[str, list[tuple[float, ...]]] = {part: [] for part in PARTS}
@@ -76,21 +78,20 @@ def main() -> None:
                     seen[part].append((size * density, made, wide, took[part] * per))
         convolved = []
         for wide, made, side in MAPS:
-            x, grad = (torch.rand(4, 4, side, side, channels) for channels in (wide, made))
+            grad = torch.rand(4, 8, side, side, made)
             weight, tile = torch.randn(made, wide, 3, 3), maps.Tile.of(grad.shape)
             assert tile is not None
-            per = 1e6 * 256 / (16 * side * side)
+            per = 1e6 * 256 / (32 * side * side)
+            found = {"winograd": partial(winograd.convolve, grad, weight, True)}
             for density in DENSITIES:
-                kept = torch.rand(weight.shape) < density
-                lists = tile.lists(Lists.of(kept))
-                found = {
-                    "winograd": partial(winograd.convolve, x, weight),
-                    "maps": partial(maps.inputs_back, grad, tile, lists, weight),
-                }
-                took = sparsity_clock.timed(found, args.rounds, args.clock)
-                convolved.append(took["winograd"] * per / weight.numel())
+                kept = Lists.of(torch.rand(weight.shape) < density)
+                lists = maps.by_inputs(kept, *tile.places)
+                found[f"{density}"] = partial(maps.inputs_back, grad, tile, lists, weight)
+            took = sparsity_clock.timed(found, args.rounds, args.clock)
+            convolved.append(took["winograd"] * per / weight.numel())
+            for density in DENSITIES:
                 share = weight.numel() * density
-                seen["maps"].append((share, made, wide, took["maps"] * per))
+                seen["maps"].append((share, made, wide, took[f"{density}"] * per))
     print(f"dense {statistics.median(dense):.2f} ({min(dense):.2f} to {max(dense):.2f})")
     print(
         f"winograd {statistics.median(convolved):.2f} "

@@ -30,6 +30,8 @@ VARIANTS = "dense", "MultiSp", "random control"
 
 def folds(people: dict[str, list[Sample]], count: int) -> list[list[str]]:
     """People of each fold: those with most recordings first, each to the smallest fold."""
+    if count > len(people):
+        sys.exit(f"--folds {count} is not allowed: there are {len(people)} people")
     found: list[list[str]] = [[] for _ in range(count)]
     for person in sorted(people, key=lambda own: (-len(people[own]), own)):
         least = min(found, key=lambda own: sum(len(people[other]) for other in own))
@@ -70,7 +72,7 @@ def outcome(run: Path) -> Outcome:
 
 
 def table(folder: Path, count: int) -> None:
-    """Write runs.csv, and README.md between people and variants."""
+    """Write runs.csv and table.md."""
     rows, lines = [], []
     outcomes: dict[str, list[Outcome]] = {}
     for variant in VARIANTS:
@@ -118,7 +120,7 @@ def write(
         for (a, b), own in found.items()
     ]
     head = [
-        "| variant | held-out people %, all folds | test people %, mean of folds |",
+        "| variant | held-out people %, best epoch, all folds | test people %, mean of folds |",
         "|---|---|---|",
     ]
     other = ["| variant | against | points on test | p (Holm) |", "|---|---|---|---|"]

@@ -330,11 +330,12 @@ def steps(args: argparse.Namespace) -> list[dict[str, Any]]:
             x, y = own.inputs(model, 8)
             seen = own.rates(model, x).values()
             ways: dict[str, Callable[[], object]] = {}
+            apart = 0.0
             for how in ("dense", "ours"):
                 pair = copy.deepcopy((model, hook))
                 ways[how] = own.stepper(*pair, x, y, how == "ours")
             if args.before:
-                ways["before"], _ = own.earlier(given, model, hook, x, y)
+                ways["before"], apart = own.earlier(given, model, hook, x, y)
             took = timed(ways, args.rounds, args.clock)
             found.append({
                 "what": f"training step of {args.model}", "threads": threads, "columns": 8,
@@ -345,6 +346,7 @@ def steps(args: argparse.Namespace) -> list[dict[str, Any]]:
             if "before" in took:
                 found[-1]["before_ms"] = took["before"]
                 found[-1]["before_ratio"] = took["before"] / took["ours"]
+                found[-1]["before_gap"] = apart
             print(shown(found[-1]), flush=True)
     return found
 

@@ -26,13 +26,15 @@ _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by by
 
 
 def _tensor_at(model: nn.Module, name: str) -> Tensor | None:
-    """The parameter or buffer of this name, if any, without a walk through the network."""
-    path, _, last = name.rpartition(".")
+    """The parameter or buffer of this name, without a walk through the network, if it is found."""
+    *path, last = name.split(".")
+    owner: nn.Module | None = model
     try:
-        owner = model.get_submodule(path)
-        found = owner._parameters.get(last)
-        return owner._buffers.get(last) if found is None else found
-    except AttributeError:  # no such module, or a compiled one
+        for part in path:
+            owner = None if owner is None else owner._modules[part]
+        found = None if owner is None else owner._parameters.get(last)
+        return found if found is not None or owner is None else owner._buffers.get(last)
+    except (KeyError, AttributeError, RuntimeError):  # or a scripted module
         return None
 
 
@@ -254,7 +256,7 @@ class Mask(Mapping[str, Tensor]):
     def weights(self, model: nn.Module) -> dict[str, Tensor]:
         """The masked weights of a network, by name; a MaskError if the mask does not fit it."""
         found = {name: own for name in self._kept if (own := _tensor_at(model, name)) is not None}
-        if len(found) < len(self):  # the error names others
+        if len(found) < len(self):  # look at all: scripted modules, and errors that name others
             found = dict(model.named_parameters(remove_duplicate=False))
             found |= dict(model.named_buffers())
         self._check_names(found, "the model", more_allowed=True)

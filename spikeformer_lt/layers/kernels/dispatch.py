@@ -387,7 +387,7 @@ class Kept:
 
     def __init__(self, mask: Tensor, whole: bool = False) -> None:
         self.mask, self.whole = mask, whole
-        self.lists: dict[Any, Any] = {}  # by outputs; with True, or a tile of maps, by inputs
+        self.lists: dict[Any, Any] = {}  # by outputs; with True, or a tile's places, by inputs
         self.chosen: Sequence[bool] = (False, False, False)  # of the last step's products
         self.parts: Sequence[Kept] = ()  # the others that :meth:`beside` put behind a first one
         self.density = int(np.count_nonzero(mask.numpy())) / max(1, mask.numel())
@@ -420,12 +420,12 @@ _COSTS = {
     "avx512": Costs(10.5, 4.4, 4.0, {  # cycles of a Sapphire Rapids: masks and sums share a port
         "fused": (16.5, 60.0, 0.0), "forward": (21.0, 120.0, 120.0),
         "weights": (27.0, 80.0, 80.0), "numbers": (42.0, 200.0, 200.0),
-        "maps": (40.0, 120.0, 120.0),  # of a Zen 5, by numbers
+        "maps": (45.0, 120.0, 120.0),  # a Zen 5's share of "numbers"
     }),
     "zen4": Costs(4.94, 1.68, 1.1, {  # ns of a Zen 4 (benchmarks/costs.py), which halves vectors
         "fused": (4.7, 34.0, 24.0), "forward": (5.0, 127.0, 107.0),
         "weights": (7.4, 215.0, 32.0), "numbers": (10.4, 97.0, 97.0),
-        "maps": (9.9, 60.0, 60.0),  # of a Zen 5, by numbers
+        "maps": (11.0, 60.0, 60.0),  # a Zen 5's share of "numbers"
     }),
     "zen5": Costs(2.14, 0.8, 0.7, {  # ns of a Zen 5; a digit's share is a Zen 4's
         "fused": (3.0, 18.8, 9.1), "forward": (3.4, 50.0, 38.0),
@@ -434,7 +434,7 @@ _COSTS = {
     "avx2": Costs(6.6, 2.6, 3.0, {  # ns of a Zen 3
         "fused": (11.5, 80.0, 0.0), "forward": (12.0, 130.0, 130.0),
         "weights": (26.0, 140.0, 140.0), "numbers": (19.5, 145.0, 145.0),
-        "maps": (18.6, 82.0, 82.0),  # of a Zen 5, by numbers
+        "maps": (21.0, 82.0, 82.0),  # a Zen 5's share of "numbers"
     }),
 }  # fmt: skip
 WORTH = 1.15  # a gain that is taken: estimates err

@@ -149,6 +149,7 @@ class Lists:
     def turned(self, plane: int = 1, shifts: Array = _STAY) -> Self:
         """The same weights by inputs; an entry of output o and of a tap has o plane + its shift."""
         channels = self.shape[1]
+        assert shifts.size == math.prod(self.shape[2:])
         start = np.zeros(channels + 1, np.int64)
         start[1:] = np.bincount(self.index % channels, minlength=channels).cumsum()
         index, place = np.empty_like(self.index), np.empty_like(self.place)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,12 +19,13 @@ from numba.extending import intrinsic
 from torch import Tensor
 
 from spikeformer_lt.layers.kernels.bits import COLUMNS, make_tuple, spread, wide_type
-from spikeformer_lt.layers.kernels.jit import Array, at, cut, flat, inner, new, outer, run
+from spikeformer_lt.layers.kernels.jit import at, cut, flat, inner, new, outer, run
 from spikeformer_lt.layers.kernels.lists import TILE, Lists, spill, to_rows, zeros
 from spikeformer_lt.layers.kernels.simd import fma, loop, read, turned, vector
 
 _HALF = 8  # columns of a row that lie together
 _BLOCK = 64  # channels of a piece of work
+_NEAR = 1 << 20  # bytes of a tile's gradients, beyond which nothing is gained
 
 
 @dataclass(frozen=True)
@@ -68,14 +68,30 @@ class Tile:
         columns = self.maps * self.rows * _HALF * self.eights
         return self.eights, self.rows, self.maps, -(-columns // COLUMNS)
 
-    @cached_property
-    def shifts(self) -> Array:
-        """Where each tap of an output reads, from the place above and left of the output's own."""
-        return np.array([(2 - i) * self.pitch + 2 - j for i in range(3) for j in range(3)])
+    @property
+    def filled(self) -> float:
+        """The share of the registers' columns, in all strips of a map, that hold some of it."""
+        strips = -(-self.height // self.rows)
+        columns = self.maps * self.height * _HALF * self.eights
+        return columns / (strips * self.counts[3] * COLUMNS)
 
-    def lists(self, kept: Lists) -> Lists:
-        """The lists of the inputs, whose entries say where to read."""
-        return kept.turned(self.plane, self.shifts)
+    def fits(self, made: int, size: int = 4) -> bool:
+        """Whether the gradients of `made` outputs, numbers of so many bytes, stay in a cache."""
+        return made * self.plane * size <= _NEAR
+
+    @property
+    def places(self) -> tuple[int, int]:
+        """The distances of channels and of rows, which lists of the inputs are made for."""
+        return self.plane, self.pitch
+
+
+def by_inputs(kept: Lists, plane: int, pitch: int) -> Lists:
+    """Lists of the inputs of a convolution; entries say where to read, from an output's place on.
+
+    A tap's own is behind the place above and to the left.
+    """
+    shifts = [(2 - i) * pitch + 2 - j for i in range(3) for j in range(3)]
+    return kept.turned(plane, np.array(shifts))
 
 
 @intrinsic
@@ -179,7 +195,7 @@ def inputs_kernel(lo, hi, g, start, index, value, out, images, height, made, blo
 def inputs_back(grad: Tensor, tile: Tile, lists: Lists, weight: Tensor) -> Tensor:
     """Gradient [..., H, W, C] of the inputs from that of the outputs, [..., H, W, C'].
 
-    `lists` are the tile's own.
+    `lists` are those of the tile's places.
     """
     made, channels = weight.shape[:2]
     out = new(grad, (*grad.shape[:-1], channels))

@@ -349,7 +349,8 @@ def taps_of(images: int, height: int, width: int, size: int, groups: int) -> tup
 def _given(x: Any, size: int) -> tuple[tuple[Any, ...], tuple[int, int, int], int]:
     """What kernels take of bits or rows x [1, N, C], what they are compiled for, and the tiles."""
     if isinstance(x, Tensor):
-        width = MASKS if 64 * MASKS * x.shape[2] <= _NEAR else MASKS // 2
+        whole = COLUMNS * MASKS * x.shape[2] * x.element_size() <= _NEAR
+        width = MASKS if whole else MASKS // 2
         tiles, counts = -(-x.shape[1] // (16 * width)), (1, width, width)
         return (flat(x), 16 * width * x.shape[2], True, 1, x.shape[2], 1, *_NO_TAPS), counts, tiles
     words, taps = x.words, _NO_TAPS
@@ -451,7 +452,10 @@ def ways(
         return dispatch.list_gain(weight, density, digits, part) > dispatch.WORTH
 
     numbers = not conv and pays("numbers", 1)
-    by_input = numbers or (tile is not None and pays("maps", 1))
+    by_input = numbers
+    if tile is not None and tile.fits(weight[0]):
+        gain = dispatch.list_gain(weight, density, 1, "maps") * tile.filled
+        by_input = gain > dispatch.WORTH
     if not planes:
         return numbers, by_input, numbers
     return pays("forward", planes), by_input, pays("weights", planes) or (planes > 1 and numbers)
@@ -512,11 +516,13 @@ def product(
     return out
 
 
-def _lists(kept: dispatch.Kept, by: bool | maps.Tile = False) -> Lists:
-    """Lists by outputs, with True by inputs, and with a tile by the inputs of a convolution."""
+def _lists(kept: dispatch.Kept, by: bool | tuple[int, int] = False) -> Lists:
+    """Lists by outputs, with True by inputs, and by the inputs of maps with a tile's places."""
     if by not in kept.lists:
         own = Lists.of(kept.mask) if by is False else _lists(kept)
-        kept.lists[by] = own.turned() if by is True else own if by is False else by.lists(own)
+        if by is not False:
+            own = own.turned() if by is True else maps.by_inputs(own, *by)
+        kept.lists[by] = own
     return kept.lists[by]  # type: ignore[no-any-return]
 
 
@@ -566,7 +572,7 @@ class SparseFunction(torch.autograd.Function):
             if for_x and by_input and conv:
                 tile = maps.Tile.of(x.shape)
                 assert tile is not None  # as the choice was made
-                gx = maps.inputs_back(full, tile, _lists(kept, tile), weight)
+                gx = maps.inputs_back(full, tile, _lists(kept, tile.places), weight)
             elif for_x and by_input:
                 gx = _multiply(g[None], _lists(kept, True), weight, None)
             elif for_x and conv:
